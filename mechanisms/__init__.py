@@ -1,0 +1,29 @@
+"""Makes the private release: engines, clipping, noise, sampling. Importing this package loads no torch."""
+
+from __future__ import annotations
+
+from mechanisms.adaptive_clipping import QuantileClip
+from mechanisms.clipping import Automatic, ClipMechanism, Fixed, PerLayer
+from mechanisms.factory import ClipMechanismsFactory, NoiseMechanismsFactory
+from mechanisms.noise import AdaGaussian, Gaussian, NoiseMechanism
+from mechanisms.rng import SecureGenerator
+from mechanisms.sampling import PoissonSampler, Sampler, ShuffleSampler
+from mechanisms.units import ClippedUnit
+
+__all__ = [
+    "AdaGaussian",
+    "Automatic",
+    "ClipMechanism",
+    "ClipMechanismsFactory",
+    "ClippedUnit",
+    "Fixed",
+    "Gaussian",
+    "NoiseMechanism",
+    "NoiseMechanismsFactory",
+    "PerLayer",
+    "PoissonSampler",
+    "QuantileClip",
+    "Sampler",
+    "SecureGenerator",
+    "ShuffleSampler",
+]

@@ -1,0 +1,182 @@
+"""Clip mechanisms that keep their bound: norms to factors, and the bound that holds for every unit."""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from monitors import _checks
+from monitors._registry import Registry
+
+if TYPE_CHECKING:
+    import torch
+
+    from mechanisms.units import ClippedUnit
+    from monitors.events import PrivacyEvent
+
+CLIP: Registry[type[ClipMechanism]] = Registry("clip mechanism")
+
+
+class ClipMechanism(ABC):
+    """Base of all clip mechanisms; a third party's mechanism is a subclass registered under a name.
+
+    Units (examples or groups) are rows, blocks of parameters are columns: flat clipping has one block. A mechanism
+    answers with one factor per unit and block; the engine multiplies, and bounds every factor once more by
+    ``block_bounds``, so that a faulty mechanism cannot break the sensitivity.
+
+    Guarantees: the clipped norm of block b is at most ``block_bounds(blocks)[b]``; a unit whose norm is not finite
+    contributes exactly zero; the sum moves by at most ``norm_bound`` when one unit is added or removed.
+    """
+
+    def __init__(self) -> None:
+        self._norm_bound: float | None = None
+
+    @property
+    def norm_bound(self) -> float:
+        """The bound in force for the next step, positive.
+
+        Raises:
+            RuntimeError: ``start`` has not been called.
+        """
+        if self._norm_bound is None:
+            raise RuntimeError(f"{type(self).__name__} has no norm bound yet; DPModel calls start(norm_bound)")
+        return self._norm_bound
+
+    @property
+    def started(self) -> bool:
+        """Whether a bound is in force."""
+        return self._norm_bound is not None
+
+    def start(self, norm_bound: float) -> None:
+        """Set the initial bound, before any data are seen."""
+        _checks.positive(norm_bound=norm_bound)
+        self._norm_bound = float(norm_bound)
+
+    def blocks(self, names: Sequence[str]) -> list[int]:
+        """The block of each parameter, given the parameters' names in order; one block by default."""
+        return [0] * len(names)
+
+    def block_bounds(self, blocks: int) -> list[float]:
+        """The norm bound of each of ``blocks`` blocks; their root sum of squares is ``norm_bound``."""
+        return [self.norm_bound / math.sqrt(blocks)] * blocks
+
+    @abstractmethod
+    def factors(self, norms: torch.Tensor) -> torch.Tensor:
+        """Clip factors.
+
+        Args:
+            norms: Finite L2 norms, shape (units, blocks).
+
+        Returns:
+            Factors of the same shape, each at least 0.
+        """
+
+    def event(self, step: int, unit: ClippedUnit) -> PrivacyEvent | None:
+        """What this mechanism itself releases at ``step``; None where it releases nothing."""
+        del step, unit
+        return None
+
+    def update(self, norms: torch.Tensor, unit: ClippedUnit, step: int) -> None:
+        """Choose the bound of the next step from a noisy statistic of ``norms``; a fixed bound stays."""
+        del norms, unit, step
+
+    @property
+    def reproducible(self) -> bool:
+        """Whether a user's seed fixes randomness of this mechanism."""
+        return False
+
+    @property
+    def at_limit(self) -> str | None:
+        """A sentence when the bound has run into a limit, else None."""
+        return None
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a checkpoint must keep: the bound in force."""
+        return {"norm_bound": self.norm_bound}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Bring back ``state_dict``."""
+        self.start(state["norm_bound"])
+
+
+def _shrink(norms: torch.Tensor, bounds: Sequence[float]) -> torch.Tensor:
+    """``min(1, bound / norm)`` per unit and block, safe at norm 0."""
+    limits = norms.new_tensor(bounds)
+    return limits / norms.clamp(min=limits)
+
+
+@CLIP.register("Fixed")
+class Fixed(ClipMechanism):
+    """Clip each unit's gradient to a constant norm bound: factor ``min(1, bound / norm)``.
+
+    Edge cases: a zero gradient keeps factor 1.
+
+    References:
+        Abadi et al. 2016, "Deep Learning with Differential Privacy", algorithm 1.
+
+    Example:
+        >>> import torch
+        >>> clip = Fixed()
+        >>> clip.start(1.0)
+        >>> clip.factors(torch.tensor([[0.5], [2.0]])).flatten().tolist()
+        [1.0, 0.5]
+    """
+
+    def factors(self, norms: torch.Tensor) -> torch.Tensor:
+        """``min(1, bound / norm)``, shape (units, 1)."""
+        return _shrink(norms, self.block_bounds(norms.shape[1]))
+
+
+@CLIP.register("Automatic")
+class Automatic(ClipMechanism):
+    """Normalise instead of clip: factor ``bound / (norm + stability)``; the bound only scales the learning rate.
+
+    Args:
+        stability: Added to the norm so that small gradients keep their relative size, positive.
+
+    References:
+        Bu et al. 2022, "Automatic Clipping: Differentially Private Deep Learning Made Easier and Stronger" (AUTO-S).
+
+    Example:
+        >>> import torch
+        >>> clip = Automatic(stability=0.5)
+        >>> clip.start(1.0)
+        >>> clip.factors(torch.tensor([[1.5]])).item()
+        0.5
+    """
+
+    def __init__(self, stability: float = 0.01) -> None:
+        super().__init__()
+        _checks.positive(stability=stability)
+        self.stability = float(stability)
+
+    def factors(self, norms: torch.Tensor) -> torch.Tensor:
+        """``bound / (norm + stability)``, shape (units, 1)."""
+        return norms.new_tensor(self.block_bounds(norms.shape[1])) / (norms + self.stability)
+
+
+@CLIP.register("PerLayer")
+class PerLayer(ClipMechanism):
+    """Clip each layer's gradient by itself, to ``norm_bound / sqrt(layers)``: the whole stays within ``norm_bound``.
+
+    A layer is a module with parameters of its own (its weight and bias are one block).
+
+    References:
+        McMahan et al. 2018, "Learning Differentially Private Recurrent Language Models", section 3.
+
+    Example:
+        >>> clip = PerLayer()
+        >>> clip.blocks(["conv1.weight", "fc1.weight", "fc1.bias"])
+        [0, 1, 1]
+    """
+
+    def blocks(self, names: Sequence[str]) -> list[int]:
+        """One block per module."""
+        layers: dict[str, int] = {}
+        return [layers.setdefault(name.rpartition(".")[0], len(layers)) for name in names]
+
+    def factors(self, norms: torch.Tensor) -> torch.Tensor:
+        """``min(1, block bound / block norm)``, shape (units, blocks)."""
+        return _shrink(norms, self.block_bounds(norms.shape[1]))

@@ -1,0 +1,167 @@
+"""Noise mechanisms: what is added to the clipped sum, and the event that states it, from one and the same schedule."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import TYPE_CHECKING, ClassVar
+
+from mechanisms.rng import SecureGenerator
+from mechanisms.schedules import DECAYS, Schedule, constant
+from monitors import _checks
+from monitors._registry import Registry
+from monitors.events import GaussianEvent, NonPrivateEvent, PrivacyEvent
+
+if TYPE_CHECKING:
+    import torch
+
+    from mechanisms.engines.base import ClippedSum
+
+NOISE: Registry[type[NoiseMechanism]] = Registry("noise mechanism")
+
+
+class NoiseMechanism(ABC):
+    """Base of all noise mechanisms; a third party's mechanism is a subclass registered under a name.
+
+    A subclass says what it draws (``sample``, for a norm bound of 1) and what that costs (``event``). Both are
+    functions of the step alone, so that the plan of a run and the run itself state the same.
+
+    Args:
+        initial_noise_multiplier: Noise standard deviation over the norm bound at step 0, positive. For micro-batches of
+            more than one example the recorded event is half of it.
+        norm_bound: None, or the bound that the user believes to be in force; checked against the clip mechanism's.
+        seed: 0 for secret noise (default); any other number makes it reproducible and voids the guarantee.
+    """
+
+    decay_policy: str | None = None
+    noise_decay_rate: float | None = None
+    private: ClassVar[bool] = True
+
+    def __init__(
+        self, *, initial_noise_multiplier: float = 1.0, norm_bound: float | None = None, seed: int | None = 0
+    ) -> None:
+        _checks.positive(initial_noise_multiplier=initial_noise_multiplier)
+        if norm_bound is not None:
+            _checks.positive(norm_bound=norm_bound)
+        self.initial_noise_multiplier = float(initial_noise_multiplier)
+        self.norm_bound = norm_bound
+        self.generator = SecureGenerator(seed, purpose="noise")
+
+    @abstractmethod
+    def noise_multiplier(self, step: int) -> float:
+        """Noise standard deviation over the norm bound at ``step`` (0 is the first step)."""
+
+    @abstractmethod
+    def event(self, step: int, sensitivity_factor: float = 1.0) -> PrivacyEvent:
+        """What releasing the noisy sum at ``step`` costs, before amplification by sampling.
+
+        Args:
+            step: Step number, from 0.
+            sensitivity_factor: L2 sensitivity of the sum over the norm bound (2 for micro-batch groups).
+        """
+
+    @abstractmethod
+    def sample(self, size: int, step: int) -> torch.Tensor:
+        """Noise for a norm bound of 1: shape (size,), float64 or float32, on the CPU."""
+
+    def add(self, summed: ClippedSum, step: int) -> torch.Tensor:
+        """The private release: clipped sum plus noise scaled by the bound in force, shape (P,).
+
+        Args:
+            summed: The engine's result; its ``norm_bound`` scales the noise, so noise follows an adaptive bound.
+            step: Step number, from 0.
+        """
+        noise = self.sample(summed.flat_grad.numel(), step).mul_(summed.norm_bound)
+        return summed.flat_grad + noise.to(summed.flat_grad)
+
+
+class _GaussianNoise(NoiseMechanism):
+    """Gaussian noise whose multiplier follows ``self.schedule``."""
+
+    schedule: Schedule
+
+    def noise_multiplier(self, step: int) -> float:
+        """Noise standard deviation over the norm bound at ``step``."""
+        return self.schedule(step)
+
+    def event(self, step: int, sensitivity_factor: float = 1.0) -> PrivacyEvent:
+        """A Gaussian event of multiplier ``noise_multiplier(step) / sensitivity_factor``."""
+        return GaussianEvent(self.schedule(step) / sensitivity_factor)
+
+    def sample(self, size: int, step: int) -> torch.Tensor:
+        """Independent normal numbers of standard deviation ``noise_multiplier(step)``, shape (size,)."""
+        return self.generator.normal(size).mul_(self.schedule(step))
+
+
+@NOISE.register("Gaussian")
+class Gaussian(_GaussianNoise):
+    """Gaussian noise of constant multiplier.
+
+    Args:
+        initial_noise_multiplier: Noise standard deviation over the norm bound, positive.
+        norm_bound: None, or a bound to check against the clip mechanism's.
+        seed: 0 for secret noise.
+
+    References:
+        Abadi et al. 2016, "Deep Learning with Differential Privacy", algorithm 1.
+
+    Example:
+        >>> Gaussian(initial_noise_multiplier=1.5).event(step=0)
+        GaussianEvent(noise_multiplier=1.5)
+    """
+
+    def __init__(
+        self, *, initial_noise_multiplier: float = 1.0, norm_bound: float | None = None, seed: int | None = 0
+    ) -> None:
+        super().__init__(initial_noise_multiplier=initial_noise_multiplier, norm_bound=norm_bound, seed=seed)
+        self.schedule = constant(self.initial_noise_multiplier)
+
+
+@NOISE.register("AdaGaussian")
+class AdaGaussian(_GaussianNoise):
+    """Gaussian noise whose multiplier decays with the step: MindArmour's adaptive noise.
+
+    Args:
+        initial_noise_multiplier: Noise standard deviation over the norm bound at step 0, positive.
+        noise_decay_rate: Decay per step; its meaning is that of the policy.
+        decay_policy: ``"Time"`` s0 / (1 + r t), ``"Step"`` s0 (1 - r)^t, ``"Exp"`` s0 exp(-r t).
+        norm_bound: None, or a bound to check against the clip mechanism's.
+        seed: 0 for secret noise.
+
+    Example:
+        >>> AdaGaussian(initial_noise_multiplier=1.0, noise_decay_rate=0.5, decay_policy="Time").event(step=2)
+        GaussianEvent(noise_multiplier=0.5)
+    """
+
+    def __init__(
+        self,
+        *,
+        initial_noise_multiplier: float = 1.0,
+        noise_decay_rate: float = 6e-6,
+        decay_policy: str = "Exp",
+        norm_bound: float | None = None,
+        seed: int | None = 0,
+    ) -> None:
+        super().__init__(initial_noise_multiplier=initial_noise_multiplier, norm_bound=norm_bound, seed=seed)
+        self.decay_policy = decay_policy
+        self.noise_decay_rate = float(noise_decay_rate)
+        self.schedule = DECAYS.create(decay_policy, self.initial_noise_multiplier, noise_decay_rate)
+
+
+class NoNoise(NoiseMechanism):
+    """Clipping without noise, for a non-private baseline: its event is worth an infinite epsilon."""
+
+    private: ClassVar[bool] = False
+
+    def noise_multiplier(self, step: int) -> float:
+        """Zero at every step."""
+        return 0.0
+
+    def event(self, step: int, sensitivity_factor: float = 1.0) -> PrivacyEvent:
+        """A release without privacy."""
+        return NonPrivateEvent()
+
+    def sample(self, size: int, step: int) -> torch.Tensor:
+        """Zeros, shape (size,)."""
+        import torch
+
+        return torch.zeros(size)

@@ -1,0 +1,150 @@
+"""Samplers: which rows a step sees, and how much of a release's cost that hides (amplification)."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import TYPE_CHECKING, ClassVar
+
+from mechanisms.rng import SecureGenerator
+from monitors import _checks
+from monitors._registry import Registry
+from monitors.events import DisjointEvent, PoissonSampledEvent, PrivacyEvent, compose
+
+if TYPE_CHECKING:
+    import numpy as np
+
+SAMPLERS: Registry[type[Sampler]] = Registry("sampling")
+
+
+class Sampler(ABC):
+    """Base of all samplers. ``num_examples`` and ``batch_size`` are public constants.
+
+    Args:
+        num_examples: Rows of the data set.
+        batch_size: Expected (Poisson) or exact (shuffle) rows per step; at most ``num_examples``.
+        seed: 0 or None for secret sampling; any other number makes it reproducible and voids the guarantee.
+        first_partition: Number of the first epoch's partition on the ledger (shuffle).
+
+    Raises:
+        ValueError: ``batch_size`` exceeds ``num_examples``.
+    """
+
+    relation: ClassVar[str]
+    name: ClassVar[str]
+
+    def __init__(self, num_examples: int, batch_size: int, seed: int | None = None, first_partition: int = 0) -> None:
+        _checks.positive_int(num_examples=num_examples, batch_size=batch_size)
+        _checks.non_negative_int(first_partition=first_partition)
+        if batch_size > num_examples:
+            raise ValueError(
+                f"batch_size={batch_size} is larger than the data set of {num_examples} examples; "
+                f"use at most batch_size={num_examples}"
+            )
+        self.num_examples = int(num_examples)
+        self.batch_size = int(batch_size)
+        self.first_partition = int(first_partition)
+        self.generator = SecureGenerator(seed, purpose="sampling")
+
+    @property
+    def sampling_rate(self) -> float:
+        """Expected fraction of the data set in one step."""
+        return self.batch_size / self.num_examples
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Steps that are called one epoch: whole batches in the data set."""
+        return self.num_examples // self.batch_size
+
+    @abstractmethod
+    def rows(self, step: int) -> np.ndarray:
+        """Row indices of ``step``, counted from 0 at this sampler's first step; ``int64``, possibly none."""
+
+    @abstractmethod
+    def amplify(self, step: int, *events: PrivacyEvent) -> PrivacyEvent:
+        """One event for all that is released of the sample drawn at ``step``."""
+
+    @abstractmethod
+    def describe(self) -> str:
+        """The sampling in words, for the privacy report."""
+
+    def group_ids(self, count: int, groups: int) -> np.ndarray:
+        """An independent uniform group for each of ``count`` drawn rows, ``int64`` in [0, groups)."""
+        return self.generator.integers(groups, count)
+
+
+@SAMPLERS.register("poisson")
+class PoissonSampler(Sampler):
+    """Each row joins each step by an independent coin of probability ``batch_size / num_examples``.
+
+    A step may see no row at all; it is noised and charged like any other.
+
+    Example:
+        >>> sampler = PoissonSampler(num_examples=100, batch_size=10)
+        >>> sampler.sampling_rate, sampler.steps_per_epoch
+        (0.1, 10)
+        >>> from monitors.events import GaussianEvent
+        >>> sampler.amplify(0, GaussianEvent(1.0))
+        PoissonSampledEvent(sampling_rate=0.1, event=GaussianEvent(noise_multiplier=1.0))
+    """
+
+    relation = "add or remove one example"
+    name = "poisson"
+
+    def rows(self, step: int) -> np.ndarray:
+        """Rows whose coin fell on heads, ascending."""
+        del step
+        return self.generator.bernoulli_rows(self.num_examples, self.sampling_rate)
+
+    def amplify(self, step: int, *events: PrivacyEvent) -> PrivacyEvent:
+        """All releases of one drawn sample are composed first and sampled as one."""
+        del step
+        released = compose(events)
+        return released if self.sampling_rate == 1.0 else PoissonSampledEvent(self.sampling_rate, released)
+
+    def describe(self) -> str:
+        """The sampling in words."""
+        return f"Poisson, rate {self.batch_size}/{self.num_examples} = {self.sampling_rate:.6g} per step"
+
+
+@SAMPLERS.register("shuffle")
+class ShuffleSampler(Sampler):
+    """Rows in a new random order each epoch, cut into whole batches; the rest of an epoch is left out.
+
+    No amplification is claimed: each example is in at most one batch of an epoch, so an epoch costs as much as its
+    costliest step on the whole data set (parallel composition).
+
+    Example:
+        >>> sampler = ShuffleSampler(num_examples=10, batch_size=5)
+        >>> sorted(sampler.rows(0).tolist() + sampler.rows(1).tolist())
+        [0, 1, 2, 3, 4, 5, 6, 7, 8, 9]
+    """
+
+    relation = "zero out one example"
+    name = "shuffle"
+
+    def __init__(self, num_examples: int, batch_size: int, seed: int | None = None, first_partition: int = 0) -> None:
+        super().__init__(num_examples, batch_size, seed, first_partition)
+        self._epoch = -1
+        self._order: np.ndarray | None = None
+
+    def rows(self, step: int) -> np.ndarray:
+        """The batch of ``step`` within its epoch's order.
+
+        Raises:
+            ValueError: The step belongs to an earlier epoch, whose order is gone.
+        """
+        epoch, position = divmod(step, self.steps_per_epoch)
+        if epoch < self._epoch:
+            raise ValueError(f"step {step} lies in epoch {epoch}, but the order of epoch {self._epoch} is in force")
+        if self._order is None or epoch > self._epoch:
+            self._order = self.generator.permutation(self.num_examples)
+            self._epoch = epoch
+        return self._order[position * self.batch_size : (position + 1) * self.batch_size]
+
+    def amplify(self, step: int, *events: PrivacyEvent) -> PrivacyEvent:
+        """One part of the epoch's partition of the data."""
+        return DisjointEvent(self.first_partition + step // self.steps_per_epoch, compose(events))
+
+    def describe(self) -> str:
+        """The sampling in words."""
+        return f"shuffled batches of {self.batch_size} from {self.num_examples}, no amplification claimed"

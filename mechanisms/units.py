@@ -1,0 +1,83 @@
+"""The clipped unit: one example, or one group of examples (a MindArmour micro-batch)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from monitors import _checks
+
+
+@dataclass(frozen=True)
+class ClippedUnit:
+    """What is clipped as one vector, and how far one example can therefore move the sum.
+
+    A unit of one example is that example's gradient. A unit of ``group_size`` > 1 examples is the sum of its members'
+    gradients over the constant ``group_size``; each drawn example joins a group by an independent uniform draw, so
+    groups may be uneven or empty and no example's group depends on the others. One example can then turn a clipped
+    vector into any other one, hence the factor 2.
+
+    Args:
+        group_size: Examples per unit in expectation, at least 1.
+        expected_units: Units per step, a public constant: the divisor of the noisy sum.
+
+    Example:
+        >>> ClippedUnit(1, 256).sensitivity_factor, ClippedUnit(8, 32).sensitivity_factor
+        (1.0, 2.0)
+    """
+
+    group_size: int
+    expected_units: int
+
+    def __post_init__(self) -> None:
+        _checks.positive_int(group_size=self.group_size, expected_units=self.expected_units)
+
+    @classmethod
+    def of(cls, batch_size: int, micro_batches: int | None = None) -> ClippedUnit:
+        """The unit for ``micro_batches`` groups per batch; None means that each example is clipped by itself.
+
+        Raises:
+            ValueError: ``batch_size`` is not a multiple of ``micro_batches``.
+
+        Example:
+            >>> ClippedUnit.of(256, 32)
+            ClippedUnit(group_size=8, expected_units=32)
+        """
+        _checks.positive_int(batch_size=batch_size)
+        if micro_batches is None:
+            return cls(1, batch_size)
+        _checks.positive_int(micro_batches=micro_batches)
+        if batch_size % micro_batches:
+            raise ValueError(
+                f"batch_size={batch_size} must be a multiple of micro_batches={micro_batches}; "
+                f"use micro_batches={_nearest_divisor(batch_size, micro_batches)}, or None to clip each example alone"
+            )
+        return cls(batch_size // micro_batches, micro_batches)
+
+    @property
+    def grouped(self) -> bool:
+        """Whether a unit holds more than one example."""
+        return self.group_size > 1
+
+    @property
+    def sensitivity_factor(self) -> float:
+        """L2 sensitivity of the sum of clipped units over the norm bound, for adding or removing one example."""
+        return 2.0 if self.grouped else 1.0
+
+    @property
+    def indicator_sensitivity(self) -> float:
+        """How far one example moves the sum of the centred indicators ``1[norm <= bound] - 1/2``.
+
+        One example of its own adds or removes a term of size 1/2; one member of a group can flip the group's term.
+        """
+        return 1.0 if self.grouped else 0.5
+
+    def describe(self) -> str:
+        """The unit in words, for the privacy report."""
+        if not self.grouped:
+            return "example"
+        return f"example, in micro-batches of {self.group_size} (sensitivity 2 x norm bound)"
+
+
+def _nearest_divisor(number: int, near: int) -> int:
+    divisors = [k for k in range(1, number + 1) if number % k == 0]
+    return min(divisors, key=lambda k: abs(k - near))

@@ -1,0 +1,104 @@
+"""Argument checks by keyword: the argument's own name and value land in the message.
+
+Example:
+    >>> positive(norm_bound=-1.0)
+    Traceback (most recent call last):
+        ...
+    ValueError: norm_bound must be a positive finite number, got -1.0
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from numbers import Integral, Real
+from typing import Any
+
+
+def _is_real(value: Any) -> bool:
+    return isinstance(value, Real) and not isinstance(value, bool)
+
+
+def _require(condition: bool, name: str, what: str, value: Any, hint: str = "") -> None:
+    if not condition:
+        raise ValueError(f"{name} must be {what}, got {value!r}{hint}")
+
+
+def positive(**named: Any) -> None:
+    """Require each value to be a finite number above zero."""
+    for name, value in named.items():
+        ok = _is_real(value) and math.isfinite(value) and value > 0
+        _require(ok, name, "a positive finite number", value)
+
+
+def non_negative(**named: Any) -> None:
+    """Require each value to be a finite number of at least zero."""
+    for name, value in named.items():
+        ok = _is_real(value) and math.isfinite(value) and value >= 0
+        _require(ok, name, "a finite number of at least 0", value)
+
+
+def open_unit(**named: Any) -> None:
+    """Require each value to lie strictly between 0 and 1."""
+    for name, value in named.items():
+        ok = _is_real(value) and 0 < value < 1
+        _require(ok, name, "strictly between 0 and 1", value, _percent_hint(value))
+
+
+def unit_interval(**named: Any) -> None:
+    """Require each value to lie in [0, 1]."""
+    for name, value in named.items():
+        ok = _is_real(value) and 0 <= value <= 1
+        _require(ok, name, "in [0, 1]", value, _percent_hint(value))
+
+
+def sampling_rate(**named: Any) -> None:
+    """Require each value to lie in (0, 1]."""
+    for name, value in named.items():
+        ok = _is_real(value) and 0 < value <= 1
+        _require(ok, name, "above 0 and at most 1", value)
+
+
+def positive_int(**named: Any) -> None:
+    """Require each value to be a whole number of at least 1."""
+    for name, value in named.items():
+        ok = isinstance(value, Integral) and not isinstance(value, bool) and value >= 1
+        _require(ok, name, "a whole number of at least 1", value)
+
+
+def non_negative_int(**named: Any) -> None:
+    """Require each value to be a whole number of at least 0."""
+    for name, value in named.items():
+        ok = isinstance(value, Integral) and not isinstance(value, bool) and value >= 0
+        _require(ok, name, "a whole number of at least 0", value)
+
+
+def one_of(choices: Iterable[Any], **named: Any) -> None:
+    """Require each value to be one of ``choices``; the nearest one is suggested.
+
+    Example:
+        >>> one_of(("Linear", "Geometric"), decay_policy="linear")
+        Traceback (most recent call last):
+            ...
+        ValueError: decay_policy must be one of 'Linear', 'Geometric', got 'linear'; did you mean 'Linear'?
+    """
+    allowed = list(choices)
+    for name, value in named.items():
+        if value not in allowed:
+            listing = ", ".join(repr(choice) for choice in allowed)
+            _require(False, name, f"one of {listing}", value, nearest_hint(value, allowed))
+
+
+def nearest_hint(value: Any, choices: Iterable[Any]) -> str:
+    """``"; did you mean 'X'?"`` for the choice that is nearest to ``value``, or an empty string."""
+    import difflib
+
+    by_lower = {str(choice).lower(): str(choice) for choice in choices}
+    close = difflib.get_close_matches(str(value).lower(), list(by_lower), n=1, cutoff=0.5)
+    return f"; did you mean {by_lower[close[0]]!r}?" if close else ""
+
+
+def _percent_hint(value: Any) -> str:
+    if _is_real(value) and 1 < value <= 100:
+        return f" (did you mean {value / 100:g}?)"
+    return ""

@@ -1,0 +1,103 @@
+"""Name to builder, with a did-you-mean error and the listing that docs and command line show."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from typing import Any, Generic, TypeVar
+
+from monitors import _checks
+from monitors.errors import PrivacyWarning
+
+T = TypeVar("T", bound=Callable[..., Any])
+
+ENTRY_POINT_GROUP = "dpmodel.mechanisms"
+_loaded_groups: set[str] = set()
+
+
+def load_entry_points(group: str = ENTRY_POINT_GROUP) -> None:
+    """Import every installed package that announces itself under ``group``; importing registers its mechanisms.
+
+    A package that fails to import is reported by a warning and left out, so that it cannot stop other work.
+    """
+    if group in _loaded_groups:
+        return
+    _loaded_groups.add(group)
+    from importlib.metadata import entry_points
+
+    for entry in entry_points(group=group):
+        try:
+            entry.load()
+        except Exception as error:
+            message = f"entry point {entry.name!r} of group {group!r} ({entry.value}) could not be loaded: {error}"
+            warnings.warn(message, PrivacyWarning, stacklevel=3)
+
+
+class Registry(Generic[T]):
+    """Names of one kind of thing and the callables that build them.
+
+    Args:
+        kind: What the names stand for, in words; used in errors (``"noise mechanism"``).
+
+    Example:
+        >>> shapes = Registry("shape")
+        >>> @shapes.register("Circle")
+        ... def circle(radius=1.0):
+        ...     return f"circle of {radius}"
+        >>> shapes.create("Circle", radius=2.0)
+        'circle of 2.0'
+        >>> shapes.get("Cirle")
+        Traceback (most recent call last):
+            ...
+        ValueError: unknown shape 'Cirle'; did you mean 'Circle'? Known: Circle
+    """
+
+    def __init__(self, kind: str) -> None:
+        self.kind = kind
+        self._builders: dict[str, T] = {}
+
+    def register(self, name: str) -> Callable[[T], T]:
+        """Decorator that files a class or function under ``name``; a name in use is refused."""
+        if not isinstance(name, str) or not name:
+            raise ValueError(f"the name of a {self.kind} must be a non-empty string, got {name!r}")
+
+        def file(builder: T) -> T:
+            known = self._builders.get(name)
+            if known is not None and _identity(known) != _identity(builder):
+                raise ValueError(
+                    f"{self.kind} {name!r} is already registered by {_identity(known)}; choose another name"
+                )
+            self._builders[name] = builder
+            return builder
+
+        return file
+
+    def names(self) -> tuple[str, ...]:
+        """All registered names in alphabetical order, those of installed extensions included."""
+        load_entry_points()
+        return tuple(sorted(self._builders))
+
+    def get(self, name: str) -> T:
+        """The builder filed under ``name``.
+
+        Raises:
+            ValueError: The name is unknown; the message lists the names and the nearest one.
+        """
+        if name not in self._builders:
+            load_entry_points()
+        if name not in self._builders:
+            hint = _checks.nearest_hint(name, self._builders) or ";"
+            raise ValueError(f"unknown {self.kind} {name!r}{hint} Known: {', '.join(self.names())}")
+        return self._builders[name]
+
+    def create(self, name: str, *args: Any, **kwargs: Any) -> Any:
+        """Call the builder filed under ``name``."""
+        return self.get(name)(*args, **kwargs)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._builders
+
+
+def _identity(builder: Any) -> str:
+    module = getattr(builder, "__module__", type(builder).__module__)
+    return f"{module}.{getattr(builder, '__qualname__', repr(builder))}"

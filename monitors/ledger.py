@@ -1,0 +1,190 @@
+"""The append-only list of everything private that was released: the one source of every epsilon."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+from monitors import _checks
+from monitors.errors import UnsupportedEventError
+from monitors.events import DisjointEvent, PrivacyEvent, event_from_dict
+
+FORMAT = "dpmodel-ledger/1"
+
+
+class Ledger:
+    """Run-length list of events: a constant schedule is one row, whatever its length.
+
+    Events are recorded before what they describe is used, and never taken back. Iterating yields
+    ``(event, count)`` rows in the order of recording.
+
+    Args:
+        notes: Statements that travel with the ledger into every report, such as "reproducible noise".
+
+    Example:
+        >>> from monitors.events import GaussianEvent, PoissonSampledEvent
+        >>> ledger = Ledger().record(PoissonSampledEvent(0.01, GaussianEvent(1.0)), count=100)
+        >>> ledger.total, len(ledger.rows)
+        (100, 1)
+    """
+
+    def __init__(self, notes: Iterable[str] = ()) -> None:
+        self._rows: list[tuple[PrivacyEvent, int]] = []
+        self._notes: list[str] = []
+        for text in notes:
+            self.add_note(text)
+
+    def record(self, event: PrivacyEvent, count: int = 1) -> Ledger:
+        """Append ``count`` releases of ``event``.
+
+        Args:
+            event: What is about to be released.
+            count: How many times, at least 1.
+
+        Returns:
+            The ledger itself, so that calls chain.
+
+        Raises:
+            UnsupportedEventError: ``event`` is not a ``PrivacyEvent``.
+            ValueError: ``count`` is not a whole number of at least 1.
+        """
+        if not isinstance(event, PrivacyEvent):
+            raise UnsupportedEventError(f"only privacy events can be recorded, got {event!r} of {type(event).__name__}")
+        _checks.positive_int(count=count)
+        if self._rows and self._rows[-1][0] == event:
+            self._rows[-1] = (event, self._rows[-1][1] + int(count))
+        else:
+            self._rows.append((event, int(count)))
+        return self
+
+    def add_note(self, text: str) -> None:
+        """Attach a statement, once; notes are never removed."""
+        if text not in self._notes:
+            self._notes.append(text)
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """Statements that travel with the ledger."""
+        return tuple(self._notes)
+
+    @property
+    def rows(self) -> tuple[tuple[PrivacyEvent, int], ...]:
+        """All rows, oldest first."""
+        return tuple(self._rows)
+
+    def rows_from(self, row: int) -> list[tuple[PrivacyEvent, int]]:
+        """Rows from index ``row`` on: what a reader that has seen the earlier ones still has to read."""
+        return self._rows[row:]
+
+    @property
+    def total(self) -> int:
+        """Number of releases, repeated ones counted."""
+        return sum(count for _, count in self._rows)
+
+    @property
+    def next_partition(self) -> int:
+        """The smallest partition number above all that are in use (see ``DisjointEvent``)."""
+        used = [event.partition for event, _ in self._rows if isinstance(event, DisjointEvent)]
+        return max(used, default=-1) + 1
+
+    def merge(self, *others: Ledger) -> Ledger:
+        """A new ledger for several trainings on one data set: all rows, partitions of the others renumbered.
+
+        Example:
+            >>> from monitors.events import GaussianEvent
+            >>> first, second = Ledger().record(GaussianEvent(2.0)), Ledger().record(GaussianEvent(3.0))
+            >>> first.merge(second).total
+            2
+        """
+        merged = Ledger(self._notes)
+        merged._rows = list(self._rows)
+        for other in others:
+            shift = merged.next_partition
+            for event, count in other:
+                if isinstance(event, DisjointEvent):
+                    event = DisjointEvent(event.partition + shift, event.event)
+                merged.record(event, count)
+            for text in other.notes:
+                merged.add_note(text)
+        return merged
+
+    def copy(self) -> Ledger:
+        """An independent ledger with the same rows and notes."""
+        return self.merge()
+
+    def digest(self) -> str:
+        """SHA-256 of rows and notes, as hex: two ledgers with one digest state the same."""
+        return hashlib.sha256(json.dumps(self._content(), sort_keys=True).encode()).hexdigest()
+
+    def to_json(self) -> str:
+        """The ledger as JSON text: format, rows, notes and digest."""
+        return json.dumps({"format": FORMAT, **self._content(), "digest": self.digest()}, indent=1)
+
+    @classmethod
+    def from_json(cls, text: str) -> Ledger:
+        """Read back ``to_json``.
+
+        Raises:
+            ValueError: Not a ledger, damaged, or changed since it was written.
+        """
+        try:
+            values = json.loads(text)
+        except json.JSONDecodeError as error:
+            raise ValueError(f"not a ledger: the text is not JSON ({error})") from error
+        if not isinstance(values, dict) or values.get("format") != FORMAT:
+            found = values.get("format") if isinstance(values, dict) else type(values).__name__
+            raise ValueError(f"not a ledger of format {FORMAT!r}: found {found!r}")
+        ledger = cls(values.get("notes", ()))
+        for row in values.get("rows", ()):
+            ledger.record(event_from_dict(row["event"]), row["count"])
+        if ledger.digest() != values.get("digest"):
+            raise ValueError(
+                f"the ledger was changed after it was written: digest {values.get('digest')!r} is stated, "
+                f"its rows give {ledger.digest()!r}. Restore the original file; epsilon cannot be stated from this one."
+            )
+        return ledger
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write ``to_json`` to ``path`` atomically and flush it to the disk."""
+        target = Path(path)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        temporary = target.with_name(target.name + ".tmp")
+        with temporary.open("w", encoding="utf-8") as stream:
+            stream.write(self.to_json())
+            stream.flush()
+            os.fsync(stream.fileno())
+        temporary.replace(target)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> Ledger:
+        """Read a ledger that ``save`` wrote.
+
+        Raises:
+            ValueError: The file is not an unchanged ledger; the path is named.
+        """
+        try:
+            return cls.from_json(Path(path).read_text(encoding="utf-8"))
+        except (ValueError, KeyError, TypeError) as error:
+            raise ValueError(f"{path}: {error}") from error
+
+    def _content(self) -> dict[str, Any]:
+        rows = [{"event": event.to_dict(), "count": count} for event, count in self._rows]
+        return {"rows": rows, "notes": self._notes}
+
+    def __iter__(self) -> Iterator[tuple[PrivacyEvent, int]]:
+        return iter(self._rows)
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Ledger) and self._rows == other._rows
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def __repr__(self) -> str:
+        return f"Ledger({self.total} releases in {len(self)} rows)"
