@@ -1,0 +1,25 @@
+"""Engines: the clipped sum of per-example gradients, three ways to one number."""
+
+from __future__ import annotations
+
+from mechanisms.engines.base import ENGINES, ClippedSum, Engine, build_engine
+from mechanisms.engines.batch import Batch
+from mechanisms.engines.choose import Choice, choose_engine
+from mechanisms.engines.functional import VmapEngine
+from mechanisms.engines.loop import LoopEngine
+from mechanisms.engines.losses import ExampleLosses
+from mechanisms.engines.parameters import FlatLayout
+
+__all__ = [
+    "ENGINES",
+    "Batch",
+    "Choice",
+    "ClippedSum",
+    "Engine",
+    "ExampleLosses",
+    "FlatLayout",
+    "LoopEngine",
+    "VmapEngine",
+    "build_engine",
+    "choose_engine",
+]

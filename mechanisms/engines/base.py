@@ -1,0 +1,196 @@
+"""The engine protocol: the clipped sum, the norms, and the bound one example can move the sum by."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from mechanisms.clipping import ClipMechanism
+from mechanisms.engines.batch import Batch
+from mechanisms.engines.losses import ExampleLosses, LossFunction
+from mechanisms.engines.parameters import FlatLayout, flat_dtype, trainable_parameters
+from mechanisms.units import ClippedUnit
+from monitors import _checks
+from monitors._registry import Registry
+
+ENGINES: Registry[type[Engine]] = Registry("engine")
+
+#: Clipped norms stay this much (relative) below their bound, so that rounding in float32 cannot lift one above it.
+ROUNDING_MARGIN = 1e-6
+
+
+@dataclass(frozen=True)
+class ClippedSum:
+    """Sum of clipped unit gradients, with the bound one example can move it by.
+
+    Args:
+        flat_grad: Sum over units, shape (P,); private until noise is added.
+        norms: Norms before clipping, shape (units, blocks), NaN or infinite for a unit that was left out; private.
+        sensitivity: L2, for adding or removing one example.
+        norm_bound: The clip mechanism's bound in force; the noise is scaled by it.
+        loss: Mean loss of the drawn examples (NaN for none); private.
+        rejected: Units left out because their gradient was not finite; private.
+    """
+
+    flat_grad: Tensor
+    norms: Tensor
+    sensitivity: float
+    norm_bound: float
+    loss: float
+    rejected: int
+
+
+@dataclass(frozen=True)
+class PartialSum:
+    """What one physical chunk contributes: flat sum (P,), norms (units, blocks), loss sum over its examples."""
+
+    flat_grad: Tensor
+    norms: Tensor
+    loss_sum: Tensor
+
+
+class Engine(ABC):
+    """Computes ``sum_u min(1, bound / |g_u|) g_u`` over the units of a batch.
+
+    Law: every engine gives the numbers of the one-example loop. ``physical_batch_size`` bounds memory and changes no
+    number beyond the order of additions.
+
+    Args:
+        unit: What is clipped as one vector.
+        physical_batch_size: Most examples (in expectation, for groups) in memory at once; None for the whole batch.
+    """
+
+    name: ClassVar[str]
+
+    def __init__(self, unit: ClippedUnit, physical_batch_size: int | None = None) -> None:
+        if physical_batch_size is not None:
+            _checks.positive_int(physical_batch_size=physical_batch_size)
+        self.unit = unit
+        self.physical_batch_size = physical_batch_size
+
+    @classmethod
+    @abstractmethod
+    def refuses(cls, network: nn.Module, loss_fn: LossFunction, unit: ClippedUnit, example: Batch) -> str | None:
+        """None when this engine can take the network, else the reason in words.
+
+        Args:
+            network: In the mode it will be trained in.
+            loss_fn: The user's loss.
+            unit: The clipped unit.
+            example: A batch of one or two examples with the shapes and types of the data.
+        """
+
+    @abstractmethod
+    def partial_sum(
+        self, network: nn.Module, losses: ExampleLosses, batch: Batch, clip: ClipMechanism, layout: FlatLayout
+    ) -> PartialSum:
+        """The clipped sum of one non-empty chunk. Unit ids of the chunk are 0 .. ``batch.num_units`` - 1."""
+
+    def clipped_sum(
+        self, network: nn.Module, loss_fn: LossFunction, batch: Batch, clip: ClipMechanism
+    ) -> ClippedSum:
+        """Clip each unit's gradient and add them up.
+
+        Guarantees: each unit contributes at most ``clip.norm_bound``; a unit whose gradient is not finite contributes
+        exactly zero; an empty batch gives zeros; parameters' ``grad`` and the network's state are left as they were.
+
+        Args:
+            network: Any module; its trainable parameters, P entries in all, are differentiated.
+            loss_fn: ``loss_fn(outputs, targets)``, see ``ExampleLosses``.
+            batch: The drawn sample, possibly empty.
+            clip: A started clip mechanism.
+        """
+        layout = FlatLayout.of(network)
+        blocks = max(clip.blocks(layout.names)) + 1
+        device = next(iter(trainable_parameters(network).values())).device
+        total = torch.zeros(layout.size, dtype=flat_dtype(network), device=device)
+        norms, losses = [total.new_zeros(0, blocks)], ExampleLosses(loss_fn)
+        loss_sum = total.new_zeros(())
+        for chunk in chunks(batch, self.unit, self.physical_batch_size):
+            part = self.partial_sum(network, losses, chunk, clip, layout)
+            total += part.flat_grad
+            loss_sum += part.loss_sum
+            norms.append(part.norms)
+        all_norms = torch.cat(norms)
+        return ClippedSum(
+            flat_grad=total,
+            norms=all_norms,
+            sensitivity=self.unit.sensitivity_factor * clip.norm_bound,
+            norm_bound=clip.norm_bound,
+            loss=float(loss_sum) / batch.size if batch.size else float("nan"),
+            rejected=int((~torch.isfinite(all_norms).all(dim=1)).sum()),
+        )
+
+
+def chunks(batch: Batch, unit: ClippedUnit, physical_batch_size: int | None) -> Iterator[Batch]:
+    """Cut a batch into non-empty physical chunks without dividing a unit; group ids are renumbered from 0.
+
+    Every unit appears in exactly one chunk, units without members included.
+    """
+    limit = physical_batch_size or max(batch.size, batch.num_units, 1)
+    if batch.group_ids is None:
+        for start in range(0, batch.size, limit):
+            yield batch if limit >= batch.size else batch.select(slice(start, start + limit))
+        return
+    per_chunk = max(1, limit // unit.group_size) if physical_batch_size else max(batch.num_units, 1)
+    for first in range(0, batch.num_units, per_chunk):
+        last = min(first + per_chunk, batch.num_units)
+        rows = torch.nonzero((batch.group_ids >= first) & (batch.group_ids < last)).flatten()
+        part = batch.select(rows)
+        assert part.group_ids is not None
+        yield Batch(part.x, part.y, part.group_ids - first, last - first)
+
+
+def bounded_factors(norms: Tensor, clip: ClipMechanism) -> Tensor:
+    """The clip mechanism's factors, made safe: shape (units, blocks) like ``norms``.
+
+    Whatever the mechanism answers, no unit leaves a block with more than its bound, and a unit with a norm that is not
+    finite in any block gets factor 0 everywhere.
+    """
+    finite = torch.isfinite(norms).all(dim=1, keepdim=True)
+    safe = torch.where(finite, norms, torch.zeros_like(norms))
+    limits = norms.new_tensor(clip.block_bounds(norms.shape[1])) * (1.0 - ROUNDING_MARGIN)
+    ceiling = limits / safe.clamp(min=torch.finfo(norms.dtype).tiny)
+    factors = torch.nan_to_num(clip.factors(safe), nan=0.0).clamp(min=0.0)
+    return torch.minimum(factors, ceiling) * finite
+
+
+def clip_rows(unit_grads: Tensor, clip: ClipMechanism, layout: FlatLayout) -> tuple[Tensor, Tensor]:
+    """Clip materialised unit gradients and add them up.
+
+    Args:
+        unit_grads: Shape (units, P); rows that are not finite are overwritten with zeros.
+        clip: A started clip mechanism.
+        layout: Where each parameter lies.
+
+    Returns:
+        The clipped sum (P,) and the norms before clipping (units, blocks).
+    """
+    block_of = clip.blocks(layout.names)
+    columns = layout.columns(unit_grads)
+    squared = unit_grads.new_zeros(unit_grads.shape[0], max(block_of) + 1)
+    for block, column in zip(block_of, columns, strict=True):
+        squared[:, block] += column.square().sum(dim=1)
+    norms = squared.sqrt()
+    factors = bounded_factors(norms, clip)
+    unit_grads[~torch.isfinite(norms).all(dim=1)] = 0.0
+    parts = [factors[:, block] @ column for block, column in zip(block_of, columns, strict=True)]
+    return torch.cat(parts), norms
+
+
+def group_rows(example_grads: Tensor, batch: Batch, unit: ClippedUnit) -> Tensor:
+    """Unit gradients (units, P) from example gradients (B, P): the members' sum over the constant group size."""
+    if batch.group_ids is None:
+        return example_grads
+    grouped = example_grads.new_zeros(batch.num_units, example_grads.shape[1])
+    return grouped.index_add_(0, batch.group_ids, example_grads).div_(unit.group_size)
+
+
+def build_engine(name: str, unit: ClippedUnit, physical_batch_size: int | None = None) -> Any:
+    """The engine of that name; unknown names are refused with the nearest."""
+    return ENGINES.create(name, unit, physical_batch_size)

@@ -1,0 +1,78 @@
+"""One drawn sample of the data, and how to take it apart."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+def map_tensors(function: Callable[[Tensor], Tensor], value: Any) -> Any:
+    """Apply ``function`` to each tensor of a nest of tuples, lists and dicts."""
+    if isinstance(value, Tensor):
+        return function(value)
+    if isinstance(value, dict):
+        return {key: map_tensors(function, part) for key, part in value.items()}
+    if isinstance(value, (tuple, list)):
+        return type(value)(map_tensors(function, part) for part in value)
+    raise TypeError(f"a batch must be made of tensors in tuples, lists and dicts, got {type(value).__name__}")
+
+
+def first_tensor(value: Any) -> Tensor:
+    """The first tensor of a nest of tuples, lists and dicts."""
+    if isinstance(value, Tensor):
+        return value
+    parts = list(value.values()) if isinstance(value, dict) else list(value)
+    return first_tensor(parts[0])
+
+
+def call_network(network: nn.Module | Callable[..., Tensor], x: Any) -> Any:
+    """``network(x)``; a tuple or list is spread over positional arguments, a dict over named ones."""
+    if isinstance(x, dict):
+        return network(**x)
+    return network(*x) if isinstance(x, (tuple, list)) else network(x)
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Inputs and targets of one step; the first dimension of every tensor counts examples.
+
+    Args:
+        x: Inputs: a tensor, or a tuple, list or dict of tensors, each of shape (B, ...).
+        y: Targets, likewise.
+        group_ids: None when each example is a unit of its own; else the unit of each example, int64 of shape (B,) with
+            values in [0, ``units``).
+        units: Number of units; required with ``group_ids`` (units without members count too).
+    """
+
+    x: Any
+    y: Any
+    group_ids: Tensor | None = None
+    units: int | None = None
+
+    @property
+    def size(self) -> int:
+        """Number of drawn examples, possibly 0."""
+        return first_tensor(self.x).shape[0]
+
+    @property
+    def num_units(self) -> int:
+        """Number of clipped units."""
+        return self.size if self.group_ids is None else int(self.units or 0)
+
+    def select(self, rows: Tensor | slice) -> Batch:
+        """The batch of ``rows`` alone; group ids are kept as they are."""
+        ids = None if self.group_ids is None else self.group_ids[rows]
+        return Batch(map_tensors(lambda t: t[rows], self.x), map_tensors(lambda t: t[rows], self.y), ids, self.units)
+
+    def to(self, device: torch.device) -> Batch:
+        """The batch on ``device``."""
+
+        def move(tensor: Tensor) -> Tensor:
+            return tensor.to(device, non_blocking=True)
+
+        ids = None if self.group_ids is None else move(self.group_ids)
+        return Batch(map_tensors(move, self.x), map_tensors(move, self.y), ids, self.units)

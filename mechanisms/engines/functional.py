@@ -1,0 +1,78 @@
+"""Per-example gradients of a whole batch at once, by ``torch.func.vmap`` over ``grad``: any module it can take."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call, grad_and_value, vmap
+
+from mechanisms.clipping import ClipMechanism
+from mechanisms.engines.base import ENGINES, Engine, PartialSum, clip_rows, group_rows
+from mechanisms.engines.batch import Batch, call_network, map_tensors
+from mechanisms.engines.losses import ExampleLosses, LossFunction
+from mechanisms.engines.parameters import FlatLayout, flat_dtype, trainable_parameters
+from mechanisms.units import ClippedUnit
+
+
+@ENGINES.register("vmap")
+class VmapEngine(Engine):
+    """Vectorised per-example gradients; memory is one gradient per example of the physical batch.
+
+    Layers that ``torch.func`` cannot vectorise (fused recurrent layers, data-dependent control flow, in-place writes to
+    tensors of the batch) are refused with PyTorch's own reason.
+    """
+
+    name: ClassVar[str] = "vmap"
+
+    @classmethod
+    def refuses(cls, network: nn.Module, loss_fn: LossFunction, unit: ClippedUnit, example: Batch) -> str | None:
+        """Try one vectorised gradient on ``example``; nothing of it is kept."""
+        del unit
+        try:
+            example_gradients(network, ExampleLosses(loss_fn), example)
+        except Exception as error:
+            reason = str(error).strip().splitlines()
+            return f"torch.func cannot vectorise this network: {reason[0] if reason else type(error).__name__}"
+        return None
+
+    def partial_sum(
+        self, network: nn.Module, losses: ExampleLosses, batch: Batch, clip: ClipMechanism, layout: FlatLayout
+    ) -> PartialSum:
+        """All gradients of the chunk, then clip and add."""
+        if not batch.size:  # a chunk of groups none of which has a member
+            empty = torch.zeros(batch.num_units, layout.size, dtype=flat_dtype(network), device=_device_of(network))
+            summed, norms = clip_rows(empty, clip, layout)
+            return PartialSum(summed, norms, summed.new_zeros(()))
+        gradients, values = example_gradients(network, losses, batch)
+        summed, norms = clip_rows(group_rows(gradients, batch, self.unit), clip, layout)
+        return PartialSum(summed, norms, values.sum().to(summed.dtype))
+
+
+def example_gradients(network: nn.Module, losses: ExampleLosses, batch: Batch) -> tuple[Tensor, Tensor]:
+    """Gradients (B, P) and losses (B,) of each example of a non-empty batch."""
+    parameters = {name: value.detach() for name, value in trainable_parameters(network).items()}
+    rest = _frozen_state(network, parameters)
+
+    def loss_of(weights: dict[str, Tensor], x: Any, y: Any) -> Tensor:
+        outputs = call_network(
+            lambda *args, **kwargs: functional_call(network, {**rest, **weights}, args, kwargs),
+            map_tensors(lambda t: t.unsqueeze(0), x),
+        )
+        return losses(outputs, map_tensors(lambda t: t.unsqueeze(0), y)).sum()
+
+    per_example = vmap(grad_and_value(loss_of), in_dims=(None, 0, 0), randomness="different")
+    gradients, values = per_example(parameters, batch.x, batch.y)
+    dtype = flat_dtype(network)
+    flat = torch.cat([gradients[name].flatten(1).to(dtype) for name in parameters], dim=1)
+    return flat, values.detach()
+
+
+def _frozen_state(network: nn.Module, parameters: dict[str, Tensor]) -> dict[str, Tensor]:
+    frozen = {name: value.detach() for name, value in network.named_parameters() if name not in parameters}
+    return {**frozen, **dict(network.named_buffers())}
+
+
+def _device_of(network: nn.Module) -> torch.device:
+    return next(iter(trainable_parameters(network).values())).device

@@ -1,0 +1,96 @@
+"""The loss of each example: any loss function, whatever its reduction over the batch."""
+
+from __future__ import annotations
+
+import copy
+import inspect
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from mechanisms.engines.batch import map_tensors
+from monitors.errors import UnsupportedModuleError
+
+LossFunction = Callable[[Any, Any], Tensor]
+
+
+class ExampleLosses:
+    """Turns a loss function into one loss per example.
+
+    A loss with a ``reduction`` (the losses of ``torch.nn`` and ``torch.nn.functional``) is evaluated with
+    ``reduction="none"``; what remains beyond the batch dimension (pixels, tokens, outputs) is averaged, or summed where
+    the reduction was ``"sum"``. Class weights therefore keep their size: example i counts ``weight[y_i]`` times, with no
+    division by the other examples' weights. Any other callable is called on one example at a time, as a batch of one.
+
+    Args:
+        loss_fn: ``loss_fn(outputs, targets)``; outputs (B, ...), targets (B, ...).
+
+    Raises:
+        UnsupportedModuleError: On call, when the result is not one number per example.
+
+    Example:
+        >>> losses = ExampleLosses(nn.CrossEntropyLoss())
+        >>> losses(torch.zeros(3, 2), torch.tensor([0, 1, 0])).shape
+        torch.Size([3])
+    """
+
+    def __init__(self, loss_fn: LossFunction) -> None:
+        if not callable(loss_fn):
+            raise ValueError(f"loss_fn must be callable as loss_fn(outputs, targets), got {loss_fn!r}")
+        self._mean = True
+        self._unreduced = self._without_reduction(loss_fn)
+        self._loss_fn = loss_fn
+
+    @property
+    def vectorised(self) -> bool:
+        """Whether the losses of a batch come from one call."""
+        return self._unreduced is not None
+
+    def __call__(self, outputs: Any, targets: Any) -> Tensor:
+        """Losses of shape (B,)."""
+        if self._unreduced is None:
+            return torch.func.vmap(self.single)(outputs, targets)
+        losses = self._unreduced(outputs, targets)
+        if losses.dim() == 0:
+            raise UnsupportedModuleError(
+                "the loss gives one number for the whole batch although reduction='none' was asked for; "
+                "return one loss per example, shape (batch,)"
+            )
+        rest = losses.flatten(1) if losses.dim() > 1 else losses.unsqueeze(1)
+        return rest.mean(1) if self._mean else rest.sum(1)
+
+    def single(self, output: Any, target: Any) -> Tensor:
+        """Loss of one example, a scalar; ``output`` and ``target`` have no batch dimension."""
+        outputs, targets = (map_tensors(lambda t: t.unsqueeze(0), value) for value in (output, target))
+        if self._unreduced is not None:
+            return self(outputs, targets).squeeze(0)
+        loss = self._loss_fn(outputs, targets)
+        if loss.numel() != 1:
+            raise UnsupportedModuleError(
+                f"loss_fn must give one number for a batch of one example, got shape {tuple(loss.shape)}; "
+                "average or sum it over everything but the batch"
+            )
+        return loss.reshape(())
+
+    def _without_reduction(self, loss_fn: LossFunction) -> LossFunction | None:
+        reduction = getattr(loss_fn, "reduction", None)
+        if isinstance(loss_fn, nn.Module) and isinstance(reduction, str):
+            unreduced = copy.copy(loss_fn)
+            unreduced.reduction = "none"  # type: ignore[assignment]
+            self._mean = reduction != "sum"
+            return unreduced
+        parameter = _reduction_parameter(loss_fn)
+        if parameter is not None:
+            self._mean = parameter.default != "sum"
+            return partial(loss_fn, reduction="none")
+        return None
+
+
+def _reduction_parameter(loss_fn: LossFunction) -> inspect.Parameter | None:
+    try:
+        return inspect.signature(loss_fn).parameters.get("reduction")
+    except (TypeError, ValueError):
+        return None
