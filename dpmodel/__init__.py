@@ -1,0 +1,129 @@
+"""Train PyTorch models with differential privacy, with an epsilon that is true.
+
+Importing this package is cheap: each name is loaded from its module when it is first used, and torch with the first
+name that needs it.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "Accuracy",
+    "CSVLogger",
+    "Callback",
+    "CheckpointConfig",
+    "ClipMechanismsFactory",
+    "ComposedEvent",
+    "DPModel",
+    "EarlyStopping",
+    "GaussianEvent",
+    "History",
+    "LearningRateScheduler",
+    "Ledger",
+    "LossMonitor",
+    "ModelCheckpoint",
+    "Momentum",
+    "NoiseMechanismsFactory",
+    "PLDAccountant",
+    "PoissonSampledEvent",
+    "PrivacyMonitorFactory",
+    "ProgressBar",
+    "RDPAccountant",
+    "Run",
+    "TensorBoardLogger",
+    "ZCDPAccountant",
+    "build_network",
+    "calibrate_noise_multiplier",
+    "fix",
+    "load_checkpoint",
+    "load_param_into_net",
+    "poisson_loader",
+    "rdp_sampled_gaussian",
+    "save_checkpoint",
+    "validate",
+]
+
+#: Public name -> module that defines it.
+_EXPORTS = {
+    "Accuracy": "dpmodel.metrics",
+    "CSVLogger": "dpmodel.callbacks",
+    "Callback": "dpmodel.callbacks",
+    "CheckpointConfig": "dpmodel.callbacks",
+    "ClipMechanismsFactory": "mechanisms.factory",
+    "ComposedEvent": "monitors.events",
+    "DPModel": "dpmodel.model",
+    "EarlyStopping": "dpmodel.callbacks",
+    "GaussianEvent": "monitors.events",
+    "History": "dpmodel.history",
+    "LearningRateScheduler": "dpmodel.callbacks",
+    "Ledger": "monitors.ledger",
+    "LossMonitor": "dpmodel.callbacks",
+    "ModelCheckpoint": "dpmodel.callbacks",
+    "Momentum": "dpmodel.optimizers",
+    "NoiseMechanismsFactory": "mechanisms.factory",
+    "PLDAccountant": "monitors.pld",
+    "PoissonSampledEvent": "monitors.events",
+    "PrivacyMonitorFactory": "monitors.factory",
+    "ProgressBar": "dpmodel.callbacks",
+    "RDPAccountant": "monitors.rdp",
+    "Run": "dpmodel.run",
+    "TensorBoardLogger": "dpmodel.callbacks",
+    "ZCDPAccountant": "monitors.zcdp",
+    "build_network": "dpmodel.nets",
+    "calibrate_noise_multiplier": "monitors.calibration",
+    "fix": "dpmodel.compat",
+    "load_checkpoint": "dpmodel.checkpoint",
+    "load_param_into_net": "dpmodel.checkpoint",
+    "poisson_loader": "dpmodel.data.loader",
+    "rdp_sampled_gaussian": "monitors.sampled_gaussian",
+    "save_checkpoint": "dpmodel.checkpoint",
+    "validate": "dpmodel.compat",
+}
+
+if TYPE_CHECKING:
+    from monitors.pld import PLDAccountant
+
+    from dpmodel.callbacks import (
+        Callback,
+        CheckpointConfig,
+        CSVLogger,
+        EarlyStopping,
+        LearningRateScheduler,
+        LossMonitor,
+        ModelCheckpoint,
+        ProgressBar,
+        TensorBoardLogger,
+    )
+    from dpmodel.checkpoint import load_checkpoint, load_param_into_net, save_checkpoint
+    from dpmodel.compat import fix, validate
+    from dpmodel.data.loader import poisson_loader
+    from dpmodel.history import History
+    from dpmodel.metrics import Accuracy
+    from dpmodel.model import DPModel
+    from dpmodel.nets import build_network
+    from dpmodel.optimizers import Momentum
+    from dpmodel.run import Run
+    from mechanisms.factory import ClipMechanismsFactory, NoiseMechanismsFactory
+    from monitors.calibration import calibrate_noise_multiplier
+    from monitors.events import ComposedEvent, GaussianEvent, PoissonSampledEvent
+    from monitors.factory import PrivacyMonitorFactory
+    from monitors.ledger import Ledger
+    from monitors.rdp import RDPAccountant
+    from monitors.sampled_gaussian import rdp_sampled_gaussian
+    from monitors.zcdp import ZCDPAccountant
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _EXPORTS:
+        raise AttributeError(f"module 'dpmodel' has no attribute {name!r}")
+    value = getattr(import_module(_EXPORTS[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

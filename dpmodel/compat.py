@@ -1,0 +1,193 @@
+"""Whether a network can be trained with per-example privacy, and how to mend it where it cannot."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from mechanisms.engines.batch import call_network, map_tensors
+from monitors.errors import UnsupportedModuleError
+
+Replace = Callable[[Any], nn.Module]
+
+#: Largest number of groups that a BatchNorm layer is replaced with.
+MAX_GROUPS = 32
+
+
+def _group_norm(layer: Any) -> nn.Module:
+    channels = layer.num_features
+    return nn.GroupNorm(math.gcd(MAX_GROUPS, channels), channels, eps=layer.eps, affine=layer.affine)
+
+
+def _instance_norm(layer: Any) -> nn.Module:
+    kind: type[nn.Module] = type(layer)
+    return kind(layer.num_features, eps=layer.eps, affine=layer.affine, track_running_stats=False)
+
+
+#: Layer class -> (why it cannot be private, when that applies, its replacement in words, how to build it)
+_RULES: dict[type[nn.Module], tuple[str, Callable[[Any], bool], str, Replace]] = {
+    nn.modules.batchnorm._BatchNorm: (
+        "mixes the examples of a batch",
+        lambda layer: True,
+        "GroupNorm({groups}, {channels})",
+        _group_norm,
+    ),
+    nn.modules.instancenorm._InstanceNorm: (
+        "keeps running statistics of the data without noise",
+        lambda layer: bool(layer.track_running_stats),
+        "the same layer with track_running_stats=False",
+        _instance_norm,
+    ),
+}
+
+
+def _rule(layer: nn.Module) -> tuple[str, str, Replace] | None:
+    for kind in type(layer).__mro__:
+        if kind in _RULES:
+            why, applies, instead, build = _RULES[kind]
+            channels = getattr(layer, "num_features", 0)
+            words = instead.format(groups=math.gcd(MAX_GROUPS, channels), channels=channels)
+            return (why, words, build) if applies(layer) else None
+    return None
+
+
+def validate(network: nn.Module, example: Any = None) -> list[str]:
+    """All reasons why ``network`` cannot be trained with per-example privacy; an empty list means that it can.
+
+    Args:
+        network: Any module.
+        example: Inputs of at least two examples; with them the network is also run, to find layers of any type that
+            mix examples or write statistics of the data into buffers.
+
+    Example:
+        >>> validate(nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8)))
+        ["layer '1' (BatchNorm1d) mixes the examples of a batch; replace it by GroupNorm(8, 8), or call dpmodel.fix"]
+    """
+    problems = []
+    for name, layer in network.named_modules():
+        rule = _rule(layer)
+        if rule is not None:
+            label = f"layer {name!r} ({type(layer).__name__})"
+            problems.append(f"{label} {rule[0]}; replace it by {rule[1]}, or call dpmodel.fix")
+    uninitialised = [name for name, p in network.named_parameters() if nn.parameter.is_lazy(p)]
+    if uninitialised:
+        problems.append(
+            f"parameter {uninitialised[0]!r} is not initialised yet; run one batch through the network first"
+        )
+    elif not any(parameter.requires_grad for parameter in network.parameters()):
+        problems.append("no parameter requires a gradient; unfreeze some with requires_grad_(True)")
+    if example is not None and not problems:
+        problems.extend(_probe(network, example))
+    return problems
+
+
+def require_valid(network: nn.Module, example: Any = None) -> None:
+    """Raise when ``validate`` finds anything.
+
+    Raises:
+        UnsupportedModuleError: Lists every problem and its remedy.
+    """
+    problems = validate(network, example)
+    if problems:
+        raise UnsupportedModuleError(
+            f"{type(network).__name__} cannot be trained with per-example privacy:\n  - " + "\n  - ".join(problems)
+        )
+
+
+def fix(network: nn.Module) -> nn.Module:
+    """A copy of ``network`` in which every layer that ``validate`` can name has its replacement.
+
+    The replaced layers start anew: their weights and statistics are not taken over. Build the optimizer from the copy.
+
+    Example:
+        >>> fix(nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8)))[1].num_groups
+        8
+    """
+    mended = copy.deepcopy(network)
+    rule = _rule(mended)
+    if rule is not None:
+        return rule[2](mended)
+    for name, layer in list(mended.named_modules()):
+        rule = _rule(layer)
+        if rule is not None:
+            parent, _, child = name.rpartition(".")
+            setattr(mended.get_submodule(parent), child, rule[2](layer).to(_device(layer)))
+    return mended
+
+
+def _device(layer: nn.Module) -> torch.device | None:
+    return next((parameter.device for parameter in layer.parameters()), None)
+
+
+def _probe(network: nn.Module, example: Any) -> list[str]:
+    """Run the network in training mode on two examples together and on the first alone, and compare."""
+    buffers = {name: value.clone() for name, value in network.named_buffers()}
+    with _training_without_dropout(network), torch.random.fork_rng(devices=[]), torch.no_grad():
+        together = _seeded_call(network, example)
+        changed = [name for name, value in network.named_buffers() if not _same(value, buffers[name])]
+        steady = _equal_nests(together, _seeded_call(network, example), exact=True)
+        alone = _seeded_call(network, map_tensors(lambda t: t[:1], example))
+        for name, value in network.named_buffers():
+            value.copy_(buffers[name])
+    problems = [
+        f"buffer {name!r} changes in the forward pass: statistics of the data would leave without noise; freeze them"
+        for name in changed
+    ]
+    size = _first(example).shape[0]
+    if _first(together).shape[:1] != (size,):
+        problems.append(
+            f"the output's first dimension is {tuple(_first(together).shape)[:1]} for {size} examples; "
+            "it must count examples"
+        )
+    elif steady and not _equal_nests(map_tensors(lambda t: t[:1], together), alone, exact=False):
+        problems.append(
+            "the output of one example depends on the other examples of its batch; find the layer that mixes them "
+            "(a normalisation, attention or mean over the first dimension) and make it work on each example by itself"
+        )
+    return problems
+
+
+def _seeded_call(network: nn.Module, example: Any) -> Any:
+    torch.manual_seed(0)
+    return call_network(network, example)
+
+
+@contextmanager
+def _training_without_dropout(network: nn.Module) -> Iterator[None]:
+    modes = {module: module.training for module in network.modules()}
+    network.train()
+    for module in network.modules():
+        if isinstance(module, nn.modules.dropout._DropoutNd):
+            module.eval()
+    try:
+        yield
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
+
+
+def _first(value: Any) -> Tensor:
+    from mechanisms.engines.batch import first_tensor
+
+    return first_tensor(value)
+
+
+def _same(left: Tensor, right: Tensor) -> bool:
+    return (
+        torch.equal(torch.nan_to_num(left), torch.nan_to_num(right))
+        if left.is_floating_point()
+        else bool(torch.equal(left, right))
+    )
+
+
+def _equal_nests(left: Any, right: Any, *, exact: bool) -> bool:
+    a, b = _first(left), _first(right)
+    if a.shape != b.shape:
+        return False
+    return torch.equal(a, b) if exact else torch.allclose(a, b, rtol=1e-3, atol=1e-4, equal_nan=True)

@@ -1,0 +1,271 @@
+"""From rows to batches: private loaders, and the rebuilding of a plain ``DataLoader`` into one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils.data import (
+    BatchSampler,
+    DataLoader,
+    Dataset,
+    IterableDataset,
+    RandomSampler,
+    SequentialSampler,
+    default_collate,
+)
+from torch.utils.data import TensorDataset as TorchTensorDataset
+
+from mechanisms.engines.batch import map_tensors
+from mechanisms.sampling import SAMPLERS, Sampler
+from monitors import _checks
+from monitors.errors import DataError, UnsupportedLoaderError
+
+Pair = tuple[Any, Any]
+
+
+class RowFetcher(Dataset):
+    """Turns an array of row indices into ``(inputs, targets)``; no row at all gives tensors of length 0.
+
+    Three ways, the fastest that fits: the data set's own ``batch(rows)``, one ``index_select`` per tensor of a
+    ``TensorDataset``, or the examples one by one through ``collate_fn``.
+
+    Args:
+        dataset: Map-style data set.
+        collate_fn: Makes a batch of a list of examples; default ``torch``'s.
+    """
+
+    def __init__(self, dataset: Any, collate_fn: Callable[[list[Any]], Any] = default_collate) -> None:
+        self.dataset = dataset
+        self.collate_fn = collate_fn
+
+    def __getitem__(self, rows: np.ndarray) -> Pair:
+        index = torch.as_tensor(np.ascontiguousarray(rows), dtype=torch.int64)
+        if hasattr(self.dataset, "batch"):
+            return split_pair(self.dataset.batch(index))
+        if isinstance(self.dataset, TorchTensorDataset):
+            return split_pair(tuple(tensor.index_select(0, index) for tensor in self.dataset.tensors))
+        if not len(index):
+            example = self.collate_fn([self.dataset[0]])
+            return split_pair(map_tensors(lambda tensor: tensor[:0], example))
+        return split_pair(self.collate_fn([self.dataset[int(row)] for row in index]))
+
+
+def split_pair(batch: Any) -> Pair:
+    """``(inputs, targets)`` of what a data set yields: the last item is the target, several inputs stay a tuple.
+
+    Raises:
+        DataError: The batch has no target.
+    """
+    if not isinstance(batch, (tuple, list)) or len(batch) < 2:
+        raise DataError(
+            f"a batch must be (inputs, targets), got {type(batch).__name__}"
+            + (f" of length {len(batch)}" if isinstance(batch, (tuple, list)) else "")
+            + "; let the data set or collate_fn return both"
+        )
+    return (batch[0] if len(batch) == 2 else tuple(batch[:-1])), batch[-1]
+
+
+class PrivateLoader:
+    """Batches for private training: rows from a sampler with a privacy statement, fetched from a data set.
+
+    Iterating gives ``steps_per_epoch`` pairs ``(inputs, targets)`` drawn as in training; a Poisson batch may be empty.
+    ``DPModel.fit`` draws through ``batches`` instead, with a sampler of its own.
+
+    Args:
+        dataset: Map-style data set with a length.
+        batch_size: Expected (Poisson) or exact (shuffle) examples per step.
+        sampling: ``"poisson"`` or ``"shuffle"``.
+        collate_fn: As in ``DataLoader``.
+        num_workers: Processes that fetch ahead; 0 fetches in this one. The random draws stay in this process.
+        pin_memory: As in ``DataLoader``, for CUDA.
+
+    Raises:
+        ValueError: The batch size exceeds the data set, or the sampling is unknown.
+
+    Example:
+        >>> data = TorchTensorDataset(torch.zeros(100, 3), torch.zeros(100))
+        >>> loader = PrivateLoader(data, batch_size=10)
+        >>> loader.num_examples, loader.steps_per_epoch
+        (100, 10)
+    """
+
+    def __init__(
+        self,
+        dataset: Any,
+        batch_size: int,
+        *,
+        sampling: str = "poisson",
+        collate_fn: Callable[[list[Any]], Any] | None = None,
+        num_workers: int = 0,
+        pin_memory: bool = False,
+    ) -> None:
+        _checks.non_negative_int(num_workers=num_workers)
+        self.dataset = dataset
+        self.num_examples = _length(dataset)
+        self.batch_size = int(batch_size)
+        self.sampling = sampling
+        self.fetcher = RowFetcher(dataset, collate_fn or default_collate)
+        self.num_workers = num_workers
+        self.pin_memory = pin_memory
+        self.steps_per_epoch = self.make_sampler().steps_per_epoch
+
+    def make_sampler(self, seed: int | None = None, first_partition: int = 0) -> Sampler:
+        """A fresh sampler over this loader's rows."""
+        sampler: Sampler = SAMPLERS.create(self.sampling, self.num_examples, self.batch_size, seed, first_partition)
+        return sampler
+
+    def batches(self, sampler: Sampler, first: int, steps: int) -> Iterator[Pair]:
+        """Pairs for the sampler's steps ``first`` .. ``first + steps - 1``, possibly empty ones."""
+        rows = _StepRows(sampler, first, steps)
+        if not self.num_workers:
+            return (self.fetcher[step_rows] for step_rows in rows)
+        return iter(
+            DataLoader(
+                self.fetcher,
+                sampler=rows,
+                batch_size=None,
+                num_workers=self.num_workers,
+                pin_memory=self.pin_memory,
+            )
+        )
+
+    def example(self, count: int = 2) -> Pair:
+        """The first ``count`` examples, to learn shapes and types from; nothing of them may be released."""
+        return self.fetcher[np.arange(min(count, self.num_examples))]
+
+    def in_order(self, batch_size: int | None = None) -> Iterator[Pair]:
+        """The whole data set once, in order: for evaluation."""
+        size = batch_size or self.batch_size
+        return (self.fetcher[np.arange(i, min(i + size, self.num_examples))] for i in range(0, self.num_examples, size))
+
+    def __iter__(self) -> Iterator[Pair]:
+        return self.batches(self.make_sampler(), 0, self.steps_per_epoch)
+
+    def __len__(self) -> int:
+        return self.steps_per_epoch
+
+
+class _StepRows:
+    """Iterable of the rows of successive steps: a ``Sampler`` in the sense of ``DataLoader``."""
+
+    def __init__(self, sampler: Sampler, first: int, steps: int) -> None:
+        self.sampler, self.first, self.steps = sampler, first, steps
+
+    def __iter__(self) -> Iterator[np.ndarray]:
+        return (self.sampler.rows(self.first + index) for index in range(self.steps))
+
+    def __len__(self) -> int:
+        return self.steps
+
+
+def poisson_loader(
+    dataset: Any,
+    batch_size: int,
+    *,
+    collate_fn: Callable[[list[Any]], Any] | None = None,
+    num_workers: int = 0,
+    pin_memory: bool = False,
+) -> PrivateLoader:
+    """A loader whose batches are Poisson samples at rate ``batch_size / len(dataset)``.
+
+    Args:
+        dataset: Map-style data set with a length.
+        batch_size: Expected examples per step, at most ``len(dataset)``.
+        collate_fn: As in ``DataLoader``.
+        num_workers: Processes that fetch ahead.
+        pin_memory: As in ``DataLoader``.
+
+    Example:
+        >>> loader = poisson_loader(TorchTensorDataset(torch.zeros(50, 3), torch.zeros(50)), batch_size=5)
+        >>> loader.sampling
+        'poisson'
+    """
+    return PrivateLoader(
+        dataset, batch_size, sampling="poisson", collate_fn=collate_fn, num_workers=num_workers, pin_memory=pin_memory
+    )
+
+
+def private_loader(loader: Any, sampling: str) -> tuple[PrivateLoader, str | None]:
+    """The private loader for what the user gave to ``fit``, and what to tell them about it (None: nothing).
+
+    Args:
+        loader: A ``PrivateLoader``, or a plain ``DataLoader`` (sequential or shuffled), which is rebuilt.
+        sampling: The model's sampling.
+
+    Raises:
+        UnsupportedLoaderError: The loader's sampling has no privacy statement; says which and what to do.
+    """
+    if isinstance(loader, PrivateLoader):
+        if loader.sampling != sampling:
+            raise UnsupportedLoaderError(
+                f"the loader samples by {loader.sampling!r} but the model was built with sampling={sampling!r}; "
+                f"use DPModel(sampling={loader.sampling!r}) or another loader"
+            )
+        return loader, None
+    _require_plain(loader)
+    rebuilt = PrivateLoader(
+        loader.dataset,
+        loader.batch_size,
+        sampling=sampling,
+        collate_fn=loader.collate_fn,
+        num_workers=loader.num_workers,
+        pin_memory=loader.pin_memory,
+    )
+    return rebuilt, f"the DataLoader was rebuilt; sampling is now: {rebuilt.make_sampler().describe()}"
+
+
+def evaluation_batches(loader: Any, batch_size: int = 1000) -> Iterable[Pair]:
+    """Each example of ``loader`` once: a loader, a data set with a length, or a pair of tensors.
+
+    Raises:
+        DataError: Nothing of that kind.
+    """
+    if isinstance(loader, PrivateLoader):
+        return loader.in_order(batch_size)
+    if isinstance(loader, DataLoader):
+        if type(loader.batch_sampler) is BatchSampler and hasattr(loader.dataset, "batch"):
+            return PrivateLoader(loader.dataset, 1).in_order(batch_size)
+        return (split_pair(batch) for batch in loader)
+    if isinstance(loader, (tuple, list)) and len(loader) == 2 and all(isinstance(t, torch.Tensor) for t in loader):
+        loader = TorchTensorDataset(*loader)
+    if hasattr(loader, "__getitem__") and hasattr(loader, "__len__"):
+        return PrivateLoader(loader, 1).in_order(batch_size)
+    if isinstance(loader, Iterable):
+        return (split_pair(batch) for batch in loader)
+    raise DataError(f"cannot evaluate on {type(loader).__name__}; give a DataLoader, a data set, or (inputs, targets)")
+
+
+def _length(dataset: Any) -> int:
+    if isinstance(dataset, IterableDataset) or not hasattr(dataset, "__len__"):
+        raise UnsupportedLoaderError(
+            f"{type(dataset).__name__} is a stream without a length; private sampling needs a map-style data set "
+            "(__getitem__ and __len__), since the number of examples enters the privacy statement"
+        )
+    return len(dataset)
+
+
+def _require_plain(loader: Any) -> None:
+    if not isinstance(loader, DataLoader):
+        raise UnsupportedLoaderError(
+            f"fit takes a torch DataLoader or poisson_loader(...), got {type(loader).__name__}"
+        )
+    if loader.batch_size is None and loader.batch_sampler is None:
+        raise UnsupportedLoaderError(
+            "the DataLoader has batch_size=None; give it a batch_size, which sets the sampling rate"
+        )
+    _length(loader.dataset)
+    plain = type(loader.sampler) is SequentialSampler or (
+        type(loader.sampler) is RandomSampler
+        and not loader.sampler.replacement
+        and loader.sampler.num_samples == len(loader.sampler.data_source)
+    )
+    if loader.batch_size is None or type(loader.batch_sampler) is not BatchSampler or not plain:
+        sampler = loader.batch_sampler if plain else loader.sampler
+        raise UnsupportedLoaderError(
+            f"the DataLoader draws through {type(sampler).__name__}, which has no privacy statement here (weighted, "
+            "distributed, with replacement or custom sampling). Pass DataLoader(dataset, batch_size=...), or "
+            "poisson_loader(dataset, batch_size)"
+        )

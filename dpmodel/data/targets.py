@@ -1,0 +1,60 @@
+"""Checks of the targets against what the network gives, before any budget is spent."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from monitors.errors import DataError
+
+#: Losses whose targets are class numbers when they are not floating point.
+_CLASS_LOSSES = (nn.CrossEntropyLoss, nn.NLLLoss)
+
+
+def all_targets(dataset: Any) -> Tensor | None:
+    """The targets of an in-memory data set as one tensor, None where they cannot be had without reading the data."""
+    if isinstance(dataset, torch.utils.data.TensorDataset):
+        return dataset.tensors[-1]
+    targets = getattr(dataset, "y", None)
+    return targets if isinstance(targets, Tensor) else None
+
+
+def require_class_targets(dataset: Any, outputs: Any, loss_fn: Any) -> None:
+    """Refuse targets that a classification loss cannot take; other losses are left to themselves.
+
+    Args:
+        dataset: The training data.
+        outputs: The network's outputs for some examples, shape (B, classes, ...).
+        loss_fn: The user's loss.
+
+    Raises:
+        DataError: A class number is out of range, or the targets are not whole numbers.
+
+    Example:
+        >>> data = torch.utils.data.TensorDataset(torch.zeros(2, 4), torch.tensor([0, 7]))
+        >>> require_class_targets(data, torch.zeros(2, 3), nn.CrossEntropyLoss())
+        Traceback (most recent call last):
+            ...
+        monitors.errors.DataError: target 7 at row 1 is out of range: the network gives 3 classes, so targets must be...
+    """
+    targets = all_targets(dataset)
+    if not isinstance(loss_fn, _CLASS_LOSSES) or not isinstance(outputs, Tensor) or targets is None:
+        return
+    if targets.is_floating_point():
+        if targets.shape[1:] != outputs.shape[1:]:
+            raise DataError(
+                f"{type(loss_fn).__name__} takes class numbers (int64) or one probability per class, got targets of type "
+                f"{targets.dtype} and shape {tuple(targets.shape)}; convert them with targets.long()"
+            )
+        return
+    classes = outputs.shape[1]
+    ignored = targets == loss_fn.ignore_index
+    wrong = torch.nonzero(((targets < 0) | (targets >= classes)) & ~ignored)
+    if len(wrong):
+        row = tuple(wrong[0].tolist())
+        raise DataError(
+            f"target {int(targets[row])} at row {row[0]} is out of range: the network gives {classes} classes, so targets "
+            f"must be in [0, {classes - 1}]. Mend the labels, or give the network more outputs"
+        )

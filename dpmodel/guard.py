@@ -1,0 +1,80 @@
+"""Watches that nothing un-noised reaches the optimizer."""
+
+from __future__ import annotations
+
+from torch import nn
+from torch.optim import Optimizer
+
+from mechanisms.engines.parameters import trainable_parameters
+from monitors.errors import UnprotectedUpdateError
+
+
+class UpdateGuard:
+    """Compares the parameters before each step with those that the last protected update left.
+
+    Args:
+        network: The network that is trained.
+        optimizer: Its optimizer.
+
+    Raises:
+        UnprotectedUpdateError: The optimizer does not hold exactly the trainable parameters of the network.
+    """
+
+    def __init__(self, network: nn.Module, optimizer: Optimizer) -> None:
+        self.network = network
+        self.optimizer = optimizer
+        self._parameters = trainable_parameters(network)
+        self._require_same_parameters()
+        self.protected()
+
+    def check(self) -> None:
+        """Call before each step.
+
+        Raises:
+            UnprotectedUpdateError: A gradient, an update or a parameter appeared that dpmodel did not make; named.
+        """
+        current = trainable_parameters(self.network)
+        if current.keys() != self._parameters.keys() or any(
+            current[name] is not value for name, value in self._parameters.items()
+        ):
+            changed = sorted(current.keys() ^ self._parameters.keys()) or ["(replaced under the same name)"]
+            raise UnprotectedUpdateError(
+                f"trainable parameters changed during training: {', '.join(changed)}. Add, replace, freeze or unfreeze "
+                "parameters between two calls of fit, and give the optimizer the same ones"
+            )
+        for name, parameter in current.items():
+            if parameter.grad is not None:
+                raise UnprotectedUpdateError(
+                    f"parameter {name!r} has a gradient that dpmodel did not make (a backward() outside of it?): it is "
+                    "not clipped, noised or accounted. Call optimizer.zero_grad(set_to_none=True) first"
+                )
+        if self._versions() != self._protected_versions:
+            raise UnprotectedUpdateError(
+                "parameters were changed between two private steps (an optimizer.step() or load_state_dict() outside "
+                "of dpmodel?). Make such changes between two calls of fit"
+            )
+
+    def protected(self) -> None:
+        """Call after each protected update: what is there now is accounted for."""
+        for parameter in self._parameters.values():
+            parameter.grad = None
+        self._protected_versions = self._versions()
+
+    def _versions(self) -> list[int]:
+        return [parameter._version for parameter in self._parameters.values()]
+
+    def _require_same_parameters(self) -> None:
+        held = {id(p): p for group in self.optimizer.param_groups for p in group["params"]}
+        missing = [name for name, p in self._parameters.items() if id(p) not in held]
+        if missing:
+            raise UnprotectedUpdateError(
+                f"the optimizer does not hold trainable parameter(s) {', '.join(missing)} of the network; build it "
+                "from network.parameters(), or freeze them with requires_grad_(False)"
+            )
+        known = {id(p) for p in self._parameters.values()}
+        foreign = [p for key, p in held.items() if p.requires_grad and key not in known]
+        if foreign:
+            raise UnprotectedUpdateError(
+                f"the optimizer holds {len(foreign)} trainable parameter(s) that are not the network's, the first of "
+                f"shape {tuple(foreign[0].shape)}; they would get no clipped, noised gradient"
+            )

@@ -1,0 +1,308 @@
+"""``DPModel``: train, evaluate and predict with differential privacy, in MindSpore's manner."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from operator import itemgetter
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from dpmodel.callbacks.base import CallbackList
+from dpmodel.compat import require_valid
+from dpmodel.data.loader import PrivateLoader, evaluation_batches, private_loader
+from dpmodel.data.targets import require_class_targets
+from dpmodel.guard import UpdateGuard
+from dpmodel.history import History
+from dpmodel.metrics import MetricSet
+from dpmodel.release import ReleasePlan
+from dpmodel.run import Run
+from dpmodel.step import PrivateStep
+from dpmodel.training import TrainingLoop, to_device
+from mechanisms.clipping import ClipMechanism, Fixed
+from mechanisms.engines.batch import Batch, call_network, first_tensor, map_tensors
+from mechanisms.engines.choose import Choice, choose_engine
+from mechanisms.noise import NoiseMechanism, NoNoise
+from mechanisms.sampling import SAMPLERS
+from mechanisms.units import ClippedUnit
+from monitors import _checks
+from monitors.ledger import Ledger
+
+if TYPE_CHECKING:
+    from monitors.accountant import PrivacySpent
+
+#: Rows per call of ``predict`` and of evaluation, which keep no gradients.
+INFERENCE_BATCH = 1000
+
+
+class DPModel:
+    """A network with its loss and optimizer, trained with differential privacy.
+
+    Guarantees: each example's gradient (or each micro-batch group's) is clipped to the clip mechanism's bound; the
+    noise follows that bound; every release is an event on ``ledger`` before it is used; a gradient that is not finite
+    contributes exactly zero; an empty Poisson batch is a noise-only step; the sum is divided by the expected, never the
+    drawn, batch size.
+
+    Args:
+        network: Any module whose layers treat examples independently (``dpmodel.validate`` tells).
+        loss_fn: ``loss_fn(outputs, targets)``, any reduction; see ``mechanisms.engines.ExampleLosses``.
+        optimizer: A torch optimizer over the network's trainable parameters.
+        micro_batches: None clips each example. A number k splits each batch into k groups, whose mean gradients are
+            clipped: then one example can move the sum by twice the bound and the ledger says so.
+        norm_bound: Initial L2 norm bound, positive.
+        noise_mech: From ``NoiseMechanismsFactory``; None trains without noise, at infinite epsilon.
+        clip_mech: From ``ClipMechanismsFactory``; None is ``"Fixed"``.
+        metrics: Names or torchmetrics objects, alone, in a list, or in a dict under your own names.
+        sampling: ``"poisson"`` (amplified) or ``"shuffle"`` (no amplification claimed).
+        engine: ``"auto"``, or the name of an engine.
+        physical_batch_size: Most examples in memory at once; changes no number. None: the whole batch.
+        device: Where to train; default: where the network is.
+        seed: None draws rows secretly. A number makes the drawing reproducible and voids the guarantee: for tests.
+
+    Raises:
+        ValueError: A value out of range, or mechanisms that contradict each other.
+
+    Example:
+        >>> from mechanisms import NoiseMechanismsFactory
+        >>> from torch.utils.data import DataLoader, TensorDataset
+        >>> network = nn.Linear(4, 2)
+        >>> model = DPModel(
+        ...     network, nn.CrossEntropyLoss(), torch.optim.SGD(network.parameters(), lr=0.1),
+        ...     noise_mech=NoiseMechanismsFactory.create("Gaussian", initial_noise_multiplier=1.0),
+        ... )
+        >>> data = TensorDataset(torch.randn(64, 4), torch.randint(0, 2, (64,)))
+        >>> history = model.fit(DataLoader(data, batch_size=16), epochs=2)
+        the DataLoader was rebuilt; sampling is now: Poisson, rate 16/64 = 0.25 per step
+        >>> model.ledger
+        Ledger(8 releases in 1 rows)
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        loss_fn: Callable[..., Tensor],
+        optimizer: Optimizer,
+        *,
+        micro_batches: int | None = None,
+        norm_bound: float = 1.0,
+        noise_mech: NoiseMechanism | None = None,
+        clip_mech: ClipMechanism | None = None,
+        metrics: Any = None,
+        sampling: str = "poisson",
+        engine: str = "auto",
+        physical_batch_size: int | None = None,
+        device: str | torch.device | None = None,
+        seed: int | None = None,
+    ) -> None:
+        _check_types(network, loss_fn, optimizer, noise_mech, clip_mech)
+        _checks.positive(norm_bound=norm_bound)
+        if micro_batches is not None:
+            _checks.positive_int(micro_batches=micro_batches)
+        if physical_batch_size is not None:
+            _checks.positive_int(physical_batch_size=physical_batch_size)
+        SAMPLERS.get(sampling)
+        self.network = network
+        self.loss_fn = loss_fn
+        self.optimizer = optimizer
+        self.micro_batches = micro_batches
+        self.noise_mech = noise_mech if noise_mech is not None else NoNoise()
+        self.clip_mech = clip_mech if clip_mech is not None else Fixed()
+        self.sampling = sampling
+        self.engine = engine
+        self.physical_batch_size = physical_batch_size
+        self.seed = seed
+        self.metrics = MetricSet("loss" if metrics is None else metrics, loss_fn=loss_fn)
+        self.ledger = Ledger()
+        self.steps_done = 0
+        self._statements: list[dict[str, str]] = []
+        self._choice: Choice | None = None
+        _require_agreement(self.noise_mech, norm_bound)
+        self.clip_mech.start(norm_bound)
+        self.device = torch.device(device) if device is not None else _device_of(network)
+        network.to(self.device)
+
+    def fit(
+        self,
+        loader: Any,
+        epochs: int = 1,
+        *,
+        valid_loader: Any = None,
+        callbacks: Any = (),
+    ) -> History:
+        """Train for ``epochs`` epochs.
+
+        Args:
+            loader: ``DataLoader`` (rebuilt for private sampling, announced once) or ``poisson_loader(...)``.
+            epochs: At least 1; an epoch is ``num_examples // batch_size`` steps.
+            valid_loader: Held-out data for the metrics after each epoch; never the training data.
+            callbacks: Callbacks and privacy monitors.
+
+        Returns:
+            One record per finished epoch.
+
+        Raises:
+            ValueError: Before any budget is spent: ``UnsupportedModuleError``, ``UnsupportedLoaderError``,
+                ``MonitorMismatchError`` or a plain one.
+            UnprotectedUpdateError: While training; what was released stays on the ledger.
+            NonFiniteGradientsError: Likewise.
+        """
+        _checks.positive_int(epochs=epochs)
+        listeners = CallbackList(callbacks)
+        private, message = private_loader(loader, self.sampling)
+        run = Run(self, self._plan(private), epochs, private.steps_per_epoch, listeners)
+        step = self._prepare(run, private)
+        if message:
+            run.say(message)
+        was_training = self.network.training
+        listeners.notify("on_train_begin", run)
+        self._state_claim(run)
+        evaluate = None if valid_loader is None else lambda: self.eval(valid_loader)
+        try:
+            TrainingLoop(run, private, step, listeners, evaluate, self.device)()
+        finally:
+            self.network.train(was_training)
+            listeners.notify("on_train_end", run)
+        return run.history
+
+    def train(self, epochs: int, loader: Any, callbacks: Any = (), **options: Any) -> History:
+        """MindSpore's spelling of ``fit``."""
+        return self.fit(loader, epochs, callbacks=callbacks, **options)
+
+    def eval(self, loader: Any) -> dict[str, float]:
+        """Metrics over all of ``loader``, each example once.
+
+        Args:
+            loader: A ``DataLoader``, a data set, or ``(inputs, targets)``.
+
+        Returns:
+            Name to value; the mean loss under ``"loss"`` where the model has no metrics.
+        """
+        self.metrics.reset()
+        with self._inference():
+            for x, y in evaluation_batches(loader, INFERENCE_BATCH):
+                if first_tensor(x).shape[0]:
+                    outputs = call_network(self.network, to_device(x, self.device))
+                    self.metrics.update(outputs, to_device(y, self.device))
+        return self.metrics.compute()
+
+    def predict(self, inputs: Any) -> Tensor:
+        """The network's outputs for ``inputs`` in evaluation mode, in the order given, without gradients.
+
+        Post-processing of a private model: costs nothing.
+        """
+        size = first_tensor(inputs).shape[0]
+        with self._inference():
+            parts = [
+                call_network(
+                    self.network, to_device(map_tensors(itemgetter(slice(i, i + INFERENCE_BATCH)), inputs), self.device)
+                )
+                for i in range(0, max(size, 1), INFERENCE_BATCH)
+            ]
+        return torch.cat(parts)
+
+    def privacy_spent(self, delta: float, accountant: str = "rdp") -> PrivacySpent:
+        """Epsilon at ``delta`` of everything on the ledger, with the conditions under which it holds.
+
+        Args:
+            delta: In (0, 1).
+            accountant: ``"rdp"``, ``"zcdp"`` or ``"pld"``.
+
+        Example:
+            >>> network = nn.Linear(4, 2)
+            >>> model = DPModel(network, nn.MSELoss(), torch.optim.SGD(network.parameters(), lr=0.1))
+            >>> model.privacy_spent(1e-5).epsilon
+            0.0
+        """
+        from monitors.accountant import privacy_spent
+
+        return privacy_spent(self.ledger, delta, accountant, _joined(self._statements))
+
+    def explain_engine(self) -> str:
+        """Which engine computes the clipped sums, and why; known once ``fit`` has seen the data."""
+        return self._choice.reason if self._choice else "the engine is chosen when fit sees the first examples"
+
+    def _plan(self, loader: PrivateLoader) -> ReleasePlan:
+        unit = ClippedUnit.of(loader.batch_size, self.micro_batches)
+        sampler = loader.make_sampler(self.seed, self.ledger.next_partition)
+        return ReleasePlan(self.noise_mech, self.clip_mech, unit, sampler, self.steps_done)
+
+    def _prepare(self, run: Run, loader: PrivateLoader) -> PrivateStep:
+        guard = UpdateGuard(self.network, self.optimizer)
+        x, y = (to_device(value, self.device) for value in loader.example())
+        require_valid(self.network, x)
+        with self._inference():
+            require_class_targets(loader.dataset, call_network(self.network, x), self.loss_fn)
+        was_training = self.network.training
+        self.network.train()
+        self._choice = choose_engine(
+            self.engine,
+            self.network,
+            self.loss_fn,
+            run.plan.unit,
+            Batch(x, y),
+            physical_batch_size=self.physical_batch_size,
+        )
+        self.network.train(was_training)
+        guard.protected()
+        return PrivateStep(
+            self.network, self.loss_fn, self.optimizer, self._choice.engine, run.plan, self.ledger, guard
+        )
+
+    def _state_claim(self, run: Run) -> None:
+        if run.plan.statement not in self._statements:
+            self._statements.append(run.plan.statement)
+        for caveat in run.plan.caveats:
+            self.ledger.add_note(caveat)
+        if not self.noise_mech.private:
+            run.say("no noise mechanism: this training is NOT private (epsilon is infinite)")
+        elif run.plan.unit.grouped:
+            run.say(
+                f"micro-batches of {run.plan.unit.group_size} examples: one example can move the clipped sum by twice "
+                "the norm bound, so each noise multiplier is accounted at half its value"
+            )
+
+    @contextmanager
+    def _inference(self) -> Iterator[None]:
+        was_training = self.network.training
+        self.network.eval()
+        try:
+            with torch.no_grad():
+                yield
+        finally:
+            self.network.train(was_training)
+
+
+def _check_types(network: Any, loss_fn: Any, optimizer: Any, noise_mech: Any, clip_mech: Any) -> None:
+    expected: dict[str, tuple[Any, Any, str]] = {
+        "network": (network, nn.Module, "a torch.nn.Module"),
+        "optimizer": (optimizer, Optimizer, "a torch optimizer built from network.parameters()"),
+        "noise_mech": (noise_mech, (NoiseMechanism, type(None)), "from NoiseMechanismsFactory.create, or None"),
+        "clip_mech": (clip_mech, (ClipMechanism, type(None)), "from ClipMechanismsFactory.create, or None"),
+    }
+    for name, (value, kind, words) in expected.items():
+        if not isinstance(value, kind):
+            raise ValueError(f"{name} must be {words}, got {value!r} of type {type(value).__name__}")
+    if not callable(loss_fn):
+        raise ValueError(f"loss_fn must be callable as loss_fn(outputs, targets), got {loss_fn!r}")
+
+
+def _require_agreement(noise: NoiseMechanism, norm_bound: float) -> None:
+    if noise.norm_bound is not None and noise.norm_bound != norm_bound:
+        raise ValueError(
+            f"the noise mechanism was given norm_bound={noise.norm_bound:g} but DPModel norm_bound={norm_bound:g}; the "
+            "noise follows the clip mechanism's bound. Give both the same, or leave it out of the noise mechanism"
+        )
+
+
+def _device_of(network: nn.Module) -> torch.device:
+    return next((parameter.device for parameter in network.parameters()), torch.device("cpu"))
+
+
+def _joined(statements: list[dict[str, str]]) -> dict[str, str]:
+    """One statement for several fits: each field lists the distinct texts."""
+    fields = ("unit", "relation", "sampling")
+    texts = {name: dict.fromkeys(statement[name] for statement in statements) for name in fields}
+    return {name: "; ".join(found) or "nothing was released yet" for name, found in texts.items()}

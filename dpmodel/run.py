@@ -1,0 +1,130 @@
+"""One training: the only thing that callbacks and monitors see."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import TYPE_CHECKING, Any
+
+from dpmodel.history import History
+
+if TYPE_CHECKING:
+    from torch import nn
+    from torch.optim import Optimizer
+
+    from dpmodel.model import DPModel
+    from dpmodel.release import ReleasePlan
+    from monitors.accountant import PrivacySpent
+    from monitors.events import PrivacyEvent
+    from monitors.ledger import Ledger
+
+#: Delta of an epsilon that is shown while training when no monitor states one.
+DEFAULT_DELTA = 1e-5
+
+
+class Run:
+    """State of one call of ``fit``.
+
+    Attributes:
+        model: The ``DPModel`` that is trained.
+        history: One row per finished epoch.
+        first_step: Steps that the model had done before this call.
+        step: Steps done over the model's life.
+        epoch: Current epoch of this call, from 1.
+        epochs: Epochs asked for.
+        loss: Mean training loss of the last drawn batch, None before the first; not private.
+        metrics: Latest validation metrics.
+        stop_reason: Why the run was stopped early, else None.
+        printer: Where ``say`` writes; a progress bar may put its own here.
+
+    Args:
+        model: The ``DPModel``.
+        plan: Mechanisms and events of the run.
+        epochs: Epochs asked for.
+        steps_per_epoch: Steps per epoch.
+        callbacks: Searched for a ``target_delta`` and a cheap ``privacy_spent``.
+    """
+
+    def __init__(
+        self, model: DPModel, plan: ReleasePlan, epochs: int, steps_per_epoch: int, callbacks: Iterable[Any] = ()
+    ) -> None:
+        self.model = model
+        self.plan = plan
+        self.epochs = epochs
+        self.steps_per_epoch = steps_per_epoch
+        self.first_step = plan.first_step
+        self.step = plan.first_step
+        self.epoch = 1
+        self.loss: float | None = None
+        self.metrics: dict[str, float] = {}
+        self.stop_reason: str | None = None
+        self.printer: Callable[[str], None] = print
+        deltas = (getattr(callback, "target_delta", None) for callback in callbacks)
+        self.delta: float = next((delta for delta in deltas if delta is not None), DEFAULT_DELTA)
+        self.history = History(delta=self.delta)
+
+    @property
+    def network(self) -> nn.Module:
+        """The network that is trained."""
+        return self.model.network
+
+    @property
+    def optimizer(self) -> Optimizer:
+        """Its optimizer."""
+        return self.model.optimizer
+
+    @property
+    def ledger(self) -> Ledger:
+        """Everything released so far, over the model's life."""
+        return self.model.ledger
+
+    @property
+    def planned_steps(self) -> int:
+        """Value of ``step`` at the end of this call if nothing stops it."""
+        return self.first_step + self.epochs * self.steps_per_epoch
+
+    @property
+    def last_step(self) -> int:
+        """Number of the last step taken (or of the first one, before it)."""
+        return max(self.step - 1, self.first_step)
+
+    @property
+    def noise_multiplier(self) -> float:
+        """Noise standard deviation over the norm bound at the last step."""
+        return self.plan.noise.noise_multiplier(self.last_step)
+
+    @property
+    def norm_bound(self) -> float:
+        """Norm bound that the next step will use."""
+        return self.plan.clip.norm_bound
+
+    def advance(self) -> None:
+        """Count one finished step."""
+        self.step += 1
+        self.model.steps_done = self.step
+
+    def event(self, step: int) -> PrivacyEvent:
+        """The event that step ``step`` records."""
+        return self.plan.event(step)
+
+    @property
+    def facts(self) -> Mapping[str, int | float | str | None]:
+        """The numbers in force, for monitors to check theirs against."""
+        return self.plan.facts
+
+    @property
+    def statement(self) -> Mapping[str, str]:
+        """Unit, relation and sampling in words."""
+        return self.plan.statement
+
+    def privacy_spent(self, delta: float | None = None, accountant: str = "rdp") -> PrivacySpent:
+        """Privacy spent by all that is on the ledger."""
+        return self.model.privacy_spent(self.delta if delta is None else delta, accountant)
+
+    def stop(self, reason: str) -> None:
+        """End the training before the next step; the first reason is kept."""
+        if self.stop_reason is None:
+            self.stop_reason = reason
+
+    def say(self, text: str) -> None:
+        """Print a line where it does not disturb a progress bar."""
+        self.printer(text)

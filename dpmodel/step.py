@@ -1,0 +1,89 @@
+"""One private step: Abadi et al. 2016, algorithm 1, with the ledger written before the result is used."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from dpmodel.guard import UpdateGuard
+from dpmodel.release import ReleasePlan
+from mechanisms.engines.base import ClippedSum, Engine
+from mechanisms.engines.batch import Batch
+from mechanisms.engines.parameters import FlatLayout, trainable_parameters
+from monitors.errors import NonFiniteGradientsError, UnprotectedUpdateError
+from monitors.ledger import Ledger
+
+#: Training stops after this many steps in a row in which at least half of the units had no finite gradient.
+MAX_BROKEN_STEPS = 20
+
+
+@dataclass
+class PrivateStep:
+    """Takes a drawn batch to an updated network.
+
+    Args:
+        network: Trained in place.
+        loss_fn: The user's loss.
+        optimizer: Over the network's trainable parameters.
+        engine: Clipped sums.
+        plan: Mechanisms and the event of each step.
+        ledger: Where each event is recorded before its result is used.
+        guard: Refuses updates that dpmodel did not make.
+    """
+
+    network: nn.Module
+    loss_fn: Callable[..., Tensor]
+    optimizer: Optimizer
+    engine: Engine
+    plan: ReleasePlan
+    ledger: Ledger
+    guard: UpdateGuard
+    broken_steps: int = field(default=0, init=False)
+
+    def __call__(self, batch: Batch, step: int) -> float:
+        """Do step ``step`` on ``batch`` (possibly empty: a noise-only step).
+
+        Returns:
+            Mean training loss of the batch, not private; NaN for an empty batch.
+
+        Raises:
+            UnprotectedUpdateError: Something un-noised could reach the optimizer.
+            NonFiniteGradientsError: Most gradients were not finite for many steps in a row.
+        """
+        self.guard.check()
+        plan = self.plan
+        summed = self.engine.clipped_sum(self.network, self.loss_fn, batch, plan.clip)
+        self._require_accounted(summed)
+        self.ledger.record(plan.event(step))
+        noisy = plan.noise.add(summed, step)
+        self._descend(noisy / plan.unit.expected_units)
+        plan.clip.update(summed.norms, plan.unit, step)
+        self._watch(summed)
+        return summed.loss
+
+    def _descend(self, gradient: Tensor) -> None:
+        parameters = trainable_parameters(self.network)
+        for parameter, part in zip(parameters.values(), FlatLayout.of(self.network).views(gradient), strict=True):
+            parameter.grad = part.to(parameter.dtype)
+        self.optimizer.step()
+        self.guard.protected()
+
+    def _require_accounted(self, summed: ClippedSum) -> None:
+        accounted = self.plan.unit.sensitivity_factor * self.plan.clip.norm_bound
+        if summed.sensitivity > accounted * (1 + 1e-12) or summed.norm_bound != self.plan.clip.norm_bound:
+            raise UnprotectedUpdateError(
+                f"engine {self.engine.name!r} states sensitivity {summed.sensitivity:g}, but the ledger accounts for "
+                f"{accounted:g}; the step was not taken"
+            )
+
+    def _watch(self, summed: ClippedSum) -> None:
+        broken = 2 * summed.rejected >= max(1, summed.norms.shape[0]) and summed.rejected > 0
+        self.broken_steps = self.broken_steps + 1 if broken else 0
+        if self.broken_steps >= MAX_BROKEN_STEPS:
+            raise NonFiniteGradientsError(
+                f"at least half of the gradients were NaN or infinite in {self.broken_steps} steps in a row; they were "
+                "left out, and those steps are charged. Lower the learning rate or the norm bound, or check the data"
+            )

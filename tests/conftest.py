@@ -1,0 +1,46 @@
+"""Fixtures and small models that many tests share."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
+
+
+@pytest.fixture(autouse=True)
+def _fixed_public_randomness():
+    """Weights and test data are the same in each run; secret streams (noise, sampling) are not touched by this."""
+    torch.manual_seed(0)
+
+
+@pytest.fixture
+def make_data():
+    """Builds a small classification set that a linear model can learn."""
+
+    def build(n=64, features=4, classes=3):
+        x = torch.randn(n, features)
+        centres = torch.randn(features, classes)
+        return TensorDataset(x, (x @ centres).argmax(dim=1))
+
+    return build
+
+
+@pytest.fixture
+def make_model():
+    """Builds a small ``DPModel``; keyword arguments override."""
+    from dpmodel import DPModel, NoiseMechanismsFactory
+
+    def build(network=None, loss_fn=None, lr=0.5, **options):
+        network = network or nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 3))
+        optimizer = options.pop("optimizer", None) or torch.optim.SGD(network.parameters(), lr=lr)
+        options.setdefault("noise_mech", NoiseMechanismsFactory.create("Gaussian", initial_noise_multiplier=1.0))
+        return DPModel(network, loss_fn or nn.CrossEntropyLoss(), optimizer, **options)
+
+    return build
+
+
+@pytest.fixture
+def loader(make_data):
+    """A plain shuffled loader of 64 examples in batches of 16."""
+    return DataLoader(make_data(), batch_size=16, shuffle=True)

@@ -1,0 +1,141 @@
+import numpy as np
+import pytest
+import torch
+from torch.utils.data import (
+    BatchSampler,
+    DataLoader,
+    Dataset,
+    DistributedSampler,
+    IterableDataset,
+    RandomSampler,
+    SequentialSampler,
+    TensorDataset,
+    WeightedRandomSampler,
+)
+
+from dpmodel import poisson_loader
+from dpmodel.data.loader import PrivateLoader, evaluation_batches, private_loader
+from monitors.errors import DataError, UnsupportedLoaderError
+
+
+class Listed(Dataset):
+    """Examples one by one, as most users write them."""
+
+    def __init__(self, n=40):
+        self.n = n
+
+    def __len__(self):
+        return self.n
+
+    def __getitem__(self, row):
+        return torch.full((2,), float(row)), row
+
+
+class Stream(IterableDataset):
+    def __iter__(self):
+        return iter([(torch.zeros(2), 0)])
+
+
+DATASETS = {
+    "listed": Listed(),
+    "tensors": TensorDataset(torch.arange(40.0).unsqueeze(1).repeat(1, 2), torch.arange(40)),
+}
+
+
+@pytest.mark.parametrize("dataset", DATASETS.values(), ids=DATASETS.keys())
+@pytest.mark.parametrize("workers", [0, 2])
+def test_batches_hold_the_sampled_rows(dataset, workers):
+    loader = PrivateLoader(dataset, 8, num_workers=workers)
+    twin = loader.make_sampler(seed=3)
+    for step, (x, y) in enumerate(loader.batches(loader.make_sampler(seed=3), 0, 5)):
+        rows = twin.rows(step)
+        assert y.tolist() == rows.tolist()
+        assert torch.equal(x[:, 0], torch.as_tensor(rows).float())
+
+
+@pytest.mark.parametrize("dataset", DATASETS.values(), ids=DATASETS.keys())
+@pytest.mark.parametrize("workers", [0, 1])
+def test_an_empty_batch_keeps_shapes_and_types(dataset, workers):
+    x, y = PrivateLoader(dataset, 8, num_workers=workers).fetcher[np.array([], dtype=np.int64)]
+    assert x.shape == (0, 2)
+    assert x.dtype == torch.float32
+    assert y.shape == (0,)
+    assert y.dtype == torch.int64
+
+
+@pytest.mark.parametrize("loader", [DataLoader(Listed(), 8), DataLoader(Listed(), 8, shuffle=True, drop_last=True)])
+@pytest.mark.parametrize("sampling", ["poisson", "shuffle"])
+def test_plain_loaders_are_rebuilt_and_it_is_said(loader, sampling):
+    rebuilt, message = private_loader(loader, sampling)
+    assert rebuilt.num_examples == 40
+    assert rebuilt.batch_size == 8
+    assert rebuilt.sampling == sampling
+    assert "rebuilt" in message
+
+
+def test_a_rebuilt_loader_keeps_collate_function_and_workers():
+    def collate(examples):
+        x, y = zip(*examples, strict=True)
+        return torch.stack(x) + 100, torch.tensor(y)
+
+    rebuilt, _ = private_loader(DataLoader(Listed(), 8, collate_fn=collate, num_workers=2), "poisson")
+    assert rebuilt.num_workers == 2
+    assert rebuilt.example()[0][0, 0].item() == 100
+
+
+def test_a_poisson_loader_is_taken_as_it_is():
+    loader = poisson_loader(Listed(), 8)
+    assert private_loader(loader, "poisson") == (loader, None)
+    assert len(list(loader)) == len(loader) == 5
+
+
+def test_a_poisson_loader_in_a_shuffling_model_is_a_contradiction():
+    with pytest.raises(UnsupportedLoaderError, match=r"samples by 'poisson' but .* sampling='shuffle'"):
+        private_loader(poisson_loader(Listed(), 8), "shuffle")
+
+
+@pytest.mark.parametrize(
+    ("loader", "named"),
+    [
+        (DataLoader(Listed(), 8, sampler=WeightedRandomSampler([1.0] * 40, 40)), "WeightedRandomSampler"),
+        (DataLoader(Listed(), 8, sampler=DistributedSampler(Listed(), 2, 0)), "DistributedSampler"),
+        (DataLoader(Listed(), 8, sampler=RandomSampler(Listed(), replacement=True)), "RandomSampler"),
+        (DataLoader(Listed(), 8, sampler=RandomSampler(Listed(), num_samples=80)), "RandomSampler"),
+        (DataLoader(Listed(), 8, sampler=list(range(10))), "list"),
+        (
+            DataLoader(Listed(), batch_sampler=type("Own", (BatchSampler,), {})(SequentialSampler(Listed()), 8, False)),
+            "Own",
+        ),
+        (DataLoader(Stream(), 8), "Stream"),
+        ([(torch.zeros(2), 0)], "list"),
+        (DataLoader(Listed(), batch_size=None), "batch_size=None"),
+    ],
+)
+def test_loaders_without_a_privacy_statement_are_refused_by_name(loader, named):
+    with pytest.raises(UnsupportedLoaderError, match=named):
+        private_loader(loader, "poisson")
+
+
+def test_a_batch_without_targets_is_refused():
+    with pytest.raises(DataError, match="must be \\(inputs, targets\\), got"):
+        PrivateLoader(TensorDataset(torch.zeros(4, 2)), 2).example()
+
+
+def test_several_inputs_stay_together():
+    data = TensorDataset(torch.zeros(6, 2), torch.ones(6, 3), torch.arange(6))
+    (first, second), y = PrivateLoader(data, 2).example()
+    assert first.shape == (2, 2)
+    assert second.shape == (2, 3)
+    assert y.tolist() == [0, 1]
+
+
+def test_evaluation_sees_each_example_once():
+    data = DATASETS["tensors"]
+    for given in (data, DataLoader(data, 7, shuffle=True), poisson_loader(data, 7), data.tensors, Listed()):
+        seen = torch.cat([torch.as_tensor(y) for _, y in evaluation_batches(given, 9)])
+        assert sorted(seen.tolist()) == list(range(40))
+
+
+def test_evaluation_of_something_else_is_refused():
+    with pytest.raises(DataError, match="cannot evaluate on int"):
+        evaluation_batches(3)

@@ -1,0 +1,125 @@
+import pytest
+import torch
+from torch import nn
+
+from dpmodel import fix, validate
+from dpmodel.compat import require_valid
+from monitors.errors import UnsupportedModuleError
+
+MIXING = [
+    nn.BatchNorm1d(6),
+    nn.BatchNorm2d(6),
+    nn.BatchNorm3d(6),
+    nn.SyncBatchNorm(6),
+    nn.InstanceNorm2d(6, track_running_stats=True),
+]
+
+
+@pytest.mark.parametrize("layer", MIXING, ids=lambda layer: type(layer).__name__)
+def test_layers_that_mix_examples_or_keep_statistics_are_named_with_a_replacement_that_is_valid(layer):
+    network = nn.Sequential(nn.Conv2d(1, 6, 3), nn.Sequential(layer))
+    (problem,) = validate(network)
+    assert "'1.0'" in problem
+    assert type(layer).__name__ in problem
+    assert validate(fix(network)) == []
+    assert len(validate(network)) == 1, "the original is left as it was"
+
+
+def test_the_replacement_of_batch_norm_takes_the_same_inputs():
+    network = nn.Sequential(nn.Conv2d(1, 48, 3), nn.BatchNorm2d(48), nn.ReLU())
+    fixed = fix(network)
+    x = torch.randn(2, 1, 8, 8)
+    assert fixed(x).shape == network(x).shape
+    assert fixed[1].num_groups == 16
+    assert validate(fixed, x) == []
+
+
+def test_a_single_layer_network_is_fixed_too():
+    assert isinstance(fix(nn.BatchNorm1d(4)), nn.GroupNorm)
+
+
+@pytest.mark.parametrize(
+    "network",
+    [
+        nn.Sequential(
+            nn.Conv2d(1, 4, 3), nn.GroupNorm(2, 4), nn.ReLU(), nn.Dropout2d(0.5), nn.Flatten(), nn.Linear(144, 3)
+        ),
+        nn.Sequential(nn.Flatten(), nn.Linear(64, 8), nn.LayerNorm(8), nn.Dropout(0.5), nn.Linear(8, 2)),
+        nn.Sequential(nn.Conv2d(1, 4, 3), nn.InstanceNorm2d(4, affine=True)),
+    ],
+)
+def test_networks_that_treat_examples_independently_are_valid(network):
+    network.eval()
+    state = {name: value.clone() for name, value in network.state_dict().items()}
+    assert validate(network, torch.randn(3, 1, 8, 8)) == []
+    assert not any(module.training for module in network.modules())
+    assert all(torch.equal(value, state[name]) for name, value in network.state_dict().items())
+
+
+def test_the_probe_leaves_the_public_random_state_alone():
+    network = nn.Linear(3, 2)
+    x = torch.randn(2, 3)
+    before = torch.get_rng_state()
+    validate(network, x)
+    assert torch.equal(before, torch.get_rng_state())
+
+
+class Mixing(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(3))
+
+    def forward(self, x):
+        return (x - x.mean(dim=0)) * self.scale
+
+
+class Counting(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.linear = nn.Linear(3, 2)
+        self.register_buffer("mean_seen", torch.zeros(3))
+
+    def forward(self, x):
+        self.mean_seen.lerp_(x.mean(dim=0), 0.1)
+        return self.linear(x)
+
+
+class Folding(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.linear = nn.Linear(3, 2)
+
+    def forward(self, x):
+        return self.linear(x).sum(dim=0, keepdim=True)
+
+
+@pytest.mark.parametrize(
+    ("network", "words"),
+    [
+        (Mixing(), "depends on the other examples"),
+        (Counting(), "buffer 'mean_seen' changes in the forward pass"),
+        (Folding(), "must count examples"),
+    ],
+)
+def test_unknown_layers_are_found_by_running_them(network, words):
+    assert validate(network) == []
+    (problem,) = validate(network, torch.randn(4, 3))
+    assert words in problem
+
+
+def test_the_probe_restores_buffers():
+    network = Counting()
+    validate(network, torch.randn(4, 3))
+    assert torch.equal(network.mean_seen, torch.zeros(3))
+
+
+def test_frozen_and_uninitialised_networks_are_named():
+    assert "no parameter requires a gradient" in validate(nn.Linear(2, 2).requires_grad_(False))[0]
+    assert "not initialised yet" in validate(nn.LazyLinear(3))[0]
+
+
+def test_every_problem_is_listed_in_the_error():
+    network = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.BatchNorm1d(4))
+    with pytest.raises(UnsupportedModuleError) as caught:
+        require_valid(network)
+    assert str(caught.value).count("mixes the examples") == 2

@@ -1,0 +1,423 @@
+import math
+
+import pytest
+import torch
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
+
+from dpmodel import (
+    Callback,
+    ClipMechanismsFactory,
+    DPModel,
+    NoiseMechanismsFactory,
+    PrivacyMonitorFactory,
+    poisson_loader,
+)
+from dpmodel.step import MAX_BROKEN_STEPS
+from monitors.errors import (
+    DataError,
+    MonitorMismatchError,
+    NonFiniteGradientsError,
+    UnprotectedUpdateError,
+    UnsupportedModuleError,
+)
+
+
+def test_training_with_little_noise_learns(make_model, make_data):
+    data = make_data(n=256)
+    model = make_model(
+        noise_mech=NoiseMechanismsFactory.create("Gaussian", initial_noise_multiplier=0.05), metrics="accuracy"
+    )
+    before = model.eval(data)["accuracy"]
+    history = model.fit(DataLoader(data, 64), epochs=15, valid_loader=data)
+    assert history.column("accuracy")[-1] > max(0.85, before)
+    assert model.eval(data)["accuracy"] == history.column("accuracy")[-1]
+
+
+def test_history_has_one_row_per_epoch_with_the_figures_in_force(make_model, loader):
+    model = make_model(
+        noise_mech=NoiseMechanismsFactory.create(
+            "AdaGaussian", initial_noise_multiplier=2.0, decay_policy="Time", noise_decay_rate=0.5
+        ),
+        norm_bound=0.3,
+    )
+    history = model.fit(loader, epochs=3)
+    assert [row.step for row in history] == [4, 8, 12]
+    assert history.column("noise_multiplier") == [2.0 / (1 + 0.5 * step) for step in (3, 7, 11)]
+    assert history.column("norm_bound") == [0.3] * 3
+    assert history.column("epsilon") == sorted(history.column("epsilon"))
+    assert history.column("epsilon")[-1] == pytest.approx(model.privacy_spent(1e-5).epsilon)
+
+
+def test_train_is_mindspore_s_spelling_of_fit(make_model, loader):
+    model = make_model()
+    assert len(model.train(2, loader, callbacks=[])) == 2
+    assert model.ledger.total == 8
+
+
+def test_epsilon_is_zero_before_training_and_covers_all_fits_after(make_model, loader):
+    model = make_model()
+    assert model.privacy_spent(1e-5).epsilon == 0
+    model.fit(loader, epochs=1)
+    once = model.privacy_spent(1e-5).epsilon
+    model.fit(loader, epochs=1)
+    assert model.privacy_spent(1e-5).epsilon > once > 0
+    assert model.ledger.total == 8
+
+
+def test_the_statement_names_unit_relation_and_sampling(make_model, loader):
+    model = make_model(micro_batches=4)
+    model.fit(loader)
+    spent = model.privacy_spent(1e-5)
+    assert "micro-batches of 4" in spent.unit
+    assert spent.relation == "add or remove one example"
+    assert "16/64" in spent.sampling
+
+
+def test_a_plain_loader_is_announced_once_when_rebuilt(make_model, loader, capsys):
+    make_model().fit(loader, epochs=3)
+    assert capsys.readouterr().out.count("the DataLoader was rebuilt") == 1
+
+
+def test_micro_batches_say_once_that_their_multiplier_counts_half(make_model, loader, capsys):
+    make_model(micro_batches=4).fit(loader, epochs=2)
+    assert capsys.readouterr().out.count("accounted at half its value") == 1
+
+
+def test_without_noise_epsilon_is_infinite_and_it_is_said(loader, capsys):
+    network = nn.Linear(4, 3)
+    model = DPModel(network, nn.CrossEntropyLoss(), torch.optim.SGD(network.parameters(), lr=0.1))
+    model.fit(loader)
+    assert math.isinf(model.privacy_spent(1e-5).epsilon)
+    assert "NOT private" in capsys.readouterr().out
+
+
+def test_empty_batches_are_noised_and_charged(make_model):
+    data = TensorDataset(torch.randn(40, 4), torch.randint(0, 3, (40,)))
+    model = make_model(clip_mech=ClipMechanismsFactory.create("Gaussian"))
+    before = [parameter.clone() for parameter in model.network.parameters()]
+    drawn = []
+
+    class Watch(Callback):
+        def on_train_step_end(self, run):
+            drawn.append(run.loss)
+
+    model.fit(poisson_loader(data, 1), epochs=1, callbacks=[Watch()])
+    empty = sum(math.isnan(loss) for loss in drawn)
+    assert empty > 3
+    assert model.ledger.total == 40
+    assert all(not torch.equal(a, b) for a, b in zip(before, model.network.parameters(), strict=True))
+
+
+def test_a_step_on_an_empty_batch_moves_the_weights_by_noise_alone(make_model):
+    data = TensorDataset(torch.randn(3, 4), torch.randint(0, 3, (3,)))
+    for _ in range(20):
+        model = make_model(lr=1.0)
+        before = torch.cat([parameter.detach().flatten().clone() for parameter in model.network.parameters()])
+        losses = []
+
+        class Watch(Callback):
+            def on_train_step_end(self, run, losses=losses):
+                losses.append(run.loss)
+                run.stop("one step is enough")
+
+        model.fit(poisson_loader(data, 1), callbacks=[Watch()])
+        after = torch.cat([parameter.detach().flatten() for parameter in model.network.parameters()])
+        if math.isnan(losses[0]):
+            assert (after - before).std().item() == pytest.approx(1.0, rel=0.35)
+            return
+    pytest.fail("no empty batch in 20 tries at probability 0.3")
+
+
+def test_a_nan_example_contributes_nothing_and_the_weights_stay_finite(make_model):
+    x, y = torch.randn(64, 4), torch.randint(0, 3, (64,))
+    x[7] = math.nan
+    x[9] = 1e38
+    model = make_model()
+    model.fit(DataLoader(TensorDataset(x, y), 32), epochs=5)
+    assert all(torch.isfinite(parameter).all() for parameter in model.network.parameters())
+    assert model.ledger.total == 10
+
+
+def test_training_stops_with_an_error_when_most_gradients_stay_broken(make_model):
+    data = TensorDataset(torch.full((64, 4), math.nan), torch.zeros(64, dtype=torch.long))
+    model = make_model()
+    with pytest.raises(NonFiniteGradientsError, match=f"{MAX_BROKEN_STEPS} steps in a row"):
+        model.fit(DataLoader(data, 32), epochs=50)
+    assert model.ledger.total == MAX_BROKEN_STEPS
+    assert all(torch.isfinite(parameter).all() for parameter in model.network.parameters())
+
+
+def test_a_monitor_stops_before_the_step_that_would_pass_its_budget(make_model, loader):
+    model = make_model()
+    monitor = PrivacyMonitorFactory.create("rdp", max_eps=4.0, target_delta=1e-5, per_print_times=1000)
+    model.fit(loader, epochs=100, callbacks=[monitor])
+    spent = model.privacy_spent(1e-5).epsilon
+    assert 0 < model.ledger.total < 400
+    assert spent <= 4.0
+    one_more = model.ledger.copy().record(model.ledger.rows[-1][0])
+    from monitors import RDPAccountant
+
+    assert RDPAccountant().epsilon(one_more, 1e-5) > 4.0
+
+
+@pytest.mark.parametrize(
+    "given", [{"num_samples": 65}, {"batch_size": 8}, {"initial_noise_multiplier": 2.0}, {"noise_decay_mode": "Time"}]
+)
+def test_a_monitor_whose_numbers_contradict_the_run_is_refused_before_any_release(make_model, loader, given):
+    model = make_model()
+    with pytest.raises(MonitorMismatchError, match=next(iter(given))):
+        model.fit(loader, callbacks=[PrivacyMonitorFactory.create("rdp", **given)])
+    assert model.ledger.total == 0
+
+
+def test_callbacks_see_the_run_in_order(make_model, loader, make_data):
+    seen = []
+
+    class Recorder(Callback):
+        pass
+
+    for hook in [name for name in dir(Callback) if name.startswith("on_")]:
+        setattr(Recorder, hook, lambda self, run, hook=hook: seen.append((hook, run.step)))
+    make_model(metrics="accuracy").fit(loader, epochs=1, valid_loader=make_data(), callbacks=[Recorder()])
+    steps = [item for index in range(4) for item in (("on_train_step_begin", index), ("on_train_step_end", index + 1))]
+    assert seen == [
+        ("on_train_begin", 0),
+        ("on_train_epoch_begin", 0),
+        *steps,
+        ("on_eval_begin", 4),
+        ("on_eval_end", 4),
+        ("on_train_epoch_end", 4),
+        ("on_train_end", 4),
+    ]
+
+
+def test_train_end_is_called_when_a_step_fails(make_model, loader):
+    ended = []
+
+    class Failing(Callback):
+        def on_train_step_end(self, run):
+            raise RuntimeError("disk full")
+
+        def on_train_end(self, run):
+            ended.append(run.step)
+
+    with pytest.raises(RuntimeError, match="disk full"):
+        make_model().fit(loader, callbacks=[Failing()])
+    assert ended == [1]
+
+
+def test_a_seeded_model_repeats_itself_bit_for_bit_and_says_that_it_guarantees_nothing(make_data):
+    data, results = make_data(), []
+    for _ in range(2):
+        torch.manual_seed(1)
+        network = nn.Linear(4, 3)
+        model = DPModel(
+            network,
+            nn.CrossEntropyLoss(),
+            torch.optim.SGD(network.parameters(), lr=0.1),
+            noise_mech=NoiseMechanismsFactory.create("Gaussian", seed=5),
+            clip_mech=ClipMechanismsFactory.create("Gaussian", seed=6),
+            micro_batches=4,
+            seed=7,
+        )
+        model.fit(DataLoader(data, 16), epochs=3)
+        results.append(network.weight.detach().clone())
+        assert set(model.privacy_spent(1e-5).notes) == {
+            "reproducible noise: no guarantee",
+            "reproducible sampling: no guarantee",
+        }
+    assert torch.equal(*results)
+
+
+def test_an_unseeded_model_never_repeats_itself(make_data):
+    data, results = make_data(), []
+    for _ in range(2):
+        torch.manual_seed(1)
+        network = nn.Linear(4, 3)
+        optimizer = torch.optim.SGD(network.parameters(), lr=0.1)
+        noise = NoiseMechanismsFactory.create("Gaussian")
+        DPModel(network, nn.CrossEntropyLoss(), optimizer, noise_mech=noise).fit(DataLoader(data, 16))
+        results.append(network.weight.detach().clone())
+    assert not torch.equal(*results)
+
+
+@pytest.mark.parametrize("optimizer", ["SGD", "Adam", "RMSprop", "AdamW", "Adagrad", "NAdam"])
+def test_any_first_order_optimizer_takes_the_private_gradient(make_model, loader, optimizer):
+    network = nn.Linear(4, 3)
+    before = network.weight.detach().clone()
+    make_model(network, optimizer=getattr(torch.optim, optimizer)(network.parameters(), lr=0.01)).fit(loader)
+    assert not torch.equal(before, network.weight)
+    assert all(parameter.grad is None for parameter in network.parameters())
+
+
+def test_the_physical_batch_size_changes_no_number(make_data):
+    data, results = make_data(), []
+    for physical in (None, 5, 1):
+        torch.manual_seed(1)
+        network = nn.Linear(4, 3).double()
+        model = DPModel(
+            network,
+            nn.CrossEntropyLoss(),
+            torch.optim.SGD(network.parameters(), lr=0.1),
+            noise_mech=NoiseMechanismsFactory.create("Gaussian", seed=5),
+            physical_batch_size=physical,
+            seed=7,
+        )
+        model.fit(DataLoader(TensorDataset(data.tensors[0].double(), data.tensors[1]), 16), epochs=2)
+        results.append(network.weight.detach().clone())
+    for other in results[1:]:
+        torch.testing.assert_close(other, results[0], rtol=1e-10, atol=1e-12)
+
+
+def test_predict_keeps_order_mode_and_gradients(make_model):
+    model = make_model(nn.Sequential(nn.Linear(4, 3), nn.Dropout(0.5)))
+    x = torch.randn(2500, 4)
+    outputs = model.predict(x)
+    assert outputs.shape == (2500, 3)
+    assert not outputs.requires_grad
+    assert torch.allclose(outputs[1234], model.predict(x[1234:1235])[0])
+    assert model.network.training
+    assert model.predict(x[:0]).shape == (0, 3)
+
+
+def test_eval_takes_loaders_data_sets_and_pairs_of_tensors(make_model, make_data):
+    data = make_data(n=50)
+    model = make_model(metrics=["accuracy", "loss"])
+    answers = [model.eval(given) for given in (data, DataLoader(data, 7), poisson_loader(data, 7), data.tensors)]
+    assert all(answer == pytest.approx(answers[0]) for answer in answers)
+    assert set(answers[0]) == {"accuracy", "loss"}
+
+
+def test_frozen_parameters_get_no_noise_and_unused_ones_do(make_model, loader):
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.body, self.head, self.spare = nn.Linear(4, 4), nn.Linear(4, 3), nn.Linear(2, 2)
+            self.body.requires_grad_(False)
+
+        def forward(self, x):
+            return self.head(self.body(x))
+
+    network = Net()
+    before = {name: value.clone() for name, value in network.state_dict().items()}
+    make_model(network).fit(loader)
+    changed = {name for name, value in network.state_dict().items() if not torch.equal(value, before[name])}
+    assert changed == {"head.weight", "head.bias", "spare.weight", "spare.bias"}
+
+
+class TestNothingUnNoisedReachesTheOptimizer:
+    def run_with(self, make_model, loader, act):
+        class Acting(Callback):
+            def on_train_step_end(self, run):
+                if run.step == 2:
+                    act(run)
+
+        model = make_model()
+        with pytest.raises(UnprotectedUpdateError) as caught:
+            model.fit(loader, callbacks=[Acting()])
+        assert model.ledger.total == 2
+        return str(caught.value)
+
+    def test_a_backward_outside_is_detected(self, make_model, loader):
+        message = self.run_with(make_model, loader, lambda run: run.network(torch.randn(2, 4)).sum().backward())
+        assert "gradient that dpmodel did not make" in message
+
+    def test_an_optimizer_step_outside_is_detected(self, make_model, loader):
+        def act(run):
+            for parameter in run.network.parameters():
+                parameter.grad = torch.ones_like(parameter)
+            run.optimizer.step()
+            run.optimizer.zero_grad(set_to_none=True)
+
+        assert "changed between two private steps" in self.run_with(make_model, loader, act)
+
+    def test_an_added_parameter_is_detected(self, make_model, loader):
+        message = self.run_with(make_model, loader, lambda run: run.network.append(nn.Linear(3, 3)))
+        assert "3.weight" in message
+
+    def test_a_replaced_layer_is_detected(self, make_model, loader):
+        def act(run):
+            run.network[2] = nn.Linear(8, 3)
+
+        assert "replaced" in self.run_with(make_model, loader, act)
+
+    def test_an_optimizer_over_other_parameters_is_refused_before_any_release(self, make_model, loader):
+        network, other = nn.Linear(4, 3), nn.Linear(4, 3)
+        model = make_model(network, optimizer=torch.optim.SGD(other.parameters(), lr=0.1))
+        with pytest.raises(UnprotectedUpdateError, match="does not hold trainable parameter"):
+            model.fit(loader)
+        assert model.ledger.total == 0
+
+    def test_foreign_trainable_parameters_in_the_optimizer_are_refused(self, make_model, loader):
+        network, other = nn.Linear(4, 3), nn.Linear(4, 3)
+        both = [*network.parameters(), *other.parameters()]
+        model = make_model(network, optimizer=torch.optim.SGD(both, lr=0.1))
+        with pytest.raises(UnprotectedUpdateError, match="not the network's"):
+            model.fit(loader)
+
+
+class TestBadInputIsRefusedBeforeAnyBudgetIsSpent:
+    @pytest.mark.parametrize("bound", [0, -1.0, math.nan, math.inf, None, "big"])
+    def test_norm_bound(self, make_model, bound):
+        with pytest.raises(ValueError, match="norm_bound must be a positive finite number, got"):
+            make_model(norm_bound=bound)
+
+    def test_noise_and_model_bound_that_disagree(self, make_model):
+        noise = NoiseMechanismsFactory.create("Gaussian", norm_bound=0.5)
+        with pytest.raises(ValueError, match="norm_bound=0.5 but DPModel norm_bound=1"):
+            make_model(noise_mech=noise)
+
+    def test_epochs(self, make_model, loader):
+        with pytest.raises(ValueError, match="epochs must be a whole number of at least 1, got 0"):
+            make_model().fit(loader, epochs=0)
+
+    def test_unknown_engine_and_sampling_suggest_the_nearest(self, make_model, loader):
+        with pytest.raises(ValueError, match="did you mean 'poisson'"):
+            make_model(sampling="Poison")
+        model = make_model(engine="vmaps")
+        with pytest.raises(ValueError, match="did you mean 'vmap'"):
+            model.fit(loader)
+        assert model.ledger.total == 0
+
+    def test_micro_batches_that_do_not_divide_the_batch(self, make_model, loader):
+        model = make_model(micro_batches=5)
+        with pytest.raises(ValueError, match="batch_size=16 must be a multiple of micro_batches=5"):
+            model.fit(loader)
+        assert model.ledger.total == 0
+
+    def test_batch_normalisation_is_named_with_its_replacement(self, make_model, loader):
+        model = make_model(nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.Linear(8, 3)))
+        with pytest.raises(UnsupportedModuleError, match=r"layer '1' \(BatchNorm1d\).*GroupNorm\(8, 8\)"):
+            model.fit(loader)
+        assert model.ledger.total == 0
+
+    def test_a_mixing_layer_of_unknown_type_is_found_by_running_it(self, make_model, loader):
+        class Centre(nn.Module):
+            def forward(self, x):
+                return x - x.mean(dim=0)
+
+        model = make_model(nn.Sequential(nn.Linear(4, 3), Centre()))
+        with pytest.raises(UnsupportedModuleError, match="depends on the other examples"):
+            model.fit(loader)
+        assert model.ledger.total == 0
+
+    def test_classes_and_names_in_place_of_objects(self, make_model):
+        with pytest.raises(ValueError, match="noise_mech must be from NoiseMechanismsFactory"):
+            make_model(noise_mech="Gaussian")
+        with pytest.raises(ValueError, match="optimizer must be a torch optimizer"):
+            make_model(optimizer=torch.optim.SGD)
+
+    def test_targets_out_of_range(self, make_model):
+        targets = torch.zeros(32, dtype=torch.long)
+        targets[29] = 3
+        model = make_model()
+        with pytest.raises(DataError, match="target 3 at row 29 is out of range: the network gives 3 classes"):
+            model.fit(DataLoader(TensorDataset(torch.randn(32, 4), targets), 16))
+        assert model.ledger.total == 0
+
+    def test_class_targets_of_the_wrong_type(self, make_model):
+        model = make_model()
+        with pytest.raises(DataError, match=r"torch.float32 and shape \(32,\)"):
+            model.fit(DataLoader(TensorDataset(torch.randn(32, 4), torch.zeros(32)), 16))
+        assert model.ledger.total == 0

@@ -1,0 +1,88 @@
+"""The noise that leaves has the scale that the ledger states: accept sigma, reject 2/3 and 3/2 of it."""
+
+import pytest
+import torch
+from scipy import stats
+from torch import nn
+from torch.utils.data import TensorDataset
+
+from dpmodel import ClipMechanismsFactory, NoiseMechanismsFactory, poisson_loader
+from dpmodel.model import DPModel
+from mechanisms.clipping import CLIP
+from mechanisms.engines.base import ClippedSum
+from mechanisms.noise import NOISE
+from monitors.schedules import DECAYS
+
+SIZE = 20_000
+
+
+def accepts(sample, scale):
+    return stats.kstest(sample, "norm", args=(0, scale)).pvalue > 1e-4
+
+
+def mechanisms():
+    decayed = [("AdaGaussian", {"decay_policy": policy, "noise_decay_rate": 0.2}) for policy in DECAYS.names()]
+    return [("Gaussian", {}), *decayed]
+
+
+def test_the_table_above_names_every_built_in_mechanism():
+    assert {name for name, _ in mechanisms()} <= set(NOISE.names())
+    own = {name for name in NOISE.names() if NOISE.get(name).__module__ == "mechanisms.noise"}
+    assert {name for name, _ in mechanisms()} == own
+
+
+@pytest.mark.parametrize(("name", "options"), mechanisms())
+@pytest.mark.parametrize(("factor", "bound"), [(1.0, 1.0), (2.0, 0.1)])
+@pytest.mark.parametrize("step", [0, 5])
+def test_noise_is_the_event_s_multiplier_times_the_sensitivity(name, options, factor, bound, step):
+    noise = NoiseMechanismsFactory.create(name, initial_noise_multiplier=1.3, **options)
+    sensitivity = factor * bound
+    zeros = torch.zeros(SIZE, dtype=torch.float64)
+    released = noise.add(ClippedSum(zeros, torch.zeros(0, 1), sensitivity, bound, 0.0, 0), step).numpy()
+    stated = noise.event(step, factor).noise_multiplier * sensitivity
+    assert accepts(released, stated)
+    assert not accepts(released, stated * 2 / 3)
+    assert not accepts(released, stated * 3 / 2)
+
+
+class NoGradient(nn.Module):
+    """Its loss does not depend on its parameters: what moves them is noise alone."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(SIZE, dtype=torch.float64))
+
+    def forward(self, x):
+        return x + 0.0 * self.weight.sum()
+
+
+@pytest.mark.parametrize("clip", CLIP.names())
+@pytest.mark.parametrize("micro_batches", [None, 5])
+@pytest.mark.parametrize("sampling", ["poisson", "shuffle"])
+def test_the_update_of_a_whole_step_carries_the_noise_that_the_ledger_states(clip, micro_batches, sampling):
+    network, bound, batch = NoGradient(), 0.5, 10
+    clip_mech = ClipMechanismsFactory.create(clip)
+    model = DPModel(
+        network,
+        lambda outputs, targets: (outputs - targets).square().mean(),
+        torch.optim.SGD(network.parameters(), lr=1.0),
+        norm_bound=bound,
+        micro_batches=micro_batches,
+        noise_mech=NoiseMechanismsFactory.create("Gaussian", initial_noise_multiplier=2.0),
+        clip_mech=clip_mech,
+        sampling=sampling,
+    )
+    data = TensorDataset(torch.ones(batch, 1, dtype=torch.float64), torch.zeros(batch, 1, dtype=torch.float64))
+    loader = poisson_loader(data, batch) if sampling == "poisson" else torch.utils.data.DataLoader(data, batch)
+    model.fit(loader, epochs=1)
+    ((event, count),) = model.ledger.rows
+    while not hasattr(event, "noise_multiplier"):
+        event = event.events[0] if hasattr(event, "events") else event.event
+    units = micro_batches or batch
+    sensitivity = bound * (2 if micro_batches else 1)
+    stated = event.noise_multiplier * sensitivity / units
+    moved = network.weight.detach().numpy()
+    assert count == 1
+    assert accepts(moved, stated)
+    assert not accepts(moved, stated * 2 / 3)
+    assert not accepts(moved, stated * 3 / 2)

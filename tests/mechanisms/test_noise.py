@@ -1,0 +1,89 @@
+import math
+
+import pytest
+import torch
+
+from mechanisms.engines.base import ClippedSum
+from mechanisms.factory import NoiseMechanismsFactory
+from mechanisms.noise import AdaGaussian, Gaussian, NoNoise
+from monitors.events import GaussianEvent, NonPrivateEvent
+from monitors.schedules import DECAYS
+
+
+def clipped(size=4000, norm_bound=1.0, factor=1.0):
+    return ClippedSum(
+        flat_grad=torch.zeros(size, dtype=torch.float64),
+        norms=torch.zeros(0, 1),
+        sensitivity=factor * norm_bound,
+        norm_bound=norm_bound,
+        loss=0.0,
+        rejected=0,
+    )
+
+
+@pytest.mark.parametrize("policy", DECAYS.names())
+@pytest.mark.parametrize("step", [0, 1, 7])
+def test_the_event_and_the_drawn_noise_come_from_one_schedule(policy, step):
+    noise = AdaGaussian(initial_noise_multiplier=2.0, noise_decay_rate=0.1, decay_policy=policy, seed=1)
+    stated = noise.event(step).noise_multiplier
+    size = 200_000
+    drawn = noise.add(clipped(size, norm_bound=0.5), step)
+    assert drawn.std().item() == pytest.approx(0.5 * stated, rel=5 / math.sqrt(2 * size))
+
+
+@pytest.mark.parametrize(
+    ("policy", "expected"), [("Time", 2.0 / (1 + 0.1 * 3)), ("Step", 2.0 * 0.9**3), ("Exp", 2.0 * math.exp(-0.3))]
+)
+def test_decay_policies_follow_their_formulas_and_the_first_step_is_undecayed(policy, expected):
+    noise = AdaGaussian(initial_noise_multiplier=2.0, noise_decay_rate=0.1, decay_policy=policy)
+    assert noise.event(0) == GaussianEvent(2.0)
+    assert noise.event(3).noise_multiplier == pytest.approx(expected, rel=1e-12)
+
+
+def test_the_noise_follows_the_bound_in_force_not_the_initial_one():
+    noise = Gaussian(initial_noise_multiplier=1.0, norm_bound=1.0, seed=2)
+    assert noise.add(clipped(100_000, norm_bound=0.25), 0).std().item() == pytest.approx(0.25, rel=0.02)
+
+
+def test_a_sensitivity_of_twice_the_bound_halves_the_recorded_multiplier():
+    assert Gaussian(initial_noise_multiplier=1.0).event(0, sensitivity_factor=2.0) == GaussianEvent(0.5)
+
+
+def test_the_sum_itself_is_not_changed_in_place():
+    summed = clipped(10)
+    Gaussian().add(summed, 0)
+    assert torch.equal(summed.flat_grad, torch.zeros(10, dtype=torch.float64))
+
+
+def test_no_noise_is_accounted_as_not_private():
+    noise = NoNoise()
+    assert noise.event(0) == NonPrivateEvent()
+    assert torch.equal(noise.add(clipped(5), 0), torch.zeros(5, dtype=torch.float64))
+    assert not noise.private
+
+
+@pytest.mark.parametrize("value", [0, -1.0, float("nan"), float("inf"), "1", True, None])
+def test_a_multiplier_that_is_not_a_positive_number_is_refused_with_its_value(value):
+    with pytest.raises(ValueError, match="initial_noise_multiplier must be a positive finite number, got"):
+        NoiseMechanismsFactory.create("Gaussian", initial_noise_multiplier=value)
+
+
+@pytest.mark.parametrize("name", NoiseMechanismsFactory.names())
+def test_every_registered_mechanism_is_built_by_the_factory_with_mindarmour_arguments(name):
+    noise = NoiseMechanismsFactory().create(name, norm_bound=1.5, initial_noise_multiplier=1.5, decay_policy=None)
+    assert noise.noise_multiplier(0) == 1.5
+    assert not noise.generator.reproducible
+
+
+def test_arguments_that_a_mechanism_does_not_take_are_refused():
+    with pytest.raises(ValueError, match="decay_policy='Time' has no meaning for noise mechanism 'Gaussian'"):
+        NoiseMechanismsFactory.create("Gaussian", decay_policy="Time")
+    with pytest.raises(ValueError, match="noise_multipler=2.0 has no meaning"):
+        NoiseMechanismsFactory.create("Gaussian", noise_multipler=2.0)
+
+
+def test_unknown_names_suggest_the_nearest():
+    with pytest.raises(ValueError, match="did you mean 'AdaGaussian'"):
+        NoiseMechanismsFactory.create("AdaGausian")
+    with pytest.raises(ValueError, match="did you mean 'Time'"):
+        NoiseMechanismsFactory.create("AdaGaussian", decay_policy="time")

@@ -1,0 +1,96 @@
+import math
+import os
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy import stats
+
+from mechanisms.rng import SecureGenerator
+
+
+@settings(max_examples=50, deadline=None)
+@given(count=st.integers(0, 1000), dtype=st.sampled_from([torch.float32, torch.float64]))
+def test_normal_numbers_have_the_asked_length_and_type_and_are_finite(count, dtype):
+    numbers = SecureGenerator().normal(count, dtype)
+    assert numbers.shape == (count,)
+    assert numbers.dtype == dtype
+    assert torch.isfinite(numbers).all()
+
+
+def test_normal_numbers_pass_a_goodness_of_fit_test_and_a_wrong_scale_fails_it():
+    numbers = SecureGenerator(seed=3).normal(200_000).numpy()
+    assert stats.kstest(numbers, "norm").pvalue > 1e-3
+    assert stats.kstest(numbers * 1.02, "norm").pvalue < 1e-3
+
+
+def test_normal_numbers_reach_into_the_tail_as_often_as_they_should():
+    numbers = SecureGenerator(seed=5).normal(4_000_000).numpy()
+    beyond = int((np.abs(numbers) > 4.5).sum())
+    expected = 4_000_000 * 2 * stats.norm.sf(4.5)
+    assert abs(beyond - expected) < 5 * math.sqrt(expected)
+
+
+def test_the_two_halves_of_a_draw_are_uncorrelated():
+    numbers = SecureGenerator(seed=6).normal(200_000).numpy()
+    halves = np.corrcoef(numbers[:100_000], numbers[100_000:])[0, 1]
+    squares = np.corrcoef(numbers[:100_000] ** 2, numbers[100_000:] ** 2)[0, 1]
+    assert abs(halves) < 5 / math.sqrt(100_000)
+    assert abs(squares) < 5 / math.sqrt(100_000)
+
+
+def test_secret_generators_never_repeat_and_seeded_ones_do():
+    assert not np.array_equal(SecureGenerator().words(8), SecureGenerator().words(8))
+    assert not np.array_equal(SecureGenerator(0).words(8), SecureGenerator(0).words(8))
+    assert np.array_equal(SecureGenerator(11).words(8), SecureGenerator(11).words(8))
+    assert not np.array_equal(SecureGenerator(11).words(8), SecureGenerator(12).words(8))
+    assert not np.array_equal(SecureGenerator(11, "noise").words(8), SecureGenerator(11, "clip").words(8))
+
+
+def test_successive_draws_of_one_generator_differ():
+    generator = SecureGenerator(4)
+    assert not np.array_equal(generator.words(16), generator.words(16))
+
+
+@pytest.mark.parametrize("seed", [0, 9])
+def test_a_forked_child_draws_another_stream(seed):
+    generator = SecureGenerator(seed)
+    generator.words(1)
+    reader, writer = os.pipe()
+    child = os.fork()
+    if child == 0:
+        os.write(writer, generator.words(4).tobytes())
+        os._exit(0)
+    os.waitpid(child, 0)
+    theirs = np.frombuffer(os.read(reader, 32), dtype=np.uint64)
+    assert not np.array_equal(generator.words(4), theirs)
+
+
+@settings(max_examples=30, deadline=None)
+@given(rate=st.floats(1e-4, 1.0), seed=st.integers(1, 2**31))
+def test_the_number_of_drawn_rows_is_binomial(rate, seed):
+    count = 20_000
+    drawn = len(SecureGenerator(seed).bernoulli_rows(count, rate))
+    assert abs(drawn - count * rate) <= 6 * math.sqrt(count * rate * (1 - rate)) + 1e-9
+
+
+@settings(max_examples=30, deadline=None)
+@given(high=st.integers(1, 50), seed=st.integers(1, 2**31))
+def test_integers_stay_in_range_and_are_uniform(high, seed):
+    values = SecureGenerator(seed).integers(high, 5000)
+    assert values.min() >= 0
+    assert values.max() < high
+    counts = np.bincount(values, minlength=high)
+    assert stats.chisquare(counts).pvalue > 1e-7 if high > 1 else counts[0] == 5000
+
+
+@given(count=st.integers(0, 300))
+def test_a_permutation_holds_every_number_once(count):
+    assert sorted(SecureGenerator().permutation(count).tolist()) == list(range(count))
+
+
+def test_a_negative_seed_is_refused():
+    with pytest.raises(ValueError, match="seed must be .* got -1"):
+        SecureGenerator(-1)
