@@ -32,7 +32,7 @@ from monitors import _checks
 from monitors.ledger import Ledger
 
 if TYPE_CHECKING:
-    from monitors.accountant import PrivacySpent
+    from monitors.accountant import Accountant, PrivacySpent
 
 #: Rows per call of ``predict`` and of evaluation, which keep no gradients.
 INFERENCE_BATCH = 1000
@@ -153,6 +153,7 @@ class DPModel:
         listeners = CallbackList(callbacks)
         private, message = private_loader(loader, self.sampling)
         run = Run(self, self._plan(private), epochs, private.steps_per_epoch, listeners)
+        run.has_validation = valid_loader is not None
         step = self._prepare(run, private)
         if message:
             run.say(message)
@@ -203,12 +204,12 @@ class DPModel:
             ]
         return torch.cat(parts)
 
-    def privacy_spent(self, delta: float, accountant: str = "rdp") -> PrivacySpent:
+    def privacy_spent(self, delta: float, accountant: str | Accountant = "rdp") -> PrivacySpent:
         """Epsilon at ``delta`` of everything on the ledger, with the conditions under which it holds.
 
         Args:
             delta: In (0, 1).
-            accountant: ``"rdp"``, ``"zcdp"`` or ``"pld"``.
+            accountant: ``"rdp"``, ``"zcdp"`` or ``"pld"``, or an accountant object.
 
         Example:
             >>> network = nn.Linear(4, 2)

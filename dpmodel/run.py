@@ -13,12 +13,15 @@ if TYPE_CHECKING:
 
     from dpmodel.model import DPModel
     from dpmodel.release import ReleasePlan
-    from monitors.accountant import PrivacySpent
+    from monitors.accountant import Accountant, PrivacySpent
     from monitors.events import PrivacyEvent
     from monitors.ledger import Ledger
 
 #: Delta of an epsilon that is shown while training when no monitor states one.
 DEFAULT_DELTA = 1e-5
+
+#: Accountant of an epsilon that is shown while training when no monitor states one.
+DEFAULT_ACCOUNTANT = "rdp"
 
 
 class Run:
@@ -31,7 +34,8 @@ class Run:
         step: Steps done over the model's life.
         epoch: Current epoch of this call, from 1.
         epochs: Epochs asked for.
-        loss: Mean training loss of the last drawn batch, None before the first; not private.
+        loss: Mean training loss of the last drawn batch, None before the first, NaN for an empty one; not private.
+        has_validation: Whether held-out data were given to ``fit``.
         metrics: Latest validation metrics.
         stop_reason: Why the run was stopped early, else None.
         printer: Where ``say`` writes; a progress bar may put its own here.
@@ -41,7 +45,7 @@ class Run:
         plan: Mechanisms and events of the run.
         epochs: Epochs asked for.
         steps_per_epoch: Steps per epoch.
-        callbacks: Searched for a ``target_delta`` and a cheap ``privacy_spent``.
+        callbacks: Searched for a privacy monitor, whose ``target_delta`` and ``accountant`` are then those of the run.
     """
 
     def __init__(
@@ -55,11 +59,16 @@ class Run:
         self.step = plan.first_step
         self.epoch = 1
         self.loss: float | None = None
+        self.has_validation = False
         self.metrics: dict[str, float] = {}
         self.stop_reason: str | None = None
         self.printer: Callable[[str], None] = print
         deltas = (getattr(callback, "target_delta", None) for callback in callbacks)
         self.delta: float = next((delta for delta in deltas if delta is not None), DEFAULT_DELTA)
+        accountants = (getattr(callback, "accountant", None) for callback in callbacks)
+        self.accountant: str | Accountant = next(
+            (found for found in accountants if found is not None), DEFAULT_ACCOUNTANT
+        )
         self.history = History(delta=self.delta)
 
     @property
@@ -116,9 +125,11 @@ class Run:
         """Unit, relation and sampling in words."""
         return self.plan.statement
 
-    def privacy_spent(self, delta: float | None = None, accountant: str = "rdp") -> PrivacySpent:
-        """Privacy spent by all that is on the ledger."""
-        return self.model.privacy_spent(self.delta if delta is None else delta, accountant)
+    def privacy_spent(self, delta: float | None = None, accountant: str | Accountant | None = None) -> PrivacySpent:
+        """Privacy spent by all that is on the ledger; by default as the run's privacy monitor states it."""
+        return self.model.privacy_spent(
+            self.delta if delta is None else delta, self.accountant if accountant is None else accountant
+        )
 
     def stop(self, reason: str) -> None:
         """End the training before the next step; the first reason is kept."""

@@ -23,6 +23,8 @@ _KEY_BYTES = 32
 _NONCE_BYTES = 16
 _WORD_BYTES = 8
 _MANTISSA_BITS = 53
+#: Numbers made at once: few enough to stay in the processor's cache.
+_BLOCK = 1 << 16
 
 
 class SecureGenerator:
@@ -88,17 +90,23 @@ class SecureGenerator:
         """
         import torch
 
-        pairs = (count + 1) // 2
+        normal = torch.empty(count, dtype=dtype or torch.float64)
+        for block in normal.split(_BLOCK):
+            self._fill(block)
+        return normal
+
+    def _fill(self, block: torch.Tensor) -> None:
+        import torch
+
+        pairs = (len(block) + 1) // 2
         words = self.words(2 * pairs)
         np.right_shift(words, np.uint64(64 - _MANTISSA_BITS), out=words)
         uniform = torch.from_numpy(words.view(np.int64)).to(torch.float64).mul_(2.0**-_MANTISSA_BITS)
         # 1 - u lies in (0, 1], so that the logarithm is finite.
         radius = torch.rsub(uniform[:pairs], 1.0).log_().mul_(-2.0).sqrt_()
         angle = uniform[pairs:].mul_(2.0 * torch.pi)
-        normal = torch.empty(2 * pairs, dtype=dtype or torch.float64)
-        normal[:pairs].copy_(torch.cos(angle).mul_(radius))
-        normal[pairs:].copy_(radius.mul_(angle.sin_()))
-        return normal[:count]
+        block[:pairs].copy_(torch.cos(angle).mul_(radius))
+        block[pairs:].copy_(radius.mul_(angle.sin_())[: len(block) - pairs])
 
     def scalar_normal(self) -> float:
         """One standard normal number."""

@@ -45,8 +45,8 @@ def require_class_targets(dataset: Any, outputs: Any, loss_fn: Any) -> None:
     if targets.is_floating_point():
         if targets.shape[1:] != outputs.shape[1:]:
             raise DataError(
-                f"{type(loss_fn).__name__} takes class numbers (int64) or one probability per class, got targets of type "
-                f"{targets.dtype} and shape {tuple(targets.shape)}; convert them with targets.long()"
+                f"{type(loss_fn).__name__} takes class numbers (int64) or one probability per class, got targets of "
+                f"type {targets.dtype} and shape {tuple(targets.shape)}; convert them with targets.long()"
             )
         return
     classes = outputs.shape[1]
@@ -55,6 +55,6 @@ def require_class_targets(dataset: Any, outputs: Any, loss_fn: Any) -> None:
     if len(wrong):
         row = tuple(wrong[0].tolist())
         raise DataError(
-            f"target {int(targets[row])} at row {row[0]} is out of range: the network gives {classes} classes, so targets "
-            f"must be in [0, {classes - 1}]. Mend the labels, or give the network more outputs"
+            f"target {int(targets[row])} at row {row[0]} is out of range: the network gives {classes} classes, so "
+            f"targets must be in [0, {classes - 1}]. Mend the labels, or give the network more outputs"
         )

@@ -1,0 +1,150 @@
+"""Hooks into a training, under MindSpore's names, and the list that calls them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from typing import TYPE_CHECKING, Any
+
+from monitors import _checks
+
+if TYPE_CHECKING:
+    from dpmodel.run import Run
+
+
+class Callback:
+    """Base of callbacks: eight empty hooks, each called with the run. Override those you need.
+
+    The order within a training is ``on_train_begin``, then for each epoch ``on_train_epoch_begin``, for each step
+    ``on_train_step_begin`` and ``on_train_step_end``, then (with validation data) ``on_eval_begin`` and
+    ``on_eval_end``, ``on_train_epoch_end``; at last ``on_train_end``. ``run.stop(reason)`` ends the training before
+    the next step.
+
+    Example:
+        >>> class Hello(Callback):
+        ...     def on_train_begin(self, run):
+        ...         print("training starts")
+        >>> CallbackList([Hello()]).notify("on_train_begin", run=None)
+        training starts
+    """
+
+    def on_train_begin(self, run: Run) -> None:
+        """Called once before the first step."""
+
+    def on_train_end(self, run: Run) -> None:
+        """Called once after the last step, also when the training was stopped or failed."""
+
+    def on_train_epoch_begin(self, run: Run) -> None:
+        """Called before the first step of each epoch."""
+
+    def on_train_epoch_end(self, run: Run) -> None:
+        """Called after each epoch, when its validation is done and its row is in ``run.history``."""
+
+    def on_train_step_begin(self, run: Run) -> None:
+        """Called before each step; nothing of that step has been released yet."""
+
+    def on_train_step_end(self, run: Run) -> None:
+        """Called after each step; its events are on ``run.ledger``."""
+
+    def on_eval_begin(self, run: Run) -> None:
+        """Called before each validation."""
+
+    def on_eval_end(self, run: Run) -> None:
+        """Called after each validation; ``run.metrics`` is fresh."""
+
+
+HOOKS: tuple[str, ...] = tuple(name for name in vars(Callback) if name.startswith("on_"))
+
+
+class CallbackList:
+    """Callbacks in the order given, with a table of who listens to which hook.
+
+    Objects of any class are taken if they have at least one of the hooks (privacy monitors are such objects). Hooks
+    that a callback leaves empty cost nothing.
+
+    Args:
+        callbacks: Callbacks, or a single one.
+
+    Raises:
+        ValueError: An entry is None, a class instead of an object, without any hook, or given twice.
+    """
+
+    def __init__(self, callbacks: Iterable[Any] | Any = ()) -> None:
+        entries = callbacks if isinstance(callbacks, Iterable) else (callbacks,)
+        self._callbacks: tuple[Any, ...] = tuple(_checked(entry) for entry in entries)
+        _refuse_twice(self._callbacks)
+        self._listeners: dict[str, tuple[Callable[[Any], None], ...]] = {
+            hook: tuple(getattr(entry, hook) for entry in self._callbacks if _listens(entry, hook)) for hook in HOOKS
+        }
+
+    def notify(self, hook: str, run: Any) -> None:
+        """Call ``hook`` of every callback that has it, in order.
+
+        ``on_train_end`` reaches every callback even where one of them fails, so that files are closed and the screen is
+        restored; the first failure is then raised.
+
+        Raises:
+            ValueError: There is no such hook.
+        """
+        listeners = self._listeners.get(hook)
+        if listeners is None:
+            raise ValueError(
+                f"unknown hook {hook!r}{_checks.nearest_hint(hook, HOOKS) or ';'} known: {', '.join(HOOKS)}"
+            )
+        if hook == "on_train_end":
+            _call_all(listeners, run)
+            return
+        for listener in listeners:
+            listener(run)
+
+    def of_type(self, kind: type) -> list[Any]:
+        """The callbacks that are instances of ``kind``."""
+        return [entry for entry in self._callbacks if isinstance(entry, kind)]
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(self._callbacks)
+
+    def __len__(self) -> int:
+        return len(self._callbacks)
+
+
+def _call_all(listeners: Iterable[Callable[[Any], None]], run: Any) -> None:
+    failures = []
+    for listener in listeners:
+        try:
+            listener(run)
+        except Exception as error:
+            failures.append(error)
+    if failures:
+        raise failures[0]
+
+
+def _checked(entry: Any) -> Any:
+    if entry is None:
+        raise ValueError("callbacks holds None; leave the entry out, or give a callback object")
+    if isinstance(entry, type):
+        raise ValueError(
+            f"callbacks holds the class {entry.__name__} instead of an object; write {entry.__name__}(...)"
+        )
+    if not any(_listens(entry, hook) for hook in HOOKS) and not isinstance(entry, Callback):
+        raise ValueError(
+            f"callbacks holds {entry!r} of type {type(entry).__name__}, which has none of the hooks "
+            f"{', '.join(HOOKS)}. Derive it from dpmodel.Callback and override at least one."
+        )
+    return entry
+
+
+def _refuse_twice(entries: tuple[Any, ...]) -> None:
+    seen: set[int] = set()
+    for entry in entries:
+        if id(entry) in seen:
+            raise ValueError(f"callbacks holds the same {type(entry).__name__} twice; it would see every step twice")
+        seen.add(id(entry))
+
+
+def _listens(entry: Any, hook: str) -> bool:
+    if not callable(getattr(entry, hook, None)):
+        return False
+    inherited = getattr(type(entry), hook, None) is getattr(Callback, hook) and hook not in getattr(
+        entry, "__dict__", {}
+    )
+    return not inherited

@@ -1,0 +1,95 @@
+"""Moves the learning rate while training."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from dpmodel.callbacks.base import Callback
+from monitors import _checks
+
+if TYPE_CHECKING:
+    from torch.optim.lr_scheduler import LRScheduler
+
+    from dpmodel.run import Run
+
+
+class LearningRateScheduler(Callback):
+    """Step a scheduler of ``torch.optim.lr_scheduler`` after every step or epoch.
+
+    A learning rate that depends on the step alone changes nothing about privacy.
+
+    Args:
+        scheduler: A scheduler object for the optimizer of the model, or the name of its class. By name it is built when
+            training begins, its length is that of the training, and each ``fit`` begins anew from the same rate.
+        interval: ``"step"`` or ``"epoch"``.
+        **args: Arguments of the class, with a name only.
+
+    Raises:
+        ValueError: Unknown interval, name or argument, arguments beside an object, or (when training) a scheduler of
+            another optimizer.
+
+    Example:
+        >>> LearningRateScheduler("LinearLR", start_factor=1.0, end_factor=0.0).interval
+        'step'
+    """
+
+    def __init__(self, scheduler: LRScheduler | str, interval: str = "step", **args: Any) -> None:
+        _checks.one_of(("step", "epoch"), interval=interval)
+        if not isinstance(scheduler, str) and args:
+            raise ValueError(f"arguments {sorted(args)} go with the name of a scheduler, not with an object")
+        if isinstance(scheduler, str):
+            _try_out(scheduler, args)
+        elif not (hasattr(scheduler, "step") and hasattr(scheduler, "optimizer")):
+            raise ValueError(f"scheduler must be a learning-rate scheduler of torch or its name, got {scheduler!r}")
+        self.interval = interval
+        self.scheduler: LRScheduler | None = None if isinstance(scheduler, str) else scheduler
+        self._name = scheduler if isinstance(scheduler, str) else None
+        self._args = args
+        self._initial: list[float] | None = None
+
+    def on_train_begin(self, run: Run) -> None:
+        """Build a scheduler given by name; check one that was given as an object."""
+        if self._name is not None:
+            self._start_from_initial_rate(run.optimizer)
+            self.scheduler = _build(self._name, run, self.interval, self._args)
+        elif self.scheduler is not None and self.scheduler.optimizer is not run.optimizer:
+            raise ValueError(
+                "the learning-rate scheduler belongs to another optimizer than the model's; build it for that one"
+            )
+
+    def on_train_step_end(self, run: Run) -> None:
+        """Step, where the interval is the step."""
+        del run
+        if self.interval == "step" and self.scheduler is not None:
+            self.scheduler.step()
+
+    def on_train_epoch_end(self, run: Run) -> None:
+        """Step, where the interval is the epoch."""
+        del run
+        if self.interval == "epoch" and self.scheduler is not None:
+            self.scheduler.step()
+
+    def _start_from_initial_rate(self, optimizer: Any) -> None:
+        groups = optimizer.param_groups
+        if self._initial is None:
+            self._initial = [float(group["lr"]) for group in groups]
+        for group, rate in zip(groups, self._initial, strict=True):
+            group["lr"] = rate
+            group.pop("initial_lr", None)
+
+
+def _build(name: str, run: Run, interval: str, args: dict[str, Any]) -> LRScheduler:
+    from dpmodel.optimizers import build_scheduler
+
+    per_epoch = run.steps_per_epoch if interval == "step" else 1
+    return build_scheduler(name, run.optimizer, run.epochs * per_epoch, per_epoch, **args)
+
+
+def _try_out(name: str, args: dict[str, Any]) -> None:
+    # A wrong name or argument must be found when it is written, not when the data are loaded and training begins.
+    import torch
+
+    from dpmodel.optimizers import build_optimizer, build_scheduler
+
+    trial = build_optimizer("Momentum", [torch.nn.Parameter(torch.zeros(1))], lr=0.1)
+    build_scheduler(name, trial, 100, 10, **args)

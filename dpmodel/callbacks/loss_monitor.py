@@ -1,0 +1,44 @@
+"""Prints the training loss while training."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from dpmodel.callbacks.base import Callback
+from dpmodel.callbacks.position import step_in_epoch
+from monitors import _checks
+
+if TYPE_CHECKING:
+    from dpmodel.run import Run
+
+
+class LossMonitor(Callback):
+    """Print ``epoch: 1 step: 50, loss is 0.31`` every so many steps, as MindSpore does.
+
+    The loss is that of the last drawn batch and is NOT private: no noise is added and no ledger row covers it. It is
+    for the eyes of those who may see the data.
+
+    Args:
+        per_print_times: Steps between two lines; 1 prints each step, 0 none.
+
+    Raises:
+        ValueError: ``per_print_times`` is negative or no whole number.
+    """
+
+    def __init__(self, per_print_times: int = 1) -> None:
+        _checks.non_negative_int(per_print_times=per_print_times)
+        self.per_print_times = per_print_times
+        self._last_printed = 0
+
+    def on_train_begin(self, run: Run) -> None:
+        """Count from the first step of this training."""
+        self._last_printed = run.first_step
+
+    def on_train_step_end(self, run: Run) -> None:
+        """Print when enough steps have passed."""
+        if self.per_print_times == 0 or run.step - self._last_printed < self.per_print_times:
+            return
+        self._last_printed = run.step
+        # A Poisson draw may be empty; then there is no loss to speak of.
+        loss = "not known (no example was drawn)" if run.loss is None else f"{run.loss:.6g}"
+        run.say(f"epoch: {run.epoch} step: {step_in_epoch(run)}, loss is {loss}")

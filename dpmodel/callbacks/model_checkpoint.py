@@ -1,0 +1,114 @@
+"""Saves the model while training."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from dpmodel.callbacks.base import Callback
+from dpmodel.callbacks.position import epoch_and_step_of_life
+from monitors import _checks
+
+if TYPE_CHECKING:
+    from dpmodel.run import Run
+
+
+@dataclass(frozen=True)
+class CheckpointConfig:
+    """How often ``ModelCheckpoint`` saves and how much it keeps, under MindSpore's names.
+
+    Args:
+        save_checkpoint_steps: Steps between two checkpoints.
+        keep_checkpoint_max: How many are kept; the oldest is deleted. 0 keeps all.
+    """
+
+    save_checkpoint_steps: int = 1
+    keep_checkpoint_max: int = 5
+
+    def __post_init__(self) -> None:
+        _checks.positive_int(save_checkpoint_steps=self.save_checkpoint_steps)
+        _checks.non_negative_int(keep_checkpoint_max=self.keep_checkpoint_max)
+
+
+class ModelCheckpoint(Callback):
+    """Save a checkpoint every so many steps, and one when training ends.
+
+    Files are called ``{prefix}-{epoch}_{step in epoch}.ckpt``, counted over the model's life. Only files that this
+    object has written are ever deleted.
+
+    Args:
+        prefix: Begin of the file names; no path.
+        directory: Folder; None is the current one.
+        config: MindSpore's way to give the next two.
+        every_n_steps: Steps between two checkpoints; None saves at the end of each epoch.
+        keep_checkpoint_max: How many are kept; 0 keeps all.
+
+    Raises:
+        ValueError: A setting is out of range, or both ``config`` and its parts are given.
+    """
+
+    def __init__(
+        self,
+        prefix: str = "CKP",
+        directory: str | os.PathLike[str] | None = None,
+        config: CheckpointConfig | None = None,
+        *,
+        every_n_steps: int | None = None,
+        keep_checkpoint_max: int | None = None,
+    ) -> None:
+        if not isinstance(prefix, str) or not prefix or Path(prefix).name != prefix:
+            raise ValueError(
+                f"prefix must be a file name without a folder, got {prefix!r}; give the folder as directory="
+            )
+        if config is not None and (every_n_steps is not None or keep_checkpoint_max is not None):
+            raise ValueError("give either config or every_n_steps and keep_checkpoint_max, not both")
+        if config is not None and not isinstance(config, CheckpointConfig):
+            raise ValueError(f"config must be a CheckpointConfig, got {config!r}")
+        if every_n_steps is not None:
+            _checks.positive_int(every_n_steps=every_n_steps)
+        kept = CheckpointConfig.keep_checkpoint_max if keep_checkpoint_max is None else keep_checkpoint_max
+        _checks.non_negative_int(keep_checkpoint_max=kept)
+        self.prefix = prefix
+        self.directory = Path(directory) if directory is not None else Path()
+        self.every_n_steps = config.save_checkpoint_steps if config is not None else every_n_steps
+        self.keep_checkpoint_max = config.keep_checkpoint_max if config is not None else kept
+        self.saved: list[Path] = []
+        self._last_step: int | None = None
+
+    @property
+    def latest(self) -> Path | None:
+        """The file written last; None before the first."""
+        return self.saved[-1] if self.saved else None
+
+    def on_train_begin(self, run: Run) -> None:
+        """Make the folder, so that a wrong one is found before any budget is spent."""
+        self.directory.mkdir(parents=True, exist_ok=True)
+        self._last_step = run.first_step
+
+    def on_train_step_end(self, run: Run) -> None:
+        """Save, every so many steps."""
+        if self.every_n_steps is not None and (run.step - run.first_step) % self.every_n_steps == 0:
+            self._save(run)
+
+    def on_train_epoch_end(self, run: Run) -> None:
+        """Save, where no number of steps is given."""
+        if self.every_n_steps is None:
+            self._save(run)
+
+    def on_train_end(self, run: Run) -> None:
+        """Save the last state, unless it is saved already."""
+        if run.step != self._last_step:
+            self._save(run)
+
+    def _save(self, run: Run) -> None:
+        from dpmodel.checkpoint import save_checkpoint
+
+        epoch, step = epoch_and_step_of_life(run)
+        path = self.directory / f"{self.prefix}-{epoch}_{step}.ckpt"
+        save_checkpoint(path, run)
+        self._last_step = run.step
+        self.saved = [known for known in self.saved if known != path] + [path]
+        while self.keep_checkpoint_max and len(self.saved) > self.keep_checkpoint_max:
+            self.saved.pop(0).unlink(missing_ok=True)

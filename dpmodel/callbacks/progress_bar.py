@@ -1,0 +1,152 @@
+"""A progress bar with loss, metric, epsilon and time left."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from dpmodel.callbacks.base import Callback
+from monitors import _checks
+from monitors.errors import DPModelError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from dpmodel.run import Run
+
+#: Terminals of fewer columns show the figures without the bar itself.
+WIDE_COLUMNS = 110
+
+
+class ProgressBar(Callback):
+    """One line that moves: epoch, step, loss, latest metric, epsilon, time left.
+
+    It is redrawn by time and epsilon is asked for rarely, so that a training of thousands of short steps is not slowed.
+    The loss that it shows is not private.
+
+    Args:
+        refresh_seconds: Time between two redraws, positive.
+        epsilon_every_n_steps: Steps between two epsilons; 0 shows none. An epsilon that takes long to compute is
+            asked for more rarely, so that it takes at most a fiftieth of the time.
+        console: A ``rich`` console; None writes to the terminal.
+
+    Raises:
+        ValueError: A setting is out of range.
+    """
+
+    def __init__(
+        self, refresh_seconds: float = 0.2, epsilon_every_n_steps: int = 50, console: Console | None = None
+    ) -> None:
+        _checks.positive(refresh_seconds=refresh_seconds)
+        _checks.non_negative_int(epsilon_every_n_steps=epsilon_every_n_steps)
+        self.refresh_seconds = refresh_seconds
+        self.epsilon_every_n_steps = epsilon_every_n_steps
+        self._console = console
+        self._bar: Any = None
+        self._printer: Callable[[str], None] | None = None
+        self._redraw_at = 0.0
+        self._loss = ""
+        self._epsilon = _EpsilonText(epsilon_every_n_steps)
+
+    def on_train_epoch_begin(self, run: Run) -> None:
+        """Draw the bar before the first epoch, and print the run's messages above it."""
+        # Not when training begins: a callback that refuses to begin must find an untouched screen.
+        if self._bar is not None:
+            return
+        self._bar = _bar(self._console)
+        self._bar.start()
+        self._task = self._bar.add_task("", total=run.planned_steps - run.first_step, text="")
+        self._printer, run.printer = run.printer, self._print_above
+        self._epsilon = _EpsilonText(self.epsilon_every_n_steps)
+        self._redraw_at = 0.0
+
+    def on_train_step_end(self, run: Run) -> None:
+        """Redraw, if it is time to."""
+        now = time.monotonic()
+        if now >= self._redraw_at:
+            self._redraw(run)
+            self._redraw_at = time.monotonic() + self.refresh_seconds
+
+    def on_eval_end(self, run: Run) -> None:
+        """Show the fresh metrics."""
+        self._redraw(run)
+
+    def on_train_end(self, run: Run) -> None:
+        """Leave the last state on the screen and give the printer back."""
+        if self._bar is None:
+            return
+        self._epsilon.age(run)
+        self._redraw(run)
+        self._bar.stop()
+        self._bar = None
+        if self._printer is not None:
+            run.printer = self._printer
+
+    def _redraw(self, run: Run) -> None:
+        if self._bar is None:
+            return
+        parts = [f"epoch {run.epoch}/{run.epochs}"] if _is_wide(self._bar.console) else []
+        # The loss of an empty draw is not a number.
+        if run.loss is not None and not math.isnan(run.loss):
+            self._loss = f"loss {run.loss:.3f}"
+        parts += [self._loss] if self._loss else []
+        parts += [f"{'valid loss' if name == 'loss' else name} {value:.4f}" for name, value in run.metrics.items()]
+        parts += self._epsilon.parts(run)
+        self._bar.update(self._task, completed=run.step - run.first_step, text="  ".join(parts))
+        self._bar.refresh()
+
+    def _print_above(self, text: str) -> None:
+        self._bar.console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+
+class _EpsilonText:
+    """The epsilon that is shown: asked for again after enough steps, and never for more than 2 % of the time."""
+
+    def __init__(self, every: int) -> None:
+        self._every = every
+        self._step: int | None = None
+        self._not_before = 0.0
+        self._text: list[str] = []
+
+    def age(self, run: Run) -> None:
+        """Have the next text computed afresh, unless it is that of this very step."""
+        if self._step != run.step:
+            self._step, self._not_before = None, 0.0
+
+    def parts(self, run: Run) -> list[str]:
+        begun = time.monotonic()
+        due = self._step is None or run.step - self._step >= self._every
+        if self._every and run.step and due and begun >= self._not_before:
+            self._step = run.step
+            self._text = [_epsilon_text(run)]
+            self._not_before = time.monotonic() + 50 * (time.monotonic() - begun)
+        return self._text
+
+
+def _epsilon_text(run: Run) -> str:
+    try:
+        spent = run.privacy_spent()
+    except DPModelError as error:
+        # A display must not end a training that has spent its budget; the report will say what is wrong.
+        return f"epsilon not known ({type(error).__name__})"
+    return f"epsilon {spent.epsilon:.3g} (delta {spent.delta:g})"
+
+
+def _bar(console: Console | None) -> Any:
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, TextColumn, TimeRemainingColumn
+    from rich.table import Column
+
+    shown = console if console is not None else Console()
+    columns: list[ProgressColumn] = [MofNCompleteColumn(), TimeRemainingColumn(), TextColumn("left")]
+    if _is_wide(shown):
+        columns.insert(1, BarColumn(bar_width=20))
+    # Only the figures may take a second line; else a narrow terminal would squeeze the step out of sight.
+    columns.append(TextColumn("{task.fields[text]}", table_column=Column(no_wrap=False)))
+    return Progress(*columns, console=shown, auto_refresh=False)
+
+
+def _is_wide(console: Console) -> bool:
+    return console.width >= WIDE_COLUMNS

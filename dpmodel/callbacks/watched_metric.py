@@ -1,0 +1,33 @@
+"""Which validation metric is watched, and which way is better."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from monitors import _checks
+
+LESS_IS_BETTER = frozenset({"loss", "mse", "mae", "error"})
+
+
+def direction(monitor: str, mode: str) -> int:
+    """1 where more of the metric is better, -1 where less is; ``"auto"`` decides by the metric's name."""
+    _checks.one_of(("auto", "max", "min"), mode=mode)
+    if mode == "auto":
+        return -1 if LESS_IS_BETTER & set(monitor.lower().replace("-", "_").split("_")) else 1
+    return 1 if mode == "max" else -1
+
+
+def matching_name(monitor: str, names: Iterable[str], owner: str) -> str:
+    """The one of ``names`` that is ``monitor``, in any case of letters.
+
+    Raises:
+        ValueError: There is none; the metrics that there are and the nearest one are named.
+    """
+    by_lower = {name.lower(): name for name in names}
+    # The history calls the validation loss "valid_loss", to tell it from the training loss in the same table.
+    wanted = monitor.lower() if monitor.lower() in by_lower else monitor.lower().removeprefix("valid_")
+    if wanted not in by_lower:
+        listing = ", ".join(by_lower.values()) or "none (is valid_loader given to fit?)"
+        hint = _checks.nearest_hint(monitor, by_lower.values()) or ";"
+        raise ValueError(f"{owner} watches the validation metric {monitor!r}{hint} the metrics are: {listing}")
+    return by_lower[wanted]

@@ -1,0 +1,7 @@
+"""Data sets in memory: readers by name, with public constants only."""
+
+from dpmodel.data.datasets import DATASETS as DATASETS
+from dpmodel.data.datasets import load_dataset as load_dataset
+from dpmodel.data.in_memory import InMemoryDataset as InMemoryDataset
+from dpmodel.data.splits import DataSplits as DataSplits
+from dpmodel.data.splits import RawSplits as RawSplits

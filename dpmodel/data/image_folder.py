@@ -1,0 +1,97 @@
+"""A user's own images: one folder per class."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from dpmodel.data.splits import RawSplits
+from monitors import _checks
+from monitors.errors import DataError, MissingDataError
+
+ENDINGS = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".ppm", ".pgm", ".tif", ".tiff"})
+MODES = {1: "L", 3: "RGB"}
+LAYOUT = "train/<class>/*.png and test/<class>/*.png"
+
+
+def image_folder(root: str | os.PathLike[str], channels: int = 3, image_size: int | None = None) -> RawSplits:
+    """Images under ``root/train/<class>/`` and ``root/test/<class>/``, decoded once into memory.
+
+    Classes are numbered in alphabetical order of their folders under ``train``.
+
+    Args:
+        root: The folder.
+        channels: 3 for colour, 1 for grey; images of the other kind are converted.
+        image_size: Height and width to bring every image to; None requires that all have one size.
+
+    Raises:
+        MissingDataError: The folders are not there.
+        DataError: A class has no training folder, an image cannot be read, or the sizes differ.
+    """
+    _checks.one_of(MODES, channels=channels)
+    folder = Path(root).expanduser()
+    for part in ("train", "test"):
+        if not (folder / part).is_dir():
+            raise MissingDataError(f"{folder / part} does not exist; an image folder holds {LAYOUT}")
+    classes = _classes(folder / "train")
+    train = _part(folder / "train", classes, channels, image_size)
+    test = _part(folder / "test", classes, channels, image_size)
+    return RawSplits(*train, *test, num_classes=len(classes), source=f"{folder} ({', '.join(classes)})")
+
+
+def _classes(folder: Path) -> list[str]:
+    names = sorted(entry.name for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith("."))
+    if not names:
+        raise MissingDataError(f"{folder} holds no class folders; an image folder holds {LAYOUT}")
+    return names
+
+
+def _part(folder: Path, classes: Sequence[str], channels: int, size: int | None) -> tuple[Tensor, Tensor]:
+    strangers = sorted(set(_classes(folder)) - set(classes))
+    if strangers:
+        raise DataError(
+            f"{folder} has the class {strangers[0]!r}, which has no training folder; classes: {', '.join(classes)}"
+        )
+    files: list[Path] = []
+    labels: list[int] = []
+    for number, name in enumerate(classes):
+        found = sorted(path for path in (folder / name).glob("*") if path.suffix.lower() in ENDINGS)
+        files += found
+        labels += [number] * len(found)
+    if not files:
+        raise MissingDataError(f"{folder} holds no images ({', '.join(sorted(ENDINGS))}) in its class folders")
+    # Pillow leaves the interpreter lock while it decodes, so threads use every core.
+    with ThreadPoolExecutor() as pool:
+        images = list(pool.map(lambda path: _decoded(path, MODES[channels], size), files))
+    _check_sizes(files, images)
+    return torch.from_numpy(np.stack(images)), torch.tensor(labels)
+
+
+def _decoded(path: Path, mode: str, size: int | None) -> np.ndarray[Any, np.dtype[np.uint8]]:
+    from PIL import Image
+
+    try:
+        with Image.open(path) as image:
+            converted = image.convert(mode)
+            if size is not None and converted.size != (size, size):
+                converted = converted.resize((size, size), Image.Resampling.BILINEAR)
+            pixels = np.asarray(converted, dtype=np.uint8)
+    except Exception as error:  # Pillow raises a dozen kinds on damaged files
+        raise DataError(f"image {path} cannot be read: {error}. Repair or remove it.") from error
+    return pixels[None] if pixels.ndim == 2 else np.ascontiguousarray(pixels.transpose(2, 0, 1))
+
+
+def _check_sizes(files: Sequence[Path], images: Sequence[np.ndarray[Any, Any]]) -> None:
+    for path, image in zip(files, images, strict=True):
+        if image.shape != images[0].shape:
+            raise DataError(
+                f"images differ in size: {files[0]} is {images[0].shape[1:]} and {path} is {image.shape[1:]}; "
+                "set data.image_size"
+            )

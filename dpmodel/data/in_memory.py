@@ -1,0 +1,100 @@
+"""Examples held in memory as two tensors, converted batch by batch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from monitors.errors import DataError
+
+Constants = float | Sequence[float] | None
+
+
+class InMemoryDataset(Dataset[tuple[Tensor, Tensor]]):
+    """Inputs ``x`` and labels ``y``; images stay bytes and become floats in [0, 1] when they are read.
+
+    Args:
+        x: (N, ...) inputs: uint8 images (N, channels, height, width), or float32.
+        y: (N,) labels, whole numbers; kept as int64.
+        mean: Subtracted from the floats, one number or one per channel. A PUBLIC constant: a mean computed from the
+            private training data would be a release that no ledger row covers.
+        std: Divided by, likewise; positive.
+
+    Raises:
+        DataError: Lengths, types or constants do not fit.
+
+    Example:
+        >>> images = torch.full((3, 1, 2, 2), 255, dtype=torch.uint8)
+        >>> data = InMemoryDataset(images, torch.tensor([0, 1, 0]), mean=0.5, std=0.5)
+        >>> x, y = data.batch(torch.tensor([2, 0]))
+        >>> x.shape, x.unique().tolist(), y.tolist()
+        (torch.Size([2, 1, 2, 2]), [1.0], [0, 0])
+    """
+
+    def __init__(self, x: Tensor, y: Tensor, *, mean: Constants = None, std: Constants = None) -> None:
+        _check_tensors(x, y)
+        self.x = x.contiguous()
+        self.y = y.to(torch.int64).contiguous()
+        self._mean = _constant("mean", mean, x)
+        self._std = _constant("std", std, x)
+        if self._std is not None and not bool((self._std > 0).all()):
+            raise DataError(f"std must be positive, got {self._std.flatten().tolist()}")
+
+    def transform_batch(self, x: Tensor) -> Tensor:
+        """Floats of a batch of raw inputs: bytes over 255, then minus ``mean``, over ``std``; shape kept."""
+        values = x.float().div_(255.0) if x.dtype == torch.uint8 else x
+        if self._mean is not None:
+            values = values - self._mean.to(values.device)
+        if self._std is not None:
+            values = values / self._std.to(values.device)
+        return values
+
+    def batch(self, rows: Tensor) -> tuple[Tensor, Tensor]:
+        """Inputs and labels of ``rows`` (int64, may be empty), ready for the network."""
+        rows = rows.to(self.x.device)
+        return self.transform_batch(self.x.index_select(0, rows)), self.y.index_select(0, rows)
+
+    def to(self, device: torch.device | str) -> InMemoryDataset:
+        """The same examples on ``device``; this set itself where they already are."""
+        if self.x.device == torch.device(device):
+            return self
+        moved = InMemoryDataset.__new__(InMemoryDataset)
+        moved.__dict__.update(self.__dict__)
+        moved.x, moved.y = self.x.to(device), self.y.to(device)
+        return moved
+
+    def __getitem__(self, row: int) -> tuple[Tensor, Tensor]:
+        return self.transform_batch(self.x[row : row + 1] if row >= 0 else self.x[row:][:1])[0], self.y[row]
+
+    def __len__(self) -> int:
+        return len(self.x)
+
+    def __repr__(self) -> str:
+        return f"InMemoryDataset({len(self)} examples of shape {tuple(self.x.shape[1:])}, {self.x.dtype})"
+
+
+def _check_tensors(x: Tensor, y: Tensor) -> None:
+    if x.dtype not in (torch.uint8, torch.float32):
+        raise DataError(f"x must be uint8 (images) or float32, got {x.dtype}; convert it first")
+    if x.dim() < 2:
+        raise DataError(f"x must have one row per example, got shape {tuple(x.shape)}")
+    if y.dim() != 1 or y.is_floating_point() or y.is_complex():
+        raise DataError(f"y must be one whole number per example, got shape {tuple(y.shape)} of {y.dtype}")
+    if len(x) != len(y):
+        raise DataError(f"x and y differ in length: {len(x)} and {len(y)}")
+
+
+def _constant(name: str, value: Constants, x: Tensor) -> Tensor | None:
+    if value is None:
+        return None
+    numbers = torch.as_tensor(value, dtype=torch.float32).flatten()
+    if not bool(numbers.isfinite().all()):
+        raise DataError(f"{name} must be finite, got {value!r}")
+    if len(numbers) not in (1, x.shape[1]):
+        raise DataError(
+            f"{name} must be one number or one for each of {x.shape[1]} channels, got {len(numbers)}: {value!r}"
+        )
+    return numbers.reshape(1, -1, *[1] * (x.dim() - 2))

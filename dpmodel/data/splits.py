@@ -1,0 +1,122 @@
+"""A data set with its training and test part, as every reader hands it on."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dpmodel.data.images import resize_images
+from dpmodel.data.in_memory import Constants, InMemoryDataset
+from monitors import _checks
+from monitors.errors import DataError
+
+PERMUTATION_SEED = 0
+
+
+@dataclass(frozen=True)
+class RawSplits:
+    """What a reader returns: tensors as they lie in the files.
+
+    Args:
+        x_train: (N, ...) uint8 images (N, channels, height, width) or float32.
+        y_train: (N,) whole numbers in [0, num_classes).
+        x_test: Like ``x_train``.
+        y_test: Like ``y_train``.
+        num_classes: Number of classes; public.
+        source: Where the data came from, in words.
+    """
+
+    x_train: Tensor
+    y_train: Tensor
+    x_test: Tensor
+    y_test: Tensor
+    num_classes: int
+    source: str
+
+
+@dataclass(frozen=True)
+class DataSplits:
+    """Training and test data in memory.
+
+    Args:
+        name: Name of the data set.
+        train: The private examples.
+        test: Examples to measure with.
+        num_classes: Number of classes; public.
+        source: Where the data came from, in words.
+    """
+
+    name: str
+    train: InMemoryDataset
+    test: InMemoryDataset
+    num_classes: int
+    source: str = ""
+
+    @property
+    def example_shape(self) -> tuple[int, ...]:
+        """Shape of one input, for images (channels, height, width)."""
+        return tuple(self.train.x.shape[1:])
+
+    def network_defaults(self) -> dict[str, Any]:
+        """What the data imply for a network's arguments: ``build_network(..., defaults=...)`` takes it."""
+        shape = self.example_shape
+        implied = {"num_classes": self.num_classes, "in_features": math.prod(shape), "in_channels": shape[0]}
+        return {**implied, "image_size": shape[-1]} if len(shape) == 3 else implied
+
+
+def finish_splits(
+    name: str,
+    raw: RawSplits,
+    *,
+    image_size: int | None = None,
+    mean: Constants = None,
+    std: Constants = None,
+    limit: int | None = None,
+    test_limit: int | None = None,
+) -> DataSplits:
+    """Check, shorten and resize what a reader returned. See ``load_dataset`` for the arguments."""
+    parts = []
+    for part, x, y, most in (("train", raw.x_train, raw.y_train, limit), ("test", raw.x_test, raw.y_test, test_limit)):
+        _check_examples(f"{name} {part}", x, y, raw.num_classes)
+        rows = _public_rows(len(x), most, "limit" if part == "train" else "test_limit")
+        if rows is not None:
+            x, y = x.index_select(0, rows), y.index_select(0, rows)
+        if image_size is not None:
+            x = resize_images(x, image_size)
+        parts.append(InMemoryDataset(x, y, mean=mean, std=std))
+    if parts[0].x.shape[1:] != parts[1].x.shape[1:] or parts[0].x.dtype != parts[1].x.dtype:
+        raise DataError(f"{name}: train is {parts[0]!r} and test is {parts[1]!r}; both must have one shape and type")
+    return DataSplits(name, parts[0], parts[1], raw.num_classes, raw.source)
+
+
+def _check_examples(name: str, x: Tensor, y: Tensor, num_classes: int) -> None:
+    _checks.positive_int(num_classes=num_classes)
+    if len(x) == 0:
+        raise DataError(f"{name}: there are no examples")
+    if len(x) != len(y):
+        raise DataError(f"{name}: {len(x)} inputs but {len(y)} labels")
+    wrong = ((y < 0) | (y >= num_classes)).nonzero()
+    if len(wrong):
+        row = int(wrong[0])
+        raise DataError(
+            f"{name}: label {int(y[row])} of row {row} is not in [0, {num_classes}); "
+            f"{len(wrong)} labels are out of range"
+        )
+    if x.is_floating_point() and not bool(x.isfinite().all()):
+        row = int((~x.flatten(1).isfinite().all(1)).nonzero()[0])
+        raise DataError(f"{name}: the input of row {row} holds NaN or infinite values; remove or repair it")
+
+
+def _public_rows(total: int, most: int | None, name: str) -> Tensor | None:
+    if most is None:
+        return None
+    _checks.positive_int(**{name: most})
+    if most > total:
+        raise DataError(f"{name} is {most}, but there are only {total} examples")
+    generator = torch.Generator().manual_seed(PERMUTATION_SEED)
+    # Files are often ordered by class, so the first rows would be one class only.
+    return torch.randperm(total, generator=generator)[:most].sort().values

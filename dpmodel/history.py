@@ -1,0 +1,190 @@
+"""What happened in each epoch: loss, validation metrics, and the privacy figures in force."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import io
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from dpmodel._files import write_atomically
+from monitors import _checks
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+@dataclass(frozen=True)
+class EpochRecord:
+    """One row of a training history.
+
+    Args:
+        epoch: Number of the epoch, counted from 1.
+        step: Steps done over the model's life when the epoch ended.
+        loss: Mean training loss of the epoch. NOT private: it is computed from the training data without noise and
+            no ledger row covers it. Do not publish it with the model.
+        metrics: Validation metrics by name; as private as the validation data are.
+        epsilon: Privacy spent by everything on the ledger so far; None where no delta is known.
+        noise_multiplier: Noise multiplier of the last step, as the noise mechanism states it.
+        norm_bound: Clipping bound of the last step.
+        seconds: Wall time of the epoch.
+    """
+
+    epoch: int
+    step: int
+    loss: float | None = None
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    epsilon: float | None = None
+    noise_multiplier: float | None = None
+    norm_bound: float | None = None
+    seconds: float | None = None
+
+    def __post_init__(self) -> None:
+        _checks.positive_int(epoch=self.epoch)
+        _checks.non_negative_int(step=self.step)
+        clash = sorted(set(self.metrics) & set(FIELDS))
+        if clash:
+            raise ValueError(
+                f"metric {clash[0]!r} has the name of a history column; rename it, for example 'valid_{clash[0]}'"
+            )
+        object.__setattr__(self, "metrics", dict(self.metrics))
+
+
+FIELDS = tuple(item.name for item in dataclasses.fields(EpochRecord) if item.name != "metrics")
+
+
+class History:
+    """The epochs of a training, oldest first. Iterating yields ``EpochRecord`` objects.
+
+    Args:
+        delta: The delta that the ``epsilon`` column is stated at; None where none is stated.
+
+    Example:
+        >>> history = History(delta=1e-5)
+        >>> record = history.append(epoch=1, step=117, loss=0.4, metrics={"accuracy": 0.95}, epsilon=1.2)
+        >>> history.column("accuracy")
+        [0.95]
+    """
+
+    def __init__(self, delta: float | None = None) -> None:
+        if delta is not None:
+            _checks.open_unit(delta=delta)
+        self.delta = delta
+        self.epochs: list[EpochRecord] = []
+
+    def append(self, record: EpochRecord | None = None, **fields: Any) -> EpochRecord:
+        """Add one epoch, given as a record or as its fields, and return the record.
+
+        Raises:
+            ValueError: Both or neither are given, or the step is behind that of the last epoch.
+        """
+        if (record is None) == (not fields):
+            raise ValueError("append takes either one EpochRecord or its fields by keyword")
+        row = EpochRecord(**fields) if record is None else record
+        if self.epochs and row.step < self.epochs[-1].step:
+            raise ValueError(
+                f"step {row.step} is behind step {self.epochs[-1].step} of the last epoch; steps never go back"
+            )
+        self.epochs.append(row)
+        return row
+
+    @property
+    def metric_names(self) -> tuple[str, ...]:
+        """Names of all metrics seen, in order of first appearance."""
+        return tuple(dict.fromkeys(name for row in self.epochs for name in row.metrics))
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """All column names: the fields of a record with the metrics after the loss."""
+        at = FIELDS.index("loss") + 1
+        return FIELDS[:at] + self.metric_names + FIELDS[at:]
+
+    def column(self, name: str) -> list[Any]:
+        """One value per epoch of a field or metric; None where an epoch has none.
+
+        Raises:
+            ValueError: No epoch has that column; the known ones and the nearest are named.
+        """
+        if name not in self.columns:
+            hint = _checks.nearest_hint(name, self.columns) or ";"
+            raise ValueError(f"the history has no column {name!r}{hint} it has: {', '.join(self.columns)}")
+        return [_value(row, name) for row in self.epochs]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON values; ``from_dict`` reads them back."""
+        return {"delta": self.delta, "epochs": [dataclasses.asdict(row) for row in self.epochs]}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> History:
+        """Read back ``to_dict``."""
+        history = cls(values.get("delta"))
+        for row in values["epochs"]:
+            history.append(EpochRecord(**row))
+        return history
+
+    def to_csv(self, path: str | os.PathLike[str]) -> None:
+        """Write one line per epoch to ``path``, atomically; absent values are empty cells."""
+        text = io.StringIO()
+        writer = csv.writer(text, lineterminator="\n")
+        writer.writerow(self.columns)
+        writer.writerows([_value(row, name) for name in self.columns] for row in self.epochs)
+        write_atomically(path, text.getvalue())
+
+    @classmethod
+    def from_csv(cls, path: str | os.PathLike[str], delta: float | None = None) -> History:
+        """Read back ``to_csv``. A column that is not a field is a metric.
+
+        Raises:
+            ValueError: The file is not a history; the path and what is wrong are named.
+        """
+        history = cls(delta)
+        with Path(path).open(encoding="utf-8", newline="") as stream:
+            reader = csv.DictReader(stream)
+            if not {"epoch", "step"} <= set(reader.fieldnames or ()):
+                raise ValueError(
+                    f"{path} is not a training history: its header is {reader.fieldnames}, without epoch and step"
+                )
+            for cells in reader:
+                try:
+                    history.append(_record_of(cells))
+                except (TypeError, ValueError) as error:
+                    raise ValueError(f"{path}, line {reader.line_num}: {error}") from error
+        return history
+
+    def plot(self, path: str | os.PathLike[str] | None = None) -> Figure:
+        """Draw the training curves: metrics and loss, epsilon, noise multiplier and bound.
+
+        Args:
+            path: Where to save the picture too; the ending chooses the format (``.png``, ``.svg``, ``.pdf``).
+
+        Raises:
+            ValueError: The history is empty.
+        """
+        from dpmodel.training_curves import draw_history
+
+        return draw_history(self, path)
+
+    def __iter__(self) -> Iterator[EpochRecord]:
+        return iter(self.epochs)
+
+    def __len__(self) -> int:
+        return len(self.epochs)
+
+    def __repr__(self) -> str:
+        return f"History({len(self)} epochs: {', '.join(self.columns)})"
+
+
+def _value(row: EpochRecord, name: str) -> Any:
+    return getattr(row, name) if name in FIELDS else row.metrics.get(name)
+
+
+def _record_of(cells: Mapping[str, str | None]) -> EpochRecord:
+    values = {name: float(text) for name, text in cells.items() if text}
+    fields: dict[str, Any] = {name: value for name, value in values.items() if name in FIELDS}
+    metrics = {name: value for name, value in values.items() if name not in FIELDS}
+    whole = {name: int(fields[name]) for name in ("epoch", "step") if name in fields}
+    return EpochRecord(**(fields | whole), metrics=metrics)

@@ -1,0 +1,11 @@
+"""Networks for images and features, each built by name and option."""
+
+from dpmodel.nets.activations import ACTIVATIONS as ACTIVATIONS
+from dpmodel.nets.activations import TemperedSigmoid as TemperedSigmoid
+from dpmodel.nets.dense import MLP as MLP
+from dpmodel.nets.dense import Linear as Linear
+from dpmodel.nets.initializers import INITIALIZERS as INITIALIZERS
+from dpmodel.nets.lenet5 import LeNet5 as LeNet5
+from dpmodel.nets.networks import NETWORKS as NETWORKS
+from dpmodel.nets.networks import build_network as build_network
+from dpmodel.nets.small_cnn import SmallCNN as SmallCNN

@@ -1,0 +1,73 @@
+"""Networks of dense layers: multilayer perceptron and linear model."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import pairwise
+from typing import cast
+
+from torch import Tensor, nn
+
+from dpmodel.nets.activations import ACTIVATIONS
+from dpmodel.nets.initializers import INITIALIZERS, seeded
+from monitors import _checks
+
+
+class MLP(nn.Module):
+    """Dense layers with an activation between them; inputs of any shape are flattened.
+
+    Args:
+        in_features: Numbers per example (a 1 x 28 x 28 image has 784).
+        hidden: Widths of the hidden layers; may be empty.
+        num_classes: Width of the last layer.
+        activation: Name of the activation.
+        init: Name of the initialisation.
+        seed: Draws the same weights each time; None draws from torch's global generator.
+
+    Shapes:
+        x (N, ...) with ``in_features`` numbers per example -> scores (N, num_classes).
+
+    Example:
+        >>> MLP(4, hidden=[3], num_classes=2).layers
+        Sequential(
+          (0): Linear(in_features=4, out_features=3, bias=True)
+          (1): Tanh()
+          (2): Linear(in_features=3, out_features=2, bias=True)
+        )
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        hidden: Sequence[int] = (128,),
+        num_classes: int = 10,
+        activation: str = "tanh",
+        init: str = "torch",
+        seed: int | None = None,
+    ) -> None:
+        super().__init__()
+        widths = [in_features, *hidden, num_classes]
+        _checks.positive_int(in_features=in_features, num_classes=num_classes)
+        _checks.positive_int(**{f"hidden[{index}]": width for index, width in enumerate(hidden)})
+        layers: list[nn.Module] = []
+        with seeded(seed):
+            for left, right in pairwise(widths):
+                layers += [nn.Linear(left, right), ACTIVATIONS.create(activation)]
+            self.layers = nn.Sequential(*layers[:-1])
+            INITIALIZERS.create(init, self)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Scores of each class."""
+        return cast(Tensor, self.layers(x.flatten(1)))
+
+
+class Linear(MLP):
+    """One dense layer: multinomial logistic regression. See ``MLP`` for the arguments.
+
+    Example:
+        >>> sum(parameter.numel() for parameter in Linear(784).parameters())
+        7850
+    """
+
+    def __init__(self, in_features: int, num_classes: int = 10, init: str = "torch", seed: int | None = None) -> None:
+        super().__init__(in_features, (), num_classes, init=init, seed=seed)

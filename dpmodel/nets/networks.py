@@ -1,0 +1,67 @@
+"""Networks by name, or a user's own by import path."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import nn
+
+from dpmodel._arguments import accepted_names, check_arguments
+from dpmodel.nets.dense import MLP, Linear
+from dpmodel.nets.initializers import seeded
+from dpmodel.nets.lenet5 import LeNet5
+from dpmodel.nets.small_cnn import SmallCNN
+from dpmodel.nets.user_module import import_network
+from monitors._registry import Registry
+
+NETWORKS: Registry[Any] = Registry("network")
+NETWORKS.register("lenet5")(LeNet5)
+NETWORKS.register("mlp")(MLP)
+NETWORKS.register("linear")(Linear)
+NETWORKS.register("small_cnn")(SmallCNN)
+
+
+def build_network(
+    name: str | None = None,
+    module: str | None = None,
+    *,
+    seed: int | None = None,
+    defaults: Mapping[str, Any] | None = None,
+    **args: Any,
+) -> nn.Module:
+    """Build a registered network by ``name``, or the user's own class by ``module``.
+
+    Args:
+        name: ``"lenet5"``, ``"mlp"``, ``"linear"``, ``"small_cnn"``, or any other registered one.
+        module: ``"package.module:Class"``.
+        seed: Draws the same initial weights each time; None draws from torch's global generator.
+        defaults: Arguments used where the class takes them and the user gave none (what the data imply:
+            ``num_classes``, ``in_channels``, ``in_features``, ``image_size``).
+        **args: Arguments of the class.
+
+    Raises:
+        ValueError: Neither or both of ``name`` and ``module`` are given, they are not found, an argument is unknown or
+            missing, or what was built is not a ``torch.nn.Module``.
+
+    Example:
+        >>> build_network("mlp", hidden=[16], defaults={"in_features": 4, "num_classes": 3}).layers[2].out_features
+        3
+    """
+    if (name is None) == (module is None):
+        raise ValueError(
+            f"give either the name of a network or module='package.module:Class', got {name=} and {module=}"
+        )
+    builder = NETWORKS.get(name) if name is not None else import_network(str(module))
+    owner = f"network {name!r}" if name is not None else f"network {module!r}"
+    known = accepted_names(builder) or ()
+    chosen = {key: value for key, value in (defaults or {}).items() if key in known} | args
+    check_arguments(builder, chosen, owner)
+    with seeded(seed):
+        try:
+            network = builder(**chosen)
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise ValueError(f"{owner} cannot be built from {chosen}: {error}") from error
+    if not isinstance(network, nn.Module):
+        raise ValueError(f"{owner} built {type(network).__name__}, which is no torch.nn.Module")
+    return network

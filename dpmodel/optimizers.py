@@ -1,0 +1,202 @@
+"""Optimizers and learning-rate schedulers by name."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, cast
+
+from torch import optim
+from torch.optim.lr_scheduler import LRScheduler
+
+from dpmodel._arguments import accepted_names, check_arguments
+from monitors import _checks
+from monitors._registry import Registry
+
+OPTIMIZERS: Registry[Callable[..., optim.Optimizer]] = Registry("optimizer")
+
+# Optimizers that a private step cannot serve, with the reason.
+REFUSED_OPTIMIZERS: Mapping[str, str] = {
+    "LBFGS": "it evaluates the loss several times a step, and each evaluation would be a release of its own",
+    "SparseAdam": "it takes sparse gradients, and a noisy gradient is dense",
+}
+
+# Schedulers that a name and numbers cannot build, with the reason.
+REFUSED_SCHEDULERS: Mapping[str, str] = {
+    "ReduceLROnPlateau": "it needs a measured value at every step",
+    "SequentialLR": "it is made of scheduler objects; build it in Python and give the object",
+    "ChainedScheduler": "it is made of scheduler objects; build it in Python and give the object",
+    "LambdaLR": "it needs a function; build it in Python and give the object",
+    "MultiplicativeLR": "it needs a function; build it in Python and give the object",
+}
+
+# The argument of each scheduler that is the length of the training.
+LENGTH_ARGUMENT: Mapping[str, str] = {
+    "LinearLR": "total_iters",
+    "PolynomialLR": "total_iters",
+    "ConstantLR": "total_iters",
+    "CosineAnnealingLR": "T_max",
+    "CosineAnnealingWarmRestarts": "T_0",
+    "OneCycleLR": "total_steps",
+}
+
+
+@OPTIMIZERS.register("Momentum")
+class Momentum(optim.SGD):
+    """SGD with momentum, under MindSpore's name and argument names.
+
+    Args:
+        params: Parameters or parameter groups, such as ``network.parameters()``.
+        learning_rate: Step size, positive.
+        momentum: In [0, 1).
+        weight_decay: L2 penalty.
+        nesterov: Nesterov's form of momentum.
+        dampening: Of the momentum; 0 in MindSpore.
+
+    Example:
+        >>> import torch
+        >>> Momentum([torch.nn.Parameter(torch.zeros(2))], learning_rate=0.1).defaults["momentum"]
+        0.9
+    """
+
+    def __init__(
+        self,
+        params: Iterable[Any],
+        learning_rate: float = 0.01,
+        momentum: float = 0.9,
+        weight_decay: float = 0.0,
+        nesterov: bool = False,
+        dampening: float = 0.0,
+    ) -> None:
+        _checks.positive(learning_rate=learning_rate)
+        _checks.unit_interval(momentum=momentum)
+        if momentum == 1:
+            raise ValueError("momentum must be below 1, got 1: no step would ever be forgotten")
+        super().__init__(params, learning_rate, momentum, dampening, weight_decay, nesterov)
+
+
+def optimizer_names() -> tuple[str, ...]:
+    """All names that ``build_optimizer`` takes, in alphabetical order."""
+    return tuple(sorted({*OPTIMIZERS.names(), *_torch_optimizers()}))
+
+
+def build_optimizer(name: str, parameters: Iterable[Any], **args: Any) -> optim.Optimizer:
+    """Build an optimizer by name.
+
+    Args:
+        name: ``"SGD"``, ``"Momentum"`` (SGD with momentum 0.9), ``"Adam"``, any other class of ``torch.optim``, or a
+            registered one.
+        parameters: Parameters or parameter groups.
+        **args: Arguments of the class. ``learning_rate`` and ``lr`` mean the same.
+
+    Raises:
+        ValueError: Unknown name or argument (the nearest is suggested), a value out of range, or an optimizer that
+            cannot be fed with noisy gradients.
+
+    Example:
+        >>> import torch
+        >>> weight = torch.nn.Parameter(torch.zeros(2))
+        >>> build_optimizer("Momentum", [weight], lr=0.1).defaults["momentum"]
+        0.9
+        >>> build_optimizer("Adan", [weight], lr=0.1)
+        Traceback (most recent call last):
+            ...
+        ValueError: unknown optimizer 'Adan'; did you mean 'Adam'? Known: ...
+    """
+    if name in REFUSED_OPTIMIZERS:
+        raise ValueError(f"optimizer {name!r} cannot train with differential privacy: {REFUSED_OPTIMIZERS[name]}")
+    builder = OPTIMIZERS.get(name) if name in OPTIMIZERS else _torch_optimizers().get(name)
+    if builder is None:
+        names = optimizer_names()
+        hint = _checks.nearest_hint(name, names) or ";"
+        raise ValueError(f"unknown optimizer {name!r}{hint} Known: {', '.join(names)}")
+    options = _one_learning_rate(builder, args, name)
+    check_arguments(builder, options, f"optimizer {name!r}", provided=["params"])
+    try:
+        return builder(parameters, **options)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"optimizer {name!r} cannot be built from {args}: {error}") from error
+
+
+def scheduler_names() -> tuple[str, ...]:
+    """All names that ``build_scheduler`` takes, in alphabetical order."""
+    return tuple(sorted(set(_torch_schedulers()) - set(REFUSED_SCHEDULERS)))
+
+
+def build_scheduler(
+    name: str, optimizer: optim.Optimizer, total_steps: int, steps_per_epoch: int | None = None, /, **args: Any
+) -> LRScheduler:
+    """Build a learning-rate scheduler by the name of its class in ``torch.optim.lr_scheduler``.
+
+    The first arguments are taken by position only, because schedulers have arguments of the same names.
+
+    Args:
+        name: Such as ``"LinearLR"``, ``"CosineAnnealingLR"``, ``"OneCycleLR"``.
+        optimizer: Whose learning rate it moves.
+        total_steps: How often the scheduler will be stepped in the whole training. The argument that means this
+            (``total_iters``, ``T_max``, ``total_steps``, ...) is filled in where it is left out.
+        steps_per_epoch: Filled in where the class takes it along with ``epochs`` (OneCycleLR).
+        **args: Arguments of the class.
+
+    Raises:
+        ValueError: Unknown name or argument (the nearest is suggested), a value out of range, or a scheduler that a
+            name and numbers cannot build.
+
+    Example:
+        >>> import torch
+        >>> optimizer = build_optimizer("SGD", [torch.nn.Parameter(torch.zeros(2))], lr=4.0)
+        >>> build_scheduler("LinearLR", optimizer, 100, start_factor=1.0, end_factor=0.0).total_iters
+        100
+    """
+    _checks.positive_int(total_steps=total_steps)
+    if name in REFUSED_SCHEDULERS:
+        raise ValueError(f"learning-rate scheduler {name!r} cannot be built by name: {REFUSED_SCHEDULERS[name]}")
+    known = _torch_schedulers()
+    if name not in known:
+        hint = _checks.nearest_hint(name, scheduler_names()) or ";"
+        raise ValueError(f"unknown learning-rate scheduler {name!r}{hint} Known: {', '.join(scheduler_names())}")
+    options = {**_length_arguments(name, args, total_steps, steps_per_epoch), **args}
+    check_arguments(known[name], options, f"learning-rate scheduler {name!r}", provided=["optimizer"])
+    try:
+        return cast(LRScheduler, known[name](optimizer, **options))
+    except (TypeError, ValueError, ZeroDivisionError) as error:
+        raise ValueError(f"learning-rate scheduler {name!r} cannot be built from {args}: {error}") from error
+
+
+def _length_arguments(
+    name: str, args: Mapping[str, Any], total_steps: int, steps_per_epoch: int | None
+) -> dict[str, int]:
+    length = LENGTH_ARGUMENT.get(name)
+    if length is None or length in args:
+        return {}
+    if "epochs" in args:
+        return {} if steps_per_epoch is None or "steps_per_epoch" in args else {"steps_per_epoch": steps_per_epoch}
+    return {length: total_steps}
+
+
+def _one_learning_rate(builder: Callable[..., Any], args: Mapping[str, Any], name: str) -> dict[str, Any]:
+    if "lr" in args and "learning_rate" in args:
+        raise ValueError(
+            f"optimizer {name!r}: lr={args['lr']} and learning_rate={args['learning_rate']} mean the same; give one"
+        )
+    known = accepted_names(builder) or ()
+    own = "learning_rate" if "learning_rate" in known else "lr"
+    return {own if key in ("lr", "learning_rate") else key: value for key, value in args.items()}
+
+
+def _torch_optimizers() -> dict[str, Callable[..., optim.Optimizer]]:
+    found = _classes(optim, optim.Optimizer)
+    return {name: item for name, item in found.items() if name not in REFUSED_OPTIMIZERS}
+
+
+def _torch_schedulers() -> dict[str, type]:
+    return _classes(optim.lr_scheduler, LRScheduler)
+
+
+def _classes(module: Any, base: type) -> dict[str, Any]:
+    found = {name: item for name, item in vars(module).items() if inspect.isclass(item) and not name.startswith("_")}
+    return {
+        name: item
+        for name, item in found.items()
+        if issubclass(item, base) and item is not base and name != "LRScheduler"
+    }

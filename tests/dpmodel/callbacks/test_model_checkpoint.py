@@ -1,0 +1,88 @@
+import pytest
+import torch
+
+from dpmodel.callbacks import CheckpointConfig, ModelCheckpoint
+from dpmodel.checkpoint import read_checkpoint
+
+
+def names(folder):
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_files_are_named_as_in_mindspore_and_the_oldest_go(tmp_path, fake_run):
+    config = CheckpointConfig(save_checkpoint_steps=2, keep_checkpoint_max=2)
+    fake_run(epochs=2, steps_per_epoch=4).train([ModelCheckpoint("lenet", tmp_path / "new", config)])
+    assert names(tmp_path / "new") == ["lenet-2_2.ckpt", "lenet-2_4.ckpt"]
+
+
+def test_without_a_number_of_steps_each_epoch_is_saved(tmp_path, fake_run):
+    fake_run(epochs=3, steps_per_epoch=2).train([ModelCheckpoint(directory=tmp_path)])
+    assert names(tmp_path) == ["CKP-1_2.ckpt", "CKP-2_2.ckpt", "CKP-3_2.ckpt"]
+
+
+def test_the_last_state_is_saved_once_more_when_training_ends_between(tmp_path, fake_run):
+    checkpoint = ModelCheckpoint(directory=tmp_path, every_n_steps=4)
+    fake_run(epochs=2, steps_per_epoch=3).train([checkpoint])
+    assert names(tmp_path) == ["CKP-2_1.ckpt", "CKP-2_3.ckpt"]
+    assert checkpoint.latest == tmp_path / "CKP-2_3.ckpt"
+
+
+def test_a_second_training_goes_on_counting_and_overwrites_nothing(tmp_path, fake_run):
+    checkpoint = ModelCheckpoint(directory=tmp_path)
+    fake_run(epochs=1, steps_per_epoch=2).train([checkpoint])
+    fake_run(epochs=1, steps_per_epoch=2, first_step=2).train([checkpoint])
+    assert names(tmp_path) == ["CKP-1_2.ckpt", "CKP-2_2.ckpt"]
+
+
+def test_zero_keeps_all(tmp_path, fake_run):
+    fake_run(epochs=4, steps_per_epoch=2).train(
+        [ModelCheckpoint(directory=tmp_path, every_n_steps=1, keep_checkpoint_max=0)]
+    )
+    assert len(names(tmp_path)) == 8
+
+
+def test_files_of_others_are_never_deleted(tmp_path, fake_run):
+    (tmp_path / "CKP-0_1.ckpt").write_text("not mine")
+    fake_run().train([ModelCheckpoint(directory=tmp_path, every_n_steps=1, keep_checkpoint_max=1)])
+    assert names(tmp_path) == ["CKP-0_1.ckpt", "CKP-2_3.ckpt"]
+
+
+def test_the_checkpoint_holds_the_state_of_that_step(tmp_path, fake_run):
+    checkpoint = ModelCheckpoint(directory=tmp_path)
+    run = fake_run().train([checkpoint])
+    saved = read_checkpoint(checkpoint.latest)
+    assert (saved.info.step, saved.info.epoch, saved.info.norm_bound) == (6, 2, 1.5)
+    assert saved.info.ledger_digest == run.ledger.digest()
+    assert torch.equal(saved.weights["weight"], run.network.weight)
+
+
+def test_an_interrupted_training_leaves_its_last_state(tmp_path, fake_run):
+    class Interrupt:
+        def on_train_step_end(self, run):
+            if run.step == 2:
+                raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        fake_run().train([ModelCheckpoint(directory=tmp_path), Interrupt()])
+    assert names(tmp_path) == ["CKP-1_2.ckpt"]
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"prefix": "a/b"}, "give the folder as directory="),
+        ({"prefix": ""}, "prefix must be a file name"),
+        ({"every_n_steps": 0}, "every_n_steps must be a whole number"),
+        ({"keep_checkpoint_max": -1}, "keep_checkpoint_max must be a whole number"),
+        ({"config": CheckpointConfig(), "every_n_steps": 2}, "not both"),
+        ({"config": {"save_checkpoint_steps": 1}}, "must be a CheckpointConfig"),
+    ],
+)
+def test_wrong_settings_are_refused_with_the_remedy(wrong, message):
+    with pytest.raises(ValueError, match=message):
+        ModelCheckpoint(**wrong)
+
+
+def test_the_configuration_checks_its_numbers():
+    with pytest.raises(ValueError, match="save_checkpoint_steps must be a whole number of at least 1, got 0"):
+        CheckpointConfig(save_checkpoint_steps=0)

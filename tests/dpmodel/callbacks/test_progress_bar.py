@@ -1,0 +1,97 @@
+import io
+import math
+
+import pytest
+from rich.console import Console
+
+from dpmodel.callbacks import ProgressBar
+from monitors.errors import UnsupportedEventError
+
+
+@pytest.fixture
+def console():
+    return Console(file=io.StringIO(), force_terminal=True, width=160, color_system=None)
+
+
+def test_the_last_line_shows_steps_loss_metric_and_epsilon(console, fake_run):
+    fake_run(metrics=[{"accuracy": 0.875}]).train([ProgressBar(console=console)])
+    last = console.file.getvalue().split("\r")[-1]
+    for part in ("6/6", "epoch 2/2", "loss 0.167", "accuracy 0.8750", "epsilon 0.6 (delta 1e-05)", "left"):
+        assert part in last
+
+
+def test_a_narrow_terminal_still_shows_every_figure(fake_run):
+    narrow = Console(file=io.StringIO(), width=60)
+    fake_run(metrics=[{"accuracy": 0.875}]).train([ProgressBar(console=narrow)])
+    shown = " ".join(narrow.file.getvalue().split())
+    for part in ("6/6", "left", "loss 0.167", "accuracy 0.8750", "epsilon 0.6", "(delta 1e-05)"):
+        assert part in shown
+
+
+def test_an_empty_draw_keeps_the_last_known_loss(console, fake_run):
+    class Empty:
+        def on_train_step_end(self, run):
+            run.loss = math.nan if run.step == 6 else run.loss
+
+    fake_run().train([Empty(), ProgressBar(refresh_seconds=1e-9, console=console)])
+    assert "loss 0.2" in console.file.getvalue().split("\r")[-1]
+    assert "nan" not in console.file.getvalue()
+
+
+def test_messages_of_the_run_appear_above_the_bar_and_the_printer_is_given_back(console, fake_run):
+    class Speaker:
+        def on_train_step_end(self, run):
+            run.say(f"step {run.step} [not markup]")
+
+    run = fake_run()
+    run.train([ProgressBar(console=console), Speaker()])
+    assert "step 3 [not markup]" in console.file.getvalue()
+    assert run.lines == []
+    assert run.printer == run.lines.append
+
+
+def test_epsilon_is_asked_for_rarely(console, fake_run):
+    run = fake_run(epochs=1, steps_per_epoch=500)
+    run.train([ProgressBar(refresh_seconds=1e-9, epsilon_every_n_steps=100, console=console)])
+    assert 2 <= run.epsilon_asked <= 6
+
+
+def test_zero_asks_for_no_epsilon(console, fake_run):
+    run = fake_run()
+    run.train([ProgressBar(epsilon_every_n_steps=0, console=console)])
+    assert run.epsilon_asked == 0
+    assert "epsilon" not in console.file.getvalue()
+
+
+def test_the_screen_is_redrawn_by_time_not_by_step(console, fake_run):
+    fake_run(epochs=1, steps_per_epoch=2000).train([ProgressBar(refresh_seconds=60, console=console)])
+    assert console.file.getvalue().count("epoch 1/1") <= 4
+
+
+def test_an_epsilon_that_cannot_be_computed_does_not_end_the_training(console, fake_run):
+    run = fake_run()
+
+    def refuse(delta=None):
+        raise UnsupportedEventError("unknown event")
+
+    run.privacy_spent = refuse
+    run.train([ProgressBar(console=console)])
+    assert run.step == 6
+    assert "epsilon not known (UnsupportedEventError)" in console.file.getvalue()
+
+
+def test_a_failing_training_leaves_the_screen_in_order(console, fake_run):
+    class Fail:
+        def on_train_step_end(self, run):
+            raise RuntimeError("out of memory")
+
+    bar = ProgressBar(console=console)
+    with pytest.raises(RuntimeError, match="out of memory"):
+        fake_run().train([bar, Fail()])
+    assert bar._bar is None
+
+
+@pytest.mark.parametrize("wrong", [{"refresh_seconds": 0}, {"epsilon_every_n_steps": -1}])
+def test_wrong_settings_are_refused_by_name(wrong):
+    with pytest.raises(ValueError, match=next(iter(wrong))):
+        ProgressBar(**wrong)

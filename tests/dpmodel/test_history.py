@@ -1,0 +1,95 @@
+import json
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from dpmodel.history import EpochRecord, History
+
+finite = st.floats(allow_nan=False)
+maybe = st.none() | finite
+records = st.builds(
+    EpochRecord,
+    epoch=st.integers(1, 1000),
+    step=st.just(7),
+    loss=maybe,
+    metrics=st.dictionaries(st.sampled_from(["accuracy", "f1", 'odd "name", with comma']), finite),
+    epsilon=maybe,
+    noise_multiplier=maybe,
+    norm_bound=maybe,
+    seconds=maybe,
+)
+
+
+@pytest.fixture
+def history():
+    history = History(delta=1e-5)
+    history.append(epoch=1, step=10, loss=0.5, metrics={"accuracy": 0.8}, epsilon=0.7)
+    history.append(epoch=2, step=20, loss=0.4, metrics={"accuracy": 0.9, "f1": 0.85}, epsilon=0.9)
+    return history
+
+
+def test_columns_hold_one_value_per_epoch_and_none_where_there_is_none(history):
+    assert history.column("accuracy") == [0.8, 0.9]
+    assert history.column("f1") == [None, 0.85]
+    assert history.column("norm_bound") == [None, None]
+    assert history.columns[:5] == ("epoch", "step", "loss", "accuracy", "f1")
+
+
+def test_an_unknown_column_is_refused_with_the_nearest(history):
+    with pytest.raises(ValueError, match="did you mean 'accuracy'"):
+        history.column("acuracy")
+
+
+def test_steps_never_go_back(history):
+    with pytest.raises(ValueError, match="step 5 is behind step 20"):
+        history.append(epoch=3, step=5)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"epoch": 0, "step": 1}, "epoch must be a whole number of at least 1"),
+        ({"epoch": 1, "step": -1}, "step must be a whole number of at least 0"),
+        ({"epoch": 1, "step": 1, "metrics": {"loss": 0.1}}, "'loss' has the name of a history column"),
+    ],
+)
+def test_wrong_records_are_refused_by_name(fields, message):
+    with pytest.raises(ValueError, match=message):
+        History().append(**fields)
+
+
+def test_append_takes_a_record_or_fields_but_not_both():
+    with pytest.raises(ValueError, match="either one EpochRecord or its fields"):
+        History().append(EpochRecord(1, 1), epoch=1)
+    with pytest.raises(ValueError, match="either one EpochRecord or its fields"):
+        History().append()
+
+
+@settings(deadline=None)
+@given(st.lists(records, max_size=5))
+def test_csv_and_json_give_back_the_same_history(tmp_path_factory, rows):
+    history = History(delta=1e-6)
+    for row in rows:
+        history.append(row)
+    path = tmp_path_factory.mktemp("history") / "history.csv"
+    history.to_csv(path)
+    assert History.from_csv(path, delta=1e-6).epochs == history.epochs
+    assert History.from_dict(json.loads(json.dumps(history.to_dict()))).epochs == history.epochs
+
+
+def test_a_file_that_is_no_history_is_refused_by_name(tmp_path):
+    path = tmp_path / "other.csv"
+    path.write_text("a,b\n1,2\n")
+    with pytest.raises(ValueError, match=r"other\.csv is not a training history"):
+        History.from_csv(path)
+    path.write_text("epoch,step\n1,ten\n")
+    with pytest.raises(ValueError, match=r"other\.csv, line 2"):
+        History.from_csv(path)
+
+
+def test_changing_the_metrics_given_afterwards_changes_no_record():
+    metrics = {"accuracy": 0.5}
+    record = History().append(epoch=1, step=1, metrics=metrics)
+    metrics["accuracy"] = 0.9
+    assert record.metrics == {"accuracy": 0.5}
