@@ -62,14 +62,14 @@ def sampling_rate(**named: Any) -> None:
 def positive_int(**named: Any) -> None:
     """Require each value to be a whole number of at least 1."""
     for name, value in named.items():
-        ok = isinstance(value, Integral) and not isinstance(value, bool) and value >= 1
+        ok = isinstance(value, Integral) and not isinstance(value, bool) and int(value) >= 1
         _require(ok, name, "a whole number of at least 1", value)
 
 
 def non_negative_int(**named: Any) -> None:
     """Require each value to be a whole number of at least 0."""
     for name, value in named.items():
-        ok = isinstance(value, Integral) and not isinstance(value, bool) and value >= 0
+        ok = isinstance(value, Integral) and not isinstance(value, bool) and int(value) >= 0
         _require(ok, name, "a whole number of at least 0", value)
 
 

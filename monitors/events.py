@@ -142,6 +142,68 @@ class NonPrivateEvent(PrivacyEvent):
     """A release without any privacy (no noise): every accountant answers an infinite epsilon."""
 
 
+@register_event
+@dataclass(frozen=True)
+class RepeatedEvent(PrivacyEvent):
+    """``count`` independent releases of ``event`` on the same data, such as the trainings of a search.
+
+    Publishing all of k runs, or the best of them, costs no more than this (composition).
+
+    Args:
+        event: What was released each time.
+        count: How many times, at least 1.
+    """
+
+    event: PrivacyEvent
+    count: int
+
+    def __post_init__(self) -> None:
+        _require_events(event=self.event)
+        _checks.positive_int(count=self.count)
+
+
+@register_event
+@dataclass(frozen=True)
+class RandomStoppingEvent(PrivacyEvent):
+    """The best of a RANDOM number of runs of ``event``; only the best is published (Papernot and Steinke 2022).
+
+    The number of runs must really be drawn from the distribution and never be revealed; the choice among the runs must
+    look at nothing but their outputs.
+
+    Args:
+        event: What one run releases.
+        expected_runs: Mean number of runs, above 1 (Poisson: above 0).
+        distribution: ``"geometric"``, ``"logarithmic"`` or ``"poisson"``.
+    """
+
+    event: PrivacyEvent
+    expected_runs: float
+    distribution: str = "geometric"
+
+    def __post_init__(self) -> None:
+        _require_events(event=self.event)
+        _checks.positive(expected_runs=self.expected_runs)
+        _checks.one_of(("geometric", "logarithmic", "poisson"), distribution=self.distribution)
+        if self.distribution != "poisson" and self.expected_runs <= 1:
+            raise ValueError(f"expected_runs must be above 1, got {self.expected_runs!r}: at least one run is made")
+        object.__setattr__(self, "expected_runs", float(self.expected_runs))
+
+
+def parts_of(event: PrivacyEvent) -> tuple[PrivacyEvent, ...]:
+    """The events that ``event`` holds, one level down.
+
+    Example:
+        >>> parts_of(PoissonSampledEvent(0.1, GaussianEvent(1.0)))
+        (GaussianEvent(noise_multiplier=1.0),)
+    """
+    found: list[PrivacyEvent] = []
+    for field in dataclasses.fields(event):
+        value = getattr(event, field.name)
+        candidates = value if isinstance(value, tuple) else (value,)
+        found.extend(part for part in candidates if isinstance(part, PrivacyEvent))
+    return tuple(found)
+
+
 def compose(events: Iterable[PrivacyEvent]) -> PrivacyEvent:
     """One event for releases of the same data: the event itself when alone, else a ``ComposedEvent``.
 

@@ -92,3 +92,51 @@ def decayed(initial: float, policy: str | None = None, rate: float = 0.0) -> Sch
         1.0
     """
     return constant(initial) if policy is None else DECAYS.create(policy, initial, rate)
+
+
+#: How far along the way from the first value to the last a schedule is, by how far the steps are; both from 0 to 1.
+PATHS: Registry[Callable[[float], float]] = Registry("schedule path")
+
+
+@PATHS.register("Linear")
+def linear_path(progress: float) -> float:
+    """Evenly."""
+    return progress
+
+
+@PATHS.register("Cosine")
+def cosine_path(progress: float) -> float:
+    """Slowly at both ends: ``(1 - cos(pi progress)) / 2``."""
+    return (1.0 - math.cos(math.pi * progress)) / 2.0
+
+
+def between(initial: float, final: float, path: str, first_step: int, last_step: int) -> Schedule:
+    """From ``initial``, held until ``first_step``, to ``final`` at ``last_step`` and from there on.
+
+    Args:
+        initial: Value up to ``first_step``, positive.
+        final: Value from ``last_step`` on, positive; above or below ``initial``.
+        path: ``"Linear"`` or ``"Cosine"``, or another registered one.
+        first_step: At least 0.
+        last_step: Above ``first_step``.
+
+    Raises:
+        ValueError: A value is out of range, or the path is unknown.
+
+    Example:
+        >>> late = between(2.0, 1.0, "Linear", first_step=100, last_step=200)
+        >>> [late(step) for step in (0, 100, 150, 200, 1000)]
+        [2.0, 2.0, 1.5, 1.0, 1.0]
+    """
+    _checks.positive(initial=initial, final=final)
+    _checks.non_negative_int(first_step=first_step)
+    _checks.positive_int(last_step=last_step)
+    if last_step <= first_step:
+        raise ValueError(f"last_step must be above first_step, got {last_step} and {first_step}")
+    way = PATHS.get(path)
+
+    def schedule(step: int) -> float:
+        progress = min(max((step - first_step) / (last_step - first_step), 0.0), 1.0)
+        return initial + (final - initial) * way(progress)
+
+    return schedule

@@ -1,0 +1,115 @@
+"""Privacy monitors by name, with MindArmour's argument names."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from numpy.typing import ArrayLike
+
+from monitors._registry import Registry
+from monitors.accountant import resolve_accountant
+from monitors.claims import Claims
+from monitors.monitor import PrivacyMonitor
+from monitors.rdp import RDPAccountant
+
+MONITORS: Registry[Callable[..., Any]] = Registry("privacy monitor policy")
+
+
+class PrivacyMonitorFactory:
+    """Creates monitors; usable as a class and, as in MindArmour's tutorials, as an object.
+
+    Example:
+        >>> monitor = PrivacyMonitorFactory.create(
+        ...     "rdp", num_samples=60000, batch_size=256, initial_noise_multiplier=1.5, max_eps=3.0
+        ... )
+        >>> monitor.max_epoch_suggest()
+        185
+        >>> PrivacyMonitorFactory().create("rpd")
+        Traceback (most recent call last):
+            ...
+        ValueError: unknown privacy monitor policy 'rpd'; did you mean 'rdp'? Known: pld, rdp, zcdp
+    """
+
+    @staticmethod
+    def create(
+        policy: str,
+        num_samples: int | None = None,
+        batch_size: int | None = None,
+        initial_noise_multiplier: float | None = None,
+        max_eps: float | None = None,
+        target_delta: float = 1e-5,
+        max_delta: float | None = None,
+        target_eps: float | None = None,
+        orders: ArrayLike | None = None,
+        noise_decay_mode: str | None = None,
+        noise_decay_rate: float | None = None,
+        per_print_times: int = 50,
+        **options: Any,
+    ) -> Any:
+        """A monitor of that policy.
+
+        Args:
+            policy: ``"rdp"``, ``"zcdp"``, ``"pld"``, or a registered name.
+            num_samples: Examples in the training set; like the other numbers about the run checked against it when
+                given.
+            batch_size: Expected examples of a batch.
+            initial_noise_multiplier: Multiplier of the first step.
+            max_eps: Stop before the step that would bring epsilon at ``target_delta`` past this.
+            target_delta: Delta of every epsilon that is shown.
+            max_delta: Stop before the step that would bring delta at ``target_eps`` past this.
+            target_eps: Epsilon at which delta is shown.
+            orders: Renyi orders to choose from (``"rdp"`` only); default: a search.
+            noise_decay_mode: ``"Time"``, ``"Step"``, ``"Exp"``, or None for constant noise.
+            noise_decay_rate: Rate of that decay.
+            per_print_times: Steps between two printed lines.
+            options: Passed on to registered builders.
+
+        Raises:
+            ValueError: Unknown policy (the nearest is suggested) or a value out of range.
+        """
+        return MONITORS.create(
+            policy,
+            claims=Claims(num_samples, batch_size, initial_noise_multiplier, noise_decay_mode, noise_decay_rate),
+            orders=orders,
+            max_eps=max_eps,
+            target_delta=target_delta,
+            max_delta=max_delta,
+            target_eps=target_eps,
+            per_print_times=per_print_times,
+            **options,
+        )
+
+    @staticmethod
+    def register(name: str) -> Callable[[Any], Any]:
+        """Decorator for a builder that takes ``claims``, ``orders`` and the keywords of ``PrivacyMonitor``."""
+        return MONITORS.register(name)
+
+    @staticmethod
+    def names() -> tuple[str, ...]:
+        """All policies in alphabetical order."""
+        return MONITORS.names()
+
+
+@MONITORS.register("rdp")
+def _rdp_monitor(
+    claims: Claims, orders: ArrayLike | None, conversion: str = "improved", **limits: Any
+) -> PrivacyMonitor:
+    return PrivacyMonitor(RDPAccountant(orders, conversion=conversion), claims, **limits)
+
+
+@MONITORS.register("zcdp")
+def _zcdp_monitor(claims: Claims, orders: ArrayLike | None, **limits: Any) -> PrivacyMonitor:
+    _refuse_orders("zcdp", orders)
+    return PrivacyMonitor(resolve_accountant("zcdp"), claims, plans_sampled=False, **limits)
+
+
+@MONITORS.register("pld")
+def _pld_monitor(claims: Claims, orders: ArrayLike | None, **limits: Any) -> PrivacyMonitor:
+    _refuse_orders("pld", orders)
+    return PrivacyMonitor(resolve_accountant("pld"), claims, **limits)
+
+
+def _refuse_orders(policy: str, orders: ArrayLike | None) -> None:
+    if orders is not None:
+        raise ValueError(f"orders belong to the 'rdp' monitor, the {policy!r} monitor has none: got {orders!r}")

@@ -1,0 +1,181 @@
+"""Composition of rounded privacy losses by one Fourier transform, tilted towards the losses that matter.
+
+The masses are multiplied by ``exp(theta * loss)`` before the transform and divided by it afterwards. That puts the
+centre of the composed distribution where delta is decided, so that rounding errors are relative to delta and not to 1.
+Losses that leave the window come back at its other end: those from above are bounded by Chernoff and added to delta,
+those from below only make delta larger. Frequencies whose amplitude is provably negligible are left out, and charged.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from monitors.loss_nodes import LossNodes
+from monitors.privacy_loss import LossMasses
+
+Floats = NDArray[np.floating]
+Complexes = NDArray[np.complex128]
+
+_MACHINE = 2.3e-16
+_WIDENING = 1 + 1e-9  # covers the rounding of the masses themselves, 1e-13 relative per release
+_NEGLIGIBLE_AMPLITUDE = 1e-22
+MOST_POINTS = 1 << 20  # of the window
+_BLOCK = 1 << 18  # complex numbers multiplied at once
+_CHERNOFF_FACTORS = (1.0, 1.6, 2.6, 6.0)  # of the tilt
+
+
+@dataclass(frozen=True)
+class ComposedLoss:
+    """An upper bound of the privacy curve of a composition, in units of ``exp(log_scale)``.
+
+    Args:
+        losses: Grid points, ascending, shape (points,).
+        masses: Their probabilities over ``exp(log_scale)``, shape (points,).
+        extra: What is added to every delta, over ``exp(log_scale)``: infinite losses and those above the window.
+        log_scale: log of the unit.
+    """
+
+    losses: Floats
+    masses: Floats
+    extra: float
+    log_scale: float
+
+    def log_delta(self, epsilon: float) -> float:
+        """Log of an upper bound of delta at ``epsilon``, which must not lie below the window."""
+        above = self.losses > epsilon
+        total = float(self.masses[above] @ -np.expm1(epsilon - self.losses[above])) + self.extra
+        return math.log(total) + self.log_scale if total > 0 else -math.inf
+
+    def epsilon(self, delta: float) -> float:
+        """An upper bound of epsilon at ``delta``, at least the window's lowest loss; infinite if not reached."""
+        target = math.exp(min(math.log(delta) - self.log_scale, 700.0)) - self.extra
+        if target <= 0:
+            return math.inf
+        low, high = -1, self.losses.size - 1
+        while high - low > 1:
+            middle = (low + high) // 2
+            low, high = (low, middle) if self._delta_at(middle) <= target else (middle, high)
+        if high == 0:
+            return float(self.losses[0])
+        # between two points delta is mass - discount * exp(epsilon - upper)
+        lower, upper = float(self.losses[high - 1]), float(self.losses[high])
+        discount = float(self.masses[high:] @ np.exp(upper - self.losses[high:]))
+        share = (float(self.masses[high:].sum()) - target) / discount if discount > 0 else 0.0
+        return min(max(upper + math.log(share), lower), upper) if share > 0 else upper
+
+    def _delta_at(self, index: int) -> float:
+        return float(self.masses[index:] @ -np.expm1(self.losses[index] - self.losses[index:]))
+
+
+def compose_losses(
+    nodes: LossNodes, losses: list[LossMasses], step: float, tilt: float, tail: float, lowest: float
+) -> ComposedLoss:
+    """Compose all releases of ``nodes``, given the rounded loss of each node.
+
+    Args:
+        nodes: The releases, as lotteries over the nodes.
+        losses: One per node, all on the grid of ``step``.
+        step: Distance of the grid's points.
+        tilt: Exponent of the tilting, positive; the best Renyi order less one is a good choice.
+        tail: Probability that may be lost above the window; it is charged.
+        lowest: Smallest epsilon that will be asked for, at least 0.
+    """
+    tilt = max(tilt, -math.log(tail) / (0.5 * MOST_POINTS * step))
+    moments, shares = _mixed_moments(nodes, losses, step, tilt)
+    exponents = [factor * tilt for factor in _CHERNOFF_FACTORS]
+    bounds = [(_mixed_moments(nodes, losses, step, exponent)[0], exponent) for exponent in exponents]
+    top = min((moment - math.log(tail)) / exponent for moment, exponent in bounds)
+    top = min(max(top, lowest), lowest + MOST_POINTS * step)
+    lost = math.exp(min(0.0, *(moment - exponent * top for moment, exponent in bounds)))
+    # what comes back from below, and from above: both only enlarge delta, and are kept far below it
+    from_above = min(
+        (moment - exponent * lowest - math.log(tail)) / (exponent - tilt) for moment, exponent in bounds[1:]
+    )
+    width = max(top - lowest, -math.log(tail) / tilt, from_above) + 4 * step
+    size = _even_length(min(math.ceil(width / step), 2 * MOST_POINTS))
+    last = math.ceil(top / step) + 1
+    spectrum, dropped = _spectrum(nodes, losses, shares, step, tilt, size)
+    indices = np.arange(max(last - size + 1, math.floor(lowest / step)), last + 1)
+    # error of a product of n rounded factors, each exact to a few units in the last place of a transform of this size
+    error = dropped + _MACHINE * (math.log2(size) + 8) * (nodes.counts.sum() + 1) * np.abs(spectrum).mean()
+    tilted = np.maximum(np.fft.irfft(spectrum, size)[indices % size], 0.0) + error
+    points = indices * step
+    log_scale = moments - tilt * float(points[0])
+    masses = tilted * np.exp(tilt * (points[0] - points)) * _WIDENING
+    infinite = float(
+        nodes.counts @ (nodes.odds * np.array([loss.infinite for loss in losses])[nodes.corners]).sum(axis=1)
+    )
+    extra = min(1.0, infinite + lost) * math.exp(min(-log_scale, 700.0))
+    return ComposedLoss(points, masses, extra, log_scale)
+
+
+def _sum_from_above(values: Floats) -> Floats:
+    return np.cumsum(values[::-1])[::-1]
+
+
+def _mixed_moments(nodes: LossNodes, losses: list[LossMasses], step: float, exponent: float) -> tuple[float, Floats]:
+    """Log of the composition's ``E[exp(exponent * loss)]``, and each corner's share in its release's moment."""
+    heights = np.array([loss.log_moment(exponent, step) for loss in losses])[nodes.corners]
+    top = heights.max(axis=1, keepdims=True)
+    parts = nodes.odds * np.exp(heights - top)
+    total = parts.sum(axis=1, keepdims=True)
+    return float(nodes.counts @ (np.log(total) + top)[:, 0]), parts / total
+
+
+def _even_length(points: int) -> int:
+    """The next length whose transform is fast, always even."""
+    length = 1 << max(4, (points - 1).bit_length())
+    for odd in (9, 15, 5, 3):
+        shorter = odd << max(1, math.ceil(math.log2(max(points / odd, 2))))
+        length = shorter if points <= shorter < length else length
+    return length
+
+
+def _spectrum(
+    nodes: LossNodes, losses: list[LossMasses], shares: Floats, step: float, tilt: float, size: int
+) -> tuple[Complexes, float]:
+    """Transform of the tilted composition, and a bound on what each of its values loses by the frequencies left out."""
+    transforms = np.array([np.fft.rfft(loss.tilted(tilt, step, size)) for loss in losses])
+    cells, member = np.unique(nodes.corners, axis=0, return_inverse=True)
+    member = member.ravel()
+    rows_of = [np.flatnonzero(member == cell) for cell in range(len(cells))]
+    amplitudes = np.abs(transforms)
+    bound = np.zeros(amplitudes.shape[1])
+    with np.errstate(divide="ignore"):
+        for corners, rows in zip(cells, rows_of, strict=True):
+            # the logarithm is concave, so the average lottery bounds the product of all
+            counts = nodes.counts[rows]
+            bound += counts.sum() * np.log(counts @ shares[rows] / counts.sum() @ amplitudes[corners])
+    active = bound > math.log(_NEGLIGIBLE_AMPLITUDE)
+    dropped = 2 * float(np.exp(bound[~active]).sum()) / size
+    product = np.ones(int(active.sum()), dtype=np.complex128)
+    for corners, rows in zip(cells, rows_of, strict=True):
+        product *= _cell_product(transforms[corners][:, active], shares[rows], nodes.counts[rows].astype(np.int64))
+    spectrum = np.zeros(bound.shape, dtype=np.complex128)
+    spectrum[active] = product
+    return spectrum, dropped
+
+
+def _cell_product(transforms: Complexes, shares: Floats, counts: NDArray[np.int64]) -> Complexes:
+    """Product over releases of the lottery's transform to the power of its count; shape (frequencies,)."""
+    product = np.ones(transforms.shape[1], dtype=np.complex128)
+    rows = max(1, _BLOCK // max(1, transforms.shape[1]))
+    for start in range(0, counts.size, rows):
+        part = slice(start, start + rows)
+        product *= np.multiply.reduce(_power(shares[part] @ transforms, counts[part]), axis=0)
+    return product
+
+
+def _power(base: Complexes, exponents: NDArray[np.int64]) -> Complexes:
+    """Row-wise integer power by repeated squaring, which keeps the relative error at ``exponent`` units."""
+    result = np.where((exponents & 1)[:, None] == 1, base, 1.0 + 0.0j)
+    left = exponents >> 1
+    while left.any():
+        base = base * base
+        result = np.where((left & 1)[:, None] == 1, result * base, result)
+        left = left >> 1
+    return result

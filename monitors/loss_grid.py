@@ -1,0 +1,96 @@
+"""How fine nodes and grid must be for a figure of a given precision: estimates that enter no bound."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from monitors.loss_composition import MOST_POINTS
+from monitors.loss_nodes import LossNodes, place_nodes
+from monitors.privacy_loss import rounding_variance
+from monitors.sampled_gaussian import log_moment_excess
+from monitors.terms import Terms
+
+Floats = NDArray[np.floating]
+
+_MOST_MASSES = 1 << 24  # of all node grids together
+
+
+@dataclass(frozen=True)
+class Question:
+    """Where on the privacy curve the figure lies, by Renyi bounds.
+
+    Args:
+        epsilon: About the epsilon in question, positive.
+        delta: About the delta in question.
+        order: The best Renyi order there.
+        width: Factor on the foreseen grid step.
+    """
+
+    epsilon: float
+    delta: float
+    order: float
+    width: float = 1.0
+
+    @property
+    def tilt(self) -> float:
+        """Exponent that moves the composed loss to where delta is decided."""
+        return min(max(self.order - 1.0, 1e-4), 1e4)
+
+
+def choose_nodes(terms: Terms, question: Question, precision: float) -> LossNodes:
+    """Nodes so close that their lotteries raise epsilon by about ``precision``, relative.
+
+    All releases without sampling become one node of their own.
+    """
+    nodes, distance = place_nodes(terms.rates, terms.multipliers, terms.counts), 1.0
+    allowed = precision * question.epsilon
+    for _ in range(3):
+        added = _lottery_cost(nodes, terms, question.tilt)
+        if added <= allowed or nodes.rates.size >= terms.rates.size:
+            break
+        distance *= min(0.7, 0.9 * math.sqrt(allowed / added))
+        nodes = place_nodes(terms.rates, terms.multipliers, terms.counts, distance)
+    if terms.mu_squared == 0:
+        return nodes
+    return LossNodes(
+        np.append(nodes.rates, 1.0),
+        np.append(nodes.multipliers, 1 / math.sqrt(terms.mu_squared)),
+        np.vstack([nodes.corners, np.full((1, 4), nodes.rates.size)]),
+        np.vstack([nodes.odds, [[1.0, 0.0, 0.0, 0.0]]]),
+        np.append(nodes.counts, 1.0),
+    )
+
+
+def choose_step(nodes: LossNodes, question: Question, precision: float) -> float:
+    """The widest grid step whose rounding raises epsilon by about ``precision``, relative."""
+    allowed = precision * question.epsilon
+    step = min(1.0, question.epsilon)
+    span = float(np.max(20.0 / nodes.multipliers + 0.5 / nodes.multipliers**2))
+    finest = max(span * nodes.rates.size / _MOST_MASSES, 4 * question.epsilon / MOST_POINTS)
+    counts, tilt = nodes.node_counts, question.tilt
+    for _ in range(60):
+        variance = rounding_variance(nodes.rates, nodes.multipliers, step, tilt)
+        added = 0.5 * (tilt + 1.0) * float(counts @ variance)
+        if added <= allowed or step <= finest:
+            break
+        step = max(finest, step * min(0.9, 0.95 * math.sqrt(allowed / added)))
+    return max(finest, step * question.width)
+
+
+def _lottery_cost(nodes: LossNodes, terms: Terms, tilt: float) -> float:
+    """What the lotteries add to epsilon, by the moment at the tilt."""
+    exact = _log_moments(terms.rates, terms.multipliers, tilt)
+    corners = _log_moments(nodes.rates, nodes.multipliers, tilt)[nodes.corners]
+    # log of the lottery's mean moment, relative to the exact one: nothing cancels
+    raised = np.log1p((nodes.odds * np.expm1(np.minimum(corners - exact[:, None], 500.0))).sum(axis=1))
+    return float(terms.counts @ raised) / tilt
+
+
+def _log_moments(rates: Floats, multipliers: Floats, tilt: float) -> Floats:
+    excess = log_moment_excess(rates, multipliers, np.full(rates.shape, 1.0 + tilt))
+    moments: Floats = np.logaddexp(0.0, excess)
+    return moments

@@ -1,0 +1,229 @@
+"""The privacy monitor: a callback that reads the run's ledger, prints epsilon, stops before the budget is passed."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+from monitors import _checks
+from monitors.accountant import Accountant, PrivacySpent, Tracker
+from monitors.calibration import max_steps
+from monitors.claims import Claims
+from monitors.events import PrivacyEvent
+from monitors.ledger import Ledger
+from monitors.limits import Limit, limits_of
+from monitors.run_view import RunView
+
+_LOOK_AHEAD = 128  # steps whose events are evaluated together
+_STATEMENT = ("unit", "relation", "sampling")
+
+
+class PrivacyMonitor:
+    """Watches a run's ledger. It keeps no noise multiplier of its own, so it cannot disagree with what was recorded.
+
+    Guarantees: a limit is never passed: the step whose event would pass it is not taken. Numbers that contradict the
+    run raise before anything is spent. The printed count is the number of steps done.
+
+    Args:
+        accountant: Turns the ledger into epsilon.
+        claims: What the user says about the run; used to check it, or to plan without one.
+        max_eps: Largest epsilon at ``target_delta``; None for no limit.
+        target_delta: Delta of every epsilon that is shown.
+        max_delta: Largest delta at ``target_eps``; None for no limit.
+        target_eps: Epsilon at which delta is shown and limited.
+        per_print_times: Steps between two lines, at least 1.
+        plans_sampled: Whether planning without a run assumes Poisson sampling, else shuffled epochs.
+    """
+
+    def __init__(
+        self,
+        accountant: Accountant,
+        claims: Claims | None = None,
+        *,
+        max_eps: float | None = None,
+        target_delta: float = 1e-5,
+        max_delta: float | None = None,
+        target_eps: float | None = None,
+        per_print_times: int = 50,
+        plans_sampled: bool = True,
+    ) -> None:
+        _checks.positive_int(per_print_times=per_print_times)
+        self.accountant = accountant
+        self.claims = claims or Claims()
+        self.target_delta = target_delta
+        self.target_eps = target_eps
+        self.limits = limits_of(max_eps, target_delta, max_delta, target_eps)
+        self.per_print_times = per_print_times
+        self._plans_sampled = plans_sampled
+        self._run: RunView | None = None
+        self._forget()
+
+    def _forget(self) -> None:
+        self._tracker: Tracker = self.accountant.tracker()
+        self._row, self._seen = 0, 0
+        self._prepared_to = -1
+
+    def attach(self, run: RunView) -> None:
+        """Watch ``run`` from now on; all that its ledger holds already is counted.
+
+        Raises:
+            MonitorMismatchError: A given number contradicts the run.
+        """
+        self.claims.check(run.facts)
+        self._run = run
+        self._forget()
+        self._read()
+
+    # what was spent
+
+    def epsilon(self) -> float:
+        """Epsilon at ``target_delta`` of the ledger as it is; cheap ('pld': up to some tenths of a second)."""
+        self._read()
+        return self._tracker.epsilon(self.target_delta)
+
+    def delta(self) -> float:
+        """Delta at ``target_eps`` of the ledger as it is.
+
+        Raises:
+            ValueError: ``target_eps`` was not given.
+        """
+        if self.target_eps is None:
+            raise ValueError("target_eps was not given to the monitor: delta is a function of epsilon")
+        self._read()
+        return self._tracker.delta(self.target_eps)
+
+    def privacy_spent(self) -> PrivacySpent:
+        """Epsilon with everything that it needs to mean anything."""
+        run = self._attached()
+        words = {key: run.statement[key] for key in _STATEMENT if key in run.statement}
+        return PrivacySpent(self.epsilon(), self.target_delta, self.accountant.name, notes=run.ledger.notes, **words)
+
+    # planning
+
+    def max_steps(self) -> int:
+        """Steps, counted from the model's first, that fit into the limits; 0 where not one does.
+
+        Planned from the run when attached, else from the given numbers (Poisson sampling at rate
+        ``batch_size / num_samples``; shuffled epochs for an accountant that takes no sampled events).
+
+        Raises:
+            ValueError: No limit was given, or a number that planning needs is missing; it is named.
+            CalibrationError: More than ten million steps fit.
+        """
+        if not self.limits:
+            raise ValueError("planning needs a limit: give max_eps (with target_delta), or max_delta with target_eps")
+        done, make_ledger = self._plan()
+        fitting = [max_steps(limit.epsilon, limit.delta, make_ledger, self.accountant) for limit in self.limits]
+        return done + min(fitting)
+
+    def max_epoch_suggest(self) -> int:
+        """Whole epochs, counted from the model's first step, that fit into the limits; see ``max_steps``."""
+        per_epoch = self.claims.steps_per_epoch if self._run is None else self._run.steps_per_epoch
+        return self.max_steps() // per_epoch
+
+    def _plan(self) -> tuple[int, Callable[[int], Ledger]]:
+        """Steps done, and the ledger after a number of further ones."""
+        run, events = self._run, list[PrivacyEvent]()
+        if run is not None:
+            event_at: Callable[[int], PrivacyEvent] = run.event
+            before, done = run.ledger.copy(), run.step
+        elif self.claims.constant and self._plans_sampled:
+            event = self.claims.event(0)
+            return 0, lambda steps: Ledger().record(event, steps)
+        else:
+            before, done = Ledger(), 0
+
+            def event_at(step: int) -> PrivacyEvent:
+                return self.claims.event(step, sampled=self._plans_sampled)
+
+        def make_ledger(steps: int) -> Ledger:
+            events.extend(event_at(done + index) for index in range(len(events), steps))
+            ledger = before.copy()
+            for event in events[:steps]:
+                ledger.record(event)
+            return ledger
+
+        return done, make_ledger
+
+    # hooks
+
+    def on_train_begin(self, run: RunView) -> None:
+        """Check the given numbers, count what the ledger holds, and stop where not even one step fits."""
+        self.attach(run)
+        self._guard(run)
+
+    def on_train_step_begin(self, run: RunView) -> None:
+        """Stop before a step that would pass a limit."""
+        self._guard(run)
+
+    def on_train_step_end(self, run: RunView) -> None:
+        """Print what was spent every ``per_print_times`` steps."""
+        if run.step % self.per_print_times == 0:
+            run.say(self._line(run))
+
+    def on_train_end(self, run: RunView) -> None:
+        """Print what was spent."""
+        if run.step % self.per_print_times != 0:
+            run.say(self._line(run))
+
+    def on_train_epoch_begin(self, run: RunView) -> None:
+        """Nothing to do."""
+
+    def on_train_epoch_end(self, run: RunView) -> None:
+        """Nothing to do."""
+
+    def on_eval_begin(self, run: RunView) -> None:
+        """Nothing to do."""
+
+    def on_eval_end(self, run: RunView) -> None:
+        """Nothing to do."""
+
+    # inside
+
+    def _attached(self) -> RunView:
+        if self._run is None:
+            raise ValueError("the monitor watches no run yet: pass it to fit as a callback, or call attach(run)")
+        return self._run
+
+    def _read(self) -> None:
+        """Count the rows that the ledger has gained since the last look."""
+        ledger = self._attached().ledger
+        for event, count in ledger.rows_from(self._row):
+            if count > self._seen:
+                self._tracker.add(event, count - self._seen)
+            self._row, self._seen = self._row + 1, 0
+        if self._row:
+            # the last row may still grow
+            self._row -= 1
+            self._seen = ledger.rows_from(self._row)[0][1]
+
+    def _guard(self, run: RunView) -> None:
+        if not self.limits or run.step >= run.planned_steps:
+            return
+        self._read()
+        self._look_ahead(run)
+        event = run.event(run.step)
+        for limit in self.limits:
+            if not self._tracker.stays_within(event, limit.epsilon, limit.delta):
+                run.stop(self._reason(run, limit, self._tracker.epsilon_with(event, limit.delta)))
+                return
+
+    def _look_ahead(self, run: RunView) -> None:
+        if run.step > self._prepared_to:
+            last = min(run.step + _LOOK_AHEAD, run.planned_steps)
+            self._tracker.prepare([run.event(step) for step in range(run.step, last)])
+            self._prepared_to = last - 1
+
+    def _reason(self, run: RunView, limit: Limit, after: float) -> str:
+        figure = "without bound" if math.isinf(after) else f"{after:.4f}"
+        remedy = "Raise the limit, take more noise, or train fewer steps: `dpmodel budget` finds numbers that fit."
+        return (
+            f"the next step would bring epsilon to {figure} at delta {limit.delta:g}, past {limit.in_words} "
+            f"(accountant {self.accountant.name}); {run.step} of {run.planned_steps} steps are done. {remedy}"
+        )
+
+    def _line(self, run: RunView) -> str:
+        text = f"step {run.step}: epsilon {self.epsilon():.4f} at delta {self.target_delta:g} ({self.accountant.name})"
+        if self.target_eps is not None:
+            text += f", delta {self.delta():.3g} at epsilon {self.target_eps:g}"
+        return text

@@ -1,0 +1,171 @@
+"""A budget that stays valid when the next release is chosen by looking at the earlier ones."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from monitors import _checks
+from monitors.conversion import Floats
+from monitors.errors import BudgetExceededError
+from monitors.events import PrivacyEvent
+from monitors.ledger import Ledger
+from monitors.rdp import RDPAccountant
+from monitors.renyi import curves_of
+from monitors.run_view import RunView
+
+_ORDERS = 1.0 + np.geomspace(1e-3, 1e5, 4000)
+
+
+class PrivacyFilter:
+    """Lets releases through while their Renyi divergences at ONE order, fixed beforehand, stay within the budget.
+
+    An accountant's epsilon holds for a schedule that was fixed in advance. When multipliers, rates, or the moment to
+    stop depend on released outputs, only the sum at an order fixed in advance is a valid bound (Feldman and Zrnic 2021,
+    theorem 4.3; Lécuyer 2021). Partitions get no discount here: each event is charged by itself.
+
+    Args:
+        max_epsilon: The guarantee, positive.
+        delta: Strictly between 0 and 1.
+        order: The order, above 1. Default: the best one for Gaussian releases without sampling, or for ``plan``.
+        plan: The releases that are expected; only the choice of the order depends on them.
+
+    Raises:
+        ValueError: At this order the budget would be empty; the message says what to do.
+
+    Example:
+        >>> from monitors import GaussianEvent
+        >>> filter_ = PrivacyFilter(3.0, 1e-5)
+        >>> filter_.charge(GaussianEvent(10.0), 40)
+        >>> filter_.allows(GaussianEvent(1.0)), round(filter_.spent_share, 2)
+        (False, 0.89)
+    """
+
+    def __init__(
+        self, max_epsilon: float, delta: float, *, order: float | None = None, plan: Ledger | None = None
+    ) -> None:
+        _checks.positive(max_epsilon=max_epsilon)
+        _checks.open_unit(delta=delta)
+        if order is not None and plan is not None:
+            raise ValueError("give either order or plan, not both: the plan serves to choose the order")
+        if plan is not None:
+            order = RDPAccountant().epsilon_and_order(plan, delta)[1]
+        if order is None or (plan is not None and not 1 < order < math.inf):
+            order = _order_for_gaussians(max_epsilon, delta)
+        if not (math.isfinite(order) and order > 1):
+            raise ValueError(f"order must be a finite number above 1, got {order!r}")
+        self.max_epsilon, self.delta, self.order = float(max_epsilon), float(delta), float(order)
+        self.budget = float(_budget(self.max_epsilon, self.delta, np.array([self.order]))[0])
+        if self.budget <= 0:
+            raise ValueError(
+                f"at order {order:g} there is no budget for epsilon {max_epsilon:g} at delta {delta:g}: "
+                "leave the order out, or raise it"
+            )
+        self.spent = 0.0
+        self.ledger = Ledger()
+
+    @property
+    def spent_share(self) -> float:
+        """Share of the budget that is spent, in [0, 1]."""
+        return self.spent / self.budget
+
+    def cost(self, event: PrivacyEvent) -> float:
+        """Renyi divergence of one release of ``event`` at the filter's order."""
+        return float(curves_of([event], np.array([self.order]))[0, 0])
+
+    def allows(self, event: PrivacyEvent, count: int = 1) -> bool:
+        """Whether ``count`` releases of ``event`` fit into what is left."""
+        _checks.positive_int(count=count)
+        return self.spent + count * self.cost(event) <= self.budget
+
+    def charge(self, event: PrivacyEvent, count: int = 1) -> None:
+        """Spend the budget; to be called BEFORE the release.
+
+        Raises:
+            BudgetExceededError: It does not fit. Nothing is charged and nothing may be released.
+        """
+        if not self.allows(event, count):
+            raise BudgetExceededError(
+                f"{count} x {event!r} would bring the spent share of the budget (epsilon {self.max_epsilon:g} at delta "
+                f"{self.delta:g}, order {self.order:g}) from {self.spent_share:.4f} to "
+                f"{(self.spent + count * self.cost(event)) / self.budget:.4f}. Take more noise, fewer steps, or stop."
+            )
+        self.spent += count * self.cost(event)
+        self.ledger.record(event, count)
+
+
+class BudgetGuard:
+    """A callback that runs a training under a ``PrivacyFilter``, for schedules that react to released outputs.
+
+    Args:
+        privacy_filter: The budget; it must be unused.
+
+    Raises:
+        ValueError: The filter was charged before.
+    """
+
+    def __init__(self, privacy_filter: PrivacyFilter) -> None:
+        if privacy_filter.spent:
+            raise ValueError(f"the filter must be unused, but {privacy_filter.spent_share:.4f} of its budget is spent")
+        self.filter = privacy_filter
+        self._row, self._seen = 0, 0
+
+    def on_train_begin(self, run: RunView) -> None:
+        """Charge what the ledger holds already.
+
+        Raises:
+            BudgetExceededError: That alone is past the budget.
+        """
+        self._read(run)
+        self.on_train_step_begin(run)
+
+    def on_train_step_begin(self, run: RunView) -> None:
+        """Stop before a step that does not fit."""
+        self._read(run)
+        if run.step < run.planned_steps and not self.filter.allows(run.event(run.step)):
+            run.stop(
+                f"the next step does not fit into the privacy filter (epsilon {self.filter.max_epsilon:g} at delta "
+                f"{self.filter.delta:g}, {self.filter.spent_share:.2%} spent); {run.step} of {run.planned_steps} done"
+            )
+
+    def on_train_step_end(self, run: RunView) -> None:
+        """Charge what was recorded."""
+        self._read(run)
+
+    def on_train_end(self, run: RunView) -> None:
+        """Charge what was recorded."""
+        self._read(run)
+
+    def on_train_epoch_begin(self, run: RunView) -> None:
+        """Nothing to do."""
+
+    def on_train_epoch_end(self, run: RunView) -> None:
+        """Nothing to do."""
+
+    def on_eval_begin(self, run: RunView) -> None:
+        """Nothing to do."""
+
+    def on_eval_end(self, run: RunView) -> None:
+        """Nothing to do."""
+
+    def _read(self, run: RunView) -> None:
+        for event, count in run.ledger.rows_from(self._row):
+            if count > self._seen:
+                self.filter.charge(event, count - self._seen)
+            self._row, self._seen = self._row + 1, 0
+        if self._row:
+            # the last row may still grow
+            self._row -= 1
+            self._seen = run.ledger.rows_from(self._row)[0][1]
+
+
+def _budget(epsilon: float, delta: float, orders: Floats) -> Floats:
+    """The Renyi divergence at each order that converts to exactly (epsilon, delta); see ``ImprovedConversion``."""
+    budget: Floats = epsilon - np.log1p(-1 / orders) + (math.log(delta) + np.log(orders)) / (orders - 1)
+    return budget
+
+
+def _order_for_gaussians(epsilon: float, delta: float) -> float:
+    # a Gaussian's curve is proportional to the order
+    return float(_ORDERS[int(np.argmax(_budget(epsilon, delta, _ORDERS) / _ORDERS))])

@@ -1,0 +1,232 @@
+"""A ledger as sums of Gaussian releases: the normal form that every accountant starts from.
+
+Releases of one drawn sample are composed INSIDE the sampling: Gaussians of multipliers ``s1, s2`` are one Gaussian of
+``(s1^-2 + s2^-2)^-1/2`` there. Unsampled Gaussians are one Gaussian altogether.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import singledispatch
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from monitors.errors import UnsupportedEventError
+from monitors.events import (
+    ComposedEvent,
+    DisjointEvent,
+    GaussianEvent,
+    NonPrivateEvent,
+    PoissonSampledEvent,
+    PrivacyEvent,
+    RepeatedEvent,
+    parts_of,
+)
+from monitors.gaussian import combined_multiplier
+
+Rows = Iterable[tuple[PrivacyEvent, int]]
+Floats = NDArray[np.floating]
+
+
+class SampledGaussian(NamedTuple):
+    """``times`` Gaussian releases of ``multiplier``, each of a Poisson sample of ``rate`` (1: of all the data)."""
+
+    rate: float
+    multiplier: float
+    times: int = 1
+
+
+@singledispatch
+def gaussian_terms(event: PrivacyEvent) -> list[SampledGaussian] | None:
+    """The sampled Gaussians that ``event`` is equal to, or is dominated by; None where it is no such thing.
+
+    Every accountant understands an event type that registers a rule here.
+
+    Example:
+        A third party's event, known to be no worse than a Gaussian of half its scale:
+
+        >>> from dataclasses import dataclass
+        >>> @dataclass(frozen=True)
+        ... class MyEvent(PrivacyEvent):
+        ...     scale: float
+        >>> @gaussian_terms.register(MyEvent)
+        ... def _(event):
+        ...     return [SampledGaussian(1.0, event.scale / 2)]
+        >>> from monitors.ledger import Ledger
+        >>> gather(Ledger().record(MyEvent(4.0))).mu_squared
+        0.25
+    """
+    del event
+    return None
+
+
+@gaussian_terms.register
+def _(event: GaussianEvent) -> list[SampledGaussian] | None:
+    return [SampledGaussian(1.0, event.noise_multiplier)]
+
+
+@gaussian_terms.register
+def _(event: ComposedEvent) -> list[SampledGaussian] | None:
+    parts = [gaussian_terms(part) for part in event.events]
+    if any(part is None for part in parts):
+        return None
+    return [term for part in parts if part is not None for term in part]
+
+
+@gaussian_terms.register
+def _(event: PoissonSampledEvent) -> list[SampledGaussian] | None:
+    inner = gaussian_terms(event.event)
+    if inner is None or event.sampling_rate == 1:
+        return inner
+    if _holds_partition(event.event):
+        raise UnsupportedEventError(
+            f"a DisjointEvent inside a sampled event has no privacy statement, got {event!r}. "
+            "Record Poisson-sampled or shuffled batches, not both at once."
+        )
+    if all(term.rate == 1 for term in inner):
+        multipliers = [term.multiplier / term.times**0.5 for term in inner]
+        return [SampledGaussian(event.sampling_rate, combined_multiplier(multipliers))]
+    if len(inner) == 1 and inner[0].times == 1:
+        # a sample of a sample: each example survives both draws independently
+        return [SampledGaussian(event.sampling_rate * inner[0].rate, inner[0].multiplier)]
+    return None
+
+
+@gaussian_terms.register
+def _(event: DisjointEvent) -> list[SampledGaussian] | None:
+    # outside of its ledger the partition is unknown; charging the event by itself is always valid
+    return gaussian_terms(event.event)
+
+
+@gaussian_terms.register
+def _(event: RepeatedEvent) -> list[SampledGaussian] | None:
+    inner = gaussian_terms(event.event)
+    if inner is None:
+        return None
+    return [SampledGaussian(term.rate, term.multiplier, term.times * event.count) for term in inner]
+
+
+def _holds_partition(event: PrivacyEvent) -> bool:
+    return isinstance(event, DisjointEvent) or any(_holds_partition(part) for part in parts_of(event))
+
+
+@dataclass(frozen=True)
+class Terms:
+    """What a ledger spends, sorted by kind.
+
+    Args:
+        rates: Sampling rates below 1 of the sampled Gaussians, shape (n,).
+        multipliers: Their noise multipliers, shape (n,).
+        counts: How many of each, shape (n,).
+        mu_squared: ``sum 1 / sigma^2`` of the Gaussian releases without sampling; per partition the largest.
+        others: Events that are no Gaussians, with counts; only an accountant with a rule of its own takes them.
+        partitions: Per partition its distinct events, where they are not all unsampled Gaussians.
+        unprotected: Whether something was released without any privacy.
+    """
+
+    rates: Floats
+    multipliers: Floats
+    counts: Floats
+    mu_squared: float = 0.0
+    others: tuple[tuple[PrivacyEvent, int], ...] = ()
+    partitions: tuple[tuple[PrivacyEvent, ...], ...] = ()
+    unprotected: bool = False
+
+    @property
+    def only_unsampled(self) -> bool:
+        """Whether one Gaussian of ``mu_squared`` is all there is."""
+        return self.rates.size == 0 and not self.others and not self.partitions
+
+
+def gather(rows: Rows) -> Terms:
+    """Sort the releases of a ledger (or of any ``(event, count)`` pairs) by kind.
+
+    Example:
+        >>> from monitors.ledger import Ledger
+        >>> step = PoissonSampledEvent(0.01, ComposedEvent((GaussianEvent(1.0), GaussianEvent(1.0))))
+        >>> gather(Ledger().record(step, 100)).multipliers.round(4)
+        array([0.7071])
+    """
+    sampled: dict[tuple[float, float], int] = {}
+    others: list[tuple[PrivacyEvent, int]] = []
+    partitions: dict[int, dict[PrivacyEvent, None]] = {}
+    mu_squared, unprotected = 0.0, False
+    for event, count in rows:
+        if type(event) is PoissonSampledEvent and type(event.event) is GaussianEvent and event.sampling_rate < 1:
+            key = (event.sampling_rate, event.event.noise_multiplier)
+            sampled[key] = sampled.get(key, 0) + count
+            continue
+        unprotected = unprotected or _is_unprotected(event)
+        if isinstance(event, DisjointEvent):
+            partitions.setdefault(event.partition, {})[event.event] = None
+            continue
+        terms = gaussian_terms(event)
+        if terms is None:
+            others.append((event, count))
+            continue
+        for rate, multiplier, times in terms:
+            if rate == 1:
+                mu_squared += count * times * _inverse_square(multiplier)
+            else:
+                sampled[rate, multiplier] = sampled.get((rate, multiplier), 0) + count * times
+    hard = []
+    for events in partitions.values():
+        costs = [_unsampled_mu_squared(event) for event in events]
+        known = [cost for cost in costs if cost is not None]
+        if len(known) == len(costs):
+            mu_squared += max(known)
+        else:
+            hard.append(tuple(events))
+    return _build(sampled, mu_squared, others, hard, unprotected)
+
+
+def _build(
+    sampled: dict[tuple[float, float], int],
+    mu_squared: float,
+    others: list[tuple[PrivacyEvent, int]],
+    partitions: list[tuple[PrivacyEvent, ...]],
+    unprotected: bool,
+) -> Terms:
+    pairs = np.array(list(sampled), dtype=np.float64).reshape(-1, 2)
+    counts = np.array(list(sampled.values()), dtype=np.float64)
+    return Terms(pairs[:, 0], pairs[:, 1], counts, mu_squared, tuple(others), tuple(partitions), unprotected)
+
+
+def _unsampled_mu_squared(event: PrivacyEvent) -> float | None:
+    terms = gaussian_terms(event)
+    if terms is None or any(term.rate != 1 for term in terms):
+        return None
+    return sum(term.times * _inverse_square(term.multiplier) for term in terms)
+
+
+def _inverse_square(multiplier: float) -> float:
+    return (1.0 / multiplier) ** 2 if multiplier > 1e-150 else float("inf")
+
+
+def _is_unprotected(event: PrivacyEvent) -> bool:
+    return isinstance(event, NonPrivateEvent) or any(_is_unprotected(part) for part in parts_of(event))
+
+
+def merge_similar(terms: Terms, groups: int) -> Terms:
+    """Sampled Gaussians of similar rate and multiplier put together: close to ``terms``, but no bound on it.
+
+    Good for finding where an optimum lies; the figure itself comes from the terms as they are.
+    """
+    keys = np.stack([_bin(np.log(terms.multipliers), groups), _bin(np.log(terms.rates), groups)], axis=1)
+    _, index = np.unique(keys, axis=0, return_inverse=True)
+    index = index.ravel()
+    counts = np.bincount(index, terms.counts).astype(np.float64)
+    multipliers = np.exp(np.bincount(index, terms.counts * np.log(terms.multipliers)) / counts)
+    rates = np.exp(np.bincount(index, terms.counts * np.log(terms.rates)) / counts)
+    return Terms(rates, multipliers, counts, terms.mu_squared, terms.others, terms.partitions, terms.unprotected)
+
+
+def _bin(values: Floats, groups: int) -> NDArray[np.int64]:
+    low, high = float(values.min()), float(values.max())
+    if high <= low:
+        return np.zeros(values.shape, dtype=np.int64)
+    bins: NDArray[np.int64] = np.minimum((values - low) / (high - low) * groups, groups - 1).astype(np.int64)
+    return bins

@@ -1,0 +1,73 @@
+"""Hyper-parameter search as a release: the event of a whole training, to be repeated or stopped at random."""
+
+from __future__ import annotations
+
+import math
+
+from monitors.errors import UnsupportedEventError
+from monitors.events import (
+    ComposedEvent,
+    DisjointEvent,
+    GaussianEvent,
+    PrivacyEvent,
+    RandomStoppingEvent,
+    RepeatedEvent,
+)
+from monitors.ledger import Ledger
+from monitors.terms import gather
+
+
+def training_event(ledger: Ledger) -> PrivacyEvent:
+    """All releases of a ledger as one event; a partition becomes one Gaussian as large as its worst part.
+
+    Raises:
+        UnsupportedEventError: A partition holds something else than unsampled Gaussians.
+        ValueError: The ledger is empty.
+
+    Example:
+        >>> training_event(Ledger().record(GaussianEvent(2.0), 3))
+        ComposedEvent(events=(RepeatedEvent(event=GaussianEvent(noise_multiplier=2.0), count=3),))
+    """
+    parts: list[PrivacyEvent] = [
+        RepeatedEvent(event, count) for event, count in ledger if not isinstance(event, DisjointEvent)
+    ]
+    shuffled = gather((event, count) for event, count in ledger if isinstance(event, DisjointEvent))
+    if shuffled.partitions:
+        raise UnsupportedEventError(f"a partition of other events than Gaussians: {shuffled.partitions[0]!r}")
+    if shuffled.mu_squared:
+        parts.append(GaussianEvent(1 / math.sqrt(shuffled.mu_squared)))
+    if not parts:
+        raise ValueError("the ledger is empty: there is no training to repeat")
+    return ComposedEvent(tuple(parts))
+
+
+def best_of(ledger: Ledger, runs: int) -> Ledger:
+    """Ledger of the best of ``runs`` trainings, each like ``ledger``: all of them are charged.
+
+    Example:
+        >>> from monitors import ZCDPAccountant
+        >>> ZCDPAccountant().rho(best_of(Ledger().record(GaussianEvent(2.0), 3), runs=5))
+        1.875
+    """
+    result = Ledger(ledger.notes).record(RepeatedEvent(training_event(ledger), runs))
+    result.add_note(f"tuning: best of {runs} runs, all of them charged")
+    return result
+
+
+def best_of_random(ledger: Ledger, expected_runs: float, distribution: str = "geometric") -> Ledger:
+    """Ledger of the best of a random number of trainings, each like ``ledger``; takes the ``rdp`` accountant.
+
+    Args:
+        ledger: One training.
+        expected_runs: Mean number of runs.
+        distribution: ``"geometric"``, ``"logarithmic"`` or ``"poisson"``; the number must be drawn and kept secret.
+
+    Example:
+        >>> from monitors import RDPAccountant
+        >>> one, accountant = Ledger().record(GaussianEvent(10.0)), RDPAccountant()
+        >>> bool(accountant.epsilon(best_of_random(one, 20.0), 1e-5) < accountant.epsilon(best_of(one, 20), 1e-5))
+        True
+    """
+    result = Ledger(ledger.notes).record(RandomStoppingEvent(training_event(ledger), expected_runs, distribution))
+    result.add_note(f"tuning: best of a {distribution} number of runs, {expected_runs:g} expected, charged")
+    return result

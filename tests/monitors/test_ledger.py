@@ -1,0 +1,126 @@
+"""Ledger and events: append-only, run-length coded, the same after a round trip."""
+
+import json
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from monitors import (
+    ComposedEvent,
+    DisjointEvent,
+    GaussianEvent,
+    Ledger,
+    NonPrivateEvent,
+    PoissonSampledEvent,
+    RandomStoppingEvent,
+    RepeatedEvent,
+    UnsupportedEventError,
+    event_from_dict,
+)
+
+gaussians = st.builds(GaussianEvent, st.floats(0.01, 100))
+simple = gaussians | st.builds(NonPrivateEvent)
+events = st.recursive(
+    simple,
+    lambda inner: (
+        st.builds(PoissonSampledEvent, st.floats(1e-7, 1.0), inner)
+        | st.builds(ComposedEvent, st.lists(inner, min_size=1, max_size=3).map(tuple))
+        | st.builds(DisjointEvent, st.integers(0, 5), inner)
+        | st.builds(RepeatedEvent, inner, st.integers(1, 9))
+        | st.builds(RandomStoppingEvent, inner, st.floats(1.5, 50), st.sampled_from(["geometric", "poisson"]))
+    ),
+    max_leaves=4,
+)
+ledgers = st.lists(st.tuples(events, st.integers(1, 5)), max_size=6)
+
+
+def built(rows, notes=()):
+    ledger = Ledger(notes)
+    for event, count in rows:
+        ledger.record(event, count)
+    return ledger
+
+
+@given(ledgers)
+@settings(max_examples=60, deadline=None)
+def test_a_ledger_is_the_same_after_a_round_trip_through_json(rows):
+    ledger = built(rows, ["reproducible noise"])
+    again = Ledger.from_json(ledger.to_json())
+    assert again == ledger
+    assert again.digest() == ledger.digest()
+    assert again.notes == ledger.notes
+
+
+@given(events)
+@settings(max_examples=60, deadline=None)
+def test_every_event_is_the_same_after_a_round_trip_through_a_dictionary(event):
+    assert event_from_dict(json.loads(json.dumps(event.to_dict()))) == event
+
+
+@given(ledgers)
+@settings(max_examples=30, deadline=None)
+def test_recording_one_by_one_equals_recording_with_a_count(rows):
+    slow = Ledger()
+    for event, count in rows:
+        for _ in range(count):
+            slow.record(event)
+    assert slow == built(rows)
+    assert slow.total == sum(count for _, count in rows)
+
+
+@given(ledgers, ledgers)
+@settings(max_examples=30, deadline=None)
+def test_merging_keeps_all_releases_and_never_shares_a_partition(first, second):
+    one, two = built(first), built(second)
+    merged = one.merge(two)
+    assert merged.total == one.total + two.total
+    own = {event.partition for event, _ in one if isinstance(event, DisjointEvent)}
+    others = [event.partition for event, _ in merged.rows_from(len(one.rows)) if isinstance(event, DisjointEvent)]
+    if len(merged.rows) == len(one.rows) + len(two.rows):
+        assert own.isdisjoint(others)
+
+
+def test_a_constant_schedule_is_one_row():
+    ledger = Ledger()
+    for _ in range(1000):
+        ledger.record(PoissonSampledEvent(0.1, GaussianEvent(1.0)))
+    assert len(ledger.rows) == 1
+    assert ledger.total == 1000
+
+
+def test_a_changed_file_is_refused(tmp_path):
+    path = tmp_path / "ledger.json"
+    Ledger().record(GaussianEvent(1.0), 7).save(path)
+    assert Ledger.load(path).total == 7
+    path.write_text(path.read_text().replace('"count": 7', '"count": 6'))
+    with pytest.raises(ValueError, match="changed"):
+        Ledger.load(path)
+
+
+def test_an_unknown_event_type_is_named_with_the_nearest():
+    with pytest.raises(UnsupportedEventError, match="did you mean 'GaussianEvent'"):
+        event_from_dict({"type": "GausianEvent", "noise_multiplier": 1.0})
+
+
+@pytest.mark.parametrize("count", [0, -1, 1.5, True])
+def test_a_wrong_count_is_refused(count):
+    with pytest.raises(ValueError, match="count"):
+        Ledger().record(GaussianEvent(1.0), count)
+
+
+def test_something_that_is_no_event_is_refused():
+    with pytest.raises(UnsupportedEventError, match=r"got 1\.5"):
+        Ledger().record(1.5)
+
+
+@pytest.mark.parametrize("multiplier", [0.0, -1.0, float("nan"), float("inf"), "1"])
+def test_a_wrong_multiplier_is_refused(multiplier):
+    with pytest.raises(ValueError, match="noise_multiplier"):
+        GaussianEvent(multiplier)
+
+
+@pytest.mark.parametrize(("runs", "distribution"), [(1.0, "geometric"), (0.0, "poisson"), (5.0, "uniform")])
+def test_a_wrong_random_stopping_is_refused(runs, distribution):
+    with pytest.raises(ValueError, match=r"expected_runs|distribution"):
+        RandomStoppingEvent(GaussianEvent(1.0), runs, distribution)

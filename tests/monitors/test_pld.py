@@ -1,0 +1,240 @@
+"""The privacy-loss accountant: certified, tight, and right where the truth is known."""
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from monitors import (
+    ComposedEvent,
+    DisjointEvent,
+    GaussianEvent,
+    Ledger,
+    NonPrivateEvent,
+    PLDAccountant,
+    PoissonSampledEvent,
+    PrivacyEvent,
+    RDPAccountant,
+    UnsupportedEventError,
+    gaussian_delta,
+    gaussian_epsilon,
+)
+from monitors.loss_nodes import place_nodes
+from monitors.privacy_loss import loss_masses
+from monitors.schedules import decayed
+
+
+def poisson(rate, multiplier, steps):
+    return Ledger().record(PoissonSampledEvent(rate, GaussianEvent(multiplier)), steps)
+
+
+def one_release_delta(rate, multiplier, epsilon):
+    """Both directions of a single sampled Gaussian in closed form, from the exact Gaussian curve."""
+    removal = rate * gaussian_delta(1 / multiplier, math.log1p(math.expm1(epsilon) / rate))
+    share = 1 - math.exp(epsilon) * (1 - rate)
+    if share <= 0:
+        return removal
+    inner = epsilon + math.log(rate) - math.log(share)
+    return max(removal, share * gaussian_delta(1 / multiplier, inner)) if inner >= 0 else removal
+
+
+@pytest.mark.parametrize(
+    ("ledger", "epsilon"),
+    [(poisson(256 / 60000, 1.5, 2340), 0.5654), (poisson(512 / 60000, 1.23, 4680), 2.361)],
+)
+def test_the_known_epsilons_at_delta_1e_5(ledger, epsilon):
+    assert epsilon - 1e-3 < PLDAccountant().epsilon(ledger, 1e-5) < epsilon * 1.001 + 5e-4
+
+
+@given(st.floats(1e-4, 0.95), st.floats(0.3, 20), st.floats(-9, -2).map(lambda power: 10.0**power))
+@settings(max_examples=30, deadline=None)
+def test_a_single_release_is_bounded_from_above_and_within_half_a_per_cent(rate, multiplier, delta):
+    epsilon = PLDAccountant().epsilon(poisson(rate, multiplier, 1), delta)
+    assert one_release_delta(rate, multiplier, epsilon) <= delta * (1 + 1e-9)
+    if epsilon > 1e-6:
+        assert one_release_delta(rate, multiplier, epsilon * 0.995) > delta
+
+
+@pytest.mark.parametrize("steps", [1, 30, 3000])
+def test_a_rate_near_one_gives_the_exact_gaussian(steps):
+    multiplier = 2.0 * math.sqrt(steps)
+    found = PLDAccountant().epsilon(poisson(1 - 1e-12, multiplier, steps), 1e-6)
+    exact = gaussian_epsilon(0.5, 1e-6)
+    assert exact * (1 - 1e-6) <= found <= exact * 1.002
+
+
+def test_unsampled_releases_are_exact():
+    ledger = Ledger().record(GaussianEvent(8.0), 2).record(ComposedEvent((GaussianEvent(3.0), GaussianEvent(4.0))))
+    mu = math.sqrt(2 / 64 + 1 / 9 + 1 / 16)
+    assert PLDAccountant().epsilon(ledger, 1e-5) == gaussian_epsilon(mu, 1e-5)
+    assert PLDAccountant().delta(ledger, 1.0) == gaussian_delta(mu, 1.0)
+
+
+@pytest.mark.parametrize(
+    ("rate", "multiplier", "steps", "delta"),
+    [(0.0043, 1.5, 2340, 1e-5), (1e-3, 0.6, 3000, 1e-6), (0.3, 5.0, 50, 1e-8)],
+)
+def test_the_peer_agrees_within_its_stated_error(rate, multiplier, steps, delta):
+    pld = pytest.importorskip("dp_accounting.pld")
+    import dp_accounting
+
+    peer = pld.PLDAccountant(value_discretization_interval=1e-4)
+    peer.compose(dp_accounting.PoissonSampledDpEvent(rate, dp_accounting.GaussianDpEvent(multiplier)), steps)
+    ours = PLDAccountant().epsilon(poisson(rate, multiplier, steps), delta)
+    assert ours == pytest.approx(peer.get_epsilon(delta), rel=2e-3)
+
+
+def test_opacus_prv_agrees_within_its_stated_error():
+    accountants = pytest.importorskip("opacus.accountants")
+    peer = accountants.PRVAccountant()
+    peer.history = [(1.1, 0.01, 600)]
+    theirs = peer.get_epsilon(1e-5, eps_error=0.005, delta_error=1e-9)
+    ours = PLDAccountant().epsilon(poisson(0.01, 1.1, 600), 1e-5)
+    assert theirs - 0.01 <= ours <= theirs + 1e-3
+
+
+@given(st.floats(1e-3, 0.2), st.floats(0.5, 4), st.integers(1, 800), st.floats(1e-9, 1e-3))
+@settings(max_examples=20, deadline=None)
+def test_it_lies_below_the_renyi_bound_and_is_monotone(rate, multiplier, steps, delta):
+    accountant = PLDAccountant()
+    epsilon = accountant.epsilon(poisson(rate, multiplier, steps), delta)
+    assert epsilon <= RDPAccountant().epsilon(poisson(rate, multiplier, steps), delta) * (1 + 1e-9)
+    rounding = 1.002
+    assert accountant.epsilon(poisson(rate, multiplier, 2 * steps), delta) * rounding >= epsilon
+    assert accountant.epsilon(poisson(rate, multiplier * 1.1, steps), delta) <= epsilon * rounding
+    assert accountant.epsilon(poisson(rate, multiplier, steps), min(delta * 2, 0.5)) <= epsilon * rounding
+
+
+@given(st.floats(1e-3, 0.2), st.floats(0.6, 4), st.integers(1, 800), st.floats(1e-9, 1e-3))
+@settings(max_examples=15, deadline=None)
+def test_epsilon_to_delta_and_back(rate, multiplier, steps, delta):
+    accountant, ledger = PLDAccountant(), poisson(rate, multiplier, steps)
+    epsilon = accountant.epsilon(ledger, delta)
+    if epsilon > 1e-3:
+        assert accountant.delta(ledger, epsilon) == pytest.approx(delta, rel=0.05)
+
+
+def test_a_schedule_of_many_multipliers_is_within_a_thousandth_of_every_one_taken_by_itself():
+    schedule = decayed(2.0, "Exp", 5e-3)
+    ledger = Ledger()
+    for step in range(120):
+        ledger.record(PoissonSampledEvent(0.02, GaussianEvent(schedule(step))))
+    found = PLDAccountant().epsilon(ledger, 1e-5)
+    import monitors.loss_nodes as nodes
+
+    exact_limit, nodes._EXACT = nodes._EXACT, 10**6
+    try:
+        exact = PLDAccountant(1e-4).epsilon(ledger, 1e-5)
+    finally:
+        nodes._EXACT = exact_limit
+    assert exact * (1 - 1e-6) <= found <= exact * 1.002
+
+
+def test_the_order_of_composition_does_not_matter():
+    events = [PoissonSampledEvent(0.01 * k, GaussianEvent(1 + 0.1 * k)) for k in range(1, 9)] + [GaussianEvent(8.0)]
+    forth, back = Ledger(), Ledger()
+    for event in events:
+        forth.record(event, 20)
+    for event in reversed(events):
+        back.record(event, 20)
+    assert PLDAccountant().epsilon(forth, 1e-5) == pytest.approx(PLDAccountant().epsilon(back, 1e-5), rel=1e-6)
+
+
+def test_many_rates_are_interpolated_upwards():
+    rates = np.linspace(0.005, 0.02, 200)
+    ledger, doubled = Ledger(), Ledger()
+    for rate in rates:
+        ledger.record(PoissonSampledEvent(rate, GaussianEvent(1.0)))
+        doubled.record(PoissonSampledEvent(rate, GaussianEvent(1.0)), 2)
+    found = PLDAccountant().epsilon(ledger, 1e-5)
+    assert PLDAccountant().epsilon(poisson(float(np.mean(rates)), 1.0, 200), 1e-5) < found
+    assert found < PLDAccountant().epsilon(doubled, 1e-5)
+    assert found < RDPAccountant().epsilon(ledger, 1e-5)
+
+
+@given(
+    st.floats(1e-3, 1.0),
+    st.floats(0.2, 5),
+    st.floats(1e-3, 0.3),
+    st.floats(-3, 6),
+)
+@settings(max_examples=40, deadline=None)
+def test_rounded_losses_dominate_the_true_ones_in_both_directions(rate, multiplier, step, epsilon):
+    for losses, direction in zip(loss_masses(rate, multiplier, step, 8.5), ("remove", "add"), strict=True):
+        points = step * (losses.first + np.arange(losses.masses.size))
+        rounded = losses.infinite + float(losses.masses @ np.maximum(0, -np.expm1(epsilon - points)))
+        # the definition: E over the first distribution of (1 - exp(epsilon - loss)) where that is positive
+        x = np.linspace(-12, 12 + 1 / multiplier, 40001)
+        without = np.exp(-0.5 * x**2) / math.sqrt(2 * math.pi)
+        mixture = (1 - rate) * without + rate * np.exp(-0.5 * (x - 1 / multiplier) ** 2) / math.sqrt(2 * math.pi)
+        first, second = (mixture, without) if direction == "remove" else (without, mixture)
+        true = float(np.maximum(first - math.exp(epsilon) * second, 0).sum() * (x[1] - x[0]))
+        assert rounded >= true - 2e-6
+        assert losses.masses.min() >= 0
+        assert losses.masses.sum() + losses.infinite == pytest.approx(1.0, abs=1e-9)
+
+
+@given(st.floats(0.06, 3), st.floats(1.0001, 1.3), st.floats(0, 1), st.floats(1e-3, 1), st.floats(0, 5))
+@settings(max_examples=60, deadline=None)
+def test_the_lottery_between_two_nodes_dominates_what_lies_between(low, ratio, share, rate, deviations):
+    multipliers = np.append(np.geomspace(low, low * ratio, 40), low * (1 + share * (ratio - 1)))
+    nodes = place_nodes(np.full(41, rate), multipliers, np.ones(41), 1e9)
+    if nodes.rates.size != 2:
+        return
+    mu = 1 / multipliers[-1]
+    epsilon = mu * (mu / 2 + deviations)
+    lottery = sum(
+        odds * gaussian_delta(1 / nodes.multipliers[corner], epsilon)
+        for odds, corner in zip(nodes.odds[-1], nodes.corners[-1], strict=True)
+        if odds > 0
+    )
+    assert lottery >= gaussian_delta(mu, epsilon) * (1 - 1e-9)
+
+
+def test_a_partition_is_charged_as_its_worst_event():
+    ledger = Ledger()
+    for rate, multiplier in ((0.1, 2.0), (0.2, 1.0)):
+        ledger.record(DisjointEvent(0, PoissonSampledEvent(rate, GaussianEvent(multiplier))))
+    assert PLDAccountant().epsilon(ledger, 1e-5) == pytest.approx(PLDAccountant().epsilon(poisson(0.2, 1.0, 1), 1e-5))
+
+
+@pytest.mark.parametrize(
+    "ledger",
+    [poisson(1e-7, 0.05, 1), poisson(1e-6, 1.5, 10**6), poisson(0.5, 0.05, 10), poisson(0.999, 100.0, 1)],
+)
+@pytest.mark.parametrize("delta", [1e-12, 1e-5, 0.5])
+def test_the_ends_of_the_box_give_finite_figures(ledger, delta):
+    assert math.isfinite(PLDAccountant().epsilon(ledger, delta))
+
+
+@pytest.mark.parametrize("epsilon", [0.0, 0.1, 1.0, 50.0])
+def test_delta_lies_in_the_unit_interval_and_falls_with_epsilon(epsilon):
+    accountant, ledger = PLDAccountant(), poisson(0.02, 0.8, 200)
+    delta = accountant.delta(ledger, epsilon)
+    assert 0 <= delta <= 1
+    assert accountant.delta(ledger, epsilon + 0.5) <= delta
+
+
+def test_no_privacy_is_infinite_and_nothing_is_zero():
+    assert PLDAccountant().epsilon(Ledger().record(NonPrivateEvent()), 1e-5) == math.inf
+    assert PLDAccountant().delta(Ledger().record(NonPrivateEvent()), 1.0) == 1.0
+    assert PLDAccountant().epsilon(Ledger(), 1e-5) == 0.0
+
+
+@dataclass(frozen=True)
+class NoGaussianEvent(PrivacyEvent):
+    pass
+
+
+def test_an_unknown_event_is_named_with_the_remedy():
+    with pytest.raises(UnsupportedEventError, match=r"NoGaussianEvent.*'rdp'.*gaussian_terms\.register"):
+        PLDAccountant().epsilon(Ledger().record(NoGaussianEvent()), 1e-5)
+
+
+@pytest.mark.parametrize("precision", [0.0, -1.0, math.nan, 0.2])
+def test_a_wrong_precision_is_refused(precision):
+    with pytest.raises(ValueError, match="precision"):
+        PLDAccountant(precision)
