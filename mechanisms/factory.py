@@ -6,7 +6,7 @@ import inspect
 from collections.abc import Callable
 from typing import Any, ClassVar, TypeVar
 
-from mechanisms import adaptive_clipping
+from mechanisms import adaptive_clipping, shaped_noise
 from mechanisms.clipping import CLIP, ClipMechanism
 from mechanisms.noise import NOISE, NoiseMechanism
 from monitors import _checks
@@ -16,7 +16,7 @@ B = TypeVar("B", bound=type)
 
 __all__ = ["ClipMechanismsFactory", "NoiseMechanismsFactory"]
 
-del adaptive_clipping  # imported so that its mechanisms are registered
+del adaptive_clipping, shaped_noise  # imported so that its mechanisms are registered
 
 
 class _Factory:
@@ -61,10 +61,10 @@ class NoiseMechanismsFactory(_Factory):
     Example:
         >>> NoiseMechanismsFactory.create("Gaussian", initial_noise_multiplier=1.5).noise_multiplier(0)
         1.5
-        >>> NoiseMechanismsFactory.create("Gausian")
+        >>> NoiseMechanismsFactory.create("Gausian")  # doctest: +ELLIPSIS
         Traceback (most recent call last):
             ...
-        ValueError: unknown noise mechanism 'Gausian'; did you mean 'Gaussian'? Known: AdaGaussian, Gaussian
+        ValueError: unknown noise mechanism 'Gausian'; did you mean 'Gaussian'? Known: ...
     """
 
     registry = NOISE

@@ -1,25 +1,32 @@
-"""Engines: the clipped sum of per-example gradients, three ways to one number."""
+"""Engines: the clipped sum of per-example gradients, by a choice of ways to one number."""
 
 from __future__ import annotations
 
 from mechanisms.engines.base import ENGINES, ClippedSum, Engine, build_engine
 from mechanisms.engines.batch import Batch
+from mechanisms.engines.bookkeeping import BookKeepingEngine
 from mechanisms.engines.choose import Choice, choose_engine
 from mechanisms.engines.functional import VmapEngine
+from mechanisms.engines.layers import LAYER_RULES, Call, LayerRule, layer_rule
 from mechanisms.engines.loop import LoopEngine
 from mechanisms.engines.losses import ExampleLosses
 from mechanisms.engines.parameters import FlatLayout
 
 __all__ = [
     "ENGINES",
+    "LAYER_RULES",
     "Batch",
+    "BookKeepingEngine",
+    "Call",
     "Choice",
     "ClippedSum",
     "Engine",
     "ExampleLosses",
     "FlatLayout",
+    "LayerRule",
     "LoopEngine",
     "VmapEngine",
     "build_engine",
     "choose_engine",
+    "layer_rule",
 ]

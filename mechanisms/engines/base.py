@@ -91,9 +91,12 @@ class Engine(ABC):
     ) -> PartialSum:
         """The clipped sum of one non-empty chunk. Unit ids of the chunk are 0 .. ``batch.num_units`` - 1."""
 
-    def clipped_sum(
-        self, network: nn.Module, loss_fn: LossFunction, batch: Batch, clip: ClipMechanism
-    ) -> ClippedSum:
+    def explain(self) -> str:
+        """How this engine computes the sums, for people; more is known once a batch has been seen."""
+        limit = self.physical_batch_size
+        return f"engine {self.name!r}" + (f", at most {limit} examples at once" if limit else "")
+
+    def clipped_sum(self, network: nn.Module, loss_fn: LossFunction, batch: Batch, clip: ClipMechanism) -> ClippedSum:
         """Clip each unit's gradient and add them up.
 
         Guarantees: each unit contributes at most ``clip.norm_bound``; a unit whose gradient is not finite contributes
@@ -108,17 +111,17 @@ class Engine(ABC):
         layout = FlatLayout.of(network)
         blocks = max(clip.blocks(layout.names)) + 1
         device = next(iter(trainable_parameters(network).values())).device
-        total = torch.zeros(layout.size, dtype=flat_dtype(network), device=device)
-        norms, losses = [total.new_zeros(0, blocks)], ExampleLosses(loss_fn)
-        loss_sum = total.new_zeros(())
+        like = torch.zeros((), dtype=flat_dtype(network), device=device)
+        norms, losses = [like.new_zeros(0, blocks)], ExampleLosses(loss_fn)
+        loss_sum, total = like.clone(), None
         for chunk in chunks(batch, self.unit, self.physical_batch_size):
             part = self.partial_sum(network, losses, chunk, clip, layout)
-            total += part.flat_grad
+            total = part.flat_grad if total is None else total.add_(part.flat_grad)
             loss_sum += part.loss_sum
             norms.append(part.norms)
         all_norms = torch.cat(norms)
         return ClippedSum(
-            flat_grad=total,
+            flat_grad=like.new_zeros(layout.size) if total is None else total,
             norms=all_norms,
             sensitivity=self.unit.sensitivity_factor * clip.norm_bound,
             norm_bound=clip.norm_bound,

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import inspect
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from torch import nn
 
 from mechanisms.engines.base import ENGINES, Engine
 from mechanisms.engines.batch import Batch
 from mechanisms.engines.losses import LossFunction
+from mechanisms.engines.memory import auto_physical_batch_size
 from mechanisms.units import ClippedUnit
 from monitors.errors import UnsupportedModuleError
 
 #: Fastest first; the last one takes everything.
-PREFERENCE: tuple[str, ...] = ("vmap", "loop")
+PREFERENCE: tuple[str, ...] = ("bookkeeping", "vmap", "loop")
 
 
 @dataclass(frozen=True)
@@ -37,7 +40,9 @@ def choose_engine(
     unit: ClippedUnit,
     example: Batch,
     *,
-    physical_batch_size: int | None = None,
+    physical_batch_size: int | str | None = None,
+    memory_budget: int | None = None,
+    options: Mapping[str, Any] | None = None,
     preference: Sequence[str] = PREFERENCE,
 ) -> Choice:
     """The engine called ``name``, or for ``"auto"`` the first of ``preference`` that can take the network.
@@ -48,25 +53,48 @@ def choose_engine(
         loss_fn: The user's loss.
         unit: The clipped unit.
         example: One or two examples with the shapes and types of the data; no result of it is kept.
-        physical_batch_size: Passed to the engine.
+        physical_batch_size: Passed to the engine; ``"auto"`` for what fits ``memory_budget``.
+        memory_budget: Bytes that a step may take with ``"auto"``; default half of the free memory.
+        options: Further keyword arguments of the engine, such as ``precision="bf16"``; ``"auto"`` passes over the
+            engines that do not take them.
         preference: Order in which ``"auto"`` tries.
 
     Raises:
         UnsupportedModuleError: The named engine cannot take the network; says why.
-        ValueError: Unknown name.
+        ValueError: Unknown name, or a physical batch size that is neither a number nor ``"auto"``.
     """
-    if name != "auto":
-        refusal = ENGINES.get(name).refuses(network, loss_fn, unit, example)
-        if refusal is not None:
-            raise UnsupportedModuleError(f"engine {name!r} cannot be used: {refusal}. Use engine='auto' or 'loop'")
-        return Choice(ENGINES.create(name, unit, physical_batch_size), f"engine {name!r} was asked for")
+    if isinstance(physical_batch_size, str) and physical_batch_size != "auto":
+        raise ValueError(
+            f"physical_batch_size must be a positive whole number, 'auto' or None, got {physical_batch_size!r}"
+        )
     refusals: list[str] = []
-    for candidate in preference:
-        refusal = ENGINES.get(candidate).refuses(network, loss_fn, unit, example)
+    for candidate in preference if name == "auto" else (name,):
+        refusal = _refusal(candidate, options or {}, network, loss_fn, unit, example)
         if refusal is None:
-            why = f"engine {candidate!r}: the fastest exact one for this network"
-            return Choice(
-                ENGINES.create(candidate, unit, physical_batch_size), "; ".join([why, *refusals])
-            )
+            limit = None if isinstance(physical_batch_size, str) else physical_batch_size
+            engine: Engine = ENGINES.create(candidate, unit, limit, **(options or {}))
+            if physical_batch_size == "auto":
+                engine.physical_batch_size = auto_physical_batch_size(
+                    engine, network, loss_fn, example, budget_bytes=memory_budget
+                )
+            return Choice(engine, _reason(candidate, refusals, asked=name != "auto"))
         refusals.append(f"not {candidate!r} because {refusal}")
+        if name != "auto":
+            raise UnsupportedModuleError(f"engine {name!r} cannot be used: {refusal}. Use engine='auto' or 'loop'")
     raise UnsupportedModuleError(f"no engine can take this network: {'; '.join(refusals)}")
+
+
+def _reason(name: str, refusals: Sequence[str], *, asked: bool) -> str:
+    if asked:
+        return f"engine {name!r} was asked for"
+    return "; ".join([f"engine {name!r}: the fastest exact one for this network", *refusals])
+
+
+def _refusal(
+    name: str, options: Mapping[str, Any], network: nn.Module, loss_fn: LossFunction, unit: ClippedUnit, example: Batch
+) -> str | None:
+    engine = ENGINES.get(name)
+    unknown = [option for option in options if option not in inspect.signature(engine).parameters]
+    if unknown:
+        return f"it has no option {', '.join(map(repr, unknown))}"
+    return engine.refuses(network, loss_fn, unit, example)

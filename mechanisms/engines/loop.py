@@ -28,6 +28,7 @@ class LoopEngine(Engine):
     def refuses(cls, network: nn.Module, loss_fn: LossFunction, unit: ClippedUnit, example: Batch) -> str | None:
         """Never refuses."""
         del network, loss_fn, unit, example
+        return None
 
     def partial_sum(
         self, network: nn.Module, losses: ExampleLosses, batch: Batch, clip: ClipMechanism, layout: FlatLayout

@@ -22,8 +22,9 @@ class ExampleLosses:
 
     A loss with a ``reduction`` (the losses of ``torch.nn`` and ``torch.nn.functional``) is evaluated with
     ``reduction="none"``; what remains beyond the batch dimension (pixels, tokens, outputs) is averaged, or summed where
-    the reduction was ``"sum"``. Class weights therefore keep their size: example i counts ``weight[y_i]`` times, with no
-    division by the other examples' weights. Any other callable is called on one example at a time, as a batch of one.
+    the reduction was ``"sum"``. Class weights therefore keep their size: example i counts ``weight[y_i]`` times, with
+    no division by the other examples' weights. Any other callable is called on one example at a time, as a batch of
+    one.
 
     Args:
         loss_fn: ``loss_fn(outputs, targets)``; outputs (B, ...), targets (B, ...).
@@ -85,7 +86,8 @@ class ExampleLosses:
         parameter = _reduction_parameter(loss_fn)
         if parameter is not None:
             self._mean = parameter.default != "sum"
-            return partial(loss_fn, reduction="none")
+            unreduced_call: LossFunction = partial(loss_fn, **{"reduction": "none"})
+            return unreduced_call
         return None
 
 

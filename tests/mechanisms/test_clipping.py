@@ -103,7 +103,7 @@ def test_a_bound_that_is_not_positive_is_refused(bound):
 def test_unknown_names_and_arguments_are_refused_with_the_nearest():
     with pytest.raises(ValueError, match="did you mean 'Automatic'"):
         ClipMechanismsFactory.create("automatic")
-    with pytest.raises(ValueError, match="learning_rate=0.5 has no meaning for clip mechanism 'Fixed'"):
+    with pytest.raises(ValueError, match=r"learning_rate=0\.5 has no meaning for clip mechanism 'Fixed'"):
         ClipMechanismsFactory.create("Fixed", learning_rate=0.5)
     with pytest.raises(ValueError, match="did you mean 'min_norm_bound'"):
         ClipMechanismsFactory.create("Gaussian", min_norm_boundd=0.5)

@@ -78,7 +78,7 @@ def test_every_registered_mechanism_is_built_by_the_factory_with_mindarmour_argu
 def test_arguments_that_a_mechanism_does_not_take_are_refused():
     with pytest.raises(ValueError, match="decay_policy='Time' has no meaning for noise mechanism 'Gaussian'"):
         NoiseMechanismsFactory.create("Gaussian", decay_policy="Time")
-    with pytest.raises(ValueError, match="noise_multipler=2.0 has no meaning"):
+    with pytest.raises(ValueError, match=r"noise_multipler=2\.0 has no meaning"):
         NoiseMechanismsFactory.create("Gaussian", noise_multipler=2.0)
 
 

@@ -92,5 +92,5 @@ def test_a_permutation_holds_every_number_once(count):
 
 
 def test_a_negative_seed_is_refused():
-    with pytest.raises(ValueError, match="seed must be .* got -1"):
+    with pytest.raises(ValueError, match=r"seed must be .* got -1"):
         SecureGenerator(-1)

@@ -1,0 +1,168 @@
+"""The fast path: one forward pass, one pass for output gradients, and per-layer sums of re-weighted examples."""
+
+from __future__ import annotations
+
+import math
+from typing import ClassVar
+from weakref import ref
+
+import torch
+from torch import Tensor, nn
+
+from mechanisms.clipping import ClipMechanism
+from mechanisms.engines.axes import AxisBook
+from mechanisms.engines.base import ENGINES, ClippedSum, Engine, PartialSum, bounded_factors
+from mechanisms.engines.batch import Batch
+from mechanisms.engines.contributions import jobs_of, terms_of
+from mechanisms.engines.layers.rules import Term
+from mechanisms.engines.losses import ExampleLosses, LossFunction
+from mechanisms.engines.parameters import FlatLayout, flat_dtype, trainable_parameters
+from mechanisms.engines.passes import find_axes, record_pass
+from mechanisms.engines.plans import PlanBook
+from mechanisms.engines.sites import Site, find_sites
+from mechanisms.engines.verification import disagreement
+from mechanisms.units import ClippedUnit
+
+#: Working set of one chunk on a CPU; larger chunks spill out of the last-level cache, smaller ones starve the kernels.
+CACHE_BYTES = 32 * 2**20
+
+#: Fewest examples in a chunk made for speed.
+SMALLEST_CHUNK = 16
+
+#: Convolution weights beyond this many entries are seldom instantiated, and then not for every layer at a time.
+LARGEST_INSTANTIATED = 2**18
+
+#: What ``precision`` may be, and the autocast type it stands for.
+PRECISIONS: dict[str, torch.dtype | None] = {"fp32": None, "bf16": torch.bfloat16}
+
+
+@ENGINES.register("bookkeeping")
+class BookKeepingEngine(Engine):
+    """Exact clipped sums at about the cost of plain training.
+
+    Parameters' own gradients are never computed by autograd: each layer's input and output gradient give, by the
+    layer's rule, the squared norm of every example's gradient and, once the factors are known, the clipped sum.
+
+    Args:
+        unit: What is clipped as one vector.
+        physical_batch_size: Most examples in memory at once; None for the whole batch.
+        precision: ``"fp32"`` (the parameters' own type) or ``"bf16"``: forward and backward pass under autocast. Norms,
+            factors and sums are in float32 either way, so the bound on what an example can do is the same.
+        timed_plans: Time each layer's exact plans on the first batch instead of estimating their cost. Can be faster on
+            unusual hardware; two runs may then differ in the last bits.
+
+    References:
+        Bu et al. 2023, "Differentially Private Optimization on Large Model at Small Cost" (book-keeping).
+    """
+
+    name: ClassVar[str] = "bookkeeping"
+
+    def __init__(
+        self,
+        unit: ClippedUnit,
+        physical_batch_size: int | None = None,
+        *,
+        precision: str = "fp32",
+        timed_plans: bool = False,
+    ) -> None:
+        super().__init__(unit, physical_batch_size)
+        if precision not in PRECISIONS:
+            raise ValueError(f"precision must be one of {', '.join(PRECISIONS)}, got {precision!r}")
+        self.precision = precision
+        self.plans = PlanBook(timed_plans)
+        self._known: tuple[object, ...] | None = None
+        self._sites: list[Site] = []
+        self._axes = AxisBook()
+        self._fast_chunk: int | None = None
+
+    @classmethod
+    def refuses(cls, network: nn.Module, loss_fn: LossFunction, unit: ClippedUnit, example: Batch) -> str | None:
+        """Compare one clipped sum on ``example`` with the one-example loop's, parameter by parameter."""
+        del unit
+        try:
+            return disagreement(cls, network, loss_fn, example)
+        except Exception as error:
+            lines = str(error).strip().splitlines()
+            return lines[0] if lines else type(error).__name__
+
+    def clipped_sum(self, network: nn.Module, loss_fn: LossFunction, batch: Batch, clip: ClipMechanism) -> ClippedSum:
+        """See ``Engine``; on a CPU chunks are no larger than its caches, which is faster and changes no number."""
+        if not batch.size or batch.group_ids is not None:
+            return super().clipped_sum(network, loss_fn, batch, clip)
+        self._prepare(network, batch)
+        stated = self.physical_batch_size
+        self.physical_batch_size = min((size for size in (stated, self._fast_chunk) if size), default=None)
+        try:
+            return super().clipped_sum(network, loss_fn, batch, clip)
+        finally:
+            self.physical_batch_size = stated
+
+    def explain(self) -> str:
+        """Which plan each layer uses and why; the figures are known once a batch has been seen."""
+        lines = [f"engine 'bookkeeping', precision {self.precision}"]
+        for site in self._sites:
+            kind = type(site.module).__name__
+            lines.append(f"  {site.name or 'network'} ({kind}): {site.how.words}")
+            chosen = {key: choice for key, choice in self.plans.choices.items() if key[0] == site.name}
+            lines += [f"    {key[1]} {key[2:]}: {choice.words()}" for key, choice in chosen.items()]
+        sizes = [size for size in (self.physical_batch_size, self._fast_chunk) if size]
+        if sizes:
+            lines.append(f"  batches are cut into chunks of {min(sizes)} examples, which changes no number")
+        return "\n".join(lines)
+
+    def partial_sum(
+        self, network: nn.Module, losses: ExampleLosses, batch: Batch, clip: ClipMechanism, layout: FlatLayout
+    ) -> PartialSum:
+        """One forward pass, one backward pass to the layers' outputs, then the layers' terms."""
+        blocks, dtype = clip.blocks(layout.names), flat_dtype(network)
+        like = torch.zeros((), dtype=dtype, device=next(iter(trainable_parameters(network).values())).device)
+        if not batch.size:  # a chunk of groups none of which has a member
+            return PartialSum(like.new_zeros(layout.size), like.new_zeros(batch.num_units, max(blocks) + 1), like)
+        self._prepare(network, batch)
+        done = record_pass(network, losses, batch, self._sites, self._axes, PRECISIONS[self.precision])
+        loss_sum = done.losses.sum().to(dtype)
+        jobs = jobs_of(done, batch.size, dtype)
+        del done
+        terms = terms_of(jobs, batch, self.unit, self.plans)
+        norms = _norms(terms, blocks, like, batch.num_units)
+        factors = bounded_factors(norms, clip)
+        finite = torch.isfinite(norms).all(dim=1)
+        if not bool(finite.all()):  # zero times NaN is NaN: take the rejected units' examples out and look again
+            keep = finite if batch.group_ids is None else finite[batch.group_ids]
+            terms = terms_of(jobs, batch, self.unit, self.plans, keep)
+        total = like.new_zeros(layout.size)
+        for position, out in enumerate(total.split(layout.sizes)):
+            if position in terms:
+                terms[position].add_to(out, factors[:, blocks[position]])
+        return PartialSum(total, norms, loss_sum)
+
+    def _prepare(self, network: nn.Module, batch: Batch) -> None:
+        """Find sites and axes again when the network, its mode or its trainable parameters have changed."""
+        state = (*(value.requires_grad for value in network.parameters()), *(m.training for m in network.modules()))
+        if self._known is not None and self._known[0]() is network and self._known[1] == state:  # type: ignore[operator]
+            return
+        self._sites = find_sites(network)
+        self._axes = find_axes(network, batch, self._sites)
+        self._known = (ref(network), state)
+        on_cpu = all(value.device.type == "cpu" for value in network.parameters())
+        self._fast_chunk = _cache_friendly_chunk(self._sites, self._axes) if on_cpu else None
+
+
+def _cache_friendly_chunk(sites: list[Site], axes: AxisBook) -> int | None:
+    """A power of two of examples whose activations, gradients and instantiated weights fit ``CACHE_BYTES``.
+
+    None for networks of vectors: nothing is instantiated there, and matrix products are best undivided.
+    """
+    if axes.vectors_only:
+        return None
+    weights = sum(value.numel() for site in sites for value in site.values if value.dim() > 2)
+    per_example = 4 * (3 * axes.entries_per_example + min(weights, LARGEST_INSTANTIATED))
+    exponent = round(math.log2(max(CACHE_BYTES / max(per_example, 1), 1)))
+    return max(SMALLEST_CHUNK, 1 << exponent)
+
+
+def _norms(terms: dict[int, Term], blocks: list[int], like: Tensor, units: int) -> Tensor:
+    squared = like.new_zeros(units, max(blocks) + 1)
+    for position, term in terms.items():
+        squared[:, blocks[position]] += term.squared_norms.to(like.dtype)
+    return squared.sqrt()

@@ -1,0 +1,172 @@
+"""From recorded calls to terms: each parameter's squared norms per unit, and its clipped sum."""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mechanisms.engines.axes import Axis
+from mechanisms.engines.batch import Batch
+from mechanisms.engines.capture import Record, spread
+from mechanisms.engines.layers.rules import Call, LayerRule, Term
+from mechanisms.engines.passes import Pass
+from mechanisms.engines.plans import PlanBook
+from mechanisms.engines.sites import Site
+from mechanisms.units import ClippedUnit
+
+
+@dataclass(frozen=True)
+class Job:
+    """All calls of one layer with the same parameters.
+
+    Args:
+        site: The layer's site.
+        names: Position of each parameter in the flat layout, by the rule's name.
+        rule: The layer's rule; None where ``rows`` are given.
+        calls: Calls for the rule; one row per example, or ``fold`` rows.
+        fold: Rows per example.
+        rows: Per-example gradients that autograd has found, by position.
+    """
+
+    site: Site
+    names: dict[str, int]
+    rule: LayerRule | None
+    calls: list[Call]
+    fold: int = 1
+    rows: dict[int, Tensor] | None = None
+
+
+def jobs_of(done: Pass, batch_size: int, dtype: torch.dtype) -> list[Job]:
+    """The work that a pass leaves; calls of one layer are joined where its rule can."""
+    jobs: list[Job] = []
+    grouped: dict[tuple[Any, ...], list[tuple[Record, Tensor]]] = defaultdict(list)
+    for record, grads in done.records:
+        if record.rule is None:
+            pairs = zip(record.names.values(), grads, strict=True)
+            rows = {position: grad.to(dtype) for position, grad in pairs if grad is not None}
+            jobs.append(Job(record.site, {}, None, [], rows=rows))
+        elif grads[0] is not None:
+            fold = _fold(record)
+            grouped[id(record.site), tuple(record.names.items()), fold].append((record, grads[0]))
+    for (_, _, fold), recorded in grouped.items():
+        first = recorded[0][0]
+        assert first.rule is not None
+        calls = [_call(record, grad, batch_size, dtype) for record, grad in recorded]
+        joined = first.rule.join(calls) if len(calls) > 1 else None
+        jobs.append(Job(first.site, first.names, first.rule, calls if joined is None else [joined], fold))
+    return jobs
+
+
+def terms_of(
+    jobs: Sequence[Job], batch: Batch, unit: ClippedUnit, plans: PlanBook, keep: Tensor | None = None
+) -> dict[int, Term]:
+    """One term per used parameter, by its position; squared norms are per unit.
+
+    Args:
+        jobs: From ``jobs_of``.
+        batch: The batch of the pass.
+        unit: What is clipped as one vector.
+        plans: Chooses among a layer's plans.
+        keep: None, or which examples (B,) to leave in; all else counts as zero, NaN included.
+    """
+    uses = Counter(position for job in jobs for position in _positions(job))
+    terms: dict[int, Term] = {}
+    rows: dict[int, Tensor] = {}
+    for job in jobs:
+        direct = batch.group_ids is None and job.fold == 1 and len(job.calls) == 1
+        alone = {name: p for name, p in job.names.items() if direct and uses[p] == 1}
+        if alone:
+            terms.update(_direct(job, alone, plans, keep))
+        shared = {name: p for name, p in job.names.items() if name not in alone}
+        for position, gradient in _instantiated(job, shared, keep, batch.size):
+            mine = _per_unit(gradient.flatten(1), batch, unit)
+            rows[position] = rows[position] + mine if position in rows else mine
+    terms.update({position: Term.of_rows(value) for position, value in rows.items()})
+    return terms
+
+
+def _positions(job: Job) -> list[int]:
+    return list(job.names.values()) if job.rows is None else list(job.rows)
+
+
+def _direct(job: Job, names: dict[str, int], plans: PlanBook, keep: Tensor | None) -> dict[int, Term]:
+    call = replace(job.calls[0], wanted=tuple(names))
+    call = call if keep is None else call.keep(keep)
+    assert job.rule is not None
+    found = {}
+    for name, options in job.rule.plans(call).items():
+        key = (job.site.name, name, *(tuple(v.shape[1:]) for v in call.inputs[:1]), tuple(call.output_grad.shape[1:]))
+        found[names[name]] = plans.run(key, options, job.site.entries(names[name]))
+    return found
+
+
+def _instantiated(job: Job, names: dict[str, int], keep: Tensor | None, batch_size: int) -> list[tuple[int, Tensor]]:
+    """Gradients (B, *shape) of every example, summed over an example's rows."""
+    if job.rows is not None:
+        masked = {p: g if keep is None else _masked(g, keep) for p, g in job.rows.items()}
+        return list(masked.items())
+    found: list[tuple[int, Tensor]] = []
+    if not names:
+        return found
+    assert job.rule is not None
+    for call in job.calls:
+        mine = replace(call, wanted=tuple(names))
+        if keep is not None:
+            mine = mine.keep(keep.repeat_interleave(job.fold))
+        gradients = job.rule.example_gradients(mine)
+        for name, position in names.items():
+            gradient = gradients[name]
+            if job.fold > 1:
+                gradient = gradient.unflatten(0, (batch_size, job.fold)).sum(1)
+            found.append((position, gradient))
+    return found
+
+
+def _per_unit(rows: Tensor, batch: Batch, unit: ClippedUnit) -> Tensor:
+    if batch.group_ids is None:
+        return rows
+    grouped = rows.new_zeros(batch.num_units, rows.shape[1])
+    return grouped.index_add_(0, batch.group_ids, rows).div_(unit.group_size)
+
+
+def _masked(rows: Tensor, keep: Tensor) -> Tensor:
+    return torch.where(keep.view(-1, *[1] * (rows.dim() - 1)), rows, torch.zeros_like(rows))
+
+
+def _fold(record: Record) -> int:
+    axis = record.axes[-1]
+    assert record.rule is not None
+    return 1 if axis is None or record.rule.positional else axis.fold
+
+
+def _call(record: Record, grad: Tensor, batch_size: int, dtype: torch.dtype) -> Call:
+    """The record's tensors with examples first, in the dtype of norms and sums."""
+    assert record.rule is not None
+    assert record.layer is not None
+    positional = record.rule.positional
+    shared_output = record.axes[-1] is None
+    inputs = tuple(
+        _rows_first(value, axis, batch_size, positional, shared_output, dtype)
+        for value, axis in zip(record.inputs, record.axes, strict=False)
+    )
+    output_grad = _rows_first(grad, record.axes[-1] or Axis(0), batch_size, positional, False, dtype)
+    return Call(record.layer, inputs, output_grad, tuple(record.names))
+
+
+def _rows_first(
+    value: Any, axis: Axis | None, batch_size: int, positional: bool, shared: bool, dtype: torch.dtype
+) -> Any:
+    if not isinstance(value, Tensor):
+        return value
+    if value.is_floating_point() and value.dtype != dtype:
+        value = value.to(dtype)
+    if axis is None:
+        return spread(value, batch_size) if shared else value
+    if axis.dim:
+        value = value.movedim(axis.dim, 0)
+    return value.unflatten(0, (batch_size, axis.fold)) if positional and axis.fold > 1 else value

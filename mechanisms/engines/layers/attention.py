@@ -1,0 +1,88 @@
+"""Multi-head attention as two linear layers around the attention itself."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from mechanisms.engines.layers.rewrites import Tape, rewrite
+from monitors.errors import UnsupportedModuleError
+
+
+@rewrite(nn.MultiheadAttention, takes=lambda module: module.bias_k is None and not module.add_zero_attn)
+def multihead_attention(
+    module: nn.MultiheadAttention,
+    tape: Tape,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    key_padding_mask: Tensor | None = None,
+    need_weights: bool = True,
+    attn_mask: Tensor | None = None,
+    average_attn_weights: bool = True,
+    is_causal: bool = False,
+) -> tuple[Tensor, Tensor | None]:
+    """What ``nn.MultiheadAttention`` gives for batched inputs."""
+    del is_causal  # a hint about attn_mask, which is given along with it
+    if query.dim() != 3:
+        raise UnsupportedModuleError(f"MultiheadAttention needs a batched query of 3 dimensions, got {query.dim()}")
+    q, k, v = _projections(module, tape, query, key, value)
+    if not module.batch_first:
+        q, k, v = (part.transpose(0, 1) for part in (q, k, v))
+    q, k, v = (part.unflatten(2, (module.num_heads, -1)).transpose(1, 2) for part in (q, k, v))
+    mask = _merged_mask(attn_mask, key_padding_mask, q, k.shape[2])
+    dropout = module.dropout if module.training else 0.0
+    weights = None
+    if need_weights:
+        weights = q @ k.transpose(2, 3) / math.sqrt(q.shape[3])
+        weights = F.dropout((weights if mask is None else weights + mask).softmax(-1), dropout)
+        mixed = weights @ v
+        weights = weights.mean(1) if average_attn_weights else weights
+    else:
+        mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout)
+    mixed = mixed.transpose(1, 2).flatten(2)
+    out_bias = None if module.out_proj.bias is None else "out_proj.bias"
+    output = tape.linear(mixed, "out_proj.weight", out_bias)
+    return (output if module.batch_first else output.transpose(0, 1)), weights
+
+
+def _projections(
+    module: nn.MultiheadAttention, tape: Tape, query: Tensor, key: Tensor, value: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    bias = None if module.in_proj_bias is None else "in_proj_bias"
+    width = module.embed_dim
+    if not module._qkv_same_embed_dim:
+        parts = [tape.linear(x, f"{name}_proj_weight") for name, x in (("q", query), ("k", key), ("v", value))]
+        if bias is None:
+            return parts[0], parts[1], parts[2]
+        raise UnsupportedModuleError(
+            "MultiheadAttention with kdim or vdim and a bias shares one bias among three layers; set bias=False"
+        )
+    if query is key and key is value:
+        q, k, v = tape.linear(query, "in_proj_weight", bias).split(width, dim=-1)
+        return q, k, v
+    q = tape.linear(query, "in_proj_weight", bias)[..., :width]
+    both = tape.linear(key, "in_proj_weight", bias)
+    last = both if key is value else tape.linear(value, "in_proj_weight", bias)
+    return q, both[..., width : 2 * width], last[..., 2 * width :]
+
+
+def _merged_mask(mask: Tensor | None, padding: Tensor | None, q: Tensor, keys: int) -> Tensor | None:
+    """Both masks as one to be added to the scores, broadcastable to (B, heads, queries, keys)."""
+    found = None
+    if mask is not None:
+        found = _additive(mask, q)
+        found = found.unflatten(0, (q.shape[0], q.shape[1])) if found.dim() == 3 else found
+    if padding is not None:
+        extra = _additive(padding, q).view(-1, 1, 1, keys)
+        found = extra if found is None else found + extra
+    return found
+
+
+def _additive(mask: Tensor, like: Tensor) -> Tensor:
+    if mask.dtype != torch.bool:
+        return mask.to(like.dtype)
+    return torch.zeros(mask.shape, dtype=like.dtype, device=mask.device).masked_fill_(mask, -math.inf)

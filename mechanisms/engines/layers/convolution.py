@@ -1,0 +1,176 @@
+"""Convolutions and transposed convolutions, in one, two and three dimensions."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from functools import partial
+from typing import Any
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from mechanisms.engines.layers.linear import GRAM_LIMIT, gram_squared_norms
+from mechanisms.engines.layers.rules import Call, LayerRule, Plan, Term, layer_rule, squared_norms
+
+#: Cost of moving one number through memory, in multiply-adds.
+COPY_COST = 12.0
+
+
+@layer_rule(nn.Conv1d, nn.Conv2d, nn.Conv3d)
+class ConvolutionRule(LayerRule):
+    """One example's weight gradient is ``g U'``: output gradients times the input's windows.
+
+    References:
+        Chellapilla et al. 2006, "High Performance Convolutional Neural Networks for Document Processing" (windows as
+        columns); Bu et al. 2022, "Scalable and Efficient Training of Large Convolutional Neural Networks with
+        Differential Privacy" (when Gram matrices pay).
+    """
+
+    def example_gradients(self, call: Call) -> Mapping[str, Tensor]:
+        """``weight`` (B, O, C / groups, *kernel) and ``bias`` (B, O)."""
+        layer, g = _conv(call.layer), call.output_grad
+        found = {}
+        if "weight" in call.wanted:
+            rows = _per_group(g, layer.groups) @ _columns(layer, call.inputs[0]).transpose(2, 3)
+            found["weight"] = rows.reshape(call.rows, *layer.weight.shape)
+        if "bias" in call.wanted:
+            found["bias"] = g.flatten(2).sum(2)
+        return found
+
+    def plans(self, call: Call) -> Mapping[str, Sequence[Plan]]:
+        """Instantiate from a copy of all windows, or Gram matrices over positions."""
+        layer, x, g = _conv(call.layer), call.inputs[0], call.output_grad
+        found: dict[str, Sequence[Plan]] = {}
+        if "weight" in call.wanted:
+            found["weight"] = _weight_plans(layer, x, g)
+        if "bias" in call.wanted:
+            found["bias"] = [Plan("sum", lambda: Term.of_rows(g.flatten(2).sum(2)), elements=g.shape[0] * g.shape[1])]
+        return found
+
+
+@layer_rule(nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+class TransposedConvolutionRule(LayerRule):
+    """A transposed convolution swaps the roles of input and output gradient."""
+
+    def example_gradients(self, call: Call) -> Mapping[str, Tensor]:
+        """``weight`` (B, C, O / groups, *kernel) and ``bias`` (B, O)."""
+        layer, x, g = _conv(call.layer), call.inputs[0], call.output_grad
+        found = {}
+        if "weight" in call.wanted:
+            padded = F.pad(g, [side for size in reversed(_ints(layer.padding)) for side in (size, size)])
+            windows = _windows(padded, layer, x.shape[2:])
+            columns = windows.reshape(call.rows, layer.groups, -1, math.prod(x.shape[2:]))
+            rows = _per_group(x, layer.groups) @ columns.transpose(2, 3)
+            found["weight"] = rows.reshape(call.rows, *layer.weight.shape)
+        if "bias" in call.wanted:
+            found["bias"] = g.flatten(2).sum(2)
+        return found
+
+
+def _conv(layer: nn.Module) -> Any:
+    return layer
+
+
+def _ints(sizes: Any) -> list[int]:
+    return [int(size) for size in sizes]
+
+
+def _per_group(values: Tensor, groups: int) -> Tensor:
+    """(B, channels, *positions) as (B, groups, channels / groups, positions)."""
+    return values.reshape(values.shape[0], groups, values.shape[1] // groups, -1)
+
+
+def padded_input(layer: Any, x: Tensor) -> Tensor:
+    """The input as the convolution sees it, padding included."""
+    sides = _ints(layer._reversed_padding_repeated_twice)
+    if not any(sides):
+        return x
+    return F.pad(x, sides, mode="constant" if layer.padding_mode == "zeros" else layer.padding_mode)
+
+
+def _windows(padded: Tensor, layer: Any, positions: Sequence[int]) -> Tensor:
+    """View (B, C, *kernel, *positions) of every window of ``padded``."""
+    batch, channel, *steps = padded.stride()
+    kernel, stride, dilation = _ints(layer.kernel_size), _ints(layer.stride), _ints(layer.dilation)
+    within = [step * spread for step, spread in zip(steps, dilation, strict=True)]
+    between = [step * jump for step, jump in zip(steps, stride, strict=True)]
+    shape = (*padded.shape[:2], *kernel, *positions)
+    return padded.as_strided(shape, (batch, channel, *within, *between), padded.storage_offset())
+
+
+def _columns(layer: Any, x: Tensor) -> Tensor:
+    """Windows as (B, groups, C / groups * kernel, positions)."""
+    padded = padded_input(layer, x)
+    positions = [
+        (size - spread * (kernel - 1) - 1) // jump + 1
+        for size, spread, kernel, jump in zip(
+            padded.shape[2:], _ints(layer.dilation), _ints(layer.kernel_size), _ints(layer.stride), strict=True
+        )
+    ]
+    return _windows(padded, layer, positions).reshape(x.shape[0], layer.groups, -1, math.prod(positions))
+
+
+def _weight_plans(layer: Any, x: Tensor, g: Tensor) -> list[Plan]:
+    batch, positions = g.shape[0], math.prod(g.shape[2:])
+    window = math.prod(layer.weight.shape[1:])
+    fan_out = g.shape[1] // layer.groups
+    copied = batch * layer.groups * window * positions
+    instantiated = float(batch * layer.weight.numel())
+    gram = batch * layer.groups * positions**2
+    plans = [
+        Plan(
+            "instantiate",
+            partial(_instantiate, layer, x, g),
+            instantiated * (positions + COPY_COST) + COPY_COST * copied,
+            instantiated,
+        )
+    ]
+    if positions**2 <= GRAM_LIMIT * window * fan_out:
+        cost = 2.5 * gram * (window + fan_out) + instantiated * positions + 2 * COPY_COST * copied
+        plans.append(Plan("Gram", partial(_gram, layer, x, g), cost, gram + copied))
+    return plans
+
+
+def _instantiate(layer: Any, x: Tensor, g: Tensor) -> Term:
+    return Term.of_rows(_per_group(g, layer.groups) @ _columns(layer, x).transpose(2, 3))
+
+
+def _gram(layer: Any, x: Tensor, g: Tensor) -> Term:
+    groups, batch, positions, spatial = layer.groups, x.shape[0], math.prod(g.shape[2:]), g.dim() - 2
+    seen = _offsets_that_see_data(layer, x.shape[2:], g.shape[2:])
+    inner: tuple[Any, ...] = (Ellipsis, *seen)
+    windows = _windows(padded_input(layer, x), layer, g.shape[2:])[inner + (slice(None),) * spatial]
+    order = (0, 1, *range(3 + spatial, 3 + 2 * spatial), *range(2, 3 + spatial))
+    columns = windows.unflatten(1, (groups, -1)).permute(order).reshape(batch, groups, positions, -1)
+    gradients = _per_group(g, groups).transpose(2, 3)
+    if positions == 1:
+        per_group = squared_norms(columns.flatten(0, 2)) * squared_norms(gradients.flatten(0, 2))
+    else:
+        per_group = gram_squared_norms(columns.flatten(0, 1), gradients.flatten(0, 1))
+
+    def add_to(out: Tensor, factors: Tensor) -> None:
+        weighted = gradients * factors.view(-1, 1, 1, 1)
+        for group, part in enumerate(out.view(groups, -1, *layer.weight.shape[1:])):
+            left, right = weighted[:, group].flatten(0, 1).t(), columns[:, group].flatten(0, 1)
+            target = part[inner]
+            if target.is_contiguous():
+                target.flatten(1).addmm_(left, right)
+            else:
+                target += (left @ right).view(target.shape)
+
+    return Term(per_group.view(batch, groups).sum(1), add_to)
+
+
+def _offsets_that_see_data(layer: Any, sizes: Sequence[int], positions: Sequence[int]) -> list[slice]:
+    """Kernel offsets, per dimension, whose windows are not all zero padding; the others have no gradient."""
+    if layer.padding_mode != "zeros":
+        return [slice(None)] * len(sizes)
+    before = _ints(layer._reversed_padding_repeated_twice)[-2::-2]
+    found = []
+    for size, count, kernel, stride, dilation, pad in zip(
+        sizes, positions, _ints(layer.kernel_size), _ints(layer.stride), _ints(layer.dilation), before, strict=True
+    ):
+        seen = [i for i in range(kernel) if any(0 <= p * stride + i * dilation - pad < size for p in range(count))]
+        found.append(slice(seen[0], seen[-1] + 1) if seen else slice(0, 0))
+    return found

@@ -1,0 +1,73 @@
+"""Embedding tables: a gradient that is zero but for the rows that an example used."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import partial
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from mechanisms.engines.layers.rules import Call, LayerRule, Plan, Term, layer_rule, squared_norms
+
+
+@layer_rule(nn.Embedding)
+class EmbeddingRule(LayerRule):
+    """Output gradients of equal tokens of one example are added before the norm is taken."""
+
+    positional: ClassVar[bool] = True
+
+    def example_gradients(self, call: Call) -> Mapping[str, Tensor]:
+        """``weight`` (B, V, D), dense."""
+        tokens, g = _tokens(call)
+        table = g.new_zeros(call.rows, *_weight(call).shape)
+        return {"weight": table.scatter_add_(1, tokens.unsqueeze(2).expand_as(g), g)}
+
+    def plans(self, call: Call) -> Mapping[str, Sequence[Plan]]:
+        """Segments: only the rows in use are held."""
+        tokens, g = _tokens(call)
+        return {"weight": [Plan("segments", partial(_segments, tokens, g, _weight(call)), elements=g.numel())]}
+
+    def join(self, calls: Sequence[Call]) -> Call:
+        """Tokens of all calls, one after the other."""
+        pairs = [_tokens(call) for call in calls]
+        tokens, grads = (torch.cat(parts, dim=1) for parts in zip(*pairs, strict=True))
+        return Call(calls[0].layer, (tokens,), grads, calls[0].wanted)
+
+    def refuses(self, layer: nn.Module) -> str | None:
+        """Options that tie examples to each other, or write to the table in the forward pass."""
+        if getattr(layer, "scale_grad_by_freq", False):
+            return "scale_grad_by_freq=True scales an example's gradient by the other examples' tokens; set it to False"
+        if getattr(layer, "max_norm", None) is not None:
+            return "max_norm rewrites the rows that the data use, without noise; set it to None"
+        return None
+
+
+def _weight(call: Call) -> Any:
+    return call.layer.weight
+
+
+def _tokens(call: Call) -> tuple[Tensor, Tensor]:
+    """Tokens (B, T) and gradients (B, T, D), zero at the padding token."""
+    tokens, g = call.inputs[0].flatten(1) if call.inputs[0].dim() > 1 else call.inputs[0].unsqueeze(1), call.output_grad
+    g = g.reshape(*tokens.shape, g.shape[-1])
+    padding = getattr(call.layer, "padding_idx", None)
+    if padding is not None:
+        g = g.masked_fill((tokens == padding).unsqueeze(2), 0.0)
+    return tokens, g
+
+
+def _segments(tokens: Tensor, g: Tensor, weight: Tensor) -> Term:
+    batch = tokens.shape[0]
+    offsets = torch.arange(batch, device=tokens.device).unsqueeze(1) * weight.shape[0]
+    used, segment = torch.unique(tokens + offsets, return_inverse=True)
+    rows = g.new_zeros(len(used), g.shape[2]).index_add_(0, segment.flatten(), g.flatten(0, 1))
+    example = used // weight.shape[0]
+    squared = g.new_zeros(batch).index_add_(0, example, squared_norms(rows))
+
+    def add_to(out: Tensor, factors: Tensor) -> None:
+        table = out.view(weight.shape)
+        table.index_add_(0, used % weight.shape[0], rows * factors[example].unsqueeze(1))
+
+    return Term(squared, add_to)

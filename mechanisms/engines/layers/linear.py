@@ -1,0 +1,106 @@
+"""Linear layers, on vectors and on sequences."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from mechanisms.engines.layers.rules import Call, LayerRule, Plan, Term, layer_rule, squared_norms
+
+#: Gram matrices are considered while they hold fewer numbers than this many times the instantiated gradient.
+GRAM_LIMIT = 1.0
+
+
+@layer_rule(nn.Linear)
+class LinearRule(LayerRule):
+    """``y = x W' + b``: one example's gradient is ``sum_t g_t x_t'`` over its T positions.
+
+    References:
+        Goodfellow 2015, "Efficient Per-Example Gradient Computations" (vectors: ``|g x'| = |g| |x|``);
+        Li et al. 2022, "Large Language Models Can Be Strong Differentially Private Learners" (Gram matrices).
+    """
+
+    positional: ClassVar[bool] = True
+
+    def example_gradients(self, call: Call) -> Mapping[str, Tensor]:
+        """``weight`` (B, O, I) and ``bias`` (B, O)."""
+        x, g = _sequences(call)
+        found = {}
+        if "weight" in call.wanted:
+            found["weight"] = torch.bmm(g.transpose(1, 2), x)
+        if "bias" in call.wanted:
+            found["bias"] = g.sum(1)
+        return found
+
+    def plans(self, call: Call) -> Mapping[str, Sequence[Plan]]:
+        """Vectors: product of norms. Sequences: instantiate, or Gram matrices when positions are few."""
+        x, g = _sequences(call)
+        found: dict[str, Sequence[Plan]] = {}
+        if "weight" in call.wanted:
+            found["weight"] = weight_plans(x, g)
+        if "bias" in call.wanted:
+            bias = g.squeeze(1) if g.shape[1] == 1 else g.sum(1)
+            found["bias"] = [Plan("sum", partial(Term.of_rows, bias), elements=bias.numel())]
+        return found
+
+    def join(self, calls: Sequence[Call]) -> Call:
+        """Positions of all calls, one after the other."""
+        pairs = [_sequences(call) for call in calls]
+        inputs, grads = (torch.cat(parts, dim=1) for parts in zip(*pairs, strict=True))
+        return Call(calls[0].layer, (inputs,), grads, calls[0].wanted)
+
+
+def weight_plans(x: Tensor, g: Tensor) -> list[Plan]:
+    """Plans for gradients ``sum_t g_t x_t'`` from x (B, T, I) and g (B, T, O); exact, whatever T is."""
+    (batch, positions, fan_in), fan_out = x.shape, g.shape[2]
+    if positions == 1:
+        return [Plan("norm product", partial(_norm_product, x.squeeze(1), g.squeeze(1)))]
+    instantiated = batch * fan_in * fan_out
+    gram = batch * positions**2
+    plans = [Plan("instantiate", partial(_instantiate, x, g), instantiated * (positions + 12.0), instantiated)]
+    if positions**2 <= GRAM_LIMIT * fan_in * fan_out:
+        cost = 2.5 * gram * (fan_in + fan_out) + batch * positions * (fan_in * fan_out + 12.0 * (fan_in + fan_out))
+        plans.append(Plan("Gram", partial(_gram, x, g), cost, 3 * gram))
+    return plans
+
+
+def _sequences(call: Call) -> tuple[Tensor, Tensor]:
+    x, g = call.inputs[0], call.output_grad
+    if x.dim() == 2:
+        return x.unsqueeze(1), g.unsqueeze(1)
+    return x.flatten(1, -2), g.flatten(1, -2)
+
+
+def _norm_product(x: Tensor, g: Tensor) -> Term:
+    squared = squared_norms(x) * squared_norms(g)
+    return Term(squared, weighted_product(x, g))
+
+
+def _instantiate(x: Tensor, g: Tensor) -> Term:
+    return Term.of_rows(torch.bmm(g.transpose(1, 2), x))
+
+
+def _gram(x: Tensor, g: Tensor) -> Term:
+    expanded = x.flatten(0, 1), g.flatten(0, 1)
+    return Term(gram_squared_norms(x, g), weighted_product(*expanded, positions=x.shape[1]))
+
+
+def weighted_product(x: Tensor, g: Tensor, positions: int = 1) -> Callable[[Tensor, Tensor], object]:
+    """``out += sum_n factor_n g_n x_n'`` for rows x (N, I), g (N, O), ``positions`` consecutive rows per example."""
+
+    def add_to(out: Tensor, factors: Tensor) -> None:
+        weights = factors if positions == 1 else factors.repeat_interleave(positions)
+        out.view(g.shape[1], x.shape[1]).addmm_((g * weights.unsqueeze(1)).t(), x)
+
+    return add_to
+
+
+def gram_squared_norms(x: Tensor, g: Tensor) -> Tensor:
+    """``|sum_t g_t x_t'|^2 = sum_ts (x_t . x_s)(g_t . g_s)``; in float64, since its terms may cancel."""
+    wide_x, wide_g = x.double(), g.double()
+    gram = torch.bmm(wide_x, wide_x.transpose(1, 2)).mul_(torch.bmm(wide_g, wide_g.transpose(1, 2)))
+    return gram.sum((1, 2)).clamp_(min=0.0).to(g.dtype)

@@ -1,0 +1,204 @@
+"""The rule of a layer: its per-example gradients from what it was given and the gradient of what it answered."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any, ClassVar, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class Call:
+    """One call of a layer in the forward pass; row b of every tensor belongs to example b.
+
+    Args:
+        layer: The layer that was called.
+        inputs: Its positional arguments, detached; floating tensors in the dtype of norms and sums.
+        output_grad: Gradient of the summed losses with respect to its output, shape (B, ...).
+        wanted: Names of the layer's parameters that are trained.
+    """
+
+    layer: nn.Module
+    inputs: tuple[Any, ...]
+    output_grad: Tensor
+    wanted: tuple[str, ...]
+
+    @property
+    def rows(self) -> int:
+        """Number of examples B."""
+        return self.output_grad.shape[0]
+
+    def keep(self, rows: Tensor) -> Call:
+        """The same call with zeros in place of every example for which ``rows``, shape (B,), is False."""
+
+        def masked(value: Any) -> Any:
+            if not isinstance(value, Tensor) or value.dim() == 0 or value.shape[0] != len(rows):
+                return value
+            return torch.where(rows.view(-1, *[1] * (value.dim() - 1)), value, torch.zeros_like(value))
+
+        return replace(self, inputs=tuple(map(masked, self.inputs)), output_grad=masked(self.output_grad))
+
+
+@dataclass(frozen=True)
+class Term:
+    """What one parameter adds: its squared gradient norms, and its clipped sum once the factors are known.
+
+    Args:
+        squared_norms: Shape (B,).
+        add_to: ``add_to(out, factors)`` adds ``sum_b factor_b gradient_b`` to ``out``, a flat view of the parameter's
+            entries, for factors (B,).
+    """
+
+    squared_norms: Tensor
+    add_to: Callable[[Tensor, Tensor], object]
+
+    @classmethod
+    def of_rows(cls, rows: Tensor) -> Term:
+        """The term of instantiated gradients, shape (B, ...)."""
+        flat = rows.flatten(1) if rows.dim() > 1 else rows.unsqueeze(1)
+        return cls(squared_norms(flat), lambda out, factors: out.addmv_(flat.t(), factors))
+
+
+#: Entries added up in one go; the library's norm loses accuracy over longer rows.
+SEGMENT = 4096
+
+
+def squared_norms(rows: Tensor) -> Tensor:
+    """Squared L2 norms (B,) of rows (B, N), within a few float32 roundings whatever N is, without a temporary copy."""
+    whole = rows.shape[1] // SEGMENT * SEGMENT
+    squared: Tensor
+    if rows.shape[1] <= SEGMENT:
+        squared = torch.linalg.vector_norm(rows, dim=1).square_()
+        return squared
+    segments = rows[:, :whole].unflatten(1, (-1, SEGMENT))
+    squared = torch.linalg.vector_norm(segments, dim=2).square_().sum(1)
+    if whole < rows.shape[1]:
+        squared += torch.linalg.vector_norm(rows[:, whole:], dim=1).square_()
+    return squared
+
+
+@dataclass(frozen=True)
+class Plan:
+    """One exact way to a term.
+
+    Args:
+        name: What ``explain`` calls it.
+        run: Computes the term.
+        cost: Estimated work in multiply-adds of a large matrix product; the cheapest is taken unless plans are timed.
+        elements: Numbers the plan holds until the factors are known, for the memory estimate.
+    """
+
+    name: str
+    run: Callable[[], Term]
+    cost: float = 0.0
+    elements: float = 0.0
+
+
+class LayerRule(ABC):
+    """Per-example gradients of one family of layers.
+
+    Only ``example_gradients`` is needed; ``plans`` offers cheaper ways to the same numbers, ``join`` turns several
+    calls of one layer into one.
+
+    ``positional`` says the layer treats every dimension but its last alike, so that an example may have several
+    rows, or its rows may lie in another dimension (sequence first).
+    """
+
+    positional: ClassVar[bool] = False
+
+    @abstractmethod
+    def example_gradients(self, call: Call) -> Mapping[str, Tensor]:
+        """Gradients (B, *shape of the parameter) of every wanted parameter."""
+
+    def plans(self, call: Call) -> Mapping[str, Sequence[Plan]]:
+        """For each wanted parameter the exact plans that could be used; instantiation unless a rule knows better."""
+        gradients = self.example_gradients(call)
+        return {
+            name: [Plan("instantiate", partial(Term.of_rows, gradients[name]), elements=gradients[name].numel())]
+            for name in call.wanted
+        }
+
+    def join(self, calls: Sequence[Call]) -> Call | None:
+        """Several calls of one layer as one call with the same total gradient, or None where that cannot be."""
+        del calls
+        return None
+
+    def refuses(self, layer: nn.Module) -> str | None:
+        """Why this layer, set up as it is, has no per-example gradient; None where it has."""
+        del layer
+        return None
+
+
+class FunctionRule(LayerRule):
+    """A rule made of one function."""
+
+    def __init__(self, function: Callable[[Call], Mapping[str, Tensor]]) -> None:
+        self._function = function
+
+    def example_gradients(self, call: Call) -> Mapping[str, Tensor]:
+        """The function's answer."""
+        return self._function(call)
+
+
+#: Rules by layer type; subclasses that keep ``forward`` share the rule of their base.
+LAYER_RULES: dict[type[nn.Module], LayerRule] = {}
+
+R = TypeVar("R")
+
+
+def layer_rule(*types: type[nn.Module]) -> Callable[[R], R]:
+    """Decorator that registers a rule for layers of ``types``: a ``LayerRule`` subclass, or a function of a ``Call``.
+
+    The engine checks every network against the one-example loop before it is used, so that a wrong rule is refused with
+    the layer's name and never trains a model.
+
+    Args:
+        types: Module classes whose ``forward`` takes tensors with one row per example.
+
+    Example:
+        >>> class Scale(nn.Module):
+        ...     def __init__(self, width):
+        ...         super().__init__()
+        ...         self.weight = nn.Parameter(torch.ones(width))
+        ...     def forward(self, x):
+        ...         return x * self.weight
+        >>> @layer_rule(Scale)
+        ... def scale(call):
+        ...     return {"weight": (call.inputs[0] * call.output_grad).flatten(1, -2).sum(1)}
+        >>> Scale in LAYER_RULES
+        True
+        >>> del LAYER_RULES[Scale]
+    """
+
+    def file(rule: R) -> R:
+        built: LayerRule
+        if isinstance(rule, type) and issubclass(rule, LayerRule):
+            built = rule()
+        elif callable(rule):
+            built = FunctionRule(rule)
+        else:
+            raise TypeError(f"a layer rule is a LayerRule subclass or a function of a Call, got {rule!r}")
+        for layer_type in types:
+            LAYER_RULES[layer_type] = built
+        return rule
+
+    return file
+
+
+def rule_for(layer: nn.Module) -> LayerRule | None:
+    """The rule of the layer's type, or of the nearest base type that has one and the same ``forward``."""
+    if "forward" in vars(layer):
+        return None
+    for base in type(layer).__mro__:
+        rule = LAYER_RULES.get(base)
+        if rule is not None:
+            same = all(
+                getattr(type(layer), name, None) is getattr(base, name, None) for name in ("forward", "_conv_forward")
+            )
+            return rule if same else None
+    return None

@@ -1,0 +1,147 @@
+"""How many examples fit: the physical batch size that keeps a step under a memory budget."""
+
+from __future__ import annotations
+
+import os
+import weakref
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_flatten
+
+from mechanisms.clipping import Fixed
+from mechanisms.engines.base import Engine
+from mechanisms.engines.batch import Batch, first_tensor, map_tensors
+from mechanisms.engines.losses import LossFunction
+from monitors import _checks
+
+#: Share of the free memory that a step may use when no budget is stated.
+FREE_SHARE = 0.5
+
+#: Units in the two trial steps from which memory per unit is found.
+_TRIALS = (2, 6)
+
+
+def free_memory(device: torch.device) -> int:
+    """Bytes that are free on ``device``."""
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
+    try:
+        with open("/proc/meminfo", encoding="ascii") as lines:
+            return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:"))
+    except (OSError, StopIteration):
+        return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+
+def auto_physical_batch_size(
+    engine: Engine, network: nn.Module, loss_fn: LossFunction, example: Batch, *, budget_bytes: int | None = None
+) -> int:
+    """The most examples per chunk whose clipped sum stays within the budget; it changes no number.
+
+    Two trial steps on copies of ``example`` give the memory that every further unit takes; what the weights and the
+    data set take is not part of it. The network, its buffers and the random state are left as they were.
+
+    Args:
+        engine: Whose memory counts.
+        network: In the mode and on the device it will be trained in.
+        loss_fn: The user's loss.
+        example: At least one example.
+        budget_bytes: Positive; default half of the free memory.
+
+    Returns:
+        At least one unit's examples, even where that is more than the budget.
+
+    Example:
+        >>> from mechanisms.engines import BookKeepingEngine
+        >>> from mechanisms.units import ClippedUnit
+        >>> engine, network = BookKeepingEngine(ClippedUnit(1, 64)), nn.Linear(1000, 10)
+        >>> example = Batch(torch.zeros(1, 1000), torch.zeros(1, dtype=torch.long))
+        >>> size = auto_physical_batch_size(engine, network, nn.CrossEntropyLoss(), example, budget_bytes=2**20)
+        >>> 1000 < size < 100_000
+        True
+    """
+    device = next(network.parameters()).device
+    budget = FREE_SHARE * free_memory(device) if budget_bytes is None else budget_bytes
+    _checks.positive(budget_bytes=budget)
+    group = engine.unit.group_size
+    batches = (_copies(example, units, group) for units in _TRIALS)
+    few, many = (peak_bytes(device, partial(_step, engine, network, loss_fn, batch)) for batch in batches)
+    per_unit = max((many - few) / (_TRIALS[1] - _TRIALS[0]), 1.0)
+    constant = max(few - _TRIALS[0] * per_unit, 0.0)
+    return group * max(1, int((budget - constant) / per_unit))
+
+
+def _copies(example: Batch, units: int, group: int) -> Batch:
+    def repeated(value: Tensor) -> Tensor:
+        return value[:1].expand(units * group, *value.shape[1:]).clone()
+
+    device = first_tensor(example.x).device
+    ids = None if group == 1 else torch.arange(units, device=device).repeat_interleave(group)
+    return Batch(
+        map_tensors(repeated, example.x), map_tensors(repeated, example.y), ids, None if ids is None else units
+    )
+
+
+def _step(engine: Engine, network: nn.Module, loss_fn: LossFunction, batch: Batch) -> None:
+    clip = Fixed()
+    clip.start(1.0)
+    buffers = [(value, value.clone()) for value in network.buffers()]
+    stated, engine.physical_batch_size = engine.physical_batch_size, batch.size
+    devices = [value.device for value in network.parameters() if value.device.type == "cuda"][:1]
+    try:
+        with torch.random.fork_rng(devices=devices):
+            engine.clipped_sum(network, loss_fn, batch, clip)
+    finally:
+        engine.physical_batch_size = stated
+        for value, before in buffers:
+            value.copy_(before)
+
+
+def peak_bytes(device: torch.device, step: Callable[[], None]) -> int:
+    """Most bytes that tensors made by ``step`` held at one time."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+        torch.cuda.reset_peak_memory_stats(device)
+        before: int = torch.cuda.memory_allocated(device)
+        step()
+        peak: int = torch.cuda.max_memory_allocated(device)
+        return peak - before
+    step()  # what is computed once and kept is not part of a step
+    allocations = _Allocations()
+    with allocations:
+        step()
+    return allocations.peak
+
+
+class _Allocations(TorchDispatchMode):
+    """Counts the bytes of live storages that operations make."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.live, self.peak = 0, 0
+        self._known: weakref.WeakSet[Any] = weakref.WeakSet()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        del types
+        given = {id(value.untyped_storage()) for value in tree_flatten((args, kwargs))[0] if isinstance(value, Tensor)}
+        output = func(*args, **(kwargs or {}))
+        for value in tree_flatten(output)[0]:
+            if isinstance(value, Tensor):
+                self._count(value.untyped_storage(), given)
+        return output
+
+    def _count(self, storage: Any, given: set[int]) -> None:
+        if id(storage) in given or storage in self._known:
+            return
+        self._known.add(storage)
+        size = storage.nbytes()
+        self.live += size
+        self.peak = max(self.peak, self.live)
+        weakref.finalize(storage, self._release, size)
+
+    def _release(self, size: int) -> None:
+        self.live -= size

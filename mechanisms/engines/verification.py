@@ -1,0 +1,132 @@
+"""Before an engine is trusted with a network: its numbers against the one-example loop's, parameter by parameter."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+from mechanisms.clipping import ClipMechanism
+from mechanisms.engines.base import ClippedSum, Engine
+from mechanisms.engines.batch import Batch, call_network, map_tensors
+from mechanisms.engines.functional import VmapEngine
+from mechanisms.engines.loop import LoopEngine
+from mechanisms.engines.losses import LossFunction
+from mechanisms.engines.parameters import trainable_parameters
+from mechanisms.units import ClippedUnit
+
+#: Largest accepted difference, relative to the largest entry of the parameter (float32 networks of many layers round).
+TOLERANCE = 1e-3
+
+
+class _ByParameter(ClipMechanism):
+    """Norms of each parameter by itself, and factors that tell the examples apart."""
+
+    def blocks(self, names: Sequence[str]) -> list[int]:
+        return list(range(len(names)))
+
+    def block_bounds(self, blocks: int) -> list[float]:
+        return [torch.finfo(torch.float32).max / 2.0] * blocks
+
+    def factors(self, norms: Tensor) -> Tensor:
+        return 1.0 / (1.0 + norms)
+
+
+def disagreement(engine: type[Engine], network: nn.Module, loss_fn: LossFunction, example: Batch) -> str | None:
+    """What differs between an engine and the one-example loop on ``example``, in words; None when nothing does.
+
+    Random layers are compared in evaluation mode, where both draw nothing; the mode is put back.
+    """
+    probe = _two_examples(example)
+    unit, clip = ClippedUnit(1, probe.size), _ByParameter()
+    clip.start(1.0)
+    with _undisturbed(network):
+        if _is_random(network, probe):
+            engine(unit).clipped_sum(network, loss_fn, probe, clip)  # it must also run as it will be trained
+            network.eval()
+            if _is_random(network, probe):
+                return "its forward pass is random even in evaluation mode, so that exactness cannot be checked"
+        parameters = list(trainable_parameters(network).items())
+        found = engine(unit).clipped_sum(network, loss_fn, probe, clip)
+        problem = _compare(parameters, LoopEngine(unit).clipped_sum(network, loss_fn, probe, clip), found)
+        if problem is not None and VmapEngine.refuses(network, loss_fn, unit, probe) is None:
+            # A library kernel may be wrong for a batch of one (instance norm is, on the CPU, when its gradient comes
+            # transposed); two other ways that agree outvote it.
+            second = VmapEngine(unit).clipped_sum(network, loss_fn, probe, clip)
+            problem = problem if _compare(parameters, second, found) else None
+    return problem
+
+
+def _compare(parameters: Sequence[tuple[str, nn.Parameter]], expected: ClippedSum, found: ClippedSum) -> str | None:
+    sums = zip(
+        *(flat.split([value.numel() for _, value in parameters]) for flat in (expected.flat_grad, found.flat_grad)),
+        strict=True,
+    )
+    overall = _largest(expected.norms)
+    for index, ((name, _), (a, b)) in enumerate(zip(parameters, sums, strict=True)):
+        layer = name.rpartition(".")[0] or name
+        for kind, left, right in (("norms", expected.norms[:, index], found.norms[:, index]), ("sum", a, b)):
+            scale = max(_largest(left), 1e-3 * overall, torch.finfo(torch.float32).tiny)
+            difference = _largest(torch.nan_to_num(left) - torch.nan_to_num(right))
+            if difference > TOLERANCE * scale:
+                return (
+                    f"layer {layer!r} does not give the gradients of the one-example loop "
+                    f"({kind} of {name!r} differ by {difference / scale:.1e} relative)"
+                )
+    return None
+
+
+def _largest(values: Tensor) -> float:
+    return float(torch.nan_to_num(values).abs().max()) if values.numel() else 0.0
+
+
+def _two_examples(example: Batch) -> Batch:
+    """At least two examples that differ where they can: a copied one has its floating inputs halved."""
+    if example.size > 1:
+        return Batch(example.x, example.y)
+
+    def doubled(value: Tensor) -> Tensor:
+        return torch.cat([value, value / 2 if value.is_floating_point() else value])
+
+    return Batch(map_tensors(doubled, example.x), map_tensors(lambda y: torch.cat([y, y]), example.y))
+
+
+@contextmanager
+def _undisturbed(network: nn.Module) -> Iterator[None]:
+    """Whatever happens inside, modes, buffers and the random state are as before afterwards."""
+    modes = [(module, module.training) for module in network.modules()]
+    buffers = [(value, value.clone()) for value in network.buffers()]
+    devices = [value.device for value in network.parameters() if value.device.type == "cuda"][:1]
+    try:
+        with torch.random.fork_rng(devices=devices):
+            yield
+    finally:
+        for module, training in modes:
+            module.training = training
+        with torch.no_grad():
+            for value, before in buffers:
+                value.copy_(before)
+
+
+def _is_random(network: nn.Module, probe: Batch) -> bool:
+    with torch.no_grad():
+        outputs = []
+        for seed in (0, 1):
+            torch.manual_seed(seed)
+            outputs.append(call_network(network, probe.x))
+    first, second = (torch.cat([part.flatten().double() for part in _tensors(value)]) for value in outputs)
+    scale = max(_largest(first), torch.finfo(torch.float32).tiny)
+    return _largest(torch.nan_to_num(first) - torch.nan_to_num(second)) > 1e-5 * scale  # kernels may add in any order
+
+
+def _tensors(value: object) -> list[Tensor]:
+    found: list[Tensor] = []
+
+    def keep(tensor: Tensor) -> Tensor:
+        found.append(tensor)
+        return tensor
+
+    map_tensors(keep, value)
+    return found

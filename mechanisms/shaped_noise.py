@@ -1,0 +1,50 @@
+"""Gaussian noise that goes from one multiplier to another over stated steps: falling, rising, or late."""
+
+from __future__ import annotations
+
+from mechanisms.noise import NOISE, _GaussianNoise
+from monitors import _checks
+from monitors.schedules import between
+
+
+@NOISE.register("ShapedGaussian")
+class ShapedGaussian(_GaussianNoise):
+    """Gaussian noise whose multiplier goes from its first value to ``final_ratio`` times that, then stays.
+
+    The multiplier is a function of the step alone, so every step's event states what was really added; nothing about
+    the shape needs a privacy argument of its own.
+
+    Args:
+        initial_noise_multiplier: Noise standard deviation over the norm bound up to ``first_step``, positive.
+        last_step: The step at which the last value is reached; the last step of the training, as a rule.
+        final_ratio: Last over first multiplier, positive: below 1 the noise falls, above 1 it rises.
+        path: ``"Linear"`` or ``"Cosine"``.
+        first_step: Where the change begins; late in the training for a late-phase decay.
+        norm_bound: None, or a bound to check against the clip mechanism's.
+        seed: 0 for secret noise.
+
+    Raises:
+        ValueError: A value is out of range, or ``last_step`` is not above ``first_step``.
+
+    Example:
+        >>> noise = ShapedGaussian(initial_noise_multiplier=1.0, last_step=100, final_ratio=0.5)
+        >>> noise.event(step=0), noise.event(step=100)
+        (GaussianEvent(noise_multiplier=1.0), GaussianEvent(noise_multiplier=0.5))
+    """
+
+    def __init__(
+        self,
+        *,
+        last_step: int,
+        initial_noise_multiplier: float = 1.0,
+        final_ratio: float = 0.5,
+        path: str = "Linear",
+        first_step: int = 0,
+        norm_bound: float | None = None,
+        seed: int | None = 0,
+    ) -> None:
+        super().__init__(initial_noise_multiplier=initial_noise_multiplier, norm_bound=norm_bound, seed=seed)
+        _checks.positive(final_ratio=final_ratio)
+        first = self.initial_noise_multiplier
+        self.decay_policy = path
+        self.schedule = between(first, first * final_ratio, path, first_step, last_step)

@@ -1,0 +1,55 @@
+"""How the engine tests compare: one engine's clipped sum against the one-example loop's."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from mechanisms.clipping import CLIP
+from mechanisms.engines import Batch, BookKeepingEngine, LoopEngine
+from mechanisms.units import ClippedUnit
+
+
+def clip_of(name="Fixed", bound=0.5):
+    clip = CLIP.create(name)
+    clip.start(bound)
+    return clip
+
+
+def close(found, expected, relative):
+    scale = expected.abs().max().clamp(min=1e-30)
+    return float((found - expected).abs().max() / scale) <= relative
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _one_thread():
+    """Tiny tensors gain nothing from threads, and lose much when the machine is busy."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="session")
+def assert_exact():
+    """Raises unless book-keeping gives the loop's norms (per layer) and clipped sum."""
+
+    def check(network, x, y, loss_fn=None, group_ids=None, units=None, relative=None, **options):
+        dtype = next(network.parameters()).dtype
+        relative = relative or (1e-10 if dtype == torch.float64 else 1e-5)
+        unit = ClippedUnit(1 if group_ids is None else 2, units or len(y))
+        batch, loss_fn = Batch(x, y, group_ids, units), loss_fn or nn.CrossEntropyLoss()
+        for name in ("Fixed", "PerLayer"):
+            expected = LoopEngine(unit).clipped_sum(network, loss_fn, batch, clip_of(name))
+            found = BookKeepingEngine(unit, **options).clipped_sum(network, loss_fn, batch, clip_of(name))
+            assert close(found.norms, expected.norms, relative), (name, found.norms, expected.norms)
+            assert close(found.flat_grad, expected.flat_grad, relative), name
+
+    return check
+
+
+@pytest.fixture
+def clip():
+    """A fixed bound of 0.5."""
+    return clip_of()

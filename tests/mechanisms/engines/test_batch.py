@@ -1,0 +1,52 @@
+from __future__ import annotations
+
+import pytest
+import torch
+
+from mechanisms.engines import Batch
+from mechanisms.engines.base import chunks
+from mechanisms.engines.batch import call_network, first_tensor, map_tensors
+from mechanisms.units import ClippedUnit
+
+
+def test_nests_of_tensors_are_taken_apart_and_put_together():
+    nest = {"a": torch.zeros(2), "b": [torch.ones(3), (torch.ones(1),)]}
+    doubled = map_tensors(lambda t: t * 2, nest)
+    assert doubled["b"][1][0].item() == 2.0
+    assert first_tensor(nest) is nest["a"]
+
+
+def test_what_is_not_a_tensor_is_refused_with_its_type():
+    with pytest.raises(TypeError, match="got str"):
+        map_tensors(lambda t: t, ["text"])
+
+
+def test_networks_get_tuples_as_positions_and_dicts_as_names():
+    one, two = torch.ones(1), torch.ones(1) * 2
+    assert call_network(lambda a, b: a - b, (one, two)).item() == -1.0
+    assert call_network(lambda a, b: a - b, {"b": one, "a": two}).item() == 1.0
+    assert call_network(lambda a: a, one) is one
+
+
+def test_rows_are_selected_everywhere_and_units_are_kept():
+    batch = Batch((torch.arange(4), torch.arange(4) * 10), torch.arange(4), torch.tensor([0, 2, 2, 1]), 3)
+    part = batch.select(torch.tensor([1, 3]))
+    assert (part.x[1].tolist(), part.group_ids.tolist(), part.num_units) == ([10, 30], [2, 1], 3)
+    assert Batch(torch.zeros(0, 2), torch.zeros(0)).size == 0
+    assert batch.to(torch.device("cpu")).x[1].tolist() == [0, 10, 20, 30]
+
+
+@pytest.mark.parametrize("limit", [None, 1, 2, 3, 100])
+@pytest.mark.parametrize("size", [0, 1, 7])
+def test_chunks_hold_every_unit_exactly_once(limit, size):
+    single = list(chunks(Batch(torch.arange(size), torch.arange(size)), ClippedUnit(1, 4), limit))
+    assert torch.cat([torch.zeros(0), *(part.x for part in single)]).tolist() == list(range(size))
+    assert all(part.size <= (limit or size) for part in single)
+    ids = torch.randint(0, 5, (size,))
+    grouped = list(chunks(Batch(torch.arange(size), torch.arange(size), ids, 5), ClippedUnit(2, 5), limit))
+    assert sum(part.num_units for part in grouped) == 5
+    first = 0
+    for part in grouped:
+        assert torch.equal(ids[part.x], part.group_ids + first)
+        first += part.num_units
+    assert sum(part.size for part in grouped) == size

@@ -1,0 +1,72 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from mechanisms.engines import ENGINES, Batch, choose_engine
+from mechanisms.engines.choose import PREFERENCE
+from mechanisms.units import ClippedUnit
+from monitors.errors import UnsupportedModuleError
+
+EXAMPLE = Batch(torch.randn(2, 4), torch.tensor([0, 1]))
+
+
+def choose(name, network, **options):
+    return choose_engine(name, network, nn.CrossEntropyLoss(), ClippedUnit(1, 8), EXAMPLE, **options)
+
+
+@pytest.mark.parametrize("name", ENGINES.names())
+def test_an_engine_that_was_asked_for_is_given(name):
+    choice = choose(name, nn.Linear(4, 3), physical_batch_size=2)
+    assert (choice.engine.name, choice.engine.physical_batch_size) == (name, 2)
+    assert "was asked for" in choice.reason
+
+
+def test_the_last_of_the_preference_takes_every_network_and_all_are_registered():
+    assert PREFERENCE[-1] == "loop"
+    assert set(PREFERENCE) == set(ENGINES.names())
+
+
+def test_an_engine_that_cannot_take_the_network_says_why_and_what_to_do():
+    network = nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4), nn.Linear(4, 3))
+    with pytest.raises(UnsupportedModuleError, match=r"'bookkeeping' cannot be used: layer '1' \(BatchNorm1d\)"):
+        choose("bookkeeping", network)
+
+
+def test_no_engine_at_all_is_an_error_with_every_reason():
+    network = nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4), nn.Linear(4, 3))
+    with pytest.raises(UnsupportedModuleError, match="not 'bookkeeping' because"):
+        choose("auto", network, preference=("bookkeeping",))
+
+
+def test_an_unknown_name_is_refused_with_the_nearest():
+    with pytest.raises(ValueError, match="did you mean 'vmap'"):
+        choose("vmapp", nn.Linear(4, 3))
+
+
+@pytest.mark.parametrize("name", ENGINES.names())
+def test_the_physical_batch_size_can_be_found_from_a_memory_budget(name):
+    small, large = (
+        choose(name, nn.Linear(4, 3), physical_batch_size="auto", memory_budget=size).engine.physical_batch_size
+        for size in (2**14, 2**20)
+    )
+    assert 1 <= small < large
+
+
+def test_any_other_word_for_the_physical_batch_size_is_refused():
+    with pytest.raises(ValueError, match="'auto' or None, got 'automatic'"):
+        choose("auto", nn.Linear(4, 3), physical_batch_size="automatic")
+
+
+def test_options_are_passed_on_and_engines_without_them_passed_over():
+    choice = choose("auto", nn.Linear(4, 3), options={"precision": "bf16"}, preference=("vmap", "bookkeeping"))
+    assert choice.engine.precision == "bf16"
+    assert "not 'vmap' because it has no option 'precision'" in choice.reason
+    with pytest.raises(UnsupportedModuleError, match="it has no option 'precision'"):
+        choose("loop", nn.Linear(4, 3), options={"precision": "bf16"})
+
+
+@pytest.mark.parametrize("name", ENGINES.names())
+def test_every_engine_explains_itself(name):
+    assert name in choose(name, nn.Linear(4, 3)).engine.explain()

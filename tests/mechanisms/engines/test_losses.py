@@ -1,0 +1,81 @@
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import nn
+
+from mechanisms.engines import ExampleLosses
+from monitors.errors import UnsupportedModuleError
+
+OUTPUTS, CLASSES = torch.randn(5, 3), torch.tensor([0, 2, 1, 1, 0])
+
+
+@pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
+@pytest.mark.parametrize(
+    ("make", "targets"),
+    [
+        (nn.CrossEntropyLoss, CLASSES),
+        (nn.MSELoss, torch.randn(5, 3)),
+        (nn.SmoothL1Loss, torch.randn(5, 3)),
+        (nn.BCEWithLogitsLoss, torch.rand(5, 3)),
+    ],
+)
+def test_library_losses_give_what_a_batch_of_one_gives(make, targets, reduction):
+    found = ExampleLosses(make(reduction=reduction))(OUTPUTS, targets)
+    alone = make(reduction="sum" if reduction == "sum" else "mean")
+    assert torch.allclose(found, torch.stack([alone(OUTPUTS[i : i + 1], targets[i : i + 1]) for i in range(5)]))
+
+
+def test_class_weights_keep_their_size():
+    weight = torch.tensor([1.0, 2.0, 4.0])
+    found = ExampleLosses(nn.CrossEntropyLoss(weight=weight))(OUTPUTS, CLASSES)
+    assert torch.allclose(found, F.cross_entropy(OUTPUTS, CLASSES, reduction="none") * weight[CLASSES])
+
+
+def test_functions_with_a_reduction_are_vectorised_and_the_users_loss_is_not_changed():
+    module = nn.CrossEntropyLoss()
+    assert ExampleLosses(module).vectorised
+    assert module.reduction == "mean"
+    assert ExampleLosses(F.cross_entropy).vectorised
+    assert torch.allclose(ExampleLosses(F.mse_loss)(OUTPUTS, OUTPUTS + 2), torch.full((5,), 4.0))
+
+
+@given(st.integers(1, 6))
+def test_any_other_callable_is_called_on_one_example_at_a_time(size):
+    def own(outputs, targets):
+        assert len(outputs) == 1
+        return ((outputs - targets) ** 2).mean()
+
+    losses = ExampleLosses(own)
+    assert not losses.vectorised
+    x, y = torch.randn(size, 3), torch.randn(size, 3)
+    assert torch.allclose(losses(x, y), ((x - y) ** 2).mean(1))
+
+
+def test_pixels_are_averaged_within_an_example():
+    found = ExampleLosses(nn.MSELoss())(
+        torch.zeros(2, 3, 4), torch.ones(2, 3, 4) * torch.tensor([1.0, 2.0]).view(2, 1, 1)
+    )
+    assert torch.allclose(found, torch.tensor([1.0, 4.0]))
+
+
+def test_a_loss_that_keeps_reducing_is_refused_with_what_to_return():
+    def stubborn(outputs, targets, reduction="mean"):
+        del targets, reduction
+        return outputs.mean()
+
+    with pytest.raises(UnsupportedModuleError, match=r"one loss per example, shape \(batch,\)"):
+        ExampleLosses(stubborn)(OUTPUTS, CLASSES)
+
+
+def test_a_loss_of_many_numbers_for_one_example_is_refused():
+    with pytest.raises(UnsupportedModuleError, match="one number for a batch of one"):
+        ExampleLosses(lambda outputs, targets: outputs - targets)(OUTPUTS, torch.randn(5, 3))
+
+
+def test_what_cannot_be_called_is_refused():
+    with pytest.raises(ValueError, match="must be callable"):
+        ExampleLosses("cross_entropy")

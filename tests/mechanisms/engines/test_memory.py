@@ -1,0 +1,48 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from mechanisms.engines import ENGINES, Batch, BookKeepingEngine
+from mechanisms.engines.memory import auto_physical_batch_size, free_memory
+from mechanisms.units import ClippedUnit
+
+NETWORK = nn.Sequential(nn.Conv2d(1, 8, 3), nn.ReLU(), nn.Flatten(), nn.Linear(8 * 26 * 26, 10))
+EXAMPLE = Batch(torch.randn(1, 1, 28, 28), torch.zeros(1, dtype=torch.long))
+
+
+@pytest.mark.parametrize("name", ENGINES.names())
+@pytest.mark.parametrize("group", [1, 4])
+def test_a_larger_budget_allows_more_examples_and_whole_groups(name, group):
+    engine = ENGINES.create(name, ClippedUnit(group, 8))
+    small, large = (
+        auto_physical_batch_size(engine, NETWORK, nn.CrossEntropyLoss(), EXAMPLE, budget_bytes=mib * 2**20)
+        for mib in (64, 256)
+    )
+    assert small % group == large % group == 0
+    assert 1 <= small < large
+    assert engine.physical_batch_size is None
+
+
+def test_an_example_takes_at_least_its_activations_and_at_most_a_few_times_more():
+    engine = BookKeepingEngine(ClippedUnit(1, 8))
+    size = auto_physical_batch_size(engine, NETWORK, nn.CrossEntropyLoss(), EXAMPLE, budget_bytes=2**28)
+    activations = 4 * 2 * 8 * 26 * 26  # the convolution's output and the activation's, float32
+    assert 0.9 * activations <= 2**28 / size <= 4 * activations
+
+
+def test_a_budget_too_small_for_one_unit_still_gives_one():
+    engine = BookKeepingEngine(ClippedUnit(4, 8))
+    assert auto_physical_batch_size(engine, NETWORK, nn.CrossEntropyLoss(), EXAMPLE, budget_bytes=1) == 4
+
+
+def test_a_budget_must_be_positive():
+    with pytest.raises(ValueError, match="budget_bytes must be a positive"):
+        auto_physical_batch_size(
+            BookKeepingEngine(ClippedUnit(1, 8)), NETWORK, nn.CrossEntropyLoss(), EXAMPLE, budget_bytes=0
+        )
+
+
+def test_the_processor_has_free_memory():
+    assert free_memory(torch.device("cpu")) > 2**20

@@ -1,0 +1,57 @@
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from mechanisms.engines import Batch, BookKeepingEngine, VmapEngine
+from mechanisms.engines.base import PartialSum
+from mechanisms.engines.verification import disagreement
+
+
+class Off(VmapEngine):
+    """An engine that is wrong in one parameter."""
+
+    index, scale = 0, 1.01
+
+    def partial_sum(self, network, losses, batch, clip, layout):
+        part = super().partial_sum(network, losses, batch, clip, layout)
+        layout.views(part.flat_grad)[self.index].mul_(self.scale)
+        return PartialSum(part.flat_grad, part.norms, part.loss_sum)
+
+
+NETWORK = nn.Sequential(nn.Linear(4, 5), nn.Tanh(), nn.Linear(5, 3))
+EXAMPLE = Batch(torch.randn(1, 4), torch.tensor([1]))
+
+
+def test_an_exact_engine_has_no_disagreement_even_on_one_example():
+    for engine in (BookKeepingEngine, VmapEngine):
+        assert disagreement(engine, NETWORK, nn.CrossEntropyLoss(), EXAMPLE) is None
+
+
+def test_an_error_of_one_percent_in_one_parameter_is_found_and_named():
+    Off.index = 2
+    assert "layer '2'" in disagreement(Off, NETWORK, nn.CrossEntropyLoss(), EXAMPLE)
+    assert "'2.weight'" in disagreement(Off, NETWORK, nn.CrossEntropyLoss(), EXAMPLE)
+
+
+def test_randomness_that_no_mode_turns_off_is_named():
+    class Noisy(nn.Linear):
+        def forward(self, x):
+            return super().forward(x + torch.randn_like(x))
+
+    assert "random even in evaluation mode" in disagreement(VmapEngine, Noisy(4, 3), nn.CrossEntropyLoss(), EXAMPLE)
+
+
+def test_a_kernel_that_is_wrong_for_a_batch_of_one_is_outvoted():
+    class Transposed(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv, self.norm = nn.Conv2d(1, 4, 3), nn.InstanceNorm2d(4, affine=True)
+            self.mix, self.head = nn.Linear(4, 4), nn.Linear(4, 3)
+
+        def forward(self, x):
+            h = self.norm(self.conv(x)).flatten(2).transpose(1, 2)
+            return self.head(torch.tanh(self.mix(h)).mean(1))
+
+    example = Batch(torch.randn(3, 1, 7, 7), torch.tensor([0, 1, 2]))
+    assert disagreement(BookKeepingEngine, Transposed(), nn.CrossEntropyLoss(), example) is None
