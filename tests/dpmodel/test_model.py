@@ -365,7 +365,7 @@ class TestBadInputIsRefusedBeforeAnyBudgetIsSpent:
 
     def test_noise_and_model_bound_that_disagree(self, make_model):
         noise = NoiseMechanismsFactory.create("Gaussian", norm_bound=0.5)
-        with pytest.raises(ValueError, match="norm_bound=0.5 but DPModel norm_bound=1"):
+        with pytest.raises(ValueError, match=r"norm_bound=0\.5 but DPModel norm_bound=1"):
             make_model(noise_mech=noise)
 
     def test_epochs(self, make_model, loader):

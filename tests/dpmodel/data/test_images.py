@@ -1,4 +1,3 @@
-import time
 
 import pytest
 import torch
@@ -57,13 +56,6 @@ def test_images_of_that_size_are_not_copied():
 
 def test_an_empty_set_stays_empty():
     assert resize_images(torch.zeros(0, 1, 28, 28, dtype=torch.uint8), 32).shape == (0, 1, 32, 32)
-
-
-def test_seventy_thousand_digits_take_seconds_not_minutes():
-    images = torch.zeros(70_000, 1, 28, 28, dtype=torch.uint8)
-    begun = time.perf_counter()
-    resize_images(images, 32)
-    assert time.perf_counter() - begun < 5.0  # 0.5 s on two idle cores
 
 
 @pytest.mark.parametrize("wrong", [torch.zeros(2, 1, 8, 8), torch.zeros(2, 8, 8, dtype=torch.uint8)])

@@ -1,0 +1,5 @@
+"""``python -m dpmodel``: the command line."""
+
+from dpmodel.cli import main
+
+main()

@@ -1,0 +1,127 @@
+"""Answers to the three questions of planning: which epsilon, which noise multiplier, how many epochs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from dpmodel.budget.scenarios import Scenario, figures_of, scenarios
+from dpmodel.config.schema import Config
+from dpmodel.plan import TrainingPlan, most_epochs, plan_training
+from monitors.accountant import ACCOUNTANTS, resolve_accountant
+from monitors.errors import CalibrationError
+
+ALL = "all"
+
+
+@dataclass(frozen=True)
+class BudgetAnswer:
+    """A planned training and what it would spend.
+
+    Args:
+        asked: ``"epsilon"``, ``"noise_multiplier"`` or ``"epochs"``: what was solved for.
+        plan: The plan; multiplier and epochs are numbers.
+        figures: Epsilon by accountant; a text where an accountant cannot state one.
+        scenarios: The same noise under other sampling and clipping rules, side by side.
+    """
+
+    asked: str
+    plan: TrainingPlan
+    figures: dict[str, float | str]
+    scenarios: tuple[Scenario, ...]
+
+    @property
+    def epsilon(self) -> float:
+        """The smallest epsilon that one of the accountants proves.
+
+        Raises:
+            CalibrationError: None of them has a rule for this training.
+        """
+        stated = [value for value in self.figures.values() if isinstance(value, float)]
+        if not stated:
+            raise CalibrationError("; ".join(str(value) for value in self.figures.values()))
+        return min(stated)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON values; an infinite epsilon is the string ``"inf"``."""
+        plan, release = self.plan, self.plan.release
+        config = plan.config
+        return {
+            "asked": self.asked,
+            "epsilon": json_number(self.epsilon),
+            "delta": config.privacy.delta,
+            "noise_multiplier": plan.noise_multiplier,
+            "last_noise_multiplier": release.noise.noise_multiplier(plan.steps - 1),
+            "epochs": config.training.epochs,
+            "steps": plan.steps,
+            "num_examples": release.sampler.num_examples,
+            "batch_size": release.sampler.batch_size,
+            **release.statement,
+            "epsilon_by_accountant": {name: json_number(value) for name, value in self.figures.items()},
+            "side_by_side": [scenario.to_dict() for scenario in self.scenarios],
+        }
+
+
+def answer_budget(
+    config: Config,
+    num_examples: int | None = None,
+    *,
+    accountants: Sequence[str] | None = None,
+    max_epsilon: float | None = None,
+) -> BudgetAnswer:
+    """Plan ``config``: epsilon from its multiplier, its multiplier from a target, or the most epochs that fit.
+
+    Args:
+        config: The configuration.
+        num_examples: Training examples; default: what the configuration implies.
+        accountants: Names, the first one solves; default: the configuration's.
+        max_epsilon: Ask for the most epochs within this epsilon; the configuration's own epochs are not used.
+
+    Raises:
+        ConfigError: A value is out of range or a target cannot be met.
+        CalibrationError: Not even one epoch fits.
+
+    Example:
+        >>> from dpmodel.config import make_config
+        >>> config = make_config({
+        ...     "network": "lenet5", "optimizer": "SGD", "privacy": {"noise_multiplier": 1.5},
+        ...     "training": {"epochs": 10, "batch_size": 256}})
+        >>> round(answer_budget(config, 60000).epsilon, 3)
+        0.628
+    """
+    chosen = tuple(accountants or (config.privacy.accountant,))
+    asked = "epsilon" if config.privacy.target_epsilon is None else "noise_multiplier"
+    if max_epsilon is not None:
+        asked, config = "epochs", _with_most_epochs(config, num_examples, max_epsilon)
+    plan = plan_training(config, num_examples)
+    figures = figures_of(plan.ledger(), plan.config.privacy.delta, chosen)
+    return BudgetAnswer(asked, plan, figures, scenarios(plan, chosen, figures))
+
+
+def known_accountants(name: str) -> tuple[str, ...]:
+    """The accountants that ``name`` means: itself, or every one for ``"all"``.
+
+    Raises:
+        ValueError: Unknown name; the nearest is suggested.
+    """
+    if name != ALL:
+        return (resolve_accountant(name).name,)
+    resolve_accountant("rdp")  # importing the accountants registers them
+    return ACCOUNTANTS.names()
+
+
+def json_number(value: float | str) -> float | str:
+    """``value`` as JSON can hold it."""
+    return "inf" if value == float("inf") else value
+
+
+def _with_most_epochs(config: Config, num_examples: int | None, max_epsilon: float) -> Config:
+    epochs = most_epochs(config, max_epsilon, num_examples)
+    if epochs == 0:
+        one = plan_training(config, num_examples).privacy_spent(epochs=1)
+        raise CalibrationError(
+            f"not even one epoch fits into epsilon {max_epsilon:g} at delta {one.delta:g}: one epoch spends "
+            f"{one.epsilon:.4g}. Raise the noise multiplier, or make the batches smaller"
+        )
+    return config.model_copy(update={"training": config.training.model_copy(update={"epochs": epochs})})

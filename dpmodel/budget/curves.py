@@ -1,0 +1,96 @@
+"""Epsilon against the step, for fixed and decaying noise that ends at the same epsilon."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+
+from dpmodel.config.privacy import NoiseSection
+from dpmodel.plan import TrainingPlan, plan_training
+from monitors.accountant import resolve_accountant
+from monitors.calibration import decay_rate_for
+from monitors.ledger import Ledger
+from monitors.schedules import DECAYS
+
+#: Points of a curve.
+POINTS = 40
+
+#: Last over first multiplier of the decaying schedules where the configuration has none of its own.
+DEFAULT_RATIO = 0.5
+
+
+@dataclass(frozen=True)
+class EpsilonCurve:
+    """Epsilon while a schedule runs.
+
+    Args:
+        name: The schedule in words.
+        steps: Steps done, shape (points,).
+        epsilons: Epsilon after each, shape (points,).
+        multipliers: Noise multiplier at each, shape (points,).
+    """
+
+    name: str
+    steps: tuple[int, ...]
+    epsilons: tuple[float, ...]
+    multipliers: tuple[float, ...]
+
+
+def epsilon_curves(plan: TrainingPlan) -> tuple[EpsilonCurve, ...]:
+    """Curves of fixed noise and of each decay policy, all solved for the final epsilon of ``plan``.
+
+    Args:
+        plan: The plan; its own schedule decides how far the others decay.
+    """
+    noise, last = plan.release.noise, max(plan.steps - 1, 0)
+    ratio = noise.noise_multiplier(last) / noise.noise_multiplier(0)
+    ratio = ratio if 0 < ratio < 1 else DEFAULT_RATIO
+    target = plan.privacy_spent().epsilon
+    # The calibration stays below its target, so aim at the least that still covers the plan's own figure.
+    goal = target * (1 + 1e-6)
+    plans = {"fixed": _solved(plan, NoiseSection(name="Gaussian"), goal)}
+    for policy in DECAYS.names() if plan.steps > 1 else ():
+        rate = decay_rate_for(policy, 1.0, ratio, plan.steps)
+        section = NoiseSection.model_validate({"name": "AdaGaussian", "decay_policy": policy, "noise_decay_rate": rate})
+        plans[f"{policy} decay"] = _solved(plan, section, goal)
+    return tuple(_curve(name, planned) for name, planned in plans.items())
+
+
+def draw_curves(plan: TrainingPlan, path: str | os.PathLike[str]) -> None:
+    """Draw ``epsilon_curves`` into ``path``; the ending chooses the format (``.png``, ``.svg``, ``.pdf``)."""
+    from matplotlib.figure import Figure
+
+    curves = epsilon_curves(plan)
+    figure = Figure(figsize=(9.2, 3.8), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    for curve in curves:
+        left.plot(curve.steps, curve.epsilons, label=curve.name)
+        right.plot(curve.steps, curve.multipliers, label=curve.name)
+    left.set(xlabel="step", ylabel=f"epsilon at delta {plan.config.privacy.delta:g}", title="spent", ylim=(0, None))
+    right.set(xlabel="step", ylabel="noise multiplier", title="noise", ylim=(0, None))
+    for axes in (left, right):
+        axes.grid(alpha=0.3)
+        axes.spines[["top", "right"]].set_visible(False)
+    left.legend(frameon=False)
+    figure.suptitle(f"schedules that end at epsilon {curves[0].epsilons[-1]:.3f}", x=0.01, ha="left", fontsize=11)
+    figure.savefig(path, dpi=150)
+
+
+def _solved(plan: TrainingPlan, noise: NoiseSection, target: float) -> TrainingPlan:
+    update = {"noise": noise, "target_epsilon": target, "noise_multiplier": None}
+    privacy = plan.config.privacy.model_copy(update=update)
+    return plan_training(plan.config.model_copy(update={"privacy": privacy}), plan.release.sampler.num_examples)
+
+
+def _curve(name: str, plan: TrainingPlan) -> EpsilonCurve:
+    privacy = plan.config.privacy
+    accountant = resolve_accountant(privacy.accountant)
+    marks = sorted({max(1, round(plan.steps * point / POINTS)) for point in range(1, POINTS + 1)})
+    ledger, done, epsilons = Ledger(), 0, []
+    for mark in marks:
+        for step in range(done, mark):
+            ledger.record(plan.release.event(step))
+        done = mark
+        epsilons.append(accountant.epsilon(ledger, privacy.delta))
+    multipliers = tuple(plan.release.noise.noise_multiplier(mark - 1) for mark in marks)
+    return EpsilonCurve(name, tuple(marks), tuple(epsilons), multipliers)

@@ -1,0 +1,163 @@
+"""The same noise under other rules, side by side: what each figure assumes, so that none is taken for another."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from dpmodel.config.schema import Config
+from dpmodel.plan import TrainingPlan, release_plan
+from monitors.accountant import resolve_accountant
+from monitors.errors import UnsupportedEventError
+from monitors.events import ComposedEvent, DisjointEvent, GaussianEvent, PrivacyEvent
+from monitors.ledger import Ledger
+
+#: The accountant that is exact for releases without sampling.
+EXACT_UNSAMPLED = "zcdp"
+
+
+@dataclass(frozen=True)
+class Scenario:
+    """One rule of sampling and clipping with its figures.
+
+    Args:
+        name: In a few words.
+        figures: Epsilon by accountant; a text where an accountant cannot state one.
+        assumes: What must hold for the figure to be a guarantee, in one line.
+        configured: Whether it is the rule that the configuration uses.
+    """
+
+    name: str
+    figures: dict[str, float | str]
+    assumes: str
+    configured: bool = False
+
+    @property
+    def best(self) -> tuple[float, str] | None:
+        """The smallest epsilon and the accountant that proves it; None where no accountant can."""
+        stated = [(value, name) for name, value in self.figures.items() if isinstance(value, float)]
+        return min(stated) if stated else None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON values."""
+        figures = {name: "inf" if value == float("inf") else value for name, value in self.figures.items()}
+        return {"name": self.name, "epsilon": figures, "assumes": self.assumes, "configured": self.configured}
+
+
+def figures_of(ledger: Ledger, delta: float, accountants: Sequence[str]) -> dict[str, float | str]:
+    """Epsilon of ``ledger`` by each accountant; the reason where one has no rule for it."""
+    figures: dict[str, float | str] = {}
+    for name in accountants:
+        try:
+            figures[name] = resolve_accountant(name).epsilon(ledger, delta)
+        except UnsupportedEventError as error:
+            figures[name] = f"no statement: {error}"
+    return figures
+
+
+def scenarios(
+    plan: TrainingPlan, accountants: Sequence[str], configured: dict[str, float | str]
+) -> tuple[Scenario, ...]:
+    """The rules that people mix up, for the noise, batch size and epochs of ``plan``.
+
+    Args:
+        plan: What is planned.
+        accountants: Whose figures to give; releases without sampling get the exact formula as well.
+        configured: Figures of the plan itself, which are not computed again.
+    """
+    privacy = plan.config.privacy
+    grouped = plan.release.unit.grouped
+    rows = [
+        _poisson(plan, accountants, configured if privacy.sampling == "poisson" and not grouped else None),
+        *_micro_batches(plan, accountants, configured if privacy.sampling == "poisson" and grouped else None),
+        *_shuffled(plan, accountants, configured if privacy.sampling == "shuffle" else None),
+    ]
+    if not any(row.configured for row in rows):
+        rows.insert(0, Scenario("as configured", configured, plan.release.sampler.describe(), configured=True))
+    return tuple(rows)
+
+
+def _poisson(plan: TrainingPlan, accountants: Sequence[str], known: dict[str, float | str] | None) -> Scenario:
+    figures = known or _figures(plan, accountants, sampling="poisson", micro_batches=None)
+    assumes = "each example joins each step by its own coin, and is clipped by itself; add or remove one example"
+    if plan.config.privacy.sampling != "poisson":
+        assumes = f"optimistic, NOT a guarantee for shuffled batches: {assumes}"
+    elif plan.release.unit.grouped:
+        assumes = f"not what is configured (groups are clipped): {assumes}"
+    return Scenario("Poisson, per example", figures, assumes, configured=known is not None)
+
+
+def _micro_batches(
+    plan: TrainingPlan, accountants: Sequence[str], known: dict[str, float | str] | None
+) -> list[Scenario]:
+    batch = plan.config.training.batch_size
+    groups = plan.config.privacy.micro_batches or _halves(batch)
+    if groups is None or batch // groups == 1:
+        return []
+    figures = known or _figures(plan, accountants, sampling="poisson", micro_batches=groups)
+    assumes = (
+        f"the mean of a group of {batch // groups} is clipped: one example can turn it by twice the bound, so the "
+        "multiplier counts half"
+    )
+    return [Scenario(f"Poisson, micro-batches of {batch // groups}", figures, assumes, configured=known is not None)]
+
+
+def _shuffled(plan: TrainingPlan, accountants: Sequence[str], known: dict[str, float | str] | None) -> list[Scenario]:
+    names = tuple(dict.fromkeys((*accountants, EXACT_UNSAMPLED)))
+    micro_batches = plan.config.privacy.micro_batches
+    ledger = _ledger(plan, sampling="shuffle", micro_batches=micro_batches)
+    delta = plan.config.privacy.delta
+    rows = [
+        Scenario(
+            "shuffle, zero out one",
+            {**figures_of(ledger, delta, names), **(known or {})},
+            "each example is in one batch per epoch; no amplification is claimed",
+            configured=known is not None,
+        )
+    ]
+    doubled = _replace_one(ledger)
+    if doubled is not None and micro_batches is None:
+        assumes = "as above, for neighbours that differ in the value of one example: twice the sensitivity"
+        rows.append(Scenario("shuffle, replace one", figures_of(doubled, delta, names), assumes))
+    return rows
+
+
+def _figures(plan: TrainingPlan, accountants: Sequence[str], **changes: Any) -> dict[str, float | str]:
+    return figures_of(_ledger(plan, **changes), plan.config.privacy.delta, accountants)
+
+
+def _ledger(plan: TrainingPlan, **changes: Any) -> Ledger:
+    config: Config = plan.config
+    privacy = config.privacy.model_copy(update=changes)
+    release = release_plan(config.model_copy(update={"privacy": privacy}), plan.release.sampler.num_examples)
+    return release.ledger(plan.steps)
+
+
+def _halves(batch_size: int) -> int | None:
+    """The most groups of more than one example that a batch divides into."""
+    return next((batch_size // size for size in range(2, batch_size + 1) if batch_size % size == 0), None)
+
+
+def _replace_one(ledger: Ledger) -> Ledger | None:
+    """The ledger at twice the sensitivity; None where it holds anything but Gaussians."""
+    doubled = Ledger(ledger.notes)
+    for event, count in ledger:
+        changed = _at_twice_the_sensitivity(event)
+        if changed is None:
+            return None
+        doubled.record(changed, count)
+    return doubled
+
+
+def _at_twice_the_sensitivity(event: PrivacyEvent) -> PrivacyEvent | None:
+    if isinstance(event, GaussianEvent):
+        return GaussianEvent(event.noise_multiplier / 2)
+    if isinstance(event, DisjointEvent):
+        inner = _at_twice_the_sensitivity(event.event)
+        return None if inner is None else DisjointEvent(event.partition, inner)
+    if isinstance(event, ComposedEvent):
+        parts = [_at_twice_the_sensitivity(part) for part in event.events]
+        known = tuple(part for part in parts if part is not None)
+        return ComposedEvent(known) if len(known) == len(parts) else None
+    return None

@@ -1,0 +1,195 @@
+"""``dpmodel budget``: plan epsilon, noise and epochs without data and without torch."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from dpmodel.cli.options import AsJson, Overrides
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from dpmodel.budget import BudgetAnswer, Scenario
+    from dpmodel.config.schema import Config
+
+EXAMPLES = """
+[b]Examples[/b]
+
+  Epsilon from a multiplier:
+  dpmodel budget -n 60000 -b 256 -e 10 --noise-multiplier 1.5
+
+  Multiplier from a target, for a decaying schedule:
+  dpmodel budget -n 60000 -b 512 -e 10 --target-epsilon 3 --decay-policy Exp --decay-rate 2e-4
+
+  Most epochs that fit:
+  dpmodel budget -n 60000 -b 256 --noise-multiplier 1.5 --max-epsilon 3
+
+  Of a configuration, with every accountant, and a picture:
+  dpmodel budget configs/lenet5_mnist.yaml --accountant all --plot epsilon.png
+"""
+
+#: Option -> place in the configuration.
+_PLACES = {
+    "batch_size": ("training", "batch_size"),
+    "epochs": ("training", "epochs"),
+    "noise_multiplier": ("privacy", "noise_multiplier"),
+    "target_epsilon": ("privacy", "target_epsilon"),
+    "delta": ("privacy", "delta"),
+    "sampling": ("privacy", "sampling"),
+    "micro_batches": ("privacy", "micro_batches"),
+    "noise": ("privacy", "noise", "name"),
+    "decay_policy": ("privacy", "noise", "decay_policy"),
+    "decay_rate": ("privacy", "noise", "noise_decay_rate"),
+    "clip": ("privacy", "clip", "name"),
+    "fraction_stddev": ("privacy", "clip", "fraction_stddev"),
+}
+
+#: Option -> option that it stands for when that one is left out.
+_IMPLIES = {
+    "decay_policy": ("noise", "AdaGaussian"),
+    "decay_rate": ("noise", "AdaGaussian"),
+    "fraction_stddev": ("clip", "Gaussian"),
+}
+
+#: Of two settings that exclude each other, an option on the command line replaces the one in the file.
+_REPLACES = {"noise_multiplier": "target_epsilon", "target_epsilon": "noise_multiplier"}
+
+#: What a plan without a configuration file does not depend on.
+_PLACEHOLDERS: dict[str, Any] = {"data": "stated", "network": "none", "optimizer": "none"}
+
+
+def budget(
+    config: Annotated[
+        Path | None, typer.Argument(metavar="CONFIG", help="YAML configuration.", show_default=False)
+    ] = None,
+    num_examples: Annotated[int | None, typer.Option("--num-examples", "-n", help="Training examples.")] = None,
+    batch_size: Annotated[int | None, typer.Option("--batch-size", "-b", help="Expected examples per step.")] = None,
+    epochs: Annotated[int | None, typer.Option("--epochs", "-e", help="Epochs.")] = None,
+    noise_multiplier: Annotated[float | None, typer.Option(help="Ask for epsilon, given this multiplier.")] = None,
+    target_epsilon: Annotated[float | None, typer.Option(help="Ask for the multiplier that meets this.")] = None,
+    max_epsilon: Annotated[float | None, typer.Option(help="Ask for the most epochs within this.")] = None,
+    delta: Annotated[float | None, typer.Option(help="Delta [default: 1e-5]")] = None,
+    accountant: Annotated[str | None, typer.Option(help="rdp, pld, zcdp, or all [default: rdp]")] = None,
+    sampling: Annotated[str | None, typer.Option(help="poisson or shuffle [default: poisson]")] = None,
+    micro_batches: Annotated[int | None, typer.Option(help="Groups per batch that are clipped.")] = None,
+    noise: Annotated[str | None, typer.Option(help="Noise mechanism [default: Gaussian]")] = None,
+    decay_policy: Annotated[str | None, typer.Option(help="Time, Step or Exp: AdaGaussian noise.")] = None,
+    decay_rate: Annotated[float | None, typer.Option(help="Its rate per step.")] = None,
+    clip: Annotated[str | None, typer.Option(help="Clip mechanism; Gaussian is adaptive and charged.")] = None,
+    fraction_stddev: Annotated[float | None, typer.Option(help="Noise of the adaptive clip count.")] = None,
+    overrides: Overrides = [],  # noqa: B006 - typer copies it
+    plot: Annotated[Path | None, typer.Option(help="Draw epsilon against the step into this file.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Plan a privacy budget: epsilon from a multiplier, the multiplier from a target, or the most epochs that fit.
+
+    Needs no data and trains nothing. Adaptive clipping is charged, micro-batches count at twice the sensitivity, and
+    the figures of other rules stand beside the answer with what each assumes.
+    """
+    given = {name: value for name, value in locals().items() if name in _PLACES and value is not None}
+    from dpmodel.budget.answer import answer_budget, known_accountants
+
+    settings = _settings(config, given, overrides, accountant, max_epsilon)
+    chosen = None if accountant is None else known_accountants(accountant)
+    answer = answer_budget(settings, num_examples, accountants=chosen, max_epsilon=max_epsilon)
+    if plot is not None:
+        from dpmodel.budget.curves import draw_curves
+
+        draw_curves(answer.plan, plot)
+    if as_json:
+        typer.echo(json.dumps(answer.to_dict()))
+    else:
+        _show(answer, plot)
+
+
+def _settings(
+    path: Path | None, given: dict[str, Any], overrides: list[str], accountant: str | None, max_epsilon: float | None
+) -> Config:
+    from dpmodel.budget.answer import ALL
+    from dpmodel.config import load_config, make_config
+
+    flags = [(_PLACES[name], value) for name, value in {**_implied(given), **given}.items()]
+    flags += [(_PLACES[other], None) for name, other in _REPLACES.items() if name in given and other not in given]
+    if accountant is not None and accountant != ALL:
+        flags.append((("privacy", "accountant"), accountant))
+    if path is not None:
+        return load_config(path, [*overrides, *flags])
+    _require(given, max_epsilon)
+    if max_epsilon is not None and "epochs" not in given:
+        flags.append((_PLACES["epochs"], 1))
+    return make_config(_PLACEHOLDERS, [*overrides, *flags], "command line")
+
+
+def _implied(given: dict[str, Any]) -> dict[str, Any]:
+    return {other: value for name, (other, value) in _IMPLIES.items() if name in given and other not in given}
+
+
+def _require(given: dict[str, Any], max_epsilon: float | None) -> None:
+    needed = ["batch_size"] if max_epsilon is not None else ["batch_size", "epochs"]
+    missing = [f"--{name.replace('_', '-')}" for name in needed if name not in given]
+    if "noise_multiplier" not in given and "target_epsilon" not in given:
+        missing.append("--noise-multiplier or --target-epsilon")
+    if missing:
+        raise typer.BadParameter(f"without a CONFIG a plan needs {', '.join(missing)}; see dpmodel budget --help")
+
+
+def _show(answer: BudgetAnswer, plot: Path | None) -> None:
+    from rich.console import Console
+
+    console = Console()
+    console.print(_headline(answer), highlight=False, markup=False, soft_wrap=True)
+    console.print()
+    console.print(_side_by_side(answer), highlight=False)
+    if plot is not None:
+        console.print(f"drawn: {plot}", highlight=False, markup=False, soft_wrap=True)
+
+
+def _side_by_side(answer: BudgetAnswer) -> Table:
+    from rich import box
+    from rich.table import Table
+    from rich.text import Text
+
+    accountants = list(answer.figures)
+    table = Table(box=box.SIMPLE_HEAD, title="the same noise under other rules", title_justify="left")
+    table.add_column("rule, and what it assumes")
+    for name in accountants if len(accountants) > 1 else ["epsilon"]:
+        table.add_column(name, justify="right", no_wrap=True)
+    for scenario in answer.scenarios:
+        name = f"{scenario.name} (configured)" if scenario.configured else scenario.name
+        rule = Text(name, style="bold" if scenario.configured else "").append(f"\n{scenario.assumes}", style="dim")
+        table.add_row(rule, *_cells(scenario, accountants))
+    return table
+
+
+def _cells(scenario: Scenario, accountants: list[str]) -> list[str]:
+    from dpmodel.report.words import epsilon_text
+
+    if len(accountants) == 1:
+        return ["-" if scenario.best is None else f"{epsilon_text(scenario.best[0])} ({scenario.best[1]})"]
+    values = [scenario.figures.get(name, "-") for name in accountants]
+    return ["-" if isinstance(value, str) else epsilon_text(value) for value in values]
+
+
+def _headline(answer: BudgetAnswer) -> str:
+    from dpmodel.report.words import epsilon_text
+
+    plan = answer.plan
+    release, privacy = plan.release, plan.config.privacy
+    first, last = plan.noise_multiplier, release.noise.noise_multiplier(plan.steps - 1)
+    noise = f"{first:.6g}" if first == last else f"{first:.6g} falling to {last:.6g}"
+    figures = [
+        f"{epsilon_text(value) if isinstance(value, float) else '-'} ({name})" for name, value in answer.figures.items()
+    ]
+    return "\n".join(
+        [
+            f"epsilon           {', '.join(figures)} at delta {privacy.delta:g}",
+            f"noise multiplier  {noise}",
+            f"length            {plan.config.training.epochs} epochs, {plan.steps:,} steps",
+            f"sampling          {release.sampler.describe()}",
+            f"unit              {release.unit.describe()}; neighbours: {release.sampler.relation}",
+        ]
+    )

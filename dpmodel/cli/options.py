@@ -1,0 +1,15 @@
+"""Options that several commands share."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+Overrides = Annotated[
+    list[str],
+    typer.Option("--set", metavar="PATH=VALUE", help="Override a setting, e.g. --set training.epochs=5. Repeatable."),
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for machines and nothing else.")]
+ConfigFile = Annotated[Path, typer.Argument(metavar="CONFIG", help="YAML configuration.", show_default=False)]

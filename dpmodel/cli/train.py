@@ -1,0 +1,126 @@
+"""``dpmodel train``: train a configuration and write a run folder."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from dpmodel.cli.options import AsJson, ConfigFile, Overrides
+from dpmodel.config import load_config
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from dpmodel.build import Training
+    from dpmodel.job import TrainingResult
+    from dpmodel.runfolder import RunFolder
+
+EXAMPLES = """
+[b]Examples[/b]
+
+  dpmodel train configs/lenet5_mnist.yaml
+
+  dpmodel train configs/lenet5_mnist.yaml --set privacy.target_epsilon=1 --output runs/epsilon_1
+
+  dpmodel train configs/lenet5_mnist.yaml --set data.limit=2000 --set training.batch_size=100 --set training.epochs=1
+"""
+
+
+def train(
+    config: ConfigFile,
+    overrides: Overrides = [],  # noqa: B006 - typer copies it
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="Run folder [default: runs/<config>]")] = None,
+    force: Annotated[bool, typer.Option("--force", help="Move a run folder in use aside; nothing is deleted.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress bar and no lines while training.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Train CONFIG with differential privacy and write the run folder.
+
+    The folder gets the resolved configuration, the ledger, the privacy report (JSON and plain words), the history, the
+    weights and the training curve. Ctrl-C finishes the running step and writes everything.
+    """
+    settings = load_config(config, overrides)
+    from rich.console import Console
+
+    from dpmodel.callbacks import ProgressBar
+    from dpmodel.job import train_from_config
+
+    silent = quiet or as_json
+    console = Console(stderr=as_json, quiet=silent)
+    result = train_from_config(
+        settings,
+        output,
+        force=force,
+        callbacks=[_Silence()] if silent else [ProgressBar(console=console)],
+        announce=lambda training, folder: _announce(console, training, folder),
+    )
+    if as_json:
+        typer.echo(json.dumps(_summary(result)))
+    else:
+        _show(Console(), result)
+    if result.interrupted:
+        raise typer.Exit(1)
+
+
+class _Silence:
+    """Keeps a run from printing."""
+
+    def on_train_begin(self, run: object) -> None:
+        """Take the printer away."""
+        run.printer = lambda text: None  # type: ignore[attr-defined]
+
+
+def _announce(console: Console, training: Training, folder: RunFolder) -> None:
+    plan, privacy = training.plan, training.config.privacy
+    release = plan.release
+    noise = (
+        "no noise: this training is NOT private"
+        if privacy.noise is None
+        else (
+            f"{privacy.noise.name}, multiplier {plan.noise_multiplier:.4g}"
+            + (
+                f" (solved for epsilon {plan.target_epsilon:g} at delta {privacy.delta:g})"
+                if plan.target_epsilon
+                else ""
+            )
+        )
+    )
+    parameters = sum(parameter.numel() for parameter in training.task.network.parameters())
+    lines = [
+        f"data      {training.task.data.name}: {len(training.task.data.train):,} training examples",
+        f"network   {type(training.task.network).__name__}, {parameters:,} parameters, on {training.task.device}",
+        f"noise     {noise}",
+        f"clipping  {privacy.clip.name}, norm bound {privacy.norm_bound:g}, unit: {release.unit.describe()}",
+        f"sampling  {release.sampler.describe()}",
+        f"steps     {plan.steps:,} in {training.config.training.epochs} epochs",
+        f"output    {folder.path}",
+    ]
+    console.print("\n".join(lines), highlight=False, markup=False, soft_wrap=True)
+
+
+def _summary(result: TrainingResult) -> dict[str, object]:
+    report = result.report
+    return {"run": str(result.folder.path), "metrics": result.metrics, "privacy": report.to_dict()}
+
+
+def _show(console: Console, result: TrainingResult) -> None:
+    from rich.table import Table
+
+    from dpmodel.report.words import epsilon_text
+
+    spent = result.report.spent
+    table = Table(show_header=False, title="Training " + result.report.status, title_justify="left")
+    for name, value in result.metrics.items():
+        table.add_row(f"test {name}", f"{value:.4f}")
+    table.add_row("epsilon", f"{epsilon_text(spent.epsilon)} at delta {spent.delta:g} (accountant {spent.accountant})")
+    table.add_row("unit", spent.unit)
+    table.add_row("neighbours", spent.relation)
+    table.add_row("sampling", spent.sampling)
+    table.add_row("not accounted", "tuning, training loss, test data; see the report")
+    for note in spent.notes:
+        table.add_row("caveat", note)
+    table.add_row("report", str(result.folder.statement))
+    console.print(table, highlight=False)

@@ -1,0 +1,105 @@
+"""What is wrong with a configuration, in words: where, which field, which value, what to do."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, get_args
+
+from pydantic import BaseModel, ValidationError
+
+from dpmodel.config.schema import Config, place_of
+from monitors import _checks
+from monitors.errors import ConfigError, DataError
+
+if TYPE_CHECKING:
+    from dpmodel.config.marked_yaml import Path
+
+#: pydantic's kinds of error -> what the value must be
+_MUST_BE: Mapping[str, str] = {
+    "float_type": "a number",
+    "int_type": "a whole number",
+    "int_from_float": "a whole number",
+    "bool_type": "true or false",
+    "string_type": "text",
+    "tuple_type": "a list",
+    "model_type": "a mapping of keys to values",
+    "model_attributes_type": "a mapping of keys to values",
+    "too_short": "a list of at least one entry",
+}
+
+
+def config_error(
+    error: ValidationError, marks: dict[Path, str], source: str, root: type[BaseModel] = Config
+) -> ConfigError:
+    """One error that names every fault, each with its place; ``root`` is what was read."""
+    lines = [f"{place_of(marks, fault['loc'], source)}: {_words(fault, root)}" for fault in error.errors()]
+    if len(lines) == 1:
+        return ConfigError(lines[0])
+    return ConfigError("\n  ".join([f"{len(lines)} faults in {source}:", *lines]))
+
+
+@contextmanager
+def blame(config: Config, path: str) -> Iterator[None]:
+    """Turn a ``ValueError`` of what is built inside into a ``ConfigError`` at ``path`` of the configuration.
+
+    What is wrong with the data themselves passes unchanged: it is no fault of the configuration.
+
+    Example:
+        >>> config = Config.model_validate({
+        ...     "network": "lenet5", "optimizer": "SGD", "privacy": {"noise_multiplier": 1},
+        ...     "training": {"epochs": 1, "batch_size": 8}})
+        >>> with blame(config, "privacy.noise"):
+        ...     raise ValueError("rate must be below 1, got 1")
+        Traceback (most recent call last):
+            ...
+        monitors.errors.ConfigError: configuration: privacy.noise: rate must be below 1, got 1
+    """
+    try:
+        yield
+    except (ConfigError, DataError):
+        raise
+    except (ValueError, TypeError) as error:
+        raise ConfigError(f"{config.where(path)}: {path}: {error}") from error
+
+
+def _words(fault: Any, root: type[BaseModel]) -> str:
+    path = ".".join(str(part) for part in fault["loc"]) or "the configuration"
+    kind = fault["type"]
+    if kind == "extra_forbidden":
+        known = _known_keys(fault["loc"][:-1], root)
+        hint = _checks.nearest_hint(fault["loc"][-1], known) or ";"
+        return f"unknown key {path!r}{hint} known here: {', '.join(known)}"
+    if kind == "missing":
+        return f"{path} is missing; add it"
+    if kind == "value_error":
+        return _joined(path, str(fault["loc"][-1]) if fault["loc"] else "", str(fault["ctx"]["error"]))
+    wanted = _MUST_BE.get(kind)
+    return (
+        f"{path} must be {wanted}, got {fault['input']!r}"
+        if wanted
+        else f"{path}: {fault['msg']}, got {fault['input']!r}"
+    )
+
+
+def _joined(path: str, field: str, message: str) -> str:
+    """``norm_bound must be ...`` reads on from ``privacy.norm_bound``; other messages follow a colon."""
+    if field and message.startswith(f"{field} "):
+        return path + message[len(field) :]
+    return f"{path}: {message}"
+
+
+def _known_keys(path: tuple[Any, ...], root: type[BaseModel]) -> list[str]:
+    model = root
+    for key in path:
+        if isinstance(key, int) or key not in model.model_fields:
+            continue
+        inner = _model_in(model.model_fields[key].annotation)
+        model = inner or model
+    return list(model.model_fields)
+
+
+def _model_in(annotation: Any) -> type[BaseModel] | None:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    return next((found for part in get_args(annotation) if (found := _model_in(part)) is not None), None)

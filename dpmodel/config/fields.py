@@ -1,0 +1,54 @@
+"""Types of configuration fields: numbers with the checks of the library, sections with and without free keys."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Annotated, Any
+
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, ValidationInfo, model_validator
+
+from monitors import _checks
+
+
+def _checked(check: Callable[..., None]) -> AfterValidator:
+    def validate(value: Any, info: ValidationInfo) -> Any:
+        check(**{str(info.field_name): value})
+        return value
+
+    return AfterValidator(validate)
+
+
+PositiveFloat = Annotated[float, _checked(_checks.positive)]
+OpenUnitFloat = Annotated[float, _checked(_checks.open_unit)]
+PositiveInt = Annotated[int, _checked(_checks.positive_int)]
+NonNegativeInt = Annotated[int, _checked(_checks.non_negative_int)]
+
+#: YAML has lists only; frozen sections hold tuples.
+FromList = BeforeValidator(lambda value: tuple(value) if isinstance(value, list) else value)
+
+
+class Section(BaseModel):
+    """A frozen part of the configuration in which every key is known."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+
+class NamedSection(Section):
+    """Something built by ``name``: its further keys are the arguments of what the name stands for.
+
+    A bare text is short for the name alone: ``loss: mse`` for ``loss: {name: mse}``.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="allow", strict=True)
+
+    name: str
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_text(cls, value: Any) -> Any:
+        return {"name": value} if isinstance(value, str) else value
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """The free keys."""
+        return dict(self.model_extra or {})

@@ -1,0 +1,97 @@
+"""The section of the configuration that holds everything an epsilon depends on, but for epochs and batch size."""
+
+from __future__ import annotations
+
+from pydantic import model_validator
+
+from dpmodel.config.fields import NamedSection, NonNegativeInt, OpenUnitFloat, PositiveFloat, PositiveInt, Section
+
+_NOT_AN_OPTION = {
+    "initial_noise_multiplier": "privacy.noise_multiplier, or privacy.target_epsilon to have it solved for",
+    "norm_bound": "privacy.norm_bound, which the noise follows",
+}
+
+
+class MechanismSection(NamedSection):
+    """A noise or clip mechanism by name; further keys are its arguments."""
+
+    @model_validator(mode="after")
+    def _one_place_for_each_number(self) -> MechanismSection:
+        for key, place in _NOT_AN_OPTION.items():
+            if key in self.options:
+                raise ValueError(f"{key}={self.options[key]!r} is stated elsewhere, once: {place}")
+        return self
+
+
+class NoiseSection(MechanismSection):
+    """Noise mechanism: ``Gaussian``, ``AdaGaussian`` (``decay_policy``, ``noise_decay_rate``), or a plugin's."""
+
+    name: str = "Gaussian"
+
+
+class ClipSection(MechanismSection):
+    """Clip mechanism: ``Fixed``, ``Gaussian`` (adaptive quantile), ``Automatic``, ``PerLayer``, or a plugin's."""
+
+    name: str = "Fixed"
+
+
+class MonitorSection(Section):
+    """The monitor that watches the ledger while training.
+
+    Args:
+        per_print_times: Steps between two printed lines.
+        max_eps: Stop before the step that would pass this epsilon; null never stops.
+    """
+
+    per_print_times: PositiveInt = 50
+    max_eps: PositiveFloat | None = None
+
+
+class PrivacySection(Section):
+    """What changes privacy.
+
+    Args:
+        noise_multiplier: Noise standard deviation over the norm bound at the first step; or give ``target_epsilon``.
+        target_epsilon: The multiplier is solved for so that the whole training, with the schedule, clipping and
+            sampling in use, spends at most this.
+        delta: Delta of every epsilon, strictly between 0 and 1; well below one over the number of examples.
+        accountant: ``rdp``, ``pld`` or ``zcdp``.
+        sampling: ``poisson``, or ``shuffle`` (no amplification is claimed).
+        micro_batches: Groups per batch whose mean gradients are clipped; null clips each example.
+        norm_bound: Initial L2 norm bound.
+        noise: Noise mechanism; null trains WITHOUT privacy, for a baseline.
+        clip: Clip mechanism.
+        monitor: Monitor.
+        sampling_seed: For tests only: makes the drawing of batches reproducible and voids the guarantee.
+    """
+
+    noise_multiplier: PositiveFloat | None = None
+    target_epsilon: PositiveFloat | None = None
+    delta: OpenUnitFloat = 1e-5
+    accountant: str = "rdp"
+    sampling: str = "poisson"
+    micro_batches: PositiveInt | None = None
+    norm_bound: PositiveFloat = 1.0
+    noise: NoiseSection | None = NoiseSection()
+    clip: ClipSection = ClipSection()
+    monitor: MonitorSection = MonitorSection()
+    sampling_seed: NonNegativeInt | None = None
+
+    @model_validator(mode="after")
+    def _one_privacy_statement(self) -> PrivacySection:
+        given = {"noise_multiplier": self.noise_multiplier, "target_epsilon": self.target_epsilon}
+        stated = [f"{name}={value:g}" for name, value in given.items() if value is not None]
+        if self.noise is None and stated:
+            raise ValueError(f"noise is null (no privacy), but {stated[0]} is given; remove one of them")
+        if self.noise is not None and len(stated) != 1:
+            raise ValueError(
+                "give exactly one of noise_multiplier (epsilon follows) and target_epsilon (the multiplier follows), "
+                f"got {' and '.join(stated) or 'neither'}; set the other to null"
+            )
+        most, target = self.monitor.max_eps, self.target_epsilon
+        if most is not None and target is not None and most < target:
+            raise ValueError(
+                f"monitor.max_eps={most:g} is below target_epsilon={target:g}: the training would be calibrated for "
+                f"the one and stopped by the other; use target_epsilon: {most:g}"
+            )
+        return self

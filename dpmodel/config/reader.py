@@ -1,0 +1,85 @@
+"""From a YAML file and command-line settings to a checked ``Config``."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from dpmodel.config.faults import blame, config_error
+from dpmodel.config.marked_yaml import Marked, read_yaml
+from dpmodel.config.overrides import apply_overrides
+from dpmodel.config.plugins import import_plugin, locate_plugin
+from dpmodel.config.schema import Config
+from mechanisms.factory import ClipMechanismsFactory, NoiseMechanismsFactory
+from mechanisms.sampling import SAMPLERS
+from monitors.accountant import resolve_accountant
+from monitors.errors import ConfigError
+
+Override = str | tuple[Sequence[str], Any]
+
+
+def load_config(path: str | os.PathLike[str], overrides: Iterable[Override] = ()) -> Config:
+    """Read a configuration file.
+
+    Args:
+        path: YAML file.
+        overrides: ``"path.to.key=value"`` texts (the value is YAML), or pairs of path and value.
+
+    Raises:
+        ConfigError: The file is not there, is not YAML, or a setting is unknown, missing, out of range or contradicts
+            another; every fault is named with its line.
+    """
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
+        raise ConfigError(f"the configuration {path} cannot be read: {reason}") from error
+    return checked_config(read_yaml(text, str(path)), str(path), overrides)
+
+
+def make_config(values: Mapping[str, Any], overrides: Iterable[Override] = (), source: str = "configuration") -> Config:
+    """A configuration from plain values.
+
+    Example:
+        >>> make_config({"network": "lenet5", "optimizer": "SGD", "privacy": {"noise_multiplier": 0.0},
+        ...              "training": {"epochs": 1, "batch_size": 8}})
+        Traceback (most recent call last):
+            ...
+        monitors.errors.ConfigError: configuration: privacy.noise_multiplier must be a positive finite number, got 0.0
+    """
+    return checked_config(Marked(dict(values)), source, overrides)
+
+
+def checked_config(marked: Marked, source: str, overrides: Iterable[Override] = ()) -> Config:
+    """Check settings that were read, import the plugins, and check every name that needs no torch."""
+    if not isinstance(marked.values, dict):
+        raise ConfigError(f"{source}: a configuration is a mapping of sections, got {type(marked.values).__name__}")
+    final = apply_overrides(marked, overrides)
+    try:
+        config = Config.model_validate(final.values)
+    except ValidationError as error:
+        raise config_error(error, final.marks, source) from None
+    plugins = tuple(locate_plugin(plugin, Path(source).parent) for plugin in config.plugins)
+    config = config.model_copy(update={"plugins": plugins})
+    config._source, config._marks = source, final.marks
+    for plugin in config.plugins:
+        import_plugin(plugin)
+    _check_names(config)
+    return config
+
+
+def _check_names(config: Config) -> None:
+    privacy = config.privacy
+    with blame(config, "privacy.accountant"):
+        resolve_accountant(privacy.accountant)
+    with blame(config, "privacy.sampling"):
+        SAMPLERS.get(privacy.sampling)
+    with blame(config, "privacy.clip.name"):
+        ClipMechanismsFactory.registry.get(privacy.clip.name)
+    if privacy.noise is not None:
+        with blame(config, "privacy.noise.name"):
+            NoiseMechanismsFactory.registry.get(privacy.noise.name)

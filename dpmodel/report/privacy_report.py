@@ -1,0 +1,151 @@
+"""The privacy report as data: every figure from the ledger, every condition from the plan that made it."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from dpmodel.report.not_accounted import not_accounted
+from monitors.accountant import ACCOUNTANTS, PrivacySpent, privacy_spent, resolve_accountant
+from monitors.errors import UnsupportedEventError
+
+if TYPE_CHECKING:
+    from dpmodel.plan import TrainingPlan
+    from monitors.ledger import Ledger
+
+FORMAT = "dpmodel-privacy-report/1"
+
+
+@dataclass(frozen=True)
+class PrivacyReport:
+    """What a training spent and what that means.
+
+    Args:
+        spent: Epsilon, delta, accountant, unit, relation, sampling and notes.
+        figures: Epsilon by accountant at the same delta; a text where an accountant cannot state one.
+        mechanism: Noise, clipping and sampling in numbers.
+        steps: Steps that were released.
+        planned_steps: Steps that were planned.
+        ledger_digest: SHA-256 of the ledger that the figures are of.
+        status: ``"finished"``, or why the training ended early.
+        not_accounted: What the figures do not cover.
+        target_epsilon: What the noise was solved for, or None.
+        software: Versions.
+    """
+
+    spent: PrivacySpent
+    figures: Mapping[str, float | str]
+    mechanism: Mapping[str, Any]
+    steps: int
+    planned_steps: int
+    ledger_digest: str
+    status: str
+    not_accounted: tuple[str, ...]
+    target_epsilon: float | None = None
+    software: Mapping[str, str] = dataclasses.field(default_factory=dict)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON values; an infinite epsilon is the string ``"inf"``."""
+        return {
+            "format": FORMAT,
+            **self.spent.to_dict(),
+            "status": self.status,
+            "steps": self.steps,
+            "planned_steps": self.planned_steps,
+            "target_epsilon": self.target_epsilon,
+            "epsilon_by_accountant": {name: _plain(value) for name, value in self.figures.items()},
+            "mechanism": dict(self.mechanism),
+            "tuning": "not accounted",
+            "not_accounted": list(self.not_accounted),
+            "ledger_digest": self.ledger_digest,
+            "software": dict(self.software),
+        }
+
+    def to_json(self) -> str:
+        """The report as JSON text."""
+        return json.dumps(self.to_dict(), indent=1, ensure_ascii=False) + "\n"
+
+
+def make_report(plan: TrainingPlan, ledger: Ledger, steps: int, *, status: str = "finished") -> PrivacyReport:
+    """The report of a training that followed ``plan`` and left ``ledger``.
+
+    Args:
+        plan: The plan; gives the conditions. The figures are the ledger's alone.
+        ledger: What was released.
+        steps: Steps that were done.
+        status: ``"finished"``, or why the training ended early.
+    """
+    privacy = plan.config.privacy
+    spent = privacy_spent(ledger, privacy.delta, privacy.accountant, plan.release.statement)
+    return PrivacyReport(
+        spent=spent,
+        figures=epsilon_by_accountant(ledger, privacy.delta),
+        mechanism=_mechanism(plan, max(steps - 1, 0)),
+        steps=steps,
+        planned_steps=plan.steps,
+        ledger_digest=ledger.digest(),
+        status=status,
+        not_accounted=not_accounted(plan),
+        target_epsilon=plan.target_epsilon,
+        software=_versions(),
+    )
+
+
+def epsilon_by_accountant(ledger: Ledger, delta: float) -> dict[str, float | str]:
+    """Epsilon of ``ledger`` by every accountant; the reason in words where one cannot state it.
+
+    Example:
+        >>> from monitors import GaussianEvent, Ledger
+        >>> figures = epsilon_by_accountant(Ledger().record(GaussianEvent(2.0)), 1e-5)
+        >>> figures["rdp"] == figures["zcdp"] or figures["rdp"] > 0
+        True
+    """
+    figures: dict[str, float | str] = {}
+    resolve_accountant("rdp")  # importing the accountants registers them
+    for name in ACCOUNTANTS.names():
+        try:
+            figures[name] = resolve_accountant(name).epsilon(ledger, delta)
+        except UnsupportedEventError as error:
+            figures[name] = f"no statement: {error}"
+    return figures
+
+
+def _mechanism(plan: TrainingPlan, last_step: int) -> dict[str, Any]:
+    config, release = plan.config, plan.release
+    count_event = release.clip.event(0, release.unit)
+    return {
+        "noise": config.privacy.noise.name if config.privacy.noise is not None else "none",
+        "initial_noise_multiplier": release.noise.noise_multiplier(0),
+        "last_noise_multiplier": release.noise.noise_multiplier(last_step),
+        "sensitivity_factor": release.unit.sensitivity_factor,
+        "clipping": config.privacy.clip.name,
+        "initial_norm_bound": config.privacy.norm_bound,
+        "clip_count_event": None if count_event is None else count_event.to_dict(),
+        "num_examples": release.sampler.num_examples,
+        "batch_size": release.sampler.batch_size,
+        "sampling_rate": release.sampler.sampling_rate,
+        "micro_batches": config.privacy.micro_batches,
+    }
+
+
+def _plain(value: float | str) -> float | str:
+    return "inf" if isinstance(value, float) and math.isinf(value) else value
+
+
+def _versions() -> dict[str, str]:
+    import platform
+    from importlib.metadata import PackageNotFoundError, version
+
+    import dpmodel
+
+    found = {"dpmodel": dpmodel.__version__, "python": platform.python_version()}
+    for package in ("torch", "numpy"):
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return found

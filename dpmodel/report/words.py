@@ -1,0 +1,165 @@
+"""The privacy report in plain words, as Markdown."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from dpmodel.report.privacy_report import PrivacyReport
+
+#: Largest epsilon -> what may be said of it. After the tiers of Ponomareva et al. 2023, "How to DP-fy ML", section 5.2.
+_TIERS = (
+    (1.0, "a strong formal guarantee"),
+    (10.0, "a reasonable formal guarantee"),
+    (100.0, "a weak formal guarantee"),
+    (math.inf, "practically no formal guarantee"),
+)
+
+
+def report_in_words(report: PrivacyReport) -> str:
+    """The report for people.
+
+    Args:
+        report: The report.
+    """
+    spent = report.spent
+    parts = [
+        "# Privacy report",
+        _claim(report),
+        "## What the guarantee says",
+        _meaning(report),
+        "## Under which conditions",
+        _table(_conditions(report)),
+        "## How the figure was obtained",
+        _origin(report),
+        "## What is not accounted for",
+        "\n".join(f"- {sentence}" for sentence in report.not_accounted),
+    ]
+    if spent.notes:
+        parts += ["## Caveats", "\n".join(f"- **{note}**" for note in spent.notes)]
+    return "\n\n".join(parts) + "\n"
+
+
+def strength(epsilon: float) -> str:
+    """What may be said of a guarantee of ``epsilon``.
+
+    Example:
+        >>> strength(3.0)
+        'a reasonable formal guarantee'
+        >>> strength(4000.0)
+        'practically no formal guarantee'
+    """
+    return next(words for most, words in _TIERS if epsilon <= most)
+
+
+def epsilon_text(epsilon: float) -> str:
+    """Epsilon for people, never rounded down.
+
+    Example:
+        >>> epsilon_text(2.99951), epsilon_text(2.9981), epsilon_text(4321.2), epsilon_text(float("inf"))
+        ('3.000', '2.999', '4,322', 'infinite')
+    """
+    if math.isinf(epsilon):
+        return "infinite"
+    if epsilon >= 1000:
+        return f"{math.ceil(epsilon):,}"
+    return f"{math.ceil(epsilon * 1000) / 1000:.3f}"
+
+
+def _claim(report: PrivacyReport) -> str:
+    spent = report.spent
+    if math.isinf(spent.epsilon):
+        return "**This training was NOT differentially private: epsilon is infinite.**"
+    return (
+        f"**The training satisfies ({epsilon_text(spent.epsilon)}, {spent.delta:g})-differential privacy for one "
+        f"{spent.unit}** ({strength(spent.epsilon)})."
+    )
+
+
+def _meaning(report: PrivacyReport) -> str:
+    spent = report.spent
+    if math.isinf(spent.epsilon):
+        return "Nothing: clipped gradients were used without noise. The model may reveal any training example."
+    most = math.exp(spent.epsilon) if spent.epsilon < 700 else math.inf
+    factor = f"{most:.3g}" if most < 1e6 else "more than a million"
+    sentence = (
+        f"Take two training sets that are neighbours: they differ by one step of the kind '{spent.relation}'. Whatever "
+        f"someone concludes from the trained model and from every intermediate state of it, the chance of that "
+        f"conclusion is at most e^epsilon = {factor} times as large with the one set as with the other, "
+        f"plus {spent.delta:g}."
+    )
+    if spent.epsilon > 10:
+        sentence += (
+            f" At epsilon {epsilon_text(spent.epsilon)} this bound is so loose that it protects "
+            f"{_loosely(spent.epsilon)}; more noise, fewer epochs or smaller batches are needed for a meaningful one."
+        )
+    return sentence
+
+
+def _loosely(epsilon: float) -> str:
+    return "little" if epsilon <= 100 else "nobody in practice"
+
+
+def _conditions(report: PrivacyReport) -> list[tuple[str, str]]:
+    spent, mechanism = report.spent, report.mechanism
+    rows = [
+        ("Protected unit", spent.unit),
+        ("Neighbouring data sets", spent.relation),
+        ("Sampling", spent.sampling),
+        ("Noise", _noise(mechanism)),
+        ("Clipping", _clipping(mechanism)),
+        ("Steps", f"{report.steps:,} of {report.planned_steps:,} planned ({report.status})"),
+        ("Delta", f"{spent.delta:g}"),
+        ("Accountant", spent.accountant),
+    ]
+    return [*rows, *((f"Epsilon by {name}", _figure(value)) for name, value in report.figures.items())]
+
+
+def _noise(mechanism: Any) -> str:
+    first, last = mechanism["initial_noise_multiplier"], mechanism["last_noise_multiplier"]
+    span = (
+        f"multiplier {first:.6g}"
+        if first == last
+        else f"multiplier {first:.6g} at the first step, {last:.6g} at the last"
+    )
+    factor = mechanism["sensitivity_factor"]
+    if factor == 1:
+        return f"{mechanism['noise']}, {span} (standard deviation over the norm bound)"
+    return (
+        f"{mechanism['noise']}, {span} (standard deviation over the norm bound); one example can move the clipped sum "
+        f"by {factor:g} times the bound, so {first / factor:.6g} is what counts"
+    )
+
+
+def _clipping(mechanism: Any) -> str:
+    text = f"{mechanism['clipping']}, norm bound {mechanism['initial_norm_bound']:g}"
+    event = mechanism["clip_count_event"]
+    if event is None:
+        return text
+    return f"{text} at the first step; the noisy statistic that moves it is charged ({event})"
+
+
+def _origin(report: PrivacyReport) -> str:
+    text = (
+        "Every release of private information is an entry in `ledger.json`, written before it was used; the figures "
+        f"are computed from that ledger alone (SHA-256 `{report.ledger_digest}`), by dpmodel "
+        f"{report.software.get('dpmodel', '?')}."
+    )
+    if report.target_epsilon is not None:
+        text += (
+            f" The noise multiplier was solved for the target epsilon {report.target_epsilon:g} before the training."
+        )
+    return text
+
+
+def _figure(value: float | str) -> str:
+    return value if isinstance(value, str) else epsilon_text(value)
+
+
+def _table(rows: list[tuple[str, str]]) -> str:
+    return "\n".join(["| | |", "|---|---|", *(f"| {name} | {_cell(value)} |" for name, value in rows)])
+
+
+def _cell(text: str) -> str:
+    return " ".join(text.replace("|", "\\|").split())

@@ -1,0 +1,113 @@
+"""The folder that a training leaves behind, and the names of the files in it."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from monitors.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """Files of one training, by what they hold.
+
+    Args:
+        path: The folder.
+
+    Example:
+        >>> RunFolder(Path("runs/lenet5")).ledger.as_posix()
+        'runs/lenet5/ledger.json'
+    """
+
+    path: Path
+
+    @property
+    def config(self) -> Path:
+        """The configuration with every default and the calibrated noise multiplier."""
+        return self.path / "config.resolved.yaml"
+
+    @property
+    def history(self) -> Path:
+        """One line per epoch."""
+        return self.path / "history.csv"
+
+    @property
+    def checkpoint(self) -> Path:
+        """The weights."""
+        return self.path / "checkpoint.safetensors"
+
+    @property
+    def ledger(self) -> Path:
+        """Everything private that was released."""
+        return self.path / "ledger.json"
+
+    @property
+    def report(self) -> Path:
+        """The privacy report for machines."""
+        return self.path / "privacy_report.json"
+
+    @property
+    def statement(self) -> Path:
+        """The privacy report in plain words."""
+        return self.path / "privacy_report.md"
+
+    @property
+    def curve(self) -> Path:
+        """The training curve."""
+        return self.path / "training_curve.png"
+
+    def claim(self, *, force: bool = False) -> Path | None:
+        """Make the folder, empty, for a new training.
+
+        Args:
+            force: Move a folder that is in use aside. Nothing is deleted: its ledger still counts for the data.
+
+        Returns:
+            Where the earlier contents are now; None where there were none.
+
+        Raises:
+            ConfigError: The folder holds files and ``force`` is not given, or it cannot be made.
+        """
+        moved = None
+        try:
+            if self.path.exists() and (not self.path.is_dir() or any(self.path.iterdir())):
+                if not force:
+                    raise ConfigError(
+                        f"the run folder {self.path} is not empty. Choose another with --output (or output.directory), "
+                        "or use --force to move it aside; nothing is deleted"
+                    )
+                moved = self._free_name()
+                self.path.rename(moved)
+            self.path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ConfigError(f"the run folder {self.path} cannot be made: {error.strerror}") from error
+        return moved
+
+    def abandon(self) -> None:
+        """Remove the folder of a training that never began; other files in it are left."""
+        self.config.unlink(missing_ok=True)
+        if self.path.is_dir() and not any(self.path.iterdir()):
+            self.path.rmdir()
+
+    @classmethod
+    def existing(cls, path: str | os.PathLike[str]) -> RunFolder:
+        """The folder of a training that took place.
+
+        Raises:
+            ConfigError: There is no such folder, or it holds no training.
+        """
+        folder = cls(Path(path))
+        if not folder.config.is_file():
+            what = "holds no training" if folder.path.is_dir() else "does not exist"
+            raise ConfigError(
+                f"{folder.path} {what}: {folder.config.name} is not there; give a folder of `dpmodel train`"
+            )
+        return folder
+
+    def _free_name(self) -> Path:
+        number = 1
+        while (candidate := self.path.with_name(f"{self.path.name}.previous-{number}")).exists():
+            number += 1
+        return candidate

@@ -1,0 +1,59 @@
+import pytest
+import typer
+
+from dpmodel.cli import application
+from dpmodel.cli.application import BAD_USAGE, FAILED, OK
+from monitors.errors import BudgetExceededError, ConfigError
+
+
+@pytest.fixture
+def raising(monkeypatch):
+    """A command line whose only command raises what the test gives it."""
+
+    def prepare(error):
+        app = typer.Typer(pretty_exceptions_enable=False)
+
+        @app.command()
+        def fail():
+            raise error
+
+        monkeypatch.setattr(application, "app", app)
+
+    return prepare
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "words"),
+    [
+        (ConfigError("a.yaml:3: wrong"), BAD_USAGE, "dpmodel: error: a.yaml:3: wrong"),
+        (BudgetExceededError("spent"), FAILED, "dpmodel: error: spent"),
+        (FileNotFoundError("gone"), FAILED, "dpmodel: error: gone"),
+        (KeyError("x"), FAILED, "KeyError: 'x' (this is a fault in dpmodel"),
+    ],
+)
+def test_an_error_is_one_message_and_an_exit_code(raising, capsys, error, code, words):
+    raising(error)
+    assert application.run([]) == code
+    captured = capsys.readouterr().err
+    assert words in captured
+    assert "Traceback" not in captured
+
+
+def test_a_traceback_is_shown_on_request(raising, capsys, monkeypatch):
+    monkeypatch.setenv(application.DEBUG_VARIABLE, "1")
+    raising(KeyError("x"))
+    assert application.run([]) == FAILED
+    assert "Traceback" in capsys.readouterr().err
+
+
+def test_an_unknown_command_suggests_the_nearest(command):
+    code, _, error = command("budgt")
+    assert code == BAD_USAGE
+    assert "budget" in error
+
+
+def test_without_a_command_the_help_is_shown(command):
+    code, text, _ = command("--help")
+    assert code == OK
+    for name in ("train", "eval", "budget"):
+        assert name in text

@@ -1,0 +1,191 @@
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[3]
+MNIST = ["-n", "60000", "-b", "256"]
+
+
+def test_epsilon_follows_from_a_multiplier(command):
+    code, text, _ = command("budget", *MNIST, "-e", "10", "--noise-multiplier", "1.5", "--json")
+    assert code == 0
+    answer = json.loads(text)
+    assert answer["asked"] == "epsilon"
+    assert answer["steps"] == 2340
+    assert answer["epsilon"] == pytest.approx(0.628, abs=5e-4)
+
+
+def test_the_multiplier_follows_from_a_target(command):
+    code, text, _ = command("budget", "-n", "60000", "-b", "512", "-e", "40", "--target-epsilon", "2.579", "--json")
+    assert code == 0
+    answer = json.loads(text)
+    assert answer["asked"] == "noise_multiplier"
+    assert answer["noise_multiplier"] == pytest.approx(1.23, abs=1e-3)
+    assert answer["epsilon"] <= 2.579
+
+
+def test_the_most_epochs_fit_and_one_more_does_not(command):
+    question = ["budget", *MNIST, "--noise-multiplier", "1.5", "--json"]
+    epochs = json.loads(command(*question, "--max-epsilon", "0.8")[1])["epochs"]
+    assert json.loads(command(*question, "-e", epochs)[1])["epsilon"] <= 0.8
+    assert json.loads(command(*question, "-e", epochs + 1)[1])["epsilon"] > 0.8
+
+
+def test_not_even_one_epoch_is_said_with_what_one_costs(command):
+    code, _, error = command("budget", *MNIST, "--noise-multiplier", "0.5", "--max-epsilon", "0.5")
+    assert code == 1
+    assert "not even one epoch fits into epsilon 0.5" in error
+    assert "one epoch spends" in error
+
+
+def test_honest_figures_stand_side_by_side(command):
+    code, text, _ = command("budget", *MNIST, "-e", "10", "--noise-multiplier", "1.5", "--json")
+    assert code == 0
+    rows = {row["name"]: row for row in json.loads(text)["side_by_side"]}
+    assert rows["Poisson, per example"]["configured"]
+    assert rows["shuffle, zero out one"]["epsilon"]["zcdp"] == pytest.approx(10.67, abs=5e-3)
+    assert rows["shuffle, replace one"]["epsilon"]["zcdp"] == pytest.approx(26.18, abs=5e-3)
+    assert all(row["assumes"] for row in rows.values())
+    # half the multiplier is what a group of two counts for
+    half = json.loads(command("budget", *MNIST, "-e", "10", "--noise-multiplier", "0.75", "--json")[1])
+    assert rows["Poisson, micro-batches of 2"]["epsilon"]["rdp"] == pytest.approx(half["epsilon"], rel=1e-9)
+
+
+def test_the_poisson_figure_is_no_guarantee_beside_shuffled_batches(command):
+    question = ["budget", *MNIST, "-e", "10", "--noise-multiplier", "1.5", "--sampling", "shuffle", "--json"]
+    answer = json.loads(command(*question)[1])
+    rows = {row["name"]: row for row in answer["side_by_side"]}
+    assert rows["shuffle, zero out one"]["configured"]
+    assert "optimistic, NOT a guarantee" in rows["Poisson, per example"]["assumes"]
+    assert answer["epsilon"] > rows["Poisson, per example"]["epsilon"]["rdp"]
+
+
+def test_micro_batches_and_adaptive_clipping_cost(command):
+    question = ["budget", *MNIST, "-e", "10", "--noise-multiplier", "1.5", "--json"]
+    plain = json.loads(command(*question)[1])["epsilon"]
+    assert json.loads(command(*question, "--micro-batches", "32")[1])["epsilon"] > 2 * plain
+    counted = json.loads(command(*question, "--fraction-stddev", "0.004")[1])["epsilon"]
+    assert counted > 1.05 * plain
+
+
+def test_decays_are_planned_with_their_own_steps(command):
+    question = ["budget", *MNIST, "-e", "10", "--noise-multiplier", "1.5", "--json"]
+    answer = json.loads(command(*question, "--decay-policy", "Exp", "--decay-rate", "1e-4")[1])
+    assert answer["last_noise_multiplier"] == pytest.approx(1.5 * 2.718281828 ** (-0.2339), rel=1e-4)
+    assert answer["epsilon"] > 0.629
+
+
+def test_every_accountant_gives_a_figure_or_a_reason(command):
+    code, text, _ = command("budget", *MNIST, "-e", "1", "--noise-multiplier", "1.5", "--accountant", "all", "--json")
+    assert code == 0
+    figures = json.loads(text)["epsilon_by_accountant"]
+    assert "no statement" in figures["zcdp"]
+    assert figures["rdp"] > 0
+
+
+def test_options_change_what_a_configuration_says(command):
+    path = ROOT / "configs" / "lenet5_mnist.yaml"
+    answer = json.loads(command("budget", path, "--noise-multiplier", "1.1", "--set", "training.epochs=3", "--json")[1])
+    assert answer["asked"] == "epsilon"
+    assert answer["noise_multiplier"] == 1.1
+    assert answer["epochs"] == 3
+    assert answer["num_examples"] == 60000
+
+
+def test_the_table_says_what_each_figure_assumes(command):
+    code, text, _ = command("budget", *MNIST, "-e", "10", "--noise-multiplier", "1.5")
+    assert code == 0
+    for words in ("0.629 (rdp)", "10.670 (zcdp)", "(configured)", "no amplification is claimed", "2,340 steps"):
+        assert words in " ".join(text.split())
+
+
+def test_a_picture_of_epsilon_against_the_step_is_drawn(command, tmp_path):
+    path = tmp_path / "epsilon.png"
+    code, _, error = command("budget", "-n", "1000", "-b", "50", "-e", "2", "--noise-multiplier", "1.5", "--plot", path)
+    assert code == 0, error
+    assert path.read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["-b", "256"], "--epochs"),
+        ([*MNIST, "-e", "10"], "--noise-multiplier or --target-epsilon"),
+        ([*MNIST, "-e", "10", "--noise-multiplier", "0"], "noise_multiplier must be a positive finite number, got 0"),
+        (
+            [*MNIST, "-e", "10", "--noise-multiplier", "nan"],
+            "noise_multiplier must be a positive finite number, got nan",
+        ),
+        ([*MNIST, "-e", "0", "--noise-multiplier", "1"], "training.epochs must be a whole number of at least 1, got 0"),
+        (
+            [*MNIST, "-e", "1", "--noise-multiplier", "1", "--delta", "1"],
+            "delta must be strictly between 0 and 1, got 1",
+        ),
+        ([*MNIST, "-e", "1", "--noise-multiplier", "1", "--target-epsilon", "3"], "give exactly one of"),
+        (
+            ["-n", "100", "-b", "256", "-e", "1", "--noise-multiplier", "1"],
+            "batch_size=256 is larger than the data set of 100",
+        ),
+        (["-n", "0", "-b", "256", "-e", "1", "--noise-multiplier", "1"], "num_examples"),
+        (["-b", "256", "-e", "1", "--noise-multiplier", "1"], "--num-examples"),
+        ([*MNIST, "-e", "1", "--noise-multiplier", "1", "--accountant", "rpd"], "did you mean 'rdp'"),
+        (
+            [*MNIST, "-e", "1", "--noise-multiplier", "1", "--micro-batches", "7"],
+            "must be a multiple of micro_batches=7",
+        ),
+        ([*MNIST, "--target-epsilon", "1", "--max-epsilon", "3"], "give privacy.noise_multiplier"),
+        (
+            [*MNIST, "--noise-multiplier", "1", "--max-epsilon", "-3"],
+            "max_epsilon must be a positive finite number, got -3",
+        ),
+        ([*MNIST, "-e", "1", "--noise-multiplier", "1", "--decay-policy", "Sine"], "Sine"),
+        (["--no-such-option"], "No such option"),
+    ],
+)
+def test_bad_usage_is_refused_with_the_reason(command, arguments, words):
+    code, _, error = command("budget", *arguments)
+    assert code == 2
+    assert words in " ".join(error.replace("│", " ").split())
+    assert "Traceback" not in error
+
+
+def test_the_budget_command_loads_nothing_heavy():
+    code = (
+        "import sys\nfrom dpmodel.cli.application import run\n"
+        "run(['budget', '-n', '60000', '-b', '256', '-e', '10', '--noise-multiplier', '1.5'])\n"
+        "loaded = {'torch', 'matplotlib', 'torchmetrics', 'scipy', 'torchvision'} & set(sys.modules)\n"
+        "print('loaded:', sorted(loaded))"
+    )
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True)
+    assert "loaded: []" in found.stdout
+    assert "0.629" in found.stdout
+
+
+@pytest.mark.slow
+def test_the_budget_command_answers_in_less_than_0_7_seconds():
+    command = [sys.executable, "-m", "dpmodel", "budget", *MNIST, "-e", "10", "--noise-multiplier", "1.5"]
+
+    def seconds():
+        begun = time.perf_counter()
+        subprocess.run(command, capture_output=True, cwd=ROOT, check=True)
+        return time.perf_counter() - begun
+
+    assert min(seconds() for _ in range(5)) < 0.7
+
+
+def test_help_shows_examples(command):
+    for name in ("train", "eval", "budget"):
+        code, text, _ = command(name, "--help")
+        assert code == 0
+        assert "Examples" in text
+        assert f"dpmodel {name}" in text
+
+
+def test_the_version_is_printed(command):
+    import dpmodel
+
+    assert command("--version")[1].strip() == f"dpmodel {dpmodel.__version__}"

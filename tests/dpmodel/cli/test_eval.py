@@ -1,0 +1,66 @@
+import json
+
+import pytest
+
+
+@pytest.fixture
+def trained(command, tiny, tmp_path):
+    out = tmp_path / "run"
+    assert command("train", tiny, "--output", out, "--quiet")[0] == 0
+    return out
+
+
+def test_metrics_and_claim_come_from_the_folder_alone(command, trained, tiny):
+    tiny.unlink()
+    code, text, _ = command("eval", trained)
+    assert code == 0
+    assert "test accuracy" in text
+    assert "epsilon" in text
+
+
+def test_a_setting_may_be_changed(command, trained):
+    code, text, _ = command("eval", trained, "--set", "training.metrics=[f1]", "--json")
+    assert code == 0
+    assert list(json.loads(text)["metrics"]) == ["f1"]
+
+
+def test_a_folder_without_a_training_is_bad_usage(command, tmp_path):
+    code, _, error = command("eval", tmp_path)
+    assert code == 2
+    assert "holds no training" in error
+    code, _, error = command("eval", tmp_path / "nothing")
+    assert code == 2
+    assert "does not exist" in error
+
+
+def test_a_changed_ledger_is_refused(command, trained):
+    path = trained / "ledger.json"
+    path.write_text(path.read_text().replace("1.5", "9.5"))
+    code, _, error = command("eval", trained)
+    assert code == 1
+    assert "was changed after it was written" in error
+
+
+@pytest.mark.parametrize(
+    ("name", "words"), [("ledger.json", "no epsilon can be stated"), ("checkpoint.safetensors", "is not there")]
+)
+def test_a_missing_file_is_named(command, trained, name, words):
+    (trained / name).unlink()
+    code, _, error = command("eval", trained)
+    assert code == 1
+    assert name in error
+    assert words in error
+
+
+def test_weights_of_another_network_are_refused(command, trained):
+    code, _, error = command("eval", trained, "--set", "network={name: mlp, hidden: [3]}")
+    assert code == 1
+    assert "checkpoint.safetensors" in error
+
+
+def test_a_truncated_checkpoint_is_refused(command, trained):
+    path = trained / "checkpoint.safetensors"
+    path.write_bytes(path.read_bytes()[:-10])
+    code, _, error = command("eval", trained)
+    assert code == 1
+    assert "Traceback" not in error

@@ -1,0 +1,314 @@
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from dpmodel.config import load_config
+from dpmodel.plan import plan_training
+from dpmodel.runfolder import RunFolder
+from monitors.accountant import privacy_spent
+from monitors.ledger import Ledger
+
+ROOT = Path(__file__).parents[3]
+FILES = {
+    "config.resolved.yaml",
+    "history.csv",
+    "checkpoint.safetensors",
+    "ledger.json",
+    "privacy_report.json",
+    "privacy_report.md",
+    "training_curve.png",
+}
+
+
+def test_the_main_job_on_a_subset_of_mnist(command, tmp_path):
+    settings = ["data.limit=600", "data.test_limit=200", "training.batch_size=60", "training.epochs=1"]
+    overrides = [part for setting in settings for part in ("--set", setting)]
+    out = tmp_path / "run"
+    code, text, _ = command("train", ROOT / "configs" / "lenet5_mnist.yaml", *overrides, "--output", out, "--quiet")
+    assert code == 0
+    assert {path.name for path in out.iterdir()} == FILES
+    report = json.loads((out / "privacy_report.json").read_text())
+    assert report["epsilon"] <= 3.0
+    assert report["epsilon"] == pytest.approx(3.0, rel=1e-3)
+    assert report["ledger_digest"] == Ledger.load(out / "ledger.json").digest()
+    assert report["status"] == "finished"
+    words = (out / "privacy_report.md").read_text()
+    assert "add or remove one example" in words
+    assert "Poisson, rate 60/600" in words
+    assert "Hyper-parameter tuning" in words
+    with (out / "history.csv").open() as stream:
+        rows = list(csv.DictReader(stream))
+    assert len(rows) == 1
+    assert float(rows[0]["epsilon"]) == pytest.approx(report["epsilon"])
+    assert "3.000 at delta 1e-05" in text
+    # the folder alone gives the same figures again
+    code, text, _ = command("eval", out, "--json")
+    assert code == 0
+    again = json.loads(text)
+    assert again["metrics"]["accuracy"] == pytest.approx(float(rows[0]["accuracy"]))
+    assert again["privacy"]["epsilon"] == report["epsilon"]
+
+
+PLANS = {
+    "fixed": [],
+    "solved for": ["privacy.noise_multiplier=null", "privacy.target_epsilon=4"],
+    "decaying": ["privacy.noise={name: AdaGaussian, decay_policy: Time, noise_decay_rate: 0.05}"],
+    "adaptive clipping": ["privacy.clip={name: Gaussian, fraction_stddev: 0.2}"],
+    "micro-batches": ["privacy.micro_batches=4"],
+    "shuffled": ["privacy.sampling=shuffle", "privacy.accountant=zcdp"],
+    "all at once": [
+        "privacy.noise={name: AdaGaussian, decay_policy: Exp, noise_decay_rate: 0.02}",
+        "privacy.clip={name: Gaussian, decay_policy: Geometric, fraction_stddev: 0.2}",
+        "privacy.micro_batches=3",
+        "privacy.sampling=shuffle",
+    ],
+}
+
+
+@pytest.mark.parametrize("settings", PLANS.values(), ids=PLANS)
+def test_the_planned_ledger_is_the_trained_ledger(command, tiny, tmp_path, settings):
+    overrides = [part for setting in settings for part in ("--set", setting)]
+    code, text, _ = command("train", tiny, *overrides, "--output", tmp_path / "run", "--json")
+    assert code == 0
+    trained = Ledger.load(tmp_path / "run" / "ledger.json")
+    plan = plan_training(load_config(tiny, settings), num_examples=120)
+    assert trained == plan.ledger()
+    assert json.loads(text)["privacy"]["epsilon"] == plan.privacy_spent().epsilon
+
+
+SPEED = [
+    "performance.engine=loop",
+    "performance.engine=vmap",
+    "performance.physical_batch_size=5",
+    "performance.in_memory=false",
+    "performance={in_memory: false, workers: 1}",
+    "performance.device=cpu",
+    "performance.threads=1",
+]
+
+
+@pytest.mark.parametrize("setting", SPEED)
+def test_the_performance_section_changes_no_epsilon(command, tiny, tmp_path, setting):
+    code, text, error = command("train", tiny, "--set", setting, "--output", tmp_path / "run", "--json")
+    assert code == 0, error
+    planned = plan_training(load_config(tiny), num_examples=120)
+    assert Ledger.load(tmp_path / "run" / "ledger.json").digest() == planned.ledger().digest()
+    assert json.loads(text)["privacy"]["epsilon"] == planned.privacy_spent().epsilon
+
+
+def test_the_same_seed_gives_the_same_first_weights_and_no_caveat(tiny):
+    import torch
+
+    from dpmodel.build import build_training
+
+    def weights(seed):
+        task = build_training(load_config(tiny, [f"training.seed={seed}"])).task
+        return torch.cat([value.flatten() for value in task.network.state_dict().values()])
+
+    assert torch.equal(weights(3), weights(3))
+    assert not torch.equal(weights(3), weights(4))
+    assert plan_training(load_config(tiny), 120).ledger().notes == ()
+
+
+@pytest.mark.parametrize(
+    ("setting", "note"),
+    [
+        ("privacy.noise.seed=7", "reproducible noise: no guarantee"),
+        ("privacy.sampling_seed=7", "reproducible sampling: no guarantee"),
+    ],
+)
+def test_a_seed_that_voids_the_guarantee_is_in_the_report(command, tiny, tmp_path, setting, note):
+    code, _, _ = command("train", tiny, "--set", setting, "--output", tmp_path / "run", "--quiet")
+    assert code == 0
+    assert note in (tmp_path / "run" / "privacy_report.md").read_text()
+    assert note in json.loads((tmp_path / "run" / "privacy_report.json").read_text())["notes"]
+
+
+def test_a_baseline_without_noise_says_so_everywhere(command, tiny, tmp_path):
+    overrides = ["--set", "privacy.noise=null", "--set", "privacy.noise_multiplier=null"]
+    code, text, _ = command("train", tiny, *overrides, "--output", tmp_path / "run", "--quiet")
+    assert code == 0
+    assert "infinite" in text
+    assert "NOT differentially private" in (tmp_path / "run" / "privacy_report.md").read_text()
+    assert json.loads((tmp_path / "run" / "privacy_report.json").read_text())["epsilon"] == "inf"
+
+
+def test_max_eps_stops_before_it_is_passed(command, tiny, tmp_path):
+    plan = plan_training(load_config(tiny), 120)
+    most = plan.privacy_spent(epochs=1).epsilon
+    setting = f"privacy.monitor.max_eps={most}"
+    code, text, _ = command("train", tiny, "--set", setting, "--output", tmp_path / "run", "--json")
+    assert code == 0
+    privacy = json.loads(text)["privacy"]
+    assert 0 < privacy["steps"] < privacy["planned_steps"]
+    assert privacy["epsilon"] <= most
+    assert "max_eps=" in privacy["status"]
+    ledger = Ledger.load(tmp_path / "run" / "ledger.json")
+    one_more = ledger.copy().record(plan.release.event(ledger.total))
+    assert privacy_spent(one_more, 1e-4).epsilon > most
+
+
+def test_a_run_folder_in_use_is_refused_and_force_loses_nothing(command, tiny, tmp_path):
+    out = tmp_path / "run"
+    assert command("train", tiny, "--output", out, "--quiet")[0] == 0
+    first = (out / "ledger.json").read_bytes()
+    code, _, error = command("train", tiny, "--output", out, "--quiet")
+    assert code == 2
+    assert "is not empty" in error
+    assert command("train", tiny, "--output", out, "--quiet", "--force")[0] == 0
+    assert (tmp_path / "run.previous-1" / "ledger.json").read_bytes() == first
+
+
+def test_a_plain_run_shows_progress_and_the_claim(command, tiny, tmp_path):
+    code, text, _ = command("train", tiny, "--output", tmp_path / "run")
+    assert code == 0
+    for words in ("synthetic: 120 training examples", "multiplier 1.5", "test accuracy", "at delta 0.0001"):
+        assert words in text
+
+
+REFUSED = [
+    ("training.batch_size=121", 2, ["training.batch_size", "larger than the data set of 120"]),
+    ("privacy.micro_batches=5", 2, ["batch_size=12 must be a multiple of micro_batches=5", "micro_batches=4"]),
+    ("data.num_examples=1000", 2, ["data.num_examples is 1000", "has 120"]),
+    ("data.name=minst", 2, ["data: unknown data set 'minst'", "did you mean 'mnist'"]),
+    ("data.nun_train=3", 2, ["has no argument 'nun_train'", "did you mean 'num_train'"]),
+    ("network.name=lenet", 2, ["unknown network 'lenet'", "did you mean 'lenet5'"]),
+    ("network={name: linear, num_classes: 2}", 2, ["it has 2 outputs", "3 classes", "set num_classes: 3"]),
+    ("network={name: lenet5}", 2, ["cannot take inputs of shape (1, 4, 4)"]),
+    ("network.hiden=3", 2, ["has no argument 'hiden'"]),
+    ("loss.name=cross_entopy", 2, ["loss: unknown loss 'cross_entopy'", "did you mean 'cross_entropy'"]),
+    ("optimizer.name=Adan", 2, ["optimizer: unknown optimizer 'Adan'", "did you mean 'Adam'"]),
+    ("optimizer.lrr=3", 2, ["has no argument 'lrr'", "did you mean 'lr'"]),
+    ("optimizer.lr=-3", 2, ["optimizer", "-3"]),
+    ("optimizer.schedule={name: LinearLRR}", 2, ["optimizer.schedule", "did you mean 'LinearLR'"]),
+    ("optimizer.schedule={name: LinearLR, interval: hour}", 2, ["optimizer.schedule", "'hour'"]),
+    ("training.metrics=[acuracy]", 2, ["training.metrics", "did you mean 'accuracy'"]),
+    ("callbacks=[{name: LosMonitor}]", 2, ["callbacks.0", "did you mean 'LossMonitor'"]),
+    ("callbacks=[{name: EarlyStopping, patience: -1}]", 2, ["callbacks.0", "patience", "-1"]),
+    ("privacy.accountant=zcdp", 2, ["privacy.accountant", "Poisson", "sampling='shuffle'"]),
+    ("privacy.noise.decay_rate=1", 2, ["privacy.noise", "decay_rate=1", "Gaussian"]),
+    ("privacy.noise={name: AdaGaussian, decay_policy: Sine}", 2, ["privacy.noise", "'Sine'", "Time"]),
+    ("privacy.clip={name: Gaussian, target_unclipped_quantile: 90}", 2, ["privacy.clip", "90", "did you mean 0.9?"]),
+    ("privacy.clip={name: Gaussian, min_norm_bound: 3}", 2, ["norm_bound=0.5 must lie in"]),
+    ("performance.engine=lop", 2, ["performance.engine", "did you mean 'loop'"]),
+    ("performance.device=tpu9", 2, ["performance.device", "'tpu9'", "use 'auto' or 'cpu'"]),
+    ("data={name: npz, root: nowhere.npz}", 1, ["nowhere.npz"]),
+    ("data={name: mnist, root: nowhere, download: false}", 1, ["train-images-idx3-ubyte", "nowhere", "data.root"]),
+]
+
+
+@pytest.mark.parametrize(("setting", "expected", "words"), REFUSED, ids=[row[0] for row in REFUSED])
+def test_bad_input_is_refused_before_any_budget_is_spent(command, tiny, tmp_path, setting, expected, words):
+    out = tmp_path / "run"
+    code, _, error = command("train", tiny, "--set", setting, "--output", out, "--quiet")
+    assert code == expected, error
+    for text in words:
+        assert text in error
+    assert "Traceback" not in error
+    assert not out.exists()
+
+
+def test_a_target_out_of_reach_says_the_smallest_that_can_be_met(command, tiny, tmp_path):
+    settings = [
+        "privacy.noise_multiplier=null",
+        "privacy.target_epsilon=0.5",
+        "privacy.clip={name: Gaussian, fraction_stddev: 0.01}",
+    ]
+    overrides = [part for setting in settings for part in ("--set", setting)]
+    code, _, error = command("train", tiny, *overrides, "--output", tmp_path / "run")
+    assert code == 2
+    assert "privacy.target_epsilon" in error
+    assert "no noise multiplier meets epsilon 0.5" in error
+    assert "epsilon is still" in error
+
+
+def test_batchnorm_is_refused_with_its_name_and_remedy(command, tiny, tmp_path, monkeypatch):
+    (tmp_path / "batchnorm_net.py").write_text(
+        "from torch import nn\n"
+        "class Net(nn.Sequential):\n"
+        "    def __init__(self):\n"
+        "        super().__init__(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(16, 3))\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    out = tmp_path / "run"
+    code, _, error = command("train", tiny, "--set", "network={module: 'batchnorm_net:Net'}", "--output", out)
+    assert code == 2
+    assert "BatchNorm" in error
+    assert "GroupNorm" in error
+    assert not out.exists()
+
+
+def test_a_failure_while_training_leaves_ledger_and_report(tiny, tmp_path):
+    from dpmodel.callbacks import Callback
+    from dpmodel.job import train_from_config
+
+    class Broken(Callback):
+        def on_train_step_end(self, run):
+            if run.step == 5:
+                raise RuntimeError("the disk is on fire")
+
+    with pytest.raises(RuntimeError, match="on fire"):
+        train_from_config(load_config(tiny), tmp_path / "run", callbacks=[Broken()])
+    folder = RunFolder(tmp_path / "run")
+    assert Ledger.load(folder.ledger).total == 5
+    report = json.loads(folder.report.read_text())
+    assert report["status"] == "failed: RuntimeError: the disk is on fire"
+    assert report["steps"] == 5
+
+
+def _start(tiny, out):
+    command = [
+        sys.executable,
+        "-m",
+        "dpmodel",
+        "train",
+        str(tiny),
+        "--output",
+        str(out),
+        "--set",
+        "training.epochs=100000",
+    ]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen(
+        command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+    deadline = time.monotonic() + 60
+    while not (out / "history.csv").exists():
+        assert process.poll() is None, process.stdout.read()
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    return process
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=lambda number: number.name)
+def test_an_interrupt_finishes_the_step_and_writes_everything(tiny, tmp_path, number):
+    out = tmp_path / "run"
+    process = _start(tiny, out)
+    process.send_signal(number)
+    text, _ = process.communicate(timeout=60)
+    assert process.returncode == 1
+    assert f"interrupted ({number.name})" in text
+    assert {path.name for path in out.iterdir()} == FILES - {"training_curve.png"}
+    report = json.loads((out / "privacy_report.json").read_text())
+    assert report["steps"] == Ledger.load(out / "ledger.json").total
+    assert 0 < report["steps"] < report["planned_steps"]
+    assert f"interrupted ({number.name})" in report["status"]
+
+
+def test_a_killed_training_is_charged_for_at_least_what_it_did(tiny, tmp_path):
+    out = tmp_path / "run"
+    process = _start(tiny, out)
+    process.kill()
+    process.communicate(timeout=60)
+    with (out / "history.csv").open() as stream:
+        steps_done = int(list(csv.DictReader(stream))[-1]["step"])
+    ledger = Ledger.load(out / "ledger.json")
+    assert ledger.total >= steps_done
+    assert ledger.total % 10 == 0

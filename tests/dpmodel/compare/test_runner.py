@@ -1,0 +1,129 @@
+import os
+import shutil
+import signal
+
+import pytest
+
+from dpmodel.compare import make_comparison, run_comparison
+from dpmodel.compare.runner import Silence
+from monitors import Ledger, RDPAccountant
+from monitors.errors import DataError
+
+
+class Watching(Silence):
+    """Keeps the labels of the trainings; interrupts in the first step of one of them."""
+
+    def __init__(self, interrupt_at=None):
+        self.labels, self.reused, self.interrupt_at = [], None, interrupt_at
+
+    def training(self, jobs, reused):
+        self.reused = reused
+
+    def began(self, job):
+        self.labels.append(job.label)
+
+    def stepped(self, job, step):
+        if len(self.labels) == self.interrupt_at and step == 1:
+            os.kill(os.getpid(), signal.SIGINT)
+
+
+def test_every_run_spends_the_target_by_its_own_ledger(carried_out):
+    assert carried_out.ok
+    assert carried_out.missing == 0
+    accountant = RDPAccountant()
+    for path in carried_out.folder.ledgers():
+        assert 3.0 * 0.999 <= accountant.epsilon(Ledger.load(path), 1e-5) <= 3.0
+
+
+def test_runs_of_one_seed_share_their_initial_weights_and_not_their_noise(carried_out):
+    rows = {row.name: {run.seed: run for run in row.runs} for row in carried_out.result.variants}
+    assert set(rows["fixed"]) == set(rows["Exp strong"]) == {1, 2}
+    texts = [rows[name][1].folder.config.read_text() for name in ("fixed", "Exp strong")]
+    assert all("seed: 1\n" in text and "sampling_seed: null" in text for text in texts)
+    assert rows["fixed"][1].folder.checkpoint.read_bytes() != rows["Exp strong"][1].folder.checkpoint.read_bytes()
+
+
+def test_an_interrupted_comparison_keeps_what_is_done_and_the_same_command_resumes_it(tiny, tmp_path):
+    comparison = make_comparison(tiny)
+    broken_off = run_comparison(comparison, tmp_path, jobs=1, watcher=Watching(interrupt_at=2))
+    assert broken_off.interrupted
+    assert not broken_off.ok
+    assert broken_off.missing == 3
+    done = {path: path.stat().st_mtime_ns for path in tmp_path.glob("runs/fixed/seed-1/*")}
+
+    watching = Watching()
+    resumed = run_comparison(comparison, tmp_path, jobs=1, watcher=watching)
+    assert resumed.ok
+    assert watching.reused == resumed.reused == 1
+    assert watching.labels == ["Exp strong, seed 1", "fixed, seed 2", "Exp strong, seed 2"]
+    assert {path: path.stat().st_mtime_ns for path in done} == done
+
+    # what the broken-off training released is kept, and counts
+    aside = tmp_path / "runs/exp-strong/seed-1.previous-1/ledger.json"
+    assert Ledger.load(aside).total == 1
+    assert resumed.result.trainings == 5
+    whole = RDPAccountant().epsilon(Ledger().merge(*map(Ledger.load, resumed.folder.ledgers())), 1e-5)
+    assert resumed.result.composed.epsilon == pytest.approx(whole)
+    assert whole > resumed.result.variants[0].epsilon
+
+
+def test_finished_runs_are_reused_and_those_of_other_settings_are_made_again(tiny, tmp_path):
+    tiny["seeds"] = [1]
+    run_comparison(make_comparison(tiny), tmp_path, jobs=1)
+    again = Watching()
+    assert run_comparison(make_comparison(tiny), tmp_path, jobs=1, watcher=again).reused == 2
+    assert again.labels == []
+    tiny["base"]["performance"] = {"threads": 1}
+    assert run_comparison(make_comparison(tiny), tmp_path, jobs=1, watcher=again).reused == 2
+    tiny["variants"][1]["set"]["privacy.norm_bound"] = 0.5
+    assert run_comparison(make_comparison(tiny), tmp_path, jobs=1, watcher=again).reused == 1
+    assert again.labels == ["Exp strong, seed 1"]
+    assert (tmp_path / "runs/exp-strong/seed-1.previous-1").is_dir()
+
+
+def test_a_run_folder_whose_report_is_not_of_its_ledger_is_refused(tiny, tmp_path):
+    tiny["seeds"] = [1]
+    found = run_comparison(make_comparison(tiny), tmp_path, jobs=1)
+    fixed, other = (row.runs[0].folder for row in found.result.variants)
+    shutil.copy(other.ledger, fixed.ledger)
+    with pytest.raises(DataError, match="is not of"):
+        run_comparison(make_comparison(tiny), tmp_path, jobs=1)
+
+
+def test_a_training_that_fails_is_named_and_the_others_go_on(tiny, tmp_path, monkeypatch):
+    tiny["seeds"] = [1]
+    from dpmodel import job
+
+    carry_out = job.train_from_config
+
+    def faulty(config, *args, **options):
+        if config.privacy.noise.name == "AdaGaussian":
+            raise OSError("the disk is full")
+        return carry_out(config, *args, **options)
+
+    monkeypatch.setattr(job, "train_from_config", faulty)
+    found = run_comparison(make_comparison(tiny), tmp_path, jobs=1)
+    assert [outcome.fault for outcome in found.faults] == ["OSError: the disk is full"]
+    assert not found.ok
+    assert [row.name for row in found.result.variants] == ["fixed"]
+
+
+def test_a_training_that_stops_early_is_told_to_be_unequal(tiny, tmp_path):
+    tiny["seeds"] = [1]
+    tiny["base"]["training"]["epochs"] = 4
+    tiny["base"]["optimizer"]["lr"] = 1e-9
+    early = {"name": "EarlyStopping", "monitor": "accuracy", "patience": 1}
+    tiny["variants"][1]["set"]["callbacks"] = [early]
+    found = run_comparison(make_comparison(tiny), tmp_path, jobs=1)
+    assert not found.result.equal
+    assert not found.ok
+    assert found.result.caveats[0].startswith("NOT AT EQUAL EPSILON: Exp strong, seed 1")
+
+
+@pytest.mark.slow
+def test_several_processes_find_the_same_rows(tiny, tmp_path):
+    watching = Watching()
+    found = run_comparison(make_comparison(tiny), tmp_path, jobs=2, watcher=watching)
+    assert found.ok
+    assert sorted(watching.labels) == sorted(outcome.job.label for outcome in found.outcomes)
+    assert [len(row.runs) for row in found.result.variants] == [2, 2]

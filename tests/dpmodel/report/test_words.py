@@ -1,0 +1,103 @@
+import dataclasses
+import json
+import math
+import re
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from dpmodel.config import make_config
+from dpmodel.plan import plan_training
+from dpmodel.report import make_report, report_in_words
+from dpmodel.report.words import epsilon_text
+
+BASE = {
+    "network": "lenet5",
+    "optimizer": "SGD",
+    "privacy": {"noise_multiplier": 1.5},
+    "training": {"epochs": 2, "batch_size": 50},
+}
+
+
+def report(*overrides, steps=None):
+    plan = plan_training(make_config(BASE, overrides), 1000)
+    steps = plan.steps if steps is None else steps
+    return make_report(plan, plan.ledger(steps), steps)
+
+
+def test_the_words_name_everything_that_the_figure_depends_on():
+    words = report_in_words(report())
+    for text in (
+        "add or remove one example",
+        "Poisson, rate 50/1000",
+        "| Accountant | rdp |",
+        "1e-05",
+        "multiplier 1.5",
+        "40 of 40 planned",
+        "Training loss",
+        "Evaluation data",
+        "Hyper-parameter tuning",
+    ):
+        assert text in words
+
+
+def test_micro_batches_and_the_clip_count_are_explained():
+    words = report_in_words(report("privacy.micro_batches=5", "privacy.clip.name=Gaussian"))
+    assert "by 2 times the bound, so 0.75 is what counts" in words
+    assert "sensitivity 2 x norm bound" in words
+    assert "the noisy statistic that moves it is charged" in words
+
+
+def test_a_decaying_multiplier_is_given_at_both_ends():
+    noise = "privacy.noise={name: AdaGaussian, decay_policy: Time, noise_decay_rate: 1}"
+    assert "multiplier 1.5 at the first step, 0.0375 at the last" in report_in_words(report(noise))
+
+
+def test_public_constants_of_the_data_are_called_so():
+    assert "data.mean and data.std" in report_in_words(report("data.mean=0.13", "data.std=0.31"))
+    assert "data.mean" not in report_in_words(report())
+
+
+def test_a_useless_epsilon_is_called_useless():
+    words = report_in_words(report("privacy.noise_multiplier=0.03"))
+    assert "practically no formal guarantee" in words
+    assert "protects nobody in practice" in words
+
+
+def test_without_noise_nothing_is_claimed():
+    made = report("privacy.noise=null", "privacy.noise_multiplier=null")
+    words = report_in_words(made)
+    assert "NOT differentially private: epsilon is infinite" in words
+    assert "satisfies" not in words
+    assert made.to_dict()["epsilon"] == "inf"
+
+
+def test_notes_of_the_ledger_are_caveats():
+    words = report_in_words(report("privacy.noise.seed=3"))
+    assert "## Caveats" in words
+    assert "reproducible noise: no guarantee" in words
+
+
+def test_the_table_survives_any_text():
+    made = report()
+    strange = dataclasses.replace(made, status="a | b\nc")
+    rows = [line for line in report_in_words(strange).splitlines() if line.startswith("|")]
+    assert all(len(re.findall(r"(?<!\\)\|", row)) == 3 for row in rows)
+
+
+def test_the_json_report_holds_plain_values_only():
+    values = json.loads(report("privacy.micro_batches=5").to_json(), parse_constant=pytest.fail)
+    assert values["format"] == "dpmodel-privacy-report/1"
+    assert values["tuning"] == "not accounted"
+    assert values["mechanism"]["sensitivity_factor"] == 2.0
+    assert values["epsilon"] == values["epsilon_by_accountant"]["rdp"]
+
+
+@given(st.floats(0, 1e9))
+def test_an_epsilon_is_never_shown_smaller_than_it_is(epsilon):
+    assert float(epsilon_text(epsilon).replace(",", "")) >= epsilon * (1 - 1e-12)
+
+
+def test_an_infinite_epsilon_is_called_infinite():
+    assert epsilon_text(math.inf) == "infinite"

@@ -1,0 +1,154 @@
+import copy
+import json
+import math
+import os
+import random
+import signal
+import statistics
+
+import pytest
+import yaml
+
+from dpmodel.cli.application import run
+from dpmodel.compare.runner import Silence
+from dpmodel.tuning import load_tuning, make_tuning, run_tuning
+from dpmodel.tuning.charge import CHARGES
+from monitors import Ledger, RDPAccountant, best_of_random
+from monitors.errors import ConfigError
+
+VALUES = {
+    "base": {
+        "data": {"name": "synthetic", "num_train": 120, "num_test": 60, "num_classes": 3, "shape": [1, 4, 4]},
+        "network": {"name": "linear"},
+        "optimizer": {"name": "SGD", "lr": 0.5},
+        "privacy": {"target_epsilon": 8.0},
+        "training": {"epochs": 1, "batch_size": 20},
+        "output": {"curve": False},
+    },
+    "search": {"optimizer.lr": {"low": 0.01, "high": 1.0, "scale": "log"}, "privacy.norm_bound": {"values": [0.5, 1.0]}},
+    "runs": 2,
+    "charge": "random",
+}
+
+
+@pytest.fixture
+def values():
+    return copy.deepcopy(VALUES)
+
+
+@pytest.fixture
+def three_runs(monkeypatch):
+    """The secret number of runs is three."""
+    monkeypatch.setattr(CHARGES.get("random"), "number", lambda self, runs, generator: 3)
+
+
+def test_random_stopping_spends_the_target_for_the_search_as_a_whole(values, tmp_path, three_runs):
+    found = run_tuning(make_tuning(values), tmp_path, jobs=1)
+    assert found.ok
+    assert len(found.trials) == 3
+    ledger = Ledger.load(tmp_path / "ledger.json")
+    assert 8.0 * 0.999 <= RDPAccountant().epsilon(ledger, 1e-5) <= 8.0
+    one = Ledger.load(found.best.folder.ledger)
+    assert RDPAccountant().epsilon(best_of_random(one, 2.0), 1e-5) == pytest.approx(found.spent.epsilon)
+    assert RDPAccountant().epsilon(one, 1e-5) < found.spent.epsilon
+    assert found.best.score == max(trial.score for trial in found.trials)
+
+
+def test_the_statement_of_a_secret_search_names_the_best_run_alone(values, tmp_path, three_runs):
+    found = run_tuning(make_tuning(values), tmp_path, jobs=1)
+    text = json.dumps(found.to_dict())
+    assert found.best.folder.path.name in text
+    assert all(trial.folder.path.name not in text for trial in found.trials if trial is not found.best)
+    assert "trials" not in found.to_dict()
+
+
+def test_every_run_is_on_the_ledger_when_all_are_charged(values, tmp_path):
+    values.update(charge="all", runs=3)
+    values["search"]["training.batch_size"] = {"values": [20, 30]}
+    found = run_tuning(make_tuning(values), tmp_path, jobs=1)
+    together = Ledger().merge(*(Ledger.load(trial.folder.ledger) for trial in found.trials))
+    assert found.spent.epsilon == pytest.approx(RDPAccountant().epsilon(together, 1e-5))
+    assert 8.0 * 0.999 <= found.spent.epsilon <= 8.0
+
+
+def test_a_search_that_is_not_charged_says_so_everywhere(values, tmp_path, capsys):
+    path = tmp_path / "search.yaml"
+    path.write_text(yaml.safe_dump(values))
+    assert run(["tune", str(path), "--not-accounted", "--json", "-o", str(tmp_path / "out"), "-j", "1"]) == 0
+    stated = json.loads(capsys.readouterr().out)
+    assert stated["tuning"].startswith("NOT ACCOUNTED")
+    assert stated["privacy"]["notes"] == ["tuning: not accounted"]
+    assert "NOT ACCOUNTED" in (tmp_path / "out/tuning.md").read_text()
+    assert Ledger.load(tmp_path / "out/ledger.json").notes == ("tuning: not accounted",)
+    assert stated["privacy"]["epsilon"] <= 8.0
+
+
+def test_an_interrupted_search_resumes_the_same_runs_and_charges_what_was_broken_off(values, tmp_path, three_runs):
+    class Interrupting(Silence):
+        def stepped(self, job, step):
+            if job.number == 1 and step == 1:
+                os.kill(os.getpid(), signal.SIGINT)
+
+    broken_off = run_tuning(make_tuning(values), tmp_path, jobs=1, watcher=Interrupting())
+    assert not broken_off.ok
+    resumed = run_tuning(make_tuning(values), tmp_path, jobs=1)
+    assert resumed.ok
+    assert len(resumed.outcomes) == 2
+    assert [trial.values for trial in resumed.trials] == [trial.values for trial in broken_off.trials]
+    planned = best_of_random(resumed.trials[0].plan.ledger(), 2.0)
+    aside = Ledger.load(tmp_path / "trials/002.previous-1/ledger.json")
+    charged = RDPAccountant().epsilon(planned.merge(aside), 1e-5)
+    assert resumed.spent.epsilon == pytest.approx(charged)
+    assert charged > RDPAccountant().epsilon(planned, 1e-5)
+
+
+def test_a_folder_of_another_search_is_refused(values, tmp_path, three_runs):
+    run_tuning(make_tuning(values), tmp_path, jobs=1)
+    values["runs"] = 5
+    with pytest.raises(ConfigError, match="holds another search"):
+        run_tuning(make_tuning(values), tmp_path, jobs=1)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"search": {"training.batch_size": {"values": [20, 30]}}}, "every run must release the same"),
+        ({"search": {"privacy.noise.noise_decay_rate": {"values": [0.1]}}}, "every run must release the same"),
+        ({"search": {"privacy.delta": {"values": [1e-5]}}}, "epsilons at different deltas"),
+        ({"search": {"optimizer.lr": {"low": 2.0, "high": 1.0}}}, "low must be below high"),
+        ({"search": {"optimizer.lr": {"low": 0.0, "high": 1.0, "scale": "log"}}}, "a log scale needs low above 0"),
+        ({"search": {"optimizer.lr": {"values": [1.0], "low": 0.5}}}, "either values"),
+        ({"search": {"privacy.norm_bound": {"values": [1.0, -1.0]}}}, "norm_bound must be a positive finite number"),
+        ({"search": {}}, "search"),
+        ({"runs": 1}, "runs must be at least 2"),
+        ({"charge": "randon"}, "did you mean 'random'"),
+        ({"metric": "f2"}, "not among training.metrics"),
+        ({"rums": 3}, "did you mean 'runs'"),
+    ],
+)
+def test_a_faulty_search_is_refused_before_anything_is_trained(values, change, message):
+    with pytest.raises(ConfigError, match=message):
+        make_tuning({**values, **change})
+
+
+def test_random_stopping_needs_the_accountant_that_has_a_rule_for_it(values):
+    values["base"]["privacy"]["accountant"] = "pld"
+    with pytest.raises(ConfigError, match="set 'rdp' in place of 'pld'"):
+        make_tuning(values)
+
+
+@pytest.mark.parametrize("mean", [2, 6, 20])
+def test_the_number_of_runs_is_geometric(mean):
+    charge, generator = CHARGES.create("random"), random.Random(7)
+    drawn = [charge.number(mean, generator) for _ in range(20_000)]
+    assert min(drawn) == 1
+    assert statistics.fmean(drawn) == pytest.approx(mean, rel=0.05)
+    # the chance of k runs is (1/m) (1 - 1/m)^(k - 1)
+    for count in (1, 2, 3):
+        expected = (1 / mean) * (1 - 1 / mean) ** (count - 1)
+        slack = 5 * math.sqrt(expected / len(drawn))
+        assert drawn.count(count) / len(drawn) == pytest.approx(expected, abs=slack)
+
+
+def test_the_search_that_comes_with_the_project_is_sound(pytestconfig):
+    assert load_tuning(pytestconfig.rootpath / "configs/tune_lenet5.yaml").definition.charge == "random"
