@@ -1,0 +1,177 @@
+"""``dpmodel compare``: train variants at equal epsilon and say how they differ."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from dpmodel.cli.options import AsJson, Overrides
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from dpmodel.compare import ComparisonResult
+    from dpmodel.compare.runner import ComparisonRun
+
+EXAMPLES = """
+[b]Examples[/b]
+
+  dpmodel compare configs/compare_schedules.yaml
+
+  At another epsilon, with more seeds, two trainings at once:
+  dpmodel compare configs/compare_schedules.yaml --epsilon 1 --seeds 1,2,3,4,5 --jobs 2 --output runs/schedules_1
+
+  A quick look, on a part of the data:
+  dpmodel compare configs/compare_schedules.yaml --set data.limit=3000 --set training.epochs=1 --output runs/look
+
+  What would be trained, and with which noise; trains nothing:
+  dpmodel compare configs/compare_all.yaml --dry-run
+"""
+
+
+def compare(
+    config: Annotated[Path, typer.Argument(metavar="CONFIG", help="YAML comparison.", show_default=False)],
+    overrides: Overrides = [],  # noqa: B006 - typer copies it
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="Comparison folder [default: runs/<config>]")
+    ] = None,
+    jobs: Annotated[
+        int | None, typer.Option("--jobs", "-j", help="Trainings at once [default: half of the cores]")
+    ] = None,
+    epsilon: Annotated[float | None, typer.Option(help="Target epsilon, instead of the file's.")] = None,
+    seeds: Annotated[str | None, typer.Option(help="Seeds, instead of the file's: 1,2,3")] = None,
+    docs: Annotated[Path | None, typer.Option(help="Write the table as Markdown into this file too.")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Check and calibrate only; train nothing.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress view.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Train the variants of CONFIG over its seeds, all at the same epsilon, and compare them.
+
+    The initial noise multiplier of each variant is solved for the one target. Finished runs are reused and broken-off
+    ones are made again, so the same command resumes. --set changes the base of all variants.
+    """
+    from rich.console import Console
+
+    from dpmodel.compare import load_comparison
+
+    comparison = load_comparison(config, overrides, **_changes(config, epsilon, seeds))
+    directory = output if output is not None else comparison.directory
+    console = Console(stderr=True, quiet=quiet or as_json)
+    if dry_run:
+        _dry_run(comparison, console, as_json)
+        return
+    from dpmodel.cli.comparison_view import ComparisonView
+    from dpmodel.compare.runner import run_comparison
+
+    with ComparisonView(console) as view:
+        run = run_comparison(comparison, directory, jobs=jobs, watcher=view)
+    if run.result is not None:
+        _write(run, docs, console)
+    if as_json:
+        typer.echo(json.dumps(_summary(run)))
+    else:
+        _show(Console(), run)
+    if not run.ok:
+        raise typer.Exit(1)
+
+
+def _changes(config: Path, epsilon: float | None, seeds: str | None) -> dict[str, Any]:
+    changes: dict[str, Any] = {}
+    if epsilon is not None:
+        from dpmodel.compare.comparison import stated_target
+
+        changes["target"] = {**stated_target(config), "epsilon": epsilon}
+    if seeds is not None:
+        try:
+            changes["seeds"] = [int(text) for text in seeds.split(",")]
+        except ValueError as error:
+            raise typer.BadParameter(f"--seeds takes whole numbers with commas between, got {seeds!r}") from error
+    return changes
+
+
+def _dry_run(comparison: Any, console: Console, as_json: bool) -> None:
+    from dpmodel.compare.equal_epsilon import calibrate_variants
+
+    found = calibrate_variants(comparison, None)
+    rows = [
+        {
+            "variant": variant.name,
+            "epsilon": variant.epsilon,
+            "initial_noise_multiplier": variant.plan.noise_multiplier,
+            "last_noise_multiplier": variant.plan.release.noise.noise_multiplier(variant.plan.steps - 1),
+            "steps": variant.plan.steps,
+        }
+        for variant in found
+    ]
+    if as_json:
+        typer.echo(json.dumps({"name": comparison.name, "variants": rows}))
+        return
+    from rich.console import Console
+    from rich.table import Table
+
+    del console
+    table = Table(title=f"{comparison.name}: what would be trained", title_justify="left")
+    for heading in ("variant", "epsilon", "first multiplier", "last multiplier", "steps"):
+        table.add_column(heading, justify="left" if heading == "variant" else "right")
+    for row in rows:
+        name, *numbers = row.values()
+        table.add_row(str(name), *(f"{number:.6g}" for number in numbers))
+    Console().print(table, highlight=False)
+
+
+def _write(run: ComparisonRun, docs: Path | None, console: Console) -> None:
+    from dpmodel._files import write_atomically
+    from dpmodel.compare.output import write_outputs
+    from dpmodel.compare.tables import to_markdown
+
+    assert run.result is not None
+    with console.status("drawing"):
+        write_outputs(run.result, run.folder)
+    if docs is not None:
+        write_atomically(docs, to_markdown(run.result))
+
+
+def _summary(run: ComparisonRun) -> dict[str, Any]:
+    return {
+        "folder": str(run.folder.path),
+        "ok": run.ok,
+        "reused": run.reused,
+        "missing": run.missing,
+        "interrupted": run.interrupted,
+        "faults": {outcome.job.label: outcome.fault for outcome in run.faults},
+        "comparison": None if run.result is None else run.result.to_dict(),
+    }
+
+
+def _show(console: Console, run: ComparisonRun) -> None:
+    if run.result is not None:
+        _show_table(console, run.result)
+        console.print(f"report: {run.folder.html}", highlight=False, markup=False, soft_wrap=True)
+    for outcome in run.faults:
+        console.print(f"failed: {outcome.job.label}: {outcome.fault}", highlight=False, markup=False, soft_wrap=True)
+    if run.missing:
+        text = f"{run.missing} runs are not finished; the same command goes on with them"
+        console.print(text, highlight=False, markup=False, soft_wrap=True)
+
+
+def _show_table(console: Console, result: ComparisonResult) -> None:
+    from rich import box
+    from rich.table import Table
+
+    from dpmodel.compare.html_report import headline
+    from dpmodel.compare.tables import compact
+
+    target = result.comparison.definition.target
+    title = f"{result.comparison.name}: epsilon {target.epsilon:g} at delta {target.delta:g} ({target.accountant})"
+    table = Table(box=box.SIMPLE_HEAD, title=title, caption="second lines: 95 % intervals", title_justify="left")
+    names, rows = compact(result)
+    for index, name in enumerate(names):
+        table.add_column(name, justify="left" if index == 0 else "right")
+    for row in rows:
+        table.add_row(*row)
+    console.print(table, highlight=False)
+    for text in (headline(result), *result.caveats):
+        console.print(f"- {text}", highlight=False, markup=False, soft_wrap=True)

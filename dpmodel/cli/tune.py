@@ -1,0 +1,66 @@
+"""``dpmodel tune``: a small random search whose cost is charged."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from dpmodel.cli.options import AsJson, Overrides
+
+EXAMPLES = """
+[b]Examples[/b]
+
+  dpmodel tune configs/tune_lenet5.yaml
+
+  Every run charged in full, so that all of them may be shown:
+  dpmodel tune configs/tune_lenet5.yaml --charge all --runs 4
+
+  On public data, where the search costs nobody's privacy:
+  dpmodel tune configs/tune_lenet5.yaml --not-accounted
+"""
+
+
+def tune(
+    config: Annotated[Path, typer.Argument(metavar="CONFIG", help="YAML search.", show_default=False)],
+    overrides: Overrides = [],  # noqa: B006 - typer copies it
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="Folder [default: runs/<config>]")] = None,
+    runs: Annotated[int | None, typer.Option(help="Number of runs, or its mean, instead of the file's.")] = None,
+    charge: Annotated[str | None, typer.Option(help="random, all or none, instead of the file's.")] = None,
+    not_accounted: Annotated[
+        bool, typer.Option("--not-accounted", help="Do not charge the search; every report says so.")
+    ] = False,
+    jobs: Annotated[
+        int | None, typer.Option("--jobs", "-j", help="Trainings at once [default: half of the cores]")
+    ] = None,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress view.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Search the fields that CONFIG lists and charge the search.
+
+    By default the number of runs is random and secret, only the best run may be published, and the noise of every run
+    is solved so that the whole search spends the target epsilon. The same command resumes.
+    """
+    from rich.console import Console
+
+    from dpmodel.tuning import load_tuning
+
+    if not_accounted and charge not in (None, "none"):
+        raise typer.BadParameter(f"--not-accounted contradicts --charge {charge}; give one of them")
+    changes: dict[str, Any] = {"runs": runs, "charge": "none" if not_accounted else charge}
+    tuning = load_tuning(config, overrides, **changes)
+    from dpmodel._files import write_atomically
+    from dpmodel.cli.comparison_view import ComparisonView
+    from dpmodel.tuning.report import report_in_words
+    from dpmodel.tuning.trials import run_tuning
+
+    with ComparisonView(Console(stderr=True, quiet=quiet or as_json)) as view:
+        found = run_tuning(tuning, output, jobs=jobs, watcher=view)
+    words = report_in_words(found)
+    write_atomically(found.folder / "tuning.md", words)
+    write_atomically(found.folder / "tuning.json", json.dumps(found.to_dict(), indent=1) + "\n")
+    typer.echo(json.dumps(found.to_dict()) if as_json else words)
+    if not found.ok:
+        raise typer.Exit(1)

@@ -1,0 +1,222 @@
+"""From a comparison file to one checked training configuration per variant; nothing is trained or read here."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from dpmodel.compare.base import marks_below, read_base, read_marked
+from dpmodel.compare.definition import ComparisonDefinition, VariantSection
+from dpmodel.config.faults import config_error
+from dpmodel.config.marked_yaml import Marked
+from dpmodel.config.marked_yaml import Path as Keys
+from dpmodel.config.overrides import apply_overrides
+from dpmodel.config.reader import checked_config
+from dpmodel.config.schema import Config, place_of
+from monitors import _checks
+from monitors.errors import ConfigError
+
+RUNS = Path("runs")
+
+#: Path in the training configuration -> where the value is written, and the value.
+_Settings = dict[tuple[str, ...], tuple[Keys, Any]]
+
+#: What the comparison states once for all variants, and where.
+_STATED_ONCE = {
+    "privacy.target_epsilon": "target.epsilon",
+    "privacy.noise_multiplier": "target.epsilon; the multiplier is solved for it",
+    "privacy.delta": "target.delta",
+    "privacy.accountant": "target.accountant",
+    "training.seed": "seeds",
+    "output.directory": "output",
+}
+
+#: Sections that a variant may replace as a whole.
+_WHOLE = frozenset({"network", "loss", "optimizer", "callbacks"})
+
+#: A monitor that prints would recompute epsilon for lines that nobody sees.
+_NEVER = 10**9
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One way to train.
+
+    Args:
+        name: Its name.
+        slug: The name of its folder.
+        config: Its configuration, with the target epsilon of the comparison.
+    """
+
+    name: str
+    slug: str
+    config: Config
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """A checked comparison.
+
+    Args:
+        name: Its name, for headings and the default folder.
+        definition: What the file says.
+        variants: One configuration each, in the order of the file.
+    """
+
+    name: str
+    definition: ComparisonDefinition
+    variants: tuple[Variant, ...]
+
+    @property
+    def directory(self) -> Path:
+        """Where the comparison is kept."""
+        return Path(self.definition.output) if self.definition.output else RUNS / self.name
+
+
+def load_comparison(path: str | os.PathLike[str], overrides: Iterable[str] = (), **changes: Any) -> Comparison:
+    """Read and check a comparison file.
+
+    Args:
+        path: YAML file.
+        overrides: ``"path.to.key=value"`` put over the base of all variants, as with ``dpmodel train --set``.
+        **changes: Fields of the comparison itself that replace those of the file (``seeds=[1]``, ``target={...}``).
+
+    Raises:
+        ConfigError: A fault of the file, of the base, or of a variant, with file and line.
+    """
+    return _checked(read_marked(Path(path)), Path(path), overrides, changes)
+
+
+def make_comparison(values: Mapping[str, Any], name: str = "comparison") -> Comparison:
+    """A comparison from plain values; a path as ``base`` is relative to the current folder.
+
+    Example:
+        >>> training = {"network": "linear", "optimizer": "SGD", "privacy": {"noise_multiplier": 1},
+        ...             "training": {"epochs": 1, "batch_size": 8}}
+        >>> comparison = make_comparison({
+        ...     "base": training, "target": {"epsilon": 3.0}, "seeds": [1, 2],
+        ...     "variants": [{"name": "fixed"}, {"name": "wide", "set": {"privacy.norm_bound": 0.2}}]})
+        >>> [variant.config.privacy.norm_bound for variant in comparison.variants]
+        [1.0, 0.2]
+    """
+    return _checked(Marked(dict(values)), Path(name), (), {})
+
+
+def stated_target(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """The target as a comparison file states it, unchecked; empty where it states none."""
+    values = read_marked(Path(path)).values
+    target = values.get("target") if isinstance(values, dict) else None
+    return dict(target) if isinstance(target, dict) else {}
+
+
+def _checked(marked: Marked, path: Path, overrides: Iterable[str], changes: Mapping[str, Any]) -> Comparison:
+    source = str(path)
+    if not isinstance(marked.values, dict):
+        raise ConfigError(f"{source}: a comparison is a mapping of keys, got {type(marked.values).__name__}")
+    final = apply_overrides(marked, [((key,), value) for key, value in changes.items() if value is not None])
+    try:
+        definition = ComparisonDefinition.model_validate(final.values)
+    except ValidationError as error:
+        raise config_error(error, final.marks, source, ComparisonDefinition) from None
+    _require_distinct(definition, final, source)
+    base = apply_overrides(read_base(final, path), overrides)
+    variants = tuple(
+        Variant(section.name, section.slug, _variant_config(base, definition, final, index, source))
+        for index, section in enumerate(definition.variants)
+    )
+    return Comparison(path.stem, definition, variants)
+
+
+def _require_distinct(definition: ComparisonDefinition, marked: Marked, source: str) -> None:
+    seen: dict[str, str] = {}
+    for index, variant in enumerate(definition.variants):
+        place = place_of(marked.marks, ("variants", index, "name"), source)
+        if variant.slug in seen:
+            raise ConfigError(
+                f"{place}: variants.{index}.name: {variant.name!r} is the name of an earlier variant "
+                f"({seen[variant.slug]}); names must differ in more than case and spaces"
+            )
+        seen[variant.slug] = place
+    repeated = sorted({seed for seed in definition.seeds if definition.seeds.count(seed) > 1})
+    if repeated:
+        raise ConfigError(
+            f"{place_of(marked.marks, ('seeds',), source)}: seeds: {repeated[0]} is given twice; the same start "
+            "counted twice would make the interval too narrow"
+        )
+    names = [variant.name for variant in definition.variants]
+    if definition.baseline_name not in names:
+        hint = _checks.nearest_hint(definition.baseline_name, names) or ";"
+        raise ConfigError(
+            f"{place_of(marked.marks, ('baseline',), source)}: baseline: there is no variant "
+            f"{definition.baseline_name!r}{hint} variants: {', '.join(names)}"
+        )
+
+
+def _variant_config(base: Marked, definition: ComparisonDefinition, marked: Marked, index: int, source: str) -> Config:
+    section = definition.variants[index]
+    given: _Settings = {
+        tuple(path.split(".")): (("variants", index, "set", path), value) for path, value in section.set.items()
+    }
+    _require_free(section, given, marked, source)
+    settings: _Settings = {**given, **_common(definition)}
+    final = apply_overrides(base, [(keys, value) for keys, (_, value) in settings.items()])
+    marks = dict(final.marks)
+    for keys, (written, _) in settings.items():
+        marks[keys] = place_of(marked.marks, written, source)
+        marks |= {(*keys, *inside): place for inside, place in marks_below(marked.marks, written).items()}
+    _require_noise(Marked(final.values, marks), section, source)
+    config = checked_config(Marked(final.values, marks), source)
+    _require_metric(config, definition, marked, source)
+    return config
+
+
+def _common(definition: ComparisonDefinition) -> _Settings:
+    """What all variants share: where it goes, where it is written, and its value."""
+    target = definition.target
+    return {
+        ("privacy", "target_epsilon"): (("target", "epsilon"), target.epsilon),
+        ("privacy", "noise_multiplier"): (("target", "epsilon"), None),
+        ("privacy", "delta"): (("target", "delta"), target.delta),
+        ("privacy", "accountant"): (("target", "accountant"), target.accountant),
+        ("privacy", "monitor"): (("target",), {"per_print_times": _NEVER}),
+        ("training", "seed"): (("seeds",), definition.seeds[0]),
+        ("output", "directory"): (("output",), None),
+    }
+
+
+def _require_free(section: VariantSection, given: _Settings, marked: Marked, source: str) -> None:
+    for keys, (written, _) in given.items():
+        path, place = ".".join(keys), place_of(marked.marks, written, source)
+        if (len(keys) < 2 and path not in _WHOLE) or not all(keys):
+            raise ConfigError(
+                f"{place}: variant {section.name!r} sets {path!r}; a path is section.key, such as privacy.norm_bound"
+            )
+        stated = _STATED_ONCE.get(".".join(keys[:2]))
+        if stated is not None:
+            raise ConfigError(
+                f"{place}: variant {section.name!r} sets {path}, which is stated once for all variants: {stated}"
+            )
+
+
+def _require_noise(settings: Marked, section: VariantSection, source: str) -> None:
+    privacy = settings.values.get("privacy")
+    if isinstance(privacy, dict) and privacy.get("noise", section) is None:
+        raise ConfigError(
+            f"{place_of(settings.marks, ('privacy', 'noise'), source)}: variant {section.name!r} has no noise: its "
+            "epsilon is infinite and cannot equal the target; train a baseline without privacy with `dpmodel train`"
+        )
+
+
+def _require_metric(config: Config, definition: ComparisonDefinition, marked: Marked, source: str) -> None:
+    known = config.training.metrics
+    if definition.metric not in known:
+        hint = _checks.nearest_hint(definition.metric, known) or ";"
+        raise ConfigError(
+            f"{place_of(marked.marks, ('metric',), source)}: metric: {definition.metric!r} is not among "
+            f"training.metrics of the base{hint} they are {', '.join(known)}"
+        )

@@ -1,0 +1,134 @@
+"""Calibrates each variant for its own schedule and clipping, and refuses what would not be spent equally."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from dpmodel._files import write_atomically
+from dpmodel.build import Task, build_task, build_training
+from dpmodel.compare.comparison import Comparison, Variant
+from dpmodel.compare.identity import config_digest
+from dpmodel.config.schema import Config
+from dpmodel.plan import TrainingPlan, with_noise_multiplier
+from monitors.errors import ConfigError
+
+#: Largest relative gap between a variant's epsilon and the target. Calibration stays within one part in ten thousand.
+TOLERANCE = 1e-3
+
+
+@dataclass(frozen=True)
+class CalibratedVariant:
+    """A variant whose initial noise multiplier is known.
+
+    Args:
+        name: Its name.
+        slug: The name of its folder.
+        plan: What each of its runs releases; its configuration states the multiplier.
+        epsilon: What a whole run of it spends.
+    """
+
+    name: str
+    slug: str
+    plan: TrainingPlan
+    epsilon: float
+
+    def config(self, seed: int) -> Config:
+        """The configuration of the run with that seed of the initial weights."""
+        config = self.plan.config
+        return config.model_copy(update={"training": config.training.model_copy(update={"seed": seed})})
+
+
+def within_target(epsilon: float, target: float) -> bool:
+    """Whether ``epsilon`` is at most ``target`` and equal to it within ``TOLERANCE``.
+
+    Example:
+        >>> within_target(2.9995, 3.0), within_target(3.0001, 3.0), within_target(2.9, 3.0)
+        (True, False, False)
+    """
+    return target * (1 - TOLERANCE) <= epsilon <= target
+
+
+def calibrate_variants(
+    comparison: Comparison, cache: Path | None, announce: Callable[[str], None] = lambda name: None
+) -> tuple[CalibratedVariant, ...]:
+    """Build every variant once and solve for its multiplier; nothing is trained.
+
+    Args:
+        comparison: The comparison.
+        cache: JSON file of multipliers that were solved before; each is checked again before it is used. None: no file.
+        announce: Called with the name of the variant that is being solved.
+
+    Raises:
+        ConfigError: A variant is wrong in any way that shows before training, cannot meet the target, or protects
+            something else than the first one; with file and line.
+    """
+    known = {} if cache is None else _read(cache)
+    builder, found = _Builder(), []
+    for variant in comparison.variants:
+        announce(variant.name)
+        found.append(_calibrate(variant, comparison.definition.target.epsilon, known, builder))
+    _require_one_meaning(comparison, found)
+    if cache is not None:
+        write_atomically(cache, json.dumps(known, indent=1) + "\n")
+    return tuple(found)
+
+
+class _Builder:
+    """Plans variants; those of the same data, network and loss share one reading of the data."""
+
+    def __init__(self) -> None:
+        self._task: Task | None = None
+
+    def __call__(self, variant: Variant, config: Config) -> CalibratedVariant:
+        if self._task is None or not _same_task(self._task.config, config):
+            self._task = build_task(config)
+        plan = build_training(config, self._task).plan
+        return CalibratedVariant(variant.name, variant.slug, plan, plan.privacy_spent().epsilon)
+
+
+def _same_task(one: Config, other: Config) -> bool:
+    stated = one.data.model_copy(update={"num_examples": other.data.num_examples})
+    sections = ("plugins", "network", "loss", "performance")
+    return stated == other.data and all(getattr(one, name) == getattr(other, name) for name in sections)
+
+
+def _calibrate(variant: Variant, target: float, known: dict[str, float], planned: _Builder) -> CalibratedVariant:
+    digest = config_digest(variant.config)
+    if digest in known:
+        solved = planned(variant, with_noise_multiplier(variant.config, known[digest]))
+        if within_target(solved.epsilon, target):
+            return solved
+    solved = planned(variant, variant.config)
+    if not within_target(solved.epsilon, target):
+        raise ConfigError(
+            f"{variant.config.where('privacy.target_epsilon')}: variant {variant.name!r} cannot spend epsilon "
+            f"{target:g}: at noise multiplier {solved.plan.noise_multiplier:g} it spends {solved.epsilon:.6g}. Set a "
+            "target that every variant can meet"
+        )
+    known[digest] = solved.plan.noise_multiplier
+    return solved
+
+
+def _require_one_meaning(comparison: Comparison, found: list[CalibratedVariant]) -> None:
+    first = found[0]
+    for variant, calibrated in zip(comparison.variants, found, strict=True):
+        relation, expected = calibrated.plan.release.sampler.relation, first.plan.release.sampler.relation
+        if relation != expected:
+            raise ConfigError(
+                f"{variant.config.where('privacy.sampling')}: variant {variant.name!r} protects neighbours that "
+                f"differ by {relation!r}, but {first.name!r} by {expected!r}; equal epsilons would not mean equal "
+                "privacy"
+            )
+
+
+def _read(cache: Path) -> dict[str, float]:
+    try:
+        values = json.loads(cache.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    if not isinstance(values, Mapping):
+        return {}
+    return {str(key): float(value) for key, value in values.items() if isinstance(value, (int, float))}

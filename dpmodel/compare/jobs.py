@@ -1,0 +1,117 @@
+"""One training of a comparison: whether it is done already, and how it is carried out."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from dpmodel.callbacks.base import Callback
+from dpmodel.compare.identity import config_digest
+from dpmodel.config import load_config
+from dpmodel.config.marked_yaml import read_yaml
+from dpmodel.config.reader import checked_config
+from dpmodel.interrupt import INTERRUPTED
+from dpmodel.runfolder import RunFolder
+from monitors.errors import DPModelError
+
+if TYPE_CHECKING:
+    from dpmodel.config.schema import Config
+    from dpmodel.run import Run
+
+#: Called with (job number, steps done) while a job trains.
+Stepped = Callable[[int, int], None]
+
+
+@dataclass(frozen=True)
+class Job:
+    """One training; plain values, so that it can be sent to another process.
+
+    Args:
+        number: Its place in the list of jobs.
+        variant: Name of the variant.
+        seed: Seed of the initial weights.
+        steps: Steps that it will take.
+        directory: Its run folder.
+        settings: Its configuration as YAML.
+    """
+
+    number: int
+    variant: str
+    seed: int
+    steps: int
+    directory: str
+    settings: str = field(repr=False)
+
+    @property
+    def label(self) -> str:
+        """Variant and seed in words."""
+        return f"{self.variant}, seed {self.seed}"
+
+
+@dataclass(frozen=True)
+class JobOutcome:
+    """How a job ended.
+
+    Args:
+        job: The job.
+        fault: What went wrong, or None.
+        interrupted: Whether the user broke it off.
+    """
+
+    job: Job
+    fault: str | None = None
+    interrupted: bool = False
+
+
+def is_finished(folder: RunFolder, config: Config) -> bool:
+    """Whether ``folder`` holds a training of ``config`` that was carried to its end."""
+    try:
+        report = json.loads(folder.report.read_text(encoding="utf-8"))
+        known = load_config(folder.config)
+    except (OSError, ValueError):
+        return False
+    status = str(report.get("status", ""))
+    ended = status == "finished" or (status.startswith("stopped: ") and INTERRUPTED not in status)
+    return ended and folder.history.is_file() and config_digest(known) == config_digest(config)
+
+
+def carry_out(job: Job, stepped: Stepped) -> JobOutcome:
+    """Train ``job`` in this process; what is in its folder is moved aside, never deleted.
+
+    A fault of one training is its outcome, so that the others go on.
+    """
+    from dpmodel.job import train_from_config
+
+    source = f"{job.label} (as solved)"
+    try:
+        config = checked_config(read_yaml(job.settings, source), source)
+        watcher = _Watcher(job.number, stepped)
+        result = train_from_config(config, Path(job.directory), force=True, callbacks=[watcher])
+    except KeyboardInterrupt:
+        return JobOutcome(job, interrupted=True)
+    except (DPModelError, OSError, RuntimeError) as error:
+        return JobOutcome(job, f"{type(error).__name__}: {error}")
+    return JobOutcome(job, interrupted=result.interrupted)
+
+
+class _Watcher(Callback):
+    """Reports the step and keeps the run from printing."""
+
+    def __init__(self, number: int, stepped: Stepped) -> None:
+        self.number = number
+        self.stepped = stepped
+
+    def on_train_begin(self, run: Run) -> None:
+        """Take the printer away."""
+        run.printer = _say_nothing
+
+    def on_train_step_end(self, run: Run) -> None:
+        """Report the step."""
+        self.stepped(self.number, run.step)
+
+
+def _say_nothing(text: Any) -> None:
+    del text

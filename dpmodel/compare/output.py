@@ -1,0 +1,34 @@
+"""Writes what a comparison found into its folder."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from dpmodel._files import write_atomically
+from dpmodel.compare.folder import ComparisonFolder
+from dpmodel.compare.html_report import to_html
+from dpmodel.compare.pictures import draw_comparison
+from dpmodel.compare.results import ComparisonResult
+from dpmodel.compare.tables import to_csv, to_markdown
+from dpmodel.figures.gallery import save_figures
+
+
+def write_outputs(result: ComparisonResult, folder: ComparisonFolder) -> list[Path]:
+    """Write table, figures and report; return the paths.
+
+    Args:
+        result: The comparison.
+        folder: Where it is kept.
+    """
+    texts = {
+        folder.csv: to_csv(result),
+        folder.markdown: to_markdown(result),
+        folder.json: json.dumps(result.to_dict(), indent=1) + "\n",
+    }
+    for path, text in texts.items():
+        write_atomically(path, text)
+    figures = draw_comparison(result, folder.curves)
+    pictures = save_figures(figures, folder.figures)
+    write_atomically(folder.html, to_html(result, figures))
+    return [*texts, *pictures, folder.html]

@@ -1,0 +1,263 @@
+"""What a comparison found: one row per variant, from the run folders alone."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from dpmodel.compare.comparison import Comparison
+from dpmodel.compare.equal_epsilon import CalibratedVariant, within_target
+from dpmodel.compare.folder import ComparisonFolder
+from dpmodel.compare.jobs import is_finished
+from dpmodel.compare.statistics import Summary, paired_difference, summarise, verdict
+from dpmodel.history import History
+from dpmodel.plan import TrainingPlan
+from dpmodel.runfolder import RunFolder
+from monitors.accountant import PrivacySpent, describe_sampling, privacy_spent
+from monitors.errors import DataError
+from monitors.ledger import Ledger
+
+FORMAT = "dpmodel-comparison/1"
+
+
+@dataclass(frozen=True)
+class RunRow:
+    """One finished run.
+
+    Args:
+        seed: Seed of its initial weights.
+        folder: Its run folder.
+        history: Its epochs.
+        value: The compared metric after the last epoch.
+        epsilon: What its ledger says was spent.
+        status: ``"finished"``, or why it ended early.
+    """
+
+    seed: int
+    folder: RunFolder
+    history: History
+    value: float
+    epsilon: float
+    status: str
+
+    @property
+    def seconds(self) -> float:
+        """Wall time of its epochs."""
+        return math.fsum(value for value in self.history.column("seconds") if value is not None)
+
+
+@dataclass(frozen=True)
+class VariantRow:
+    """One variant with its finished runs, at least one.
+
+    Args:
+        name: Its name.
+        plan: What each of its runs was to release.
+        runs: By seed.
+        summary: The compared metric over the seeds.
+        difference: Paired difference to the baseline; None for the baseline, or where no seed is shared.
+    """
+
+    name: str
+    plan: TrainingPlan
+    runs: tuple[RunRow, ...]
+    summary: Summary
+    difference: Summary | None
+
+    @property
+    def epsilon(self) -> float:
+        """The largest epsilon of its runs."""
+        return max(run.epsilon for run in self.runs)
+
+    @property
+    def least_epsilon(self) -> float:
+        """The smallest epsilon of its runs."""
+        return min(run.epsilon for run in self.runs)
+
+    @property
+    def seconds(self) -> float:
+        """Mean wall time of a run."""
+        return math.fsum(run.seconds for run in self.runs) / len(self.runs)
+
+    @property
+    def multipliers(self) -> tuple[float, float]:
+        """Noise multiplier of the first and of the last step."""
+        noise = self.plan.release.noise
+        return noise.noise_multiplier(0), noise.noise_multiplier(self.plan.steps - 1)
+
+
+@dataclass(frozen=True)
+class ComparisonResult:
+    """The rows of a comparison and what it released as a whole.
+
+    Args:
+        comparison: What was compared.
+        variants: Rows of the variants that have a finished run, in the order of the file.
+        composed: What all trainings ever made in the folder have spent together, broken-off ones included.
+        trainings: How many those are.
+    """
+
+    comparison: Comparison
+    variants: tuple[VariantRow, ...]
+    composed: PrivacySpent
+    trainings: int
+
+    @property
+    def baseline(self) -> str:
+        """Name of the variant that the others are compared with."""
+        return self.comparison.definition.baseline_name
+
+    @property
+    def equal(self) -> bool:
+        """Whether every run spent the target: not more, and not less by more than the tolerance."""
+        target = self.comparison.definition.target.epsilon
+        return all(within_target(run.epsilon, target) for row in self.variants for run in row.runs)
+
+    @property
+    def caveats(self) -> tuple[str, ...]:
+        """Sentences that must stand beside the table."""
+        count = sum(len(row.runs) for row in self.variants)
+        composed = "infinite" if math.isinf(self.composed.epsilon) else f"{self.composed.epsilon:.4g}"
+        found = [
+            f"comparison of {count} runs: not accounted as one release. Each run by itself spends the target; all "
+            f"{self.trainings} trainings in this folder together spend epsilon {composed} at delta "
+            f"{self.composed.delta:g} (accountant {self.composed.accountant}). On private data, looking at this table "
+            "is a release of that size.",
+            "Metrics are those of the last epoch, measured on the test examples without noise; no epoch was chosen.",
+            "Intervals are 95 % Student intervals over the seeds, one by one and not jointly. Runs of one row of "
+            "seeds share their initial weights; noise and sampling are drawn afresh in every run.",
+        ]
+        if not self.equal:
+            found.insert(0, "NOT AT EQUAL EPSILON: " + "; ".join(self._unequal()))
+        return tuple(found)
+
+    def _unequal(self) -> list[str]:
+        target = self.comparison.definition.target.epsilon
+        return [
+            f"{row.name}, seed {run.seed}: epsilon {run.epsilon:.6g} ({run.status})"
+            for row in self.variants
+            for run in row.runs
+            if not within_target(run.epsilon, target)
+        ]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON values; an infinite epsilon is the string ``"inf"``."""
+        definition = self.comparison.definition
+        composed = self.composed.to_dict()
+        return {
+            "format": FORMAT,
+            "name": self.comparison.name,
+            "target": definition.target.model_dump(),
+            "seeds": list(definition.seeds),
+            "baseline": self.baseline,
+            "metric": definition.metric,
+            "equal_epsilon": self.equal,
+            "variants": [_row_dict(row) for row in self.variants],
+            "composed": {**composed, "trainings": self.trainings},
+            "caveats": list(self.caveats),
+        }
+
+
+def collect(
+    comparison: Comparison, variants: Sequence[CalibratedVariant], folder: ComparisonFolder
+) -> ComparisonResult | None:
+    """Read the finished runs of a comparison; None where there is none.
+
+    Raises:
+        DataError: A run folder is damaged, or its report is not of its ledger.
+    """
+    seeds = comparison.definition.seeds
+    runs = {variant.name: _runs(comparison, variant, folder, seeds) for variant in variants}
+    base = {run.seed: run.value for run in runs[comparison.definition.baseline_name]}
+    rows = []
+    for variant in variants:
+        done = runs[variant.name]
+        if not done:
+            continue
+        values = {run.seed: run.value for run in done}
+        is_base = variant.name == comparison.definition.baseline_name
+        difference = None if is_base else paired_difference(values, base)
+        rows.append(VariantRow(variant.name, variant.plan, done, summarise(list(values.values())), difference))
+    return ComparisonResult(comparison, tuple(rows), *_composed(comparison, rows[0], folder)) if rows else None
+
+
+def _runs(
+    comparison: Comparison, variant: CalibratedVariant, folder: ComparisonFolder, seeds: Sequence[int]
+) -> tuple[RunRow, ...]:
+    targets = [(seed, folder.run(variant.slug, seed)) for seed in seeds]
+    return tuple(
+        _run(comparison, seed, target) for seed, target in targets if is_finished(target, variant.config(seed))
+    )
+
+
+def _run(comparison: Comparison, seed: int, folder: RunFolder) -> RunRow:
+    definition = comparison.definition
+    try:
+        report = json.loads(folder.report.read_text(encoding="utf-8"))
+        ledger = Ledger.load(folder.ledger)
+        history = History.from_csv(folder.history, definition.target.delta)
+        column = "valid_loss" if definition.metric == "loss" else definition.metric
+        value = float(history.column(column)[-1])
+    except (OSError, ValueError, TypeError, IndexError) as error:
+        raise DataError(
+            f"{folder.path} cannot be read as a finished run: {error}; move it aside to make it again"
+        ) from error
+    if ledger.digest() != report.get("ledger_digest"):
+        raise DataError(
+            f"{folder.report} is not of {folder.ledger}: digest {report.get('ledger_digest')!r} against "
+            f"{ledger.digest()!r}; move the run folder aside to make it again"
+        )
+    return RunRow(seed, folder, history, value, float(report["epsilon"]), str(report["status"]))
+
+
+def _composed(comparison: Comparison, row: VariantRow, folder: ComparisonFolder) -> tuple[PrivacySpent, int]:
+    target, release = comparison.definition.target, row.plan.release
+    try:
+        ledgers = [Ledger.load(path) for path in folder.ledgers()]
+    except (OSError, ValueError) as error:
+        raise DataError(f"what the trainings in {folder.path} spent together cannot be stated: {error}") from error
+    merged = ledgers[0].merge(*ledgers[1:])
+    meaning = {"unit": release.unit.describe(), "relation": release.sampler.relation}
+    return privacy_spent(
+        merged, target.delta, target.accountant, {**meaning, "sampling": describe_sampling(merged)}
+    ), len(ledgers)
+
+
+def _row_dict(row: VariantRow) -> dict[str, Any]:
+    first, last = row.multipliers
+    return {
+        "name": row.name,
+        "summary": summary_dict(row.summary),
+        "difference": None if row.difference is None else summary_dict(row.difference),
+        "verdict": None if row.difference is None else verdict(row.difference),
+        "epsilon": row.epsilon,
+        "least_epsilon": row.least_epsilon,
+        "initial_noise_multiplier": first,
+        "last_noise_multiplier": last,
+        "seconds": row.seconds,
+        "runs": [
+            {
+                "seed": run.seed,
+                "value": run.value,
+                "epsilon": run.epsilon,
+                "seconds": run.seconds,
+                "status": run.status,
+                "folder": str(run.folder.path),
+            }
+            for run in row.runs
+        ],
+    }
+
+
+def summary_dict(summary: Summary) -> dict[str, float | int | None]:
+    """A summary as plain JSON values."""
+    return {
+        "count": summary.count,
+        "mean": summary.mean,
+        "deviation": summary.deviation,
+        "low": summary.low,
+        "high": summary.high,
+    }

@@ -1,0 +1,138 @@
+"""Carries out a comparison: calibrate, train what is not there yet, collect, write."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Protocol
+
+from dpmodel.compare.comparison import Comparison
+from dpmodel.compare.equal_epsilon import CalibratedVariant, calibrate_variants
+from dpmodel.compare.folder import ComparisonFolder
+from dpmodel.compare.jobs import Job, JobOutcome, is_finished
+from dpmodel.compare.pool import Listener, available_cores, default_jobs, run_jobs
+from dpmodel.compare.results import ComparisonResult, collect
+from dpmodel.config.schema import Config
+from monitors import _checks
+
+
+class Watcher(Listener, Protocol):
+    """What wants to know how far a comparison is."""
+
+    def calibrating(self, name: str) -> None:
+        """The multiplier of a variant is being solved for."""
+
+    def training(self, jobs: Sequence[Job], reused: int) -> None:
+        """Calibration is over: these trainings are to be made, ``reused`` are there already."""
+
+
+class Silence:
+    """A watcher that shows nothing."""
+
+    def calibrating(self, name: str) -> None:
+        """Nothing."""
+
+    def training(self, jobs: Sequence[Job], reused: int) -> None:
+        """Nothing."""
+
+    def began(self, job: Job) -> None:
+        """Nothing."""
+
+    def stepped(self, job: Job, step: int) -> None:
+        """Nothing."""
+
+    def ended(self, outcome: JobOutcome) -> None:
+        """Nothing."""
+
+
+@dataclass(frozen=True)
+class ComparisonRun:
+    """What came of carrying out a comparison.
+
+    Args:
+        folder: Where it is.
+        result: The table and curves of the runs that are finished; None where no variant has one.
+        reused: Runs that were there already.
+        outcomes: How each training of this call ended.
+        missing: Runs that are not finished.
+    """
+
+    folder: ComparisonFolder
+    result: ComparisonResult | None
+    reused: int
+    outcomes: tuple[JobOutcome, ...] = field(default_factory=tuple)
+    missing: int = 0
+
+    @property
+    def interrupted(self) -> bool:
+        """Whether the user broke it off."""
+        return any(outcome.interrupted for outcome in self.outcomes)
+
+    @property
+    def faults(self) -> tuple[JobOutcome, ...]:
+        """Trainings that failed."""
+        return tuple(outcome for outcome in self.outcomes if outcome.fault is not None)
+
+    @property
+    def ok(self) -> bool:
+        """Whether every run is there and all of them spent the same."""
+        return self.missing == 0 and self.result is not None and self.result.equal
+
+
+def run_comparison(
+    comparison: Comparison,
+    directory: str | os.PathLike[str] | None = None,
+    *,
+    jobs: int | None = None,
+    watcher: Watcher | None = None,
+) -> ComparisonRun:
+    """Carry out ``comparison``; finished runs in its folder are reused, broken-off ones are made again.
+
+    Everything that can be refused is refused before the first training. What a broken-off run has released is kept
+    beside its successor and counts in the total of the comparison.
+
+    Args:
+        comparison: The comparison.
+        directory: Its folder; default: that of the comparison.
+        jobs: Trainings at once; default: half of the cores. The cores are shared among them.
+        watcher: Told how far it is.
+
+    Raises:
+        ConfigError: A variant is wrong, or cannot meet the target.
+    """
+    processes = default_jobs() if jobs is None else jobs
+    _checks.positive_int(jobs=processes)
+    told = Silence() if watcher is None else watcher
+    folder = ComparisonFolder(Path(directory) if directory is not None else comparison.directory)
+    variants = calibrate_variants(comparison, folder.multipliers, told.calibrating)
+    all_jobs, reused = _jobs(comparison, variants, folder, processes)
+    told.training(all_jobs, reused)
+    outcomes = run_jobs(all_jobs, processes, told) if all_jobs else []
+    result = collect(comparison, variants, folder)
+    done = 0 if result is None else sum(len(row.runs) for row in result.variants)
+    wanted = len(variants) * len(comparison.definition.seeds)
+    return ComparisonRun(folder, result, reused, tuple(outcomes), wanted - done)
+
+
+def _jobs(
+    comparison: Comparison, variants: tuple[CalibratedVariant, ...], folder: ComparisonFolder, processes: int
+) -> tuple[list[Job], int]:
+    """The trainings that are not there yet, seed by seed, so that an early end leaves whole pairs; and how many are."""
+    jobs: list[Job] = []
+    wanted = [(seed, variant) for seed in comparison.definition.seeds for variant in variants]
+    for seed, variant in wanted:
+        config, target = variant.config(seed), folder.run(variant.slug, seed)
+        if not is_finished(target, config):
+            settings = _with_threads(config, processes).to_yaml()
+            jobs.append(Job(len(jobs), variant.name, seed, variant.plan.steps, str(target.path), settings))
+    return jobs, len(wanted) - len(jobs)
+
+
+def _with_threads(config: Config, processes: int) -> Config:
+    """The configuration with its share of the cores, where it does not ask for threads itself."""
+    if config.performance.threads is not None or processes == 1:
+        return config
+    threads = max(1, available_cores() // processes)
+    return config.model_copy(update={"performance": config.performance.model_copy(update={"threads": threads})})

@@ -1,0 +1,138 @@
+"""The table of a comparison, as cells, Markdown and CSV."""
+
+from __future__ import annotations
+
+import csv
+import io
+
+from dpmodel.compare.results import ComparisonResult, VariantRow
+from dpmodel.compare.statistics import Summary, verdict
+from dpmodel.report.words import epsilon_text
+
+#: Column headings; the metric's name stands for ``{metric}``, the baseline's for ``{baseline}``.
+_HEADINGS = (
+    "variant",
+    "{metric}",
+    "sd",
+    "95 % interval",
+    "minus {baseline}",
+    "95 % interval",
+    "verdict",
+    "epsilon",
+    "noise multiplier",
+    "runs",
+    "time per run",
+)
+
+_CSV_COLUMNS = ("variant", "seed", "value", "epsilon", "seconds", "status", "folder")
+
+
+def headings(result: ComparisonResult) -> list[str]:
+    """Column headings of the table."""
+    metric = result.comparison.definition.metric + (" (%)" if _in_percent(result) else "")
+    return [text.format(metric=metric, baseline=result.baseline) for text in _HEADINGS]
+
+
+def cells(result: ComparisonResult) -> list[list[str]]:
+    """The table, one row per variant, every cell as text."""
+    scale = 100.0 if _in_percent(result) else 1.0
+    return [_cells(row, row.name == result.baseline, scale) for row in result.variants]
+
+
+def compact(result: ComparisonResult) -> tuple[list[str], list[list[str]]]:
+    """Headings and cells for a terminal: a figure and its interval share a cell of two lines."""
+    names, rows = headings(result), cells(result)
+    short = [names[0], f"{names[1]} ± sd", names[4], "epsilon", "noise multiplier", "time"]
+    return short, [
+        [
+            row[0],
+            f"{row[1]} ± {row[2]}\n{row[3]}",
+            f"{row[4]}\n{row[5]}",
+            row[7],
+            row[8].replace(" to", "\nto"),
+            row[10],
+        ]
+        for row in rows
+    ]
+
+
+def to_markdown(result: ComparisonResult) -> str:
+    """The table with its heading and caveats."""
+    definition = result.comparison.definition
+    target = definition.target
+    names = headings(result)
+    lines = [
+        f"# Comparison: {result.comparison.name}",
+        "",
+        f"Every run spends at most epsilon {target.epsilon:g} at delta {target.delta:g} (accountant "
+        f"{target.accountant}); the initial noise multiplier of each variant was solved for that. Seeds: "
+        f"{', '.join(map(str, definition.seeds))}.",
+        "",
+        f"| {' | '.join(names)} |",
+        f"|{'---|' * len(names)}",
+        *(f"| {' | '.join(row)} |" for row in cells(result)),
+        "",
+        *(f"- {text}" for text in result.caveats),
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def to_csv(result: ComparisonResult) -> str:
+    """One line per run, numbers in full."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(_CSV_COLUMNS)
+    for row in result.variants:
+        for run in row.runs:
+            writer.writerow([row.name, run.seed, run.value, run.epsilon, run.seconds, run.status, run.folder.path])
+    return text.getvalue()
+
+
+def duration(seconds: float) -> str:
+    """Seconds for people.
+
+    Example:
+        >>> duration(4.25), duration(75.0), duration(3700.0)
+        ('4.2 s', '1 min 15 s', '1 h 1 min')
+    """
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes = round(seconds) // 60
+    return f"{minutes} min {round(seconds) % 60} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
+
+
+def _cells(row: VariantRow, is_baseline: bool, scale: float) -> list[str]:
+    first, last = row.multipliers
+    noise = f"{first:.4g}" if first == last else f"{first:.4g} to {last:.4g}"
+    summary, difference = row.summary, row.difference
+    return [
+        row.name,
+        _number(summary.mean, scale),
+        _number(summary.deviation, scale),
+        _interval(summary, scale),
+        "baseline" if is_baseline else _number(None if difference is None else difference.mean, scale, "+"),
+        "" if is_baseline else _interval(difference, scale, "+"),
+        "" if is_baseline else verdict(difference),
+        epsilon_text(row.epsilon),
+        noise,
+        str(len(row.runs)),
+        duration(row.seconds),
+    ]
+
+
+def _number(value: float | None, scale: float, sign: str = "") -> str:
+    return "-" if value is None else f"{value * scale:{sign}.{_digits(scale)}f}"
+
+
+def _interval(summary: Summary | None, scale: float, sign: str = "") -> str:
+    if summary is None or summary.low is None or summary.high is None:
+        return "-"
+    return f"{_number(summary.low, scale, sign)} to {_number(summary.high, scale, sign)}"
+
+
+def _digits(scale: float) -> int:
+    return 2 if scale == 100.0 else 4
+
+
+def _in_percent(result: ComparisonResult) -> bool:
+    return result.comparison.definition.metric == "accuracy"

@@ -1,0 +1,73 @@
+"""The figures of run folders, as files."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from dpmodel.figures.gallery import FORMATS, draw_all, save_figures
+from dpmodel.figures.strand import Strand, strand_of_run
+from monitors import _checks
+from monitors.errors import ConfigError
+
+
+def draw_runs(paths: Sequence[Path], output: Path | None = None, metric: str = "accuracy") -> list[Path]:
+    """Draw the figures of one or several run folders.
+
+    Args:
+        paths: Run folders, at least one.
+        output: Where the pictures go; default: ``figures`` inside the only run folder.
+        metric: The test metric to draw.
+
+    Returns:
+        The pictures: those of all runs together, then the training curve of each.
+
+    Raises:
+        ConfigError: Not run folders, a run twice, different deltas or accountants, no such metric, or several runs and
+        no
+            ``output``.
+    """
+    if not paths:
+        raise ConfigError("no run folder was given; name at least one")
+    if output is None and len(paths) > 1:
+        raise ConfigError("several run folders were given: say where the pictures go with --output")
+    folder = paths[0] / "figures" if output is None else output
+    strands = [strand_of_run(path, name) for path, name in zip(paths, _labels(paths), strict=True)]
+    _require_alike(strands)
+    _require_metric(strands, metric)
+    written = save_figures(draw_all(strands, metric), folder)
+    for strand in strands:
+        for kind in FORMATS:
+            written.append(folder / f"training_curve{'' if len(strands) == 1 else '_' + strand.name}.{kind}")
+            strand.histories[0].plot(written[-1])
+    return written
+
+
+def _labels(paths: Sequence[Path]) -> list[str]:
+    """The shortest ends of the paths, from one part on, that tell them apart."""
+    parts = [path.resolve().parts for path in paths]
+    if len(set(parts)) < len(parts):
+        raise ConfigError(f"a run folder is given twice: {', '.join(map(str, paths))}")
+    longest = max(len(one) for one in parts)
+    for length in range(1, longest + 1):
+        labels = ["_".join(one[-length:]) for one in parts]
+        if len(set(labels)) == len(labels):
+            return labels
+    raise AssertionError("distinct paths have distinct ends")  # pragma: no cover
+
+
+def _require_alike(strands: Sequence[Strand]) -> None:
+    stated = {f"delta {strand.privacy.delta:g} ({strand.privacy.accountant})" for strand in strands}
+    if len(stated) > 1:
+        raise ConfigError(
+            f"the runs state epsilon at {' and at '.join(sorted(stated))}: one axis cannot hold both; draw them one "
+            "by one"
+        )
+
+
+def _require_metric(strands: Sequence[Strand], metric: str) -> None:
+    for strand in strands:
+        known = strand.histories[0].metric_names
+        if metric not in known:
+            hint = _checks.nearest_hint(metric, known) or ";"
+            raise ConfigError(f"{strand.name} has no metric {metric!r}{hint} it has: {', '.join(known) or 'none'}")

@@ -1,0 +1,71 @@
+"""Every seed's result as a dot, with means, intervals and paired differences: what the table says, to look at."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from dpmodel.figures.style import INK, MUTED, Pen, dress
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+    from dpmodel.compare.statistics import Summary
+
+_WIDE, _ROW, _FRAME = 8.4, 0.48, 1.5
+
+
+@dataclass(frozen=True)
+class SpreadRow:
+    """One variant.
+
+    Args:
+        name: Its name.
+        values: Its results by seed.
+        summary: Mean and interval of them.
+        difference: Paired difference to the baseline; None for the baseline.
+    """
+
+    name: str
+    values: Mapping[int, float]
+    summary: Summary
+    difference: Summary | None
+
+
+def spread_over_seeds(rows: Sequence[SpreadRow], metric: str, baseline: str) -> Figure:
+    """Two panels that share their rows: results of the seeds, and differences to the baseline.
+
+    Args:
+        rows: One per variant, drawn from top to bottom.
+        metric: Name of what was measured.
+        baseline: Name of the variant that the others are compared with.
+    """
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(_WIDE, _FRAME + _ROW * len(rows)), layout="constrained")
+    values, differences = figure.subplots(1, 2, sharey=True)
+    dress(values, f"Test {metric}: each seed, mean, 95 % interval", f"test {metric}", "")
+    dress(differences, f"Paired difference to {baseline}", f"difference of {metric}, 95 % interval", "")
+    differences.axvline(0.0, color=MUTED, lw=1.2)
+    for index, row in enumerate(rows):
+        pen = Pen.of(index)
+        values.scatter(
+            list(row.values.values()), [index - 0.24] * len(row.values), s=20, color=pen.colour, alpha=0.6, lw=0
+        )
+        _interval(values, index, row.summary, pen)
+        if row.difference is not None:
+            _interval(differences, index, row.difference, pen)
+    values.set_yticks(range(len(rows)), [row.name for row in rows])
+    values.tick_params(axis="y", labelcolor=INK)
+    values.set_ylim(len(rows) - 0.4, -0.6)
+    for axes in (values, differences):
+        axes.grid(False, axis="y")
+    return figure
+
+
+def _interval(axes: Axes, height: int, summary: Summary, pen: Pen) -> None:
+    if summary.low is not None and summary.high is not None:
+        axes.plot([summary.low, summary.high], [height, height], color=pen.colour, lw=1.9, solid_capstyle="round")
+    axes.plot([summary.mean], [height], marker="D", markersize=5.5, color=pen.colour)

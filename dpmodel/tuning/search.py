@@ -1,0 +1,154 @@
+"""From a tuning file to a checked search, and from drawn values to training configurations."""
+
+from __future__ import annotations
+
+import os
+import random
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from dpmodel.compare.base import read_base, read_marked
+from dpmodel.config.faults import config_error
+from dpmodel.config.marked_yaml import Marked
+from dpmodel.config.overrides import apply_overrides
+from dpmodel.config.reader import checked_config
+from dpmodel.config.schema import Config, place_of
+from dpmodel.tuning.charge import CHARGES, Charge
+from dpmodel.tuning.definition import TuningDefinition
+from monitors import _checks
+from monitors.errors import ConfigError
+
+RUNS = Path("runs")
+_NEVER = 10**9
+
+#: Sections that cannot be searched, with the reason.
+_NOT_SEARCHED = {
+    "privacy.target_epsilon": "it is what the whole search spends",
+    "privacy.noise_multiplier": "it is solved for, or stated by the base",
+    "privacy.delta": "epsilons at different deltas cannot be added up",
+    "privacy.accountant": "it is one for all runs",
+    "output": "the search decides where its runs go",
+    "performance": "it changes no result",
+}
+
+
+@dataclass(frozen=True)
+class Tuning:
+    """A checked search.
+
+    Args:
+        name: Its name.
+        definition: What the file says.
+        base: The settings that drawn values are put over.
+        source: The file, for errors.
+    """
+
+    name: str
+    definition: TuningDefinition
+    base: Marked
+    source: str
+
+    @property
+    def charge(self) -> Charge:
+        """How it is charged."""
+        charge: Charge = CHARGES.create(self.definition.charge)
+        return charge
+
+    @property
+    def directory(self) -> Path:
+        """Where it is kept."""
+        return Path(self.definition.output) if self.definition.output else RUNS / self.name
+
+    def draw(self, generator: random.Random) -> dict[str, Any]:
+        """A value for every searched field."""
+        return {path: field.draw(generator) for path, field in self.definition.search.items()}
+
+    def config(self, values: Mapping[str, Any] | None = None) -> Config:
+        """The configuration of one run.
+
+        Raises:
+            ConfigError: A value is wrong; with file and line.
+        """
+        settings = [(tuple(path.split(".")), value) for path, value in (values or {}).items()]
+        final = apply_overrides(self.base, [*settings, (("privacy", "monitor"), {"per_print_times": _NEVER})])
+        return checked_config(final, self.source)
+
+
+def load_tuning(path: str | os.PathLike[str], overrides: Iterable[str] = (), **changes: Any) -> Tuning:
+    """Read and check a tuning file.
+
+    Args:
+        path: YAML file.
+        overrides: ``"path.to.key=value"`` put over the base.
+        **changes: Fields of the search itself that replace those of the file.
+
+    Raises:
+        ConfigError: A fault of the file or of the base, with file and line.
+    """
+    return _checked(read_marked(Path(path)), Path(path), overrides, changes)
+
+
+def make_tuning(values: Mapping[str, Any], name: str = "tuning") -> Tuning:
+    """A search from plain values.
+
+    Example:
+        >>> training = {"network": "linear", "optimizer": "SGD", "privacy": {"target_epsilon": 3.0},
+        ...             "training": {"epochs": 1, "batch_size": 8}}
+        >>> tuning = make_tuning({"base": training, "runs": 5, "search": {"optimizer.lr": {"values": [0.1, 1.0]}}})
+        >>> tuning.config({"optimizer.lr": 0.1}).optimizer.options
+        {'lr': 0.1}
+    """
+    return _checked(Marked(dict(values)), Path(name), (), {})
+
+
+def _checked(marked: Marked, path: Path, overrides: Iterable[str], changes: Mapping[str, Any]) -> Tuning:
+    source = str(path)
+    if not isinstance(marked.values, dict):
+        raise ConfigError(f"{source}: a search is a mapping of keys, got {type(marked.values).__name__}")
+    final = apply_overrides(marked, [((key,), value) for key, value in changes.items() if value is not None])
+    try:
+        definition = TuningDefinition.model_validate(final.values)
+    except ValidationError as error:
+        raise config_error(error, final.marks, source, TuningDefinition) from None
+    tuning = Tuning(path.stem, definition, apply_overrides(read_base(final, path), overrides), source)
+    _require_searchable(tuning, final)
+    config = tuning.config()
+    _require_base(tuning, config, final)
+    # every listed value is tried before any training; ranges at both ends
+    for index in (0, -1):
+        tuning.config({name: _end(field, index) for name, field in definition.search.items()})
+    return tuning
+
+
+def _end(field: Any, index: int) -> Any:
+    return field.values[index] if field.values is not None else (field.low, field.high)[index]
+
+
+def _require_searchable(tuning: Tuning, marked: Marked) -> None:
+    for path in tuning.definition.search:
+        place = place_of(marked.marks, ("search", path), tuning.source)
+        for known, reason in _NOT_SEARCHED.items():
+            if path == known or path.startswith(f"{known}."):
+                raise ConfigError(f"{place}: search: {path} cannot be searched: {reason}")
+        reason_of_charge = tuning.charge.forbidden(path)
+        if reason_of_charge is not None:
+            raise ConfigError(f"{place}: search: {path} cannot be searched: {reason_of_charge}")
+
+
+def _require_base(tuning: Tuning, config: Config, marked: Marked) -> None:
+    if config.privacy.noise is None:
+        raise ConfigError(f"{config.where('privacy.noise')}: the base has no noise, so there is nothing to charge")
+    refused = tuning.charge.refuse_accountant(config.privacy.accountant)
+    if refused is not None:
+        raise ConfigError(f"{config.where('privacy.accountant')}: privacy.accountant: {refused}")
+    metric, known = tuning.definition.metric, config.training.metrics
+    if metric not in known:
+        hint = _checks.nearest_hint(metric, known) or ";"
+        raise ConfigError(
+            f"{place_of(marked.marks, ('metric',), tuning.source)}: metric: {metric!r} is not among training.metrics "
+            f"of the base{hint} they are {', '.join(known)}"
+        )

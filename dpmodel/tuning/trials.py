@@ -1,0 +1,259 @@
+"""Carries out a search: draw, solve for the multiplier of the whole, charge, train, choose."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+import random
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from dpmodel._files import write_atomically
+from dpmodel.build import build_training
+from dpmodel.callbacks.watched_metric import direction
+from dpmodel.compare.jobs import Job, JobOutcome, is_finished
+from dpmodel.compare.pool import default_jobs, run_jobs
+from dpmodel.compare.runner import Silence, Watcher
+from dpmodel.config.faults import blame
+from dpmodel.config.schema import Config
+from dpmodel.history import History
+from dpmodel.plan import TrainingPlan, plan_training, with_noise_multiplier
+from dpmodel.runfolder import RunFolder
+from dpmodel.tuning.search import Tuning
+from monitors import _checks
+from monitors.accountant import PrivacySpent, privacy_spent
+from monitors.calibration import calibrate_noise_multiplier
+from monitors.errors import ConfigError
+from monitors.ledger import Ledger
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One run of a search.
+
+    Args:
+        number: From 1.
+        values: What was drawn.
+        folder: Its run folder.
+        plan: What it releases.
+        score: The metric of its last epoch; None where it is not finished.
+    """
+
+    number: int
+    values: Mapping[str, Any]
+    folder: RunFolder
+    plan: TrainingPlan
+    score: float | None = None
+
+
+@dataclass(frozen=True)
+class TuningRun:
+    """What came of a search.
+
+    Args:
+        tuning: The search.
+        folder: Its folder.
+        trials: All runs, the number of which may be secret.
+        best: The best finished one; None where none is.
+        spent: What the search spends, as it is charged.
+        outcomes: How each training of this call ended.
+    """
+
+    tuning: Tuning
+    folder: Path
+    trials: tuple[Trial, ...]
+    best: Trial | None
+    spent: PrivacySpent
+    outcomes: tuple[JobOutcome, ...]
+
+    @property
+    def ok(self) -> bool:
+        """Whether every run is finished."""
+        return all(trial.score is not None for trial in self.trials)
+
+    def to_dict(self) -> dict[str, Any]:
+        """What may be stated of the search as plain JSON values; nothing of the other runs, nor their number."""
+        charge, definition = self.tuning.charge, self.tuning.definition
+        best = self.best
+        return {
+            "name": self.tuning.name,
+            "charge": definition.charge,
+            "tuning": charge.statement,
+            "may_be_published": charge.publishable,
+            "runs": definition.runs,
+            "metric": definition.metric,
+            "best": None
+            if best is None
+            else {"values": dict(best.values), "score": best.score, "run": str(best.folder.path)},
+            "privacy": self.spent.to_dict(),
+            "finished": self.ok,
+        }
+
+
+def run_tuning(
+    tuning: Tuning,
+    directory: str | os.PathLike[str] | None = None,
+    *,
+    jobs: int | None = None,
+    watcher: Watcher | None = None,
+) -> TuningRun:
+    """Carry out ``tuning``; the same call resumes it with the runs that were drawn at first.
+
+    The ledger of the whole search is on the disk before its first run begins. A run that was broken off is made again,
+    and what it released is charged on top.
+
+    Args:
+        tuning: The search.
+        directory: Its folder; default: that of the search.
+        jobs: Trainings at once; default: half of the cores.
+        watcher: Told how far it is.
+
+    Raises:
+        ConfigError: A setting is wrong, the target cannot be met, or the folder holds another search.
+    """
+    processes = default_jobs() if jobs is None else jobs
+    _checks.positive_int(jobs=processes)
+    told = Silence() if watcher is None else watcher
+    folder = Path(directory) if directory is not None else tuning.directory
+    told.calibrating(tuning.name)
+    trials = _planned(tuning, folder, _drawn(tuning, folder))
+    _charge(tuning, folder, trials).save(folder / "ledger.json")
+    todo = [trial for trial in trials if not is_finished(trial.folder, trial.plan.config)]
+    work = [_job(index, trial) for index, trial in enumerate(todo)]
+    told.training(work, len(trials) - len(work))
+    outcomes = run_jobs(work, processes, told) if work else []
+    return _concluded(tuning, folder, trials, outcomes)
+
+
+def _drawn(tuning: Tuning, folder: Path) -> list[dict[str, Any]]:
+    """The values of every run: drawn once, then read back, so that a resumed search is the same search."""
+    path, digest = folder / "search.json", _digest(tuning)
+    if path.is_file():
+        return _stored(path, digest)
+    if folder.exists() and any(folder.iterdir()):
+        raise ConfigError(f"{folder} is not empty and holds no search; choose another folder with --output")
+    # Only a secret number of runs buys the price of random stopping.
+    secret = random.SystemRandom()
+    runs = [tuning.draw(secret) for _ in range(tuning.charge.number(tuning.definition.runs, secret))]
+    for values in runs:
+        tuning.config(values)
+    write_atomically(path, json.dumps({"digest": digest, "runs": runs}, indent=1) + "\n")
+    return runs
+
+
+def _stored(path: Path, digest: str) -> list[dict[str, Any]]:
+    try:
+        stored = json.loads(path.read_text(encoding="utf-8"))
+        found, runs = stored["digest"], list(stored["runs"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise ConfigError(f"{path} is damaged ({error}); choose another folder with --output") from error
+    if found != digest:
+        raise ConfigError(
+            f"{path.parent} holds another search, or this one before its file was changed; choose another folder with "
+            "--output"
+        )
+    return runs
+
+
+def _digest(tuning: Tuning) -> str:
+    content = [tuning.definition.model_dump(mode="json"), tuning.base.values]
+    return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()
+
+
+def _planned(tuning: Tuning, folder: Path, runs: Sequence[Mapping[str, Any]]) -> list[Trial]:
+    """Every run with its multiplier; each is built once, so that what is wrong shows before the first training."""
+    plans = [build_training(_provisional(tuning.config(values))).plan for values in runs]
+    target = tuning.config().privacy.target_epsilon
+    if target is None:
+        solved = [plan.config for plan in plans]
+    elif tuning.charge.as_one:
+        multiplier = _shared_multiplier(tuning, plans, target)
+        solved = [with_noise_multiplier(plan.config, multiplier) for plan in plans]
+    else:
+        solved = [_with_target(plan.config, target) for plan in plans]
+    return [
+        Trial(number, values, RunFolder(folder / "trials" / f"{number:03d}"), plan_training(config))
+        for number, (values, config) in enumerate(zip(runs, solved, strict=True), start=1)
+    ]
+
+
+def _provisional(config: Config) -> Config:
+    """A configuration with some multiplier, to be checked and planned before the right one is known."""
+    return config if config.privacy.target_epsilon is None else with_noise_multiplier(config, 1.0)
+
+
+def _with_target(config: Config, target: float) -> Config:
+    privacy = config.privacy.model_copy(update={"noise_multiplier": None, "target_epsilon": target})
+    return config.model_copy(update={"privacy": privacy})
+
+
+def _shared_multiplier(tuning: Tuning, plans: Sequence[TrainingPlan], target: float) -> float:
+    config = plans[0].config
+
+    def ledger_of(multiplier: float) -> Ledger:
+        planned = [plan_training(with_noise_multiplier(plan.config, multiplier)).ledger() for plan in plans]
+        return tuning.charge.ledger(planned, tuning.definition.runs)
+
+    with blame(config, "privacy.target_epsilon"):
+        return calibrate_noise_multiplier(target, config.privacy.delta, ledger_of, config.privacy.accountant)
+
+
+def _charge(tuning: Tuning, folder: Path, trials: Sequence[Trial]) -> Ledger:
+    """The ledger of the search: as charged, and every broken-off run on top."""
+    with blame(trials[0].plan.config, "privacy"):
+        ledger = tuning.charge.ledger([trial.plan.ledger() for trial in trials], tuning.definition.runs)
+    broken_off = [Ledger.load(path) for path in sorted(folder.glob("trials/*.previous-*/ledger.json"))]
+    unfinished = [
+        Ledger.load(trial.folder.ledger)
+        for trial in trials
+        if trial.folder.ledger.is_file() and not is_finished(trial.folder, trial.plan.config)
+    ]
+    return ledger.merge(*broken_off, *unfinished)
+
+
+def _job(number: int, trial: Trial) -> Job:
+    config, seed = trial.plan.config, trial.plan.config.training.seed
+    return Job(number, f"run {trial.number}", seed or 0, trial.plan.steps, str(trial.folder.path), config.to_yaml())
+
+
+def _concluded(tuning: Tuning, folder: Path, trials: Sequence[Trial], outcomes: Sequence[JobOutcome]) -> TuningRun:
+    scored = tuple(
+        Trial(trial.number, trial.values, trial.folder, trial.plan, _score(tuning, trial)) for trial in trials
+    )
+    best = _best(scored, direction(tuning.definition.metric, "auto"))
+    ledger = _charge(tuning, folder, scored)
+    if not tuning.charge.as_one and best is not None:
+        ledger = tuning.charge.ledger([best.plan.ledger()], 1)
+    ledger.save(folder / "ledger.json")
+    privacy, release = trials[0].plan.config.privacy, trials[0].plan.release
+    meaning = {
+        "unit": release.unit.describe(),
+        "relation": release.sampler.relation,
+        "sampling": release.sampler.describe(),
+    }
+    spent = privacy_spent(ledger, privacy.delta, privacy.accountant, meaning)
+    return TuningRun(tuning, folder, scored, best, spent, tuple(outcomes))
+
+
+def _best(trials: Sequence[Trial], sign: int) -> Trial | None:
+    """The finished trial of the best score; one that ended in NaN loses to every other."""
+    scores = {trial.number: sign * trial.score for trial in trials if trial.score is not None}
+    finished = [trial for trial in trials if trial.number in scores]
+    return max(
+        finished,
+        key=lambda trial: -math.inf if math.isnan(scores[trial.number]) else scores[trial.number],
+        default=None,
+    )
+
+
+def _score(tuning: Tuning, trial: Trial) -> float | None:
+    if not is_finished(trial.folder, trial.plan.config):
+        return None
+    history = History.from_csv(trial.folder.history, trial.plan.config.privacy.delta)
+    metric = tuning.definition.metric
+    value = history.column("valid_loss" if metric == "loss" else metric)[-1]
+    return None if value is None else float(value)

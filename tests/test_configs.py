@@ -1,0 +1,67 @@
+"""Every configuration of the repository: it loads, it plans, and it says what it spends."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from dpmodel.config import load_config
+from dpmodel.config.marked_yaml import read_yaml
+from dpmodel.plan import plan_training
+
+ROOT = Path(__file__).parents[1]
+#: Trainings; comparisons and searches, which hold a training in them, have tests of their own.
+CONFIGS = [
+    path
+    for path in sorted((ROOT / "configs").glob("*.yaml"))
+    if "training" in read_yaml(path.read_text(), path.name).values
+]
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_a_configuration_builds_and_keeps_its_target(path):
+    from dpmodel.build import build_training
+
+    config = load_config(path)
+    target = config.privacy.target_epsilon
+    if target is not None:
+        assert plan_training(config).privacy_spent().epsilon <= target
+    assert build_training(load_config(path, ["data.limit=2048", "data.test_limit=10"])).plan.steps > 0
+    assert f"dpmodel train configs/{path.name}" in path.read_text()
+
+
+def test_the_published_configurations_are_here():
+    expected = {"lenet5_mnist", "lenet5_mnist_relu", "lenet5_mnist_adaptive", "lenet5_mindarmour"}
+    assert expected <= {path.stem for path in CONFIGS}
+
+
+@pytest.mark.parametrize("name", ["lenet5_mnist", "lenet5_mnist_relu", "lenet5_mnist_adaptive"])
+def test_the_main_configurations_promise_epsilon_3(name):
+    privacy = load_config(ROOT / "configs" / f"{name}.yaml").privacy
+    assert (privacy.target_epsilon, privacy.delta) == (3.0, 1e-5)
+
+
+def test_the_adaptive_configuration_adapts_both_noise_and_bound():
+    plan = plan_training(load_config(ROOT / "configs" / "lenet5_mnist_adaptive.yaml"))
+    assert plan.release.noise.noise_multiplier(plan.steps - 1) < plan.noise_multiplier
+    assert plan.release.clip.event(0, plan.release.unit) is not None
+
+
+def test_the_tutorials_own_settings_are_unchanged_and_cost_thousands():
+    config = load_config(ROOT / "configs" / "lenet5_mindarmour.yaml")
+    privacy, training = config.privacy, config.training
+    assert (training.batch_size, training.epochs, privacy.micro_batches, privacy.norm_bound) == (256, 10, 32, 1.0)
+    assert privacy.noise_multiplier == 0.05
+    assert config.optimizer.options == {"learning_rate": 0.01, "momentum": 0.9}
+    assert privacy.clip.options == {
+        "decay_policy": "Linear",
+        "learning_rate": 0.001,
+        "target_unclipped_quantile": 0.9,
+        "fraction_stddev": 0.01,
+    }
+    assert plan_training(config).privacy_spent().epsilon > 1000
+
+
+@pytest.mark.parametrize("path", [*CONFIGS, ROOT / "examples" / "custom_mechanism.yaml"], ids=lambda path: path.stem)
+def test_a_configuration_needs_nothing_outside_of_a_clone(path):
+    assert not re.search(r"(^|\s)(/|~)\w", path.read_text())

@@ -1,0 +1,85 @@
+"""Laws of the whole package: arrows, cheap imports, honest lists of names."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+#: Each package may import those on its right.
+ARROWS = {"monitors": set(), "mechanisms": {"monitors"}, "dpmodel": {"monitors", "mechanisms"}}
+MODULES = [path for package in ARROWS for path in sorted((ROOT / package).rglob("*.py"))]
+
+
+def _imported(path):
+    """Top-level names of all that a module imports, wherever in the file the statement stands."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            yield from (alias.name.split(".")[0] for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path} has a relative import"
+            yield node.module.split(".")[0]
+
+
+def _name(path):
+    return ".".join(path.relative_to(ROOT).with_suffix("").parts)
+
+
+@pytest.mark.parametrize("path", MODULES, ids=_name)
+def test_imports_run_one_way_only(path):
+    package = path.relative_to(ROOT).parts[0]
+    ours = set(_imported(path)) & set(ARROWS)
+    assert ours <= ARROWS[package] | {package}
+
+
+def test_the_accounting_knows_no_torch():
+    for path in (ROOT / "monitors").rglob("*.py"):
+        assert not {"torch", "torchvision", "torchmetrics"} & set(_imported(path)), path
+
+
+def _fresh(code):
+    return subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True
+    ).stdout.strip()
+
+
+@pytest.mark.parametrize(
+    "module",
+    ["dpmodel", "mechanisms", "monitors", "monitors.factory", "dpmodel.config", "dpmodel.plan", "dpmodel.budget"],
+)
+def test_importing_loads_no_torch(module):
+    assert _fresh(f"import sys, {module}; print('torch' in sys.modules)") == "False"
+
+
+@pytest.mark.parametrize("package", ["dpmodel", "mechanisms", "monitors"])
+def test_star_import_gives_every_name_of_the_list(package):
+    code = f"from {package} import *; import {package} as p; print(sorted(n for n in p.__all__ if n not in globals()))"
+    assert _fresh(code) == "[]"
+
+
+@pytest.mark.parametrize("package", ["dpmodel", "mechanisms", "monitors"])
+def test_lists_of_names_are_sorted_and_without_repetition(package):
+    names = __import__(package).__all__
+    assert list(names) == sorted(set(names))
+
+
+def test_the_names_for_type_checkers_are_the_names_that_load():
+    tree = ast.parse((ROOT / "dpmodel" / "__init__.py").read_text(encoding="utf-8"))
+    guarded = {}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.If) and isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING":
+            for statement in ast.walk(node):
+                if isinstance(statement, ast.ImportFrom):
+                    guarded.update({alias.name: statement.module for alias in statement.names})
+    import dpmodel
+
+    assert guarded == dpmodel._EXPORTS
+
+
+def test_an_unknown_name_is_an_attribute_error():
+    import dpmodel
+
+    with pytest.raises(AttributeError, match="no attribute 'Nothing'"):
+        _ = dpmodel.Nothing
