@@ -10,12 +10,13 @@ from numpy.typing import NDArray
 
 from monitors.loss_composition import MOST_POINTS
 from monitors.loss_nodes import LossNodes, place_nodes
-from monitors.privacy_loss import rounding_variance
+from monitors.privacy_loss import loss_at, rounding_variance
 from monitors.sampled_gaussian import log_moment_excess
 from monitors.terms import Terms
 
 Floats = NDArray[np.floating]
 
+_REACH = 10.0  # standard deviations that the node grids span, about
 _MOST_MASSES = 1 << 24  # of all node grids together
 
 
@@ -69,7 +70,8 @@ def choose_step(nodes: LossNodes, question: Question, precision: float) -> float
     """The widest grid step whose rounding raises epsilon by about ``precision``, relative."""
     allowed = precision * question.epsilon
     step = min(1.0, question.epsilon)
-    span = float(np.max(20.0 / nodes.multipliers + 0.5 / nodes.multipliers**2))
+    highest = loss_at(_REACH + 1.0 / nodes.multipliers, nodes.rates, nodes.multipliers)
+    span = float(np.max(highest - loss_at(-_REACH, nodes.rates, nodes.multipliers)))
     finest = max(span * nodes.rates.size / _MOST_MASSES, 4 * question.epsilon / MOST_POINTS)
     counts, tilt = nodes.node_counts, question.tilt
     for _ in range(60):

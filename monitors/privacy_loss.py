@@ -66,8 +66,8 @@ def loss_masses(rate: float, multiplier: float, step: float, tail: float) -> tup
     Returns:
         Loss for removal, and for addition.
     """
-    bottom = _loss(-tail, rate, multiplier)
-    top = _loss(tail + 1 / multiplier, rate, multiplier)
+    bottom = loss_at(-tail, rate, multiplier)
+    top = loss_at(tail + 1 / multiplier, rate, multiplier)
     first, last = math.floor(bottom / step), math.ceil(top / step)
     # an edge below log(1 - q) lies below every loss: nothing is cut off there
     last = max(last, first + 1)
@@ -102,7 +102,7 @@ def rounding_variance(rate: Floats, multiplier: Floats, step: float, tilt: float
     """
     last = 9.0 + (1.0 + tilt) / float(multiplier.min())
     nodes = np.linspace(-9.0, last, min(4000, int((last + 9.0) / 0.08)))
-    loss = _loss(nodes[None, :], rate[:, None], multiplier[:, None])
+    loss = loss_at(nodes[None, :], rate[:, None], multiplier[:, None])
     # the mixture's density is exp(loss) times the other one
     heights = (1.0 + tilt) * loss - 0.5 * nodes**2
     weights = np.exp(heights - heights.max(axis=1, keepdims=True))
@@ -116,7 +116,7 @@ def _spread(loss: Floats, step: float) -> Floats:
     return spread
 
 
-def _loss(z: Floats | float, rate: Floats | float, multiplier: Floats | float) -> Floats:
+def loss_at(z: Floats | float, rate: Floats | float, multiplier: Floats | float) -> Floats:
     """Loss at ``x = multiplier * z``."""
     exponent = z / np.asarray(multiplier) - 0.5 / np.asarray(multiplier) ** 2
     with np.errstate(divide="ignore"):

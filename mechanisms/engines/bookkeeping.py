@@ -24,7 +24,7 @@ from mechanisms.engines.verification import disagreement
 from mechanisms.units import ClippedUnit
 
 #: Working set of one chunk on a CPU; larger chunks spill out of the last-level cache, smaller ones starve the kernels.
-CACHE_BYTES = 32 * 2**20
+CACHE_BYTES = 64 * 2**20
 
 #: Fewest examples in a chunk made for speed.
 SMALLEST_CHUNK = 16

@@ -1,0 +1,89 @@
+"""The networks and batches that the speed figures are stated for; each is made from a seed, no data needed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+import torchvision
+from torch import Tensor, nn
+
+from dpmodel.nets.dense import Linear
+from dpmodel.nets.lenet5 import LeNet5
+from dpmodel.nets.small_cnn import SmallCNN
+
+
+@dataclass(frozen=True)
+class Workload:
+    """A network, the shape of its inputs and the batch sizes that it is measured at."""
+
+    name: str
+    network: Callable[[], nn.Module]
+    inputs: Callable[[int], Tensor]
+    batch_sizes: tuple[int, ...]
+    classes: int = 10
+
+    def batch(self, size: int) -> tuple[Tensor, Tensor]:
+        """Inputs and labels from a fixed seed."""
+        torch.manual_seed(0)
+        return self.inputs(size), torch.randint(0, self.classes, (size,))
+
+
+class CifarCNN(nn.Module):
+    """The tanh network of Papernot et al. 2021 for 3 x 32 x 32 images: six convolutions, two dense layers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        layers: list[nn.Module] = []
+        channels = 3
+        for width in (32, 64, 128):
+            for _ in range(2):
+                layers += [nn.Conv2d(channels, width, 3, padding=1), nn.Tanh()]
+                channels = width
+            layers.append(nn.MaxPool2d(2))
+        self.features = nn.Sequential(*layers)
+        self.classifier = nn.Sequential(nn.Linear(128 * 4 * 4, 128), nn.Tanh(), nn.Linear(128, 10))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Scores of each class."""
+        return self.classifier(self.features(x).flatten(1))
+
+
+class TextEncoder(nn.Module):
+    """Token and position tables, a Transformer encoder of two layers, mean pooling, a linear layer."""
+
+    def __init__(self, vocabulary: int = 5000, width: int = 128, length: int = 64, classes: int = 2) -> None:
+        super().__init__()
+        self.tokens = nn.Embedding(vocabulary, width)
+        self.positions = nn.Embedding(length, width)
+        layer = nn.TransformerEncoderLayer(width, 4, 4 * width, dropout=0.0, batch_first=True)
+        self.encoder = nn.TransformerEncoder(layer, 2, enable_nested_tensor=False)
+        self.head = nn.Linear(width, classes)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """Scores of each class."""
+        positions = torch.arange(tokens.shape[1], device=tokens.device).unsqueeze(0)
+        return self.head(self.encoder(self.tokens(tokens) + self.positions(positions)).mean(1))
+
+
+def resnet18_group_norm() -> nn.Module:
+    """ResNet18 with GroupNorm in place of BatchNorm."""
+    return torchvision.models.resnet18(num_classes=10, norm_layer=lambda channels: nn.GroupNorm(32, channels))
+
+
+def _images(*shape: int) -> Callable[[int], Tensor]:
+    return lambda size: torch.randn(size, *shape)
+
+
+WORKLOADS: dict[str, Workload] = {
+    workload.name: workload
+    for workload in (
+        Workload("lenet5", lambda: LeNet5(init="torch"), _images(1, 32, 32), (256, 1024)),
+        Workload("mnist-cnn", SmallCNN, _images(1, 28, 28), (512,)),
+        Workload("linear", lambda: Linear(3969), _images(3969), (4096,)),
+        Workload("cifar-cnn", CifarCNN, _images(3, 32, 32), (256,)),
+        Workload("resnet18-gn", resnet18_group_norm, _images(3, 32, 32), (32,)),
+        Workload("text-encoder", TextEncoder, lambda size: torch.randint(0, 5000, (size, 64)), (64,), classes=2),
+    )
+}
