@@ -4,14 +4,17 @@
     python benchmarks/engines.py --all --output benchmarks/results/engines.md
 
 A step is: forward, backward, clip, noise, SGD with momentum. Rounds go A B C A B C ...; "x plain" is the median over
-rounds of plain time / engine time in the same round, so that a slow moment of the machine hits all alike. Opacus rows
-need `pip install opacus` and are left out without it.
+rounds of plain time / engine time in the same round, so that a slow moment of the machine hits all alike. Still, a busy
+machine makes wall time worthless (two OpenMP threads on a busy core wait for each other): measure on an idle one, or
+with `--threads 1 --clock cpu`.
+Opacus rows need `pip install opacus` and are left out without it.
 """
 
 from __future__ import annotations
 
 import argparse
 import datetime
+import os
 import platform
 import statistics
 import time
@@ -123,15 +126,19 @@ def build(name: str, workload: Workload, size: int) -> Step:
 
 
 def error_against_loop(name: str, workload: Workload, size: int = 6) -> float:
-    """Largest relative difference of the clipped sum from the one-example loop's, on a few examples."""
+    """Largest relative difference from the one-example loop's clipped sum in float64, on a few examples."""
     network, (x, y) = fresh_network(workload), workload.batch(size)
+    found = _sum_of(name, network, x, y)
+    wide = x.double() if x.is_floating_point() else x
+    expected = _sum_of(LoopEngine.name, network.double(), wide, y)
+    return float((found - expected).abs().max() / expected.abs().max())
+
+
+def _sum_of(name: str, network: nn.Module, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
     clip = Fixed()
     clip.start(BOUND)
-    expected, found = (
-        engine(ClippedUnit(1, size)).clipped_sum(network, nn.CrossEntropyLoss(), Batch(x, y), clip).flat_grad
-        for engine in (LoopEngine, ENGINES.get(name))
-    )
-    return float((found - expected).abs().max() / expected.abs().max())
+    engine = ENGINES.create(name, ClippedUnit(1, len(y)))
+    return engine.clipped_sum(network, nn.CrossEntropyLoss(), Batch(x, y), clip).flat_grad
 
 
 def ready_steps(names: list[str], workload: Workload, size: int) -> tuple[dict[str, Step], dict[str, str]]:
@@ -149,22 +156,28 @@ def ready_steps(names: list[str], workload: Workload, size: int) -> tuple[dict[s
     return steps, failed
 
 
-def timed(step: Step, at_least: float) -> float:
+#: What is measured: time on the wall, or time that this process was computing (all its threads together).
+CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
+
+
+def timed(step: Step, at_least: float, clock: Callable[[], float]) -> float:
     """Seconds per step, over as many steps as take ``at_least`` seconds."""
-    count, start = 0, time.perf_counter()
-    while count == 0 or time.perf_counter() - start < at_least:
+    count, start = 0, clock()
+    while count == 0 or clock() - start < at_least:
         step()
         count += 1
-    return (time.perf_counter() - start) / count
+    return (clock() - start) / count
 
 
-def measure(workload: Workload, size: int, names: list[str], rounds: int, seconds: float) -> list[str]:
+def measure(
+    workload: Workload, size: int, names: list[str], rounds: int, seconds: float, clock: Callable[[], float]
+) -> list[str]:
     """Rows of the result table."""
     steps, failed = ready_steps(names, workload, size)
     times: dict[str, list[float]] = {name: [] for name in steps}
     for _ in range(rounds):
         for name, step in steps.items():
-            times[name].append(timed(step, seconds))
+            times[name].append(timed(step, seconds, clock))
     peers = {name: statistics.median(t) for name, t in times.items() if name.startswith("opacus-")}
     best = min(peers, key=peers.__getitem__) if peers else None
     rows = []
@@ -194,7 +207,7 @@ def _peak_mib(step: Step) -> str:
         return "n/a"
 
 
-def heading(rounds: int, seconds: float) -> list[str]:
+def heading(rounds: int, seconds: float, clock: str) -> list[str]:
     """Machine, versions, date and how to read the table."""
     versions = [f"torch {torch.__version__}", f"Python {platform.python_version()}"]
     try:
@@ -206,11 +219,11 @@ def heading(rounds: int, seconds: float) -> list[str]:
     return [
         "# One private training step, engine by engine",
         "",
-        f"{_processor()}, {torch.get_num_threads()} threads, float32; {', '.join(versions)}; "
-        f"{datetime.datetime.now(datetime.timezone.utc).date()}.",
-        f"{rounds} rounds in turns, at least {seconds:g} s per engine and round; ratios are medians over rounds of the",
-        "times in one round. A step is forward, backward, clip, noise (secure for our engines), SGD with momentum.",
-        "Peak memory is what tensors made by the step hold at most; the error is relative to the one-example loop.",
+        f"{_processor()}, {torch.get_num_threads()} thread(s), float32; {', '.join(versions)}; "
+        f"{datetime.datetime.now(datetime.timezone.utc).date()}; load average {os.getloadavg()[0]:.1f} at the start.",
+        f"{rounds} rounds in turns, at least {seconds:g} s per engine and round, {clock} time; ratios are medians over",
+        "rounds of the times in one round. A step is forward, backward, clip, noise (secure for our engines), SGD with momentum.",
+        "Peak memory is what tensors made by the step hold at most; errors are against the one-example loop in float64.",
         "",
         "| workload (batch) | engine | ms/step | examples/s | x plain | x best Opacus | peak MiB | max error |",
         "|---|---|---|---|---|---|---|---|",
@@ -234,17 +247,18 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--seconds", type=float, default=0.3, help="least time per engine and round")
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--clock", choices=sorted(CLOCKS), default="wall", help="cpu on a busy machine, --threads 1")
     parser.add_argument("--output", type=Path, help="write the table here as well")
     options = parser.parse_args()
     if not options.all and options.model is None:
         parser.error("name a workload with --model, or ask for --all")
     torch.set_num_threads(options.threads)
-    warnings.filterwarnings("ignore", module="(opacus|torch).*")
-    lines = heading(options.rounds, options.seconds)
+    warnings.filterwarnings("ignore")
+    lines = heading(options.rounds, options.seconds, options.clock)
     print("\n".join(lines), flush=True)
     for workload in WORKLOADS.values() if options.all else [WORKLOADS[options.model]]:
         for size in [options.batch] if options.batch else workload.batch_sizes:
-            rows = measure(workload, size, options.engines, options.rounds, options.seconds)
+            rows = measure(workload, size, options.engines, options.rounds, options.seconds, CLOCKS[options.clock])
             print("\n".join(rows), flush=True)
             lines += rows
     if options.output:

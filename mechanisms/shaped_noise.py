@@ -35,8 +35,8 @@ class ShapedGaussian(_GaussianNoise):
     def __init__(
         self,
         *,
-        last_step: int,
         initial_noise_multiplier: float = 1.0,
+        last_step: int = 1000,
         final_ratio: float = 0.5,
         path: str = "Linear",
         first_step: int = 0,

@@ -130,6 +130,10 @@ class ComparisonResult:
             "Intervals are 95 % Student intervals over the seeds, one by one and not jointly. Runs of one row of "
             "seeds share their initial weights; noise and sampling are drawn afresh in every run.",
         ]
+        definition = self.comparison.definition
+        missing = len(definition.variants) * len(definition.seeds) - count
+        if missing:
+            found.insert(0, f"NOT COMPLETE: {missing} runs are not finished; rows with fewer runs are less certain.")
         if not self.equal:
             found.insert(0, "NOT AT EQUAL EPSILON: " + "; ".join(self._unequal()))
         return tuple(found)

@@ -8,18 +8,18 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from dpmodel.figures.strand import Strand
-from dpmodel.figures.style import Pen, add_legend, dress, from_zero
+from dpmodel.figures.style import LEGEND_COLUMNS, Pen, add_legend, dress, from_zero
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-WIDE, TALL = 8.4, 4.4
+WIDE, TALL, LEGEND_ROW = 8.4, 4.2, 0.2
 
 
 def metric_against_epsilon(strands: Sequence[Strand], metric: str) -> Figure:
     """The metric after each epoch against what had been spent by then; a band holds all seeds."""
-    figure, (axes,) = _figure(1)
+    figure, (axes,) = _figure(1, len(strands))
     at = strands[0].privacy
     title = f"Test {metric} against epsilon spent (delta {at.delta:g}, {at.accountant})"
     dress(axes, title, "epsilon spent", f"test {metric}")
@@ -33,7 +33,7 @@ def metric_against_epsilon(strands: Sequence[Strand], metric: str) -> Figure:
 def noise_and_bound_against_step(strands: Sequence[Strand], metric: str) -> Figure:
     """Two panels: the noise multiplier that the schedule states, and the norm bound that was in force."""
     del metric
-    figure, (noise, bound) = _figure(2)
+    figure, (noise, bound) = _figure(2, len(strands))
     dress(noise, "Noise multiplier", "step", "")
     dress(bound, "Norm bound", "step", "")
     for index, strand in enumerate(strands):
@@ -51,7 +51,7 @@ def noise_and_bound_against_step(strands: Sequence[Strand], metric: str) -> Figu
 def epsilon_against_step(strands: Sequence[Strand], metric: str) -> Figure:
     """What had been spent after each step."""
     del metric
-    figure, (axes,) = _figure(1)
+    figure, (axes,) = _figure(1, len(strands))
     at = strands[0].privacy
     dress(axes, f"Epsilon spent (delta {at.delta:g}, {at.accountant})", "step", "epsilon")
     for index, strand in enumerate(strands):
@@ -62,10 +62,10 @@ def epsilon_against_step(strands: Sequence[Strand], metric: str) -> Figure:
     return figure
 
 
-def _figure(panels: int) -> tuple[Figure, Sequence[Axes]]:
+def _figure(panels: int, strands: int) -> tuple[Figure, Sequence[Axes]]:
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(WIDE, TALL), layout="constrained")
+    figure = Figure(figsize=(WIDE, TALL + LEGEND_ROW * (strands // LEGEND_COLUMNS)), layout="constrained")
     return figure, figure.subplots(1, panels, squeeze=False)[0]
 
 

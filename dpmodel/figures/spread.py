@@ -46,7 +46,7 @@ def spread_over_seeds(rows: Sequence[SpreadRow], metric: str, baseline: str) -> 
 
     figure = Figure(figsize=(_WIDE, _FRAME + _ROW * len(rows)), layout="constrained")
     values, differences = figure.subplots(1, 2, sharey=True)
-    dress(values, f"Test {metric}: each seed, mean, 95 % interval", f"test {metric}", "")
+    dress(values, "Each seed, mean, 95 % interval", f"test {metric}", "")
     dress(differences, f"Paired difference to {baseline}", f"difference of {metric}, 95 % interval", "")
     differences.axvline(0.0, color=MUTED, lw=1.2)
     for index, row in enumerate(rows):

@@ -17,6 +17,8 @@ AMBER, SKY = "#b07d00", "#56b4e9"
 
 #: Colours of the strands. Okabe and Ito's, which the colour-blind tell apart; their yellow is too light for lines.
 SERIES = (BLUE, ORANGE, GREEN, PURPLE, AMBER, SKY)
+#: Strands beside each other in a legend.
+LEGEND_COLUMNS = 4
 _DASHES = ("-", (0, (5, 2)), (0, (1.5, 1.5)), (0, (6, 2, 1.5, 2)))
 
 #: Role in the style sheet of a page -> colour in a light and in a dark one.
@@ -52,7 +54,7 @@ class Pen:
             >>> Pen.of(0) == Pen.of(1), Pen.of(0).colour == Pen.of(len(SERIES)).colour
             (False, True)
         """
-        width = 1.6 + min(0.9 * max(count - 1 - index, 0), 3.6)
+        width = 1.5 + 1.9 * max(count - 1 - index, 0) / max(count - 1, 1)
         return cls(SERIES[index % len(SERIES)], _DASHES[index // len(SERIES) % len(_DASHES)], width)
 
     @property
@@ -79,7 +81,7 @@ def add_legend(figure: Figure, axes: Axes) -> None:
     handles, labels = axes.get_legend_handles_labels()
     if len(handles) < 2:
         return
-    columns = min(len(handles), 4)
+    columns = min(len(handles), LEGEND_COLUMNS)
     legend = figure.legend(handles, labels, loc="outside lower center", ncols=columns, frameon=False, fontsize=9)
     for text in legend.get_texts():
         text.set_color(INK)

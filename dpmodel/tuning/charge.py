@@ -107,7 +107,7 @@ class RandomStopping(Charge):
         return (
             None
             if name == "rdp"
-            else f"random stopping has a price in Renyi terms only; set 'rdp' in place of {name!r}"
+            else f"random stopping has a price in Renyi terms only; set accountant: rdp in place of {name!r}"
         )
 
 

@@ -67,6 +67,7 @@ class TuningDefinition(Section):
         charge: ``"random"``: the number of runs is drawn and kept secret, and only the best one may be published
             (Papernot and Steinke 2022). ``"all"``: every run is charged in full, all may be published. ``"none"``:
             every run is charged by itself, the search is NOT accounted.
+        accountant: Which accountant solves and states; default: that of the base. ``"random"`` needs ``"rdp"``.
         metric: The test metric of the last epoch that decides.
         output: The folder; default ``runs/<name of the file>``.
     """
@@ -75,6 +76,7 @@ class TuningDefinition(Section):
     search: dict[str, FieldSection] = Field(min_length=1)
     runs: PositiveInt
     charge: str = "random"
+    accountant: str | None = None
     metric: str = "accuracy"
     output: str | None = None
 

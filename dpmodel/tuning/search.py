@@ -30,7 +30,7 @@ _NOT_SEARCHED = {
     "privacy.target_epsilon": "it is what the whole search spends",
     "privacy.noise_multiplier": "it is solved for, or stated by the base",
     "privacy.delta": "epsilons at different deltas cannot be added up",
-    "privacy.accountant": "it is one for all runs",
+    "privacy.accountant": "it is one for all runs: accountant",
     "output": "the search decides where its runs go",
     "performance": "it changes no result",
 }
@@ -114,7 +114,10 @@ def _checked(marked: Marked, path: Path, overrides: Iterable[str], changes: Mapp
         definition = TuningDefinition.model_validate(final.values)
     except ValidationError as error:
         raise config_error(error, final.marks, source, TuningDefinition) from None
-    tuning = Tuning(path.stem, definition, apply_overrides(read_base(final, path), overrides), source)
+    base = apply_overrides(read_base(final, path), overrides)
+    if definition.accountant is not None:
+        base = apply_overrides(base, [(("privacy", "accountant"), definition.accountant)])
+    tuning = Tuning(path.stem, definition, base, source)
     _require_searchable(tuning, final)
     config = tuning.config()
     _require_base(tuning, config, final)

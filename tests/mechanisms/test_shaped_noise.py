@@ -1,3 +1,5 @@
+from itertools import pairwise
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -17,7 +19,7 @@ def test_a_shape_keeps_to_its_ends_and_between_them_goes_one_way(path, first, ra
     values = [schedule(step) for step in range(start + length + 3)]
     assert values[: start + 1] == [first] * (start + 1)
     assert values[-3:] == pytest.approx([first * ratio] * 3)
-    steps = [right - left for left, right in zip(values, values[1:], strict=False)]
+    steps = [right - left for left, right in pairwise(values)]
     tiny = 1e-9 * first
     assert all(step <= tiny for step in steps) if ratio <= 1 else all(step >= -tiny for step in steps)
 

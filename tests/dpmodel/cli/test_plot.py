@@ -12,14 +12,16 @@ from dpmodel.job import train_from_config
 def runs(tmp_path_factory):
     folder = tmp_path_factory.mktemp("runs")
     for name, multiplier in (("quiet", 1.0), ("loud", 3.0)):
-        config = make_config({
-            "data": {"name": "synthetic", "num_train": 60, "num_test": 30, "num_classes": 3, "shape": [1, 4, 4]},
-            "network": {"name": "linear"},
-            "optimizer": {"name": "SGD", "lr": 0.5},
-            "privacy": {"noise_multiplier": multiplier},
-            "training": {"epochs": 2, "batch_size": 20},
-            "output": {"curve": False},
-        })
+        config = make_config(
+            {
+                "data": {"name": "synthetic", "num_train": 60, "num_test": 30, "num_classes": 3, "shape": [1, 4, 4]},
+                "network": {"name": "linear"},
+                "optimizer": {"name": "SGD", "lr": 0.5},
+                "privacy": {"noise_multiplier": multiplier},
+                "training": {"epochs": 2, "batch_size": 20},
+                "output": {"curve": False},
+            }
+        )
         train_from_config(config, folder / name)
     return folder
 

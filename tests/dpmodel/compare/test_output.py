@@ -160,6 +160,8 @@ def test_the_headline_claims_no_difference_that_the_intervals_do_not_show(carrie
         assert "than fixed" in headline(carried_out.result)
 
 
-@pytest.mark.parametrize(("seconds", "words"), [(0.04, "0.0 s"), (59.4, "59.4 s"), (61, "1 min 1 s"), (7260, "2 h 1 min")])
+@pytest.mark.parametrize(
+    ("seconds", "words"), [(0.04, "0.0 s"), (59.4, "59.4 s"), (61, "1 min 1 s"), (7260, "2 h 1 min")]
+)
 def test_durations_are_for_people(seconds, words):
     assert duration(seconds) == words

@@ -49,6 +49,7 @@ def test_an_interrupted_comparison_keeps_what_is_done_and_the_same_command_resum
     assert broken_off.interrupted
     assert not broken_off.ok
     assert broken_off.missing == 3
+    assert broken_off.result.caveats[0].startswith("NOT COMPLETE: 3 runs")
     done = {path: path.stat().st_mtime_ns for path in tmp_path.glob("runs/fixed/seed-1/*")}
 
     watching = Watching()

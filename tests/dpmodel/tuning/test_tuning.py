@@ -25,7 +25,10 @@ VALUES = {
         "training": {"epochs": 1, "batch_size": 20},
         "output": {"curve": False},
     },
-    "search": {"optimizer.lr": {"low": 0.01, "high": 1.0, "scale": "log"}, "privacy.norm_bound": {"values": [0.5, 1.0]}},
+    "search": {
+        "optimizer.lr": {"low": 0.01, "high": 1.0, "scale": "log"},
+        "privacy.norm_bound": {"values": [0.5, 1.0]},
+    },
     "runs": 2,
     "charge": "random",
 }
@@ -133,8 +136,9 @@ def test_a_faulty_search_is_refused_before_anything_is_trained(values, change, m
 
 def test_random_stopping_needs_the_accountant_that_has_a_rule_for_it(values):
     values["base"]["privacy"]["accountant"] = "pld"
-    with pytest.raises(ConfigError, match="set 'rdp' in place of 'pld'"):
+    with pytest.raises(ConfigError, match="set accountant: rdp in place of 'pld'"):
         make_tuning(values)
+    assert make_tuning({**values, "accountant": "rdp"}).config().privacy.accountant == "rdp"
 
 
 @pytest.mark.parametrize("mean", [2, 6, 20])
