@@ -222,8 +222,9 @@ def heading(rounds: int, seconds: float, clock: str) -> list[str]:
         f"{_processor()}, {torch.get_num_threads()} thread(s), float32; {', '.join(versions)}; "
         f"{datetime.datetime.now(datetime.timezone.utc).date()}; load average {os.getloadavg()[0]:.1f} at the start.",
         f"{rounds} rounds in turns, at least {seconds:g} s per engine and round, {clock} time; ratios are medians over",
-        "rounds of the times in one round. A step is forward, backward, clip, noise (secure for our engines), SGD with momentum.",
-        "Peak memory is what tensors made by the step hold at most; errors are against the one-example loop in float64.",
+        "rounds of the times in one round. A step is forward, backward, clip, noise (secure for our engines) and SGD",
+        "with momentum. Peak memory is what tensors made by the step hold at most; errors are against the one-example",
+        "loop in float64.",
         "",
         "| workload (batch) | engine | ms/step | examples/s | x plain | x best Opacus | peak MiB | max error |",
         "|---|---|---|---|---|---|---|---|",

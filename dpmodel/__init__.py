@@ -85,8 +85,6 @@ _EXPORTS = {
 }
 
 if TYPE_CHECKING:
-    from monitors.pld import PLDAccountant
-
     from dpmodel.callbacks import (
         Callback,
         CheckpointConfig,
@@ -112,6 +110,7 @@ if TYPE_CHECKING:
     from monitors.events import ComposedEvent, GaussianEvent, PoissonSampledEvent
     from monitors.factory import PrivacyMonitorFactory
     from monitors.ledger import Ledger
+    from monitors.pld import PLDAccountant
     from monitors.rdp import RDPAccountant
     from monitors.sampled_gaussian import rdp_sampled_gaussian
     from monitors.zcdp import ZCDPAccountant

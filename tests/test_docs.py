@@ -6,11 +6,14 @@ from pathlib import Path
 import pytest
 from pydantic import BaseModel
 
+from dpmodel.compare.comparison import make_comparison
 from dpmodel.config import Config, make_config
 from dpmodel.config.faults import _model_in
 from dpmodel.config.marked_yaml import read_yaml
+from dpmodel.tuning.search import make_tuning
 
 ROOT = Path(__file__).parents[1]
+BESIDE_THE_CONFIGS = str(ROOT / "configs" / "snippet.yaml")
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 
 
@@ -34,7 +37,13 @@ def _snippets(page, language):
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_configurations_in_the_documentation_are_valid(page):
     for snippet in _snippets(page, "yaml"):
-        make_config(read_yaml(snippet, page.name).values)
+        values = read_yaml(snippet, page.name).values
+        if "variants" in values:
+            make_comparison(values, BESIDE_THE_CONFIGS)
+        elif "search" in values:
+            make_tuning(values, BESIDE_THE_CONFIGS)
+        else:
+            make_config(values)
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

@@ -9,6 +9,7 @@ from typing import Any
 from dpmodel.budget.scenarios import Scenario, figures_of, scenarios
 from dpmodel.config.schema import Config
 from dpmodel.plan import TrainingPlan, most_epochs, plan_training
+from monitors import _checks
 from monitors.accountant import ACCOUNTANTS, resolve_accountant
 from monitors.errors import CalibrationError
 
@@ -69,6 +70,7 @@ def answer_budget(
     *,
     accountants: Sequence[str] | None = None,
     max_epsilon: float | None = None,
+    tuning_runs: int | None = None,
 ) -> BudgetAnswer:
     """Plan ``config``: epsilon from its multiplier, its multiplier from a target, or the most epochs that fit.
 
@@ -77,6 +79,7 @@ def answer_budget(
         num_examples: Training examples; default: what the configuration implies.
         accountants: Names, the first one solves; default: the configuration's.
         max_epsilon: Ask for the most epochs within this epsilon; the configuration's own epochs are not used.
+        tuning_runs: Also show what publishing the best of so many such trainings spends.
 
     Raises:
         ConfigError: A value is out of range or a target cannot be met.
@@ -90,13 +93,15 @@ def answer_budget(
         >>> round(answer_budget(config, 60000).epsilon, 3)
         0.628
     """
+    if tuning_runs is not None:
+        _checks.positive_int(tuning_runs=tuning_runs)
     chosen = tuple(accountants or (config.privacy.accountant,))
     asked = "epsilon" if config.privacy.target_epsilon is None else "noise_multiplier"
     if max_epsilon is not None:
         asked, config = "epochs", _with_most_epochs(config, num_examples, max_epsilon)
     plan = plan_training(config, num_examples)
     figures = figures_of(plan.ledger(), plan.config.privacy.delta, chosen)
-    return BudgetAnswer(asked, plan, figures, scenarios(plan, chosen, figures))
+    return BudgetAnswer(asked, plan, figures, scenarios(plan, chosen, figures, tuning_runs))
 
 
 def known_accountants(name: str) -> tuple[str, ...]:

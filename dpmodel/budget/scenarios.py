@@ -12,9 +12,13 @@ from monitors.accountant import resolve_accountant
 from monitors.errors import UnsupportedEventError
 from monitors.events import ComposedEvent, DisjointEvent, GaussianEvent, PrivacyEvent
 from monitors.ledger import Ledger
+from monitors.tuning import best_of, best_of_random
 
 #: The accountant that is exact for releases without sampling.
 EXACT_UNSAMPLED = "zcdp"
+
+#: The accountant that has a rule for a search that stops at random.
+RANDOM_STOPPING = "rdp"
 
 
 @dataclass(frozen=True)
@@ -57,7 +61,10 @@ def figures_of(ledger: Ledger, delta: float, accountants: Sequence[str]) -> dict
 
 
 def scenarios(
-    plan: TrainingPlan, accountants: Sequence[str], configured: dict[str, float | str]
+    plan: TrainingPlan,
+    accountants: Sequence[str],
+    configured: dict[str, float | str],
+    tuning_runs: int | None = None,
 ) -> tuple[Scenario, ...]:
     """The rules that people mix up, for the noise, batch size and epochs of ``plan``.
 
@@ -65,6 +72,7 @@ def scenarios(
         plan: What is planned.
         accountants: Whose figures to give; releases without sampling get the exact formula as well.
         configured: Figures of the plan itself, which are not computed again.
+        tuning_runs: None, or how many such trainings a search makes to publish the best: two ways to charge it.
     """
     privacy = plan.config.privacy
     grouped = plan.release.unit.grouped
@@ -72,6 +80,7 @@ def scenarios(
         _poisson(plan, accountants, configured if privacy.sampling == "poisson" and not grouped else None),
         *_micro_batches(plan, accountants, configured if privacy.sampling == "poisson" and grouped else None),
         *_shuffled(plan, accountants, configured if privacy.sampling == "shuffle" else None),
+        *_tuned(plan, accountants, tuning_runs),
     ]
     if not any(row.configured for row in rows):
         rows.insert(0, Scenario("as configured", configured, plan.release.sampler.describe(), configured=True))
@@ -121,6 +130,26 @@ def _shuffled(plan: TrainingPlan, accountants: Sequence[str], known: dict[str, f
         assumes = "as above, for neighbours that differ in the value of one example: twice the sensitivity"
         rows.append(Scenario("shuffle, replace one", figures_of(doubled, delta, names), assumes))
     return rows
+
+
+def _tuned(plan: TrainingPlan, accountants: Sequence[str], runs: int | None) -> list[Scenario]:
+    if runs is None or runs == 1:
+        return []
+    one, delta = plan.ledger(), plan.config.privacy.delta
+    with_rdp = tuple(dict.fromkeys((*accountants, RANDOM_STOPPING)))
+    return [
+        Scenario(
+            f"best of {runs} trainings",
+            figures_of(best_of(one, runs), delta, accountants),
+            "as configured, every training of the search composed: all of them may be looked at",
+        ),
+        Scenario(
+            f"best of about {runs} trainings",
+            figures_of(best_of_random(one, runs), delta, with_rdp),
+            "as configured, their number drawn from a geometric distribution of that mean and kept secret; only the best "
+            "is looked at",
+        ),
+    ]
 
 
 def _figures(plan: TrainingPlan, accountants: Sequence[str], **changes: Any) -> dict[str, float | str]:

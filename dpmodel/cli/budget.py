@@ -28,6 +28,9 @@ EXAMPLES = """
   Most epochs that fit:
   dpmodel budget -n 60000 -b 256 --noise-multiplier 1.5 --max-epsilon 3
 
+  The best of ten such trainings:
+  dpmodel budget -n 60000 -b 512 -e 10 --noise-multiplier 2 --tuning-runs 10
+
   Of a configuration, with every accountant, and a picture:
   dpmodel budget configs/lenet5_mnist.yaml --accountant all --plot epsilon.png
 """
@@ -81,6 +84,7 @@ def budget(
     decay_rate: Annotated[float | None, typer.Option(help="Its rate per step.")] = None,
     clip: Annotated[str | None, typer.Option(help="Clip mechanism; Gaussian is adaptive and charged.")] = None,
     fraction_stddev: Annotated[float | None, typer.Option(help="Noise of the adaptive clip count.")] = None,
+    tuning_runs: Annotated[int | None, typer.Option(min=1, help="Show the price of the best of so many.")] = None,
     overrides: Overrides = [],  # noqa: B006 - typer copies it
     plot: Annotated[Path | None, typer.Option(help="Draw epsilon against the step into this file.")] = None,
     as_json: AsJson = False,
@@ -95,7 +99,7 @@ def budget(
 
     settings = _settings(config, given, overrides, accountant, max_epsilon)
     chosen = None if accountant is None else known_accountants(accountant)
-    answer = answer_budget(settings, num_examples, accountants=chosen, max_epsilon=max_epsilon)
+    answer = answer_budget(settings, num_examples, accountants=chosen, max_epsilon=max_epsilon, tuning_runs=tuning_runs)
     if plot is not None:
         from dpmodel.budget.curves import draw_curves
 

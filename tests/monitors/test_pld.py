@@ -1,5 +1,6 @@
 """The privacy-loss accountant: certified, tight, and right where the truth is known."""
 
+import importlib
 import math
 from dataclasses import dataclass
 
@@ -78,7 +79,7 @@ def test_unsampled_releases_are_exact():
     [(0.0043, 1.5, 2340, 1e-5), (1e-3, 0.6, 3000, 1e-6), (0.3, 5.0, 50, 1e-8)],
 )
 def test_the_peer_agrees_within_its_stated_error(rate, multiplier, steps, delta):
-    pld = pytest.importorskip("dp_accounting.pld")
+    pld = importlib.import_module("dp_accounting.pld")
     import dp_accounting
 
     peer = pld.PLDAccountant(value_discretization_interval=1e-4)
@@ -88,7 +89,7 @@ def test_the_peer_agrees_within_its_stated_error(rate, multiplier, steps, delta)
 
 
 def test_opacus_prv_agrees_within_its_stated_error():
-    accountants = pytest.importorskip("opacus.accountants")
+    accountants = importlib.import_module("opacus.accountants")
     peer = accountants.PRVAccountant()
     peer.history = [(1.1, 0.01, 600)]
     theirs = peer.get_epsilon(1e-5, eps_error=0.005, delta_error=1e-9)

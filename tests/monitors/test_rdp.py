@@ -1,5 +1,6 @@
 """The Renyi accountant: golden figures, the conversion, the order search, composition."""
 
+import importlib
 import math
 import warnings
 from dataclasses import dataclass
@@ -230,7 +231,7 @@ def test_a_third_party_registers_its_event_alone_and_under_sampling():
 
 
 def test_the_peers_agree_where_they_are_right():
-    rdp = pytest.importorskip("dp_accounting.rdp")
+    rdp = importlib.import_module("dp_accounting.rdp")
     import dp_accounting
 
     orders = [2, 4, 8, 16, 32]
@@ -241,7 +242,7 @@ def test_the_peers_agree_where_they_are_right():
 
 
 def test_opacus_agrees_where_it_is_right():
-    analysis = pytest.importorskip("opacus.accountants.analysis.rdp")
+    analysis = importlib.import_module("opacus.accountants.analysis.rdp")
     orders = [1.5, 2.0, 8.3, 32.0]
     theirs = analysis.compute_rdp(q=0.01, noise_multiplier=1.0, steps=1, orders=orders)
     np.testing.assert_allclose(rdp_sampled_gaussian(0.01, 1.0, orders), theirs, rtol=1e-6)

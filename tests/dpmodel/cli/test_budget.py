@@ -176,3 +176,22 @@ def test_the_version_is_printed(command):
     import dpmodel
 
     assert command("--version")[1].strip() == f"dpmodel {dpmodel.__version__}"
+
+
+def test_the_price_of_a_search_stands_beside_the_price_of_one_training(command):
+    code, text, _ = command(
+        "budget", *MNIST, "-e", 10, "--noise-multiplier", 2, "--tuning-runs", 10, "--accountant", "rdp", "--json"
+    )
+    assert code == 0
+    rows = {row["name"]: row["epsilon"] for row in json.loads(text)["side_by_side"]}
+    one, composed, stopped = (
+        rows[name]["rdp"] for name in ("Poisson, per example", "best of 10 trainings", "best of about 10 trainings")
+    )
+    assert one < stopped < composed < 10 * one
+
+
+def test_a_search_of_no_training_is_refused(command):
+    code, _, errors = command("budget", *MNIST, "-e", 10, "--noise-multiplier", 2, "--tuning-runs", 0)
+    assert code == 2
+    assert "--tuning-runs" in errors
+    assert "0" in errors
