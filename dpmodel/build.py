@@ -156,6 +156,7 @@ def build_model(config: Config, task: Task) -> DPModel:
             sampling=config.privacy.sampling,
             engine=config.performance.engine,
             physical_batch_size=config.performance.physical_batch_size,
+            precision=config.performance.precision,
             device=task.device,
             seed=config.privacy.sampling_seed,
         )

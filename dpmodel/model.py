@@ -24,6 +24,7 @@ from dpmodel.step import PrivateStep
 from dpmodel.training import TrainingLoop, to_device
 from mechanisms.clipping import ClipMechanism, Fixed
 from mechanisms.engines.batch import Batch, call_network, first_tensor, map_tensors
+from mechanisms.engines.bookkeeping import PRECISIONS
 from mechanisms.engines.choose import Choice, choose_engine
 from mechanisms.noise import NoiseMechanism, NoNoise
 from mechanisms.sampling import SAMPLERS
@@ -58,7 +59,10 @@ class DPModel:
         metrics: Names or torchmetrics objects, alone, in a list, or in a dict under your own names.
         sampling: ``"poisson"`` (amplified) or ``"shuffle"`` (no amplification claimed).
         engine: ``"auto"``, or the name of an engine.
-        physical_batch_size: Most examples in memory at once; changes no number. None: the whole batch.
+        physical_batch_size: Most examples in memory at once; changes no number. None: the whole batch; ``"auto"``: what
+            fits half of the free memory.
+        precision: ``"fp32"``, or ``"bf16"``: forward and backward pass under autocast, with norms, clipping, sum and
+            noise in float32 (engine ``"bookkeeping"``).
         device: Where to train; default: where the network is.
         seed: None draws rows secretly. A number makes the drawing reproducible and voids the guarantee: for tests.
 
@@ -93,7 +97,8 @@ class DPModel:
         metrics: Any = None,
         sampling: str = "poisson",
         engine: str = "auto",
-        physical_batch_size: int | None = None,
+        physical_batch_size: int | str | None = None,
+        precision: str = "fp32",
         device: str | torch.device | None = None,
         seed: int | None = None,
     ) -> None:
@@ -101,8 +106,9 @@ class DPModel:
         _checks.positive(norm_bound=norm_bound)
         if micro_batches is not None:
             _checks.positive_int(micro_batches=micro_batches)
-        if physical_batch_size is not None:
+        if physical_batch_size is not None and physical_batch_size != "auto":
             _checks.positive_int(physical_batch_size=physical_batch_size)
+        _checks.one_of(PRECISIONS, precision=precision)
         SAMPLERS.get(sampling)
         self.network = network
         self.loss_fn = loss_fn
@@ -113,6 +119,7 @@ class DPModel:
         self.sampling = sampling
         self.engine = engine
         self.physical_batch_size = physical_batch_size
+        self.precision = precision
         self.seed = seed
         self.metrics = MetricSet("loss" if metrics is None else metrics, loss_fn=loss_fn)
         self.ledger = Ledger()
@@ -222,8 +229,10 @@ class DPModel:
         return privacy_spent(self.ledger, delta, accountant, _joined(self._statements))
 
     def explain_engine(self) -> str:
-        """Which engine computes the clipped sums, and why; known once ``fit`` has seen the data."""
-        return self._choice.reason if self._choice else "the engine is chosen when fit sees the first examples"
+        """Which engine computes the clipped sums, why, and how it treats each layer; known once ``fit`` has run."""
+        if self._choice is None:
+            return "the engine is chosen when fit sees the first examples"
+        return "\n".join(filter(None, [self._choice.reason, self._choice.engine.explain()]))
 
     def _plan(self, loader: PrivateLoader) -> ReleasePlan:
         unit = ClippedUnit.of(loader.batch_size, self.micro_batches)
@@ -245,6 +254,7 @@ class DPModel:
             run.plan.unit,
             Batch(x, y),
             physical_batch_size=self.physical_batch_size,
+            options={} if self.precision == "fp32" else {"precision": self.precision},
         )
         self.network.train(was_training)
         guard.protected()

@@ -59,7 +59,7 @@ class PrivateStep:
         self._require_accounted(summed)
         self.ledger.record(plan.event(step))
         noisy = plan.noise.add(summed, step)
-        self._descend(noisy / plan.unit.expected_units)
+        self._descend(noisy.div_(plan.unit.expected_units))
         plan.clip.update(summed.norms, plan.unit, step)
         self._watch(summed)
         return summed.loss

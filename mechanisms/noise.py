@@ -71,7 +71,7 @@ class NoiseMechanism(ABC):
             step: Step number, from 0.
         """
         noise = self.sample(summed.flat_grad.numel(), step).mul_(summed.norm_bound)
-        return summed.flat_grad + noise.to(summed.flat_grad)
+        return noise.to(summed.flat_grad).add_(summed.flat_grad)
 
 
 class _GaussianNoise(NoiseMechanism):
@@ -89,7 +89,13 @@ class _GaussianNoise(NoiseMechanism):
 
     def sample(self, size: int, step: int) -> torch.Tensor:
         """Independent normal numbers of standard deviation ``noise_multiplier(step)``, shape (size,)."""
-        return self.generator.normal(size).mul_(self.schedule(step))
+        return self.generator.normal(size, scale=self.schedule(step))
+
+    def add(self, summed: ClippedSum, step: int) -> torch.Tensor:
+        """The private release, as in the base class, without a second array of the model's size."""
+        grad = summed.flat_grad
+        noise = self.generator.normal(grad.numel(), grad.dtype, scale=self.schedule(step) * summed.norm_bound)
+        return noise.to(grad.device).add_(grad)
 
 
 @NOISE.register("Gaussian")

@@ -81,21 +81,22 @@ class SecureGenerator:
         """A uniform permutation of 0 .. count - 1, ``int64``."""
         return np.argsort(self.words(count), kind="stable")
 
-    def normal(self, count: int, dtype: torch.dtype | None = None) -> torch.Tensor:
-        """``count`` independent standard normal numbers, shape (count,), on the CPU.
+    def normal(self, count: int, dtype: torch.dtype | None = None, scale: float = 1.0) -> torch.Tensor:
+        """``count`` independent centred normal numbers, shape (count,), on the CPU.
 
         Args:
             count: How many, at least 0.
-            dtype: Type of the result (default float64); the numbers are made in float64 and cast last.
+            dtype: Type of the result (default float64); the numbers are made and scaled in float64 and cast last.
+            scale: Standard deviation.
         """
         import torch
 
         normal = torch.empty(count, dtype=dtype or torch.float64)
         for block in normal.split(_BLOCK):
-            self._fill(block)
+            self._fill(block, scale)
         return normal
 
-    def _fill(self, block: torch.Tensor) -> None:
+    def _fill(self, block: torch.Tensor, scale: float) -> None:
         import torch
 
         pairs = (len(block) + 1) // 2
@@ -103,7 +104,7 @@ class SecureGenerator:
         np.right_shift(words, np.uint64(64 - _MANTISSA_BITS), out=words)
         uniform = torch.from_numpy(words.view(np.int64)).to(torch.float64).mul_(2.0**-_MANTISSA_BITS)
         # 1 - u lies in (0, 1], so that the logarithm is finite.
-        radius = torch.rsub(uniform[:pairs], 1.0).log_().mul_(-2.0).sqrt_()
+        radius = torch.rsub(uniform[:pairs], 1.0).log_().mul_(-2.0).sqrt_().mul_(scale)
         angle = uniform[pairs:].mul_(2.0 * torch.pi)
         block[:pairs].copy_(torch.cos(angle).mul_(radius))
         block[pairs:].copy_(radius.mul_(angle.sin_())[: len(block) - pairs])

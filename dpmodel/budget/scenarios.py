@@ -146,8 +146,8 @@ def _tuned(plan: TrainingPlan, accountants: Sequence[str], runs: int | None) -> 
         Scenario(
             f"best of about {runs} trainings",
             figures_of(best_of_random(one, runs), delta, with_rdp),
-            "as configured, their number drawn from a geometric distribution of that mean and kept secret; only the best "
-            "is looked at",
+            "as configured, their number drawn from a geometric distribution of that mean and kept secret; only the "
+            "best is looked at",
         ),
     ]
 

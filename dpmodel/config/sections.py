@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
@@ -83,7 +83,9 @@ class PerformanceSection(Section):
 
     Args:
         engine: ``auto``, or the name of an engine.
-        physical_batch_size: Most examples in memory at once; null is the whole batch.
+        physical_batch_size: Most examples in memory at once; null is the whole batch, ``auto`` what fits into half of
+            the free memory.
+        precision: ``fp32``, or ``bf16``: forward and backward pass under autocast (engine ``bookkeeping``).
         device: ``auto`` (a CUDA device where there is one), ``cpu``, ``cuda``, ``cuda:1``, ...
         in_memory: Keep the examples on the training device.
         workers: Processes that fetch batches ahead; needs ``in_memory: false``.
@@ -91,7 +93,8 @@ class PerformanceSection(Section):
     """
 
     engine: str = "auto"
-    physical_batch_size: PositiveInt | None = None
+    physical_batch_size: PositiveInt | Literal["auto"] | None = None
+    precision: Literal["fp32", "bf16"] = "fp32"
     device: str = "auto"
     in_memory: bool = True
     workers: NonNegativeInt = 0

@@ -11,7 +11,7 @@ from dpmodel.model import DPModel
 from mechanisms.clipping import CLIP
 from mechanisms.engines.base import ClippedSum
 from mechanisms.noise import NOISE
-from monitors.schedules import DECAYS
+from monitors.schedules import DECAYS, PATHS
 
 SIZE = 20_000
 
@@ -22,12 +22,13 @@ def accepts(sample, scale):
 
 def mechanisms():
     decayed = [("AdaGaussian", {"decay_policy": policy, "noise_decay_rate": 0.2}) for policy in DECAYS.names()]
-    return [("Gaussian", {}), *decayed]
+    shaped = [("ShapedGaussian", {"path": path, "last_step": 9, "final_ratio": 0.4}) for path in PATHS.names()]
+    return [("Gaussian", {}), *decayed, *shaped]
 
 
 def test_the_table_above_names_every_built_in_mechanism():
     assert {name for name, _ in mechanisms()} <= set(NOISE.names())
-    own = {name for name in NOISE.names() if NOISE.get(name).__module__ == "mechanisms.noise"}
+    own = {name for name in NOISE.names() if NOISE.get(name).__module__.startswith("mechanisms.")}
     assert {name for name, _ in mechanisms()} == own
 
 

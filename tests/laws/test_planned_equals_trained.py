@@ -11,11 +11,12 @@ from dpmodel.release import ReleasePlan
 from mechanisms.clipping import CLIP
 from mechanisms.sampling import SAMPLERS
 from mechanisms.units import ClippedUnit
-from monitors.schedules import DECAYS
+from monitors.schedules import DECAYS, PATHS
 
 NOISES = [
     ("Gaussian", {}),
     *(("AdaGaussian", {"decay_policy": policy, "noise_decay_rate": 0.05}) for policy in DECAYS.names()),
+    *(("ShapedGaussian", {"path": path, "last_step": 6, "final_ratio": 1.5}) for path in PATHS.names()),
 ]
 
 
