@@ -22,8 +22,8 @@ class PrivacyFilter:
     """Lets releases through while their Renyi divergences at ONE order, fixed beforehand, stay within the budget.
 
     An accountant's epsilon holds for a schedule that was fixed in advance. When multipliers, rates, or the moment to
-    stop depend on released outputs, only the sum at an order fixed in advance is a valid bound (Feldman and Zrnic 2021,
-    theorem 4.3; Lécuyer 2021). Partitions get no discount here: each event is charged by itself.
+    stop depend on released outputs, only the sum at an order fixed in advance is a valid bound (Feldman and Zrnic 2021;
+    Lécuyer 2021). Partitions get no discount here: each event is charged by itself.
 
     Args:
         max_epsilon: The guarantee, positive.
