@@ -30,6 +30,24 @@ def _instance_norm(layer: Any) -> nn.Module:
     return kind(layer.num_features, eps=layer.eps, affine=layer.affine, track_running_stats=False)
 
 
+def _renormalises(layer: Any) -> bool:
+    return layer.max_norm is not None or bool(layer.scale_grad_by_freq)
+
+
+def _plain_table(layer: Any) -> nn.Module:
+    plain: Any = copy.deepcopy(layer)
+    plain.max_norm, plain.scale_grad_by_freq = None, False
+    mended: nn.Module = plain
+    return mended
+
+
+_TABLE_RULE = (
+    "rescales its weights or gradients by what the batch looked up",
+    _renormalises,
+    "the same layer with max_norm=None and scale_grad_by_freq=False",
+    _plain_table,
+)
+
 #: Layer class -> (why it cannot be private, when that applies, its replacement in words, how to build it)
 _RULES: dict[type[nn.Module], tuple[str, Callable[[Any], bool], str, Replace]] = {
     nn.modules.batchnorm._BatchNorm: (
@@ -44,6 +62,8 @@ _RULES: dict[type[nn.Module], tuple[str, Callable[[Any], bool], str, Replace]] =
         "the same layer with track_running_stats=False",
         _instance_norm,
     ),
+    nn.Embedding: _TABLE_RULE,
+    nn.EmbeddingBag: _TABLE_RULE,
 }
 
 
@@ -128,16 +148,26 @@ def _device(layer: nn.Module) -> torch.device | None:
 def _probe(network: nn.Module, example: Any) -> list[str]:
     """Run the network in training mode on two examples together and on the first alone, and compare."""
     buffers = {name: value.clone() for name, value in network.named_buffers()}
+    parameters = {name: value.detach().clone() for name, value in network.named_parameters()}
     with _training_without_dropout(network), torch.random.fork_rng(devices=[]), torch.no_grad():
         together = _seeded_call(network, example)
         changed = [name for name, value in network.named_buffers() if not _same(value, buffers[name])]
         steady = _equal_nests(together, _seeded_call(network, example), exact=True)
         alone = _seeded_call(network, map_tensors(lambda t: t[:1], example))
+        written = [name for name, value in network.named_parameters() if not _same(value, parameters[name])]
         for name, value in network.named_buffers():
             value.copy_(buffers[name])
+        for name, value in network.named_parameters():
+            if name in written:
+                value.copy_(parameters[name])
     problems = [
         f"buffer {name!r} changes in the forward pass: statistics of the data would leave without noise; freeze them"
         for name in changed
+    ]
+    problems += [
+        f"parameter {name!r} is written to in the forward pass: the data would move it without clipping and noise; "
+        "leave updates to the optimizer"
+        for name in written
     ]
     size = _first(example).shape[0]
     if _first(together).shape[:1] != (size,):

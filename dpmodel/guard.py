@@ -51,7 +51,8 @@ class UpdateGuard:
         if self._versions() != self._protected_versions:
             raise UnprotectedUpdateError(
                 "parameters were changed between two private steps (an optimizer.step() or load_state_dict() outside "
-                "of dpmodel?). Make such changes between two calls of fit"
+                "of dpmodel, or a layer that writes to its weights in the forward pass?). Make such changes between "
+                "two calls of fit"
             )
 
     def protected(self) -> None:

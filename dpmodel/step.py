@@ -56,6 +56,8 @@ class PrivateStep:
         self.guard.check()
         plan = self.plan
         summed = self.engine.clipped_sum(self.network, self.loss_fn, batch, plan.clip)
+        # A layer that writes to its weights in the forward pass would have moved them by the data, without noise.
+        self.guard.check()
         self._require_accounted(summed)
         self.ledger.record(plan.event(step))
         noisy = plan.noise.add(summed, step)

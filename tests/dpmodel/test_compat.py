@@ -4,7 +4,22 @@ from torch import nn
 
 from dpmodel import fix, validate
 from dpmodel.compat import require_valid
-from monitors.errors import UnsupportedModuleError
+from monitors.errors import UnprotectedUpdateError, UnsupportedModuleError
+
+
+class Writing(nn.Module):
+    """Moves its weights by the data while it runs."""
+
+    def __init__(self, when=lambda x: True):
+        super().__init__()
+        self.linear, self.when = nn.Linear(3, 2), when
+
+    def forward(self, x):
+        if self.when(x):
+            with torch.no_grad():
+                self.linear.weight.add_(1.0)
+        return self.linear(x)
+
 
 MIXING = [
     nn.BatchNorm1d(6),
@@ -99,6 +114,7 @@ class Folding(nn.Module):
         (Mixing(), "depends on the other examples"),
         (Counting(), "buffer 'mean_seen' changes in the forward pass"),
         (Folding(), "must count examples"),
+        (Writing(), "parameter 'linear.weight' is written to in the forward pass"),
     ],
 )
 def test_unknown_layers_are_found_by_running_them(network, words):
@@ -123,3 +139,31 @@ def test_every_problem_is_listed_in_the_error():
     with pytest.raises(UnsupportedModuleError) as caught:
         require_valid(network)
     assert str(caught.value).count("mixes the examples") == 2
+
+
+@pytest.mark.parametrize("options", [{"max_norm": 1.0}, {"scale_grad_by_freq": True}])
+@pytest.mark.parametrize("table", [nn.Embedding, nn.EmbeddingBag])
+def test_tables_that_rescale_by_what_the_batch_looked_up_are_named_and_fixed(table, options):
+    network = nn.Sequential(table(5, 3, **options))
+    (problem,) = validate(network)
+    assert f"({table.__name__})" in problem
+    fixed = fix(network)
+    assert validate(fixed) == []
+    assert torch.equal(fixed[0].weight, network[0].weight)
+
+
+def test_the_probe_restores_parameters():
+    network = Writing()
+    before = network.linear.weight.detach().clone()
+    validate(network, torch.randn(4, 3))
+    assert torch.equal(network.linear.weight, before)
+
+
+def test_a_layer_that_writes_to_its_weights_only_later_stops_the_training_before_an_update(make_model):
+    calls = []
+    network = Writing(when=lambda x: calls.append(1) or len(calls) > 200)
+    data = torch.utils.data.TensorDataset(torch.randn(64, 3), torch.randint(0, 2, (64,)))
+    model = make_model(network, engine="loop")
+    with pytest.raises(UnprotectedUpdateError, match="writes to its weights in the forward pass"):
+        model.fit(torch.utils.data.DataLoader(data, 16), epochs=20)
+    assert model.ledger.total > 0
