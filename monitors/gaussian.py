@@ -6,8 +6,7 @@ A composition of Gaussian releases of multipliers ``sigma_1, sigma_2, ...`` is o
 
     delta = Phi(-a) - exp(epsilon) Phi(-b) = phi(a) [R(a) - R(b)],    R the Mills ratio.
 
-The difference of Mills ratios is integrated as ``int_0^inf exp(-a s - s^2 / 2) (1 - exp(-mu s)) ds``, whose integrand
-is
+The difference of Mills ratios is integrated as ``int_0^inf exp(-a s - s^2 / 2) (1 - exp(-mu s)) ds``. The integrand is
 positive: nothing cancels, however small ``mu`` or ``delta`` is.
 """
 
@@ -126,9 +125,15 @@ def _solve(mu: float, target: float, low: float, high: float) -> float:
         step = point - (value - target) / slope if slope < 0 else math.nan
         following = step if low < step < high else (low + high) / 2
         if abs(following - point) <= 1e-14 * max(1.0, abs(point)) or high - low <= 1e-15 * max(1.0, abs(high)):
-            return high if value > target else point
+            return point if value <= target else _just_above(point, high, mu, target)
         point = following
     return high
+
+
+def _just_above(point: float, high: float, mu: float, target: float) -> float:
+    """A point right above ``point`` at which log delta is known to be at most ``target``; at the latest ``high``."""
+    outward = point + 1e-13 * max(1.0, abs(point))
+    return outward if outward < high and _log_delta_and_slope(outward, mu)[0] <= target else high
 
 
 def _log_delta_and_slope(a: float, mu: float) -> tuple[float, float]:

@@ -4,7 +4,7 @@ import math
 
 import mpmath as mp
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from monitors import gaussian_delta, gaussian_epsilon, gaussian_mu
@@ -21,6 +21,7 @@ def truth(mu, epsilon):
 
 
 @given(mus, deltas)
+@example(mu=10.0**-2.484375, delta=10.0**-3.07421875)
 @settings(max_examples=80, deadline=None)
 def test_epsilon_meets_delta_and_no_smaller_one_does(mu, delta):
     epsilon = gaussian_epsilon(mu, delta)
