@@ -81,10 +81,11 @@ def engine_step(name: str, workload: Workload, size: int) -> Step:
     parameters, layout = list(network.parameters()), FlatLayout.of(network)
     noise, clip, loss_fn = Gaussian(initial_noise_multiplier=1.0), Fixed(), nn.CrossEntropyLoss()
     clip.start(BOUND)
+    total = layout.zeros(layout.size)
 
     def step() -> None:
-        noisy = noise.add(engine.clipped_sum(network, loss_fn, Batch(x, y), clip), 0)
-        for parameter, gradient in zip(parameters, layout.views(noisy / size), strict=True):
+        noisy = noise.add(engine.clipped_sum(network, loss_fn, Batch(x, y), clip, total), 0)
+        for parameter, gradient in zip(parameters, layout.views(noisy.div_(size)), strict=True):
             parameter.grad = gradient
         optimizer.step()
 

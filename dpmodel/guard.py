@@ -23,7 +23,8 @@ class UpdateGuard:
     def __init__(self, network: nn.Module, optimizer: Optimizer) -> None:
         self.network = network
         self.optimizer = optimizer
-        self._parameters = trainable_parameters(network)
+        #: The trainable parameters by name.
+        self.parameters = trainable_parameters(network)
         self._require_same_parameters()
         self.protected()
 
@@ -34,10 +35,10 @@ class UpdateGuard:
             UnprotectedUpdateError: A gradient, an update or a parameter appeared that dpmodel did not make; named.
         """
         current = trainable_parameters(self.network)
-        if current.keys() != self._parameters.keys() or any(
-            current[name] is not value for name, value in self._parameters.items()
+        if current.keys() != self.parameters.keys() or any(
+            current[name] is not value for name, value in self.parameters.items()
         ):
-            changed = sorted(current.keys() ^ self._parameters.keys()) or ["(replaced under the same name)"]
+            changed = sorted(current.keys() ^ self.parameters.keys()) or ["(replaced under the same name)"]
             raise UnprotectedUpdateError(
                 f"trainable parameters changed during training: {', '.join(changed)}. Add, replace, freeze or unfreeze "
                 "parameters between two calls of fit, and give the optimizer the same ones"
@@ -57,22 +58,22 @@ class UpdateGuard:
 
     def protected(self) -> None:
         """Call after each protected update: what is there now is accounted for."""
-        for parameter in self._parameters.values():
+        for parameter in self.parameters.values():
             parameter.grad = None
         self._protected_versions = self._versions()
 
     def _versions(self) -> list[int]:
-        return [parameter._version for parameter in self._parameters.values()]
+        return [parameter._version for parameter in self.parameters.values()]
 
     def _require_same_parameters(self) -> None:
         held = {id(p): p for group in self.optimizer.param_groups for p in group["params"]}
-        missing = [name for name, p in self._parameters.items() if id(p) not in held]
+        missing = [name for name, p in self.parameters.items() if id(p) not in held]
         if missing:
             raise UnprotectedUpdateError(
                 f"the optimizer does not hold trainable parameter(s) {', '.join(missing)} of the network; build it "
                 "from network.parameters(), or freeze them with requires_grad_(False)"
             )
-        known = {id(p) for p in self._parameters.values()}
+        known = {id(p) for p in self.parameters.values()}
         foreign = [p for key, p in held.items() if p.requires_grad and key not in known]
         if foreign:
             raise UnprotectedUpdateError(

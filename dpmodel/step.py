@@ -12,7 +12,7 @@ from dpmodel.guard import UpdateGuard
 from dpmodel.release import ReleasePlan
 from mechanisms.engines.base import ClippedSum, Engine
 from mechanisms.engines.batch import Batch
-from mechanisms.engines.parameters import FlatLayout, trainable_parameters
+from mechanisms.engines.parameters import FlatLayout
 from monitors.errors import NonFiniteGradientsError, UnprotectedUpdateError
 from monitors.ledger import Ledger
 
@@ -42,6 +42,12 @@ class PrivateStep:
     ledger: Ledger
     guard: UpdateGuard
     broken_steps: int = field(default=0, init=False)
+    _layout: FlatLayout = field(init=False)
+    _sum: Tensor = field(init=False)  # for all steps: fresh memory of the size of a large network is slow to come by
+
+    def __post_init__(self) -> None:
+        self._layout = FlatLayout.of(self.network)
+        self._sum = self._layout.zeros(self._layout.size)
 
     def __call__(self, batch: Batch, step: int) -> float:
         """Do step ``step`` on ``batch`` (possibly empty: a noise-only step).
@@ -55,7 +61,7 @@ class PrivateStep:
         """
         self.guard.check()
         plan = self.plan
-        summed = self.engine.clipped_sum(self.network, self.loss_fn, batch, plan.clip)
+        summed = self.engine.clipped_sum(self.network, self.loss_fn, batch, plan.clip, self._sum)
         # A layer that writes to its weights in the forward pass would have moved them by the data, without noise.
         self.guard.check()
         self._require_accounted(summed)
@@ -67,8 +73,8 @@ class PrivateStep:
         return summed.loss
 
     def _descend(self, gradient: Tensor) -> None:
-        parameters = trainable_parameters(self.network)
-        for parameter, part in zip(parameters.values(), FlatLayout.of(self.network).views(gradient), strict=True):
+        parameters = self.guard.parameters.values()
+        for parameter, part in zip(parameters, self._layout.views(gradient), strict=True):
             parameter.grad = part.to(parameter.dtype)
         self.optimizer.step()
         self.guard.protected()

@@ -66,12 +66,14 @@ class NoiseMechanism(ABC):
     def add(self, summed: ClippedSum, step: int) -> torch.Tensor:
         """The private release: clipped sum plus noise scaled by the bound in force, shape (P,).
 
+        The sum is used up: the release lies in its memory, so that the sum without noise does not outlive the step.
+
         Args:
             summed: The engine's result; its ``norm_bound`` scales the noise, so noise follows an adaptive bound.
             step: Step number, from 0.
         """
         noise = self.sample(summed.flat_grad.numel(), step).mul_(summed.norm_bound)
-        return noise.to(summed.flat_grad).add_(summed.flat_grad)
+        return summed.flat_grad.add_(noise.to(summed.flat_grad))
 
 
 class _GaussianNoise(NoiseMechanism):
@@ -92,10 +94,11 @@ class _GaussianNoise(NoiseMechanism):
         return self.generator.normal(size, scale=self.schedule(step))
 
     def add(self, summed: ClippedSum, step: int) -> torch.Tensor:
-        """The private release, as in the base class, without a second array of the model's size."""
-        grad = summed.flat_grad
-        noise = self.generator.normal(grad.numel(), grad.dtype, scale=self.schedule(step) * summed.norm_bound)
-        return noise.to(grad.device).add_(grad)
+        """The private release, as in the base class; on the CPU without a second array of the model's size."""
+        grad, scale = summed.flat_grad, self.schedule(step) * summed.norm_bound
+        if grad.device.type == "cpu":
+            return self.generator.add_normal_(grad, scale)
+        return grad.add_(self.generator.normal(grad.numel(), grad.dtype, scale).to(grad.device))
 
 
 @NOISE.register("Gaussian")

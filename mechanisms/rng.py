@@ -1,18 +1,21 @@
 """Randomness of the proof: an AES-256-CTR key stream, keyed by the operating system unless a seed is given.
 
 Noise must be unpredictable to whoever sees the model, so it does not come from the training seed or a Mersenne Twister.
-Normal numbers are made from 53-bit uniform numbers in float64 (Box-Muller) and cast last, so that their tail reaches
-beyond 8 standard deviations.
+Normal numbers in float64 are made from 53-bit uniform numbers, those in float32 as ``mechanisms.box_muller`` says; the
+tail of both reaches beyond 8 standard deviations.
 """
 
 from __future__ import annotations
 
 import hashlib
+import math
 import os
+from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from mechanisms.box_muller import CIPHER_BYTES, add_normal
 from monitors import _checks
 
 if TYPE_CHECKING:
@@ -20,11 +23,12 @@ if TYPE_CHECKING:
     from cryptography.hazmat.primitives.ciphers import CipherContext
 
 _KEY_BYTES = 32
-_NONCE_BYTES = 16
 _WORD_BYTES = 8
 _MANTISSA_BITS = 53
-#: Numbers made at once: few enough to stay in the processor's cache.
+#: Numbers in float64 made at once: few enough to stay in the processor's cache.
 _BLOCK = 1 << 16
+#: Scales outside would leave the normal range of float32 in the transform.
+_FLOAT32_SCALES = (1e-25, 1e25)
 
 
 class SecureGenerator:
@@ -56,12 +60,27 @@ class SecureGenerator:
         """Whether a user's seed fixes the stream."""
         return self._seed != 0
 
+    @property
+    def position(self) -> int | None:
+        """Bytes drawn so far from a stream that a seed fixes; None for a secret stream, which cannot be repeated."""
+        return self._position if self.reproducible else None
+
+    def seek(self, position: int) -> None:
+        """Go to the place after the first ``position`` bytes of a stream that a seed fixes.
+
+        Raises:
+            ValueError: The stream is secret, or ``position`` is no whole number of at least 0.
+        """
+        _checks.non_negative_int(position=position)
+        if not self.reproducible:
+            raise ValueError(f"a secret stream is never repeated, so it has no position {position} to go to")
+        self._stream = self._new_stream(forked=False, counter=position // CIPHER_BYTES)
+        self._stream.update(bytes(position % CIPHER_BYTES))
+        self._position = position
+
     def words(self, count: int) -> np.ndarray:
         """``count`` uniform 64-bit words as a fresh ``uint64`` array."""
-        if os.getpid() != self._process:
-            self._stream = self._new_stream(forked=True)
-        stream = self._stream.update(bytes(count * _WORD_BYTES))
-        return np.frombuffer(bytearray(stream), dtype=np.uint64)
+        return np.frombuffer(bytearray(self._bytes(count * _WORD_BYTES)), dtype=np.uint64)
 
     def bernoulli_rows(self, count: int, rate: float) -> np.ndarray:
         """Indices of the successes among ``count`` independent coins of probability ``rate``, ``int64``, ascending."""
@@ -86,17 +105,41 @@ class SecureGenerator:
 
         Args:
             count: How many, at least 0.
-            dtype: Type of the result (default float64); the numbers are made and scaled in float64 and cast last.
+            dtype: Type of the result (default float64). Types other than float32 are made in float64 and cast last.
             scale: Standard deviation.
         """
         import torch
 
-        normal = torch.empty(count, dtype=dtype or torch.float64)
-        for block in normal.split(_BLOCK):
-            self._fill(block, scale)
-        return normal
+        if dtype == torch.float32:
+            # Zeros from NumPy are not written before the noise is; torch would start its threads to write them.
+            return self.add_normal_(torch.from_numpy(np.zeros(count, dtype=np.float32)), scale)
+        return self.add_normal_(torch.zeros(count, dtype=dtype or torch.float64), scale)
 
-    def _fill(self, block: torch.Tensor, scale: float) -> None:
+    def add_normal_(self, target: torch.Tensor, scale: float = 1.0) -> torch.Tensor:
+        """Add independent centred normal numbers to ``target`` in place, without a second array of its size.
+
+        Numbers in float32 come from a stream under a key of their own, drawn for this call and forgotten after it; they
+        are made on as many cores as torch may use, and do not depend on how many.
+
+        Args:
+            target: Contiguous, shape (n,), on the CPU.
+            scale: Standard deviation.
+
+        Returns:
+            ``target``.
+        """
+        import torch
+
+        low, high = _FLOAT32_SCALES
+        if target.dtype == torch.float32 and low < scale < high:
+            key = self._bytes(_KEY_BYTES + CIPHER_BYTES)
+            add_normal(target.detach().numpy(), scale, partial(_open_stream, key), torch.get_num_threads())
+            return target
+        for block in target.split(_BLOCK):
+            self._add_float64(block, scale)
+        return target
+
+    def _add_float64(self, block: torch.Tensor, scale: float) -> None:
         import torch
 
         pairs = (len(block) + 1) // 2
@@ -106,21 +149,33 @@ class SecureGenerator:
         # 1 - u lies in (0, 1], so that the logarithm is finite.
         radius = torch.rsub(uniform[:pairs], 1.0).log_().mul_(-2.0).sqrt_().mul_(scale)
         angle = uniform[pairs:].mul_(2.0 * torch.pi)
-        block[:pairs].copy_(torch.cos(angle).mul_(radius))
-        block[pairs:].copy_(radius.mul_(angle.sin_())[: len(block) - pairs])
+        block[:pairs].add_(torch.cos(angle).mul_(radius))
+        block[pairs:].add_(radius.mul_(angle.sin_())[: len(block) - pairs])
 
     def scalar_normal(self) -> float:
-        """One standard normal number."""
-        return float(self.normal(1)[0])
+        """One standard normal number: that of ``normal(1)``, without the start of a dozen tensor operations."""
+        uniform, turn = ((int(word) >> (64 - _MANTISSA_BITS)) * 2.0**-_MANTISSA_BITS for word in self.words(2))
+        return math.sqrt(-2.0 * math.log(1.0 - uniform)) * math.cos(2.0 * math.pi * turn)
 
-    def _new_stream(self, *, forked: bool) -> CipherContext:
-        from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
+    def _bytes(self, count: int) -> bytes:
+        if os.getpid() != self._process:
+            self._stream = self._new_stream(forked=True)
+        self._position += count
+        return self._stream.update(bytes(count))
 
-        self._process = os.getpid()
+    def _new_stream(self, *, forked: bool, counter: int = 0) -> CipherContext:
+        self._process, self._position = os.getpid(), 0
         if self._seed == 0:
-            material = os.urandom(_KEY_BYTES + _NONCE_BYTES)
-        else:
-            process = self._process if forked else ""
-            material = hashlib.sha512(f"dpmodel:{self._seed}:{self._purpose}:{process}".encode()).digest()
-        key, nonce = material[:_KEY_BYTES], material[_KEY_BYTES : _KEY_BYTES + _NONCE_BYTES]
-        return Cipher(algorithms.AES(key), modes.CTR(nonce)).encryptor()
+            return _open_stream(os.urandom(_KEY_BYTES + CIPHER_BYTES))
+        process = self._process if forked else ""
+        material = hashlib.sha512(f"dpmodel:{self._seed}:{self._purpose}:{process}".encode()).digest()
+        return _open_stream(material, counter)
+
+
+def _open_stream(material: bytes, counter: int = 0) -> CipherContext:
+    """The key stream of a key and an initial counter, in one, from ``counter`` blocks after its beginning."""
+    from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
+
+    key, start = material[:_KEY_BYTES], material[_KEY_BYTES : _KEY_BYTES + CIPHER_BYTES]
+    shifted = (int.from_bytes(start, "big") + counter) % 2 ** (8 * CIPHER_BYTES)
+    return Cipher(algorithms.AES(key), modes.CTR(shifted.to_bytes(CIPHER_BYTES, "big"))).encryptor()

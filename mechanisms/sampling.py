@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import TYPE_CHECKING, ClassVar
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from mechanisms.rng import SecureGenerator
 from monitors import _checks
@@ -66,6 +67,14 @@ class Sampler(ABC):
     @abstractmethod
     def describe(self) -> str:
         """The sampling in words, for the privacy report."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a training that is resumed must keep beside the place in a reproducible stream; nothing by default."""
+        return {}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Bring back ``state_dict``."""
+        del state
 
     def group_ids(self, count: int, groups: int) -> np.ndarray:
         """An independent uniform group for each of ``count`` drawn rows, ``int64`` in [0, groups)."""
@@ -140,6 +149,21 @@ class ShuffleSampler(Sampler):
             self._order = self.generator.permutation(self.num_examples)
             self._epoch = epoch
         return self._order[position * self.batch_size : (position + 1) * self.batch_size]
+
+    def state_dict(self) -> dict[str, Any]:
+        """The order of the running epoch, which is no secret: no amplification is claimed from it.
+
+        A resumed epoch must go on with it. Under another order an example could be in two batches of one epoch, which
+        the parallel composition on the ledger rules out.
+        """
+        return {"epoch": self._epoch, "order": self._order}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Bring back ``state_dict``."""
+        import numpy as np
+
+        self._epoch = int(state["epoch"])
+        self._order = None if state["order"] is None else np.asarray(state["order"])
 
     def amplify(self, step: int, *events: PrivacyEvent) -> PrivacyEvent:
         """One part of the epoch's partition of the data."""

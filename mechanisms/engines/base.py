@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from mechanisms.clipping import ClipMechanism
 from mechanisms.engines.batch import Batch
 from mechanisms.engines.losses import ExampleLosses, LossFunction
-from mechanisms.engines.parameters import FlatLayout, flat_dtype, trainable_parameters
+from mechanisms.engines.parameters import FlatLayout
 from mechanisms.units import ClippedUnit
 from monitors import _checks
 from monitors._registry import Registry
@@ -47,9 +47,8 @@ class ClippedSum:
 
 @dataclass(frozen=True)
 class PartialSum:
-    """What one physical chunk contributes: flat sum (P,), norms (units, blocks), loss sum over its examples."""
+    """What one physical chunk tells beside its sum: norms (units, blocks) and the sum of its examples' losses."""
 
-    flat_grad: Tensor
     norms: Tensor
     loss_sum: Tensor
 
@@ -87,16 +86,32 @@ class Engine(ABC):
 
     @abstractmethod
     def partial_sum(
-        self, network: nn.Module, losses: ExampleLosses, batch: Batch, clip: ClipMechanism, layout: FlatLayout
+        self,
+        network: nn.Module,
+        losses: ExampleLosses,
+        batch: Batch,
+        clip: ClipMechanism,
+        layout: FlatLayout,
+        total: Tensor,
     ) -> PartialSum:
-        """The clipped sum of one non-empty chunk. Unit ids of the chunk are 0 .. ``batch.num_units`` - 1."""
+        """Add the clipped sum of one non-empty chunk to ``total``, shape (P,).
+
+        Unit ids of the chunk are 0 .. ``batch.num_units`` - 1.
+        """
 
     def explain(self) -> str:
         """How this engine computes the sums, for people; more is known once a batch has been seen."""
         limit = self.physical_batch_size
         return f"engine {self.name!r}" + (f", at most {limit} examples at once" if limit else "")
 
-    def clipped_sum(self, network: nn.Module, loss_fn: LossFunction, batch: Batch, clip: ClipMechanism) -> ClippedSum:
+    def clipped_sum(
+        self,
+        network: nn.Module,
+        loss_fn: LossFunction,
+        batch: Batch,
+        clip: ClipMechanism,
+        out: Tensor | None = None,
+    ) -> ClippedSum:
         """Clip each unit's gradient and add them up.
 
         Guarantees: each unit contributes at most ``clip.norm_bound``; a unit whose gradient is not finite contributes
@@ -107,21 +122,20 @@ class Engine(ABC):
             loss_fn: ``loss_fn(outputs, targets)``, see ``ExampleLosses``.
             batch: The drawn sample, possibly empty.
             clip: A started clip mechanism.
+            out: None, or a vector (P,) of the type of norms and sums, to be overwritten by the sum.
         """
         layout = FlatLayout.of(network)
         blocks = max(clip.blocks(layout.names)) + 1
-        device = next(iter(trainable_parameters(network).values())).device
-        like = torch.zeros((), dtype=flat_dtype(network), device=device)
+        like = layout.zeros()
         norms, losses = [like.new_zeros(0, blocks)], ExampleLosses(loss_fn)
-        loss_sum, total = like.clone(), None
+        loss_sum, total = like.clone(), layout.zeros(layout.size) if out is None else out.zero_()
         for chunk in chunks(batch, self.unit, self.physical_batch_size):
-            part = self.partial_sum(network, losses, chunk, clip, layout)
-            total = part.flat_grad if total is None else total.add_(part.flat_grad)
+            part = self.partial_sum(network, losses, chunk, clip, layout, total)
             loss_sum += part.loss_sum
             norms.append(part.norms)
         all_norms = torch.cat(norms)
         return ClippedSum(
-            flat_grad=like.new_zeros(layout.size) if total is None else total,
+            flat_grad=total,
             norms=all_norms,
             sensitivity=self.unit.sensitivity_factor * clip.norm_bound,
             norm_bound=clip.norm_bound,

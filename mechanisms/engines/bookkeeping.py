@@ -10,21 +10,20 @@ import torch
 from torch import Tensor, nn
 
 from mechanisms.clipping import ClipMechanism
-from mechanisms.engines.axes import AxisBook
 from mechanisms.engines.base import ENGINES, ClippedSum, Engine, PartialSum, bounded_factors
 from mechanisms.engines.batch import Batch
 from mechanisms.engines.contributions import jobs_of, terms_of
 from mechanisms.engines.layers.rules import Term
 from mechanisms.engines.losses import ExampleLosses, LossFunction
-from mechanisms.engines.parameters import FlatLayout, flat_dtype, trainable_parameters
-from mechanisms.engines.passes import find_axes, record_pass
+from mechanisms.engines.parameters import FlatLayout
+from mechanisms.engines.passes import record_pass
 from mechanisms.engines.plans import PlanBook
-from mechanisms.engines.sites import Site, find_sites
+from mechanisms.engines.survey import Survey
 from mechanisms.engines.verification import disagreement
 from mechanisms.units import ClippedUnit
 
 #: Working set of one chunk on a CPU; larger chunks spill out of the last-level cache, smaller ones starve the kernels.
-CACHE_BYTES = 64 * 2**20
+CACHE_BYTES = 32 * 2**20
 
 #: Fewest examples in a chunk made for speed.
 SMALLEST_CHUNK = 16
@@ -71,8 +70,7 @@ class BookKeepingEngine(Engine):
         self.precision = precision
         self.plans = PlanBook(timed_plans)
         self._known: tuple[object, ...] | None = None
-        self._sites: list[Site] = []
-        self._axes = AxisBook()
+        self._survey = Survey()
         self._fast_chunk: int | None = None
 
     @classmethod
@@ -85,22 +83,30 @@ class BookKeepingEngine(Engine):
             lines = str(error).strip().splitlines()
             return lines[0] if lines else type(error).__name__
 
-    def clipped_sum(self, network: nn.Module, loss_fn: LossFunction, batch: Batch, clip: ClipMechanism) -> ClippedSum:
+    def clipped_sum(
+        self,
+        network: nn.Module,
+        loss_fn: LossFunction,
+        batch: Batch,
+        clip: ClipMechanism,
+        out: Tensor | None = None,
+    ) -> ClippedSum:
         """See ``Engine``; on a CPU chunks are no larger than its caches, which is faster and changes no number."""
+        if batch.size:
+            self._prepare(network, batch)
         if not batch.size or batch.group_ids is not None:
-            return super().clipped_sum(network, loss_fn, batch, clip)
-        self._prepare(network, batch)
+            return super().clipped_sum(network, loss_fn, batch, clip, out)
         stated = self.physical_batch_size
         self.physical_batch_size = min((size for size in (stated, self._fast_chunk) if size), default=None)
         try:
-            return super().clipped_sum(network, loss_fn, batch, clip)
+            return super().clipped_sum(network, loss_fn, batch, clip, out)
         finally:
             self.physical_batch_size = stated
 
     def explain(self) -> str:
         """Which plan each layer uses and why; the figures are known once a batch has been seen."""
         lines = [f"engine 'bookkeeping', precision {self.precision}"]
-        for site in self._sites:
+        for site in self._survey.sites:
             kind = type(site.module).__name__
             lines.append(f"  {site.name or 'network'} ({kind}): {site.how.words}")
             chosen = {key: choice for key, choice in self.plans.choices.items() if key[0] == site.name}
@@ -111,17 +117,21 @@ class BookKeepingEngine(Engine):
         return "\n".join(lines)
 
     def partial_sum(
-        self, network: nn.Module, losses: ExampleLosses, batch: Batch, clip: ClipMechanism, layout: FlatLayout
+        self,
+        network: nn.Module,
+        losses: ExampleLosses,
+        batch: Batch,
+        clip: ClipMechanism,
+        layout: FlatLayout,
+        total: Tensor,
     ) -> PartialSum:
         """One forward pass, one backward pass to the layers' outputs, then the layers' terms."""
-        blocks, dtype = clip.blocks(layout.names), flat_dtype(network)
-        like = torch.zeros((), dtype=dtype, device=next(iter(trainable_parameters(network).values())).device)
+        blocks, like = clip.blocks(layout.names), layout.zeros()
         if not batch.size:  # a chunk of groups none of which has a member
-            return PartialSum(like.new_zeros(layout.size), like.new_zeros(batch.num_units, max(blocks) + 1), like)
-        self._prepare(network, batch)
-        done = record_pass(network, losses, batch, self._sites, self._axes, PRECISIONS[self.precision])
-        loss_sum = done.losses.sum().to(dtype)
-        jobs = jobs_of(done, batch.size, dtype)
+            return PartialSum(like.new_zeros(batch.num_units, max(blocks) + 1), like)
+        done = record_pass(network, losses, batch, self._survey, PRECISIONS[self.precision])
+        loss_sum = done.losses.sum().to(layout.dtype)
+        jobs = jobs_of(done, batch.size, layout.dtype)
         del done
         terms = terms_of(jobs, batch, self.unit, self.plans)
         norms = _norms(terms, blocks, like, batch.num_units)
@@ -130,39 +140,40 @@ class BookKeepingEngine(Engine):
         if not bool(finite.all()):  # zero times NaN is NaN: take the rejected units' examples out and look again
             keep = finite if batch.group_ids is None else finite[batch.group_ids]
             terms = terms_of(jobs, batch, self.unit, self.plans, keep)
-        total = like.new_zeros(layout.size)
         for position, out in enumerate(total.split(layout.sizes)):
             if position in terms:
                 terms[position].add_to(out, factors[:, blocks[position]])
-        return PartialSum(total, norms, loss_sum)
+        return PartialSum(norms, loss_sum)
 
     def _prepare(self, network: nn.Module, batch: Batch) -> None:
         """Find sites and axes again when the network, its mode or its trainable parameters have changed."""
         state = (*(value.requires_grad for value in network.parameters()), *(m.training for m in network.modules()))
         if self._known is not None and self._known[0]() is network and self._known[1] == state:  # type: ignore[operator]
             return
-        self._sites = find_sites(network)
-        self._axes = find_axes(network, batch, self._sites)
+        self._survey = Survey.of(network, batch)
         self._known = (ref(network), state)
         on_cpu = all(value.device.type == "cpu" for value in network.parameters())
-        self._fast_chunk = _cache_friendly_chunk(self._sites, self._axes) if on_cpu else None
+        self._fast_chunk = _cache_friendly_chunk(self._survey) if on_cpu else None
 
 
-def _cache_friendly_chunk(sites: list[Site], axes: AxisBook) -> int | None:
+def _cache_friendly_chunk(survey: Survey) -> int | None:
     """A power of two of examples whose activations, gradients and instantiated weights fit ``CACHE_BYTES``.
 
-    None for networks of vectors: nothing is instantiated there, and matrix products are best undivided.
+    Large networks get more: each chunk reads all weights, which must not be most of what it moves. None for networks of
+    vectors: nothing is instantiated there, and matrix products are best undivided.
     """
-    if axes.vectors_only:
+    if survey.axes.vectors_only:
         return None
-    weights = sum(value.numel() for site in sites for value in site.values if value.dim() > 2)
-    per_example = 4 * (3 * axes.entries_per_example + min(weights, LARGEST_INSTANTIATED))
-    exponent = round(math.log2(max(CACHE_BYTES / max(per_example, 1), 1)))
-    return max(SMALLEST_CHUNK, 1 << exponent)
+    weights = sum(value.numel() for site in survey.sites for value in site.values if value.dim() > 2)
+    per_example = 4 * (3 * survey.axes.entries_per_example + min(weights, LARGEST_INSTANTIATED))
+    exponent = round(math.log2(max(CACHE_BYTES, 2 * 4 * weights) / max(per_example, 1)))
+    return max(SMALLEST_CHUNK, 1 << max(exponent, 0))
 
 
 def _norms(terms: dict[int, Term], blocks: list[int], like: Tensor, units: int) -> Tensor:
     squared = like.new_zeros(units, max(blocks) + 1)
-    for position, term in terms.items():
-        squared[:, blocks[position]] += term.squared_norms.to(like.dtype)
-    return squared.sqrt()
+    for block in set(blocks):
+        members = [term.squared_norms.to(like.dtype) for position, term in terms.items() if blocks[position] == block]
+        if members:
+            squared[:, block] = torch.stack(members).sum(0)
+    return squared.sqrt_()

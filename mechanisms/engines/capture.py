@@ -15,6 +15,7 @@ from torch.autograd.graph import GradientEdge, get_gradient_edge
 
 from mechanisms.engines.axes import Axes, AxisBook
 from mechanisms.engines.layers.rules import LayerRule
+from mechanisms.engines.pool_first import Waiting, computed
 from monitors.errors import UnsupportedModuleError
 
 if TYPE_CHECKING:
@@ -99,6 +100,7 @@ class Recorder:
         """Run one call of a site's module and keep what its gradients need."""
         if self._inside:
             return original(*args, **kwargs)
+        args = computed(args) if any(isinstance(value, Waiting) for value in args) else args
         self._calls[site.name] += 1
         key = f"{site.name}:{self._calls[site.name]}"
         return site.how.run(self, site, key, original, args, kwargs)
@@ -124,13 +126,14 @@ class Recorder:
         if not self.axes.known:
             self.axes.note(key, [*inputs, output])
             return output
-        axes = self.axes.of(key, [*inputs, output], self.batch_size)
-        if axes[-1] is None:
-            output = spread(output, self.batch_size)
-        output = self._tapped(output)
         kept = tuple(value.detach() if isinstance(value, Tensor) else value for value in inputs)
-        versions = tuple(value._version if isinstance(value, Tensor) else None for value in kept)
-        self.records.append(Record(site, names, [get_gradient_edge(output)], rule, layer, kept, versions, axes))
+        with torch._C.DisableTorchFunction():  # our own work is of no interest to function modes
+            axes = self.axes.of(key, [*kept, output], self.batch_size)
+            if axes[-1] is None:
+                output = spread(output, self.batch_size)
+            output = self._tapped(output)
+            versions = tuple(value._version if isinstance(value, Tensor) else None for value in kept)
+            self.records.append(Record(site, names, [get_gradient_edge(output)], rule, layer, kept, versions, axes))
         watched: Tensor = output
         return watched
 

@@ -12,7 +12,7 @@ from mechanisms.clipping import ClipMechanism
 from mechanisms.engines.base import ENGINES, Engine, PartialSum, clip_rows, group_rows
 from mechanisms.engines.batch import Batch, call_network, map_tensors
 from mechanisms.engines.losses import ExampleLosses, LossFunction
-from mechanisms.engines.parameters import FlatLayout, flat_dtype, trainable_parameters
+from mechanisms.engines.parameters import FlatLayout, trainable_parameters
 from mechanisms.units import ClippedUnit
 
 
@@ -38,16 +38,22 @@ class VmapEngine(Engine):
         return None
 
     def partial_sum(
-        self, network: nn.Module, losses: ExampleLosses, batch: Batch, clip: ClipMechanism, layout: FlatLayout
+        self,
+        network: nn.Module,
+        losses: ExampleLosses,
+        batch: Batch,
+        clip: ClipMechanism,
+        layout: FlatLayout,
+        total: Tensor,
     ) -> PartialSum:
         """All gradients of the chunk, then clip and add."""
         if not batch.size:  # a chunk of groups none of which has a member
-            empty = torch.zeros(batch.num_units, layout.size, dtype=flat_dtype(network), device=_device_of(network))
-            summed, norms = clip_rows(empty, clip, layout)
-            return PartialSum(summed, norms, summed.new_zeros(()))
+            empty = layout.zeros(batch.num_units, layout.size)
+            return PartialSum(clip_rows(empty, clip, layout)[1], layout.zeros())
         gradients, values = example_gradients(network, losses, batch)
         summed, norms = clip_rows(group_rows(gradients, batch, self.unit), clip, layout)
-        return PartialSum(summed, norms, values.sum().to(summed.dtype))
+        total += summed
+        return PartialSum(norms, values.sum().to(summed.dtype))
 
 
 def example_gradients(network: nn.Module, losses: ExampleLosses, batch: Batch) -> tuple[Tensor, Tensor]:
@@ -64,7 +70,7 @@ def example_gradients(network: nn.Module, losses: ExampleLosses, batch: Batch) -
 
     per_example = vmap(grad_and_value(loss_of), in_dims=(None, 0, 0), randomness="different")
     gradients, values = per_example(parameters, batch.x, batch.y)
-    dtype = flat_dtype(network)
+    dtype = FlatLayout.of_parameters(parameters).dtype
     flat = torch.cat([gradients[name].flatten(1).to(dtype) for name in parameters], dim=1)
     return flat, values.detach()
 
@@ -72,7 +78,3 @@ def example_gradients(network: nn.Module, losses: ExampleLosses, batch: Batch) -
 def _frozen_state(network: nn.Module, parameters: dict[str, Tensor]) -> dict[str, Tensor]:
     frozen = {name: value.detach() for name, value in network.named_parameters() if name not in parameters}
     return {**frozen, **dict(network.named_buffers())}
-
-
-def _device_of(network: nn.Module) -> torch.device:
-    return next(iter(trainable_parameters(network).values())).device

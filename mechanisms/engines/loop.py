@@ -11,7 +11,7 @@ from mechanisms.clipping import ClipMechanism
 from mechanisms.engines.base import ENGINES, Engine, PartialSum, clip_rows
 from mechanisms.engines.batch import Batch, call_network
 from mechanisms.engines.losses import ExampleLosses, LossFunction
-from mechanisms.engines.parameters import FlatLayout, flat_dtype, trainable_parameters
+from mechanisms.engines.parameters import FlatLayout, trainable_parameters
 from mechanisms.units import ClippedUnit
 
 
@@ -31,10 +31,15 @@ class LoopEngine(Engine):
         return None
 
     def partial_sum(
-        self, network: nn.Module, losses: ExampleLosses, batch: Batch, clip: ClipMechanism, layout: FlatLayout
+        self,
+        network: nn.Module,
+        losses: ExampleLosses,
+        batch: Batch,
+        clip: ClipMechanism,
+        layout: FlatLayout,
+        total: Tensor,
     ) -> PartialSum:
         """Clip unit after unit and add them up."""
-        total = torch.zeros(layout.size, dtype=flat_dtype(network), device=_device(network))
         loss_sum, norms = total.new_zeros(()), []
         for index in range(batch.num_units):
             gradient, loss = self._unit_gradient(network, losses, _members(batch, index), layout)
@@ -42,13 +47,13 @@ class LoopEngine(Engine):
             total += clipped
             loss_sum += loss
             norms.append(norm)
-        return PartialSum(total, torch.cat(norms), loss_sum)
+        return PartialSum(torch.cat(norms), loss_sum)
 
     def _unit_gradient(
         self, network: nn.Module, losses: ExampleLosses, members: Batch, layout: FlatLayout
     ) -> tuple[Tensor, Tensor]:
         parameters = list(trainable_parameters(network).values())
-        like = torch.zeros((), dtype=flat_dtype(network), device=_device(network))
+        like = layout.zeros()
         if not members.size:
             return like.new_zeros(layout.size), like
         loss = losses(call_network(network, members.x), members.y).sum()
@@ -60,7 +65,3 @@ def _members(batch: Batch, unit: int) -> Batch:
     if batch.group_ids is None:
         return batch.select(slice(unit, unit + 1))
     return batch.select(torch.nonzero(batch.group_ids == unit).flatten())
-
-
-def _device(network: nn.Module) -> torch.device:
-    return next(iter(trainable_parameters(network).values())).device

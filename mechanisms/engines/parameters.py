@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor, nn
 
 from monitors.errors import UnsupportedModuleError
+
+CPU = torch.device("cpu")
 
 
 def trainable_parameters(network: nn.Module) -> dict[str, nn.Parameter]:
@@ -33,26 +36,41 @@ class FlatLayout:
     Args:
         names: Parameter names in order.
         shapes: Their shapes.
+        dtype: Type of norms, sums and noise: float64 if a parameter is, else float32 (also for half precision).
+        device: Where the parameters are.
     """
 
     names: tuple[str, ...]
     shapes: tuple[torch.Size, ...]
+    dtype: torch.dtype = torch.float32
+    device: torch.device = CPU
 
     @classmethod
     def of(cls, network: nn.Module) -> FlatLayout:
         """The layout of the trainable parameters of ``network``."""
-        parameters = trainable_parameters(network)
-        return cls(tuple(parameters), tuple(parameter.shape for parameter in parameters.values()))
+        return cls.of_parameters(trainable_parameters(network))
 
-    @property
+    @classmethod
+    def of_parameters(cls, parameters: Mapping[str, Tensor]) -> FlatLayout:
+        """The layout of the parameters of that name, of which there is at least one."""
+        values = list(parameters.values())
+        wide = any(value.dtype == torch.float64 for value in values)
+        shapes = tuple(value.shape for value in values)
+        return cls(tuple(parameters), shapes, torch.float64 if wide else torch.float32, values[0].device)
+
+    @cached_property
     def sizes(self) -> list[int]:
         """Number of entries of each parameter."""
         return [math.prod(shape) for shape in self.shapes]
 
-    @property
+    @cached_property
     def size(self) -> int:
         """Length P of the flat vector."""
         return sum(self.sizes)
+
+    def zeros(self, *shape: int) -> Tensor:
+        """Zeros of that shape, of the type and on the device of norms and sums."""
+        return torch.zeros(shape, dtype=self.dtype, device=self.device)
 
     def views(self, flat: Tensor) -> list[Tensor]:
         """``flat`` of shape (P,) as views in the parameters' shapes."""
@@ -69,9 +87,3 @@ class FlatLayout:
             for gradient, size in zip(gradients, self.sizes, strict=True)
         ]
         return torch.cat(parts)
-
-
-def flat_dtype(network: nn.Module) -> torch.dtype:
-    """Type of norms, sums and noise: float64 if a trainable parameter is, else float32 (also for half precision)."""
-    types = {parameter.dtype for parameter in trainable_parameters(network).values()}
-    return torch.float64 if torch.float64 in types else torch.float32

@@ -10,13 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mechanisms.engines.axes import AxisBook
-from mechanisms.engines.batch import Batch, call_network, first_tensor, map_tensors
+from mechanisms.engines.batch import Batch, call_network, first_tensor
 from mechanisms.engines.capture import Record, Recorder
 from mechanisms.engines.losses import ExampleLosses
-from mechanisms.engines.parameters import trainable_parameters
-from mechanisms.engines.pooling import FastPooling
-from mechanisms.engines.sites import Site
+from mechanisms.engines.pool_first import PoolFirst
+from mechanisms.engines.survey import Survey
 from monitors.errors import UnsupportedModuleError
 
 
@@ -32,8 +30,7 @@ def record_pass(
     network: nn.Module,
     losses: ExampleLosses,
     batch: Batch,
-    sites: Sequence[Site],
-    axes: AxisBook,
+    survey: Survey,
     precision: torch.dtype | None = None,
 ) -> Pass:
     """Run the network on a non-empty batch and differentiate the summed losses by the layers' outputs alone.
@@ -42,26 +39,22 @@ def record_pass(
         network: Left as it was, also after an exception.
         losses: Per-example losses.
         batch: Non-empty.
-        sites: From ``find_sites``.
-        axes: Settled.
+        survey: Of this network in this mode.
         precision: Forward and backward under autocast to this type; None for the parameters' own.
 
     Raises:
         UnsupportedModuleError: A trainable parameter is used outside of the layers that own it.
     """
-    recorder = Recorder(batch.size, axes)
-    with torch.enable_grad(), recorder.watching(sites):
-        with _autocast(batch, precision), FastPooling():
-            values = losses(call_network(network, batch.x), batch.y)
+    with torch.enable_grad():
+        recorder, values = _forward(network, losses, batch, survey, precision)
         targets: list[Any] = [edge for record in recorder.records for edge in record.edges]
-        parameters = trainable_parameters(network)
-        everything: list[Any] = [*targets, *parameters.values()]
+        everything: list[Any] = [*targets, *survey.parameters.values()]
         grads: Sequence[Tensor | None] = [None] * len(everything)
         if values.requires_grad:
             grads = torch.autograd.grad(
                 values.float().sum() if precision else values.sum(), everything, allow_unused=True
             )
-    _refuse_strays(dict(zip(parameters, grads[len(targets) :], strict=True)))
+    _refuse_strays(dict(zip(survey.parameters, grads[len(targets) :], strict=True)))
     found, position = [], 0
     for record in recorder.records:
         if not record.untouched():
@@ -74,25 +67,33 @@ def record_pass(
     return Pass(found, values.detach())
 
 
-def find_axes(network: nn.Module, batch: Batch, sites: Sequence[Site]) -> AxisBook:
-    """Where the examples lie in every watched call, from two forward passes on copies of the batch's first example.
+def _forward(
+    network: nn.Module, losses: ExampleLosses, batch: Batch, survey: Survey, precision: torch.dtype | None
+) -> tuple[Recorder, Tensor]:
+    """Losses (B,) of a recorded pass; one that does not go the way of the survey is done again as the network says."""
+    order = PoolFirst(survey.before_pools)
+    try:
+        recorded = _attempt(network, losses, batch, survey, precision, order)
+    except Exception:
+        if order.sound:
+            raise
+    else:
+        if order.sound:
+            return recorded
+    return _attempt(network, losses, batch, survey, precision, PoolFirst())
 
-    The random state and the network's buffers are left as they were.
-    """
-    book = AxisBook()
-    devices = {value.device for value in network.parameters() if value.device.type == "cuda"}
-    buffers = [(value, value.clone()) for value in network.buffers()]
-    with torch.random.fork_rng(devices=list(devices)), torch.enable_grad():
-        for size in AxisBook.sizes:
-            rows = torch.zeros(size, dtype=torch.long)
-            x = map_tensors(lambda value, rows=rows: value[rows.to(value.device)], batch.x)  # type: ignore[misc]
-            with Recorder(size, book).watching(sites):
-                call_network(network, x)
-    with torch.no_grad():
-        for value, before in buffers:
-            value.copy_(before)
-    book.settle()
-    return book
+
+def _attempt(
+    network: nn.Module,
+    losses: ExampleLosses,
+    batch: Batch,
+    survey: Survey,
+    precision: torch.dtype | None,
+    order: PoolFirst,
+) -> tuple[Recorder, Tensor]:
+    recorder = Recorder(batch.size, survey.axes)
+    with recorder.watching(survey.sites), _autocast(batch, precision), order:
+        return recorder, losses(call_network(network, batch.x), batch.y)
 
 
 def _autocast(batch: Batch, precision: torch.dtype | None) -> AbstractContextManager[object]:

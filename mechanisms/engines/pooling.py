@@ -5,32 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
-from torch.overrides import TorchFunctionMode
-
-_CALLS = (F.max_pool2d, torch.max_pool2d)
 
 
-class FastPooling(TorchFunctionMode):
-    """While active, max-pooling by 2 x 2 windows (stride 1 or 2, no padding) on the CPU runs as ``pool2x2``.
-
-    The library's CPU kernel visits windows one by one; pairs of maxima over strided views do the same work vectorised.
-    Everything else runs unchanged.
-    """
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Answer eligible pooling calls, pass on all others."""
-        del types
-        kwargs = kwargs or {}
-        if func in _CALLS:
-            stride = _stride_if_eligible(*args, **kwargs)
-            if stride is not None:
-                return pool2x2(args[0] if args else kwargs["input"], stride)
-        return func(*args, **kwargs)
-
-
-def _stride_if_eligible(
+def pooling_stride(
     input: Any,
     kernel_size: Any,
     stride: Any = None,
@@ -39,6 +17,10 @@ def _stride_if_eligible(
     ceil_mode: bool = False,
     return_indices: bool = False,
 ) -> int | None:
+    """The stride of a call of ``F.max_pool2d`` that ``pool2x2`` can answer: 1 or 2; None for all other calls.
+
+    The library's CPU kernel visits windows one by one; pairs of maxima over strided views do the same work vectorised.
+    """
     plain = _pair(kernel_size) == (2, 2) and _pair(padding) == (0, 0) and _pair(dilation) == (1, 1)
     steps = _pair(stride if stride not in (None, [], ()) else kernel_size)
     if not plain or ceil_mode or return_indices or steps not in ((1, 1), (2, 2)):

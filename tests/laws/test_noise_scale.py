@@ -17,7 +17,7 @@ SIZE = 20_000
 
 
 def accepts(sample, scale):
-    return stats.kstest(sample, "norm", args=(0, scale)).pvalue > 1e-4
+    return stats.kstest(sample, "norm", args=(0, scale)).pvalue > 1e-8
 
 
 def mechanisms():

@@ -1,18 +1,32 @@
 import math
+import tracemalloc
 
 import pytest
 import torch
 
 from mechanisms.engines.base import ClippedSum
 from mechanisms.factory import NoiseMechanismsFactory
-from mechanisms.noise import AdaGaussian, Gaussian, NoNoise
+from mechanisms.noise import AdaGaussian, Gaussian, NoiseMechanism, NoNoise
 from monitors.events import GaussianEvent, NonPrivateEvent
 from monitors.schedules import DECAYS
 
 
-def clipped(size=4000, norm_bound=1.0, factor=1.0):
+class Flat(NoiseMechanism):
+    """A mechanism of a third party: only what it draws and what that costs."""
+
+    def noise_multiplier(self, step):
+        return 1.0
+
+    def event(self, step, sensitivity_factor=1.0):
+        return NonPrivateEvent()
+
+    def sample(self, size, step):
+        return torch.ones(size)
+
+
+def clipped(size=4000, norm_bound=1.0, factor=1.0, dtype=torch.float64):
     return ClippedSum(
-        flat_grad=torch.zeros(size, dtype=torch.float64),
+        flat_grad=torch.zeros(size, dtype=dtype),
         norms=torch.zeros(0, 1),
         sensitivity=factor * norm_bound,
         norm_bound=norm_bound,
@@ -49,10 +63,36 @@ def test_a_sensitivity_of_twice_the_bound_halves_the_recorded_multiplier():
     assert Gaussian(initial_noise_multiplier=1.0).event(0, sensitivity_factor=2.0) == GaussianEvent(0.5)
 
 
-def test_the_sum_itself_is_not_changed_in_place():
-    summed = clipped(10)
-    Gaussian().add(summed, 0)
-    assert torch.equal(summed.flat_grad, torch.zeros(10, dtype=torch.float64))
+@pytest.mark.parametrize("mechanism", [Gaussian(), AdaGaussian(), Flat()])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_the_release_takes_the_sum_s_memory_so_that_no_sum_without_noise_stays_behind(mechanism, dtype):
+    summed = clipped(1000, dtype=dtype)
+    released = mechanism.add(summed, 0)
+    assert released.data_ptr() == summed.flat_grad.data_ptr()
+    assert released.dtype == dtype
+    assert (released != 0).sum() > 990
+
+
+def test_noise_for_a_large_model_takes_a_small_part_of_the_model_s_memory():
+    noise, summed = Gaussian(), clipped(8_000_000, dtype=torch.float32)
+    tracemalloc.start()
+    try:
+        noise.add(summed, 0)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < 0.1 * summed.flat_grad.nbytes
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("bound", [1e-30, 0.3, 1e30])
+def test_noise_is_added_to_the_sum_at_the_bound_s_scale_in_every_type(dtype, bound):
+    size = 100_000
+    summed = clipped(size, norm_bound=bound, dtype=dtype)
+    summed.flat_grad.fill_(5.0 * bound)
+    released = Gaussian(initial_noise_multiplier=2.0, seed=3).add(summed, 0).double() / bound
+    assert released.mean().item() == pytest.approx(5.0, abs=2.0 * 5 / math.sqrt(size) + 0.01)
+    assert released.std().item() == pytest.approx(2.0, rel=0.02)
 
 
 def test_no_noise_is_accounted_as_not_private():

@@ -94,3 +94,86 @@ def test_a_permutation_holds_every_number_once(count):
 def test_a_negative_seed_is_refused():
     with pytest.raises(ValueError, match=r"seed must be .* got -1"):
         SecureGenerator(-1)
+
+
+def accepts(sample, scale):
+    return stats.kstest(sample, "norm", args=(0, scale)).pvalue > 1e-4
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("scale", [1e-12, 0.3, 1.0, 1e12])
+def test_normal_numbers_have_the_stated_scale_and_neither_more_nor_less(dtype, scale):
+    numbers = SecureGenerator(seed=13).normal(100_000, dtype, scale).double().numpy()
+    assert accepts(numbers, scale)
+    assert not accepts(numbers, scale * 2 / 3)
+    assert not accepts(numbers, scale * 3 / 2)
+    assert not accepts(numbers + 0.02 * scale, scale)
+
+
+def assert_tail_probabilities(numbers_of, count, thresholds):
+    beyond = np.zeros((2, len(thresholds)))
+    total = 0
+    while total < count:
+        part = numbers_of(1 << 22)
+        total += len(part)
+        beyond += [[np.count_nonzero(sign * part > level) for level in thresholds] for sign in (1, -1)]
+    expected = total * stats.norm.sf(thresholds)
+    assert (np.abs(beyond - expected) < 5 * np.sqrt(expected) + 3).all()
+
+
+def test_float32_numbers_reach_into_the_tail_as_often_as_they_should():
+    generator = SecureGenerator(seed=15)
+    assert_tail_probabilities(lambda size: generator.normal(size, torch.float32).numpy(), 1 << 23, [1, 2, 3, 4, 4.5, 5])
+
+
+@pytest.mark.slow
+def test_float32_numbers_reach_into_the_far_tail_as_often_as_they_should():
+    generator = SecureGenerator(seed=16)
+    levels = [3, 3.5, 4, 4.5, 5, 5.5, 6]
+    assert_tail_probabilities(lambda size: generator.normal(size, torch.float32).numpy(), 400_000_000, levels)
+
+
+@pytest.mark.parametrize("lag", [1, 2, 32_768, 65_536, 1 << 18])
+def test_float32_numbers_at_the_distance_of_pairs_blocks_and_stretches_are_uncorrelated(lag):
+    numbers = SecureGenerator(seed=17).normal(1 << 20, torch.float32).double().numpy()
+    first, second = numbers[:-lag], numbers[lag:]
+    assert abs(np.corrcoef(first, second)[0, 1]) < 5 / math.sqrt(len(first))
+    assert abs(np.corrcoef(first**2, second**2)[0, 1]) < 5 / math.sqrt(len(first))
+
+
+def test_float32_draws_of_one_generator_differ_and_seeded_ones_repeat():
+    first, second = SecureGenerator(4), SecureGenerator(4)
+    one, two = first.normal(64, torch.float32), first.normal(64, torch.float32)
+    assert not torch.isin(one, two).any()
+    assert torch.equal(second.normal(64, torch.float32), one)
+    assert torch.equal(second.normal(64, torch.float32), two)
+    assert not torch.isin(
+        SecureGenerator().normal(64, torch.float32), SecureGenerator().normal(64, torch.float32)
+    ).any()
+
+
+@given(seed=st.integers(1, 2**31))
+def test_one_normal_number_is_that_of_a_draw_of_one(seed):
+    assert SecureGenerator(seed).scalar_normal() == pytest.approx(float(SecureGenerator(seed).normal(1)), rel=1e-12)
+
+
+def test_adding_noise_in_place_adds_the_numbers_of_a_draw():
+    drawn = SecureGenerator(6).normal(100_001, torch.float32, 0.5)
+    target = torch.full((100_001,), 3.0)
+    assert SecureGenerator(6).add_normal_(target, 0.5) is target
+    assert torch.equal(target, 3.0 + drawn)
+
+
+def test_a_child_forked_after_a_draw_on_several_threads_draws_other_noise():
+    generator = SecureGenerator(21)
+    generator.normal(1 << 21, torch.float32)
+    reader, writer = os.pipe()
+    child = os.fork()
+    if child == 0:
+        os.write(writer, generator.normal(1 << 21, torch.float32)[-8:].numpy().tobytes())
+        os._exit(0)
+    theirs = np.frombuffer(os.read(reader, 32), dtype=np.float32)
+    os.waitpid(child, 0)
+    ours = generator.normal(1 << 21, torch.float32).numpy()
+    assert len(theirs) == 8
+    assert not np.isin(theirs, ours[-8:]).any()

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -15,6 +16,9 @@ from mechanisms.engines.layers.rules import Call, LayerRule, Plan, Term, layer_r
 
 #: Cost of moving one number through memory, in multiply-adds.
 COPY_COST = 12.0
+
+#: Cost of a multiply-add in the row-wise plan, whose matrix products are smaller, over that of one large product.
+ROW_WISE_FACTOR = 1.1
 
 
 @layer_rule(nn.Conv1d, nn.Conv2d, nn.Conv3d)
@@ -39,7 +43,7 @@ class ConvolutionRule(LayerRule):
         return found
 
     def plans(self, call: Call) -> Mapping[str, Sequence[Plan]]:
-        """Instantiate from a copy of all windows, or Gram matrices over positions."""
+        """Instantiate from a copy of all windows or of the windows along a row, or Gram matrices over positions."""
         layer, x, g = _conv(call.layer), call.inputs[0], call.output_grad
         found: dict[str, Sequence[Plan]] = {}
         if "weight" in call.wanted:
@@ -126,6 +130,10 @@ def _weight_plans(layer: Any, x: Tensor, g: Tensor) -> list[Plan]:
             instantiated,
         )
     ]
+    if _row_wise(layer):
+        rows = int(layer.kernel_size[0])
+        cost = instantiated * (ROW_WISE_FACTOR * positions + COPY_COST) + COPY_COST * copied / rows
+        plans.append(Plan("row-wise", partial(_instantiate_by_rows, layer, x, g), cost, instantiated))
     if positions**2 <= GRAM_LIMIT * window * fan_out:
         cost = 2.5 * gram * (window + fan_out) + instantiated * positions + 2 * COPY_COST * copied
         plans.append(Plan("Gram", partial(_gram, layer, x, g), cost, gram + copied))
@@ -134,6 +142,43 @@ def _weight_plans(layer: Any, x: Tensor, g: Tensor) -> list[Plan]:
 
 def _instantiate(layer: Any, x: Tensor, g: Tensor) -> Term:
     return Term.of_rows(_per_group(g, layer.groups) @ _columns(layer, x).transpose(2, 3))
+
+
+def _row_wise(layer: Any) -> bool:
+    """Whether windows along the width alone, seen from each kernel row on, are all windows: rows follow each other."""
+    return len(layer.kernel_size) == 2 and int(layer.kernel_size[0]) > 1 and int(layer.stride[0]) == 1
+
+
+def _instantiate_by_rows(layer: Any, x: Tensor, g: Tensor) -> Term:
+    """Copies each input row's windows once, not once per kernel row; then one product for each kernel row."""
+    batch, groups, positions = x.shape[0], layer.groups, g.shape[2] * g.shape[3]
+    kernel_rows, dilation, width = int(layer.kernel_size[0]), int(layer.dilation[0]), g.shape[3]
+    columns = _row_windows(layer, padded_input(layer, x), width)
+    gradients = _per_group(g, groups).flatten(0, 1).transpose(1, 2)
+    rows = columns.new_empty(kernel_rows, batch * groups, columns.shape[1], gradients.shape[2])
+    for row, out in enumerate(rows):
+        start = row * dilation * width
+        torch.bmm(columns[:, :, start : start + positions], gradients, out=out)
+    rows = rows.view(kernel_rows, batch, -1)
+
+    def add_to(out: Tensor, factors: Tensor) -> None:
+        summed = (factors @ rows).view(kernel_rows, groups, -1, int(layer.kernel_size[1]), gradients.shape[2])
+        out.view(layer.weight.shape).add_(summed.permute(1, 4, 2, 0, 3).reshape(layer.weight.shape))
+
+    return Term(squared_norms(rows.flatten(0, 1)).view(kernel_rows, batch).sum(0), add_to)
+
+
+def _row_windows(layer: Any, padded: Tensor, width: int) -> Tensor:
+    """Windows along the width as (B * groups, C / groups * kernel width, H * positions along the width)."""
+    batch, channels, height, _ = padded.shape
+    by_example, by_channel, by_row, by_column = padded.stride()
+    kernel, stride, dilation = (int(sizes[1]) for sizes in (layer.kernel_size, layer.stride, layer.dilation))
+    windows = padded.as_strided(
+        (batch, channels, kernel, height, width),
+        (by_example, by_channel, by_column * dilation, by_row, by_column * stride),
+        padded.storage_offset(),
+    )
+    return windows.reshape(batch * layer.groups, -1, height * width)
 
 
 def _gram(layer: Any, x: Tensor, g: Tensor) -> Term:

@@ -6,7 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from mechanisms.engines.pooling import FastPooling, pool2x2
+from mechanisms.engines.pool_first import PoolFirst
+from mechanisms.engines.pooling import pool2x2
 
 
 @settings(max_examples=40, deadline=None)
@@ -32,10 +33,10 @@ def test_only_what_is_eligible_is_replaced_and_all_results_stay_the_same():
         nn.MaxPool2d(2, stride=(1, 2)),
     ]
     for layer in layers:
-        with FastPooling():
+        with PoolFirst():
             found = layer(x.clone().requires_grad_())
         assert torch.equal(found, layer(x))
-    with FastPooling():
+    with PoolFirst():
         assert type(layers[0](x.clone().requires_grad_()).grad_fn).__name__ == "_PoolBackward"
         values, indices = F.max_pool2d(x, 2, return_indices=True)
     assert indices.dtype == torch.int64

@@ -4,7 +4,6 @@ import torch
 from torch import nn
 
 from mechanisms.engines import Batch, BookKeepingEngine, VmapEngine
-from mechanisms.engines.base import PartialSum
 from mechanisms.engines.verification import disagreement
 
 
@@ -13,10 +12,10 @@ class Off(VmapEngine):
 
     index, scale = 0, 1.01
 
-    def partial_sum(self, network, losses, batch, clip, layout):
-        part = super().partial_sum(network, losses, batch, clip, layout)
-        layout.views(part.flat_grad)[self.index].mul_(self.scale)
-        return PartialSum(part.flat_grad, part.norms, part.loss_sum)
+    def partial_sum(self, network, losses, batch, clip, layout, total):
+        part = super().partial_sum(network, losses, batch, clip, layout, total)
+        layout.views(total)[self.index].mul_(self.scale)
+        return part
 
 
 NETWORK = nn.Sequential(nn.Linear(4, 5), nn.Tanh(), nn.Linear(5, 3))

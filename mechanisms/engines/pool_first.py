@@ -1,0 +1,144 @@
+"""Activations moved behind the max-pooling that follows them: the same numbers from a quarter of the work."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_map
+
+from mechanisms.engines.batch import call_network
+from mechanisms.engines.pooling import pool2x2, pooling_stride
+
+_POOLS = (F.max_pool1d, F.max_pool2d, F.max_pool3d, torch.max_pool1d, torch.max_pool2d, torch.max_pool3d)
+
+#: Functions that never fall, entry by entry: their maximum is their value at the maximum.
+_RISING = (
+    *(torch.relu, Tensor.relu, F.relu),
+    *(torch.tanh, Tensor.tanh),
+    *(torch.sigmoid, Tensor.sigmoid),
+    *(torch.selu, F.selu),
+)
+
+
+class Waiting:
+    """What a network holds in place of an activation that is not computed yet; no tensor, so that nothing misreads it.
+
+    Functions of torch that are given one, operators, and whoever reads one of its attributes get ``function(x)``.
+
+    Attributes:
+        pooled: Whether a max-pooling came first.
+    """
+
+    def __init__(self, function: Callable[..., Tensor], x: Tensor, place: int) -> None:
+        self.function, self.x, self.place = function, x, place
+        self.pooled = False
+        self._value: Tensor | None = None
+
+    @property
+    def value(self) -> Tensor:
+        """The activation."""
+        if self._value is None:
+            self._value = self.function(self.x)
+        return self._value
+
+    @property
+    def only_pooled(self) -> bool:
+        """Whether a max-pooling was all that was done with it."""
+        return self.pooled and self._value is None
+
+    def __getattr__(self, name: str) -> Any:
+        """Attributes of the activation."""
+        return getattr(self.value, name)
+
+    @classmethod
+    def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Run ``func`` on the activation."""
+        del types
+        args, kwargs = computed((args, kwargs or {}))
+        return func(*args, **kwargs)
+
+
+def computed(values: Any) -> Any:
+    """A nest of values with every activation that waits computed."""
+    return tree_map(lambda value: value.value if isinstance(value, Waiting) else value, values)
+
+
+class PoolFirst(TorchFunctionMode):
+    """While active, activations named in ``moved`` wait for the max-pooling that follows, and 2 x 2 pooling is fast.
+
+    A pass counts only if it is ``sound`` in the end: autograd does not see what is done with a waiting activation
+    outside of the functions of torch. Where rounding gives two different inputs of a window the same activation, the
+    larger input gets the gradient, not the first.
+
+    Args:
+        moved: Which activations wait, by their place (from 0) among those of the forward pass; None for all.
+    """
+
+    def __init__(self, moved: frozenset[int] | None = frozenset()) -> None:
+        super().__init__()
+        self.moved = moved
+        self._count = 0
+        self._all: list[Waiting] = []
+        self._waiting: Waiting | None = None
+
+    @property
+    def sound(self) -> bool:
+        """Whether each activation that waited has met a max-pooling and nothing else."""
+        return all(waiting.only_pooled for waiting in self._all)
+
+    @property
+    def followed(self) -> frozenset[int]:
+        """Places of the activations that met a max-pooling and nothing else."""
+        return frozenset(waiting.place for waiting in self._all if waiting.only_pooled)
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Move what is to be moved, replace what has a faster form, pass on all other calls."""
+        kwargs = kwargs or {}
+        waiting, self._waiting = self._waiting, None
+        if waiting is not None:
+            if func in _POOLS and args and args[0] is waiting and not _with_indices(args, kwargs):
+                waiting.pooled = True
+                return waiting.function(_pooled(func, (waiting.x, *args[1:]), kwargs))
+            _ = waiting.value  # now, before its input can be written to
+        if types:
+            args, kwargs = computed((args, kwargs))
+        if func in _RISING and _alone(args, kwargs):
+            place, self._count = self._count, self._count + 1
+            if self.moved is None or place in self.moved:
+                self._waiting = Waiting(func, args[0], place)
+                self._all.append(self._waiting)
+                return self._waiting
+        return _pooled(func, args, kwargs) if func in _POOLS else func(*args, **kwargs)
+
+
+def activations_before_pools(network: nn.Module, x: Any) -> frozenset[int]:
+    """Which activations of a forward pass on ``x`` can wait; none where something in it needs a real tensor."""
+    trial = PoolFirst(None)
+    try:
+        with torch.no_grad(), trial:
+            call_network(network, x)
+    except Exception:  # then everything is done in the order that the network says
+        return frozenset()
+    return trial.followed
+
+
+def _alone(args: Any, kwargs: Any) -> bool:
+    """Whether a call is of one tensor, and not in place."""
+    flags = [*args[1:], *kwargs.values()]
+    return len(args) >= 1 and isinstance(args[0], Tensor) and all(value is False for value in flags)
+
+
+def _with_indices(args: Any, kwargs: Any) -> bool:
+    return bool(kwargs.get("return_indices")) or any(value is True for value in args[5:])
+
+
+def _pooled(func: Any, args: Any, kwargs: Any) -> Any:
+    stride = pooling_stride(*args, **kwargs) if func in (F.max_pool2d, torch.max_pool2d) else None
+    if stride is None:
+        return func(*args, **kwargs)
+    return pool2x2(args[0] if args else kwargs["input"], stride)

@@ -1,0 +1,71 @@
+"""What a few trial passes tell about a network, once: where its parameters and examples are, and what can wait."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from mechanisms.engines.axes import AxisBook
+from mechanisms.engines.batch import Batch, call_network, map_tensors
+from mechanisms.engines.capture import Recorder
+from mechanisms.engines.parameters import trainable_parameters
+from mechanisms.engines.pool_first import activations_before_pools
+from mechanisms.engines.sites import Site, find_sites
+
+
+@dataclass(frozen=True)
+class Survey:
+    """Facts about a network in one mode, for all its passes.
+
+    Args:
+        parameters: Trainable parameters by name.
+        sites: Modules to watch.
+        axes: Where the examples lie in every watched call.
+        before_pools: Activations that may wait for the max-pooling behind them.
+    """
+
+    parameters: dict[str, nn.Parameter] = field(default_factory=dict)
+    sites: list[Site] = field(default_factory=list)
+    axes: AxisBook = field(default_factory=AxisBook)
+    before_pools: frozenset[int] = frozenset()
+
+    @classmethod
+    def of(cls, network: nn.Module, batch: Batch) -> Survey:
+        """Survey ``network`` with copies of the batch's first example; random state and buffers stay as they were.
+
+        Raises:
+            UnsupportedModuleError: A layer mixes examples, or has no per-example gradient as it is set up.
+        """
+        sites, axes = find_sites(network), AxisBook()
+        with _unchanged(network):
+            for size in AxisBook.sizes:
+                with Recorder(size, axes).watching(sites):
+                    call_network(network, _copies(batch.x, size))
+            axes.settle()
+            before_pools = activations_before_pools(network, _copies(batch.x, AxisBook.sizes[0]))
+        return cls(trainable_parameters(network), sites, axes, before_pools)
+
+
+def _copies(x: Any, count: int) -> Any:
+    def copied(value: Tensor) -> Tensor:
+        return value[:1].expand(count, *value.shape[1:]).clone()
+
+    return map_tensors(copied, x)
+
+
+@contextmanager
+def _unchanged(network: nn.Module) -> Iterator[None]:
+    devices = {value.device for value in network.parameters() if value.device.type == "cuda"}
+    buffers = [(value, value.clone()) for value in network.buffers()]
+    try:
+        with torch.random.fork_rng(devices=list(devices)), torch.enable_grad():
+            yield
+    finally:
+        with torch.no_grad():
+            for value, before in buffers:
+                value.copy_(before)
