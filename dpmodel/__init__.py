@@ -34,6 +34,7 @@ __all__ = [
     "ProgressBar",
     "RDPAccountant",
     "Run",
+    "StateKeeper",
     "TensorBoardLogger",
     "ZCDPAccountant",
     "build_network",
@@ -71,6 +72,7 @@ _EXPORTS = {
     "ProgressBar": "dpmodel.callbacks",
     "RDPAccountant": "monitors.rdp",
     "Run": "dpmodel.run",
+    "StateKeeper": "dpmodel.state_keeper",
     "TensorBoardLogger": "dpmodel.callbacks",
     "ZCDPAccountant": "monitors.zcdp",
     "build_network": "dpmodel.nets",
@@ -105,6 +107,7 @@ if TYPE_CHECKING:
     from dpmodel.nets import build_network
     from dpmodel.optimizers import Momentum
     from dpmodel.run import Run
+    from dpmodel.state_keeper import StateKeeper
     from mechanisms.factory import ClipMechanismsFactory, NoiseMechanismsFactory
     from monitors.calibration import calibrate_noise_multiplier
     from monitors.events import ComposedEvent, GaussianEvent, PoissonSampledEvent

@@ -24,11 +24,12 @@ def write_atomically(path: str | os.PathLike[str], content: bytes | str) -> None
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
-    _sync_folder(target.parent)
+    sync_folder(target.parent)
 
 
-def _sync_folder(folder: Path) -> None:
-    # The rename itself must survive a power cut; systems without folder handles (Windows) do it on their own.
+def sync_folder(folder: Path) -> None:
+    """Flush the names in ``folder`` to the disk, so that a new or renamed file survives a power cut."""
+    # Systems without folder handles (Windows) do it on their own.
     if not hasattr(os, "O_DIRECTORY"):
         return
     handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)

@@ -68,17 +68,25 @@ class Checkpoint:
     weights: dict[str, Tensor]
     optimizer: dict[str, Any] | None = None
 
-    def restore(self, network: nn.Module, optimizer: Optimizer | None = None) -> None:
-        """Put weights and optimizer state back; everything is checked before anything changes.
+    def check(self, network: nn.Module, optimizer: Optimizer | None = None) -> None:
+        """Refuse another network or optimizer than those it was saved from.
 
         Raises:
-            CheckpointError: The checkpoint is of another network or optimizer, or holds no optimizer state.
+            CheckpointError: Says what differs, or that there is no optimizer state.
         """
         _check_weights(network, self.weights, self.path)
         if optimizer is not None:
             if self.optimizer is None:
                 raise CheckpointError(f"{self.path} holds no optimizer state; it was saved from a bare network")
             check_optimizer(optimizer, self.optimizer)
+
+    def restore(self, network: nn.Module, optimizer: Optimizer | None = None) -> None:
+        """Put weights and optimizer state back; everything is checked before anything changes.
+
+        Raises:
+            CheckpointError: The checkpoint is of another network or optimizer, or holds no optimizer state.
+        """
+        self.check(network, optimizer)
         network.load_state_dict(self.weights)
         if optimizer is not None and self.optimizer is not None:
             optimizer.load_state_dict(self.optimizer["state"])
@@ -105,14 +113,30 @@ def save_checkpoint(
         >>> sorted(load_checkpoint(file))
         ['bias', 'weight']
     """
-    network, info, optimizer = _state_of(source)
+    write_tensor_file(path, *checkpoint_content(source, extra))
+
+
+def checkpoint_content(
+    source: Run | DPModel | nn.Module, extra: Mapping[str, Any] | None = None, *, with_digest: bool = True
+) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Tensors and JSON values of a checkpoint of ``source``, for files that hold more than that.
+
+    Args:
+        source: A run, a ``DPModel``, or a bare network.
+        extra: Further JSON values to keep.
+        with_digest: Whether to state the ledger's digest, which takes as long as the ledger is.
+
+    Raises:
+        CheckpointError: Something in the state is neither a tensor nor a JSON value.
+    """
+    network, info, optimizer = _state_of(source, with_digest)
     tensors = {NETWORK_PREFIX + name: tensor for name, tensor in _tensors_of(network).items()}
-    values = dataclasses.asdict(dataclasses.replace(info, extra=dict(extra or {})))
     packed: dict[str, Any] | None = None
     if optimizer is not None:
         optimizer_tensors, packed = pack_optimizer(optimizer)
         tensors.update(optimizer_tensors)
-    write_tensor_file(path, tensors, {"info": values, "optimizer": packed})
+    described = dataclasses.replace(info, extra=dict(extra or {}))
+    return tensors, {"info": dataclasses.asdict(described), "optimizer": packed}
 
 
 def read_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
@@ -121,7 +145,15 @@ def read_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
     Raises:
         CheckpointError: Missing, truncated, changed, or of another kind; the path is named.
     """
-    tensors, values = read_tensor_file(path)
+    return checkpoint_in(path, *read_tensor_file(path))
+
+
+def checkpoint_in(path: str | os.PathLike[str], tensors: Mapping[str, Tensor], values: Mapping[str, Any]) -> Checkpoint:
+    """The checkpoint among the contents of the file at ``path``.
+
+    Raises:
+        CheckpointError: There is none.
+    """
     weights = {name[len(NETWORK_PREFIX) :]: item for name, item in tensors.items() if name.startswith(NETWORK_PREFIX)}
     try:
         info = CheckpointInfo(**values["info"])
@@ -176,7 +208,7 @@ def architecture_fingerprint(network: nn.Module) -> str:
     return hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()
 
 
-def _state_of(source: Any) -> tuple[nn.Module, CheckpointInfo, Optimizer | None]:
+def _state_of(source: Any, with_digest: bool) -> tuple[nn.Module, CheckpointInfo, Optimizer | None]:
     if isinstance(source, nn.Module):
         return source, CheckpointInfo(architecture_fingerprint(source), type(source).__name__), None
     model = getattr(source, "model", source)
@@ -187,7 +219,7 @@ def _state_of(source: Any) -> tuple[nn.Module, CheckpointInfo, Optimizer | None]
             step=model.steps_done if source is model else source.step,
             epoch=None if source is model else source.epoch,
             norm_bound=model.clip_mech.norm_bound,
-            ledger_digest=model.ledger.digest(),
+            ledger_digest=model.ledger.digest() if with_digest else None,
             ledger_total=model.ledger.total,
         )
         return model.network, info, model.optimizer

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from operator import itemgetter
 from typing import TYPE_CHECKING, Any
 
@@ -33,6 +33,8 @@ from monitors import _checks
 from monitors.ledger import Ledger
 
 if TYPE_CHECKING:
+    from dpmodel.state_keeper import StateKeeper
+    from dpmodel.training_state import TrainingState
     from monitors.accountant import Accountant, PrivacySpent
 
 #: Rows per call of ``predict`` and of evaluation, which keep no gradients.
@@ -124,7 +126,7 @@ class DPModel:
         self.metrics = MetricSet("loss" if metrics is None else metrics, loss_fn=loss_fn)
         self.ledger = Ledger()
         self.steps_done = 0
-        self._statements: list[dict[str, str]] = []
+        self.statements: list[dict[str, str]] = []
         self._choice: Choice | None = None
         _require_agreement(self.noise_mech, norm_bound)
         self.clip_mech.start(norm_bound)
@@ -138,6 +140,7 @@ class DPModel:
         *,
         valid_loader: Any = None,
         callbacks: Any = (),
+        keeper: StateKeeper | None = None,
     ) -> History:
         """Train for ``epochs`` epochs.
 
@@ -146,33 +149,32 @@ class DPModel:
             epochs: At least 1; an epoch is ``num_examples // batch_size`` steps.
             valid_loader: Held-out data for the metrics after each epoch; never the training data.
             callbacks: Callbacks and privacy monitors.
+            keeper: ``StateKeeper(folder)`` saves the training while it goes on; ``StateKeeper(folder, resume=True)``
+                goes on with one that broke off, on a model that was built anew in the same way. Default: none.
 
         Returns:
             One record per finished epoch.
 
         Raises:
             ValueError: Before any budget is spent: ``UnsupportedModuleError``, ``UnsupportedLoaderError``,
-                ``MonitorMismatchError`` or a plain one.
+                ``MonitorMismatchError``, ``CheckpointError`` or a plain one.
             UnprotectedUpdateError: While training; what was released stays on the ledger.
             NonFiniteGradientsError: Likewise.
         """
         _checks.positive_int(epochs=epochs)
         listeners = CallbackList(callbacks)
         private, message = private_loader(loader, self.sampling)
-        run = Run(self, self._plan(private), epochs, private.steps_per_epoch, listeners)
-        run.has_validation = valid_loader is not None
-        step = self._prepare(run, private)
-        if message:
-            run.say(message)
-        was_training = self.network.training
-        listeners.notify("on_train_begin", run)
-        self._state_claim(run)
-        evaluate = None if valid_loader is None else lambda: self.eval(valid_loader)
-        try:
-            TrainingLoop(run, private, step, listeners, evaluate, self.device)()
-        finally:
-            self.network.train(was_training)
-            listeners.notify("on_train_end", run)
+        with nullcontext() if keeper is None else keeper.open():
+            state = None if keeper is None else keeper.state
+            run = Run(self, self._plan(private, state), epochs, private.steps_per_epoch, listeners)
+            run.has_validation = valid_loader is not None
+            if keeper is not None:
+                keeper.admit(run, listeners)
+            step = self._prepare(run, private)
+            if message:
+                run.say(message)
+            evaluate = None if valid_loader is None else lambda: self.eval(valid_loader)
+            self._carry_out(TrainingLoop(run, private, step, listeners, evaluate, self.device, keeper))
         return run.history
 
     def train(self, epochs: int, loader: Any, callbacks: Any = (), **options: Any) -> History:
@@ -226,7 +228,7 @@ class DPModel:
         """
         from monitors.accountant import privacy_spent
 
-        return privacy_spent(self.ledger, delta, accountant, _joined(self._statements))
+        return privacy_spent(self.ledger, delta, accountant, _joined(self.statements))
 
     def explain_engine(self) -> str:
         """Which engine computes the clipped sums, why, and how it treats each layer; known once ``fit`` has run."""
@@ -234,10 +236,24 @@ class DPModel:
             return "the engine is chosen when fit sees the first examples"
         return "\n".join(filter(None, [self._choice.reason, self._choice.engine.explain()]))
 
-    def _plan(self, loader: PrivateLoader) -> ReleasePlan:
+    def _plan(self, loader: PrivateLoader, state: TrainingState | None) -> ReleasePlan:
         unit = ClippedUnit.of(loader.batch_size, self.micro_batches)
-        sampler = loader.make_sampler(self.seed, self.ledger.next_partition)
-        return ReleasePlan(self.noise_mech, self.clip_mech, unit, sampler, self.steps_done)
+        partition = self.ledger.next_partition if state is None else state.first_partition
+        first_step = self.steps_done if state is None else state.first_step
+        sampler = loader.make_sampler(self.seed, partition)
+        return ReleasePlan(self.noise_mech, self.clip_mech, unit, sampler, first_step)
+
+    def _carry_out(self, loop: TrainingLoop) -> None:
+        run, was_training = loop.run, self.network.training
+        loop.listeners.notify("on_train_begin", run)
+        self._state_claim(run)
+        try:
+            if loop.keeper is not None:
+                loop.keeper.begin(loop)
+            loop()
+        finally:
+            self.network.train(was_training)
+            loop.listeners.notify("on_train_end", run)
 
     def _prepare(self, run: Run, loader: PrivateLoader) -> PrivateStep:
         guard = UpdateGuard(self.network, self.optimizer)
@@ -263,8 +279,8 @@ class DPModel:
         )
 
     def _state_claim(self, run: Run) -> None:
-        if run.plan.statement not in self._statements:
-            self._statements.append(run.plan.statement)
+        if run.plan.statement not in self.statements:
+            self.statements.append(run.plan.statement)
         for caveat in run.plan.caveats:
             self.ledger.add_note(caveat)
         if not self.noise_mech.private:

@@ -8,6 +8,7 @@ from typing import Any
 from torch import Tensor
 from torch.optim import Optimizer
 
+from dpmodel.tensor_nest import pack_nest, unpack_nest
 from monitors.errors import CheckpointError
 
 PREFIX = "optimizer."
@@ -20,13 +21,13 @@ def pack_optimizer(optimizer: Optimizer) -> tuple[dict[str, Tensor], dict[str, A
         CheckpointError: The state holds a value that is neither; it is named.
     """
     tensors: dict[str, Tensor] = {}
-    state = _pack(optimizer.state_dict(), PREFIX + "state", tensors)
+    state = pack_nest(optimizer.state_dict(), PREFIX + "state", tensors, "the optimizer's state")
     return tensors, {"class": type(optimizer).__name__, "shapes": _shapes(optimizer), "state": state}
 
 
 def unpack_optimizer(values: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> dict[str, Any]:
     """The ``state_dict`` that ``pack_optimizer`` took apart."""
-    state: dict[str, Any] = _unpack(values["state"], tensors)
+    state: dict[str, Any] = unpack_nest(values["state"], tensors)
     return state
 
 
@@ -48,29 +49,3 @@ def check_optimizer(optimizer: Optimizer, values: Mapping[str, Any]) -> None:
 
 def _shapes(optimizer: Optimizer) -> list[list[list[int]]]:
     return [[list(parameter.shape) for parameter in group["params"]] for group in optimizer.param_groups]
-
-
-def _pack(value: Any, name: str, tensors: dict[str, Tensor]) -> Any:
-    if isinstance(value, Tensor):
-        tensors[name] = value
-        return {"tensor": name}
-    if isinstance(value, Mapping):
-        return {"mapping": [[key, _pack(item, f"{name}.{key}", tensors)] for key, item in value.items()]}
-    if isinstance(value, (list, tuple)):
-        items = [_pack(item, f"{name}.{index}", tensors) for index, item in enumerate(value)]
-        return {"tuple": items} if isinstance(value, tuple) else items
-    if value is None or isinstance(value, (bool, int, float, str)):
-        return value
-    raise CheckpointError(f"the optimizer's state holds {name} of type {type(value).__name__}, which cannot be saved")
-
-
-def _unpack(value: Any, tensors: Mapping[str, Tensor]) -> Any:
-    if isinstance(value, list):
-        return [_unpack(item, tensors) for item in value]
-    if not isinstance(value, dict):
-        return value
-    if "tensor" in value:
-        return tensors[value["tensor"]]
-    if "tuple" in value:
-        return tuple(_unpack(item, tensors) for item in value["tuple"])
-    return {key: _unpack(item, tensors) for key, item in value["mapping"]}

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from dpmodel.history import History
+from monitors.ledger import Ledger
 
 if TYPE_CHECKING:
     from torch import nn
@@ -15,7 +16,6 @@ if TYPE_CHECKING:
     from dpmodel.release import ReleasePlan
     from monitors.accountant import Accountant, PrivacySpent
     from monitors.events import PrivacyEvent
-    from monitors.ledger import Ledger
 
 #: Delta of an epsilon that is shown while training when no monitor states one.
 DEFAULT_DELTA = 1e-5
@@ -38,6 +38,7 @@ class Run:
         has_validation: Whether held-out data were given to ``fit``.
         metrics: Latest validation metrics.
         stop_reason: Why the run was stopped early, else None.
+        lost: Steps that earlier processes of this training released and lost; charged beside ``ledger``, not on it.
         printer: Where ``say`` writes; a progress bar may put its own here.
 
     Args:
@@ -62,6 +63,7 @@ class Run:
         self.has_validation = False
         self.metrics: dict[str, float] = {}
         self.stop_reason: str | None = None
+        self.lost = Ledger()
         self.printer: Callable[[str], None] = print
         deltas = (getattr(callback, "target_delta", None) for callback in callbacks)
         self.delta: float = next((delta for delta in deltas if delta is not None), DEFAULT_DELTA)

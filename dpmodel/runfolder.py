@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import os
 from dataclasses import dataclass
 from pathlib import Path
 
+from dpmodel.folder_lock import LOCK_NAME
+from dpmodel.interrupt import INTERRUPTED
 from monitors.errors import ConfigError
 
 
@@ -58,6 +61,30 @@ class RunFolder:
         """The training curve."""
         return self.path / "training_curve.png"
 
+    @property
+    def state(self) -> Path:
+        """All that the next step depends on; there while a training is under way or broken off."""
+        return self.path / "training_state.safetensors"
+
+    @property
+    def journal(self) -> Path:
+        """The blocks of steps that were begun, each written before its first step; there as long as the state is."""
+        return self.path / "releases.jsonl"
+
+    @property
+    def lost(self) -> Path:
+        """Ledger of the steps that were released and lost with a process that broke off; only where there are any."""
+        return self.path / "lost_steps.json"
+
+    def ended(self) -> str | None:
+        """How the training in here came to its end; None where it is under way, was broken off, or failed."""
+        try:
+            status = str(json.loads(self.report.read_text(encoding="utf-8"))["status"])
+        except (OSError, ValueError, KeyError, TypeError):
+            return None
+        stopped = status.startswith("stopped: ") and INTERRUPTED not in status
+        return status if stopped or status == "finished" else None
+
     def claim(self, *, force: bool = False) -> Path | None:
         """Make the folder, empty, for a new training.
 
@@ -72,14 +99,12 @@ class RunFolder:
         """
         moved = None
         try:
-            if self.path.exists() and (not self.path.is_dir() or any(self.path.iterdir())):
+            if self.path.exists() and self._in_use():
                 if not force:
-                    raise ConfigError(
-                        f"the run folder {self.path} is not empty. Choose another with --output (or output.directory), "
-                        "or use --force to move it aside; nothing is deleted"
-                    )
+                    raise ConfigError(self._in_use_text())
                 moved = self._free_name()
                 self.path.rename(moved)
+                (moved / LOCK_NAME).unlink(missing_ok=True)
             self.path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise ConfigError(f"the run folder {self.path} cannot be made: {error.strerror}") from error
@@ -88,7 +113,8 @@ class RunFolder:
     def abandon(self) -> None:
         """Remove the folder of a training that never began; other files in it are left."""
         self.config.unlink(missing_ok=True)
-        if self.path.is_dir() and not any(self.path.iterdir()):
+        if self.path.is_dir() and not self._in_use():
+            (self.path / LOCK_NAME).unlink(missing_ok=True)
             self.path.rmdir()
 
     @classmethod
@@ -105,6 +131,18 @@ class RunFolder:
                 f"{folder.path} {what}: {folder.config.name} is not there; give a folder of `dpmodel train`"
             )
         return folder
+
+    def _in_use(self) -> bool:
+        return not self.path.is_dir() or any(file.name != LOCK_NAME for file in self.path.iterdir())
+
+    def _in_use_text(self) -> str:
+        text = (
+            f"the run folder {self.path} is not empty. Choose another with --output (or output.directory), "
+            "or use --force to move it aside; nothing is deleted"
+        )
+        if self.state.is_file():
+            text += ". It holds a training that was broken off: --resume goes on with it"
+        return text
 
     def _free_name(self) -> Path:
         number = 1

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -16,10 +16,31 @@ from dpmodel.run import Run
 from dpmodel.step import PrivateStep
 from mechanisms.engines.batch import Batch, first_tensor, map_tensors
 
+if TYPE_CHECKING:
+    from dpmodel.state_keeper import StateKeeper
+
 
 def to_device(value: Any, device: torch.device) -> Any:
     """A nest of tensors on ``device``."""
     return map_tensors(lambda tensor: tensor.to(device, non_blocking=True), value)
+
+
+@dataclass
+class EpochProgress:
+    """The part of an epoch that is done.
+
+    Args:
+        losses: Training loss of each of its steps; NaN where no example was drawn.
+        seconds: Time that earlier processes spent on it.
+    """
+
+    losses: list[float] = field(default_factory=list)
+    seconds: float = 0.0
+    started: float = field(default_factory=time.perf_counter)
+
+    def seconds_so_far(self) -> float:
+        """Time spent on the epoch, in all processes."""
+        return self.seconds + time.perf_counter() - self.started
 
 
 @dataclass
@@ -33,6 +54,7 @@ class TrainingLoop:
         listeners: Callbacks and monitors.
         evaluate: Validation metrics after each epoch, or None.
         device: Where the network is.
+        keeper: Keeps the state of the training on the disk; None keeps nothing.
     """
 
     run: Run
@@ -41,42 +63,68 @@ class TrainingLoop:
     listeners: CallbackList
     evaluate: Callable[[], dict[str, float]] | None
     device: torch.device
+    keeper: StateKeeper | None = None
+    progress: EpochProgress = field(default_factory=EpochProgress, init=False)
     _announced: set[str] = field(default_factory=set, init=False)
 
     def __call__(self) -> None:
         """Train until the planned steps are done or ``run.stop`` was called."""
         run = self.run
-        for epoch in range(1, run.epochs + 1):
+        for epoch in range(run.epoch, run.epochs + 1):
             run.epoch = epoch
             self._epoch()
             if run.stop_reason is not None:
                 run.say(f"training stopped after {run.step - run.first_step} steps: {run.stop_reason}")
-                return
+                break
+        self._rest()
 
     def _epoch(self) -> None:
-        run, started = self.run, time.perf_counter()
+        run = self.run
+        if not (self._steps_left() or self.progress.losses):
+            return
+        self.progress.started = time.perf_counter()
         self.listeners.notify("on_train_epoch_begin", run)
-        losses = self._steps()
-        if not losses:
+        self._steps()
+        if not self.progress.losses:
             return
         self._validate()
-        self._record(losses, time.perf_counter() - started)
+        self._record(self.progress)
+        self.progress = EpochProgress()
         self.listeners.notify("on_train_epoch_end", run)
 
-    def _steps(self) -> list[float]:
-        run, losses = self.run, []
+    def _steps_left(self) -> int:
+        run = self.run
+        return run.first_step + run.epoch * run.steps_per_epoch - run.step
+
+    def _steps(self) -> None:
+        run, left = self.run, self._steps_left()
         self.step.network.train()
-        batches = self.loader.batches(run.plan.sampler, run.step - run.first_step, run.steps_per_epoch)
-        for _ in range(run.steps_per_epoch):
+        batches = self.loader.batches(run.plan.sampler, run.step - run.first_step, left)
+        if self.keeper is not None:
+            self.keeper.before_steps(self)
+        for _ in range(left):
             self.listeners.notify("on_train_step_begin", run)
             if run.stop_reason is not None:
+                # Before the metrics of a part of an epoch are taken, which a resumed training must not know.
+                self._rest()
                 break
-            run.loss = self.step(self._batch(next(batches)), run.step)
-            run.advance()
-            losses.append(run.loss)
-            self._announce_limit()
-            self.listeners.notify("on_train_step_end", run)
-        return losses
+            self._one_step(batches)
+
+    def _one_step(self, batches: Iterator[tuple[Any, Any]]) -> None:
+        run = self.run
+        if self.keeper is not None:
+            self.keeper.before_step(self)
+        run.loss = self.step(self._batch(next(batches)), run.step)
+        run.advance()
+        self.progress.losses.append(run.loss)
+        self._announce_limit()
+        self.listeners.notify("on_train_step_end", run)
+        if self.keeper is not None:
+            self.keeper.after_step(self)
+
+    def _rest(self) -> None:
+        if self.keeper is not None:
+            self.keeper.rest(self)
 
     def _batch(self, pair: tuple[Any, Any]) -> Batch:
         x, y = to_device(pair[0], self.device), to_device(pair[1], self.device)
@@ -98,9 +146,9 @@ class TrainingLoop:
             self.run.metrics = self.evaluate()
             self.listeners.notify("on_eval_end", self.run)
 
-    def _record(self, losses: list[float], seconds: float) -> None:
+    def _record(self, progress: EpochProgress) -> None:
         run = self.run
-        seen = [loss for loss in losses if not math.isnan(loss)]
+        seen = [loss for loss in progress.losses if not math.isnan(loss)]
         run.history.append(
             epoch=run.epoch,
             step=run.step,
@@ -109,5 +157,5 @@ class TrainingLoop:
             epsilon=run.privacy_spent().epsilon,
             noise_multiplier=run.noise_multiplier,
             norm_bound=run.norm_bound,
-            seconds=seconds,
+            seconds=progress.seconds_so_far(),
         )

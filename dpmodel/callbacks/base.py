@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from monitors import _checks
@@ -50,6 +50,17 @@ class Callback:
 
     def on_eval_end(self, run: Run) -> None:
         """Called after each validation; ``run.metrics`` is fresh."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a resumed training must know of this callback: plain values and tensors; nothing by default.
+
+        It is put back by ``load_state_dict`` after ``on_train_begin``.
+        """
+        return {}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Bring back ``state_dict``."""
+        del state
 
 
 HOOKS: tuple[str, ...] = tuple(name for name in vars(Callback) if name.startswith("on_"))

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
 from dpmodel.callbacks.base import Callback
 from dpmodel.callbacks.watched_metric import direction, matching_name
@@ -59,3 +60,11 @@ class EarlyStopping(Callback):
                 f"{self.monitor} has not improved on {self.best:.4g} by more than {self.min_delta:g} "
                 f"for {self._waited} validations"
             )
+
+    def state_dict(self) -> dict[str, Any]:
+        """The best value, and for how long it has been the best."""
+        return {"best": self.best, "waited": self._waited}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Bring back ``state_dict``."""
+        self.best, self._waited = float(state["best"]), int(state["waited"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from dpmodel.callbacks.base import Callback
@@ -68,6 +69,17 @@ class LearningRateScheduler(Callback):
         del run
         if self.interval == "epoch" and self.scheduler is not None:
             self.scheduler.step()
+
+    def state_dict(self) -> dict[str, Any]:
+        """The first rates, and where the schedule stands."""
+        schedule = None if self.scheduler is None else self.scheduler.state_dict()
+        return {"initial": self._initial, "schedule": schedule}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Bring back ``state_dict``; the rate itself is the optimizer's."""
+        self._initial = state["initial"]
+        if self.scheduler is not None and state["schedule"] is not None:
+            self.scheduler.load_state_dict(state["schedule"])
 
     def _start_from_initial_rate(self, optimizer: Any) -> None:
         groups = optimizer.param_groups

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from dpmodel.callbacks.base import Callback
 from dpmodel.callbacks.position import epoch_and_step_of_life
@@ -101,6 +102,15 @@ class ModelCheckpoint(Callback):
         """Save the last state, unless it is saved already."""
         if run.step != self._last_step:
             self._save(run)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The files that are kept, so that a resumed training goes on deleting the oldest."""
+        return {"saved": [str(path) for path in self.saved], "last_step": self._last_step}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Bring back ``state_dict``."""
+        self.saved = [Path(path) for path in state["saved"]]
+        self._last_step = state["last_step"]
 
     def _save(self, run: Run) -> None:
         from dpmodel.checkpoint import save_checkpoint

@@ -51,7 +51,7 @@ def compare(
     """Train the variants of CONFIG over its seeds, all at the same epsilon, and compare them.
 
     The initial noise multiplier of each variant is solved for the one target. Finished runs are reused and broken-off
-    ones are made again, so the same command resumes. --set changes the base of all variants.
+    ones go on where they were last saved, so the same command resumes. --set changes the base of all variants.
     """
     from rich.console import Console
 

@@ -25,6 +25,9 @@ EXAMPLES = """
 
   dpmodel train configs/lenet5_mnist.yaml --set privacy.target_epsilon=1 --output runs/epsilon_1
 
+  After Ctrl-C or a crash:
+  dpmodel train configs/lenet5_mnist.yaml --resume
+
   dpmodel train configs/lenet5_mnist.yaml --set data.limit=2000 --set training.batch_size=100 --set training.epochs=1
 """
 
@@ -34,14 +37,21 @@ def train(
     overrides: Overrides = [],  # noqa: B006 - typer copies it
     output: Annotated[Path | None, typer.Option("--output", "-o", help="Run folder [default: runs/<config>]")] = None,
     force: Annotated[bool, typer.Option("--force", help="Move a run folder in use aside; nothing is deleted.")] = False,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on with the training in the run folder, which was broken off.")
+    ] = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress bar and no lines while training.")] = False,
     as_json: AsJson = False,
 ) -> None:
     """Train CONFIG with differential privacy and write the run folder.
 
     The folder gets the resolved configuration, the ledger, the privacy report (JSON and plain words), the history, the
-    weights and the training curve. Ctrl-C finishes the running step and writes everything.
+    weights and the training curve. Ctrl-C finishes the running step and writes everything; the same command with
+    --resume goes on from there. After a kill it goes on from the last saved state (output.save_every_steps), and what
+    was lost is charged.
     """
+    if force and resume:
+        raise typer.BadParameter("--force moves the training in the folder aside, --resume goes on with it; give one")
     settings = load_config(config, overrides)
     from rich.console import Console
 
@@ -54,6 +64,7 @@ def train(
         settings,
         output,
         force=force,
+        resume=resume,
         callbacks=[_Silence()] if silent else [ProgressBar(console=console)],
         announce=lambda training, folder: _announce(console, training, folder),
     )
@@ -116,6 +127,9 @@ def _show(console: Console, result: TrainingResult) -> None:
     for name, value in result.metrics.items():
         table.add_row(f"test {name}", f"{value:.4f}")
     table.add_row("epsilon", f"{epsilon_text(spent.epsilon)} at delta {spent.delta:g} (accountant {spent.accountant})")
+    if result.report.lost_steps and result.report.total is not None:
+        total = epsilon_text(result.report.total.epsilon)
+        table.add_row("lost steps", f"{result.report.lost_steps:,}, charged: with them epsilon {total}")
     table.add_row("unit", spent.unit)
     table.add_row("neighbours", spent.relation)
     table.add_row("sampling", spent.sampling)
@@ -124,3 +138,5 @@ def _show(console: Console, result: TrainingResult) -> None:
         table.add_row("caveat", note)
     table.add_row("report", str(result.folder.statement))
     console.print(table, highlight=False)
+    if result.interrupted and result.folder.state.is_file():
+        console.print("broken off; the same command with --resume goes on from here", highlight=False)

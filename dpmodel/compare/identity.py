@@ -5,10 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 
+from dpmodel.config.identity import result_settings
 from dpmodel.config.schema import Config
-
-#: Sections that change no number of the result: speed, and what is left behind.
-_NO_PART = ("performance", "output")
 
 
 def config_digest(config: Config) -> str:
@@ -22,6 +20,4 @@ def config_digest(config: Config) -> str:
         >>> config_digest(config) == config_digest(faster)
         True
     """
-    values = config.model_dump(mode="json", exclude=set(_NO_PART))
-    values["privacy"].pop("monitor")
-    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
+    return hashlib.sha256(json.dumps(result_settings(config), sort_keys=True).encode()).hexdigest()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,7 +12,6 @@ from dpmodel.compare.identity import config_digest
 from dpmodel.config import load_config
 from dpmodel.config.marked_yaml import read_yaml
 from dpmodel.config.reader import checked_config
-from dpmodel.interrupt import INTERRUPTED
 from dpmodel.runfolder import RunFolder
 from monitors.errors import DPModelError
 
@@ -68,28 +66,35 @@ class JobOutcome:
 
 def is_finished(folder: RunFolder, config: Config) -> bool:
     """Whether ``folder`` holds a training of ``config`` that was carried to its end."""
+    return folder.ended() is not None and folder.history.is_file() and _is_of(folder, config)
+
+
+def can_go_on(folder: RunFolder, config: Config) -> bool:
+    """Whether ``folder`` holds a training of ``config`` that was broken off and kept its state."""
+    return folder.ended() is None and folder.state.is_file() and _is_of(folder, config)
+
+
+def _is_of(folder: RunFolder, config: Config) -> bool:
     try:
-        report = json.loads(folder.report.read_text(encoding="utf-8"))
-        known = load_config(folder.config)
+        return config_digest(load_config(folder.config)) == config_digest(config)
     except (OSError, ValueError):
         return False
-    status = str(report.get("status", ""))
-    ended = status == "finished" or (status.startswith("stopped: ") and INTERRUPTED not in status)
-    return ended and folder.history.is_file() and config_digest(known) == config_digest(config)
 
 
 def carry_out(job: Job, stepped: Stepped) -> JobOutcome:
-    """Train ``job`` in this process; what is in its folder is moved aside, never deleted.
+    """Train ``job`` in this process, from where it was broken off if its state is there.
 
-    A fault of one training is its outcome, so that the others go on.
+    What else is in its folder is moved aside, never deleted. A fault of one training is its outcome, so that the others
+    go on.
     """
     from dpmodel.job import train_from_config
 
     source = f"{job.label} (as solved)"
     try:
         config = checked_config(read_yaml(job.settings, source), source)
-        watcher = _Watcher(job.number, stepped)
-        result = train_from_config(config, Path(job.directory), force=True, callbacks=[watcher])
+        folder, watcher = RunFolder(Path(job.directory)), _Watcher(job.number, stepped)
+        resume = can_go_on(folder, config)
+        result = train_from_config(config, folder.path, force=not resume, resume=resume, callbacks=[watcher])
     except KeyboardInterrupt:
         return JobOutcome(job, interrupted=True)
     except (DPModelError, OSError, RuntimeError) as error:

@@ -98,12 +98,14 @@ class ComparisonResult:
         variants: Rows of the variants that have a finished run, in the order of the file.
         composed: What all trainings ever made in the folder have spent together, broken-off ones included.
         trainings: How many those are.
+        lost_steps: Steps among them that were lost with processes which broke off.
     """
 
     comparison: Comparison
     variants: tuple[VariantRow, ...]
     composed: PrivacySpent
     trainings: int
+    lost_steps: int = 0
 
     @property
     def baseline(self) -> str:
@@ -123,9 +125,9 @@ class ComparisonResult:
         composed = "infinite" if math.isinf(self.composed.epsilon) else f"{self.composed.epsilon:.4g}"
         found = [
             f"comparison of {count} runs: not accounted as one release. Each run by itself spends the target; all "
-            f"{self.trainings} trainings in this folder together spend epsilon {composed} at delta "
-            f"{self.composed.delta:g} (accountant {self.composed.accountant}). On private data, looking at this table "
-            "is a release of that size.",
+            f"{self.trainings} trainings in this folder{self._lost_in_words} together spend epsilon {composed} at "
+            f"delta {self.composed.delta:g} (accountant {self.composed.accountant}). On private data, looking at this "
+            "table is a release of that size.",
             "Metrics are those of the last epoch, measured on the test examples without noise; no epoch was chosen.",
             "Intervals are 95 % Student intervals over the seeds, one by one and not jointly. Runs of one row of "
             "seeds share their initial weights; noise and sampling are drawn afresh in every run.",
@@ -137,6 +139,10 @@ class ComparisonResult:
         if not self.equal:
             found.insert(0, "NOT AT EQUAL EPSILON: " + "; ".join(self._unequal()))
         return tuple(found)
+
+    @property
+    def _lost_in_words(self) -> str:
+        return f", and {self.lost_steps:,} steps that were lost with broken-off processes," if self.lost_steps else ""
 
     def _unequal(self) -> list[str]:
         target = self.comparison.definition.target.epsilon
@@ -160,7 +166,7 @@ class ComparisonResult:
             "metric": definition.metric,
             "equal_epsilon": self.equal,
             "variants": [_row_dict(row) for row in self.variants],
-            "composed": {**composed, "trainings": self.trainings},
+            "composed": {**composed, "trainings": self.trainings, "lost_steps": self.lost_steps},
             "caveats": list(self.caveats),
         }
 
@@ -217,17 +223,18 @@ def _run(comparison: Comparison, seed: int, folder: RunFolder) -> RunRow:
     return RunRow(seed, folder, history, value, float(report["epsilon"]), str(report["status"]))
 
 
-def _composed(comparison: Comparison, row: VariantRow, folder: ComparisonFolder) -> tuple[PrivacySpent, int]:
+def _composed(comparison: Comparison, row: VariantRow, folder: ComparisonFolder) -> tuple[PrivacySpent, int, int]:
     target, release = comparison.definition.target, row.plan.release
     try:
         ledgers = [Ledger.load(path) for path in folder.ledgers()]
+        lost = [Ledger.load(path) for path in folder.lost()]
     except (OSError, ValueError) as error:
         raise DataError(f"what the trainings in {folder.path} spent together cannot be stated: {error}") from error
-    merged = ledgers[0].merge(*ledgers[1:])
+    merged = ledgers[0].merge(*ledgers[1:], *lost)
     meaning = {"unit": release.unit.describe(), "relation": release.sampler.relation}
-    return privacy_spent(
-        merged, target.delta, target.accountant, {**meaning, "sampling": describe_sampling(merged)}
-    ), len(ledgers)
+    statement = {**meaning, "sampling": describe_sampling(merged)}
+    spent = privacy_spent(merged, target.delta, target.accountant, statement)
+    return spent, len(ledgers), sum(ledger.total for ledger in lost)
 
 
 def _row_dict(row: VariantRow) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from dpmodel.compare.jobs import Job, JobOutcome, is_finished
 from dpmodel.compare.pool import Listener, available_cores, default_jobs, run_jobs
 from dpmodel.compare.results import ComparisonResult, collect
 from dpmodel.config.schema import Config
+from dpmodel.folder_lock import FolderLock
 from monitors import _checks
 
 
@@ -88,10 +89,11 @@ def run_comparison(
     jobs: int | None = None,
     watcher: Watcher | None = None,
 ) -> ComparisonRun:
-    """Carry out ``comparison``; finished runs in its folder are reused, broken-off ones are made again.
+    """Carry out ``comparison``; finished runs in its folder are reused, broken-off ones go on where they were saved.
 
-    Everything that can be refused is refused before the first training. What a broken-off run has released is kept
-    beside its successor and counts in the total of the comparison.
+    Everything that can be refused is refused before the first training. A run that goes on spends the target, as if it
+    had not been broken off; steps that were lost with a killed process, and runs that could not go on, are kept and
+    count in the total of the comparison. One process at a time carries out the comparison of a folder.
 
     Args:
         comparison: The comparison.
@@ -100,17 +102,18 @@ def run_comparison(
         watcher: Told how far it is.
 
     Raises:
-        ConfigError: A variant is wrong, or cannot meet the target.
+        ConfigError: A variant is wrong, cannot meet the target, or another process is at work in the folder.
     """
     processes = default_jobs() if jobs is None else jobs
     _checks.positive_int(jobs=processes)
     told = Silence() if watcher is None else watcher
     folder = ComparisonFolder(Path(directory) if directory is not None else comparison.directory)
-    variants = calibrate_variants(comparison, folder.multipliers, told.calibrating)
-    all_jobs, reused = _jobs(comparison, variants, folder, processes)
-    told.training(all_jobs, reused)
-    outcomes = run_jobs(all_jobs, processes, told) if all_jobs else []
-    result = collect(comparison, variants, folder)
+    with FolderLock(folder.path):
+        variants = calibrate_variants(comparison, folder.multipliers, told.calibrating)
+        all_jobs, reused = _jobs(comparison, variants, folder, processes)
+        told.training(all_jobs, reused)
+        outcomes = run_jobs(all_jobs, processes, told) if all_jobs else []
+        result = collect(comparison, variants, folder)
     done = 0 if result is None else sum(len(row.runs) for row in result.variants)
     wanted = len(variants) * len(comparison.definition.seeds)
     return ComparisonRun(folder, result, reused, tuple(outcomes), wanted - done)

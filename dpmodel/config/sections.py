@@ -138,9 +138,12 @@ class OutputSection(Section):
         checkpoint: Write the trained weights.
         history: Write the history as CSV.
         curve: Draw the training curve.
+        save_every_steps: Steps between two saves of the training's state, from which one that was broken off goes on;
+            null saves none, and it can only begin again.
     """
 
     directory: str | None = None
     checkpoint: bool = True
     history: bool = True
     curve: bool = True
+    save_every_steps: PositiveInt | None = 100

@@ -35,6 +35,9 @@ class PrivacyReport:
         not_accounted: What the figures do not cover.
         target_epsilon: What the noise was solved for, or None.
         software: Versions.
+        lost_steps: Steps that processes which broke off had released and lost. They are no part of the model, so they
+            are in none of the figures above.
+        total: What was spent with the lost steps; equal to ``spent`` where there are none.
     """
 
     spent: PrivacySpent
@@ -47,6 +50,8 @@ class PrivacyReport:
     not_accounted: tuple[str, ...]
     target_epsilon: float | None = None
     software: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    lost_steps: int = 0
+    total: PrivacySpent | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values; an infinite epsilon is the string ``"inf"``."""
@@ -56,6 +61,8 @@ class PrivacyReport:
             "status": self.status,
             "steps": self.steps,
             "planned_steps": self.planned_steps,
+            "lost_steps": self.lost_steps,
+            "epsilon_with_lost_steps": _plain((self.total or self.spent).epsilon),
             "target_epsilon": self.target_epsilon,
             "epsilon_by_accountant": {name: _plain(value) for name, value in self.figures.items()},
             "mechanism": dict(self.mechanism),
@@ -70,7 +77,9 @@ class PrivacyReport:
         return json.dumps(self.to_dict(), indent=1, ensure_ascii=False) + "\n"
 
 
-def make_report(plan: TrainingPlan, ledger: Ledger, steps: int, *, status: str = "finished") -> PrivacyReport:
+def make_report(
+    plan: TrainingPlan, ledger: Ledger, steps: int, *, status: str = "finished", lost: Ledger | None = None
+) -> PrivacyReport:
     """The report of a training that followed ``plan`` and left ``ledger``.
 
     Args:
@@ -78,9 +87,14 @@ def make_report(plan: TrainingPlan, ledger: Ledger, steps: int, *, status: str =
         ledger: What was released.
         steps: Steps that were done.
         status: ``"finished"``, or why the training ended early.
+        lost: Ledger of the steps that were released and lost with processes that broke off.
     """
     privacy = plan.config.privacy
     spent = privacy_spent(ledger, privacy.delta, privacy.accountant, plan.release.statement)
+    lost_steps = 0 if lost is None else lost.total
+    total = spent
+    if lost is not None and lost_steps:
+        total = privacy_spent(ledger.merge(lost), privacy.delta, privacy.accountant, plan.release.statement)
     return PrivacyReport(
         spent=spent,
         figures=epsilon_by_accountant(ledger, privacy.delta),
@@ -92,6 +106,8 @@ def make_report(plan: TrainingPlan, ledger: Ledger, steps: int, *, status: str =
         not_accounted=not_accounted(plan),
         target_epsilon=plan.target_epsilon,
         software=_versions(),
+        lost_steps=lost_steps,
+        total=total,
     )
 
 

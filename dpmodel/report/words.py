@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from dpmodel.report.privacy_report import PrivacyReport
+    from monitors.accountant import PrivacySpent
 
 #: Largest epsilon -> what may be said of it. After the tiers of Ponomareva et al. 2023, "How to DP-fy ML", section 5.2.
 _TIERS = (
@@ -36,6 +37,8 @@ def report_in_words(report: PrivacyReport) -> str:
         "## What is not accounted for",
         "\n".join(f"- {sentence}" for sentence in report.not_accounted),
     ]
+    if report.lost_steps and report.total is not None:
+        parts[2:2] = ["## Steps that were lost", _lost(report.lost_steps, report.total)]
     if spent.notes:
         parts += ["## Caveats", "\n".join(f"- **{note}**" for note in spent.notes)]
     return "\n\n".join(parts) + "\n"
@@ -74,6 +77,16 @@ def _claim(report: PrivacyReport) -> str:
     return (
         f"**The training satisfies ({epsilon_text(spent.epsilon)}, {spent.delta:g})-differential privacy for one "
         f"{spent.unit}** ({strength(spent.epsilon)})."
+    )
+
+
+def _lost(steps: int, total: PrivacySpent) -> str:
+    return (
+        f"The training was broken off and gone on with. {steps:,} steps had been begun and were not saved; they are no "
+        "part of this model, and its guarantee above does not depend on them. They were released all the same, perhaps "
+        "not all of them; all are charged. **Everything ever released for this training, the lost steps included, "
+        f"satisfies ({epsilon_text(total.epsilon)}, {total.delta:g})-differential privacy.** That is the figure to add "
+        "to other uses of the same training data. The ledger of the lost steps is `lost_steps.json`."
     )
 
 

@@ -20,6 +20,7 @@ from dpmodel.compare.pool import default_jobs, run_jobs
 from dpmodel.compare.runner import Silence, Watcher
 from dpmodel.config.faults import blame
 from dpmodel.config.schema import Config
+from dpmodel.folder_lock import LOCK_NAME, FolderLock
 from dpmodel.history import History
 from dpmodel.plan import TrainingPlan, plan_training, with_noise_multiplier
 from dpmodel.runfolder import RunFolder
@@ -103,8 +104,8 @@ def run_tuning(
 ) -> TuningRun:
     """Carry out ``tuning``; the same call resumes it with the runs that were drawn at first.
 
-    The ledger of the whole search is on the disk before its first run begins. A run that was broken off is made again,
-    and what it released is charged on top.
+    The ledger of the whole search is on the disk before its first run begins. A run that was broken off goes on from
+    its last saved state, and what was lost is charged on top; until it is finished, all that it released.
 
     Args:
         tuning: The search.
@@ -119,14 +120,15 @@ def run_tuning(
     _checks.positive_int(jobs=processes)
     told = Silence() if watcher is None else watcher
     folder = Path(directory) if directory is not None else tuning.directory
-    told.calibrating(tuning.name)
-    trials = _planned(tuning, folder, _drawn(tuning, folder))
-    _charge(tuning, folder, trials).save(folder / "ledger.json")
-    todo = [trial for trial in trials if not is_finished(trial.folder, trial.plan.config)]
-    work = [_job(index, trial) for index, trial in enumerate(todo)]
-    told.training(work, len(trials) - len(work))
-    outcomes = run_jobs(work, processes, told) if work else []
-    return _concluded(tuning, folder, trials, outcomes)
+    with FolderLock(folder):
+        told.calibrating(tuning.name)
+        trials = _planned(tuning, folder, _drawn(tuning, folder))
+        _charge(tuning, folder, trials).save(folder / "ledger.json")
+        todo = [trial for trial in trials if not is_finished(trial.folder, trial.plan.config)]
+        work = [_job(index, trial) for index, trial in enumerate(todo)]
+        told.training(work, len(trials) - len(work))
+        outcomes = run_jobs(work, processes, told) if work else []
+        return _concluded(tuning, folder, trials, outcomes)
 
 
 def _drawn(tuning: Tuning, folder: Path) -> list[dict[str, Any]]:
@@ -134,7 +136,7 @@ def _drawn(tuning: Tuning, folder: Path) -> list[dict[str, Any]]:
     path, digest = folder / "search.json", _digest(tuning)
     if path.is_file():
         return _stored(path, digest)
-    if folder.exists() and any(folder.iterdir()):
+    if any(file.name != LOCK_NAME for file in folder.iterdir()):
         raise ConfigError(f"{folder} is not empty and holds no search; choose another folder with --output")
     # Only a secret number of runs buys the price of random stopping.
     secret = random.SystemRandom()
@@ -206,7 +208,8 @@ def _charge(tuning: Tuning, folder: Path, trials: Sequence[Trial]) -> Ledger:
     """The ledger of the search: as charged, and every broken-off run on top."""
     with blame(trials[0].plan.config, "privacy"):
         ledger = tuning.charge.ledger([trial.plan.ledger() for trial in trials], tuning.definition.runs)
-    broken_off = [Ledger.load(path) for path in sorted(folder.glob("trials/*.previous-*/ledger.json"))]
+    left = ("trials/*.previous-*/ledger.json", "trials/*/lost_steps.json")
+    broken_off = [Ledger.load(path) for pattern in left for path in sorted(folder.glob(pattern))]
     unfinished = [
         Ledger.load(trial.folder.ledger)
         for trial in trials

@@ -25,6 +25,8 @@ FILES = {
     "privacy_report.md",
     "training_curve.png",
 }
+#: There while a training is under way or broken off.
+STATE = {"training_state.safetensors", "releases.jsonl"}
 
 
 def test_the_main_job_on_a_subset_of_mnist(command, tmp_path):
@@ -295,7 +297,8 @@ def test_an_interrupt_finishes_the_step_and_writes_everything(tiny, tmp_path, nu
     text, _ = process.communicate(timeout=60)
     assert process.returncode == 1
     assert f"interrupted ({number.name})" in text
-    assert {path.name for path in out.iterdir()} == FILES - {"training_curve.png"}
+    assert {path.name for path in out.iterdir()} == (FILES - {"training_curve.png"}) | STATE
+    assert "the same command with --resume goes on" in text
     report = json.loads((out / "privacy_report.json").read_text())
     assert report["steps"] == Ledger.load(out / "ledger.json").total
     assert 0 < report["steps"] < report["planned_steps"]

@@ -6,8 +6,9 @@ import pytest
 
 from dpmodel.compare import make_comparison, run_comparison
 from dpmodel.compare.runner import Silence
+from dpmodel.folder_lock import FolderLock
 from monitors import Ledger, RDPAccountant
-from monitors.errors import DataError
+from monitors.errors import ConfigError, DataError
 
 
 class Watching(Silence):
@@ -59,13 +60,82 @@ def test_an_interrupted_comparison_keeps_what_is_done_and_the_same_command_resum
     assert watching.labels == ["Exp strong, seed 1", "fixed, seed 2", "Exp strong, seed 2"]
     assert {path: path.stat().st_mtime_ns for path in done} == done
 
-    # what the broken-off training released is kept, and counts
+    # the broken-off training went on from its last step: nothing was lost, and nothing made twice
+    assert not list(tmp_path.glob("runs/*/*.previous-*"))
+    assert (resumed.result.trainings, resumed.result.lost_steps) == (4, 0)
+    assert resumed.result.equal
+
+
+def test_a_killed_run_goes_on_from_its_last_save_and_what_it_lost_counts_in_the_total(tiny, tmp_path):
+    class PowerCut(Silence):
+        def stepped(self, job, step):
+            if step == 5:
+                raise KeyboardInterrupt
+
+    tiny["base"]["output"]["save_every_steps"] = 2
+    tiny["seeds"] = [1]
+    comparison = make_comparison(tiny)
+    assert not run_comparison(comparison, tmp_path, jobs=1, watcher=PowerCut()).ok
+    # steps 5 and 6 had been begun; the state is that of step 4
+    steps = []
+
+    class Watching(Silence):
+        def stepped(self, job, step):
+            steps.append((job.variant, step))
+
+    resumed = run_comparison(comparison, tmp_path, jobs=1, watcher=Watching())
+    assert resumed.ok
+    assert steps[:2] == [("fixed", 5), ("fixed", 6)]
+    lost = Ledger.load(tmp_path / "runs/fixed/seed-1/lost_steps.json")
+    assert lost.total == resumed.result.lost_steps == 2
+    assert resumed.result.equal
+    assert "2 steps that were lost" in " ".join(resumed.result.caveats)
+    whole = Ledger().merge(*map(Ledger.load, resumed.folder.ledgers()), lost)
+    assert whole.total == 14
+    assert resumed.result.composed.epsilon == pytest.approx(RDPAccountant().epsilon(whole, 1e-5))
+    assert resumed.result.to_dict()["composed"]["lost_steps"] == 2
+
+
+def test_a_run_without_a_state_is_made_again_and_what_it_released_counts(tiny, tmp_path):
+    tiny["base"]["output"]["save_every_steps"] = None
+    comparison = make_comparison(tiny)
+    run_comparison(comparison, tmp_path, jobs=1, watcher=Watching(interrupt_at=2))
+    resumed = run_comparison(comparison, tmp_path, jobs=1)
+    assert resumed.ok
     aside = tmp_path / "runs/exp-strong/seed-1.previous-1/ledger.json"
     assert Ledger.load(aside).total == 1
     assert resumed.result.trainings == 5
     whole = RDPAccountant().epsilon(Ledger().merge(*map(Ledger.load, resumed.folder.ledgers())), 1e-5)
     assert resumed.result.composed.epsilon == pytest.approx(whole)
     assert whole > resumed.result.variants[0].epsilon
+
+
+def test_a_comparison_that_another_process_carries_out_is_refused_before_any_training(tiny, tmp_path):
+    watching = Watching()
+    with FolderLock(tmp_path), pytest.raises(ConfigError, match=f"in use by process {os.getpid()}"):
+        run_comparison(make_comparison(tiny), tmp_path, jobs=1, watcher=watching)
+    assert watching.labels == []
+    assert not list(tmp_path.glob("runs/*"))
+
+
+def test_a_run_that_an_orphan_of_a_killed_comparison_still_trains_is_left_alone_and_named(tiny, tmp_path):
+    tiny["seeds"] = [1]
+    with FolderLock(tmp_path / "runs/fixed/seed-1"):
+        found = run_comparison(make_comparison(tiny), tmp_path, jobs=1)
+    assert [outcome.job.label for outcome in found.faults] == ["fixed, seed 1"]
+    assert f"in use by process {os.getpid()}" in found.faults[0].fault
+    assert [row.name for row in found.result.variants] == ["Exp strong"]
+
+
+def test_a_damaged_state_of_a_run_is_a_named_fault_and_spends_nothing(tiny, tmp_path):
+    tiny["seeds"] = [1]
+    comparison = make_comparison(tiny)
+    run_comparison(comparison, tmp_path, jobs=1, watcher=Watching(interrupt_at=1))
+    state = tmp_path / "runs/fixed/seed-1/training_state.safetensors"
+    state.write_bytes(state.read_bytes()[:-7])
+    found = run_comparison(comparison, tmp_path, jobs=1)
+    assert "training_state.safetensors" in found.faults[0].fault
+    assert Ledger.load(tmp_path / "runs/fixed/seed-1/ledger.json").total == 1
 
 
 def test_finished_runs_are_reused_and_those_of_other_settings_are_made_again(tiny, tmp_path):

@@ -11,6 +11,7 @@ import yaml
 
 from dpmodel.cli.application import run
 from dpmodel.compare.runner import Silence
+from dpmodel.folder_lock import FolderLock
 from dpmodel.tuning import load_tuning, make_tuning, run_tuning
 from dpmodel.tuning.charge import CHARGES
 from monitors import Ledger, RDPAccountant, best_of_random
@@ -99,10 +100,32 @@ def test_an_interrupted_search_resumes_the_same_runs_and_charges_what_was_broken
     assert len(resumed.outcomes) == 2
     assert [trial.values for trial in resumed.trials] == [trial.values for trial in broken_off.trials]
     planned = best_of_random(resumed.trials[0].plan.ledger(), 2.0)
-    aside = Ledger.load(tmp_path / "trials/002.previous-1/ledger.json")
-    charged = RDPAccountant().epsilon(planned.merge(aside), 1e-5)
+    # its last step was saved, so that nothing was lost
+    assert resumed.spent.epsilon == pytest.approx(RDPAccountant().epsilon(planned, 1e-5))
+    assert not list(tmp_path.glob("trials/*.previous-*"))
+
+
+def test_what_a_killed_run_of_a_search_lost_is_charged_on_top(values, tmp_path, three_runs):
+    class PowerCut(Silence):
+        def stepped(self, job, step):
+            if job.number == 1 and step == 3:
+                raise KeyboardInterrupt
+
+    values["base"].setdefault("output", {})["save_every_steps"] = 2
+    assert not run_tuning(make_tuning(values), tmp_path, jobs=1, watcher=PowerCut()).ok
+    resumed = run_tuning(make_tuning(values), tmp_path, jobs=1)
+    assert resumed.ok
+    lost = Ledger.load(tmp_path / "trials/002/lost_steps.json")
+    assert lost.total == 2
+    planned = best_of_random(resumed.trials[0].plan.ledger(), 2.0)
+    charged = RDPAccountant().epsilon(planned.merge(lost), 1e-5)
     assert resumed.spent.epsilon == pytest.approx(charged)
     assert charged > RDPAccountant().epsilon(planned, 1e-5)
+
+
+def test_a_search_that_another_process_carries_out_is_refused(values, tmp_path, three_runs):
+    with FolderLock(tmp_path), pytest.raises(ConfigError, match=f"in use by process {os.getpid()}"):
+        run_tuning(make_tuning(values), tmp_path, jobs=1)
 
 
 def test_a_folder_of_another_search_is_refused(values, tmp_path, three_runs):

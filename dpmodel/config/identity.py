@@ -1,0 +1,39 @@
+"""The part of a configuration that the result of a training depends on."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from dpmodel.config.schema import Config
+
+#: Sections that change no number of the result: speed, and what is left behind.
+_NO_PART = ("performance", "output")
+
+
+def result_settings(config: Config) -> dict[str, Any]:
+    """Everything in ``config`` that the result depends on, as nested plain values."""
+    values = config.model_dump(mode="json", exclude=set(_NO_PART))
+    values["privacy"].pop("monitor")
+    return values
+
+
+def settings_by_path(config: Config) -> dict[str, Any]:
+    """The same under paths such as ``"training.epochs"``, as error messages name them; lists are not taken apart.
+
+    Example:
+        >>> config = Config.model_validate({
+        ...     "network": "lenet5", "optimizer": "SGD", "privacy": {"noise_multiplier": 1},
+        ...     "training": {"epochs": 1, "batch_size": 8}})
+        >>> settings_by_path(config)["training.batch_size"]
+        8
+    """
+    return dict(_flat(result_settings(config), ""))
+
+
+def _flat(values: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
