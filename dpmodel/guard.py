@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import weakref
+from typing import Any
+
 from torch import nn
 from torch.optim import Optimizer
+from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from mechanisms.engines.parameters import trainable_parameters
 from monitors.errors import UnprotectedUpdateError
@@ -11,6 +15,8 @@ from monitors.errors import UnprotectedUpdateError
 
 class UpdateGuard:
     """Compares the parameters before each step with those that the last protected update left.
+
+    Steps of any optimizer over the parameters are counted too: fused ones change a parameter, but not its version.
 
     Args:
         network: The network that is trained.
@@ -25,7 +31,10 @@ class UpdateGuard:
         self.optimizer = optimizer
         #: The trainable parameters by name.
         self.parameters = trainable_parameters(network)
+        self._known = {id(parameter) for parameter in self.parameters.values()}
         self._require_same_parameters()
+        self._steps = 0
+        weakref.finalize(self, register_optimizer_step_post_hook(_Counter(self)).remove)
         self.protected()
 
     def check(self) -> None:
@@ -49,7 +58,7 @@ class UpdateGuard:
                     f"parameter {name!r} has a gradient that dpmodel did not make (a backward() outside of it?): it is "
                     "not clipped, noised or accounted. Call optimizer.zero_grad(set_to_none=True) first"
                 )
-        if self._versions() != self._protected_versions:
+        if self._versions() != self._protected_versions or self._steps != self._protected_steps:
             raise UnprotectedUpdateError(
                 "parameters were changed between two private steps (an optimizer.step() or load_state_dict() outside "
                 "of dpmodel, or a layer that writes to its weights in the forward pass?). Make such changes between "
@@ -61,6 +70,12 @@ class UpdateGuard:
         for parameter in self.parameters.values():
             parameter.grad = None
         self._protected_versions = self._versions()
+        self._protected_steps = self._steps
+
+    def stepped(self, optimizer: Optimizer) -> None:
+        """Call after each step of any optimizer."""
+        if any(id(value) in self._known for group in optimizer.param_groups for value in group["params"]):
+            self._steps += 1
 
     def _versions(self) -> list[int]:
         return [parameter._version for parameter in self.parameters.values()]
@@ -73,10 +88,22 @@ class UpdateGuard:
                 f"the optimizer does not hold trainable parameter(s) {', '.join(missing)} of the network; build it "
                 "from network.parameters(), or freeze them with requires_grad_(False)"
             )
-        known = {id(p) for p in self.parameters.values()}
-        foreign = [p for key, p in held.items() if p.requires_grad and key not in known]
+        foreign = [p for key, p in held.items() if p.requires_grad and key not in self._known]
         if foreign:
             raise UnprotectedUpdateError(
                 f"the optimizer holds {len(foreign)} trainable parameter(s) that are not the network's, the first of "
                 f"shape {tuple(foreign[0].shape)}; they would get no clipped, noised gradient"
             )
+
+
+class _Counter:
+    """Tells a guard of every optimizer's steps, for as long as the guard lives."""
+
+    def __init__(self, guard: UpdateGuard) -> None:
+        self._guard = weakref.ref(guard)
+
+    def __call__(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+        del args, kwargs
+        guard = self._guard()
+        if guard is not None:
+            guard.stepped(optimizer)

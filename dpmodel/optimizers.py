@@ -6,7 +6,7 @@ import inspect
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, cast
 
-from torch import optim
+from torch import Tensor, optim
 from torch.optim.lr_scheduler import LRScheduler
 
 from dpmodel._arguments import accepted_names, check_arguments
@@ -41,6 +41,16 @@ LENGTH_ARGUMENT: Mapping[str, str] = {
 }
 
 
+# Optimizers of torch that update all parameters in one pass over the memory: up to four times as fast, same numbers.
+FUSED_OPTIMIZERS = ("SGD", "Adam", "AdamW")
+
+#: Arguments that choose how an optimizer runs; whoever gives one has chosen.
+_WAYS_TO_RUN = ("fused", "foreach", "differentiable", "capturable")
+
+#: Where the fused form runs.
+_FUSED_DEVICES = ("cpu", "cuda")
+
+
 @OPTIMIZERS.register("Momentum")
 class Momentum(optim.SGD):
     """SGD with momentum, under MindSpore's name and argument names.
@@ -72,7 +82,21 @@ class Momentum(optim.SGD):
         _checks.unit_interval(momentum=momentum)
         if momentum == 1:
             raise ValueError("momentum must be below 1, got 1: no step would ever be forgotten")
-        super().__init__(params, learning_rate, momentum, dampening, weight_decay, nesterov)
+        held = _listed(params)
+        fused = True if can_fuse(held) else None
+        super().__init__(held, learning_rate, momentum, dampening, weight_decay, nesterov, fused=fused)
+
+
+def can_fuse(parameters: Iterable[Any]) -> bool:
+    """Whether an optimizer's fused form takes these parameters (or groups): floating, on a CPU or CUDA device."""
+    found: list[Any] = []
+    for entry in parameters:
+        found += list(entry["params"]) if isinstance(entry, dict) else [entry]
+    tensors = [entry[1] if isinstance(entry, tuple) else entry for entry in found]
+    return bool(tensors) and all(
+        isinstance(value, Tensor) and value.is_floating_point() and value.device.type in _FUSED_DEVICES
+        for value in tensors
+    )
 
 
 def optimizer_names() -> tuple[str, ...]:
@@ -81,7 +105,7 @@ def optimizer_names() -> tuple[str, ...]:
 
 
 def build_optimizer(name: str, parameters: Iterable[Any], **args: Any) -> optim.Optimizer:
-    """Build an optimizer by name.
+    """Build an optimizer by name, in its fused form where there is one and the arguments do not choose another.
 
     Args:
         name: ``"SGD"``, ``"Momentum"`` (SGD with momentum 0.9), ``"Adam"``, any other class of ``torch.optim``, or a
@@ -110,10 +134,12 @@ def build_optimizer(name: str, parameters: Iterable[Any], **args: Any) -> optim.
         names = optimizer_names()
         hint = _checks.nearest_hint(name, names) or ";"
         raise ValueError(f"unknown optimizer {name!r}{hint} Known: {', '.join(names)}")
-    options = _one_learning_rate(builder, args, name)
+    options, held = _one_learning_rate(builder, args, name), _listed(parameters)
     check_arguments(builder, options, f"optimizer {name!r}", provided=["params"])
+    if name in FUSED_OPTIMIZERS and not options.keys() & set(_WAYS_TO_RUN) and can_fuse(held):
+        options["fused"] = True
     try:
-        return builder(parameters, **options)
+        return builder(held, **options)
     except (TypeError, ValueError) as error:
         raise ValueError(f"optimizer {name!r} cannot be built from {args}: {error}") from error
 
@@ -161,6 +187,11 @@ def build_scheduler(
         return cast(LRScheduler, known[name](optimizer, **options))
     except (TypeError, ValueError, ZeroDivisionError) as error:
         raise ValueError(f"learning-rate scheduler {name!r} cannot be built from {args}: {error}") from error
+
+
+def _listed(parameters: Iterable[Any]) -> list[Any]:
+    groups = list(parameters)
+    return [{**entry, "params": list(entry["params"])} if isinstance(entry, dict) else entry for entry in groups]
 
 
 def _length_arguments(

@@ -332,6 +332,25 @@ class TestNothingUnNoisedReachesTheOptimizer:
 
         assert "changed between two private steps" in self.run_with(make_model, loader, act)
 
+    @pytest.mark.parametrize("own", [True, False])
+    def test_a_fused_step_outside_is_detected_though_it_leaves_no_trace_in_versions(self, make_model, loader, own):
+        network = nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 3))
+        optimizer = torch.optim.SGD(network.parameters(), lr=0.1, fused=own)
+        foreign = optimizer if own else torch.optim.Adam(network.parameters(), fused=True)
+
+        def act(run):
+            for parameter in network.parameters():
+                parameter.grad = torch.ones_like(parameter)
+            before = [parameter._version for parameter in network.parameters()]
+            foreign.step()
+            assert [parameter._version for parameter in network.parameters()] == before
+            foreign.zero_grad(set_to_none=True)
+
+        def make():
+            return make_model(network, optimizer=optimizer)
+
+        assert "changed between two private steps" in self.run_with(make, loader, act)
+
     def test_an_added_parameter_is_detected(self, make_model, loader):
         message = self.run_with(make_model, loader, lambda run: run.network.append(nn.Linear(3, 3)))
         assert "3.weight" in message

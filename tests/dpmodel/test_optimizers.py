@@ -49,7 +49,7 @@ def test_the_names_hold_all_of_torch_but_the_refused():
 
 @settings(deadline=None)
 @given(st.lists(st.floats(-3, 3, width=32), min_size=1, max_size=6), st.floats(0, 0.99))
-def test_momentum_moves_exactly_as_sgd_with_momentum(gradients, momentum):
+def test_momentum_moves_as_sgd_with_momentum(gradients, momentum):
     ours, theirs = weight(), weight()
     first = Momentum([ours], learning_rate=0.1, momentum=momentum)
     second = torch.optim.SGD([theirs], lr=0.1, momentum=momentum)
@@ -57,7 +57,29 @@ def test_momentum_moves_exactly_as_sgd_with_momentum(gradients, momentum):
         ours.grad, theirs.grad = torch.full_like(ours, value), torch.full_like(theirs, value)
         first.step()
         second.step()
-    assert torch.equal(ours, theirs)
+    assert torch.allclose(ours, theirs, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "fused"),
+    [
+        ("SGD", {"lr": 0.1}, True),
+        ("Momentum", {"lr": 0.1}, True),
+        ("Adam", {"lr": 0.1}, True),
+        ("AdamW", {"lr": 0.1, "foreach": True}, None),
+        ("SGD", {"lr": 0.1, "fused": False}, False),
+        ("RMSprop", {"lr": 0.1}, None),
+    ],
+)
+def test_the_fused_form_is_used_where_there_is_one_and_nothing_else_was_asked_for(name, options, fused):
+    groups = ({"params": iter([weight()])} for _ in range(2))
+    optimizer = build_optimizer(name, groups, **options)
+    assert optimizer.defaults.get("fused") == fused
+    assert [len(group["params"]) for group in optimizer.param_groups] == [1, 1]
+
+
+def test_what_the_fused_form_does_not_take_is_built_in_the_plain_one():
+    assert build_optimizer("SGD", [torch.nn.Parameter(torch.zeros(2, device="meta"))], lr=0.1).defaults["fused"] is None
 
 
 def test_momentum_is_the_tutorials_spelling_with_its_default():
