@@ -69,7 +69,8 @@ class _Pool(torch.autograd.Function):
     def backward(ctx: Any, *grads: Any) -> Any:
         """Each output's gradient goes to the winner of its window."""
         x, rows = ctx.saved_tensors
-        return _to_winner(_to_winner(grads[0], rows, -2, ctx.stride), x, -1, ctx.stride), None
+        by_row = _to_winner(grads[0], rows, -2, ctx.stride)
+        return _to_winner(by_row, x, -1, ctx.stride, spent=True), None
 
 
 def _pairs(x: Tensor, dim: int, stride: int) -> tuple[Tensor, Tensor]:
@@ -81,11 +82,13 @@ def _pairs(x: Tensor, dim: int, stride: int) -> tuple[Tensor, Tensor]:
     return x[..., index[0], :], x[..., index[1], :]
 
 
-def _to_winner(grad: Tensor, x: Tensor, dim: int, stride: int) -> Tensor:
+def _to_winner(grad: Tensor, x: Tensor, dim: int, stride: int, spent: bool = False) -> Tensor:
+    """``grad`` of the maxima of pairs along ``dim``, at the larger of each pair; ``spent`` says it may be overwritten."""
     first, second = _pairs(x, dim, stride)
+    difference = second - first
     # threshold_backward passes the gradient where the difference is positive: a vectorised select.
-    later = torch.ops.aten.threshold_backward(grad, second - first, 0)
-    earlier = grad - later
+    later = torch.ops.aten.threshold_backward.grad_input(grad, difference, 0, grad_input=difference)
+    earlier = grad.sub_(later) if spent else grad - later
     if stride == 2 and x.shape[dim] % 2 == 0:
         if dim == -1 and grad.dtype in (torch.float32, torch.float64):
             return torch.view_as_real(torch.complex(earlier, later)).flatten(-2)  # interleaves, vectorised
