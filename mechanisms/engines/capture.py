@@ -100,7 +100,8 @@ class Recorder:
         """Run one call of a site's module and keep what its gradients need."""
         if self._inside:
             return original(*args, **kwargs)
-        args = computed(args) if any(isinstance(value, Waiting) for value in args) else args
+        if any(isinstance(value, Waiting) for value in (*args, *kwargs.values())):
+            args, kwargs = computed((args, kwargs))
         self._calls[site.name] += 1
         key = f"{site.name}:{self._calls[site.name]}"
         return site.how.run(self, site, key, original, args, kwargs)

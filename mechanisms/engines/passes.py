@@ -71,7 +71,7 @@ def _forward(
     network: nn.Module, losses: ExampleLosses, batch: Batch, survey: Survey, precision: torch.dtype | None
 ) -> tuple[Recorder, Tensor]:
     """Losses (B,) of a recorded pass; one that does not go the way of the survey is done again as the network says."""
-    order = PoolFirst(survey.before_pools)
+    order = PoolFirst(frozenset(survey.before_pools))
     try:
         recorded = _attempt(network, losses, batch, survey, precision, order)
     except Exception:
@@ -80,6 +80,7 @@ def _forward(
     else:
         if order.sound:
             return recorded
+    survey.before_pools.clear()
     return _attempt(network, losses, batch, survey, precision, PoolFirst())
 
 

@@ -83,7 +83,7 @@ def _pairs(x: Tensor, dim: int, stride: int) -> tuple[Tensor, Tensor]:
 
 
 def _to_winner(grad: Tensor, x: Tensor, dim: int, stride: int, spent: bool = False) -> Tensor:
-    """``grad`` of the maxima of pairs along ``dim``, at the larger of each pair; ``spent`` says it may be overwritten."""
+    """``grad`` at the larger of each pair along ``dim``; where ``spent``, it may be overwritten."""
     first, second = _pairs(x, dim, stride)
     difference = second - first
     # threshold_backward passes the gradient where the difference is positive: a vectorised select.

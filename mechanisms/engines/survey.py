@@ -26,13 +26,13 @@ class Survey:
         parameters: Trainable parameters by name.
         sites: Modules to watch.
         axes: Where the examples lie in every watched call.
-        before_pools: Activations that may wait for the max-pooling behind them.
+        before_pools: Activations that may wait for the max-pooling behind them; emptied by a pass of another order.
     """
 
     parameters: dict[str, nn.Parameter] = field(default_factory=dict)
     sites: list[Site] = field(default_factory=list)
     axes: AxisBook = field(default_factory=AxisBook)
-    before_pools: frozenset[int] = frozenset()
+    before_pools: set[int] = field(default_factory=set)
 
     @classmethod
     def of(cls, network: nn.Module, batch: Batch) -> Survey:
@@ -48,7 +48,7 @@ class Survey:
                     call_network(network, _copies(batch.x, size))
             axes.settle()
             before_pools = activations_before_pools(network, _copies(batch.x, AxisBook.sizes[0]))
-        return cls(trainable_parameters(network), sites, axes, before_pools)
+        return cls(trainable_parameters(network), sites, axes, set(before_pools))
 
 
 def _copies(x: Any, count: int) -> Any:

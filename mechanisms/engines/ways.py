@@ -13,6 +13,7 @@ from torch.utils._pytree import TreeSpec, tree_flatten, tree_unflatten
 
 from mechanisms.engines.capture import Record, Recorder, positional
 from mechanisms.engines.layers.rules import LAYER_RULES, LayerRule
+from mechanisms.engines.pool_first import computed
 from monitors.errors import UnsupportedModuleError
 
 if TYPE_CHECKING:
@@ -155,7 +156,7 @@ class _Example:
     def __call__(self, parameters: list[Tensor], *values: Any) -> tuple[Any, ...]:
         args, kwargs = tree_unflatten(list(values), self.spec)
         own = dict(zip(self.site.parameters, parameters, strict=True))
-        output = functional_call(self.site.module, {**self.frozen, **own}, args, kwargs)
+        output = computed(functional_call(self.site.module, {**self.frozen, **own}, args, kwargs))
         flat, self.output_spec = tree_flatten(output)
         self.constants = [_TENSOR if isinstance(part, Tensor) else part for part in flat]
         return tuple(part for part in flat if isinstance(part, Tensor))

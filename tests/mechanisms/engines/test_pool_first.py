@@ -109,6 +109,29 @@ class Changing(nn.Module):
         return self.head((F.max_pool2d(h, 2) if self.pooled else Double.apply(h)).mean((2, 3)))
 
 
+class Scaled(nn.Module):
+    """A layer without a rule that ends in an activation."""
+
+    def __init__(self):
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(3, 1, 1))
+
+    def forward(self, x):
+        return torch.tanh(x * self.scale)
+
+
+def test_an_activation_at_the_end_of_a_layer_without_a_rule_is_exact():
+    network = nn.Sequential(nn.Conv2d(1, 3, 3), Scaled(), nn.MaxPool2d(2), nn.Tanh(), nn.MaxPool2d(2), nn.Flatten())
+    batch, unit, clip = Batch(torch.randn(4, 1, 10, 10), torch.tensor([0, 1, 1, 0])), ClippedUnit(1, 4), Fixed()
+    clip.start(1.0)
+    expected = LoopEngine(unit).clipped_sum(network, nn.CrossEntropyLoss(), batch, clip)
+    engine = BookKeepingEngine(unit)
+    for _ in range(2):
+        found = engine.clipped_sum(network, nn.CrossEntropyLoss(), batch, clip)
+        assert torch.allclose(found.flat_grad, expected.flat_grad, rtol=1e-5, atol=1e-6)
+        assert torch.allclose(found.norms, expected.norms, rtol=1e-5)
+
+
 def test_what_looks_past_the_functions_of_torch_is_given_real_tensors():
     network = Net(lambda h: F.max_pool2d(Double.apply(torch.tanh(h)), 2))
     assert activations_before_pools(network, torch.randn(2, 1, 10, 10)) == frozenset()
