@@ -13,6 +13,8 @@ from dpmodel.nets.dense import Linear
 from dpmodel.nets.lenet5 import LeNet5
 from dpmodel.nets.small_cnn import SmallCNN
 
+VOCABULARY = 5000
+
 
 @dataclass(frozen=True)
 class Workload:
@@ -53,7 +55,7 @@ class CifarCNN(nn.Module):
 class TextEncoder(nn.Module):
     """Token and position tables, a Transformer encoder of two layers, mean pooling, a linear layer."""
 
-    def __init__(self, vocabulary: int = 5000, width: int = 128, length: int = 64, classes: int = 2) -> None:
+    def __init__(self, vocabulary: int = VOCABULARY, width: int = 128, length: int = 64, classes: int = 2) -> None:
         super().__init__()
         self.tokens = nn.Embedding(vocabulary, width)
         self.positions = nn.Embedding(length, width)
@@ -67,23 +69,60 @@ class TextEncoder(nn.Module):
         return self.head(self.encoder(self.tokens(tokens) + self.positions(positions)).mean(1))
 
 
+class WideCNN(nn.Module):
+    """The tanh MNIST network (``SmallCNN``) with ``factor`` times its channels and hidden units."""
+
+    def __init__(self, factor: int) -> None:
+        super().__init__()
+        first, second, hidden = 16 * factor, 32 * factor, 32 * factor
+        self.features = nn.Sequential(
+            *(nn.Conv2d(1, first, 8, stride=2, padding=2), nn.Tanh(), nn.MaxPool2d(2, stride=1)),
+            *(nn.Conv2d(first, second, 4, stride=2), nn.Tanh(), nn.MaxPool2d(2, stride=1)),
+        )
+        self.classifier = nn.Sequential(nn.Linear(second * 4 * 4, hidden), nn.Tanh(), nn.Linear(hidden, 10))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Scores of each class."""
+        return self.classifier(self.features(x).flatten(1))
+
+
+class DeepCNN(nn.Module):
+    """``depth`` tanh convolutions of 16 channels on 16 x 16 positions, then a linear layer."""
+
+    def __init__(self, depth: int) -> None:
+        super().__init__()
+        layers: list[nn.Module] = []
+        for index in range(depth):
+            layers += [nn.Conv2d(16 if index else 1, 16, 3, padding=1), nn.Tanh()]
+        self.features = nn.Sequential(*layers)
+        self.head = nn.Linear(16, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Scores of each class."""
+        return self.head(self.features(x).mean((2, 3)))
+
+
 def resnet18_group_norm() -> nn.Module:
     """ResNet18 with GroupNorm in place of BatchNorm."""
     return torchvision.models.resnet18(num_classes=10, norm_layer=lambda channels: nn.GroupNorm(32, channels))
 
 
-def _images(*shape: int) -> Callable[[int], Tensor]:
+def images(*shape: int) -> Callable[[int], Tensor]:
     return lambda size: torch.randn(size, *shape)
+
+
+def tokens(length: int) -> Callable[[int], Tensor]:
+    return lambda size: torch.randint(0, VOCABULARY, (size, length))
 
 
 WORKLOADS: dict[str, Workload] = {
     workload.name: workload
     for workload in (
-        Workload("lenet5", lambda: LeNet5(init="torch"), _images(1, 32, 32), (256, 1024)),
-        Workload("mnist-cnn", SmallCNN, _images(1, 28, 28), (512,)),
-        Workload("linear", lambda: Linear(3969), _images(3969), (4096,)),
-        Workload("cifar-cnn", CifarCNN, _images(3, 32, 32), (256,)),
-        Workload("resnet18-gn", resnet18_group_norm, _images(3, 32, 32), (32,)),
-        Workload("text-encoder", TextEncoder, lambda size: torch.randint(0, 5000, (size, 64)), (64,), classes=2),
+        Workload("lenet5", lambda: LeNet5(init="torch"), images(1, 32, 32), (256, 1024)),
+        Workload("mnist-cnn", SmallCNN, images(1, 28, 28), (512,)),
+        Workload("linear", lambda: Linear(3969), images(3969), (4096,)),
+        Workload("cifar-cnn", CifarCNN, images(3, 32, 32), (256,)),
+        Workload("resnet18-gn", resnet18_group_norm, images(3, 32, 32), (32,)),
+        Workload("text-encoder", TextEncoder, tokens(64), (64,), classes=2),
     )
 }

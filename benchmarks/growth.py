@@ -1,0 +1,267 @@
+"""How the cost of private training grows with batch, width, depth, sequence length and data, beside plain training.
+
+    python benchmarks/growth.py
+    python benchmarks/growth.py --series batch depth --rounds 3 --no-figure
+
+Steps are those of ``engines.py`` (forward, backward, clip, secure noise, SGD with momentum; engine ``bookkeeping``),
+the epochs of ``data`` those of ``epoch.py`` on made-up images of the main job's shape: drawing rows, fetching, all of
+it. Plain and private take turns (A B A B); ratios are of the two times of one round. What data loading takes is
+measured separately, inside of the loader's ``batches``. Writes ``benchmarks/results/growth.md`` and
+``docs/figures/growth.svg`` and ``.png``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import io
+import math
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+import epoch
+import torch
+from machine import description
+from steps import CLOCKS, Step, build, peak_mib, timed
+from workloads import WORKLOADS, DeepCNN, TextEncoder, WideCNN, Workload, images, tokens
+
+from dpmodel.data.in_memory import InMemoryDataset
+from dpmodel.data.loader import PrivateLoader
+from dpmodel.data.synthetic import synthetic
+
+ROOT = Path(__file__).resolve().parents[1]
+PLAIN, PRIVATE = "plain", "bookkeeping"
+#: An epoch is many steps: no more rounds of them than this are needed.
+MOST_EPOCHS = 3
+
+
+@dataclass(frozen=True)
+class Point:
+    """One measured place of a series.
+
+    Args:
+        x: Where on the axis.
+        plain: Seconds of plain training, one entry for each round.
+        private: Likewise.
+        plain_mib: Peak memory of a step; None where it was not measured.
+        private_mib: Likewise.
+        loading: Seconds of a private epoch spent in the loader, one entry for each round; None for steps.
+    """
+
+    x: int
+    plain: list[float]
+    private: list[float]
+    plain_mib: float | None = None
+    private_mib: float | None = None
+    loading: list[float] | None = None
+
+    @property
+    def ratios(self) -> list[float]:
+        """Plain over private time of each round."""
+        return [a / b for a, b in zip(self.plain, self.private, strict=True)]
+
+    @property
+    def loading_shares(self) -> list[float]:
+        """Share of each epoch that the loader took."""
+        return [a / b for a, b in zip(self.loading or [], self.private, strict=True)]
+
+
+@dataclass(frozen=True)
+class Series:
+    """What grows, and how it is measured.
+
+    Args:
+        title: Of the panel and the table.
+        axis: What x counts.
+        values: The places.
+        workload: The network and batch size at a place; None for whole epochs.
+    """
+
+    title: str
+    axis: str
+    values: tuple[int, ...]
+    workload: Callable[[int], tuple[Workload, int]] | None = None
+    points: list[Point] = field(default_factory=list)
+
+
+def all_series() -> dict[str, Series]:
+    return {
+        "batch": Series(
+            "Batch size (LeNet5)",
+            "examples per step",
+            tuple(2**k for k in range(5, 13)),
+            lambda size: (WORKLOADS["lenet5"], size),
+        ),
+        "width": Series(
+            "Width (MNIST CNN, batch 64)",
+            "times the channels",
+            (1, 2, 4, 8),
+            lambda factor: (Workload("wide", lambda: WideCNN(factor), images(1, 28, 28), ()), 64),
+        ),
+        "depth": Series(
+            "Depth (16 channels, batch 64)",
+            "convolutions",
+            (2, 4, 8, 16, 32),
+            lambda depth: (Workload("deep", lambda: DeepCNN(depth), images(1, 16, 16), ()), 64),
+        ),
+        "length": Series(
+            "Sequence length (encoder, batch 16)",
+            "tokens per example",
+            (16, 32, 64, 128, 256),
+            lambda length: (Workload("text", lambda: TextEncoder(length=length), tokens(length), (), classes=2), 16),
+        ),
+        "data": Series(f"Data (epochs of LeNet5, batch {epoch.BATCH})", "examples", (1_024, 4_096, 16_384, 59_904)),
+    }
+
+
+def measured_steps(series: Series, rounds: int, seconds: float, clock: Callable[[], float]) -> Iterator[Point]:
+    assert series.workload is not None
+    for x in series.values:
+        workload, size = series.workload(x)
+        steps: dict[str, Step] = {name: build(name, workload, size) for name in (PLAIN, PRIVATE)}
+        times: dict[str, list[float]] = {name: [] for name in steps}
+        for warm_up in [*steps.values()] * 2:
+            warm_up()
+        for _ in range(rounds):
+            for name, step in steps.items():
+                times[name].append(timed(step, seconds, clock))
+        plain_mib, private_mib = (peak_mib(name, workload, size, step) for name, step in steps.items())
+        yield Point(x, times[PLAIN], times[PRIVATE], plain_mib, private_mib)
+
+
+def measured_epochs(series: Series, rounds: int, clock: Callable[[], float]) -> Iterator[Point]:
+    for count in series.values:  # whole batches, so that both kinds of training see as many examples
+        raw = synthetic(count, 1, shape=(1, 32, 32))
+        data = InMemoryDataset(raw.x_train, raw.y_train, mean=0.5, std=0.5)
+        epochs = {"plain": epoch.plain(data), "private": epoch.dpmodel(data)}
+        found: dict[str, list[float]] = {"plain": [], "private": [], "loading": []}
+        for number in range(1 + min(rounds, MOST_EPOCHS)):
+            for name, work in epochs.items():
+                loading: list[float] = []
+                begun = clock()
+                with contextlib.redirect_stdout(io.StringIO()), timed_loading(loading, clock):
+                    work()
+                if number:  # the first is to warm up
+                    found[name].append(clock() - begun)
+                    found["loading"] += [sum(loading)] if name == "private" else []
+        yield Point(count, found["plain"], found["private"], loading=found["loading"])
+
+
+@contextlib.contextmanager
+def timed_loading(seconds: list[float], clock: Callable[[], float]) -> Iterator[None]:
+    """Within, what each batch of a ``PrivateLoader`` takes (its rows drawn, fetched and converted) goes to the list."""
+    batches = PrivateLoader.batches
+
+    def watched(*args: Any) -> Iterator[Any]:
+        source = batches(*args)
+        while True:
+            begun = clock()
+            try:
+                pair = next(source)
+            except StopIteration:
+                return
+            seconds.append(clock() - begun)
+            yield pair
+
+    with patch.object(PrivateLoader, "batches", watched):
+        yield
+
+
+def table(series: Series) -> list[str]:
+    unit, factor = ("s", 1.0) if series.workload is None else ("ms", 1e3)
+    last = "loading s | share of loading" if series.workload is None else "plain MiB | dpmodel MiB"
+    rows = [
+        f"## {series.title}",
+        "",
+        f"| {series.axis} | plain {unit} | dpmodel {unit} | x plain | rounds between | {last} |",
+        "|---:|---:|---:|---:|---:|---:|---:|",
+    ]
+    for point in series.points:
+        times = " | ".join(f"{factor * statistics.median(t):.4g}" for t in (point.plain, point.private))
+        spread = f"{statistics.median(point.ratios):.2f} | {min(point.ratios):.2f} to {max(point.ratios):.2f}"
+        rows.append(f"| {point.x:,} | {times} | {spread} | {_last_columns(point)} |")
+    return [*rows, "", *_far_end(series), ""]
+
+
+def _last_columns(point: Point) -> str:
+    if point.loading is None:
+        return f"{point.plain_mib:.1f} | {point.private_mib:.1f}"
+    return f"{statistics.median(point.loading):.4g} | {statistics.median(point.loading_shares):.1%}"
+
+
+def _far_end(series: Series) -> list[str]:
+    """The power of x that time grows with between the last two places."""
+    if len(series.points) < 2:
+        return []
+    before, after = series.points[-2:]
+    powers = [
+        math.log(statistics.median(b) / statistics.median(a)) / math.log(after.x / before.x)
+        for a, b in ((before.plain, after.plain), (before.private, after.private))
+    ]
+    return [
+        "Between the last two rows the time grows with this power of the first column: "
+        f"plain {powers[0]:.2f}, dpmodel {powers[1]:.2f}."
+    ]
+
+
+def heading(options: argparse.Namespace) -> list[str]:
+    rounds = f"{options.rounds} round{'s' * (options.rounds != 1)}"
+    return [
+        "# How the cost of private training grows",
+        "",
+        description(),
+        f"Plain and private in turns, {rounds} of at least {options.seconds:g} s each (whole epochs: "
+        f"{min(options.rounds, MOST_EPOCHS)}), {options.clock} time, medians; x plain is",
+        "plain time over private time of the same round. A private step is forward, backward, clip, secure noise and",
+        "SGD with momentum, engine `bookkeeping`. Peak memory is what tensors made by a step hold at most, gradients",
+        "included. Loading is what the loader took to draw, fetch and convert the batches of an epoch.",
+        "",
+    ]
+
+
+def options_from_command_line() -> argparse.Namespace:
+    names = list(all_series())
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--series", nargs="+", choices=names, default=names)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--seconds", type=float, default=0.1, help="least time per point, round and kind of training")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--clock", choices=sorted(CLOCKS), default="wall", help="cpu on a busy machine, --threads 1")
+    parser.add_argument("--no-figure", action="store_true", help="leave the figure as it is")
+    parser.add_argument("--output", type=Path, default=ROOT / "benchmarks" / "results" / "growth.md")
+    parser.add_argument("--figures", type=Path, default=ROOT / "docs" / "figures")
+    return parser.parse_args()
+
+
+def main() -> None:
+    options = options_from_command_line()
+    torch.set_num_threads(options.threads)
+    torch.manual_seed(0)
+    clock, begun = CLOCKS[options.clock], time.perf_counter()
+    chosen = {name: series for name, series in all_series().items() if name in options.series}
+    lines = heading(options)
+    print("\n".join(lines), flush=True)
+    for series in chosen.values():
+        if series.workload is None:
+            series.points.extend(measured_epochs(series, options.rounds, clock))
+        else:
+            series.points.extend(measured_steps(series, options.rounds, options.seconds, clock))
+        rows = table(series)
+        print("\n".join(rows), flush=True)
+        lines += rows
+    options.output.parent.mkdir(parents=True, exist_ok=True)
+    options.output.write_text("\n".join(lines).rstrip() + "\n", encoding="utf-8")
+    if not options.no_figure:
+        from growth_figure import draw, save
+
+        save(draw(chosen), options.figures)
+    print(f"{time.perf_counter() - begun:.0f} s in all")
+
+
+if __name__ == "__main__":
+    main()

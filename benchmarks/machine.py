@@ -1,0 +1,35 @@
+"""What a figure depends on beside the code: processor, threads, versions, date, and what else was running."""
+
+from __future__ import annotations
+
+import datetime
+import importlib.metadata
+import os
+import platform
+from pathlib import Path
+
+import torch
+
+
+def description(*packages: str) -> str:
+    """One line about this machine and moment; versions of torch and of those ``packages`` that are installed."""
+    versions = [f"torch {torch.__version__}", f"Python {platform.python_version()}"]
+    for package in packages:
+        try:
+            versions.append(f"{package} {importlib.metadata.version(package)}")
+        except importlib.metadata.PackageNotFoundError:
+            versions.append(f"without {package}")
+    threads = torch.get_num_threads()
+    return (
+        f"{processor()}, {threads} thread{'s' * (threads != 1)} of {os.cpu_count()} processors, float32; "
+        f"{', '.join(versions)}; {datetime.datetime.now(datetime.timezone.utc).date()}; "
+        f"load average {os.getloadavg()[0]:.1f} at the start."
+    )
+
+
+def processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+        return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()

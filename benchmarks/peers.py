@@ -1,0 +1,121 @@
+"""The benchmark networks in a form that Opacus takes: same parameters, same outputs, no operation that it refuses.
+
+Opacus' hooks do not stand operations that write in place (ReLU and addition of torchvision's ResNet), it refuses
+``nn.MultiheadAttention``, and it counts examples by the first dimension of a table's input. Here those are replaced,
+the weights copied, and the outputs compared: what Opacus is timed on is the function that the others are timed on.
+
+``opacus.layers.DPMultiheadAttention`` (1.6.0) is not that function: with ``batch_first`` it gives ``out_proj`` heads
+and positions in another order. ``LinearAttention`` has the same four linear layers, around torch's own attention
+function.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torchvision.models.resnet import BasicBlock, ResNet
+from workloads import TextEncoder, Workload
+
+#: Largest difference of two float32 forward passes, relative to the largest output.
+TOLERANCE = 1e-4
+
+
+class OutOfPlaceBlock(BasicBlock):
+    """A residual block whose addition makes a new tensor."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """As the base class does, without writing to what a layer has given."""
+        out = self.bn2(self.conv2(self.relu(self.bn1(self.conv1(x)))))
+        return self.relu(out + (x if self.downsample is None else self.downsample(x)))
+
+
+class LinearAttention(nn.Module):
+    """``nn.MultiheadAttention`` with ``batch_first``, no mask and no dropout, made of four linear layers."""
+
+    def __init__(self, given: nn.MultiheadAttention) -> None:
+        super().__init__()
+        width = given.embed_dim
+        self.num_heads, self.batch_first = given.num_heads, True
+        self.in_proj_bias = self.in_proj_weight = None  # looked at by nn.TransformerEncoderLayer
+        self._qkv_same_embed_dim = False
+        self.query, self.key, self.value = (nn.Linear(width, width) for _ in range(3))
+        parts = zip(given.in_proj_weight.chunk(3), given.in_proj_bias.chunk(3), strict=True)
+        with torch.no_grad():
+            for layer, (weight, bias) in zip((self.query, self.key, self.value), parts, strict=True):
+                layer.weight.copy_(weight)
+                layer.bias.copy_(bias)
+        self.out_proj = copy.deepcopy(given.out_proj)
+
+    def forward(self, query: Tensor, key: Tensor, value: Tensor, **options: object) -> tuple[Tensor, None]:
+        """The mixed values (B, L, width), and no weights."""
+        del options
+        pairs = ((self.query, query), (self.key, key), (self.value, value))
+        q, k, v = (layer(x).unflatten(2, (self.num_heads, -1)).transpose(1, 2) for layer, x in pairs)
+        return self.out_proj(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)), None
+
+
+class PeerTextEncoder(TextEncoder):
+    """The encoder with one row of positions per example."""
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """As the base class does."""
+        positions = torch.arange(tokens.shape[1], device=tokens.device).expand(tokens.shape).contiguous()
+        return self.head(self.encoder(self.tokens(tokens) + self.positions(positions)).mean(1))
+
+
+def for_opacus(network: nn.Module) -> nn.Module:
+    """A copy of ``network`` that Opacus takes, with the same weights; most need no change."""
+    twin = copy.deepcopy(network)
+    for kind, change in _CHANGES.items():
+        if isinstance(twin, kind):
+            change(twin)
+    return twin
+
+
+def changes_for_opacus(workload: Workload) -> str:
+    """What was replaced, in words; empty where nothing was."""
+    network = workload.network()
+    return next((words for kind, words in _WORDS.items() if isinstance(network, kind)), "")
+
+
+def require_equal(network: nn.Module, twin: nn.Module, x: Tensor) -> float:
+    """The largest relative difference of the outputs on ``x``.
+
+    Raises:
+        AssertionError: The two are not the same function, or differ in their number of parameters.
+    """
+    counts = [sum(value.numel() for value in one.parameters()) for one in (network, twin)]
+    with torch.no_grad():
+        expected, found = network(x), twin(x)
+    difference = float((found - expected).abs().max() / expected.abs().max())
+    if counts[0] != counts[1] or difference > TOLERANCE:
+        raise AssertionError(f"the peer has {counts[1]} parameters, not {counts[0]}, and is off by {difference:.1e}")
+    return difference
+
+
+def _out_of_place(network: nn.Module) -> None:
+    for module in network.modules():
+        if isinstance(module, nn.ReLU):
+            module.inplace = False
+        elif type(module) is BasicBlock:
+            module.__class__ = OutOfPlaceBlock
+
+
+def _with_linear_attention(network: nn.Module) -> None:
+    for layer in network.encoder.layers:
+        layer.self_attn = LinearAttention(layer.self_attn)
+    network.__class__ = PeerTextEncoder
+
+
+_CHANGES: dict[type[nn.Module], Callable[[nn.Module], None]] = {
+    ResNet: _out_of_place,
+    TextEncoder: _with_linear_attention,
+}
+_WORDS: dict[type[nn.Module], str] = {
+    ResNet: "out-of-place ReLU and addition in place of torchvision's in-place ones",
+    TextEncoder: "attention of four linear layers in place of nn.MultiheadAttention, one row of positions per example",
+}

@@ -1,0 +1,174 @@
+"""Half precision passes: the bound on what an example can do is the same; norms, factors and sums stay in float32.
+
+A lower precision adds one way to break the bound that float32 hides: if the rounding of the OTHER examples' gradients
+depended on who else is in the batch, all of them would move when one is added. So neighbours are compared as a whole,
+and with and without chunks.
+"""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from mechanisms.clipping import CLIP
+from mechanisms.engines import Batch, BookKeepingEngine, LoopEngine
+from mechanisms.units import ClippedUnit
+
+BOUND = 0.7
+CLIPS = ("Fixed", "Gaussian", "PerLayer")
+#: Sums of at most 34 vectors of norm ``BOUND`` in float32.
+ROUNDING = 1 + 1e-5
+#: Each rounding to bf16's 8 significant bits is within 2**-9; a few layers deep, and with an occasional pooling window
+#: in which another entry has become the largest, that grows to several hundredths.
+BF16 = 0.15
+
+
+def image_network():
+    return nn.Sequential(
+        nn.Conv2d(1, 4, 3),
+        nn.ReLU(),
+        nn.MaxPool2d(2),
+        nn.Conv2d(4, 6, 3),
+        nn.GroupNorm(2, 6),
+        nn.Tanh(),
+        nn.Flatten(),
+        nn.Linear(24, 3),
+    )
+
+
+class TokenNetwork(nn.Module):
+    """A table, an encoder layer and a mean over the sequence."""
+
+    def __init__(self):
+        super().__init__()
+        self.tokens = nn.Embedding(11, 8)
+        self.encoder = nn.TransformerEncoderLayer(8, 2, 16, dropout=0.0, batch_first=True)
+        self.head = nn.Linear(8, 3)
+
+    def forward(self, tokens):
+        return self.head(self.encoder(self.tokens(tokens)).mean(1))
+
+
+def images(count, scale=1.0):
+    return torch.randn(count, 1, 10, 10) * scale
+
+
+def tokens(count, scale=1.0):
+    del scale
+    return torch.randint(0, 11, (count, 6))
+
+
+NETWORKS = {"images": (image_network, images), "tokens": (TokenNetwork, tokens)}
+
+
+class WeightedLoss(nn.Module):
+    """Cross entropy times a weight of each example, so that an example can shout: targets (B, 2), class and weight."""
+
+    reduction = "mean"
+
+    def forward(self, outputs, targets):
+        return nn.functional.cross_entropy(outputs, targets[:, 0].long(), reduction="none") * targets[:, 1]
+
+
+def clipped_sum(network, x, y, clip_name, group_size=1, device="cpu", **options):
+    clip = CLIP.create(clip_name)
+    clip.start(BOUND)
+    units = max(len(y) // group_size, 1)
+    ids = None if group_size == 1 else torch.arange(len(y), device=device) % units
+    engine = BookKeepingEngine(ClippedUnit(group_size, units), precision="bf16", **options)
+    return engine.clipped_sum(network, WeightedLoss(), Batch(x, y, ids, None if ids is None else units), clip)
+
+
+def targets(count, weight=20.0):
+    return torch.stack([torch.randint(0, 3, (count,)).float(), torch.full((count,), weight)], 1)
+
+
+def farthest_move(kind, clip_name, device="cpu", **options):
+    """The farthest that one added example moved the sum over the stated sensitivity, over drawn neighbours."""
+    torch.manual_seed(3)
+    make, draw = NETWORKS[kind]
+    network, farthest = make().to(device), 0.0
+    for trial, size in enumerate((1, 2, 3, 7, 8, 15, 16, 17, 33)):
+        x, y = draw(size + 1, scale=0.1 if trial % 3 == 0 else 5.0), targets(size + 1)
+        if trial % 2:  # the added one points away from the others, and outweighs them
+            x[:-1], y[:-1, 0], y[-1, 0], y[-1, 1] = x[:1].clone(), 0.0, 1.0, 500.0
+        x, y = x.to(device), y.to(device)
+        with_it = clipped_sum(network, x, y, clip_name, **options)
+        without = clipped_sum(network, x[:-1], y[:-1], clip_name, **options)
+        assert with_it.sensitivity == without.sensitivity == BOUND
+        farthest = max(farthest, float((with_it.flat_grad - without.flat_grad).norm()) / with_it.sensitivity)
+    return farthest
+
+
+@pytest.mark.parametrize("clip_name", CLIPS)
+@pytest.mark.parametrize("kind", NETWORKS)
+def test_one_example_moves_the_sum_by_at_most_the_bound_and_the_bound_is_reached(kind, clip_name):
+    assert 0.85 <= farthest_move(kind, clip_name) <= ROUNDING
+
+
+@pytest.mark.parametrize("kind", NETWORKS)
+def test_chunks_that_end_elsewhere_for_a_neighbour_do_not_move_the_other_examples(kind):
+    assert farthest_move(kind, "Fixed", physical_batch_size=4) <= ROUNDING
+
+
+@pytest.mark.cuda
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("clip_name", CLIPS)
+@pytest.mark.parametrize("kind", NETWORKS)
+def test_one_example_moves_the_sum_by_at_most_the_bound_on_the_device(kind, clip_name):
+    assert 0.85 <= farthest_move(kind, clip_name, device="cuda") <= ROUNDING
+
+
+@pytest.mark.parametrize("kind", NETWORKS)
+def test_passes_are_in_half_precision_while_norms_and_sums_are_float32(kind):
+    make, draw = NETWORKS[kind]
+    network, seen = make(), []
+    hook = network.register_forward_hook(lambda module, args, output: seen.append(output.dtype))
+    found = clipped_sum(network, draw(6), targets(6), "PerLayer")
+    hook.remove()
+    assert torch.bfloat16 in seen
+    assert found.flat_grad.dtype == found.norms.dtype == torch.float32
+    assert all(parameter.dtype == torch.float32 for parameter in network.parameters())
+
+
+@pytest.mark.parametrize("group_size", [1, 2])
+@pytest.mark.parametrize("clip_name", CLIPS)
+@pytest.mark.parametrize("kind", NETWORKS)
+def test_the_result_is_the_one_example_loops_within_the_rounding_of_half_precision(kind, clip_name, group_size):
+    torch.manual_seed(4)
+    make, draw = NETWORKS[kind]
+    network, x, y = make(), draw(8), targets(8, weight=1.0)
+    clip = CLIP.create(clip_name)
+    clip.start(BOUND)
+    unit = ClippedUnit(group_size, 8 // group_size)
+    ids = None if group_size == 1 else torch.arange(8) % unit.expected_units
+    exact = LoopEngine(unit).clipped_sum(
+        network, WeightedLoss(), Batch(x, y, ids, None if ids is None else unit.expected_units), clip
+    )
+    found = clipped_sum(network, x, y, clip_name, group_size)
+    assert 0 < float((found.flat_grad - exact.flat_grad).norm()) <= BF16 * float(exact.flat_grad.norm())
+    assert torch.allclose(found.norms, exact.norms, rtol=BF16, atol=0.02 * float(exact.norms.max()))
+
+
+@pytest.mark.parametrize("poison", [float("nan"), float("inf")])
+@pytest.mark.parametrize("clip_name", CLIPS)
+def test_an_example_that_is_not_finite_contributes_exactly_zero(clip_name, poison):
+    torch.manual_seed(5)
+    network, x, y = image_network(), images(6), targets(6)
+    x[2] = poison
+    keep = [0, 1, 3, 4, 5]
+    found, without = (clipped_sum(network, *pair, clip_name) for pair in ((x, y), (x[keep], y[keep])))
+    assert (found.rejected, without.rejected) == (1, 0)
+    assert torch.allclose(found.flat_grad, without.flat_grad, rtol=1e-5, atol=1e-6)
+
+
+def test_a_gradient_that_half_precision_passes_overflow_is_left_out():
+    """bf16 has the range of float32: a weight whose gradient overflows either is rejected, never clipped to NaN."""
+    torch.manual_seed(6)
+    network, x, y = image_network(), images(5), targets(5)
+    y[1, 1] = 1e38
+    found = clipped_sum(network, x, y, "Fixed")
+    assert found.rejected == 1
+    assert torch.isfinite(found.flat_grad).all()
+    assert float(found.flat_grad.norm()) <= 4 * BOUND * ROUNDING
