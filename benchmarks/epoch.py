@@ -1,6 +1,6 @@
 """Whole epochs of the main job (LeNet5, 60,000 MNIST images, batch 512): dpmodel, Opacus and plain torch in one run.
 
-    PYTHONPATH=. python benchmarks/epoch.py [--rounds 3] [--peers plain,dpmodel,opacus-ghost]
+    PYTHONPATH=. python benchmarks/epoch.py [--rounds 3] [--peers plain,dpmodel,opacus-ghost] [--output FILE]
 
 Each epoch counts everything: drawing rows, fetching, forward, backward, clipping, noise, update. ``plain`` is SGD with
 momentum on the same in-memory tensors, without privacy; Opacus gets its own Poisson loader over them. Rounds take
@@ -12,13 +12,14 @@ from __future__ import annotations
 import argparse
 import contextlib
 import io
-import os
 import statistics
 import time
 import warnings
 from collections.abc import Callable
+from pathlib import Path
 
 import torch
+from machine import description
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -99,9 +100,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=3, help="counted epochs of each")
     parser.add_argument("--peers", default="plain,dpmodel,opacus-ghost,opacus-hooks")
+    parser.add_argument("--output", type=Path, help="write the table here as well")
     arguments = parser.parse_args()
     warnings.filterwarnings("ignore")
     torch.manual_seed(0)
+    here = description("opacus")
     data = load_dataset("mnist", image_size=32).train
     names = arguments.peers.split(",")
     epochs = {name: build(name, data) for name in names}
@@ -112,14 +115,22 @@ def main() -> None:
             with contextlib.redirect_stdout(io.StringIO()):
                 epoch()
             seconds[name].append(time.perf_counter() - begun)
-    print(
-        f"torch {torch.__version__}, {torch.get_num_threads()} threads, load average {os.getloadavg()[0]:.1f}, "
-        f"{len(data):,} examples, batch {BATCH}, {arguments.rounds} rounds\n"
-    )
-    print("| what | s per epoch | x plain |\n|---|---|---|")
+    lines = [
+        "# Whole epochs of the main job",
+        "",
+        f"LeNet5 (tanh), {len(data):,} images, batch {BATCH}, {arguments.rounds} rounds in turns; {here}",
+        "Time counts everything: drawing rows, fetching, forward, backward, clipping, noise, update. The ratio is the",
+        "median over rounds of plain time over own time in one round.",
+        "",
+        "| what | s per epoch | x plain |",
+        "|---|---|---|",
+    ]
     for name, values in seconds.items():
         ratios = [a / b for a, b in zip(seconds[names[0]], values, strict=True)]
-        print(f"| {name} | {statistics.median(values):.2f} | {statistics.median(ratios):.2f} |")
+        lines.append(f"| {name} | {statistics.median(values):.2f} | {statistics.median(ratios):.2f} |")
+    print("\n".join(lines))
+    if arguments.output:
+        arguments.output.write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":
