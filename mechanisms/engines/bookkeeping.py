@@ -146,8 +146,9 @@ class BookKeepingEngine(Engine):
         return PartialSum(norms, loss_sum)
 
     def _prepare(self, network: nn.Module, batch: Batch) -> None:
-        """Find sites and axes again when the network, its mode or its trainable parameters have changed."""
-        state = (*(value.requires_grad for value in network.parameters()), *(m.training for m in network.modules()))
+        """Survey again when the network, its mode or its trainable parameters have changed."""
+        trained = [id(value) for value in network.parameters() if value.requires_grad]
+        state = (*trained, *(module.training for module in network.modules()))
         if self._known is not None and self._known[0]() is network and self._known[1] == state:  # type: ignore[operator]
             return
         self._survey = Survey.of(network, batch)

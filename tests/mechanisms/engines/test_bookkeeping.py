@@ -351,3 +351,13 @@ def test_the_device_gives_the_numbers_of_the_processor(clip):
     expected = clipped_sum(network, x.double(), y, clip).flat_grad
     found = clipped_sum(network.cuda(), x.double().cuda(), y.cuda(), clip).flat_grad
     assert torch.allclose(found.cpu(), expected, rtol=1e-8, atol=1e-10)
+
+
+def test_a_layer_that_is_replaced_between_two_batches_is_trained(clip):
+    network, x, y = nn.Sequential(nn.Linear(4, 5), nn.Tanh(), nn.Linear(5, 3)), torch.randn(6, 4), torch.arange(6) % 3
+    engine, batch = BookKeepingEngine(ClippedUnit(1, 6)), Batch(x, y)
+    for _ in range(2):
+        found = engine.clipped_sum(network, nn.CrossEntropyLoss(), batch, clip).flat_grad
+        expected = LoopEngine(ClippedUnit(1, 6)).clipped_sum(network, nn.CrossEntropyLoss(), batch, clip).flat_grad
+        assert torch.allclose(found, expected, rtol=1e-5, atol=1e-6)
+        network[0] = nn.Linear(4, 5)
