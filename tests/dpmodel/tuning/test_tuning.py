@@ -61,8 +61,8 @@ def test_random_stopping_spends_the_target_for_the_search_as_a_whole(values, tmp
 def test_the_statement_of_a_secret_search_names_the_best_run_alone(values, tmp_path, three_runs):
     found = run_tuning(make_tuning(values), tmp_path, jobs=1)
     text = json.dumps(found.to_dict())
-    assert found.best.folder.path.name in text
-    assert all(trial.folder.path.name not in text for trial in found.trials if trial is not found.best)
+    assert f"trials/{found.best.folder.path.name}" in text
+    assert all(f"trials/{trial.folder.path.name}" not in text for trial in found.trials if trial is not found.best)
     assert "trials" not in found.to_dict()
 
 
