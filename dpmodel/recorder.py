@@ -24,7 +24,7 @@ class RunRecorder(Callback):
 
     The ledger on disk is never behind the training: before an epoch begins, all its steps are written as if they had
     been released; when it ends, what was really released replaces that. A training that is killed in between is charged
-    for the whole epoch; when it is resumed, for the planned steps and apart from them for those that were lost.
+    for the whole epoch; when it is resumed, for the steps that were lost beside the planned ones.
 
     Args:
         folder: Where to write.
@@ -64,7 +64,7 @@ class RunRecorder(Callback):
         if run is None:
             return None
         run.ledger.save(self.folder.ledger)
-        report = make_report(self.plan, run.ledger, run.step, status=status, lost=run.lost)
+        report = make_report(self.plan, run.ledger, run.step, status=status)
         write_atomically(self.folder.report, report.to_json())
         write_atomically(self.folder.statement, report_in_words(report))
         self._write_progress(run)

@@ -72,25 +72,29 @@ class ReleaseJournal:
         """State that the training goes on from the state at ``step``, and everything announced beyond it is lost."""
         self._append({"kind": "resumed", "step": step})
 
-    def lost(self) -> Ledger:
-        """Everything that was announced and is not part of the training that goes on.
+    def lost(self, since: str | None = None) -> list[Ledger]:
+        """What was announced and is no part of the training that goes on: a ledger for each process that lost steps.
 
-        Steps lost in different processes are different releases: under shuffled batches they count one by one.
+        Their rows are marked as lost. They are different releases, and under shuffled batches of different epochs.
+
+        Args:
+            since: Leave out what was lost before the journal had this head; None: nothing.
         """
         segments: list[Ledger] = []
         announced: list[tuple[int, PrivacyEvent]] = []
-        for line in self._lines:
+        known = 0 if since is None else self._digests.index(since)
+        for number, line in enumerate(self._lines):
             step = int(line["step"])
             if line["kind"] == "block":
                 announced += zip(count(step), _events(line["rows"]), strict=False)
                 continue
-            if line["kind"] == "resumed":
+            gone = [event for at, event in announced if at >= step]
+            if line["kind"] == "resumed" and number >= known and gone:
                 segments.append(Ledger())
-                for number, event in announced:
-                    if number >= step:
-                        segments[-1].record(event)
+                for event in gone:
+                    segments[-1].record(event, lost=True)
             announced = [entry for entry in announced if entry[0] < step]
-        return Ledger().merge(*segments)
+        return segments
 
     def _append(self, line: dict[str, Any]) -> None:
         text = json.dumps(line, sort_keys=True)

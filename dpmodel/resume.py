@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -12,11 +12,18 @@ import torch
 from dpmodel.history import History
 from dpmodel.training_state import TrainingState, stateful, streams
 from monitors.errors import CheckpointError
+from monitors.ledger import Ledger
 
 if TYPE_CHECKING:
     from dpmodel.callbacks.base import CallbackList
     from dpmodel.run import Run
     from dpmodel.training import TrainingLoop
+
+#: Stands beside every epsilon that has lost steps in it.
+LOST_NOTE = (
+    "steps were released and lost with a process that broke off: they are charged in this figure, although nothing of "
+    "them is in the model"
+)
 
 MAX_DIFFERENCES = 5
 COMPARED_RELEASES = 64
@@ -87,10 +94,7 @@ def restore_model(state: TrainingState, run: Run) -> None:
     """Put back what must be there before a training begins: weights, ledger, mechanisms, history and counters."""
     model, plan = run.model, run.plan
     state.checkpoint.restore(model.network)
-    for event, count in state.ledger:
-        model.ledger.record(event, count)
-    for note in state.ledger.notes:
-        model.ledger.add_note(note)
+    model.ledger.extend(state.ledger)
     model.statements = [dict(statement) for statement in state.statements]
     plan.clip.load_state_dict(state.clip)
     plan.sampler.load_state_dict(state.sampler)
@@ -102,6 +106,23 @@ def restore_model(state: TrainingState, run: Run) -> None:
     run.loss = state.loss
     run.metrics = dict(state.metrics)
     run.history = History.from_dict(state.history)
+
+
+def charge_lost(run: Run, segments: Sequence[Ledger]) -> int:
+    """Charge what earlier processes released and lost; how many steps that is.
+
+    Args:
+        run: The resumed run, its ledger restored.
+        segments: A ledger for each process. It gets partition numbers that neither the ledger has nor the rest of the
+            run will use.
+    """
+    ledger, planned = run.ledger, Ledger()
+    if run.planned_steps > run.first_step:
+        planned.record(run.event(run.planned_steps - 1))
+    for segment in segments:
+        ledger.extend(segment, max(ledger.next_partition, planned.next_partition))
+        ledger.add_note(LOST_NOTE)
+    return sum(segment.total for segment in segments)
 
 
 def restore_loop(state: TrainingState, loop: TrainingLoop) -> None:

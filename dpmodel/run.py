@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from dpmodel.history import History
-from monitors.ledger import Ledger
 
 if TYPE_CHECKING:
     from torch import nn
@@ -16,6 +15,7 @@ if TYPE_CHECKING:
     from dpmodel.release import ReleasePlan
     from monitors.accountant import Accountant, PrivacySpent
     from monitors.events import PrivacyEvent
+    from monitors.ledger import Ledger
 
 #: Delta of an epsilon that is shown while training when no monitor states one.
 DEFAULT_DELTA = 1e-5
@@ -38,7 +38,6 @@ class Run:
         has_validation: Whether held-out data were given to ``fit``.
         metrics: Latest validation metrics.
         stop_reason: Why the run was stopped early, else None.
-        lost: Steps that earlier processes of this training released and lost; charged beside ``ledger``, not on it.
         printer: Where ``say`` writes; a progress bar may put its own here.
 
     Args:
@@ -63,7 +62,6 @@ class Run:
         self.has_validation = False
         self.metrics: dict[str, float] = {}
         self.stop_reason: str | None = None
-        self.lost = Ledger()
         self.printer: Callable[[str], None] = print
         deltas = (getattr(callback, "target_delta", None) for callback in callbacks)
         self.delta: float = next((delta for delta in deltas if delta is not None), DEFAULT_DELTA)
@@ -85,7 +83,7 @@ class Run:
 
     @property
     def ledger(self) -> Ledger:
-        """Everything released so far, over the model's life."""
+        """Everything released so far, over the model's life; also by processes that broke off."""
         return self.model.ledger
 
     @property

@@ -71,11 +71,6 @@ class RunFolder:
         """The blocks of steps that were begun, each written before its first step; there as long as the state is."""
         return self.path / "releases.jsonl"
 
-    @property
-    def lost(self) -> Path:
-        """Ledger of the steps that were released and lost with a process that broke off; only where there are any."""
-        return self.path / "lost_steps.json"
-
     def ended(self) -> str | None:
         """How the training in here came to its end; None where it is under way, was broken off, or failed."""
         try:

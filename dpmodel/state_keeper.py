@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from dpmodel.folder_lock import FolderLock
 from dpmodel.release_journal import ReleaseJournal
-from dpmodel.resume import check_state, restore_loop, restore_model, restore_randomness, run_settings
+from dpmodel.resume import charge_lost, check_state, restore_loop, restore_model, restore_randomness, run_settings
 from dpmodel.runfolder import RunFolder
 from dpmodel.training_state import StateWriter, TrainingState, read_state
 from monitors import _checks
@@ -23,28 +23,24 @@ if TYPE_CHECKING:
 
 DEFAULT_EVERY_N_STEPS = 100
 
-LOST_NOTE = (
-    "steps were released and lost with a process that broke off: they are no part of this model, so they are not in "
-    "this figure, but they were released; their ledger is lost_steps.json"
-)
-
 
 class StateKeeper:
     """Saves a training every so many steps, and lets a new process go on from there.
 
     Guarantees. A resumed training is the uninterrupted one: with seeds for noise and sampling bit for bit (examples
-    fetched in this process), and without seeds with fresh secret noise, its ledger being the planned one. Before
-    each block of steps a line on the disk announces what the block releases. Steps that a killed process had begun and
-    that were not saved are charged in full on resuming: they are ``run.lost``, and on the disk a ledger of their own,
-    ``lost_steps.json``. The model's own ledger, and its epsilon, are as planned, since nothing of the lost steps is in
-    the model. What was ever released of the data is both ledgers together, and the privacy report states it.
+    fetched in this process), and without seeds with fresh secret noise, its planned ledger being ``ledger.kept``.
+
+    Epsilon never falls. Before each block of steps a line on the disk announces what the block releases. Steps that a
+    killed process had begun and that were not saved are charged in full on resuming: they are rows of the ledger like
+    all others, marked as lost (``ledger.lost``), and every epsilon has them in it from there on, though nothing of them
+    is in the model. A limit on epsilon may therefore end a resumed training earlier.
 
     One process at a time holds the folder. The state has the training losses in it, which are not private. Events that
     a callback itself records on the ledger are kept in the state, but those after the last save are not known to the
     journal.
 
     Args:
-        directory: Folder of the state, the journal and the lost steps.
+        directory: Folder of the state and the journal.
         every_n_steps: Steps of a block, at least 1: at most so many are lost.
         resume: Go on with the training that is there.
         settings: Further settings by name, which a resumed training must share.
@@ -73,9 +69,9 @@ class StateKeeper:
         ...     pass
         >>> resumed = build()
         >>> _ = resumed.fit(loader, epochs=2, keeper=StateKeeper(folder, every_n_steps=4, resume=True))
-        going on from step 4 of 8; 4 steps after it were released and lost: they are charged apart
-        >>> resumed.ledger.total
-        8
+        going on from step 4 of 8; 4 steps after it were released and lost: they are charged
+        >>> resumed.ledger.total, resumed.ledger.lost.total
+        (12, 4)
     """
 
     def __init__(
@@ -98,6 +94,7 @@ class StateKeeper:
         self._journal: ReleaseJournal | None = None
         self._announced = 0
         self._saved: int | None = None
+        self._lost = 0
 
     @contextmanager
     def open(self) -> Iterator[None]:
@@ -139,10 +136,7 @@ class StateKeeper:
             check_state(state, run, listeners, settings)
             restore_model(state, run)
             journal.resume(state.step)
-            run.lost = journal.lost()
-            if run.lost.total:
-                run.lost.save(self.folder.lost)
-                run.ledger.add_note(LOST_NOTE)
+            self._lost = charge_lost(run, journal.lost(since=state.journal_head))
         self._writer = StateWriter(self.folder.state, settings)
         self._announced = run.step
 
@@ -162,7 +156,7 @@ class StateKeeper:
         else:
             restore_loop(self.state, loop)
             self._saved = self.state.step
-            loop.run.say(_going_on(self.state, loop.run.lost.total))
+            loop.run.say(_going_on(self.state, self._lost))
 
     def before_steps(self, loop: TrainingLoop) -> None:
         """Restore torch's generators when the first steps of a resumed training are about to be taken."""
@@ -192,7 +186,7 @@ class StateKeeper:
             self._announced = loop.run.step
 
     def discard(self) -> None:
-        """Remove state and journal of a training whose results are written; the ledger of lost steps stays."""
+        """Remove state and journal of a training whose results are written."""
         self.folder.state.unlink(missing_ok=True)
         self.folder.journal.unlink(missing_ok=True)
 
@@ -230,4 +224,4 @@ class StateKeeper:
 
 def _going_on(state: TrainingState, lost: int) -> str:
     text = f"going on from step {state.step} of {state.planned_steps}"
-    return text + (f"; {lost} steps after it were released and lost: they are charged apart" if lost else "")
+    return text + (f"; {lost} steps after it were released and lost: they are charged" if lost else "")

@@ -16,7 +16,6 @@ from dpmodel.checkpoint import Checkpoint, checkpoint_content, checkpoint_in
 from dpmodel.tensor_file import read_tensor_file, write_tensor_file
 from dpmodel.tensor_nest import pack_nest, unpack_nest
 from monitors.errors import CheckpointError
-from monitors.events import event_from_dict
 from monitors.ledger import Ledger
 
 if TYPE_CHECKING:
@@ -48,7 +47,7 @@ class TrainingState:
         loss: Loss of the last step.
         metrics: Latest validation metrics.
         history: Finished epochs, as ``History.to_dict``.
-        ledger: Everything released so far that this state builds on.
+        ledger: Everything released so far, steps that were lost before included.
         statements: Statements of the privacy claims of the model's life.
         broken_steps: Steps in a row that were dominated by gradients that were not finite.
         clip: State of the clip mechanism.
@@ -144,8 +143,7 @@ class StateWriter:
     def _encoded(self, ledger: Ledger) -> str:
         # A decaying schedule has one row per step: each is encoded once, and the last again, since it may have grown.
         del self._rows[-1:]
-        rows = ledger.rows_from(len(self._rows))
-        self._rows += [json.dumps([event.to_dict(), count]) for event, count in rows]
+        self._rows += [json.dumps(row) for row in ledger.row_dicts(len(self._rows))]
         return f"[{','.join(self._rows)}]"
 
 
@@ -198,7 +196,4 @@ def _bytes(text: str) -> Tensor:
 
 
 def _ledger(rows: Tensor, notes: Sequence[str]) -> Ledger:
-    ledger = Ledger(notes)
-    for event, count in json.loads(np.asarray(rows).tobytes()):
-        ledger.record(event_from_dict(event), count)
-    return ledger
+    return Ledger.from_rows(json.loads(np.asarray(rows).tobytes()), notes)

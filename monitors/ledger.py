@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,8 @@ class Ledger:
     """Run-length list of events: a constant schedule is one row, whatever its length.
 
     Events are recorded before what they describe is used, and never taken back. Iterating yields
-    ``(event, count)`` rows in the order of recording.
+    ``(event, count)`` rows in the order of recording. Rows may be marked as lost: they were released by a process that
+    broke off, and nothing of them is in the model. They are rows like all others, and every epsilon has them in it.
 
     Args:
         notes: Statements that travel with the ledger into every report, such as "reproducible noise".
@@ -34,16 +35,18 @@ class Ledger:
 
     def __init__(self, notes: Iterable[str] = ()) -> None:
         self._rows: list[tuple[PrivacyEvent, int]] = []
+        self._lost: list[bool] = []
         self._notes: list[str] = []
         for text in notes:
             self.add_note(text)
 
-    def record(self, event: PrivacyEvent, count: int = 1) -> Ledger:
+    def record(self, event: PrivacyEvent, count: int = 1, *, lost: bool = False) -> Ledger:
         """Append ``count`` releases of ``event``.
 
         Args:
             event: What is about to be released.
             count: How many times, at least 1.
+            lost: Mark them as released and lost.
 
         Returns:
             The ledger itself, so that calls chain.
@@ -55,10 +58,11 @@ class Ledger:
         if not isinstance(event, PrivacyEvent):
             raise UnsupportedEventError(f"only privacy events can be recorded, got {event!r} of {type(event).__name__}")
         _checks.positive_int(count=count)
-        if self._rows and self._rows[-1][0] == event:
+        if self._rows and self._rows[-1][0] == event and self._lost[-1] == lost:
             self._rows[-1] = (event, self._rows[-1][1] + int(count))
         else:
             self._rows.append((event, int(count)))
+            self._lost.append(bool(lost))
         return self
 
     def add_note(self, text: str) -> None:
@@ -86,6 +90,28 @@ class Ledger:
         return sum(count for _, count in self._rows)
 
     @property
+    def marks(self) -> tuple[bool, ...]:
+        """Of each row, whether it is marked as lost."""
+        return tuple(self._lost)
+
+    @property
+    def lost(self) -> Ledger:
+        """A new ledger of the rows that are marked as lost, without notes."""
+        return self._marked(True)
+
+    @property
+    def kept(self) -> Ledger:
+        """A new ledger of the rows that are not: what the model was made from. It does not state all that was spent.
+
+        Example:
+            >>> from monitors.events import GaussianEvent
+            >>> ledger = Ledger().record(GaussianEvent(2.0), 8).record(GaussianEvent(2.0), 3, lost=True)
+            >>> ledger.total, ledger.kept.total, ledger.lost.total
+            (11, 8, 3)
+        """
+        return self._marked(False)
+
+    @property
     def next_partition(self) -> int:
         """The smallest partition number above all that are in use (see ``DisjointEvent``)."""
         used = [event.partition for event, _ in self._rows if isinstance(event, DisjointEvent)]
@@ -100,17 +126,27 @@ class Ledger:
             >>> first.merge(second).total
             2
         """
-        merged = Ledger(self._notes)
-        merged._rows = list(self._rows)
+        merged = Ledger().extend(self)
         for other in others:
-            shift = merged.next_partition
-            for event, count in other:
-                if isinstance(event, DisjointEvent):
-                    event = DisjointEvent(event.partition + shift, event.event)
-                merged.record(event, count)
-            for text in other.notes:
-                merged.add_note(text)
+            merged.extend(other, merged.next_partition)
         return merged
+
+    def extend(self, other: Ledger, shift: int = 0) -> Ledger:
+        """Append all rows and notes of ``other``.
+
+        Args:
+            other: Another ledger.
+            shift: Added to its partition numbers. Releases of different trainings, or of different processes, must not
+                share one.
+
+        Returns:
+            The ledger itself, so that calls chain.
+        """
+        for (event, count), lost in list(zip(other._rows, other._lost, strict=True)):
+            self.record(_renumbered(event, shift), count, lost=lost)
+        for text in other.notes:
+            self.add_note(text)
+        return self
 
     def copy(self) -> Ledger:
         """An independent ledger with the same rows and notes."""
@@ -138,9 +174,7 @@ class Ledger:
         if not isinstance(values, dict) or values.get("format") != FORMAT:
             found = values.get("format") if isinstance(values, dict) else type(values).__name__
             raise ValueError(f"not a ledger of format {FORMAT!r}: found {found!r}")
-        ledger = cls(values.get("notes", ()))
-        for row in values.get("rows", ()):
-            ledger.record(event_from_dict(row["event"]), row["count"])
+        ledger = cls.from_rows(values.get("rows", ()), values.get("notes", ()))
         if ledger.digest() != values.get("digest"):
             raise ValueError(
                 f"the ledger was changed after it was written: digest {values.get('digest')!r} is stated, "
@@ -171,9 +205,34 @@ class Ledger:
         except (ValueError, KeyError, TypeError) as error:
             raise ValueError(f"{path}: {error}") from error
 
+    def row_dicts(self, row: int = 0) -> list[dict[str, Any]]:
+        """Rows from index ``row`` on as plain JSON values, which ``from_rows`` reads."""
+        found = []
+        for (event, count), lost in zip(self._rows[row:], self._lost[row:], strict=True):
+            found.append({"event": event.to_dict(), "count": count} | ({"lost": True} if lost else {}))
+        return found
+
+    @classmethod
+    def from_rows(cls, rows: Iterable[Mapping[str, Any]], notes: Iterable[str] = ()) -> Ledger:
+        """The ledger of ``row_dicts``.
+
+        Raises:
+            ValueError, KeyError, TypeError: A row is not one.
+        """
+        ledger = cls(notes)
+        for row in rows:
+            ledger.record(event_from_dict(row["event"]), row["count"], lost=row.get("lost", False))
+        return ledger
+
+    def _marked(self, lost: bool) -> Ledger:
+        found = Ledger()
+        for (event, count), mark in zip(self._rows, self._lost, strict=True):
+            if mark == lost:
+                found.record(event, count)
+        return found
+
     def _content(self) -> dict[str, Any]:
-        rows = [{"event": event.to_dict(), "count": count} for event, count in self._rows]
-        return {"rows": rows, "notes": self._notes}
+        return {"rows": self.row_dicts(), "notes": self._notes}
 
     def __iter__(self) -> Iterator[tuple[PrivacyEvent, int]]:
         return iter(self._rows)
@@ -182,9 +241,13 @@ class Ledger:
         return len(self._rows)
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, Ledger) and self._rows == other._rows
+        return isinstance(other, Ledger) and self._rows == other._rows and self._lost == other._lost
 
     __hash__ = None  # type: ignore[assignment]
 
     def __repr__(self) -> str:
         return f"Ledger({self.total} releases in {len(self)} rows)"
+
+
+def _renumbered(event: PrivacyEvent, shift: int) -> PrivacyEvent:
+    return DisjointEvent(event.partition + shift, event.event) if isinstance(event, DisjointEvent) else event

@@ -127,9 +127,10 @@ def _show(console: Console, result: TrainingResult) -> None:
     for name, value in result.metrics.items():
         table.add_row(f"test {name}", f"{value:.4f}")
     table.add_row("epsilon", f"{epsilon_text(spent.epsilon)} at delta {spent.delta:g} (accountant {spent.accountant})")
-    if result.report.lost_steps and result.report.total is not None:
-        total = epsilon_text(result.report.total.epsilon)
-        table.add_row("lost steps", f"{result.report.lost_steps:,}, charged: with them epsilon {total}")
+    without = result.report.without_lost
+    if without is not None:
+        least = epsilon_text(without.epsilon)
+        table.add_row("lost steps", f"{result.report.lost_steps:,}, charged; epsilon without them {least}")
     table.add_row("unit", spent.unit)
     table.add_row("neighbours", spent.relation)
     table.add_row("sampling", spent.sampling)

@@ -66,10 +66,6 @@ class ComparisonFolder:
         """The run folder of a variant and a seed."""
         return RunFolder(self.runs / slug / f"seed-{seed}")
 
-    def lost(self) -> list[Path]:
-        """Ledgers of the steps that trainings in here had released and lost before they were resumed."""
-        return sorted(self.runs.glob("*/*/lost_steps.json"))
-
     def ledgers(self) -> list[Path]:
         """Ledgers of all trainings ever made in here, those that were broken off and moved aside included."""
         return sorted(self.runs.glob("*/*/ledger.json"))

@@ -32,7 +32,8 @@ class RunRow:
         folder: Its run folder.
         history: Its epochs.
         value: The compared metric after the last epoch.
-        epsilon: What its ledger says was spent.
+        epsilon: What the steps that its model was made from spent. Those that were lost with a broken-off process are
+            no part of what is compared; they are in ``ComparisonResult.composed``.
         status: ``"finished"``, or why it ended early.
     """
 
@@ -98,7 +99,7 @@ class ComparisonResult:
         variants: Rows of the variants that have a finished run, in the order of the file.
         composed: What all trainings ever made in the folder have spent together, broken-off ones included.
         trainings: How many those are.
-        lost_steps: Steps among them that were lost with processes which broke off.
+        lost_steps: Steps of them that were lost with processes which broke off.
     """
 
     comparison: Comparison
@@ -142,7 +143,7 @@ class ComparisonResult:
 
     @property
     def _lost_in_words(self) -> str:
-        return f", and {self.lost_steps:,} steps that were lost with broken-off processes," if self.lost_steps else ""
+        return f", {self.lost_steps:,} steps lost with broken-off processes included," if self.lost_steps else ""
 
     def _unequal(self) -> list[str]:
         target = self.comparison.definition.target.epsilon
@@ -220,21 +221,20 @@ def _run(comparison: Comparison, seed: int, folder: RunFolder) -> RunRow:
             f"{folder.report} is not of {folder.ledger}: digest {report.get('ledger_digest')!r} against "
             f"{ledger.digest()!r}; move the run folder aside to make it again"
         )
-    return RunRow(seed, folder, history, value, float(report["epsilon"]), str(report["status"]))
+    return RunRow(seed, folder, history, value, float(report["epsilon_without_lost_steps"]), str(report["status"]))
 
 
 def _composed(comparison: Comparison, row: VariantRow, folder: ComparisonFolder) -> tuple[PrivacySpent, int, int]:
     target, release = comparison.definition.target, row.plan.release
     try:
         ledgers = [Ledger.load(path) for path in folder.ledgers()]
-        lost = [Ledger.load(path) for path in folder.lost()]
     except (OSError, ValueError) as error:
         raise DataError(f"what the trainings in {folder.path} spent together cannot be stated: {error}") from error
-    merged = ledgers[0].merge(*ledgers[1:], *lost)
+    merged = ledgers[0].merge(*ledgers[1:])
     meaning = {"unit": release.unit.describe(), "relation": release.sampler.relation}
     statement = {**meaning, "sampling": describe_sampling(merged)}
     spent = privacy_spent(merged, target.delta, target.accountant, statement)
-    return spent, len(ledgers), sum(ledger.total for ledger in lost)
+    return spent, len(ledgers), merged.lost.total
 
 
 def _row_dict(row: VariantRow) -> dict[str, Any]:

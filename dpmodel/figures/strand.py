@@ -110,7 +110,7 @@ def epsilon_over(ledger: Ledger, steps: Sequence[int], delta: float, accountant:
     """Epsilon after some of ``steps`` of a training, always after the last one.
 
     Args:
-        ledger: Of the whole training; one release per step.
+        ledger: Of the whole training; one release per step, and those that were lost where they were charged.
         steps: Steps done, ascending.
         delta: Strictly between 0 and 1.
         accountant: Name or object.
@@ -121,26 +121,28 @@ def epsilon_over(ledger: Ledger, steps: Sequence[int], delta: float, accountant:
         (0, 2, 4)
     """
     chosen = resolve_accountant(accountant)
-    inside = [step for step in steps if 0 < step <= ledger.total]
+    done = ledger.kept.total
+    inside = [step for step in steps if 0 < step <= done]
     picked = sorted({inside[round(place)] for place in np.linspace(0, len(inside) - 1, min(len(inside), MOST_MARKS))})
     found = [chosen.epsilon(first_releases(ledger, step), delta) for step in picked]
     return Privacy((0, *picked), (0.0, *found), delta, chosen.name)
 
 
 def first_releases(ledger: Ledger, count: int) -> Ledger:
-    """A ledger of the first ``count`` releases of ``ledger``.
+    """``ledger`` as it was after ``count`` steps that were kept; those that had been lost by then are in it.
 
     Example:
         >>> from monitors import GaussianEvent
         >>> first_releases(Ledger().record(GaussianEvent(2.0), 5), 3)
         Ledger(3 releases in 1 rows)
     """
-    taken = Ledger(ledger.notes)
-    for event, rows in ledger:
-        left = count - taken.total
+    taken, left = Ledger(ledger.notes), count
+    for (event, rows), lost in zip(ledger, ledger.marks, strict=True):
         if left <= 0:
             break
-        taken.record(event, min(rows, left))
+        number = rows if lost else min(rows, left)
+        taken.record(event, number, lost=lost)
+        left -= 0 if lost else number
     return taken
 
 

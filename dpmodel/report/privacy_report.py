@@ -35,9 +35,8 @@ class PrivacyReport:
         not_accounted: What the figures do not cover.
         target_epsilon: What the noise was solved for, or None.
         software: Versions.
-        lost_steps: Steps that processes which broke off had released and lost. They are no part of the model, so they
-            are in none of the figures above.
-        total: What was spent with the lost steps; equal to ``spent`` where there are none.
+        lost_steps: Steps that processes which broke off had released and lost. All figures have them in them.
+        without_lost: What the steps that the model was made from spent; None where none were lost.
     """
 
     spent: PrivacySpent
@@ -51,7 +50,7 @@ class PrivacyReport:
     target_epsilon: float | None = None
     software: Mapping[str, str] = dataclasses.field(default_factory=dict)
     lost_steps: int = 0
-    total: PrivacySpent | None = None
+    without_lost: PrivacySpent | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values; an infinite epsilon is the string ``"inf"``."""
@@ -62,7 +61,7 @@ class PrivacyReport:
             "steps": self.steps,
             "planned_steps": self.planned_steps,
             "lost_steps": self.lost_steps,
-            "epsilon_with_lost_steps": _plain((self.total or self.spent).epsilon),
+            "epsilon_without_lost_steps": _plain((self.without_lost or self.spent).epsilon),
             "target_epsilon": self.target_epsilon,
             "epsilon_by_accountant": {name: _plain(value) for name, value in self.figures.items()},
             "mechanism": dict(self.mechanism),
@@ -77,26 +76,23 @@ class PrivacyReport:
         return json.dumps(self.to_dict(), indent=1, ensure_ascii=False) + "\n"
 
 
-def make_report(
-    plan: TrainingPlan, ledger: Ledger, steps: int, *, status: str = "finished", lost: Ledger | None = None
-) -> PrivacyReport:
+def make_report(plan: TrainingPlan, ledger: Ledger, steps: int, *, status: str = "finished") -> PrivacyReport:
     """The report of a training that followed ``plan`` and left ``ledger``.
 
     Args:
         plan: The plan; gives the conditions. The figures are the ledger's alone.
-        ledger: What was released.
+        ledger: What was released, lost steps included.
         steps: Steps that were done.
         status: ``"finished"``, or why the training ended early.
-        lost: Ledger of the steps that were released and lost with processes that broke off.
     """
     privacy = plan.config.privacy
-    spent = privacy_spent(ledger, privacy.delta, privacy.accountant, plan.release.statement)
-    lost_steps = 0 if lost is None else lost.total
-    total = spent
-    if lost is not None and lost_steps:
-        total = privacy_spent(ledger.merge(lost), privacy.delta, privacy.accountant, plan.release.statement)
+
+    def spent(released: Ledger) -> PrivacySpent:
+        return privacy_spent(released, privacy.delta, privacy.accountant, plan.release.statement)
+
+    lost_steps = ledger.lost.total
     return PrivacyReport(
-        spent=spent,
+        spent=spent(ledger),
         figures=epsilon_by_accountant(ledger, privacy.delta),
         mechanism=_mechanism(plan, max(steps - 1, 0)),
         steps=steps,
@@ -107,7 +103,7 @@ def make_report(
         target_epsilon=plan.target_epsilon,
         software=_versions(),
         lost_steps=lost_steps,
-        total=total,
+        without_lost=spent(ledger.kept) if lost_steps else None,
     )
 
 

@@ -37,8 +37,8 @@ def report_in_words(report: PrivacyReport) -> str:
         "## What is not accounted for",
         "\n".join(f"- {sentence}" for sentence in report.not_accounted),
     ]
-    if report.lost_steps and report.total is not None:
-        parts[2:2] = ["## Steps that were lost", _lost(report.lost_steps, report.total)]
+    if report.without_lost is not None:
+        parts[2:2] = ["## Steps that were lost", _lost(report.lost_steps, report.without_lost)]
     if spent.notes:
         parts += ["## Caveats", "\n".join(f"- **{note}**" for note in spent.notes)]
     return "\n\n".join(parts) + "\n"
@@ -80,13 +80,12 @@ def _claim(report: PrivacyReport) -> str:
     )
 
 
-def _lost(steps: int, total: PrivacySpent) -> str:
+def _lost(steps: int, without: PrivacySpent) -> str:
     return (
-        f"The training was broken off and gone on with. {steps:,} steps had been begun and were not saved; they are no "
-        "part of this model, and its guarantee above does not depend on them. They were released all the same, perhaps "
-        "not all of them; all are charged. **Everything ever released for this training, the lost steps included, "
-        f"satisfies ({epsilon_text(total.epsilon)}, {total.delta:g})-differential privacy.** That is the figure to add "
-        "to other uses of the same training data. The ledger of the lost steps is `lost_steps.json`."
+        f"The training was broken off and gone on with. {steps:,} steps had been begun and were not saved. They were "
+        "released, perhaps not all of them; all are charged in the figure above, which is the one to state and to add "
+        "to other uses of the same training data. Nothing of them is in this model: the steps that it was made from "
+        f"spent epsilon {epsilon_text(without.epsilon)} at delta {without.delta:g}."
     )
 
 

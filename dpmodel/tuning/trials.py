@@ -208,14 +208,14 @@ def _charge(tuning: Tuning, folder: Path, trials: Sequence[Trial]) -> Ledger:
     """The ledger of the search: as charged, and every broken-off run on top."""
     with blame(trials[0].plan.config, "privacy"):
         ledger = tuning.charge.ledger([trial.plan.ledger() for trial in trials], tuning.definition.runs)
-    left = ("trials/*.previous-*/ledger.json", "trials/*/lost_steps.json")
-    broken_off = [Ledger.load(path) for pattern in left for path in sorted(folder.glob(pattern))]
-    unfinished = [
-        Ledger.load(trial.folder.ledger)
-        for trial in trials
-        if trial.folder.ledger.is_file() and not is_finished(trial.folder, trial.plan.config)
-    ]
-    return ledger.merge(*broken_off, *unfinished)
+    broken_off = [Ledger.load(path) for path in sorted(folder.glob("trials/*.previous-*/ledger.json"))]
+    return ledger.merge(*broken_off, *(_beside_the_plan(trial) for trial in trials if trial.folder.ledger.is_file()))
+
+
+def _beside_the_plan(trial: Trial) -> Ledger:
+    """What a finished run lost on its way; all of an unfinished one."""
+    ledger = Ledger.load(trial.folder.ledger)
+    return ledger.lost if is_finished(trial.folder, trial.plan.config) else ledger
 
 
 def _job(number: int, trial: Trial) -> Job:

@@ -66,16 +66,14 @@ def test_a_resumed_run_has_the_planned_ledger_and_its_report_states_what_was_los
     multiplier = plan_training(config, 60).noise_multiplier
     result = train_from_config(config, folder.path, resume=True, callbacks=[Quiet()])
     planned = plan_training(config, 60)
-    ledger, lost = Ledger.load(folder.ledger), Ledger.load(folder.lost)
-    assert ledger == planned.ledger()
-    assert result.report.spent.epsilon == planned.privacy_spent().epsilon <= 8.0
-    assert read_epsilon(folder)["mechanism"]["initial_noise_multiplier"] == multiplier
-    assert lost.total == 4
-    assert result.report.lost_steps == 4
-    assert result.report.total.epsilon == privacy_spent(ledger.merge(lost), 1e-5).epsilon > result.report.spent.epsilon
-    report = read_epsilon(folder)
-    assert report["lost_steps"] == 4
-    assert report["epsilon_with_lost_steps"] == result.report.total.epsilon
+    ledger, report = Ledger.load(folder.ledger), read_epsilon(folder)
+    assert ledger.kept == planned.ledger()
+    assert result.report.without_lost.epsilon == planned.privacy_spent().epsilon <= 8.0
+    assert report["epsilon_without_lost_steps"] == result.report.without_lost.epsilon
+    assert report["mechanism"]["initial_noise_multiplier"] == multiplier
+    assert report["lost_steps"] == result.report.lost_steps == ledger.lost.total == 4
+    assert report["epsilon"] == privacy_spent(ledger, 1e-5).epsilon > report["epsilon_without_lost_steps"]
+    assert report["epsilon"] == result.history.column("epsilon")[-1]
     assert report["target_epsilon"] == 8.0
     assert "Steps that were lost" in folder.statement.read_text()
     assert [row.epoch for row in result.history] == [1, 2, 3]
@@ -93,15 +91,17 @@ def test_the_configuration_that_was_resolved_goes_on_with_the_run_too(tmp_path):
     folder = RunFolder(tmp_path / "run")
     config = cut_off(folder.path)
     result = train_from_config(load_config(folder.config), folder.path, resume=True, callbacks=[Quiet()])
-    assert Ledger.load(folder.ledger) == plan_training(config, 60).ledger()
+    assert Ledger.load(folder.ledger).kept == plan_training(config, 60).ledger()
     assert result.report.target_epsilon == 8.0
 
 
 def test_a_run_without_losses_says_nothing_of_them(tmp_path):
     result = train_from_config(make_config(TINY), tmp_path / "run", callbacks=[Quiet()])
-    assert (result.report.lost_steps, result.report.total) == (0, result.report.spent)
+    assert (result.report.lost_steps, result.report.without_lost) == (0, None)
+    report = read_epsilon(result.folder)
+    assert report["epsilon_without_lost_steps"] == report["epsilon"]
     assert "lost" not in result.folder.statement.read_text()
-    assert not result.folder.lost.exists()
+    assert "lost" not in result.folder.ledger.read_text()
     assert not result.folder.state.exists()
 
 
@@ -130,7 +130,7 @@ def test_speed_and_output_may_change(tmp_path):
     config = cut_off(tmp_path / "run")
     changed = make_config(TINY, ["performance.engine=loop", "output.save_every_steps=3"])
     train_from_config(changed, tmp_path / "run", resume=True, callbacks=[Quiet()])
-    assert Ledger.load(tmp_path / "run" / "ledger.json") == plan_training(config, 60).ledger()
+    assert Ledger.load(tmp_path / "run" / "ledger.json").kept == plan_training(config, 60).ledger()
 
 
 def test_a_finished_run_a_missing_one_and_a_contradiction_are_refused(tmp_path):
@@ -224,12 +224,12 @@ def test_a_kill_at_any_instant_is_charged_and_the_resumed_run_spends_the_plan(tm
     result = train_from_config(load_config(config), folder.path, resume=True, callbacks=[Quiet(), counting := Count()])
     assert second[-1] - 4 < counting.steps[0] <= second[-1] + 1
     planned = plan_training(load_config(config), 60)
-    ledger, lost = Ledger.load(folder.ledger), Ledger.load(folder.lost)
-    assert ledger == planned.ledger()
-    assert result.report.spent.epsilon == planned.privacy_spent().epsilon
-    assert ledger.total + lost.total >= len(first) + len(second) + len(counting.steps)
-    assert lost.total <= 2 * 4
-    assert result.report.total.epsilon == privacy_spent(ledger.merge(lost), 1e-5).epsilon > result.report.spent.epsilon
+    ledger = Ledger.load(folder.ledger)
+    assert ledger.kept == planned.ledger()
+    assert result.report.without_lost.epsilon == planned.privacy_spent().epsilon
+    assert ledger.total >= len(first) + len(second) + len(counting.steps)
+    assert ledger.lost.total <= 2 * 4
+    assert result.report.spent.epsilon == privacy_spent(ledger, 1e-5).epsilon > result.report.without_lost.epsilon
 
 
 class Count(Callback):
@@ -253,6 +253,6 @@ def test_the_command_goes_on_with_a_run_that_was_broken_off(tmp_path, capsys):
     assert run(["train", str(config), "--output", str(out), "--quiet", "--resume", "--force"]) == 2
     capsys.readouterr()
     assert run(["train", str(config), "--output", str(out), "--quiet", "--resume"]) == 0
-    assert "4, charged: with them epsilon" in capsys.readouterr().out
+    assert "4, charged; epsilon without them" in capsys.readouterr().out
     assert run(["eval", str(out), "--json"]) == 0
-    assert "lost_steps.json" in " ".join(json.loads(capsys.readouterr().out)["privacy"]["notes"])
+    assert "released and lost" in " ".join(json.loads(capsys.readouterr().out)["privacy"]["notes"])

@@ -11,7 +11,7 @@ EVENT = PoissonSampledEvent(0.1, GaussianEvent(1.5))
 @given(reserved=st.lists(st.integers(1, 5), min_size=1, max_size=6), saved=st.data())
 def test_lost_steps_are_those_announced_beyond_the_state(reserved, saved, tmp_path_factory):
     path = tmp_path_factory.mktemp("journal") / "releases.jsonl"
-    journal, expected, step = ReleaseJournal(path), 0, 0
+    journal, expected, step = ReleaseJournal(path), [], 0
     for size in reserved:
         journal.begin_block(step, [EVENT] * size)
         kept = saved.draw(st.integers(0, size))
@@ -19,10 +19,15 @@ def test_lost_steps_are_those_announced_beyond_the_state(reserved, saved, tmp_pa
         if polite:
             journal.rest(step + kept)
         journal = ReleaseJournal(path)
+        before = journal.head
         journal.resume(step + kept)
-        expected += 0 if polite else size - kept
+        lost = 0 if polite else size - kept
+        assert [ledger.total for ledger in journal.lost(since=before)] == [lost] * (lost > 0)
+        expected += [lost] * (lost > 0)
         step += kept
-    assert journal.lost().total == ReleaseJournal(path).lost().total == expected
+    for whole in (journal, ReleaseJournal(path)):
+        assert [ledger.lost.total for ledger in whole.lost()] == expected
+    assert journal.lost(since=journal.head) == []
 
 
 def test_a_line_that_was_cut_off_had_not_begun_and_does_not_spoil_the_next(tmp_path):
@@ -36,4 +41,4 @@ def test_a_line_that_was_cut_off_had_not_begun_and_does_not_spoil_the_next(tmp_p
         assert journal.path.read_bytes() == content
     journal = ReleaseJournal(journal.path)
     journal.resume(3)
-    assert ReleaseJournal(journal.path).lost().total == 3
+    assert [ledger.total for ledger in ReleaseJournal(journal.path).lost()] == [3]

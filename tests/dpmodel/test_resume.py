@@ -125,7 +125,13 @@ class Quiet(Callback):
 
 
 def rows(history):
-    return [[row.epoch, row.step, row.loss, row.metrics, row.epsilon, row.norm_bound] for row in history]
+    return [[row.epoch, row.step, row.loss, row.metrics, row.norm_bound] for row in history]
+
+
+def nowhere_less(history, other):
+    """Whether epsilon is at least that of ``other`` in each epoch, and never falls."""
+    epsilons = [row.epsilon for row in history]
+    return epsilons == sorted(epsilons) and all(a >= b.epsilon for a, b in zip(epsilons, other, strict=True))
 
 
 def same(one, other):
@@ -133,7 +139,7 @@ def same(one, other):
     assert all(torch.equal(a, b) for a, b in pairs)
     assert one.clip_mech.norm_bound == other.clip_mech.norm_bound
     assert str(one.optimizer.state_dict()) == str(other.optimizer.state_dict())
-    assert one.ledger == other.ledger
+    assert one.ledger.kept == other.ledger.kept
     assert one.steps_done == other.steps_done
 
 
@@ -165,6 +171,9 @@ def test_a_resumed_training_is_the_uninterrupted_one_bit_for_bit(case, every, br
     resumed, resumed_history = begun_anew(case, breaks, every, tmp_path_factory.mktemp("run"))
     same(whole, resumed)
     assert str(rows(history)) == str(rows(resumed_history))
+    assert nowhere_less(resumed_history, history)
+    if not resumed.ledger.lost.total:
+        assert [row.epsilon for row in resumed_history] == [row.epsilon for row in history]
 
 
 @pytest.mark.parametrize("step", range(1, STEPS + 1))
@@ -179,8 +188,56 @@ def test_every_step_may_be_the_last_one_of_a_process(kind, step, tmp_path):
     same(whole, resumed)
     assert str(rows(history)) == str(rows(resumed_history))
     # a polite stop loses nothing; a kill loses the block that was running, and no more
-    lost = Ledger.load(RunFolder(tmp_path).lost).total if RunFolder(tmp_path).lost.exists() else 0
-    assert lost == (STEPS_PER_EPOCH if kind is PowerCut else 0)
+    assert resumed.ledger.lost.total == (STEPS_PER_EPOCH if kind is PowerCut else 0)
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    every=st.integers(1, 6),
+    breaks=st.lists(st.integers(1, STEPS), min_size=1, max_size=3),
+    sampling=st.sampled_from(["poisson", "shuffle"]),
+)
+def test_epsilon_covers_every_step_that_any_process_took_and_never_falls(every, breaks, sampling, tmp_path_factory):
+    case, folder = {**SECRET, "sampling": sampling}, tmp_path_factory.mktemp("run")
+    accountant, witnesses, shown = "zcdp" if sampling == "shuffle" else "rdp", [], []
+
+    class Witness(Callback):
+        """Sees what really leaves the steps, and the epsilon that users see."""
+
+        def on_train_begin(self, run):
+            self.first, self.released, record = run.step, [], run.ledger.record
+            witnesses.append(self)
+
+            def witnessed(event, count=1, **options):
+                self.released.append(event)
+                return record(event, count, **options)
+
+            run.ledger.record = witnessed
+
+        def on_train_step_end(self, run):
+            shown.append(run.privacy_spent(accountant=accountant).epsilon)
+
+    for number, stop in enumerate([*breaks, STEPS + 1]):
+        model = build(case, seed=0)
+        with contextlib.suppress(KeyboardInterrupt):
+            fit(model, case, Witness(), PowerCut(stop), keeper=StateKeeper(folder, every, resume=number > 0))
+    assert shown == sorted(shown)
+    ends = [witness.first for witness in witnesses[1:]] + [STEPS]
+    kept, lost = Ledger(), []
+    for witness, end in zip(witnesses, ends, strict=True):
+        kept.extend(ledger_of(witness.released[: end - witness.first]))
+        lost.append(ledger_of(witness.released[end - witness.first :]))
+    true = kept.merge(*lost)
+    assert (model.ledger.kept, kept.total) == (kept, STEPS)
+    assert model.ledger.lost.total >= sum(ledger.total for ledger in lost)
+    assert model.privacy_spent(1e-5, accountant).epsilon >= privacy_spent(true, 1e-5, accountant).epsilon
+
+
+def ledger_of(events):
+    ledger = Ledger()
+    for event in events:
+        ledger.record(event)
+    return ledger
 
 
 SECRET = {
@@ -249,10 +306,9 @@ def test_under_shuffled_batches_an_epoch_goes_on_in_its_own_order_and_lost_steps
     fit(model, case, Rows(), keeper=StateKeeper(tmp_path, 2, resume=True))
     first = {step: part for step, part in drawn[3:] if step < STEPS_PER_EPOCH} | dict(drawn[:2])
     assert sorted(row for part in first.values() for row in part) == list(range(24))
-    lost = Ledger.load(RunFolder(tmp_path).lost)
-    assert lost.total == 2
-    whole = model.ledger.merge(lost)
-    assert privacy_spent(whole, 1e-5, "zcdp").epsilon > privacy_spent(model.ledger, 1e-5, "zcdp").epsilon
+    assert model.ledger.lost.total == 2
+    alone = privacy_spent(model.ledger.kept, 1e-5, "zcdp").epsilon
+    assert model.privacy_spent(1e-5, "zcdp").epsilon > alone
 
 
 def test_epochs_that_were_lost_in_two_processes_are_charged_one_by_one(tmp_path):
@@ -260,11 +316,13 @@ def test_epochs_that_were_lost_in_two_processes_are_charged_one_by_one(tmp_path)
     for number in range(2):
         with pytest.raises(KeyboardInterrupt):
             fit(build(case, seed=0), case, PowerCut(3), keeper=StateKeeper(tmp_path, 2, resume=number > 0))
-    fit(build(case, seed=0), case, keeper=StateKeeper(tmp_path, 2, resume=True))
-    lost = Ledger.load(RunFolder(tmp_path).lost)
+    model = build(case, seed=0)
+    fit(model, case, keeper=StateKeeper(tmp_path, 2, resume=True))
+    lost = model.ledger.lost
     once = Ledger().record(*lost.rows[0])
     assert lost.total == 4
-    assert lost.next_partition == 2
+    # beyond those of all epochs that are planned
+    assert [event.partition for event, _ in lost] == [EPOCHS, EPOCHS + 1]
     assert privacy_spent(lost, 1e-5, "zcdp").epsilon > privacy_spent(once, 1e-5, "zcdp").epsilon
 
 
@@ -282,7 +340,7 @@ def test_a_second_fit_of_a_model_is_resumed_with_what_the_first_had_released(tmp
     resumed = build(case)
     fit(resumed, case, keeper=StateKeeper(tmp_path, 5, resume=True))
     same(whole, resumed)
-    assert resumed.ledger.total == 2 * STEPS
+    assert (resumed.ledger.kept.total, resumed.ledger.lost.total) == (2 * STEPS, 5)
 
 
 def test_a_training_that_is_done_is_restored_and_no_step_is_taken(tmp_path):
@@ -291,7 +349,7 @@ def test_a_training_that_is_done_is_restored_and_no_step_is_taken(tmp_path):
     again = build(SECRET)
     assert str(rows(fit(again, SECRET, keeper=StateKeeper(tmp_path, 5, resume=True)))) == str(rows(history))
     same(model, again)
-    assert not RunFolder(tmp_path).lost.exists()
+    assert again.ledger == model.ledger
 
 
 def test_the_state_is_a_checkpoint_too(tmp_path):

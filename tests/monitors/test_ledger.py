@@ -32,13 +32,13 @@ events = st.recursive(
     ),
     max_leaves=4,
 )
-ledgers = st.lists(st.tuples(events, st.integers(1, 5)), max_size=6)
+ledgers = st.lists(st.tuples(events, st.integers(1, 5), st.booleans()), max_size=6)
 
 
 def built(rows, notes=()):
     ledger = Ledger(notes)
-    for event, count in rows:
-        ledger.record(event, count)
+    for event, count, lost in rows:
+        ledger.record(event, count, lost=lost)
     return ledger
 
 
@@ -62,11 +62,33 @@ def test_every_event_is_the_same_after_a_round_trip_through_a_dictionary(event):
 @settings(max_examples=30, deadline=None)
 def test_recording_one_by_one_equals_recording_with_a_count(rows):
     slow = Ledger()
-    for event, count in rows:
+    for event, count, lost in rows:
         for _ in range(count):
-            slow.record(event)
+            slow.record(event, lost=lost)
     assert slow == built(rows)
-    assert slow.total == sum(count for _, count in rows)
+    assert slow.total == sum(count for _, count, _ in rows)
+
+
+@given(ledgers, ledgers)
+@settings(max_examples=30, deadline=None)
+def test_lost_rows_count_like_all_others_and_stay_marked(first, second):
+    ledger = built(first)
+    assert ledger.kept.total == sum(count for _, count, lost in first if not lost)
+    assert ledger.kept.total + ledger.lost.total == ledger.total
+    merged = ledger.merge(built(second))
+    assert merged.lost.total == ledger.lost.total + built(second).lost.total
+    assert merged.copy() == merged
+    unmarked = Ledger()
+    for event, count in ledger:
+        unmarked.record(event, count)
+    assert (unmarked == ledger) == (ledger.lost.total == 0)
+    assert (unmarked.digest() == ledger.digest()) == (unmarked == ledger)
+
+
+def test_a_ledger_can_be_extended_by_itself():
+    ledger = Ledger().record(DisjointEvent(0, GaussianEvent(2.0)), 2)
+    ledger.extend(ledger, shift=1)
+    assert [(event.partition, count) for event, count in ledger] == [(0, 2), (1, 2)]
 
 
 @given(ledgers, ledgers)

@@ -86,11 +86,10 @@ def test_a_killed_run_goes_on_from_its_last_save_and_what_it_lost_counts_in_the_
     resumed = run_comparison(comparison, tmp_path, jobs=1, watcher=Watching())
     assert resumed.ok
     assert steps[:2] == [("fixed", 5), ("fixed", 6)]
-    lost = Ledger.load(tmp_path / "runs/fixed/seed-1/lost_steps.json")
-    assert lost.total == resumed.result.lost_steps == 2
+    assert Ledger.load(tmp_path / "runs/fixed/seed-1/ledger.json").lost.total == resumed.result.lost_steps == 2
     assert resumed.result.equal
-    assert "2 steps that were lost" in " ".join(resumed.result.caveats)
-    whole = Ledger().merge(*map(Ledger.load, resumed.folder.ledgers()), lost)
+    assert "2 steps lost with broken-off processes included" in " ".join(resumed.result.caveats)
+    whole = Ledger().merge(*map(Ledger.load, resumed.folder.ledgers()))
     assert whole.total == 14
     assert resumed.result.composed.epsilon == pytest.approx(RDPAccountant().epsilon(whole, 1e-5))
     assert resumed.result.to_dict()["composed"]["lost_steps"] == 2

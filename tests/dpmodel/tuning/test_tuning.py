@@ -115,7 +115,7 @@ def test_what_a_killed_run_of_a_search_lost_is_charged_on_top(values, tmp_path, 
     assert not run_tuning(make_tuning(values), tmp_path, jobs=1, watcher=PowerCut()).ok
     resumed = run_tuning(make_tuning(values), tmp_path, jobs=1)
     assert resumed.ok
-    lost = Ledger.load(tmp_path / "trials/002/lost_steps.json")
+    lost = Ledger.load(tmp_path / "trials/002/ledger.json").lost
     assert lost.total == 2
     planned = best_of_random(resumed.trials[0].plan.ledger(), 2.0)
     charged = RDPAccountant().epsilon(planned.merge(lost), 1e-5)
