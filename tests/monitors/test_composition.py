@@ -60,6 +60,22 @@ def test_random_stopping_costs_more_than_one_run_and_less_than_all(distribution)
     assert RDPAccountant().epsilon(one, 1e-5) < epsilon < RDPAccountant().epsilon(best_of(one, runs), 1e-5)
 
 
+@pytest.mark.parametrize(("distribution", "shape"), [("geometric", 1.0), ("logarithmic", 0.0), ("poisson", math.inf)])
+@pytest.mark.parametrize("runs", [1.5, 50.0])
+@pytest.mark.parametrize(("multiplier", "rate", "steps"), [(5.0, 1.0, 1), (1.0, 0.01, 500), (0.8, 0.02, 100)])
+def test_random_stopping_agrees_with_an_independent_accountant(distribution, shape, runs, multiplier, rate, steps):
+    from dp_accounting import dp_event, rdp
+
+    one = Ledger().record(PoissonSampledEvent(rate, GaussianEvent(multiplier)), steps)
+    step = dp_event.PoissonSampledDpEvent(rate, dp_event.GaussianDpEvent(multiplier))
+    orders = [*np.arange(1.1, 10, 0.1), *range(10, 60), *np.geomspace(60, 600, 30)]
+    peer = rdp.RdpAccountant([float(order) for order in orders])
+    peer.compose(dp_event.RepeatAndSelectDpEvent(dp_event.SelfComposedDpEvent(step, steps), runs, shape))
+    # each takes the best of its own orders
+    ours = RDPAccountant().epsilon(best_of_random(one, runs, distribution), 1e-5)
+    assert ours == pytest.approx(peer.get_epsilon(1e-5), rel=2e-3)
+
+
 def test_the_geometric_bound_is_the_theorem_at_the_best_second_order():
     sigma, runs, order = 5.0, 10.0, 8.0
     found = renyi_curve(RandomStoppingEvent(GaussianEvent(sigma), runs), np.array([order]))[0]
