@@ -157,6 +157,7 @@ def build_model(config: Config, task: Task) -> DPModel:
             engine=config.performance.engine,
             physical_batch_size=config.performance.physical_batch_size,
             precision=config.performance.precision,
+            timed_plans=config.performance.timed_plans,
             device=task.device,
             seed=config.privacy.sampling_seed,
         )

@@ -65,6 +65,8 @@ class DPModel:
             fits half of the free memory.
         precision: ``"fp32"``, or ``"bf16"``: forward and backward pass under autocast, with norms, clipping, sum and
             noise in float32 (engine ``"bookkeeping"``).
+        timed_plans: Time each layer's exact plans on the first batch instead of estimating which is the fastest (engine
+            ``"bookkeeping"``). Two runs may then differ in their last bits.
         device: Where to train; default: where the network is.
         seed: None draws rows secretly. A number makes the drawing reproducible and voids the guarantee: for tests.
 
@@ -101,6 +103,7 @@ class DPModel:
         engine: str = "auto",
         physical_batch_size: int | str | None = None,
         precision: str = "fp32",
+        timed_plans: bool = False,
         device: str | torch.device | None = None,
         seed: int | None = None,
     ) -> None:
@@ -122,6 +125,7 @@ class DPModel:
         self.engine = engine
         self.physical_batch_size = physical_batch_size
         self.precision = precision
+        self.timed_plans = bool(timed_plans)
         self.seed = seed
         self.metrics = MetricSet("loss" if metrics is None else metrics, loss_fn=loss_fn)
         self.ledger = Ledger()
@@ -270,13 +274,18 @@ class DPModel:
             run.plan.unit,
             Batch(x, y),
             physical_batch_size=self.physical_batch_size,
-            options={} if self.precision == "fp32" else {"precision": self.precision},
+            options=self._engine_options(),
         )
         self.network.train(was_training)
         guard.protected()
         return PrivateStep(
             self.network, self.loss_fn, self.optimizer, self._choice.engine, run.plan, self.ledger, guard
         )
+
+    def _engine_options(self) -> dict[str, Any]:
+        # Only what is asked for: an engine that cannot do it is passed over.
+        asked = {"precision": self.precision != "fp32", "timed_plans": self.timed_plans}
+        return {name: getattr(self, name) for name, wanted in asked.items() if wanted}
 
     def _state_claim(self, run: Run) -> None:
         if run.plan.statement not in self.statements:

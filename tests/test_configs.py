@@ -65,3 +65,14 @@ def test_the_tutorials_own_settings_are_unchanged_and_cost_thousands():
 @pytest.mark.parametrize("path", [*CONFIGS, ROOT / "examples" / "custom_mechanism.yaml"], ids=lambda path: path.stem)
 def test_a_configuration_needs_nothing_outside_of_a_clone(path):
     assert not re.search(r"(^|\s)(/|~)\w", path.read_text())
+
+
+def test_every_speed_setting_reaches_the_model():
+    from dpmodel.build import build_training
+
+    asked = {"engine": "bookkeeping", "physical_batch_size": 8, "precision": "bf16", "timed_plans": True}
+    changes = [f"performance.{name}={str(value).lower()}" for name, value in asked.items()]
+    model = build_training(
+        load_config(ROOT / "configs/lenet5_mnist_short.yaml", ["data.limit=1024", "data.test_limit=10", *changes])
+    ).model
+    assert {name: getattr(model, name) for name in asked} == asked

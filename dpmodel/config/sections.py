@@ -86,6 +86,8 @@ class PerformanceSection(Section):
         physical_batch_size: Most examples in memory at once; null is the whole batch, ``auto`` what fits into half of
             the free memory.
         precision: ``fp32``, or ``bf16``: forward and backward pass under autocast (engine ``bookkeeping``).
+        timed_plans: Time each layer's exact plans on the first batch instead of estimating which is the fastest (engine
+            ``bookkeeping``).
         device: ``auto`` (a CUDA device where there is one), ``cpu``, ``cuda``, ``cuda:1``, ...
         in_memory: Keep the examples on the training device.
         workers: Processes that fetch batches ahead; needs ``in_memory: false``.
@@ -95,6 +97,7 @@ class PerformanceSection(Section):
     engine: str = "auto"
     physical_batch_size: PositiveInt | Literal["auto"] | None = None
     precision: Literal["fp32", "bf16"] = "fp32"
+    timed_plans: bool = False
     device: str = "auto"
     in_memory: bool = True
     workers: NonNegativeInt = 0

@@ -270,6 +270,21 @@ def test_the_physical_batch_size_changes_no_number(make_data):
         torch.testing.assert_close(other, results[0], rtol=1e-10, atol=1e-12)
 
 
+def test_precision_and_timed_plans_reach_the_engine(make_model, loader):
+    def network():
+        return nn.Sequential(nn.Unflatten(1, (1, 4)), nn.Conv1d(1, 2, 2), nn.Flatten(), nn.Linear(6, 3))
+
+    plain, asked = make_model(network()), make_model(network(), precision="bf16", timed_plans=True)
+    for model in (plain, asked):
+        model.fit(loader)
+    assert "precision fp32" in plain.explain_engine()
+    assert "multiply-adds (estimated)" in plain.explain_engine()
+    assert "precision bf16" in asked.explain_engine()
+    assert " ms" in asked.explain_engine()
+    with pytest.raises(UnsupportedModuleError, match="'vmap' cannot be used: it has no option 'timed_plans'"):
+        make_model(engine="vmap", timed_plans=True).fit(loader)
+
+
 def test_predict_keeps_order_mode_and_gradients(make_model):
     model = make_model(nn.Sequential(nn.Linear(4, 3), nn.Dropout(0.5)))
     x = torch.randn(2500, 4)
