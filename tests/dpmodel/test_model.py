@@ -271,12 +271,14 @@ def test_the_physical_batch_size_changes_no_number(make_data):
 
 
 def test_precision_and_timed_plans_reach_the_engine(make_model, loader):
+    images = poisson_loader(TensorDataset(torch.randn(24, 1, 12, 12), torch.randint(0, 3, (24,))), batch_size=8)
+
     def network():
-        return nn.Sequential(nn.Unflatten(1, (1, 4)), nn.Conv1d(1, 2, 2), nn.Flatten(), nn.Linear(6, 3))
+        return nn.Sequential(nn.Conv2d(1, 16, 3), nn.Tanh(), nn.Conv2d(16, 16, 9), nn.Flatten(), nn.Linear(64, 3))
 
     plain, asked = make_model(network()), make_model(network(), precision="bf16", timed_plans=True)
     for model in (plain, asked):
-        model.fit(loader)
+        model.fit(images)
     assert "precision fp32" in plain.explain_engine()
     assert "multiply-adds (estimated)" in plain.explain_engine()
     assert "precision bf16" in asked.explain_engine()
