@@ -105,7 +105,7 @@ class PoolFirst(TorchFunctionMode):
                 waiting.pooled = True
                 return waiting.function(_pooled(func, (waiting.x, *args[1:]), kwargs))
             _ = waiting.value  # now, before its input can be written to
-        if types:
+        if Waiting in types:
             args, kwargs = computed((args, kwargs))
         if func in _RISING and _alone(args, kwargs):
             place, self._count = self._count, self._count + 1
