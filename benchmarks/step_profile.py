@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from steps import engine_step, fresh_network, optimizer_of
 from workloads import Workload
 
-from mechanisms.engines import bookkeeping, passes
+from mechanisms.engines import bookkeeping, contributions, passes
 from mechanisms.engines.plans import PlanBook
 from mechanisms.noise import Gaussian
 
@@ -30,7 +30,11 @@ ENGINE = "bookkeeping"
 STAGES: dict[str, tuple[tuple[Any, str], ...]] = {
     "forward pass": ((passes, "_forward"),),
     "gradients of the outputs": ((bookkeeping, "record_pass"),),
-    "layers' terms (squared norms)": ((bookkeeping, "jobs_of"), (bookkeeping, "terms_of")),
+    "layers' terms (squared norms)": (
+        (contributions.Arrivals, "take"),
+        (bookkeeping, "jobs_of"),
+        (bookkeeping, "terms_of"),
+    ),
     "norms and clip factors": ((bookkeeping, "_norms"), (bookkeeping, "bounded_factors")),
     "clipped sums": ((bookkeeping.BookKeepingEngine, "partial_sum"),),
     "noise": ((Gaussian, "add"),),

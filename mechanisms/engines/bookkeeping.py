@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from mechanisms.clipping import ClipMechanism
 from mechanisms.engines.base import ENGINES, ClippedSum, Engine, PartialSum, bounded_factors
 from mechanisms.engines.batch import Batch
-from mechanisms.engines.contributions import jobs_of, terms_of
+from mechanisms.engines.contributions import Arrivals, jobs_of, terms_of
 from mechanisms.engines.layers.rules import Term
 from mechanisms.engines.losses import ExampleLosses, LossFunction
 from mechanisms.engines.parameters import FlatLayout
@@ -129,17 +129,16 @@ class BookKeepingEngine(Engine):
         blocks, like = clip.blocks(layout.names), layout.zeros()
         if not batch.size:  # a chunk of groups none of which has a member
             return PartialSum(like.new_zeros(batch.num_units, max(blocks) + 1), like)
-        done = record_pass(network, losses, batch, self._survey, PRECISIONS[self.precision])
+        arrivals = Arrivals(batch, self.plans, layout.dtype)
+        done = record_pass(network, losses, batch, self._survey, PRECISIONS[self.precision], arrivals.expect)
         loss_sum = done.losses.sum().to(layout.dtype)
-        jobs = jobs_of(done, batch.size, layout.dtype)
+        terms = arrivals.terms | terms_of(jobs_of(done, batch.size, layout.dtype), batch, self.unit, self.plans)
         del done
-        terms = terms_of(jobs, batch, self.unit, self.plans)
         norms = _norms(terms, blocks, like, batch.num_units)
         factors = bounded_factors(norms, clip)
         finite = torch.isfinite(norms).all(dim=1)
-        if not bool(finite.all()):  # zero times NaN is NaN: take the rejected units' examples out and look again
-            keep = finite if batch.group_ids is None else finite[batch.group_ids]
-            terms = terms_of(jobs, batch, self.unit, self.plans, keep)
+        if not bool(finite.all()):
+            terms = {position: term.keep(finite) for position, term in terms.items()}
         for position, out in enumerate(total.split(layout.sizes)):
             if position in terms:
                 terms[position].add_to(out, factors[:, blocks[position]])

@@ -51,18 +51,29 @@ class Record:
         inputs: Positional arguments, detached.
         versions: Their versions when they were recorded; a later in-place write is found by it.
         axes: Where the examples lie in each input and, last, in the output.
-        edges: What to differentiate with respect to: the output, or each parameter's per-example copy, in the order
-            of ``names``.
+        leaves: Each parameter's per-example copy, in the order of ``names``, of a module that ran on such.
+        gradient: Of the output, once it is known; None where the loss does not depend on it.
+        taker: Takes the gradient as soon as it is known, while it and the inputs are in the cache, and has both let go.
     """
 
     site: Site
     names: dict[str, int]
-    edges: list[GradientEdge | Tensor]
     rule: LayerRule | None = None
     layer: nn.Module | None = None
     inputs: tuple[Any, ...] = ()
     versions: tuple[int | None, ...] = ()
     axes: Axes = field(default_factory=list)
+    leaves: list[Tensor] = field(default_factory=list)
+    gradient: Tensor | None = None
+    taker: Callable[[Record, Tensor], None] | None = None
+
+    def arrived(self, gradient: Tensor) -> None:
+        """The gradient of the output is known."""
+        if self.taker is None:
+            self.gradient = gradient
+            return
+        self.taker(self, gradient)
+        self.inputs = self.versions = ()
 
     def untouched(self) -> bool:
         """Whether every recorded input still holds what the layer was given."""
@@ -76,12 +87,18 @@ class Recorder:
     Args:
         batch_size: Number of examples B.
         axes: Where the examples lie in the tensors of each call; filled while it is not ``known``.
+
+    Attributes:
+        records: One per watched call.
+        roots: Outputs of which every other record's output is made: a backward pass to them comes by all records.
     """
 
     def __init__(self, batch_size: int, axes: AxisBook) -> None:
         self.batch_size = batch_size
         self.axes = axes
         self.records: list[Record] = []
+        self.roots: list[GradientEdge] = []
+        self._reached: set[Any] = set()
         self._inside = False
         self._calls: dict[str, int] = defaultdict(int)
         self._anchor: Tensor | None = None
@@ -134,7 +151,13 @@ class Recorder:
                 output = spread(output, self.batch_size)
             output = self._tapped(output)
             versions = tuple(value._version if isinstance(value, Tensor) else None for value in kept)
-            self.records.append(Record(site, names, [get_gradient_edge(output)], rule, layer, kept, versions, axes))
+            record = Record(site, names, rule, layer, kept, versions, axes)
+            self.records.append(record)
+            output.register_hook(record.arrived)
+            edge = get_gradient_edge(output)
+            if not _comes_from(edge.node, self._reached):
+                self.roots.append(edge)
+            self._reached.add(edge.node)
         watched: Tensor = output
         return watched
 
@@ -147,6 +170,19 @@ class Recorder:
             self._anchor = torch.zeros((), device=output.device, requires_grad=True)
         tapped: Tensor = _Tap.apply(output, self._anchor)
         return tapped
+
+
+def _comes_from(node: Any, reached: set[Any]) -> bool:
+    """Whether a node of the graph is made of one of those that are ``reached``."""
+    ahead, seen = [node], {node}
+    while ahead:
+        for source, _ in ahead.pop().next_functions:
+            if source in reached:
+                return True
+            if source is not None and source not in seen:
+                seen.add(source)
+                ahead.append(source)
+    return False
 
 
 def spread(value: Tensor, batch_size: int) -> Tensor:

@@ -62,9 +62,42 @@ def jobs_of(done: Pass, batch_size: int, dtype: torch.dtype) -> list[Job]:
     return jobs
 
 
-def terms_of(
-    jobs: Sequence[Job], batch: Batch, unit: ClippedUnit, plans: PlanBook, keep: Tensor | None = None
-) -> dict[int, Term]:
+class Arrivals:
+    """Terms made in the backward pass, of parameters that one call uses and that are clipped example by example.
+
+    A layer's input and output gradient are let go as soon as its terms are known: the memory of a pass is about that of
+    plain training, and what is read was just written.
+
+    Args:
+        batch: The batch of the pass.
+        plans: Chooses among a layer's plans.
+        dtype: Type of norms and sums.
+
+    Attributes:
+        terms: By the parameter's position.
+    """
+
+    def __init__(self, batch: Batch, plans: PlanBook, dtype: torch.dtype) -> None:
+        self._batch, self._plans, self._dtype = batch, plans, dtype
+        self.terms: dict[int, Term] = {}
+
+    def expect(self, records: Sequence[Record]) -> None:
+        """Ask for the gradients of all records whose terms need no other record."""
+        if self._batch.group_ids is not None:
+            return
+        uses = Counter(position for record in records for position in record.names.values())
+        for record in records:
+            if record.rule is not None and _fold(record) == 1 and all(uses[p] == 1 for p in record.names.values()):
+                record.taker = self.take
+
+    def take(self, record: Record, grad: Tensor) -> None:
+        """Make the terms of a record."""
+        assert record.rule is not None
+        call = _call(record, grad, self._batch.size, self._dtype)
+        self.terms.update(_direct(record.site, record.names, record.rule, call, self._plans))
+
+
+def terms_of(jobs: Sequence[Job], batch: Batch, unit: ClippedUnit, plans: PlanBook) -> dict[int, Term]:
     """One term per used parameter, by its position; squared norms are per unit.
 
     Args:
@@ -72,7 +105,6 @@ def terms_of(
         batch: The batch of the pass.
         unit: What is clipped as one vector.
         plans: Chooses among a layer's plans.
-        keep: None, or which examples (B,) to leave in; all else counts as zero, NaN included.
     """
     uses = Counter(position for job in jobs for position in _positions(job))
     terms: dict[int, Term] = {}
@@ -81,9 +113,10 @@ def terms_of(
         direct = batch.group_ids is None and job.fold == 1 and len(job.calls) == 1
         alone = {name: p for name, p in job.names.items() if direct and uses[p] == 1}
         if alone:
-            terms.update(_direct(job, alone, plans, keep))
+            assert job.rule is not None
+            terms.update(_direct(job.site, alone, job.rule, job.calls[0], plans))
         shared = {name: p for name, p in job.names.items() if name not in alone}
-        for position, gradient in _instantiated(job, shared, keep, batch.size):
+        for position, gradient in _instantiated(job, shared, batch.size):
             mine = _per_unit(gradient.flatten(1), batch, unit)
             rows[position] = rows[position] + mine if position in rows else mine
     terms.update({position: Term.of_rows(value) for position, value in rows.items()})
@@ -94,31 +127,24 @@ def _positions(job: Job) -> list[int]:
     return list(job.names.values()) if job.rows is None else list(job.rows)
 
 
-def _direct(job: Job, names: dict[str, int], plans: PlanBook, keep: Tensor | None) -> dict[int, Term]:
-    call = replace(job.calls[0], wanted=tuple(names))
-    call = call if keep is None else call.keep(keep)
-    assert job.rule is not None
+def _direct(site: Site, names: dict[str, int], rule: LayerRule, call: Call, plans: PlanBook) -> dict[int, Term]:
     found = {}
-    for name, options in job.rule.plans(call).items():
-        key = (job.site.name, name, *(tuple(v.shape[1:]) for v in call.inputs[:1]), tuple(call.output_grad.shape[1:]))
-        found[names[name]] = plans.run(key, options, job.site.entries(names[name]))
+    for name, options in rule.plans(replace(call, wanted=tuple(names))).items():
+        key = (site.name, name, *(tuple(v.shape[1:]) for v in call.inputs[:1]), tuple(call.output_grad.shape[1:]))
+        found[names[name]] = plans.run(key, options, site.entries(names[name]))
     return found
 
 
-def _instantiated(job: Job, names: dict[str, int], keep: Tensor | None, batch_size: int) -> list[tuple[int, Tensor]]:
+def _instantiated(job: Job, names: dict[str, int], batch_size: int) -> list[tuple[int, Tensor]]:
     """Gradients (B, *shape) of every example, summed over an example's rows."""
     if job.rows is not None:
-        masked = {p: g if keep is None else _masked(g, keep) for p, g in job.rows.items()}
-        return list(masked.items())
+        return list(job.rows.items())
     found: list[tuple[int, Tensor]] = []
     if not names:
         return found
     assert job.rule is not None
     for call in job.calls:
-        mine = replace(call, wanted=tuple(names))
-        if keep is not None:
-            mine = mine.keep(keep.repeat_interleave(job.fold))
-        gradients = job.rule.example_gradients(mine)
+        gradients = job.rule.example_gradients(replace(call, wanted=tuple(names)))
         for name, position in names.items():
             gradient = gradients[name]
             if job.fold > 1:
@@ -132,10 +158,6 @@ def _per_unit(rows: Tensor, batch: Batch, unit: ClippedUnit) -> Tensor:
         return rows
     grouped = rows.new_zeros(batch.num_units, rows.shape[1])
     return grouped.index_add_(0, batch.group_ids, rows).div_(unit.group_size)
-
-
-def _masked(rows: Tensor, keep: Tensor) -> Tensor:
-    return torch.where(keep.view(-1, *[1] * (rows.dim() - 1)), rows, torch.zeros_like(rows))
 
 
 def _fold(record: Record) -> int:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -20,7 +20,13 @@ from monitors.errors import UnsupportedModuleError
 
 @dataclass(frozen=True)
 class Pass:
-    """What a pass leaves: records with their gradients (None where the loss does not depend on them), losses (B,)."""
+    """What a pass leaves.
+
+    Args:
+        records: Records whose gradient nobody took, with the gradients of their leaves or, if they have none, that of
+            their output; None where the loss does not depend on it.
+        losses: Shape (B,).
+    """
 
     records: list[tuple[Record, list[Tensor | None]]]
     losses: Tensor
@@ -32,6 +38,7 @@ def record_pass(
     batch: Batch,
     survey: Survey,
     precision: torch.dtype | None = None,
+    expect: Callable[[Sequence[Record]], None] | None = None,
 ) -> Pass:
     """Run the network on a non-empty batch and differentiate the summed losses by the layers' outputs alone.
 
@@ -41,29 +48,32 @@ def record_pass(
         batch: Non-empty.
         survey: Of this network in this mode.
         precision: Forward and backward under autocast to this type; None for the parameters' own.
+        expect: Shown all records before the first gradient is known, so that it may give some a ``taker``.
 
     Raises:
-        UnsupportedModuleError: A trainable parameter is used outside of the layers that own it.
+        UnsupportedModuleError: A trainable parameter is used outside of the layers that own it, or a layer's input is
+            written to after its use.
     """
     with torch.enable_grad():
         recorder, values = _forward(network, losses, batch, survey, precision)
-        targets: list[Any] = [edge for record in recorder.records for edge in record.edges]
-        everything: list[Any] = [*targets, *survey.parameters.values()]
+        records = recorder.records
+        _refuse_overwritten(records)
+        if expect is not None:
+            expect(records)
+        leaves = [leaf for record in records for leaf in record.leaves]
+        everything: list[Any] = [*leaves, *survey.parameters.values(), *recorder.roots]
         grads: Sequence[Tensor | None] = [None] * len(everything)
         if values.requires_grad:
             grads = torch.autograd.grad(
                 values.float().sum() if precision else values.sum(), everything, allow_unused=True
             )
-    _refuse_strays(dict(zip(survey.parameters, grads[len(targets) :], strict=True)))
-    found, position = [], 0
-    for record in recorder.records:
-        if not record.untouched():
-            raise UnsupportedModuleError(
-                f"the input of layer {record.site.name!r} is changed in place after the layer has used it; use the "
-                "out-of-place form of the operation"
-            )
-        found.append((record, list(grads[position : position + len(record.edges)])))
-        position += len(record.edges)
+    _refuse_strays(dict(zip(survey.parameters, grads[len(leaves) :], strict=False)))
+    of_leaves = iter(grads)
+    found = [
+        (record, [next(of_leaves) for _ in record.leaves] if record.leaves else [record.gradient])
+        for record in records
+        if record.taker is None
+    ]
     return Pass(found, values.detach())
 
 
@@ -101,6 +111,15 @@ def _autocast(batch: Batch, precision: torch.dtype | None) -> AbstractContextMan
     if precision is None:
         return nullcontext()
     return torch.autocast(first_tensor(batch.x).device.type, dtype=precision)
+
+
+def _refuse_overwritten(records: Sequence[Record]) -> None:
+    for record in records:
+        if not record.untouched():
+            raise UnsupportedModuleError(
+                f"the input of layer {record.site.name!r} is changed in place after the layer has used it; use the "
+                "out-of-place form of the operation"
+            )
 
 
 def _refuse_strays(grads: dict[str, Tensor | None]) -> None:

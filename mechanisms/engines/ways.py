@@ -137,7 +137,7 @@ class ByExample:
             flat = vmap(runner, in_dims=(0, *map(_dim, axes)), out_dims=_out_dims(out_axes), randomness="different")(
                 leaves, *[_divided(value, axis, size) for value, axis in zip(values, axes, strict=True)]
             )
-        recorder.records.append(Record(site, site.parameters, list(leaves)))
+        recorder.records.append(Record(site, site.parameters, leaves=leaves))
         merged = iter([_merged(value, axis) for value, axis in zip(flat, out_axes, strict=True)])
         outputs = [next(merged) if constant is _TENSOR else constant for constant in runner.constants]
         return tree_unflatten(outputs, runner.output_spec)  # type: ignore[arg-type]

@@ -159,13 +159,15 @@ def _instantiate_by_rows(layer: Any, x: Tensor, g: Tensor) -> Term:
     for row, out in enumerate(rows):
         start = row * dilation * width
         torch.bmm(columns[:, :, start : start + positions], gradients, out=out)
-    rows = rows.view(kernel_rows, batch, -1)
+    rows = rows.view(kernel_rows * batch, -1)
+    fan_out, owners = gradients.shape[2], torch.arange(batch, device=rows.device).repeat(kernel_rows)
 
-    def add_to(out: Tensor, factors: Tensor) -> None:
-        summed = (factors @ rows).view(kernel_rows, groups, -1, int(layer.kernel_size[1]), gradients.shape[2])
+    def add(out: Tensor, factors: Tensor, rows: Tensor) -> None:
+        summed = factors @ rows.view(kernel_rows, batch, -1)
+        summed = summed.view(kernel_rows, groups, -1, int(layer.kernel_size[1]), fan_out)
         out.view(layer.weight.shape).add_(summed.permute(1, 4, 2, 0, 3).reshape(layer.weight.shape))
 
-    return Term(squared_norms(rows.flatten(0, 1)).view(kernel_rows, batch).sum(0), add_to)
+    return Term(squared_norms(rows).view(kernel_rows, batch).sum(0), add, (rows,), owners)
 
 
 def _row_windows(layer: Any, padded: Tensor, width: int) -> Tensor:
@@ -194,7 +196,7 @@ def _gram(layer: Any, x: Tensor, g: Tensor) -> Term:
     else:
         per_group = gram_squared_norms(columns.flatten(0, 1), gradients.flatten(0, 1))
 
-    def add_to(out: Tensor, factors: Tensor) -> None:
+    def add(out: Tensor, factors: Tensor, columns: Tensor, gradients: Tensor) -> None:
         weighted = gradients * factors.view(-1, 1, 1, 1)
         for group, part in enumerate(out.view(groups, -1, *layer.weight.shape[1:])):
             left, right = weighted[:, group].flatten(0, 1).t(), columns[:, group].flatten(0, 1)
@@ -204,7 +206,7 @@ def _gram(layer: Any, x: Tensor, g: Tensor) -> Term:
             else:
                 target += (left @ right).view(target.shape)
 
-    return Term(per_group.view(batch, groups).sum(1), add_to)
+    return Term(per_group.view(batch, groups).sum(1), add, (columns, gradients))
 
 
 def _offsets_that_see_data(layer: Any, sizes: Sequence[int], positions: Sequence[int]) -> list[slice]:

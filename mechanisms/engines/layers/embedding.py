@@ -66,8 +66,8 @@ def _segments(tokens: Tensor, g: Tensor, weight: Tensor) -> Term:
     example = used // weight.shape[0]
     squared = g.new_zeros(batch).index_add_(0, example, squared_norms(rows))
 
-    def add_to(out: Tensor, factors: Tensor) -> None:
+    def add(out: Tensor, factors: Tensor, rows: Tensor) -> None:
         table = out.view(weight.shape)
         table.index_add_(0, used % weight.shape[0], rows * factors[example].unsqueeze(1))
 
-    return Term(squared, add_to)
+    return Term(squared, add, (rows,), example)

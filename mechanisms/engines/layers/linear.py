@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import ClassVar
 
@@ -76,8 +76,7 @@ def _sequences(call: Call) -> tuple[Tensor, Tensor]:
 
 
 def _norm_product(x: Tensor, g: Tensor) -> Term:
-    squared = squared_norms(x) * squared_norms(g)
-    return Term(squared, weighted_product(x, g))
+    return Term(squared_norms(x) * squared_norms(g), _add_product, (x, g))
 
 
 def _instantiate(x: Tensor, g: Tensor) -> Term:
@@ -85,18 +84,13 @@ def _instantiate(x: Tensor, g: Tensor) -> Term:
 
 
 def _gram(x: Tensor, g: Tensor) -> Term:
-    expanded = x.flatten(0, 1), g.flatten(0, 1)
-    return Term(gram_squared_norms(x, g), weighted_product(*expanded, positions=x.shape[1]))
+    return Term(gram_squared_norms(x, g), _add_product, (x, g))
 
 
-def weighted_product(x: Tensor, g: Tensor, positions: int = 1) -> Callable[[Tensor, Tensor], object]:
-    """``out += sum_n factor_n g_n x_n'`` for rows x (N, I), g (N, O), ``positions`` consecutive rows per example."""
-
-    def add_to(out: Tensor, factors: Tensor) -> None:
-        weights = factors if positions == 1 else factors.repeat_interleave(positions)
-        out.view(g.shape[1], x.shape[1]).addmm_((g * weights.unsqueeze(1)).t(), x)
-
-    return add_to
+def _add_product(out: Tensor, factors: Tensor, x: Tensor, g: Tensor) -> None:
+    """``out += sum_b factor_b g_b x_b'`` for x (B, I) and g (B, O), or x (B, T, I) and g (B, T, O)."""
+    weighted = g * factors.view(-1, *[1] * (g.dim() - 1))
+    out.view(g.shape[-1], x.shape[-1]).addmm_(weighted.flatten(0, -2).t(), x.flatten(0, -2))
 
 
 def gram_squared_norms(x: Tensor, g: Tensor) -> Tensor:

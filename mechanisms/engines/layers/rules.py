@@ -33,16 +33,6 @@ class Call:
         """Number of examples B."""
         return self.output_grad.shape[0]
 
-    def keep(self, rows: Tensor) -> Call:
-        """The same call with zeros in place of every example for which ``rows``, shape (B,), is False."""
-
-        def masked(value: Any) -> Any:
-            if not isinstance(value, Tensor) or value.dim() == 0 or value.shape[0] != len(rows):
-                return value
-            return torch.where(rows.view(-1, *[1] * (value.dim() - 1)), value, torch.zeros_like(value))
-
-        return replace(self, inputs=tuple(map(masked, self.inputs)), output_grad=masked(self.output_grad))
-
 
 @dataclass(frozen=True)
 class Term:
@@ -50,18 +40,39 @@ class Term:
 
     Args:
         squared_norms: Shape (B,).
-        add_to: ``add_to(out, factors)`` adds ``sum_b factor_b gradient_b`` to ``out``, a flat view of the parameter's
-            entries, for factors (B,).
+        add: ``add(out, factors, *held)`` adds ``sum_b factor_b gradient_b`` to ``out``, a flat view of the parameter's
+            entries, for factors (B,). All that depends on the examples it takes from ``held``.
+        held: Tensors whose first dimension counts examples, or what ``owners`` says.
+        owners: The example that each row of ``held`` belongs to; None: row b belongs to example b.
     """
 
     squared_norms: Tensor
-    add_to: Callable[[Tensor, Tensor], object]
+    add: Callable[..., object]
+    held: tuple[Tensor, ...]
+    owners: Tensor | None = None
 
     @classmethod
     def of_rows(cls, rows: Tensor) -> Term:
         """The term of instantiated gradients, shape (B, ...)."""
         flat = rows.flatten(1) if rows.dim() > 1 else rows.unsqueeze(1)
-        return cls(squared_norms(flat), lambda out, factors: out.addmv_(flat.t(), factors))
+        return cls(squared_norms(flat), _add_rows, (flat,))
+
+    def add_to(self, out: Tensor, factors: Tensor) -> None:
+        """Add the clipped sum to ``out``, a flat view of the parameter's entries, for factors (B,)."""
+        self.add(out, factors, *self.held)
+
+    def keep(self, examples: Tensor) -> Term:
+        """The same term without the examples where ``examples``, shape (B,), is False: zero times NaN is NaN."""
+        rows = examples if self.owners is None else examples[self.owners]
+
+        def masked(value: Tensor) -> Tensor:
+            return torch.where(rows.view(-1, *[1] * (value.dim() - 1)), value, torch.zeros_like(value))
+
+        return replace(self, held=tuple(map(masked, self.held)))
+
+
+def _add_rows(out: Tensor, factors: Tensor, rows: Tensor) -> None:
+    out.addmv_(rows.t(), factors)
 
 
 #: Entries added up in one go; the library's norm loses accuracy over longer rows.

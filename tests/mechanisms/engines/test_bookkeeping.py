@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import copy
+import weakref
 
 import pytest
 import torch
@@ -8,6 +9,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from mechanisms.engines import Batch, BookKeepingEngine, LoopEngine, choose_engine
+from mechanisms.engines.layers.rules import LAYER_RULES, layer_rule
 from mechanisms.units import ClippedUnit
 from monitors.errors import UnsupportedModuleError
 
@@ -282,6 +284,48 @@ def test_inputs_changed_in_place_after_use_are_refused(clip):
 
     with pytest.raises(UnsupportedModuleError, match="'second' is changed in place"):
         clipped_sum(Overwriting(), torch.randn(4, 4), torch.tensor([0, 1, 2, 0]), clip)
+
+
+def test_layers_let_go_of_what_they_were_given_as_soon_as_their_terms_are_known(clip):
+    class Scale(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.weight = nn.Parameter(torch.ones(4))
+
+        def forward(self, x):
+            return x * self.weight
+
+    given, alive = [], []
+
+    def scale(call):
+        given.append(weakref.ref(call.inputs[0]))
+        alive.append(sum(tensor() is not None for tensor in given))
+        return {"weight": call.inputs[0] * call.output_grad}
+
+    layer_rule(Scale)(scale)
+    try:
+        network = nn.Sequential(*[part for _ in range(4) for part in (Scale(), nn.Tanh())])
+        clipped_sum(network, torch.randn(5, 4), torch.randn(5, 4), clip, nn.MSELoss())
+    finally:
+        del LAYER_RULES[Scale]
+    assert alive == [1, 1, 1, 1]
+
+
+def test_a_layer_whose_gradient_flows_to_a_tensor_of_the_user_alone_is_exact(assert_exact):
+    class Offset(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.second = nn.Linear(4, 4), nn.Linear(4, 3)
+            self.offset = torch.randn(4).requires_grad_()
+
+        def forward(self, x):
+            return self.second(torch.tanh(self.first(x)).detach() * self.offset)
+
+    x = torch.randn(5, 4).requires_grad_()
+    network = Offset()
+    assert_exact(network, x, torch.randint(0, 3, (5,)))
+    assert x.grad is None
+    assert network.offset.grad is None
 
 
 @pytest.mark.parametrize(

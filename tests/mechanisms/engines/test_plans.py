@@ -4,8 +4,9 @@ import time
 
 import pytest
 import torch
+from torch import nn
 
-from mechanisms.engines.layers.rules import Plan, Term, layer_rule, squared_norms
+from mechanisms.engines.layers.rules import Call, Plan, Term, layer_rule, rule_for, squared_norms
 from mechanisms.engines.plans import PlanBook
 
 ROWS = torch.randn(3, 4)
@@ -40,6 +41,37 @@ def test_a_term_adds_its_weighted_rows_to_what_is_there():
     out, factors = torch.ones(4), torch.tensor([1.0, 0.0, 0.5])
     Term.of_rows(ROWS).add_to(out, factors)
     assert torch.allclose(out, 1 + factors @ ROWS)
+
+
+@pytest.mark.parametrize(
+    ("layer", "shape"),
+    [
+        (nn.Linear(6, 4), (6,)),
+        (nn.Linear(6, 4), (2, 6)),
+        (nn.Conv2d(2, 4, 3), (2, 8, 8)),
+        (nn.Conv2d(4, 4, 3, groups=2), (4, 4, 4)),
+        (nn.Conv1d(3, 4, 2), (3, 3)),
+        (nn.LayerNorm(6), (3, 6)),
+        (nn.Embedding(5, 3), (7,)),
+    ],
+)
+def test_every_plan_gives_exactly_zero_for_an_example_that_is_left_out(layer, shape):
+    floats = not isinstance(layer, nn.Embedding)
+    x = torch.randn(4, *shape) if floats else torch.randint(0, 5, (4, *shape))
+    g = torch.randn_like(layer(x))
+    keep, names = torch.tensor([True, True, False, True]), tuple(name for name, _ in layer.named_parameters())
+    rule = rule_for(layer)
+    exact = rule.example_gradients(Call(layer, (x,), g, names))
+    poisoned = Call(layer, (x.where(keep.view(-1, *[1] * len(shape)), torch.nan) if floats else x,), g.clone(), names)
+    poisoned.output_grad[2] = torch.nan
+    for name, plans in rule.plans(poisoned).items():
+        expected = exact[name][keep].sum(0).flatten()
+        for plan in plans:
+            out = torch.zeros(len(expected))
+            term = plan.run()
+            assert not torch.isfinite(term.squared_norms[2])
+            term.keep(keep).add_to(out, keep.float())
+            assert torch.allclose(out, expected, rtol=1e-5, atol=1e-5), plan.name
 
 
 @pytest.mark.parametrize("length", [1, 4096, 4097, 100_003])
