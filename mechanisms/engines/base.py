@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -147,10 +148,12 @@ class Engine(ABC):
 def chunks(batch: Batch, unit: ClippedUnit, physical_batch_size: int | None) -> Iterator[Batch]:
     """Cut a batch into non-empty physical chunks without dividing a unit; group ids are renumbered from 0.
 
-    Every unit appears in exactly one chunk, units without members included.
+    Every unit appears in exactly one chunk, units without members included. Chunks are of about the same size: a small
+    last one would take almost as long as the others.
     """
     limit = physical_batch_size or max(batch.size, batch.num_units, 1)
     if batch.group_ids is None:
+        limit = even(batch.size, math.ceil(batch.size / limit))
         for start in range(0, batch.size, limit):
             yield batch if limit >= batch.size else batch.select(slice(start, start + limit))
         return
@@ -161,6 +164,11 @@ def chunks(batch: Batch, unit: ClippedUnit, physical_batch_size: int | None) -> 
         part = batch.select(rows)
         assert part.group_ids is not None
         yield Batch(part.x, part.y, part.group_ids - first, last - first)
+
+
+def even(size: int, parts: int) -> int:
+    """Size of the largest of ``parts`` parts of about the same size; at least 1."""
+    return max(1, math.ceil(size / max(parts, 1)))
 
 
 def bounded_factors(norms: Tensor, clip: ClipMechanism) -> Tensor:

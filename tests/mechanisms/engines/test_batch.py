@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from mechanisms.engines import Batch
 from mechanisms.engines.base import chunks
@@ -34,6 +36,16 @@ def test_rows_are_selected_everywhere_and_units_are_kept():
     assert (part.x[1].tolist(), part.group_ids.tolist(), part.num_units) == ([10, 30], [2, 1], 3)
     assert Batch(torch.zeros(0, 2), torch.zeros(0)).size == 0
     assert batch.to(torch.device("cpu")).x[1].tolist() == [0, 10, 20, 30]
+
+
+@given(size=st.integers(0, 400), limit=st.integers(1, 300))
+def test_chunks_are_as_few_as_the_limit_allows_and_of_about_the_same_size(size, limit):
+    sizes = [part.size for part in chunks(Batch(torch.arange(size), torch.arange(size)), ClippedUnit(1, 4), limit)]
+    assert len(sizes) <= -(-size // limit)
+    assert all(part <= limit for part in sizes)
+    assert len(set(sizes[:-1])) <= 1
+    assert sum(sizes) == size
+    assert not sizes or sizes[0] - sizes[-1] < len(sizes)
 
 
 @pytest.mark.parametrize("limit", [None, 1, 2, 3, 100])

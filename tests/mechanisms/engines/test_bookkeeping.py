@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from mechanisms.engines import Batch, BookKeepingEngine, LoopEngine, choose_engine
+from mechanisms.engines import Batch, BookKeepingEngine, LoopEngine, bookkeeping, choose_engine
 from mechanisms.engines.layers.rules import LAYER_RULES, layer_rule
 from mechanisms.units import ClippedUnit
 from monitors.errors import UnsupportedModuleError
@@ -64,6 +64,20 @@ def test_chunks_made_for_speed_change_no_number(clip, monkeypatch):
     whole = clipped_sum(network, x, y, clip, physical_batch_size=40)
     monkeypatch.setattr("mechanisms.engines.bookkeeping.CACHE_BYTES", 1)
     assert torch.allclose(whole.flat_grad, clipped_sum(network, x, y, clip).flat_grad, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(("size", "chunks"), [(16, 1), (20, 1), (21, 2), (33, 2), (40, 3), (64, 4)])
+def test_a_small_rest_of_a_batch_is_spread_over_the_chunks_made_for_speed(clip, monkeypatch, size, chunks):
+    monkeypatch.setattr("mechanisms.engines.bookkeeping.CACHE_BYTES", 1)  # chunks of the smallest size, 16
+    network, (x, y), seen = cnn(), images(size), []
+    record = bookkeeping.record_pass
+    monkeypatch.setattr(bookkeeping, "record_pass", lambda *args: seen.append(args[2].size) or record(*args))
+    clipped_sum(network, x, y, clip)
+    assert len(seen) == chunks
+    assert max(seen) - min(seen) < len(seen)
+    seen.clear()
+    clipped_sum(network, x, y, clip, physical_batch_size=16)
+    assert max(seen) <= 16
 
 
 def test_two_runs_give_the_same_bits(clip):
