@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from mechanisms.engines import LAYER_RULES, Batch, BookKeepingEngine, layer_rule
-from mechanisms.engines.layers import REWRITES
+from mechanisms.engines.layers import REWRITES, convolution
 from mechanisms.engines.layers.linear import gram_squared_norms
 from mechanisms.engines.sites import find_sites
 from mechanisms.engines.ways import ByExample, ByRewrite, ByRule
@@ -99,6 +99,19 @@ def test_convolutions_on_few_positions_use_gram_matrices_and_stay_exact(assert_e
     assert {key[0]: choice.plan for key, choice in engine.plans.choices.items() if key[1] == "weight"}[
         "layer"
     ] == "Gram"
+
+
+@pytest.mark.parametrize("options", [{}, {"groups": 2}, {"padding_mode": "circular"}, {"stride": (1, 2)}])
+def test_gram_convolutions_that_hold_no_windows_are_exact(assert_exact, monkeypatch, options):
+    used = []
+    library = convolution._add_by_library
+    monkeypatch.setattr(convolution, "LIBRARY_POSITIONS", 0)
+    monkeypatch.setattr(convolution, "_add_by_library", lambda *args: used.append(library(*args)))
+    layer = nn.Conv2d(32, 48, 3, padding=1, **options)
+    network = Pooled(nn.Sequential(nn.Conv2d(4, 32, 1), nn.Tanh()), layer, 48)
+    assert_exact(network, *batch(torch.float32, 4, 2, 2))
+    assert_exact(network.double(), *batch(torch.float64, 4, 2, 2))
+    assert used
 
 
 def test_gram_norms_hold_where_the_positions_cancel_each_other():
