@@ -34,7 +34,7 @@ class UpdateGuard:
         self._known = {id(parameter) for parameter in self.parameters.values()}
         self._require_same_parameters()
         self._steps = 0
-        weakref.finalize(self, register_optimizer_step_post_hook(_Counter(self)).remove)
+        _GUARDS.add(self)
         self.protected()
 
     def check(self) -> None:
@@ -96,14 +96,15 @@ class UpdateGuard:
             )
 
 
-class _Counter:
-    """Tells a guard of every optimizer's steps, for as long as the guard lives."""
+#: The guards that live. One hook tells them all and stays: to remove a hook when its guard is collected, perhaps in the
+#: middle of an optimizer's step, would change the hooks that the step goes through.
+_GUARDS: weakref.WeakSet[UpdateGuard] = weakref.WeakSet()
 
-    def __init__(self, guard: UpdateGuard) -> None:
-        self._guard = weakref.ref(guard)
 
-    def __call__(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
-        del args, kwargs
-        guard = self._guard()
-        if guard is not None:
-            guard.stepped(optimizer)
+def _tell_guards(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+    del args, kwargs
+    for guard in tuple(_GUARDS):
+        guard.stepped(optimizer)
+
+
+register_optimizer_step_post_hook(_tell_guards)

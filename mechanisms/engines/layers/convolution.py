@@ -20,7 +20,6 @@ COPY_COST = 12.0
 #: Cost of a multiply-add in the row-wise plan, whose matrix products are smaller, over that of one large product.
 ROW_WISE_FACTOR = 1.1
 
-
 #: Positions of a batch, for each output channel, from which the library's weight gradient on the CPU is as fast as one
 #: product with the windows that the norms were made of. On a GPU it may round more than sums are allowed to.
 LIBRARY_POSITIONS = 4
