@@ -1,5 +1,6 @@
 import copy
 import json
+from pathlib import Path
 
 import pytest
 import yaml
@@ -76,9 +77,13 @@ def test_bad_input_ends_with_code_2_before_anything_is_written(tmp_path, capsys,
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize("name", ["compare_schedules", "compare_all"])
-def test_the_comparisons_that_come_with_the_project_are_sound(name, pytestconfig):
-    comparison = load_comparison(pytestconfig.rootpath / "configs" / f"{name}.yaml")
-    assert len(comparison.variants) >= 4
+COMPARISONS = sorted((Path(__file__).parents[3] / "configs").glob("compare_*.yaml"))
+
+
+@pytest.mark.parametrize("path", COMPARISONS, ids=lambda path: path.stem)
+def test_the_comparisons_that_come_with_the_project_are_sound(path):
+    comparison = load_comparison(path)
+    assert len(comparison.variants) >= 3
     assert len(comparison.definition.seeds) >= 3
-    assert comparison.definition.baseline_name == "fixed"
+    assert comparison.definition.baseline_name == comparison.variants[0].name
+    assert f"dpmodel compare configs/{path.name}" in path.read_text()
