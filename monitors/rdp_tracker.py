@@ -135,7 +135,9 @@ class RDPTracker(Tracker):
             return self._sum + count * curve, curve
         before = self._partitions.get(event.partition, np.zeros(curve.shape))
         after = np.maximum(before, curve)
-        return self._sum + (after - before), after
+        # an infinite cost stays what it is: infinity less infinity is no number
+        rise = np.subtract(after, before, out=np.zeros(curve.shape), where=after > before)
+        return self._sum + rise, after
 
     def _curve(self, event: PrivacyEvent) -> Floats:
         inner = _inner(event)

@@ -163,7 +163,7 @@ def total_curve(terms: Terms, orders: Floats) -> Floats:
         orders: Shape (orders,), all above 1.
 
     Returns:
-        Shape (orders,).
+        Shape (orders,); infinite where a rule has no number.
     """
     if terms.unprotected:
         return np.full(orders.shape, np.inf)
@@ -174,7 +174,7 @@ def total_curve(terms: Terms, orders: Floats) -> Floats:
         total = total + count * renyi_curve(event, orders)
     for events in terms.partitions:
         total = total + np.max([renyi_curve(event, orders) for event in events], axis=0)
-    return total
+    return _known(total)
 
 
 def curves_of(events: list[PrivacyEvent], orders: Floats) -> Floats:
@@ -197,7 +197,12 @@ def curves_of(events: list[PrivacyEvent], orders: Floats) -> Floats:
         table = np.array(found, dtype=np.float64)
         sampled = _sampled_gaussian_curves(table[:, 0], table[:, 1], orders) * table[:, 2:3]
         np.add.at(curves, owners, sampled)
-    return curves
+    return _known(curves)
+
+
+def _known(curves: Floats) -> Floats:
+    """No number, as from a rule that overflows, is no bound: NaN compares false to every limit and would pass it."""
+    return np.where(np.isnan(curves), np.inf, curves)
 
 
 def _sampled_gaussian_curves(rates: Floats, multipliers: Floats, orders: Floats) -> Floats:

@@ -123,7 +123,8 @@ class ZCDPAccountant(Accountant):
 
 def _others_rho(terms: Terms) -> float:
     alone = sum(count * _rho(event) for event, count in terms.others)
-    return alone + sum(max(_rho(event) for event in events) for events in terms.partitions)
+    rho = alone + sum(max(_rho(event) for event in events) for events in terms.partitions)
+    return math.inf if math.isnan(rho) else rho
 
 
 def _rho(event: PrivacyEvent) -> float:

@@ -230,6 +230,29 @@ def test_a_third_party_registers_its_event_alone_and_under_sampling():
     assert RDPAccountant().epsilon(ledger, 1e-5) == pytest.approx(RDPAccountant().epsilon(same, 1e-5), rel=1e-6)
 
 
+@dataclass(frozen=True)
+class OverflowingEvent(PrivacyEvent):
+    """Its rule overflows at high orders, as a careless third party's may."""
+
+    sigma: float
+
+
+@renyi_curve.register
+def _(event: OverflowingEvent, orders: np.ndarray) -> np.ndarray:
+    return np.where(orders < 20, orders / (2 * event.sigma**2), np.nan)
+
+
+@pytest.mark.parametrize("wrapped", [lambda event: event, lambda event: DisjointEvent(0, event)], ids=["alone", "part"])
+def test_an_order_at_which_a_rule_has_no_number_is_no_proof_of_privacy(wrapped):
+    event = wrapped(OverflowingEvent(3.0))
+    exact = RDPAccountant().epsilon(Ledger().record(GaussianEvent(3.0)), 1e-5)
+    tracker = RDPAccountant().tracker()
+    tracker.add(event)
+    assert RDPAccountant().epsilon(Ledger().record(event), 1e-5) >= exact
+    assert tracker.epsilon(1e-5) >= exact
+    assert RDPAccountant().delta(Ledger().record(event), 0.1) > 0
+
+
 def test_the_peers_agree_where_they_are_right():
     rdp = importlib.import_module("dp_accounting.rdp")
     import dp_accounting

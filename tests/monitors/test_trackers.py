@@ -115,3 +115,13 @@ def test_orders_that_are_added_later_see_the_whole_past():
     exact = RDPAccountant().epsilon(Ledger().record(GaussianEvent(0.02), 3), 1e-5)
     assert tracker.epsilon(1e-5) == pytest.approx(exact, rel=1.2e-3)
     assert np.isfinite(exact)
+
+
+@pytest.mark.parametrize("accountant", [RDPAccountant(), PLDAccountant(), ZCDPAccountant()], ids=lambda one: one.name)
+def test_a_shuffled_epoch_without_noise_stays_without_bound_however_many_batches_it_has(accountant):
+    tracker, batch = accountant.tracker(), DisjointEvent(0, NonPrivateEvent())
+    for _ in range(3):
+        tracker.add(batch)
+        assert tracker.epsilon(1e-5) == np.inf
+        assert tracker.delta(1.0) == 1.0
+        assert not tracker.stays_within(batch, 100.0, 1e-5)
