@@ -64,12 +64,18 @@ def _logarithmic_parameter(expected_runs: float) -> float:
 
 
 def _poisson(curve: Curve, expected_runs: float, orders: Floats) -> Floats:
-    """Theorem 6: ``rdp(a) + E K * delta(a) + log(E K) / (a - 1)``, ``delta(a)`` at epsilon ``log(1 + 1 / (a - 1))``."""
+    """Theorem 6, ``rdp(a) + m * delta(a) + log(m) / (a - 1)``, and the chance ``exp(-m)`` of no run; ``m`` is ``E K``.
+
+    ``delta(a)`` is taken at epsilon ``log(1 + 1 / (a - 1))``. The theorem bounds the outcomes that are runs. No run is
+    an outcome too, of equal chance with and without the example: with it ``exp((a - 1) rdp)`` grows by ``exp(-m)``,
+    which is next to nothing for many runs and most of it for less than one.
+    """
     spent = curve(_SECOND_ORDERS)
     conversion = ImprovedConversion()
     log_deltas = [
         min(0.0, float(conversion.log_delta(spent, _SECOND_ORDERS, math.log1p(1 / (order - 1))).min()))
         for order in orders
     ]
-    total: Floats = curve(orders) + expected_runs * np.exp(log_deltas) + math.log(expected_runs) / (orders - 1)
-    return np.maximum(total, 0.0)
+    runs = (orders - 1) * (curve(orders) + expected_runs * np.exp(log_deltas)) + math.log(expected_runs)
+    total: Floats = np.logaddexp(runs, -expected_runs) / (orders - 1)
+    return total

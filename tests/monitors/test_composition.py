@@ -4,6 +4,7 @@ import math
 
 import numpy as np
 import pytest
+from scipy.special import ndtr
 
 from monitors import (
     BudgetExceededError,
@@ -101,6 +102,21 @@ def test_the_poisson_bound_is_the_theorem_and_never_below_it_with_the_exact_delt
     exact = orders / 50 + 10 * deltas + math.log(10) / (orders - 1)
     assert np.all(ours >= exact - 1e-12)
     assert np.all(ours <= exact + 0.5)
+
+
+@pytest.mark.parametrize("runs", [0.01, 0.1, 0.5, 0.9, 1.0, 2.0, 20.0])
+@pytest.mark.parametrize("shift", [0.1, 0.5, 2.0])
+def test_the_poisson_bound_is_above_what_the_best_of_so_many_runs_truly_diverges_by(runs, shift):
+    # the score of a run is N(0, 1), or N(shift, 1) with the example; no run at all has chance exp(-runs) either way
+    scores, orders = np.linspace(-14.0, 14.0, 20001), np.array([1.1, 1.5, 2.0, 4.0, 16.0])
+    with_one, without = (runs * np.exp(-runs * ndtr(c - scores) - (scores - c) ** 2 / 2) for c in (shift, 0.0))
+    step = (scores[1] - scores[0]) / math.sqrt(2 * math.pi)
+    both = (with_one > 0) & (without > 0)
+    ratio = np.log(with_one[both]) - np.log(without[both])
+    best = [step * np.sum(without[both] * np.exp(order * ratio)) for order in orders]
+    truth = np.log(math.exp(-runs) + np.array(best)) / (orders - 1)
+    bound = renyi_curve(RandomStoppingEvent(GaussianEvent(1 / shift), runs, "poisson"), orders)
+    assert np.all(bound >= truth * (1 - 1e-6) - 1e-9)
 
 
 def test_random_stopping_is_refused_by_the_loss_accountant_with_the_remedy():
