@@ -23,6 +23,7 @@ Complexes = NDArray[np.complex128]
 _MACHINE = 2.3e-16
 _WIDENING = 1 + 1e-9  # covers the rounding of the masses themselves, 1e-13 relative per release
 _NEGLIGIBLE_AMPLITUDE = 1e-22
+_UNDERFLOW = float(np.finfo(np.float64).tiny)
 MOST_POINTS = 1 << 20  # of the window
 _BLOCK = 1 << 18  # complex numbers multiplied at once
 _CHERNOFF_FACTORS = (1.0, 1.6, 2.6, 6.0)  # of the tilt
@@ -109,7 +110,8 @@ def compose_losses(
     infinite = float(
         nodes.counts @ (nodes.odds * np.array([loss.infinite for loss in losses])[nodes.corners]).sum(axis=1)
     )
-    extra = min(1.0, infinite + lost) * math.exp(min(-log_scale, 700.0))
+    # The smallest normal number is far more than all masses lose that fall below it.
+    extra = min(1.0, infinite + lost) * math.exp(min(-log_scale, 700.0)) + _UNDERFLOW
     return ComposedLoss(points, masses, extra, log_scale)
 
 

@@ -23,6 +23,7 @@ from monitors import (
     gaussian_delta,
     gaussian_epsilon,
 )
+from monitors.loss_composition import compose_losses
 from monitors.loss_nodes import place_nodes
 from monitors.privacy_loss import loss_masses
 from monitors.schedules import decayed
@@ -65,6 +66,20 @@ def test_a_rate_near_one_gives_the_exact_gaussian(steps):
     found = PLDAccountant().epsilon(poisson(1 - 1e-12, multiplier, steps), 1e-6)
     exact = gaussian_epsilon(0.5, 1e-6)
     assert exact * (1 - 1e-6) <= found <= exact * 1.002
+
+
+@pytest.mark.parametrize(("mu", "delta"), [(298.8, 1e-5), (300.5, 1e-5), (103.1, 1e-30), (39.34, 1e-80)])
+def test_masses_below_the_smallest_number_are_charged(mu, delta):
+    hardly_anything = PoissonSampledEvent(1e-9, GaussianEvent(50.0))
+    ledger = Ledger().record(GaussianEvent(1 / mu)).record(hardly_anything)
+    assert PLDAccountant().epsilon(ledger, delta) >= gaussian_epsilon(mu, delta)
+
+
+def test_so_little_noise_that_losses_leave_the_range_of_numbers_is_no_proof_of_privacy():
+    nodes = place_nodes(np.array([0.5]), np.array([1e-3]), np.array([1.0]))
+    removal, _ = loss_masses(0.5, 1e-3, 2000.0, 5.0)
+    composed = compose_losses(nodes, [removal], 2000.0, 1.0, 1e-10, 1.0)
+    assert composed.log_delta(1.0) >= math.log(0.5)
 
 
 def test_unsampled_releases_are_exact():
