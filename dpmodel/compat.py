@@ -48,6 +48,11 @@ _TABLE_RULE = (
     _plain_table,
 )
 
+_UNSTEADY = (
+    "two equal calls give different outputs: the network remembers something of the data that it has seen, which would "
+    "reach later gradients without clipping and noise, or draws randomness that is not torch's; let it do neither"
+)
+
 #: Layer class -> (why it cannot be private, when that applies, its replacement in words, how to build it)
 _RULES: dict[type[nn.Module], tuple[str, Callable[[Any], bool], str, Replace]] = {
     nn.modules.batchnorm._BatchNorm: (
@@ -83,7 +88,7 @@ def validate(network: nn.Module, example: Any = None) -> list[str]:
     Args:
         network: Any module.
         example: Inputs of at least two examples; with them the network is also run, to find layers of any type that
-            mix examples or write statistics of the data into buffers.
+            mix examples, remember data that they have seen, or write statistics of it into buffers.
 
     Example:
         >>> validate(nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8)))
@@ -152,7 +157,8 @@ def _probe(network: nn.Module, example: Any) -> list[str]:
     with _training_without_dropout(network), torch.random.fork_rng(devices=[]), torch.no_grad():
         together = _seeded_call(network, example)
         changed = [name for name, value in network.named_buffers() if not _same(value, buffers[name])]
-        steady = _equal_nests(together, _seeded_call(network, example), exact=True)
+        again = _seeded_call(network, example)
+        steady = _equal_nests(together, again, exact=True)
         alone = _seeded_call(network, map_tensors(lambda t: t[:1], example))
         written = [name for name, value in network.named_parameters() if not _same(value, parameters[name])]
         for name, value in network.named_buffers():
@@ -175,6 +181,8 @@ def _probe(network: nn.Module, example: Any) -> list[str]:
             f"the output's first dimension is {tuple(_first(together).shape)[:1]} for {size} examples; "
             "it must count examples"
         )
+    elif not (changed or written) and not _equal_nests(together, again, exact=False):
+        problems.append(_UNSTEADY)
     elif steady and not _equal_nests(map_tensors(lambda t: t[:1], together), alone, exact=False):
         problems.append(
             "the output of one example depends on the other examples of its batch; find the layer that mixes them "

@@ -61,6 +61,7 @@ def test_a_single_layer_network_is_fixed_too():
         ),
         nn.Sequential(nn.Flatten(), nn.Linear(64, 8), nn.LayerNorm(8), nn.Dropout(0.5), nn.Linear(8, 2)),
         nn.Sequential(nn.Conv2d(1, 4, 3), nn.InstanceNorm2d(4, affine=True)),
+        nn.Sequential(nn.Flatten(), nn.Linear(64, 8), nn.RReLU(), nn.Linear(8, 2)),
     ],
 )
 def test_networks_that_treat_examples_independently_are_valid(network):
@@ -99,6 +100,19 @@ class Counting(nn.Module):
         return self.linear(x)
 
 
+class Remembering(nn.Module):
+    """Keeps a running mean where neither buffers nor parameters show it."""
+
+    def __init__(self):
+        super().__init__()
+        self.linear = nn.Linear(3, 2)
+        self.mean_seen = 0.0
+
+    def forward(self, x):
+        self.mean_seen = 0.5 * self.mean_seen + x.detach().mean(dim=0)
+        return self.linear(x - self.mean_seen)
+
+
 class Folding(nn.Module):
     def __init__(self):
         super().__init__()
@@ -113,6 +127,7 @@ class Folding(nn.Module):
     [
         (Mixing(), "depends on the other examples"),
         (Counting(), "buffer 'mean_seen' changes in the forward pass"),
+        (Remembering(), "remembers something of the data"),
         (Folding(), "must count examples"),
         (Writing(), "parameter 'linear.weight' is written to in the forward pass"),
     ],
