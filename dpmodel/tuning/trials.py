@@ -230,7 +230,7 @@ def _concluded(tuning: Tuning, folder: Path, trials: Sequence[Trial], outcomes: 
     best = _best(scored, direction(tuning.definition.metric, "auto"))
     ledger = _charge(tuning, folder, scored)
     if not tuning.charge.as_one and best is not None:
-        ledger = tuning.charge.ledger([best.plan.ledger()], 1)
+        ledger = tuning.charge.ledger([best.plan.ledger().merge(_beside_the_plan(best))], 1)
     ledger.save(folder / "ledger.json")
     privacy, release = trials[0].plan.config.privacy, trials[0].plan.release
     meaning = {

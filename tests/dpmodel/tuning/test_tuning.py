@@ -123,6 +123,21 @@ def test_what_a_killed_run_of_a_search_lost_is_charged_on_top(values, tmp_path, 
     assert charged > RDPAccountant().epsilon(planned, 1e-5)
 
 
+def test_what_the_best_run_lost_is_charged_where_the_search_is_not(values, tmp_path):
+    class PowerCut(Silence):
+        def stepped(self, job, step):
+            if step == 3 and not Ledger.load(f"{job.directory}/ledger.json").lost.total:
+                raise KeyboardInterrupt
+
+    values.update(charge="none")
+    values["base"]["output"]["save_every_steps"] = 2
+    while not (found := run_tuning(make_tuning(values), tmp_path, jobs=1, watcher=PowerCut())).ok:
+        pass
+    alone = Ledger.load(found.best.folder.ledger)
+    assert alone.lost.total == 2
+    assert found.spent.epsilon == pytest.approx(RDPAccountant().epsilon(alone, 1e-5))
+
+
 def test_a_search_that_another_process_carries_out_is_refused(values, tmp_path, three_runs):
     with FolderLock(tmp_path), pytest.raises(ConfigError, match=f"in use by process {os.getpid()}"):
         run_tuning(make_tuning(values), tmp_path, jobs=1)
