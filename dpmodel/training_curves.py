@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from dpmodel._files import write_atomically
 from dpmodel.callbacks.watched_metric import direction
+from monitors.accountant import epsilon_text
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -159,7 +160,8 @@ def _headline(history: History) -> str:
     parts = [f"{len(history)} epochs, {last.step:,} steps"]
     parts += [f"{name} {value:.4g}" for name, value in last.metrics.items()]
     if last.epsilon is not None:
-        parts.append(f"epsilon {last.epsilon:.3g}" + ("" if history.delta is None else f" at delta {history.delta:g}"))
+        at = "" if history.delta is None else f" at delta {history.delta:g}"
+        parts.append(f"epsilon {epsilon_text(last.epsilon)}{at}")
     return "   |   ".join(parts)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -116,7 +117,7 @@ class PrivacySpent:
 
     Example:
         >>> print(PrivacySpent(2.5, 1e-5, "rdp", sampling="Poisson"))
-        epsilon 2.5 at delta 1e-05 (accountant rdp; unit: example; neighbours: add or remove one; sampling: Poisson)
+        epsilon 2.5000 at delta 1e-05 (accountant rdp; unit: example; neighbours: add or remove one; sampling: Poisson)
     """
 
     epsilon: float
@@ -137,10 +138,25 @@ class PrivacySpent:
 
     def __str__(self) -> str:
         text = (
-            f"epsilon {self.epsilon:.4g} at delta {self.delta:g} (accountant {self.accountant}; unit: {self.unit}; "
-            f"neighbours: {self.relation}; sampling: {self.sampling})"
+            f"epsilon {epsilon_text(self.epsilon, 4)} at delta {self.delta:g} (accountant {self.accountant}; "
+            f"unit: {self.unit}; neighbours: {self.relation}; sampling: {self.sampling})"
         )
         return "; ".join([text, *self.notes])
+
+
+def epsilon_text(epsilon: float, decimals: int = 3) -> str:
+    """Epsilon for people, never rounded down: what is read as a guarantee must be one.
+
+    Example:
+        >>> epsilon_text(2.99951), epsilon_text(2.9981), epsilon_text(4321.2), epsilon_text(float("inf"))
+        ('3.000', '2.999', '4,322', 'infinite')
+    """
+    if math.isinf(epsilon):
+        return "infinite"
+    if epsilon >= 1000:
+        return f"{math.ceil(epsilon):,}"
+    unit = 10**decimals
+    return f"{math.ceil(epsilon * unit) / unit:.{decimals}f}"
 
 
 def resolve_accountant(accountant: str | Accountant) -> Accountant:

@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable
 
 from monitors import _checks
-from monitors.accountant import Accountant, PrivacySpent, Tracker
+from monitors.accountant import Accountant, PrivacySpent, Tracker, epsilon_text
 from monitors.calibration import max_steps
 from monitors.claims import Claims
 from monitors.events import PrivacyEvent
@@ -215,7 +215,7 @@ class PrivacyMonitor:
             self._prepared_to = last - 1
 
     def _reason(self, run: RunView, limit: Limit, after: float) -> str:
-        figure = "without bound" if math.isinf(after) else f"{after:.4f}"
+        figure = "without bound" if math.isinf(after) else epsilon_text(after, 4)
         remedy = "Raise the limit, take more noise, or train fewer steps: `dpmodel budget` finds numbers that fit."
         return (
             f"the next step would bring epsilon to {figure} at delta {limit.delta:g}, past {limit.in_words} "
@@ -223,7 +223,8 @@ class PrivacyMonitor:
         )
 
     def _line(self, run: RunView) -> str:
-        text = f"step {run.step}: epsilon {self.epsilon():.4f} at delta {self.target_delta:g} ({self.accountant.name})"
+        epsilon = epsilon_text(self.epsilon(), 4)
+        text = f"step {run.step}: epsilon {epsilon} at delta {self.target_delta:g} ({self.accountant.name})"
         if self.target_eps is not None:
             text += f", delta {self.delta():.3g} at epsilon {self.target_eps:g}"
         return text

@@ -10,7 +10,7 @@ from dpmodel.budget.scenarios import Scenario, figures_of, scenarios
 from dpmodel.config.schema import Config
 from dpmodel.plan import TrainingPlan, most_epochs, plan_training
 from monitors import _checks
-from monitors.accountant import ACCOUNTANTS, resolve_accountant
+from monitors.accountant import ACCOUNTANTS, epsilon_text, resolve_accountant
 from monitors.errors import CalibrationError
 
 ALL = "all"
@@ -127,6 +127,6 @@ def _with_most_epochs(config: Config, num_examples: int | None, max_epsilon: flo
         one = plan_training(config, num_examples).privacy_spent(epochs=1)
         raise CalibrationError(
             f"not even one epoch fits into epsilon {max_epsilon:g} at delta {one.delta:g}: one epoch spends "
-            f"{one.epsilon:.4g}. Raise the noise multiplier, or make the batches smaller"
+            f"{epsilon_text(one.epsilon, 4)}. Raise the noise multiplier, or make the batches smaller"
         )
     return config.model_copy(update={"training": config.training.model_copy(update={"epochs": epochs})})

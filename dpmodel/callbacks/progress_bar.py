@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from dpmodel.callbacks.base import Callback
 from monitors import _checks
+from monitors.accountant import epsilon_text
 from monitors.errors import DPModelError
 
 if TYPE_CHECKING:
@@ -131,7 +132,7 @@ def _epsilon_text(run: Run) -> str:
     except DPModelError as error:
         # A display must not end a training that has spent its budget; the report will say what is wrong.
         return f"epsilon not known ({type(error).__name__})"
-    return f"epsilon {spent.epsilon:.3g} (delta {spent.delta:g})"
+    return f"epsilon {epsilon_text(spent.epsilon)} (delta {spent.delta:g})"
 
 
 def _bar(console: Console | None) -> Any:

@@ -170,7 +170,7 @@ def _side_by_side(answer: BudgetAnswer) -> Table:
 
 
 def _cells(scenario: Scenario, accountants: list[str]) -> list[str]:
-    from dpmodel.report.words import epsilon_text
+    from monitors.accountant import epsilon_text
 
     if len(accountants) == 1:
         return ["-" if scenario.best is None else f"{epsilon_text(scenario.best[0])} ({scenario.best[1]})"]
@@ -179,7 +179,7 @@ def _cells(scenario: Scenario, accountants: list[str]) -> list[str]:
 
 
 def _headline(answer: BudgetAnswer) -> str:
-    from dpmodel.report.words import epsilon_text
+    from monitors.accountant import epsilon_text
 
     plan = answer.plan
     release, privacy = plan.release, plan.config.privacy

@@ -120,7 +120,7 @@ def _summary(result: TrainingResult) -> dict[str, object]:
 def _show(console: Console, result: TrainingResult) -> None:
     from rich.table import Table
 
-    from dpmodel.report.words import epsilon_text
+    from monitors.accountant import epsilon_text
 
     spent = result.report.spent
     table = Table(show_header=False, title="Training " + result.report.status, title_justify="left")

@@ -16,7 +16,7 @@ from dpmodel.compare.statistics import Summary, paired_difference, summarise, ve
 from dpmodel.history import History
 from dpmodel.plan import TrainingPlan
 from dpmodel.runfolder import RunFolder
-from monitors.accountant import PrivacySpent, describe_sampling, privacy_spent
+from monitors.accountant import PrivacySpent, describe_sampling, epsilon_text, privacy_spent
 from monitors.errors import DataError
 from monitors.ledger import Ledger
 
@@ -123,7 +123,7 @@ class ComparisonResult:
     def caveats(self) -> tuple[str, ...]:
         """Sentences that must stand beside the table."""
         count = sum(len(row.runs) for row in self.variants)
-        composed = "infinite" if math.isinf(self.composed.epsilon) else f"{self.composed.epsilon:.4g}"
+        composed = epsilon_text(self.composed.epsilon)
         found = [
             f"comparison of {count} runs: not accounted as one release. Each run by itself spends the target; all "
             f"{self.trainings} trainings in this folder{self._lost_in_words} together spend epsilon {composed} at "

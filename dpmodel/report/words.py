@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Any
 
+from monitors.accountant import epsilon_text
+
 if TYPE_CHECKING:
     from dpmodel.report.privacy_report import PrivacyReport
     from monitors.accountant import PrivacySpent
@@ -54,20 +56,6 @@ def strength(epsilon: float) -> str:
         'practically no formal guarantee'
     """
     return next(words for most, words in _TIERS if epsilon <= most)
-
-
-def epsilon_text(epsilon: float) -> str:
-    """Epsilon for people, never rounded down.
-
-    Example:
-        >>> epsilon_text(2.99951), epsilon_text(2.9981), epsilon_text(4321.2), epsilon_text(float("inf"))
-        ('3.000', '2.999', '4,322', 'infinite')
-    """
-    if math.isinf(epsilon):
-        return "infinite"
-    if epsilon >= 1000:
-        return f"{math.ceil(epsilon):,}"
-    return f"{math.ceil(epsilon * 1000) / 1000:.3f}"
 
 
 def _claim(report: PrivacyReport) -> str:

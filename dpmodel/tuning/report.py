@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from dpmodel.report.words import epsilon_text
 from dpmodel.tuning.trials import TuningRun
+from monitors.accountant import epsilon_text
 
 
 def report_in_words(run: TuningRun) -> str:

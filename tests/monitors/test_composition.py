@@ -243,3 +243,9 @@ def test_the_statement_of_what_was_spent_is_complete():
     assert spent.to_dict()["accountant"] == "pld"
     assert PrivacySpent(math.inf, 1e-5, "rdp").to_dict()["epsilon"] == "inf"
     assert describe_sampling(Ledger()) == "nothing was released"
+
+
+@pytest.mark.parametrize("epsilon", [2.00004, 0.12341, 31.00001, 999.00001])
+def test_no_epsilon_that_is_printed_is_less_than_what_was_spent(epsilon):
+    printed = float(str(PrivacySpent(epsilon, 1e-5, "rdp")).split()[1])
+    assert epsilon <= printed <= epsilon + 1e-4

@@ -16,7 +16,7 @@ def console():
 def test_the_last_line_shows_steps_loss_metric_and_epsilon(console, fake_run):
     fake_run(metrics=[{"accuracy": 0.875}]).train([ProgressBar(console=console)])
     last = console.file.getvalue().split("\r")[-1]
-    for part in ("6/6", "epoch 2/2", "loss 0.167", "accuracy 0.8750", "epsilon 0.6 (delta 1e-05)", "left"):
+    for part in ("6/6", "epoch 2/2", "loss 0.167", "accuracy 0.8750", "epsilon 0.601 (delta 1e-05)", "left"):
         assert part in last
 
 

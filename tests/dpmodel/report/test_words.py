@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from dpmodel.config import make_config
 from dpmodel.plan import plan_training
 from dpmodel.report import make_report, report_in_words
-from dpmodel.report.words import epsilon_text
+from monitors.accountant import epsilon_text
 
 BASE = {
     "network": "lenet5",
