@@ -13,7 +13,7 @@ from torch.optim import Optimizer
 
 from dpmodel.callbacks.base import CallbackList
 from dpmodel.compat import require_valid
-from dpmodel.data.loader import PrivateLoader, evaluation_batches, private_loader
+from dpmodel.data.loader import PrivateLoader, evaluation_batches, private_loader, require_held_out
 from dpmodel.data.targets import require_class_targets
 from dpmodel.guard import UpdateGuard
 from dpmodel.history import History
@@ -151,7 +151,7 @@ class DPModel:
         Args:
             loader: ``DataLoader`` (rebuilt for private sampling, announced once) or ``poisson_loader(...)``.
             epochs: At least 1; an epoch is ``num_examples // batch_size`` steps.
-            valid_loader: Held-out data for the metrics after each epoch; never the training data.
+            valid_loader: Held-out data for the metrics after each epoch; the training data are refused.
             callbacks: Callbacks and privacy monitors.
             keeper: ``StateKeeper(folder)`` saves the training while it goes on; ``StateKeeper(folder, resume=True)``
                 goes on with one that broke off, on a model that was built anew in the same way. Default: none.
@@ -168,6 +168,7 @@ class DPModel:
         _checks.positive_int(epochs=epochs)
         listeners = CallbackList(callbacks)
         private, message = private_loader(loader, self.sampling)
+        require_held_out(valid_loader, private.dataset)
         with nullcontext() if keeper is None else keeper.open():
             state = None if keeper is None else keeper.state
             run = Run(self, self._plan(private, state), epochs, private.steps_per_epoch, listeners)

@@ -238,6 +238,19 @@ def evaluation_batches(loader: Any, batch_size: int = 1000) -> Iterable[Pair]:
     raise DataError(f"cannot evaluate on {type(loader).__name__}; give a DataLoader, a data set, or (inputs, targets)")
 
 
+def require_held_out(valid_loader: Any, train_dataset: Any) -> None:
+    """Refuse the training data as validation data; None is no validation.
+
+    Raises:
+        UnsupportedLoaderError: They are one object.
+    """
+    if valid_loader is not None and getattr(valid_loader, "dataset", valid_loader) is train_dataset:
+        raise UnsupportedLoaderError(
+            "valid_loader holds the training data: metrics on them, and whatever is stopped or chosen by those, would "
+            "be released without noise. Give held-out data; eval shows the trainer how the training data are fitted"
+        )
+
+
 def _length(dataset: Any) -> int:
     if isinstance(dataset, IterableDataset) or not hasattr(dataset, "__len__"):
         raise UnsupportedLoaderError(

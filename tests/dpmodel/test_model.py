@@ -19,19 +19,28 @@ from monitors.errors import (
     MonitorMismatchError,
     NonFiniteGradientsError,
     UnprotectedUpdateError,
+    UnsupportedLoaderError,
     UnsupportedModuleError,
 )
 
 
 def test_training_with_little_noise_learns(make_model, make_data):
-    data = make_data(n=256)
+    train, held_out = torch.utils.data.random_split(make_data(n=512), [256, 256])
     model = make_model(
         noise_mech=NoiseMechanismsFactory.create("Gaussian", initial_noise_multiplier=0.05), metrics="accuracy"
     )
-    before = model.eval(data)["accuracy"]
-    history = model.fit(DataLoader(data, 64), epochs=15, valid_loader=data)
+    before = model.eval(held_out)["accuracy"]
+    history = model.fit(DataLoader(train, 64), epochs=15, valid_loader=held_out)
     assert history.column("accuracy")[-1] > max(0.85, before)
-    assert model.eval(data)["accuracy"] == history.column("accuracy")[-1]
+    assert model.eval(held_out)["accuracy"] == history.column("accuracy")[-1]
+
+
+@pytest.mark.parametrize("as_given", [lambda data: data, lambda data: DataLoader(data, 8)], ids=["data set", "loader"])
+def test_the_training_data_are_refused_as_held_out_data_before_anything_is_spent(make_model, make_data, as_given):
+    data, model = make_data(), make_model()
+    with pytest.raises(UnsupportedLoaderError, match="valid_loader holds the training data"):
+        model.fit(DataLoader(data, 16), epochs=1, valid_loader=as_given(data))
+    assert model.ledger.total == 0
 
 
 def test_history_has_one_row_per_epoch_with_the_figures_in_force(make_model, loader):
