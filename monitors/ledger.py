@@ -128,22 +128,23 @@ class Ledger:
         """
         merged = Ledger().extend(self)
         for other in others:
-            merged.extend(other, merged.next_partition)
+            merged.extend(other)
         return merged
 
-    def extend(self, other: Ledger, shift: int = 0) -> Ledger:
+    def extend(self, other: Ledger, shift: int | None = None) -> Ledger:
         """Append all rows and notes of ``other``.
 
         Args:
             other: Another ledger.
-            shift: Added to its partition numbers. Releases of different trainings, or of different processes, must not
-                share one.
+            shift: Added to its partition numbers: releases of different trainings, or of different processes, must not
+                share one. Default: past all numbers in use here.
 
         Returns:
             The ledger itself, so that calls chain.
         """
+        added = self.next_partition if shift is None else shift
         for (event, count), lost in list(zip(other._rows, other._lost, strict=True)):
-            self.record(_renumbered(event, shift), count, lost=lost)
+            self.record(_renumbered(event, added), count, lost=lost)
         for text in other.notes:
             self.add_note(text)
         return self

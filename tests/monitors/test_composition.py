@@ -51,6 +51,7 @@ def test_merged_shuffled_trainings_do_not_share_their_epochs():
     one = Ledger().record(DisjointEvent(0, GaussianEvent(2.0)))
     two = Ledger().record(GaussianEvent(2.0), 2)
     assert RDPAccountant().epsilon(one.merge(one), 1e-5) == pytest.approx(RDPAccountant().epsilon(two, 1e-5))
+    assert Ledger().extend(one).extend(one) == one.merge(one)
     assert RDPAccountant().epsilon(best_of(one, 2), 1e-5) == pytest.approx(RDPAccountant().epsilon(two, 1e-5))
 
 
