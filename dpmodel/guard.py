@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import weakref
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
@@ -52,7 +54,7 @@ class UpdateGuard:
                 f"trainable parameters changed during training: {', '.join(changed)}. Add, replace, freeze or unfreeze "
                 "parameters between two calls of fit, and give the optimizer the same ones"
             )
-        for name, parameter in current.items():
+        for name, parameter in self._updated():
             if parameter.grad is not None:
                 raise UnprotectedUpdateError(
                     f"parameter {name!r} has a gradient that dpmodel did not make (a backward() outside of it?): it is "
@@ -65,9 +67,27 @@ class UpdateGuard:
                 "two calls of fit"
             )
 
+    @contextmanager
+    def forward_pass(self) -> Iterator[None]:
+        """Hold during the passes over private data.
+
+        Raises:
+            UnprotectedUpdateError: They changed a parameter or a buffer, which would keep something of the data.
+        """
+        before = {name: (value, value._version) for name, value in self.network.named_buffers()}
+        yield
+        self.check()
+        for name, value in self.network.named_buffers():
+            known, version = before.get(name, (None, -1))
+            if value is not known or value._version != version:
+                raise UnprotectedUpdateError(
+                    f"the forward pass changed the buffer {name!r}: what it keeps of the data is neither noised nor "
+                    "accounted, and would be saved with the weights. Use a layer that keeps no statistics of the data"
+                )
+
     def protected(self) -> None:
         """Call after each protected update: what is there now is accounted for."""
-        for parameter in self.parameters.values():
+        for _, parameter in self._updated():
             parameter.grad = None
         self._protected_versions = self._versions()
         self._protected_steps = self._steps
@@ -76,6 +96,13 @@ class UpdateGuard:
         """Call after each step of any optimizer."""
         if any(id(value) in self._known for group in optimizer.param_groups for value in group["params"]):
             self._steps += 1
+
+    def _updated(self) -> Iterator[tuple[str, Tensor]]:
+        # Frozen ones too: an optimizer goes by the gradient that it finds, not by requires_grad.
+        yield from self.network.named_parameters()
+        for group in self.optimizer.param_groups:
+            for value in group["params"]:
+                yield "of the optimizer alone", value
 
     def _versions(self) -> list[int]:
         return [parameter._version for parameter in self.parameters.values()]

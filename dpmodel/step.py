@@ -61,9 +61,9 @@ class PrivateStep:
         """
         self.guard.check()
         plan = self.plan
-        summed = self.engine.clipped_sum(self.network, self.loss_fn, batch, plan.clip, self._sum)
-        # A layer that writes to its weights in the forward pass would have moved them by the data, without noise.
-        self.guard.check()
+        # A layer that writes to its weights or buffers would have moved them by the data, without noise.
+        with self.guard.forward_pass():
+            summed = self.engine.clipped_sum(self.network, self.loss_fn, batch, plan.clip, self._sum)
         self._require_accounted(summed)
         self.ledger.record(plan.event(step))
         noisy = plan.noise.add(summed, step)

@@ -17,6 +17,7 @@ from mechanisms.clipping import Fixed
 from mechanisms.engines.base import Engine
 from mechanisms.engines.batch import Batch, first_tensor, map_tensors
 from mechanisms.engines.losses import LossFunction
+from mechanisms.engines.undisturbed import undisturbed
 from monitors import _checks
 
 #: Share of the free memory that a step may use when no budget is stated.
@@ -89,16 +90,12 @@ def _copies(example: Batch, units: int, group: int) -> Batch:
 def _step(engine: Engine, network: nn.Module, loss_fn: LossFunction, batch: Batch) -> None:
     clip = Fixed()
     clip.start(1.0)
-    buffers = [(value, value.clone()) for value in network.buffers()]
     stated, engine.physical_batch_size = engine.physical_batch_size, batch.size
-    devices = [value.device for value in network.parameters() if value.device.type == "cuda"][:1]
     try:
-        with torch.random.fork_rng(devices=devices):
+        with undisturbed(network):
             engine.clipped_sum(network, loss_fn, batch, clip)
     finally:
         engine.physical_batch_size = stated
-        for value, before in buffers:
-            value.copy_(before)
 
 
 def peak_bytes(device: torch.device, step: Callable[[], None]) -> int:

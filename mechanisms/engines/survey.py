@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,6 +14,7 @@ from mechanisms.engines.capture import Recorder
 from mechanisms.engines.parameters import trainable_parameters
 from mechanisms.engines.pool_first import activations_before_pools
 from mechanisms.engines.sites import Site, find_sites
+from mechanisms.engines.undisturbed import undisturbed
 
 
 @dataclass(frozen=True)
@@ -42,7 +41,7 @@ class Survey:
             UnsupportedModuleError: A layer mixes examples, or has no per-example gradient as it is set up.
         """
         sites, axes = find_sites(network), AxisBook()
-        with _unchanged(network):
+        with undisturbed(network), torch.enable_grad():
             for size in AxisBook.sizes:
                 with Recorder(size, axes).watching(sites):
                     call_network(network, _copies(batch.x, size))
@@ -56,16 +55,3 @@ def _copies(x: Any, count: int) -> Any:
         return value[:1].expand(count, *value.shape[1:]).clone()
 
     return map_tensors(copied, x)
-
-
-@contextmanager
-def _unchanged(network: nn.Module) -> Iterator[None]:
-    devices = {value.device for value in network.parameters() if value.device.type == "cuda"}
-    buffers = [(value, value.clone()) for value in network.buffers()]
-    try:
-        with torch.random.fork_rng(devices=list(devices)), torch.enable_grad():
-            yield
-    finally:
-        with torch.no_grad():
-            for value, before in buffers:
-                value.copy_(before)

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +14,7 @@ from mechanisms.engines.functional import VmapEngine
 from mechanisms.engines.loop import LoopEngine
 from mechanisms.engines.losses import LossFunction
 from mechanisms.engines.parameters import trainable_parameters
+from mechanisms.engines.undisturbed import undisturbed
 from mechanisms.units import ClippedUnit
 
 #: Largest accepted difference, relative to the largest entry of the parameter (float32 networks of many layers round).
@@ -42,7 +42,7 @@ def disagreement(engine: type[Engine], network: nn.Module, loss_fn: LossFunction
     probe = _two_examples(example)
     unit, clip = ClippedUnit(1, probe.size), _ByParameter()
     clip.start(1.0)
-    with _undisturbed(network):
+    with undisturbed(network):
         if _is_random(network, probe):
             engine(unit).clipped_sum(network, loss_fn, probe, clip)  # it must also run as it will be trained
             network.eval()
@@ -91,23 +91,6 @@ def _two_examples(example: Batch) -> Batch:
         return torch.cat([value, value / 2 if value.is_floating_point() else value])
 
     return Batch(map_tensors(doubled, example.x), map_tensors(lambda y: torch.cat([y, y]), example.y))
-
-
-@contextmanager
-def _undisturbed(network: nn.Module) -> Iterator[None]:
-    """Whatever happens inside, modes, buffers and the random state are as before afterwards."""
-    modes = [(module, module.training) for module in network.modules()]
-    buffers = [(value, value.clone()) for value in network.buffers()]
-    devices = [value.device for value in network.parameters() if value.device.type == "cuda"][:1]
-    try:
-        with torch.random.fork_rng(devices=devices):
-            yield
-    finally:
-        for module, training in modes:
-            module.training = training
-        with torch.no_grad():
-            for value, before in buffers:
-                value.copy_(before)
 
 
 def _is_random(network: nn.Module, probe: Batch) -> bool:

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
+from dpmodel import Callback, poisson_loader
 from dpmodel.guard import UpdateGuard
 from monitors.errors import UnprotectedUpdateError
 
@@ -51,3 +52,69 @@ def test_a_guard_counts_the_steps_of_other_optimizers_over_its_parameters_alone(
     stepped(network, torch.optim.Adam(network.parameters(), fused=True))
     with pytest.raises(UnprotectedUpdateError):
         guard.check()
+
+
+def test_a_gradient_of_a_frozen_parameter_never_reaches_the_optimizer(make_model, make_data):
+    network = nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 3))
+    data = make_data()
+    model = make_model(network)
+    nn.CrossEntropyLoss()(network(data.tensors[0]), data.tensors[1]).backward()
+    network[0].requires_grad_(False)
+    before = network[0].weight.clone()
+    model.fit(poisson_loader(data, batch_size=16))
+    assert torch.equal(network[0].weight, before)
+
+    class Backward(Callback):
+        def on_train_step_end(self, run):
+            network[0].weight.grad = torch.ones_like(network[0].weight)
+
+    with pytest.raises(UnprotectedUpdateError, match=r"'0\.weight' has a gradient that dpmodel did not make"):
+        model.fit(poisson_loader(data, batch_size=16), callbacks=[Backward()])
+    assert torch.equal(network[0].weight, before)
+
+
+@pytest.mark.parametrize("replaced", [False, True])
+@pytest.mark.parametrize("engine", ["bookkeeping", "loop"])
+def test_a_buffer_that_is_written_to_late_is_noticed_and_the_step_not_taken(make_model, make_data, engine, replaced):
+    class Late(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = nn.Linear(4, 3)
+            self.register_buffer("mean", torch.zeros(4))
+            self.late = False
+
+        def forward(self, x):
+            if self.late:
+                if replaced:
+                    self.mean = x.detach().mean(0)
+                else:
+                    self.mean.add_(x.detach().mean(0))
+            return self.layer(x)
+
+    class Begin(Callback):
+        def on_train_step_end(self, run):
+            network.late = run.step == 2
+
+    network = Late()
+    model = make_model(network, engine=engine)
+    with pytest.raises(UnprotectedUpdateError, match="forward pass changed the buffer 'mean'"):
+        model.fit(poisson_loader(make_data(), batch_size=16), callbacks=[Begin()])
+    assert model.ledger.total == 2
+
+
+def test_a_buffer_that_a_callback_sets_between_two_steps_is_its_own_business(make_model, make_data):
+    class Scaled(nn.Linear):
+        def __init__(self):
+            super().__init__(4, 3)
+            self.register_buffer("temperature", torch.ones(()))
+
+        def forward(self, x):
+            return super().forward(x) / self.temperature
+
+    class Cool(Callback):
+        def on_train_step_end(self, run):
+            run.network.temperature.mul_(0.9)
+
+    model = make_model(Scaled())
+    model.fit(poisson_loader(make_data(), batch_size=16), callbacks=[Cool()])
+    assert model.ledger.total == 4

@@ -14,6 +14,9 @@ from mechanisms.engines.layers.rules import Call, LayerRule, Plan, Term, layer_r
 #: Gram matrices are considered while they hold fewer numbers than this many times the instantiated gradient.
 GRAM_LIMIT = 1.0
 
+#: Units of rounding, of the size of the terms, that a sum over many rows may be off by; several times what is seen.
+ROUNDINGS = 64
+
 
 @layer_rule(nn.Linear)
 class LinearRule(LayerRule):
@@ -94,7 +97,18 @@ def _add_product(out: Tensor, factors: Tensor, x: Tensor, g: Tensor) -> None:
 
 
 def gram_squared_norms(x: Tensor, g: Tensor) -> Tensor:
-    """``|sum_t g_t x_t'|^2 = sum_ts (x_t . x_s)(g_t . g_s)``; in float64, since its terms may cancel."""
+    """``|sum_t g_t x_t'|^2 = sum_ts (x_t . x_s)(g_t . g_s)``, and what rounding may add to the sum where terms cancel.
+
+    The product is in float64, but the sum that is clipped by it is made in the tensors' own type: its rounding is as
+    large as that of its largest terms, however small their sum. So the norm of an example is at least as large as what
+    it can really add.
+
+    Args:
+        x: Shape (B, T, I).
+        g: Shape (B, T, O).
+    """
     wide_x, wide_g = x.double(), g.double()
     gram = torch.bmm(wide_x, wide_x.transpose(1, 2)).mul_(torch.bmm(wide_g, wide_g.transpose(1, 2)))
-    return gram.sum((1, 2)).clamp_(min=0.0).to(g.dtype)
+    terms = gram.diagonal(dim1=1, dim2=2).clamp(min=0.0).sqrt_().sum(1)
+    rounding = terms.mul_(ROUNDINGS * torch.finfo(g.dtype).eps).square_()
+    return gram.sum((1, 2)).clamp_(min=0.0).add_(rounding).to(g.dtype)

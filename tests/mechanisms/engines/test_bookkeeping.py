@@ -419,3 +419,27 @@ def test_a_layer_that_is_replaced_between_two_batches_is_trained(clip):
         expected = LoopEngine(ClippedUnit(1, 6)).clipped_sum(network, nn.CrossEntropyLoss(), batch, clip).flat_grad
         assert torch.allclose(found, expected, rtol=1e-5, atol=1e-6)
         network[0] = nn.Linear(4, 5)
+
+
+@pytest.mark.parametrize("offset", [1e4, 1e6, 1e7, 1e8])
+@pytest.mark.parametrize("layer", ["linear", "convolution"])
+def test_an_example_whose_terms_cancel_moves_the_sum_by_no_more_than_the_bound(layer, offset, clip):
+    class Difference(nn.Module):
+        def __init__(self, width=48):
+            super().__init__()
+            linear = nn.Linear(width, width, bias=False)
+            self.layer = linear if layer == "linear" else nn.Conv1d(width, width, 1, bias=False)
+            self.head = nn.Linear(width, 3)
+
+        def forward(self, x):
+            out = self.layer(x) if layer == "linear" else self.layer(x.transpose(1, 2)).transpose(1, 2)
+            return self.head(out[:, 0] - out[:, 1])
+
+    for _ in range(4):
+        x, y = torch.randn(48, 2, 48), 10 * torch.randn(48, 3)
+        x[0] += offset
+        network, engine = Difference(), BookKeepingEngine(ClippedUnit(1, 48))
+        whole = engine.clipped_sum(network, nn.MSELoss(), Batch(x, y), clip).flat_grad.double()
+        without = engine.clipped_sum(network, nn.MSELoss(), Batch(x[1:], y[1:]), clip).flat_grad.double()
+        assert "gram" in engine.explain().lower()
+        assert (whole - without).norm() <= clip.norm_bound * 1.0001
