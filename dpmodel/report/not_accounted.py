@@ -19,8 +19,8 @@ def not_accounted(plan: TrainingPlan) -> tuple[str, ...]:
         "training data is a release of its own, and is not in this epsilon.",
         "Training loss: the loss that is shown while training and kept in history.csv is computed from the training "
         "data without noise. It is for the trainer's eyes; do not publish it.",
-        "Broken gradients: a training ends early when most gradients are not finite for many steps in a row. That it did so "
-        "says something of the data without noise; a training that ended as planned says nothing of the kind.",
+        "Broken gradients: a training ends early when most gradients are not finite for many steps in a row. That it "
+        "did so says something of the data without noise; a training that ended as planned says nothing of the kind.",
         "Evaluation data: metrics are measured on the test examples without noise; the guarantee is for the training "
         "examples only.",
         "Other uses of the same training data: earlier or later trainings, statistics and pre-processing add to what "
