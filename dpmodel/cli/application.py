@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import inspect
+import io
 import os
 import sys
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import typer
 
@@ -22,12 +24,21 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-app.command("train", epilog=train.EXAMPLES)(train.train)
-app.command("eval", epilog=evaluate.EXAMPLES)(evaluate.evaluate)
-app.command("budget", epilog=budget.EXAMPLES)(budget.budget)
-app.command("compare", epilog=compare.EXAMPLES)(compare.compare)
-app.command("plot", epilog=plot.EXAMPLES)(plot.plot)
-app.command("tune", epilog=tune.EXAMPLES)(tune.tune)
+
+
+def _add(name: str, command: Callable[..., None], examples: str) -> None:
+    # Typer keeps the line breaks of a docstring; each paragraph shall fill the terminal instead.
+    paragraphs = inspect.cleandoc(command.__doc__ or "").split("\n\n")
+    text = "\n\n".join(" ".join(paragraph.split()) for paragraph in paragraphs)
+    app.command(name, help=text, epilog=examples)(command)
+
+
+_add("train", train.train, train.EXAMPLES)
+_add("eval", evaluate.evaluate, evaluate.EXAMPLES)
+_add("budget", budget.budget, budget.EXAMPLES)
+_add("compare", compare.compare, compare.EXAMPLES)
+_add("plot", plot.plot, plot.EXAMPLES)
+_add("tune", tune.tune, tune.EXAMPLES)
 
 
 @app.callback(invoke_without_command=True)
@@ -45,6 +56,7 @@ def run(arguments: Sequence[str] | None = None) -> int:
     Args:
         arguments: Default: those of the process.
     """
+    _print_anything()
     try:
         app(args=None if arguments is None else list(arguments), prog_name="dpmodel")
     except SystemExit as stop:
@@ -59,6 +71,13 @@ def run(arguments: Sequence[str] | None = None) -> int:
         hint = f"this is a fault in dpmodel or in code that it was given; {DEBUG_VARIABLE}=1 shows where"
         return _say(RuntimeError(f"{type(error).__name__}: {error} ({hint})"), FAILED, error)
     return OK
+
+
+def _print_anything() -> None:
+    """A character that the terminal cannot show becomes a question mark; it must not end a training."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
 
 
 def _say(error: BaseException, code: int, cause: BaseException | None = None) -> int:

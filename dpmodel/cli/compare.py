@@ -36,10 +36,10 @@ def compare(
     config: Annotated[Path, typer.Argument(metavar="CONFIG", help="YAML comparison.", show_default=False)],
     overrides: Overrides = [],  # noqa: B006 - typer copies it
     output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="Comparison folder [default: runs/<config>]")
+        Path | None, typer.Option("--output", "-o", help=r"Comparison folder \[default: runs/<config>]")
     ] = None,
     jobs: Annotated[
-        int | None, typer.Option("--jobs", "-j", help="Trainings at once [default: half of the cores]")
+        int | None, typer.Option("--jobs", "-j", help=r"Trainings at once \[default: half of the cores]")
     ] = None,
     epsilon: Annotated[float | None, typer.Option(help="Target epsilon, instead of the file's.")] = None,
     seeds: Annotated[str | None, typer.Option(help="Seeds, instead of the file's: 1,2,3")] = None,

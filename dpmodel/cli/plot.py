@@ -23,7 +23,7 @@ EXAMPLES = """
 def plot(
     run_dirs: Annotated[list[Path], typer.Argument(metavar="RUN_DIR...", help="Folders of `dpmodel train`.")],
     output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="Folder of the pictures [default: RUN_DIR/figures]")
+        Path | None, typer.Option("--output", "-o", help=r"Folder of the pictures \[default: RUN_DIR/figures]")
     ] = None,
     metric: Annotated[str, typer.Option(help="Test metric to draw.")] = "accuracy",
     as_json: AsJson = False,

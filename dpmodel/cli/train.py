@@ -35,7 +35,7 @@ EXAMPLES = """
 def train(
     config: ConfigFile,
     overrides: Overrides = [],  # noqa: B006 - typer copies it
-    output: Annotated[Path | None, typer.Option("--output", "-o", help="Run folder [default: runs/<config>]")] = None,
+    output: Annotated[Path | None, typer.Option("--output", "-o", help=r"Run folder \[default: runs/<config>]")] = None,
     force: Annotated[bool, typer.Option("--force", help="Move a run folder in use aside; nothing is deleted.")] = False,
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on with the training in the run folder, which was broken off.")

@@ -1,3 +1,6 @@
+import io
+import sys
+
 import pytest
 import typer
 
@@ -57,3 +60,35 @@ def test_without_a_command_the_help_is_shown(command):
     assert code == OK
     for name in ("train", "eval", "budget"):
         assert name in text
+
+
+@pytest.mark.parametrize(
+    ("name", "default"),
+    [
+        ("train", "[default: runs/<config>]"),
+        ("compare", "[default: half of the cores]"),
+        ("tune", "[default: runs/<config>]"),
+        ("plot", "[default: RUN_DIR/figures]"),
+        ("budget", "[default: 1e-5]"),
+    ],
+)
+def test_help_states_the_defaults(command, monkeypatch, name, default):
+    monkeypatch.setenv("COLUMNS", "100")
+    code, text, _ = command(name, "--help")
+    assert code == OK
+    assert default in " ".join(text.replace("│", " ").split())
+
+
+def test_help_paragraphs_end_their_lines_where_the_terminal_does(command, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    _, text, _ = command("train", "--help")
+    lines = [line.strip() for line in text.splitlines()]
+    assert "(JSON and plain words), the history, the weights and the training curve." in lines
+
+
+def test_a_terminal_that_cannot_show_a_character_ends_no_command(monkeypatch):
+    screen = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
+    monkeypatch.setattr(sys, "stdout", screen)
+    application._print_anything()
+    print("\u2026", file=screen, flush=True)
+    assert screen.buffer.getvalue() == b"?\n"
