@@ -11,7 +11,7 @@ from dpmodel.config.schema import Config
 from dpmodel.plan import TrainingPlan, most_epochs, plan_training
 from monitors import _checks
 from monitors.accountant import ACCOUNTANTS, epsilon_text, resolve_accountant
-from monitors.errors import CalibrationError
+from monitors.errors import CalibrationError, ConfigError
 
 ALL = "all"
 
@@ -23,7 +23,7 @@ class BudgetAnswer:
     Args:
         asked: ``"epsilon"``, ``"noise_multiplier"`` or ``"epochs"``: what was solved for.
         plan: The plan; multiplier and epochs are numbers.
-        figures: Epsilon by accountant; a text where an accountant cannot state one.
+        figures: Epsilon by accountant, at least one; a text where an accountant cannot state one.
         scenarios: The same noise under other sampling and clipping rules, side by side.
     """
 
@@ -34,15 +34,8 @@ class BudgetAnswer:
 
     @property
     def epsilon(self) -> float:
-        """The smallest epsilon that one of the accountants proves.
-
-        Raises:
-            CalibrationError: None of them has a rule for this training.
-        """
-        stated = [value for value in self.figures.values() if isinstance(value, float)]
-        if not stated:
-            raise CalibrationError("; ".join(str(value) for value in self.figures.values()))
-        return min(stated)
+        """The smallest epsilon that one of the accountants proves."""
+        return min(value for value in self.figures.values() if isinstance(value, float))
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values; an infinite epsilon is the string ``"inf"``."""
@@ -82,7 +75,7 @@ def answer_budget(
         tuning_runs: Also show what publishing the best of so many such trainings spends.
 
     Raises:
-        ConfigError: A value is out of range or a target cannot be met.
+        ConfigError: A value is out of range, a target cannot be met, or no accountant has a rule for the training.
         CalibrationError: Not even one epoch fits.
 
     Example:
@@ -101,6 +94,8 @@ def answer_budget(
         asked, config = "epochs", _with_most_epochs(config, num_examples, max_epsilon)
     plan = plan_training(config, num_examples)
     figures = figures_of(plan.ledger(), plan.config.privacy.delta, chosen)
+    if not any(isinstance(value, float) for value in figures.values()):
+        raise ConfigError(f"{config.where('privacy.accountant')}: {'; '.join(map(str, figures.values()))}")
     return BudgetAnswer(asked, plan, figures, scenarios(plan, chosen, figures, tuning_runs))
 
 

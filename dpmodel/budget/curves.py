@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable
 from dataclasses import dataclass
+from pathlib import Path
 
 from dpmodel.config.privacy import NoiseSection
 from dpmodel.plan import TrainingPlan, plan_training
 from monitors.accountant import resolve_accountant
 from monitors.calibration import decay_rate_for
+from monitors.errors import ConfigError
 from monitors.ledger import Ledger
 from monitors.schedules import DECAYS
 
@@ -57,9 +60,14 @@ def epsilon_curves(plan: TrainingPlan) -> tuple[EpsilonCurve, ...]:
 
 
 def draw_curves(plan: TrainingPlan, path: str | os.PathLike[str]) -> None:
-    """Draw ``epsilon_curves`` into ``path``; the ending chooses the format (``.png``, ``.svg``, ``.pdf``)."""
+    """Draw ``epsilon_curves`` into ``path``; the ending chooses the format (``.png``, ``.svg``, ``.pdf``).
+
+    Raises:
+        ConfigError: The ending is none of a format that can be drawn.
+    """
     from matplotlib.figure import Figure
 
+    _require_drawable(path, Figure().canvas.get_supported_filetypes())
     curves = epsilon_curves(plan)
     figure = Figure(figsize=(9.2, 3.8), layout="constrained")
     left, right = figure.subplots(1, 2)
@@ -74,6 +82,13 @@ def draw_curves(plan: TrainingPlan, path: str | os.PathLike[str]) -> None:
     left.legend(frameon=False)
     figure.suptitle(f"schedules that end at epsilon {curves[0].epsilons[-1]:.3f}", x=0.01, ha="left", fontsize=11)
     figure.savefig(path, dpi=150)
+
+
+def _require_drawable(path: str | os.PathLike[str], endings: Iterable[str]) -> None:
+    ending = Path(path).suffix.lstrip(".").lower()
+    # Without an ending matplotlib draws a PNG and adds it.
+    if ending and ending not in endings:
+        raise ConfigError(f"{path}: pictures cannot be drawn as {ending!r}; choose one of {', '.join(sorted(endings))}")
 
 
 def _solved(plan: TrainingPlan, noise: NoiseSection, target: float) -> TrainingPlan:

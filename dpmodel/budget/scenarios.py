@@ -20,6 +20,9 @@ EXACT_UNSAMPLED = "zcdp"
 #: The accountant that has a rule for a search that stops at random.
 RANDOM_STOPPING = "rdp"
 
+#: The accountant whose figure a Poisson sample gets where none of those that were asked for has a rule for it.
+SAMPLED = "rdp"
+
 
 @dataclass(frozen=True)
 class Scenario:
@@ -88,7 +91,7 @@ def scenarios(
 
 
 def _poisson(plan: TrainingPlan, accountants: Sequence[str], known: dict[str, float | str] | None) -> Scenario:
-    figures = known or _figures(plan, accountants, sampling="poisson", micro_batches=None)
+    figures = known or _sampled_figures(plan, accountants, None)
     assumes = "each example joins each step by its own coin, and is clipped by itself; add or remove one example"
     if plan.config.privacy.sampling != "poisson":
         assumes = f"optimistic, NOT a guarantee for shuffled batches: {assumes}"
@@ -104,7 +107,7 @@ def _micro_batches(
     groups = plan.config.privacy.micro_batches or _halves(batch)
     if groups is None or batch // groups == 1:
         return []
-    figures = known or _figures(plan, accountants, sampling="poisson", micro_batches=groups)
+    figures = known or _sampled_figures(plan, accountants, groups)
     assumes = (
         f"the mean of a group of {batch // groups} is clipped: one example can turn it by twice the bound, so the "
         "multiplier counts half"
@@ -152,8 +155,14 @@ def _tuned(plan: TrainingPlan, accountants: Sequence[str], runs: int | None) -> 
     ]
 
 
-def _figures(plan: TrainingPlan, accountants: Sequence[str], **changes: Any) -> dict[str, float | str]:
-    return figures_of(_ledger(plan, **changes), plan.config.privacy.delta, accountants)
+def _sampled_figures(
+    plan: TrainingPlan, accountants: Sequence[str], micro_batches: int | None
+) -> dict[str, float | str]:
+    ledger, delta = _ledger(plan, sampling="poisson", micro_batches=micro_batches), plan.config.privacy.delta
+    figures = figures_of(ledger, delta, accountants)
+    if any(isinstance(value, float) for value in figures.values()):
+        return figures
+    return {**figures, **figures_of(ledger, delta, (SAMPLED,))}
 
 
 def _ledger(plan: TrainingPlan, **changes: Any) -> Ledger:

@@ -75,11 +75,11 @@ def budget(
     noise_multiplier: Annotated[float | None, typer.Option(help="Ask for epsilon, given this multiplier.")] = None,
     target_epsilon: Annotated[float | None, typer.Option(help="Ask for the multiplier that meets this.")] = None,
     max_epsilon: Annotated[float | None, typer.Option(help="Ask for the most epochs within this.")] = None,
-    delta: Annotated[float | None, typer.Option(help="Delta [default: 1e-5]")] = None,
-    accountant: Annotated[str | None, typer.Option(help="rdp, pld, zcdp, or all [default: rdp]")] = None,
-    sampling: Annotated[str | None, typer.Option(help="poisson or shuffle [default: poisson]")] = None,
+    delta: Annotated[float | None, typer.Option(help=r"Delta \[default: 1e-5]")] = None,
+    accountant: Annotated[str | None, typer.Option(help=r"rdp, pld, zcdp, or all \[default: rdp]")] = None,
+    sampling: Annotated[str | None, typer.Option(help=r"poisson or shuffle \[default: poisson]")] = None,
     micro_batches: Annotated[int | None, typer.Option(help="Groups per batch that are clipped.")] = None,
-    noise: Annotated[str | None, typer.Option(help="Noise mechanism [default: Gaussian]")] = None,
+    noise: Annotated[str | None, typer.Option(help=r"Noise mechanism \[default: Gaussian]")] = None,
     decay_policy: Annotated[str | None, typer.Option(help="Time, Step or Exp: AdaGaussian noise.")] = None,
     decay_rate: Annotated[float | None, typer.Option(help="Its rate per step.")] = None,
     clip: Annotated[str | None, typer.Option(help="Clip mechanism; Gaussian is adaptive and charged.")] = None,
@@ -159,7 +159,7 @@ def _side_by_side(answer: BudgetAnswer) -> Table:
 
     accountants = list(answer.figures)
     table = Table(box=box.SIMPLE_HEAD, title="the same noise under other rules", title_justify="left")
-    table.add_column("rule, and what it assumes")
+    table.add_column("rule, and what it assumes", overflow="fold")
     for name in accountants if len(accountants) > 1 else ["epsilon"]:
         table.add_column(name, justify="right", no_wrap=True)
     for scenario in answer.scenarios:
@@ -184,7 +184,8 @@ def _headline(answer: BudgetAnswer) -> str:
     plan = answer.plan
     release, privacy = plan.release, plan.config.privacy
     first, last = plan.noise_multiplier, release.noise.noise_multiplier(plan.steps - 1)
-    noise = f"{first:.6g}" if first == last else f"{first:.6g} falling to {last:.6g}"
+    way = "falling" if last < first else "rising"
+    noise = f"{first:.6g}" if first == last else f"{first:.6g} {way} to {last:.6g}"
     figures = [
         f"{epsilon_text(value) if isinstance(value, float) else '-'} ({name})" for name, value in answer.figures.items()
     ]
@@ -192,7 +193,7 @@ def _headline(answer: BudgetAnswer) -> str:
         [
             f"epsilon           {', '.join(figures)} at delta {privacy.delta:g}",
             f"noise multiplier  {noise}",
-            f"length            {plan.config.training.epochs} epochs, {plan.steps:,} steps",
+            f"length            {plan.config.training.epochs:,} epochs, {plan.steps:,} steps",
             f"sampling          {release.sampler.describe()}",
             f"unit              {release.unit.describe()}; neighbours: {release.sampler.relation}",
         ]

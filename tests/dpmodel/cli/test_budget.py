@@ -86,6 +86,36 @@ def test_every_accountant_gives_a_figure_or_a_reason(command):
     assert figures["rdp"] > 0
 
 
+@pytest.mark.parametrize("form", [[], ["--json"]])
+def test_an_accountant_without_a_rule_is_refused_with_the_remedy(command, form):
+    code, text, error = command("budget", *MNIST, "-e", "1", "--noise-multiplier", "1.5", "--accountant", "zcdp", *form)
+    assert (code, text) == (2, "")
+    assert "zCDP knows no amplification by sampling. Use the 'rdp' or 'pld' accountant" in error
+
+
+def test_the_tutorial_of_mindarmour_is_shown_under_each_rule(command):
+    code, text, _ = command("budget", ROOT / "configs" / "lenet5_mindarmour.yaml", "--json")
+    assert code == 0
+    rows = {row["name"]: row["epsilon"] for row in json.loads(text)["side_by_side"]}
+    assert rows["Poisson, per example"]["rdp"] < rows["Poisson, micro-batches of 8"]["rdp"]
+    assert rows["shuffle, zero out one"]["zcdp"] > rows["Poisson, per example"]["rdp"]
+
+
+def test_a_multiplier_that_rises_is_not_said_to_fall(command):
+    rising = "privacy.noise={name: ShapedGaussian, path: Linear, final_ratio: 1.5, last_step: 10}"
+    _, text, _ = command("budget", *MNIST, "-e", "1", "--noise-multiplier", "1", "--set", rising)
+    assert "noise multiplier  1 rising to 1.5" in text
+
+
+def test_a_picture_of_an_unknown_format_is_refused(command, tmp_path):
+    question = ["budget", *MNIST, "-e", "1", "--noise-multiplier", "1.5", "--plot", tmp_path / "epsilon.foo"]
+    code, _, error = command(*question)
+    assert code == 2
+    assert "cannot be drawn as 'foo'; choose one of" in error
+    assert "png" in error
+    assert "fault in dpmodel" not in error
+
+
 def test_options_change_what_a_configuration_says(command):
     path = ROOT / "configs" / "lenet5_mnist.yaml"
     answer = json.loads(command("budget", path, "--noise-multiplier", "1.1", "--set", "training.epochs=3", "--json")[1])
