@@ -121,7 +121,7 @@ class RunFolder:
         """
         folder = cls(Path(path))
         if not folder.config.is_file():
-            what = "holds no training" if folder.path.is_dir() else "does not exist"
+            what = "holds no training" if folder.path.exists() else "does not exist"
             raise ConfigError(
                 f"{folder.path} {what}: {folder.config.name} is not there; give a folder of `dpmodel train`"
             )

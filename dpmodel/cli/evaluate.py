@@ -34,10 +34,7 @@ def evaluate(
         typer.echo(json.dumps({"run": str(run_dir), "metrics": result.metrics, "privacy": result.spent.to_dict()}))
         return
     from rich.console import Console
-    from rich.table import Table
 
-    table = Table(show_header=False, title=str(run_dir), title_justify="left")
-    for name, value in result.metrics.items():
-        table.add_row(f"test {name}", f"{value:.4f}")
-    table.add_row("privacy", str(result.spent))
-    Console().print(table, highlight=False)
+    from dpmodel.cli.result_view import result_table
+
+    Console().print(result_table(str(run_dir), result.metrics, result.spent), highlight=False)

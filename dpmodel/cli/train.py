@@ -118,25 +118,15 @@ def _summary(result: TrainingResult) -> dict[str, object]:
 
 
 def _show(console: Console, result: TrainingResult) -> None:
-    from rich.table import Table
-
+    from dpmodel.cli.result_view import result_table
     from monitors.accountant import epsilon_text
 
-    spent = result.report.spent
-    table = Table(show_header=False, title="Training " + result.report.status, title_justify="left")
-    for name, value in result.metrics.items():
-        table.add_row(f"test {name}", f"{value:.4f}")
-    table.add_row("epsilon", f"{epsilon_text(spent.epsilon)} at delta {spent.delta:g} (accountant {spent.accountant})")
-    without = result.report.without_lost
-    if without is not None:
-        least = epsilon_text(without.epsilon)
-        table.add_row("lost steps", f"{result.report.lost_steps:,}, charged; epsilon without them {least}")
-    table.add_row("unit", spent.unit)
-    table.add_row("neighbours", spent.relation)
-    table.add_row("sampling", spent.sampling)
+    report, lost = result.report, None
+    if report.without_lost is not None:
+        least = epsilon_text(report.without_lost.epsilon)
+        lost = f"{report.lost_steps:,}, charged; epsilon without them {least}"
+    table = result_table("Training " + report.status, result.metrics, report.spent, lost)
     table.add_row("not accounted", "tuning, training loss, test data; see the report")
-    for note in spent.notes:
-        table.add_row("caveat", note)
     table.add_row("report", str(result.folder.statement))
     console.print(table, highlight=False)
     if result.interrupted and result.folder.state.is_file():

@@ -1,4 +1,5 @@
 import json
+import re
 
 import pytest
 
@@ -22,6 +23,30 @@ def test_a_setting_may_be_changed(command, trained):
     code, text, _ = command("eval", trained, "--set", "training.metrics=[f1]", "--json")
     assert code == 0
     assert list(json.loads(text)["metrics"]) == ["f1"]
+
+
+@pytest.mark.parametrize(
+    "setting", ["privacy.sampling=shuffle", "privacy.noise_multiplier=30", "privacy.clip=Automatic"]
+)
+def test_what_the_claim_rests_on_cannot_be_changed(command, trained, setting):
+    code, text, error = command("eval", trained, "--set", setting)
+    assert (code, text) == (2, "")
+    assert f"{setting.split('=')[0]} is a fact of the training in the folder" in error
+
+
+def test_the_claim_is_that_of_the_training_whatever_is_evaluated(command, trained):
+    before = json.loads(command("eval", trained, "--json")[1])["privacy"]
+    after = json.loads(command("eval", trained, "--set", "training.batch_size=60", "--json")[1])["privacy"]
+    assert after == before
+    stricter = json.loads(command("eval", trained, "--set", "privacy.delta=1e-6", "--json")[1])["privacy"]
+    assert stricter["epsilon"] > before["epsilon"]
+
+
+def test_the_epsilon_that_is_shown_is_never_rounded_down(command, trained):
+    exact = json.loads(command("eval", trained, "--json")[1])["privacy"]["epsilon"]
+    text = command("eval", trained)[1]
+    shown = float(re.search(r"epsilon\s+\S\s+([\d.]+) at delta", text)[1])
+    assert exact <= shown < exact + 1e-3
 
 
 def test_a_folder_without_a_training_is_bad_usage(command, tmp_path):

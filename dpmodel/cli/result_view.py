@@ -1,0 +1,38 @@
+"""The table of what a training reached and spent, for ``dpmodel train`` and ``dpmodel eval``."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+from monitors.accountant import epsilon_text
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from monitors.accountant import PrivacySpent
+
+
+def result_table(title: str, metrics: Mapping[str, float], spent: PrivacySpent, lost: str | None = None) -> Table:
+    """Metrics and the privacy claim with its conditions, a row each; the caller may add rows.
+
+    Args:
+        title: Above the table.
+        metrics: Name to value, over the test data.
+        spent: The claim.
+        lost: What to say of steps that were lost; None where there are none.
+    """
+    from rich.table import Table
+
+    table = Table(show_header=False, title=title, title_justify="left")
+    for name, value in metrics.items():
+        table.add_row(f"test {name}", f"{value:.4f}" if abs(value) < 1e6 else f"{value:.4g}")
+    table.add_row("epsilon", f"{epsilon_text(spent.epsilon)} at delta {spent.delta:g} (accountant {spent.accountant})")
+    if lost is not None:
+        table.add_row("lost steps", lost)
+    table.add_row("unit", spent.unit)
+    table.add_row("neighbours", spent.relation)
+    table.add_row("sampling", spent.sampling)
+    for note in spent.notes:
+        table.add_row("caveat", note)
+    return table
