@@ -52,12 +52,30 @@ _classification("recall", "Recall", average="macro")
 _classification("auroc", "AUROC", average="macro")
 
 
+def _regression(name: str, class_name: str) -> None:
+    def build(num_classes: int, **options: Any) -> Metric:
+        import torchmetrics
+
+        del num_classes
+        return getattr(torchmetrics, class_name)(**options)  # type: ignore[no-any-return]
+
+    METRICS.register(name)(build)
+
+
+_regression("mae", "MeanAbsoluteError")
+_regression("mse", "MeanSquaredError")
+
+#: Names of metrics that compare numbers; all others are of classes, but for the loss.
+REGRESSION = frozenset({"mae", "mse"})
+
+
 @dataclass(frozen=True)
 class MetricSpec:
     """A metric by name that is built when the first batch shows the number of classes.
 
     Args:
-        name: ``"accuracy"``, ``"f1"``, ``"precision"``, ``"recall"``, ``"auroc"`` or ``"loss"``, in any case.
+        name: ``"accuracy"``, ``"f1"``, ``"precision"``, ``"recall"``, ``"auroc"``, ``"mae"``, ``"mse"`` or ``"loss"``,
+            in any case.
         options: Keyword arguments of the torchmetrics class.
     """
 
@@ -121,3 +139,8 @@ def _entry(given: Any) -> MetricSpec | Metric:
 def is_loss(entry: Any) -> bool:
     """Whether a metric is the mean loss, which needs the loss function and not the number of classes."""
     return isinstance(entry, MetricSpec) and entry.name.lower() == "loss"
+
+
+def is_of_classes(entry: Any) -> bool:
+    """Whether a metric goes by a name that means a measure of classification."""
+    return isinstance(entry, MetricSpec) and entry.name.lower() not in REGRESSION and not is_loss(entry)

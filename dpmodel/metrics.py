@@ -9,7 +9,7 @@ from dpmodel.metric_names import METRICS as METRICS
 from dpmodel.metric_names import Accuracy as Accuracy
 from dpmodel.metric_names import Metric as Metric
 from dpmodel.metric_names import MetricSpec as MetricSpec
-from dpmodel.metric_names import is_loss, named_metrics
+from dpmodel.metric_names import is_loss, is_of_classes, named_metrics
 from monitors.errors import DataError
 
 if TYPE_CHECKING:
@@ -34,7 +34,8 @@ class MetricSet:
     Shapes:
         outputs (N, classes) or (N, classes, ...) scores, or (N,) and (N, 1) scores of a binary task (probabilities,
         where ``loss_fn`` is ``torch.nn.BCELoss``); targets (N, ...) whole numbers in [0, classes). Objects are given
-        the outputs as they are.
+        the outputs as they are, and so is the loss: there they may be tuples, lists or dicts of tensors. ``"mae"`` and
+        ``"mse"`` take outputs and targets of one shape.
 
     Example:
         >>> import torch
@@ -60,23 +61,24 @@ class MetricSet:
         """Names of the values that ``compute`` returns, in order."""
         return tuple(self._given)
 
-    def update(self, outputs: Tensor, targets: Tensor) -> None:
+    def update(self, outputs: Any, targets: Any) -> None:
         """Take in one batch; an empty one changes nothing.
 
         Raises:
             DataError: The shapes do not fit, or a target is out of range.
         """
-        if len(outputs) != len(targets):
-            raise DataError(f"outputs and targets differ in length: {len(outputs)} and {len(targets)}")
-        if len(outputs) == 0:
+        first, rows = _first(outputs), _rows(targets)
+        if len(first) != rows:
+            raise DataError(f"outputs and targets differ in length: {len(first)} and {rows}")
+        if rows == 0:
             return
-        outputs = outputs.detach()
+        outputs = outputs.detach() if outputs is first else outputs
         if not self._built:
             self._build(outputs, targets)
-        self.to(outputs.device)
+        self.to(first.device)
         for name, metric in self._built.items():
             metric.update(*_prepared(self._given[name], outputs, targets, self._probabilities))
-        self._examples += len(outputs)
+        self._examples += rows
 
     def compute(self) -> dict[str, float]:
         """The values over all batches since the last reset.
@@ -107,9 +109,15 @@ class MetricSet:
             self._device = target
         return self
 
-    def _build(self, outputs: Tensor, targets: Tensor) -> None:
-        named = any(isinstance(entry, MetricSpec) and not is_loss(entry) for entry in self._given.values())
-        classes = _num_classes(outputs, targets) if named else 0
+    def _build(self, outputs: Any, targets: Any) -> None:
+        named = [name for name, entry in self._given.items() if isinstance(entry, MetricSpec) and not is_loss(entry)]
+        if named and not hasattr(outputs, "dim"):
+            raise DataError(
+                f"the metric {named[0]!r} takes the outputs as one tensor, but the network gives a "
+                f"{type(outputs).__name__}; give an object with update, compute and reset that picks from it"
+            )
+        of_classes = any(is_of_classes(self._given[name]) for name in named)
+        classes = _num_classes(outputs, targets) if of_classes else 0
         for name, entry in self._given.items():
             self._built[name] = self._metric(entry, classes)
 
@@ -129,16 +137,26 @@ class _MeanLoss:
         self._loss_fn = loss_fn
         self.reset()
 
-    def update(self, outputs: Tensor, targets: Tensor) -> None:
-        value = self._loss_fn(outputs, targets).detach().double()
-        self._sum += float(value.mean()) * len(outputs)
-        self._count += len(outputs)
+    def update(self, outputs: Any, targets: Any) -> None:
+        value, rows = self._loss_fn(outputs, targets).detach().double(), _rows(targets)
+        self._sum += float(value.mean()) * rows
+        self._count += rows
 
     def compute(self) -> float:
         return self._sum / self._count
 
     def reset(self) -> None:
         self._sum, self._count = 0.0, 0
+
+
+def _first(value: Any) -> Tensor:
+    from mechanisms.engines.batch import first_tensor
+
+    return first_tensor(value)
+
+
+def _rows(value: Any) -> int:
+    return len(_first(value))
 
 
 def _num_classes(outputs: Tensor, targets: Tensor) -> int:
@@ -161,7 +179,7 @@ def _num_classes(outputs: Tensor, targets: Tensor) -> int:
 def _prepared(
     entry: MetricSpec | Metric, outputs: Tensor, targets: Tensor, are_probabilities: bool
 ) -> tuple[Tensor, Tensor]:
-    if not isinstance(entry, MetricSpec) or is_loss(entry):
+    if not is_of_classes(entry):
         return outputs, targets
     # torchmetrics guesses from each batch's range whether it holds scores or probabilities, and guesses wrong for a
     # batch of small scores; so it is given probabilities only. Double precision keeps large scores apart.

@@ -14,13 +14,15 @@ from torch.optim import Optimizer
 from dpmodel.callbacks.base import CallbackList
 from dpmodel.compat import require_valid
 from dpmodel.data.loader import PrivateLoader, evaluation_batches, private_loader, require_held_out
-from dpmodel.data.targets import require_class_targets
+from dpmodel.data.targets import require_class_targets, require_same_shape
 from dpmodel.guard import UpdateGuard
 from dpmodel.history import History
 from dpmodel.metrics import MetricSet
+from dpmodel.optimizers import require_first_order
 from dpmodel.release import ReleasePlan
 from dpmodel.run import Run
 from dpmodel.step import PrivateStep
+from dpmodel.tensor_nest import describe_batch, join_batches, require_tensors
 from dpmodel.training import TrainingLoop, to_device
 from mechanisms.clipping import ClipMechanism, Fixed
 from mechanisms.engines.batch import Batch, call_network, first_tensor, map_tensors
@@ -30,6 +32,7 @@ from mechanisms.noise import NoiseMechanism, NoNoise
 from mechanisms.sampling import SAMPLERS
 from mechanisms.units import ClippedUnit
 from monitors import _checks
+from monitors.errors import DataError, DPModelError
 from monitors.ledger import Ledger
 
 if TYPE_CHECKING:
@@ -137,6 +140,10 @@ class DPModel:
         self.device = torch.device(device) if device is not None else _device_of(network)
         network.to(self.device)
 
+    def __repr__(self) -> str:
+        mechanisms = f"noise={type(self.noise_mech).__name__}, clip={type(self.clip_mech).__name__}"
+        return f"DPModel({type(self.network).__name__}, {mechanisms}, {self.steps_done:,} steps done)"
+
     def fit(
         self,
         loader: Any,
@@ -203,11 +210,21 @@ class DPModel:
                     self.metrics.update(outputs, to_device(y, self.device))
         return self.metrics.compute()
 
-    def predict(self, inputs: Any) -> Tensor:
+    def predict(self, inputs: Any) -> Any:
         """The network's outputs for ``inputs`` in evaluation mode, in the order given, without gradients.
 
         Post-processing of a private model: costs nothing.
+
+        Args:
+            inputs: A tensor whose first dimension counts examples, or a tuple, list or dict of such tensors.
+
+        Returns:
+            A tensor, or what the network gives: a tuple, list or dict of tensors.
+
+        Raises:
+            DataError: The inputs hold anything but tensors.
         """
+        require_tensors(inputs, "predict")
         size = first_tensor(inputs).shape[0]
         with self._inference():
             parts = [
@@ -216,7 +233,7 @@ class DPModel:
                 )
                 for i in range(0, max(size, 1), INFERENCE_BATCH)
             ]
-        return torch.cat(parts)
+        return join_batches(parts)
 
     def privacy_spent(self, delta: float, accountant: str | Accountant = "rdp") -> PrivacySpent:
         """Epsilon at ``delta`` of everything on the ledger, with the conditions under which it holds.
@@ -263,9 +280,9 @@ class DPModel:
     def _prepare(self, run: Run, loader: PrivateLoader) -> PrivateStep:
         guard = UpdateGuard(self.network, self.optimizer)
         x, y = (to_device(value, self.device) for value in loader.example())
-        require_valid(self.network, x)
-        with self._inference():
-            require_class_targets(loader.dataset, call_network(self.network, x), self.loss_fn)
+        outputs = self._tried(x)
+        require_class_targets(loader.dataset, outputs, self.loss_fn)
+        require_same_shape(outputs, y, self.loss_fn)
         was_training = self.network.training
         self.network.train()
         self._choice = choose_engine(
@@ -282,6 +299,19 @@ class DPModel:
         return PrivateStep(
             self.network, self.loss_fn, self.optimizer, self._choice.engine, run.plan, self.ledger, guard
         )
+
+    def _tried(self, x: Any) -> Any:
+        """The network's outputs for some examples, so that what cannot be trained is found before anything is spent."""
+        try:
+            require_valid(self.network, x)
+            with self._inference():
+                return call_network(self.network, x)
+        except DPModelError:
+            raise
+        except Exception as error:
+            raise DataError(
+                f"{type(self.network).__name__} cannot take the inputs of the data set ({describe_batch(x)}): {error}"
+            ) from error
 
     def _engine_options(self) -> dict[str, Any]:
         # Only what is asked for: an engine that cannot do it is passed over.
@@ -322,6 +352,9 @@ def _check_types(network: Any, loss_fn: Any, optimizer: Any, noise_mech: Any, cl
     for name, (value, kind, words) in expected.items():
         if not isinstance(value, kind):
             raise ValueError(f"{name} must be {words}, got {value!r} of type {type(value).__name__}")
+    require_first_order(optimizer)
+    if isinstance(loss_fn, type):
+        raise ValueError(f"loss_fn is the class {loss_fn.__name__}; give an object of it: {loss_fn.__name__}()")
     if not callable(loss_fn):
         raise ValueError(f"loss_fn must be callable as loss_fn(outputs, targets), got {loss_fn!r}")
 

@@ -127,8 +127,7 @@ def build_optimizer(name: str, parameters: Iterable[Any], **args: Any) -> optim.
             ...
         ValueError: unknown optimizer 'Adan'; did you mean 'Adam'? Known: ...
     """
-    if name in REFUSED_OPTIMIZERS:
-        raise ValueError(f"optimizer {name!r} cannot train with differential privacy: {REFUSED_OPTIMIZERS[name]}")
+    _refuse(name)
     builder = OPTIMIZERS.get(name) if name in OPTIMIZERS else _torch_optimizers().get(name)
     if builder is None:
         names = optimizer_names()
@@ -142,6 +141,23 @@ def build_optimizer(name: str, parameters: Iterable[Any], **args: Any) -> optim.
         return builder(held, **options)
     except (TypeError, ValueError) as error:
         raise ValueError(f"optimizer {name!r} cannot be built from {args}: {error}") from error
+
+
+def require_first_order(optimizer: optim.Optimizer) -> None:
+    """Refuse an optimizer that a private step cannot serve: one noisy, dense gradient is all that it gets.
+
+    Raises:
+        ValueError: Says why.
+
+    Example:
+        >>> import torch
+        >>> require_first_order(optim.LBFGS([torch.nn.Parameter(torch.zeros(2))]))
+        Traceback (most recent call last):
+            ...
+        ValueError: optimizer 'LBFGS' cannot train with differential privacy: it evaluates the loss several times ...
+    """
+    for kind in type(optimizer).__mro__:
+        _refuse(kind.__name__)
 
 
 def scheduler_names() -> tuple[str, ...]:
@@ -187,6 +203,11 @@ def build_scheduler(
         return cast(LRScheduler, known[name](optimizer, **options))
     except (TypeError, ValueError, ZeroDivisionError) as error:
         raise ValueError(f"learning-rate scheduler {name!r} cannot be built from {args}: {error}") from error
+
+
+def _refuse(name: str) -> None:
+    if name in REFUSED_OPTIMIZERS:
+        raise ValueError(f"optimizer {name!r} cannot train with differential privacy: {REFUSED_OPTIMIZERS[name]}")
 
 
 def _listed(parameters: Iterable[Any]) -> list[Any]:

@@ -1,15 +1,15 @@
-"""Nests of tensors and plain values, taken apart into named tensors and JSON values, and put together again."""
+"""Nests of tensors and plain values: taken apart into named tensors and JSON values, joined, and described."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from monitors.errors import CheckpointError
+from monitors.errors import CheckpointError, DataError
 
 
 def pack_nest(value: Any, name: str, tensors: dict[str, Tensor], owner: str) -> Any:
@@ -57,3 +57,59 @@ def unpack_nest(value: Any, tensors: Mapping[str, Tensor]) -> Any:
     if "tuple" in value:
         return tuple(unpack_nest(item, tensors) for item in value["tuple"])
     return {key: unpack_nest(item, tensors) for key, item in value["mapping"]}
+
+
+def join_batches(parts: Sequence[Any]) -> Any:
+    """Nests of one form, joined along the first dimension of their tensors.
+
+    Args:
+        parts: At least one; a mapping becomes a dict.
+
+    Raises:
+        DataError: A part of a nest is no tensor.
+
+    Example:
+        >>> join_batches([{"logits": torch.zeros(2, 3)}, {"logits": torch.zeros(1, 3)}])["logits"].shape
+        torch.Size([3, 3])
+    """
+    first = parts[0]
+    if isinstance(first, Tensor):
+        return torch.cat(list(parts))
+    if isinstance(first, Mapping):
+        return {key: join_batches([part[key] for part in parts]) for key in first}
+    if isinstance(first, (list, tuple)):
+        joined = [join_batches(items) for items in zip(*parts, strict=True)]
+        return joined if isinstance(first, list) else tuple(joined)
+    raise DataError(f"a network's outputs must be tensors in tuples, lists and dicts, got {type(first).__name__}")
+
+
+def require_tensors(value: Any, owner: str) -> None:
+    """Refuse anything but tensors, alone or in tuples, lists and dicts.
+
+    Raises:
+        DataError: Names what was given, and by ``owner`` to whom.
+    """
+    parts = value.values() if isinstance(value, Mapping) else value if isinstance(value, (list, tuple)) else None
+    if isinstance(value, Tensor):
+        return
+    if not parts:
+        hint = "; torch.as_tensor makes one of an array" if isinstance(value, np.ndarray) else ""
+        raise DataError(
+            f"{owner} takes a tensor, or a tuple, list or dict of tensors, got {type(value).__name__}{hint}"
+        )
+    for part in parts:
+        require_tensors(part, owner)
+
+
+def describe_batch(value: Any) -> str:
+    """Types and shapes of the examples in a batch.
+
+    Example:
+        >>> describe_batch({"ids": torch.zeros(2, 5, dtype=torch.int64), "mask": torch.zeros(2, 5)})
+        'ids: int64 of shape (5,), mask: float32 of shape (5,)'
+    """
+    if isinstance(value, Tensor):
+        return f"{str(value.dtype).removeprefix('torch.')} of shape {tuple(value.shape[1:])}"
+    if isinstance(value, Mapping):
+        return ", ".join(f"{key}: {describe_batch(part)}" for key, part in value.items())
+    return ", ".join(describe_batch(part) for part in value)

@@ -12,6 +12,9 @@ from monitors.errors import DataError
 #: Losses whose targets are class numbers when they are not floating point.
 _CLASS_LOSSES = (nn.CrossEntropyLoss, nn.NLLLoss)
 
+#: Losses that compare outputs and targets element by element.
+_ELEMENTWISE_LOSSES = (nn.MSELoss, nn.L1Loss, nn.SmoothL1Loss, nn.HuberLoss, nn.BCELoss, nn.BCEWithLogitsLoss)
+
 
 def all_targets(dataset: Any) -> Tensor | None:
     """The targets of an in-memory data set as one tensor, None where they cannot be had without reading the data."""
@@ -57,4 +60,35 @@ def require_class_targets(dataset: Any, outputs: Any, loss_fn: Any) -> None:
         raise DataError(
             f"target {int(targets[row])} at row {row[0]} is out of range: the network gives {classes} classes, so "
             f"targets must be in [0, {classes - 1}]. Mend the labels, or give the network more outputs"
+        )
+
+
+def require_same_shape(outputs: Any, targets: Any, loss_fn: Any) -> None:
+    """Refuse targets that an element-wise loss would spread over outputs of another shape; other losses are left alone.
+
+    Outputs (B, 1) with targets (B,) are the usual case: over a batch each output would meet every target.
+
+    Args:
+        outputs: The network's outputs for some examples.
+        targets: Their targets.
+        loss_fn: The user's loss.
+
+    Raises:
+        DataError: The shapes differ.
+
+    Example:
+        >>> require_same_shape(torch.zeros(2, 1), torch.zeros(2), nn.MSELoss())
+        Traceback (most recent call last):
+            ...
+        monitors.errors.DataError: MSELoss compares element by element, but one output has shape (1,) and one target...
+    """
+    if not isinstance(loss_fn, _ELEMENTWISE_LOSSES) or not (
+        isinstance(outputs, Tensor) and isinstance(targets, Tensor)
+    ):
+        return
+    if outputs.shape != targets.shape:
+        raise DataError(
+            f"{type(loss_fn).__name__} compares element by element, but one output has shape "
+            f"{tuple(outputs.shape[1:])} and one target {tuple(targets.shape[1:])}; give both the same shape "
+            "(targets.unsqueeze(1), or outputs.squeeze(1) in the network)"
         )

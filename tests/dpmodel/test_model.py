@@ -466,3 +466,79 @@ class TestBadInputIsRefusedBeforeAnyBudgetIsSpent:
         with pytest.raises(DataError, match=r"torch.float32 and shape \(32,\)"):
             model.fit(DataLoader(TensorDataset(torch.randn(32, 4), torch.zeros(32)), 16))
         assert model.ledger.total == 0
+
+
+class NamedScores(nn.Module):
+    """Takes named inputs and gives named outputs, as networks of language models do."""
+
+    def __init__(self):
+        super().__init__()
+        self.scores = nn.Linear(4, 3)
+
+    def forward(self, features, mask):
+        return {"logits": self.scores(features * mask)}
+
+
+class NamedInputs(torch.utils.data.Dataset):
+    def __init__(self, data):
+        self.data = data
+
+    def __len__(self):
+        return len(self.data)
+
+    def __getitem__(self, row):
+        features, target = self.data[row]
+        return {"features": features, "mask": torch.ones(4)}, target
+
+
+def test_named_inputs_and_outputs_are_trained_evaluated_and_predicted(make_model, make_data):
+    data, network, plain = make_data(), NamedScores(), nn.CrossEntropyLoss()
+    model = make_model(network, loss_fn=lambda outputs, targets: plain(outputs["logits"], targets))
+    model.fit(DataLoader(NamedInputs(data), 16), valid_loader=NamedInputs(data))
+    x, y = data.tensors
+    scores = model.predict({"features": x, "mask": torch.ones(64, 4)})
+    assert set(scores) == {"logits"}
+    assert scores["logits"].shape == (64, 3)
+    assert model.eval(NamedInputs(data))["loss"] == pytest.approx(float(plain(scores["logits"], y)), rel=1e-5)
+
+
+@pytest.mark.parametrize("kind", [torch.optim.LBFGS, torch.optim.SparseAdam])
+def test_an_optimizer_that_a_noisy_gradient_cannot_feed_is_refused_at_once(make_model, kind):
+    network = nn.Linear(4, 3)
+    with pytest.raises(ValueError, match=f"optimizer '{kind.__name__}' cannot train with differential privacy"):
+        make_model(network, optimizer=kind(list(network.parameters())))
+
+
+def test_the_class_of_a_loss_is_refused_where_an_object_is_meant(make_model):
+    with pytest.raises(ValueError, match=r"loss_fn is the class CrossEntropyLoss; give an object of it"):
+        make_model(loss_fn=nn.CrossEntropyLoss)
+
+
+@pytest.mark.parametrize("inputs", [torch.zeros(64, 4, dtype=torch.float64), torch.zeros(64, 5)])
+def test_inputs_that_the_network_cannot_take_are_named_before_any_release(make_model, inputs):
+    model = make_model()
+    kind = str(inputs.dtype).removeprefix("torch.")
+    with pytest.raises(DataError, match=rf"Sequential cannot take the inputs of the data set \({kind} of shape"):
+        model.fit(DataLoader(TensorDataset(inputs, torch.zeros(64, dtype=torch.int64)), 16))
+    assert model.ledger.total == 0
+
+
+def test_targets_that_a_loss_would_spread_over_the_outputs_are_refused_before_any_release(make_model):
+    model = make_model(nn.Linear(4, 1), nn.MSELoss())
+    with pytest.raises(DataError, match=r"one output has shape \(1,\) and one target \(\); give both the same shape"):
+        model.fit(DataLoader(TensorDataset(torch.zeros(64, 4), torch.zeros(64)), 16))
+    assert model.ledger.total == 0
+    model.fit(DataLoader(TensorDataset(torch.zeros(64, 4), torch.zeros(64, 1)), 16))
+    assert model.ledger.total == 4
+
+
+@pytest.mark.parametrize("inputs", [torch.zeros(3, 4).numpy(), None, "x", [torch.zeros(3, 4), None]])
+def test_predictions_of_anything_but_tensors_are_refused(make_model, inputs):
+    with pytest.raises(DataError, match="predict takes a tensor, or a tuple, list or dict of tensors, got"):
+        make_model().predict(inputs)
+
+
+def test_a_model_shows_what_it_is_made_of(make_model, loader):
+    model = make_model()
+    model.fit(loader)
+    assert repr(model) == "DPModel(Sequential, noise=Gaussian, clip=Fixed, 4 steps done)"
