@@ -49,8 +49,8 @@ def check_arguments(
     unknown = [name for name in given if name not in open_names]
     if unknown:
         parts = [f"{name!r}{_checks.nearest_hint(name, open_names)}" for name in unknown]
-        listing = ", ".join(open_names) or "none"
-        raise ValueError(f"{owner} has no argument {', '.join(parts)} It takes: {listing}")
+        listing, stop = ", ".join(open_names) or "none", " It" if parts[-1].endswith("?") else "; it"
+        raise ValueError(f"{owner} has no argument {', '.join(parts)}{stop} takes: {listing}")
     missing = [name for name in _required_names(builder) if name not in filled and name not in given]
     if missing:
         raise ValueError(f"{owner} needs the argument {', '.join(repr(name) for name in missing)}")

@@ -92,9 +92,7 @@ def train_from_config(
         raise ValueError("force moves the training in the folder aside, and resume goes on with it; give one of them")
     begin = _resumed if resume else partial(_new, force=force)
     with begin(config, folder) as (training, keeper):
-        if announce is not None:
-            announce(training, folder)
-        return _carry_out(training, folder, list(callbacks), keeper)
+        return _carry_out(training, folder, list(callbacks), keeper, announce)
 
 
 @contextmanager
@@ -166,11 +164,18 @@ def resolved_yaml(training: Training) -> str:
 
 
 def _carry_out(
-    training: Training, folder: RunFolder, callbacks: list[Any], keeper: StateKeeper | None
+    training: Training,
+    folder: RunFolder,
+    callbacks: list[Any],
+    keeper: StateKeeper | None,
+    announce: Callable[[Training, RunFolder], None] | None,
 ) -> TrainingResult:
     recorder, interrupt = RunRecorder(folder, training.plan), InterruptStop()
-    listeners = [interrupt, recorder, *training.callbacks, *callbacks]
+    # The recorder comes last: a callback that refuses to begin must find nothing written.
+    listeners = [interrupt, *training.callbacks, *callbacks, recorder]
     try:
+        if announce is not None:
+            announce(training, folder)
         with interrupt.listening():
             history = training.model.fit(
                 training.loader,

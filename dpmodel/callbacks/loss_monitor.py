@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 
 from dpmodel.callbacks.base import Callback
@@ -40,5 +41,6 @@ class LossMonitor(Callback):
             return
         self._last_printed = run.step
         # A Poisson draw may be empty; then there is no loss to speak of.
-        loss = "not known (no example was drawn)" if run.loss is None else f"{run.loss:.6g}"
+        known = run.loss is not None and not math.isnan(run.loss)
+        loss = f"{run.loss:.6g}" if known else "not known (no example was drawn)"
         run.say(f"epoch: {run.epoch} step: {step_in_epoch(run)}, loss is {loss}")

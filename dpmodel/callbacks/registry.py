@@ -29,7 +29,7 @@ def build_callback(name: str, **args: Any) -> Callback:
     """Build a callback by its registered name.
 
     Raises:
-        ValueError: Unknown name or argument; the nearest is suggested.
+        ValueError: Unknown name or argument (the nearest is suggested), or it needs a package that is not installed.
 
     Example:
         >>> build_callback("EarlyStopping", patience=5).patience
@@ -41,4 +41,7 @@ def build_callback(name: str, **args: Any) -> Callback:
     """
     builder = CALLBACKS.get(name)
     check_arguments(builder, args, f"callback {name!r}")
-    return builder(**args)  # type: ignore[no-any-return]
+    try:
+        return builder(**args)  # type: ignore[no-any-return]
+    except ImportError as error:
+        raise ValueError(str(error)) from error

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from monitors import _checks
+from monitors.errors import ConfigError
 
 LESS_IS_BETTER = frozenset({"loss", "mse", "mae", "error"})
 
@@ -21,7 +22,7 @@ def matching_name(monitor: str, names: Iterable[str], owner: str) -> str:
     """The one of ``names`` that is ``monitor``, in any case of letters.
 
     Raises:
-        ValueError: There is none; the metrics that there are and the nearest one are named.
+        ConfigError: There is none; the metrics that there are and the nearest one are named.
     """
     by_lower = {name.lower(): name for name in names}
     # The history calls the validation loss "valid_loss", to tell it from the training loss in the same table.
@@ -29,5 +30,5 @@ def matching_name(monitor: str, names: Iterable[str], owner: str) -> str:
     if wanted not in by_lower:
         listing = ", ".join(by_lower.values()) or "none (is valid_loader given to fit?)"
         hint = _checks.nearest_hint(monitor, by_lower.values()) or ";"
-        raise ValueError(f"{owner} watches the validation metric {monitor!r}{hint} the metrics are: {listing}")
+        raise ConfigError(f"{owner} watches the validation metric {monitor!r}{hint} the metrics are: {listing}")
     return by_lower[wanted]

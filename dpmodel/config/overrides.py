@@ -47,7 +47,7 @@ def apply_overrides(marked: Marked, overrides: Iterable[str | tuple[Sequence[str
     values, marks = copy.deepcopy(marked.values), dict(marked.marks)
     for override in overrides:
         keys, value = parse_override(override) if isinstance(override, str) else (tuple(override[0]), override[1])
-        label = f"--set {override}" if isinstance(override, str) else f"{'.'.join(keys)} (command line)"
+        label = f"--set {override}" if isinstance(override, str) else "command line"
         path = _put(values, keys, value, label)
         marks = {known: place for known, place in marks.items() if known[: len(path)] != path}
         marks[path] = label

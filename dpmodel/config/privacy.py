@@ -84,9 +84,10 @@ class PrivacySection(Section):
         if self.noise is None and stated:
             raise ValueError(f"noise is null (no privacy), but {stated[0]} is given; remove one of them")
         if self.noise is not None and len(stated) != 1:
+            found = f"{' and '.join(stated)}; set the other to null" if stated else "neither"
             raise ValueError(
                 "give exactly one of noise_multiplier (epsilon follows) and target_epsilon (the multiplier follows), "
-                f"got {' and '.join(stated) or 'neither'}; set the other to null"
+                f"got {found}"
             )
         most, target = self.monitor.max_eps, self.target_epsilon
         if most is not None and target is not None and most < target:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, PlainValidator, model_validator
 
 from dpmodel.config.fields import FromList, NamedSection, NonNegativeInt, PositiveInt, Section
+from monitors import _checks
 
 
 class DataSection(NamedSection):
@@ -78,6 +79,16 @@ class OptimizerSection(NamedSection):
     schedule: ScheduleSection | None = None
 
 
+def _part_of_batch(value: Any) -> Any:
+    try:
+        if value not in (None, "auto"):
+            _checks.positive_int(physical_batch_size=value)
+    except ValueError:
+        wanted = "a whole number of at least 1, 'auto' or null"
+        raise ValueError(f"physical_batch_size must be {wanted}, got {value!r}") from None
+    return value
+
+
 class PerformanceSection(Section):
     """What changes speed and memory, and never epsilon.
 
@@ -95,7 +106,7 @@ class PerformanceSection(Section):
     """
 
     engine: str = "auto"
-    physical_batch_size: PositiveInt | Literal["auto"] | None = None
+    physical_batch_size: Annotated[int | Literal["auto"] | None, PlainValidator(_part_of_batch)] = None
     precision: Literal["fp32", "bf16"] = "fp32"
     timed_plans: bool = False
     device: str = "auto"

@@ -116,7 +116,7 @@ def _public_rows(total: int, most: int | None, name: str) -> Tensor | None:
         return None
     _checks.positive_int(**{name: most})
     if most > total:
-        raise DataError(f"{name} is {most}, but there are only {total} examples")
+        raise ValueError(f"{name} is {most}, but there are only {total} examples; use at most {total}, or leave it out")
     generator = torch.Generator().manual_seed(PERMUTATION_SEED)
     # Files are often ordered by class, so the first rows would be one class only.
     return torch.randperm(total, generator=generator)[:most].sort().values

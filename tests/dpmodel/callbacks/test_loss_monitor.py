@@ -27,9 +27,10 @@ def test_zero_prints_nothing(fake_run):
     assert fake_run().train([LossMonitor(0)]).lines == []
 
 
-def test_an_empty_batch_has_no_loss_and_is_said_so(fake_run):
+@pytest.mark.parametrize("loss", [None, float("nan")])
+def test_an_empty_batch_has_no_loss_and_is_said_so(fake_run, loss):
     run = fake_run()
-    run.step, run.loss = 1, None
+    run.step, run.loss = 1, loss
     LossMonitor().on_train_step_end(run)
     assert run.lines == ["epoch: 1 step: 1, loss is not known (no example was drawn)"]
 

@@ -77,3 +77,12 @@ def test_an_unknown_argument_is_refused_with_the_nearest():
 def test_a_missing_argument_is_named():
     with pytest.raises(ValueError, match="callback 'CSVLogger' needs the argument 'path'"):
         build_callback("CSVLogger")
+
+
+def test_a_callback_that_needs_a_missing_package_is_a_wrong_setting(monkeypatch):
+    def missing():
+        raise ImportError("TensorBoardLogger needs TensorBoard")
+
+    monkeypatch.setattr(tensorboard_logger, "_summary_writer_class", missing)
+    with pytest.raises(ValueError, match="needs TensorBoard"):
+        build_callback("TensorBoardLogger")

@@ -180,6 +180,8 @@ REFUSED = [
     ("privacy.micro_batches=5", 2, ["batch_size=12 must be a multiple of micro_batches=5", "micro_batches=4"]),
     ("data.num_examples=1000", 2, ["data.num_examples is 1000", "has 120"]),
     ("data.name=minst", 2, ["data: unknown data set 'minst'", "did you mean 'mnist'"]),
+    ("data.limit=121", 2, ["data: limit is 121, but there are only 120 examples; use at most 120"]),
+    ("data.foo=3", 2, ["has no argument 'foo'; it takes: num_train"]),
     ("data.nun_train=3", 2, ["has no argument 'nun_train'", "did you mean 'num_train'"]),
     ("network.name=lenet", 2, ["unknown network 'lenet'", "did you mean 'lenet5'"]),
     ("network={name: linear, num_classes: 2}", 2, ["it has 2 outputs", "3 classes", "set num_classes: 3"]),
@@ -193,12 +195,15 @@ REFUSED = [
     ("optimizer.schedule={name: LinearLR, interval: hour}", 2, ["optimizer.schedule", "'hour'"]),
     ("training.metrics=[acuracy]", 2, ["training.metrics", "did you mean 'accuracy'"]),
     ("callbacks=[{name: LosMonitor}]", 2, ["callbacks.0", "did you mean 'LossMonitor'"]),
+    ("callbacks=[{name: EarlyStopping, monitor: foo}]", 2, ["metric 'foo'", "the metrics are: accuracy, loss"]),
     ("callbacks=[{name: EarlyStopping, patience: -1}]", 2, ["callbacks.0", "patience", "-1"]),
     ("privacy.accountant=zcdp", 2, ["privacy.accountant", "Poisson", "sampling='shuffle'"]),
+    ("privacy.noise_multiplier=null", 2, ["give exactly one of", "got neither\n"]),
     ("privacy.noise.decay_rate=1", 2, ["privacy.noise", "decay_rate=1", "Gaussian"]),
     ("privacy.noise={name: AdaGaussian, decay_policy: Sine}", 2, ["privacy.noise", "'Sine'", "Time"]),
     ("privacy.clip={name: Gaussian, target_unclipped_quantile: 90}", 2, ["privacy.clip", "90", "did you mean 0.9?"]),
     ("privacy.clip={name: Gaussian, min_norm_bound: 3}", 2, ["norm_bound=0.5 must lie in"]),
+    ("performance.physical_batch_size=autoo", 2, ["physical_batch_size must be a whole number", "'auto' or null"]),
     ("performance.engine=lop", 2, ["performance.engine", "did you mean 'loop'"]),
     ("performance.device=tpu9", 2, ["performance.device", "'tpu9'", "use 'auto' or 'cpu'"]),
     ("data={name: npz, root: nowhere.npz}", 1, ["nowhere.npz"]),
@@ -215,6 +220,17 @@ def test_bad_input_is_refused_before_any_budget_is_spent(command, tiny, tmp_path
         assert text in error
     assert "Traceback" not in error
     assert not out.exists()
+
+
+def test_a_screen_that_is_gone_before_the_first_step_leaves_no_folder(tiny, tmp_path):
+    from dpmodel.job import train_from_config
+
+    def gone(training, folder):
+        raise BrokenPipeError
+
+    with pytest.raises(BrokenPipeError):
+        train_from_config(load_config(tiny), tmp_path / "run", announce=gone)
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_target_out_of_reach_says_the_smallest_that_can_be_met(command, tiny, tmp_path):
