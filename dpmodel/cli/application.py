@@ -15,6 +15,7 @@ from dpmodel.cli import budget, compare, evaluate, plot, train, tune
 from monitors.errors import ConfigError, DPModelError
 
 OK, FAILED, BAD_USAGE = 0, 1, 2
+INTERRUPTED = 130
 DEBUG_VARIABLE = "DPMODEL_DEBUG"
 
 app = typer.Typer(
@@ -60,6 +61,8 @@ def run(arguments: Sequence[str] | None = None) -> int:
     try:
         app(args=None if arguments is None else list(arguments), prog_name="dpmodel")
     except SystemExit as stop:
+        if isinstance(stop.__context__, KeyboardInterrupt) or stop.code == INTERRUPTED:
+            _say(KeyboardInterrupt("interrupted"), FAILED)
         return stop.code if isinstance(stop.code, int) else FAILED
     except ConfigError as error:
         return _say(error, BAD_USAGE)

@@ -39,7 +39,7 @@ def compare(
         Path | None, typer.Option("--output", "-o", help=r"Comparison folder \[default: runs/<config>]")
     ] = None,
     jobs: Annotated[
-        int | None, typer.Option("--jobs", "-j", help=r"Trainings at once \[default: half of the cores]")
+        int | None, typer.Option("--jobs", "-j", min=1, help=r"Trainings at once \[default: half of the cores]")
     ] = None,
     epsilon: Annotated[float | None, typer.Option(help="Target epsilon, instead of the file's.")] = None,
     seeds: Annotated[str | None, typer.Option(help="Seeds, instead of the file's: 1,2,3")] = None,

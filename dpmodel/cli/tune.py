@@ -27,13 +27,13 @@ def tune(
     config: Annotated[Path, typer.Argument(metavar="CONFIG", help="YAML search.", show_default=False)],
     overrides: Overrides = [],  # noqa: B006 - typer copies it
     output: Annotated[Path | None, typer.Option("--output", "-o", help=r"Folder \[default: runs/<config>]")] = None,
-    runs: Annotated[int | None, typer.Option(help="Number of runs, or its mean, instead of the file's.")] = None,
+    runs: Annotated[int | None, typer.Option(min=1, help="Number of runs, or its mean, instead of the file's.")] = None,
     charge: Annotated[str | None, typer.Option(help="random, all or none, instead of the file's.")] = None,
     not_accounted: Annotated[
         bool, typer.Option("--not-accounted", help="Do not charge the search; every report says so.")
     ] = False,
     jobs: Annotated[
-        int | None, typer.Option("--jobs", "-j", help=r"Trainings at once \[default: half of the cores]")
+        int | None, typer.Option("--jobs", "-j", min=1, help=r"Trainings at once \[default: half of the cores]")
     ] = None,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress view.")] = False,
     as_json: AsJson = False,

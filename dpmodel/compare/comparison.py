@@ -15,7 +15,7 @@ from dpmodel.compare.definition import ComparisonDefinition, VariantSection
 from dpmodel.config.faults import config_error
 from dpmodel.config.marked_yaml import Marked
 from dpmodel.config.marked_yaml import Path as Keys
-from dpmodel.config.overrides import apply_overrides
+from dpmodel.config.overrides import apply_overrides, parse_override
 from dpmodel.config.reader import checked_config
 from dpmodel.config.schema import Config, place_of
 from monitors import _checks
@@ -124,12 +124,24 @@ def _checked(marked: Marked, path: Path, overrides: Iterable[str], changes: Mapp
     except ValidationError as error:
         raise config_error(error, final.marks, source, ComparisonDefinition) from None
     _require_distinct(definition, final, source)
+    overrides = tuple(overrides)
+    _require_unstated(overrides)
     base = apply_overrides(read_base(final, path), overrides)
     variants = tuple(
         Variant(section.name, section.slug, _variant_config(base, definition, final, index, source))
         for index, section in enumerate(definition.variants)
     )
     return Comparison(path.stem, definition, variants)
+
+
+def _require_unstated(overrides: Iterable[str]) -> None:
+    for override in overrides:
+        keys, _ = parse_override(override)
+        stated = _STATED_ONCE.get(".".join(keys[:2]))
+        if stated is not None:
+            raise ConfigError(
+                f"--set {override}: {'.'.join(keys)} is stated once for all variants, in the comparison: {stated}"
+            )
 
 
 def _require_distinct(definition: ComparisonDefinition, marked: Marked, source: str) -> None:

@@ -58,8 +58,7 @@ class ComparisonDefinition(Section):
         base: Path of a training configuration, relative to the comparison file, or the configuration itself.
         target: The privacy that every run spends.
         seeds: Seeds of the initial weights, each used once with every variant, so that differences are paired. Noise
-        and
-            sampling stay secret.
+            and sampling stay secret.
         variants: At least two.
         baseline: The variant that the others are compared with; default: the first.
         metric: The test metric that is compared, of the last epoch.

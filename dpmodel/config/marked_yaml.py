@@ -76,7 +76,10 @@ def read_yaml(text: str, source: str) -> Marked:
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         where = f"{source}:{mark.line + 1}" if mark else source
-        raise ConfigError(f"{where}: not valid YAML: {error.problem or error.context}") from error
+        # Some problems are the second half of a sentence: "expected a single document", "but found another".
+        halves = error.problem is None or error.problem.startswith("but ")
+        words = ", ".join(filter(None, [error.context, error.problem])) if halves else error.problem
+        raise ConfigError(f"{where}: not valid YAML: {words}") from error
     except yaml.YAMLError as error:
         raise ConfigError(f"{source}: not valid YAML: {error}") from error
     finally:

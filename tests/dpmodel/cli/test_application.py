@@ -92,3 +92,18 @@ def test_a_terminal_that_cannot_show_a_character_ends_no_command(monkeypatch):
     application._print_anything()
     print("\u2026", file=screen, flush=True)
     assert screen.buffer.getvalue() == b"?\n"
+
+
+@pytest.mark.parametrize("name", ["compare", "tune"])
+def test_no_training_at_once_is_bad_usage(command, tiny, name):
+    code, _, error = command(name, tiny, "--jobs", "0")
+    assert code == BAD_USAGE
+    assert "--jobs" in error
+
+
+def test_an_interrupt_is_said_in_one_word_and_shows_no_traceback(raising, capsys):
+    raising(KeyboardInterrupt())
+    assert application.run([]) != OK
+    error = capsys.readouterr().err
+    assert "dpmodel: error: interrupted" in error
+    assert "Traceback" not in error

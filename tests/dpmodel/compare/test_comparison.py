@@ -82,3 +82,9 @@ def test_a_fault_of_the_base_is_told_with_the_file_of_the_base(tiny, write):
     base = write({**tiny["base"], "epoch": 3}, "base.yaml")
     with pytest.raises(ConfigError, match=r"base\.yaml:\d+: unknown key 'epoch'"):
         load_comparison(write({**tiny, "base": base.name}))
+
+
+@pytest.mark.parametrize("override", ["privacy.delta=1e-6", "privacy.target_epsilon=1", "training.seed=3"])
+def test_what_is_stated_once_is_not_overridden_in_the_base(tiny, write, override):
+    with pytest.raises(ConfigError, match="is stated once for all variants, in the comparison"):
+        load_comparison(write(tiny), [override])

@@ -67,6 +67,13 @@ def test_broken_yaml_is_refused_with_its_line(text):
         read_yaml(text, "a.yaml")
 
 
+def test_a_second_document_is_refused_in_a_whole_sentence():
+    with pytest.raises(
+        ConfigError, match=r"a\.yaml:2: not valid YAML: expected a single document.*, but found another"
+    ):
+        read_yaml("a: 1\n---\nb: 2\n", "a.yaml")
+
+
 def test_an_alias_that_holds_itself_is_refused():
     with pytest.raises(ConfigError, match="the alias holds itself"):
         read_yaml("a: &x\n  b: *x", "a.yaml")
