@@ -9,6 +9,7 @@ from dpmodel import (
     Callback,
     ClipMechanismsFactory,
     DPModel,
+    Ledger,
     NoiseMechanismsFactory,
     PrivacyMonitorFactory,
     poisson_loader,
@@ -72,6 +73,17 @@ def test_epsilon_is_zero_before_training_and_covers_all_fits_after(make_model, l
     model.fit(loader, epochs=1)
     assert model.privacy_spent(1e-5).epsilon > once > 0
     assert model.ledger.total == 8
+
+
+def test_a_model_that_takes_over_a_ledger_goes_on_counting(make_model, loader, tmp_path):
+    first = make_model()
+    first.fit(loader, epochs=2)
+    first.ledger.save(tmp_path / "ledger.json")
+    second = make_model()
+    second.ledger = Ledger.load(tmp_path / "ledger.json")
+    second.fit(loader)
+    first.fit(loader)
+    assert second.privacy_spent(1e-5).epsilon == first.privacy_spent(1e-5).epsilon
 
 
 def test_the_statement_names_unit_relation_and_sampling(make_model, loader):
