@@ -18,7 +18,7 @@ from dpmodel.data.targets import require_class_targets, require_same_shape
 from dpmodel.guard import UpdateGuard
 from dpmodel.history import History
 from dpmodel.metrics import MetricSet
-from dpmodel.optimizers import require_first_order
+from dpmodel.optimizers import require_usable
 from dpmodel.release import ReleasePlan
 from dpmodel.run import Run
 from dpmodel.step import PrivateStep
@@ -352,7 +352,7 @@ def _check_types(network: Any, loss_fn: Any, optimizer: Any, noise_mech: Any, cl
     for name, (value, kind, words) in expected.items():
         if not isinstance(value, kind):
             raise ValueError(f"{name} must be {words}, got {value!r} of type {type(value).__name__}")
-    require_first_order(optimizer)
+    require_usable(optimizer)
     if isinstance(loss_fn, type):
         raise ValueError(f"loss_fn is the class {loss_fn.__name__}; give an object of it: {loss_fn.__name__}()")
     if not callable(loss_fn):

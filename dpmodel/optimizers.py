@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, cast
 
@@ -138,26 +139,32 @@ def build_optimizer(name: str, parameters: Iterable[Any], **args: Any) -> optim.
     if name in FUSED_OPTIMIZERS and not options.keys() & set(_WAYS_TO_RUN) and can_fuse(held):
         options["fused"] = True
     try:
-        return builder(held, **options)
+        built = builder(held, **options)
     except (TypeError, ValueError) as error:
         raise ValueError(f"optimizer {name!r} cannot be built from {args}: {error}") from error
+    require_usable(built)
+    return built
 
 
-def require_first_order(optimizer: optim.Optimizer) -> None:
-    """Refuse an optimizer that a private step cannot serve: one noisy, dense gradient is all that it gets.
+def require_usable(optimizer: optim.Optimizer) -> None:
+    """Refuse an optimizer that a private step cannot serve, or whose settings would break the weights.
+
+    One noisy, dense gradient is all that it gets.
 
     Raises:
         ValueError: Says why.
 
     Example:
         >>> import torch
-        >>> require_first_order(optim.LBFGS([torch.nn.Parameter(torch.zeros(2))]))
+        >>> require_usable(optim.LBFGS([torch.nn.Parameter(torch.zeros(2))]))
         Traceback (most recent call last):
             ...
         ValueError: optimizer 'LBFGS' cannot train with differential privacy: it evaluates the loss several times ...
     """
     for kind in type(optimizer).__mro__:
         _refuse(kind.__name__)
+    for group in optimizer.param_groups:
+        _require_finite(type(optimizer).__name__, {key: value for key, value in group.items() if key != "params"})
 
 
 def scheduler_names() -> tuple[str, ...]:
@@ -208,6 +215,13 @@ def build_scheduler(
 def _refuse(name: str) -> None:
     if name in REFUSED_OPTIMIZERS:
         raise ValueError(f"optimizer {name!r} cannot train with differential privacy: {REFUSED_OPTIMIZERS[name]}")
+
+
+def _require_finite(name: str, settings: Mapping[str, Any]) -> None:
+    # torch takes a learning rate of NaN: each comparison with it is false.
+    for key, value in settings.items():
+        if isinstance(value, float) and not math.isfinite(value):
+            raise ValueError(f"optimizer {name!r}: {key} must be a finite number, got {value}")
 
 
 def _listed(parameters: Iterable[Any]) -> list[Any]:

@@ -521,6 +521,12 @@ def test_an_optimizer_that_a_noisy_gradient_cannot_feed_is_refused_at_once(make_
         make_model(network, optimizer=kind(list(network.parameters())))
 
 
+@pytest.mark.parametrize("rate", [math.nan, math.inf])
+def test_a_learning_rate_that_would_break_the_weights_is_refused_at_once(make_model, rate):
+    with pytest.raises(ValueError, match=f"optimizer 'SGD': lr must be a finite number, got {rate}"):
+        make_model(lr=rate)
+
+
 def test_the_class_of_a_loss_is_refused_where_an_object_is_meant(make_model):
     with pytest.raises(ValueError, match=r"loss_fn is the class CrossEntropyLoss; give an object of it"):
         make_model(loss_fn=nn.CrossEntropyLoss)

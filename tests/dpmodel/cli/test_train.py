@@ -190,6 +190,7 @@ REFUSED = [
     ("loss.name=cross_entopy", 2, ["loss: unknown loss 'cross_entopy'", "did you mean 'cross_entropy'"]),
     ("optimizer.name=Adan", 2, ["optimizer: unknown optimizer 'Adan'", "did you mean 'Adam'"]),
     ("optimizer.lrr=3", 2, ["has no argument 'lrr'", "did you mean 'lr'"]),
+    ("optimizer.lr=.nan", 2, ["optimizer 'SGD': lr must be a finite number, got nan"]),
     ("optimizer.lr=-3", 2, ["optimizer", "-3"]),
     ("optimizer.schedule={name: LinearLRR}", 2, ["optimizer.schedule", "did you mean 'LinearLR'"]),
     ("optimizer.schedule={name: LinearLR, interval: hour}", 2, ["optimizer.schedule", "'hour'"]),
