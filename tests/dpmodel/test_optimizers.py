@@ -57,7 +57,8 @@ def test_momentum_moves_as_sgd_with_momentum(gradients, momentum):
         ours.grad, theirs.grad = torch.full_like(ours, value), torch.full_like(theirs, value)
         first.step()
         second.step()
-    assert torch.allclose(ours, theirs, rtol=1e-5, atol=1e-6)
+    # Where the steps cancel, what is left is the rounding of sums up to ten.
+    assert torch.allclose(ours, theirs, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize(
