@@ -26,7 +26,7 @@ def test_a_configuration_builds_and_keeps_its_target(path):
     target = config.privacy.target_epsilon
     if target is not None:
         assert plan_training(config).privacy_spent().epsilon <= target
-    assert build_training(load_config(path, ["data.limit=2048", "data.test_limit=10"])).plan.steps > 0
+    assert build_training(load_config(path, ["data.limit=5000", "data.test_limit=10"])).plan.steps > 0
     assert f"dpmodel train configs/{path.name}" in path.read_text()
 
 
