@@ -109,7 +109,7 @@ class Recorder:
         with ExitStack() as undo:
             for site in sites:
                 undo.callback(_restore, site.module, vars(site.module).get("forward"))
-                undo.callback(_unfreeze, [value for value in site.module.parameters() if value.requires_grad])
+                undo.callback(_unfreeze, site.values)
                 _watch_forward(self, site)
             yield self
 
@@ -117,7 +117,7 @@ class Recorder:
         """Run one call of a site's module and keep what its gradients need."""
         if self._inside:
             return original(*args, **kwargs)
-        if any(isinstance(value, Waiting) for value in (*args, *kwargs.values())):
+        if Waiting in map(type, (*args, *kwargs.values())):
             args, kwargs = computed((args, kwargs))
         self._calls[site.name] += 1
         key = f"{site.name}:{self._calls[site.name]}"

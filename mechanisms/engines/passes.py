@@ -103,7 +103,7 @@ def _attempt(
     order: PoolFirst,
 ) -> tuple[Recorder, Tensor]:
     recorder = Recorder(batch.size, survey.axes)
-    with recorder.watching(survey.sites), _autocast(batch, precision), order:
+    with recorder.watching(survey.sites), _autocast(batch, precision), order if survey.pools else nullcontext():
         return recorder, losses(call_network(network, batch.x), batch.y)
 
 

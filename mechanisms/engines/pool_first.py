@@ -43,7 +43,8 @@ class Waiting:
     def value(self) -> Tensor:
         """The activation."""
         if self._value is None:
-            self._value = self.function(self.x)
+            with torch._C.DisableTorchFunction():  # an active mode would make it wait once more
+                self._value = self.function(self.x)
         return self._value
 
     @property
@@ -77,11 +78,14 @@ class PoolFirst(TorchFunctionMode):
 
     Args:
         moved: Which activations wait, by their place (from 0) among those of the forward pass; None for all.
+
+    Attributes:
+        pools: Whether there was a max-pooling; a pass without any gains nothing by this mode.
     """
 
     def __init__(self, moved: frozenset[int] | None = frozenset()) -> None:
         super().__init__()
-        self.moved = moved
+        self.moved, self.pools = moved, False
         self._count = 0
         self._all: list[Waiting] = []
         self._waiting: Waiting | None = None
@@ -100,6 +104,7 @@ class PoolFirst(TorchFunctionMode):
         """Move what is to be moved, replace what has a faster form, pass on all other calls."""
         kwargs = kwargs or {}
         waiting, self._waiting = self._waiting, None
+        self.pools |= func in _POOLS
         if waiting is not None:
             if func in _POOLS and args and args[0] is waiting and not _with_indices(args, kwargs):
                 waiting.pooled = True
@@ -116,15 +121,20 @@ class PoolFirst(TorchFunctionMode):
         return _pooled(func, args, kwargs) if func in _POOLS else func(*args, **kwargs)
 
 
-def activations_before_pools(network: nn.Module, x: Any) -> frozenset[int]:
-    """Which activations of a forward pass on ``x`` can wait; none where something in it needs a real tensor."""
+def pooling_of(network: nn.Module, x: Any) -> tuple[bool, frozenset[int]]:
+    """Whether a forward pass on ``x`` pools, and which of its activations can wait."""
     trial = PoolFirst(None)
     try:
         with torch.no_grad(), trial:
             call_network(network, x)
-    except Exception:  # then everything is done in the order that the network says
-        return frozenset()
-    return trial.followed
+    except Exception:  # something needs a real tensor: everything is done in the order that the network says
+        return True, frozenset()
+    return trial.pools, trial.followed
+
+
+def activations_before_pools(network: nn.Module, x: Any) -> frozenset[int]:
+    """Which activations of a forward pass on ``x`` can wait; none where something in it needs a real tensor."""
+    return pooling_of(network, x)[1]
 
 
 def _alone(args: Any, kwargs: Any) -> bool:

@@ -12,7 +12,7 @@ from mechanisms.engines.axes import AxisBook
 from mechanisms.engines.batch import Batch, call_network, map_tensors
 from mechanisms.engines.capture import Recorder
 from mechanisms.engines.parameters import trainable_parameters
-from mechanisms.engines.pool_first import activations_before_pools
+from mechanisms.engines.pool_first import pooling_of
 from mechanisms.engines.sites import Site, find_sites
 from mechanisms.engines.undisturbed import undisturbed
 
@@ -25,12 +25,14 @@ class Survey:
         parameters: Trainable parameters by name.
         sites: Modules to watch.
         axes: Where the examples lie in every watched call.
+        pools: Whether there is a max-pooling; without one, passes are spared the look at every call of torch.
         before_pools: Activations that may wait for the max-pooling behind them; emptied by a pass of another order.
     """
 
     parameters: dict[str, nn.Parameter] = field(default_factory=dict)
     sites: list[Site] = field(default_factory=list)
     axes: AxisBook = field(default_factory=AxisBook)
+    pools: bool = False
     before_pools: set[int] = field(default_factory=set)
 
     @classmethod
@@ -46,8 +48,8 @@ class Survey:
                 with Recorder(size, axes).watching(sites):
                     call_network(network, _copies(batch.x, size))
             axes.settle()
-            before_pools = activations_before_pools(network, _copies(batch.x, AxisBook.sizes[0]))
-        return cls(trainable_parameters(network), sites, axes, set(before_pools))
+            pools, before_pools = pooling_of(network, _copies(batch.x, AxisBook.sizes[0]))
+        return cls(trainable_parameters(network), sites, axes, pools, set(before_pools))
 
 
 def _copies(x: Any, count: int) -> Any:

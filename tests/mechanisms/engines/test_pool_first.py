@@ -7,7 +7,7 @@ from torch import nn
 
 from mechanisms.clipping import Fixed
 from mechanisms.engines import Batch, BookKeepingEngine, LoopEngine
-from mechanisms.engines.pool_first import PoolFirst, activations_before_pools
+from mechanisms.engines.pool_first import PoolFirst, activations_before_pools, pooling_of
 from mechanisms.units import ClippedUnit
 
 ALL = frozenset(range(10))
@@ -148,3 +148,53 @@ def test_a_network_that_takes_another_path_later_is_exact():
         expected = LoopEngine(unit).clipped_sum(network, nn.CrossEntropyLoss(), batch, clip).flat_grad
         found = engine.clipped_sum(network, nn.CrossEntropyLoss(), batch, clip).flat_grad
         assert torch.allclose(found, expected, rtol=1e-5, atol=1e-6)
+
+
+class LatePool(nn.Module):
+    """Pools in training passes only once it is told to."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.head, self.pooled = nn.Conv2d(1, 3, 3), nn.Linear(3, 2), False
+
+    def forward(self, x):
+        h = torch.tanh(self.conv(x))
+        return self.head((F.max_pool2d(h, 2) if self.pooled else h).mean((2, 3)))
+
+
+def test_a_network_that_never_pools_runs_without_a_function_mode(monkeypatch):
+    network, clip, seen = LatePool(), Fixed(), []
+    clip.start(1.0)
+    batch = Batch(torch.randn(4, 1, 10, 10), torch.tensor([0, 1, 1, 0]))
+    engine = BookKeepingEngine(ClippedUnit(1, 4))
+    engine.clipped_sum(network, nn.CrossEntropyLoss(), batch, clip)
+    monkeypatch.setattr(PoolFirst, "__torch_function__", lambda self, func, *rest: seen.append(func))
+    engine.clipped_sum(network, nn.CrossEntropyLoss(), batch, clip)
+    assert not seen
+
+
+def test_pooling_that_begins_after_the_survey_is_exact():
+    network, clip = LatePool(), Fixed()
+    clip.start(1.0)
+    batch = Batch(torch.randn(4, 1, 10, 10), torch.tensor([0, 1, 1, 0]))
+    unit = ClippedUnit(1, 4)
+    engine = BookKeepingEngine(unit)
+    for network.pooled in (False, True):
+        expected = LoopEngine(unit).clipped_sum(network, nn.CrossEntropyLoss(), batch, clip).flat_grad
+        found = engine.clipped_sum(network, nn.CrossEntropyLoss(), batch, clip).flat_grad
+        assert torch.allclose(found, expected, rtol=1e-5, atol=1e-6)
+
+
+def test_reading_an_attribute_of_one_activation_leaves_the_others_moved():
+    def body(h):
+        pooled = F.max_pool2d(torch.tanh(h), 2)
+        return torch.relu(pooled).flatten(1).sum(1)
+
+    assert pooling_of(Net(body), torch.randn(2, 1, 10, 10)) == (True, frozenset({0}))
+
+
+def test_the_pooling_of_a_network_is_told_from_its_absence():
+    x = torch.randn(2, 1, 10, 10)
+    assert pooling_of(Net(lambda h: torch.tanh(h).mean(1)), x) == (False, frozenset())
+    assert pooling_of(Net(lambda h: F.max_pool2d(h, 3)), x) == (True, frozenset())
+    assert pooling_of(Net(lambda h: F.max_pool2d(torch.tanh(h), 3)), x) == (True, frozenset({0}))
