@@ -19,7 +19,7 @@ from workloads import Workload
 from mechanisms.clipping import Fixed
 from mechanisms.engines import ENGINES, Batch, FlatLayout
 from mechanisms.engines.memory import peak_bytes
-from mechanisms.engines.pool_first import PoolFirst, activations_before_pools
+from mechanisms.engines.pool_first import PoolFirst, pooling_of
 from mechanisms.noise import Gaussian
 from mechanisms.units import ClippedUnit
 
@@ -60,7 +60,7 @@ def plain_step(tuning: PlainTuning, workload: Workload, size: int) -> Step:
     order: AbstractContextManager[object] = nullcontext()
     if tuning.channels_last:
         network, x = network.to(memory_format=torch.channels_last), x.to(memory_format=torch.channels_last)
-    moved = activations_before_pools(network, x[:2]) if tuning.pool_first else frozenset()
+    moved = pooling_of(network, x[:2])[1] if tuning.pool_first else frozenset()
     optimizer = optimizer_of(network)
 
     def step() -> None:

@@ -132,11 +132,6 @@ def pooling_of(network: nn.Module, x: Any) -> tuple[bool, frozenset[int]]:
     return trial.pools, trial.followed
 
 
-def activations_before_pools(network: nn.Module, x: Any) -> frozenset[int]:
-    """Which activations of a forward pass on ``x`` can wait; none where something in it needs a real tensor."""
-    return pooling_of(network, x)[1]
-
-
 def _alone(args: Any, kwargs: Any) -> bool:
     """Whether a call is of one tensor, and not in place."""
     flags = [*args[1:], *kwargs.values()]

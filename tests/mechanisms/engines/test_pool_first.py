@@ -7,7 +7,7 @@ from torch import nn
 
 from mechanisms.clipping import Fixed
 from mechanisms.engines import Batch, BookKeepingEngine, LoopEngine
-from mechanisms.engines.pool_first import PoolFirst, activations_before_pools, pooling_of
+from mechanisms.engines.pool_first import PoolFirst, pooling_of
 from mechanisms.units import ClippedUnit
 
 ALL = frozenset(range(10))
@@ -77,7 +77,7 @@ def test_a_moved_activation_changes_neither_values_nor_gradients(name):
 @pytest.mark.parametrize("name", [*BODIES, *OTHER])
 def test_only_what_a_pooling_follows_at_once_is_moved(name):
     network = Net((BODIES | OTHER)[name])
-    moved = activations_before_pools(network, torch.randn(2, 1, 10, 10))
+    moved = pooling_of(network, torch.randn(2, 1, 10, 10))[1]
     assert moved == ({0} if name in BODIES else set())
 
 
@@ -134,7 +134,7 @@ def test_an_activation_at_the_end_of_a_layer_without_a_rule_is_exact():
 
 def test_what_looks_past_the_functions_of_torch_is_given_real_tensors():
     network = Net(lambda h: F.max_pool2d(Double.apply(torch.tanh(h)), 2))
-    assert activations_before_pools(network, torch.randn(2, 1, 10, 10)) == frozenset()
+    assert pooling_of(network, torch.randn(2, 1, 10, 10))[1] == frozenset()
 
 
 def test_a_network_that_takes_another_path_later_is_exact():
