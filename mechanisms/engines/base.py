@@ -15,6 +15,7 @@ from mechanisms.clipping import ClipMechanism
 from mechanisms.engines.batch import Batch
 from mechanisms.engines.losses import ExampleLosses, LossFunction
 from mechanisms.engines.parameters import FlatLayout
+from mechanisms.engines.precision import require_full_products
 from mechanisms.units import ClippedUnit
 from monitors import _checks
 from monitors._registry import Registry
@@ -124,7 +125,11 @@ class Engine(ABC):
             batch: The drawn sample, possibly empty.
             clip: A started clip mechanism.
             out: None, or a vector (P,) of the type of norms and sums, to be overwritten by the sum.
+
+        Raises:
+            ConfigError: torch is set to coarse products of float32.
         """
+        require_full_products()
         layout = FlatLayout.of(network)
         blocks = max(clip.blocks(layout.names)) + 1
         like = layout.zeros()

@@ -13,6 +13,7 @@ from mechanisms.engines.base import ENGINES, Engine
 from mechanisms.engines.batch import Batch
 from mechanisms.engines.losses import LossFunction
 from mechanisms.engines.memory import auto_physical_batch_size
+from mechanisms.engines.precision import require_full_products
 from mechanisms.units import ClippedUnit
 from monitors.errors import UnsupportedModuleError
 
@@ -62,7 +63,9 @@ def choose_engine(
     Raises:
         UnsupportedModuleError: The named engine cannot take the network; says why.
         ValueError: Unknown name, or a physical batch size that is neither a number nor ``"auto"``.
+        ConfigError: torch is set to coarse products of float32.
     """
+    require_full_products()
     if isinstance(physical_batch_size, str) and physical_batch_size != "auto":
         raise ValueError(
             f"physical_batch_size must be a positive whole number, 'auto' or None, got {physical_batch_size!r}"

@@ -118,3 +118,73 @@ def test_a_buffer_that_a_callback_sets_between_two_steps_is_its_own_business(mak
     model = make_model(Scaled())
     model.fit(poisson_loader(make_data(), batch_size=16), callbacks=[Cool()])
     assert model.ledger.total == 4
+
+
+class TestNothingUnNoisedReachesTheOptimizer:
+    def run_with(self, make_model, loader, act):
+        class Acting(Callback):
+            def on_train_step_end(self, run):
+                if run.step == 2:
+                    act(run)
+
+        model = make_model()
+        with pytest.raises(UnprotectedUpdateError) as caught:
+            model.fit(loader, callbacks=[Acting()])
+        assert model.ledger.total == 2
+        return str(caught.value)
+
+    def test_a_backward_outside_is_detected(self, make_model, loader):
+        message = self.run_with(make_model, loader, lambda run: run.network(torch.randn(2, 4)).sum().backward())
+        assert "gradient that dpmodel did not make" in message
+
+    def test_an_optimizer_step_outside_is_detected(self, make_model, loader):
+        def act(run):
+            for parameter in run.network.parameters():
+                parameter.grad = torch.ones_like(parameter)
+            run.optimizer.step()
+            run.optimizer.zero_grad(set_to_none=True)
+
+        assert "changed between two private steps" in self.run_with(make_model, loader, act)
+
+    @pytest.mark.parametrize("own", [True, False])
+    def test_a_fused_step_outside_is_detected_though_it_leaves_no_trace_in_versions(self, make_model, loader, own):
+        network = nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 3))
+        optimizer = torch.optim.SGD(network.parameters(), lr=0.1, fused=own)
+        foreign = optimizer if own else torch.optim.Adam(network.parameters(), fused=True)
+
+        def act(run):
+            for parameter in network.parameters():
+                parameter.grad = torch.ones_like(parameter)
+            before = [parameter._version for parameter in network.parameters()]
+            foreign.step()
+            assert [parameter._version for parameter in network.parameters()] == before
+            foreign.zero_grad(set_to_none=True)
+
+        def make():
+            return make_model(network, optimizer=optimizer)
+
+        assert "changed between two private steps" in self.run_with(make, loader, act)
+
+    def test_an_added_parameter_is_detected(self, make_model, loader):
+        message = self.run_with(make_model, loader, lambda run: run.network.append(nn.Linear(3, 3)))
+        assert "3.weight" in message
+
+    def test_a_replaced_layer_is_detected(self, make_model, loader):
+        def act(run):
+            run.network[2] = nn.Linear(8, 3)
+
+        assert "replaced" in self.run_with(make_model, loader, act)
+
+    def test_an_optimizer_over_other_parameters_is_refused_before_any_release(self, make_model, loader):
+        network, other = nn.Linear(4, 3), nn.Linear(4, 3)
+        model = make_model(network, optimizer=torch.optim.SGD(other.parameters(), lr=0.1))
+        with pytest.raises(UnprotectedUpdateError, match="does not hold trainable parameter"):
+            model.fit(loader)
+        assert model.ledger.total == 0
+
+    def test_foreign_trainable_parameters_in_the_optimizer_are_refused(self, make_model, loader):
+        network, other = nn.Linear(4, 3), nn.Linear(4, 3)
+        both = [*network.parameters(), *other.parameters()]
+        model = make_model(network, optimizer=torch.optim.SGD(both, lr=0.1))
+        with pytest.raises(UnprotectedUpdateError, match="not the network's"):
+            model.fit(loader)

@@ -8,7 +8,7 @@ from torch import nn
 
 from mechanisms.engines import LAYER_RULES, Batch, BookKeepingEngine, layer_rule
 from mechanisms.engines.layers import REWRITES, convolution
-from mechanisms.engines.layers.linear import ROUNDINGS, gram_squared_norms
+from mechanisms.engines.layers.linear import ROUNDINGS, _gram, gram_squared_norms
 from mechanisms.engines.sites import find_sites
 from mechanisms.engines.ways import ByExample, ByRewrite, ByRule
 from mechanisms.units import ClippedUnit
@@ -124,6 +124,26 @@ def test_gram_norms_hold_where_the_positions_cancel_each_other():
     rounding = (ROUNDINGS * torch.finfo(torch.float32).eps * terms).square()
     assert torch.allclose(found, exact + rounding, rtol=1e-6)
     assert (rounding < 1e-3 * exact).all()
+
+
+@pytest.mark.parametrize("offset", [1e3, 1e4, 1e5, 1e6, 1e7, 1e8])
+@pytest.mark.parametrize(("batch", "length", "width"), [(64, 64, 64), (16, 64, 128), (256, 16, 48)])
+def test_a_long_sequence_that_cancels_from_end_to_end_moves_the_sum_by_no_more_than_the_bound(
+    batch, length, width, offset
+):
+    # its first and last terms are huge and opposite, with all the others' rows added up between them
+    def summed(x, g):
+        term, out = _gram(x, g), torch.zeros(width * width)
+        term.add_to(out, term.squared_norms.rsqrt().clamp(max=1.0))
+        return out.double()
+
+    for mine in (0, 5, 11):
+        x, g, ends = torch.randn(batch, length, width), 0.1 * torch.randn(batch, length, width), 3 * torch.randn(width)
+        x[mine] += offset
+        g[mine] = 0
+        g[mine, 0], g[mine, -1] = ends, -ends
+        others = torch.arange(batch) != mine
+        assert (summed(x, g) - summed(x[others], g[others])).norm() <= 1.0001
 
 
 @SHORT

@@ -12,8 +12,9 @@ import torch
 from torch import nn
 
 from mechanisms.clipping import CLIP
-from mechanisms.engines import Batch, BookKeepingEngine, LoopEngine
+from mechanisms.engines import ENGINES, Batch, BookKeepingEngine, LoopEngine, choose_engine
 from mechanisms.units import ClippedUnit
+from monitors.errors import ConfigError
 
 BOUND = 0.7
 CLIPS = ("Fixed", "Gaussian", "PerLayer")
@@ -172,3 +173,18 @@ def test_a_gradient_that_half_precision_passes_overflow_is_left_out():
     assert found.rejected == 1
     assert torch.isfinite(found.flat_grad).all()
     assert float(found.flat_grad.norm()) <= 4 * BOUND * ROUNDING
+
+
+@pytest.mark.parametrize("coarse", ["high", "medium"])
+def test_coarse_products_of_float32_are_refused_by_every_engine_before_any_release(coarse, clip):
+    network = nn.Linear(4, 3)
+    batch = Batch(torch.randn(6, 4), torch.arange(6) % 3)
+    torch.set_float32_matmul_precision(coarse)
+    try:
+        with pytest.raises(ConfigError, match=f"{coarse}.*set_float32_matmul_precision"):
+            choose_engine("auto", network, nn.CrossEntropyLoss(), ClippedUnit(1, 6), batch)
+        for name in ENGINES.names():
+            with pytest.raises(ConfigError, match=coarse):
+                ENGINES.create(name, ClippedUnit(1, 6)).clipped_sum(network, nn.CrossEntropyLoss(), batch, clip)
+    finally:
+        torch.set_float32_matmul_precision("highest")

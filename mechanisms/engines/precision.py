@@ -1,0 +1,28 @@
+"""In which precision clipped gradients are added up."""
+
+from __future__ import annotations
+
+import torch
+
+from monitors.errors import ConfigError
+
+
+def require_full_products() -> None:
+    """Refuse torch's faster, coarser products of float32: they would make a clipped gradient longer than its bound.
+
+    An example is clipped by a norm in full precision; rounded to 8 or 10 bits in the sum, it could exceed the bound by
+    up to a thousandth or more. ``precision="bf16"`` is the safe way to speed: it is coarse in the forward and backward
+    pass alone.
+
+    Raises:
+        ConfigError: The matrix products of this process are not those of full float32.
+    """
+    try:
+        stated = torch.get_float32_matmul_precision()
+    except RuntimeError:  # torch does not sum up settings that were made backend by backend
+        stated = "of several kinds"
+    if stated != "highest":
+        raise ConfigError(
+            f"float32 matrix products are set to precision {stated!r}, in which sums of clipped gradients could exceed "
+            "their bound; call torch.set_float32_matmul_precision('highest'), and use precision='bf16' for speed"
+        )

@@ -1,0 +1,129 @@
+"""What a model refuses before any budget is spent, and in which words."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
+
+from dpmodel import NoiseMechanismsFactory
+from monitors.errors import DataError, UnsupportedLoaderError, UnsupportedModuleError
+
+
+@pytest.mark.parametrize("as_given", [lambda data: data, lambda data: DataLoader(data, 8)], ids=["data set", "loader"])
+def test_the_training_data_are_refused_as_held_out_data_before_anything_is_spent(make_model, make_data, as_given):
+    data, model = make_data(), make_model()
+    with pytest.raises(UnsupportedLoaderError, match="valid_loader holds the training data"):
+        model.fit(DataLoader(data, 16), epochs=1, valid_loader=as_given(data))
+    assert model.ledger.total == 0
+
+
+class TestBadInputIsRefusedBeforeAnyBudgetIsSpent:
+    @pytest.mark.parametrize("bound", [0, -1.0, math.nan, math.inf, None, "big"])
+    def test_norm_bound(self, make_model, bound):
+        with pytest.raises(ValueError, match="norm_bound must be a positive finite number, got"):
+            make_model(norm_bound=bound)
+
+    def test_noise_and_model_bound_that_disagree(self, make_model):
+        noise = NoiseMechanismsFactory.create("Gaussian", norm_bound=0.5)
+        with pytest.raises(ValueError, match=r"norm_bound=0\.5 but DPModel norm_bound=1"):
+            make_model(noise_mech=noise)
+
+    def test_epochs(self, make_model, loader):
+        with pytest.raises(ValueError, match="epochs must be a whole number of at least 1, got 0"):
+            make_model().fit(loader, epochs=0)
+
+    def test_unknown_engine_and_sampling_suggest_the_nearest(self, make_model, loader):
+        with pytest.raises(ValueError, match="did you mean 'poisson'"):
+            make_model(sampling="Poison")
+        model = make_model(engine="vmaps")
+        with pytest.raises(ValueError, match="did you mean 'vmap'"):
+            model.fit(loader)
+        assert model.ledger.total == 0
+
+    def test_micro_batches_that_do_not_divide_the_batch(self, make_model, loader):
+        model = make_model(micro_batches=5)
+        with pytest.raises(ValueError, match="batch_size=16 must be a multiple of micro_batches=5"):
+            model.fit(loader)
+        assert model.ledger.total == 0
+
+    def test_batch_normalisation_is_named_with_its_replacement(self, make_model, loader):
+        model = make_model(nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.Linear(8, 3)))
+        with pytest.raises(UnsupportedModuleError, match=r"layer '1' \(BatchNorm1d\).*GroupNorm\(8, 8\)"):
+            model.fit(loader)
+        assert model.ledger.total == 0
+
+    def test_a_mixing_layer_of_unknown_type_is_found_by_running_it(self, make_model, loader):
+        class Centre(nn.Module):
+            def forward(self, x):
+                return x - x.mean(dim=0)
+
+        model = make_model(nn.Sequential(nn.Linear(4, 3), Centre()))
+        with pytest.raises(UnsupportedModuleError, match="depends on the other examples"):
+            model.fit(loader)
+        assert model.ledger.total == 0
+
+    def test_classes_and_names_in_place_of_objects(self, make_model):
+        with pytest.raises(ValueError, match="noise_mech must be from NoiseMechanismsFactory"):
+            make_model(noise_mech="Gaussian")
+        with pytest.raises(ValueError, match="optimizer must be a torch optimizer"):
+            make_model(optimizer=torch.optim.SGD)
+
+    def test_targets_out_of_range(self, make_model):
+        targets = torch.zeros(32, dtype=torch.long)
+        targets[29] = 3
+        model = make_model()
+        with pytest.raises(DataError, match="target 3 at row 29 is out of range: the network gives 3 classes"):
+            model.fit(DataLoader(TensorDataset(torch.randn(32, 4), targets), 16))
+        assert model.ledger.total == 0
+
+    def test_class_targets_of_the_wrong_type(self, make_model):
+        model = make_model()
+        with pytest.raises(DataError, match=r"torch.float32 and shape \(32,\)"):
+            model.fit(DataLoader(TensorDataset(torch.randn(32, 4), torch.zeros(32)), 16))
+        assert model.ledger.total == 0
+
+
+@pytest.mark.parametrize("kind", [torch.optim.LBFGS, torch.optim.SparseAdam])
+def test_an_optimizer_that_a_noisy_gradient_cannot_feed_is_refused_at_once(make_model, kind):
+    network = nn.Linear(4, 3)
+    with pytest.raises(ValueError, match=f"optimizer '{kind.__name__}' cannot train with differential privacy"):
+        make_model(network, optimizer=kind(list(network.parameters())))
+
+
+@pytest.mark.parametrize("rate", [math.nan, math.inf])
+def test_a_learning_rate_that_would_break_the_weights_is_refused_at_once(make_model, rate):
+    with pytest.raises(ValueError, match=f"optimizer 'SGD': lr must be a finite number, got {rate}"):
+        make_model(lr=rate)
+
+
+def test_the_class_of_a_loss_is_refused_where_an_object_is_meant(make_model):
+    with pytest.raises(ValueError, match=r"loss_fn is the class CrossEntropyLoss; give an object of it"):
+        make_model(loss_fn=nn.CrossEntropyLoss)
+
+
+@pytest.mark.parametrize("inputs", [torch.zeros(64, 4, dtype=torch.float64), torch.zeros(64, 5)])
+def test_inputs_that_the_network_cannot_take_are_named_before_any_release(make_model, inputs):
+    model = make_model()
+    kind = str(inputs.dtype).removeprefix("torch.")
+    with pytest.raises(DataError, match=rf"Sequential cannot take the inputs of the data set \({kind} of shape"):
+        model.fit(DataLoader(TensorDataset(inputs, torch.zeros(64, dtype=torch.int64)), 16))
+    assert model.ledger.total == 0
+
+
+def test_targets_that_a_loss_would_spread_over_the_outputs_are_refused_before_any_release(make_model):
+    model = make_model(nn.Linear(4, 1), nn.MSELoss())
+    with pytest.raises(DataError, match=r"one output has shape \(1,\) and one target \(\); give both the same shape"):
+        model.fit(DataLoader(TensorDataset(torch.zeros(64, 4), torch.zeros(64)), 16))
+    assert model.ledger.total == 0
+    model.fit(DataLoader(TensorDataset(torch.zeros(64, 4), torch.zeros(64, 1)), 16))
+    assert model.ledger.total == 4
+
+
+@pytest.mark.parametrize("inputs", [torch.zeros(3, 4).numpy(), None, "x", [torch.zeros(3, 4), None]])
+def test_predictions_of_anything_but_tensors_are_refused(make_model, inputs):
+    with pytest.raises(DataError, match="predict takes a tensor, or a tuple, list or dict of tensors, got"):
+        make_model().predict(inputs)
