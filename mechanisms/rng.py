@@ -27,8 +27,8 @@ _WORD_BYTES = 8
 _MANTISSA_BITS = 53
 #: Numbers in float64 made at once: few enough to stay in the processor's cache.
 _BLOCK = 1 << 16
-#: Scales outside would leave the normal range of float32 in the transform.
-_FLOAT32_SCALES = (1e-25, 1e25)
+#: Squares of scales outside would leave the normal range of float32 in the transform.
+_FLOAT32_SCALES = (1e-10, 1e15)
 
 
 class SecureGenerator:

@@ -129,7 +129,8 @@ def _positions(job: Job) -> list[int]:
 
 def _direct(site: Site, names: dict[str, int], rule: LayerRule, call: Call, plans: PlanBook) -> dict[int, Term]:
     found = {}
-    for name, options in rule.plans(replace(call, wanted=tuple(names))).items():
+    asked = call if len(names) == len(call.wanted) else replace(call, wanted=tuple(names))
+    for name, options in rule.plans(asked).items():
         key = (site.name, name, *(tuple(v.shape[1:]) for v in call.inputs[:1]), tuple(call.output_grad.shape[1:]))
         found[names[name]] = plans.run(key, options, site.entries(names[name]))
     return found

@@ -51,19 +51,15 @@ class PlanBook:
 
     def run(self, key: tuple[object, ...], plans: Sequence[Plan], entries: int) -> Term:
         """The term of the best plan for a parameter of so many entries."""
-        if len(plans) == 1:
-            if key not in self.choices:
-                self.choices[key] = PlanChoice(plans[0].name, {plans[0].name: plans[0].cost}, False)
-            return plans[0].run()
-        if not self.timed:
-            best = min(plans, key=lambda plan: plan.cost)
-            self.choices[key] = PlanChoice(best.name, {plan.name: plan.cost for plan in plans}, False)
-            return best.run()
-        if key not in self.choices:
-            times = {plan.name: _milliseconds(plan, entries) for plan in plans}
-            self.choices[key] = PlanChoice(min(times, key=times.__getitem__), times, True)
-        chosen = self.choices[key].plan
-        return next(plan for plan in plans if plan.name == chosen).run()
+        choice = self.choices.get(key)
+        if choice is None:
+            choice = self.choices[key] = self._choose(plans, entries)
+        return next(plan for plan in plans if plan.name == choice.plan).run()
+
+    def _choose(self, plans: Sequence[Plan], entries: int) -> PlanChoice:
+        timed = self.timed and len(plans) > 1
+        figures = {plan.name: _milliseconds(plan, entries) if timed else plan.cost for plan in plans}
+        return PlanChoice(min(figures, key=figures.__getitem__), figures, timed)
 
 
 def _milliseconds(plan: Plan, entries: int) -> float:

@@ -80,12 +80,12 @@ class PoolFirst(TorchFunctionMode):
         moved: Which activations wait, by their place (from 0) among those of the forward pass; None for all.
 
     Attributes:
-        pools: Whether there was a max-pooling; a pass without any gains nothing by this mode.
+        replaced: Whether a max-pooling was done in a faster way.
     """
 
     def __init__(self, moved: frozenset[int] | None = frozenset()) -> None:
         super().__init__()
-        self.moved, self.pools = moved, False
+        self.moved, self.replaced = moved, False
         self._count = 0
         self._all: list[Waiting] = []
         self._waiting: Waiting | None = None
@@ -104,11 +104,10 @@ class PoolFirst(TorchFunctionMode):
         """Move what is to be moved, replace what has a faster form, pass on all other calls."""
         kwargs = kwargs or {}
         waiting, self._waiting = self._waiting, None
-        self.pools |= func in _POOLS
         if waiting is not None:
             if func in _POOLS and args and args[0] is waiting and not _with_indices(args, kwargs):
                 waiting.pooled = True
-                return waiting.function(_pooled(func, (waiting.x, *args[1:]), kwargs))
+                return waiting.function(self._pooled(func, (waiting.x, *args[1:]), kwargs))
             _ = waiting.value  # now, before its input can be written to
         if Waiting in types:
             args, kwargs = computed((args, kwargs))
@@ -118,18 +117,25 @@ class PoolFirst(TorchFunctionMode):
                 self._waiting = Waiting(func, args[0], place)
                 self._all.append(self._waiting)
                 return self._waiting
-        return _pooled(func, args, kwargs) if func in _POOLS else func(*args, **kwargs)
+        return self._pooled(func, args, kwargs) if func in _POOLS else func(*args, **kwargs)
+
+    def _pooled(self, func: Any, args: Any, kwargs: Any) -> Any:
+        stride = pooling_stride(*args, **kwargs) if func in (F.max_pool2d, torch.max_pool2d) else None
+        if stride is None:
+            return func(*args, **kwargs)
+        self.replaced = True
+        return pool2x2(args[0] if args else kwargs["input"], stride)
 
 
 def pooling_of(network: nn.Module, x: Any) -> tuple[bool, frozenset[int]]:
-    """Whether a forward pass on ``x`` pools, and which of its activations can wait."""
+    """Whether this mode makes a forward pass on ``x`` faster, and which of its activations can wait."""
     trial = PoolFirst(None)
     try:
         with torch.no_grad(), trial:
             call_network(network, x)
     except Exception:  # something needs a real tensor: everything is done in the order that the network says
         return True, frozenset()
-    return trial.pools, trial.followed
+    return trial.replaced or bool(trial.followed), trial.followed
 
 
 def _alone(args: Any, kwargs: Any) -> bool:
@@ -140,10 +146,3 @@ def _alone(args: Any, kwargs: Any) -> bool:
 
 def _with_indices(args: Any, kwargs: Any) -> bool:
     return bool(kwargs.get("return_indices")) or any(value is True for value in args[5:])
-
-
-def _pooled(func: Any, args: Any, kwargs: Any) -> Any:
-    stride = pooling_stride(*args, **kwargs) if func in (F.max_pool2d, torch.max_pool2d) else None
-    if stride is None:
-        return func(*args, **kwargs)
-    return pool2x2(args[0] if args else kwargs["input"], stride)

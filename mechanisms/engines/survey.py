@@ -25,7 +25,7 @@ class Survey:
         parameters: Trainable parameters by name.
         sites: Modules to watch.
         axes: Where the examples lie in every watched call.
-        pools: Whether there is a max-pooling; without one, passes are spared the look at every call of torch.
+        pools: Whether there is a max-pooling that can be made faster; else passes are spared the look at every call.
         before_pools: Activations that may wait for the max-pooling behind them; emptied by a pass of another order.
     """
 

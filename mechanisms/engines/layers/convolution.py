@@ -11,18 +11,24 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mechanisms.engines.layers.linear import GRAM_LIMIT, gram_squared_norms
+from mechanisms.engines.layers.linear import GRAM_LIMIT, squared_norms_of_grams
 from mechanisms.engines.layers.rules import Call, LayerRule, Plan, Term, layer_rule, squared_norms
+from mechanisms.engines.layers.window_gram import WindowAxis, window_gram
 
 #: Cost of moving one number through memory, in multiply-adds.
 COPY_COST = 12.0
 
+#: Cost of a number of an example's gradient, which is written once and read twice, in multiply-adds.
+INSTANTIATED_COST = 40.0
+
+#: Cost of a multiply-add in float64, of matrices as small as those of inner products.
+DOUBLE_COST = 4.5
+
+#: Share of a kernel's offsets up to which a sum over them alone is faster: its entries do not follow each other.
+FEW_OFFSETS = 0.25
+
 #: Cost of a multiply-add in the row-wise plan, whose matrix products are smaller, over that of one large product.
 ROW_WISE_FACTOR = 1.1
-
-#: Positions of a batch, for each output channel, from which the library's weight gradient on the CPU is as fast as one
-#: product with the windows that the norms were made of. On a GPU it may round more than sums are allowed to.
-LIBRARY_POSITIONS = 4
 
 
 @layer_rule(nn.Conv1d, nn.Conv2d, nn.Conv3d)
@@ -122,25 +128,27 @@ def _columns(layer: Any, x: Tensor) -> Tensor:
 def _weight_plans(layer: Any, x: Tensor, g: Tensor) -> list[Plan]:
     batch, positions = g.shape[0], math.prod(g.shape[2:])
     window = math.prod(layer.weight.shape[1:])
-    fan_out = g.shape[1] // layer.groups
     copied = batch * layer.groups * window * positions
     instantiated = float(batch * layer.weight.numel())
-    gram = batch * layer.groups * positions**2
+    seen = math.prod(x.shape[2:])
+    gram = batch * layer.groups * (seen**2 + positions**2)
     plans = [
         Plan(
             "instantiate",
             partial(_instantiate, layer, x, g),
-            instantiated * (positions + COPY_COST) + COPY_COST * copied,
+            instantiated * (positions + INSTANTIATED_COST) + COPY_COST * copied,
             instantiated,
         )
     ]
     if _row_wise(layer):
         rows = int(layer.kernel_size[0])
-        cost = instantiated * (ROW_WISE_FACTOR * positions + COPY_COST) + COPY_COST * copied / rows
+        cost = instantiated * (ROW_WISE_FACTOR * positions + INSTANTIATED_COST) + COPY_COST * copied / rows
         plans.append(Plan("row-wise", partial(_instantiate_by_rows, layer, x, g), cost, instantiated))
-    if positions**2 <= GRAM_LIMIT * window * fan_out:
-        cost = 2.5 * gram * (window + fan_out) + instantiated * positions + 2 * COPY_COST * copied
-        plans.append(Plan("Gram", partial(_gram, layer, x, g), cost, gram + copied))
+    if gram <= GRAM_LIMIT * instantiated:
+        products = batch * (x.shape[1] * seen**2 + g.shape[1] * positions**2)
+        moved = batch * layer.groups * seen * (seen + positions) * sum(_ints(layer.kernel_size))
+        cost = DOUBLE_COST * (products + moved) + instantiated * positions
+        plans.append(Plan("Gram", partial(_gram, layer, x, g), cost, 2 * gram))
     return plans
 
 
@@ -188,64 +196,82 @@ def _row_windows(layer: Any, padded: Tensor, width: int) -> Tensor:
 
 
 def _gram(layer: Any, x: Tensor, g: Tensor) -> Term:
-    groups, batch, positions, spatial = layer.groups, x.shape[0], math.prod(g.shape[2:]), g.dim() - 2
-    seen = _offsets_that_see_data(layer, x.shape[2:], g.shape[2:])
-    inner: tuple[Any, ...] = (Ellipsis, *seen)
-    windows = _windows(padded_input(layer, x), layer, g.shape[2:])[inner + (slice(None),) * spatial]
+    """Norms from inner products of windows and of output gradients at pairs of positions."""
+    groups, batch = layer.groups, x.shape[0]
+    source, axes = _zero_padded(layer, x, g)
+    gradients = _per_group(g, groups).flatten(0, 1)
+    if gradients.shape[2] == 1:
+        columns = _columns_with_data(layer, axes, x)
+        squared = squared_norms(columns.flatten(0, 2)) * squared_norms(gradients.flatten(1))
+        return Term(squared.view(batch, groups).sum(1), partial(_add_by_columns, layer, axes), (columns, g))
+    wide = gradients.double()
+    products = window_gram(source.unflatten(1, (groups, -1)).flatten(0, 1), axes), torch.bmm(wide.transpose(1, 2), wide)
+    squared = squared_norms_of_grams(*products, g.dtype).view(batch, groups).sum(1)
+    add = _add_by_library if x.device.type == "cpu" else _add_by_windows
+    return Term(squared, partial(add, layer, axes), (x, g))
+
+
+def _zero_padded(layer: Any, x: Tensor, g: Tensor) -> tuple[Tensor, list[WindowAxis]]:
+    """The input, with its padding where that is not as many zeros on either side, and its spatial dimensions."""
+    sides = _ints(layer._reversed_padding_repeated_twice)
+    before, after = sides[-2::-2], sides[::-2]
+    if layer.padding_mode != "zeros" or before != after:
+        x, before = padded_input(layer, x), [0] * len(before)
+    sizes = (x.shape[2:], g.shape[2:], layer.kernel_size, layer.stride, layer.dilation, before)
+    return x, [WindowAxis(*map(int, of_axis)) for of_axis in zip(*sizes, strict=True)]
+
+
+def _offsets_with_data(axes: Sequence[WindowAxis]) -> tuple[Any, ...]:
+    """Offsets of the kernel at which some window holds data, if they are few; else all."""
+    found = [axis.offsets_with_data() for axis in axes]
+    share = math.prod((seen.stop - seen.start) / axis.kernel for seen, axis in zip(found, axes, strict=True))
+    return (Ellipsis, *(found if share <= FEW_OFFSETS else [slice(None)] * len(axes)))
+
+
+def _columns_with_data(layer: Any, axes: Sequence[WindowAxis], x: Tensor) -> Tensor:
+    """Windows (B, groups, T, C / groups * kernel), without the offsets at which all windows see padding."""
+    spatial, positions = len(axes), [axis.positions for axis in axes]
+    windows = _windows(padded_input(layer, x), layer, positions)
+    windows = windows[_offsets_with_data(axes) + (slice(None),) * spatial]
     order = (0, 1, *range(3 + spatial, 3 + 2 * spatial), *range(2, 3 + spatial))
-    columns = windows.unflatten(1, (groups, -1)).permute(order).reshape(batch, groups, positions, -1)
-    gradients = _per_group(g, groups).transpose(2, 3)
-    if positions == 1:
-        per_group = squared_norms(columns.flatten(0, 2)) * squared_norms(gradients.flatten(0, 2))
-    else:
-        per_group = gram_squared_norms(columns.flatten(0, 1), gradients.flatten(0, 1))
-
-    if x.device.type == "cpu" and batch * positions >= LIBRARY_POSITIONS * g.shape[1]:
-        return Term(per_group.view(batch, groups).sum(1), partial(_add_by_library, layer), (x, g))
-
-    def add(out: Tensor, factors: Tensor, columns: Tensor, gradients: Tensor) -> None:
-        weighted = gradients * factors.view(-1, 1, 1, 1)
-        for group, part in enumerate(out.view(groups, -1, *layer.weight.shape[1:])):
-            left, right = weighted[:, group].flatten(0, 1).t(), columns[:, group].flatten(0, 1)
-            target = part[inner]
-            if target.is_contiguous():
-                target.flatten(1).addmm_(left, right)
-            else:
-                target += (left @ right).view(target.shape)
-
-    return Term(per_group.view(batch, groups).sum(1), add, (columns, gradients))
+    grouped: Tensor = windows.unflatten(1, (layer.groups, -1)).permute(order)
+    return grouped.reshape(len(x), layer.groups, math.prod(positions), -1)
 
 
-def _add_by_library(layer: Any, out: Tensor, factors: Tensor, x: Tensor, g: Tensor) -> None:
-    """The weight gradient of plain training, of weighted output gradients: without the copy of all windows."""
-    padded, weighted = padded_input(layer, x), g * factors.view(-1, *[1] * (g.dim() - 1))
-    none = [0] * (g.dim() - 2)
-    stride, dilation, only_weight = _ints(layer.stride), _ints(layer.dilation), [False, True, False]
-    _, summed, _ = torch.ops.aten.convolution_backward(
-        weighted,
-        padded,
+def _add_by_columns(
+    layer: Any, axes: Sequence[WindowAxis], out: Tensor, factors: Tensor, columns: Tensor, g: Tensor
+) -> None:
+    """One product of weighted output gradients and windows for each group."""
+    weighted = (_per_group(g, layer.groups) * factors.view(-1, 1, 1, 1)).transpose(2, 3)
+    for group, part in enumerate(out.view(layer.groups, -1, *layer.weight.shape[1:])):
+        left, right = weighted[:, group].flatten(0, 1).t(), columns[:, group].flatten(0, 1)
+        target = part[_offsets_with_data(axes)]
+        if target.is_contiguous():
+            target.flatten(1).addmm_(left, right)
+        else:
+            target += (left @ right).view(target.shape)
+
+
+def _add_by_windows(layer: Any, axes: Sequence[WindowAxis], out: Tensor, factors: Tensor, x: Tensor, g: Tensor) -> None:
+    _add_by_columns(layer, axes, out, factors, _columns_with_data(layer, axes, x), g)
+
+
+def _add_by_library(layer: Any, axes: Sequence[WindowAxis], out: Tensor, factors: Tensor, x: Tensor, g: Tensor) -> None:
+    """The weight gradient of plain training, of weighted output gradients: without the copy of all windows.
+
+    For CPUs: on a GPU the library may round more than sums of clipped gradients are allowed to.
+    """
+    summed = torch.ops.aten.convolution_backward(
+        g * factors.view(-1, *[1] * (g.dim() - 1)),
+        _zero_padded(layer, x, g)[0],
         layer.weight.detach().to(x.dtype),
         None,
-        stride,
-        none,
-        dilation,
+        _ints(layer.stride),
+        [axis.padding for axis in axes],
+        _ints(layer.dilation),
         False,
-        none,
+        [0] * len(axes),
         layer.groups,
-        only_weight,
-    )
+        [False, True, False],
+    )[1]
     out.view(layer.weight.shape).add_(summed)
-
-
-def _offsets_that_see_data(layer: Any, sizes: Sequence[int], positions: Sequence[int]) -> list[slice]:
-    """Kernel offsets, per dimension, whose windows are not all zero padding; the others have no gradient."""
-    if layer.padding_mode != "zeros":
-        return [slice(None)] * len(sizes)
-    before = _ints(layer._reversed_padding_repeated_twice)[-2::-2]
-    found = []
-    for size, count, kernel, stride, dilation, pad in zip(
-        sizes, positions, _ints(layer.kernel_size), _ints(layer.stride), _ints(layer.dilation), before, strict=True
-    ):
-        seen = [i for i in range(kernel) if any(0 <= p * stride + i * dilation - pad < size for p in range(count))]
-        found.append(slice(seen[0], seen[-1] + 1) if seen else slice(0, 0))
-    return found

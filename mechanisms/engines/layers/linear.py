@@ -97,18 +97,30 @@ def _add_product(out: Tensor, factors: Tensor, x: Tensor, g: Tensor) -> None:
 
 
 def gram_squared_norms(x: Tensor, g: Tensor) -> Tensor:
-    """``|sum_t g_t x_t'|^2 = sum_ts (x_t . x_s)(g_t . g_s)``, and what rounding may add to the sum where terms cancel.
-
-    The product is in float64, but the sum that is clipped by it is made in the tensors' own type: its rounding is as
-    large as that of its largest terms, however small their sum. So the norm of an example is at least as large as what
-    it can really add.
+    """``|sum_t g_t x_t'|^2`` of each example, see ``squared_norms_of_grams``.
 
     Args:
         x: Shape (B, T, I).
         g: Shape (B, T, O).
     """
     wide_x, wide_g = x.double(), g.double()
-    gram = torch.bmm(wide_x, wide_x.transpose(1, 2)).mul_(torch.bmm(wide_g, wide_g.transpose(1, 2)))
+    grams = torch.bmm(wide_x, wide_x.transpose(1, 2)), torch.bmm(wide_g, wide_g.transpose(1, 2))
+    return squared_norms_of_grams(*grams, g.dtype)
+
+
+def squared_norms_of_grams(x_gram: Tensor, g_gram: Tensor, dtype: torch.dtype) -> Tensor:
+    """``|sum_t g_t x_t'|^2 = sum_ts (x_t . x_s)(g_t . g_s)``, and what rounding may add to the sum where terms cancel.
+
+    The product is in float64, but the sum that is clipped by it is made in ``dtype``: its rounding is as large as that
+    of its largest terms, however small their sum. So the norm of an example is at least as large as what it can really
+    add.
+
+    Args:
+        x_gram: Inner products of the inputs, shape (B, T, T), float64.
+        g_gram: Inner products of the output gradients, shape (B, T, T), float64; overwritten.
+        dtype: Type of the clipped sum, and of the result, shape (B,).
+    """
+    gram = g_gram.mul_(x_gram)
     terms = gram.diagonal(dim1=1, dim2=2).clamp(min=0.0).sqrt_().sum(1)
-    rounding = terms.mul_(ROUNDINGS * torch.finfo(g.dtype).eps).square_()
-    return gram.sum((1, 2)).clamp_(min=0.0).add_(rounding).to(g.dtype)
+    rounding = terms.mul_(ROUNDINGS * torch.finfo(dtype).eps).square_()
+    return gram.sum((1, 2)).clamp_(min=0.0).add_(rounding).to(dtype)

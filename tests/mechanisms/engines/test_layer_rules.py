@@ -9,6 +9,7 @@ from torch import nn
 from mechanisms.engines import LAYER_RULES, Batch, BookKeepingEngine, layer_rule
 from mechanisms.engines.layers import REWRITES, convolution
 from mechanisms.engines.layers.linear import ROUNDINGS, _gram, gram_squared_norms
+from mechanisms.engines.layers.window_gram import WindowAxis, window_gram
 from mechanisms.engines.sites import find_sites
 from mechanisms.engines.ways import ByExample, ByRewrite, ByRule
 from mechanisms.units import ClippedUnit
@@ -101,17 +102,53 @@ def test_convolutions_on_few_positions_use_gram_matrices_and_stay_exact(assert_e
     ] == "Gram"
 
 
-@pytest.mark.parametrize("options", [{}, {"groups": 2}, {"padding_mode": "circular"}, {"stride": (1, 2)}])
-def test_gram_convolutions_that_hold_no_windows_are_exact(assert_exact, monkeypatch, options):
-    used = []
-    library = convolution._add_by_library
-    monkeypatch.setattr(convolution, "LIBRARY_POSITIONS", 0)
-    monkeypatch.setattr(convolution, "_add_by_library", lambda *args: used.append(library(*args)))
-    layer = nn.Conv2d(32, 48, 3, padding=1, **options)
+GRAM_OPTIONS = [
+    {},
+    {"groups": 2},
+    {"padding_mode": "circular"},
+    {"stride": (1, 2)},
+    {"padding": (2, 1), "dilation": (2, 1)},
+    {"kernel_size": 2, "padding": "same"},
+    {"kernel_size": 1, "padding": 0},
+]
+
+
+@pytest.mark.parametrize("add", ["_add_by_library", "_add_by_windows"])
+@pytest.mark.parametrize("options", GRAM_OPTIONS, ids=str)
+def test_both_sums_of_gram_convolutions_are_exact(assert_exact, monkeypatch, options, add):
+    used, original = [], getattr(convolution, add)
+    monkeypatch.setattr(convolution, "GRAM_LIMIT", float("inf"))
+    monkeypatch.setattr(convolution, "DOUBLE_COST", 0.0)
+    monkeypatch.setattr(convolution, "_add_by_library", lambda *args: used.append(original(*args)))
+    layer = nn.Conv2d(32, 48, **{"kernel_size": 3, "padding": 1} | options)
     network = Pooled(nn.Sequential(nn.Conv2d(4, 32, 1), nn.Tanh()), layer, 48)
-    assert_exact(network, *batch(torch.float32, 4, 2, 2))
-    assert_exact(network.double(), *batch(torch.float64, 4, 2, 2))
+    assert_exact(network, *batch(torch.float32, 4, 3, 2))
+    assert_exact(network.double(), *batch(torch.float64, 4, 3, 2))
     assert used
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.data(), st.integers(1, 3))
+def test_inner_products_of_windows_are_those_of_the_windows_themselves(data, dims):
+    kernel, stride, dilation, padding = (
+        tuple(data.draw(st.integers(low, high)) for _ in range(dims)) for low, high in ((1, 4), (1, 3), (1, 2), (0, 3))
+    )
+    padding = tuple(min(pad, spread * (size - 1)) for pad, spread, size in zip(padding, dilation, kernel, strict=True))
+    sizes = [
+        data.draw(st.integers(max(1, (k - 1) * d + 1 - 2 * p), 8))
+        for k, d, p in zip(kernel, dilation, padding, strict=True)
+    ]
+    layer = CONVOLUTIONS[dims - 1](2, 1, kernel, stride, padding, dilation, dtype=torch.float64)
+    x = torch.randn(2, 2, *sizes, dtype=torch.float64)
+    positions = layer(x).shape[2:]
+    axes = [WindowAxis(*axis) for axis in zip(sizes, positions, kernel, stride, dilation, padding, strict=True)]
+    windows = convolution._columns(layer, x).squeeze(1)
+    assert torch.allclose(window_gram(x, axes), windows.transpose(1, 2) @ windows)
+    for index, axis in enumerate(axes):
+        by_offset = windows.unflatten(1, (2, *kernel)).movedim(2 + index, 0)
+        without_data = torch.ones(axis.kernel, dtype=torch.bool)
+        without_data[axis.offsets_with_data()] = False
+        assert not by_offset[without_data].any()
 
 
 def test_gram_norms_hold_where_the_positions_cancel_each_other():
@@ -144,6 +181,24 @@ def test_a_long_sequence_that_cancels_from_end_to_end_moves_the_sum_by_no_more_t
         g[mine, 0], g[mine, -1] = ends, -ends
         others = torch.arange(batch) != mine
         assert (summed(x, g) - summed(x[others], g[others])).norm() <= 1.0001
+
+
+@pytest.mark.parametrize("offset", [1e2, 1e4, 1e6, 1e8])
+@pytest.mark.parametrize("examples", [4, 32])
+def test_an_image_that_cancels_from_corner_to_corner_moves_the_sum_by_no_more_than_the_bound(examples, offset):
+    layer = nn.Conv2d(64, 48, 3, padding=1)
+
+    def summed(x, g):
+        term, out = convolution._gram(layer, x, g), torch.zeros(layer.weight.numel())
+        term.add_to(out, term.squared_norms.rsqrt().clamp(max=1.0))
+        return out.double()
+
+    x, g, ends = torch.randn(examples, 64, 8, 8), 0.1 * torch.randn(examples, 48, 8, 8), 3 * torch.randn(48)
+    x[2] += offset
+    g[2] = 0
+    g[2, :, 1, 1], g[2, :, -2, -2] = ends, -ends
+    others = torch.arange(examples) != 2
+    assert (summed(x, g) - summed(x[others], g[others])).norm() <= 1.0001
 
 
 @SHORT
