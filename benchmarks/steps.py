@@ -17,7 +17,7 @@ from torch import nn
 from workloads import Workload
 
 from mechanisms.clipping import Fixed
-from mechanisms.engines import ENGINES, Batch, FlatLayout
+from mechanisms.engines import ENGINES, Batch, Engine, FlatLayout
 from mechanisms.engines.memory import peak_bytes
 from mechanisms.engines.pool_first import PoolFirst, pooling_of
 from mechanisms.noise import Gaussian
@@ -73,8 +73,13 @@ def plain_step(tuning: PlainTuning, workload: Workload, size: int) -> Step:
     return step
 
 
-def engine_step(name: str, workload: Workload, size: int, reuse: bool = True) -> Step:
-    """A step of one of our engines; ``reuse``: the flat sum stays from step to step, as in training."""
+def engine_step(name: str, workload: Workload, size: int) -> Step:
+    """A step of one of our engines."""
+    return step_and_engine(name, workload, size)[0]
+
+
+def step_and_engine(name: str, workload: Workload, size: int, reuse: bool = True) -> tuple[Step, Engine]:
+    """A step of one of our engines, and the engine; ``reuse``: the flat sum stays from step to step, as in training."""
     network, (x, y) = fresh_network(workload), workload.batch(size)
     optimizer, engine = optimizer_of(network), ENGINES.create(name, ClippedUnit(1, size))
     parameters, layout = list(network.parameters()), FlatLayout.of(network)
@@ -88,7 +93,7 @@ def engine_step(name: str, workload: Workload, size: int, reuse: bool = True) ->
             parameter.grad = gradient
         optimizer.step()
 
-    return step
+    return step, engine
 
 
 def opacus_step(mode: str, workload: Workload, size: int) -> Step:
@@ -134,9 +139,11 @@ def build(name: str, workload: Workload, size: int) -> Step:
 
 
 def peak_mib(name: str, workload: Workload, size: int, step: Step) -> float:
-    """Most MiB that tensors made by a step held at one time, gradients and the engines' flat sum included."""
-    whole = engine_step(name, workload, size, reuse=False) if name in ENGINES else step
-    return peak_bytes(torch.device("cpu"), whole) / 2**20
+    """Most MiB that tensors made by a step held at one time, gradients and all that engines keep included."""
+    if name not in ENGINES:
+        return peak_bytes(torch.device("cpu"), step) / 2**20
+    step, engine = step_and_engine(name, workload, size, reuse=False)
+    return (peak_bytes(torch.device("cpu"), step) + engine.held_bytes) / 2**20
 
 
 def makes_sense(name: str, workload: Workload) -> bool:

@@ -275,6 +275,7 @@ class DPModel:
             loop()
         finally:
             self.network.train(was_training)
+            loop.step.engine.release()  # per-example gradients do not outlive the training
             loop.listeners.notify("on_train_end", run)
 
     def _prepare(self, run: Run, loader: PrivateLoader) -> PrivateStep:

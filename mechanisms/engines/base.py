@@ -101,6 +101,15 @@ class Engine(ABC):
         Unit ids of the chunk are 0 .. ``batch.num_units`` - 1.
         """
 
+    @property
+    def held_bytes(self) -> int:
+        """Bytes that are kept from step to step to be used again."""
+        return 0
+
+    def release(self) -> None:
+        """Let go of what is kept from step to step to be used again; the next step takes it anew."""
+        return
+
     def explain(self) -> str:
         """How this engine computes the sums, for people; more is known once a batch has been seen."""
         limit = self.physical_batch_size

@@ -18,6 +18,7 @@ from mechanisms.engines.losses import ExampleLosses, LossFunction
 from mechanisms.engines.parameters import FlatLayout
 from mechanisms.engines.passes import record_pass
 from mechanisms.engines.plans import PlanBook
+from mechanisms.engines.scratch import Scratch
 from mechanisms.engines.survey import Survey
 from mechanisms.engines.verification import disagreement
 from mechanisms.units import ClippedUnit
@@ -29,7 +30,7 @@ CACHE_BYTES = 32 * 2**20
 SPARE = 0.25
 
 #: Fewest examples in a chunk made for speed.
-SMALLEST_CHUNK = 16
+SMALLEST_CHUNK = 32
 
 #: Convolution weights beyond this many entries are seldom instantiated, and then not for every layer at a time.
 LARGEST_INSTANTIATED = 2**18
@@ -74,6 +75,7 @@ class BookKeepingEngine(Engine):
         self.plans = PlanBook(timed_plans)
         self._known: tuple[object, ...] | None = None
         self._survey = Survey()
+        self._scratch = Scratch()
         self._fast_chunk: int | None = None
 
     @classmethod
@@ -107,6 +109,15 @@ class BookKeepingEngine(Engine):
         finally:
             self.physical_batch_size = stated
 
+    @property
+    def held_bytes(self) -> int:
+        """See ``Engine``: per-example gradients of the layers that instantiate them, of one chunk."""
+        return self._scratch.held_bytes
+
+    def release(self) -> None:
+        """See ``Engine``."""
+        self._scratch = Scratch()
+
     def explain(self) -> str:
         """Which plan each layer uses and why; the figures are known once a batch has been seen."""
         lines = [f"engine 'bookkeeping', precision {self.precision}"]
@@ -133,7 +144,7 @@ class BookKeepingEngine(Engine):
         blocks, like = clip.blocks(layout.names), layout.zeros()
         if not batch.size:  # a chunk of groups none of which has a member
             return PartialSum(like.new_zeros(batch.num_units, max(blocks) + 1), like)
-        arrivals = Arrivals(batch, self.plans, layout.dtype)
+        arrivals = Arrivals(batch, self.plans, self._scratch, layout.dtype)
         done = record_pass(network, losses, batch, self._survey, PRECISIONS[self.precision], arrivals.expect)
         loss_sum = done.losses.sum().to(layout.dtype)
         terms = arrivals.terms | terms_of(jobs_of(done, batch.size, layout.dtype), batch, self.unit, self.plans)

@@ -16,6 +16,7 @@ from mechanisms.engines.capture import Record, spread
 from mechanisms.engines.layers.rules import Call, LayerRule, Term
 from mechanisms.engines.passes import Pass
 from mechanisms.engines.plans import PlanBook
+from mechanisms.engines.scratch import Scratch
 from mechanisms.engines.sites import Site
 from mechanisms.units import ClippedUnit
 
@@ -71,14 +72,15 @@ class Arrivals:
     Args:
         batch: The batch of the pass.
         plans: Chooses among a layer's plans.
+        scratch: Where plans find memory.
         dtype: Type of norms and sums.
 
     Attributes:
         terms: By the parameter's position.
     """
 
-    def __init__(self, batch: Batch, plans: PlanBook, dtype: torch.dtype) -> None:
-        self._batch, self._plans, self._dtype = batch, plans, dtype
+    def __init__(self, batch: Batch, plans: PlanBook, scratch: Scratch, dtype: torch.dtype) -> None:
+        self._batch, self._plans, self._scratch, self._dtype = batch, plans, scratch, dtype
         self.terms: dict[int, Term] = {}
 
     def expect(self, records: Sequence[Record]) -> None:
@@ -93,7 +95,7 @@ class Arrivals:
     def take(self, record: Record, grad: Tensor) -> None:
         """Make the terms of a record."""
         assert record.rule is not None
-        call = _call(record, grad, self._batch.size, self._dtype)
+        call = _call(record, grad, self._batch.size, self._dtype, self._scratch)
         self.terms.update(_direct(record.site, record.names, record.rule, call, self._plans))
 
 
@@ -167,7 +169,7 @@ def _fold(record: Record) -> int:
     return 1 if axis is None or record.rule.positional else axis.fold
 
 
-def _call(record: Record, grad: Tensor, batch_size: int, dtype: torch.dtype) -> Call:
+def _call(record: Record, grad: Tensor, batch_size: int, dtype: torch.dtype, scratch: Scratch | None = None) -> Call:
     """The record's tensors with examples first, in the dtype of norms and sums."""
     assert record.rule is not None
     assert record.layer is not None
@@ -178,7 +180,9 @@ def _call(record: Record, grad: Tensor, batch_size: int, dtype: torch.dtype) -> 
         for value, axis in zip(record.inputs, record.axes, strict=False)
     )
     output_grad = _rows_first(grad, record.axes[-1] or Axis(0), batch_size, positional, False, dtype)
-    return Call(record.layer, inputs, output_grad, tuple(record.names))
+    return Call(
+        record.layer, inputs, output_grad, tuple(record.names), scratch or Scratch(), tuple(record.names.values())
+    )
 
 
 def _rows_first(

@@ -70,7 +70,7 @@ def auto_physical_batch_size(
     _checks.positive(budget_bytes=budget)
     group = engine.unit.group_size
     batches = (_copies(example, units, group) for units in _TRIALS)
-    few, many = (peak_bytes(device, partial(_step, engine, network, loss_fn, batch)) for batch in batches)
+    few, many = (_peak_of_step(device, engine, network, loss_fn, batch) for batch in batches)
     per_unit = max((many - few) / (_TRIALS[1] - _TRIALS[0]), 1.0)
     constant = max(few - _TRIALS[0] * per_unit, 0.0)
     return group * max(1, int((budget - constant) / per_unit))
@@ -87,6 +87,13 @@ def _copies(example: Batch, units: int, group: int) -> Batch:
     )
 
 
+def _peak_of_step(device: torch.device, engine: Engine, network: nn.Module, loss_fn: LossFunction, batch: Batch) -> int:
+    engine.release()
+    peak = peak_bytes(device, partial(_step, engine, network, loss_fn, batch)) + engine.held_bytes
+    engine.release()
+    return peak
+
+
 def _step(engine: Engine, network: nn.Module, loss_fn: LossFunction, batch: Batch) -> None:
     clip = Fixed()
     clip.start(1.0)
@@ -99,7 +106,7 @@ def _step(engine: Engine, network: nn.Module, loss_fn: LossFunction, batch: Batc
 
 
 def peak_bytes(device: torch.device, step: Callable[[], None]) -> int:
-    """Most bytes that tensors made by ``step`` held at one time."""
+    """Most bytes that tensors made by ``step`` held at one time; what engines keep (``held_bytes``) is left out."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
         torch.cuda.reset_peak_memory_stats(device)

@@ -54,10 +54,10 @@ class ConvolutionRule(LayerRule):
 
     def plans(self, call: Call) -> Mapping[str, Sequence[Plan]]:
         """Instantiate from a copy of all windows or of the windows along a row, or Gram matrices over positions."""
-        layer, x, g = _conv(call.layer), call.inputs[0], call.output_grad
+        x, g = call.inputs[0], call.output_grad
         found: dict[str, Sequence[Plan]] = {}
         if "weight" in call.wanted:
-            found["weight"] = _weight_plans(layer, x, g)
+            found["weight"] = _weight_plans(call, x, g)
         if "bias" in call.wanted:
             found["bias"] = [Plan("sum", lambda: Term.of_rows(g.flatten(2).sum(2)), elements=g.shape[0] * g.shape[1])]
         return found
@@ -125,8 +125,8 @@ def _columns(layer: Any, x: Tensor) -> Tensor:
     return _windows(padded, layer, positions).reshape(x.shape[0], layer.groups, -1, math.prod(positions))
 
 
-def _weight_plans(layer: Any, x: Tensor, g: Tensor) -> list[Plan]:
-    batch, positions = g.shape[0], math.prod(g.shape[2:])
+def _weight_plans(call: Call, x: Tensor, g: Tensor) -> list[Plan]:
+    layer, batch, positions = _conv(call.layer), g.shape[0], math.prod(g.shape[2:])
     window = math.prod(layer.weight.shape[1:])
     copied = batch * layer.groups * window * positions
     instantiated = float(batch * layer.weight.numel())
@@ -135,7 +135,7 @@ def _weight_plans(layer: Any, x: Tensor, g: Tensor) -> list[Plan]:
     plans = [
         Plan(
             "instantiate",
-            partial(_instantiate, layer, x, g),
+            partial(_instantiate, call, x, g),
             instantiated * (positions + INSTANTIATED_COST) + COPY_COST * copied,
             instantiated,
         )
@@ -143,7 +143,7 @@ def _weight_plans(layer: Any, x: Tensor, g: Tensor) -> list[Plan]:
     if _row_wise(layer):
         rows = int(layer.kernel_size[0])
         cost = instantiated * (ROW_WISE_FACTOR * positions + INSTANTIATED_COST) + COPY_COST * copied / rows
-        plans.append(Plan("row-wise", partial(_instantiate_by_rows, layer, x, g), cost, instantiated))
+        plans.append(Plan("row-wise", partial(_instantiate_by_rows, call, x, g), cost, instantiated))
     if gram <= GRAM_LIMIT * instantiated:
         products = batch * (x.shape[1] * seen**2 + g.shape[1] * positions**2)
         moved = batch * layer.groups * seen * (seen + positions) * sum(_ints(layer.kernel_size))
@@ -152,8 +152,17 @@ def _weight_plans(layer: Any, x: Tensor, g: Tensor) -> list[Plan]:
     return plans
 
 
-def _instantiate(layer: Any, x: Tensor, g: Tensor) -> Term:
-    return Term.of_rows(_per_group(g, layer.groups) @ _columns(layer, x).transpose(2, 3))
+def _instantiate(call: Call, x: Tensor, g: Tensor) -> Term:
+    layer = _conv(call.layer)
+    gradients = _per_group(g, layer.groups).flatten(0, 1)
+    windows = _copied(call, _windows(padded_input(layer, x), layer, g.shape[2:]))
+    columns = windows.view(len(gradients), -1, gradients.shape[2])
+    rows = call.kept("weight", len(gradients), gradients.shape[1], columns.shape[1])
+    return Term.of_rows(torch.bmm(gradients, columns.transpose(1, 2), out=rows).view(len(x), -1))
+
+
+def _copied(call: Call, windows: Tensor) -> Tensor:
+    return call.passing(*windows.shape).copy_(windows)
 
 
 def _row_wise(layer: Any) -> bool:
@@ -161,13 +170,15 @@ def _row_wise(layer: Any) -> bool:
     return len(layer.kernel_size) == 2 and int(layer.kernel_size[0]) > 1 and int(layer.stride[0]) == 1
 
 
-def _instantiate_by_rows(layer: Any, x: Tensor, g: Tensor) -> Term:
+def _instantiate_by_rows(call: Call, x: Tensor, g: Tensor) -> Term:
     """Copies each input row's windows once, not once per kernel row; then one product for each kernel row."""
-    batch, groups, positions = x.shape[0], layer.groups, g.shape[2] * g.shape[3]
+    layer, batch, positions = _conv(call.layer), x.shape[0], g.shape[2] * g.shape[3]
+    groups = layer.groups
     kernel_rows, dilation, width = int(layer.kernel_size[0]), int(layer.dilation[0]), g.shape[3]
-    columns = _row_windows(layer, padded_input(layer, x), width)
+    windows = _copied(call, _row_windows(layer, padded_input(layer, x), width))
+    columns = windows.view(batch * groups, -1, windows.shape[3] * width)
     gradients = _per_group(g, groups).flatten(0, 1).transpose(1, 2)
-    rows = columns.new_empty(kernel_rows, batch * groups, columns.shape[1], gradients.shape[2])
+    rows = call.kept("weight", kernel_rows, batch * groups, columns.shape[1], gradients.shape[2])
     for row, out in enumerate(rows):
         start = row * dilation * width
         torch.bmm(columns[:, :, start : start + positions], gradients, out=out)
@@ -183,16 +194,15 @@ def _instantiate_by_rows(layer: Any, x: Tensor, g: Tensor) -> Term:
 
 
 def _row_windows(layer: Any, padded: Tensor, width: int) -> Tensor:
-    """Windows along the width as (B * groups, C / groups * kernel width, H * positions along the width)."""
+    """View (B, C, kernel width, H, positions along the width) of the windows along the width."""
     batch, channels, height, _ = padded.shape
     by_example, by_channel, by_row, by_column = padded.stride()
     kernel, stride, dilation = (int(sizes[1]) for sizes in (layer.kernel_size, layer.stride, layer.dilation))
-    windows = padded.as_strided(
+    return padded.as_strided(
         (batch, channels, kernel, height, width),
         (by_example, by_channel, by_column * dilation, by_row, by_column * stride),
         padded.storage_offset(),
     )
-    return windows.reshape(batch * layer.groups, -1, height * width)
 
 
 def _gram(layer: Any, x: Tensor, g: Tensor) -> Term:

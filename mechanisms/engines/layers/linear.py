@@ -44,7 +44,7 @@ class LinearRule(LayerRule):
         x, g = _sequences(call)
         found: dict[str, Sequence[Plan]] = {}
         if "weight" in call.wanted:
-            found["weight"] = weight_plans(x, g)
+            found["weight"] = weight_plans(call, x, g)
         if "bias" in call.wanted:
             bias = g.squeeze(1) if g.shape[1] == 1 else g.sum(1)
             found["bias"] = [Plan("sum", partial(Term.of_rows, bias), elements=bias.numel())]
@@ -57,14 +57,14 @@ class LinearRule(LayerRule):
         return Call(calls[0].layer, (inputs,), grads, calls[0].wanted)
 
 
-def weight_plans(x: Tensor, g: Tensor) -> list[Plan]:
+def weight_plans(call: Call, x: Tensor, g: Tensor) -> list[Plan]:
     """Plans for gradients ``sum_t g_t x_t'`` from x (B, T, I) and g (B, T, O); exact, whatever T is."""
     (batch, positions, fan_in), fan_out = x.shape, g.shape[2]
     if positions == 1:
         return [Plan("norm product", partial(_norm_product, x.squeeze(1), g.squeeze(1)))]
     instantiated = batch * fan_in * fan_out
     gram = batch * positions**2
-    plans = [Plan("instantiate", partial(_instantiate, x, g), instantiated * (positions + 12.0), instantiated)]
+    plans = [Plan("instantiate", partial(_instantiate, call, x, g), instantiated * (positions + 12.0), instantiated)]
     if positions**2 <= GRAM_LIMIT * fan_in * fan_out:
         cost = 2.5 * gram * (fan_in + fan_out) + batch * positions * (fan_in * fan_out + 12.0 * (fan_in + fan_out))
         plans.append(Plan("Gram", partial(_gram, x, g), cost, 3 * gram))
@@ -82,8 +82,9 @@ def _norm_product(x: Tensor, g: Tensor) -> Term:
     return Term(squared_norms(x) * squared_norms(g), _add_product, (x, g))
 
 
-def _instantiate(x: Tensor, g: Tensor) -> Term:
-    return Term.of_rows(torch.bmm(g.transpose(1, 2), x))
+def _instantiate(call: Call, x: Tensor, g: Tensor) -> Term:
+    rows = call.kept("weight", len(x), g.shape[2], x.shape[2])
+    return Term.of_rows(torch.bmm(g.transpose(1, 2), x, out=rows))
 
 
 def _gram(x: Tensor, g: Tensor) -> Term:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, ClassVar, TypeVar
 
 import torch
 from torch import Tensor, nn
+
+from mechanisms.engines.scratch import Scratch
 
 
 @dataclass(frozen=True)
@@ -21,17 +23,29 @@ class Call:
         inputs: Its positional arguments, detached; floating tensors in the dtype of norms and sums.
         output_grad: Gradient of the summed losses with respect to its output, shape (B, ...).
         wanted: Names of the layer's parameters that are trained.
+        scratch: Where plans find memory for large arrays.
+        key: What tells this layer's arrays from those of the others in use.
     """
 
     layer: nn.Module
     inputs: tuple[Any, ...]
     output_grad: Tensor
     wanted: tuple[str, ...]
+    scratch: Scratch = field(default_factory=Scratch)
+    key: Hashable = None
 
     @property
     def rows(self) -> int:
         """Number of examples B."""
         return self.output_grad.shape[0]
+
+    def kept(self, use: str, *shape: int) -> Tensor:
+        """Memory for an array of a plan that is in use until the clipped sums are made."""
+        return self.scratch.empty((self.key, use), shape, self.output_grad)
+
+    def passing(self, *shape: int) -> Tensor:
+        """Memory for an array of a plan that is in use no longer than the plan runs."""
+        return self.scratch.empty("passing", shape, self.output_grad)
 
 
 @dataclass(frozen=True)

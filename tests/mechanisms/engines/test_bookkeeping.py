@@ -66,9 +66,9 @@ def test_chunks_made_for_speed_change_no_number(clip, monkeypatch):
     assert torch.allclose(whole.flat_grad, clipped_sum(network, x, y, clip).flat_grad, rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize(("size", "chunks"), [(16, 1), (20, 1), (21, 2), (33, 2), (40, 3), (64, 4)])
+@pytest.mark.parametrize(("size", "chunks"), [(32, 1), (40, 1), (41, 2), (66, 2), (80, 3), (128, 4)])
 def test_a_small_rest_of_a_batch_is_spread_over_the_chunks_made_for_speed(clip, monkeypatch, size, chunks):
-    monkeypatch.setattr("mechanisms.engines.bookkeeping.CACHE_BYTES", 1)  # chunks of the smallest size, 16
+    monkeypatch.setattr("mechanisms.engines.bookkeeping.CACHE_BYTES", 1)  # chunks of the smallest size, 32
     network, (x, y), seen = cnn(), images(size), []
     record = bookkeeping.record_pass
     monkeypatch.setattr(bookkeeping, "record_pass", lambda *args: seen.append(args[2].size) or record(*args))
