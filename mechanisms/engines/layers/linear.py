@@ -14,6 +14,11 @@ from mechanisms.engines.layers.rules import Call, LayerRule, Plan, Term, layer_r
 #: Gram matrices are considered while they hold fewer numbers than this many times the instantiated gradient.
 GRAM_LIMIT = 1.0
 
+#: Outputs of a layer up to which the library's product over many rows is slow on a CPU; in parts it is a third faster.
+FEW_OUTPUTS = 16
+LARGE_PRODUCT = 2**20
+PARTS = 8
+
 #: Units of rounding, of the size of the terms, that a sum over many rows may be off by; several times what is seen.
 ROUNDINGS = 64
 
@@ -93,8 +98,14 @@ def _gram(x: Tensor, g: Tensor) -> Term:
 
 def _add_product(out: Tensor, factors: Tensor, x: Tensor, g: Tensor) -> None:
     """``out += sum_b factor_b g_b x_b'`` for x (B, I) and g (B, O), or x (B, T, I) and g (B, T, O)."""
-    weighted = g * factors.view(-1, *[1] * (g.dim() - 1))
-    out.view(g.shape[-1], x.shape[-1]).addmm_(weighted.flatten(0, -2).t(), x.flatten(0, -2))
+    weighted = (g * factors.view(-1, *[1] * (g.dim() - 1))).flatten(0, -2)
+    x, table = x.flatten(0, -2), out.view(g.shape[-1], x.shape[-1])
+    divided = 0
+    if x.device.type == "cpu" and weighted.shape[1] <= FEW_OUTPUTS and x.numel() >= LARGE_PRODUCT:
+        divided = len(x) // PARTS * PARTS
+        left, right = (value[:divided].unflatten(0, (PARTS, -1)) for value in (weighted, x))
+        table += torch.bmm(left.transpose(1, 2), right).sum(0)
+    table.addmm_(weighted[divided:].t(), x[divided:])
 
 
 def gram_squared_norms(x: Tensor, g: Tensor) -> Tensor:

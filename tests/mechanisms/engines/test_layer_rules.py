@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from mechanisms.engines import LAYER_RULES, Batch, BookKeepingEngine, layer_rule
-from mechanisms.engines.layers import REWRITES, convolution
+from mechanisms.engines.layers import REWRITES, convolution, linear
 from mechanisms.engines.layers.linear import ROUNDINGS, _gram, gram_squared_norms
 from mechanisms.engines.layers.window_gram import WindowAxis, window_gram
 from mechanisms.engines.sites import find_sites
@@ -199,6 +199,13 @@ def test_an_image_that_cancels_from_corner_to_corner_moves_the_sum_by_no_more_th
     g[2, :, 1, 1], g[2, :, -2, -2] = ends, -ends
     others = torch.arange(examples) != 2
     assert (summed(x, g) - summed(x[others], g[others])).norm() <= 1.0001
+
+
+@pytest.mark.parametrize("examples", [7, 8, 21])
+def test_products_over_many_rows_in_parts_are_exact(assert_exact, monkeypatch, examples):
+    monkeypatch.setattr(linear, "LARGE_PRODUCT", 1)
+    for dtype in (torch.float32, torch.float64):
+        assert_exact(nn.Linear(9, 3).to(dtype), *batch(dtype, 9, size=examples))
 
 
 @SHORT
