@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -39,7 +39,7 @@ class _Tap(torch.autograd.Function):
         return None, None
 
 
-@dataclass
+@dataclass(slots=True)
 class Record:
     """One watched call.
 
@@ -106,12 +106,15 @@ class Recorder:
     @contextmanager
     def watching(self, sites: Sequence[Site]) -> Iterator[Recorder]:
         """Sites' calls go through this recorder; afterwards the network is as it was, whatever happened."""
-        with ExitStack() as undo:
+        before = [(site, vars(site.module).get("forward")) for site in sites]
+        try:
             for site in sites:
-                undo.callback(_restore, site.module, vars(site.module).get("forward"))
-                undo.callback(_unfreeze, site.values)
                 _watch_forward(self, site)
             yield self
+        finally:
+            for site, forward in before:
+                _restore(site.module, forward)
+                _unfreeze(site.values)
 
     def call(self, site: Site, original: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Run one call of a site's module and keep what its gradients need."""

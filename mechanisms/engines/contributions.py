@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -132,9 +133,10 @@ def _positions(job: Job) -> list[int]:
 def _direct(site: Site, names: dict[str, int], rule: LayerRule, call: Call, plans: PlanBook) -> dict[int, Term]:
     found = {}
     asked = call if len(names) == len(call.wanted) else replace(call, wanted=tuple(names))
+    shapes = [tuple(value.shape[1:]) for value in (*call.inputs[:1], call.output_grad)]
     for name, options in rule.plans(asked).items():
-        key = (site.name, name, *(tuple(v.shape[1:]) for v in call.inputs[:1]), tuple(call.output_grad.shape[1:]))
-        found[names[name]] = plans.run(key, options, site.entries(names[name]))
+        key = (site.name, name, *shapes)
+        found[names[name]] = plans.run(key, options, partial(site.entries, names[name]))
     return found
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -49,16 +49,18 @@ class PlanBook:
         self.timed = timed
         self.choices: dict[tuple[object, ...], PlanChoice] = {}
 
-    def run(self, key: tuple[object, ...], plans: Sequence[Plan], entries: int) -> Term:
+    def run(self, key: tuple[object, ...], plans: Sequence[Plan], entries: Callable[[], int]) -> Term:
         """The term of the best plan for a parameter of so many entries."""
         choice = self.choices.get(key)
         if choice is None:
             choice = self.choices[key] = self._choose(plans, entries)
+        if len(plans) == 1:
+            return plans[0].run()
         return next(plan for plan in plans if plan.name == choice.plan).run()
 
-    def _choose(self, plans: Sequence[Plan], entries: int) -> PlanChoice:
+    def _choose(self, plans: Sequence[Plan], entries: Callable[[], int]) -> PlanChoice:
         timed = self.timed and len(plans) > 1
-        figures = {plan.name: _milliseconds(plan, entries) if timed else plan.cost for plan in plans}
+        figures = {plan.name: _milliseconds(plan, entries()) if timed else plan.cost for plan in plans}
         return PlanChoice(min(figures, key=figures.__getitem__), figures, timed)
 
 

@@ -23,17 +23,17 @@ def plan(name, cost, seconds=0.0):
 def test_the_plan_of_least_estimated_cost_is_taken_every_time():
     book = PlanBook()
     for _ in range(2):
-        book.run(("layer",), [plan("dear", 2.0, 0.0), plan("cheap", 1.0, 0.01)], 4)
+        book.run(("layer",), [plan("dear", 2.0, 0.0), plan("cheap", 1.0, 0.01)], lambda: 4)
     assert book.choices["layer",].plan == "cheap"
     assert "estimated" in book.choices["layer",].words()
 
 
 def test_timed_plans_take_the_fastest_and_remember_it():
     book = PlanBook(timed=True)
-    book.run(("layer",), [plan("slow", 1.0, 0.02), plan("fast", 2.0)], 4)
+    book.run(("layer",), [plan("slow", 1.0, 0.02), plan("fast", 2.0)], lambda: 4)
     assert book.choices["layer",].plan == "fast"
     choice = book.choices["layer",]
-    book.run(("layer",), [plan("slow", 1.0), plan("fast", 2.0, 0.02)], 4)
+    book.run(("layer",), [plan("slow", 1.0), plan("fast", 2.0, 0.02)], lambda: 4)
     assert book.choices["layer",] is choice
 
 
