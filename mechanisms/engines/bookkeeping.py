@@ -151,9 +151,9 @@ class BookKeepingEngine(Engine):
         del done
         norms = _norms(terms, blocks, like, batch.num_units)
         factors = bounded_factors(norms, clip)
-        finite = torch.isfinite(norms).all(dim=1)
+        finite = torch.isfinite(norms)
         if not bool(finite.all()):
-            terms = {position: term.keep(finite) for position, term in terms.items()}
+            terms = {position: term.keep(finite.all(dim=1)) for position, term in terms.items()}
         for position, out in enumerate(total.split(layout.sizes)):
             if position in terms:
                 terms[position].add_to(out, factors[:, blocks[position]])

@@ -114,7 +114,7 @@ class Recorder:
         finally:
             for site, forward in before:
                 _restore(site.module, forward)
-                _unfreeze(site.values)
+                _require_gradients(site.values, True)
 
     def call(self, site: Site, original: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Run one call of a site's module and keep what its gradients need."""
@@ -129,14 +129,13 @@ class Recorder:
     @contextmanager
     def aside(self, parameters: Sequence[Tensor]) -> Iterator[None]:
         """Inner calls are not watched, and ``parameters`` are constants: autograd never computes their gradients."""
-        for value in parameters:
-            value.requires_grad_(False)
+        _require_gradients(parameters, False)
         self._inside = True
         try:
             yield
         finally:
             self._inside = False
-            _unfreeze(parameters)
+            _require_gradients(parameters, True)
 
     def watch(
         self, site: Site, key: str, names: dict[str, int], rule: LayerRule, layer: nn.Module, inputs: Any, output: Any
@@ -147,8 +146,8 @@ class Recorder:
         if not self.axes.known:
             self.axes.note(key, [*inputs, output])
             return output
-        kept = tuple(value.detach() if isinstance(value, Tensor) else value for value in inputs)
         with torch._C.DisableTorchFunction():  # our own work is of no interest to function modes
+            kept = tuple(value.detach() if isinstance(value, Tensor) else value for value in inputs)
             axes = self.axes.of(key, [*kept, output], self.batch_size)
             if axes[-1] is None:
                 output = spread(output, self.batch_size)
@@ -219,6 +218,7 @@ def _restore(module: nn.Module, forward: Any) -> None:
         vars(module)["forward"] = forward
 
 
-def _unfreeze(parameters: Sequence[Tensor]) -> None:
-    for value in parameters:
-        value.requires_grad_(True)
+def _require_gradients(parameters: Sequence[Tensor], wanted: bool) -> None:
+    with torch._C.DisableTorchFunction():
+        for value in parameters:
+            value.requires_grad_(wanted)

@@ -43,6 +43,8 @@ def test_steps_of_several_sizes_do_not_disturb_each_other(clip):
     engine = BookKeepingEngine(ClippedUnit(1, 8))
     for size in (8, 3, 11, 1, 8):
         x, y = sequences(size)
+        if size == 3:
+            x[1] = torch.nan  # what it leaves behind must not reach the next step
         found = engine.clipped_sum(network, nn.CrossEntropyLoss(), Batch(x, y), clip)
         fresh = BookKeepingEngine(ClippedUnit(1, 8)).clipped_sum(network, nn.CrossEntropyLoss(), Batch(x, y), clip)
         assert torch.equal(found.flat_grad, fresh.flat_grad)
