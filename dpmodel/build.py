@@ -22,6 +22,7 @@ from dpmodel.nets import build_network
 from dpmodel.optimizers import build_optimizer
 from dpmodel.plan import TrainingPlan, make_clip, make_noise, plan_training
 from mechanisms.engines.base import ENGINES
+from monitors.accountant import epsilon_text, privacy_spent
 from monitors.errors import ConfigError, UnsupportedModuleError
 from monitors.factory import PrivacyMonitorFactory
 
@@ -127,6 +128,7 @@ def build_training(config: Config, task: Task | None = None) -> Training:
     with blame(config, "privacy.accountant"):
         # An accountant that has no rule for what this training releases must say so now, not after the first step.
         plan.privacy_spent(epochs=1)
+    _require_one_step(plan)
     model = build_model(plan.config, task)
     callbacks = [*_schedule(config), *_monitor(config), *_user_callbacks(config)]
     return Training(task, plan, model, _loader(config, task), tuple(callbacks))
@@ -218,6 +220,20 @@ def _device(config: Config) -> torch.device:
         reason = str(error).splitlines()[0]
         raise ConfigError(f"{where}: {name!r} cannot be used here ({reason}); use 'auto' or 'cpu'") from error
     return device
+
+
+def _require_one_step(plan: TrainingPlan) -> None:
+    privacy = plan.config.privacy
+    most = privacy.monitor.max_eps
+    if most is None or privacy.noise is None:
+        return
+    first = privacy_spent(plan.ledger(1), privacy.delta, privacy.accountant).epsilon
+    if first > most:
+        raise ConfigError(
+            f"{plan.config.where('privacy.monitor.max_eps')}: not even one step fits into "
+            f"privacy.monitor.max_eps={most:g}: the first spends epsilon {epsilon_text(first)} at delta "
+            f"{privacy.delta:g}. Raise it or the noise multiplier, or lower the batch size"
+        )
 
 
 def _require_stated_size(config: Config, data: DataSplits) -> None:

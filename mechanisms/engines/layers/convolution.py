@@ -19,7 +19,7 @@ from mechanisms.engines.layers.window_gram import WindowAxis, window_gram
 COPY_COST = 12.0
 
 #: Numbers of windows copied at once: copies that leave the processor's cache take a quarter longer to use.
-COPIED_AT_ONCE = 5 * 2**16
+COPIED_AT_ONCE = 5 * 2**17
 
 #: Cost of a number of an example's gradient, which is written once and read twice, in multiply-adds.
 INSTANTIATED_COST = 40.0
@@ -157,24 +157,24 @@ def _weight_plans(call: Call, x: Tensor, g: Tensor) -> list[Plan]:
 
 def _instantiate(call: Call, x: Tensor, g: Tensor) -> Term:
     layer = _conv(call.layer)
-    gradients = _per_group(g, layer.groups)
-    rows = call.kept("weight", len(x), layer.groups, gradients.shape[2], math.prod(layer.weight.shape[1:]))
+    gradients = _per_group(g, layer.groups).flatten(0, 1)
+    rows = call.kept("weight", len(gradients), gradients.shape[1], math.prod(layer.weight.shape[1:]))
     for examples, windows in _copied(call, _windows(padded_input(layer, x), layer, g.shape[2:])):
-        mine = gradients[examples].flatten(0, 1)
-        columns = windows.view(len(mine), -1, mine.shape[2])
-        torch.bmm(mine, columns.transpose(1, 2), out=rows[examples].flatten(0, 1))
-    return Term.of_rows(rows)
+        mine = slice(examples.start * layer.groups, examples.stop * layer.groups)
+        columns = windows.view(mine.stop - mine.start, -1, gradients.shape[2])
+        torch.bmm(gradients[mine], columns.transpose(1, 2), out=rows[mine])
+    return Term.of_rows(rows.view(len(x), -1))
 
 
 def _copied(call: Call, windows: Tensor) -> Iterator[tuple[slice, Tensor]]:
     """Copies of the windows of some examples after others, few enough that the processor's cache holds them."""
     if windows.is_contiguous():  # of a kernel of one entry
-        yield slice(None), windows
+        yield slice(0, len(windows)), windows
         return
     size = math.ceil(len(windows) / math.ceil(windows.numel() / COPIED_AT_ONCE))
     for start in range(0, len(windows), size):
         some = windows[start : start + size]
-        yield slice(start, start + size), call.passing(*some.shape).copy_(some)
+        yield slice(start, start + len(some)), call.passing(*some.shape).copy_(some)
 
 
 def _row_wise(layer: Any) -> bool:
@@ -185,25 +185,23 @@ def _row_wise(layer: Any) -> bool:
 def _instantiate_by_rows(call: Call, x: Tensor, g: Tensor) -> Term:
     """Copies each input row's windows once, not once per kernel row; then one product for each kernel row."""
     layer, batch, positions = _conv(call.layer), x.shape[0], g.shape[2] * g.shape[3]
-    groups = layer.groups
-    kernel_rows, dilation, width = int(layer.kernel_size[0]), int(layer.dilation[0]), g.shape[3]
-    gradients, fan_out = _per_group(g, groups), g.shape[1] // groups
-    rows = call.kept("weight", kernel_rows, batch, groups, layer.weight[0, :, 0].numel(), fan_out)
-    for examples, windows in _copied(call, _row_windows(layer, padded_input(layer, x), width)):
-        mine = gradients[examples].flatten(0, 1).transpose(1, 2)
-        columns = windows.view(len(mine), -1, windows.shape[3] * width)
-        for row, out in enumerate(rows[:, examples]):
-            start = row * dilation * width
-            torch.bmm(columns[:, :, start : start + positions], mine, out=out.flatten(0, 1))
-    rows = rows.view(kernel_rows * batch, -1)
-    owners = torch.arange(batch, device=rows.device).repeat(kernel_rows)
+    groups, kernel_rows, step = layer.groups, int(layer.kernel_size[0]), int(layer.dilation[0]) * g.shape[3]
+    gradients = _per_group(g, groups).flatten(0, 1).transpose(1, 2)
+    fan_out = gradients.shape[2]
+    rows = call.kept("weight", kernel_rows, batch * groups, layer.weight[0, :, 0].numel(), fan_out)
+    for examples, windows in _copied(call, _row_windows(layer, padded_input(layer, x), g.shape[3])):
+        mine = slice(examples.start * groups, examples.stop * groups)
+        columns, right, found = windows.view(mine.stop - mine.start, rows.shape[2], -1), gradients[mine], rows[:, mine]
+        for row in range(kernel_rows):
+            torch.bmm(columns.narrow(2, row * step, positions), right, out=found[row])
 
     def add(out: Tensor, factors: Tensor, rows: Tensor) -> None:
-        summed = factors @ rows.view(kernel_rows, batch, -1)
+        summed = factors @ rows.transpose(0, 1)
         summed = summed.view(kernel_rows, groups, -1, int(layer.kernel_size[1]), fan_out)
         out.view(layer.weight.shape).add_(summed.permute(1, 4, 2, 0, 3).reshape(layer.weight.shape))
 
-    return Term(squared_norms(rows).view(kernel_rows, batch).sum(0), add, (rows,), owners)
+    squared = squared_norms(rows.view(kernel_rows * batch, -1)).view(kernel_rows, batch).sum(0)
+    return Term(squared, add, (rows.view(kernel_rows, batch, -1).transpose(0, 1),))
 
 
 def _row_windows(layer: Any, padded: Tensor, width: int) -> Tensor:

@@ -96,12 +96,11 @@ SEGMENT = 4096
 def squared_norms(rows: Tensor) -> Tensor:
     """Squared L2 norms (B,) of rows (B, N), within a few float32 roundings whatever N is, without a temporary copy."""
     whole = rows.shape[1] // SEGMENT * SEGMENT
-    squared: Tensor
     if rows.shape[1] <= SEGMENT:
-        squared = torch.linalg.vector_norm(rows, dim=1).square_()
-        return squared
+        norms: Tensor = torch.linalg.vector_norm(rows, dim=1)
+        return norms.mul_(norms)  # square_ takes the long way of a general power
     segments = rows[:, :whole].unflatten(1, (-1, SEGMENT))
-    squared = torch.linalg.vector_norm(segments, dim=2).square_().sum(1)
+    squared: Tensor = torch.linalg.vector_norm(segments, dim=2).square_().sum(1)
     if whole < rows.shape[1]:
         squared += torch.linalg.vector_norm(rows[:, whole:], dim=1).square_()
     return squared

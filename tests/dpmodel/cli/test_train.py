@@ -12,7 +12,7 @@ import pytest
 from dpmodel.config import load_config
 from dpmodel.plan import plan_training
 from dpmodel.runfolder import RunFolder
-from monitors.accountant import privacy_spent
+from monitors.accountant import epsilon_text, privacy_spent
 from monitors.ledger import Ledger
 
 ROOT = Path(__file__).parents[3]
@@ -155,6 +155,19 @@ def test_max_eps_stops_before_it_is_passed(command, tiny, tmp_path):
     ledger = Ledger.load(tmp_path / "run" / "ledger.json")
     one_more = ledger.copy().record(plan.release.event(ledger.total))
     assert privacy_spent(one_more, 1e-4).epsilon > most
+
+
+def test_max_eps_below_the_first_step_is_refused_with_what_a_step_spends(command, tiny, tmp_path):
+    plan = plan_training(load_config(tiny), 120)
+    first = privacy_spent(plan.ledger(1), 1e-4).epsilon
+    for share, expected in ((0.9, 2), (1.0, 0)):
+        setting = f"privacy.monitor.max_eps={share * first}"
+        code, _, error = command("train", tiny, "--set", setting, "--output", tmp_path / f"run{expected}", "--quiet")
+        assert code == expected
+    assert not (tmp_path / "run2").exists()
+    code, _, error = command("train", tiny, "--set", f"privacy.monitor.max_eps={0.9 * first}", "--quiet")
+    assert "not even one step fits" in error
+    assert f"epsilon {epsilon_text(first)} at delta 0.0001" in error
 
 
 def test_a_run_folder_in_use_is_refused_and_force_loses_nothing(command, tiny, tmp_path):
