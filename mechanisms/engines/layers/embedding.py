@@ -25,8 +25,10 @@ class EmbeddingRule(LayerRule):
         return {"weight": table.scatter_add_(1, tokens.unsqueeze(2).expand_as(g), g)}
 
     def plans(self, call: Call) -> Mapping[str, Sequence[Plan]]:
-        """Segments: only the rows in use are held."""
+        """Segments: only the rows in use are held; as they are where all examples have the same tokens, each once."""
         tokens, g = _tokens(call)
+        if tokens.stride(0) == 0 and len(tokens[0].unique()) == tokens.shape[1]:
+            return {"weight": [Plan("same tokens", partial(_same_tokens, tokens[0], g, _weight(call)))]}
         return {"weight": [Plan("segments", partial(_segments, tokens, g, _weight(call)), elements=g.numel())]}
 
     def join(self, calls: Sequence[Call]) -> Call:
@@ -56,6 +58,15 @@ def _tokens(call: Call) -> tuple[Tensor, Tensor]:
     if padding is not None:
         g = g.masked_fill((tokens == padding).unsqueeze(2), 0.0)
     return tokens, g
+
+
+def _same_tokens(tokens: Tensor, g: Tensor, weight: Tensor) -> Term:
+    rows = g.flatten(1)
+
+    def add(out: Tensor, factors: Tensor, rows: Tensor) -> None:
+        out.view(weight.shape).index_add_(0, tokens, (factors @ rows).view(len(tokens), -1))
+
+    return Term(squared_norms(rows), add, (rows,))
 
 
 def _segments(tokens: Tensor, g: Tensor, weight: Tensor) -> Term:

@@ -208,6 +208,31 @@ def test_products_over_many_rows_in_parts_are_exact(assert_exact, monkeypatch, e
         assert_exact(nn.Linear(9, 3).to(dtype), *batch(dtype, 9, size=examples))
 
 
+class Positions(nn.Module):
+    """The same tokens for every example, as tables of positions have them."""
+
+    def __init__(self, tokens, padding_idx=None):
+        super().__init__()
+        self.table, self.head = nn.Embedding(9, 4, padding_idx), nn.Linear(4, 3)
+        self.register_buffer("shared", torch.tensor(tokens))
+
+    def forward(self, x):
+        return self.head((x * self.table(self.shared.unsqueeze(0))).sum(1))
+
+
+@pytest.mark.parametrize("tokens", [[0, 1, 2, 3, 4], [7, 2, 5, 1, 8], [1, 1, 3, 0, 1]])
+@pytest.mark.parametrize("padding_idx", [None, 1])
+def test_tables_that_all_examples_read_alike_are_exact(assert_exact, clip, tokens, padding_idx):
+    network = Positions(tokens, padding_idx)
+    x, y = batch(torch.float32, 5, 4)
+    assert_exact(network, x, y)
+    assert_exact(network.double(), x.double(), y)
+    engine = BookKeepingEngine(ClippedUnit(1, 4))
+    engine.clipped_sum(network, nn.CrossEntropyLoss(), Batch(x.double(), y), clip)
+    (choice,) = [choice for key, choice in engine.plans.choices.items() if key[0] == "table"]
+    assert choice.plan == ("same tokens" if len(set(tokens)) == 5 else "segments")
+
+
 @SHORT
 @given(DTYPES, st.integers(2, 7), st.integers(1, 6), st.sampled_from([None, 0, 1]))
 def test_embeddings_add_the_gradients_of_repeated_tokens_and_skip_the_padding(
