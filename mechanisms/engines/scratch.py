@@ -26,6 +26,7 @@ class Scratch:
 
     def __init__(self) -> None:
         self._held: dict[tuple[Hashable, torch.dtype], Tensor] = {}
+        self._shaped: dict[tuple[Hashable, torch.dtype], Tensor] = {}
 
     @property
     def held_bytes(self) -> int:
@@ -36,9 +37,16 @@ class Scratch:
         """An array of that shape, of the type and on the device of ``like``, that holds anything."""
         if like.device.type != "cpu":
             return like.new_empty(shape)
-        size, key = math.prod(shape), (use, like.dtype)
+        key = (use, like.dtype)
+        shaped = self._shaped.get(key)
+        if shaped is None or shaped.shape != shape:
+            shaped = self._shaped[key] = self._flat(key, math.prod(shape), like).view(shape)
+        return shaped
+
+    def _flat(self, key: tuple[Hashable, torch.dtype], size: int, like: Tensor) -> Tensor:
         held = self._held.get(key)
         if held is None or held.numel() < size:
             self._held.pop(key, None)
+            self._shaped.pop(key, None)
             held = self._held[key] = like.new_empty(size)
-        return held[:size].view(shape)
+        return held[:size]
