@@ -50,7 +50,7 @@ _PAIRS = 1 << 16
 _STRETCH = 1 << 18
 #: Fewest numbers for each thread: on a busy machine the wait for one takes longer than a smaller share.
 _THREAD = 1 << 20
-#: The cipher holds the interpreter's lock for a quarter of the time: more threads would wait for each other.
+#: Threads meet at the interpreter's lock between their calls: more of them would wait for each other.
 _MAX_THREADS = 4
 _ZEROS = memoryview(bytes(_PAIRS * _PAIR_BYTES))
 _LIFT = 1.0 + 2.0**-21

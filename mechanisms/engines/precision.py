@@ -6,16 +6,19 @@ import torch
 
 from monitors.errors import ConfigError
 
+#: What torch calls the precision of full float32; "none" is what nobody has set.
+_FULL = ("none", "ieee")
+
 
 def require_full_products() -> None:
     """Refuse torch's faster, coarser products of float32: they would make a clipped gradient longer than its bound.
 
     An example is clipped by a norm in full precision; rounded to 8 or 10 bits in the sum, it could exceed the bound by
     up to a thousandth or more. ``precision="bf16"`` is the safe way to speed: it is coarse in the forward and backward
-    pass alone.
+    pass alone. Convolutions of a GPU are not asked about: no sum of clipped gradients is made by them.
 
     Raises:
-        ConfigError: The matrix products of this process are not those of full float32.
+        ConfigError: Matrix products, or convolutions on the CPU, are not those of full float32.
     """
     try:
         stated = torch.get_float32_matmul_precision()
@@ -25,4 +28,11 @@ def require_full_products() -> None:
         raise ConfigError(
             f"float32 matrix products are set to precision {stated!r}, in which sums of clipped gradients could exceed "
             "their bound; call torch.set_float32_matmul_precision('highest'), and use precision='bf16' for speed"
+        )
+    convolutions = getattr(getattr(torch.backends.mkldnn, "conv", None), "fp32_precision", "none")
+    if convolutions not in _FULL:
+        raise ConfigError(
+            f"float32 convolutions on the CPU are set to precision {convolutions!r}, in which sums of clipped "
+            "gradients could exceed their bound; set torch.backends.mkldnn.conv.fp32_precision = 'ieee', and use "
+            "precision='bf16' for speed"
         )

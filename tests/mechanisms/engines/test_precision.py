@@ -188,3 +188,18 @@ def test_coarse_products_of_float32_are_refused_by_every_engine_before_any_relea
                 ENGINES.create(name, ClippedUnit(1, 6)).clipped_sum(network, nn.CrossEntropyLoss(), batch, clip)
     finally:
         torch.set_float32_matmul_precision("highest")
+
+
+@pytest.mark.skipif(not hasattr(torch.backends.mkldnn, "conv"), reason="this torch has no such setting")
+@pytest.mark.parametrize("coarse", ["bf16", "tf32"])
+def test_coarse_convolutions_of_the_processor_are_refused_too(coarse, clip):
+    settings = torch.backends.mkldnn.conv
+    batch, before = Batch(images(6), torch.arange(6) % 3), settings.fp32_precision
+    settings.fp32_precision = coarse
+    try:
+        with pytest.raises(ConfigError, match=f"{coarse}.*mkldnn.conv.fp32_precision = 'ieee'"):
+            BookKeepingEngine(ClippedUnit(1, 6)).clipped_sum(image_network(), nn.CrossEntropyLoss(), batch, clip)
+        settings.fp32_precision = "ieee"
+        BookKeepingEngine(ClippedUnit(1, 6)).clipped_sum(image_network(), nn.CrossEntropyLoss(), batch, clip)
+    finally:
+        settings.fp32_precision = before
