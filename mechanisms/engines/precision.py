@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import os
+
 import torch
 
 from monitors.errors import ConfigError
 
 #: What torch calls the precision of full float32; "none" is what nobody has set.
 _FULL = ("none", "ieee")
+
+#: Settings of the library under torch's products on the CPU, which torch itself does not know of.
+_VARIABLES = ("ONEDNN_DEFAULT_FPMATH_MODE", "DNNL_DEFAULT_FPMATH_MODE")
 
 
 def require_full_products() -> None:
@@ -20,6 +25,12 @@ def require_full_products() -> None:
     Raises:
         ConfigError: Matrix products, or convolutions on the CPU, are not those of full float32.
     """
+    for variable in _VARIABLES:
+        if os.environ.get(variable, "STRICT").upper() not in ("STRICT", ""):
+            raise ConfigError(
+                f"the environment variable {variable}={os.environ[variable]} allows coarse products of float32, in "
+                "which sums of clipped gradients could exceed their bound; unset it, and use precision='bf16' for speed"
+            )
     try:
         stated = torch.get_float32_matmul_precision()
     except RuntimeError:  # torch does not sum up settings that were made backend by backend

@@ -203,3 +203,13 @@ def test_coarse_convolutions_of_the_processor_are_refused_too(coarse, clip):
         BookKeepingEngine(ClippedUnit(1, 6)).clipped_sum(image_network(), nn.CrossEntropyLoss(), batch, clip)
     finally:
         settings.fp32_precision = before
+
+
+@pytest.mark.parametrize("variable", ["ONEDNN_DEFAULT_FPMATH_MODE", "DNNL_DEFAULT_FPMATH_MODE"])
+def test_coarse_products_set_in_the_environment_are_refused_too(monkeypatch, variable, clip):
+    batch = Batch(images(6), torch.arange(6) % 3)
+    monkeypatch.setenv(variable, "STRICT")
+    BookKeepingEngine(ClippedUnit(1, 6)).clipped_sum(image_network(), nn.CrossEntropyLoss(), batch, clip)
+    monkeypatch.setenv(variable, "BF16")
+    with pytest.raises(ConfigError, match=f"{variable}=BF16"):
+        BookKeepingEngine(ClippedUnit(1, 6)).clipped_sum(image_network(), nn.CrossEntropyLoss(), batch, clip)
