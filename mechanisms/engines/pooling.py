@@ -61,15 +61,19 @@ class _Pool(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, stride: int) -> Tensor:
         """Keeps the row maxima, from which the winners are found again."""
         rows = torch.maximum(*_pairs(x, -1, stride))
-        ctx.save_for_backward(x, rows)
-        ctx.stride = stride
+        ctx.save_for_backward(x)
+        ctx.rows, ctx.stride = rows, stride
         return torch.maximum(*_pairs(rows, -2, stride))
 
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> Any:
         """Each output's gradient goes to the winner of its window."""
-        x, rows = ctx.saved_tensors
+        (x,) = ctx.saved_tensors
+        rows, ctx.rows = ctx.rows, None  # let go before the gradient, which is four times as large, is made
+        if rows is None:
+            rows = torch.maximum(*_pairs(x, -1, ctx.stride))
         by_row = _to_winner(grads[0], rows, -2, ctx.stride)
+        del rows
         return _to_winner(by_row, x, -1, ctx.stride, spent=True), None
 
 

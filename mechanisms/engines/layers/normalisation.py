@@ -15,7 +15,7 @@ def _scaled(call: Call, normalised: Callable[[], Tensor], dims: tuple[int, ...])
     g = call.output_grad
     found = {}
     if "weight" in call.wanted:
-        product = normalised() * g
+        product = normalised().mul_(g)  # a fresh array, and the only one of its size that is needed
         found["weight"] = product.sum(dims) if dims else product
     if "bias" in call.wanted:
         found["bias"] = g.sum(dims) if dims else g

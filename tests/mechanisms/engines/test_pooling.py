@@ -21,6 +21,15 @@ def test_values_and_gradients_are_the_librarys_ties_included(height, width, stri
     assert torch.allclose(left, right, rtol=1e-6, atol=1e-6)
 
 
+def test_a_graph_that_is_kept_gives_the_same_gradient_again():
+    x = torch.randn(2, 3, 6, 6, requires_grad=True)
+    total = pool2x2(x, 2).square().sum()
+    (first,) = torch.autograd.grad(total, x, retain_graph=True)
+    (second,) = torch.autograd.grad(total, x)
+    assert first.count_nonzero() == x.numel() // 4
+    assert torch.equal(first, second)
+
+
 def test_only_what_is_eligible_is_replaced_and_all_results_stay_the_same():
     x = torch.randn(2, 3, 9, 9)
     layers = [
