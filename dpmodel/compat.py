@@ -48,6 +48,9 @@ _TABLE_RULE = (
     _plain_table,
 )
 
+#: Seeds with which a network is run: what mixes examples at random may leave them in place by chance.
+_SEEDS = 4
+
 _UNSTEADY = (
     "two equal calls give different outputs: the network remembers something of the data that it has seen, which would "
     "reach later gradients without clipping and noise, or draws randomness that is not torch's; let it do neither"
@@ -151,7 +154,7 @@ def _device(layer: nn.Module) -> torch.device | None:
 
 
 def _probe(network: nn.Module, example: Any) -> list[str]:
-    """Run the network in training mode on two examples together and on the first alone, and compare."""
+    """Run the network in training mode on examples together, on others, and on the first alone, and compare."""
     buffers = {name: value.clone() for name, value in network.named_buffers()}
     parameters = {name: value.detach().clone() for name, value in network.named_parameters()}
     with _training_without_dropout(network), torch.random.fork_rng(devices=[]), torch.no_grad():
@@ -159,7 +162,7 @@ def _probe(network: nn.Module, example: Any) -> list[str]:
         changed = [name for name, value in network.named_buffers() if not _same(value, buffers[name])]
         again = _seeded_call(network, example)
         steady = _equal_nests(together, again, exact=True)
-        alone = _seeded_call(network, map_tensors(lambda t: t[:1], example))
+        mixed = steady and _mixes(network, example)
         written = [name for name, value in network.named_parameters() if not _same(value, parameters[name])]
         for name, value in network.named_buffers():
             value.copy_(buffers[name])
@@ -183,7 +186,7 @@ def _probe(network: nn.Module, example: Any) -> list[str]:
         )
     elif not (changed or written) and not _equal_nests(together, again, exact=False):
         problems.append(_UNSTEADY)
-    elif steady and not _equal_nests(map_tensors(lambda t: t[:1], together), alone, exact=False):
+    elif mixed:
         problems.append(
             "the output of one example depends on the other examples of its batch; find the layer that mixes them "
             "(a normalisation, attention or mean over the first dimension) and make it work on each example by itself"
@@ -191,8 +194,24 @@ def _probe(network: nn.Module, example: Any) -> list[str]:
     return problems
 
 
-def _seeded_call(network: nn.Module, example: Any) -> Any:
-    torch.manual_seed(0)
+def _mixes(network: nn.Module, example: Any) -> bool:
+    """Whether the first example's output changes with the other examples, or with their number."""
+    others = map_tensors(lambda t: t[:1].expand_as(t).clone(), example)
+    outputs = [[_seeded_call(network, x, seed) for seed in range(_SEEDS)] for x in (example, others)]
+    if not all(_equal_nests(_first_row(a), _first_row(b), exact=False) for a, b in zip(*outputs, strict=True)):
+        return True
+    if not _equal_nests(outputs[0][0], outputs[0][1], exact=False):
+        network.eval()  # what is drawn for an example in training depends on how many there are
+    together, alone = (_seeded_call(network, x) for x in (example, _first_row(example)))
+    return not _equal_nests(_first_row(together), alone, exact=False)
+
+
+def _first_row(nest: Any) -> Any:
+    return map_tensors(lambda t: t[:1], nest)
+
+
+def _seeded_call(network: nn.Module, example: Any, seed: int = 0) -> Any:
+    torch.manual_seed(seed)
     return call_network(network, example)
 
 

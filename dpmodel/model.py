@@ -13,6 +13,7 @@ from torch.optim import Optimizer
 
 from dpmodel.callbacks.base import CallbackList
 from dpmodel.compat import require_valid
+from dpmodel.data.collation import Collation
 from dpmodel.data.loader import PrivateLoader, evaluation_batches, private_loader, require_held_out
 from dpmodel.data.targets import require_class_targets, require_same_shape
 from dpmodel.guard import UpdateGuard
@@ -21,6 +22,7 @@ from dpmodel.metrics import MetricSet
 from dpmodel.optimizers import require_usable
 from dpmodel.release import ReleasePlan
 from dpmodel.run import Run
+from dpmodel.secret_randomness import secret_randomness
 from dpmodel.step import PrivateStep
 from dpmodel.tensor_nest import describe_batch, join_batches, require_tensors
 from dpmodel.training import TrainingLoop, to_device
@@ -28,11 +30,12 @@ from mechanisms.clipping import ClipMechanism, Fixed
 from mechanisms.engines.batch import Batch, call_network, first_tensor, map_tensors
 from mechanisms.engines.bookkeeping import PRECISIONS
 from mechanisms.engines.choose import Choice, choose_engine
+from mechanisms.engines.undisturbed import undisturbed
 from mechanisms.noise import NoiseMechanism, NoNoise
 from mechanisms.sampling import SAMPLERS
 from mechanisms.units import ClippedUnit
 from monitors import _checks
-from monitors.errors import DataError, DPModelError
+from monitors.errors import DataError, DPModelError, UnprotectedUpdateError
 from monitors.ledger import Ledger
 
 if TYPE_CHECKING:
@@ -42,6 +45,9 @@ if TYPE_CHECKING:
 
 #: Rows per call of ``predict`` and of evaluation, which keep no gradients.
 INFERENCE_BATCH = 1000
+
+#: Examples on which a network and an engine are tried before anything is spent.
+_TRIED = 4
 
 
 class DPModel:
@@ -131,7 +137,8 @@ class DPModel:
         self.timed_plans = bool(timed_plans)
         self.seed = seed
         self.metrics = MetricSet("loss" if metrics is None else metrics, loss_fn=loss_fn)
-        self.ledger = Ledger()
+        self._ledger = Ledger()
+        self._in_training = False
         self.steps_done = 0
         self.statements: list[dict[str, str]] = []
         self._choice: Choice | None = None
@@ -143,6 +150,23 @@ class DPModel:
     def __repr__(self) -> str:
         mechanisms = f"noise={type(self.noise_mech).__name__}, clip={type(self.clip_mech).__name__}"
         return f"DPModel({type(self.network).__name__}, {mechanisms}, {self.steps_done:,} steps done)"
+
+    @property
+    def ledger(self) -> Ledger:
+        """Everything released so far. May be set between trainings, to go on from what was spent before.
+
+        Raises:
+            UnprotectedUpdateError: It is set while a training records on the one that is there.
+        """
+        return self._ledger
+
+    @ledger.setter
+    def ledger(self, ledger: Ledger) -> None:
+        if self._in_training:
+            raise UnprotectedUpdateError(
+                "the ledger was replaced while a training records its releases on it; set it before or after fit"
+            )
+        self._ledger = ledger
 
     def fit(
         self,
@@ -183,10 +207,12 @@ class DPModel:
             if keeper is not None:
                 keeper.admit(run, listeners)
             step = self._prepare(run, private)
+            collation = Collation(private, self.network, self.loss_fn, self.device)
+            collation.check()
             if message:
                 run.say(message)
             evaluate = None if valid_loader is None else lambda: self.eval(valid_loader)
-            self._carry_out(TrainingLoop(run, private, step, listeners, evaluate, self.device, keeper))
+            self._carry_out(TrainingLoop(run, private, collation, step, listeners, evaluate, self.device, keeper))
         return run.history
 
     def train(self, epochs: int, loader: Any, callbacks: Any = (), **options: Any) -> History:
@@ -267,20 +293,30 @@ class DPModel:
 
     def _carry_out(self, loop: TrainingLoop) -> None:
         run, was_training = loop.run, self.network.training
-        loop.listeners.notify("on_train_begin", run)
-        self._state_claim(run)
+        with self._training(run.plan):
+            loop.listeners.notify("on_train_begin", run)
+            self._state_claim(run)
+            try:
+                if loop.keeper is not None:
+                    loop.keeper.begin(loop)
+                loop()
+            finally:
+                self.network.train(was_training)
+                loop.step.engine.release()  # per-example gradients do not outlive the training
+                loop.listeners.notify("on_train_end", run)
+
+    @contextmanager
+    def _training(self, plan: ReleasePlan) -> Iterator[None]:
+        self._in_training = True
         try:
-            if loop.keeper is not None:
-                loop.keeper.begin(loop)
-            loop()
+            with secret_randomness(self.device) if plan.secret else nullcontext(), torch.enable_grad():
+                yield
         finally:
-            self.network.train(was_training)
-            loop.step.engine.release()  # per-example gradients do not outlive the training
-            loop.listeners.notify("on_train_end", run)
+            self._in_training = False
 
     def _prepare(self, run: Run, loader: PrivateLoader) -> PrivateStep:
         guard = UpdateGuard(self.network, self.optimizer)
-        x, y = (to_device(value, self.device) for value in loader.example())
+        x, y = (to_device(value, self.device) for value in loader.example(_TRIED))
         outputs = self._tried(x)
         require_class_targets(loader.dataset, outputs, self.loss_fn)
         require_same_shape(outputs, y, self.loss_fn)
@@ -305,7 +341,7 @@ class DPModel:
         """The network's outputs for some examples, so that what cannot be trained is found before anything is spent."""
         try:
             require_valid(self.network, x)
-            with self._inference():
+            with self._inference(), undisturbed(self.network):
                 return call_network(self.network, x)
         except DPModelError:
             raise

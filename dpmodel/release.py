@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from monitors.ledger import Ledger
@@ -42,7 +42,7 @@ class ReleasePlan:
     def event(self, step: int) -> PrivacyEvent:
         """All that step ``step`` releases of its drawn sample, amplified by the sampling as one."""
         released = [self.noise.event(step, self.unit.sensitivity_factor)]
-        clip_event = self.clip.event(step, self.unit)
+        clip_event = self.clip.event(step, replace(self.unit, zeroed=self.sampler.zeroes))
         if clip_event is not None:
             released.append(clip_event)
         return self.sampler.amplify(step - self.first_step, *released)
@@ -73,6 +73,11 @@ class ReleasePlan:
             "noise_decay_mode": self.noise.decay_policy,
             "noise_decay_rate": self.noise.noise_decay_rate,
         }
+
+    @property
+    def secret(self) -> bool:
+        """Whether the noise of this plan is secret, so that no two of its runs are alike."""
+        return self.noise.private and not self.caveats
 
     @property
     def caveats(self) -> tuple[str, ...]:

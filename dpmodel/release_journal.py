@@ -86,6 +86,8 @@ class ReleaseJournal:
         for number, line in enumerate(self._lines):
             step = int(line["step"])
             if line["kind"] == "block":
+                # Steps from here on that an earlier block announced had not begun: it was written for another schedule.
+                announced = [entry for entry in announced if entry[0] < step]
                 announced += zip(count(step), _events(line["rows"]), strict=False)
                 continue
             gone = [event for at, event in announced if at >= step]

@@ -139,7 +139,8 @@ def restore_loop(state: TrainingState, loop: TrainingLoop) -> None:
 
 def restore_randomness(state: TrainingState, device: torch.device) -> None:
     """Put back torch's generators, so that dropout goes on where it was."""
-    torch.set_rng_state(state.randomness["cpu"])
+    if "cpu" in state.randomness:
+        torch.set_rng_state(state.randomness["cpu"])
     if device.type == "cuda" and "cuda" in state.randomness:
         torch.cuda.set_rng_state(state.randomness["cuda"], device)
 

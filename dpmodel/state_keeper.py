@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from dpmodel.callbacks.base import CallbackList
     from dpmodel.run import Run
     from dpmodel.training import TrainingLoop
+    from monitors.events import PrivacyEvent
 
 DEFAULT_EVERY_N_STEPS = 100
 
@@ -93,6 +94,7 @@ class StateKeeper:
         self._writer: StateWriter | None = None
         self._journal: ReleaseJournal | None = None
         self._announced = 0
+        self._events: list[PrivacyEvent] = []
         self._saved: int | None = None
         self._lost = 0
 
@@ -165,12 +167,12 @@ class StateKeeper:
             self.state = None
 
     def before_step(self, loop: TrainingLoop) -> None:
-        """Announce a block before its first step."""
+        """Announce a block before its first step, and what is left of it anew where a callback changed the schedule."""
         run = loop.run
         if run.step >= self._announced:
-            end = min(run.step + self.every_n_steps, run.planned_steps)
-            self._opened().begin_block(run.step, (run.event(step) for step in range(run.step, end)))
-            self._announced = end
+            self._announce(run, min(run.step + self.every_n_steps, run.planned_steps))
+        elif run.event(run.step) != self._events[run.step - self._announced]:
+            self._announce(run, self._announced)
 
     def after_step(self, loop: TrainingLoop) -> None:
         """Save at the end of a block."""
@@ -211,6 +213,11 @@ class StateKeeper:
                 f"{folder.journal} is missing, or older than {folder.state}: how many steps were lost cannot be stated."
                 " Restore the original file, or train in another folder and keep this one"
             )
+
+    def _announce(self, run: Run, end: int) -> None:
+        self._events = [run.event(step) for step in range(run.step, end)]
+        self._opened().begin_block(run.step, self._events)
+        self._announced = end
 
     def _save(self, loop: TrainingLoop) -> None:
         assert self._writer is not None

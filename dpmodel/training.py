@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from dpmodel.callbacks.base import CallbackList
+from dpmodel.data.collation import Collation
 from dpmodel.data.loader import PrivateLoader
 from dpmodel.run import Run
 from dpmodel.step import PrivateStep
@@ -50,6 +51,7 @@ class TrainingLoop:
     Args:
         run: State that callbacks see.
         loader: Where batches come from.
+        collation: Looks at how they are put together.
         step: Does one private step.
         listeners: Callbacks and monitors.
         evaluate: Validation metrics after each epoch, or None.
@@ -59,6 +61,7 @@ class TrainingLoop:
 
     run: Run
     loader: PrivateLoader
+    collation: Collation
     step: PrivateStep
     listeners: CallbackList
     evaluate: Callable[[], dict[str, float]] | None
@@ -127,6 +130,7 @@ class TrainingLoop:
             self.keeper.rest(self)
 
     def _batch(self, pair: tuple[Any, Any]) -> Batch:
+        self.collation.watch(pair)
         x, y = to_device(pair[0], self.device), to_device(pair[1], self.device)
         plan = self.run.plan
         if not plan.unit.grouped:

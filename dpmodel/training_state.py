@@ -54,7 +54,7 @@ class TrainingState:
         sampler: State of the sampler.
         streams: Places of the reproducible streams, in bytes.
         callbacks: Class and state of each callback that has a state, in order.
-        randomness: State of torch's generators, which make dropout and the like.
+        randomness: State of torch's generators, which make dropout and the like; empty where they are secret.
     """
 
     checkpoint: Checkpoint
@@ -180,7 +180,7 @@ def _described(loop: TrainingLoop) -> dict[str, Any]:
         "sampler": run.plan.sampler.state_dict(),
         "streams": {name: place for name, place in places.items() if place is not None},
         "callbacks": [(name, entry.state_dict()) for name, entry in stateful(tuple(loop.listeners))],
-        "randomness": _randomness(loop.device),
+        "randomness": {} if run.plan.secret else _randomness(loop.device),
     }
 
 

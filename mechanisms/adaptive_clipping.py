@@ -54,7 +54,8 @@ class QuantileClip(ClipMechanism):
         learning_rate: Of the bound, positive.
         target_unclipped_quantile: Fraction of units that should stay unclipped, in [0, 1].
         fraction_stddev: Noise of the released fraction (MindArmour's spelling), positive. The event's multiplier is
-            ``fraction_stddev * expected_units`` over 1/2 for examples, over 1 for micro-batch groups.
+            ``fraction_stddev * expected_units`` over 1/2 for examples, over 1 for micro-batch groups and for shuffled
+            batches.
         min_norm_bound: Floor of the bound; default a tenth of the initial one.
         max_norm_bound: Ceiling of the bound; default ten times the initial one.
         seed: 0 for secret noise.

@@ -32,6 +32,8 @@ class Sampler(ABC):
 
     relation: ClassVar[str]
     name: ClassVar[str]
+    #: Whether the relation zeroes an example's gradient, where others add or remove the example.
+    zeroes: ClassVar[bool] = False
 
     def __init__(self, num_examples: int, batch_size: int, seed: int | None = None, first_partition: int = 0) -> None:
         _checks.positive_int(num_examples=num_examples, batch_size=batch_size)
@@ -130,6 +132,7 @@ class ShuffleSampler(Sampler):
 
     relation = "zero out one example"
     name = "shuffle"
+    zeroes = True
 
     def __init__(self, num_examples: int, batch_size: int, seed: int | None = None, first_partition: int = 0) -> None:
         super().__init__(num_examples, batch_size, seed, first_partition)

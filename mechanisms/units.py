@@ -19,6 +19,7 @@ class ClippedUnit:
     Args:
         group_size: Examples per unit in expectation, at least 1.
         expected_units: Units per step, a public constant: the divisor of the noisy sum.
+        zeroed: Whether neighbouring data sets differ by an example whose gradient is zeroed, not by one more or less.
 
     Example:
         >>> ClippedUnit(1, 256).sensitivity_factor, ClippedUnit(8, 32).sensitivity_factor
@@ -27,6 +28,7 @@ class ClippedUnit:
 
     group_size: int
     expected_units: int
+    zeroed: bool = False
 
     def __post_init__(self) -> None:
         _checks.positive_int(group_size=self.group_size, expected_units=self.expected_units)
@@ -40,7 +42,7 @@ class ClippedUnit:
 
         Example:
             >>> ClippedUnit.of(256, 32)
-            ClippedUnit(group_size=8, expected_units=32)
+            ClippedUnit(group_size=8, expected_units=32, zeroed=False)
         """
         _checks.positive_int(batch_size=batch_size)
         if micro_batches is None:
@@ -67,9 +69,10 @@ class ClippedUnit:
     def indicator_sensitivity(self) -> float:
         """How far one example moves the sum of the centred indicators ``1[norm <= bound] - 1/2``.
 
-        One example of its own adds or removes a term of size 1/2; one member of a group can flip the group's term.
+        One example of its own adds or removes a term of size 1/2. One that is zeroed, or a member of a group, can flip
+        a term: a zeroed gradient counts as unclipped.
         """
-        return 1.0 if self.grouped else 0.5
+        return 1.0 if self.grouped or self.zeroed else 0.5
 
     def describe(self) -> str:
         """The unit in words, for the privacy report."""

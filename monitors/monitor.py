@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import ClassVar
 
 from monitors import _checks
 from monitors.accountant import Accountant, PrivacySpent, Tracker, epsilon_text
@@ -34,6 +35,9 @@ class PrivacyMonitor:
         per_print_times: Steps between two lines, at least 1.
         plans_sampled: Whether planning without a run assumes Poisson sampling, else shuffled epochs.
     """
+
+    #: Asked after all other callbacks before a step: none of them changes what was let through.
+    asked_last: ClassVar[bool] = True
 
     def __init__(
         self,

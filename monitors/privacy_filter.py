@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import ClassVar
 
 import numpy as np
 
@@ -96,7 +97,10 @@ class PrivacyFilter:
 
 
 class BudgetGuard:
-    """A callback that runs a training under a ``PrivacyFilter``, for schedules that react to released outputs.
+    """A callback that runs trainings under one ``PrivacyFilter``, for schedules that react to released outputs.
+
+    It is asked after all other callbacks of a step, which may change the schedule. Further trainings, of the same model
+    or of others on the same data, are charged to the same budget.
 
     Args:
         privacy_filter: The budget; it must be unused.
@@ -105,11 +109,15 @@ class BudgetGuard:
         ValueError: The filter was charged before.
     """
 
+    #: Asked after all other callbacks before a step: none of them changes what was let through.
+    asked_last: ClassVar[bool] = True
+
     def __init__(self, privacy_filter: PrivacyFilter) -> None:
         if privacy_filter.spent:
             raise ValueError(f"the filter must be unused, but {privacy_filter.spent_share:.4f} of its budget is spent")
         self.filter = privacy_filter
-        self._row, self._seen = 0, 0
+        #: Of each ledger that was met: the row that is read next, and how much of it was counted before.
+        self._places: dict[int, tuple[Ledger, int, int]] = {}
 
     def on_train_begin(self, run: RunView) -> None:
         """Charge what the ledger holds already.
@@ -150,14 +158,14 @@ class BudgetGuard:
         """Nothing to do."""
 
     def _read(self, run: RunView) -> None:
-        for event, count in run.ledger.rows_from(self._row):
-            if count > self._seen:
-                self.filter.charge(event, count - self._seen)
-            self._row, self._seen = self._row + 1, 0
-        if self._row:
+        ledger = run.ledger
+        _, row, seen = self._places.get(id(ledger), (ledger, 0, 0))
+        for event, count in ledger.rows_from(row):
+            if count > seen:
+                self.filter.charge(event, count - seen)
+            row, seen = row + 1, 0
             # the last row may still grow
-            self._row -= 1
-            self._seen = run.ledger.rows_from(self._row)[0][1]
+            self._places[id(ledger)] = ledger, row - 1, count
 
 
 def _budget(epsilon: float, delta: float, orders: Floats) -> Floats:

@@ -69,6 +69,9 @@ HOOKS: tuple[str, ...] = tuple(name for name in vars(Callback) if name.startswit
 class CallbackList:
     """Callbacks in the order given, with a table of who listens to which hook.
 
+    Before a step, those with ``asked_last`` (monitors and guards that keep a limit) come after all others, wherever
+    they stand: a callback that changes the noise of the step cannot do so behind their back.
+
     Objects of any class are taken if they have at least one of the hooks (privacy monitors are such objects). Hooks
     that a callback leaves empty cost nothing.
 
@@ -84,7 +87,8 @@ class CallbackList:
         self._callbacks: tuple[Any, ...] = tuple(_checked(entry) for entry in entries)
         _refuse_twice(self._callbacks)
         self._listeners: dict[str, tuple[Callable[[Any], None], ...]] = {
-            hook: tuple(getattr(entry, hook) for entry in self._callbacks if _listens(entry, hook)) for hook in HOOKS
+            hook: tuple(getattr(entry, hook) for entry in self._in_order(hook) if _listens(entry, hook))
+            for hook in HOOKS
         }
 
     def notify(self, hook: str, run: Any) -> None:
@@ -106,6 +110,11 @@ class CallbackList:
             return
         for listener in listeners:
             listener(run)
+
+    def _in_order(self, hook: str) -> Iterable[Any]:
+        if hook != "on_train_step_begin":
+            return self._callbacks
+        return sorted(self._callbacks, key=lambda entry: bool(getattr(entry, "asked_last", False)))
 
     def of_type(self, kind: type) -> list[Any]:
         """The callbacks that are instances of ``kind``."""

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 from torch.utils.data import (
     BatchSampler,
     DataLoader,
@@ -14,6 +15,7 @@ from torch.utils.data import (
     IterableDataset,
     RandomSampler,
     SequentialSampler,
+    Subset,
     default_collate,
 )
 from torch.utils.data import TensorDataset as TorchTensorDataset
@@ -40,6 +42,11 @@ class RowFetcher(Dataset):
     def __init__(self, dataset: Any, collate_fn: Callable[[list[Any]], Any] = default_collate) -> None:
         self.dataset = dataset
         self.collate_fn = collate_fn
+
+    @property
+    def collates(self) -> bool:
+        """Whether batches are made by ``collate_fn``, of examples one by one."""
+        return not (hasattr(self.dataset, "batch") or isinstance(self.dataset, TorchTensorDataset))
 
     def __getitem__(self, rows: np.ndarray) -> Pair:
         index = torch.as_tensor(np.ascontiguousarray(rows), dtype=torch.int64)
@@ -241,14 +248,48 @@ def evaluation_batches(loader: Any, batch_size: int = 1000) -> Iterable[Pair]:
 def require_held_out(valid_loader: Any, train_dataset: Any) -> None:
     """Refuse the training data as validation data; None is no validation.
 
+    Recognised are the same data set, parts of one that have rows in common, and tensors in the same memory. Copies of
+    the training data are not.
+
     Raises:
-        UnsupportedLoaderError: They are one object.
+        UnsupportedLoaderError: They are, or share rows.
     """
-    if valid_loader is not None and getattr(valid_loader, "dataset", valid_loader) is train_dataset:
+    held_out = valid_loader if isinstance(valid_loader, Dataset) else getattr(valid_loader, "dataset", valid_loader)
+    if valid_loader is not None and _share_rows(held_out, train_dataset):
         raise UnsupportedLoaderError(
             "valid_loader holds the training data: metrics on them, and whatever is stopped or chosen by those, would "
             "be released without noise. Give held-out data; eval shows the trainer how the training data are fitted"
         )
+
+
+def _share_rows(one: Any, other: Any) -> bool:
+    (one, some), (other, others) = _rows_of(one), _rows_of(other)
+    if one is not other:
+        return some is None and others is None and _share_memory(one, other)
+    return some is None or others is None or bool(np.intersect1d(some, others).size)
+
+
+def _rows_of(dataset: Any) -> tuple[Any, np.ndarray | None]:
+    """The data set that lies under all subsets, and the rows that they choose; None for all."""
+    rows: np.ndarray | None = None
+    while isinstance(dataset, Subset):
+        chosen = np.asarray(dataset.indices)
+        rows = chosen if rows is None else chosen[rows]
+        dataset = dataset.dataset
+    return dataset, rows
+
+
+def _share_memory(one: Any, other: Any) -> bool:
+    first, second = (
+        [t for t in getattr(data, "tensors", data if isinstance(data, (tuple, list)) else ()) if isinstance(t, Tensor)]
+        for data in (one, other)
+    )
+    return any(_overlap(a, b) for a in first for b in second)
+
+
+def _overlap(one: Tensor, other: Tensor) -> bool:
+    starts, ends = zip(*((t.data_ptr(), t.data_ptr() + t.nbytes) for t in (one, other)), strict=True)
+    return one.device == other.device and max(starts) < min(ends)
 
 
 def _length(dataset: Any) -> int:

@@ -19,6 +19,7 @@ from mechanisms.engines.precision import require_full_products
 from mechanisms.units import ClippedUnit
 from monitors import _checks
 from monitors._registry import Registry
+from monitors.errors import UnprotectedUpdateError
 
 ENGINES: Registry[type[Engine]] = Registry("engine")
 
@@ -185,18 +186,39 @@ def even(size: int, parts: int) -> int:
     return max(1, math.ceil(size / max(parts, 1)))
 
 
-def bounded_factors(norms: Tensor, clip: ClipMechanism) -> Tensor:
+def bounded_factors(norms: Tensor, clip: ClipMechanism, entries: int) -> Tensor:
     """The clip mechanism's factors, made safe: shape (units, blocks) like ``norms``.
 
     Whatever the mechanism answers, no unit leaves a block with more than its bound, and a unit with a norm that is not
     finite in any block gets factor 0 everywhere.
+
+    Args:
+        norms: Shape (units, blocks).
+        clip: A started clip mechanism.
+        entries: Entries of a unit's gradient; squares too small for the type may be missing from a norm.
+
+    Raises:
+        UnprotectedUpdateError: The bounds of the blocks together exceed the bound that is accounted for.
     """
     finite = torch.isfinite(norms).all(dim=1, keepdim=True)
     safe = torch.where(finite, norms, torch.zeros_like(norms))
-    limits = norms.new_tensor(clip.block_bounds(norms.shape[1])) * (1.0 - ROUNDING_MARGIN)
-    ceiling = limits / safe.clamp(min=torch.finfo(norms.dtype).tiny)
+    limits = norms.new_tensor(_block_bounds(clip, norms.shape[1])) * (1.0 - ROUNDING_MARGIN)
+    rounded_away = math.sqrt(entries * torch.finfo(norms.dtype).tiny)
+    ceiling = limits / torch.hypot(safe, norms.new_tensor(rounded_away))
     factors = torch.nan_to_num(clip.factors(safe), nan=0.0).clamp(min=0.0)
     return torch.minimum(factors, ceiling) * finite
+
+
+def _block_bounds(clip: ClipMechanism, blocks: int) -> list[float]:
+    bounds = clip.block_bounds(blocks)
+    whole = math.hypot(*bounds)
+    if len(bounds) != blocks or not whole <= clip.norm_bound * (1 + 1e-9):
+        raise UnprotectedUpdateError(
+            f"{type(clip).__name__}.block_bounds({blocks}) gives {len(bounds)} bounds with root sum of squares "
+            f"{whole:g}, but the noise and the ledger go by norm_bound={clip.norm_bound:g}; return {blocks} bounds "
+            "whose squares add up to at most its square"
+        )
+    return bounds
 
 
 def clip_rows(unit_grads: Tensor, clip: ClipMechanism, layout: FlatLayout) -> tuple[Tensor, Tensor]:
@@ -216,7 +238,7 @@ def clip_rows(unit_grads: Tensor, clip: ClipMechanism, layout: FlatLayout) -> tu
     for block, column in zip(block_of, columns, strict=True):
         squared[:, block] += column.square().sum(dim=1)
     norms = squared.sqrt()
-    factors = bounded_factors(norms, clip)
+    factors = bounded_factors(norms, clip, layout.size)
     unit_grads[~torch.isfinite(norms).all(dim=1)] = 0.0
     parts = [factors[:, block] @ column for block, column in zip(block_of, columns, strict=True)]
     return torch.cat(parts), norms

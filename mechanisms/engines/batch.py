@@ -17,7 +17,8 @@ def map_tensors(function: Callable[[Tensor], Tensor], value: Any) -> Any:
     if isinstance(value, dict):
         return {key: map_tensors(function, part) for key, part in value.items()}
     if isinstance(value, (tuple, list)):
-        return type(value)(map_tensors(function, part) for part in value)
+        parts = [map_tensors(function, part) for part in value]
+        return type(value)(*parts) if hasattr(value, "_fields") else type(value)(parts)
     raise TypeError(f"a batch must be made of tensors in tuples, lists and dicts, got {type(value).__name__}")
 
 

@@ -150,7 +150,7 @@ class BookKeepingEngine(Engine):
         terms = arrivals.terms | terms_of(jobs_of(done, batch.size, layout.dtype), batch, self.unit, self.plans)
         del done
         norms = _norms(terms, blocks, like, batch.num_units)
-        factors = bounded_factors(norms, clip)
+        factors = bounded_factors(norms, clip, layout.size)
         finite = torch.isfinite(norms)
         if not bool(finite.all()):
             terms = {position: term.keep(finite.all(dim=1)) for position, term in terms.items()}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -53,6 +53,7 @@ class Record:
         axes: Where the examples lie in each input and, last, in the output.
         leaves: Each parameter's per-example copy, in the order of ``names``, of a module that ran on such.
         gradient: Of the output, once it is known; None where the loss does not depend on it.
+        hooks: On the output's gradient: ours, and those of the user, which come after it.
         taker: Takes the gradient as soon as it is known, while it and the inputs are in the cache, and has both let go.
     """
 
@@ -65,10 +66,13 @@ class Record:
     axes: Axes = field(default_factory=list)
     leaves: list[Tensor] = field(default_factory=list)
     gradient: Tensor | None = None
+    hooks: Mapping[int, Any] = field(default_factory=dict)
     taker: Callable[[Record, Tensor], None] | None = None
 
-    def arrived(self, gradient: Tensor) -> None:
+    def arrived(self, gradient: Tensor | None) -> None:
         """The gradient of the output is known."""
+        if gradient is None:  # of a function of the user's own that passes none on
+            return
         if self.taker is None:
             self.gradient = gradient
             return
@@ -156,6 +160,7 @@ class Recorder:
             record = Record(site, names, rule, layer, kept, versions, axes)
             self.records.append(record)
             output.register_hook(record.arrived)
+            record.hooks = output._backward_hooks or {}
             edge = get_gradient_edge(output)
             if not _comes_from(edge.node, self._reached):
                 self.roots.append(edge)

@@ -7,13 +7,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import nn
 
 from mechanisms.engines.base import ENGINES, Engine
-from mechanisms.engines.batch import Batch
-from mechanisms.engines.losses import LossFunction
+from mechanisms.engines.batch import Batch, call_network, map_tensors
+from mechanisms.engines.losses import ExampleLosses, LossFunction
 from mechanisms.engines.memory import auto_physical_batch_size
 from mechanisms.engines.precision import require_full_products
+from mechanisms.engines.undisturbed import undisturbed
 from mechanisms.units import ClippedUnit
 from monitors.errors import UnsupportedModuleError
 
@@ -53,7 +55,7 @@ def choose_engine(
         network: In the mode it will be trained in.
         loss_fn: The user's loss.
         unit: The clipped unit.
-        example: One or two examples with the shapes and types of the data; no result of it is kept.
+        example: A few examples with the shapes and types of the data; no result of it is kept.
         physical_batch_size: Passed to the engine; ``"auto"`` for what fits ``memory_budget``.
         memory_budget: Bytes that a step may take with ``"auto"``; default half of the free memory.
         options: Further keyword arguments of the engine, such as ``precision="bf16"``; ``"auto"`` passes over the
@@ -61,7 +63,7 @@ def choose_engine(
         preference: Order in which ``"auto"`` tries.
 
     Raises:
-        UnsupportedModuleError: The named engine cannot take the network; says why.
+        UnsupportedModuleError: The named engine cannot take the network, or none can; says why.
         ValueError: Unknown name, or a physical batch size that is neither a number nor ``"auto"``.
         ConfigError: torch is set to coarse products of float32.
     """
@@ -70,6 +72,8 @@ def choose_engine(
         raise ValueError(
             f"physical_batch_size must be a positive whole number, 'auto' or None, got {physical_batch_size!r}"
         )
+    example = Batch(*(map_tensors(torch.clone, value) for value in (example.x, example.y)))  # some write to their input
+    _refuse_reentrant(network, loss_fn, example)
     refusals: list[str] = []
     for candidate in preference if name == "auto" else (name,):
         refusal = _refusal(candidate, options or {}, network, loss_fn, unit, example)
@@ -100,4 +104,26 @@ def _refusal(
     unknown = [option for option in options if option not in inspect.signature(engine).parameters]
     if unknown:
         return f"it has no option {', '.join(map(repr, unknown))}"
-    return engine.refuses(network, loss_fn, unit, example)
+    with undisturbed(network):
+        return engine.refuses(network, loss_fn, unit, example)
+
+
+def _refuse_reentrant(network: nn.Module, loss_fn: LossFunction, example: Batch) -> None:
+    """Autograd leaves out what such a checkpoint holds, without a word, when it is asked for single gradients."""
+    with undisturbed(network), torch.enable_grad():
+        try:
+            losses = ExampleLosses(loss_fn)(call_network(network, example.x), example.y)
+        except Exception:
+            return  # the engines say better what is wrong
+    ahead, seen = [losses.grad_fn], set()
+    while ahead:
+        node = ahead.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        if node.name() == "CheckpointFunctionBackward":
+            raise UnsupportedModuleError(
+                "the network uses torch.utils.checkpoint with use_reentrant=True, inside of which no gradient of a "
+                "single example can be had; use use_reentrant=False"
+            )
+        ahead += [source for source, _ in node.next_functions]

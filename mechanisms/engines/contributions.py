@@ -120,7 +120,7 @@ def terms_of(jobs: Sequence[Job], batch: Batch, unit: ClippedUnit, plans: PlanBo
             terms.update(_direct(job.site, alone, job.rule, job.calls[0], plans))
         shared = {name: p for name, p in job.names.items() if name not in alone}
         for position, gradient in _instantiated(job, shared, batch.size):
-            mine = _per_unit(gradient.flatten(1), batch, unit)
+            mine = _per_unit(gradient.reshape(batch.size, -1), batch, unit)
             rows[position] = rows[position] + mine if position in rows else mine
     terms.update({position: Term.of_rows(value) for position, value in rows.items()})
     return terms

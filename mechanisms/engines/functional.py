@@ -12,7 +12,7 @@ from mechanisms.clipping import ClipMechanism
 from mechanisms.engines.base import ENGINES, Engine, PartialSum, clip_rows, group_rows
 from mechanisms.engines.batch import Batch, call_network, map_tensors
 from mechanisms.engines.losses import ExampleLosses, LossFunction
-from mechanisms.engines.parameters import FlatLayout, trainable_parameters
+from mechanisms.engines.parameters import FlatLayout, hooked_parameter, slots, trainable_parameters
 from mechanisms.units import ClippedUnit
 
 
@@ -30,11 +30,14 @@ class VmapEngine(Engine):
     def refuses(cls, network: nn.Module, loss_fn: LossFunction, unit: ClippedUnit, example: Batch) -> str | None:
         """Try one vectorised gradient on ``example``; nothing of it is kept."""
         del unit
+        hooked = hooked_parameter(network)
+        if hooked is not None:
+            return f"parameter {hooked!r} has a hook on its gradient, which torch.func passes by"
         try:
             example_gradients(network, ExampleLosses(loss_fn), example)
         except Exception as error:
-            reason = str(error).strip().splitlines()
-            return f"torch.func cannot vectorise this network: {reason[0] if reason else type(error).__name__}"
+            reason = " ".join(str(error).split())[:200]
+            return f"torch.func cannot vectorise this network: {reason or type(error).__name__}"
         return None
 
     def partial_sum(
@@ -59,11 +62,14 @@ class VmapEngine(Engine):
 def example_gradients(network: nn.Module, losses: ExampleLosses, batch: Batch) -> tuple[Tensor, Tensor]:
     """Gradients (B, P) and losses (B,) of each example of a non-empty batch."""
     parameters = {name: value.detach() for name, value in trainable_parameters(network).items()}
-    rest = _frozen_state(network, parameters)
+    names = {id(value): name for name, value in trainable_parameters(network).items()}
+    places = slots(network)
 
     def loss_of(weights: dict[str, Tensor], x: Any, y: Any) -> Tensor:
+        # Place by place: told of tied weights, functional_call puts replacements back into a module with two names.
+        values = {at: weights[names[id(v)]] if id(v) in names else v.detach() for at, v in places.items()}
         outputs = call_network(
-            lambda *args, **kwargs: functional_call(network, {**rest, **weights}, args, kwargs),
+            lambda *args, **kwargs: functional_call(network, values, args, kwargs, tie_weights=False),
             map_tensors(lambda t: t.unsqueeze(0), x),
         )
         return losses(outputs, map_tensors(lambda t: t.unsqueeze(0), y)).sum()
@@ -71,10 +77,5 @@ def example_gradients(network: nn.Module, losses: ExampleLosses, batch: Batch) -
     per_example = vmap(grad_and_value(loss_of), in_dims=(None, 0, 0), randomness="different")
     gradients, values = per_example(parameters, batch.x, batch.y)
     dtype = FlatLayout.of_parameters(parameters).dtype
-    flat = torch.cat([gradients[name].flatten(1).to(dtype) for name in parameters], dim=1)
+    flat = torch.cat([gradients[name].reshape(batch.size, -1).to(dtype) for name in parameters], dim=1)
     return flat, values.detach()
-
-
-def _frozen_state(network: nn.Module, parameters: dict[str, Tensor]) -> dict[str, Tensor]:
-    frozen = {name: value.detach() for name, value in network.named_parameters() if name not in parameters}
-    return {**frozen, **dict(network.named_buffers())}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import ClassVar
 
 import torch
@@ -56,8 +57,11 @@ class LoopEngine(Engine):
         like = layout.zeros()
         if not members.size:
             return like.new_zeros(layout.size), like
-        loss = losses(call_network(network, members.x), members.y).sum()
-        gradients = torch.autograd.grad(loss / self.unit.group_size, parameters, allow_unused=True)
+        gradients: Sequence[Tensor | None] = [None] * len(parameters)
+        with torch.enable_grad():
+            loss = losses(call_network(network, members.x), members.y).sum()
+            if loss.requires_grad:
+                gradients = torch.autograd.grad(loss / self.unit.group_size, parameters, allow_unused=True)
         return layout.flatten(gradients, like), loss.detach().to(like.dtype)
 
 

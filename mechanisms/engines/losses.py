@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
@@ -16,13 +16,17 @@ from monitors.errors import UnsupportedModuleError
 
 LossFunction = Callable[[Any, Any], Tensor]
 
+#: Reductions of torch's losses, and whether what an example has beyond the batch dimension is averaged.
+_AVERAGED = {"mean": True, "elementwise_mean": True, "none": True, "sum": False, "batchmean": False}
+
 
 class ExampleLosses:
     """Turns a loss function into one loss per example.
 
     A loss with a ``reduction`` (the losses of ``torch.nn`` and ``torch.nn.functional``) is evaluated with
     ``reduction="none"``; what remains beyond the batch dimension (pixels, tokens, outputs) is averaged, or summed where
-    the reduction was ``"sum"``. Class weights therefore keep their size: example i counts ``weight[y_i]`` times, with
+    the reduction was ``"sum"`` or ``"batchmean"``. Targets that are ``ignore_index`` do not count in the average, so
+    that padding does not scale an example. Class weights keep their size: example i counts ``weight[y_i]`` times, with
     no division by the other examples' weights. Any other callable is called on one example at a time, as a batch of
     one.
 
@@ -30,6 +34,7 @@ class ExampleLosses:
         loss_fn: ``loss_fn(outputs, targets)``; outputs (B, ...), targets (B, ...).
 
     Raises:
+        ValueError: The loss has a reduction that is not known here.
         UnsupportedModuleError: On call, when the result is not one number per example.
 
     Example:
@@ -42,6 +47,7 @@ class ExampleLosses:
         if not callable(loss_fn):
             raise ValueError(f"loss_fn must be callable as loss_fn(outputs, targets), got {loss_fn!r}")
         self._mean = True
+        self._ignored: int | None = None
         self._unreduced = self._without_reduction(loss_fn)
         self._loss_fn = loss_fn
 
@@ -61,7 +67,9 @@ class ExampleLosses:
                 "return one loss per example, shape (batch,)"
             )
         rest = losses.flatten(1) if losses.dim() > 1 else losses.unsqueeze(1)
-        return rest.mean(1) if self._mean else rest.sum(1)
+        if not self._mean:
+            return rest.sum(1)
+        return rest.mean(1) if self._ignored is None else rest.sum(1) / _counted(rest, targets, self._ignored)
 
     def single(self, output: Any, target: Any) -> Tensor:
         """Loss of one example, a scalar; ``output`` and ``target`` have no batch dimension."""
@@ -81,18 +89,35 @@ class ExampleLosses:
         if isinstance(loss_fn, nn.Module) and isinstance(reduction, str):
             unreduced = copy.copy(loss_fn)
             unreduced.reduction = "none"  # type: ignore[assignment]
-            self._mean = reduction != "sum"
+            self._understand(reduction, getattr(loss_fn, "ignore_index", None))
             return unreduced
-        parameter = _reduction_parameter(loss_fn)
-        if parameter is not None:
-            self._mean = parameter.default != "sum"
+        parameters = _parameters(loss_fn)
+        if "reduction" in parameters:
+            ignored = parameters.get("ignore_index")
+            self._understand(parameters["reduction"].default, None if ignored is None else ignored.default)
             unreduced_call: LossFunction = partial(loss_fn, **{"reduction": "none"})
             return unreduced_call
         return None
 
+    def _understand(self, reduction: Any, ignored: Any) -> None:
+        if reduction not in _AVERAGED:
+            raise ValueError(
+                f"the loss has reduction={reduction!r}, which is none of {', '.join(map(repr, _AVERAGED))}: what it "
+                "means for one example is not known. Give a function of one example, loss_fn(outputs, targets)"
+            )
+        self._mean = _AVERAGED[reduction]
+        self._ignored = ignored if isinstance(ignored, int) else None
 
-def _reduction_parameter(loss_fn: LossFunction) -> inspect.Parameter | None:
+
+def _parameters(loss_fn: LossFunction) -> Mapping[str, inspect.Parameter]:
     try:
-        return inspect.signature(loss_fn).parameters.get("reduction")
+        return inspect.signature(loss_fn).parameters
     except (TypeError, ValueError):
-        return None
+        return {}
+
+
+def _counted(losses: Tensor, targets: Any, ignored: int) -> Tensor | int:
+    """Positions of each example that are not ignored, at least 1: what torch divides by for a batch of one."""
+    if not isinstance(targets, Tensor) or targets.is_floating_point() or targets[:1].numel() != losses[:1].numel():
+        return losses.shape[1]  # probabilities of classes, which are never ignored
+    return (targets.flatten(1) if targets.dim() > 1 else targets.unsqueeze(1)).ne(ignored).sum(1).clamp(min=1)

@@ -19,13 +19,40 @@ def trainable_parameters(network: nn.Module) -> dict[str, nn.Parameter]:
     """Parameters that require a gradient, tied ones once, by name.
 
     Raises:
-        UnsupportedModuleError: There is none.
+        UnsupportedModuleError: There is none, or one is complex.
     """
     found = {name: parameter for name, parameter in network.named_parameters() if parameter.requires_grad}
+    for name, parameter in found.items():
+        if parameter.is_complex():
+            raise UnsupportedModuleError(
+                f"parameter {name!r} is complex; keep it as a real parameter with a last dimension of 2 and use "
+                "torch.view_as_complex in the forward pass"
+            )
     if not found:
         raise UnsupportedModuleError(
             f"{type(network).__name__} has no parameter that requires a gradient; unfreeze some before training"
         )
+    return found
+
+
+def hooked_parameter(network: nn.Module) -> str | None:
+    """Name of a trainable parameter with a hook on its gradient, which autograd alone calls; None if there is none."""
+    return next((name for name, value in trainable_parameters(network).items() if value._backward_hooks), None)
+
+
+def slots(network: nn.Module) -> dict[str, Tensor]:
+    """What lies in each place for a parameter or buffer, by name; a module with several names is listed under one.
+
+    Example:
+        >>> layer = nn.Linear(2, 2)
+        >>> list(slots(nn.ModuleDict({"one": layer, "same": layer})))
+        ['one.weight', 'one.bias']
+    """
+    found = {}
+    for prefix, module in network.named_modules():
+        for name, value in (*module._parameters.items(), *module._buffers.items()):
+            if value is not None:
+                found[f"{prefix}.{name}" if prefix else name] = value
     return found
 
 
@@ -83,7 +110,7 @@ class FlatLayout:
     def flatten(self, gradients: Sequence[Tensor | None], like: Tensor) -> Tensor:
         """Gradients in the parameters' shapes as one vector (P,); None counts as zeros."""
         parts = [
-            like.new_zeros(size) if gradient is None else gradient.reshape(-1)
+            like.new_zeros(size) if gradient is None else gradient.to_dense().reshape(-1)
             for gradient, size in zip(gradients, self.sizes, strict=True)
         ]
         return torch.cat(parts)

@@ -57,7 +57,7 @@ def record_pass(
     with torch.enable_grad():
         recorder, values = _forward(network, losses, batch, survey, precision)
         records = recorder.records
-        _refuse_overwritten(records)
+        _refuse_unrecordable(records)
         if expect is not None:
             expect(records)
         leaves = [leaf for record in records for leaf in record.leaves]
@@ -113,12 +113,17 @@ def _autocast(batch: Batch, precision: torch.dtype | None) -> AbstractContextMan
     return torch.autocast(first_tensor(batch.x).device.type, dtype=precision)
 
 
-def _refuse_overwritten(records: Sequence[Record]) -> None:
+def _refuse_unrecordable(records: Sequence[Record]) -> None:
     for record in records:
         if not record.untouched():
             raise UnsupportedModuleError(
                 f"the input of layer {record.site.name!r} is changed in place after the layer has used it; use the "
                 "out-of-place form of the operation"
+            )
+        if len(record.hooks) > 1:
+            raise UnsupportedModuleError(
+                f"the output of layer {record.site.name!r} has a hook on its gradient, which changes it after it was "
+                "recorded; use engine='vmap' or engine='loop'"
             )
 
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
+from weakref import ref
 
 import torch
 import torch.nn.functional as F
@@ -25,35 +27,57 @@ _RISING = (
 )
 
 
+@dataclass(slots=True)
+class Fate:
+    """What became of an activation that waited.
+
+    Args:
+        place: Its place among the activations of the pass.
+        pooled: Whether a max-pooling came first.
+        computed: Whether it was asked for itself.
+        kept: Whoever still has it.
+    """
+
+    place: int
+    pooled: bool = False
+    computed: bool = False
+    kept: Callable[[], Waiting | None] = lambda: None
+
+    @property
+    def only_pooled(self) -> bool:
+        """Whether a max-pooling was all that was done with it, and nobody has it any more."""
+        return self.pooled and not self.computed and self.kept() is None
+
+
 class Waiting:
     """What a network holds in place of an activation that is not computed yet; no tensor, so that nothing misreads it.
 
     Functions of torch that are given one, operators, and whoever reads one of its attributes get ``function(x)``.
 
-    Attributes:
-        pooled: Whether a max-pooling came first.
+    Args:
+        function: Of one tensor.
+        x: The tensor.
+        fate: Told what is done.
     """
 
-    def __init__(self, function: Callable[..., Tensor], x: Tensor, place: int) -> None:
-        self.function, self.x, self.place = function, x, place
-        self.pooled = False
+    def __init__(self, function: Callable[..., Tensor], x: Tensor, fate: Fate) -> None:
+        self.function, self.x, self.fate = function, x, fate
         self._value: Tensor | None = None
+        fate.kept = ref(self)
 
     @property
     def value(self) -> Tensor:
         """The activation."""
         if self._value is None:
+            self.fate.computed = True
             with torch._C.DisableTorchFunction():  # an active mode would make it wait once more
                 self._value = self.function(self.x)
         return self._value
 
-    @property
-    def only_pooled(self) -> bool:
-        """Whether a max-pooling was all that was done with it."""
-        return self.pooled and self._value is None
-
     def __getattr__(self, name: str) -> Any:
         """Attributes of the activation."""
+        if name.startswith("_"):  # what copies and pickles ask for is not the activation's
+            raise AttributeError(name)
         return getattr(self.value, name)
 
     @classmethod
@@ -87,18 +111,28 @@ class PoolFirst(TorchFunctionMode):
         super().__init__()
         self.moved, self.replaced = moved, False
         self._count = 0
-        self._all: list[Waiting] = []
+        self._fates: list[Fate] = []
         self._waiting: Waiting | None = None
 
     @property
     def sound(self) -> bool:
         """Whether each activation that waited has met a max-pooling and nothing else."""
-        return all(waiting.only_pooled for waiting in self._all)
+        return all(fate.only_pooled for fate in self._fates)
 
     @property
     def followed(self) -> frozenset[int]:
         """Places of the activations that met a max-pooling and nothing else."""
-        return frozenset(waiting.place for waiting in self._all if waiting.only_pooled)
+        return frozenset(fate.place for fate in self._fates if fate.only_pooled)
+
+    @property
+    def left_behind(self) -> bool:
+        """Whether the network, or a hook on it, still holds something that waits."""
+        return any(fate.kept() is not None for fate in self._fates)
+
+    def __exit__(self, *exception: Any) -> None:
+        """Nothing waits any longer."""
+        self._waiting = None
+        super().__exit__(*exception)  # type: ignore[no-untyped-call]
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Move what is to be moved, replace what has a faster form, pass on all other calls."""
@@ -106,7 +140,7 @@ class PoolFirst(TorchFunctionMode):
         waiting, self._waiting = self._waiting, None
         if waiting is not None:
             if func in _POOLS and args and args[0] is waiting and not _with_indices(args, kwargs):
-                waiting.pooled = True
+                waiting.fate.pooled = True
                 return waiting.function(self._pooled(func, (waiting.x, *args[1:]), kwargs))
             _ = waiting.value  # now, before its input can be written to
         if Waiting in types:
@@ -114,8 +148,8 @@ class PoolFirst(TorchFunctionMode):
         if func in _RISING and _alone(args, kwargs):
             place, self._count = self._count, self._count + 1
             if self.moved is None or place in self.moved:
-                self._waiting = Waiting(func, args[0], place)
-                self._all.append(self._waiting)
+                self._fates.append(Fate(place))
+                self._waiting = Waiting(func, args[0], self._fates[-1])
                 return self._waiting
         return self._pooled(func, args, kwargs) if func in _POOLS else func(*args, **kwargs)
 
@@ -135,7 +169,11 @@ def pooling_of(network: nn.Module, x: Any) -> tuple[bool, frozenset[int]]:
             call_network(network, x)
     except Exception:  # something needs a real tensor: everything is done in the order that the network says
         return True, frozenset()
-    return trial.replaced or bool(trial.followed), trial.followed
+    followed = trial.followed
+    if trial.left_behind:  # put a tensor in its place
+        with torch.no_grad():
+            call_network(network, x)
+    return trial.replaced or bool(followed), followed
 
 
 def _alone(args: Any, kwargs: Any) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,6 +14,7 @@ from mechanisms.engines.batch import Batch, call_network, map_tensors
 from mechanisms.engines.capture import Recorder
 from mechanisms.engines.parameters import trainable_parameters
 from mechanisms.engines.pool_first import pooling_of
+from mechanisms.engines.row_order import RowOrder
 from mechanisms.engines.sites import Site, find_sites
 from mechanisms.engines.undisturbed import undisturbed
 
@@ -44,12 +46,22 @@ class Survey:
         """
         sites, axes = find_sites(network), AxisBook()
         with undisturbed(network), torch.enable_grad():
-            for size in AxisBook.sizes:
-                with Recorder(size, axes).watching(sites):
-                    call_network(network, _copies(batch.x, size))
-            axes.settle()
+            _learn(axes, sites, network, batch)
+            if network.training and not all(axes.has(site.name) for site in sites):
+                with undisturbed(network):  # what training leaves out at random, evaluation takes
+                    _learn(axes, sites, network.eval(), batch)
+            axes.known = True
             pools, before_pools = pooling_of(network, _copies(batch.x, AxisBook.sizes[0]))
         return cls(trainable_parameters(network), sites, axes, pools, set(before_pools))
+
+
+def _learn(axes: AxisBook, sites: Sequence[Site], network: nn.Module, batch: Batch) -> None:
+    for size in AxisBook.sizes:
+        axes.begin_pass()
+        torch.manual_seed(0)  # both passes leave out the same, where a layer is left out at random
+        with Recorder(size, axes).watching(sites), RowOrder(size):
+            call_network(network, _copies(batch.x, size))
+    axes.compare()
 
 
 def _copies(x: Any, count: int) -> Any:

@@ -13,6 +13,7 @@ from torch.utils._pytree import TreeSpec, tree_flatten, tree_unflatten
 
 from mechanisms.engines.capture import Record, Recorder, positional
 from mechanisms.engines.layers.rules import LAYER_RULES, LayerRule
+from mechanisms.engines.parameters import slots
 from mechanisms.engines.pool_first import computed
 from monitors.errors import UnsupportedModuleError
 
@@ -150,13 +151,13 @@ class _Example:
         self.site, self.spec = site, spec
         self.output_spec: TreeSpec | None = None
         self.constants: list[Any] = []
-        everything = {**dict(site.module.named_parameters()), **dict(site.module.named_buffers())}
-        self.frozen = {name: value.detach() for name, value in everything.items() if name not in site.parameters}
+        self.places = slots(site.module)
 
     def __call__(self, parameters: list[Tensor], *values: Any) -> tuple[Any, ...]:
         args, kwargs = tree_unflatten(list(values), self.spec)
-        own = dict(zip(self.site.parameters, parameters, strict=True))
-        output = computed(functional_call(self.site.module, {**self.frozen, **own}, args, kwargs))
+        own = dict(zip(map(id, self.site.values), parameters, strict=True))
+        state = {at: own[id(value)] if id(value) in own else value.detach() for at, value in self.places.items()}
+        output = computed(functional_call(self.site.module, state, args, kwargs, tie_weights=False))
         flat, self.output_spec = tree_flatten(output)
         self.constants = [_TENSOR if isinstance(part, Tensor) else part for part in flat]
         return tuple(part for part in flat if isinstance(part, Tensor))

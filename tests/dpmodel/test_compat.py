@@ -138,6 +138,36 @@ def test_unknown_layers_are_found_by_running_them(network, words):
     assert words in problem
 
 
+class Dropping(nn.Module):
+    """Dropout by function, of which no module tells."""
+
+    def __init__(self):
+        super().__init__()
+        self.one, self.two = nn.Linear(3, 32), nn.Linear(32, 2)
+
+    def forward(self, x):
+        h = torch.dropout(torch.relu(self.one(x)), 0.5, self.training)
+        return self.two(torch.dropout(h, 0.5, self.training))
+
+
+class Shuffling(nn.Module):
+    """Mixes examples at random, in training alone."""
+
+    def __init__(self):
+        super().__init__()
+        self.linear = nn.Linear(3, 2)
+
+    def forward(self, x):
+        return self.linear(0.5 * (x + x[torch.randperm(len(x))]) if self.training else x)
+
+
+@pytest.mark.parametrize("examples", [2, 4])
+def test_what_is_drawn_for_each_example_is_told_from_what_mixes_them(examples):
+    x = torch.randn(examples, 3)
+    assert validate(Dropping(), x) == []
+    assert ["depends on the other examples" in problem for problem in validate(Shuffling(), x)] == [True]
+
+
 def test_the_probe_restores_buffers():
     network = Counting()
     validate(network, torch.randn(4, 3))

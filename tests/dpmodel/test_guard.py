@@ -97,9 +97,40 @@ def test_a_buffer_that_is_written_to_late_is_noticed_and_the_step_not_taken(make
 
     network = Late()
     model = make_model(network, engine=engine)
-    with pytest.raises(UnprotectedUpdateError, match="forward pass changed the buffer 'mean'"):
+    with pytest.raises(UnprotectedUpdateError, match="forward pass changed 'mean'"):
         model.fit(poisson_loader(make_data(), batch_size=16), callbacks=[Begin()])
     assert model.ledger.total == 2
+
+
+@pytest.mark.parametrize("kind", ["frozen parameter", "data of a buffer", "data of a weight"])
+@pytest.mark.parametrize("width", [4, 40_000])
+def test_statistics_of_the_data_are_noticed_wherever_they_are_kept(make_model, make_data, kind, width):
+    class Late(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = nn.Linear(4, 3)
+            self.centre = nn.Parameter(torch.zeros(width), requires_grad=False)
+            self.register_buffer("mean", torch.zeros(4))
+            self.late = False
+
+        def forward(self, x):
+            if self.late and kind == "frozen parameter":
+                with torch.no_grad():
+                    self.centre[:4] = x.mean(0)
+            elif self.late:
+                target = self.mean if kind == "data of a buffer" else self.layer.weight
+                target.data.add_(x.detach().mean(0))
+            return self.layer(x)
+
+    class Begin(Callback):
+        def on_train_step_end(self, run):
+            network.late = run.step >= 2
+
+    network = Late()
+    model = make_model(network)
+    with pytest.raises(UnprotectedUpdateError, match=r"the forward pass changed '(centre|mean|layer\.weight)'"):
+        model.fit(poisson_loader(make_data(), batch_size=16), epochs=30, callbacks=[Begin()])
+    assert model.ledger.total == (2 if width == 4 or kind == "frozen parameter" else 100)
 
 
 def test_a_buffer_that_a_callback_sets_between_two_steps_is_its_own_business(make_model, make_data):

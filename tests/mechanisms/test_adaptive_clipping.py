@@ -1,4 +1,5 @@
 import math
+from dataclasses import replace
 from statistics import fmean
 
 import pytest
@@ -6,7 +7,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from dpmodel.release import ReleasePlan
 from mechanisms.adaptive_clipping import BOUND_UPDATES, QuantileClip
+from mechanisms.noise import Gaussian
+from mechanisms.sampling import SAMPLERS
 from mechanisms.units import ClippedUnit
 from monitors.events import GaussianEvent
 
@@ -126,3 +130,16 @@ def test_bad_settings_are_refused_with_field_and_value(options, message):
 def test_an_initial_bound_outside_its_range_is_refused():
     with pytest.raises(ValueError, match=r"norm_bound=5 must lie in \[min_norm_bound, max_norm_bound\] = \[1, 2\]"):
         started(5.0, min_norm_bound=1.0, max_norm_bound=2.0)
+
+
+def test_a_zeroed_example_is_charged_for_the_term_that_it_can_flip():
+    clip, unit = QuantileClip(fraction_stddev=0.02), ClippedUnit(1, 100)
+    assert clip.event(0, unit) == GaussianEvent(4.0)
+    plan = {
+        name: ReleasePlan(Gaussian(), clip, unit, SAMPLERS.create(name, 100, 100)) for name in ("poisson", "shuffle")
+    }
+    assert plan["poisson"].event(0).events[1] == GaussianEvent(4.0)
+    assert plan["shuffle"].event(0).event.events[1] == GaussianEvent(2.0)
+    norms, zeroed = torch.tensor([0.5, 3.0, 2.0]), torch.tensor([0.5, 0.0, 2.0])
+    counts = [int((values <= 1.0).sum()) - 0.5 * len(values) for values in (norms, zeroed)]
+    assert abs(counts[0] - counts[1]) <= replace(unit, zeroed=True).indicator_sensitivity

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from mechanisms.clipping import CLIP, Automatic, Fixed, PerLayer
 from mechanisms.engines.base import ROUNDING_MARGIN, bounded_factors
 from mechanisms.factory import ClipMechanismsFactory
+from monitors.errors import UnprotectedUpdateError
 
 norm_values = st.floats(0, 1e30, allow_nan=False)
 
@@ -24,7 +25,7 @@ def test_no_unit_leaves_with_more_than_the_bound_whatever_its_norm(name, bound, 
     table = torch.tensor([row[:blocks] for row in norms], dtype=torch.float64)
     clip = ClipMechanismsFactory.create(name)
     clip.start(bound)
-    factors = bounded_factors(table, clip)
+    factors = bounded_factors(table, clip, 1)
     assert (factors >= 0).all()
     total = (factors * table).square().sum(dim=1).sqrt()
     assert (total <= bound * (1 + 1e-12)).all()
@@ -35,7 +36,7 @@ def test_no_unit_leaves_with_more_than_the_bound_whatever_its_norm(name, bound, 
 def test_a_unit_without_a_finite_norm_gets_factor_zero_and_others_are_untouched(name, bad):
     clip = ClipMechanismsFactory.create(name)
     clip.start(1.0)
-    factors = bounded_factors(torch.tensor([[0.5], [bad]]), clip)
+    factors = bounded_factors(torch.tensor([[0.5], [bad]]), clip, 1)
     assert factors[1].item() == 0.0
     assert factors[0].item() > 0.9
 
@@ -67,7 +68,7 @@ def test_a_faulty_mechanism_cannot_lift_a_gradient_above_the_bound():
     clip = Enlarging()
     clip.start(1.0)
     norms = torch.tensor([[0.5], [4.0]])
-    assert ((bounded_factors(norms, clip) * norms) <= 1.0).all()
+    assert ((bounded_factors(norms, clip, 1) * norms) <= 1.0).all()
 
 
 def test_a_faulty_mechanism_cannot_make_nan_or_negative_factors():
@@ -77,16 +78,40 @@ def test_a_faulty_mechanism_cannot_make_nan_or_negative_factors():
 
     clip = Broken()
     clip.start(1.0)
-    assert bounded_factors(torch.tensor([[0.5], [0.5]]), clip).flatten().tolist() == [0.0, 0.0]
+    assert bounded_factors(torch.tensor([[0.5], [0.5]]), clip, 1).flatten().tolist() == [0.0, 0.0]
 
 
 def test_float32_rounding_stays_below_the_bound():
     clip = Fixed()
     clip.start(0.1)
     norms = torch.rand(100_000, 1) * 10 + 0.1
-    clipped = bounded_factors(norms, clip).double() * norms.double()
+    clipped = bounded_factors(norms, clip, 1).double() * norms.double()
     assert clipped.max().item() <= 0.1
     assert clipped.min().item() >= 0.1 * (1 - 3 * ROUNDING_MARGIN)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_gradient_too_small_for_its_norm_is_not_lifted_above_the_bound(dtype):
+    class Normalising(Fixed):
+        def factors(self, norms):
+            return self.norm_bound / norms
+
+    entries = torch.full((1, 1000), 0.9 * math.sqrt(torch.finfo(dtype).tiny), dtype=dtype)
+    for clip in (Normalising(), Automatic(stability=1e-38)):
+        clip.start(1.0)
+        factors = bounded_factors(torch.zeros(1, 1, dtype=dtype), clip, entries.numel())
+        assert (entries.double() * factors.double()).norm() <= 1.0
+
+
+def test_bounds_of_blocks_that_exceed_the_whole_are_refused():
+    class Generous(PerLayer):
+        def block_bounds(self, blocks):
+            return [self.norm_bound] * blocks
+
+    clip = Generous()
+    clip.start(0.1)
+    with pytest.raises(UnprotectedUpdateError, match=r"block_bounds\(9\) gives 9 bounds with root sum of squares 0.3"):
+        bounded_factors(torch.ones(2, 9), clip, 9)
 
 
 def test_a_mechanism_without_a_bound_says_so():

@@ -56,7 +56,7 @@ def test_the_known_epsilons_at_delta_1e_5(ledger, epsilon):
 def test_a_single_release_is_bounded_from_above_and_within_half_a_per_cent(rate, multiplier, delta):
     epsilon = PLDAccountant().epsilon(poisson(rate, multiplier, 1), delta)
     assert one_release_delta(rate, multiplier, epsilon) <= delta * (1 + 1e-9)
-    if epsilon > 1e-6:
+    if epsilon > 1e-3:  # below, the width of the grid tells
         assert one_release_delta(rate, multiplier, epsilon * 0.995) > delta
 
 

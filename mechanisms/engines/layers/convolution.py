@@ -12,7 +12,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mechanisms.engines.layers.linear import GRAM_LIMIT, squared_norms_of_grams
-from mechanisms.engines.layers.rules import Call, LayerRule, Plan, Term, layer_rule, squared_norms
+from mechanisms.engines.layers.rules import (
+    Call,
+    LayerRule,
+    Plan,
+    Term,
+    layer_rule,
+    squared_norms,
+    squared_norms_of_products,
+)
 from mechanisms.engines.layers.window_gram import WindowAxis, window_gram
 
 #: Cost of moving one number through memory, in multiply-adds.
@@ -223,7 +231,7 @@ def _gram(layer: Any, x: Tensor, g: Tensor) -> Term:
     gradients = _per_group(g, groups).flatten(0, 1)
     if gradients.shape[2] == 1:
         columns = _columns_with_data(layer, axes, x)
-        squared = squared_norms(columns.flatten(0, 2)) * squared_norms(gradients.flatten(1))
+        squared = squared_norms_of_products(columns.flatten(0, 2), gradients.flatten(1))
         return Term(squared.view(batch, groups).sum(1), partial(_add_by_columns, layer, axes), (columns, g))
     wide = gradients.double()
     products = window_gram(source.unflatten(1, (groups, -1)).flatten(0, 1), axes), torch.bmm(wide.transpose(1, 2), wide)

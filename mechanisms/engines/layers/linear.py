@@ -9,7 +9,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from mechanisms.engines.layers.rules import Call, LayerRule, Plan, Term, layer_rule, squared_norms
+from mechanisms.engines.layers.rules import Call, LayerRule, Plan, Term, layer_rule, squared_norms_of_products
 
 #: Gram matrices are considered while they hold fewer numbers than this many times the instantiated gradient.
 GRAM_LIMIT = 1.0
@@ -84,7 +84,7 @@ def _sequences(call: Call) -> tuple[Tensor, Tensor]:
 
 
 def _norm_product(x: Tensor, g: Tensor) -> Term:
-    return Term(squared_norms(x) * squared_norms(g), _add_product, (x, g))
+    return Term(squared_norms_of_products(x, g), _add_product, (x, g))
 
 
 def _instantiate(call: Call, x: Tensor, g: Tensor) -> Term:

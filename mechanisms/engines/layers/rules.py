@@ -106,6 +106,17 @@ def squared_norms(rows: Tensor) -> Tensor:
     return squared
 
 
+def squared_norms_of_products(left: Tensor, right: Tensor) -> Tensor:
+    """Squared L2 norms (B,) of the outer products of rows of ``left`` (B, M) and ``right`` (B, N).
+
+    Squares that are too small for the type are put back at their largest: the other factor may be large, and a norm
+    must not be smaller than what is clipped by it.
+    """
+    tiny = torch.finfo(left.dtype).tiny
+    first, second = (squared_norms(rows).add_(tiny * rows.shape[1]) for rows in (left, right))
+    return first.mul_(second)
+
+
 @dataclass(frozen=True)
 class Plan:
     """One exact way to a term.

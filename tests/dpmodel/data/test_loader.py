@@ -9,13 +9,36 @@ from torch.utils.data import (
     IterableDataset,
     RandomSampler,
     SequentialSampler,
+    Subset,
     TensorDataset,
     WeightedRandomSampler,
 )
 
 from dpmodel import poisson_loader
-from dpmodel.data.loader import PrivateLoader, evaluation_batches, private_loader
+from dpmodel.data.loader import PrivateLoader, evaluation_batches, private_loader, require_held_out
 from monitors.errors import DataError, UnsupportedLoaderError
+
+
+def test_held_out_data_share_no_row_with_the_training_data():
+    whole = TensorDataset(torch.randn(40, 2), torch.zeros(40))
+    first, second = torch.utils.data.random_split(whole, [30, 10])
+    inputs, targets = whole.tensors
+    for allowed in (None, second, DataLoader(second, 5), (torch.randn(5, 2), torch.zeros(5)), Listed()):
+        require_held_out(allowed, first)
+    require_held_out((inputs[30:], targets[30:]), TensorDataset(inputs[:30], targets[:30]))
+    refused = [
+        first,
+        DataLoader(first, 5),
+        whole,
+        Subset(first, [3]),
+        Subset(whole, [first.indices[7], second.indices[0]]),
+    ]
+    for shared in refused:
+        with pytest.raises(UnsupportedLoaderError, match="valid_loader holds the training data"):
+            require_held_out(shared, first)
+    for shared in [whole, TensorDataset(*whole.tensors), (inputs, targets), (inputs[20:], targets[20:])]:
+        with pytest.raises(UnsupportedLoaderError, match="valid_loader holds the training data"):
+            require_held_out(shared, whole)
 
 
 class Listed(Dataset):

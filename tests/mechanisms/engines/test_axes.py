@@ -11,8 +11,9 @@ def book(make):
     """A book that has seen one call of layer ``conv`` with the tensors that ``make(examples)`` gives."""
     found = AxisBook()
     for size in AxisBook.sizes:
+        found.begin_pass()
         found.note("conv:1", make(size))
-    found.settle()
+    found.compare()
     return found
 
 
@@ -37,6 +38,25 @@ def test_shapes_that_grow_otherwise_mix_examples(make):
         book(make)
 
 
-def test_a_call_that_was_not_seen_has_its_examples_first():
+def test_a_call_that_was_not_seen_is_like_the_layers_other_calls():
+    found = book(lambda n: [torch.zeros(7, n), None])
+    assert found.of("conv:2", [torch.zeros(7, 4), torch.zeros(4)], 4) == [Axis(1), None]
+    with pytest.raises(UnsupportedModuleError, match=r"layer 'conv' has a tensor of shape \(4, 7\)"):
+        found.of("conv:3", [torch.zeros(4, 7), None], 4)
+
+
+def test_a_layer_that_no_pass_has_seen_is_refused_rather_than_guessed_at():
     found = book(lambda n: [torch.zeros(n)])
-    assert found.of("conv:2", [torch.zeros(4, 2), torch.zeros(3)], 4) == [Axis(0), None]
+    with pytest.raises(UnsupportedModuleError, match="layer 'other' is called where no trial pass has called it"):
+        found.of("other:1", [torch.zeros(4, 2)], 4)
+
+
+def test_calls_of_one_pass_alone_teach_nothing():
+    found = AxisBook()
+    for size in AxisBook.sizes:
+        found.begin_pass()
+        if size == AxisBook.sizes[0]:
+            found.note("conv:1", [torch.zeros(size)])
+            found.note("conv:1", [torch.zeros(size)])
+    found.compare()
+    assert not found.has("conv")

@@ -1,0 +1,104 @@
+"""Limits on epsilon hold whatever other callbacks do, and whatever was trained before."""
+
+import json
+
+import pytest
+import torch
+
+from dpmodel import Callback, PrivacyMonitorFactory, StateKeeper, poisson_loader
+from monitors import BudgetGuard, PrivacyFilter
+from monitors.accountant import privacy_spent
+from monitors.errors import UnprotectedUpdateError
+from monitors.ledger import Ledger
+
+LIMIT, DELTA = 3.0, 1e-5
+
+
+class LessNoise(Callback):
+    """Takes a tenth of the noise from a step on."""
+
+    def __init__(self, at):
+        self.at = at
+
+    def on_train_step_begin(self, run):
+        if run.step == self.at:
+            run.plan.noise.schedule = lambda step: 0.1
+
+
+def guard():
+    return BudgetGuard(PrivacyFilter(LIMIT, DELTA))
+
+
+def monitor():
+    return PrivacyMonitorFactory.create("rdp", max_eps=LIMIT, target_delta=DELTA, per_print_times=1000)
+
+
+@pytest.mark.parametrize("limit", [guard, monitor])
+@pytest.mark.parametrize("limit_first", [True, False])
+def test_a_callback_that_changes_the_noise_is_judged_wherever_it_stands(make_model, make_data, limit, limit_first):
+    model = make_model()
+    model.noise_mech.schedule = lambda step: 20.0
+    callbacks = [limit(), LessNoise(3)] if limit_first else [LessNoise(3), limit()]
+    model.fit(poisson_loader(make_data(), batch_size=16), epochs=5, callbacks=callbacks)
+    assert model.ledger.total == 3
+    assert model.privacy_spent(DELTA).epsilon <= LIMIT
+
+
+def test_one_budget_is_charged_for_every_model_that_is_trained_under_it(make_model, make_data):
+    spent, shared = Ledger(), guard()
+    loader = poisson_loader(make_data(), batch_size=64)
+    for _ in range(12):
+        model = make_model()
+        model.noise_mech.schedule = lambda step: 4.0
+        model.fit(loader, epochs=1, callbacks=[shared])
+        spent = spent.merge(model.ledger)
+    assert shared.filter.ledger.total == spent.total
+    assert 0 < spent.total < 12
+    assert privacy_spent(spent, DELTA, "rdp").epsilon <= LIMIT
+
+
+def test_a_model_that_is_trained_again_is_charged_once(make_model, make_data):
+    model, other, shared = make_model(), make_model(), guard()
+    for trained in (model, other):
+        trained.noise_mech.schedule = lambda step: 50.0
+    loader = poisson_loader(make_data(), batch_size=16)
+    for trained in (model, other, model):
+        trained.fit(loader, epochs=2, callbacks=[shared])
+    assert shared.filter.ledger.total == model.ledger.total + other.ledger.total == 24
+
+
+def test_a_changed_schedule_is_announced_before_its_steps(make_model, make_data, tmp_path):
+    class Cut(Callback):
+        def on_train_step_end(self, run):
+            if run.step == 5:
+                raise KeyboardInterrupt
+
+    def build(network=None):
+        torch.manual_seed(3)
+        model = make_model()
+        model.noise_mech.schedule = lambda step: 5.0
+        return model
+
+    loader = poisson_loader(make_data(), batch_size=16)
+    model = build()
+    with pytest.raises(KeyboardInterrupt):
+        model.fit(loader, epochs=3, callbacks=[LessNoise(4), Cut()], keeper=StateKeeper(tmp_path, every_n_steps=12))
+    blocks = [json.loads(line.split(" ", 1)[1]) for line in (tmp_path / "releases.jsonl").read_text().splitlines()]
+    assert [(block["step"], sum(times for _, times in block["rows"])) for block in blocks] == [(0, 12), (4, 8)]
+    resumed = build()
+    resumed.fit(loader, epochs=3, keeper=StateKeeper(tmp_path, every_n_steps=12, resume=True))
+    assert resumed.ledger.lost.total == 12
+    assert resumed.privacy_spent(DELTA).epsilon > model.privacy_spent(DELTA).epsilon
+
+
+def test_the_ledger_cannot_be_replaced_while_it_is_written_to(make_model, make_data):
+    class Forget(Callback):
+        def on_train_step_end(self, run):
+            run.model.ledger = Ledger()
+
+    model = make_model()
+    with pytest.raises(UnprotectedUpdateError, match="ledger was replaced"):
+        model.fit(poisson_loader(make_data(), batch_size=16), callbacks=[Forget()])
+    assert model.ledger.total == 1
+    model.ledger = Ledger()
+    assert model.ledger.total == 0

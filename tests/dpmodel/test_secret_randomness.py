@@ -1,0 +1,52 @@
+import pytest
+import torch
+from torch import nn
+
+from dpmodel import NoiseMechanismsFactory, StateKeeper, poisson_loader
+from dpmodel.training_state import read_state
+
+
+class Watching(nn.Module):
+    """Keeps what torch's generator gives in a training pass."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(4, 3)
+        self.drawn = []
+
+    def forward(self, x):
+        self.drawn.append(torch.rand(()).item())
+        return self.layer(x)
+
+
+def drawn(make_model, make_data, **noise):
+    torch.manual_seed(1)
+    network = Watching()
+    options = {} if noise.get("absent") else {"initial_noise_multiplier": 1.0, **noise}
+    mechanism = NoiseMechanismsFactory.create("Gaussian", **options) if options else None
+    model = make_model(network, noise_mech=mechanism, engine="loop")
+    loader = poisson_loader(make_data(), batch_size=64)
+    network.drawn.clear()
+    before = torch.get_rng_state()
+    model.fit(loader, epochs=1)
+    unchanged = torch.equal(before, torch.get_rng_state())
+    return network.drawn[-64:], unchanged
+
+
+def test_masks_of_a_private_training_do_not_follow_from_the_users_seed(make_model, make_data):
+    (first, kept), (second, _) = drawn(make_model, make_data), drawn(make_model, make_data)
+    assert first != second
+    assert kept
+
+
+@pytest.mark.parametrize("noise", [{"seed": 5}, {"absent": True}])
+def test_they_do_where_the_noise_is_reproducible_or_absent(make_model, make_data, noise):
+    assert drawn(make_model, make_data, **noise)[0] == drawn(make_model, make_data, **noise)[0]
+
+
+@pytest.mark.parametrize(("seed", "kept"), [(0, False), (7, True)])
+def test_the_state_keeps_the_generator_of_a_reproducible_training_alone(make_model, make_data, tmp_path, seed, kept):
+    noise = NoiseMechanismsFactory.create("Gaussian", initial_noise_multiplier=1.0, seed=seed)
+    model = make_model(noise_mech=noise)
+    model.fit(poisson_loader(make_data(), batch_size=16), keeper=StateKeeper(tmp_path))
+    assert bool(read_state(tmp_path / "training_state.safetensors").randomness) is kept

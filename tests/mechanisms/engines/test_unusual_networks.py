@@ -1,0 +1,352 @@
+"""Networks that bend the usual rules: each gets the loop's numbers from some engine, or a refusal by name."""
+
+from collections import namedtuple
+from functools import partial
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+
+from mechanisms.engines import Batch, BookKeepingEngine, LoopEngine, VmapEngine, choose_engine
+from mechanisms.units import ClippedUnit
+from monitors.errors import UnsupportedModuleError
+
+from .conftest import clip_of, close, exact_sum
+
+X, Y = torch.linspace(-1, 1, 24).view(6, 4), torch.arange(6) % 3
+
+
+def engine_of(network, x=X, y=Y, loss_fn=None, name="auto"):
+    return choose_engine(name, network, loss_fn or nn.CrossEntropyLoss(), ClippedUnit(1, 6), Batch(x[:4], y[:4])).engine
+
+
+def assert_loops_numbers(engine, network, x=X, y=Y, loss_fn=None, bound=0.5):
+    loss_fn = loss_fn or nn.CrossEntropyLoss()
+    expected = exact_sum(engine.unit, network, loss_fn, Batch(x, y), clip_of(bound=bound))
+    found = engine.clipped_sum(network, loss_fn, Batch(x, y), clip_of(bound=bound))
+    assert close(found.norms, expected.norms, 1e-5)
+    assert close(found.flat_grad, expected.flat_grad, 1e-5)
+
+
+class TwoNames(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.one, self.two = nn.Linear(4, 8), nn.Linear(8, 3)
+        self.net = nn.Sequential(self.one, nn.Tanh(), self.two)
+        self.scale = nn.Parameter(torch.ones(3))
+
+    def forward(self, x):
+        return self.net(x) * self.scale
+
+
+@pytest.mark.parametrize("engine", [BookKeepingEngine, VmapEngine])
+def test_a_module_with_two_names_keeps_its_parameters(engine):
+    network = TwoNames()
+    before = dict(network.named_parameters())
+    assert engine.refuses(network, nn.CrossEntropyLoss(), ClippedUnit(1, 6), Batch(X, Y)) is None
+    assert_loops_numbers(engine(ClippedUnit(1, 6)), network)
+    after = dict(network.named_parameters())
+    assert all(after[name] is value for name, value in before.items())
+    assert after.keys() == before.keys()
+
+
+class TiedTables(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.table, self.head = nn.Embedding(5, 4), nn.Linear(4, 5, bias=False)
+        self.head.weight = self.table.weight
+
+    def forward(self, tokens):
+        return self.head(torch.tanh(self.table(tokens).mean(1)))
+
+
+@pytest.mark.parametrize("engine", [BookKeepingEngine, VmapEngine])
+def test_tied_parameters_of_two_modules_are_one(engine):
+    tokens = torch.arange(12).view(6, 2) % 5
+    assert_loops_numbers(engine(ClippedUnit(1, 6)), TiedTables(), tokens, Y)
+
+
+def test_a_single_number_is_trained_by_the_fast_engines():
+    class Scaled(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer, self.scale = nn.Linear(4, 3), nn.Parameter(torch.tensor(2.0))
+
+        def forward(self, x):
+            return self.layer(x) * self.scale
+
+    for name in ("auto", "vmap"):
+        engine = engine_of(Scaled(), name=name)
+        assert engine.name == {"auto": "bookkeeping"}.get(name, name)
+        assert_loops_numbers(engine, Scaled())
+
+
+class TimeFirst(nn.Module):
+    """Blocks that training leaves out at random, with the examples in the second dimension."""
+
+    def __init__(self, left_out):
+        super().__init__()
+        self.linear, self.head, self.left_out = nn.Linear(4, 4), nn.Linear(4, 3), left_out
+        self.blocks = nn.ModuleList([nn.Linear(4, 4) for _ in range(4)])
+        self.taken = []
+
+    def forward(self, x):
+        h = self.linear(x.transpose(0, 1))
+        self.taken = [not (self.training and torch.rand(()) < self.left_out) for _ in self.blocks]
+        for block, taken in zip(self.blocks, self.taken, strict=True):
+            h = h + torch.tanh(block(h)) if taken else h
+        return self.head(h.mean(0))
+
+
+@pytest.mark.parametrize("left_out", [0.2, 0.8])
+def test_where_examples_lie_is_learnt_also_of_layers_that_are_left_out_at_random(left_out):
+    x = torch.randn(6, 6, 4)  # as many positions as examples: sizes alone cannot tell
+    network, engine, free = TimeFirst(left_out), BookKeepingEngine(ClippedUnit(1, 6)), clip_of(bound=1e9)
+    for seed in range(6):
+        torch.manual_seed(seed)
+        found = engine.clipped_sum(network, nn.CrossEntropyLoss(), Batch(x, Y), free).flat_grad
+        torch.manual_seed(seed)
+        network(x)  # leaves out the same blocks
+        taken, same = network.taken, TimeFirst(0.0)
+        same.load_state_dict(network.state_dict())
+        with torch.no_grad():
+            for block in (block for block, kept in zip(same.blocks, taken, strict=True) if not kept):
+                block.weight.zero_()
+                block.bias.zero_()
+        expected = LoopEngine(engine.unit).clipped_sum(same, nn.CrossEntropyLoss(), Batch(x, Y), free).flat_grad
+        sizes = [value.numel() for value in network.parameters()]
+        for (name, _), left, right in zip(
+            network.named_parameters(), found.split(sizes), expected.split(sizes), strict=True
+        ):
+            left_out_here = name.startswith("blocks") and not taken[int(name.split(".")[1])]
+            assert not left.any() if left_out_here else close(left, right, 1e-5), name
+
+
+class Gated(nn.Module):
+    """Mixes rows behind a layer whose weights start at zero."""
+
+    def __init__(self):
+        super().__init__()
+        self.inner, self.out, self.head = nn.Linear(4, 4), nn.Linear(4, 4), nn.Linear(4, 3)
+        nn.init.zeros_(self.out.weight)
+        nn.init.zeros_(self.out.bias)
+
+    def forward(self, x):
+        b, t, d = x.shape
+        folded = torch.tanh(self.inner(x.transpose(0, 1).reshape(t * b, d))).view(t, b, d).transpose(0, 1)
+        return self.head((x + self.out(folded)).mean(1))
+
+
+def test_layers_behind_zero_weights_are_checked_as_well():
+    network, x = Gated(), torch.randn(6, 3, 4)
+    before = {name: value.clone() for name, value in network.state_dict().items()}
+    engine = engine_of(network, x)
+    assert engine.name == "vmap"
+    assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
+
+
+def test_a_hook_on_a_parameters_gradient_is_left_to_the_loop():
+    network = nn.Sequential(nn.Linear(4, 3))
+    network[0].weight.register_hook(lambda grad: grad * 0)
+    engine = engine_of(network)
+    assert engine.name == "loop"
+    found = engine.clipped_sum(network, nn.CrossEntropyLoss(), Batch(X, Y), clip_of())
+    assert not found.flat_grad[:12].any()
+    assert found.flat_grad[12:].any()
+
+
+def test_a_hook_on_an_outputs_gradient_is_left_to_an_engine_that_sees_it():
+    class Clamped(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b = nn.Linear(4, 4), nn.Linear(4, 3)
+
+        def forward(self, x):
+            h = self.a(x)
+            if h.requires_grad:
+                h.register_hook(lambda grad: grad.clamp(-0.01, 0.01))
+            return self.b(h)
+
+    network = Clamped()
+    with pytest.raises(UnsupportedModuleError, match="output of layer 'a' has a hook"):
+        BookKeepingEngine(ClippedUnit(1, 6)).clipped_sum(network, nn.CrossEntropyLoss(), Batch(X, Y), clip_of())
+    assert_loops_numbers(engine_of(network), network)
+
+
+def test_a_reentrant_checkpoint_is_refused_and_the_other_kind_is_not():
+    class Saving(nn.Module):
+        def __init__(self, reentrant):
+            super().__init__()
+            self.a, self.b, self.reentrant = nn.Linear(4, 4), nn.Linear(4, 3), reentrant
+
+        def forward(self, x):
+            x = x.detach().requires_grad_()
+            return self.b(checkpoint(self.a, x, use_reentrant=self.reentrant))
+
+    with pytest.raises(UnsupportedModuleError, match="use use_reentrant=False"):
+        engine_of(Saving(True))
+    network = Saving(False)
+    assert_loops_numbers(engine_of(network), network)
+
+
+@pytest.mark.parametrize("name", ["bookkeeping", "vmap", "loop"])
+def test_gradients_are_computed_where_the_caller_has_turned_them_off(name):
+    network = nn.Linear(4, 3)
+    with torch.no_grad():
+        assert_loops_numbers(engine_of(network, name=name), network)
+
+
+def test_complex_parameters_are_refused_by_name():
+    class Fourier(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.weight = nn.Parameter(torch.randn(4, 3, dtype=torch.cfloat))
+
+        def forward(self, x):
+            return (x.to(torch.cfloat) @ self.weight).abs()
+
+    with pytest.raises(UnsupportedModuleError, match="parameter 'weight' is complex"):
+        engine_of(Fourier())
+
+
+def test_sparse_gradients_of_a_table_are_those_of_the_dense_one():
+    network = nn.Sequential(nn.Embedding(9, 4, sparse=True), nn.Flatten(), nn.Linear(8, 3))
+    tokens = torch.arange(12).view(6, 2) % 9
+    for name in ("auto", "loop"):
+        engine = engine_of(network, tokens, name=name)
+        sums = engine.clipped_sum(network, nn.CrossEntropyLoss(), Batch(tokens, Y), clip_of()).flat_grad
+        network[0].sparse = False
+        assert close(
+            sums,
+            LoopEngine(engine.unit).clipped_sum(network, nn.CrossEntropyLoss(), Batch(tokens, Y), clip_of()).flat_grad,
+            1e-5,
+        )
+        network[0].sparse = True
+
+
+def test_outputs_in_a_named_tuple_are_taken():
+    Scores = namedtuple("Scores", "scores hidden")
+
+    class Named(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b = nn.Linear(4, 4), nn.Linear(4, 3)
+
+        def forward(self, x):
+            hidden = torch.tanh(self.a(x))
+            return Scores(self.b(hidden), hidden)
+
+    def loss(outputs, y):
+        return F.cross_entropy(outputs.scores, y)
+
+    network = Named()
+    for name in ("vmap", "loop", "auto"):
+        assert_loops_numbers(engine_of(network, loss_fn=loss, name=name), network, loss_fn=loss)
+
+
+@pytest.mark.parametrize("engine", [BookKeepingEngine, VmapEngine, LoopEngine])
+@pytest.mark.parametrize(
+    ("network", "x", "scale"),
+    [
+        (nn.Linear(1000, 1, bias=False), torch.full((1, 1000), 2e-23), -9e18),
+        (nn.Conv2d(1000, 1, 1, bias=False), torch.full((1, 1000, 1, 1), 2e-23), -9e18),
+        (nn.Linear(4, 1, bias=False), torch.full((1, 4), 1e19), 1e-24),
+    ],
+)
+def test_squares_that_underflow_do_not_hide_a_gradient_from_clipping(engine, network, x, scale):
+    nn.init.zeros_(network.weight)
+    bound = 1e-6
+    clip = clip_of(bound=bound)
+    found = engine(ClippedUnit(1, 1)).clipped_sum(
+        network, lambda out, y: (out * y).sum(), Batch(x, torch.full((1, 1), scale)), clip
+    )
+    assert found.flat_grad.double().norm() <= bound
+
+
+def test_an_input_that_the_network_writes_to_is_left_as_it_was():
+    class Doubling(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = nn.Linear(4, 3)
+
+        def forward(self, x):
+            return self.layer(x.mul_(2))
+
+    x = X.clone()
+    engine_of(Doubling(), x)
+    assert torch.equal(x, X)
+
+
+def test_the_choice_of_an_engine_draws_nothing_from_the_public_generator():
+    network = nn.Sequential(nn.Linear(4, 8), nn.Dropout(0.5), nn.Linear(8, 3))
+    before = torch.get_rng_state()
+    for name in ("auto", "vmap"):
+        engine_of(network, name=name)
+    assert torch.equal(before, torch.get_rng_state())
+
+
+def test_an_activation_that_the_network_keeps_is_a_tensor():
+    class Keeping(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv, self.head = nn.Conv2d(1, 2, 3), nn.Linear(8, 3)
+            self.kept = None
+
+        def forward(self, x):
+            self.kept = torch.relu(self.conv(x))
+            return self.head(F.max_pool2d(self.kept, 2).flatten(1))
+
+    network, x = Keeping(), torch.randn(6, 1, 6, 6)
+    engine = engine_of(network, x)
+    assert isinstance(network.kept, torch.Tensor)
+    found = engine.clipped_sum(network, nn.CrossEntropyLoss(), Batch(x, Y), clip_of())
+    assert isinstance(network.kept, torch.Tensor)
+    expected = LoopEngine(engine.unit).clipped_sum(network, nn.CrossEntropyLoss(), Batch(x, Y), clip_of())
+    assert close(found.flat_grad, expected.flat_grad, 1e-5)
+
+
+class TestLosses:
+    def test_ignored_positions_do_not_scale_an_example(self):
+        network = nn.Conv1d(4, 3, 1)
+        x, y = torch.randn(2, 4, 5), torch.tensor([[0, 1, 2, 0, 1], [2, 1, -100, -100, -100]])
+        for loss_fn in (nn.CrossEntropyLoss(), F.cross_entropy, partial(F.cross_entropy, ignore_index=-100)):
+            unit = ClippedUnit(1, 2)
+            whole = LoopEngine(unit).clipped_sum(network, loss_fn, Batch(x, y), clip_of(bound=1e9))
+            short = LoopEngine(unit).clipped_sum(network, loss_fn, Batch(x[1:, :, :2], y[1:, :2]), clip_of(bound=1e9))
+            assert whole.norms[1].item() == pytest.approx(short.norms[0].item(), rel=1e-5)
+            assert_loops_numbers(BookKeepingEngine(unit), network, x, y, loss_fn)
+            assert_loops_numbers(VmapEngine(unit), network, x, y, loss_fn)
+
+    def test_the_mean_of_a_batch_of_one_is_torchs_also_where_all_is_ignored(self):
+        from mechanisms.engines.losses import ExampleLosses
+
+        scores = torch.randn(3, 4, 5)
+        y = torch.tensor([[0, 1, -100, 2, 3], [-100] * 5, [3, 2, 1, 0, 0]])
+        losses = ExampleLosses(nn.CrossEntropyLoss())(scores, y)
+        expected = [F.cross_entropy(scores[row : row + 1], y[row : row + 1]) for row in (0, 2)]
+        assert torch.allclose(losses[[0, 2]], torch.stack(expected))
+        assert losses[1] == 0
+
+    def test_probabilities_as_targets_are_averaged_over_positions(self):
+        from mechanisms.engines.losses import ExampleLosses
+
+        scores, y = torch.randn(2, 4, 5), torch.randn(2, 4, 5).softmax(1)
+        losses = ExampleLosses(nn.CrossEntropyLoss())(scores, y)
+        assert torch.allclose(losses, F.cross_entropy(scores, y, reduction="none").mean(1))
+
+    @pytest.mark.parametrize("loss_fn", [nn.KLDivLoss(reduction="batchmean"), partial(F.kl_div, reduction="batchmean")])
+    def test_batchmean_adds_up_what_an_example_has(self, loss_fn):
+        from mechanisms.engines.losses import ExampleLosses
+
+        scores, y = torch.randn(4, 3).log_softmax(1), torch.randn(4, 3).softmax(1)
+        assert torch.allclose(ExampleLosses(loss_fn)(scores, y).mean(), loss_fn(scores, y))
+
+    def test_a_reduction_of_unknown_meaning_is_refused(self):
+        from mechanisms.engines.losses import ExampleLosses
+
+        loss_fn = nn.MSELoss()
+        loss_fn.reduction = "median"
+        with pytest.raises(ValueError, match="reduction='median'"):
+            ExampleLosses(loss_fn)
