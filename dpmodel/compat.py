@@ -20,9 +20,13 @@ Replace = Callable[[Any], nn.Module]
 MAX_GROUPS = 32
 
 
+def _groups(layer: Any) -> int:
+    """Groups of the replacement; one for vectors, where a group of one channel would be a single number."""
+    return 1 if isinstance(layer, nn.BatchNorm1d) else math.gcd(MAX_GROUPS, layer.num_features)
+
+
 def _group_norm(layer: Any) -> nn.Module:
-    channels = layer.num_features
-    return nn.GroupNorm(math.gcd(MAX_GROUPS, channels), channels, eps=layer.eps, affine=layer.affine)
+    return nn.GroupNorm(_groups(layer), layer.num_features, eps=layer.eps, affine=layer.affine)
 
 
 def _instance_norm(layer: Any) -> nn.Module:
@@ -79,8 +83,7 @@ def _rule(layer: nn.Module) -> tuple[str, str, Replace] | None:
     for kind in type(layer).__mro__:
         if kind in _RULES:
             why, applies, instead, build = _RULES[kind]
-            channels = getattr(layer, "num_features", 0)
-            words = instead.format(groups=math.gcd(MAX_GROUPS, channels), channels=channels)
+            words = instead.format(groups=_groups(layer), channels=layer.num_features) if "{" in instead else instead
             return (why, words, build) if applies(layer) else None
     return None
 
@@ -95,7 +98,7 @@ def validate(network: nn.Module, example: Any = None) -> list[str]:
 
     Example:
         >>> validate(nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8)))
-        ["layer '1' (BatchNorm1d) mixes the examples of a batch; replace it by GroupNorm(8, 8), or call dpmodel.fix"]
+        ["layer '1' (BatchNorm1d) mixes the examples of a batch; replace it by GroupNorm(1, 8), or call dpmodel.fix"]
     """
     problems = []
     for name, layer in network.named_modules():
@@ -135,7 +138,7 @@ def fix(network: nn.Module) -> nn.Module:
 
     Example:
         >>> fix(nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8)))[1].num_groups
-        8
+        1
     """
     mended = copy.deepcopy(network)
     rule = _rule(mended)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from types import FrameType
 from typing import TYPE_CHECKING
@@ -33,12 +33,12 @@ class InterruptStop(Callback):
         self.run = run
 
     @contextmanager
-    def listening(self) -> Iterator[None]:
+    def listening(self, signals: Sequence[signal.Signals] = SIGNALS) -> Iterator[None]:
         """Handle the signals inside the block; outside of the main thread, where Python has none, do nothing."""
         if threading.current_thread() is not threading.main_thread():
             yield
             return
-        before = {number: signal.signal(number, self._handle) for number in SIGNALS}
+        before = {number: signal.signal(number, self._handle) for number in signals}
         try:
             yield
         finally:
@@ -51,3 +51,23 @@ class InterruptStop(Callback):
             raise KeyboardInterrupt
         self.interrupted = True
         self.run.stop(f"{INTERRUPTED} ({signal.Signals(number).name})")
+
+
+@contextmanager
+def finishing_steps(run: Run) -> Iterator[None]:
+    """Ctrl-C stops ``run`` after the step under way, and raises at the end of the block; a second one at once.
+
+    Nothing is done where somebody else handles Ctrl-C already.
+
+    Raises:
+        KeyboardInterrupt: There was one.
+    """
+    if signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
+        yield
+        return
+    stop = InterruptStop()
+    stop.on_train_begin(run)
+    with stop.listening([signal.SIGINT]):
+        yield
+    if stop.interrupted:
+        raise KeyboardInterrupt

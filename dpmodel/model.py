@@ -18,9 +18,10 @@ from dpmodel.data.loader import PrivateLoader, evaluation_batches, private_loade
 from dpmodel.data.targets import require_class_targets, require_same_shape
 from dpmodel.guard import UpdateGuard
 from dpmodel.history import History
+from dpmodel.interrupt import finishing_steps
 from dpmodel.metrics import MetricSet
 from dpmodel.optimizers import require_usable
-from dpmodel.release import ReleasePlan
+from dpmodel.release import ReleasePlan, large_delta
 from dpmodel.run import Run
 from dpmodel.secret_randomness import secret_randomness
 from dpmodel.step import PrivateStep
@@ -209,25 +210,32 @@ class DPModel:
             step = self._prepare(run, private)
             collation = Collation(private, self.network, self.loss_fn, self.device)
             collation.check()
+            if valid_loader is not None:
+                self._try_evaluation(valid_loader)
             if message:
                 run.say(message)
             evaluate = None if valid_loader is None else lambda: self.eval(valid_loader)
             self._carry_out(TrainingLoop(run, private, collation, step, listeners, evaluate, self.device, keeper))
         return run.history
 
-    def train(self, epochs: int, loader: Any, callbacks: Any = (), **options: Any) -> History:
-        """MindSpore's spelling of ``fit``."""
+    def train(
+        self, epochs: int, loader: Any, callbacks: Any = (), *, dataset_sink_mode: bool = False, **options: Any
+    ) -> History:
+        """MindSpore's spelling of ``fit``; there is no sink mode to turn on."""
+        _refuse_sink_mode(dataset_sink_mode)
         return self.fit(loader, epochs, callbacks=callbacks, **options)
 
-    def eval(self, loader: Any) -> dict[str, float]:
+    def eval(self, loader: Any, *, dataset_sink_mode: bool = False) -> dict[str, float]:
         """Metrics over all of ``loader``, each example once.
 
         Args:
             loader: A ``DataLoader``, a data set, or ``(inputs, targets)``.
+            dataset_sink_mode: MindSpore's argument, which may be False.
 
         Returns:
             Name to value; the mean loss under ``"loss"`` where the model has no metrics.
         """
+        _refuse_sink_mode(dataset_sink_mode)
         self.metrics.reset()
         with self._inference():
             for x, y in evaluation_batches(loader, INFERENCE_BATCH):
@@ -293,7 +301,7 @@ class DPModel:
 
     def _carry_out(self, loop: TrainingLoop) -> None:
         run, was_training = loop.run, self.network.training
-        with self._training(run.plan):
+        with self._training(run.plan), nullcontext() if loop.keeper is None else finishing_steps(run):
             loop.listeners.notify("on_train_begin", run)
             self._state_claim(run)
             try:
@@ -350,6 +358,29 @@ class DPModel:
                 f"{type(self.network).__name__} cannot take the inputs of the data set ({describe_batch(x)}): {error}"
             ) from error
 
+    def _try_evaluation(self, loader: Any) -> None:
+        """Metrics of the first validation examples, so that what cannot be evaluated is found before training."""
+        pair = next(iter(evaluation_batches(loader, INFERENCE_BATCH)), None)
+        if pair is None:
+            raise DataError("valid_loader holds no example; leave it out, or give held-out data")
+        x, y = (to_device(map_tensors(itemgetter(slice(_TRIED)), value), self.device) for value in pair)
+        self.metrics.reset()
+        try:
+            with self._inference(), undisturbed(self.network):
+                outputs = call_network(self.network, x)
+                require_class_targets(getattr(loader, "dataset", loader), outputs, self.loss_fn)
+                self.metrics.update(outputs, y)
+                self.metrics.compute()
+        except DPModelError:
+            raise
+        except Exception as error:
+            raise DataError(
+                f"the metrics {', '.join(self.metrics.names)} cannot be computed on the validation data "
+                f"({describe_batch(x)}): {error}"
+            ) from error
+        finally:
+            self.metrics.reset()
+
     def _engine_options(self) -> dict[str, Any]:
         # Only what is asked for: an engine that cannot do it is passed over.
         asked = {"precision": self.precision != "fp32", "timed_plans": self.timed_plans}
@@ -360,6 +391,8 @@ class DPModel:
             self.statements.append(run.plan.statement)
         for caveat in run.plan.caveats:
             self.ledger.add_note(caveat)
+        if self.noise_mech.private and run.delta * run.plan.sampler.num_examples >= 1:
+            run.say(large_delta(run.delta, run.plan.sampler.num_examples))
         if not self.noise_mech.private:
             run.say("no noise mechanism: this training is NOT private (epsilon is infinite)")
         elif run.plan.unit.grouped:
@@ -394,6 +427,11 @@ def _check_types(network: Any, loss_fn: Any, optimizer: Any, noise_mech: Any, cl
         raise ValueError(f"loss_fn is the class {loss_fn.__name__}; give an object of it: {loss_fn.__name__}()")
     if not callable(loss_fn):
         raise ValueError(f"loss_fn must be callable as loss_fn(outputs, targets), got {loss_fn!r}")
+
+
+def _refuse_sink_mode(wanted: bool) -> None:
+    if wanted:
+        raise ValueError("dataset_sink_mode=True is of MindSpore's devices; leave it out, or give False")
 
 
 def _require_agreement(noise: NoiseMechanism, norm_bound: float) -> None:

@@ -15,6 +15,18 @@ if TYPE_CHECKING:
     from monitors.events import PrivacyEvent
 
 
+#: How a note on the ledger ends that voids the guarantee.
+NO_GUARANTEE = "no guarantee"
+
+
+def large_delta(delta: float, num_examples: int) -> str:
+    """What must be said of a delta that is not below one over the number of examples."""
+    return (
+        f"delta {delta:g} is not below 1 / {num_examples:,} examples: a mechanism that publishes one whole example now "
+        f"and then would satisfy it. State epsilon at a smaller delta, such as {0.1 / num_examples:.0e}"
+    )
+
+
 @dataclass(frozen=True)
 class ReleasePlan:
     """The mechanisms of a run and the event that each of its steps will record; needs neither data nor torch.
@@ -42,10 +54,14 @@ class ReleasePlan:
     def event(self, step: int) -> PrivacyEvent:
         """All that step ``step`` releases of its drawn sample, amplified by the sampling as one."""
         released = [self.noise.event(step, self.unit.sensitivity_factor)]
-        clip_event = self.clip.event(step, replace(self.unit, zeroed=self.sampler.zeroes))
+        clip_event = self.clip_event(step)
         if clip_event is not None:
             released.append(clip_event)
         return self.sampler.amplify(step - self.first_step, *released)
+
+    def clip_event(self, step: int) -> PrivacyEvent | None:
+        """What the clip mechanism itself releases at step ``step``, before amplification; None for nothing."""
+        return self.clip.event(step, replace(self.unit, zeroed=self.sampler.zeroes))
 
     def ledger(self, steps: int) -> Ledger:
         """The ledger of the first ``steps`` steps of this plan."""
@@ -86,4 +102,4 @@ class ReleasePlan:
             "noise": self.noise.generator.reproducible or self.clip.reproducible,
             "sampling": self.sampler.generator.reproducible,
         }
-        return tuple(f"reproducible {what}: no guarantee" for what, fixed in seeded.items() if fixed)
+        return tuple(f"reproducible {what}: {NO_GUARANTEE}" for what, fixed in seeded.items() if fixed)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -69,16 +70,26 @@ class TrainingLoop:
     keeper: StateKeeper | None = None
     progress: EpochProgress = field(default_factory=EpochProgress, init=False)
     _announced: set[str] = field(default_factory=set, init=False)
+    _between_steps: bool = field(default=True, init=False)
 
     def __call__(self) -> None:
-        """Train until the planned steps are done or ``run.stop`` was called."""
+        """Train until the planned steps are done or ``run.stop`` was called.
+
+        Where a callback or the validation fails between two steps, the state is kept all the same.
+        """
         run = self.run
-        for epoch in range(run.epoch, run.epochs + 1):
-            run.epoch = epoch
-            self._epoch()
-            if run.stop_reason is not None:
-                run.say(f"training stopped after {run.step - run.first_step} steps: {run.stop_reason}")
-                break
+        try:
+            for epoch in range(run.epoch, run.epochs + 1):
+                run.epoch = epoch
+                self._epoch()
+                if run.stop_reason is not None:
+                    run.say(f"training stopped after {run.step - run.first_step} steps: {run.stop_reason}")
+                    break
+        except Exception:
+            if self._between_steps:
+                with suppress(Exception):  # what has failed is what is reported
+                    self._rest()
+            raise
         self._rest()
 
     def _epoch(self) -> None:
@@ -117,9 +128,11 @@ class TrainingLoop:
         run = self.run
         if self.keeper is not None:
             self.keeper.before_step(self)
+        self._between_steps = False
         run.loss = self.step(self._batch(next(batches)), run.step)
         run.advance()
         self.progress.losses.append(run.loss)
+        self._between_steps = True
         self._announce_limit()
         self.listeners.notify("on_train_step_end", run)
         if self.keeper is not None:

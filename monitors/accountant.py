@@ -78,6 +78,10 @@ class Tracker:
         """Announce events that will be asked about, so that they can be evaluated as one vector."""
         del events
 
+    def tighten(self, delta: float) -> None:
+        """Make epsilon at ``delta`` as tight as the accountant's own, which may be slow; nothing to do here."""
+        del delta
+
     def epsilon(self, delta: float) -> float:
         """Epsilon at ``delta`` of all that was added."""
         return self._accountant.epsilon(self._ledger, delta)

@@ -227,6 +227,9 @@ class PrivacyMonitor:
         )
 
     def _line(self, run: RunView) -> str:
+        if run.step >= run.planned_steps:
+            self._read()
+            self._tracker.tighten(self.target_delta)  # the last figure is the one that is kept
         epsilon = epsilon_text(self.epsilon(), 4)
         text = f"step {run.step}: epsilon {epsilon} at delta {self.target_delta:g} ({self.accountant.name})"
         if self.target_eps is not None:

@@ -66,6 +66,21 @@ class Callback:
 HOOKS: tuple[str, ...] = tuple(name for name in vars(Callback) if name.startswith("on_"))
 
 
+#: MindSpore's older names of hooks.
+MINDSPORE_HOOKS: Mapping[str, str] = {
+    "begin": "on_train_begin",
+    "end": "on_train_end",
+    "epoch_begin": "on_train_epoch_begin",
+    "epoch_end": "on_train_epoch_end",
+    "step_begin": "on_train_step_begin",
+    "step_end": "on_train_step_end",
+    "on_epoch_begin": "on_train_epoch_begin",
+    "on_epoch_end": "on_train_epoch_end",
+    "on_step_begin": "on_train_step_begin",
+    "on_step_end": "on_train_step_end",
+}
+
+
 class CallbackList:
     """Callbacks in the order given, with a table of who listens to which hook.
 
@@ -79,7 +94,8 @@ class CallbackList:
         callbacks: Callbacks, or a single one.
 
     Raises:
-        ValueError: An entry is None, a class instead of an object, without any hook, or given twice.
+        ValueError: An entry is None, a class instead of an object, without any hook, or given twice; or a ``Callback``
+            has a method whose name is almost that of a hook.
     """
 
     def __init__(self, callbacks: Iterable[Any] | Any = ()) -> None:
@@ -150,7 +166,22 @@ def _checked(entry: Any) -> Any:
             f"callbacks holds {entry!r} of type {type(entry).__name__}, which has none of the hooks "
             f"{', '.join(HOOKS)}. Derive it from dpmodel.Callback and override at least one."
         )
+    if isinstance(entry, Callback):
+        _refuse_misnamed(entry)
     return entry
+
+
+def _refuse_misnamed(entry: Callback) -> None:
+    """A method that looks like a hook but is none would never be called."""
+    methods = [name for name in dir(type(entry)) if callable(getattr(type(entry), name))]
+    wrong = [name for name in methods if name in MINDSPORE_HOOKS or (name.startswith("on_") and name not in HOOKS)]
+    if wrong:
+        near = MINDSPORE_HOOKS.get(wrong[0])
+        hint = f"; did you mean {near!r}?" if near else _checks.nearest_hint(wrong[0], HOOKS)
+        raise ValueError(
+            f"{type(entry).__name__}.{wrong[0]} is no hook and would never be called{hint or ';'} the hooks are "
+            f"{', '.join(HOOKS)}"
+        )
 
 
 def _refuse_twice(entries: tuple[Any, ...]) -> None:

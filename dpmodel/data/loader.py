@@ -239,7 +239,7 @@ def evaluation_batches(loader: Any, batch_size: int = 1000) -> Iterable[Pair]:
     if isinstance(loader, (tuple, list)) and len(loader) == 2 and all(isinstance(t, torch.Tensor) for t in loader):
         loader = TorchTensorDataset(*loader)
     if hasattr(loader, "__getitem__") and hasattr(loader, "__len__"):
-        return PrivateLoader(loader, 1).in_order(batch_size)
+        return PrivateLoader(loader, 1).in_order(batch_size) if len(loader) else ()
     if isinstance(loader, Iterable):
         return (split_pair(batch) for batch in loader)
     raise DataError(f"cannot evaluate on {type(loader).__name__}; give a DataLoader, a data set, or (inputs, targets)")

@@ -128,7 +128,7 @@ def epsilon_by_accountant(ledger: Ledger, delta: float) -> dict[str, float | str
 
 def _mechanism(plan: TrainingPlan, last_step: int) -> dict[str, Any]:
     config, release = plan.config, plan.release
-    count_event = release.clip.event(0, release.unit)
+    count_event = release.clip_event(0)
     return {
         "noise": config.privacy.noise.name if config.privacy.noise is not None else "none",
         "initial_noise_multiplier": release.noise.noise_multiplier(0),

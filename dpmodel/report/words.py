@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Any
 
+from dpmodel.release import NO_GUARANTEE, large_delta
 from monitors.accountant import epsilon_text
 
 if TYPE_CHECKING:
@@ -41,8 +42,9 @@ def report_in_words(report: PrivacyReport) -> str:
     ]
     if report.without_lost is not None:
         parts[2:2] = ["## Steps that were lost", _lost(report.lost_steps, report.without_lost)]
-    if spent.notes:
-        parts += ["## Caveats", "\n".join(f"- **{note}**" for note in spent.notes)]
+    caveats = [*spent.notes, *_of_delta(report)]
+    if caveats:
+        parts += ["## Caveats", "\n".join(f"- **{note}**" for note in caveats)]
     return "\n\n".join(parts) + "\n"
 
 
@@ -62,10 +64,21 @@ def _claim(report: PrivacyReport) -> str:
     spent = report.spent
     if math.isinf(spent.epsilon):
         return "**This training was NOT differentially private: epsilon is infinite.**"
-    return (
-        f"**The training satisfies ({epsilon_text(spent.epsilon)}, {spent.delta:g})-differential privacy for one "
-        f"{spent.unit}** ({strength(spent.epsilon)})."
-    )
+    figures = f"({epsilon_text(spent.epsilon)}, {spent.delta:g})-differential privacy for one {spent.unit}"
+    voided = [note for note in spent.notes if note.endswith(NO_GUARANTEE)]
+    if voided:
+        return (
+            f"**This training has NO guarantee: {'; '.join(voided)}.** With secret randomness it would satisfy "
+            f"{figures}; whoever knows the seed can undo that."
+        )
+    if _of_delta(report):
+        return f"**The training satisfies {figures}**, with a delta that is too large to mean much (see the caveats)."
+    return f"**The training satisfies {figures}** ({strength(spent.epsilon)})."
+
+
+def _of_delta(report: PrivacyReport) -> list[str]:
+    delta, examples = report.spent.delta, report.mechanism["num_examples"]
+    return [large_delta(delta, examples)] if delta * examples >= 1 and not math.isinf(report.spent.epsilon) else []
 
 
 def _lost(steps: int, without: PrivacySpent) -> str:

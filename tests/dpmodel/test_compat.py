@@ -212,3 +212,12 @@ def test_a_layer_that_writes_to_its_weights_only_later_stops_the_training_before
     with pytest.raises(UnprotectedUpdateError, match="writes to its weights in the forward pass"):
         model.fit(torch.utils.data.DataLoader(data, 16), epochs=20)
     assert model.ledger.total > 0
+
+
+@pytest.mark.parametrize("features", [2, 16, 64])
+def test_the_replacement_for_vectors_gives_more_than_signs_and_takes_one_example(features):
+    mended = fix(nn.Sequential(nn.Linear(3, features), nn.BatchNorm1d(features)))
+    outputs = mended(torch.randn(1, 3))
+    assert outputs.shape == (1, features)
+    assert len(outputs.unique()) == features
+    assert f"GroupNorm(1, {features})" in validate(nn.BatchNorm1d(features))[0]

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from dpmodel import NoiseMechanismsFactory
+from dpmodel import NoiseMechanismsFactory, PrivacyMonitorFactory, poisson_loader
 from monitors.errors import DataError, UnsupportedLoaderError, UnsupportedModuleError
 
 
@@ -52,7 +52,7 @@ class TestBadInputIsRefusedBeforeAnyBudgetIsSpent:
 
     def test_batch_normalisation_is_named_with_its_replacement(self, make_model, loader):
         model = make_model(nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.Linear(8, 3)))
-        with pytest.raises(UnsupportedModuleError, match=r"layer '1' \(BatchNorm1d\).*GroupNorm\(8, 8\)"):
+        with pytest.raises(UnsupportedModuleError, match=r"layer '1' \(BatchNorm1d\).*GroupNorm\(1, 8\)"):
             model.fit(loader)
         assert model.ledger.total == 0
 
@@ -127,3 +127,46 @@ def test_targets_that_a_loss_would_spread_over_the_outputs_are_refused_before_an
 def test_predictions_of_anything_but_tensors_are_refused(make_model, inputs):
     with pytest.raises(DataError, match="predict takes a tensor, or a tuple, list or dict of tensors, got"):
         make_model().predict(inputs)
+
+
+class TestValidationIsTriedBeforeAnythingIsSpent:
+    def fails(self, model, data, valid, words):
+        with pytest.raises(DataError, match=words):
+            model.fit(poisson_loader(data, batch_size=16), valid_loader=valid)
+        assert model.ledger.total == 0
+
+    def test_inputs_that_the_network_cannot_take(self, make_model, make_data):
+        valid = (torch.randn(8, 5), torch.zeros(8, dtype=torch.int64))
+        self.fails(make_model(), make_data(), valid, "cannot be computed on the validation data")
+
+    def test_labels_out_of_range(self, make_model, make_data):
+        valid = TensorDataset(torch.randn(50, 4), torch.tensor([0] * 49 + [7]))
+        self.fails(make_model(metrics="accuracy"), make_data(), valid, "target 7 at row 49 is out of range")
+
+    def test_a_metric_that_the_outputs_do_not_fit(self, make_model, make_data):
+        self.fails(make_model(metrics="mae"), make_data(), make_data(n=8), "the metrics mae cannot be computed")
+
+    def test_no_example(self, make_model, make_data):
+        valid = (torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64))
+        self.fails(make_model(), make_data(), valid, "no example")
+
+    def test_what_can_be_evaluated_is_left_as_it_was(self, make_model, make_data):
+        model, valid = make_model(metrics="accuracy"), make_data(n=64)
+        history = model.fit(poisson_loader(make_data(), batch_size=16), valid_loader=valid)
+        assert history.column("accuracy")[-1] == model.eval(valid)["accuracy"]
+
+
+def test_mindspores_sink_mode_may_be_false_alone(make_model, make_data):
+    model, data = make_model(metrics="accuracy"), make_data()
+    model.train(1, poisson_loader(data, batch_size=16), dataset_sink_mode=False)
+    model.eval(data, dataset_sink_mode=False)
+    for call in (lambda **options: model.train(1, data, **options), lambda **options: model.eval(data, **options)):
+        with pytest.raises(ValueError, match="dataset_sink_mode=True"):
+            call(dataset_sink_mode=True)
+
+
+@pytest.mark.parametrize("delta", [1e-5, 0.05])
+def test_a_delta_of_more_than_one_example_in_all_is_pointed_out(make_model, make_data, capsys, delta):
+    monitor = PrivacyMonitorFactory.create("rdp", target_delta=delta)
+    make_model().fit(poisson_loader(make_data(), batch_size=16), callbacks=[monitor])
+    assert ("delta 0.05 is not below 1 / 64 examples" in capsys.readouterr().out) is (delta == 0.05)

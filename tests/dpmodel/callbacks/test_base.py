@@ -112,3 +112,34 @@ def test_every_callback_is_told_of_the_end_even_if_one_fails():
     with pytest.raises(RuntimeError, match="disk full"):
         CallbackList([Failing(), closing]).notify("on_train_end", None)
     assert closing.closed
+
+
+@pytest.mark.parametrize(
+    ("name", "meant"),
+    [
+        ("step_end", "on_train_step_end"),
+        ("on_epoch_end", "on_train_epoch_end"),
+        ("on_train_step_ends", "on_train_step_end"),
+    ],
+)
+def test_a_hook_of_another_name_is_refused_with_the_right_one(name, meant):
+    misnamed = type("Mine", (Callback,), {name: lambda self, run: None, "on_train_end": lambda self, run: None})
+    with pytest.raises(ValueError, match=f"Mine.{name} is no hook and would never be called; did you mean '{meant}'"):
+        CallbackList([misnamed()])
+
+
+def test_those_who_keep_a_limit_are_asked_last_before_a_step_and_in_order_otherwise():
+    calls = []
+
+    def listener(name, last):
+        hooks = {
+            hook: lambda self, run, hook=hook: calls.append((name, hook))
+            for hook in ("on_train_step_begin", "on_train_step_end")
+        }
+        return type(name, (), {**hooks, "asked_last": last})()
+
+    callbacks = CallbackList([listener("limit", True), listener("first", False), listener("second", False)])
+    for hook in ("on_train_step_begin", "on_train_step_end"):
+        callbacks.notify(hook, None)
+    assert [name for name, hook in calls if hook == "on_train_step_begin"] == ["first", "second", "limit"]
+    assert [name for name, hook in calls if hook == "on_train_step_end"] == ["limit", "first", "second"]

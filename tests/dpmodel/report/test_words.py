@@ -77,6 +77,20 @@ def test_notes_of_the_ledger_are_caveats():
     words = report_in_words(report("privacy.noise.seed=3"))
     assert "## Caveats" in words
     assert "reproducible noise: no guarantee" in words
+    assert words.splitlines()[2].startswith("**This training has NO guarantee: reproducible noise: no guarantee.**")
+
+
+def test_a_delta_that_says_little_is_pointed_out():
+    small, large = (report_in_words(report(f"privacy.delta={delta}")) for delta in ("9e-4", "1e-2"))
+    assert "not below 1 /" not in small
+    assert "too large to mean much" in large
+    assert "delta 0.01 is not below 1 / 1,000 examples" in large
+
+
+def test_the_statistic_of_the_clipping_is_stated_as_it_is_charged():
+    made = report("privacy.clip.name=Gaussian", "privacy.sampling=shuffle")
+    stated = made.to_dict()["mechanism"]["clip_count_event"]["noise_multiplier"]
+    assert stated == pytest.approx(0.01 * 50 / 1.0)
 
 
 def test_the_table_survives_any_text():
