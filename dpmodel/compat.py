@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from mechanisms.engines.batch import call_network, map_tensors
+from mechanisms.engines.undisturbed import shaken
 from monitors.errors import UnsupportedModuleError
 
 Replace = Callable[[Any], nn.Module]
@@ -166,6 +167,9 @@ def _probe(network: nn.Module, example: Any) -> list[str]:
         again = _seeded_call(network, example)
         steady = _equal_nests(together, again, exact=True)
         mixed = steady and _mixes(network, example)
+        if steady and not mixed:
+            with shaken(network):  # what lies behind a layer of zero weights cannot be seen yet
+                mixed = _mixes(network, example)
         written = [name for name, value in network.named_parameters() if not _same(value, parameters[name])]
         for name, value in network.named_buffers():
             value.copy_(buffers[name])

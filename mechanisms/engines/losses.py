@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mechanisms.engines.batch import map_tensors
+from mechanisms.engines.batch import first_tensor, map_tensors
 from monitors.errors import UnsupportedModuleError
 
 LossFunction = Callable[[Any, Any], Tensor]
@@ -59,6 +59,8 @@ class ExampleLosses:
     def __call__(self, outputs: Any, targets: Any) -> Tensor:
         """Losses of shape (B,)."""
         if self._unreduced is None:
+            if first_tensor(targets).shape[0] == 1:  # outputs of any type will do
+                return self._of_one(outputs, targets).unsqueeze(0)
             return torch.func.vmap(self.single)(outputs, targets)
         losses = self._unreduced(outputs, targets)
         if losses.dim() == 0:
@@ -76,6 +78,9 @@ class ExampleLosses:
         outputs, targets = (map_tensors(lambda t: t.unsqueeze(0), value) for value in (output, target))
         if self._unreduced is not None:
             return self(outputs, targets).squeeze(0)
+        return self._of_one(outputs, targets)
+
+    def _of_one(self, outputs: Any, targets: Any) -> Tensor:
         loss = self._loss_fn(outputs, targets)
         if loss.numel() != 1:
             raise UnsupportedModuleError(

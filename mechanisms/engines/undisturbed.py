@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
 from torch import nn
+
+from mechanisms.engines.parameters import trainable_parameters
+
+#: How far parameters are moved for a second comparison, relative to their size.
+SHAKE = 0.1
 
 
 @contextmanager
@@ -28,3 +34,19 @@ def undisturbed(network: nn.Module) -> Iterator[None]:
             for value, before, version in buffers:
                 if value._version != version:
                     value.copy_(before)
+
+
+@contextmanager
+def shaken(network: nn.Module) -> Iterator[None]:
+    """All trainable parameters are moved a little within, so that none is zero; their own values are put back."""
+    values = [(parameter, parameter.data) for parameter in trainable_parameters(network).values()]
+    draws = torch.Generator().manual_seed(0)
+    try:
+        for parameter, value in values:
+            size = float(value.float().abs().mean()) if value.numel() else 0.0
+            noise = torch.randn(value.shape, generator=draws).to(value)
+            parameter.data = value + SHAKE * (size or 1.0 / math.sqrt(max(value.shape[-1:], default=1))) * noise
+        yield
+    finally:
+        for parameter, value in values:
+            parameter.data = value

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
@@ -16,15 +14,11 @@ from mechanisms.engines.functional import VmapEngine
 from mechanisms.engines.loop import LoopEngine
 from mechanisms.engines.losses import LossFunction
 from mechanisms.engines.parameters import hooked_parameter, trainable_parameters
-from mechanisms.engines.undisturbed import undisturbed
+from mechanisms.engines.undisturbed import shaken, undisturbed
 from mechanisms.units import ClippedUnit
 
 #: Largest accepted difference, relative to the largest entry of the parameter (float32 networks of many layers round).
 TOLERANCE = 1e-3
-
-
-#: How far parameters are moved for a second comparison, relative to their size.
-SHAKE = 0.1
 
 
 class _ByParameter(ClipMechanism):
@@ -58,7 +52,7 @@ def disagreement(engine: type[Engine], network: nn.Module, loss_fn: LossFunction
         if problem is None:
             # A layer behind one whose weights are zero has no gradient yet, and rows may be in their order by chance.
             turned = probe.select(torch.arange(probe.size - 1, -1, -1, device=first_tensor(probe.x).device))
-            with _shaken(network):
+            with shaken(network):
                 problem = _difference(engine(unit), network, loss_fn, turned, clip)
     return problem
 
@@ -75,22 +69,6 @@ def _difference(
         second = VmapEngine(unit).clipped_sum(network, loss_fn, probe, clip)
         problem = problem if _compare(parameters, second, found) else None
     return problem
-
-
-@contextmanager
-def _shaken(network: nn.Module) -> Iterator[None]:
-    """All trainable parameters are moved a little within, so that none is zero; their own values are put back."""
-    values = [(parameter, parameter.data) for parameter in trainable_parameters(network).values()]
-    draws = torch.Generator().manual_seed(0)
-    try:
-        for parameter, value in values:
-            size = float(value.float().abs().mean()) if value.numel() else 0.0
-            noise = torch.randn(value.shape, generator=draws).to(value)
-            parameter.data = value + SHAKE * (size or 1.0 / math.sqrt(max(value.shape[-1:], default=1))) * noise
-        yield
-    finally:
-        for parameter, value in values:
-            parameter.data = value
 
 
 def _compare(parameters: Sequence[tuple[str, nn.Parameter]], expected: ClippedSum, found: ClippedSum) -> str | None:

@@ -221,3 +221,18 @@ def test_the_replacement_for_vectors_gives_more_than_signs_and_takes_one_example
     assert outputs.shape == (1, features)
     assert len(outputs.unique()) == features
     assert f"GroupNorm(1, {features})" in validate(nn.BatchNorm1d(features))[0]
+
+
+def test_mixing_behind_weights_that_are_zero_is_found():
+    class Gated(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer, self.gate = nn.Linear(3, 2), nn.Parameter(torch.zeros(2))
+
+        def forward(self, x):
+            h = self.layer(x)
+            return h + self.gate * (h - h.mean(0))
+
+    network = Gated()
+    assert ["depends on the other examples" in problem for problem in validate(network, torch.randn(3, 3))] == [True]
+    assert not network.gate.any()

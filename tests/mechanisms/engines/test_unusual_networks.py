@@ -1,6 +1,7 @@
 """Networks that bend the usual rules: each gets the loop's numbers from some engine, or a refusal by name."""
 
 from collections import namedtuple
+from dataclasses import dataclass
 from functools import partial
 
 import pytest
@@ -243,6 +244,28 @@ def test_outputs_in_a_named_tuple_are_taken():
 
     network = Named()
     for name in ("vmap", "loop", "auto"):
+        assert_loops_numbers(engine_of(network, loss_fn=loss, name=name), network, loss_fn=loss)
+
+
+def test_outputs_of_a_type_of_their_own_are_taken_with_a_loss_that_knows_it():
+    @dataclass
+    class Scores:
+        logits: torch.Tensor
+        cache: None = None
+
+    class Own(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = nn.Linear(4, 3)
+
+        def forward(self, x):
+            return Scores(self.layer(x))
+
+    def loss(outputs, y):
+        return F.cross_entropy(outputs.logits, y)
+
+    network = Own()
+    for name in ("auto", "vmap", "loop"):
         assert_loops_numbers(engine_of(network, loss_fn=loss, name=name), network, loss_fn=loss)
 
 
