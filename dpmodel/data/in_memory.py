@@ -14,11 +14,11 @@ Constants = float | Sequence[float] | None
 
 
 class InMemoryDataset(Dataset[tuple[Tensor, Tensor]]):
-    """Inputs ``x`` and labels ``y``; images stay bytes and become floats in [0, 1] when they are read.
+    """Inputs ``x`` and targets ``y``; images stay bytes and become floats in [0, 1] when they are read.
 
     Args:
         x: (N, ...) inputs: uint8 images (N, channels, height, width), or float32.
-        y: (N,) labels, whole numbers; kept as int64.
+        y: (N,) labels, whole numbers, kept as int64; or (N, k) numbers to predict, float32.
         mean: Subtracted from the floats, one number or one per channel. A PUBLIC constant: a mean computed from the
             private training data would be a release that no ledger row covers.
         std: Divided by, likewise; positive.
@@ -37,7 +37,7 @@ class InMemoryDataset(Dataset[tuple[Tensor, Tensor]]):
     def __init__(self, x: Tensor, y: Tensor, *, mean: Constants = None, std: Constants = None) -> None:
         _check_tensors(x, y)
         self.x = x.contiguous()
-        self.y = y.to(torch.int64).contiguous()
+        self.y = (y if y.is_floating_point() else y.to(torch.int64)).contiguous()
         self._mean = _constant("mean", mean, x)
         self._std = _constant("std", std, x)
         if self._std is not None and not bool((self._std > 0).all()):
@@ -81,8 +81,12 @@ def _check_tensors(x: Tensor, y: Tensor) -> None:
         raise DataError(f"x must be uint8 (images) or float32, got {x.dtype}; convert it first")
     if x.dim() < 2:
         raise DataError(f"x must have one row per example, got shape {tuple(x.shape)}")
-    if y.dim() != 1 or y.is_floating_point() or y.is_complex():
-        raise DataError(f"y must be one whole number per example, got shape {tuple(y.shape)} of {y.dtype}")
+    labels = y.dim() == 1 and not y.is_floating_point() and not y.is_complex()
+    if not labels and (y.dim() != 2 or y.dtype != torch.float32):
+        raise DataError(
+            f"y must be one whole number per example, or float32 of shape (N, k), got {y.dtype} of shape "
+            f"{tuple(y.shape)}"
+        )
     if len(x) != len(y):
         raise DataError(f"x and y differ in length: {len(x)} and {len(y)}")
 

@@ -23,11 +23,13 @@ def npz(root: str | os.PathLike[str], num_classes: int | None = None) -> RawSpli
 
     Args:
         root: The file.
-        num_classes: Number of classes. None: the largest label plus one, over both parts.
+        num_classes: Number of classes. None: the largest label plus one, over both parts. For numbers to predict it is
+            how many each example has.
 
     Shapes:
         x (N, height, width) or (N, channels, height, width) of uint8 for images, (N, ...) of floats otherwise (read as
-        float32); y (N,) of whole numbers from 0 on.
+        float32); y (N,) of whole numbers from 0 on for classes, or (N, k) or (N,) of floats for regression (read as
+        float32, shape (N, k) or (N, 1)).
 
     Raises:
         MissingDataError: There is no such file.
@@ -40,10 +42,14 @@ def npz(root: str | os.PathLike[str], num_classes: int | None = None) -> RawSpli
         )
     arrays = _arrays(file)
     x_train, x_test = (_inputs(arrays[key], f"{file}: {key}") for key in ("x_train", "x_test"))
-    y_train, y_test = (_labels(arrays[key], f"{file}: {key}") for key in ("y_train", "y_test"))
+    y_train, y_test = (_targets(arrays[key], f"{file}: {key}") for key in ("y_train", "y_test"))
     if num_classes is None:
-        num_classes = int(max(y_train.max(initial=0), y_test.max(initial=0))) + 1
-    return RawSplits(x_train, torch.from_numpy(y_train), x_test, torch.from_numpy(y_test), num_classes, str(file))
+        num_classes = y_train.shape[1] if y_train.dim() > 1 else _largest(y_train, y_test) + 1
+    return RawSplits(x_train, y_train, x_test, y_test, num_classes, str(file))
+
+
+def _largest(*labels: Tensor) -> int:
+    return max(int(values.max()) for values in labels if values.numel()) if any(map(len, labels)) else 0
 
 
 def _arrays(file: Path) -> dict[str, np.ndarray[Any, Any]]:
@@ -77,9 +83,13 @@ def _inputs(values: np.ndarray[Any, Any], name: str) -> Tensor:
     return torch.from_numpy(np.ascontiguousarray(values, dtype=np.float32))
 
 
-def _labels(values: np.ndarray[Any, Any], name: str) -> np.ndarray[Any, np.dtype[np.int64]]:
-    if values.ndim != 1 or not np.issubdtype(values.dtype, np.integer):
-        raise DataError(
-            f"{name}: labels must be one whole number per example, got {values.dtype} of shape {values.shape}"
-        )
-    return values.astype(np.int64)
+def _targets(values: np.ndarray[Any, Any], name: str) -> Tensor:
+    if values.ndim == 1 and np.issubdtype(values.dtype, np.integer):
+        return torch.from_numpy(values.astype(np.int64))
+    if values.ndim in (1, 2) and np.issubdtype(values.dtype, np.floating):
+        numbers = torch.from_numpy(np.ascontiguousarray(values, dtype=np.float32))
+        return numbers.unsqueeze(1) if values.ndim == 1 else numbers
+    raise DataError(
+        f"{name}: targets must be one whole number per example (its class), or one or several floats (regression), got "
+        f"{values.dtype} of shape {values.shape}"
+    )

@@ -23,10 +23,10 @@ class RawSplits:
 
     Args:
         x_train: (N, ...) uint8 images (N, channels, height, width) or float32.
-        y_train: (N,) whole numbers in [0, num_classes).
+        y_train: (N,) whole numbers in [0, num_classes), or (N, num_classes) floats for regression.
         x_test: Like ``x_train``.
         y_test: Like ``y_train``.
-        num_classes: Number of classes; public.
+        num_classes: Number of classes, or of numbers to predict; public.
         source: Where the data came from, in words.
     """
 
@@ -46,7 +46,7 @@ class DataSplits:
         name: Name of the data set.
         train: The private examples.
         test: Examples to measure with.
-        num_classes: Number of classes; public.
+        num_classes: Number of classes, or of numbers to predict; public.
         source: Where the data came from, in words.
     """
 
@@ -79,6 +79,10 @@ def finish_splits(
     test_limit: int | None = None,
 ) -> DataSplits:
     """Check, shorten and resize what a reader returned. See ``load_dataset`` for the arguments."""
+    if raw.y_train.is_floating_point() != raw.y_test.is_floating_point():
+        raise DataError(
+            f"{name}: targets are {raw.y_train.dtype} in train and {raw.y_test.dtype} in test; give one type"
+        )
     parts = []
     for part, x, y, most in (("train", raw.x_train, raw.y_train, limit), ("test", raw.x_test, raw.y_test, test_limit)):
         _check_examples(f"{name} {part}", x, y, raw.num_classes)
@@ -99,7 +103,12 @@ def _check_examples(name: str, x: Tensor, y: Tensor, num_classes: int) -> None:
         raise DataError(f"{name}: there are no examples")
     if len(x) != len(y):
         raise DataError(f"{name}: {len(x)} inputs but {len(y)} labels")
-    wrong = ((y < 0) | (y >= num_classes)).nonzero()
+    if y.is_floating_point():
+        if y.shape[1:] != (num_classes,) or not bool(y.isfinite().all()):
+            raise DataError(f"{name}: targets must be {num_classes} finite numbers each, got shape {tuple(y.shape)}")
+        wrong = y.new_zeros(0)
+    else:
+        wrong = ((y < 0) | (y >= num_classes)).nonzero()
     if len(wrong):
         row = int(wrong[0])
         raise DataError(

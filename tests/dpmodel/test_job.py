@@ -9,6 +9,7 @@ import textwrap
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 import yaml
 
@@ -51,6 +52,20 @@ TINY = {
     "training": {"epochs": 3, "batch_size": 6},
     "output": {"curve": False, "save_every_steps": 4},
 }
+
+
+def test_a_regression_is_trained_from_a_file_of_floats(tmp_path):
+    x = np.random.default_rng(0).normal(size=(400, 3))
+    y = x @ [1.0, -2.0, 0.5]
+    np.savez(tmp_path / "own.npz", x_train=x[:300], y_train=y[:300], x_test=x[300:], y_test=y[300:])
+    changes = {
+        "data": {"name": "npz", "root": str(tmp_path / "own.npz")},
+        "loss": "mse",
+        "privacy": {"noise_multiplier": 0.5, "norm_bound": 2.0},
+        "training": {"epochs": 6, "batch_size": 50, "metrics": ["mae"]},
+    }
+    result = train_from_config(make_config({**TINY, **changes}), tmp_path / "run", callbacks=[Quiet()])
+    assert result.metrics["mae"] < 0.5 * abs(y[300:]).mean()
 
 
 def cut_off(folder, step=17, **changes):

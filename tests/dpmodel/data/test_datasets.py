@@ -141,6 +141,14 @@ class TestNpz:
         assert data.train.x.dtype == torch.float32
         assert data.network_defaults() == {"num_classes": 3, "in_features": 5, "in_channels": 5}
 
+    @pytest.mark.parametrize("columns", [(), (1,), (3,)])
+    def test_floats_are_numbers_to_predict(self, tmp_path, columns):
+        numbers = {"x_train": np.ones((6, 5)), "x_test": np.ones((3, 5))}
+        numbers |= {"y_train": np.ones((6, *columns)), "y_test": np.ones((3, *columns))}
+        data = load_dataset("npz", root=self.save(tmp_path / "own.npz", **numbers))
+        assert data.num_classes == (columns or (1,))[0]
+        assert (data.train.y.dtype, data.train.y.shape) == (torch.float32, (6, data.num_classes))
+
     @pytest.mark.parametrize(
         ("changes", "message"),
         [
@@ -148,7 +156,14 @@ class TestNpz:
             ({"y_test": None}, "has no array y_test; It has: x_train, y_train, x_test"),
             ({"y_train": np.array([0, 1, 2, -1, 0, 1])}, r"label -1 of row 3 is not in \[0, 3\)"),
             ({"y_train": np.zeros(5, int)}, "6 inputs but 5 labels"),
-            ({"y_train": np.zeros(6)}, "must be one whole number per example, got float64"),
+            ({"y_train": np.zeros((6, 2), int)}, "targets must be one whole number per example .* got int64"),
+            ({"y_train": np.array(["a"] * 6)}, "targets must be one whole number per example .* got <U1"),
+            (
+                {"y_train": np.zeros(6)},
+                r"targets are torch\.float32 in train and torch\.int64",
+            ),
+            ({"y_train": np.full((6, 2), np.inf), "y_test": np.zeros((3, 2))}, "targets must be 2 finite numbers each"),
+            ({"y_train": np.zeros((6, 2)), "y_test": np.zeros((3, 1))}, "targets must be 2 finite numbers each"),
             ({"x_train": np.zeros((6, 8, 8), np.int64)}, "must be uint8 images or floats, got int64"),
             ({"x_train": np.array([None] * 6)}, "is no readable .npz archive"),
             ({"x_train": np.full((6, 4), np.nan)}, "the input of row 0 holds NaN"),
