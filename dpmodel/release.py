@@ -22,8 +22,8 @@ NO_GUARANTEE = "no guarantee"
 def large_delta(delta: float, num_examples: int) -> str:
     """What must be said of a delta that is not below one over the number of examples."""
     return (
-        f"delta {delta:g} is not below 1 / {num_examples:,} examples: a mechanism that publishes one whole example now "
-        f"and then would satisfy it. State epsilon at a smaller delta, such as {0.1 / num_examples:.0e}"
+        f"delta {delta:g} is not below 1 / {num_examples:,} examples: to publish one whole example, drawn at random, "
+        f"would satisfy it. State epsilon at a smaller delta, such as {0.1 / num_examples:.0e}"
     )
 
 

@@ -11,6 +11,7 @@ from dpmodel.config import Config, make_config
 from dpmodel.config.faults import _model_in
 from dpmodel.config.marked_yaml import read_yaml
 from dpmodel.tuning.search import make_tuning
+from monitors import GaussianEvent, Ledger, PoissonSampledEvent, RDPAccountant, max_steps
 
 ROOT = Path(__file__).parents[1]
 BESIDE_THE_CONFIGS = str(ROOT / "configs" / "snippet.yaml")
@@ -54,11 +55,106 @@ def test_python_in_the_documentation_compiles_and_its_imports_exist(page):
             exec(statement, {})
 
 
+def _python(page, phrase):
+    (found,) = [snippet for snippet in _snippets(ROOT / page, "python") if phrase in snippet]
+    return found
+
+
+def test_the_solved_multipliers_in_the_guide_are_those_that_are_printed(capsys):
+    snippet = _python("docs/guide.md", "calibrate_noise_multiplier")
+    exec(snippet, {})
+    assert capsys.readouterr().out.split() == re.findall(r"# ([\d.]+)$", snippet, flags=re.MULTILINE)
+
+
+def test_the_monitor_of_the_readme_stops_where_it_says():
+    snippet, text = _python("README.md", "max_eps"), (ROOT / "README.md").read_text()
+    multiplier, max_eps = (float(re.search(rf"{name}=([\d.]+)", snippet)[1]) for name in ("multiplier", "max_eps"))
+    batch_size, epochs = (int(re.search(rf"{name}=(\d+)", snippet)[1]) for name in ("batch_size", "epochs"))
+    event = PoissonSampledEvent(batch_size / 60_000, GaussianEvent(multiplier))
+    steps = max_steps(max_eps, 1e-5, lambda count: Ledger().record(event, count))
+    assert f"after {steps} of {epochs * (60_000 // batch_size):,} steps" in text
+    last, next_one = (RDPAccountant().epsilon(Ledger().record(event, count), 1e-5) for count in (steps, steps + 1))
+    assert all(f"{epsilon:.4f}" in text for epsilon in (last, next_one))
+
+
+def test_the_arrays_of_the_guide_can_be_read(tmp_path, monkeypatch):
+    from dpmodel.data import load_dataset
+
+    monkeypatch.chdir(tmp_path)
+    exec(_python("docs/guide.md", "savez"), {})
+    data = load_dataset("npz", root="data.npz")
+    assert (len(data.train), len(data.test), data.num_classes) == (300, 100, 2)
+
+
+def test_the_regression_of_the_guide_trains(capsys):
+    exec(_python("docs/guide.md", "MSELoss"), {})
+    assert "torch.Size([400, 1])" in capsys.readouterr().out
+
+
+def test_the_guard_counts_both_models_and_callbacks_are_as_described():
+    import torch
+    from torch.utils.data import TensorDataset
+
+    from dpmodel import Callback, DPModel, NoiseMechanismsFactory, poisson_loader
+    from dpmodel.callbacks.base import HOOKS
+
+    def model():
+        network = torch.nn.Linear(2, 2)
+        optimizer = torch.optim.SGD(network.parameters(), lr=0.1)
+        noise = NoiseMechanismsFactory.create("Gaussian", initial_noise_multiplier=20.0)
+        return DPModel(network, torch.nn.CrossEntropyLoss(), optimizer, noise_mech=noise)
+
+    class Seen(Callback):
+        def on_train_begin(self, run):
+            self.run = run
+
+    one, other, seen = model(), model(), Seen()
+    loader = poisson_loader(TensorDataset(torch.zeros(20, 2), torch.zeros(20, dtype=torch.int64)), batch_size=5)
+    names = {"model": one, "other_model": other, "loader": loader}
+    exec(_python("docs/accounting.md", "BudgetGuard"), names)
+    assert names["guard"].filter.ledger.total == one.ledger.total + other.ledger.total == 60
+
+    one.fit(loader, callbacks=[seen])
+    hooks, fields = (ROOT / "docs" / "guide.md").read_text().split("The hooks, in the order")[1].split("Each hook gets")
+    assert set(re.findall(r"`(on_\w+)`", hooks)) == set(HOOKS)
+    named = [row.split("|")[1] for row in fields.splitlines() if row.startswith("| `")]
+    assert all(hasattr(seen.run, name) for row in named for name in re.findall(r"`(\w+)", row))
+
+
+def test_the_reader_of_the_documentation_makes_a_regression():
+    import torch
+
+    from dpmodel.data import DATASETS
+    from dpmodel.data.splits import finish_splits
+    from dpmodel.nets import build_network
+
+    names = {"__name__": __name__}
+    exec(_python("docs/extending.md", "RawSplits"), names)
+    DATASETS._builders.pop("sums")
+    data = finish_splits("sums", names["sums"]())
+    x, y = data.train.batch(torch.arange(5))
+    assert build_network("mlp", defaults=data.network_defaults())(x).shape == y.shape == (5, 1)
+
+
+def test_every_callback_is_in_the_reference():
+    from dpmodel.callbacks.registry import CALLBACKS
+
+    listed = (ROOT / "docs" / "config.md").read_text().split("## callbacks")[1].split("##")[0]
+    own = (name for name in CALLBACKS.names() if CALLBACKS.get(name).__module__.startswith("dpmodel."))
+    assert all(f"`{name}`" in listed for name in own)
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_links_to_files_lead_somewhere(page):
-    for target in re.findall(r"\]\(([^)#]+)\)", page.read_text()):
+def test_links_to_files_and_to_their_headings_lead_somewhere(page):
+    for target, heading in re.findall(r"\]\(([^)#]*)#?([^)]*)\)", page.read_text()):
         if not target.startswith("http"):
-            assert (page.parent / target).exists(), target
+            assert not target or (page.parent / target).exists(), target
+            assert not heading or heading in _headings(page.parent / target if target else page), heading
+
+
+def _headings(page):
+    titles = re.findall(r"^#+ (.+)$", page.read_text(), flags=re.MULTILINE)
+    return {re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-") for title in titles}
 
 
 @pytest.mark.parametrize("page", [*PAGES, ROOT / ".ci" / "run"], ids=lambda page: page.name)

@@ -33,7 +33,7 @@ def require_class_targets(dataset: Any, outputs: Any, loss_fn: Any) -> None:
         loss_fn: The user's loss.
 
     Raises:
-        DataError: A class number is out of range, or the targets are not whole numbers.
+        DataError: A class number is out of range, the targets are not whole numbers, or there is one class only.
 
     Example:
         >>> data = torch.utils.data.TensorDataset(torch.zeros(2, 4), torch.tensor([0, 7]))
@@ -43,7 +43,14 @@ def require_class_targets(dataset: Any, outputs: Any, loss_fn: Any) -> None:
         monitors.errors.DataError: target 7 at row 1 is out of range: the network gives 3 classes, so targets must be...
     """
     targets = all_targets(dataset)
-    if not isinstance(loss_fn, _CLASS_LOSSES) or not isinstance(outputs, Tensor) or targets is None:
+    if not isinstance(loss_fn, _CLASS_LOSSES) or not isinstance(outputs, Tensor):
+        return
+    if outputs.dim() > 1 and outputs.shape[1] == 1:
+        raise DataError(
+            f"{type(loss_fn).__name__} tells classes apart, but the network gives one output, for which it is always "
+            "0: take a loss for numbers (mse, mae), or one output per class"
+        )
+    if targets is None:
         return
     if targets.is_floating_point():
         if targets.shape[1:] != outputs.shape[1:]:
