@@ -80,6 +80,7 @@ class RDPTracker(Tracker):
         """Add the accountant's best order of this moment to the orders: slow, and as tight as the accountant."""
         if self._fixed or not len(self._ledger):
             return
+        self.epsilon(delta)  # moves the zone there, which would forget the order
         _, order = self._rdp.epsilon_and_order(self._ledger, delta)
         if 1 < order < math.inf and order not in self._orders:
             self._add_orders(np.array([order]))

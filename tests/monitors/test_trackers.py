@@ -43,6 +43,14 @@ def test_the_tracker_is_close_above_the_accountant_and_equal_when_tightened(rows
     assert exact * (1 - 1e-4) <= tracker.epsilon(delta) <= exact * (1 + 1e-6) + 1e-9
 
 
+def test_a_tracker_that_was_never_asked_is_as_tight_as_the_accountant_when_tightened():
+    accountant, ledger = RDPAccountant(), Ledger().record(PoissonSampledEvent(0.1, GaussianEvent(1.1)), 20)
+    tracker = accountant.tracker()
+    tracker.add(PoissonSampledEvent(0.1, GaussianEvent(1.1)), 20)
+    tracker.tighten(1e-5)
+    assert tracker.epsilon(1e-5) == pytest.approx(accountant.epsilon(ledger, 1e-5), rel=1e-9)
+
+
 def test_prepared_events_change_nothing_but_the_speed():
     sigma = decayed(1.5, "Exp", 1e-3)
     steps = [PoissonSampledEvent(0.01, GaussianEvent(sigma(step))) for step in range(200)]
