@@ -67,7 +67,9 @@ example a row belongs to is not known
 
 
 def _by_mask(indices: Any) -> bool:
-    return any(isinstance(index, Tensor) and index.dtype in (torch.bool, torch.uint8) for index in indices)
+    """Whether a mask picks among the rows; one of the later dimensions picks the same of each row."""
+    first = indices[0]
+    return isinstance(first, Tensor) and first.dtype in (torch.bool, torch.uint8)
 
 
 def _repeats(func: Any) -> bool:
