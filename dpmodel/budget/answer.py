@@ -11,6 +11,7 @@ from dpmodel.config.schema import Config
 from dpmodel.plan import TrainingPlan, most_epochs, plan_training
 from monitors import _checks
 from monitors.accountant import ACCOUNTANTS, epsilon_text, resolve_accountant
+from monitors.calibration import SMALLEST_MULTIPLIER
 from monitors.errors import CalibrationError, ConfigError
 
 ALL = "all"
@@ -37,6 +38,17 @@ class BudgetAnswer:
         """The smallest epsilon that one of the accountants proves."""
         return min(value for value in self.figures.values() if isinstance(value, float))
 
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What of the answer is not what was asked for."""
+        target, noise = self.plan.target_epsilon, self.plan.noise_multiplier
+        if target is None or noise > SMALLEST_MULTIPLIER:
+            return ()
+        return (
+            f"the search ends at a noise multiplier of {SMALLEST_MULTIPLIER:g}, which stays below the target epsilon "
+            f"of {target:g}; to spend more, give a smaller one with --noise-multiplier",
+        )
+
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values; an infinite epsilon is the string ``"inf"``."""
         plan, release = self.plan, self.plan.release
@@ -53,6 +65,7 @@ class BudgetAnswer:
             "batch_size": release.sampler.batch_size,
             **release.statement,
             "epsilon_by_accountant": {name: json_number(value) for name, value in self.figures.items()},
+            "notes": list(self.notes),
             "side_by_side": [scenario.to_dict() for scenario in self.scenarios],
         }
 
@@ -119,7 +132,8 @@ def json_number(value: float | str) -> float | str:
 def _with_most_epochs(config: Config, num_examples: int | None, max_epsilon: float) -> Config:
     epochs = most_epochs(config, max_epsilon, num_examples)
     if epochs == 0:
-        one = plan_training(config, num_examples).privacy_spent(epochs=1)
+        alone = config.model_copy(update={"training": config.training.model_copy(update={"epochs": 1})})
+        one = plan_training(alone, num_examples).privacy_spent()
         raise CalibrationError(
             f"not even one epoch fits into epsilon {max_epsilon:g} at delta {one.delta:g}: one epoch spends "
             f"{epsilon_text(one.epsilon, 4)}. Raise the noise multiplier, or make the batches smaller"

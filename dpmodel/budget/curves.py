@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -63,11 +62,11 @@ def draw_curves(plan: TrainingPlan, path: str | os.PathLike[str]) -> None:
     """Draw ``epsilon_curves`` into ``path``; the ending chooses the format (``.png``, ``.svg``, ``.pdf``).
 
     Raises:
-        ConfigError: The ending is none of a format that can be drawn.
+        ConfigError: As of ``require_drawable``.
     """
     from matplotlib.figure import Figure
 
-    _require_drawable(path, Figure().canvas.get_supported_filetypes())
+    require_drawable(path)
     curves = epsilon_curves(plan)
     figure = Figure(figsize=(9.2, 3.8), layout="constrained")
     left, right = figure.subplots(1, 2)
@@ -84,11 +83,31 @@ def draw_curves(plan: TrainingPlan, path: str | os.PathLike[str]) -> None:
     figure.savefig(path, dpi=150)
 
 
-def _require_drawable(path: str | os.PathLike[str], endings: Iterable[str]) -> None:
-    ending = Path(path).suffix.lstrip(".").lower()
+def require_drawable(path: str | os.PathLike[str], setting: str = "plot") -> None:
+    """Refuse a place where no picture can be written, before anything is computed for it.
+
+    Args:
+        path: The file.
+        setting: What it was given as, for errors.
+
+    Raises:
+        ConfigError: It is a folder, lies in none that can be written, or its ending is no format that can be drawn.
+    """
+    from matplotlib.figure import Figure
+
+    file = Path(path)
+    if file.is_dir():
+        raise ConfigError(f"{setting}: {file} is a folder; give a file in it, such as {file / 'epsilon.png'}")
+    if not file.parent.is_dir():
+        raise ConfigError(f"{setting}: {file} cannot be written: there is no folder {file.parent}; make it first")
+    if not os.access(file if file.exists() else file.parent, os.W_OK):
+        raise ConfigError(f"{setting}: {file} cannot be written: permission denied; choose another place")
+    ending, known = file.suffix.lstrip(".").lower(), Figure().canvas.get_supported_filetypes()
     # Without an ending matplotlib draws a PNG and adds it.
-    if ending and ending not in endings:
-        raise ConfigError(f"{path}: pictures cannot be drawn as {ending!r}; choose one of {', '.join(sorted(endings))}")
+    if ending and ending not in known:
+        raise ConfigError(
+            f"{setting}: {file}: pictures cannot be drawn as {ending!r}; choose one of {', '.join(sorted(known))}"
+        )
 
 
 def _solved(plan: TrainingPlan, noise: NoiseSection, target: float) -> TrainingPlan:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 
 
@@ -11,6 +12,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     Args:
         arguments: Default: those of the process.
     """
-    from dpmodel.cli.application import run
+    try:
+        # The imports take most of a short command's time: Ctrl-C meets them as often as the command itself.
+        from dpmodel.cli.application import run
 
-    raise SystemExit(run(arguments))
+        code = run(arguments)
+    except KeyboardInterrupt:
+        print("dpmodel: error: interrupted", file=sys.stderr)
+        code = 1
+    raise SystemExit(code)

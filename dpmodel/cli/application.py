@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import io
 import os
 import sys
 import traceback
@@ -12,6 +11,7 @@ from collections.abc import Callable, Sequence
 import typer
 
 from dpmodel.cli import budget, compare, evaluate, plot, train, tune
+from dpmodel.cli.streams import make_patient
 from monitors.errors import ConfigError, DPModelError
 
 OK, FAILED, BAD_USAGE = 0, 1, 2
@@ -57,7 +57,7 @@ def run(arguments: Sequence[str] | None = None) -> int:
     Args:
         arguments: Default: those of the process.
     """
-    _print_anything()
+    make_patient()
     try:
         app(args=None if arguments is None else list(arguments), prog_name="dpmodel")
     except SystemExit as stop:
@@ -74,13 +74,6 @@ def run(arguments: Sequence[str] | None = None) -> int:
         hint = f"this is a fault in dpmodel or in code that it was given; {DEBUG_VARIABLE}=1 shows where"
         return _say(RuntimeError(f"{type(error).__name__}: {error} ({hint})"), FAILED, error)
     return OK
-
-
-def _print_anything() -> None:
-    """A character that the terminal cannot show becomes a question mark; it must not end a training."""
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="replace")
 
 
 def _say(error: BaseException, code: int, cause: BaseException | None = None) -> int:

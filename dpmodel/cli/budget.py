@@ -61,6 +61,12 @@ _IMPLIES = {
 #: Of two settings that exclude each other, an option on the command line replaces the one in the file.
 _REPLACES = {"noise_multiplier": "target_epsilon", "target_epsilon": "noise_multiplier"}
 
+#: Columns that the sentences of a table need at least to be read as such.
+_NARROWEST_RULE = 28
+
+#: More columns than any table takes.
+_WIDE = 1000
+
 #: What a plan without a configuration file does not depend on.
 _PLACEHOLDERS: dict[str, Any] = {"data": "stated", "network": "none", "optimizer": "none"}
 
@@ -97,6 +103,11 @@ def budget(
     given = {name: value for name, value in locals().items() if name in _PLACES and value is not None}
     from dpmodel.budget.answer import answer_budget, known_accountants
 
+    _refuse_two_lengths(epochs, max_epsilon)
+    if plot is not None:
+        from dpmodel.budget.curves import require_drawable
+
+        require_drawable(plot, "--plot")
     settings = _settings(config, given, overrides, accountant, max_epsilon)
     chosen = None if accountant is None else known_accountants(accountant)
     answer = answer_budget(settings, num_examples, accountants=chosen, max_epsilon=max_epsilon, tuning_runs=tuning_runs)
@@ -128,6 +139,14 @@ def _settings(
     return make_config(_PLACEHOLDERS, [*overrides, *flags], "command line")
 
 
+def _refuse_two_lengths(epochs: int | None, max_epsilon: float | None) -> None:
+    if epochs is not None and max_epsilon is not None:
+        raise typer.BadParameter(
+            f"--max-epsilon {max_epsilon:g} asks for the number of epochs, and --epochs {epochs} states it; leave "
+            "one of them out"
+        )
+
+
 def _implied(given: dict[str, Any]) -> dict[str, Any]:
     return {other: value for name, (other, value) in _IMPLIES.items() if name in given and other not in given}
 
@@ -147,7 +166,12 @@ def _show(answer: BudgetAnswer, plot: Path | None) -> None:
     console = Console()
     console.print(_headline(answer), highlight=False, markup=False, soft_wrap=True)
     console.print()
-    console.print(_side_by_side(answer), highlight=False)
+    table = _side_by_side(answer)
+    # Asked of a wide console: a narrow one would answer that whatever is cut off fits.
+    if console.measure(table, options=console.options.update(width=_WIDE)).minimum <= console.width:
+        console.print(table, highlight=False)
+    else:
+        console.print(_one_below_the_other(answer), highlight=False, markup=False)
     if plot is not None:
         console.print(f"drawn: {plot}", highlight=False, markup=False, soft_wrap=True)
 
@@ -159,7 +183,7 @@ def _side_by_side(answer: BudgetAnswer) -> Table:
 
     accountants = list(answer.figures)
     table = Table(box=box.SIMPLE_HEAD, title="the same noise under other rules", title_justify="left")
-    table.add_column("rule, and what it assumes", overflow="fold")
+    table.add_column("rule, and what it assumes", min_width=_NARROWEST_RULE)
     for name in accountants if len(accountants) > 1 else ["epsilon"]:
         table.add_column(name, justify="right", no_wrap=True)
     for scenario in answer.scenarios:
@@ -167,6 +191,18 @@ def _side_by_side(answer: BudgetAnswer) -> Table:
         rule = Text(name, style="bold" if scenario.configured else "").append(f"\n{scenario.assumes}", style="dim")
         table.add_row(rule, *_cells(scenario, accountants))
     return table
+
+
+def _one_below_the_other(answer: BudgetAnswer) -> str:
+    """What the table holds, for a terminal that it does not fit into."""
+    accountants = list(answer.figures)
+    parts = ["the same noise under other rules"]
+    for scenario in answer.scenarios:
+        name = f"{scenario.name} (configured)" if scenario.configured else scenario.name
+        cells = _cells(scenario, accountants)
+        several = [f"{cell} ({accountant})" for cell, accountant in zip(cells, accountants, strict=False)]
+        parts.append(f"{name}\nepsilon {', '.join(cells if len(accountants) == 1 else several)}\n{scenario.assumes}")
+    return "\n\n".join(parts)
 
 
 def _cells(scenario: Scenario, accountants: list[str]) -> list[str]:
@@ -196,5 +232,6 @@ def _headline(answer: BudgetAnswer) -> str:
             f"length            {plan.config.training.epochs:,} epochs, {plan.steps:,} steps",
             f"sampling          {release.sampler.describe()}",
             f"unit              {release.unit.describe()}; neighbours: {release.sampler.relation}",
+            *(f"note              {note}" for note in answer.notes),
         ]
     )

@@ -57,6 +57,7 @@ def compare(
 
     from dpmodel.compare import load_comparison
 
+    _require_comparison(config)
     comparison = load_comparison(config, overrides, **_changes(config, epsilon, seeds))
     directory = output if output is not None else comparison.directory
     console = Console(stderr=True, quiet=quiet or as_json)
@@ -76,6 +77,15 @@ def compare(
         _show(Console(), run)
     if not run.ok:
         raise typer.Exit(1)
+
+
+def _require_comparison(path: Path) -> None:
+    from dpmodel.compare.base import read_marked
+    from dpmodel.config.kinds import require_kind
+
+    values = read_marked(path).values
+    if isinstance(values, dict):
+        require_kind("comparison", values, str(path))
 
 
 def _changes(config: Path, epsilon: float | None, seeds: str | None) -> dict[str, Any]:

@@ -40,7 +40,7 @@ class ComparisonView:
             TimeRemainingColumn(),
             console=console,
         )
-        self._whole = self.progress.add_task("calibrating", total=None)
+        self._whole = self.progress.add_task("checking", total=None)
         self._tasks: dict[int, TaskID] = {}
         self._steps: dict[int, int] = {}
 

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from dpmodel.cli.options import AsJson, Overrides
+
+if TYPE_CHECKING:
+    from dpmodel.runfolder import RunFolder
 
 EXAMPLES = """
 [b]Examples[/b]
@@ -29,12 +32,59 @@ def evaluate(
     """Measure the trained network of RUN_DIR on its test data and state what its ledger says was spent."""
     from dpmodel.evaluation import evaluate_run
 
-    result = evaluate_run(run_dir, overrides)
+    result, progress = evaluate_run(run_dir, overrides), _progress(run_dir)
     if as_json:
-        typer.echo(json.dumps({"run": str(run_dir), "metrics": result.metrics, "privacy": result.spent.to_dict()}))
+        privacy = result.spent.to_dict()
+        answer = {"run": str(run_dir), "training": progress, "metrics": result.metrics, "privacy": privacy}
+        typer.echo(json.dumps(answer))
         return
     from rich.console import Console
 
     from dpmodel.cli.result_view import result_table
 
-    Console().print(result_table(str(run_dir), result.metrics, result.spent), highlight=False)
+    console = Console()
+    console.print(str(run_dir), style="italic", highlight=False, markup=False, soft_wrap=True)
+    console.print(result_table(None, result.metrics, result.spent, broken_off=_broken_off(progress)), highlight=False)
+
+
+def _progress(path: Path) -> dict[str, Any]:
+    """How far the training in a run folder came: status (None where it wrote no report), steps and planned steps."""
+    from dpmodel.config import load_config
+    from dpmodel.plan import plan_training
+    from dpmodel.runfolder import RunFolder
+
+    folder = RunFolder(path)
+    report = _report(folder)
+    if report:
+        return {name: report.get(name) for name in ("status", "steps", "planned_steps")}
+    plan = plan_training(load_config(folder.config))
+    return {"status": None, "steps": _last_step(folder, plan.config.privacy.delta), "planned_steps": plan.steps}
+
+
+def _report(folder: RunFolder) -> dict[str, Any]:
+    """The report of what is in the folder; empty where it has none, or that of an earlier part of the training."""
+    from monitors.ledger import Ledger
+
+    try:
+        report: dict[str, Any] = json.loads(folder.report.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return report if report.get("ledger_digest") == Ledger.load(folder.ledger).digest() else {}
+
+
+def _last_step(folder: RunFolder, delta: float) -> int | None:
+    """The step that the weights are of, where the history was written."""
+    from dpmodel.history import History
+
+    if not folder.history.is_file():
+        return None
+    steps = History.from_csv(folder.history, delta).column("step")
+    return int(steps[-1]) if steps else 0
+
+
+def _broken_off(progress: dict[str, Any]) -> str | None:
+    status, steps, planned = progress["status"], progress["steps"], progress["planned_steps"]
+    if status == "finished":
+        return None
+    reached = f"step {steps:,}" if steps is not None else "a step that is not known"
+    return f"stopped at {reached} of {planned:,} ({status or 'under way, or killed'})"

@@ -13,18 +13,30 @@ if TYPE_CHECKING:
     from monitors.accountant import PrivacySpent
 
 
-def result_table(title: str, metrics: Mapping[str, float], spent: PrivacySpent, lost: str | None = None) -> Table:
+def result_table(
+    title: str | None,
+    metrics: Mapping[str, float],
+    spent: PrivacySpent,
+    lost: str | None = None,
+    broken_off: str | None = None,
+) -> Table:
     """Metrics and the privacy claim with its conditions, a row each; the caller may add rows.
 
     Args:
-        title: Above the table.
+        title: Above the table; None for none.
         metrics: Name to value, over the test data.
         spent: The claim.
         lost: What to say of steps that were lost; None where there are none.
+        broken_off: How far a training came that did not reach its end; None for one that did.
     """
     from rich.table import Table
 
     table = Table(show_header=False, title=title, title_justify="left")
+    for _ in range(2):
+        # A terminal that is too narrow breaks a long word; it must not hide a part of it.
+        table.add_column(overflow="fold")
+    if broken_off is not None:
+        table.add_row("training", broken_off)
     for name, value in metrics.items():
         table.add_row(f"test {name}", f"{value:.4f}" if abs(value) < 1e6 else f"{value:.4g}")
     table.add_row("epsilon", f"{epsilon_text(spent.epsilon)} at delta {spent.delta:g} (accountant {spent.accountant})")

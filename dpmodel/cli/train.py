@@ -10,6 +10,7 @@ import typer
 
 from dpmodel.cli.options import AsJson, ConfigFile, Overrides
 from dpmodel.config import load_config
+from dpmodel.config.faults import blame_files
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -60,14 +61,15 @@ def train(
 
     silent = quiet or as_json
     console = Console(stderr=as_json, quiet=silent)
-    result = train_from_config(
-        settings,
-        output,
-        force=force,
-        resume=resume,
-        callbacks=[_Silence()] if silent else [ProgressBar(console=console)],
-        announce=lambda training, folder: _announce(console, training, folder),
-    )
+    with blame_files(settings):
+        result = train_from_config(
+            settings,
+            output,
+            force=force,
+            resume=resume,
+            callbacks=[_Silence()] if silent else [ProgressBar(console=console)],
+            announce=lambda training, folder: _announce(console, training, folder),
+        )
     if as_json:
         typer.echo(json.dumps(_summary(result)))
     else:
@@ -127,7 +129,8 @@ def _show(console: Console, result: TrainingResult) -> None:
         lost = f"{report.lost_steps:,}, charged; epsilon without them {least}"
     table = result_table("Training " + report.status, result.metrics, report.spent, lost)
     table.add_row("not accounted", "tuning, training loss, test data; see the report")
-    table.add_row("report", str(result.folder.statement))
     console.print(table, highlight=False)
+    # Below the table and on a line of its own, so that no terminal is too narrow to copy it from.
+    console.print(f"report: {result.folder.statement}", highlight=False, markup=False, soft_wrap=True)
     if result.interrupted and result.folder.state.is_file():
         console.print("broken off; the same command with --resume goes on from here", highlight=False)

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import os
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path as FilePath
 from typing import TYPE_CHECKING, Any, get_args
 
 from pydantic import BaseModel, ValidationError
 
 from dpmodel.config.schema import Config, place_of
 from monitors import _checks
-from monitors.errors import ConfigError, DataError
+from monitors.errors import ConfigError, DataError, DPModelError
 
 if TYPE_CHECKING:
     from dpmodel.config.marked_yaml import Path
@@ -43,6 +46,7 @@ def config_error(
 def blame(config: Config, path: str) -> Iterator[None]:
     """Turn a ``ValueError`` of what is built inside into a ``ConfigError`` at ``path`` of the configuration.
 
+    Where settings inside ``path`` were changed from elsewhere (``--set``, a search), the place is that of the change.
     What is wrong with the data themselves passes unchanged: it is no fault of the configuration.
 
     Example:
@@ -60,7 +64,59 @@ def blame(config: Config, path: str) -> Iterator[None]:
     except (ConfigError, DataError):
         raise
     except (ValueError, TypeError) as error:
-        raise ConfigError(f"{config.where(path)}: {path}: {error}") from error
+        raise ConfigError(f"{_blamed(config, path, str(error))}: {path}: {error}") from error
+
+
+@contextmanager
+def blame_files(config: Config) -> Iterator[None]:
+    """Turn an ``OSError`` about a file that a callback of the configuration names into a ``ConfigError``."""
+    try:
+        yield
+    except DPModelError:
+        raise
+    except OSError as error:
+        path = _naming(config, error)
+        if path is None:
+            raise
+        raise ConfigError(
+            f"{config.where(path)}: {path}: {error.filename} cannot be written: {error.strerror}; choose another place"
+        ) from error
+
+
+def _blamed(config: Config, path: str, message: str) -> str:
+    """The place of what ``message`` is about: a change inside ``path`` that it speaks of, else ``path`` itself."""
+    place, changes = config.where(path), config.changes(path)
+    spoken_of = [found for key, value, found in changes if _speaks_of(message, key) or _speaks_of(message, value)]
+    if spoken_of:
+        return spoken_of[0]
+    others = dict.fromkeys(found for _, _, found in changes)
+    return f"{place} (with {', '.join(others)})" if others else place
+
+
+def _speaks_of(message: str, word: Any) -> bool:
+    return re.search(rf"(?<![\w.]){re.escape(repr(word))}(?![\w.]\w)", message) is not None
+
+
+def _naming(config: Config, error: OSError) -> str | None:
+    """The setting of a callback whose value is the file of ``error``, or lies above or below it."""
+    if error.filename is None:
+        return None
+    file = FilePath(os.fsdecode(error.filename)).absolute()
+    return next(
+        (
+            f"callbacks.{index}.{key}"
+            for index, callback in enumerate(config.callbacks)
+            for key, value in callback.options.items()
+            if isinstance(value, str) and _on_one_branch(FilePath(value), file)
+        ),
+        None,
+    )
+
+
+def _on_one_branch(named: FilePath, file: FilePath) -> bool:
+    full = named.absolute()
+    # A bare word may be anything, such as the name of a metric: it must be the file itself.
+    return full == file or (len(named.parts) > 1 and (full in file.parents or file in full.parents))
 
 
 def _words(fault: Any, root: type[BaseModel]) -> str:

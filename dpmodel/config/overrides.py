@@ -30,12 +30,15 @@ def parse_override(text: str) -> tuple[tuple[str, ...], Any]:
     return keys, None if given == {} and not value.strip() else given
 
 
-def apply_overrides(marked: Marked, overrides: Iterable[str | tuple[Sequence[str], Any]]) -> Marked:
+def apply_overrides(
+    marked: Marked, overrides: Iterable[str | tuple[Sequence[str], Any]], place: str | None = None
+) -> Marked:
     """The settings with each override put in its place; ``marked`` is left as it was.
 
     Args:
         marked: Settings of a file.
         overrides: Texts as of ``--set``, or pairs of path and value.
+        place: Where pairs were written, for errors; default: the command line.
 
     Raises:
         ConfigError: A path leads through something that has no keys, or to an entry that a list does not have.
@@ -47,7 +50,7 @@ def apply_overrides(marked: Marked, overrides: Iterable[str | tuple[Sequence[str
     values, marks = copy.deepcopy(marked.values), dict(marked.marks)
     for override in overrides:
         keys, value = parse_override(override) if isinstance(override, str) else (tuple(override[0]), override[1])
-        label = f"--set {override}" if isinstance(override, str) else "command line"
+        label = f"--set {override}" if isinstance(override, str) else place or "command line"
         path = _put(values, keys, value, label)
         marks = {known: place for known, place in marks.items() if known[: len(path)] != path}
         marks[path] = label

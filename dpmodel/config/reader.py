@@ -10,6 +10,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from dpmodel.config.faults import blame, config_error
+from dpmodel.config.kinds import require_kind
 from dpmodel.config.marked_yaml import Marked, read_yaml
 from dpmodel.config.overrides import apply_overrides
 from dpmodel.config.plugins import import_plugin, locate_plugin
@@ -38,7 +39,10 @@ def load_config(path: str | os.PathLike[str], overrides: Iterable[Override] = ()
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
         raise ConfigError(f"the configuration {path} cannot be read: {reason}") from error
-    return checked_config(read_yaml(text, str(path)), str(path), overrides)
+    marked = read_yaml(text, str(path))
+    if isinstance(marked.values, dict):
+        require_kind("training", marked.values, str(path))
+    return checked_config(marked, str(path), overrides)
 
 
 def make_config(values: Mapping[str, Any], overrides: Iterable[Override] = (), source: str = "configuration") -> Config:

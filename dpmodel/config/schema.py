@@ -67,12 +67,41 @@ class Config(Section):
 
     def where(self, path: str) -> str:
         """File and line of ``"section.key"``, or of the nearest section above it that was written."""
-        keys: tuple[Any, ...] = tuple(int(key) if key.isdigit() else key for key in path.split("."))
-        return place_of(self._marks, keys, self._source)
+        return place_of(self._marks, _keys(path), self._source)
+
+    def changes(self, path: str) -> list[tuple[Any, Any, str]]:
+        """Key, value and place of each setting inside ``"section.key"`` that was written elsewhere than the section."""
+        top = _keys(path)
+        source = self._marks.get(top, "").rpartition(":")[0]
+        if not source:
+            return []
+        inside = {
+            known: place for known, place in self._marks.items() if len(known) > len(top) and known[: len(top)] == top
+        }
+        values = self.model_dump()
+        return [
+            (known[-1], _value_at(values, known), place)
+            for known, place in inside.items()
+            if place.rpartition(":")[0] != source
+        ]
 
     def to_yaml(self) -> str:
         """The configuration as YAML, defaults written out; reading it back gives an equal one."""
         return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True, width=100)
+
+
+def _keys(path: str) -> tuple[Any, ...]:
+    return tuple(int(key) if key.isdigit() else key for key in path.split("."))
+
+
+def _value_at(values: Any, path: Path) -> Any:
+    """The value at ``path``; None where a copy of the configuration has another section in that place."""
+    try:
+        for key in path:
+            values = values[key]
+    except (KeyError, IndexError, TypeError):
+        return None
+    return values
 
 
 def place_of(marks: dict[Path, str], path: Path, source: str) -> str:

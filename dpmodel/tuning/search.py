@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import random
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +13,13 @@ from pydantic import ValidationError
 
 from dpmodel.compare.base import read_base, read_marked
 from dpmodel.config.faults import config_error
+from dpmodel.config.kinds import require_kind
 from dpmodel.config.marked_yaml import Marked
 from dpmodel.config.overrides import apply_overrides
 from dpmodel.config.reader import checked_config
 from dpmodel.config.schema import Config, place_of
 from dpmodel.tuning.charge import CHARGES, Charge
-from dpmodel.tuning.definition import TuningDefinition
+from dpmodel.tuning.definition import FieldSection, TuningDefinition
 from monitors import _checks
 from monitors.errors import ConfigError
 
@@ -45,12 +46,14 @@ class Tuning:
         definition: What the file says.
         base: The settings that drawn values are put over.
         source: The file, for errors.
+        places: Where the file lists each searched field, by its path.
     """
 
     name: str
     definition: TuningDefinition
     base: Marked
     source: str
+    places: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def charge(self) -> Charge:
@@ -73,9 +76,22 @@ class Tuning:
         Raises:
             ConfigError: A value is wrong; with file and line.
         """
-        settings = [(tuple(path.split(".")), value) for path, value in (values or {}).items()]
-        final = apply_overrides(self.base, [*settings, (("privacy", "monitor"), {"per_print_times": _NEVER})])
+        drawn = self.base
+        for path, value in (values or {}).items():
+            drawn = apply_overrides(drawn, [(tuple(path.split(".")), value)], self.places.get(path))
+        # The monitor is no setting of the user's: it takes the place of the section that it is put into.
+        section = place_of(self.base.marks, ("privacy",), self.source)
+        final = apply_overrides(drawn, [(("privacy", "monitor"), {"per_print_times": _NEVER})], section)
         return checked_config(final, self.source)
+
+    def ends(self) -> list[Config]:
+        """The configurations of the first value of every field and of the last; ranges at both ends.
+
+        Raises:
+            ConfigError: A value is wrong; with file and line.
+        """
+        searched = self.definition.search.items()
+        return [self.config({name: _end(values, index) for name, values in searched}) for index in (0, -1)]
 
 
 def load_tuning(path: str | os.PathLike[str], overrides: Iterable[str] = (), **changes: Any) -> Tuning:
@@ -109,6 +125,7 @@ def _checked(marked: Marked, path: Path, overrides: Iterable[str], changes: Mapp
     source = str(path)
     if not isinstance(marked.values, dict):
         raise ConfigError(f"{source}: a search is a mapping of keys, got {type(marked.values).__name__}")
+    require_kind("search", marked.values, source)
     final = apply_overrides(marked, [((key,), value) for key, value in changes.items() if value is not None])
     try:
         definition = TuningDefinition.model_validate(final.values)
@@ -117,23 +134,22 @@ def _checked(marked: Marked, path: Path, overrides: Iterable[str], changes: Mapp
     base = apply_overrides(read_base(final, path), overrides)
     if definition.accountant is not None:
         base = apply_overrides(base, [(("privacy", "accountant"), definition.accountant)])
-    tuning = Tuning(path.stem, definition, base, source)
-    _require_searchable(tuning, final)
+    places = {name: place_of(final.marks, ("search", name), source) for name in definition.search}
+    tuning = Tuning(path.stem, definition, base, source, places)
+    _require_searchable(tuning)
     config = tuning.config()
     _require_base(tuning, config, final)
-    # every listed value is tried before any training; ranges at both ends
-    for index in (0, -1):
-        tuning.config({name: _end(field, index) for name, field in definition.search.items()})
+    tuning.ends()
     return tuning
 
 
-def _end(field: Any, index: int) -> Any:
-    return field.values[index] if field.values is not None else (field.low, field.high)[index]
+def _end(section: FieldSection, index: int) -> Any:
+    return section.values[index] if section.values is not None else (section.low, section.high)[index]
 
 
-def _require_searchable(tuning: Tuning, marked: Marked) -> None:
+def _require_searchable(tuning: Tuning) -> None:
     for path in tuning.definition.search:
-        place = place_of(marked.marks, ("search", path), tuning.source)
+        place = tuning.places[path]
         for known, reason in _NOT_SEARCHED.items():
             if path == known or path.startswith(f"{known}."):
                 raise ConfigError(f"{place}: search: {path} cannot be searched: {reason}")

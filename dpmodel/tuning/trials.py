@@ -22,7 +22,14 @@ from dpmodel.config.faults import blame
 from dpmodel.config.schema import Config
 from dpmodel.folder_lock import LOCK_NAME, FolderLock
 from dpmodel.history import History
-from dpmodel.plan import TrainingPlan, plan_training, with_noise_multiplier
+from dpmodel.plan import (
+    HIGHEST_FIRST,
+    TrainingPlan,
+    expected_examples,
+    ledger_to_search,
+    plan_training,
+    with_noise_multiplier,
+)
 from dpmodel.runfolder import RunFolder
 from dpmodel.tuning.search import Tuning
 from monitors import _checks
@@ -120,6 +127,7 @@ def run_tuning(
     _checks.positive_int(jobs=processes)
     told = Silence() if watcher is None else watcher
     folder = Path(directory) if directory is not None else tuning.directory
+    _require_buildable(tuning)
     with FolderLock(folder):
         told.calibrating(tuning.name)
         trials = _planned(tuning, folder, _drawn(tuning, folder))
@@ -129,6 +137,12 @@ def run_tuning(
         told.training(work, len(trials) - len(work))
         outcomes = run_jobs(work, processes, told) if work else []
         return _concluded(tuning, folder, trials, outcomes)
+
+
+def _require_buildable(tuning: Tuning) -> None:
+    """Build both ends of the search, so that what is wrong shows before anything is drawn, solved for or written."""
+    for config in tuning.ends():
+        build_training(_provisional(config))
 
 
 def _drawn(tuning: Tuning, folder: Path) -> list[dict[str, Any]]:
@@ -185,7 +199,7 @@ def _planned(tuning: Tuning, folder: Path, runs: Sequence[Mapping[str, Any]]) ->
 
 def _provisional(config: Config) -> Config:
     """A configuration with some multiplier, to be checked and planned before the right one is known."""
-    return config if config.privacy.target_epsilon is None else with_noise_multiplier(config, 1.0)
+    return config if config.privacy.target_epsilon is None else with_noise_multiplier(config, HIGHEST_FIRST)
 
 
 def _with_target(config: Config, target: float) -> Config:
@@ -197,7 +211,8 @@ def _shared_multiplier(tuning: Tuning, plans: Sequence[TrainingPlan], target: fl
     config = plans[0].config
 
     def ledger_of(multiplier: float) -> Ledger:
-        planned = [plan_training(with_noise_multiplier(plan.config, multiplier)).ledger() for plan in plans]
+        configs = [with_noise_multiplier(plan.config, multiplier) for plan in plans]
+        planned = [ledger_to_search(config, expected_examples(config)) for config in configs]
         return tuning.charge.ledger(planned, tuning.definition.runs)
 
     with blame(config, "privacy.target_epsilon"):

@@ -1,11 +1,13 @@
 import io
 import sys
+from pathlib import Path
 
 import pytest
 import typer
 
-from dpmodel.cli import application
+from dpmodel.cli import application, main
 from dpmodel.cli.application import BAD_USAGE, FAILED, OK
+from dpmodel.cli.streams import make_patient
 from monitors.errors import BudgetExceededError, ConfigError
 
 
@@ -89,7 +91,7 @@ def test_help_paragraphs_end_their_lines_where_the_terminal_does(command, monkey
 def test_a_terminal_that_cannot_show_a_character_ends_no_command(monkeypatch):
     screen = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
     monkeypatch.setattr(sys, "stdout", screen)
-    application._print_anything()
+    make_patient()
     print("\u2026", file=screen, flush=True)
     assert screen.buffer.getvalue() == b"?\n"
 
@@ -107,3 +109,42 @@ def test_an_interrupt_is_said_in_one_word_and_shows_no_traceback(raising, capsys
     error = capsys.readouterr().err
     assert "dpmodel: error: interrupted" in error
     assert "Traceback" not in error
+
+
+def test_an_interrupt_while_importing_is_said_in_one_word_too(monkeypatch, capsys):
+    class Interrupting:
+        def find_spec(self, name, *_):
+            if name == "dpmodel.cli.application":
+                raise KeyboardInterrupt
+
+    monkeypatch.delitem(sys.modules, "dpmodel.cli.application")
+    monkeypatch.setattr(sys, "meta_path", [Interrupting(), *sys.meta_path])
+    # An interrupt that came through would end the tests, not this one alone.
+    with pytest.raises((SystemExit, KeyboardInterrupt)) as stop:
+        main([])
+    assert stop.type is SystemExit
+    assert stop.value.code == FAILED
+    assert capsys.readouterr().err == "dpmodel: error: interrupted\n"
+
+
+CONFIGS = Path(__file__).parents[3] / "configs"
+
+
+@pytest.mark.parametrize(
+    ("command_name", "file", "kind", "remedy"),
+    [
+        ("train", "compare_all.yaml", "a comparison", "compare"),
+        ("budget", "tune_lenet5.yaml", "a search", "tune"),
+        ("compare", "lenet5_mnist.yaml", "the configuration of one training", "train"),
+        ("compare", "tune_lenet5.yaml", "a search", "tune"),
+        ("tune", "compare_all.yaml", "a comparison", "compare"),
+        ("tune", "lenet5_mnist.yaml", "the configuration of one training", "train"),
+    ],
+)
+def test_a_file_of_another_kind_is_named_with_its_command(command, command_name, file, kind, remedy):
+    path = CONFIGS / file
+    code, _, error = command(command_name, path)
+    assert code == BAD_USAGE
+    assert f"{path}: this is {kind}, not " in error
+    assert f"use `dpmodel {remedy} {path}`" in error
+    assert len(error.splitlines()) == 1

@@ -224,3 +224,100 @@ def test_a_search_of_no_training_is_refused(command):
     code, _, errors = command("budget", *MNIST, "-e", 10, "--noise-multiplier", 2, "--tuning-runs", 0)
     assert code == 2
     assert "--tuning-runs" in errors
+
+
+@pytest.mark.parametrize("rate", ["0.01", "3"])
+@pytest.mark.parametrize("asked", [["--noise-multiplier", "1"], ["--target-epsilon", "3"]])
+def test_a_decay_to_nothing_is_refused_before_the_accounting_and_the_rate_is_blamed(command, monkeypatch, rate, asked):
+    monkeypatch.setattr("monitors.rdp.RDPAccountant.epsilon", lambda *_: pytest.fail("it was accounted for"))
+    code, _, error = command("budget", *MNIST, "-e", "10", *asked, "--decay-policy", "Exp", "--decay-rate", rate)
+    assert code == 2
+    assert "privacy.noise: the noise multiplier falls to" in error
+    assert "of 2,340" in error
+    assert f"lower the decay rate, {rate} (privacy.noise.noise_decay_rate)" in error
+
+
+def test_a_low_multiplier_that_does_not_fall_is_answered(command):
+    code, text, _ = command("budget", *MNIST, "-e", "1", "--noise-multiplier", "0.009", "--json")
+    assert code == 0
+    assert json.loads(text)["epsilon"] > 1000
+
+
+def test_the_most_epochs_of_a_steep_decay_end_where_the_noise_does(command):
+    decay = ["--decay-policy", "Exp", "--decay-rate", "0.008"]
+    answer = json.loads(
+        command("budget", *MNIST, "--noise-multiplier", "1", "--max-epsilon", "1e4", *decay, "--json")[1]
+    )
+    assert answer["epochs"] == 2
+    assert answer["last_noise_multiplier"] > 0.01
+
+
+def test_two_statements_of_the_length_contradict_each_other(command):
+    code, _, error = command("budget", *MNIST, "-e", "3", "--noise-multiplier", "1", "--max-epsilon", "3")
+    assert code == 2
+    words = " ".join(error.replace("│", " ").split())
+    assert "--max-epsilon 3 asks for the number of epochs, and --epochs 3 states it" in words
+
+
+@pytest.mark.parametrize("sampling", ["poisson", "shuffle"])
+def test_a_length_that_is_no_question_of_privacy_is_refused_before_its_steps_are_written_down(
+    command, monkeypatch, sampling
+):
+    from dpmodel.plan import TrainingPlan
+
+    monkeypatch.setattr(TrainingPlan, "_extend_rows", lambda *_: pytest.fail("steps were written down"))
+    code, _, error = command(
+        "budget", *MNIST, "--noise-multiplier", "100", "--max-epsilon", "100", "--sampling", sampling
+    )
+    assert code == 2
+    for words in ("more than 8,547 epochs", "epsilon 100", "noise_multiplier=100", "Lower the noise multiplier"):
+        assert words in error
+
+
+def test_a_search_that_ends_at_its_smallest_multiplier_says_so(command):
+    question = ["budget", *MNIST, "-e", "1", "--target-epsilon", "1e9"]
+    words = "the search ends at a noise multiplier of 0.01, which stays below the target epsilon of 1e+09"
+    assert words in command(*question)[1]
+    assert words in json.loads(command(*question, "--json")[1])["notes"][0]
+
+
+@pytest.mark.parametrize(
+    ("name", "words"), [("gone/epsilon.png", "there is no folder"), ("", "is a folder; give a file in it")]
+)
+def test_a_picture_that_cannot_be_written_is_refused_before_anything_is_computed(
+    command, monkeypatch, tmp_path, name, words
+):
+    monkeypatch.setattr("dpmodel.budget.answer.answer_budget", lambda *_, **__: pytest.fail("it was computed"))
+    question = ["budget", *MNIST, "-e", "1", "--noise-multiplier", "1.5", "--plot", tmp_path / name]
+    code, _, error = command(*question)
+    assert code == 2
+    assert f"--plot: {tmp_path / name}" in error
+    assert words in error
+
+
+@pytest.mark.parametrize("columns", [24, 40, 60])
+def test_a_narrow_terminal_breaks_no_word_and_loses_no_figure(command, monkeypatch, columns):
+    question = ["budget", *MNIST, "-e", "1", "--noise-multiplier", "1", "--accountant", "all"]
+    monkeypatch.setenv("COLUMNS", "200")
+    words = set(command(*question)[1].split())
+    monkeypatch.setenv("COLUMNS", str(columns))
+    narrow = {word.strip("(),") for word in command(*question)[1].split()}
+    heading = {"rule", "and", "what", "it", "assumes"}
+    assert {word.strip("(),") for word in words if word[0].isalnum()} - heading <= narrow
+
+
+def test_a_missing_argument_of_a_mechanism_is_named(command):
+    plugin = f"plugins=[{ROOT / 'examples' / 'custom_mechanism.py'}]"
+    question = ["budget", *MNIST, "-e", "1", "--noise-multiplier", "1", "--set", plugin]
+    code, _, error = command(*question, "--set", "privacy.noise=CosineGaussian")
+    assert code == 2
+    assert "privacy.noise: noise mechanism 'CosineGaussian' needs decay_steps" in error
+    assert "__init__" not in error
+
+
+def test_the_epochs_of_a_configuration_play_no_part_where_none_fits(command):
+    path = ROOT / "configs" / "lenet5_mnist.yaml"
+    decay = ["--noise-multiplier", "1", "--decay-policy", "Exp", "--decay-rate", "0.01", "--set", "training.epochs=500"]
+    code, _, error = command("budget", path, *decay, "--max-epsilon", "0.01")
+    assert code == 1
+    assert "not even one epoch fits" in error

@@ -89,3 +89,29 @@ def test_a_truncated_checkpoint_is_refused(command, trained):
     code, _, error = command("eval", trained)
     assert code == 1
     assert "Traceback" not in error
+
+
+def test_a_training_that_is_at_its_end_has_no_row_about_it(command, trained):
+    assert "stopped at" not in command("eval", trained)[1]
+    found = json.loads(command("eval", trained, "--json")[1])["training"]
+    assert found == {"status": "finished", "steps": 20, "planned_steps": 20}
+
+
+def test_a_training_that_was_broken_off_says_where(command, tiny, tmp_path):
+    out = tmp_path / "run"
+    command("train", tiny, "--set", "privacy.monitor.max_eps=1.2", "--output", out, "--quiet")
+    found = json.loads(command("eval", out, "--json")[1])["training"]
+    assert found["steps"] < found["planned_steps"] == 20
+    assert f"stopped at step {found['steps']} of 20 (stopped: " in " ".join(command("eval", out)[1].split())
+
+
+def test_a_killed_training_is_measured_at_its_last_whole_epoch_and_says_so(command, trained):
+    (trained / "privacy_report.json").unlink()
+    (trained / "history.csv").write_text("epoch,step\n1,10\n")
+    assert "stopped at step 10 of 20 (under way, or killed)" in " ".join(command("eval", trained)[1].split())
+
+
+def test_the_report_of_an_earlier_part_of_the_training_is_not_taken_for_that_of_the_whole(command, trained):
+    path = trained / "privacy_report.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "ledger_digest": "another"}))
+    assert json.loads(command("eval", trained, "--json")[1])["training"]["status"] is None

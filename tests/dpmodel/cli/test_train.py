@@ -345,3 +345,47 @@ def test_a_killed_training_is_charged_for_at_least_what_it_did(tiny, tmp_path):
     ledger = Ledger.load(out / "ledger.json")
     assert ledger.total >= steps_done
     assert ledger.total % 10 == 0
+
+
+@pytest.mark.parametrize("both", [False, True], ids=["output", "output and error"])
+def test_a_training_goes_on_to_its_end_when_nobody_reads_its_output_any_more(tiny, tmp_path, both):
+    out = tmp_path / "run"
+    reader, writer = os.pipe()
+    os.close(reader)
+    ended = subprocess.run(
+        [sys.executable, "-m", "dpmodel", "train", str(tiny), "--output", str(out)],
+        stdout=writer,
+        stderr=writer if both else subprocess.PIPE,
+        check=False,
+    )
+    os.close(writer)
+    assert ended.returncode == 0
+    assert not ended.stderr
+    assert json.loads((out / "privacy_report.json").read_text())["status"] == "finished"
+
+
+def test_a_callback_that_cannot_write_names_the_setting(command, tiny, tmp_path):
+    (tmp_path / "file").write_text("")
+    path = tmp_path / "file" / "history.csv"
+    callbacks = f"callbacks=[{{name: CSVLogger, path: {path}}}]"
+    code, _, error = command("train", tiny, "--set", callbacks, "--output", tmp_path / "run", "--quiet")
+    assert code == 2
+    assert "callbacks.0.path: " in error
+    assert "cannot be written" in error
+
+
+def test_an_error_about_another_file_blames_no_callback(tiny):
+    from dpmodel.config.faults import blame_files
+
+    config = load_config(tiny, ["callbacks=[{name: EarlyStopping, metric: accuracy}]"])
+    with pytest.raises(FileNotFoundError), blame_files(config):
+        raise FileNotFoundError(2, "gone", str(Path.cwd()))
+
+
+@pytest.mark.parametrize("columns", ["30", "60"])
+def test_no_terminal_is_too_narrow_for_the_path_of_the_report(command, tiny, tmp_path, monkeypatch, columns):
+    monkeypatch.setenv("COLUMNS", columns)
+    out = tmp_path / ("a_long_name_" * 5)
+    text = command("train", tiny, "--output", out)[1]
+    assert f"report: {out / 'privacy_report.md'}" in text
+    assert str(out) in command("eval", out)[1].splitlines()

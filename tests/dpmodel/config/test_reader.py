@@ -6,7 +6,8 @@ import pytest
 import yaml
 from pydantic import ValidationError
 
-from dpmodel.config import load_config, make_config
+from dpmodel.config import blame, load_config, make_config
+from dpmodel.config.privacy import NoiseSection
 from monitors.errors import ConfigError
 
 GOOD = """\
@@ -172,3 +173,33 @@ def test_reading_a_configuration_loads_no_torch(write):
     root = Path(__file__).parents[3]
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=root, check=True)
     assert found.stdout.strip() == "False"
+
+
+@pytest.mark.parametrize(
+    ("override", "section", "message", "place"),
+    [
+        ("optimizer.lr=2.0", "optimizer", "unknown optimizer 'SGD'", "{file}:2 (with --set optimizer.lr=2.0)"),
+        ("optimizer.name=SDG", "optimizer", "unknown optimizer 'SDG'", "--set optimizer.name=SDG"),
+        ("optimizer.lrr=1", "optimizer", "no argument 'lrr'", "--set optimizer.lrr=1"),
+        ("privacy.delta=1e-6", "optimizer", "unknown optimizer 'SGD'", "{file}:2"),
+        ("data.name=minst", "data", "unknown data set 'minst'", "--set data.name=minst"),
+    ],
+)
+def test_the_place_of_a_fault_is_that_of_the_override_it_speaks_of(write, override, section, message, place):
+    path = write(GOOD)
+    with pytest.raises(ConfigError) as found, blame(load_config(path, [override]), section):
+        raise ValueError(message)
+    assert str(found.value) == f"{place.format(file=path)}: {section}: {message}"
+
+
+def test_a_fault_of_a_section_that_a_copy_has_replaced_is_said_all_the_same(write):
+    config = load_config(
+        write(GOOD.replace("privacy:", "privacy:\n  noise: {name: AdaGaussian}")),
+        ["privacy.noise.noise_decay_rate=1e-4"],
+    )
+    plain = config.privacy.model_copy(update={"noise": NoiseSection()})
+    with (
+        pytest.raises(ConfigError, match="wrong"),
+        blame(config.model_copy(update={"privacy": plain}), "privacy.noise"),
+    ):
+        raise ValueError("wrong")

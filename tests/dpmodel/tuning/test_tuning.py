@@ -194,3 +194,23 @@ def test_the_number_of_runs_is_geometric(mean):
 
 def test_the_search_that_comes_with_the_project_is_sound(pytestconfig):
     assert load_tuning(pytestconfig.rootpath / "configs/tune_lenet5.yaml").definition.charge == "random"
+
+
+def test_an_argument_that_the_base_has_not_is_blamed_on_the_search_before_anything_is_solved_or_written(
+    values, tmp_path, capsys, monkeypatch
+):
+    monkeypatch.setattr("dpmodel.tuning.trials.calibrate_noise_multiplier", lambda *_: pytest.fail("it was solved"))
+    (tmp_path / "base.yaml").write_text(yaml.safe_dump(values["base"]))
+    path = tmp_path / "search.yaml"
+    path.write_text("base: base.yaml\nruns: 2\nsearch:\n  optimizer.lrr: {values: [0.1, 0.2]}\n")
+    out = tmp_path / "out"
+    assert run(["tune", str(path), "--output", str(out), "--quiet"]) == 2
+    assert f"{path}:4: optimizer: optimizer 'SGD' has no argument 'lrr'" in capsys.readouterr().err
+    assert not out.exists()
+
+
+def test_a_schedule_that_falls_far_is_solved_for_as_long_as_some_noise_is_left(values, tmp_path, three_runs):
+    values["base"]["privacy"]["noise"] = {"name": "AdaGaussian", "decay_policy": "Exp", "noise_decay_rate": 1.2}
+    found = run_tuning(make_tuning(values), tmp_path, jobs=1)
+    assert 8.0 * 0.999 <= found.spent.epsilon <= 8.0
+    assert found.best.plan.noise_multiplier > 50
