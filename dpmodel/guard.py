@@ -41,7 +41,7 @@ class UpdateGuard:
         self._known = {id(parameter) for parameter in self.parameters.values()}
         self._require_same_parameters()
         self._steps = self._passes = 0
-        held = sum(value.nbytes for _, value in self._state())
+        held = sum(value.numel() * value.element_size() for _, value in self._state())
         self._compared_every = 1 if held <= COMPARED_BYTES else COMPARED_STEPS
         _GUARDS.add(self)
         self.protected()
@@ -103,7 +103,7 @@ class UpdateGuard:
         yield from self.network.named_buffers()
 
     def _copies(self) -> dict[str, Tensor]:
-        return {name: value.detach().clone() for name, value in self._state()}
+        return {name: value.detach().clone() for name, value in self._state() if value.layout == torch.strided}
 
     def protected(self) -> None:
         """Call after each protected update: what is there now is accounted for."""

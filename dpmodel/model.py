@@ -198,6 +198,8 @@ class DPModel:
             NonFiniteGradientsError: Likewise.
         """
         _checks.positive_int(epochs=epochs)
+        if self._in_training:
+            raise UnprotectedUpdateError("fit was called while this model is training; call it when fit has returned")
         listeners = CallbackList(callbacks)
         private, message = private_loader(loader, self.sampling)
         require_held_out(valid_loader, private.dataset)
@@ -211,7 +213,7 @@ class DPModel:
             collation = Collation(private, self.network, self.loss_fn, self.device)
             collation.check()
             if valid_loader is not None:
-                self._try_evaluation(valid_loader)
+                self._try_evaluation(valid_loader, epochs)
             if message:
                 run.say(message)
             evaluate = None if valid_loader is None else lambda: self.eval(valid_loader)
@@ -301,7 +303,10 @@ class DPModel:
 
     def _carry_out(self, loop: TrainingLoop) -> None:
         run, was_training = loop.run, self.network.training
-        with self._training(run.plan), nullcontext() if loop.keeper is None else finishing_steps(run):
+        with (
+            self._training(run.plan) as loop.before_pass,
+            nullcontext() if loop.keeper is None else finishing_steps(run),
+        ):
             loop.listeners.notify("on_train_begin", run)
             self._state_claim(run)
             try:
@@ -314,11 +319,11 @@ class DPModel:
                 loop.listeners.notify("on_train_end", run)
 
     @contextmanager
-    def _training(self, plan: ReleasePlan) -> Iterator[None]:
+    def _training(self, plan: ReleasePlan) -> Iterator[Callable[[], None] | None]:
         self._in_training = True
         try:
-            with secret_randomness(self.device) if plan.secret else nullcontext(), torch.enable_grad():
-                yield
+            with secret_randomness(self.device) if plan.secret else nullcontext() as renew, torch.enable_grad():
+                yield renew
         finally:
             self._in_training = False
 
@@ -358,9 +363,16 @@ class DPModel:
                 f"{type(self.network).__name__} cannot take the inputs of the data set ({describe_batch(x)}): {error}"
             ) from error
 
-    def _try_evaluation(self, loader: Any) -> None:
+    def _try_evaluation(self, loader: Any, epochs: int) -> None:
         """Metrics of the first validation examples, so that what cannot be evaluated is found before training."""
-        pair = next(iter(evaluation_batches(loader, INFERENCE_BATCH)), None)
+        if isinstance(loader, Iterator):
+            if epochs > 1:
+                raise DataError(
+                    f"valid_loader is an iterator, which can be read once, but there are {epochs} epochs; give a "
+                    "DataLoader, a data set, or (inputs, targets)"
+                )
+            return
+        pair = next(iter(evaluation_batches(loader, _TRIED)), None)
         if pair is None:
             raise DataError("valid_loader holds no example; leave it out, or give held-out data")
         x, y = (to_device(map_tensors(itemgetter(slice(_TRIED)), value), self.device) for value in pair)
@@ -369,8 +381,7 @@ class DPModel:
             with self._inference(), undisturbed(self.network):
                 outputs = call_network(self.network, x)
                 require_class_targets(getattr(loader, "dataset", loader), outputs, self.loss_fn)
-                self.metrics.update(outputs, y)
-                self.metrics.compute()
+                self.metrics.update(outputs, y)  # not computed: a metric may need more than a few examples
         except DPModelError:
             raise
         except Exception as error:

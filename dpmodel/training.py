@@ -58,6 +58,9 @@ class TrainingLoop:
         evaluate: Validation metrics after each epoch, or None.
         device: Where the network is.
         keeper: Keeps the state of the training on the disk; None keeps nothing.
+
+    Attributes:
+        before_pass: Called before each pass over private data; None for nothing.
     """
 
     run: Run
@@ -68,6 +71,7 @@ class TrainingLoop:
     evaluate: Callable[[], dict[str, float]] | None
     device: torch.device
     keeper: StateKeeper | None = None
+    before_pass: Callable[[], None] | None = field(default=None, init=False)
     progress: EpochProgress = field(default_factory=EpochProgress, init=False)
     _announced: set[str] = field(default_factory=set, init=False)
     _between_steps: bool = field(default=True, init=False)
@@ -128,8 +132,11 @@ class TrainingLoop:
         run = self.run
         if self.keeper is not None:
             self.keeper.before_step(self)
+        batch = self._batch(next(batches))
         self._between_steps = False
-        run.loss = self.step(self._batch(next(batches)), run.step)
+        if self.before_pass is not None:
+            self.before_pass()
+        run.loss = self.step(batch, run.step)
         run.advance()
         self.progress.losses.append(run.loss)
         self._between_steps = True

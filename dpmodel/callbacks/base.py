@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -65,6 +66,9 @@ class Callback:
 
 HOOKS: tuple[str, ...] = tuple(name for name in vars(Callback) if name.startswith("on_"))
 
+
+#: How near a name must be to that of a hook to be taken for it.
+_ALMOST = 0.85
 
 #: MindSpore's older names of hooks.
 MINDSPORE_HOOKS: Mapping[str, str] = {
@@ -173,15 +177,13 @@ def _checked(entry: Any) -> Any:
 
 def _refuse_misnamed(entry: Callback) -> None:
     """A method that looks like a hook but is none would never be called."""
-    methods = [name for name in dir(type(entry)) if callable(getattr(type(entry), name))]
-    wrong = [name for name in methods if name in MINDSPORE_HOOKS or (name.startswith("on_") and name not in HOOKS)]
-    if wrong:
-        near = MINDSPORE_HOOKS.get(wrong[0])
-        hint = f"; did you mean {near!r}?" if near else _checks.nearest_hint(wrong[0], HOOKS)
-        raise ValueError(
-            f"{type(entry).__name__}.{wrong[0]} is no hook and would never be called{hint or ';'} the hooks are "
-            f"{', '.join(HOOKS)}"
-        )
+    for name in dir(type(entry)):
+        meant = MINDSPORE_HOOKS.get(name) or next(iter(difflib.get_close_matches(name, HOOKS, 1, _ALMOST)), name)
+        if name not in HOOKS and meant != name and callable(getattr(type(entry), name)):
+            raise ValueError(
+                f"{type(entry).__name__}.{name} is no hook and would never be called; did you mean {meant!r}? The "
+                f"hooks are {', '.join(HOOKS)}"
+            )
 
 
 def _refuse_twice(entries: tuple[Any, ...]) -> None:

@@ -94,13 +94,16 @@ class Collation:
     def _compare(self, short: int, long: int) -> None:
         fetcher = self.loader.fetcher
         alone, beside = fetcher[np.array([short])], _first_row(fetcher[np.array([short, long])])
+        steady = _equal(alone, fetcher[np.array([short])])
         if _row_shapes(alone) == _row_shapes(beside):
-            if _equal(alone, fetcher[np.array([short])]) and not _equal(alone, beside):
+            if steady and not _equal(alone, beside):
                 raise DataError(
                     "the collate_fn gives an example other values in a batch of several than alone: it mixes examples, "
                     "and what one of them adds would be in the clipped gradients of others. Collate each by itself"
                 )
             return
+        if not steady:  # another draw of the same example: take away the padding of this one instead
+            alone = _cut(beside, alone)
         first, second = (self._gradient(pair) for pair in (alone, beside))
         change = float((first - second).abs().max() / first.abs().max().clamp(min=torch.finfo(first.dtype).tiny))
         if not change <= TOLERANCE:
@@ -139,6 +142,12 @@ def _first_row(pair: Pair) -> Any:
     return map_tensors(lambda tensor: tensor[:1], pair)
 
 
+def _cut(nest: Any, like: Any) -> Any:
+    """``nest`` without what its tensors have beyond the sizes of those of ``like``."""
+    sizes = iter([tensor.shape for tensor in _tensors(like)])
+    return map_tensors(lambda tensor: tensor[tuple(map(slice, next(sizes)))], nest)
+
+
 def _tensors(nest: Any) -> list[Tensor]:
     found: list[Tensor] = []
 
@@ -151,5 +160,7 @@ def _tensors(nest: Any) -> list[Tensor]:
 
 
 def _equal(left: Any, right: Any) -> bool:
-    pairs = zip(_tensors(left), _tensors(right), strict=True)
-    return all(torch.equal(torch.nan_to_num(a.float()), torch.nan_to_num(b.float())) for a, b in pairs)
+    pairs = list(zip(_tensors(left), _tensors(right), strict=True))
+    return all(
+        a.shape == b.shape and torch.equal(torch.nan_to_num(a.float()), torch.nan_to_num(b.float())) for a, b in pairs
+    )

@@ -280,16 +280,21 @@ def _rows_of(dataset: Any) -> tuple[Any, np.ndarray | None]:
 
 
 def _share_memory(one: Any, other: Any) -> bool:
+    """Whether the inputs of two sets of tensors have a row of memory in common."""
     first, second = (
-        [t for t in getattr(data, "tensors", data if isinstance(data, (tuple, list)) else ()) if isinstance(t, Tensor)]
+        next((t for t in getattr(data, "tensors", data if isinstance(data, (tuple, list)) else ())), None)
         for data in (one, other)
     )
-    return any(_overlap(a, b) for a in first for b in second)
-
-
-def _overlap(one: Tensor, other: Tensor) -> bool:
-    starts, ends = zip(*((t.data_ptr(), t.data_ptr() + t.nbytes) for t in (one, other)), strict=True)
-    return one.device == other.device and max(starts) < min(ends)
+    if not isinstance(first, Tensor) or not isinstance(second, Tensor):
+        return False
+    same = first.untyped_storage().data_ptr() == second.untyped_storage().data_ptr()
+    if not same or not first.numel() or not second.numel() or first.stride(0) != second.stride(0):
+        return False
+    step = first.stride(0) * first.element_size()
+    apart = second.data_ptr() - first.data_ptr()
+    if not step:
+        return apart == 0
+    return apart % step == 0 and -len(second) < apart // step < len(first)
 
 
 def _length(dataset: Any) -> int:

@@ -212,10 +212,10 @@ def bounded_factors(norms: Tensor, clip: ClipMechanism, entries: int) -> Tensor:
 def _block_bounds(clip: ClipMechanism, blocks: int) -> list[float]:
     bounds = clip.block_bounds(blocks)
     whole = math.hypot(*bounds)
-    if len(bounds) != blocks or not whole <= clip.norm_bound * (1 + 1e-9):
+    if len(bounds) != blocks or not whole <= clip.norm_bound * (1 + ROUNDING_MARGIN / 2):
         raise UnprotectedUpdateError(
             f"{type(clip).__name__}.block_bounds({blocks}) gives {len(bounds)} bounds with root sum of squares "
-            f"{whole:g}, but the noise and the ledger go by norm_bound={clip.norm_bound:g}; return {blocks} bounds "
+            f"{whole:.9g}, but the noise and the ledger go by norm_bound={clip.norm_bound:.9g}; return {blocks} bounds "
             "whose squares add up to at most its square"
         )
     return bounds

@@ -8,11 +8,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
 from mechanisms.engines.base import ENGINES, Engine
 from mechanisms.engines.batch import Batch, call_network, map_tensors
-from mechanisms.engines.losses import ExampleLosses, LossFunction
+from mechanisms.engines.losses import LossFunction
 from mechanisms.engines.memory import auto_physical_batch_size
 from mechanisms.engines.precision import require_full_products
 from mechanisms.engines.undisturbed import undisturbed
@@ -73,7 +74,7 @@ def choose_engine(
             f"physical_batch_size must be a positive whole number, 'auto' or None, got {physical_batch_size!r}"
         )
     example = Batch(*(map_tensors(torch.clone, value) for value in (example.x, example.y)))  # some write to their input
-    _refuse_reentrant(network, loss_fn, example)
+    _refuse_reentrant(network, example)
     refusals: list[str] = []
     for candidate in preference if name == "auto" else (name,):
         refusal = _refusal(candidate, options or {}, network, loss_fn, unit, example)
@@ -108,14 +109,15 @@ def _refusal(
         return engine.refuses(network, loss_fn, unit, example)
 
 
-def _refuse_reentrant(network: nn.Module, loss_fn: LossFunction, example: Batch) -> None:
+def _refuse_reentrant(network: nn.Module, example: Batch) -> None:
     """Autograd leaves out what such a checkpoint holds, without a word, when it is asked for single gradients."""
     with undisturbed(network), torch.enable_grad():
         try:
-            losses = ExampleLosses(loss_fn)(call_network(network, example.x), example.y)
+            outputs = tree_leaves(call_network(network, example.x))
         except Exception:
             return  # the engines say better what is wrong
-    ahead, seen = [losses.grad_fn], set()
+    held = [part for output in outputs for part in (output, *tree_leaves(getattr(output, "__dict__", {})))]
+    ahead, seen = [part.grad_fn for part in held if isinstance(part, Tensor)], set()
     while ahead:
         node = ahead.pop()
         if node is None or node in seen:

@@ -97,7 +97,7 @@ class ExampleLosses:
             self._understand(reduction, getattr(loss_fn, "ignore_index", None))
             return unreduced
         parameters = _parameters(loss_fn)
-        if "reduction" in parameters:
+        if "reduction" in parameters and isinstance(parameters["reduction"].default, str):
             ignored = parameters.get("ignore_index")
             self._understand(parameters["reduction"].default, None if ignored is None else ignored.default)
             unreduced_call: LossFunction = partial(loss_fn, **{"reduction": "none"})

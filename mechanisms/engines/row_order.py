@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -23,38 +24,54 @@ _ORDERS = {_aten.sort: -1, _aten.argsort: -1, _aten.topk: -1, _aten.msort: 0}
 
 
 class RowOrder(TorchDispatchMode):
-    """While active, refuses operations that pick or sort rows by what they hold.
+    """While active, notes operations that may pick or sort rows by what they hold.
 
-    Behind them row b of a layer need not belong to example b, and trial passes on equal rows cannot tell.
+    Behind them row b of a layer need not belong to example b, and trial passes on equal rows cannot tell. Constants may
+    have the size of a batch by chance: ``refuse`` takes passes of several sizes.
 
     Args:
         batch_size: Number of examples of the pass.
 
-    Raises:
-        UnsupportedModuleError: Such an operation is met; it is named.
+    Attributes:
+        found: What the operations do, and their names.
 
     Example:
-        >>> with RowOrder(2):
-        ...     torch.zeros(2, 3)[torch.tensor([True, False])]
-        Traceback (most recent call last):
-        monitors.errors.UnsupportedModuleError: its forward pass picks rows by what they hold (index), so that which \
-example a row belongs to is not known
+        >>> with RowOrder(2) as order:
+        ...     _ = torch.zeros(2, 3)[torch.tensor([True, False])]
+        >>> order.found
+        {('picks', 'index')}
     """
 
     def __init__(self, batch_size: int) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.batch_size = batch_size
+        self.found: set[tuple[str, str]] = set()
+
+    @staticmethod
+    def refuse(passes: Sequence[RowOrder]) -> None:
+        """Raise where all passes, of different sizes, have met the same operation.
+
+        Raises:
+            UnsupportedModuleError: It is named.
+        """
+        for does, name in sorted(set.intersection(*(order.found for order in passes))):
+            raise UnsupportedModuleError(
+                f"its forward pass {does} rows by what they hold ({name}), so that which example a row belongs to is "
+                "not known"
+            )
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         del types
         kwargs = kwargs or {}
         packet = func.overloadpacket
         if packet in _BY_CONTENT or (packet is _aten.index and _by_mask(args[1])) or _repeats(func):
-            raise _refusal("picks", packet)
-        if packet in _ORDERS and self._sorts_examples(packet, args, kwargs):
-            raise _refusal("sorts", packet)
-        if packet is _aten.randperm and args[0] == self.batch_size:
-            raise _refusal("shuffles", packet)
+            chosen_by = args[1][0] if packet is _aten.index else args[0]
+            if any(size % self.batch_size == 0 for size in chosen_by.shape):
+                self.found.add(("picks", packet.__name__))
+        elif packet in _ORDERS and self._sorts_examples(packet, args, kwargs):
+            self.found.add(("sorts", packet.__name__))
+        elif packet is _aten.randperm and args[0] == self.batch_size:
+            self.found.add(("shuffles", packet.__name__))
         return func(*args, **kwargs)
 
     def _sorts_examples(self, packet: Any, args: Any, kwargs: Any) -> bool:
@@ -74,10 +91,3 @@ def _by_mask(indices: Any) -> bool:
 
 def _repeats(func: Any) -> bool:
     return func in (_aten.repeat_interleave.Tensor, _aten.repeat_interleave.self_Tensor)
-
-
-def _refusal(does: str, packet: Any) -> UnsupportedModuleError:
-    return UnsupportedModuleError(
-        f"its forward pass {does} rows by what they hold ({packet.__name__}), so that which example a row belongs to "
-        "is not known"
-    )

@@ -46,22 +46,25 @@ class Survey:
         """
         sites, axes = find_sites(network), AxisBook()
         with undisturbed(network), torch.enable_grad():
-            _learn(axes, sites, network, batch)
+            RowOrder.refuse(_trial_passes(axes, sites, network, batch))
             if network.training and not all(axes.has(site.name) for site in sites):
                 with undisturbed(network):  # what training leaves out at random, evaluation takes
-                    _learn(axes, sites, network.eval(), batch)
+                    _trial_passes(axes, sites, network.eval(), batch)
             axes.known = True
             pools, before_pools = pooling_of(network, _copies(batch.x, AxisBook.sizes[0]))
         return cls(trainable_parameters(network), sites, axes, pools, set(before_pools))
 
 
-def _learn(axes: AxisBook, sites: Sequence[Site], network: nn.Module, batch: Batch) -> None:
-    for size in AxisBook.sizes:
+def _trial_passes(axes: AxisBook, sites: Sequence[Site], network: nn.Module, batch: Batch) -> list[RowOrder]:
+    """Learn where examples lie from one pass of each size; what may have moved rows in each of them."""
+    orders = [RowOrder(size) for size in AxisBook.sizes]
+    for size, order in zip(AxisBook.sizes, orders, strict=True):
         axes.begin_pass()
         torch.manual_seed(0)  # both passes leave out the same, where a layer is left out at random
-        with Recorder(size, axes).watching(sites), RowOrder(size):
+        with Recorder(size, axes).watching(sites), order:
             call_network(network, _copies(batch.x, size))
     axes.compare()
+    return orders
 
 
 def _copies(x: Any, count: int) -> Any:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
@@ -42,19 +43,49 @@ def disagreement(engine: type[Engine], network: nn.Module, loss_fn: LossFunction
     probe = _two_examples(example)
     unit, clip = ClippedUnit(1, probe.size), _ByParameter()
     clip.start(torch.finfo(torch.float32).max / 2.0)
-    with undisturbed(network):
-        if _is_random(network, probe):
+    with undisturbed(network), _plain_attention():
+        if _ever_random(network, probe):
             engine(unit).clipped_sum(network, loss_fn, probe, clip)  # it must also run as it will be trained
             network.eval()
-            if _is_random(network, probe):
+            if _ever_random(network, probe):
                 return "its forward pass is random even in evaluation mode, so that exactness cannot be checked"
         problem = _difference(engine(unit), network, loss_fn, probe, clip)
         if problem is None:
             # A layer behind one whose weights are zero has no gradient yet, and rows may be in their order by chance.
             turned = probe.select(torch.arange(probe.size - 1, -1, -1, device=first_tensor(probe.x).device))
             with shaken(network):
-                problem = _difference(engine(unit), network, loss_fn, turned, clip)
+                if _runs(network, turned):
+                    problem = _difference(engine(unit), network, loss_fn, turned, clip)
     return problem
+
+
+@contextmanager
+def _plain_attention() -> Iterator[None]:
+    """Without the fused attention of evaluation mode, which has no gradient."""
+    before = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(before)
+
+
+def _ever_random(network: nn.Module, probe: Batch) -> bool:
+    """Whether the outputs are random, also of layers behind weights that are still zero."""
+    if _is_random(network, probe):
+        return True
+    with shaken(network):
+        return _runs(network, probe) and _is_random(network, probe)
+
+
+def _runs(network: nn.Module, probe: Batch) -> bool:
+    """Whether moved weights are still what the network can take: some have a domain of their own."""
+    try:
+        with torch.no_grad():
+            call_network(network, probe.x)
+    except Exception:
+        return False
+    return True
 
 
 def _difference(

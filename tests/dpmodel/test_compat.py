@@ -236,3 +236,17 @@ def test_mixing_behind_weights_that_are_zero_is_found():
     network = Gated()
     assert ["depends on the other examples" in problem for problem in validate(network, torch.randn(3, 3))] == [True]
     assert not network.gate.any()
+
+
+@pytest.mark.parametrize("features", [3, 40])
+def test_noise_that_is_added_in_evaluation_too_is_no_mixing(features):
+    class Noisy(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.one, self.two = nn.Linear(3, features), nn.Linear(features, 2)
+
+        def forward(self, x):
+            h = self.one(x)
+            return self.two(h + torch.randn_like(h))
+
+    assert validate(Noisy(), torch.randn(4, 3)) == []

@@ -102,3 +102,18 @@ def test_the_ledger_cannot_be_replaced_while_it_is_written_to(make_model, make_d
     assert model.ledger.total == 1
     model.ledger = Ledger()
     assert model.ledger.total == 0
+
+
+def test_a_model_is_not_trained_while_it_trains(make_model, make_data):
+    data = make_data()
+
+    class Again(Callback):
+        def on_train_step_end(self, run):
+            run.model.fit(poisson_loader(data, batch_size=16))
+
+    model = make_model()
+    with pytest.raises(UnprotectedUpdateError, match="fit was called while this model is training"):
+        model.fit(poisson_loader(data, batch_size=16), callbacks=[Again()])
+    assert model.ledger.total == 1
+    model.fit(poisson_loader(data, batch_size=16))
+    assert model.ledger.total == 5

@@ -150,6 +150,33 @@ class TestValidationIsTriedBeforeAnythingIsSpent:
         valid = (torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64))
         self.fails(make_model(), make_data(), valid, "no example")
 
+    def test_an_iterator_serves_one_epoch(self, make_model, make_data):
+        data, valid = make_data(), make_data(n=8).tensors
+        history = make_model().fit(poisson_loader(data, batch_size=16), valid_loader=iter([valid]))
+        assert history.column("valid_loss")[-1] > 0
+        with pytest.raises(DataError, match="an iterator, which can be read once, but there are 2 epochs"):
+            make_model().fit(poisson_loader(data, batch_size=16), epochs=2, valid_loader=iter([valid]))
+
+    def test_a_metric_that_needs_more_than_a_few_examples(self, make_model, make_data):
+        class OfAll:
+            def __init__(self):
+                self.seen = 0
+
+            def update(self, outputs, targets):
+                self.seen += len(targets)
+
+            def compute(self):
+                if self.seen < 64:
+                    raise ValueError("one class only")
+                return float(self.seen)
+
+            def reset(self):
+                self.seen = 0
+
+        model = make_model(metrics={"all": OfAll()})
+        history = model.fit(poisson_loader(make_data(), batch_size=16), valid_loader=make_data(n=64))
+        assert history.column("all")[-1] == 64
+
     def test_what_can_be_evaluated_is_left_as_it_was(self, make_model, make_data):
         model, valid = make_model(metrics="accuracy"), make_data(n=64)
         history = model.fit(poisson_loader(make_data(), batch_size=16), valid_loader=valid)

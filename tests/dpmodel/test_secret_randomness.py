@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import nn
 
-from dpmodel import NoiseMechanismsFactory, StateKeeper, poisson_loader
+from dpmodel import Callback, NoiseMechanismsFactory, StateKeeper, poisson_loader
 from dpmodel.training_state import read_state
 
 
@@ -50,3 +50,22 @@ def test_the_state_keeps_the_generator_of_a_reproducible_training_alone(make_mod
     model = make_model(noise_mech=noise)
     model.fit(poisson_loader(make_data(), batch_size=16), keeper=StateKeeper(tmp_path))
     assert bool(read_state(tmp_path / "training_state.safetensors").randomness) is kept
+
+
+def test_a_data_set_that_seeds_torch_does_not_give_the_masks_away(make_model):
+    class Seeding(torch.utils.data.Dataset):
+        def __len__(self):
+            return 64
+
+        def __getitem__(self, row):
+            torch.manual_seed(row)
+            return torch.randn(4), row % 3
+
+    class Look(Callback):
+        def on_train_step_end(self, run):
+            seeds.append(torch.initial_seed())
+
+    model, seeds = make_model(Watching(), engine="loop"), []
+    model.fit(poisson_loader(Seeding(), batch_size=32), epochs=3, callbacks=[Look()])
+    assert len(set(seeds)) == 6
+    assert min(seeds) >= 64

@@ -103,6 +103,18 @@ def test_a_gradient_too_small_for_its_norm_is_not_lifted_above_the_bound(dtype):
         assert (entries.double() * factors.double()).norm() <= 1.0
 
 
+@pytest.mark.parametrize("bound", [0.1, 0.3, 1.2])
+def test_bounds_of_blocks_that_were_rounded_are_taken_and_hold(bound):
+    class Rounded(PerLayer):
+        def block_bounds(self, blocks):
+            return (torch.ones(blocks) * self.norm_bound / math.sqrt(blocks)).tolist()
+
+    clip = Rounded()
+    clip.start(bound)
+    norms = torch.full((1, 2), 1e3)
+    assert (bounded_factors(norms, clip, 2).double() * norms.double()).norm() <= bound
+
+
 def test_bounds_of_blocks_that_exceed_the_whole_are_refused():
     class Generous(PerLayer):
         def block_bounds(self, blocks):

@@ -143,3 +143,14 @@ def test_those_who_keep_a_limit_are_asked_last_before_a_step_and_in_order_otherw
         callbacks.notify(hook, None)
     assert [name for name, hook in calls if hook == "on_train_step_begin"] == ["first", "second", "limit"]
     assert [name for name, hook in calls if hook == "on_train_step_end"] == ["limit", "first", "second"]
+
+
+def test_other_methods_of_a_callback_are_its_own_business():
+    class Mine(Callback):
+        def on_train_step_end(self, run):
+            self.on_improvement()
+
+        def on_improvement(self):
+            pass
+
+    assert len(CallbackList([Mine()])) == 1

@@ -118,3 +118,25 @@ def test_a_collation_that_augments_each_example_is_accepted():
     model = model_of(nn.Linear(3, 3))
     model.fit(DataLoader(Texts([3] * 20), batch_size=5, collate_fn=noisy))
     assert model.ledger.total == 4
+
+
+def test_random_masks_of_tokens_are_no_padding():
+    """The collation of a masked language model: what is masked is drawn anew each time."""
+
+    def masking(examples):
+        x = pad_sequence([tokens for tokens, _ in examples], batch_first=True)
+        drawn = (torch.rand(x.shape) < 0.3) & (x != 0)
+        return x.masked_fill(drawn, 11), torch.where(drawn, x % 3, -100)
+
+    model = model_of(Tagger())
+    model.fit(poisson_loader(Texts([3, 9, 4, 3] * 10), batch_size=20, collate_fn=masking), epochs=2)
+    assert model.ledger.total == 4
+
+
+def test_random_tokens_do_not_hide_padding_that_matters():
+    def dropping(examples):
+        x, y = pad(examples)
+        return x.masked_fill((torch.rand(x.shape) < 0.2) & (x != 0), 11), y
+
+    with pytest.raises(DataError, match="padding changes an example's gradient"):
+        model_of(Mean(masked=False)).fit(DataLoader(Texts([3, 9, 4, 3] * 10), batch_size=8, collate_fn=dropping))

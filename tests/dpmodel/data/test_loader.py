@@ -36,6 +36,12 @@ def test_held_out_data_share_no_row_with_the_training_data():
     for shared in refused:
         with pytest.raises(UnsupportedLoaderError, match="valid_loader holds the training data"):
             require_held_out(shared, first)
+    columns = torch.randn(3, 40).t()  # rows that interleave in memory
+    for rows, others in ((slice(30), slice(30, 40)), (slice(0, 40, 2), slice(1, 40, 2))):
+        require_held_out((columns[others], targets[others]), TensorDataset(columns[rows], targets[rows]))
+    require_held_out((torch.randn(40, 2), targets), whole)  # labels alone tell nothing
+    with pytest.raises(UnsupportedLoaderError):
+        require_held_out((columns[29:], targets[29:]), TensorDataset(columns[:30], targets[:30]))
     for shared in [whole, TensorDataset(*whole.tensors), (inputs, targets), (inputs[20:], targets[20:])]:
         with pytest.raises(UnsupportedLoaderError, match="valid_loader holds the training data"):
             require_held_out(shared, whole)

@@ -88,17 +88,21 @@ def test_a_choice_within_each_example_keeps_the_fast_engine():
         lambda x: x.nonzero(),
         lambda x: torch.masked_select(x, x > 0),
         lambda x: x.unique(),
-        lambda x: torch.repeat_interleave(x, torch.tensor([1, 2, 0]), dim=0),
+        lambda x: torch.repeat_interleave(x, torch.arange(len(x)), dim=0),
         lambda x: x.sort(dim=0),
         lambda x: x[:, 0].argsort(),
         lambda x: x.topk(2, 0),
         lambda x: x[torch.randperm(len(x))],
-        lambda x: nn.utils.rnn.pack_padded_sequence(x.unsqueeze(2), torch.tensor([4, 3, 2]), batch_first=True),
+        lambda x: nn.utils.rnn.pack_padded_sequence(x.unsqueeze(2), torch.full((len(x),), 4), batch_first=True),
     ],
 )
 def test_operations_that_move_rows_are_refused(operation):
-    with pytest.raises(UnsupportedModuleError, match="rows by what they hold"), RowOrder(3):
-        operation(torch.randn(3, 4))
+    passes = [RowOrder(size) for size in (3, 5)]
+    for order in passes:
+        with order:
+            operation(torch.randn(order.batch_size, 4))
+    with pytest.raises(UnsupportedModuleError, match="rows by what they hold"):
+        RowOrder.refuse(passes)
 
 
 @pytest.mark.parametrize(
@@ -115,8 +119,12 @@ def test_operations_that_move_rows_are_refused(operation):
         lambda x: torch.where(x > 0, x, 0.0),
         lambda x: torch.randperm(4),
         lambda x: x.repeat_interleave(2, dim=1),
+        lambda x: x[:, torch.ones(4, 4).triu().nonzero()[:, 0]],
     ],
 )
 def test_operations_within_a_row_are_let_through(operation):
-    with RowOrder(3):
-        operation(torch.randn(3, 4))
+    passes = [RowOrder(size) for size in (3, 5)]
+    for order in passes:
+        with order:
+            operation(torch.randn(order.batch_size, 4))
+    RowOrder.refuse(passes)

@@ -186,8 +186,12 @@ def test_a_reentrant_checkpoint_is_refused_and_the_other_kind_is_not():
             x = x.detach().requires_grad_()
             return self.b(checkpoint(self.a, x, use_reentrant=self.reentrant))
 
-    with pytest.raises(UnsupportedModuleError, match="use use_reentrant=False"):
-        engine_of(Saving(True))
+    def branching(outputs, y):  # which vmap cannot take
+        return outputs.sum() if float(outputs.detach().abs().max()) > 1e9 else F.cross_entropy(outputs, y)
+
+    for loss_fn in (None, branching):
+        with pytest.raises(UnsupportedModuleError, match="use use_reentrant=False"):
+            engine_of(Saving(True), loss_fn=loss_fn)
     network = Saving(False)
     assert_loops_numbers(engine_of(network), network)
 
@@ -373,3 +377,49 @@ class TestLosses:
         loss_fn.reduction = "median"
         with pytest.raises(ValueError, match="reduction='median'"):
             ExampleLosses(loss_fn)
+
+
+class Adapted(nn.Module):
+    """A low-rank adapter with dropout whose second factor starts at zero."""
+
+    def __init__(self):
+        super().__init__()
+        self.base, self.down, self.up = nn.Linear(4, 3), nn.Linear(4, 2, bias=False), nn.Linear(2, 3, bias=False)
+        nn.init.zeros_(self.up.weight)
+        self.dropout = nn.Dropout(0.5)
+
+    def forward(self, x):
+        return self.base(x) + self.up(self.dropout(self.down(x)))
+
+
+def test_dropout_before_zero_weights_is_known_for_what_it_is():
+    for _ in range(4):
+        assert engine_of(Adapted()).name == "bookkeeping"
+
+
+def test_weights_with_a_domain_of_their_own_are_not_asked_to_leave_it():
+    class Metric(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.matrix, self.head = nn.Parameter(torch.eye(4) * 0.05 + 1.0), nn.Linear(4, 3)
+
+        def forward(self, x):
+            return self.head(x @ torch.linalg.cholesky(self.matrix))
+
+    network = Metric()
+    assert_loops_numbers(engine_of(network), network)
+
+
+def test_attention_whose_dropout_needs_evaluation_mode_to_be_compared_keeps_the_fast_engine():
+    class Encoder(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.block = nn.TransformerEncoderLayer(4, 2, 8, dropout=0.1, batch_first=True)
+            self.head = nn.Linear(4, 3)
+
+        def forward(self, x):
+            return self.head(self.block(x).mean(1))
+
+    fast = torch.backends.mha.get_fastpath_enabled()
+    assert engine_of(Encoder(), torch.randn(6, 5, 4)).name == "bookkeeping"
+    assert torch.backends.mha.get_fastpath_enabled() is fast
