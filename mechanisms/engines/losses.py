@@ -68,7 +68,9 @@ class ExampleLosses:
                 "the loss gives one number for the whole batch although reduction='none' was asked for; "
                 "return one loss per example, shape (batch,)"
             )
-        rest = losses.flatten(1) if losses.dim() > 1 else losses.unsqueeze(1)
+        if losses.dim() == 1:
+            return losses
+        rest = losses.flatten(1)
         if not self._mean:
             return rest.sum(1)
         return rest.mean(1) if self._ignored is None else rest.sum(1) / _counted(rest, targets, self._ignored)
@@ -125,4 +127,4 @@ def _counted(losses: Tensor, targets: Any, ignored: int) -> Tensor | int:
     """Positions of each example that are not ignored, at least 1: what torch divides by for a batch of one."""
     if not isinstance(targets, Tensor) or targets.is_floating_point() or targets[:1].numel() != losses[:1].numel():
         return losses.shape[1]  # probabilities of classes, which are never ignored
-    return (targets.flatten(1) if targets.dim() > 1 else targets.unsqueeze(1)).ne(ignored).sum(1).clamp(min=1)
+    return targets.flatten(1).ne(ignored).sum(1).clamp(min=1)
