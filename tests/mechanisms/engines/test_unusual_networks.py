@@ -423,3 +423,17 @@ def test_attention_whose_dropout_needs_evaluation_mode_to_be_compared_keeps_the_
     fast = torch.backends.mha.get_fastpath_enabled()
     assert engine_of(Encoder(), torch.randn(6, 5, 4)).name == "bookkeeping"
     assert torch.backends.mha.get_fastpath_enabled() is fast
+
+
+def test_what_evaluation_alone_does_is_no_matter_of_training():
+    class TwoWays(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer, self.unused = nn.Linear(4, 3), nn.Linear(3, 3)
+
+        def forward(self, x):
+            if not self.training:
+                raise RuntimeError("only for training")
+            return self.layer(x)
+
+    assert engine_of(TwoWays()).name == "bookkeeping"
