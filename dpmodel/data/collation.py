@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from dpmodel.data.loader import Pair, PrivateLoader
 from mechanisms.clipping import Fixed
-from mechanisms.engines.batch import Batch, first_tensor, map_tensors
+from mechanisms.engines.batch import Batch, all_tensors, first_tensor, map_tensors
 from mechanisms.engines.loop import LoopEngine
 from mechanisms.engines.losses import LossFunction
 from mechanisms.engines.undisturbed import undisturbed
@@ -131,11 +131,11 @@ class Collation:
 
 
 def _row_shapes(pair: Pair) -> Shapes:
-    return [tensor.shape[1:] for tensor in _tensors(pair)]
+    return [tensor.shape[1:] for tensor in all_tensors(pair)]
 
 
 def _entries(pair: Pair) -> int:
-    return sum(tensor.numel() for tensor in _tensors(pair))
+    return sum(tensor.numel() for tensor in all_tensors(pair))
 
 
 def _first_row(pair: Pair) -> Any:
@@ -144,23 +144,12 @@ def _first_row(pair: Pair) -> Any:
 
 def _cut(nest: Any, like: Any) -> Any:
     """``nest`` without what its tensors have beyond the sizes of those of ``like``."""
-    sizes = iter([tensor.shape for tensor in _tensors(like)])
+    sizes = iter([tensor.shape for tensor in all_tensors(like)])
     return map_tensors(lambda tensor: tensor[tuple(map(slice, next(sizes)))], nest)
 
 
-def _tensors(nest: Any) -> list[Tensor]:
-    found: list[Tensor] = []
-
-    def keep(tensor: Tensor) -> Tensor:
-        found.append(tensor)
-        return tensor
-
-    map_tensors(keep, nest)
-    return found
-
-
 def _equal(left: Any, right: Any) -> bool:
-    pairs = list(zip(_tensors(left), _tensors(right), strict=True))
+    pairs = list(zip(all_tensors(left), all_tensors(right), strict=True))
     return all(
         a.shape == b.shape and torch.equal(torch.nan_to_num(a.float()), torch.nan_to_num(b.float())) for a, b in pairs
     )

@@ -30,6 +30,18 @@ def first_tensor(value: Any) -> Tensor:
     return first_tensor(parts[0])
 
 
+def all_tensors(value: Any) -> list[Tensor]:
+    """The tensors of a nest of tuples, lists and dicts, in order."""
+    found: list[Tensor] = []
+
+    def keep(tensor: Tensor) -> Tensor:
+        found.append(tensor)
+        return tensor
+
+    map_tensors(keep, value)
+    return found
+
+
 def call_network(network: nn.Module | Callable[..., Tensor], x: Any) -> Any:
     """``network(x)``; a tuple or list is spread over positional arguments, a dict over named ones."""
     if isinstance(x, dict):

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from mechanisms.clipping import ClipMechanism
 from mechanisms.engines.base import ClippedSum, Engine
-from mechanisms.engines.batch import Batch, call_network, first_tensor, map_tensors
+from mechanisms.engines.batch import Batch, all_tensors, call_network, first_tensor, map_tensors
 from mechanisms.engines.functional import VmapEngine
 from mechanisms.engines.loop import LoopEngine
 from mechanisms.engines.losses import LossFunction
@@ -142,18 +142,7 @@ def _is_random(network: nn.Module, probe: Batch) -> bool:
         for seed in range(4):
             torch.manual_seed(seed)
             outputs.append(call_network(network, probe.x))
-    first, *others = (torch.cat([part.flatten().double() for part in _tensors(value)]) for value in outputs)
+    first, *others = (torch.cat([part.flatten().double() for part in all_tensors(value)]) for value in outputs)
     scale = max(_largest(first), torch.finfo(torch.float32).tiny)
     differences = [_largest(torch.nan_to_num(first) - torch.nan_to_num(other)) for other in others]
     return max(differences) > 1e-5 * scale  # kernels may add in any order
-
-
-def _tensors(value: object) -> list[Tensor]:
-    found: list[Tensor] = []
-
-    def keep(tensor: Tensor) -> Tensor:
-        found.append(tensor)
-        return tensor
-
-    map_tensors(keep, value)
-    return found

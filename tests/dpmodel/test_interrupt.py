@@ -4,6 +4,8 @@ import threading
 
 import pytest
 
+from dpmodel import Callback, StateKeeper
+from dpmodel.data.loader import PrivateLoader
 from dpmodel.interrupt import InterruptStop
 
 
@@ -54,3 +56,47 @@ def test_outside_of_the_main_thread_it_does_nothing():
     thread.start()
     thread.join()
     assert failures == []
+
+
+class TestBrokenOffBetweenTwoSteps:
+    """Nothing is lost where the process lives to write."""
+
+    def resumed(self, folder, make_model, make_data):
+        model = make_model()
+        model.fit(PrivateLoader(make_data(), 16), epochs=4, keeper=StateKeeper(folder, every_n_steps=16, resume=True))
+        assert (model.ledger.total, model.ledger.lost.total) == (16, 0)
+
+    def test_ctrl_c(self, make_model, make_data, tmp_path):
+        class Press(Callback):
+            def on_train_step_begin(self, run):
+                if run.step == 6:
+                    os.kill(os.getpid(), signal.SIGINT)
+
+        model, before = make_model(), signal.getsignal(signal.SIGINT)
+        with pytest.raises(KeyboardInterrupt):
+            model.fit(
+                PrivateLoader(make_data(), 16),
+                epochs=4,
+                callbacks=[Press()],
+                keeper=StateKeeper(tmp_path, every_n_steps=16),
+            )
+        assert signal.getsignal(signal.SIGINT) is before
+        assert 6 <= model.ledger.total <= 7
+        self.resumed(tmp_path, make_model, make_data)
+
+    @pytest.mark.parametrize("hook", ["on_train_step_end", "on_train_step_begin", "on_eval_end", "on_train_epoch_end"])
+    def test_a_callback_that_fails(self, make_model, make_data, tmp_path, hook):
+        def fail(self, run):
+            if run.step == 8:
+                raise OSError("disk full")
+
+        callback = type("Failing", (Callback,), {hook: fail})()
+        with pytest.raises(OSError, match="disk full"):
+            make_model().fit(
+                PrivateLoader(make_data(), 16),
+                epochs=4,
+                valid_loader=make_data(n=8),
+                callbacks=[callback],
+                keeper=StateKeeper(tmp_path, every_n_steps=16),
+            )
+        self.resumed(tmp_path, make_model, make_data)

@@ -1,8 +1,6 @@
 """Resume = uninterrupted, whatever breaks the training off; and what was lost is charged."""
 
 import contextlib
-import os
-import signal
 
 import pytest
 import torch
@@ -472,47 +470,3 @@ def test_what_cannot_be_saved_is_refused_before_any_budget_is_spent(tmp_path):
     with pytest.raises(CheckpointError, match=r"thing of type object.*no keeper"):
         fit(model, SECRET, Strange(), keeper=StateKeeper(tmp_path))
     assert model.ledger.total == 0
-
-
-class TestBrokenOffBetweenTwoSteps:
-    """Nothing is lost where the process lives to write."""
-
-    def resumed(self, folder, make_model, make_data):
-        model = make_model()
-        model.fit(PrivateLoader(make_data(), 16), epochs=4, keeper=StateKeeper(folder, every_n_steps=16, resume=True))
-        assert (model.ledger.total, model.ledger.lost.total) == (16, 0)
-
-    def test_ctrl_c(self, make_model, make_data, tmp_path):
-        class Press(Callback):
-            def on_train_step_begin(self, run):
-                if run.step == 6:
-                    os.kill(os.getpid(), signal.SIGINT)
-
-        model, before = make_model(), signal.getsignal(signal.SIGINT)
-        with pytest.raises(KeyboardInterrupt):
-            model.fit(
-                PrivateLoader(make_data(), 16),
-                epochs=4,
-                callbacks=[Press()],
-                keeper=StateKeeper(tmp_path, every_n_steps=16),
-            )
-        assert signal.getsignal(signal.SIGINT) is before
-        assert 6 <= model.ledger.total <= 7
-        self.resumed(tmp_path, make_model, make_data)
-
-    @pytest.mark.parametrize("hook", ["on_train_step_end", "on_train_step_begin", "on_eval_end", "on_train_epoch_end"])
-    def test_a_callback_that_fails(self, make_model, make_data, tmp_path, hook):
-        def fail(self, run):
-            if run.step == 8:
-                raise OSError("disk full")
-
-        callback = type("Failing", (Callback,), {hook: fail})()
-        with pytest.raises(OSError, match="disk full"):
-            make_model().fit(
-                PrivateLoader(make_data(), 16),
-                epochs=4,
-                valid_loader=make_data(n=8),
-                callbacks=[callback],
-                keeper=StateKeeper(tmp_path, every_n_steps=16),
-            )
-        self.resumed(tmp_path, make_model, make_data)
