@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from mechanisms.engines.batch import call_network, map_tensors
-from mechanisms.engines.undisturbed import shaken
+from mechanisms.engines.undisturbed import shaken, undisturbed
 from monitors.errors import UnsupportedModuleError
 
 Replace = Callable[[Any], nn.Module]
@@ -208,11 +208,13 @@ def _mixes(network: nn.Module, example: Any) -> bool:
     outputs = [[_seeded_call(network, x, seed) for seed in range(_SEEDS)] for x in (example, others)]
     if not all(_equal_nests(_first_row(a), _first_row(b), exact=False) for a, b in zip(*outputs, strict=True)):
         return True
-    if not _equal_nests(outputs[0][0], outputs[0][1], exact=False):
-        network.eval()  # what is drawn for an example in training depends on how many there are
-        if not _equal_nests(*(_seeded_call(network, example, seed) for seed in (0, 1)), exact=False):
-            return False
-    together, alone = (_seeded_call(network, x) for x in (example, _first_row(example)))
+    random = not _equal_nests(outputs[0][0], outputs[0][1], exact=False)
+    with undisturbed(network):
+        if random:
+            network.eval()  # what is drawn for an example in training depends on how many there are
+            if not _equal_nests(*(_seeded_call(network, example, seed) for seed in (0, 1)), exact=False):
+                return False
+        together, alone = (_seeded_call(network, x) for x in (example, _first_row(example)))
     return not _equal_nests(_first_row(together), alone, exact=False)
 
 

@@ -223,15 +223,16 @@ def test_the_replacement_for_vectors_gives_more_than_signs_and_takes_one_example
     assert f"GroupNorm(1, {features})" in validate(nn.BatchNorm1d(features))[0]
 
 
-def test_mixing_behind_weights_that_are_zero_is_found():
+@pytest.mark.parametrize("dropout", [0.0, 0.5])
+def test_mixing_behind_weights_that_are_zero_is_found(dropout):
     class Gated(nn.Module):
         def __init__(self):
             super().__init__()
             self.layer, self.gate = nn.Linear(3, 2), nn.Parameter(torch.zeros(2))
 
         def forward(self, x):
-            h = self.layer(x)
-            return h + self.gate * (h - h.mean(0))
+            h = torch.dropout(self.layer(x), dropout, self.training)
+            return h + self.gate * (h - h.mean(0)) if self.training else h
 
     network = Gated()
     assert ["depends on the other examples" in problem for problem in validate(network, torch.randn(3, 3))] == [True]

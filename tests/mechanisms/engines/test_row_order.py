@@ -91,6 +91,8 @@ def test_a_choice_within_each_example_keeps_the_fast_engine():
         lambda x: torch.repeat_interleave(x, torch.arange(len(x)), dim=0),
         lambda x: x.sort(dim=0),
         lambda x: x[:, 0].argsort(),
+        lambda x: x.t().sort(dim=1),  # examples in the second dimension
+        lambda x: x.flatten().argsort(),  # the rows of all examples together
         lambda x: x.topk(2, 0),
         lambda x: x[torch.randperm(len(x))],
         lambda x: nn.utils.rnn.pack_padded_sequence(x.unsqueeze(2), torch.full((len(x),), 4), batch_first=True),
@@ -109,6 +111,8 @@ def test_operations_that_move_rows_are_refused(operation):
     "operation",
     [
         lambda x: x.sort(dim=1),
+        lambda x: torch.zeros(30, 15).sort(dim=0),  # a constant, of a multiple of both sizes
+        lambda x: torch.ones(30).nonzero(),
         lambda x: x.topk(2),
         lambda x: x.argsort(-1),
         lambda x: x.masked_fill(x > 0, 0.0),
