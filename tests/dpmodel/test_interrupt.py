@@ -58,6 +58,14 @@ def test_outside_of_the_main_thread_it_does_nothing():
     assert failures == []
 
 
+@pytest.fixture
+def _pythons_own_handler():
+    """As in a program that a user runs; whoever runs the tests in the background may have Ctrl-C ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 class TestBrokenOffBetweenTwoSteps:
     """Nothing is lost where the process lives to write."""
 
@@ -66,6 +74,7 @@ class TestBrokenOffBetweenTwoSteps:
         model.fit(PrivateLoader(make_data(), 16), epochs=4, keeper=StateKeeper(folder, every_n_steps=16, resume=True))
         assert (model.ledger.total, model.ledger.lost.total) == (16, 0)
 
+    @pytest.mark.usefixtures("_pythons_own_handler")
     def test_ctrl_c(self, make_model, make_data, tmp_path):
         class Press(Callback):
             def on_train_step_begin(self, run):
