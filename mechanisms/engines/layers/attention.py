@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mechanisms.engines.layers.rewrites import Tape, rewrite
+from mechanisms.engines.layers.short_attention import is_short, short_self_attention
 from monitors.errors import UnsupportedModuleError
 
 
@@ -29,31 +30,43 @@ def multihead_attention(
     del is_causal  # a hint about attn_mask, which is given along with it
     if query.dim() != 3:
         raise UnsupportedModuleError(f"MultiheadAttention needs a batched query of 3 dimensions, got {query.dim()}")
-    q, k, v = _projections(module, tape, query, key, value)
-    if not module.batch_first:
-        q, k, v = (part.transpose(0, 1) for part in (q, k, v))
-    q, k, v = (part.unflatten(2, (module.num_heads, -1)).transpose(1, 2) for part in (q, k, v))
-    mask = _merged_mask(attn_mask, key_padding_mask, q, k.shape[2])
     dropout = module.dropout if module.training else 0.0
+    packed = None
+    if query is key and key is value and module._qkv_same_embed_dim:
+        packed = _batch_first(module, tape.linear(query, "in_proj_weight", _in_bias(module)))
+        parts = packed.split(module.embed_dim, dim=-1)
+    else:
+        parts = tuple(_batch_first(module, part) for part in _projections(module, tape, query, key, value))
+    q, k, v = (part.unflatten(2, (module.num_heads, -1)).transpose(1, 2) for part in parts)
+    mask = _merged_mask(attn_mask, key_padding_mask, q, k.shape[2])
     weights = None
     if need_weights:
         weights = q @ k.transpose(2, 3) / math.sqrt(q.shape[3])
         weights = F.dropout((weights if mask is None else weights + mask).softmax(-1), dropout)
-        mixed = weights @ v
+        mixed = (weights @ v).transpose(1, 2).flatten(2)
         weights = weights.mean(1) if average_attn_weights else weights
+    elif packed is not None and not dropout and is_short(packed, mask):
+        mixed = short_self_attention(packed, module.num_heads, mask)
     else:
-        mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout)
-    mixed = mixed.transpose(1, 2).flatten(2)
+        mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout).transpose(1, 2).flatten(2)
     out_bias = None if module.out_proj.bias is None else "out_proj.bias"
-    output = tape.linear(mixed, "out_proj.weight", out_bias)
-    return (output if module.batch_first else output.transpose(0, 1)), weights
+    return _batch_first(module, tape.linear(mixed, "out_proj.weight", out_bias)), weights
+
+
+def _batch_first(module: nn.MultiheadAttention, value: Tensor) -> Tensor:
+    """From the module's order of dimensions to examples first, or back."""
+    return value if module.batch_first else value.transpose(0, 1)
+
+
+def _in_bias(module: nn.MultiheadAttention) -> str | None:
+    return None if module.in_proj_bias is None else "in_proj_bias"
 
 
 def _projections(
     module: nn.MultiheadAttention, tape: Tape, query: Tensor, key: Tensor, value: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    bias = None if module.in_proj_bias is None else "in_proj_bias"
-    width = module.embed_dim
+    """Queries, keys and values of three inputs that are not all the same, or of different widths."""
+    bias, width = _in_bias(module), module.embed_dim
     if not module._qkv_same_embed_dim:
         parts = [tape.linear(x, f"{name}_proj_weight") for name, x in (("q", query), ("k", key), ("v", value))]
         if bias is None:
@@ -61,9 +74,6 @@ def _projections(
         raise UnsupportedModuleError(
             "MultiheadAttention with kdim or vdim and a bias shares one bias among three layers; set bias=False"
         )
-    if query is key and key is value:
-        q, k, v = tape.linear(query, "in_proj_weight", bias).split(width, dim=-1)
-        return q, k, v
     q = tape.linear(query, "in_proj_weight", bias)[..., :width]
     both = tape.linear(key, "in_proj_weight", bias)
     last = both if key is value else tape.linear(value, "in_proj_weight", bias)
