@@ -12,4 +12,5 @@ from dpmodel.callbacks.model_checkpoint import ModelCheckpoint as ModelCheckpoin
 from dpmodel.callbacks.progress_bar import ProgressBar as ProgressBar
 from dpmodel.callbacks.registry import CALLBACKS as CALLBACKS
 from dpmodel.callbacks.registry import build_callback as build_callback
+from dpmodel.callbacks.silence import Silence as Silence
 from dpmodel.callbacks.tensorboard_logger import TensorBoardLogger as TensorBoardLogger

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from dpmodel.callbacks.base import Callback
+from dpmodel.callbacks.silence import say_nothing
 from monitors import _checks
 from monitors.accountant import epsilon_text
 from monitors.errors import DPModelError
@@ -25,7 +26,7 @@ class ProgressBar(Callback):
     """One line that moves: epoch, step, loss, latest metric, epsilon, time left.
 
     It is redrawn by time and epsilon is asked for rarely, so that a training of thousands of short steps is not slowed.
-    The loss that it shows is not private.
+    The loss that it shows is not private. A run shows one bar, that of the first callback, and none if it is silent.
 
     Args:
         refresh_seconds: Time between two redraws, positive.
@@ -54,7 +55,7 @@ class ProgressBar(Callback):
     def on_train_epoch_begin(self, run: Run) -> None:
         """Draw the bar before the first epoch, and print the run's messages above it."""
         # Not when training begins: a callback that refuses to begin must find an untouched screen.
-        if self._bar is not None:
+        if self._bar is not None or run.printer is say_nothing or _belongs_to_a_bar(run.printer):
             return
         self._bar = _bar(self._console)
         self._bar.start()
@@ -147,6 +148,10 @@ def _bar(console: Console | None) -> Any:
     # Only the figures may take a second line; else a narrow terminal would squeeze the step out of sight.
     columns.append(TextColumn("{task.fields[text]}", table_column=Column(no_wrap=False)))
     return Progress(*columns, console=shown, auto_refresh=False)
+
+
+def _belongs_to_a_bar(printer: Callable[[str], None]) -> bool:
+    return isinstance(getattr(printer, "__self__", None), ProgressBar)
 
 
 def _is_wide(console: Console) -> bool:

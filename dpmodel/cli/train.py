@@ -56,7 +56,7 @@ def train(
     settings = load_config(config, overrides)
     from rich.console import Console
 
-    from dpmodel.callbacks import ProgressBar
+    from dpmodel.callbacks import ProgressBar, Silence
     from dpmodel.job import train_from_config
 
     silent = quiet or as_json
@@ -67,7 +67,7 @@ def train(
             output,
             force=force,
             resume=resume,
-            callbacks=[_Silence()] if silent else [ProgressBar(console=console)],
+            callbacks=[Silence()] if silent else [ProgressBar(console=console)],
             announce=lambda training, folder: _announce(console, training, folder),
         )
     if as_json:
@@ -76,14 +76,6 @@ def train(
         _show(Console(), result)
     if result.interrupted:
         raise typer.Exit(1)
-
-
-class _Silence:
-    """Keeps a run from printing."""
-
-    def on_train_begin(self, run: object) -> None:
-        """Take the printer away."""
-        run.printer = lambda text: None  # type: ignore[attr-defined]
 
 
 def _announce(console: Console, training: Training, folder: RunFolder) -> None:

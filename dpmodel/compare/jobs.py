@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from dpmodel.callbacks.base import Callback
+from dpmodel.callbacks.silence import Silence
 from dpmodel.compare.identity import config_digest
 from dpmodel.config import load_config
 from dpmodel.config.marked_yaml import read_yaml
@@ -102,21 +102,13 @@ def carry_out(job: Job, stepped: Stepped) -> JobOutcome:
     return JobOutcome(job, interrupted=result.interrupted)
 
 
-class _Watcher(Callback):
+class _Watcher(Silence):
     """Reports the step and keeps the run from printing."""
 
     def __init__(self, number: int, stepped: Stepped) -> None:
         self.number = number
         self.stepped = stepped
 
-    def on_train_begin(self, run: Run) -> None:
-        """Take the printer away."""
-        run.printer = _say_nothing
-
     def on_train_step_end(self, run: Run) -> None:
         """Report the step."""
         self.stepped(self.number, run.step)
-
-
-def _say_nothing(text: Any) -> None:
-    del text

@@ -4,7 +4,7 @@ import math
 import pytest
 from rich.console import Console
 
-from dpmodel.callbacks import ProgressBar
+from dpmodel.callbacks import ProgressBar, Silence
 from monitors.errors import UnsupportedEventError
 
 
@@ -95,3 +95,18 @@ def test_a_failing_training_leaves_the_screen_in_order(console, fake_run):
 def test_wrong_settings_are_refused_by_name(wrong):
     with pytest.raises(ValueError, match=next(iter(wrong))):
         ProgressBar(**wrong)
+
+
+def test_a_run_shows_one_bar_and_gives_the_printer_back(console, fake_run):
+    other, run = Console(file=io.StringIO(), width=160), fake_run()
+    run.train([ProgressBar(console=console), ProgressBar(console=other)])
+    assert "6/6" in console.file.getvalue()
+    assert other.file.getvalue() == ""
+    assert run.printer == run.lines.append
+
+
+@pytest.mark.parametrize("silence_first", [True, False])
+def test_a_silent_run_shows_no_bar(console, fake_run, silence_first):
+    callbacks = [Silence(), ProgressBar(console=console)]
+    fake_run().train(callbacks if silence_first else callbacks[::-1])
+    assert console.file.getvalue() == ""
