@@ -12,6 +12,7 @@ from dpmodel.callbacks import LearningRateScheduler
 from dpmodel.callbacks.registry import build_callback
 from dpmodel.compat import require_valid
 from dpmodel.config import Config, blame
+from dpmodel.configured_release import make_clip, make_noise
 from dpmodel.data import DataSplits, load_dataset
 from dpmodel.data.in_memory import InMemoryDataset
 from dpmodel.data.loader import PrivateLoader
@@ -20,7 +21,7 @@ from dpmodel.metrics import MetricSet
 from dpmodel.model import DPModel
 from dpmodel.nets import build_network
 from dpmodel.optimizers import build_optimizer
-from dpmodel.plan import TrainingPlan, make_clip, make_noise, plan_training
+from dpmodel.plan import TrainingPlan, plan_training
 from mechanisms.engines.base import ENGINES
 from monitors.accountant import epsilon_text, privacy_spent
 from monitors.errors import ConfigError, UnsupportedModuleError

@@ -14,9 +14,9 @@ from dpmodel._files import write_atomically
 from dpmodel.build import Training, build_training
 from dpmodel.config import Config
 from dpmodel.config.identity import settings_by_path
+from dpmodel.configured_release import with_noise_multiplier
 from dpmodel.folder_lock import FolderLock
 from dpmodel.interrupt import InterruptStop
-from dpmodel.plan import with_noise_multiplier
 from dpmodel.recorder import RunRecorder
 from dpmodel.runfolder import RunFolder
 from dpmodel.state_keeper import DEFAULT_EVERY_N_STEPS, StateKeeper

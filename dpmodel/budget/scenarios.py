@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from dpmodel.config.schema import Config
-from dpmodel.plan import TrainingPlan, release_plan
+from dpmodel.configured_release import release_plan
+from dpmodel.plan import TrainingPlan
 from monitors.accountant import resolve_accountant
 from monitors.errors import UnsupportedEventError
 from monitors.events import ComposedEvent, DisjointEvent, GaussianEvent, PrivacyEvent

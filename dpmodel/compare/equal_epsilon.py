@@ -12,7 +12,8 @@ from dpmodel.build import Task, build_task, build_training
 from dpmodel.compare.comparison import Comparison, Variant
 from dpmodel.compare.identity import config_digest
 from dpmodel.config.schema import Config
-from dpmodel.plan import TrainingPlan, with_noise_multiplier
+from dpmodel.configured_release import with_noise_multiplier
+from dpmodel.plan import TrainingPlan
 from monitors.errors import ConfigError
 
 #: Largest relative gap between a variant's epsilon and the target. Calibration stays within one part in ten thousand.

@@ -20,18 +20,13 @@ from dpmodel.compare.pool import default_jobs, run_jobs
 from dpmodel.compare.runner import Silence, Watcher
 from dpmodel.config.faults import blame
 from dpmodel.config.schema import Config
+from dpmodel.configured_release import with_noise_multiplier
 from dpmodel.folder_lock import LOCK_NAME, FolderLock
 from dpmodel.history import History
-from dpmodel.plan import (
-    HIGHEST_FIRST,
-    TrainingPlan,
-    expected_examples,
-    ledger_to_search,
-    plan_training,
-    with_noise_multiplier,
-)
+from dpmodel.plan import TrainingPlan, expected_examples, plan_training
 from dpmodel.runfolder import RunFolder
 from dpmodel.tuning.search import Tuning
+from dpmodel.vanishing_noise import HIGHEST_FIRST, ledger_to_search
 from monitors import _checks
 from monitors.accountant import PrivacySpent, privacy_spent
 from monitors.calibration import calibrate_noise_multiplier

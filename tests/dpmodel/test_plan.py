@@ -3,7 +3,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dpmodel.config import make_config
-from dpmodel.plan import KNOWN_SIZES, expected_examples, most_epochs, plan_training
+from dpmodel.longest_training import most_epochs
+from dpmodel.plan import KNOWN_SIZES, expected_examples, plan_training
 from monitors.errors import ConfigError
 from monitors.events import GaussianEvent, PoissonSampledEvent
 
