@@ -27,6 +27,7 @@ from dpmodel.secret_randomness import secret_randomness
 from dpmodel.step import PrivateStep
 from dpmodel.tensor_nest import describe_batch, join_batches, require_tensors
 from dpmodel.training import TrainingLoop, to_device
+from mechanisms.clip_conduct import require_sound_clip
 from mechanisms.clipping import ClipMechanism, Fixed
 from mechanisms.engines.batch import Batch, call_network, first_tensor, map_tensors
 from mechanisms.engines.bookkeeping import PRECISIONS
@@ -36,8 +37,10 @@ from mechanisms.noise import NoiseMechanism, NoNoise
 from mechanisms.sampling import SAMPLERS
 from mechanisms.units import ClippedUnit
 from monitors import _checks
+from monitors.accountant import describe_sampling
 from monitors.errors import DataError, DPModelError, UnprotectedUpdateError
 from monitors.ledger import Ledger
+from monitors.relation import relation_of
 
 if TYPE_CHECKING:
     from dpmodel.state_keeper import StateKeeper
@@ -168,6 +171,7 @@ class DPModel:
                 "the ledger was replaced while a training records its releases on it; set it before or after fit"
             )
         self._ledger = ledger
+        self.statements = [{"unit": "example", "sampling": describe_sampling(ledger)}] if len(ledger) else []
 
     def fit(
         self,
@@ -299,7 +303,9 @@ class DPModel:
         partition = self.ledger.next_partition if state is None else state.first_partition
         first_step = self.steps_done if state is None else state.first_step
         sampler = loader.make_sampler(self.seed, partition)
-        return ReleasePlan(self.noise_mech, self.clip_mech, unit, sampler, first_step)
+        plan = ReleasePlan(self.noise_mech, self.clip_mech, unit, sampler, first_step)
+        relation_of([*self.ledger, (plan.event(first_step), 1)])  # what cannot be stated together is not trained
+        return plan
 
     def _carry_out(self, loop: TrainingLoop) -> None:
         run, was_training = loop.run, self.network.training
@@ -335,6 +341,7 @@ class DPModel:
         require_same_shape(outputs, y, self.loss_fn)
         was_training = self.network.training
         self.network.train()
+        require_sound_clip(self.clip_mech, list(guard.parameters), run.plan.unit, run.plan.first_step)
         self._choice = choose_engine(
             self.engine,
             self.network,
@@ -459,6 +466,6 @@ def _device_of(network: nn.Module) -> torch.device:
 
 def _joined(statements: list[dict[str, str]]) -> dict[str, str]:
     """One statement for several fits: each field lists the distinct texts."""
-    fields = ("unit", "relation", "sampling")
-    texts = {name: dict.fromkeys(statement[name] for statement in statements) for name in fields}
-    return {name: "; ".join(found) or "nothing was released yet" for name, found in texts.items()}
+    fields = dict.fromkeys(name for statement in statements for name in statement)
+    texts = {name: dict.fromkeys(statement[name] for statement in statements if name in statement) for name in fields}
+    return {name: "; ".join(found) for name, found in texts.items()}

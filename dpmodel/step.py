@@ -68,7 +68,9 @@ class PrivateStep:
         self.ledger.record(plan.event(step))
         noisy = plan.noise.add(summed, step)
         self._descend(noisy.div_(plan.unit.expected_units))
-        plan.clip.update(summed.norms, plan.unit, step)
+        # Who releases nothing by an event of its own is shown nothing.
+        shown = summed.norms if plan.clip_event(step) is not None else summed.norms[:0]
+        plan.clip.update(shown, plan.unit, step)
         self._watch(summed)
         return summed.loss
 

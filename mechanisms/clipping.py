@@ -23,8 +23,9 @@ class ClipMechanism(ABC):
     """Base of all clip mechanisms; a third party's mechanism is a subclass registered under a name.
 
     Units (examples or groups) are rows, blocks of parameters are columns: flat clipping has one block. A mechanism
-    answers with one factor per unit and block; the engine multiplies, and bounds every factor once more by
-    ``block_bounds``, so that a faulty mechanism cannot break the sensitivity.
+    answers with one factor per unit and block, from that unit's norms alone; the engine multiplies, and bounds every
+    factor once more by ``block_bounds``, so that no unit counts more than its bound. A mechanism whose factors look at
+    several units is refused before training (``require_sound_clip``).
 
     Guarantees: the clipped norm of block b is at most ``block_bounds(blocks)[b]``; a unit whose norm is not finite
     contributes exactly zero; the sum moves by at most ``norm_bound`` when one unit is added or removed.
@@ -79,7 +80,14 @@ class ClipMechanism(ABC):
         return None
 
     def update(self, norms: torch.Tensor, unit: ClippedUnit, step: int) -> None:
-        """Choose the bound of the next step from a noisy statistic of ``norms``; a fixed bound stays."""
+        """Choose the bound of the next step from a noisy statistic of ``norms``; a fixed bound stays.
+
+        Args:
+            norms: Norms before clipping, shape (units, blocks), private: what is learnt from them must be the release
+                that ``event`` states. Shape (0, blocks) for a mechanism without an event, such as a fixed schedule.
+            unit: The clipped unit.
+            step: Step number.
+        """
         del norms, unit, step
 
     @property

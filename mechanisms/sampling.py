@@ -10,6 +10,7 @@ from mechanisms.rng import SecureGenerator
 from monitors import _checks
 from monitors._registry import Registry
 from monitors.events import DisjointEvent, PoissonSampledEvent, PrivacyEvent, compose
+from monitors.relation import ADD_OR_REMOVE, ZERO_OUT
 
 if TYPE_CHECKING:
     import numpy as np
@@ -98,7 +99,7 @@ class PoissonSampler(Sampler):
         PoissonSampledEvent(sampling_rate=0.1, event=GaussianEvent(noise_multiplier=1.0))
     """
 
-    relation = "add or remove one example"
+    relation = ADD_OR_REMOVE
     name = "poisson"
 
     def rows(self, step: int) -> np.ndarray:
@@ -130,7 +131,7 @@ class ShuffleSampler(Sampler):
         [0, 1, 2, 3, 4, 5, 6, 7, 8, 9]
     """
 
-    relation = "zero out one example"
+    relation = ZERO_OUT
     name = "shuffle"
     zeroes = True
 

@@ -13,6 +13,7 @@ from monitors import _checks
 from monitors._registry import Registry
 from monitors.events import DisjointEvent, PoissonSampledEvent, PrivacyEvent
 from monitors.ledger import Ledger
+from monitors.relation import ADD_OR_REMOVE, stated_relation
 from monitors.terms import Rows
 
 ACCOUNTANTS: Registry[type[Accountant]] = Registry("accountant")
@@ -120,15 +121,16 @@ class PrivacySpent:
         notes: Statements that travel with the figure, such as what is not accounted for.
 
     Example:
-        >>> print(PrivacySpent(2.5, 1e-5, "rdp", sampling="Poisson"))
-        epsilon 2.5000 at delta 1e-05 (accountant rdp; unit: example; neighbours: add or remove one; sampling: Poisson)
+        >>> print(PrivacySpent(2.5, 1e-5, "rdp", sampling="Poisson"))  # doctest: +NORMALIZE_WHITESPACE
+        epsilon 2.5000 at delta 1e-05 (accountant rdp; unit: example; neighbours: add or remove one example;
+        sampling: Poisson)
     """
 
     epsilon: float
     delta: float
     accountant: str
     unit: str = "example"
-    relation: str = "add or remove one"
+    relation: str = ADD_OR_REMOVE
     sampling: str = "unstated"
     notes: tuple[str, ...] = ()
 
@@ -198,7 +200,10 @@ def privacy_spent(
         delta: Strictly between 0 and 1.
         accountant: Name or object.
         statement: ``unit``, ``relation`` and ``sampling`` in words; what is missing is read off the ledger or is the
-            default of ``PrivacySpent``.
+            default of ``PrivacySpent``. The relation is the ledger's where the events leave but one.
+
+    Raises:
+        UnsupportedEventError: No neighbour relation covers all events, or the accountant does not know one.
 
     Example:
         >>> from monitors import GaussianEvent
@@ -207,7 +212,7 @@ def privacy_spent(
     """
     _checks.open_unit(delta=delta)
     chosen = resolve_accountant(accountant)
-    words = {"sampling": describe_sampling(ledger), **(statement or {})}
+    words = {"sampling": describe_sampling(ledger), **(statement or {}), **stated_relation(ledger)}
     return PrivacySpent(chosen.epsilon(ledger, delta), delta, chosen.name, notes=ledger.notes, **words)
 
 

@@ -204,6 +204,11 @@ def parts_of(event: PrivacyEvent) -> tuple[PrivacyEvent, ...]:
     return tuple(found)
 
 
+def holds_partition(event: PrivacyEvent) -> bool:
+    """Whether ``event`` is, or holds, a part of a partition."""
+    return isinstance(event, DisjointEvent) or any(map(holds_partition, parts_of(event)))
+
+
 def compose(events: Iterable[PrivacyEvent]) -> PrivacyEvent:
     """One event for releases of the same data: the event itself when alone, else a ``ComposedEvent``.
 

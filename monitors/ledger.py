@@ -235,6 +235,10 @@ class Ledger:
     def _content(self) -> dict[str, Any]:
         return {"rows": self.row_dicts(), "notes": self._notes}
 
+    @property
+    def _stated(self) -> tuple[Any, ...]:
+        return self._rows, self._lost, self._notes
+
     def __iter__(self) -> Iterator[tuple[PrivacyEvent, int]]:
         return iter(self._rows)
 
@@ -242,7 +246,7 @@ class Ledger:
         return len(self._rows)
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, Ledger) and self._rows == other._rows and self._lost == other._lost
+        return isinstance(other, Ledger) and self._stated == other._stated
 
     __hash__ = None  # type: ignore[assignment]
 

@@ -13,6 +13,7 @@ from monitors.claims import Claims
 from monitors.events import PrivacyEvent
 from monitors.ledger import Ledger
 from monitors.limits import Limit, limits_of
+from monitors.relation import stated_relation
 from monitors.run_view import RunView
 
 _LOOK_AHEAD = 128  # steps whose events are evaluated together
@@ -99,7 +100,7 @@ class PrivacyMonitor:
     def privacy_spent(self) -> PrivacySpent:
         """Epsilon with everything that it needs to mean anything."""
         run = self._attached()
-        words = {key: run.statement[key] for key in _STATEMENT if key in run.statement}
+        words = {key: run.statement[key] for key in _STATEMENT if key in run.statement} | stated_relation(run.ledger)
         return PrivacySpent(self.epsilon(), self.target_delta, self.accountant.name, notes=run.ledger.notes, **words)
 
     # planning

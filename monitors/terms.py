@@ -23,6 +23,7 @@ from monitors.events import (
     PoissonSampledEvent,
     PrivacyEvent,
     RepeatedEvent,
+    holds_partition,
     parts_of,
 )
 from monitors.gaussian import combined_multiplier
@@ -81,7 +82,7 @@ def _(event: PoissonSampledEvent) -> list[SampledGaussian] | None:
     inner = gaussian_terms(event.event)
     if inner is None or event.sampling_rate == 1:
         return inner
-    if _holds_partition(event.event):
+    if holds_partition(event.event):
         raise UnsupportedEventError(
             f"a DisjointEvent inside a sampled event has no privacy statement, got {event!r}. "
             "Record Poisson-sampled or shuffled batches, not both at once."
@@ -107,10 +108,6 @@ def _(event: RepeatedEvent) -> list[SampledGaussian] | None:
     if inner is None:
         return None
     return [SampledGaussian(term.rate, term.multiplier, term.times * event.count) for term in inner]
-
-
-def _holds_partition(event: PrivacyEvent) -> bool:
-    return isinstance(event, DisjointEvent) or any(_holds_partition(part) for part in parts_of(event))
 
 
 @dataclass(frozen=True)

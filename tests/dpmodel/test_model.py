@@ -18,6 +18,7 @@ from dpmodel.step import MAX_BROKEN_STEPS
 from monitors.errors import (
     MonitorMismatchError,
     NonFiniteGradientsError,
+    UnsupportedEventError,
     UnsupportedModuleError,
 )
 
@@ -371,3 +372,25 @@ def test_a_model_shows_what_it_is_made_of(make_model, loader):
     model = make_model()
     model.fit(loader)
     assert repr(model) == "DPModel(Sequential, noise=Gaussian, clip=Fixed, 4 steps done)"
+
+
+def test_a_ledger_that_is_taken_along_keeps_its_relation_and_sampling(make_model, loader):
+    shuffled, model = make_model(sampling="shuffle", micro_batches=4), make_model()
+    shuffled.fit(loader, epochs=1)
+    model.ledger = shuffled.ledger
+    assert model.privacy_spent(1e-5).sampling == "disjoint batches, no amplification"
+    model.fit(loader, epochs=1)
+    spent = model.privacy_spent(1e-5)
+    assert spent.relation == "zero out one example"
+    assert "disjoint batches" in spent.sampling
+    assert "Poisson" in spent.sampling
+
+
+def test_a_training_that_shares_no_relation_with_its_ledger_is_refused_before_anything_is_spent(make_model, loader):
+    shuffled = make_model(sampling="shuffle")
+    shuffled.fit(loader, epochs=1)
+    adaptive = make_model(clip_mech=ClipMechanismsFactory.create("Gaussian", fraction_stddev=0.5))
+    adaptive.ledger = shuffled.ledger.copy()
+    with pytest.raises(UnsupportedEventError, match="no one epsilon covers both"):
+        adaptive.fit(loader, epochs=1)
+    assert adaptive.ledger == shuffled.ledger

@@ -1,0 +1,52 @@
+import pytest
+
+from monitors import privacy_spent
+from monitors.errors import UnsupportedEventError
+from monitors.events import (
+    ComposedEvent,
+    DisjointEvent,
+    GaussianEvent,
+    NonPrivateEvent,
+    PoissonSampledEvent,
+    RandomStoppingEvent,
+    RepeatedEvent,
+)
+from monitors.ledger import Ledger
+from monitors.relation import ADD_OR_REMOVE, ZERO_OUT, relation_of
+
+SUM = GaussianEvent(1.0)
+SAMPLED, SHUFFLED = PoissonSampledEvent(0.1, SUM), DisjointEvent(0, SUM)
+SUM_AND_COUNT = PoissonSampledEvent(0.1, ComposedEvent((SUM, GaussianEvent(20.0))))
+
+
+@pytest.mark.parametrize(
+    ("events", "relation"),
+    [
+        ([], ADD_OR_REMOVE),
+        ([SAMPLED, SUM_AND_COUNT, SUM], ADD_OR_REMOVE),
+        ([SHUFFLED], ZERO_OUT),
+        ([RepeatedEvent(SHUFFLED, 3)], ZERO_OUT),
+        ([SAMPLED, SHUFFLED, NonPrivateEvent(), DisjointEvent(1, ComposedEvent((SUM, SUM)))], ZERO_OUT),
+        ([PoissonSampledEvent(0.1, NonPrivateEvent()), SHUFFLED], ZERO_OUT),
+    ],
+    ids=str,
+)
+def test_the_relation_is_read_off_the_events(events, relation):
+    assert relation_of([(event, 1) for event in events]) == relation
+
+
+@pytest.mark.parametrize(
+    "other", [SUM_AND_COUNT, RepeatedEvent(SUM_AND_COUNT, 2), RandomStoppingEvent(SUM_AND_COUNT, 3)]
+)
+@pytest.mark.parametrize("first", [True, False])
+def test_no_epsilon_is_stated_for_events_that_share_no_relation(other, first):
+    ledger = Ledger()
+    for event in [other, SHUFFLED] if first else [SHUFFLED, other]:
+        ledger.record(event)
+    with pytest.raises(UnsupportedEventError, match="no one epsilon covers both"):
+        privacy_spent(ledger, 1e-5)
+
+
+def test_a_mixed_ledger_states_the_relation_that_covers_it_whatever_its_last_training_says():
+    ledger = Ledger().record(SHUFFLED).merge(Ledger().record(SAMPLED))
+    assert privacy_spent(ledger, 1e-5, "rdp", {"relation": ADD_OR_REMOVE}).relation == ZERO_OUT
