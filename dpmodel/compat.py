@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from mechanisms.engines.batch import call_network, map_tensors
-from mechanisms.engines.undisturbed import shaken, undisturbed
+from mechanisms.engines.undisturbed import seed_generators, shaken, undisturbed
 from monitors.errors import UnsupportedModuleError
 
 Replace = Callable[[Any], nn.Module]
@@ -161,7 +161,7 @@ def _probe(network: nn.Module, example: Any) -> list[str]:
     """Run the network in training mode on examples together, on others, and on the first alone, and compare."""
     buffers = {name: value.clone() for name, value in network.named_buffers()}
     parameters = {name: value.detach().clone() for name, value in network.named_parameters()}
-    with _training_without_dropout(network), torch.random.fork_rng(devices=[]), torch.no_grad():
+    with undisturbed(network), _training_without_dropout(network), torch.no_grad():
         together = _seeded_call(network, example)
         changed = [name for name, value in network.named_buffers() if not _same(value, buffers[name])]
         again = _seeded_call(network, example)
@@ -172,8 +172,6 @@ def _probe(network: nn.Module, example: Any) -> list[str]:
             with suppress(Exception), shaken(network):
                 mixed = _mixes(network, example)
         written = [name for name, value in network.named_parameters() if not _same(value, parameters[name])]
-        for name, value in network.named_buffers():
-            value.copy_(buffers[name])
         for name, value in network.named_parameters():
             if name in written:
                 value.copy_(parameters[name])
@@ -223,7 +221,7 @@ def _first_row(nest: Any) -> Any:
 
 
 def _seeded_call(network: nn.Module, example: Any, seed: int = 0) -> Any:
-    torch.manual_seed(seed)
+    seed_generators(network, seed)
     return call_network(network, example)
 
 

@@ -47,7 +47,7 @@ if TYPE_CHECKING:
     from dpmodel.training_state import TrainingState
     from monitors.accountant import Accountant, PrivacySpent
 
-#: Rows per call of ``predict`` and of evaluation, which keep no gradients.
+#: Rows per call of ``predict`` and of evaluation, which keep no gradients, unless fewer are asked for.
 INFERENCE_BATCH = 1000
 
 #: Examples on which a network and an engine are tried before anything is spent.
@@ -231,11 +231,13 @@ class DPModel:
         _refuse_sink_mode(dataset_sink_mode)
         return self.fit(loader, epochs, callbacks=callbacks, **options)
 
-    def eval(self, loader: Any, *, dataset_sink_mode: bool = False) -> dict[str, float]:
+    def eval(self, loader: Any, *, batch_size: int | None = None, dataset_sink_mode: bool = False) -> dict[str, float]:
         """Metrics over all of ``loader``, each example once.
 
         Args:
             loader: A ``DataLoader``, a data set, or ``(inputs, targets)``.
+            batch_size: Examples per call of the network, where the loader does not say. Default: at most 1,000, and no
+                more than ``physical_batch_size``.
             dataset_sink_mode: MindSpore's argument, which may be False.
 
         Returns:
@@ -244,19 +246,20 @@ class DPModel:
         _refuse_sink_mode(dataset_sink_mode)
         self.metrics.reset()
         with self._inference():
-            for x, y in evaluation_batches(loader, INFERENCE_BATCH):
+            for x, y in evaluation_batches(loader, self._inference_batch(batch_size)):
                 if first_tensor(x).shape[0]:
                     outputs = call_network(self.network, to_device(x, self.device))
                     self.metrics.update(outputs, to_device(y, self.device))
         return self.metrics.compute()
 
-    def predict(self, inputs: Any) -> Any:
+    def predict(self, inputs: Any, *, batch_size: int | None = None) -> Any:
         """The network's outputs for ``inputs`` in evaluation mode, in the order given, without gradients.
 
         Post-processing of a private model: costs nothing.
 
         Args:
             inputs: A tensor whose first dimension counts examples, or a tuple, list or dict of such tensors.
+            batch_size: Examples per call of the network; default as in ``eval``.
 
         Returns:
             A tensor, or what the network gives: a tuple, list or dict of tensors.
@@ -265,13 +268,11 @@ class DPModel:
             DataError: The inputs hold anything but tensors.
         """
         require_tensors(inputs, "predict")
-        size = first_tensor(inputs).shape[0]
+        size, taken = first_tensor(inputs).shape[0], self._inference_batch(batch_size)
         with self._inference():
             parts = [
-                call_network(
-                    self.network, to_device(map_tensors(itemgetter(slice(i, i + INFERENCE_BATCH)), inputs), self.device)
-                )
-                for i in range(0, max(size, 1), INFERENCE_BATCH)
+                call_network(self.network, to_device(map_tensors(itemgetter(slice(i, i + taken)), inputs), self.device))
+                for i in range(0, max(size, 1), taken)
             ]
         return join_batches(parts)
 
@@ -308,19 +309,19 @@ class DPModel:
         return plan
 
     def _carry_out(self, loop: TrainingLoop) -> None:
-        run, was_training = loop.run, self.network.training
+        run = loop.run
         with (
+            self._mode(training=True),
             self._training(run.plan) as loop.before_pass,
             nullcontext() if loop.keeper is None else finishing_steps(run),
         ):
-            loop.listeners.notify("on_train_begin", run)
-            self._state_claim(run)
             try:
+                loop.listeners.notify("on_train_begin", run)
+                self._state_claim(run)
                 if loop.keeper is not None:
                     loop.keeper.begin(loop)
                 loop()
             finally:
-                self.network.train(was_training)
                 loop.step.engine.release()  # per-example gradients do not outlive the training
                 loop.listeners.notify("on_train_end", run)
 
@@ -339,19 +340,17 @@ class DPModel:
         outputs = self._tried(x)
         require_class_targets(loader.dataset, outputs, self.loss_fn)
         require_same_shape(outputs, y, self.loss_fn)
-        was_training = self.network.training
-        self.network.train()
         require_sound_clip(self.clip_mech, list(guard.parameters), run.plan.unit, run.plan.first_step)
-        self._choice = choose_engine(
-            self.engine,
-            self.network,
-            self.loss_fn,
-            run.plan.unit,
-            Batch(x, y),
-            physical_batch_size=self.physical_batch_size,
-            options=self._engine_options(),
-        )
-        self.network.train(was_training)
+        with self._mode(training=True):
+            self._choice = choose_engine(
+                self.engine,
+                self.network,
+                self.loss_fn,
+                run.plan.unit,
+                Batch(x, y),
+                physical_batch_size=self.physical_batch_size,
+                options=self._engine_options(),
+            )
         guard.protected()
         return PrivateStep(
             self.network, self.loss_fn, self.optimizer, self._choice.engine, run.plan, self.ledger, guard
@@ -399,6 +398,13 @@ class DPModel:
         finally:
             self.metrics.reset()
 
+    def _inference_batch(self, batch_size: int | None) -> int:
+        if batch_size is not None:
+            _checks.positive_int(batch_size=batch_size)
+            return batch_size
+        stated = self.physical_batch_size
+        return min(INFERENCE_BATCH, stated) if isinstance(stated, int) else INFERENCE_BATCH
+
     def _engine_options(self) -> dict[str, Any]:
         # Only what is asked for: an engine that cannot do it is passed over.
         asked = {"precision": self.precision != "fp32", "timed_plans": self.timed_plans}
@@ -421,13 +427,18 @@ class DPModel:
 
     @contextmanager
     def _inference(self) -> Iterator[None]:
-        was_training = self.network.training
-        self.network.eval()
+        with self._mode(training=False), torch.no_grad():
+            yield
+
+    @contextmanager
+    def _mode(self, *, training: bool) -> Iterator[None]:
+        modes = {module: module.training for module in self.network.modules()}
+        self.network.train(training)
         try:
-            with torch.no_grad():
-                yield
+            yield
         finally:
-            self.network.train(was_training)
+            for module, mode in modes.items():
+                module.training = mode
 
 
 def _check_types(network: Any, loss_fn: Any, optimizer: Any, noise_mech: Any, clip_mech: Any) -> None:

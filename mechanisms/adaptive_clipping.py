@@ -89,6 +89,7 @@ class QuantileClip(ClipMechanism):
         self.fraction_stddev = float(fraction_stddev)
         self.min_norm_bound = min_norm_bound
         self.max_norm_bound = max_norm_bound
+        self._stated_range = (min_norm_bound, max_norm_bound)
         self.generator = SecureGenerator(seed, purpose="clip")
 
     def start(self, norm_bound: float) -> None:
@@ -97,15 +98,18 @@ class QuantileClip(ClipMechanism):
         Raises:
             ValueError: The initial bound lies outside [min_norm_bound, max_norm_bound].
         """
-        super().start(norm_bound)
-        self.min_norm_bound = norm_bound / DEFAULT_RANGE if self.min_norm_bound is None else self.min_norm_bound
-        self.max_norm_bound = norm_bound * DEFAULT_RANGE if self.max_norm_bound is None else self.max_norm_bound
-        _checks.positive(min_norm_bound=self.min_norm_bound, max_norm_bound=self.max_norm_bound)
-        if not self.min_norm_bound <= norm_bound <= self.max_norm_bound:
+        _checks.positive(norm_bound=norm_bound)
+        low, high = self._stated_range
+        low = norm_bound / DEFAULT_RANGE if low is None else low
+        high = norm_bound * DEFAULT_RANGE if high is None else high
+        _checks.positive(min_norm_bound=low, max_norm_bound=high)
+        if not low <= norm_bound <= high:
             raise ValueError(
-                f"norm_bound={norm_bound:g} must lie in [min_norm_bound, max_norm_bound] = "
-                f"[{self.min_norm_bound:g}, {self.max_norm_bound:g}]; widen the range or start inside it"
+                f"norm_bound={norm_bound:g} must lie in [min_norm_bound, max_norm_bound] = [{low:g}, {high:g}]; widen "
+                "the range or start inside it"
             )
+        super().start(norm_bound)
+        self.min_norm_bound, self.max_norm_bound = low, high
 
     def factors(self, norms: torch.Tensor) -> torch.Tensor:
         """``min(1, bound / norm)``, shape (units, 1)."""

@@ -97,8 +97,11 @@ class NoiseMechanismsFactory(_Factory):
         """
         values = {"noise_decay_rate": noise_decay_rate, "decay_policy": decay_policy}
         stated = _given(values, {"noise_decay_rate": 6e-6, "decay_policy": None})
-        stated |= {"norm_bound": norm_bound, "initial_noise_multiplier": initial_noise_multiplier, "seed": seed}
-        mechanism: NoiseMechanism = cls._build(name, stated, options, frozenset())
+        common = {"norm_bound": norm_bound, "initial_noise_multiplier": initial_noise_multiplier, "seed": seed or 0}
+        usual = {"norm_bound": None, "initial_noise_multiplier": 1.0, "seed": 0}
+        mechanism: NoiseMechanism = cls._build(
+            name, stated | common, options, frozenset(usual) - set(_given(common, usual))
+        )
         return mechanism
 
 

@@ -106,6 +106,7 @@ class CallbackList:
         entries = callbacks if isinstance(callbacks, Iterable) else (callbacks,)
         self._callbacks: tuple[Any, ...] = tuple(_checked(entry) for entry in entries)
         _refuse_twice(self._callbacks)
+        self._begun: list[Any] = list(self._callbacks)
         self._listeners: dict[str, tuple[Callable[[Any], None], ...]] = {
             hook: tuple(getattr(entry, hook) for entry in self._in_order(hook) if _listens(entry, hook))
             for hook in HOOKS
@@ -114,8 +115,9 @@ class CallbackList:
     def notify(self, hook: str, run: Any) -> None:
         """Call ``hook`` of every callback that has it, in order.
 
-        ``on_train_end`` reaches every callback even where one of them fails, so that files are closed and the screen is
-        restored; the first failure is then raised.
+        ``on_train_end`` reaches every callback whose training has begun, even where one of them fails, so that files
+        are closed and the screen is restored; the first failure is then raised. A callback that fails in
+        ``on_train_begin`` has not begun, nor have those after it.
 
         Raises:
             ValueError: There is no such hook.
@@ -125,20 +127,25 @@ class CallbackList:
             raise ValueError(
                 f"unknown hook {hook!r}{_checks.nearest_hint(hook, HOOKS) or ';'} known: {', '.join(HOOKS)}"
             )
-        if hook == "on_train_end":
-            _call_all(listeners, run)
-            return
-        for listener in listeners:
-            listener(run)
+        if hook == "on_train_begin":
+            self._begin(run)
+        elif hook == "on_train_end":
+            _call_all([entry.on_train_end for entry in self._begun if _listens(entry, hook)], run)
+        else:
+            for listener in listeners:
+                listener(run)
+
+    def _begin(self, run: Any) -> None:
+        self._begun = []
+        for entry in self._callbacks:
+            if _listens(entry, "on_train_begin"):
+                entry.on_train_begin(run)
+            self._begun.append(entry)
 
     def _in_order(self, hook: str) -> Iterable[Any]:
         if hook != "on_train_step_begin":
             return self._callbacks
         return sorted(self._callbacks, key=lambda entry: bool(getattr(entry, "asked_last", False)))
-
-    def of_type(self, kind: type) -> list[Any]:
-        """The callbacks that are instances of ``kind``."""
-        return [entry for entry in self._callbacks if isinstance(entry, kind)]
 
     def __iter__(self) -> Iterator[Any]:
         return iter(self._callbacks)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import traceback
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -97,9 +98,17 @@ def carry_out(job: Job, stepped: Stepped) -> JobOutcome:
         result = train_from_config(config, folder.path, force=not resume, resume=resume, callbacks=[watcher])
     except KeyboardInterrupt:
         return JobOutcome(job, interrupted=True)
-    except (DPModelError, OSError, RuntimeError) as error:
-        return JobOutcome(job, f"{type(error).__name__}: {error}")
+    except Exception as error:
+        return JobOutcome(job, f"{type(error).__name__}: {error}{_place(error)}")
     return JobOutcome(job, interrupted=result.interrupted)
+
+
+def _place(error: Exception) -> str:
+    """Where an error arose that does not explain itself: in code of the user's, or in a bug."""
+    if isinstance(error, (DPModelError, OSError)):
+        return ""
+    frame = traceback.extract_tb(error.__traceback__)[-1]
+    return f" ({frame.filename}, line {frame.lineno})"
 
 
 class _Watcher(Silence):

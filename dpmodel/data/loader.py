@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -20,6 +20,7 @@ from torch.utils.data import (
 )
 from torch.utils.data import TensorDataset as TorchTensorDataset
 
+from dpmodel.data.in_memory import InMemoryDataset
 from mechanisms.engines.batch import map_tensors
 from mechanisms.sampling import SAMPLERS, Sampler
 from monitors import _checks
@@ -27,12 +28,16 @@ from monitors.errors import DataError, UnsupportedLoaderError
 
 Pair = tuple[Any, Any]
 
+#: What a rebuilt ``DataLoader`` keeps for its worker processes.
+WORKER_OPTIONS = ("worker_init_fn", "timeout", "prefetch_factor", "multiprocessing_context", "generator")
+
 
 class RowFetcher(Dataset):
     """Turns an array of row indices into ``(inputs, targets)``; no row at all gives tensors of length 0.
 
-    Three ways, the fastest that fits: the data set's own ``batch(rows)``, one ``index_select`` per tensor of a
-    ``TensorDataset``, or the examples one by one through ``collate_fn``.
+    Three ways, the fastest that gives the same: an ``InMemoryDataset``'s own ``batch(rows)``, one ``index_select`` per
+    tensor of a ``TensorDataset`` (both where ``collate_fn`` is torch's), or the examples one by one through
+    ``collate_fn``.
 
     Args:
         dataset: Map-style data set.
@@ -46,13 +51,18 @@ class RowFetcher(Dataset):
     @property
     def collates(self) -> bool:
         """Whether batches are made by ``collate_fn``, of examples one by one."""
-        return not (hasattr(self.dataset, "batch") or isinstance(self.dataset, TorchTensorDataset))
+        return not self._takes_rows(InMemoryDataset) and not self._takes_rows(TorchTensorDataset)
+
+    def _takes_rows(self, kind: type) -> bool:
+        """Whether the data set is of a kind whose rows can be had at once, and nothing of the user's is passed by."""
+        own = getattr(type(self.dataset), "__getitem__", None) is not getattr(kind, "__getitem__", None)
+        return isinstance(self.dataset, kind) and not own and self.collate_fn is default_collate
 
     def __getitem__(self, rows: np.ndarray) -> Pair:
         index = torch.as_tensor(np.ascontiguousarray(rows), dtype=torch.int64)
-        if hasattr(self.dataset, "batch"):
+        if self._takes_rows(InMemoryDataset):
             return split_pair(self.dataset.batch(index))
-        if isinstance(self.dataset, TorchTensorDataset):
+        if self._takes_rows(TorchTensorDataset):
             return split_pair(tuple(tensor.index_select(0, index) for tensor in self.dataset.tensors))
         if not len(index):
             example = self.collate_fn([self.dataset[0]])
@@ -88,6 +98,8 @@ class PrivateLoader:
         collate_fn: As in ``DataLoader``.
         num_workers: Processes that fetch ahead; 0 fetches in this one. The random draws stay in this process.
         pin_memory: As in ``DataLoader``, for CUDA.
+        worker_options: Further arguments of the ``DataLoader`` that fetches with ``num_workers``, by name:
+            ``WORKER_OPTIONS``.
 
     Raises:
         ValueError: The batch size exceeds the data set, or the sampling is unknown.
@@ -108,6 +120,7 @@ class PrivateLoader:
         collate_fn: Callable[[list[Any]], Any] | None = None,
         num_workers: int = 0,
         pin_memory: bool = False,
+        worker_options: Mapping[str, Any] | None = None,
     ) -> None:
         _checks.non_negative_int(num_workers=num_workers)
         self.dataset = dataset
@@ -117,6 +130,7 @@ class PrivateLoader:
         self.fetcher = RowFetcher(dataset, collate_fn or default_collate)
         self.num_workers = num_workers
         self.pin_memory = pin_memory
+        self.worker_options = dict(worker_options or {})
         self.steps_per_epoch = self.make_sampler().steps_per_epoch
 
     def make_sampler(self, seed: int | None = None, first_partition: int = 0) -> Sampler:
@@ -136,6 +150,7 @@ class PrivateLoader:
                 batch_size=None,
                 num_workers=self.num_workers,
                 pin_memory=self.pin_memory,
+                **self.worker_options,
             )
         )
 
@@ -220,6 +235,7 @@ def private_loader(loader: Any, sampling: str) -> tuple[PrivateLoader, str | Non
         collate_fn=loader.collate_fn,
         num_workers=loader.num_workers,
         pin_memory=loader.pin_memory,
+        worker_options={name: getattr(loader, name) for name in WORKER_OPTIONS} if loader.num_workers else None,
     )
     return rebuilt, f"the DataLoader was rebuilt; sampling is now: {rebuilt.make_sampler().describe()}"
 
@@ -233,7 +249,8 @@ def evaluation_batches(loader: Any, batch_size: int = 1000) -> Iterable[Pair]:
     if isinstance(loader, PrivateLoader):
         return loader.in_order(batch_size)
     if isinstance(loader, DataLoader):
-        if type(loader.batch_sampler) is BatchSampler and hasattr(loader.dataset, "batch"):
+        plain = type(loader.batch_sampler) is BatchSampler and loader.collate_fn is default_collate
+        if plain and isinstance(loader.dataset, InMemoryDataset):
             return PrivateLoader(loader.dataset, 1).in_order(batch_size)
         return (split_pair(batch) for batch in loader)
     if isinstance(loader, (tuple, list)) and len(loader) == 2 and all(isinstance(t, torch.Tensor) for t in loader):

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import os
 import weakref
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -19,6 +21,7 @@ from mechanisms.engines.batch import Batch, first_tensor, map_tensors
 from mechanisms.engines.losses import LossFunction
 from mechanisms.engines.undisturbed import undisturbed
 from monitors import _checks
+from monitors.errors import ConfigError
 
 #: Share of the free memory that a step may use when no budget is stated.
 FREE_SHARE = 0.5
@@ -27,15 +30,50 @@ FREE_SHARE = 0.5
 _TRIALS = (2, 6)
 
 
+#: Where Linux says what limits the group of processes of a container, and what they use; version 2, then version 1.
+_GROUP_FILES = (
+    ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"),
+    ("/sys/fs/cgroup/memory/memory.limit_in_bytes", "/sys/fs/cgroup/memory/memory.usage_in_bytes"),
+)
+
+
 def free_memory(device: torch.device) -> int:
-    """Bytes that are free on ``device``."""
+    """Bytes that are free on ``device``; within a container no more than its limit leaves.
+
+    Raises:
+        ConfigError: The system does not tell.
+    """
     if device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[0])
+    return int(min(_left_on_machine(), _left_in_group()))
+
+
+def _left_on_machine() -> float:
     try:
-        with open("/proc/meminfo", encoding="ascii") as lines:
-            return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:"))
+        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
+        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:"))
     except (OSError, StopIteration):
+        return _free_pages()
+
+
+def _free_pages() -> float:
+    try:
         return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (AttributeError, OSError, ValueError) as error:
+        raise ConfigError(
+            "how much memory is free cannot be told on this system; give physical_batch_size as a number instead of "
+            "'auto'"
+        ) from error
+
+
+def _left_in_group() -> float:
+    """Bytes that a container's limit leaves, where there is one."""
+    for limit, used in _GROUP_FILES:
+        try:
+            return max(0, int(Path(limit).read_text()) - int(Path(used).read_text()))
+        except (OSError, ValueError):  # no such file, or "max"
+            continue
+    return math.inf
 
 
 def auto_physical_batch_size(

@@ -17,7 +17,7 @@ from mechanisms.engines.parameters import trainable_parameters
 from mechanisms.engines.pool_first import pooling_of
 from mechanisms.engines.row_order import RowOrder
 from mechanisms.engines.sites import Site, find_sites
-from mechanisms.engines.undisturbed import undisturbed
+from mechanisms.engines.undisturbed import seed_generators, undisturbed
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ def _trial_passes(axes: AxisBook, sites: Sequence[Site], network: nn.Module, bat
     orders = [RowOrder(size) for size in AxisBook.sizes]
     for size, order in zip(AxisBook.sizes, orders, strict=True):
         axes.begin_pass()
-        torch.manual_seed(0)  # both passes leave out the same, where a layer is left out at random
+        seed_generators(network, 0)  # both passes leave out the same, where a layer is left out at random
         with Recorder(size, axes).watching(sites), order:
             call_network(network, _copies(batch.x, size))
     axes.compare()

@@ -23,9 +23,8 @@ def undisturbed(network: nn.Module) -> Iterator[None]:
     """
     modes = [(module, module.training) for module in network.modules()]
     buffers = [(value, value.clone(), value._version) for value in network.buffers()]
-    devices = {value.device for value in network.parameters() if value.device.type == "cuda"}
     try:
-        with torch.random.fork_rng(devices=list(devices)):
+        with torch.random.fork_rng(devices=_gpus(network)):
             yield
     finally:
         for module, training in modes:
@@ -34,6 +33,25 @@ def undisturbed(network: nn.Module) -> Iterator[None]:
             for value, before, version in buffers:
                 if value._version != version:
                     value.copy_(before)
+
+
+def seed_generators(network: nn.Module, seed: int) -> None:
+    """Seed torch's generators of the CPU and of the GPUs that ``network`` lies on, and of no others.
+
+    Example:
+        >>> with undisturbed(nn.Linear(1, 1)):
+        ...     seed_generators(nn.Linear(1, 1), 3)
+        ...     torch.initial_seed()
+        3
+    """
+    torch.default_generator.manual_seed(seed)
+    for device in _gpus(network):
+        with torch.cuda.device(device):
+            torch.cuda.manual_seed(seed)
+
+
+def _gpus(network: nn.Module) -> list[torch.device]:
+    return list(dict.fromkeys(value.device for value in network.parameters() if value.device.type == "cuda"))
 
 
 @contextmanager

@@ -15,7 +15,7 @@ from mechanisms.engines.functional import VmapEngine
 from mechanisms.engines.loop import LoopEngine
 from mechanisms.engines.losses import LossFunction
 from mechanisms.engines.parameters import hooked_parameter, trainable_parameters
-from mechanisms.engines.undisturbed import shaken, undisturbed
+from mechanisms.engines.undisturbed import seed_generators, shaken, undisturbed
 from mechanisms.units import ClippedUnit
 
 #: Largest accepted difference, relative to the largest entry of the parameter (float32 networks of many layers round).
@@ -140,7 +140,7 @@ def _is_random(network: nn.Module, probe: Batch) -> bool:
     with torch.no_grad():
         outputs = []
         for seed in range(4):
-            torch.manual_seed(seed)
+            seed_generators(network, seed)
             outputs.append(call_network(network, probe.x))
     first, *others = (torch.cat([part.flatten().double() for part in all_tensors(value)]) for value in outputs)
     scale = max(_largest(first), torch.finfo(torch.float32).tiny)

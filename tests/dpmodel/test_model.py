@@ -394,3 +394,67 @@ def test_a_training_that_shares_no_relation_with_its_ledger_is_refused_before_an
     with pytest.raises(UnsupportedEventError, match="no one epsilon covers both"):
         adaptive.fit(loader, epochs=1)
     assert adaptive.ledger == shuffled.ledger
+
+
+def test_who_has_begun_is_told_of_the_end_where_a_later_one_refuses_to_begin(make_model, loader):
+    told = []
+
+    class Told(Callback):
+        def __init__(self, name):
+            self.name = name
+
+        def on_train_begin(self, run):
+            told.append(f"{self.name} begins")
+
+        def on_train_end(self, run):
+            told.append(f"{self.name} ends")
+
+    class Refusing(Told):
+        def on_train_begin(self, run):
+            raise RuntimeError("no")
+
+    model = make_model()
+    with pytest.raises(RuntimeError, match="no"):
+        model.fit(loader, callbacks=[Told("first"), Refusing("second"), Told("third")])
+    assert told == ["first begins", "first ends"]
+    assert model.ledger.total == 0
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_a_refused_training_leaves_the_modes_of_all_layers(make_model, loader, training):
+    model = make_model(engine="bookkeeping", loss_fn=lambda outputs, targets: outputs.sum() * float("nan"))
+    model.network.train(training)
+    modes = [module.training for module in model.network.modules()]
+    model.engine = "no such engine"
+    with pytest.raises(ValueError, match="no such engine"):
+        model.fit(loader)
+    assert [module.training for module in model.network.modules()] == modes
+
+
+def test_other_generators_of_the_user_are_left_alone(make_model, loader, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "manual_seed_all", lambda seed: pytest.fail("the GPUs of others were seeded"))
+    model = make_model(network=nn.Sequential(nn.Linear(4, 3), nn.Dropout(0.5), nn.Linear(3, 3)))
+    before = torch.get_rng_state()
+    model.fit(loader, epochs=1)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_predictions_and_metrics_are_computed_in_parts_of_the_physical_batch_size(make_model, make_data):
+    sizes = []
+
+    class Sized(nn.Linear):
+        def forward(self, x):
+            sizes.append(len(x))
+            return super().forward(x)
+
+    x, y = make_data(n=40).tensors
+    model = make_model(network=Sized(4, 3), physical_batch_size=16)
+    model.predict(x)
+    model.eval((x, y))
+    assert sizes == [16, 16, 8] * 2
+    sizes.clear()
+    model.predict(x, batch_size=30)
+    model.eval((x, y), batch_size=30)
+    assert sizes == [30, 10] * 2
+    with pytest.raises(ValueError, match="batch_size must be"):
+        model.predict(x, batch_size=0)

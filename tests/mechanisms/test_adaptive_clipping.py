@@ -143,3 +143,10 @@ def test_a_zeroed_example_is_charged_for_the_term_that_it_can_flip():
     norms, zeroed = torch.tensor([0.5, 3.0, 2.0]), torch.tensor([0.5, 0.0, 2.0])
     counts = [int((values <= 1.0).sum()) - 0.5 * len(values) for values in (norms, zeroed)]
     assert abs(counts[0] - counts[1]) <= replace(unit, zeroed=True).indicator_sensitivity
+
+
+def test_one_mechanism_started_twice_takes_its_range_from_the_bound_of_each():
+    clip = QuantileClip(max_norm_bound=20.0)
+    clip.start(1.0)
+    clip.start(0.05)
+    assert (clip.min_norm_bound, clip.max_norm_bound) == (0.005, 20.0)

@@ -1,5 +1,7 @@
+import copy
 import math
 import os
+import pickle
 
 import numpy as np
 import pytest
@@ -179,3 +181,12 @@ def test_a_child_forked_after_a_draw_on_several_threads_draws_other_noise():
     ours = generator.normal(1 << 21, torch.float32).numpy()
     assert len(theirs) == 8
     assert not np.isin(theirs, ours[-8:]).any()
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda value: pickle.loads(pickle.dumps(value))])
+def test_a_copy_of_a_secret_stream_is_another_stream_and_of_a_seeded_one_goes_on(copied):
+    secret, seeded = SecureGenerator(purpose="noise"), SecureGenerator(seed=3, purpose="noise")
+    secret.words(2), seeded.words(2)
+    assert secret.words(4).tolist() != copied(secret).words(4).tolist()
+    assert copied(seeded).words(4).tolist() == seeded.words(4).tolist()
+    assert not copied(secret).reproducible

@@ -15,6 +15,7 @@ from torch.utils.data import (
 )
 
 from dpmodel import poisson_loader
+from dpmodel.data.in_memory import InMemoryDataset
 from dpmodel.data.loader import PrivateLoader, evaluation_batches, private_loader, require_held_out
 from monitors.errors import DataError, UnsupportedLoaderError
 
@@ -110,6 +111,62 @@ def test_a_rebuilt_loader_keeps_collate_function_and_workers():
     rebuilt, _ = private_loader(DataLoader(Listed(), 8, collate_fn=collate, num_workers=2), "poisson")
     assert rebuilt.num_workers == 2
     assert rebuilt.example()[0][0, 0].item() == 100
+
+
+class Doubled(TensorDataset):
+    def __getitem__(self, index):
+        x, y = super().__getitem__(index)
+        return 2 * x, y
+
+
+class Batched(Listed):
+    """Has a method of that name that means something else, as data sets of other libraries do."""
+
+    def batch(self, batch_size, drop_last_batch=False):
+        raise AssertionError("not asked for")
+
+
+def plus_hundred(examples):
+    x, y = zip(*examples, strict=True)
+    return torch.stack(x) + 100, torch.tensor(y)
+
+
+IMAGES = InMemoryDataset(torch.full((40, 1, 2, 2), 255, dtype=torch.uint8), torch.arange(40))
+
+
+@pytest.mark.parametrize("dataset", [DATASETS["tensors"], IMAGES], ids=["tensors", "images"])
+def test_a_collate_function_is_used_whatever_the_data_set(dataset):
+    loader = DataLoader(dataset, 8, collate_fn=plus_hundred)
+    rebuilt, _ = private_loader(loader, "poisson")
+    assert rebuilt.fetcher.collates
+    assert rebuilt.example()[0].min().item() >= 100
+    assert next(iter(evaluation_batches(loader)))[0].min().item() >= 100
+
+
+def test_what_a_data_set_makes_of_its_rows_is_not_passed_by():
+    tensors = DATASETS["tensors"].tensors
+    assert private_loader(DataLoader(Doubled(*tensors), 8), "poisson")[0].example()[0][1, 0].item() == 2
+    assert private_loader(DataLoader(Batched(), 8), "poisson")[0].example()[0].shape == (2, 2)
+
+
+def told(worker_id):
+    torch.utils.data.get_worker_info().dataset.dataset.told = worker_id
+
+
+class NeedsTelling(Listed):
+    told = None
+
+    def __getitem__(self, row):
+        assert self.told is not None
+        return super().__getitem__(row)
+
+
+def test_workers_of_a_rebuilt_loader_are_set_up_as_asked():
+    loader = DataLoader(NeedsTelling(), 8, num_workers=1, worker_init_fn=told, prefetch_factor=3, timeout=60)
+    rebuilt, _ = private_loader(loader, "poisson")
+    assert rebuilt.worker_options["prefetch_factor"] == 3
+    assert rebuilt.worker_options["timeout"] == 60
+    assert len(list(rebuilt)) == 5
 
 
 def test_a_poisson_loader_is_taken_as_it_is():

@@ -4,9 +4,10 @@ import pytest
 import torch
 from torch import nn
 
-from mechanisms.engines import ENGINES, Batch, BookKeepingEngine
+from mechanisms.engines import ENGINES, Batch, BookKeepingEngine, memory
 from mechanisms.engines.memory import auto_physical_batch_size, free_memory
 from mechanisms.units import ClippedUnit
+from monitors.errors import ConfigError
 
 NETWORK = nn.Sequential(nn.Conv2d(1, 8, 3), nn.ReLU(), nn.Flatten(), nn.Linear(8 * 26 * 26, 10))
 EXAMPLE = Batch(torch.randn(1, 1, 28, 28), torch.zeros(1, dtype=torch.long))
@@ -46,3 +47,22 @@ def test_a_budget_must_be_positive():
 
 def test_the_processor_has_free_memory():
     assert free_memory(torch.device("cpu")) > 2**20
+
+
+def test_a_container_has_no_more_free_memory_than_its_limit_leaves(tmp_path, monkeypatch):
+    limit, used = tmp_path / "max", tmp_path / "current"
+    monkeypatch.setattr(memory, "_GROUP_FILES", ((str(tmp_path / "none"), str(used)), (str(limit), str(used))))
+    limit.write_text("3000000\n")
+    used.write_text("1000000\n")
+    assert free_memory(torch.device("cpu")) == 2_000_000
+    limit.write_text("max\n")
+    assert free_memory(torch.device("cpu")) > 2_000_000
+
+
+def test_a_system_that_does_not_tell_asks_for_a_number(monkeypatch):
+    def unknown(name):
+        raise ValueError("unrecognized configuration name")
+
+    monkeypatch.setattr(memory.os, "sysconf", unknown)
+    with pytest.raises(ConfigError, match="give physical_batch_size as a number"):
+        memory._free_pages()
