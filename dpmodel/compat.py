@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from mechanisms.engines.batch import call_network, map_tensors
-from mechanisms.engines.undisturbed import seed_generators, shaken, undisturbed
+from mechanisms.engines.undisturbed import seed_generators, shaken, undisturbed, without_dropout
 from monitors.errors import UnsupportedModuleError
 
 Replace = Callable[[Any], nn.Module]
@@ -161,7 +161,7 @@ def _probe(network: nn.Module, example: Any) -> list[str]:
     """Run the network in training mode on examples together, on others, and on the first alone, and compare."""
     buffers = {name: value.clone() for name, value in network.named_buffers()}
     parameters = {name: value.detach().clone() for name, value in network.named_parameters()}
-    with undisturbed(network), _training_without_dropout(network), torch.no_grad():
+    with undisturbed(network), without_dropout(network), torch.no_grad():
         together = _seeded_call(network, example)
         changed = [name for name, value in network.named_buffers() if not _same(value, buffers[name])]
         again = _seeded_call(network, example)
@@ -223,20 +223,6 @@ def _first_row(nest: Any) -> Any:
 def _seeded_call(network: nn.Module, example: Any, seed: int = 0) -> Any:
     seed_generators(network, seed)
     return call_network(network, example)
-
-
-@contextmanager
-def _training_without_dropout(network: nn.Module) -> Iterator[None]:
-    modes = {module: module.training for module in network.modules()}
-    network.train()
-    for module in network.modules():
-        if isinstance(module, nn.modules.dropout._DropoutNd):
-            module.eval()
-    try:
-        yield
-    finally:
-        for module, mode in modes.items():
-            module.training = mode
 
 
 def _first(value: Any) -> Tensor:

@@ -28,14 +28,16 @@ class UpdateGuard:
     Args:
         network: The network that is trained.
         optimizer: Its optimizer.
+        loss_fn: The loss; what it keeps as a module (buffers, parameters) is watched too.
 
     Raises:
         UnprotectedUpdateError: The optimizer does not hold exactly the trainable parameters of the network.
     """
 
-    def __init__(self, network: nn.Module, optimizer: Optimizer) -> None:
+    def __init__(self, network: nn.Module, optimizer: Optimizer, loss_fn: object = None) -> None:
         self.network = network
         self.optimizer = optimizer
+        self.loss_fn = loss_fn
         #: The trainable parameters by name.
         self.parameters = trainable_parameters(network)
         self._known = {id(parameter) for parameter in self.parameters.values()}
@@ -101,6 +103,9 @@ class UpdateGuard:
     def _state(self) -> Iterator[tuple[str, Tensor]]:
         yield from self.network.named_parameters()
         yield from self.network.named_buffers()
+        if isinstance(self.loss_fn, nn.Module):
+            yield from self.loss_fn.named_parameters("loss_fn")
+            yield from self.loss_fn.named_buffers("loss_fn")
 
     def _copies(self) -> dict[str, Tensor]:
         return {name: value.detach().clone() for name, value in self._state() if value.layout == torch.strided}

@@ -335,7 +335,7 @@ class DPModel:
             self._in_training = False
 
     def _prepare(self, run: Run, loader: PrivateLoader) -> PrivateStep:
-        guard = UpdateGuard(self.network, self.optimizer)
+        guard = UpdateGuard(self.network, self.optimizer, self.loss_fn)
         x, y = (to_device(value, self.device) for value in loader.example(_TRIED))
         outputs = self._tried(x)
         require_class_targets(loader.dataset, outputs, self.loss_fn)

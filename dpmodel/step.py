@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from dpmodel.additivity import Additivity
 from dpmodel.guard import UpdateGuard
 from dpmodel.release import ReleasePlan
 from mechanisms.engines.base import ClippedSum, Engine
@@ -43,11 +45,13 @@ class PrivateStep:
     guard: UpdateGuard
     broken_steps: int = field(default=0, init=False)
     _layout: FlatLayout = field(init=False)
+    _additivity: Additivity = field(init=False)
     _sum: Tensor = field(init=False)  # for all steps: fresh memory of the size of a large network is slow to come by
 
     def __post_init__(self) -> None:
         self._layout = FlatLayout.of(self.network)
         self._sum = self._layout.zeros(self._layout.size)
+        self._additivity = Additivity(self.network, self.loss_fn, self.engine, self.plan.clip)
 
     def __call__(self, batch: Batch, step: int) -> float:
         """Do step ``step`` on ``batch`` (possibly empty: a noise-only step).
@@ -61,18 +65,29 @@ class PrivateStep:
         """
         self.guard.check()
         plan = self.plan
-        # A layer that writes to its weights or buffers would have moved them by the data, without noise.
-        with self.guard.forward_pass():
-            summed = self.engine.clipped_sum(self.network, self.loss_fn, batch, plan.clip, self._sum)
-        self._require_accounted(summed)
-        self.ledger.record(plan.event(step))
-        noisy = plan.noise.add(summed, step)
+        with self._never_left_clean():
+            # A layer that writes to its weights or buffers would have moved them by the data, without noise.
+            with self.guard.forward_pass():
+                self._additivity(batch)
+                summed = self.engine.clipped_sum(self.network, self.loss_fn, batch, plan.clip, self._sum)
+            self._require_accounted(summed)
+            self.ledger.record(plan.event(step))
+            noisy = plan.noise.add(summed, step)
         self._descend(noisy.div_(plan.unit.expected_units))
         # Who releases nothing by an event of its own is shown nothing.
         shown = summed.norms if plan.clip_event(step) is not None else summed.norms[:0]
         plan.clip.update(shown, plan.unit, step)
         self._watch(summed)
         return summed.loss
+
+    @contextmanager
+    def _never_left_clean(self) -> Iterator[None]:
+        """Where a step fails, no sum without noise stays: an optimizer may hold views of it since the last step."""
+        try:
+            yield
+        except BaseException:
+            self._sum.zero_()
+            raise
 
     def _descend(self, gradient: Tensor) -> None:
         parameters = self.guard.parameters.values()

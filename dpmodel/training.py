@@ -60,7 +60,7 @@ class TrainingLoop:
         keeper: Keeps the state of the training on the disk; None keeps nothing.
 
     Attributes:
-        before_pass: Called before each pass over private data; None for nothing.
+        before_pass: Called before each batch is read, and before it is passed through; None for nothing.
     """
 
     run: Run
@@ -132,10 +132,10 @@ class TrainingLoop:
         run = self.run
         if self.keeper is not None:
             self.keeper.before_step(self)
+        self._renew()
         batch = self._batch(next(batches))
+        self._renew()  # the data set may have seeded the generators for its own purposes
         self._between_steps = False
-        if self.before_pass is not None:
-            self.before_pass()
         run.loss = self.step(batch, run.step)
         run.advance()
         self.progress.losses.append(run.loss)
@@ -144,6 +144,10 @@ class TrainingLoop:
         self.listeners.notify("on_train_step_end", run)
         if self.keeper is not None:
             self.keeper.after_step(self)
+
+    def _renew(self) -> None:
+        if self.before_pass is not None:
+            self.before_pass()
 
     def _rest(self) -> None:
         if self.keeper is not None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from monitors.errors import UnsupportedEventError
 from monitors.events import (
+    ComposedEvent,
     DisjointEvent,
     GaussianEvent,
     NonPrivateEvent,
@@ -56,7 +57,8 @@ def _holds_for_zero_out(event: PrivacyEvent) -> bool:
         return True
     if isinstance(event, PoissonSampledEvent):
         return isinstance(event.event, GaussianEvent | NonPrivateEvent)
-    return all(map(_holds_for_zero_out, parts_of(event)))
+    # At rate 1 a sum and a count stand together without a sampled event around them.
+    return not isinstance(event, ComposedEvent) and all(map(_holds_for_zero_out, parts_of(event)))
 
 
 def stated_relation(rows: Rows) -> dict[str, str]:

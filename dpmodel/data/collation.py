@@ -23,6 +23,9 @@ Shapes = list[torch.Size]
 #: Examples, spread over the data set, among which a short and a long one are looked for before training.
 LOOKED_AT = 64
 
+#: Further readings of an example before a difference is held to be no chance of augmentation.
+REREAD = 12
+
 #: Largest accepted change of an example's gradient, relative to its largest entry.
 TOLERANCE = 1e-3
 
@@ -96,7 +99,7 @@ class Collation:
         alone, beside = fetcher[np.array([short])], _first_row(fetcher[np.array([short, long])])
         steady = _equal(alone, fetcher[np.array([short])])
         if _row_shapes(alone) == _row_shapes(beside):
-            if steady and not _equal(alone, beside):
+            if steady and not _equal(alone, beside) and self._always(short, long, alone, beside):
                 raise DataError(
                     "the collate_fn gives an example other values in a batch of several than alone: it mixes examples, "
                     "and what one of them adds would be in the clipped gradients of others. Collate each by itself"
@@ -114,6 +117,14 @@ class Collation:
                 "network and the loss leave padding out (a mask, ignore_index)"
             )
         self._accepted = True
+
+    def _always(self, short: int, long: int, alone: Pair, beside: Any) -> bool:
+        """Whether an example reads the same each time, alone and beside another: no chance of augmentation, then."""
+        fetcher = self.loader.fetcher
+        return all(
+            _equal(alone, fetcher[np.array([short])]) and _equal(beside, _first_row(fetcher[np.array([short, long])]))
+            for _ in range(REREAD)
+        )
 
     def _gradient(self, pair: Pair) -> Tensor:
         clip = Fixed()

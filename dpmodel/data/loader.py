@@ -21,7 +21,7 @@ from torch.utils.data import (
 from torch.utils.data import TensorDataset as TorchTensorDataset
 
 from dpmodel.data.in_memory import InMemoryDataset
-from mechanisms.engines.batch import map_tensors
+from mechanisms.engines.batch import all_tensors, map_tensors
 from mechanisms.sampling import SAMPLERS, Sampler
 from monitors import _checks
 from monitors.errors import DataError, UnsupportedLoaderError
@@ -60,14 +60,24 @@ class RowFetcher(Dataset):
 
     def __getitem__(self, rows: np.ndarray) -> Pair:
         index = torch.as_tensor(np.ascontiguousarray(rows), dtype=torch.int64)
+        pair = split_pair(self._fetched(index))
+        for tensor in all_tensors(pair):
+            if tensor.shape[:1] != index.shape:
+                raise DataError(
+                    f"{len(index)} rows were asked for, but the data set or its collate_fn gave a tensor of shape "
+                    f"{tuple(tensor.shape)}: its first dimension must count examples, each row once. Several views of "
+                    "an example are one example: stack them in a dimension of their own"
+                )
+        return pair
+
+    def _fetched(self, index: Tensor) -> Any:
         if self._takes_rows(InMemoryDataset):
-            return split_pair(self.dataset.batch(index))
+            return self.dataset.batch(index)
         if self._takes_rows(TorchTensorDataset):
-            return split_pair(tuple(tensor.index_select(0, index) for tensor in self.dataset.tensors))
+            return tuple(tensor.index_select(0, index) for tensor in self.dataset.tensors)
         if not len(index):
-            example = self.collate_fn([self.dataset[0]])
-            return split_pair(map_tensors(lambda tensor: tensor[:0], example))
-        return split_pair(self.collate_fn([self.dataset[int(row)] for row in index]))
+            return map_tensors(lambda tensor: tensor[:0], self.collate_fn([self.dataset[0]]))
+        return self.collate_fn([self.dataset[int(row)] for row in index])
 
 
 def split_pair(batch: Any) -> Pair:

@@ -68,6 +68,8 @@ class Engine(ABC):
     """
 
     name: ClassVar[str]
+    #: Whether the network never sees one unit's examples beside another's, so that nothing can tie units together.
+    sees_examples_alone: ClassVar[bool] = False
 
     def __init__(self, unit: ClippedUnit, physical_batch_size: int | None = None) -> None:
         if physical_batch_size is not None:

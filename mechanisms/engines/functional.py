@@ -25,6 +25,7 @@ class VmapEngine(Engine):
     """
 
     name: ClassVar[str] = "vmap"
+    sees_examples_alone: ClassVar[bool] = True
 
     @classmethod
     def refuses(cls, network: nn.Module, loss_fn: LossFunction, unit: ClippedUnit, example: Batch) -> str | None:

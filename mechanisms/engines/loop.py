@@ -24,6 +24,7 @@ class LoopEngine(Engine):
     """
 
     name: ClassVar[str] = "loop"
+    sees_examples_alone: ClassVar[bool] = True
 
     @classmethod
     def refuses(cls, network: nn.Module, loss_fn: LossFunction, unit: ClippedUnit, example: Batch) -> str | None:

@@ -55,6 +55,21 @@ def _gpus(network: nn.Module) -> list[torch.device]:
 
 
 @contextmanager
+def without_dropout(network: nn.Module) -> Iterator[None]:
+    """All modules are in training mode within, but dropout layers, which are off."""
+    modes = {module: module.training for module in network.modules()}
+    network.train()
+    for module in network.modules():
+        if isinstance(module, nn.modules.dropout._DropoutNd):
+            module.eval()
+    try:
+        yield
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
+
+
+@contextmanager
 def shaken(network: nn.Module) -> Iterator[None]:
     """All trainable parameters are moved a little within, so that none is zero; their own values are put back."""
     values = [(parameter, parameter.data) for parameter in trainable_parameters(network).values()]

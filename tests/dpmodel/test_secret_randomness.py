@@ -1,8 +1,13 @@
+import random
+
+import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch.utils.data import DataLoader, Dataset
 
 from dpmodel import Callback, NoiseMechanismsFactory, StateKeeper, poisson_loader
+from dpmodel.secret_randomness import secret_randomness
 from dpmodel.training_state import read_state
 
 
@@ -69,3 +74,47 @@ def test_a_data_set_that_seeds_torch_does_not_give_the_masks_away(make_model):
     model.fit(poisson_loader(Seeding(), batch_size=32), epochs=3, callbacks=[Look()])
     assert len(set(seeds)) == 6
     assert min(seeds) >= 64
+
+
+class Shifted(Dataset):
+    """Shifts each example as a global generator says."""
+
+    def __init__(self, draw):
+        self.draw, self.shifts = draw, []
+
+    def __len__(self):
+        return 32
+
+    def __getitem__(self, row):
+        self.shifts.append(self.draw())
+        return torch.arange(4.0).roll(self.shifts[-1] % 4), row % 3
+
+
+@pytest.mark.parametrize(
+    ("seed", "draw"),
+    [
+        (random.seed, lambda: random.randrange(1000)),
+        (np.random.seed, lambda: int(np.random.randint(1000))),
+        (torch.manual_seed, lambda: int(torch.randint(1000, (1,)))),
+    ],
+    ids=["random", "numpy", "torch"],
+)
+def test_augmentation_does_not_follow_a_seed_that_is_known(make_model, seed, draw):
+    def shifts():
+        seed(3)
+        data = Shifted(draw)
+        make_model().fit(DataLoader(data, batch_size=32), epochs=2)
+        return data.shifts[-32:]
+
+    assert shifts() != shifts()
+
+
+def test_the_users_generators_go_on_as_before():
+    def state():
+        return random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist()
+
+    before = state()
+    with secret_randomness(torch.device("cpu")) as renew:
+        renew()
+        assert state() != before
+    assert state() == before

@@ -36,7 +36,8 @@ def test_the_relation_is_read_off_the_events(events, relation):
 
 
 @pytest.mark.parametrize(
-    "other", [SUM_AND_COUNT, RepeatedEvent(SUM_AND_COUNT, 2), RandomStoppingEvent(SUM_AND_COUNT, 3)]
+    "other",
+    [SUM_AND_COUNT, SUM_AND_COUNT.event, RepeatedEvent(SUM_AND_COUNT, 2), RandomStoppingEvent(SUM_AND_COUNT, 3)],
 )
 @pytest.mark.parametrize("first", [True, False])
 def test_no_epsilon_is_stated_for_events_that_share_no_relation(other, first):

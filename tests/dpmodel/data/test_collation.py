@@ -7,6 +7,8 @@ from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import DataLoader, Dataset, default_collate
 
 from dpmodel import DPModel, NoiseMechanismsFactory, poisson_loader
+from dpmodel.data.collation import Collation
+from dpmodel.data.loader import PrivateLoader
 from mechanisms.clipping import Fixed
 from mechanisms.engines import Batch, LoopEngine
 from mechanisms.units import ClippedUnit
@@ -140,3 +142,27 @@ def test_random_tokens_do_not_hide_padding_that_matters():
 
     with pytest.raises(DataError, match="padding changes an example's gradient"):
         model_of(Mean(masked=False)).fit(DataLoader(Texts([3, 9, 4, 3] * 10), batch_size=8, collate_fn=dropping))
+
+
+class SometimesFlipped(Dataset):
+    """One of two values by a coin: equal in two readings as often as not."""
+
+    def __init__(self, chance):
+        self.chance = chance
+
+    def __len__(self):
+        return 8
+
+    def __getitem__(self, row):
+        x = torch.arange(4.0) + row
+        return (x.flip(0) if torch.rand(()) < self.chance else x), row % 3
+
+
+@pytest.mark.parametrize("chance", [0.5, 0.05])
+def test_augmentation_by_a_coin_is_never_taken_for_mixing(chance):
+    for seed in range(60):
+        torch.manual_seed(seed)
+        collation = Collation(
+            PrivateLoader(SometimesFlipped(chance), 4), nn.Linear(4, 3), nn.CrossEntropyLoss(), torch.device("cpu")
+        )
+        collation.check()

@@ -225,3 +225,26 @@ def test_evaluation_sees_each_example_once():
 def test_evaluation_of_something_else_is_refused():
     with pytest.raises(DataError, match="cannot evaluate on int"):
         evaluation_batches(3)
+
+
+def several_crops(examples):
+    x, y = zip(*examples, strict=True)
+    return torch.stack(x).repeat(3, 1), torch.tensor(y).repeat(3)
+
+
+class ManyRows(InMemoryDataset):
+    def batch(self, rows):
+        return super().batch(rows.repeat_interleave(3))
+
+
+@pytest.mark.parametrize(
+    "loader", [DataLoader(Listed(), 8, collate_fn=several_crops), DataLoader(ManyRows(IMAGES.x, IMAGES.y), 8)]
+)
+@pytest.mark.parametrize("rows", [[], [3, 5]])
+def test_one_row_of_the_data_is_one_row_of_the_batch(loader, rows):
+    rebuilt, _ = private_loader(loader, "poisson")
+    if rows:
+        with pytest.raises(DataError, match="its first dimension must count examples, each row once"):
+            rebuilt.fetcher[np.array(rows)]
+    else:
+        assert rebuilt.fetcher[np.array(rows, dtype=np.int64)][1].shape == (0,)
