@@ -209,7 +209,7 @@ class DPModel:
         require_held_out(valid_loader, private.dataset)
         with nullcontext() if keeper is None else keeper.open():
             state = None if keeper is None else keeper.state
-            run = Run(self, self._plan(private, state), epochs, private.steps_per_epoch, listeners)
+            run = Run(self, self._plan(private, epochs, state), epochs, private.steps_per_epoch, listeners)
             run.has_validation = valid_loader is not None
             if keeper is not None:
                 keeper.admit(run, listeners)
@@ -299,9 +299,9 @@ class DPModel:
             return "the engine is chosen when fit sees the first examples"
         return "\n".join(filter(None, [self._choice.reason, self._choice.engine.explain()]))
 
-    def _plan(self, loader: PrivateLoader, state: TrainingState | None) -> ReleasePlan:
+    def _plan(self, loader: PrivateLoader, epochs: int, state: TrainingState | None) -> ReleasePlan:
         unit = ClippedUnit.of(loader.batch_size, self.micro_batches)
-        partition = self.ledger.next_partition if state is None else state.first_partition
+        partition = self.ledger.reserve_partitions(epochs) if state is None else state.first_partition
         first_step = self.steps_done if state is None else state.first_step
         sampler = loader.make_sampler(self.seed, partition)
         plan = ReleasePlan(self.noise_mech, self.clip_mech, unit, sampler, first_step)

@@ -14,12 +14,19 @@ import torch
 from dpmodel.callbacks.base import CallbackList
 from dpmodel.data.collation import Collation
 from dpmodel.data.loader import PrivateLoader
+from dpmodel.interrupt import INTERRUPTED
 from dpmodel.run import Run
 from dpmodel.step import PrivateStep
 from mechanisms.engines.batch import Batch, first_tensor, map_tensors
 
 if TYPE_CHECKING:
     from dpmodel.state_keeper import StateKeeper
+
+#: What a ledger says of a training that something other than a limit has ended.
+STOPPED_BY_CHOICE = (
+    "stopped before its planned end: epsilon is that of a length fixed in advance; where the moment was chosen by what "
+    "the training showed, state epsilon of all planned steps, or train under a PrivacyFilter"
+)
 
 
 def to_device(value: Any, device: torch.device) -> Any:
@@ -75,6 +82,7 @@ class TrainingLoop:
     progress: EpochProgress = field(default_factory=EpochProgress, init=False)
     _announced: set[str] = field(default_factory=set, init=False)
     _between_steps: bool = field(default=True, init=False)
+    _limit_reached: bool = field(default=False, init=False)
 
     def __call__(self) -> None:
         """Train until the planned steps are done or ``run.stop`` was called.
@@ -88,6 +96,7 @@ class TrainingLoop:
                 self._epoch()
                 if run.stop_reason is not None:
                     run.say(f"training stopped after {run.step - run.first_step} steps: {run.stop_reason}")
+                    self._note_choice()
                     break
         except Exception:
             if self._between_steps:
@@ -121,8 +130,10 @@ class TrainingLoop:
         if self.keeper is not None:
             self.keeper.before_steps(self)
         for _ in range(left):
+            asked_before = run.stop_reason is not None
             self.listeners.notify("on_train_step_begin", run)
             if run.stop_reason is not None:
+                self._limit_reached = not asked_before
                 # Before the metrics of a part of an epoch are taken, which a resumed training must not know.
                 self._rest()
                 break
@@ -144,6 +155,13 @@ class TrainingLoop:
         self.listeners.notify("on_train_step_end", run)
         if self.keeper is not None:
             self.keeper.after_step(self)
+
+    def _note_choice(self) -> None:
+        """A limit stops by the schedule, known in advance; whatever else stops may go by what the training showed."""
+        run = self.run
+        chosen = not self._limit_reached and not str(run.stop_reason).startswith(INTERRUPTED)
+        if chosen and run.step < run.planned_steps:
+            run.ledger.add_note(STOPPED_BY_CHOICE)
 
     def _renew(self) -> None:
         if self.before_pass is not None:

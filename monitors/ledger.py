@@ -37,6 +37,7 @@ class Ledger:
         self._rows: list[tuple[PrivacyEvent, int]] = []
         self._lost: list[bool] = []
         self._notes: list[str] = []
+        self._reserved = 0
         for text in notes:
             self.add_note(text)
 
@@ -113,9 +114,24 @@ class Ledger:
 
     @property
     def next_partition(self) -> int:
-        """The smallest partition number above all that are in use (see ``DisjointEvent``)."""
+        """The smallest partition number above all that are in use or reserved (see ``DisjointEvent``)."""
         used = [event.partition for event, _ in self._rows if isinstance(event, DisjointEvent)]
-        return max(used, default=-1) + 1
+        return max(max(used, default=-1) + 1, self._reserved)
+
+    def reserve_partitions(self, count: int) -> int:
+        """Keep ``count`` partition numbers for a training that is about to record here, and give the first.
+
+        Two trainings that record on one ledger at a time would otherwise use the same numbers, and be charged as one.
+
+        Example:
+            >>> ledger = Ledger()
+            >>> ledger.reserve_partitions(3), ledger.next_partition
+            (0, 3)
+        """
+        _checks.positive_int(count=count)
+        first = self.next_partition
+        self._reserved = first + count
+        return first
 
     def merge(self, *others: Ledger) -> Ledger:
         """A new ledger for several trainings on one data set: all rows, partitions of the others renumbered.

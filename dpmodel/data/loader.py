@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import (
     BatchSampler,
+    ConcatDataset,
     DataLoader,
     Dataset,
     IterableDataset,
@@ -236,8 +237,10 @@ def private_loader(loader: Any, sampling: str) -> tuple[PrivateLoader, str | Non
                 f"the loader samples by {loader.sampling!r} but the model was built with sampling={sampling!r}; "
                 f"use DPModel(sampling={loader.sampling!r}) or another loader"
             )
+        _require_each_row_once(loader.dataset)
         return loader, None
     _require_plain(loader)
+    _require_each_row_once(loader.dataset)
     rebuilt = PrivateLoader(
         loader.dataset,
         loader.batch_size,
@@ -294,6 +297,26 @@ def _share_rows(one: Any, other: Any) -> bool:
     if one is not other:
         return some is None and others is None and _share_memory(one, other)
     return some is None or others is None or bool(np.intersect1d(some, others).size)
+
+
+def _require_each_row_once(dataset: Any) -> None:
+    parts = _parts(dataset)
+    for at, part in enumerate(parts):
+        rows = _rows_of(part)[1]
+        repeated = rows is not None and len(np.unique(rows)) < len(rows)
+        if repeated or any(_share_rows(part, other) for other in parts[:at]):
+            raise UnsupportedLoaderError(
+                f"{type(dataset).__name__} holds rows of its data more than once: an example would be drawn and would "
+                "count several times, though the ledger accounts for one. Give each row once (to weigh a class, weigh "
+                "its losses)"
+            )
+
+
+def _parts(dataset: Any) -> list[Any]:
+    """The data sets that are put one after the other in ``dataset``."""
+    if not isinstance(dataset, ConcatDataset):
+        return [dataset]
+    return [part for inner in dataset.datasets for part in _parts(inner)]
 
 
 def _rows_of(dataset: Any) -> tuple[Any, np.ndarray | None]:

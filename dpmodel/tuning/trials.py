@@ -7,6 +7,7 @@ import json
 import math
 import os
 import random
+import secrets
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,13 +34,16 @@ from monitors.calibration import calibrate_noise_multiplier
 from monitors.errors import ConfigError
 from monitors.ledger import Ledger
 
+#: Length of a run's name, which says nothing of its place among the others.
+_NAME_BYTES = 4
+
 
 @dataclass(frozen=True)
 class Trial:
     """One run of a search.
 
     Args:
-        number: From 1.
+        number: From 1, in the order in which they were drawn; as secret as the number of runs.
         values: What was drawn.
         folder: Its run folder.
         plan: What it releases.
@@ -125,7 +129,7 @@ def run_tuning(
     _require_buildable(tuning)
     with FolderLock(folder):
         told.calibrating(tuning.name)
-        trials = _planned(tuning, folder, _drawn(tuning, folder))
+        trials = _planned(tuning, folder, *_drawn(tuning, folder))
         _charge(tuning, folder, trials).save(folder / "ledger.json")
         todo = [trial for trial in trials if not is_finished(trial.folder, trial.plan.config)]
         work = [_job(index, trial) for index, trial in enumerate(todo)]
@@ -140,8 +144,8 @@ def _require_buildable(tuning: Tuning) -> None:
         build_training(_provisional(config))
 
 
-def _drawn(tuning: Tuning, folder: Path) -> list[dict[str, Any]]:
-    """The values of every run: drawn once, then read back, so that a resumed search is the same search."""
+def _drawn(tuning: Tuning, folder: Path) -> tuple[list[dict[str, Any]], list[str]]:
+    """The values of every run and its name: drawn once, then read back, so that a resumed search is the same search."""
     path, digest = folder / "search.json", _digest(tuning)
     if path.is_file():
         return _stored(path, digest)
@@ -150,16 +154,18 @@ def _drawn(tuning: Tuning, folder: Path) -> list[dict[str, Any]]:
     # Only a secret number of runs buys the price of random stopping.
     secret = random.SystemRandom()
     runs = [tuning.draw(secret) for _ in range(tuning.charge.number(tuning.definition.runs, secret))]
+    # Nor may the place of the best run among the others be known: it tells of how many there are.
+    names = [secrets.token_hex(_NAME_BYTES) for _ in runs]
     for values in runs:
         tuning.config(values)
-    write_atomically(path, json.dumps({"digest": digest, "runs": runs}, indent=1) + "\n")
-    return runs
+    write_atomically(path, json.dumps({"digest": digest, "runs": runs, "names": names}, indent=1) + "\n")
+    return runs, names
 
 
-def _stored(path: Path, digest: str) -> list[dict[str, Any]]:
+def _stored(path: Path, digest: str) -> tuple[list[dict[str, Any]], list[str]]:
     try:
         stored = json.loads(path.read_text(encoding="utf-8"))
-        found, runs = stored["digest"], list(stored["runs"])
+        found, runs, names = stored["digest"], list(stored["runs"]), list(stored["names"])
     except (ValueError, KeyError, TypeError) as error:
         raise ConfigError(f"{path} is damaged ({error}); choose another folder with --output") from error
     if found != digest:
@@ -167,7 +173,7 @@ def _stored(path: Path, digest: str) -> list[dict[str, Any]]:
             f"{path.parent} holds another search, or this one before its file was changed; choose another folder with "
             "--output"
         )
-    return runs
+    return runs, names
 
 
 def _digest(tuning: Tuning) -> str:
@@ -175,7 +181,7 @@ def _digest(tuning: Tuning) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()
 
 
-def _planned(tuning: Tuning, folder: Path, runs: Sequence[Mapping[str, Any]]) -> list[Trial]:
+def _planned(tuning: Tuning, folder: Path, runs: Sequence[Mapping[str, Any]], names: Sequence[str]) -> list[Trial]:
     """Every run with its multiplier; each is built once, so that what is wrong shows before the first training."""
     plans = [build_training(_provisional(tuning.config(values))).plan for values in runs]
     target = tuning.config().privacy.target_epsilon
@@ -187,8 +193,8 @@ def _planned(tuning: Tuning, folder: Path, runs: Sequence[Mapping[str, Any]]) ->
     else:
         solved = [_with_target(plan.config, target) for plan in plans]
     return [
-        Trial(number, values, RunFolder(folder / "trials" / f"{number:03d}"), plan_training(config))
-        for number, (values, config) in enumerate(zip(runs, solved, strict=True), start=1)
+        Trial(number, values, RunFolder(folder / "trials" / name), plan_training(config))
+        for number, (values, name, config) in enumerate(zip(runs, names, solved, strict=True), start=1)
     ]
 
 
@@ -230,7 +236,7 @@ def _beside_the_plan(trial: Trial) -> Ledger:
 
 def _job(number: int, trial: Trial) -> Job:
     config, seed = trial.plan.config, trial.plan.config.training.seed
-    return Job(number, f"run {trial.number}", seed or 0, trial.plan.steps, str(trial.folder.path), config.to_yaml())
+    return Job(number, f"run {trial.folder.path.name}", seed or 0, trial.plan.steps, str(trial.folder.path), config.to_yaml())
 
 
 def _concluded(tuning: Tuning, folder: Path, trials: Sequence[Trial], outcomes: Sequence[JobOutcome]) -> TuningRun:

@@ -3,6 +3,7 @@ import pytest
 import torch
 from torch.utils.data import (
     BatchSampler,
+    ConcatDataset,
     DataLoader,
     Dataset,
     DistributedSampler,
@@ -225,6 +226,29 @@ def test_evaluation_sees_each_example_once():
 def test_evaluation_of_something_else_is_refused():
     with pytest.raises(DataError, match="cannot evaluate on int"):
         evaluation_batches(3)
+
+
+TENSORS = DATASETS["tensors"]
+
+
+@pytest.mark.parametrize(
+    "dataset",
+    [
+        Subset(TENSORS, [0, 1, 1]),
+        Subset(Subset(TENSORS, [0, 0, 1]), [0, 1]),
+        ConcatDataset([TENSORS, TENSORS]),
+        ConcatDataset([Subset(TENSORS, [0, 1]), ConcatDataset([Subset(TENSORS, [1, 2])])]),
+    ],
+)
+def test_a_row_that_is_there_twice_is_refused(dataset):
+    for loader in (DataLoader(dataset, 2), poisson_loader(dataset, 2)):
+        with pytest.raises(UnsupportedLoaderError, match="holds rows of its data more than once"):
+            private_loader(loader, "poisson")
+
+
+def test_parts_that_share_no_row_are_taken_together():
+    dataset = ConcatDataset([Subset(TENSORS, [0, 3]), Subset(TENSORS, [1, 2]), Listed()])
+    assert private_loader(DataLoader(dataset, 2), "poisson")[0].num_examples == 44
 
 
 def several_crops(examples):

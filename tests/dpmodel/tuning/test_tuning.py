@@ -3,6 +3,7 @@ import json
 import math
 import os
 import random
+import re
 import signal
 import statistics
 
@@ -66,6 +67,17 @@ def test_the_statement_of_a_secret_search_names_the_best_run_alone(values, tmp_p
     assert "trials" not in found.to_dict()
 
 
+def test_nothing_that_may_be_published_tells_the_place_of_the_best_run_among_the_others(values, tmp_path, three_runs):
+    found = run_tuning(make_tuning(values), tmp_path, jobs=1)
+    names = [trial.folder.path.name for trial in found.trials]
+    assert len(set(names)) == 3
+    assert all(re.fullmatch("[0-9a-f]{8}", name) for name in names)
+    written = [file for file in found.best.folder.path.rglob("*") if file.suffix in {".yaml", ".json", ".md", ".csv"}]
+    assert written
+    for file in written:
+        assert f"run {found.best.number}" not in file.read_text()
+
+
 def test_every_run_is_on_the_ledger_when_all_are_charged(values, tmp_path):
     values.update(charge="all", runs=3)
     values["search"]["training.batch_size"] = {"values": [20, 30]}
@@ -115,7 +127,7 @@ def test_what_a_killed_run_of_a_search_lost_is_charged_on_top(values, tmp_path, 
     assert not run_tuning(make_tuning(values), tmp_path, jobs=1, watcher=PowerCut()).ok
     resumed = run_tuning(make_tuning(values), tmp_path, jobs=1)
     assert resumed.ok
-    lost = Ledger.load(tmp_path / "trials/002/ledger.json").lost
+    lost = Ledger.load(resumed.trials[1].folder.ledger).lost
     assert lost.total == 2
     planned = best_of_random(resumed.trials[0].plan.ledger(), 2.0)
     charged = RDPAccountant().epsilon(planned.merge(lost), 1e-5)
