@@ -27,6 +27,7 @@ from dpmodel.secret_randomness import secret_randomness
 from dpmodel.step import PrivateStep
 from dpmodel.tensor_nest import describe_batch, join_batches, require_tensors
 from dpmodel.training import TrainingLoop, to_device
+from dpmodel.trial_loss import require_trainable
 from mechanisms.clip_conduct import require_sound_clip
 from mechanisms.clipping import ClipMechanism, Fixed
 from mechanisms.engines.batch import Batch, call_network, first_tensor, map_tensors
@@ -340,6 +341,8 @@ class DPModel:
         outputs = self._tried(x)
         require_class_targets(loader.dataset, outputs, self.loss_fn)
         require_same_shape(outputs, y, self.loss_fn)
+        with self._mode(training=True):
+            require_trainable(self.network, self.loss_fn, Batch(x, y).select(slice(1)))
         require_sound_clip(self.clip_mech, list(guard.parameters), run.plan.unit, run.plan.first_step)
         with self._mode(training=True):
             self._choice = choose_engine(

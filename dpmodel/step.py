@@ -44,6 +44,7 @@ class PrivateStep:
     ledger: Ledger
     guard: UpdateGuard
     broken_steps: int = field(default=0, init=False)
+    left_out: int = field(default=0, init=False)  # units without a finite gradient, in all steps; private
     _layout: FlatLayout = field(init=False)
     _additivity: Additivity = field(init=False)
     _sum: Tensor = field(init=False)  # for all steps: fresh memory of the size of a large network is slow to come by
@@ -105,6 +106,7 @@ class PrivateStep:
             )
 
     def _watch(self, summed: ClippedSum) -> None:
+        self.left_out += summed.rejected
         broken = 2 * summed.rejected >= max(1, summed.norms.shape[0]) and summed.rejected > 0
         self.broken_steps = self.broken_steps + 1 if broken else 0
         if self.broken_steps >= MAX_BROKEN_STEPS:

@@ -104,6 +104,8 @@ class TrainingLoop:
                     self._rest()
             raise
         self._rest()
+        if self.step.left_out:
+            run.say(f"{self.step.left_out:,} clipped units without a finite gradient were left out in all")
 
     def _epoch(self) -> None:
         run = self.run
@@ -152,6 +154,7 @@ class TrainingLoop:
         self.progress.losses.append(run.loss)
         self._between_steps = True
         self._announce_limit()
+        self._announce_left_out()
         self.listeners.notify("on_train_step_end", run)
         if self.keeper is not None:
             self.keeper.after_step(self)
@@ -185,6 +188,14 @@ class TrainingLoop:
         if limit is not None and limit not in self._announced:
             self._announced.add(limit)
             self.run.say(limit)
+
+    def _announce_left_out(self) -> None:
+        if self.step.left_out and "left out" not in self._announced:
+            self._announced.add("left out")
+            self.run.say(
+                f"step {self.run.step}: {self.step.left_out} clipped units had a gradient that is not finite and were "
+                "left out, as they will be in later steps; look for NaN or infinite numbers in the data"
+            )
 
     def _validate(self) -> None:
         if self.evaluate is not None:

@@ -48,7 +48,13 @@ class _Factory:
                 f"{key}={value!r} has no meaning for {cls.registry.kind} {name!r}{hint} "
                 f"it takes {', '.join(accepted) or 'no arguments'}"
             )
-        return builder(**arguments, **extra)
+        try:
+            return builder(**arguments, **extra)
+        except TypeError as error:
+            # A builder that hands on what it is given, or lacks an argument, finds it out by itself.
+            own = [key for key, value in accepted.items() if value.kind is not value.VAR_KEYWORD]
+            takes = ", ".join(dict.fromkeys([*own, *arguments]))
+            raise ValueError(f"{cls.registry.kind} {name!r} cannot be built: {error}. It takes {takes}") from error
 
 
 def _given(values: dict[str, Any], defaults: dict[str, Any]) -> dict[str, Any]:

@@ -84,6 +84,11 @@ class ExampleLosses:
 
     def _of_one(self, outputs: Any, targets: Any) -> Tensor:
         loss = self._loss_fn(outputs, targets)
+        if not isinstance(loss, Tensor):
+            raise UnsupportedModuleError(
+                f"loss_fn must return a tensor, got {loss!r} of type {type(loss).__name__}: leave out .item() and "
+                "float()"
+            )
         if loss.numel() != 1:
             raise UnsupportedModuleError(
                 f"loss_fn must give one number for a batch of one example, got shape {tuple(loss.shape)}; "

@@ -56,17 +56,22 @@ def _gpus(network: nn.Module) -> list[torch.device]:
 
 @contextmanager
 def without_dropout(network: nn.Module) -> Iterator[None]:
-    """All modules are in training mode within, but dropout layers, which are off."""
+    """All modules are in training mode within, but dropout is off: that of its layers, and between recurrent ones."""
     modes = {module: module.training for module in network.modules()}
+    between = {module: module.dropout for module in network.modules() if isinstance(module, nn.RNNBase)}
     network.train()
     for module in network.modules():
         if isinstance(module, nn.modules.dropout._DropoutNd):
             module.eval()
+    for module in between:
+        module.dropout = 0.0
     try:
         yield
     finally:
         for module, mode in modes.items():
             module.training = mode
+        for module, share in between.items():
+            module.dropout = share
 
 
 @contextmanager
