@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from dpmodel.nets.frozen_batch_norm import FrozenBatchNorm
 from mechanisms.engines.batch import call_network, map_tensors
 from mechanisms.engines.undisturbed import seed_generators, shaken, undisturbed, without_dropout
 from monitors.errors import UnsupportedModuleError
@@ -24,6 +25,12 @@ MAX_GROUPS = 32
 def _groups(layer: Any) -> int:
     """Groups of the replacement; one for vectors, where a group of one channel would be a single number."""
     return 1 if isinstance(layer, nn.BatchNorm1d) else math.gcd(MAX_GROUPS, layer.num_features)
+
+
+def _is_frozen(layer: Any) -> bool:
+    """Whether a layer's weights are not trained and it has statistics to keep: part of a pretrained network."""
+    trained = any(parameter.requires_grad for parameter in layer.parameters())
+    return bool(layer.affine) and not trained and layer.running_mean is not None
 
 
 def _group_norm(layer: Any) -> nn.Module:
@@ -61,31 +68,42 @@ _UNSTEADY = (
     "reach later gradients without clipping and noise, or draws randomness that is not torch's; let it do neither"
 )
 
-#: Layer class -> (why it cannot be private, when that applies, its replacement in words, how to build it)
-_RULES: dict[type[nn.Module], tuple[str, Callable[[Any], bool], str, Replace]] = {
-    nn.modules.batchnorm._BatchNorm: (
-        "mixes the examples of a batch",
-        lambda layer: True,
-        "GroupNorm({groups}, {channels})",
-        _group_norm,
-    ),
-    nn.modules.instancenorm._InstanceNorm: (
-        "keeps running statistics of the data without noise",
-        lambda layer: bool(layer.track_running_stats),
-        "the same layer with track_running_stats=False",
-        _instance_norm,
-    ),
-    nn.Embedding: _TABLE_RULE,
-    nn.EmbeddingBag: _TABLE_RULE,
+#: Layer class -> rules, of which the first that applies counts: (why it cannot be private, when that is so, its
+#: replacement in words, how to build it)
+_RULES: dict[type[nn.Module], list[tuple[str, Callable[[Any], bool], str, Replace]]] = {
+    nn.modules.batchnorm._BatchNorm: [
+        (
+            "mixes the examples of a batch",
+            _is_frozen,
+            "FrozenBatchNorm({channels}), which keeps its statistics, as its weights are frozen",
+            FrozenBatchNorm.of,
+        ),
+        (
+            "mixes the examples of a batch",
+            lambda layer: True,
+            "GroupNorm({groups}, {channels})",
+            _group_norm,
+        ),
+    ],
+    nn.modules.instancenorm._InstanceNorm: [
+        (
+            "keeps running statistics of the data without noise",
+            lambda layer: bool(layer.track_running_stats),
+            "the same layer with track_running_stats=False",
+            _instance_norm,
+        )
+    ],
+    nn.Embedding: [_TABLE_RULE],
+    nn.EmbeddingBag: [_TABLE_RULE],
 }
 
 
 def _rule(layer: nn.Module) -> tuple[str, str, Replace] | None:
-    for kind in type(layer).__mro__:
-        if kind in _RULES:
-            why, applies, instead, build = _RULES[kind]
+    rules = next((_RULES[kind] for kind in type(layer).__mro__ if kind in _RULES), [])
+    for why, applies, instead, build in rules:
+        if applies(layer):
             words = instead.format(groups=_groups(layer), channels=layer.num_features) if "{" in instead else instead
-            return (why, words, build) if applies(layer) else None
+            return why, words, build
     return None
 
 
@@ -135,7 +153,9 @@ def require_valid(network: nn.Module, example: Any = None) -> None:
 def fix(network: nn.Module) -> nn.Module:
     """A copy of ``network`` in which every layer that ``validate`` can name has its replacement.
 
-    The replaced layers start anew: their weights and statistics are not taken over. Build the optimizer from the copy.
+    The replaced layers start anew: their weights and statistics are not taken over. Batch normalisation whose weights
+    are frozen keeps both (``FrozenBatchNorm``), so that a frozen, pretrained backbone gives the features that it gave.
+    Build the optimizer from the copy.
 
     Example:
         >>> fix(nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8)))[1].num_groups

@@ -4,6 +4,7 @@ from dpmodel.nets.activations import ACTIVATIONS as ACTIVATIONS
 from dpmodel.nets.activations import TemperedSigmoid as TemperedSigmoid
 from dpmodel.nets.dense import MLP as MLP
 from dpmodel.nets.dense import Linear as Linear
+from dpmodel.nets.frozen_batch_norm import FrozenBatchNorm as FrozenBatchNorm
 from dpmodel.nets.initializers import INITIALIZERS as INITIALIZERS
 from dpmodel.nets.lenet5 import LeNet5 as LeNet5
 from dpmodel.nets.networks import NETWORKS as NETWORKS

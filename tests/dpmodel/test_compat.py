@@ -1,9 +1,11 @@
 import pytest
 import torch
 from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
 
 from dpmodel import fix, validate
 from dpmodel.compat import require_valid
+from dpmodel.nets import FrozenBatchNorm
 from monitors.errors import UnprotectedUpdateError, UnsupportedModuleError
 
 
@@ -251,3 +253,33 @@ def test_noise_that_is_added_in_evaluation_too_is_no_mixing(features):
             return self.two(h + torch.randn_like(h))
 
     assert validate(Noisy(), torch.randn(4, 3)) == []
+
+
+def backbone():
+    torch.manual_seed(2)
+    return nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(4 * 16, 3))
+
+
+def test_a_frozen_backbone_keeps_its_features_and_only_its_head_trains(make_model):
+    pretrained = backbone()
+    for _ in range(20):
+        pretrained(1.0 + 2.0 * torch.randn(16, 1, 6, 6))
+    pretrained.requires_grad_(False)
+    assert "FrozenBatchNorm(4), which keeps its statistics" in validate(pretrained)[0]
+    network = fix(pretrained)
+    x = torch.randn(32, 1, 6, 6)
+    torch.testing.assert_close(network(x), pretrained.eval()(x))
+    assert validate(network) == ["no parameter requires a gradient; unfreeze some with requires_grad_(True)"]
+    network[4] = nn.Linear(4 * 16, 3)
+    before = network[1].scale.clone()
+    make_model(network).fit(DataLoader(TensorDataset(x, torch.arange(32) % 3), batch_size=8), epochs=1)
+    assert torch.equal(network[1].scale, before)
+
+
+def test_batch_normalisation_that_trains_or_has_nothing_to_keep_gives_way_to_group_norm():
+    trained, bare = nn.BatchNorm2d(4), nn.BatchNorm2d(4, track_running_stats=False).requires_grad_(False)
+    assert isinstance(fix(nn.Sequential(trained))[0], nn.GroupNorm)
+    assert isinstance(fix(nn.Sequential(bare))[0], nn.GroupNorm)
+    assert isinstance(fix(nn.Sequential(nn.BatchNorm2d(4, affine=False)))[0], nn.GroupNorm)
+    with pytest.raises(ValueError, match="keeps no running statistics"):
+        FrozenBatchNorm.of(bare)
