@@ -42,6 +42,7 @@ __all__ = [
     "fix",
     "load_checkpoint",
     "load_param_into_net",
+    "noise_for_epsilon",
     "poisson_loader",
     "rdp_sampled_gaussian",
     "save_checkpoint",
@@ -80,6 +81,7 @@ _EXPORTS = {
     "fix": "dpmodel.compat",
     "load_checkpoint": "dpmodel.checkpoint",
     "load_param_into_net": "dpmodel.checkpoint",
+    "noise_for_epsilon": "dpmodel.target_epsilon",
     "poisson_loader": "dpmodel.data.loader",
     "rdp_sampled_gaussian": "monitors.sampled_gaussian",
     "save_checkpoint": "dpmodel.checkpoint",
@@ -108,6 +110,7 @@ if TYPE_CHECKING:
     from dpmodel.optimizers import Momentum
     from dpmodel.run import Run
     from dpmodel.state_keeper import StateKeeper
+    from dpmodel.target_epsilon import noise_for_epsilon
     from mechanisms.factory import ClipMechanismsFactory, NoiseMechanismsFactory
     from monitors.calibration import calibrate_noise_multiplier
     from monitors.events import ComposedEvent, GaussianEvent, PoissonSampledEvent
