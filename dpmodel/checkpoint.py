@@ -6,8 +6,9 @@ import dataclasses
 import hashlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -24,6 +25,9 @@ if TYPE_CHECKING:
 
 NETWORK_PREFIX = "network."
 MAX_DIFFERENCES = 5
+
+#: First bytes of what torch.save writes: a zip archive, and before that a bare pickle.
+_BEGINS_OF_TORCH_FILES = (b"PK\x03\x04", b"\x80")
 
 
 @dataclass(frozen=True)
@@ -145,7 +149,11 @@ def read_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
     Raises:
         CheckpointError: Missing, truncated, changed, or of another kind; the path is named.
     """
-    return checkpoint_in(path, *read_tensor_file(path))
+    try:
+        content = read_tensor_file(path)
+    except CheckpointError as error:
+        raise CheckpointError(f"{error}{_remedy(path)}") from error
+    return checkpoint_in(path, *content)
 
 
 def checkpoint_in(path: str | os.PathLike[str], tensors: Mapping[str, Tensor], values: Mapping[str, Any]) -> Checkpoint:
@@ -181,20 +189,58 @@ def load_weights(network: nn.Module, path: str | os.PathLike[str]) -> Checkpoint
 def load_checkpoint(path: str | os.PathLike[str]) -> dict[str, Tensor]:
     """The network's tensors by name, as MindSpore's function of that name returns them.
 
+    Args:
+        path: A file of ``save_checkpoint`` or ``ModelCheckpoint``. One of ``torch.save`` is read by
+            ``torch.load(path, weights_only=True)``.
+
     Raises:
         CheckpointError: The file is missing or not whole.
     """
     return read_checkpoint(path).weights
 
 
-def load_param_into_net(network: nn.Module, parameter_dict: Mapping[str, Tensor]) -> None:
+def load_param_into_net(
+    network: nn.Module, parameter_dict: Mapping[str, Tensor], strict_load: bool = True
+) -> list[str]:
     """Put tensors by name into ``network``, under MindSpore's name.
 
+    Args:
+        network: Takes the tensors.
+        parameter_dict: Name to tensor, such as ``load_checkpoint`` gives.
+        strict_load: True: all names, shapes and types must agree. False (MindSpore's default): those that agree are put
+            in, as for a network with a new head.
+
+    Returns:
+        Names of the network's tensors that were left as they are; none where ``strict_load``.
+
     Raises:
-        CheckpointError: The names, shapes or types are not those of the network; then nothing is changed.
+        CheckpointError: The names, shapes or types are not those of the network, or without ``strict_load`` none of
+            them is; then nothing is changed.
+
+    Example:
+        >>> body, head = nn.Linear(2, 3), nn.Linear(3, 5)
+        >>> load_param_into_net(nn.Sequential(body, head), nn.Sequential(body, nn.Linear(3, 9)).state_dict(), False)
+        ['1.weight', '1.bias']
     """
-    _check_weights(network, parameter_dict, "parameter_dict")
-    network.load_state_dict(dict(parameter_dict))
+    if strict_load:
+        try:
+            _check_weights(network, parameter_dict, "parameter_dict")
+        except CheckpointError as error:
+            raise CheckpointError(f"{error}. To load what fits: strict_load=False") from error
+        network.load_state_dict(dict(parameter_dict))
+        return []
+    own = _tensors_of(network)
+    fitting = {name: item for name, item in parameter_dict.items() if name in own and _alike(own[name], item)}
+    if not fitting:
+        raise CheckpointError(
+            f"none of the {len(parameter_dict)} tensors in parameter_dict ({_some(parameter_dict)}) fits one of "
+            f"{type(network).__name__} ({_some(own)}) by name, shape and type"
+        )
+    tied = _untied(own, fitting)
+    if tied:
+        raise CheckpointError(f"parameter_dict is of another network than {type(network).__name__}: {'; '.join(tied)}")
+    network.load_state_dict(fitting, strict=False)
+    return [name for name in own if name not in fitting]
 
 
 def architecture_fingerprint(network: nn.Module) -> str:
@@ -243,7 +289,7 @@ def _check_weights(network: nn.Module, weights: Mapping[str, Tensor], source: st
     differences += [f"{name} is not in the network" for name in weights if name not in own]
     for name in own.keys() & weights.keys():
         ours, theirs = own[name], weights[name]
-        if ours.shape != theirs.shape or ours.dtype != theirs.dtype:
+        if not _alike(ours, theirs):
             differences.append(
                 f"{name} is {_described(theirs)} in the checkpoint and {_described(ours)} in the network"
             )
@@ -252,6 +298,10 @@ def _check_weights(network: nn.Module, weights: Mapping[str, Tensor], source: st
         more = f"; and {len(differences) - MAX_DIFFERENCES} more" if len(differences) > MAX_DIFFERENCES else ""
         listing = "; ".join(sorted(differences)[:MAX_DIFFERENCES])
         raise CheckpointError(f"{source} is of another network than {type(network).__name__}: {listing}{more}")
+
+
+def _alike(ours: Tensor, theirs: Tensor) -> bool:
+    return ours.shape == theirs.shape and ours.dtype == theirs.dtype
 
 
 def _untied(own: Mapping[str, Tensor], weights: Mapping[str, Tensor]) -> list[str]:
@@ -267,3 +317,23 @@ def _untied(own: Mapping[str, Tensor], weights: Mapping[str, Tensor]) -> list[st
 
 def _described(tensor: Tensor) -> str:
     return f"{tuple(tensor.shape)} of {tensor.dtype}"
+
+
+def _some(names: Iterable[str]) -> str:
+    listed = list(names)
+    return ", ".join(listed[:MAX_DIFFERENCES]) + (", ..." if len(listed) > MAX_DIFFERENCES else "")
+
+
+def _remedy(path: str | os.PathLike[str]) -> str:
+    """What to do with a file that is none of ours, as far as its first bytes tell."""
+    try:
+        with Path(path).open("rb") as stream:
+            begin = stream.read(4)
+    except OSError:
+        return ""
+    if not begin.startswith(_BEGINS_OF_TORCH_FILES):
+        return ". Expected is a safetensors file of save_checkpoint or ModelCheckpoint"
+    return (
+        ". It begins as a file of torch.save, where a safetensors file of save_checkpoint or ModelCheckpoint is "
+        f"expected. Weights from torch: network.load_state_dict(torch.load({os.fspath(path)!r}, weights_only=True))"
+    )

@@ -19,6 +19,9 @@ from monitors.errors import UnprotectedUpdateError
 COMPARED_BYTES = 2**16
 COMPARED_STEPS = 100
 
+#: Parameters that an error names; the others are counted.
+NAMED_PARAMETERS = 5
+
 
 class UpdateGuard:
     """Compares the parameters before each step with those that the last protected update left.
@@ -135,9 +138,14 @@ class UpdateGuard:
     def _require_same_parameters(self) -> None:
         held = {id(p): p for group in self.optimizer.param_groups for p in group["params"]}
         missing = [name for name, p in self.parameters.items() if id(p) not in held]
+        if missing and not any(id(p) in held for p in self.network.parameters()):
+            raise UnprotectedUpdateError(
+                "the optimizer holds no parameter of this network: it was built from another one (before fix()?); "
+                "build it from network.parameters()"
+            )
         if missing:
             raise UnprotectedUpdateError(
-                f"the optimizer does not hold trainable parameter(s) {', '.join(missing)} of the network; build it "
+                f"the optimizer does not hold trainable parameter(s) {_some(missing)} of the network; build it "
                 "from network.parameters(), or freeze them with requires_grad_(False)"
             )
         foreign = [p for key, p in held.items() if p.requires_grad and key not in self._known]
@@ -146,6 +154,11 @@ class UpdateGuard:
                 f"the optimizer holds {len(foreign)} trainable parameter(s) that are not the network's, the first of "
                 f"shape {tuple(foreign[0].shape)}; they would get no clipped, noised gradient"
             )
+
+
+def _some(names: list[str]) -> str:
+    more = f" and {len(names) - NAMED_PARAMETERS} more" if len(names) > NAMED_PARAMETERS else ""
+    return ", ".join(names[:NAMED_PARAMETERS]) + more
 
 
 def _same(value: Tensor, other: Tensor) -> bool:

@@ -9,7 +9,7 @@ import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, overload
 
 from dpmodel._files import write_atomically
 from monitors import _checks
@@ -60,6 +60,8 @@ FIELDS = tuple(item.name for item in dataclasses.fields(EpochRecord) if item.nam
 class History:
     """The epochs of a training, oldest first. Iterating yields ``EpochRecord`` objects.
 
+    ``history["accuracy"]`` is a column, ``history[-1]`` the last epoch, ``history[:3]`` a list of the first three.
+
     Args:
         delta: The delta that the ``epsilon`` column is stated at; None where none is stated.
 
@@ -68,6 +70,8 @@ class History:
         >>> record = history.append(epoch=1, step=117, loss=0.4, metrics={"accuracy": 0.95}, epsilon=1.2)
         >>> history.column("accuracy")
         [0.95]
+        >>> history["accuracy"], history[-1].step
+        ([0.95], 117)
     """
 
     def __init__(self, delta: float | None = None) -> None:
@@ -167,6 +171,27 @@ class History:
         from dpmodel.training_curves import draw_history
 
         return draw_history(self, path)
+
+    @overload
+    def __getitem__(self, key: str) -> list[Any]: ...
+    @overload
+    def __getitem__(self, key: int) -> EpochRecord: ...
+    @overload
+    def __getitem__(self, key: slice) -> list[EpochRecord]: ...
+
+    def __getitem__(self, key: str | int | slice) -> Any:
+        """A column by its name, an epoch by its place (from 0), or a list of epochs by a slice.
+
+        Raises:
+            ValueError: There is no such column.
+            IndexError: There is no such epoch.
+        """
+        if isinstance(key, str):
+            return self.column(key)
+        try:
+            return self.epochs[key]
+        except IndexError as error:
+            raise IndexError(f"the history has {len(self)} epochs, counted from 0; there is none at {key}") from error
 
     def __iter__(self) -> Iterator[EpochRecord]:
         return iter(self.epochs)

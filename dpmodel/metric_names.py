@@ -2,44 +2,53 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+from functools import partial
+from typing import Any, Protocol, runtime_checkable
 
+from dpmodel._arguments import check_arguments
+from dpmodel.metric_inputs import FunctionMetric, PreparedMetric, class_probabilities, function_name
 from monitors import _checks
 from monitors._registry import Registry
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 
 @runtime_checkable
 class Metric(Protocol):
     """What a metric object must offer; every ``torchmetrics.Metric`` does."""
 
-    def update(self, outputs: Tensor, targets: Tensor) -> None:
-        """Take in one batch."""
+    def update(self, outputs: Any, targets: Any) -> None:
+        """Take in one batch: the network's outputs and the targets as they are."""
 
     def compute(self) -> Any:
         """The value over all batches since the last reset; a scalar."""
 
     def reset(self) -> None:
-        """Forget all batches."""
+        """Forget all batches; called before the first one too."""
 
 
-METRICS: Registry[Callable[..., Metric]] = Registry("metric")
+#: Builders of metrics by name. A builder is called when the first batch is there, with what it asks for by the name of
+#: an argument: ``num_classes``, and ``are_probabilities`` (whether the network is trained with ``torch.nn.BCELoss``).
+#: It gives a metric object, or a function of outputs and targets; either is given the outputs as they are.
+METRICS: Registry[Callable[..., Any]] = Registry("metric")
+
+#: Arguments of a builder that are filled in.
+SEEN_IN_A_BATCH = ("num_classes", "are_probabilities")
 
 
 def _classification(name: str, class_name: str, **defaults: Any) -> None:
     # torchmetrics is imported when the first batch arrives: it takes longer to load than a small training step.
-    def build(num_classes: int, **options: Any) -> Metric:
+    def build(num_classes: int, are_probabilities: bool = False, **options: Any) -> Metric:
         from torchmetrics import classification
 
         chosen = {**defaults, **options}
         if num_classes == 2:
             chosen.pop("average", None)
-            return getattr(classification, f"Binary{class_name}")(**chosen)  # type: ignore[no-any-return]
-        return getattr(classification, f"Multiclass{class_name}")(num_classes=num_classes, **chosen)  # type: ignore[no-any-return]
+            metric = getattr(classification, f"Binary{class_name}")(**chosen)
+        else:
+            metric = getattr(classification, f"Multiclass{class_name}")(num_classes=num_classes, **chosen)
+        return PreparedMetric(name, metric, partial(class_probabilities, are_probabilities=are_probabilities))
 
     METRICS.register(name)(build)
 
@@ -53,11 +62,10 @@ _classification("auroc", "AUROC", average="macro")
 
 
 def _regression(name: str, class_name: str) -> None:
-    def build(num_classes: int, **options: Any) -> Metric:
+    def build(**options: Any) -> Metric:
         import torchmetrics
 
-        del num_classes
-        return getattr(torchmetrics, class_name)(**options)  # type: ignore[no-any-return]
+        return PreparedMetric(name, getattr(torchmetrics, class_name)(**options))
 
     METRICS.register(name)(build)
 
@@ -65,7 +73,7 @@ def _regression(name: str, class_name: str) -> None:
 _regression("mae", "MeanAbsoluteError")
 _regression("mse", "MeanSquaredError")
 
-#: Names of metrics that compare numbers; all others are of classes, but for the loss.
+#: The library's metrics that compare numbers; its others are of classes.
 REGRESSION = frozenset({"mae", "mse"})
 
 
@@ -74,22 +82,59 @@ class MetricSpec:
     """A metric by name that is built when the first batch shows the number of classes.
 
     Args:
-        name: ``"accuracy"``, ``"f1"``, ``"precision"``, ``"recall"``, ``"auroc"``, ``"mae"``, ``"mse"`` or ``"loss"``,
-            in any case.
-        options: Keyword arguments of the torchmetrics class.
+        name: ``"accuracy"``, ``"f1"``, ``"precision"``, ``"recall"``, ``"auroc"``, ``"mae"``, ``"mse"``, ``"loss"`` or
+            a registered name, in any case.
+        options: Keyword arguments of the torchmetrics class, or of the registered builder.
+
+    Raises:
+        ValueError: Unknown name, or an argument that the builder does not take; the nearest is suggested.
     """
 
     name: str
     options: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        key = self.name.lower() if isinstance(self.name, str) else self.name
-        if key != "loss" and key not in METRICS:
-            names = sorted((*METRICS.names(), "loss"))
+        if not is_loss(self):
+            owner = f"metric {self.name!r} (its builder, called before there are outputs)"
+            check_arguments(METRICS.get(self.key), self.options, owner, provided=SEEN_IN_A_BATCH)
+
+    @property
+    def key(self) -> str:
+        """The name as it is registered."""
+        known = METRICS.names()
+        if self.name in known:
+            return self.name
+        by_lower = {name.lower(): name for name in known}
+        if not isinstance(self.name, str) or self.name.lower() not in by_lower:
+            names = sorted((*known, "loss"))
             hint = _checks.nearest_hint(self.name, names) or ";"
             raise ValueError(
-                f"unknown metric {self.name!r}{hint} known: {', '.join(names)}, or any torchmetrics object"
+                f"unknown metric {self.name!r}{hint} known: {', '.join(names)}, any torchmetrics object, or a function "
+                "of outputs and targets"
             )
+        return by_lower[self.name.lower()]
+
+    @property
+    def asked(self) -> tuple[str, ...]:
+        """Which of ``SEEN_IN_A_BATCH`` the builder takes."""
+        parameters = inspect.signature(METRICS.get(self.key)).parameters
+        return tuple(name for name in SEEN_IN_A_BATCH if name in parameters)
+
+    def build(self, **seen: Any) -> Metric:
+        """The metric, from what ``asked`` names.
+
+        Raises:
+            ValueError: The registered builder gives no metric.
+        """
+        built = METRICS.create(self.key, **seen, **self.options)
+        if isinstance(built, Metric):
+            return built
+        if callable(built):
+            return FunctionMetric(built)
+        raise ValueError(
+            f"the builder of metric {self.name!r} gives {built!r}; it must give an object with update, compute and "
+            "reset, or a function of outputs and targets"
+        )
 
 
 class Accuracy(MetricSpec):
@@ -116,14 +161,24 @@ def named_metrics(metrics: Any) -> dict[str, MetricSpec | Metric]:
     )
     named: dict[str, MetricSpec | Metric] = {}
     for given in entries:
-        entry = _entry(given)
-        name = (
-            given if isinstance(given, str) else entry.name if isinstance(entry, MetricSpec) else type(entry).__name__
-        )
+        entry, name = _entry(given), _name_of(given)
         if name in named:
             raise ValueError(f"two metrics are called {name!r}; give a dict with a name for each")
         named[name] = entry
     return named
+
+
+def _name_of(given: Any) -> str:
+    if isinstance(given, str):
+        return given
+    if isinstance(given, MetricSpec):
+        return given.name
+    if isinstance(given, Metric):
+        return type(given).__name__
+    name = function_name(given)
+    if not name.isidentifier():
+        raise ValueError(f"the metric {given!r} has no name of its own; give a dict from its name to it")
+    return name
 
 
 def _entry(given: Any) -> MetricSpec | Metric:
@@ -133,14 +188,14 @@ def _entry(given: Any) -> MetricSpec | Metric:
         raise ValueError(f"a metric must be an object, got the class {given.__name__}; write {given.__name__}(...)")
     if isinstance(given, (MetricSpec, Metric)):
         return given
-    raise ValueError(f"a metric must be a name or an object with update, compute and reset, got {given!r}")
+    if callable(given):
+        return FunctionMetric(given)
+    raise ValueError(
+        "a metric must be a name or an object with update, compute and reset, or a function of outputs and targets, "
+        f"got {given!r}"
+    )
 
 
 def is_loss(entry: Any) -> bool:
     """Whether a metric is the mean loss, which needs the loss function and not the number of classes."""
-    return isinstance(entry, MetricSpec) and entry.name.lower() == "loss"
-
-
-def is_of_classes(entry: Any) -> bool:
-    """Whether a metric goes by a name that means a measure of classification."""
-    return isinstance(entry, MetricSpec) and entry.name.lower() not in REGRESSION and not is_loss(entry)
+    return isinstance(entry, MetricSpec) and isinstance(entry.name, str) and entry.name.lower() == "loss"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from operator import itemgetter
@@ -30,6 +31,7 @@ from dpmodel.training import TrainingLoop, to_device
 from dpmodel.trial_loss import require_trainable
 from mechanisms.clip_conduct import require_sound_clip
 from mechanisms.clipping import ClipMechanism, Fixed
+from mechanisms.engines.base import ENGINES
 from mechanisms.engines.batch import Batch, call_network, first_tensor, map_tensors
 from mechanisms.engines.bookkeeping import PRECISIONS
 from mechanisms.engines.choose import Choice, choose_engine
@@ -129,6 +131,8 @@ class DPModel:
             _checks.positive_int(physical_batch_size=physical_batch_size)
         _checks.one_of(PRECISIONS, precision=precision)
         SAMPLERS.get(sampling)
+        if engine != "auto":
+            ENGINES.get(engine)
         self.network = network
         self.loss_fn = loss_fn
         self.optimizer = optimizer
@@ -149,7 +153,7 @@ class DPModel:
         self._choice: Choice | None = None
         _require_agreement(self.noise_mech, norm_bound)
         self.clip_mech.start(norm_bound)
-        self.device = torch.device(device) if device is not None else _device_of(network)
+        self.device = _device_of(network) if device is None else _usable_device(device)
         network.to(self.device)
 
     def __repr__(self) -> str:
@@ -205,6 +209,8 @@ class DPModel:
         _checks.positive_int(epochs=epochs)
         if self._in_training:
             raise UnprotectedUpdateError("fit was called while this model is training; call it when fit has returned")
+        if isinstance(keeper, (str, os.PathLike)):
+            raise ValueError(f"keeper is the path {str(keeper)!r}; write keeper=StateKeeper({str(keeper)!r})")
         listeners = CallbackList(callbacks)
         private, message = private_loader(loader, self.sampling)
         require_held_out(valid_loader, private.dataset)
@@ -472,6 +478,18 @@ def _require_agreement(noise: NoiseMechanism, norm_bound: float) -> None:
             f"the noise mechanism was given norm_bound={noise.norm_bound:g} but DPModel norm_bound={norm_bound:g}; the "
             "noise follows the clip mechanism's bound. Give both the same, or leave it out of the noise mechanism"
         )
+
+
+def _usable_device(device: str | torch.device) -> torch.device:
+    try:
+        found = torch.device(device)
+        torch.empty(0, device=found)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(
+            f"device={str(device)!r} cannot be used here: {reason}. Leave it out, or give 'cpu'"
+        ) from error
+    return found
 
 
 def _device_of(network: nn.Module) -> torch.device:

@@ -48,6 +48,9 @@ FUSED_OPTIMIZERS = ("SGD", "Adam", "AdamW")
 #: Arguments that choose how an optimizer runs; whoever gives one has chosen.
 _WAYS_TO_RUN = ("fused", "foreach", "differentiable", "capturable")
 
+#: Two names of one argument: torch's and MindSpore's.
+_RATE_NAMES = ("lr", "learning_rate")
+
 #: Where the fused form runs.
 _FUSED_DEVICES = ("cpu", "cuda")
 
@@ -135,7 +138,7 @@ def build_optimizer(name: str, parameters: Iterable[Any], **args: Any) -> optim.
         hint = _checks.nearest_hint(name, names) or ";"
         raise ValueError(f"unknown optimizer {name!r}{hint} Known: {', '.join(names)}")
     options, held = _one_learning_rate(builder, args, name), _listed(parameters)
-    check_arguments(builder, options, f"optimizer {name!r}", provided=["params"])
+    _check_options(builder, options, name)
     if name in FUSED_OPTIMIZERS and not options.keys() & set(_WAYS_TO_RUN) and can_fuse(held):
         options["fused"] = True
     try:
@@ -247,7 +250,17 @@ def _one_learning_rate(builder: Callable[..., Any], args: Mapping[str, Any], nam
         )
     known = accepted_names(builder) or ()
     own = "learning_rate" if "learning_rate" in known else "lr"
-    return {own if key in ("lr", "learning_rate") else key: value for key, value in args.items()}
+    return {own if key in _RATE_NAMES else key: value for key, value in args.items()}
+
+
+def _check_options(builder: Callable[..., Any], options: Mapping[str, Any], name: str) -> None:
+    try:
+        check_arguments(builder, options, f"optimizer {name!r}", provided=["params"])
+    except ValueError as error:
+        # Whichever of the two names the class has, both are taken.
+        said, takes, listing = str(error).rpartition("takes: ")
+        names = ["lr (or learning_rate)" if known in _RATE_NAMES else known for known in listing.split(", ")]
+        raise ValueError(said + takes + ", ".join(names)) from None
 
 
 def _torch_optimizers() -> dict[str, Callable[..., optim.Optimizer]]:

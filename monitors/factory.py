@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import inspect
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from numpy.typing import ArrayLike
 
+from monitors import _checks
 from monitors._registry import Registry
 from monitors.accountant import resolve_accountant
 from monitors.claims import Claims
@@ -66,19 +68,23 @@ class PrivacyMonitorFactory:
             options: Passed on to registered builders.
 
         Raises:
-            ValueError: Unknown policy (the nearest is suggested) or a value out of range.
+            ValueError: Unknown policy or argument (the nearest is suggested), or a value out of range.
         """
-        return MONITORS.create(
-            policy,
-            claims=Claims(num_samples, batch_size, initial_noise_multiplier, noise_decay_mode, noise_decay_rate),
-            orders=orders,
-            max_eps=max_eps,
-            target_delta=target_delta,
-            max_delta=max_delta,
-            target_eps=target_eps,
-            per_print_times=per_print_times,
-            **options,
-        )
+        builder = MONITORS.get(policy)
+        try:
+            return builder(
+                claims=Claims(num_samples, batch_size, initial_noise_multiplier, noise_decay_mode, noise_decay_rate),
+                orders=orders,
+                max_eps=max_eps,
+                target_delta=target_delta,
+                max_delta=max_delta,
+                target_eps=target_eps,
+                per_print_times=per_print_times,
+                **options,
+            )
+        except TypeError as error:
+            # A builder may take any keyword and hand it on, so only the call itself finds one that nobody takes.
+            raise ValueError(_refusal(policy, builder, options, error)) from error
 
     @staticmethod
     def register(name: str) -> Callable[[Any], Any]:
@@ -108,6 +114,19 @@ def _zcdp_monitor(claims: Claims, orders: ArrayLike | None, **limits: Any) -> Pr
 def _pld_monitor(claims: Claims, orders: ArrayLike | None, **limits: Any) -> PrivacyMonitor:
     _refuse_orders("pld", orders)
     return PrivacyMonitor(resolve_accountant("pld"), claims, **limits)
+
+
+def _refusal(policy: str, builder: Callable[..., Any], options: Mapping[str, Any], error: TypeError) -> str:
+    own = [name for name in _keywords(builder) if name != "claims"]
+    known = list(dict.fromkeys([*_keywords(PrivacyMonitorFactory.create), *own]))
+    unknown = [f"{name!r}{_checks.nearest_hint(name, known)}" for name in options if name not in known]
+    said = f"has no argument {', '.join(unknown)}" if unknown else f"cannot be built: {error}"
+    return f"the privacy monitor {policy!r} {said}{'' if said.endswith('?') else '.'} It takes: {', '.join(known)}"
+
+
+def _keywords(builder: Callable[..., Any]) -> list[str]:
+    any_number = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+    return [item.name for item in inspect.signature(builder).parameters.values() if item.kind not in any_number]
 
 
 def _refuse_orders(policy: str, orders: ArrayLike | None) -> None:

@@ -136,6 +136,93 @@ def test_the_reader_of_the_documentation_makes_a_regression():
     assert build_network("mlp", defaults=data.network_defaults())(x).shape == y.shape == (5, 1)
 
 
+@pytest.fixture
+def own_names():
+    """The registries that the page on extending writes to, left as they were."""
+    from dpmodel.losses import LOSSES
+    from dpmodel.metric_names import METRICS
+    from dpmodel.optimizers import OPTIMIZERS
+    from mechanisms.sampling import SAMPLERS
+
+    added = ((LOSSES, "focal"), (METRICS, "top2"), (METRICS, "rarest_recall"), (OPTIMIZERS, "SignSGD"))
+    for phrase in ("Focal", "RarestRecall", "SignSGD", "WarmUpSampler"):
+        exec(_python("docs/extending.md", phrase), {"__name__": __name__})
+    yield
+    for registry, name in (*added, (SAMPLERS, "warm_up")):
+        del registry._builders[name]
+
+
+def _small_training(**settings):
+    import torch
+    from torch.utils.data import DataLoader, TensorDataset
+
+    from dpmodel import DPModel, NoiseMechanismsFactory
+
+    torch.manual_seed(0)
+    network = torch.nn.Linear(4, 3)
+    make_optimizer = settings.pop("make_optimizer", lambda parameters: torch.optim.SGD(parameters, lr=0.1))
+    model = DPModel(
+        network,
+        settings.pop("loss_fn", torch.nn.CrossEntropyLoss()),
+        make_optimizer(network.parameters()),
+        noise_mech=NoiseMechanismsFactory.create("Gaussian", initial_noise_multiplier=1.0),
+        **settings,
+    )
+    x, y = torch.randn(80, 4), torch.arange(80) % 3
+    return model, DataLoader(TensorDataset(x[:60], y[:60]), batch_size=10), TensorDataset(x[60:], y[60:])
+
+
+def test_loss_metrics_optimizer_and_sampler_of_ones_own_train_as_the_documentation_says(own_names):
+    from dpmodel.losses import build_loss
+    from dpmodel.optimizers import build_optimizer
+
+    model, loader, held_out = _small_training(
+        loss_fn=build_loss("focal", gamma=1.0),
+        make_optimizer=lambda parameters: build_optimizer("SignSGD", parameters, lr=0.01),
+        sampling="warm_up",
+        metrics=["accuracy", "top2", "rarest_recall"],
+    )
+    history = model.fit(loader, epochs=5, valid_loader=held_out)
+    assert history[-1].metrics["top2"] >= history[-1].metrics["accuracy"]
+    assert 0 <= history[-1].metrics["rarest_recall"] <= 1
+    rates = [event.sampling_rate for event, count in model.ledger for _ in range(count)]
+    assert rates == pytest.approx([min(1.0, (step + 1) / 20) / 6 for step in range(30)])
+
+
+def test_the_page_on_extending_says_how_to_register_each_kind_that_it_announces():
+    text = (ROOT / "docs" / "extending.md").read_text()
+    announced = re.search(r"is a registry: (.+?)\.", text, flags=re.DOTALL)[1].replace("\n", " ").split(", ")
+    kinds = dict.fromkeys(" and ".join(announced).replace("noise and clip mechanisms", "noise and clip").split(" and "))
+    assert set(kinds) == set(_REGISTERED_BY)
+    assert all(f"{call}.register(" in text for call in _REGISTERED_BY.values())
+
+
+_REGISTERED_BY = {
+    "noise": "NoiseMechanismsFactory",
+    "clip": "ClipMechanismsFactory",
+    "samplers": "SAMPLERS",
+    "engines": "ENGINES",
+    "accountants": "ACCOUNTANTS",
+    "monitors": "PrivacyMonitorFactory",
+    "data sets": "DATASETS",
+    "networks": "NETWORKS",
+    "losses": "LOSSES",
+    "optimizers": "OPTIMIZERS",
+    "metrics": "METRICS",
+    "callbacks": "CALLBACKS",
+}
+
+
+def test_the_history_of_the_guide_is_read_as_it_says(tmp_path, monkeypatch):
+    from dpmodel import History
+
+    model, loader, held_out = _small_training(metrics="accuracy")
+    monkeypatch.chdir(tmp_path)
+    exec(_python("docs/guide.md", "history.to_csv"), {"model": model, "loader": loader, "held_out": held_out})
+    assert len(History.from_csv("history.csv")["accuracy"]) == 3
+    assert (tmp_path / "curves.png").stat().st_size > 1000
+
+
 def test_every_callback_is_in_the_reference():
     from dpmodel.callbacks.registry import CALLBACKS
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -26,8 +27,8 @@ class LearningRateScheduler(Callback):
         **args: Arguments of the class, with a name only.
 
     Raises:
-        ValueError: Unknown interval, name or argument, arguments beside an object, or (when training) a scheduler of
-            another optimizer.
+        ValueError: Unknown interval, name or argument, arguments beside an object, a scheduler that goes by a measured
+            value, or (when training) a scheduler of another optimizer.
 
     Example:
         >>> LearningRateScheduler("LinearLR", start_factor=1.0, end_factor=0.0).interval
@@ -42,6 +43,8 @@ class LearningRateScheduler(Callback):
             _try_out(scheduler, args)
         elif not (hasattr(scheduler, "step") and hasattr(scheduler, "optimizer")):
             raise ValueError(f"scheduler must be a learning-rate scheduler of torch or its name, got {scheduler!r}")
+        else:
+            _require_step_alone(scheduler)
         self.interval = interval
         self.scheduler: LRScheduler | None = None if isinstance(scheduler, str) else scheduler
         self._name = scheduler if isinstance(scheduler, str) else None
@@ -88,6 +91,17 @@ class LearningRateScheduler(Callback):
         for group, rate in zip(groups, self._initial, strict=True):
             group["lr"] = rate
             group.pop("initial_lr", None)
+
+
+def _require_step_alone(scheduler: Any) -> None:
+    try:
+        inspect.signature(scheduler.step).bind()
+    except TypeError as error:
+        raise ValueError(
+            f"{type(scheduler).__name__}.step() cannot be called with the step alone ({error}): it goes by a measured "
+            "value, and a rate that follows the training data would be a release that nothing on the ledger pays for. "
+            "Give a scheduler that goes by the step, such as CosineAnnealingLR; EarlyStopping watches held-out data"
+        ) from error
 
 
 def _build(name: str, run: Run, interval: str, args: dict[str, Any]) -> LRScheduler:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -37,7 +39,9 @@ class ModelCheckpoint(Callback):
     """Save a checkpoint every so many steps, and one when training ends.
 
     Files are called ``{prefix}-{epoch}_{step in epoch}.ckpt``, counted over the model's life. Only files that this
-    object has written are ever deleted.
+    object has written in the same training are ever deleted. Files of another one are never replaced: where some with
+    that prefix are in the folder when training begins, the prefix gets a suffix, ``{prefix}_1``, as in MindSpore, and a
+    line says so. A resumed training, and a second ``fit`` of the model with the same object, keep their prefix.
 
     Args:
         prefix: Begin of the file names; no path.
@@ -76,7 +80,10 @@ class ModelCheckpoint(Callback):
         self.every_n_steps = config.save_checkpoint_steps if config is not None else every_n_steps
         self.keep_checkpoint_max = config.keep_checkpoint_max if config is not None else kept
         self.saved: list[Path] = []
+        self._prefix_in_force = prefix
+        self._announced = prefix
         self._last_step: int | None = None
+        self._steps_per_epoch: int | None = None
 
     @property
     def latest(self) -> Path | None:
@@ -84,9 +91,13 @@ class ModelCheckpoint(Callback):
         return self.saved[-1] if self.saved else None
 
     def on_train_begin(self, run: Run) -> None:
-        """Make the folder, so that a wrong one is found before any budget is spent."""
+        """Make the folder, so that a wrong one is found before any budget is spent, and choose the prefix."""
         self.directory.mkdir(parents=True, exist_ok=True)
+        if not self._goes_on(run):
+            self._prefix_in_force = _free_prefix(self.directory, self.prefix)
+            self._announced, self.saved = self.prefix, []
         self._last_step = run.first_step
+        self._steps_per_epoch = run.steps_per_epoch
 
     def on_train_step_end(self, run: Run) -> None:
         """Save, every so many steps."""
@@ -104,21 +115,55 @@ class ModelCheckpoint(Callback):
             self._save(run)
 
     def state_dict(self) -> dict[str, Any]:
-        """The files that are kept, so that a resumed training goes on deleting the oldest."""
-        return {"saved": [str(path) for path in self.saved], "last_step": self._last_step}
+        """The prefix and the files that are kept, so that a resumed training goes on deleting the oldest."""
+        return {
+            "saved": [str(path) for path in self.saved],
+            "last_step": self._last_step,
+            "prefix": self._prefix_in_force,
+        }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Bring back ``state_dict``."""
         self.saved = [Path(path) for path in state["saved"]]
         self._last_step = state["last_step"]
+        self._prefix_in_force = self._announced = state.get("prefix", self.prefix)
+
+    def _goes_on(self, run: Run) -> bool:
+        """Whether names go on counting where the last training of this object ended."""
+        return (
+            self._last_step is not None
+            and run.first_step >= self._last_step
+            and run.steps_per_epoch == self._steps_per_epoch
+        )
+
+    def _announce_prefix(self, run: Run) -> None:
+        # Not when training begins: a training that is resumed gets its prefix back after that.
+        if self._announced != self._prefix_in_force:
+            self._announced = self._prefix_in_force
+            run.say(
+                f"checkpoints of another training are in {self.directory} as {self.prefix}-*.ckpt: those of this one "
+                f"are called {self._prefix_in_force}-*.ckpt"
+            )
 
     def _save(self, run: Run) -> None:
         from dpmodel.checkpoint import save_checkpoint
 
+        self._announce_prefix(run)
         epoch, step = epoch_and_step_of_life(run)
-        path = self.directory / f"{self.prefix}-{epoch}_{step}.ckpt"
+        path = self.directory / f"{self._prefix_in_force}-{epoch}_{step}.ckpt"
         save_checkpoint(path, run)
         self._last_step = run.step
         self.saved = [known for known in self.saved if known != path] + [path]
         while self.keep_checkpoint_max and len(self.saved) > self.keep_checkpoint_max:
             self.saved.pop(0).unlink(missing_ok=True)
+
+
+def _free_prefix(directory: Path, prefix: str) -> str:
+    """``prefix``, or the first of ``prefix_1``, ``prefix_2``, ... of which there is no checkpoint."""
+    names = [path.name for path in directory.iterdir()]
+    candidates = (prefix if number == 0 else f"{prefix}_{number}" for number in count())
+    return next(name for name in candidates if not any(_is_of(name, file) for file in names))
+
+
+def _is_of(prefix: str, name: str) -> bool:
+    return re.fullmatch(rf"{re.escape(prefix)}-\d+_\d+\.ckpt", name) is not None

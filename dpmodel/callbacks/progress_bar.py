@@ -25,8 +25,10 @@ WIDE_COLUMNS = 110
 class ProgressBar(Callback):
     """One line that moves: epoch, step, loss, latest metric, epsilon, time left.
 
-    It is redrawn by time and epsilon is asked for rarely, so that a training of thousands of short steps is not slowed.
-    The loss that it shows is not private. A run shows one bar, that of the first callback, and none if it is silent.
+    It is redrawn by time and epsilon is asked for rarely, so that a training of thousands of short steps is not slowed;
+    an epsilon that is older than the step beside it says of which step it is. At the end of each epoch it is that of
+    the history. Terminals of fewer than ``WIDE_COLUMNS`` columns leave out the delta, the bar and the epoch. The loss
+    that it shows is not private. A run shows one bar, that of the first callback, and none if it is silent.
 
     Args:
         refresh_seconds: Time between two redraws, positive.
@@ -75,6 +77,14 @@ class ProgressBar(Callback):
         """Show the fresh metrics."""
         self._redraw(run)
 
+    def on_train_epoch_end(self, run: Run) -> None:
+        """Show the epsilon that the history has just had computed."""
+        if self._bar is None:
+            return
+        if len(run.history) and run.history[-1].step == run.step:
+            self._epsilon.take(run.step, run.history[-1].epsilon, run.history.delta)
+        self._redraw(run)
+
     def on_train_end(self, run: Run) -> None:
         """Leave the last state on the screen and give the printer back."""
         if self._bar is None:
@@ -89,13 +99,14 @@ class ProgressBar(Callback):
     def _redraw(self, run: Run) -> None:
         if self._bar is None:
             return
-        parts = [f"epoch {run.epoch}/{run.epochs}"] if _is_wide(self._bar.console) else []
+        wide = _is_wide(self._bar.console)
+        parts = [f"epoch {run.epoch}/{run.epochs}"] if wide else []
         # The loss of an empty draw is not a number.
         if run.loss is not None and not math.isnan(run.loss):
             self._loss = f"loss {run.loss:.3f}"
         parts += [self._loss] if self._loss else []
         parts += [f"{'valid loss' if name == 'loss' else name} {value:.4f}" for name, value in run.metrics.items()]
-        parts += self._epsilon.parts(run)
+        parts += self._epsilon.parts(run, with_delta=wide)
         self._bar.update(self._task, completed=run.step - run.first_step, text="  ".join(parts))
         self._bar.refresh()
 
@@ -110,30 +121,43 @@ class _EpsilonText:
         self._every = every
         self._step: int | None = None
         self._not_before = 0.0
-        self._text: list[str] = []
+        self._epsilon: str | None = None
+        self._delta = ""
 
     def age(self, run: Run) -> None:
         """Have the next text computed afresh, unless it is that of this very step."""
         if self._step != run.step:
             self._step, self._not_before = None, 0.0
 
-    def parts(self, run: Run) -> list[str]:
+    def take(self, step: int, epsilon: float | None, delta: float | None) -> None:
+        """Show this epsilon, which somebody else has had computed."""
+        if self._every and epsilon is not None and delta is not None:
+            self._step, self._epsilon, self._delta = step, f"epsilon {epsilon_text(epsilon)}", f" (delta {delta:g})"
+
+    def parts(self, run: Run, *, with_delta: bool) -> list[str]:
+        """The text, as one part or none; an older epsilon is given with its step, counted as the bar counts."""
+        self._refresh(run)
+        if self._epsilon is None or self._step is None:
+            return []
+        age = "" if self._step == run.step else f" at step {self._step - run.first_step}"
+        return [self._epsilon + age + (self._delta if with_delta else "")]
+
+    def _refresh(self, run: Run) -> None:
         begun = time.monotonic()
         due = self._step is None or run.step - self._step >= self._every
         if self._every and run.step and due and begun >= self._not_before:
             self._step = run.step
-            self._text = [_epsilon_text(run)]
+            self._epsilon, self._delta = _epsilon_texts(run)
             self._not_before = time.monotonic() + 50 * (time.monotonic() - begun)
-        return self._text
 
 
-def _epsilon_text(run: Run) -> str:
+def _epsilon_texts(run: Run) -> tuple[str, str]:
     try:
         spent = run.privacy_spent()
     except DPModelError as error:
         # A display must not end a training that has spent its budget; the report will say what is wrong.
-        return f"epsilon not known ({type(error).__name__})"
-    return f"epsilon {epsilon_text(spent.epsilon)} (delta {spent.delta:g})"
+        return f"epsilon not known ({type(error).__name__})", ""
+    return f"epsilon {epsilon_text(spent.epsilon)}", f" (delta {spent.delta:g})"
 
 
 def _bar(console: Console | None) -> Any:

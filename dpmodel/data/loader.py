@@ -359,7 +359,9 @@ def _length(dataset: Any) -> int:
 def _require_plain(loader: Any) -> None:
     if not isinstance(loader, DataLoader):
         raise UnsupportedLoaderError(
-            f"fit takes a torch DataLoader or poisson_loader(...), got {type(loader).__name__}"
+            "fit takes a torch DataLoader or poisson_loader(...), which say the batch size, got "
+            f"{type(loader).__name__}; make one: DataLoader(dataset, batch_size=64), or "
+            "DataLoader(TensorDataset(x, y), batch_size=64)"
         )
     if loader.batch_size is None and loader.batch_sampler is None:
         raise UnsupportedLoaderError(

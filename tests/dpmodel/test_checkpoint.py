@@ -106,8 +106,9 @@ def test_different_values_for_tied_weights_are_refused(tmp_path):
     network = Tied()
     before = network.encoder.weight.clone()
     values = {"encoder.weight": torch.zeros(4, 4), "decoder.weight": torch.ones(4, 4)}
-    with pytest.raises(CheckpointError, match="are tied in the network and differ"):
-        load_param_into_net(network, values)
+    for strict in (True, False):
+        with pytest.raises(CheckpointError, match="are tied in the network and differ"):
+            load_param_into_net(network, values, strict)
     assert torch.equal(network.encoder.weight, before)
 
 
@@ -231,6 +232,44 @@ def test_a_pickle_is_never_loaded(tmp_path):
         with pytest.raises(CheckpointError, match="is no checkpoint, or is truncated or damaged"):
             load_checkpoint(tmp_path / name)
     assert not (tmp_path / "pwned").exists()
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+def test_a_file_of_torch_is_refused_with_the_call_that_reads_it(tmp_path, zipped):
+    network, other = small(), small(seed=1)
+    torch.save(network.state_dict(), tmp_path / "t.pt", _use_new_zipfile_serialization=zipped)
+    with pytest.raises(CheckpointError, match="where a safetensors file of save_checkpoint") as caught:
+        load_checkpoint(tmp_path / "t.pt")
+    exec(str(caught.value).partition("Weights from torch: ")[2], {"network": other, "torch": torch})
+    assert equal(network.state_dict(), other.state_dict())
+
+
+def test_any_other_file_is_told_what_is_expected(tmp_path):
+    (tmp_path / "a.ckpt").write_text("epoch,step\n")
+    with pytest.raises(CheckpointError, match=r"Expected is a safetensors file of save_checkpoint"):
+        load_checkpoint(tmp_path / "a.ckpt")
+
+
+def test_a_network_with_a_new_head_takes_the_rest_and_names_what_it_did_not(tmp_path):
+    old = small()
+    new = nn.Sequential(*small(seed=1)[:2], nn.Linear(4, 5), nn.Linear(5, 2))
+    before = new[2].weight.clone()
+    save_checkpoint(tmp_path / "a.ckpt", old)
+    weights = load_checkpoint(tmp_path / "a.ckpt")
+    with pytest.raises(CheckpointError, match="To load what fits: strict_load=False"):
+        load_param_into_net(new, weights)
+    missed = load_param_into_net(new, weights, strict_load=False)
+    assert missed == ["2.weight", "2.bias", "3.weight", "3.bias"]
+    assert torch.equal(new[0].weight, old[0].weight)
+    assert torch.equal(new[2].weight, before)
+    assert load_param_into_net(small(seed=2), weights) == []
+
+
+def test_weights_of_which_none_fits_are_refused_though_not_strict():
+    with pytest.raises(
+        CheckpointError, match=r"none of the 2 tensors in parameter_dict \(module\.weight, module\.bias\)"
+    ):
+        load_param_into_net(nn.Linear(2, 1), {f"module.{k}": v for k, v in nn.Linear(2, 1).state_dict().items()}, False)
 
 
 def test_safetensors_of_others_and_missing_files_are_refused(tmp_path):

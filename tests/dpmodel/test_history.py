@@ -41,6 +41,26 @@ def test_an_unknown_column_is_refused_with_the_nearest(history):
         history.column("acuracy")
 
 
+def test_a_history_is_read_like_a_table_by_column_and_by_row(history):
+    assert history["accuracy"] == history.column("accuracy")
+    assert history[-1] is history.epochs[1]
+    assert history[:1] == history.epochs[:1]
+    assert len(history) == 2
+    assert list(history) == history[:]
+
+
+@pytest.mark.parametrize(
+    ("key", "error", "message"),
+    [
+        ("acuracy", ValueError, "did you mean 'accuracy'"),
+        (2, IndexError, "the history has 2 epochs, counted from 0; there is none at 2"),
+    ],
+)
+def test_a_column_or_row_that_is_not_there_is_named(history, key, error, message):
+    with pytest.raises(error, match=message):
+        history[key]
+
+
 def test_steps_never_go_back(history):
     with pytest.raises(ValueError, match="step 5 is behind step 20"):
         history.append(epoch=3, step=5)

@@ -110,6 +110,139 @@ def test_options_reach_the_metric():
     assert metrics.compute() == {"accuracy": pytest.approx(0.5)}
 
 
+class Seen:
+    """A metric of a user's own, which has no state before reset."""
+
+    def __init__(self, gives=1.0):
+        self.gives = gives
+
+    def reset(self):
+        self.batches = []
+
+    def update(self, outputs, targets):
+        self.batches.append((outputs, targets))
+
+    def compute(self):
+        return self.gives
+
+
+@pytest.fixture
+def registered():
+    names = []
+
+    def register(name, builder):
+        METRICS.register(name)(builder)
+        names.append(name)
+
+    yield register
+    for name in names:
+        del METRICS._builders[name]
+
+
+@pytest.mark.parametrize("shape", [(6, 2), (6, 3), (6,), (6, 1), (6, 3, 4)])
+@pytest.mark.parametrize("by_name", [True, False])
+def test_a_metric_of_a_users_own_gets_the_outputs_of_the_network_by_name_and_as_an_object(registered, shape, by_name):
+    own = Seen()
+    registered("Seen1", lambda: own)
+    outputs, targets = torch.randn(shape), torch.zeros(6, dtype=torch.int64)
+    metrics = MetricSet(["accuracy", "seen1"] if by_name and len(shape) == 2 else "seen1" if by_name else own)
+    metrics.update(outputs, targets)
+    ((given_outputs, given_targets),) = own.batches
+    assert given_outputs.dtype == torch.float32
+    assert torch.equal(given_outputs, outputs)
+    assert torch.equal(given_targets, targets)
+
+
+def test_a_registered_metric_without_classes_takes_a_dict_and_targets_of_any_kind(registered):
+    own = Seen()
+    registered("seen", lambda: own)
+    outputs, targets = {"logits": torch.randn(3, 2)}, torch.randn(3, 2)
+    metrics = MetricSet("seen")
+    metrics.update(outputs, targets)
+    assert own.batches == [(outputs, targets)]
+    assert metrics.compute() == {"seen": 1.0}
+
+
+def test_a_builder_gets_what_it_asks_for_and_the_users_options(registered):
+    asked = {}
+
+    def build(num_classes, are_probabilities, power=1):
+        asked.update(num_classes=num_classes, are_probabilities=are_probabilities, power=power)
+        return lambda outputs, targets: 0.25
+
+    registered("asking", build)
+    metrics = MetricSet(MetricSpec("asking", {"power": 2}), loss_fn=torch.nn.BCELoss())
+    metrics.update(torch.rand(4), torch.tensor([0, 1, 1, 0]))
+    assert asked == {"num_classes": 2, "are_probabilities": True, "power": 2}
+    assert metrics.compute() == {"asking": 0.25}
+
+
+@pytest.mark.parametrize(
+    ("builder", "options", "message"),
+    [
+        (lambda power: Seen(), {"powr": 2}, "no argument 'powr'; did you mean 'power'"),
+        (
+            lambda outputs, targets: 0.0,
+            {},
+            r"'mine' \(its builder, called before there are outputs\) needs",
+        ),
+        (lambda: 3, {}, "the builder of metric 'mine' gives 3; it must give an object"),
+    ],
+)
+def test_a_builder_that_cannot_serve_is_refused_with_the_reason(registered, builder, options, message):
+    registered("mine", builder)
+    with pytest.raises(ValueError, match=message):
+        MetricSet(MetricSpec("mine", options)).update(torch.zeros(2, 2), torch.tensor([0, 1]))
+
+
+def test_an_object_is_reset_before_its_first_batch_and_not_between_batches():
+    own = Seen()
+    metrics = MetricSet(own)
+    for _ in range(2):
+        metrics.update(torch.eye(2), torch.tensor([0, 1]))
+    assert len(own.batches) == 2
+
+
+def top2(outputs, targets):
+    return (outputs.topk(2).indices == targets[:, None]).any(1)
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(0, 1000), st.lists(st.integers(0, 9), min_size=1, max_size=4), st.booleans())
+def test_a_function_is_averaged_over_the_examples_of_all_batches(seed, sizes, per_example):
+    parts = batches(seed, 4, [*sizes, 3])
+    function = top2 if per_example else lambda outputs, targets: float(top2(outputs, targets).float().mean())
+    metrics = MetricSet({"top2": function})
+    for outputs, targets in parts:
+        metrics.update(outputs, targets)
+    outputs, targets = torch.cat([x for x, _ in parts]), torch.cat([y for _, y in parts])
+    expected = float(top2(outputs, targets).double().mean())
+    assert metrics.compute() == {"top2": pytest.approx(expected, abs=1e-6)}
+
+
+def test_a_function_goes_by_its_own_name_or_that_in_the_dict():
+    assert MetricSet([top2, "accuracy"]).names == ("top2", "accuracy")
+    assert MetricSet({"best two": top2}).names == ("best two",)
+    assert MetricSet(torch.nn.L1Loss()).names == ("L1Loss",)
+    with pytest.raises(ValueError, match="has no name of its own; give a dict"):
+        MetricSet(lambda outputs, targets: 0.0)
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        (None, "'mine' gives None, where a function as metric gives a number or one row per example"),
+        (torch.zeros(5), r"'mine' gives a tensor of shape \(5,\) for 3 examples"),
+    ],
+)
+def test_a_function_that_gives_neither_a_number_nor_a_row_per_example_is_refused(value, message):
+    def mine(outputs, targets):
+        return value
+
+    with pytest.raises(DataError, match=message):
+        MetricSet(mine).update(torch.zeros(3, 2), torch.tensor([0, 1, 1]))
+
+
 @pytest.mark.parametrize(
     ("given", "message"),
     [

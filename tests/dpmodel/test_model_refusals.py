@@ -36,13 +36,11 @@ class TestBadInputIsRefusedBeforeAnyBudgetIsSpent:
         with pytest.raises(ValueError, match="epochs must be a whole number of at least 1, got 0"):
             make_model().fit(loader, epochs=0)
 
-    def test_unknown_engine_and_sampling_suggest_the_nearest(self, make_model, loader):
+    def test_unknown_engine_and_sampling_suggest_the_nearest(self, make_model):
         with pytest.raises(ValueError, match="did you mean 'poisson'"):
             make_model(sampling="Poison")
-        model = make_model(engine="vmaps")
         with pytest.raises(ValueError, match="did you mean 'vmap'"):
-            model.fit(loader)
-        assert model.ledger.total == 0
+            make_model(engine="vmaps")
 
     def test_micro_batches_that_do_not_divide_the_batch(self, make_model, loader):
         model = make_model(micro_batches=5)
@@ -205,3 +203,22 @@ def test_a_loss_of_classes_for_one_output_is_refused(make_model):
     with pytest.raises(DataError, match="the network gives one output, for which it is always 0"):
         model.fit(poisson_loader(data, batch_size=16))
     assert model.ledger.total == 0
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"engine": "bookeeping"}, "did you mean 'bookkeeping'"),
+        ({"device": "gpu"}, "device='gpu' cannot be used here: .* Leave it out, or give 'cpu'"),
+    ],
+)
+def test_what_a_model_cannot_use_is_refused_when_it_is_built(make_model, options, message):
+    with pytest.raises(ValueError, match=message):
+        make_model(**options)
+
+
+def test_a_path_is_no_keeper_and_tensors_are_no_loader(make_model, loader, make_data, tmp_path):
+    with pytest.raises(ValueError, match=r"write keeper=StateKeeper\("):
+        make_model().fit(loader, keeper=str(tmp_path))
+    with pytest.raises(ValueError, match=r"DataLoader\(TensorDataset\(x, y\), batch_size=64\)"):
+        make_model().fit(make_data().tensors)

@@ -95,6 +95,8 @@ def test_momentum_is_the_tutorials_spelling_with_its_default():
         ("Adan", {"lr": 0.1}, "did you mean 'Adam'"),
         ("sgd", {"lr": 0.1}, "did you mean 'SGD'"),
         ("SGD", {"lr": 0.1, "momentun": 0.9}, "no argument 'momentun'; did you mean 'momentum'"),
+        ("SGD", {"lr": 0.1, "momentun": 0.9}, r"takes: lr \(or learning_rate\), momentum, "),
+        ("Momentum", {"lr": 0.1, "momentun": 0.9}, r"takes: lr \(or learning_rate\), momentum, "),
         ("Momentum", {"lr": 0.1, "momentum": 1.5}, "momentum must be in"),
         ("Momentum", {"lr": 0.1, "momentum": 1}, "momentum must be below 1"),
         ("Momentum", {"lr": -0.1}, "learning_rate must be a positive finite number, got -0.1"),

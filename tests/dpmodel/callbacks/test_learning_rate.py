@@ -71,6 +71,12 @@ def test_wrong_settings_are_refused_when_they_are_written(arguments, message):
         LearningRateScheduler(**arguments)
 
 
+def test_a_scheduler_object_that_goes_by_a_measured_value_is_refused_when_it_is_given(fake_run):
+    scheduler = torch.optim.lr_scheduler.ReduceLROnPlateau(fake_run().optimizer)
+    with pytest.raises(ValueError, match=r"ReduceLROnPlateau\.step\(\) cannot be called .*'metrics'.* measured value"):
+        LearningRateScheduler(scheduler)
+
+
 def test_arguments_beside_an_object_are_refused(fake_run):
     scheduler = torch.optim.lr_scheduler.ExponentialLR(fake_run().optimizer, gamma=0.5)
     with pytest.raises(ValueError, match="go with the name"):

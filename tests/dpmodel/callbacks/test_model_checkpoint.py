@@ -34,6 +34,63 @@ def test_a_second_training_goes_on_counting_and_overwrites_nothing(tmp_path, fak
     assert names(tmp_path) == ["CKP-1_2.ckpt", "CKP-2_2.ckpt"]
 
 
+def contents(folder):
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+@pytest.mark.parametrize("same_object", [True, False])
+def test_files_of_another_training_are_kept_and_the_suffix_is_said(tmp_path, fake_run, same_object):
+    first = ModelCheckpoint(directory=tmp_path)
+    quiet = fake_run(epochs=2, steps_per_epoch=2).train([first])
+    before = contents(tmp_path)
+    runs = [
+        fake_run(epochs=2, steps_per_epoch=2).train([first if same_object else ModelCheckpoint(directory=tmp_path)])
+        for _ in range(2)
+    ]
+    assert contents(tmp_path).items() >= before.items()
+    assert [run.lines for run in (quiet, *runs)] == [
+        [],
+        *[
+            [
+                f"checkpoints of another training are in {tmp_path} as CKP-*.ckpt: those of this one are called "
+                f"CKP_{number}-*.ckpt"
+            ]
+            for number in (1, 2)
+        ],
+    ]
+    assert names(tmp_path) == sorted(f"CKP{suffix}-{epoch}_2.ckpt" for suffix in ("", "_1", "_2") for epoch in (1, 2))
+
+
+def test_longer_epochs_that_would_use_names_again_get_a_suffix(tmp_path, fake_run):
+    checkpoint = ModelCheckpoint(directory=tmp_path)
+    fake_run(epochs=2, steps_per_epoch=2).train([checkpoint])
+    before = contents(tmp_path)
+    fake_run(epochs=1, steps_per_epoch=3, first_step=4).train([checkpoint])
+    assert contents(tmp_path).items() >= before.items()
+    assert "CKP_1-3_1.ckpt" in names(tmp_path)
+
+
+def test_a_resumed_training_goes_on_under_its_prefix(tmp_path, fake_run):
+    first = ModelCheckpoint(directory=tmp_path, keep_checkpoint_max=2)
+    fake_run(epochs=2, steps_per_epoch=2).train([first])
+    state, resumed = first.state_dict(), ModelCheckpoint(directory=tmp_path, keep_checkpoint_max=2)
+
+    class Resume:
+        def on_train_epoch_begin(self, run):
+            resumed.load_state_dict(state)
+
+    run = fake_run(epochs=1, steps_per_epoch=2, first_step=4).train([Resume(), resumed])
+    assert names(tmp_path) == ["CKP-2_2.ckpt", "CKP-3_2.ckpt"]
+    assert run.lines == []
+
+
+def test_only_names_of_checkpoints_count_as_another_training(tmp_path, fake_run):
+    for name in ("CKP-best.ckpt", "CKP_9-1_2.ckpt", "CKPT-1_2.ckpt", "CKP-1_2.ckpt.bak"):
+        (tmp_path / name).write_text("not mine")
+    fake_run(epochs=1, steps_per_epoch=2).train([ModelCheckpoint(directory=tmp_path)])
+    assert "CKP-1_2.ckpt" in names(tmp_path)
+
+
 def test_zero_keeps_all(tmp_path, fake_run):
     fake_run(epochs=4, steps_per_epoch=2).train(
         [ModelCheckpoint(directory=tmp_path, every_n_steps=1, keep_checkpoint_max=0)]
@@ -44,7 +101,7 @@ def test_zero_keeps_all(tmp_path, fake_run):
 def test_files_of_others_are_never_deleted(tmp_path, fake_run):
     (tmp_path / "CKP-0_1.ckpt").write_text("not mine")
     fake_run().train([ModelCheckpoint(directory=tmp_path, every_n_steps=1, keep_checkpoint_max=1)])
-    assert names(tmp_path) == ["CKP-0_1.ckpt", "CKP-2_3.ckpt"]
+    assert names(tmp_path) == ["CKP-0_1.ckpt", "CKP_1-2_3.ckpt"]
 
 
 def test_the_checkpoint_holds_the_state_of_that_step(tmp_path, fake_run):

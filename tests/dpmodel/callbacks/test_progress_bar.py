@@ -1,5 +1,6 @@
 import io
 import math
+import re
 
 import pytest
 from rich.console import Console
@@ -20,12 +21,46 @@ def test_the_last_line_shows_steps_loss_metric_and_epsilon(console, fake_run):
         assert part in last
 
 
-def test_a_narrow_terminal_still_shows_every_figure(fake_run):
-    narrow = Console(file=io.StringIO(), width=60)
+@pytest.mark.parametrize("width", [60, 80])
+def test_a_narrow_terminal_still_shows_every_figure_but_the_delta(fake_run, width):
+    narrow = Console(file=io.StringIO(), width=width)
     fake_run(metrics=[{"accuracy": 0.875}]).train([ProgressBar(console=narrow)])
     shown = " ".join(narrow.file.getvalue().split())
-    for part in ("6/6", "left", "loss 0.167", "accuracy 0.8750", "epsilon 0.6", "(delta 1e-05)"):
+    for part in ("6/6", "left", "loss 0.167", "accuracy 0.8750", "epsilon 0.6"):
         assert part in shown
+    assert "delta" not in shown
+
+
+def test_eighty_columns_hold_one_line_with_an_older_epsilon(fake_run):
+    narrow = Console(file=io.StringIO(), width=80, force_terminal=True, color_system=None)
+    run = fake_run(epochs=1, steps_per_epoch=120, metrics=[{"accuracy": 0.875}])
+    run.train([ProgressBar(refresh_seconds=1e-9, console=narrow)])
+    frames = narrow.file.getvalue()
+    assert "epsilon 5.101 at step 51" in frames
+    assert frames.count("\n") == 1, "only the line feed after the last frame"
+
+
+def test_an_epsilon_of_an_earlier_step_says_so_and_a_fresh_one_does_not(console, fake_run):
+    fake_run(epochs=1, steps_per_epoch=5).train([ProgressBar(refresh_seconds=1e-9, console=console)])
+    shown = re.findall(r"(\d)/5.*epsilon ([\d.]+(?: at step \d)?) \(", console.file.getvalue().replace("\r", "\n"))
+    assert ("1", "0.100") in shown
+    assert ("4", "0.100 at step 1") in shown
+    assert shown[-1] == ("5", "0.500")
+    assert all("at step" in text for step, text in shown if step not in "15")
+
+
+def test_steps_are_counted_from_the_begin_of_the_fit_in_both_figures(console, fake_run):
+    run = fake_run(epochs=1, steps_per_epoch=3, first_step=100)
+    run.train([ProgressBar(refresh_seconds=1e-9, console=console)])
+    assert "epsilon 10.101 at step 1" in console.file.getvalue()
+
+
+def test_each_epoch_ends_with_the_epsilon_of_its_history_and_asks_no_accountant(console, fake_run):
+    run = fake_run(epochs=3, steps_per_epoch=5)
+    run.train([ProgressBar(refresh_seconds=60, console=console)])
+    shown = console.file.getvalue()
+    assert all(f"epsilon {epsilon} (" in shown for epsilon in ("0.500", "1.000", "1.500"))
+    assert run.epsilon_asked == 1
 
 
 def test_an_empty_draw_keeps_the_last_known_loss(console, fake_run):
