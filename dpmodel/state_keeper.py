@@ -113,6 +113,8 @@ class StateKeeper:
             self.load()
             yield
         finally:
+            # What was read is of this training alone: the next one, of whatever model, must find its own in the folder.
+            self._journal = self.state = None
             if lock is not None:
                 lock.release()
 

@@ -470,3 +470,14 @@ def test_what_cannot_be_saved_is_refused_before_any_budget_is_spent(tmp_path):
     with pytest.raises(CheckpointError, match=r"thing of type object.*no keeper"):
         fit(model, SECRET, Strange(), keeper=StateKeeper(tmp_path))
     assert model.ledger.total == 0
+
+
+def test_a_keeper_that_is_used_again_finds_what_lies_in_its_folder(make_model, loader, tmp_path):
+    keeper = StateKeeper(tmp_path)
+    make_model().fit(loader, epochs=1, keeper=keeper)
+    before = read_state(RunFolder(tmp_path).state).step
+    other = make_model()
+    with pytest.raises(CheckpointError):
+        other.fit(loader, epochs=1, keeper=keeper)
+    assert other.ledger.total == 0
+    assert read_state(RunFolder(tmp_path).state).step == before
