@@ -120,14 +120,14 @@ if TYPE_CHECKING:
     from monitors.rdp import RDPAccountant
     from monitors.sampled_gaussian import rdp_sampled_gaussian
     from monitors.zcdp import ZCDPAccountant
+else:  # a function of the module that type checkers see would make every name known to them
 
-
-def __getattr__(name: str) -> Any:
-    if name not in _EXPORTS:
-        raise AttributeError(f"module 'dpmodel' has no attribute {name!r}")
-    value = getattr(import_module(_EXPORTS[name]), name)
-    globals()[name] = value
-    return value
+    def __getattr__(name: str) -> Any:
+        if name not in _EXPORTS:
+            raise AttributeError(f"module 'dpmodel' has no attribute {name!r}")
+        value = getattr(import_module(_EXPORTS[name]), name)
+        globals()[name] = value
+        return value
 
 
 def __dir__() -> list[str]:

@@ -65,17 +65,30 @@ def test_lists_of_names_are_sorted_and_without_repetition(package):
     assert list(names) == sorted(set(names))
 
 
-def test_the_names_for_type_checkers_are_the_names_that_load():
-    tree = ast.parse((ROOT / "dpmodel" / "__init__.py").read_text(encoding="utf-8"))
+@pytest.mark.parametrize("package", ["dpmodel", "monitors"])
+def test_the_names_for_type_checkers_are_the_names_that_load(package):
+    tree = ast.parse((ROOT / package / "__init__.py").read_text(encoding="utf-8"))
     guarded = {}
     for node in ast.walk(tree):
         if isinstance(node, ast.If) and isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING":
             for statement in ast.walk(node):
                 if isinstance(statement, ast.ImportFrom):
                     guarded.update({alias.name: statement.module for alias in statement.names})
-    import dpmodel
+    module = __import__(package)
+    assert guarded == module._EXPORTS
+    assert sorted(guarded) == [name for name in module.__all__ if not name.startswith("_")]
 
-    assert guarded == dpmodel._EXPORTS
+
+@pytest.mark.slow  # mypy reads the libraries too
+@pytest.mark.parametrize("package", ["dpmodel", "mechanisms", "monitors"])
+def test_type_checkers_know_every_name_and_no_other(package, tmp_path):
+    known = tmp_path / "known.py"
+    names = [name for name in __import__(package).__all__ if not name.startswith("_")]
+    known.write_text(f"from {package} import {', '.join(names)}\nfrom {package} import this_does_not_exist\n")
+    command = [sys.executable, "-m", "mypy", "--strict", "--follow-imports=silent", str(known)]
+    found = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False).stdout
+    assert found.count(" error:") == 1
+    assert f'Module "{package}" has no attribute "this_does_not_exist"' in found
 
 
 def test_an_unknown_name_is_an_attribute_error():
