@@ -10,7 +10,6 @@ from torch import nn
 
 from dpmodel.callbacks import LearningRateScheduler
 from dpmodel.callbacks.registry import build_callback
-from dpmodel.compat import require_valid
 from dpmodel.config import Config, blame
 from dpmodel.configured_release import make_clip, make_noise
 from dpmodel.data import DataSplits, load_dataset
@@ -22,9 +21,10 @@ from dpmodel.model import DPModel
 from dpmodel.nets import build_network
 from dpmodel.optimizers import build_optimizer
 from dpmodel.plan import TrainingPlan, plan_training
+from dpmodel.task_checks import require_metrics_fit, require_network_fits, require_stated_size
 from mechanisms.engines.base import ENGINES
 from monitors.accountant import epsilon_text, privacy_spent
-from monitors.errors import ConfigError, UnsupportedModuleError
+from monitors.errors import ConfigError
 from monitors.factory import PrivacyMonitorFactory
 
 
@@ -97,7 +97,7 @@ def build_task(config: Config) -> Task:
         torch.set_num_threads(config.performance.threads)
     with blame(config, "data"):
         data = load_dataset(**config.data.reader_arguments)
-    _require_stated_size(config, data)
+    require_stated_size(config, data)
     with blame(config, "network"):
         network = build_network(
             config.network.name,
@@ -109,7 +109,8 @@ def build_task(config: Config) -> Task:
     with blame(config, "loss"):
         loss_fn = build_loss(config.loss.name, **config.loss.options)
     network.to(device)
-    _require_fit(config, network, data, device)
+    require_network_fits(config, network, data, device)
+    require_metrics_fit(config, data)
     return Task(config, data, network, loss_fn, device).of(config)
 
 
@@ -234,38 +235,4 @@ def _require_one_step(plan: TrainingPlan) -> None:
             f"{plan.config.where('privacy.monitor.max_eps')}: not even one step fits into "
             f"privacy.monitor.max_eps={most:g}: the first spends epsilon {epsilon_text(first)} at delta "
             f"{privacy.delta:g}. Raise it or the noise multiplier, or lower the batch size"
-        )
-
-
-def _require_stated_size(config: Config, data: DataSplits) -> None:
-    stated, found = config.data.num_examples, len(data.train)
-    if stated is not None and stated != found:
-        raise ConfigError(
-            f"{config.where('data.num_examples')}: data.num_examples is {stated}, but {data.name!r} has {found} "
-            "training examples here; the sampling rate depends on it. Correct it, or leave it out"
-        )
-
-
-def _require_fit(config: Config, network: nn.Module, data: DataSplits, device: torch.device) -> None:
-    """Try the network on one example, so that a wrong shape is found before the calibration and the training."""
-    x, _ = data.train.batch(torch.arange(1))
-    was_training = network.training
-    network.eval()
-    try:
-        require_valid(network, x.to(device))
-        with torch.no_grad():
-            outputs = network(x.to(device))
-    except UnsupportedModuleError as error:
-        raise ConfigError(f"{config.where('network')}: network: {error}") from error
-    except Exception as error:
-        raise ConfigError(
-            f"{config.where('network')}: network: it cannot take inputs of shape {tuple(x.shape[1:])} from data set "
-            f"{data.name!r}: {error}"
-        ) from error
-    finally:
-        network.train(was_training)
-    if outputs.dim() == 2 and 1 < outputs.shape[1] < data.num_classes:
-        raise ConfigError(
-            f"{config.where('network')}: network: it has {outputs.shape[1]} outputs, but data set {data.name!r} has "
-            f"{data.num_classes} classes; set num_classes: {data.num_classes}"
         )

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
 from dpmodel.build import build_model, build_task
 from dpmodel.checkpoint import load_weights
 from dpmodel.config import Config, load_config
 from dpmodel.config.reader import Override
+from dpmodel.data.fingerprint import Fingerprint
 from dpmodel.plan import plan_training
 from dpmodel.runfolder import RunFolder
 from monitors.accountant import PrivacySpent, privacy_spent
@@ -21,16 +24,55 @@ _STATED_ANEW = {"delta": None, "accountant": None}
 
 
 @dataclass(frozen=True)
+class MeasuredData:
+    """Whether metrics are of the test data that the training was measured on.
+
+    Args:
+        used: What was measured on now.
+        recorded: What the training was measured on; None where its run folder does not say.
+    """
+
+    used: Fingerprint
+    recorded: Fingerprint | None
+
+    @property
+    def same(self) -> bool | None:
+        """Whether both are one; None where that is not known."""
+        return None if self.recorded is None else self.used == self.recorded
+
+    @property
+    def warning(self) -> str | None:
+        """What must be said beside the metrics; None where both are one."""
+        if self.recorded is None:
+            return "the run folder does not say which test data it was measured on: these may be others"
+        if self.used == self.recorded:
+            return None
+        return (
+            f"these are not the test data that the run was measured on: {self.recorded} then, {self.used} now; the "
+            "metrics above are no figures of that run"
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON values."""
+        recorded = None if self.recorded is None else self.recorded.to_dict()
+        return {"same": self.same, "used": self.used.to_dict(), "recorded": recorded, "warning": self.warning}
+
+
+@dataclass(frozen=True)
 class Evaluation:
     """What was measured and what was spent.
 
     Args:
         metrics: Name to value, over the test data.
         spent: Epsilon of the ledger in the folder, with its conditions.
+        test_data: Whether the test data are those of the training.
+        num_examples: Training examples.
     """
 
     metrics: dict[str, float]
     spent: PrivacySpent
+    test_data: MeasuredData
+    num_examples: int
 
 
 def evaluate_run(path: str | os.PathLike[str], overrides: Iterable[Override] = ()) -> Evaluation:
@@ -57,7 +99,18 @@ def evaluate_run(path: str | os.PathLike[str], overrides: Iterable[Override] = (
     plan = plan_training(stored, stored.data.num_examples or len(task.data.train))
     privacy = config.privacy
     spent = privacy_spent(ledger, privacy.delta, privacy.accountant, plan.release.statement)
-    return Evaluation(model.eval(task.placed(task.data.test)), spent)
+    test_data = MeasuredData(Fingerprint.of(task.data.test), _recorded(folder))
+    metrics = model.eval(task.placed(task.data.test))
+    return Evaluation(metrics, spent, test_data, plan.release.sampler.num_examples)
+
+
+def _recorded(folder: RunFolder) -> Fingerprint | None:
+    try:
+        return Fingerprint.from_dict(json.loads(folder.test_data.read_text(encoding="utf-8")))
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{folder.test_data} cannot be read: {error}; remove it to do without it") from error
 
 
 def _require_same_training(stored: Config, config: Config) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -15,9 +16,11 @@ from dpmodel.build import Training, build_training
 from dpmodel.config import Config
 from dpmodel.config.identity import settings_by_path
 from dpmodel.configured_release import with_noise_multiplier
+from dpmodel.data.fingerprint import Fingerprint
 from dpmodel.folder_lock import FolderLock
 from dpmodel.interrupt import InterruptStop
 from dpmodel.recorder import RunRecorder
+from dpmodel.resume import WHAT_TO_DO
 from dpmodel.runfolder import RunFolder
 from dpmodel.state_keeper import DEFAULT_EVERY_N_STEPS, StateKeeper
 from monitors.errors import CheckpointError, ConfigError
@@ -104,6 +107,7 @@ def _new(config: Config, folder: RunFolder, *, force: bool) -> Iterator[_Begun]:
         if folder.claim(force=force) is not None:
             lock.acquire()  # what was locked so far has been moved aside
         write_atomically(folder.config, resolved_yaml(training))
+        write_atomically(folder.test_data, json.dumps(Fingerprint.of(training.task.data.test).to_dict()) + "\n")
         every, keeper = config.output.save_every_steps, None
         if every is not None:
             keeper = StateKeeper(folder.path, every, settings=_settings(training), lock=lock)
@@ -137,7 +141,7 @@ def _as_begun(config: Config, state: TrainingState) -> Training:
         if given != target or solved is None:
             raise CheckpointError(
                 f"{state.path} is of another training: privacy.target_epsilon is {given!r} here and {target!r} in the "
-                "state"
+                f"state. {WHAT_TO_DO}"
             )
         config = with_noise_multiplier(config, solved)
     training = build_training(config)

@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING
 
 from dpmodel.config.faults import blame
 from dpmodel.configured_release import release_plan, with_noise_multiplier
+from dpmodel.count_noise import count_remedy
 from dpmodel.vanishing_noise import ledger_to_search, require_noise_left
 from monitors.accountant import PrivacySpent, privacy_spent
 from monitors.calibration import calibrate_noise_multiplier
-from monitors.errors import ConfigError
+from monitors.errors import CalibrationError, ConfigError
 from monitors.ledger import Ledger
 
 if TYPE_CHECKING:
@@ -129,4 +130,7 @@ def _calibrated(config: Config, num_examples: int) -> float:
     def ledger_of(noise_multiplier: float) -> Ledger:
         return ledger_to_search(with_noise_multiplier(config, noise_multiplier), num_examples)
 
-    return calibrate_noise_multiplier(privacy.target_epsilon, privacy.delta, ledger_of, privacy.accountant)
+    try:
+        return calibrate_noise_multiplier(privacy.target_epsilon, privacy.delta, ledger_of, privacy.accountant)
+    except CalibrationError as error:
+        raise CalibrationError(f"{error} {count_remedy(config, num_examples)}".rstrip()) from error

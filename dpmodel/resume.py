@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -25,8 +25,12 @@ LOST_NOTE = (
     "them is in the model"
 )
 
+#: Ends the refusal of a state that is of another training.
+WHAT_TO_DO = "Resume with the settings of the run, or begin anew in another folder (--output)"
+
 MAX_DIFFERENCES = 5
 COMPARED_RELEASES = 64
+_DIGEST = "planned releases (digest of some)"
 _MISSING = object()
 
 
@@ -46,7 +50,7 @@ def run_settings(run: Run) -> dict[str, Any]:
         "clip mechanism": type(plan.clip).__name__,
         "reproducible": sorted(name for name, stream in streams(plan).items() if stream.reproducible),
         "delta": run.delta,
-        "planned releases (digest of some)": _planned_digest(run),
+        _DIGEST: _planned_digest(run),
     }
 
 
@@ -57,9 +61,9 @@ def check_state(state: TrainingState, run: Run, listeners: CallbackList, setting
         CheckpointError: Settings, network, optimizer or callbacks are others than those it was saved from (says which
             and how), or the model has trained already.
     """
-    differences = setting_differences(settings, state.settings)
-    if differences:
-        raise CheckpointError(f"{state.path} is of another training: {'; '.join(differences)}")
+    if settings != state.settings:
+        differences = _told(settings, state.settings, run_settings(run))
+        raise CheckpointError(f"{state.path} is of another training: {'; '.join(differences)}. {WHAT_TO_DO}")
     model = run.model
     state.checkpoint.check(model.network, model.optimizer)
     given, stated = [name for name, _ in stateful(tuple(listeners))], [name for name, _ in state.callbacks]
@@ -73,6 +77,18 @@ def check_state(state: TrainingState, run: Run, listeners: CallbackList, setting
             f"a training is resumed on a model that was built anew, but this one's ledger holds {model.ledger.total} "
             "releases already; build network, optimizer and model again"
         )
+
+
+def _told(ours: Mapping[str, Any], theirs: Mapping[str, Any], derived: Collection[str]) -> list[str]:
+    """The differences in what the user sets; in what follows from it where nothing of that differs."""
+
+    def among(names: Collection[str]) -> list[str]:
+        return setting_differences(*({name: side[name] for name in side if name in names} for side in (ours, theirs)))
+
+    names = {*ours, *theirs}
+    # A digest tells nobody anything: it speaks only where all else is the same.
+    choices = (names - set(derived), set(derived) - {_DIGEST}, names)
+    return next(filter(None, map(among, choices)))
 
 
 def setting_differences(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> list[str]:

@@ -57,6 +57,11 @@ class RunFolder:
         return self.path / "privacy_report.md"
 
     @property
+    def test_data(self) -> Path:
+        """Size and digest of the test data that the metrics are of."""
+        return self.path / "test_data.json"
+
+    @property
     def curve(self) -> Path:
         """The training curve."""
         return self.path / "training_curve.png"
@@ -107,7 +112,8 @@ class RunFolder:
 
     def abandon(self) -> None:
         """Remove the folder of a training that never began; other files in it are left."""
-        self.config.unlink(missing_ok=True)
+        for file in (self.config, self.test_data):
+            file.unlink(missing_ok=True)
         if self.path.is_dir() and not self._in_use():
             (self.path / LOCK_NAME).unlink(missing_ok=True)
             self.path.rmdir()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -108,6 +109,8 @@ def budget(
         from dpmodel.budget.curves import require_drawable
 
         require_drawable(plot, "--plot")
+    if config is None:
+        _require(given, num_examples, max_epsilon, overrides)
     settings = _settings(config, given, overrides, accountant, max_epsilon)
     chosen = None if accountant is None else known_accountants(accountant)
     answer = answer_budget(settings, num_examples, accountants=chosen, max_epsilon=max_epsilon, tuning_runs=tuning_runs)
@@ -133,7 +136,6 @@ def _settings(
         flags.append((("privacy", "accountant"), accountant))
     if path is not None:
         return load_config(path, [*overrides, *flags])
-    _require(given, max_epsilon)
     if max_epsilon is not None and "epochs" not in given:
         flags.append((_PLACES["epochs"], 1))
     return make_config(_PLACEHOLDERS, [*overrides, *flags], "command line")
@@ -151,9 +153,14 @@ def _implied(given: dict[str, Any]) -> dict[str, Any]:
     return {other: value for name, (other, value) in _IMPLIES.items() if name in given and other not in given}
 
 
-def _require(given: dict[str, Any], max_epsilon: float | None) -> None:
+def _require(
+    given: dict[str, Any], num_examples: int | None, max_epsilon: float | None, overrides: Sequence[str]
+) -> None:
+    stated = {override.partition("=")[0].strip().partition(".")[0] for override in overrides}
     needed = ["batch_size"] if max_epsilon is not None else ["batch_size", "epochs"]
     missing = [f"--{name.replace('_', '-')}" for name in needed if name not in given]
+    if num_examples is None and "data" not in stated:
+        missing.insert(0, "--num-examples (-n)")
     if "noise_multiplier" not in given and "target_epsilon" not in given:
         missing.append("--noise-multiplier or --target-epsilon")
     if missing:
@@ -215,6 +222,7 @@ def _cells(scenario: Scenario, accountants: list[str]) -> list[str]:
 
 
 def _headline(answer: BudgetAnswer) -> str:
+    from dpmodel.cli.result_view import claim_caveats
     from monitors.accountant import epsilon_text
 
     plan = answer.plan
@@ -225,6 +233,7 @@ def _headline(answer: BudgetAnswer) -> str:
     figures = [
         f"{epsilon_text(value) if isinstance(value, float) else '-'} ({name})" for name, value in answer.figures.items()
     ]
+    caveats = claim_caveats(answer.epsilon, privacy.delta, release.sampler.num_examples)
     return "\n".join(
         [
             f"epsilon           {', '.join(figures)} at delta {privacy.delta:g}",
@@ -232,6 +241,6 @@ def _headline(answer: BudgetAnswer) -> str:
             f"length            {plan.config.training.epochs:,} epochs, {plan.steps:,} steps",
             f"sampling          {release.sampler.describe()}",
             f"unit              {release.unit.describe()}; neighbours: {release.sampler.relation}",
-            *(f"note              {note}" for note in answer.notes),
+            *(f"note              {note}" for note in (*answer.notes, *caveats)),
         ]
     )

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 
 class ComparisonView:
-    """Shows how far a comparison is; a context manager.
+    """Shows how far a comparison is; a context manager. Off a terminal it shows faults only.
 
     Args:
         console: Where to show it.
@@ -39,6 +39,8 @@ class ComparisonView:
             TimeElapsedColumn(),
             TimeRemainingColumn(),
             console=console,
+            # Into a file or a pipe it would write its last picture, and say nothing.
+            disable=not console.is_terminal,
         )
         self._whole = self.progress.add_task("checking", total=None)
         self._tasks: dict[int, TaskID] = {}

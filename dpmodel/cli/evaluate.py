@@ -29,14 +29,17 @@ def evaluate(
     overrides: Overrides = [],  # noqa: B006 - typer copies it
     as_json: AsJson = False,
 ) -> None:
-    """Measure the trained network of RUN_DIR on its test data and state what its ledger says was spent."""
+    """Measure the trained network of RUN_DIR on its test data and state what its ledger says was spent.
+
+    Test data that are not those of the training are measured all the same, with a warning.
+    """
     from dpmodel.evaluation import evaluate_run
 
     result, progress = evaluate_run(run_dir, overrides), _progress(run_dir)
     if as_json:
         privacy = result.spent.to_dict()
         answer = {"run": str(run_dir), "training": progress, "metrics": result.metrics, "privacy": privacy}
-        typer.echo(json.dumps(answer))
+        typer.echo(json.dumps({**answer, "test_data": result.test_data.to_dict()}))
         return
     from rich.console import Console
 
@@ -44,7 +47,16 @@ def evaluate(
 
     console = Console()
     console.print(str(run_dir), style="italic", highlight=False, markup=False, soft_wrap=True)
-    console.print(result_table(None, result.metrics, result.spent, broken_off=_broken_off(progress)), highlight=False)
+    warnings = [] if result.test_data.warning is None else [result.test_data.warning]
+    table = result_table(
+        None,
+        result.metrics,
+        result.spent,
+        result.num_examples,
+        broken_off=_broken_off(progress),
+        warnings=warnings,
+    )
+    console.print(table, highlight=False)
 
 
 def _progress(path: Path) -> dict[str, Any]:

@@ -25,7 +25,9 @@ def plot(
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help=r"Folder of the pictures \[default: RUN_DIR/figures]")
     ] = None,
-    metric: Annotated[str, typer.Option(help="Test metric to draw.")] = "accuracy",
+    metric: Annotated[
+        str | None, typer.Option(help=r"Test metric to draw \[default: the first that all runs have]")
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Draw the figures of one or more RUN_DIRs as PNG and SVG.

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
+from dpmodel.release import large_delta
 from monitors.accountant import epsilon_text
 
 if TYPE_CHECKING:
@@ -17,8 +19,10 @@ def result_table(
     title: str | None,
     metrics: Mapping[str, float],
     spent: PrivacySpent,
+    num_examples: int,
     lost: str | None = None,
     broken_off: str | None = None,
+    warnings: Sequence[str] = (),
 ) -> Table:
     """Metrics and the privacy claim with its conditions, a row each; the caller may add rows.
 
@@ -26,8 +30,10 @@ def result_table(
         title: Above the table; None for none.
         metrics: Name to value, over the test data.
         spent: The claim.
+        num_examples: Training examples, which delta is to be small against.
         lost: What to say of steps that were lost; None where there are none.
         broken_off: How far a training came that did not reach its end; None for one that did.
+        warnings: What must be said of the metrics, a row each below them.
     """
     from rich.table import Table
 
@@ -39,12 +45,28 @@ def result_table(
         table.add_row("training", broken_off)
     for name, value in metrics.items():
         table.add_row(f"test {name}", f"{value:.4f}" if abs(value) < 1e6 else f"{value:.4g}")
+    for warning in warnings:
+        table.add_row("warning", warning)
     table.add_row("epsilon", f"{epsilon_text(spent.epsilon)} at delta {spent.delta:g} (accountant {spent.accountant})")
     if lost is not None:
         table.add_row("lost steps", lost)
     table.add_row("unit", spent.unit)
     table.add_row("neighbours", spent.relation)
     table.add_row("sampling", spent.sampling)
-    for note in spent.notes:
+    for note in (*spent.notes, *claim_caveats(spent.epsilon, spent.delta, num_examples)):
         table.add_row("caveat", note)
     return table
+
+
+def claim_caveats(epsilon: float, delta: float, num_examples: int) -> list[str]:
+    """What takes the meaning from an epsilon, beside the notes that travel with it.
+
+    Example:
+        >>> claim_caveats(3.0, 1e-5, 60_000)
+        []
+        >>> claim_caveats(float("inf"), 1e-5, 60_000)
+        ['epsilon is infinite: this training is NOT private']
+    """
+    if math.isinf(epsilon):
+        return ["epsilon is infinite: this training is NOT private"]
+    return [large_delta(delta, num_examples)] if delta * num_examples >= 1 else []

@@ -95,7 +95,7 @@ def _announce(console: Console, training: Training, folder: RunFolder) -> None:
     )
     parameters = sum(parameter.numel() for parameter in training.task.network.parameters())
     lines = [
-        f"data      {training.task.data.name}: {len(training.task.data.train):,} training examples",
+        f"data      {training.task.data.name}: {training.task.data.describe()}",
         f"network   {type(training.task.network).__name__}, {parameters:,} parameters, on {training.task.device}",
         f"noise     {noise}",
         f"clipping  {privacy.clip.name}, norm bound {privacy.norm_bound:g}, unit: {release.unit.describe()}",
@@ -119,7 +119,9 @@ def _show(console: Console, result: TrainingResult) -> None:
     if report.without_lost is not None:
         least = epsilon_text(report.without_lost.epsilon)
         lost = f"{report.lost_steps:,}, charged; epsilon without them {least}"
-    table = result_table("Training " + report.status, result.metrics, report.spent, lost)
+    table = result_table(
+        "Training " + report.status, result.metrics, report.spent, report.mechanism["num_examples"], lost
+    )
     table.add_row("not accounted", "tuning, training loss, test data; see the report")
     console.print(table, highlight=False)
     # Below the table and on a line of its own, so that no terminal is too narrow to copy it from.

@@ -13,8 +13,9 @@ from dpmodel.config.faults import blame, config_error
 from dpmodel.config.kinds import require_kind
 from dpmodel.config.marked_yaml import Marked, read_yaml
 from dpmodel.config.overrides import apply_overrides
+from dpmodel.config.paths import locate_data
 from dpmodel.config.plugins import import_plugin, locate_plugin
-from dpmodel.config.schema import Config
+from dpmodel.config.schema import Config, place_of
 from mechanisms.factory import ClipMechanismsFactory, NoiseMechanismsFactory
 from mechanisms.sampling import SAMPLERS
 from monitors.accountant import resolve_accountant
@@ -67,13 +68,22 @@ def checked_config(marked: Marked, source: str, overrides: Iterable[Override] = 
         config = Config.model_validate(final.values)
     except ValidationError as error:
         raise config_error(error, final.marks, source) from None
-    plugins = tuple(locate_plugin(plugin, Path(source).parent) for plugin in config.plugins)
-    config = config.model_copy(update={"plugins": plugins})
+    config = _located(config, final, source)
     config._source, config._marks = source, final.marks
     for plugin in config.plugins:
         import_plugin(plugin)
     _check_names(config)
     return config
+
+
+def _located(config: Config, marked: Marked, source: str) -> Config:
+    """The configuration with full paths, so that its resolved form means the same from every folder."""
+    plugins = tuple(locate_plugin(plugin, Path(source).parent) for plugin in config.plugins)
+    root = config.data.options.get("root")
+    if not isinstance(root, str):
+        return config.model_copy(update={"plugins": plugins})
+    full = locate_data(root, place_of(marked.marks, ("data", "root"), source))
+    return config.model_copy(update={"plugins": plugins, "data": config.data.model_copy(update={"root": full})})
 
 
 def _check_names(config: Config) -> None:

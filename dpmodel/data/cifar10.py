@@ -31,7 +31,7 @@ def cifar10(root: str | os.PathLike[str] | None = None, download: bool = True) -
     References:
         Krizhevsky 2009, "Learning Multiple Layers of Features from Tiny Images".
     """
-    folder = locations.cache_folder() if root is None else Path(root).expanduser()
+    folder = locations.cache_folder() if root is None else locations.full_path(root)
     here = (folder / ARCHIVE).is_file() or (folder / "cifar-10-batches-py").is_dir()
     if not here and not download:
         raise locations.missing("CIFAR-10", [ARCHIVE], folder, f"looked in {folder}")

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from dpmodel.data import locations
 from dpmodel.data.splits import RawSplits
 from monitors import _checks
 from monitors.errors import DataError, MissingDataError
@@ -36,7 +37,7 @@ def image_folder(root: str | os.PathLike[str], channels: int = 3, image_size: in
         DataError: A class has no training folder, an image cannot be read, or the sizes differ.
     """
     _checks.one_of(MODES, channels=channels)
-    folder = Path(root).expanduser()
+    folder = locations.full_path(root)
     for part in ("train", "test"):
         if not (folder / part).is_dir():
             raise MissingDataError(f"{folder / part} does not exist; an image folder holds {LAYOUT}")

@@ -12,16 +12,20 @@ from monitors.errors import DataError
 
 Constants = float | Sequence[float] | None
 
+#: Types of inputs that are whole numbers by themselves, such as tokens.
+WHOLE = (torch.int64, torch.int32)
+
 
 class InMemoryDataset(Dataset[tuple[Tensor, Tensor]]):
     """Inputs ``x`` and targets ``y``; images stay bytes and become floats in [0, 1] when they are read.
 
     Args:
-        x: (N, ...) inputs: uint8 images (N, channels, height, width), or float32.
+        x: (N, ...) inputs: uint8 images (N, channels, height, width), float32, or whole numbers such as tokens (int64
+            or int32, kept as int64), which reach the network as they are.
         y: (N,) labels, whole numbers, kept as int64; or (N, k) numbers to predict, float32.
         mean: Subtracted from the floats, one number or one per channel. A PUBLIC constant: a mean computed from the
             private training data would be a release that no ledger row covers.
-        std: Divided by, likewise; positive.
+        std: Divided by, likewise; positive. Neither can be given for whole numbers.
 
     Raises:
         DataError: Lengths, types or constants do not fit.
@@ -36,7 +40,7 @@ class InMemoryDataset(Dataset[tuple[Tensor, Tensor]]):
 
     def __init__(self, x: Tensor, y: Tensor, *, mean: Constants = None, std: Constants = None) -> None:
         _check_tensors(x, y)
-        self.x = x.contiguous()
+        self.x = (x.to(torch.int64) if x.dtype in WHOLE else x).contiguous()
         self.y = (y if y.is_floating_point() else y.to(torch.int64)).contiguous()
         self._mean = _constant("mean", mean, x)
         self._std = _constant("std", std, x)
@@ -44,7 +48,10 @@ class InMemoryDataset(Dataset[tuple[Tensor, Tensor]]):
             raise DataError(f"std must be positive, got {self._std.flatten().tolist()}")
 
     def transform_batch(self, x: Tensor) -> Tensor:
-        """Floats of a batch of raw inputs: bytes over 255, then minus ``mean``, over ``std``; shape kept."""
+        """What the network takes, from a batch of raw inputs; shape kept.
+
+        Bytes are divided by 255; then, as floats, minus ``mean``, over ``std``. Whole numbers stay as they are.
+        """
         values = x.float().div_(255.0) if x.dtype == torch.uint8 else x
         if self._mean is not None:
             values = values - self._mean.to(values.device)
@@ -77,15 +84,20 @@ class InMemoryDataset(Dataset[tuple[Tensor, Tensor]]):
 
 
 def _check_tensors(x: Tensor, y: Tensor) -> None:
-    if x.dtype not in (torch.uint8, torch.float32):
-        raise DataError(f"x must be uint8 (images) or float32, got {x.dtype}; convert it first")
+    if x.dtype not in (torch.uint8, torch.float32, *WHOLE):
+        raise DataError(
+            f"x must be uint8 (images), float32, or int64 or int32 (whole numbers such as tokens), got {x.dtype}; "
+            "convert it first"
+        )
     if x.dim() < 2:
         raise DataError(f"x must have one row per example, got shape {tuple(x.shape)}")
     labels = y.dim() == 1 and not y.is_floating_point() and not y.is_complex()
     if not labels and (y.dim() != 2 or y.dtype != torch.float32):
+        several = y.dim() == 2 and not y.is_floating_point() and not y.is_complex()
+        remedy = "; for several labels per example (multi-label) convert to float32, with y.float()" if several else ""
         raise DataError(
             f"y must be one whole number per example, or float32 of shape (N, k), got {y.dtype} of shape "
-            f"{tuple(y.shape)}"
+            f"{tuple(y.shape)}{remedy}"
         )
     if len(x) != len(y):
         raise DataError(f"x and y differ in length: {len(x)} and {len(y)}")
@@ -94,6 +106,11 @@ def _check_tensors(x: Tensor, y: Tensor) -> None:
 def _constant(name: str, value: Constants, x: Tensor) -> Tensor | None:
     if value is None:
         return None
+    if x.dtype in WHOLE:
+        raise DataError(
+            f"{name}={value!r} cannot be applied to inputs of {x.dtype}: whole numbers such as tokens reach the "
+            f"network as they are. Leave {name} out, or give the inputs as float32"
+        )
     numbers = torch.as_tensor(value, dtype=torch.float32).flatten()
     if not bool(numbers.isfinite().all()):
         raise DataError(f"{name} must be finite, got {value!r}")

@@ -21,6 +21,11 @@ def cache_folder() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache").expanduser() / "dpmodel"
 
 
+def full_path(root: str | os.PathLike[str]) -> Path:
+    """``root`` from the top of the file system, so that an error says where was looked whatever the current folder."""
+    return Path(root).expanduser().absolute()
+
+
 def embedded_folders() -> tuple[Path, ...]:
     """Folders of data that come with a source checkout: that of this package, and the current one."""
     return Path(__file__).resolve().parents[2] / "examples" / "data", Path.cwd() / "examples" / "data"

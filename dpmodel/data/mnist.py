@@ -58,7 +58,7 @@ def _idx_splits(name: str, root: str | os.PathLike[str] | None, download: bool) 
 
 
 def _located(name: str, root: str | os.PathLike[str] | None, download: bool) -> dict[str, Path]:
-    base = locations.cache_folder() if root is None else Path(root).expanduser()
+    base = locations.cache_folder() if root is None else locations.full_path(root)
     folders = [base / name / "raw", base / "raw", base]
     if root is None:
         folders = [folder / name / "raw" for folder in locations.embedded_folders()] + folders[:1]

@@ -11,11 +11,20 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from dpmodel.data import locations
 from dpmodel.data.splits import RawSplits
 from monitors import _checks
 from monitors.errors import DataError, MissingDataError
 
 KEYS = ("x_train", "y_train", "x_test", "y_test")
+
+#: What an archive of ``numpy.savez`` begins with; the second is one without arrays.
+ZIP_MAGIC = (b"PK\x03\x04", b"PK\x05\x06")
+
+HOW_TO_MAKE = f"make one with numpy.savez('data.npz', {', '.join(f'{key}=...' for key in KEYS)})"
+
+#: Whole numbers that are inputs by themselves, such as tokens.
+_WHOLE = (np.dtype(np.int64), np.dtype(np.int32))
 
 
 def npz(root: str | os.PathLike[str], num_classes: int | None = None) -> RawSplits:
@@ -23,19 +32,20 @@ def npz(root: str | os.PathLike[str], num_classes: int | None = None) -> RawSpli
 
     Args:
         root: The file.
-        num_classes: Number of classes. None: the largest label plus one, over both parts. For numbers to predict it is
-            how many each example has.
+        num_classes: Number of classes. None: the largest training label plus one. For numbers to predict it is how
+            many each example has.
 
     Shapes:
-        x (N, height, width) or (N, channels, height, width) of uint8 for images, (N, ...) of floats otherwise (read as
-        float32); y (N,) of whole numbers from 0 on for classes, or (N, k) or (N,) of floats for regression (read as
+        x (N, height, width) or (N, channels, height, width) of uint8 for images; (N, ...) of int64 or int32 for whole
+        numbers such as tokens (read as int64); (N, ...) of floats otherwise (read as float32). y (N,) of whole numbers
+        from 0 on for classes, or (N, k) or (N,) of floats for regression and for several labels per example (read as
         float32, shape (N, k) or (N, 1)).
 
     Raises:
         MissingDataError: There is no such file.
         DataError: Not such an archive, an array is missing, or of the wrong type. Pickled objects are never loaded.
     """
-    file = Path(root).expanduser()
+    file = locations.full_path(root)
     if not file.is_file():
         raise MissingDataError(
             f"{file} does not exist; data.root must be an .npz file with the arrays {', '.join(KEYS)}"
@@ -44,18 +54,20 @@ def npz(root: str | os.PathLike[str], num_classes: int | None = None) -> RawSpli
     x_train, x_test = (_inputs(arrays[key], f"{file}: {key}") for key in ("x_train", "x_test"))
     y_train, y_test = (_targets(arrays[key], f"{file}: {key}") for key in ("y_train", "y_test"))
     if num_classes is None:
-        num_classes = y_train.shape[1] if y_train.dim() > 1 else _largest(y_train, y_test) + 1
+        # Of the training part alone: a stray label among the test data must not give the network more outputs.
+        num_classes = y_train.shape[1] if y_train.dim() > 1 else _largest(y_train) + 1
     return RawSplits(x_train, y_train, x_test, y_test, num_classes, str(file))
 
 
-def _largest(*labels: Tensor) -> int:
-    return max(int(values.max()) for values in labels if values.numel()) if any(map(len, labels)) else 0
+def _largest(labels: Tensor) -> int:
+    return int(labels.max()) if labels.numel() else 0
 
 
 def _arrays(file: Path) -> dict[str, np.ndarray[Any, Any]]:
     try:
+        _require_archive(file)
         with np.load(file, allow_pickle=False) as archive:
-            names = list(getattr(archive, "files", ()))
+            names = list(archive.files)
             absent = [key for key in KEYS if key not in names]
             if absent:
                 strangers = [name for name in names if name not in KEYS]
@@ -68,6 +80,13 @@ def _arrays(file: Path) -> dict[str, np.ndarray[Any, Any]]:
         raise DataError(f"{file} is no readable .npz archive of plain arrays: {error}") from error
 
 
+def _require_archive(file: Path) -> None:
+    # numpy takes whatever is no archive for a pickle, and advises to load it: that would run what it holds.
+    with file.open("rb") as stream:
+        if stream.read(len(ZIP_MAGIC[0])) not in ZIP_MAGIC:
+            raise DataError(f"{file} is no .npz archive, whatever its name; {HOW_TO_MAKE}")
+
+
 def _inputs(values: np.ndarray[Any, Any], name: str) -> Tensor:
     if values.dtype == np.uint8:
         if values.ndim not in (3, 4):
@@ -76,11 +95,15 @@ def _inputs(values: np.ndarray[Any, Any], name: str) -> Tensor:
             )
         images = torch.from_numpy(np.ascontiguousarray(values))
         return images.unsqueeze(1) if values.ndim == 3 else images
-    if not np.issubdtype(values.dtype, np.floating):
-        raise DataError(f"{name}: inputs must be uint8 images or floats, got {values.dtype}")
+    whole = values.dtype.newbyteorder("=") in _WHOLE
+    if not whole and not np.issubdtype(values.dtype, np.floating):
+        raise DataError(
+            f"{name}: inputs must be uint8 (images), floats, or int64 or int32 (whole numbers such as tokens), got "
+            f"{values.dtype}; convert them with astype, for tokens astype('int64')"
+        )
     if values.ndim < 2:
         raise DataError(f"{name}: inputs must have one row per example, got shape {values.shape}")
-    return torch.from_numpy(np.ascontiguousarray(values, dtype=np.float32))
+    return torch.from_numpy(np.ascontiguousarray(values, dtype=np.int64 if whole else np.float32))
 
 
 def _targets(values: np.ndarray[Any, Any], name: str) -> Tensor:
@@ -91,5 +114,14 @@ def _targets(values: np.ndarray[Any, Any], name: str) -> Tensor:
         return numbers.unsqueeze(1) if values.ndim == 1 else numbers
     raise DataError(
         f"{name}: targets must be one whole number per example (its class), or one or several floats (regression), got "
-        f"{values.dtype} of shape {values.shape}"
+        f"{values.dtype} of shape {values.shape}{_remedy(values)}"
     )
+
+
+def _remedy(values: np.ndarray[Any, Any]) -> str:
+    """What to do about targets that several labels per example, or a column too many, would explain."""
+    if values.ndim != 2 or values.dtype.kind not in "biu":
+        return ""
+    if values.shape[1] == 1:
+        return "; for classes give them as shape (N,), with y[:, 0]"
+    return "; for several labels per example (multi-label) convert to float32, with y.astype('float32')"

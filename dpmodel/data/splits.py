@@ -22,8 +22,10 @@ class RawSplits:
     """What a reader returns: tensors as they lie in the files.
 
     Args:
-        x_train: (N, ...) uint8 images (N, channels, height, width) or float32.
-        y_train: (N,) whole numbers in [0, num_classes), or (N, num_classes) floats for regression.
+        x_train: (N, ...) uint8 images (N, channels, height, width), float32, or whole numbers such as tokens (int64 or
+            int32).
+        y_train: (N,) whole numbers in [0, num_classes), or (N, num_classes) floats for regression and for several
+            labels per example.
         x_test: Like ``x_train``.
         y_test: Like ``y_train``.
         num_classes: Number of classes, or of numbers to predict; public.
@@ -60,6 +62,12 @@ class DataSplits:
     def example_shape(self) -> tuple[int, ...]:
         """Shape of one input, for images (channels, height, width)."""
         return tuple(self.train.x.shape[1:])
+
+    def describe(self) -> str:
+        """How much there is to learn from, and what: ``"300 training examples, 2 classes"``."""
+        what, many = ("number", "numbers") if self.train.y.is_floating_point() else ("class", "classes")
+        kind = f"{self.num_classes} {what if self.num_classes == 1 else many}"
+        return f"{len(self.train):,} training examples, {kind}{' to predict' if what == 'number' else ''}"
 
     def network_defaults(self) -> dict[str, Any]:
         """What the data imply for a network's arguments: ``build_network(..., defaults=...)`` takes it."""
@@ -106,18 +114,22 @@ def _check_examples(name: str, x: Tensor, y: Tensor, num_classes: int) -> None:
     if y.is_floating_point():
         if y.shape[1:] != (num_classes,) or not bool(y.isfinite().all()):
             raise DataError(f"{name}: targets must be {num_classes} finite numbers each, got shape {tuple(y.shape)}")
-        wrong = y.new_zeros(0)
-    else:
-        wrong = ((y < 0) | (y >= num_classes)).nonzero()
+    elif y.dim() == 1:
+        _check_labels(name, y, num_classes)
+    if x.is_floating_point() and not bool(x.isfinite().all()):
+        row = int((~x.flatten(1).isfinite().all(1)).nonzero()[0])
+        raise DataError(f"{name}: the input of row {row} holds NaN or infinite values; remove or repair it")
+
+
+def _check_labels(name: str, y: Tensor, num_classes: int) -> None:
+    wrong = ((y < 0) | (y >= num_classes)).nonzero()
     if len(wrong):
         row = int(wrong[0])
         raise DataError(
             f"{name}: label {int(y[row])} of row {row} is not in [0, {num_classes}); "
-            f"{len(wrong)} labels are out of range"
+            f"{len(wrong)} labels are out of range. There are {num_classes} classes, counted in the training labels "
+            "unless num_classes is stated: correct the labels, or state num_classes"
         )
-    if x.is_floating_point() and not bool(x.isfinite().all()):
-        row = int((~x.flatten(1).isfinite().all(1)).nonzero()[0])
-        raise DataError(f"{name}: the input of row {row} holds NaN or infinite values; remove or repair it")
 
 
 def _public_rows(total: int, most: int | None, name: str) -> Tensor | None:

@@ -11,21 +11,20 @@ from monitors import _checks
 from monitors.errors import ConfigError
 
 
-def draw_runs(paths: Sequence[Path], output: Path | None = None, metric: str = "accuracy") -> list[Path]:
+def draw_runs(paths: Sequence[Path], output: Path | None = None, metric: str | None = None) -> list[Path]:
     """Draw the figures of one or several run folders.
 
     Args:
         paths: Run folders, at least one.
         output: Where the pictures go; default: ``figures`` inside the only run folder.
-        metric: The test metric to draw.
+        metric: The test metric to draw; default: the first of ``training.metrics`` that every run has.
 
     Returns:
         The pictures: those of all runs together, then the training curve of each.
 
     Raises:
-        ConfigError: Not run folders, a run twice, different deltas or accountants, no such metric, or several runs and
-        no
-            ``output``.
+        ConfigError: Not run folders, a run twice, different deltas or accountants, no such metric, none that all runs
+            have, or several runs and no ``output``.
     """
     if not paths:
         raise ConfigError("no run folder was given; name at least one")
@@ -34,8 +33,10 @@ def draw_runs(paths: Sequence[Path], output: Path | None = None, metric: str = "
     folder = paths[0] / "figures" if output is None else output
     strands = [strand_of_run(path, name) for path, name in zip(paths, _labels(paths), strict=True)]
     _require_alike(strands)
-    _require_metric(strands, metric)
-    written = save_figures(draw_all(strands, metric), folder)
+    if metric is not None:
+        _require_metric(strands, metric)
+    drawn = metric or _common_metric(strands)
+    written = save_figures(draw_all(strands, drawn), folder)
     for strand in strands:
         for kind in FORMATS:
             written.append(folder / f"training_curve{'' if len(strands) == 1 else '_' + strand.name}.{kind}")
@@ -63,6 +64,17 @@ def _require_alike(strands: Sequence[Strand]) -> None:
             f"the runs state epsilon at {' and at '.join(sorted(stated))}: one axis cannot hold both; draw them one "
             "by one"
         )
+
+
+def _common_metric(strands: Sequence[Strand]) -> str:
+    """The first metric of the first run that every run has."""
+    known = {strand.name: strand.histories[0].metric_names for strand in strands}
+    first, *others = known.values()
+    common = [name for name in first if all(name in names for names in others)]
+    if not common:
+        each = "; ".join(f"{name}: {', '.join(names) or 'none'}" for name, names in known.items())
+        raise ConfigError(f"the runs have no test metric in common ({each}); draw them one by one")
+    return common[0]
 
 
 def _require_metric(strands: Sequence[Strand], metric: str) -> None:

@@ -236,7 +236,8 @@ def _beside_the_plan(trial: Trial) -> Ledger:
 
 def _job(number: int, trial: Trial) -> Job:
     config, seed = trial.plan.config, trial.plan.config.training.seed
-    return Job(number, f"run {trial.folder.path.name}", seed or 0, trial.plan.steps, str(trial.folder.path), config.to_yaml())
+    label, path = f"run {trial.folder.path.name}", str(trial.folder.path)
+    return Job(number, label, seed or 0, trial.plan.steps, path, config.to_yaml())
 
 
 def _concluded(tuning: Tuning, folder: Path, trials: Sequence[Trial], outcomes: Sequence[JobOutcome]) -> TuningRun:

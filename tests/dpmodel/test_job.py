@@ -141,6 +141,32 @@ def test_another_configuration_is_refused_by_the_field_that_differs(change, mess
     assert {path.name: path.read_bytes() for path in folder.path.iterdir()} == before
 
 
+@pytest.mark.parametrize(
+    ("change", "settings"),
+    [
+        ("training.epochs=4", "training.epochs is 4 here and 3 in the state"),
+        ("privacy.norm_bound=0.3", "privacy.norm_bound is 0.3 here and 1.0 in the state"),
+        ("privacy.target_epsilon=7", "privacy.target_epsilon is 7.0 here and 8.0 in the state"),
+    ],
+)
+def test_a_setting_that_differs_is_said_once_with_what_to_do(change, settings, tmp_path):
+    folder = RunFolder(tmp_path / "run")
+    cut_off(folder.path)
+    with pytest.raises(CheckpointError) as caught:
+        train_from_config(make_config(TINY, [change]), folder.path, resume=True, callbacks=[Quiet()])
+    remedy = "Resume with the settings of the run, or begin anew in another folder (--output)"
+    assert str(caught.value) == f"{folder.state} is of another training: {settings}. {remedy}"
+
+
+def test_a_folder_of_a_training_that_never_began_is_gone(tmp_path):
+    def refuse(training, folder):
+        raise BrokenPipeError
+
+    with pytest.raises(BrokenPipeError):
+        train_from_config(make_config(TINY), tmp_path / "run", announce=refuse)
+    assert not (tmp_path / "run").exists()
+
+
 def test_speed_and_output_may_change(tmp_path):
     config = cut_off(tmp_path / "run")
     changed = make_config(TINY, ["performance.engine=loop", "output.save_every_steps=3"])

@@ -160,7 +160,8 @@ def test_a_picture_of_epsilon_against_the_step_is_drawn(command, tmp_path):
             "batch_size=256 is larger than the data set of 100",
         ),
         (["-n", "0", "-b", "256", "-e", "1", "--noise-multiplier", "1"], "num_examples"),
-        (["-b", "256", "-e", "1", "--noise-multiplier", "1"], "--num-examples"),
+        (["-b", "256", "-e", "1", "--noise-multiplier", "1"], "a plan needs --num-examples (-n); see"),
+        ([], "a plan needs --num-examples (-n), --batch-size, --epochs, --noise-multiplier or --target-epsilon; see"),
         ([*MNIST, "-e", "1", "--noise-multiplier", "1", "--accountant", "rpd"], "did you mean 'rdp'"),
         (
             [*MNIST, "-e", "1", "--noise-multiplier", "1", "--micro-batches", "7"],
@@ -192,6 +193,19 @@ def test_the_budget_command_loads_nothing_heavy():
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True)
     assert "loaded: []" in found.stdout
     assert "0.629" in found.stdout
+
+
+def test_the_size_may_be_a_setting_too(command):
+    question = ["budget", "-b", "256", "-e", "1", "--noise-multiplier", "1", "--json"]
+    code, text, _ = command(*question, "--set", "data.num_examples=60000")
+    assert code == 0
+    assert json.loads(text) == json.loads(command(*question, "-n", "60000")[1])
+
+
+def test_a_delta_that_is_too_large_has_a_note(command):
+    question = ["budget", "-n", "300", "-b", "30", "-e", "1", "--noise-multiplier", "1", "--delta"]
+    assert "delta 0.01 is not below 1 / 300 examples" in command(*question, "0.01")[1]
+    assert "is not below" not in command(*question, "0.003")[1]
 
 
 def test_help_shows_examples(command):

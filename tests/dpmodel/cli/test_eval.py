@@ -1,7 +1,12 @@
 import json
 import re
 
+import numpy as np
 import pytest
+import torch
+
+from dpmodel.data import InMemoryDataset
+from dpmodel.data.fingerprint import Fingerprint
 
 
 @pytest.fixture
@@ -115,3 +120,67 @@ def test_the_report_of_an_earlier_part_of_the_training_is_not_taken_for_that_of_
     path = trained / "privacy_report.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), "ledger_digest": "another"}))
     assert json.loads(command("eval", trained, "--json")[1])["training"]["status"] is None
+
+
+@pytest.fixture
+def elsewhere(command, tmp_path, monkeypatch):
+    """A run of a configuration in one folder with its data beside it; other data of that name in the current folder."""
+    x = np.random.default_rng(0).random((60, 3)).astype(np.float32)
+    labels = (x[:, 0] > 0.5).astype(int)
+    for name, answers in (("here", labels), ("there", 1 - labels)):
+        (tmp_path / name).mkdir()
+        arrays = {"x_train": x[:40], "y_train": labels[:40], "x_test": x[40:], "y_test": answers[40:]}
+        np.savez(tmp_path / name / "data.npz", **arrays)
+    settings = "network: linear\noptimizer: SGD\nprivacy: {noise_multiplier: 2.0}\n"
+    settings += "training: {epochs: 1, batch_size: 10}\ndata: {name: npz, root: data.npz}\n"
+    (tmp_path / "here" / "run.yaml").write_text(settings)
+    monkeypatch.chdir(tmp_path / "here")
+    assert command("train", "run.yaml", "--output", "out", "--quiet")[0] == 0
+    monkeypatch.chdir(tmp_path / "there")
+    return tmp_path / "here" / "out"
+
+
+def test_the_data_of_the_training_are_measured_wherever_the_command_runs(command, elsewhere):
+    found = json.loads(command("eval", elsewhere, "--json")[1])["test_data"]
+    assert found["same"] is True
+    assert found["warning"] is None
+    assert found["used"] == found["recorded"] == json.loads((elsewhere / "test_data.json").read_text())
+    assert found["used"]["examples"] == 20
+    assert "warning" not in command("eval", elsewhere)[1]
+
+
+def test_other_test_data_are_measured_with_a_warning(command, elsewhere):
+    question = ("eval", elsewhere, "--set", "data.root=data.npz")
+    code, text, _ = command(*question)
+    assert code == 0
+    assert "not the test data that the run was measured on" in " ".join(text.replace("│", " ").split())
+    found = json.loads(command(*question, "--json")[1])["test_data"]
+    assert found["same"] is False
+    assert found["used"]["sha256"] != found["recorded"]["sha256"]
+    assert "20 examples" in found["warning"]
+
+
+def test_test_data_that_changed_in_their_place_are_noticed(command, elsewhere):
+    (elsewhere.parent / "data.npz").write_bytes((elsewhere.parents[1] / "there" / "data.npz").read_bytes())
+    assert json.loads(command("eval", elsewhere, "--json")[1])["test_data"]["same"] is False
+
+
+def test_a_run_that_recorded_no_test_data_says_so(command, elsewhere):
+    (elsewhere / "test_data.json").unlink()
+    found = json.loads(command("eval", elsewhere, "--json")[1])["test_data"]
+    assert found["same"] is found["recorded"] is None
+    assert "does not say which test data" in found["warning"]
+
+
+def test_a_damaged_record_of_the_test_data_is_named(command, elsewhere):
+    (elsewhere / "test_data.json").write_text("{}")
+    code, _, error = command("eval", elsewhere)
+    assert code == 1
+    assert "test_data.json cannot be read" in error
+
+
+def test_nothing_in_the_run_folder_is_a_digest_of_the_training_data(elsewhere):
+    with np.load(elsewhere.parent / "data.npz") as data:
+        train = InMemoryDataset(torch.from_numpy(data["x_train"]), torch.from_numpy(data["y_train"]))
+    digest = Fingerprint.of(train).digest
+    assert not [path.name for path in elsewhere.iterdir() if digest.encode() in path.read_bytes()]

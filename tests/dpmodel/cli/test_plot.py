@@ -11,14 +11,15 @@ from dpmodel.job import train_from_config
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
     folder = tmp_path_factory.mktemp("runs")
-    for name, multiplier in (("quiet", 1.0), ("loud", 3.0)):
+    kinds = {"quiet": (1.0, ["accuracy", "loss"]), "loud": (3.0, ["f1", "accuracy"]), "lossy": (1.0, ["loss", "auroc"])}
+    for name, (multiplier, metrics) in kinds.items():
         config = make_config(
             {
                 "data": {"name": "synthetic", "num_train": 60, "num_test": 30, "num_classes": 3, "shape": [1, 4, 4]},
                 "network": {"name": "linear"},
                 "optimizer": {"name": "SGD", "lr": 0.5},
                 "privacy": {"noise_multiplier": multiplier},
-                "training": {"epochs": 2, "batch_size": 20},
+                "training": {"epochs": 2, "batch_size": 20, "metrics": metrics},
                 "output": {"curve": False},
             }
         )
@@ -41,12 +42,23 @@ def test_several_runs_share_the_figures(runs, tmp_path, capsys):
 
 
 @pytest.mark.parametrize(
+    ("names", "metric"), [(["loud"], "f1"), (["loud", "quiet"], "accuracy"), (["lossy", "quiet"], "valid_loss")]
+)
+def test_the_first_metric_that_all_runs_have_is_drawn(runs, tmp_path, monkeypatch, names, metric):
+    drawn = []
+    monkeypatch.setattr("dpmodel.figures.runs.draw_all", lambda strands, metric: drawn.append(metric) or {})
+    assert run(["plot", *(str(runs / name) for name in names), "-o", str(tmp_path)]) == 0
+    assert drawn == [metric]
+
+
+@pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (["{runs}/nowhere"], "does not exist"),
         (["{runs}/quiet", "{runs}/loud"], "say where the pictures go"),
         (["{runs}/quiet", "{runs}/quiet", "-o", "{runs}/out"], "given twice"),
         (["{runs}/quiet", "--metric", "acuracy"], "did you mean 'accuracy'"),
+        (["{runs}/loud", "{runs}/lossy", "-o", "{runs}/out"], "no test metric in common (loud: f1, accuracy; lossy: "),
     ],
 )
 def test_what_cannot_be_drawn_is_refused_with_code_2(runs, capsys, arguments, message):

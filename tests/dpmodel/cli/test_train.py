@@ -1,6 +1,7 @@
 import csv
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -23,6 +24,7 @@ FILES = {
     "ledger.json",
     "privacy_report.json",
     "privacy_report.md",
+    "test_data.json",
     "training_curve.png",
 }
 #: There while a training is under way or broken off.
@@ -138,8 +140,17 @@ def test_a_baseline_without_noise_says_so_everywhere(command, tiny, tmp_path):
     code, text, _ = command("train", tiny, *overrides, "--output", tmp_path / "run", "--quiet")
     assert code == 0
     assert "infinite" in text
+    assert re.search(r"caveat\W+epsilon is infinite: this training is NOT private", text)
     assert "NOT differentially private" in (tmp_path / "run" / "privacy_report.md").read_text()
     assert json.loads((tmp_path / "run" / "privacy_report.json").read_text())["epsilon"] == "inf"
+
+
+def test_a_delta_that_is_too_large_has_a_caveat_where_nothing_else_is_shown(command, tiny, tmp_path):
+    code, text, _ = command("train", tiny, "--set", "privacy.delta=0.02", "--output", tmp_path / "run", "--quiet")
+    assert code == 0
+    assert re.search(r"caveat\W+delta 0\.02 is not below 1 / 120 examples", text)
+    assert "caveat" in command("eval", tmp_path / "run")[1]
+    assert "caveat" not in command("eval", tmp_path / "run", "--set", "privacy.delta=1e-4")[1]
 
 
 def test_max_eps_stops_before_it_is_passed(command, tiny, tmp_path):
@@ -184,7 +195,7 @@ def test_a_run_folder_in_use_is_refused_and_force_loses_nothing(command, tiny, t
 def test_a_plain_run_shows_progress_and_the_claim(command, tiny, tmp_path):
     code, text, _ = command("train", tiny, "--output", tmp_path / "run")
     assert code == 0
-    for words in ("synthetic: 120 training examples", "multiplier 1.5", "test accuracy", "at delta 0.0001"):
+    for words in ("synthetic: 120 training examples, 3 classes", "multiplier 1.5", "test accuracy", "at delta 0.0001"):
         assert words in text
 
 
@@ -259,6 +270,11 @@ def test_a_target_out_of_reach_says_the_smallest_that_can_be_met(command, tiny, 
     assert "privacy.target_epsilon" in error
     assert "no noise multiplier meets epsilon 0.5" in error
     assert "epsilon is still" in error
+    found = re.search(r"whose fraction_stddev is 0\.01: set privacy\.clip\.fraction_stddev .* to ([\d.]+), with", error)
+    enough = f"privacy.clip.fraction_stddev={found[1]}"
+    code, text, _ = command("train", tiny, *overrides, "--set", enough, "--output", tmp_path / "run", "--json")
+    assert code == 0
+    assert json.loads(text)["privacy"]["epsilon"] <= 0.5
 
 
 def test_batchnorm_is_refused_with_its_name_and_remedy(command, tiny, tmp_path, monkeypatch):

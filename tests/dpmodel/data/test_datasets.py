@@ -156,7 +156,7 @@ class TestNpz:
             ({"y_test": None}, "has no array y_test; It has: x_train, y_train, x_test"),
             ({"y_train": np.array([0, 1, 2, -1, 0, 1])}, r"label -1 of row 3 is not in \[0, 3\)"),
             ({"y_train": np.zeros(5, int)}, "6 inputs but 5 labels"),
-            ({"y_train": np.zeros((6, 2), int)}, "targets must be one whole number per example .* got int64"),
+            ({"y_train": np.zeros((6, 2), int)}, r"got int64 .*\(multi-label\) convert to float32"),
             ({"y_train": np.array(["a"] * 6)}, "targets must be one whole number per example .* got <U1"),
             (
                 {"y_train": np.zeros(6)},
@@ -164,7 +164,14 @@ class TestNpz:
             ),
             ({"y_train": np.full((6, 2), np.inf), "y_test": np.zeros((3, 2))}, "targets must be 2 finite numbers each"),
             ({"y_train": np.zeros((6, 2)), "y_test": np.zeros((3, 1))}, "targets must be 2 finite numbers each"),
-            ({"x_train": np.zeros((6, 8, 8), np.int64)}, "must be uint8 images or floats, got int64"),
+            ({"x_train": np.zeros((6, 8), np.int16)}, r"must be uint8 .* got int16; .* astype\('int64'\)"),
+            ({"x_train": np.zeros((6, 8), bool)}, "must be uint8 .* got bool"),
+            ({"x_train": np.zeros((6, 8), np.int64)}, "both must have one shape and type"),
+            ({"y_train": np.zeros((6, 1), int)}, r"for classes give them as shape \(N,\), with y\[:, 0\]"),
+            (
+                {"y_test": np.array([0, 9, 1])},
+                r"npz test: label 9 of row 1 is not in \[0, 3\).*counted in the training",
+            ),
             ({"x_train": np.array([None] * 6)}, "is no readable .npz archive"),
             ({"x_train": np.full((6, 4), np.nan)}, "the input of row 0 holds NaN"),
             ({"x_test": np.zeros((3, 9, 9), np.uint8)}, "both must have one shape"),
@@ -179,15 +186,53 @@ class TestNpz:
         with pytest.raises(DataError, match=r"label 2 of row 2 is not in \[0, 2\); 2 labels"):
             load_dataset("npz", root=self.save(tmp_path / "own.npz"), num_classes=2)
 
-    @pytest.mark.parametrize("content", [b"", b"PK\x03\x04 broken", b"\x80\x04N."])
-    def test_other_files_are_refused_and_never_unpickled(self, tmp_path, content):
-        (tmp_path / "own.npz").write_bytes(content)
+    @pytest.mark.parametrize("dtype", [np.int64, np.int32, ">i4"])
+    def test_whole_numbers_are_read_as_int64(self, tmp_path, dtype):
+        tokens = {"x_train": np.arange(30).reshape(6, 5).astype(dtype), "x_test": np.full((3, 5), 7, dtype)}
+        data = load_dataset("npz", root=self.save(tmp_path / "own.npz", **tokens))
+        assert data.train.x.dtype == torch.int64
+        assert data.train.x.flatten().tolist() == list(range(30))
+
+    def test_constants_for_whole_numbers_are_refused(self, tmp_path):
+        tokens = {"x_train": np.zeros((6, 5), int), "x_test": np.zeros((3, 5), int)}
+        with pytest.raises(DataError, match=r"mean=0\.5 cannot be applied to inputs of torch\.int64"):
+            load_dataset("npz", root=self.save(tmp_path / "own.npz", **tokens), mean=0.5)
+
+    def test_test_labels_beyond_the_training_classes_take_a_stated_number(self, tmp_path):
+        path = self.save(tmp_path / "own.npz", y_test=np.array([0, 3, 1]))
+        assert load_dataset("npz", root=path, num_classes=4).num_classes == 4
+
+    @pytest.mark.parametrize("content", [b"", b"\x80\x04N.", b"a,b\n1,2\n", b"\x93NUMPY"])
+    def test_what_is_no_archive_is_told_how_to_make_one_and_never_unpickled(self, tmp_path, content):
+        (tmp_path / "own.csv").write_bytes(content)
+        with pytest.raises(DataError, match=r"own\.csv is no \.npz archive.*numpy\.savez.*x_train=") as caught:
+            load_dataset("npz", root=tmp_path / "own.csv")
+        assert "pickle" not in str(caught.value)
+
+    def test_a_broken_archive_is_refused(self, tmp_path):
+        (tmp_path / "own.npz").write_bytes(b"PK\x03\x04 broken")
         with pytest.raises(DataError, match=r"own\.npz is no readable"):
             load_dataset("npz", root=tmp_path / "own.npz")
 
     def test_a_missing_file_is_named(self, tmp_path):
         with pytest.raises(MissingDataError, match=r"must be an .npz file with the arrays x_train"):
             load_dataset("npz", root=tmp_path / "own.npz")
+
+
+@pytest.mark.parametrize("name", ["npz", "image_folder", "mnist", "cifar10"])
+def test_missing_data_are_told_with_the_full_path(no_network, name):
+    options = {"download": False} if name in ("mnist", "cifar10") else {}
+    with pytest.raises(MissingDataError) as caught:
+        load_dataset(name, root="below/nowhere", **options)
+    assert str(no_network / "below" / "nowhere") in str(caught.value)
+
+
+def test_data_are_described_with_what_is_to_be_learnt(monkeypatch):
+    assert load_dataset("synthetic", num_train=1024, num_classes=2).describe() == "1,024 training examples, 2 classes"
+    monkeypatch.setattr(DATASETS, "_builders", dict(DATASETS._builders))
+    x, y = torch.zeros(2, 3), torch.zeros(2, 1)
+    DATASETS.register("numbers")(lambda: RawSplits(x, y, x, y, num_classes=1, source="made up"))
+    assert load_dataset("numbers").describe() == "2 training examples, 1 number to predict"
 
 
 class TestImageFolder:

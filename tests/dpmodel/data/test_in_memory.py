@@ -33,6 +33,15 @@ def test_bytes_become_floats_between_zero_and_one_then_the_constants_apply():
     assert InMemoryDataset(x, y, mean=0.5, std=0.25).transform_batch(x).flatten().tolist() == [-2.0, 2.0]
 
 
+@pytest.mark.parametrize("dtype", [torch.int64, torch.int32])
+def test_whole_numbers_reach_the_network_as_they_are(dtype):
+    tokens = torch.tensor([[3, 999, 0], [1, 255, 256]], dtype=dtype)
+    data = InMemoryDataset(tokens, torch.tensor([0, 1]))
+    x, _ = data.batch(torch.tensor([1, 0]))
+    assert x.dtype == data[0][0].dtype == torch.int64
+    assert x.tolist() == [[1, 255, 256], [3, 999, 0]]
+
+
 def test_reading_changes_nothing_that_is_stored():
     x = torch.ones(3, 2)
     data = InMemoryDataset(x.clone(), torch.zeros(3, dtype=torch.long), mean=1.0, std=2.0)
@@ -68,11 +77,15 @@ def test_moving_to_where_it_is_returns_the_set_itself():
             torch.zeros(2, 3, dtype=torch.float64),
             torch.zeros(2, dtype=torch.long),
             {},
-            "must be uint8 .* or float32, got torch.float64",
+            "must be uint8 .*, float32, or int64 or int32 .*, got torch.float64",
         ),
         (torch.zeros(2), torch.zeros(2, dtype=torch.long), {}, "one row per example"),
         (torch.zeros(2, 3), torch.zeros(2), {}, "y must be one whole number per example"),
+        (torch.zeros(2, 3), torch.zeros(2, 3, dtype=torch.long), {}, r"multi-label\) convert to float32"),
         (torch.zeros(2, 3), torch.zeros(3, dtype=torch.long), {}, "differ in length: 2 and 3"),
+        (torch.zeros(2, 3, dtype=torch.long), torch.zeros(2, dtype=torch.long), {"mean": 0.5}, r"mean=0\.5 cannot be"),
+        (torch.zeros(2, 3, dtype=torch.int32), torch.zeros(2, dtype=torch.long), {"std": 2}, "std=2 cannot be applied"),
+        (torch.zeros(2, 3, dtype=torch.int16), torch.zeros(2, dtype=torch.long), {}, "got torch.int16; convert it"),
         (torch.zeros(2, 3), torch.zeros(2, dtype=torch.long), {"std": 0.0}, "std must be positive"),
         (
             torch.zeros(2, 3),
