@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from dpmodel.config.privacy import MechanismSection
     from dpmodel.config.schema import Config
     from mechanisms.clipping import ClipMechanism
-    from monitors._registry import Registry
+    from monitors.registry import Registry
 
 #: Arguments of mechanisms that other settings give, or that are left to their defaults.
 _FROM_ELSEWHERE = ("initial_noise_multiplier", "norm_bound", "seed")

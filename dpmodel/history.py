@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, overload
 
 from dpmodel._files import write_atomically
-from monitors import _checks
+from monitors import checks
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -44,8 +44,8 @@ class EpochRecord:
     seconds: float | None = None
 
     def __post_init__(self) -> None:
-        _checks.positive_int(epoch=self.epoch)
-        _checks.non_negative_int(step=self.step)
+        checks.positive_int(epoch=self.epoch)
+        checks.non_negative_int(step=self.step)
         clash = sorted(set(self.metrics) & set(FIELDS))
         if clash:
             raise ValueError(
@@ -76,7 +76,7 @@ class History:
 
     def __init__(self, delta: float | None = None) -> None:
         if delta is not None:
-            _checks.open_unit(delta=delta)
+            checks.open_unit(delta=delta)
         self.delta = delta
         self.epochs: list[EpochRecord] = []
 
@@ -114,7 +114,7 @@ class History:
             ValueError: No epoch has that column; the known ones and the nearest are named.
         """
         if name not in self.columns:
-            hint = _checks.nearest_hint(name, self.columns) or ";"
+            hint = checks.nearest_hint(name, self.columns) or ";"
             raise ValueError(f"the history has no column {name!r}{hint} it has: {', '.join(self.columns)}")
         return [_value(row, name) for row in self.epochs]
 

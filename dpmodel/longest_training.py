@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from dpmodel.config.faults import blame
 from dpmodel.plan import TrainingPlan, plan_training
 from dpmodel.vanishing_noise import falls_away, no_noise
-from monitors import _checks
+from monitors import checks
 from monitors.accountant import privacy_spent
 from monitors.calibration import max_steps
 from monitors.errors import CalibrationError, ConfigError
@@ -34,7 +34,7 @@ def most_epochs(config: Config, max_epsilon: float, num_examples: int | None = N
             steps fit.
     """
     with blame(config, "training.epochs"):
-        _checks.positive(max_epsilon=max_epsilon)
+        checks.positive(max_epsilon=max_epsilon)
     if config.privacy.noise_multiplier is None:
         raise ConfigError(
             f"{config.where('privacy')}: the most epochs follow from a noise multiplier; give privacy.noise_multiplier"

@@ -8,9 +8,9 @@ from typing import Any, cast
 from torch import Tensor, nn
 
 from dpmodel._arguments import check_arguments
-from monitors import _checks
-from monitors._registry import Registry
+from monitors import checks
 from monitors.errors import DataError
+from monitors.registry import Registry
 
 LOSSES: Registry[Any] = Registry("loss")
 LOSSES.register("cross_entropy")(nn.CrossEntropyLoss)
@@ -84,5 +84,5 @@ def _torch_loss(name: str) -> Any:
     if name in known:
         return known[name]
     names = (*LOSSES.names(), *sorted(known))
-    hint = _checks.nearest_hint(name, names) or ";"
+    hint = checks.nearest_hint(name, names) or ";"
     raise ValueError(f"unknown loss {name!r}{hint} Known: {', '.join(names)}")

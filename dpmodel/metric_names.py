@@ -10,8 +10,8 @@ from typing import Any, Protocol, runtime_checkable
 
 from dpmodel._arguments import check_arguments
 from dpmodel.metric_inputs import FunctionMetric, PreparedMetric, class_probabilities, function_name
-from monitors import _checks
-from monitors._registry import Registry
+from monitors import checks
+from monitors.registry import Registry
 
 
 @runtime_checkable
@@ -107,7 +107,7 @@ class MetricSpec:
         by_lower = {name.lower(): name for name in known}
         if not isinstance(self.name, str) or self.name.lower() not in by_lower:
             names = sorted((*known, "loss"))
-            hint = _checks.nearest_hint(self.name, names) or ";"
+            hint = checks.nearest_hint(self.name, names) or ";"
             raise ValueError(
                 f"unknown metric {self.name!r}{hint} known: {', '.join(names)}, any torchmetrics object, or a function "
                 "of outputs and targets"

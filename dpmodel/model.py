@@ -39,7 +39,7 @@ from mechanisms.engines.undisturbed import undisturbed
 from mechanisms.noise import NoiseMechanism, NoNoise
 from mechanisms.sampling import SAMPLERS
 from mechanisms.units import ClippedUnit
-from monitors import _checks
+from monitors import checks
 from monitors.accountant import describe_sampling
 from monitors.errors import DataError, DPModelError, UnprotectedUpdateError
 from monitors.ledger import Ledger
@@ -124,12 +124,12 @@ class DPModel:
         seed: int | None = None,
     ) -> None:
         _check_types(network, loss_fn, optimizer, noise_mech, clip_mech)
-        _checks.positive(norm_bound=norm_bound)
+        checks.positive(norm_bound=norm_bound)
         if micro_batches is not None:
-            _checks.positive_int(micro_batches=micro_batches)
+            checks.positive_int(micro_batches=micro_batches)
         if physical_batch_size is not None and physical_batch_size != "auto":
-            _checks.positive_int(physical_batch_size=physical_batch_size)
-        _checks.one_of(PRECISIONS, precision=precision)
+            checks.positive_int(physical_batch_size=physical_batch_size)
+        checks.one_of(PRECISIONS, precision=precision)
         SAMPLERS.get(sampling)
         if engine != "auto":
             ENGINES.get(engine)
@@ -206,7 +206,7 @@ class DPModel:
             UnprotectedUpdateError: While training; what was released stays on the ledger.
             NonFiniteGradientsError: Likewise.
         """
-        _checks.positive_int(epochs=epochs)
+        checks.positive_int(epochs=epochs)
         if self._in_training:
             raise UnprotectedUpdateError("fit was called while this model is training; call it when fit has returned")
         if isinstance(keeper, (str, os.PathLike)):
@@ -409,7 +409,7 @@ class DPModel:
 
     def _inference_batch(self, batch_size: int | None) -> int:
         if batch_size is not None:
-            _checks.positive_int(batch_size=batch_size)
+            checks.positive_int(batch_size=batch_size)
             return batch_size
         stated = self.physical_batch_size
         return min(INFERENCE_BATCH, stated) if isinstance(stated, int) else INFERENCE_BATCH

@@ -11,8 +11,8 @@ from torch import Tensor, optim
 from torch.optim.lr_scheduler import LRScheduler
 
 from dpmodel._arguments import accepted_names, check_arguments
-from monitors import _checks
-from monitors._registry import Registry
+from monitors import checks
+from monitors.registry import Registry
 
 OPTIMIZERS: Registry[Callable[..., optim.Optimizer]] = Registry("optimizer")
 
@@ -82,8 +82,8 @@ class Momentum(optim.SGD):
         nesterov: bool = False,
         dampening: float = 0.0,
     ) -> None:
-        _checks.positive(learning_rate=learning_rate)
-        _checks.unit_interval(momentum=momentum)
+        checks.positive(learning_rate=learning_rate)
+        checks.unit_interval(momentum=momentum)
         if momentum == 1:
             raise ValueError("momentum must be below 1, got 1: no step would ever be forgotten")
         held = _listed(params)
@@ -135,7 +135,7 @@ def build_optimizer(name: str, parameters: Iterable[Any], **args: Any) -> optim.
     builder = OPTIMIZERS.get(name) if name in OPTIMIZERS else _torch_optimizers().get(name)
     if builder is None:
         names = optimizer_names()
-        hint = _checks.nearest_hint(name, names) or ";"
+        hint = checks.nearest_hint(name, names) or ";"
         raise ValueError(f"unknown optimizer {name!r}{hint} Known: {', '.join(names)}")
     options, held = _one_learning_rate(builder, args, name), _listed(parameters)
     _check_options(builder, options, name)
@@ -200,12 +200,12 @@ def build_scheduler(
         >>> build_scheduler("LinearLR", optimizer, 100, start_factor=1.0, end_factor=0.0).total_iters
         100
     """
-    _checks.positive_int(total_steps=total_steps)
+    checks.positive_int(total_steps=total_steps)
     if name in REFUSED_SCHEDULERS:
         raise ValueError(f"learning-rate scheduler {name!r} cannot be built by name: {REFUSED_SCHEDULERS[name]}")
     known = _torch_schedulers()
     if name not in known:
-        hint = _checks.nearest_hint(name, scheduler_names()) or ";"
+        hint = checks.nearest_hint(name, scheduler_names()) or ";"
         raise ValueError(f"unknown learning-rate scheduler {name!r}{hint} Known: {', '.join(scheduler_names())}")
     options = {**_length_arguments(name, args, total_steps, steps_per_epoch), **args}
     check_arguments(known[name], options, f"learning-rate scheduler {name!r}", provided=["optimizer"])

@@ -18,7 +18,6 @@ from monitors.ledger import Ledger
 if TYPE_CHECKING:
     from dpmodel.config.schema import Config
     from dpmodel.release import ReleasePlan
-    from monitors.events import PrivacyEvent
 
 #: Training examples of the public data sets, so that planning need not read them; checked where they are read.
 KNOWN_SIZES: Mapping[str, int] = {"mnist": 60_000, "fashion_mnist": 60_000, "cifar10": 50_000}
@@ -37,7 +36,7 @@ class TrainingPlan:
     config: Config
     release: ReleasePlan
     target_epsilon: float | None = None
-    _rows: list[tuple[PrivacyEvent, int]] = field(default_factory=list, init=False, repr=False, compare=False)
+    _longest: Ledger = field(default_factory=Ledger, init=False, repr=False, compare=False)
 
     @property
     def steps_per_epoch(self) -> int:
@@ -56,14 +55,14 @@ class TrainingPlan:
 
     def ledger(self, steps: int | None = None) -> Ledger:
         """The ledger after ``steps`` steps (default: all of them), notes included."""
-        ledger, missing = Ledger(self.release.caveats), self.steps if steps is None else steps
-        self._extend_rows(missing)
-        for event, count in self._rows:
-            taken = min(count, missing)
-            if taken:
-                ledger.record(event, taken)
-            missing -= taken
-        return ledger
+        asked = self.steps if steps is None else steps
+        # A search for the most epochs asks for many ledgers that begin alike; each step's event is made once.
+        for step in range(self._longest.total, asked):
+            self._longest.record(self.release.event(step))
+        found = self._longest.head(asked)
+        for caveat in self.release.caveats:
+            found.add_note(caveat)
+        return found
 
     def privacy_spent(self, accountant: str | None = None, epochs: int | None = None) -> PrivacySpent:
         """What the training will have spent after ``epochs`` epochs (default: all of them).
@@ -76,16 +75,6 @@ class TrainingPlan:
         steps = None if epochs is None else epochs * self.steps_per_epoch
         name = accountant or privacy.accountant
         return privacy_spent(self.ledger(steps), privacy.delta, name, self.release.statement)
-
-    def _extend_rows(self, steps: int) -> None:
-        # A search for the most epochs asks for many ledgers that begin alike; each step's event is made once.
-        rows = self._rows
-        for step in range(sum(count for _, count in rows), steps):
-            event = self.release.event(step)
-            if rows and rows[-1][0] == event:
-                rows[-1] = (event, rows[-1][1] + 1)
-            else:
-                rows.append((event, 1))
 
 
 def plan_training(config: Config, num_examples: int | None = None) -> TrainingPlan:

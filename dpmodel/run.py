@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from dpmodel.history import History
+from monitors.accountant import DEFAULT_DELTA
 
 if TYPE_CHECKING:
     from torch import nn
@@ -16,9 +17,6 @@ if TYPE_CHECKING:
     from monitors.accountant import Accountant, PrivacySpent
     from monitors.events import PrivacyEvent
     from monitors.ledger import Ledger
-
-#: Delta of an epsilon that is shown while training when no monitor states one.
-DEFAULT_DELTA = 1e-5
 
 #: Accountant of an epsilon that is shown while training when no monitor states one.
 DEFAULT_ACCOUNTANT = "rdp"

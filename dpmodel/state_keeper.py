@@ -13,7 +13,7 @@ from dpmodel.release_journal import ReleaseJournal
 from dpmodel.resume import charge_lost, check_state, restore_loop, restore_model, restore_randomness, run_settings
 from dpmodel.runfolder import RunFolder
 from dpmodel.training_state import StateWriter, TrainingState, read_state
-from monitors import _checks
+from monitors import checks
 from monitors.errors import CheckpointError
 
 if TYPE_CHECKING:
@@ -84,7 +84,7 @@ class StateKeeper:
         settings: Mapping[str, Any] | None = None,
         lock: FolderLock | None = None,
     ) -> None:
-        _checks.positive_int(every_n_steps=every_n_steps)
+        checks.positive_int(every_n_steps=every_n_steps)
         self.folder = RunFolder(Path(directory))
         self.every_n_steps = every_n_steps
         self.resume = resume

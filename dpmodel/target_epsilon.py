@@ -11,7 +11,7 @@ from mechanisms.clipping import ClipMechanism, Fixed
 from mechanisms.factory import NoiseMechanismsFactory
 from mechanisms.noise import NoiseMechanism
 from mechanisms.units import ClippedUnit
-from monitors import _checks
+from monitors import checks
 from monitors.accountant import Accountant
 from monitors.calibration import calibrate_noise_multiplier
 from monitors.ledger import Ledger
@@ -63,7 +63,7 @@ def noise_for_epsilon(
         >>> round(noise.noise_multiplier(0), 3)
         1.287
     """
-    _checks.positive_int(epochs=epochs)
+    checks.positive_int(epochs=epochs)
     clip = copy.deepcopy(clip_mech) if clip_mech is not None else Fixed()
     clip.start(norm_bound)
     private, _ = private_loader(loader, sampling)

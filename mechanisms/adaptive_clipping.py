@@ -6,11 +6,11 @@ import math
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from mechanisms.clipping import CLIP, ClipMechanism, _shrink
+from mechanisms.clipping import CLIP, ClipMechanism, shrink
 from mechanisms.rng import SecureGenerator
-from monitors import _checks
-from monitors._registry import Registry
+from monitors import checks
 from monitors.events import GaussianEvent, PrivacyEvent
+from monitors.registry import Registry
 
 if TYPE_CHECKING:
     import torch
@@ -80,8 +80,8 @@ class QuantileClip(ClipMechanism):
         seed: int | None = 0,
     ) -> None:
         super().__init__()
-        _checks.positive(learning_rate=learning_rate, fraction_stddev=fraction_stddev)
-        _checks.unit_interval(target_unclipped_quantile=target_unclipped_quantile)
+        checks.positive(learning_rate=learning_rate, fraction_stddev=fraction_stddev)
+        checks.unit_interval(target_unclipped_quantile=target_unclipped_quantile)
         self.decay_policy = decay_policy
         self._update = BOUND_UPDATES.get(decay_policy)
         self.learning_rate = float(learning_rate)
@@ -98,11 +98,11 @@ class QuantileClip(ClipMechanism):
         Raises:
             ValueError: The initial bound lies outside [min_norm_bound, max_norm_bound].
         """
-        _checks.positive(norm_bound=norm_bound)
+        checks.positive(norm_bound=norm_bound)
         low, high = self._stated_range
         low = norm_bound / DEFAULT_RANGE if low is None else low
         high = norm_bound * DEFAULT_RANGE if high is None else high
-        _checks.positive(min_norm_bound=low, max_norm_bound=high)
+        checks.positive(min_norm_bound=low, max_norm_bound=high)
         if not low <= norm_bound <= high:
             raise ValueError(
                 f"norm_bound={norm_bound:g} must lie in [min_norm_bound, max_norm_bound] = [{low:g}, {high:g}]; widen "
@@ -113,7 +113,7 @@ class QuantileClip(ClipMechanism):
 
     def factors(self, norms: torch.Tensor) -> torch.Tensor:
         """``min(1, bound / norm)``, shape (units, 1)."""
-        return _shrink(norms, self.block_bounds(norms.shape[1]))
+        return shrink(norms, self.block_bounds(norms.shape[1]))
 
     def event(self, step: int, unit: ClippedUnit) -> PrivacyEvent:
         """The noisy count, a Gaussian event."""

@@ -7,8 +7,8 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from monitors import _checks
-from monitors._registry import Registry
+from monitors import checks
+from monitors.registry import Registry
 
 if TYPE_CHECKING:
     import torch
@@ -52,7 +52,7 @@ class ClipMechanism(ABC):
 
     def start(self, norm_bound: float) -> None:
         """Set the initial bound, before any data are seen."""
-        _checks.positive(norm_bound=norm_bound)
+        checks.positive(norm_bound=norm_bound)
         self._norm_bound = float(norm_bound)
 
     def blocks(self, names: Sequence[str]) -> list[int]:
@@ -109,7 +109,7 @@ class ClipMechanism(ABC):
         self.start(state["norm_bound"])
 
 
-def _shrink(norms: torch.Tensor, bounds: Sequence[float]) -> torch.Tensor:
+def shrink(norms: torch.Tensor, bounds: Sequence[float]) -> torch.Tensor:
     """``min(1, bound / norm)`` per unit and block, safe at norm 0."""
     limits = norms.new_tensor(bounds)
     return limits / norms.clamp(min=limits)
@@ -134,7 +134,7 @@ class Fixed(ClipMechanism):
 
     def factors(self, norms: torch.Tensor) -> torch.Tensor:
         """``min(1, bound / norm)``, shape (units, 1)."""
-        return _shrink(norms, self.block_bounds(norms.shape[1]))
+        return shrink(norms, self.block_bounds(norms.shape[1]))
 
 
 @CLIP.register("Automatic")
@@ -157,7 +157,7 @@ class Automatic(ClipMechanism):
 
     def __init__(self, stability: float = 0.01) -> None:
         super().__init__()
-        _checks.positive(stability=stability)
+        checks.positive(stability=stability)
         self.stability = float(stability)
 
     def factors(self, norms: torch.Tensor) -> torch.Tensor:
@@ -187,4 +187,4 @@ class PerLayer(ClipMechanism):
 
     def factors(self, norms: torch.Tensor) -> torch.Tensor:
         """``min(1, block bound / block norm)``, shape (units, blocks)."""
-        return _shrink(norms, self.block_bounds(norms.shape[1]))
+        return shrink(norms, self.block_bounds(norms.shape[1]))

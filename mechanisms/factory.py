@@ -9,8 +9,8 @@ from typing import Any, ClassVar, TypeVar
 from mechanisms import adaptive_clipping, shaped_noise
 from mechanisms.clipping import CLIP, ClipMechanism
 from mechanisms.noise import NOISE, NoiseMechanism
-from monitors import _checks
-from monitors._registry import Registry
+from monitors import checks
+from monitors.registry import Registry
 
 B = TypeVar("B", bound=type)
 
@@ -43,7 +43,7 @@ class _Factory:
         ignored = {key: value for key, value in stated.items() if key not in arguments and key not in always}
         unknown = {key: value for key, value in extra.items() if key not in accepted and not free}
         for key, value in {**ignored, **unknown}.items():
-            hint = _checks.nearest_hint(key, accepted) or ";"
+            hint = checks.nearest_hint(key, accepted) or ";"
             raise ValueError(
                 f"{key}={value!r} has no meaning for {cls.registry.kind} {name!r}{hint} "
                 f"it takes {', '.join(accepted) or 'no arguments'}"

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, ClassVar
 
 from mechanisms.rng import SecureGenerator
 from mechanisms.schedules import DECAYS, Schedule, constant
-from monitors import _checks
-from monitors._registry import Registry
+from monitors import checks
 from monitors.events import GaussianEvent, NonPrivateEvent, PrivacyEvent
+from monitors.registry import Registry
 
 if TYPE_CHECKING:
     import torch
@@ -39,9 +39,9 @@ class NoiseMechanism(ABC):
     def __init__(
         self, *, initial_noise_multiplier: float = 1.0, norm_bound: float | None = None, seed: int | None = 0
     ) -> None:
-        _checks.positive(initial_noise_multiplier=initial_noise_multiplier)
+        checks.positive(initial_noise_multiplier=initial_noise_multiplier)
         if norm_bound is not None:
-            _checks.positive(norm_bound=norm_bound)
+            checks.positive(norm_bound=norm_bound)
         self.initial_noise_multiplier = float(initial_noise_multiplier)
         self.norm_bound = norm_bound
         self.generator = SecureGenerator(seed, purpose="noise")
@@ -76,7 +76,7 @@ class NoiseMechanism(ABC):
         return summed.flat_grad.add_(noise.to(summed.flat_grad))
 
 
-class _GaussianNoise(NoiseMechanism):
+class ScheduledGaussian(NoiseMechanism):
     """Gaussian noise whose multiplier follows ``self.schedule``."""
 
     schedule: Schedule
@@ -102,7 +102,7 @@ class _GaussianNoise(NoiseMechanism):
 
 
 @NOISE.register("Gaussian")
-class Gaussian(_GaussianNoise):
+class Gaussian(ScheduledGaussian):
     """Gaussian noise of constant multiplier.
 
     Args:
@@ -126,7 +126,7 @@ class Gaussian(_GaussianNoise):
 
 
 @NOISE.register("AdaGaussian")
-class AdaGaussian(_GaussianNoise):
+class AdaGaussian(ScheduledGaussian):
     """Gaussian noise whose multiplier decays with the step: MindArmour's adaptive noise.
 
     Args:

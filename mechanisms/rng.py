@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mechanisms.box_muller import CIPHER_BYTES, add_normal
-from monitors import _checks
+from monitors import checks
 
 if TYPE_CHECKING:
     import torch
@@ -51,7 +51,7 @@ class SecureGenerator:
     """
 
     def __init__(self, seed: int | None = 0, purpose: str = "") -> None:
-        _checks.non_negative_int(seed=seed or 0)
+        checks.non_negative_int(seed=seed or 0)
         self._seed = int(seed or 0)
         self._purpose = purpose
         self._stream = self._new_stream(forked=False)
@@ -75,7 +75,7 @@ class SecureGenerator:
         Raises:
             ValueError: The stream is secret, or ``position`` is no whole number of at least 0.
         """
-        _checks.non_negative_int(position=position)
+        checks.non_negative_int(position=position)
         if not self.reproducible:
             raise ValueError(f"a secret stream is never repeated, so it has no position {position} to go to")
         self._stream = self._new_stream(forked=False, counter=position // CIPHER_BYTES)
@@ -88,7 +88,7 @@ class SecureGenerator:
 
     def bernoulli_rows(self, count: int, rate: float) -> np.ndarray:
         """Indices of the successes among ``count`` independent coins of probability ``rate``, ``int64``, ascending."""
-        _checks.sampling_rate(rate=rate)
+        checks.sampling_rate(rate=rate)
         if rate == 1.0:
             return np.arange(count)
         # The threshold is rounded down: a row is never drawn with more than the accounted probability.
@@ -96,7 +96,7 @@ class SecureGenerator:
 
     def integers(self, high: int, count: int) -> np.ndarray:
         """``count`` uniform integers in [0, high), ``int64``."""
-        _checks.positive_int(high=high)
+        checks.positive_int(high=high)
         uniform = (self.words(count) >> np.uint64(64 - _MANTISSA_BITS)) * 2.0**-_MANTISSA_BITS
         return np.asarray(uniform * high, dtype=np.int64)
 

@@ -7,9 +7,9 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from mechanisms.rng import SecureGenerator
-from monitors import _checks
-from monitors._registry import Registry
+from monitors import checks
 from monitors.events import DisjointEvent, PoissonSampledEvent, PrivacyEvent, compose
+from monitors.registry import Registry
 from monitors.relation import ADD_OR_REMOVE, ZERO_OUT
 
 if TYPE_CHECKING:
@@ -37,8 +37,8 @@ class Sampler(ABC):
     zeroes: ClassVar[bool] = False
 
     def __init__(self, num_examples: int, batch_size: int, seed: int | None = None, first_partition: int = 0) -> None:
-        _checks.positive_int(num_examples=num_examples, batch_size=batch_size)
-        _checks.non_negative_int(first_partition=first_partition)
+        checks.positive_int(num_examples=num_examples, batch_size=batch_size)
+        checks.non_negative_int(first_partition=first_partition)
         if batch_size > num_examples:
             raise ValueError(
                 f"batch_size={batch_size} is larger than the data set of {num_examples} examples; "

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from mechanisms.noise import NOISE, _GaussianNoise
-from monitors import _checks
+from mechanisms.noise import NOISE, ScheduledGaussian
+from monitors import checks
 from monitors.schedules import between
 
 
 @NOISE.register("ShapedGaussian")
-class ShapedGaussian(_GaussianNoise):
+class ShapedGaussian(ScheduledGaussian):
     """Gaussian noise whose multiplier goes from its first value to ``final_ratio`` times that, then stays.
 
     The multiplier is a function of the step alone, so every step's event states what was really added; nothing about
@@ -44,7 +44,7 @@ class ShapedGaussian(_GaussianNoise):
         seed: int | None = 0,
     ) -> None:
         super().__init__(initial_noise_multiplier=initial_noise_multiplier, norm_bound=norm_bound, seed=seed)
-        _checks.positive(final_ratio=final_ratio)
+        checks.positive(final_ratio=final_ratio)
         first = self.initial_noise_multiplier
         self.decay_policy = path
         self.schedule = between(first, first * final_ratio, path, first_step, last_step)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from monitors import _checks
+from monitors import checks
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class ClippedUnit:
     zeroed: bool = False
 
     def __post_init__(self) -> None:
-        _checks.positive_int(group_size=self.group_size, expected_units=self.expected_units)
+        checks.positive_int(group_size=self.group_size, expected_units=self.expected_units)
 
     @classmethod
     def of(cls, batch_size: int, micro_batches: int | None = None) -> ClippedUnit:
@@ -44,10 +44,10 @@ class ClippedUnit:
             >>> ClippedUnit.of(256, 32)
             ClippedUnit(group_size=8, expected_units=32, zeroed=False)
         """
-        _checks.positive_int(batch_size=batch_size)
+        checks.positive_int(batch_size=batch_size)
         if micro_batches is None:
             return cls(1, batch_size)
-        _checks.positive_int(micro_batches=micro_batches)
+        checks.positive_int(micro_batches=micro_batches)
         if batch_size % micro_batches:
             raise ValueError(
                 f"batch_size={batch_size} must be a multiple of micro_batches={micro_batches}; "

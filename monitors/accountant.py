@@ -9,12 +9,15 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from monitors import _checks
-from monitors._registry import Registry
+from monitors import checks
 from monitors.events import DisjointEvent, PoissonSampledEvent, PrivacyEvent
 from monitors.ledger import Ledger
+from monitors.registry import Registry
 from monitors.relation import ADD_OR_REMOVE, stated_relation
 from monitors.terms import Rows
+
+#: Delta where none is stated.
+DEFAULT_DELTA = 1e-5
 
 ACCOUNTANTS: Registry[type[Accountant]] = Registry("accountant")
 
@@ -210,7 +213,7 @@ def privacy_spent(
         >>> round(privacy_spent(Ledger().record(GaussianEvent(1.0)), 1e-5, "zcdp").epsilon, 3)
         4.377
     """
-    _checks.open_unit(delta=delta)
+    checks.open_unit(delta=delta)
     chosen = resolve_accountant(accountant)
     words = {"sampling": describe_sampling(ledger), **(statement or {}), **stated_relation(ledger)}
     return PrivacySpent(chosen.epsilon(ledger, delta), delta, chosen.name, notes=ledger.notes, **words)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 
-from monitors import _checks
+from monitors import checks
 from monitors.accountant import Accountant, resolve_accountant
 from monitors.errors import CalibrationError
 from monitors.ledger import Ledger
@@ -54,7 +54,7 @@ def calibrate_noise_multiplier(
         1.12
     """
     chosen = _checked(target_epsilon, target_delta, accountant)
-    _checks.open_unit(tolerance=tolerance)
+    checks.open_unit(tolerance=tolerance)
 
     def height(place: float) -> float:
         epsilon = chosen.epsilon(make_ledger(math.exp(place)), target_delta)
@@ -160,7 +160,7 @@ def max_steps(
         51
     """
     chosen = _checked(target_epsilon, target_delta, accountant)
-    _checks.positive_int(limit=limit)
+    checks.positive_int(limit=limit)
 
     def fits(steps: int) -> float:
         return log_ratio(chosen.epsilon(make_ledger(steps), target_delta), target_epsilon)
@@ -220,8 +220,8 @@ def decay_rate_for(policy: str, initial: float, final: float, steps: int) -> flo
         >>> round(decay_rate_for("Time", 2.0, 1.0, 1001), 9)
         0.001
     """
-    _checks.positive(initial=initial, final=final)
-    _checks.positive_int(steps=steps)
+    checks.positive(initial=initial, final=final)
+    checks.positive_int(steps=steps)
     if final > initial or steps < 2:
         raise ValueError(
             f"final must be at most initial and steps at least 2, got {final!r}, {initial!r} and {steps!r}"
@@ -242,8 +242,8 @@ def decay_rate_for(policy: str, initial: float, final: float, steps: int) -> flo
 
 
 def _checked(target_epsilon: float, target_delta: float, accountant: str | Accountant) -> Accountant:
-    _checks.positive(target_epsilon=target_epsilon)
-    _checks.open_unit(target_delta=target_delta)
+    checks.positive(target_epsilon=target_epsilon)
+    checks.open_unit(target_delta=target_delta)
     return resolve_accountant(accountant)
 
 

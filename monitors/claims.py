@@ -10,7 +10,7 @@ from functools import cached_property
 from numbers import Real
 from typing import Any
 
-from monitors import _checks
+from monitors import checks
 from monitors.errors import MonitorMismatchError
 from monitors.events import DisjointEvent, GaussianEvent, NonPrivateEvent, PoissonSampledEvent, PrivacyEvent
 from monitors.schedules import DECAYS, Schedule, decayed
@@ -36,17 +36,17 @@ class Claims:
 
     def __post_init__(self) -> None:
         if self.num_samples is not None:
-            _checks.positive_int(num_samples=self.num_samples)
+            checks.positive_int(num_samples=self.num_samples)
         if self.batch_size is not None:
-            _checks.positive_int(batch_size=self.batch_size)
+            checks.positive_int(batch_size=self.batch_size)
         if self.num_samples is not None and self.batch_size is not None and self.batch_size > self.num_samples:
             raise ValueError(f"batch_size must be at most num_samples, got {self.batch_size} and {self.num_samples}")
         if self.initial_noise_multiplier is not None:
-            _checks.positive(initial_noise_multiplier=self.initial_noise_multiplier)
+            checks.positive(initial_noise_multiplier=self.initial_noise_multiplier)
         if self.noise_decay_mode is not None:
-            _checks.one_of(DECAYS.names(), noise_decay_mode=self.noise_decay_mode)
+            checks.one_of(DECAYS.names(), noise_decay_mode=self.noise_decay_mode)
         if self.noise_decay_rate is not None:
-            _checks.non_negative(noise_decay_rate=self.noise_decay_rate)
+            checks.non_negative(noise_decay_rate=self.noise_decay_rate)
 
     def check(self, facts: Mapping[str, Any]) -> None:
         """Compare with what the run really uses.

@@ -12,7 +12,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from monitors._registry import Registry
+from monitors.registry import Registry
 
 Floats = NDArray[np.floating]
 

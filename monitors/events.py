@@ -15,7 +15,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from monitors import _checks
+from monitors import checks
 from monitors.errors import UnsupportedEventError
 
 E = TypeVar("E", bound="type[PrivacyEvent]")
@@ -73,7 +73,7 @@ class GaussianEvent(PrivacyEvent):
     noise_multiplier: float
 
     def __post_init__(self) -> None:
-        _checks.positive(noise_multiplier=self.noise_multiplier)
+        checks.positive(noise_multiplier=self.noise_multiplier)
         object.__setattr__(self, "noise_multiplier", float(self.noise_multiplier))
 
 
@@ -91,7 +91,7 @@ class PoissonSampledEvent(PrivacyEvent):
     event: PrivacyEvent
 
     def __post_init__(self) -> None:
-        _checks.sampling_rate(sampling_rate=self.sampling_rate)
+        checks.sampling_rate(sampling_rate=self.sampling_rate)
         _require_events(event=self.event)
         object.__setattr__(self, "sampling_rate", float(self.sampling_rate))
 
@@ -132,7 +132,7 @@ class DisjointEvent(PrivacyEvent):
     event: PrivacyEvent
 
     def __post_init__(self) -> None:
-        _checks.non_negative_int(partition=self.partition)
+        checks.non_negative_int(partition=self.partition)
         _require_events(event=self.event)
 
 
@@ -159,7 +159,7 @@ class RepeatedEvent(PrivacyEvent):
 
     def __post_init__(self) -> None:
         _require_events(event=self.event)
-        _checks.positive_int(count=self.count)
+        checks.positive_int(count=self.count)
 
 
 @register_event
@@ -182,8 +182,8 @@ class RandomStoppingEvent(PrivacyEvent):
 
     def __post_init__(self) -> None:
         _require_events(event=self.event)
-        _checks.positive(expected_runs=self.expected_runs)
-        _checks.one_of(("geometric", "logarithmic", "poisson"), distribution=self.distribution)
+        checks.positive(expected_runs=self.expected_runs)
+        checks.one_of(("geometric", "logarithmic", "poisson"), distribution=self.distribution)
         if self.distribution != "poisson" and self.expected_runs <= 1:
             raise ValueError(f"expected_runs must be above 1, got {self.expected_runs!r}: at least one run is made")
         object.__setattr__(self, "expected_runs", float(self.expected_runs))
@@ -230,7 +230,7 @@ def event_from_dict(values: Mapping[str, Any]) -> PrivacyEvent:
     fields = dict(values)
     name = fields.pop("type", None)
     if name not in _TYPES:
-        hint = _checks.nearest_hint(name, _TYPES) or ";"
+        hint = checks.nearest_hint(name, _TYPES) or ";"
         raise UnsupportedEventError(
             f"unknown event type {name!r}{hint} known: {', '.join(sorted(_TYPES))}. "
             "If an extension defines it, import that extension before reading the ledger."

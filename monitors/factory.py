@@ -8,12 +8,12 @@ from typing import Any
 
 from numpy.typing import ArrayLike
 
-from monitors import _checks
-from monitors._registry import Registry
-from monitors.accountant import resolve_accountant
+from monitors import checks
+from monitors.accountant import DEFAULT_DELTA, resolve_accountant
 from monitors.claims import Claims
 from monitors.monitor import PrivacyMonitor
 from monitors.rdp import RDPAccountant
+from monitors.registry import Registry
 
 MONITORS: Registry[Callable[..., Any]] = Registry("privacy monitor policy")
 
@@ -40,7 +40,7 @@ class PrivacyMonitorFactory:
         batch_size: int | None = None,
         initial_noise_multiplier: float | None = None,
         max_eps: float | None = None,
-        target_delta: float = 1e-5,
+        target_delta: float = DEFAULT_DELTA,
         max_delta: float | None = None,
         target_eps: float | None = None,
         orders: ArrayLike | None = None,
@@ -119,7 +119,7 @@ def _pld_monitor(claims: Claims, orders: ArrayLike | None, **limits: Any) -> Pri
 def _refusal(policy: str, builder: Callable[..., Any], options: Mapping[str, Any], error: TypeError) -> str:
     own = [name for name in _keywords(builder) if name != "claims"]
     known = list(dict.fromkeys([*_keywords(PrivacyMonitorFactory.create), *own]))
-    unknown = [f"{name!r}{_checks.nearest_hint(name, known)}" for name in options if name not in known]
+    unknown = [f"{name!r}{checks.nearest_hint(name, known)}" for name in options if name not in known]
     said = f"has no argument {', '.join(unknown)}" if unknown else f"cannot be built: {error}"
     return f"the privacy monitor {policy!r} {said}{'' if said.endswith('?') else '.'} It takes: {', '.join(known)}"
 

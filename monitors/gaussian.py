@@ -16,7 +16,7 @@ import math
 
 import numpy as np
 
-from monitors import _checks
+from monitors import checks
 
 # Trapezoid rule in log(s). The integrand decays like exp(y) to the left and exp(-exp(y)) to the right and is analytic
 # for |Im y| < pi / 4, so this step leaves 1e-14 and these ends 1e-16.
@@ -43,7 +43,7 @@ def gaussian_delta(mu: float, epsilon: float) -> float:
         0.126937
     """
     _require_mu(mu)
-    _checks.non_negative(epsilon=epsilon)
+    checks.non_negative(epsilon=epsilon)
     if mu == 0:
         return 0.0
     if math.isinf(mu):
@@ -69,7 +69,7 @@ def gaussian_epsilon(mu: float, delta: float) -> float:
         10.67
     """
     _require_mu(mu)
-    _checks.open_unit(delta=delta)
+    checks.open_unit(delta=delta)
     if mu == 0:
         return 0.0
     if mu >= 1e150:
@@ -92,8 +92,8 @@ def gaussian_mu(epsilon: float, delta: float) -> float:
         >>> round(gaussian_mu(1.0, 1e-5), 4)
         0.2681
     """
-    _checks.positive(epsilon=epsilon)
-    _checks.open_unit(delta=delta)
+    checks.positive(epsilon=epsilon)
+    checks.open_unit(delta=delta)
     low, high = 0.0, 1.0
     while gaussian_delta(high, epsilon) < delta:
         low, high = high, 2 * high

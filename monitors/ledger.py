@@ -5,11 +5,13 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Mapping
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
-from monitors import _checks
+from monitors import checks
 from monitors.errors import UnsupportedEventError
 from monitors.events import DisjointEvent, PrivacyEvent, event_from_dict
 
@@ -58,7 +60,7 @@ class Ledger:
         """
         if not isinstance(event, PrivacyEvent):
             raise UnsupportedEventError(f"only privacy events can be recorded, got {event!r} of {type(event).__name__}")
-        _checks.positive_int(count=count)
+        checks.positive_int(count=count)
         if self._rows and self._rows[-1][0] == event and self._lost[-1] == lost:
             self._rows[-1] = (event, self._rows[-1][1] + int(count))
         else:
@@ -112,6 +114,24 @@ class Ledger:
         """
         return self._marked(False)
 
+    def head(self, count: int) -> Ledger:
+        """A new ledger of the first ``count`` releases, or of all where there are fewer, with the notes.
+
+        Example:
+            >>> from monitors.events import GaussianEvent
+            >>> Ledger().record(GaussianEvent(2.0), 8).record(GaussianEvent(3.0), 2).head(9).rows[-1]
+            (GaussianEvent(noise_multiplier=3.0), 1)
+        """
+        checks.non_negative_int(count=count)
+        ends = list(accumulate(repeats for _, repeats in self._rows))
+        whole = bisect_right(ends, count)
+        found = Ledger(self._notes)
+        found._rows, found._lost = self._rows[:whole], self._lost[:whole]
+        missing = count - (ends[whole - 1] if whole else 0)
+        if missing and whole < len(ends):
+            found.record(self._rows[whole][0], missing, lost=self._lost[whole])
+        return found
+
     @property
     def next_partition(self) -> int:
         """The smallest partition number above all that are in use or reserved (see ``DisjointEvent``)."""
@@ -128,7 +148,7 @@ class Ledger:
             >>> ledger.reserve_partitions(3), ledger.next_partition
             (0, 3)
         """
-        _checks.positive_int(count=count)
+        checks.positive_int(count=count)
         first = self.next_partition
         self._reserved = first + count
         return first

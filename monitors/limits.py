@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from monitors import _checks
+from monitors import checks
 
 
 @dataclass(frozen=True)
@@ -40,15 +40,15 @@ def limits_of(
         >>> limits_of(3.0, 1e-5, None, None)[0].in_words
         'max_eps=3 at delta 1e-05'
     """
-    _checks.open_unit(target_delta=target_delta)
+    checks.open_unit(target_delta=target_delta)
     found = []
     if max_eps is not None:
-        _checks.positive(max_eps=max_eps)
+        checks.positive(max_eps=max_eps)
         found.append(Limit(max_eps, target_delta, f"max_eps={max_eps:g} at delta {target_delta:g}"))
     if target_eps is not None:
-        _checks.positive(target_eps=target_eps)
+        checks.positive(target_eps=target_eps)
     if max_delta is not None:
-        _checks.open_unit(max_delta=max_delta)
+        checks.open_unit(max_delta=max_delta)
         if target_eps is None:
             raise ValueError(f"max_delta={max_delta:g} needs target_eps, the epsilon at which delta is limited")
         found.append(Limit(target_eps, max_delta, f"max_delta={max_delta:g} at epsilon {target_eps:g}"))

@@ -115,10 +115,6 @@ def compose_losses(
     return ComposedLoss(points, masses, extra, log_scale)
 
 
-def _sum_from_above(values: Floats) -> Floats:
-    return np.cumsum(values[::-1])[::-1]
-
-
 def _mixed_moments(nodes: LossNodes, losses: list[LossMasses], step: float, exponent: float) -> tuple[float, Floats]:
     """Log of the composition's ``E[exp(exponent * loss)]``, and each corner's share in its release's moment."""
     heights = np.array([loss.log_moment(exponent, step) for loss in losses])[nodes.corners]

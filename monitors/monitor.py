@@ -6,8 +6,8 @@ import math
 from collections.abc import Callable
 from typing import ClassVar
 
-from monitors import _checks
-from monitors.accountant import Accountant, PrivacySpent, Tracker, epsilon_text
+from monitors import checks
+from monitors.accountant import DEFAULT_DELTA, Accountant, PrivacySpent, Tracker, epsilon_text
 from monitors.calibration import max_steps
 from monitors.claims import Claims
 from monitors.events import PrivacyEvent
@@ -46,13 +46,13 @@ class PrivacyMonitor:
         claims: Claims | None = None,
         *,
         max_eps: float | None = None,
-        target_delta: float = 1e-5,
+        target_delta: float = DEFAULT_DELTA,
         max_delta: float | None = None,
         target_eps: float | None = None,
         per_print_times: int = 50,
         plans_sampled: bool = True,
     ) -> None:
-        _checks.positive_int(per_print_times=per_print_times)
+        checks.positive_int(per_print_times=per_print_times)
         self.accountant = accountant
         self.claims = claims or Claims()
         self.target_delta = target_delta
@@ -128,25 +128,20 @@ class PrivacyMonitor:
 
     def _plan(self) -> tuple[int, Callable[[int], Ledger]]:
         """Steps done, and the ledger after a number of further ones."""
-        run, events = self._run, list[PrivacyEvent]()
-        if run is not None:
-            event_at: Callable[[int], PrivacyEvent] = run.event
-            before, done = run.ledger.copy(), run.step
-        elif self.claims.constant and self._plans_sampled:
+        run = self._run
+        if run is None and self.claims.constant and self._plans_sampled:
             event = self.claims.event(0)
             return 0, lambda steps: Ledger().record(event, steps)
-        else:
-            before, done = Ledger(), 0
+        longest, done = (Ledger(), 0) if run is None else (run.ledger.copy(), run.step)
+        before = longest.total
 
-            def event_at(step: int) -> PrivacyEvent:
-                return self.claims.event(step, sampled=self._plans_sampled)
+        def event_at(step: int) -> PrivacyEvent:
+            return self.claims.event(step, sampled=self._plans_sampled) if run is None else run.event(step)
 
         def make_ledger(steps: int) -> Ledger:
-            events.extend(event_at(done + index) for index in range(len(events), steps))
-            ledger = before.copy()
-            for event in events[:steps]:
-                ledger.record(event)
-            return ledger
+            for index in range(longest.total - before, steps):
+                longest.record(event_at(done + index))
+            return longest.head(before + steps)
 
         return done, make_ledger
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from monitors import _checks
+from monitors import checks
 from monitors.accountant import Accountant, resolve_accountant
 from monitors.gaussian import gaussian_epsilon
 from monitors.terms import Rows, gather
@@ -21,8 +21,8 @@ def group_privacy(epsilon: float, delta: float, size: int) -> tuple[float, float
         >>> group_privacy(1.0, 1e-6, 2)
         (2.0, 3.718281828459046e-06)
     """
-    _checks.non_negative(epsilon=epsilon, delta=delta)
-    _checks.positive_int(size=size)
+    checks.non_negative(epsilon=epsilon, delta=delta)
+    checks.positive_int(size=size)
     return size * epsilon, math.exp(math.log(delta) + _log_growth(epsilon, size)) if delta > 0 else 0.0
 
 
@@ -46,8 +46,8 @@ def group_epsilon(ledger: Rows, delta: float, size: int, accountant: str | Accou
         >>> round(group_epsilon(Ledger().record(GaussianEvent(1.5), 10), 1e-5, 2), 2)
         26.18
     """
-    _checks.open_unit(delta=delta)
-    _checks.positive_int(size=size)
+    checks.open_unit(delta=delta)
+    checks.positive_int(size=size)
     rows = list(ledger)
     terms = gather(rows)
     if terms.unprotected:

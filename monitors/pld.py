@@ -7,7 +7,7 @@ import math
 import numpy as np
 from numpy.typing import NDArray
 
-from monitors import _checks
+from monitors import checks
 from monitors.accountant import ACCOUNTANTS, Accountant, Tracker
 from monitors.errors import UnsupportedEventError
 from monitors.events import PrivacyEvent
@@ -52,14 +52,14 @@ class PLDAccountant(Accountant):
     name = "pld"
 
     def __init__(self, precision: float = 1e-3) -> None:
-        _checks.positive(precision=precision)
+        checks.positive(precision=precision)
         if precision > 0.1:
             raise ValueError(f"precision must be at most 0.1, got {precision!r}")
         self.precision = float(precision)
 
     def epsilon(self, ledger: Rows, delta: float) -> float:
         """Epsilon at ``delta``; see ``Accountant.epsilon``."""
-        _checks.open_unit(delta=delta)
+        checks.open_unit(delta=delta)
         terms = _gaussian_terms_only(gather(ledger))
         if terms.unprotected:
             return math.inf
@@ -80,7 +80,7 @@ class PLDAccountant(Accountant):
 
     def delta(self, ledger: Rows, epsilon: float) -> float:
         """Delta at ``epsilon``; see ``Accountant.delta``."""
-        _checks.non_negative(epsilon=epsilon)
+        checks.non_negative(epsilon=epsilon)
         terms = _gaussian_terms_only(gather(ledger))
         if terms.unprotected:
             return 1.0

@@ -7,7 +7,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from monitors import _checks
+from monitors import checks
 from monitors.conversion import Floats
 from monitors.errors import BudgetExceededError
 from monitors.events import PrivacyEvent
@@ -46,8 +46,8 @@ class PrivacyFilter:
     def __init__(
         self, max_epsilon: float, delta: float, *, order: float | None = None, plan: Ledger | None = None
     ) -> None:
-        _checks.positive(max_epsilon=max_epsilon)
-        _checks.open_unit(delta=delta)
+        checks.positive(max_epsilon=max_epsilon)
+        checks.open_unit(delta=delta)
         if order is not None and plan is not None:
             raise ValueError("give either order or plan, not both: the plan serves to choose the order")
         if plan is not None:
@@ -77,7 +77,7 @@ class PrivacyFilter:
 
     def allows(self, event: PrivacyEvent, count: int = 1) -> bool:
         """Whether ``count`` releases of ``event`` fit into what is left."""
-        _checks.positive_int(count=count)
+        checks.positive_int(count=count)
         return self.spent + count * self.cost(event) <= self.budget
 
     def charge(self, event: PrivacyEvent, count: int = 1) -> None:

@@ -9,7 +9,7 @@ from collections.abc import Callable
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from monitors import _checks
+from monitors import checks
 from monitors.accountant import ACCOUNTANTS, Accountant, Tracker
 from monitors.conversion import CONVERSIONS
 from monitors.errors import PrivacyWarning
@@ -62,7 +62,7 @@ class RDPAccountant(Accountant):
 
     def epsilon_and_order(self, ledger: Rows, delta: float) -> tuple[float, float]:
         """Epsilon at ``delta`` and the order that gives it."""
-        _checks.open_unit(delta=delta)
+        checks.open_unit(delta=delta)
         terms = gather(ledger)
         if terms.unprotected:
             return math.inf, math.inf
@@ -73,7 +73,7 @@ class RDPAccountant(Accountant):
 
     def delta(self, ledger: Rows, epsilon: float) -> float:
         """Delta at ``epsilon``; see ``Accountant.delta``."""
-        _checks.non_negative(epsilon=epsilon)
+        checks.non_negative(epsilon=epsilon)
         terms = gather(ledger)
         if terms.unprotected:
             return 1.0

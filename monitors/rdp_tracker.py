@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from monitors import _checks
+from monitors import checks
 from monitors.accountant import Tracker
 from monitors.events import DisjointEvent, PrivacyEvent
 from monitors.renyi import curves_of, total_curve
@@ -102,14 +102,14 @@ class RDPTracker(Tracker):
         return self._delta(lambda: self._sum_with(event, count)[0], epsilon)
 
     def _epsilon(self, total: Callable[[], Floats], delta: float) -> float:
-        _checks.open_unit(delta=delta)
+        checks.open_unit(delta=delta)
         conversion = self._rdp.conversion
         if math.log(delta) >= conversion.log_delta_anywhere(float(total()[0])):
             return 0.0
         return max(0.0, self._minimum(total, lambda curve, orders: conversion.epsilon(curve, orders, delta)))
 
     def _delta(self, total: Callable[[], Floats], epsilon: float) -> float:
-        _checks.non_negative(epsilon=epsilon)
+        checks.non_negative(epsilon=epsilon)
         conversion = self._rdp.conversion
         value = self._minimum(total, lambda curve, orders: conversion.log_delta(curve, orders, epsilon))
         return math.exp(min(0.0, value, conversion.log_delta_anywhere(float(total()[0]))))

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from monitors import _checks
+from monitors import checks
 
 Floats = NDArray[np.floating]
 
@@ -58,7 +58,7 @@ def rdp_sampled_gaussian(sampling_rate: float, noise_multiplier: ArrayLike, orde
         >>> rdp_sampled_gaussian(0.01, 1.0, [1.5, 8.3])
         array([0.00012725, 0.00098929])
     """
-    _checks.sampling_rate(sampling_rate=sampling_rate)
+    checks.sampling_rate(sampling_rate=sampling_rate)
     sigmas = _positive_array("noise_multiplier", noise_multiplier)
     grid = order_array(orders)
     excess = grid - 1.0

@@ -9,8 +9,8 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 
-from monitors import _checks
-from monitors._registry import Registry
+from monitors import checks
+from monitors.registry import Registry
 
 Schedule = Callable[[int], float]
 
@@ -24,7 +24,7 @@ def constant(value: float) -> Schedule:
         >>> constant(1.5)(1000)
         1.5
     """
-    _checks.positive(value=value)
+    checks.positive(value=value)
     return lambda step: value
 
 
@@ -40,8 +40,8 @@ def time_decay(initial: float, rate: float) -> Schedule:
         >>> time_decay(1.0, 0.5)(2)
         0.5
     """
-    _checks.positive(initial=initial)
-    _checks.non_negative(rate=rate)
+    checks.positive(initial=initial)
+    checks.non_negative(rate=rate)
     return lambda step: initial / (1.0 + rate * step)
 
 
@@ -57,8 +57,8 @@ def step_decay(initial: float, rate: float) -> Schedule:
         >>> step_decay(1.0, 0.5)(2)
         0.25
     """
-    _checks.positive(initial=initial)
-    _checks.unit_interval(rate=rate)
+    checks.positive(initial=initial)
+    checks.unit_interval(rate=rate)
     if rate == 1:
         raise ValueError("rate must be below 1, got 1: the noise would be zero from the second step on")
     return lambda step: initial * (1.0 - rate) ** step
@@ -76,8 +76,8 @@ def exp_decay(initial: float, rate: float) -> Schedule:
         >>> exp_decay(1.0, 0.0)(2)
         1.0
     """
-    _checks.positive(initial=initial)
-    _checks.non_negative(rate=rate)
+    checks.positive(initial=initial)
+    checks.non_negative(rate=rate)
     return lambda step: initial * math.exp(-rate * step)
 
 
@@ -128,9 +128,9 @@ def between(initial: float, final: float, path: str, first_step: int, last_step:
         >>> [late(step) for step in (0, 100, 150, 200, 1000)]
         [2.0, 2.0, 1.5, 1.0, 1.0]
     """
-    _checks.positive(initial=initial, final=final)
-    _checks.non_negative_int(first_step=first_step)
-    _checks.positive_int(last_step=last_step)
+    checks.positive(initial=initial, final=final)
+    checks.non_negative_int(first_step=first_step)
+    checks.positive_int(last_step=last_step)
     if last_step <= first_step:
         raise ValueError(f"last_step must be above first_step, got {last_step} and {first_step}")
     way = PATHS.get(path)

@@ -7,7 +7,7 @@ from functools import singledispatch
 
 import numpy as np
 
-from monitors import _checks
+from monitors import checks
 from monitors.accountant import ACCOUNTANTS, Accountant, Tracker
 from monitors.conversion import Floats, ImprovedConversion
 from monitors.errors import UnsupportedEventError
@@ -76,7 +76,7 @@ class ZCDPAccountant(Accountant):
 
     def epsilon(self, ledger: Rows, delta: float) -> float:
         """Epsilon at ``delta``; see ``Accountant.epsilon``."""
-        _checks.open_unit(delta=delta)
+        checks.open_unit(delta=delta)
         terms = self._terms(ledger)
         if terms.unprotected:
             return math.inf
@@ -87,7 +87,7 @@ class ZCDPAccountant(Accountant):
 
     def delta(self, ledger: Rows, epsilon: float) -> float:
         """Delta at ``epsilon``; see ``Accountant.delta``."""
-        _checks.non_negative(epsilon=epsilon)
+        checks.non_negative(epsilon=epsilon)
         terms = self._terms(ledger)
         if terms.unprotected:
             return 1.0

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
-from monitors import _checks
+from monitors import checks
 from monitors.accountant import Tracker
 from monitors.events import DisjointEvent, PrivacyEvent
 from monitors.gaussian import gaussian_delta, gaussian_epsilon
@@ -39,14 +39,14 @@ class ZCDPTracker(Tracker):
 
     def epsilon(self, delta: float) -> float:
         """Epsilon at ``delta`` of all that was added."""
-        _checks.open_unit(delta=delta)
+        checks.open_unit(delta=delta)
         if not self._only_gaussians:
             return super().epsilon(delta)
         return gaussian_epsilon(math.sqrt(self._mu_squared), delta)
 
     def delta(self, epsilon: float) -> float:
         """Delta at ``epsilon`` of all that was added."""
-        _checks.non_negative(epsilon=epsilon)
+        checks.non_negative(epsilon=epsilon)
         if not self._only_gaussians:
             return super().delta(epsilon)
         return gaussian_delta(math.sqrt(self._mu_squared), epsilon)

@@ -10,7 +10,7 @@ from dpmodel.budget.scenarios import Scenario, figures_of, scenarios
 from dpmodel.config.schema import Config
 from dpmodel.longest_training import most_epochs
 from dpmodel.plan import TrainingPlan, plan_training
-from monitors import _checks
+from monitors import checks
 from monitors.accountant import ACCOUNTANTS, epsilon_text, resolve_accountant
 from monitors.calibration import SMALLEST_MULTIPLIER
 from monitors.errors import CalibrationError, ConfigError
@@ -101,7 +101,7 @@ def answer_budget(
         0.628
     """
     if tuning_runs is not None:
-        _checks.positive_int(tuning_runs=tuning_runs)
+        checks.positive_int(tuning_runs=tuning_runs)
     chosen = tuple(accountants or (config.privacy.accountant,))
     asked = "epsilon" if config.privacy.target_epsilon is None else "noise_multiplier"
     if max_epsilon is not None:

@@ -6,7 +6,7 @@ import difflib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
-from monitors import _checks
+from monitors import checks
 
 if TYPE_CHECKING:
     from dpmodel.run import Run
@@ -125,7 +125,7 @@ class CallbackList:
         listeners = self._listeners.get(hook)
         if listeners is None:
             raise ValueError(
-                f"unknown hook {hook!r}{_checks.nearest_hint(hook, HOOKS) or ';'} known: {', '.join(HOOKS)}"
+                f"unknown hook {hook!r}{checks.nearest_hint(hook, HOOKS) or ';'} known: {', '.join(HOOKS)}"
             )
         if hook == "on_train_begin":
             self._begin(run)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from dpmodel.callbacks.base import Callback
 from dpmodel.callbacks.watched_metric import direction, matching_name
-from monitors import _checks
+from monitors import checks
 
 if TYPE_CHECKING:
     from dpmodel.run import Run
@@ -33,8 +33,8 @@ class EarlyStopping(Callback):
     def __init__(
         self, monitor: str = "accuracy", patience: int = 3, min_delta: float = 0.0, mode: str = "auto"
     ) -> None:
-        _checks.non_negative_int(patience=patience)
-        _checks.non_negative(min_delta=min_delta)
+        checks.non_negative_int(patience=patience)
+        checks.non_negative(min_delta=min_delta)
         self.monitor, self.patience, self.min_delta = monitor, patience, min_delta
         self._sign = direction(monitor, mode)
         self.best = -self._sign * math.inf

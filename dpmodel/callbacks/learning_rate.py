@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from dpmodel.callbacks.base import Callback
-from monitors import _checks
+from monitors import checks
 
 if TYPE_CHECKING:
     from torch.optim.lr_scheduler import LRScheduler
@@ -36,7 +36,7 @@ class LearningRateScheduler(Callback):
     """
 
     def __init__(self, scheduler: LRScheduler | str, interval: str = "step", **args: Any) -> None:
-        _checks.one_of(("step", "epoch"), interval=interval)
+        checks.one_of(("step", "epoch"), interval=interval)
         if not isinstance(scheduler, str) and args:
             raise ValueError(f"arguments {sorted(args)} go with the name of a scheduler, not with an object")
         if isinstance(scheduler, str):

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from dpmodel.callbacks.base import Callback
 from dpmodel.callbacks.position import step_in_epoch
-from monitors import _checks
+from monitors import checks
 
 if TYPE_CHECKING:
     from dpmodel.run import Run
@@ -27,7 +27,7 @@ class LossMonitor(Callback):
     """
 
     def __init__(self, per_print_times: int = 1) -> None:
-        _checks.non_negative_int(per_print_times=per_print_times)
+        checks.non_negative_int(per_print_times=per_print_times)
         self.per_print_times = per_print_times
         self._last_printed = 0
 

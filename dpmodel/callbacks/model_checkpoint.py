@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from dpmodel.callbacks.base import Callback
 from dpmodel.callbacks.position import epoch_and_step_of_life
-from monitors import _checks
+from monitors import checks
 
 if TYPE_CHECKING:
     from dpmodel.run import Run
@@ -31,8 +31,8 @@ class CheckpointConfig:
     keep_checkpoint_max: int = 5
 
     def __post_init__(self) -> None:
-        _checks.positive_int(save_checkpoint_steps=self.save_checkpoint_steps)
-        _checks.non_negative_int(keep_checkpoint_max=self.keep_checkpoint_max)
+        checks.positive_int(save_checkpoint_steps=self.save_checkpoint_steps)
+        checks.non_negative_int(keep_checkpoint_max=self.keep_checkpoint_max)
 
 
 class ModelCheckpoint(Callback):
@@ -72,9 +72,9 @@ class ModelCheckpoint(Callback):
         if config is not None and not isinstance(config, CheckpointConfig):
             raise ValueError(f"config must be a CheckpointConfig, got {config!r}")
         if every_n_steps is not None:
-            _checks.positive_int(every_n_steps=every_n_steps)
+            checks.positive_int(every_n_steps=every_n_steps)
         kept = CheckpointConfig.keep_checkpoint_max if keep_checkpoint_max is None else keep_checkpoint_max
-        _checks.non_negative_int(keep_checkpoint_max=kept)
+        checks.non_negative_int(keep_checkpoint_max=kept)
         self.prefix = prefix
         self.directory = Path(directory) if directory is not None else Path()
         self.every_n_steps = config.save_checkpoint_steps if config is not None else every_n_steps

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from dpmodel.callbacks.base import Callback
 from dpmodel.callbacks.silence import say_nothing
-from monitors import _checks
+from monitors import checks
 from monitors.accountant import epsilon_text
 from monitors.errors import DPModelError
 
@@ -43,8 +43,8 @@ class ProgressBar(Callback):
     def __init__(
         self, refresh_seconds: float = 0.2, epsilon_every_n_steps: int = 50, console: Console | None = None
     ) -> None:
-        _checks.positive(refresh_seconds=refresh_seconds)
-        _checks.non_negative_int(epsilon_every_n_steps=epsilon_every_n_steps)
+        checks.positive(refresh_seconds=refresh_seconds)
+        checks.non_negative_int(epsilon_every_n_steps=epsilon_every_n_steps)
         self.refresh_seconds = refresh_seconds
         self.epsilon_every_n_steps = epsilon_every_n_steps
         self._console = console

@@ -13,7 +13,7 @@ from dpmodel.callbacks.loss_monitor import LossMonitor
 from dpmodel.callbacks.model_checkpoint import ModelCheckpoint
 from dpmodel.callbacks.progress_bar import ProgressBar
 from dpmodel.callbacks.tensorboard_logger import TensorBoardLogger
-from monitors._registry import Registry
+from monitors.registry import Registry
 
 CALLBACKS: Registry[Any] = Registry("callback")
 CALLBACKS.register("CSVLogger")(CSVLogger)

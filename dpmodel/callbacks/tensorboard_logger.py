@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dpmodel.callbacks.base import Callback
-from monitors import _checks
+from monitors import checks
 
 if TYPE_CHECKING:
     from dpmodel.run import Run
@@ -28,7 +28,7 @@ class TensorBoardLogger(Callback):
     """
 
     def __init__(self, directory: str | os.PathLike[str] = "runs", every_n_steps: int = 50) -> None:
-        _checks.positive_int(every_n_steps=every_n_steps)
+        checks.positive_int(every_n_steps=every_n_steps)
         self.directory = Path(directory)
         self.every_n_steps = every_n_steps
         self._writer_class = _summary_writer_class()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from monitors import _checks
+from monitors import checks
 from monitors.errors import ConfigError
 
 LESS_IS_BETTER = frozenset({"loss", "mse", "mae", "error"})
@@ -12,7 +12,7 @@ LESS_IS_BETTER = frozenset({"loss", "mse", "mae", "error"})
 
 def direction(monitor: str, mode: str) -> int:
     """1 where more of the metric is better, -1 where less is; ``"auto"`` decides by the metric's name."""
-    _checks.one_of(("auto", "max", "min"), mode=mode)
+    checks.one_of(("auto", "max", "min"), mode=mode)
     if mode == "auto":
         return -1 if LESS_IS_BETTER & set(monitor.lower().replace("-", "_").split("_")) else 1
     return 1 if mode == "max" else -1
@@ -29,6 +29,6 @@ def matching_name(monitor: str, names: Iterable[str], owner: str) -> str:
     wanted = monitor.lower() if monitor.lower() in by_lower else monitor.lower().removeprefix("valid_")
     if wanted not in by_lower:
         listing = ", ".join(by_lower.values()) or "none (is valid_loader given to fit?)"
-        hint = _checks.nearest_hint(monitor, by_lower.values()) or ";"
+        hint = checks.nearest_hint(monitor, by_lower.values()) or ";"
         raise ConfigError(f"{owner} watches the validation metric {monitor!r}{hint} the metrics are: {listing}")
     return by_lower[wanted]

@@ -18,7 +18,7 @@ from dpmodel.config.marked_yaml import Path as Keys
 from dpmodel.config.overrides import apply_overrides, parse_override
 from dpmodel.config.reader import checked_config
 from dpmodel.config.schema import Config, place_of
-from monitors import _checks
+from monitors import checks
 from monitors.errors import ConfigError
 
 RUNS = Path("runs")
@@ -162,7 +162,7 @@ def _require_distinct(definition: ComparisonDefinition, marked: Marked, source: 
         )
     names = [variant.name for variant in definition.variants]
     if definition.baseline_name not in names:
-        hint = _checks.nearest_hint(definition.baseline_name, names) or ";"
+        hint = checks.nearest_hint(definition.baseline_name, names) or ";"
         raise ConfigError(
             f"{place_of(marked.marks, ('baseline',), source)}: baseline: there is no variant "
             f"{definition.baseline_name!r}{hint} variants: {', '.join(names)}"
@@ -227,7 +227,7 @@ def _require_noise(settings: Marked, section: VariantSection, source: str) -> No
 def _require_metric(config: Config, definition: ComparisonDefinition, marked: Marked, source: str) -> None:
     known = config.training.metrics
     if definition.metric not in known:
-        hint = _checks.nearest_hint(definition.metric, known) or ";"
+        hint = checks.nearest_hint(definition.metric, known) or ";"
         raise ConfigError(
             f"{place_of(marked.marks, ('metric',), source)}: metric: {definition.metric!r} is not among "
             f"training.metrics of the base{hint} they are {', '.join(known)}"

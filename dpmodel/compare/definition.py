@@ -8,6 +8,7 @@ from typing import Annotated, Any
 from pydantic import Field, model_validator
 
 from dpmodel.config.fields import FromList, NonNegativeInt, OpenUnitFloat, PositiveFloat, Section
+from monitors.accountant import DEFAULT_DELTA
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9 ._+-]*")
 
@@ -22,7 +23,7 @@ class TargetSection(Section):
     """
 
     epsilon: PositiveFloat
-    delta: OpenUnitFloat = 1e-5
+    delta: OpenUnitFloat = DEFAULT_DELTA
     accountant: str = "pld"
 
 

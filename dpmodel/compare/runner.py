@@ -16,7 +16,7 @@ from dpmodel.compare.pool import Listener, available_cores, default_jobs, run_jo
 from dpmodel.compare.results import ComparisonResult, collect
 from dpmodel.config.schema import Config
 from dpmodel.folder_lock import FolderLock
-from monitors import _checks
+from monitors import checks
 
 
 class Watcher(Listener, Protocol):
@@ -105,7 +105,7 @@ def run_comparison(
         ConfigError: A variant is wrong, cannot meet the target, or another process is at work in the folder.
     """
     processes = default_jobs() if jobs is None else jobs
-    _checks.positive_int(jobs=processes)
+    checks.positive_int(jobs=processes)
     told = Silence() if watcher is None else watcher
     folder = ComparisonFolder(Path(directory) if directory is not None else comparison.directory)
     with FolderLock(folder.path):

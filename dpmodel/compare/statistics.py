@@ -27,11 +27,6 @@ class Summary:
     low: float | None
     high: float | None
 
-    @property
-    def half_width(self) -> float | None:
-        """Half the width of the interval."""
-        return None if self.high is None else self.high - self.mean
-
 
 def summarise(values: Sequence[float]) -> Summary:
     """Mean, standard deviation and 95 % interval of the mean of ``values``.

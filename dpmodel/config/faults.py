@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, get_args
 from pydantic import BaseModel, ValidationError
 
 from dpmodel.config.schema import Config, place_of
-from monitors import _checks
+from monitors import checks
 from monitors.errors import ConfigError, DataError, DPModelError
 
 if TYPE_CHECKING:
@@ -124,7 +124,7 @@ def _words(fault: Any, root: type[BaseModel]) -> str:
     kind = fault["type"]
     if kind == "extra_forbidden":
         known = _known_keys(fault["loc"][:-1], root)
-        hint = _checks.nearest_hint(fault["loc"][-1], known) or ";"
+        hint = checks.nearest_hint(fault["loc"][-1], known) or ";"
         return f"unknown key {path!r}{hint} known here: {', '.join(known)}"
     if kind == "missing":
         return f"{path} is missing; add it"

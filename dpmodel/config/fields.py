@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, ValidationInfo, model_validator
 
-from monitors import _checks
+from monitors import checks
 
 
 def _checked(check: Callable[..., None]) -> AfterValidator:
@@ -18,10 +18,10 @@ def _checked(check: Callable[..., None]) -> AfterValidator:
     return AfterValidator(validate)
 
 
-PositiveFloat = Annotated[float, _checked(_checks.positive)]
-OpenUnitFloat = Annotated[float, _checked(_checks.open_unit)]
-PositiveInt = Annotated[int, _checked(_checks.positive_int)]
-NonNegativeInt = Annotated[int, _checked(_checks.non_negative_int)]
+PositiveFloat = Annotated[float, _checked(checks.positive)]
+OpenUnitFloat = Annotated[float, _checked(checks.open_unit)]
+PositiveInt = Annotated[int, _checked(checks.positive_int)]
+NonNegativeInt = Annotated[int, _checked(checks.non_negative_int)]
 
 #: YAML has lists only; frozen sections hold tuples.
 FromList = BeforeValidator(lambda value: tuple(value) if isinstance(value, list) else value)

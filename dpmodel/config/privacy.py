@@ -5,6 +5,7 @@ from __future__ import annotations
 from pydantic import model_validator
 
 from dpmodel.config.fields import NamedSection, NonNegativeInt, OpenUnitFloat, PositiveFloat, PositiveInt, Section
+from monitors.accountant import DEFAULT_DELTA
 
 _NOT_AN_OPTION = {
     "initial_noise_multiplier": "privacy.noise_multiplier, or privacy.target_epsilon to have it solved for",
@@ -67,7 +68,7 @@ class PrivacySection(Section):
 
     noise_multiplier: PositiveFloat | None = None
     target_epsilon: PositiveFloat | None = None
-    delta: OpenUnitFloat = 1e-5
+    delta: OpenUnitFloat = DEFAULT_DELTA
     accountant: str = "rdp"
     sampling: str = "poisson"
     micro_batches: PositiveInt | None = None

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, PlainValidator, model_validator
 
 from dpmodel.config.fields import FromList, NamedSection, NonNegativeInt, PositiveInt, Section
-from monitors import _checks
+from monitors import checks
 
 
 class DataSection(NamedSection):
@@ -82,7 +82,7 @@ class OptimizerSection(NamedSection):
 def _part_of_batch(value: Any) -> Any:
     try:
         if value not in (None, "auto"):
-            _checks.positive_int(physical_batch_size=value)
+            checks.positive_int(physical_batch_size=value)
     except ValueError:
         wanted = "a whole number of at least 1, 'auto' or null"
         raise ValueError(f"physical_batch_size must be {wanted}, got {value!r}") from None

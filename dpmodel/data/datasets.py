@@ -13,7 +13,7 @@ from dpmodel.data.mnist import fashion_mnist, mnist
 from dpmodel.data.npz import npz
 from dpmodel.data.splits import DataSplits, RawSplits, finish_splits
 from dpmodel.data.synthetic import synthetic
-from monitors._registry import Registry
+from monitors.registry import Registry
 
 DATASETS: Registry[Callable[..., RawSplits]] = Registry("data set")
 DATASETS.register("mnist")(mnist)

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from dpmodel.data import locations
 from dpmodel.data.splits import RawSplits
-from monitors import _checks
+from monitors import checks
 from monitors.errors import DataError, MissingDataError
 
 ENDINGS = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".ppm", ".pgm", ".tif", ".tiff"})
@@ -36,7 +36,7 @@ def image_folder(root: str | os.PathLike[str], channels: int = 3, image_size: in
         MissingDataError: The folders are not there.
         DataError: A class has no training folder, an image cannot be read, or the sizes differ.
     """
-    _checks.one_of(MODES, channels=channels)
+    checks.one_of(MODES, channels=channels)
     folder = locations.full_path(root)
     for part in ("train", "test"):
         if not (folder / part).is_dir():

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from monitors import _checks
+from monitors import checks
 from monitors.errors import DataError
 
 CHUNK = 512  # keeps the float copy inside the processor cache: more than twice as fast as all at once
@@ -32,7 +32,7 @@ def resize_images(images: Tensor, size: int) -> Tensor:
         >>> resize_images(torch.full((1, 1, 28, 28), 7, dtype=torch.uint8), 32).unique()
         tensor([7], dtype=torch.uint8)
     """
-    _checks.positive_int(image_size=size)
+    checks.positive_int(image_size=size)
     if images.dtype != torch.uint8 or images.dim() != 4:
         raise DataError(
             f"images must be uint8 (N, channels, height, width), got {tuple(images.shape)} of {images.dtype}"

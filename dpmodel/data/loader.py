@@ -24,7 +24,7 @@ from torch.utils.data import TensorDataset as TorchTensorDataset
 from dpmodel.data.in_memory import InMemoryDataset
 from mechanisms.engines.batch import all_tensors, map_tensors
 from mechanisms.sampling import SAMPLERS, Sampler
-from monitors import _checks
+from monitors import checks
 from monitors.errors import DataError, UnsupportedLoaderError
 
 Pair = tuple[Any, Any]
@@ -133,7 +133,7 @@ class PrivateLoader:
         pin_memory: bool = False,
         worker_options: Mapping[str, Any] | None = None,
     ) -> None:
-        _checks.non_negative_int(num_workers=num_workers)
+        checks.non_negative_int(num_workers=num_workers)
         self.dataset = dataset
         self.num_examples = _length(dataset)
         self.batch_size = int(batch_size)

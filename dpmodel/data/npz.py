@@ -13,7 +13,7 @@ from torch import Tensor
 
 from dpmodel.data import locations
 from dpmodel.data.splits import RawSplits
-from monitors import _checks
+from monitors import checks
 from monitors.errors import DataError, MissingDataError
 
 KEYS = ("x_train", "y_train", "x_test", "y_test")
@@ -71,7 +71,7 @@ def _arrays(file: Path) -> dict[str, np.ndarray[Any, Any]]:
             absent = [key for key in KEYS if key not in names]
             if absent:
                 strangers = [name for name in names if name not in KEYS]
-                hint = _checks.nearest_hint(absent[0], strangers) or ";"
+                hint = checks.nearest_hint(absent[0], strangers) or ";"
                 raise DataError(f"{file} has no array {', '.join(absent)}{hint} It has: {', '.join(names) or 'none'}")
             return {key: archive[key] for key in KEYS}
     except DataError:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from dpmodel.data.images import resize_images
 from dpmodel.data.in_memory import Constants, InMemoryDataset
-from monitors import _checks
+from monitors import checks
 from monitors.errors import DataError
 
 PERMUTATION_SEED = 0
@@ -106,7 +106,7 @@ def finish_splits(
 
 
 def _check_examples(name: str, x: Tensor, y: Tensor, num_classes: int) -> None:
-    _checks.positive_int(num_classes=num_classes)
+    checks.positive_int(num_classes=num_classes)
     if len(x) == 0:
         raise DataError(f"{name}: there are no examples")
     if len(x) != len(y):
@@ -135,7 +135,7 @@ def _check_labels(name: str, y: Tensor, num_classes: int) -> None:
 def _public_rows(total: int, most: int | None, name: str) -> Tensor | None:
     if most is None:
         return None
-    _checks.positive_int(**{name: most})
+    checks.positive_int(**{name: most})
     if most > total:
         raise ValueError(f"{name} is {most}, but there are only {total} examples; use at most {total}, or leave it out")
     generator = torch.Generator().manual_seed(PERMUTATION_SEED)

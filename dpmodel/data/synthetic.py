@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from dpmodel.data.splits import RawSplits
-from monitors import _checks
+from monitors import checks
 
 
 def synthetic(
@@ -34,9 +34,9 @@ def synthetic(
         >>> raw.x_train.shape, raw.x_train.dtype
         (torch.Size([8, 1, 32, 32]), torch.uint8)
     """
-    _checks.positive_int(num_train=num_train, num_test=num_test, num_classes=num_classes)
-    _checks.non_negative(noise=noise)
-    _checks.non_negative_int(seed=seed)
+    checks.positive_int(num_train=num_train, num_test=num_test, num_classes=num_classes)
+    checks.non_negative(noise=noise)
+    checks.non_negative_int(seed=seed)
     if len(shape) != 3:
         raise ValueError(f"shape must be (channels, height, width), got {tuple(shape)}")
     generator = torch.Generator().manual_seed(seed)

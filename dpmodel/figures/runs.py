@@ -7,7 +7,7 @@ from pathlib import Path
 
 from dpmodel.figures.gallery import FORMATS, draw_all, save_figures
 from dpmodel.figures.strand import Strand, strand_of_run
-from monitors import _checks
+from monitors import checks
 from monitors.errors import ConfigError
 
 
@@ -81,5 +81,5 @@ def _require_metric(strands: Sequence[Strand], metric: str) -> None:
     for strand in strands:
         known = strand.histories[0].metric_names
         if metric not in known:
-            hint = _checks.nearest_hint(metric, known) or ";"
+            hint = checks.nearest_hint(metric, known) or ";"
             raise ConfigError(f"{strand.name} has no metric {metric!r}{hint} it has: {', '.join(known) or 'none'}")

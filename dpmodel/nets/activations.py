@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from monitors._registry import Registry
+from monitors.registry import Registry
 
 ACTIVATIONS: Registry[Any] = Registry("activation")
 ACTIVATIONS.register("relu")(nn.ReLU)

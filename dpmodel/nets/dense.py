@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from dpmodel.nets.activations import ACTIVATIONS
 from dpmodel.nets.initializers import INITIALIZERS, seeded
-from monitors import _checks
+from monitors import checks
 
 
 class MLP(nn.Module):
@@ -47,8 +47,8 @@ class MLP(nn.Module):
     ) -> None:
         super().__init__()
         widths = [in_features, *hidden, num_classes]
-        _checks.positive_int(in_features=in_features, num_classes=num_classes)
-        _checks.positive_int(**{f"hidden[{index}]": width for index, width in enumerate(hidden)})
+        checks.positive_int(in_features=in_features, num_classes=num_classes)
+        checks.positive_int(**{f"hidden[{index}]": width for index, width in enumerate(hidden)})
         layers: list[nn.Module] = []
         with seeded(seed):
             for left, right in pairwise(widths):

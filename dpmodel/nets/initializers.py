@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from monitors import _checks
-from monitors._registry import Registry
+from monitors import checks
+from monitors.registry import Registry
 
 INITIALIZERS: Registry[Callable[..., None]] = Registry("initialisation")
 
@@ -29,7 +29,7 @@ def truncated_normal(network: nn.Module, sigma: float = 0.05) -> None:
     Weights of convolutions and dense layers and, as in the tutorial's script, the biases of dense layers are drawn from
     it; biases of convolutions are set to zero.
     """
-    _checks.positive(sigma=sigma)
+    checks.positive(sigma=sigma)
     for layer in _weighted(network):
         _draw(layer.weight, sigma)
         if layer.bias is None:
@@ -67,7 +67,7 @@ def seeded(seed: int | None) -> Iterator[None]:
     if seed is None:
         yield
         return
-    _checks.non_negative_int(seed=seed)
+    checks.non_negative_int(seed=seed)
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(int(seed))
         yield

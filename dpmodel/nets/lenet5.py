@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from dpmodel.nets.activations import ACTIVATIONS
 from dpmodel.nets.initializers import INITIALIZERS, seeded
-from monitors import _checks
+from monitors import checks
 
 
 class LeNet5(nn.Module):
@@ -41,7 +41,7 @@ class LeNet5(nn.Module):
         seed: int | None = None,
     ) -> None:
         super().__init__()
-        _checks.positive_int(num_classes=num_classes, in_channels=in_channels)
+        checks.positive_int(num_classes=num_classes, in_channels=in_channels)
         self.activation = ACTIVATIONS.create(activation)
         self.max_pool2d = nn.MaxPool2d(kernel_size=2, stride=2)
         with seeded(seed):

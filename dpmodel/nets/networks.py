@@ -13,7 +13,7 @@ from dpmodel.nets.initializers import seeded
 from dpmodel.nets.lenet5 import LeNet5
 from dpmodel.nets.small_cnn import SmallCNN
 from dpmodel.nets.user_module import import_network
-from monitors._registry import Registry
+from monitors.registry import Registry
 
 NETWORKS: Registry[Any] = Registry("network")
 NETWORKS.register("lenet5")(LeNet5)

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from dpmodel.nets.activations import ACTIVATIONS
 from dpmodel.nets.initializers import INITIALIZERS, seeded
-from monitors import _checks
+from monitors import checks
 
 HIDDEN = 32
 
@@ -47,7 +47,7 @@ class SmallCNN(nn.Module):
         seed: int | None = None,
     ) -> None:
         super().__init__()
-        _checks.positive_int(num_classes=num_classes, in_channels=in_channels, image_size=image_size)
+        checks.positive_int(num_classes=num_classes, in_channels=in_channels, image_size=image_size)
         side = _side_after_features(image_size)
         if side < 1:
             raise ValueError(f"image_size must be at least 20 for the small CNN, got {image_size}")

@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import nn
 
-from monitors import _checks
+from monitors import checks
 
 
 def import_network(spec: str) -> Callable[..., Any]:
@@ -38,7 +38,7 @@ def import_network(spec: str) -> Callable[..., Any]:
         if not hasattr(found, part):
             public = [name for name in dir(found) if not name.startswith("_")]
             owner = f"module {module_name!r}" if found is sys.modules.get(module_name) else f"{found!r}"
-            raise ValueError(f"{owner} has no attribute {part!r}{_checks.nearest_hint(part, public)}")
+            raise ValueError(f"{owner} has no attribute {part!r}{checks.nearest_hint(part, public)}")
         found = getattr(found, part)
     if not callable(found) or isinstance(found, nn.Module):
         raise ValueError(f"module {spec!r} is {type(found).__name__}, not a class or function that builds a network")

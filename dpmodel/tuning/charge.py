@@ -8,8 +8,8 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import ClassVar
 
-from monitors._registry import Registry
 from monitors.ledger import Ledger
+from monitors.registry import Registry
 from monitors.tuning import best_of_random
 
 CHARGES: Registry[type[Charge]] = Registry("tuning charge")

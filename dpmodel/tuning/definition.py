@@ -9,7 +9,7 @@ from typing import Annotated, Any
 from pydantic import Field, model_validator
 
 from dpmodel.config.fields import FromList, PositiveInt, Section
-from monitors import _checks
+from monitors import checks
 
 
 class FieldSection(Section):
@@ -33,7 +33,7 @@ class FieldSection(Section):
 
     @model_validator(mode="after")
     def _one_kind(self) -> FieldSection:
-        _checks.one_of(("linear", "log"), scale=self.scale)
+        checks.one_of(("linear", "log"), scale=self.scale)
         ranged = self.low is not None or self.high is not None
         if (self.values is None) != ranged:
             raise ValueError("give either values: [...], or low and high")
@@ -84,7 +84,7 @@ class TuningDefinition(Section):
     def _known_charge(self) -> TuningDefinition:
         from dpmodel.tuning.charge import CHARGES
 
-        _checks.one_of(CHARGES.names(), charge=self.charge)
+        checks.one_of(CHARGES.names(), charge=self.charge)
         if self.charge == "random" and self.runs < 2:
             raise ValueError(f"runs must be at least 2 under charge 'random', got {self.runs!r}: one run is no search")
         return self

@@ -20,7 +20,7 @@ from dpmodel.config.reader import checked_config
 from dpmodel.config.schema import Config, place_of
 from dpmodel.tuning.charge import CHARGES, Charge
 from dpmodel.tuning.definition import FieldSection, TuningDefinition
-from monitors import _checks
+from monitors import checks
 from monitors.errors import ConfigError
 
 RUNS = Path("runs")
@@ -166,7 +166,7 @@ def _require_base(tuning: Tuning, config: Config, marked: Marked) -> None:
         raise ConfigError(f"{config.where('privacy.accountant')}: privacy.accountant: {refused}")
     metric, known = tuning.definition.metric, config.training.metrics
     if metric not in known:
-        hint = _checks.nearest_hint(metric, known) or ";"
+        hint = checks.nearest_hint(metric, known) or ";"
         raise ConfigError(
             f"{place_of(marked.marks, ('metric',), tuning.source)}: metric: {metric!r} is not among training.metrics "
             f"of the base{hint} they are {', '.join(known)}"

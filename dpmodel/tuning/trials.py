@@ -28,7 +28,7 @@ from dpmodel.plan import TrainingPlan, expected_examples, plan_training
 from dpmodel.runfolder import RunFolder
 from dpmodel.tuning.search import Tuning
 from dpmodel.vanishing_noise import HIGHEST_FIRST, ledger_to_search
-from monitors import _checks
+from monitors import checks
 from monitors.accountant import PrivacySpent, privacy_spent
 from monitors.calibration import calibrate_noise_multiplier
 from monitors.errors import ConfigError
@@ -123,7 +123,7 @@ def run_tuning(
         ConfigError: A setting is wrong, the target cannot be met, or the folder holds another search.
     """
     processes = default_jobs() if jobs is None else jobs
-    _checks.positive_int(jobs=processes)
+    checks.positive_int(jobs=processes)
     told = Silence() if watcher is None else watcher
     folder = Path(directory) if directory is not None else tuning.directory
     _require_buildable(tuning)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from mechanisms.engines.base import ENGINES, ClippedSum, Engine, build_engine
+from mechanisms.engines.base import ENGINES, ClippedSum, Engine
 from mechanisms.engines.batch import Batch
 from mechanisms.engines.bookkeeping import BookKeepingEngine
 from mechanisms.engines.choose import Choice, choose_engine
@@ -26,7 +26,6 @@ __all__ = [
     "LayerRule",
     "LoopEngine",
     "VmapEngine",
-    "build_engine",
     "choose_engine",
     "layer_rule",
 ]

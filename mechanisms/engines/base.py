@@ -6,7 +6,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -17,9 +17,9 @@ from mechanisms.engines.losses import ExampleLosses, LossFunction
 from mechanisms.engines.parameters import FlatLayout
 from mechanisms.engines.precision import require_full_products
 from mechanisms.units import ClippedUnit
-from monitors import _checks
-from monitors._registry import Registry
+from monitors import checks
 from monitors.errors import UnprotectedUpdateError
+from monitors.registry import Registry
 
 ENGINES: Registry[type[Engine]] = Registry("engine")
 
@@ -73,7 +73,7 @@ class Engine(ABC):
 
     def __init__(self, unit: ClippedUnit, physical_batch_size: int | None = None) -> None:
         if physical_batch_size is not None:
-            _checks.positive_int(physical_batch_size=physical_batch_size)
+            checks.positive_int(physical_batch_size=physical_batch_size)
         self.unit = unit
         self.physical_batch_size = physical_batch_size
 
@@ -252,8 +252,3 @@ def group_rows(example_grads: Tensor, batch: Batch, unit: ClippedUnit) -> Tensor
         return example_grads
     grouped = example_grads.new_zeros(batch.num_units, example_grads.shape[1])
     return grouped.index_add_(0, batch.group_ids, example_grads).div_(unit.group_size)
-
-
-def build_engine(name: str, unit: ClippedUnit, physical_batch_size: int | None = None) -> Any:
-    """The engine of that name; unknown names are refused with the nearest."""
-    return ENGINES.create(name, unit, physical_batch_size)

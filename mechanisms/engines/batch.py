@@ -6,7 +6,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 
@@ -80,12 +79,3 @@ class Batch:
         """The batch of ``rows`` alone; group ids are kept as they are."""
         ids = None if self.group_ids is None else self.group_ids[rows]
         return Batch(map_tensors(lambda t: t[rows], self.x), map_tensors(lambda t: t[rows], self.y), ids, self.units)
-
-    def to(self, device: torch.device) -> Batch:
-        """The batch on ``device``."""
-
-        def move(tensor: Tensor) -> Tensor:
-            return tensor.to(device, non_blocking=True)
-
-        ids = None if self.group_ids is None else move(self.group_ids)
-        return Batch(map_tensors(move, self.x), map_tensors(move, self.y), ids, self.units)

@@ -20,7 +20,7 @@ from mechanisms.engines.base import Engine
 from mechanisms.engines.batch import Batch, first_tensor, map_tensors
 from mechanisms.engines.losses import LossFunction
 from mechanisms.engines.undisturbed import undisturbed
-from monitors import _checks
+from monitors import checks
 from monitors.errors import ConfigError
 
 #: Share of the free memory that a step may use when no budget is stated.
@@ -105,7 +105,7 @@ def auto_physical_batch_size(
     """
     device = next(network.parameters()).device
     budget = FREE_SHARE * free_memory(device) if budget_bytes is None else budget_bytes
-    _checks.positive(budget_bytes=budget)
+    checks.positive(budget_bytes=budget)
     group = engine.unit.group_size
     batches = (_copies(example, units, group) for units in _TRIALS)
     few, many = (_peak_of_step(device, engine, network, loss_fn, batch) for batch in batches)

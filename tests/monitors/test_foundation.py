@@ -10,9 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import monitors
-from monitors import _checks
-from monitors._registry import Registry
+from monitors import checks
 from monitors.order_search import best_order
+from monitors.registry import Registry
 from monitors.root_search import crossing
 from monitors.schedules import DECAYS, constant, decayed
 
@@ -20,19 +20,19 @@ from monitors.schedules import DECAYS, constant, decayed
 @pytest.mark.parametrize("value", [0, -1.0, math.nan, math.inf, "1", True, None])
 def test_positive_names_the_argument_and_its_value(value):
     with pytest.raises(ValueError, match="norm_bound must be a positive finite number"):
-        _checks.positive(norm_bound=value)
+        checks.positive(norm_bound=value)
 
 
 @pytest.mark.parametrize(
     ("check", "wrong"),
     [
-        (_checks.non_negative, -1.0),
-        (_checks.open_unit, 1.0),
-        (_checks.unit_interval, 1.5),
-        (_checks.sampling_rate, 0.0),
-        (_checks.positive_int, 0),
-        (_checks.positive_int, 1.0),
-        (_checks.non_negative_int, -1),
+        (checks.non_negative, -1.0),
+        (checks.open_unit, 1.0),
+        (checks.unit_interval, 1.5),
+        (checks.sampling_rate, 0.0),
+        (checks.positive_int, 0),
+        (checks.positive_int, 1.0),
+        (checks.non_negative_int, -1),
     ],
 )
 def test_every_check_refuses_what_lies_just_outside(check, wrong):
@@ -42,7 +42,7 @@ def test_every_check_refuses_what_lies_just_outside(check, wrong):
 
 def test_a_percentage_is_recognised():
     with pytest.raises(ValueError, match=r"did you mean 0\.9\?"):
-        _checks.unit_interval(target_unclipped_quantile=90)
+        checks.unit_interval(target_unclipped_quantile=90)
 
 
 def test_a_name_in_use_is_refused():

@@ -16,7 +16,12 @@ from typing import Any
 
 
 def _is_real(value: Any) -> bool:
-    return isinstance(value, Real) and not isinstance(value, bool)
+    # The plain types first: a schedule of a million steps is checked step by step.
+    return type(value) in (float, int) or (isinstance(value, Real) and not isinstance(value, bool))
+
+
+def _is_whole(value: Any) -> bool:
+    return type(value) is int or (isinstance(value, Integral) and not isinstance(value, bool))
 
 
 def _require(condition: bool, name: str, what: str, value: Any, hint: str = "") -> None:
@@ -62,14 +67,14 @@ def sampling_rate(**named: Any) -> None:
 def positive_int(**named: Any) -> None:
     """Require each value to be a whole number of at least 1."""
     for name, value in named.items():
-        ok = isinstance(value, Integral) and not isinstance(value, bool) and int(value) >= 1
+        ok = _is_whole(value) and int(value) >= 1
         _require(ok, name, "a whole number of at least 1", value)
 
 
 def non_negative_int(**named: Any) -> None:
     """Require each value to be a whole number of at least 0."""
     for name, value in named.items():
-        ok = isinstance(value, Integral) and not isinstance(value, bool) and int(value) >= 0
+        ok = _is_whole(value) and int(value) >= 0
         _require(ok, name, "a whole number of at least 0", value)
 
 

@@ -6,7 +6,7 @@ import warnings
 from collections.abc import Callable
 from typing import Any, Generic, TypeVar
 
-from monitors import _checks
+from monitors import checks
 from monitors.errors import PrivacyWarning
 
 T = TypeVar("T", bound=Callable[..., Any])
@@ -86,7 +86,7 @@ class Registry(Generic[T]):
         if name not in self._builders:
             load_entry_points()
         if name not in self._builders:
-            hint = _checks.nearest_hint(name, self._builders) or ";"
+            hint = checks.nearest_hint(name, self._builders) or ";"
             raise ValueError(f"unknown {self.kind} {name!r}{hint} Known: {', '.join(self.names())}")
         return self._builders[name]
 
