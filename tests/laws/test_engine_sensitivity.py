@@ -1,6 +1,8 @@
-"""Law: adding one example moves no engine's clipped sum by more than the stated sensitivity, found by search."""
+"""Law: no neighbour moves an engine's clipped sum by more than the stated sensitivity, found by search."""
 
 from __future__ import annotations
+
+from itertools import product
 
 import pytest
 import torch
@@ -9,6 +11,12 @@ from torch import nn
 from mechanisms.clipping import CLIP
 from mechanisms.engines import ENGINES, Batch
 from mechanisms.units import ClippedUnit
+
+BOUND, UNITS = 0.7, 3
+#: Norms and sums are rounded in the type of the parameters.
+ROUNDING = 1 + 1e-5
+#: Sizes of the others' inputs, and what the one that comes and goes is: drawn, as the others, or against all of them.
+SIZES, KINDS = (0.1, 1.0, 10.0), ("drawn", "alike", "opposed")
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -20,55 +28,76 @@ def _one_thread():
     torch.set_num_threads(threads)
 
 
-BOUND, UNITS = 0.7, 3
-#: Each rounds its norms and sums in float32.
-ROUNDING = 1 + 1e-5
+def weighted(outputs, targets, reduction="mean"):
+    """Cross entropy times a weight that stands beside the label: 0 is an example whose gradient is zeroed out."""
+    losses = nn.functional.cross_entropy(outputs, targets[:, 0].long(), reduction="none") * targets[:, 1]
+    return losses if reduction == "none" else losses.mean()
 
 
-def largest_move(engine_name, clip_name, group_size, dtype):
-    """The farthest that one added example moved the sum, over drawn and constructed neighbours."""
+def batches(group_size, dtype):
+    """Batches whose last example is the one in question."""
+    generator = torch.Generator().manual_seed(1)
+    others = UNITS * group_size
+    ids = None if group_size == 1 else torch.cat([torch.arange(UNITS).repeat(group_size), torch.zeros(1)]).long()
+    for size, kind, _ in product(SIZES, KINDS, range(3)):
+        x = torch.randn(others + 1, 6, dtype=dtype, generator=generator) * size
+        y = torch.randint(0, 2, (others + 1,), generator=generator)
+        if kind != "drawn":  # all others pull one way, with more than the bound
+            x[:], y[:] = x[:1], 0
+        if kind == "opposed":
+            x[-1], y[-1] = x[0] * 50, 1
+        weights = torch.full((others + 1,), 20.0, dtype=dtype)
+        weights[-1] = 60.0 * group_size
+        units = None if ids is None else UNITS
+        yield Batch(x, torch.stack([y.to(dtype), weights], 1), ids, units)
+
+
+def without(batch, relation):
+    """The neighbour: the last example is not there, or its gradient is zero."""
+    if relation == "add or remove":
+        return batch.select(slice(0, -1))
+    y = batch.y.clone()
+    y[-1, 1] = 0.0
+    return Batch(batch.x, y, batch.group_ids, batch.units)
+
+
+def farthest_move(engine_name, clip_name, group_size, *, relation, dtype=torch.float32, physical=None):
     torch.manual_seed(1)
     model = nn.Sequential(nn.Linear(6, 4), nn.Tanh(), nn.Linear(4, 2, bias=False)).to(dtype)
-    unit, clip = ClippedUnit(group_size, UNITS), CLIP.create(clip_name)
+    clip = CLIP.create(clip_name)
     clip.start(BOUND)
-    engine, loss_fn = ENGINES.create(engine_name, unit), nn.CrossEntropyLoss()
-    farthest = 0.0
-    for trial in range(24):
-        x = torch.randn(UNITS * group_size + 1, 6, dtype=dtype) * (0.1 if trial % 2 else 10.0)
-        y = torch.randint(0, 2, (len(x),))
-        if trial % 3 == 0:  # the added one outweighs its group and points the other way
-            x[:], y[:] = x[:1], 0
-            x[-1], y[-1] = x[0] * 50 if trial % 2 else x[0], 1
-            x[:-1] *= 1.0 if trial % 4 else 1e-1
-        ids = None if group_size == 1 else torch.cat([torch.arange(UNITS).repeat(group_size), torch.zeros(1)]).long()
-        weights = torch.ones(len(x), dtype=dtype)
-        weights[-1] = 3.0 * group_size
-        both = Batch(x, torch.stack([y.to(dtype), weights], 1), ids, None if ids is None else UNITS)
-        with_it = engine.clipped_sum(model, _weighted(loss_fn), both, clip)
-        without = engine.clipped_sum(model, _weighted(loss_fn), both.select(slice(0, -1)), clip)
-        farthest = max(farthest, float((with_it.flat_grad - without.flat_grad).norm()))
-        assert farthest <= with_it.sensitivity * ROUNDING
-    return farthest
+    engine = ENGINES.create(engine_name, ClippedUnit(group_size, UNITS), physical)
+    moves = [0.0]
+    for batch in batches(group_size, dtype):
+        pair = [engine.clipped_sum(model, weighted, part, clip) for part in (batch, without(batch, relation))]
+        moves.append(float((pair[0].flat_grad - pair[1].flat_grad).norm()))
+        assert moves[-1] <= pair[0].sensitivity * ROUNDING
+    return max(moves)
 
 
-def _weighted(loss_fn):
-    def loss(outputs, targets, reduction="mean"):
-        per_example = nn.functional.cross_entropy(outputs, targets[:, 0].long(), reduction="none") * targets[:, 1] * 20
-        return per_example if reduction == "none" else per_example.mean()
-
-    del loss_fn
-    return loss
-
-
+@pytest.mark.parametrize("relation", ["add or remove", "zero out"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("clip_name", CLIP.names())
 @pytest.mark.parametrize("engine_name", ENGINES.names())
-def test_one_example_moves_the_sum_by_at_most_the_bound_and_the_bound_is_reached(engine_name, clip_name):
-    farthest = largest_move(engine_name, clip_name, 1, torch.float32)
+def test_one_example_moves_the_sum_by_at_most_the_bound_and_the_bound_is_reached(
+    engine_name, clip_name, dtype, relation
+):
+    farthest = farthest_move(engine_name, clip_name, 1, relation=relation, dtype=dtype)
     assert 0.85 * BOUND <= farthest <= BOUND * ROUNDING
 
 
+@pytest.mark.parametrize("relation", ["add or remove", "zero out"])
 @pytest.mark.parametrize("group_size", [2, 8])
+@pytest.mark.parametrize("clip_name", CLIP.names())
 @pytest.mark.parametrize("engine_name", ENGINES.names())
-def test_one_example_of_a_group_moves_the_sum_by_up_to_twice_the_bound(engine_name, group_size):
-    farthest = largest_move(engine_name, "Fixed", group_size, torch.float32)
+def test_one_example_of_a_group_moves_the_sum_by_up_to_twice_the_bound(engine_name, clip_name, group_size, relation):
+    farthest = farthest_move(engine_name, clip_name, group_size, relation=relation)
     assert 1.5 * BOUND <= farthest <= 2 * BOUND * ROUNDING
+
+
+@pytest.mark.parametrize("group_size", [1, 4])
+@pytest.mark.parametrize("physical", [1, 2, 5])
+@pytest.mark.parametrize("engine_name", ENGINES.names())
+def test_nor_does_it_where_the_batch_is_cut_into_chunks(engine_name, physical, group_size):
+    farthest = farthest_move(engine_name, "Fixed", group_size, relation="add or remove", physical=physical)
+    assert farthest <= (1 if group_size == 1 else 2) * BOUND * ROUNDING

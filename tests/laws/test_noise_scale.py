@@ -14,6 +14,9 @@ from mechanisms.noise import NOISE
 from monitors.schedules import DECAYS, PATHS
 
 SIZE = 20_000
+#: Float32 is what trainings use, made by another transform than float64.
+DTYPES = [torch.float32, torch.float64]
+DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
 
 
 def accepts(sample, scale):
@@ -35,11 +38,13 @@ def test_the_table_above_names_every_built_in_mechanism():
 @pytest.mark.parametrize(("name", "options"), mechanisms())
 @pytest.mark.parametrize(("factor", "bound"), [(1.0, 1.0), (2.0, 0.1)])
 @pytest.mark.parametrize("step", [0, 5])
-def test_noise_is_the_event_s_multiplier_times_the_sensitivity(name, options, factor, bound, step):
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("device", DEVICES)
+def test_noise_is_the_event_s_multiplier_times_the_sensitivity(name, options, factor, bound, step, dtype, device):
     noise = NoiseMechanismsFactory.create(name, initial_noise_multiplier=1.3, **options)
     sensitivity = factor * bound
-    zeros = torch.zeros(SIZE, dtype=torch.float64)
-    released = noise.add(ClippedSum(zeros, torch.zeros(0, 1), sensitivity, bound, 0.0, 0), step).numpy()
+    zeros = torch.zeros(SIZE, dtype=dtype, device=device)
+    released = noise.add(ClippedSum(zeros, torch.zeros(0, 1), sensitivity, bound, 0.0, 0), step).cpu().numpy()
     stated = noise.event(step, factor).noise_multiplier * sensitivity
     assert accepts(released, stated)
     assert not accepts(released, stated * 2 / 3)
@@ -49,9 +54,9 @@ def test_noise_is_the_event_s_multiplier_times_the_sensitivity(name, options, fa
 class NoGradient(nn.Module):
     """Its loss does not depend on its parameters: what moves them is noise alone."""
 
-    def __init__(self):
+    def __init__(self, dtype):
         super().__init__()
-        self.weight = nn.Parameter(torch.zeros(SIZE, dtype=torch.float64))
+        self.weight = nn.Parameter(torch.zeros(SIZE, dtype=dtype))
 
     def forward(self, x):
         return x + 0.0 * self.weight.sum()
@@ -60,8 +65,12 @@ class NoGradient(nn.Module):
 @pytest.mark.parametrize("clip", CLIP.names())
 @pytest.mark.parametrize("micro_batches", [None, 5])
 @pytest.mark.parametrize("sampling", ["poisson", "shuffle"])
-def test_the_update_of_a_whole_step_carries_the_noise_that_the_ledger_states(clip, micro_batches, sampling):
-    network, bound, batch = NoGradient(), 0.5, 10
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("device", DEVICES)
+def test_the_update_of_a_whole_step_carries_the_noise_that_the_ledger_states(
+    clip, micro_batches, sampling, dtype, device
+):
+    network, bound, batch = NoGradient(dtype), 0.5, 10
     clip_mech = ClipMechanismsFactory.create(clip)
     model = DPModel(
         network,
@@ -72,8 +81,9 @@ def test_the_update_of_a_whole_step_carries_the_noise_that_the_ledger_states(cli
         noise_mech=NoiseMechanismsFactory.create("Gaussian", initial_noise_multiplier=2.0),
         clip_mech=clip_mech,
         sampling=sampling,
+        device=device,
     )
-    data = TensorDataset(torch.ones(batch, 1, dtype=torch.float64), torch.zeros(batch, 1, dtype=torch.float64))
+    data = TensorDataset(torch.ones(batch, 1, dtype=dtype), torch.zeros(batch, 1, dtype=dtype))
     loader = poisson_loader(data, batch) if sampling == "poisson" else torch.utils.data.DataLoader(data, batch)
     model.fit(loader, epochs=1)
     ((event, count),) = model.ledger.rows
@@ -82,7 +92,7 @@ def test_the_update_of_a_whole_step_carries_the_noise_that_the_ledger_states(cli
     units = micro_batches or batch
     sensitivity = bound * (2 if micro_batches else 1)
     stated = event.noise_multiplier * sensitivity / units
-    moved = network.weight.detach().numpy()
+    moved = network.weight.detach().cpu().numpy()
     assert count == 1
     assert accepts(moved, stated)
     assert not accepts(moved, stated * 2 / 3)
