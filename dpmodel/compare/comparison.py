@@ -230,5 +230,5 @@ def _require_metric(config: Config, definition: ComparisonDefinition, marked: Ma
         hint = checks.nearest_hint(definition.metric, known) or ";"
         raise ConfigError(
             f"{place_of(marked.marks, ('metric',), source)}: metric: {definition.metric!r} is not among "
-            f"training.metrics of the base{hint} they are {', '.join(known)}"
+            f"training.metrics of the base{hint} they are {', '.join(known)}. Set metric: {known[0]}"
         )

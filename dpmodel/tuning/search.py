@@ -169,5 +169,5 @@ def _require_base(tuning: Tuning, config: Config, marked: Marked) -> None:
         hint = checks.nearest_hint(metric, known) or ";"
         raise ConfigError(
             f"{place_of(marked.marks, ('metric',), tuning.source)}: metric: {metric!r} is not among training.metrics "
-            f"of the base{hint} they are {', '.join(known)}"
+            f"of the base{hint} they are {', '.join(known)}. Set metric: {known[0]}"
         )
