@@ -279,7 +279,7 @@ def test_a_length_that_is_no_question_of_privacy_is_refused_before_its_steps_are
 ):
     from dpmodel.plan import TrainingPlan
 
-    monkeypatch.setattr(TrainingPlan, "_extend_rows", lambda *_: pytest.fail("steps were written down"))
+    monkeypatch.setattr(TrainingPlan, "ledger", lambda *_: pytest.fail("steps were written down"))
     code, _, error = command(
         "budget", *MNIST, "--noise-multiplier", "100", "--max-epsilon", "100", "--sampling", sampling
     )
