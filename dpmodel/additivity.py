@@ -68,7 +68,7 @@ class Additivity:
         for half in _halves(batch):
             difference -= self._sum(half)
         bound, off = self._clip.norm_bound, float(difference.norm())
-        if off > self._rounding(batch) * bound:
+        if not off <= self._rounding(batch) * bound:
             raise UnprotectedUpdateError(
                 f"the clipped sum of a batch of {batch.size} examples and the sums of its halves differ by "
                 f"{off / bound:.3g} norm bounds: the network or the loss ties the examples of a batch together, which "
