@@ -20,7 +20,8 @@ class FolderLock:
     """Holds a folder for this process, as a context manager; the folder is made where it is missing.
 
     Guarantees: two holders never hold one folder at once, in one process or in several of one machine; whoever is
-    killed, ``kill -9`` included, holds it no longer. The file of the lock is removed when it is given back.
+    killed, ``kill -9`` included, holds it no longer. The file of the lock is removed when it is given back. Not on
+    Windows, which has no such locks: there two trainings must not be sent to one folder.
 
     Args:
         path: The folder.

@@ -86,6 +86,12 @@ def test_the_arrays_of_the_guide_can_be_read(tmp_path, monkeypatch):
     assert (len(data.train), len(data.test), data.num_classes) == (300, 100, 2)
 
 
+def test_the_training_for_those_who_come_from_opacus_spends_its_target(capsys):
+    exec(_python("docs/from_opacus.md", "noise_for_epsilon"), {})
+    epsilon = float(re.search(r"epsilon ([\d.]+) at delta", capsys.readouterr().out)[1])
+    assert 2.99 < epsilon <= 3.0
+
+
 def test_the_regression_of_the_guide_trains(capsys):
     exec(_python("docs/guide.md", "MSELoss"), {})
     assert "torch.Size([400, 1])" in capsys.readouterr().out
