@@ -6,8 +6,9 @@ name that needs it.
 
 from __future__ import annotations
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from monitors.lazy_names import loader_of
 
 __version__ = "0.1.0"
 
@@ -121,13 +122,7 @@ if TYPE_CHECKING:
     from monitors.sampled_gaussian import rdp_sampled_gaussian
     from monitors.zcdp import ZCDPAccountant
 else:  # a function of the module that type checkers see would make every name known to them
-
-    def __getattr__(name: str) -> Any:
-        if name not in _EXPORTS:
-            raise AttributeError(f"module 'dpmodel' has no attribute {name!r}")
-        value = getattr(import_module(_EXPORTS[name]), name)
-        globals()[name] = value
-        return value
+    __getattr__ = loader_of("dpmodel", _EXPORTS, globals())
 
 
 def __dir__() -> list[str]:

@@ -13,7 +13,6 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from dpmodel.callbacks.base import CallbackList
-from dpmodel.compat import require_valid
 from dpmodel.data.collation import Collation
 from dpmodel.data.loader import PrivateLoader, evaluation_batches, private_loader, require_held_out
 from dpmodel.data.targets import require_class_targets, require_same_shape
@@ -21,27 +20,28 @@ from dpmodel.guard import UpdateGuard
 from dpmodel.history import History
 from dpmodel.interrupt import finishing_steps
 from dpmodel.metrics import MetricSet
+from dpmodel.network_mode import inference, mode
 from dpmodel.optimizers import require_usable
 from dpmodel.release import ReleasePlan, large_delta
 from dpmodel.run import Run
 from dpmodel.secret_randomness import secret_randomness
 from dpmodel.step import PrivateStep
-from dpmodel.tensor_nest import describe_batch, join_batches, require_tensors
+from dpmodel.tensor_nest import join_batches, require_tensors
 from dpmodel.training import TrainingLoop, to_device
 from dpmodel.trial_loss import require_trainable
+from dpmodel.trial_passes import TRIED, require_evaluable, tried_outputs
 from mechanisms.clip_conduct import require_sound_clip
 from mechanisms.clipping import ClipMechanism, Fixed
 from mechanisms.engines.base import ENGINES
 from mechanisms.engines.batch import Batch, call_network, first_tensor, map_tensors
 from mechanisms.engines.bookkeeping import PRECISIONS
 from mechanisms.engines.choose import Choice, choose_engine
-from mechanisms.engines.undisturbed import undisturbed
 from mechanisms.noise import NoiseMechanism, NoNoise
 from mechanisms.sampling import SAMPLERS
 from mechanisms.units import ClippedUnit
 from monitors import checks
 from monitors.accountant import describe_sampling
-from monitors.errors import DataError, DPModelError, UnprotectedUpdateError
+from monitors.errors import UnprotectedUpdateError
 from monitors.ledger import Ledger
 from monitors.relation import relation_of
 
@@ -52,9 +52,6 @@ if TYPE_CHECKING:
 
 #: Rows per call of ``predict`` and of evaluation, which keep no gradients, unless fewer are asked for.
 INFERENCE_BATCH = 1000
-
-#: Examples on which a network and an engine are tried before anything is spent.
-_TRIED = 4
 
 
 class DPModel:
@@ -224,7 +221,7 @@ class DPModel:
             collation = Collation(private, self.network, self.loss_fn, self.device)
             collation.check()
             if valid_loader is not None:
-                self._try_evaluation(valid_loader, epochs)
+                require_evaluable(self.network, self.metrics, self.loss_fn, valid_loader, epochs, self.device)
             if message:
                 run.say(message)
             evaluate = None if valid_loader is None else lambda: self.eval(valid_loader)
@@ -252,7 +249,7 @@ class DPModel:
         """
         _refuse_sink_mode(dataset_sink_mode)
         self.metrics.reset()
-        with self._inference():
+        with inference(self.network):
             for x, y in evaluation_batches(loader, self._inference_batch(batch_size)):
                 if first_tensor(x).shape[0]:
                     outputs = call_network(self.network, to_device(x, self.device))
@@ -276,7 +273,7 @@ class DPModel:
         """
         require_tensors(inputs, "predict")
         size, taken = first_tensor(inputs).shape[0], self._inference_batch(batch_size)
-        with self._inference():
+        with inference(self.network):
             parts = [
                 call_network(self.network, to_device(map_tensors(itemgetter(slice(i, i + taken)), inputs), self.device))
                 for i in range(0, max(size, 1), taken)
@@ -318,7 +315,7 @@ class DPModel:
     def _carry_out(self, loop: TrainingLoop) -> None:
         run = loop.run
         with (
-            self._mode(training=True),
+            mode(self.network, training=True),
             self._training(run.plan) as loop.before_pass,
             nullcontext() if loop.keeper is None else finishing_steps(run),
         ):
@@ -343,14 +340,14 @@ class DPModel:
 
     def _prepare(self, run: Run, loader: PrivateLoader) -> PrivateStep:
         guard = UpdateGuard(self.network, self.optimizer, self.loss_fn)
-        x, y = (to_device(value, self.device) for value in loader.example(_TRIED))
-        outputs = self._tried(x)
+        x, y = (to_device(value, self.device) for value in loader.example(TRIED))
+        outputs = tried_outputs(self.network, x)
         require_class_targets(loader.dataset, outputs, self.loss_fn)
         require_same_shape(outputs, y, self.loss_fn)
-        with self._mode(training=True):
+        with mode(self.network, training=True):
             require_trainable(self.network, self.loss_fn, Batch(x, y).select(slice(1)))
         require_sound_clip(self.clip_mech, list(guard.parameters), run.plan.unit, run.plan.first_step)
-        with self._mode(training=True):
+        with mode(self.network, training=True):
             self._choice = choose_engine(
                 self.engine,
                 self.network,
@@ -364,48 +361,6 @@ class DPModel:
         return PrivateStep(
             self.network, self.loss_fn, self.optimizer, self._choice.engine, run.plan, self.ledger, guard
         )
-
-    def _tried(self, x: Any) -> Any:
-        """The network's outputs for some examples, so that what cannot be trained is found before anything is spent."""
-        try:
-            require_valid(self.network, x)
-            with self._inference(), undisturbed(self.network):
-                return call_network(self.network, x)
-        except DPModelError:
-            raise
-        except Exception as error:
-            raise DataError(
-                f"{type(self.network).__name__} cannot take the inputs of the data set ({describe_batch(x)}): {error}"
-            ) from error
-
-    def _try_evaluation(self, loader: Any, epochs: int) -> None:
-        """Metrics of the first validation examples, so that what cannot be evaluated is found before training."""
-        if isinstance(loader, Iterator):
-            if epochs > 1:
-                raise DataError(
-                    f"valid_loader is an iterator, which can be read once, but there are {epochs} epochs; give a "
-                    "DataLoader, a data set, or (inputs, targets)"
-                )
-            return
-        pair = next(iter(evaluation_batches(loader, _TRIED)), None)
-        if pair is None:
-            raise DataError("valid_loader holds no example; leave it out, or give held-out data")
-        x, y = (to_device(map_tensors(itemgetter(slice(_TRIED)), value), self.device) for value in pair)
-        self.metrics.reset()
-        try:
-            with self._inference(), undisturbed(self.network):
-                outputs = call_network(self.network, x)
-                require_class_targets(getattr(loader, "dataset", loader), outputs, self.loss_fn)
-                self.metrics.update(outputs, y)  # not computed: a metric may need more than a few examples
-        except DPModelError:
-            raise
-        except Exception as error:
-            raise DataError(
-                f"the metrics {', '.join(self.metrics.names)} cannot be computed on the validation data "
-                f"({describe_batch(x)}): {error}"
-            ) from error
-        finally:
-            self.metrics.reset()
 
     def _inference_batch(self, batch_size: int | None) -> int:
         if batch_size is not None:
@@ -433,21 +388,6 @@ class DPModel:
                 f"micro-batches of {run.plan.unit.group_size} examples: one example can move the clipped sum by twice "
                 "the norm bound, so each noise multiplier is accounted at half its value"
             )
-
-    @contextmanager
-    def _inference(self) -> Iterator[None]:
-        with self._mode(training=False), torch.no_grad():
-            yield
-
-    @contextmanager
-    def _mode(self, *, training: bool) -> Iterator[None]:
-        modes = {module: module.training for module in self.network.modules()}
-        self.network.train(training)
-        try:
-            yield
-        finally:
-            for module, mode in modes.items():
-                module.training = mode
 
 
 def _check_types(network: Any, loss_fn: Any, optimizer: Any, noise_mech: Any, clip_mech: Any) -> None:

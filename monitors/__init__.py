@@ -5,8 +5,9 @@ Names load on first use, so that ``import monitors`` costs nothing.
 
 from __future__ import annotations
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from monitors.lazy_names import loader_of
 
 __all__ = [
     "ACCOUNTANTS",
@@ -192,15 +193,8 @@ if TYPE_CHECKING:
     from monitors.terms import SampledGaussian, gaussian_terms
     from monitors.tuning import best_of, best_of_random, training_event
     from monitors.zcdp import ZCDPAccountant, zcdp_rho
-
 else:  # a function of the module that type checkers see would make every name known to them
-
-    def __getattr__(name: str) -> Any:
-        if name not in _EXPORTS:
-            raise AttributeError(f"module 'monitors' has no attribute {name!r}")
-        value = getattr(import_module(_EXPORTS[name]), name)
-        globals()[name] = value
-        return value
+    __getattr__ = loader_of("monitors", _EXPORTS, globals())
 
 
 def __dir__() -> list[str]:

@@ -1,0 +1,88 @@
+"""Some examples through the network, so that what cannot be trained or evaluated is found before anything is spent."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from operator import itemgetter
+from typing import Any
+
+import torch
+from torch import nn
+
+from dpmodel.compat import require_valid
+from dpmodel.data.loader import evaluation_batches
+from dpmodel.data.targets import require_class_targets
+from dpmodel.metrics import MetricSet
+from dpmodel.network_mode import inference
+from dpmodel.tensor_nest import describe_batch
+from dpmodel.training import to_device
+from mechanisms.engines.batch import call_network, map_tensors
+from mechanisms.engines.losses import LossFunction
+from mechanisms.engines.undisturbed import undisturbed
+from monitors.errors import DataError, DPModelError
+
+#: Examples on which a network and an engine are tried.
+TRIED = 4
+
+
+def tried_outputs(network: nn.Module, x: Any) -> Any:
+    """The network's outputs for the inputs ``x`` of some examples, in evaluation mode.
+
+    Raises:
+        UnsupportedModuleError: The network cannot be trained with per-example privacy.
+        DataError: It cannot take the inputs.
+    """
+    try:
+        require_valid(network, x)
+        with inference(network), undisturbed(network):
+            return call_network(network, x)
+    except DPModelError:
+        raise
+    except Exception as error:
+        raise DataError(
+            f"{type(network).__name__} cannot take the inputs of the data set ({describe_batch(x)}): {error}"
+        ) from error
+
+
+def require_evaluable(
+    network: nn.Module, metrics: MetricSet, loss_fn: LossFunction, loader: Any, epochs: int, device: torch.device
+) -> None:
+    """Take the first validation examples into the metrics, and forget them.
+
+    Args:
+        network: Left as it was.
+        metrics: Of the model; reset afterwards.
+        loss_fn: The user's loss.
+        loader: The validation data.
+        epochs: How often they will be read.
+        device: Where the network is.
+
+    Raises:
+        DataError: They are empty, can be read once only, or the metrics cannot be computed on them.
+    """
+    if isinstance(loader, Iterator):
+        if epochs > 1:
+            raise DataError(
+                f"valid_loader is an iterator, which can be read once, but there are {epochs} epochs; give a "
+                "DataLoader, a data set, or (inputs, targets)"
+            )
+        return
+    pair = next(iter(evaluation_batches(loader, TRIED)), None)
+    if pair is None:
+        raise DataError("valid_loader holds no example; leave it out, or give held-out data")
+    x, y = (to_device(map_tensors(itemgetter(slice(TRIED)), value), device) for value in pair)
+    metrics.reset()
+    try:
+        with inference(network), undisturbed(network):
+            outputs = call_network(network, x)
+            require_class_targets(getattr(loader, "dataset", loader), outputs, loss_fn)
+            metrics.update(outputs, y)  # not computed: a metric may need more than a few examples
+    except DPModelError:
+        raise
+    except Exception as error:
+        raise DataError(
+            f"the metrics {', '.join(metrics.names)} cannot be computed on the validation data "
+            f"({describe_batch(x)}): {error}"
+        ) from error
+    finally:
+        metrics.reset()
