@@ -29,7 +29,7 @@ ENGINE = "bookkeeping"
 #: Stage -> the functions whose own time (without that of other stages inside) it is.
 STAGES: dict[str, tuple[tuple[Any, str], ...]] = {
     "forward pass": ((passes, "_forward"),),
-    "gradients of the outputs": ((bookkeeping, "record_pass"),),
+    "gradients of the outputs": ((bookkeeping, "record_forward"),),
     "layers' terms (squared norms)": (
         (contributions.Arrivals, "take"),
         (bookkeeping, "jobs_of"),

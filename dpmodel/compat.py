@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from typing import Any
 
 import torch
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from dpmodel.nets.frozen_batch_norm import FrozenBatchNorm
 from mechanisms.engines.batch import call_network, map_tensors
-from mechanisms.engines.undisturbed import seed_generators, shaken, undisturbed, without_dropout
+from mechanisms.engines.undisturbed import draws, seed_generators, shaken, undisturbed, without_dropout
 from monitors.errors import UnsupportedModuleError
 
 Replace = Callable[[Any], nn.Module]
@@ -182,7 +182,7 @@ def _probe(network: nn.Module, example: Any) -> list[str]:
     buffers = {name: value.clone() for name, value in network.named_buffers()}
     parameters = {name: value.detach().clone() for name, value in network.named_parameters()}
     with undisturbed(network), without_dropout(network), torch.no_grad():
-        together = _seeded_call(network, example)
+        together = _seeded_call(network, example, keep_buffers=True)
         changed = [name for name, value in network.named_buffers() if not _same(value, buffers[name])]
         again = _seeded_call(network, example)
         steady = _equal_nests(together, again, exact=True)
@@ -226,11 +226,10 @@ def _mixes(network: nn.Module, example: Any) -> bool:
     outputs = [[_seeded_call(network, x, seed) for seed in range(_SEEDS)] for x in (example, others)]
     if not all(_equal_nests(_first_row(a), _first_row(b), exact=False) for a, b in zip(*outputs, strict=True)):
         return True
-    random = not _equal_nests(outputs[0][0], outputs[0][1], exact=False)
     with undisturbed(network):
-        if random:
+        if draws(network, lambda: call_network(network, example)):
             network.eval()  # what is drawn for an example in training depends on how many there are
-            if not _equal_nests(*(_seeded_call(network, example, seed) for seed in (0, 1)), exact=False):
+            if draws(network, lambda: call_network(network, example)):
                 return False
         together, alone = (_seeded_call(network, x) for x in (example, _first_row(example)))
     return not _equal_nests(_first_row(together), alone, exact=False)
@@ -240,9 +239,11 @@ def _first_row(nest: Any) -> Any:
     return map_tensors(lambda t: t[:1], nest)
 
 
-def _seeded_call(network: nn.Module, example: Any, seed: int = 0) -> Any:
-    seed_generators(network, seed)
-    return call_network(network, example)
+def _seeded_call(network: nn.Module, example: Any, seed: int = 0, *, keep_buffers: bool = False) -> Any:
+    """The outputs under a seed; the network's state is put back, but for the buffers where they are kept."""
+    with nullcontext() if keep_buffers else undisturbed(network):
+        seed_generators(network, seed)
+        return call_network(network, example)
 
 
 def _first(value: Any) -> Tensor:

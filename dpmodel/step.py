@@ -70,6 +70,8 @@ class PrivateStep:
             # A layer that writes to its weights or buffers would have moved them by the data, without noise.
             with self.guard.forward_pass():
                 self._additivity(batch)
+                if self.not_compared is not None:
+                    self.ledger.add_note(self.not_compared)
                 summed = self.engine.clipped_sum(self.network, self.loss_fn, batch, plan.clip, self._sum)
             self._require_accounted(summed)
             self.ledger.record(plan.event(step))
@@ -80,6 +82,11 @@ class PrivateStep:
         plan.clip.update(shown, plan.unit, step)
         self._watch(summed)
         return summed.loss
+
+    @property
+    def not_compared(self) -> str | None:
+        """Why the second line of defence does not compare sums; None where it does."""
+        return self._additivity.not_compared
 
     @contextmanager
     def _never_left_clean(self) -> Iterator[None]:

@@ -15,6 +15,7 @@ from mechanisms.clipping import ClipMechanism
 from mechanisms.engines.batch import Batch
 from mechanisms.engines.losses import ExampleLosses, LossFunction
 from mechanisms.engines.parameters import FlatLayout
+from mechanisms.engines.pass_boundary import PassBoundary
 from mechanisms.engines.precision import require_full_products
 from mechanisms.units import ClippedUnit
 from monitors import checks
@@ -68,14 +69,17 @@ class Engine(ABC):
     """
 
     name: ClassVar[str]
-    #: Whether the network never sees one unit's examples beside another's, so that nothing can tie units together.
-    sees_examples_alone: ClassVar[bool] = False
+    #: What shows that an example reaches the sum by its own gradient alone, in words.
+    proof: ClassVar[str]
+    #: Whether code of the network sees numbers, not only the tensors of an isolated pass.
+    shows_values: ClassVar[bool] = False
 
     def __init__(self, unit: ClippedUnit, physical_batch_size: int | None = None) -> None:
         if physical_batch_size is not None:
             checks.positive_int(physical_batch_size=physical_batch_size)
         self.unit = unit
         self.physical_batch_size = physical_batch_size
+        self.boundary = PassBoundary(by_value=self.shows_values)
 
     @classmethod
     @abstractmethod
@@ -101,7 +105,8 @@ class Engine(ABC):
     ) -> PartialSum:
         """Add the clipped sum of one non-empty chunk to ``total``, shape (P,).
 
-        Unit ids of the chunk are 0 .. ``batch.num_units`` - 1.
+        Each pass through the network is made inside of ``boundary.around``, and calls it inside of
+        ``boundary.user_code``. Unit ids of the chunk are 0 .. ``batch.num_units`` - 1.
         """
 
     @property
@@ -117,6 +122,14 @@ class Engine(ABC):
         """How this engine computes the sums, for people; more is known once a batch has been seen."""
         limit = self.physical_batch_size
         return f"engine {self.name!r}" + (f", at most {limit} examples at once" if limit else "")
+
+    def explain_isolation(self) -> str:
+        """What shows that an example reaches the sum by its own gradient alone, for people."""
+        if self.boundary.isolation == "trust":
+            return (
+                f"isolation: not verified; {self.proof}, but state that passes leave behind is kept (isolation='trust')"
+            )
+        return f"isolation: verified; {self.proof}, and the state of network and loss is put back after each"
 
     def clipped_sum(
         self,
@@ -147,6 +160,7 @@ class Engine(ABC):
         like = layout.zeros()
         norms, losses = [like.new_zeros(0, blocks)], ExampleLosses(loss_fn)
         loss_sum, total = like.clone(), layout.zeros(layout.size) if out is None else out.zero_()
+        self.boundary.begin_step(network, losses)
         for chunk in chunks(batch, self.unit, self.physical_batch_size):
             part = self.partial_sum(network, losses, chunk, clip, layout, total)
             loss_sum += part.loss_sum

@@ -16,7 +16,7 @@ from mechanisms.engines.contributions import Arrivals, jobs_of, terms_of
 from mechanisms.engines.layers.rules import Term
 from mechanisms.engines.losses import ExampleLosses, LossFunction
 from mechanisms.engines.parameters import FlatLayout
-from mechanisms.engines.passes import record_pass
+from mechanisms.engines.passes import record_backward, record_forward
 from mechanisms.engines.plans import PlanBook
 from mechanisms.engines.scratch import Scratch
 from mechanisms.engines.survey import Survey
@@ -59,6 +59,7 @@ class BookKeepingEngine(Engine):
     """
 
     name: ClassVar[str] = "bookkeeping"
+    proof: ClassVar[str] = "every layer and the loss see one example at a time (torch.func.vmap with shared weights)"
 
     def __init__(
         self,
@@ -144,11 +145,26 @@ class BookKeepingEngine(Engine):
         blocks, like = clip.blocks(layout.names), layout.zeros()
         if not batch.size:  # a chunk of groups none of which has a member
             return PartialSum(like.new_zeros(batch.num_units, max(blocks) + 1), like)
+        with self.boundary.around(batch):
+            return self._sum_of_pass(network, losses, batch, clip, layout, total)
+
+    def _sum_of_pass(
+        self,
+        network: nn.Module,
+        losses: ExampleLosses,
+        batch: Batch,
+        clip: ClipMechanism,
+        layout: FlatLayout,
+        total: Tensor,
+    ) -> PartialSum:
+        blocks, like = clip.blocks(layout.names), layout.zeros()
         arrivals = Arrivals(batch, self.plans, self._scratch, layout.dtype)
-        done = record_pass(network, losses, batch, self._survey, PRECISIONS[self.precision], arrivals.expect)
+        with self.boundary.user_code():
+            recorded = record_forward(network, losses, batch, self._survey, PRECISIONS[self.precision])
+        done = record_backward(recorded, self._survey, PRECISIONS[self.precision], arrivals.expect)
         loss_sum = done.losses.sum().to(layout.dtype)
         terms = arrivals.terms | terms_of(jobs_of(done, batch.size, layout.dtype), batch, self.unit, self.plans)
-        del done
+        del done, recorded
         norms = _norms(terms, blocks, like, batch.num_units)
         factors = bounded_factors(norms, clip, layout.size)
         finite = torch.isfinite(norms)
@@ -177,10 +193,10 @@ def _cache_friendly_chunk(survey: Survey) -> int | None:
     Large networks get more: each chunk reads all weights, which must not be most of what it moves. None for networks of
     vectors: nothing is instantiated there, and matrix products are best undivided.
     """
-    if survey.axes.vectors_only:
+    if survey.vectors_only:
         return None
     weights = sum(value.numel() for site in survey.sites for value in site.values if value.dim() > 2)
-    per_example = 4 * (3 * survey.axes.entries_per_example + min(weights, LARGEST_INSTANTIATED))
+    per_example = 4 * (3 * survey.entries_per_example + min(weights, LARGEST_INSTANTIATED))
     exponent = round(math.log2(max(CACHE_BYTES, 2 * 4 * weights) / max(per_example, 1)))
     return max(SMALLEST_CHUNK, 1 << max(exponent, 0))
 

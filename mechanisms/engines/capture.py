@@ -1,9 +1,8 @@
-"""One forward pass with every layer watched: what went in, and where the gradient of what came out will be found."""
+"""What the watched layers of a network are given and give in one isolated forward pass."""
 
 from __future__ import annotations
 
 import inspect
-from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -13,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 
-from mechanisms.engines.axes import Axes, AxisBook
+from mechanisms.engines.isolation import example_of, on_batch, rows_of
 from mechanisms.engines.layers.rules import LayerRule
 from mechanisms.engines.pool_first import Waiting, computed
 from monitors.errors import UnsupportedModuleError
@@ -48,9 +47,11 @@ class Record:
         names: Position in the flat layout of the layer's trained parameters, by the names that the rule uses.
         rule: The layer's rule; None for a module that ran on per-example parameters.
         layer: The layer, for the rule.
-        inputs: Positional arguments, detached.
-        versions: Their versions when they were recorded; a later in-place write is found by it.
-        axes: Where the examples lie in each input and, last, in the output.
+        inputs: Positional arguments, detached; the first dimension of a tensor has ``fold`` rows per example.
+        fold: Rows per example.
+        leading: Whether the output has a dimension for the rows of an example, after that for the examples.
+        versions: Versions of the inputs when they were recorded; a later in-place write is found by it.
+        shapes: Of inputs and output.
         leaves: Each parameter's per-example copy, in the order of ``names``, of a module that ran on such.
         gradient: Of the output, once it is known; None where the loss does not depend on it.
         hooks: On the output's gradient: ours, and those of the user, which come after it.
@@ -62,8 +63,10 @@ class Record:
     rule: LayerRule | None = None
     layer: nn.Module | None = None
     inputs: tuple[Any, ...] = ()
-    versions: tuple[int | None, ...] = ()
-    axes: Axes = field(default_factory=list)
+    fold: int = 1
+    leading: bool = True
+    versions: tuple[int, ...] = ()
+    shapes: tuple[torch.Size, ...] = ()
     leaves: list[Tensor] = field(default_factory=list)
     gradient: Tensor | None = None
     hooks: Mapping[int, Any] = field(default_factory=dict)
@@ -81,30 +84,27 @@ class Record:
 
     def untouched(self) -> bool:
         """Whether every recorded input still holds what the layer was given."""
-        pairs = zip(self.inputs, self.versions, strict=True)
-        return all(version is None or value._version == version for value, version in pairs)
+        tensors = [value for value in self.inputs if isinstance(value, Tensor)]
+        return all(value._version == version for value, version in zip(tensors, self.versions, strict=True))
 
 
 class Recorder:
-    """The records of one forward pass.
+    """The records of one isolated forward pass.
 
     Args:
         batch_size: Number of examples B.
-        axes: Where the examples lie in the tensors of each call; filled while it is not ``known``.
 
     Attributes:
         records: One per watched call.
         roots: Outputs of which every other record's output is made: a backward pass to them comes by all records.
     """
 
-    def __init__(self, batch_size: int, axes: AxisBook) -> None:
+    def __init__(self, batch_size: int) -> None:
         self.batch_size = batch_size
-        self.axes = axes
         self.records: list[Record] = []
         self.roots: list[GradientEdge] = []
         self._reached: set[Any] = set()
         self._inside = False
-        self._calls: dict[str, int] = defaultdict(int)
         self._anchor: Tensor | None = None
 
     @contextmanager
@@ -126,47 +126,97 @@ class Recorder:
             return original(*args, **kwargs)
         if Waiting in map(type, (*args, *kwargs.values())):
             args, kwargs = computed((args, kwargs))
-        self._calls[site.name] += 1
-        key = f"{site.name}:{self._calls[site.name]}"
-        return site.how.run(self, site, key, original, args, kwargs)
+        return site.how.run(self, site, original, args, kwargs)
 
     @contextmanager
     def aside(self, parameters: Sequence[Tensor]) -> Iterator[None]:
         """Inner calls are not watched, and ``parameters`` are constants: autograd never computes their gradients."""
-        _require_gradients(parameters, False)
+        with on_batch():
+            _require_gradients(parameters, False)
         self._inside = True
         try:
             yield
         finally:
             self._inside = False
-            _require_gradients(parameters, True)
+            with on_batch():
+                _require_gradients(parameters, True)
 
-    def watch(
-        self, site: Site, key: str, names: dict[str, int], rule: LayerRule, layer: nn.Module, inputs: Any, output: Any
+    def run_on_batch(
+        self,
+        site: Site,
+        names: dict[str, int],
+        rule: LayerRule,
+        layer: nn.Module,
+        function: Callable[..., Tensor],
+        inputs: Sequence[Any],
+        constants: Sequence[Tensor] = (),
     ) -> Tensor:
-        """Keep the inputs of a layer and hand on its output as a tensor whose gradient will be recorded."""
-        if not isinstance(output, Tensor):
-            raise UnsupportedModuleError(f"layer {site.name!r} must give one tensor, got {type(output).__name__}")
-        if not self.axes.known:
-            self.axes.note(key, [*inputs, output])
-            return output
-        with torch._C.DisableTorchFunction():  # our own work is of no interest to function modes
-            kept = tuple(value.detach() if isinstance(value, Tensor) else value for value in inputs)
-            axes = self.axes.of(key, [*kept, output], self.batch_size)
-            if axes[-1] is None:
-                output = spread(output, self.batch_size)
-            output = self._tapped(output)
-            versions = tuple(value._version if isinstance(value, Tensor) else None for value in kept)
-            record = Record(site, names, rule, layer, kept, versions, axes)
-            self.records.append(record)
-            output.register_hook(record.arrived)
-            record.hooks = output._backward_hooks or {}
-            edge = get_gradient_edge(output)
-            if not _comes_from(edge.node, self._reached):
-                self.roots.append(edge)
-            self._reached.add(edge.node)
-        watched: Tensor = output
-        return watched
+        """Run a layer that treats every row alone on the rows of all examples, and record the call.
+
+        Args:
+            site: Where the call happens.
+            names: Positions of the trained parameters by the rule's names.
+            rule: Makes gradients of the record.
+            layer: For the rule.
+            function: The layer's forward pass on rows.
+            inputs: What the layer is given, tensors of one example.
+            constants: Parameters whose gradients autograd shall not compute.
+        """
+        rows = [rows_of(value) for value in inputs]
+        leading = inputs[0].dim() >= rule.batched_dims(layer)
+        fold = inputs[0].shape[0] if leading else 1
+        with on_batch(), torch._C.DisableTorchFunction():  # our own work is of no interest to function modes
+            given = [self._folded(*pair, leading) for pair in zip(inputs, rows, strict=True)]
+            _require_gradients(constants, False)
+            try:
+                output = function(*given)
+            finally:
+                _require_gradients(constants, True)
+            if not isinstance(output, Tensor):
+                raise UnsupportedModuleError(f"layer {site.name!r} must give one tensor, got {type(output).__name__}")
+            if leading:  # not as a view: in-place operations on views take a long way through autograd
+                output = torch.ops.aten._unsafe_view(output, (self.batch_size, fold, *output.shape[1:]))
+            kept = tuple(value.detach() if isinstance(value, Tensor) else value for value in given)
+            watched = self._watched(Record(site, names, rule, layer, kept, fold, leading), output)
+        return example_of(watched)
+
+    def run_isolated(
+        self, site: Site, rule: LayerRule, original: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Tensor:
+        """Run a layer of which it is not known that it treats every row alone, one example at a time, and record it."""
+        with self.aside(site.values):
+            output = original(*args, **kwargs)
+        rows = rows_of(output)
+
+        def copied(*inputs: Any) -> Tensor:
+            del inputs  # a copy: operations of the layer may need their result as it is for the backward pass
+            return self._folded(output, rows, leading=True).clone()
+
+        inputs = positional(site.module, args, kwargs)
+        return self.run_on_batch(site, site.parameters, rule, site.module, copied, inputs)
+
+    def _folded(self, value: Any, rows: Tensor | None, leading: bool) -> Any:
+        """The rows of all examples, one after the other."""
+        if not isinstance(value, Tensor):
+            return value
+        if rows is None:
+            rows = value.expand(self.batch_size, *value.shape)
+        return rows.flatten(0, 1) if leading and rows.dim() > 1 else rows
+
+    def _watched(self, record: Record, output: Tensor) -> Tensor:
+        """The output as a tensor whose gradient will be recorded."""
+        output = self._tapped(output)
+        tensors = [value for value in record.inputs if isinstance(value, Tensor)]
+        record.versions = tuple(value._version for value in tensors)
+        record.shapes = (*(value.shape for value in tensors), output.shape)
+        self.records.append(record)
+        output.register_hook(record.arrived)
+        record.hooks = output._backward_hooks or {}
+        edge = get_gradient_edge(output)
+        if not _comes_from(edge.node, self._reached):
+            self.roots.append(edge)
+        self._reached.add(edge.node)
+        return output
 
     def _tapped(self, output: Tensor) -> Tensor:
         if output._is_view():  # an in-place write to a view would leave the recorded edge behind
@@ -190,13 +240,6 @@ def _comes_from(node: Any, reached: set[Any]) -> bool:
                 seen.add(source)
                 ahead.append(source)
     return False
-
-
-def spread(value: Tensor, batch_size: int) -> Tensor:
-    """A tensor that all examples share as one row per example, so that each row gets that example's gradient alone."""
-    if value.dim() > 1 and value.shape[0] == 1:
-        return value.expand(batch_size, *value.shape[1:])
-    return value.unsqueeze(0).expand(batch_size, *value.shape)
 
 
 def positional(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, ...]:
@@ -224,6 +267,5 @@ def _restore(module: nn.Module, forward: Any) -> None:
 
 
 def _require_gradients(parameters: Sequence[Tensor], wanted: bool) -> None:
-    with torch._C.DisableTorchFunction():
-        for value in parameters:
-            value.requires_grad_(wanted)
+    for value in parameters:
+        value.requires_grad = wanted

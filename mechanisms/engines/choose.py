@@ -24,6 +24,10 @@ from monitors.errors import UnsupportedModuleError
 PREFERENCE: tuple[str, ...] = ("bookkeeping", "vmap", "loop")
 
 
+#: Takes every network whose isolation is trusted.
+_LAST_RESORT = "loop"
+
+
 @dataclass(frozen=True)
 class Choice:
     """An engine and why it was chosen.
@@ -48,6 +52,7 @@ def choose_engine(
     memory_budget: int | None = None,
     options: Mapping[str, Any] | None = None,
     preference: Sequence[str] = PREFERENCE,
+    isolation: str = "verified",
 ) -> Choice:
     """The engine called ``name``, or for ``"auto"`` the first of ``preference`` that can take the network.
 
@@ -62,6 +67,8 @@ def choose_engine(
         options: Further keyword arguments of the engine, such as ``precision="bf16"``; ``"auto"`` passes over the
             engines that do not take them.
         preference: Order in which ``"auto"`` tries.
+        isolation: ``"verified"`` refuses a network that keeps something of an example where it cannot be put back;
+            ``"trust"`` takes it as it is.
 
     Raises:
         UnsupportedModuleError: The named engine cannot take the network, or none can; says why.
@@ -78,9 +85,10 @@ def choose_engine(
     refusals: list[str] = []
     for candidate in preference if name == "auto" else (name,):
         refusal = _refusal(candidate, options or {}, network, loss_fn, unit, example)
-        if refusal is None:
+        if refusal is None or (isolation == "trust" and candidate == _LAST_RESORT):
             limit = None if isinstance(physical_batch_size, str) else physical_batch_size
             engine: Engine = ENGINES.create(candidate, unit, limit, **(options or {}))
+            engine.boundary.isolation = isolation
             if physical_batch_size == "auto":
                 engine.physical_batch_size = auto_physical_batch_size(
                     engine, network, loss_fn, example, budget_bytes=memory_budget
@@ -88,8 +96,12 @@ def choose_engine(
             return Choice(engine, _reason(candidate, refusals, asked=name != "auto"))
         refusals.append(f"not {candidate!r} because {refusal}")
         if name != "auto":
-            raise UnsupportedModuleError(f"engine {name!r} cannot be used: {refusal}. Use engine='auto' or 'loop'")
-    raise UnsupportedModuleError(f"no engine can take this network: {'; '.join(refusals)}")
+            other = "engine='auto' or 'loop'" if name != _LAST_RESORT else "isolation='trust' if you know better"
+            raise UnsupportedModuleError(f"engine {name!r} cannot be used: {refusal}. Use {other}")
+    raise UnsupportedModuleError(
+        f"no engine can take this network: {'; '.join(refusals)}. If you know that it treats every example alone, "
+        "isolation='trust' trains it, and marks the ledger and the report"
+    )
 
 
 def _reason(name: str, refusals: Sequence[str], *, asked: bool) -> str:
@@ -105,7 +117,7 @@ def _refusal(
     unknown = [option for option in options if option not in inspect.signature(engine).parameters]
     if unknown:
         return f"it has no option {', '.join(map(repr, unknown))}"
-    with undisturbed(network):
+    with undisturbed(network, loss_fn):
         return engine.refuses(network, loss_fn, unit, example)
 
 

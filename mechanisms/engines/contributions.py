@@ -11,9 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mechanisms.engines.axes import Axis
 from mechanisms.engines.batch import Batch
-from mechanisms.engines.capture import Record, spread
+from mechanisms.engines.capture import Record
 from mechanisms.engines.layers.rules import Call, LayerRule, Term
 from mechanisms.engines.passes import Pass
 from mechanisms.engines.plans import PlanBook
@@ -166,36 +165,24 @@ def _per_unit(rows: Tensor, batch: Batch, unit: ClippedUnit) -> Tensor:
 
 
 def _fold(record: Record) -> int:
-    axis = record.axes[-1]
     assert record.rule is not None
-    return 1 if axis is None or record.rule.positional else axis.fold
+    return 1 if record.rule.positional else record.fold
 
 
 def _call(record: Record, grad: Tensor, batch_size: int, dtype: torch.dtype, scratch: Scratch | None = None) -> Call:
-    """The record's tensors with examples first, in the dtype of norms and sums."""
-    assert record.rule is not None
-    assert record.layer is not None
-    positional = record.rule.positional
-    shared_output = record.axes[-1] is None
-    inputs = tuple(
-        _rows_first(value, axis, batch_size, positional, shared_output, dtype)
-        for value, axis in zip(record.inputs, record.axes, strict=False)
-    )
-    output_grad = _rows_first(grad, record.axes[-1] or Axis(0), batch_size, positional, False, dtype)
-    return Call(
-        record.layer, inputs, output_grad, tuple(record.names), scratch or Scratch(), tuple(record.names.values())
-    )
+    """The record's tensors, rows first, in the dtype of norms and sums."""
+    rule, layer = record.rule, record.layer
+    assert rule is not None
+    assert layer is not None
+    divided = (batch_size, record.fold) if rule.positional and record.fold > 1 else None
+    inputs = tuple(_rows(value, divided, dtype) for value in record.inputs)
+    output_grad = _rows(grad.flatten(0, 1) if record.leading else grad, divided, dtype)
+    return Call(layer, inputs, output_grad, tuple(record.names), scratch or Scratch(), tuple(record.names.values()))
 
 
-def _rows_first(
-    value: Any, axis: Axis | None, batch_size: int, positional: bool, shared: bool, dtype: torch.dtype
-) -> Any:
+def _rows(value: Any, divided: tuple[int, int] | None, dtype: torch.dtype) -> Any:
     if not isinstance(value, Tensor):
         return value
     if value.is_floating_point() and value.dtype != dtype:
         value = value.to(dtype)
-    if axis is None:
-        return spread(value, batch_size) if shared else value
-    if axis.dim:
-        value = value.movedim(axis.dim, 0)
-    return value.unflatten(0, (batch_size, axis.fold)) if positional and axis.fold > 1 else value
+    return value if divided is None else value.unflatten(0, divided)

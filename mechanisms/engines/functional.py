@@ -8,9 +8,10 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call, grad_and_value, vmap
 
-from mechanisms.clipping import ClipMechanism
+from mechanisms.clipping import ClipMechanism, Fixed
 from mechanisms.engines.base import ENGINES, Engine, PartialSum, clip_rows, group_rows
 from mechanisms.engines.batch import Batch, call_network, map_tensors
+from mechanisms.engines.isolation import examples_only
 from mechanisms.engines.losses import ExampleLosses, LossFunction
 from mechanisms.engines.parameters import FlatLayout, hooked_parameter, slots, trainable_parameters
 from mechanisms.units import ClippedUnit
@@ -25,7 +26,7 @@ class VmapEngine(Engine):
     """
 
     name: ClassVar[str] = "vmap"
-    sees_examples_alone: ClassVar[bool] = True
+    proof: ClassVar[str] = "every example is differentiated by itself under torch.func.vmap"
 
     @classmethod
     def refuses(cls, network: nn.Module, loss_fn: LossFunction, unit: ClippedUnit, example: Batch) -> str | None:
@@ -35,7 +36,9 @@ class VmapEngine(Engine):
         if hooked is not None:
             return f"parameter {hooked!r} has a hook on its gradient, which torch.func passes by"
         try:
-            example_gradients(network, ExampleLosses(loss_fn), example)
+            clip = Fixed()
+            clip.start(1.0)
+            cls(ClippedUnit(1, example.size)).clipped_sum(network, loss_fn, Batch(example.x, example.y), clip)
         except Exception as error:
             reason = " ".join(str(error).split())[:200]
             return f"torch.func cannot vectorise this network: {reason or type(error).__name__}"
@@ -54,10 +57,14 @@ class VmapEngine(Engine):
         if not batch.size:  # a chunk of groups none of which has a member
             empty = layout.zeros(batch.num_units, layout.size)
             return PartialSum(clip_rows(empty, clip, layout)[1], layout.zeros())
-        gradients, values = example_gradients(network, losses, batch)
-        summed, norms = clip_rows(group_rows(gradients, batch, self.unit), clip, layout)
+        with self.boundary.around(batch):
+            with self.boundary.user_code():
+                gradients, values = example_gradients(network, losses, batch)
+            summed, norms = clip_rows(group_rows(gradients, batch, self.unit), clip, layout)
+            loss_sum = values.sum().to(summed.dtype)
+            del gradients, values
         total += summed
-        return PartialSum(norms, values.sum().to(summed.dtype))
+        return PartialSum(norms, loss_sum)
 
 
 def example_gradients(network: nn.Module, losses: ExampleLosses, batch: Batch) -> tuple[Tensor, Tensor]:
@@ -76,7 +83,8 @@ def example_gradients(network: nn.Module, losses: ExampleLosses, batch: Batch) -
         return losses(outputs, map_tensors(lambda t: t.unsqueeze(0), y)).sum()
 
     per_example = vmap(grad_and_value(loss_of), in_dims=(None, 0, 0), randomness="different")
-    gradients, values = per_example(parameters, batch.x, batch.y)
+    with examples_only():
+        gradients, values = per_example(parameters, batch.x, batch.y)
     dtype = FlatLayout.of_parameters(parameters).dtype
     flat = torch.cat([gradients[name].reshape(batch.size, -1).to(dtype) for name in parameters], dim=1)
     return flat, values.detach()

@@ -8,12 +8,13 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from mechanisms.clipping import ClipMechanism
+from mechanisms.clipping import ClipMechanism, Fixed
 from mechanisms.engines.base import ENGINES, Engine, PartialSum, clip_rows
 from mechanisms.engines.batch import Batch, call_network
 from mechanisms.engines.losses import ExampleLosses, LossFunction
 from mechanisms.engines.parameters import FlatLayout, trainable_parameters
 from mechanisms.units import ClippedUnit
+from monitors.errors import UnprotectedUpdateError
 
 
 @ENGINES.register("loop")
@@ -24,12 +25,21 @@ class LoopEngine(Engine):
     """
 
     name: ClassVar[str] = "loop"
-    sees_examples_alone: ClassVar[bool] = True
+    proof: ClassVar[str] = "every unit passes through the network by itself"
+    shows_values: ClassVar[bool] = True
 
     @classmethod
     def refuses(cls, network: nn.Module, loss_fn: LossFunction, unit: ClippedUnit, example: Batch) -> str | None:
-        """Never refuses."""
-        del network, loss_fn, unit, example
+        """Refuses a network or loss that keeps something of an example where it cannot be put back."""
+        clip = Fixed()
+        clip.start(1.0)
+        probe = Batch(example.x, example.y)
+        try:
+            cls(ClippedUnit(1, example.size)).clipped_sum(network, loss_fn, probe, clip)
+        except UnprotectedUpdateError as error:
+            return str(error)
+        except Exception:  # a faulty network or loss: its own error, in its own words, when it is trained
+            return None
         return None
 
     def partial_sum(
@@ -44,7 +54,9 @@ class LoopEngine(Engine):
         """Clip unit after unit and add them up."""
         loss_sum, norms = total.new_zeros(()), []
         for index in range(batch.num_units):
-            gradient, loss = self._unit_gradient(network, losses, _members(batch, index), layout)
+            members = _members(batch, index)
+            with self.boundary.around(members):
+                gradient, loss = self._unit_gradient(network, losses, members, layout)
             clipped, norm = clip_rows(gradient.to(total.dtype).unsqueeze(0), clip, layout)
             total += clipped
             loss_sum += loss
@@ -60,10 +72,11 @@ class LoopEngine(Engine):
             return like.new_zeros(layout.size), like
         gradients: Sequence[Tensor | None] = [None] * len(parameters)
         with torch.enable_grad():
-            loss = losses(call_network(network, members.x), members.y).sum()
+            with self.boundary.user_code():
+                loss = losses(call_network(network, members.x), members.y).sum()
             if loss.requires_grad:
                 gradients = torch.autograd.grad(loss / self.unit.group_size, parameters, allow_unused=True)
-        return layout.flatten(gradients, like), loss.detach().to(like.dtype)
+        return layout.flatten(gradients, like), like.clone().add_(loss.detach())
 
 
 def _members(batch: Batch, unit: int) -> Batch:

@@ -48,21 +48,21 @@ class ExampleLosses:
             raise ValueError(f"loss_fn must be callable as loss_fn(outputs, targets), got {loss_fn!r}")
         self._mean = True
         self._ignored: int | None = None
-        self._unreduced = self._without_reduction(loss_fn)
-        self._loss_fn = loss_fn
+        self.unreduced = self._without_reduction(loss_fn)
+        self.loss_fn = loss_fn
 
     @property
     def vectorised(self) -> bool:
         """Whether the losses of a batch come from one call."""
-        return self._unreduced is not None
+        return self.unreduced is not None
 
     def __call__(self, outputs: Any, targets: Any) -> Tensor:
         """Losses of shape (B,)."""
-        if self._unreduced is None:
+        if self.unreduced is None:
             if first_tensor(targets).shape[0] == 1:  # outputs of any type will do
                 return self._of_one(outputs, targets).unsqueeze(0)
             return torch.func.vmap(self.single)(outputs, targets)
-        losses = self._unreduced(outputs, targets)
+        losses = self.unreduced(outputs, targets)
         if losses.dim() == 0:
             raise UnsupportedModuleError(
                 "the loss gives one number for the whole batch although reduction='none' was asked for; "
@@ -78,12 +78,12 @@ class ExampleLosses:
     def single(self, output: Any, target: Any) -> Tensor:
         """Loss of one example, a scalar; ``output`` and ``target`` have no batch dimension."""
         outputs, targets = (map_tensors(lambda t: t.unsqueeze(0), value) for value in (output, target))
-        if self._unreduced is not None:
+        if self.unreduced is not None:
             return self(outputs, targets).squeeze(0)
         return self._of_one(outputs, targets)
 
     def _of_one(self, outputs: Any, targets: Any) -> Tensor:
-        loss = self._loss_fn(outputs, targets)
+        loss = self.loss_fn(outputs, targets)
         if not isinstance(loss, Tensor):
             raise UnsupportedModuleError(
                 f"loss_fn must return a tensor, got {loss!r} of type {type(loss).__name__}: leave out .item() and "

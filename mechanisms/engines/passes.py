@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from mechanisms.engines.batch import Batch, call_network, first_tensor
 from mechanisms.engines.capture import Record, Recorder
+from mechanisms.engines.isolation import isolated
 from mechanisms.engines.losses import ExampleLosses
 from mechanisms.engines.pool_first import PoolFirst
 from mechanisms.engines.survey import Survey
@@ -32,41 +33,62 @@ class Pass:
     losses: Tensor
 
 
-def record_pass(
-    network: nn.Module,
-    losses: ExampleLosses,
-    batch: Batch,
-    survey: Survey,
-    precision: torch.dtype | None = None,
-    expect: Callable[[Sequence[Record]], None] | None = None,
-) -> Pass:
-    """Run the network on a non-empty batch and differentiate the summed losses by the layers' outputs alone.
+def record_forward(
+    network: nn.Module, losses: ExampleLosses, batch: Batch, survey: Survey, precision: torch.dtype | None = None
+) -> tuple[Recorder, Tensor]:
+    """Records and losses (B,) of an isolated forward pass; one that does not go the way of the survey is done again.
 
     Args:
         network: Left as it was, also after an exception.
         losses: Per-example losses.
         batch: Non-empty.
         survey: Of this network in this mode.
-        precision: Forward and backward under autocast to this type; None for the parameters' own.
+        precision: Under autocast to this type; None for the parameters' own.
+    """
+    order = PoolFirst(frozenset(survey.before_pools))
+    with torch.enable_grad():
+        try:
+            recorded = _attempt(network, losses, batch, survey, precision, order)
+        except Exception:
+            if order.sound:
+                raise
+        else:
+            if order.sound:
+                return recorded
+        survey.before_pools.clear()
+        return _attempt(network, losses, batch, survey, precision, PoolFirst())
+
+
+def record_backward(
+    recorded: tuple[Recorder, Tensor],
+    survey: Survey,
+    precision: torch.dtype | None = None,
+    expect: Callable[[Sequence[Record]], None] | None = None,
+) -> Pass:
+    """Differentiate the summed losses of a recorded pass by the layers' outputs alone.
+
+    Args:
+        recorded: What ``record_forward`` gave.
+        survey: The same.
+        precision: The same.
         expect: Shown all records before the first gradient is known, so that it may give some a ``taker``.
 
     Raises:
         UnsupportedModuleError: A trainable parameter is used outside of the layers that own it, or a layer's input is
             written to after its use.
     """
-    with torch.enable_grad():
-        recorder, values = _forward(network, losses, batch, survey, precision)
-        records = recorder.records
-        _refuse_unrecordable(records)
-        if expect is not None:
-            expect(records)
-        leaves = [leaf for record in records for leaf in record.leaves]
-        everything: list[Any] = [*leaves, *survey.parameters.values(), *recorder.roots]
-        grads: Sequence[Tensor | None] = [None] * len(everything)
-        if values.requires_grad:
-            grads = torch.autograd.grad(
-                values.float().sum() if precision else values.sum(), everything, allow_unused=True
-            )
+    recorder, values = recorded
+    records = recorder.records
+    _refuse_unrecordable(records)
+    if expect is not None:
+        expect(records)
+    leaves = [leaf for record in records for leaf in record.leaves]
+    everything: list[Any] = [*leaves, *survey.parameters.values(), *recorder.roots]
+    grads: Sequence[Tensor | None] = [None] * len(everything)
+    if values.requires_grad:
+        with torch.enable_grad():
+            summed = values.float().sum() if precision else values.sum()
+        grads = torch.autograd.grad(summed, everything, allow_unused=True)
     _refuse_strays(dict(zip(survey.parameters, grads[len(leaves) :], strict=False)))
     of_leaves = iter(grads)
     found = [
@@ -77,23 +99,6 @@ def record_pass(
     return Pass(found, values.detach())
 
 
-def _forward(
-    network: nn.Module, losses: ExampleLosses, batch: Batch, survey: Survey, precision: torch.dtype | None
-) -> tuple[Recorder, Tensor]:
-    """Losses (B,) of a recorded pass; one that does not go the way of the survey is done again as the network says."""
-    order = PoolFirst(frozenset(survey.before_pools))
-    try:
-        recorded = _attempt(network, losses, batch, survey, precision, order)
-    except Exception:
-        if order.sound:
-            raise
-    else:
-        if order.sound:
-            return recorded
-    survey.before_pools.clear()
-    return _attempt(network, losses, batch, survey, precision, PoolFirst())
-
-
 def _attempt(
     network: nn.Module,
     losses: ExampleLosses,
@@ -102,9 +107,13 @@ def _attempt(
     precision: torch.dtype | None,
     order: PoolFirst,
 ) -> tuple[Recorder, Tensor]:
-    recorder = Recorder(batch.size, survey.axes)
+    recorder = Recorder(batch.size)
+
+    def loss_of(x: Any, y: Any) -> Tensor:
+        return losses(call_network(network, x), y).squeeze(0)
+
     with recorder.watching(survey.sites), _autocast(batch, precision), order if survey.pools else nullcontext():
-        return recorder, losses(call_network(network, batch.x), batch.y)
+        return recorder, isolated(loss_of, batch.x, batch.y)
 
 
 def _autocast(batch: Batch, precision: torch.dtype | None) -> AbstractContextManager[object]:

@@ -9,11 +9,12 @@ from weakref import ref
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_map
 
-from mechanisms.engines.batch import call_network
+from mechanisms.engines.isolation import example_of, on_batch, rows_of
+from mechanisms.engines.layers.attention import attention_by_rows
 from mechanisms.engines.pooling import pool2x2, pooling_stride
 
 _POOLS = (F.max_pool1d, F.max_pool2d, F.max_pool3d, torch.max_pool1d, torch.max_pool2d, torch.max_pool3d)
@@ -96,6 +97,8 @@ def computed(values: Any) -> Any:
 class PoolFirst(TorchFunctionMode):
     """While active, activations named in ``moved`` wait for the max-pooling that follows, and 2 x 2 pooling is fast.
 
+    Attention runs on the rows of all examples at once, for which the library has kernels.
+
     A pass counts only if it is ``sound`` in the end: autograd does not see what is done with a waiting activation
     outside of the functions of torch. Where rounding gives two different inputs of a window the same activation, the
     larger input gets the gradient, not the first.
@@ -104,7 +107,7 @@ class PoolFirst(TorchFunctionMode):
         moved: Which activations wait, by their place (from 0) among those of the forward pass; None for all.
 
     Attributes:
-        replaced: Whether a max-pooling was done in a faster way.
+        replaced: Whether anything was done in a faster way.
     """
 
     def __init__(self, moved: frozenset[int] | None = frozenset()) -> None:
@@ -151,6 +154,9 @@ class PoolFirst(TorchFunctionMode):
                 self._fates.append(Fate(place))
                 self._waiting = Waiting(func, args[0], self._fates[-1])
                 return self._waiting
+        if func is F.scaled_dot_product_attention:
+            self.replaced = True
+            return attention_by_rows(*args, **kwargs)
         return self._pooled(func, args, kwargs) if func in _POOLS else func(*args, **kwargs)
 
     def _pooled(self, func: Any, args: Any, kwargs: Any) -> Any:
@@ -158,22 +164,30 @@ class PoolFirst(TorchFunctionMode):
         if stride is None:
             return func(*args, **kwargs)
         self.replaced = True
-        return pool2x2(args[0] if args else kwargs["input"], stride)
+        return _pooled(args[0] if args else kwargs["input"], stride)
 
 
-def pooling_of(network: nn.Module, x: Any) -> tuple[bool, frozenset[int]]:
-    """Whether this mode makes a forward pass on ``x`` faster, and which of its activations can wait."""
+def pooling_of(forward: Callable[[], object]) -> tuple[bool, frozenset[int]]:
+    """Whether this mode makes a forward pass faster, and which of its activations can wait."""
     trial = PoolFirst(None)
     try:
         with torch.no_grad(), trial:
-            call_network(network, x)
+            forward()
     except Exception:  # something needs a real tensor: everything is done in the order that the network says
         return True, frozenset()
     followed = trial.followed
     if trial.left_behind:  # put a tensor in its place
         with torch.no_grad():
-            call_network(network, x)
+            forward()
     return trial.replaced or bool(followed), followed
+
+
+def _pooled(x: Tensor, stride: int) -> Tensor:
+    rows = rows_of(x)
+    if rows is None:
+        return pool2x2(x, stride)
+    with on_batch():
+        return example_of(pool2x2(rows, stride))
 
 
 def _alone(args: Any, kwargs: Any) -> bool:

@@ -26,12 +26,7 @@ def pooling_stride(
     if not plain or ceil_mode or return_indices or steps not in ((1, 1), (2, 2)):
         return None
     usable = isinstance(input, Tensor) and input.device.type == "cpu" and input.is_floating_point()
-    if (
-        not usable
-        or input.dim() < 3
-        or min(input.shape[-2:]) < 2
-        or torch._C._functorch.is_functorch_wrapped_tensor(input)
-    ):
+    if not usable or input.dim() < 3 or min(input.shape[-2:]) < 2:
         return None
     return int(steps[0])
 

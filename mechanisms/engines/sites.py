@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from mechanisms.engines.layers.rewrites import rewrite_for
-from mechanisms.engines.layers.rules import rule_for
+from mechanisms.engines.layers.rules import rule_for, runs_torchs_forward
 from mechanisms.engines.parameters import trainable_parameters
 from mechanisms.engines.ways import ByExample, ByRewrite, ByRule, Way
 from monitors.errors import UnsupportedModuleError
@@ -91,7 +91,9 @@ def _way(module: nn.Module, name: str, parameters: dict[str, int]) -> Way:
     refusal = None if rule is None else rule.refuses(module)
     if refusal is not None:
         raise UnsupportedModuleError(f"layer {name!r} ({type(module).__name__}): {refusal}")
-    return ByExample() if rule is None or not set(parameters) <= _own(module) else ByRule(rule)
+    if rule is None or not set(parameters) <= _own(module):
+        return ByExample()
+    return ByRule(rule, row_wise=runs_torchs_forward(module))
 
 
 def _own(module: nn.Module) -> set[str]:

@@ -1,23 +1,21 @@
-"""What a few trial passes tell about a network, once: where its parameters and examples are, and what can wait."""
+"""What a trial pass tells about a network, once: where its parameters are, how large its layers, and what can wait."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from contextlib import suppress
+import math
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from mechanisms.engines.axes import AxisBook
 from mechanisms.engines.batch import Batch, call_network, map_tensors
 from mechanisms.engines.capture import Recorder
+from mechanisms.engines.isolation import isolated
 from mechanisms.engines.parameters import trainable_parameters
 from mechanisms.engines.pool_first import pooling_of
-from mechanisms.engines.row_order import RowOrder
 from mechanisms.engines.sites import Site, find_sites
-from mechanisms.engines.undisturbed import seed_generators, undisturbed
+from mechanisms.engines.undisturbed import undisturbed
 
 
 @dataclass(frozen=True)
@@ -27,14 +25,16 @@ class Survey:
     Args:
         parameters: Trainable parameters by name.
         sites: Modules to watch.
-        axes: Where the examples lie in every watched call.
+        entries_per_example: Numbers that one example adds to what the watched layers are given and give.
+        vectors_only: Whether every watched tensor is one vector per example.
         pools: Whether there is a max-pooling that can be made faster; else passes are spared the look at every call.
         before_pools: Activations that may wait for the max-pooling behind them; emptied by a pass of another order.
     """
 
     parameters: dict[str, nn.Parameter] = field(default_factory=dict)
     sites: list[Site] = field(default_factory=list)
-    axes: AxisBook = field(default_factory=AxisBook)
+    entries_per_example: float = 0.0
+    vectors_only: bool = True
     pools: bool = False
     before_pools: set[int] = field(default_factory=set)
 
@@ -45,32 +45,37 @@ class Survey:
         Raises:
             UnsupportedModuleError: A layer mixes examples, or has no per-example gradient as it is set up.
         """
-        sites, axes = find_sites(network), AxisBook()
+        sites, x = find_sites(network), _copies(batch.x)
+        recorder = Recorder(_TRIED)
         with undisturbed(network), torch.enable_grad():
-            RowOrder.refuse(_trial_passes(axes, sites, network, batch))
-            if network.training and not all(axes.has(site.name) for site in sites):
-                # What training leaves out at random, evaluation takes; where it fails it teaches nothing.
-                with suppress(Exception), undisturbed(network):
-                    _trial_passes(axes, sites, network.eval(), batch)
-            axes.known = True
-            pools, before_pools = pooling_of(network, _copies(batch.x, AxisBook.sizes[0]))
-        return cls(trainable_parameters(network), sites, axes, pools, set(before_pools))
+            with recorder.watching(sites):
+                _pass(network, x)
+            pools, before_pools = pooling_of(lambda: _pass(network, x))
+        shapes = [shape for record in recorder.records for shape in record.shapes]
+        return cls(
+            trainable_parameters(network),
+            sites,
+            sum(map(math.prod, shapes)) / _TRIED,
+            all(math.prod(shape) == shape[0] * shape[-1] for shape in shapes if shape),
+            pools,
+            set(before_pools),
+        )
 
 
-def _trial_passes(axes: AxisBook, sites: Sequence[Site], network: nn.Module, batch: Batch) -> list[RowOrder]:
-    """Learn where examples lie from one pass of each size; what may have moved rows in each of them."""
-    orders = [RowOrder(size) for size in AxisBook.sizes]
-    for size, order in zip(AxisBook.sizes, orders, strict=True):
-        axes.begin_pass()
-        seed_generators(network, 0)  # both passes leave out the same, where a layer is left out at random
-        with Recorder(size, axes).watching(sites), order:
-            call_network(network, _copies(batch.x, size))
-    axes.compare()
-    return orders
+def _pass(network: nn.Module, x: Any) -> None:
+    def of_one(example: Any) -> Tensor:
+        call_network(network, example)
+        return torch.zeros(())
+
+    isolated(of_one, x)
 
 
-def _copies(x: Any, count: int) -> Any:
+#: Examples of the trial pass.
+_TRIED = 2
+
+
+def _copies(x: Any) -> Any:
     def copied(value: Tensor) -> Tensor:
-        return value[:1].expand(count, *value.shape[1:]).clone()
+        return value[:1].expand(_TRIED, *value.shape[1:]).clone()
 
     return map_tensors(copied, x)

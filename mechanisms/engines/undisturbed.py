@@ -3,30 +3,37 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+import random
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+import numpy as np
 import torch
 from torch import nn
 
 from mechanisms.engines.parameters import trainable_parameters
+from mechanisms.engines.python_state import PythonState
 
 #: How far parameters are moved for a second comparison, relative to their size.
 SHAKE = 0.1
 
 
 @contextmanager
-def undisturbed(network: nn.Module) -> Iterator[None]:
-    """Whatever happens inside, modes, buffers and the random state of ``network`` are as before afterwards.
+def undisturbed(network: nn.Module, *others: object) -> Iterator[None]:
+    """Whatever happens inside, ``network`` is as before afterwards: modes, buffers, random state and Python state.
+
+    The Python state of ``others`` (a loss) is put back too.
 
     A buffer that nothing wrote to is not written to here either: its version tells so to whoever watches it.
     """
     modes = [(module, module.training) for module in network.modules()]
     buffers = [(value, value.clone(), value._version) for value in network.buffers()]
+    state = PythonState(network, *others, by_value=True)
     try:
         with torch.random.fork_rng(devices=_gpus(network)):
             yield
     finally:
+        state.restore()
         for module, training in modes:
             module.training = training
         with torch.no_grad():
@@ -48,6 +55,25 @@ def seed_generators(network: nn.Module, seed: int) -> None:
     for device in _gpus(network):
         with torch.cuda.device(device):
             torch.cuda.manual_seed(seed)
+
+
+def draws(network: nn.Module, call: Callable[[], object]) -> bool:
+    """Whether ``call`` takes random numbers from a generator of torch, NumPy or Python, however little they change.
+
+    Example:
+        >>> draws(nn.Linear(1, 1), lambda: torch.rand(1)), draws(nn.Linear(1, 1), lambda: torch.ones(1))
+        (True, False)
+    """
+    before = _generator_states(network)
+    call()
+    return before != _generator_states(network)
+
+
+def _generator_states(network: nn.Module) -> list[object]:
+    on_gpus = [torch.cuda.get_rng_state(device) for device in _gpus(network)]
+    of_torch = [state.numpy().tobytes() for state in (torch.get_rng_state(), *on_gpus)]
+    name, keys, *rest = np.random.get_state()
+    return [*of_torch, name, np.asarray(keys).tobytes(), rest, random.getstate()]
 
 
 def _gpus(network: nn.Module) -> list[torch.device]:

@@ -10,12 +10,12 @@ from torch import Tensor, nn
 
 from mechanisms.clipping import ClipMechanism
 from mechanisms.engines.base import ClippedSum, Engine
-from mechanisms.engines.batch import Batch, all_tensors, call_network, first_tensor, map_tensors
+from mechanisms.engines.batch import Batch, call_network, first_tensor, map_tensors
 from mechanisms.engines.functional import VmapEngine
 from mechanisms.engines.loop import LoopEngine
 from mechanisms.engines.losses import LossFunction
 from mechanisms.engines.parameters import hooked_parameter, trainable_parameters
-from mechanisms.engines.undisturbed import seed_generators, shaken, undisturbed
+from mechanisms.engines.undisturbed import draws, seed_generators, shaken, undisturbed
 from mechanisms.units import ClippedUnit
 
 #: Largest accepted difference, relative to the largest entry of the parameter (float32 networks of many layers round).
@@ -35,7 +35,8 @@ class _ByParameter(ClipMechanism):
 def disagreement(engine: type[Engine], network: nn.Module, loss_fn: LossFunction, example: Batch) -> str | None:
     """What differs between an engine and the one-example loop on ``example``, in words; None when nothing does.
 
-    Random layers are compared in evaluation mode, where both draw nothing; the mode is put back.
+    Random layers are compared in evaluation mode, where both draw nothing; the mode is put back. Networks that draw even
+    then are compared example by example, with equal seeds.
     """
     hooked = hooked_parameter(network)
     if hooked is not None:
@@ -43,12 +44,12 @@ def disagreement(engine: type[Engine], network: nn.Module, loss_fn: LossFunction
     probe = _two_examples(example)
     unit, clip = ClippedUnit(1, probe.size), _ByParameter()
     clip.start(torch.finfo(torch.float32).max / 2.0)
-    with undisturbed(network), _plain_attention():
-        if _ever_random(network, probe):
+    with undisturbed(network, loss_fn), _plain_attention():
+        if _is_random(network, probe):
             engine(unit).clipped_sum(network, loss_fn, probe, clip)  # it must also run as it will be trained
             network.eval()
-            if _ever_random(network, probe):
-                return "its forward pass is random even in evaluation mode, so that exactness cannot be checked"
+            if _is_random(network, probe):
+                return _random_difference(engine(unit), network, loss_fn, probe, clip)
         problem = _difference(engine(unit), network, loss_fn, probe, clip)
         if problem is None:
             # A layer behind one whose weights are zero has no gradient yet, and rows may be in their order by chance.
@@ -68,14 +69,6 @@ def _plain_attention() -> Iterator[None]:
         yield
     finally:
         torch.backends.mha.set_fastpath_enabled(before)
-
-
-def _ever_random(network: nn.Module, probe: Batch) -> bool:
-    """Whether the outputs are random, also of layers behind weights that are still zero."""
-    if _is_random(network, probe):
-        return True
-    with shaken(network):
-        return _runs(network, probe) and _is_random(network, probe)
 
 
 def _runs(network: nn.Module, probe: Batch) -> bool:
@@ -100,6 +93,21 @@ def _difference(
         second = VmapEngine(unit).clipped_sum(network, loss_fn, probe, clip)
         problem = problem if _compare(parameters, second, found) else None
     return problem
+
+
+def _random_difference(
+    engine: Engine, network: nn.Module, loss_fn: LossFunction, probe: Batch, clip: ClipMechanism
+) -> str | None:
+    parameters = list(trainable_parameters(network).items())
+    for row in range(probe.size):
+        found = []
+        for way in (LoopEngine(engine.unit), engine):
+            seed_generators(network, row)
+            found.append(way.clipped_sum(network, loss_fn, probe.select(slice(row, row + 1)), clip))
+        problem = _compare(parameters, *found)
+        if problem is not None:
+            return f"it draws at random even in evaluation mode, and with equal seeds {problem}"
+    return None
 
 
 def _compare(parameters: Sequence[tuple[str, nn.Parameter]], expected: ClippedSum, found: ClippedSum) -> str | None:
@@ -138,11 +146,4 @@ def _two_examples(example: Batch) -> Batch:
 
 def _is_random(network: nn.Module, probe: Batch) -> bool:
     with torch.no_grad():
-        outputs = []
-        for seed in range(4):
-            seed_generators(network, seed)
-            outputs.append(call_network(network, probe.x))
-    first, *others = (torch.cat([part.flatten().double() for part in all_tensors(value)]) for value in outputs)
-    scale = max(_largest(first), torch.finfo(torch.float32).tiny)
-    differences = [_largest(torch.nan_to_num(first) - torch.nan_to_num(other)) for other in others]
-    return max(differences) > 1e-5 * scale  # kernels may add in any order
+        return draws(network, lambda: call_network(network, probe.x))

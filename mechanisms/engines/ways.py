@@ -6,19 +6,18 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.func import functional_call, vmap
-from torch.utils._pytree import TreeSpec, tree_flatten, tree_unflatten
+from torch.func import functional_call
 
 from mechanisms.engines.capture import Record, Recorder, positional
+from mechanisms.engines.isolation import example_of, on_batch
 from mechanisms.engines.layers.rules import LAYER_RULES, LayerRule
 from mechanisms.engines.parameters import slots
 from mechanisms.engines.pool_first import computed
-from monitors.errors import UnsupportedModuleError
 
 if TYPE_CHECKING:
-    from mechanisms.engines.axes import Axes, Axis
     from mechanisms.engines.sites import Site
 
 
@@ -27,27 +26,29 @@ class Way(Protocol):
 
     words: ClassVar[str]
 
-    def run(
-        self, recorder: Recorder, site: Site, key: str, original: Callable[..., Any], args: Any, kwargs: Any
-    ) -> Any:
+    def run(self, recorder: Recorder, site: Site, original: Callable[..., Any], args: Any, kwargs: Any) -> Any:
         """The output of one call, recorded."""
 
 
 @dataclass(frozen=True)
 class ByRule:
-    """The layer runs as it is; its rule makes gradients from its input and output gradient."""
+    """The layer runs as it is; its rule makes gradients from its input and output gradient.
+
+    Args:
+        rule: The rule.
+        row_wise: Whether the layer is one of PyTorch's, known to treat every row alone; others run isolated.
+    """
 
     rule: LayerRule
+    row_wise: bool = False
     words: ClassVar[str] = "layer rule"
 
-    def run(
-        self, recorder: Recorder, site: Site, key: str, original: Callable[..., Any], args: Any, kwargs: Any
-    ) -> Any:
+    def run(self, recorder: Recorder, site: Site, original: Callable[..., Any], args: Any, kwargs: Any) -> Any:
         """Run with constant parameters and keep inputs and output."""
-        with recorder.aside(site.values):
-            output = original(*args, **kwargs)
+        if not self.row_wise:
+            return recorder.run_isolated(site, self.rule, original, args, kwargs)
         inputs = positional(site.module, args, kwargs)
-        return recorder.watch(site, key, site.parameters, self.rule, site.module, inputs, output)
+        return recorder.run_on_batch(site, site.parameters, self.rule, site.module, original, inputs, site.values)
 
 
 @dataclass(frozen=True)
@@ -57,39 +58,38 @@ class ByRewrite:
     rewritten: Callable[..., Any]
     words: ClassVar[str] = "rewritten into layers with rules"
 
-    def run(
-        self, recorder: Recorder, site: Site, key: str, original: Callable[..., Any], args: Any, kwargs: Any
-    ) -> Any:
+    def run(self, recorder: Recorder, site: Site, original: Callable[..., Any], args: Any, kwargs: Any) -> Any:
         """Run the rewritten forward pass."""
         del original
-        return self.rewritten(site.module, SiteTape(recorder, site, key), *args, **kwargs)
+        return self.rewritten(site.module, SiteTape(recorder, site), *args, **kwargs)
 
 
 class SiteTape:
     """The parameters of one rewritten module, watched where they are used."""
 
-    def __init__(self, recorder: Recorder, site: Site, key: str) -> None:
-        self._recorder, self._site, self._key = recorder, site, key
+    def __init__(self, recorder: Recorder, site: Site) -> None:
+        self._recorder, self._site = recorder, site
 
     def linear(self, x: Tensor, weight: str, bias: str | None = None) -> Tensor:
         """``x W' + b``; ``weight`` and ``bias`` are names of the module's parameters."""
         w, b = self._detached(weight), None if bias is None else self._detached(bias)
-        return self._watch(_LINEAR, {"weight": weight, "bias": bias}, x, F.linear(x, w, b))
+        return self._run(_LINEAR, {"weight": weight, "bias": bias}, x, lambda rows: F.linear(rows, w, b))
 
     def embedding(self, tokens: Tensor, weight: str, padding_idx: int | None = None) -> Tensor:
         """Rows of the table called ``weight``; the row ``padding_idx`` has no gradient."""
         table = self._detached(weight)
         layer = _Table(table, padding_idx)
-        return self._watch(layer, {"weight": weight}, tokens, F.embedding(tokens, table))
+        return self._run(layer, {"weight": weight}, tokens, lambda rows: F.embedding(rows, table))
 
-    def _watch(self, layer: nn.Module, roles: dict[str, str | None], x: Tensor, output: Tensor) -> Tensor:
+    def _run(
+        self, layer: nn.Module, roles: dict[str, str | None], x: Tensor, function: Callable[[Tensor], Tensor]
+    ) -> Tensor:
         known = self._site.parameters
         names = {role: known[name] for role, name in roles.items() if name is not None and name in known}
         if not names:
-            return output
+            return function(x)
         rule = LAYER_RULES[nn.Embedding if isinstance(layer, _Table) else nn.Linear]
-        key = f"{self._key}:{roles['weight']}"
-        return self._recorder.watch(self._site, key, names, rule, layer, (x,), output)
+        return self._recorder.run_on_batch(self._site, names, rule, layer, function, (x,))
 
     def _detached(self, name: str) -> Tensor:
         value: Any = self._site.module
@@ -107,75 +107,23 @@ class _Table(nn.Module):
 
 
 _LINEAR = nn.Identity()
-_TENSOR = object()
 
 
 @dataclass(frozen=True)
 class ByExample:
-    """The module runs vectorised over examples, each on its own view of the parameters; autograd does the rest."""
+    """The module runs on parameters of which each example has a view of its own; autograd does the rest."""
 
     words: ClassVar[str] = "vectorised over examples"
 
-    def run(
-        self, recorder: Recorder, site: Site, key: str, original: Callable[..., Any], args: Any, kwargs: Any
-    ) -> Any:
-        """Run under ``vmap``; memory is one copy of the module's gradient per example."""
-        values, spec = tree_flatten((args, kwargs))
-        if not recorder.axes.known:
-            with recorder.aside(site.values):
-                output = original(*args, **kwargs)
-            recorder.axes.note(f"{key}:in", values)
-            recorder.axes.note(f"{key}:out", [part for part in tree_flatten(output)[0] if isinstance(part, Tensor)])
-            return output
+    def run(self, recorder: Recorder, site: Site, original: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+        """Run with per-example parameters; memory is one copy of the module's gradient per example."""
+        del original
         size = recorder.batch_size
-        axes = recorder.axes.of(f"{key}:in", values, size)
-        out_axes = recorder.axes.known_of(f"{key}:out")
-        if out_axes is None:
-            raise UnsupportedModuleError(f"module {site.name!r} is called more often than in the trial pass")
-        leaves = [value.detach().expand(size, *value.shape).requires_grad_() for value in site.values]
-        runner = _Example(site, spec)
+        with on_batch(), torch._C.DisableTorchFunction():
+            leaves = [value.detach().expand(size, *value.shape).requires_grad_() for value in site.values]
+        own = dict(zip(map(id, site.values), map(example_of, leaves), strict=True))
+        state = {at: own[id(v)] if id(v) in own else v.detach() for at, v in slots(site.module).items()}
         with recorder.aside(site.values):
-            flat = vmap(runner, in_dims=(0, *map(_dim, axes)), out_dims=_out_dims(out_axes), randomness="different")(
-                leaves, *[_divided(value, axis, size) for value, axis in zip(values, axes, strict=True)]
-            )
+            output = computed(functional_call(site.module, state, args, kwargs, tie_weights=False))
         recorder.records.append(Record(site, site.parameters, leaves=leaves))
-        merged = iter([_merged(value, axis) for value, axis in zip(flat, out_axes, strict=True)])
-        outputs = [next(merged) if constant is _TENSOR else constant for constant in runner.constants]
-        return tree_unflatten(outputs, runner.output_spec)  # type: ignore[arg-type]
-
-
-class _Example:
-    """One example through the module, with its own parameters."""
-
-    def __init__(self, site: Site, spec: TreeSpec) -> None:
-        self.site, self.spec = site, spec
-        self.output_spec: TreeSpec | None = None
-        self.constants: list[Any] = []
-        self.places = slots(site.module)
-
-    def __call__(self, parameters: list[Tensor], *values: Any) -> tuple[Any, ...]:
-        args, kwargs = tree_unflatten(list(values), self.spec)
-        own = dict(zip(map(id, self.site.values), parameters, strict=True))
-        state = {at: own[id(value)] if id(value) in own else value.detach() for at, value in self.places.items()}
-        output = computed(functional_call(self.site.module, state, args, kwargs, tie_weights=False))
-        flat, self.output_spec = tree_flatten(output)
-        self.constants = [_TENSOR if isinstance(part, Tensor) else part for part in flat]
-        return tuple(part for part in flat if isinstance(part, Tensor))
-
-
-def _out_dims(axes: Axes) -> tuple[int, ...]:
-    return tuple(0 if axis is None else axis.dim for axis in axes)
-
-
-def _dim(axis: Axis | None) -> int | None:
-    return None if axis is None else axis.dim
-
-
-def _divided(value: Any, axis: Axis | None, size: int) -> Any:
-    return value if axis is None else value.unflatten(axis.dim, (size, axis.fold))
-
-
-def _merged(value: Tensor, axis: Axis | None) -> Tensor:
-    if axis is not None:
-        return value.flatten(axis.dim, axis.dim + 1)
-    return value.flatten(0, 1) if value.dim() > 1 and value.shape[1] == 1 else value
+        return output

@@ -1,9 +1,11 @@
+import threading
+
 import pytest
 import torch
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from dpmodel import fix, validate
+from dpmodel import Callback, fix, validate
 from dpmodel.compat import require_valid
 from dpmodel.nets import FrozenBatchNorm
 from monitors.errors import UnprotectedUpdateError, UnsupportedModuleError
@@ -207,12 +209,17 @@ def test_the_probe_restores_parameters():
 
 
 def test_a_layer_that_writes_to_its_weights_only_later_stops_the_training_before_an_update(make_model):
-    calls = []
-    network = Writing(when=lambda x: calls.append(1) or len(calls) > 200)
+    late = threading.Event()
+    network = Writing(when=lambda x: late.is_set())
     data = torch.utils.data.TensorDataset(torch.randn(64, 3), torch.randint(0, 2, (64,)))
     model = make_model(network, engine="loop")
+
+    class Later(Callback):
+        def on_train_epoch_end(self, run):
+            late.set()
+
     with pytest.raises(UnprotectedUpdateError, match="writes to its weights in the forward pass"):
-        model.fit(torch.utils.data.DataLoader(data, 16), epochs=20)
+        model.fit(torch.utils.data.DataLoader(data, 16), epochs=20, callbacks=[Later()])
     assert model.ledger.total > 0
 
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from mechanisms.engines.isolation import on_rows, rows_of
 from mechanisms.engines.layers.rewrites import Tape, rewrite
 from mechanisms.engines.layers.short_attention import is_short, short_self_attention
 from monitors.errors import UnsupportedModuleError
@@ -46,11 +48,44 @@ def multihead_attention(
         mixed = (weights @ v).transpose(1, 2).flatten(2)
         weights = weights.mean(1) if average_attn_weights else weights
     elif packed is not None and not dropout and is_short(packed, mask):
-        mixed = short_self_attention(packed, module.num_heads, mask)
+        mixed = on_rows(lambda packed, mask: short_self_attention(packed, module.num_heads, mask), packed, mask)
     else:
-        mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout).transpose(1, 2).flatten(2)
+        mixed = attention_by_rows(q, k, v, attn_mask=mask, dropout_p=dropout).transpose(1, 2).flatten(2)
     out_bias = None if module.out_proj.bias is None else "out_proj.bias"
     return _batch_first(module, tape.linear(mixed, "out_proj.weight", out_bias)), weights
+
+
+def attention_by_rows(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attn_mask: Tensor | None = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    **options: Any,
+) -> Tensor:
+    """``F.scaled_dot_product_attention``, which treats every row alone, by the library's kernel for whole batches.
+
+    Args:
+        query: Shape (rows, ..., queries, width).
+        key: Shape (rows, ..., keys, width).
+        value: Shape (rows, ..., keys, width).
+        attn_mask: Broadcastable to (rows, ..., queries, keys), or None.
+        dropout_p: As of the function.
+        is_causal: As of the function.
+        options: Further arguments by name.
+    """
+    options |= {"dropout_p": dropout_p, "is_causal": is_causal}
+    if query.dim() < 3:
+        return F.scaled_dot_product_attention(query, key, value, attn_mask, **options)
+    if attn_mask is not None and rows_of(attn_mask) is not None:
+        attn_mask = attn_mask[(None,) * (query.dim() - attn_mask.dim())]
+        attn_mask = attn_mask.expand(len(query), *attn_mask.shape[1:])
+
+    def attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
+        return F.scaled_dot_product_attention(query, key, value, mask, **options)
+
+    return on_rows(attend, query, key, value, attn_mask)
 
 
 def _batch_first(module: nn.MultiheadAttention, value: Tensor) -> Tensor:

@@ -52,6 +52,10 @@ class ConvolutionRule(LayerRule):
         Differential Privacy" (when Gram matrices pay).
     """
 
+    def batched_dims(self, layer: nn.Module) -> int:
+        """Rows, channels and positions."""
+        return 2 + len(_conv(layer).kernel_size)
+
     def example_gradients(self, call: Call) -> Mapping[str, Tensor]:
         """``weight`` (B, O, C / groups, *kernel) and ``bias`` (B, O)."""
         layer, g = _conv(call.layer), call.output_grad
@@ -77,6 +81,10 @@ class ConvolutionRule(LayerRule):
 @layer_rule(nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 class TransposedConvolutionRule(LayerRule):
     """A transposed convolution swaps the roles of input and output gradient."""
+
+    def batched_dims(self, layer: nn.Module) -> int:
+        """Rows, channels and positions."""
+        return 2 + len(_conv(layer).kernel_size)
 
     def example_gradients(self, call: Call) -> Mapping[str, Tensor]:
         """``weight`` (B, C, O / groups, *kernel) and ``bias`` (B, O)."""

@@ -22,13 +22,29 @@ def _scaled(call: Call, normalised: Callable[[], Tensor], dims: tuple[int, ...])
     return found
 
 
-@layer_rule(nn.LayerNorm)
-def layer_norm(call: Call) -> Mapping[str, Tensor]:
-    """``weight`` and ``bias`` of shape (B, *normalized_shape)."""
-    layer, x = call.layer, call.inputs[0]
-    assert isinstance(layer, nn.LayerNorm)
-    shape = list(layer.normalized_shape)
-    return _scaled(call, lambda: F.layer_norm(x, shape, eps=layer.eps), tuple(range(1, x.dim() - len(shape))))
+@layer_rule(nn.LayerNorm, nn.RMSNorm)
+class LastDimensionsRule(LayerRule):
+    """Layers that normalise over their last dimensions, each row and position by itself."""
+
+    def batched_dims(self, layer: nn.Module) -> int:
+        """The normalised dimensions, and one for the rows."""
+        return 1 + len(_shape(layer))
+
+    def example_gradients(self, call: Call) -> Mapping[str, Tensor]:
+        """``weight`` and ``bias`` of shape (B, *normalized_shape)."""
+        layer, x = call.layer, call.inputs[0]
+        function = F.layer_norm if isinstance(layer, nn.LayerNorm) else F.rms_norm
+        shape = _shape(layer)
+
+        def normalised() -> Tensor:
+            return function(x, shape, eps=layer.eps)  # type: ignore[arg-type, operator]
+
+        return _scaled(call, normalised, tuple(range(1, x.dim() - len(shape))))
+
+
+def _shape(layer: nn.Module) -> list[int]:
+    assert isinstance(layer, (nn.LayerNorm, nn.RMSNorm))
+    return list(layer.normalized_shape)
 
 
 @layer_rule(nn.GroupNorm)
@@ -39,18 +55,14 @@ def group_norm(call: Call) -> Mapping[str, Tensor]:
     return _scaled(call, lambda: F.group_norm(x, layer.num_groups, eps=layer.eps), tuple(range(2, x.dim())))
 
 
-@layer_rule(nn.RMSNorm)
-def rms_norm(call: Call) -> Mapping[str, Tensor]:
-    """``weight`` of shape (B, *normalized_shape)."""
-    layer, x = call.layer, call.inputs[0]
-    assert isinstance(layer, nn.RMSNorm)
-    shape = list(layer.normalized_shape)
-    return _scaled(call, lambda: F.rms_norm(x, shape, eps=layer.eps), tuple(range(1, x.dim() - len(shape))))
-
-
 @layer_rule(nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d)
 class InstanceNormRule(LayerRule):
     """``weight`` and ``bias`` of shape (B, channels); running statistics are refused."""
+
+    def batched_dims(self, layer: nn.Module) -> int:
+        """Rows, channels and positions."""
+        kinds = (nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d)
+        return 3 + next(number for number, kind in enumerate(kinds) if isinstance(layer, kind))
 
     def example_gradients(self, call: Call) -> Mapping[str, Tensor]:
         """Sums of ``g * normalised`` and of ``g`` over positions."""

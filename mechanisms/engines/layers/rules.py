@@ -158,6 +158,11 @@ class LayerRule(ABC):
             for name in call.wanted
         }
 
+    def batched_dims(self, layer: nn.Module) -> int:
+        """Dimensions of a tensor from which on the first one counts rows; one with fewer belongs to a single row."""
+        del layer
+        return 2 if self.positional else 1
+
     def join(self, calls: Sequence[Call]) -> Call | None:
         """Several calls of one layer as one call with the same total gradient, or None where that cannot be."""
         del calls
@@ -227,13 +232,32 @@ def layer_rule(*types: type[nn.Module]) -> Callable[[R], R]:
 
 def rule_for(layer: nn.Module) -> LayerRule | None:
     """The rule of the layer's type, or of the nearest base type that has one and the same ``forward``."""
+    base = _ruled_base(layer)
+    return None if base is None else LAYER_RULES[base]
+
+
+def runs_torchs_forward(layer: nn.Module) -> bool:
+    """Whether a layer with a rule is computed by PyTorch's own code, of which it is known that it treats rows alone."""
+    base = _ruled_base(layer)
+    return base is not None and base.__module__.startswith("torch.nn.modules.")
+
+
+def _ruled_base(layer: nn.Module) -> type[nn.Module] | None:
     if "forward" in vars(layer):
         return None
     for base in type(layer).__mro__:
-        rule = LAYER_RULES.get(base)
-        if rule is not None:
-            same = all(
-                getattr(type(layer), name, None) is getattr(base, name, None) for name in ("forward", "_conv_forward")
-            )
-            return rule if same else None
+        if base in LAYER_RULES:
+            same = all(getattr(type(layer), name, None) is getattr(base, name, None) for name in _COMPUTING)
+            return base if same else None
     return None
+
+
+#: Methods that compute the output of PyTorch's layers with rules.
+_COMPUTING = (
+    "forward",
+    "_conv_forward",
+    "_output_padding",
+    "_get_no_batch_dim",
+    "_handle_no_batch_input",
+    "_apply_instance_norm",
+)

@@ -22,7 +22,7 @@ def is_short(packed: Tensor, mask: Tensor | None) -> bool:
     """
     plain = packed.dtype in (torch.float32, torch.float64) and not torch.is_autocast_enabled("cpu")
     constant = mask is None or not mask.requires_grad
-    return packed.device.type == "cpu" and plain and constant and packed.shape[1] <= SHORT
+    return packed.device.type == "cpu" and plain and constant and packed.shape[-2] <= SHORT
 
 
 def short_self_attention(packed: Tensor, heads: int, mask: Tensor | None = None) -> Tensor:

@@ -70,8 +70,8 @@ def test_chunks_made_for_speed_change_no_number(clip, monkeypatch):
 def test_a_small_rest_of_a_batch_is_spread_over_the_chunks_made_for_speed(clip, monkeypatch, size, chunks):
     monkeypatch.setattr("mechanisms.engines.bookkeeping.CACHE_BYTES", 1)  # chunks of the smallest size, 32
     network, (x, y), seen = cnn(), images(size), []
-    record = bookkeeping.record_pass
-    monkeypatch.setattr(bookkeeping, "record_pass", lambda *args: seen.append(args[2].size) or record(*args))
+    record = bookkeeping.record_forward
+    monkeypatch.setattr(bookkeeping, "record_forward", lambda *args: seen.append(args[2].size) or record(*args))
     clipped_sum(network, x, y, clip)
     assert len(seen) == chunks
     assert max(seen) - min(seen) < len(seen)

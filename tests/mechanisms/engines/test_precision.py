@@ -13,6 +13,7 @@ from torch import nn
 
 from mechanisms.clipping import CLIP
 from mechanisms.engines import ENGINES, Batch, BookKeepingEngine, LoopEngine, choose_engine
+from mechanisms.engines.capture import Recorder
 from mechanisms.units import ClippedUnit
 from monitors.errors import ConfigError
 
@@ -122,12 +123,16 @@ def test_one_example_moves_the_sum_by_at_most_the_bound_on_the_device(kind, clip
 
 
 @pytest.mark.parametrize("kind", NETWORKS)
-def test_passes_are_in_half_precision_while_norms_and_sums_are_float32(kind):
+def test_passes_are_in_half_precision_while_norms_and_sums_are_float32(kind, monkeypatch):
     make, draw = NETWORKS[kind]
-    network, seen = make(), []
-    hook = network.register_forward_hook(lambda module, args, output: seen.append(output.dtype))
+    network, seen, watched = make(), [], Recorder._watched
+
+    def noted(self, record, output):
+        seen.append(output.dtype)
+        return watched(self, record, output)
+
+    monkeypatch.setattr(Recorder, "_watched", noted)
     found = clipped_sum(network, draw(6), targets(6), "PerLayer")
-    hook.remove()
     assert torch.bfloat16 in seen
     assert found.flat_grad.dtype == found.norms.dtype == torch.float32
     assert all(parameter.dtype == torch.float32 for parameter in network.parameters())

@@ -77,7 +77,7 @@ def test_an_encoder_uses_it_unless_weights_are_dropped(monkeypatch, dropout, use
     calls = []
 
     def counted(*args):
-        calls.append(args)
+        calls.append(True)  # the arguments would outlive the pass
         return short_self_attention(*args)
 
     monkeypatch.setattr(attention, "short_self_attention", counted)

@@ -33,12 +33,16 @@ def test_an_error_of_one_percent_in_one_parameter_is_found_and_named():
     assert "'2.weight'" in disagreement(Off, NETWORK, nn.CrossEntropyLoss(), EXAMPLE)
 
 
-def test_randomness_that_no_mode_turns_off_is_named():
+def test_networks_that_draw_in_any_mode_are_compared_with_equal_seeds():
     class Noisy(nn.Linear):
         def forward(self, x):
             return super().forward(x + torch.randn_like(x))
 
-    assert "random even in evaluation mode" in disagreement(VmapEngine, Noisy(4, 3), nn.CrossEntropyLoss(), EXAMPLE)
+    for engine in (VmapEngine, BookKeepingEngine):
+        assert disagreement(engine, Noisy(4, 3), nn.CrossEntropyLoss(), EXAMPLE) is None
+    Off.index = 0
+    problem = disagreement(Off, nn.Sequential(Noisy(4, 3)), nn.CrossEntropyLoss(), EXAMPLE)
+    assert "random even in evaluation mode, and with equal seeds layer '0'" in problem
 
 
 def test_a_kernel_that_is_wrong_for_a_batch_of_one_is_outvoted():

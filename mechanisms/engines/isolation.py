@@ -1,0 +1,188 @@
+"""A forward pass in which every module is shown one example, while its kernels run on the whole batch."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+from torch._functorch.pyfunctorch import temporarily_pop_interpreter_stack
+from torch._library.custom_ops import OPDEFS
+from torch.autograd.graph import disable_saved_tensors_hooks
+from torch.func import vmap
+
+from mechanisms.engines.batch import map_tensors
+from monitors.errors import UnsupportedModuleError
+
+_functorch: Any = torch._C._functorch
+_APPLY: Any = vars(torch.autograd.Function)["apply"]
+
+#: Packages whose autograd functions may see a whole batch: what they do with its rows is known.
+_TRUSTED = ("torch.", "mechanisms.")
+
+#: Such hooks are handed the tensors of the whole batch.
+_NO_HOOKS = "saved tensor hooks (activation checkpointing, for instance) would be handed the whole batch"
+
+#: Parts of PyTorch's messages about what a vectorised function must not do.
+_SIGNS = ("vmap", "functorch", "BatchedTensor", "doesn't have storage", "broadcast shape", _NO_HOOKS)
+
+#: Characters of PyTorch's reason that are passed on.
+_LONGEST_REASON = 300
+
+#: Level of the outermost transform of ``torch.func``.
+_OUTERMOST = 1
+
+
+def isolated(function: Callable[..., Tensor], *nests: Any) -> Tensor:
+    """``function`` of every example by itself: shape (B, *shape of one result).
+
+    The function runs once, under ``torch.func.vmap`` with shared weights: each tensor that it sees holds one example,
+    as a batch of one. It cannot express an operation over the examples of the batch, and what would make the control
+    flow of Python depend on an example (``if x.max() > 1``, ``.item()``, a mask that picks rows) is an error. Random
+    numbers are drawn for each example separately. Autograd works outside of it, on the tensors of the whole batch.
+
+    Args:
+        function: Of one example; takes one argument per nest, of the same structure.
+        nests: Nests of tensors whose first dimension counts the same B examples.
+
+    Raises:
+        UnsupportedModuleError: The function cannot be vectorised, for PyTorch's own reason, or it uses an autograd
+            function with a vectorisation rule of its own.
+
+    Example:
+        >>> isolated(lambda x: (x / x.max()).sum(), torch.tensor([[1.0, 1.0], [1.0, 3.0]]))
+        tensor([2.0000, 1.3333])
+    """
+
+    def of_one(*examples: Any) -> Tensor:
+        return function(*(map_tensors(lambda value: value.unsqueeze(0), example) for example in examples))
+
+    with examples_only(), disable_saved_tensors_hooks(_NO_HOOKS):
+        found: Tensor = vmap(of_one, in_dims=0, randomness="different")(*nests)
+    return found
+
+
+@contextmanager
+def examples_only() -> Iterator[None]:
+    """Around a vectorised call: no rule of the user's is handed the whole batch, and PyTorch's refusals are explained.
+
+    Raises:
+        UnsupportedModuleError: The call needs to look at more than one example, or at its numbers.
+    """
+    try:
+        with _GuardedFunctions():
+            yield
+    except RuntimeError as error:
+        reason = " ".join(str(error).split())
+        if not any(sign in reason for sign in _SIGNS):
+            raise  # an error of the network or the loss itself
+        raise UnsupportedModuleError(
+            f"the examples of a batch cannot be isolated: {reason[:_LONGEST_REASON]}"
+        ) from error
+
+
+def rows_of(value: Any) -> Tensor | None:
+    """What all examples hold in place of ``value``, shape (B, *value.shape); None where they share it.
+
+    Call inside of ``isolated``; work on the result belongs into ``on_batch``.
+
+    Raises:
+        UnsupportedModuleError: The network is inside of a transform of ``torch.func`` of its own.
+    """
+    if not isinstance(value, Tensor) or not _functorch.is_functorch_wrapped_tensor(value):
+        return None
+    if not _functorch.is_batchedtensor(value) or _functorch.maybe_get_level(value) != _OUTERMOST:
+        raise UnsupportedModuleError("a layer is called inside of a transform of torch.func that the network applies")
+    rows: Tensor = _functorch.get_unwrapped(value)
+    dim = _functorch.maybe_get_bdim(value)
+    if dim:
+        with on_batch():
+            rows = rows.movedim(dim, 0)
+    return rows
+
+
+def example_of(rows: Tensor) -> Tensor:
+    """The tensor of one example that stands for ``rows``, shape (B, ...): the inverse of ``rows_of``."""
+    found: Tensor = _functorch._add_batch_dim(rows, 0, _OUTERMOST)
+    return found
+
+
+@contextmanager
+def on_batch() -> Iterator[None]:
+    """Inside of ``isolated``, work on the tensors of the whole batch: for layers that treat every row alone."""
+    with temporarily_pop_interpreter_stack():
+        yield
+
+
+def on_rows(function: Callable[..., Tensor], *values: Tensor | None) -> Tensor:
+    """``function(*values)``, computed for the rows of all examples at once.
+
+    Only for functions of which it is known that row i of the result depends on row i of each value alone.
+
+    Args:
+        function: Of tensors whose first dimension counts rows, or that are the same for all rows.
+        values: Tensors of one example. Inside of ``isolated``, those that examples share are passed on as they are.
+    """
+    rows = [rows_of(value) for value in values]
+    size = next((found.shape[:2] for found in rows if found is not None), None)
+    if size is None:
+        return function(*values)
+    with on_batch():
+        pairs = zip(values, rows, strict=True)
+        found = function(*(value if own is None else own.flatten(0, 1) for value, own in pairs))
+        return example_of(found.unflatten(0, size))
+
+
+class _GuardedFunctions:
+    """While active in any thread, autograd functions of other packages with a vmap rule of their own are refused."""
+
+    _lock: ClassVar = threading.Lock()
+    _active: ClassVar[int] = 0
+
+    def __enter__(self) -> None:
+        with self._lock:
+            type(self)._active += 1
+            torch.autograd.Function.apply = classmethod(_guarded_apply)  # type: ignore[assignment, method-assign]
+            for operator in tuple(OPDEFS.values()):
+                rule = operator._vmap_fn
+                if rule is not None and not isinstance(rule, _GuardedRule):
+                    operator._vmap_fn = _GuardedRule(operator._qualname, rule)
+
+    def __exit__(self, *exception: object) -> None:
+        with self._lock:
+            type(self)._active -= 1
+            if not self._active:
+                torch.autograd.Function.apply = _APPLY  # type: ignore[method-assign]
+
+
+class _GuardedRule:
+    """The vectorisation rule of an operator of the user's: refused in an isolated pass, itself otherwise."""
+
+    def __init__(self, name: str, rule: Callable[..., Any]) -> None:
+        self._name, self._rule = name, rule
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        if _GuardedFunctions._active:
+            raise _own_rule(f"operator {self._name}")
+        return self._rule(*args, **kwargs)
+
+
+def _guarded_apply(cls: type[torch.autograd.Function], *args: Any, **kwargs: Any) -> Any:
+    _refuse_own_rule(cls)
+    return _APPLY.__get__(None, cls)(*args, **kwargs)
+
+
+def _refuse_own_rule(cls: type[torch.autograd.Function]) -> None:
+    trusted = cls.__module__.startswith(_TRUSTED)
+    if not trusted and _functorch.maybe_current_level() is not None and cls.vmap is not torch.autograd.Function.vmap:
+        raise _own_rule(f"autograd function {cls.__name__}")
+
+
+def _own_rule(what: str) -> UnsupportedModuleError:
+    return UnsupportedModuleError(
+        f"{what} has a vmap rule of its own, which is handed the whole batch, so that what it does to the examples is "
+        "not known; leave the rule out (an autograd function may set generate_vmap_rule = True)"
+    )
