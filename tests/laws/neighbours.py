@@ -1,4 +1,4 @@
-"""Neighbouring trainings through the public ``fit``: what one example really moves, beside what the ledger accounts for.
+"""Neighbouring trainings through the public ``fit``: what one example moves, beside what the ledger accounts for.
 
 Two data sets that differ in one example are trained on with one noise stream, every row in every step, and an optimizer
 that keeps the weights where they are. The noise cancels, so that the difference of two released gradients is the
@@ -304,7 +304,10 @@ def attributes(training: Training) -> dict[str, Any]:
 
 def _collect(path: str, value: Any, found: dict[str, Any]) -> None:
     if isinstance(value, (Tensor, np.ndarray, float)):
-        found[path] = value.detach().clone() if isinstance(value, Tensor) else copy.copy(value)
+        try:
+            found[path] = value.detach().clone() if isinstance(value, Tensor) else copy.copy(value)
+        except RuntimeError:
+            found[path] = math.nan  # a tensor of a transform that has ended; equal to nothing, itself included
     elif isinstance(value, (list, tuple, dict)):
         for key, part in value.items() if isinstance(value, dict) else enumerate(value):
             _collect(f"{path}[{key}]", part, found)

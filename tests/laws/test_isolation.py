@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
+import math
+
 import numpy as np
 import pytest
 import torch
 
-from .neighbours import ROUNDING, fit, outcome, ratios, report, unprotected
+from dpmodel import Callback, DPModel, NoiseMechanismsFactory, poisson_loader
+from monitors.errors import DPModelError
+
+from .neighbours import DELTA, ROUNDING, body, drawn, fit, outcome, ratios, report, unprotected
 from .zoo import MEMBERS, SOUND
 
 TWINS = [member for member in MEMBERS if member.benign is not None]
@@ -92,3 +98,42 @@ def test_and_the_twin_does_not(member):
     pair = member.pair()
     sums = [unprotected(member.benign, rows, steps=member.steps) for rows in (pair.rows, pair.others)]
     assert max(ratios(*sums, pair.moves)) <= 1.0 + ROUNDING
+
+
+class Writes(Callback):
+    """Moves the weights behind the noise's back, after the first step."""
+
+    def on_train_step_end(self, run):
+        if run.step == 1:
+            run.network[0].weight.data += 1.0
+
+
+def secret_model(network, **options):
+    noise = NoiseMechanismsFactory.create("Gaussian", initial_noise_multiplier=1.0)
+    optimizer = torch.optim.SGD(network.parameters(), lr=0.1)
+    return DPModel(network, torch.nn.CrossEntropyLoss(), optimizer, noise_mech=noise, **options)
+
+
+@pytest.fixture
+def rows():
+    return poisson_loader(torch.utils.data.TensorDataset(*drawn()), batch_size=8)
+
+
+def test_a_violation_that_is_caught_voids_the_claim_and_ends_the_training_of_the_network(rows):
+    network = body()
+    model = secret_model(network)
+    with contextlib.suppress(DPModelError):
+        model.fit(rows, epochs=1, callbacks=[Writes()])
+    assert model.ledger.total > 0
+    assert model.privacy_spent(DELTA).epsilon == math.inf
+    for again in (model, secret_model(network)):
+        with pytest.raises(DPModelError):
+            again.fit(rows, epochs=1)
+
+
+def test_isolation_that_is_taken_on_trust_is_noted_and_that_which_was_verified_is_not(rows):
+    trusted, verified = secret_model(body(), isolation="trust"), secret_model(body())
+    for model in (trusted, verified):
+        model.fit(rows, epochs=1)
+    assert any("not verified" in note for note in trusted.ledger.notes)
+    assert not any("not verified" in note for note in verified.ledger.notes)

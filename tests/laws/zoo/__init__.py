@@ -2,13 +2,39 @@
 
 from __future__ import annotations
 
+from . import (
+    callbacks,
+    collation,
+    conditional,
+    datasets,
+    delayed,
+    draws,
+    hooks,
+    layers,
+    losses,
+    memory,
+    sorted_data,
+    state,
+)
 from .sound import SOUND
-from . import callbacks, collation, conditional, datasets, delayed, draws, hooks, layers, losses, sorted_data, state
 
 __all__ = ["MEMBERS", "SOUND"]
 
 MEMBERS = [
     member
-    for kind in (conditional, delayed, draws, state, sorted_data, losses, layers, hooks, collation, datasets, callbacks)
+    for kind in (
+        conditional,
+        delayed,
+        draws,
+        state,
+        memory,
+        sorted_data,
+        losses,
+        layers,
+        hooks,
+        collation,
+        datasets,
+        callbacks,
+    )
     for member in kind.MEMBERS
 ]

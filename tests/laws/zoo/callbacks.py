@@ -79,7 +79,9 @@ class Scaled(nn.Module):
 
 def by_loss(callback):
     layer = Scaled()
-    return Training(nn.Sequential(layer, nn.Linear(FEATURES, CLASSES, bias=False)), callbacks=lambda rows: [callback(layer)])
+    return Training(
+        nn.Sequential(layer, nn.Linear(FEATURES, CLASSES, bias=False)), callbacks=lambda rows: [callback(layer)]
+    )
 
 
 class GoesByStep(GoesByLoss):
@@ -92,7 +94,9 @@ MEMBERS = [
     CALLBACK("writes to the weights through NumPy", coupled=writing(by_numpy), benign=reading()),
     CALLBACK("writes to frozen weights", coupled=writing(to_frozen, network=frozen_first), benign=reading()),
     CALLBACK("writes when the training has ended", coupled=writing(to_weights, "on_train_end"), benign=reading()),
-    CALLBACK("writes through NumPy when the training has ended", coupled=writing(by_numpy, "on_train_end"), benign=None),
+    CALLBACK(
+        "writes through NumPy when the training has ended", coupled=writing(by_numpy, "on_train_end"), benign=None
+    ),
     CALLBACK("puts another layer in place", coupled=writing(swaps), benign=reading()),
     CALLBACK(
         "goes by the training loss",

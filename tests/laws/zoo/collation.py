@@ -42,7 +42,9 @@ class Series(torch.utils.data.Dataset):
     """Series of different lengths: the last feature of a row is the length of its series."""
 
     def __init__(self, x, y):
-        self.rows = [(10 * row[: FEATURES - 1].repeat(10)[: int(row[-1])], label) for row, label in zip(x, y, strict=True)]
+        self.rows = [
+            (10 * row[: FEATURES - 1].repeat(10)[: int(row[-1])], label) for row, label in zip(x, y, strict=True)
+        ]
 
     def __len__(self):
         return len(self.rows)

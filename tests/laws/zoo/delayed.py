@@ -102,12 +102,40 @@ def scheduled(dim):
 
 
 MEMBERS = [
-    DELAYED("mixes after its second call", coupled=layered(lambda: AfterCalls(2, True)), benign=layered(lambda: AfterCalls(2, False))),
-    DELAYED("mixes after many calls", coupled=layered(lambda: AfterCalls(40, True)), benign=layered(lambda: AfterCalls(40, False)), seen=False),
-    DELAYED("mixes when a global counter says so", coupled=layered(lambda: GlobalCounter(True)), benign=layered(lambda: GlobalCounter(False)), steps=12),
-    DELAYED("mixes from the second epoch on", coupled=lambda: scheduled(0), benign=lambda: scheduled(1), engine="bookkeeping"),
-    DELAYED("mixes in training mode only", coupled=layered(lambda: InTraining(0)), benign=layered(lambda: InTraining(1)), engine="bookkeeping"),
-    DELAYED("mixes where gradients are recorded", coupled=layered(lambda: WithGradients(0)), benign=layered(lambda: WithGradients(1))),
+    DELAYED(
+        "mixes after its second call",
+        coupled=layered(lambda: AfterCalls(2, True)),
+        benign=layered(lambda: AfterCalls(2, False)),
+    ),
+    DELAYED(
+        "mixes after many calls",
+        coupled=layered(lambda: AfterCalls(40, True)),
+        benign=layered(lambda: AfterCalls(40, False)),
+        seen=False,
+    ),
+    DELAYED(
+        "mixes when a global counter says so",
+        coupled=layered(lambda: GlobalCounter(True)),
+        benign=layered(lambda: GlobalCounter(False)),
+        steps=12,
+    ),
+    DELAYED(
+        "mixes from the second epoch on",
+        coupled=lambda: scheduled(0),
+        benign=lambda: scheduled(1),
+        engine="bookkeeping",
+    ),
+    DELAYED(
+        "mixes in training mode only",
+        coupled=layered(lambda: InTraining(0)),
+        benign=layered(lambda: InTraining(1)),
+        engine="bookkeeping",
+    ),
+    DELAYED(
+        "mixes where gradients are recorded",
+        coupled=layered(lambda: WithGradients(0)),
+        benign=layered(lambda: WithGradients(1)),
+    ),
     DELAYED(
         "mixes from a moment on",
         coupled=lambda: Training(body(ByTheClock(True), bias=False), callbacks=lambda rows: [Wait()]),

@@ -117,7 +117,11 @@ MEMBERS = [
         coupled=lambda: Training(nn.Sequential(nn.Dropout(0.1), body()), balanced),
         benign=lambda: Training(Encoder(), weighted),
     ),
-    RANDOM("mixes inputs by a random permutation", coupled=applying(mixup), benign=applying(lambda x: x + torch.randn_like(x))),
+    RANDOM(
+        "mixes inputs by a random permutation",
+        coupled=applying(mixup),
+        benign=applying(lambda x: x + torch.randn_like(x)),
+    ),
     RANDOM(
         "seeds the generator by what it sees",
         coupled=applying(seeds_by_content),

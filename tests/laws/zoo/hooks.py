@@ -5,7 +5,6 @@ from __future__ import annotations
 from functools import partial
 
 import torch
-from torch import nn
 from torch.nn.modules.module import register_module_forward_hook
 
 from ..neighbours import Apply, Member, Training, applying, body, one_more_first
@@ -13,6 +12,9 @@ from ..neighbours import Apply, Member, Training, applying, body, one_more_first
 HOOK = partial(Member, kind="hook")
 
 FUNCTION = partial(Member, kind="autograd function")
+
+#: Larger than all inputs at hand.
+LARGE = 100.0
 
 
 def hooked(attach):
@@ -27,11 +29,11 @@ def hooked(attach):
 
 
 def clamps_inputs(module, inputs):
-    return (inputs[0] / inputs[0].abs().max().clamp(min=1.0),)
+    return (inputs[0] / inputs[0].abs().max().clamp(min=LARGE),)
 
 
 def clamps_each_input(module, inputs):
-    return (inputs[0] / inputs[0].abs().amax(1, keepdim=True).clamp(min=1.0),)
+    return (inputs[0] / inputs[0].abs().amax(1, keepdim=True).clamp(min=LARGE),)
 
 
 def mixes_outputs(module, inputs, output):
@@ -226,7 +228,9 @@ MEMBERS = [
     ),
     HOOK(
         "a forward pre-hook mixes rows",
-        coupled=hooked(lambda layer: layer.register_forward_pre_hook(lambda module, inputs: (inputs[0] + inputs[0].flip(0),))),
+        coupled=hooked(
+            lambda layer: layer.register_forward_pre_hook(lambda module, inputs: (inputs[0] + inputs[0].flip(0),))
+        ),
         benign=hooked(lambda layer: layer.register_forward_hook(records_activations())),
     ),
     HOOK(
@@ -280,5 +284,3 @@ def _with_backward_hook(function):
     network = body()
     network[1].register_full_backward_hook(function)
     return network
-
-

@@ -23,7 +23,9 @@ class Normalised(nn.Module):
         self.dim, self.scale = dim, nn.Linear(FEATURES, FEATURES)
 
     def forward(self, x):
-        return self.scale((x - x.mean(self.dim, keepdim=True)) / (x.var(self.dim, keepdim=True, unbiased=False) + 1).sqrt())
+        return self.scale(
+            (x - x.mean(self.dim, keepdim=True)) / (x.var(self.dim, keepdim=True, unbiased=False) + 1).sqrt()
+        )
 
 
 class Attention(nn.Module):
@@ -100,20 +102,83 @@ def fft_over_batch(x):
 
 
 MEMBERS = [
-    PER_EXAMPLE("normalises over the batch", coupled=lambda: Training(body(Normalised(0))), benign=lambda: Training(body(Normalised(1)))),
-    PER_EXAMPLE("subtracts the mean of the batch", coupled=applying(lambda x: x - x.mean(0)), benign=applying(lambda x: x - x.mean(1, keepdim=True))),
-    PER_EXAMPLE("attends to other examples", coupled=lambda: Training(body(Attention(True))), benign=lambda: Training(body(Attention(False)))),
-    PER_EXAMPLE("rolls the batch", coupled=applying(lambda x: x + x.roll(1, 0)), benign=applying(lambda x: x + x.roll(1, 1))),
-    PER_EXAMPLE("adds up over the batch", pair=one_more_first, coupled=applying(lambda x: x.cumsum(0)), benign=applying(lambda x: x.cumsum(1))),
-    PER_EXAMPLE("sorts over the batch", coupled=applying(lambda x: x.sort(0).values), benign=applying(lambda x: x.sort(1).values)),
-    NETWORK("orders the rows by a feature", coupled=applying(indexed), benign=applying(lambda x: x.take_along_dim(x.argsort(1), 1))),
-    NETWORK("keeps the largest rows of the batch", coupled=applying(lambda x: x * (x.norm(dim=1) >= x.norm(dim=1).topk(min(3, len(x))).values[-1]).float()[:, None]), benign=applying(lambda x: x * (x >= x.topk(3, dim=1).values[:, -1:]).float())),
-    NETWORK("averages over other examples", coupled=applying(far_examples), benign=applying(lambda x: torch.cdist(x[:, None], torch.eye(FEATURES).expand(len(x), -1, -1)).squeeze(1))),
-    PER_EXAMPLE("transposes by mistake", coupled=applying(transposed), benign=applying(lambda x: x.reshape(len(x), 2, -1).transpose(1, 2).reshape(len(x), -1))),
-    NETWORK("adds the first row in place", pair=one_more_first, coupled=applying(written_in_place), benign=applying(lambda x: x.clone().add_(1.0).relu_())),
-    PER_EXAMPLE("transforms over the batch", coupled=applying(fft_over_batch), benign=applying(lambda x: torch.fft.fft(x, dim=1).real)),
-    NETWORK("forgets batch_first in a recurrent layer", pair=one_more_first, coupled=lambda: Training(Sequence(False)), benign=lambda: Training(Sequence(True))),
-    NETWORK("forgets batch_first in attention", coupled=lambda: Training(Sequence(False, False)), benign=lambda: Training(Sequence(True, False))),
+    PER_EXAMPLE(
+        "normalises over the batch",
+        coupled=lambda: Training(body(Normalised(0))),
+        benign=lambda: Training(body(Normalised(1))),
+    ),
+    PER_EXAMPLE(
+        "subtracts the mean of the batch",
+        coupled=applying(lambda x: x - x.mean(0)),
+        benign=applying(lambda x: x - x.mean(1, keepdim=True)),
+    ),
+    PER_EXAMPLE(
+        "attends to other examples",
+        coupled=lambda: Training(body(Attention(True))),
+        benign=lambda: Training(body(Attention(False))),
+    ),
+    PER_EXAMPLE(
+        "rolls the batch", coupled=applying(lambda x: x + x.roll(1, 0)), benign=applying(lambda x: x + x.roll(1, 1))
+    ),
+    PER_EXAMPLE(
+        "adds up over the batch",
+        pair=one_more_first,
+        coupled=applying(lambda x: x.cumsum(0)),
+        benign=applying(lambda x: x.cumsum(1)),
+    ),
+    PER_EXAMPLE(
+        "sorts over the batch",
+        coupled=applying(lambda x: x.sort(0).values),
+        benign=applying(lambda x: x.sort(1).values),
+    ),
+    NETWORK(
+        "orders the rows by a feature",
+        coupled=applying(indexed),
+        benign=applying(lambda x: x.take_along_dim(x.argsort(1), 1)),
+    ),
+    NETWORK(
+        "keeps the largest rows of the batch",
+        coupled=applying(
+            lambda x: x * (x.norm(dim=1) >= x.norm(dim=1).topk(min(3, len(x))).values[-1]).float()[:, None]
+        ),
+        benign=applying(lambda x: x * (x >= x.topk(3, dim=1).values[:, -1:]).float()),
+    ),
+    NETWORK(
+        "averages over other examples",
+        coupled=applying(far_examples),
+        benign=applying(lambda x: torch.cdist(x[:, None], torch.eye(FEATURES).expand(len(x), -1, -1)).squeeze(1)),
+    ),
+    PER_EXAMPLE(
+        "transposes by mistake",
+        coupled=applying(transposed),
+        benign=applying(lambda x: x.reshape(len(x), 2, -1).transpose(1, 2).reshape(len(x), -1)),
+    ),
+    NETWORK(
+        "adds the first row in place",
+        pair=one_more_first,
+        coupled=applying(written_in_place),
+        benign=applying(lambda x: x.clone().add_(1.0).relu_()),
+    ),
+    PER_EXAMPLE(
+        "transforms over the batch",
+        coupled=applying(fft_over_batch),
+        benign=applying(lambda x: torch.fft.fft(x, dim=1).real),
+    ),
+    NETWORK(
+        "forgets batch_first in a recurrent layer",
+        pair=one_more_first,
+        coupled=lambda: Training(Sequence(False)),
+        benign=lambda: Training(Sequence(True)),
+    ),
+    NETWORK(
+        "forgets batch_first in attention",
+        coupled=lambda: Training(Sequence(False, False)),
+        benign=lambda: Training(Sequence(True, False)),
+    ),
     NETWORK("experts have a capacity", coupled=lambda: Training(Experts(4)), benign=lambda: Training(Experts(None))),
-    PER_EXAMPLE("multiplies by the batch's covariance", coupled=applying(lambda x: x @ (x.T @ x) / len(x)), benign=applying(lambda x: torch.einsum("bi,bj,bj->bi", x, x, x) / 8)),
+    PER_EXAMPLE(
+        "multiplies by the batch's covariance",
+        coupled=applying(lambda x: x @ (x.T @ x) / len(x)),
+        benign=applying(lambda x: torch.einsum("bi,bj,bj->bi", x, x, x) / 8),
+    ),
 ]

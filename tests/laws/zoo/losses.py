@@ -135,14 +135,20 @@ def huber(outputs, targets):
 
 MEMBERS = [
     LOSS("negatives are the other examples", coupled=reduced(in_batch_negatives), benign=reduced(fixed_negatives)),
-    LOSS("negatives are the others, one number", coupled=plain(lambda o, t: in_batch_negatives(o, t).mean()), benign=plain(lambda o, t: fixed_negatives(o, t).mean())),
+    LOSS(
+        "negatives are the others, one number",
+        coupled=plain(lambda o, t: in_batch_negatives(o, t).mean()),
+        benign=plain(lambda o, t: fixed_negatives(o, t).mean()),
+    ),
     LOSS("examples are ranked in pairs", coupled=reduced(ranking), benign=reduced(margin)),
     LOSS("classes are weighed by the batch", coupled=reduced(weighted_by_batch), benign=reduced(weighted)),
     LOSS("only the hardest examples count", coupled=reduced(hardest), benign=reduced(hard)),
     LOSS("losses are divided by the largest", coupled=reduced(over_the_largest), benign=reduced(focal)),
     LOSS("weights of all examples add up to one", coupled=reduced(over_all_weights), benign=reduced(focal)),
     LOSS("outputs are mixed with another example's", coupled=reduced(mixed), benign=reduced(smoothed)),
-    LOSS("labels are smoothed by the batch's frequencies", coupled=reduced(smoothed_by_batch), benign=reduced(smoothed)),
+    LOSS(
+        "labels are smoothed by the batch's frequencies", coupled=reduced(smoothed_by_batch), benign=reduced(smoothed)
+    ),
     LOSS("outputs are decorrelated over the batch", coupled=plain(decorrelated), benign=plain(penalised)),
     LOSS("outputs are spread over the batch", coupled=plain(spread), benign=plain(spread_within)),
     LOSS("losses are divided by their mean", coupled=reduced(over_the_mean), benign=reduced(huber)),
