@@ -13,7 +13,8 @@ from dpmodel import Callback, DPModel, NoiseMechanismsFactory, poisson_loader
 from monitors.errors import DPModelError
 
 from .neighbours import DELTA, ROUNDING, body, drawn, fit, outcome, ratios, report, unprotected
-from .zoo import MEMBERS, SOUND
+from .zoo.members import MEMBERS
+from .zoo.sound import SOUND
 
 TWINS = [member for member in MEMBERS if member.benign is not None]
 

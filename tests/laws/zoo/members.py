@@ -16,9 +16,6 @@ from . import (
     sorted_data,
     state,
 )
-from .sound import SOUND
-
-__all__ = ["MEMBERS", "SOUND"]
 
 MEMBERS = [
     member
