@@ -1,0 +1,140 @@
+"""Law: whatever a user brings, no example moves a released sum by more than the ledger says, or the ledger says so."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from dpmodel import Callback, DPModel, NoiseMechanismsFactory, poisson_loader
+from monitors.errors import DPModelError
+
+from .neighbours import DELTA, ROUNDING, body, drawn, fit, outcome, ratios, report, unprotected
+from .zoo.members import MEMBERS
+from .zoo.sound import SOUND
+
+TWINS = [member for member in MEMBERS if member.benign is not None]
+
+#: Those that a network or a loss couples: engines differ in how they treat these.
+BY_PASSES = [member for member in MEMBERS if member.kind not in ("collate", "data set", "callback")]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _one_thread():
+    """Tiny tensors gain nothing from threads, and lose much when the machine is busy."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def trained(make, pair, steps=3, **options):
+    return [fit(make, rows, steps=steps, **options) for rows in (pair.rows, pair.others)]
+
+
+def require_true_claim(member, **options):
+    pair = member.pair()
+    one, other = trained(member.coupled, pair, member.steps, **options)
+    moves = pair.moves * (2.0 if "micro_batches" in options else 1.0)
+    found = outcome(one, other, moves, one_sided=member.one_sided)
+    assert found in member.accepts, f"{found}\n  {report(one, other, moves)}"
+
+
+def require_exact(make, pair, steps=3, engine=None):
+    one, other = trained(make, pair, steps)
+    found = outcome(one, other, pair.moves)
+    assert found == "exact", f"{found}\n  {report(one, other, pair.moves)}"
+    assert engine in (None, one.engine), one.explained
+
+
+@pytest.mark.parametrize("member", MEMBERS, ids=str)
+def test_no_coupling_moves_a_sum_by_more_than_is_accounted_for(member):
+    require_true_claim(member)
+
+
+@pytest.mark.parametrize("engine", ["bookkeeping", "vmap", "loop"])
+@pytest.mark.parametrize("member", BY_PASSES, ids=str)
+def test_nor_does_it_in_an_engine_that_was_asked_for(member, engine):
+    require_true_claim(member, engine=engine)
+
+
+@pytest.mark.parametrize("member", TWINS, ids=str)
+def test_code_of_the_same_shape_that_treats_each_example_alone_is_trained_exactly(member):
+    require_exact(member.benign, member.pair(), member.steps, member.engine)
+
+
+@pytest.mark.parametrize("sound", SOUND, ids=str)
+def test_code_of_every_day_is_trained_exactly(sound):
+    require_exact(sound.make, sound.pair(), engine=sound.engine)
+
+
+def same(left, right):
+    if isinstance(left, float):
+        return left == right
+    return np.array_equal(np.asarray(left), np.asarray(right), equal_nan=True)
+
+
+@pytest.mark.parametrize("member", BY_PASSES, ids=str)
+def test_nothing_of_the_data_stays_in_the_network_or_the_loss(member):
+    pair = member.pair()
+    one, other = trained(member.coupled, pair, member.steps)
+    stays = one.attributes.keys() ^ other.attributes.keys()
+    stays |= {path for path in one.attributes.keys() - stays if not same(one.attributes[path], other.attributes[path])}
+    assert not stays
+    assert one.ending == "voided" or all(torch.equal(one.weights[name], other.weights[name]) for name in one.weights)
+
+
+@pytest.mark.parametrize("member", [member for member in MEMBERS if member.seen], ids=str)
+def test_without_protection_the_coupling_breaks_the_claim(member):
+    pair = member.pair()
+    sums = [unprotected(member.coupled, rows, steps=member.steps) for rows in (pair.rows, pair.others)]
+    assert max(ratios(*sums, pair.moves)) > 1.0 + 10 * ROUNDING
+
+
+@pytest.mark.parametrize("member", TWINS, ids=str)
+def test_and_the_twin_does_not(member):
+    pair = member.pair()
+    sums = [unprotected(member.benign, rows, steps=member.steps) for rows in (pair.rows, pair.others)]
+    assert max(ratios(*sums, pair.moves)) <= 1.0 + ROUNDING
+
+
+class Writes(Callback):
+    """Moves the weights behind the noise's back, after the first step."""
+
+    def on_train_step_end(self, run):
+        if run.step == 1:
+            run.network[0].weight.data += 1.0
+
+
+def secret_model(network, **options):
+    noise = NoiseMechanismsFactory.create("Gaussian", initial_noise_multiplier=1.0)
+    optimizer = torch.optim.SGD(network.parameters(), lr=0.1)
+    return DPModel(network, torch.nn.CrossEntropyLoss(), optimizer, noise_mech=noise, **options)
+
+
+@pytest.fixture
+def rows():
+    return poisson_loader(torch.utils.data.TensorDataset(*drawn()), batch_size=8)
+
+
+def test_a_violation_that_is_caught_voids_the_claim_and_ends_the_training_of_the_network(rows):
+    network = body()
+    model = secret_model(network)
+    with contextlib.suppress(DPModelError):
+        model.fit(rows, epochs=1, callbacks=[Writes()])
+    assert model.ledger.total > 0
+    assert model.privacy_spent(DELTA).epsilon == math.inf
+    for again in (model, secret_model(network)):
+        with pytest.raises(DPModelError):
+            again.fit(rows, epochs=1)
+
+
+def test_isolation_that_is_taken_on_trust_is_noted_and_that_which_was_verified_is_not(rows):
+    trusted, verified = secret_model(body(), isolation="trust"), secret_model(body())
+    for model in (trusted, verified):
+        model.fit(rows, epochs=1)
+    assert any("not verified" in note for note in trusted.ledger.notes)
+    assert not any("not verified" in note for note in verified.ledger.notes)

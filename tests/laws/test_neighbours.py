@@ -1,0 +1,81 @@
+"""The neighbour harness itself: what it measures, and how it judges a pair of trainings."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from dpmodel import NoiseMechanismsFactory
+from mechanisms.noise import NoNoise
+
+from .neighbours import Trained, fit, one_more_last, one_replaced, outcome, ratios, under, unprotected
+from .zoo.members import MEMBERS
+
+
+def trained(*sums, weights=0.0, error=None, epsilon=3.0, released=2, notes=()):
+    values = [torch.tensor([value]) for value in sums]
+    return Trained(
+        values, {"weight": torch.tensor(weights)}, {}, epsilon, released, error, notes, "loop", "engine 'loop'"
+    )
+
+
+REFUSED = trained(error=ValueError(), epsilon=0.0, released=0)
+VOIDED = trained(1.0, error=ValueError(), epsilon=math.inf)
+EXACT = trained(1.0, 2.0)
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "found"),
+    [
+        (EXACT, trained(2.0, 2.5), "exact"),
+        (REFUSED, REFUSED, "refused"),
+        (VOIDED, VOIDED, "voided"),
+        (trained(1.0, notes=("a",)), trained(9.0, notes=("a",)), "noted"),
+    ],
+)
+def test_a_claim_that_holds_is_named(one, other, found):
+    assert outcome(one, other) == found
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "found"),
+    [
+        (EXACT, trained(2.1, 2.0), "one example moves the sum by 1.1 times"),
+        (EXACT, trained(1.0, math.nan), "one example moves the sum by inf times"),
+        (EXACT, trained(1.0, 2.0, weights=1.0), "what is left in the network differs"),
+        (EXACT, trained(1.0), "one example moves the sum by 0 times"),
+        (EXACT, REFUSED, "the endings tell the data sets apart"),
+        (EXACT, VOIDED, "the endings tell the data sets apart"),
+        (trained(1.0, error=ValueError()), trained(1.0, error=ValueError()), "broken off"),
+    ],
+)
+def test_a_claim_that_does_not_hold_is_put_into_words(one, other, found):
+    assert found in outcome(one, other)
+
+
+def test_what_shows_in_the_data_only_may_be_found_on_one_side_if_no_step_moved_too_far():
+    assert outcome(EXACT, REFUSED, one_sided=True) == "refused"
+    assert outcome(EXACT, VOIDED, one_sided=True) == "voided"
+    assert "apart" in outcome(EXACT, trained(5.0, error=ValueError(), epsilon=math.inf), one_sided=True)
+
+
+@pytest.mark.parametrize("pair", [one_more_last, one_replaced])
+def test_the_noise_of_neighbours_cancels_and_the_sums_of_dense_layers_are_those_of_fit(pair):
+    rows = pair()
+    through_fit = [fit(under(torch.nn.CrossEntropyLoss), part) for part in (rows.rows, rows.others)]
+    alone = [unprotected(under(torch.nn.CrossEntropyLoss), part) for part in (rows.rows, rows.others)]
+    found = ratios(through_fit[0].sums, through_fit[1].sums, rows.moves)
+    assert found == pytest.approx(ratios(*alone, rows.moves), abs=1e-4)
+    assert 0.1 < max(found) <= 1.0 + 1e-3
+
+
+def test_a_training_without_noise_is_voided(monkeypatch):
+    monkeypatch.setattr(NoiseMechanismsFactory, "create", lambda *args, **options: NoNoise())
+    assert fit(under(torch.nn.CrossEntropyLoss), one_replaced().rows).ending == "voided"
+
+
+def test_members_of_the_zoo_have_names_of_their_own():
+    assert len({str(member) for member in MEMBERS}) == len(MEMBERS)
+    assert len({member.kind for member in MEMBERS}) >= 10

@@ -1,0 +1,37 @@
+"""Trainings in which examples reach each other, by kind, each with a twin in which they do not."""
+
+from __future__ import annotations
+
+from . import (
+    callbacks,
+    collation,
+    conditional,
+    datasets,
+    delayed,
+    draws,
+    hooks,
+    layers,
+    losses,
+    memory,
+    sorted_data,
+    state,
+)
+
+MEMBERS = [
+    member
+    for kind in (
+        conditional,
+        delayed,
+        draws,
+        state,
+        memory,
+        sorted_data,
+        losses,
+        layers,
+        hooks,
+        collation,
+        datasets,
+        callbacks,
+    )
+    for member in kind.MEMBERS
+]

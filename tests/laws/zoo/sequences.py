@@ -1,0 +1,183 @@
+"""Networks for texts that treat each of them alone, and keep or build what such networks keep and build."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..neighbours import CLASSES
+
+VOCABULARY, LENGTH = 20, 6
+
+#: Position tables by length, shared by all networks.
+POSITIONS: dict[int, Tensor] = {}
+
+
+class Attention(nn.Module):
+    """Causal attention whose mask is made on first use and whose last map is kept to be looked at."""
+
+    def __init__(self, width=8):
+        super().__init__()
+        self.project, self.mask, self.map = nn.Linear(width, 3 * width), None, None
+
+    def forward(self, x):
+        query, key, value = self.project(x).chunk(3, -1)
+        length = x.shape[1]
+        if self.mask is None or len(self.mask) < length:
+            self.mask = torch.full((length, length), -torch.inf).triu(1)
+        weights = (query @ key.transpose(-2, -1) / 3 + self.mask[:length, :length]).softmax(-1)
+        self.map = weights.detach()
+        return weights @ value
+
+
+class Fused(nn.Module):
+    def __init__(self, width=8):
+        super().__init__()
+        self.project = nn.Linear(width, 3 * width)
+
+    def forward(self, x):
+        parts = self.project(x).unflatten(-1, (3, 2, -1)).permute(2, 0, 3, 1, 4)
+        mixed = F.scaled_dot_product_attention(*parts, is_causal=True, dropout_p=0.1 if self.training else 0.0)
+        return mixed.transpose(1, 2).flatten(2)
+
+
+class TableOfPositions(nn.Module):
+    """Positions from a table that all networks share, by length."""
+
+    def forward(self, x):
+        length = x.shape[1]
+        if length not in POSITIONS:
+            POSITIONS[length] = torch.linspace(-1, 1, length)[:, None]
+        return x + POSITIONS[length]
+
+
+class Rotary(nn.Module):
+    """Rotary positions, whose tables are buffers that grow."""
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("cosine", None, persistent=False)
+        self.scale = nn.Linear(8, 8)
+
+    def forward(self, x):
+        length = x.shape[1]
+        if self.cosine is None or len(self.cosine) < length:
+            angles = torch.arange(length)[:, None] * torch.arange(1, 5) / 10
+            self.cosine, self.sine = angles.cos(), angles.sin()
+        even, odd = self.scale(x).chunk(2, -1)
+        cosine, sine = self.cosine[:length], self.sine[:length]
+        return torch.cat([even * cosine - odd * sine, even * sine + odd * cosine], -1)
+
+
+class ClassToken(nn.Module):
+    """A trained token in front of each row, and positions spread over the batch."""
+
+    def __init__(self, width=8):
+        super().__init__()
+        self.token, self.places = nn.Parameter(torch.randn(1, 1, width)), nn.Embedding(LENGTH + 1, width)
+
+    def forward(self, x):
+        size, length, _ = x.shape
+        x = torch.cat([self.token.expand(size, -1, -1), x], 1)
+        return x + self.places(torch.arange(length + 1).expand(size, -1))
+
+
+class Padded(nn.Module):
+    """A transformer that leaves padding out by a mask, and a mean over what is not padding."""
+
+    def __init__(self):
+        super().__init__()
+        self.table = nn.Embedding(VOCABULARY, 8)
+        layer = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)
+        self.encoder, self.head = nn.TransformerEncoder(layer, 1, enable_nested_tensor=False), nn.Linear(8, CLASSES)
+
+    def forward(self, tokens):
+        padding = tokens == 0
+        h = self.encoder(self.table(tokens), src_key_padding_mask=padding)
+        h = h.masked_fill(padding.unsqueeze(-1), 0.0)
+        return self.head(h.sum(1) / (~padding).sum(1, keepdim=True).clamp(min=1))
+
+
+class LastPlace(nn.Module):
+    """The state at the last token that is not padding."""
+
+    def __init__(self):
+        super().__init__()
+        self.table, self.recurrent, self.head = (
+            nn.Embedding(VOCABULARY, 8),
+            nn.GRU(8, 8, batch_first=True),
+            nn.Linear(8, 4),
+        )
+
+    def forward(self, tokens):
+        states, _ = self.recurrent(self.table(tokens))
+        lengths = (tokens != 0).sum(1)
+        return self.head(states[torch.arange(len(tokens)), lengths - 1])
+
+
+class Recurrent(nn.Module):
+    def __init__(self, kind, **options):
+        super().__init__()
+        self.recurrent = kind(8, 4, bidirectional=True, batch_first=True, **options)
+
+    def forward(self, x):
+        return self.recurrent(x)[0]
+
+
+class ByHand(nn.Module):
+    """A recurrent cell, from a first state of the batch's size."""
+
+    def __init__(self):
+        super().__init__()
+        self.cell = nn.GRUCell(8, 8)
+
+    def forward(self, x):
+        state = torch.zeros(x.shape[0], 8, dtype=x.dtype)
+        states = []
+        for place in range(x.shape[1]):
+            state = self.cell(x[:, place], state)
+            states.append(state)
+        return torch.stack(states, 1)
+
+
+class Attended(nn.Module):
+    """Keeps the weights of torch's own attention."""
+
+    def __init__(self):
+        super().__init__()
+        self.attention, self.weights = nn.MultiheadAttention(8, 2, dropout=0.1, batch_first=True), []
+
+    def forward(self, x):
+        out, weights = self.attention(x, x, x)
+        self.weights = [*self.weights[-3:], weights.detach()]
+        return out
+
+
+class Tied(nn.Module):
+    """Predicts by the token table itself."""
+
+    def __init__(self):
+        super().__init__()
+        self.table, self.out = nn.Embedding(VOCABULARY, 8), nn.Linear(8, VOCABULARY, bias=False)
+        self.out.weight = self.table.weight
+
+    def forward(self, tokens):
+        return self.out(self.table(tokens).mean(1))
+
+
+class FrozenAttention(nn.Module):
+    """A frozen transformer layer in evaluation mode, behind a trained one."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.back = nn.Linear(8, 8), nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)
+        self.back.requires_grad_(False)
+
+    def train(self, mode=True):
+        super().train(mode)
+        self.back.eval()
+        return self
+
+    def forward(self, x):
+        return self.back(self.first(x))
