@@ -316,7 +316,7 @@ class DPModel:
         run = loop.run
         with (
             mode(self.network, training=True),
-            self._training(run.plan) as loop.before_pass,
+            self._training(run.plan, loop.loader) as loop.before_pass,
             nullcontext() if loop.keeper is None else finishing_steps(run),
         ):
             try:
@@ -330,10 +330,14 @@ class DPModel:
                 loop.listeners.notify("on_train_end", run)
 
     @contextmanager
-    def _training(self, plan: ReleasePlan) -> Iterator[Callable[[], None] | None]:
+    def _training(self, plan: ReleasePlan, loader: PrivateLoader) -> Iterator[Callable[[], None] | None]:
         self._in_training = True
+        drawing = (loader.dataset, loader.fetcher.collate_fn, self.network, self.loss_fn)
         try:
-            with secret_randomness(self.device) if plan.secret else nullcontext() as renew, torch.enable_grad():
+            with (
+                secret_randomness(self.device, *drawing) if plan.secret else nullcontext() as renew,
+                torch.enable_grad(),
+            ):
                 yield renew
         finally:
             self._in_training = False
