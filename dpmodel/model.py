@@ -22,6 +22,8 @@ from dpmodel.interrupt import finishing_steps
 from dpmodel.metrics import MetricSet
 from dpmodel.network_mode import inference, mode
 from dpmodel.optimizers import require_usable
+from dpmodel.preflight.batches import require_unmixed_batches
+from dpmodel.preflight.rows import require_separate_rows
 from dpmodel.release import ReleasePlan, large_delta
 from dpmodel.run import Run
 from dpmodel.secret_randomness import secret_randomness
@@ -218,12 +220,14 @@ class DPModel:
             if keeper is not None:
                 keeper.admit(run, listeners)
             step = self._prepare(run, private)
-            collation = Collation(private, self.network, self.loss_fn, self.device)
+            equal_rows = require_separate_rows(private, secret=run.plan.secret)
+            require_unmixed_batches(private, secret=run.plan.secret)
+            collation = Collation(private, self.network, self.loss_fn, self.device, run.plan.secret)
             collation.check()
             if valid_loader is not None:
                 require_evaluable(self.network, self.metrics, self.loss_fn, valid_loader, epochs, self.device)
-            if message:
-                run.say(message)
+            for told in filter(None, (message, equal_rows)):
+                run.say(told)
             evaluate = None if valid_loader is None else lambda: self.eval(valid_loader)
             self._carry_out(TrainingLoop(run, private, collation, step, listeners, evaluate, self.device, keeper))
         return run.history

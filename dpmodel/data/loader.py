@@ -55,6 +55,15 @@ class RowFetcher(Dataset):
         """Whether batches are made by ``collate_fn``, of examples one by one."""
         return not self._takes_rows(InMemoryDataset) and not self._takes_rows(TorchTensorDataset)
 
+    @property
+    def plain(self) -> bool:
+        """Whether batches are rows of tensors, with no code of the user's in between."""
+        kind = type(self.dataset)
+        own = any(
+            getattr(kind, name, None) is not getattr(InMemoryDataset, name) for name in ("batch", "transform_batch")
+        )
+        return self._takes_rows(TorchTensorDataset) or (self._takes_rows(InMemoryDataset) and not own)
+
     def _takes_rows(self, kind: type) -> bool:
         """Whether the data set is of a kind whose rows can be had at once, and nothing of the user's is passed by."""
         own = getattr(type(self.dataset), "__getitem__", None) is not getattr(kind, "__getitem__", None)
