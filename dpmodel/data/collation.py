@@ -98,9 +98,8 @@ class Collation:
         alone, beside = fetcher[np.array([short])], _first_row(fetcher[np.array([short, long])])
         if _row_shapes(alone) == _row_shapes(beside):
             return
-        if not _equal(
-            alone, fetcher[np.array([short])]
-        ):  # another draw of the same example: take away the padding of this one instead
+        steady = _equal(alone, fetcher[np.array([short])])
+        if not steady:  # another draw of the same example: take away the padding of this one instead
             alone = _cut(beside, alone)
         first, second = (self._gradient(pair) for pair in (alone, beside))
         change = float((first - second).abs().max() / first.abs().max().clamp(min=torch.finfo(first.dtype).tiny))

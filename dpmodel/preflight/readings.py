@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch.utils.data import Dataset
 
 from dpmodel.data.generators import Generators
 from dpmodel.data.loader import PrivateLoader
@@ -21,6 +22,8 @@ AT_LEAST = 24
 
 _SEED = 20_011
 _DEPTH = 6
+_HOLDER_DEPTH = 4
+_MOST_HOLDERS = 100
 
 
 class Readings:
@@ -77,13 +80,16 @@ class Readings:
 
         A file that the first reading opens is thus opened anew in each worker process.
         """
-        kept = [(holder, dict(vars(holder))) for holder in holders(self._loader.dataset)]
+        dataset = self._loader.dataset
+        inner = [holder for holder in holders(dataset) if holder is dataset or isinstance(holder, Dataset)]
+        kept = [(holder, dict(vars(holder))) for holder in inner]
         with self._generators.preserved():
             try:
                 yield
             finally:
                 for holder, attributes in kept:
-                    vars(holder).clear()
+                    for name in vars(holder).keys() - attributes.keys():
+                        del vars(holder)[name]
                     vars(holder).update(attributes)
 
 
@@ -92,16 +98,16 @@ def holders(dataset: Any) -> list[Any]:
 
     Functions, modules, classes and what they refer to are no part of it.
     """
-    found: list[Any] = []
+    found: dict[int, Any] = {}
     waiting = [(dataset, 0)]
-    while waiting:
-        value, depth = waiting.pop()
-        if any(value is other for other in found) or depth > _DEPTH or not _is_holder(value):
+    while waiting and len(found) < _MOST_HOLDERS:
+        value, depth = waiting.pop(0)
+        if id(value) in found or depth > _HOLDER_DEPTH or not _is_holder(value):
             continue
-        found.append(value)
+        found[id(value)] = value
         for held in list(vars(value).values()):
             waiting += [(part, depth + 1) for part in parts_of(held) or [held]]
-    return found
+    return list(found.values())
 
 
 def parts_of(value: Any) -> list[Any]:

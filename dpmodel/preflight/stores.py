@@ -276,7 +276,7 @@ def _recording_class(kind: type, store: Store) -> type:
 def watched(dataset: Any) -> Iterator[Watch]:
     """Within, what is read of the rows that ``dataset`` holds is told to the watch.
 
-    Attributes are not put back: see ``Readings.undisturbed``. Containers that cannot be replaced are left out.
+    Containers that cannot be replaced for that time are left out.
     """
     recorder = _Recorder(dataset)
     try:
@@ -284,8 +284,7 @@ def watched(dataset: Any) -> Iterator[Watch]:
             recorder.record(holder)
         yield recorder.watch
     finally:
-        for inner, kind in recorder.kinds:
-            inner.__class__ = kind
+        recorder.undo()
 
 
 class _Recorder:
@@ -294,7 +293,15 @@ class _Recorder:
     def __init__(self, dataset: Any) -> None:
         self.dataset = dataset
         self.watch = Watch()
-        self.kinds: list[tuple[Any, type]] = []
+        self._kinds: list[tuple[Any, type]] = []
+        self._replaced: list[tuple[dict[str, Any], str, Any, Any]] = []
+
+    def undo(self) -> None:
+        for inner, kind in self._kinds:
+            inner.__class__ = kind
+        for attributes, name, value, new in self._replaced:
+            if attributes.get(name) is new:
+                attributes[name] = value
 
     def record(self, holder: Any) -> None:
         size = len(holder) if hasattr(type(holder), "__len__") else len(self.dataset)
@@ -303,6 +310,7 @@ class _Recorder:
             new = self._recording(name, value, size, parted)
             if new is not value:
                 vars(holder)[name] = new
+                self._replaced.append((vars(holder), name, value, new))
 
     def _recording(self, name: str, value: Any, size: int, parted: bool) -> Any:
         if parts := parts_of(value):
@@ -321,11 +329,11 @@ class _Recorder:
 
     def _record_kind(self, name: str, value: Any) -> None:
         kind = type(value)
-        if any(value is other for other, _ in self.kinds):
+        if any(value is other for other, _ in self._kinds):
             return
         with suppress(TypeError):  # a class whose objects cannot change it
             value.__class__ = _recording_class(kind, Store(name, value, len(value), self.watch))
-            self.kinds.append((value, kind))
+            self._kinds.append((value, kind))
 
 
 def _may_hold_rows(value: Any) -> bool:
