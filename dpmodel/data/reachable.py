@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import functools
 import numbers
+import sys
+import sysconfig
 import types
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
@@ -46,10 +48,17 @@ _LEAVES = (
 )
 _CONTAINERS = (list, tuple, set, frozenset, deque)
 
-#: Packages whose classes keep no objects of the user's in their class bodies or globals.
-_LIBRARIES = frozenset(
-    {"builtins", "abc", "typing", "collections", "functools", "torch", "torchvision", "numpy", "random"}
-)
+#: Where packages are installed: their functions and class bodies hold nothing of the user's.
+_INSTALLED = frozenset({"site-packages", "dist-packages"})
+
+
+@functools.cache
+def _is_library(module_name: str) -> bool:
+    module = sys.modules.get(module_name)
+    path = getattr(module, "__file__", None)
+    if path is None:
+        return module_name.partition(".")[0] in sys.builtin_module_names
+    return path.startswith(sysconfig.get_path("stdlib")) or not _INSTALLED.isdisjoint(PurePath(path).parts)
 
 
 def reachable(*roots: Any) -> list[Any]:
@@ -125,7 +134,7 @@ def _attributes(value: Any) -> Iterator[Any]:
     for kind in type(value).__mro__:
         for name in _names_of_slots(kind):
             yield getattr(value, name, None)
-        if kind.__module__.split(".")[0] not in _LIBRARIES:
+        if not _is_library(kind.__module__):
             yield from list(kind.__dict__.values())
 
 
@@ -135,7 +144,7 @@ def _names_of_slots(kind: type) -> tuple[str, ...]:
 
 
 def _of_function(function: types.FunctionType) -> Iterator[Any]:
-    if function.__module__ is None or function.__module__.split(".")[0] in _LIBRARIES:
+    if function.__module__ is None or _is_library(function.__module__):
         return
     for cell in function.__closure__ or ():
         try:
@@ -153,7 +162,7 @@ def _of_function(function: types.FunctionType) -> Iterator[Any]:
 
 
 def _of_module(module: types.ModuleType, names: set[str]) -> Iterator[Any]:
-    if module.__name__.split(".")[0] not in _LIBRARIES:
+    if not _is_library(module.__name__):
         yield from (vars(module)[name] for name in names if name in vars(module))
 
 

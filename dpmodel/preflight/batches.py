@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import copy
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -17,6 +17,9 @@ from monitors.errors import DataError
 #: Sizes of the batches that are compared with their examples alone, and the most of the loader's own size.
 _SIZES = (2, 8)
 _LARGEST = 64
+
+#: Seconds after which no larger batch is made.
+_SECONDS = 0.5
 
 #: Examples of each batch that are compared.
 _COMPARED = 4
@@ -56,7 +59,10 @@ def require_unmixed_batches(loader: PrivateLoader, *, secret: bool = True) -> No
     generators = Generators(loader.dataset, loader.fetcher.collate_fn)
     maker = "the collate_fn" if loader.fetcher.collates else f"{type(loader.dataset).__name__}"
     with generators.preserved():
+        started = time.perf_counter()
         for size in sorted({*_SIZES, min(_LARGEST, loader.batch_size)}):
+            if time.perf_counter() - started > _SECONDS:
+                break
             if not _same_alone(loader, draw.permutation(loader.num_examples)[:size], draw):
                 raise DataError(f"{maker} {_MIXES}")
         if not _same_beside_another(loader, draw.permutation(loader.num_examples)[: _REPLACED_IN + 1], generators):
@@ -110,9 +116,20 @@ def _maker(loader: PrivateLoader, rows: np.ndarray) -> Callable[[list[int]], Pai
 
     def collate(chosen: list[int]) -> Any:
         taken = [examples[place] for place in chosen]
-        return fetcher.collate_fn(copy.deepcopy(taken))
+        return fetcher.collate_fn(_copied(taken))
 
     return collate
+
+
+def _copied(value: Any) -> Any:
+    """A nest with copies of its tensors and arrays, to which a ``collate_fn`` may write."""
+    if isinstance(value, torch.Tensor):
+        return value.clone()
+    if isinstance(value, np.ndarray):
+        return value.copy()
+    if type(value) is dict:
+        return {key: _copied(part) for key, part in value.items()}
+    return type(value)(_copied(part) for part in value) if type(value) in (list, tuple) else value
 
 
 def _row(pair: Any, place: int) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import sys
 from typing import Any
 
 import numpy as np
@@ -10,13 +11,12 @@ import torch
 
 from dpmodel.data.generators import Generators
 from dpmodel.data.reachable import MAX_OBJECTS, reachable
-from dpmodel.preflight.readings import digest
+from dpmodel.preflight.readings import SHORT, digest
 
 _SEED = 20_011
 
-#: Tensors and containers above these sizes are shared with the copies of a data set: they hold data, not its state.
+#: Larger objects, and longer containers, are shared with the copies of a data set: they hold data, not its state.
 _SHARED_BYTES = 2**16
-_SHARED_ELEMENTS = 1_000
 
 #: Triples of examples that are read.
 _TRIED = 3
@@ -68,6 +68,8 @@ def _shared(dataset: Any) -> dict[int, Any] | None:
 
 
 def _is_large(value: Any) -> bool:
-    if isinstance(value, (torch.Tensor, np.ndarray)):
-        return value.nbytes > _SHARED_BYTES
-    return isinstance(value, (list, tuple, dict, set)) and len(value) > _SHARED_ELEMENTS
+    if isinstance(value, torch.Tensor):
+        return value.untyped_storage().nbytes() > _SHARED_BYTES  # all of it is copied with a part
+    if isinstance(value, (list, tuple, dict, set)) and len(value) > SHORT:
+        return True
+    return sys.getsizeof(value) > _SHARED_BYTES
