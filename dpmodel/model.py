@@ -38,6 +38,7 @@ from mechanisms.engines.base import ENGINES
 from mechanisms.engines.batch import Batch, call_network, first_tensor, map_tensors
 from mechanisms.engines.bookkeeping import PRECISIONS
 from mechanisms.engines.choose import Choice, choose_engine
+from mechanisms.engines.modes import plain_modes, require_no_modes
 from mechanisms.noise import NoiseMechanism, NoNoise
 from mechanisms.sampling import SAMPLERS
 from mechanisms.units import ClippedUnit
@@ -213,7 +214,8 @@ class DPModel:
         listeners = CallbackList(callbacks)
         private, message = private_loader(loader, self.sampling)
         require_held_out(valid_loader, private.dataset)
-        with nullcontext() if keeper is None else keeper.open():
+        require_no_modes(self.network)
+        with plain_modes() as set_aside, nullcontext() if keeper is None else keeper.open():
             state = None if keeper is None else keeper.state
             run = Run(self, self._plan(private, epochs, state), epochs, private.steps_per_epoch, listeners)
             run.has_validation = valid_loader is not None
@@ -226,7 +228,7 @@ class DPModel:
             collation.check()
             if valid_loader is not None:
                 require_evaluable(self.network, self.metrics, self.loss_fn, valid_loader, epochs, self.device)
-            for told in filter(None, (message, equal_rows)):
+            for told in filter(None, (message, equal_rows, set_aside)):
                 run.say(told)
             evaluate = None if valid_loader is None else lambda: self.eval(valid_loader)
             self._carry_out(TrainingLoop(run, private, collation, step, listeners, evaluate, self.device, keeper))

@@ -70,7 +70,7 @@ class RowFetcher(Dataset):
         return isinstance(self.dataset, kind) and not own and self.collate_fn is default_collate
 
     def __getitem__(self, rows: np.ndarray) -> Pair:
-        index = torch.as_tensor(np.ascontiguousarray(rows), dtype=torch.int64)
+        index = torch.from_numpy(np.ascontiguousarray(rows, dtype=np.int64))
         pair = split_pair(self._fetched(index))
         for tensor in all_tensors(pair):
             if tensor.shape[:1] != index.shape:

@@ -155,7 +155,7 @@ class _RecordedTensor(torch.Tensor):
     def __getitem__(self, index: Any) -> torch.Tensor:
         with torch._C.DisableTorchFunctionSubclass():
             value = self.store.now
-            taken: torch.Tensor = _select(self.store, index, lambda at: value[_map_index(torch.as_tensor, at)])
+            taken: torch.Tensor = _select(self.store, index, lambda at: value[_map_index(_as_tensor, at)])
             return taken.clone()
 
     @classmethod
@@ -167,7 +167,7 @@ class _RecordedTensor(torch.Tensor):
                 return answer
         if name in _BY_ROW and isinstance(args[0], cls) and (args[1:2] or (kwargs.get("dim"),))[0] == 0:
             store = args[0].store
-            rows = func(torch.arange(store.size), *args[1:], **kwargs).numpy()
+            rows = func(torch.arange(store.size, device="cpu"), *args[1:], **kwargs).numpy()
             return args[0][int(rows) if not rows.ndim else torch.from_numpy(rows)]
         return func(*_whole(tuple(args)), **{key: _whole(value) for key, value in kwargs.items()})
 
@@ -208,6 +208,10 @@ class _RecordedArray(np.ndarray):
 
     def __array_function__(self, func: Any, types: Any, args: Any, kwargs: Any) -> Any:
         return func(*(_unwatched(value) for value in args), **kwargs)
+
+
+def _as_tensor(index: Any) -> torch.Tensor:
+    return index if isinstance(index, torch.Tensor) else torch.from_numpy(index)
 
 
 def _map_index(convert: Callable[[Any], Any], index: Any) -> Any:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from mechanisms.clipping import ClipMechanism
 from mechanisms.engines.batch import Batch
 from mechanisms.engines.losses import ExampleLosses, LossFunction
+from mechanisms.engines.modes import plain_modes
 from mechanisms.engines.parameters import FlatLayout
 from mechanisms.engines.precision import require_full_products
 from mechanisms.units import ClippedUnit
@@ -118,6 +119,7 @@ class Engine(ABC):
         limit = self.physical_batch_size
         return f"engine {self.name!r}" + (f", at most {limit} examples at once" if limit else "")
 
+    @plain_modes()
     def clipped_sum(
         self,
         network: nn.Module,
