@@ -16,7 +16,7 @@ from dpmodel.data.reachable import reachable
 _SEED_BYTES = 8
 
 #: A search that visits more objects than this is repeated only at the 1st, 2nd, 4th, 8th, ... call.
-_LONG_SEARCH = 1_000
+_LONG_SEARCH = 100
 
 
 class _Kind(NamedTuple):

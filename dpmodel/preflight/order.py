@@ -1,4 +1,4 @@
-"""Whether what an example reads like depends on the examples that were read before it."""
+"""Whether an example depends on the examples that were read before it."""
 
 from __future__ import annotations
 

@@ -66,11 +66,11 @@ class Readings:
         finally:
             self.watch(None)
 
-    def read(self, rows: Iterable[int], seconds: float = SECONDS) -> None:
+    def read(self, rows: Iterable[int]) -> None:
         """Read ``rows`` in this order, as far as time allows."""
         started = time.perf_counter()
         for count, row in enumerate(rows):
-            if count >= AT_LEAST and time.perf_counter() - started > seconds:
+            if count >= AT_LEAST and time.perf_counter() - started > SECONDS:
                 return
             self[row]
 

@@ -130,7 +130,7 @@ def _words(readers: list[int], store: Store) -> str:
 
 
 def _altered(value: Any, row: int) -> Any:
-    """A copy of a container with an unusual row; None if there is none to be had."""
+    """A copy of a container with an unusual row; None if it is too large or holds no numbers."""
     if row >= len(value):
         return None
     if isinstance(value, list):

@@ -11,6 +11,11 @@ from monitors.errors import DataError
 DATA = TensorDataset(torch.randn(100, 4), torch.arange(100) % 3)
 
 
+@pytest.fixture(autouse=True)
+def _time_enough(monkeypatch):
+    monkeypatch.setattr("dpmodel.preflight.batches._SECONDS", 60.0)
+
+
 class OneByOne(Dataset):
     def __init__(self, lengths=(4,)):
         self.lengths = lengths
