@@ -69,7 +69,7 @@ def _words(rows: Tensor, most_bytes: int) -> Rows:
 
 
 def repetition(hashes: Rows) -> str | None:
-    """How rows repeat, in words, if a wrapper explains it; None if they do not repeat, or only as records may by chance.
+    """How rows repeat, in words, if a wrapper explains it; None if they do not, or only by chance.
 
     Args:
         hashes: A number for each row; equal rows have equal numbers.
