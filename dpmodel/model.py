@@ -22,6 +22,8 @@ from dpmodel.interrupt import finishing_steps
 from dpmodel.metrics import MetricSet
 from dpmodel.network_mode import inference, mode
 from dpmodel.optimizers import require_usable
+from dpmodel.preflight.batches import require_unmixed_batches
+from dpmodel.preflight.rows import require_separate_rows
 from dpmodel.release import ReleasePlan, large_delta
 from dpmodel.run import Run
 from dpmodel.secret_randomness import secret_randomness
@@ -36,6 +38,7 @@ from mechanisms.engines.base import ENGINES
 from mechanisms.engines.batch import Batch, call_network, first_tensor, map_tensors
 from mechanisms.engines.bookkeeping import PRECISIONS
 from mechanisms.engines.choose import Choice, choose_engine
+from mechanisms.engines.modes import plain_modes, require_no_modes
 from mechanisms.noise import NoiseMechanism, NoNoise
 from mechanisms.sampling import SAMPLERS
 from mechanisms.units import ClippedUnit
@@ -211,19 +214,22 @@ class DPModel:
         listeners = CallbackList(callbacks)
         private, message = private_loader(loader, self.sampling)
         require_held_out(valid_loader, private.dataset)
-        with nullcontext() if keeper is None else keeper.open():
+        require_no_modes(self.network)
+        with plain_modes() as set_aside, nullcontext() if keeper is None else keeper.open():
             state = None if keeper is None else keeper.state
             run = Run(self, self._plan(private, epochs, state), epochs, private.steps_per_epoch, listeners)
             run.has_validation = valid_loader is not None
             if keeper is not None:
                 keeper.admit(run, listeners)
             step = self._prepare(run, private)
-            collation = Collation(private, self.network, self.loss_fn, self.device)
+            equal_rows = require_separate_rows(private, secret=run.plan.secret)
+            require_unmixed_batches(private, secret=run.plan.secret)
+            collation = Collation(private, self.network, self.loss_fn, self.device, run.plan.secret)
             collation.check()
             if valid_loader is not None:
                 require_evaluable(self.network, self.metrics, self.loss_fn, valid_loader, epochs, self.device)
-            if message:
-                run.say(message)
+            for told in filter(None, (message, equal_rows, set_aside)):
+                run.say(told)
             evaluate = None if valid_loader is None else lambda: self.eval(valid_loader)
             self._carry_out(TrainingLoop(run, private, collation, step, listeners, evaluate, self.device, keeper))
         return run.history
@@ -316,7 +322,7 @@ class DPModel:
         run = loop.run
         with (
             mode(self.network, training=True),
-            self._training(run.plan) as loop.before_pass,
+            self._training(run.plan, loop.loader) as loop.before_pass,
             nullcontext() if loop.keeper is None else finishing_steps(run),
         ):
             try:
@@ -330,10 +336,14 @@ class DPModel:
                 loop.listeners.notify("on_train_end", run)
 
     @contextmanager
-    def _training(self, plan: ReleasePlan) -> Iterator[Callable[[], None] | None]:
+    def _training(self, plan: ReleasePlan, loader: PrivateLoader) -> Iterator[Callable[[], None] | None]:
         self._in_training = True
+        drawing = (loader.dataset, loader.fetcher.collate_fn, self.network, self.loss_fn)
         try:
-            with secret_randomness(self.device) if plan.secret else nullcontext() as renew, torch.enable_grad():
+            with (
+                secret_randomness(self.device, *drawing) if plan.secret else nullcontext() as renew,
+                torch.enable_grad(),
+            ):
                 yield renew
         finally:
             self._in_training = False

@@ -2,54 +2,43 @@
 
 from __future__ import annotations
 
-import os
-import random
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
-import numpy as np
 import torch
 
-_SEED_BYTES = 8
-_NUMPY_SEED_BITS = 32
+from dpmodel.data.generators import Generators, secret_seed
 
 
 @contextmanager
-def secret_randomness(device: torch.device) -> Iterator[Callable[[], None]]:
-    """Gives a function that seeds the global generators of torch, NumPy and Python anew from the operating system.
+def secret_randomness(device: torch.device, *sources: Any) -> Iterator[Callable[[], None]]:
+    """Gives a function that seeds all generators anew from the operating system.
 
-    They go on as before afterwards.
+    These are the global generators of torch, NumPy and Python, and those that can be reached from ``sources``. They
+    continue as before afterwards.
 
     The mask that dropout gives to an example depends on its place in the batch, and so on which others were drawn. As
     long as the masks are secret, they are the same for whoever does not know the batch; with a seed that is known,
     leaving one example out would move the gradients of others in a known way, which no clipping bounds. The function is
     called before each batch is read: augmentation draws from them too, and a data set may have seeded them for its own
-    purposes. A generator that a data set keeps for itself is out of reach.
+    purposes.
 
     They are no ciphers: this keeps masks and crops from being known, and rests no noise on them.
 
     Args:
         device: Where the training is; its generator and the CPU's are meant.
+        *sources: Data set, ``collate_fn``, network and loss, which may keep generators of their own.
     """
     on_gpu = device.type == "cuda"
+    generators = Generators(*sources)
 
     def renew() -> None:
-        random.seed(_seed())
-        np.random.seed(_seed() % 2**_NUMPY_SEED_BITS)
-        torch.default_generator.manual_seed(_seed())
+        generators.renew()
         if on_gpu:
             with torch.cuda.device(device):
-                torch.cuda.manual_seed(_seed())
+                torch.cuda.manual_seed(secret_seed())
 
-    of_python, of_numpy = random.getstate(), np.random.get_state()
-    try:
-        with torch.random.fork_rng([device] if on_gpu else []):
-            renew()
-            yield renew
-    finally:
-        random.setstate(of_python)
-        np.random.set_state(of_numpy)
-
-
-def _seed() -> int:
-    return int.from_bytes(os.urandom(_SEED_BYTES), "little")
+    with generators.preserved(), torch.random.fork_rng([device] if on_gpu else []):
+        renew()
+        yield renew

@@ -128,7 +128,7 @@ class TrainingLoop:
     def _steps(self) -> None:
         run, left = self.run, self._steps_left()
         self.step.network.train()
-        batches = self.loader.batches(run.plan.sampler, run.step - run.first_step, left)
+        batches = self.loader.batches(run.plan.sampler, run.step - run.first_step, left, secret=run.plan.secret)
         if self.keeper is not None:
             self.keeper.before_steps(self)
         for _ in range(left):

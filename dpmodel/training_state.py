@@ -168,7 +168,7 @@ def _described(loop: TrainingLoop) -> dict[str, Any]:
         "first_partition": run.plan.sampler.first_partition,
         "planned_steps": run.planned_steps,
         "epoch": run.epoch,
-        "losses": torch.tensor(progress.losses, dtype=torch.float64),
+        "losses": torch.tensor(progress.losses, dtype=torch.float64, device="cpu"),
         "seconds": progress.seconds_so_far(),
         "loss": run.loss,
         "metrics": run.metrics,

@@ -40,8 +40,8 @@ def require_sound_clip(clip: ClipMechanism, names: Sequence[str], unit: ClippedU
 
 
 def _trial_norms(clip: ClipMechanism, blocks: int) -> torch.Tensor:
-    scale = torch.tensor(_TRIAL_NORMS).unsqueeze(1) * torch.linspace(1.0, 1.5, blocks)
-    return scale * clip.norm_bound
+    scale = torch.tensor(_TRIAL_NORMS, dtype=torch.float32, device="cpu").unsqueeze(1)
+    return scale * torch.linspace(1.0, 1.5, blocks, dtype=torch.float32, device="cpu") * clip.norm_bound
 
 
 def _require_blind_update(clip: ClipMechanism, norms: torch.Tensor, unit: ClippedUnit, step: int) -> None:

@@ -173,4 +173,4 @@ class NoNoise(NoiseMechanism):
         """Zeros, shape (size,)."""
         import torch
 
-        return torch.zeros(size)
+        return torch.zeros(size, dtype=torch.float32, device="cpu")

@@ -117,7 +117,7 @@ class SecureGenerator:
         if dtype == torch.float32:
             # Zeros from NumPy are not written before the noise is; torch would start its threads to write them.
             return self.add_normal_(torch.from_numpy(np.zeros(count, dtype=np.float32)), scale)
-        return self.add_normal_(torch.zeros(count, dtype=dtype or torch.float64), scale)
+        return self.add_normal_(torch.zeros(count, dtype=dtype or torch.float64, device="cpu"), scale)
 
     def add_normal_(self, target: torch.Tensor, scale: float = 1.0) -> torch.Tensor:
         """Add independent centred normal numbers to ``target`` in place, without a second array of its size.

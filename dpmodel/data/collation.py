@@ -23,9 +23,6 @@ Shapes = list[torch.Size]
 #: Examples, spread over the data set, among which a short and a long one are looked for before training.
 LOOKED_AT = 64
 
-#: Further readings of an example before a difference is held to be no chance of augmentation.
-REREAD = 12
-
 #: Largest accepted change of an example's gradient, relative to its largest entry.
 TOLERANCE = 1e-3
 
@@ -36,19 +33,21 @@ class Collation:
 
     Padding to the longest of the batch is the usual case: where the network or the loss averages over the padding, a
     long example makes the gradients of all others smaller, which no clipping bounds. It is accepted where padding
-    changes nothing. A collation that mixes examples at random cannot be told from one that augments each by itself.
+    changes nothing. What mixes examples of one length is found before (``require_unmixed_batches``).
 
     Args:
         loader: Data sets that make whole batches themselves are not looked at.
         network: As it will be trained; left as it was.
         loss_fn: The user's loss.
         device: Where the network is.
+        secret: Whether the examples that are tried are chosen secretly; otherwise they are the same in each run.
     """
 
     loader: PrivateLoader
     network: nn.Module
     loss_fn: LossFunction
     device: torch.device
+    secret: bool = True
     _accepted: bool = field(default=False, init=False)
     _shapes: Shapes | None = field(default=None, init=False)
 
@@ -56,12 +55,12 @@ class Collation:
         """Compare an example in a batch of its own with the same one beside a longer one.
 
         Raises:
-            DataError: Its gradient, or its values, differ; says what to do.
+            DataError: Its gradient differs; says what to do.
         """
         fetcher, size = self.loader.fetcher, self.loader.num_examples
         if not fetcher.collates or size < 2:
             return
-        rows = np.unique(np.linspace(0, size - 1, min(LOOKED_AT, size)).astype(int))
+        rows = _spread_rows(size, np.random.default_rng(None if self.secret else 0))
         entries = [_entries(fetcher[rows[at : at + 1]]) for at in range(len(rows))]
         short, long = int(np.argmin(entries)), int(np.argmax(entries))
         if short != long:
@@ -97,14 +96,9 @@ class Collation:
     def _compare(self, short: int, long: int) -> None:
         fetcher = self.loader.fetcher
         alone, beside = fetcher[np.array([short])], _first_row(fetcher[np.array([short, long])])
-        steady = _equal(alone, fetcher[np.array([short])])
         if _row_shapes(alone) == _row_shapes(beside):
-            if steady and not _equal(alone, beside) and self._always(short, long, alone, beside):
-                raise DataError(
-                    "the collate_fn gives an example other values in a batch of several than alone: it mixes examples, "
-                    "and what one of them adds would be in the clipped gradients of others. Collate each by itself"
-                )
             return
+        steady = _equal(alone, fetcher[np.array([short])])
         if not steady:  # another draw of the same example: take away the padding of this one instead
             alone = _cut(beside, alone)
         first, second = (self._gradient(pair) for pair in (alone, beside))
@@ -117,14 +111,6 @@ class Collation:
                 "network and the loss leave padding out (a mask, ignore_index)"
             )
         self._accepted = True
-
-    def _always(self, short: int, long: int, alone: Pair, beside: Any) -> bool:
-        """Whether an example reads the same each time, alone and beside another: no chance of augmentation, then."""
-        fetcher = self.loader.fetcher
-        return all(
-            _equal(alone, fetcher[np.array([short])]) and _equal(beside, _first_row(fetcher[np.array([short, long])]))
-            for _ in range(REREAD)
-        )
 
     def _gradient(self, pair: Pair) -> Tensor:
         clip = Fixed()
@@ -139,6 +125,12 @@ class Collation:
                 raise DataError(
                     f"the network cannot take a batch of one example, which private sampling may draw: {error}"
                 ) from error
+
+
+def _spread_rows(size: int, draw: np.random.Generator) -> np.ndarray:
+    """One row, chosen at random, of each of ``LOOKED_AT`` parts of the data set."""
+    ends = np.linspace(0, size, min(LOOKED_AT, size) + 1).astype(int)
+    return draw.integers(ends[:-1], ends[1:])
 
 
 def _row_shapes(pair: Pair) -> Shapes:

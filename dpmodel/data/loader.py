@@ -21,6 +21,7 @@ from torch.utils.data import (
 )
 from torch.utils.data import TensorDataset as TorchTensorDataset
 
+from dpmodel.data.generators import Generators, secret_seed
 from dpmodel.data.in_memory import InMemoryDataset
 from mechanisms.engines.batch import all_tensors, map_tensors
 from mechanisms.sampling import SAMPLERS, Sampler
@@ -54,13 +55,22 @@ class RowFetcher(Dataset):
         """Whether batches are made by ``collate_fn``, of examples one by one."""
         return not self._takes_rows(InMemoryDataset) and not self._takes_rows(TorchTensorDataset)
 
+    @property
+    def plain(self) -> bool:
+        """Whether batches are rows of tensors, with no code of the user's in between."""
+        kind = type(self.dataset)
+        own = any(
+            getattr(kind, name, None) is not getattr(InMemoryDataset, name) for name in ("batch", "transform_batch")
+        )
+        return self._takes_rows(TorchTensorDataset) or (self._takes_rows(InMemoryDataset) and not own)
+
     def _takes_rows(self, kind: type) -> bool:
         """Whether the data set is of a kind whose rows can be had at once, and nothing of the user's is passed by."""
         own = getattr(type(self.dataset), "__getitem__", None) is not getattr(kind, "__getitem__", None)
         return isinstance(self.dataset, kind) and not own and self.collate_fn is default_collate
 
     def __getitem__(self, rows: np.ndarray) -> Pair:
-        index = torch.as_tensor(np.ascontiguousarray(rows), dtype=torch.int64)
+        index = torch.from_numpy(np.ascontiguousarray(rows, dtype=np.int64))
         pair = split_pair(self._fetched(index))
         for tensor in all_tensors(pair):
             if tensor.shape[:1] != index.shape:
@@ -79,6 +89,24 @@ class RowFetcher(Dataset):
         if not len(index):
             return map_tensors(lambda tensor: tensor[:0], self.collate_fn([self.dataset[0]]))
         return self.collate_fn([self.dataset[int(row)] for row in index])
+
+
+class SecretRowFetcher(RowFetcher):
+    """A ``RowFetcher`` for worker processes, in which all generators get new, secret seeds before each batch.
+
+    Neither the seed that ``DataLoader`` gives a worker, nor a ``worker_init_fn``, nor a data set that seeds generators
+    then decides how an example is augmented.
+    """
+
+    def __init__(self, dataset: Any, collate_fn: Callable[[list[Any]], Any] = default_collate) -> None:
+        super().__init__(dataset, collate_fn)
+        self._generators: Generators | None = None
+
+    def __getitem__(self, rows: np.ndarray) -> Pair:
+        if self._generators is None:  # made in the worker, of the data set that lies there
+            self._generators = Generators(self.dataset, self.collate_fn)
+        self._generators.renew()
+        return super().__getitem__(rows)
 
 
 def split_pair(batch: Any) -> Pair:
@@ -149,19 +177,31 @@ class PrivateLoader:
         sampler: Sampler = SAMPLERS.create(self.sampling, self.num_examples, self.batch_size, seed, first_partition)
         return sampler
 
-    def batches(self, sampler: Sampler, first: int, steps: int) -> Iterator[Pair]:
-        """Pairs for the sampler's steps ``first`` .. ``first + steps - 1``, possibly empty ones."""
+    def batches(self, sampler: Sampler, first: int, steps: int, *, secret: bool = False) -> Iterator[Pair]:
+        """Pairs for the sampler's steps ``first`` .. ``first + steps - 1``, possibly empty ones.
+
+        Args:
+            sampler: Gives the rows of each step.
+            first: First step.
+            steps: Number of steps.
+            secret: Whether worker processes draw from secret seeds, whatever ``generator``, ``worker_init_fn`` and the
+                data set say. In this process the caller sees to that.
+        """
         rows = _StepRows(sampler, first, steps)
         if not self.num_workers:
             return (self.fetcher[step_rows] for step_rows in rows)
+        fetcher, options = self.fetcher, self.worker_options
+        if secret:
+            fetcher = SecretRowFetcher(fetcher.dataset, fetcher.collate_fn)
+            options = {**options, "generator": torch.Generator().manual_seed(secret_seed())}
         return iter(
             DataLoader(
-                self.fetcher,
+                fetcher,
                 sampler=rows,
                 batch_size=None,
                 num_workers=self.num_workers,
                 pin_memory=self.pin_memory,
-                **self.worker_options,
+                **options,
             )
         )
 

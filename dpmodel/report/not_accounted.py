@@ -27,6 +27,8 @@ def not_accounted(plan: TrainingPlan) -> tuple[str, ...]:
         "is spent; merge their ledgers (monitors.Ledger.merge) for the total.",
         "Persons with several examples: the unit is one example. Whoever contributed k examples is protected less, "
         "roughly as if epsilon were k times as large.",
+        "Rows that are not independent: repeated rows and rows that several examples read are looked for before "
+        "training. Changed copies of a record, and statistics of all rows that were computed before, leave no trace.",
         "The number of training examples, the batch size and all settings are treated as public.",
     )
     return (*general, *_of_the_data(plan))

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from mechanisms.clipping import ClipMechanism
 from mechanisms.engines.batch import Batch
 from mechanisms.engines.losses import ExampleLosses, LossFunction
+from mechanisms.engines.modes import plain_modes
 from mechanisms.engines.parameters import FlatLayout
 from mechanisms.engines.pass_boundary import PassBoundary
 from mechanisms.engines.precision import require_full_products
@@ -131,6 +132,7 @@ class Engine(ABC):
             )
         return f"isolation: verified; {self.proof}, and the state of network and loss is put back after each"
 
+    @plain_modes()
     def clipped_sum(
         self,
         network: nn.Module,

@@ -104,11 +104,11 @@ def without_dropout(network: nn.Module) -> Iterator[None]:
 def shaken(network: nn.Module) -> Iterator[None]:
     """All trainable parameters are moved a little within, so that none is zero; their own values are put back."""
     values = [(parameter, parameter.data) for parameter in trainable_parameters(network).values()]
-    draws = torch.Generator().manual_seed(0)
+    draws = torch.Generator("cpu").manual_seed(0)
     try:
         for parameter, value in values:
             size = float(value.float().abs().mean()) if value.numel() else 0.0
-            noise = torch.randn(value.shape, generator=draws).to(value)
+            noise = torch.randn(value.shape, generator=draws, dtype=torch.float32, device="cpu").to(value)
             parameter.data = value + SHAKE * (size or 1.0 / math.sqrt(max(value.shape[-1:], default=1))) * noise
         yield
     finally:

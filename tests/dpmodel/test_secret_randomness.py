@@ -7,6 +7,7 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
 from dpmodel import Callback, NoiseMechanismsFactory, StateKeeper, poisson_loader
+from dpmodel.data.loader import PrivateLoader
 from dpmodel.secret_randomness import secret_randomness
 from dpmodel.training_state import read_state
 
@@ -118,3 +119,69 @@ def test_the_users_generators_go_on_as_before():
         renew()
         assert state() != before
     assert state() == before
+
+
+class Crops(Dataset):
+    """Draws from every kind of generator, seeded in public, and returns what was drawn."""
+
+    def __init__(self):
+        self.kept = [random.Random(3), np.random.default_rng(3), np.random.RandomState(3)]
+        self.of_torch = torch.Generator().manual_seed(3)
+
+    def __len__(self):
+        return 32
+
+    def __getitem__(self, row):
+        drawn = [random.random(), np.random.random(), torch.rand(()).item()]
+        drawn += [self.kept[0].random(), self.kept[1].random(), self.kept[2].random_sample()]
+        return torch.tensor([*drawn, torch.rand((), generator=self.of_torch)]), row % 3
+
+
+class Watched(PrivateLoader):
+    """Keeps the batches that a training takes."""
+
+    def batches(self, *args, **options):
+        self.seen = getattr(self, "seen", [])
+        for batch in super().batches(*args, **options):
+            self.seen.append(batch[0])
+            yield batch
+
+
+def seed_everything(worker_id):
+    random.seed(worker_id)
+    np.random.seed(worker_id)
+    torch.manual_seed(worker_id)
+    data = torch.utils.data.get_worker_info().dataset.dataset
+    data.kept = [random.Random(3), np.random.default_rng(3), np.random.RandomState(3)]
+
+
+def crops_in_training(make_model, workers, **noise):
+    random.seed(1), np.random.seed(1), torch.manual_seed(1)
+    options = {"worker_init_fn": seed_everything, "generator": torch.Generator().manual_seed(0)} if workers else {}
+    loader = Watched(Crops(), 32, num_workers=workers, worker_options=options)
+    mechanism = NoiseMechanismsFactory.create("Gaussian", initial_noise_multiplier=1.0, **noise)
+    make_model(nn.Linear(7, 3), noise_mech=mechanism, seed=noise.get("seed")).fit(loader, epochs=2)
+    return torch.stack(loader.seen)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_no_public_seed_reaches_the_augmentation(make_model, workers):
+    first, second = (crops_in_training(make_model, workers) for _ in range(2))
+    assert not (first == second).any()
+    assert not (first[0] == first[1]).any()
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_every_seed_reaches_the_augmentation_of_a_reproducible_training(make_model, workers):
+    first, second = (crops_in_training(make_model, workers, seed=5) for _ in range(2))
+    assert torch.equal(first, second)
+
+
+def test_generators_of_data_and_network_continue_as_before(make_model):
+    network, data = nn.Linear(7, 3), Crops()
+    network.mask = torch.Generator().manual_seed(3)
+    with secret_randomness(torch.device("cpu"), data, network) as renew:
+        renew()
+        data[0], torch.rand((), generator=network.mask)
+    assert torch.equal(data[0][0][3:], Crops()[0][0][3:])
+    assert torch.equal(network.mask.get_state(), torch.Generator().manual_seed(3).get_state())

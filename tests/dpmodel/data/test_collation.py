@@ -4,11 +4,9 @@ import pytest
 import torch
 from torch import nn
 from torch.nn.utils.rnn import pad_sequence
-from torch.utils.data import DataLoader, Dataset, default_collate
+from torch.utils.data import DataLoader, Dataset
 
 from dpmodel import DPModel, NoiseMechanismsFactory, poisson_loader
-from dpmodel.data.collation import Collation
-from dpmodel.data.loader import PrivateLoader
 from mechanisms.clipping import Fixed
 from mechanisms.engines import Batch, LoopEngine
 from mechanisms.units import ClippedUnit
@@ -23,7 +21,7 @@ class Texts(Dataset):
         return len(self.lengths)
 
     def __getitem__(self, row):
-        tokens = 1 + (torch.arange(self.lengths[row]) * 7 + row) % 11
+        tokens = torch.randint(1, 12, (self.lengths[row],), generator=torch.Generator().manual_seed(row))
         return tokens, (tokens % 3 if self.labelled_tokens else row % 3)
 
 
@@ -103,25 +101,6 @@ def test_ignored_labels_make_padding_harmless_and_one_row_moves_the_sum_by_the_b
     assert (sums[0] - sums[1]).norm() <= 0.1
 
 
-def test_a_collation_that_mixes_examples_is_refused():
-    def mixing(examples):
-        x, y = default_collate([(tokens.float(), label) for tokens, label in examples])
-        return 0.5 * (x + x.roll(1, 0)), y
-
-    with pytest.raises(DataError, match="mixes examples"):
-        model_of(nn.Linear(3, 3)).fit(DataLoader(Texts([3] * 20), batch_size=5, collate_fn=mixing))
-
-
-def test_a_collation_that_augments_each_example_is_accepted():
-    def noisy(examples):
-        x, y = default_collate([(tokens.float(), label) for tokens, label in examples])
-        return x + torch.randn_like(x), y
-
-    model = model_of(nn.Linear(3, 3))
-    model.fit(DataLoader(Texts([3] * 20), batch_size=5, collate_fn=noisy))
-    assert model.ledger.total == 4
-
-
 def test_random_masks_of_tokens_are_no_padding():
     """The collation of a masked language model: what is masked is drawn anew each time."""
 
@@ -142,27 +121,3 @@ def test_random_tokens_do_not_hide_padding_that_matters():
 
     with pytest.raises(DataError, match="padding changes an example's gradient"):
         model_of(Mean(masked=False)).fit(DataLoader(Texts([3, 9, 4, 3] * 10), batch_size=8, collate_fn=dropping))
-
-
-class SometimesFlipped(Dataset):
-    """One of two values by a coin: equal in two readings as often as not."""
-
-    def __init__(self, chance):
-        self.chance = chance
-
-    def __len__(self):
-        return 8
-
-    def __getitem__(self, row):
-        x = torch.arange(4.0) + row
-        return (x.flip(0) if torch.rand(()) < self.chance else x), row % 3
-
-
-@pytest.mark.parametrize("chance", [0.5, 0.05])
-def test_augmentation_by_a_coin_is_never_taken_for_mixing(chance):
-    for seed in range(60):
-        torch.manual_seed(seed)
-        collation = Collation(
-            PrivateLoader(SometimesFlipped(chance), 4), nn.Linear(4, 3), nn.CrossEntropyLoss(), torch.device("cpu")
-        )
-        collation.check()

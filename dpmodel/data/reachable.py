@@ -1,0 +1,172 @@
+"""Which objects a data set, a transform or a network holds, directly or through others."""
+
+from __future__ import annotations
+
+import functools
+import numbers
+import sys
+import sysconfig
+import types
+from collections import deque
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
+from itertools import islice
+from pathlib import PurePath
+from typing import Any
+
+import numpy as np
+import torch
+
+#: Objects visited at most, so that a search stays short whatever the data set holds.
+MAX_OBJECTS = 10_000
+
+#: Elements of a long container that tell whether the others are worth visiting.
+_PROBED = 32
+
+_LEAVES = (
+    str,
+    bytes,
+    bytearray,
+    memoryview,
+    numbers.Number,
+    type(None),
+    type,
+    types.ModuleType,
+    types.BuiltinFunctionType,
+    PurePath,
+    np.ndarray,
+    np.generic,
+    np.dtype,
+    torch.Tensor,
+    torch.dtype,
+    torch.device,
+    torch.Size,
+    torch.Generator,
+    np.random.Generator,
+    np.random.RandomState,
+    np.random.BitGenerator,
+)
+_CONTAINERS = (list, tuple, set, frozenset, deque)
+
+#: Where packages are installed: their functions and class bodies hold nothing of the user's.
+_INSTALLED = frozenset({"site-packages", "dist-packages"})
+
+
+@functools.cache
+def _is_library(module_name: str) -> bool:
+    module = sys.modules.get(module_name)
+    path = getattr(module, "__file__", None)
+    if path is None:
+        return module_name.partition(".")[0] in sys.builtin_module_names
+    return path.startswith(sysconfig.get_path("stdlib")) or not _INSTALLED.isdisjoint(PurePath(path).parts)
+
+
+def reachable(*roots: Any) -> list[Any]:
+    """All objects that ``roots`` hold: through attributes, containers, closures, partials and the globals they name.
+
+    The nearest objects come first. At most ``MAX_OBJECTS`` are visited, and containers of plain numbers, strings and
+    arrays are not entered. Tensors, arrays and generators of random numbers are among the results.
+
+    Args:
+        *roots: Any objects.
+
+    Example:
+        >>> import random
+        >>> generator = random.Random(0)
+        >>> generator in reachable(functools.partial(print, {"augmentation": [generator]}))
+        True
+    """
+    waiting, seen = deque(roots), {id(root) for root in roots}
+    found: list[Any] = []
+    while waiting and len(found) < MAX_OBJECTS:
+        value = waiting.popleft()
+        found.append(value)
+        with suppress(Exception):  # proxies may fail at any look at them
+            for child in _children(value):
+                if id(child) not in seen and not isinstance(child, _WORTHLESS):
+                    seen.add(id(child))
+                    waiting.append(child)
+    return found
+
+
+#: Leaves that no caller looks for.
+_WORTHLESS = (str, bytes, numbers.Number, type(None), type, types.ModuleType, PurePath, torch.dtype, torch.device)
+
+
+def _children(value: Any) -> Iterable[Any]:
+    if isinstance(value, _LEAVES):
+        return ()
+    if isinstance(value, Mapping):
+        return _elements(value)
+    if isinstance(value, _CONTAINERS):
+        return (*_elements(value), *_attributes(value))
+    if isinstance(value, functools.partial):
+        return (value.func, value.args, value.keywords)
+    if isinstance(value, types.FunctionType):
+        return _of_function(value)
+    if isinstance(value, types.MethodType):
+        return (value.__self__, value.__func__)
+    if isinstance(value, (staticmethod, classmethod)):
+        return (value.__func__,)
+    if isinstance(value, property):
+        return (value.fget,)
+    return _attributes(value)
+
+
+def _elements(container: Any) -> list[Any]:
+    """The elements of a container; none of a long one that begins with plain data."""
+    values = container.values() if isinstance(container, Mapping) else container
+    if len(values) > _PROBED and all(_is_plain(element) for element in islice(values, _PROBED)):
+        return []
+    return list(islice(values, MAX_OBJECTS))
+
+
+def _is_plain(element: Any) -> bool:
+    if isinstance(element, _CONTAINERS):
+        return all(isinstance(part, _LEAVES) for part in element)
+    if isinstance(element, dict):
+        return all(isinstance(part, _LEAVES) for part in element.values())
+    return isinstance(element, _LEAVES) and not isinstance(element, (torch.Generator, np.random.Generator))
+
+
+def _attributes(value: Any) -> Iterator[Any]:
+    yield from list(getattr(value, "__dict__", {}).values())
+    for kind in type(value).__mro__:
+        for name in _names_of_slots(kind):
+            yield getattr(value, name, None)
+        if not _is_library(kind.__module__):
+            yield from list(kind.__dict__.values())
+
+
+def _names_of_slots(kind: type) -> tuple[str, ...]:
+    slots = kind.__dict__.get("__slots__", ())
+    return (slots,) if isinstance(slots, str) else tuple(slots)
+
+
+def _of_function(function: types.FunctionType) -> Iterator[Any]:
+    if function.__module__ is None or _is_library(function.__module__):
+        return
+    for cell in function.__closure__ or ():
+        try:
+            yield cell.cell_contents
+        except ValueError:  # not filled yet
+            continue
+    yield from (function.__defaults__, function.__kwdefaults__, function.__dict__)
+    names = _names_in(function.__code__)
+    for name in names:
+        value = function.__globals__.get(name)
+        if isinstance(value, types.ModuleType):
+            yield from _of_module(value, names)
+        else:
+            yield value
+
+
+def _of_module(module: types.ModuleType, names: set[str]) -> Iterator[Any]:
+    if not _is_library(module.__name__):
+        yield from (vars(module)[name] for name in names if name in vars(module))
+
+
+def _names_in(code: types.CodeType) -> set[str]:
+    """Global names that a function and the functions within it use."""
+    inner = (constant for constant in code.co_consts if isinstance(constant, types.CodeType))
+    return set(code.co_names).union(*(_names_in(part) for part in inner))

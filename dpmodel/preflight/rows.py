@@ -1,0 +1,139 @@
+"""Whether each row of a data set is an example of its own: there once, and independent of the other rows."""
+
+from __future__ import annotations
+
+from itertools import chain
+from typing import Any
+
+import numpy as np
+from torch.utils.data import ConcatDataset, TensorDataset
+
+from dpmodel.data.in_memory import InMemoryDataset
+from dpmodel.data.loader import PrivateLoader
+from dpmodel.preflight.order import depends_on_order
+from dpmodel.preflight.readings import Readings, holders
+from dpmodel.preflight.repeats import confirmed, equal_rows, read_repetition, repetition, row_hashes
+from dpmodel.preflight.sharing import Sharing
+from dpmodel.preflight.stores import SMALLEST, watched
+from monitors.errors import DataError
+
+#: A data set of at most so many rows is read as a whole, if time allows; of a larger one as many rows.
+MOST_READ = 2_000
+
+#: Examples whose neighbours, and the examples at likely distances, are read first.
+_BASES = 8
+_MOST_STRIDES = 12
+_DIVISORS = range(2, 9)
+
+
+def require_separate_rows(loader: PrivateLoader, *, secret: bool = True) -> str | None:
+    """Refuse a data set in which one record counts in several examples, as far as that shows.
+
+    Rows in memory are compared with each other. Other data sets are read under equal seeds, a few hundred to
+    ``MOST_READ`` examples, and watched for the stored rows that each example reads. The data set and all generators are
+    as before afterwards.
+
+    Args:
+        loader: Its data set is read.
+        secret: Whether the examples are chosen secretly; otherwise they are the same in each run.
+
+    Returns:
+        What to tell the trainer about equal rows; private. None for nothing.
+
+    Raises:
+        DataError: Rows repeat as a wrapper repeats them, several examples depend on one stored row, or an example
+            depends on what was read before it; says which.
+    """
+    if loader.num_examples < SMALLEST:
+        return None
+    tensors = _plain_tensors(loader)
+    if tensors is not None:
+        hashes = row_hashes(tensors)
+        repeated = repetition(hashes)
+        if repeated is not None and confirmed(tensors, hashes):
+            _refuse_repetition(loader.dataset, repeated)
+        return _told(equal_rows(hashes), loader.num_examples)
+    draw = np.random.default_rng(None if secret else 0)
+    readings = Readings(loader)
+    with readings.undisturbed():
+        return _require_separate_examples(loader, readings, draw)
+
+
+def _require_separate_examples(loader: PrivateLoader, readings: Readings, draw: np.random.Generator) -> str | None:
+    size = loader.num_examples
+    strides = _strides(loader.dataset, size)
+    with watched(loader.dataset) as watch:
+        shared = Sharing(readings, watch, draw).find(_order(size, strides, draw), size)
+    kind = type(loader.dataset).__name__
+    if shared is not None:
+        raise DataError(
+            f"{kind} mixes its rows: {shared}. One record would move the gradients of several examples, each by up to "
+            "the norm bound, though the ledger accounts for one. Let example i depend on row i alone (windows must not "
+            "overlap). Public tables are no rows: keep them outside of the data set's attributes, for example in a "
+            "module-level variable or in the network"
+        )
+    ordered = depends_on_order(loader.dataset, draw)
+    if ordered is not None:
+        raise DataError(
+            f"{kind} remembers what it has read: {ordered}. One record would move the gradients of later examples, "
+            "which the ledger does not account for. Let __getitem__ depend on its index alone"
+        )
+    known = readings.rows
+    if len(known) == size:
+        hashes = np.array([int.from_bytes(readings[row] or b"", "little") % 2**63 for row in range(size)])
+        repeated = repetition(hashes)
+        equal = equal_rows(hashes)
+    else:
+        repeated = read_repetition(readings, strides, size, draw)
+        equal = len(known) - len({readings[row] for row in known})
+    if repeated is not None:
+        _refuse_repetition(loader.dataset, repeated)
+    return _told(equal, len(known))
+
+
+def _plain_tensors(loader: PrivateLoader) -> list[Any] | None:
+    """The tensors whose rows are the examples, where nothing of the user's lies between."""
+    dataset = loader.dataset
+    if loader.fetcher.collates or type(dataset).__len__ not in (TensorDataset.__len__, InMemoryDataset.__len__):
+        return None
+    return [dataset.x, dataset.y] if isinstance(dataset, InMemoryDataset) else list(dataset.tensors)
+
+
+def _strides(dataset: Any, size: int) -> list[int]:
+    """Distances at which a wrapper may show a row again: lengths of what it holds, and parts of its own."""
+    inner = holders(dataset)
+    lengths = [len(holder) for holder in inner if hasattr(type(holder), "__len__")]
+    ends = chain.from_iterable(holder.cumulative_sizes for holder in inner if isinstance(holder, ConcatDataset))
+    stored = (len(part) for holder in inner for part in vars(holder).values() if hasattr(part, "__len__"))
+    parts = (size // divisor for divisor in _DIVISORS if size % divisor == 0)
+    return list(dict.fromkeys(length for length in chain(lengths, ends, stored, parts) if 1 < length < size))[
+        :_MOST_STRIDES
+    ]
+
+
+def _order(size: int, strides: list[int], draw: np.random.Generator) -> list[int]:
+    """The rows to read: some with those beside them and at likely distances, then others at random."""
+    shuffled = draw.permutation(size)[:MOST_READ].tolist()
+    first = (
+        row
+        for base in shuffled[:_BASES]
+        for row in (base, base + 1, *(base + s if base + s < size else base - s for s in strides))
+    )
+    return list(dict.fromkeys(row for row in chain(first, shuffled) if 0 <= row < size))
+
+
+def _refuse_repetition(dataset: Any, repeated: str) -> None:
+    raise DataError(
+        f"{type(dataset).__name__} holds its rows more than once: {repeated}. A record would be drawn and would count "
+        "several times, though the ledger accounts for one. Give each row once (more epochs read it more often; to "
+        "weight a class, weight its loss)"
+    )
+
+
+def _told(equal: int, among: int) -> str | None:
+    if not equal:
+        return None
+    return (
+        f"{equal:,} of {among:,} rows that were compared are equal to another one: if they are records of one person, "
+        "that person's epsilon is larger, as for a group"
+    )

@@ -1,0 +1,71 @@
+"""Global modes of torch, kept away from norms, factors, sums and noise."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+
+import torch
+from torch import nn
+from torch.overrides import _get_current_function_mode_stack
+from torch.utils._device import DeviceContext
+from torch.utils._python_dispatch import _get_current_dispatch_mode_stack
+
+from monitors.errors import ConfigError, UnsupportedModuleError
+
+_DEVICES = ("cpu", "cuda", "mps", "xpu")
+
+
+@contextmanager
+def plain_modes() -> Iterator[str | None]:
+    """Autocast and inference mode are off within, and as before afterwards.
+
+    Autocast would compute norms and sums of gradients with 8 bits; a clipped gradient could then exceed its bound. In
+    inference mode there are no gradients.
+
+    Yields:
+        What to tell the user, or None where no mode was on.
+
+    Example:
+        >>> with torch.autocast("cpu"), plain_modes() as told:
+        ...     torch.ones(2, 2).mm(torch.ones(2, 2)).dtype
+        torch.float32
+        >>> told
+        "autocast is off while fit runs; DPModel(precision='bf16') uses it in the forward and backward pass alone"
+    """
+    lowered = [device for device in _DEVICES if torch.is_autocast_enabled(device)]
+    with ExitStack() as stack:
+        for device in lowered:
+            stack.callback(torch.set_autocast_enabled, device, True)
+            torch.set_autocast_enabled(device, False)
+        if torch.is_inference_mode_enabled():
+            stack.enter_context(torch.inference_mode(False))
+        yield (
+            "autocast is off while fit runs; DPModel(precision='bf16') uses it in the forward and backward pass alone"
+            if lowered
+            else None
+        )
+
+
+def require_no_modes(network: nn.Module) -> None:
+    """Refuse modes that may change every result, and parameters that no gradient can reach.
+
+    Args:
+        network: The network to be trained.
+
+    Raises:
+        ConfigError: A ``TorchFunctionMode`` or ``TorchDispatchMode`` is on.
+        UnsupportedModuleError: The network was made in inference mode.
+    """
+    functions = [mode for mode in _get_current_function_mode_stack() if not isinstance(mode, DeviceContext)]
+    for mode in (*functions, *_get_current_dispatch_mode_stack()):
+        raise ConfigError(
+            f"{type(mode).__name__} is active around fit: it sees, and may change, each operation of torch, those of "
+            "norms, clipping and noise too. Call fit outside of it; to measure or trace the network, call the network"
+        )
+    made = next((name for name, value in network.named_parameters() if value.is_inference()), None)
+    if made is not None:
+        raise UnsupportedModuleError(
+            f"parameter {made!r} was made in torch.inference_mode() and cannot be trained; build the network outside "
+            "of it, or copy the parameters"
+        )

@@ -1,0 +1,85 @@
+import functools
+import random
+
+import pytest
+import torch
+from torch.utils.data import ConcatDataset, Subset
+from torchvision.transforms import Compose
+
+from dpmodel.data.reachable import MAX_OBJECTS, reachable
+
+AT_MODULE_LEVEL = random.Random(0)
+
+
+def draws_from_a_global(x):
+    return [AT_MODULE_LEVEL.random() for _ in x]
+
+
+def calls_another(x):
+    return draws_from_a_global(x)
+
+
+class Holder:
+    def __init__(self, held):
+        self.held = held
+
+    def method(self):
+        return self.held
+
+
+class Slotted:
+    __slots__ = ("held",)
+
+    def __init__(self, held):
+        self.held = held
+
+
+class OnTheClass:
+    generator = AT_MODULE_LEVEL
+
+
+def closure_over(value):
+    return lambda: value
+
+
+PLACES = {
+    "attribute": Holder,
+    "slot": Slotted,
+    "nested containers": lambda value: {"a": [(1, {"b": value})]},
+    "closure": closure_over,
+    "default argument": lambda value: lambda x, drawn=value: drawn,
+    "partial": lambda value: functools.partial(print, 1, key=value),
+    "bound method": lambda value: Holder(value).method,
+    "compose": lambda value: Compose([torch.relu, Holder(value)]),
+    "subset of a subset": lambda value: Subset(Subset(Holder(value), [0]), [0]),
+    "concatenation": lambda value: ConcatDataset([[1], Subset(Holder(value), [0])]),
+    "beside a long list": lambda value: Holder([list(range(10**5)), [("path", 3)] * 10**5, value]),
+    "long list of objects": lambda value: [Holder(None)] * 200 + [Holder(value)],
+}
+
+
+@pytest.mark.parametrize("place", PLACES.values(), ids=PLACES.keys())
+def test_objects_are_found_wherever_they_are_kept(place):
+    value = random.Random(1)
+    assert any(found is value for found in reachable(place(value)))
+
+
+@pytest.mark.parametrize("root", [draws_from_a_global, calls_another, OnTheClass(), lambda: calls_another(1)])
+def test_globals_that_functions_and_classes_name_are_found(root):
+    assert any(found is AT_MODULE_LEVEL for found in reachable(root))
+
+
+def test_circles_and_large_structures_end_the_search():
+    circle = [Holder(None)]
+    circle[0].held = circle
+    assert sum(found is circle for found in reachable(circle)) == 1
+    assert len(reachable([[Holder(None)] for _ in range(2 * MAX_OBJECTS)])) == MAX_OBJECTS
+
+
+def test_objects_that_fail_when_looked_at_are_passed_over():
+    class Broken(dict):
+        def values(self):
+            raise RuntimeError("not now")
+
+    value = random.Random(1)
+    assert any(found is value for found in reachable([Broken(), value]))
