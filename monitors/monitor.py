@@ -101,7 +101,7 @@ class PrivacyMonitor:
         """Epsilon with everything that it needs to mean anything."""
         run = self._attached()
         words = {key: run.statement[key] for key in _STATEMENT if key in run.statement} | stated_relation(run.ledger)
-        return PrivacySpent(self.epsilon(), self.target_delta, self.accountant.name, notes=run.ledger.notes, **words)
+        return PrivacySpent(self.epsilon(), self.target_delta, self.accountant.name, notes=run.ledger.caveats, **words)
 
     # planning
 
