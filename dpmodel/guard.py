@@ -5,7 +5,7 @@ from __future__ import annotations
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from typing import Any, NoReturn
+from typing import Any
 
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -73,7 +73,8 @@ class UpdateGuard:
         self._violated = violated
         self._reason: str | None = None
         self._steps = 0
-        self._due = False
+        self._due = True
+        self._whole = 0  # the last step at which every entry was compared
         self._done: int | None = None  # steps of the model that were protected; None before the first of this training
         self._earlier: dict[bytes, None] = {}
         self._trained: Snapshot | None = None
@@ -102,7 +103,6 @@ class UpdateGuard:
         """
         self._require_sound()
         self._require_same_values(thorough=self._due)
-        self._due = False
         self._require_untouched()
 
     @contextmanager
@@ -123,16 +123,19 @@ class UpdateGuard:
         except BaseException:
             self._put_back(self._changed_tensors())
             raise
-        changed = self._changed_tensors()
+        changed = self._changed_tensors(thorough=self._due)
         if changed:
-            message = (
-                f"the forward pass changed {_quoted(changed)}: what it keeps of the data is neither noised nor "
-                "accounted, and would be saved with the weights. Use a layer that keeps no statistics of the data"
+            found = f"the forward pass changed {_quoted(changed)}"
+            # In a large network earlier passes may have changed what was not compared then.
+            harmless = self._put_back(changed) and (self._done is None or self._compared_in_full)
+            raise UnprotectedUpdateError(
+                f"{found}: what it keeps of the data is neither noised nor accounted, and would be saved with the "
+                "weights. Use a layer that keeps no statistics of the data. "
+                + (f"The values were put back. {LOOKED}" if harmless else self._record(found, self._verified(step)))
             )
-            if not self._put_back(changed):
-                self._void(message, step)
-            raise UnprotectedUpdateError(f"{message}. The values were put back. {LOOKED}")
         self._require_untouched()
+        if self._due:
+            self._whole, self._due = step, False
 
     @contextmanager
     def each_example_alone(self, step: int) -> Iterator[None]:
@@ -149,7 +152,7 @@ class UpdateGuard:
             if not step:
                 say_also(error, LOOKED)
             elif self._reason is None:
-                say_also(error, self._record(f"{error}", 0))
+                say_also(error, self._record(str(error).split(". ")[0], 0))
             raise
 
     @contextmanager
@@ -160,7 +163,7 @@ class UpdateGuard:
             yield
         finally:  # an update that is broken off has moved the weights by a noised gradient too
             self._take()
-            self._due = self._done % COMPARED_STEPS == 0
+            self._due = self._due or self._done % COMPARED_STEPS == 0
             if self._due or self._digests_each:
                 self._remember()
 
@@ -171,7 +174,8 @@ class UpdateGuard:
             steps: Steps of the model that are in the restored weights. Default: none of this training was taken yet.
         """
         self._done = steps or self._done
-        self._fixed = Snapshot(self._fixed_tensors())
+        self._whole = steps or self._whole
+        self._take_fixed()
         self._structure = Structure(self._roots, self.optimizer)
         self._take()
         self._remember()
@@ -182,6 +186,7 @@ class UpdateGuard:
         Raises:
             UnprotectedUpdateError: As of ``check``.
         """
+        self._require_sound()
         self._require_same_values(thorough=True)
         self._remember()
 
@@ -195,7 +200,7 @@ class UpdateGuard:
         self._require_sound()
         self._require_same_values()
         yield
-        self._fixed = Snapshot(self._fixed_tensors())
+        self._take_fixed()
         self._take()
         self._remember()
 
@@ -233,13 +238,13 @@ class UpdateGuard:
             self._take()
             return
         when = "before the first step" if self._done is None else "between two private steps"
-        message = (
-            f"{_quoted(changed)} changed {when} (an optimizer.step() or load_state_dict() outside of dpmodel, a "
-            f"replaced or an added layer?). {_DECLARE}"
+        found = f"{_quoted(changed)} changed {when}"
+        released = self._done is not None and self._reason is None
+        consequence = self._record(found, self._verified(self._done or 0)) if released else ""
+        raise UnprotectedUpdateError(
+            f"{found} (an optimizer.step() or load_state_dict() outside of dpmodel, a replaced or an added layer?). "
+            f"{_DECLARE}. {consequence}".rstrip(". ")
         )
-        if self._done is None or self._reason is not None:
-            raise UnprotectedUpdateError(message)
-        self._void(message, self._done)
 
     def _require_untouched(self) -> None:
         self._require_same_structure()
@@ -276,7 +281,8 @@ class UpdateGuard:
         trained = {name: current[name] for name in self.parameters if name in current}
         fixed = self._fixed_tensors()
         found = [name for name in self._trained.changed(trained, thorough=thorough) if name in trained]
-        return found + [name for name in self._fixed.changed(fixed, thorough=thorough) if name in fixed]
+        found += [name for name in self._fixed.changed(fixed, thorough=thorough) if name in fixed]
+        return list(dict.fromkeys(found))
 
     def _are_earlier_weights(self, changed: list[str]) -> bool:
         current = dict(self.network.named_parameters())
@@ -308,16 +314,26 @@ class UpdateGuard:
                     else:
                         table[leaf] = value  # type: ignore[assignment]
 
-    def _void(self, message: str, since: int) -> NoReturn:
-        raise UnprotectedUpdateError(f"{message}. {self._record(message, since)}")
+    @property
+    def _compared_in_full(self) -> bool:
+        assert self._trained is not None
+        return self._trained.compared_in_full and self._fixed.compared_in_full
 
-    def _record(self, message: str, since: int) -> str:
+    def _verified(self, step: int) -> int:
+        """The last step, up to ``step``, after which every entry is known to have been protected."""
+        return step if self._compared_in_full else min(step, self._whole)
+
+    def _record(self, found: str, since: int) -> str:
         """Record the violation, and say so in a sentence."""
-        found = message.split(". ")[0]
         self._reason = f"{found}; not verified since step {since}"
         if self._violated is not None:
             self._violated(self._reason)
         return f"The privacy claim is void since step {since}: epsilon is infinite. To train again, {FRESH_WEIGHTS}"
+
+    def _take_fixed(self) -> None:
+        self._fixed = Snapshot(self._fixed_tensors())
+        if not self._fixed.copied:
+            self._fixed.keep_digest()
 
     def _take(self) -> None:
         for _, parameter in self._updated():
@@ -338,7 +354,8 @@ class UpdateGuard:
         for prefix, root in self._roots.items():
             found.update(root.named_parameters(prefix))
             found.update(root.named_buffers(prefix))
-        return {name: value for name, value in found.items() if name not in self.parameters}
+        # A loss may hold weights of the network, which are trained under their name there.
+        return {name: value for name, value in found.items() if id(value) not in self._known}
 
     def _optimizer_state(self) -> dict[str, Tensor]:
         return {
