@@ -13,7 +13,7 @@ from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from dpmodel.claims.claim import FRESH_WEIGHTS
 from dpmodel.claims.snapshot import COPIED_BYTES, Snapshot, digest
-from dpmodel.claims.structure import Structure
+from dpmodel.claims.structure import Places, Structure
 from dpmodel.preflight.refusal import LOOKED, say_also
 from mechanisms.engines.parameters import trainable_parameters
 from monitors.errors import DataError, UnprotectedUpdateError
@@ -22,7 +22,7 @@ from monitors.errors import DataError, UnprotectedUpdateError
 COMPARED_STEPS = 100
 
 #: Networks of at most so many bytes have a digest of every step kept, others of the steps that are compared in full.
-DIGESTED_BYTES = 2**16
+DIGESTED_BYTES = 2**14
 KEPT_DIGESTS = 100_000
 
 #: Names that an error lists; the others are counted.
@@ -76,8 +76,9 @@ class UpdateGuard:
         self._due = True
         self._whole = 0  # the last step at which every entry was compared
         self._done: int | None = None  # steps of the model that were protected; None before the first of this training
-        self._earlier: dict[bytes, None] = {}
-        self._trained: Snapshot | None = None
+        self._earlier: dict[int, None] = {}
+        self._trained = Snapshot(self.parameters)
+        self._state = Snapshot(self._optimizer_state(), copied=False)
         held = sum(value.numel() * value.element_size() for value in self.parameters.values())
         self._digests_each = held <= DIGESTED_BYTES
         _GUARDS.add(self)
@@ -86,7 +87,6 @@ class UpdateGuard:
     @property
     def description(self) -> str:
         """What is verified, for the report."""
-        assert self._trained is not None
         if self._trained.compared_in_full:
             return "every entry, before and after the passes of each step"
         way = "copied after each step" if self._trained.copied else f"too large to be copied ({COPIED_BYTES:,} bytes)"
@@ -102,7 +102,7 @@ class UpdateGuard:
             UnprotectedUpdateError: A gradient, an update or a parameter appeared that dpmodel did not make; named.
         """
         self._require_sound()
-        self._require_same_values(thorough=self._due)
+        self._require_same_values(values=self._compared_in_full, thorough=self._due)
         self._require_untouched()
 
     @contextmanager
@@ -126,8 +126,9 @@ class UpdateGuard:
         changed = self._changed_tensors(thorough=self._due)
         if changed:
             found = f"the forward pass changed {_quoted(changed)}"
-            # In a large network earlier passes may have changed what was not compared then.
-            harmless = self._put_back(changed) and (self._done is None or self._compared_in_full)
+            # Without a trace it may have been a callback, or an earlier pass that was not compared in full.
+            seen_at_once = self._done is None or self._compared_in_full or self._left_traces(changed)
+            harmless = self._put_back(changed) and seen_at_once
             raise UnprotectedUpdateError(
                 f"{found}: what it keeps of the data is neither noised nor accounted, and would be saved with the "
                 "weights. Use a layer that keeps no statistics of the data. "
@@ -175,8 +176,8 @@ class UpdateGuard:
         """
         self._done = steps or self._done
         self._whole = steps or self._whole
+        self._survey()
         self._take_fixed()
-        self._structure = Structure(self._roots, self.optimizer)
         self._take()
         self._remember()
 
@@ -229,9 +230,9 @@ class UpdateGuard:
         if self._reason is not None:
             raise UnprotectedUpdateError(f"training does not continue: {self._reason}. To train again, {FRESH_WEIGHTS}")
 
-    def _require_same_values(self, *, thorough: bool = False) -> None:
+    def _require_same_values(self, *, values: bool = True, thorough: bool = False) -> None:
         # A fused step leaves no trace in versions.
-        changed = self._changed(thorough=thorough or self._steps != self._counted)
+        changed = self._changed(values=values, thorough=thorough or self._steps != self._counted)
         if not changed:
             return
         if self._are_earlier_weights(changed):
@@ -247,9 +248,11 @@ class UpdateGuard:
         )
 
     def _require_untouched(self) -> None:
-        self._require_same_structure()
-        for name, parameter in self._updated():
-            if parameter.grad is not None:
+        flags = [value.requires_grad for value in self._updated]
+        if flags != self._flags or not self._places.intact() or self._structure.changed():
+            self._require_same_structure()
+        for name, value in self._named_updated:
+            if value.grad is not None:
                 raise UnprotectedUpdateError(
                     f"parameter {name!r} has a gradient that dpmodel did not make (a backward() outside of it?): it is "
                     "not clipped, noised or accounted. Call optimizer.zero_grad(set_to_none=True) first"
@@ -267,32 +270,42 @@ class UpdateGuard:
                 "optimizer the same parameters"
             )
 
-    def _changed(self, *, thorough: bool = False) -> list[str]:
+    def _changed(self, *, values: bool = True, thorough: bool = False) -> list[str]:
         """Names of what holds other values than after the last protected update, or is another tensor."""
         state = self._optimizer_state()
         moved = [name for name in self._state.changed(state, thorough=thorough) if name in state]
         # A state that was dropped or set to zero holds nothing of the data.
-        return self._changed_tensors(thorough=thorough) + [name for name in moved if bool(state[name].any())]
+        found = [name for name in moved if bool(state[name].any())]
+        return self._changed_tensors(values=values, thorough=thorough) + found
 
-    def _changed_tensors(self, *, thorough: bool = False) -> list[str]:
+    def _changed_tensors(self, *, values: bool = True, thorough: bool = False) -> list[str]:
         """Of parameters and buffers alone: an optimizer may keep views of the sum that the passes write to."""
-        assert self._trained is not None
+        if self._places.intact():
+            return [
+                *self._trained.changed(values=values, thorough=thorough),
+                *self._fixed.changed(values=values, thorough=thorough),
+            ]
         current = dict(self.network.named_parameters())
         trained = {name: current[name] for name in self.parameters if name in current}
         fixed = self._fixed_tensors()
-        found = [name for name in self._trained.changed(trained, thorough=thorough) if name in trained]
-        found += [name for name in self._fixed.changed(fixed, thorough=thorough) if name in fixed]
-        return list(dict.fromkeys(found))
+        found = self._trained.changed(trained, thorough=thorough) + self._fixed.changed(fixed, thorough=thorough)
+        return [name for name in dict.fromkeys(found) if name in trained or name in fixed]
+
+    def _left_traces(self, changed: list[str]) -> bool:
+        current = {**self._fixed_tensors(), **dict(self.network.named_parameters())}
+        return all(
+            (self._trained if name in self.parameters else self._fixed).written(name, current.get(name))
+            for name in changed
+        )
 
     def _are_earlier_weights(self, changed: list[str]) -> bool:
         current = dict(self.network.named_parameters())
         if any(name not in self.parameters or current[name] is not self.parameters[name] for name in changed):
             return False
-        return digest(self.parameters) in self._earlier
+        return digest(self.parameters.values()) in self._earlier
 
     def _put_back(self, names: list[str]) -> bool:
         """Undo the changes to ``names``; False where there is no copy of one."""
-        assert self._trained is not None
         kept = {name: self._trained.tensor(name) for name in names if name in self.parameters}
         kept |= {name: self._fixed.tensor(name) for name in names if name not in self.parameters}
         for name, value in kept.items():
@@ -316,7 +329,6 @@ class UpdateGuard:
 
     @property
     def _compared_in_full(self) -> bool:
-        assert self._trained is not None
         return self._trained.compared_in_full and self._fixed.compared_in_full
 
     def _verified(self, step: int) -> int:
@@ -336,14 +348,17 @@ class UpdateGuard:
             self._fixed.keep_digest()
 
     def _take(self) -> None:
-        for _, parameter in self._updated():
+        for parameter in self._updated:
             parameter.grad = None
-        self._trained = Snapshot(self.parameters, self._trained)
-        self._state = Snapshot(self._optimizer_state(), copied=False)
+        self._trained.take()
+        state = self._optimizer_state()
+        if self._state.holds(state):
+            self._state.take()
+        else:
+            self._state = Snapshot(state, copied=False)
         self._counted = self._steps
 
     def _remember(self) -> None:
-        assert self._trained is not None
         self._earlier[self._trained.keep_digest()] = None
         if len(self._earlier) > KEPT_DIGESTS:
             del self._earlier[next(iter(self._earlier))]
@@ -365,12 +380,16 @@ class UpdateGuard:
             if isinstance(value, Tensor) and value.numel() > 1
         }
 
-    def _updated(self) -> Iterator[tuple[str, Tensor]]:
+    def _survey(self) -> None:
+        """Note which modules, places and parameters there are, so that a step need not look for them."""
+        self._structure = Structure(self._roots, self.optimizer)
+        self._places = Places(self._roots.values())
         # Frozen ones too: an optimizer goes by the gradient that it finds, not by requires_grad.
-        yield from self.network.named_parameters()
+        self._named_updated = list(self.network.named_parameters())
         for group in self.optimizer.param_groups:
-            for value in group["params"]:
-                yield "of the optimizer alone", value
+            self._named_updated += [("of the optimizer alone", value) for value in group["params"]]
+        self._updated = [value for _, value in self._named_updated]
+        self._flags = [value.requires_grad for value in self._updated]
 
     def _require_same_parameters(self) -> None:
         held = {id(p): p for group in self.optimizer.param_groups for p in group["params"]}

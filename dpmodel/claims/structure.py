@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from operator import is_
 from typing import Any
 
 from torch import nn
@@ -44,7 +45,12 @@ class Structure:
         self._optimizer = optimizer
         self._modules = self._named()
         self._marks = {name: _marks(module) for name, module in self._modules.items()}
+        self._marked = [(module, self._marks[name]) for name, module in self._modules.items()]
         self._outer = self._outer_hooks()
+
+    def changed(self) -> bool:
+        """Whether forward methods or hooks of the known modules are not as they were; quicker than ``changes``."""
+        return any(_marks(module) != marks for module, marks in self._marked) or self._outer_hooks() != self._outer
 
     def changes(self) -> list[str]:
         """What is not as it was, in words; empty for nothing."""
@@ -72,10 +78,40 @@ class Structure:
         }
 
 
+class Places:
+    """Which tensor or module lies in each place for a parameter, a buffer or a submodule.
+
+    Args:
+        roots: Modules.
+
+    Example:
+        >>> network = nn.Linear(2, 2)
+        >>> places = Places([network])
+        >>> network.weight = nn.Parameter(network.weight.detach())
+        >>> places.intact()
+        False
+    """
+
+    def __init__(self, roots: Iterable[nn.Module]) -> None:
+        modules = dict.fromkeys(module for root in roots for module in root.modules())
+        self._tables: list[Mapping[str, Any]] = []
+        for module in modules:
+            self._tables += [module._parameters, module._buffers, module._modules]
+        self._held = [tuple(table.values()) for table in self._tables]
+
+    def intact(self) -> bool:
+        """Whether each place holds the same object as before, and there are no others."""
+        return all(
+            len(table) == len(held) and all(map(is_, table.values(), held))
+            for table, held in zip(self._tables, self._held, strict=True)
+        )
+
+
 def _marks(module: nn.Module) -> tuple[Any, ...]:
-    own = module.__dict__.get("forward")
+    values = module.__dict__
     # The objects and not their ids: an id may be used again once its object is gone.
-    return type(module), type(module).forward, own, _hooks(module, _HOOKS)
+    kind = type(module)
+    return kind, kind.forward, values.get("forward"), *[tuple(values[name].items()) for name in _HOOKS if values[name]]
 
 
 def _hooks(owner: object, names: tuple[str, ...]) -> tuple[Any, ...]:

@@ -5,11 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from dpmodel.claims.claim import Claim
 from dpmodel.claims.snapshot import digest
+
+#: Names of parameters and buffers, and a digest of their values.
+_State = tuple[tuple[str, ...], int]
 
 
 @dataclass(frozen=True)
@@ -18,11 +21,11 @@ class _Trained:
 
     Args:
         claim: The claim of its training.
-        before: Digest of the network's state before its first private training; None if that is not known.
+        before: The network's state before its first private training; None if that is not known.
     """
 
     claim: Claim
-    before: bytes | None
+    before: _State | None
 
 
 #: Parameters by identity, as long as they live. Values copied into other modules are other parameters.
@@ -33,7 +36,7 @@ def record_training(network: nn.Module, claim: Claim) -> None:
     """From now on ``claim`` holds for the trainable parameters of ``network``."""
     known = [entry.before for entry in _entries(network)]
     # With releases on the ledger they may be in the weights already, as those of a resumed training are.
-    first = None if len(claim.ledger) else digest(network.state_dict(keep_vars=True))
+    first = None if len(claim.ledger) else _state_of(network)
     before = known[0] if known else first
     for parameter in network.parameters():
         if parameter.requires_grad:
@@ -47,7 +50,7 @@ def claims_of(network: nn.Module) -> list[Claim]:
     """
     entries = list(_entries(network))
     befores = {entry.before for entry in entries} - {None}
-    if befores and digest(network.state_dict(keep_vars=True)) in befores:
+    if befores and _state_of(network) in befores:
         return []
     return list(dict.fromkeys(entry.claim.current for entry in entries))
 
@@ -74,6 +77,11 @@ def claim_for(network: nn.Module, own: Claim | None = None) -> Claim:
         else:
             claim = claim.join(found)
     return Claim() if claim is None else claim
+
+
+def _state_of(network: nn.Module) -> _State:
+    state = {name: value for name, value in network.state_dict(keep_vars=True).items() if isinstance(value, Tensor)}
+    return tuple(state), digest(state.values())
 
 
 def _entries(network: nn.Module) -> Iterator[_Trained]:

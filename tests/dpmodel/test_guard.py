@@ -145,8 +145,10 @@ def test_statistics_of_the_data_are_noticed_wherever_they_are_kept(make_model, m
     model = make_model(network)
     with pytest.raises(UnprotectedUpdateError, match=r"the forward pass changed '(centre|mean|layer\.weight)'"):
         model.fit(poisson_loader(make_data(), batch_size=16), epochs=30, callbacks=[Begin()])
-    assert model.ledger.total == 2
-    assert model.ledger.violations == ()
+    assert model.ledger.head(2).violations == ()
+    # A trace in the versions, or a comparison of every entry before the pass, shows that it was this pass.
+    assert bool(model.ledger.violations) == (width > 4 and kind != "frozen parameter")
+    assert model.ledger.total == 2 + len(model.ledger.violations)
     for value in (network.mean, network.centre):
         assert not value.any()
 

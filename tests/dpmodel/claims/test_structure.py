@@ -84,7 +84,7 @@ def test_hooks_of_torch_for_all_modules_are_seen():
 
 
 def test_modes_schedules_values_and_hooks_that_come_and_go_are_no_change():
-    network, loss, optimizer, structure = built()
+    network, _loss, optimizer, structure = built()
     network.eval()
     schedule = StepLR(optimizer, 1)
     optimizer.step()

@@ -207,7 +207,7 @@ def test_a_void_claim_ends_the_training_of_these_weights_also_by_a_second_model(
     third = DPModel(part, nn.CrossEntropyLoss(), torch.optim.SGD(part.parameters(), lr=0.1))
     copied = copy.deepcopy(model)
     for refused in (model, second, other, third, copied):
-        with pytest.raises(UnprotectedUpdateError, match="not trained further.*fresh weights"):
+        with pytest.raises(UnprotectedUpdateError, match=r"not trained further.*fresh weights"):
             refused.fit(poisson_loader(make_data(), batch_size=16))
     assert model.ledger.total == 3
     fresh, error = fitted()
