@@ -78,7 +78,7 @@ class UpdateGuard:
         self._done: int | None = None  # steps of the model that were protected; None before the first of this training
         self._earlier: dict[int, None] = {}
         self._trained = Snapshot(self.parameters)
-        self._state = Snapshot(self._optimizer_state(), copied=False)
+        self._state = Snapshot(self._optimizer_state(), partly=False)
         held = sum(value.numel() * value.element_size() for value in self.parameters.values())
         self._digests_each = held <= DIGESTED_BYTES
         _GUARDS.add(self)
@@ -248,8 +248,9 @@ class UpdateGuard:
         )
 
     def _require_untouched(self) -> None:
+        """Call after the tensors were compared."""
         flags = [value.requires_grad for value in self._updated]
-        if flags != self._flags or not self._places.intact() or self._structure.changed():
+        if flags != self._flags or not self._intact or self._structure.changed():
             self._require_same_structure()
         for name, value in self._named_updated:
             if value.grad is not None:
@@ -280,7 +281,8 @@ class UpdateGuard:
 
     def _changed_tensors(self, *, values: bool = True, thorough: bool = False) -> list[str]:
         """Of parameters and buffers alone: an optimizer may keep views of the sum that the passes write to."""
-        if self._places.intact():
+        self._intact = self._places.intact()
+        if self._intact:
             return [
                 *self._trained.changed(values=values, thorough=thorough),
                 *self._fixed.changed(values=values, thorough=thorough),
@@ -355,7 +357,7 @@ class UpdateGuard:
         if self._state.holds(state):
             self._state.take()
         else:
-            self._state = Snapshot(state, copied=False)
+            self._state = Snapshot(state, partly=False)
         self._counted = self._steps
 
     def _remember(self) -> None:

@@ -43,7 +43,8 @@ class Snapshot:
 
     Args:
         tensors: Name to tensor. Those without a strided layout are known by object and version only.
-        copied: Whether to copy what is too large to be compared in full each time.
+        partly: Whether to copy, and to compare stretches of, what is too large to be compared in full each time. Without
+            it versions alone are compared.
 
     Example:
         >>> weight = torch.zeros(3)
@@ -55,19 +56,19 @@ class Snapshot:
         (True, [0.0, 0.0, 0.0])
     """
 
-    def __init__(self, tensors: Mapping[str, Tensor], *, copied: bool = True) -> None:
+    def __init__(self, tensors: Mapping[str, Tensor], *, partly: bool = True) -> None:
         self._tensors = dict(tensors)
         self._read = {name: value for name, value in tensors.items() if _readable(value) and value.numel()}
         held = sum(value.numel() * value.element_size() for value in self._read.values())
         self.compared_in_full = held <= COMPARED_BYTES
         #: Whether any change can be undone.
-        self.copied = self.compared_in_full or (copied and held <= COPIED_BYTES)
+        self.copied = self.compared_in_full or (partly and held <= COPIED_BYTES)
         self._copies: dict[str, Tensor] = {}
         if self.copied and not self.compared_in_full:
             self._copies = {name: torch.empty_like(value.detach()) for name, value in self._read.items()}
         self._lengths = {name: self._length(value.numel()) for name, value in self._read.items()}
         self._groups: dict[_Group, list[str]] = {}
-        for name, value in self._read.items():
+        for name, value in self._read.items() if partly or self.compared_in_full else ():
             self._groups.setdefault((value.device, value.dtype), []).append(name)
         self._flats: dict[str, tuple[int, Tensor]] = {}
         self.take()
@@ -161,7 +162,7 @@ class Snapshot:
         if self.copied:
             copy = self._copy_of(name)
             return copy is not None and _same(value, copy)
-        return _same(self._stretch(name), self._kept_stretch(name))
+        return not self._groups or _same(self._stretch(name), self._kept_stretch(name))
 
     def _copy_of(self, name: str) -> Tensor | None:
         if not self.compared_in_full:
