@@ -19,7 +19,8 @@ class Callback:
     The order within a training is ``on_train_begin``, then for each epoch ``on_train_epoch_begin``, for each step
     ``on_train_step_begin`` and ``on_train_step_end``, then (with validation data) ``on_eval_begin`` and
     ``on_eval_end``, ``on_train_epoch_end``; at last ``on_train_end``. ``run.stop(reason)`` ends the training before
-    the next step.
+    the next step. Weights, buffers and optimizer state are compared before each step and after ``on_train_end``:
+    a callback that changes them does so inside ``run.post_processing(what)``.
 
     Example:
         >>> class Hello(Callback):
