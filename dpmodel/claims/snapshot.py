@@ -43,8 +43,8 @@ class Snapshot:
 
     Args:
         tensors: Name to tensor. Those without a strided layout are known by object and version only.
-        partly: Whether to copy, and to compare stretches of, what is too large to be compared in full each time. Without
-            it versions alone are compared.
+        partly: Whether to copy, and to compare stretches of, what is too large to be compared in full; if not,
+            versions alone are compared.
 
     Example:
         >>> weight = torch.zeros(3)

@@ -512,3 +512,15 @@ def test_a_first_batch_is_not_confused_by_an_earlier_training_of_the_model(make_
     with pytest.raises(UnprotectedUpdateError, match="void"):
         model.fit(loader, callbacks=[Counts()])
     assert model.ledger.violations
+
+
+@pytest.mark.parametrize("what", ["", " ", None])
+def test_a_declared_change_says_in_words_what_it_is(fitted, what):
+    class Declares(Callback):
+        def on_train_step_end(self, run):
+            with pytest.raises(ValueError, match="what must say in words"), run.post_processing(what):
+                pass
+
+    model, error = fitted([Declares()])
+    assert error is None
+    assert model.ledger.notes == ()
