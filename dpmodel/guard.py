@@ -1,55 +1,99 @@
-"""Watches that nothing un-noised reaches the optimizer."""
+"""Watches that nothing un-noised reaches the weights, and records it when something may have."""
 
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
+from dpmodel.claims.claim import FRESH_WEIGHTS
+from dpmodel.claims.snapshot import COPIED_BYTES, Snapshot, digest
+from dpmodel.claims.structure import Places, Structure
+from dpmodel.preflight.refusal import LOOKED, say_also
 from mechanisms.engines.parameters import trainable_parameters
-from monitors.errors import UnprotectedUpdateError
+from monitors.errors import DataError, UnprotectedUpdateError
 
-#: Parameters and buffers of at most so many bytes are compared by value in each step; larger ones now and then.
-COMPARED_BYTES = 2**16
+#: Large networks are compared entry by entry once in so many steps, before each validation and at the end.
 COMPARED_STEPS = 100
 
-#: Parameters that an error names; the others are counted.
-NAMED_PARAMETERS = 5
+#: Networks of at most so many bytes have a digest of every step kept, others of the steps that are compared in full.
+DIGESTED_BYTES = 2**14
+KEPT_DIGESTS = 100_000
+
+#: Names that an error lists; the others are counted.
+NAMED = 5
+
+#: Under which prefix the tensors of the loss are named.
+_LOSS = "(loss)"
+
+_DECLARE = (
+    "If no private data went into the change, make it inside `with run.post_processing('what it is'):`, or between two "
+    "calls of fit"
+)
 
 
 class UpdateGuard:
-    """Compares the parameters before each step with those that the last protected update left.
+    """Compares network and optimizer with what the last protected update left: values, modules, hooks, gradients.
 
-    Steps of any optimizer over the parameters are counted too: fused ones change a parameter, but not its version.
+    Guarantees. A change of any entry that goes through torch is found before the next step, and a change of any kind in
+    small networks (``COMPARED_BYTES``); in larger ones a write past torch (``.data``, NumPy) to the whole of a tensor
+    is, and one to a few entries in one step of ``COMPARED_STEPS``, before each validation and at the end. A change that
+    is found once a step of the training was released is reported through ``violated`` before the error is raised,
+    whoever catches it. Values that are again those of an earlier step are accepted.
 
     Args:
         network: The network that is trained.
         optimizer: Its optimizer.
         loss_fn: The loss; what it keeps as a module (buffers, parameters) is watched too.
+        violated: Called with the reason when the claim is void. Default: nothing.
 
     Raises:
         UnprotectedUpdateError: The optimizer does not hold exactly the trainable parameters of the network.
     """
 
-    def __init__(self, network: nn.Module, optimizer: Optimizer, loss_fn: object = None) -> None:
+    def __init__(
+        self,
+        network: nn.Module,
+        optimizer: Optimizer,
+        loss_fn: object = None,
+        violated: Callable[[str], None] | None = None,
+    ) -> None:
         self.network = network
         self.optimizer = optimizer
-        self.loss_fn = loss_fn
+        self._roots = {"": network} | ({_LOSS: loss_fn} if isinstance(loss_fn, nn.Module) else {})
         #: The trainable parameters by name.
         self.parameters = trainable_parameters(network)
         self._known = {id(parameter) for parameter in self.parameters.values()}
         self._require_same_parameters()
-        self._steps = self._passes = 0
-        held = sum(value.numel() * value.element_size() for _, value in self._state())
-        self._compared_every = 1 if held <= COMPARED_BYTES else COMPARED_STEPS
+        self._violated = violated
+        self._reason: str | None = None
+        self._steps = 0
+        self._due = True
+        self._whole = 0  # the last step at which every entry was compared
+        self._done: int | None = None  # steps of the model that were protected; None before the first of this training
+        self._earlier: dict[int, None] = {}
+        self._trained = Snapshot(self.parameters)
+        self._state = Snapshot(self._optimizer_state(), partly=False)
+        held = sum(value.numel() * value.element_size() for value in self.parameters.values())
+        self._digests_each = held <= DIGESTED_BYTES
         _GUARDS.add(self)
         self.protected()
+
+    @property
+    def description(self) -> str:
+        """What is verified, for the report."""
+        if self._trained.compared_in_full:
+            return "every entry, before and after the passes of each step"
+        way = "copied after each step" if self._trained.copied else f"too large to be copied ({COPIED_BYTES:,} bytes)"
+        return (
+            f"a secret stretch of each tensor before and after the passes of each step, every entry in one step of "
+            f"{COMPARED_STEPS}, before each validation and at the end ({way})"
+        )
 
     def check(self) -> None:
         """Call before each step.
@@ -57,83 +101,297 @@ class UpdateGuard:
         Raises:
             UnprotectedUpdateError: A gradient, an update or a parameter appeared that dpmodel did not make; named.
         """
-        current = trainable_parameters(self.network)
-        if current.keys() != self.parameters.keys() or any(
-            current[name] is not value for name, value in self.parameters.items()
-        ):
-            changed = sorted(current.keys() ^ self.parameters.keys()) or ["(replaced under the same name)"]
-            raise UnprotectedUpdateError(
-                f"trainable parameters changed during training: {', '.join(changed)}. Add, replace, freeze or unfreeze "
-                "parameters between two calls of fit, and give the optimizer the same ones"
-            )
-        for name, parameter in self._updated():
-            if parameter.grad is not None:
-                raise UnprotectedUpdateError(
-                    f"parameter {name!r} has a gradient that dpmodel did not make (a backward() outside of it?): it is "
-                    "not clipped, noised or accounted. Call optimizer.zero_grad(set_to_none=True) first"
-                )
-        if self._versions() != self._protected_versions or self._steps != self._protected_steps:
-            raise UnprotectedUpdateError(
-                "parameters were changed between two private steps (an optimizer.step() or load_state_dict() outside "
-                "of dpmodel, or a layer that writes to its weights in the forward pass?). Make such changes between "
-                "two calls of fit"
-            )
+        self._require_sound()
+        self._require_same_values(values=self._compared_in_full, thorough=self._due)
+        self._require_untouched()
 
     @contextmanager
-    def forward_pass(self) -> Iterator[None]:
+    def forward_pass(self, step: int = 0) -> Iterator[None]:
         """Hold during the passes over private data.
 
-        What goes by ``.data`` leaves no trace but the values, which are compared in each pass of a small network, and
-        in one of ``COMPARED_STEPS`` of a large one.
+        What the passes wrote to the network is put back where a copy is there; the claim then stays as it was.
+
+        Args:
+            step: Number of the step over the model's life.
 
         Raises:
             UnprotectedUpdateError: They changed a parameter or a buffer, which would keep something of the data.
         """
-        before = {name: (value, value._version) for name, value in self._state()}
-        copies = self._copies() if self._passes % self._compared_every == 0 else {}
-        self._passes += 1
+        try:
+            with self.each_example_alone(step):
+                yield
+        except BaseException:
+            self._put_back(self._changed_tensors())
+            raise
+        changed = self._changed_tensors(thorough=self._due)
+        if changed:
+            found = f"the forward pass changed {_quoted(changed)}"
+            # Without a trace it may have been a callback, or an earlier pass that was not compared in full.
+            seen_at_once = self._done is None or self._compared_in_full or self._left_traces(changed)
+            harmless = self._put_back(changed) and seen_at_once
+            raise UnprotectedUpdateError(
+                f"{found}: what it keeps of the data is neither noised nor accounted, and would be saved with the "
+                "weights. Use a layer that keeps no statistics of the data. "
+                + (f"The values were put back. {LOOKED}" if harmless else self._record(found, self._verified(step)))
+            )
+        self._require_untouched()
+        if self._due:
+            self._whole, self._due = step, False
+
+    @contextmanager
+    def each_example_alone(self, step: int) -> Iterator[None]:
+        """Hold while it is looked at whether examples move the sum by themselves alone.
+
+        What is found not to hold in one step held in none: the network, the loss or the collation were the same.
+
+        Args:
+            step: Number of the step over the model's life.
+        """
+        try:
+            yield
+        except (UnprotectedUpdateError, DataError) as error:
+            if not step:
+                say_also(error, LOOKED)
+            elif self._reason is None:
+                say_also(error, self._record(str(error).split(". ")[0], 0))
+            raise
+
+    @contextmanager
+    def update(self, step: int) -> Iterator[None]:
+        """Hold during the protected update of step number ``step``: what is there afterwards is accounted for."""
+        self._done = step + 1
+        try:
+            yield
+        finally:  # an update that is broken off has moved the weights by a noised gradient too
+            self._take()
+            self._due = self._due or self._done % COMPARED_STEPS == 0
+            if self._due or self._digests_each:
+                self._remember()
+
+    def protected(self, steps: int | None = None) -> None:
+        """Take what is there now for accounted for: before a training, or where its state was restored.
+
+        Args:
+            steps: Steps of the model that are in the restored weights. Default: none of this training was taken yet.
+        """
+        self._done = steps or self._done
+        self._whole = steps or self._whole
+        self._survey()
+        self._take_fixed()
+        self._take()
+        self._remember()
+
+    def settle(self) -> None:
+        """Call between two steps where callbacks are likely to take, average or exchange the weights.
+
+        Raises:
+            UnprotectedUpdateError: As of ``check``.
+        """
+        self._require_sound()
+        self._require_same_values(thorough=True)
+        self._remember()
+
+    @contextmanager
+    def declared(self) -> Iterator[None]:
+        """Changes inside are declared to hold nothing of the private data.
+
+        Raises:
+            UnprotectedUpdateError: Something was changed before.
+        """
+        self._require_sound()
+        self._require_same_values()
         yield
-        self.check()
-        for name, value in self._state():
-            known, version = before.get(name, (None, -1))
-            copied = copies.get(name)
-            if value is not known or value._version != version or not (copied is None or _same(value, copied)):
-                raise UnprotectedUpdateError(
-                    f"the forward pass changed {name!r}: what it keeps of the data is neither noised nor accounted, "
-                    "and would be saved with the weights. Use a layer that keeps no statistics of the data"
-                )
+        self._take_fixed()
+        self._take()
+        self._remember()
 
-    def _state(self) -> Iterator[tuple[str, Tensor]]:
-        yield from self.network.named_parameters()
-        yield from self.network.named_buffers()
-        if isinstance(self.loss_fn, nn.Module):
-            yield from self.loss_fn.named_parameters("loss_fn")
-            yield from self.loss_fn.named_buffers("loss_fn")
+    @contextmanager
+    def until_the_end(self) -> Iterator[None]:
+        """Hold during a training and its last callbacks; everything is compared once more at the end.
 
-    def _copies(self) -> dict[str, Tensor]:
-        return {name: value.detach().clone() for name, value in self._state() if value.layout == torch.strided}
-
-    def protected(self) -> None:
-        """Call after each protected update: what is there now is accounted for."""
-        for _, parameter in self._updated():
-            parameter.grad = None
-        self._protected_versions = self._versions()
-        self._protected_steps = self._steps
+        Raises:
+            UnprotectedUpdateError: Something was changed after the last step, or the claim is void and nobody heard.
+        """
+        try:
+            yield
+        except BaseException:
+            with suppress(UnprotectedUpdateError):  # what has failed is what is raised; the ledger has the rest
+                self._require_same_values(thorough=True)
+            raise
+        self._require_sound()
+        self._require_same_values(thorough=True)
 
     def stepped(self, optimizer: Optimizer) -> None:
         """Call after each step of any optimizer."""
         if any(id(value) in self._known for group in optimizer.param_groups for value in group["params"]):
             self._steps += 1
 
-    def _updated(self) -> Iterator[tuple[str, Tensor]]:
-        # Frozen ones too: an optimizer goes by the gradient that it finds, not by requires_grad.
-        yield from self.network.named_parameters()
-        for group in self.optimizer.param_groups:
-            for value in group["params"]:
-                yield "of the optimizer alone", value
+    def _require_sound(self) -> None:
+        if self._reason is not None:
+            raise UnprotectedUpdateError(f"training does not continue: {self._reason}. To train again, {FRESH_WEIGHTS}")
 
-    def _versions(self) -> list[int]:
-        return [parameter._version for parameter in self.parameters.values()]
+    def _require_same_values(self, *, values: bool = True, thorough: bool = False) -> None:
+        # A fused step leaves no trace in versions.
+        changed = self._changed(values=values, thorough=thorough or self._steps != self._counted)
+        if not changed:
+            return
+        if self._are_earlier_weights(changed):
+            self._take()
+            return
+        when = "before the first step" if self._done is None else "between two private steps"
+        found = f"{_quoted(changed)} changed {when}"
+        released = self._done is not None and self._reason is None
+        consequence = self._record(found, self._verified(self._done or 0)) if released else ""
+        raise UnprotectedUpdateError(
+            f"{found} (an optimizer.step() or load_state_dict() outside of dpmodel, a replaced or an added layer?). "
+            f"{_DECLARE}. {consequence}".rstrip(". ")
+        )
+
+    def _require_untouched(self) -> None:
+        """Call after the tensors were compared."""
+        flags = [value.requires_grad for value in self._updated]
+        if flags != self._flags or not self._intact or self._structure.changed():
+            self._require_same_structure()
+        for name, value in self._named_updated:
+            if value.grad is not None:
+                raise UnprotectedUpdateError(
+                    f"parameter {name!r} has a gradient that dpmodel did not make (a backward() outside of it?): it is "
+                    "not clipped, noised or accounted. Call optimizer.zero_grad(set_to_none=True) first"
+                )
+
+    def _require_same_structure(self) -> None:
+        current = trainable_parameters(self.network)
+        names = sorted(current.keys() ^ self.parameters.keys())
+        changes = [f"trainable parameters changed during training: {', '.join(names)}"] if names else []
+        changes += self._structure.changes()
+        if changes:
+            raise UnprotectedUpdateError(
+                f"the network is not the one that was examined before training: {'; '.join(changes[:NAMED])}. Add, "
+                "replace, freeze or unfreeze layers and register hooks between two calls of fit, and give the "
+                "optimizer the same parameters"
+            )
+
+    def _changed(self, *, values: bool = True, thorough: bool = False) -> list[str]:
+        """Names of what holds other values than after the last protected update, or is another tensor."""
+        state = self._optimizer_state()
+        moved = [name for name in self._state.changed(state, thorough=thorough) if name in state]
+        # A state that was dropped or set to zero holds nothing of the data.
+        found = [name for name in moved if bool(state[name].any())]
+        return self._changed_tensors(values=values, thorough=thorough) + found
+
+    def _changed_tensors(self, *, values: bool = True, thorough: bool = False) -> list[str]:
+        """Of parameters and buffers alone: an optimizer may keep views of the sum that the passes write to."""
+        self._intact = self._places.intact()
+        if self._intact:
+            return [
+                *self._trained.changed(values=values, thorough=thorough),
+                *self._fixed.changed(values=values, thorough=thorough),
+            ]
+        current = dict(self.network.named_parameters())
+        trained = {name: current[name] for name in self.parameters if name in current}
+        fixed = self._fixed_tensors()
+        found = self._trained.changed(trained, thorough=thorough) + self._fixed.changed(fixed, thorough=thorough)
+        return [name for name in dict.fromkeys(found) if name in trained or name in fixed]
+
+    def _left_traces(self, changed: list[str]) -> bool:
+        current = {**self._fixed_tensors(), **dict(self.network.named_parameters())}
+        return all(
+            (self._trained if name in self.parameters else self._fixed).written(name, current.get(name))
+            for name in changed
+        )
+
+    def _are_earlier_weights(self, changed: list[str]) -> bool:
+        current = dict(self.network.named_parameters())
+        if any(name not in self.parameters or current[name] is not self.parameters[name] for name in changed):
+            return False
+        return digest(self.parameters.values()) in self._earlier
+
+    def _put_back(self, names: list[str]) -> bool:
+        """Undo the changes to ``names``; False where there is no copy of one."""
+        kept = {name: self._trained.tensor(name) for name in names if name in self.parameters}
+        kept |= {name: self._fixed.tensor(name) for name in names if name not in self.parameters}
+        for name, value in kept.items():
+            self._put_in_place(name, value)
+        trained = [name for name, value in kept.items() if value is not None and name in self.parameters]
+        fixed = [name for name, value in kept.items() if value is not None and name not in self.parameters]
+        return self._trained.restore(trained) and self._fixed.restore(fixed)
+
+    def _put_in_place(self, name: str, value: Tensor | None) -> None:
+        """Have the module that holds ``name`` hold ``value``; None removes it."""
+        prefix = _LOSS if name.startswith(f"{_LOSS}.") else ""
+        path, _, leaf = name.removeprefix(f"{prefix}." if prefix else "").rpartition(".")
+        with suppress(AttributeError):
+            module = self._roots[prefix].get_submodule(path)
+            for table in (module._parameters, module._buffers):
+                if leaf in table and table[leaf] is not value:
+                    if value is None:
+                        del table[leaf]
+                    else:
+                        table[leaf] = value  # type: ignore[assignment]
+
+    @property
+    def _compared_in_full(self) -> bool:
+        return self._trained.compared_in_full and self._fixed.compared_in_full
+
+    def _verified(self, step: int) -> int:
+        """The last step, up to ``step``, after which every entry is known to have been protected."""
+        return step if self._compared_in_full else min(step, self._whole)
+
+    def _record(self, found: str, since: int) -> str:
+        """Record the violation, and say so in a sentence."""
+        self._reason = f"{found}; not verified since step {since}"
+        if self._violated is not None:
+            self._violated(self._reason)
+        return f"The privacy claim is void since step {since}: epsilon is infinite. To train again, {FRESH_WEIGHTS}"
+
+    def _take_fixed(self) -> None:
+        self._fixed = Snapshot(self._fixed_tensors())
+        if not self._fixed.copied:
+            self._fixed.keep_digest()
+
+    def _take(self) -> None:
+        for parameter in self._updated:
+            parameter.grad = None
+        self._trained.take()
+        state = self._optimizer_state()
+        if self._state.holds(state):
+            self._state.take()
+        else:
+            self._state = Snapshot(state, partly=False)
+        self._counted = self._steps
+
+    def _remember(self) -> None:
+        self._earlier[self._trained.keep_digest()] = None
+        if len(self._earlier) > KEPT_DIGESTS:
+            del self._earlier[next(iter(self._earlier))]
+
+    def _fixed_tensors(self) -> dict[str, Tensor]:
+        """Frozen parameters, buffers, and what the loss holds, by name."""
+        found: dict[str, Tensor] = {}
+        for prefix, root in self._roots.items():
+            found.update(root.named_parameters(prefix))
+            found.update(root.named_buffers(prefix))
+        # A loss may hold weights of the network, which are trained under their name there.
+        return {name: value for name, value in found.items() if id(value) not in self._known}
+
+    def _optimizer_state(self) -> dict[str, Tensor]:
+        return {
+            f"the optimizer's {key} of {name}": value
+            for name, parameter in self.parameters.items()
+            for key, value in self.optimizer.state.get(parameter, {}).items()
+            if isinstance(value, Tensor) and value.numel() > 1
+        }
+
+    def _survey(self) -> None:
+        """Note which modules, places and parameters there are, so that a step need not look for them."""
+        self._structure = Structure(self._roots, self.optimizer)
+        self._places = Places(self._roots.values())
+        # Frozen ones too: an optimizer goes by the gradient that it finds, not by requires_grad.
+        self._named_updated = list(self.network.named_parameters())
+        for group in self.optimizer.param_groups:
+            self._named_updated += [("of the optimizer alone", value) for value in group["params"]]
+        self._updated = [value for _, value in self._named_updated]
+        self._flags = [value.requires_grad for value in self._updated]
 
     def _require_same_parameters(self) -> None:
         held = {id(p): p for group in self.optimizer.param_groups for p in group["params"]}
@@ -157,14 +415,12 @@ class UpdateGuard:
 
 
 def _some(names: list[str]) -> str:
-    more = f" and {len(names) - NAMED_PARAMETERS} more" if len(names) > NAMED_PARAMETERS else ""
-    return ", ".join(names[:NAMED_PARAMETERS]) + more
+    more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
+    return ", ".join(names[:NAMED]) + more
 
 
-def _same(value: Tensor, other: Tensor) -> bool:
-    if torch.equal(value, other):
-        return True
-    return value.is_floating_point() and torch.equal(value.nan_to_num(), other.nan_to_num())
+def _quoted(names: list[str]) -> str:
+    return _some([repr(name) for name in names])
 
 
 #: The guards that live. One hook tells them all and stays: to remove a hook when its guard is collected, perhaps in the

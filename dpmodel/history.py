@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, overload
 
 from dpmodel._files import write_atomically
+from dpmodel.claims.choices import private_value_read
 from monitors import checks
 
 if TYPE_CHECKING:
@@ -52,6 +53,11 @@ class EpochRecord:
                 f"metric {clash[0]!r} has the name of a history column; rename it, for example 'valid_{clash[0]}'"
             )
         object.__setattr__(self, "metrics", dict(self.metrics))
+
+    def __getattribute__(self, name: str) -> Any:
+        if name == "loss":
+            private_value_read("the training loss")
+        return object.__getattribute__(self, name)
 
 
 FIELDS = tuple(item.name for item in dataclasses.fields(EpochRecord) if item.name != "metrics")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
+from functools import partial
 from operator import itemgetter
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +14,10 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from dpmodel.callbacks.base import CallbackList
+from dpmodel.claims.claimed import ClaimedModel
+from dpmodel.claims.verification import verified_by
+from dpmodel.claims.weights import record_training
+from dpmodel.compat import require_valid
 from dpmodel.data.collation import Collation
 from dpmodel.data.loader import PrivateLoader, evaluation_batches, private_loader, require_held_out
 from dpmodel.data.targets import require_class_targets, require_same_shape
@@ -23,6 +28,7 @@ from dpmodel.metrics import MetricSet
 from dpmodel.network_mode import inference, mode
 from dpmodel.optimizers import require_usable
 from dpmodel.preflight.batches import require_unmixed_batches
+from dpmodel.preflight.refusal import looking_at_examples
 from dpmodel.preflight.rows import require_separate_rows
 from dpmodel.release import ReleasePlan, large_delta
 from dpmodel.run import Run
@@ -34,16 +40,16 @@ from dpmodel.trial_loss import require_trainable
 from dpmodel.trial_passes import TRIED, require_evaluable, tried_outputs
 from mechanisms.clip_conduct import require_sound_clip
 from mechanisms.clipping import ClipMechanism, Fixed
-from mechanisms.engines.base import ENGINES
+from mechanisms.engines.base import ENGINES, Engine
 from mechanisms.engines.batch import Batch, call_network, first_tensor, map_tensors
 from mechanisms.engines.bookkeeping import PRECISIONS
 from mechanisms.engines.choose import Choice, choose_engine
 from mechanisms.engines.modes import plain_modes, require_no_modes
+from mechanisms.engines.parameters import trainable_parameters
 from mechanisms.noise import NoiseMechanism, NoNoise
 from mechanisms.sampling import SAMPLERS
 from mechanisms.units import ClippedUnit
 from monitors import checks
-from monitors.accountant import describe_sampling
 from monitors.errors import UnprotectedUpdateError
 from monitors.ledger import Ledger
 from monitors.relation import relation_of
@@ -51,13 +57,12 @@ from monitors.relation import relation_of
 if TYPE_CHECKING:
     from dpmodel.state_keeper import StateKeeper
     from dpmodel.training_state import TrainingState
-    from monitors.accountant import Accountant, PrivacySpent
 
 #: Rows per call of ``predict`` and of evaluation, which keep no gradients, unless fewer are asked for.
 INFERENCE_BATCH = 1000
 
 
-class DPModel:
+class DPModel(ClaimedModel):
     """A network with its loss and optimizer, trained with differential privacy.
 
     Guarantees: each example's gradient (or each micro-batch group's) is clipped to the clip mechanism's bound; the
@@ -85,6 +90,8 @@ class DPModel:
             ``"bookkeeping"``). Two runs may then differ in their last bits.
         device: Where to train; default: where the network is.
         seed: None draws rows secretly. A number makes the drawing reproducible and voids the guarantee: for tests.
+        ledger: Where releases are recorded. Default: the ledger of the weights if this process has trained them
+            privately before, else a new one. Pass ``Ledger()`` for other data.
 
     Raises:
         ValueError: A value out of range, or mechanisms that contradict each other.
@@ -122,6 +129,7 @@ class DPModel:
         timed_plans: bool = False,
         device: str | torch.device | None = None,
         seed: int | None = None,
+        ledger: Ledger | None = None,
     ) -> None:
         _check_types(network, loss_fn, optimizer, noise_mech, clip_mech)
         checks.positive(norm_bound=norm_bound)
@@ -146,10 +154,8 @@ class DPModel:
         self.timed_plans = bool(timed_plans)
         self.seed = seed
         self.metrics = MetricSet("loss" if metrics is None else metrics, loss_fn=loss_fn)
-        self._ledger = Ledger()
-        self._in_training = False
+        self._claim_weights(ledger)
         self.steps_done = 0
-        self.statements: list[dict[str, str]] = []
         self._choice: Choice | None = None
         _require_agreement(self.noise_mech, norm_bound)
         self.clip_mech.start(norm_bound)
@@ -159,24 +165,6 @@ class DPModel:
     def __repr__(self) -> str:
         mechanisms = f"noise={type(self.noise_mech).__name__}, clip={type(self.clip_mech).__name__}"
         return f"DPModel({type(self.network).__name__}, {mechanisms}, {self.steps_done:,} steps done)"
-
-    @property
-    def ledger(self) -> Ledger:
-        """Everything released so far. May be set between trainings, to go on from what was spent before.
-
-        Raises:
-            UnprotectedUpdateError: It is set while a training records on the one that is there.
-        """
-        return self._ledger
-
-    @ledger.setter
-    def ledger(self, ledger: Ledger) -> None:
-        if self._in_training:
-            raise UnprotectedUpdateError(
-                "the ledger was replaced while a training records its releases on it; set it before or after fit"
-            )
-        self._ledger = ledger
-        self.statements = [{"unit": "example", "sampling": describe_sampling(ledger)}] if len(ledger) else []
 
     def fit(
         self,
@@ -203,7 +191,9 @@ class DPModel:
         Raises:
             ValueError: Before any budget is spent: ``UnsupportedModuleError``, ``UnsupportedLoaderError``,
                 ``MonitorMismatchError``, ``CheckpointError`` or a plain one.
-            UnprotectedUpdateError: While training; what was released stays on the ledger.
+            UnprotectedUpdateError: While training; what was released stays on the ledger. Where something un-noised may
+                have reached released weights, the ledger states a violation and an infinite epsilon. Later calls refuse
+                these weights.
             NonFiniteGradientsError: Likewise.
         """
         checks.positive_int(epochs=epochs)
@@ -211,6 +201,7 @@ class DPModel:
             raise UnprotectedUpdateError("fit was called while this model is training; call it when fit has returned")
         if isinstance(keeper, (str, os.PathLike)):
             raise ValueError(f"keeper is the path {str(keeper)!r}; write keeper=StateKeeper({str(keeper)!r})")
+        continues = self._continue_claim()
         listeners = CallbackList(callbacks)
         private, message = private_loader(loader, self.sampling)
         require_held_out(valid_loader, private.dataset)
@@ -221,15 +212,18 @@ class DPModel:
             run.has_validation = valid_loader is not None
             if keeper is not None:
                 keeper.admit(run, listeners)
+                run.on_violation(partial(keeper.violated, run))
             step = self._prepare(run, private)
-            equal_rows = require_separate_rows(private, secret=run.plan.secret)
-            require_unmixed_batches(private, secret=run.plan.secret)
+            with looking_at_examples():
+                equal_rows = require_separate_rows(private, secret=run.plan.secret)
+                require_unmixed_batches(private, secret=run.plan.secret)
             collation = Collation(private, self.network, self.loss_fn, self.device, run.plan.secret)
-            collation.check()
+            with looking_at_examples():
+                collation.check()
             if valid_loader is not None:
                 require_evaluable(self.network, self.metrics, self.loss_fn, valid_loader, epochs, self.device)
-            for told in filter(None, (message, equal_rows, set_aside)):
-                run.say(told)
+            for line in filter(None, (continues, message, equal_rows, set_aside)):
+                run.say(line)
             evaluate = None if valid_loader is None else lambda: self.eval(valid_loader)
             self._carry_out(TrainingLoop(run, private, collation, step, listeners, evaluate, self.device, keeper))
         return run.history
@@ -286,23 +280,6 @@ class DPModel:
             ]
         return join_batches(parts)
 
-    def privacy_spent(self, delta: float, accountant: str | Accountant = "rdp") -> PrivacySpent:
-        """Epsilon at ``delta`` of everything on the ledger, with the conditions under which it holds.
-
-        Args:
-            delta: In (0, 1).
-            accountant: ``"rdp"``, ``"zcdp"`` or ``"pld"``, or an accountant object.
-
-        Example:
-            >>> network = nn.Linear(4, 2)
-            >>> model = DPModel(network, nn.MSELoss(), torch.optim.SGD(network.parameters(), lr=0.1))
-            >>> model.privacy_spent(1e-5).epsilon
-            0.0
-        """
-        from monitors.accountant import privacy_spent
-
-        return privacy_spent(self.ledger, delta, accountant, _joined(self.statements))
-
     def explain_engine(self) -> str:
         """Which engine computes the clipped sums, why, and how it treats each layer; known once ``fit`` has run."""
         if self._choice is None:
@@ -322,7 +299,8 @@ class DPModel:
         run = loop.run
         with (
             mode(self.network, training=True),
-            self._training(run.plan, loop.loader) as loop.before_pass,
+            self._training(run, loop.loader) as loop.before_pass,
+            loop.step.guard.until_the_end(),
             nullcontext() if loop.keeper is None else finishing_steps(run),
         ):
             try:
@@ -336,27 +314,42 @@ class DPModel:
                 loop.listeners.notify("on_train_end", run)
 
     @contextmanager
-    def _training(self, plan: ReleasePlan, loader: PrivateLoader) -> Iterator[Callable[[], None] | None]:
+    def _training(self, run: Run, loader: PrivateLoader) -> Iterator[Callable[[], None] | None]:
         self._in_training = True
+        claim = self.claim
+        claim.begin(run.violated)
+        record_training(self.network, claim)
         drawing = (loader.dataset, loader.fetcher.collate_fn, self.network, self.loss_fn)
         try:
             with (
-                secret_randomness(self.device, *drawing) if plan.secret else nullcontext() as renew,
+                secret_randomness(self.device, *drawing) if run.plan.secret else nullcontext() as renew,
                 torch.enable_grad(),
             ):
                 yield renew
         finally:
+            claim.end(run.violated)
             self._in_training = False
 
     def _prepare(self, run: Run, loader: PrivateLoader) -> PrivateStep:
-        guard = UpdateGuard(self.network, self.optimizer, self.loss_fn)
+        guard = UpdateGuard(self.network, self.optimizer, self.loss_fn, self.claim.violate)
+        run.guarded_by(guard)
+        require_valid(self.network)
+        with looking_at_examples():
+            engine = self._tried_engine(run, loader)
+        guard.protected()
+        step = PrivateStep(self.network, self.loss_fn, self.optimizer, engine, run.plan, self.ledger, guard)
+        self.claim.verified(verified_by(step))
+        return step
+
+    def _tried_engine(self, run: Run, loader: PrivateLoader) -> Engine:
         x, y = (to_device(value, self.device) for value in loader.example(TRIED))
         outputs = tried_outputs(self.network, x)
         require_class_targets(loader.dataset, outputs, self.loss_fn)
         require_same_shape(outputs, y, self.loss_fn)
         with mode(self.network, training=True):
             require_trainable(self.network, self.loss_fn, Batch(x, y).select(slice(1)))
-        require_sound_clip(self.clip_mech, list(guard.parameters), run.plan.unit, run.plan.first_step)
+        names = list(trainable_parameters(self.network))
+        require_sound_clip(self.clip_mech, names, run.plan.unit, run.plan.first_step)
         with mode(self.network, training=True):
             self._choice = choose_engine(
                 self.engine,
@@ -367,10 +360,7 @@ class DPModel:
                 physical_batch_size=self.physical_batch_size,
                 options=self._engine_options(),
             )
-        guard.protected()
-        return PrivateStep(
-            self.network, self.loss_fn, self.optimizer, self._choice.engine, run.plan, self.ledger, guard
-        )
+        return self._choice.engine
 
     def _inference_batch(self, batch_size: int | None) -> int:
         if batch_size is not None:
@@ -444,10 +434,3 @@ def _usable_device(device: str | torch.device) -> torch.device:
 
 def _device_of(network: nn.Module) -> torch.device:
     return next((parameter.device for parameter in network.parameters()), torch.device("cpu"))
-
-
-def _joined(statements: list[dict[str, str]]) -> dict[str, str]:
-    """One statement for several fits: each field lists the distinct texts."""
-    fields = dict.fromkeys(name for statement in statements for name in statement)
-    texts = {name: dict.fromkeys(statement[name] for statement in statements if name in statement) for name in fields}
-    return {name: "; ".join(found) for name, found in texts.items()}

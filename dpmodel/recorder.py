@@ -39,6 +39,7 @@ class RunRecorder(Callback):
     def on_train_begin(self, run: Run) -> None:
         """Write the ledger, with the first epoch charged in advance."""
         self.run = run
+        run.on_violation(lambda: run.ledger.save(self.folder.ledger))
         self._reserve(run)
 
     def on_train_epoch_begin(self, run: Run) -> None:
@@ -64,7 +65,7 @@ class RunRecorder(Callback):
         if run is None:
             return None
         run.ledger.save(self.folder.ledger)
-        report = make_report(self.plan, run.ledger, run.step, status=status)
+        report = make_report(self.plan, run.ledger, run.step, status=status, verified=run.verification)
         write_atomically(self.folder.report, report.to_json())
         write_atomically(self.folder.statement, report_in_words(report))
         self._write_progress(run)

@@ -24,7 +24,7 @@ class ReleaseJournal:
 
     ``block``: the steps from ``step`` on are about to be released, with these events. ``saved``: the training rests at
     ``step``, and nothing beyond it was released. ``resumed``: it goes on from the state that was saved at ``step``;
-    what was announced beyond it is lost.
+    what was announced beyond it is lost. ``violation``: its claim is void for this reason; it is never resumed.
 
     Guarantees: a step is never released before the line of its block is on the disk. So whatever instant a process is
     killed at, ``lost`` states at least what it released beyond the state that survives; of the block that was
@@ -72,6 +72,15 @@ class ReleaseJournal:
         """State that the training goes on from the state at ``step``, and everything announced beyond it is lost."""
         self._append({"kind": "resumed", "step": step})
 
+    def violate(self, step: int, reason: str) -> None:
+        """State that the claim was found to be void when ``step`` steps were done."""
+        self._append({"kind": "violation", "step": step, "reason": reason})
+
+    @property
+    def violations(self) -> tuple[str, ...]:
+        """Reasons of the violations."""
+        return tuple(str(line["reason"]) for line in self._lines if line["kind"] == "violation")
+
     def lost(self, since: str | None = None) -> list[Ledger]:
         """What was announced and is no part of the training that goes on: a ledger for each process that lost steps.
 
@@ -89,6 +98,8 @@ class ReleaseJournal:
                 # Steps from here on that an earlier block announced had not begun: it was written for another schedule.
                 announced = [entry for entry in announced if entry[0] < step]
                 announced += zip(count(step), _events(line["rows"]), strict=False)
+                continue
+            if line["kind"] == "violation":
                 continue
             gone = [event for at, event in announced if at >= step]
             if line["kind"] == "resumed" and number >= known and gone:

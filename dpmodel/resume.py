@@ -147,7 +147,7 @@ def restore_loop(state: TrainingState, loop: TrainingLoop) -> None:
         entry.load_state_dict(values)
     # After the schedules: they set the first learning rate when they are built.
     state.checkpoint.restore(loop.run.network, loop.run.optimizer)
-    loop.step.guard.protected()
+    loop.step.guard.protected(state.step)
     loop.step.broken_steps = state.broken_steps
     loop.progress.losses[:] = state.losses
     loop.progress.seconds = state.seconds

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
 
+from dpmodel.claims.choices import private_value_read
 from dpmodel.history import History
 from monitors.accountant import DEFAULT_DELTA
 
@@ -12,6 +14,7 @@ if TYPE_CHECKING:
     from torch import nn
     from torch.optim import Optimizer
 
+    from dpmodel.guard import UpdateGuard
     from dpmodel.model import DPModel
     from dpmodel.release import ReleasePlan
     from monitors.accountant import Accountant, PrivacySpent
@@ -32,7 +35,6 @@ class Run:
         step: Steps done over the model's life.
         epoch: Current epoch of this call, from 1.
         epochs: Epochs asked for.
-        loss: Mean training loss of the last drawn batch, None before the first, NaN for an empty one; not private.
         has_validation: Whether held-out data were given to ``fit``.
         metrics: Latest validation metrics.
         stop_reason: Why the run was stopped early, else None.
@@ -56,7 +58,9 @@ class Run:
         self.first_step = plan.first_step
         self.step = plan.first_step
         self.epoch = 1
-        self.loss: float | None = None
+        self._loss: float | None = None
+        self._guard: UpdateGuard | None = None
+        self._when_violated: list[Callable[[], None]] = []
         self.has_validation = False
         self.metrics: dict[str, float] = {}
         self.stop_reason: str | None = None
@@ -68,6 +72,20 @@ class Run:
             (found for found in accountants if found is not None), DEFAULT_ACCOUNTANT
         )
         self.history = History(delta=self.delta)
+
+    @property
+    def loss(self) -> float | None:
+        """Mean training loss of the last drawn batch, None before the first, NaN for an empty one; not private.
+
+        A callback that reads it and changes the optimizer, the noise or the clipping then or later leaves a note on the
+        ledger.
+        """
+        private_value_read("the training loss")
+        return self._loss
+
+    @loss.setter
+    def loss(self, loss: float | None) -> None:
+        self._loss = loss
 
     @property
     def network(self) -> nn.Module:
@@ -83,6 +101,11 @@ class Run:
     def ledger(self) -> Ledger:
         """Everything released so far, over the model's life; also by processes that broke off."""
         return self.model.ledger
+
+    @property
+    def verification(self) -> list[str]:
+        """What was verified, how and when, for the report; whoever verifies more appends a sentence."""
+        return self.model.verification
 
     @property
     def planned_steps(self) -> int:
@@ -128,6 +151,47 @@ class Run:
         return self.model.privacy_spent(
             self.delta if delta is None else delta, self.accountant if accountant is None else accountant
         )
+
+    def guarded_by(self, guard: UpdateGuard) -> None:
+        """The guard that watches the weights of this run."""
+        self._guard = guard
+
+    @contextmanager
+    def post_processing(self, what: str) -> Iterator[None]:
+        """Let a callback change weights, buffers or optimizer state inside the block.
+
+        For changes that no private data went into, such as an average of earlier weights or a temperature that follows
+        the step. The ledger gets a note with ``what``. Without it such a change ends the training and voids its claim,
+        unless the values are again those of an earlier step (weights that are swapped and swapped back, or restored).
+
+        Args:
+            what: What is written, in words.
+
+        Raises:
+            UnprotectedUpdateError: Something was changed before the block.
+
+        Example:
+            >>> from dpmodel import Callback
+            >>> class Averaged(Callback):
+            ...     def on_train_end(self, run):
+            ...         with run.post_processing("the mean of the weights of the last epochs"):
+            ...             run.network.load_state_dict(self.mean)
+        """
+        if not isinstance(what, str) or not what.strip():
+            raise ValueError(f"what must say in words what is written, got {what!r}")
+        with nullcontext() if self._guard is None else self._guard.declared():
+            self.ledger.add_note(f"a callback changed the network, declared as post-processing: {what}")
+            yield
+
+    def on_violation(self, listener: Callable[[], None]) -> None:
+        """Have ``listener`` called at once when a violation was recorded on the ledger."""
+        self._when_violated.append(listener)
+
+    def violated(self, reason: str) -> None:
+        """A violation was recorded on the ledger."""
+        del reason
+        for listener in self._when_violated:
+            listener()
 
     def stop(self, reason: str) -> None:
         """End the training before the next step; the first reason is kept."""

@@ -15,6 +15,7 @@ from dpmodel.runfolder import RunFolder
 from dpmodel.training_state import StateWriter, TrainingState, read_state
 from monitors import checks
 from monitors.errors import CheckpointError
+from monitors.ledger import VOID
 
 if TYPE_CHECKING:
     from dpmodel.callbacks.base import CallbackList
@@ -189,6 +190,10 @@ class StateKeeper:
             self._opened().rest(loop.run.step)
             self._announced = loop.run.step
 
+    def violated(self, run: Run) -> None:
+        """Write a violation of the claim to the disk at once; the training is not resumed then."""
+        self._opened().violate(run.step, run.ledger.violations[-1])
+
     def discard(self) -> None:
         """Remove state and journal of a training whose results are written."""
         self.folder.state.unlink(missing_ok=True)
@@ -214,6 +219,12 @@ class StateKeeper:
             raise CheckpointError(
                 f"{folder.journal} is missing, or older than {folder.state}: how many steps were lost cannot be stated."
                 " Restore the original file, or train in another folder and keep this one"
+            )
+        violations = (*journal.violations, *self.state.ledger.violations)
+        if violations:
+            raise CheckpointError(
+                f"the training in {folder.path} is not resumed: {VOID}: {violations[0]}. Train in another folder, from "
+                "fresh weights, and keep this one: its releases count for the data"
             )
 
     def _announce(self, run: Run, end: int) -> None:

@@ -61,14 +61,15 @@ class PrivateStep:
             Mean training loss of the batch, not private; NaN for an empty batch.
 
         Raises:
-            UnprotectedUpdateError: Something un-noised could reach the optimizer.
+            UnprotectedUpdateError: Something un-noised could reach the optimizer. Where it may have reached weights
+                that were released, the violation is on the ledger.
             NonFiniteGradientsError: Most gradients were not finite for many steps in a row.
         """
         self.guard.check()
         plan = self.plan
         with self._never_left_clean():
             # A layer that writes to its weights or buffers would have moved them by the data, without noise.
-            with self.guard.forward_pass():
+            with self.guard.forward_pass(step):
                 self._additivity(batch)
                 if self.not_compared is not None:
                     self.ledger.add_note(self.not_compared)
@@ -76,7 +77,7 @@ class PrivateStep:
             self._require_accounted(summed)
             self.ledger.record(plan.event(step))
             noisy = plan.noise.add(summed, step)
-        self._descend(noisy.div_(plan.unit.expected_units))
+        self._descend(noisy.div_(plan.unit.expected_units), step)
         # Who releases nothing by an event of its own is shown nothing.
         shown = summed.norms if plan.clip_event(step) is not None else summed.norms[:0]
         plan.clip.update(shown, plan.unit, step)
@@ -97,12 +98,12 @@ class PrivateStep:
             self._sum.zero_()
             raise
 
-    def _descend(self, gradient: Tensor) -> None:
+    def _descend(self, gradient: Tensor, step: int) -> None:
         parameters = self.guard.parameters.values()
         for parameter, part in zip(parameters, self._layout.views(gradient), strict=True):
             parameter.grad = part.to(parameter.dtype)
-        self.optimizer.step()
-        self.guard.protected()
+        with self.guard.update(step):
+            self.optimizer.step()
 
     def _require_accounted(self, summed: ClippedSum) -> None:
         accounted = self.plan.unit.sensitivity_factor * self.plan.clip.norm_bound

@@ -103,6 +103,7 @@ class TrainingLoop:
                 with suppress(Exception):  # what has failed is what is reported
                     self._rest()
             raise
+        self.step.guard.settle()
         self._rest()
         if self.step.left_out:
             run.say(f"{self.step.left_out:,} clipped units without a finite gradient were left out in all")
@@ -116,6 +117,7 @@ class TrainingLoop:
         self._steps()
         if not self.progress.losses:
             return
+        self.step.guard.settle()
         self._validate()
         self._record(self.progress)
         self.progress = EpochProgress()
@@ -175,7 +177,8 @@ class TrainingLoop:
             self.keeper.rest(self)
 
     def _batch(self, pair: tuple[Any, Any]) -> Batch:
-        self.collation.watch(pair)
+        with self.step.guard.each_example_alone(self.run.step):
+            self.collation.watch(pair)
         x, y = to_device(pair[0], self.device), to_device(pair[1], self.device)
         plan = self.run.plan
         if not plan.unit.grouped:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from monitors import checks
-from monitors.events import DisjointEvent, PoissonSampledEvent, PrivacyEvent
+from monitors.events import DisjointEvent, PoissonSampledEvent, PrivacyEvent, ViolationEvent
 from monitors.ledger import Ledger
 from monitors.registry import Registry
 from monitors.relation import ADD_OR_REMOVE, stated_relation
@@ -40,7 +40,7 @@ class Accountant(ABC):
             delta: Strictly between 0 and 1.
 
         Returns:
-            At least 0; infinite where something was released without privacy.
+            At least 0; infinite if something was released without privacy or a violation was recorded.
 
         Raises:
             UnsupportedEventError: The accountant has no rule for an event.
@@ -216,7 +216,7 @@ def privacy_spent(
     checks.open_unit(delta=delta)
     chosen = resolve_accountant(accountant)
     words = {"sampling": describe_sampling(ledger), **(statement or {}), **stated_relation(ledger)}
-    return PrivacySpent(chosen.epsilon(ledger, delta), delta, chosen.name, notes=ledger.notes, **words)
+    return PrivacySpent(chosen.epsilon(ledger, delta), delta, chosen.name, notes=ledger.caveats, **words)
 
 
 def describe_sampling(ledger: Rows) -> str:
@@ -231,7 +231,7 @@ def describe_sampling(ledger: Rows) -> str:
     for event, _ in ledger:
         if isinstance(event, PoissonSampledEvent) and event.sampling_rate < 1:
             rates.add(event.sampling_rate)
-        else:
+        elif not isinstance(event, ViolationEvent):
             kinds.append("disjoint batches, no amplification" if isinstance(event, DisjointEvent) else "none")
     if rates:
         span = f"rate {min(rates):.6g}" if len(rates) == 1 else f"rates {min(rates):.6g} to {max(rates):.6g}"

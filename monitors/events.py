@@ -144,6 +144,28 @@ class NonPrivateEvent(PrivacyEvent):
 
 @register_event
 @dataclass(frozen=True)
+class ViolationEvent(NonPrivateEvent):
+    """The guarantee was violated: private data may have reached what was released without noise.
+
+    Every accountant answers an infinite epsilon, and a delta of 1 for any epsilon, for a ledger that holds one.
+
+    Args:
+        reason: What was found, and since which step the claim is void; one line of text.
+
+    Example:
+        >>> ViolationEvent("the weights were changed after step 7")
+        ViolationEvent(reason='the weights were changed after step 7')
+    """
+
+    reason: str
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.reason, str) or not self.reason.strip():
+            raise ValueError(f"reason must be a text that says what was found, got {self.reason!r}")
+
+
+@register_event
+@dataclass(frozen=True)
 class RepeatedEvent(PrivacyEvent):
     """``count`` independent releases of ``event`` on the same data, such as the trainings of a search.
 

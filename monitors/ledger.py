@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 from bisect import bisect_right
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from itertools import accumulate
 from pathlib import Path
@@ -13,9 +14,12 @@ from typing import Any
 
 from monitors import checks
 from monitors.errors import UnsupportedEventError
-from monitors.events import DisjointEvent, PrivacyEvent, event_from_dict
+from monitors.events import DisjointEvent, PrivacyEvent, ViolationEvent, event_from_dict, parts_of
 
 FORMAT = "dpmodel-ledger/1"
+
+#: Precedes the reason of a violation wherever one is shown.
+VOID = "the guarantee is void"
 
 
 class Ledger:
@@ -77,6 +81,23 @@ class Ledger:
     def notes(self) -> tuple[str, ...]:
         """Statements that travel with the ledger."""
         return tuple(self._notes)
+
+    @property
+    def violations(self) -> tuple[str, ...]:
+        """Reasons of the violations on the ledger, each once; a ledger with any has an infinite epsilon.
+
+        Example:
+            >>> from monitors.events import GaussianEvent
+            >>> ledger = Ledger().record(GaussianEvent(2.0), 8).record(ViolationEvent("the weights were overwritten"))
+            >>> ledger.violations, ledger.head(8).violations
+            (('the weights were overwritten',), ())
+        """
+        return tuple(dict.fromkeys(reason for event, _ in self._rows for reason in _reasons(event)))
+
+    @property
+    def caveats(self) -> tuple[str, ...]:
+        """All that must stand beside a figure of this ledger: the violations in words, then the notes."""
+        return (*(f"{VOID}: {reason}" for reason in self.violations), *self._notes)
 
     @property
     def rows(self) -> tuple[tuple[PrivacyEvent, int], ...]:
@@ -189,6 +210,17 @@ class Ledger:
         """An independent ledger with the same rows and notes."""
         return self.merge()
 
+    def covers(self, other: Ledger) -> bool:
+        """Whether every release of ``other`` is on this ledger as often, whatever the numbers of its partitions.
+
+        Example:
+            >>> from monitors.events import GaussianEvent
+            >>> one, more = Ledger().record(GaussianEvent(2.0), 3), Ledger().record(GaussianEvent(2.0), 5)
+            >>> more.covers(one), one.covers(more)
+            (True, False)
+        """
+        return not _counted(other) - _counted(self)
+
     def digest(self) -> str:
         """SHA-256 of rows and notes, as hex: two ledgers with one digest state the same."""
         return hashlib.sha256(json.dumps(self._content(), sort_keys=True).encode()).hexdigest()
@@ -288,6 +320,20 @@ class Ledger:
 
     def __repr__(self) -> str:
         return f"Ledger({self.total} releases in {len(self)} rows)"
+
+
+def _reasons(event: PrivacyEvent) -> Iterator[str]:
+    if isinstance(event, ViolationEvent):
+        yield event.reason
+    for part in parts_of(event):
+        yield from _reasons(part)
+
+
+def _counted(ledger: Ledger) -> Counter[PrivacyEvent]:
+    counted: Counter[PrivacyEvent] = Counter()
+    for event, count in ledger:
+        counted[event.event if isinstance(event, DisjointEvent) else event] += count
+    return counted
 
 
 def _renumbered(event: PrivacyEvent, shift: int) -> PrivacyEvent:

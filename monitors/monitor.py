@@ -11,7 +11,7 @@ from monitors.accountant import DEFAULT_DELTA, Accountant, PrivacySpent, Tracker
 from monitors.calibration import max_steps
 from monitors.claims import Claims
 from monitors.events import PrivacyEvent
-from monitors.ledger import Ledger
+from monitors.ledger import VOID, Ledger
 from monitors.limits import Limit, limits_of
 from monitors.relation import stated_relation
 from monitors.run_view import RunView
@@ -101,7 +101,7 @@ class PrivacyMonitor:
         """Epsilon with everything that it needs to mean anything."""
         run = self._attached()
         words = {key: run.statement[key] for key in _STATEMENT if key in run.statement} | stated_relation(run.ledger)
-        return PrivacySpent(self.epsilon(), self.target_delta, self.accountant.name, notes=run.ledger.notes, **words)
+        return PrivacySpent(self.epsilon(), self.target_delta, self.accountant.name, notes=run.ledger.caveats, **words)
 
     # planning
 
@@ -230,4 +230,6 @@ class PrivacyMonitor:
         text = f"step {run.step}: epsilon {epsilon} at delta {self.target_delta:g} ({self.accountant.name})"
         if self.target_eps is not None:
             text += f", delta {self.delta():.3g} at epsilon {self.target_eps:g}"
+        if run.ledger.violations:
+            text += f"; {VOID}: {run.ledger.violations[0]}"
         return text

@@ -10,7 +10,7 @@ import numpy as np
 from monitors import checks
 from monitors.conversion import Floats
 from monitors.errors import BudgetExceededError
-from monitors.events import PrivacyEvent
+from monitors.events import PrivacyEvent, ViolationEvent
 from monitors.ledger import Ledger
 from monitors.rdp import RDPAccountant
 from monitors.renyi import curves_of
@@ -83,10 +83,12 @@ class PrivacyFilter:
     def charge(self, event: PrivacyEvent, count: int = 1) -> None:
         """Spend the budget; to be called BEFORE the release.
 
+        A violation is no release that could be refused: it is recorded, and nothing fits from then on.
+
         Raises:
             BudgetExceededError: It does not fit. Nothing is charged and nothing may be released.
         """
-        if not self.allows(event, count):
+        if not isinstance(event, ViolationEvent) and not self.allows(event, count):
             raise BudgetExceededError(
                 f"{count} x {event!r} would bring the spent share of the budget (epsilon {self.max_epsilon:g} at delta "
                 f"{self.delta:g}, order {self.order:g}) from {self.spent_share:.4f} to "
@@ -132,9 +134,11 @@ class BudgetGuard:
         """Stop before a step that does not fit."""
         self._read(run)
         if run.step < run.planned_steps and not self.filter.allows(run.event(run.step)):
+            violated = self.filter.ledger.violations
+            spent = f"void: {violated[0]}" if violated else f"{self.filter.spent_share:.2%} spent"
             run.stop(
                 f"the next step does not fit into the privacy filter (epsilon {self.filter.max_epsilon:g} at delta "
-                f"{self.filter.delta:g}, {self.filter.spent_share:.2%} spent); {run.step} of {run.planned_steps} done"
+                f"{self.filter.delta:g}, {spent}); {run.step} of {run.planned_steps} done"
             )
 
     def on_train_step_end(self, run: RunView) -> None:

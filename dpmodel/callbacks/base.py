@@ -6,6 +6,7 @@ import difflib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
+from dpmodel.claims.choices import Choices
 from monitors import checks
 
 if TYPE_CHECKING:
@@ -18,7 +19,8 @@ class Callback:
     The order within a training is ``on_train_begin``, then for each epoch ``on_train_epoch_begin``, for each step
     ``on_train_step_begin`` and ``on_train_step_end``, then (with validation data) ``on_eval_begin`` and
     ``on_eval_end``, ``on_train_epoch_end``; at last ``on_train_end``. ``run.stop(reason)`` ends the training before
-    the next step.
+    the next step. Weights, buffers and optimizer state are compared before each step and after ``on_train_end``:
+    a callback that changes them does so inside ``run.post_processing(what)``.
 
     Example:
         >>> class Hello(Callback):
@@ -107,6 +109,7 @@ class CallbackList:
         self._callbacks: tuple[Any, ...] = tuple(_checked(entry) for entry in entries)
         _refuse_twice(self._callbacks)
         self._begun: list[Any] = list(self._callbacks)
+        self._choices = Choices()
         self._listeners: dict[str, tuple[Callable[[Any], None], ...]] = {
             hook: tuple(getattr(entry, hook) for entry in self._in_order(hook) if _listens(entry, hook))
             for hook in HOOKS
@@ -130,16 +133,16 @@ class CallbackList:
         if hook == "on_train_begin":
             self._begin(run)
         elif hook == "on_train_end":
-            _call_all([entry.on_train_end for entry in self._begun if _listens(entry, hook)], run)
+            _call_all([entry.on_train_end for entry in self._begun if _listens(entry, hook)], run, self._choices)
         else:
             for listener in listeners:
-                listener(run)
+                self._choices.call(listener, run)
 
     def _begin(self, run: Any) -> None:
-        self._begun = []
+        self._begun, self._choices = [], Choices()
         for entry in self._callbacks:
             if _listens(entry, "on_train_begin"):
-                entry.on_train_begin(run)
+                self._choices.call(entry.on_train_begin, run)
             self._begun.append(entry)
 
     def _in_order(self, hook: str) -> Iterable[Any]:
@@ -154,11 +157,11 @@ class CallbackList:
         return len(self._callbacks)
 
 
-def _call_all(listeners: Iterable[Callable[[Any], None]], run: Any) -> None:
+def _call_all(listeners: Iterable[Callable[[Any], None]], run: Any, choices: Choices) -> None:
     failures = []
     for listener in listeners:
         try:
-            listener(run)
+            choices.call(listener, run)
         except Exception as error:
             failures.append(error)
     if failures:

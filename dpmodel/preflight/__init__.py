@@ -1,1 +1,1 @@
-"""What is checked before a training spends anything."""
+"""What is checked before the first release."""

@@ -5,10 +5,12 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from dpmodel.claims.verification import NOT_COVERED
+from dpmodel.release import NO_GUARANTEE
 from dpmodel.report.not_accounted import not_accounted
 from monitors.accountant import ACCOUNTANTS, PrivacySpent, privacy_spent, resolve_accountant
 from monitors.errors import UnsupportedEventError
@@ -37,6 +39,8 @@ class PrivacyReport:
         software: Versions.
         lost_steps: Steps that processes which broke off had released and lost. All figures have them in them.
         without_lost: What the steps that the model was made from spent; None where none were lost.
+        violations: Why the guarantee is void; empty if it is not.
+        verified: What was verified about the training, how and when.
     """
 
     spent: PrivacySpent
@@ -51,12 +55,24 @@ class PrivacyReport:
     software: Mapping[str, str] = dataclasses.field(default_factory=dict)
     lost_steps: int = 0
     without_lost: PrivacySpent | None = None
+    violations: tuple[str, ...] = ()
+    verified: tuple[str, ...] = ()
+
+    @property
+    def guarantee(self) -> str:
+        """``"holds"``; ``"void"`` after a violation; ``"none"`` without noise or with randomness that is known."""
+        if self.violations:
+            return "void"
+        known = any(note.endswith(NO_GUARANTEE) for note in self.spent.notes)
+        return "none" if known or math.isinf(self.spent.epsilon) else "holds"
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values; an infinite epsilon is the string ``"inf"``."""
         return {
             "format": FORMAT,
             **self.spent.to_dict(),
+            "guarantee": self.guarantee,
+            "violations": list(self.violations),
             "status": self.status,
             "steps": self.steps,
             "planned_steps": self.planned_steps,
@@ -67,6 +83,8 @@ class PrivacyReport:
             "mechanism": dict(self.mechanism),
             "tuning": "not accounted",
             "not_accounted": list(self.not_accounted),
+            "verified": list(self.verified),
+            "not_covered": list(NOT_COVERED),
             "ledger_digest": self.ledger_digest,
             "software": dict(self.software),
         }
@@ -76,7 +94,9 @@ class PrivacyReport:
         return json.dumps(self.to_dict(), indent=1, ensure_ascii=False) + "\n"
 
 
-def make_report(plan: TrainingPlan, ledger: Ledger, steps: int, *, status: str = "finished") -> PrivacyReport:
+def make_report(
+    plan: TrainingPlan, ledger: Ledger, steps: int, *, status: str = "finished", verified: Iterable[str] = ()
+) -> PrivacyReport:
     """The report of a training that followed ``plan`` and left ``ledger``.
 
     Args:
@@ -84,6 +104,7 @@ def make_report(plan: TrainingPlan, ledger: Ledger, steps: int, *, status: str =
         ledger: What was released, lost steps included.
         steps: Steps that were done.
         status: ``"finished"``, or why the training ended early.
+        verified: What was verified, one sentence each (``Run.verification``).
     """
     privacy = plan.config.privacy
 
@@ -104,6 +125,8 @@ def make_report(plan: TrainingPlan, ledger: Ledger, steps: int, *, status: str =
         software=_versions(),
         lost_steps=lost_steps,
         without_lost=spent(ledger.kept) if lost_steps else None,
+        violations=ledger.violations,
+        verified=tuple(verified),
     )
 
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
+from dpmodel.claims.verification import NOT_COVERED
 from dpmodel.release import NO_GUARANTEE, large_delta
 from monitors.accountant import epsilon_text
 
@@ -37,8 +39,12 @@ def report_in_words(report: PrivacyReport) -> str:
         _table(_conditions(report)),
         "## How the figure was obtained",
         _origin(report),
+        "## What was verified",
+        _listed(report.verified) or "Nothing is recorded about it.",
+        "No check covers the following:",
+        _listed(NOT_COVERED),
         "## What is not accounted for",
-        "\n".join(f"- {sentence}" for sentence in report.not_accounted),
+        _listed(report.not_accounted),
     ]
     if report.without_lost is not None:
         parts[2:2] = ["## Steps that were lost", _lost(report.lost_steps, report.without_lost)]
@@ -46,6 +52,10 @@ def report_in_words(report: PrivacyReport) -> str:
     if caveats:
         parts += ["## Caveats", "\n".join(f"- **{note}**" for note in caveats)]
     return "\n\n".join(parts) + "\n"
+
+
+def _listed(sentences: Iterable[str]) -> str:
+    return "\n".join(f"- {sentence}" for sentence in sentences)
 
 
 def strength(epsilon: float) -> str:
@@ -62,6 +72,8 @@ def strength(epsilon: float) -> str:
 
 def _claim(report: PrivacyReport) -> str:
     spent = report.spent
+    if report.violations:
+        return f"**The guarantee is void: {'; '.join(report.violations)}.** Epsilon is infinite."
     if math.isinf(spent.epsilon):
         return "**This training was NOT differentially private: epsilon is infinite.**"
     figures = f"({epsilon_text(spent.epsilon)}, {spent.delta:g})-differential privacy for one {spent.unit}"
@@ -92,6 +104,11 @@ def _lost(steps: int, without: PrivacySpent) -> str:
 
 def _meaning(report: PrivacyReport) -> str:
     spent = report.spent
+    if report.violations:
+        return (
+            "Nothing: private data may have reached the released weights without noise, or one example may have moved "
+            "them by more than is accounted for. Do not publish this model; train again from fresh weights."
+        )
     if math.isinf(spent.epsilon):
         return "Nothing: clipped gradients were used without noise. The model may reveal any training example."
     most = math.exp(spent.epsilon) if spent.epsilon < 700 else math.inf

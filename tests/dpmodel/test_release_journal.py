@@ -42,3 +42,14 @@ def test_a_line_that_was_cut_off_had_not_begun_and_does_not_spoil_the_next(tmp_p
     journal = ReleaseJournal(journal.path)
     journal.resume(3)
     assert [ledger.total for ledger in ReleaseJournal(journal.path).lost()] == [3]
+
+
+def test_a_violation_is_kept_and_changes_nothing_about_what_was_lost(tmp_path):
+    journal = ReleaseJournal(tmp_path / "releases.jsonl")
+    journal.begin_block(0, [EVENT] * 4)
+    journal.violate(2, "the weights were overwritten")
+    journal.resume(1)
+    again = ReleaseJournal(journal.path)
+    assert again.violations == ("the weights were overwritten",)
+    assert [ledger.total for ledger in again.lost()] == [3]
+    assert ReleaseJournal(tmp_path / "other.jsonl").violations == ()

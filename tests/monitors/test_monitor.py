@@ -15,6 +15,7 @@ from monitors import (
     PrivacyMonitorFactory,
     RDPAccountant,
     UnsupportedEventError,
+    ViolationEvent,
     ZCDPAccountant,
 )
 from monitors.factory import MONITORS
@@ -254,3 +255,19 @@ def test_every_hook_takes_the_run(hook):
 def test_a_monitor_without_a_run_says_so():
     with pytest.raises(ValueError, match="watches no run"):
         PrivacyMonitorFactory.create("rdp").epsilon()
+
+
+def test_a_monitor_shows_why_the_guarantee_is_void_and_stops():
+    run, monitor = Run(), PrivacyMonitor(RDPAccountant(), max_eps=5.0, per_print_times=1)
+    monitor.on_train_begin(run)
+    run.ledger.record(run.event(0))
+    run.step = 1
+    monitor.on_train_step_end(run)
+    assert "void" not in run.said[-1]
+    run.ledger.record(ViolationEvent("the weights were overwritten"))
+    monitor.on_train_step_end(run)
+    assert run.said[-1].endswith("the guarantee is void: the weights were overwritten")
+    assert "epsilon infinite" in run.said[-1]
+    assert "the weights were overwritten" in str(monitor.privacy_spent())
+    monitor.on_train_step_begin(run)
+    assert "without bound" in run.reasons[0]

@@ -7,10 +7,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from dpmodel.claims.verification import NOT_COVERED
 from dpmodel.config import make_config
 from dpmodel.plan import plan_training
 from dpmodel.report import make_report, report_in_words
 from monitors.accountant import epsilon_text
+from monitors.events import ViolationEvent
 
 BASE = {
     "network": "lenet5",
@@ -115,3 +117,33 @@ def test_an_epsilon_is_never_shown_smaller_than_it_is(epsilon):
 
 def test_an_infinite_epsilon_is_called_infinite():
     assert epsilon_text(math.inf) == "infinite"
+
+
+def test_a_violation_is_the_first_thing_that_the_report_says():
+    plan = plan_training(make_config(BASE), 1000)
+    ledger = plan.ledger(plan.steps)
+    assert make_report(plan, ledger, plan.steps).to_dict()["guarantee"] == "holds"
+    ledger.record(ViolationEvent("the weights were overwritten; not verified since step 7"))
+    void = make_report(plan, ledger, plan.steps, status="failed")
+    values, words = void.to_dict(), report_in_words(void)
+    assert (values["guarantee"], values["epsilon"]) == ("void", "inf")
+    assert values["violations"] == ["the weights were overwritten; not verified since step 7"]
+    assert words.split("\n\n")[1].startswith("**The guarantee is void: the weights were overwritten")
+    assert "NOT differentially private" not in words
+    json.dumps(values)
+
+
+def test_a_training_without_a_guarantee_is_not_called_void():
+    assert report("privacy.noise_multiplier=null", "privacy.noise=null").to_dict()["guarantee"] == "none"
+    assert report("privacy.noise={name: Gaussian, seed: 3}").to_dict()["guarantee"] == "none"
+
+
+def test_what_was_verified_and_what_no_check_covers_is_listed():
+    plan = plan_training(make_config(BASE), 1000)
+    verified = make_report(plan, plan.ledger(3), 3, verified=["Everything was looked at twice."])
+    assert verified.to_dict()["verified"] == ["Everything was looked at twice."]
+    assert verified.to_dict()["not_covered"] == list(NOT_COVERED)
+    words = report_in_words(verified)
+    assert "## What was verified\n\n- Everything was looked at twice." in words
+    assert all(f"- {sentence}" in words for sentence in NOT_COVERED)
+    assert "Nothing is recorded" in report_in_words(report())

@@ -1,0 +1,101 @@
+"""What callbacks choose after they have seen private values: nothing on the ledger pays for such a choice."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextvars import ContextVar
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from dpmodel.run import Run
+
+#: Packages whose callbacks show private values but choose nothing by them.
+_OWN = ("dpmodel", "monitors")
+
+_WATCHED: ContextVar[tuple[Choices, Run] | None] = ContextVar("watched", default=None)
+
+
+def private_value_read(name: str) -> None:
+    """Call where a value that is not private is handed out, such as the training loss.
+
+    Args:
+        name: What it is, in words.
+    """
+    watched = _WATCHED.get()
+    if watched is not None:
+        choices, run = watched
+        choices.seen(name, run)
+
+
+class Choices:
+    """Watches the callbacks of one training.
+
+    Guarantees: from the moment at which a callback reads a private value through the run or its history, a change that
+    any callback makes to the options of the optimizer, to the noise, the clipping or the sampling leaves a note on the
+    ledger. Callbacks of ``dpmodel`` and ``monitors`` itself are left out: they show the values and choose by nothing
+    that they show. What a callback computes from the data by itself is not seen.
+    """
+
+    def __init__(self) -> None:
+        self._seen: str | None = None
+        self._before: dict[str, Any] = {}
+
+    def call(self, listener: Callable[[Any], None], run: Any) -> None:
+        """Call a hook of a callback with ``run``."""
+        if _is_own(listener):
+            listener(run)
+            return
+        self._before = settings_of(run) if self._seen is not None else {}
+        token = _WATCHED.set((self, run))
+        try:
+            listener(run)
+        finally:
+            _WATCHED.reset(token)
+            self._note_changes(listener, run)
+
+    def seen(self, name: str, run: Run) -> None:
+        """A private value was read by the callback that is being called."""
+        self._seen = self._seen or name
+        self._before = self._before or settings_of(run)
+
+    def _note_changes(self, listener: Callable[[Any], None], run: Run) -> None:
+        if self._seen is None:
+            return
+        after = settings_of(run)
+        for name in (name for name in after if after[name] != self._before.get(name)):
+            run.ledger.add_note(
+                f"{_name(listener)} changed {name} after a callback had read {self._seen}: that choice is not "
+                "accounted for"
+            )
+
+
+def settings_of(run: Run) -> dict[str, Any]:
+    """What steers a training, by what it is in words."""
+    plan = run.plan
+    groups = run.optimizer.param_groups
+    options = dict.fromkeys(name for group in groups for name in group if name != "params")
+    found = {_option(name): [_plain(group.get(name)) for group in groups] for name in options}
+    last = max(run.planned_steps - 1, run.first_step)
+    step = min(run.step, last)
+    return found | {
+        "the noise": [plan.noise.noise_multiplier(step), plan.noise.noise_multiplier(last), plan.clip_event(step)],
+        "the norm bound": plan.clip.norm_bound,
+        "the batch size or the data set": (plan.sampler.batch_size, plan.sampler.num_examples),
+    }
+
+
+def _option(name: str) -> str:
+    return "the learning rate" if name == "lr" else f"the option {name!r} of the optimizer"
+
+
+def _plain(value: Any) -> Any:
+    return value.tolist() if hasattr(value, "tolist") else value
+
+
+def _is_own(listener: Callable[[Any], None]) -> bool:
+    owner = type(getattr(listener, "__self__", listener))
+    return owner.__module__.partition(".")[0] in _OWN
+
+
+def _name(listener: Callable[[Any], None]) -> str:
+    return type(getattr(listener, "__self__", listener)).__name__

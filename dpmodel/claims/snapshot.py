@@ -1,0 +1,279 @@
+"""The values that tensors had at one moment, kept so that a later change of any kind is found."""
+
+from __future__ import annotations
+
+import random
+import secrets
+from collections.abc import Iterable, Iterator, Mapping
+from functools import cache
+from operator import is_
+from typing import Any
+
+import torch
+from torch import Tensor
+
+#: Tensors of at most so many bytes in all are compared in full each time.
+COMPARED_BYTES = 2**16
+
+#: Tensors of at most so many bytes in all are copied, so that any change can be judged by value, and undone.
+COPIED_BYTES = 2**22
+
+#: Of each tensor in larger sets a secret stretch of so many entries, or of this share, is compared each time.
+SAMPLED_ENTRIES = 1024
+SAMPLED_SHARE = 1 / 256
+
+#: Tensors of more entries are projected instead of hashed byte by byte, so many entries at a time.
+PROJECTED_ENTRIES = 2**18
+
+#: Draws the places of stretches; nobody knows where it began.
+_PLACES = random.Random(secrets.randbits(256))
+
+_Group = tuple[torch.device, torch.dtype]
+
+_BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+
+
+class Snapshot:
+    """What named tensors held when it was taken.
+
+    A write that goes through torch raises a tensor's version; one through ``.data``, a NumPy view or a fused kernel
+    leaves nothing but the values. Small sets of tensors are compared in full. Of larger ones a stretch of each tensor,
+    at a place drawn secretly each time, is compared: a write to the whole of a tensor is always found, one to a few
+    entries when the next thorough comparison is made.
+
+    Args:
+        tensors: Name to tensor. Those without a strided layout are known by object and version only.
+        partly: Whether to copy, and to compare stretches of, what is too large to be compared in full; if not,
+            versions alone are compared.
+
+    Example:
+        >>> weight = torch.zeros(3)
+        >>> snapshot = Snapshot({"weight": weight})
+        >>> weight.numpy()[1] = 1.0
+        >>> snapshot.changed({"weight": weight})
+        ['weight']
+        >>> snapshot.restore(["weight"]), weight.tolist()
+        (True, [0.0, 0.0, 0.0])
+    """
+
+    def __init__(self, tensors: Mapping[str, Tensor], *, partly: bool = True) -> None:
+        self._tensors = dict(tensors)
+        self._read = {name: value for name, value in tensors.items() if _readable(value) and value.numel()}
+        held = sum(value.numel() * value.element_size() for value in self._read.values())
+        self.compared_in_full = held <= COMPARED_BYTES
+        #: Whether any change can be undone.
+        self.copied = self.compared_in_full or (partly and held <= COPIED_BYTES)
+        self._copies: dict[str, Tensor] = {}
+        if self.copied and not self.compared_in_full:
+            self._copies = {name: torch.empty_like(value.detach()) for name, value in self._read.items()}
+        self._lengths = {name: self._length(value.numel()) for name, value in self._read.items()}
+        self._groups: dict[_Group, list[str]] = {}
+        for name, value in self._read.items() if partly or self.compared_in_full else ():
+            self._groups.setdefault((value.device, value.dtype), []).append(name)
+        self._flats: dict[str, tuple[int, Tensor]] = {}
+        self.take()
+
+    def take(self) -> None:
+        """Take the values anew."""
+        self._versions = [value._version for value in self._tensors.values()]
+        self._digest: int | None = None
+        if self._copies:
+            with torch.no_grad():
+                torch._foreach_copy_(list(self._copies.values()), list(self._read.values()))
+        if not self.compared_in_full:
+            self._starts = {
+                name: int(_PLACES.random() * (value.numel() - self._lengths[name] + 1))
+                for name, value in self._read.items()
+            }
+        self._stretches = self._gathered()
+
+    def holds(self, tensors: Mapping[str, Tensor]) -> bool:
+        """Whether it is a snapshot of these very tensors."""
+        return self._tensors.keys() == tensors.keys() and all(map(is_, self._tensors.values(), tensors.values()))
+
+    def keep_digest(self) -> int:
+        """Let the next thorough comparison see every entry, also of tensors that are too large to be copied.
+
+        Returns:
+            The digest.
+        """
+        self._digest = digest(self._tensors.values())
+        return self._digest
+
+    def changed(
+        self, tensors: Mapping[str, Tensor] | None = None, *, values: bool = True, thorough: bool = False
+    ) -> list[str]:
+        """Names of tensors that are others, or hold other values, than when the snapshot was taken; empty for none.
+
+        Args:
+            tensors: What the names stand for now. Default: the same objects.
+            values: Compare values where versions are as they were.
+            thorough: Compare every entry that is known.
+        """
+        others = [] if tensors is None else self._others(tensors)
+        written = [value._version for value in self._tensors.values()] != self._versions
+        if not (thorough or others or written) and (not values or self._stretches_equal()):
+            return []
+        differing = [name for name in self._tensors if name not in others and not self._as_kept(name)]
+        return others + differing if others or differing else self._by_digest(thorough)
+
+    def restore(self, names: Iterable[str]) -> bool:
+        """Write the values of ``names`` back; False, and nothing is written, if one of them was not copied."""
+        copies = {name: self._copy_of(name) for name in names}
+        if any(copy is None for copy in copies.values()):
+            return False
+        with torch.no_grad():
+            for name, copy in copies.items():
+                if copy is not None:
+                    self._tensors[name].copy_(copy)
+        return True
+
+    def written(self, name: str, value: Tensor | None) -> bool:
+        """Whether ``value`` under that name is another tensor, or was written to in a way that raised its version."""
+        return self._tensors.get(name) is not value or (value is not None and value._version != self._version(name))
+
+    def tensor(self, name: str) -> Tensor | None:
+        """The tensor that had this name when the snapshot was taken."""
+        return self._tensors.get(name)
+
+    def _others(self, tensors: Mapping[str, Tensor]) -> list[str]:
+        replaced = [name for name, value in self._tensors.items() if tensors.get(name) is not value]
+        return replaced + [name for name in tensors if name not in self._tensors]
+
+    def _version(self, name: str) -> int:
+        return self._versions[list(self._tensors).index(name)]
+
+    def _by_digest(self, thorough: bool) -> list[str]:
+        if self.copied:
+            return []
+        # Without a copy a version that rose says that something was written, and only a digest can say that it was
+        # what was there before.
+        doubtful = [name for name, value in self._read.items() if value._version != self._version(name)]
+        if self._digest is None:
+            return doubtful
+        if (thorough or doubtful) and digest(self._tensors.values()) != self._digest:
+            return doubtful or list(self._tensors)
+        return []
+
+    def _as_kept(self, name: str) -> bool:
+        value = self._tensors[name]
+        if name not in self._read:
+            return not value.numel() or value._version == self._version(name)
+        if self.copied:
+            copy = self._copy_of(name)
+            return copy is not None and _same(value, copy)
+        return not self._groups or _same(self._stretch(name), self._kept_stretch(name))
+
+    def _copy_of(self, name: str) -> Tensor | None:
+        if not self.compared_in_full:
+            return self._copies.get(name)
+        value = self._tensors.get(name)
+        if value is None or name in self._read:
+            return None if value is None else _shaped(self._kept_stretch(name), value)
+        return None if value.numel() else value
+
+    def _length(self, entries: int) -> int:
+        return entries if self.compared_in_full else min(entries, max(SAMPLED_ENTRIES, int(entries * SAMPLED_SHARE)))
+
+    def _gathered(self) -> dict[_Group, Tensor]:
+        """The stretches of all tensors of one device and type as one tensor: one comparison, and one wait for a GPU."""
+        with torch.no_grad():
+            return {group: torch.cat(list(map(self._stretch, names))) for group, names in self._groups.items()}
+
+    def _stretches_equal(self) -> bool:
+        now = self._gathered()
+        return all(_same(kept, now[group]) for group, kept in self._stretches.items())
+
+    def _stretch(self, name: str) -> Tensor:
+        value = self._read[name]
+        place, flat = self._flats.get(name, (None, value))
+        if place != value.data_ptr():  # also after `value.data = other`
+            flat = _flat(value)
+            if flat.data_ptr() == value.data_ptr():
+                self._flats[name] = value.data_ptr(), flat
+        if self.compared_in_full:
+            return flat
+        start = self._starts[name]
+        return flat[start : start + self._lengths[name]]
+
+    def _kept_stretch(self, name: str) -> Tensor:
+        value = self._read[name]
+        group = (value.device, value.dtype)
+        names = self._groups[group]
+        start = sum(self._lengths[other] for other in names[: names.index(name)])
+        return self._stretches[group][start : start + self._lengths[name]]
+
+
+def digest(tensors: Iterable[Tensor]) -> int:
+    """A digest over types, shapes and values, in their order; it means something in this process only.
+
+    Of large tensors it takes a secret random projection: the bits as integers, times secret odd multipliers, added up
+    where the tensor is. Two states that differ have the same digest with a chance below one in a billion.
+
+    Example:
+        >>> digest([torch.zeros(2)]) == digest([torch.zeros(2)]), digest([torch.zeros(2)]) == digest([torch.ones(2)])
+        (True, False)
+    """
+    small: dict[_Group, list[Tensor]] = {}
+    large: dict[_Group, list[Tensor]] = {}
+    found: list[Any] = []
+    for value in tensors:
+        found.append((value.dtype, value.shape))
+        if _readable(value) and value.numel():
+            table = small if value.numel() <= PROJECTED_ENTRIES else large
+            table.setdefault(_group(value), []).append(_bits(_flat(value)))
+    found += [torch.cat(parts).cpu().numpy().tobytes() for parts in small.values()]
+    for parts in large.values():
+        sums = torch.stack([total for part in parts for total in _projections(part)])
+        found.append(sums.cpu().numpy().tobytes())
+    return hash(tuple(found))
+
+
+def _projections(bits: Tensor) -> Iterator[Tensor]:
+    keys = _keys(bits.device)
+    for chunk in bits.split(PROJECTED_ENTRIES):
+        yield (chunk.to(torch.int64) * keys[: chunk.numel()]).sum()
+
+
+@cache
+def _keys(device: torch.device) -> Tensor:
+    drawn = torch.frombuffer(bytearray(secrets.token_bytes(8 * PROJECTED_ENTRIES)), dtype=torch.int64)
+    return (drawn | 1).to(device)
+
+
+def _bits(value: Tensor) -> Tensor:
+    """A flat tensor as whole numbers of the same bits."""
+    value = torch.view_as_real(value).reshape(-1) if value.is_complex() else value
+    return value.view(_BITS[value.element_size()])
+
+
+def _group(value: Tensor) -> _Group:
+    return value.device, value.dtype
+
+
+def _readable(value: Tensor) -> bool:
+    return value.layout == torch.strided and not value.is_quantized and value.device.type != "meta"
+
+
+def _channels_last(value: Tensor) -> bool:
+    return value.dim() == 4 and not value.is_contiguous() and value.is_contiguous(memory_format=torch.channels_last)
+
+
+def _flat(value: Tensor) -> Tensor:
+    """The entries, in the order of memory where that costs no copy."""
+    value = value.detach()
+    return value.as_strided((value.numel(),), (1,)) if _channels_last(value) else value.reshape(-1)
+
+
+def _shaped(flat: Tensor, like: Tensor) -> Tensor:
+    """What ``_flat`` made of a tensor such as ``like``, in its shape."""
+    return flat.as_strided(like.shape, like.stride()) if _channels_last(like) else flat.view(like.shape)
+
+
+def _same(one: Tensor, other: Tensor) -> bool:
+    if torch.equal(one, other):
+        return True
+    # NaN is not equal to itself, but its bits are.
+    if not (one.is_floating_point() or one.is_complex()) or one.shape != other.shape:
+        return False
+    return torch.equal(_bits(_flat(one)), _bits(_flat(other)))

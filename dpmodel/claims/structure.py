@@ -1,0 +1,119 @@
+"""Which modules, forward methods and hooks a network is made of."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from operator import is_
+from typing import Any
+
+from torch import nn
+from torch.nn.modules import module as torch_modules
+from torch.optim import Optimizer
+
+_HOOKS = (
+    "_forward_hooks",
+    "_forward_pre_hooks",
+    "_backward_hooks",
+    "_backward_pre_hooks",
+)
+_OPTIMIZER_HOOKS = ("_optimizer_step_pre_hooks", "_optimizer_step_post_hooks")
+#: Those of torch itself, which run for every module.
+_GLOBAL_HOOKS = tuple(f"_global{name}" for name in _HOOKS)
+
+
+class Structure:
+    """The modules of a network and of a loss, and the hooks of an optimizer, as they are now.
+
+    Training must see the modules that were examined before it: a layer that is swapped, a forward method that is
+    replaced on an object, or a hook that is added could tie examples together or keep something of them.
+
+    Args:
+        roots: Name to module (the network under ``""``), or to any other callable, which is passed over.
+        optimizer: Whose hooks are looked at.
+
+    Example:
+        >>> network = nn.Sequential(nn.Linear(2, 2), nn.ReLU())
+        >>> optimizer = __import__("torch").optim.SGD(network.parameters(), lr=0.1)
+        >>> structure = Structure({"": network}, optimizer)
+        >>> network[1] = nn.Tanh()
+        >>> structure.changes()
+        ["'1' was replaced (ReLU by Tanh)"]
+    """
+
+    def __init__(self, roots: Mapping[str, object], optimizer: Optimizer) -> None:
+        self._roots = {name: root for name, root in roots.items() if isinstance(root, nn.Module)}
+        self._optimizer = optimizer
+        self._modules = self._named()
+        self._marks = {name: _marks(module) for name, module in self._modules.items()}
+        self._marked = [(module, self._marks[name]) for name, module in self._modules.items()]
+        self._outer = self._outer_hooks()
+
+    def changed(self) -> bool:
+        """Whether forward methods or hooks of the known modules are not as they were; quicker than ``changes``."""
+        return any(_marks(module) != marks for module, marks in self._marked) or self._outer_hooks() != self._outer
+
+    def changes(self) -> list[str]:
+        """What is not as it was, in words; empty for nothing."""
+        current = self._named()
+        found = [f"{name!r} was removed" for name in self._modules if name not in current]
+        found += [f"{name!r} was added" for name in current if name not in self._modules]
+        for name, module in current.items():
+            before = self._modules.get(name)
+            if before is None:
+                continue
+            if before is not module:
+                found.append(f"{name!r} was replaced ({type(before).__name__} by {type(module).__name__})")
+            elif _marks(module) != self._marks[name]:
+                found.append(f"the forward method or the hooks of {name or 'the network'!r} were changed")
+        if self._outer_hooks() != self._outer:
+            found.append("the hooks of the optimizer, or those that torch runs for all modules, were changed")
+        return found
+
+    def _outer_hooks(self) -> tuple[Any, ...]:
+        return _hooks(self._optimizer, _OPTIMIZER_HOOKS), _hooks(torch_modules, _GLOBAL_HOOKS)
+
+    def _named(self) -> dict[str, nn.Module]:
+        return {
+            name: module for prefix, root in self._roots.items() for name, module in root.named_modules(prefix=prefix)
+        }
+
+
+class Places:
+    """Which tensor or module lies in each place for a parameter, a buffer or a submodule.
+
+    Args:
+        roots: Modules.
+
+    Example:
+        >>> network = nn.Linear(2, 2)
+        >>> places = Places([network])
+        >>> network.weight = nn.Parameter(network.weight.detach())
+        >>> places.intact()
+        False
+    """
+
+    def __init__(self, roots: Iterable[nn.Module]) -> None:
+        modules = dict.fromkeys(module for root in roots for module in root.modules())
+        self._tables: list[Mapping[str, Any]] = []
+        for module in modules:
+            self._tables += [module._parameters, module._buffers, module._modules]
+        self._held = [tuple(table.values()) for table in self._tables]
+
+    def intact(self) -> bool:
+        """Whether each place holds the same object as before, and there are no others."""
+        return all(
+            len(table) == len(held) and all(map(is_, table.values(), held))
+            for table, held in zip(self._tables, self._held, strict=True)
+        )
+
+
+def _marks(module: nn.Module) -> tuple[Any, ...]:
+    values = module.__dict__
+    # The objects and not their ids: an id may be used again once its object is gone.
+    kind = type(module)
+    return kind, kind.forward, values.get("forward"), *[tuple(values[name].items()) for name in _HOOKS if values[name]]
+
+
+def _hooks(owner: object, names: tuple[str, ...]) -> tuple[Any, ...]:
+    values = owner.__dict__
+    return tuple((name, tuple(values[name].items())) for name in names if values.get(name))

@@ -1,0 +1,44 @@
+"""What a refusal says that comes from looking at private examples."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from monitors.errors import DPModelError
+
+#: Ends every such refusal: nothing was released, but that there was a refusal says something of the data.
+LOOKED = "The check looked at private examples; the refusal itself is not accounted for"
+
+
+def say_also(error: BaseException, sentence: str) -> None:
+    """Add ``sentence`` to the message of ``error``, once.
+
+    Example:
+        >>> error = ValueError("the loss is detached")
+        >>> say_also(error, "Nothing was released")
+        >>> str(error)
+        'the loss is detached. Nothing was released'
+    """
+    text = str(error)
+    if sentence not in text:
+        error.args = (f"{text.rstrip('.')}. {sentence}", *error.args[1:])
+
+
+@contextmanager
+def looking_at_examples() -> Iterator[None]:
+    """A refusal that is raised inside says that private examples were looked at.
+
+    Example:
+        >>> from monitors.errors import DataError
+        >>> with looking_at_examples():
+        ...     raise DataError("example 3 has no target")
+        Traceback (most recent call last):
+            ...
+        monitors.errors.DataError: example 3 has no target. The check looked at private examples; the refusal itself ...
+    """
+    try:
+        yield
+    except DPModelError as error:
+        say_also(error, LOOKED)
+        raise

@@ -1,0 +1,150 @@
+"""A choice that a callback makes after it has read a private value leaves a note; showing and schedules leave none."""
+
+import pytest
+import torch
+from torch import nn
+
+from dpmodel import (
+    Callback,
+    CSVLogger,
+    EarlyStopping,
+    LearningRateScheduler,
+    LossMonitor,
+    PrivacyMonitorFactory,
+    ProgressBar,
+    poisson_loader,
+)
+
+
+@pytest.fixture
+def fitted(make_model, make_data):
+    def fit(*callbacks, epochs=3):
+        network = nn.Linear(4, 3)
+        model = make_model(network, optimizer=torch.optim.SGD(network.parameters(), lr=0.1, momentum=0.5))
+        valid = make_data(n=8)
+        model.fit(poisson_loader(make_data(), batch_size=16), epochs, valid_loader=valid, callbacks=callbacks)
+        return model
+
+    return fit
+
+
+def slower(run):
+    for group in run.optimizer.param_groups:
+        group["lr"] *= 0.5
+
+
+def less_momentum(run):
+    run.optimizer.param_groups[0]["momentum"] = 0.1
+
+
+def less_noise(run):
+    run.plan.noise.noise_multiplier = lambda step: 0.9
+
+
+def larger_bound(run):
+    run.plan.clip._norm_bound = 2.0
+
+
+def nothing(run):
+    pass
+
+
+READS = {
+    "run.loss": lambda run: run.loss,
+    "history row": lambda run: run.history[-1].loss if len(run.history) else None,
+    "history column": lambda run: run.history["loss"] if len(run.history) else None,
+    "history file": lambda run: run.history.to_dict(),
+}
+
+
+class Steers(Callback):
+    """Reads, and acts in the same call or, with ``later``, in the next one."""
+
+    def __init__(self, read, act, later=False):
+        self.read, self.act, self.later, self.calls = read, act, later, 0
+
+    def on_train_epoch_end(self, run):
+        self.calls += 1
+        if self.calls == 2 or not self.later:
+            self.act(run)
+        self.read(run)
+        if not self.later:
+            self.act(run)
+
+
+@pytest.mark.parametrize("later", [False, True])
+@pytest.mark.parametrize("read", READS)
+@pytest.mark.parametrize(
+    ("act", "what"),
+    [
+        (slower, "the learning rate"),
+        (less_momentum, "the option 'momentum' of the optimizer"),
+        (less_noise, "the noise"),
+        (larger_bound, "the norm bound"),
+    ],
+)
+def test_a_choice_after_a_look_at_the_training_loss_is_noted_once(fitted, read, act, what, later):
+    model = fitted(Steers(READS[read], act, later))
+    if later is False and act in (less_momentum, less_noise, larger_bound):
+        # The first of the two changes is made before anything was read, and the second one changes nothing.
+        assert model.ledger.notes == ()
+        return
+    expected = f"Steers changed {what} after a callback had read the training loss: that choice is not accounted for"
+    assert model.ledger.notes == (expected,)
+
+
+class Reads(Callback):
+    def on_train_step_end(self, run):
+        self.seen = run.loss
+
+
+class Acts(Callback):
+    def on_train_epoch_end(self, run):
+        slower(run)
+
+
+def test_one_callback_may_have_told_another(fitted):
+    assert any("Acts changed the learning rate" in note for note in fitted(Reads(), Acts()).ledger.notes)
+
+
+@pytest.mark.parametrize(
+    "callbacks",
+    [
+        lambda path: [Reads()],
+        lambda path: [Acts()],
+        lambda path: [Reads(), LearningRateScheduler("LinearLR", start_factor=1.0, end_factor=0.1)],
+        lambda path: [LossMonitor(100), ProgressBar(), CSVLogger(path / "history.csv"), Acts()],
+        lambda path: [PrivacyMonitorFactory.create("rdp"), EarlyStopping("loss", patience=50), Acts()],
+        lambda path: [Steers(lambda run: run.metrics, slower), Steers(lambda run: run.history[-1].metrics, slower)],
+        lambda path: [Steers(READS["run.loss"], nothing)],
+    ],
+)
+def test_showing_schedules_and_validation_metrics_leave_no_note(fitted, callbacks, tmp_path, capsys):
+    assert fitted(*callbacks(tmp_path)).ledger.notes == ()
+
+
+def test_a_schedule_on_the_training_loss_is_noted(fitted):
+    class OnPlateau(Callback):
+        def on_train_begin(self, run):
+            self.schedule = torch.optim.lr_scheduler.ReduceLROnPlateau(run.optimizer, patience=0, threshold=1e9)
+
+        def on_train_epoch_end(self, run):
+            self.schedule.step(run.loss)
+
+    assert any("OnPlateau changed the learning rate" in note for note in fitted(OnPlateau()).ledger.notes)
+
+
+def test_what_was_read_in_one_training_is_forgotten_in_the_next(make_model, make_data):
+    callback = Steers(READS["run.loss"], nothing)
+    model = make_model()
+    loader = poisson_loader(make_data(), batch_size=16)
+    model.fit(loader, callbacks=[callback])
+    callback.read, callback.act = nothing, slower
+    model.fit(loader, callbacks=[callback])
+    assert model.ledger.notes == ()
+
+
+def test_the_loss_may_be_read_after_training(fitted):
+    model = fitted()
+    slower(type("Run", (), {"optimizer": model.optimizer})())
+    assert model.ledger.notes == ()

@@ -1,0 +1,105 @@
+"""Swapped modules, forward methods and hooks are named; what does not concern the passes is not."""
+
+import types
+
+import pytest
+import torch
+from torch import nn
+from torch.optim.lr_scheduler import StepLR
+
+from dpmodel.claims.structure import Structure
+
+
+def built():
+    network = nn.Sequential(nn.Linear(2, 3), nn.ReLU(), nn.Sequential(nn.Linear(3, 2)))
+    loss = nn.CrossEntropyLoss()
+    optimizer = torch.optim.SGD(network.parameters(), lr=0.1)
+    return network, loss, optimizer, Structure({"": network, "(loss)": loss}, optimizer)
+
+
+def replace_layer(network, loss, optimizer):
+    network[1] = nn.Tanh()
+
+
+def append_layer(network, loss, optimizer):
+    network.append(nn.Linear(2, 2))
+
+
+def remove_layer(network, loss, optimizer):
+    del network[1]
+
+
+def swap_forward(network, loss, optimizer):
+    network[0].forward = types.MethodType(lambda module, x: x, network[0])
+
+
+def forward_hook(network, loss, optimizer):
+    network[2].register_forward_hook(lambda *args: None)
+
+
+def pre_hook(network, loss, optimizer):
+    network.register_forward_pre_hook(lambda *args: None)
+
+
+def backward_hook(network, loss, optimizer):
+    network[0].register_full_backward_hook(lambda *args: None)
+
+
+def loss_hook(network, loss, optimizer):
+    loss.register_forward_hook(lambda *args: None)
+
+
+def optimizer_hook(network, loss, optimizer):
+    optimizer.register_step_post_hook(lambda *args: None)
+
+
+@pytest.mark.parametrize(
+    ("act", "named"),
+    [
+        (replace_layer, "'1' was replaced (ReLU by Tanh)"),
+        (append_layer, "'3' was added"),
+        (remove_layer, "'2' was removed"),
+        (swap_forward, "forward method or the hooks of '0'"),
+        (forward_hook, "hooks of '2'"),
+        (pre_hook, "hooks of 'the network'"),
+        (backward_hook, "hooks of '0'"),
+        (loss_hook, "hooks of '(loss)'"),
+        (optimizer_hook, "hooks of the optimizer"),
+    ],
+)
+def test_a_change_is_named(act, named):
+    network, loss, optimizer, structure = built()
+    act(network, loss, optimizer)
+    assert named in "; ".join(structure.changes())
+
+
+def test_hooks_of_torch_for_all_modules_are_seen():
+    *_, structure = built()
+    handle = nn.modules.module.register_module_forward_hook(lambda *args: None)
+    try:
+        assert structure.changes()
+    finally:
+        handle.remove()
+    assert structure.changes() == []
+
+
+def test_modes_schedules_values_and_hooks_that_come_and_go_are_no_change():
+    network, _loss, optimizer, structure = built()
+    network.eval()
+    schedule = StepLR(optimizer, 1)
+    optimizer.step()
+    schedule.step()
+    with torch.no_grad():
+        network[0].weight.zero_()
+    network[0].register_forward_hook(lambda *args: None).remove()
+    network[0].note = "an attribute"
+    optimizer.state[network[0].weight]["momentum_buffer"] = torch.zeros(3, 2)
+    assert structure.changes() == []
+
+
+def test_hooks_that_were_there_before_may_stay():
+    network = nn.Sequential(nn.Linear(2, 2))
+    network[0].register_forward_hook(lambda *args: None)
+    optimizer = torch.optim.SGD(network.parameters(), lr=0.1)
+    optimizer.register_step_pre_hook(lambda *args: None)
+    assert Structure({"": network}, optimizer).changes() == []
