@@ -29,7 +29,7 @@ _COARSE_ROUNDING = 0.02
 
 #: What is said where sums are not compared.
 NOT_COMPARED = (
-    "the sums of batches were not compared with those of their halves: the network or the loss draws at random, also in "
+    "the sums of batches were not compared with those of their halves: the network or the loss draws at random even in "
     "evaluation mode"
 )
 

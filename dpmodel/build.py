@@ -162,6 +162,7 @@ def build_model(config: Config, task: Task) -> DPModel:
             physical_batch_size=config.performance.physical_batch_size,
             precision=config.performance.precision,
             timed_plans=config.performance.timed_plans,
+            isolation=config.performance.isolation,
             device=task.device,
             seed=config.privacy.sampling_seed,
         )

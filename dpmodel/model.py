@@ -30,7 +30,7 @@ from dpmodel.optimizers import require_usable
 from dpmodel.preflight.batches import require_unmixed_batches
 from dpmodel.preflight.refusal import looking_at_examples
 from dpmodel.preflight.rows import require_separate_rows
-from dpmodel.release import ReleasePlan, large_delta
+from dpmodel.release import NOT_VERIFIED, ReleasePlan, large_delta
 from dpmodel.run import Run
 from dpmodel.secret_randomness import secret_randomness
 from dpmodel.step import PrivateStep
@@ -46,6 +46,7 @@ from mechanisms.engines.bookkeeping import PRECISIONS
 from mechanisms.engines.choose import Choice, choose_engine
 from mechanisms.engines.modes import plain_modes, require_no_modes
 from mechanisms.engines.parameters import trainable_parameters
+from mechanisms.engines.pass_boundary import ISOLATION
 from mechanisms.noise import NoiseMechanism, NoNoise
 from mechanisms.sampling import SAMPLERS
 from mechanisms.units import ClippedUnit
@@ -88,6 +89,9 @@ class DPModel(ClaimedModel):
             noise in float32 (engine ``"bookkeeping"``).
         timed_plans: Time each layer's exact plans on the first batch instead of estimating which is the fastest (engine
             ``"bookkeeping"``). Two runs may then differ in their last bits.
+        isolation: ``"verified"``: network and loss are shown one example at a time, and their Python state is put back
+            after each pass; what keeps something of an example elsewhere is refused. ``"trust"`` trains that too, and
+            marks the ledger and the report "isolation not verified".
         device: Where to train; default: where the network is.
         seed: None draws rows secretly. A number makes the drawing reproducible and voids the guarantee: for tests.
         ledger: Where releases are recorded. Default: the ledger of the weights if this process has trained them
@@ -127,6 +131,7 @@ class DPModel(ClaimedModel):
         physical_batch_size: int | str | None = None,
         precision: str = "fp32",
         timed_plans: bool = False,
+        isolation: str = "verified",
         device: str | torch.device | None = None,
         seed: int | None = None,
         ledger: Ledger | None = None,
@@ -138,6 +143,7 @@ class DPModel(ClaimedModel):
         if physical_batch_size is not None and physical_batch_size != "auto":
             checks.positive_int(physical_batch_size=physical_batch_size)
         checks.one_of(PRECISIONS, precision=precision)
+        checks.one_of(ISOLATION, isolation=isolation)
         SAMPLERS.get(sampling)
         if engine != "auto":
             ENGINES.get(engine)
@@ -152,6 +158,7 @@ class DPModel(ClaimedModel):
         self.physical_batch_size = physical_batch_size
         self.precision = precision
         self.timed_plans = bool(timed_plans)
+        self.isolation = isolation
         self.seed = seed
         self.metrics = MetricSet("loss" if metrics is None else metrics, loss_fn=loss_fn)
         self._claim_weights(ledger)
@@ -284,7 +291,8 @@ class DPModel(ClaimedModel):
         """Which engine computes the clipped sums, why, and how it treats each layer; known once ``fit`` has run."""
         if self._choice is None:
             return "the engine is chosen when fit sees the first examples"
-        return "\n".join(filter(None, [self._choice.reason, self._choice.engine.explain()]))
+        engine = self._choice.engine
+        return "\n".join([self._choice.reason, engine.explain_isolation(), engine.explain()])
 
     def _plan(self, loader: PrivateLoader, epochs: int, state: TrainingState | None) -> ReleasePlan:
         unit = ClippedUnit.of(loader.batch_size, self.micro_batches)
@@ -359,6 +367,7 @@ class DPModel(ClaimedModel):
                 Batch(x, y),
                 physical_batch_size=self.physical_batch_size,
                 options=self._engine_options(),
+                isolation=self.isolation,
             )
         return self._choice.engine
 
@@ -379,6 +388,9 @@ class DPModel(ClaimedModel):
             self.statements.append(run.plan.statement)
         for caveat in run.plan.caveats:
             self.ledger.add_note(caveat)
+        if self.isolation == "trust":
+            self.ledger.add_note(NOT_VERIFIED)
+            run.say(NOT_VERIFIED)
         if self.noise_mech.private and run.delta * run.plan.sampler.num_examples >= 1:
             run.say(large_delta(run.delta, run.plan.sampler.num_examples))
         if not self.noise_mech.private:

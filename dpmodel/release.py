@@ -18,6 +18,9 @@ if TYPE_CHECKING:
 #: How a note on the ledger ends that voids the guarantee.
 NO_GUARANTEE = "no guarantee"
 
+#: Note of a training with ``isolation="trust"``.
+NOT_VERIFIED = f"isolation not verified (isolation='trust'): {NO_GUARANTEE}"
+
 
 def large_delta(delta: float, num_examples: int) -> str:
     """What must be said of a delta that is not below one over the number of examples."""

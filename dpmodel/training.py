@@ -157,6 +157,7 @@ class TrainingLoop:
         self._between_steps = True
         self._announce_limit()
         self._announce_left_out()
+        self._announce_isolation()
         self.listeners.notify("on_train_step_end", run)
         if self.keeper is not None:
             self.keeper.after_step(self)
@@ -198,6 +199,18 @@ class TrainingLoop:
             self.run.say(
                 f"step {self.run.step}: {self.step.left_out} clipped units had a gradient that is not finite and were "
                 "left out, as they will be in later steps; look for NaN or infinite numbers in the data"
+            )
+
+    def _announce_isolation(self) -> None:
+        if self.step.not_compared is not None and "not compared" not in self._announced:
+            self._announced.add("not compared")
+            self.run.say(self.step.not_compared)
+        put_back = self.step.engine.boundary.put_back
+        if put_back and "put back" not in self._announced:
+            self._announced.add("put back")
+            self.run.say(
+                f"the network or the loss changes Python state in its passes ({', '.join(sorted(put_back)[:3])}); it is "
+                "put back after each pass, so that nothing of an example reaches others. Count steps in a callback"
             )
 
     def _validate(self) -> None:

@@ -9,6 +9,8 @@ if TYPE_CHECKING:
 
 #: What no check covers, for every training.
 NOT_COVERED = (
+    "Vectorisation rules that operators of your own register outside of torch.library.custom_op, compiled extensions, "
+    "and code that reads the printed text of a tensor: they may see a whole batch.",
     "A data set or a collate_fn that mixes examples at random, or a data set that changes an example by which others "
     "were read.",
     "Mechanisms of your own beyond what their trial looks at.",
@@ -28,17 +30,10 @@ def verified_by(step: PrivateStep) -> list[str]:
     from dpmodel.additivity import LOOKED_AT_EVERY, LOOKED_AT_EXAMPLES  # late: reports are written without torch
 
     engine = step.engine
-    alone = (
-        f"Each example moves the sum by its own clipped gradient alone: engine {engine.name!r} passes the examples "
-        "through the network one at a time."
-        if engine.sees_examples_alone
-        else (
-            f"Clipped sums add up: the first batch, and {LOOKED_AT_EXAMPLES} examples of one batch in "
-            f"{LOOKED_AT_EVERY}, are compared with the sums of their halves before the step."
-        )
-    )
     return [
-        alone,
+        f"Each example moves the sum by its own clipped gradient alone: {engine.explain_isolation()}.",
+        f"Clipped sums add up (engines that pass several examples at once): the first batch, and {LOOKED_AT_EXAMPLES} "
+        f"examples of one batch in {LOOKED_AT_EVERY}, secretly chosen and cut, against the sums of their halves.",
         "Network, loss and collation were tried on examples of the training data before the first release.",
         f"Weights and buffers hold what the last noised update left: compared before each step and after the last "
         f"callback ({step.guard.description}).",

@@ -103,12 +103,15 @@ class PerformanceSection(Section):
         in_memory: Keep the examples on the training device.
         workers: Processes that fetch batches ahead; needs ``in_memory: false``.
         threads: Threads that torch may use; null leaves its own choice.
+        isolation: ``verified`` shows network and loss one example at a time, and refuses what keeps something of an
+            example where it cannot be put back; ``trust`` trains that too and marks the ledger and the report.
     """
 
     engine: str = "auto"
     physical_batch_size: Annotated[int | Literal["auto"] | None, PlainValidator(_part_of_batch)] = None
     precision: Literal["fp32", "bf16"] = "fp32"
     timed_plans: bool = False
+    isolation: Literal["verified", "trust"] = "verified"
     device: str = "auto"
     in_memory: bool = True
     workers: NonNegativeInt = 0

@@ -190,7 +190,8 @@ class Recorder:
 
         def copied(*inputs: Any) -> Tensor:
             del inputs  # a copy: operations of the layer may need their result as it is for the backward pass
-            return self._folded(output, rows, leading=True).clone()
+            folded: Tensor = self._folded(output, rows, leading=True).clone()
+            return folded
 
         inputs = positional(site.module, args, kwargs)
         return self.run_on_batch(site, site.parameters, rule, site.module, copied, inputs)

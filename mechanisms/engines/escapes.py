@@ -56,7 +56,7 @@ class Escapes(TorchDispatchMode):
 
     def _alive(self) -> int:
         kept = sum(max(0, _uses(storage) - before) for storage, before in zip(self._batch, self._uses, strict=True))
-        return kept + sum(storage.nbytes() > 0 for storage in self._computed)
+        return kept + len([storage for storage in self._computed if storage.nbytes()])
 
 
 def _storages(values: Iterable[Any]) -> Iterator[Any]:

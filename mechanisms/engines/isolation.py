@@ -145,7 +145,7 @@ class _GuardedFunctions:
     def __enter__(self) -> None:
         with self._lock:
             type(self)._active += 1
-            torch.autograd.Function.apply = classmethod(_guarded_apply)  # type: ignore[assignment, method-assign]
+            torch.autograd.Function.apply = classmethod(_guarded_apply)
             for operator in tuple(OPDEFS.values()):
                 rule = operator._vmap_fn
                 if rule is not None and not isinstance(rule, _GuardedRule):
@@ -155,7 +155,7 @@ class _GuardedFunctions:
         with self._lock:
             type(self)._active -= 1
             if not self._active:
-                torch.autograd.Function.apply = _APPLY  # type: ignore[method-assign]
+                torch.autograd.Function.apply = _APPLY
 
 
 class _GuardedRule:

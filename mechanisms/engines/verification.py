@@ -35,8 +35,8 @@ class _ByParameter(ClipMechanism):
 def disagreement(engine: type[Engine], network: nn.Module, loss_fn: LossFunction, example: Batch) -> str | None:
     """What differs between an engine and the one-example loop on ``example``, in words; None when nothing does.
 
-    Random layers are compared in evaluation mode, where both draw nothing; the mode is put back. Networks that draw even
-    then are compared example by example, with equal seeds.
+    Random layers are compared in evaluation mode, where both draw nothing; the mode is put back. Networks that draw
+    even then are compared example by example, with equal seeds.
     """
     hooked = hooked_parameter(network)
     if hooked is not None:

@@ -117,7 +117,7 @@ def test_a_buffer_that_is_written_to_late_never_holds_the_data(make_model, make_
         assert model.ledger.total == loader.steps_per_epoch
         assert not network.mean.any()
         return
-    with pytest.raises((UnprotectedUpdateError, ValueError), match="forward pass changed 'mean'|cannot be isolated"):
+    with pytest.raises((UnprotectedUpdateError, ValueError), match=r"forward pass changed 'mean'|cannot be isolated"):
         model.fit(loader, callbacks=[Begin()])
     assert model.ledger.total == 2
 

@@ -37,7 +37,7 @@ class LastDimensionsRule(LayerRule):
         shape = _shape(layer)
 
         def normalised() -> Tensor:
-            return function(x, shape, eps=layer.eps)  # type: ignore[arg-type, operator]
+            return function(x, shape, eps=layer.eps)  # type: ignore[arg-type]
 
         return _scaled(call, normalised, tuple(range(1, x.dim() - len(shape))))
 
