@@ -30,7 +30,7 @@ from dpmodel.tensor_nest import join_batches, require_tensors
 from dpmodel.training import TrainingLoop, to_device
 from dpmodel.trial_loss import require_trainable
 from dpmodel.trial_passes import TRIED, require_evaluable, tried_outputs
-from mechanisms.clip_conduct import require_sound_clip
+from mechanisms.clip_check import require_sound_clip
 from mechanisms.clipping import ClipMechanism, Fixed
 from mechanisms.engines.base import ENGINES
 from mechanisms.engines.batch import Batch, call_network, first_tensor, map_tensors

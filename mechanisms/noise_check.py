@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import singledispatch
 from itertools import product
 
 import numpy as np
@@ -14,12 +13,12 @@ from torch import Tensor
 
 from mechanisms.engines.base import ClippedSum
 from mechanisms.noise import NoiseMechanism
+from mechanisms.normal_noise import stated_multiplier
 from mechanisms.rng import SecureGenerator
 from mechanisms.significance import SIGMAS, Floats, alike, repeated_at, unlikely_share, unlikely_spread
 from mechanisms.trial import PublicGenerators, once, refusal, trial_copy, unmoved
 from mechanisms.units import ClippedUnit
-from monitors.events import ComposedEvent, GaussianEvent, NonPrivateEvent, PrivacyEvent, RepeatedEvent
-from monitors.gaussian import combined_multiplier
+from monitors.events import NonPrivateEvent, PrivacyEvent
 
 #: Draws of one copy of the mechanism at most, each at a step of its own, and the numbers in all of them.
 _DRAWS, _NUMBERS = 24, 24 * 2048
@@ -35,39 +34,6 @@ _FEWEST_FOR_DISTANCES, _LONGEST_FOR_DISTANCES = 1000, 1 << 17
 #: A coordinate without noise is told from one whose noise was rounded away by that many draws, or by that share of all.
 _ENOUGH_DRAWS, _ROUNDED_AWAY = 8, 0.01
 _BINS, _LAST_EDGE = 28, 3.5
-
-
-@singledispatch
-def stated_multiplier(event: PrivacyEvent) -> float | None:
-    """Standard deviation over the sensitivity of the independent normal noise that ``event`` states.
-
-    None where it states something else: noise of such an event is tried for less. A third party's event of normal
-    noise registers a rule here.
-
-    Example:
-        >>> stated_multiplier(GaussianEvent(1.5)), stated_multiplier(NonPrivateEvent())
-        (1.5, None)
-    """
-    del event
-    return None
-
-
-@stated_multiplier.register
-def _(event: GaussianEvent) -> float | None:
-    return event.noise_multiplier
-
-
-@stated_multiplier.register
-def _(event: ComposedEvent) -> float | None:
-    parts = [stated_multiplier(part) for part in event.events]
-    known = [part for part in parts if part is not None]
-    return combined_multiplier(known) if len(known) == len(parts) else None
-
-
-@stated_multiplier.register
-def _(event: RepeatedEvent) -> float | None:
-    once = stated_multiplier(event.event)
-    return None if once is None else once / math.sqrt(event.count)
 
 
 def require_sound_noise(

@@ -81,6 +81,36 @@ def alike(first: Floats, second: Floats) -> Flags:
     return np.asarray(np.abs(products) * math.sqrt(count) > SIGMAS * sizes)
 
 
+def unlikely_separation(above: int, others_above: int, trials: int, mu: float) -> bool:
+    """Whether outcomes on two data sets lie further apart than a Gaussian mechanism of ``mu`` ever lets them.
+
+    For any set of outcomes, the probabilities ``p`` and ``q`` on the two satisfy ``|Phi^-1(p) - Phi^-1(q)| <= mu``
+    (Dong, Roth and Su 2022). The nearest such pair is what the counts are compared with, by Chernoff's bound over all
+    counts.
+
+    Args:
+        above: Outcomes in the set among ``trials`` on the one, drawn independently.
+        others_above: The same on the other.
+        trials: Outcomes on each.
+        mu: At least 0.
+
+    Example:
+        >>> unlikely_separation(100, 0, 100, mu=1.0), unlikely_separation(70, 30, 100, mu=1.0)
+        (True, False)
+    """
+    from scipy.special import ndtr, ndtri, rel_entr
+
+    low, high = sorted((above / trials, others_above / trials))
+    if low == high or ndtri(high) - ndtri(low) <= mu:
+        return False
+    places = np.linspace(-9.0 - mu, 9.0, 2000)
+    first, second = ndtr(places), ndtr(places + mu)
+    exponents = sum(
+        rel_entr(seen, stated) + rel_entr(1.0 - seen, 1.0 - stated) for seen, stated in ((low, first), (high, second))
+    )
+    return bool(trials * np.min(exponents) - 2.0 * math.log(trials + 1.0) > -math.log(ALARM))
+
+
 def repeated_at(values: Floats) -> int | None:
     """The distance at which a vector of independent centred numbers of variance 1 repeats or mirrors itself, if any.
 

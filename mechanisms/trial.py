@@ -26,8 +26,7 @@ _REMEMBERED = 1024
 def refusal(plugin: Any, finding: str, remedy: str) -> UnprotectedUpdateError:
     """The error for a plugin that failed its trial."""
     return UnprotectedUpdateError(
-        f"{type(plugin).__name__} was tried before the training, and {finding}: the epsilon that would be stated is "
-        f"not true. {remedy}. Nothing was released"
+        f"{type(plugin).__name__} failed its trial before the training: {finding}. {remedy}. Nothing was released"
     )
 
 

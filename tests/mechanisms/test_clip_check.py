@@ -1,6 +1,6 @@
 import pytest
 
-from mechanisms.clip_conduct import require_sound_clip
+from mechanisms.clip_check import require_sound_clip
 from mechanisms.clipping import CLIP, ClipMechanism, Fixed
 from mechanisms.units import ClippedUnit
 from monitors.errors import UnprotectedUpdateError
