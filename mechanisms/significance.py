@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 Floats = NDArray[np.float64]
+Numbers = NDArray[np.number] | float
 Flags = NDArray[np.bool_]
 
 #: Probability that one comparison rejects what is correct.
@@ -22,7 +23,7 @@ SIGMAS = 8.2
 _FEWEST = 80
 
 
-def unlikely_spread(squares: Floats | float, count: int) -> Flags:
+def unlikely_spread(squares: Numbers, count: int) -> Flags:
     """Whether a sum of squares of ``count`` standard normal numbers is never that small or that large.
 
     Args:
@@ -39,7 +40,7 @@ def unlikely_spread(squares: Floats | float, count: int) -> Flags:
     return np.asarray(np.minimum(gammainc(count / 2, half), gammaincc(count / 2, half)) < ALARM / 2)
 
 
-def unlikely_share(hits: Floats | float, trials: Floats | float, share: Floats | float) -> Flags:
+def unlikely_share(hits: Numbers, trials: Numbers, share: Numbers) -> Flags:
     """Whether ``hits`` of ``trials`` independent events of mean probability ``share`` are never that few or that many.
 
     The bound is Chernoff's, which holds for events of unequal probabilities too (Hoeffding 1956).
