@@ -22,6 +22,7 @@ from dpmodel.interrupt import finishing_steps
 from dpmodel.metrics import MetricSet
 from dpmodel.network_mode import inference, mode
 from dpmodel.optimizers import require_usable
+from dpmodel.preflight.mechanisms import require_sound_mechanisms
 from dpmodel.release import ReleasePlan, large_delta
 from dpmodel.run import Run
 from dpmodel.secret_randomness import secret_randomness
@@ -30,12 +31,12 @@ from dpmodel.tensor_nest import join_batches, require_tensors
 from dpmodel.training import TrainingLoop, to_device
 from dpmodel.trial_loss import require_trainable
 from dpmodel.trial_passes import TRIED, require_evaluable, tried_outputs
-from mechanisms.clip_check import require_sound_clip
 from mechanisms.clipping import ClipMechanism, Fixed
 from mechanisms.engines.base import ENGINES
 from mechanisms.engines.batch import Batch, call_network, first_tensor, map_tensors
 from mechanisms.engines.bookkeeping import PRECISIONS
 from mechanisms.engines.choose import Choice, choose_engine
+from mechanisms.engines.parameters import FlatLayout
 from mechanisms.noise import NoiseMechanism, NoNoise
 from mechanisms.sampling import SAMPLERS
 from mechanisms.units import ClippedUnit
@@ -346,7 +347,8 @@ class DPModel:
         require_same_shape(outputs, y, self.loss_fn)
         with mode(self.network, training=True):
             require_trainable(self.network, self.loss_fn, Batch(x, y).select(slice(1)))
-        require_sound_clip(self.clip_mech, list(guard.parameters), run.plan.unit, run.plan.first_step)
+        steps, layout = range(run.first_step, run.planned_steps), FlatLayout.of(self.network)
+        run.notes = require_sound_mechanisms(run.plan, steps, self.sampling, layout)
         with mode(self.network, training=True):
             self._choice = choose_engine(
                 self.engine,
@@ -377,8 +379,10 @@ class DPModel:
     def _state_claim(self, run: Run) -> None:
         if run.plan.statement not in self.statements:
             self.statements.append(run.plan.statement)
-        for caveat in run.plan.caveats:
+        for caveat in (*run.plan.caveats, *run.notes):
             self.ledger.add_note(caveat)
+        for note in run.notes:
+            run.say(note)
         if self.noise_mech.private and run.delta * run.plan.sampler.num_examples >= 1:
             run.say(large_delta(run.delta, run.plan.sampler.num_examples))
         if not self.noise_mech.private:

@@ -105,7 +105,7 @@ class _Trial:
     like: Tensor
 
     def __call__(self) -> tuple[str, ...]:
-        steps = _tried_steps(self.steps, _DRAWS)
+        steps = list(filter(self._states_event, _tried_steps(self.steps, _DRAWS)))
         events = self._events(steps)
         if any(isinstance(event, NonPrivateEvent) for event in events):
             return ()
@@ -141,17 +141,31 @@ class _Trial:
             taken = [cases[(number * len(steps) + at) % len(cases)] for at in range(len(steps))]
             samples = self._samples(size or _NUMBERS // len(steps), steps, taken)
             self._require_drawn(samples)
-            if known:
+            if not known:
+                self._require_new(samples)
+            else:
                 self._require_normal(samples, max(1, _BLOCK // len(steps)))
                 self._require_independent(samples, with_neighbours=not number)
         if len(steps) == 1:
             self._require_new_noise_later(size or _NUMBERS // _DRAWS, steps[0])
         if known:
-            few = _tried_steps(self.steps, _LONG_DRAWS)
+            few = [
+                steps[at] for at in sorted({at * (len(steps) - 1) // (_LONG_DRAWS - 1) for at in range(_LONG_DRAWS)})
+            ]
             mixed = [cases[(5 * at) % len(cases)] for at in range(len(few))]
             samples = self._samples(size or _LONG_NUMBERS // len(few), few, mixed)
             self._require_normal(samples, _LONG_BLOCK // len(few))
-            self._require_shape(samples)
+            self._require_no_repetition(samples)
+
+    def _states_event(self, step: int) -> bool:
+        """Whether there is an event; a schedule that ends at zero has none later on, and the training ends there."""
+        try:
+            self.mechanism.event(step, self.unit.sensitivity_factor)
+        except ValueError:
+            if step == self.steps[0]:
+                raise
+            return False
+        return True
 
     def _events(self, steps: Sequence[int]) -> list[PrivacyEvent]:
         return [self.mechanism.event(step, self.unit.sensitivity_factor) for step in steps]
@@ -169,7 +183,7 @@ class _Trial:
         scale = (1.0 if stated is None else stated * factor) * draw.norm_bound
         constant, random = _SUMS[draw.sum_name]
         total = pattern.mul(random).add_(constant).mul_(scale).to(self.like)
-        units = torch.rand(0) if constant else pattern.abs()[: self.unit.expected_units] * (random + 0.1)
+        units = torch.zeros(0) if constant else pattern.abs()[: self.unit.expected_units] * (random + 0.1)
         summed = ClippedSum(
             flat_grad=total.clone(),
             norms=(units.unsqueeze(1) * draw.norm_bound).to(self.like),
@@ -214,7 +228,7 @@ class _Trial:
             )
 
     def _require_drawn(self, samples: _Samples) -> None:
-        """What holds of any noise: it is there, at each coordinate, and is not that of another step."""
+        """There is noise at each coordinate."""
         silent, draws = ~samples.noise.any(axis=0), len(samples.draws)
         # Beside a huge sum, one small number in ten thousand is rounded away.
         if silent.any() if draws >= _ENOUGH_DRAWS else silent.mean() > _ROUNDED_AWAY:
@@ -222,6 +236,9 @@ class _Trial:
                 f"{int(silent.sum()):,} of {silent.size:,} coordinates got no noise in {draws} draws",
                 "Add noise to each coordinate of the sum",
             )
+
+    def _require_new(self, samples: _Samples) -> None:
+        """Noise of whatever distribution is not that of another step."""
         for at, row in enumerate(samples.noise[1:], start=1):
             same = np.flatnonzero(((samples.noise[:at] == row) & (row != 0)).mean(axis=1) > 0.5)
             if same.size:
@@ -233,12 +250,16 @@ class _Trial:
             samples = self._samples(size, (step, step + 1), 2 * [(1.0, "of zeros")])
         except Exception:
             return  # the mechanism may end here
-        self._require_drawn(samples)
+        self._require_new(samples)
 
     def _require_normal(self, samples: _Samples, block: int) -> None:
-        """Scale and mean, in all and by norm bound, sum, step and place."""
+        """Scale and mean, also by norm bound, sum, step and place; distribution; no two draws are alike."""
         squares = np.square(samples.noise)
         self._require_scale(samples.draws, squares)
+        for at, row in enumerate(samples.noise[1:], start=1):
+            same = np.flatnonzero(alike(samples.noise[:at], row))
+            if same.size:
+                raise self._same_noise(samples.draws[same[0]], samples.draws[at])
         blocks = _blocks(squares.sum(axis=0), block)
         by_place, block = blocks.sum(axis=1), blocks.shape[1]
         count = block * len(samples.draws)
@@ -249,14 +270,16 @@ class _Trial:
                 by_place[worst] / count, f"of coordinates {worst * block} to {(worst + 1) * block - 1}", count
             )
         means = _blocks(samples.noise.sum(axis=0), block).sum(axis=1) / math.sqrt(count)
-        overall = samples.noise.sum(axis=1) / math.sqrt(samples.noise.shape[1])
-        for sums, numbers in ((means, count), (overall, samples.noise.shape[1])):
+        whole = np.atleast_1d(samples.noise.sum()) / math.sqrt(samples.noise.size)
+        by_draw = samples.noise.sum(axis=1) / math.sqrt(samples.noise.shape[1])
+        for sums, numbers in ((whole, samples.noise.size), (by_draw, samples.noise.shape[1]), (means, count)):
             if np.abs(sums).max() > SIGMAS:
                 mean = sums[np.abs(sums).argmax()] / math.sqrt(numbers)
                 raise self._refusal(
                     f"the mean of {numbers:,} samples is {mean:.4g} of the stated standard deviation",
                     "Let add return the sum itself plus noise of mean zero",
                 )
+        self._require_distribution(samples)
 
     def _require_scale(self, draws: tuple[_Draw, ...], squares: Floats) -> None:
         sums, size = squares.sum(axis=1), squares.shape[1]
@@ -270,17 +293,17 @@ class _Trial:
             if unlikely_spread(total, count):
                 found[name] = (total / count, count)
         if found:
-            # Named is where the scale is furthest off; "at all steps" where no place is much further off than others.
+            # Named is the trait with which the scale is furthest off, for certain; none where it is off everywhere.
             distance = {name: abs(math.log(ratio + 1e-300)) for name, (ratio, _) in found.items()}
-            name = next(name for name in found if distance[name] >= 0.8 * max(distance.values()))
+            doubt = {name: SIGMAS / math.sqrt(count) for name, (_, count) in found.items()}
+            name = max(found, key=lambda name: distance[name] - doubt[name])
+            everywhere = next(iter(groups))
+            if everywhere in found and distance[everywhere] + doubt[everywhere] >= distance[name] - doubt[name]:
+                name = everywhere
             raise self._scale_refusal(found[name][0], name, found[name][1])
 
     def _require_independent(self, samples: _Samples, *, with_neighbours: bool) -> None:
-        noise, draws = samples.noise, samples.draws
-        for at, row in enumerate(noise[1:], start=1):
-            same = np.flatnonzero(alike(noise[:at], row))
-            if same.size:
-                raise self._same_noise(draws[same[0]], draws[at])
+        noise = samples.noise
         if alike(noise, samples.sums).any():
             raise self._refusal("what it adds follows the sum", "Let add return the sum itself plus noise")
         for values in (noise.ravel(), _folded(noise).ravel()) if with_neighbours else ():
@@ -292,7 +315,7 @@ class _Trial:
                     "Draw each number anew",
                 )
 
-    def _require_shape(self, samples: _Samples) -> None:
+    def _require_distribution(self, samples: _Samples) -> None:
         from scipy.special import ndtr
 
         numbers = samples.noise.size
@@ -309,6 +332,8 @@ class _Trial:
                 f"{edges[edge]:g} standard deviations, where the event states {stated[edge]:.4%}",
                 "State an event of the noise that is drawn, or draw normal noise",
             )
+
+    def _require_no_repetition(self, samples: _Samples) -> None:
         first = np.ascontiguousarray(samples.noise[0][:_LONGEST_FOR_DISTANCES])
         distance = repeated_at(first) if first.size >= _FEWEST_FOR_DISTANCES else None
         if distance is not None:

@@ -1,4 +1,4 @@
-"""What the privacy claim asks of a sampler, tried before anything is spent: its rows against what ``amplify`` states."""
+"""What the privacy claim asks of a sampler, tried before anything is spent: rows against what ``amplify`` states."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ from monitors.events import ComposedEvent, DisjointEvent, GaussianEvent, Poisson
 MakeSampler = Callable[[int, int, int], Sampler]
 
 #: Data sets of the trial beside the real one: many steps of few rows.
-_EXAMPLES, _BATCH, _STEPS = 256, 64, 400
+_EXAMPLES, _BATCH, _STEPS = 256, 64, 256
 #: Shares of the steps of which two samplers, or two steps, are compared.
 _COMPARED_STEPS = 32
 #: Rows that are looked at on the real data set, in all steps, and steps at most.
 _REAL_ROWS, _REAL_STEPS = 1 << 20, 12
 _REGIONS = 64
-#: Variance of the batch size over that of independent rows: 400 steps are never further off.
+#: Variance of the batch size over that of independent rows: that many steps are never further off.
 _LEAST_VARIANCE, _MOST_VARIANCE = 0.4, 2.0
 _FIRST_PARTITION = 7
 _GROUPED_ROWS = 4096
@@ -184,8 +184,8 @@ class _Trial:
         ordered = rows if (np.diff(rows) > 0).all() else np.unique(rows)
         if len(ordered) < len(rows):
             raise self._refusal(
-                f"step {step} drew {len(rows)} rows of which {len(rows) - len(ordered)} are repeated, so an example counts "
-                "more than once",
+                f"step {step} drew {len(rows)} rows of which {len(rows) - len(ordered)} are repeated, so an "
+                "example counts more than once",
                 "Return each row once at most",
             )
         return ordered.astype(np.int64)

@@ -1,0 +1,1 @@
+"""What is tried before a training, so that nothing wrong is released."""
