@@ -17,7 +17,7 @@ def stated_multiplier(event: PrivacyEvent) -> float | None:
     noise registers a rule here.
 
     Example:
-        >>> stated_multiplier(GaussianEvent(1.5)), stated_multiplier(NonPrivateEvent())
+        >>> stated_multiplier(GaussianEvent(1.5)), stated_multiplier(PrivacyEvent())
         (1.5, None)
     """
     del event
