@@ -255,11 +255,10 @@ class _Trial:
     def _require_normal(self, samples: _Samples, block: int) -> None:
         """Scale and mean, also by norm bound, sum, step and place; distribution; no two draws are alike."""
         squares = np.square(samples.noise)
+        # Noise that is used again, or that follows the sum, would also be off in scale, which is not what is wrong.
+        self._require_unlike(samples, [at for at, draw in enumerate(samples.draws) if not any(_SUMS[draw.sum_name])])
         self._require_scale(samples.draws, squares)
-        for at, row in enumerate(samples.noise[1:], start=1):
-            same = np.flatnonzero(alike(samples.noise[:at], row))
-            if same.size:
-                raise self._same_noise(samples.draws[same[0]], samples.draws[at])
+        self._require_unlike(samples, range(len(samples.draws)))
         blocks = _blocks(squares.sum(axis=0), block)
         by_place, block = blocks.sum(axis=1), blocks.shape[1]
         count = block * len(samples.draws)
@@ -280,6 +279,13 @@ class _Trial:
                     "Let add return the sum itself plus noise of mean zero",
                 )
         self._require_distribution(samples)
+
+    def _require_unlike(self, samples: _Samples, among: Sequence[int]) -> None:
+        for number, at in enumerate(among):
+            earlier = [among[before] for before in range(number)]
+            same = np.flatnonzero(alike(samples.noise[earlier], samples.noise[at]))
+            if same.size:
+                raise self._same_noise(samples.draws[earlier[same[0]]], samples.draws[at])
 
     def _require_scale(self, draws: tuple[_Draw, ...], squares: Floats) -> None:
         sums, size = squares.sum(axis=1), squares.shape[1]

@@ -137,7 +137,8 @@ class _Trial:
             share = drawn.rates[at - 1] * drawn.rates[at]
             common = np.intersect1d(drawn.rows[at - 1], drawn.rows[at], assume_unique=True).size
             if share < 1 and drawn.claims[at].partition is None:
-                self._require_share(common, drawn.sampler.num_examples, share, f"drawn at steps {at - 1} and {at} both")
+                where = f"drawn at steps {drawn.steps[at - 1]} and {drawn.steps[at]} both"
+                self._require_share(common, drawn.sampler.num_examples, share, where)
         self._require_parts(drawn)
         return drawn
 
