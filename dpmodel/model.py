@@ -28,6 +28,7 @@ from dpmodel.metrics import MetricSet
 from dpmodel.network_mode import inference, mode
 from dpmodel.optimizers import require_usable
 from dpmodel.preflight.batches import require_unmixed_batches
+from dpmodel.preflight.mechanisms import require_sound_mechanisms
 from dpmodel.preflight.refusal import looking_at_examples
 from dpmodel.preflight.rows import require_separate_rows
 from dpmodel.release import NOT_VERIFIED, ReleasePlan, large_delta
@@ -38,14 +39,13 @@ from dpmodel.tensor_nest import join_batches, require_tensors
 from dpmodel.training import TrainingLoop, to_device
 from dpmodel.trial_loss import require_trainable
 from dpmodel.trial_passes import TRIED, require_evaluable, tried_outputs
-from mechanisms.clip_conduct import require_sound_clip
 from mechanisms.clipping import ClipMechanism, Fixed
 from mechanisms.engines.base import ENGINES, Engine
 from mechanisms.engines.batch import Batch, call_network, first_tensor, map_tensors
 from mechanisms.engines.bookkeeping import PRECISIONS
 from mechanisms.engines.choose import Choice, choose_engine
 from mechanisms.engines.modes import plain_modes, require_no_modes
-from mechanisms.engines.parameters import trainable_parameters
+from mechanisms.engines.parameters import FlatLayout
 from mechanisms.engines.pass_boundary import ISOLATION
 from mechanisms.noise import NoiseMechanism, NoNoise
 from mechanisms.sampling import SAMPLERS
@@ -356,8 +356,8 @@ class DPModel(ClaimedModel):
         require_same_shape(outputs, y, self.loss_fn)
         with mode(self.network, training=True):
             require_trainable(self.network, self.loss_fn, Batch(x, y).select(slice(1)))
-        names = list(trainable_parameters(self.network))
-        require_sound_clip(self.clip_mech, names, run.plan.unit, run.plan.first_step)
+        steps, layout = range(run.first_step, run.planned_steps), FlatLayout.of(self.network)
+        run.notes = require_sound_mechanisms(run.plan, steps, self.sampling, layout)
         with mode(self.network, training=True):
             self._choice = choose_engine(
                 self.engine,
@@ -386,11 +386,13 @@ class DPModel(ClaimedModel):
     def _state_claim(self, run: Run) -> None:
         if run.plan.statement not in self.statements:
             self.statements.append(run.plan.statement)
-        for caveat in run.plan.caveats:
+        for caveat in (*run.plan.caveats, *run.notes):
             self.ledger.add_note(caveat)
         if self.isolation == "trust":
             self.ledger.add_note(NOT_VERIFIED)
             run.say(NOT_VERIFIED)
+        for note in run.notes:
+            run.say(note)
         if self.noise_mech.private and run.delta * run.plan.sampler.num_examples >= 1:
             run.say(large_delta(run.delta, run.plan.sampler.num_examples))
         if not self.noise_mech.private:

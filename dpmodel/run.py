@@ -37,6 +37,7 @@ class Run:
         epochs: Epochs asked for.
         has_validation: Whether held-out data were given to ``fit``.
         metrics: Latest validation metrics.
+        notes: What could not be tried of the mechanisms; on the ledger from the first step on.
         stop_reason: Why the run was stopped early, else None.
         printer: Where ``say`` writes; a progress bar may put its own here.
 
@@ -63,6 +64,7 @@ class Run:
         self._when_violated: list[Callable[[], None]] = []
         self.has_validation = False
         self.metrics: dict[str, float] = {}
+        self.notes: tuple[str, ...] = ()
         self.stop_reason: str | None = None
         self.printer: Callable[[str], None] = print
         deltas = (getattr(callback, "target_delta", None) for callback in callbacks)

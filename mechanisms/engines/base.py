@@ -220,14 +220,19 @@ def bounded_factors(norms: Tensor, clip: ClipMechanism, entries: int) -> Tensor:
     """
     finite = torch.isfinite(norms).all(dim=1, keepdim=True)
     safe = torch.where(finite, norms, torch.zeros_like(norms))
-    limits = norms.new_tensor(_block_bounds(clip, norms.shape[1])) * (1.0 - ROUNDING_MARGIN)
+    limits = norms.new_tensor(block_bounds_of(clip, norms.shape[1])) * (1.0 - ROUNDING_MARGIN)
     rounded_away = math.sqrt(entries * torch.finfo(norms.dtype).tiny)
     ceiling = limits / torch.hypot(safe, norms.new_tensor(rounded_away))
     factors = torch.nan_to_num(clip.factors(safe), nan=0.0).clamp(min=0.0)
     return torch.minimum(factors, ceiling) * finite
 
 
-def _block_bounds(clip: ClipMechanism, blocks: int) -> list[float]:
+def block_bounds_of(clip: ClipMechanism, blocks: int) -> list[float]:
+    """The clip mechanism's bounds of ``blocks`` blocks.
+
+    Raises:
+        UnprotectedUpdateError: Together they exceed the bound that is accounted for.
+    """
     bounds = clip.block_bounds(blocks)
     whole = math.hypot(*bounds)
     if len(bounds) != blocks or not whole <= clip.norm_bound * (1 + ROUNDING_MARGIN / 2):

@@ -1,0 +1,46 @@
+"""The mechanisms of a training, tried before it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from mechanisms.clip_check import require_sound_clip
+from mechanisms.noise_check import require_sound_noise
+from mechanisms.sampling import SAMPLERS, Sampler
+from mechanisms.sampling_check import require_sound_sampler
+from monitors.events import NonPrivateEvent
+
+if TYPE_CHECKING:
+    from dpmodel.release import ReleasePlan
+    from mechanisms.engines.parameters import FlatLayout
+
+
+def require_sound_mechanisms(plan: ReleasePlan, steps: range, sampling: str, layout: FlatLayout) -> tuple[str, ...]:
+    """Try the clip mechanism, the noise mechanism and the sampler of a plan; nothing of them is changed or used up.
+
+    Noise and sampler of a training that states no privacy are not tried.
+
+    Args:
+        plan: The mechanisms of the training.
+        steps: The planned steps.
+        sampling: Name of the sampler.
+        layout: Where the trained parameters lie in the sum.
+
+    Returns:
+        Notes on what could not be tried.
+
+    Raises:
+        UnprotectedUpdateError: A mechanism does not do what its event states.
+    """
+    notes = require_sound_clip(plan.clip, layout.names, plan.unit, steps, zeroed=plan.sampler.zeroes)
+    if isinstance(plan.noise.event(steps[0], plan.unit.sensitivity_factor), NonPrivateEvent):
+        return notes
+
+    def fresh(num_examples: int, batch_size: int, first_partition: int) -> Sampler:
+        sampler: Sampler = SAMPLERS.create(sampling, num_examples, batch_size, None, first_partition)
+        return sampler
+
+    like = layout.zeros(1).expand(layout.size)
+    notes += require_sound_noise(plan.noise, plan.unit, steps, norm_bound=plan.clip.norm_bound, like=like)
+    examples, batch = plan.sampler.num_examples, plan.sampler.batch_size
+    return notes + require_sound_sampler(fresh, examples, batch, plan.unit, len(steps))

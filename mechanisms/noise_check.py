@@ -1,0 +1,411 @@
+"""What the privacy claim asks of a noise mechanism, tried before anything is spent: samples against its event."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import product
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from mechanisms.engines.base import ClippedSum
+from mechanisms.noise import NoiseMechanism
+from mechanisms.normal_noise import stated_multiplier
+from mechanisms.rng import SecureGenerator
+from mechanisms.significance import SIGMAS, Floats, alike, repeated_at, unlikely_share, unlikely_spread
+from mechanisms.trial import PublicGenerators, once, refusal, trial_copy, unmoved
+from mechanisms.units import ClippedUnit
+from monitors.events import NonPrivateEvent, PrivacyEvent
+
+#: Draws of one copy of the mechanism at most, each at a step of its own, and the numbers in all of them.
+_DRAWS, _NUMBERS = 24, 24 * 2048
+#: The same for long vectors, of which a scale that is 1 % off is found.
+_LONG_DRAWS, _LONG_NUMBERS = 4, 1 << 19
+#: Squares in the smallest block of coordinates that is looked at by itself.
+_BLOCK = 32
+_LONG_BLOCK = 512
+_NORM_BOUNDS = (1.0, 0.01)
+#: Entries of the sums that noise is added to, in standard deviations of the noise: constant part and random part.
+_SUMS = {"of zeros": (0.0, 0.0), "that is constant": (3.0, 0.0), "at random": (0.0, 10.0), "that is huge": (0.0, 1e3)}
+_FEWEST_FOR_DISTANCES, _LONGEST_FOR_DISTANCES = 1000, 1 << 17
+#: A coordinate without noise is told from one whose noise was rounded away by that many draws, or by that share of all.
+_ENOUGH_DRAWS, _ROUNDED_AWAY = 8, 0.01
+_BINS, _LAST_EDGE = 28, 3.5
+
+
+def require_sound_noise(
+    noise: NoiseMechanism,
+    unit: ClippedUnit,
+    steps: range = range(1),
+    *,
+    norm_bound: float = 1.0,
+    like: Tensor | None = None,
+) -> tuple[str, ...]:
+    """Refuse a noise mechanism whose samples are not what its event states.
+
+    The mechanism is tried on copies: its state and its stream stay as they are. Tried are the first and the last
+    step and secretly chosen ones between them, several norm bounds, and sums of several sizes, for: scale, mean,
+    distribution, independence of steps, coordinates, the sum and the norms, and seeds that are public.
+
+    A mechanism that has passed is not tried again in the same process, see ``mechanisms.trial.once``.
+
+    Args:
+        noise: The noise mechanism; one that states no privacy is not tried.
+        unit: The clipped unit.
+        steps: The planned steps.
+        norm_bound: The clip mechanism's bound in force.
+        like: A vector of the size, type and device of the real sum; default: float32 on the CPU.
+
+    Returns:
+        Notes on what could not be tried.
+
+    Raises:
+        UnprotectedUpdateError: The noise is not what the event states; says what was measured and what to do.
+    """
+    place = torch.zeros(0, dtype=torch.float32, device="cpu") if like is None else like
+    trial = _Trial(noise, unit, steps, norm_bound, place)
+    where = (place.dtype, place.device.type, place.numel())
+    with unmoved(noise):
+        return once(noise, ("noise", unit, steps[0], steps[-1], norm_bound, where), trial)
+
+
+class _FailedError(Exception):
+    """A copy did not give a noisy sum."""
+
+
+@dataclass(frozen=True)
+class _Draw:
+    step: int
+    norm_bound: float
+    sum_name: str
+
+    @property
+    def traits(self) -> tuple[str, ...]:
+        return f"at norm bound {self.norm_bound:g}", f"for a sum {self.sum_name}", f"at step {self.step}"
+
+
+@dataclass(frozen=True)
+class _Samples:
+    """What one copy has drawn: noise over the stated standard deviation, and the random part of the sums (draws, n)."""
+
+    draws: tuple[_Draw, ...]
+    noise: Floats
+    sums: Floats
+
+
+@dataclass(frozen=True)
+class _Trial:
+    mechanism: NoiseMechanism
+    unit: ClippedUnit
+    steps: range
+    norm_bound: float
+    like: Tensor
+
+    def __call__(self) -> tuple[str, ...]:
+        steps = list(filter(self._states_event, _tried_steps(self.steps, _DRAWS)))
+        events = self._events(steps)
+        if any(isinstance(event, NonPrivateEvent) for event in events):
+            return ()
+        known = all(stated_multiplier(event) is not None for event in events)
+        with PublicGenerators(self.like.device) as public:
+            try:
+                self._try(None, steps, known)
+            except _FailedError as error:
+                if not self.like.numel():
+                    raise self._failure(error) from error
+                try:  # it may be made for vectors of the network's size alone
+                    self._try(self.like.numel(), steps, known)
+                except _FailedError as error:
+                    raise self._failure(error) from error
+            moved = public.moved()
+        if moved:
+            self._require_untouched(steps)
+        if self._events(steps) != events:
+            raise self._refusal(
+                "event gave another answer when it was asked again", "Let event follow the step and the factor alone"
+            )
+        if known:
+            return ()
+        name, kinds = type(self.mechanism).__name__, ", ".join(sorted({type(event).__name__ for event in events}))
+        return (f"the scale of the noise of {name} was not tried: its event ({kinds}) does not state normal noise",)
+
+    def _try(self, size: int | None, steps: Sequence[int], known: bool) -> None:
+        """All comparisons, on vectors of ``size``; None takes sizes that suit them."""
+        cases = [(bound, name) for bound, name in product(dict.fromkeys((*_NORM_BOUNDS, self.norm_bound)), _SUMS)]
+        rounds = math.ceil(len(cases) / len(steps))
+        self._require_secret(size or _NUMBERS // _DRAWS, steps[-1])
+        for number in range(rounds):
+            taken = [cases[(number * len(steps) + at) % len(cases)] for at in range(len(steps))]
+            samples = self._samples(size or _NUMBERS // len(steps), steps, taken)
+            self._require_drawn(samples)
+            if not known:
+                self._require_new(samples)
+            else:
+                self._require_normal(samples, max(1, _BLOCK // len(steps)))
+                self._require_independent(samples, with_neighbours=not number)
+        if len(steps) == 1:
+            self._require_new_noise_later(size or _NUMBERS // _DRAWS, steps[0])
+        if known:
+            few = [
+                steps[at] for at in sorted({at * (len(steps) - 1) // (_LONG_DRAWS - 1) for at in range(_LONG_DRAWS)})
+            ]
+            mixed = [cases[(5 * at) % len(cases)] for at in range(len(few))]
+            samples = self._samples(size or _LONG_NUMBERS // len(few), few, mixed)
+            self._require_normal(samples, _LONG_BLOCK // len(few))
+            self._require_no_repetition(samples)
+
+    def _states_event(self, step: int) -> bool:
+        """Whether there is an event; a schedule that ends at zero has none later on, and the training ends there."""
+        try:
+            self.mechanism.event(step, self.unit.sensitivity_factor)
+        except ValueError:
+            if step == self.steps[0]:
+                raise
+            return False
+        return True
+
+    def _events(self, steps: Sequence[int]) -> list[PrivacyEvent]:
+        return [self.mechanism.event(step, self.unit.sensitivity_factor) for step in steps]
+
+    def _samples(self, size: int, steps: Sequence[int], cases: Sequence[tuple[float, str]]) -> _Samples:
+        twin, sums = trial_copy(self.mechanism), SecureGenerator().normal(size)
+        draws = tuple(_Draw(step, *case) for step, case in zip(steps, cases, strict=True))
+        noise = np.stack([self._noise(twin, draw, sums) for draw in draws])
+        return _Samples(draws, noise, sums.numpy())
+
+    def _noise(self, twin: NoiseMechanism, draw: _Draw, pattern: Tensor) -> Floats:
+        """What ``twin`` adds to a sum, over the standard deviation that its event states; shape (n,)."""
+        factor = self.unit.sensitivity_factor
+        stated = stated_multiplier(twin.event(draw.step, factor))
+        scale = (1.0 if stated is None else stated * factor) * draw.norm_bound
+        constant, random = _SUMS[draw.sum_name]
+        total = pattern.mul(random).add_(constant).mul_(scale).to(self.like)
+        units = (
+            torch.zeros(0, dtype=torch.float32, device="cpu")
+            if constant
+            else pattern.abs()[: self.unit.expected_units] * (random + 0.1)
+        )
+        summed = ClippedSum(
+            flat_grad=total.clone(),
+            norms=(units.unsqueeze(1) * draw.norm_bound).to(self.like),
+            sensitivity=factor * draw.norm_bound,
+            norm_bound=draw.norm_bound,
+            loss=random,
+            rejected=0,
+        )
+        try:
+            noisy = twin.add(summed, draw.step)
+        except Exception as error:
+            raise _FailedError(f"raised {type(error).__name__} at step {draw.step}: {error}") from error
+        given, expected = _described(noisy), _described(total)
+        if given != expected:
+            raise _FailedError(f"gave {given} for a sum that is {expected}")
+        return noisy.detach().cpu().double().sub_(total.cpu().double()).div_(scale).numpy()
+
+    def _require_secret(self, size: int, step: int) -> None:
+        if self.mechanism.generator.reproducible:
+            return
+        pattern, draw = torch.zeros(size, dtype=torch.float64, device="cpu"), _Draw(step, 1.0, "of zeros")
+        first, second = (self._noise(trial_copy(self.mechanism), draw, pattern) for _ in range(2))
+        if alike(first, second) or alike(*(_blocks(noise, _BLOCK * 4) for noise in (first, second))).any():
+            raise self._refusal(
+                f"two copies of it drew the same noise at step {step}, so the noise follows from a seed or from a "
+                "state that is no secret of this training alone",
+                "Draw from self.generator, a SecureGenerator, whose copies get a key of their own",
+            )
+
+    def _require_untouched(self, steps: Sequence[int]) -> None:
+        """Another thread may have drawn meanwhile: only what happens each time is the mechanism's doing."""
+        names: set[str] | None = None
+        for at in range(3):
+            draw = _Draw(steps[-1 - at % len(steps)], 1.0, "of zeros")
+            with PublicGenerators(self.like.device) as public:
+                self._noise(
+                    trial_copy(self.mechanism),
+                    draw,
+                    torch.zeros(self.like.numel() or 64, dtype=torch.float64, device="cpu"),
+                )
+                names = set(public.moved()) if names is None else names & set(public.moved())
+        if names:
+            raise self._refusal(
+                f"it uses the global generator of {', '.join(sorted(names))}, whose seed is public",
+                "Draw from self.generator, a SecureGenerator",
+            )
+
+    def _require_drawn(self, samples: _Samples) -> None:
+        """There is noise at each coordinate."""
+        silent, draws = ~samples.noise.any(axis=0), len(samples.draws)
+        # Beside a huge sum, one small number in ten thousand is rounded away.
+        if silent.any() if draws >= _ENOUGH_DRAWS else silent.mean() > _ROUNDED_AWAY:
+            raise self._refusal(
+                f"{int(silent.sum()):,} of {silent.size:,} coordinates got no noise in {draws} draws",
+                "Add noise to each coordinate of the sum",
+            )
+
+    def _require_new(self, samples: _Samples) -> None:
+        """Noise of whatever distribution is not that of another step."""
+        for at, row in enumerate(samples.noise[1:], start=1):
+            same = np.flatnonzero(((samples.noise[:at] == row) & (row != 0)).mean(axis=1) > 0.5)
+            if same.size:
+                raise self._same_noise(samples.draws[same[0]], samples.draws[at])
+
+    def _require_new_noise_later(self, size: int, step: int) -> None:
+        """A training of one step may be followed by another, of which no step is planned yet."""
+        try:
+            samples = self._samples(size, (step, step + 1), 2 * [(1.0, "of zeros")])
+        except Exception:
+            return  # the mechanism may end here
+        self._require_new(samples)
+
+    def _require_normal(self, samples: _Samples, block: int) -> None:
+        """Scale and mean, also by norm bound, sum, step and place; distribution; no two draws are alike."""
+        squares = np.square(samples.noise)
+        # Noise that is used again, or that follows the sum, would also be off in scale, which is not what is wrong.
+        self._require_unlike(samples, [at for at, draw in enumerate(samples.draws) if not any(_SUMS[draw.sum_name])])
+        self._require_scale(samples.draws, squares)
+        self._require_unlike(samples, range(len(samples.draws)))
+        blocks = _blocks(squares.sum(axis=0), block)
+        by_place, block = blocks.sum(axis=1), blocks.shape[1]
+        count = block * len(samples.draws)
+        off = unlikely_spread(by_place, count)
+        if off.any():
+            worst = int(np.argmax(np.where(off, np.abs(np.log(by_place / count + 1e-300)), -1.0)))
+            raise self._scale_refusal(
+                by_place[worst] / count, f"of coordinates {worst * block} to {(worst + 1) * block - 1}", count
+            )
+        means = _blocks(samples.noise.sum(axis=0), block).sum(axis=1) / math.sqrt(count)
+        whole = np.atleast_1d(samples.noise.sum()) / math.sqrt(samples.noise.size)
+        by_draw = samples.noise.sum(axis=1) / math.sqrt(samples.noise.shape[1])
+        for sums, numbers in ((whole, samples.noise.size), (by_draw, samples.noise.shape[1]), (means, count)):
+            if np.abs(sums).max() > SIGMAS:
+                mean = sums[np.abs(sums).argmax()] / math.sqrt(numbers)
+                raise self._refusal(
+                    f"the mean of {numbers:,} samples is {mean:.4g} of the stated standard deviation",
+                    "Let add return the sum itself plus noise of mean zero",
+                )
+        self._require_distribution(samples)
+
+    def _require_unlike(self, samples: _Samples, among: Sequence[int]) -> None:
+        for number, at in enumerate(among):
+            earlier = [among[before] for before in range(number)]
+            same = np.flatnonzero(alike(samples.noise[earlier], samples.noise[at]))
+            if same.size:
+                raise self._same_noise(samples.draws[earlier[same[0]]], samples.draws[at])
+
+    def _require_scale(self, draws: tuple[_Draw, ...], squares: Floats) -> None:
+        sums, size = squares.sum(axis=1), squares.shape[1]
+        groups: dict[str, list[int]] = {"at all steps": list(range(len(draws)))}
+        for at, draw in enumerate(draws):
+            for trait in draw.traits:
+                groups.setdefault(trait, []).append(at)
+        found = {}
+        for name, rows in groups.items():
+            total, count = float(sums[rows].sum()), len(rows) * size
+            if unlikely_spread(total, count):
+                found[name] = (total / count, count)
+        if found:
+            # Named is the trait with which the scale is furthest off, for certain; none where it is off everywhere.
+            distance = {name: abs(math.log(ratio + 1e-300)) for name, (ratio, _) in found.items()}
+            doubt = {name: SIGMAS / math.sqrt(count) for name, (_, count) in found.items()}
+            name = max(found, key=lambda name: distance[name] - doubt[name])
+            everywhere = next(iter(groups))
+            if everywhere in found and distance[everywhere] + doubt[everywhere] >= distance[name] - doubt[name]:
+                name = everywhere
+            raise self._scale_refusal(found[name][0], name, found[name][1])
+
+    def _require_independent(self, samples: _Samples, *, with_neighbours: bool) -> None:
+        noise = samples.noise
+        if alike(noise, samples.sums).any():
+            raise self._refusal("what it adds follows the sum", "Let add return the sum itself plus noise")
+        for values in (noise.ravel(), _folded(noise).ravel()) if with_neighbours else ():
+            distance = repeated_at(values) if values.size >= _FEWEST_FOR_DISTANCES else None
+            if distance is not None:
+                raise self._refusal(
+                    f"samples depend on others at a distance of {distance} (coordinates of steps that follow each "
+                    "other)",
+                    "Draw each number anew",
+                )
+
+    def _require_distribution(self, samples: _Samples) -> None:
+        from scipy.special import ndtr
+
+        numbers = samples.noise.size
+        seen, edges = np.histogram(samples.noise, _BINS, (-_LAST_EDGE, _LAST_EDGE))
+        below = np.concatenate([[np.count_nonzero(samples.noise < edges[0])], seen]).cumsum()
+        stated = ndtr(edges)
+        off = np.flatnonzero(unlikely_share(below, numbers, stated))
+        inside = np.flatnonzero(unlikely_share(seen, numbers, np.diff(stated)))
+        tail = numbers - below[-1], 1.0 - stated[-1]
+        if off.size or inside.size or unlikely_share(tail[0], numbers, tail[1]):
+            edge = int(off[0]) if off.size else int(inside[0] if inside.size else -1)
+            raise self._refusal(
+                f"its samples are not normal: {below[edge] / numbers:.4%} of {numbers:,} lie below "
+                f"{edges[edge]:g} standard deviations, where the event states {stated[edge]:.4%}",
+                "State an event of the noise that is drawn, or draw normal noise",
+            )
+
+    def _require_no_repetition(self, samples: _Samples) -> None:
+        first = np.ascontiguousarray(samples.noise[0][:_LONGEST_FOR_DISTANCES])
+        distance = repeated_at(first) if first.size >= _FEWEST_FOR_DISTANCES else None
+        if distance is not None:
+            raise self._refusal(
+                f"coordinates depend on others at a distance of {distance}", "Draw each coordinate anew"
+            )
+
+    def _scale_refusal(self, ratio: float, where: str, count: int) -> Exception:
+        factor, step = self.unit.sensitivity_factor, self.steps[0]
+        remedy = "Draw noise of standard deviation noise_multiplier(step) * summed.norm_bound, and state it in event"
+        if factor != 1 and self.mechanism.event(step, factor) == self.mechanism.event(step, 1.0):
+            remedy = (
+                f"Divide the multiplier in event by sensitivity_factor: micro-batches can move the sum by {factor:g} "
+                "times the norm bound"
+            )
+        return self._refusal(
+            f"{where} the standard deviation of {count:,} samples is {math.sqrt(ratio):.4g} of what its event states",
+            remedy,
+        )
+
+    def _same_noise(self, one: _Draw, other: _Draw) -> Exception:
+        return self._refusal(
+            f"steps {one.step} and {other.step} got the same noise, or noise that depends on one another",
+            "Draw anew at each step: noise that is known from one release can be taken off another",
+        )
+
+    def _failure(self, error: Exception) -> Exception:
+        return self._refusal(f"add {error}", "Let add return the sum plus noise, of the sum's size, type and device")
+
+    def _refusal(self, finding: str, remedy: str) -> Exception:
+        return refusal(self.mechanism, finding, remedy)
+
+
+def _tried_steps(steps: range, count: int) -> list[int]:
+    """The first step, the last one, and others in secret, ascending; all where there are few."""
+    if len(steps) <= count:
+        return list(steps)
+    chosen, places = {0, len(steps) - 1}, SecureGenerator()
+    while len(chosen) < count:
+        chosen.update(places.integers(len(steps), count - len(chosen)).tolist())
+    return [steps[at] for at in sorted(chosen)]
+
+
+def _described(value: object) -> str:
+    if not isinstance(value, Tensor):
+        return f"a {type(value).__name__}"
+    return f"{value.dtype}, shape {tuple(value.shape)}, on {value.device.type}"
+
+
+def _blocks(values: Floats, size: int) -> Floats:
+    """Blocks of coordinates in order, shape (blocks, size); coordinates of an unfinished block are in the last one."""
+    count = len(values)
+    size = min(size, count)
+    whole = values[: count - count % size].reshape(-1, size)
+    return whole if not count % size else np.concatenate([whole, values[None, count - size :]])
+
+
+def _folded(noise: Floats) -> Floats:
+    """Absolute values, made to have mean 0 and variance 1: two numbers that differ in sign alone have the same."""
+    mean = math.sqrt(2 / math.pi)
+    return (np.abs(noise) - mean) / math.sqrt(1 - mean**2)
