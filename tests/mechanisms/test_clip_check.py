@@ -233,7 +233,7 @@ WRONG = [
     (CheapMean, "more closely than its event"),
     (SpyBesideAnEvent, "more closely than its event"),
     (QuietCount, "more closely than its event"),
-    (EventFollowsTheBound, ""),
+    (EventFollowsTheBound, "failed its trial"),
 ]
 
 
