@@ -164,6 +164,8 @@ class BookKeepingEngine(Engine):
         done = record_backward(recorded, self._survey, PRECISIONS[self.precision], arrivals.expect)
         loss_sum = done.losses.sum().to(layout.dtype)
         terms = arrivals.terms | terms_of(jobs_of(done, batch.size, layout.dtype), batch, self.unit, self.plans)
+        for record in recorded[0].records:
+            record.let_go()
         del done, recorded
         norms = _norms(terms, blocks, like, batch.num_units)
         factors = bounded_factors(norms, clip, layout.size)

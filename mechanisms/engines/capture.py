@@ -82,6 +82,11 @@ class Record:
         self.taker(self, gradient)
         self.inputs = self.versions = ()
 
+    def let_go(self) -> None:
+        """Hold nothing of the pass any longer; a hook and its record hold each other."""
+        self.inputs, self.versions, self.leaves, self.hooks = (), (), [], {}
+        self.gradient = self.taker = None
+
     def untouched(self) -> bool:
         """Whether every recorded input still holds what the layer was given."""
         tensors = [value for value in self.inputs if isinstance(value, Tensor)]

@@ -27,7 +27,7 @@ _TRUSTED = ("torch.", "mechanisms.")
 _NO_HOOKS = "saved tensor hooks (activation checkpointing, for instance) would be handed the whole batch"
 
 #: Parts of PyTorch's messages about what a vectorised function must not do.
-_SIGNS = ("vmap", "functorch", "BatchedTensor", "doesn't have storage", "broadcast shape", _NO_HOOKS)
+_SIGNS = ("vmap", "Batching rule", "functorch", "BatchedTensor", "doesn't have storage", "broadcast shape", _NO_HOOKS)
 
 #: Characters of PyTorch's reason that are passed on.
 _LONGEST_REASON = 300
