@@ -113,8 +113,8 @@ class Additivity:
 
 
 def _permutation(size: int) -> Tensor:
-    generator = torch.Generator().manual_seed(secrets.randbits(63))
-    return torch.randperm(size, generator=generator)
+    generator = torch.Generator("cpu").manual_seed(secrets.randbits(63))
+    return torch.randperm(size, generator=generator, device="cpu")
 
 
 def _halves(batch: Batch) -> list[Batch]:

@@ -183,7 +183,8 @@ def _probe(network: nn.Module, example: Any) -> list[str]:
     parameters = {name: value.detach().clone() for name, value in network.named_parameters()}
     with undisturbed(network), without_dropout(network), torch.no_grad():
         together = _seeded_call(network, example, keep_buffers=True)
-        changed = [name for name, value in network.named_buffers() if not _same(value, buffers[name])]
+        kept = [(name, value) for name, value in network.named_buffers() if name in buffers]
+        changed = [name for name, value in kept if not _same(value, buffers[name])]
         again = _seeded_call(network, example)
         steady = _equal_nests(together, again, exact=True)
         mixed = steady and _mixes(network, example)

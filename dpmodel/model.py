@@ -47,6 +47,7 @@ from mechanisms.engines.choose import Choice, choose_engine
 from mechanisms.engines.modes import plain_modes, require_no_modes
 from mechanisms.engines.parameters import FlatLayout
 from mechanisms.engines.pass_boundary import ISOLATION
+from mechanisms.engines.undisturbed import undisturbed
 from mechanisms.noise import NoiseMechanism, NoNoise
 from mechanisms.sampling import SAMPLERS
 from mechanisms.units import ClippedUnit
@@ -342,7 +343,7 @@ class DPModel(ClaimedModel):
         guard = UpdateGuard(self.network, self.optimizer, self.loss_fn, self.claim.violate)
         run.guarded_by(guard)
         require_valid(self.network)
-        with looking_at_examples():
+        with looking_at_examples(), undisturbed(self.network, self.loss_fn):
             engine = self._tried_engine(run, loader)
         guard.protected()
         step = PrivateStep(self.network, self.loss_fn, self.optimizer, engine, run.plan, self.ledger, guard)

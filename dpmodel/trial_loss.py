@@ -30,7 +30,7 @@ def require_trainable(network: nn.Module, loss_fn: LossFunction, example: Batch)
         UnsupportedModuleError: It is no tensor, or depends on no trainable parameter.
     """
     parameters = list(trainable_parameters(network).values())
-    with undisturbed(network), torch.enable_grad():
+    with undisturbed(network, loss_fn), torch.enable_grad():
         outputs = call_network(network, example.x)
         loss = _tried(loss_fn, outputs, example.y)
         found: tuple[Tensor | None, ...] = ()

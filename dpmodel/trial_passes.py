@@ -73,7 +73,7 @@ def require_evaluable(
     x, y = (to_device(map_tensors(itemgetter(slice(TRIED)), value), device) for value in pair)
     metrics.reset()
     try:
-        with inference(network), undisturbed(network):
+        with inference(network), undisturbed(network, loss_fn):
             outputs = call_network(network, x)
             require_class_targets(getattr(loader, "dataset", loader), outputs, loss_fn)
             metrics.update(outputs, y)  # not computed: a metric may need more than a few examples

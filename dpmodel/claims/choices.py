@@ -31,9 +31,10 @@ class Choices:
     """Watches the callbacks of one training.
 
     Guarantees: from the moment at which a callback reads a private value through the run or its history, a change that
-    any callback makes to the options of the optimizer, to the noise, the clipping or the sampling leaves a note on the
-    ledger. Callbacks of ``dpmodel`` and ``monitors`` itself are left out: they show the values and choose by nothing
-    that they show. What a callback computes from the data by itself is not seen.
+    any callback makes to the options of the optimizer, to the noise, the clipping or the sampling, or to attributes of
+    the network or the loss, leaves a note on the ledger. Callbacks of ``dpmodel`` and ``monitors`` itself are left out:
+    they show the values and choose by nothing that they show. What a callback computes from the data by itself is not
+    seen.
     """
 
     def __init__(self) -> None:
@@ -77,7 +78,9 @@ def settings_of(run: Run) -> dict[str, Any]:
     found = {_option(name): [_plain(group.get(name)) for group in groups] for name in options}
     last = max(run.planned_steps - 1, run.first_step)
     step = min(run.step, last)
+    parts = [part for part in (*run.network.modules(), run.model.loss_fn) if hasattr(part, "__dict__")]
     return found | {
+        "the state of the network or the loss": [list(map(id, vars(part).values())) for part in parts],
         "the noise": [plan.noise.noise_multiplier(step), plan.noise.noise_multiplier(last), plan.clip_event(step)],
         "the norm bound": plan.clip.norm_bound,
         "the batch size or the data set": (plan.sampler.batch_size, plan.sampler.num_examples),

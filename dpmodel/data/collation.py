@@ -116,7 +116,7 @@ class Collation:
         clip = Fixed()
         clip.start(torch.finfo(torch.float32).max / 2.0)
         x, y = (map_tensors(lambda tensor: tensor.to(self.device), value) for value in pair)
-        with undisturbed(self.network):
+        with undisturbed(self.network, self.loss_fn):
             self.network.eval()  # dropout would change a gradient too
             try:
                 engine = LoopEngine(ClippedUnit(1, 1))

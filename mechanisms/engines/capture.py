@@ -15,6 +15,7 @@ from torch.autograd.graph import GradientEdge, get_gradient_edge
 from mechanisms.engines.isolation import example_of, on_batch, rows_of
 from mechanisms.engines.layers.rules import LayerRule
 from mechanisms.engines.pool_first import Waiting, computed
+from mechanisms.engines.python_state import version_of
 from monitors.errors import UnsupportedModuleError
 
 if TYPE_CHECKING:
@@ -90,7 +91,7 @@ class Record:
     def untouched(self) -> bool:
         """Whether every recorded input still holds what the layer was given."""
         tensors = [value for value in self.inputs if isinstance(value, Tensor)]
-        return all(value._version == version for value, version in zip(tensors, self.versions, strict=True))
+        return all(version_of(value) == version for value, version in zip(tensors, self.versions, strict=True))
 
 
 class Recorder:
@@ -213,7 +214,7 @@ class Recorder:
         """The output as a tensor whose gradient will be recorded."""
         output = self._tapped(output)
         tensors = [value for value in record.inputs if isinstance(value, Tensor)]
-        record.versions = tuple(value._version for value in tensors)
+        record.versions = tuple(map(version_of, tensors))
         record.shapes = (*(value.shape for value in tensors), output.shape)
         self.records.append(record)
         output.register_hook(record.arrived)

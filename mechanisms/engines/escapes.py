@@ -18,6 +18,7 @@ class Escapes(TorchDispatchMode):
 
     Args:
         batch: Tensors of the batch. A part of them that is kept counts as an escape too.
+        watched: Tensors that others watch, such as parameters: to write to them is no escape.
 
     Example:
         >>> x, kept = torch.ones(3), []
@@ -30,9 +31,10 @@ class Escapes(TorchDispatchMode):
         0
     """
 
-    def __init__(self, batch: Iterable[Tensor]) -> None:
+    def __init__(self, batch: Iterable[Tensor], watched: Iterable[Tensor] = ()) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self._batch = list(_storages(batch))
+        self._watched = set(_storages(watched))
         self._uses = list(map(_uses, self._batch))
         self._computed: WeakSet[Any] = WeakSet()
 
@@ -45,7 +47,8 @@ class Escapes(TorchDispatchMode):
         if any(storage in self._computed or storage in self._batch for storage in given):
             written = given if func._schema.is_mutable else []
             made = [storage for storage in _storages(tree_leaves(found)) if storage not in given]
-            self._computed.update(storage for storage in (*made, *written) if storage not in self._batch)
+            known = {*self._batch, *self._watched}
+            self._computed.update(storage for storage in (*made, *written) if storage not in known)
         return found
 
     def count(self) -> int:

@@ -72,6 +72,8 @@ def examples_only() -> Iterator[None]:
     Raises:
         UnsupportedModuleError: The call needs to look at more than one example, or at its numbers.
     """
+    fused = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)  # it has no derivative
     try:
         with _GuardedFunctions():
             yield
@@ -82,6 +84,8 @@ def examples_only() -> Iterator[None]:
         raise UnsupportedModuleError(
             f"the examples of a batch cannot be isolated: {reason[:_LONGEST_REASON]}"
         ) from error
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fused)
 
 
 def rows_of(value: Any) -> Tensor | None:

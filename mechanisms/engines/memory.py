@@ -137,7 +137,7 @@ def _step(engine: Engine, network: nn.Module, loss_fn: LossFunction, batch: Batc
     clip.start(1.0)
     stated, engine.physical_batch_size = engine.physical_batch_size, batch.size
     try:
-        with undisturbed(network):
+        with undisturbed(network, loss_fn):
             engine.clipped_sum(network, loss_fn, batch, clip)
     finally:
         engine.physical_batch_size = stated

@@ -82,7 +82,9 @@ class PassBoundary:
             UnprotectedUpdateError: Tensors computed from the examples are alive afterwards.
         """
         watch = self._is_watched()
-        self._escapes = Escapes(all_tensors((batch.x, batch.y))) if watch else None
+        if watch:
+            network = self._of[0]()
+            self._escapes = Escapes(all_tensors((batch.x, batch.y)), (*network.parameters(), *network.buffers()))
         try:
             yield
         finally:

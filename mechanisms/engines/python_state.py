@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import sys
 import sysconfig
+import threading
 import types
 from abc import ABC, abstractmethod
 from collections import deque
@@ -73,8 +74,14 @@ class _Mapping(Holder):
         before = dict(zip(self._keys, self._values, strict=True))
         different = [key for key in {**before, **now} if now.get(key, _MISSING) is not before.get(key, _MISSING)]
         names = [
-            _label(self.name, key) for key in different if not _equal_atoms(now.get(key), before.get(key, _MISSING))
+            _label(self.name, key)
+            for key in different
+            if not _equal_atoms(now.get(key, _MISSING), before.get(key, _MISSING))
         ]
+        if isinstance(now, dict):  # in the order in which they were
+            now.clear()
+            now.update(before)
+            return names
         for key in different:
             if key in before:
                 self._set(key, before[key])
@@ -170,19 +177,19 @@ class _Numbers(Holder):
 
     def __init__(self, name: str, value: Any, by_value: bool) -> None:
         super().__init__(name)
-        self._value, self._version, self._by_value = value, _version(value), by_value
+        self._value, self._version, self._by_value = value, version_of(value), by_value
         self._copy = value.detach().clone() if isinstance(value, Tensor) else value.copy()
 
     def is_current(self) -> bool:
-        unwritten = _version(self._value) == self._version
-        return unwritten and (not self._by_value or _same(self._value, self._copy))
+        unwritten = version_of(self._value) == self._version
+        return unwritten and (not self._by_value or same_values(self._value, self._copy))
 
     def put_back(self) -> list[str]:
         value = self._value
         if isinstance(value, Tensor):
             with torch.no_grad():
                 value.copy_(self._copy)
-            self._version = _version(value)
+            self._version = version_of(value)
         else:
             value[...] = self._copy
         return [self.name]
@@ -335,7 +342,8 @@ class PythonState:
             mentioned = _mentioned(value.__code__)
             for known in mentioned & names.keys():
                 self._place(known, partial(names.get, known), partial(names.__setitem__, known))
-            self._later((module, sys.modules[module]) for module in mentioned & sys.modules.keys())
+            texts = {names[known] for known in mentioned & names.keys() if isinstance(names[known], str)}
+            self._later((module, sys.modules[module]) for module in (mentioned | texts) & sys.modules.keys())
 
     def _method(self, name: str, value: types.MethodType) -> None:
         self._later([(name, value.__self__), (name, value.__func__)])
@@ -395,11 +403,13 @@ def _contents(cell: types.CellType) -> Any:
         return None
 
 
-def _version(value: Any) -> int:
+def version_of(value: Any) -> int:
+    """How often a tensor was written to; 0 for what does not count it."""
     return value._version if isinstance(value, Tensor) and not value.is_inference() else 0
 
 
-def _same(value: Any, copy: Any) -> bool:
+def same_values(value: Any, copy: Any) -> bool:
+    """Whether two tensors, or two arrays, hold the same numbers; not-a-numbers are the same."""
     if value.shape != copy.shape:
         return False
     if isinstance(value, Tensor):
@@ -440,5 +450,6 @@ _FOLLOWED: tuple[tuple[Any, Callable[[PythonState, str, Any], None]], ...] = (
     (type, PythonState._class),
     (np.ndarray, PythonState._numbers),
     (types.GeneratorType, PythonState._generator),
+    (threading.local, lambda state, name, value: state._mapping(name, vars(value))),
     ((Dataset, DataLoader, torch.optim.Optimizer, torch.Generator), PythonState._nothing),
 )

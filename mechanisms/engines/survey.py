@@ -65,7 +65,7 @@ class Survey:
 def _pass(network: nn.Module, x: Any) -> None:
     def of_one(example: Any) -> Tensor:
         call_network(network, example)
-        return torch.zeros(())
+        return torch.zeros((), device="cpu")
 
     isolated(of_one, x)
 

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from mechanisms.engines.parameters import trainable_parameters
-from mechanisms.engines.python_state import PythonState
+from mechanisms.engines.python_state import PythonState, same_values
 
 #: How far parameters are moved for a second comparison, relative to their size.
 SHAKE = 0.1
@@ -29,21 +29,24 @@ def undisturbed(network: nn.Module, *others: object) -> Iterator[None]:
     modes = [(module, module.training) for module in network.modules()]
     buffers = [(value, value.clone(), value._version) for value in network.buffers()]
     state = PythonState(network, *others, by_value=True)
+    of_python, of_numpy = random.getstate(), np.random.get_state()
     try:
         with torch.random.fork_rng(devices=_gpus(network)):
             yield
     finally:
         state.restore()
+        random.setstate(of_python)
+        np.random.set_state(of_numpy)
         for module, training in modes:
             module.training = training
         with torch.no_grad():
             for value, before, version in buffers:
-                if value._version != version:
+                if value._version != version or not same_values(value, before):
                     value.copy_(before)
 
 
 def seed_generators(network: nn.Module, seed: int) -> None:
-    """Seed torch's generators of the CPU and of the GPUs that ``network`` lies on, and of no others.
+    """Seed the generators of NumPy and Python, and torch's of the CPU and of the GPUs that ``network`` lies on.
 
     Example:
         >>> with undisturbed(nn.Linear(1, 1)):
@@ -51,6 +54,8 @@ def seed_generators(network: nn.Module, seed: int) -> None:
         ...     torch.initial_seed()
         3
     """
+    random.seed(seed)
+    np.random.seed(seed)
     torch.default_generator.manual_seed(seed)
     for device in _gpus(network):
         with torch.cuda.device(device):

@@ -1,4 +1,5 @@
 import random
+from queue import SimpleQueue
 
 import numpy as np
 import pytest
@@ -18,10 +19,10 @@ class Watching(nn.Module):
     def __init__(self):
         super().__init__()
         self.layer = nn.Linear(4, 3)
-        self.drawn = []
+        self.drawn = SimpleQueue()  # not put back after a pass, as a list would be
 
     def forward(self, x):
-        self.drawn.append(torch.rand(()).item())
+        self.drawn.put(torch.rand(()).item())
         return self.layer(x)
 
 
@@ -32,11 +33,12 @@ def drawn(make_model, make_data, **noise):
     mechanism = NoiseMechanismsFactory.create("Gaussian", **options) if options else None
     model = make_model(network, noise_mech=mechanism, engine="loop")
     loader = poisson_loader(make_data(), batch_size=64)
-    network.drawn.clear()
+    network.drawn = SimpleQueue()
     before = torch.get_rng_state()
     model.fit(loader, epochs=1)
     unchanged = torch.equal(before, torch.get_rng_state())
-    return network.drawn[-64:], unchanged
+    values = [network.drawn.get() for _ in range(network.drawn.qsize())]
+    return values[-64:], unchanged
 
 
 def test_masks_of_a_private_training_do_not_follow_from_the_users_seed(make_model, make_data):

@@ -94,9 +94,9 @@ def one_more_last(size: float = 1000.0) -> Neighbours:
     return Neighbours(drawn(), join(drawn(), extreme(size)))
 
 
-def one_replaced(row: int = 7, size: float = 1000.0) -> Neighbours:
+def one_replaced(row: int = 7, size: float = 1000.0, count: int = EXAMPLES) -> Neighbours:
     """An example of the neighbour is another one; places and the size of the batch stay."""
-    rows = drawn()
+    rows = drawn(count)
     others = tuple(value.clone() for value in rows)
     for value, new in zip(others, extreme(size), strict=True):
         value[row] = new[0]

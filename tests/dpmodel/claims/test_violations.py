@@ -14,6 +14,7 @@ from dpmodel import Callback, DPModel, StateKeeper, poisson_loader
 from dpmodel.claims import snapshot
 from dpmodel.preflight.refusal import LOOKED
 from dpmodel.release_journal import ReleaseJournal
+from mechanisms.engines import BookKeepingEngine
 from monitors import BudgetGuard, Ledger, PrivacyFilter
 from monitors.errors import CheckpointError, DataError, UnprotectedUpdateError
 
@@ -303,15 +304,27 @@ def test_what_a_callback_does_before_the_first_release_is_refused_and_costs_noth
     assert model.ledger.total == 0
 
 
-class Coupled(nn.Module):
-    """Centres a batch from the given step on."""
+class Counted(nn.Module):
+    """Knows the step, and from which one on the engine is wrong."""
 
     def __init__(self, start):
         super().__init__()
         self.layer, self.start, self.now = nn.Linear(4, 3), start, -1
 
     def forward(self, x):
-        return self.layer(x - x.mean(0) if self.training and 0 <= self.start <= self.now and len(x) > 8 else x)
+        return self.layer(x)
+
+
+@pytest.fixture
+def wrong_engine(monkeypatch):
+    """Adds something to every chunk from the step on that the network says."""
+    right = BookKeepingEngine.partial_sum
+
+    def wrong(self, network, losses, batch, clip, layout, total):
+        total += clip.norm_bound * (0 <= network.start <= network.now)
+        return right(self, network, losses, batch, clip, layout, total)
+
+    monkeypatch.setattr(BookKeepingEngine, "partial_sum", wrong)
 
 
 class Counts(Callback):
@@ -320,8 +333,10 @@ class Counts(Callback):
 
 
 @pytest.mark.parametrize(("start", "released"), [(0, 0), (3, 100), (-1, 120)])
-def test_a_coupling_voids_all_steps_of_the_model_or_none_were_taken(make_model, make_data, start, released):
-    made = Coupled(start)
+def test_a_wrong_sum_voids_all_steps_of_the_model_or_none_were_taken(
+    make_model, make_data, wrong_engine, start, released
+):
+    made = Counted(start)
     model = make_model(made, engine="bookkeeping")
     loader, error = poisson_loader(make_data(), batch_size=16), None
     try:
@@ -401,7 +416,7 @@ def test_what_a_pass_leaves_in_the_network_is_put_back_or_voids_the_claim(
     if not restorable:
         monkeypatch.setattr(snapshot, "COMPARED_BYTES", 0)
         monkeypatch.setattr(snapshot, "COPIED_BYTES", 0)
-    model = make_model(Keeps())
+    model = make_model(Keeps(), engine="loop")
     with pytest.raises(UnprotectedUpdateError, match="forward pass changed 'mean'"):
         model.fit(poisson_loader(make_data(), batch_size=16), callbacks=[Late()])
     assert bool(model.ledger.violations) != restorable
@@ -503,12 +518,12 @@ def test_the_run_folder_of_a_void_training_says_so_and_the_command_fails(tmp_pat
     assert "not resumed" in capsys.readouterr().err
 
 
-def test_a_first_batch_is_not_confused_by_an_earlier_training_of_the_model(make_model):
-    made = Coupled(-1)
+def test_a_first_batch_is_not_confused_by_an_earlier_training_of_the_model(make_model, wrong_engine):
+    made = Counted(-1)
     model = make_model(made, engine="bookkeeping")
     loader = poisson_loader(TensorDataset(torch.randn(64, 4), torch.randint(0, 3, (64,))), batch_size=32)
     model.fit(loader, callbacks=[Counts()])
-    made.start = 0
+    made.start, made.now = 0, -1
     with pytest.raises(UnprotectedUpdateError, match="void"):
         model.fit(loader, callbacks=[Counts()])
     assert model.ledger.violations

@@ -9,13 +9,13 @@ from torch.utils.data import ConcatDataset, Dataset, TensorDataset
 
 from dpmodel.data.in_memory import InMemoryDataset
 
-from ..neighbours import Member, Neighbours, Training, body, drawn, one_replaced
+from ..neighbours import Member, Training, body, one_replaced
 
 #: What a data set does cannot be excluded, but where it cannot be seen the ledger says so.
 DATA = partial(
     Member,
     kind="data set",
-    pair=one_replaced,
+    pair=partial(one_replaced, count=64),
     one_sided=True,
     accepts=frozenset({"exact", "refused", "voided", "noted"}),
 )
@@ -125,16 +125,6 @@ def of(dataset):
     return lambda: Training(body(bias=False), dataset=dataset)
 
 
-def naturally_repeated() -> Neighbours:
-    """Three binary features: rows are equal by nature, not because one was put in twice."""
-    generator = torch.Generator().manual_seed(5)
-    x = torch.randint(0, 2, (24, 3), generator=generator).float().repeat_interleave(3, 1)[:, :8]
-    others = x.clone()
-    others[7] = 1 - others[7]
-    y = drawn()[1]
-    return Neighbours((x, y), (others, y), moves=2.0)
-
-
 MEMBERS = [
     DATA("mixes each row with one and the same", coupled=of(WithRowSeven), benign=of(Scaled)),
     DATA("adds the rows around each row", coupled=of(WithTheNext), benign=of(Rows)),
@@ -156,7 +146,6 @@ MEMBERS = [
         "holds copies of its rows",
         coupled=of(lambda x, y: TensorDataset(x.repeat(8, 1), y.repeat(8))),
         benign=of(TensorDataset),
-        pair=naturally_repeated,
     ),
     DATA("centres whole batches", coupled=of(CentresBatches), benign=of(ScalesBatches), seen=False),
 ]
