@@ -84,7 +84,8 @@ class PassBoundary:
         watch = self._is_watched()
         if watch:
             network = self._of[0]()
-            self._escapes = Escapes(all_tensors((batch.x, batch.y)), (*network.parameters(), *network.buffers()))
+            watched = (*network.parameters(), *network.buffers(), *(self._state.tensors if self._state else ()))
+            self._escapes = Escapes(all_tensors((batch.x, batch.y)), watched)
         try:
             yield
         finally:

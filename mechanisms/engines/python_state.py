@@ -215,6 +215,7 @@ class PythonState:
 
     Attributes:
         unfollowed: Names of objects whose state cannot be put back.
+        tensors: Those that are neither parameters nor buffers, and whose values are put back.
         complete: Whether everything else was followed; False beyond ``MOST_OBJECTS`` objects or ``MOST_BYTES``.
 
     Example:
@@ -235,6 +236,7 @@ class PythonState:
     def __init__(self, *roots: Any, by_value: bool = False) -> None:
         self.complete = True
         self.unfollowed: list[str] = []
+        self.tensors: list[Tensor] = []
         self._by_value = by_value
         self._bytes = 0
         self._empty = _Empty()
@@ -298,6 +300,7 @@ class PythonState:
         self.complete &= self._bytes <= MOST_BYTES
         if self.complete:
             self._holders.append(_Numbers(name, value, self._by_value))
+            self.tensors += [value] if isinstance(value, Tensor) else []
 
     def _tensor(self, name: str, value: Tensor) -> None:
         if id(value) not in self._watched and value.layout == torch.strided:

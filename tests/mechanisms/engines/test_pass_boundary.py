@@ -113,6 +113,28 @@ def test_what_is_carried_out_of_a_pass_is_refused_unless_it_is_trusted(name):
     ELSEWHERE.kept.clear()
 
 
+class Counted(nn.Module):
+    """Weights classes by how often they were seen, counted in place."""
+
+    def __init__(self):
+        super().__init__()
+        self.reduction, self.state = "mean", {"counts": torch.ones(3)}
+
+    def forward(self, outputs, targets):
+        self.state["counts"] += torch.bincount(targets, minlength=3)
+        losses = F.cross_entropy(outputs, targets, reduction="none") / self.state["counts"][targets]
+        return losses if self.reduction == "none" else losses.mean()
+
+
+def test_what_is_written_into_a_tensor_of_the_loss_is_put_back_after_each_example():
+    network, loss = linear(), Counted()
+    engine = choose_engine("auto", network, loss, ClippedUnit(1, 6), Batch(X[:4], Y[:4])).engine
+    found = engine.clipped_sum(network, loss, Batch(X, Y), clip_of())
+    assert engine.name == "loop"
+    assert close(found.flat_grad, alone(lambda: _copy(linear(), network), Counted), 1e-5)
+    assert torch.equal(loss.state["counts"], torch.ones(3))
+
+
 def test_views_of_the_batch_and_what_is_written_into_old_tensors_are_escapes():
     x, kept, old = torch.ones(4, 3), [], torch.zeros(3)
     with Escapes([x]) as escapes:
