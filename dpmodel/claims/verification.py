@@ -9,6 +9,8 @@ if TYPE_CHECKING:
 
 #: What no check covers, for every training.
 NOT_COVERED = (
+    "With engine 'loop', numbers that a network or a loss keeps in iterators, generators of random numbers, files, "
+    "threads, or objects of the standard library other than containers.",
     "Vectorisation rules that operators of your own register outside of torch.library.custom_op, compiled extensions, "
     "and code that reads the printed text of a tensor: they may see a whole batch.",
     "A data set or a collate_fn that mixes examples at random, or a data set that changes an example by which others "

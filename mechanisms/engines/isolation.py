@@ -19,6 +19,8 @@ from monitors.errors import UnsupportedModuleError
 
 _functorch: Any = torch._C._functorch
 _APPLY: Any = vars(torch.autograd.Function)["apply"]
+_REGISTER_HOOK: Any = torch.Tensor.register_hook
+_GRAD_FN: Any = torch._C.TensorBase.grad_fn
 
 #: Packages whose autograd functions may see a whole batch: what they do with its rows is known.
 _TRUSTED = ("torch.", "mechanisms.")
@@ -150,6 +152,8 @@ class _GuardedFunctions:
         with self._lock:
             type(self)._active += 1
             torch.autograd.Function.apply = classmethod(_guarded_apply)
+            torch.Tensor.register_hook = _guarded_hook  # type: ignore[method-assign]
+            torch.Tensor.grad_fn = _GUARDED_GRAPH
             for operator in tuple(OPDEFS.values()):
                 rule = operator._vmap_fn
                 if rule is not None and not isinstance(rule, _GuardedRule):
@@ -160,6 +164,8 @@ class _GuardedFunctions:
             type(self)._active -= 1
             if not self._active:
                 torch.autograd.Function.apply = _APPLY
+                torch.Tensor.register_hook = _REGISTER_HOOK  # type: ignore[method-assign]
+                del torch.Tensor.grad_fn
 
 
 class _GuardedRule:
@@ -177,6 +183,25 @@ class _GuardedRule:
 def _guarded_apply(cls: type[torch.autograd.Function], *args: Any, **kwargs: Any) -> Any:
     _refuse_own_rule(cls)
     return _APPLY.__get__(None, cls)(*args, **kwargs)
+
+
+def _guarded_hook(tensor: Tensor, hook: Callable[..., Any]) -> Any:
+    _refuse_graph(tensor, "a hook on the gradient of a tensor")
+    return _REGISTER_HOOK(tensor, hook)
+
+
+def _guarded_graph(tensor: Tensor) -> Any:
+    _refuse_graph(tensor, "grad_fn, the place of a tensor in the graph of autograd,")
+    return _GRAD_FN.__get__(tensor)
+
+
+#: Set on the class of tensors itself, in front of the attribute that it inherits.
+_GUARDED_GRAPH: Any = property(_guarded_graph)
+
+
+def _refuse_graph(tensor: Tensor, what: str) -> None:
+    if _functorch.is_functorch_wrapped_tensor(tensor):
+        raise UnsupportedModuleError(f"{what} would be handed the whole batch; engine 'loop' takes it")
 
 
 def _refuse_own_rule(cls: type[torch.autograd.Function]) -> None:

@@ -64,7 +64,7 @@ class PassBoundary:
         self._copied = attributes_of(losses.unreduced)  # a copy of the loss, made for this step
         if self._state.unfollowed:
             raise UnprotectedUpdateError(
-                f"{self._state.unfollowed[0]} is a running generator, whose state cannot be put back after an example: "
+                f"{self._state.unfollowed[0]} cannot be put back after an example (generator, sparse tensor): "
                 "what it was sent of one example could reach the gradients of others. Use a plain object or none"
             )
         if not self._state.complete:

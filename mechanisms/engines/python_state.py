@@ -242,7 +242,8 @@ class PythonState:
         self._empty = _Empty()
         self._holders: list[Holder] = [self._empty]
         self._seen: dict[int, Any] = {}  # keeps what was seen alive, so that no id is used twice
-        self._watched = {id(value) for root in roots if isinstance(root, nn.Module) for value in root.buffers()}
+        modules = [root for root in roots if isinstance(root, nn.Module)]
+        self._watched = {id(value) for root in modules for value in (*root.buffers(), *root.parameters())}
         self._ahead: list[tuple[str, Any]] = [(_name(root), root) for root in roots]
         while self._ahead and self.complete:
             self._visit(*self._ahead.pop())
@@ -303,8 +304,12 @@ class PythonState:
             self.tensors += [value] if isinstance(value, Tensor) else []
 
     def _tensor(self, name: str, value: Tensor) -> None:
-        if id(value) not in self._watched and value.layout == torch.strided:
+        if id(value) in self._watched:
+            return
+        if value.layout == torch.strided:
             self._numbers(name, value)
+        elif self._by_value:
+            self.unfollowed.append(name)
 
     def _module(self, name: str, value: nn.Module) -> None:
         self._mapping(name, vars(value))
@@ -312,7 +317,8 @@ class PythonState:
 
     def _object(self, name: str, value: Any) -> None:
         kind = type(value)
-        if kind.__module__.partition(".")[0] in _LEFT_ALONE:
+        package = kind.__module__.partition(".")[0]
+        if package in _LEFT_ALONE and package not in _HOLDING:
             return
         if isinstance(getattr(value, "__dict__", None), dict):
             self._mapping(name, vars(value))
@@ -436,9 +442,11 @@ _ATOMS = frozenset(
 #: Packages whose objects are left alone: their state is no network's.
 _LEFT_ALONE = (*sys.stdlib_module_names, *_OWN)
 
+#: Those of the standard library whose objects may hold state of a network all the same.
+_HOLDING = ("types", "collections", "queue", "argparse")
+
 #: How objects are followed, by the first kind that fits; others by their attributes.
 _FOLLOWED: tuple[tuple[Any, Callable[[PythonState, str, Any], None]], ...] = (
-    (nn.Parameter, PythonState._nothing),
     (Tensor, PythonState._tensor),
     (nn.Module, PythonState._module),
     (dict, PythonState._mapping),
@@ -454,5 +462,5 @@ _FOLLOWED: tuple[tuple[Any, Callable[[PythonState, str, Any], None]], ...] = (
     (np.ndarray, PythonState._numbers),
     (types.GeneratorType, PythonState._generator),
     (threading.local, lambda state, name, value: state._mapping(name, vars(value))),
-    ((Dataset, DataLoader, torch.optim.Optimizer, torch.Generator), PythonState._nothing),
+    ((Dataset, DataLoader, torch.Generator), PythonState._nothing),
 )

@@ -138,3 +138,17 @@ def test_a_layer_inside_of_another_transform_is_refused():
 
     with pytest.raises(UnsupportedModuleError, match=r"a transform of torch\.func"):
         isolated(nested, torch.rand(4, 3))
+
+
+def test_the_graph_of_the_whole_batch_is_out_of_reach_in_a_pass_and_nowhere_else():
+    weight = torch.ones(3, requires_grad=True)
+
+    def through_the_graph(one):
+        return (one * weight).sum() * (1.0 if (one * weight).grad_fn is None else 2.0)
+
+    with pytest.raises(UnsupportedModuleError, match="grad_fn"):
+        isolated(through_the_graph, torch.rand(4, 3))
+    value = weight * 2
+    value.register_hook(lambda grad: grad * 0)
+    assert value.grad_fn is not None
+    assert "grad_fn" not in vars(torch.Tensor)
