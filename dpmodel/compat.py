@@ -5,7 +5,8 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable
-from contextlib import nullcontext, suppress
+from contextlib import suppress
+from contextvars import copy_context
 from typing import Any
 
 import torch
@@ -242,9 +243,9 @@ def _first_row(nest: Any) -> Any:
 
 def _seeded_call(network: nn.Module, example: Any, seed: int = 0, *, keep_buffers: bool = False) -> Any:
     """The outputs under a seed; the network's state is put back, but for the buffers where they are kept."""
-    with nullcontext() if keep_buffers else undisturbed(network):
+    with undisturbed(network, keep_buffers=keep_buffers):
         seed_generators(network, seed)
-        return call_network(network, example)
+        return copy_context().run(call_network, network, example)
 
 
 def _first(value: Any) -> Tensor:

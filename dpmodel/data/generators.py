@@ -3,80 +3,17 @@
 from __future__ import annotations
 
 import os
-import random
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, NamedTuple
-
-import numpy as np
-import torch
+from typing import Any
 
 from dpmodel.data.reachable import reachable
+from mechanisms.engines.generators import each_once, global_generators, kind_of
 
 _SEED_BYTES = 8
 
 #: A search that visits more objects than this is repeated only at the 1st, 2nd, 4th, 8th, ... call.
 _LONG_SEARCH = 100
-
-
-class _Kind(NamedTuple):
-    """How one kind of generator is read, set and seeded with a whole number below 2**64."""
-
-    type: type
-    state: Callable[[Any], Any]
-    restore: Callable[[Any, Any], Any]
-    seed: Callable[[Any, int], Any]
-
-
-def _words(seed: int) -> list[int]:
-    return [seed & 0xFFFFFFFF, seed >> 32]
-
-
-def _seed_bits(bits: Any, seed: int) -> None:
-    bits.state = type(bits)(seed).state
-
-
-def _seed_random_state(generator: Any, seed: int) -> None:
-    try:
-        generator.seed(_words(seed))
-    except TypeError:  # made on another bit generator than MT19937
-        _seed_bits(generator._bit_generator, seed)
-
-
-_KINDS = (
-    _Kind(torch.Generator, torch.Generator.get_state, torch.Generator.set_state, torch.Generator.manual_seed),
-    _Kind(
-        np.random.Generator,
-        lambda generator: generator.bit_generator.state,
-        lambda generator, state: setattr(generator.bit_generator, "state", state),
-        lambda generator, seed: _seed_bits(generator.bit_generator, seed),
-    ),
-    _Kind(
-        np.random.RandomState,
-        lambda generator: generator.get_state(legacy=False),
-        np.random.RandomState.set_state,
-        _seed_random_state,
-    ),
-    _Kind(
-        np.random.BitGenerator,
-        lambda bits: bits.state,
-        lambda bits, state: setattr(bits, "state", state),
-        _seed_bits,
-    ),
-    _Kind(random.Random, random.Random.getstate, random.Random.setstate, random.Random.seed),
-)
-
-
-def _kind_of(value: Any) -> _Kind | None:
-    if isinstance(value, random.SystemRandom):  # secret by itself, and without a state
-        return None
-    return next((kind for kind in _KINDS if isinstance(value, kind.type)), None)
-
-
-def _each_once(values: list[Any]) -> list[tuple[Any, _Kind]]:
-    """The global generators and ``values``, each with its kind."""
-    unique = {id(value): value for value in (torch.default_generator, np.random.mtrand._rand, random._inst, *values)}
-    return [(value, kind) for value in unique.values() if (kind := _kind_of(value)) is not None]
 
 
 def secret_seed() -> int:
@@ -95,6 +32,7 @@ class Generators:
         *sources: Data set, ``collate_fn`` and whatever else draws random numbers.
 
     Example:
+        >>> import random
         >>> crops = random.Random(0)
         >>> generators = Generators({"crops": crops})
         >>> with generators.preserved():
@@ -110,7 +48,7 @@ class Generators:
         self._calls = 0
         self._visited = [0] * len(sources)
         self._found: list[list[Any]] = [[] for _ in sources]
-        self._known = _each_once([])
+        self._known = each_once([*global_generators()])
 
     def find(self) -> None:
         """Search the sources for the generators that are there now."""
@@ -119,8 +57,8 @@ class Generators:
             if self._visited[index] <= _LONG_SEARCH or not self._calls & (self._calls - 1):
                 objects = reachable(source)
                 self._visited[index] = len(objects)
-                self._found[index] = [value for value in objects if _kind_of(value) is not None]
-        self._known = _each_once([value for found in self._found for value in found])
+                self._found[index] = [value for value in objects if kind_of(value) is not None]
+        self._known = each_once([*global_generators(), *(value for found in self._found for value in found)])
 
     def renew(self) -> None:
         """Search, and seed each generator from the operating system."""

@@ -12,10 +12,10 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 
+from mechanisms.engines.holders import version_of
 from mechanisms.engines.isolation import example_of, on_batch, rows_of
 from mechanisms.engines.layers.rules import LayerRule
 from mechanisms.engines.pool_first import Waiting, computed
-from mechanisms.engines.python_state import version_of
 from monitors.errors import UnsupportedModuleError
 
 if TYPE_CHECKING:

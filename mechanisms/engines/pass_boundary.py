@@ -4,16 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from random import SystemRandom
+from random import Random, SystemRandom
 from typing import Any
 from weakref import ref
 
+import torch
 from torch import nn
 
 from mechanisms.engines.batch import Batch, all_tensors
 from mechanisms.engines.escapes import Escapes
+from mechanisms.engines.generators import GeneratorKind, each_once, global_generators
+from mechanisms.engines.holders import Holder
 from mechanisms.engines.losses import ExampleLosses
-from mechanisms.engines.python_state import MOST_BYTES, MOST_OBJECTS, Holder, PythonState, attributes_of
+from mechanisms.engines.python_state import MOST_BYTES, MOST_OBJECTS, PythonState, attributes_of
 from monitors.errors import UnprotectedUpdateError
 
 #: Passes that are watched for escapes: the first ones, and of all later ones a secretly drawn share.
@@ -46,6 +49,8 @@ class PassBoundary:
         self._state: PythonState | None = None
         self._of: tuple[Any, ...] = ()
         self._copied: list[Holder] = []
+        self._generators: list[tuple[Any, GeneratorKind]] = []
+        self._seeds = Random()
         self._passes = 0
         self._escapes: Escapes | None = None
 
@@ -62,17 +67,18 @@ class PassBoundary:
             self._of = (ref(network), losses.loss_fn)
             self._state = PythonState(network, losses.loss_fn, by_value=self._by_value)
         self._copied = attributes_of(losses.unreduced)  # a copy of the loss, made for this step
-        if self._state.unfollowed:
-            raise UnprotectedUpdateError(
-                f"{self._state.unfollowed[0]} cannot be put back after an example (generator, sparse tensor): "
-                "what it was sent of one example could reach the gradients of others. Use a plain object or none"
-            )
+        self._require_followed(self._state.unfollowed)
         if not self._state.complete:
             raise UnprotectedUpdateError(
                 f"network and loss reach more than {MOST_OBJECTS:,} Python objects, or {MOST_BYTES / 2**20:.0f} MiB of "
                 "tensors that are neither parameters nor buffers: whether a pass keeps something of the data in them "
                 "cannot be followed. Take references to data out of both, or register large tensors as buffers"
             )
+
+        if self._by_value:
+            self._generators = each_once([*_generators_of(network), *self._state.generators])
+            self._seeds.seed(int(torch.randint(2**63 - 1, (), device="cpu")))
+            self._reseed()
 
     @contextmanager
     def around(self, batch: Batch) -> Iterator[None]:
@@ -95,6 +101,8 @@ class PassBoundary:
                 for holder in self._copied:
                     if not holder.is_current():
                         self.put_back.update(holder.put_back())
+                self._reseed()
+                self._require_followed(self._state.kept)
         if escapes is not None and escapes.count():
             raise UnprotectedUpdateError(
                 f"{escapes.count()} tensors computed from private examples outlive the pass that made them: the "
@@ -112,6 +120,30 @@ class PassBoundary:
             with self._escapes:
                 yield
 
+    def _reseed(self) -> None:
+        """Let each example begin with generators of which no other example has left a trace.
+
+        The seeds are drawn before the examples are seen: how often one draws, or that it seeds a generator itself, does
+        not move what the others draw.
+        """
+        for generator, kind in self._generators:
+            kind.seed(generator, self._seeds.getrandbits(63))
+
+    def _require_followed(self, unfollowed: list[str]) -> None:
+        if unfollowed:
+            raise UnprotectedUpdateError(
+                f"{unfollowed[0]} cannot be put back after an example, for it keeps its state out of sight (iterator, "
+                "open file, thread, sparse tensor, compiled extension): what it keeps of one example could reach the "
+                "gradients of others. Use a number, a container or a plain object in its place, or none. If you know "
+                "that nothing is kept, isolation='trust' takes your word for it, and the report says so"
+            )
+
     def _is_watched(self) -> bool:
         number, self._passes = self._passes, self._passes + 1
         return self.isolation != "trust" and (number < FIRST_WATCHED or SystemRandom().random() < WATCHED_SHARE)
+
+
+def _generators_of(network: nn.Module) -> list[Any]:
+    """The global generators that a network draws from where it lies."""
+    on_gpus = {value.device.index for value in network.parameters() if value.device.type == "cuda"}
+    return [*global_generators(), *(torch.cuda.default_generators[index] for index in on_gpus)]

@@ -2,22 +2,36 @@
 
 from __future__ import annotations
 
+import array
+import contextvars
+import ctypes
+import datetime
 import functools
+import gc
+import io
+import logging
+import numbers
+import operator
+import re
 import sys
 import sysconfig
 import threading
 import types
-from abc import ABC, abstractmethod
+import weakref
+from abc import ABC
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
-from operator import is_
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
+
+from mechanisms.engines import holders
+from mechanisms.engines.generators import GENERATORS
+from mechanisms.engines.holders import ATOMS, Holder, label
 
 #: Objects that are followed at most; more could not be compared after every pass.
 MOST_OBJECTS = 50_000
@@ -29,193 +43,31 @@ MOST_BYTES = 64 * 2**20
 _INSTALLED = tuple({sysconfig.get_paths()[name] for name in ("stdlib", "platstdlib", "purelib", "platlib")})
 _OWN = ("mechanisms", "dpmodel", "monitors")
 
-_MISSING = object()
-
-
-class Holder(ABC):
-    """One object that holds others, and what it held when the state was recorded."""
-
-    __slots__ = ("name",)
-
-    def __init__(self, name: str) -> None:
-        self.name = name
-
-    @abstractmethod
-    def is_current(self) -> bool:
-        """Whether it holds what it held."""
-
-    @abstractmethod
-    def put_back(self) -> list[str]:
-        """Let it hold what it held; the names of what was different."""
-
-
-class _Mapping(Holder):
-    """A dictionary, or the attributes of an object or a class."""
-
-    __slots__ = ("_delete", "_keys", "_mapping", "_set", "_values")
-
-    def __init__(
-        self,
-        name: str,
-        mapping: Any,
-        set_item: Callable[[Any, Any], object] | None = None,
-        delete: Callable[[Any], object] | None = None,
-    ) -> None:
-        super().__init__(name)
-        self._mapping, self._keys, self._values = mapping, list(mapping), list(mapping.values())
-        self._set, self._delete = set_item or mapping.__setitem__, delete or mapping.__delitem__
-
-    def is_current(self) -> bool:
-        now = self._mapping
-        return len(now) == len(self._keys) and all(map(is_, now.values(), self._values)) and [*now] == self._keys
-
-    def put_back(self) -> list[str]:
-        now = self._mapping
-        before = dict(zip(self._keys, self._values, strict=True))
-        different = [key for key in {**before, **now} if now.get(key, _MISSING) is not before.get(key, _MISSING)]
-        names = [
-            _label(self.name, key)
-            for key in different
-            if not _equal_atoms(now.get(key, _MISSING), before.get(key, _MISSING))
-        ]
-        if isinstance(now, dict):  # in the order in which they were
-            now.clear()
-            now.update(before)
-            return names
-        for key in different:
-            if key in before:
-                self._set(key, before[key])
-            else:
-                self._delete(key)
-        return names
-
-
-class _Sequence(Holder):
-    """A list, deque, set or byte array."""
-
-    __slots__ = ("_holder", "_values")
-
-    def __init__(self, name: str, holder: Any) -> None:
-        super().__init__(name)
-        self._holder, self._values = holder, list(holder)
-
-    def is_current(self) -> bool:
-        return len(self._holder) == len(self._values) and all(map(is_, self._holder, self._values))
-
-    def put_back(self) -> list[str]:
-        self._holder.clear()
-        (self._holder.update if isinstance(self._holder, set) else self._holder.extend)(self._values)
-        return [self.name]
-
-
-class _Empty(Holder):
-    """All containers that held nothing: most of those of a network do not, and one look is enough for them."""
-
-    __slots__ = ("_containers", "_names")
-
-    def __init__(self) -> None:
-        super().__init__("")
-        self._names: list[str] = []
-        self._containers: list[Any] = []
-
-    def add(self, name: str, container: Any) -> None:
-        """Include a container."""
-        self._names.append(name)
-        self._containers.append(container)
-
-    def is_current(self) -> bool:
-        return not any(self._containers)
-
-    def put_back(self) -> list[str]:
-        filled = [(name, held) for name, held in zip(self._names, self._containers, strict=True) if held]
-        names = [_label(name, key) for name, held in filled for key in (held if isinstance(held, dict) else (...,))]
-        for _, held in filled:
-            held.clear()
-        return [name.removesuffix("[Ellipsis]") for name in names]
-
-
-class _Place(Holder):
-    """A place that is read and written by functions: a cell of a closure, a slot, a global name."""
-
-    __slots__ = ("_read", "_value", "_write")
-
-    def __init__(self, name: str, read: Callable[[], Any], write: Callable[[Any], object]) -> None:
-        super().__init__(name)
-        self._read, self._write, self._value = read, write, read()
-
-    def is_current(self) -> bool:
-        return self._read() is self._value
-
-    def put_back(self) -> list[str]:
-        now = self._read()
-        self._write(self._value)
-        return [] if _equal_atoms(now, self._value) else [self.name]
-
-
-class _Cache(Holder):
-    """A function with ``functools.lru_cache``: what it has learnt since is forgotten."""
-
-    __slots__ = ("_function", "_size")
-
-    def __init__(self, name: str, function: Any) -> None:
-        super().__init__(name)
-        self._function, self._size = function, function.cache_info().currsize
-
-    def is_current(self) -> bool:
-        return bool(self._function.cache_info().currsize == self._size)
-
-    def put_back(self) -> list[str]:
-        self._function.cache_clear()
-        self._size = 0
-        return []
-
-
-class _Numbers(Holder):
-    """A tensor or an array that is no parameter and no buffer."""
-
-    __slots__ = ("_by_value", "_copy", "_value", "_version")
-
-    def __init__(self, name: str, value: Any, by_value: bool) -> None:
-        super().__init__(name)
-        self._value, self._version, self._by_value = value, version_of(value), by_value
-        self._copy = value.detach().clone() if isinstance(value, Tensor) else value.copy()
-
-    def is_current(self) -> bool:
-        unwritten = version_of(self._value) == self._version
-        return unwritten and (not self._by_value or same_values(self._value, self._copy))
-
-    def put_back(self) -> list[str]:
-        value = self._value
-        if isinstance(value, Tensor):
-            with torch.no_grad():
-                value.copy_(self._copy)
-            self._version = version_of(value)
-        else:
-            value[...] = self._copy
-        return [self.name]
-
 
 def attributes_of(value: object) -> list[Holder]:
     """The attributes of one object alone, without what they hold."""
     attributes = getattr(value, "__dict__", None)
-    return [_Mapping(_name(value), attributes)] if isinstance(attributes, dict) else []
+    return [holders.Mapping(_name(value), attributes)] if isinstance(attributes, dict) else []
 
 
 class PythonState:
     """The state of Python that is reachable from some objects, as it is now.
 
     Followed are attributes, containers, closures, default arguments, attributes of the user's classes, and the global
-    names that the user's functions mention. Not followed are data sets and the code of installed packages. Parameters
-    and buffers are held where they are, but their values are left to ``UpdateGuard``; generators of random numbers are
-    left alone.
+    names that the user's functions mention. Not followed is the code of installed packages. The values of parameters
+    and buffers are left to ``UpdateGuard``, and generators of random numbers are only listed.
 
     Args:
         roots: Where to begin: a network, a loss.
-        by_value: Compare tensors by their values, not only by their versions, which writes to ``.data`` do not change.
+        by_value: Follow whatever can hold a number of one example, and compare tensors by their values: writes to
+            ``.data`` do not change their versions. Else the code sees tensors alone, and data sets, generators and
+            most objects of the standard library are left alone.
 
     Attributes:
-        unfollowed: Names of objects whose state cannot be put back.
+        unfollowed: Names of objects whose state cannot be recorded.
+        kept: Names of objects that a call of ``restore`` could not put back.
         tensors: Those that are neither parameters nor buffers, and whose values are put back.
+        generators: Generators of random numbers, where ``by_value``.
         complete: Whether everything else was followed; False beyond ``MOST_OBJECTS`` objects or ``MOST_BYTES``.
 
     Example:
@@ -236,10 +88,12 @@ class PythonState:
     def __init__(self, *roots: Any, by_value: bool = False) -> None:
         self.complete = True
         self.unfollowed: list[str] = []
+        self.kept: list[str] = []
         self.tensors: list[Tensor] = []
+        self.generators: list[Any] = []
         self._by_value = by_value
         self._bytes = 0
-        self._empty = _Empty()
+        self._empty = holders.Empty()
         self._holders: list[Holder] = [self._empty]
         self._seen: dict[int, Any] = {}  # keeps what was seen alive, so that no id is used twice
         modules = [root for root in roots if isinstance(root, nn.Module)]
@@ -256,41 +110,53 @@ class PythonState:
     def restore(self) -> list[str]:
         """Put back everything that has changed; the names of what was different."""
         changed = [holder for holder in self._holders if not holder.is_current()]
-        return [name.replace("._modules.", ".") for holder in changed for name in holder.put_back()]
+        names = [_readable(name) for holder in changed for name in holder.put_back()]
+        self.kept += [_readable(holder.name) for holder in changed if not holder.is_current()]
+        return names
 
     def _visit(self, name: str, value: Any) -> None:
-        if type(value) in _ATOMS or id(value) in self._seen:
+        if type(value) in ATOMS or id(value) in self._seen:
             return
         self._seen[id(value)] = value
         for kind, follow in _FOLLOWED:
             if isinstance(value, kind):
                 follow(self, name, value)
-                return
-        self._object(name, value)
+                break
+        else:
+            self._object(name, value)
+        if not self._is_sealed(value):
+            self._attributes(name, value)
+
+    def _is_sealed(self, value: Any) -> bool:
+        """Whether its attributes are left alone."""
+        if isinstance(value, (type, types.ModuleType, logging.Logger)):
+            return True
+        package = type(value).__module__.partition(".")[0]
+        if package in _OWN:
+            return not isinstance(value, nn.Module)
+        if self._by_value:
+            return False
+        return isinstance(value, (Dataset, DataLoader)) or (package in sys.stdlib_module_names - _HOLDING)
 
     def _later(self, parts: Iterable[tuple[str, Any]]) -> None:
-        self._ahead += [(name, part) for name, part in parts if type(part) not in _ATOMS]
+        self._ahead += [(name, part) for name, part in parts if type(part) not in ATOMS]
 
     def _nothing(self, name: str, value: Any) -> None:
-        """Left alone."""
-
-    def _generator(self, name: str, value: types.GeneratorType[Any, Any, Any]) -> None:
-        """What a generator was sent cannot be put back; an isolated pass has nothing to send but tensors."""
-        if self._by_value and value.gi_frame is not None:
-            self.unfollowed.append(name)
+        """Nothing but its attributes."""
 
     def _mapping(self, name: str, value: dict[Any, Any]) -> None:
         if not value:
             self._empty.add(name, value)
             return
-        self._holders.append(_Mapping(name, value))
-        self._later((_label(name, key), part) for key, part in value.items())
+        self._holders.append(holders.Mapping(name, value))
+        self._later((label(name, key), part) for key, part in value.items())
+        self._later((name, key) for key in value)
 
     def _sequence(self, name: str, value: Any) -> None:
         if not value:
             self._empty.add(name, value)
             return
-        self._holders.append(_Sequence(name, value))
+        self._holders.append(holders.Sequence(name, value))
         self._fixed(name, value)
 
     def _fixed(self, name: str, value: Iterable[Any]) -> None:
@@ -300,10 +166,19 @@ class PythonState:
         self._bytes += value.nbytes
         self.complete &= self._bytes <= MOST_BYTES
         if self.complete:
-            self._holders.append(_Numbers(name, value, self._by_value))
+            self._holders.append(holders.Numbers(name, value, self._by_value))
             self.tensors += [value] if isinstance(value, Tensor) else []
 
+    def _array(self, name: str, value: np.ndarray) -> None:
+        self._numbers(name, value)
+        if value.dtype.hasobject:
+            self._fixed(name, value.flat)
+
     def _tensor(self, name: str, value: Tensor) -> None:
+        if self._by_value and value.is_leaf:
+            self._place(f"{name}.grad", partial(getattr, value, "grad"), partial(setattr, value, "grad"))
+            hooks = "_backward_hooks"
+            self._place(f"{name}.{hooks}", partial(getattr, value, hooks), partial(setattr, value, hooks))
         if id(value) in self._watched:
             return
         if value.layout == torch.strided:
@@ -311,38 +186,43 @@ class PythonState:
         elif self._by_value:
             self.unfollowed.append(name)
 
-    def _module(self, name: str, value: nn.Module) -> None:
-        self._mapping(name, vars(value))
-        self._classes(type(value))
-
-    def _object(self, name: str, value: Any) -> None:
+    def _attributes(self, name: str, value: Any) -> None:
+        if isinstance(attributes := getattr(value, "__dict__", None), dict):
+            self._mapping(name, attributes)
         kind = type(value)
-        package = kind.__module__.partition(".")[0]
-        if package in _LEFT_ALONE and package not in _HOLDING:
-            return
-        if isinstance(getattr(value, "__dict__", None), dict):
-            self._mapping(name, vars(value))
         for slot in _slots(kind):
             if hasattr(value, slot):
                 self._place(f"{name}.{slot}", partial(getattr, value, slot), partial(setattr, value, slot))
-        self._classes(kind)
-
-    def _classes(self, kind: type) -> None:
         for base in kind.__mro__:
             if id(base) not in self._seen:
                 self._visit(base.__name__, base)
+        if self._by_value and _is_users(kind.__module__):
+            write = partial(setattr, value, "__class__")
+            self._holders.append(holders.Place(f"{name}.__class__", partial(type, value), write))
+
+    def _object(self, name: str, value: Any) -> None:
+        """What an object keeps out of sight; nobody but one who sees numbers can write it there."""
+        if not self._by_value or not _hides_state(type(value)):
+            return
+        self._later((name, part) for part in gc.get_referents(value))
+        if _is_inert(value):
+            return
+        try:
+            self._holders.append(holders.Pickled(name, value))
+        except Exception:  # whatever its own code raises
+            self.unfollowed.append(name)
 
     def _class(self, name: str, value: type) -> None:
         if _is_users(value.__module__):
-            self._holders.append(_Mapping(name, vars(value), partial(setattr, value), partial(delattr, value)))
+            write, delete = partial(setattr, value), partial(delattr, value)
+            self._holders.append(holders.Mapping(name, vars(value), write, delete))
             self._later((f"{name}.{key}", part) for key, part in vars(value).items())
 
     def _place(self, name: str, read: Callable[[], Any], write: Callable[[Any], object]) -> None:
-        self._holders.append(_Place(name, read, write))
+        self._holders.append(holders.Place(name, read, write))
         self._later([(name, read())])
 
     def _function(self, name: str, value: types.FunctionType) -> None:
-        self._mapping(name, vars(value))
         self._later([(name, value.__defaults__), (name, value.__kwdefaults__)])
         for free, cell in zip(value.__code__.co_freevars, value.__closure__ or (), strict=False):
             self._place(f"{name}.{free}", partial(_contents, cell), partial(setattr, cell, "cell_contents"))
@@ -364,28 +244,62 @@ class PythonState:
         self._later([(name, value.func), (name, value.args), (name, value.keywords)])
 
     def _cache(self, name: str, value: Any) -> None:
-        self._holders.append(_Cache(name, value))
+        self._holders.append(holders.Cache(name, value))
         self._later([(name, value.__wrapped__)])
 
     def _python_module(self, name: str, value: types.ModuleType) -> None:
         if _is_users(value.__name__):
-            self._holders.append(_Mapping(name, vars(value)))
+            self._holders.append(holders.Mapping(name, vars(value)))
             held = {key: part for key, part in vars(value).items() if not isinstance(part, _CODE)}
             self._later((f"{name}.{key}", part) for key, part in held.items())
+
+    def _reference(self, name: str, value: weakref.ref[Any]) -> None:
+        self._later([(name, value())])
+
+    def _variable(self, name: str, value: contextvars.ContextVar[Any]) -> None:
+        """The engine runs each example in a context of its own, so that only what the value holds is left."""
+        self._later([(name, value.get(None))])
+
+    def _scripted(self, name: str, value: torch.jit.ScriptModule) -> None:
+        compiled = vars(value).get("_c")  # a traced module holds its own one level deeper
+        if self._by_value and compiled is not None:
+            for key in value._concrete_type.get_attributes():
+                self._holders.append(holders.Attribute(name, compiled, key))
+
+    def _generator(self, name: str, value: Any) -> None:
+        if self._by_value:
+            self.generators.append(value)
+
+    def _memory(self, name: str, value: Any) -> None:
+        if not self._by_value:
+            return
+        try:
+            self._holders.append(holders.Buffer(name, value))
+        except (TypeError, BufferError):  # not contiguous
+            self.unfollowed.append(name)
+
+    def _lock(self, name: str, value: Any) -> None:
+        if self._by_value:
+            self._holders.append(holders.Lock(name, value))
+
+    def _logger(self, name: str, value: logging.Logger) -> None:
+        """Its level and the like, but not the handlers, whose streams are nobody's memory."""
+        if self._by_value:
+            self._holders.append(holders.Mapping(name, vars(value)))
 
 
 def _name(value: Any) -> str:
     return getattr(value, "__name__", None) or type(value).__name__
 
 
-def _label(name: str, key: Any) -> str:
-    return f"{name}.{key}" if isinstance(key, str) else f"{name}[{key!r:.20}]"
+def _readable(name: str) -> str:
+    return name.replace("._modules.", ".")
 
 
 def _is_users(module: str | None) -> bool:
     """Whether a module is neither installed nor this project's."""
     root = (module or "").partition(".")[0]
-    if not root or root in _LEFT_ALONE:
+    if not root or root in _OWN or root in sys.stdlib_module_names:
         return False
     file = getattr(sys.modules.get(module or ""), "__file__", None)
     return root == "__main__" or file is None or not file.startswith(_INSTALLED)
@@ -402,7 +316,8 @@ def _mentioned(code: types.CodeType) -> frozenset[str]:
 def _slots(kind: type) -> Iterator[str]:
     for base in kind.__mro__:
         slots = vars(base).get("__slots__", ())
-        yield from (slots,) if isinstance(slots, str) else slots
+        names = (slots,) if isinstance(slots, str) else slots
+        yield from (name for name in names if name not in ("__dict__", "__weakref__"))
 
 
 def _contents(cell: types.CellType) -> Any:
@@ -412,43 +327,47 @@ def _contents(cell: types.CellType) -> Any:
         return None
 
 
-def version_of(value: Any) -> int:
-    """How often a tensor was written to; 0 for what does not count it."""
-    return value._version if isinstance(value, Tensor) and not value.is_inference() else 0
+def _hides_state(kind: type) -> bool:
+    """Whether compiled code keeps more in an instance than ``__dict__`` and ``__slots__`` account for."""
+    pointers = len([*_slots(kind)]) + sum(offset > 0 for offset in (kind.__dictoffset__, kind.__weakrefoffset__))
+    return kind.__itemsize__ > 0 or kind.__basicsize__ > object.__basicsize__ + pointers * _POINTER
 
 
-def same_values(value: Any, copy: Any) -> bool:
-    """Whether two tensors, or two arrays, hold the same numbers; not-a-numbers are the same."""
-    if value.shape != copy.shape:
-        return False
-    if isinstance(value, Tensor):
-        return torch.equal(value, copy) or (
-            value.is_floating_point() and torch.equal(value.nan_to_num(), copy.nan_to_num())
-        )
-    return bool(value.tobytes() == copy.tobytes())
-
-
-def _equal_atoms(one: Any, other: Any) -> bool:
-    return type(one) in _ATOMS and type(one) is type(other) and bool(one == other)
+def _is_inert(value: Any) -> bool:
+    """Whether an object cannot change, or nothing of what changes in it can be read back."""
+    if isinstance(value, io.IOBase):
+        return value.closed or not value.readable()
+    if isinstance(value, types.GeneratorType):
+        return value.gi_frame is None
+    kind = type(value)
+    return isinstance(value, _INERT) or (kind.__module__.startswith("torch") and kind.__name__ not in _OF_TORCH)
 
 
 _CODE = (types.ModuleType, types.FunctionType, type)
+_OWN = ("mechanisms", "dpmodel", "monitors")
+_POINTER = ctypes.sizeof(ctypes.c_void_p)
 
-#: Types that hold nothing that a pass could change.
-_ATOMS = frozenset(
-    (type(None), bool, int, float, complex, str, bytes, range, torch.dtype, torch.device, torch.Size, types.CodeType)
+#: Packages of the standard library whose objects may hold state of a network also where the code sees no numbers.
+_HOLDING = frozenset(("builtins", "types", "collections", "functools", "queue", "argparse"))
+
+#: Compiled kinds without a state of their own; what they refer to is followed.
+_INERT = (
+    *(numbers.Number, str, bytes, np.generic, np.dtype, np.ufunc, re.Pattern, re.Match),
+    *(datetime.date, datetime.time, datetime.timedelta, datetime.tzinfo, slice, types.MappingProxyType),
+    *(types.BuiltinFunctionType, types.MethodWrapperType, types.WrapperDescriptorType, types.MethodDescriptorType),
+    *(types.ClassMethodDescriptorType, types.GetSetDescriptorType, types.MemberDescriptorType, types.CodeType),
+    *(types.GenericAlias, types.UnionType, operator.itemgetter, operator.attrgetter, operator.methodcaller),
+    *(weakref.ref, contextvars.ContextVar, type(vars(ABC)["_abc_impl"])),
 )
 
-#: Packages whose objects are left alone: their state is no network's.
-_LEFT_ALONE = (*sys.stdlib_module_names, *_OWN)
+#: Compiled kinds of torch that hold what code can read back.
+_OF_TORCH = frozenset(("ScriptObject", "ScriptDict", "ScriptList", "Future", "Event"))
 
-#: Those of the standard library whose objects may hold state of a network all the same.
-_HOLDING = ("types", "collections", "queue", "argparse")
-
-#: How objects are followed, by the first kind that fits; others by their attributes.
+#: How objects are followed, by the first kind that fits. After that come their attributes.
 _FOLLOWED: tuple[tuple[Any, Callable[[PythonState, str, Any], None]], ...] = (
     (Tensor, PythonState._tensor),
-    (nn.Module, PythonState._module),
+    (torch.jit.ScriptModule, PythonState._scripted),
+    (nn.Module, PythonState._nothing),
     (dict, PythonState._mapping),
     ((list, set, deque, bytearray), PythonState._sequence),
     ((tuple, frozenset), PythonState._fixed),
@@ -459,8 +378,12 @@ _FOLLOWED: tuple[tuple[Any, Callable[[PythonState, str, Any], None]], ...] = (
     (type(functools.lru_cache(_mentioned)), PythonState._cache),
     (types.ModuleType, PythonState._python_module),
     (type, PythonState._class),
-    (np.ndarray, PythonState._numbers),
-    (types.GeneratorType, PythonState._generator),
+    (np.ndarray, PythonState._array),
+    ((array.array, memoryview, ctypes._SimpleCData, ctypes.Array, ctypes.Structure), PythonState._memory),
+    (tuple({type(threading.Lock()), type(threading.RLock())}), PythonState._lock),
+    (weakref.ref, PythonState._reference),
+    (contextvars.ContextVar, PythonState._variable),
+    (logging.Logger, PythonState._logger),
     (threading.local, lambda state, name, value: state._mapping(name, vars(value))),
-    ((Dataset, DataLoader, torch.Generator), PythonState._nothing),
+    (GENERATORS, PythonState._generator),
 )

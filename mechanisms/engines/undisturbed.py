@@ -11,32 +11,35 @@ import numpy as np
 import torch
 from torch import nn
 
+from mechanisms.engines.generators import each_once, global_generators
+from mechanisms.engines.holders import same_values
 from mechanisms.engines.parameters import trainable_parameters
-from mechanisms.engines.python_state import PythonState, same_values
+from mechanisms.engines.python_state import PythonState
 
 #: How far parameters are moved for a second comparison, relative to their size.
 SHAKE = 0.1
 
 
 @contextmanager
-def undisturbed(network: nn.Module, *others: object) -> Iterator[None]:
+def undisturbed(network: nn.Module, *others: object, keep_buffers: bool = False) -> Iterator[None]:
     """Whatever happens inside, ``network`` is as before afterwards: modes, buffers, random state and Python state.
 
-    The Python state of ``others`` (a loss) is put back too.
+    The Python state of ``others`` (a loss) is put back too; buffers stay as they are where they are to be kept.
 
     A buffer that nothing wrote to is not written to here either: its version tells so to whoever watches it.
     """
     modes = [(module, module.training) for module in network.modules()]
-    buffers = [(value, value.clone(), value._version) for value in network.buffers()]
+    buffers = [] if keep_buffers else [(value, value.clone(), value._version) for value in network.buffers()]
     state = PythonState(network, *others, by_value=True)
-    of_python, of_numpy = random.getstate(), np.random.get_state()
+    generators = each_once([*global_generators()[1:], *state.generators])
+    drawn = [kind.state(generator) for generator, kind in generators]
     try:
         with torch.random.fork_rng(devices=_gpus(network)):
             yield
     finally:
         state.restore()
-        random.setstate(of_python)
-        np.random.set_state(of_numpy)
+        for (generator, kind), drawn_before in zip(generators, drawn, strict=True):
+            kind.restore(generator, drawn_before)
         for module, training in modes:
             module.training = training
         with torch.no_grad():

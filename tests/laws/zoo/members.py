@@ -13,6 +13,7 @@ from . import (
     layers,
     losses,
     memory,
+    numbers_kept,
     sorted_data,
     state,
 )
@@ -25,6 +26,7 @@ MEMBERS = [
         draws,
         state,
         memory,
+        numbers_kept,
         sorted_data,
         losses,
         layers,

@@ -138,12 +138,14 @@ def test_a_value_that_is_equal_but_another_object_is_no_change_worth_a_name():
     assert state.restore() == []
 
 
-def test_parameters_buffers_and_data_sets_are_left_alone():
+def test_parameters_and_buffers_are_left_alone_and_data_sets_where_no_numbers_are_seen():
     network = Keeping()
     network.data = torch.utils.data.TensorDataset(torch.zeros(3))
     state = PythonState(network, by_value=True)
     with torch.no_grad():
         network.layer.weight.add_(1)
+    assert state.restore() == []
+    state = PythonState(network)
     network.data.tensors[0].add_(1)
     assert state.restore() == []
 

@@ -1,0 +1,314 @@
+"""What single objects of Python hold, recorded so that it can be compared and put back."""
+
+from __future__ import annotations
+
+import array
+import copy
+import pickle
+import types
+import warnings
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from operator import is_
+from typing import Any
+
+import torch
+from torch import Tensor
+
+_MISSING = object()
+
+
+class Holder(ABC):
+    """One object that holds others, and what it held when the state was recorded."""
+
+    __slots__ = ("name",)
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    @abstractmethod
+    def is_current(self) -> bool:
+        """Whether it holds what it held."""
+
+    @abstractmethod
+    def put_back(self) -> list[str]:
+        """Let it hold what it held; the names of what was different."""
+
+
+class Mapping(Holder):
+    """A dictionary, or the attributes of an object or a class."""
+
+    __slots__ = ("_delete", "_keys", "_mapping", "_set", "_values")
+
+    def __init__(
+        self,
+        name: str,
+        mapping: Any,
+        set_item: Callable[[Any, Any], object] | None = None,
+        delete: Callable[[Any], object] | None = None,
+    ) -> None:
+        super().__init__(name)
+        self._mapping, self._keys, self._values = mapping, list(mapping), list(mapping.values())
+        self._set, self._delete = set_item or mapping.__setitem__, delete or mapping.__delitem__
+
+    def is_current(self) -> bool:
+        now = self._mapping
+        return len(now) == len(self._keys) and all(map(is_, now.values(), self._values)) and [*now] == self._keys
+
+    def put_back(self) -> list[str]:
+        now = self._mapping
+        before = dict(zip(self._keys, self._values, strict=True))
+        different = [key for key in {**before, **now} if now.get(key, _MISSING) is not before.get(key, _MISSING)]
+        names = [
+            label(self.name, key)
+            for key in different
+            if not _equal_atoms(now.get(key, _MISSING), before.get(key, _MISSING))
+        ]
+        if isinstance(now, dict):  # in the order in which they were
+            now.clear()
+            now.update(before)
+            return names
+        for key in different:
+            if key in before:
+                self._set(key, before[key])
+            else:
+                self._delete(key)
+        return names
+
+
+class Sequence(Holder):
+    """A list, deque, set or byte array."""
+
+    __slots__ = ("_holder", "_values")
+
+    def __init__(self, name: str, holder: Any) -> None:
+        super().__init__(name)
+        self._holder, self._values = holder, list(holder)
+
+    def is_current(self) -> bool:
+        return len(self._holder) == len(self._values) and all(map(is_, self._holder, self._values))
+
+    def put_back(self) -> list[str]:
+        self._holder.clear()
+        (self._holder.update if isinstance(self._holder, set) else self._holder.extend)(self._values)
+        return [self.name]
+
+
+class Empty(Holder):
+    """All containers that held nothing: most of those of a network do not, and one look is enough for them."""
+
+    __slots__ = ("_containers", "_names")
+
+    def __init__(self) -> None:
+        super().__init__("")
+        self._names: list[str] = []
+        self._containers: list[Any] = []
+
+    def add(self, name: str, container: Any) -> None:
+        """Include a container."""
+        self._names.append(name)
+        self._containers.append(container)
+
+    def is_current(self) -> bool:
+        return not any(self._containers)
+
+    def put_back(self) -> list[str]:
+        filled = [(name, held) for name, held in zip(self._names, self._containers, strict=True) if held]
+        names = [label(name, key) for name, held in filled for key in (held if isinstance(held, dict) else (...,))]
+        for _, held in filled:
+            held.clear()
+        return [name.removesuffix("[Ellipsis]") for name in names]
+
+
+class Place(Holder):
+    """A place that is read and written by functions: a cell of a closure, a slot, a global name."""
+
+    __slots__ = ("_read", "_value", "_write")
+
+    def __init__(self, name: str, read: Callable[[], Any], write: Callable[[Any], object]) -> None:
+        super().__init__(name)
+        self._read, self._write, self._value = read, write, read()
+
+    def is_current(self) -> bool:
+        return self._read() is self._value
+
+    def put_back(self) -> list[str]:
+        now = self._read()
+        self._write(self._value)
+        return [] if _equal_atoms(now, self._value) else [self.name]
+
+
+class Cache(Holder):
+    """A function with ``functools.lru_cache``: what it has learnt since is forgotten."""
+
+    __slots__ = ("_function", "_size")
+
+    def __init__(self, name: str, function: Any) -> None:
+        super().__init__(name)
+        self._function, self._size = function, function.cache_info().currsize
+
+    def is_current(self) -> bool:
+        return bool(self._function.cache_info().currsize == self._size)
+
+    def put_back(self) -> list[str]:
+        self._function.cache_clear()
+        self._size = 0
+        return []
+
+
+class Numbers(Holder):
+    """A tensor or an array that is no parameter and no buffer."""
+
+    __slots__ = ("_by_value", "_copy", "_value", "_version")
+
+    def __init__(self, name: str, value: Any, by_value: bool) -> None:
+        super().__init__(name)
+        self._value, self._version, self._by_value = value, version_of(value), by_value
+        self._copy = value.detach().clone() if isinstance(value, Tensor) else value.copy()
+
+    def is_current(self) -> bool:
+        unwritten = version_of(self._value) == self._version
+        return unwritten and (not self._by_value or same_values(self._value, self._copy))
+
+    def put_back(self) -> list[str]:
+        value = self._value
+        if isinstance(value, Tensor):
+            with torch.no_grad():
+                if value.shape != self._copy.shape:
+                    value.data = self._copy.clone()
+                value.copy_(self._copy)
+            self._version = version_of(value)
+        else:
+            value[...] = self._copy
+        return [self.name]
+
+
+class Buffer(Holder):
+    """Memory that is written to as bytes: ``array.array``, ``memoryview``, ``ctypes``."""
+
+    __slots__ = ("_copy", "_value")
+
+    def __init__(self, name: str, value: Any) -> None:
+        super().__init__(name)
+        self._value, self._copy = value, _bytes(value)
+
+    def is_current(self) -> bool:
+        return _bytes(self._value) == self._copy
+
+    def put_back(self) -> list[str]:
+        if isinstance(self._value, array.array):  # its length may have changed
+            self._value[:] = array.array(self._value.typecode, self._copy)
+        else:
+            memoryview(self._value).cast("B")[:] = self._copy
+        return [self.name]
+
+
+class Lock(Holder):
+    """A lock, which is held or not."""
+
+    __slots__ = ("_held", "_lock")
+
+    def __init__(self, name: str, lock: Any) -> None:
+        super().__init__(name)
+        self._lock, self._held = lock, _is_held(lock)
+
+    def is_current(self) -> bool:
+        return _is_held(self._lock) == self._held
+
+    def put_back(self) -> list[str]:
+        if self._held:
+            self._lock.acquire()
+        while not self.is_current():
+            self._lock.release()
+        return [self.name]
+
+
+class Pickled(Holder):
+    """An object that keeps its state out of sight: what ``pickle`` would write of it.
+
+    Raises:
+        Exception: Whatever ``pickle`` raises for an object that it cannot write.
+    """
+
+    __slots__ = ("_state", "_text", "_value")
+
+    def __init__(self, name: str, value: Any) -> None:
+        super().__init__(name)
+        self._value, self._text = value, _pickled(value)
+        state = value.__reduce_ex__(pickle.HIGHEST_PROTOCOL)[2:3] if hasattr(value, "__setstate__") else ()
+        self._state = copy.deepcopy(state)
+
+    def is_current(self) -> bool:
+        return _pickled(self._value) == self._text
+
+    def put_back(self) -> list[str]:
+        """Let it hold what it held, where it has a ``__setstate__``."""
+        for state in self._state:
+            self._value.__setstate__(copy.deepcopy(state))
+        return [self.name]
+
+
+class Attribute(Holder):
+    """An attribute of a scripted module, which every look at it copies out of compiled code."""
+
+    __slots__ = ("_key", "_module", "_text")
+
+    def __init__(self, name: str, module: Any, key: str) -> None:
+        super().__init__(f"{name}.{key}")
+        self._module, self._key, self._text = module, key, _pickled(module.getattr(key))
+
+    def is_current(self) -> bool:
+        return _pickled(self._module.getattr(self._key)) == self._text
+
+    def put_back(self) -> list[str]:
+        self._module.setattr(self._key, pickle.loads(self._text))
+        return [self.name]
+
+
+def label(name: str, key: Any) -> str:
+    """The name of what an object holds by a key."""
+    return f"{name}.{key}" if isinstance(key, str) else f"{name}[{key!r:.20}]"
+
+
+def version_of(value: Any) -> int:
+    """How often a tensor was written to; 0 for what does not count it."""
+    return value._version if isinstance(value, Tensor) and not value.is_inference() else 0
+
+
+def same_values(value: Any, copy: Any) -> bool:
+    """Whether two tensors, or two arrays, hold the same numbers; not-a-numbers are the same."""
+    if value.shape != copy.shape:
+        return False
+    if isinstance(value, Tensor):
+        return torch.equal(value, copy) or (
+            value.is_floating_point() and torch.equal(value.nan_to_num(), copy.nan_to_num())
+        )
+    return bool(value.tobytes() == copy.tobytes())
+
+
+def _equal_atoms(one: Any, other: Any) -> bool:
+    return type(one) in ATOMS and type(one) is type(other) and bool(one == other)
+
+
+def _bytes(value: Any) -> bytes:
+    return memoryview(value).cast("B").tobytes()
+
+
+def _is_held(lock: Any) -> bool:
+    return bool(lock.locked() if hasattr(lock, "locked") else lock._is_owned())
+
+
+def _pickled(value: Any) -> bytes:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # of iterators, from Python 3.12 on
+        return pickle.dumps(value, protocol=pickle.HIGHEST_PROTOCOL)
+
+
+#: Types that hold nothing that a pass could change.
+ATOMS = frozenset(
+    (
+        *map(type, (None, ..., NotImplemented)),
+        *(bool, int, float, complex, str, bytes, range, slice),
+        *(torch.dtype, torch.device, torch.Size, types.CodeType),
+    )
+)
