@@ -31,8 +31,8 @@ _MANTISSA_BITS = 53
 _BLOCK = 1 << 16
 #: Squares of scales outside would leave the normal range of float32 in the transform.
 _FLOAT32_SCALES = (1e-10, 1e15)
-#: A position is a number in this base: bytes drawn on the CPU first, then the blocks drawn on each GPU.
-_POSITION_BASE = 2**64
+#: A position is a number of digits of so many bits: bytes drawn on the CPU, then blocks drawn on each GPU.
+_POSITION_BITS = 64
 
 
 class SecureGenerator:
@@ -43,8 +43,8 @@ class SecureGenerator:
     a pickle is read back to: a secret one gets a fresh key; one that a seed fixes goes on from the same place. Each
     device has a key of its own. Without Triton the numbers are the same, and made by torch operations.
 
-    A CUDA graph may capture ``add_normal_`` and ``bernoulli_mask``: each replay draws anew. Draw once with the same shapes
-    before the capture.
+    A CUDA graph may capture ``add_normal_`` and ``bernoulli_mask``: each replay draws anew. Draw once with the same
+    shapes before the capture.
 
     Args:
         seed: 0 (default) for a secret stream. Any other whole number makes the stream reproducible: for tests only, the
@@ -84,7 +84,7 @@ class SecureGenerator:
             return None
         drawn = {_number(device): stream.blocks for device, stream in self._on_devices.items()}
         blocks = {**self._device_blocks, **drawn}
-        return self._position + sum(count * _POSITION_BASE ** (number + 1) for number, count in blocks.items())
+        return self._position + sum(count << (_POSITION_BITS * (number + 1)) for number, count in blocks.items())
 
     def seek(self, position: int) -> None:
         """Go to a place in a stream that a seed fixes, as ``position`` states it.
@@ -95,7 +95,7 @@ class SecureGenerator:
         checks.non_negative_int(position=position)
         if not self.reproducible:
             raise ValueError(f"a secret stream is never repeated, so it has no position {position} to go to")
-        on_devices, position = divmod(position, _POSITION_BASE)
+        on_devices, position = divmod(position, 1 << _POSITION_BITS)
         kept = {} if self._forked or os.getpid() != self._process else self._on_devices
         self._stream = self._new_stream(forked=False, counter=position // CIPHER_BYTES)
         self._stream.update(bytes(position % CIPHER_BYTES))
@@ -143,20 +143,27 @@ class SecureGenerator:
         """A uniform permutation of 0 .. count - 1, ``int64``."""
         return np.argsort(self.words(count), kind="stable")
 
-    def normal(self, count: int, dtype: torch.dtype | None = None, scale: float = 1.0) -> torch.Tensor:
-        """``count`` independent centred normal numbers, shape (count,), on the CPU.
+    def normal(
+        self,
+        count: int,
+        dtype: torch.dtype | None = None,
+        scale: float = 1.0,
+        device: torch.device | str = "cpu",
+    ) -> torch.Tensor:
+        """``count`` independent centred normal numbers, shape (count,).
 
         Args:
             count: How many, at least 0.
             dtype: Type of the result (default float64). Types other than float32 are made in float64 and cast last.
             scale: Standard deviation.
+            device: Where the result lies (default the CPU).
         """
         import torch
 
-        if dtype == torch.float32:
+        if dtype == torch.float32 and str(device) == "cpu":
             # Zeros from NumPy are not written before the noise is; torch would start its threads to write them.
             return self.add_normal_(torch.from_numpy(np.zeros(count, dtype=np.float32)), scale)
-        return self.add_normal_(torch.zeros(count, dtype=dtype or torch.float64, device="cpu"), scale)
+        return self.add_normal_(torch.zeros(count, dtype=dtype or torch.float64, device=device), scale)
 
     def add_normal_(self, target: torch.Tensor, scale: float | torch.Tensor = 1.0) -> torch.Tensor:
         """Add independent centred normal numbers to ``target`` in place, without a second array of its size.
@@ -263,7 +270,7 @@ def _number(device: torch.device) -> int:
 def _digits(position: int) -> list[int]:
     found = []
     while position:
-        position, digit = divmod(position, _POSITION_BASE)
+        position, digit = divmod(position, 1 << _POSITION_BITS)
         found.append(digit)
     return found
 

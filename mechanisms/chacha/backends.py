@@ -113,7 +113,7 @@ def _require_same(what: str, found: npt.NDArray, expected: npt.NDArray, toleranc
     difference = difference_in(what, found, expected, tolerance)
     if difference:
         raise UnprotectedUpdateError(
-            f"the ChaCha20 stream is not what RFC 8439 and the transform define: {difference}. No noise is made with it; "
+            f"the ChaCha20 stream is not what RFC 8439 and the transform define: {difference}. No noise is made of it: "
             "train on the CPU, or update torch, Triton and the driver"
         )
 
@@ -127,14 +127,13 @@ def difference_in(what: str, found: npt.NDArray, expected: npt.NDArray, toleranc
     """
     if found.shape != expected.shape:
         return f"{what} has shape {found.shape} instead of {expected.shape}"
-    if found.dtype.kind == "f":
-        off = ~(np.abs(found - expected) <= tolerance)
-    else:
-        off = found != expected
+    off = ~(np.abs(found - expected) <= tolerance) if found.dtype.kind == "f" else found != expected
     places = np.argwhere(off)
     if not len(places):
         return ""
     place = tuple(places[0].tolist())
-    one, other = (hex(values[place]) if values.dtype.kind == "u" else str(values[place]) for values in (found, expected))
+    one, other = (
+        hex(values[place]) if values.dtype.kind == "u" else str(values[place]) for values in (found, expected)
+    )
     name = place[0] if len(place) == 1 else place
     return f"{what} {name} is {one} instead of {other} ({len(places)} of {found.size} differ)"

@@ -1,7 +1,7 @@
 """The stream as Triton kernels: key stream, transform and addition in one pass over the target.
 
-Importing this module imports Triton. Set ``TRITON_INTERPRET=1`` before Triton is imported to run the kernels on the CPU,
-number by number, for tests.
+Importing this module imports Triton. To run the kernels on the CPU, for tests, set ``TRITON_INTERPRET=1`` before Triton
+is imported.
 """
 
 import os
@@ -18,7 +18,7 @@ _WARPS = 4
 #: Blocks of one program, from the number of blocks on: few for a short draw, to reach more processors.
 _SHORT, _SHORT_PROGRAM, _LONG_PROGRAM = 1 << 17, 128, 256
 #: The interpreter takes its time per program, whatever the size.
-_INTERPRETED, _INTERPRETED_PROGRAM = os.environ.get("TRITON_INTERPRET") == "1", 1 << 12
+_INTERPRETED, _INTERPRETED_PROGRAM = os.environ.get("TRITON_INTERPRET") == "1", 1 << 15
 #: Arguments that a recompilation must not depend on: a captured graph may not compile.
 _VARYING = ("blocks", "size", "segment", "high", "low")
 

@@ -65,9 +65,9 @@ def _quarter_round(rows: list[Words], a: int, b: int, c: int, d: int) -> None:
 def singles(words: Words, size: int, scale: float = 1.0) -> npt.NDArray[np.float64]:
     """What a draw of ``size`` normal numbers in float32 gives in exact arithmetic, shape (size,).
 
-    Pair ``k`` of a block is ``r cos(t), r sin(t)`` with ``r = scale * sqrt(-2 ln u)``: ``u = (w + 1/2) / 2**64`` for the
-    64-bit word ``w`` of words ``3k`` (lower half) and ``3k + 1``, and ``t = turn * pi / 2**31`` for word ``3k + 2``, read
-    as a signed integer. How discrete that is, and why it does not matter, is said in ``mechanisms.box_muller``.
+    Pair ``k`` of a block is ``r cos(t), r sin(t)`` with ``r = scale * sqrt(-2 ln u)``. ``u = (w + 1/2) / 2**64`` for
+    the 64-bit word ``w`` of words ``3k`` (lower half) and ``3k + 1``; ``t = turn * pi / 2**31`` for word ``3k + 2``,
+    read as a signed integer. How discrete that is, and why it does not matter, is said in ``mechanisms.box_muller``.
 
     Args:
         words: Of ``ceil(size / 10)`` blocks, shape (16, blocks).

@@ -22,10 +22,10 @@ _CAPTURED: set[DeviceStream] = set()
 class DeviceStream:
     """ChaCha20 on one device, at a place of the stream that only moves forward.
 
-    Guarantees: no block is used twice. Each draw takes its blocks by moving the counter on the device, so that a replayed
-    CUDA graph draws anew; with Triton the counter moves atomically, so that draws on several CUDA streams share no
-    block. (With torch operations, draws must follow one another, as all writes to one tensor must.) A stream is not
-    copied, pickled or drawn from in a forked process.
+    Guarantees: no block is used twice. Each draw takes its blocks by moving the counter on the device, so that a
+    replayed CUDA graph draws anew. With Triton the counter moves atomically, so that draws on several CUDA streams
+    share no block; with torch operations, draws must follow one another, as all writes to one tensor must. A stream is
+    not copied, pickled or drawn from in a forked process.
 
     Args:
         material: Key (32 bytes) and nonce (8 bytes); no other stream may have both.
@@ -49,7 +49,9 @@ class DeviceStream:
             self._counter = torch.full((1,), start, dtype=torch.int64, device=device)
 
     def __reduce__(self) -> NoReturn:
-        raise TypeError("a DeviceStream is not copied or pickled: two streams under one key would draw the same numbers")
+        raise TypeError(
+            "a DeviceStream is not copied or pickled: two streams under one key would draw the same numbers"
+        )
 
     @property
     def blocks(self) -> int:
@@ -84,8 +86,8 @@ class DeviceStream:
         """
         if target.device != self.device or not target.is_contiguous() or not target.is_floating_point():
             raise ValueError(
-                f"noise of the stream on {self.device} cannot be added in place to {target.dtype} on {target.device} with "
-                f"strides {target.stride()}; give it a contiguous floating tensor on {self.device}"
+                f"noise of the stream on {self.device} cannot be added in place to {target.dtype} on {target.device} "
+                f"with strides {target.stride()}; give it a contiguous floating tensor on {self.device}"
             )
         flat, scale = target.detach().view(-1), self._scale(scale)
         if not len(flat):

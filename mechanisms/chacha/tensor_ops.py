@@ -53,7 +53,9 @@ def add_singles(target: Tensor, key: Tensor, start: Tensor, scale: float | Tenso
         _place(target, segment, first, numbers, accumulate=True)
 
 
-def add_doubles(target: Tensor, words_of: Callable[[Tensor, int], Tensor], start: Tensor, scale: float | Tensor) -> None:
+def add_doubles(
+    target: Tensor, words_of: Callable[[Tensor, int], Tensor], start: Tensor, scale: float | Tensor
+) -> None:
     """Add a draw of normal numbers, made in float64 and cast last, to a contiguous vector of any type in place.
 
     Args:
