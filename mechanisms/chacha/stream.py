@@ -47,6 +47,7 @@ class DeviceStream:
             self.backend_name, self._backend = backend_for(device)
             self._key = input_words(material, device)
             self._counter = torch.full((1,), start, dtype=torch.int64, device=device)
+        self._settle()
 
     def __reduce__(self) -> NoReturn:
         raise TypeError(
@@ -66,6 +67,7 @@ class DeviceStream:
         """
         self._refuse_capture("move a secure stream")
         self._counter.fill_(start)
+        self._settle()
 
     def add_normal_(self, target: Tensor, scale: float | Tensor = 1.0) -> Tensor:
         """Add independent centred normal numbers to ``target`` in place.
@@ -117,6 +119,11 @@ class DeviceStream:
         if self._capturing():
             _CAPTURED.add(self)
         return self._backend.reserve(self._counter, blocks)
+
+    def _settle(self) -> None:
+        """Wait for a write of the counter: a draw on another CUDA stream could overtake it and repeat blocks."""
+        if self.device.type == "cuda":
+            torch.cuda.current_stream(self.device).synchronize()
 
     def _scale(self, scale: Any) -> float | Tensor:
         if not isinstance(scale, Tensor):
