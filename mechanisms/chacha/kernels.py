@@ -81,25 +81,26 @@ def _store_word(out, word, place, live):
 def _words_kernel(out, key, start, blocks, ROUNDS: tl.constexpr, PROGRAM: tl.constexpr):
     block = tl.program_id(0).to(tl.int64) * PROGRAM + tl.arange(0, PROGRAM)
     live = block < blocks
+    step = blocks.to(tl.int64)
     s0, s1, s2, s3, s4, s5, s6, s7, s8, s9, s10, s11, s12, s13, s14, s15 = _block_words(
         key, tl.load(start) + block, ROUNDS, PROGRAM
     )
     _store_word(out, s0, block, live)
-    _store_word(out, s1, block + blocks, live)
-    _store_word(out, s2, block + 2 * blocks, live)
-    _store_word(out, s3, block + 3 * blocks, live)
-    _store_word(out, s4, block + 4 * blocks, live)
-    _store_word(out, s5, block + 5 * blocks, live)
-    _store_word(out, s6, block + 6 * blocks, live)
-    _store_word(out, s7, block + 7 * blocks, live)
-    _store_word(out, s8, block + 8 * blocks, live)
-    _store_word(out, s9, block + 9 * blocks, live)
-    _store_word(out, s10, block + 10 * blocks, live)
-    _store_word(out, s11, block + 11 * blocks, live)
-    _store_word(out, s12, block + 12 * blocks, live)
-    _store_word(out, s13, block + 13 * blocks, live)
-    _store_word(out, s14, block + 14 * blocks, live)
-    _store_word(out, s15, block + 15 * blocks, live)
+    _store_word(out, s1, block + step, live)
+    _store_word(out, s2, block + 2 * step, live)
+    _store_word(out, s3, block + 3 * step, live)
+    _store_word(out, s4, block + 4 * step, live)
+    _store_word(out, s5, block + 5 * step, live)
+    _store_word(out, s6, block + 6 * step, live)
+    _store_word(out, s7, block + 7 * step, live)
+    _store_word(out, s8, block + 8 * step, live)
+    _store_word(out, s9, block + 9 * step, live)
+    _store_word(out, s10, block + 10 * step, live)
+    _store_word(out, s11, block + 11 * step, live)
+    _store_word(out, s12, block + 12 * step, live)
+    _store_word(out, s13, block + 13 * step, live)
+    _store_word(out, s14, block + 14 * step, live)
+    _store_word(out, s15, block + 15 * step, live)
 
 
 @triton.jit

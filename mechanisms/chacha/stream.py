@@ -29,7 +29,7 @@ class DeviceStream:
 
     Args:
         material: Key (32 bytes) and nonce (8 bytes); no other stream may have both.
-        device: Where numbers are made.
+        device: Where numbers are made; a CUDA device with its index.
         start: First block.
 
     Raises:

@@ -38,8 +38,8 @@ needs_interpreter = pytest.mark.skipif(TRITON < (3, 2), reason="needs Triton 3.2
 WAYS = [
     pytest.param(("torch", "cpu", 240_000), id="torch-cpu"),
     pytest.param(("triton", "cpu", 240_000), id="triton-interpreted", marks=needs_interpreter),
-    pytest.param(("torch", "cuda", 8_000_000), id="torch-cuda", marks=[pytest.mark.cuda, needs_cuda]),
-    pytest.param(("triton", "cuda", 8_000_000), id="triton-cuda", marks=[pytest.mark.cuda, needs_cuda, needs_triton]),
+    pytest.param(("torch", "cuda", 3_000_000), id="torch-cuda", marks=[pytest.mark.cuda, needs_cuda]),
+    pytest.param(("triton", "cuda", 3_000_000), id="triton-cuda", marks=[pytest.mark.cuda, needs_cuda, needs_triton]),
 ]
 #: Makes Triton fail to be imported, as where it is not installed.
 WITHOUT_TRITON = (
