@@ -1,11 +1,16 @@
 """Secure noise beside the insecure and the plain ways to get it: millions of float32 normal numbers per second.
 
     PYTHONPATH=. python benchmarks/noise.py [--rounds 30] [--threads 1 2]
+    PYTHONPATH=. python benchmarks/noise.py --device cuda
 
 Sizes are those of LeNet5 (61,684 parameters), a million, and ResNet18 (11.2 million). All fill memory that is there
 already, as the noise of a step does. ``torch normal_`` is the Mersenne Twister, which must not be used for privacy;
 ``os.urandom`` is the system's generator under the same transform; ``float64`` is the secure generator's other path.
 The ways take turns; best and median of the rounds. Writes ``benchmarks/results/noise.md``.
+
+On a GPU (sizes of LeNet5, ResNet18 and GPT-2 small) secure noise added in place is compared with ``torch.randn`` added
+and with ``torch.randn`` alone, by CUDA events: one call at a time, launches included, and replayed in a CUDA graph,
+where only the device's own time counts. Writes ``benchmarks/results/noise_cuda.md``.
 """
 
 from __future__ import annotations
@@ -26,7 +31,10 @@ from mechanisms.box_muller import add_normal
 from mechanisms.rng import SecureGenerator
 
 SIZES = (61_684, 1_000_000, 11_200_000)
-RESULTS = Path(__file__).parent / "results" / "noise.md"
+DEVICE_SIZES = (61_684, 11_200_000, 124_000_000)
+RESULTS = Path(__file__).parent / "results"
+#: Calls in one captured graph: enough that its own launch does not count.
+CAPTURED = 10
 
 
 class SystemStream:
@@ -79,11 +87,91 @@ def single_numbers(rounds: int) -> list[str]:
     ]
 
 
+def device_ways(size: int, device: torch.device) -> dict[str, Callable[[], object]]:
+    generator, target = SecureGenerator(), torch.zeros(size, device=device)
+    return {
+        "dpmodel, added": lambda: generator.add_normal_(target, 1.3),
+        "torch.randn, added": lambda: target.add_(torch.randn(size, device=device), alpha=1.3),
+        "torch.randn": lambda: torch.randn(size, out=target),
+    }
+
+
+def event_milliseconds(work: Callable[[], object], device: torch.device) -> float:
+    begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    torch.cuda.synchronize(device)
+    begin.record()
+    work()
+    end.record()
+    end.synchronize()
+    return begin.elapsed_time(end)
+
+
+def graph_of(work: Callable[[], object], device: torch.device) -> torch.cuda.CUDAGraph:
+    graph = torch.cuda.CUDAGraph()
+    torch.cuda.synchronize(device)
+    with torch.cuda.graph(graph):
+        for _ in range(CAPTURED):
+            work()
+    return graph
+
+
+def noise_rows(device: torch.device | str = "cuda", rounds: int = 30) -> list[str]:
+    """Rows of a table: way, numbers, median ms of a call and of a replay, with ratios to ``torch.randn, added``."""
+    device = torch.device(device)
+    found = []
+    with torch.cuda.device(device):
+        for size in DEVICE_SIZES:
+            table = device_ways(size, device)
+            for work in table.values():
+                work()
+            graphs = {name: graph_of(work, device) for name, work in table.items()}
+            calls: dict[str, list[float]] = {name: [] for name in table}
+            replays: dict[str, list[float]] = {name: [] for name in table}
+            for _ in range(rounds):
+                for name, work in table.items():
+                    calls[name].append(event_milliseconds(work, device))
+                    replays[name].append(event_milliseconds(graphs[name].replay, device) / CAPTURED)
+            call, replay = ({name: statistics.median(of[name]) for name in table} for of in (calls, replays))
+            plain = "torch.randn, added"
+            found += [
+                f"| {name} | {size:,} | {call[name]:.4f} | {call[name] / call[plain]:.2f} | {replay[name]:.4f} | "
+                f"{replay[name] / replay[plain]:.2f} |"
+                for name in table
+            ]
+            del graphs, table
+    return found
+
+
+def device_report(device: str, rounds: int) -> str:
+    from mechanisms.chacha.backends import backend_for
+
+    rows = noise_rows(device, rounds)
+    where = torch.device("cuda", torch.device(device).index or 0)
+    backend = backend_for(where)[0]
+    triton = f", triton {importlib.metadata.version('triton')}" if backend == "triton" else ""
+    lines = [
+        "# Secure noise on a GPU",
+        "",
+        f"Written by `PYTHONPATH=. python benchmarks/noise.py --device {device} --rounds {rounds}`, {date.today()}; "
+        f"{torch.cuda.get_device_name(where)}, Python {platform.python_version()}, torch {torch.__version__}{triton}; "
+        f"kernels by {backend}. Medians; the ratios are to `torch.randn, added`.",
+        "",
+        "| what | numbers | ms a call | ratio | ms in a graph | ratio |",
+        "|---|---:|---:|---:|---:|---:|",
+        *rows,
+    ]
+    return "\n".join(lines)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=30)
     parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
+    parser.add_argument("--device", default="cpu", help="cpu (default), cuda, cuda:1, ...")
     arguments = parser.parse_args()
+    if arguments.device != "cpu":
+        write("noise_cuda.md", device_report(arguments.device, arguments.rounds))
+        return
     begin_load = os.getloadavg()[0]
     rows = [row for threads in arguments.threads for size in SIZES for row in measure(size, threads, arguments.rounds)]
     versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in ("torch", "numpy", "cryptography"))
@@ -100,8 +188,12 @@ def main() -> None:
         "",
         *single_numbers(arguments.rounds),
     ]
-    RESULTS.write_text("\n".join(lines) + "\n")
-    print("\n".join(lines))
+    write("noise.md", "\n".join(lines))
+
+
+def write(name: str, report: str) -> None:
+    (RESULTS / name).write_text(report + "\n")
+    print(report)
 
 
 if __name__ == "__main__":

@@ -94,11 +94,8 @@ class ScheduledGaussian(NoiseMechanism):
         return self.generator.normal(size, scale=self.schedule(step))
 
     def add(self, summed: ClippedSum, step: int) -> torch.Tensor:
-        """The private release, as in the base class; on the CPU without a second array of the model's size."""
-        grad, scale = summed.flat_grad, self.schedule(step) * summed.norm_bound
-        if grad.device.type == "cpu":
-            return self.generator.add_normal_(grad, scale)
-        return grad.add_(self.generator.normal(grad.numel(), grad.dtype, scale).to(grad.device))
+        """The private release, as in the base class; without a second array of the model's size."""
+        return self.generator.add_normal_(summed.flat_grad, self.schedule(step) * summed.norm_bound)
 
 
 @NOISE.register("Gaussian")

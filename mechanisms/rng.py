@@ -1,8 +1,8 @@
-"""Randomness of the proof: an AES-256-CTR key stream, keyed by the operating system unless a seed is given.
+"""Randomness of the proof: key streams of AES-256-CTR and, on a GPU, ChaCha20, keyed by the operating system.
 
 Noise must be unpredictable to whoever sees the model, so it does not come from the training seed or a Mersenne Twister.
 Normal numbers in float64 are made from 53-bit uniform numbers, those in float32 as ``mechanisms.box_muller`` says; the
-tail of both reaches beyond 8 standard deviations.
+tail of both reaches beyond 8 standard deviations. What is drawn on a GPU is made there, see ``mechanisms.chacha``.
 """
 
 from __future__ import annotations
@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     import torch
     from cryptography.hazmat.primitives.ciphers import CipherContext
 
+    from mechanisms.chacha.stream import DeviceStream
+
 _KEY_BYTES = 32
 _WORD_BYTES = 8
 _MANTISSA_BITS = 53
@@ -29,14 +31,20 @@ _MANTISSA_BITS = 53
 _BLOCK = 1 << 16
 #: Squares of scales outside would leave the normal range of float32 in the transform.
 _FLOAT32_SCALES = (1e-10, 1e15)
+#: A position is a number of digits of so many bits: bytes drawn on the CPU, then blocks drawn on each GPU.
+_POSITION_BITS = 64
 
 
 class SecureGenerator:
-    """Random numbers from AES-256 in counter mode.
+    """Random numbers from AES-256 in counter mode and, for tensors on a CUDA device, from ChaCha20 on that device.
 
     Guarantees: with ``seed=0`` the key is fresh entropy of the operating system; it is never stored, shown or restored.
     After a fork the child draws under a key of its own, so two processes never share a stream. Nor does a copy, or what
-    a pickle is read back to: a secret one gets a fresh key; one that a seed fixes goes on from the same place.
+    a pickle is read back to: a secret one gets a fresh key; one that a seed fixes goes on from the same place. Each
+    device has a key of its own. Without Triton the numbers are the same, and made by torch operations.
+
+    A CUDA graph may capture ``add_normal_`` and ``bernoulli_mask``: each replay draws anew. Draw once with the same
+    shapes before the capture.
 
     Args:
         seed: 0 (default) for a secret stream. Any other whole number makes the stream reproducible: for tests only, the
@@ -54,6 +62,8 @@ class SecureGenerator:
         checks.non_negative_int(seed=seed or 0)
         self._seed = int(seed or 0)
         self._purpose = purpose
+        self._on_devices: dict[torch.device, DeviceStream] = {}
+        self._device_blocks: dict[int, int] = {}
         self._stream = self._new_stream(forked=False)
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -66,11 +76,18 @@ class SecureGenerator:
 
     @property
     def position(self) -> int | None:
-        """Bytes drawn so far from a stream that a seed fixes; None for a secret stream, which cannot be repeated."""
-        return self._position if self.reproducible else None
+        """Place in a stream that a seed fixes; None for a secret stream, which cannot be repeated.
+
+        Bytes drawn so far on the CPU, plus ``2**(64 * (i + 1))`` for each block of 64 bytes drawn on CUDA device ``i``.
+        """
+        if not self.reproducible:
+            return None
+        drawn = {_number(device): stream.blocks for device, stream in self._on_devices.items()}
+        blocks = {**self._device_blocks, **drawn}
+        return self._position + sum(count << (_POSITION_BITS * (number + 1)) for number, count in blocks.items())
 
     def seek(self, position: int) -> None:
-        """Go to the place after the first ``position`` bytes of a stream that a seed fixes.
+        """Go to a place in a stream that a seed fixes, as ``position`` states it.
 
         Raises:
             ValueError: The stream is secret, or ``position`` is no whole number of at least 0.
@@ -78,9 +95,16 @@ class SecureGenerator:
         checks.non_negative_int(position=position)
         if not self.reproducible:
             raise ValueError(f"a secret stream is never repeated, so it has no position {position} to go to")
+        on_devices, position = divmod(position, 1 << _POSITION_BITS)
+        kept = {} if self._forked or os.getpid() != self._process else self._on_devices
         self._stream = self._new_stream(forked=False, counter=position // CIPHER_BYTES)
         self._stream.update(bytes(position % CIPHER_BYTES))
         self._position = position
+        self._device_blocks = dict(enumerate(_digits(on_devices)))
+        # The same streams go on, since captured graphs draw from them.
+        self._on_devices = kept
+        for device, stream in kept.items():
+            stream.seek(self._device_blocks.get(_number(device), 0))
 
     def words(self, count: int) -> np.ndarray:
         """``count`` uniform 64-bit words as a fresh ``uint64`` array."""
@@ -91,8 +115,23 @@ class SecureGenerator:
         checks.sampling_rate(rate=rate)
         if rate == 1.0:
             return np.arange(count)
-        # The threshold is rounded down: a row is never drawn with more than the accounted probability.
-        return np.flatnonzero(self.words(count) < np.uint64(int(rate * 2.0**64)))
+        return np.flatnonzero(self.words(count) < np.uint64(_threshold(rate)))
+
+    def bernoulli_mask(self, count: int, rate: float, device: torch.device | str = "cpu") -> torch.Tensor:
+        """``count`` independent coins of probability ``rate``, ``bool``, shape (count,), made on ``device``.
+
+        The same coins as ``bernoulli_rows`` on the CPU. The shape does not depend on the coins, so that nothing waits
+        for them.
+        """
+        import torch
+
+        checks.sampling_rate(rate=rate)
+        device = torch.device(device)
+        if rate == 1.0:
+            return torch.ones(count, dtype=torch.bool, device=device)
+        if device.type == "cuda":
+            return self._on(device).coins(count, _threshold(rate))
+        return torch.from_numpy(self.words(count) < np.uint64(_threshold(rate))).to(device)
 
     def integers(self, high: int, count: int) -> np.ndarray:
         """``count`` uniform integers in [0, high), ``int64``."""
@@ -104,36 +143,50 @@ class SecureGenerator:
         """A uniform permutation of 0 .. count - 1, ``int64``."""
         return np.argsort(self.words(count), kind="stable")
 
-    def normal(self, count: int, dtype: torch.dtype | None = None, scale: float = 1.0) -> torch.Tensor:
-        """``count`` independent centred normal numbers, shape (count,), on the CPU.
+    def normal(
+        self,
+        count: int,
+        dtype: torch.dtype | None = None,
+        scale: float = 1.0,
+        device: torch.device | str = "cpu",
+    ) -> torch.Tensor:
+        """``count`` independent centred normal numbers, shape (count,).
 
         Args:
             count: How many, at least 0.
             dtype: Type of the result (default float64). Types other than float32 are made in float64 and cast last.
             scale: Standard deviation.
+            device: Where the result lies (default the CPU).
         """
         import torch
 
-        if dtype == torch.float32:
+        if dtype == torch.float32 and str(device) == "cpu":
             # Zeros from NumPy are not written before the noise is; torch would start its threads to write them.
             return self.add_normal_(torch.from_numpy(np.zeros(count, dtype=np.float32)), scale)
-        return self.add_normal_(torch.zeros(count, dtype=dtype or torch.float64, device="cpu"), scale)
+        return self.add_normal_(torch.zeros(count, dtype=dtype or torch.float64, device=device), scale)
 
-    def add_normal_(self, target: torch.Tensor, scale: float = 1.0) -> torch.Tensor:
+    def add_normal_(self, target: torch.Tensor, scale: float | torch.Tensor = 1.0) -> torch.Tensor:
         """Add independent centred normal numbers to ``target`` in place, without a second array of its size.
 
-        Numbers in float32 come from a stream under a key of their own, drawn for this call and forgotten after it; they
-        are made on as many cores as torch may use, and do not depend on how many.
+        Numbers in float32 on the CPU come from a stream under a key of their own, drawn for this call and forgotten
+        after it; they are made on as many cores as torch may use, and do not depend on how many. On a CUDA device one
+        kernel makes and adds them. For other devices they are made on the CPU and copied.
 
         Args:
-            target: Contiguous, shape (n,), on the CPU.
-            scale: Standard deviation.
+            target: Contiguous, shape (n,).
+            scale: Standard deviation; on a CUDA device also a tensor of one number there, which a captured graph reads
+                anew at each replay.
 
         Returns:
             ``target``.
         """
         import torch
 
+        if target.device.type == "cuda":
+            return self._on(target.device).add_normal_(target, scale)
+        scale = float(scale)
+        if target.device.type != "cpu":
+            return target.add_(self.normal(target.numel(), target.dtype, scale).to(target.device))
         low, high = _FLOAT32_SCALES
         if target.dtype == torch.float32 and low < scale < high:
             key = self._bytes(_KEY_BYTES + CIPHER_BYTES)
@@ -162,18 +215,64 @@ class SecureGenerator:
         return math.sqrt(-2.0 * math.log(1.0 - uniform)) * math.cos(2.0 * math.pi * turn)
 
     def _bytes(self, count: int) -> bytes:
-        if os.getpid() != self._process:
-            self._stream = self._new_stream(forked=True)
+        self._renew_in_child()
         self._position += count
         return self._stream.update(bytes(count))
 
+    def _on(self, device: torch.device) -> DeviceStream:
+        """The stream of a device, made at its first use."""
+        import torch
+
+        from mechanisms.chacha.reference import KEY_WORDS, MATERIAL_BYTES
+        from mechanisms.chacha.stream import DeviceStream
+
+        self._renew_in_child()
+        if device.type == "cuda" and device.index is None:
+            device = torch.device("cuda", torch.cuda.current_device())
+        if device not in self._on_devices:
+            number, key_bytes = _number(device), 4 * KEY_WORDS
+            key = self._material(f"chacha:{number}") if self.reproducible else os.urandom(key_bytes)
+            nonce = hashlib.sha512(f"dpmodel:{self._purpose}".encode()).digest()[: MATERIAL_BYTES - key_bytes]
+            start = self._device_blocks.get(number, 0)
+            self._on_devices[device] = DeviceStream(key[:key_bytes] + nonce, device, start)
+        return self._on_devices[device]
+
+    def _renew_in_child(self) -> None:
+        if os.getpid() != self._process:
+            self._stream = self._new_stream(forked=True)
+            self._on_devices, self._device_blocks = {}, {}
+
     def _new_stream(self, *, forked: bool, counter: int = 0) -> CipherContext:
-        self._process, self._position = os.getpid(), 0
+        self._process, self._forked, self._position = os.getpid(), forked, 0
         if self._seed == 0:
             return _open_stream(os.urandom(_KEY_BYTES + CIPHER_BYTES))
-        process = self._process if forked else ""
-        material = hashlib.sha512(f"dpmodel:{self._seed}:{self._purpose}:{process}".encode()).digest()
-        return _open_stream(material, counter)
+        return _open_stream(self._material(), counter)
+
+    def _material(self, *place: str) -> bytes:
+        """64 bytes that follow from the seed, and from where they are used."""
+        process = self._process if self._forked else ""
+        named = ":".join(["dpmodel", str(self._seed), self._purpose, str(process), *place])
+        return hashlib.sha512(named.encode()).digest()
+
+
+def _threshold(rate: float) -> int:
+    """A 64-bit word lies below it with probability ``rate``, rounded down.
+
+    No row is drawn with more than the accounted probability.
+    """
+    return int(rate * 2.0**64)
+
+
+def _number(device: torch.device) -> int:
+    return device.index or 0
+
+
+def _digits(position: int) -> list[int]:
+    found = []
+    while position:
+        position, digit = divmod(position, 1 << _POSITION_BITS)
+        found.append(digit)
+    return found
 
 
 def _rebuilt(seed: int, purpose: str, position: int | None) -> SecureGenerator:

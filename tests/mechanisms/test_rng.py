@@ -2,6 +2,7 @@ import copy
 import math
 import os
 import pickle
+from fractions import Fraction
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from mechanisms.rng import SecureGenerator
+from mechanisms.rng import SecureGenerator, _threshold
 
 
 @settings(max_examples=50, deadline=None)
@@ -190,3 +191,102 @@ def test_a_copy_of_a_secret_stream_is_another_stream_and_of_a_seeded_one_goes_on
     assert secret.words(4).tolist() != copied(secret).words(4).tolist()
     assert copied(seeded).words(4).tolist() == seeded.words(4).tolist()
     assert not copied(secret).reproducible
+
+
+CPU = torch.device("cpu")
+
+
+def on_device(generator, count):
+    """Noise and coins of the generator's stream on a device; the CPU stands for a GPU."""
+    stream = generator._on(CPU)
+    return torch.cat([stream.add_normal_(torch.zeros(count)), stream.coins(count, 2**63).float()])
+
+
+def test_streams_of_devices_are_keyed_apart_by_secret_seed_and_purpose():
+    makers = [SecureGenerator, SecureGenerator, *(lambda s=s, p=p: SecureGenerator(s, p) for s in (1, 2) for p in "ab")]
+    drawn = torch.stack([on_device(make(), 40)[:40] for make in makers])
+    assert len(torch.unique(drawn, dim=0)) == len(makers)
+    assert torch.equal(on_device(SecureGenerator(1, "a"), 40)[:40], drawn[2])
+
+
+def test_keys_of_two_devices_differ_under_one_seed():
+    generator = SecureGenerator(5)
+    assert generator._material("chacha:0")[:32] != generator._material("chacha:1")[:32]
+    assert generator._material("chacha:0")[:32] != generator._material()[:32]
+
+
+@pytest.mark.parametrize("seed", [0, 9])
+def test_a_forked_child_draws_another_stream_on_its_devices(seed):
+    generator = SecureGenerator(seed)
+    on_device(generator, 10)
+    reader, writer = os.pipe()
+    child = os.fork()
+    if child == 0:
+        os.write(writer, on_device(generator, 10)[:10].numpy().tobytes())
+        os._exit(0)
+    os.waitpid(child, 0)
+    theirs = np.frombuffer(os.read(reader, 40), dtype=np.float32)
+    assert len(theirs) == 10
+    for ours in (on_device(generator, 10), on_device(SecureGenerator(seed), 10)):
+        assert not np.array_equal(theirs, ours[:10].numpy())
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda value: pickle.loads(pickle.dumps(value))])
+def test_a_copy_s_stream_on_a_device_is_fresh_when_secret_and_goes_on_when_seeded(copied):
+    secret, seeded = SecureGenerator(), SecureGenerator(seed=3)
+    on_device(secret, 30), on_device(seeded, 30)
+    assert not torch.equal(on_device(copied(secret), 30), on_device(secret, 30))
+    assert torch.equal(on_device(copied(seeded), 30), on_device(seeded, 30))
+
+
+OPERATIONS = st.lists(st.tuples(st.sampled_from(["words", "device", "normal"]), st.integers(0, 60)), max_size=6)
+
+
+def operate(generator, operations):
+    table = {
+        "words": lambda size: torch.from_numpy(generator.words(size).astype(np.float64)),
+        "device": lambda size: on_device(generator, size),
+        "normal": lambda size: generator.normal(size, torch.float32),
+    }
+    return [table[kind](size) for kind, size in operations]
+
+
+@settings(max_examples=40, deadline=None)
+@given(before=OPERATIONS, after=OPERATIONS, drawn_elsewhere=st.booleans())
+def test_a_position_brings_back_the_places_on_the_cpu_and_on_devices(before, after, drawn_elsewhere):
+    original, resumed = SecureGenerator(8), SecureGenerator(8)
+    operate(original, before)
+    if drawn_elsewhere:
+        operate(resumed, [("device", 50), ("words", 3)])
+    resumed.seek(original.position)
+    assert resumed.position == original.position
+    for one, other in zip(operate(original, after), operate(resumed, after), strict=True):
+        assert torch.equal(one, other)
+    assert resumed.position == original.position
+
+
+def test_a_secret_stream_on_a_device_has_no_position():
+    generator = SecureGenerator()
+    on_device(generator, 5)
+    assert generator.position is None
+    with pytest.raises(ValueError, match="never repeated"):
+        generator.seek(0)
+
+
+@settings(max_examples=30, deadline=None)
+@given(count=st.integers(0, 500), rate=st.floats(1e-4, 1.0), seed=st.integers(1, 2**31))
+def test_the_mask_of_coins_marks_the_rows_that_would_be_drawn(count, rate, seed):
+    mask = SecureGenerator(seed).bernoulli_mask(count, rate)
+    assert (mask.dtype, mask.shape) == (torch.bool, (count,))
+    assert np.array_equal(mask.nonzero()[:, 0].numpy(), SecureGenerator(seed).bernoulli_rows(count, rate))
+
+
+@pytest.mark.parametrize("rate", [1e-12, 0.1, 1 / 3, 1 - 2.0**-53])
+def test_the_threshold_of_a_coin_never_exceeds_its_probability(rate):
+    threshold = _threshold(rate)
+    assert 0 <= Fraction(rate) * 2**64 - threshold < 1
+
+
+def test_a_tensor_scale_is_a_scale_on_the_cpu_too():
+    drawn = SecureGenerator(4).normal(50, torch.float32, 0.5)
+    assert torch.equal(SecureGenerator(4).add_normal_(torch.zeros(50), torch.tensor(0.5)), drawn)

@@ -1,0 +1,150 @@
+"""A key stream on one device: key and block counter live there, and so does everything that is drawn."""
+
+from __future__ import annotations
+
+import os
+from functools import partial
+from typing import Any, NoReturn
+
+import torch
+from torch import Tensor
+
+from mechanisms.chacha.backends import backend_for, input_words
+from mechanisms.chacha.reference import COINS, MATERIAL_BYTES, SINGLES
+from mechanisms.chacha.tensor_ops import add_doubles, blocks_of_doubles
+
+#: Scales outside leave the normal range of float32 in the transform.
+_SINGLE_SCALES = (1e-30, 1e30)
+#: Streams that a captured graph draws from: the graph knows the addresses of key and counter and does not own them.
+_CAPTURED: set[DeviceStream] = set()
+
+
+class DeviceStream:
+    """ChaCha20 on one device, at a place of the stream that only moves forward.
+
+    Guarantees: no block is used twice. Each draw takes its blocks by moving the counter on the device, so that a
+    replayed CUDA graph draws anew. With Triton the counter moves atomically, so that draws on several CUDA streams
+    share no block; with torch operations, draws must follow one another, as all writes to one tensor must. A stream is
+    not copied, pickled or drawn from in a forked process.
+
+    Args:
+        material: Key (32 bytes) and nonce (8 bytes); no other stream may have both.
+        device: Where numbers are made; a CUDA device with its index.
+        start: First block.
+
+    Raises:
+        RuntimeError: A CUDA graph is being captured: each replay would set the counter back.
+    """
+
+    def __init__(self, material: bytes, device: torch.device, start: int = 0) -> None:
+        if len(material) != MATERIAL_BYTES:
+            raise ValueError(f"key and nonce are {MATERIAL_BYTES} bytes together, got {len(material)}")
+        self.device = device
+        self._refuse_capture("start a secure stream")
+        self._process = os.getpid()
+        # Tensors made in inference mode could not be changed in place outside of it.
+        with torch.inference_mode(False):
+            self.backend_name, self._backend = backend_for(device)
+            self._key = input_words(material, device)
+            self._counter = torch.full((1,), start, dtype=torch.int64, device=device)
+        self._settle()
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError(
+            "a DeviceStream is not copied or pickled: two streams under one key would draw the same numbers"
+        )
+
+    @property
+    def blocks(self) -> int:
+        """Blocks used so far, replays included. Waits for the device."""
+        return int(self._counter.item())
+
+    def seek(self, start: int) -> None:
+        """Continue from block ``start``; captured graphs follow.
+
+        Raises:
+            RuntimeError: A CUDA graph is being captured.
+        """
+        self._refuse_capture("move a secure stream")
+        self._counter.fill_(start)
+        self._settle()
+
+    def add_normal_(self, target: Tensor, scale: float | Tensor = 1.0) -> Tensor:
+        """Add independent centred normal numbers to ``target`` in place.
+
+        Numbers in float32 have 64 random bits in the radius and 32 in the angle, like those of
+        ``mechanisms.box_muller``; all other types are made in float64 and cast last.
+
+        Args:
+            target: Contiguous, any shape, of a floating type, on this device.
+            scale: Standard deviation: a number, or a tensor of one number on this device, which a captured graph reads
+                anew at each replay.
+
+        Returns:
+            ``target``.
+
+        Raises:
+            ValueError: ``target`` is elsewhere, not contiguous, or of another type.
+        """
+        if target.device != self.device or not target.is_contiguous() or not target.is_floating_point():
+            raise ValueError(
+                f"noise of the stream on {self.device} cannot be added in place to {target.dtype} on {target.device} "
+                f"with strides {target.stride()}; give it a contiguous floating tensor on {self.device}"
+            )
+        flat, scale = target.detach().view(-1), self._scale(scale)
+        if not len(flat):
+            return target
+        if target.dtype == torch.float32 and _suits_singles(scale):
+            self._backend.add_singles(flat, self._key, self._reserve(-(-len(flat) // SINGLES)), scale)
+        else:
+            start = self._reserve(blocks_of_doubles(len(flat)))
+            add_doubles(flat, partial(self._backend.words, self._key), start, scale)
+        return target
+
+    def coins(self, count: int, threshold: int) -> Tensor:
+        """Whether each of ``count`` 64-bit words lies below ``threshold``: ``bool``, shape (count,).
+
+        Args:
+            count: How many, at least 0.
+            threshold: Whole number in [0, 2**64).
+        """
+        out = torch.empty(count, dtype=torch.bool, device=self.device)
+        if count:
+            self._backend.write_coins(out, self._key, self._reserve(-(-count // COINS)), threshold)
+        return out
+
+    def _reserve(self, blocks: int) -> Tensor:
+        if os.getpid() != self._process:
+            raise RuntimeError("a DeviceStream was drawn from in a forked process, where its numbers would repeat")
+        if self._capturing():
+            _CAPTURED.add(self)
+        return self._backend.reserve(self._counter, blocks)
+
+    def _settle(self) -> None:
+        """Wait for a write of the counter: a draw on another CUDA stream could overtake it and repeat blocks."""
+        if self.device.type == "cuda":
+            torch.cuda.current_stream(self.device).synchronize()
+
+    def _scale(self, scale: Any) -> float | Tensor:
+        if not isinstance(scale, Tensor):
+            return float(scale)
+        if scale.numel() != 1 or scale.device != self.device:
+            raise ValueError(
+                f"the scale must be one number on {self.device}, got shape {tuple(scale.shape)} on {scale.device}"
+            )
+        return scale.detach().reshape(())
+
+    def _capturing(self) -> bool:
+        return self.device.type == "cuda" and torch.cuda.is_current_stream_capturing()
+
+    def _refuse_capture(self, what: str) -> None:
+        if self._capturing():
+            raise RuntimeError(
+                f"cannot {what} while a CUDA graph is captured: every replay would set its counter back and repeat the "
+                "noise. Draw once before the capture"
+            )
+
+
+def _suits_singles(scale: float | Tensor) -> bool:
+    low, high = _SINGLE_SCALES
+    return isinstance(scale, Tensor) or low < scale < high
