@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 import statistics
-from collections.abc import Iterable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 Record = dict[str, Any]
@@ -47,9 +49,17 @@ class Report:
         """The page."""
         machine = next((record["text"] for record in self.of("machine")), "no section has run yet")
         lines = ["# Private training on a GPU", "", f"Written by `{self.command}`. {machine}", ""]
-        for part in (_tests, _steps, _engines, _noise, _fits, _longest, _failures):
-            lines += part(self)
-        return "\n".join(lines).rstrip() + "\n"
+        return (
+            "\n".join([*lines, *self._parts(_tests, _steps, _engines, _noise, _fits, _longest, _failures)]).rstrip()
+            + "\n"
+        )
+
+    def brief(self) -> str:
+        """Its tables alone, for the terminal."""
+        return "\n".join(self._parts(_steps, _noise, _fits, _failures, _tests))
+
+    def _parts(self, *parts: Callable[[Report], Iterator[str]]) -> list[str]:
+        return [line for part in parts for line in part(self)]
 
 
 def table(columns: Iterable[str], rows: Iterable[Iterable[str]]) -> list[str]:
@@ -76,6 +86,8 @@ def _steps(report: Report) -> Iterator[str]:
     found = report.of("step")
     if found:
         yield from ("## Steps", "", *STEP_NOTES, "")
+        places = list(dict.fromkeys((record["section"], record["size"]) for record in found))
+        found.sort(key=lambda record: (places.index((record["section"], record["size"])), record["order"]))
         yield from table(STEP_COLUMNS, (_step_row(record, report) for record in found))
 
 
@@ -120,15 +132,15 @@ def _engines(report: Report) -> Iterator[str]:
     found = report.of("engine")
     if found:
         yield from ("## What `auto` chose", "")
-        for record in found:
-            yield from (
-                f"{record['section']} ({record['size']}), {record['row']}:",
-                "",
-                "```",
-                *record["lines"],
-                "```",
-                "",
-            )
+        rows = ([f"{r['section']} ({r['size']})", r["row"], r["why"], _plans(r["plans"])] for r in found)
+        yield from table(("workload (batch)", "row", "why", "plans"), rows)
+
+
+def _plans(lines: list[str]) -> str:
+    """How many parameters have which plan."""
+    chosen = (re.search(r"\)\): ([^(]+)", line) for line in lines)
+    counts = Counter(match[1].strip() for match in chosen if match)
+    return ", ".join(f"{count} {plan}" for plan, count in counts.items())
 
 
 def _noise(report: Report) -> Iterator[str]:
@@ -155,7 +167,7 @@ def _fits(report: Report) -> Iterator[str]:
 
 
 def _longest(report: Report) -> Iterator[str]:
-    found = [record for record in report.of("launches") if record["longest"] and record["row"].startswith("dpmodel")]
+    found = [record for record in report.of("launches") if record["longest"] and record["row"] == "dpmodel"]
     if found:
         yield from ("## Kernels of most time", "")
         rows = (

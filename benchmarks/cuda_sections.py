@@ -25,7 +25,7 @@ from cuda_report import Record, Report
 from cuda_tests import tests_section
 from device_measures import finish, held_bytes, launches, milliseconds, on_gpu, peak_bytes_of, steps_for
 from machine import description, gpu
-from steps import PLAIN, Step, build, graphed_plain_step, plain_step, step_and_engine
+from steps import PLAIN, Step, build, graphed_plain_step, plain_step, private_step
 from workloads import WORKLOADS, Workload
 
 RESULTS = Path(__file__).parent / "results" / "cuda.md"
@@ -69,18 +69,21 @@ class Section:
     run: Callable[[Task], None]
 
 
-def private_step(workload: Workload, size: int, device: str, told: Callable[[str], None], **options: Any) -> Step:
-    step, engine = step_and_engine("auto", workload, size, device=device, **options)
-    step()
-    told(f"{engine.name}\n{engine.explain()}")
-    return step
+def auto_step(workload: Workload, size: int, device: str, told: Callable[[str, str], None], **options: Any) -> Step:
+    """A step of the engine that trains by default; why that one, and its plans, are told once they are known."""
+    made = private_step("auto", workload, size, device=device, **options)
+    made.step()
+    told(made.reason, made.engine.explain())
+    return made.step
 
 
-def rows(workload: Workload, size: int, device: str, told: Callable[[str, str], None]) -> dict[str, Callable[[], Step]]:
+def rows(
+    workload: Workload, size: int, device: str, told: Callable[[str, str, str], None]
+) -> dict[str, Callable[[], Step]]:
     """How each row of the table is made; the most telling ones first."""
 
     def ours(name: str, **options: Any) -> Callable[[], Step]:
-        return partial(private_step, workload, size, device, partial(told, name), **options)
+        return partial(auto_step, workload, size, device, partial(told, name), **options)
 
     found: dict[str, Callable[[], Step]] = {
         "plain": partial(plain_step, PLAIN["plain"], workload, size, device),
@@ -101,24 +104,31 @@ def steps_section(workload: Workload, size: int, task: Task) -> None:
     size = max(2, size // 256) if task.quick else size
     place = {"section": workload.name, "size": size}
 
-    def told(row: str, text: str) -> None:
-        task.emit({"kind": "engine", **place, "row": row, "lines": text.splitlines()[:60]})
+    def told(row: str, why: str, plans: str) -> None:
+        task.emit({"kind": "engine", **place, "row": row, "why": why, "plans": plans.splitlines()})
 
     steps: dict[str, ReadyStep] = {}
-    for name, make in rows(workload, size, task.device, told).items():
+    for order, (name, make) in enumerate(rows(workload, size, task.device, told).items()):
         try:
             if task.over(LAST_ROW):
                 raise TimeoutError("no time was left")
-            steps[name] = _ready(make, task)
+            steps[name] = _ready(make, task, order)
         except Exception as error:
-            task.emit({"kind": "step", **place, "row": name, "why": reason(error)})
+            task.emit({"kind": "step", **place, "row": name, "order": order, "why": reason(error)})
         if on_gpu(task.device):
             torch.cuda.empty_cache()
     _take_turns(steps, place, task)
-    for name, ready in steps.items():
-        found = None if task.over(0.95) else launches(ready.step, task.device)
-        if found is not None:
-            task.emit({"kind": "launches", **place, "row": name, **asdict(found)})
+    _count_launches(steps, place, task)
+
+
+def _count_launches(steps: dict[str, ReadyStep], place: Record, task: Task) -> None:
+    try:
+        for name, ready in steps.items():
+            found = None if task.over(0.95) else launches(ready.step, task.device)
+            if found is not None:
+                task.emit({"kind": "launches", **place, "row": name, **asdict(found)})
+    except Exception as error:  # profilers fail in ways of their own, and the times are there already
+        task.emit({"kind": "failed", **place, "row": "launches", "why": f"launches: {reason(error)}"})
 
 
 def _take_turns(steps: dict[str, ReadyStep], place: Record, task: Task) -> None:
@@ -126,21 +136,23 @@ def _take_turns(steps: dict[str, ReadyStep], place: Record, task: Task) -> None:
     for _ in range(1 if task.quick else 5):
         for name, ready in steps.items():
             times[name].append(milliseconds(ready.step, ready.count, task.device))
-            task.emit({"kind": "step", **place, "row": name, "ms": times[name], "peak_mib": ready.peak_mib})
+            found = {"row": name, "order": ready.order, "ms": times[name], "peak_mib": ready.peak_mib}
+            task.emit({"kind": "step", **place, **found})
         if task.over(LAST_ROUND):
             return
 
 
 @dataclass(frozen=True)
 class ReadyStep:
-    """A warm step, how many of it fill a turn, and MiB at its peak."""
+    """A warm step, how many of it fill a turn, MiB at its peak, and its place among the rows."""
 
     step: Step
     count: int
     peak_mib: float | None
+    order: int
 
 
-def _ready(make: Callable[[], Step], task: Task) -> ReadyStep:
+def _ready(make: Callable[[], Step], task: Task, order: int) -> ReadyStep:
     before = held_bytes(task.device)
     step = make()
     for _ in range(1 if task.quick else 3):
@@ -148,7 +160,7 @@ def _ready(make: Callable[[], Step], task: Task) -> ReadyStep:
     finish(task.device)
     peak = peak_bytes_of(step, task.device)
     count = 1 if task.quick else steps_for(0.15, milliseconds(step, 1, task.device))
-    return ReadyStep(step, count, None if peak is None else (peak - before) / 2**20)
+    return ReadyStep(step, count, None if peak is None else (peak - before) / 2**20, order)
 
 
 def noise_section(task: Task) -> None:
@@ -199,7 +211,7 @@ def sections() -> list[Section]:
         for size in workload.gpu_batch_sizes
     ]
     return [
-        Section("tests", 3.0, tests_section),
+        Section("tests", 4.5, tests_section),
         Section("noise", 0.4, noise_section),
         *steps,
         Section("fit", 1.0, fit_section),
@@ -255,9 +267,9 @@ def _inside(section: Section, options: argparse.Namespace, seconds: float, pipe:
     warnings.filterwarnings("ignore")
     task = Task(options.device, options.quick, seconds, options.raw, pipe.send, time.monotonic())
     try:
-        if on_gpu(options.device) and section.name != "tests":
-            torch.zeros(1, device=options.device)
-            task.emit({"kind": "machine", "text": f"{gpu()}; {description('opacus', 'triton', 'numpy')}"})
+        if section.name != "tests":
+            card = f"{gpu()}; " if on_gpu(options.device) else ""
+            task.emit({"kind": "machine", "text": f"{card}{description('opacus', 'triton', 'numpy')}"})
         section.run(task)
     except Exception as error:
         traceback.print_exc()
@@ -295,7 +307,7 @@ def main(description_of_script: str) -> None:
     def take(record: Record) -> None:
         report.add(record)
         line = json.dumps(record)
-        if record["kind"] in ("failed", "tests", "noise", "fit") or "why" in record:
+        if record["kind"] in ("failed", "tests", "noise", "fit") or (record["kind"] == "step" and "why" in record):
             print(f"{time.monotonic() - begun:6.1f} s  {line[:1500]}", flush=True)
         if log:
             log.write(line + "\n")
@@ -309,7 +321,7 @@ def main(description_of_script: str) -> None:
         seconds = budget.take()
         print(f"{time.monotonic() - begun:6.1f} s  {section.name}: at most {seconds:.0f} s", flush=True)
         run_apart(section, options, seconds, take)
-    print(report.text())
+    print(report.brief())
 
 
 def _import_ahead() -> None:

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 ROOT = Path(__file__).parents[1]
 MARK = "mark.cuda"
 OUTCOME = re.compile(r"\b(PASSED|FAILED|ERROR|SKIPPED|XFAIL|XPASS)\b")
-SUMMARY = re.compile(r"^(?:FAILED|ERROR) (?P<name>\S+(?:\[.*?\])?)(?: - (?P<why>.*))?$")
+SUMMARY = re.compile(r"^(?:FAILED|ERROR) (?P<name>.+?)(?: - (?P<why>.*))?$")
 
 #: Processes that share the GPU while testing, where pytest-xdist is installed.
 PROCESSES = 6
@@ -51,7 +51,7 @@ def tests_section(task: Task) -> None:
             elif "::" in line and (outcome := OUTCOME.search(line)):
                 counts[outcome[1].lower()] += 1
                 if outcome[1] in ("FAILED", "ERROR"):
-                    name = next(word for word in line.split() if "::" in word)
+                    name = OUTCOME.split(line[line.index("tests/") :])[0].strip()
                     failures.setdefault(name, "")
         timer.cancel()
     stopped = process.returncode not in (0, 1, 5)

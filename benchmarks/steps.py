@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from peers import for_opacus, require_equal
@@ -104,10 +104,18 @@ def graphed_plain_step(workload: Workload, size: int, device: str = "cuda") -> S
 
 def engine_step(name: str, workload: Workload, size: int, device: str = "cpu") -> Step:
     """A step of one of our engines."""
-    return step_and_engine(name, workload, size, device=device)[0]
+    return private_step(name, workload, size, device=device).step
 
 
-def step_and_engine(
+class PrivateStep(NamedTuple):
+    """A step, the engine in it, and why it is that engine."""
+
+    step: Step
+    engine: Engine
+    reason: str
+
+
+def private_step(
     name: str,
     workload: Workload,
     size: int,
@@ -116,7 +124,7 @@ def step_and_engine(
     device: str = "cpu",
     noisy: bool = True,
     **options: Any,
-) -> tuple[Step, Engine]:
+) -> PrivateStep:
     """A step of one of our engines, and the engine.
 
     Args:
@@ -131,9 +139,10 @@ def step_and_engine(
     network, (x, y) = fresh_network(workload, device), workload.batch(size, device)
     optimizer, unit, loss_fn = optimizer_of(network), ClippedUnit(1, size), workload.loss()
     if name == "auto":
-        engine = choose_engine(name, network, loss_fn, unit, Batch(x[:2], y[:2]), options=options).engine
+        choice = choose_engine(name, network, loss_fn, unit, Batch(x[:2], y[:2]), options=options)
+        engine, reason = choice.engine, choice.reason
     else:
-        engine = ENGINES.create(name, unit, **options)
+        engine, reason = ENGINES.create(name, unit, **options), f"engine {name!r} was asked for"
     parameters, layout = list(network.parameters()), FlatLayout.of(network)
     noise, clip = Gaussian(initial_noise_multiplier=1.0), Fixed()
     clip.start(BOUND)
@@ -146,7 +155,7 @@ def step_and_engine(
             parameter.grad = gradient
         optimizer.step()
 
-    return step, engine
+    return PrivateStep(step, engine, reason)
 
 
 def opacus_step(mode: str, workload: Workload, size: int, device: str = "cpu") -> Step:
@@ -196,7 +205,7 @@ def peak_mib(name: str, workload: Workload, size: int, step: Step, device: str =
     """Most MiB that tensors made by a step held at one time, gradients and all that engines keep included."""
     if name not in ENGINES:
         return peak_bytes(torch.device(device), step) / 2**20
-    step, engine = step_and_engine(name, workload, size, reuse=False, device=device)
+    step, engine, _ = private_step(name, workload, size, reuse=False, device=device)
     return (peak_bytes(torch.device(device), step) + engine.held_bytes) / 2**20
 
 

@@ -12,6 +12,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from operator import is_
+from pathlib import PurePath
 from typing import Any
 
 import numpy as np
@@ -27,6 +28,9 @@ MOST_BYTES = 64 * 2**20
 
 #: Where installed packages lie. Their code is trusted to keep the state of a network in the network's objects.
 _INSTALLED = tuple({sysconfig.get_paths()[name] for name in ("stdlib", "platstdlib", "purelib", "platlib")})
+
+#: Names of folders of packages elsewhere: those of the system under a virtual environment, or of ``pip --target``.
+_PACKAGES = frozenset({"site-packages", "dist-packages"})
 _OWN = ("mechanisms", "dpmodel", "monitors")
 
 _MISSING = object()
@@ -388,7 +392,9 @@ def _is_users(module: str | None) -> bool:
     if not root or root in _LEFT_ALONE:
         return False
     file = getattr(sys.modules.get(module or ""), "__file__", None)
-    return root == "__main__" or file is None or not file.startswith(_INSTALLED)
+    if root == "__main__" or file is None:
+        return True
+    return not file.startswith(_INSTALLED) and _PACKAGES.isdisjoint(PurePath(file).parts)
 
 
 @functools.cache
@@ -425,7 +431,13 @@ def same_values(value: Any, copy: Any) -> bool:
         return torch.equal(value, copy) or (
             value.is_floating_point() and torch.equal(value.nan_to_num(), copy.nan_to_num())
         )
-    return bool(value.tobytes() == copy.tobytes())
+    return _bytes(value) == _bytes(copy)
+
+
+def _bytes(array: np.ndarray) -> bytes:
+    """Numbers and mask, without the methods of a subclass, which may write to what they are asked about."""
+    numbers = np.asarray(array).tobytes()
+    return numbers + np.ma.getmaskarray(array).tobytes() if isinstance(array, np.ma.MaskedArray) else numbers
 
 
 def _equal_atoms(one: Any, other: Any) -> bool:
