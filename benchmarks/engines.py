@@ -18,7 +18,6 @@ from __future__ import annotations
 import argparse
 import statistics
 import warnings
-from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -41,28 +40,28 @@ DEFAULT = (
 KNOWN = (*PLAIN, *ENGINES.names(), *(f"opacus-{mode}" for mode in OPACUS_MODES))
 
 
-def error_against_loop(name: str, workload: Workload, size: int = 6) -> float:
+def error_against_loop(name: str, workload: Workload, device: str = "cpu", size: int = 6) -> float:
     """Largest relative difference from the one-example loop's clipped sum in float64, on a few examples."""
-    network, (x, y) = fresh_network(workload), workload.batch(size)
-    found = _sum_of(name, network, x, y)
+    network, (x, y) = fresh_network(workload, device), workload.batch(size, device)
+    found = _sum_of(name, network, workload.loss(), x, y)
     wide = x.double() if x.is_floating_point() else x
-    expected = _sum_of(LoopEngine.name, network.double(), wide, y)
+    expected = _sum_of(LoopEngine.name, network.double(), workload.loss(), wide, y)
     return float((found - expected).abs().max() / expected.abs().max())
 
 
-def _sum_of(name: str, network: nn.Module, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+def _sum_of(name: str, network: nn.Module, loss_fn: nn.Module, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
     clip = Fixed()
     clip.start(BOUND)
     engine = ENGINES.create(name, ClippedUnit(1, len(y)))
-    return engine.clipped_sum(network, nn.CrossEntropyLoss(), Batch(x, y), clip).flat_grad
+    return engine.clipped_sum(network, loss_fn, Batch(x, y), clip).flat_grad
 
 
-def ready_steps(names: list[str], workload: Workload, size: int) -> tuple[dict[str, Step], dict[str, str]]:
+def ready_steps(names: list[str], workload: Workload, size: int, device: str) -> tuple[dict[str, Step], dict[str, str]]:
     """Steps that run, and why the others do not."""
     steps, failed = {}, {}
     for name in names:
         try:
-            step = build(name, workload, size)
+            step = build(name, workload, size, device)
             step()
             step()
         except Exception as error:
@@ -73,25 +72,24 @@ def ready_steps(names: list[str], workload: Workload, size: int) -> tuple[dict[s
     return steps, failed
 
 
-def measure(
-    workload: Workload, size: int, names: list[str], rounds: int, seconds: float, clock: Callable[[], float]
-) -> list[str]:
+def measure(workload: Workload, size: int, names: list[str], options: argparse.Namespace) -> list[str]:
     """Rows of the result table."""
-    steps, failed = ready_steps([name for name in names if makes_sense(name, workload)], workload, size)
+    device, clock = options.device, CLOCKS[options.clock]
+    steps, failed = ready_steps([name for name in names if makes_sense(name, workload)], workload, size, device)
     times: dict[str, list[float]] = {name: [] for name in steps}
-    for _ in range(rounds):
+    for _ in range(options.rounds):
         for name, step in steps.items():
-            times[name].append(timed(step, seconds, clock))
+            times[name].append(timed(step, options.seconds, clock))
     best_plain = _fastest({name: found for name, found in times.items() if name in PLAIN})
     best_peer = _fastest({name: found for name, found in times.items() if name.startswith("opacus-")})
     rows = []
     for name, values in times.items():
         ratios = " | ".join(_ratio(reference, values) for reference in (times.get("plain"), best_plain, best_peer))
         middle = statistics.median(values)
-        error = f"{error_against_loop(name, workload):.0e}" if name in ENGINES else ""
+        error = f"{error_against_loop(name, workload, device):.0e}" if name in ENGINES else ""
         rows.append(
             f"| {workload.name} ({size}) | {name} | {1e3 * middle:.1f} | {size / middle:,.0f} | {ratios} | "
-            f"{_peak_mib(name, workload, size, steps[name])} | {error} |"
+            f"{_peak_mib(name, workload, size, steps[name], device)} | {error} |"
         )
     return [
         *rows,
@@ -109,9 +107,9 @@ def _ratio(reference: list[float] | None, values: list[float]) -> str:
     return f"{statistics.median(a / b for a, b in zip(reference, values, strict=True)):.2f}"
 
 
-def _peak_mib(name: str, workload: Workload, size: int, step: Step) -> str:
+def _peak_mib(name: str, workload: Workload, size: int, step: Step, device: str) -> str:
     try:
-        return f"{peak_mib(name, workload, size, step):.0f}"
+        return f"{peak_mib(name, workload, size, step, device):.0f}"
     except Exception:  # some peers cannot run under a dispatch mode
         return "n/a"
 
@@ -163,35 +161,48 @@ def options_from_command_line() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", nargs="+", choices=sorted(WORKLOADS), help="one workload or several")
     parser.add_argument("--batch", type=int, help="batch size; default: those of the workload")
-    parser.add_argument("--all", action="store_true", help="every workload")
+    parser.add_argument("--all", action="store_true", help="every workload of the processor's table")
     parser.add_argument("--engines", nargs="+", choices=KNOWN, default=list(DEFAULT), metavar="ROW", help=str(KNOWN))
     parser.add_argument("--profile", action="store_true", help="stages of a step of our engine instead of the table")
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--seconds", type=float, default=0.3, help="least time per row and round")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--clock", choices=sorted(CLOCKS), default="wall", help="cpu on a busy machine, --threads 1")
+    parser.add_argument("--device", default="cpu", help="cpu or cuda; the whole of the GPU's table: benchmarks/cuda.py")
     parser.add_argument("--output", type=Path, help="write the table here as well")
     options = parser.parse_args()
     if not options.all and options.model is None:
         parser.error("name a workload with --model, or ask for --all")
+    if options.profile and options.device != "cpu":
+        parser.error("--profile times the processor alone: leave --device away")
     if options.profile and options.clock != "wall":
         parser.error("--profile measures wall time: leave --clock away")
     return options
+
+
+def _sizes(workload: Workload, options: argparse.Namespace) -> tuple[int, ...]:
+    if options.batch:
+        return (options.batch,)
+    return workload.batch_sizes if options.device == "cpu" else workload.gpu_batch_sizes
 
 
 def main() -> None:
     options = options_from_command_line()
     torch.set_num_threads(options.threads)
     warnings.filterwarnings("ignore")
-    chosen = list(WORKLOADS.values()) if options.all else [WORKLOADS[name] for name in options.model]
+    chosen = (
+        [workload for workload in WORKLOADS.values() if workload.batch_sizes]
+        if options.all
+        else [WORKLOADS[name] for name in options.model]
+    )
     lines = profile_heading(options) if options.profile else heading(options, chosen)
     print("\n".join(lines), flush=True)
     for workload in chosen:
-        for size in [options.batch] if options.batch else workload.batch_sizes:
+        for size in _sizes(workload, options):
             if options.profile:
                 rows = profile(workload, size, options.rounds, options.seconds)
             else:
-                rows = measure(workload, size, options.engines, options.rounds, options.seconds, CLOCKS[options.clock])
+                rows = measure(workload, size, options.engines, options)
             print("\n".join(rows), flush=True)
             lines += rows
     if options.output:

@@ -18,7 +18,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.models.resnet import BasicBlock, ResNet
-from workloads import TextEncoder, Workload
+from torchvision.models.vision_transformer import VisionTransformer
+from workloads import CausalLM, TextEncoder, Workload
 
 #: Largest difference of two float32 forward passes, relative to the largest output.
 TOLERANCE = 1e-4
@@ -34,7 +35,7 @@ class OutOfPlaceBlock(BasicBlock):
 
 
 class LinearAttention(nn.Module):
-    """``nn.MultiheadAttention`` with ``batch_first``, no mask and no dropout, made of four linear layers."""
+    """``nn.MultiheadAttention`` with ``batch_first``, no padding and no dropout, made of four linear layers."""
 
     def __init__(self, given: nn.MultiheadAttention) -> None:
         super().__init__()
@@ -52,10 +53,12 @@ class LinearAttention(nn.Module):
 
     def forward(self, query: Tensor, key: Tensor, value: Tensor, **options: object) -> tuple[Tensor, None]:
         """The mixed values (B, L, width), and no weights."""
-        del options
+        causal = bool(options.get("is_causal"))
+        mask = None if causal else options.get("attn_mask")
         pairs = ((self.query, query), (self.key, key), (self.value, value))
         q, k, v = (layer(x).unflatten(2, (self.num_heads, -1)).transpose(1, 2) for layer, x in pairs)
-        return self.out_proj(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)), None
+        mixed = F.scaled_dot_product_attention(q, k, v, mask, is_causal=causal)
+        return self.out_proj(mixed.transpose(1, 2).flatten(2)), None
 
 
 class PeerTextEncoder(TextEncoder):
@@ -106,16 +109,23 @@ def _out_of_place(network: nn.Module) -> None:
 
 
 def _with_linear_attention(network: nn.Module) -> None:
-    for layer in network.encoder.layers:
-        layer.self_attn = LinearAttention(layer.self_attn)
-    network.__class__ = PeerTextEncoder
+    for module in list(network.modules()):
+        for name, child in module.named_children():
+            if type(child) is nn.MultiheadAttention:
+                setattr(module, name, LinearAttention(child))
+    if isinstance(network, TextEncoder):
+        network.__class__ = PeerTextEncoder
 
 
 _CHANGES: dict[type[nn.Module], Callable[[nn.Module], None]] = {
     ResNet: _out_of_place,
     TextEncoder: _with_linear_attention,
+    CausalLM: _with_linear_attention,
+    VisionTransformer: _with_linear_attention,
 }
 _WORDS: dict[type[nn.Module], str] = {
     ResNet: "out-of-place ReLU and addition in place of torchvision's in-place ones",
     TextEncoder: "attention of four linear layers in place of nn.MultiheadAttention, one row of positions per example",
+    CausalLM: "attention of four linear layers in place of nn.MultiheadAttention",
+    VisionTransformer: "attention of four linear layers in place of nn.MultiheadAttention",
 }

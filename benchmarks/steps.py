@@ -9,15 +9,15 @@ import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import torch
-import torch.nn.functional as F
 from peers import for_opacus, require_equal
 from torch import nn
 from workloads import Workload
 
 from mechanisms.clipping import Fixed
-from mechanisms.engines import ENGINES, Batch, Engine, FlatLayout
+from mechanisms.engines import ENGINES, Batch, Engine, FlatLayout, choose_engine
 from mechanisms.engines.memory import peak_bytes
 from mechanisms.engines.pool_first import PoolFirst, pooling_of
 from mechanisms.noise import Gaussian
@@ -31,10 +31,11 @@ Step = Callable[[], object]
 
 @dataclass(frozen=True)
 class PlainTuning:
-    """How plain training is sped up: memory order, and activations behind the pooling that follows with our pooling."""
+    """How plain training is sped up: memory order, activations behind the pooling that follows, autocast."""
 
     channels_last: bool = False
     pool_first: bool = False
+    bf16: bool = False
 
 
 #: Plain training as users run it, and tuned by hand: the stricter limits, for images only.
@@ -43,60 +44,121 @@ PLAIN = {
     "plain-channels-last": PlainTuning(channels_last=True),
     "plain-pool-first": PlainTuning(pool_first=True),
     "plain-tuned": PlainTuning(channels_last=True, pool_first=True),
+    "plain-bf16": PlainTuning(bf16=True),
 }
 
 
-def fresh_network(workload: Workload) -> nn.Module:
+def fresh_network(workload: Workload, device: str = "cpu") -> nn.Module:
     torch.manual_seed(0)
-    return workload.network()
+    return workload.network().to(device)
 
 
 def optimizer_of(network: nn.Module) -> torch.optim.Optimizer:
     return torch.optim.SGD(network.parameters(), lr=LEARNING_RATE, momentum=MOMENTUM)
 
 
-def plain_step(tuning: PlainTuning, workload: Workload, size: int) -> Step:
-    network, (x, y) = fresh_network(workload), workload.batch(size)
+def plain_step(tuning: PlainTuning, workload: Workload, size: int, device: str = "cpu") -> Step:
+    network, (x, y) = fresh_network(workload, device), workload.batch(size, device)
     order: AbstractContextManager[object] = nullcontext()
     if tuning.channels_last:
         network, x = network.to(memory_format=torch.channels_last), x.to(memory_format=torch.channels_last)
     moved = pooling_of(network, x[:2])[1] if tuning.pool_first else frozenset()
-    optimizer = optimizer_of(network)
+    optimizer, loss_fn = optimizer_of(network), workload.loss()
 
     def step() -> None:
         optimizer.zero_grad()
-        with PoolFirst(moved) if tuning.pool_first else order:
-            loss = F.cross_entropy(network(x), y)
+        autocast = torch.autocast(torch.device(device).type, torch.bfloat16, enabled=tuning.bf16)
+        with PoolFirst(moved) if tuning.pool_first else order, autocast:
+            loss = loss_fn(network(x), y)
         loss.backward()
         optimizer.step()
 
     return step
 
 
-def engine_step(name: str, workload: Workload, size: int) -> Step:
+def graphed_plain_step(workload: Workload, size: int, device: str = "cuda") -> Step:
+    """A plain step as one CUDA graph: the stricter limit of what a GPU can do."""
+    network, (x, y) = fresh_network(workload, device), workload.batch(size, device)
+    optimizer, loss_fn, graph = optimizer_of(network), workload.loss(), torch.cuda.CUDAGraph()
+
+    def step() -> None:
+        optimizer.zero_grad(set_to_none=False)
+        loss_fn(network(x), y).backward()
+        optimizer.step()
+
+    beside = torch.cuda.Stream()
+    beside.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(beside):
+        for _ in range(3):
+            step()
+    torch.cuda.current_stream().wait_stream(beside)
+    with torch.cuda.graph(graph):
+        step()
+
+    def replay(held: Step = step) -> None:  # the graph reads and writes the tensors of the step
+        del held
+        graph.replay()
+
+    return replay
+
+
+def engine_step(name: str, workload: Workload, size: int, device: str = "cpu") -> Step:
     """A step of one of our engines."""
-    return step_and_engine(name, workload, size)[0]
+    return private_step(name, workload, size, device=device).step
 
 
-def step_and_engine(name: str, workload: Workload, size: int, reuse: bool = True) -> tuple[Step, Engine]:
-    """A step of one of our engines, and the engine; ``reuse``: the flat sum stays from step to step, as in training."""
-    network, (x, y) = fresh_network(workload), workload.batch(size)
-    optimizer, engine = optimizer_of(network), ENGINES.create(name, ClippedUnit(1, size))
+class PrivateStep(NamedTuple):
+    """A step, the engine in it, and why it is that engine."""
+
+    step: Step
+    engine: Engine
+    reason: str
+
+
+def private_step(
+    name: str,
+    workload: Workload,
+    size: int,
+    reuse: bool = True,
+    *,
+    device: str = "cpu",
+    noisy: bool = True,
+    **options: Any,
+) -> PrivateStep:
+    """A step of one of our engines, and the engine.
+
+    Args:
+        name: An engine, or ``"auto"`` for the one that trains this network.
+        workload: What is trained.
+        size: Examples in the batch.
+        reuse: Whether the flat sum stays from step to step, as in training.
+        device: Where to train.
+        noisy: Whether noise is drawn and added.
+        options: Further arguments of the engine.
+    """
+    network, (x, y) = fresh_network(workload, device), workload.batch(size, device)
+    optimizer, unit, loss_fn = optimizer_of(network), ClippedUnit(1, size), workload.loss()
+    if name == "auto":
+        choice = choose_engine(name, network, loss_fn, unit, Batch(x[:2], y[:2]), options=options)
+        engine, reason = choice.engine, choice.reason
+    else:
+        engine, reason = ENGINES.create(name, unit, **options), f"engine {name!r} was asked for"
     parameters, layout = list(network.parameters()), FlatLayout.of(network)
-    noise, clip, loss_fn = Gaussian(initial_noise_multiplier=1.0), Fixed(), nn.CrossEntropyLoss()
+    noise, clip = Gaussian(initial_noise_multiplier=1.0), Fixed()
     clip.start(BOUND)
     total = layout.zeros(layout.size) if reuse else None
 
     def step() -> None:
-        noisy = noise.add(engine.clipped_sum(network, loss_fn, Batch(x, y), clip, total), 0)
-        for parameter, gradient in zip(parameters, layout.views(noisy.div_(size)), strict=True):
+        summed = engine.clipped_sum(network, loss_fn, Batch(x, y), clip, total)
+        released = noise.add(summed, 0) if noisy else summed.flat_grad
+        for parameter, gradient in zip(parameters, layout.views(released.div_(size)), strict=True):
             parameter.grad = gradient
         optimizer.step()
 
-    return step, engine
+    return PrivateStep(step, engine, reason)
 
 
-def opacus_step(mode: str, workload: Workload, size: int) -> Step:
+def opacus_step(mode: str, workload: Workload, size: int, device: str = "cpu") -> Step:
     """A step of Opacus on the workload's network, in the form that Opacus takes.
 
     Raises:
@@ -108,10 +170,11 @@ def opacus_step(mode: str, workload: Workload, size: int) -> Step:
     given, (x, y) = fresh_network(workload).train(), workload.batch(size)
     network = for_opacus(given)
     require_equal(given, network, x[:4])
+    network, x, y = network.to(device), x.to(device), y.to(device)
     made = PrivacyEngine().make_private(
         module=network,
         optimizer=optimizer_of(network),
-        criterion=nn.CrossEntropyLoss(),
+        criterion=workload.loss(),
         data_loader=DataLoader(TensorDataset(x, y), batch_size=size),
         noise_multiplier=1.0,
         max_grad_norm=BOUND,
@@ -119,7 +182,7 @@ def opacus_step(mode: str, workload: Workload, size: int) -> Step:
         grad_sample_mode=mode,
     )
     private, optimizer = made[0], made[1]
-    criterion = made[2] if mode == "ghost" else nn.CrossEntropyLoss()
+    criterion = made[2] if mode == "ghost" else workload.loss()
 
     def step() -> None:
         optimizer.zero_grad()
@@ -129,26 +192,28 @@ def opacus_step(mode: str, workload: Workload, size: int) -> Step:
     return step
 
 
-def build(name: str, workload: Workload, size: int) -> Step:
+def build(name: str, workload: Workload, size: int, device: str = "cpu") -> Step:
     """The step called ``name``: one of ``PLAIN``, an engine, or ``opacus-`` with a mode."""
     if name in PLAIN:
-        return plain_step(PLAIN[name], workload, size)
+        return plain_step(PLAIN[name], workload, size, device)
     if name.startswith("opacus-"):
-        return opacus_step(name.removeprefix("opacus-"), workload, size)
-    return engine_step(name, workload, size)
+        return opacus_step(name.removeprefix("opacus-"), workload, size, device)
+    return engine_step(name, workload, size, device)
 
 
-def peak_mib(name: str, workload: Workload, size: int, step: Step) -> float:
+def peak_mib(name: str, workload: Workload, size: int, step: Step, device: str = "cpu") -> float:
     """Most MiB that tensors made by a step held at one time, gradients and all that engines keep included."""
     if name not in ENGINES:
-        return peak_bytes(torch.device("cpu"), step) / 2**20
-    step, engine = step_and_engine(name, workload, size, reuse=False)
-    return (peak_bytes(torch.device("cpu"), step) + engine.held_bytes) / 2**20
+        return peak_bytes(torch.device(device), step) / 2**20
+    step, engine, _ = private_step(name, workload, size, reuse=False, device=device)
+    return (peak_bytes(torch.device(device), step) + engine.held_bytes) / 2**20
 
 
 def makes_sense(name: str, workload: Workload) -> bool:
     """Whether a row tells something that plain training's does not: memory order is of images alone."""
-    return name not in PLAIN or name == "plain" or workload.inputs(1).dim() == 4
+    return (
+        name not in PLAIN or not (PLAIN[name].channels_last or PLAIN[name].pool_first) or workload.inputs(1).dim() == 4
+    )
 
 
 #: What is measured: time on the wall, or time that this process was computing (all its threads together).
@@ -157,8 +222,15 @@ CLOCKS: dict[str, Callable[[], float]] = {"wall": time.perf_counter, "cpu": time
 
 def timed(step: Step, at_least: float, clock: Callable[[], float]) -> float:
     """Seconds per step, over as many steps as take ``at_least`` seconds."""
-    count, start = 0, clock()
+    count, start = 0, _finished(clock)
     while count == 0 or clock() - start < at_least:
         step()
         count += 1
-    return (clock() - start) / count
+    return (_finished(clock) - start) / count
+
+
+def _finished(clock: Callable[[], float]) -> float:
+    """The time once the GPU, where one is in use, has done what it was given."""
+    if torch.cuda.is_initialized():
+        torch.cuda.synchronize()
+    return clock()

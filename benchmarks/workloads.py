@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 import torchvision
 from torch import Tensor, nn
 
@@ -23,13 +24,31 @@ class Workload:
     name: str
     network: Callable[[], nn.Module]
     inputs: Callable[[int], Tensor]
-    batch_sizes: tuple[int, ...]
+    batch_sizes: tuple[int, ...] = ()
     classes: int = 10
+    gpu_batch_sizes: tuple[int, ...] = ()
+    loss: Callable[[], nn.Module] = nn.CrossEntropyLoss
 
-    def batch(self, size: int) -> tuple[Tensor, Tensor]:
-        """Inputs and labels from a fixed seed."""
+    def batch(self, size: int, device: torch.device | str = "cpu") -> tuple[Tensor, Tensor]:
+        """Inputs and labels from a fixed seed; a language model's labels are its inputs."""
         torch.manual_seed(0)
-        return self.inputs(size), torch.randint(0, self.classes, (size,))
+        inputs = self.inputs(size)
+        labels = inputs if self.loss is TokenLoss else torch.randint(0, self.classes, (size,))
+        return inputs.to(device), labels.to(device)
+
+
+class TokenLoss(nn.Module):
+    """Cross entropy of each token, averaged over an example's tokens; ``reduction`` is of the examples."""
+
+    def __init__(self, reduction: str = "mean") -> None:
+        super().__init__()
+        self.reduction = reduction
+
+    def forward(self, scores: Tensor, tokens: Tensor) -> Tensor:
+        """The loss of scores (B, tokens, vocabulary)."""
+        losses = F.cross_entropy(scores.flatten(0, 1), tokens.flatten(), reduction="none")
+        examples = losses.view(tokens.shape).mean(1)
+        return examples if self.reduction == "none" else examples.mean()
 
 
 class CifarCNN(nn.Module):
@@ -67,6 +86,28 @@ class TextEncoder(nn.Module):
         """Scores of each class."""
         positions = torch.arange(tokens.shape[1], device=tokens.device).unsqueeze(0)
         return self.head(self.encoder(self.tokens(tokens) + self.positions(positions)).mean(1))
+
+
+class CausalLM(nn.Module):
+    """A decoder in GPT-2's shape: normalisation first, a causal mask, scores of the next token; no weights are tied."""
+
+    def __init__(
+        self, vocabulary: int = 50257, width: int = 768, layers: int = 12, heads: int = 12, length: int = 256
+    ) -> None:
+        super().__init__()
+        self.tokens, self.positions = nn.Embedding(vocabulary, width), nn.Embedding(length, width)
+        layer = nn.TransformerEncoderLayer(
+            width, heads, 4 * width, dropout=0.0, activation="gelu", batch_first=True, norm_first=True
+        )
+        self.decoder = nn.TransformerEncoder(layer, layers, enable_nested_tensor=False)
+        self.norm, self.head = nn.LayerNorm(width), nn.Linear(width, vocabulary, bias=False)
+        self.register_buffer("mask", nn.Transformer.generate_square_subsequent_mask(length), persistent=False)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """Scores (B, tokens, vocabulary)."""
+        positions = torch.arange(tokens.shape[1], device=tokens.device).expand(tokens.shape).contiguous()
+        embedded = self.tokens(tokens) + self.positions(positions)
+        return self.head(self.norm(self.decoder(embedded, mask=self.mask, is_causal=True)))
 
 
 class WideCNN(nn.Module):
@@ -107,22 +148,29 @@ def resnet18_group_norm() -> nn.Module:
     return torchvision.models.resnet18(num_classes=10, norm_layer=lambda channels: nn.GroupNorm(32, channels))
 
 
+def vit_b_16() -> nn.Module:
+    """ViT-B/16 for images of 224 x 224."""
+    return torchvision.models.vit_b_16(num_classes=10)
+
+
 def images(*shape: int) -> Callable[[int], Tensor]:
     return lambda size: torch.randn(size, *shape)
 
 
-def tokens(length: int) -> Callable[[int], Tensor]:
-    return lambda size: torch.randint(0, VOCABULARY, (size, length))
+def tokens(length: int, vocabulary: int = VOCABULARY) -> Callable[[int], Tensor]:
+    return lambda size: torch.randint(0, vocabulary, (size, length))
 
 
 WORKLOADS: dict[str, Workload] = {
     workload.name: workload
     for workload in (
-        Workload("lenet5", lambda: LeNet5(init="torch"), images(1, 32, 32), (256, 1024)),
+        Workload("lenet5", lambda: LeNet5(init="torch"), images(1, 32, 32), (256, 1024), gpu_batch_sizes=(512, 4096)),
         Workload("mnist-cnn", SmallCNN, images(1, 28, 28), (512,)),
         Workload("linear", lambda: Linear(3969), images(3969), (4096,)),
-        Workload("cifar-cnn", CifarCNN, images(3, 32, 32), (256,)),
-        Workload("resnet18-gn", resnet18_group_norm, images(3, 32, 32), (32,)),
-        Workload("text-encoder", TextEncoder, tokens(64), (64,), classes=2),
+        Workload("cifar-cnn", CifarCNN, images(3, 32, 32), (256,), gpu_batch_sizes=(1024,)),
+        Workload("resnet18-gn", resnet18_group_norm, images(3, 32, 32), (32,), gpu_batch_sizes=(256,)),
+        Workload("text-encoder", TextEncoder, tokens(64), (64,), classes=2, gpu_batch_sizes=(512,)),
+        Workload("vit-b16", vit_b_16, images(3, 224, 224), gpu_batch_sizes=(32,)),
+        Workload("gpt2-small", CausalLM, tokens(256, 50257), gpu_batch_sizes=(8,), loss=TokenLoss),
     )
 }

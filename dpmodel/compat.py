@@ -6,7 +6,6 @@ import copy
 import math
 from collections.abc import Callable
 from contextlib import suppress
-from contextvars import copy_context
 from typing import Any
 
 import torch
@@ -245,7 +244,7 @@ def _seeded_call(network: nn.Module, example: Any, seed: int = 0, *, keep_buffer
     """The outputs under a seed; the network's state is put back, but for the buffers where they are kept."""
     with undisturbed(network, keep_buffers=keep_buffers):
         seed_generators(network, seed)
-        return copy_context().run(call_network, network, example)
+        return call_network(network, example)
 
 
 def _first(value: Any) -> Tensor:

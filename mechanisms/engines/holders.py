@@ -12,6 +12,7 @@ from collections.abc import Callable
 from operator import is_
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -283,11 +284,17 @@ def same_values(value: Any, copy: Any) -> bool:
         return torch.equal(value, copy) or (
             value.is_floating_point() and torch.equal(value.nan_to_num(), copy.nan_to_num())
         )
-    return bool(value.tobytes() == copy.tobytes())
+    return _numbers(value) == _numbers(copy)
 
 
 def _equal_atoms(one: Any, other: Any) -> bool:
     return type(one) in ATOMS and type(one) is type(other) and bool(one == other)
+
+
+def _numbers(value: np.ndarray) -> bytes:
+    """Numbers and mask, without the methods of a subclass, which may write to what they are asked about."""
+    numbers = np.asarray(value).tobytes()
+    return numbers + np.ma.getmaskarray(value).tobytes() if isinstance(value, np.ma.MaskedArray) else numbers
 
 
 def _bytes(value: Any) -> bytes:

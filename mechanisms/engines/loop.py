@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextvars import copy_context
 from typing import ClassVar
 
 import torch
@@ -57,8 +56,7 @@ class LoopEngine(Engine):
         for index in range(batch.num_units):
             members = _members(batch, index)
             with self.boundary.around(members):
-                # in a context of its own: what it sets in context variables is gone afterwards
-                gradient, loss = copy_context().run(self._unit_gradient, network, losses, members, layout)
+                gradient, loss = self._unit_gradient(network, losses, members, layout)
             clipped, norm = clip_rows(gradient.to(total.dtype).unsqueeze(0), clip, layout)
             total += clipped
             loss_sum += loss

@@ -22,6 +22,7 @@ from abc import ABC
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
+from pathlib import PurePath
 from typing import Any
 
 import numpy as np
@@ -41,6 +42,9 @@ MOST_BYTES = 64 * 2**20
 
 #: Where installed packages lie. Their code is trusted to keep the state of a network in the network's objects.
 _INSTALLED = tuple({sysconfig.get_paths()[name] for name in ("stdlib", "platstdlib", "purelib", "platlib")})
+
+#: Names of folders of packages elsewhere: those of the system under a virtual environment, or of ``pip --target``.
+_PACKAGES = frozenset(("site-packages", "dist-packages"))
 _OWN = ("mechanisms", "dpmodel", "monitors")
 
 
@@ -257,8 +261,8 @@ class PythonState:
         self._later([(name, value())])
 
     def _variable(self, name: str, value: contextvars.ContextVar[Any]) -> None:
-        """The engine runs each example in a context of its own, so that only what the value holds is left."""
-        self._later([(name, value.get(None))])
+        if self._by_value:
+            self._place(name, partial(_current, value), partial(_set, value))
 
     def _scripted(self, name: str, value: torch.jit.ScriptModule) -> None:
         compiled = vars(value).get("_c")  # a traced module holds its own one level deeper
@@ -302,7 +306,9 @@ def _is_users(module: str | None) -> bool:
     if not root or root in _OWN or root in sys.stdlib_module_names:
         return False
     file = getattr(sys.modules.get(module or ""), "__file__", None)
-    return root == "__main__" or file is None or not file.startswith(_INSTALLED)
+    if root == "__main__" or file is None:
+        return True
+    return not file.startswith(_INSTALLED) and _PACKAGES.isdisjoint(PurePath(file).parts)
 
 
 @functools.cache
@@ -327,6 +333,18 @@ def _contents(cell: types.CellType) -> Any:
         return None
 
 
+def _current(variable: contextvars.ContextVar[Any]) -> Any:
+    try:
+        return variable.get()
+    except LookupError:
+        return _UNSET
+
+
+def _set(variable: contextvars.ContextVar[Any], value: Any) -> None:
+    if value is not _UNSET:  # to make it unset again is not possible
+        variable.set(value)
+
+
 def _hides_state(kind: type) -> bool:
     """Whether compiled code keeps more in an instance than ``__dict__`` and ``__slots__`` account for."""
     pointers = len([*_slots(kind)]) + sum(offset > 0 for offset in (kind.__dictoffset__, kind.__weakrefoffset__))
@@ -343,6 +361,7 @@ def _is_inert(value: Any) -> bool:
     return isinstance(value, _INERT) or (kind.__module__.startswith("torch") and kind.__name__ not in _OF_TORCH)
 
 
+_UNSET = object()
 _CODE = (types.ModuleType, types.FunctionType, type)
 _OWN = ("mechanisms", "dpmodel", "monitors")
 _POINTER = ctypes.sizeof(ctypes.c_void_p)

@@ -16,7 +16,16 @@ from monitors.schedules import DECAYS, PATHS
 SIZE = 20_000
 #: Float32 is what trainings use, made by another transform than float64.
 DTYPES = [torch.float32, torch.float64]
-DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
+DEVICES = [
+    "cpu",
+    pytest.param(
+        "cuda",
+        marks=[
+            pytest.mark.cuda,
+            pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
+        ],
+    ),
+]
 
 
 def accepts(sample, scale):

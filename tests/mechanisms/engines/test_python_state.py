@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import functools
+import importlib
+import sys
 from collections import OrderedDict, deque
 from functools import partial
 
@@ -111,6 +113,35 @@ def test_writes_to_data_are_found_by_value():
     network.plain.data.add_(1)
     assert state.restore() == ["Keeping.plain"]
     assert not network.plain.any()
+
+
+@pytest.mark.parametrize(
+    "numbers", [np.ma.masked, np.ma.masked_array([1.0, 2.0], [True, False])], ids=["constant", "array"]
+)
+def test_masked_arrays_are_compared_and_left_as_they_are(numbers):
+    network = Keeping()
+    network.numbers = numbers
+    state = PythonState(network, by_value=True)
+    assert state.is_current()
+    assert network.numbers is numbers
+    if numbers is not np.ma.masked:
+        network.numbers.mask[1] = True
+        assert "Keeping.numbers" in state.restore()
+        assert network.numbers.mask.tolist() == [True, False]
+
+
+@pytest.mark.parametrize("folder", ["site-packages", "dist-packages"])
+def test_packages_that_are_installed_elsewhere_are_not_followed(folder, tmp_path, monkeypatch):
+    (tmp_path / folder).mkdir()
+    (tmp_path / folder / "installed_elsewhere.py").write_text(
+        "seen = []\ndef loss(outputs, targets):\n    seen.append(1)\n    return outputs.sum()\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path / folder)
+    loss = importlib.import_module("installed_elsewhere").loss
+    state = PythonState(loss)
+    loss(torch.ones(2), None)
+    monkeypatch.delitem(sys.modules, "installed_elsewhere")
+    assert state.restore() == []
 
 
 def test_closures_defaults_and_attributes_of_a_function_are_followed():

@@ -1,0 +1,120 @@
+"""What a step costs on its device: milliseconds, peak memory, launched kernels and waits of the host.
+
+On a GPU milliseconds are between two CUDA events, which wait for all that was launched between them; on the CPU they
+are time on the wall.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+Step = Callable[[], object]
+
+#: Calls of the CUDA runtime in which the host waits for the device.
+WAITS = ("cudaStreamSynchronize", "cudaEventSynchronize", "cudaMemcpy")
+
+#: Kernels that are listed by name, those of most time first.
+LISTED = 8
+
+
+def on_gpu(device: str) -> bool:
+    return torch.device(device).type == "cuda"
+
+
+def finish(device: str) -> None:
+    """Wait until the device has done what it was given."""
+    if on_gpu(device):
+        torch.cuda.synchronize()
+
+
+def milliseconds(step: Step, count: int, device: str) -> float:
+    """Milliseconds per step over ``count`` steps."""
+    if not on_gpu(device):
+        begun = time.perf_counter()
+        for _ in range(count):
+            step()
+        return 1e3 * (time.perf_counter() - begun) / count
+    begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    torch.cuda.synchronize()
+    begin.record()
+    for _ in range(count):
+        step()
+    end.record()
+    end.synchronize()
+    return begin.elapsed_time(end) / count
+
+
+def steps_for(seconds: float, milliseconds_each: float, most: int = 300) -> int:
+    """How many steps take about ``seconds``."""
+    return max(1, min(most, int(1e3 * seconds / max(milliseconds_each, 1e-3))))
+
+
+def held_bytes(device: str) -> int:
+    return torch.cuda.memory_allocated() if on_gpu(device) else 0
+
+
+def peak_bytes_of(step: Step, device: str) -> int | None:
+    """Most bytes in tensors on the GPU while ``step`` runs, all that lay there before included; None on the CPU."""
+    if not on_gpu(device):
+        return None
+    torch.cuda.synchronize()
+    torch.cuda.reset_peak_memory_stats()
+    step()
+    torch.cuda.synchronize()
+    return torch.cuda.max_memory_allocated()
+
+
+@dataclass(frozen=True)
+class Launches:
+    """Counts per step.
+
+    Args:
+        kernels: Kernels, copies and fills that the device ran.
+        waits: Calls in which the host waited for the device.
+        busy_ms: Milliseconds in which the device worked.
+        host_ms: Milliseconds of the processor, under the profiler.
+        longest: Kernels of most time, with their milliseconds.
+    """
+
+    kernels: float
+    waits: float
+    busy_ms: float
+    host_ms: float
+    longest: list[tuple[str, float]]
+
+
+def launches(step: Step, device: str, count: int = 2) -> Launches | None:
+    """What the device was told to do in a step, by torch's profiler; None on the CPU."""
+    if not on_gpu(device):
+        return None
+    from torch.profiler import ProfilerActivity, profile
+
+    torch.cuda.synchronize()
+    begun = time.process_time()
+    with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as profiled:
+        for _ in range(count):
+            step()
+        torch.cuda.synchronize()
+    host = 1e3 * (time.process_time() - begun) / count
+    kernels, waits, busy = 0, 0, Counter[str]()
+    for event in _raw_events(profiled):
+        if event.device_type() == torch.autograd.DeviceType.CUDA:
+            if "#" in event.name():  # an annotation such as Optimizer.step#SGD.step, not a kernel
+                continue
+            kernels += 1
+            busy[event.name()] += event.duration_ns() / 1e6 / count
+        elif event.name() in WAITS:
+            waits += 1
+    longest = [(name[:90], took) for name, took in busy.most_common(LISTED)]
+    return Launches(kernels / count, waits / count, sum(busy.values()), host, longest)
+
+
+def _raw_events(profiled: Any) -> Any:
+    """Kineto's own list: torch's tree of it takes many seconds for thousands of launches."""
+    return profiled.profiler.kineto_results.events()

@@ -1,0 +1,174 @@
+"""Laws of the engines on a GPU: the one-example loop's numbers, and no example beyond the bound.
+
+Float64 shows that the formulas are right. Float32 is what trains: its convolutions are TF32 by torch's default, which
+may move a gradient, but must never let an example move the sum by more than was stated.
+"""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+from mechanisms.clipping import CLIP
+from mechanisms.engines import ENGINES, Batch, LoopEngine
+from mechanisms.units import ClippedUnit
+
+pytestmark = [
+    pytest.mark.cuda,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
+]
+
+DEVICE, BOUND, CLASSES = "cuda", 0.7, 5
+#: Convolutions round their factors to 11 bits; a few layers deep that grows.
+TF32 = 2e-2
+#: The others' rounding may differ with the size of the batch, by far less than the bound.
+ROUNDING = 1 + 1e-3
+
+
+def image_network():
+    return nn.Sequential(
+        nn.Conv2d(3, 16, 3, padding=1),
+        nn.Tanh(),
+        nn.MaxPool2d(2),
+        nn.Conv2d(16, 32, 3, stride=2, padding=1, groups=2),
+        nn.GroupNorm(4, 32),
+        nn.Tanh(),
+        nn.Conv2d(32, 16, 1, bias=False),
+        nn.Flatten(),
+        nn.Linear(256, CLASSES),
+    )
+
+
+def dense_network():
+    return nn.Sequential(nn.Linear(24, 64), nn.Tanh(), nn.LayerNorm(64), nn.Linear(64, CLASSES))
+
+
+class TokenNetwork(nn.Module):
+    """A table, an encoder layer and a mean over the sequence."""
+
+    def __init__(self):
+        super().__init__()
+        self.tokens = nn.Embedding(50, 32)
+        self.encoder = nn.TransformerEncoderLayer(32, 2, 64, dropout=0.0, batch_first=True)
+        self.head = nn.Linear(32, CLASSES)
+
+    def forward(self, tokens):
+        return self.head(self.encoder(self.tokens(tokens)).mean(1))
+
+
+NETWORKS = {
+    "images": (image_network, lambda count: torch.randn(count, 3, 16, 16)),
+    "vectors": (dense_network, lambda count: torch.randn(count, 24)),
+    "tokens": (TokenNetwork, lambda count: torch.randint(0, 50, (count, 20))),
+}
+
+
+def moved(batch, device, dtype):
+    x = batch.x.to(device, dtype) if batch.x.is_floating_point() else batch.x.to(device)
+    ids = None if batch.group_ids is None else batch.group_ids.to(device)
+    return Batch(x, batch.y.to(device), ids, batch.units)
+
+
+def drawn(kind, size, group=1):
+    make, inputs = NETWORKS[kind]
+    units = max(size // group, 1)
+    ids = None if group == 1 else torch.arange(size) % units
+    batch = Batch(inputs(size), torch.randint(0, CLASSES, (size,)), ids, None if group == 1 else units)
+    return make(), batch, ClippedUnit(group, units)
+
+
+def clipped_sum(engine, network, batch, clip_name, scale=1.0):
+    clip = CLIP.create(clip_name)
+    clip.start(BOUND)
+    return engine.clipped_sum(network, Scaled(scale), batch, clip)
+
+
+class Scaled(nn.Module):
+    """Cross entropy times a number, so that examples reach the bound or stay below it."""
+
+    def __init__(self, scale):
+        super().__init__()
+        self.scale, self.reduction = scale, "mean"
+
+    def forward(self, outputs, targets):
+        return nn.functional.cross_entropy(outputs, targets, reduction=self.reduction) * self.scale
+
+
+def error(found, expected):
+    return float((found.double().cpu() - expected).abs().max() / expected.abs().max().clamp(min=1e-30))
+
+
+def exact(network, batch, unit, clip_name, scale):
+    wide = copy.deepcopy(network).double().cpu()
+    return clipped_sum(LoopEngine(unit), wide, moved(batch, "cpu", torch.float64), clip_name, scale)
+
+
+@pytest.mark.parametrize(("dtype", "most"), [(torch.float64, 1e-9), (torch.float32, TF32)])
+@pytest.mark.parametrize("group", [1, 2])
+@pytest.mark.parametrize("kind", NETWORKS)
+@pytest.mark.parametrize("clip_name", CLIP.names())
+@pytest.mark.parametrize("engine_name", ENGINES.names())
+def test_every_engine_gives_the_loop_s_numbers(engine_name, clip_name, kind, group, dtype, most):
+    network, batch, unit = drawn(kind, 6, group)
+    network = network.to(DEVICE, dtype)
+    for scale, physical in ((0.05, None), (10.0, None), (10.0, 4)):
+        expected = exact(network, batch, unit, clip_name, scale)
+        engine = ENGINES.create(engine_name, unit, physical)
+        found = clipped_sum(engine, network, moved(batch, DEVICE, dtype), clip_name, scale)
+        assert found.flat_grad.device.type == DEVICE
+        assert error(found.flat_grad, expected.flat_grad) <= most
+        assert error(found.norms, expected.norms) <= most
+        assert found.loss == pytest.approx(expected.loss, rel=most)
+
+
+@pytest.mark.parametrize("options", [{}, {"timed_plans": True}, {"precision": "bf16"}], ids=str)
+@pytest.mark.parametrize("kind", NETWORKS)
+@pytest.mark.parametrize("clip_name", CLIP.names())
+def test_no_example_moves_book_keeping_s_sum_by_more_than_the_bound(clip_name, kind, options):
+    farthest_move("bookkeeping", clip_name, kind, options)
+
+
+@pytest.mark.parametrize("kind", NETWORKS)
+@pytest.mark.parametrize("engine_name", [name for name in ENGINES.names() if name != "bookkeeping"])
+def test_no_example_moves_the_sum_of_the_other_engines_by_more_than_the_bound(engine_name, kind):
+    farthest_move(engine_name, "Fixed", kind, {})
+
+
+def farthest_move(engine_name, clip_name, kind, options):
+    """Asserts the bound for one example that comes to others of several numbers, and for one alone."""
+    network, farthest = NETWORKS[kind][0]().to(DEVICE), 0.0
+    for others in (0, 1, 8, 31):
+        _, batch, unit = drawn(kind, others + 1)
+        batch = moved(batch, DEVICE, torch.float32)
+        engine = ENGINES.create(engine_name, unit, **options)
+        with_it = clipped_sum(engine, network, batch, clip_name, 20.0).flat_grad
+        without = clipped_sum(engine, network, batch.select(slice(0, others)), clip_name, 20.0).flat_grad
+        move = float((with_it.double() - without.double()).norm()) / BOUND
+        assert move <= (1 + 1e-5 if others == 0 else ROUNDING), f"{others} others, moved {move:.6f} of the bound"
+        farthest = max(farthest, move)
+    assert farthest >= 0.85
+
+
+@pytest.mark.parametrize("poison", [float("nan"), float("inf")])
+@pytest.mark.parametrize("engine_name", ENGINES.names())
+def test_an_example_that_is_not_finite_contributes_exactly_zero(engine_name, poison):
+    network, batch, unit = drawn("images", 6)
+    batch.x[2] = poison
+    network, batch = network.to(DEVICE), moved(batch, DEVICE, torch.float32)
+    engine = ENGINES.create(engine_name, unit)
+    found = clipped_sum(engine, network, batch, "Fixed")
+    rest = clipped_sum(engine, network, batch.select(torch.tensor([0, 1, 3, 4, 5], device=DEVICE)), "Fixed")
+    assert (found.rejected, rest.rejected) == (1, 0)
+    assert torch.allclose(found.flat_grad, rest.flat_grad, rtol=TF32, atol=TF32 * float(rest.flat_grad.abs().max()))
+
+
+@pytest.mark.parametrize("engine_name", ENGINES.names())
+def test_an_empty_batch_gives_zeros_on_the_device(engine_name):
+    network, batch, unit = drawn("images", 4)
+    empty = moved(batch.select(slice(0, 0)), DEVICE, torch.float32)
+    found = clipped_sum(ENGINES.create(engine_name, unit), network.to(DEVICE), empty, "Fixed")
+    assert found.flat_grad.device.type == DEVICE
+    assert not found.flat_grad.any()

@@ -1,0 +1,124 @@
+"""Fused attention under book-keeping on a GPU: the backward kernels ask for layouts that the CPU never asks for."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torchvision.models.vision_transformer import VisionTransformer
+
+from mechanisms.engines import Batch, BookKeepingEngine, LoopEngine, choose_engine
+from mechanisms.units import ClippedUnit
+
+pytestmark = [
+    pytest.mark.cuda,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
+]
+
+DEVICE, VOCABULARY, CLASSES = "cuda", 64, 5
+#: Largest error relative to the largest entry: patches are convolutions in TF32.
+ERRORS = {"fp32": 1e-2, "bf16": 0.2}
+
+
+class Decoder(nn.Module):
+    """Encoder layers under a causal mask, a padding mask or both; GPT-2's width, few layers and words."""
+
+    def __init__(self, causal=True, padded=False, width=768, heads=12, layers=1, norm_first=True):
+        super().__init__()
+        self.causal, self.padded = causal, padded
+        self.tokens = nn.Embedding(VOCABULARY, width)
+        layer = nn.TransformerEncoderLayer(
+            width, heads, 2 * width, dropout=0.0, activation="gelu", batch_first=True, norm_first=norm_first
+        )
+        self.layers = nn.TransformerEncoder(layer, layers, enable_nested_tensor=False)
+        self.head = nn.Linear(width, CLASSES)
+
+    def forward(self, tokens):
+        hidden, length = self.tokens(tokens), tokens.shape[1]
+        like = {"device": hidden.device, "dtype": hidden.dtype}  # torch leaves masks of other types out at times
+        mask = nn.Transformer.generate_square_subsequent_mask(length, **like) if self.causal else None
+        padding = torch.zeros(tokens.shape, **like).masked_fill(tokens == 0, float("-inf")) if self.padded else None
+        hidden = self.layers(hidden, mask=mask, src_key_padding_mask=padding, is_causal=self.causal)
+        return self.head(hidden.mean(1))
+
+
+class OwnAttention(nn.Module):
+    """Attention as users write it: one projection for all three, then torch's function."""
+
+    def __init__(self, causal, masked, width=768, heads=12):
+        super().__init__()
+        self.heads, self.causal, self.masked = heads, causal, masked
+        self.tokens = nn.Embedding(VOCABULARY, width)
+        self.qkv, self.out, self.head = nn.Linear(width, 3 * width), nn.Linear(width, width), nn.Linear(width, CLASSES)
+
+    def forward(self, tokens):
+        parts = self.qkv(self.tokens(tokens)).chunk(3, dim=-1)
+        q, k, v = (part.unflatten(2, (self.heads, -1)).transpose(1, 2) for part in parts)
+        mask = (tokens != 0)[:, None, None, :] if self.masked else None
+        mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=self.causal)
+        return self.head(self.out(mixed.transpose(1, 2).flatten(2)).mean(1))
+
+
+def vision_transformer(side):
+    return VisionTransformer(side, 16, 1, 12, 768, 1536, num_classes=CLASSES)
+
+
+def words(count, length):
+    """Tokens; every other row is padded at its end."""
+    found = torch.randint(1, VOCABULARY, (count, length))
+    found[::2, -7:] = 0
+    return found
+
+
+CASES = {
+    "ViT-B/16, 197 tokens": (lambda: vision_transformer(224), lambda n: torch.randn(n, 3, 224, 224)),
+    "ViT, 50 tokens": (lambda: vision_transformer(112), lambda n: torch.randn(n, 3, 112, 112)),
+    "GPT-2, 256 tokens, causal": (Decoder, lambda n: words(n, 256)),
+    "GPT-2, 250 tokens, causal": (Decoder, lambda n: words(n, 250)),
+    "GPT-2, 255 tokens, causal and padded": (lambda: Decoder(padded=True), lambda n: words(n, 255)),
+    "encoder, 128 tokens, padded": (lambda: Decoder(causal=False, padded=True), lambda n: words(n, 128)),
+    "encoder, 67 tokens, post-norm": (lambda: Decoder(causal=False, norm_first=False), lambda n: words(n, 67)),
+    "narrow heads, 100 tokens": (lambda: Decoder(width=96, heads=12), lambda n: words(n, 100)),
+    "own attention, causal": (lambda: OwnAttention(True, False), lambda n: words(n, 129)),
+    "own attention, padded": (lambda: OwnAttention(False, True), lambda n: words(n, 129)),
+    "own attention": (lambda: OwnAttention(False, False), lambda n: words(n, 197)),
+}
+
+
+def drawn(case, count):
+    make, inputs = CASES[case]
+    network = make()
+    for value in network.parameters():  # torchvision's head begins at zero, where no gradient passes
+        if not value.any():
+            nn.init.normal_(value, std=0.05)
+    return network.to(DEVICE), inputs(count).to(DEVICE), (torch.arange(count) % CLASSES).to(DEVICE)
+
+
+@pytest.mark.parametrize("precision", ERRORS)
+@pytest.mark.parametrize("count", [1, 5])
+@pytest.mark.parametrize("case", CASES)
+def test_book_keeping_gives_the_loop_s_numbers(case, count, precision, clip):
+    network, x, y = drawn(case, count)
+    unit = ClippedUnit(1, count)
+    wide = copy.deepcopy(network).double()
+    expected = LoopEngine(unit).clipped_sum(
+        wide, nn.CrossEntropyLoss(), Batch(x.double() if x.is_floating_point() else x, y), clip
+    )
+    engine = BookKeepingEngine(unit, precision=precision)
+    found = engine.clipped_sum(network, nn.CrossEntropyLoss(), Batch(x, y), clip)
+    scale = float(expected.flat_grad.abs().max())
+    assert float((found.flat_grad - expected.flat_grad).abs().max()) <= ERRORS[precision] * scale
+    assert torch.allclose(found.norms.double(), expected.norms, rtol=ERRORS[precision])
+
+
+@pytest.mark.parametrize("precision", ERRORS)
+@pytest.mark.parametrize("case", CASES)
+def test_book_keeping_is_what_auto_chooses(case, precision):
+    network, x, y = drawn(case, 2)
+    choice = choose_engine(
+        "auto", network, nn.CrossEntropyLoss(), ClippedUnit(1, 2), Batch(x, y), options={"precision": precision}
+    )
+    assert choice.engine.name == "bookkeeping", choice.reason
