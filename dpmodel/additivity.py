@@ -12,6 +12,7 @@ from mechanisms.clipping import ClipMechanism
 from mechanisms.engines.base import Engine
 from mechanisms.engines.batch import Batch, first_tensor
 from mechanisms.engines.losses import LossFunction
+from mechanisms.engines.precision import full_float32
 from mechanisms.engines.undisturbed import draws, undisturbed
 from monitors.errors import UnprotectedUpdateError
 
@@ -71,7 +72,7 @@ class Additivity:
             return
         rows = _permutation(batch.size).to(first_tensor(batch.x).device)
         looked_at = batch.select(rows if number == 0 else rows[:LOOKED_AT_EXAMPLES])
-        with undisturbed(self._network, self._loss_fn):
+        with undisturbed(self._network, self._loss_fn), full_float32():  # TF32 rounds by the size of the batch
             if number == 0:
                 self._find_randomness(looked_at.select(slice(_TRIED)))
             if self._random:

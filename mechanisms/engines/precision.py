@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
 
 import torch
 
@@ -47,3 +50,35 @@ def require_full_products() -> None:
             "gradients could exceed their bound; set torch.backends.mkldnn.conv.fp32_precision = 'ieee', and use "
             "precision='bf16' for speed"
         )
+
+
+@contextmanager
+def full_float32() -> Iterator[None]:
+    """Convolutions and recurrent layers of a GPU are computed in full float32 within, and as before afterwards.
+
+    By torch's default they round their factors to 11 bits (TF32). That is good enough to train by, but two ways to one
+    gradient then differ by a hundredth, as faults do. Products of matrices are in full float32 anyway, see
+    ``require_full_products``.
+
+    Example:
+        >>> with full_float32():
+        ...     torch.backends.cudnn.allow_tf32
+        False
+    """
+    before = [(place, name, getattr(place, name)) for place, name in _coarse_settings()]
+    for place, name, value in before:
+        setattr(place, name, "ieee" if isinstance(value, str) else False)
+    try:
+        yield
+    finally:
+        for place, name, value in before:
+            setattr(place, name, value)
+
+
+def _coarse_settings() -> list[tuple[Any, str]]:
+    """Where the precision of cuDNN is set: in one switch, or kind by kind where a user has set the kinds apart."""
+    try:
+        torch.backends.cudnn.allow_tf32  # noqa: B018 - torch refuses to sum up settings that differ
+    except RuntimeError:
+        return [(getattr(torch.backends.cudnn, kind), "fp32_precision") for kind in ("conv", "rnn")]
+    return [(torch.backends.cudnn, "allow_tf32")]

@@ -15,6 +15,7 @@ from mechanisms.engines.functional import VmapEngine
 from mechanisms.engines.loop import LoopEngine
 from mechanisms.engines.losses import LossFunction
 from mechanisms.engines.parameters import hooked_parameter, trainable_parameters
+from mechanisms.engines.precision import full_float32
 from mechanisms.engines.undisturbed import draws, seed_generators, shaken, undisturbed
 from mechanisms.units import ClippedUnit
 
@@ -36,7 +37,8 @@ def disagreement(engine: type[Engine], network: nn.Module, loss_fn: LossFunction
     """What differs between an engine and the one-example loop on ``example``, in words; None when nothing does.
 
     Random layers are compared in evaluation mode, where both draw nothing; the mode is put back. Networks that draw
-    even then are compared example by example, with equal seeds.
+    even then are compared example by example, with equal seeds. Both sides compute in full float32, also where training
+    will not: rounding must not be taken for a fault, nor hide one.
     """
     hooked = hooked_parameter(network)
     if hooked is not None:
@@ -44,7 +46,7 @@ def disagreement(engine: type[Engine], network: nn.Module, loss_fn: LossFunction
     probe = _two_examples(example)
     unit, clip = ClippedUnit(1, probe.size), _ByParameter()
     clip.start(torch.finfo(torch.float32).max / 2.0)
-    with undisturbed(network, loss_fn), _plain_attention():
+    with undisturbed(network, loss_fn), _plain_attention(), full_float32():
         if _is_random(network, probe):
             engine(unit).clipped_sum(network, loss_fn, probe, clip)  # it must also run as it will be trained
             network.eval()

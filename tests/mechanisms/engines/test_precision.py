@@ -14,6 +14,8 @@ from torch import nn
 from mechanisms.clipping import CLIP
 from mechanisms.engines import ENGINES, Batch, BookKeepingEngine, LoopEngine, choose_engine
 from mechanisms.engines.capture import Recorder
+from mechanisms.engines.precision import full_float32
+from mechanisms.engines.verification import disagreement
 from mechanisms.units import ClippedUnit
 from monitors.errors import ConfigError
 
@@ -208,6 +210,51 @@ def test_coarse_convolutions_of_the_processor_are_refused_too(coarse, clip):
         BookKeepingEngine(ClippedUnit(1, 6)).clipped_sum(image_network(), nn.CrossEntropyLoss(), batch, clip)
     finally:
         settings.fp32_precision = before
+
+
+def cudnn_settings():
+    kinds = (getattr(torch.backends.cudnn, kind, None) for kind in ("conv", "rnn"))
+    return [getattr(kind, "fp32_precision", torch._C._get_cudnn_allow_tf32) for kind in kinds]
+
+
+@pytest.mark.parametrize("allowed", [True, False])
+def test_convolutions_of_a_gpu_are_in_full_float32_within_and_as_before_afterwards(allowed, monkeypatch):
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", allowed)
+    before = cudnn_settings()
+    with full_float32():
+        assert not torch.backends.cudnn.allow_tf32
+    assert torch.backends.cudnn.allow_tf32 is allowed
+    assert cudnn_settings() == before
+
+
+@pytest.mark.skipif(not hasattr(torch.backends.cudnn, "conv"), reason="this torch has no such setting")
+def test_settings_kind_by_kind_are_kept_too():
+    kinds, before = (torch.backends.cudnn.conv, torch.backends.cudnn.rnn), cudnn_settings()
+    try:
+        kinds[0].fp32_precision, kinds[1].fp32_precision = "ieee", "tf32"
+        with full_float32():
+            assert cudnn_settings() == ["ieee", "ieee"]
+        assert cudnn_settings() == ["ieee", "tf32"]
+    finally:
+        for kind, value in zip(kinds, before, strict=True):
+            kind.fp32_precision = value
+
+
+def test_engines_are_compared_with_the_loop_in_full_float32(monkeypatch):
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
+    seen, forward = [], nn.Conv2d.forward
+
+    def noted(self, x):
+        seen.append(torch.backends.cudnn.allow_tf32)
+        return forward(self, x)
+
+    monkeypatch.setattr(nn.Conv2d, "forward", noted)
+    assert (
+        disagreement(BookKeepingEngine, image_network(), nn.CrossEntropyLoss(), Batch(images(2), torch.arange(2)))
+        is None
+    )
+    assert seen
+    assert not any(seen)
 
 
 @pytest.mark.parametrize("variable", ["ONEDNN_DEFAULT_FPMATH_MODE", "DNNL_DEFAULT_FPMATH_MODE"])
