@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 from weakref import ref
@@ -154,6 +156,9 @@ class PoolFirst(TorchFunctionMode):
                 self._fates.append(Fate(place))
                 self._waiting = Waiting(func, args[0], self._fates[-1])
                 return self._waiting
+        if func is F.multi_head_attention_forward:
+            with _inner_attention_by_rows():
+                return func(*args, **kwargs)
         if func is F.scaled_dot_product_attention:
             self.replaced = True
             return attention_by_rows(*args, **kwargs)
@@ -165,6 +170,33 @@ class PoolFirst(TorchFunctionMode):
             return func(*args, **kwargs)
         self.replaced = True
         return _pooled(args[0] if args else kwargs["input"], stride)
+
+
+_INNER = threading.RLock()
+
+
+@contextmanager
+def _inner_attention_by_rows() -> Iterator[None]:
+    """The function of a whole attention layer looks the attention itself up by name, past every mode.
+
+    Vectorised, fused attention on a GPU would not keep what its backward pass needs: it asks the tensor of one example
+    whether it requires a gradient, and only the tensor of all examples knows.
+    """
+    with _INNER:
+        original = F.scaled_dot_product_attention
+
+        def by_rows(*args: Any, **kwargs: Any) -> Tensor:
+            F.scaled_dot_product_attention = original
+            try:
+                return attention_by_rows(*args, **kwargs)
+            finally:
+                F.scaled_dot_product_attention = by_rows
+
+        F.scaled_dot_product_attention = by_rows
+        try:
+            yield
+        finally:
+            F.scaled_dot_product_attention = original
 
 
 def pooling_of(forward: Callable[[], object]) -> tuple[bool, frozenset[int]]:

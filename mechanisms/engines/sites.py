@@ -11,7 +11,7 @@ from torch.nn.utils import parametrize
 from mechanisms.engines.layers.rewrites import rewrite_for
 from mechanisms.engines.layers.rules import rule_for, runs_torchs_forward
 from mechanisms.engines.parameters import trainable_parameters
-from mechanisms.engines.ways import ByExample, ByRewrite, ByRule, Way
+from mechanisms.engines.ways import ByExample, ByOwnParameters, ByRewrite, ByRule, Way
 from monitors.errors import UnsupportedModuleError
 
 
@@ -22,7 +22,8 @@ class Site:
     Args:
         name: Dotted name in the network.
         module: The module.
-        parameters: Position in the flat layout of each trainable parameter, by its dotted name inside ``module``.
+        parameters: Position in the flat layout of each trainable parameter, by its dotted name inside ``module``; without
+            those of modules inside that are sites themselves.
         values: Those parameters, in the same order.
         how: The way its calls are run.
     """
@@ -38,8 +39,13 @@ class Site:
         return self.values[list(self.parameters.values()).index(position)].numel()
 
 
-def find_sites(network: nn.Module) -> list[Site]:
+def find_sites(network: nn.Module, *, whole: bool = False) -> list[Site]:
     """The sites of a network; each trainable parameter lies in at least one.
+
+    Args:
+        network: Any module.
+        whole: Whether a module with parameters of its own is one site with all modules inside. Else these are sites
+            themselves, which needs their parameters to be used by their own forward passes alone.
 
     Raises:
         UnsupportedModuleError: A layer mixes examples, or has no per-example gradient as it is set up.
@@ -47,7 +53,7 @@ def find_sites(network: nn.Module) -> list[Site]:
     positions = {id(value): index for index, value in enumerate(trainable_parameters(network).values())}
     _refuse_mixing(network)
     sites: list[Site] = []
-    _walk(network, "", positions, sites, set())
+    _walk(network, "", positions, sites, set(), whole)
     return sites
 
 
@@ -65,20 +71,32 @@ def _refuse_mixing(network: nn.Module) -> None:
             )
 
 
-def _walk(module: nn.Module, name: str, positions: dict[int, int], sites: list[Site], seen: set[int]) -> None:
+def _walk(
+    module: nn.Module, name: str, positions: dict[int, int], sites: list[Site], seen: set[int], whole: bool
+) -> None:
     if id(module) in seen:
         return
     seen.add(id(module))
     named = {key: value for key, value in module.named_parameters() if id(value) in positions}
     if not named:
         return
-    direct = any("." not in key for key in named)
-    if direct or rewrite_for(module) is not None or parametrize.is_parametrized(module):
-        found = {key: positions[id(value)] for key, value in named.items()}
-        sites.append(Site(name, module, found, tuple(named.values()), _way(module, name, found)))
-        return
+    own = {key: value for key, value in named.items() if "." not in key}
+    if own or rewrite_for(module) is not None or parametrize.is_parametrized(module):
+        apart = not whole and len(own) < len(named) and _is_plain(module)
+        kept = own if apart else named
+        found = {key: positions[id(value)] for key, value in kept.items()}
+        how = ByOwnParameters() if apart else _way(module, name, found)
+        sites.append(Site(name, module, found, tuple(kept.values()), how))
+        if not apart:
+            return
     for key, child in module.named_children():
-        _walk(child, f"{name}.{key}" if name else key, positions, sites, seen)
+        _walk(child, f"{name}.{key}" if name else key, positions, sites, seen, whole)
+
+
+def _is_plain(module: nn.Module) -> bool:
+    """Whether nothing is known of a module but the parameters and modules that it has."""
+    strange = parametrize.is_parametrized(module) or "forward" in vars(module)
+    return not strange and rewrite_for(module) is None and rule_for(module) is None
 
 
 def _way(module: nn.Module, name: str, parameters: dict[str, int]) -> Way:

@@ -8,14 +8,16 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
 from mechanisms.engines.batch import Batch, call_network, map_tensors
 from mechanisms.engines.capture import Recorder
-from mechanisms.engines.isolation import isolated
+from mechanisms.engines.isolation import isolated, rows_of
 from mechanisms.engines.parameters import trainable_parameters
 from mechanisms.engines.pool_first import pooling_of
 from mechanisms.engines.sites import Site, find_sites
 from mechanisms.engines.undisturbed import undisturbed
+from mechanisms.engines.ways import ByOwnParameters, ByRewrite
 
 
 @dataclass(frozen=True)
@@ -27,7 +29,8 @@ class Survey:
         sites: Modules to watch.
         entries_per_example: Numbers that one example adds to what the watched layers are given and give.
         vectors_only: Whether every watched tensor is one vector per example.
-        pools: Whether there is a max-pooling that can be made faster; else passes are spared the look at every call.
+        pools: Whether there is a max-pooling that can be made faster, or an attention that has to be computed for the rows
+            of all examples; else passes are spared the look at every call.
         before_pools: Activations that may wait for the max-pooling behind them; emptied by a pass of another order.
     """
 
@@ -45,11 +48,9 @@ class Survey:
         Raises:
             UnsupportedModuleError: A layer mixes examples, or has no per-example gradient as it is set up.
         """
-        sites, x = find_sites(network), _copies(batch.x)
-        recorder = Recorder(_TRIED)
+        x = _copies(batch.x)
         with undisturbed(network), torch.enable_grad():
-            with recorder.watching(sites):
-                _pass(network, x)
+            sites, recorder = _tried(network, x)
             pools, before_pools = pooling_of(lambda: _pass(network, x))
         shapes = [shape for record in recorder.records for shape in record.shapes]
         return cls(
@@ -57,17 +58,62 @@ class Survey:
             sites,
             sum(map(math.prod, shapes)) / _TRIED,
             all(math.prod(shape) == shape[0] * shape[-1] for shape in shapes if shape),
-            pools,
+            pools or _has_attention_aside(network, sites),
             set(before_pools),
         )
 
 
-def _pass(network: nn.Module, x: Any) -> None:
+def _tried(network: nn.Module, x: Any) -> tuple[list[Site], Recorder]:
+    """The sites, and what a pass leaves; modules are left whole where parts of them do not do without each other."""
+    sites, recorder = find_sites(network), Recorder(_TRIED)
+    if any(isinstance(site.how, ByOwnParameters) for site in sites):
+        try:
+            with recorder.watching(sites):
+                if not _strays(_pass(network, x), network):
+                    return sites, recorder
+        except Exception:  # shown again below, where there is more to it
+            sites = []
+        sites, recorder = find_sites(network, whole=True), Recorder(_TRIED)
+    with recorder.watching(sites):
+        _pass(network, x)
+    return sites, recorder
+
+
+def _strays(nodes: list[Any], network: nn.Module) -> bool:
+    """Whether a trainable parameter is used outside of the forward pass of the module that owns it."""
+    ahead, seen = list(nodes), set(nodes)
+    trained = set(map(id, trainable_parameters(network).values()))
+    while ahead:
+        node = ahead.pop()
+        if id(getattr(node, "variable", None)) in trained:
+            return True
+        found = [source for source, _ in node.next_functions if source is not None and source not in seen]
+        seen.update(found)
+        ahead += found
+    return False
+
+
+def _has_attention_aside(network: nn.Module, sites: list[Site]) -> bool:
+    """Whether there is an attention layer on a GPU, a frozen one for instance, that runs by torch's own function."""
+    rewritten = {id(site.module) for site in sites if isinstance(site.how, ByRewrite)}
+    layers = (layer for layer in network.modules() if isinstance(layer, nn.MultiheadAttention))
+    return any(id(layer) not in rewritten and layer.out_proj.weight.device.type != "cpu" for layer in layers)
+
+
+def _pass(network: nn.Module, x: Any) -> list[Any]:
+    """A pass without loss; the nodes of autograd's graph that its outputs come from."""
+    nodes: list[Any] = []
+
     def of_one(example: Any) -> Tensor:
-        call_network(network, example)
+        outputs = tree_leaves(call_network(network, example))
+        for value in (*outputs, *(part for output in outputs for part in tree_leaves(getattr(output, "__dict__", {})))):
+            rows = rows_of(value)
+            if rows is not None and rows.grad_fn is not None:
+                nodes.append(rows.grad_fn)
         return torch.zeros((), device="cpu")
 
     isolated(of_one, x)
+    return nodes
 
 
 #: Examples of the trial pass.

@@ -1,4 +1,4 @@
-"""Three ways to watch a module: by its layer's rule, rewritten into layers with rules, or example by example."""
+"""Ways to watch a module: by its layer's rule, rewritten into layers with rules, or example by example."""
 
 from __future__ import annotations
 
@@ -118,12 +118,36 @@ class ByExample:
     def run(self, recorder: Recorder, site: Site, original: Callable[..., Any], args: Any, kwargs: Any) -> Any:
         """Run with per-example parameters; memory is one copy of the module's gradient per example."""
         del original
-        size = recorder.batch_size
-        with on_batch(), torch._C.DisableTorchFunction():
-            leaves = [value.detach().expand(size, *value.shape).requires_grad_() for value in site.values]
+        leaves = _views_for_each_example(recorder, site)
         own = dict(zip(map(id, site.values), map(example_of, leaves), strict=True))
         state = {at: own[id(v)] if id(v) in own else v.detach() for at, v in slots(site.module).items()}
         with recorder.aside(site.values):
             output = computed(functional_call(site.module, state, args, kwargs, tie_weights=False))
         recorder.records.append(Record(site, site.parameters, leaves=leaves))
         return output
+
+
+@dataclass(frozen=True)
+class ByOwnParameters:
+    """A module with parameters of its own around others: each example has a view of the former, the latter are sites."""
+
+    words: ClassVar[str] = "own parameters vectorised over examples"
+
+    def run(self, recorder: Recorder, site: Site, original: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+        """Run with per-example views in place of the module's own parameters."""
+        leaves, places = _views_for_each_example(recorder, site), site.module._parameters
+        before = {name: places[name] for name in site.parameters}
+        try:
+            places.update(zip(site.parameters, map(example_of, leaves), strict=True))  # type: ignore[arg-type]
+            output = original(*args, **kwargs)
+        finally:
+            places.update(before)
+        recorder.records.append(Record(site, site.parameters, leaves=leaves))
+        return output
+
+
+def _views_for_each_example(recorder: Recorder, site: Site) -> list[Tensor]:
+    """Leaves (B, *shape) that share the memory of the parameters."""
+    size = recorder.batch_size
+    with on_batch(), torch._C.DisableTorchFunction():
+        return [value.detach().expand(size, *value.shape).requires_grad_() for value in site.values]

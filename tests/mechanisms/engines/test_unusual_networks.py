@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from mechanisms.engines import Batch, BookKeepingEngine, LoopEngine, VmapEngine, choose_engine
+from mechanisms.engines import ENGINES, Batch, BookKeepingEngine, LoopEngine, VmapEngine, choose_engine
 from mechanisms.units import ClippedUnit
 from monitors.errors import UnsupportedModuleError
 
@@ -110,6 +110,51 @@ def test_examples_are_found_in_whichever_dimension_they_lie():
 
 def test_a_draw_that_decides_for_the_whole_batch_is_left_to_the_loop():
     assert engine_of(TimeFirst(0.5), torch.randn(6, 6, 4)).name == "loop"
+
+
+class Tokened(nn.Module):
+    """A parameter of its own among modules, two levels deep; one weight may be used behind its layer's back."""
+
+    def __init__(self, inner=None, shared=False):
+        super().__init__()
+        self.token, self.first, self.inner, self.shared = nn.Parameter(torch.randn(1, 4)), nn.Linear(4, 4), inner, shared
+
+    def forward(self, x):
+        x = torch.tanh(self.first(x * self.token))
+        x = x if self.inner is None else self.inner(x)
+        return F.linear(x, self.first.weight) if self.shared else x + self.token
+
+
+@pytest.mark.parametrize("engine", ENGINES.names())
+def test_a_parameter_beside_modules_leaves_them_their_rules(engine):
+    network = nn.Sequential(Tokened(Tokened()), nn.Linear(4, 3))
+    built = engine_of(network, name=engine)
+    assert_loops_numbers(built, network)
+    if engine == "bookkeeping":
+        told = built.explain()
+        assert "0 (Tokened): own parameters vectorised over examples" in told
+        assert "0.inner.first (Linear): layer rule" in told
+
+
+def test_a_weight_used_behind_its_layers_back_keeps_the_module_whole():
+    network = nn.Sequential(Tokened(shared=True), nn.Linear(4, 3))
+    built = engine_of(network)
+    assert built.name == "bookkeeping"
+    assert_loops_numbers(built, network)
+    assert "0 (Tokened): vectorised over examples" in built.explain()
+
+
+def test_own_parameters_are_back_in_their_place_after_a_pass_that_fails():
+    class Failing(nn.Module):
+        def forward(self, x):
+            raise ValueError("of the user's own")
+
+    network = Tokened(Failing())
+    token, names = network.token, list(network._parameters)
+    with pytest.raises(ValueError, match="of the user's own"):
+        assert_loops_numbers(ENGINES.create("bookkeeping", ClippedUnit(1, len(X))), network)
+    assert network.token is token
+    assert list(network._parameters) == names
 
 
 class Gated(nn.Module):
