@@ -51,8 +51,8 @@ class BookKeepingEngine(Engine):
         physical_batch_size: Most examples in memory at once; None for the whole batch.
         precision: ``"fp32"`` (the parameters' own type) or ``"bf16"``: forward and backward pass under autocast. Norms,
             factors and sums are in float32 either way, so the bound on what an example can do is the same.
-        timed_plans: Time each layer's exact plans on the first batch instead of estimating their cost. Can be faster on
-            unusual hardware; two runs may then differ in the last bits.
+        timed_plans: Time each layer's exact plans on the first batch instead of estimating their cost, as is done on a
+            GPU in any case. Can be faster on unusual hardware; two runs may then differ in the last bits.
 
     References:
         Bu et al. 2023, "Differentially Private Optimization on Large Model at Small Cost" (book-keeping).

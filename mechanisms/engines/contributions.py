@@ -135,7 +135,7 @@ def _direct(site: Site, names: dict[str, int], rule: LayerRule, call: Call, plan
     shapes = [tuple(value.shape[1:]) for value in (*call.inputs[:1], call.output_grad)]
     for name, options in rule.plans(asked).items():
         key = (site.name, name, *shapes)
-        found[names[name]] = plans.run(key, options, partial(site.entries, names[name]))
+        found[names[name]] = plans.run(key, options, partial(site.entries, names[name]), call.output_grad)
     return found
 
 

@@ -1,12 +1,14 @@
-"""Which exact plan each layer uses: by estimated cost (reproducible), or timed once per layer and shape."""
+"""Which exact plan each layer uses: by estimated cost (reproducible on a CPU), or timed once per layer and shape."""
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 
 from mechanisms.engines.layers.rules import Plan, Term
 
@@ -40,43 +42,73 @@ class PlanChoice:
 class PlanBook:
     """Remembers the choice for every parameter and shape.
 
+    Estimated costs are those of a CPU. On a GPU, where launches and the library's kernels decide, plans are timed, once
+    for each shape and each power of two of examples.
+
     Args:
-        timed: Time the plans on the first batch of a shape. Sums then differ in their last bits from one run to the
-            next, since another plan may win; estimated costs (the default) always choose the same.
+        timed: Time the plans on a CPU too. Sums then differ in their last bits from one run to the next, since another
+            plan may win; estimated costs (the default) always choose the same.
+
+    Attributes:
+        choices: The last choice for each parameter and shape of an example.
     """
 
     def __init__(self, timed: bool = False) -> None:
         self.timed = timed
         self.choices: dict[tuple[object, ...], PlanChoice] = {}
+        self._by_size: dict[tuple[object, ...], PlanChoice] = {}
 
-    def run(self, key: tuple[object, ...], plans: Sequence[Plan], entries: Callable[[], int]) -> Term:
-        """The term of the best plan for a parameter of so many entries."""
-        choice = self.choices.get(key)
+    def run(
+        self, key: tuple[object, ...], plans: Sequence[Plan], entries: Callable[[], int], like: Tensor | None = None
+    ) -> Term:
+        """The term of the best plan.
+
+        Args:
+            key: The parameter, and the shapes of an example.
+            plans: The plans; the same names for the same key.
+            entries: Number of entries of the parameter.
+            like: A tensor of the batch, on its device; None for one on the CPU.
+        """
+        on_gpu = like is not None and like.device.type == "cuda"
+        sized = (*key, len(like).bit_length()) if like is not None and on_gpu else key
+        choice = self._by_size.get(sized)
         if choice is None:
-            choice = self.choices[key] = self._choose(plans, entries)
+            timed = len(plans) > 1 and (self.timed or on_gpu)
+            choice = self._by_size[sized] = self.choices[key] = _chosen(plans, entries, timed)
         if len(plans) == 1:
             return plans[0].run()
         return next(plan for plan in plans if plan.name == choice.plan).run()
 
-    def _choose(self, plans: Sequence[Plan], entries: Callable[[], int]) -> PlanChoice:
-        timed = self.timed and len(plans) > 1
-        figures = {plan.name: _milliseconds(plan, entries()) if timed else plan.cost for plan in plans}
-        return PlanChoice(min(figures, key=figures.__getitem__), figures, timed)
+
+def _chosen(plans: Sequence[Plan], entries: Callable[[], int], timed: bool) -> PlanChoice:
+    figures = {plan.name: _milliseconds(plan, entries()) if timed else plan.cost for plan in plans}
+    if timed and not math.isfinite(min(figures.values())):
+        return PlanChoice(min(plans, key=lambda plan: plan.elements).name, figures, timed)
+    return PlanChoice(min(figures, key=figures.__getitem__), figures, timed)
 
 
 def _milliseconds(plan: Plan, entries: int) -> float:
-    best = float("inf")
-    for _ in range(ROUNDS):
-        _wait()
-        start = time.perf_counter()
-        term = plan.run()
-        out = term.squared_norms.new_zeros(entries)
-        term.add_to(out, torch.ones_like(term.squared_norms))
-        _wait()
-        best = min(best, time.perf_counter() - start)
-    return best * 1e3
+    """The fastest of a few rounds; infinite where the device has no memory for it, or the library no kernel."""
+    try:
+        _once(plan, entries)  # kernels are loaded, and memory is found
+        return min(_once(plan, entries) for _ in range(ROUNDS))
+    except RuntimeError:
+        if not torch.cuda.is_initialized():
+            raise
+        torch.cuda.empty_cache()
+        return math.inf
+
+
+def _once(plan: Plan, entries: int) -> float:
+    _wait()
+    start = time.perf_counter()
+    term = plan.run()
+    out = term.squared_norms.new_zeros(entries)
+    term.add_to(out, torch.ones_like(term.squared_norms))
+    _wait()
+    return 1e3 * (time.perf_counter() - start)
 
 
 def _wait() -> None:
-    if torch.cuda.is_available() and torch.cuda.is_initialized():
-        torch.cuda.synchronize()
+    if torch.cuda.is_initialized():
+        torch.cuda.current_stream().synchronize()

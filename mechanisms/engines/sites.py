@@ -22,8 +22,8 @@ class Site:
     Args:
         name: Dotted name in the network.
         module: The module.
-        parameters: Position in the flat layout of each trainable parameter, by its dotted name inside ``module``; without
-            those of modules inside that are sites themselves.
+        parameters: Position in the flat layout of each trainable parameter, by its dotted name inside ``module``;
+            without those of modules inside that are sites themselves.
         values: Those parameters, in the same order.
         how: The way its calls are run.
     """
@@ -93,10 +93,15 @@ def _walk(
         _walk(child, f"{name}.{key}" if name else key, positions, sites, seen, whole)
 
 
+#: Of torch's modules those that do nothing but hold others.
+_HOLDING = (nn.Module, nn.Sequential, nn.ModuleList, nn.ModuleDict)
+
+
 def _is_plain(module: nn.Module) -> bool:
     """Whether nothing is known of a module but the parameters and modules that it has."""
-    strange = parametrize.is_parametrized(module) or "forward" in vars(module)
-    return not strange and rewrite_for(module) is None and rule_for(module) is None
+    of_torch = [base for base in type(module).__mro__ if base.__module__.startswith("torch.nn.modules.")]
+    strange = parametrize.is_parametrized(module) or "forward" in vars(module) or rewrite_for(module) is not None
+    return not strange and all(base in _HOLDING for base in of_torch)
 
 
 def _way(module: nn.Module, name: str, parameters: dict[str, int]) -> Way:

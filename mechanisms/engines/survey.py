@@ -29,8 +29,8 @@ class Survey:
         sites: Modules to watch.
         entries_per_example: Numbers that one example adds to what the watched layers are given and give.
         vectors_only: Whether every watched tensor is one vector per example.
-        pools: Whether there is a max-pooling that can be made faster, or an attention that has to be computed for the rows
-            of all examples; else passes are spared the look at every call.
+        pools: Whether there is a max-pooling that can be made faster, or an attention that has to be computed for the
+            rows of all examples; else passes are spared the look at every call.
         before_pools: Activations that may wait for the max-pooling behind them; emptied by a pass of another order.
     """
 

@@ -129,7 +129,7 @@ class ByExample:
 
 @dataclass(frozen=True)
 class ByOwnParameters:
-    """A module with parameters of its own around others: each example has a view of the former, the latter are sites."""
+    """A module with parameters of its own around others: examples have views of them, the others are sites."""
 
     words: ClassVar[str] = "own parameters vectorised over examples"
 

@@ -22,12 +22,15 @@ from mechanisms.engines.layers.rules import (
     squared_norms_of_products,
 )
 from mechanisms.engines.layers.window_gram import WindowAxis, window_gram
+from mechanisms.engines.precision import full_float32
 
 #: Cost of moving one number through memory, in multiply-adds.
 COPY_COST = 12.0
 
-#: Numbers of windows copied at once: copies that leave the processor's cache take a quarter longer to use.
-COPIED_AT_ONCE = 5 * 2**17
+#: Numbers of windows copied at once, by kind of device: copies that leave the processor's cache take a quarter longer
+#: to use, while a GPU wants one product for all examples. Others are taken for GPUs.
+COPIED_AT_ONCE = {"cpu": 5 * 2**17}
+COPIED_AT_ONCE_ON_GPU = 2**28
 
 #: Cost of a number of an example's gradient, which is written once and read twice, in multiply-adds.
 INSTANTIATED_COST = 40.0
@@ -163,6 +166,8 @@ def _weight_plans(call: Call, x: Tensor, g: Tensor) -> list[Plan]:
         rows = int(layer.kernel_size[0])
         cost = instantiated * (ROW_WISE_FACTOR * positions + INSTANTIATED_COST) + COPY_COST * copied / rows
         plans.append(Plan("row-wise", partial(_instantiate_by_rows, call, x, g), cost, instantiated))
+    if torch.backends.cudnn.is_acceptable(x) and x.dtype == torch.float32:
+        plans.append(Plan("grouped", partial(_instantiate_by_groups, layer, x, g), elements=2 * instantiated))
     if gram <= GRAM_LIMIT * instantiated:
         products = batch * (x.shape[1] * seen**2 + g.shape[1] * positions**2)
         moved = batch * layer.groups * seen * (seen + positions) * sum(_ints(layer.kernel_size))
@@ -187,10 +192,34 @@ def _copied(call: Call, windows: Tensor) -> Iterator[tuple[slice, Tensor]]:
     if windows.is_contiguous():  # of a kernel of one entry
         yield slice(0, len(windows)), windows
         return
-    size = math.ceil(len(windows) / math.ceil(windows.numel() / COPIED_AT_ONCE))
+    most = COPIED_AT_ONCE.get(windows.device.type, COPIED_AT_ONCE_ON_GPU)
+    size = math.ceil(len(windows) / math.ceil(windows.numel() / most))
     for start in range(0, len(windows), size):
         some = windows[start : start + size]
         yield slice(start, start + len(some)), call.passing(*some.shape).copy_(some)
+
+
+def _instantiate_by_groups(layer: Any, x: Tensor, g: Tensor) -> Term:
+    """The library's weight gradient of one convolution of which each example is a group, without a copy of windows.
+
+    In full float32, as the other plans: which of them is the fastest moves no more than the last bits.
+    """
+    (batch, outputs), (source, axes) = g.shape[:2], _zero_padded(layer, x, g)
+    with full_float32():
+        rows = torch.ops.aten.convolution_backward(
+            g.reshape(1, -1, *g.shape[2:]),
+            source.reshape(1, -1, *source.shape[2:]),
+            g.new_empty(batch * outputs, *layer.weight.shape[1:]),
+            None,
+            [axis.stride for axis in axes],
+            [axis.padding for axis in axes],
+            [axis.dilation for axis in axes],
+            False,
+            [0] * len(axes),
+            batch * layer.groups,
+            [False, True, False],
+        )[1]
+    return Term.of_rows(rows.reshape(batch, -1))
 
 
 def _row_wise(layer: Any) -> bool:

@@ -1,13 +1,16 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
 from torch import nn
 
+from mechanisms.engines.layers import convolution
 from mechanisms.engines.layers.rules import Call, Plan, Term, layer_rule, rule_for, squared_norms
-from mechanisms.engines.plans import PlanBook
+from mechanisms.engines.plans import ROUNDS, PlanBook
 
 ROWS = torch.randn(3, 4)
 
@@ -35,6 +38,80 @@ def test_timed_plans_take_the_fastest_and_remember_it():
     choice = book.choices["layer",]
     book.run(("layer",), [plan("slow", 1.0), plan("fast", 2.0, 0.02)], lambda: 4)
     assert book.choices["layer",] is choice
+
+
+class OnGPU:
+    """As many examples, on a device whose plans are timed."""
+
+    device = torch.device("cuda")
+
+    def __init__(self, size):
+        self.size = size
+
+    def __len__(self):
+        return self.size
+
+
+def test_plans_are_timed_on_a_gpu_once_for_each_power_of_two_of_examples():
+    book, runs = PlanBook(), []
+
+    def counted(name, cost, seconds):
+        timed = plan(name, cost, seconds)
+        return replace(timed, run=lambda: runs.append(name) or timed.run())
+
+    for size, fast in ((512, "a"), (530, "a"), (40, "b"), (600, "a")):
+        del runs[:]
+        slow = {"a": 0.0, "b": 0.0, "ab".replace(fast, ""): 0.01}
+        book.run(
+            ("layer", "weight"), [counted("a", 2.0, slow["a"]), counted("b", 1.0, slow["b"])], lambda: 4, OnGPU(size)
+        )
+        assert runs[-1] == fast
+        assert len(runs) == (1 if size in (530, 600) else 2 * (ROUNDS + 1) + 1)
+        assert book.choices["layer", "weight"].timed
+
+
+def test_a_plan_for_which_a_gpu_has_no_memory_is_not_chosen(monkeypatch):
+    def fails():
+        raise torch.OutOfMemoryError("of the device")
+
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda: SimpleNamespace(synchronize=lambda: None))
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: None)
+    book, large = PlanBook(), Plan("large", fails, 1.0, 10.0)
+    book.run(("layer",), [large, plan("small", 2.0)], lambda: 4, OnGPU(8))
+    assert book.choices["layer",].plan == "small"
+    with pytest.raises(torch.OutOfMemoryError):
+        book.run(("other",), [large, replace(large, name="larger", elements=20.0)], lambda: 4, OnGPU(8))
+    assert book.choices["other",].plan == "large"
+
+
+def test_plans_of_a_gpu_are_not_offered_on_the_processor():
+    layer, x = nn.Conv2d(2, 4, 3), torch.randn(3, 2, 8, 8)
+    plans = rule_for(layer).plans(Call(layer, (x,), torch.randn_like(layer(x)), ("weight",)))
+    assert "grouped" not in [plan.name for plan in plans["weight"]]
+
+
+@pytest.mark.parametrize(
+    ("layer", "shape"),
+    [
+        (nn.Conv2d(2, 4, 3), (2, 8, 8)),
+        (nn.Conv2d(4, 6, (3, 2), stride=(2, 1), padding=(1, 0), groups=2), (4, 9, 7)),
+        (nn.Conv2d(4, 4, 3, dilation=2, groups=4, padding=2), (4, 6, 6)),
+        (nn.Conv2d(3, 4, 4, stride=4), (3, 10, 11)),
+        (nn.Conv2d(2, 4, 4, padding="same"), (2, 7, 7)),
+        (nn.Conv2d(2, 4, 3, padding=1, padding_mode="circular"), (2, 6, 6)),
+        (nn.Conv1d(3, 4, 2, stride=2), (3, 9)),
+        (nn.Conv3d(2, 3, 2, padding=1), (2, 4, 3, 5)),
+    ],
+)
+def test_a_convolution_of_groups_gives_the_gradient_of_each_example(layer, shape):
+    x = torch.randn(5, *shape)
+    g, factors = torch.randn_like(layer(x)), torch.rand(5)
+    exact = rule_for(layer).example_gradients(Call(layer, (x,), g, ("weight",)))["weight"].flatten(1)
+    term, out = convolution._instantiate_by_groups(layer, x, g), torch.zeros(exact.shape[1])
+    term.add_to(out, factors)
+    assert torch.allclose(term.squared_norms, exact.square().sum(1), rtol=1e-5)
+    assert torch.allclose(out, factors @ exact, rtol=1e-4, atol=1e-5)
 
 
 def test_a_term_adds_its_weighted_rows_to_what_is_there():

@@ -117,7 +117,8 @@ class Tokened(nn.Module):
 
     def __init__(self, inner=None, shared=False):
         super().__init__()
-        self.token, self.first, self.inner, self.shared = nn.Parameter(torch.randn(1, 4)), nn.Linear(4, 4), inner, shared
+        self.token, self.first = nn.Parameter(torch.randn(1, 4)), nn.Linear(4, 4)
+        self.inner, self.shared = inner, shared
 
     def forward(self, x):
         x = torch.tanh(self.first(x * self.token))
