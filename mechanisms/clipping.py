@@ -109,9 +109,15 @@ class ClipMechanism(ABC):
         self.start(state["norm_bound"])
 
 
+def beside(norms: torch.Tensor, bounds: Sequence[float]) -> torch.Tensor:
+    """The bounds, shape (blocks,), on the device of ``norms``; without a wait for a GPU where all are the same."""
+    same = len(set(bounds)) == 1
+    return norms.new_full((len(bounds),), bounds[0]) if same else norms.new_tensor(bounds)
+
+
 def shrink(norms: torch.Tensor, bounds: Sequence[float]) -> torch.Tensor:
     """``min(1, bound / norm)`` per unit and block, safe at norm 0."""
-    limits = norms.new_tensor(bounds)
+    limits = beside(norms, bounds)
     return limits / norms.clamp(min=limits)
 
 
@@ -162,7 +168,7 @@ class Automatic(ClipMechanism):
 
     def factors(self, norms: torch.Tensor) -> torch.Tensor:
         """``bound / (norm + stability)``, shape (units, 1)."""
-        return norms.new_tensor(self.block_bounds(norms.shape[1])) / (norms + self.stability)
+        return beside(norms, self.block_bounds(norms.shape[1])) / (norms + self.stability)
 
 
 @CLIP.register("PerLayer")

@@ -11,7 +11,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from mechanisms.clipping import ClipMechanism
+from mechanisms.clipping import ClipMechanism, beside
 from mechanisms.engines.batch import Batch
 from mechanisms.engines.losses import ExampleLosses, LossFunction
 from mechanisms.engines.modes import plain_modes
@@ -168,13 +168,15 @@ class Engine(ABC):
             loss_sum += part.loss_sum
             norms.append(part.norms)
         all_norms = torch.cat(norms)
+        broken = (~torch.isfinite(all_norms).all(dim=1)).sum()
+        loss, rejected = torch.stack((loss_sum.double(), broken.double())).tolist()  # one wait for a GPU
         return ClippedSum(
             flat_grad=total,
             norms=all_norms,
             sensitivity=self.unit.sensitivity_factor * clip.norm_bound,
             norm_bound=clip.norm_bound,
-            loss=float(loss_sum) / batch.size if batch.size else float("nan"),
-            rejected=int((~torch.isfinite(all_norms).all(dim=1)).sum()),
+            loss=loss / batch.size if batch.size else float("nan"),
+            rejected=int(rejected),
         )
 
 
@@ -220,9 +222,9 @@ def bounded_factors(norms: Tensor, clip: ClipMechanism, entries: int) -> Tensor:
     """
     finite = torch.isfinite(norms).all(dim=1, keepdim=True)
     safe = torch.where(finite, norms, torch.zeros_like(norms))
-    limits = norms.new_tensor(block_bounds_of(clip, norms.shape[1])) * (1.0 - ROUNDING_MARGIN)
+    limits = beside(norms, block_bounds_of(clip, norms.shape[1])) * (1.0 - ROUNDING_MARGIN)
     rounded_away = math.sqrt(entries * torch.finfo(norms.dtype).tiny)
-    ceiling = limits / torch.hypot(safe, norms.new_tensor(rounded_away))
+    ceiling = limits / torch.hypot(safe, norms.new_full((), rounded_away))
     factors = torch.nan_to_num(clip.factors(safe), nan=0.0).clamp(min=0.0)
     return torch.minimum(factors, ceiling) * finite
 

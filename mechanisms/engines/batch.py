@@ -41,6 +41,11 @@ def all_tensors(value: Any) -> list[Tensor]:
     return found
 
 
+def costs_a_wait(value: Tensor) -> bool:
+    """Whether a look at the numbers of ``value`` makes the host wait for the device that computes them."""
+    return value.device.type != "cpu"
+
+
 def call_network(network: nn.Module | Callable[..., Tensor], x: Any) -> Any:
     """``network(x)``; a tuple or list is spread over positional arguments, a dict over named ones."""
     if isinstance(x, dict):

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from mechanisms.clipping import ClipMechanism
 from mechanisms.engines.base import ENGINES, ClippedSum, Engine, PartialSum, bounded_factors, even
-from mechanisms.engines.batch import Batch
+from mechanisms.engines.batch import Batch, costs_a_wait
 from mechanisms.engines.contributions import Arrivals, jobs_of, terms_of
 from mechanisms.engines.layers.rules import Term
 from mechanisms.engines.losses import ExampleLosses, LossFunction
@@ -78,6 +78,7 @@ class BookKeepingEngine(Engine):
         self._survey = Survey()
         self._scratch = Scratch()
         self._fast_chunk: int | None = None
+        self._expects_broken = False
 
     @classmethod
     def refuses(cls, network: nn.Module, loss_fn: LossFunction, unit: ClippedUnit, example: Batch) -> str | None:
@@ -97,9 +98,21 @@ class BookKeepingEngine(Engine):
         clip: ClipMechanism,
         out: Tensor | None = None,
     ) -> ClippedSum:
-        """See ``Engine``; on a CPU chunks are no larger than its caches, which is faster and changes no number."""
+        """See ``Engine``; on a CPU chunks are no larger than its caches, which is faster and changes no number.
+
+        On a GPU no pass waits to be told whether all norms are finite: where one was not, the sum is made again.
+        """
         if batch.size:
             self._prepare(network, batch)
+        found = self._cut_for_speed(network, loss_fn, batch, clip, out)
+        if found.rejected and not self._expects_broken and costs_a_wait(found.flat_grad):
+            self._expects_broken = True  # more of them will follow
+            found = self._cut_for_speed(network, loss_fn, batch, clip, out)
+        return found
+
+    def _cut_for_speed(
+        self, network: nn.Module, loss_fn: LossFunction, batch: Batch, clip: ClipMechanism, out: Tensor | None
+    ) -> ClippedSum:
         if not batch.size or batch.group_ids is not None:
             return super().clipped_sum(network, loss_fn, batch, clip, out)
         stated = self.physical_batch_size
@@ -170,7 +183,8 @@ class BookKeepingEngine(Engine):
         norms = _norms(terms, blocks, like, batch.num_units)
         factors = bounded_factors(norms, clip, layout.size)
         finite = torch.isfinite(norms)
-        if not bool(finite.all()):
+        trusted = costs_a_wait(total) and not self._expects_broken
+        if not trusted and not bool(finite.all()):
             terms = {position: term.keep(finite.all(dim=1)) for position, term in terms.items()}
         for position, out in enumerate(total.split(layout.sizes)):
             if position in terms:

@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from mechanisms.engines.batch import costs_a_wait
 from mechanisms.engines.layers.rules import Call, LayerRule, Plan, Term, layer_rule, squared_norms
 
 
@@ -25,8 +26,13 @@ class EmbeddingRule(LayerRule):
         return {"weight": table.scatter_add_(1, tokens.unsqueeze(2).expand_as(g), g)}
 
     def plans(self, call: Call) -> Mapping[str, Sequence[Plan]]:
-        """Segments: only the rows in use are held; as they are where all examples have the same tokens, each once."""
+        """Segments: only the rows in use are held; as they are where all examples have the same tokens, each once.
+
+        How many rows are in use is known to a GPU alone: there as many are held as there are tokens.
+        """
         tokens, g = _tokens(call)
+        if costs_a_wait(tokens):
+            return {"weight": [Plan("first places", partial(_summed_at_first_places, tokens, g, _weight(call)))]}
         if tokens.stride(0) == 0 and len(tokens[0].unique()) == tokens.shape[1]:
             return {"weight": [Plan("same tokens", partial(_same_tokens, tokens[0], g, _weight(call)))]}
         return {"weight": [Plan("segments", partial(_segments, tokens, g, _weight(call)), elements=g.numel())]}
@@ -82,3 +88,35 @@ def _segments(tokens: Tensor, g: Tensor, weight: Tensor) -> Term:
         table.index_add_(0, used % weight.shape[0], rows * factors[example].unsqueeze(1))
 
     return Term(squared, add, (rows,), example)
+
+
+def _first_places(tokens: Tensor) -> Tensor:
+    """Where each token of an example occurs in it for the first time, shape (B, T).
+
+    Example:
+        >>> _first_places(torch.tensor([[7, 2, 7, 2, 5]]))
+        tensor([[0, 1, 0, 1, 4]])
+    """
+    ordered, places = tokens.sort(dim=1, stable=True)
+    new = torch.ones_like(ordered, dtype=torch.bool)
+    new[:, 1:] = ordered[:, 1:] != ordered[:, :-1]
+    at = torch.arange(tokens.shape[1], device=tokens.device).expand_as(tokens)
+    begin = at.where(new, torch.zeros_like(at)).cummax(dim=1).values
+    return torch.empty_like(places).scatter_(1, places, places.gather(1, begin))
+
+
+def _summed_at_first_places(tokens: Tensor, g: Tensor, weight: Tensor) -> Term:
+    """Gradients of equal tokens of an example added up at the first of them; the others' rows are zero."""
+    (batch, length), shared = tokens.shape, tokens.stride(0) == 0
+    rows = g.new_zeros(g.shape)
+    if shared:
+        rows.index_add_(1, _first_places(tokens[:1])[0], g)
+        return _same_tokens(tokens[0], rows, weight)
+    begin = length * torch.arange(batch, device=tokens.device).unsqueeze(1)
+    rows.flatten(0, 1).index_add_(0, (begin + _first_places(tokens)).flatten(), g.flatten(0, 1))
+
+    def add(out: Tensor, factors: Tensor, rows: Tensor) -> None:
+        weighted = rows * factors.view(-1, 1, 1)
+        out.view(weight.shape).index_add_(0, tokens.flatten(), weighted.flatten(0, 1))
+
+    return Term(squared_norms(rows.flatten(1)), add, (rows,))

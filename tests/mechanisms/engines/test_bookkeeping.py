@@ -168,7 +168,9 @@ def test_examples_folded_into_rows_are_added_up(assert_exact):
 
 @pytest.mark.parametrize("poison", [float("nan"), float("inf"), 1e38])
 @pytest.mark.parametrize("grouped", [False, True])
-def test_an_example_that_is_not_finite_contributes_exactly_zero(clip, poison, grouped):
+@pytest.mark.parametrize("ahead", [False, True])
+def test_an_example_that_is_not_finite_contributes_exactly_zero(clip, poison, grouped, ahead, monkeypatch):
+    monkeypatch.setattr(bookkeeping, "costs_a_wait", lambda value: ahead)
     network, (x, y) = cnn(), images(8)
     x[3], unit = poison, ClippedUnit(2, 4) if grouped else ClippedUnit(1, 8)
     ids = torch.arange(8) // 2 if grouped else None
@@ -400,6 +402,31 @@ def test_half_precision_passes_keep_the_bound_on_every_unit(clip, group):
 def test_an_unknown_precision_is_refused():
     with pytest.raises(ValueError, match="fp32, bf16, got 'fp8'"):
         BookKeepingEngine(ClippedUnit(1, 4), precision="fp8")
+
+
+@pytest.mark.parametrize("size", [None, 3])
+def test_where_a_look_costs_a_wait_a_sum_is_made_again_only_for_what_is_not_finite(size, clip, monkeypatch):
+    monkeypatch.setattr(bookkeeping, "costs_a_wait", lambda value: True)
+    network, (x, y), passes = cnn(), images(8), []
+    engine, original = BookKeepingEngine(ClippedUnit(1, 8), size), BookKeepingEngine.partial_sum
+    monkeypatch.setattr(
+        BookKeepingEngine, "partial_sum", lambda self, *args: passes.append(args[2].size) or original(self, *args)
+    )
+
+    def summed():
+        del passes[:]
+        found = engine.clipped_sum(network, nn.CrossEntropyLoss(), Batch(x, y), clip)
+        return found, sum(passes)
+
+    found, looked_at = summed()
+    assert (found.rejected, looked_at) == (0, 8)
+    x[5] = torch.nan
+    found, looked_at = summed()
+    assert (found.rejected, looked_at) == (1, 16)
+    again, looked_at = summed()
+    assert (again.rejected, looked_at) == (1, 8)
+    assert torch.isfinite(again.flat_grad).all()
+    assert torch.equal(again.flat_grad, found.flat_grad)
 
 
 @pytest.mark.cuda

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from unittest import mock
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -7,7 +9,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from mechanisms.engines import LAYER_RULES, Batch, BookKeepingEngine, layer_rule
-from mechanisms.engines.layers import REWRITES, convolution, linear
+from mechanisms.engines.layers import REWRITES, convolution, embedding, linear
 from mechanisms.engines.layers.linear import ROUNDINGS, _gram, gram_squared_norms
 from mechanisms.engines.layers.window_gram import WindowAxis, window_gram
 from mechanisms.engines.sites import find_sites
@@ -222,7 +224,9 @@ class Positions(nn.Module):
 
 @pytest.mark.parametrize("tokens", [[0, 1, 2, 3, 4], [7, 2, 5, 1, 8], [1, 1, 3, 0, 1]])
 @pytest.mark.parametrize("padding_idx", [None, 1])
-def test_tables_that_all_examples_read_alike_are_exact(assert_exact, clip, tokens, padding_idx):
+@pytest.mark.parametrize("on_gpu", [False, True])
+def test_tables_that_all_examples_read_alike_are_exact(assert_exact, clip, tokens, padding_idx, on_gpu, monkeypatch):
+    monkeypatch.setattr(embedding, "costs_a_wait", lambda value: on_gpu)
     network = Positions(tokens, padding_idx)
     x, y = batch(torch.float32, 5, 4)
     assert_exact(network, x, y)
@@ -230,7 +234,7 @@ def test_tables_that_all_examples_read_alike_are_exact(assert_exact, clip, token
     engine = BookKeepingEngine(ClippedUnit(1, 4))
     engine.clipped_sum(network, nn.CrossEntropyLoss(), Batch(x.double(), y), clip)
     (choice,) = [choice for key, choice in engine.plans.choices.items() if key[0] == "table"]
-    assert choice.plan == ("same tokens" if len(set(tokens)) == 5 else "segments")
+    assert choice.plan == ("first places" if on_gpu else "same tokens" if len(set(tokens)) == 5 else "segments")
 
 
 @SHORT
@@ -241,6 +245,8 @@ def test_embeddings_add_the_gradients_of_repeated_tokens_and_skip_the_padding(
     network = Pooled(None, nn.Embedding(vocabulary, 4, padding_idx=padding), length).to(dtype)
     tokens = torch.randint(0, vocabulary, (5, length))
     assert_exact(network, tokens, torch.randint(0, 3, (5,)))
+    with mock.patch.object(embedding, "costs_a_wait", return_value=True):  # as on a GPU
+        assert_exact(network, tokens, torch.randint(0, 3, (5,)))
 
 
 @SHORT
