@@ -19,9 +19,9 @@ STEP_NOTES = (
     "between CUDA events, medians of rounds in turns; ratios are medians over rounds of times in one round, of rows in",
     "bf16 to `plain-bf16`. Float32 is as torch has it: convolutions in TF32, matrix products in full. `plain-graph`",
     "replays the whole step as one CUDA graph. `dpmodel` is what trains by default (engine `auto`), with noise of the",
-    "secure generator; `-quiet` leaves the noise out; `-timed` is `timed_plans`. Peak memory counts weights, momentum",
-    "and batch. Kernels (copies and fills included), waits of the host for the device, and milliseconds in which the",
-    "device worked are per step, by torch's profiler.",
+    "secure generator; `-quiet` leaves the noise out. Peak memory counts weights, momentum and batch. Kernels (copies",
+    "and fills included), waits of the host for the device, and milliseconds in which the device worked are per step,",
+    "by torch's profiler.",
 )
 
 

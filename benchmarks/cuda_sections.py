@@ -94,7 +94,6 @@ def rows(
         "opacus-ghost": partial(build, "opacus-ghost", workload, size, device),
         "plain-bf16": partial(plain_step, PLAIN["plain-bf16"], workload, size, device),
         "dpmodel-bf16": ours("dpmodel-bf16", precision="bf16"),
-        "dpmodel-timed-quiet": ours("dpmodel-timed-quiet", noisy=False, timed_plans=True),
     }
     return found
 
@@ -307,7 +306,7 @@ def main(description_of_script: str) -> None:
     def take(record: Record) -> None:
         report.add(record)
         line = json.dumps(record)
-        if record["kind"] in ("failed", "tests", "noise", "fit") or (record["kind"] == "step" and "why" in record):
+        if record["kind"] in ("failed", "noise", "fit") or (record["kind"] == "step" and "why" in record):
             print(f"{time.monotonic() - begun:6.1f} s  {line[:1500]}", flush=True)
         if log:
             log.write(line + "\n")

@@ -2,76 +2,94 @@
 
 from __future__ import annotations
 
-import contextlib
-import importlib.util
 import os
-import re
-import signal
-import subprocess
-import sys
 import time
 from collections import Counter
 from pathlib import Path
-from threading import Timer
 from typing import TYPE_CHECKING
 
+import torch
+
 if TYPE_CHECKING:
+    import pytest
     from cuda_sections import Task
 
 ROOT = Path(__file__).parents[1]
 MARK = "mark.cuda"
-OUTCOME = re.compile(r"\b(PASSED|FAILED|ERROR|SKIPPED|XFAIL|XPASS)\b")
-SUMMARY = re.compile(r"^(?:FAILED|ERROR) (?P<name>.+?)(?: - (?P<why>.*))?$")
 
-#: Processes that share the GPU while testing, where pytest-xdist is installed.
-PROCESSES = 6
+#: Threads of the processor: what the tests compute there is small.
+THREADS = 4
 
 
 def tests_section(task: Task) -> None:
-    """Run every test marked ``cuda``; outcomes are counted as they come, so that a limit loses none."""
+    """Run every test marked ``cuda``, in this process: a GPU is opened, and its kernels are loaded, once.
+
+    Outcomes are told as they come, so that a limit loses none.
+    """
+    import pytest
+
+    os.chdir(ROOT)
+    torch.set_num_threads(THREADS)
     files = sorted(path for path in (ROOT / "tests").rglob("test_*.py") if MARK in path.read_text(encoding="utf-8"))
-    spread = ["-n", str(PROCESSES)] if importlib.util.find_spec("xdist") else []
-    command = [
-        *(sys.executable, "-m", "pytest", "-v", "-rfE", "--tb=short", "--color=no", "-p", "no:cacheprovider"),
-        *("-o", "addopts=--strict-markers --import-mode=importlib", "-m", "cuda", *spread, *map(str, files)),
-    ]
-    begun = time.monotonic()
-    counts, failures, lines, stopped = Counter[str](), {}, [], False
-    with subprocess.Popen(
-        command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, preexec_fn=os.setpgrp
-    ) as process:
-        timer = Timer(task.seconds, _end, [process])
-        timer.start()
-        assert process.stdout is not None
-        for line in process.stdout:
-            lines.append(line)
-            summary = SUMMARY.match(line.rstrip())
-            if summary:
-                failures[summary["name"]] = (summary["why"] or "")[:300]
-            elif "::" in line and (outcome := OUTCOME.search(line)):
-                counts[outcome[1].lower()] += 1
-                if outcome[1] in ("FAILED", "ERROR"):
-                    name = OUTCOME.split(line[line.index("tests/") :])[0].strip()
-                    failures.setdefault(name, "")
-        timer.cancel()
-    stopped = process.returncode not in (0, 1, 5)
-    if task.raw:
-        (task.raw / "tests.txt").write_text("".join(lines), encoding="utf-8")
-    if stopped:
-        counts[f"then pytest ended with {process.returncode}"] = 1
-        print("".join(lines[-15:]), flush=True)
-    task.emit(
-        {
-            "kind": "tests",
-            "section": "tests",
-            "counts": dict(counts),
-            "failures": list(failures.items()),
-            "seconds": time.monotonic() - begun,
-        }
-    )
+    options = ["-q", "--no-header", "--tb=short", "--color=no", "-p", "no:cacheprovider", "-W", "ignore"]
+    chosen = ["-o", "addopts=--strict-markers --import-mode=importlib", "-m", "cuda", *map(str, files)]
+    outcomes = Outcomes(task)
+    ended = int(pytest.main([*options, *chosen], plugins=[outcomes]))
+    if ended not in (0, 1, 5):
+        outcomes.counts[f"then pytest ended with {ended}"] = 1
+    outcomes.tell()
 
 
-def _end(process: subprocess.Popen[str]) -> None:
-    """End pytest and the processes that it has begun."""
-    with contextlib.suppress(ProcessLookupError):
-        os.killpg(process.pid, signal.SIGKILL)
+class Outcomes:
+    """A plugin that tells the outcome of every test, and stops the tests when the time of the section is over.
+
+    Args:
+        task: What the section was told.
+    """
+
+    def __init__(self, task: Task) -> None:
+        self.counts, self._task, self._begun = Counter[str](), task, time.monotonic()
+        self._failures: list[tuple[str, str]] = []
+        self._session: pytest.Session | None = None
+        self._log = (task.raw / "tests.txt").open("w", encoding="utf-8") if task.raw else None
+
+    def pytest_sessionstart(self, session: pytest.Session) -> None:
+        """Keep what can be stopped."""
+        self._session = session
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        """Count a test that has run, or that could not be set up."""
+        if report.when != "call" and report.passed:
+            return
+        self.counts[report.outcome] += 1
+        self._note(f"{report.outcome:8} {report.duration:6.2f} s  {report.nodeid}")
+        if report.failed:
+            self._note(report.longreprtext)
+            told = [line for line in report.longreprtext.splitlines() if line.startswith("E ")]
+            self._failures.append((report.nodeid, (told or [""])[0][2:].strip()[:300]))
+        self.tell()
+        if self._task.over() and self._session is not None:
+            self._session.shouldstop = "the time of this section is over"
+
+    def pytest_collectreport(self, report: pytest.CollectReport) -> None:
+        """Tell of a file that cannot be read."""
+        if report.failed:
+            self._failures.append((report.nodeid, str(report.longrepr).strip().splitlines()[-1][:300]))
+            self._note(str(report.longrepr))
+
+    def _note(self, text: str) -> None:
+        if self._log:
+            self._log.write(f"{time.monotonic() - self._begun:6.1f} s  {text}\n")
+            self._log.flush()
+
+    def tell(self) -> None:
+        """The record of what has run so far."""
+        self._task.emit(
+            {
+                "kind": "tests",
+                "section": "tests",
+                "counts": dict(self.counts),
+                "failures": list(self._failures),
+                "seconds": time.monotonic() - self._begun,
+            }
+        )

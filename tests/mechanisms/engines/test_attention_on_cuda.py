@@ -75,16 +75,15 @@ def words(count, length):
 
 CASES = {
     "ViT-B/16, 197 tokens": (lambda: vision_transformer(224), lambda n: torch.randn(n, 3, 224, 224)),
-    "ViT, 50 tokens": (lambda: vision_transformer(112), lambda n: torch.randn(n, 3, 112, 112)),
     "GPT-2, 256 tokens, causal": (Decoder, lambda n: words(n, 256)),
-    "GPT-2, 250 tokens, causal": (Decoder, lambda n: words(n, 250)),
     "GPT-2, 255 tokens, causal and padded": (lambda: Decoder(padded=True), lambda n: words(n, 255)),
-    "encoder, 128 tokens, padded": (lambda: Decoder(causal=False, padded=True), lambda n: words(n, 128)),
-    "encoder, 67 tokens, post-norm": (lambda: Decoder(causal=False, norm_first=False), lambda n: words(n, 67)),
+    "encoder, 67 tokens, padded, post-norm": (
+        lambda: Decoder(causal=False, padded=True, norm_first=False),
+        lambda n: words(n, 67),
+    ),
     "narrow heads, 100 tokens": (lambda: Decoder(width=96, heads=12), lambda n: words(n, 100)),
     "own attention, causal": (lambda: OwnAttention(True, False), lambda n: words(n, 129)),
     "own attention, padded": (lambda: OwnAttention(False, True), lambda n: words(n, 129)),
-    "own attention": (lambda: OwnAttention(False, False), lambda n: words(n, 197)),
 }
 
 
@@ -97,28 +96,27 @@ def drawn(case, count):
     return network.to(DEVICE), inputs(count).to(DEVICE), (torch.arange(count) % CLASSES).to(DEVICE)
 
 
-@pytest.mark.parametrize("precision", ERRORS)
-@pytest.mark.parametrize("count", [1, 5])
 @pytest.mark.parametrize("case", CASES)
-def test_book_keeping_gives_the_loop_s_numbers(case, count, precision, clip):
-    network, x, y = drawn(case, count)
-    unit = ClippedUnit(1, count)
-    wide = copy.deepcopy(network).double()
-    expected = LoopEngine(unit).clipped_sum(
-        wide, nn.CrossEntropyLoss(), Batch(x.double() if x.is_floating_point() else x, y), clip
-    )
-    engine = BookKeepingEngine(unit, precision=precision)
-    found = engine.clipped_sum(network, nn.CrossEntropyLoss(), Batch(x, y), clip)
-    scale = float(expected.flat_grad.abs().max())
-    assert float((found.flat_grad - expected.flat_grad).abs().max()) <= ERRORS[precision] * scale
-    assert torch.allclose(found.norms.double(), expected.norms, rtol=ERRORS[precision])
-
-
-@pytest.mark.parametrize("precision", ERRORS)
-@pytest.mark.parametrize("case", CASES)
-def test_book_keeping_is_what_auto_chooses(case, precision):
-    network, x, y = drawn(case, 2)
-    choice = choose_engine(
-        "auto", network, nn.CrossEntropyLoss(), ClippedUnit(1, 2), Batch(x, y), options={"precision": precision}
-    )
+def test_book_keeping_gives_the_loop_s_numbers_and_is_what_auto_chooses(case, clip):
+    loss_fn = nn.CrossEntropyLoss()
+    for count, precision in ((1, "fp32"), (5, "fp32"), (5, "bf16")):
+        network, x, y = drawn(case, count)
+        unit, wide = ClippedUnit(1, count), x.double() if x.is_floating_point() else x
+        expected = LoopEngine(unit).clipped_sum(copy.deepcopy(network).double(), loss_fn, Batch(wide, y), clip)
+        engine = BookKeepingEngine(unit, precision=precision)
+        found = engine.clipped_sum(network, loss_fn, Batch(x, y), clip)
+        off = float((found.flat_grad - expected.flat_grad).abs().max() / expected.flat_grad.abs().max())
+        assert off <= ERRORS[precision], (count, precision)
+        assert torch.allclose(found.norms.double(), expected.norms, rtol=ERRORS[precision]), (count, precision)
+    choice = choose_engine("auto", network, loss_fn, unit, Batch(x[:2], y[:2]), options={"precision": precision})
     assert choice.engine.name == "bookkeeping", choice.reason
+
+
+def test_a_frozen_attention_layer_between_trained_ones_passes_its_gradient_on(clip):
+    network, x, y = drawn("encoder, 67 tokens, padded, post-norm", 4)
+    for layer in network.modules():
+        if isinstance(layer, nn.MultiheadAttention):
+            layer.requires_grad_(False)
+    choice = choose_engine("auto", network, nn.CrossEntropyLoss(), ClippedUnit(1, 4), Batch(x, y))
+    assert choice.engine.name == "bookkeeping", choice.reason
+    assert torch.isfinite(choice.engine.clipped_sum(network, nn.CrossEntropyLoss(), Batch(x, y), clip).flat_grad).all()

@@ -118,10 +118,10 @@ def test_chunks_that_end_elsewhere_for_a_neighbour_do_not_move_the_other_example
 
 @pytest.mark.cuda
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-@pytest.mark.parametrize("clip_name", CLIPS)
-@pytest.mark.parametrize("kind", NETWORKS)
-def test_one_example_moves_the_sum_by_at_most_the_bound_on_the_device(kind, clip_name):
-    assert 0.85 <= farthest_move(kind, clip_name, device="cuda") <= ROUNDING
+def test_one_example_moves_the_sum_by_at_most_the_bound_on_the_device():
+    for kind in NETWORKS:
+        for clip_name in CLIPS:
+            assert 0.85 <= farthest_move(kind, clip_name, device="cuda") <= ROUNDING, (kind, clip_name)
 
 
 @pytest.mark.parametrize("kind", NETWORKS)
