@@ -16,16 +16,7 @@ from monitors.schedules import DECAYS, PATHS
 SIZE = 20_000
 #: Float32 is what trainings use, made by another transform than float64.
 DTYPES = [torch.float32, torch.float64]
-DEVICES = [
-    "cpu",
-    pytest.param(
-        "cuda",
-        marks=[
-            pytest.mark.cuda,
-            pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
-        ],
-    ),
-]
+on_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 
 
 def accepts(sample, scale):
@@ -48,16 +39,31 @@ def test_the_table_above_names_every_built_in_mechanism():
 @pytest.mark.parametrize(("factor", "bound"), [(1.0, 1.0), (2.0, 0.1)])
 @pytest.mark.parametrize("step", [0, 5])
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("device", DEVICES)
-def test_noise_is_the_event_s_multiplier_times_the_sensitivity(name, options, factor, bound, step, dtype, device):
+def test_noise_is_the_event_s_multiplier_times_the_sensitivity(name, options, factor, bound, step, dtype):
+    assert_stated_scale(name, options, factor, bound, step, dtype, "cpu")
+
+
+@pytest.mark.cuda
+@on_gpu
+def test_noise_is_the_event_s_multiplier_times_the_sensitivity_on_the_device():
+    for name, options in mechanisms():
+        for dtype in DTYPES:
+            assert_stated_scale(name, options, 2.0, 0.1, 5, dtype, "cuda")
+
+
+def assert_stated_scale(name, options, factor, bound, step, dtype, device):
     noise = NoiseMechanismsFactory.create(name, initial_noise_multiplier=1.3, **options)
     sensitivity = factor * bound
     zeros = torch.zeros(SIZE, dtype=dtype, device=device)
     released = noise.add(ClippedSum(zeros, torch.zeros(0, 1), sensitivity, bound, 0.0, 0), step).cpu().numpy()
     stated = noise.event(step, factor).noise_multiplier * sensitivity
-    assert accepts(released, stated)
-    assert not accepts(released, stated * 2 / 3)
-    assert not accepts(released, stated * 3 / 2)
+    assert_scale(released, stated, (name, options, dtype))
+
+
+def assert_scale(found, stated, case):
+    assert accepts(found, stated), case
+    assert not accepts(found, stated * 2 / 3), case
+    assert not accepts(found, stated * 3 / 2), case
 
 
 class NoGradient(nn.Module):
@@ -75,10 +81,19 @@ class NoGradient(nn.Module):
 @pytest.mark.parametrize("micro_batches", [None, 5])
 @pytest.mark.parametrize("sampling", ["poisson", "shuffle"])
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("device", DEVICES)
-def test_the_update_of_a_whole_step_carries_the_noise_that_the_ledger_states(
-    clip, micro_batches, sampling, dtype, device
-):
+def test_the_update_of_a_whole_step_carries_the_noise_that_the_ledger_states(clip, micro_batches, sampling, dtype):
+    assert_stated_update(clip, micro_batches, sampling, dtype, "cpu")
+
+
+@pytest.mark.cuda
+@on_gpu
+def test_the_update_of_a_whole_step_carries_the_noise_that_the_ledger_states_on_the_device():
+    for clip in CLIP.names():
+        for micro_batches, sampling in ((None, "poisson"), (5, "shuffle")):
+            assert_stated_update(clip, micro_batches, sampling, torch.float32, "cuda")
+
+
+def assert_stated_update(clip, micro_batches, sampling, dtype, device):
     network, bound, batch = NoGradient(dtype), 0.5, 10
     clip_mech = ClipMechanismsFactory.create(clip)
     model = DPModel(
@@ -103,6 +118,4 @@ def test_the_update_of_a_whole_step_carries_the_noise_that_the_ledger_states(
     stated = event.noise_multiplier * sensitivity / units
     moved = network.weight.detach().cpu().numpy()
     assert count == 1
-    assert accepts(moved, stated)
-    assert not accepts(moved, stated * 2 / 3)
-    assert not accepts(moved, stated * 3 / 2)
+    assert_scale(moved, stated, (clip, micro_batches, sampling))
