@@ -30,7 +30,8 @@ def tests_section(task: Task) -> None:
 
     os.chdir(ROOT)
     torch.set_num_threads(THREADS)
-    files = sorted(path for path in (ROOT / "tests").rglob("test_*.py") if MARK in path.read_text(encoding="utf-8"))
+    files = [path for path in (ROOT / "tests").rglob("test_*.py") if MARK in path.read_text(encoding="utf-8")]
+    files.sort(key=lambda path: ("engines" not in str(path), str(path)))  # what decides first
     options = ["-q", "--no-header", "--tb=short", "--color=no", "-p", "no:cacheprovider", "-W", "ignore"]
     chosen = ["-o", "addopts=--strict-markers --import-mode=importlib", "-m", "cuda", *map(str, files)]
     outcomes = Outcomes(task)

@@ -166,6 +166,8 @@ def _weight_plans(call: Call, x: Tensor, g: Tensor) -> list[Plan]:
         rows = int(layer.kernel_size[0])
         cost = instantiated * (ROW_WISE_FACTOR * positions + INSTANTIATED_COST) + COPY_COST * copied / rows
         plans.append(Plan("row-wise", partial(_instantiate_by_rows, call, x, g), cost, instantiated))
+    if x.device.type == "cuda":  # where plans are timed
+        plans.append(Plan("positions first", partial(_instantiate_by_positions, layer, x, g), elements=instantiated))
     if torch.backends.cudnn.is_acceptable(x) and x.dtype == torch.float32:
         plans.append(Plan("grouped", partial(_instantiate_by_groups, layer, x, g), elements=2 * instantiated))
     if gram <= GRAM_LIMIT * instantiated:
@@ -197,6 +199,16 @@ def _copied(call: Call, windows: Tensor) -> Iterator[tuple[slice, Tensor]]:
     for start in range(0, len(windows), size):
         some = windows[start : start + size]
         yield slice(start, start + len(some)), call.passing(*some.shape).copy_(some)
+
+
+def _instantiate_by_positions(layer: Any, x: Tensor, g: Tensor) -> Term:
+    """Copies of windows whose entries follow each other, which suit other kernels of a GPU's library."""
+    batch, groups, spatial = len(x), layer.groups, g.dim() - 2
+    windows = _windows(padded_input(layer, x), layer, g.shape[2:]).unflatten(1, (groups, -1))
+    order = (0, 1, *range(3 + spatial, 3 + 2 * spatial), *range(2, 3 + spatial))
+    columns = windows.permute(order).reshape(batch * groups, g[0, 0].numel(), -1)
+    rows = torch.bmm(_per_group(g, groups).flatten(0, 1), columns)
+    return Term.of_rows(rows.view(batch, -1))
 
 
 def _instantiate_by_groups(layer: Any, x: Tensor, g: Tensor) -> Term:
