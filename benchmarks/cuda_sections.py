@@ -210,7 +210,7 @@ def sections() -> list[Section]:
         for size in workload.gpu_batch_sizes
     ]
     return [
-        Section("tests", 4.5, tests_section),
+        Section("tests", 6.0, tests_section),
         Section("noise", 0.4, noise_section),
         *steps,
         Section("fit", 1.0, fit_section),
