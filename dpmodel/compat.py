@@ -244,7 +244,7 @@ def _seeded_call(network: nn.Module, example: Any, seed: int = 0, *, keep_buffer
     """The outputs under a seed; the network's state is put back, but for the buffers where they are kept."""
     with undisturbed(network, keep_buffers=keep_buffers):
         seed_generators(network, seed)
-        return call_network(network, example)
+        return call_network(network, map_tensors(torch.clone, example))  # some write to their inputs
 
 
 def _first(value: Any) -> Tensor:

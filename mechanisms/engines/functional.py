@@ -30,8 +30,14 @@ class VmapEngine(Engine):
 
     @classmethod
     def refuses(cls, network: nn.Module, loss_fn: LossFunction, unit: ClippedUnit, example: Batch) -> str | None:
-        """Try one vectorised gradient on ``example``; nothing of it is kept."""
-        del unit
+        """Compare one clipped sum on ``example`` with the one-example loop's, parameter by parameter."""
+        from mechanisms.engines.verification import disagreement  # late: it takes this engine for a witness
+
+        return cls.fails(network, loss_fn, example) or disagreement(cls, network, loss_fn, example)
+
+    @classmethod
+    def fails(cls, network: nn.Module, loss_fn: LossFunction, example: Batch) -> str | None:
+        """Why one vectorised gradient on ``example`` cannot be had; nothing of it is kept."""
         hooked = hooked_parameter(network)
         if hooked is not None:
             return f"parameter {hooked!r} has a hook on its gradient, which torch.func passes by"

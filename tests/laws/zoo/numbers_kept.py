@@ -126,6 +126,11 @@ KEEPERS = {
         lambda kept: kept.manual_seed(9),
         lambda kept: kept.initial_seed() == 9,
     ),
+    "memory of a tensor": Keeper(
+        lambda: [one := torch.zeros(1), one.data_ptr()],
+        lambda kept: setattr(kept[0], "data", torch.zeros(1)),
+        lambda kept: kept[0].data_ptr() != kept[1],
+    ),
     "shape of a tensor": Keeper(
         lambda: torch.zeros(1), lambda kept: setattr(kept, "data", torch.zeros(2)), lambda kept: kept.numel() > 1
     ),

@@ -176,6 +176,9 @@ def test_parameters_and_buffers_are_left_alone_and_data_sets_where_no_numbers_ar
     with torch.no_grad():
         network.layer.weight.add_(1)
     assert state.restore() == []
+    state = PythonState(network, by_value=True, weights=True)
+    network.layer.weight.data.add_(1)
+    assert state.restore() == ["Keeping.layer._parameters.weight"]
     state = PythonState(network)
     network.data.tensors[0].add_(1)
     assert state.restore() == []
