@@ -131,7 +131,7 @@ class Folding(nn.Module):
     [
         (Mixing(), "depends on the other examples"),
         (Counting(), "buffer 'mean_seen' changes in the forward pass"),
-        (Remembering(), "remembers something of the data"),
+        (Remembering(), "depends on the other examples"),
         (Folding(), "must count examples"),
         (Writing(), "parameter 'linear.weight' is written to in the forward pass"),
     ],
@@ -208,11 +208,12 @@ def test_the_probe_restores_parameters():
     assert torch.equal(network.linear.weight, before)
 
 
-def test_a_layer_that_writes_to_its_weights_only_later_stops_the_training_before_an_update(make_model):
+@pytest.mark.parametrize("engine", ["bookkeeping", "vmap"])
+def test_a_layer_that_writes_to_its_weights_only_later_stops_the_training_before_an_update(make_model, engine):
     late = threading.Event()
     network = Writing(when=lambda x: late.is_set())
     data = torch.utils.data.TensorDataset(torch.randn(64, 3), torch.randint(0, 2, (64,)))
-    model = make_model(network, engine="loop")
+    model = make_model(network, engine=engine)
 
     class Later(Callback):
         def on_train_epoch_end(self, run):
