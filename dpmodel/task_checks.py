@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from dpmodel.compat import require_valid
 from dpmodel.config import Config, blame
 from dpmodel.data import DataSplits
-from dpmodel.metric_names import MetricSpec, is_loss, named_metrics
+from dpmodel.metrics.names import MetricSpec, is_loss, named_metrics
 from monitors.errors import ConfigError, UnsupportedModuleError
 
 

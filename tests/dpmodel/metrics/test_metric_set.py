@@ -6,7 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dpmodel.metric_names import REGRESSION
+from dpmodel.metrics.names import REGRESSION
 from dpmodel.metrics import METRICS, Accuracy, MetricSet, MetricSpec
 from monitors.errors import DataError
 

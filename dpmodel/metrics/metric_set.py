@@ -5,12 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from dpmodel.metric_inputs import MeanLoss, count_classes, count_rows, leading_tensor, require_one_tensor
-from dpmodel.metric_names import METRICS as METRICS
-from dpmodel.metric_names import Accuracy as Accuracy
-from dpmodel.metric_names import Metric as Metric
-from dpmodel.metric_names import MetricSpec as MetricSpec
-from dpmodel.metric_names import is_loss, named_metrics
+from dpmodel.metrics.adapters import MeanLoss, count_classes, count_rows, leading_tensor, require_one_tensor
+from dpmodel.metrics.names import Metric, MetricSpec, is_loss, named_metrics
 from monitors.errors import DataError
 
 if TYPE_CHECKING:
