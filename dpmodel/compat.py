@@ -12,7 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from dpmodel.nets.frozen_batch_norm import FrozenBatchNorm
-from mechanisms.engines.batch import call_network, map_tensors
+from mechanisms.engines.batch import call_network, first_tensor, map_tensors
+from mechanisms.engines.outputs import output_tensors
 from mechanisms.engines.undisturbed import draws, seed_generators, shaken, undisturbed, without_dropout
 from monitors.errors import UnsupportedModuleError
 
@@ -205,10 +206,11 @@ def _probe(network: nn.Module, example: Any) -> list[str]:
         "leave updates to the optimizer"
         for name in written
     ]
-    size = _first(example).shape[0]
-    if _first(together).shape[:1] != (size,):
+    size = first_tensor(example).shape[0]
+    shapes = [tensor.shape for tensor in output_tensors(together)]
+    if any(shapes) and (size,) not in [shape[:1] for shape in shapes]:
         problems.append(
-            f"the output's first dimension is {tuple(_first(together).shape)[:1]} for {size} examples; "
+            f"the output's first dimension is {tuple(next(filter(None, shapes)))[:1]} for {size} examples; "
             "it must count examples"
         )
     elif not (changed or written) and not _equal_nests(together, again, exact=False):
@@ -224,20 +226,30 @@ def _probe(network: nn.Module, example: Any) -> list[str]:
 def _mixes(network: nn.Module, example: Any) -> bool:
     """Whether the first example's output changes with the other examples, or with their number."""
     others = map_tensors(lambda t: t[:1].expand_as(t).clone(), example)
+    size = first_tensor(example).shape[0]
     outputs = [[_seeded_call(network, x, seed) for seed in range(_SEEDS)] for x in (example, others)]
-    if not all(_equal_nests(_first_row(a), _first_row(b), exact=False) for a, b in zip(*outputs, strict=True)):
+    place = _rows_at(outputs[0][0], size)
+    if place is None:  # a number for the whole batch, of which each example computes its own in training
+        return False
+    if not all(_equal_rows(a, b, place) for a, b in zip(*outputs, strict=True)):
         return True
     with undisturbed(network):
         if draws(network, lambda: call_network(network, example)):
             network.eval()  # what is drawn for an example in training depends on how many there are
             if draws(network, lambda: call_network(network, example)):
                 return False
-        together, alone = (_seeded_call(network, x) for x in (example, _first_row(example)))
-    return not _equal_nests(_first_row(together), alone, exact=False)
+        together, alone = (_seeded_call(network, x) for x in (example, map_tensors(lambda t: t[:1], example)))
+    return not _equal_rows(together, alone, place)
 
 
-def _first_row(nest: Any) -> Any:
-    return map_tensors(lambda t: t[:1], nest)
+def _rows_at(outputs: Any, size: int) -> int | None:
+    """Which tensor of the outputs is the first that holds one row per example."""
+    return next((at for at, tensor in enumerate(output_tensors(outputs)) if tensor.shape[:1] == (size,)), None)
+
+
+def _equal_rows(left: Any, right: Any, place: int) -> bool:
+    """Whether the first rows of the same tensor of two outputs are equal."""
+    return _close(*(output_tensors(outputs)[place][:1] for outputs in (left, right)))
 
 
 def _seeded_call(network: nn.Module, example: Any, seed: int = 0, *, keep_buffers: bool = False) -> Any:
@@ -245,12 +257,6 @@ def _seeded_call(network: nn.Module, example: Any, seed: int = 0, *, keep_buffer
     with nullcontext() if keep_buffers else undisturbed(network):
         seed_generators(network, seed)
         return call_network(network, example)
-
-
-def _first(value: Any) -> Tensor:
-    from mechanisms.engines.batch import first_tensor
-
-    return first_tensor(value)
 
 
 def _same(left: Tensor, right: Tensor) -> bool:
@@ -262,7 +268,10 @@ def _same(left: Tensor, right: Tensor) -> bool:
 
 
 def _equal_nests(left: Any, right: Any, *, exact: bool) -> bool:
-    a, b = _first(left), _first(right)
-    if a.shape != b.shape:
-        return False
-    return torch.equal(a, b) if exact else torch.allclose(a, b, rtol=1e-3, atol=1e-4, equal_nan=True)
+    """Whether the first tensors of two outputs are equal."""
+    pairs = list(zip(output_tensors(left), output_tensors(right), strict=False))[:1]
+    return all(a.shape == b.shape and (torch.equal(a, b) if exact else _close(a, b)) for a, b in pairs)
+
+
+def _close(left: Tensor, right: Tensor) -> bool:
+    return left.shape == right.shape and torch.allclose(left, right, rtol=1e-3, atol=1e-4, equal_nan=True)

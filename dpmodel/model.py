@@ -6,7 +6,6 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from functools import partial
-from operator import itemgetter
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -19,7 +18,8 @@ from dpmodel.claims.verification import verified_by
 from dpmodel.claims.weights import record_training
 from dpmodel.compat import require_valid
 from dpmodel.data.collation import Collation
-from dpmodel.data.loader import PrivateLoader, evaluation_batches, private_loader, require_held_out
+from dpmodel.data.inference import evaluation_batches, prediction_batches
+from dpmodel.data.loader import PrivateLoader, private_loader, require_held_out
 from dpmodel.data.targets import require_class_targets, require_same_shape
 from dpmodel.guard import UpdateGuard
 from dpmodel.history import History
@@ -35,16 +35,17 @@ from dpmodel.release import NOT_VERIFIED, ReleasePlan, large_delta
 from dpmodel.run import Run
 from dpmodel.secret_randomness import secret_randomness
 from dpmodel.step import PrivateStep
-from dpmodel.tensor_nest import join_batches, require_tensors
+from dpmodel.tensor_nest import join_outputs
 from dpmodel.training import TrainingLoop, to_device
 from dpmodel.trial_loss import require_trainable
-from dpmodel.trial_passes import TRIED, require_evaluable, tried_outputs
+from dpmodel.trial_passes import TRIED, require_evaluable, require_measurable, tried_outputs
 from mechanisms.clipping import ClipMechanism, Fixed
 from mechanisms.engines.base import ENGINES, Engine
-from mechanisms.engines.batch import Batch, call_network, first_tensor, map_tensors
+from mechanisms.engines.batch import Batch, call_network, first_tensor
 from mechanisms.engines.bookkeeping import PRECISIONS
 from mechanisms.engines.choose import Choice, choose_engine
 from mechanisms.engines.modes import plain_modes, require_no_modes
+from mechanisms.engines.outputs import rows_of_outputs
 from mechanisms.engines.parameters import FlatLayout
 from mechanisms.engines.pass_boundary import ISOLATION
 from mechanisms.engines.undisturbed import undisturbed
@@ -52,7 +53,7 @@ from mechanisms.noise import NoiseMechanism, NoNoise
 from mechanisms.sampling import SAMPLERS
 from mechanisms.units import ClippedUnit
 from monitors import checks
-from monitors.errors import UnprotectedUpdateError
+from monitors.errors import DataError, UnprotectedUpdateError
 from monitors.ledger import Ledger
 from monitors.relation import relation_of
 
@@ -230,6 +231,10 @@ class DPModel(ClaimedModel):
                 collation.check()
             if valid_loader is not None:
                 require_evaluable(self.network, self.metrics, self.loss_fn, valid_loader, epochs, self.device)
+            else:
+                with looking_at_examples():
+                    x, y = (to_device(value, self.device) for value in private.example(TRIED))
+                    require_measurable(self.network, self.metrics, self.loss_fn, x, y)
             for line in filter(None, (continues, message, equal_rows, set_aside)):
                 run.say(line)
             evaluate = None if valid_loader is None else lambda: self.eval(valid_loader)
@@ -260,8 +265,7 @@ class DPModel(ClaimedModel):
         with inference(self.network):
             for x, y in evaluation_batches(loader, self._inference_batch(batch_size)):
                 if first_tensor(x).shape[0]:
-                    outputs = call_network(self.network, to_device(x, self.device))
-                    self.metrics.update(outputs, to_device(y, self.device))
+                    self.metrics.measure(self.network, to_device(x, self.device), to_device(y, self.device))
         return self.metrics.compute()
 
     def predict(self, inputs: Any, *, batch_size: int | None = None) -> Any:
@@ -270,23 +274,31 @@ class DPModel(ClaimedModel):
         Post-processing of a private model: costs nothing.
 
         Args:
-            inputs: A tensor whose first dimension counts examples, or a tuple, list or dict of such tensors.
+            inputs: A tensor or NumPy array whose first dimension counts examples, a tuple, list or dict of them (one
+                per argument of the network), or what ``eval`` takes: a ``DataLoader``, a data set, or ``(inputs, targets)``
+                for a network of one input. Targets are left out; a loader that shuffles is read in order.
             batch_size: Examples per call of the network; default as in ``eval``.
 
         Returns:
-            A tensor, or what the network gives: a tuple, list or dict of tensors.
+            A tensor, or what the network returns: tensors in tuples, lists, dicts and ``ModelOutput`` objects.
 
         Raises:
-            DataError: The inputs hold anything but tensors.
+            DataError: The inputs hold anything but tensors and arrays, or outputs of several batches cannot be joined.
         """
-        require_tensors(inputs, "predict")
-        size, taken = first_tensor(inputs).shape[0], self._inference_batch(batch_size)
+        parts, rows = [], None
         with inference(self.network):
-            parts = [
-                call_network(self.network, to_device(map_tensors(itemgetter(slice(i, i + taken)), inputs), self.device))
-                for i in range(0, max(size, 1), taken)
-            ]
-        return join_batches(parts)
+            for x in prediction_batches(inputs, self.network, self._inference_batch(batch_size)):
+                placed = to_device(x, self.device)
+                parts.append(call_network(self.network, placed))
+                if len(parts) == 2:
+                    rows = (
+                        [True]
+                        if isinstance(parts[0], Tensor) and parts[0].dim()
+                        else rows_of_outputs(self.network, placed)
+                    )
+        if not parts:
+            raise DataError("predict was given no batch: the loader or data set is empty")
+        return join_outputs(parts, rows)
 
     def explain_engine(self) -> str:
         """Which engine computes the clipped sums, why, and how it treats each layer; known once ``fit`` has run."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -52,10 +53,53 @@ def _tried(loss_fn: LossFunction, outputs: Any, targets: Any) -> Tensor:
     except Exception as error:
         raise DataError(
             f"loss_fn(outputs, targets) fails for outputs {describe_batch(outputs)} and targets "
-            f"{describe_batch(targets)}: {error}{_remedy(targets)}"
+            f"{describe_batch(targets)}: {error}{remedy(loss_fn, outputs, targets)}"
         ) from error
 
 
-def _remedy(targets: Any) -> str:
-    column = isinstance(targets, Tensor) and targets.dim() == 2 and targets.shape[1] == 1
-    return ". Where each target is one class, let it have no dimension of its own: targets.squeeze(1)" if column else ""
+def remedy(loss_fn: LossFunction, outputs: Any, targets: Any) -> str:
+    """A sentence with the first change of the targets with which a loss that fails succeeds; empty if none does.
+
+    Args:
+        loss_fn: Fails on ``outputs`` and ``targets``.
+        outputs: Of one example.
+        targets: Of one example.
+
+    Example:
+        >>> remedy(nn.BCEWithLogitsLoss(), torch.zeros(1, 1), torch.ones(1, 1, dtype=torch.int64))
+        '. This loss takes targets of another kind: give it targets.float()'
+    """
+    if not isinstance(targets, Tensor) or _computes(loss_fn, outputs, targets):
+        return ""
+    for words, change in _REMEDIES.items():
+        try:
+            changed = change(targets)
+        except (IndexError, RuntimeError):
+            continue
+        if _computes(loss_fn, outputs, changed):
+            return f". This loss takes targets of another kind: give it {words}"
+    return ""
+
+
+#: Changes of the targets that are tried, in this order.
+_REMEDIES: dict[str, Callable[[Tensor], Tensor]] = {
+    "targets.float()": lambda targets: targets.float(),
+    "targets.long()": lambda targets: targets.long(),
+    "targets.squeeze(1)": lambda targets: _squeezed(targets),
+    "targets.unsqueeze(1)": lambda targets: targets.unsqueeze(1),
+    "targets.squeeze(1).long()": lambda targets: _squeezed(targets).long(),
+    "targets.unsqueeze(1).float()": lambda targets: targets.unsqueeze(1).float(),
+}
+
+
+def _squeezed(targets: Tensor) -> Tensor:
+    if targets.shape[1] != 1:
+        raise IndexError("the targets have no dimension of size 1 to squeeze")
+    return targets.squeeze(1)
+
+
+def _computes(loss_fn: LossFunction, outputs: Any, targets: Tensor) -> bool:
+    try:
+        return bool(torch.isfinite(ExampleLosses(loss_fn)(outputs, targets).detach()).all())
+    except Exception:
+        return False

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from operator import itemgetter
 from typing import Any
 
@@ -10,13 +11,14 @@ import torch
 from torch import nn
 
 from dpmodel.compat import require_valid
-from dpmodel.data.loader import evaluation_batches
+from dpmodel.data.inference import evaluation_batches
 from dpmodel.data.targets import require_class_targets
 from dpmodel.metrics import MetricSet
 from dpmodel.network_mode import inference
 from dpmodel.tensor_nest import describe_batch
 from dpmodel.training import to_device
-from mechanisms.engines.batch import call_network, map_tensors
+from dpmodel.trial_loss import remedy
+from mechanisms.engines.batch import call_network, first_tensor, map_tensors
 from mechanisms.engines.losses import LossFunction
 from mechanisms.engines.undisturbed import undisturbed
 from monitors.errors import DataError, DPModelError
@@ -47,7 +49,9 @@ def tried_outputs(network: nn.Module, x: Any) -> Any:
 def require_evaluable(
     network: nn.Module, metrics: MetricSet, loss_fn: LossFunction, loader: Any, epochs: int, device: torch.device
 ) -> None:
-    """Take the first validation examples into the metrics, and forget them.
+    """Take the first validation examples into the metrics, compute them, and forget them.
+
+    All validation examples are taken if a metric cannot be computed of a few.
 
     Args:
         network: Left as it was.
@@ -68,21 +72,63 @@ def require_evaluable(
             )
         return
     pair = next(iter(evaluation_batches(loader, TRIED)), None)
-    if pair is None:
+    if pair is None or not len(first_tensor(pair[0])):
         raise DataError("valid_loader holds no example; leave it out, or give held-out data")
     x, y = (to_device(map_tensors(itemgetter(slice(TRIED)), value), device) for value in pair)
-    metrics.reset()
+    with _trying(network, metrics, loss_fn, x, y, "on the validation data"):
+        require_class_targets(getattr(loader, "dataset", loader), call_network(network, x), loss_fn)
+        metrics.measure(network, x, y)
+        if metrics.try_compute() is None:
+            return
+        metrics.reset()
+        for pair in evaluation_batches(loader):
+            metrics.measure(network, *(to_device(value, device) for value in pair))
+        error = metrics.try_compute()
+        if error is not None:
+            raise error
+
+
+def require_measurable(network: nn.Module, metrics: MetricSet, loss_fn: LossFunction, x: Any, y: Any) -> None:
+    """Take some training examples into the metrics, for want of validation data, and forget them.
+
+    Args:
+        network: Left as it was.
+        metrics: Of the model; reset afterwards.
+        loss_fn: The user's loss.
+        x: Inputs of a few examples.
+        y: Their targets.
+
+    Raises:
+        DataError: The metrics cannot be computed on them, or one of them gives anything but one number.
+    """
+    with _trying(network, metrics, loss_fn, x, y, "on the first training examples"):
+        metrics.measure(network, x, y)
+        metrics.try_compute()  # a metric that needs more than a few examples is not refused
+
+
+@contextmanager
+def _trying(
+    network: nn.Module, metrics: MetricSet, loss_fn: LossFunction, x: Any, y: Any, where: str
+) -> Iterator[None]:
+    metrics.forget()
     try:
         with inference(network), undisturbed(network, loss_fn):
-            outputs = call_network(network, x)
-            require_class_targets(getattr(loader, "dataset", loader), outputs, loss_fn)
-            metrics.update(outputs, y)  # not computed: a metric may need more than a few examples
+            yield
     except DPModelError:
         raise
     except Exception as error:
         raise DataError(
-            f"the metrics {', '.join(metrics.names)} cannot be computed on the validation data "
-            f"({describe_batch(x)}): {error}"
+            f"the metrics {', '.join(metrics.names)} cannot be computed {where} ({describe_batch(x)}): {error}"
+            f"{_loss_remedy(network, loss_fn, x, y)}"
         ) from error
     finally:
-        metrics.reset()
+        metrics.forget()
+
+
+def _loss_remedy(network: nn.Module, loss_fn: LossFunction, x: Any, y: Any) -> str:
+    first, target = (map_tensors(itemgetter(slice(1)), value) for value in (x, y))
+    try:
+        with inference(network), undisturbed(network, loss_fn):
+            return remedy(loss_fn, call_network(network, first), target)
+    except Exception:
+        return ""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -293,28 +293,6 @@ def private_loader(loader: Any, sampling: str) -> tuple[PrivateLoader, str | Non
     return rebuilt, f"the DataLoader was rebuilt; sampling is now: {rebuilt.make_sampler().describe()}"
 
 
-def evaluation_batches(loader: Any, batch_size: int = 1000) -> Iterable[Pair]:
-    """Each example of ``loader`` once: a loader, a data set with a length, or a pair of tensors.
-
-    Raises:
-        DataError: Nothing of that kind.
-    """
-    if isinstance(loader, PrivateLoader):
-        return loader.in_order(batch_size)
-    if isinstance(loader, DataLoader):
-        plain = type(loader.batch_sampler) is BatchSampler and loader.collate_fn is default_collate
-        if plain and isinstance(loader.dataset, InMemoryDataset):
-            return PrivateLoader(loader.dataset, 1).in_order(batch_size)
-        return (split_pair(batch) for batch in loader)
-    if isinstance(loader, (tuple, list)) and len(loader) == 2 and all(isinstance(t, torch.Tensor) for t in loader):
-        loader = TorchTensorDataset(*loader)
-    if hasattr(loader, "__getitem__") and hasattr(loader, "__len__"):
-        return PrivateLoader(loader, 1).in_order(batch_size) if len(loader) else ()
-    if isinstance(loader, Iterable):
-        return (split_pair(batch) for batch in loader)
-    raise DataError(f"cannot evaluate on {type(loader).__name__}; give a DataLoader, a data set, or (inputs, targets)")
-
-
 def require_held_out(valid_loader: Any, train_dataset: Any) -> None:
     """Refuse the training data as validation data; None is no validation.
 
@@ -375,6 +353,7 @@ def _share_memory(one: Any, other: Any) -> bool:
         next((t for t in getattr(data, "tensors", data if isinstance(data, (tuple, list)) else ())), None)
         for data in (one, other)
     )
+    first, second = (torch.from_numpy(t) if _is_memory(t) else t for t in (first, second))
     if not isinstance(first, Tensor) or not isinstance(second, Tensor):
         return False
     same = first.untyped_storage().data_ptr() == second.untyped_storage().data_ptr()
@@ -385,6 +364,12 @@ def _share_memory(one: Any, other: Any) -> bool:
     if not step:
         return apart == 0
     return apart % step == 0 and -len(second) < apart // step < len(first)
+
+
+def _is_memory(value: Any) -> bool:
+    """Whether torch can see the memory of an array."""
+    positive = isinstance(value, np.ndarray) and all(stride >= 0 for stride in value.strides)
+    return positive and value.dtype.kind in "biuf" and value.flags.writeable
 
 
 def _length(dataset: Any) -> int:

@@ -1,4 +1,4 @@
-"""What metrics are given: scores made into probabilities for those of the library, and plain functions as metrics."""
+"""Metrics of torchmetrics, functions and the loss behind one interface: update, compute, reset."""
 
 from __future__ import annotations
 
@@ -11,31 +11,25 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
+    from dpmodel.metrics.evaluation_losses import EvaluationLosses
+
 
 class PreparedMetric:
-    """A metric of torchmetrics that sees the outputs only after ``prepare``.
+    """A metric of torchmetrics by name, which sees outputs and targets as a view of the batch.
 
     Args:
-        name: What the metric is called in errors.
         metric: The metric of torchmetrics.
-        prepare: Outputs and targets to what the metric takes.
+        view: ``"classes"`` or ``"numbers"``: which attribute of ``BatchViews`` it is given.
     """
 
-    def __init__(
-        self, name: str, metric: Any, prepare: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]] | None = None
-    ) -> None:
-        self._name = name
+    def __init__(self, metric: Any, view: str) -> None:
         self._metric = metric
-        self._prepare = prepare
+        self.view = view
 
-    def update(self, outputs: Any, targets: Any) -> None:
-        """Take in one batch.
-
-        Raises:
-            DataError: The outputs are not one tensor.
-        """
-        require_one_tensor(self._name, outputs)
-        self._metric.update(*(self._prepare(outputs, targets) if self._prepare is not None else (outputs, targets)))
+    def update(self, predictions: Tensor, targets: Tensor) -> None:
+        """Take in a view of one batch; an empty one changes nothing."""
+        if len(targets):
+            self._metric.update(predictions, targets)
 
     def compute(self) -> Any:
         """The value over all batches since the last reset."""
@@ -108,12 +102,33 @@ _WANTED = (
 )
 
 
-class MeanLoss(FunctionMetric):
-    """Mean loss over examples, whatever the shape of the loss; summed in double precision, as all functions are."""
+class MeanLoss:
+    """Mean over examples of the per-example losses that training uses, summed in double precision.
 
-    def _mean(self, value: Any, rows: int) -> float:
-        del rows
-        return float(value.detach().double().mean())
+    Args:
+        losses: ``EvaluationLosses`` of the loss.
+    """
+
+    def __init__(self, losses: EvaluationLosses) -> None:
+        self._losses = losses
+        self.reset()
+
+    def update(self, outputs: Any, targets: Any) -> None:
+        """Take in one batch, whose outputs hold one row per example."""
+        self.add(self._losses.of_rows(outputs, targets))
+
+    def add(self, losses: Tensor) -> None:
+        """Take in the losses of one batch, shape (B,)."""
+        self._sum += float(losses.detach().double().sum())
+        self._count += len(losses)
+
+    def compute(self) -> float:
+        """The mean over all examples since the last reset."""
+        return self._sum / self._count
+
+    def reset(self) -> None:
+        """Forget all batches."""
+        self._sum, self._count = 0.0, 0
 
 
 def function_name(function: Any) -> str:
@@ -121,69 +136,8 @@ def function_name(function: Any) -> str:
     return str(getattr(function, "__name__", type(function).__name__))
 
 
-def leading_tensor(value: Any) -> Tensor:
-    """The first tensor in a nest of outputs or targets."""
+def count_rows(value: Any) -> int:
+    """Examples in a nest of targets."""
     from mechanisms.engines.batch import first_tensor
 
-    return first_tensor(value)
-
-
-def count_rows(value: Any) -> int:
-    """Examples in a nest of outputs or targets."""
-    return len(leading_tensor(value))
-
-
-def require_one_tensor(name: str, outputs: Any) -> None:
-    """Refuse outputs that are a tuple, list or dict.
-
-    Raises:
-        DataError: Names the metric and what the network gives.
-    """
-    if not hasattr(outputs, "dim"):
-        raise DataError(
-            f"the metric {name!r} takes the outputs as one tensor, but the network gives a "
-            f"{type(outputs).__name__}; give a function of outputs and targets, or an object with update, compute and "
-            "reset, that picks from it"
-        )
-
-
-def count_classes(outputs: Tensor, targets: Tensor) -> int:
-    """Classes of a task, seen from a batch; 2 where the outputs are one score per example.
-
-    Raises:
-        DataError: The targets are no class numbers, or out of range.
-    """
-    binary = outputs.dim() == 1 or (outputs.dim() == 2 and outputs.shape[1] == 1)
-    if not binary and outputs.shape == targets.shape:
-        raise DataError(
-            f"outputs and targets both have shape {tuple(outputs.shape)}: metrics by name take class numbers as "
-            "targets. For several labels per example or one-hot targets give a torchmetrics object, such as "
-            f"torchmetrics.classification.MultilabelAccuracy(num_labels={outputs.shape[1]})."
-        )
-    classes = 2 if binary else int(outputs.shape[1])
-    low, high = int(targets.min()), int(targets.max())
-    if low < 0 or high >= classes:
-        raise DataError(
-            f"targets must lie in [0, {classes}) for outputs of shape {tuple(outputs.shape)}, got {low} to {high}"
-        )
-    return classes
-
-
-def class_probabilities(outputs: Tensor, targets: Tensor, *, are_probabilities: bool) -> tuple[Tensor, Tensor]:
-    """Scores as probabilities, float64: (N,) of the second of two classes, or (N, classes, ...).
-
-    Args:
-        outputs: Scores (N, classes, ...), or (N,) and (N, 1) for two classes.
-        targets: Class numbers (N, ...).
-        are_probabilities: Whether outputs with one number per example are probabilities already.
-    """
-    # torchmetrics guesses from each batch's range whether it holds scores or probabilities, and guesses wrong for a
-    # batch of small scores; so it is given probabilities only. Double precision keeps large scores apart.
-    values = outputs.double()
-    if values.dim() == 2 and values.shape[1] == 1:
-        values, targets = values[:, 0], targets.reshape(-1)
-    elif values.dim() == 2 and values.shape[1] == 2:
-        return values.softmax(1)[:, 1], targets
-    if values.dim() == 1:
-        return (values if are_probabilities else values.sigmoid()), targets
-    return values.softmax(1), targets
+    return len(first_tensor(value))

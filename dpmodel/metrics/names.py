@@ -5,11 +5,10 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from functools import partial
 from typing import Any, Protocol, runtime_checkable
 
 from dpmodel._arguments import check_arguments
-from dpmodel.metrics.adapters import FunctionMetric, PreparedMetric, class_probabilities, function_name
+from dpmodel.metrics.adapters import FunctionMetric, MeanLoss, PreparedMetric, function_name
 from monitors import checks
 from monitors.registry import Registry
 
@@ -29,8 +28,9 @@ class Metric(Protocol):
 
 
 #: Builders of metrics by name. A builder is called when the first batch is there, with what it asks for by the name of
-#: an argument: ``num_classes``, and ``are_probabilities`` (whether the network is trained with ``torch.nn.BCELoss``).
-#: It gives a metric object, or a function of outputs and targets; either is given the outputs as they are.
+#: an argument: ``num_classes``, and ``are_probabilities`` (whether the outputs are probabilities already, as a loss
+#: like ``torch.nn.BCELoss`` takes them). It gives a metric object, or a function of outputs and targets; either is
+#: given the outputs as they are.
 METRICS: Registry[Callable[..., Any]] = Registry("metric")
 
 #: Arguments of a builder that are filled in.
@@ -39,7 +39,7 @@ SEEN_IN_A_BATCH = ("num_classes", "are_probabilities")
 
 def _classification(name: str, class_name: str, **defaults: Any) -> None:
     # torchmetrics is imported when the first batch arrives: it takes longer to load than a small training step.
-    def build(num_classes: int, are_probabilities: bool = False, **options: Any) -> Metric:
+    def build(num_classes: int, **options: Any) -> Metric:
         from torchmetrics import classification
 
         chosen = {**defaults, **options}
@@ -48,7 +48,7 @@ def _classification(name: str, class_name: str, **defaults: Any) -> None:
             metric = getattr(classification, f"Binary{class_name}")(**chosen)
         else:
             metric = getattr(classification, f"Multiclass{class_name}")(num_classes=num_classes, **chosen)
-        return PreparedMetric(name, metric, partial(class_probabilities, are_probabilities=are_probabilities))
+        return PreparedMetric(metric, "classes")
 
     METRICS.register(name)(build)
 
@@ -65,7 +65,7 @@ def _regression(name: str, class_name: str) -> None:
     def build(**options: Any) -> Metric:
         import torchmetrics
 
-        return PreparedMetric(name, getattr(torchmetrics, class_name)(**options))
+        return PreparedMetric(getattr(torchmetrics, class_name)(**options), "numbers")
 
     METRICS.register(name)(build)
 
@@ -188,6 +188,10 @@ def _entry(given: Any) -> MetricSpec | Metric:
         raise ValueError(f"a metric must be an object, got the class {given.__name__}; write {given.__name__}(...)")
     if isinstance(given, (MetricSpec, Metric)):
         return given
+    if isinstance(getattr(given, "reduction", None), str):
+        from dpmodel.metrics.evaluation_losses import EvaluationLosses
+
+        return MeanLoss(EvaluationLosses(given))
     if callable(given):
         return FunctionMetric(given)
     raise ValueError(

@@ -8,10 +8,11 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
-import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
 from mechanisms.engines.batch import first_tensor, map_tensors
+from mechanisms.engines.outputs import each_row
 from monitors.errors import UnsupportedModuleError
 
 LossFunction = Callable[[Any, Any], Tensor]
@@ -61,7 +62,7 @@ class ExampleLosses:
         if self.unreduced is None:
             if first_tensor(targets).shape[0] == 1:  # outputs of any type will do
                 return self._of_one(outputs, targets).unsqueeze(0)
-            return torch.func.vmap(self.single)(outputs, targets)
+            return self._of_each(outputs, targets)
         losses = self.unreduced(outputs, targets)
         if losses.dim() == 0:
             raise UnsupportedModuleError(
@@ -81,6 +82,18 @@ class ExampleLosses:
         if self.unreduced is not None:
             return self(outputs, targets).squeeze(0)
         return self._of_one(outputs, targets)
+
+    def _of_each(self, outputs: Any, targets: Any) -> Tensor:
+        size = first_tensor(targets).shape[0]
+        leaves = tree_leaves(outputs)
+        rows = [isinstance(leaf, Tensor) and leaf.shape[:1] == (size,) for leaf in leaves]
+        for leaf, has_rows in zip(leaves, rows, strict=True):
+            if isinstance(leaf, Tensor) and leaf.requires_grad and not has_rows:
+                raise UnsupportedModuleError(
+                    f"the network returns a tensor of shape {tuple(leaf.shape)} for {size} examples, which cannot be "
+                    "divided into examples; return one row per example, or train without micro_batches"
+                )
+        return each_row(self._of_one, outputs, rows, targets, vectorised=True)
 
     def _of_one(self, outputs: Any, targets: Any) -> Tensor:
         loss = self.loss_fn(outputs, targets)

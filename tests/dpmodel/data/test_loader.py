@@ -17,7 +17,8 @@ from torch.utils.data import (
 
 from dpmodel import poisson_loader
 from dpmodel.data.in_memory import InMemoryDataset
-from dpmodel.data.loader import PrivateLoader, evaluation_batches, private_loader, require_held_out
+from dpmodel.data.inference import evaluation_batches
+from dpmodel.data.loader import PrivateLoader, private_loader, require_held_out
 from monitors.errors import DataError, UnsupportedLoaderError
 
 
