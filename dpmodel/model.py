@@ -18,7 +18,7 @@ from dpmodel.claims.verification import verified_by
 from dpmodel.claims.weights import record_training
 from dpmodel.compat import require_valid
 from dpmodel.data.collation import Collation
-from dpmodel.data.inference import evaluation_batches, prediction_batches
+from dpmodel.data.inference import evaluation_batches, predictions
 from dpmodel.data.loader import PrivateLoader, private_loader, require_held_out
 from dpmodel.data.targets import require_class_targets, require_same_shape
 from dpmodel.guard import UpdateGuard
@@ -35,17 +35,15 @@ from dpmodel.release import NOT_VERIFIED, ReleasePlan, large_delta
 from dpmodel.run import Run
 from dpmodel.secret_randomness import secret_randomness
 from dpmodel.step import PrivateStep
-from dpmodel.tensor_nest import join_outputs
 from dpmodel.training import TrainingLoop, to_device
 from dpmodel.trial_loss import require_trainable
 from dpmodel.trial_passes import TRIED, require_evaluable, require_measurable, tried_outputs
 from mechanisms.clipping import ClipMechanism, Fixed
 from mechanisms.engines.base import ENGINES, Engine
-from mechanisms.engines.batch import Batch, call_network, first_tensor
+from mechanisms.engines.batch import Batch, first_tensor
 from mechanisms.engines.bookkeeping import PRECISIONS
 from mechanisms.engines.choose import Choice, choose_engine
 from mechanisms.engines.modes import plain_modes, require_no_modes
-from mechanisms.engines.outputs import rows_of_outputs
 from mechanisms.engines.parameters import FlatLayout
 from mechanisms.engines.pass_boundary import ISOLATION
 from mechanisms.engines.undisturbed import undisturbed
@@ -53,7 +51,7 @@ from mechanisms.noise import NoiseMechanism, NoNoise
 from mechanisms.sampling import SAMPLERS
 from mechanisms.units import ClippedUnit
 from monitors import checks
-from monitors.errors import DataError, UnprotectedUpdateError
+from monitors.errors import UnprotectedUpdateError
 from monitors.ledger import Ledger
 from monitors.relation import relation_of
 
@@ -229,12 +227,12 @@ class DPModel(ClaimedModel):
             collation = Collation(private, self.network, self.loss_fn, self.device, run.plan.secret)
             with looking_at_examples():
                 collation.check()
+            measured = (self.network, self.metrics, self.loss_fn)
             if valid_loader is not None:
-                require_evaluable(self.network, self.metrics, self.loss_fn, valid_loader, epochs, self.device)
+                require_evaluable(*measured, valid_loader, epochs, self.device)
             else:
                 with looking_at_examples():
-                    x, y = (to_device(value, self.device) for value in private.example(TRIED))
-                    require_measurable(self.network, self.metrics, self.loss_fn, x, y)
+                    require_measurable(*measured, *(to_device(part, self.device) for part in private.example(TRIED)))
             for line in filter(None, (continues, message, equal_rows, set_aside)):
                 run.say(line)
             evaluate = None if valid_loader is None else lambda: self.eval(valid_loader)
@@ -275,8 +273,8 @@ class DPModel(ClaimedModel):
 
         Args:
             inputs: A tensor or NumPy array whose first dimension counts examples, a tuple, list or dict of them (one
-                per argument of the network), or what ``eval`` takes: a ``DataLoader``, a data set, or ``(inputs, targets)``
-                for a network of one input. Targets are left out; a loader that shuffles is read in order.
+                per argument of the network), or what ``eval`` takes: a ``DataLoader``, a data set, or, for a network of
+                one input, ``(inputs, targets)``. Targets are left out; a loader that shuffles is read in order.
             batch_size: Examples per call of the network; default as in ``eval``.
 
         Returns:
@@ -285,20 +283,7 @@ class DPModel(ClaimedModel):
         Raises:
             DataError: The inputs hold anything but tensors and arrays, or outputs of several batches cannot be joined.
         """
-        parts, rows = [], None
-        with inference(self.network):
-            for x in prediction_batches(inputs, self.network, self._inference_batch(batch_size)):
-                placed = to_device(x, self.device)
-                parts.append(call_network(self.network, placed))
-                if len(parts) == 2:
-                    rows = (
-                        [True]
-                        if isinstance(parts[0], Tensor) and parts[0].dim()
-                        else rows_of_outputs(self.network, placed)
-                    )
-        if not parts:
-            raise DataError("predict was given no batch: the loader or data set is empty")
-        return join_outputs(parts, rows)
+        return predictions(self.network, inputs, self.device, self._inference_batch(batch_size))
 
     def explain_engine(self) -> str:
         """Which engine computes the clipped sums, why, and how it treats each layer; known once ``fit`` has run."""

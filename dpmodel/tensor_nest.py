@@ -61,39 +61,38 @@ def unpack_nest(value: Any, tensors: Mapping[str, Tensor]) -> Any:
     return {key: unpack_nest(item, tensors) for key, item in value["mapping"]}
 
 
-def join_outputs(parts: Sequence[Any], rows: Sequence[bool] | None) -> Any:
+def join_outputs(parts: Sequence[Any], dims: Sequence[int | None] | None) -> Any:
     """What a network returned for several batches, as if it had been one.
 
     Args:
         parts: At least one.
-        rows: For each leaf, whether its first dimension counts examples; the others must be equal in all parts. None
-            if that cannot be said, which a single part does not need.
+        dims: The dimension of each leaf that counts examples; leaves without one must be equal in all parts. None if
+            the outputs cannot be divided into examples, which a single part need not be.
 
     Raises:
         DataError: A leaf is different for each batch, such as a cache or a loss that the network computes.
 
     Example:
-        >>> join_outputs([{"logits": torch.zeros(2, 3)}, {"logits": torch.zeros(1, 3)}], [True])["logits"].shape
+        >>> join_outputs([{"logits": torch.zeros(2, 3)}, {"logits": torch.zeros(1, 3)}], [0])["logits"].shape
         torch.Size([3, 3])
     """
     if len(parts) == 1:
         return parts[0]
-    leaves, form = zip(*(tree_flatten(part) for part in parts), strict=True)
-    if rows is None or any(other != form[0] for other in form) or len(rows) != len(leaves[0]):
-        raise DataError(_UNJOINABLE.format(kind=type(parts[0]).__name__))
-    joined = []
-    for has_rows, column in zip(rows, zip(*leaves, strict=True), strict=True):
-        if not has_rows and not all(same_leaf(column[0], leaf) for leaf in column):
-            raise DataError(_UNJOINABLE.format(kind=type(parts[0]).__name__))
-        joined.append(torch.cat(column) if has_rows else column[0])
-    return tree_unflatten(joined, form[0])
+    leaves, forms = zip(*(tree_flatten(part) for part in parts), strict=True)
+    columns = list(zip(*leaves, strict=True)) if all(form == forms[0] for form in forms) else []
+    if dims is None or len(dims) != len(columns) or not all(map(_joinable, columns, dims)):
+        what = "one number" if isinstance(parts[0], Tensor) else f"a {type(parts[0]).__name__} with a part"
+        raise DataError(
+            f"the network returns {what} that belongs to a whole batch (a cache, or a loss that it computes), so that "
+            "the outputs of several batches cannot be joined; let it return tensors of one row per example, or give "
+            "batch_size=len(inputs)"
+        )
+    joined = [column[0] if dim is None else torch.cat(column, dim) for column, dim in zip(columns, dims, strict=True)]
+    return tree_unflatten(joined, forms[0])
 
 
-_UNJOINABLE = (
-    "the network returns a {kind} with a part that belongs to a whole batch (a cache, or a loss that it computes), so "
-    "that the outputs of several batches cannot be joined; let it return tensors of one row per example, or give "
-    "batch_size=len(inputs)"
-)
+def _joinable(column: Sequence[Any], dim: int | None) -> bool:
+    return dim is not None or all(same_leaf(column[0], leaf) for leaf in column)
 
 
 def as_tensors(value: Any, owner: str) -> Any:

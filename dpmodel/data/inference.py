@@ -14,8 +14,10 @@ from torch.utils.data import BatchSampler, DataLoader, RandomSampler, Sequential
 
 from dpmodel.data.in_memory import InMemoryDataset
 from dpmodel.data.loader import Pair, PrivateLoader, split_pair
-from dpmodel.tensor_nest import as_tensors
-from mechanisms.engines.batch import all_tensors, first_tensor, map_tensors
+from dpmodel.network_mode import inference
+from dpmodel.tensor_nest import as_tensors, join_outputs
+from mechanisms.engines.batch import all_tensors, call_network, first_tensor, map_tensors
+from mechanisms.engines.outputs import dimensions_of
 from monitors.errors import DataError
 
 
@@ -84,6 +86,31 @@ def prediction_batches(given: Any, network: nn.Module, batch_size: int) -> Itera
         as_tensors(given, "predict")
     for batch in given:
         yield _without_target(as_tensors(batch, "predict"), network)
+
+
+def predictions(network: nn.Module, given: Any, device: torch.device, batch_size: int) -> Any:
+    """The outputs of ``network`` in evaluation mode for all of ``prediction_batches``, joined.
+
+    Args:
+        network: Left in its mode.
+        given: As of ``prediction_batches``.
+        device: Where the network is.
+        batch_size: As of ``prediction_batches``.
+
+    Raises:
+        DataError: As of ``prediction_batches`` and ``join_outputs``, or there is no batch.
+    """
+    parts, dims = [], None
+    with inference(network):
+        for batch in prediction_batches(given, network, batch_size):
+            x = map_tensors(lambda tensor: tensor.to(device), batch)
+            parts.append(call_network(network, x))
+            if len(parts) == 2:
+                plain = isinstance(parts[0], torch.Tensor) and parts[0].dim() > 0
+                dims = [0] if plain else dimensions_of(network, x)
+    if not parts:
+        raise DataError("predict was given no batch: the loader or data set is empty")
+    return join_outputs(parts, dims)
 
 
 def _pair(batch: Any) -> Pair:

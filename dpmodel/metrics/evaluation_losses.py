@@ -7,12 +7,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves, tree_map
+from torch.utils._pytree import tree_map
 
 from mechanisms.engines.batch import call_network, first_tensor, map_tensors
 from mechanisms.engines.isolation import examples_only, isolated
 from mechanisms.engines.losses import ExampleLosses, LossFunction
-from mechanisms.engines.outputs import each_row, row_leaves
+from mechanisms.engines.outputs import each_row, first_dimensions, row_dimensions
 
 #: Outputs with which a loss that is not a number is tried again: if it stays so, no target of the example counts.
 _OTHER_OUTPUTS = (0.5, 0.125, 0.75)
@@ -53,41 +53,40 @@ class EvaluationLosses:
         size = first_tensor(targets).shape[0]
         if size == 1 or (isinstance(outputs, Tensor) and outputs.shape[:1] == (size,)):
             return self.of_rows(outputs, targets)
-        rows = row_leaves(outputs, size, call_network(network, map_tensors(lambda value: value[:1], x)))
-        return self._of_network(network, x, targets) if rows is None else self.of_rows(outputs, targets, rows)
+        dims = row_dimensions(outputs, size, call_network(network, _row(x, 0)))
+        return self._of_network(network, x, targets) if dims is None else self.of_rows(outputs, targets, dims)
 
-    def of_rows(self, outputs: Any, targets: Any, rows: Sequence[bool] | None = None) -> Tensor:
+    def of_rows(self, outputs: Any, targets: Any, dims: Sequence[int | None] | None = None) -> Tensor:
         """Losses of shape (B,).
 
         Args:
             outputs: Outputs of B examples.
             targets: Targets of the examples.
-            rows: Which leaves of the outputs hold one row per example. Default: each tensor whose first dimension is B.
+            dims: The dimension of each leaf of the outputs that counts examples, None for those that are equal for all
+                examples. Default: the first dimension of each tensor where it is B.
         """
-        found = self.unchecked(outputs, targets, rows)
+        found = self.unchecked(outputs, targets, dims)
         ignored = found.isnan()
         for value in _OTHER_OUTPUTS:
             if not bool(ignored.any()):
                 return found
             other = tree_map(lambda leaf: _filled(leaf, value), outputs)  # noqa: B023
-            ignored = ignored & self.unchecked(other, targets, rows).isnan()
+            ignored = ignored & self.unchecked(other, targets, dims).isnan()
         return found.masked_fill(ignored, 0.0)
 
-    def unchecked(self, outputs: Any, targets: Any, rows: Sequence[bool] | None = None) -> Tensor:
+    def unchecked(self, outputs: Any, targets: Any, dims: Sequence[int | None] | None = None) -> Tensor:
         """As ``of_rows``, but NaN for an example that has no loss whatever the outputs are."""
         size = first_tensor(targets).shape[0]
         losses = ExampleLosses(self._loss_fn)
         if size == 1:
             return losses(outputs, targets)
-        if rows is None:
-            rows = [isinstance(leaf, Tensor) and leaf.shape[:1] == (size,) for leaf in tree_leaves(outputs)]
-        mapped = rows
+        counted = first_dimensions(outputs, size) if dims is None else dims
 
         def of_one(output: Any, target: Any) -> Tensor:
             return losses(output, target).squeeze(0)
 
         def each(*, vectorised: bool) -> Tensor:
-            return each_row(of_one, outputs, mapped, targets, vectorised=vectorised)
+            return each_row(of_one, outputs, counted, targets, vectorised=vectorised)
 
         return self._tried("rows", each)
 

@@ -98,8 +98,13 @@ class MetricSet:
             DataError: The shapes do not fit, or a target is out of range.
         """
         rows = count_rows(targets)
+        if hasattr(outputs, "dim") and not outputs.dim() and any(not is_loss(entry) for entry in self._given.values()):
+            raise DataError(
+                f"the network returns one number for {rows} examples (a loss that it computes?), of which "
+                f"{', '.join(self.names)} cannot be computed; let it return the scores too"
+            )
         if hasattr(outputs, "dim") and losses is None and outputs.shape[:1] != (rows,):
-            raise DataError(f"outputs and targets differ in length: {len(outputs) if outputs.dim() else 0} and {rows}")
+            raise DataError(f"outputs and targets differ in length: {len(outputs)} and {rows}")
         if rows == 0:
             return
         outputs = outputs.detach() if hasattr(outputs, "detach") else outputs

@@ -1,95 +1,29 @@
-"""Which numbers of the outputs are the scores of which target: read from outputs, targets and the loss."""
+"""What metrics by name are given of a batch: scores and targets side by side, without those that the loss ignores."""
 
 from __future__ import annotations
 
-import math
-from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
 
 from dpmodel.metrics.evaluation_losses import EvaluationLosses
+from dpmodel.metrics.pairing import (
+    OTHER_METRICS,
+    class_numbers,
+    is_binary,
+    moved,
+    pairing,
+    scale,
+    soft_axis,
+    without_ones,
+)
+from dpmodel.metrics.score_leaf import ScoreLeaf
 from monitors.errors import DataError
 
 #: torch's own value for targets that a loss ignores.
 IGNORED = -100
-
-#: Made-up targets on which the pairing of scores and targets is tried, and the share of them that must show it.
-_TRIED_TARGETS = 64
-_SHOWN_BY = 0.95
-
-#: Positions by which a loss may move the targets against the outputs (language models predict the next one).
-_SHIFTS = (0, 1, -1, 2, -2)
-
-_OBJECT = "give a torchmetrics object or a function of outputs and targets"
-
-
-class ScoreLeaf:
-    """The tensor among a network's outputs that metrics by name are computed of.
-
-    Args:
-        name: The metric, for messages.
-        outputs: Of the first batch.
-        targets: Of the first batch.
-        losses: Of the user's loss; None if it is not known.
-
-    Raises:
-        DataError: There is no such tensor, or more than one.
-    """
-
-    def __init__(self, name: str, outputs: Any, targets: Tensor, losses: EvaluationLosses | None) -> None:
-        self._losses = losses
-        leaves = tree_leaves(outputs)
-        found = [place for place, leaf in enumerate(leaves) if _is_score(leaf, len(targets))]
-        if len(found) > 1 and losses is not None:
-            found = _read_by(losses, outputs, targets, found) or found
-        if len(found) != 1:
-            raise DataError(
-                f"the metric {name!r} takes the outputs as one tensor, but the network gives a "
-                f"{type(outputs).__name__} with {len(found)} tensors of one row per example; give a function of "
-                "outputs and targets, or an object with update, compute and reset, that picks from it"
-            )
-        self._place = found[0]
-
-    def of(self, outputs: Any) -> Tensor:
-        """The tensor in ``outputs``, detached."""
-        leaf: Tensor = tree_leaves(outputs)[self._place]
-        return leaf.detach()
-
-    def losses(self, outputs: Any, scores: Tensor, targets: Tensor) -> Tensor | None:
-        """Losses (B,) with ``scores`` in place of the tensor; None if they cannot be computed.
-
-        Args:
-            outputs: Of at least one example; the first one's are what the loss sees beside the scores.
-            scores: Shape (B, ...).
-            targets: Shape (B, ...).
-        """
-        if self._losses is None:
-            return None
-        leaves, form = tree_flatten(outputs)
-        rows = len(leaves[self._place])
-        beside = [leaf if rows == len(scores) else _first_rows(leaf, rows, len(scores)) for leaf in leaves]
-        beside[self._place] = scores
-        for labels in (targets, targets.to(scores.dtype)):  # some losses take floats only
-            with suppress(Exception):
-                return self._losses.unchecked(tree_unflatten(beside, form), labels)
-        return None
-
-    def gradient(self, outputs: Any, scores: Tensor, targets: Tensor) -> Tensor | None:
-        """Gradient of the summed losses for ``scores``; None if there is none. NaN where an example has no loss."""
-        with torch.enable_grad():
-            scores = scores.detach().requires_grad_()
-            losses = self.losses(outputs, scores, targets)
-            if losses is None or not losses.requires_grad:
-                return None
-            (found,) = torch.autograd.grad(losses.sum(), scores, allow_unused=True)
-        if found is None:
-            return None
-        found[losses.isnan()] = torch.nan
-        return found
 
 
 @dataclass(frozen=True)
@@ -125,15 +59,15 @@ class ClassScores:
         targets = _one_tensor(name, targets)
         leaf = ScoreLeaf(name, outputs, targets, losses)
         scores = leaf.of(outputs)
-        if _is_binary(scores, targets):
-            probabilities, reads = _scale(leaf, outputs, scores, targets)
+        if is_binary(scores, targets):
+            probabilities, reads = scale(leaf, outputs, scores, targets)
             return cls(leaf, None, 0, 2, probabilities, False, reads)
         soft = scores.shape == targets.shape
         if soft:
-            axis = _soft_axis(leaf, outputs, scores, targets)
+            axis = soft_axis(leaf, outputs, scores, targets)
             shift, reads = 0, True
         else:
-            axis, shift, reads = _pairing(leaf, outputs, scores, _class_numbers(scores, targets))
+            axis, shift, reads = pairing(leaf, outputs, scores, class_numbers(scores, targets))
         sums = scores.double().sum(axis)
         probabilities = bool((scores >= 0).all() and torch.allclose(sums, torch.ones_like(sums), atol=1e-3))
         return cls(leaf, axis, shift, scores.shape[axis], probabilities, soft, reads)
@@ -153,10 +87,10 @@ class ClassScores:
             shown = torch.ones_like(values, dtype=torch.bool) if counted is None else counted.flatten()
         else:
             values = scores.movedim(self.axis, -1)
-            labels = targets.argmax(self.axis) if self.soft else _class_numbers(scores, targets)
+            labels = targets.argmax(self.axis) if self.soft else class_numbers(scores, targets)
             shown = torch.ones(values.shape[:-1], dtype=torch.bool, device=values.device)
             shown = shown if counted is None else counted
-            values, labels, shown = (*_moved(values, labels, self.shift), _moved(shown, labels, self.shift)[0])
+            values, labels, shown = (*moved(values, labels, self.shift), moved(shown, labels, self.shift)[0])
             values, labels, shown = values.flatten(0, -2), labels.flatten(), shown.flatten()
         if not self.reads:
             shown = shown & (labels != IGNORED)
@@ -177,8 +111,8 @@ class ClassScores:
     def _labels(self, scores: Tensor, labels: Tensor) -> Tensor:
         if labels.is_floating_point() and bool((labels != labels.round()).any()):
             raise DataError(
-                f"metrics by name take class numbers as targets, got {_first_fraction(labels):.4g}; {_OBJECT}, or the "
-                "metrics mae and mse"
+                f"metrics by name take class numbers as targets, got {_first_fraction(labels):.4g}; {OTHER_METRICS}, "
+                "or the metrics mae and mse"
             )
         labels = labels.long()
         if not len(labels):
@@ -209,9 +143,11 @@ class NumberScores:
 
     Args:
         leaf: Finds the tensor of predictions.
+        reads: Whether the loss depends on it, so that it shows which targets it ignores.
     """
 
     leaf: ScoreLeaf
+    reads: bool
 
     @classmethod
     def read(cls, name: str, outputs: Any, targets: Any, losses: EvaluationLosses | None) -> NumberScores:
@@ -223,186 +159,34 @@ class NumberScores:
         targets = _one_tensor(name, targets)
         leaf = ScoreLeaf(name, outputs, targets, losses)
         scores = leaf.of(outputs)
-        if _without_ones(scores) != _without_ones(targets):
+        if without_ones(scores) != without_ones(targets):
             raise DataError(
                 f"the metric {name!r} compares element by element, but the outputs have shape {tuple(scores.shape)} "
-                f"and the targets {tuple(targets.shape)}; {_OBJECT}"
+                f"and the targets {tuple(targets.shape)}; {OTHER_METRICS}"
             )
-        return cls(leaf)
+        made_up = torch.zeros_like(targets)
+        gradient = leaf.gradient(outputs, torch.ones_like(scores), made_up)
+        return cls(leaf, gradient is not None and bool((torch.nan_to_num(gradient) != 0).any()))
 
     def pairs(self, outputs: Any, targets: Tensor) -> tuple[Tensor, Tensor]:
         """Predictions and targets, both (M,): those that the loss does not ignore."""
         scores = self.leaf.of(outputs)
         wanted = torch.nan_to_num(targets.reshape(scores.shape).to(scores.dtype))
-        counted, shown = torch.ones_like(scores, dtype=torch.bool), None
-        for away in (1.0, -2.0):  # at the target itself the gradient of every loss is zero
+        labels = targets.reshape(scores.shape)
+        counted = torch.full_like(scores, not self.reads, dtype=torch.bool)
+        for away in (1.0, -2.0) if self.reads else ():  # at the target itself the gradient may be zero
             gradient = self.leaf.gradient(outputs, wanted + away, targets)
-            if gradient is not None:
-                used = (gradient != 0) & ~gradient.isnan()
-                shown = used if shown is None else shown | used
-        if shown is not None and bool(shown.any()):
-            counted = shown
-        return scores[counted], targets.reshape(scores.shape)[counted].to(scores.dtype)
-
-
-def _is_score(leaf: Any, rows: int) -> bool:
-    return isinstance(leaf, Tensor) and leaf.is_floating_point() and leaf.shape[:1] == (rows,)
+            counted |= torch.ones_like(counted) if gradient is None else (gradient != 0) & ~gradient.isnan()
+        return scores[counted], labels[counted].to(scores.dtype)
 
 
 def _one_tensor(name: str, targets: Any) -> Tensor:
     if not isinstance(targets, Tensor):
         raise DataError(
             f"the metric {name!r} takes the targets as one tensor, but the data give a {type(targets).__name__}; "
-            f"{_OBJECT} that picks from it"
+            f"{OTHER_METRICS} that picks from it"
         )
     return targets
-
-
-def _read_by(losses: EvaluationLosses, outputs: Any, targets: Tensor, places: list[int]) -> list[int]:
-    """Those of ``places`` whose tensors the loss depends on."""
-    leaves, form = tree_flatten(outputs)
-    with torch.enable_grad():
-        for place in places:
-            leaves[place] = leaves[place].detach().requires_grad_()
-        try:
-            summed = losses.unchecked(tree_unflatten(leaves, form), targets).sum()
-            found = torch.autograd.grad(summed, [leaves[place] for place in places], allow_unused=True)
-        except Exception:
-            return []
-    return [place for place, gradient in zip(places, found, strict=True) if gradient is not None]
-
-
-def _first_rows(leaf: Any, rows: int, wanted: int) -> Any:
-    """``leaf`` with its first row ``wanted`` times, if it holds one row for each of ``rows`` examples."""
-    if not isinstance(leaf, Tensor) or leaf.shape[:1] != (rows,):
-        return leaf
-    return leaf[:1].expand(wanted, *leaf.shape[1:])
-
-
-def _without_ones(value: Tensor) -> tuple[int, ...]:
-    return tuple(size for size in value.shape[1:] if size != 1)
-
-
-def _is_binary(scores: Tensor, targets: Tensor) -> bool:
-    """Whether there is one score per target."""
-    one_each = _without_ones(scores) == _without_ones(targets) and scores.numel() == targets.numel()
-    return one_each and (scores.dim() == 1 or 1 in scores.shape[1:])
-
-
-def _class_numbers(scores: Tensor, targets: Tensor) -> Tensor:
-    """Targets without a dimension of their own for the class: (B, 1, ...) and (B, ..., 1) as (B, ...)."""
-    if targets.dim() != scores.dim():
-        return targets
-    column = next((dim for dim in (1, targets.dim() - 1) if targets.shape[dim] == 1), None)
-    return targets if column is None else targets.squeeze(column)
-
-
-def _candidates(scores: Tensor, targets: Tensor) -> list[int]:
-    shapes = {axis: scores.shape[:axis] + scores.shape[axis + 1 :] for axis in range(1, scores.dim())}
-    return [axis for axis, shape in shapes.items() if shape == targets.shape]
-
-
-def _pairing(leaf: ScoreLeaf, outputs: Any, scores: Tensor, targets: Tensor) -> tuple[int, int, bool]:
-    """The dimension of classes, the shift of the targets, and whether the loss depends on the scores."""
-    axes = _candidates(scores, targets)
-    if not axes:
-        raise DataError(
-            "metrics by name take scores (N, classes, ...) or (N, ..., classes) with class numbers (N, ...) as targets, "
-            f"got outputs of shape {tuple(scores.shape)} and targets of shape {tuple(targets.shape)}; {_OBJECT}"
-        )
-    if leaf._losses is None:
-        return axes[0], 0, False
-    shown, reads = _shown_pairing(leaf, outputs, scores, targets, axes)
-    if shown is not None:
-        return (*shown, True)
-    if targets.dim() == 1 or (len(axes) == 1 and reads):
-        return axes[0], 0, reads
-    raise DataError(
-        f"how the loss pairs outputs of shape {tuple(scores.shape)} with targets of shape {tuple(targets.shape)} "
-        "cannot be told"
-        + ("" if reads else ", because loss_fn does not depend on these outputs (the network computes the loss?)")
-        + f"; {_OBJECT}"
-    )
-
-
-def _shown_pairing(
-    leaf: ScoreLeaf, outputs: Any, scores: Tensor, targets: Tensor, axes: list[int]
-) -> tuple[tuple[int, int] | None, bool]:
-    """The dimension and the shift for which the loss pulls the score of each target's class up, on made-up targets."""
-    reads, generator = False, torch.Generator("cpu").manual_seed(0)
-    rows = max(2, math.ceil(_TRIED_TARGETS / max(1, math.prod(targets.shape[1:]))))
-    for axis in axes:
-        classes = scores.shape[axis]
-        made_up = torch.randint(classes, (rows, *targets.shape[1:]), generator=generator, device="cpu").to(targets)
-        equal = torch.full((rows, *scores.shape[1:]), 1.0 / classes, dtype=scores.dtype, device=scores.device)
-        gradient = leaf.gradient(outputs, equal, made_up)
-        if gradient is None or not bool((torch.nan_to_num(gradient) != 0).any()):
-            continue
-        reads = True
-        shifts = _SHIFTS if targets.dim() > 1 else (0,)
-        for shift in (shift for shift in shifts if targets.dim() == 1 or abs(shift) < targets.shape[1]):
-            pulled, wanted = _moved(gradient.movedim(axis, -1), made_up, shift)
-            used = (torch.nan_to_num(pulled) != 0).any(-1)
-            if bool(used.any()) and float((pulled.argmin(-1) == wanted)[used].double().mean()) >= _SHOWN_BY:
-                return (axis, shift), True
-    return None, reads
-
-
-def _moved(scores: Tensor, targets: Tensor, shift: int) -> tuple[Tensor, Tensor]:
-    """Output p beside target p + shift, along dimension 1."""
-    if not shift:
-        return scores, targets
-    length = targets.shape[1] - abs(shift)
-    return scores.narrow(1, max(0, -shift), length), targets.narrow(1, max(0, shift), length)
-
-
-def _soft_axis(leaf: ScoreLeaf, outputs: Any, scores: Tensor, targets: Tensor) -> int:
-    """The dimension of classes of targets that are one row of probabilities each."""
-    values = targets.double()
-    sums = {axis: values.sum(axis) for axis in range(1, targets.dim())}
-    axes = [axis for axis, found in sums.items() if torch.allclose(found, torch.ones_like(found), atol=1e-3)]
-    if len(axes) == 1 and bool((values >= 0).all()):
-        before, after = (leaf.losses(outputs, scores + more, targets) for more in (0.0, 1.0))
-        # A loss over classes that exclude each other sees differences of scores alone.
-        if before is not None and after is not None and torch.allclose(before, after, rtol=1e-3, atol=1e-4):
-            return axes[0]
-    raise DataError(
-        f"outputs and targets both have shape {tuple(scores.shape)}: metrics by name take class numbers as "
-        "targets. For several labels per example or one-hot targets give a torchmetrics object, such as "
-        f"torchmetrics.classification.MultilabelAccuracy(num_labels={scores.shape[1]})."
-    )
-
-
-def _scale(leaf: ScoreLeaf, outputs: Any, scores: Tensor, targets: Tensor) -> tuple[bool, bool]:
-    """Whether scores of two classes are probabilities, and whether the loss depends on them."""
-    if leaf._losses is None:
-        return False, False
-    low = -1.0 if bool((targets == -1).any()) and not bool((targets == 0).any()) else 0.0
-
-    def losses(target: float, *values: float) -> list[float]:
-        # One by one: a loss may refuse some values, and values out of range may be a fault of the device.
-        found = (
-            leaf.losses(outputs, torch.full_like(scores[:1], value), torch.full_like(targets[:1], target))
-            for value in values
-        )
-        return [math.nan if loss is None else float(loss.detach()) for loss in found]
-
-    near, far, half, above = losses(1.0, 1e-3, 1e-2, 0.5, 0.6)
-    least = 1e-6 * max((abs(value) for value in (near, far, half, above) if math.isfinite(value)), default=0.0)
-    if near - far > 3.0 * max(half - above, 0.0) + least:
-        return True, True  # it grows without bound as the probability of the target goes to 0
-    at_low, *below = losses(low, 0.0, -0.5, -2.0, -8.0)
-    if any(value < at_low - least for value in below):
-        return False, True
-    varies = abs(near - above) > least or any(value > at_low + least for value in below)
-    if varies:
-        return True, True  # nothing below 0 suits the first class better: the scores estimate the target itself
-    if bool(((scores < 0) | (scores > 1)).any()):
-        return False, False
-    raise DataError(
-        "whether the outputs are probabilities or log odds cannot be told: all of them lie in [0, 1], and loss_fn does "
-        f"not depend on them; {_OBJECT}"
-    )
 
 
 def _first_fraction(labels: Tensor) -> float:

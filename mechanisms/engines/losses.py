@@ -9,10 +9,9 @@ from functools import partial
 from typing import Any
 
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves
 
 from mechanisms.engines.batch import first_tensor, map_tensors
-from mechanisms.engines.outputs import each_row
+from mechanisms.engines.outputs import each_row, first_dimensions, has_rows_only
 from monitors.errors import UnsupportedModuleError
 
 LossFunction = Callable[[Any, Any], Tensor]
@@ -85,15 +84,13 @@ class ExampleLosses:
 
     def _of_each(self, outputs: Any, targets: Any) -> Tensor:
         size = first_tensor(targets).shape[0]
-        leaves = tree_leaves(outputs)
-        rows = [isinstance(leaf, Tensor) and leaf.shape[:1] == (size,) for leaf in leaves]
-        for leaf, has_rows in zip(leaves, rows, strict=True):
-            if isinstance(leaf, Tensor) and leaf.requires_grad and not has_rows:
-                raise UnsupportedModuleError(
-                    f"the network returns a tensor of shape {tuple(leaf.shape)} for {size} examples, which cannot be "
-                    "divided into examples; return one row per example, or train without micro_batches"
-                )
-        return each_row(self._of_one, outputs, rows, targets, vectorised=True)
+        dims = first_dimensions(outputs, size)
+        if not has_rows_only(outputs, size):
+            raise UnsupportedModuleError(
+                f"the outputs of {size} examples cannot be divided into examples: a tensor does not hold one row per "
+                "example, or there is an object of another type than tensors and plain values. Return rows"
+            )
+        return each_row(self._of_one, outputs, dims, targets, vectorised=True)
 
     def _of_one(self, outputs: Any, targets: Any) -> Tensor:
         loss = self.loss_fn(outputs, targets)

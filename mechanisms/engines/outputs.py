@@ -25,8 +25,8 @@ def output_tensors(outputs: Any) -> list[Tensor]:
     return [leaf for leaf in tree_leaves(outputs) if isinstance(leaf, Tensor)]
 
 
-def row_leaves(outputs: Any, size: int, of_one: Any) -> list[bool] | None:
-    """For each leaf of ``outputs``, whether its first dimension counts examples; the others are equal for all examples.
+def row_dimensions(outputs: Any, size: int, of_one: Any) -> list[int | None] | None:
+    """For each leaf of ``outputs``, the dimension that counts examples; None for one that is equal for all examples.
 
     Args:
         outputs: What the network returns for ``size`` examples, two or more.
@@ -34,26 +34,46 @@ def row_leaves(outputs: Any, size: int, of_one: Any) -> list[bool] | None:
         of_one: What it returns for the first of them alone.
 
     Returns:
-        One bool per leaf, or None if the outputs cannot be divided into examples: a number for the whole batch (a
-        loss that the network computes), or an object whose parts are not known (a cache).
+        One entry per leaf, or None if the outputs cannot be divided into examples: a number for the whole batch (a loss
+        that the network computes), or an object whose parts are not known (a cache).
 
     Example:
         >>> mask = torch.ones(2, 2)
-        >>> row_leaves((torch.zeros(2, 3), mask, None), 2, (torch.zeros(1, 3), mask, None))
-        [True, False, False]
-        >>> row_leaves({"loss": torch.tensor(0.5)}, 2, {"loss": torch.tensor(0.4)}) is None
+        >>> of_one = (torch.zeros(1, 3), torch.zeros(5, 1), mask)
+        >>> row_dimensions((torch.zeros(2, 3), torch.zeros(5, 2), mask), 2, of_one)
+        [0, 1, None]
+        >>> row_dimensions({"loss": torch.tensor(0.5)}, 2, {"loss": torch.tensor(0.4)}) is None
         True
     """
     (leaves, form), (others, other_form) = tree_flatten(outputs), tree_flatten(of_one)
     if form != other_form:
         return None
-    found = [_has_rows(leaf, size) and _has_rows(other, 1) for leaf, other in zip(leaves, others, strict=True)]
-    shared = [pair for pair, rows in zip(zip(leaves, others, strict=True), found, strict=True) if not rows]
-    return found if all(same_leaf(*pair) for pair in shared) else None
+    found = [_counts(leaf, size, other) for leaf, other in zip(leaves, others, strict=True)]
+    shared = zip(leaves, others, found, strict=True)
+    return found if all(dim is not None or same_leaf(leaf, other) for leaf, other, dim in shared) else None
 
 
-def rows_of_outputs(network: nn.Module, x: Any) -> list[bool] | None:
-    """For each leaf of the network's outputs, whether its first dimension counts examples; None as of ``row_leaves``.
+def first_dimensions(outputs: Any, size: int) -> list[int | None]:
+    """As ``row_dimensions``, if the first dimension of every tensor of length ``size`` counts examples."""
+    return [0 if isinstance(leaf, Tensor) and leaf.shape[:1] == (size,) else None for leaf in tree_leaves(outputs)]
+
+
+def has_rows_only(outputs: Any, size: int) -> bool:
+    """Whether every tensor that has a gradient holds one row per example, and nothing stands beside but plain values.
+
+    Example:
+        >>> has_rows_only((torch.zeros(2, 3), None), 2), has_rows_only(torch.zeros((), requires_grad=True), 2)
+        (True, False)
+    """
+    dims = first_dimensions(outputs, size)
+    return all(
+        dim is not None or (not leaf.requires_grad if isinstance(leaf, Tensor) else isinstance(leaf, _PLAIN))
+        for leaf, dim in zip(tree_leaves(outputs), dims, strict=True)
+    )
+
+
+def dimensions_of(network: nn.Module, x: Any) -> list[int | None] | None:
+    """``row_dimensions`` of the network's outputs.
 
     Args:
         network: Called twice, on one and on two examples.
@@ -61,40 +81,52 @@ def rows_of_outputs(network: nn.Module, x: Any) -> list[bool] | None:
     """
     one = map_tensors(lambda value: value[:1], x)
     two = map_tensors(lambda value: torch.cat([value, value]), one)
-    return row_leaves(call_network(network, two), 2, call_network(network, one))
+    return row_dimensions(call_network(network, two), 2, call_network(network, one))
 
 
 def each_row(
-    function: Callable[[Any, Any], Tensor], outputs: Any, rows: Sequence[bool], targets: Any, *, vectorised: bool
+    function: Callable[[Any, Any], Tensor],
+    outputs: Any,
+    dims: Sequence[int | None],
+    targets: Any,
+    *,
+    vectorised: bool,
 ) -> Tensor:
     """``function(outputs, targets)`` of each example, stacked; both hold one example, as a batch of one.
 
     Args:
         function: Returns a tensor.
         outputs: What the network returns.
-        rows: Which leaves hold one row per example; the others are passed on as they are.
+        dims: The dimension of each leaf that counts examples; leaves without one are passed on as they are.
         targets: A nest of tensors of shape (B, ...).
         vectorised: Whether to call it once under ``torch.func.vmap`` instead of B times.
     """
     leaves, form = tree_flatten(outputs)
     labels, label_form = tree_flatten(targets)
-    mapped = [leaf for leaf, has_rows in zip(leaves, rows, strict=True) if has_rows]
+    counted = [dim for dim in dims if dim is not None]
+    columns = [leaf.movedim(dim, 0) for leaf, dim in zip(leaves, dims, strict=True) if dim is not None]
 
     def of_one(*values: Tensor) -> Tensor:
-        ones = [value.unsqueeze(0) for value in values]
-        own = iter(ones[: len(mapped)])
-        output = [next(own) if has_rows else leaf for leaf, has_rows in zip(leaves, rows, strict=True)]
-        return function(tree_unflatten(output, form), tree_unflatten(ones[len(mapped) :], label_form))
+        own = iter(value.unsqueeze(dim) for value, dim in zip(values, counted, strict=False))
+        output = [leaf if dim is None else next(own) for leaf, dim in zip(leaves, dims, strict=True)]
+        target = [value.unsqueeze(0) for value in values[len(counted) :]]
+        return function(tree_unflatten(output, form), tree_unflatten(target, label_form))
 
-    columns = (*mapped, *labels)
     if vectorised:
-        found: Tensor = torch.func.vmap(of_one, randomness="different")(*columns)
+        found: Tensor = torch.func.vmap(of_one, randomness="different")(*columns, *labels)
         return found
-    return torch.stack([of_one(*row) for row in zip(*columns, strict=True)])
+    return torch.stack([of_one(*row) for row in zip(*columns, *labels, strict=True)])
 
 
-def _has_rows(leaf: Any, size: int) -> bool:
-    return isinstance(leaf, Tensor) and leaf.dim() > 0 and leaf.shape[0] == size
+def _counts(leaf: Any, size: int, other: Any) -> int | None:
+    if not isinstance(leaf, Tensor) or not isinstance(other, Tensor) or leaf.dim() != other.dim():
+        return None
+    for dim in range(leaf.dim()):
+        others = [at for at in range(leaf.dim()) if at != dim]
+        equal = all(leaf.shape[at] == other.shape[at] for at in others)
+        if equal and leaf.shape[dim] == size and other.shape[dim] == 1:
+            return dim
+    return None
 
 
 def same_leaf(left: Any, right: Any) -> bool:
