@@ -51,10 +51,15 @@ def _tried(loss_fn: LossFunction, outputs: Any, targets: Any) -> Tensor:
     except DPModelError:
         raise
     except Exception as error:
-        raise DataError(
-            f"loss_fn(outputs, targets) fails for outputs {describe_batch(outputs)} and targets "
-            f"{describe_batch(targets)}: {error}{remedy(loss_fn, outputs, targets)}"
-        ) from error
+        raise failed_loss(loss_fn, outputs, targets, error) from error
+
+
+def failed_loss(loss_fn: LossFunction, outputs: Any, targets: Any, error: Exception) -> DataError:
+    """The error of a loss that raised ``error``: what it was given, and a remedy if one is known."""
+    return DataError(
+        f"loss_fn(outputs, targets) fails for outputs {describe_batch(outputs)} and targets {describe_batch(targets)}: "
+        f"{error}{remedy(loss_fn, outputs, targets)}"
+    )
 
 
 def remedy(loss_fn: LossFunction, outputs: Any, targets: Any) -> str:
@@ -62,8 +67,8 @@ def remedy(loss_fn: LossFunction, outputs: Any, targets: Any) -> str:
 
     Args:
         loss_fn: Fails on ``outputs`` and ``targets``.
-        outputs: Of one example.
-        targets: Of one example.
+        outputs: Of one example or more.
+        targets: Of the same examples.
 
     Example:
         >>> remedy(nn.BCEWithLogitsLoss(), torch.zeros(1, 1), torch.ones(1, 1, dtype=torch.int64))

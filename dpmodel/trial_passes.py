@@ -17,7 +17,6 @@ from dpmodel.metrics import MetricSet
 from dpmodel.network_mode import inference
 from dpmodel.tensor_nest import describe_batch
 from dpmodel.training import to_device
-from dpmodel.trial_loss import remedy
 from mechanisms.engines.batch import call_network, first_tensor, map_tensors
 from mechanisms.engines.losses import LossFunction
 from mechanisms.engines.undisturbed import undisturbed
@@ -75,7 +74,7 @@ def require_evaluable(
     if pair is None or not len(first_tensor(pair[0])):
         raise DataError("valid_loader holds no example; leave it out, or give held-out data")
     x, y = (to_device(map_tensors(itemgetter(slice(TRIED)), value), device) for value in pair)
-    with _trying(network, metrics, loss_fn, x, y, "on the validation data"):
+    with _trying(network, metrics, loss_fn, x, "on the validation data"):
         require_class_targets(getattr(loader, "dataset", loader), call_network(network, x), loss_fn)
         metrics.measure(network, x, y)
         if metrics.try_compute() is None:
@@ -101,15 +100,13 @@ def require_measurable(network: nn.Module, metrics: MetricSet, loss_fn: LossFunc
     Raises:
         DataError: The metrics cannot be computed on them, or one of them gives anything but one number.
     """
-    with _trying(network, metrics, loss_fn, x, y, "on the first training examples"):
+    with _trying(network, metrics, loss_fn, x, "on the first training examples"):
         metrics.measure(network, x, y)
         metrics.try_compute()  # a metric that needs more than a few examples is not refused
 
 
 @contextmanager
-def _trying(
-    network: nn.Module, metrics: MetricSet, loss_fn: LossFunction, x: Any, y: Any, where: str
-) -> Iterator[None]:
+def _trying(network: nn.Module, metrics: MetricSet, loss_fn: LossFunction, x: Any, where: str) -> Iterator[None]:
     metrics.forget()
     try:
         with inference(network), undisturbed(network, loss_fn):
@@ -119,16 +116,6 @@ def _trying(
     except Exception as error:
         raise DataError(
             f"the metrics {', '.join(metrics.names)} cannot be computed {where} ({describe_batch(x)}): {error}"
-            f"{_loss_remedy(network, loss_fn, x, y)}"
         ) from error
     finally:
         metrics.forget()
-
-
-def _loss_remedy(network: nn.Module, loss_fn: LossFunction, x: Any, y: Any) -> str:
-    first, target = (map_tensors(itemgetter(slice(1)), value) for value in (x, y))
-    try:
-        with inference(network), undisturbed(network, loss_fn):
-            return remedy(loss_fn, call_network(network, first), target)
-    except Exception:
-        return ""

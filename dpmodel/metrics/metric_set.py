@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from dpmodel.metrics.adapters import MeanLoss, PreparedMetric, count_rows
 from dpmodel.metrics.names import Metric, MetricSpec, is_loss, named_metrics
-from monitors.errors import DataError
+from monitors.errors import DataError, DPModelError
 
 if TYPE_CHECKING:
     import torch
@@ -83,7 +83,7 @@ class MetricSet:
         outputs = call_network(network, x)
         losses = None
         if any(is_loss(entry) for entry in self._given.values()):
-            losses = self._example_losses()(network, x, outputs, targets)
+            losses = self._losses_of(network, x, outputs, targets)
         self.update(outputs, targets, losses=losses)
 
     def update(self, outputs: Any, targets: Any, *, losses: Tensor | None = None) -> None:
@@ -195,6 +195,17 @@ class MetricSet:
             scores = self._batch_views().read("classes", name, outputs, targets)
             seen = {asked: getattr(scores, asked) for asked in entry.asked}
         return entry.build(**seen)
+
+    def _losses_of(self, network: nn.Module, x: Any, outputs: Any, targets: Any) -> Tensor:
+        from dpmodel.trial_loss import failed_loss
+
+        assert self._loss_fn is not None
+        try:
+            return self._example_losses()(network, x, outputs, targets)
+        except DPModelError:
+            raise
+        except Exception as error:
+            raise failed_loss(self._loss_fn, outputs, targets, error) from error
 
     def _example_losses(self) -> EvaluationLosses:
         from dpmodel.metrics.evaluation_losses import EvaluationLosses

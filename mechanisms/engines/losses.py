@@ -38,6 +38,7 @@ class ExampleLosses:
         UnsupportedModuleError: On call, when the result is not one number per example.
 
     Example:
+        >>> import torch
         >>> losses = ExampleLosses(nn.CrossEntropyLoss())
         >>> losses(torch.zeros(3, 2), torch.tensor([0, 1, 0])).shape
         torch.Size([3])

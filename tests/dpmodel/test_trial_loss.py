@@ -5,6 +5,7 @@ from torch import nn
 from torch.nn.utils.rnn import pack_padded_sequence
 from torch.utils.data import DataLoader, TensorDataset
 
+from dpmodel.trial_loss import remedy
 from monitors.errors import DataError, UnsupportedModuleError
 
 
@@ -92,3 +93,31 @@ def test_a_packed_network_with_dropout_between_its_layers_trains(make_model):
     model.fit(DataLoader(data, batch_size=8), epochs=1)
     assert model.ledger.total == 3
     assert model.network.cell.dropout == 0.3
+
+
+@pytest.mark.parametrize("loss_fn", [nn.BCEWithLogitsLoss(), nn.BCEWithLogitsLoss(reduction="sum")])
+def test_whole_numbers_as_targets_of_a_binary_loss_are_told_to_be_floats(make_model, loss_fn):
+    data = TensorDataset(torch.randn(32, 4), torch.randint(0, 2, (32, 1)))
+    model = make_model(nn.Linear(4, 1), loss_fn=loss_fn)
+    with pytest.raises(DataError, match=r"give it targets\.float\(\)") as caught:
+        model.fit(DataLoader(data, batch_size=8))
+    assert "squeeze" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("outputs", "targets", "loss_fn", "words"),
+    [
+        (torch.zeros(1, 1), torch.zeros(1), F.binary_cross_entropy_with_logits, "targets.unsqueeze(1)"),
+        (torch.zeros(1, 1), torch.zeros(1).long(), nn.BCEWithLogitsLoss(), "targets.unsqueeze(1).float()"),
+        (torch.zeros(1, 3), torch.zeros(1, 1).int(), nn.CrossEntropyLoss(), "targets.squeeze(1).long()"),
+        (torch.zeros(1, 3), torch.zeros(1, dtype=torch.float64), nn.NLLLoss(), "targets.long()"),
+    ],
+)
+def test_the_remedy_is_the_first_change_of_the_targets_that_serves(outputs, targets, loss_fn, words):
+    assert remedy(loss_fn, outputs, targets).endswith(f"give it {words}")
+
+
+def test_there_is_no_remedy_where_the_targets_are_not_at_fault():
+    assert remedy(lambda outputs, targets: outputs.missing, torch.zeros(1, 1), torch.zeros(1)) == ""
+    assert remedy(nn.MSELoss(), torch.zeros(1, 1), torch.zeros(1, 1)) == ""
+    assert remedy(nn.MSELoss(), torch.zeros(1, 1), {"y": torch.zeros(1, 1)}) == ""
