@@ -10,7 +10,14 @@ from typing import Any
 import numpy as np
 import torch
 from torch import nn
-from torch.utils.data import BatchSampler, DataLoader, RandomSampler, SequentialSampler, default_collate
+from torch.utils.data import (
+    BatchSampler,
+    DataLoader,
+    IterableDataset,
+    RandomSampler,
+    SequentialSampler,
+    default_collate,
+)
 
 from dpmodel.data.in_memory import InMemoryDataset
 from dpmodel.data.loader import Pair, PrivateLoader, split_pair
@@ -42,6 +49,8 @@ def evaluation_batches(loader: Any, batch_size: int = 1000) -> Iterable[Pair]:
     if _is_pair(loader):
         pair: Pair = tuple(as_tensors(part, "eval") for part in loader)
         return _slices(pair, batch_size)
+    if isinstance(loader, IterableDataset):
+        return evaluation_batches(DataLoader(loader, batch_size))
     if hasattr(loader, "__getitem__") and hasattr(loader, "__len__"):
         return PrivateLoader(loader, 1).in_order(batch_size) if len(loader) else ()
     if isinstance(loader, Iterable):
@@ -78,7 +87,8 @@ def prediction_batches(given: Any, network: nn.Module, batch_size: int) -> Itera
     if isinstance(given, PrivateLoader):
         yield from (x for x, _ in given.in_order(batch_size))
         return
-    if hasattr(given, "__getitem__") and hasattr(given, "__len__") and not isinstance(given, (str, bytes)):
+    sized = hasattr(given, "__getitem__") and hasattr(given, "__len__") and not isinstance(given, (str, bytes))
+    if sized or isinstance(given, IterableDataset):
         given = DataLoader(given, batch_size)
     if isinstance(given, DataLoader):
         given = _unshuffled(given)

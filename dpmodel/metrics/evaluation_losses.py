@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -13,6 +14,7 @@ from mechanisms.engines.batch import call_network, first_tensor, map_tensors
 from mechanisms.engines.isolation import examples_only, isolated
 from mechanisms.engines.losses import ExampleLosses, LossFunction
 from mechanisms.engines.outputs import each_row, first_dimensions, row_dimensions
+from mechanisms.engines.python_state import PythonState
 
 #: Outputs with which a loss that is not a number is tried again: if it stays so, no target of the example counts.
 _OTHER_OUTPUTS = (0.5, 0.125, 0.75)
@@ -79,7 +81,8 @@ class EvaluationLosses:
         size = first_tensor(targets).shape[0]
         losses = ExampleLosses(self._loss_fn)
         if size == 1:
-            return losses(outputs, targets)
+            with _put_back(self._loss_fn):
+                return losses(outputs, targets)
         counted = first_dimensions(outputs, size) if dims is None else dims
 
         def of_one(output: Any, target: Any) -> Tensor:
@@ -88,7 +91,8 @@ class EvaluationLosses:
         def each(*, vectorised: bool) -> Tensor:
             return each_row(of_one, outputs, counted, targets, vectorised=vectorised)
 
-        return self._tried("rows", each)
+        with _put_back(self._loss_fn):
+            return self._tried("rows", each)
 
     def _of_network(self, network: nn.Module | Callable[..., Any], x: Any, targets: Any) -> Tensor:
         losses = ExampleLosses(self._loss_fn)
@@ -102,7 +106,8 @@ class EvaluationLosses:
             size = first_tensor(targets).shape[0]
             return torch.stack([of_one(_row(x, place), _row(targets, place)) for place in range(size)])
 
-        return self._tried("network", each)
+        with _put_back(network, self._loss_fn):
+            return self._tried("network", each)
 
     def _tried(self, what: str, each: Callable[..., Tensor]) -> Tensor:
         """All at once, or one by one if that is not possible (``.item()``, boolean masks)."""
@@ -115,6 +120,16 @@ class EvaluationLosses:
                 self._one_by_one.add(what)
                 return found
         return each(vectorised=False)
+
+
+@contextmanager
+def _put_back(*owners: Any) -> Iterator[None]:
+    """The Python state of network and loss is put back, as in training: a vectorised call would leave its tensors."""
+    state = PythonState(*owners, by_value=True)
+    try:
+        yield
+    finally:
+        state.restore()
 
 
 def _row(nest: Any, place: int) -> Any:

@@ -174,10 +174,19 @@ class NumberScores:
         wanted = torch.nan_to_num(targets.reshape(scores.shape).to(scores.dtype))
         labels = targets.reshape(scores.shape)
         counted = torch.full_like(scores, not self.reads, dtype=torch.bool)
-        for away in (1.0, -2.0) if self.reads else ():  # at the target itself the gradient may be zero
-            gradient = self.leaf.gradient(outputs, wanted + away, targets)
+        for other in _others(scores, wanted) if self.reads else ():
+            gradient = self.leaf.gradient(outputs, other, targets)
             counted |= torch.ones_like(counted) if gradient is None else (gradient != 0) & ~gradient.isnan()
         return scores[counted], labels[counted].to(scores.dtype)
+
+
+def _others(scores: Tensor, wanted: Tensor) -> tuple[Tensor, Tensor]:
+    """Outputs that differ from the targets, at which alone the gradient may be zero."""
+    if all(bool(((values >= 0) & (values <= 1)).all()) for values in (scores, wanted)):
+        # A loss of probabilities may end the process on a GPU if it is given anything else.
+        inwards = (0.5 - wanted).sign() + (wanted == 0.5)
+        return wanted + 0.3 * inwards, wanted + 0.45 * inwards
+    return wanted + 1.0, wanted - 2.0
 
 
 def _one_tensor(name: str, targets: Any) -> Tensor:

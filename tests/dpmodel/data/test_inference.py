@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
-from torch.utils.data import DataLoader, Dataset, TensorDataset
+from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 
 from dpmodel import poisson_loader
 from dpmodel.data.inference import evaluation_batches, prediction_batches, predictions
@@ -19,6 +19,11 @@ class Two(nn.Module):
 class Optional(nn.Module):
     def forward(self, x, scale=None):
         return x if scale is None else x * scale[:, None]
+
+
+class Stream(IterableDataset):
+    def __iter__(self):
+        return iter(zip(X, Y, strict=True))
 
 
 class Inputs(Dataset):
@@ -46,6 +51,10 @@ def test_inputs_of_a_pair_may_be_a_nest():
     assert [len(x["a"]) for x, _ in pairs] == [4, 4, 3]
 
 
+def test_a_stream_of_examples_is_evaluated_in_batches():
+    assert [len(y) for _, y in evaluation_batches(Stream(), 4)] == [4, 4, 3]
+
+
 def test_batches_of_arrays_are_taken_from_loaders_and_iterables():
     def collate(examples):
         return np.stack([x.numpy() for x, _ in examples]), np.array([int(y) for _, y in examples])
@@ -65,6 +74,7 @@ def test_batches_of_arrays_are_taken_from_loaders_and_iterables():
         TensorDataset(X, Y),
         TensorDataset(X),
         Inputs(),
+        Stream(),
         DataLoader(TensorDataset(X, Y), 4),
         DataLoader(TensorDataset(X, Y), 4, shuffle=True),
         DataLoader(Inputs(), 4),

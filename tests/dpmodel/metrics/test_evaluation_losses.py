@@ -117,6 +117,25 @@ def test_a_change_of_the_loss_after_the_metrics_were_made_counts():
     torch.testing.assert_close(losses.of_rows(outputs, targets).mean(), loss_fn(outputs, targets))
 
 
+class Remembering(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.calls, self.last = 0, None
+
+    def forward(self, outputs, targets):
+        self.calls += 1
+        self.last = outputs
+        return F.cross_entropy(outputs, targets)
+
+
+@pytest.mark.parametrize("size", [1, 5])
+def test_what_a_loss_remembers_is_put_back(size):
+    loss_fn = Remembering()
+    metrics = MetricSet(["accuracy", "loss"], loss_fn=loss_fn)
+    metrics.update(torch.randn(size, 3), torch.randint(3, (size,)))
+    assert (loss_fn.calls, loss_fn.last) == (0, None)
+
+
 def test_the_loss_raises_in_its_own_words_when_it_fails():
     with pytest.raises(AttributeError, match="missing"):
         EvaluationLosses(lambda outputs, targets: outputs.missing).of_rows(torch.zeros(2, 2), torch.zeros(2))
