@@ -91,25 +91,37 @@ def pairing(leaf: ScoreLeaf, outputs: Any, scores: Tensor, targets: Tensor) -> t
 def _shown_pairing(
     leaf: ScoreLeaf, outputs: Any, scores: Tensor, targets: Tensor, axes: list[int]
 ) -> tuple[tuple[int, int] | None, bool]:
-    """The dimension and the shift for which the loss pulls the score of each target's class up, on made-up targets."""
-    reads, generator = False, torch.Generator("cpu").manual_seed(0)
-    rows = max(2, min(_TRIED_ROWS, _TRIED_NUMBERS // max(1, scores[0].numel())))
+    """The dimension and the shift by which the loss pulls the targets' classes up; whether it depends on the scores."""
+    reads = False
     for axis in axes:
-        classes = scores.shape[axis]
-        made_up = torch.randint(classes, (rows, *targets.shape[1:]), generator=generator, device="cpu").to(targets)
-        equal = torch.full((rows, *scores.shape[1:]), 1.0 / classes, dtype=scores.dtype, device=scores.device)
-        gradient = leaf.gradient(outputs, equal, made_up)
-        if gradient is None or not bool((torch.nan_to_num(gradient) != 0).any()):
-            continue
-        reads = True
-        shifts = _SHIFTS if targets.dim() > 1 else (0,)
-        for shift in (shift for shift in shifts if targets.dim() == 1 or abs(shift) < targets.shape[1]):
-            pulled, wanted = moved(gradient.movedim(axis, -1), made_up, shift)
-            used = (torch.nan_to_num(pulled) != 0).any(-1)
-            agree = (pulled.argmin(-1) == wanted)[used]
-            if len(agree) >= _LEAST_SHOWN and float(agree.double().mean()) >= _SHOWN_BY:
-                return (axis, shift), True
+        for tried in (_drawn_targets(scores, targets, axis), targets):  # a loss may refuse made-up ones
+            equal = scores.new_full((len(tried), *scores.shape[1:]), 1.0 / scores.shape[axis])
+            gradient = leaf.gradient(outputs, equal, tried)
+            if gradient is None:
+                continue
+            gradient = torch.nan_to_num(gradient)
+            if not bool((gradient != 0).any()):
+                break
+            reads = True
+            shifts = [shift for shift in _SHIFTS if targets.dim() > 1 and abs(shift) < targets.shape[1]] or [0]
+            found = next((shift for shift in shifts if _pulls(gradient.movedim(axis, -1), tried, shift)), None)
+            if found is not None:
+                return (axis, found), True
+            break
     return None, reads
+
+
+def _drawn_targets(scores: Tensor, targets: Tensor, axis: int) -> Tensor:
+    rows = max(2, min(_TRIED_ROWS, _TRIED_NUMBERS // max(1, scores[0].numel())))
+    generator = torch.Generator("cpu").manual_seed(0)
+    return torch.randint(scores.shape[axis], (rows, *targets.shape[1:]), generator=generator, device="cpu").to(targets)
+
+
+def _pulls(gradient: Tensor, targets: Tensor, shift: int) -> bool:
+    """Whether descending ``gradient`` (B, ..., classes) raises the score of each target's class above all others."""
+    pulled, wanted = moved(gradient, targets, shift)
+    agree = (pulled.argmin(-1) == wanted)[(pulled != 0).any(-1)]
+    return len(agree) >= _LEAST_SHOWN and float(agree.double().mean()) >= _SHOWN_BY
 
 
 def moved(scores: Tensor, targets: Tensor, shift: int) -> tuple[Tensor, Tensor]:

@@ -285,3 +285,16 @@ def test_a_column_of_outputs_is_compared_with_targets_without_one():
 def test_what_cannot_be_read_is_refused_with_what_to_give_instead(loss_fn, outputs, targets, message):
     with pytest.raises(DataError, match=message):
         MetricSet("accuracy", loss_fn=loss_fn).update(outputs, targets)
+
+
+def test_a_loss_that_refuses_made_up_targets_is_asked_about_those_of_the_data():
+    def particular(outputs, targets):
+        if targets.max().item() > 2:
+            raise ValueError("no such class in the data")
+        return flat(outputs, targets)
+
+    scores, targets, _ = of_classes((N, 6, 6), 2)
+    right = scores.argmax(2) == (targets := targets % 3)
+    metrics = MetricSet("accuracy", loss_fn=particular)
+    metrics.update(scores, targets)
+    assert metrics.compute()["accuracy"] == share(right)
