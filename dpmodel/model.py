@@ -29,6 +29,7 @@ from dpmodel.network_mode import inference, mode
 from dpmodel.optimizers import require_usable
 from dpmodel.preflight.batches import require_unmixed_batches
 from dpmodel.preflight.mechanisms import require_sound_mechanisms
+from dpmodel.preflight.optimizer import require_steps
 from dpmodel.preflight.refusal import looking_at_examples
 from dpmodel.preflight.rows import require_separate_rows
 from dpmodel.release import NOT_VERIFIED, ReleasePlan, large_delta
@@ -174,6 +175,9 @@ class DPModel(ClaimedModel):
         mechanisms = f"noise={type(self.noise_mech).__name__}, clip={type(self.clip_mech).__name__}"
         return f"DPModel({type(self.network).__name__}, {mechanisms}, {self.steps_done:,} steps done)"
 
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_choice": None}  # an engine belongs to one network; the next fit chooses again
+
     def fit(
         self,
         loader: Any,
@@ -214,6 +218,7 @@ class DPModel(ClaimedModel):
         private, message = private_loader(loader, self.sampling)
         require_held_out(valid_loader, private.dataset)
         require_no_modes(self.network)
+        require_valid(self.network)
         with plain_modes() as set_aside, nullcontext() if keeper is None else keeper.open():
             state = None if keeper is None else keeper.state
             run = Run(self, self._plan(private, epochs, state), epochs, private.steps_per_epoch, listeners)
@@ -342,7 +347,7 @@ class DPModel(ClaimedModel):
     def _prepare(self, run: Run, loader: PrivateLoader) -> PrivateStep:
         guard = UpdateGuard(self.network, self.optimizer, self.loss_fn, self.claim.violate)
         run.guarded_by(guard)
-        require_valid(self.network)
+        require_steps(self.optimizer)
         with looking_at_examples(), undisturbed(self.network, self.loss_fn):
             engine = self._tried_engine(run, loader)
         guard.protected()
