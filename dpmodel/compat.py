@@ -119,18 +119,20 @@ def validate(network: nn.Module, example: Any = None) -> list[str]:
         >>> validate(nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8)))
         ["layer '1' (BatchNorm1d) mixes the examples of a batch; replace it by GroupNorm(1, 8), or call dpmodel.fix"]
     """
+    tensors = (*network.named_parameters(), *network.named_buffers())
+    uninitialised = [name for name, value in tensors if nn.parameter.is_lazy(value)]
+    if uninitialised:
+        return [
+            f"{uninitialised[0]!r} is not initialised yet, as layers of torch.nn.Lazy... are until they have seen a "
+            "batch; call the network once, for instance on zeros of the shape of the data, before DPModel is built"
+        ]
     problems = []
     for name, layer in network.named_modules():
         rule = _rule(layer)
         if rule is not None:
             label = f"layer {name!r} ({type(layer).__name__})"
             problems.append(f"{label} {rule[0]}; replace it by {rule[1]}, or call dpmodel.fix")
-    uninitialised = [name for name, p in network.named_parameters() if nn.parameter.is_lazy(p)]
-    if uninitialised:
-        problems.append(
-            f"parameter {uninitialised[0]!r} is not initialised yet; run one batch through the network first"
-        )
-    elif not any(parameter.requires_grad for parameter in network.parameters()):
+    if not any(parameter.requires_grad for parameter in network.parameters()):
         problems.append("no parameter requires a gradient; unfreeze some with requires_grad_(True)")
     if example is not None and not problems:
         problems.extend(_probe(network, example))

@@ -19,7 +19,8 @@ from dpmodel.claims.verification import verified_by
 from dpmodel.claims.weights import record_training
 from dpmodel.compat import require_valid
 from dpmodel.data.collation import Collation
-from dpmodel.data.loader import PrivateLoader, evaluation_batches, private_loader, require_held_out
+from dpmodel.data.loader import PrivateLoader, evaluation_batches, private_loader
+from dpmodel.data.row_choice import require_held_out
 from dpmodel.data.targets import require_class_targets, require_same_shape
 from dpmodel.guard import UpdateGuard
 from dpmodel.history import History
@@ -217,8 +218,8 @@ class DPModel(ClaimedModel):
         listeners = CallbackList(callbacks)
         private, message = private_loader(loader, self.sampling)
         require_held_out(valid_loader, private.dataset)
-        require_no_modes(self.network)
         require_valid(self.network)
+        require_no_modes(self.network)
         with plain_modes() as set_aside, nullcontext() if keeper is None else keeper.open():
             state = None if keeper is None else keeper.state
             run = Run(self, self._plan(private, epochs, state), epochs, private.steps_per_epoch, listeners)
