@@ -39,7 +39,7 @@ from dpmodel.secret_randomness import secret_randomness
 from dpmodel.step import PrivateStep
 from dpmodel.tensor_nest import join_batches, require_tensors
 from dpmodel.training import TrainingLoop, to_device
-from dpmodel.trial_loss import require_trainable
+from dpmodel.trial_loss import try_loss
 from dpmodel.trial_passes import TRIED, require_evaluable, tried_outputs
 from mechanisms.clipping import ClipMechanism, Fixed
 from mechanisms.engines.base import ENGINES, Engine
@@ -361,8 +361,8 @@ class DPModel(ClaimedModel):
         outputs = tried_outputs(self.network, x)
         require_class_targets(loader.dataset, outputs, self.loss_fn)
         require_same_shape(outputs, y, self.loss_fn)
-        with mode(self.network, training=True):
-            require_trainable(self.network, self.loss_fn, Batch(x, y).select(slice(1)))
+        for note in try_loss(self.network, self.loss_fn, loader, self.device, self.clip_mech.norm_bound):
+            run.say(note)
         steps, layout = range(run.first_step, run.planned_steps), FlatLayout.of(self.network)
         run.notes = require_sound_mechanisms(run.plan, steps, self.sampling, layout)
         with mode(self.network, training=True):

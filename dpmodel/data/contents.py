@@ -52,9 +52,9 @@ def require_dense_tensors(value: Any, place: str = "example") -> None:
         for index, part in enumerate(value):
             require_dense_tensors(part, f"{place}[{index}]")
     else:
-        kind = type(value[0] if isinstance(value, (tuple, list)) and value else value)
-        remedy = next((_REMEDIES[base] for base in kind.__mro__ if base in _REMEDIES), _LEAVE_OUT)
-        raise DataError(f"{place} is a {kind.__name__}, but a batch must hold tensors only. {remedy}")
+        held = type(value[0] if isinstance(value, (tuple, list)) and value else value)
+        remedy = next((_REMEDIES[base] for base in held.__mro__ if base in _REMEDIES), _LEAVE_OUT)
+        raise DataError(f"{place} is a {held.__name__}, but a batch must hold tensors only. {remedy}")
 
 
 def collated(collate_fn: Callable[[list[Any]], Any], examples: list[Any]) -> Any:

@@ -209,6 +209,10 @@ class PrivateLoader:
         """The first ``count`` examples, to learn shapes and types from; nothing of them may be released."""
         return self.fetcher[np.arange(min(count, self.num_examples))]
 
+    def spread(self, count: int) -> Pair:
+        """At most ``count`` examples from all over the data set, where neighbours may be of one class."""
+        return self.fetcher[np.linspace(0, self.num_examples - 1, min(count, self.num_examples)).astype(int)]
+
     def in_order(self, batch_size: int | None = None) -> Iterator[Pair]:
         """The whole data set once, in order: for evaluation."""
         size = batch_size or self.batch_size

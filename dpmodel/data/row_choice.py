@@ -113,7 +113,9 @@ def _rows_of(dataset: Any) -> tuple[Any, np.ndarray | None]:
     """The data set that lies under all subsets, and the rows that they choose; None for all."""
     rows: np.ndarray | None = None
     while isinstance(dataset, Subset):
-        chosen = np.asarray(dataset.indices) % len(dataset.dataset)
+        chosen = np.asarray(dataset.indices)
+        if hasattr(dataset.dataset, "__len__"):
+            chosen = chosen % len(dataset.dataset)  # rows may be counted from the end
         rows = chosen if rows is None else chosen[rows]
         dataset = dataset.dataset
     return dataset, rows
