@@ -47,6 +47,7 @@ from mechanisms.engines.batch import Batch, call_network, first_tensor, map_tens
 from mechanisms.engines.bookkeeping import PRECISIONS
 from mechanisms.engines.choose import Choice, choose_engine
 from mechanisms.engines.modes import plain_modes, require_no_modes
+from mechanisms.engines.padding import padding_rows
 from mechanisms.engines.parameters import FlatLayout
 from mechanisms.engines.pass_boundary import ISOLATION
 from mechanisms.engines.undisturbed import undisturbed
@@ -351,8 +352,10 @@ class DPModel(ClaimedModel):
         require_steps(self.optimizer)
         with looking_at_examples(), undisturbed(self.network, self.loss_fn):
             engine = self._tried_engine(run, loader)
+            example = Batch(*(to_device(value, self.device) for value in loader.example(1)))
+            padding = padding_rows(self.network, self.loss_fn, example)
         guard.protected()
-        step = PrivateStep(self.network, self.loss_fn, self.optimizer, engine, run.plan, self.ledger, guard)
+        step = PrivateStep(self.network, self.loss_fn, self.optimizer, engine, run.plan, self.ledger, guard, padding)
         self.claim.verified(verified_by(step))
         return step
 

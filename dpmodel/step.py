@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
@@ -34,6 +34,8 @@ class PrivateStep:
         plan: Mechanisms and the event of each step.
         ledger: Where each event is recorded before its result is used.
         guard: Refuses updates that dpmodel did not make.
+        padding: Rows of parameters, by name, whose gradient is zero whatever the data (``padding_rows``): no noise
+            stays in them, which is post-processing of the release.
     """
 
     network: nn.Module
@@ -43,6 +45,7 @@ class PrivateStep:
     plan: ReleasePlan
     ledger: Ledger
     guard: UpdateGuard
+    padding: Mapping[str, Sequence[int]] = field(default_factory=dict)
     broken_steps: int = field(default=0, init=False)
     left_out: int = field(default=0, init=False)  # units without a finite gradient, in all steps; private
     _layout: FlatLayout = field(init=False)
@@ -102,6 +105,8 @@ class PrivateStep:
         parameters = self.guard.parameters.values()
         for parameter, part in zip(parameters, self._layout.views(gradient), strict=True):
             parameter.grad = part.to(parameter.dtype)
+        for name, rows in self.padding.items():
+            self.guard.parameters[name].grad[list(rows)] = 0.0  # type: ignore[index]
         with self.guard.update(step):
             self.optimizer.step()
 
