@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from dpmodel.nets.frozen_batch_norm import FrozenBatchNorm
-from mechanisms.engines.batch import call_network, map_tensors
+from mechanisms.engines.batch import map_tensors, outputs_of
 from mechanisms.engines.undisturbed import draws, seed_generators, shaken, undisturbed, without_dropout
 from monitors.errors import UnsupportedModuleError
 
@@ -230,9 +230,9 @@ def _mixes(network: nn.Module, example: Any) -> bool:
     if not all(_equal_nests(_first_row(a), _first_row(b), exact=False) for a, b in zip(*outputs, strict=True)):
         return True
     with undisturbed(network):
-        if draws(network, lambda: call_network(network, example)):
+        if draws(network, lambda: outputs_of(network, example)):
             network.eval()  # what is drawn for an example in training depends on how many there are
-            if draws(network, lambda: call_network(network, example)):
+            if draws(network, lambda: outputs_of(network, example)):
                 return False
         together, alone = (_seeded_call(network, x) for x in (example, _first_row(example)))
     return not _equal_nests(_first_row(together), alone, exact=False)
@@ -246,7 +246,7 @@ def _seeded_call(network: nn.Module, example: Any, seed: int = 0, *, keep_buffer
     """The outputs under a seed; the network's state is put back, but for the buffers where they are kept."""
     with nullcontext() if keep_buffers else undisturbed(network):
         seed_generators(network, seed)
-        return call_network(network, example)
+        return outputs_of(network, example)
 
 
 def _first(value: Any) -> Tensor:

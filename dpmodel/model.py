@@ -43,7 +43,7 @@ from dpmodel.trial_loss import try_loss
 from dpmodel.trial_passes import TRIED, require_evaluable, tried_outputs
 from mechanisms.clipping import ClipMechanism, Fixed
 from mechanisms.engines.base import ENGINES, Engine
-from mechanisms.engines.batch import Batch, call_network, first_tensor, map_tensors
+from mechanisms.engines.batch import Batch, first_tensor, map_tensors, outputs_of
 from mechanisms.engines.bookkeeping import PRECISIONS
 from mechanisms.engines.choose import Choice, choose_engine
 from mechanisms.engines.modes import plain_modes, require_no_modes
@@ -267,7 +267,7 @@ class DPModel(ClaimedModel):
         with inference(self.network):
             for x, y in evaluation_batches(loader, self._inference_batch(batch_size)):
                 if first_tensor(x).shape[0]:
-                    outputs = call_network(self.network, to_device(x, self.device))
+                    outputs = outputs_of(self.network, to_device(x, self.device))
                     self.metrics.update(outputs, to_device(y, self.device))
         return self.metrics.compute()
 
@@ -290,7 +290,7 @@ class DPModel(ClaimedModel):
         size, taken = first_tensor(inputs).shape[0], self._inference_batch(batch_size)
         with inference(self.network):
             parts = [
-                call_network(self.network, to_device(map_tensors(itemgetter(slice(i, i + taken)), inputs), self.device))
+                outputs_of(self.network, to_device(map_tensors(itemgetter(slice(i, i + taken)), inputs), self.device))
                 for i in range(0, max(size, 1), taken)
             ]
         return join_batches(parts)

@@ -14,7 +14,7 @@ from dpmodel.network_mode import inference, mode
 from dpmodel.preflight.loss_weights import weight_notes
 from dpmodel.tensor_nest import describe_batch
 from dpmodel.training import to_device
-from mechanisms.engines.batch import Batch, call_network
+from mechanisms.engines.batch import Batch, call_network, outputs_of
 from mechanisms.engines.losses import ExampleLosses, LossFunction
 from mechanisms.engines.parameters import trainable_parameters
 from mechanisms.engines.undisturbed import shaken, undisturbed
@@ -56,7 +56,7 @@ def try_loss(
     with mode(network, training=True):
         note = require_trainable(network, loss_fn, batch(loader.example(1)), spread)
     with inference(network), undisturbed(network, loss_fn):
-        outputs = call_network(network, spread.x)
+        outputs = outputs_of(network, spread.x)
         notes = list(weight_notes(loss_fn, Batch(outputs, spread.y), norm_bound))
     return notes if note is None else [note, *notes]
 

@@ -16,7 +16,7 @@ from dpmodel.metrics import MetricSet
 from dpmodel.network_mode import inference
 from dpmodel.tensor_nest import describe_batch
 from dpmodel.training import to_device
-from mechanisms.engines.batch import call_network, map_tensors
+from mechanisms.engines.batch import map_tensors, outputs_of
 from mechanisms.engines.losses import LossFunction
 from mechanisms.engines.undisturbed import undisturbed
 from monitors.errors import DataError, DPModelError
@@ -35,7 +35,7 @@ def tried_outputs(network: nn.Module, x: Any) -> Any:
     try:
         require_valid(network, x)
         with inference(network), undisturbed(network):
-            return call_network(network, x)
+            return outputs_of(network, x)
     except DPModelError:
         raise
     except Exception as error:
@@ -74,7 +74,7 @@ def require_evaluable(
     metrics.reset()
     try:
         with inference(network), undisturbed(network, loss_fn):
-            outputs = call_network(network, x)
+            outputs = outputs_of(network, x)
             require_class_targets(getattr(loader, "dataset", loader), outputs, loss_fn)
             metrics.update(outputs, y)  # not computed: a metric may need more than a few examples
     except DPModelError:
