@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from dpmodel.nets.frozen_batch_norm import FrozenBatchNorm
 from mechanisms.engines.batch import map_tensors, outputs_of
+from mechanisms.engines.power_iterations import PowerIterations
 from mechanisms.engines.undisturbed import draws, seed_generators, shaken, undisturbed, without_dropout
 from monitors.errors import UnsupportedModuleError
 
@@ -183,7 +184,8 @@ def _probe(network: nn.Module, example: Any) -> list[str]:
     """Run the network in training mode on examples together, on others, and on the first alone, and compare."""
     buffers = {name: value.clone() for name, value in network.named_buffers()}
     parameters = {name: value.detach().clone() for name, value in network.named_parameters()}
-    with undisturbed(network), without_dropout(network), torch.no_grad():
+    held = PowerIterations(network).held()
+    with undisturbed(network), without_dropout(network), held, torch.no_grad():
         together = _seeded_call(network, example, keep_buffers=True)
         kept = [(name, value) for name, value in network.named_buffers() if name in buffers]
         changed = [name for name, value in kept if not _same(value, buffers[name])]
@@ -211,7 +213,7 @@ def _probe(network: nn.Module, example: Any) -> list[str]:
     if _first(together).shape[:1] != (size,):
         problems.append(
             f"the output's first dimension is {tuple(_first(together).shape)[:1]} for {size} examples; "
-            "it must count examples"
+            "it must count examples (is a batch size written into the network?)"
         )
     elif not (changed or written) and not _equal_nests(together, again, exact=False):
         problems.append(_UNSTEADY)

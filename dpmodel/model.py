@@ -50,6 +50,7 @@ from mechanisms.engines.modes import plain_modes, require_no_modes
 from mechanisms.engines.padding import padding_rows
 from mechanisms.engines.parameters import FlatLayout
 from mechanisms.engines.pass_boundary import ISOLATION
+from mechanisms.engines.power_iterations import PowerIterations
 from mechanisms.engines.undisturbed import undisturbed
 from mechanisms.noise import NoiseMechanism, NoNoise
 from mechanisms.sampling import SAMPLERS
@@ -221,14 +222,15 @@ class DPModel(ClaimedModel):
         require_held_out(valid_loader, private.dataset)
         require_valid(self.network)
         require_no_modes(self.network)
-        with plain_modes() as set_aside, nullcontext() if keeper is None else keeper.open():
+        iterations = PowerIterations(self.network)
+        with plain_modes() as set_aside, iterations.held(), nullcontext() if keeper is None else keeper.open():
             state = None if keeper is None else keeper.state
             run = Run(self, self._plan(private, epochs, state), epochs, private.steps_per_epoch, listeners)
             run.has_validation = valid_loader is not None
             if keeper is not None:
                 keeper.admit(run, listeners)
                 run.on_violation(partial(keeper.violated, run))
-            step = self._prepare(run, private)
+            step = self._prepare(run, private, iterations)
             with looking_at_examples():
                 equal_rows = require_separate_rows(private, secret=run.plan.secret)
                 require_unmixed_batches(private, secret=run.plan.secret)
@@ -346,7 +348,7 @@ class DPModel(ClaimedModel):
             claim.end(run.violated)
             self._in_training = False
 
-    def _prepare(self, run: Run, loader: PrivateLoader) -> PrivateStep:
+    def _prepare(self, run: Run, loader: PrivateLoader, iterations: PowerIterations) -> PrivateStep:
         guard = UpdateGuard(self.network, self.optimizer, self.loss_fn, self.claim.violate)
         run.guarded_by(guard)
         require_steps(self.optimizer)
@@ -355,13 +357,14 @@ class DPModel(ClaimedModel):
             example = Batch(*(to_device(value, self.device) for value in loader.example(1)))
             padding = padding_rows(self.network, self.loss_fn, example)
         guard.protected()
-        step = PrivateStep(self.network, self.loss_fn, self.optimizer, engine, run.plan, self.ledger, guard, padding)
+        trained = (self.network, self.loss_fn, self.optimizer)
+        step = PrivateStep(*trained, engine, run.plan, self.ledger, guard, padding, iterations)
         self.claim.verified(verified_by(step))
         return step
 
     def _tried_engine(self, run: Run, loader: PrivateLoader) -> Engine:
         x, y = (to_device(value, self.device) for value in loader.example(TRIED))
-        outputs = tried_outputs(self.network, x)
+        outputs = tried_outputs(self.network, x, lambda: to_device(loader.spread(loader.batch_size)[0], self.device))
         require_class_targets(loader.dataset, outputs, self.loss_fn)
         require_same_shape(outputs, y, self.loss_fn)
         for note in try_loss(self.network, self.loss_fn, loader, self.device, self.clip_mech.norm_bound):

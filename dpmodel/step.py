@@ -15,6 +15,7 @@ from dpmodel.release import ReleasePlan
 from mechanisms.engines.base import ClippedSum, Engine
 from mechanisms.engines.batch import Batch
 from mechanisms.engines.parameters import FlatLayout
+from mechanisms.engines.power_iterations import PowerIterations
 from monitors.errors import NonFiniteGradientsError, UnprotectedUpdateError
 from monitors.ledger import Ledger
 
@@ -36,6 +37,7 @@ class PrivateStep:
         guard: Refuses updates that dpmodel did not make.
         padding: Rows of parameters, by name, whose gradient is zero whatever the data (``padding_rows``): no noise
             stays in them, which is post-processing of the release.
+        iterations: Of the network's spectral normalisations, held while it trains; None for none.
     """
 
     network: nn.Module
@@ -46,6 +48,7 @@ class PrivateStep:
     ledger: Ledger
     guard: UpdateGuard
     padding: Mapping[str, Sequence[int]] = field(default_factory=dict)
+    iterations: PowerIterations | None = None
     broken_steps: int = field(default=0, init=False)
     left_out: int = field(default=0, init=False)  # units without a finite gradient, in all steps; private
     _layout: FlatLayout = field(init=False)
@@ -69,6 +72,9 @@ class PrivateStep:
             NonFiniteGradientsError: Most gradients were not finite for many steps in a row.
         """
         self.guard.check()
+        if self.iterations:
+            with self.guard.declared():  # they follow the released weights and the number of steps
+                self.iterations.advance()
         plan = self.plan
         with self._never_left_clean():
             # A layer that writes to its weights or buffers would have moved them by the data, without noise.

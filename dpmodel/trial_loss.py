@@ -14,7 +14,9 @@ from dpmodel.network_mode import inference, mode
 from dpmodel.preflight.loss_weights import weight_notes
 from dpmodel.tensor_nest import describe_batch
 from dpmodel.training import to_device
+from dpmodel.trial_passes import fixed_size
 from mechanisms.engines.batch import Batch, call_network, outputs_of
+from mechanisms.engines.choose import require_no_reentrant
 from mechanisms.engines.losses import ExampleLosses, LossFunction
 from mechanisms.engines.parameters import trainable_parameters
 from mechanisms.engines.undisturbed import shaken, undisturbed
@@ -54,11 +56,24 @@ def try_loss(
 
     spread = batch(loader.spread(SPREAD))
     with mode(network, training=True):
-        note = require_trainable(network, loss_fn, batch(loader.example(1)), spread)
+        try:
+            note = require_trainable(network, loss_fn, batch(loader.example(1)), spread)
+        except DataError as error:
+            whole = batch(loader.spread(loader.batch_size))
+            if not _works(network, loss_fn, whole):
+                raise
+            raise DataError(f"{error}. {fixed_size('the loss', whole.size)}") from error
     with inference(network), undisturbed(network, loss_fn):
         outputs = outputs_of(network, spread.x)
         notes = list(weight_notes(loss_fn, Batch(outputs, spread.y), norm_bound))
     return notes if note is None else [note, *notes]
+
+
+def _works(network: nn.Module, loss_fn: LossFunction, batch: Batch) -> bool:
+    with suppress(Exception), undisturbed(network, loss_fn):
+        loss_fn(call_network(network, batch.x), batch.y)
+        return True
+    return False
 
 
 class _Gradients(NamedTuple):
@@ -177,6 +192,7 @@ def _gradients(network: nn.Module, loss_fn: LossFunction, batch: Batch, *, toget
     parameters = list(trainable_parameters(network).values())
     with torch.enable_grad():
         outputs = call_network(network, batch.x)
+        require_no_reentrant(outputs)
         loss = loss_fn(outputs, batch.y).sum() if together else _tried(loss_fn, outputs, batch.y)
         leaves = [value for value in tree_leaves(outputs) if isinstance(value, Tensor) and value.requires_grad]
         if not loss.requires_grad:
