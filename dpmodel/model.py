@@ -27,7 +27,7 @@ from dpmodel.history import History
 from dpmodel.interrupt import finishing_steps
 from dpmodel.metrics import MetricSet
 from dpmodel.network_mode import inference, mode
-from dpmodel.optimizers import require_usable
+from dpmodel.preflight.arguments import check_types
 from dpmodel.preflight.batches import require_unmixed_batches
 from dpmodel.preflight.mechanisms import require_sound_mechanisms
 from dpmodel.preflight.optimizer import require_steps
@@ -141,7 +141,7 @@ class DPModel(ClaimedModel):
         seed: int | None = None,
         ledger: Ledger | None = None,
     ) -> None:
-        _check_types(network, loss_fn, optimizer, noise_mech, clip_mech)
+        check_types(network, loss_fn, optimizer, noise_mech, clip_mech)
         checks.positive(norm_bound=norm_bound)
         if micro_batches is not None:
             checks.positive_int(micro_batches=micro_batches)
@@ -415,23 +415,6 @@ class DPModel(ClaimedModel):
                 f"micro-batches of {run.plan.unit.group_size} examples: one example can move the clipped sum by twice "
                 "the norm bound, so each noise multiplier is accounted at half its value"
             )
-
-
-def _check_types(network: Any, loss_fn: Any, optimizer: Any, noise_mech: Any, clip_mech: Any) -> None:
-    expected: dict[str, tuple[Any, Any, str]] = {
-        "network": (network, nn.Module, "a torch.nn.Module"),
-        "optimizer": (optimizer, Optimizer, "a torch optimizer built from network.parameters()"),
-        "noise_mech": (noise_mech, (NoiseMechanism, type(None)), "from NoiseMechanismsFactory.create, or None"),
-        "clip_mech": (clip_mech, (ClipMechanism, type(None)), "from ClipMechanismsFactory.create, or None"),
-    }
-    for name, (value, kind, words) in expected.items():
-        if not isinstance(value, kind):
-            raise ValueError(f"{name} must be {words}, got {value!r} of type {type(value).__name__}")
-    require_usable(optimizer)
-    if isinstance(loss_fn, type):
-        raise ValueError(f"loss_fn is the class {loss_fn.__name__}; give an object of it: {loss_fn.__name__}()")
-    if not callable(loss_fn):
-        raise ValueError(f"loss_fn must be callable as loss_fn(outputs, targets), got {loss_fn!r}")
 
 
 def _refuse_sink_mode(wanted: bool) -> None:

@@ -62,7 +62,7 @@ def try_loss(
             whole = batch(loader.spread(loader.batch_size))
             if not _works(network, loss_fn, whole):
                 raise
-            raise DataError(f"{error}. {fixed_size('the loss', whole.size)}") from error
+            raise DataError(f"{error}; {fixed_size('the loss', whole.size)}") from error
     with inference(network), undisturbed(network, loss_fn):
         outputs = outputs_of(network, spread.x)
         notes = list(weight_notes(loss_fn, Batch(outputs, spread.y), norm_bound))

@@ -29,7 +29,7 @@ TRIED = 4
 def fixed_size(what: str, size: int) -> str:
     """What to say where ``what`` takes batches of ``size`` examples only."""
     return (
-        f"With {size} examples, the batch size of the loader, it works: {what} has a batch size written into it. "
+        f"with {size} examples, the batch size of the loader, it works: {what} has a batch size written into it. "
         "Batches of private training vary in size, and each example is passed through by itself; take the size from "
         "the tensors (x.shape[0])"
     )
@@ -58,7 +58,7 @@ def tried_outputs(network: nn.Module, x: Any, whole: Callable[[], Any] | None = 
         fixed = inputs is not None and _runs(network, inputs)
         raise DataError(
             f"{type(network).__name__} cannot take the inputs of the data set ({describe_batch(x)}): {error}"
-            + (f". {fixed_size('the network', first_tensor(inputs).shape[0])}" if fixed else "")
+            + (f"; {fixed_size('the network', first_tensor(inputs).shape[0])}" if fixed else "")
         ) from error
 
 

@@ -309,7 +309,7 @@ def evaluation_batches(loader: Any, batch_size: int = 1000) -> Iterable[Pair]:
         return loader.in_order(batch_size)
     if isinstance(loader, DataLoader):
         plain = type(loader.batch_sampler) is BatchSampler and loader.collate_fn is default_collate
-        if plain and draws_all(loader.sampler) and isinstance(loader.dataset, InMemoryDataset):
+        if plain and draws_all(loader.batch_sampler.sampler) and isinstance(loader.dataset, InMemoryDataset):
             return PrivateLoader(loader.dataset, 1).in_order(batch_size)
         return (split_pair(batch) for batch in loader)
     if isinstance(loader, (tuple, list)) and len(loader) == 2 and all(isinstance(t, torch.Tensor) for t in loader):

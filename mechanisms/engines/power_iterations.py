@@ -41,10 +41,10 @@ class PowerIterations:
         self._of: list[tuple[Any, int, Callable[[], object]]] = []
         for module in network.modules():
             if isinstance(module, ParametrizationList):
-                inner: list[Any] = [part for part in module if isinstance(part, _Parametrized)]
+                inner: list[Any] = [part for part in module if type(part) is _Parametrized]
                 self._of += [(part, int(part.n_power_iterations), partial(_evaluate, module, part)) for part in inner]
             for hook in module._forward_pre_hooks.values():
-                if isinstance(hook, SpectralNorm):
+                if type(hook) is SpectralNorm:
                     compute = partial(hook.compute_weight, module, do_power_iteration=True)
                     self._of.append((hook, hook.n_power_iterations, compute))
 
