@@ -69,8 +69,7 @@ class RowFetcher(Dataset):
 
     def __getitem__(self, rows: np.ndarray) -> Pair:
         index = torch.from_numpy(np.ascontiguousarray(rows, dtype=np.int64))
-        pair = split_pair(self._fetched(index))
-        require_dense_tensors((*pair[0], pair[1]) if isinstance(pair[0], tuple) else pair)
+        pair = _dense_pair(self._fetched(index))
         for tensor in all_tensors(pair):
             if tensor.shape[:1] != index.shape:
                 raise DataError(
@@ -122,6 +121,12 @@ def split_pair(batch: Any) -> Pair:
             + "; let the data set or collate_fn return both"
         )
     return (batch[0] if len(batch) == 2 else tuple(batch[:-1])), batch[-1]
+
+
+def _dense_pair(batch: Any) -> Pair:
+    pair = split_pair(batch)
+    require_dense_tensors((*pair[0], pair[1]) if isinstance(pair[0], tuple) else pair)
+    return pair
 
 
 class PrivateLoader:
@@ -308,16 +313,17 @@ def evaluation_batches(loader: Any, batch_size: int = 1000) -> Iterable[Pair]:
     if isinstance(loader, PrivateLoader):
         return loader.in_order(batch_size)
     if isinstance(loader, DataLoader):
-        plain = type(loader.batch_sampler) is BatchSampler and loader.collate_fn is default_collate
-        if plain and draws_all(loader.batch_sampler.sampler) and isinstance(loader.dataset, InMemoryDataset):
+        batches = loader.batch_sampler
+        plain = type(batches) is BatchSampler and draws_all(batches.sampler) and loader.collate_fn is default_collate
+        if plain and isinstance(loader.dataset, InMemoryDataset):
             return PrivateLoader(loader.dataset, 1).in_order(batch_size)
-        return (split_pair(batch) for batch in loader)
+        return (_dense_pair(batch) for batch in loader)
     if isinstance(loader, (tuple, list)) and len(loader) == 2 and all(isinstance(t, torch.Tensor) for t in loader):
         loader = TorchTensorDataset(*loader)
     if hasattr(loader, "__getitem__") and hasattr(loader, "__len__"):
         return PrivateLoader(loader, 1).in_order(batch_size) if len(loader) else ()
     if isinstance(loader, Iterable):
-        return (split_pair(batch) for batch in loader)
+        return (_dense_pair(batch) for batch in loader)
     raise DataError(f"cannot evaluate on {type(loader).__name__}; give a DataLoader, a data set, or (inputs, targets)")
 
 
