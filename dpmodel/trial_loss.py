@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import suppress
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves
 
-from dpmodel.data.loader import Pair, PrivateLoader
+from dpmodel.data.loader import PrivateLoader
 from dpmodel.network_mode import inference, mode
 from dpmodel.preflight.loss_weights import weight_notes
 from dpmodel.tensor_nest import describe_batch
@@ -22,26 +22,25 @@ from mechanisms.engines.parameters import trainable_parameters
 from mechanisms.engines.undisturbed import shaken, undisturbed
 from monitors.errors import DataError, DPModelError, UnsupportedModuleError
 
-_NO_GRADIENT = (
-    "so that training would add noise alone; look for detach(), .item(), torch.no_grad(), argmax, round() or sign() in "
-    "the network and the loss, and for a network that does not use its parameters"
-)
-
 _REMEDY = (
     "Private training clips the gradient of each example by itself, so it would spend the budget on noise. Let an "
     "example hold everything that it is compared with (anchor, positive and negatives in a dimension of their own), or "
     "use a loss of single examples"
 )
 
-
-#: Further examples, from all over the data set, on which a loss is tried.
+#: Examples, from all over the data set, whose losses are looked at, and the most whose gradients are.
 SPREAD = 16
+DOUBTED = 32
+
+#: Examples with a gradient of their own that may be among them where a loss is refused: what one example can change by
+#: itself decides nothing.
+_EXCEPTIONS = 1
 
 
 def try_loss(
     network: nn.Module, loss_fn: LossFunction, loader: PrivateLoader, device: torch.device, norm_bound: float
 ) -> list[str]:
-    """Try the loss on some examples, as ``require_trainable`` does; what to tell the user about it.
+    """Refuse a loss that cannot train this network on single examples; what to tell the user about others.
 
     Args:
         network: Left as it was.
@@ -49,24 +48,31 @@ def try_loss(
         loader: Of the training data.
         device: Where the network is.
         norm_bound: To which the gradient of an example is clipped.
+
+    Raises:
+        DataError: The loss fails on the network's output and the example's target.
+        UnsupportedModuleError: It is no tensor, depends on no trainable parameter, or needs other examples.
     """
 
-    def batch(pair: Pair) -> Batch:
-        return Batch(*(to_device(value, device) for value in pair))
+    def spread(count: int) -> Batch:
+        return Batch(*(to_device(value, device) for value in loader.spread(count)))
 
-    spread = batch(loader.spread(SPREAD))
+    examples, notes = spread(SPREAD), []
     with mode(network, training=True):
         try:
-            note = require_trainable(network, loss_fn, batch(loader.example(1)), spread)
+            usable = [
+                require_trainable(network, loss_fn, examples.select(rows)) for rows in (slice(1), slice(-1, None))
+            ]
         except DataError as error:
-            whole = batch(loader.spread(loader.batch_size))
+            whole = spread(loader.batch_size)
             if not _works(network, loss_fn, whole):
                 raise
             raise DataError(f"{error}; {fixed_size('the loss', whole.size)}") from error
+        if not all(usable):
+            notes = require_single_losses(network, loss_fn, spread(DOUBTED))
     with inference(network), undisturbed(network, loss_fn):
-        outputs = outputs_of(network, spread.x)
-        notes = list(weight_notes(loss_fn, Batch(outputs, spread.y), norm_bound))
-    return notes if note is None else [note, *notes]
+        outputs = outputs_of(network, examples.x)
+        return notes + list(weight_notes(loss_fn, Batch(outputs, examples.y), norm_bound))
 
 
 def _works(network: nn.Module, loss_fn: LossFunction, batch: Batch) -> bool:
@@ -76,49 +82,8 @@ def _works(network: nn.Module, loss_fn: LossFunction, batch: Batch) -> bool:
     return False
 
 
-class _Gradients(NamedTuple):
-    """Gradients of a loss, None for those that it does not depend on.
-
-    Args:
-        parameters: With respect to the trainable parameters.
-        outputs: With respect to the outputs of the network.
-    """
-
-    parameters: list[Tensor | None]
-    outputs: list[Tensor | None]
-
-    @property
-    def usable(self) -> bool:
-        """Whether the gradient of the parameters is finite and not zero."""
-        found = [value for value in self.parameters if value is not None]
-        return all(bool(value.isfinite().all()) for value in found) and any(bool(value.any()) for value in found)
-
-    @property
-    def finite(self) -> bool:
-        """Whether the gradient of the parameters is finite."""
-        return all(bool(value.isfinite().all()) for value in self.parameters if value is not None)
-
-
-class _Look(NamedTuple):
-    """What was seen of the gradients of some examples.
-
-    Args:
-        usable: Whether that of one example by itself is finite and not zero.
-        usable_together: Whether that of all examples in one batch is.
-        finite: Whether those of single examples are finite.
-        reaches_outputs: Whether that of the outputs of the network, for a single example, is not zero.
-    """
-
-    usable: bool
-    usable_together: bool
-    finite: bool
-    reaches_outputs: bool
-
-
-def require_trainable(
-    network: nn.Module, loss_fn: LossFunction, example: Batch, more: Batch | None = None
-) -> str | None:
-    """Refuse a loss that cannot be computed, or whose gradients for single examples are of no use.
+def require_trainable(network: nn.Module, loss_fn: LossFunction, example: Batch) -> bool:
+    """Refuse a loss that cannot be computed, or that no trainable parameter can change.
 
     A training without gradients would spend its whole budget on noise.
 
@@ -126,79 +91,117 @@ def require_trainable(
         network: In training mode; left as it was.
         loss_fn: The user's loss.
         example: One example.
-        more: Further examples, looked at if the gradient of ``example`` is zero or not finite.
 
     Returns:
-        What to tell the user if all these gradients are zero, though it may be for the examples' targets; else None.
+        Whether the gradient is finite and not zero.
 
     Raises:
         DataError: The loss fails on the network's output and the example's target.
-        UnsupportedModuleError: It is no tensor, depends on no trainable parameter, or needs other examples.
+        UnsupportedModuleError: It is no tensor, or depends on no trainable parameter.
     """
     with undisturbed(network, loss_fn):
         found = _gradients(network, loss_fn, example)
-    if all(gradient is None for gradient in found.parameters):
-        raise UnsupportedModuleError(f"the loss depends on no trainable parameter of the network, {_NO_GRADIENT}")
-    if found.usable or more is None:
-        return None
-    first = _look(network, loss_fn, more)
-    if first.usable:
-        return None
-    second = first
+    if all(gradient is None for gradient in found):
+        raise UnsupportedModuleError(
+            "the loss depends on no trainable parameter of the network, so that training would add noise alone; look "
+            "for detach(), .item(), torch.no_grad() or argmax in the network and the loss, and for a network that does "
+            "not use its parameters"
+        )
+    return _usable(found)
+
+
+def require_single_losses(network: nn.Module, loss_fn: LossFunction, examples: Batch) -> list[str]:
+    """Refuse a loss whose gradient is of no use for single examples, but is for several of them together.
+
+    Args:
+        network: In training mode; left as it was.
+        loss_fn: The user's loss.
+        examples: Some examples of the training data.
+
+    Returns:
+        What to tell the user where the gradients are zero for another reason, such as the examples' targets.
+
+    Raises:
+        UnsupportedModuleError: The loss needs other examples.
+    """
+    looks = [_look(network, loss_fn, examples)]
     # What lies behind weights of zero has no gradient yet. Weights may have a domain that moving them leaves.
     with suppress(Exception), shaken(network):
-        second = _look(network, loss_fn, more)
-    return None if second.usable else _explained(first, second, more.size)
+        looks.append(_look(network, loss_fn, examples))
+    if any(look.usable > _EXCEPTIONS for look in looks):
+        return []
+    kind = "exactly zero" if all(look.finite for look in looks) else "zero or not finite"
+    if any(look.usable_together for look in looks):
+        raise UnsupportedModuleError(
+            f"the loss needs other examples: its gradient is {kind} for each of {examples.size} examples by itself, but "
+            "not for several of them together (a contrastive loss, in-batch negatives, a ranking, a statistic of the "
+            f"batch). {_REMEDY}"
+        )
+    if not all(look.finite for look in looks):
+        return []  # examples without a finite gradient are counted, and announced, when they are trained
+    return [
+        f"the gradient of the loss is exactly zero for the {examples.size} examples that were tried. If it is for all "
+        "(targets that the loss ignores, a saturated loss, round() or sign()), training adds noise alone"
+    ]
 
 
-def _explained(first: _Look, second: _Look, size: int) -> str | None:
-    finite = first.finite and second.finite
-    if first.usable_together or second.usable_together:
-        kind = "exactly zero" if finite else "zero or not finite"
-        raise UnsupportedModuleError(
-            f"the loss needs other examples: its gradient is {kind} for each of {size} examples by itself, but not for "
-            f"all of them together (a contrastive loss, in-batch negatives, a ranking, a statistic of the batch). "
-            f"{_REMEDY}"
-        )
-    if not finite:
-        return None  # examples without a finite gradient are counted, and announced, when they are trained
-    if first.reaches_outputs or second.reaches_outputs:
-        raise UnsupportedModuleError(
-            f"the network passes no gradient on to its parameters: it is exactly zero for each of {size} examples, "
-            f"also at moved weights, {_NO_GRADIENT}"
-        )
-    return (
-        f"the gradient of the loss is exactly zero for each of the {size} examples that were tried. If it is for all "
-        "(targets that the loss ignores, a saturated loss, round() or sign() in it), training adds noise alone"
-    )
+class _Look(NamedTuple):
+    """What was seen of the gradients of some examples.
+
+    Args:
+        usable: Number of examples whose gradient by itself is finite and not zero.
+        usable_together: Whether the gradients of the others are so in two batches that have no example in common.
+        finite: Whether those of single examples are finite.
+    """
+
+    usable: int
+    usable_together: bool
+    finite: bool
 
 
 def _look(network: nn.Module, loss_fn: LossFunction, examples: Batch) -> _Look:
-    finite, reaches_outputs = True, False
+    others, finite = [], True
     for row in range(examples.size):
         with undisturbed(network, loss_fn):
             single = _gradients(network, loss_fn, examples.select(slice(row, row + 1)))
-        if single.usable:
-            return _Look(True, True, True, True)
-        finite = finite and single.finite
-        reaches_outputs = reaches_outputs or any(bool(value.any()) for value in single.outputs if value is not None)
-    together = False
+        finite = finite and _finite(single)
+        if not _usable(single):
+            others.append(row)
+        elif row + 1 - len(others) > _EXCEPTIONS:
+            break
+    half = len(others) // 2
+    together = half > 1
+    for rows in (others[:half], others[half:]) if together else ():
+        together = together and _usable_together(network, loss_fn, examples.select(torch.tensor(rows)))
+    return _Look(examples.size - len(others), together, finite)
+
+
+def _usable_together(network: nn.Module, loss_fn: LossFunction, examples: Batch) -> bool:
     with suppress(Exception), undisturbed(network, loss_fn):  # it may take single examples only
-        together = _gradients(network, loss_fn, examples, together=True).usable
-    return _Look(False, together, finite, reaches_outputs)
+        return _usable(_gradients(network, loss_fn, examples, together=True))
+    return False
 
 
-def _gradients(network: nn.Module, loss_fn: LossFunction, batch: Batch, *, together: bool = False) -> _Gradients:
+def _finite(gradients: Sequence[Tensor | None]) -> bool:
+    return all(bool(value.isfinite().all()) for value in gradients if value is not None)
+
+
+def _usable(gradients: Sequence[Tensor | None]) -> bool:
+    return _finite(gradients) and any(bool(value.any()) for value in gradients if value is not None)
+
+
+def _gradients(
+    network: nn.Module, loss_fn: LossFunction, batch: Batch, *, together: bool = False
+) -> Sequence[Tensor | None]:
+    """The gradient of each trainable parameter; None where the loss does not depend on it."""
     parameters = list(trainable_parameters(network).values())
     with torch.enable_grad():
         outputs = call_network(network, batch.x)
         require_no_reentrant(outputs)
         loss = loss_fn(outputs, batch.y).sum() if together else _tried(loss_fn, outputs, batch.y)
-        leaves = [value for value in tree_leaves(outputs) if isinstance(value, Tensor) and value.requires_grad]
         if not loss.requires_grad:
-            return _Gradients([None] * len(parameters), [])
-        found = torch.autograd.grad(loss, [*parameters, *leaves], allow_unused=True)
-    return _Gradients(list(found[: len(parameters)]), list(found[len(parameters) :]))
+            return [None] * len(parameters)
+        return torch.autograd.grad(loss, parameters, allow_unused=True)
 
 
 def _tried(loss_fn: LossFunction, outputs: Any, targets: Any) -> Tensor:

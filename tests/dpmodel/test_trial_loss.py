@@ -1,3 +1,5 @@
+from functools import partial
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -149,16 +151,36 @@ class Signs(nn.Linear):
         return super().forward(x).sign()
 
 
-def test_a_network_that_passes_no_gradient_on_is_refused(make_model, loader):
-    with pytest.raises(UnsupportedModuleError, match=r"passes no gradient on .* also at moved weights"):
-        make_model(Signs(4, 3)).fit(loader)
+def test_a_network_that_passes_no_gradient_on_is_announced(make_model, loader, capsys):
+    make_model(Signs(4, 3)).fit(loader)
+    assert "exactly zero for the 32 examples that were tried" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("labelled", [0, 1, 2])
+def test_one_example_decides_nothing_of_a_refusal(make_model, loader, labelled):
+    """A loss whose gradient is zero for single examples but for those of class 2, of which there are few."""
+
+    def coupled(outputs, targets):
+        alone = (outputs[targets == 2] ** 2).sum()
+        return alone + ((outputs[:, None] - outputs[None]) ** 2).mean()
+
+    x = torch.randn(64, 4)
+    y = torch.zeros(64, dtype=torch.int64)
+    y[[0, -1][:labelled]] = 2
+    model = make_model(loss_fn=coupled)
+    fit = partial(model.fit, DataLoader(TensorDataset(x, y), batch_size=16))
+    if labelled < 2:
+        with pytest.raises(UnsupportedModuleError, match="needs other examples"):
+            fit()
+    else:
+        fit()
 
 
 def test_targets_that_the_loss_ignores_are_no_reason_to_refuse(make_model, make_data, capsys):
     data = make_data(n=64)
     data.tensors[1][torch.arange(64) != 5] = -100
     assert len(make_model().fit(DataLoader(data, batch_size=16))) == 1
-    assert "exactly zero for each of the 16 examples that were tried" in capsys.readouterr().out
+    assert "exactly zero for the 32 examples that were tried" in capsys.readouterr().out
 
 
 def test_weights_of_zero_are_no_reason_to_refuse(make_model, loader, capsys):
