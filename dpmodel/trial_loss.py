@@ -133,9 +133,9 @@ def require_single_losses(network: nn.Module, loss_fn: LossFunction, examples: B
     kind = "exactly zero" if all(look.finite for look in looks) else "zero or not finite"
     if any(look.usable_together for look in looks):
         raise UnsupportedModuleError(
-            f"the loss needs other examples: its gradient is {kind} for each of {examples.size} examples by itself, but "
-            "not for several of them together (a contrastive loss, in-batch negatives, a ranking, a statistic of the "
-            f"batch). {_REMEDY}"
+            f"the loss needs other examples: its gradient is {kind} for {examples.size} single examples, but not for "
+            "several of them together (a contrastive loss, in-batch negatives, a ranking, a statistic of the batch). "
+            f"{_REMEDY}"
         )
     if not all(look.finite for look in looks):
         return []  # examples without a finite gradient are counted, and announced, when they are trained

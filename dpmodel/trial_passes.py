@@ -54,7 +54,7 @@ def tried_outputs(network: nn.Module, x: Any, whole: Callable[[], Any] | None = 
     except DPModelError:
         raise
     except Exception as error:
-        inputs = None if whole is None else whole()
+        inputs = None if whole is None or _runs(network, x) else whole()
         fixed = inputs is not None and _runs(network, inputs)
         raise DataError(
             f"{type(network).__name__} cannot take the inputs of the data set ({describe_batch(x)}): {error}"
