@@ -32,6 +32,9 @@ _REMEDY = (
 SPREAD = 16
 DOUBTED = 32
 
+#: Examples on which a loss is tried that fails for one.
+_SEVERAL = 3
+
 #: Examples with a gradient of their own that may be among them where a loss is refused: what one example can change by
 #: itself decides nothing.
 _EXCEPTIONS = 1
@@ -64,10 +67,11 @@ def try_loss(
                 require_trainable(network, loss_fn, examples.select(rows)) for rows in (slice(1), slice(-1, None))
             ]
         except DataError as error:
-            whole = spread(loader.batch_size)
-            if not _works(network, loss_fn, whole):
-                raise
-            raise DataError(f"{error}; {fixed_size('the loss', whole.size)}") from error
+            if _works(network, loss_fn, spread(_SEVERAL)):
+                raise DataError(f"{error}; with several examples, it works: it needs others. {_REMEDY}") from error
+            if _works(network, loss_fn, spread(loader.batch_size)):
+                raise DataError(f"{error}; {fixed_size('the loss', loader.batch_size)}") from error
+            raise
         if not all(usable):
             notes = require_single_losses(network, loss_fn, spread(DOUBTED))
     with inference(network), undisturbed(network, loss_fn):

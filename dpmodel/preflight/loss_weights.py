@@ -34,9 +34,10 @@ CANCELLED = (
 )
 
 NORMALISED = (
-    "the loss of two examples together is not the sum or the mean of their losses: private training takes the loss of "
-    "each example by itself, where weights that are divided by their sum cancel, and so do other statistics of the "
-    "batch. If the weights shall count, multiply each example's loss by its weight and take the mean"
+    "the loss of two examples together is not the sum or the mean of their losses (weights that are divided by their "
+    "sum, ignored targets, a statistic of the batch): private training takes the loss of each example by itself, where "
+    "that cancels and all examples count alike. To weight examples, multiply each one's loss by its weight and take "
+    "the mean"
 )
 
 

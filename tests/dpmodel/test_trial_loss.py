@@ -146,6 +146,14 @@ def test_a_loss_that_needs_other_examples_is_refused_with_the_reason(make_model,
     assert model.ledger.total == 0
 
 
+def test_a_loss_that_fails_for_a_single_example_is_said_to_need_others(make_model, loader):
+    def paired(outputs, targets):
+        return F.pdist(outputs)[0] * targets.sum()
+
+    with pytest.raises(DataError, match="with several examples, it works: it needs others"):
+        make_model(loss_fn=paired).fit(loader)
+
+
 class Signs(nn.Linear):
     def forward(self, x):
         return super().forward(x).sign()
