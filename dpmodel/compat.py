@@ -12,8 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from dpmodel.nets.frozen_batch_norm import FrozenBatchNorm
-from mechanisms.engines.batch import call_network, first_tensor, map_tensors
+from mechanisms.engines.batch import first_tensor, map_tensors, outputs_of
 from mechanisms.engines.outputs import output_tensors
+from mechanisms.engines.power_iterations import PowerIterations
 from mechanisms.engines.undisturbed import draws, seed_generators, shaken, undisturbed, without_dropout
 from monitors.errors import UnsupportedModuleError
 
@@ -120,18 +121,20 @@ def validate(network: nn.Module, example: Any = None) -> list[str]:
         >>> validate(nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8)))
         ["layer '1' (BatchNorm1d) mixes the examples of a batch; replace it by GroupNorm(1, 8), or call dpmodel.fix"]
     """
+    tensors = (*network.named_parameters(), *network.named_buffers())
+    uninitialised = [name for name, value in tensors if nn.parameter.is_lazy(value)]
+    if uninitialised:
+        return [
+            f"{uninitialised[0]!r} is not initialised yet, as layers of torch.nn.Lazy... are until they have seen a "
+            "batch; call the network once, for instance on zeros of the shape of the data, before DPModel is built"
+        ]
     problems = []
     for name, layer in network.named_modules():
         rule = _rule(layer)
         if rule is not None:
             label = f"layer {name!r} ({type(layer).__name__})"
             problems.append(f"{label} {rule[0]}; replace it by {rule[1]}, or call dpmodel.fix")
-    uninitialised = [name for name, p in network.named_parameters() if nn.parameter.is_lazy(p)]
-    if uninitialised:
-        problems.append(
-            f"parameter {uninitialised[0]!r} is not initialised yet; run one batch through the network first"
-        )
-    elif not any(parameter.requires_grad for parameter in network.parameters()):
+    if not any(parameter.requires_grad for parameter in network.parameters()):
         problems.append("no parameter requires a gradient; unfreeze some with requires_grad_(True)")
     if example is not None and not problems:
         problems.extend(_probe(network, example))
@@ -182,7 +185,8 @@ def _probe(network: nn.Module, example: Any) -> list[str]:
     """Run the network in training mode on examples together, on others, and on the first alone, and compare."""
     buffers = {name: value.clone() for name, value in network.named_buffers()}
     parameters = {name: value.detach().clone() for name, value in network.named_parameters()}
-    with undisturbed(network), without_dropout(network), torch.no_grad():
+    held = PowerIterations(network).held()
+    with undisturbed(network), without_dropout(network), held, torch.no_grad():
         together = _seeded_call(network, example, keep_buffers=True)
         kept = [(name, value) for name, value in network.named_buffers() if name in buffers]
         changed = [name for name, value in kept if not _same(value, buffers[name])]
@@ -211,7 +215,7 @@ def _probe(network: nn.Module, example: Any) -> list[str]:
     if any(shapes) and (size,) not in [shape[:1] for shape in shapes]:
         problems.append(
             f"the output's first dimension is {tuple(next(filter(None, shapes)))[:1]} for {size} examples; "
-            "it must count examples"
+            "it must count examples (is a batch size written into the network?)"
         )
     elif not (changed or written) and not _equal_nests(together, again, exact=False):
         problems.append(_UNSTEADY)
@@ -234,9 +238,9 @@ def _mixes(network: nn.Module, example: Any) -> bool:
     if not all(_equal_rows(a, b, place) for a, b in zip(*outputs, strict=True)):
         return True
     with undisturbed(network):
-        if draws(network, lambda: call_network(network, example)):
+        if draws(network, lambda: outputs_of(network, example)):
             network.eval()  # what is drawn for an example in training depends on how many there are
-            if draws(network, lambda: call_network(network, example)):
+            if draws(network, lambda: outputs_of(network, example)):
                 return False
         together, alone = (_seeded_call(network, x) for x in (example, map_tensors(lambda t: t[:1], example)))
     return not _equal_rows(together, alone, place)
@@ -256,7 +260,7 @@ def _seeded_call(network: nn.Module, example: Any, seed: int = 0, *, keep_buffer
     """The outputs under a seed; the network's state is put back, but for the buffers where they are kept."""
     with nullcontext() if keep_buffers else undisturbed(network):
         seed_generators(network, seed)
-        return call_network(network, example)
+        return outputs_of(network, example)
 
 
 def _same(left: Tensor, right: Tensor) -> bool:

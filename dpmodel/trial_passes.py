@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from operator import itemgetter
 from typing import Any
 
@@ -17,7 +17,7 @@ from dpmodel.metrics import MetricSet
 from dpmodel.network_mode import inference
 from dpmodel.tensor_nest import describe_batch
 from dpmodel.training import to_device
-from mechanisms.engines.batch import call_network, first_tensor, map_tensors
+from mechanisms.engines.batch import first_tensor, map_tensors, outputs_of
 from mechanisms.engines.losses import LossFunction
 from mechanisms.engines.undisturbed import undisturbed
 from monitors.errors import DataError, DPModelError
@@ -26,8 +26,22 @@ from monitors.errors import DataError, DPModelError
 TRIED = 4
 
 
-def tried_outputs(network: nn.Module, x: Any) -> Any:
+def fixed_size(what: str, size: int) -> str:
+    """What to say where ``what`` takes batches of ``size`` examples only."""
+    return (
+        f"with {size} examples, the batch size of the loader, it works: {what} has a batch size written into it. "
+        "Batches of private training vary in size, and each example is passed through by itself; take the size from "
+        "the tensors (x.shape[0])"
+    )
+
+
+def tried_outputs(network: nn.Module, x: Any, whole: Callable[[], Any] | None = None) -> Any:
     """The network's outputs for the inputs ``x`` of some examples, in evaluation mode.
+
+    Args:
+        network: Left as it was.
+        x: Inputs of some examples.
+        whole: Gives the inputs of a batch of the loader's size, with which a network that fails is tried again.
 
     Raises:
         UnsupportedModuleError: The network cannot be trained with per-example privacy.
@@ -36,13 +50,23 @@ def tried_outputs(network: nn.Module, x: Any) -> Any:
     try:
         require_valid(network, x)
         with inference(network), undisturbed(network):
-            return call_network(network, x)
+            return outputs_of(network, x)
     except DPModelError:
         raise
     except Exception as error:
+        inputs = None if whole is None or _runs(network, x) else whole()
+        fixed = inputs is not None and _runs(network, inputs)
         raise DataError(
             f"{type(network).__name__} cannot take the inputs of the data set ({describe_batch(x)}): {error}"
+            + (f"; {fixed_size('the network', first_tensor(inputs).shape[0])}" if fixed else "")
         ) from error
+
+
+def _runs(network: nn.Module, x: Any) -> bool:
+    with suppress(Exception), inference(network), undisturbed(network):
+        outputs_of(network, x)
+        return True
+    return False
 
 
 def require_evaluable(
@@ -75,7 +99,7 @@ def require_evaluable(
         raise DataError("valid_loader holds no example; leave it out, or give held-out data")
     x, y = (to_device(map_tensors(itemgetter(slice(TRIED)), value), device) for value in pair)
     with _trying(network, metrics, loss_fn, x, "on the validation data"):
-        require_class_targets(getattr(loader, "dataset", loader), call_network(network, x), loss_fn)
+        require_class_targets(getattr(loader, "dataset", loader), outputs_of(network, x), loss_fn)
         metrics.measure(network, x, y)
         if metrics.try_compute() is None:
             return

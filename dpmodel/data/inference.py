@@ -14,16 +14,15 @@ from torch.utils.data import (
     BatchSampler,
     DataLoader,
     IterableDataset,
-    RandomSampler,
-    SequentialSampler,
     default_collate,
 )
 
 from dpmodel.data.in_memory import InMemoryDataset
-from dpmodel.data.loader import Pair, PrivateLoader, split_pair
+from dpmodel.data.loader import Pair, PrivateLoader, dense_pair, split_pair
+from dpmodel.data.row_choice import chosen_rows, drawn_from, draws_all
 from dpmodel.network_mode import inference
 from dpmodel.tensor_nest import as_tensors, join_outputs
-from mechanisms.engines.batch import all_tensors, call_network, first_tensor, map_tensors
+from mechanisms.engines.batch import all_tensors, first_tensor, map_tensors, outputs_of
 from mechanisms.engines.outputs import dimensions_of
 from monitors.errors import DataError
 
@@ -42,7 +41,8 @@ def evaluation_batches(loader: Any, batch_size: int = 1000) -> Iterable[Pair]:
     if isinstance(loader, PrivateLoader):
         return loader.in_order(batch_size)
     if isinstance(loader, DataLoader):
-        plain = type(loader.batch_sampler) is BatchSampler and loader.collate_fn is default_collate
+        batches = loader.batch_sampler
+        plain = type(batches) is BatchSampler and draws_all(batches.sampler) and loader.collate_fn is default_collate
         if plain and isinstance(loader.dataset, InMemoryDataset):
             return PrivateLoader(loader.dataset, 1).in_order(batch_size)
         return (_pair(batch) for batch in loader)
@@ -114,7 +114,7 @@ def predictions(network: nn.Module, given: Any, device: torch.device, batch_size
     with inference(network):
         for batch in prediction_batches(given, network, batch_size):
             x = map_tensors(lambda tensor: tensor.to(device), batch)
-            parts.append(call_network(network, x))
+            parts.append(outputs_of(network, x))
             if len(parts) == 2:
                 plain = isinstance(parts[0], torch.Tensor) and parts[0].dim() > 0
                 dims = [0] if plain else dimensions_of(network, x)
@@ -125,7 +125,7 @@ def predictions(network: nn.Module, given: Any, device: torch.device, batch_size
 
 def _pair(batch: Any) -> Pair:
     x, y = split_pair(batch)
-    return as_tensors(x, "eval"), as_tensors(y, "eval")
+    return dense_pair((as_tensors(x, "eval"), as_tensors(y, "eval")))
 
 
 def _is_array(value: Any) -> bool:
@@ -154,12 +154,12 @@ def _slices(nest: Any, batch_size: int) -> Iterator[Any]:
 
 
 def _unshuffled(loader: DataLoader) -> DataLoader:
-    if type(loader.sampler) is not RandomSampler or type(loader.batch_sampler) is not BatchSampler:
+    known = draws_all(loader.sampler) or chosen_rows(loader.sampler) is not None
+    if type(loader.batch_sampler) is not BatchSampler or not known:
         return loader
     return DataLoader(
-        loader.dataset,
+        drawn_from(loader),
         loader.batch_size,
-        sampler=SequentialSampler(loader.dataset),  # type: ignore[arg-type]
         num_workers=loader.num_workers,
         collate_fn=loader.collate_fn,
     )

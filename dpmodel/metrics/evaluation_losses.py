@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
-from mechanisms.engines.batch import call_network, first_tensor, map_tensors
+from mechanisms.engines.batch import first_tensor, map_tensors, outputs_of
 from mechanisms.engines.isolation import examples_only, isolated
 from mechanisms.engines.losses import ExampleLosses, LossFunction
 from mechanisms.engines.outputs import each_row, first_dimensions, row_dimensions
@@ -55,7 +55,7 @@ class EvaluationLosses:
         size = first_tensor(targets).shape[0]
         if size == 1 or (isinstance(outputs, Tensor) and outputs.shape[:1] == (size,)):
             return self.of_rows(outputs, targets)
-        dims = row_dimensions(outputs, size, call_network(network, _row(x, 0)))
+        dims = row_dimensions(outputs, size, outputs_of(network, _row(x, 0)))
         return self._of_network(network, x, targets) if dims is None else self.of_rows(outputs, targets, dims)
 
     def of_rows(self, outputs: Any, targets: Any, dims: Sequence[int | None] | None = None) -> Tensor:
@@ -98,7 +98,7 @@ class EvaluationLosses:
         losses = ExampleLosses(self._loss_fn)
 
         def of_one(example: Any, target: Any) -> Tensor:
-            return losses(call_network(network, example), target).squeeze(0)
+            return losses(outputs_of(network, example), target).squeeze(0)
 
         def each(*, vectorised: bool) -> Tensor:
             if vectorised:

@@ -78,9 +78,9 @@ class MetricSet:
         Raises:
             DataError: As of ``update``.
         """
-        from mechanisms.engines.batch import call_network
+        from mechanisms.engines.batch import outputs_of
 
-        outputs = call_network(network, x)
+        outputs = outputs_of(network, x)
         losses = None
         if any(is_loss(entry) for entry in self._given.values()):
             losses = self._losses_of(network, x, outputs, targets)

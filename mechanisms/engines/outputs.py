@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
 
-from mechanisms.engines.batch import call_network, map_tensors
+from mechanisms.engines.batch import map_tensors, outputs_of
 
 #: Values that an output may hold beside its tensors; they are compared with ``==``.
 _PLAIN = (type(None), bool, int, float, complex, str, bytes, torch.dtype, torch.device)
@@ -81,7 +81,7 @@ def dimensions_of(network: nn.Module, x: Any) -> list[int | None] | None:
     """
     one = map_tensors(lambda value: value[:1], x)
     two = map_tensors(lambda value: torch.cat([value, value]), one)
-    return row_dimensions(call_network(network, two), 2, call_network(network, one))
+    return row_dimensions(outputs_of(network, two), 2, outputs_of(network, one))
 
 
 def each_row(
