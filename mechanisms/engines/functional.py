@@ -45,6 +45,7 @@ class VmapEngine(Engine):
             clip = Fixed()
             clip.start(1.0)
             cls(ClippedUnit(1, example.size)).clipped_sum(network, loss_fn, Batch(example.x, example.y), clip)
+            cls.run_unwatched(network, loss_fn, example)
         except Exception as error:
             reason = " ".join(str(error).split())[:200]
             return f"torch.func cannot vectorise this network: {reason or type(error).__name__}"

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from mechanisms.clipping import ClipMechanism
 from mechanisms.engines.base import ClippedSum, Engine
-from mechanisms.engines.batch import Batch, call_network, first_tensor, map_tensors
+from mechanisms.engines.batch import Batch, first_tensor, map_tensors, outputs_of
 from mechanisms.engines.functional import VmapEngine
 from mechanisms.engines.loop import LoopEngine
 from mechanisms.engines.losses import LossFunction
@@ -74,8 +74,7 @@ def _plain_attention() -> Iterator[None]:
 def _runs(network: nn.Module, probe: Batch) -> bool:
     """Whether moved weights are still what the network can take: some have a domain of their own."""
     try:
-        with torch.no_grad():
-            call_network(network, probe.x)
+        outputs_of(network, probe.x)
     except Exception:
         return False
     return True
@@ -146,5 +145,4 @@ def _two_examples(example: Batch) -> Batch:
 
 
 def _is_random(network: nn.Module, probe: Batch) -> bool:
-    with torch.no_grad():
-        return draws(network, lambda: call_network(network, probe.x))
+    return draws(network, lambda: outputs_of(network, probe.x))

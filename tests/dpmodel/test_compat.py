@@ -180,7 +180,20 @@ def test_the_probe_restores_buffers():
 
 def test_frozen_and_uninitialised_networks_are_named():
     assert "no parameter requires a gradient" in validate(nn.Linear(2, 2).requires_grad_(False))[0]
-    assert "not initialised yet" in validate(nn.LazyLinear(3))[0]
+    for lazy in (nn.LazyLinear(3), nn.Sequential(nn.Linear(2, 2), nn.LazyBatchNorm1d()), nn.LazyInstanceNorm1d()):
+        (problem,) = validate(lazy, torch.randn(4, 2))
+        assert "not initialised yet" in problem
+        assert "call the network once" in problem
+
+
+def test_fit_refuses_lazy_layers_and_trains_them_once_they_have_seen_a_batch(make_model, loader):
+    network = nn.Sequential(nn.LazyLinear(5), nn.ReLU(), nn.LazyLinear(3))
+    model = make_model(network)
+    with pytest.raises(UnsupportedModuleError, match="not initialised yet"):
+        model.fit(loader)
+    network(torch.zeros(1, 4))
+    model.fit(loader)
+    assert model.ledger.total == 4
 
 
 def test_every_problem_is_listed_in_the_error():
