@@ -121,14 +121,9 @@ def validate(network: nn.Module, example: Any = None) -> list[str]:
         >>> validate(nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8)))
         ["layer '1' (BatchNorm1d) mixes the examples of a batch; replace it by GroupNorm(1, 8), or call dpmodel.fix"]
     """
-    tensors = (*network.named_parameters(), *network.named_buffers())
-    uninitialised = [name for name, value in tensors if nn.parameter.is_lazy(value)]
-    if uninitialised:
-        return [
-            f"{uninitialised[0]!r} is not initialised yet, as layers of torch.nn.Lazy... are until they have seen a "
-            "batch; call the network once, for instance on zeros of the shape of the data, before DPModel is built"
-        ]
-    problems = []
+    problems = _uninitialised(network)
+    if problems:
+        return problems
     for name, layer in network.named_modules():
         rule = _rule(layer)
         if rule is not None:
@@ -139,6 +134,16 @@ def validate(network: nn.Module, example: Any = None) -> list[str]:
     if example is not None and not problems:
         problems.extend(_probe(network, example))
     return problems
+
+
+def _uninitialised(network: nn.Module) -> list[str]:
+    tensors = (*network.named_parameters(), *network.named_buffers())
+    return [
+        f"{name!r} is not initialised yet, as layers of torch.nn.Lazy... are until they have seen a batch; call the "
+        "network once, for instance on zeros of the shape of the data, before DPModel is built"
+        for name, value in tensors
+        if nn.parameter.is_lazy(value)
+    ][:1]
 
 
 def require_valid(network: nn.Module, example: Any = None) -> None:
@@ -161,10 +166,16 @@ def fix(network: nn.Module) -> nn.Module:
     are frozen keeps both (``FrozenBatchNorm``), so that a frozen, pretrained backbone gives the features that it gave.
     Build the optimizer from the copy.
 
+    Raises:
+        UnsupportedModuleError: A layer is lazy and has not seen a batch, so that its size is not known.
+
     Example:
         >>> fix(nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8)))[1].num_groups
         1
     """
+    problems = _uninitialised(network)
+    if problems:
+        raise UnsupportedModuleError(problems[0])
     mended = copy.deepcopy(network)
     rule = _rule(mended)
     if rule is not None:

@@ -15,6 +15,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler, MultiplicativeLR
 
 from dpmodel.optimizers import WAYS_TO_RUN
+from monitors.errors import ConfigError
 
 #: Schedules of functions: a function may count its own calls, so only the last step is computed.
 _OF_FUNCTIONS = (LambdaLR, MultiplicativeLR)
@@ -34,20 +35,20 @@ def require_steps(optimizer: Optimizer) -> None:
         optimizer: Left as it was.
 
     Raises:
-        ValueError: The step fails, or needs a closure; gives the reason.
+        ConfigError: The step fails, or needs a closure; gives the reason.
 
     Example:
         >>> weight = nn.Parameter(torch.zeros(2))
         >>> require_steps(optim.Adam([weight], lr=0.1, differentiable=True))
         Traceback (most recent call last):
             ...
-        ValueError: optimizer 'Adam' cannot take a step with differentiable=True: ...
+        monitors.errors.ConfigError: optimizer 'Adam' cannot take a step with differentiable=True: ...
     """
     name, step = type(optimizer).__name__, type(optimizer).step
     try:
         inspect.signature(step).bind(optimizer)
     except TypeError as error:
-        raise ValueError(
+        raise ConfigError(
             f"optimizer {name!r} cannot train with differential privacy: step() {error}. A closure would compute the "
             "loss again, and every such pass would be a release of its own; use an optimizer whose step() needs none"
         ) from error
@@ -57,8 +58,8 @@ def require_steps(optimizer: Optimizer) -> None:
     try:
         step(trial)
     except Exception as error:
-        raise ValueError(
-            f"optimizer {name!r} cannot take a step{_settings(optimizer)}: {error}. "
+        raise ConfigError(
+            f"optimizer {name!r} cannot take a step{_settings(optimizer)}: {str(error).rstrip('.')}. "
             "Build it without these settings, or with ones that the device of the parameters supports"
         ) from error
 
@@ -75,14 +76,14 @@ def require_long_enough(scheduler: LRScheduler, steps: int, unit: str) -> None:
         unit: ``"step"`` or ``"epoch"``, for the message.
 
     Raises:
-        ValueError: It fails; says at which step.
+        ConfigError: It fails; says at which step.
 
     Example:
         >>> optimizer = optim.SGD([nn.Parameter(torch.zeros(2))], lr=0.1)
         >>> require_long_enough(optim.lr_scheduler.OneCycleLR(optimizer, 1.0, total_steps=8), 16, "step")
         Traceback (most recent call last):
             ...
-        ValueError: OneCycleLR ends before the training: it fails at step 9 of 16 (...
+        monitors.errors.ConfigError: OneCycleLR ends before the training: it fails at step 9 of 16 (...
     """
     trial = _on_stand_in(scheduler)
     if trial is None:
@@ -96,7 +97,7 @@ def require_long_enough(scheduler: LRScheduler, steps: int, unit: str) -> None:
             try:
                 trial.step(*([trial.last_epoch + steps] if jumps else []))
             except Exception as error:
-                raise ValueError(
+                raise ConfigError(
                     f"{type(scheduler).__name__} ends before the training: it fails at {unit} {done} of {steps} "
                     f"({type(error).__name__}: {error}). Give it the length of the whole training, {steps} "
                     f"{unit}s"

@@ -184,6 +184,8 @@ def test_frozen_and_uninitialised_networks_are_named():
         (problem,) = validate(lazy, torch.randn(4, 2))
         assert "not initialised yet" in problem
         assert "call the network once" in problem
+        with pytest.raises(UnsupportedModuleError, match="not initialised yet"):
+            fix(lazy)
 
 
 def test_fit_refuses_lazy_layers_and_trains_them_once_they_have_seen_a_batch(make_model, loader):
