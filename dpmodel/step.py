@@ -78,7 +78,7 @@ class PrivateStep:
         plan = self.plan
         with self._never_left_clean():
             # A layer that writes to its weights or buffers would have moved them by the data, without noise.
-            with self.guard.forward_pass(step):
+            with self.guard.forward_pass(step, self.engine.boundary.written):
                 self._additivity(batch)
                 if self.not_compared is not None:
                     self.ledger.add_note(self.not_compared)

@@ -97,13 +97,14 @@ class PythonState:
         self.kept: list[str] = []
         self.tensors: list[Tensor] = []
         self.generators: list[Any] = []
-        self._by_value, self._weights = by_value, weights
+        self._by_value, self._with_weights = by_value, weights
         self._bytes = 0
         self._empty = holders.Empty()
         self._holders: list[Holder] = [self._empty]
         self._seen: dict[int, Any] = {}  # keeps what was seen alive, so that no id is used twice
         modules = [root for root in roots if isinstance(root, nn.Module)]
-        self._watched = {id(value) for root in modules for value in (*root.buffers(), *root.parameters())}
+        named = (pair for root in modules for pair in (*root.named_buffers(), *root.named_parameters()))
+        self._weights = {id(value): name for name, value in named}
         self._ahead: list[tuple[str, Any]] = [(_name(root), root) for root in roots]
         if by_value:
             for name, read, write in _SETTINGS:
@@ -122,6 +123,11 @@ class PythonState:
         names = [_readable(name) for holder in changed for name in holder.put_back()]
         self.kept += [_readable(holder.name) for holder in changed if not holder.is_current()]
         return names
+
+    @property
+    def weights(self) -> set[str]:
+        """Names of the parameters and buffers."""
+        return set(self._weights.values())
 
     def _visit(self, name: str, value: Any) -> None:
         if type(value) in ATOMS or id(value) in self._seen:
@@ -183,15 +189,17 @@ class PythonState:
             self._fixed(name, value.flat)
 
     def _tensor(self, name: str, value: Tensor) -> None:
-        watched = id(value) in self._watched
+        weight = self._weights.get(id(value))
         if self._by_value and value.is_leaf:
             self._attribute(name, value, "grad")
             self._attribute(name, value, "_backward_hooks")
         if value.layout != torch.strided:
             self.unfollowed += [name] if self._by_value else []
-        elif self._weights if watched else self._has_room(value):
+        elif weight is not None:
+            self._holders += [holders.TensorValue(weight, value, self._by_value)] if self._with_weights else []
+        elif self._has_room(value):
             self._holders.append(holders.TensorValue(name, value, self._by_value))
-            self.tensors += [] if watched else [value]
+            self.tensors.append(value)
 
     def _attributes(self, name: str, value: Any) -> None:
         if isinstance(attributes := getattr(value, "__dict__", None), dict):

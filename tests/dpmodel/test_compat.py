@@ -223,7 +223,7 @@ def test_the_probe_restores_parameters():
     assert torch.equal(network.linear.weight, before)
 
 
-@pytest.mark.parametrize("engine", ["bookkeeping", "vmap"])
+@pytest.mark.parametrize("engine", ["bookkeeping", "vmap", "loop"])
 def test_a_layer_that_writes_to_its_weights_only_later_stops_the_training_before_an_update(make_model, engine):
     late = threading.Event()
     network = Writing(when=lambda x: late.is_set())

@@ -180,7 +180,7 @@ def test_parameters_and_buffers_are_left_alone_and_data_sets_where_no_numbers_ar
     assert state.restore() == []
     state = PythonState(network, by_value=True, weights=True)
     network.layer.weight.data.add_(1)
-    assert state.restore() == ["Keeping.layer._parameters.weight"]
+    assert state.restore() == ["layer.weight"]
     state = PythonState(network)
     network.data.tensors[0].add_(1)
     assert state.restore() == []
