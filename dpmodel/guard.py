@@ -106,17 +106,19 @@ class UpdateGuard:
         self._require_untouched()
 
     @contextmanager
-    def forward_pass(self, step: int = 0) -> Iterator[None]:
+    def forward_pass(self, step: int, written: list[str]) -> Iterator[None]:
         """Hold during the passes over private data.
 
         What the passes wrote to the network is put back where a copy is there; the claim then stays as it was.
 
         Args:
             step: Number of the step over the model's life.
+            written: Filled within with the names of what an engine has put back itself, after each example.
 
         Raises:
             UnprotectedUpdateError: They changed a parameter or a buffer, which would keep something of the data.
         """
+        written.clear()
         try:
             with self.each_example_alone(step):
                 yield
@@ -124,11 +126,11 @@ class UpdateGuard:
             self._put_back(self._changed_tensors())
             raise
         changed = self._changed_tensors(thorough=self._due)
-        if changed:
-            found = f"the forward pass changed {_quoted(changed)}"
+        if changed or written:
+            found = f"the forward pass changed {_quoted(changed or [*dict.fromkeys(written)])}"
             # Without a trace it may have been a callback, or an earlier pass that was not compared in full.
             seen_at_once = self._done is None or self._compared_in_full or self._left_traces(changed)
-            harmless = self._put_back(changed) and seen_at_once
+            harmless = not changed or (self._put_back(changed) and seen_at_once)
             raise UnprotectedUpdateError(
                 f"{found}: what it keeps of the data is neither noised nor accounted, and would be saved with the "
                 "weights. Use a layer that keeps no statistics of the data. "

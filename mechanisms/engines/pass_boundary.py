@@ -40,11 +40,13 @@ class PassBoundary:
     Attributes:
         isolation: ``"verified"``, or ``"trust"``: the state is left as the pass leaves it, and nothing is looked for.
         put_back: Names of the state that passes have changed and that was put back.
+        written: Those of parameters and buffers among them, since the list was last emptied.
     """
 
     def __init__(self, *, by_value: bool = False) -> None:
         self.isolation = "verified"
         self.put_back: set[str] = set()
+        self.written: list[str] = []
         self._by_value = by_value
         self._state: PythonState | None = None
         self._of: tuple[Any, ...] = ()
@@ -65,7 +67,7 @@ class PassBoundary:
         known = self._state is not None and self._of[0]() is network and self._of[1] is losses.loss_fn
         if self._state is None or not known or not self._state.is_current():
             self._of = (ref(network), losses.loss_fn)
-            self._state = PythonState(network, losses.loss_fn, by_value=self._by_value)
+            self._state = PythonState(network, losses.loss_fn, by_value=self._by_value, weights=self._by_value)
         self._copied = attributes_of(losses.unreduced)  # a copy of the loss, made for this step
         self._require_followed(self._state.unfollowed)
         if not self._state.complete:
@@ -97,7 +99,9 @@ class PassBoundary:
         finally:
             escapes, self._escapes = self._escapes, None
             if self._state is not None and self.isolation != "trust":
-                self.put_back.update(self._state.restore())
+                changed = self._state.restore()
+                self.put_back.update(changed)
+                self.written += self._state.weights.intersection(changed)
                 for holder in self._copied:
                     if not holder.is_current():
                         self.put_back.update(holder.put_back())
