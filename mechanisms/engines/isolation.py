@@ -123,25 +123,6 @@ def on_batch() -> Iterator[None]:
         yield
 
 
-def on_rows(function: Callable[..., Tensor], *values: Tensor | None) -> Tensor:
-    """``function(*values)``, computed for the rows of all examples at once.
-
-    Only for functions of which it is known that row i of the result depends on row i of each value alone.
-
-    Args:
-        function: Of tensors whose first dimension counts rows, or that are the same for all rows.
-        values: Tensors of one example. Inside of ``isolated``, those that examples share are passed on as they are.
-    """
-    rows = [rows_of(value) for value in values]
-    size = next((found.shape[:2] for found in rows if found is not None), None)
-    if size is None:
-        return function(*values)
-    with on_batch():
-        pairs = zip(values, rows, strict=True)
-        found = function(*(value if own is None else own.flatten(0, 1) for value, own in pairs))
-        return example_of(found.unflatten(0, size))
-
-
 class _GuardedFunctions:
     """While active in any thread, autograd functions of other packages with a vmap rule of their own are refused."""
 

@@ -7,7 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from mechanisms.engines.isolation import example_of, isolated, on_batch, on_rows, rows_of
+from mechanisms.engines.isolation import example_of, isolated, on_batch, rows_of
+from mechanisms.engines.rows import on_rows
 from monitors.errors import UnsupportedModuleError
 
 FUNCTIONS = {

@@ -1,0 +1,104 @@
+"""The rows of all examples laid one after the other, for kernels that compute every row of a batch by itself."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+
+from mechanisms.engines.isolation import example_of, on_batch, rows_of
+from monitors.errors import UnsupportedModuleError
+
+#: Types of tensors that run no code of their own when they are computed with.
+_PLAIN = (Tensor, nn.Parameter)
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Where the rows of the examples lie: row ``b * each + i`` is row ``i`` of example ``b``, and nothing else.
+
+    This is all that isolates the examples in a kernel that sees the whole batch. A kernel that treats the first
+    dimension of its inputs row by row makes row ``b * each + i`` of its output from those rows alone, as long as every
+    input has all of them: a value that lacks them would be broadcast against the rows of other examples.
+
+    Args:
+        examples: Number of examples B.
+        each: Rows of one example, in the first dimension of its tensors; None where an example is one row, and its
+            tensors have no dimension for it.
+    """
+
+    examples: int
+    each: int | None
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The dimensions that the rows come from: (B, each), or (B,)."""
+        return (self.examples,) if self.each is None else (self.examples, self.each)
+
+    @property
+    def count(self) -> int:
+        """Number of rows of all examples."""
+        return self.examples * (1 if self.each is None else self.each)
+
+    def gather(self, value: Tensor) -> Tensor:
+        """The rows of all examples, shape (count, ...); what the examples share is repeated for each of them.
+
+        Args:
+            value: What one example holds, shape (each, ...), inside of ``isolated``.
+
+        Raises:
+            UnsupportedModuleError: ``value`` has another number of rows, or is a tensor that runs code of its own.
+        """
+        own = rows_of(value)
+        with on_batch():
+            rows = value.expand(self.examples, *value.shape) if own is None else own
+            fits = rows.shape[: len(self.shape)] == self.shape and rows.dim() == value.dim() + 1
+            if not fits or type(rows) not in _PLAIN or (own is None and type(value) not in _PLAIN):
+                raise UnsupportedModuleError(
+                    f"a {type(value).__name__} of shape {tuple(value.shape)} is not one of {self.each or 1} plain rows "
+                    f"for each of {self.examples} examples"
+                )
+            return rows if self.each is None else rows.flatten(0, 1)
+
+    def spread(self, output: Tensor) -> Tensor:
+        """The inverse of ``gather``: shape (B, each, ...), on the tensors of the whole batch.
+
+        Raises:
+            UnsupportedModuleError: ``output`` does not have one row for each row that was gathered.
+        """
+        if not output.dim() or output.shape[0] != self.count:
+            raise UnsupportedModuleError(
+                f"a layer gives shape {tuple(output.shape)} for {self.count} rows; it must give one row for each"
+            )
+        return output if self.each is None else output.unflatten(0, self.shape)
+
+
+def on_rows(function: Callable[..., Tensor], *values: Tensor | None) -> Tensor:
+    """``function(*values)``, computed for the rows of all examples at once.
+
+    Only for functions of which it is known that row i of the result depends on row i of each value alone, if all have
+    the same number of rows. Values that do not, or that differ in the number of dimensions, so that broadcasting would
+    set a row of the one against another dimension of the other, are computed example by example.
+
+    Args:
+        function: Of tensors whose first dimension counts the same rows.
+        values: Tensors of one example, of shape (rows, ...) and of equally many dimensions, or None. Inside of
+            ``isolated``, those that the examples share are repeated for each of them.
+    """
+    given = [value for value in values if value is not None]
+    size = next((len(rows) for rows in map(rows_of, given) if rows is not None), None)
+    if size is None or not _lie_alike(given):
+        return function(*values)
+    layout = Layout(size, given[0].shape[0])
+    gathered = [None if value is None else layout.gather(value) for value in values]
+    with on_batch():
+        return example_of(layout.spread(function(*gathered)))
+
+
+def _lie_alike(values: list[Tensor]) -> bool:
+    """Whether row i of one is row i of all others, and nothing but torch computes with them."""
+    first = values[0]
+    return first.dim() > 0 and all(
+        value.dim() == first.dim() and value.shape[0] == first.shape[0] and type(value) in _PLAIN for value in values
+    )
