@@ -13,7 +13,7 @@ from torch.func import functional_call
 
 from mechanisms.engines.capture import Record, Recorder, positional
 from mechanisms.engines.isolation import example_of, on_batch
-from mechanisms.engines.layers.rules import LAYER_RULES, LayerRule
+from mechanisms.engines.layers.rules import LAYER_RULES, LayerRule, isolating
 from mechanisms.engines.parameters import slots
 from mechanisms.engines.pool_first import computed
 
@@ -88,7 +88,7 @@ class SiteTape:
         names = {role: known[name] for role, name in roles.items() if name is not None and name in known}
         if not names:
             return function(x)
-        rule = LAYER_RULES[nn.Embedding if isinstance(layer, _Table) else nn.Linear]
+        rule = isolating(LAYER_RULES[nn.Embedding if isinstance(layer, _Table) else nn.Linear])
         return self._recorder.run_on_batch(self._site, names, rule, layer, function, (x,))
 
     def _detached(self, name: str) -> Tensor:
