@@ -15,6 +15,7 @@ from torch.autograd.graph import disable_saved_tensors_hooks
 from torch.func import vmap
 
 from mechanisms.engines.batch import map_tensors
+from mechanisms.engines.substitutes import Substitutes
 from monitors.errors import UnsupportedModuleError
 
 _functorch: Any = torch._C._functorch
@@ -77,7 +78,7 @@ def examples_only() -> Iterator[None]:
     fused = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)  # it has no derivative
     try:
-        with _GuardedFunctions():
+        with _GuardedFunctions(), Substitutes():
             yield
     except RuntimeError as error:
         reason = " ".join(str(error).split())

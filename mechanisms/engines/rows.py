@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor, nn
 
 from mechanisms.engines.isolation import example_of, on_batch, rows_of
@@ -78,27 +79,40 @@ def on_rows(function: Callable[..., Tensor], *values: Tensor | None) -> Tensor:
     """``function(*values)``, computed for the rows of all examples at once.
 
     Only for functions of which it is known that row i of the result depends on row i of each value alone, if all have
-    the same number of rows. Values that do not, or that differ in the number of dimensions, so that broadcasting would
-    set a row of the one against another dimension of the other, are computed example by example.
+    the same number of rows and of dimensions.
 
     Args:
         function: Of tensors whose first dimension counts the same rows.
-        values: Tensors of one example, of shape (rows, ...) and of equally many dimensions, or None. Inside of
-            ``isolated``, those that the examples share are repeated for each of them.
+        values: Tensors of one example, which ``lie_alike``, or None. Inside of ``isolated``, those that the examples
+            share are repeated for each of them.
+
+    Raises:
+        UnsupportedModuleError: The values do not lie alike.
     """
     given = [value for value in values if value is not None]
     size = next((len(rows) for rows in map(rows_of, given) if rows is not None), None)
-    if size is None or not _lie_alike(given):
+    if size is None:
         return function(*values)
+    if not lie_alike(*values):
+        raise UnsupportedModuleError(f"shapes {[tuple(value.shape) for value in given]} are not those of the same rows")
     layout = Layout(size, given[0].shape[0])
     gathered = [None if value is None else layout.gather(value) for value in values]
     with on_batch():
         return example_of(layout.spread(function(*gathered)))
 
 
-def _lie_alike(values: list[Tensor]) -> bool:
-    """Whether row i of one is row i of all others, and nothing but torch computes with them."""
-    first = values[0]
-    return first.dim() > 0 and all(
-        value.dim() == first.dim() and value.shape[0] == first.shape[0] and type(value) in _PLAIN for value in values
+def lie_alike(*values: Tensor | None) -> bool:
+    """Whether row i of one is row i of all others, and nothing but torch computes with them.
+
+    Equally many dimensions matter: broadcasting sets the rows of a tensor with fewer against another dimension.
+
+    Example:
+        >>> rows = torch.zeros(2, 5, 3)
+        >>> lie_alike(rows, torch.zeros(2, 1, 1), None), lie_alike(rows, rows[:1]), lie_alike(rows, rows[0])
+        (True, False, False)
+    """
+    given = [value for value in values if value is not None]
+    return given[0].dim() > 0 and all(
+        value.dim() == given[0].dim() and value.shape[0] == given[0].shape[0] and type(value) in _PLAIN
+        for value in given
     )

@@ -13,7 +13,7 @@ from mechanisms.engines.batch import Batch, call_network, map_tensors
 from mechanisms.engines.capture import Recorder
 from mechanisms.engines.isolation import isolated
 from mechanisms.engines.parameters import trainable_parameters
-from mechanisms.engines.pool_first import pooling_of
+from mechanisms.engines.pool_first import PoolFirst, pooling_of
 from mechanisms.engines.sites import Site, find_sites
 from mechanisms.engines.undisturbed import undisturbed
 
@@ -48,7 +48,7 @@ class Survey:
         sites, x = find_sites(network), _copies(batch.x)
         recorder = Recorder(_TRIED)
         with undisturbed(network), torch.enable_grad():
-            with recorder.watching(sites):
+            with recorder.watching(sites), PoolFirst():
                 _pass(network, x)
             pools, before_pools = pooling_of(lambda: _pass(network, x))
         shapes = [shape for record in recorder.records for shape in record.shapes]

@@ -9,10 +9,11 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from mechanisms.engines.layers.rewrites import Tape, rewrite
 from mechanisms.engines.layers.short_attention import is_short, short_self_attention
-from mechanisms.engines.rows import on_rows
+from mechanisms.engines.rows import lie_alike, on_rows
 from monitors.errors import UnsupportedModuleError
 
 
@@ -85,9 +86,13 @@ def attention_by_rows(
     def attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
         return F.scaled_dot_product_attention(query, key, value, mask, **options)
 
-    if query.dim() < 3 or (attn_mask is not None and attn_mask.dim() > query.dim()):
+    mask = attn_mask
+    if mask is not None and mask.dim() <= query.dim():
+        mask = _by_row(mask, len(query), query.dim())
+    if query.dim() > 2 and lie_alike(query, key, value, mask):
+        return on_rows(attend, query, key, value, mask)
+    with sdpa_kernel(SDPBackend.MATH):  # of one example: the fused ones have no vectorised form
         return attend(query, key, value, attn_mask)
-    return on_rows(attend, query, key, value, attn_mask if attn_mask is None else _by_row(attn_mask, len(query), query.dim()))
 
 
 def _by_row(mask: Tensor, rows: int, dims: int) -> Tensor:
