@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor, nn
 
 from mechanisms.engines.isolation import example_of, on_batch, rows_of
@@ -116,3 +115,9 @@ def lie_alike(*values: Tensor | None) -> bool:
         value.dim() == given[0].dim() and value.shape[0] == given[0].shape[0] and type(value) in _PLAIN
         for value in given
     )
+
+
+def needs_gradient(value: Tensor | None) -> bool:
+    """Whether autograd asks for the gradient of a tensor, which inside of ``isolated`` does not say so itself."""
+    rows = rows_of(value)
+    return bool((value if rows is None else rows).requires_grad) if value is not None else False

@@ -13,7 +13,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from mechanisms.engines.layers.rewrites import Tape, rewrite
 from mechanisms.engines.layers.short_attention import is_short, short_self_attention
-from mechanisms.engines.rows import lie_alike, on_rows
+from mechanisms.engines.rows import lie_alike, needs_gradient, on_rows
 from monitors.errors import UnsupportedModuleError
 
 
@@ -48,7 +48,7 @@ def multihead_attention(
         weights = F.dropout((weights if mask is None else weights + mask).softmax(-1), dropout)
         mixed = (weights @ v).transpose(1, 2).flatten(2)
         weights = weights.mean(1) if average_attn_weights else weights
-    elif packed is not None and not dropout and is_short(packed, mask):
+    elif packed is not None and not dropout and is_short(packed, mask) and not needs_gradient(mask):
         mask = None if mask is None else _by_row(mask, len(packed), 4)
         mixed = on_rows(partial(_short, module.num_heads), packed.unsqueeze(1), mask)
     else:
@@ -87,12 +87,21 @@ def attention_by_rows(
         return F.scaled_dot_product_attention(query, key, value, mask, **options)
 
     mask = attn_mask
-    if mask is not None and mask.dim() <= query.dim():
-        mask = _by_row(mask, len(query), query.dim())
+    if mask is not None and min(query.dim(), key.dim()) > 1:
+        _require_no_more_rows(mask, query, key, grouped=bool(options.get("enable_gqa")))
+        mask = _by_row(mask, len(query), query.dim()) if mask.dim() <= query.dim() else mask
     if query.dim() > 2 and lie_alike(query, key, value, mask):
         return on_rows(attend, query, key, value, mask)
     with sdpa_kernel(SDPBackend.MATH):  # of one example: the fused ones have no vectorised form
         return attend(query, key, value, attn_mask)
+
+
+def _require_no_more_rows(mask: Tensor, query: Tensor, key: Tensor, *, grouped: bool) -> None:
+    """Refuse, as PyTorch does for a single example, a mask that would make more scores than there are."""
+    leading = query.shape[:-2] if grouped else torch.broadcast_shapes(query.shape[:-2], key.shape[:-2])
+    scores = torch.Size((*leading, query.shape[-2], key.shape[-2]))
+    if torch.broadcast_shapes(mask.shape, scores) != scores:
+        raise RuntimeError(f"scores of shape {tuple(scores)} don't match the broadcast shape of {tuple(mask.shape)}")
 
 
 def _by_row(mask: Tensor, rows: int, dims: int) -> Tensor:
@@ -109,22 +118,26 @@ def _require_torchs_shapes(
     padding: Tensor | None,
     mask: Tensor | None,
 ) -> None:
-    """Refuse what ``nn.MultiheadAttention`` refuses, and inputs without a batch: broadcasting takes more than it does."""
+    """Refuse what ``nn.MultiheadAttention`` refuses and broadcasting would take, and inputs without a batch."""
     if query.dim() != 3:
         raise UnsupportedModuleError(f"MultiheadAttention needs a batched query of 3 dimensions, got {query.dim()}")
     positions, rows = (1, 0) if module.batch_first else (0, 1)
     size, queries, keys = query.shape[rows], query.shape[positions], key.shape[positions]
-    expected = {
-        "key": (key, [(size, keys) if module.batch_first else (keys, size)], 2),
-        "value": (value, [(size, keys) if module.batch_first else (keys, size)], 2),
-        "key_padding_mask": (padding, [(size, keys)], None),
-        "attn_mask": (mask, [(queries, keys), (size * module.num_heads, queries, keys)], None),
+    of_keys = [(size, keys) if module.batch_first else (keys, size)]
+    shapes: dict[str, tuple[tuple[int, ...] | None, list[tuple[int, ...]]]] = {
+        "key": (key.shape[:2] if key.dim() == 3 else (), [*of_keys]),
+        "value": (value.shape[:2] if value.dim() == 3 else (), [*of_keys]),
+        "key_padding_mask": (None if padding is None else padding.shape, [(size, keys)]),
+        "attn_mask": (
+            None if mask is None else mask.shape,
+            [(queries, keys), (size * module.num_heads, queries, keys)],
+        ),
     }
-    for name, (given, shapes, leading) in expected.items():
-        if given is not None and (tuple(given.shape[:leading]) not in shapes or (leading and given.dim() != 3)):
+    for name, (given, expected) in shapes.items():
+        if given is not None and tuple(given) not in expected:
             raise UnsupportedModuleError(
-                f"MultiheadAttention is given a {name} of shape {tuple(given.shape)} for a query of shape "
-                f"{tuple(query.shape)}"
+                f"MultiheadAttention is given a {name} of shape {tuple(given)} for a query of shape "
+                f"{tuple(query.shape)}; expected {' or '.join(map(str, expected))}"
             )
 
 

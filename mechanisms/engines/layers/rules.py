@@ -303,7 +303,7 @@ def layer_rule(*types: type[nn.Module]) -> Callable[[R], R]:
 
 
 def rule_for(layer: nn.Module) -> LayerRule | None:
-    """The rule of the layer's type, or of the nearest base type that has one and the same ``forward``; see ``isolating``."""
+    """The rule of the layer's type, or of the nearest base type with the same ``forward``; see ``isolating``."""
     base = _ruled_base(layer)
     return None if base is None else isolating(LAYER_RULES[base])
 

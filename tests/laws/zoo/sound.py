@@ -250,7 +250,9 @@ def dropouts():
         Sound("functional dropout", hidden(lambda: Apply(lambda h: F.dropout(h, 0.3)))),
         Sound("Gumbel softmax", hidden(lambda: Apply(lambda h: F.gumbel_softmax(h, dim=1)))),
         Sound("stochastic depth of rows", of_pictures(lambda: StochasticDepth(0.3, "row")), pictures, "bookkeeping"),
-        Sound("stochastic depth of a batch", of_pictures(lambda: StochasticDepth(0.3, "batch")), pictures, "bookkeeping"),
+        Sound(
+            "stochastic depth of a batch", of_pictures(lambda: StochasticDepth(0.3, "batch")), pictures, "bookkeeping"
+        ),
         Sound("a sample of a normal distribution", lambda: Training(Variational(), of_tuple)),
     ]
 

@@ -398,6 +398,25 @@ def test_a_user_adds_a_rule_in_three_lines_and_it_is_used(assert_exact):
         LAYER_RULES.pop(Scale)
 
 
+@pytest.mark.parametrize(
+    ("rule", "reason"),
+    [
+        (lambda product: -product if product.max() > 9 else product, "cannot be isolated"),
+        (lambda product: product * float(product.sum()), "cannot be isolated"),
+        (lambda product: product.squeeze(0), "the first dimension must count examples"),
+    ],
+)
+def test_a_rule_that_looks_at_numbers_or_gives_no_rows_is_refused_with_the_layers_name(rule, reason):
+    network, example = nn.Sequential(nn.Linear(5, 4), Scale(4)), Batch(*batch(torch.float32, 5))
+    layer_rule(Scale)(lambda call: {"weight": rule(call.inputs[0] * call.output_grad)})
+    try:
+        refusal = BookKeepingEngine.refuses(network, nn.CrossEntropyLoss(), ClippedUnit(1, 4), example)
+    finally:
+        del LAYER_RULES[Scale]
+    assert "the layer rule of Scale" in refusal
+    assert reason in refusal
+
+
 def test_a_wrong_rule_is_refused_with_the_layers_name():
     network = nn.Sequential(nn.Linear(5, 4), Scale(4), nn.Tanh(), nn.Linear(4, 3))
     x, y = batch(torch.float32, 5)
