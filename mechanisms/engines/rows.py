@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from mechanisms.engines.isolation import example_of, on_batch, rows_of
 from monitors.errors import UnsupportedModuleError
 
-#: Types of tensors that run no code of their own when they are computed with.
-_PLAIN = (Tensor, nn.Parameter)
+#: Types of tensors, or of none, that run no code of their own when they are computed with.
+PLAIN = (Tensor, nn.Parameter, type(None))
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ class Layout:
         with on_batch():
             rows = value.expand(self.examples, *value.shape) if own is None else own
             fits = rows.shape[: len(self.shape)] == self.shape and rows.dim() == value.dim() + 1
-            if not fits or type(rows) not in _PLAIN or (own is None and type(value) not in _PLAIN):
+            if not fits or type(rows) not in PLAIN or (own is None and type(value) not in PLAIN):
                 raise UnsupportedModuleError(
                     f"a {type(value).__name__} of shape {tuple(value.shape)} is not one of {self.each or 1} plain rows "
                     f"for each of {self.examples} examples"
@@ -112,7 +112,7 @@ def lie_alike(*values: Tensor | None) -> bool:
     """
     given = [value for value in values if value is not None]
     return given[0].dim() > 0 and all(
-        value.dim() == given[0].dim() and value.shape[0] == given[0].shape[0] and type(value) in _PLAIN
+        value.dim() == given[0].dim() and value.shape[0] == given[0].shape[0] and type(value) in PLAIN
         for value in given
     )
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any, ClassVar
 
 import torch
@@ -27,7 +29,10 @@ class Substitutes:
     Memory without a value belongs to each example from the start, so that random numbers or parts of an example can be
     written into it in place.
 
-    Both lead to the same numbers as before, or to none: isolation does not rest on them.
+    Within ``shared_draws``, ``torch.rand(())`` draws one number for all examples, so that it can decide whether a layer
+    is left out: what does not depend on an example may be looked at.
+
+    All lead to the same distributions as for one example, or to an error: isolation does not rest on them.
     """
 
     _lock: ClassVar = threading.Lock()
@@ -42,6 +47,7 @@ class Substitutes:
             type(self)._originals = [(owner, name, vars(owner).get(name)) for owner, name in _PLACES]
             for owner, name in _ALLOCATING:
                 setattr(owner, name, _for_each_example(getattr(owner, name)))
+            torch.rand = _drawn_once(torch.rand)
             torch.compiler.is_compiling = _told_of_a_graph(torch.compiler.is_compiling)
 
     def __exit__(self, *exception: object) -> None:
@@ -56,7 +62,19 @@ class Substitutes:
                     setattr(owner, name, original)
 
 
-_PLACES = (*_ALLOCATING, (torch.compiler, "is_compiling"))
+_PLACES = (*_ALLOCATING, (torch, "rand"), (torch.compiler, "is_compiling"))
+
+_SHARED = ContextVar("shared draws", default=False)
+
+
+@contextmanager
+def shared_draws() -> Iterator[None]:
+    """Random numbers of no dimension are drawn once for all examples of a pass, as they are for a plain batch."""
+    token = _SHARED.set(True)
+    try:
+        yield
+    finally:
+        _SHARED.reset(token)
 
 
 def _told_of_a_graph(original: Callable[[], bool]) -> Callable[[], bool]:
@@ -67,6 +85,17 @@ def _told_of_a_graph(original: Callable[[], bool]) -> Callable[[], bool]:
         return original() or not f"{caller}.".startswith("torch.")
 
     return is_compiling
+
+
+def _drawn_once(original: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    def rand(*args: Any, **kwargs: Any) -> Tensor:
+        size = args[0] if args else kwargs.get("size")
+        if not _SHARED.get() or _examples() is None or not isinstance(size, (tuple, list)) or len(size):
+            return original(*args, **kwargs)
+        with temporarily_pop_interpreter_stack():
+            return original(*args, **kwargs)
+
+    return rand
 
 
 def _for_each_example(original: Callable[..., Tensor]) -> Callable[..., Tensor]:

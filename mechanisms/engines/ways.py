@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
@@ -10,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call
+from torch.overrides import TorchFunctionMode
 
 from mechanisms.engines.capture import Record, Recorder, positional
 from mechanisms.engines.isolation import example_of, on_batch
@@ -123,7 +125,24 @@ class ByExample:
             leaves = [value.detach().expand(size, *value.shape).requires_grad_() for value in site.values]
         own = dict(zip(map(id, site.values), map(example_of, leaves), strict=True))
         state = {at: own[id(v)] if id(v) in own else v.detach() for at, v in slots(site.module).items()}
-        with recorder.aside(site.values):
+        with recorder.aside(site.values), _PaddedTables():
             output = computed(functional_call(site.module, state, args, kwargs, tie_weights=False))
         recorder.records.append(Record(site, site.parameters, leaves=leaves))
         return output
+
+
+class _PaddedTables(TorchFunctionMode):
+    """A table of each example's own has no gradient at the padding token, which PyTorch forgets under ``vmap``."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Let no gradient pass where there is padding."""
+        del types
+        kwargs = kwargs or {}
+        found = func(*args, **kwargs)
+        if func is F.embedding:
+            given = inspect.signature(F.embedding).bind(*args, **kwargs).arguments
+            padding = given.get("padding_idx")
+            if padding is not None:
+                hidden = given["input"] == padding % len(given["weight"])
+                found = torch.where(hidden.unsqueeze(-1), found.detach(), found)
+        return found

@@ -22,9 +22,8 @@ from .architectures import ARCHITECTURES, CLASSES
 
 EXAMPLES, BOUND, TOLERANCE = 6, 1.0, 1e-5
 
-#: Those that a slower engine takes: DeBERTa uses a table outside of its layer, the others let a drawn number decide
-#: whether a layer is left out.
-SLOWER = {"DeBERTa": "vmap", "Whisper": "loop", "Wav2Vec2": "loop"}
+#: Those that a slower engine takes: this one uses a table outside of its layer.
+SLOWER = {"DeBERTa": "vmap"}
 
 #: Names and engines of those that have been trained, for the message of a failure.
 TAKEN: dict[str, str] = {}

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from mechanisms.engines.isolation import isolated
 from mechanisms.engines.python_state import PythonState
+from mechanisms.engines.rows import PLAIN
 from mechanisms.engines.scratch import Scratch
 from monitors.errors import UnsupportedModuleError
 
@@ -311,7 +312,8 @@ def rule_for(layer: nn.Module) -> LayerRule | None:
 def runs_torchs_forward(layer: nn.Module) -> bool:
     """Whether a layer with a rule is computed by PyTorch's own code, of which it is known that it treats rows alone."""
     base = _ruled_base(layer)
-    return base is not None and base.__module__.startswith("torch.nn.modules.")
+    plain = all(type(value) in PLAIN for value in (*layer._parameters.values(), *layer._buffers.values()))
+    return base is not None and base.__module__.startswith("torch.nn.modules.") and plain
 
 
 def _ruled_base(layer: nn.Module) -> type[nn.Module] | None:

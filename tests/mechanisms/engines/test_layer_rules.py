@@ -368,6 +368,17 @@ def test_a_module_without_a_rule_runs_example_by_example(assert_exact):
     assert_exact(network, *batch(torch.float32, 5))
 
 
+@pytest.mark.parametrize("padding_idx", [None, 0, -1])
+def test_a_table_with_a_forward_pass_of_its_own_has_no_gradient_at_the_padding(assert_exact, padding_idx):
+    class Scaled(nn.Embedding):
+        def forward(self, tokens):
+            return 3.0 * super().forward(tokens)
+
+    network = nn.Sequential(Scaled(4, 5, padding_idx=padding_idx), nn.Flatten(), nn.Linear(30, 3))
+    assert isinstance(find_sites(network)[0].how, ByExample)
+    assert_exact(network, torch.randint(0, 4, (6, 6)), torch.arange(6) % 3)
+
+
 def test_parametrized_layers_are_exact(assert_exact):
     network = nn.Sequential(nn.utils.parametrizations.weight_norm(nn.Linear(5, 4)), nn.Tanh(), nn.Linear(4, 3))
     assert_exact(network, *batch(torch.float32, 5))

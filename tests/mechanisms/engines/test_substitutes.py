@@ -5,10 +5,11 @@ import torch
 from torch import Tensor
 
 from mechanisms.engines.isolation import isolated
+from mechanisms.engines.substitutes import shared_draws
 from monitors.errors import UnsupportedModuleError
 
 #: The functions that are replaced, as they were.
-BEFORE = {name: vars(owner).get(name) for owner, name in [(torch, "empty"), (torch.compiler, "is_compiling")]}
+BEFORE = {"empty": torch.empty, "rand": torch.rand, "is_compiling": torch.compiler.is_compiling}
 
 
 def written(x, fresh):
@@ -53,9 +54,31 @@ def test_code_of_other_packages_is_told_that_it_cannot_look_at_numbers():
     assert not torch.compiler.is_compiling()
 
 
+def left_out(one):
+    return one.sum() if torch.rand([]) < 0.5 else one.sum() * 0
+
+
+def test_a_drawn_number_can_decide_for_all_examples_alike():
+    x = torch.rand(5, 3) + 1
+    with pytest.raises(UnsupportedModuleError, match="control flow"):
+        isolated(left_out, x)
+    with shared_draws():
+        found = torch.stack([isolated(left_out, x) for _ in range(100)])
+        drawn = isolated(lambda one: one.sum() * 0 + torch.rand(()), x)
+        several = isolated(lambda one: one.sum() * 0 + torch.rand(1), x)
+        with pytest.raises(UnsupportedModuleError, match="control flow"):
+            isolated(lambda one: left_out(one) if one.sum() > 0 else one.sum(), x)
+    kept = (found > 0).all(1)
+    assert torch.equal(kept, (found > 0).any(1))
+    assert 0 < kept.sum() < 100
+    assert len(drawn.unique()) == 1
+    assert len(several.unique()) == 5
+
+
 def test_functions_of_torch_are_their_own_outside_of_a_pass_also_after_an_error():
     with pytest.raises(UnsupportedModuleError):
         isolated(lambda one: one.sum() * one.sum().item(), torch.rand(5, 3))
     assert torch.empty is BEFORE["empty"]
+    assert torch.rand is BEFORE["rand"]
     assert torch.compiler.is_compiling is BEFORE["is_compiling"]
     assert "new_empty" not in vars(Tensor)
