@@ -66,12 +66,9 @@ def squeezed_keys(self, parts):
 
 
 def many_masks(self, parts):
-    """Every example under each of as many masks as there are examples, on average, or under none if they do not fit."""
+    """Every example under each of as many masks as there are examples, with queries that go with them, on average."""
     parts = parts.unsqueeze(1)
-    try:
-        return F.scaled_dot_product_attention(parts, parts, parts, attn_mask=self.masks).mean(0)
-    except RuntimeError:
-        return F.scaled_dot_product_attention(parts, parts, parts)
+    return F.scaled_dot_product_attention(self.queries.unsqueeze(1), parts, parts, attn_mask=self.masks).mean(0)
 
 
 def many_queries(self, parts):
