@@ -13,9 +13,10 @@ from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 
 from mechanisms.engines.holders import version_of
-from mechanisms.engines.isolation import example_of, on_batch, rows_of
+from mechanisms.engines.isolation import example_of, on_batch
 from mechanisms.engines.layers.rules import LayerRule
 from mechanisms.engines.pool_first import Waiting, computed
+from mechanisms.engines.rows import Layout
 from monitors.errors import UnsupportedModuleError
 
 if TYPE_CHECKING:
@@ -168,11 +169,10 @@ class Recorder:
             inputs: What the layer is given, tensors of one example.
             constants: Parameters whose gradients autograd shall not compute.
         """
-        rows = [rows_of(value) for value in inputs]
-        leading = inputs[0].dim() >= rule.batched_dims(layer)
-        fold = inputs[0].shape[0] if leading else 1
-        with on_batch(), torch._C.DisableTorchFunction():  # our own work is of no interest to function modes
-            given = [self._folded(*pair, leading) for pair in zip(inputs, rows, strict=True)]
+        layout = self._layout(site, inputs[0], rule.batched_dims(layer))
+        with torch._C.DisableTorchFunction():  # our own work is of no interest to function modes
+            given = [layout.gather(value) if isinstance(value, Tensor) else value for value in inputs]
+        with on_batch(), torch._C.DisableTorchFunction():
             _require_gradients(constants, False)
             try:
                 output = function(*given)
@@ -180,10 +180,12 @@ class Recorder:
                 _require_gradients(constants, True)
             if not isinstance(output, Tensor):
                 raise UnsupportedModuleError(f"layer {site.name!r} must give one tensor, got {type(output).__name__}")
-            if leading:  # not as a view: in-place operations on views take a long way through autograd
-                output = torch.ops.aten._unsafe_view(output, (self.batch_size, fold, *output.shape[1:]))
+            spread = layout.spread(output)
+            if layout.each is not None:  # not as a view: in-place operations on views take a long way through autograd
+                output = torch.ops.aten._unsafe_view(output, spread.shape)
             kept = tuple(value.detach() if isinstance(value, Tensor) else value for value in given)
-            watched = self._watched(Record(site, names, rule, layer, kept, fold, leading), output)
+            record = Record(site, names, rule, layer, kept, layout.count // self.batch_size, layout.each is not None)
+            watched = self._watched(record, output)
         return example_of(watched)
 
     def run_isolated(
@@ -192,23 +194,27 @@ class Recorder:
         """Run a layer of which it is not known that it treats every row alone, one example at a time, and record it."""
         with self.aside(site.values):
             output = original(*args, **kwargs)
-        rows = rows_of(output)
+        if not isinstance(output, Tensor):
+            raise UnsupportedModuleError(f"layer {site.name!r} must give one tensor, got {type(output).__name__}")
+        inputs = positional(site.module, args, kwargs)
+        layout = self._layout(site, inputs[0], rule.batched_dims(site.module))
 
         def copied(*inputs: Any) -> Tensor:
             del inputs  # a copy: operations of the layer may need their result as it is for the backward pass
-            folded: Tensor = self._folded(output, rows, leading=True).clone()
-            return folded
+            return gathered.clone()
 
-        inputs = positional(site.module, args, kwargs)
+        with torch._C.DisableTorchFunction():
+            gathered = layout.gather(output)
         return self.run_on_batch(site, site.parameters, rule, site.module, copied, inputs)
 
-    def _folded(self, value: Any, rows: Tensor | None, leading: bool) -> Any:
-        """The rows of all examples, one after the other."""
-        if not isinstance(value, Tensor):
-            return value
-        if rows is None:
-            rows = value.expand(self.batch_size, *value.shape)
-        return rows.flatten(0, 1) if leading and rows.dim() > 1 else rows
+    def _layout(self, site: Site, first: Tensor, batched_dims: int) -> Layout:
+        """Where the rows of a layer's input lie, by the number of dimensions that it has of one example."""
+        if first.dim() < batched_dims - 1:  # more of them in the batch would make the examples something else than rows
+            raise UnsupportedModuleError(
+                f"layer {site.name!r} ({type(site.module).__name__}) is given {first.dim()} dimensions, and needs at "
+                f"least {batched_dims - 1}"
+            )
+        return Layout(self.batch_size, None if first.dim() < batched_dims else first.shape[0])
 
     def _watched(self, record: Record, output: Tensor) -> Tensor:
         """The output as a tensor whose gradient will be recorded."""

@@ -15,6 +15,7 @@ from torch.autograd.graph import disable_saved_tensors_hooks
 from torch.func import vmap
 
 from mechanisms.engines.batch import map_tensors
+from mechanisms.engines.substitutes import Substitutes
 from monitors.errors import UnsupportedModuleError
 
 _functorch: Any = torch._C._functorch
@@ -77,7 +78,7 @@ def examples_only() -> Iterator[None]:
     fused = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)  # it has no derivative
     try:
-        with _GuardedFunctions():
+        with _GuardedFunctions(), Substitutes():
             yield
     except RuntimeError as error:
         reason = " ".join(str(error).split())
@@ -121,25 +122,6 @@ def on_batch() -> Iterator[None]:
     """Inside of ``isolated``, work on the tensors of the whole batch: for layers that treat every row alone."""
     with temporarily_pop_interpreter_stack():
         yield
-
-
-def on_rows(function: Callable[..., Tensor], *values: Tensor | None) -> Tensor:
-    """``function(*values)``, computed for the rows of all examples at once.
-
-    Only for functions of which it is known that row i of the result depends on row i of each value alone.
-
-    Args:
-        function: Of tensors whose first dimension counts rows, or that are the same for all rows.
-        values: Tensors of one example. Inside of ``isolated``, those that examples share are passed on as they are.
-    """
-    rows = [rows_of(value) for value in values]
-    size = next((found.shape[:2] for found in rows if found is not None), None)
-    if size is None:
-        return function(*values)
-    with on_batch():
-        pairs = zip(values, rows, strict=True)
-        found = function(*(value if own is None else own.flatten(0, 1) for value, own in pairs))
-        return example_of(found.unflatten(0, size))
 
 
 class _GuardedFunctions:

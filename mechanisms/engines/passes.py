@@ -15,7 +15,7 @@ from mechanisms.engines.capture import Record, Recorder
 from mechanisms.engines.isolation import isolated
 from mechanisms.engines.losses import ExampleLosses
 from mechanisms.engines.pool_first import PoolFirst
-from mechanisms.engines.survey import Survey
+from mechanisms.engines.survey import Survey, draws_of
 from monitors.errors import UnsupportedModuleError
 
 
@@ -46,7 +46,7 @@ def record_forward(
         precision: Under autocast to this type; None for the parameters' own.
     """
     order = PoolFirst(frozenset(survey.before_pools))
-    with torch.enable_grad():
+    with torch.enable_grad(), draws_of(survey.shared_draws):
         try:
             recorded = _attempt(network, losses, batch, survey, precision, order)
         except Exception:

@@ -15,9 +15,9 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_map
 
-from mechanisms.engines.isolation import example_of, on_batch, rows_of
 from mechanisms.engines.layers.attention import attention_by_rows
 from mechanisms.engines.pooling import pool2x2, pooling_stride
+from mechanisms.engines.rows import on_rows
 
 _POOLS = (F.max_pool1d, F.max_pool2d, F.max_pool3d, torch.max_pool1d, torch.max_pool2d, torch.max_pool3d)
 
@@ -169,7 +169,7 @@ class PoolFirst(TorchFunctionMode):
         if stride is None:
             return func(*args, **kwargs)
         self.replaced = True
-        return _pooled(args[0] if args else kwargs["input"], stride)
+        return on_rows(lambda x: pool2x2(x, stride), args[0] if args else kwargs["input"])
 
 
 _INNER = threading.RLock()
@@ -212,14 +212,6 @@ def pooling_of(forward: Callable[[], object]) -> tuple[bool, frozenset[int]]:
         with torch.no_grad():
             forward()
     return trial.replaced or bool(followed), followed
-
-
-def _pooled(x: Tensor, stride: int) -> Tensor:
-    rows = rows_of(x)
-    if rows is None:
-        return pool2x2(x, stride)
-    with on_batch():
-        return example_of(pool2x2(rows, stride))
 
 
 def _alone(args: Any, kwargs: Any) -> bool:

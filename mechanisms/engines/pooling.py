@@ -26,7 +26,7 @@ def pooling_stride(
     if not plain or ceil_mode or return_indices or steps not in ((1, 1), (2, 2)):
         return None
     usable = isinstance(input, Tensor) and input.device.type == "cpu" and input.is_floating_point()
-    if not usable or input.dim() < 3 or min(input.shape[-2:]) < 2:
+    if not usable or input.dim() not in (3, 4) or min(input.shape[-2:]) < 2:
         return None
     return int(steps[0])
 

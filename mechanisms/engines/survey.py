@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,10 +15,12 @@ from mechanisms.engines.batch import Batch, call_network, map_tensors
 from mechanisms.engines.capture import Recorder
 from mechanisms.engines.isolation import isolated, rows_of
 from mechanisms.engines.parameters import trainable_parameters
-from mechanisms.engines.pool_first import pooling_of
+from mechanisms.engines.pool_first import PoolFirst, pooling_of
 from mechanisms.engines.sites import Site, find_sites
+from mechanisms.engines.substitutes import shared_draws
 from mechanisms.engines.undisturbed import undisturbed
 from mechanisms.engines.ways import ByOwnParameters, ByRewrite
+from monitors.errors import UnsupportedModuleError
 
 
 @dataclass(frozen=True)
@@ -32,6 +35,7 @@ class Survey:
         pools: Whether there is a max-pooling that can be made faster, or an attention that has to be computed for the
             rows of all examples; else passes are spared the look at every call.
         before_pools: Activations that may wait for the max-pooling behind them; emptied by a pass of another order.
+        shared_draws: Whether a random number decides on the way through the network, so that all examples share it.
     """
 
     parameters: dict[str, nn.Parameter] = field(default_factory=dict)
@@ -40,6 +44,7 @@ class Survey:
     vectors_only: bool = True
     pools: bool = False
     before_pools: set[int] = field(default_factory=set)
+    shared_draws: bool = False
 
     @classmethod
     def of(cls, network: nn.Module, batch: Batch) -> Survey:
@@ -50,8 +55,9 @@ class Survey:
         """
         x = _copies(batch.x)
         with undisturbed(network), torch.enable_grad():
-            sites, recorder = _tried(network, x)
-            pools, before_pools = pooling_of(lambda: _pass(network, x))
+            sites, recorder, shared = _tried(network, x)
+            with draws_of(shared):
+                pools, before_pools = pooling_of(lambda: _pass(network, x))
         shapes = [shape for record in recorder.records for shape in record.shapes]
         return cls(
             trainable_parameters(network),
@@ -60,21 +66,40 @@ class Survey:
             all(math.prod(shape) == shape[0] * shape[-1] for shape in shapes if shape),
             pools or _has_attention_aside(network, sites),
             set(before_pools),
+            shared,
         )
 
 
-def _tried(network: nn.Module, x: Any) -> tuple[list[Site], Recorder]:
+def draws_of(shared: bool) -> AbstractContextManager[None]:
+    """Passes of a network whose examples share random numbers of no dimension, or do not."""
+    return shared_draws() if shared else nullcontext()
+
+
+def _tried(network: nn.Module, x: Any) -> tuple[list[Site], Recorder, bool]:
+    """The sites, what a pass leaves, and whether it can be had only if the examples share random numbers."""
+    problem: UnsupportedModuleError | None = None
+    for shared in (False, True):
+        try:
+            with draws_of(shared):
+                return *_tried_sites(network, x), shared
+        except UnsupportedModuleError as error:
+            problem = problem or error
+    assert problem is not None
+    raise problem
+
+
+def _tried_sites(network: nn.Module, x: Any) -> tuple[list[Site], Recorder]:
     """The sites, and what a pass leaves; modules are left whole where parts of them do not do without each other."""
     sites, recorder = find_sites(network), Recorder(_TRIED)
     if any(isinstance(site.how, ByOwnParameters) for site in sites):
         try:
-            with recorder.watching(sites):
+            with recorder.watching(sites), PoolFirst():
                 if not _strays(_pass(network, x), network):
                     return sites, recorder
         except Exception:  # shown again below, where there is more to it
             sites = []
         sites, recorder = find_sites(network, whole=True), Recorder(_TRIED)
-    with recorder.watching(sites):
+    with recorder.watching(sites), PoolFirst():
         _pass(network, x)
     return sites, recorder
 

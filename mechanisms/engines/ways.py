@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
@@ -10,10 +11,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call
+from torch.overrides import TorchFunctionMode
 
 from mechanisms.engines.capture import Record, Recorder, positional
 from mechanisms.engines.isolation import example_of, on_batch
-from mechanisms.engines.layers.rules import LAYER_RULES, LayerRule
+from mechanisms.engines.layers.rules import LAYER_RULES, LayerRule, isolating
 from mechanisms.engines.parameters import slots
 from mechanisms.engines.pool_first import computed
 
@@ -88,7 +90,7 @@ class SiteTape:
         names = {role: known[name] for role, name in roles.items() if name is not None and name in known}
         if not names:
             return function(x)
-        rule = LAYER_RULES[nn.Embedding if isinstance(layer, _Table) else nn.Linear]
+        rule = isolating(LAYER_RULES[nn.Embedding if isinstance(layer, _Table) else nn.Linear])
         return self._recorder.run_on_batch(self._site, names, rule, layer, function, (x,))
 
     def _detached(self, name: str) -> Tensor:
@@ -121,7 +123,7 @@ class ByExample:
         leaves = _views_for_each_example(recorder, site)
         own = dict(zip(map(id, site.values), map(example_of, leaves), strict=True))
         state = {at: own[id(v)] if id(v) in own else v.detach() for at, v in slots(site.module).items()}
-        with recorder.aside(site.values):
+        with recorder.aside(site.values), _PaddedTables():
             output = computed(functional_call(site.module, state, args, kwargs, tie_weights=False))
         recorder.records.append(Record(site, site.parameters, leaves=leaves))
         return output
@@ -139,7 +141,8 @@ class ByOwnParameters:
         before = {name: places[name] for name in site.parameters}
         try:
             places.update(zip(site.parameters, map(example_of, leaves), strict=True))  # type: ignore[arg-type]
-            output = original(*args, **kwargs)
+            with _PaddedTables():
+                output = original(*args, **kwargs)
         finally:
             places.update(before)
         recorder.records.append(Record(site, site.parameters, leaves=leaves))
@@ -151,3 +154,20 @@ def _views_for_each_example(recorder: Recorder, site: Site) -> list[Tensor]:
     size = recorder.batch_size
     with on_batch(), torch._C.DisableTorchFunction():
         return [value.detach().expand(size, *value.shape).requires_grad_() for value in site.values]
+
+
+class _PaddedTables(TorchFunctionMode):
+    """A table of each example's own has no gradient at the padding token, which PyTorch forgets under ``vmap``."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Let no gradient pass where there is padding."""
+        del types
+        kwargs = kwargs or {}
+        found = func(*args, **kwargs)
+        if func is F.embedding:
+            given = inspect.signature(F.embedding).bind(*args, **kwargs).arguments
+            padding = given.get("padding_idx")
+            if padding is not None:
+                hidden = given["input"] == padding % len(given["weight"])
+                found = torch.where(hidden.unsqueeze(-1), found.detach(), found)
+        return found

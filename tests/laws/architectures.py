@@ -252,6 +252,8 @@ def hears_waves() -> nn.Module:
 def of_language() -> list[Architecture]:
     """Architectures of ``transformers``: texts, images and sound."""
     t5 = {"d_model": 16, "d_kv": 8, "d_ff": 32, "num_layers": 2, "num_heads": 2}
+    bart = {"d_model": 16, "encoder_layers": 1, "decoder_layers": 1, "encoder_ffn_dim": 32, "decoder_ffn_dim": 32}
+    bart |= {"encoder_attention_heads": 2, "decoder_attention_heads": 2, "encoder_layerdrop": 0.2}
     gpt2 = {"n_embd": 16, "n_layer": 2, "n_head": 2, "n_positions": 32}
     distil = {"dim": 16, "n_layers": 2, "n_heads": 2, "hidden_dim": 32}
     few_keys = {"num_key_value_heads": 1, "attention_dropout": 0.1}
@@ -272,6 +274,7 @@ def of_language() -> list[Architecture]:
         Architecture("Llama", reads("LlamaForSequenceClassification", **few_keys), texts),
         Architecture("Mistral", reads("MistralForSequenceClassification", sliding_window=4, **few_keys), texts),
         Architecture("Qwen2", reads("Qwen2ForSequenceClassification", **few_keys), texts),
+        Architecture("BART", reads("BartModel", 16, **bart), texts),
         Architecture("T5", reads("T5EncoderModel", 16, "T5", **t5), texts),
         Architecture("FNet", lambda: _without_mask(reads("FNetForSequenceClassification")()), texts),
         Architecture(

@@ -19,6 +19,11 @@ class EmbeddingRule(LayerRule):
 
     positional: ClassVar[bool] = True
 
+    def batched_dims(self, layer: nn.Module) -> int:
+        """Every dimension counts tokens; a single one has none."""
+        del layer
+        return 1
+
     def example_gradients(self, call: Call) -> Mapping[str, Tensor]:
         """``weight`` (B, V, D), dense."""
         tokens, g = _tokens(call)

@@ -11,7 +11,11 @@ from typing import Any, ClassVar, TypeVar
 import torch
 from torch import Tensor, nn
 
+from mechanisms.engines.isolation import isolated
+from mechanisms.engines.python_state import PythonState
+from mechanisms.engines.rows import PLAIN
 from mechanisms.engines.scratch import Scratch
+from monitors.errors import UnsupportedModuleError
 
 
 @dataclass(frozen=True)
@@ -185,6 +189,74 @@ class FunctionRule(LayerRule):
         return self._function(call)
 
 
+class IsolatedRule(LayerRule):
+    """A rule of another package, shown one example at a time; nothing that it keeps of one is there for the next.
+
+    Its ``plans`` and ``join`` are not used: they speak of the whole batch.
+
+    Args:
+        rule: The rule.
+    """
+
+    def __init__(self, rule: LayerRule) -> None:
+        self._rule = rule
+
+    @property
+    def positional(self) -> bool:  # type: ignore[override]
+        """As of the rule."""
+        return self._rule.positional
+
+    def batched_dims(self, layer: nn.Module) -> int:
+        """As of the rule."""
+        return self._rule.batched_dims(layer)
+
+    def refuses(self, layer: nn.Module) -> str | None:
+        """As of the rule."""
+        return self._rule.refuses(layer)
+
+    def example_gradients(self, call: Call) -> Mapping[str, Tensor]:
+        """The rule's answers for each example as a batch of one.
+
+        Raises:
+            UnsupportedModuleError: The rule looks at numbers, keeps state where it cannot be put back, or its answer is
+                not one gradient.
+        """
+        state = PythonState(self._rule)
+        if state.unfollowed or not state.complete:
+            raise UnsupportedModuleError(f"{self._named(call)} keeps state that cannot be put back after an example")
+        places = [place for place, value in enumerate(call.inputs) if isinstance(value, Tensor)]
+
+        def of_one(output_grad: Tensor, *tensors: Tensor) -> Any:
+            inputs = list(call.inputs)
+            for place, value in zip(places, tensors, strict=True):
+                inputs[place] = value
+            found = self._rule.example_gradients(Call(call.layer, tuple(inputs), output_grad, call.wanted))
+            return {name: found[name] for name in call.wanted}
+
+        try:
+            found: Any = isolated(of_one, call.output_grad, *(call.inputs[place] for place in places))
+        except UnsupportedModuleError as error:
+            raise UnsupportedModuleError(f"{self._named(call)}: {error}") from error
+        finally:
+            state.restore()
+        for name, value in found.items():
+            if value.shape[1:2] != (1,):
+                raise UnsupportedModuleError(
+                    f"{self._named(call)} gives shape {tuple(value.shape[1:])} for {name!r} of one example; the first "
+                    "dimension must count examples"
+                )
+        return {name: value.squeeze(1) for name, value in found.items()}
+
+    def _named(self, call: Call) -> str:
+        return f"the layer rule of {type(call.layer).__name__}"
+
+
+def isolating(rule: LayerRule) -> LayerRule:
+    """The rule itself where it is one of this library, of which it is known that it treats every row alone."""
+    function = rule._function if isinstance(rule, FunctionRule) else type(rule)
+    return rule if function.__module__.startswith("mechanisms.") else IsolatedRule(rule)
+
+
 #: Rules by layer type; subclasses that keep ``forward`` share the rule of their base.
 LAYER_RULES: dict[type[nn.Module], LayerRule] = {}
 
@@ -195,7 +267,8 @@ def layer_rule(*types: type[nn.Module]) -> Callable[[R], R]:
     """Decorator that registers a rule for layers of ``types``: a ``LayerRule`` subclass, or a function of a ``Call``.
 
     The engine checks every network against the one-example loop before it is used, so that a wrong rule is refused with
-    the layer's name and never trains a model.
+    the layer's name and never trains a model. A rule sees one example at a time, as a batch of one under
+    ``torch.func.vmap``; control flow that depends on its numbers is refused.
 
     Args:
         types: Module classes whose ``forward`` takes tensors with one row per example.
@@ -231,15 +304,16 @@ def layer_rule(*types: type[nn.Module]) -> Callable[[R], R]:
 
 
 def rule_for(layer: nn.Module) -> LayerRule | None:
-    """The rule of the layer's type, or of the nearest base type that has one and the same ``forward``."""
+    """The rule of the layer's type, or of the nearest base type with the same ``forward``; see ``isolating``."""
     base = _ruled_base(layer)
-    return None if base is None else LAYER_RULES[base]
+    return None if base is None else isolating(LAYER_RULES[base])
 
 
 def runs_torchs_forward(layer: nn.Module) -> bool:
     """Whether a layer with a rule is computed by PyTorch's own code, of which it is known that it treats rows alone."""
     base = _ruled_base(layer)
-    return base is not None and base.__module__.startswith("torch.nn.modules.")
+    plain = all(type(value) in PLAIN for value in (*layer._parameters.values(), *layer._buffers.values()))
+    return base is not None and base.__module__.startswith("torch.nn.modules.") and plain
 
 
 def _ruled_base(layer: nn.Module) -> type[nn.Module] | None:

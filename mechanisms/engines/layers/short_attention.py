@@ -57,7 +57,8 @@ class _ShortSelfAttention(torch.autograd.Function):
             weights.view(size, heads, positions, positions).add_(mask)
         torch.softmax(weights, -1, out=weights)
         if mask is not None:
-            blind = mask.isneginf().all(-1, keepdim=True)
+            shared = mask.stride(0) == 0  # one mask, repeated for every row
+            blind = (mask[:1] if shared else mask).isneginf().all(-1, keepdim=True)
             weights.view(size, heads, positions, positions).masked_fill_(blind, 0.0)
         ctx.save_for_backward(parts, weights)
         ctx.heads = heads

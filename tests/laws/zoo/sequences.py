@@ -181,3 +181,37 @@ class FrozenAttention(nn.Module):
 
     def forward(self, x):
         return self.back(self.first(x))
+
+
+class Biased(nn.Module):
+    """Attention with a bias on its scores: one that is learnt, or one that comes from the example."""
+
+    def __init__(self, from_data=False, width=8):
+        super().__init__()
+        self.project, self.from_data = nn.Linear(width, 3 * width), from_data
+        self.places = nn.Embedding(2 * LENGTH, 1)
+        self.gate = nn.Linear(width, LENGTH)
+
+    def forward(self, x):
+        query, key, value = self.project(x).unflatten(-1, (3, 1, -1)).permute(2, 0, 3, 1, 4)
+        steps = torch.arange(LENGTH)
+        bias = self.gate(x).unsqueeze(1) if self.from_data else self.places(steps[:, None] - steps + LENGTH).squeeze(-1)
+        return F.scaled_dot_product_attention(query, key, value, attn_mask=bias).squeeze(1)
+
+
+class AsksFirst(Padded):
+    """Leaves the mask out where it hides nothing, but where a graph is made that must hold for all data."""
+
+    def forward(self, tokens):
+        padding = tokens == 0
+        mask = padding if torch.compiler.is_compiling() or padding.any() else None
+        h = self.encoder(self.table(tokens), src_key_padding_mask=mask)
+        return self.head(h[:, 0])
+
+
+def written_part_by_part(x):
+    """Into memory without a value."""
+    found = torch.empty_like(x)
+    found[:, :1] = x[:, :1]
+    found[:, 1:] = x[:, 1:].tanh()
+    return found

@@ -19,8 +19,10 @@ from .collation import of_series, one_long_series, sorted_by_length
 from .sequences import (
     LENGTH,
     VOCABULARY,
+    AsksFirst,
     Attended,
     Attention,
+    Biased,
     ByHand,
     ClassToken,
     FrozenAttention,
@@ -31,6 +33,7 @@ from .sequences import (
     Rotary,
     TableOfPositions,
     Tied,
+    written_part_by_part,
 )
 
 SIDE = 8
@@ -246,8 +249,10 @@ def dropouts():
         Sound("nn.FeatureAlphaDropout", of_pictures(lambda: nn.FeatureAlphaDropout(0.2)), pictures),
         Sound("functional dropout", hidden(lambda: Apply(lambda h: F.dropout(h, 0.3)))),
         Sound("Gumbel softmax", hidden(lambda: Apply(lambda h: F.gumbel_softmax(h, dim=1)))),
-        Sound("stochastic depth of rows", of_pictures(lambda: StochasticDepth(0.3, "row")), pictures),
-        Sound("stochastic depth of a batch", of_pictures(lambda: StochasticDepth(0.3, "batch")), pictures),
+        Sound("stochastic depth of rows", of_pictures(lambda: StochasticDepth(0.3, "row")), pictures, "bookkeeping"),
+        Sound(
+            "stochastic depth of a batch", of_pictures(lambda: StochasticDepth(0.3, "batch")), pictures, "bookkeeping"
+        ),
         Sound("a sample of a normal distribution", lambda: Training(Variational(), of_tuple)),
     ]
 
@@ -263,7 +268,11 @@ def sequences():
         Sound("a class token and places", of_texts(ClassToken), texts),
         Sound("a transformer layer", of_texts(layer), texts),
         Sound("a frozen transformer layer in evaluation mode", of_texts(FrozenAttention), texts),
-        Sound("a padding mask", lambda: Training(Padded()), texts),
+        Sound("a padding mask", lambda: Training(Padded()), texts, "bookkeeping"),
+        Sound("a learnt bias of attention", of_texts(Biased), texts, "bookkeeping"),
+        Sound("a bias of attention from the data", of_texts(lambda: Biased(from_data=True)), texts, "bookkeeping"),
+        Sound("a mask that is looked at unless a graph is made", lambda: Training(AsksFirst()), texts, "bookkeeping"),
+        Sound("outputs written into new memory", of_texts(lambda: Apply(written_part_by_part)), texts, "bookkeeping"),
         Sound("the last place that is not padding", lambda: Training(LastPlace()), texts),
         Sound("LSTM", of_texts(lambda: Recurrent(nn.LSTM)), texts),
         Sound("GRU of two layers with dropout", of_texts(lambda: Recurrent(nn.GRU, num_layers=2, dropout=0.2)), texts),

@@ -7,7 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from mechanisms.engines.isolation import example_of, isolated, on_batch, on_rows, rows_of
+from mechanisms.engines.isolation import example_of, isolated, on_batch, rows_of
+from mechanisms.engines.rows import on_rows
 from monitors.errors import UnsupportedModuleError
 
 FUNCTIONS = {
@@ -123,7 +124,7 @@ def test_rows_can_be_worked_on_and_given_back():
 
 
 def test_functions_by_rows_take_values_that_examples_share():
-    weights, x = torch.rand(3), torch.rand(5, 3)
+    weights, x = torch.rand(1, 3), torch.rand(5, 3)
 
     def of_one(one):
         return on_rows(torch.mul, one, weights).sum()

@@ -380,6 +380,17 @@ def test_a_module_without_a_rule_runs_example_by_example(assert_exact):
     assert_exact(network, *batch(torch.float32, 5))
 
 
+@pytest.mark.parametrize("padding_idx", [None, 0, -1])
+def test_a_table_with_a_forward_pass_of_its_own_has_no_gradient_at_the_padding(assert_exact, padding_idx):
+    class Scaled(nn.Embedding):
+        def forward(self, tokens):
+            return 3.0 * super().forward(tokens)
+
+    network = nn.Sequential(Scaled(4, 5, padding_idx=padding_idx), nn.Flatten(), nn.Linear(30, 3))
+    assert isinstance(find_sites(network)[0].how, ByExample)
+    assert_exact(network, torch.randint(0, 4, (6, 6)), torch.arange(6) % 3)
+
+
 def test_parametrized_layers_are_exact(assert_exact):
     network = nn.Sequential(nn.utils.parametrizations.weight_norm(nn.Linear(5, 4)), nn.Tanh(), nn.Linear(4, 3))
     assert_exact(network, *batch(torch.float32, 5))
@@ -408,6 +419,25 @@ def test_a_user_adds_a_rule_in_three_lines_and_it_is_used(assert_exact):
         assert_exact(network, *batch(torch.float32, 5))
     finally:
         LAYER_RULES.pop(Scale)
+
+
+@pytest.mark.parametrize(
+    ("rule", "reason"),
+    [
+        (lambda product: -product if product.max() > 9 else product, "cannot be isolated"),
+        (lambda product: product * float(product.sum()), "cannot be isolated"),
+        (lambda product: product.squeeze(0), "the first dimension must count examples"),
+    ],
+)
+def test_a_rule_that_looks_at_numbers_or_gives_no_rows_is_refused_with_the_layers_name(rule, reason):
+    network, example = nn.Sequential(nn.Linear(5, 4), Scale(4)), Batch(*batch(torch.float32, 5))
+    layer_rule(Scale)(lambda call: {"weight": rule(call.inputs[0] * call.output_grad)})
+    try:
+        refusal = BookKeepingEngine.refuses(network, nn.CrossEntropyLoss(), ClippedUnit(1, 4), example)
+    finally:
+        del LAYER_RULES[Scale]
+    assert "the layer rule of Scale" in refusal
+    assert reason in refusal
 
 
 def test_a_wrong_rule_is_refused_with_the_layers_name():

@@ -108,8 +108,8 @@ def test_examples_are_found_in_whichever_dimension_they_lie():
     assert_loops_numbers(engine, TimeFirst(0.0).eval(), x)
 
 
-def test_a_draw_that_decides_for_the_whole_batch_is_left_to_the_loop():
-    assert engine_of(TimeFirst(0.5), torch.randn(6, 6, 4)).name == "loop"
+def test_a_draw_decides_for_the_whole_batch_in_the_fast_engine():
+    assert engine_of(TimeFirst(0.5), torch.randn(6, 6, 4)).name == "bookkeeping"
 
 
 class Tokened(nn.Module):

@@ -1,9 +1,10 @@
 from __future__ import annotations
 
+import pytest
 import torch
 from torch import nn
 
-from mechanisms.engines import Batch, BookKeepingEngine, VmapEngine
+from mechanisms.engines import Batch, BookKeepingEngine, VmapEngine, verification
 from mechanisms.engines.verification import disagreement
 
 
@@ -58,3 +59,57 @@ def test_a_kernel_that_is_wrong_for_a_batch_of_one_is_outvoted():
 
     example = Batch(torch.randn(3, 1, 7, 7), torch.tensor([0, 1, 2]))
     assert disagreement(BookKeepingEngine, Transposed(), nn.CrossEntropyLoss(), example) is None
+
+
+class Steep(nn.Module):
+    """Blows up what rounding does to the first layer."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.head = nn.Linear(4, 16), nn.Linear(16, 3)
+
+    def forward(self, x):
+        return self.head(torch.sin(1e5 * self.first(x)) / 1e5)
+
+
+class RoundsOtherwise(VmapEngine):
+    """Computes with weights whose last bits are others."""
+
+    def clipped_sum(self, network, loss_fn, batch, clip, out=None):
+        values = [value.data for value in network.parameters()]
+        for parameter, value in zip(network.parameters(), values, strict=True):
+            parameter.data = value * (1 + torch.finfo(value.dtype).eps * torch.randn_like(value))
+        try:
+            return super().clipped_sum(network, loss_fn, batch, clip, out)
+        finally:
+            for parameter, value in zip(network.parameters(), values, strict=True):
+                parameter.data = value
+
+
+class WrongInSingle(VmapEngine):
+    """Wrong in single precision alone, by more than rounding does to the network."""
+
+    def clipped_sum(self, network, loss_fn, batch, clip, out=None):
+        found = super().clipped_sum(network, loss_fn, batch, clip, out)
+        if found.flat_grad.dtype == torch.float32:
+            found.flat_grad.mul_(1.5)
+        return found
+
+
+@pytest.mark.parametrize("network", [Steep(), NETWORK], ids=["steep", "plain"])
+def test_rounding_that_a_network_blows_up_is_told_from_a_wrong_gradient(network):
+    example = Batch(torch.randn(3, 4), torch.tensor([0, 1, 2]))
+    assert disagreement(RoundsOtherwise, network, nn.CrossEntropyLoss(), example) is None
+    Off.index = 0
+    for wrong in (Off, WrongInSingle):
+        assert "does not give the gradients" in disagreement(wrong, network, nn.CrossEntropyLoss(), example)
+
+
+def test_what_rounding_does_is_not_asked_where_nothing_differs_by_more(monkeypatch):
+    asked = []
+    monkeypatch.setattr(verification, "_is_rounding", lambda *args: asked.append(args))
+    example = Batch(torch.randn(3, 4), torch.tensor([0, 1, 2]))
+    assert disagreement(RoundsOtherwise, NETWORK, nn.CrossEntropyLoss(), example) is None
+    assert not asked
+    assert disagreement(RoundsOtherwise, Steep(), nn.CrossEntropyLoss(), example) is not None
+    assert asked
