@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 
+from mechanisms.engines.guards import require_plain
 from mechanisms.engines.holders import version_of
 from mechanisms.engines.isolation import example_of, on_batch, rows_of
 from mechanisms.engines.layers.rules import LayerRule
@@ -168,10 +169,11 @@ class Recorder:
             inputs: What the layer is given, tensors of one example.
             constants: Parameters whose gradients autograd shall not compute.
         """
+        require_plain((*inputs, *layer._parameters.values(), *layer._buffers.values()))
         rows = [rows_of(value) for value in inputs]
         leading = inputs[0].dim() >= rule.batched_dims(layer)
         fold = inputs[0].shape[0] if leading else 1
-        with on_batch(), torch._C.DisableTorchFunction():  # our own work is of no interest to function modes
+        with on_batch():
             given = [self._folded(*pair, leading) for pair in zip(inputs, rows, strict=True)]
             _require_gradients(constants, False)
             try:

@@ -119,7 +119,7 @@ class ByExample:
         """Run with per-example parameters; memory is one copy of the module's gradient per example."""
         del original
         size = recorder.batch_size
-        with on_batch(), torch._C.DisableTorchFunction():
+        with on_batch():
             leaves = [value.detach().expand(size, *value.shape).requires_grad_() for value in site.values]
         own = dict(zip(map(id, site.values), map(example_of, leaves), strict=True))
         state = {at: own[id(v)] if id(v) in own else v.detach() for at, v in slots(site.module).items()}
