@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import threading
 from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from random import Random
 from types import FunctionType
 from typing import Any, ClassVar, NoReturn
@@ -22,13 +23,16 @@ from monitors.errors import UnsupportedModuleError
 _functorch: Any = torch._C._functorch
 _REGISTER_HOOK: Any = torch.Tensor.register_hook
 _GRAD_FN: Any = torch._C.TensorBase.grad_fn
-_VMAP_INFO: Any = autograd_function.VmapInfo  # type: ignore[attr-defined]
+_VMAP_INFO: Any = autograd_function.VmapInfo
 _REPR: Any = torch.Tensor.__repr__
 _dispatch_modes: Callable[[], int] = torch._C._len_torch_dispatch_stack
 _function_modes: Callable[[], int] = torch._C._len_torch_function_stack
 
 #: Packages whose code may be handed a whole batch: what it does with its rows is known.
 _TRUSTED = ("torch.", "mechanisms.")
+
+#: Packages that look at the graph of autograd for themselves alone.
+_COMPILERS = ("torch._dynamo.", "torch._subclasses.", "torch._functorch.", "torch.fx.")
 
 #: Operators of these namespaces are written in C++ and keep nothing.
 _TRUSTED_OPERATORS = frozenset({"aten", "prims", "prim", "quantized", "mkldnn", "torchvision", "higher_order"})
@@ -73,6 +77,7 @@ class PassGuard(TorchFunctionMode):
             self._generators.append(torch.cuda.default_generators[device.index or 0])
         self._seed, self._modes, self._below = 0, 0, 0
         self._states: list[tuple[Tensor, Tensor]] = []
+        self._compiled = ExitStack()
         self._refusal: UnsupportedModuleError | None = None
 
     def __enter__(self) -> PassGuard:
@@ -86,6 +91,7 @@ class PassGuard(TorchFunctionMode):
         self._modes, self._below = _dispatch_modes(), _function_modes()
         _Patches.install()
         _guards().append(self)
+        self._compiled.enter_context(_uncompiled())
         super().__enter__()  # type: ignore[no-untyped-call]
         return self
 
@@ -98,6 +104,7 @@ class PassGuard(TorchFunctionMode):
         super().__exit__(*exception)  # type: ignore[no-untyped-call]
         while _dispatch_modes() > self._modes:
             torch._C._pop_torch_dispatch_stack(None)
+        self._compiled.close()
         _guards().remove(self)
         _Patches.remove()
         self._leave_no_trace()
@@ -202,6 +209,13 @@ class PassGuard(TorchFunctionMode):
             )
 
 
+def _uncompiled() -> AbstractContextManager[Any]:
+    """Functions that are compiled run as they were written, so that what they do is seen."""
+    if "torch._dynamo" in sys.modules and hasattr(torch.compiler, "set_stance"):
+        return torch.compiler.set_stance("force_eager")
+    return nullcontext()
+
+
 def require_plain(values: Iterable[Any]) -> None:
     """In an isolated pass, refuse tensors whose class has a ``__torch_dispatch__`` of its own; see ``PassGuard``."""
     for guard in _guards()[-1:]:
@@ -277,7 +291,7 @@ def _guarded_hook(tensor: Tensor, hook: Callable[..., Any]) -> Any:
 
 
 def _guarded_graph(tensor: Tensor) -> Any:
-    if _is_wrapped(tensor):
+    if _is_wrapped(tensor) and not sys._getframe(1).f_globals.get("__name__", "").startswith(_COMPILERS):
         _refuse("grad_fn, the place of a tensor in the graph of autograd, would be handed the whole batch")
     return _GRAD_FN.__get__(tensor)
 

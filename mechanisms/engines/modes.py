@@ -11,6 +11,7 @@ from torch.overrides import _get_current_function_mode_stack
 from torch.utils._device import DeviceContext
 from torch.utils._python_dispatch import _get_current_dispatch_mode_stack
 
+from mechanisms.engines.originals import replaced_kernel
 from monitors.errors import ConfigError, UnsupportedModuleError
 
 _DEVICES = ("cpu", "cuda", "mps", "xpu")
@@ -54,7 +55,8 @@ def require_no_modes(network: nn.Module) -> None:
         network: The network to be trained.
 
     Raises:
-        ConfigError: A ``TorchFunctionMode`` or ``TorchDispatchMode`` is on.
+        ConfigError: A ``TorchFunctionMode`` or ``TorchDispatchMode`` is on, or an operator of PyTorch's has a kernel that
+            is not PyTorch's.
         UnsupportedModuleError: The network was made in inference mode.
     """
     functions = [mode for mode in _get_current_function_mode_stack() if not isinstance(mode, DeviceContext)]
@@ -62,6 +64,12 @@ def require_no_modes(network: nn.Module) -> None:
         raise ConfigError(
             f"{type(mode).__name__} is active around fit: it sees, and may change, each operation of torch, those of "
             "norms, clipping and noise too. Call fit outside of it; to measure or trace the network, call the network"
+        )
+    replaced = replaced_kernel()
+    if replaced is not None:
+        raise ConfigError(
+            f"{replaced} has a kernel that was registered with torch.library: it would also compute norms, clipping and "
+            "noise. Take it back before fit (library._destroy()), or register it for an operator of your own"
         )
     made = next((name for name, value in network.named_parameters() if value.is_inference()), None)
     if made is not None:

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import nn
+from torch import Tensor, nn
 
 _ROOT = os.path.dirname(os.path.abspath(torch.__file__)) + os.sep
 
@@ -78,6 +78,7 @@ class _Originals:
     """Callables as they were when this module was loaded, by the mappings that hold them."""
 
     def __init__(self) -> None:
+        self._attributes = len(vars(Tensor))
         self._foreign: str | None = None
         self._names: list[str] = []
         self._values: list[Any] = []
@@ -96,6 +97,12 @@ class _Originals:
 
     def replaced(self) -> str | None:
         """Name of one that is another one now, or that was not PyTorch's in the first place."""
+        if len(vars(Tensor)) != self._attributes:
+            shadows = [
+                name for name in vars(Tensor) if name in _INHERITED and f"torch.Tensor.{name}" not in self._names
+            ]
+            if shadows:
+                return f"torch.Tensor.{shadows[0]}"
         now = [get(name) for get, name in self._places]
         if self._foreign is None and now == self._values:
             return None
@@ -104,10 +111,8 @@ class _Originals:
 
 
 def _is_torchs(value: Any) -> bool:
-    function = inspect.unwrap(value) if isinstance(value, FunctionType) and "__wrapped__" in vars(value) else value
-    if isinstance(function, FunctionType):
-        code = value.__code__.co_filename
-        return code.startswith((_ROOT, "<"))
+    if isinstance(value, FunctionType):
+        return value.__code__.co_filename.startswith((_ROOT, "<"))
     return isinstance(value, BuiltinFunctionType) or type(value).__module__.startswith(("torch", "builtins", "typing"))
 
 
@@ -118,6 +123,7 @@ def _named_by_functions() -> set[str]:
 
 
 _ORIGINALS = _Originals()
+_INHERITED = frozenset(vars(torch._C.TensorBase)) - vars(Tensor).keys() - _SHOWING
 _ORIGINALS.add("torch.nn.functional", F)
 _ORIGINALS.add("torch", torch, _named_by_functions().__contains__)
 _ORIGINALS.add("torch._C._nn", torch._C._nn)
