@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import sys
 import threading
-from collections.abc import Callable, Iterable
-from contextlib import AbstractContextManager, ExitStack, nullcontext
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from random import Random
 from types import FunctionType
 from typing import Any, ClassVar, NoReturn
@@ -18,7 +18,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
 from mechanisms.engines.originals import replaced_function, replaced_kernel
-from monitors.errors import UnsupportedModuleError
+from monitors.errors import DPModelError, UnprotectedUpdateError, UnsupportedModuleError
 
 _functorch: Any = torch._C._functorch
 _REGISTER_HOOK: Any = torch.Tensor.register_hook
@@ -78,7 +78,7 @@ class PassGuard(TorchFunctionMode):
         self._seed, self._modes, self._below = 0, 0, 0
         self._states: list[tuple[Tensor, Tensor]] = []
         self._compiled = ExitStack()
-        self._refusal: UnsupportedModuleError | None = None
+        self._refusal: DPModelError | None = None
 
     def __enter__(self) -> PassGuard:
         """Generators go on from a new seed: the one that engine ``loop`` would give to a single example."""
@@ -111,7 +111,7 @@ class PassGuard(TorchFunctionMode):
         if left > 0:
             self._refusal = _refusal("the network leaves a TorchFunctionMode on, which would see the sums and norms")
         error = exception[1] if exception else None
-        if self._refusal is not None and (error is None or isinstance(error, UnsupportedModuleError)):
+        if self._refusal is not None and (error is None or isinstance(error, DPModelError)):
             raise self._refusal from error
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -119,10 +119,10 @@ class PassGuard(TorchFunctionMode):
         del types
         kwargs = kwargs or {}
         if _dispatch_modes() > self._modes or self._generators[0].initial_seed() != self._seed:
-            self._refuse_changes()
+            self.require_unchanged()
         if kwargs or not _PLAIN.issuperset(map(type, args)):
             self.require_plain((args, kwargs))
-            if kwargs.get("generator") is not None:
+            if kwargs.get("generator") not in (None, *self._generators):
                 self.refuse(
                     "a generator is given by hand, so that what an example draws would depend on its place in the batch"
                 )
@@ -133,8 +133,8 @@ class PassGuard(TorchFunctionMode):
         try:
             return func(*args, **kwargs)
         except _FAILURES as error:
-            if func not in _BY_SHAPE and not any(sign in str(error) for sign in SIGNS):
-                self._failed(func, error)
+            if func not in _BY_SHAPE:
+                self.failed(getattr(func, "__name__", str(func)), error)
             raise
 
     def refuse(self, what: str) -> NoReturn:
@@ -143,8 +143,8 @@ class PassGuard(TorchFunctionMode):
         Raises:
             UnsupportedModuleError: Always.
         """
-        self._refusal = _refusal(what)
-        raise self._refusal
+        refusal = self._refusal = _refusal(what)
+        raise refusal
 
     def require_plain(self, values: Any) -> None:
         """Refuse tensors among ``values`` whose class is handed what it is combined with, below vmap."""
@@ -170,11 +170,12 @@ class PassGuard(TorchFunctionMode):
     def _check(self) -> None:
         """As at every function of torch."""
         try:
-            self._refuse_changes()
+            self.require_unchanged()
         except UnsupportedModuleError:
             return  # raised by whoever called
 
-    def _refuse_changes(self) -> None:
+    def require_unchanged(self) -> None:
+        """Refuse a mode below vmap, and generators with another seed."""
         if _dispatch_modes() > self._modes:
             self.refuse("a TorchDispatchMode that is entered in the forward pass would be handed the whole batch")
         if any(generator.initial_seed() != self._seed for generator in self._generators):
@@ -200,28 +201,44 @@ class PassGuard(TorchFunctionMode):
                     "and could keep something of them"
                 )
 
-    def _failed(self, func: Any, error: Exception) -> None:
-        if self._refusal is None:
-            name, reason = getattr(func, "__name__", func), " ".join(str(error).split())
-            self._refusal = _refusal(
-                f"the network catches an error of torch ({name}: {reason:.100}), and what fails for one example would "
-                "decide for all"
+    def failed(self, name: str, error: Exception) -> None:
+        """A function of torch has raised an error. Refuse at the end of the pass, if the network catches it."""
+        reason = " ".join(str(error).split())
+        if self._refusal is None and not any(sign in reason for sign in SIGNS):
+            self._refusal = UnprotectedUpdateError(
+                f"the network catches an error of torch ({name}: {reason:.100}), and what fails for one example "
+                "decides for all; use a function that fails for one example alone (torch.linalg.cholesky_ex), or engine='loop'"
             )
 
 
 def _uncompiled() -> AbstractContextManager[Any]:
     """Functions that are compiled run as they were written, so that what they do is seen."""
     if "torch._dynamo" in sys.modules and hasattr(torch.compiler, "set_stance"):
-        return torch.compiler.set_stance("force_eager")
+        stance: AbstractContextManager[Any] = torch.compiler.set_stance("force_eager")
+        return stance
     return nullcontext()
 
 
 def require_plain(values: Iterable[Any]) -> None:
     """In an isolated pass, refuse tensors whose class has a ``__torch_dispatch__`` of its own; see ``PassGuard``."""
     for guard in _guards()[-1:]:
-        guard._refuse_changes()
         if not _PLAIN.issuperset(map(type, values)):
             guard.require_plain(list(values))
+
+
+@contextmanager
+def guarded_batch() -> Iterator[None]:
+    """Around work on the rows of all examples in an isolated pass: no mode is shown it, and its errors are noticed."""
+    guard = _guards()[-1] if _guards() else None
+    if guard is not None:
+        guard.require_unchanged()
+    with torch._C.DisableTorchFunction():
+        try:
+            yield
+        except _FAILURES as error:
+            if guard is not None and not isinstance(error, UnsupportedModuleError):
+                guard.failed("a layer", error)
+            raise
 
 
 def _refuse_replaced() -> None:

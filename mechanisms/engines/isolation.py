@@ -13,7 +13,7 @@ from torch.autograd.graph import disable_saved_tensors_hooks
 from torch.func import vmap
 
 from mechanisms.engines.batch import first_tensor, map_tensors
-from mechanisms.engines.guards import NO_HOOKS, SIGNS, PassGuard, require_plain
+from mechanisms.engines.guards import NO_HOOKS, SIGNS, PassGuard, guarded_batch
 from monitors.errors import UnsupportedModuleError
 
 _functorch: Any = torch._C._functorch
@@ -114,8 +114,7 @@ def on_batch() -> Iterator[None]:
 
     No mode of functions is shown that work, and a mode below vmap is refused.
     """
-    require_plain(())
-    with temporarily_pop_interpreter_stack(), torch._C.DisableTorchFunction():
+    with temporarily_pop_interpreter_stack(), guarded_batch():
         yield
 
 
