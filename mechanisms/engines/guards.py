@@ -24,7 +24,7 @@ _functorch: Any = torch._C._functorch
 _REGISTER_HOOK: Any = torch.Tensor.register_hook
 _GRAD_FN: Any = torch._C.TensorBase.grad_fn
 _VMAP_INFO: Any = autograd_function.VmapInfo
-_REPR: Any = torch.Tensor.__repr__
+_SHOWING: Any = (torch.Tensor.__repr__, torch.Tensor.__format__)
 _dispatch_modes: Callable[[], int] = torch._C._len_torch_dispatch_stack
 _function_modes: Callable[[], int] = torch._C._len_torch_function_stack
 
@@ -128,7 +128,7 @@ class PassGuard(TorchFunctionMode):
                 )
         if type(func) in (OpOverload, OpOverloadPacket):
             self._require_rule(func, args, kwargs)
-        if func is _REPR and _functorch.is_functorch_wrapped_tensor(args[0]):
+        if func in _SHOWING and _functorch.is_functorch_wrapped_tensor(args[0]):
             return f"<tensor of one example, shape {tuple(args[0].shape)}; its numbers are out of sight>"
         try:
             return func(*args, **kwargs)
@@ -207,7 +207,7 @@ class PassGuard(TorchFunctionMode):
         if self._refusal is None and not any(sign in reason for sign in SIGNS):
             self._refusal = UnprotectedUpdateError(
                 f"the network catches an error of torch ({name}: {reason:.100}), and what fails for one example "
-                "decides for all; use a function that fails for one example alone (torch.linalg.cholesky_ex), or engine='loop'"
+                "decides for all; use a function that reports it instead (torch.linalg.cholesky_ex), or engine='loop'"
             )
 
 
