@@ -18,6 +18,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
 from mechanisms.engines.originals import replaced_function, replaced_kernel
+from mechanisms.engines.remains import Remains, is_remaining, remaining
 from monitors.errors import DPModelError, UnprotectedUpdateError, UnsupportedModuleError
 
 _functorch: Any = torch._C._functorch
@@ -59,9 +60,9 @@ class PassGuard(TorchFunctionMode):
     """While active, refuses what would show code of a user the whole batch, or tie examples by their random numbers.
 
     Noticed are, at every function of torch: a generator that is seeded or given by hand, a mode below vmap, a tensor
-    with a ``__torch_dispatch__`` of its own, an operator without a vectorisation rule (PyTorch would show it one
-    example after the other), and an error of a function of torch that is caught, for what fails for one example decides
-    for all. A refusal that the network catches is raised again at the end.
+    with a ``__torch_dispatch__`` of its own, or one that an earlier pass has left, an operator without a vectorisation
+    rule (PyTorch would show it one example after the other), and an error of a function of torch that is caught, for
+    what fails for one example decides for all. A refusal that the network catches is raised again at the end.
 
     Args:
         device: Where examples lie.
@@ -77,7 +78,7 @@ class PassGuard(TorchFunctionMode):
             self._generators.append(torch.cuda.default_generators[device.index or 0])
         self._seed, self._modes, self._below = 0, 0, 0
         self._states: list[tuple[Tensor, Tensor]] = []
-        self._compiled = ExitStack()
+        self._around = ExitStack()
         self._refusal: DPModelError | None = None
 
     def __enter__(self) -> PassGuard:
@@ -91,7 +92,8 @@ class PassGuard(TorchFunctionMode):
         self._modes, self._below = _dispatch_modes(), _function_modes()
         _Patches.install()
         _guards().append(self)
-        self._compiled.enter_context(_uncompiled())
+        self._around.enter_context(_uncompiled())
+        self._around.enter_context(Remains())
         super().__enter__()  # type: ignore[no-untyped-call]
         return self
 
@@ -104,7 +106,7 @@ class PassGuard(TorchFunctionMode):
         super().__exit__(*exception)  # type: ignore[no-untyped-call]
         while _dispatch_modes() > self._modes:
             torch._C._pop_torch_dispatch_stack(None)
-        self._compiled.close()
+        self._around.close()
         _guards().remove(self)
         _Patches.remove()
         self._leave_no_trace()
@@ -120,7 +122,7 @@ class PassGuard(TorchFunctionMode):
         kwargs = kwargs or {}
         if _dispatch_modes() > self._modes or self._generators[0].initial_seed() != self._seed:
             self.require_unchanged()
-        if kwargs or not _PLAIN.issuperset(map(type, args)):
+        if kwargs or remaining() or not _PLAIN.issuperset(map(type, args)):
             self.require_plain((args, kwargs))
             if kwargs.get("generator") not in (None, *self._generators):
                 self.refuse(
@@ -150,6 +152,10 @@ class PassGuard(TorchFunctionMode):
         """Refuse tensors among ``values`` whose class is handed what it is combined with, below vmap."""
         for value in tree_leaves(values):
             kind = type(value)
+            if is_remaining(value):
+                self.refuse(
+                    "a tensor that was computed in an earlier pass is used, whose rows belong to other examples"
+                )
             if kind in _PLAIN:
                 continue
             if kind is FunctionType and not value.__module__.startswith(_TRUSTED):
@@ -222,7 +228,7 @@ def _uncompiled() -> AbstractContextManager[Any]:
 def require_plain(values: Iterable[Any]) -> None:
     """In an isolated pass, refuse tensors whose class has a ``__torch_dispatch__`` of its own; see ``PassGuard``."""
     for guard in _guards()[-1:]:
-        if not _PLAIN.issuperset(map(type, values)):
+        if remaining() or not _PLAIN.issuperset(map(type, values)):
             guard.require_plain(list(values))
 
 

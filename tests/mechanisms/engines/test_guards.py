@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -268,3 +270,29 @@ def test_everything_is_as_before_afterwards():
     seen = []
     torch.func.vmap(lambda x: seen.append(torch._C._functorch.get_unwrapped(x)) or x)(X)
     assert torch.equal(seen[0], X)
+
+
+def test_a_tensor_of_an_earlier_pass_is_refused_wherever_it_was_kept():
+    layer, kept = nn.Linear(3, 2), []
+    isolated(lambda x: kept.append(x.detach() * 2) or x.sum(), X)
+    for use in (lambda x: (x + kept[0]).sum(), lambda x: torch.stack([x, kept[0]]).sum(), lambda x: kept[0].sum()):
+        with pytest.raises(UnsupportedModuleError, match="an earlier pass"):
+            isolated(use, X)
+    kept.clear()
+    assert torch.allclose(isolated(lambda x: layer(x).sum(), X), layer(X).sum(1))
+
+
+def test_garbage_is_collected_as_before():
+    before = gc.isenabled()
+    isolated(lambda x: x.sum() + 0 * gc.isenabled(), X)
+    assert gc.isenabled() == before
+    kept = []
+
+    def collects(x):
+        kept.append(x * 2)
+        gc.collect()
+        return x.sum()
+
+    isolated(collects, X)
+    with pytest.raises(UnsupportedModuleError, match="an earlier pass"):
+        isolated(lambda x: (x + kept[0]).sum(), X)
