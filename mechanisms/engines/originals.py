@@ -54,14 +54,14 @@ def replaced_kernel() -> str | None:
         >>> library._destroy()
     """
     registered: set[str] = torch.library._impls
-    if len(registered) != _known["size"] or _known["found"] is not None:
+    if registered != _known["registered"]:
+        _known["registered"] = set(registered)
         _known["found"] = next(filter(None, map(_replaced, sorted(registered))), None)
-        _known["size"] = len(registered)
     found: str | None = _known["found"]
     return found
 
 
-_known: dict[str, Any] = {"size": -1, "found": None}
+_known: dict[str, Any] = {"registered": None, "found": None}
 
 
 def _replaced(entry: str) -> str | None:

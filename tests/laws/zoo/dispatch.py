@@ -20,6 +20,9 @@ DISPATCH = partial(Member, kind="dispatch", pair=one_more_first)
 #: Larger than all entries at hand.
 LARGE = 20.0
 
+#: All that were made.
+LIBRARIES = []
+
 
 def bounded(x):
     """Scales everything where one entry is large, as a calibration over the batch does."""
@@ -152,6 +155,7 @@ def with_relu(key, kernel):
 
     def make():
         library = torch.library.Library("aten", "IMPL")
+        LIBRARIES.append(library)  # one that is collected forgets what another one has registered since
         library.impl("relu", kernel, key)
         return Training(body(), close=library._destroy)
 
