@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import math
 import secrets
+from dataclasses import replace
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 
 from mechanisms.clipping import ClipMechanism
 from mechanisms.engines.base import Engine
-from mechanisms.engines.batch import Batch, first_tensor
+from mechanisms.engines.batch import Batch, call_network, first_tensor, map_tensors
 from mechanisms.engines.losses import LossFunction
 from mechanisms.engines.undisturbed import draws, undisturbed
 from monitors.errors import UnprotectedUpdateError
@@ -33,6 +35,15 @@ NOT_COMPARED = (
     "evaluation mode"
 )
 
+_FAULTY = (
+    "The engine {!r} or the rule of a layer of your own is at fault; use engine='loop', which passes each example "
+    "through by itself"
+)
+_KEPT = (
+    "The network or the loss keeps something of one example for others where it cannot be put back (a file, a thread, "
+    "compiled code), or draws at random in a way that no generator shows"
+)
+
 
 class Additivity:
     """Holds the privacy claim against the batches of a training: the second line of its defence.
@@ -45,7 +56,7 @@ class Additivity:
     Args:
         network: In training mode.
         loss_fn: The user's loss.
-        engine: An engine that passes several units through the network at a time; others are passed over.
+        engine: The engine of the training.
         clip: A started clip mechanism.
 
     Attributes:
@@ -64,7 +75,7 @@ class Additivity:
         Raises:
             UnprotectedUpdateError: The sum of the batch is not that of its halves.
         """
-        if batch.size < 2 or self._engine.shows_values:
+        if batch.size < 2:
             return
         number, self._batches = self._batches, self._batches + 1
         if number % LOOKED_AT_EVERY or self.not_compared is not None:
@@ -88,7 +99,13 @@ class Additivity:
                     self.not_compared = NOT_COMPARED
 
     def _draws(self, batch: Batch) -> bool:
-        return draws(self._network, lambda: self._sum(batch))
+        if not self._engine.shows_values:
+            return draws(self._network, lambda: self._sum(batch))
+        examples = [batch.select(slice(row, row + 1)) for row in range(batch.size)]  # the engine seeds generators
+        return any(draws(self._network, partial(self._loss, example)) for example in examples)
+
+    def _loss(self, batch: Batch) -> object:
+        return self._loss_fn(call_network(self._network, batch.x), batch.y)
 
     def _require_additive(self, batch: Batch) -> None:
         difference = self._sum(batch)
@@ -99,12 +116,12 @@ class Additivity:
             raise UnprotectedUpdateError(
                 f"the clipped sum of a batch of {batch.size} examples and the sums of its halves differ by "
                 f"{off / bound:.3g} norm bounds: one example could move the sum by more than the ledger accounts for. "
-                f"The step was not taken. The engine {self._engine.name!r} or the rule of a layer of your own is at "
-                "fault; use engine='loop', which passes each example through by itself"
+                f"The step was not taken. {_KEPT if self._engine.shows_values else _FAULTY.format(self._engine.name)}"
             )
 
     def _sum(self, batch: Batch) -> Tensor:
-        return self._engine.clipped_sum(self._network, self._loss_fn, batch, self._clip).flat_grad
+        own = replace(batch, x=map_tensors(torch.clone, batch.x), y=map_tensors(torch.clone, batch.y))
+        return self._engine.clipped_sum(self._network, self._loss_fn, own, self._clip).flat_grad  # some write to inputs
 
     def _rounding(self, batch: Batch) -> float:
         narrow = any(value.dtype in (torch.float16, torch.bfloat16) for value in self._network.parameters())

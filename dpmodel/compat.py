@@ -12,7 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from dpmodel.nets.frozen_batch_norm import FrozenBatchNorm
-from mechanisms.engines.batch import call_network, map_tensors
+from mechanisms.engines.batch import first_tensor, map_tensors, outputs_of
+from mechanisms.engines.outputs import output_tensors
+from mechanisms.engines.power_iterations import PowerIterations
 from mechanisms.engines.undisturbed import draws, seed_generators, shaken, undisturbed, without_dropout
 from monitors.errors import UnsupportedModuleError
 
@@ -119,22 +121,29 @@ def validate(network: nn.Module, example: Any = None) -> list[str]:
         >>> validate(nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8)))
         ["layer '1' (BatchNorm1d) mixes the examples of a batch; replace it by GroupNorm(1, 8), or call dpmodel.fix"]
     """
-    problems = []
+    problems = _uninitialised(network)
+    if problems:
+        return problems
     for name, layer in network.named_modules():
         rule = _rule(layer)
         if rule is not None:
             label = f"layer {name!r} ({type(layer).__name__})"
             problems.append(f"{label} {rule[0]}; replace it by {rule[1]}, or call dpmodel.fix")
-    uninitialised = [name for name, p in network.named_parameters() if nn.parameter.is_lazy(p)]
-    if uninitialised:
-        problems.append(
-            f"parameter {uninitialised[0]!r} is not initialised yet; run one batch through the network first"
-        )
-    elif not any(parameter.requires_grad for parameter in network.parameters()):
+    if not any(parameter.requires_grad for parameter in network.parameters()):
         problems.append("no parameter requires a gradient; unfreeze some with requires_grad_(True)")
     if example is not None and not problems:
         problems.extend(_probe(network, example))
     return problems
+
+
+def _uninitialised(network: nn.Module) -> list[str]:
+    tensors = (*network.named_parameters(), *network.named_buffers())
+    return [
+        f"{name!r} is not initialised yet, as layers of torch.nn.Lazy... are until they have seen a batch; call the "
+        "network once, for instance on zeros of the shape of the data, before DPModel is built"
+        for name, value in tensors
+        if nn.parameter.is_lazy(value)
+    ][:1]
 
 
 def require_valid(network: nn.Module, example: Any = None) -> None:
@@ -157,10 +166,16 @@ def fix(network: nn.Module) -> nn.Module:
     are frozen keeps both (``FrozenBatchNorm``), so that a frozen, pretrained backbone gives the features that it gave.
     Build the optimizer from the copy.
 
+    Raises:
+        UnsupportedModuleError: A layer is lazy and has not seen a batch, so that its size is not known.
+
     Example:
         >>> fix(nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8)))[1].num_groups
         1
     """
+    problems = _uninitialised(network)
+    if problems:
+        raise UnsupportedModuleError(problems[0])
     mended = copy.deepcopy(network)
     rule = _rule(mended)
     if rule is not None:
@@ -181,7 +196,8 @@ def _probe(network: nn.Module, example: Any) -> list[str]:
     """Run the network in training mode on examples together, on others, and on the first alone, and compare."""
     buffers = {name: value.clone() for name, value in network.named_buffers()}
     parameters = {name: value.detach().clone() for name, value in network.named_parameters()}
-    with undisturbed(network), without_dropout(network), torch.no_grad():
+    held = PowerIterations(network).held()
+    with undisturbed(network), without_dropout(network), held, torch.no_grad():
         together = _seeded_call(network, example, keep_buffers=True)
         kept = [(name, value) for name, value in network.named_buffers() if name in buffers]
         changed = [name for name, value in kept if not _same(value, buffers[name])]
@@ -205,11 +221,12 @@ def _probe(network: nn.Module, example: Any) -> list[str]:
         "leave updates to the optimizer"
         for name in written
     ]
-    size = _first(example).shape[0]
-    if _first(together).shape[:1] != (size,):
+    size = first_tensor(example).shape[0]
+    shapes = [tensor.shape for tensor in output_tensors(together)]
+    if any(shapes) and (size,) not in [shape[:1] for shape in shapes]:
         problems.append(
-            f"the output's first dimension is {tuple(_first(together).shape)[:1]} for {size} examples; "
-            "it must count examples"
+            f"the output's first dimension is {tuple(next(filter(None, shapes)))[:1]} for {size} examples; "
+            "it must count examples (is a batch size written into the network?)"
         )
     elif not (changed or written) and not _equal_nests(together, again, exact=False):
         problems.append(_UNSTEADY)
@@ -224,33 +241,37 @@ def _probe(network: nn.Module, example: Any) -> list[str]:
 def _mixes(network: nn.Module, example: Any) -> bool:
     """Whether the first example's output changes with the other examples, or with their number."""
     others = map_tensors(lambda t: t[:1].expand_as(t).clone(), example)
+    size = first_tensor(example).shape[0]
     outputs = [[_seeded_call(network, x, seed) for seed in range(_SEEDS)] for x in (example, others)]
-    if not all(_equal_nests(_first_row(a), _first_row(b), exact=False) for a, b in zip(*outputs, strict=True)):
+    place = _rows_at(outputs[0][0], size)
+    if place is None:  # a number for the whole batch, of which each example computes its own in training
+        return False
+    if not all(_equal_rows(a, b, place) for a, b in zip(*outputs, strict=True)):
         return True
     with undisturbed(network):
-        if draws(network, lambda: call_network(network, example)):
+        if draws(network, lambda: outputs_of(network, example)):
             network.eval()  # what is drawn for an example in training depends on how many there are
-            if draws(network, lambda: call_network(network, example)):
+            if draws(network, lambda: outputs_of(network, example)):
                 return False
-        together, alone = (_seeded_call(network, x) for x in (example, _first_row(example)))
-    return not _equal_nests(_first_row(together), alone, exact=False)
+        together, alone = (_seeded_call(network, x) for x in (example, map_tensors(lambda t: t[:1], example)))
+    return not _equal_rows(together, alone, place)
 
 
-def _first_row(nest: Any) -> Any:
-    return map_tensors(lambda t: t[:1], nest)
+def _rows_at(outputs: Any, size: int) -> int | None:
+    """Which tensor of the outputs is the first that holds one row per example."""
+    return next((at for at, tensor in enumerate(output_tensors(outputs)) if tensor.shape[:1] == (size,)), None)
+
+
+def _equal_rows(left: Any, right: Any, place: int) -> bool:
+    """Whether the first rows of the same tensor of two outputs are equal."""
+    return _close(*(output_tensors(outputs)[place][:1] for outputs in (left, right)))
 
 
 def _seeded_call(network: nn.Module, example: Any, seed: int = 0, *, keep_buffers: bool = False) -> Any:
     """The outputs under a seed; the network's state is put back, but for the buffers where they are kept."""
     with undisturbed(network, keep_buffers=keep_buffers):
         seed_generators(network, seed)
-        return call_network(network, example)
-
-
-def _first(value: Any) -> Tensor:
-    from mechanisms.engines.batch import first_tensor
-
-    return first_tensor(value)
+        return outputs_of(network, map_tensors(torch.clone, example))  # some write to their inputs
 
 
 def _same(left: Tensor, right: Tensor) -> bool:
@@ -262,7 +283,10 @@ def _same(left: Tensor, right: Tensor) -> bool:
 
 
 def _equal_nests(left: Any, right: Any, *, exact: bool) -> bool:
-    a, b = _first(left), _first(right)
-    if a.shape != b.shape:
-        return False
-    return torch.equal(a, b) if exact else torch.allclose(a, b, rtol=1e-3, atol=1e-4, equal_nan=True)
+    """Whether the first tensors of two outputs are equal."""
+    pairs = list(zip(output_tensors(left), output_tensors(right), strict=False))[:1]
+    return all(a.shape == b.shape and (torch.equal(a, b) if exact else _close(a, b)) for a, b in pairs)
+
+
+def _close(left: Tensor, right: Tensor) -> bool:
+    return left.shape == right.shape and torch.allclose(left, right, rtol=1e-3, atol=1e-4, equal_nan=True)

@@ -6,7 +6,6 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from functools import partial
-from operator import itemgetter
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -19,34 +18,38 @@ from dpmodel.claims.verification import verified_by
 from dpmodel.claims.weights import record_training
 from dpmodel.compat import require_valid
 from dpmodel.data.collation import Collation
-from dpmodel.data.loader import PrivateLoader, evaluation_batches, private_loader, require_held_out
+from dpmodel.data.inference import evaluation_batches, predictions
+from dpmodel.data.loader import PrivateLoader, private_loader
+from dpmodel.data.row_choice import require_held_out
 from dpmodel.data.targets import require_class_targets, require_same_shape
 from dpmodel.guard import UpdateGuard
 from dpmodel.history import History
 from dpmodel.interrupt import finishing_steps
 from dpmodel.metrics import MetricSet
 from dpmodel.network_mode import inference, mode
-from dpmodel.optimizers import require_usable
+from dpmodel.preflight.arguments import check_types
 from dpmodel.preflight.batches import require_unmixed_batches
 from dpmodel.preflight.mechanisms import require_sound_mechanisms
+from dpmodel.preflight.optimizer import require_steps
 from dpmodel.preflight.refusal import looking_at_examples
 from dpmodel.preflight.rows import require_separate_rows
 from dpmodel.release import NOT_VERIFIED, ReleasePlan, large_delta
 from dpmodel.run import Run
 from dpmodel.secret_randomness import secret_randomness
 from dpmodel.step import PrivateStep
-from dpmodel.tensor_nest import join_batches, require_tensors
 from dpmodel.training import TrainingLoop, to_device
-from dpmodel.trial_loss import require_trainable
-from dpmodel.trial_passes import TRIED, require_evaluable, tried_outputs
+from dpmodel.trial_loss import try_loss
+from dpmodel.trial_passes import TRIED, require_evaluable, require_measurable, tried_outputs
 from mechanisms.clipping import ClipMechanism, Fixed
 from mechanisms.engines.base import ENGINES, Engine
-from mechanisms.engines.batch import Batch, call_network, first_tensor, map_tensors
+from mechanisms.engines.batch import Batch, first_tensor
 from mechanisms.engines.bookkeeping import PRECISIONS
 from mechanisms.engines.choose import Choice, choose_engine
 from mechanisms.engines.modes import plain_modes, require_no_modes
+from mechanisms.engines.padding import padding_rows
 from mechanisms.engines.parameters import FlatLayout
 from mechanisms.engines.pass_boundary import ISOLATION
+from mechanisms.engines.power_iterations import PowerIterations
 from mechanisms.engines.undisturbed import undisturbed
 from mechanisms.noise import NoiseMechanism, NoNoise
 from mechanisms.sampling import SAMPLERS
@@ -137,7 +140,7 @@ class DPModel(ClaimedModel):
         seed: int | None = None,
         ledger: Ledger | None = None,
     ) -> None:
-        _check_types(network, loss_fn, optimizer, noise_mech, clip_mech)
+        check_types(network, loss_fn, optimizer, noise_mech, clip_mech)
         checks.positive(norm_bound=norm_bound)
         if micro_batches is not None:
             checks.positive_int(micro_batches=micro_batches)
@@ -173,6 +176,9 @@ class DPModel(ClaimedModel):
     def __repr__(self) -> str:
         mechanisms = f"noise={type(self.noise_mech).__name__}, clip={type(self.clip_mech).__name__}"
         return f"DPModel({type(self.network).__name__}, {mechanisms}, {self.steps_done:,} steps done)"
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_choice": None}  # an engine belongs to one network; the next fit chooses again
 
     def fit(
         self,
@@ -213,23 +219,29 @@ class DPModel(ClaimedModel):
         listeners = CallbackList(callbacks)
         private, message = private_loader(loader, self.sampling)
         require_held_out(valid_loader, private.dataset)
+        require_valid(self.network)
         require_no_modes(self.network)
-        with plain_modes() as set_aside, nullcontext() if keeper is None else keeper.open():
+        iterations = PowerIterations(self.network)
+        with plain_modes() as set_aside, iterations.held(), nullcontext() if keeper is None else keeper.open():
             state = None if keeper is None else keeper.state
             run = Run(self, self._plan(private, epochs, state), epochs, private.steps_per_epoch, listeners)
             run.has_validation = valid_loader is not None
             if keeper is not None:
                 keeper.admit(run, listeners)
                 run.on_violation(partial(keeper.violated, run))
-            step = self._prepare(run, private)
+            step = self._prepare(run, private, iterations)
             with looking_at_examples():
                 equal_rows = require_separate_rows(private, secret=run.plan.secret)
                 require_unmixed_batches(private, secret=run.plan.secret)
             collation = Collation(private, self.network, self.loss_fn, self.device, run.plan.secret)
             with looking_at_examples():
                 collation.check()
+            measured = (self.network, self.metrics, self.loss_fn)
             if valid_loader is not None:
-                require_evaluable(self.network, self.metrics, self.loss_fn, valid_loader, epochs, self.device)
+                require_evaluable(*measured, valid_loader, epochs, self.device)
+            else:
+                with looking_at_examples():
+                    require_measurable(*measured, *(to_device(part, self.device) for part in private.example(TRIED)))
             for line in filter(None, (continues, message, equal_rows, set_aside)):
                 run.say(line)
             evaluate = None if valid_loader is None else lambda: self.eval(valid_loader)
@@ -260,8 +272,7 @@ class DPModel(ClaimedModel):
         with inference(self.network):
             for x, y in evaluation_batches(loader, self._inference_batch(batch_size)):
                 if first_tensor(x).shape[0]:
-                    outputs = call_network(self.network, to_device(x, self.device))
-                    self.metrics.update(outputs, to_device(y, self.device))
+                    self.metrics.measure(self.network, to_device(x, self.device), to_device(y, self.device))
         return self.metrics.compute()
 
     def predict(self, inputs: Any, *, batch_size: int | None = None) -> Any:
@@ -270,23 +281,18 @@ class DPModel(ClaimedModel):
         Post-processing of a private model: costs nothing.
 
         Args:
-            inputs: A tensor whose first dimension counts examples, or a tuple, list or dict of such tensors.
+            inputs: A tensor or NumPy array whose first dimension counts examples, a tuple, list or dict of them (one
+                per argument of the network), or what ``eval`` takes: a ``DataLoader``, a data set, or, for a network of
+                one input, ``(inputs, targets)``. Targets are left out; a loader that shuffles is read in order.
             batch_size: Examples per call of the network; default as in ``eval``.
 
         Returns:
-            A tensor, or what the network gives: a tuple, list or dict of tensors.
+            A tensor, or what the network returns: tensors in tuples, lists, dicts and ``ModelOutput`` objects.
 
         Raises:
-            DataError: The inputs hold anything but tensors.
+            DataError: The inputs hold anything but tensors and arrays, or outputs of several batches cannot be joined.
         """
-        require_tensors(inputs, "predict")
-        size, taken = first_tensor(inputs).shape[0], self._inference_batch(batch_size)
-        with inference(self.network):
-            parts = [
-                call_network(self.network, to_device(map_tensors(itemgetter(slice(i, i + taken)), inputs), self.device))
-                for i in range(0, max(size, 1), taken)
-            ]
-        return join_batches(parts)
+        return predictions(self.network, inputs, self.device, self._inference_batch(batch_size))
 
     def explain_engine(self) -> str:
         """Which engine computes the clipped sums, why, and how it treats each layer; known once ``fit`` has run."""
@@ -339,24 +345,27 @@ class DPModel(ClaimedModel):
             claim.end(run.violated)
             self._in_training = False
 
-    def _prepare(self, run: Run, loader: PrivateLoader) -> PrivateStep:
+    def _prepare(self, run: Run, loader: PrivateLoader, iterations: PowerIterations) -> PrivateStep:
         guard = UpdateGuard(self.network, self.optimizer, self.loss_fn, self.claim.violate)
         run.guarded_by(guard)
-        require_valid(self.network)
+        require_steps(self.optimizer)
         with looking_at_examples(), undisturbed(self.network, self.loss_fn):
             engine = self._tried_engine(run, loader)
+            example = Batch(*(to_device(value, self.device) for value in loader.example(1)))
+            padding = padding_rows(self.network, self.loss_fn, example)
         guard.protected()
-        step = PrivateStep(self.network, self.loss_fn, self.optimizer, engine, run.plan, self.ledger, guard)
+        trained = (self.network, self.loss_fn, self.optimizer)
+        step = PrivateStep(*trained, engine, run.plan, self.ledger, guard, padding, iterations)
         self.claim.verified(verified_by(step))
         return step
 
     def _tried_engine(self, run: Run, loader: PrivateLoader) -> Engine:
         x, y = (to_device(value, self.device) for value in loader.example(TRIED))
-        outputs = tried_outputs(self.network, x)
+        outputs = tried_outputs(self.network, x, lambda: to_device(loader.spread(loader.batch_size)[0], self.device))
         require_class_targets(loader.dataset, outputs, self.loss_fn)
         require_same_shape(outputs, y, self.loss_fn)
-        with mode(self.network, training=True):
-            require_trainable(self.network, self.loss_fn, Batch(x, y).select(slice(1)))
+        for note in try_loss(self.network, self.loss_fn, loader, self.device, self.clip_mech.norm_bound):
+            run.say(note)
         steps, layout = range(run.first_step, run.planned_steps), FlatLayout.of(self.network)
         run.notes = require_sound_mechanisms(run.plan, steps, self.sampling, layout)
         with mode(self.network, training=True):
@@ -403,23 +412,6 @@ class DPModel(ClaimedModel):
                 f"micro-batches of {run.plan.unit.group_size} examples: one example can move the clipped sum by twice "
                 "the norm bound, so each noise multiplier is accounted at half its value"
             )
-
-
-def _check_types(network: Any, loss_fn: Any, optimizer: Any, noise_mech: Any, clip_mech: Any) -> None:
-    expected: dict[str, tuple[Any, Any, str]] = {
-        "network": (network, nn.Module, "a torch.nn.Module"),
-        "optimizer": (optimizer, Optimizer, "a torch optimizer built from network.parameters()"),
-        "noise_mech": (noise_mech, (NoiseMechanism, type(None)), "from NoiseMechanismsFactory.create, or None"),
-        "clip_mech": (clip_mech, (ClipMechanism, type(None)), "from ClipMechanismsFactory.create, or None"),
-    }
-    for name, (value, kind, words) in expected.items():
-        if not isinstance(value, kind):
-            raise ValueError(f"{name} must be {words}, got {value!r} of type {type(value).__name__}")
-    require_usable(optimizer)
-    if isinstance(loss_fn, type):
-        raise ValueError(f"loss_fn is the class {loss_fn.__name__}; give an object of it: {loss_fn.__name__}()")
-    if not callable(loss_fn):
-        raise ValueError(f"loss_fn must be callable as loss_fn(outputs, targets), got {loss_fn!r}")
 
 
 def _refuse_sink_mode(wanted: bool) -> None:

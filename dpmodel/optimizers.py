@@ -46,7 +46,7 @@ LENGTH_ARGUMENT: Mapping[str, str] = {
 FUSED_OPTIMIZERS = ("SGD", "Adam", "AdamW")
 
 #: Arguments that choose how an optimizer runs; whoever gives one has chosen.
-_WAYS_TO_RUN = ("fused", "foreach", "differentiable", "capturable")
+WAYS_TO_RUN = ("fused", "foreach", "differentiable", "capturable")
 
 #: Two names of one argument: torch's and MindSpore's.
 _RATE_NAMES = ("lr", "learning_rate")
@@ -139,7 +139,7 @@ def build_optimizer(name: str, parameters: Iterable[Any], **args: Any) -> optim.
         raise ValueError(f"unknown optimizer {name!r}{hint} Known: {', '.join(names)}")
     options, held = _one_learning_rate(builder, args, name), _listed(parameters)
     _check_options(builder, options, name)
-    if name in FUSED_OPTIMIZERS and not options.keys() & set(_WAYS_TO_RUN) and can_fuse(held):
+    if name in FUSED_OPTIMIZERS and not options.keys() & set(WAYS_TO_RUN) and can_fuse(held):
         options["fused"] = True
     try:
         built = builder(held, **options)

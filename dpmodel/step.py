@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
@@ -15,6 +15,7 @@ from dpmodel.release import ReleasePlan
 from mechanisms.engines.base import ClippedSum, Engine
 from mechanisms.engines.batch import Batch
 from mechanisms.engines.parameters import FlatLayout
+from mechanisms.engines.power_iterations import PowerIterations
 from monitors.errors import NonFiniteGradientsError, UnprotectedUpdateError
 from monitors.ledger import Ledger
 
@@ -34,6 +35,9 @@ class PrivateStep:
         plan: Mechanisms and the event of each step.
         ledger: Where each event is recorded before its result is used.
         guard: Refuses updates that dpmodel did not make.
+        padding: Rows of parameters, by name, whose gradient is zero whatever the data (``padding_rows``): no noise
+            stays in them, which is post-processing of the release.
+        iterations: Of the network's spectral normalisations, held while it trains; None for none.
     """
 
     network: nn.Module
@@ -43,6 +47,8 @@ class PrivateStep:
     plan: ReleasePlan
     ledger: Ledger
     guard: UpdateGuard
+    padding: Mapping[str, Sequence[int]] = field(default_factory=dict)
+    iterations: PowerIterations | None = None
     broken_steps: int = field(default=0, init=False)
     left_out: int = field(default=0, init=False)  # units without a finite gradient, in all steps; private
     _layout: FlatLayout = field(init=False)
@@ -66,6 +72,9 @@ class PrivateStep:
             NonFiniteGradientsError: Most gradients were not finite for many steps in a row.
         """
         self.guard.check()
+        if self.iterations:
+            with self.guard.declared():  # they follow the released weights and the number of steps
+                self.iterations.advance()
         plan = self.plan
         with self._never_left_clean():
             # A layer that writes to its weights or buffers would have moved them by the data, without noise.
@@ -102,6 +111,8 @@ class PrivateStep:
         parameters = self.guard.parameters.values()
         for parameter, part in zip(parameters, self._layout.views(gradient), strict=True):
             parameter.grad = part.to(parameter.dtype)
+        for name, rows in self.padding.items():
+            self.guard.parameters[name].grad[list(rows)] = 0.0  # type: ignore[index]
         with self.guard.update(step):
             self.optimizer.step()
 

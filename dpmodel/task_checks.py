@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from dpmodel.compat import require_valid
 from dpmodel.config import Config, blame
 from dpmodel.data import DataSplits
-from dpmodel.metric_names import MetricSpec, is_loss, named_metrics
+from dpmodel.metrics.names import MetricSpec, is_loss, named_metrics
 from monitors.errors import ConfigError, UnsupportedModuleError
 
 
@@ -51,7 +51,7 @@ def require_network_fits(config: Config, network: nn.Module, data: DataSplits, d
         ) from error
     finally:
         network.train(was_training)
-    if outputs.dim() == 2 and 1 < outputs.shape[1] < data.num_classes:
+    if isinstance(outputs, Tensor) and outputs.dim() == 2 and 1 < outputs.shape[1] < data.num_classes:
         raise ConfigError(
             f"{config.where('network')}: network: it has {outputs.shape[1]} outputs, but data set {data.name!r} has "
             f"{data.num_classes} classes; set num_classes: {data.num_classes}"

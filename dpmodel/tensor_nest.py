@@ -8,7 +8,9 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_flatten, tree_unflatten
 
+from mechanisms.engines.outputs import same_leaf
 from monitors.errors import CheckpointError, DataError
 
 
@@ -59,46 +61,70 @@ def unpack_nest(value: Any, tensors: Mapping[str, Tensor]) -> Any:
     return {key: unpack_nest(item, tensors) for key, item in value["mapping"]}
 
 
-def join_batches(parts: Sequence[Any]) -> Any:
-    """Nests of one form, joined along the first dimension of their tensors.
+def join_outputs(parts: Sequence[Any], dims: Sequence[int | None] | None) -> Any:
+    """What a network returned for several batches, as if it had been one.
 
     Args:
-        parts: At least one; a mapping becomes a dict.
+        parts: At least one.
+        dims: The dimension of each leaf that counts examples; leaves without one must be equal in all parts. None if
+            the outputs cannot be divided into examples, which a single part need not be.
 
     Raises:
-        DataError: A part of a nest is no tensor.
+        DataError: A leaf is different for each batch, such as a cache or a loss that the network computes.
 
     Example:
-        >>> join_batches([{"logits": torch.zeros(2, 3)}, {"logits": torch.zeros(1, 3)}])["logits"].shape
+        >>> join_outputs([{"logits": torch.zeros(2, 3)}, {"logits": torch.zeros(1, 3)}], [0])["logits"].shape
         torch.Size([3, 3])
     """
-    first = parts[0]
-    if isinstance(first, Tensor):
-        return torch.cat(list(parts))
-    if isinstance(first, Mapping):
-        return {key: join_batches([part[key] for part in parts]) for key in first}
-    if isinstance(first, (list, tuple)):
-        joined = [join_batches(items) for items in zip(*parts, strict=True)]
-        return joined if isinstance(first, list) else tuple(joined)
-    raise DataError(f"a network's outputs must be tensors in tuples, lists and dicts, got {type(first).__name__}")
+    if len(parts) == 1:
+        return parts[0]
+    leaves, forms = zip(*(tree_flatten(part) for part in parts), strict=True)
+    columns = list(zip(*leaves, strict=True)) if all(form == forms[0] for form in forms) else []
+    if dims is None or len(dims) != len(columns) or not all(map(_joinable, columns, dims)):
+        what = "one number" if isinstance(parts[0], Tensor) else f"a {type(parts[0]).__name__} with a part"
+        raise DataError(
+            f"the network returns {what} that belongs to a whole batch (a cache, or a loss that it computes), so that "
+            "the outputs of several batches cannot be joined; let it return tensors of one row per example, or give "
+            "batch_size=len(inputs)"
+        )
+    joined = [column[0] if dim is None else torch.cat(column, dim) for column, dim in zip(columns, dims, strict=True)]
+    return tree_unflatten(joined, forms[0])
 
 
-def require_tensors(value: Any, owner: str) -> None:
-    """Refuse anything but tensors, alone or in tuples, lists and dicts.
+def _joinable(column: Sequence[Any], dim: int | None) -> bool:
+    return dim is not None or all(same_leaf(column[0], leaf) for leaf in column)
+
+
+def as_tensors(value: Any, owner: str) -> Any:
+    """Arrays, alone or in tuples, lists and mappings, as tensors; float64 arrays get torch's default type.
+
+    Args:
+        value: Tensors, NumPy arrays, or objects with ``to_numpy``; a mapping becomes a dict.
+        owner: Who takes it, for messages.
 
     Raises:
-        DataError: Names what was given, and by ``owner`` to whom.
+        DataError: There is anything else, such as texts; it is named.
+
+    Example:
+        >>> as_tensors((np.zeros(2), torch.ones(1)), "predict")
+        (tensor([0., 0.]), tensor([1.]))
     """
-    parts = value.values() if isinstance(value, Mapping) else value if isinstance(value, (list, tuple)) else None
     if isinstance(value, Tensor):
-        return
-    if not parts:
-        hint = "; torch.as_tensor makes one of an array" if isinstance(value, np.ndarray) else ""
+        return value
+    if isinstance(value, Mapping):
+        return {key: as_tensors(part, owner) for key, part in value.items()}
+    if isinstance(value, (tuple, list)) and value:
+        parts = [as_tensors(part, owner) for part in value]
+        return type(value)(*parts) if hasattr(value, "_fields") else type(value)(parts)
+    array = value.to_numpy() if hasattr(value, "to_numpy") else value
+    if not isinstance(array, (np.ndarray, np.generic)) or array.dtype.kind not in "biufc":
+        what = f" of {array.dtype}" if isinstance(array, np.ndarray) else ""
         raise DataError(
-            f"{owner} takes a tensor, or a tuple, list or dict of tensors, got {type(value).__name__}{hint}"
+            f"{owner} takes a tensor, or a tuple, list or dict of tensors, got {type(value).__name__}{what}; arrays of "
+            "numbers will do too"
         )
-    for part in parts:
-        require_tensors(part, owner)
+    tensor = torch.from_numpy(np.array(array, order="C"))  # a copy: arrays may be read-only, or be read backwards
+    return tensor.to(torch.get_default_dtype()) if tensor.dtype == torch.float64 else tensor
 
 
 def describe_batch(value: Any) -> str:
@@ -112,4 +138,6 @@ def describe_batch(value: Any) -> str:
         return f"{str(value.dtype).removeprefix('torch.')} of shape {tuple(value.shape[1:])}"
     if isinstance(value, Mapping):
         return ", ".join(f"{key}: {describe_batch(part)}" for key, part in value.items())
-    return ", ".join(describe_batch(part) for part in value)
+    if isinstance(value, (tuple, list)):
+        return ", ".join(describe_batch(part) for part in value)
+    return "None" if value is None else f"a {type(value).__name__}"

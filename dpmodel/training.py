@@ -209,8 +209,8 @@ class TrainingLoop:
         if put_back and "put back" not in self._announced:
             self._announced.add("put back")
             self.run.say(
-                f"passes of the network or the loss change Python state ({', '.join(sorted(put_back)[:3])}); it is put "
-                "back after each of them, so that nothing of an example reaches others. Count steps in a callback"
+                f"the network or the loss changes {', '.join(sorted(put_back)[:3])}; dpmodel puts that back after each "
+                "pass, so that nothing of one example reaches others. Count steps in a callback"
             )
 
     def _validate(self) -> None:

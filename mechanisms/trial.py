@@ -6,6 +6,7 @@ import copy
 import random
 from collections.abc import Callable, Hashable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from types import FunctionType, MethodType
 from typing import Any, TypeVar
 
@@ -195,6 +196,8 @@ def _content_of_object(value: Any, inside: tuple[int, ...]) -> Hashable:
         cells = [cell.cell_contents for cell in value.__closure__ or ()]
         bound = _content([cells, value.__defaults__, value.__kwdefaults__], inside)
         return value.__code__, value.__module__, bound
+    if kind is partial:
+        return kind, _content([value.func, value.args, value.keywords, vars(value)], inside)
     if kind.__basicsize__ == _Plain.__basicsize__ and not kind.__itemsize__ and hasattr(value, "__dict__"):
         return kind, _content(vars(value), inside)
     raise _UnknownContentError

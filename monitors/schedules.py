@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import partial
 
 from monitors import checks
 from monitors.registry import Registry
@@ -25,7 +26,7 @@ def constant(value: float) -> Schedule:
         1.5
     """
     checks.positive(value=value)
-    return lambda step: value
+    return partial(_constant, value)
 
 
 @DECAYS.register("Time")
@@ -42,7 +43,7 @@ def time_decay(initial: float, rate: float) -> Schedule:
     """
     checks.positive(initial=initial)
     checks.non_negative(rate=rate)
-    return lambda step: initial / (1.0 + rate * step)
+    return partial(_time_decay, initial, rate)
 
 
 @DECAYS.register("Step")
@@ -61,7 +62,7 @@ def step_decay(initial: float, rate: float) -> Schedule:
     checks.unit_interval(rate=rate)
     if rate == 1:
         raise ValueError("rate must be below 1, got 1: the noise would be zero from the second step on")
-    return lambda step: initial * (1.0 - rate) ** step
+    return partial(_step_decay, initial, rate)
 
 
 @DECAYS.register("Exp")
@@ -78,7 +79,7 @@ def exp_decay(initial: float, rate: float) -> Schedule:
     """
     checks.positive(initial=initial)
     checks.non_negative(rate=rate)
-    return lambda step: initial * math.exp(-rate * step)
+    return partial(_exp_decay, initial, rate)
 
 
 def decayed(initial: float, policy: str | None = None, rate: float = 0.0) -> Schedule:
@@ -135,8 +136,31 @@ def between(initial: float, final: float, path: str, first_step: int, last_step:
         raise ValueError(f"last_step must be above first_step, got {last_step} and {first_step}")
     way = PATHS.get(path)
 
-    def schedule(step: int) -> float:
-        progress = min(max((step - first_step) / (last_step - first_step), 0.0), 1.0)
-        return initial + (final - initial) * way(progress)
+    return partial(_between, initial, final, way, first_step, last_step)
 
-    return schedule
+
+# Functions of the module, not closures: a schedule is pickled with the mechanism that draws with it.
+
+
+def _constant(value: float, step: int) -> float:
+    del step
+    return value
+
+
+def _time_decay(initial: float, rate: float, step: int) -> float:
+    return initial / (1.0 + rate * step)
+
+
+def _step_decay(initial: float, rate: float, step: int) -> float:
+    return initial * (1.0 - rate) ** step
+
+
+def _exp_decay(initial: float, rate: float, step: int) -> float:
+    return initial * math.exp(-rate * step)
+
+
+def _between(
+    initial: float, final: float, way: Callable[[float], float], first_step: int, last_step: int, step: int
+) -> float:
+    progress = min(max((step - first_step) / (last_step - first_step), 0.0), 1.0)
+    return initial + (final - initial) * way(progress)

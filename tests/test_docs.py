@@ -146,7 +146,7 @@ def test_the_reader_of_the_documentation_makes_a_regression():
 def own_names():
     """The registries that the page on extending writes to, left as they were."""
     from dpmodel.losses import LOSSES
-    from dpmodel.metric_names import METRICS
+    from dpmodel.metrics import METRICS
     from dpmodel.optimizers import OPTIMIZERS
     from mechanisms.sampling import SAMPLERS
 

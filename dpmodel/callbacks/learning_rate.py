@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from dpmodel.callbacks.base import Callback
+from dpmodel.preflight.optimizer import require_long_enough
 from monitors import checks
 
 if TYPE_CHECKING:
@@ -28,7 +29,7 @@ class LearningRateScheduler(Callback):
 
     Raises:
         ValueError: Unknown interval, name or argument, arguments beside an object, a scheduler that goes by a measured
-            value, or (when training) a scheduler of another optimizer.
+            value, or (when training begins) a scheduler of another optimizer or one that ends before the training.
 
     Example:
         >>> LearningRateScheduler("LinearLR", start_factor=1.0, end_factor=0.0).interval
@@ -60,6 +61,9 @@ class LearningRateScheduler(Callback):
             raise ValueError(
                 "the learning-rate scheduler belongs to another optimizer than the model's; build it for that one"
             )
+        if self.scheduler is not None:
+            steps = run.epochs * (run.steps_per_epoch if self.interval == "step" else 1)
+            require_long_enough(self.scheduler, steps, self.interval)
 
     def on_train_step_end(self, run: Run) -> None:
         """Step, where the interval is the step."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from inspect import getattr_static
 from operator import is_
 from typing import Any
 
@@ -111,7 +112,8 @@ def _marks(module: nn.Module) -> tuple[Any, ...]:
     values = module.__dict__
     # The objects and not their ids: an id may be used again once its object is gone.
     kind = type(module)
-    return kind, kind.forward, values.get("forward"), *[tuple(values[name].items()) for name in _HOOKS if values[name]]
+    forward = getattr_static(kind, "forward", None)  # a scripted one cannot be asked for by its class
+    return kind, forward, values.get("forward"), *[tuple(values[name].items()) for name in _HOOKS if values[name]]
 
 
 def _hooks(owner: object, names: tuple[str, ...]) -> tuple[Any, ...]:

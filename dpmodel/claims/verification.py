@@ -9,12 +9,12 @@ if TYPE_CHECKING:
 
 #: What no check covers, for every training.
 NOT_COVERED = (
-    "With engine 'loop', numbers that a network or a loss keeps in iterators, generators of random numbers, files, "
-    "threads, or objects of the standard library other than containers.",
+    "With engine 'loop', numbers that a network or a loss keeps outside of Python's objects (files, the environment, "
+    "other processes), in the globals of installed packages, or in threads that run on.",
     "Vectorisation rules that operators of your own register outside of torch.library.custom_op, compiled extensions, "
     "and code that reads the printed text of a tensor: they may see a whole batch.",
-    "A data set or a collate_fn that mixes examples at random, or a data set that changes an example by which others "
-    "were read.",
+    "A data set or a collate_fn that mixes examples at random or only where other examples than those at hand call for "
+    "it, or a data set that changes an example by which others were read.",
     "Mechanisms of your own beyond what their trial looks at.",
     "What callbacks compute from the data by themselves, and values that they keep outside of the network.",
     "Weights that were copied into other modules (load_state_dict, a deepcopy of the network): the ledger does not "
@@ -34,7 +34,7 @@ def verified_by(step: PrivateStep) -> list[str]:
     engine = step.engine
     return [
         f"Each example moves the sum by its own clipped gradient alone: {engine.explain_isolation()}.",
-        f"Clipped sums add up (engines that pass several examples at once): the first batch, and {LOOKED_AT_EXAMPLES} "
+        f"Clipped sums add up: the first batch, and {LOOKED_AT_EXAMPLES} "
         f"examples of one batch in {LOOKED_AT_EVERY}, secretly chosen and cut, against the sums of their halves.",
         "Network, loss and collation were tried on examples of the training data before the first release.",
         f"Weights and buffers hold what the last noised update left: compared before each step and after the last "

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -10,19 +10,17 @@ import torch
 from torch import Tensor
 from torch.utils.data import (
     BatchSampler,
-    ConcatDataset,
     DataLoader,
     Dataset,
     IterableDataset,
-    RandomSampler,
-    SequentialSampler,
-    Subset,
     default_collate,
 )
 from torch.utils.data import TensorDataset as TorchTensorDataset
 
+from dpmodel.data.contents import collated, require_dense_tensors
 from dpmodel.data.generators import Generators, secret_seed
 from dpmodel.data.in_memory import InMemoryDataset
+from dpmodel.data.row_choice import chosen_rows, drawn_from, draws_all, require_each_row_once
 from mechanisms.engines.batch import all_tensors, map_tensors
 from mechanisms.sampling import SAMPLERS, Sampler
 from monitors import checks
@@ -71,7 +69,7 @@ class RowFetcher(Dataset):
 
     def __getitem__(self, rows: np.ndarray) -> Pair:
         index = torch.from_numpy(np.ascontiguousarray(rows, dtype=np.int64))
-        pair = split_pair(self._fetched(index))
+        pair = dense_pair(self._fetched(index))
         for tensor in all_tensors(pair):
             if tensor.shape[:1] != index.shape:
                 raise DataError(
@@ -85,10 +83,11 @@ class RowFetcher(Dataset):
         if self._takes_rows(InMemoryDataset):
             return self.dataset.batch(index)
         if self._takes_rows(TorchTensorDataset):
+            require_dense_tensors(self.dataset.tensors)
             return tuple(tensor.index_select(0, index) for tensor in self.dataset.tensors)
         if not len(index):
-            return map_tensors(lambda tensor: tensor[:0], self.collate_fn([self.dataset[0]]))
-        return self.collate_fn([self.dataset[int(row)] for row in index])
+            return map_tensors(lambda tensor: tensor[:0], collated(self.collate_fn, [self.dataset[0]]))
+        return collated(self.collate_fn, [self.dataset[int(row)] for row in index])
 
 
 class SecretRowFetcher(RowFetcher):
@@ -122,6 +121,17 @@ def split_pair(batch: Any) -> Pair:
             + "; let the data set or collate_fn return both"
         )
     return (batch[0] if len(batch) == 2 else tuple(batch[:-1])), batch[-1]
+
+
+def dense_pair(batch: Any) -> Pair:
+    """``split_pair``, of dense tensors only.
+
+    Raises:
+        DataError: There is anything else, or no target.
+    """
+    pair = split_pair(batch)
+    require_dense_tensors((*pair[0], pair[1]) if isinstance(pair[0], tuple) else pair)
+    return pair
 
 
 class PrivateLoader:
@@ -209,6 +219,10 @@ class PrivateLoader:
         """The first ``count`` examples, to learn shapes and types from; nothing of them may be released."""
         return self.fetcher[np.arange(min(count, self.num_examples))]
 
+    def spread(self, count: int) -> Pair:
+        """At most ``count`` examples from all over the data set, where neighbours may be of one class."""
+        return self.fetcher[np.linspace(0, self.num_examples - 1, min(count, self.num_examples)).astype(int)]
+
     def in_order(self, batch_size: int | None = None) -> Iterator[Pair]:
         """The whole data set once, in order: for evaluation."""
         size = batch_size or self.batch_size
@@ -265,7 +279,8 @@ def private_loader(loader: Any, sampling: str) -> tuple[PrivateLoader, str | Non
     """The private loader for what the user gave to ``fit``, and what to tell them about it (None: nothing).
 
     Args:
-        loader: A ``PrivateLoader``, or a plain ``DataLoader`` (sequential or shuffled), which is rebuilt.
+        loader: A ``PrivateLoader``, or a plain ``DataLoader`` (sequential, shuffled, or over the rows of a
+            ``SubsetRandomSampler``), which is rebuilt.
         sampling: The model's sampling.
 
     Raises:
@@ -277,12 +292,13 @@ def private_loader(loader: Any, sampling: str) -> tuple[PrivateLoader, str | Non
                 f"the loader samples by {loader.sampling!r} but the model was built with sampling={sampling!r}; "
                 f"use DPModel(sampling={loader.sampling!r}) or another loader"
             )
-        _require_each_row_once(loader.dataset)
+        require_each_row_once(loader.dataset)
         return loader, None
     _require_plain(loader)
-    _require_each_row_once(loader.dataset)
+    dataset = drawn_from(loader)
+    require_each_row_once(dataset)
     rebuilt = PrivateLoader(
-        loader.dataset,
+        dataset,
         loader.batch_size,
         sampling=sampling,
         collate_fn=loader.collate_fn,
@@ -291,100 +307,6 @@ def private_loader(loader: Any, sampling: str) -> tuple[PrivateLoader, str | Non
         worker_options={name: getattr(loader, name) for name in WORKER_OPTIONS} if loader.num_workers else None,
     )
     return rebuilt, f"the DataLoader was rebuilt; sampling is now: {rebuilt.make_sampler().describe()}"
-
-
-def evaluation_batches(loader: Any, batch_size: int = 1000) -> Iterable[Pair]:
-    """Each example of ``loader`` once: a loader, a data set with a length, or a pair of tensors.
-
-    Raises:
-        DataError: Nothing of that kind.
-    """
-    if isinstance(loader, PrivateLoader):
-        return loader.in_order(batch_size)
-    if isinstance(loader, DataLoader):
-        plain = type(loader.batch_sampler) is BatchSampler and loader.collate_fn is default_collate
-        if plain and isinstance(loader.dataset, InMemoryDataset):
-            return PrivateLoader(loader.dataset, 1).in_order(batch_size)
-        return (split_pair(batch) for batch in loader)
-    if isinstance(loader, (tuple, list)) and len(loader) == 2 and all(isinstance(t, torch.Tensor) for t in loader):
-        loader = TorchTensorDataset(*loader)
-    if hasattr(loader, "__getitem__") and hasattr(loader, "__len__"):
-        return PrivateLoader(loader, 1).in_order(batch_size) if len(loader) else ()
-    if isinstance(loader, Iterable):
-        return (split_pair(batch) for batch in loader)
-    raise DataError(f"cannot evaluate on {type(loader).__name__}; give a DataLoader, a data set, or (inputs, targets)")
-
-
-def require_held_out(valid_loader: Any, train_dataset: Any) -> None:
-    """Refuse the training data as validation data; None is no validation.
-
-    Recognised are the same data set, parts of one that have rows in common, and tensors in the same memory. Copies of
-    the training data are not.
-
-    Raises:
-        UnsupportedLoaderError: They are, or share rows.
-    """
-    held_out = valid_loader if isinstance(valid_loader, Dataset) else getattr(valid_loader, "dataset", valid_loader)
-    if valid_loader is not None and _share_rows(held_out, train_dataset):
-        raise UnsupportedLoaderError(
-            "valid_loader holds the training data: metrics on them, and whatever is stopped or chosen by those, would "
-            "be released without noise. Give held-out data; eval shows the trainer how the training data are fitted"
-        )
-
-
-def _share_rows(one: Any, other: Any) -> bool:
-    (one, some), (other, others) = _rows_of(one), _rows_of(other)
-    if one is not other:
-        return some is None and others is None and _share_memory(one, other)
-    return some is None or others is None or bool(np.intersect1d(some, others).size)
-
-
-def _require_each_row_once(dataset: Any) -> None:
-    parts = _parts(dataset)
-    for at, part in enumerate(parts):
-        rows = _rows_of(part)[1]
-        repeated = rows is not None and len(np.unique(rows)) < len(rows)
-        if repeated or any(_share_rows(part, other) for other in parts[:at]):
-            raise UnsupportedLoaderError(
-                f"{type(dataset).__name__} holds rows of its data more than once: an example would be drawn and would "
-                "count several times, though the ledger accounts for one. Give each row once (to weigh a class, weigh "
-                "its losses)"
-            )
-
-
-def _parts(dataset: Any) -> list[Any]:
-    """The data sets that are put one after the other in ``dataset``."""
-    if not isinstance(dataset, ConcatDataset):
-        return [dataset]
-    return [part for inner in dataset.datasets for part in _parts(inner)]
-
-
-def _rows_of(dataset: Any) -> tuple[Any, np.ndarray | None]:
-    """The data set that lies under all subsets, and the rows that they choose; None for all."""
-    rows: np.ndarray | None = None
-    while isinstance(dataset, Subset):
-        chosen = np.asarray(dataset.indices)
-        rows = chosen if rows is None else chosen[rows]
-        dataset = dataset.dataset
-    return dataset, rows
-
-
-def _share_memory(one: Any, other: Any) -> bool:
-    """Whether the inputs of two sets of tensors have a row of memory in common."""
-    first, second = (
-        next((t for t in getattr(data, "tensors", data if isinstance(data, (tuple, list)) else ())), None)
-        for data in (one, other)
-    )
-    if not isinstance(first, Tensor) or not isinstance(second, Tensor):
-        return False
-    same = first.untyped_storage().data_ptr() == second.untyped_storage().data_ptr()
-    if not same or not first.numel() or not second.numel() or first.stride(0) != second.stride(0):
-        return False
-    step = first.stride(0) * first.element_size()
-    apart = second.data_ptr() - first.data_ptr()
-    if not step:
-        return apart == 0
-    return apart % step == 0 and -len(second) < apart // step < len(first)
 
 
 def _length(dataset: Any) -> int:
@@ -408,15 +330,12 @@ def _require_plain(loader: Any) -> None:
             "the DataLoader has batch_size=None; give it a batch_size, which sets the sampling rate"
         )
     _length(loader.dataset)
-    plain = type(loader.sampler) is SequentialSampler or (
-        type(loader.sampler) is RandomSampler
-        and not loader.sampler.replacement
-        and loader.sampler.num_samples == len(loader.sampler.data_source)
-    )
+    plain = draws_all(loader.sampler) or chosen_rows(loader.sampler) is not None
     if loader.batch_size is None or type(loader.batch_sampler) is not BatchSampler or not plain:
         sampler = loader.batch_sampler if plain else loader.sampler
         raise UnsupportedLoaderError(
             f"the DataLoader draws through {type(sampler).__name__}, which has no privacy statement here (weighted, "
             "distributed, with replacement or custom sampling). Pass DataLoader(dataset, batch_size=...), or "
-            "poisson_loader(dataset, batch_size)"
+            "poisson_loader(dataset, batch_size); to train on some rows, SubsetRandomSampler(rows) or "
+            "Subset(dataset, rows)"
         )

@@ -11,13 +11,14 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from mechanisms.clipping import ClipMechanism
+from mechanisms.clipping import ClipMechanism, Fixed
 from mechanisms.engines.batch import Batch
 from mechanisms.engines.losses import ExampleLosses, LossFunction
 from mechanisms.engines.modes import plain_modes, require_unwatched
 from mechanisms.engines.parameters import FlatLayout
 from mechanisms.engines.pass_boundary import PassBoundary
 from mechanisms.engines.precision import require_full_products
+from mechanisms.engines.undisturbed import undisturbed
 from mechanisms.units import ClippedUnit
 from monitors import checks
 from monitors.errors import UnprotectedUpdateError
@@ -109,6 +110,19 @@ class Engine(ABC):
         Each pass through the network is made inside of ``boundary.around``, and calls it inside of
         ``boundary.user_code``. Unit ids of the chunk are 0 .. ``batch.num_units`` - 1.
         """
+
+    @classmethod
+    def run_unwatched(cls, network: nn.Module, loss_fn: LossFunction, example: Batch) -> None:
+        """One pass over the first example, as most passes of a training are made; nothing of it is kept.
+
+        The first passes of an engine are watched by a dispatch mode, under which PyTorch composes some losses of other
+        operators: one that runs watched may fail unwatched.
+        """
+        engine, clip = cls(ClippedUnit(1, 1)), Fixed()
+        engine.boundary.isolation = "trust"
+        clip.start(1.0)
+        with undisturbed(network, loss_fn):
+            engine.clipped_sum(network, loss_fn, Batch(example.x, example.y).select(slice(1)), clip)
 
     @property
     def held_bytes(self) -> int:

@@ -6,7 +6,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_map
+
+#: What PyTorch says where something is to be differentiated that has no graph.
+_NO_GRAPH = "does not require grad"
 
 
 def map_tensors(function: Callable[[Tensor], Tensor], value: Any) -> Any:
@@ -46,6 +51,30 @@ def call_network(network: nn.Module | Callable[..., Tensor], x: Any) -> Any:
     if isinstance(x, dict):
         return network(**x)
     return network(*x) if isinstance(x, (tuple, list)) else network(x)
+
+
+def outputs_of(network: nn.Module | Callable[..., Tensor], x: Any) -> Any:
+    """What ``call_network`` gives, without the graph of autograd.
+
+    A network that differentiates in its forward pass (a physics-informed one, a gradient penalty) cannot run without
+    gradients; its outputs are detached.
+
+    Example:
+        >>> def slope(t):
+        ...     t = t.detach().requires_grad_(True)
+        ...     return torch.autograd.grad((t**2).sum(), t, create_graph=True)[0]
+        >>> outputs_of(slope, torch.tensor([3.0]))
+        tensor([6.])
+    """
+    try:
+        with torch.no_grad():
+            return call_network(network, x)
+    except RuntimeError as error:
+        if _NO_GRAPH not in str(error):
+            raise
+    with torch.enable_grad():
+        found = call_network(network, x)
+    return tree_map(lambda part: part.detach() if isinstance(part, Tensor) else part, found)
 
 
 @dataclass(frozen=True)

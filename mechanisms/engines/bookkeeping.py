@@ -84,6 +84,7 @@ class BookKeepingEngine(Engine):
         """Compare one clipped sum on ``example`` with the one-example loop's, parameter by parameter."""
         del unit
         try:
+            cls.run_unwatched(network, loss_fn, example)
             return disagreement(cls, network, loss_fn, example)
         except Exception as error:
             lines = str(error).strip().splitlines()

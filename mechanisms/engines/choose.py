@@ -122,12 +122,26 @@ def _refusal(
 
 
 def _refuse_reentrant(network: nn.Module, example: Batch) -> None:
-    """Autograd leaves out what such a checkpoint holds, without a word, when it is asked for single gradients."""
     with undisturbed(network), torch.enable_grad():
         try:
-            outputs = tree_leaves(call_network(network, example.x))
+            outputs = call_network(network, example.x)
         except Exception:
             return  # the engines say better what is wrong
+    require_no_reentrant(outputs)
+
+
+def require_no_reentrant(outputs: Any) -> None:
+    """Refuse outputs of a network with reentrant activation checkpoints.
+
+    Autograd silently leaves out what such a checkpoint holds when it is asked for the gradients of single tensors.
+
+    Args:
+        outputs: Computed with gradients.
+
+    Raises:
+        UnsupportedModuleError: ``torch.utils.checkpoint`` was used with ``use_reentrant=True``.
+    """
+    outputs = tree_leaves(outputs)
     held = [part for output in outputs for part in (output, *tree_leaves(getattr(output, "__dict__", {})))]
     ahead, seen = [part.grad_fn for part in held if isinstance(part, Tensor)], set()
     while ahead:

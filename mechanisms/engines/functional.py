@@ -30,8 +30,14 @@ class VmapEngine(Engine):
 
     @classmethod
     def refuses(cls, network: nn.Module, loss_fn: LossFunction, unit: ClippedUnit, example: Batch) -> str | None:
-        """Try one vectorised gradient on ``example``; nothing of it is kept."""
-        del unit
+        """Compare one clipped sum on ``example`` with the one-example loop's, parameter by parameter."""
+        from mechanisms.engines.verification import disagreement  # late: it takes this engine for a witness
+
+        return cls.fails(network, loss_fn, example) or disagreement(cls, network, loss_fn, example)
+
+    @classmethod
+    def fails(cls, network: nn.Module, loss_fn: LossFunction, example: Batch) -> str | None:
+        """Why one vectorised gradient on ``example`` cannot be had; nothing of it is kept."""
         hooked = hooked_parameter(network)
         if hooked is not None:
             return f"parameter {hooked!r} has a hook on its gradient, which torch.func passes by"
@@ -39,6 +45,7 @@ class VmapEngine(Engine):
             clip = Fixed()
             clip.start(1.0)
             cls(ClippedUnit(1, example.size)).clipped_sum(network, loss_fn, Batch(example.x, example.y), clip)
+            cls.run_unwatched(network, loss_fn, example)
         except Exception as error:
             reason = " ".join(str(error).split())[:200]
             return f"torch.func cannot vectorise this network: {reason or type(error).__name__}"

@@ -16,7 +16,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-_MISSING = object()
+#: In place of a value where there is none.
+MISSING = object()
 
 
 class Holder(ABC):
@@ -59,11 +60,11 @@ class Mapping(Holder):
     def put_back(self) -> list[str]:
         now = self._mapping
         before = dict(zip(self._keys, self._values, strict=True))
-        different = [key for key in {**before, **now} if now.get(key, _MISSING) is not before.get(key, _MISSING)]
+        different = [key for key in {**before, **now} if now.get(key, MISSING) is not before.get(key, MISSING)]
         names = [
             label(self.name, key)
             for key in different
-            if not _equal_atoms(now.get(key, _MISSING), before.get(key, _MISSING))
+            if not _equal_atoms(now.get(key, MISSING), before.get(key, MISSING))
         ]
         if isinstance(now, dict):  # in the order in which they were
             now.clear()
@@ -122,65 +123,115 @@ class Empty(Holder):
 
 
 class Place(Holder):
-    """A place that is read and written by functions: a cell of a closure, a slot, a global name."""
+    """A place that is read, written and emptied by functions: a cell of a closure, a slot, a global name.
 
-    __slots__ = ("_read", "_value", "_write")
+    Args:
+        name: Of the place.
+        read: Gives what it holds; raises ``AttributeError``, ``KeyError``, ``LookupError`` or ``ValueError`` where it
+            holds nothing.
+        write: Lets it hold something.
+        empty: Lets it hold nothing; None where that is not possible.
+    """
 
-    def __init__(self, name: str, read: Callable[[], Any], write: Callable[[Any], object]) -> None:
+    __slots__ = ("_empty", "_read", "_value", "_write")
+
+    def __init__(
+        self,
+        name: str,
+        read: Callable[[], Any],
+        write: Callable[[Any], object],
+        empty: Callable[[], object] | None = None,
+    ) -> None:
         super().__init__(name)
-        self._read, self._write, self._value = read, write, read()
+        self._read, self._write, self._empty = read, write, empty
+        self._value = self.value
+
+    @property
+    def value(self) -> Any:
+        """What it holds now, or ``MISSING``."""
+        try:
+            return self._read()
+        except (AttributeError, LookupError, ValueError):
+            return MISSING
 
     def is_current(self) -> bool:
-        return self._read() is self._value
+        now = self.value
+        return now is self._value or _equal_atoms(now, self._value)
 
     def put_back(self) -> list[str]:
-        now = self._read()
-        self._write(self._value)
-        return [] if _equal_atoms(now, self._value) else [self.name]
+        if self._value is not MISSING:
+            self._write(self._value)
+        elif self._empty is not None:
+            self._empty()
+        return [self.name]
 
 
 class Cache(Holder):
     """A function with ``functools.lru_cache``: what it has learnt since is forgotten."""
 
-    __slots__ = ("_function", "_size")
+    __slots__ = ("_function", "_info")
 
     def __init__(self, name: str, function: Any) -> None:
         super().__init__(name)
-        self._function, self._size = function, function.cache_info().currsize
+        self._function, self._info = function, function.cache_info()
 
     def is_current(self) -> bool:
-        return bool(self._function.cache_info().currsize == self._size)
+        return bool(self._function.cache_info() == self._info)
 
     def put_back(self) -> list[str]:
         self._function.cache_clear()
-        self._size = 0
+        self._info = self._function.cache_info()
         return []
 
 
-class Numbers(Holder):
-    """A tensor or an array that is no parameter and no buffer."""
+class TensorValue(Holder):
+    """What a tensor holds and how: its numbers, sizes, strides, memory, and whether gradients are wanted.
 
-    __slots__ = ("_by_value", "_copy", "_value", "_version")
+    Args:
+        name: Of the tensor.
+        value: The tensor, with dense strides.
+        by_value: Compare numbers, not only the version that counts writes: those to ``.data`` are not counted.
+    """
 
-    def __init__(self, name: str, value: Any, by_value: bool) -> None:
+    __slots__ = ("_by_value", "_copy", "_data", "_layout", "_value", "_version")
+
+    def __init__(self, name: str, value: Tensor, by_value: bool) -> None:
         super().__init__(name)
         self._value, self._version, self._by_value = value, version_of(value), by_value
-        self._copy = value.detach().clone() if isinstance(value, Tensor) else value.copy()
+        self._data, self._copy, self._layout = value.detach(), value.detach().clone(), _layout(value)
 
     def is_current(self) -> bool:
-        unwritten = version_of(self._value) == self._version
-        return unwritten and (not self._by_value or same_values(self._value, self._copy))
+        if version_of(self._value) != self._version:
+            return False
+        return not self._by_value or (_layout(self._value) == self._layout and same_values(self._data, self._copy))
 
     def put_back(self) -> list[str]:
-        value = self._value
-        if isinstance(value, Tensor):
-            with torch.no_grad():
-                if value.shape != self._copy.shape:
-                    value.data = self._copy.clone()
-                value.copy_(self._copy)
-            self._version = version_of(value)
-        else:
-            value[...] = self._copy
+        with torch.no_grad():
+            if _layout(self._value) != self._layout:
+                self._value.data = self._data
+                self._value.requires_grad = self._layout[0]
+            self._data.copy_(self._copy)
+        self._version = version_of(self._value)
+        return [self.name]
+
+
+class ArrayValue(Holder):
+    """What an array of NumPy holds, and whether it may be written to."""
+
+    __slots__ = ("_copy", "_value", "_writable")
+
+    def __init__(self, name: str, value: np.ndarray) -> None:
+        super().__init__(name)
+        self._value, self._copy, self._writable = value, value.copy(), value.flags.writeable
+
+    def is_current(self) -> bool:
+        return self._value.flags.writeable == self._writable and same_values(self._value, self._copy)
+
+    def put_back(self) -> list[str]:
+        if not same_values(self._value, self._copy):
+            self._value.setflags(write=True)
+            self._value[...] = self._copy
+        self._value.setflags(write=self._writable)
         return [self.name]
 
 
@@ -295,6 +346,10 @@ def _numbers(value: np.ndarray) -> bytes:
     """Numbers and mask, without the methods of a subclass, which may write to what they are asked about."""
     numbers = np.asarray(value).tobytes()
     return numbers + np.ma.getmaskarray(value).tobytes() if isinstance(value, np.ma.MaskedArray) else numbers
+
+
+def _layout(value: Tensor) -> tuple[Any, ...]:
+    return value.requires_grad, value.dtype, value.shape, value.stride(), value.data_ptr()
 
 
 def _bytes(value: Any) -> bytes:

@@ -12,6 +12,7 @@ from mechanisms.clipping import ClipMechanism, Fixed
 from mechanisms.engines.base import ENGINES, Engine, PartialSum, clip_rows
 from mechanisms.engines.batch import Batch, call_network
 from mechanisms.engines.losses import ExampleLosses, LossFunction
+from mechanisms.engines.outputs import has_rows_only
 from mechanisms.engines.parameters import FlatLayout, trainable_parameters
 from mechanisms.units import ClippedUnit
 from monitors.errors import UnprotectedUpdateError
@@ -73,10 +74,18 @@ class LoopEngine(Engine):
         gradients: Sequence[Tensor | None] = [None] * len(parameters)
         with torch.enable_grad():
             with self.boundary.user_code():
-                loss = losses(call_network(network, members.x), members.y).sum()
+                loss = _summed_loss(network, losses, members)
             if loss.requires_grad:
                 gradients = torch.autograd.grad(loss / self.unit.group_size, parameters, allow_unused=True)
         return layout.flatten(gradients, like), like.clone().add_(loss.detach())
+
+
+def _summed_loss(network: nn.Module, losses: ExampleLosses, members: Batch) -> Tensor:
+    outputs = call_network(network, members.x)
+    if members.size == 1 or has_rows_only(outputs, members.size):
+        return losses(outputs, members.y).sum()
+    singles = (members.select(slice(row, row + 1)) for row in range(members.size))
+    return torch.stack([losses(call_network(network, one.x), one.y).sum() for one in singles]).sum()
 
 
 def _members(batch: Batch, unit: int) -> Batch:

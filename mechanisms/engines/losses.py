@@ -5,19 +5,23 @@ from __future__ import annotations
 import copy
 import inspect
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from functools import partial
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
-from mechanisms.engines.batch import first_tensor, map_tensors
+from mechanisms.engines.batch import first_tensor
+from mechanisms.engines.outputs import each_row, first_dimensions, has_rows_only
 from monitors.errors import UnsupportedModuleError
 
 LossFunction = Callable[[Any, Any], Tensor]
 
 #: Reductions of torch's losses, and whether what an example has beyond the batch dimension is averaged.
 _AVERAGED = {"mean": True, "elementwise_mean": True, "none": True, "sum": False, "batchmean": False}
+
+#: What a loss may raise that does not know ``reduction="none"``.
+_UNKNOWN_REDUCTION = (ValueError, KeyError, NotImplementedError, AssertionError)
 
 
 class ExampleLosses:
@@ -28,16 +32,17 @@ class ExampleLosses:
     the reduction was ``"sum"`` or ``"batchmean"``. Targets that are ``ignore_index`` do not count in the average, so
     that padding does not scale an example. Class weights keep their size: example i counts ``weight[y_i]`` times, with
     no division by the other examples' weights. Any other callable is called on one example at a time, as a batch of
-    one.
+    one. So is a loss that does not honour its ``reduction``, because its forward pass never reads it.
 
     Args:
         loss_fn: ``loss_fn(outputs, targets)``; outputs (B, ...), targets (B, ...).
 
     Raises:
-        ValueError: The loss has a reduction that is not known here.
+        ValueError: The loss cannot be called.
         UnsupportedModuleError: On call, when the result is not one number per example.
 
     Example:
+        >>> import torch
         >>> losses = ExampleLosses(nn.CrossEntropyLoss())
         >>> losses(torch.zeros(3, 2), torch.tensor([0, 1, 0])).shape
         torch.Size([3])
@@ -47,27 +52,24 @@ class ExampleLosses:
         if not callable(loss_fn):
             raise ValueError(f"loss_fn must be callable as loss_fn(outputs, targets), got {loss_fn!r}")
         self._mean = True
+        self._honoured = True
         self._ignored: int | None = None
         self.unreduced = self._without_reduction(loss_fn)
         self.loss_fn = loss_fn
 
     @property
     def vectorised(self) -> bool:
-        """Whether the losses of a batch come from one call."""
-        return self.unreduced is not None
+        """Whether the losses of a batch come from one call; a call tells whether the reduction is honoured."""
+        return self.unreduced is not None and self._honoured
 
     def __call__(self, outputs: Any, targets: Any) -> Tensor:
         """Losses of shape (B,)."""
-        if self.unreduced is None:
-            if first_tensor(targets).shape[0] == 1:  # outputs of any type will do
+        size = first_tensor(targets).shape[0]
+        losses = self._without_reducing(outputs, targets, size)
+        if losses is None:
+            if size == 1:  # outputs of any type will do
                 return self._of_one(outputs, targets).unsqueeze(0)
-            return torch.func.vmap(self.single)(outputs, targets)
-        losses = self.unreduced(outputs, targets)
-        if losses.dim() == 0:
-            raise UnsupportedModuleError(
-                "the loss gives one number for the whole batch although reduction='none' was asked for; "
-                "return one loss per example, shape (batch,)"
-            )
+            return self._of_each(outputs, targets)
         if losses.dim() == 1:
             return losses
         rest = losses.flatten(1)
@@ -75,12 +77,25 @@ class ExampleLosses:
             return rest.sum(1)
         return rest.mean(1) if self._ignored is None else rest.sum(1) / _counted(rest, targets, self._ignored)
 
-    def single(self, output: Any, target: Any) -> Tensor:
-        """Loss of one example, a scalar; ``output`` and ``target`` have no batch dimension."""
-        outputs, targets = (map_tensors(lambda t: t.unsqueeze(0), value) for value in (output, target))
-        if self.unreduced is not None:
-            return self(outputs, targets).squeeze(0)
-        return self._of_one(outputs, targets)
+    def _without_reducing(self, outputs: Any, targets: Any, size: int) -> Tensor | None:
+        """What the loss gives with ``reduction="none"``, shape (B, ...); None if it does not honour that."""
+        if self.unreduced is None or not self._honoured:
+            return None
+        losses: Any = None
+        with suppress(*_UNKNOWN_REDUCTION):  # an error that has other reasons is raised again for one example
+            losses = self.unreduced(outputs, targets)
+        self._honoured = isinstance(losses, Tensor) and losses.shape[:1] == (size,)
+        return losses if self._honoured else None
+
+    def _of_each(self, outputs: Any, targets: Any) -> Tensor:
+        size = first_tensor(targets).shape[0]
+        dims = first_dimensions(outputs, size)
+        if not has_rows_only(outputs, size):
+            raise UnsupportedModuleError(
+                f"the outputs of {size} examples cannot be divided into examples: a tensor does not hold one row per "
+                "example, or there is an object of another type than tensors and plain values. Return rows"
+            )
+        return each_row(self._of_one, outputs, dims, targets, vectorised=True)
 
     def _of_one(self, outputs: Any, targets: Any) -> Tensor:
         loss = self.loss_fn(outputs, targets)
@@ -101,24 +116,19 @@ class ExampleLosses:
         if isinstance(loss_fn, nn.Module) and isinstance(reduction, str):
             unreduced = copy.copy(loss_fn)
             unreduced.reduction = "none"  # type: ignore[assignment]
-            self._understand(reduction, getattr(loss_fn, "ignore_index", None))
-            return unreduced
+            return unreduced if self._understands(reduction, getattr(loss_fn, "ignore_index", None)) else None
         parameters = _parameters(loss_fn)
         if "reduction" in parameters and isinstance(parameters["reduction"].default, str):
             ignored = parameters.get("ignore_index")
-            self._understand(parameters["reduction"].default, None if ignored is None else ignored.default)
-            unreduced_call: LossFunction = partial(loss_fn, **{"reduction": "none"})
-            return unreduced_call
+            known = self._understands(parameters["reduction"].default, None if ignored is None else ignored.default)
+            return partial(loss_fn, **{"reduction": "none"}) if known else None
         return None
 
-    def _understand(self, reduction: Any, ignored: Any) -> None:
-        if reduction not in _AVERAGED:
-            raise ValueError(
-                f"the loss has reduction={reduction!r}, which is none of {', '.join(map(repr, _AVERAGED))}: what it "
-                "means for one example is not known. Give a function of one example, loss_fn(outputs, targets)"
-            )
-        self._mean = _AVERAGED[reduction]
+    def _understands(self, reduction: str, ignored: Any) -> bool:
+        """Whether it is known what the reduction means for what an example has beyond the batch dimension."""
+        self._mean = _AVERAGED.get(reduction, True)
         self._ignored = ignored if isinstance(ignored, int) else None
+        return reduction in _AVERAGED
 
 
 def _parameters(loss_fn: LossFunction) -> Mapping[str, inspect.Parameter]:

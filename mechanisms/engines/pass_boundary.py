@@ -65,7 +65,7 @@ class PassBoundary:
         known = self._state is not None and self._of[0]() is network and self._of[1] is losses.loss_fn
         if self._state is None or not known or not self._state.is_current():
             self._of = (ref(network), losses.loss_fn)
-            self._state = PythonState(network, losses.loss_fn, by_value=self._by_value)
+            self._state = PythonState(network, losses.loss_fn, by_value=self._by_value, weights=self._by_value)
         self._copied = attributes_of(losses.unreduced)  # a copy of the loss, made for this step
         self._require_followed(self._state.unfollowed)
         if not self._state.complete:

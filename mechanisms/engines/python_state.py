@@ -6,6 +6,7 @@ import array
 import contextvars
 import ctypes
 import datetime
+import dis
 import functools
 import gc
 import io
@@ -58,14 +59,15 @@ class PythonState:
     """The state of Python that is reachable from some objects, as it is now.
 
     Followed are attributes, containers, closures, default arguments, attributes of the user's classes, and the global
-    names that the user's functions mention. Not followed is the code of installed packages. The values of parameters
-    and buffers are left to ``UpdateGuard``, and generators of random numbers are only listed.
+    names that the user's functions mention, but not into the code of installed packages. Generators of random numbers
+    are only listed.
 
     Args:
         roots: Where to begin: a network, a loss.
         by_value: Follow whatever can hold a number of one example, and compare tensors by their values: writes to
             ``.data`` do not change their versions. Else the code sees tensors alone, and data sets, generators and
             most objects of the standard library are left alone.
+        weights: Put back the values of parameters and buffers too, which ``UpdateGuard`` compares once a step only.
 
     Attributes:
         unfollowed: Names of objects whose state cannot be recorded.
@@ -89,13 +91,13 @@ class PythonState:
         0
     """
 
-    def __init__(self, *roots: Any, by_value: bool = False) -> None:
+    def __init__(self, *roots: Any, by_value: bool = False, weights: bool = False) -> None:
         self.complete = True
         self.unfollowed: list[str] = []
         self.kept: list[str] = []
         self.tensors: list[Tensor] = []
         self.generators: list[Any] = []
-        self._by_value = by_value
+        self._by_value, self._weights = by_value, weights
         self._bytes = 0
         self._empty = holders.Empty()
         self._holders: list[Holder] = [self._empty]
@@ -103,6 +105,9 @@ class PythonState:
         modules = [root for root in roots if isinstance(root, nn.Module)]
         self._watched = {id(value) for root in modules for value in (*root.buffers(), *root.parameters())}
         self._ahead: list[tuple[str, Any]] = [(_name(root), root) for root in roots]
+        if by_value:
+            for name, read, write in _SETTINGS:
+                self._place(name, read, write)
         while self._ahead and self.complete:
             self._visit(*self._ahead.pop())
             self.complete &= len(self._seen) <= MOST_OBJECTS
@@ -166,43 +171,44 @@ class PythonState:
     def _fixed(self, name: str, value: Iterable[Any]) -> None:
         self._later((f"{name}[{at}]", part) for at, part in enumerate(value))
 
-    def _numbers(self, name: str, value: Any) -> None:
+    def _has_room(self, value: Any) -> bool:
         self._bytes += value.nbytes
         self.complete &= self._bytes <= MOST_BYTES
-        if self.complete:
-            self._holders.append(holders.Numbers(name, value, self._by_value))
-            self.tensors += [value] if isinstance(value, Tensor) else []
+        return self.complete
 
     def _array(self, name: str, value: np.ndarray) -> None:
-        self._numbers(name, value)
+        if self._has_room(value):
+            self._holders.append(holders.ArrayValue(name, value))
         if value.dtype.hasobject:
             self._fixed(name, value.flat)
 
     def _tensor(self, name: str, value: Tensor) -> None:
+        watched = id(value) in self._watched
         if self._by_value and value.is_leaf:
-            self._place(f"{name}.grad", partial(getattr, value, "grad"), partial(setattr, value, "grad"))
-            hooks = "_backward_hooks"
-            self._place(f"{name}.{hooks}", partial(getattr, value, hooks), partial(setattr, value, hooks))
-        if id(value) in self._watched:
-            return
-        if value.layout == torch.strided:
-            self._numbers(name, value)
-        elif self._by_value:
-            self.unfollowed.append(name)
+            self._attribute(name, value, "grad")
+            self._attribute(name, value, "_backward_hooks")
+        if value.layout != torch.strided:
+            self.unfollowed += [name] if self._by_value else []
+        elif self._weights if watched else self._has_room(value):
+            self._holders.append(holders.TensorValue(name, value, self._by_value))
+            self.tensors += [] if watched else [value]
 
     def _attributes(self, name: str, value: Any) -> None:
         if isinstance(attributes := getattr(value, "__dict__", None), dict):
             self._mapping(name, attributes)
         kind = type(value)
         for slot in _slots(kind):
-            if hasattr(value, slot):
-                self._place(f"{name}.{slot}", partial(getattr, value, slot), partial(setattr, value, slot))
+            self._attribute(name, value, slot)
         for base in kind.__mro__:
             if id(base) not in self._seen:
                 self._visit(base.__name__, base)
         if self._by_value and _is_users(kind.__module__):
             write = partial(setattr, value, "__class__")
             self._holders.append(holders.Place(f"{name}.__class__", partial(type, value), write))
+
+    def _attribute(self, name: str, value: Any, key: str, *, of_value: bool = True) -> None:
+        functions = (partial(function, value, key) for function in (getattr, setattr, delattr))
+        self._place(f"{name}.{key}" if of_value else name, *functions)
 
     def _object(self, name: str, value: Any) -> None:
         """What an object keeps out of sight; nobody but one who sees numbers can write it there."""
@@ -217,24 +223,30 @@ class PythonState:
             self.unfollowed.append(name)
 
     def _class(self, name: str, value: type) -> None:
-        if _is_users(value.__module__):
+        users = _is_users(value.__module__)
+        if users or (self._by_value and value.__flags__ & (_HEAP | _IMMUTABLE) == _HEAP):
             write, delete = partial(setattr, value), partial(delattr, value)
             self._holders.append(holders.Mapping(name, vars(value), write, delete))
+        if users:
             self._later((f"{name}.{key}", part) for key, part in vars(value).items())
 
-    def _place(self, name: str, read: Callable[[], Any], write: Callable[[Any], object]) -> None:
-        self._holders.append(holders.Place(name, read, write))
-        self._later([(name, read())])
+    def _place(self, name: str, *functions: Callable[..., Any]) -> None:
+        place = holders.Place(name, *functions)
+        self._holders.append(place)
+        if place.value is not holders.MISSING:
+            self._later([(name, place.value)])
 
     def _function(self, name: str, value: types.FunctionType) -> None:
-        self._later([(name, value.__defaults__), (name, value.__kwdefaults__)])
+        for key in ("__defaults__", "__kwdefaults__", "__code__"):
+            self._attribute(name, value, key)
         for free, cell in zip(value.__code__.co_freevars, value.__closure__ or (), strict=False):
-            self._place(f"{name}.{free}", partial(_contents, cell), partial(setattr, cell, "cell_contents"))
+            self._attribute(f"{name}.{free}", cell, "cell_contents", of_value=False)
         if _is_users(value.__module__):
             names = value.__globals__
             mentioned = _mentioned(value.__code__)
-            for known in mentioned & names.keys():
-                self._place(known, partial(names.get, known), partial(names.__setitem__, known))
+            for known in mentioned & names.keys() | _assigned(value.__code__):
+                functions = (getattr(names, method) for method in ("__getitem__", "__setitem__", "__delitem__"))
+                self._place(known, *(partial(function, known) for function in functions))
             texts = {names[known] for known in mentioned & names.keys() if isinstance(names[known], str)}
             self._later((module, sys.modules[module]) for module in (mentioned | texts) & sys.modules.keys())
 
@@ -254,7 +266,8 @@ class PythonState:
     def _python_module(self, name: str, value: types.ModuleType) -> None:
         if _is_users(value.__name__):
             self._holders.append(holders.Mapping(name, vars(value)))
-            held = {key: part for key, part in vars(value).items() if not isinstance(part, _CODE)}
+            code = types.ModuleType if self._by_value else _CODE
+            held = {key: part for key, part in vars(value).items() if not isinstance(part, code)}
             self._later((f"{name}.{key}", part) for key, part in held.items())
 
     def _reference(self, name: str, value: weakref.ref[Any]) -> None:
@@ -262,7 +275,7 @@ class PythonState:
 
     def _variable(self, name: str, value: contextvars.ContextVar[Any]) -> None:
         if self._by_value:
-            self._place(name, partial(_current, value), partial(_set, value))
+            self._place(name, value.get, value.set)
 
     def _scripted(self, name: str, value: torch.jit.ScriptModule) -> None:
         compiled = vars(value).get("_c")  # a traced module holds its own one level deeper
@@ -326,23 +339,12 @@ def _slots(kind: type) -> Iterator[str]:
         yield from (name for name in names if name not in ("__dict__", "__weakref__"))
 
 
-def _contents(cell: types.CellType) -> Any:
-    try:
-        return cell.cell_contents
-    except ValueError:  # not filled yet
-        return None
-
-
-def _current(variable: contextvars.ContextVar[Any]) -> Any:
-    try:
-        return variable.get()
-    except LookupError:
-        return _UNSET
-
-
-def _set(variable: contextvars.ContextVar[Any], value: Any) -> None:
-    if value is not _UNSET:  # to make it unset again is not possible
-        variable.set(value)
+@functools.cache
+def _assigned(code: types.CodeType) -> frozenset[str]:
+    """Global names that a function, or one inside of it, assigns or deletes."""
+    inner = (part for part in code.co_consts if isinstance(part, types.CodeType))
+    named = (step.argval for step in dis.get_instructions(code) if step.opname in ("STORE_GLOBAL", "DELETE_GLOBAL"))
+    return frozenset(named).union(*map(_assigned, inner))
 
 
 def _hides_state(kind: type) -> bool:
@@ -358,12 +360,17 @@ def _is_inert(value: Any) -> bool:
     if isinstance(value, types.GeneratorType):
         return value.gi_frame is None
     kind = type(value)
-    return isinstance(value, _INERT) or (kind.__module__.startswith("torch") and kind.__name__ not in _OF_TORCH)
+    if kind.__module__.startswith(("torch", "pybind11_builtins")):
+        return kind.__name__ not in _OF_TORCH
+    return isinstance(value, _INERT)
 
 
-_UNSET = object()
 _CODE = (types.ModuleType, types.FunctionType, type)
 _OWN = ("mechanisms", "dpmodel", "monitors")
+
+#: Bits of ``__flags__`` of a type: that it was made at run time, and that its attributes cannot be set all the same.
+_HEAP, _IMMUTABLE = 1 << 9, 1 << 8
+
 _POINTER = ctypes.sizeof(ctypes.c_void_p)
 
 #: Packages of the standard library whose objects may hold state of a network also where the code sees no numbers.
@@ -381,6 +388,19 @@ _INERT = (
 
 #: Compiled kinds of torch that hold what code can read back.
 _OF_TORCH = frozenset(("ScriptObject", "ScriptDict", "ScriptList", "Future", "Event"))
+
+#: Settings of the process that decide how numbers are computed.
+_SETTINGS: tuple[tuple[str, Callable[[], Any], Callable[[Any], object]], ...] = (
+    ("the default dtype", torch.get_default_dtype, torch.set_default_dtype),
+    ("the precision of products", torch.get_float32_matmul_precision, torch.set_float32_matmul_precision),
+    ("the number of threads", torch.get_num_threads, torch.set_num_threads),
+    ("deterministic algorithms", torch.are_deterministic_algorithms_enabled, torch.use_deterministic_algorithms),
+    ("gradient mode", torch.is_grad_enabled, torch.set_grad_enabled),
+    *(
+        (f"autocast on {kind}", partial(torch.is_autocast_enabled, kind), partial(torch.set_autocast_enabled, kind))
+        for kind in ("cpu", "cuda")
+    ),
+)
 
 #: How objects are followed, by the first kind that fits. After that come their attributes.
 _FOLLOWED: tuple[tuple[Any, Callable[[PythonState, str, Any], None]], ...] = (

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from mechanisms.clipping import ClipMechanism
 from mechanisms.engines.base import ClippedSum, Engine
-from mechanisms.engines.batch import Batch, call_network, first_tensor, map_tensors
+from mechanisms.engines.batch import Batch, first_tensor, map_tensors, outputs_of
 from mechanisms.engines.functional import VmapEngine
 from mechanisms.engines.loop import LoopEngine
 from mechanisms.engines.losses import LossFunction
@@ -74,8 +74,7 @@ def _plain_attention() -> Iterator[None]:
 def _runs(network: nn.Module, probe: Batch) -> bool:
     """Whether moved weights are still what the network can take: some have a domain of their own."""
     try:
-        with torch.no_grad():
-            call_network(network, probe.x)
+        outputs_of(network, probe.x)
     except Exception:
         return False
     return True
@@ -87,7 +86,7 @@ def _difference(
     parameters, unit = list(trainable_parameters(network).items()), engine.unit
     found = engine.clipped_sum(network, loss_fn, probe, clip)
     problem = _compare(parameters, LoopEngine(unit).clipped_sum(network, loss_fn, probe, clip), found)
-    if problem is not None and VmapEngine.refuses(network, loss_fn, unit, probe) is None:
+    if problem is not None and not isinstance(engine, VmapEngine) and VmapEngine.fails(network, loss_fn, probe) is None:
         # A library kernel may be wrong for a batch of one (instance norm is, on the CPU, when its gradient comes
         # transposed); two other ways that agree outvote it.
         second = VmapEngine(unit).clipped_sum(network, loss_fn, probe, clip)
@@ -98,10 +97,11 @@ def _difference(
 def _random_difference(
     engine: Engine, network: nn.Module, loss_fn: LossFunction, probe: Batch, clip: ClipMechanism
 ) -> str | None:
-    parameters = list(trainable_parameters(network).items())
+    parameters, loop = list(trainable_parameters(network).items()), LoopEngine(engine.unit)
+    loop.boundary.isolation = "trust"  # else it seeds generators for each example
     for row in range(probe.size):
         found = []
-        for way in (LoopEngine(engine.unit), engine):
+        for way in (loop, engine):
             seed_generators(network, row)
             found.append(way.clipped_sum(network, loss_fn, probe.select(slice(row, row + 1)), clip))
         problem = _compare(parameters, *found)
@@ -145,5 +145,4 @@ def _two_examples(example: Batch) -> Batch:
 
 
 def _is_random(network: nn.Module, probe: Batch) -> bool:
-    with torch.no_grad():
-        return draws(network, lambda: call_network(network, probe.x))
+    return draws(network, lambda: outputs_of(network, probe.x))

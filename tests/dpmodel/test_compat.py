@@ -131,7 +131,7 @@ class Folding(nn.Module):
     [
         (Mixing(), "depends on the other examples"),
         (Counting(), "buffer 'mean_seen' changes in the forward pass"),
-        (Remembering(), "remembers something of the data"),
+        (Remembering(), "depends on the other examples"),
         (Folding(), "must count examples"),
         (Writing(), "parameter 'linear.weight' is written to in the forward pass"),
     ],
@@ -180,7 +180,22 @@ def test_the_probe_restores_buffers():
 
 def test_frozen_and_uninitialised_networks_are_named():
     assert "no parameter requires a gradient" in validate(nn.Linear(2, 2).requires_grad_(False))[0]
-    assert "not initialised yet" in validate(nn.LazyLinear(3))[0]
+    for lazy in (nn.LazyLinear(3), nn.Sequential(nn.Linear(2, 2), nn.LazyBatchNorm1d()), nn.LazyInstanceNorm1d()):
+        (problem,) = validate(lazy, torch.randn(4, 2))
+        assert "not initialised yet" in problem
+        assert "call the network once" in problem
+        with pytest.raises(UnsupportedModuleError, match="not initialised yet"):
+            fix(lazy)
+
+
+def test_fit_refuses_lazy_layers_and_trains_them_once_they_have_seen_a_batch(make_model, loader):
+    network = nn.Sequential(nn.LazyLinear(5), nn.ReLU(), nn.LazyLinear(3))
+    model = make_model(network)
+    with pytest.raises(UnsupportedModuleError, match="not initialised yet"):
+        model.fit(loader)
+    network(torch.zeros(1, 4))
+    model.fit(loader)
+    assert model.ledger.total == 4
 
 
 def test_every_problem_is_listed_in_the_error():
@@ -208,11 +223,12 @@ def test_the_probe_restores_parameters():
     assert torch.equal(network.linear.weight, before)
 
 
-def test_a_layer_that_writes_to_its_weights_only_later_stops_the_training_before_an_update(make_model):
+@pytest.mark.parametrize("engine", ["bookkeeping", "vmap"])
+def test_a_layer_that_writes_to_its_weights_only_later_stops_the_training_before_an_update(make_model, engine):
     late = threading.Event()
     network = Writing(when=lambda x: late.is_set())
     data = torch.utils.data.TensorDataset(torch.randn(64, 3), torch.randint(0, 2, (64,)))
-    model = make_model(network, engine="loop")
+    model = make_model(network, engine=engine)
 
     class Later(Callback):
         def on_train_epoch_end(self, run):

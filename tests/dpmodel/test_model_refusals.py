@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -121,8 +122,8 @@ def test_targets_that_a_loss_would_spread_over_the_outputs_are_refused_before_an
     assert model.ledger.total == 4
 
 
-@pytest.mark.parametrize("inputs", [torch.zeros(3, 4).numpy(), None, "x", [torch.zeros(3, 4), None]])
-def test_predictions_of_anything_but_tensors_are_refused(make_model, inputs):
+@pytest.mark.parametrize("inputs", [None, 3, "x", [torch.zeros(3, 4), None], np.array(["a", "b"])])
+def test_predictions_of_anything_but_numbers_are_refused(make_model, inputs):
     with pytest.raises(DataError, match="predict takes a tensor, or a tuple, list or dict of tensors, got"):
         make_model().predict(inputs)
 
@@ -142,7 +143,7 @@ class TestValidationIsTriedBeforeAnythingIsSpent:
         self.fails(make_model(metrics="accuracy"), make_data(), valid, "target 7 at row 49 is out of range")
 
     def test_a_metric_that_the_outputs_do_not_fit(self, make_model, make_data):
-        self.fails(make_model(metrics="mae"), make_data(), make_data(n=8), "the metrics mae cannot be computed")
+        self.fails(make_model(metrics="mae"), make_data(), make_data(n=8), "'mae' compares element by element")
 
     def test_no_example(self, make_model, make_data):
         valid = (torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64))

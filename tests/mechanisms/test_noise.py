@@ -1,4 +1,5 @@
 import math
+import pickle
 import tracemalloc
 
 import pytest
@@ -6,9 +7,9 @@ import torch
 
 from mechanisms.engines.base import ClippedSum
 from mechanisms.factory import NoiseMechanismsFactory
-from mechanisms.noise import AdaGaussian, Gaussian, NoiseMechanism, NoNoise
+from mechanisms.noise import NOISE, AdaGaussian, Gaussian, NoiseMechanism, NoNoise
 from monitors.events import GaussianEvent, NonPrivateEvent
-from monitors.schedules import DECAYS
+from monitors.schedules import DECAYS, decayed
 
 
 class Flat(NoiseMechanism):
@@ -127,3 +128,19 @@ def test_unknown_names_suggest_the_nearest():
         NoiseMechanismsFactory.create("AdaGausian")
     with pytest.raises(ValueError, match="did you mean 'Time'"):
         NoiseMechanismsFactory.create("AdaGaussian", decay_policy="time")
+
+
+@pytest.mark.parametrize("name", NOISE.names())
+def test_a_pickled_mechanism_keeps_its_schedule_but_not_the_key_of_its_noise(name):
+    options = {"final_ratio": 0.5, "first_step": 2, "last_step": 9} if name == "ShapedGaussian" else {}
+    mechanism = NOISE.create(name, initial_noise_multiplier=1.5, **options)
+    copied = pickle.loads(pickle.dumps(mechanism))
+    assert [copied.event(step) for step in range(20)] == [mechanism.event(step) for step in range(20)]
+    assert not torch.equal(copied.sample(50, 0), mechanism.sample(50, 0))
+
+
+def test_all_registered_schedules_can_be_pickled():
+    for policy in DECAYS.names():
+        schedule = decayed(2.0, policy, 0.125)
+        copied = pickle.loads(pickle.dumps(schedule))
+        assert [copied(step) for step in range(10)] == [schedule(step) for step in range(10)]

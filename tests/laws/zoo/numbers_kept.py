@@ -6,6 +6,7 @@ import array
 import collections
 import contextvars
 import ctypes
+import functools
 import io
 import itertools
 import logging
@@ -80,9 +81,24 @@ def with_gradient() -> torch.Tensor:
     return torch.zeros(1)
 
 
+def with_buffer() -> nn.Module:
+    held = nn.Module()
+    held.register_buffer("seen", torch.zeros(1))
+    return held
+
+
+def grown() -> Callable[[int], int]:
+    """A cache that is full: what it learns takes the place of something else."""
+    cached = functools.lru_cache(maxsize=1)(lambda number: number)
+    cached(0)
+    return cached
+
+
 KEEPERS = {
     "array.array": Keeper(lambda: array.array("d", [0.0]), lambda kept: kept.append(1.0), lambda kept: len(kept) > 1),
     "attribute of a list": Keeper(Wrapped, lambda kept: setattr(kept, "seen", 1), lambda kept: vars(kept)),
+    "buffer": Keeper(with_buffer, lambda kept: kept.seen.data.fill_(1), lambda kept: kept.seen[0]),
+    "cache that is full": Keeper(grown, lambda kept: kept(1), lambda kept: kept.cache_info().misses > 1),
     "class of an object": Keeper(
         Wrapped,
         lambda kept: setattr(kept, "__class__", type("Other", (Wrapped,), {})),
@@ -126,6 +142,11 @@ KEEPERS = {
         lambda kept: kept.manual_seed(9),
         lambda kept: kept.initial_seed() == 9,
     ),
+    "memory of a tensor": Keeper(
+        lambda: [one := torch.zeros(1), one.data_ptr()],
+        lambda kept: setattr(kept[0], "data", torch.zeros(1)),
+        lambda kept: kept[0].data_ptr() != kept[1],
+    ),
     "shape of a tensor": Keeper(
         lambda: torch.zeros(1), lambda kept: setattr(kept, "data", torch.zeros(2)), lambda kept: kept.numel() > 1
     ),
@@ -165,7 +186,7 @@ MEMBERS = [
             else None,
             pair=one_more_first,
             engine="loop",
-            one_sided=name == "itertools.count",  # cannot be put back, and is found once it has moved
+            one_sided=name in ("buffer", "itertools.count"),  # refused once they have changed
         )
         for name, keeper in KEEPERS.items()
     ),

@@ -62,13 +62,37 @@ def test_pixels_are_averaged_within_an_example():
     assert torch.allclose(found, torch.tensor([1.0, 4.0]))
 
 
-def test_a_loss_that_keeps_reducing_is_refused_with_what_to_return():
+class Deaf(nn.Module):
+    """A loss with a reduction that its forward pass does not honour."""
+
+    def __init__(self, kind: str, reduction: str = "mean") -> None:
+        super().__init__()
+        self.kind, self.reduction = kind, reduction
+
+    def forward(self, outputs, targets):
+        if self.kind == "refuses" and self.reduction == "none":
+            raise NotImplementedError("reduction='none'")
+        if self.kind == "flattens":
+            known = self.reduction if self.reduction in ("none", "sum") else "mean"
+            return F.mse_loss(outputs.flatten(), targets.flatten(), reduction=known)
+        return F.mse_loss(outputs, targets)
+
+
+@pytest.mark.parametrize("reduction", ["mean", "sum", "weighted_mean"])
+@pytest.mark.parametrize("kind", ["unread", "refuses", "flattens"])
+def test_a_loss_that_does_not_honour_its_reduction_is_called_on_one_example_at_a_time(kind, reduction):
+    loss, targets = Deaf(kind, reduction), torch.randn(5, 3)
+    alone = torch.stack([loss(OUTPUTS[i : i + 1], targets[i : i + 1]) for i in range(5)])
+    assert torch.allclose(ExampleLosses(loss)(OUTPUTS, targets), alone)
+    assert torch.allclose(ExampleLosses(loss)(OUTPUTS[:1], targets[:1]), alone[:1])
+
+
+def test_a_function_that_does_not_read_its_reduction_is_called_on_one_example_at_a_time():
     def stubborn(outputs, targets, reduction="mean"):
         del targets, reduction
         return outputs.mean()
 
-    with pytest.raises(UnsupportedModuleError, match=r"one loss per example, shape \(batch,\)"):
-        ExampleLosses(stubborn)(OUTPUTS, CLASSES)
+    assert torch.allclose(ExampleLosses(stubborn)(OUTPUTS, CLASSES), OUTPUTS.mean(1))
 
 
 def test_a_loss_of_many_numbers_for_one_example_is_refused():

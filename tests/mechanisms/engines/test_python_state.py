@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import functools
 import importlib
+import itertools
+import random
 import sys
 from collections import OrderedDict, deque
 from functools import partial
@@ -176,6 +178,9 @@ def test_parameters_and_buffers_are_left_alone_and_data_sets_where_no_numbers_ar
     with torch.no_grad():
         network.layer.weight.add_(1)
     assert state.restore() == []
+    state = PythonState(network, by_value=True, weights=True)
+    network.layer.weight.data.add_(1)
+    assert state.restore() == ["Keeping.layer._parameters.weight"]
     state = PythonState(network)
     network.data.tensors[0].add_(1)
     assert state.restore() == []
@@ -196,3 +201,64 @@ def test_a_running_generator_is_named_where_numbers_could_be_sent_to_it():
     network.means = (number for number in range(3))
     assert PythonState(network, by_value=True).unfollowed == ["Keeping.means"]
     assert PythonState(network).unfollowed == []
+
+
+def assigning(outputs, targets):
+    global FIRST_ASSIGNED_IN_A_PASS
+    FIRST_ASSIGNED_IN_A_PASS = 1
+    return outputs.sum()
+
+
+class LateSlot:
+    __slots__ = ("late",)
+
+
+NUMBERS = {
+    "slot that was empty": lambda m: setattr(m.slot, "late", 1),
+    "attribute of a weight": lambda m: setattr(m.layer.weight, "seen", 1),
+    "gradient of a weight": lambda m: setattr(m.layer.weight, "grad", torch.ones(2, 2)),
+    "hook of a weight": lambda m: m.layer.weight.register_hook(lambda grad: grad),
+    "whether a weight is trained": lambda m: m.layer.weight.requires_grad_(False),
+    "strides of a tensor": lambda m: m.square.t_(),
+    "memory of a tensor": lambda m: setattr(m.square, "data", torch.eye(2)),
+    "flags of an array": lambda m: m.numbers.setflags(write=False),
+    "defaults of a function": lambda m: setattr(m.function, "__defaults__", (2,)),
+    "default dtype": lambda m: torch.set_default_dtype(torch.float64),
+    "class": lambda m: setattr(m, "__class__", type("Other", (type(m),), {})),
+}
+
+
+@pytest.mark.parametrize("change", NUMBERS)
+def test_whatever_can_hold_a_number_is_put_back_where_numbers_are_seen(change):
+    network = Keeping()
+    network.slot, network.square = LateSlot(), torch.eye(2)
+    network.function = lambda x, factor=1: x
+    state = PythonState(network, by_value=True, weights=True)
+    NUMBERS[change](network)
+    assert not state.is_current()
+    assert state.restore()
+    assert state.is_current()
+    assert not state.kept
+
+
+def test_names_that_are_first_assigned_in_a_pass_are_gone_after_it():
+    state = PythonState(assigning, by_value=True)
+    assigning(torch.ones(2), None)
+    assert state.restore() == ["FIRST_ASSIGNED_IN_A_PASS"]
+    assert "FIRST_ASSIGNED_IN_A_PASS" not in globals()
+
+
+def test_an_iterator_that_has_moved_is_named():
+    network = Keeping()
+    network.count = itertools.count()
+    state = PythonState(network, by_value=True)
+    next(network.count)
+    state.restore()
+    assert state.kept + state.unfollowed == ["Keeping.count"]
+
+
+def test_generators_are_listed():
+    network = Keeping()
+    network.draws = [torch.Generator(), np.random.default_rng(0), random.Random(0), random.SystemRandom()]
+    assert {id(value) for value in PythonState(network, by_value=True).generators} == set(map(id, network.draws))
+    assert PythonState(network).generators == []

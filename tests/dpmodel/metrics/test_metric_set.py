@@ -6,8 +6,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dpmodel.metric_names import REGRESSION
 from dpmodel.metrics import METRICS, Accuracy, MetricSet, MetricSpec
+from dpmodel.metrics.names import REGRESSION
 from monitors.errors import DataError
 
 
@@ -73,7 +73,7 @@ def test_outputs_may_be_a_dict_where_the_loss_takes_one():
     metrics.update({"logits": scores}, targets)
     assert metrics.compute() == {"loss": pytest.approx(float(loss_fn(scores, targets)))}
     with pytest.raises(DataError, match="'accuracy' takes the outputs as one tensor, but the network gives a dict"):
-        MetricSet("accuracy").update({"logits": scores}, targets)
+        MetricSet("accuracy").update({"logits": scores, "features": torch.zeros(5, 8)}, targets)
 
 
 def test_names_are_known_in_any_case_and_kept_as_given():

@@ -1,0 +1,146 @@
+"""Which rows of a data set are chosen, by subsets and by samplers, and whether two choices have rows in common."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import (
+    BatchSampler,
+    ConcatDataset,
+    DataLoader,
+    Dataset,
+    RandomSampler,
+    SequentialSampler,
+    Subset,
+    SubsetRandomSampler,
+)
+
+from monitors.errors import UnsupportedLoaderError
+
+
+def require_held_out(valid_loader: Any, train_dataset: Any) -> None:
+    """Refuse the training data as validation data; None is no validation.
+
+    Recognised are the same data set, parts of one that have rows in common (a ``Subset``, or the rows of a
+    ``SubsetRandomSampler``), and tensors in the same memory. Copies of the training data are not.
+
+    Raises:
+        UnsupportedLoaderError: They are, or share rows.
+    """
+    held_out = drawn_from(valid_loader)
+    if valid_loader is not None and _share_rows(held_out, train_dataset):
+        raise UnsupportedLoaderError(
+            "valid_loader holds the training data: metrics on them, and whatever is stopped or chosen by those, would "
+            "be released without noise. Give held-out data; eval shows the trainer how the training data are fitted"
+        )
+
+
+def drawn_from(loader: Any) -> Any:
+    """The data set that ``loader`` reads: a ``Subset`` if its sampler is known to choose rows, else all of it.
+
+    Args:
+        loader: A loader, or data without one, which are returned as they are.
+
+    Example:
+        >>> data = torch.utils.data.TensorDataset(torch.zeros(10, 3))
+        >>> len(drawn_from(DataLoader(data, sampler=SubsetRandomSampler([1, 2]))))
+        2
+    """
+    dataset = loader if isinstance(loader, Dataset) else getattr(loader, "dataset", loader)
+    if not isinstance(loader, DataLoader):
+        return dataset
+    batches = loader.batch_sampler
+    rows = chosen_rows(loader.sampler if batches is None else batches)
+    return dataset if rows is None else Subset(dataset, rows)
+
+
+def chosen_rows(sampler: Any) -> list[int] | None:
+    """The rows that a sampler draws in each pass; None if they are not known or are all rows."""
+    if type(sampler) is BatchSampler:
+        return chosen_rows(sampler.sampler)
+    rows = sampler.indices if type(sampler) is SubsetRandomSampler else sampler
+    return [int(row) for row in rows] if isinstance(rows, (list, tuple, range, np.ndarray, Tensor)) else None
+
+
+def draws_all(sampler: Any) -> bool:
+    """Whether a sampler draws each row of its data once in each pass."""
+    once = type(sampler) is RandomSampler and not sampler.replacement
+    return type(sampler) is SequentialSampler or (once and sampler.num_samples == len(sampler.data_source))
+
+
+def _share_rows(one: Any, other: Any) -> bool:
+    (one, some), (other, others) = _rows_of(one), _rows_of(other)
+    if one is other:
+        return some is None or others is None or bool(np.intersect1d(some, others).size)
+    first, second = _inputs(one), _inputs(other)
+    apart = None if first is None or second is None else _rows_apart(first, second)
+    if first is None or second is None or apart is None:
+        return False
+    some = np.arange(len(first)) if some is None else some
+    others = np.arange(len(second)) if others is None else others
+    return bool(np.intersect1d(some, others + apart).size)
+
+
+def require_each_row_once(dataset: Any) -> None:
+    """Refuse a data set that holds a row more than once.
+
+    Raises:
+        UnsupportedLoaderError: A ``Subset``, or parts of a ``ConcatDataset``, repeat rows.
+    """
+    parts = _parts(dataset)
+    for at, part in enumerate(parts):
+        rows = _rows_of(part)[1]
+        repeated = rows is not None and len(np.unique(rows)) < len(rows)
+        if repeated or any(_share_rows(part, other) for other in parts[:at]):
+            raise UnsupportedLoaderError(
+                f"{type(dataset).__name__} holds rows of its data more than once: an example would be drawn and would "
+                "count several times, though the ledger accounts for one. Give each row once (to weight a class, "
+                "weight its loss)"
+            )
+
+
+def _parts(dataset: Any) -> list[Any]:
+    """The data sets that are put one after the other in ``dataset``."""
+    if not isinstance(dataset, ConcatDataset):
+        return [dataset]
+    return [part for inner in dataset.datasets for part in _parts(inner)]
+
+
+def _rows_of(dataset: Any) -> tuple[Any, np.ndarray | None]:
+    """The data set that lies under all subsets, and the rows that they choose; None for all."""
+    rows: np.ndarray | None = None
+    while isinstance(dataset, Subset):
+        chosen = np.asarray(dataset.indices)
+        if hasattr(dataset.dataset, "__len__"):
+            chosen = chosen % len(dataset.dataset)  # rows may be counted from the end
+        rows = chosen if rows is None else chosen[rows]
+        dataset = dataset.dataset
+    return dataset, rows
+
+
+def _inputs(dataset: Any) -> Tensor | None:
+    """The first of the tensors that are the data, if they are in memory."""
+    tensors = getattr(dataset, "tensors", dataset if isinstance(dataset, (tuple, list)) else ())
+    first = next(iter(tensors), None)
+    first = torch.from_numpy(first) if _is_memory(first) else first
+    return first if isinstance(first, Tensor) and first.layout is torch.strided and first.numel() else None
+
+
+def _is_memory(value: Any) -> bool:
+    """Whether torch can see the memory of an array."""
+    positive = isinstance(value, np.ndarray) and all(stride >= 0 for stride in value.strides)
+    return positive and value.dtype.kind in "biuf" and value.flags.writeable
+
+
+def _rows_apart(first: Tensor, second: Tensor) -> int | None:
+    """The row of ``first`` that lies where ``second`` begins in memory; None if they have no row in common."""
+    if first.device != second.device or first.stride(0) != second.stride(0):
+        return None
+    step = first.stride(0) * first.element_size()
+    apart = second.data_ptr() - first.data_ptr()
+    if not step:
+        return None if apart else 0
+    return None if apart % step else apart // step

@@ -1,0 +1,140 @@
+"""The loss of each evaluated example: the same number that training differentiates, whatever the batch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_map
+
+from mechanisms.engines.batch import first_tensor, map_tensors, outputs_of
+from mechanisms.engines.isolation import examples_only, isolated
+from mechanisms.engines.losses import ExampleLosses, LossFunction
+from mechanisms.engines.outputs import each_row, first_dimensions, row_dimensions
+from mechanisms.engines.python_state import PythonState
+
+#: Outputs with which a loss that is not a number is tried again: if it stays so, no target of the example counts.
+_OTHER_OUTPUTS = (0.5, 0.125, 0.75)
+
+
+class EvaluationLosses:
+    """Per-example losses of a batch, as in training: each example is a batch of one.
+
+    The mean of these losses does not depend on how the examples are divided into batches, whatever the loss function
+    does with a batch: ``reduction="sum"``, class weights, ``ignore_index``, broadcasting. An example whose targets are
+    all ignored has loss 0, as in ``mechanisms.engines.ExampleLosses``.
+
+    Args:
+        loss_fn: ``loss_fn(outputs, targets)``.
+
+    Example:
+        >>> losses = EvaluationLosses(nn.CrossEntropyLoss(reduction="sum"))
+        >>> losses.of_rows(torch.zeros(3, 2), torch.tensor([0, 1, 0])).shape
+        torch.Size([3])
+    """
+
+    def __init__(self, loss_fn: LossFunction) -> None:
+        self._loss_fn = loss_fn
+        self._one_by_one: set[str] = set()
+
+    def __call__(self, network: nn.Module | Callable[..., Any], x: Any, outputs: Any, targets: Any) -> Tensor:
+        """Losses of shape (B,).
+
+        Outputs that cannot be divided into examples (a loss that the network computes, a cache) are computed again,
+        for each example by itself.
+
+        Args:
+            network: In evaluation mode.
+            x: Inputs of B examples.
+            outputs: ``network(x)``.
+            targets: Targets of the examples.
+        """
+        size = first_tensor(targets).shape[0]
+        if size == 1 or (isinstance(outputs, Tensor) and outputs.shape[:1] == (size,)):
+            return self.of_rows(outputs, targets)
+        dims = row_dimensions(outputs, size, outputs_of(network, _row(x, 0)))
+        return self._of_network(network, x, targets) if dims is None else self.of_rows(outputs, targets, dims)
+
+    def of_rows(self, outputs: Any, targets: Any, dims: Sequence[int | None] | None = None) -> Tensor:
+        """Losses of shape (B,).
+
+        Args:
+            outputs: Outputs of B examples.
+            targets: Targets of the examples.
+            dims: The dimension of each leaf of the outputs that counts examples, None for those that are equal for all
+                examples. Default: the first dimension of each tensor where it is B.
+        """
+        found = self.unchecked(outputs, targets, dims)
+        ignored = found.isnan()
+        for value in _OTHER_OUTPUTS:
+            if not bool(ignored.any()):
+                return found
+            other = tree_map(lambda leaf: _filled(leaf, value), outputs)  # noqa: B023
+            ignored = ignored & self.unchecked(other, targets, dims).isnan()
+        return found.masked_fill(ignored, 0.0)
+
+    def unchecked(self, outputs: Any, targets: Any, dims: Sequence[int | None] | None = None) -> Tensor:
+        """As ``of_rows``, but NaN for an example that has no loss whatever the outputs are."""
+        size = first_tensor(targets).shape[0]
+        losses = ExampleLosses(self._loss_fn)
+        if size == 1:
+            with _put_back(self._loss_fn):
+                return losses(outputs, targets)
+        counted = first_dimensions(outputs, size) if dims is None else dims
+
+        def of_one(output: Any, target: Any) -> Tensor:
+            return losses(output, target).squeeze(0)
+
+        def each(*, vectorised: bool) -> Tensor:
+            return each_row(of_one, outputs, counted, targets, vectorised=vectorised)
+
+        with _put_back(self._loss_fn):
+            return self._tried("rows", each)
+
+    def _of_network(self, network: nn.Module | Callable[..., Any], x: Any, targets: Any) -> Tensor:
+        losses = ExampleLosses(self._loss_fn)
+
+        def of_one(example: Any, target: Any) -> Tensor:
+            return losses(outputs_of(network, example), target).squeeze(0)
+
+        def each(*, vectorised: bool) -> Tensor:
+            if vectorised:
+                return isolated(of_one, x, targets)
+            size = first_tensor(targets).shape[0]
+            return torch.stack([of_one(_row(x, place), _row(targets, place)) for place in range(size)])
+
+        with _put_back(network, self._loss_fn):
+            return self._tried("network", each)
+
+    def _tried(self, what: str, each: Callable[..., Tensor]) -> Tensor:
+        """All at once, or one by one if that is not possible (``.item()``, boolean masks)."""
+        if what not in self._one_by_one:
+            try:
+                with examples_only():
+                    return each(vectorised=True)
+            except Exception:
+                found = each(vectorised=False)  # raises in words of the loss if the loss is at fault
+                self._one_by_one.add(what)
+                return found
+        return each(vectorised=False)
+
+
+@contextmanager
+def _put_back(*owners: Any) -> Iterator[None]:
+    """The Python state of network and loss is put back, as in training: a vectorised call would leave its tensors."""
+    state = PythonState(*owners, by_value=True)
+    try:
+        yield
+    finally:
+        state.restore()
+
+
+def _row(nest: Any, place: int) -> Any:
+    return map_tensors(lambda value: value[place : place + 1], nest)
+
+
+def _filled(leaf: Any, value: float) -> Any:
+    return torch.full_like(leaf, value) if isinstance(leaf, Tensor) and leaf.is_floating_point() else leaf

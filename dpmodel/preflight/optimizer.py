@@ -1,0 +1,132 @@
+"""Whether the optimizer can take its steps, and the learning-rate schedule all of them."""
+
+from __future__ import annotations
+
+import copy
+import inspect
+import time
+import warnings
+from contextlib import suppress
+from typing import Any
+
+import torch
+from torch import nn, optim
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LambdaLR, LRScheduler, MultiplicativeLR
+
+from dpmodel.optimizers import WAYS_TO_RUN
+from monitors.errors import ConfigError
+
+#: Schedules of functions: a function may count its own calls, so only the last step is computed.
+_OF_FUNCTIONS = (LambdaLR, MultiplicativeLR)
+
+#: Seconds after which a schedule is not followed further.
+_SECONDS = 2.0
+
+
+def require_steps(optimizer: Optimizer) -> None:
+    """Refuse an optimizer whose step would fail once the first private gradient has been paid for.
+
+    An optimizer of ``torch.optim`` takes a step on a copy of the parameters, with zero gradients. One of another
+    package, which may keep state that cannot be copied, is only asked whether ``step()`` can be called without
+    arguments.
+
+    Args:
+        optimizer: Left as it was.
+
+    Raises:
+        ConfigError: The step fails, or needs a closure; gives the reason.
+
+    Example:
+        >>> weight = nn.Parameter(torch.zeros(2))
+        >>> require_steps(optim.Adam([weight], lr=0.1, differentiable=True))
+        Traceback (most recent call last):
+            ...
+        monitors.errors.ConfigError: optimizer 'Adam' cannot take a step with differentiable=True: ...
+    """
+    name, step = type(optimizer).__name__, type(optimizer).step
+    try:
+        inspect.signature(step).bind(optimizer)
+    except TypeError as error:
+        raise ConfigError(
+            f"optimizer {name!r} cannot train with differential privacy: step() {error}. A closure would compute the "
+            "loss again, and every such pass would be a release of its own; use an optimizer whose step() needs none"
+        ) from error
+    if not step.__module__.startswith(optim.__name__):
+        return
+    trial = _copied(optimizer)
+    try:
+        step(trial)
+    except Exception as error:
+        raise ConfigError(
+            f"optimizer {name!r} cannot take a step{_settings(optimizer)}: {str(error).rstrip('.')}. "
+            "Build it without these settings, or with ones that the device of the parameters supports"
+        ) from error
+
+
+def require_long_enough(scheduler: LRScheduler, steps: int, unit: str) -> None:
+    """Refuse a learning-rate scheduler that fails before the training ends.
+
+    A copy of the scheduler is stepped to the end. Functions of ``LambdaLR`` and ``MultiplicativeLR`` are called for
+    the last step only.
+
+    Args:
+        scheduler: Left as it was.
+        steps: How often the training will step it.
+        unit: ``"step"`` or ``"epoch"``, for the message.
+
+    Raises:
+        ConfigError: It fails; says at which step.
+
+    Example:
+        >>> optimizer = optim.SGD([nn.Parameter(torch.zeros(2))], lr=0.1)
+        >>> require_long_enough(optim.lr_scheduler.OneCycleLR(optimizer, 1.0, total_steps=8), 16, "step")
+        Traceback (most recent call last):
+            ...
+        monitors.errors.ConfigError: OneCycleLR ends before the training: it fails at step 9 of 16 (...
+    """
+    trial = _on_stand_in(scheduler)
+    if trial is None:
+        return
+    started, jumps = time.perf_counter(), isinstance(trial, _OF_FUNCTIONS)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # no optimizer steps in between
+        for done in [steps] if jumps else range(1, steps + 1):
+            if time.perf_counter() - started > _SECONDS:
+                return
+            try:
+                trial.step(*([trial.last_epoch + steps] if jumps else []))
+            except Exception as error:
+                raise ConfigError(
+                    f"{type(scheduler).__name__} ends before the training: it fails at {unit} {done} of {steps} "
+                    f"({type(error).__name__}: {error}). Give it the length of the whole training, {steps} "
+                    f"{unit}s"
+                ) from error
+
+
+def _copied(optimizer: Optimizer) -> Any:
+    """A copy with parameters of its own and gradients of zero."""
+    memo: dict[int, Any] = {}
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            own = memo[id(parameter)] = nn.Parameter(parameter.detach().clone(), parameter.requires_grad)
+            own.grad = torch.zeros_like(own) if parameter.requires_grad else None
+    return copy.deepcopy(optimizer, memo)
+
+
+def _settings(optimizer: Optimizer) -> str:
+    """The ways to run that were asked for, in words."""
+    switched = {name for group in optimizer.param_groups for name in WAYS_TO_RUN if group.get(name) is True}
+    return f" with {', '.join(f'{name}=True' for name in sorted(switched))}" if switched else ""
+
+
+def _on_stand_in(scheduler: LRScheduler) -> LRScheduler | None:
+    """A copy of the scheduler that moves the rates of another optimizer; None if it cannot be copied."""
+    optimizer = scheduler.optimizer
+    groups = [{**group, "params": [nn.Parameter(torch.zeros(1))]} for group in optimizer.param_groups]
+    stand_in = optim.SGD([nn.Parameter(torch.zeros(1))], lr=0.0)
+    stand_in.param_groups[:] = copy.deepcopy(groups)
+    stand_in.defaults = dict(optimizer.defaults)
+    with suppress(Exception):
+        return copy.deepcopy(scheduler, {id(optimizer): stand_in})
+    return None

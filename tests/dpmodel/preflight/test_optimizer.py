@@ -1,0 +1,123 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn, optim
+from torch.optim import lr_scheduler
+
+from dpmodel import LearningRateScheduler
+from dpmodel.optimizers import optimizer_names
+from dpmodel.preflight.optimizer import require_long_enough, require_steps
+
+
+def made(name="SGD", lr=0.1, **options):
+    network = nn.Linear(3, 2, bias=name != "Muon")
+    return getattr(optim, name)(network.parameters(), lr=lr, **options)
+
+
+@pytest.mark.parametrize("flag", [None, "foreach", "capturable", "differentiable", "maximize"])
+@pytest.mark.parametrize("name", sorted(set(optimizer_names()) & set(vars(optim))))
+def test_an_optimizer_is_refused_before_training_if_and_only_if_its_step_would_fail(name, flag):
+    try:
+        optimizer = made(name, **({flag: True} if flag else {}))
+    except (TypeError, ValueError, RuntimeError):
+        return  # torch refuses it itself
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    before = [p.detach().clone() for p in parameters]
+    refused, state = "", str(optimizer.state_dict())
+    try:
+        require_steps(optimizer)
+    except ValueError as error:
+        refused = str(error)
+    assert all(torch.equal(p, value) and p.grad is None for p, value in zip(parameters, before, strict=True))
+    assert str(optimizer.state_dict()) == state
+    for p in parameters:
+        p.grad = torch.zeros_like(p)
+    try:
+        optimizer.step()
+    except Exception:
+        assert f"{flag}=True" in refused
+    else:
+        assert not refused
+
+
+def test_an_optimizer_whose_step_needs_a_closure_is_refused():
+    class TwoPasses(optim.SGD):
+        def step(self, closure):
+            closure()
+
+    optimizer = TwoPasses(nn.Linear(3, 2).parameters(), lr=0.1)
+    with pytest.raises(ValueError, match=r"TwoPasses.*A closure would compute the loss again"):
+        require_steps(optimizer)
+
+
+def test_the_step_of_another_package_is_not_tried():
+    class Counting(optim.SGD):
+        steps = 0
+
+        def step(self, closure=None):
+            type(self).steps += 1
+            return super().step(closure)
+
+    require_steps(Counting(nn.Linear(3, 2).parameters(), lr=0.1))
+    assert Counting.steps == 0
+
+
+def test_flags_are_refused_before_anything_is_spent(make_model, loader):
+    network = nn.Linear(4, 3)
+    model = make_model(network, optimizer=optim.Adam(network.parameters(), lr=0.1, differentiable=True))
+    with pytest.raises(ValueError, match="differentiable=True"):
+        model.fit(loader)
+    assert len(model.ledger) == 0
+
+
+SCHEDULES = {
+    "one cycle": lambda optimizer, length: lr_scheduler.OneCycleLR(optimizer, 1.0, total_steps=length),
+    "in sequence": lambda optimizer, length: lr_scheduler.SequentialLR(
+        optimizer,
+        [lr_scheduler.ConstantLR(optimizer), lr_scheduler.OneCycleLR(optimizer, 1.0, total_steps=length - 2)],
+        [2],
+    ),
+    "listed": lambda optimizer, length: lr_scheduler.LambdaLR(optimizer, ([0.1] * (length + 1)).__getitem__),
+}
+
+
+@pytest.mark.parametrize("kind", SCHEDULES)
+@settings(max_examples=10, deadline=None)
+@given(length=st.integers(4, 20), steps=st.integers(1, 25))
+def test_a_schedule_is_refused_if_and_only_if_it_ends_before_the_training(kind, length, steps):
+    optimizer = made(momentum=0.9)
+    schedule = SCHEDULES[kind](optimizer, length)
+    rate, stand = optimizer.param_groups[0]["lr"], schedule.last_epoch
+    if steps > length:
+        with pytest.raises(ValueError, match=rf"ends before the training: it fails at step \d+ of {steps}"):
+            require_long_enough(schedule, steps, "step")
+    else:
+        require_long_enough(schedule, steps, "step")
+    assert (optimizer.param_groups[0]["lr"], schedule.last_epoch) == (rate, stand)
+
+
+def test_a_function_that_counts_its_calls_is_called_once_more_only():
+    calls = []
+    schedule = lr_scheduler.LambdaLR(made(), lambda step: calls.append(step) or 1.0)
+    before = len(calls)
+    require_long_enough(schedule, 100, "epoch")
+    assert calls[before:] == [100]
+
+
+@pytest.mark.parametrize(("interval", "length"), [("step", 7), ("epoch", 1)])
+def test_a_short_schedule_is_refused_before_anything_is_spent(make_model, loader, interval, length):
+    model = make_model()
+    schedule = lr_scheduler.OneCycleLR(model.optimizer, 1.0, total_steps=length)
+    with pytest.raises(ValueError, match=f"at {interval} {length + 1} of "):
+        model.fit(loader, epochs=2, callbacks=[LearningRateScheduler(schedule, interval=interval)])
+    assert len(model.ledger) == 0
+
+
+def test_a_schedule_that_is_too_short_by_its_arguments_is_refused_too(make_model, loader):
+    model = make_model()
+    with pytest.raises(ValueError, match="ends before the training"):
+        model.fit(loader, epochs=2, callbacks=[LearningRateScheduler("OneCycleLR", max_lr=1.0, total_steps=3)])
+    assert len(model.ledger) == 0
