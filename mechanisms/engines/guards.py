@@ -77,6 +77,7 @@ class PassGuard(TorchFunctionMode):
         if device is not None and device.type == "cuda":
             self._generators.append(torch.cuda.default_generators[device.index or 0])
         self._seed, self._modes, self._below = 0, 0, 0
+        self._own: list[torch.Generator] = []
         self._states: list[tuple[Tensor, Tensor]] = []
         self._around = ExitStack()
         self._refusal: DPModelError | None = None
@@ -84,11 +85,13 @@ class PassGuard(TorchFunctionMode):
     def __enter__(self) -> PassGuard:
         """Generators go on from a new seed: the one that engine ``loop`` would give to a single example."""
         _refuse_replaced()
-        before = [generator.get_state() for generator in self._generators]
-        self._seed = Random(int(torch.randint(2**63 - 1, (), device="cpu"))).getrandbits(63)
-        for generator in self._generators:
+        inherited = _guards()[-1] if _guards() else None
+        self._own = [one for one in self._generators if inherited is None or one not in inherited._generators]
+        before = [generator.get_state() for generator in self._own]
+        self._seed = inherited._seed if inherited else _new_seed()
+        for generator in self._own:
             generator.manual_seed(self._seed)
-        self._states = list(zip(before, (generator.get_state() for generator in self._generators), strict=True))
+        self._states = list(zip(before, (generator.get_state() for generator in self._own), strict=True))
         self._modes, self._below = _dispatch_modes(), _function_modes()
         _Patches.install()
         _guards().append(self)
@@ -168,9 +171,9 @@ class PassGuard(TorchFunctionMode):
 
     def _leave_no_trace(self) -> None:
         """Generators that nothing was drawn from are as before."""
-        pairs = zip(self._generators, self._states, strict=True)
+        pairs = zip(self._own, self._states, strict=True)
         if all(torch.equal(generator.get_state(), seeded) for generator, (_, seeded) in pairs):
-            for generator, (before, _) in zip(self._generators, self._states, strict=True):
+            for generator, (before, _) in zip(self._own, self._states, strict=True):
                 generator.set_state(before)
 
     def _check(self) -> None:
@@ -215,6 +218,10 @@ class PassGuard(TorchFunctionMode):
                 f"the network catches an error of torch ({name}: {reason:.100}), and what fails for one example "
                 "decides for all; use a function that reports it instead (torch.linalg.cholesky_ex), or engine='loop'"
             )
+
+
+def _new_seed() -> int:
+    return Random(int(torch.randint(2**63 - 1, (), device="cpu"))).getrandbits(63)
 
 
 def _uncompiled() -> AbstractContextManager[Any]:

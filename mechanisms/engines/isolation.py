@@ -60,7 +60,7 @@ def examples_only(*nests: Any) -> Iterator[None]:
     """Around a vectorised call: no code of the user's is handed the whole batch, and PyTorch's refusals are explained.
 
     Args:
-        nests: Nests of tensors, the first of which has at least one.
+        nests: Nests of tensors that lie where the call computes; none for the CPU.
 
     Raises:
         UnsupportedModuleError: The call needs to look at more than one example, or at its numbers.
@@ -68,7 +68,7 @@ def examples_only(*nests: Any) -> Iterator[None]:
     fused = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)  # it has no derivative
     try:
-        with PassGuard(first_tensor(nests[0]).device) as guard:
+        with PassGuard(first_tensor(nests[0]).device if nests else None) as guard:
             guard.require_plain(nests)
             yield
     except RuntimeError as error:

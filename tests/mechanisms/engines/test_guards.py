@@ -11,7 +11,7 @@ from torch import nn
 from torch.overrides import BaseTorchFunctionMode, TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from mechanisms.engines.isolation import isolated
+from mechanisms.engines.isolation import examples_only, isolated
 from monitors.errors import UnprotectedUpdateError, UnsupportedModuleError
 
 X = torch.rand(4, 3, generator=torch.Generator().manual_seed(0)) + 0.5
@@ -296,3 +296,11 @@ def test_garbage_is_collected_as_before():
     isolated(collects, X)
     with pytest.raises(UnsupportedModuleError, match="an earlier pass"):
         isolated(lambda x: (x + kept[0]).sum(), X)
+
+
+def test_passes_may_be_nested():
+    with examples_only():
+        drawn = isolated(lambda x: torch.rand(()) + 0 * x.sum(), X)
+    assert len(drawn.unique()) == len(X)
+    with pytest.raises(UnsupportedModuleError, match="is seeded in the forward pass"), examples_only():
+        isolated(seeds, X)
