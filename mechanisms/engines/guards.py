@@ -73,9 +73,7 @@ class PassGuard(TorchFunctionMode):
 
     def __init__(self, device: torch.device | None = None) -> None:
         super().__init__()
-        self._generators = [torch.default_generator]
-        if device is not None and device.type == "cuda":
-            self._generators.append(torch.cuda.default_generators[device.index or 0])
+        self._generators = _generators_on(device)
         self._seed, self._modes, self._below = 0, 0, 0
         self._own: list[torch.Generator] = []
         self._states: list[tuple[Tensor, Tensor]] = []
@@ -218,6 +216,19 @@ class PassGuard(TorchFunctionMode):
                 f"the network catches an error of torch ({name}: {reason:.100}), and what fails for one example "
                 "decides for all; use a function that reports it instead (torch.linalg.cholesky_ex), or engine='loop'"
             )
+
+
+def seed_as_pass(device: torch.device | None = None) -> None:
+    """Let generators go on as an isolated pass on ``device`` would begin, so that one example draws the same."""
+    seed = _new_seed()
+    for generator in _generators_on(device):
+        generator.manual_seed(seed)
+
+
+def _generators_on(device: torch.device | None) -> list[torch.Generator]:
+    if device is None or device.type != "cuda":
+        return [torch.default_generator]
+    return [torch.default_generator, torch.cuda.default_generators[device.index or 0]]
 
 
 def _new_seed() -> int:
