@@ -199,12 +199,14 @@ MEMBERS = [
         "a function mode bounds attention",
         coupled=applying(attention_in(BoundsInFunctions)),
         benign=applying(attention_in(CountsFunctions)),
+        one_sided=True,  # it bounds where numbers are seen: a trial on large entries finds that engines differ
         engine="bookkeeping",
     ),
     DISPATCH(
         "the class of a mask bounds attention",
         coupled=applying(masked_by(BoundsByMask)),
         benign=applying(masked_by(nn.Buffer if hasattr(nn, "Buffer") else torch.Tensor)),
+        one_sided=True,
     ),
     DISPATCH(
         "the class of a frozen weight bounds products",
