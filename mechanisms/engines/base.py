@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from mechanisms.clipping import ClipMechanism, Fixed, beside
 from mechanisms.engines.batch import Batch
 from mechanisms.engines.losses import ExampleLosses, LossFunction
-from mechanisms.engines.modes import plain_modes
+from mechanisms.engines.modes import plain_modes, require_unwatched
 from mechanisms.engines.parameters import FlatLayout
 from mechanisms.engines.pass_boundary import PassBoundary
 from mechanisms.engines.precision import require_full_products
@@ -232,8 +232,10 @@ def bounded_factors(norms: Tensor, clip: ClipMechanism, entries: int) -> Tensor:
         entries: Entries of a unit's gradient; squares too small for the type may be missing from a norm.
 
     Raises:
-        UnprotectedUpdateError: The bounds of the blocks together exceed the bound that is accounted for.
+        UnprotectedUpdateError: The bounds of the blocks together exceed the bound that is accounted for, or the network
+            has left a mode on.
     """
+    require_unwatched()
     finite = torch.isfinite(norms).all(dim=1, keepdim=True)
     safe = torch.where(finite, norms, torch.zeros_like(norms))
     limits = beside(norms, block_bounds_of(clip, norms.shape[1])) * (1.0 - ROUNDING_MARGIN)

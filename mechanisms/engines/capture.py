@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 
+from mechanisms.engines.guards import require_plain
 from mechanisms.engines.holders import version_of
 from mechanisms.engines.isolation import example_of, on_batch
 from mechanisms.engines.layers.rules import LayerRule
@@ -169,10 +170,10 @@ class Recorder:
             inputs: What the layer is given, tensors of one example.
             constants: Parameters whose gradients autograd shall not compute.
         """
+        require_plain((*inputs, *layer._parameters.values(), *layer._buffers.values()))
         layout = self._layout(site, inputs[0], rule.batched_dims(layer))
-        with torch._C.DisableTorchFunction():  # our own work is of no interest to function modes
-            given = [layout.gather(value) if isinstance(value, Tensor) else value for value in inputs]
-        with on_batch(), torch._C.DisableTorchFunction():
+        given = [layout.gather(value) if isinstance(value, Tensor) else value for value in inputs]
+        with on_batch():
             _require_gradients(constants, False)
             try:
                 output = function(*given)

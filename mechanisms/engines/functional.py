@@ -90,7 +90,7 @@ def example_gradients(network: nn.Module, losses: ExampleLosses, batch: Batch) -
         return losses(outputs, map_tensors(lambda t: t.unsqueeze(0), y)).sum()
 
     per_example = vmap(grad_and_value(loss_of), in_dims=(None, 0, 0), randomness="different")
-    with examples_only():
+    with examples_only(batch.x):
         gradients, values = per_example(parameters, batch.x, batch.y)
     dtype = FlatLayout.of_parameters(parameters).dtype
     flat = torch.cat([gradients[name].reshape(batch.size, -1).to(dtype) for name in parameters], dim=1)

@@ -11,7 +11,8 @@ from torch.overrides import _get_current_function_mode_stack
 from torch.utils._device import DeviceContext
 from torch.utils._python_dispatch import _get_current_dispatch_mode_stack
 
-from monitors.errors import ConfigError, UnsupportedModuleError
+from mechanisms.engines.originals import replaced_kernel
+from monitors.errors import ConfigError, UnprotectedUpdateError, UnsupportedModuleError
 
 _DEVICES = ("cpu", "cuda", "mps", "xpu")
 
@@ -54,14 +55,20 @@ def require_no_modes(network: nn.Module) -> None:
         network: The network to be trained.
 
     Raises:
-        ConfigError: A ``TorchFunctionMode`` or ``TorchDispatchMode`` is on.
+        ConfigError: A ``TorchFunctionMode`` or ``TorchDispatchMode`` is on, or an operator of PyTorch's has another
+            kernel.
         UnsupportedModuleError: The network was made in inference mode.
     """
-    functions = [mode for mode in _get_current_function_mode_stack() if not isinstance(mode, DeviceContext)]
-    for mode in (*functions, *_get_current_dispatch_mode_stack()):
+    for mode in _watching():
         raise ConfigError(
             f"{type(mode).__name__} is active around fit: it sees, and may change, each operation of torch, those of "
             "norms, clipping and noise too. Call fit outside of it; to measure or trace the network, call the network"
+        )
+    replaced = replaced_kernel()
+    if replaced is not None:
+        raise ConfigError(
+            f"{replaced} has a kernel that was registered with torch.library: it would compute norms, clipping and "
+            "noise too. Take it back before fit (library._destroy()), or register it for an operator of your own"
         )
     made = next((name for name, value in network.named_parameters() if value.is_inference()), None)
     if made is not None:
@@ -69,3 +76,25 @@ def require_no_modes(network: nn.Module) -> None:
             f"parameter {made!r} was made in torch.inference_mode() and cannot be trained; build the network outside "
             "of it, or copy the parameters"
         )
+
+
+def require_unwatched() -> None:
+    """Refuse to clip where a mode would be shown the gradients: one that a network has entered and not left.
+
+    Raises:
+        UnprotectedUpdateError: A ``TorchFunctionMode`` or ``TorchDispatchMode`` is on.
+    """
+    for mode in _watching():
+        raise UnprotectedUpdateError(
+            f"the network or the loss leaves a {type(mode).__name__} on, which may change norms, clipping and noise; "
+            "enter it by a with statement"
+        )
+
+
+def _watching() -> list[object]:
+    modes = [*_get_current_function_mode_stack(), *_get_current_dispatch_mode_stack()]
+    return [mode for mode in modes if not isinstance(mode, DeviceContext) and not _is_ours(mode)]
+
+
+def _is_ours(mode: object) -> bool:
+    return type(mode).__module__.startswith("mechanisms.")

@@ -106,6 +106,7 @@ def lie_alike(*values: Tensor | None) -> bool:
     Equally many dimensions matter: broadcasting sets the rows of a tensor with fewer against another dimension.
 
     Example:
+        >>> import torch
         >>> rows = torch.zeros(2, 5, 3)
         >>> lie_alike(rows, torch.zeros(2, 1, 1), None), lie_alike(rows, rows[:1]), lie_alike(rows, rows[0])
         (True, False, False)

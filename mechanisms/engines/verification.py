@@ -13,6 +13,7 @@ from mechanisms.clipping import ClipMechanism
 from mechanisms.engines.base import ClippedSum, Engine
 from mechanisms.engines.batch import Batch, first_tensor, map_tensors, outputs_of
 from mechanisms.engines.functional import VmapEngine
+from mechanisms.engines.guards import seed_as_pass
 from mechanisms.engines.loop import LoopEngine
 from mechanisms.engines.losses import LossFunction
 from mechanisms.engines.parameters import hooked_parameter, trainable_parameters
@@ -118,6 +119,8 @@ def _random_difference(
         found = []
         for way in (loop, engine):
             seed_generators(network, row)
+            if way is loop:
+                seed_as_pass(first_tensor(probe.x).device)
             found.append(way.clipped_sum(network, loss_fn, probe.select(slice(row, row + 1)), clip))
         problem = _compare(parameters, *found)
         if problem is not None:

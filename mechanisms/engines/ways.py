@@ -152,7 +152,7 @@ class ByOwnParameters:
 def _views_for_each_example(recorder: Recorder, site: Site) -> list[Tensor]:
     """Leaves (B, *shape) that share the memory of the parameters."""
     size = recorder.batch_size
-    with on_batch(), torch._C.DisableTorchFunction():
+    with on_batch():
         return [value.detach().expand(size, *value.shape).requires_grad_() for value in site.values]
 
 

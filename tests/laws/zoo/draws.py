@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from ..neighbours import CLASSES, FEATURES, Apply, Member, Training, applying, body, one_replaced
+from ..neighbours import CLASSES, FEATURES, Apply, Member, Training, applying, body, one_more_first, one_replaced
 
 RANDOM = partial(Member, kind="random", pair=one_replaced)
 
@@ -90,6 +90,27 @@ def shifted_by_a_fixed_draw(x):
     return F.dropout(x + torch.randn(FEATURES, generator=generator), 0.5)
 
 
+def seeded_masks(x):
+    torch.manual_seed(0)
+    return F.dropout(x, 0.5)
+
+
+def masks_by_place(x):
+    """Masks from a public seed: which one an example gets tells its place."""
+    return x * (torch.rand(x.shape, generator=torch.Generator().manual_seed(0)) < 0.5) * 2
+
+
+def one_mask(x):
+    return x * (torch.rand(FEATURES, generator=torch.Generator().manual_seed(0)) < 0.5) * 2
+
+
+def projected(x):
+    """Fixed random features, drawn anew in each call from the same seed."""
+    with torch.random.fork_rng():
+        torch.manual_seed(3)
+        return torch.tanh(x @ torch.randn(FEATURES, FEATURES))
+
+
 def rate_of_the_batch(x):
     return F.dropout(x, float(torch.sigmoid(x.abs().mean() - 1)) * 0.9)
 
@@ -126,6 +147,20 @@ MEMBERS = [
         "seeds the generator by what it sees",
         coupled=applying(seeds_by_content),
         benign=applying(shifted_by_a_fixed_draw),
+    ),
+    RANDOM(
+        "seeds the generator in each call",
+        coupled=applying(seeded_masks),
+        benign=applying(projected),
+        pair=one_more_first,
+        engine="loop",
+    ),
+    RANDOM(
+        "draws from a generator with a public seed",
+        coupled=applying(masks_by_place),
+        benign=applying(one_mask),
+        pair=one_more_first,
+        engine="loop",
     ),
     RANDOM(
         "drops at a rate that the batch decides",
