@@ -12,9 +12,9 @@ from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
+from dpmodel.figures.files import save_figure
 from dpmodel.figures.gallery import inline_svg
 from dpmodel.figures.style import ROLES, Pen, add_legend, dress
-from dpmodel.training_curves import DOTS_PER_INCH
 
 if TYPE_CHECKING:
     from growth import Point, Series
@@ -52,7 +52,7 @@ def draw(chosen: Mapping[str, Series]) -> Figure:
 def save(figure: Figure, folder: Path) -> None:
     """``growth.svg``, which follows the reader's light or dark setting, and ``growth.png`` on white."""
     folder.mkdir(parents=True, exist_ok=True)
-    figure.savefig(folder / f"{NAME}.png", dpi=DOTS_PER_INCH, facecolor="white")
+    save_figure(figure, folder / f"{NAME}.png")
     (folder / f"{NAME}.svg").write_text(standalone_svg(figure), encoding="utf-8")
 
 
