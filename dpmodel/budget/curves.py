@@ -68,8 +68,8 @@ def draw_curves(plan: TrainingPlan, path: str | os.PathLike[str]) -> None:
     curves = epsilon_curves(plan)
     privacy = plan.config.privacy
     figure, (left, right) = make_panels(2)
-    at = f"delta {privacy.delta:g} ({resolve_accountant(privacy.accountant).name})"
-    dress(left, f"Schedules that end at epsilon {epsilon_text(curves[0].epsilons[-1])}", "step", f"epsilon at {at}")
+    end = f"{epsilon_text(curves[0].epsilons[-1])} ({resolve_accountant(privacy.accountant).name})"
+    dress(left, f"Schedules that end at epsilon {end}", "step", f"epsilon at delta {privacy.delta:g}")
     dress(right, "Noise of the same schedules", "step", "noise multiplier")
     for index, curve in enumerate(curves):
         pen = Pen.of(index, len(curves))
@@ -77,7 +77,7 @@ def draw_curves(plan: TrainingPlan, path: str | os.PathLike[str]) -> None:
         right.plot(curve.steps, curve.multipliers, label=curve.name, **pen.line, **marks(len(curve.steps)))
     for axes in (left, right):
         from_zero(axes)
-    note_infinite(left, [(curve.name, _privacy(curve, plan)) for curve in curves])
+    note_infinite(left, [_privacy(curve, plan) for curve in curves])
     add_legend(figure, left)
     figure.savefig(path, dpi=DOTS_PER_INCH, facecolor="white")
 

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from monitors.accountant import Accountant, resolve_accountant
+from monitors.events import ViolationEvent
 from monitors.ledger import Ledger
 
 Floats = NDArray[np.float64]
@@ -76,7 +77,7 @@ def epsilon_over(
         >>> curve.steps, round(curve.epsilons[1], 3), round(curve.epsilons[4], 3)
         ((0, 1, 2, 3, 4), 0.327, 0.698)
     """
-    chosen, kept = resolve_accountant(accountant), ledger.kept.total
+    chosen, kept = resolve_accountant(accountant), _kept(ledger)
     last = kept if done is None else done
     others = max(kept - last, 0)
 
@@ -92,7 +93,9 @@ def epsilon_over(
 
 
 def first_releases(ledger: Ledger, count: int) -> Ledger:
-    """``ledger`` as it was after ``count`` steps that were kept; those that had been lost by then are in it.
+    """``ledger`` as it was after ``count`` steps that were kept, with all that had been lost by then.
+
+    A violation is no step: it is part of what it follows.
 
     Example:
         >>> from monitors import GaussianEvent
@@ -100,11 +103,24 @@ def first_releases(ledger: Ledger, count: int) -> Ledger:
         Ledger(3 releases in 1 rows)
     """
     counts = np.array([repeats for _, repeats in ledger], dtype=np.int64)
-    kept = np.cumsum(np.where(np.array(ledger.marks, dtype=bool), 0, counts))
+    kept = np.cumsum(np.where(np.array(ledger.marks, dtype=bool) | _violations(ledger), 0, counts))
     if not kept.size or count > kept[-1]:
         return ledger.head(ledger.total)
     row = int(np.searchsorted(kept, count))
-    return ledger.head(int(counts[:row].sum()) + count - (int(kept[row - 1]) if row else 0))
+    place = int(counts[:row].sum()) + count - (int(kept[row - 1]) if row else 0)
+    if count == kept[row]:
+        behind = _violations(ledger)[row + 1 :]
+        place += int(counts[row + 1 :][np.logical_and.accumulate(behind)].sum())
+    return ledger.head(place)
+
+
+def _kept(ledger: Ledger) -> int:
+    """Releases that are neither lost nor a violation."""
+    return sum(count for event, count in ledger.kept if not isinstance(event, ViolationEvent))
+
+
+def _violations(ledger: Ledger) -> NDArray[np.bool_]:
+    return np.array([isinstance(event, ViolationEvent) for event, _ in ledger], dtype=bool)
 
 
 def _marks_for(ledger: Ledger) -> int:

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from dpmodel.figures.epsilon_curve import Floats, Privacy
-from dpmodel.figures.style import MUTED, Pen, say_in
+from dpmodel.figures.style import Pen, fill, grow, panel_width, say_in
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -30,34 +30,37 @@ def draw_epsilon(axes: Axes, curve: Privacy, pen: Pen, name: str) -> None:
     epsilons = np.asarray(curve.epsilons, dtype=np.float64)
     finite = np.isfinite(epsilons)
     markers = marks(len(epsilons) - 1) if finite.sum() > 1 else {}
+    end = _end_of_guarantee(curve)
     axes.plot(
-        np.asarray(curve.steps)[finite], epsilons[finite], drawstyle="steps-pre", label=name, **pen.line, **markers
+        np.asarray(curve.steps)[finite],
+        epsilons[finite],
+        drawstyle="steps-pre",
+        label=name if end is None else f"{name}: infinite from step {end:,} on",
+        **pen.line,
+        **markers,
     )
 
 
-def note_infinite(axes: Axes, curves: Sequence[tuple[str, Privacy]]) -> None:
-    """Say in the panel from which step on the epsilon of each curve is infinite, and so not drawn."""
-    found = []
-    for name, curve in curves:
-        infinite = [step for step, epsilon in zip(curve.steps, curve.epsilons, strict=True) if np.isinf(epsilon)]
-        found += [(name, infinite[0])] if infinite else []
-    if not found:
-        return
-    if len(found) == len(curves) and all(np.isfinite(curve.epsilons).sum() < 2 for _, curve in curves):
-        say_in(axes, f"{INFINITE} after step 1")
-        return
-    words = [
-        f"{name}: infinite from step {step:,} on" if len(curves) > 1 else f"infinite from step {step:,} on"
-        for name, step in found
-    ]
-    note(axes, "\n".join(words))
+def note_infinite(axes: Axes, curves: Sequence[Privacy]) -> None:
+    """Say in a panel where epsilon is infinite, unless the legend says it."""
+    ends = [_end_of_guarantee(curve) for curve in curves]
+    if all(end is not None and np.isfinite(curve.epsilons).sum() < 2 for end, curve in zip(ends, curves, strict=True)):
+        say_in(axes, INFINITE)
+    elif len(curves) == 1 and ends[0] is not None:
+        note(axes, f"infinite from step {ends[0]:,} on")
+
+
+def _end_of_guarantee(curve: Privacy) -> int | None:
+    """The first step whose epsilon is infinite."""
+    pairs = zip(curve.steps, curve.epsilons, strict=True)
+    return next((step for step, epsilon in pairs if np.isinf(epsilon)), None)
 
 
 def note(axes: Axes, text: str) -> None:
-    """Small text in the upper left corner of a panel, with room above the lines for it."""
-    low, high = axes.get_ylim()
-    axes.set_ylim(low, high + (high - low) * 0.14 * (text.count("\n") + 1))
-    axes.text(0.02, 0.97, text, transform=axes.transAxes, ha="left", va="top", fontsize=8, color=MUTED)
+    """Add ``text`` under the label of the horizontal axis, where it hides no line; the figure grows by it."""
+    label, lines = axes.xaxis.label, fill(text, panel_width(axes), 9.0)
+    label.set_text(f"{label.get_text()}\n{lines}")
+    grow(axes, lines.count("\n") + 1)
 
 
 def draw_bounds(axes: Axes, histories: Sequence[History], pen: Pen, name: str, initial: float | None = None) -> None:
@@ -80,7 +83,8 @@ def draw_bounds(axes: Axes, histories: Sequence[History], pen: Pen, name: str, i
             draw_points(axes, known, bounds, pen, "_nolegend_" if index else name)
         return
     rows = np.array([_held(known, bounds, steps) for known, bounds, _ in traces])
-    axes.plot(steps, np.nanmean(rows, axis=0), drawstyle="steps-post", label=name, **pen.line)
+    markers = marks(steps.size) if steps.size == 1 else {}
+    axes.plot(steps, np.nanmean(rows, axis=0), drawstyle="steps-post", label=name, **pen.line, **markers)
     if len(rows) > 1:
         draw_band(axes, steps, rows, pen, step="post")
 

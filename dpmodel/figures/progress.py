@@ -9,7 +9,7 @@ import numpy as np
 
 from dpmodel.figures.lines import INFINITE, draw_band, draw_bounds, draw_epsilon, marks, note, note_infinite
 from dpmodel.figures.strand import Strand
-from dpmodel.figures.style import Pen, add_legend, dress, from_zero, make_panels, say_in
+from dpmodel.figures.style import Pen, add_legend, dress, from_zero, make_panels, say_in, whole_range
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -26,6 +26,7 @@ def metric_against_epsilon(strands: Sequence[Strand], metric: str, size: float |
     )
     left_out = [_progress(axes, strand, metric, Pen.of(i, len(strands))) for i, strand in enumerate(strands)]
     axes.set_xlim(left=0)
+    whole_range(axes)
     if not any(np.size(line.get_xdata()) for line in axes.get_lines()):
         say_in(axes, INFINITE if any(left_out) else f"no {metric} was measured")
     elif any(left_out):
@@ -39,7 +40,7 @@ def noise_and_bound_against_step(strands: Sequence[Strand], metric: str, size: f
     del metric
     figure, (noise, bound) = make_panels(2, size)
     dress(noise, "Noise", "step", "noise multiplier")
-    dress(bound, "Clipping", "step", "norm bound (gradient norm)")
+    dress(bound, "Clipping", "step", "norm bound (L2)")
     for index, strand in enumerate(strands):
         pen = Pen.of(index, len(strands))
         noise.plot(
@@ -48,7 +49,7 @@ def noise_and_bound_against_step(strands: Sequence[Strand], metric: str, size: f
             drawstyle="steps-post",
             label=strand.name,
             **pen.line,
-            **marks(2 if len(strand.multipliers) == 1 else np.inf),
+            **(marks(1) if len(strand.multipliers) == 1 else {}),
         )
         draw_bounds(bound, strand.histories, pen, strand.name, strand.initial_norm_bound)
     for axes in (noise, bound):
@@ -62,11 +63,11 @@ def epsilon_against_step(strands: Sequence[Strand], metric: str, size: float | N
     del metric
     figure, (axes,) = make_panels(1, size)
     at = strands[0].privacy
-    dress(axes, "Privacy spent", "step", f"epsilon at delta {at.delta:g} ({at.accountant})")
+    dress(axes, f"Privacy spent ({at.accountant})", "step", f"epsilon at delta {at.delta:g}")
     for index, strand in enumerate(strands):
         draw_epsilon(axes, strand.privacy, Pen.of(index, len(strands)), strand.name)
     from_zero(axes)
-    note_infinite(axes, [(strand.name, strand.privacy) for strand in strands])
+    note_infinite(axes, [strand.privacy for strand in strands])
     add_legend(figure, axes)
     return figure
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from dpmodel.figures.style import INK, MUTED, Pen, dress, make_panels, panel_width
+from dpmodel.figures.style import INK, MUTED, Pen, dress, letter, make_panels, panel_width
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -17,8 +17,8 @@ if TYPE_CHECKING:
 
 #: Height of a row and of what is around them, in inches.
 _ROW, _FRAME = 0.48, 1.5
-#: Letters of a variant's name in a line.
-_NAME = 22
+#: Height of a line of a variant's name, in inches; letters in a line, and the part of a panel that they take, at most.
+_LINE, _NAME, _NAMES = 0.15, 22, 0.35
 
 
 @dataclass(frozen=True)
@@ -51,9 +51,14 @@ def spread_over_seeds(rows: Sequence[SpreadRow], metric: str, baseline: str, siz
 
     figure, (values, differences) = make_panels(2, size)
     width, stacked = figure.get_size_inches()[0], 2 if panel_width(values) == figure.get_size_inches()[0] else 1
-    figure.set_size_inches(width, stacked * (_FRAME + _ROW * len(rows)))
-    dress(values, "Each seed, mean, 95 % interval", f"test {metric}", "")
-    dress(differences, f"Paired difference to {baseline}", f"difference of test {metric}, 95 % interval", "")
+    letters = min(_NAME, int(_NAMES * panel_width(values) / letter(9.0)))
+    names = [textwrap.fill(row.name, letters) for row in rows]
+    tall = max(_ROW, _LINE * (1 + max(name.count("\n") + 1 for name in names)))
+    figure.set_size_inches(width, stacked * (_FRAME + tall * len(rows)))
+    beside = letter(9.0) * max(len(line) for name in names for line in name.splitlines())
+    dress(values, "Each seed, mean, 95 % interval", f"test {metric}", "", beside)
+    label = f"difference of test {metric}, 95 % interval"
+    dress(differences, f"Paired difference to {baseline}", label, "", beside if stacked > 1 else 0.0)
     differences.axvline(0.0, color=MUTED, lw=1.2)
     for index, row in enumerate(rows):
         pen = Pen.of(index)
@@ -64,12 +69,11 @@ def spread_over_seeds(rows: Sequence[SpreadRow], metric: str, baseline: str, siz
         if row.difference is not None:
             _interval(differences, index, row.difference, pen)
     for axes in (values, differences):
-        names = [textwrap.fill(row.name, _NAME) if axes is values or stacked > 1 else "" for row in rows]
-        axes.set_yticks(range(len(rows)), names)
+        axes.set_yticks(range(len(rows)), names if axes is values or stacked > 1 else [""] * len(rows))
         axes.tick_params(axis="y", labelcolor=INK)
         axes.set_ylim(len(rows) - 0.4, -0.6)
         axes.grid(False, axis="y")
-        axes.xaxis.set_major_locator(MaxNLocator(nbins=6 if panel_width(axes) >= 4 else 4))
+        axes.xaxis.set_major_locator(MaxNLocator(nbins=6 if panel_width(axes) >= 4 else 3))
     return figure
 
 

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import math
 import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from monitors import checks
 
@@ -48,6 +51,8 @@ _FEWEST_PANELS_PER_ROW = {1: 7.0, 2: 8.6}
 _WIDE_PAGE = 10.8
 _PANEL_COLUMNS = 3
 _LEGEND_ROW = 0.2
+#: Least part of [0, 1] that the axis of a metric shows.
+_LEAST_RANGE = 0.1
 
 
 @dataclass(frozen=True)
@@ -132,12 +137,21 @@ def require_style(style: str) -> str:
     return style
 
 
-def dress(axes: Axes, title: str, x_label: str, y_label: str) -> None:
-    """Title, labels, grid and colours of one panel; long texts are broken into lines."""
-    width = panel_width(axes)
-    title_size, label_size, tick_size = (11.0, 9.5, 9.0) if width >= _SMALL_TEXT else (9.5, 8.5, 8.0)
-    axes.set_title(_fill(title, width, title_size), fontsize=title_size, color=INK, loc="left", pad=8)
-    axes.set_xlabel(_fill(x_label, width, label_size), fontsize=label_size, color=MUTED)
+def dress(axes: Axes, title: str, x_label: str, y_label: str, margin: float = 0.0) -> None:
+    """Title, labels, grid and colours of one panel; long texts are broken into lines.
+
+    Args:
+        axes: The panel.
+        title: Above it.
+        x_label: Under it.
+        y_label: Beside it.
+        margin: Inches that long labels of its ticks take on the left.
+    """
+    small = panel_width(axes) < _SMALL_TEXT
+    title_size, label_size, tick_size = (9.5, 8.5, 8.0) if small else (11.0, 9.5, 9.0)
+    width = panel_width(axes) - margin
+    axes.set_title(fill(title, width, title_size), fontsize=title_size, color=INK, loc="left", pad=8)
+    axes.set_xlabel(fill(x_label, width, label_size), fontsize=label_size, color=MUTED)
     axes.set_ylabel(y_label, fontsize=label_size, color=MUTED)
     axes.set_facecolor("none")
     axes.tick_params(colors=MUTED, labelsize=tick_size, length=0)
@@ -162,7 +176,7 @@ def add_legend(figure: Figure, axes: Axes) -> None:
         return
     width, height = figure.get_size_inches()
     columns = _legend_columns(labels, width)
-    lines = [_fill(label, width - 0.7, 9.0) for label in labels]
+    lines = [fill(label, width - 0.7, 9.0) for label in labels]
     legend = figure.legend(handles, lines, loc="outside lower center", ncols=columns, frameon=False, fontsize=9)
     rows = max(sum(line.count("\n") + 1 for line in lines[start::columns]) for start in range(columns))
     figure.set_size_inches(width, height + _LEGEND_ROW * rows)
@@ -184,12 +198,20 @@ def add_panel_legend(axes: Axes) -> None:
         text.set_color(INK)
 
 
+def grow(axes: Axes, lines: int) -> None:
+    """Make the figure of a panel taller by ``lines`` of small text."""
+    figure = axes.get_figure(root=True)
+    if figure is not None:
+        width, height = figure.get_size_inches()
+        figure.set_size_inches(width, height + 0.16 * lines)
+
+
 def say_in(axes: Axes, text: str) -> None:
     """Write ``text`` into the middle of a panel that has nothing to show, and take its ticks away."""
     axes.text(
         0.5,
         0.5,
-        _fill(text, 0.8 * panel_width(axes), 9.0),
+        fill(text, 0.8 * panel_width(axes), 9.0),
         transform=axes.transAxes,
         ha="center",
         va="center",
@@ -211,9 +233,21 @@ def whole_numbers(axes: Axes) -> None:
     from matplotlib.ticker import FuncFormatter, MaxNLocator
 
     axes.set_xlim(left=0)
-    ticks = 7 if panel_width(axes) >= _SMALL_TEXT else 4
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=ticks, steps=[1, 2, 2.5, 5, 10]))
+    ticks = 8 if panel_width(axes) >= _SMALL_TEXT else 5
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=ticks, steps=[1, 2, 5, 10]))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
+
+
+def whole_range(axes: Axes) -> None:
+    """Leave out of the vertical axis what a metric between 0 and 1 cannot be, and do not blow up tiny differences."""
+    values = [value for line in axes.get_lines() for value in np.asarray(line.get_ydata(), dtype=float).tolist()]
+    known = [value for value in values if math.isfinite(value)]
+    if not known or min(known) < 0 or max(known) > 1:
+        return
+    low, high = axes.get_ylim()
+    middle, half = (low + high) / 2, max((high - low) / 2, _LEAST_RANGE / 2)
+    room = 0.04 * half  # markers at the limits are not cut off
+    axes.set_ylim(max(middle - half, -room), min(middle + half, 1 + room))
 
 
 def repaint(figure: Figure, style: str) -> None:
@@ -253,14 +287,15 @@ def _exchange(before: Any, after: Any, darker: Mapping[str, str], to_hex: Any) -
 
 
 def _legend_columns(labels: Sequence[str], width: float) -> int:
-    longest = max(map(len, labels)) * _letter(9.0) + 0.7
+    longest = max(map(len, labels)) * letter(9.0) + 0.7
     return max(1, min(len(labels), LEGEND_COLUMNS, int(width / longest)))
 
 
-def _fill(text: str, width: float, size: float) -> str:
-    return textwrap.fill(text, max(int((width - 0.3) / _letter(size)), 8))
+def fill(text: str, width: float, size: float) -> str:
+    """``text`` in lines that ``width`` inches hold, in letters of ``size`` points."""
+    return textwrap.fill(text, max(int((width - 0.3) / letter(size)), 8))
 
 
-def _letter(size: float) -> float:
+def letter(size: float) -> float:
     """Width of a letter of ``size`` points, in inches; a little more than the mean."""
     return 0.58 * size / 72

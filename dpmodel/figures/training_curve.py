@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from dpmodel.callbacks.watched_metric import direction
 from dpmodel.figures.epsilon_curve import Privacy
 from dpmodel.figures.files import require_format, save_figure
-from dpmodel.figures.lines import draw_bounds, draw_epsilon, draw_points, marks, note, note_infinite
+from dpmodel.figures.lines import draw_bounds, draw_epsilon, draw_points, marks, note_infinite
 from dpmodel.figures.style import (
     INK,
     Pen,
@@ -21,6 +21,7 @@ from dpmodel.figures.style import (
     repaint,
     require_style,
     whole_numbers,
+    whole_range,
 )
 from monitors.accountant import epsilon_text
 
@@ -62,7 +63,9 @@ def draw_history(
     figure, panels = make_panels(max(len(drawn), 1), size)
     for axes, draw in zip(panels, drawn, strict=False):
         draw(axes)
-    figure.suptitle(_headline(history, figure.get_size_inches()[0]), fontsize=9.5, color=INK, x=0.012, ha="left")
+    figure.suptitle(
+        _headline(history, privacy, figure.get_size_inches()[0]), fontsize=9.5, color=INK, x=0.012, ha="left"
+    )
     repaint(figure, style)
     if path is not None:
         save_figure(figure, path)
@@ -91,6 +94,7 @@ def _quality(axes: Axes, history: History, curves: Sequence[tuple[str, Sequence[
     alone = curves[0][0] if len(curves) == 1 else "metric"
     dress(axes, "Validation metrics" if len(curves) > 1 else f"Validation {alone}", "epoch", alone)
     _lines(axes, history, curves)
+    whole_range(axes)
 
 
 def _losses(axes: Axes, history: History, curves: Sequence[tuple[str, Sequence[float | None]]]) -> None:
@@ -106,9 +110,8 @@ def _lines(axes: Axes, history: History, curves: Sequence[tuple[str, Sequence[fl
         pen = Pen.of(index, len(curves))
         line = {**pen.line, "linestyle": ":"} if name == TRAINING_LOSS else pen.line
         finite = [value if value is not None and math.isfinite(value) else math.nan for value in values]
-        axes.plot(epochs, finite, label=name, **line, **marks(len(epochs)))
-        if all(map(math.isnan, finite)):
-            note(axes, f"{name} is not a finite number")
+        label = f"{name} (not finite)" if all(map(math.isnan, finite)) else name
+        axes.plot(epochs, finite, label=label, **line, **marks(len(epochs)))
     whole_numbers(axes)
     add_panel_legend(axes)
 
@@ -119,7 +122,7 @@ def _epsilon(axes: Axes, history: History, privacy: Privacy | None) -> None:
     curve = _of_epochs(history) if privacy is None else privacy
     draw_epsilon(axes, curve, Pen.of(0), "epsilon")
     from_zero(axes)
-    note_infinite(axes, [("epsilon", curve)])
+    note_infinite(axes, [curve])
 
 
 def _noise(axes: Axes, history: History) -> None:
@@ -131,7 +134,7 @@ def _noise(axes: Axes, history: History) -> None:
 
 
 def _bound(axes: Axes, history: History) -> None:
-    dress(axes, "Clipping", "step", "norm bound (gradient norm)")
+    dress(axes, "Clipping", "step", "norm bound (L2)")
     draw_bounds(axes, [history], Pen.of(0), "norm bound")
     from_zero(axes)
 
@@ -142,19 +145,23 @@ def _of_epochs(history: History) -> Privacy:
     return Privacy((0, *steps), (0.0, *epsilons), history.delta or 0.0, "")
 
 
-def _headline(history: History, width: float) -> str:
+def _headline(history: History, privacy: Privacy | None, width: float) -> str:
     last = history.epochs[-1]
-    epochs = f"{len(history)} epoch{'' if len(history) == 1 else 's'}"
-    parts = [f"{epochs}, {last.step:,} steps"]
+    epsilon = last.epsilon if privacy is None else privacy.epsilons[-1]
+    parts = [f"{_counted(len(history), 'epoch')}, {_counted(last.step, 'step')}"]
     parts += [f"{name} {value:.4g}" for name, value in last.metrics.items()]
-    if last.epsilon is not None:
+    if epsilon is not None:
         at = "" if history.delta is None else f" at delta {history.delta:g}"
-        parts.append(f"epsilon {epsilon_text(last.epsilon)}{at}")
+        parts.append(f"epsilon {epsilon_text(epsilon)}{at}")
     lines, room = [parts[0]], width / 0.075
     for part in parts[1:]:
         joined = f"{lines[-1]}  |  {part}"
         lines = [*lines[:-1], joined] if len(joined) <= room else [*lines, part]
     return "\n".join(lines)
+
+
+def _counted(number: int, noun: str) -> str:
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
 
 def _known(values: Sequence[float | None]) -> bool:
