@@ -73,7 +73,7 @@ def spread_over_seeds(rows: Sequence[SpreadRow], metric: str, baseline: str, siz
         axes.tick_params(axis="y", labelcolor=INK)
         axes.set_ylim(len(rows) - 0.4, -0.6)
         axes.grid(False, axis="y")
-        axes.xaxis.set_major_locator(MaxNLocator(nbins=6 if panel_width(axes) >= 4 else 3))
+        axes.xaxis.set_major_locator(MaxNLocator(nbins=5 if panel_width(axes) >= 4 else 3))
     return figure
 
 

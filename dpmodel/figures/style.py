@@ -51,6 +51,7 @@ _FEWEST_PANELS_PER_ROW = {1: 7.0, 2: 8.6}
 _WIDE_PAGE = 10.8
 _PANEL_COLUMNS = 3
 _LEGEND_ROW = 0.2
+_TICK_COLOURS = frozenset({"color", "labelcolor", "grid_color"})
 #: Least part of [0, 1] that the axis of a metric shows.
 _LEAST_RANGE = 0.1
 
@@ -271,8 +272,10 @@ def repaint(figure: Figure, style: str) -> None:
             after = getattr(artist, f"set_{name}", None)
             if before is not None and after is not None:
                 _exchange(before, after, darker, to_hex)
-    for axes in figure.axes:
-        axes.tick_params(colors=darker[MUTED], grid_color=darker[GRID])
+    for axis in (axis for axes in figure.axes for axis in (axes.xaxis, axes.yaxis)):
+        # Ticks that the next drawing makes, for a figure of another size.
+        colours = {name: value for name, value in axis.get_tick_params().items() if name in _TICK_COLOURS}
+        axis.set_tick_params(**{name: darker.get(to_hex(value), value) for name, value in colours.items()})
 
 
 def _exchange(before: Any, after: Any, darker: Mapping[str, str], to_hex: Any) -> None:
@@ -293,9 +296,9 @@ def _legend_columns(labels: Sequence[str], width: float) -> int:
 
 def fill(text: str, width: float, size: float) -> str:
     """``text`` in lines that ``width`` inches hold, in letters of ``size`` points."""
-    return textwrap.fill(text, max(int((width - 0.3) / letter(size)), 8))
+    return textwrap.fill(text, max(int((width - 0.55) / letter(size)), 8))
 
 
 def letter(size: float) -> float:
     """Width of a letter of ``size`` points, in inches; a little more than the mean."""
-    return 0.58 * size / 72
+    return 0.53 * size / 72
