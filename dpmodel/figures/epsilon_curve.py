@@ -75,7 +75,7 @@ def epsilon_over(
         >>> from monitors import GaussianEvent
         >>> curve = epsilon_over(Ledger().record(GaussianEvent(10.0), 4), [2, 4], 1e-5, "zcdp")
         >>> curve.steps, round(curve.epsilons[1], 3), round(curve.epsilons[4], 3)
-        ((0, 1, 2, 3, 4), 0.327, 0.698)
+        ((0, 1, 2, 3, 4), 0.341, 0.726)
     """
     chosen, kept = resolve_accountant(accountant), _kept(ledger)
     last = kept if done is None else done

@@ -47,8 +47,9 @@ STYLES: Mapping[str, int] = {"light": 0, "dark": 1}
 NARROWEST, WIDEST = 2.5, 40.0
 #: Widths of one panel, in inches: below the first, text is set smaller; below the second, panels are stacked.
 _SMALL_TEXT, _STACKED = 3.9, 2.5
-_FEWEST_PANELS_PER_ROW = {1: 7.0, 2: 8.6}
-_WIDE_PAGE = 10.8
+#: Width of a figure by its number of panels, in inches, and of one with more panels.
+_DEFAULT_WIDTHS = {1: 7.0, 2: 8.6}
+_DEFAULT_WIDTH = 10.8
 _PANEL_COLUMNS = 3
 _LEGEND_ROW = 0.2
 _TICK_COLOURS = frozenset({"color", "labelcolor", "grid_color"})
@@ -100,7 +101,7 @@ def make_panels(count: int, size: float | None = None) -> tuple[Figure, list[Axe
     """
     from matplotlib.figure import Figure
 
-    width = _FEWEST_PANELS_PER_ROW.get(count, _WIDE_PAGE) if size is None else require_size(size)
+    width = _DEFAULT_WIDTHS.get(count, _DEFAULT_WIDTH) if size is None else require_size(size)
     columns = max(1, min(count, _PANEL_COLUMNS, int(width / _STACKED)))
     rows = -(-count // columns)
     tall = min(max(0.62 * width / columns, 2.2), 4.2)

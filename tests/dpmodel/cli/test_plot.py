@@ -11,6 +11,7 @@ from dpmodel.figures import FIGURES
 from dpmodel.figures.strand import strand_of_run
 from dpmodel.history import History
 from dpmodel.job import train_from_config
+from dpmodel.runfolder import RESERVED_NOTE
 from monitors import Ledger, RDPAccountant
 
 
@@ -87,6 +88,19 @@ def test_the_picture_of_a_run_has_epsilon_and_norm_bound_after_each_step(tmp_pat
     (line,) = FIGURES["noise_and_bound_against_step"]([strand], "", None).axes[1].get_lines()
     assert line.get_drawstyle() == "steps-post"
     assert dict(zip(line.get_xdata(), line.get_ydata(), strict=True)) == {**bounds, 6: trained.history["norm_bound"][1]}
+
+
+def test_the_steps_that_a_broken_off_run_is_charged_for_are_drawn(runs, tmp_path):
+    shutil.copytree(runs / "loud", tmp_path / "run")
+    (tmp_path / "run/privacy_report.json").unlink()
+    ledger = Ledger.load(tmp_path / "run/ledger.json")
+    ((event, _),) = ledger.rows
+    ledger.record(event, 3).add_note(RESERVED_NOTE)
+    ledger.save(tmp_path / "run/ledger.json")
+    privacy = strand_of_run(tmp_path / "run").privacy
+    assert privacy.steps[-1] == 9
+    assert privacy.epsilons[-1] == RDPAccountant().epsilon(ledger, 1e-5)
+    assert privacy.epsilons[6] == RDPAccountant().epsilon(ledger.head(6), 1e-5)
 
 
 def test_several_runs_share_the_figures(runs, tmp_path, capsys):
