@@ -12,9 +12,9 @@ from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
+from dpmodel.figures.files import save_figure
 from dpmodel.figures.gallery import inline_svg
-from dpmodel.figures.style import ROLES, Pen, add_legend, dress
-from dpmodel.training_curves import DOTS_PER_INCH
+from dpmodel.figures.style import BACKGROUND, ROLES, Pen, add_legend, dress
 
 if TYPE_CHECKING:
     from growth import Point, Series
@@ -25,8 +25,6 @@ DESCRIPTION = (
     "Time of plain and of differentially private training against batch size, width, depth, sequence length and number "
     "of examples, and peak memory against batch size, on logarithmic axes"
 )
-#: Behind the figure, on a light and on a dark page.
-PAGE = ("#ffffff", "#0d1117")
 FONTS = '"DejaVu Sans", system-ui, "Segoe UI", Roboto, sans-serif'
 COLUMNS, WIDE, TALL = 3, 3.6, 3.0
 
@@ -52,7 +50,7 @@ def draw(chosen: Mapping[str, Series]) -> Figure:
 def save(figure: Figure, folder: Path) -> None:
     """``growth.svg``, which follows the reader's light or dark setting, and ``growth.png`` on white."""
     folder.mkdir(parents=True, exist_ok=True)
-    figure.savefig(folder / f"{NAME}.png", dpi=DOTS_PER_INCH, facecolor="white")
+    save_figure(figure, folder / f"{NAME}.png")
     (folder / f"{NAME}.svg").write_text(standalone_svg(figure), encoding="utf-8")
 
 
@@ -60,7 +58,7 @@ def standalone_svg(figure: Figure) -> str:
     """The figure as a file of its own, with its colours for light and dark pages inside."""
     picture = inline_svg(figure, NAME, DESCRIPTION)
     light, dark = (
-        " ".join(f"--{role}: {colours[index]};" for role, colours in {**ROLES, "page": PAGE}.items())
+        " ".join(f"--{role}: {colours[index]};" for role, colours in {**ROLES, "page": BACKGROUND}.items())
         for index in (0, 1)
     )
     style = (

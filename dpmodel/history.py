@@ -7,6 +7,7 @@ import dataclasses
 import io
 import os
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, overload
@@ -17,6 +18,9 @@ from monitors import checks
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+
+    from monitors.accountant import Accountant
+    from monitors.ledger import Ledger
 
 
 @dataclass(frozen=True)
@@ -60,6 +64,9 @@ class EpochRecord:
         return object.__getattribute__(self, name)
 
 
+#: Changes of the norm bound that a history keeps, at most.
+MOST_NORM_BOUNDS = 4096
+
 FIELDS = tuple(item.name for item in dataclasses.fields(EpochRecord) if item.name != "metrics")
 
 
@@ -85,6 +92,8 @@ class History:
             checks.open_unit(delta=delta)
         self.delta = delta
         self.epochs: list[EpochRecord] = []
+        #: Steps done and norm bound from there on, one pair for each change; empty where it was not recorded.
+        self.norm_bounds: list[tuple[int, float]] = []
 
     def append(self, record: EpochRecord | None = None, **fields: Any) -> EpochRecord:
         """Add one epoch, given as a record or as its fields, and return the record.
@@ -101,6 +110,17 @@ class History:
             )
         self.epochs.append(row)
         return row
+
+    def record_norm_bound(self, step: int, norm_bound: float) -> None:
+        """Note the norm bound after ``step`` steps, for the picture; a bound that stays takes no memory.
+
+        Of a bound that moved very often, every other change is kept.
+        """
+        if self.norm_bounds and self.norm_bounds[-1][1] == norm_bound:
+            return
+        if len(self.norm_bounds) >= MOST_NORM_BOUNDS:
+            del self.norm_bounds[1::2]
+        self.norm_bounds.append((step, norm_bound))
 
     @property
     def metric_names(self) -> tuple[str, ...]:
@@ -126,7 +146,8 @@ class History:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values; ``from_dict`` reads them back."""
-        return {"delta": self.delta, "epochs": [dataclasses.asdict(row) for row in self.epochs]}
+        epochs = [dataclasses.asdict(row) for row in self.epochs]
+        return {"delta": self.delta, "epochs": epochs, "norm_bounds": [list(pair) for pair in self.norm_bounds]}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> History:
@@ -134,6 +155,7 @@ class History:
         history = cls(values.get("delta"))
         for row in values["epochs"]:
             history.append(EpochRecord(**row))
+        history.norm_bounds = [(int(step), float(bound)) for step, bound in values.get("norm_bounds", ())]
         return history
 
     def to_csv(self, path: str | os.PathLike[str]) -> None:
@@ -165,18 +187,58 @@ class History:
                     raise ValueError(f"{path}, line {reader.line_num}: {error}") from error
         return history
 
-    def plot(self, path: str | os.PathLike[str] | None = None) -> Figure:
-        """Draw the training curves: metrics and loss, epsilon, noise multiplier and bound.
+    def norm_bounds_to_csv(self, path: str | os.PathLike[str]) -> None:
+        """Write one line per change of the norm bound to ``path``, atomically."""
+        lines = ["step,norm_bound", *(f"{step},{bound!r}" for step, bound in self.norm_bounds)]
+        write_atomically(path, "\n".join(lines) + "\n")
+
+    def read_norm_bounds(self, path: str | os.PathLike[str]) -> None:
+        """Read back ``norm_bounds_to_csv``; without such a file, the bound is known at the ends of the epochs alone.
+
+        Raises:
+            ValueError: The file holds something else.
+        """
+        with suppress(FileNotFoundError), Path(path).open(encoding="utf-8", newline="") as stream:
+            try:
+                rows = [(int(row["step"]), float(row["norm_bound"])) for row in csv.DictReader(stream)]
+            except (KeyError, TypeError, ValueError) as error:
+                raise ValueError(f"{path} is not a list of norm bounds: {error}") from error
+            self.norm_bounds = rows
+
+    def plot(
+        self,
+        path: str | os.PathLike[str] | None = None,
+        *,
+        ledger: Ledger | None = None,
+        accountant: str | Accountant = "rdp",
+        style: str = "light",
+        size: float | None = None,
+    ) -> Figure:
+        """Draw the training curves: metrics, losses, epsilon, noise multiplier and norm bound.
 
         Args:
             path: Where to save the picture too; the ending chooses the format (``.png``, ``.svg``, ``.pdf``).
+            ledger: Ledger of the training, for epsilon after each step. Default: the epsilon at the end of each epoch
+                is drawn over the whole epoch, which is never too small.
+            accountant: Who reads ``ledger``: a name or an object.
+            style: ``"light"`` or ``"dark"``.
+            size: Width of the picture in inches, 2.5 to 40; a column of a paper is about 3.4 wide. Default: as wide as
+                the panels need.
 
         Raises:
-            ValueError: The history is empty.
+            ValueError: The history is empty, an argument is out of range, or ``ledger`` is given to a history without a
+                delta.
         """
-        from dpmodel.training_curves import draw_history
+        from dpmodel.figures.epsilon_curve import epsilon_over
+        from dpmodel.figures.training_curve import draw_history
 
-        return draw_history(self, path)
+        privacy = None
+        if ledger is not None and len(self):
+            if self.delta is None:
+                raise ValueError("epsilon is drawn at the delta of the history, which has none: History(delta=1e-5)")
+            steps = self.column("step")
+            privacy = epsilon_over(ledger, steps, self.delta, accountant, done=steps[-1])
+        return draw_history(self, path, privacy=privacy, style=style, size=size)
 
     @overload
     def __getitem__(self, key: str) -> list[Any]: ...

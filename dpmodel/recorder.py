@@ -8,15 +8,12 @@ from dpmodel._files import write_atomically
 from dpmodel.callbacks.base import Callback
 from dpmodel.checkpoint import save_checkpoint
 from dpmodel.report import PrivacyReport, make_report, report_in_words
+from dpmodel.runfolder import RESERVED_NOTE as RESERVED_NOTE
 
 if TYPE_CHECKING:
     from dpmodel.plan import TrainingPlan
     from dpmodel.run import Run
     from dpmodel.runfolder import RunFolder
-
-RESERVED_NOTE = (
-    "the training was cut off before it could write its ledger; the steps of the running epoch are charged in full"
-)
 
 
 class RunRecorder(Callback):
@@ -70,7 +67,7 @@ class RunRecorder(Callback):
         write_atomically(self.folder.statement, report_in_words(report))
         self._write_progress(run)
         if self.plan.config.output.curve and len(run.history):
-            run.history.plot(self.folder.curve)
+            run.history.plot(self.folder.curve, ledger=run.ledger, accountant=run.accountant)
         return report
 
     def _reserve(self, run: Run) -> None:
@@ -84,5 +81,7 @@ class RunRecorder(Callback):
         output = self.plan.config.output
         if output.history:
             run.history.to_csv(self.folder.history)
+            if len(run.history.norm_bounds) > 1:
+                run.history.norm_bounds_to_csv(self.folder.norm_bounds)
         if output.checkpoint:
             save_checkpoint(self.folder.checkpoint, run)

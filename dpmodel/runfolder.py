@@ -11,6 +11,11 @@ from dpmodel.folder_lock import LOCK_NAME
 from dpmodel.interrupt import INTERRUPTED
 from monitors.errors import ConfigError
 
+#: On a ledger that charges the running epoch in advance.
+RESERVED_NOTE = (
+    "the training was cut off before it could write its ledger; the steps of the running epoch are charged in full"
+)
+
 
 @dataclass(frozen=True)
 class RunFolder:
@@ -35,6 +40,11 @@ class RunFolder:
     def history(self) -> Path:
         """One line per epoch."""
         return self.path / "history.csv"
+
+    @property
+    def norm_bounds(self) -> Path:
+        """One line per change of the norm bound; there if clipping is adaptive."""
+        return self.path / "norm_bounds.csv"
 
     @property
     def checkpoint(self) -> Path:

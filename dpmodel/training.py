@@ -151,6 +151,7 @@ class TrainingLoop:
         batch = self._batch(next(batches))
         self._renew()  # the data set may have seeded the generators for its own purposes
         self._between_steps = False
+        run.history.record_norm_bound(run.step, run.norm_bound)
         run.loss = self.step(batch, run.step)
         run.advance()
         self.progress.losses.append(run.loss)

@@ -7,15 +7,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dpmodel.config.privacy import NoiseSection
+from dpmodel.figures.epsilon_curve import Privacy, epsilon_over
+from dpmodel.figures.files import DOTS_PER_INCH
+from dpmodel.figures.lines import draw_epsilon, marks, note_infinite
+from dpmodel.figures.style import Pen, add_legend, dress, from_zero, make_panels
 from dpmodel.plan import TrainingPlan, plan_training
-from monitors.accountant import resolve_accountant
+from monitors.accountant import epsilon_text, resolve_accountant
 from monitors.calibration import decay_rate_for
 from monitors.errors import ConfigError
-from monitors.ledger import Ledger
 from monitors.schedules import DECAYS
-
-#: Points of a curve.
-POINTS = 40
 
 #: Last over first multiplier of the decaying schedules where the configuration has none of its own.
 DEFAULT_RATIO = 0.5
@@ -64,23 +64,22 @@ def draw_curves(plan: TrainingPlan, path: str | os.PathLike[str]) -> None:
     Raises:
         ConfigError: As of ``require_drawable``.
     """
-    from matplotlib.figure import Figure
-
     require_drawable(path)
     curves = epsilon_curves(plan)
-    figure = Figure(figsize=(9.2, 3.8), layout="constrained")
-    left, right = figure.subplots(1, 2)
-    for curve in curves:
-        left.plot(curve.steps, curve.epsilons, label=curve.name)
-        right.plot(curve.steps, curve.multipliers, label=curve.name)
-    left.set(xlabel="step", ylabel=f"epsilon at delta {plan.config.privacy.delta:g}", title="spent", ylim=(0, None))
-    right.set(xlabel="step", ylabel="noise multiplier", title="noise", ylim=(0, None))
+    privacy = plan.config.privacy
+    figure, (left, right) = make_panels(2)
+    end = f"{epsilon_text(curves[0].epsilons[-1])} ({resolve_accountant(privacy.accountant).name})"
+    dress(left, f"Schedules that end at epsilon {end}", "step", f"epsilon at delta {privacy.delta:g}")
+    dress(right, "Noise of the same schedules", "step", "noise multiplier")
+    for index, curve in enumerate(curves):
+        pen = Pen.of(index, len(curves))
+        draw_epsilon(left, _privacy(curve, plan), pen, curve.name)
+        right.plot(curve.steps, curve.multipliers, label=curve.name, **pen.line, **marks(len(curve.steps)))
     for axes in (left, right):
-        axes.grid(alpha=0.3)
-        axes.spines[["top", "right"]].set_visible(False)
-    left.legend(frameon=False)
-    figure.suptitle(f"schedules that end at epsilon {curves[0].epsilons[-1]:.3f}", x=0.01, ha="left", fontsize=11)
-    figure.savefig(path, dpi=150)
+        from_zero(axes)
+    note_infinite(left, [_privacy(curve, plan) for curve in curves])
+    add_legend(figure, left)
+    figure.savefig(path, dpi=DOTS_PER_INCH, facecolor="white")
 
 
 def require_drawable(path: str | os.PathLike[str], setting: str = "plot") -> None:
@@ -118,13 +117,12 @@ def _solved(plan: TrainingPlan, noise: NoiseSection, target: float) -> TrainingP
 
 def _curve(name: str, plan: TrainingPlan) -> EpsilonCurve:
     privacy = plan.config.privacy
-    accountant = resolve_accountant(privacy.accountant)
-    marks = sorted({max(1, round(plan.steps * point / POINTS)) for point in range(1, POINTS + 1)})
-    ledger, done, epsilons = Ledger(), 0, []
-    for mark in marks:
-        for step in range(done, mark):
-            ledger.record(plan.release.event(step))
-        done = mark
-        epsilons.append(accountant.epsilon(ledger, privacy.delta))
-    multipliers = tuple(plan.release.noise.noise_multiplier(mark - 1) for mark in marks)
-    return EpsilonCurve(name, tuple(marks), tuple(epsilons), multipliers)
+    ends = range(plan.steps_per_epoch, plan.steps + 1, plan.steps_per_epoch)
+    curve = epsilon_over(plan.ledger(), ends, privacy.delta, privacy.accountant, plan.steps)
+    multipliers = tuple(plan.release.noise.noise_multiplier(step - 1) for step in curve.steps[1:])
+    return EpsilonCurve(name, curve.steps[1:], curve.epsilons[1:], multipliers)
+
+
+def _privacy(curve: EpsilonCurve, plan: TrainingPlan) -> Privacy:
+    privacy = plan.config.privacy
+    return Privacy((0, *curve.steps), (0.0, *curve.epsilons), privacy.delta, privacy.accountant)

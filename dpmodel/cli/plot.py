@@ -17,6 +17,10 @@ EXAMPLES = """
 
   Several in one picture:
   dpmodel plot runs/lenet5_mnist runs/lenet5_mnist_adaptive --output figures
+
+  For a column of a paper, and for dark slides:
+  dpmodel plot runs/lenet5_mnist --format pdf --size 3.4
+  dpmodel plot runs/lenet5_mnist --style dark --format png --output slides
 """
 
 
@@ -28,18 +32,29 @@ def plot(
     metric: Annotated[
         str | None, typer.Option(help=r"Test metric to draw \[default: the first that all runs have]")
     ] = None,
+    style: Annotated[str, typer.Option(help="light or dark.")] = "light",
+    formats: Annotated[
+        list[str], typer.Option("--format", help=r"png, svg or pdf; repeatable \[default: png and svg]")
+    ] = [],  # noqa: B006 - typer copies it
+    size: Annotated[
+        float | None, typer.Option(help="Width in inches: about 3.4 for a column of a paper, 7 for a page.")
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Draw the figures of one or more RUN_DIRs as PNG and SVG.
+    """Draw the figures of one or more RUN_DIRs.
 
     The metric against epsilon spent, noise multiplier and norm bound against the step, epsilon against the step; of
     each run folder the training curve too.
     """
+    from dpmodel.figures.files import DEFAULT_FORMATS
+    from dpmodel.figures.gallery import METRIC_FIGURE
     from dpmodel.figures.runs import draw_runs
 
-    written = draw_runs(run_dirs, output, metric)
+    written = draw_runs(run_dirs, output, metric, style=style, formats=formats or DEFAULT_FORMATS, size=size)
     if as_json:
         typer.echo(json.dumps({"written": [str(path) for path in written]}))
         return
     for path in written:
         typer.echo(f"drawn: {path}")
+    if METRIC_FIGURE not in {path.stem for path in written}:
+        typer.echo(f"not drawn: {METRIC_FIGURE}, because {run_dirs[0]} has no test metric")

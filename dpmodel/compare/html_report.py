@@ -25,7 +25,7 @@ _CAPTIONS: Mapping[str, str] = {
     "metric_against_epsilon": "After each epoch: mean over the seeds; the band reaches from the lowest to the highest "
     "seed.",
     "noise_and_bound_against_step": "Left: the noise multiplier of each step, as the schedule states it. Right: the "
-    "norm bound after each epoch; it moves where clipping is adaptive.",
+    "norm bound after each step; it moves if clipping is adaptive.",
     "epsilon_against_step": "What had been spent after each step. All lines end at the same epsilon: that is what "
     "makes the comparison fair.",
 }

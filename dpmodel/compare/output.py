@@ -11,7 +11,7 @@ from dpmodel.compare.html_report import to_html
 from dpmodel.compare.pictures import draw_comparison
 from dpmodel.compare.results import ComparisonResult
 from dpmodel.compare.tables import to_csv, to_markdown
-from dpmodel.figures.gallery import save_figures
+from dpmodel.figures.files import save_figures
 
 
 def write_outputs(result: ComparisonResult, folder: ComparisonFolder) -> list[Path]:

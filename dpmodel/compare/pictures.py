@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING
 
 from dpmodel._files import write_atomically
 from dpmodel.compare.results import ComparisonResult, VariantRow
+from dpmodel.figures.epsilon_curve import MOST_MARKS, Privacy, epsilon_over
 from dpmodel.figures.gallery import draw_all
 from dpmodel.figures.spread import SpreadRow, spread_over_seeds
-from dpmodel.figures.strand import Privacy, Strand, epsilon_over, strand_of_plan
+from dpmodel.figures.strand import Strand, strand_of_plan
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -59,7 +60,7 @@ class _Curves:
     def __call__(self, row: VariantRow) -> Privacy:
         delta, accountant = self.target.delta, self.target.accountant
         ledger = row.plan.ledger()
-        key = f"{ledger.digest()} {delta:g} {accountant}"
+        key = f"{ledger.digest()} {delta:g} {accountant} {MOST_MARKS} steps"
         if key not in self.known:
             ends = [row.plan.steps_per_epoch * epoch for epoch in range(1, row.plan.config.training.epochs + 1)]
             curve = epsilon_over(ledger, ends, delta, accountant)

@@ -180,18 +180,21 @@ def collect(
     Raises:
         DataError: A run folder is damaged, or its report is not of its ledger.
     """
+    from dpmodel.metrics.names import FRACTIONS
+
     seeds = comparison.definition.seeds
     runs = {variant.name: _runs(comparison, variant, folder, seeds) for variant in variants}
     base = {run.seed: run.value for run in runs[comparison.definition.baseline_name]}
-    rows = []
+    rows, limits = [], (0.0, 1.0) if comparison.definition.metric in FRACTIONS else None
     for variant in variants:
         done = runs[variant.name]
         if not done:
             continue
         values = {run.seed: run.value for run in done}
         is_base = variant.name == comparison.definition.baseline_name
-        difference = None if is_base else paired_difference(values, base)
-        rows.append(VariantRow(variant.name, variant.plan, done, summarise(list(values.values())), difference))
+        difference = None if is_base else paired_difference(values, base, limits)
+        summary = summarise(list(values.values()), limits)
+        rows.append(VariantRow(variant.name, variant.plan, done, summary, difference))
     return ComparisonResult(comparison, tuple(rows), *_composed(comparison, rows[0], folder)) if rows else None
 
 
@@ -210,6 +213,7 @@ def _run(comparison: Comparison, seed: int, folder: RunFolder) -> RunRow:
         report = json.loads(folder.report.read_text(encoding="utf-8"))
         ledger = Ledger.load(folder.ledger)
         history = History.from_csv(folder.history, definition.target.delta)
+        history.read_norm_bounds(folder.norm_bounds)
         column = "valid_loss" if definition.metric == "loss" else definition.metric
         value = float(history.column(column)[-1])
     except (OSError, ValueError, TypeError, IndexError) as error:

@@ -28,8 +28,13 @@ class Summary:
     high: float | None
 
 
-def summarise(values: Sequence[float]) -> Summary:
+def summarise(values: Sequence[float], limits: tuple[float, float] | None = None) -> Summary:
     """Mean, standard deviation and 95 % interval of the mean of ``values``.
+
+    Args:
+        values: At least one.
+        limits: Between which every value lies, and so the mean: (0, 1) for an accuracy. The interval is cut off
+            there, which leaves its coverage as it is. Limits that a value does not keep to are not used.
 
     Raises:
         ValueError: There are no values.
@@ -47,18 +52,32 @@ def summarise(values: Sequence[float]) -> Summary:
         return Summary(1, mean, None, None, None)
     deviation = math.sqrt(math.fsum((value - mean) ** 2 for value in values) / (count - 1))
     reach = _student_quantile(count - 1) * deviation / math.sqrt(count)
-    return Summary(count, mean, deviation, mean - reach, mean + reach)
+    low, high = mean - reach, mean + reach
+    if limits is not None and all(limits[0] <= value <= limits[1] for value in values):
+        low, high = max(low, limits[0]), min(high, limits[1])
+    return Summary(count, mean, deviation, low, high)
 
 
-def paired_difference(values: Mapping[int, float], baseline: Mapping[int, float]) -> Summary | None:
+def paired_difference(
+    values: Mapping[int, float], baseline: Mapping[int, float], limits: tuple[float, float] | None = None
+) -> Summary | None:
     """Differences ``values - baseline`` over the seeds that both have; None where they share none.
+
+    Args:
+        values: Results by seed.
+        baseline: Results by seed of what is compared with.
+        limits: Between which every result lies, as in ``summarise``.
 
     Example:
         >>> round(paired_difference({1: 0.93, 2: 0.95}, {1: 0.92, 2: 0.94, 3: 0.9}).mean, 4)
         0.01
     """
     shared = [seed for seed in values if seed in baseline]
-    return summarise([values[seed] - baseline[seed] for seed in shared]) if shared else None
+    if not shared:
+        return None
+    span = None if limits is None else limits[1] - limits[0]
+    differences = [values[seed] - baseline[seed] for seed in shared]
+    return summarise(differences, None if span is None else (-span, span))
 
 
 def verdict(difference: Summary | None) -> str:

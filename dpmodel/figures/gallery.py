@@ -6,53 +6,43 @@ import io
 import re
 from collections.abc import Callable, Mapping, Sequence
 from html import escape
-from pathlib import Path
 from typing import TYPE_CHECKING
 
-from dpmodel._files import write_atomically
 from dpmodel.figures.progress import epsilon_against_step, metric_against_epsilon, noise_and_bound_against_step
 from dpmodel.figures.strand import Strand
 from dpmodel.figures.style import ROLES
-from dpmodel.training_curves import DOTS_PER_INCH
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-FORMATS = ("png", "svg")
+#: The figure that needs a metric.
+METRIC_FIGURE = "metric_against_epsilon"
 
 #: File name of a figure -> what draws it.
-FIGURES: Mapping[str, Callable[[Sequence[Strand], str], Figure]] = {
-    "metric_against_epsilon": metric_against_epsilon,
+FIGURES: Mapping[str, Callable[[Sequence[Strand], str, float | None], Figure]] = {
+    METRIC_FIGURE: metric_against_epsilon,
     "noise_and_bound_against_step": noise_and_bound_against_step,
     "epsilon_against_step": epsilon_against_step,
 }
 
 
-def draw_all(strands: Sequence[Strand], metric: str = "accuracy") -> dict[str, Figure]:
+def draw_all(
+    strands: Sequence[Strand], metric: str | None = "accuracy", size: float | None = None
+) -> dict[str, Figure]:
     """Every figure of ``strands``, by name.
 
     Args:
         strands: At least one.
-        metric: The history column to draw.
+        metric: The history column to draw; None leaves out the figure of it.
+        size: Width of the figures in inches.
 
     Raises:
         ValueError: There are no strands.
     """
     if not strands:
         raise ValueError("strands must hold at least one training, got none")
-    return {name: draw(strands, metric) for name, draw in FIGURES.items()}
-
-
-def save_figures(figures: Mapping[str, Figure], folder: Path) -> list[Path]:
-    """Write every figure as PNG and SVG into ``folder`` and return the paths."""
-    written = []
-    for name, figure in figures.items():
-        for kind in FORMATS:
-            picture = io.BytesIO()
-            figure.savefig(picture, format=kind, dpi=DOTS_PER_INCH, facecolor="white")
-            written.append(folder / f"{name}.{kind}")
-            write_atomically(written[-1], picture.getvalue())
-    return written
+    chosen = {name: draw for name, draw in FIGURES.items() if metric is not None or name != METRIC_FIGURE}
+    return {name: draw(strands, metric or "", size) for name, draw in chosen.items()}
 
 
 def inline_svg(figure: Figure, name: str, description: str) -> str:

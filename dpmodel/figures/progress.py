@@ -7,75 +7,79 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from dpmodel.figures.lines import INFINITE, draw_band, draw_bounds, draw_epsilon, marks, note, note_infinite
 from dpmodel.figures.strand import Strand
-from dpmodel.figures.style import LEGEND_COLUMNS, Pen, add_legend, dress, from_zero
+from dpmodel.figures.style import Pen, add_legend, dress, from_zero, make_panels, say_in, whole_range
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-WIDE, TALL, LEGEND_ROW = 8.4, 4.2, 0.2
 
-
-def metric_against_epsilon(strands: Sequence[Strand], metric: str) -> Figure:
+def metric_against_epsilon(strands: Sequence[Strand], metric: str, size: float | None = None) -> Figure:
     """The metric after each epoch against what had been spent by then; a band holds all seeds."""
-    figure, (axes,) = _figure(1, len(strands))
+    figure, (axes,) = make_panels(1, size)
     at = strands[0].privacy
-    title = f"Test {metric} against epsilon spent (delta {at.delta:g}, {at.accountant})"
-    dress(axes, title, "epsilon spent", f"test {metric}")
-    for index, strand in enumerate(strands):
-        pen = Pen.of(index, len(strands))
-        _bundle(axes, strand.privacy.at(strand.steps), strand.columns(metric), pen, strand.name)
+    name = metric.removeprefix("valid_")
+    dress(
+        axes, f"Test {name} against privacy spent", f"epsilon at delta {at.delta:g} ({at.accountant})", f"test {name}"
+    )
+    left_out = [_progress(axes, strand, metric, Pen.of(i, len(strands))) for i, strand in enumerate(strands)]
+    axes.set_xlim(left=0)
+    whole_range(axes)
+    if not any(np.size(line.get_xdata()) for line in axes.get_lines()):
+        say_in(axes, INFINITE if any(left_out) else f"no {metric} was measured")
+    elif any(left_out):
+        note(axes, f"{sum(left_out)} epochs with infinite epsilon are not drawn")
     add_legend(figure, axes)
     return figure
 
 
-def noise_and_bound_against_step(strands: Sequence[Strand], metric: str) -> Figure:
+def noise_and_bound_against_step(strands: Sequence[Strand], metric: str, size: float | None = None) -> Figure:
     """Two panels: the noise multiplier that the schedule states, and the norm bound that was in force."""
     del metric
-    figure, (noise, bound) = _figure(2, len(strands))
-    dress(noise, "Noise multiplier", "step", "")
-    dress(bound, "Norm bound", "step", "")
+    figure, (noise, bound) = make_panels(2, size)
+    dress(noise, "Noise", "step", "noise multiplier")
+    dress(bound, "Clipping", "step", "norm bound (L2)")
     for index, strand in enumerate(strands):
         pen = Pen.of(index, len(strands))
-        noise.plot(strand.multiplier_steps, strand.multipliers, **pen.line, label=strand.name)
-        bounds = strand.columns("norm_bound")
-        first = np.full((len(bounds), 1), strand.initial_norm_bound)
-        _bundle(bound, np.array([0.0, *strand.steps]), np.hstack([first, bounds]), pen, strand.name)
+        noise.plot(
+            strand.multiplier_steps,
+            strand.multipliers,
+            drawstyle="steps-post",
+            label=strand.name,
+            **pen.line,
+            **(marks(1) if len(strand.multipliers) == 1 else {}),
+        )
+        draw_bounds(bound, strand.histories, pen, strand.name, strand.initial_norm_bound)
     for axes in (noise, bound):
         from_zero(axes)
     add_legend(figure, noise)
     return figure
 
 
-def epsilon_against_step(strands: Sequence[Strand], metric: str) -> Figure:
+def epsilon_against_step(strands: Sequence[Strand], metric: str, size: float | None = None) -> Figure:
     """What had been spent after each step."""
     del metric
-    figure, (axes,) = _figure(1, len(strands))
+    figure, (axes,) = make_panels(1, size)
     at = strands[0].privacy
-    dress(axes, f"Epsilon spent (delta {at.delta:g}, {at.accountant})", "step", "epsilon")
+    dress(axes, f"Privacy spent ({at.accountant})", "step", f"epsilon at delta {at.delta:g}")
     for index, strand in enumerate(strands):
-        pen = Pen.of(index, len(strands))
-        axes.plot(strand.privacy.steps, strand.privacy.epsilons, **pen.line, label=strand.name)
+        draw_epsilon(axes, strand.privacy, Pen.of(index, len(strands)), strand.name)
     from_zero(axes)
+    note_infinite(axes, [strand.privacy for strand in strands])
     add_legend(figure, axes)
     return figure
 
 
-def _figure(panels: int, strands: int) -> tuple[Figure, Sequence[Axes]]:
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(WIDE, TALL + LEGEND_ROW * (strands // LEGEND_COLUMNS)), layout="constrained")
-    return figure, figure.subplots(1, panels, squeeze=False)[0]
-
-
-def _bundle(axes: Axes, x: np.ndarray, rows: np.ndarray, pen: Pen, name: str) -> None:
-    """The mean of ``rows`` as a line, with a band from the smallest to the largest."""
+def _progress(axes: Axes, strand: Strand, metric: str, pen: Pen) -> int:
+    """The mean over the seeds as a line, with a band from the lowest to the highest; epochs that are left out."""
+    rows, epsilons = strand.columns(metric), strand.privacy.at(strand.steps)
     known = ~np.isnan(rows).all(axis=0)
-    if not known.any():
-        return
-    x, rows = x[known], rows[:, known]
-    marker = "o" if x.size <= 30 else ""
-    axes.plot(x, np.nanmean(rows, axis=0), **pen.line, marker=marker, markersize=3.5, label=name)
-    if rows.shape[0] > 1:
-        axes.fill_between(x, np.nanmin(rows, axis=0), np.nanmax(rows, axis=0), color=pen.colour, alpha=0.12, lw=0)
+    drawn = known & np.isfinite(epsilons)
+    x, rows = epsilons[drawn], rows[:, drawn]
+    mean = np.nanmean(rows, axis=0) if drawn.any() else np.empty(0)
+    axes.plot(x, mean, label=strand.name, **pen.line, **marks(x.size))
+    if rows.shape[0] > 1 and drawn.any():
+        draw_band(axes, x, rows, pen)
+    return int((known & ~drawn).sum())

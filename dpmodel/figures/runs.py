@@ -5,43 +5,73 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from dpmodel.figures.gallery import FORMATS, draw_all, save_figures
+from dpmodel.figures.files import DEFAULT_FORMATS, FORMATS, save_figures
+from dpmodel.figures.gallery import draw_all
 from dpmodel.figures.strand import Strand, strand_of_run
+from dpmodel.figures.style import repaint, require_size, require_style
+from dpmodel.figures.training_curve import draw_history
 from monitors import checks
 from monitors.errors import ConfigError
 
 
-def draw_runs(paths: Sequence[Path], output: Path | None = None, metric: str | None = None) -> list[Path]:
+def draw_runs(
+    paths: Sequence[Path],
+    output: Path | None = None,
+    metric: str | None = None,
+    *,
+    style: str = "light",
+    formats: Sequence[str] = DEFAULT_FORMATS,
+    size: float | None = None,
+) -> list[Path]:
     """Draw the figures of one or several run folders.
 
     Args:
         paths: Run folders, at least one.
         output: Where the pictures go; default: ``figures`` inside the only run folder.
-        metric: The test metric to draw; default: the first of ``training.metrics`` that every run has.
+        metric: The test metric to draw; default: the first of ``training.metrics`` that every run has. A single run
+            without validation is drawn without the figure of the metric.
+        style: ``"light"`` or ``"dark"``.
+        formats: Of ``"png"``, ``"svg"`` and ``"pdf"``, at least one.
+        size: Width of each picture in inches, 2.5 to 40; default: as wide as its panels need.
 
     Returns:
         The pictures: those of all runs together, then the training curve of each.
 
     Raises:
         ConfigError: Not run folders, a run twice, different deltas or accountants, no such metric, none that all runs
-            have, or several runs and no ``output``.
+            have, several runs and no ``output``, or a style, format or size that there is not.
     """
     if not paths:
         raise ConfigError("no run folder was given; name at least one")
     if output is None and len(paths) > 1:
         raise ConfigError("several run folders were given: say where the pictures go with --output")
+    _require_look(style, formats, size)
     folder = paths[0] / "figures" if output is None else output
     strands = [strand_of_run(path, name) for path, name in zip(paths, _labels(paths), strict=True)]
     _require_alike(strands)
     if metric is not None:
         _require_metric(strands, metric)
     drawn = metric or _common_metric(strands)
-    written = save_figures(draw_all(strands, drawn), folder)
+    figures = draw_all(strands, drawn, size)
     for strand in strands:
-        for kind in FORMATS:
-            written.append(folder / f"training_curve{'' if len(strands) == 1 else '_' + strand.name}.{kind}")
-            strand.histories[0].plot(written[-1])
-    return written
+        name = f"training_curve{'' if len(strands) == 1 else '_' + strand.name}"
+        figures[name] = draw_history(strand.histories[0], privacy=strand.privacy, size=size)
+    for figure in figures.values():
+        repaint(figure, style)
+    return save_figures(figures, folder, formats)
+
+
+def _require_look(style: str, formats: Sequence[str], size: float | None) -> None:
+    try:
+        require_style(style)
+        if not formats:
+            raise ValueError(f"formats must name at least one of {', '.join(FORMATS)}, got none")
+        for kind in formats:
+            checks.one_of(FORMATS, format=kind)
+        if size is not None:
+            require_size(size)
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
 
 
 def _labels(paths: Sequence[Path]) -> list[str]:
@@ -66,11 +96,13 @@ def _require_alike(strands: Sequence[Strand]) -> None:
         )
 
 
-def _common_metric(strands: Sequence[Strand]) -> str:
-    """The first metric of the first run that every run has."""
+def _common_metric(strands: Sequence[Strand]) -> str | None:
+    """The first metric of the first run that every run has; None for a single run that has none."""
     known = {strand.name: strand.histories[0].metric_names for strand in strands}
     first, *others = known.values()
     common = [name for name in first if all(name in names for names in others)]
+    if not common and not others:
+        return None
     if not common:
         each = "; ".join(f"{name}: {', '.join(names) or 'none'}" for name, names in known.items())
         raise ConfigError(f"the runs have no test metric in common ({each}); draw them one by one")

@@ -2,48 +2,22 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 
+from dpmodel.figures.epsilon_curve import Floats, Privacy, epsilon_over
 from dpmodel.history import History
 from dpmodel.plan import TrainingPlan, plan_training
-from dpmodel.runfolder import RunFolder
-from monitors.accountant import Accountant, resolve_accountant
+from dpmodel.runfolder import RESERVED_NOTE, RunFolder
 from monitors.errors import ConfigError
 from monitors.ledger import Ledger
 
-Floats = NDArray[np.float64]
-
-#: Epsilon is computed at this many steps at most, and drawn as straight lines in between.
-MOST_MARKS = 12
 _MOST_POINTS = 400
-
-
-@dataclass(frozen=True)
-class Privacy:
-    """Epsilon over a training.
-
-    Args:
-        steps: Steps done, ascending, from 0.
-        epsilons: Epsilon after that many.
-        delta: Its delta.
-        accountant: Its accountant.
-    """
-
-    steps: tuple[int, ...]
-    epsilons: tuple[float, ...]
-    delta: float
-    accountant: str
-
-    def at(self, steps: Sequence[int]) -> Floats:
-        """Epsilon after each of ``steps``; a straight line between the steps where it was computed."""
-        found: Floats = np.interp(np.asarray(steps, dtype=float), self.steps, self.epsilons)
-        return found
 
 
 @dataclass(frozen=True)
@@ -102,53 +76,26 @@ def strand_of_run(path: str | os.PathLike[str], name: str | None = None) -> Stra
     config = load_config(folder.config)
     plan = plan_training(config)
     ledger, history = _read(folder, config.privacy.delta)
-    privacy = epsilon_over(ledger, history.column("step"), config.privacy.delta, config.privacy.accountant)
+    privacy = epsilon_over(
+        ledger, history.column("step"), config.privacy.delta, config.privacy.accountant, _steps_done(folder, ledger)
+    )
     return strand_of_plan(name or Path(path).name, plan, [history], privacy)
 
 
-def epsilon_over(ledger: Ledger, steps: Sequence[int], delta: float, accountant: str | Accountant) -> Privacy:
-    """Epsilon after some of ``steps`` of a training, always after the last one.
-
-    Args:
-        ledger: Of the whole training; one release per step, and those that were lost where they were charged.
-        steps: Steps done, ascending.
-        delta: Strictly between 0 and 1.
-        accountant: Name or object.
-
-    Example:
-        >>> from monitors import GaussianEvent
-        >>> epsilon_over(Ledger().record(GaussianEvent(10.0), 4), [2, 4], 1e-5, "zcdp").steps
-        (0, 2, 4)
-    """
-    chosen = resolve_accountant(accountant)
-    done = ledger.kept.total
-    inside = [step for step in steps if 0 < step <= done]
-    picked = sorted({inside[round(place)] for place in np.linspace(0, len(inside) - 1, min(len(inside), MOST_MARKS))})
-    found = [chosen.epsilon(first_releases(ledger, step), delta) for step in picked]
-    return Privacy((0, *picked), (0.0, *found), delta, chosen.name)
-
-
-def first_releases(ledger: Ledger, count: int) -> Ledger:
-    """``ledger`` as it was after ``count`` steps that were kept; those that had been lost by then are in it.
-
-    Example:
-        >>> from monitors import GaussianEvent
-        >>> first_releases(Ledger().record(GaussianEvent(2.0), 5), 3)
-        Ledger(3 releases in 1 rows)
-    """
-    taken, left = Ledger(ledger.notes), count
-    for (event, rows), lost in zip(ledger, ledger.marks, strict=True):
-        if left <= 0:
-            break
-        number = rows if lost else min(rows, left)
-        taken.record(event, number, lost=lost)
-        left -= 0 if lost else number
-    return taken
+def _steps_done(folder: RunFolder, ledger: Ledger) -> int | None:
+    """Steps that the ledger of a run folder charges; None where each release that was kept is one."""
+    if RESERVED_NOTE in ledger.notes:
+        return None
+    try:
+        return int(json.loads(folder.report.read_text(encoding="utf-8"))["steps"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
 
 
 def _read(folder: RunFolder, delta: float) -> tuple[Ledger, History]:
     try:
         history = History.from_csv(folder.history, delta)
+        history.read_norm_bounds(folder.norm_bounds)
         ledger = Ledger.load(folder.ledger)
     except (OSError, ValueError) as error:
         raise ConfigError(f"{folder.path} cannot be drawn: {error}") from error

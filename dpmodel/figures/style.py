@@ -1,23 +1,28 @@
-"""Colours and axes that all figures share, and the roles that let one drawing serve a light and a dark page."""
+"""Colours, axes and panels that all figures share, and the roles that let one drawing serve light and dark pages."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+import textwrap
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from dpmodel.training_curves import BLUE, GREEN, ORANGE, PURPLE
+import numpy as np
+
+from monitors import checks
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-INK, MUTED, GRID = "#1f2328", "#59636e", "#d8dee4"
-AMBER, SKY = "#b07d00", "#56b4e9"
+PAGE, INK, MUTED, GRID = "#ffffff", "#1f2328", "#59636e", "#d8dee4"
+# Okabe and Ito's colours, which colour-blind readers tell apart; their yellow is too light for lines.
+BLUE, ORANGE, GREEN, PURPLE, AMBER, SKY = "#0072b2", "#d55e00", "#009e73", "#cc79a7", "#b07d00", "#56b4e9"
 
-#: Colours of the strands. Okabe and Ito's, which the colour-blind tell apart; their yellow is too light for lines.
+#: Colours of the lines of a figure.
 SERIES = (BLUE, ORANGE, GREEN, PURPLE, AMBER, SKY)
-#: Strands beside each other in a legend.
+#: Names beside each other in a legend, at most.
 LEGEND_COLUMNS = 4
 _DASHES = ("-", (0, (5, 2)), (0, (1.5, 1.5)), (0, (6, 2, 1.5, 2)))
 
@@ -33,6 +38,23 @@ ROLES: Mapping[str, tuple[str, str]] = {
     "series-4": (AMBER, "#e3b341"),
     "series-5": (SKY, "#9fd3f5"),
 }
+#: What lies behind a figure, on a light and on a dark page.
+BACKGROUND = (PAGE, "#0d1117")
+#: Styles of a figure by name -> which colour of a role they take.
+STYLES: Mapping[str, int] = {"light": 0, "dark": 1}
+
+#: Widths that a figure may be asked to have, in inches.
+NARROWEST, WIDEST = 2.5, 40.0
+#: Widths of one panel, in inches: below the first, text is set smaller; below the second, panels are stacked.
+_SMALL_TEXT, _STACKED = 3.9, 2.5
+#: Width of a figure by its number of panels, in inches, and of one with more panels.
+_DEFAULT_WIDTHS = {1: 7.0, 2: 8.6}
+_DEFAULT_WIDTH = 10.8
+_PANEL_COLUMNS = 3
+_LEGEND_ROW = 0.2
+_TICK_COLOURS = frozenset({"color", "labelcolor", "grid_color"})
+#: Least part of [0, 1] that the axis of a metric shows.
+_LEAST_RANGE = 0.1
 
 
 @dataclass(frozen=True)
@@ -63,12 +85,78 @@ class Pen:
         return {"color": self.colour, "linestyle": self.dashes, "linewidth": self.width}
 
 
-def dress(axes: Axes, title: str, x_label: str, y_label: str) -> None:
-    """Title, labels, grid and colours of one panel."""
-    axes.set_title(title, fontsize=11, color=INK, loc="left", pad=10)
-    axes.set_xlabel(x_label, fontsize=9.5, color=MUTED)
-    axes.set_ylabel(y_label, fontsize=9.5, color=MUTED)
-    axes.tick_params(colors=MUTED, labelsize=9, length=0)
+def make_panels(count: int, size: float | None = None) -> tuple[Figure, list[Axes]]:
+    """A figure with ``count`` panels, beside each other as far as the width allows.
+
+    Args:
+        count: At least 1.
+        size: Width of the figure in inches, 2.5 to 40; default: as wide as the panels need.
+
+    Raises:
+        ValueError: ``size`` is out of range.
+
+    Example:
+        >>> [tuple(panel.get_subplotspec().get_gridspec().get_geometry()) for panel in make_panels(2, 3.4)[1]]
+        [(2, 1), (2, 1)]
+    """
+    from matplotlib.figure import Figure
+
+    width = _DEFAULT_WIDTHS.get(count, _DEFAULT_WIDTH) if size is None else require_size(size)
+    columns = max(1, min(count, _PANEL_COLUMNS, int(width / _STACKED)))
+    rows = -(-count // columns)
+    tall = min(max(0.62 * width / columns, 2.2), 4.2)
+    figure = Figure(figsize=(width, rows * tall), layout="constrained", facecolor=PAGE)
+    # Room between stacked panels, or the title of one touches the axis label of the other.
+    figure.get_layout_engine().set(h_pad=0.08, w_pad=0.08)  # type: ignore[union-attr, call-arg]
+    panels = list(figure.subplots(rows, columns, squeeze=False).flatten())
+    for panel in panels[count:]:
+        panel.remove()
+    return figure, panels[:count]
+
+
+def require_size(size: float) -> float:
+    """``size`` as a number.
+
+    Raises:
+        ValueError: It is not a width in inches that a figure can have.
+    """
+    checks.positive(size=size)
+    if not NARROWEST <= size <= WIDEST:
+        raise ValueError(
+            f"size is the width of the figure in inches, from {NARROWEST:g} to {WIDEST:g}, got {size!r}; a column of "
+            "a paper is about 3.4 wide, a page about 7"
+        )
+    return float(size)
+
+
+def require_style(style: str) -> str:
+    """``style``.
+
+    Raises:
+        ValueError: There is no such style; the nearest is suggested.
+    """
+    checks.one_of(tuple(STYLES), style=style)
+    return style
+
+
+def dress(axes: Axes, title: str, x_label: str, y_label: str, margin: float = 0.0) -> None:
+    """Title, labels, grid and colours of one panel; long texts are broken into lines.
+
+    Args:
+        axes: The panel.
+        title: Above it.
+        x_label: Under it.
+        y_label: Beside it.
+        margin: Inches that long labels of its ticks take on the left.
+    """
+    small = panel_width(axes) < _SMALL_TEXT
+    title_size, label_size, tick_size = (9.5, 8.5, 8.0) if small else (11.0, 9.5, 9.0)
+    width = panel_width(axes) - margin
+    axes.set_title(fill(title, width, title_size), fontsize=title_size, color=INK, loc="left", pad=8)
+    axes.set_xlabel(fill(x_label, width, label_size), fontsize=label_size, color=MUTED)
+    axes.set_ylabel(y_label, fontsize=label_size, color=MUTED)
+    axes.set_facecolor("none")
+    axes.tick_params(colors=MUTED, labelsize=tick_size, length=0)
     axes.grid(True, color=GRID, linewidth=0.8)
     axes.set_axisbelow(True)
     for side, spine in axes.spines.items():
@@ -76,21 +164,142 @@ def dress(axes: Axes, title: str, x_label: str, y_label: str) -> None:
         spine.set_color(MUTED)
 
 
+def panel_width(axes: Axes) -> float:
+    """Width of a panel with its labels, in inches."""
+    place = axes.get_subplotspec()
+    width = float(axes.figure.get_size_inches()[0])  # type: ignore[union-attr]
+    return width if place is None else width / place.get_gridspec().ncols
+
+
 def add_legend(figure: Figure, axes: Axes) -> None:
-    """One legend under the figure, where it hides nothing; none for a single strand."""
+    """One legend under the figure, where it hides nothing; none for a single strand. The figure grows by it."""
     handles, labels = axes.get_legend_handles_labels()
     if len(handles) < 2:
         return
-    columns = min(len(handles), LEGEND_COLUMNS)
-    legend = figure.legend(handles, labels, loc="outside lower center", ncols=columns, frameon=False, fontsize=9)
+    width, height = figure.get_size_inches()
+    columns = _legend_columns(labels, width)
+    lines = [fill(label, width - 0.7, 9.0) for label in labels]
+    legend = figure.legend(handles, lines, loc="outside lower center", ncols=columns, frameon=False, fontsize=9)
+    rows = max(sum(line.count("\n") + 1 for line in lines[start::columns]) for start in range(columns))
+    figure.set_size_inches(width, height + _LEGEND_ROW * rows)
     for text in legend.get_texts():
         text.set_color(INK)
 
 
-def from_zero(axes: Axes) -> None:
-    """Both axes begin at zero; steps are whole numbers."""
-    from matplotlib.ticker import MaxNLocator
+def add_panel_legend(axes: Axes) -> None:
+    """A legend under one panel, where it hides no line; none for a single line."""
+    handles, labels = axes.get_legend_handles_labels()
+    if len(handles) < 2:
+        return
+    columns = _legend_columns(labels, panel_width(axes))
+    under = (0.5, -0.22)
+    legend = axes.legend(
+        handles, labels, loc="upper center", bbox_to_anchor=under, ncols=columns, frameon=False, fontsize=8
+    )
+    for text in legend.get_texts():
+        text.set_color(INK)
 
+
+def grow(axes: Axes, lines: int) -> None:
+    """Make the figure of a panel taller by ``lines`` of small text."""
+    figure = axes.get_figure(root=True)
+    if figure is not None:
+        width, height = figure.get_size_inches()
+        figure.set_size_inches(width, height + 0.16 * lines)
+
+
+def say_in(axes: Axes, text: str) -> None:
+    """Write ``text`` into the middle of a panel that has nothing to show, and take its ticks away."""
+    axes.text(
+        0.5,
+        0.5,
+        fill(text, 0.8 * panel_width(axes), 9.0),
+        transform=axes.transAxes,
+        ha="center",
+        va="center",
+        fontsize=9,
+        color=MUTED,
+    )
+    axes.set_xticks([])
+    axes.set_yticks([])
+
+
+def from_zero(axes: Axes) -> None:
+    """Both axes begin at zero; steps are whole numbers with separated thousands."""
     axes.set_ylim(bottom=0)
+    whole_numbers(axes)
+
+
+def whole_numbers(axes: Axes) -> None:
+    """The horizontal axis begins at zero and has few, whole ticks."""
+    from matplotlib.ticker import FuncFormatter, MaxNLocator
+
     axes.set_xlim(left=0)
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=8))
+    ticks = 8 if panel_width(axes) >= _SMALL_TEXT else 5
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=ticks, steps=[1, 2, 5, 10]))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
+
+
+def whole_range(axes: Axes) -> None:
+    """Leave out of the vertical axis what a metric between 0 and 1 cannot be, and do not blow up tiny differences."""
+    values = [value for line in axes.get_lines() for value in np.asarray(line.get_ydata(), dtype=float).tolist()]
+    known = [value for value in values if math.isfinite(value)]
+    if not known or min(known) < 0 or max(known) > 1:
+        return
+    low, high = axes.get_ylim()
+    middle, half = (low + high) / 2, max((high - low) / 2, _LEAST_RANGE / 2)
+    room = 0.04 * half  # markers at the limits are not cut off
+    axes.set_ylim(max(middle - half, -room), min(middle + half, 1 + room))
+
+
+def repaint(figure: Figure, style: str) -> None:
+    """Give everything in a light ``figure`` the colours of ``style``.
+
+    Raises:
+        ValueError: There is no such style.
+    """
+    from matplotlib.colors import to_hex
+
+    place = STYLES[require_style(style)]
+    if not place:
+        return
+    pairs = {**ROLES, "page": BACKGROUND}.values()
+    darker = {light.lower(): colours[place] for colours in pairs for light in [colours[0]]}
+    figure.draw_without_rendering()  # ticks and their labels are made here
+    figure.set_facecolor(darker[PAGE])
+    for artist in figure.findobj(include_self=False):
+        for name in ("color", "markerfacecolor", "markeredgecolor", "facecolor", "edgecolor"):
+            before = getattr(artist, f"get_{name}", None)
+            after = getattr(artist, f"set_{name}", None)
+            if before is not None and after is not None:
+                _exchange(before, after, darker, to_hex)
+    for axis in (axis for axes in figure.axes for axis in (axes.xaxis, axes.yaxis)):
+        # Ticks that the next drawing makes, for a figure of another size.
+        colours = {name: value for name, value in axis.get_tick_params().items() if name in _TICK_COLOURS}
+        axis.set_tick_params(**{name: darker.get(to_hex(value), value) for name, value in colours.items()})
+
+
+def _exchange(before: Any, after: Any, darker: Mapping[str, str], to_hex: Any) -> None:
+    from matplotlib.colors import to_rgba_array
+
+    colours = to_rgba_array(before())
+    names = [to_hex(colour) for colour in colours]
+    if any(name in darker for name, colour in zip(names, colours, strict=True) if colour[3] > 0):
+        new = to_rgba_array([darker.get(name, name) for name in names])
+        new[:, 3] = colours[:, 3]
+        after(new if len(new) > 1 else tuple(new[0]))
+
+
+def _legend_columns(labels: Sequence[str], width: float) -> int:
+    longest = max(map(len, labels)) * letter(9.0) + 0.7
+    return max(1, min(len(labels), LEGEND_COLUMNS, int(width / longest)))
+
+
+def fill(text: str, width: float, size: float) -> str:
+    """``text`` in lines that ``width`` inches hold, in letters of ``size`` points."""
+    return textwrap.fill(text, max(int((width - 0.55) / letter(size)), 8))
+
+
+def letter(size: float) -> float:
+    """Width of a letter of ``size`` points, in inches; a little more than the mean."""
+    return 0.53 * size / 72

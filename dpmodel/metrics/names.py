@@ -33,6 +33,9 @@ class Metric(Protocol):
 #: given the outputs as they are.
 METRICS: Registry[Callable[..., Any]] = Registry("metric")
 
+#: Metrics that lie between 0 and 1.
+FRACTIONS: set[str] = set()
+
 #: Arguments of a builder that are filled in.
 SEEN_IN_A_BATCH = ("num_classes", "are_probabilities")
 
@@ -51,6 +54,7 @@ def _classification(name: str, class_name: str, **defaults: Any) -> None:
         return PreparedMetric(metric, "classes")
 
     METRICS.register(name)(build)
+    FRACTIONS.add(name)
 
 
 # Accuracy over all examples is the field's meaning of the word; torchmetrics' own default averages over the classes.

@@ -14,6 +14,7 @@ from torch.func import vmap
 
 from mechanisms.engines.batch import first_tensor, map_tensors
 from mechanisms.engines.guards import NO_HOOKS, SIGNS, PassGuard, guarded_batch
+from mechanisms.engines.shared_draws import restart_shared_draws
 from mechanisms.engines.substitutes import Substitutes
 from monitors.errors import UnsupportedModuleError
 
@@ -71,6 +72,7 @@ def examples_only(*nests: Any) -> Iterator[None]:
     try:
         with PassGuard(first_tensor(nests[0]).device if nests else None) as guard, Substitutes():
             guard.require_plain(nests)
+            restart_shared_draws()
             yield
     except RuntimeError as error:
         reason = " ".join(str(error).split())

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from random import Random, SystemRandom
 from typing import Any
 from weakref import ref
@@ -17,6 +17,7 @@ from mechanisms.engines.generators import GeneratorKind, each_once, global_gener
 from mechanisms.engines.holders import Holder
 from mechanisms.engines.losses import ExampleLosses
 from mechanisms.engines.python_state import MOST_BYTES, MOST_OBJECTS, PythonState, attributes_of
+from mechanisms.engines.shared_draws import SharedDraws
 from monitors.errors import UnprotectedUpdateError
 
 #: Passes that are watched for escapes: the first ones, and of all later ones a secretly drawn share.
@@ -53,6 +54,7 @@ class PassBoundary:
         self._copied: list[Holder] = []
         self._generators: list[tuple[Any, GeneratorKind]] = []
         self._seeds = Random()
+        self._draws = SharedDraws()
         self._passes = 0
         self._escapes: Escapes | None = None
 
@@ -63,6 +65,7 @@ class PassBoundary:
             UnprotectedUpdateError: There is too much of it to be compared after every pass.
         """
         if self.isolation == "trust":
+            self._draws.begin()
             return
         known = self._state is not None and self._of[0]() is network and self._of[1] is losses.loss_fn
         if self._state is None or not known or not self._state.is_current():
@@ -81,6 +84,8 @@ class PassBoundary:
             self._generators = each_once([*_generators_of(network), *self._state.generators])
             self._seeds.seed(int(torch.randint(2**63 - 1, (), device="cpu")))
             self._reseed()
+        else:
+            self._draws.begin(self._state.generators)
 
     @contextmanager
     def around(self, batch: Batch) -> Iterator[None]:
@@ -95,7 +100,8 @@ class PassBoundary:
             watched = (*network.parameters(), *network.buffers(), *(self._state.tensors if self._state else ()))
             self._escapes = Escapes(all_tensors((batch.x, batch.y)), watched)
         try:
-            yield
+            with nullcontext() if self._by_value else self._draws.of_step():
+                yield
         finally:
             escapes, self._escapes = self._escapes, None
             if self._state is not None and self.isolation != "trust":

@@ -29,6 +29,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch._library.custom_ops import OPDEFS
 from torch.utils.data import DataLoader, Dataset
 
 from mechanisms.engines import holders
@@ -73,7 +74,7 @@ class PythonState:
         unfollowed: Names of objects whose state cannot be recorded.
         kept: Names of objects that a call of ``restore`` could not put back.
         tensors: Those that are neither parameters nor buffers, and whose values are put back.
-        generators: Generators of random numbers, where ``by_value``.
+        generators: Generators of random numbers.
         complete: Whether everything else was followed; False beyond ``MOST_OBJECTS`` objects or ``MOST_BYTES``.
 
     Example:
@@ -109,6 +110,9 @@ class PythonState:
         if by_value:
             for name, read, write in _SETTINGS:
                 self._place(name, read, write)
+            for operator in tuple(OPDEFS.values()):  # called by a name that leads to no function
+                functions = (operator._init_fn, operator._backward_fn, *operator._backend_fns.values())
+                self._later((operator._name, function) for function in functions)
         while self._ahead and self.complete:
             self._visit(*self._ahead.pop())
             self.complete &= len(self._seen) <= MOST_OBJECTS
@@ -292,8 +296,7 @@ class PythonState:
                 self._holders.append(holders.Attribute(name, compiled, key))
 
     def _generator(self, name: str, value: Any) -> None:
-        if self._by_value:
-            self.generators.append(value)
+        self.generators.append(value)
 
     def _memory(self, name: str, value: Any) -> None:
         if not self._by_value:

@@ -13,6 +13,8 @@ import torch
 from torch import Tensor
 from torch._functorch.pyfunctorch import retrieve_current_functorch_interpreter, temporarily_pop_interpreter_stack
 
+from mechanisms.engines.shared_draws import current_draws
+
 _functorch: Any = torch._C._functorch
 
 #: Functions that allocate without a value, by the object that has them.
@@ -29,8 +31,8 @@ class Substitutes:
     Memory without a value belongs to each example from the start, so that random numbers or parts of an example can be
     written into it in place.
 
-    Within ``shared_draws``, ``torch.rand(())`` draws one number for all examples, so that it can decide whether a layer
-    is left out: what does not depend on an example may be looked at.
+    Within ``shared_draws``, ``torch.rand(())`` draws one number for all examples of a step, so that it can decide
+    whether a layer is left out: what does not depend on an example may be looked at. See ``SharedDraws``.
 
     All lead to the same distributions as for one example, or to an error: isolation does not rest on them.
     """
@@ -92,8 +94,9 @@ def _drawn_once(original: Callable[..., Tensor]) -> Callable[..., Tensor]:
         size = args[0] if args else kwargs.get("size")
         if not _SHARED.get() or _examples() is None or not isinstance(size, (tuple, list)) or len(size):
             return original(*args, **kwargs)
+        step = current_draws()
         with temporarily_pop_interpreter_stack():
-            return original(*args, **kwargs)
+            return original(*args, **kwargs) if step is None else step.number(original, *args, **kwargs)
 
     return rand
 

@@ -1,10 +1,11 @@
 import json
+from itertools import pairwise
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dpmodel.history import EpochRecord, History
+from dpmodel.history import MOST_NORM_BOUNDS, EpochRecord, History
 
 finite = st.floats(allow_nan=False)
 maybe = st.none() | finite
@@ -113,3 +114,39 @@ def test_changing_the_metrics_given_afterwards_changes_no_record():
     record = History().append(epoch=1, step=1, metrics=metrics)
     metrics["accuracy"] = 0.9
     assert record.metrics == {"accuracy": 0.5}
+
+
+@given(st.lists(st.floats(0.1, 10.0), max_size=30))
+def test_norm_bounds_are_kept_where_they_change_and_read_back(tmp_path_factory, bounds):
+    history = History()
+    for step, bound in enumerate(bounds):
+        history.record_norm_bound(step, bound)
+    assert all(before[1] != after[1] for before, after in pairwise(history.norm_bounds))
+    held = dict(history.norm_bounds)
+    for step, bound in enumerate(bounds):
+        assert held[max(known for known in held if known <= step)] == bound
+    path = tmp_path_factory.mktemp("bounds") / "norm_bounds.csv"
+    history.norm_bounds_to_csv(path)
+    read = History()
+    read.read_norm_bounds(path)
+    assert read.norm_bounds == history.norm_bounds
+    assert History.from_dict(json.loads(json.dumps(history.to_dict()))).norm_bounds == history.norm_bounds
+
+
+def test_a_bound_that_moves_very_often_takes_bounded_memory():
+    history = History()
+    for step in range(3 * MOST_NORM_BOUNDS):
+        history.record_norm_bound(step, 1.0 + step)
+    assert len(history.norm_bounds) <= MOST_NORM_BOUNDS
+    assert history.norm_bounds[0] == (0, 1.0)
+    assert history.norm_bounds[-1] == (3 * MOST_NORM_BOUNDS - 1, 3.0 * MOST_NORM_BOUNDS)
+    assert all(bound == 1.0 + step for step, bound in history.norm_bounds)
+
+
+def test_a_file_that_holds_no_norm_bounds_is_refused_and_none_is_no_fault(tmp_path):
+    history = History()
+    history.read_norm_bounds(tmp_path / "nothing.csv")
+    assert history.norm_bounds == []
+    (tmp_path / "other.csv").write_text("step,loss\n1,2\n")
+    with pytest.raises(ValueError, match=r"other\.csv is not a list of norm bounds"):
+        history.read_norm_bounds(tmp_path / "other.csv")

@@ -1,5 +1,6 @@
 """The noise that leaves has the scale that the ledger states: accept sigma, reject 2/3 and 3/2 of it."""
 
+import numpy as np
 import pytest
 import torch
 from scipy import stats
@@ -20,7 +21,7 @@ on_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA 
 
 
 def accepts(sample, scale):
-    return stats.kstest(sample, "norm", args=(0, scale)).pvalue > 1e-8
+    return stats.kstest(np.asarray(sample), "norm", args=(0, scale)).pvalue > 1e-8
 
 
 def mechanisms():

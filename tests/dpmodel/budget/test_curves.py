@@ -3,6 +3,7 @@ import pytest
 from dpmodel.budget.curves import draw_curves, epsilon_curves
 from dpmodel.config import make_config
 from dpmodel.plan import plan_training
+from monitors import GaussianEvent, PoissonSampledEvent, RDPAccountant
 
 BASE = {
     "network": "lenet5",
@@ -27,6 +28,14 @@ def test_all_schedules_end_at_the_same_epsilon_and_none_above(plan):
         assert list(curve.epsilons) == sorted(curve.epsilons)
         assert curve.epsilons[-1] == pytest.approx(target, rel=3e-4)
         assert curve.epsilons[-1] <= target * (1 + 1e-5)
+
+
+def test_epsilon_is_that_of_the_ledger_after_each_step(plan):
+    fixed, *_ = epsilon_curves(plan)
+    assert fixed.steps == tuple(range(1, plan.steps + 1))
+    event = PoissonSampledEvent(0.05, GaussianEvent(fixed.multipliers[0]))
+    for step, epsilon in zip(fixed.steps, fixed.epsilons, strict=True):
+        assert epsilon == pytest.approx(RDPAccountant().epsilon([(event, step)], 1e-5), rel=1e-6)
 
 
 def test_the_decays_fall_as_far_as_the_planned_one(plan):

@@ -69,3 +69,19 @@ def test_the_interval_covers_the_mean_as_often_as_it_says():
         found = summarise([generator.gauss(0.0, 1.0) for _ in range(3)])
         hits += found.low <= 0.0 <= found.high
     assert math.isclose(hits / 2000, 0.95, abs_tol=0.02)
+
+
+@given(st.lists(st.floats(0.0, 1.0), min_size=2, max_size=6), st.lists(st.floats(0.0, 1.0), min_size=6, max_size=6))
+def test_the_intervals_of_an_accuracy_and_of_its_differences_stay_where_these_can_be(values, base):
+    found = summarise(values, (0.0, 1.0))
+    assert 0.0 <= found.low <= found.mean * (1 + 1e-12)
+    assert found.mean * (1 - 1e-12) <= found.high <= 1.0
+    difference = paired_difference(dict(enumerate(values)), dict(enumerate(base)), (0.0, 1.0))
+    assert -1.0 <= difference.low <= difference.high <= 1.0
+    plain = summarise(values)
+    assert (found.mean, found.deviation) == (plain.mean, plain.deviation)
+    assert found.low == max(plain.low, 0.0)
+
+
+def test_limits_that_a_value_does_not_keep_to_are_not_used():
+    assert summarise([0.5, 98.0], (0.0, 1.0)) == summarise([0.5, 98.0])

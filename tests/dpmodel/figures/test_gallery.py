@@ -2,9 +2,10 @@ import numpy as np
 import pytest
 
 from dpmodel.compare.statistics import paired_difference, summarise
+from dpmodel.figures.epsilon_curve import MOST_MARKS, Privacy, epsilon_over, first_releases
 from dpmodel.figures.gallery import FIGURES, draw_all, inline_svg
 from dpmodel.figures.spread import SpreadRow, spread_over_seeds
-from dpmodel.figures.strand import MOST_MARKS, Privacy, Strand, epsilon_over, first_releases
+from dpmodel.figures.strand import Strand
 from dpmodel.figures.style import SERIES, Pen
 from dpmodel.history import History
 from monitors import GaussianEvent, Ledger, ZCDPAccountant

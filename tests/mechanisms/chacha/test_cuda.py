@@ -207,6 +207,8 @@ def test_the_noise_mechanism_passes_its_trial_and_adds_on_the_device(cuda):
     assert require_sound_noise(noise, unit, range(100), like=torch.zeros(5000, device=cuda)) == ()
     grad = torch.full((200_000,), 2.0, device=cuda)
     summed = ClippedSum(grad, torch.zeros(0, 1, device=cuda), 0.5, 0.5, 0.0, 0)
+    noise.add(summed, 0)  # the first use on a device makes its stream
+    grad.fill_(2.0)
     with without_waiting():
         released = noise.add(summed, 0)
     assert released.data_ptr() == grad.data_ptr()

@@ -1,0 +1,55 @@
+"""Figures as files."""
+
+from __future__ import annotations
+
+import io
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from dpmodel._files import write_atomically
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+#: Formats that a figure can be saved in.
+FORMATS = ("png", "svg", "pdf")
+#: Formats that figures are saved in where none are asked for.
+DEFAULT_FORMATS = ("png", "svg")
+DOTS_PER_INCH = 150
+
+
+def require_format(path: str | os.PathLike[str]) -> str:
+    """The format that the ending of ``path`` names.
+
+    Raises:
+        ValueError: Figures cannot be saved in it.
+    """
+    ending = Path(path).suffix.lower().lstrip(".")
+    if ending not in FORMATS:
+        raise ValueError(f"a picture is saved as {', '.join('.' + name for name in FORMATS)}, got {os.fspath(path)!r}")
+    return ending
+
+
+def save_figure(figure: Figure, path: str | os.PathLike[str]) -> None:
+    """Write ``figure`` to ``path``, atomically; the ending chooses the format (``.png``, ``.svg``, ``.pdf``).
+
+    Raises:
+        ValueError: The ending is another.
+    """
+    import matplotlib
+
+    kind, picture = require_format(path), io.BytesIO()
+    # TrueType fonts: many publishers refuse the Type 3 fonts that are matplotlib's default.
+    with matplotlib.rc_context({"pdf.fonttype": 42}):
+        figure.savefig(picture, format=kind, dpi=DOTS_PER_INCH, facecolor=figure.get_facecolor())
+    write_atomically(path, picture.getvalue())
+
+
+def save_figures(figures: Mapping[str, Figure], folder: Path, formats: Sequence[str] = DEFAULT_FORMATS) -> list[Path]:
+    """Write every figure into ``folder`` in each of ``formats`` and return the paths."""
+    written = [(folder / f"{name}.{kind}", figure) for name, figure in figures.items() for kind in formats]
+    for path, figure in written:
+        save_figure(figure, path)
+    return [path for path, _ in written]
