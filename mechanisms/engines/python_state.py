@@ -110,7 +110,7 @@ class PythonState:
         if by_value:
             for name, read, write in _SETTINGS:
                 self._place(name, read, write)
-            for operator in tuple(OPDEFS.values()):  # called by a name that leads to no function
+            for operator in filter(_is_of_users, tuple(OPDEFS.values())):  # called by a name that leads to no function
                 functions = (operator._init_fn, operator._backward_fn, *operator._backend_fns.values())
                 self._later((operator._name, function) for function in functions)
         while self._ahead and self.complete:
@@ -333,6 +333,10 @@ def _is_users(module: str | None) -> bool:
     if root == "__main__" or file is None:
         return True
     return not file.startswith(_INSTALLED) and _PACKAGES.isdisjoint(PurePath(file).parts)
+
+
+def _is_of_users(operator: Any) -> bool:
+    return _is_users(operator._init_fn.__module__)
 
 
 @functools.cache
