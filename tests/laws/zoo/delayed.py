@@ -18,7 +18,7 @@ DELAYED = partial(Member, kind="delayed")
 CALLS = {"all": 0}
 
 #: Seconds after which ``ByTheClock`` mixes.
-SOON = 0.2
+SOON = 0.5
 
 
 class AfterCalls(nn.Module):
