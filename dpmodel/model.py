@@ -33,6 +33,7 @@ from dpmodel.preflight.mechanisms import require_sound_mechanisms
 from dpmodel.preflight.optimizer import require_steps
 from dpmodel.preflight.refusal import looking_at_examples
 from dpmodel.preflight.rows import require_separate_rows
+from dpmodel.recorder import recording
 from dpmodel.release import NOT_VERIFIED, ReleasePlan, large_delta
 from dpmodel.run import Run
 from dpmodel.secret_randomness import secret_randomness
@@ -169,6 +170,7 @@ class DPModel(ClaimedModel):
         self.steps_done = 0
         self._choice: Choice | None = None
         _require_agreement(self.noise_mech, norm_bound)
+        self.norm_bound = float(norm_bound)
         self.clip_mech.start(norm_bound)
         self.device = _device_of(network) if device is None else _usable_device(device)
         network.to(self.device)
@@ -188,6 +190,7 @@ class DPModel(ClaimedModel):
         valid_loader: Any = None,
         callbacks: Any = (),
         keeper: StateKeeper | None = None,
+        output: str | os.PathLike[str] | None = None,
     ) -> History:
         """Train for ``epochs`` epochs.
 
@@ -198,6 +201,8 @@ class DPModel(ClaimedModel):
             callbacks: Callbacks and privacy monitors.
             keeper: ``StateKeeper(folder)`` saves the training while it goes on; ``StateKeeper(folder, resume=True)``
                 goes on with one that broke off, on a model that was built anew in the same way. Default: none.
+            output: A new folder for ledger, privacy report, history, weights and training curve, written while the
+                training goes on. Default: none.
 
         Returns:
             One record per finished epoch.
@@ -216,13 +221,14 @@ class DPModel(ClaimedModel):
         if isinstance(keeper, (str, os.PathLike)):
             raise ValueError(f"keeper is the path {str(keeper)!r}; write keeper=StateKeeper({str(keeper)!r})")
         continues = self._continue_claim()
-        listeners = CallbackList(callbacks)
         private, message = private_loader(loader, self.sampling)
         require_held_out(valid_loader, private.dataset)
         require_valid(self.network)
         require_no_modes(self.network)
         iterations = PowerIterations(self.network)
-        with plain_modes() as set_aside, iterations.held(), nullcontext() if keeper is None else keeper.open():
+        opened = nullcontext() if keeper is None else keeper.open()
+        with recording(output, keeper) as recorder, plain_modes() as set_aside, iterations.held(), opened:
+            listeners = CallbackList(callbacks, last=recorder)
             state = None if keeper is None else keeper.state
             run = Run(self, self._plan(private, epochs, state), epochs, private.steps_per_epoch, listeners)
             run.has_validation = valid_loader is not None
@@ -313,6 +319,7 @@ class DPModel(ClaimedModel):
     def _carry_out(self, loop: TrainingLoop) -> None:
         run = loop.run
         with (
+            self._described(run),
             mode(self.network, training=True),
             self._training(run, loop.loader) as loop.before_pass,
             loop.step.guard.until_the_end(),

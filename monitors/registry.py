@@ -90,6 +90,10 @@ class Registry(Generic[T]):
             raise ValueError(f"unknown {self.kind} {name!r}{hint} Known: {', '.join(self.names())}")
         return self._builders[name]
 
+    def name_of(self, builder: Callable[..., Any]) -> str:
+        """The name that ``builder`` is filed under; its own name if it is not registered."""
+        return next((name for name, known in self._builders.items() if known is builder), builder.__name__)
+
     def create(self, name: str, *args: Any, **kwargs: Any) -> Any:
         """Call the builder filed under ``name``."""
         return self.get(name)(*args, **kwargs)
