@@ -10,6 +10,7 @@ from torch import nn
 
 from dpmodel.callbacks import LearningRateScheduler
 from dpmodel.callbacks.registry import build_callback
+from dpmodel.compat import fix
 from dpmodel.config import Config, blame
 from dpmodel.configured_release import make_clip, make_noise
 from dpmodel.data import DataSplits, load_dataset
@@ -106,6 +107,7 @@ def build_task(config: Config) -> Task:
             defaults=data.network_defaults(),
             **config.network.options,
         )
+        network = fix(network) if config.network.fix else network
     with blame(config, "loss"):
         loss_fn = build_loss(config.loss.name, **config.loss.options)
     network.to(device)
