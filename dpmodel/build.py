@@ -21,6 +21,7 @@ from dpmodel.metrics import MetricSet
 from dpmodel.model import DPModel
 from dpmodel.nets import build_network
 from dpmodel.optimizers import build_optimizer
+from dpmodel.preflight.configured import require_known_names
 from dpmodel.plan import TrainingPlan, plan_training
 from dpmodel.task_checks import require_metrics_fit, require_network_fits, require_stated_size
 from mechanisms.engines.base import ENGINES
@@ -127,6 +128,7 @@ def build_training(config: Config, task: Task | None = None) -> Training:
         ConfigError: A setting is wrong, or the privacy target cannot be met; with file and line.
         DataError: Data are missing, damaged, or contradict the configuration.
     """
+    require_known_names(config)
     task = build_task(config) if task is None else task.of(config)
     plan = plan_training(task.config, len(task.data.train))
     with blame(config, "privacy.accountant"):

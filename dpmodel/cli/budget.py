@@ -69,7 +69,7 @@ _NARROWEST_RULE = 28
 _WIDE = 1000
 
 #: What a plan without a configuration file does not depend on.
-_PLACEHOLDERS: dict[str, Any] = {"data": "stated", "network": "none", "optimizer": "none"}
+_PLACEHOLDERS: dict[str, Any] = {"data": "npz", "network": "linear", "optimizer": "SGD"}
 
 
 def budget(

@@ -57,8 +57,7 @@ def build_network(
         raise ValueError(
             f"give either the name of a network or module='package.module:Class', got {name=} and {module=}"
         )
-    builder = NETWORKS.get(name) if name is not None else import_network(str(module))
-    owner = f"network {name!r}" if name is not None else f"network {module!r}"
+    builder, owner = _builder(name, module)
     known = accepted_names(builder)
     implied = {key: value for key, value in (defaults or {}).items() if key in (_PASSED_ON if known is None else known)}
     check_arguments(builder, {**implied, **args}, owner)
@@ -66,6 +65,23 @@ def build_network(
     if not isinstance(network, nn.Module):
         raise ValueError(f"{owner} built {type(network).__name__}, which is no torch.nn.Module")
     return network
+
+
+def check_network(name: str | None, module: str | None, args: Mapping[str, Any]) -> None:
+    """Refuse an unknown network and arguments that it does not take; which it needs is known with the data.
+
+    Raises:
+        ValueError: As of ``build_network``.
+    """
+    builder, owner = _builder(name, module)
+    check_arguments(builder, {**dict.fromkeys(accepted_names(builder) or ()), **args}, owner)
+
+
+def _builder(name: str | None, module: str | None) -> tuple[Any, str]:
+    """The class or function, and what is being built in words."""
+    if name is not None:
+        return NETWORKS.get(name), f"network {name!r}"
+    return import_network(str(module)), f"network {module!r}"
 
 
 def _built(builder: Any, implied: dict[str, Any], args: dict[str, Any], seed: int | None, owner: str) -> Any:
