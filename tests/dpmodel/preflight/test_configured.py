@@ -61,7 +61,11 @@ def test_a_wrong_name_of_privacy_brings_the_others_with_it(tmp_path):
 
 
 def test_what_is_known_passes():
-    known = {"network": "mlp", "optimizer": {"name": "Adam", "learning_rate": 0.1}, "privacy": {"noise_multiplier": 1.0}}
+    known = {
+        "network": "mlp",
+        "optimizer": {"name": "Adam", "learning_rate": 0.1},
+        "privacy": {"noise_multiplier": 1.0},
+    }
     require_known_names(make_config({**known, "training": {"epochs": 1, "batch_size": 8}}))
 
 
