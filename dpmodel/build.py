@@ -21,8 +21,8 @@ from dpmodel.metrics import MetricSet
 from dpmodel.model import DPModel
 from dpmodel.nets import build_network
 from dpmodel.optimizers import build_optimizer
-from dpmodel.preflight.configured import require_known_names
 from dpmodel.plan import TrainingPlan, plan_training
+from dpmodel.preflight.configured import require_known_names
 from dpmodel.task_checks import require_metrics_fit, require_network_fits, require_stated_size
 from mechanisms.engines.base import ENGINES
 from monitors.accountant import epsilon_text, privacy_spent
