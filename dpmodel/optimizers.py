@@ -136,7 +136,7 @@ def build_optimizer(name: str, parameters: Iterable[Any], **args: Any) -> optim.
     if name in FUSED_OPTIMIZERS and not options.keys() & set(WAYS_TO_RUN) and can_fuse(held):
         options["fused"] = True
     try:
-        built = builder(held, **options)
+        built: optim.Optimizer = builder(held, **options)
     except (TypeError, ValueError) as error:
         raise ValueError(f"optimizer {name!r} cannot be built from {args}: {error}") from error
     require_usable(built)

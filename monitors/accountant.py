@@ -22,8 +22,7 @@ DEFAULT_DELTA = 1e-5
 #: Accountants of other libraries -> what to use here.
 ELSEWHERE: Mapping[str, str] = {
     "prv": "'pld' composes privacy losses numerically, as PRV accountants do; use 'pld'",
-    "gdp": "its central limit theorem is an approximation that can understate epsilon; use 'pld', which is as tight and "
-    "a bound",
+    "gdp": "its central limit theorem is an approximation that can understate epsilon; use 'pld', which is a bound",
     "moments": "the moments accountant is 'rdp'; use 'rdp'",
 }
 

@@ -30,13 +30,13 @@ def require_known_names(config: Config) -> None:
 
 
 def unknown_names(config: Config) -> list[str]:
-    """One line for each section that has an unknown name or argument; the names of ``privacy`` are checked on reading.
+    r"""One line for each section that has an unknown name or argument; the names of ``privacy`` are checked on reading.
 
     Example:
         >>> from dpmodel.config import make_config
         >>> config = make_config({"network": "lenet", "optimizer": "Adan", "privacy": {"noise_multiplier": 1.0},
         ...                       "training": {"epochs": 1, "batch_size": 8}})
-        >>> print("\\n".join(unknown_names(config)))
+        >>> print("\n".join(unknown_names(config)))
         configuration: network: unknown network 'lenet'; did you mean 'lenet5'? Known: ...
         configuration: optimizer: unknown optimizer 'Adan'; did you mean 'Adam'? Known: ...
     """

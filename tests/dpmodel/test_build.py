@@ -49,7 +49,7 @@ def test_without_fix_the_error_names_it():
 
 
 def test_fix_must_be_true_or_false():
-    with pytest.raises(ConfigError, match="network.fix must be true or false, got 'yes please'"):
+    with pytest.raises(ConfigError, match=r"network\.fix must be true or false, got 'yes please'"):
         make_config(TINY, ["network.fix=yes please"])
 
 

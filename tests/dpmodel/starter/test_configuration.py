@@ -57,7 +57,7 @@ def test_what_is_written_trains(tmp_path, kind):
 
 def test_tokens_need_a_network_of_ones_own_and_train_with_it(tmp_path):
     root = saved(tmp_path, GENERATOR.integers(0, 10, (N, 7)), GENERATOR.integers(0, 2, N))
-    with pytest.raises(ConfigError, match="--network package.module:Class"):
+    with pytest.raises(ConfigError, match=r"--network package\.module:Class"):
         write_starter(tmp_path / "run.yaml", root=root)
     path = write_starter(tmp_path / "run.yaml", root=root, network=f"{__name__}:Tokens")
     config = load_config(path, ["training.epochs=1", "output.curve=false"])
