@@ -19,10 +19,13 @@ __all__ = [
     "CheckpointConfig",
     "ClipMechanismsFactory",
     "ComposedEvent",
+    "CountingQuery",
     "DPModel",
     "EarlyStopping",
     "GaussianEvent",
     "History",
+    "LaplaceEvent",
+    "LaplaceMechanism",
     "LearningRateScheduler",
     "Ledger",
     "LossMonitor",
@@ -58,10 +61,13 @@ _EXPORTS = {
     "CheckpointConfig": "dpmodel.callbacks",
     "ClipMechanismsFactory": "mechanisms.factory",
     "ComposedEvent": "monitors.events",
+    "CountingQuery": "mechanisms.queries",
     "DPModel": "dpmodel.model",
     "EarlyStopping": "dpmodel.callbacks",
     "GaussianEvent": "monitors.events",
     "History": "dpmodel.history",
+    "LaplaceEvent": "monitors.events",
+    "LaplaceMechanism": "mechanisms.queries",
     "LearningRateScheduler": "dpmodel.callbacks",
     "Ledger": "monitors.ledger",
     "LossMonitor": "dpmodel.callbacks",
@@ -113,8 +119,9 @@ if TYPE_CHECKING:
     from dpmodel.state_keeper import StateKeeper
     from dpmodel.target_epsilon import noise_for_epsilon
     from mechanisms.factory import ClipMechanismsFactory, NoiseMechanismsFactory
+    from mechanisms.queries import CountingQuery, LaplaceMechanism
     from monitors.calibration import calibrate_noise_multiplier
-    from monitors.events import ComposedEvent, GaussianEvent, PoissonSampledEvent
+    from monitors.events import ComposedEvent, GaussianEvent, LaplaceEvent, PoissonSampledEvent
     from monitors.factory import PrivacyMonitorFactory
     from monitors.ledger import Ledger
     from monitors.pld import PLDAccountant

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
-from dpmodel.claims.claim import Claim, joined_statement
+from dpmodel.claims.claim import Claim, forgotten_queries, joined_statement
 from dpmodel.claims.weights import claim_for, claims_of, record_training
 from dpmodel.report.subject import ReportSubject
 from monitors.errors import UnprotectedUpdateError
@@ -181,6 +181,10 @@ class ClaimedModel:
     def _described(self, run: Run) -> Iterator[None]:
         """Keep what the report says about ``run``, which is carried out inside the block."""
         self._trained = run.subject, "under way"
+        forgotten = None if self.claim.chosen else forgotten_queries(self.ledger)
+        if forgotten is not None:
+            self.ledger.add_note(forgotten)
+            run.say(forgotten)
         try:
             yield
         except BaseException as error:
