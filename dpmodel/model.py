@@ -27,7 +27,7 @@ from dpmodel.history import History
 from dpmodel.interrupt import finishing_steps
 from dpmodel.metrics import MetricSet
 from dpmodel.network_mode import inference, mode
-from dpmodel.preflight.arguments import check_types
+from dpmodel.preflight.arguments import check_keeper, check_types, refuse_unknown
 from dpmodel.preflight.batches import require_unmixed_batches
 from dpmodel.preflight.mechanisms import require_sound_mechanisms
 from dpmodel.preflight.optimizer import require_steps
@@ -140,7 +140,9 @@ class DPModel(ClaimedModel):
         device: str | torch.device | None = None,
         seed: int | None = None,
         ledger: Ledger | None = None,
+        **unknown: Any,
     ) -> None:
+        refuse_unknown(unknown, type(self))
         check_types(network, loss_fn, optimizer, noise_mech, clip_mech)
         checks.positive(norm_bound=norm_bound)
         if micro_batches is not None:
@@ -176,8 +178,8 @@ class DPModel(ClaimedModel):
         network.to(self.device)
 
     def __repr__(self) -> str:
-        mechanisms = f"noise={type(self.noise_mech).__name__}, clip={type(self.clip_mech).__name__}"
-        return f"DPModel({type(self.network).__name__}, {mechanisms}, {self.steps_done:,} steps done)"
+        parts = type(self.network).__name__, repr(self.noise_mech), repr(self.clip_mech)
+        return f"DPModel({', '.join(parts)}, {self.steps_done:,} steps done)"
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_choice": None}  # an engine belongs to one network; the next fit chooses again
@@ -201,8 +203,7 @@ class DPModel(ClaimedModel):
             callbacks: Callbacks and privacy monitors.
             keeper: ``StateKeeper(folder)`` saves the training while it goes on; ``StateKeeper(folder, resume=True)``
                 goes on with one that broke off, on a model that was built anew in the same way. Default: none.
-            output: A new folder for ledger, privacy report, history, weights and training curve, written while the
-                training goes on. Default: none.
+            output: A new folder for ledger, privacy report, history, weights and training curve. Default: none.
 
         Returns:
             One record per finished epoch.
@@ -218,8 +219,7 @@ class DPModel(ClaimedModel):
         checks.positive_int(epochs=epochs)
         if self._in_training:
             raise UnprotectedUpdateError("fit was called while this model is training; call it when fit has returned")
-        if isinstance(keeper, (str, os.PathLike)):
-            raise ValueError(f"keeper is the path {str(keeper)!r}; write keeper=StateKeeper({str(keeper)!r})")
+        check_keeper(keeper)
         continues = self._continue_claim()
         private, message = private_loader(loader, self.sampling)
         require_held_out(valid_loader, private.dataset)

@@ -170,7 +170,8 @@ def _composable(ledger: Rows) -> Terms:
         terms = gather(leaf for event, count in ledger for leaf in _leaves(event, count))
         counts: Counter[PrivacyEvent] = Counter()
         for event, count in terms.others:
-            event_losses(event, 1.0)  # one without a rule is refused
+            if event_losses.dispatch(type(event)) is event_losses.dispatch(object):
+                raise UnsupportedEventError(_unsupported(event))
             counts[event] += count
         terms = replace(terms, others=tuple(counts.items()))
     return _without_partitions(terms)
