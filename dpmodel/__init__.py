@@ -40,6 +40,7 @@ __all__ = [
     "Run",
     "StateKeeper",
     "TensorBoardLogger",
+    "WeightAveraging",
     "ZCDPAccountant",
     "build_network",
     "calibrate_noise_multiplier",
@@ -82,6 +83,7 @@ _EXPORTS = {
     "Run": "dpmodel.run",
     "StateKeeper": "dpmodel.state_keeper",
     "TensorBoardLogger": "dpmodel.callbacks",
+    "WeightAveraging": "dpmodel.callbacks",
     "ZCDPAccountant": "monitors.zcdp",
     "build_network": "dpmodel.nets",
     "calibrate_noise_multiplier": "monitors.calibration",
@@ -106,6 +108,7 @@ if TYPE_CHECKING:
         ModelCheckpoint,
         ProgressBar,
         TensorBoardLogger,
+        WeightAveraging,
     )
     from dpmodel.checkpoint import load_checkpoint, load_param_into_net, save_checkpoint
     from dpmodel.compat import fix, validate

@@ -15,7 +15,6 @@ from mechanisms.clipping import ClipMechanism
 from mechanisms.noise import NoiseMechanism
 from monitors import checks
 
-
 #: Arguments of other libraries, and what is meant by them here.
 _SOLVE = (
     "solve for the noise first: noise_mech=noise_for_epsilon(target_epsilon, delta, loader, epochs), or set "
