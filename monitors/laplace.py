@@ -20,6 +20,8 @@ Floats = NDArray[np.floating]
 
 _SERIES = 0.05  # below it the second-order remainder of exp is taken from its series
 _TERMS = 12
+_LEAST_MASS = 1e-280  # of the finite losses, so that their moments exist
+_MOST_CELLS = 1 << 20  # of the grid to either side of zero
 
 
 def laplace_curve(epsilon: float, orders: Floats) -> Floats:
@@ -67,13 +69,19 @@ def laplace_losses(epsilon: float, step: float) -> LossMasses:
         epsilon: Sensitivity over scale, positive.
         step: Distance of the grid's points.
     """
-    first, last = math.floor(-epsilon / step), math.ceil(epsilon / step)
+    far = min(math.ceil(min(epsilon / step, 2.0 * _MOST_CELLS)), _MOST_CELLS)
+    first, last = -far, far
     edges = step * np.arange(first, last + 1)
     # where the noise, in units of its scale, gives each edge's loss: falls from epsilon to 0
     place = np.clip((epsilon - edges) / 2, 0.0, epsilon)
     width = place[:-1] - place[1:]
     here = 0.5 * np.exp(-place[1:]) * -np.expm1(-width)
     there = 0.5 * np.exp(place[:-1] - epsilon) * -np.expm1(-width)
+    if far * step < epsilon:
+        # What lies above the grid counts as an infinite loss, what lies below it is moved up to its lowest point.
+        inside = split_cells(edges, here, there, first, step)
+        inside.masses[0] += max(0.5 * math.exp(-place[0]), _LEAST_MASS)
+        return LossMasses(first, inside.masses, 1.0 - 0.5 * math.exp(-place[-1]))
     # the atoms lie in the first and the last cell
     here[0], there[0] = here[0] + 0.5 * math.exp(-epsilon), there[0] + 0.5
     here[-1], there[-1] = here[-1] + 0.5, there[-1] + 0.5 * math.exp(-epsilon)

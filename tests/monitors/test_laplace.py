@@ -79,6 +79,17 @@ def test_rounding_keeps_the_mass_under_both_hypotheses(epsilon, step):
     assert losses.masses @ np.exp(-points) == pytest.approx(1.0, abs=1e-9)
 
 
+@pytest.mark.parametrize("multiplier", [1e-150, 1e-6, 1e-3, 1e6, 1e150])
+def test_extreme_releases_have_a_statement_by_every_accountant(multiplier):
+    ledger, pure = Ledger().record(LaplaceEvent(multiplier)), 1 / multiplier
+    for accountant in (PLDAccountant(), RDPAccountant()):
+        assert 0 <= accountant.epsilon(ledger, 1e-5) <= pure * (1 + 1e-9)
+        exact = max(0.0, -math.expm1((2.0 - pure) / 2)) if pure > 2 else 0.0
+        assert exact * (1 - 1e-9) - 1e-12 <= accountant.delta(ledger, 2.0) <= 1
+    assert PLDAccountant().delta(ledger, 2.0) <= exact + 1e-3
+    assert ZCDPAccountant().epsilon(ledger, 1e-5) >= 0
+
+
 @pytest.mark.parametrize(("multiplier", "count"), [(1.0, 3), (10.0, 100), (50.0, 3000), (3.0, 20)])
 def test_compositions_agree_with_dp_accounting(multiplier, count):
     dp_accounting = pytest.importorskip("dp_accounting")
@@ -90,6 +101,18 @@ def test_compositions_agree_with_dp_accounting(multiplier, count):
     coarse = rdp.RdpAccountant([1 + x / 10 for x in range(1, 2000)])
     coarse.compose(dp_accounting.LaplaceDpEvent(multiplier), count)
     assert RDPAccountant().epsilon(ledger, 1e-5) == pytest.approx(coarse.get_epsilon(1e-5), rel=2e-2)
+
+
+@pytest.mark.parametrize("epsilon", [0.0, 0.3, 0.9, 1.3])
+def test_two_releases_are_never_charged_too_little(epsilon):
+    """By the definition, over a grid of the two noises; each has an atom at either end."""
+    one, cells = 0.7, 2000
+    place = (np.arange(cells) + 0.5) * one / cells
+    mass = np.concatenate([[0.5], 0.5 * np.exp(-place) * one / cells, [0.5 * math.exp(-one)]])
+    loss = np.concatenate([[one], one - 2 * place, [-one]])
+    exact = (mass[:, None] * mass * -np.expm1(np.minimum(epsilon - loss[:, None] - loss, 0.0))).sum()
+    found = PLDAccountant().delta(Ledger().record(LaplaceEvent(1 / one), 2), epsilon)
+    assert exact * (1 - 1e-5) <= found <= exact * 1.02
 
 
 def test_queries_and_training_compose_as_dp_accounting_says():
