@@ -34,7 +34,7 @@ def laplace_curve(epsilon: float, orders: Floats) -> Floats:
 
     Example:
         >>> laplace_curve(1.0, np.array([2.0, 100.0])).round(4)
-        array([0.6184, 0.9931])
+        array([0.6191, 0.993 ])
     """
     large, small = orders / (2 * orders - 1), (orders - 1) / (2 * orders - 1)
     rising, falling = (orders - 1) * epsilon, -orders * epsilon
