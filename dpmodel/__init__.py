@@ -19,10 +19,13 @@ __all__ = [
     "CheckpointConfig",
     "ClipMechanismsFactory",
     "ComposedEvent",
+    "CountingQuery",
     "DPModel",
     "EarlyStopping",
     "GaussianEvent",
     "History",
+    "LaplaceEvent",
+    "LaplaceMechanism",
     "LearningRateScheduler",
     "Ledger",
     "LossMonitor",
@@ -37,6 +40,7 @@ __all__ = [
     "Run",
     "StateKeeper",
     "TensorBoardLogger",
+    "WeightAveraging",
     "ZCDPAccountant",
     "build_network",
     "calibrate_noise_multiplier",
@@ -58,10 +62,13 @@ _EXPORTS = {
     "CheckpointConfig": "dpmodel.callbacks",
     "ClipMechanismsFactory": "mechanisms.factory",
     "ComposedEvent": "monitors.events",
+    "CountingQuery": "mechanisms.queries",
     "DPModel": "dpmodel.model",
     "EarlyStopping": "dpmodel.callbacks",
     "GaussianEvent": "monitors.events",
     "History": "dpmodel.history",
+    "LaplaceEvent": "monitors.events",
+    "LaplaceMechanism": "mechanisms.queries",
     "LearningRateScheduler": "dpmodel.callbacks",
     "Ledger": "monitors.ledger",
     "LossMonitor": "dpmodel.callbacks",
@@ -76,6 +83,7 @@ _EXPORTS = {
     "Run": "dpmodel.run",
     "StateKeeper": "dpmodel.state_keeper",
     "TensorBoardLogger": "dpmodel.callbacks",
+    "WeightAveraging": "dpmodel.callbacks",
     "ZCDPAccountant": "monitors.zcdp",
     "build_network": "dpmodel.nets",
     "calibrate_noise_multiplier": "monitors.calibration",
@@ -100,6 +108,7 @@ if TYPE_CHECKING:
         ModelCheckpoint,
         ProgressBar,
         TensorBoardLogger,
+        WeightAveraging,
     )
     from dpmodel.checkpoint import load_checkpoint, load_param_into_net, save_checkpoint
     from dpmodel.compat import fix, validate
@@ -113,8 +122,9 @@ if TYPE_CHECKING:
     from dpmodel.state_keeper import StateKeeper
     from dpmodel.target_epsilon import noise_for_epsilon
     from mechanisms.factory import ClipMechanismsFactory, NoiseMechanismsFactory
+    from mechanisms.queries import CountingQuery, LaplaceMechanism
     from monitors.calibration import calibrate_noise_multiplier
-    from monitors.events import ComposedEvent, GaussianEvent, PoissonSampledEvent
+    from monitors.events import ComposedEvent, GaussianEvent, LaplaceEvent, PoissonSampledEvent
     from monitors.factory import PrivacyMonitorFactory
     from monitors.ledger import Ledger
     from monitors.pld import PLDAccountant

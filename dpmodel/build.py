@@ -10,6 +10,7 @@ from torch import nn
 
 from dpmodel.callbacks import LearningRateScheduler
 from dpmodel.callbacks.registry import build_callback
+from dpmodel.compat import fix
 from dpmodel.config import Config, blame
 from dpmodel.configured_release import make_clip, make_noise
 from dpmodel.data import DataSplits, load_dataset
@@ -21,6 +22,7 @@ from dpmodel.model import DPModel
 from dpmodel.nets import build_network
 from dpmodel.optimizers import build_optimizer
 from dpmodel.plan import TrainingPlan, plan_training
+from dpmodel.preflight.configured import require_known_names
 from dpmodel.task_checks import require_metrics_fit, require_network_fits, require_stated_size
 from mechanisms.engines.base import ENGINES
 from monitors.accountant import epsilon_text, privacy_spent
@@ -106,6 +108,7 @@ def build_task(config: Config) -> Task:
             defaults=data.network_defaults(),
             **config.network.options,
         )
+        network = fix(network) if config.network.fix else network
     with blame(config, "loss"):
         loss_fn = build_loss(config.loss.name, **config.loss.options)
     network.to(device)
@@ -125,6 +128,7 @@ def build_training(config: Config, task: Task | None = None) -> Training:
         ConfigError: A setting is wrong, or the privacy target cannot be met; with file and line.
         DataError: Data are missing, damaged, or contradict the configuration.
     """
+    require_known_names(config)
     task = build_task(config) if task is None else task.of(config)
     plan = plan_training(task.config, len(task.data.train))
     with blame(config, "privacy.accountant"):

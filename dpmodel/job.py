@@ -174,7 +174,7 @@ def _carry_out(
     keeper: StateKeeper | None,
     announce: Callable[[Training, RunFolder], None] | None,
 ) -> TrainingResult:
-    recorder, interrupt = RunRecorder(folder, training.plan), InterruptStop()
+    recorder, interrupt = RunRecorder(folder, training.config.output, training.plan.subject), InterruptStop()
     # The recorder comes last: a callback that refuses to begin must find nothing written.
     listeners = [interrupt, *training.callbacks, *callbacks, recorder]
     try:
@@ -195,7 +195,7 @@ def _carry_out(
         raise
     run = recorder.run
     assert run is not None
-    report = recorder.finish("finished" if run.stop_reason is None else f"stopped: {run.stop_reason}")
+    report = recorder.finish(run.status())
     assert report is not None
     if keeper is not None and folder.ended() is not None:
         keeper.discard()

@@ -27,12 +27,13 @@ from dpmodel.history import History
 from dpmodel.interrupt import finishing_steps
 from dpmodel.metrics import MetricSet
 from dpmodel.network_mode import inference, mode
-from dpmodel.preflight.arguments import check_types
+from dpmodel.preflight.arguments import check_keeper, check_types, refuse_unknown
 from dpmodel.preflight.batches import require_unmixed_batches
 from dpmodel.preflight.mechanisms import require_sound_mechanisms
 from dpmodel.preflight.optimizer import require_steps
 from dpmodel.preflight.refusal import looking_at_examples
 from dpmodel.preflight.rows import require_separate_rows
+from dpmodel.recorder import recording
 from dpmodel.release import NOT_VERIFIED, ReleasePlan, large_delta
 from dpmodel.run import Run
 from dpmodel.secret_randomness import secret_randomness
@@ -139,7 +140,9 @@ class DPModel(ClaimedModel):
         device: str | torch.device | None = None,
         seed: int | None = None,
         ledger: Ledger | None = None,
+        **unknown: Any,
     ) -> None:
+        refuse_unknown(unknown, type(self))
         check_types(network, loss_fn, optimizer, noise_mech, clip_mech)
         checks.positive(norm_bound=norm_bound)
         if micro_batches is not None:
@@ -169,13 +172,14 @@ class DPModel(ClaimedModel):
         self.steps_done = 0
         self._choice: Choice | None = None
         _require_agreement(self.noise_mech, norm_bound)
+        self.norm_bound = float(norm_bound)
         self.clip_mech.start(norm_bound)
         self.device = _device_of(network) if device is None else _usable_device(device)
         network.to(self.device)
 
     def __repr__(self) -> str:
-        mechanisms = f"noise={type(self.noise_mech).__name__}, clip={type(self.clip_mech).__name__}"
-        return f"DPModel({type(self.network).__name__}, {mechanisms}, {self.steps_done:,} steps done)"
+        parts = type(self.network).__name__, repr(self.noise_mech), repr(self.clip_mech)
+        return f"DPModel({', '.join(parts)}, {self.steps_done:,} steps done)"
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_choice": None}  # an engine belongs to one network; the next fit chooses again
@@ -188,6 +192,7 @@ class DPModel(ClaimedModel):
         valid_loader: Any = None,
         callbacks: Any = (),
         keeper: StateKeeper | None = None,
+        output: str | os.PathLike[str] | None = None,
     ) -> History:
         """Train for ``epochs`` epochs.
 
@@ -198,6 +203,7 @@ class DPModel(ClaimedModel):
             callbacks: Callbacks and privacy monitors.
             keeper: ``StateKeeper(folder)`` saves the training while it goes on; ``StateKeeper(folder, resume=True)``
                 goes on with one that broke off, on a model that was built anew in the same way. Default: none.
+            output: A new folder for ledger, privacy report, history, weights and training curve. Default: none.
 
         Returns:
             One record per finished epoch.
@@ -213,16 +219,16 @@ class DPModel(ClaimedModel):
         checks.positive_int(epochs=epochs)
         if self._in_training:
             raise UnprotectedUpdateError("fit was called while this model is training; call it when fit has returned")
-        if isinstance(keeper, (str, os.PathLike)):
-            raise ValueError(f"keeper is the path {str(keeper)!r}; write keeper=StateKeeper({str(keeper)!r})")
+        check_keeper(keeper)
         continues = self._continue_claim()
-        listeners = CallbackList(callbacks)
         private, message = private_loader(loader, self.sampling)
         require_held_out(valid_loader, private.dataset)
         require_valid(self.network)
         require_no_modes(self.network)
         iterations = PowerIterations(self.network)
-        with plain_modes() as set_aside, iterations.held(), nullcontext() if keeper is None else keeper.open():
+        opened = nullcontext() if keeper is None else keeper.open()
+        with recording(output, keeper) as recorder, plain_modes() as set_aside, iterations.held(), opened:
+            listeners = CallbackList(callbacks, last=recorder)
             state = None if keeper is None else keeper.state
             run = Run(self, self._plan(private, epochs, state), epochs, private.steps_per_epoch, listeners)
             run.has_validation = valid_loader is not None
@@ -313,6 +319,7 @@ class DPModel(ClaimedModel):
     def _carry_out(self, loop: TrainingLoop) -> None:
         run = loop.run
         with (
+            self._described(run),
             mode(self.network, training=True),
             self._training(run, loop.loader) as loop.before_pass,
             loop.step.guard.until_the_end(),

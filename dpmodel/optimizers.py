@@ -131,22 +131,33 @@ def build_optimizer(name: str, parameters: Iterable[Any], **args: Any) -> optim.
             ...
         ValueError: unknown optimizer 'Adan'; did you mean 'Adam'? Known: ...
     """
+    builder, options = check_optimizer(name, args)
+    held = _listed(parameters)
+    if name in FUSED_OPTIMIZERS and not options.keys() & set(WAYS_TO_RUN) and can_fuse(held):
+        options["fused"] = True
+    try:
+        built: optim.Optimizer = builder(held, **options)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"optimizer {name!r} cannot be built from {args}: {error}") from error
+    require_usable(built)
+    return built
+
+
+def check_optimizer(name: str, args: Mapping[str, Any]) -> tuple[Any, dict[str, Any]]:
+    """The class of an optimizer and the arguments that it takes.
+
+    Raises:
+        ValueError: Unknown name or argument, or an optimizer that cannot be fed with noisy gradients.
+    """
     _refuse(name)
     builder = OPTIMIZERS.get(name) if name in OPTIMIZERS else _torch_optimizers().get(name)
     if builder is None:
         names = optimizer_names()
         hint = checks.nearest_hint(name, names) or ";"
         raise ValueError(f"unknown optimizer {name!r}{hint} Known: {', '.join(names)}")
-    options, held = _one_learning_rate(builder, args, name), _listed(parameters)
+    options = _one_learning_rate(builder, args, name)
     _check_options(builder, options, name)
-    if name in FUSED_OPTIMIZERS and not options.keys() & set(WAYS_TO_RUN) and can_fuse(held):
-        options["fused"] = True
-    try:
-        built = builder(held, **options)
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"optimizer {name!r} cannot be built from {args}: {error}") from error
-    require_usable(built)
-    return built
+    return builder, options
 
 
 def require_usable(optimizer: optim.Optimizer) -> None:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from dpmodel.config.faults import blame
 from dpmodel.configured_release import release_plan, with_noise_multiplier
 from dpmodel.count_noise import count_remedy
+from dpmodel.report.subject import ReportSubject
 from dpmodel.vanishing_noise import ledger_to_search, require_noise_left
 from monitors.accountant import PrivacySpent, privacy_spent
 from monitors.calibration import calibrate_noise_multiplier
@@ -52,6 +53,20 @@ class TrainingPlan:
     def noise_multiplier(self) -> float:
         """Noise standard deviation over the norm bound at the first step; 0 without privacy."""
         return self.release.noise.noise_multiplier(0)
+
+    @property
+    def subject(self) -> ReportSubject:
+        """The training as its privacy report describes it."""
+        privacy, options = self.config.privacy, self.config.data.options
+        return ReportSubject(
+            self.release,
+            privacy.norm_bound,
+            self.steps,
+            privacy.delta,
+            privacy.accountant,
+            target_epsilon=self.target_epsilon,
+            public_constants=tuple(f"data.{name}" for name in ("mean", "std") if options.get(name) is not None),
+        )
 
     def ledger(self, steps: int | None = None) -> Ledger:
         """The ledger after ``steps`` steps (default: all of them), notes included."""

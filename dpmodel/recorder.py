@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
 from typing import TYPE_CHECKING
 
-from dpmodel._files import write_atomically
 from dpmodel.callbacks.base import Callback
 from dpmodel.checkpoint import save_checkpoint
-from dpmodel.report import PrivacyReport, make_report, report_in_words
+from dpmodel.config.sections import OutputSection
+from dpmodel.folder_lock import FolderLock
+from dpmodel.report import PrivacyReport, ReportSubject, make_report
 from dpmodel.runfolder import RESERVED_NOTE as RESERVED_NOTE
+from dpmodel.runfolder import RunFolder
+from monitors.errors import ConfigError
 
 if TYPE_CHECKING:
-    from dpmodel.plan import TrainingPlan
     from dpmodel.run import Run
-    from dpmodel.runfolder import RunFolder
+    from dpmodel.state_keeper import StateKeeper
 
 
 class RunRecorder(Callback):
@@ -25,12 +31,16 @@ class RunRecorder(Callback):
 
     Args:
         folder: Where to write.
-        plan: What is being trained.
+        output: What to write besides ledger and report. Default: all of it.
+        subject: The training as its report describes it. Default: as the run describes itself.
     """
 
-    def __init__(self, folder: RunFolder, plan: TrainingPlan) -> None:
+    def __init__(
+        self, folder: RunFolder, output: OutputSection | None = None, subject: ReportSubject | None = None
+    ) -> None:
         self.folder = folder
-        self.plan = plan
+        self.output = OutputSection() if output is None else output
+        self.subject = subject
         self.run: Run | None = None
 
     def on_train_begin(self, run: Run) -> None:
@@ -62,11 +72,11 @@ class RunRecorder(Callback):
         if run is None:
             return None
         run.ledger.save(self.folder.ledger)
-        report = make_report(self.plan, run.ledger, run.step, status=status, verified=run.verification)
-        write_atomically(self.folder.report, report.to_json())
-        write_atomically(self.folder.statement, report_in_words(report))
+        subject = run.subject if self.subject is None else self.subject
+        report = make_report(subject, run.ledger, run.step, status=status, verified=run.verification)
+        report.save(self.folder.path)
         self._write_progress(run)
-        if self.plan.config.output.curve and len(run.history):
+        if self.output.curve and len(run.history):
             run.history.plot(self.folder.curve, ledger=run.ledger, accountant=run.accountant)
         return report
 
@@ -78,10 +88,48 @@ class RunRecorder(Callback):
         reserved.save(self.folder.ledger)
 
     def _write_progress(self, run: Run) -> None:
-        output = self.plan.config.output
-        if output.history:
+        if self.output.history:
             run.history.to_csv(self.folder.history)
             if len(run.history.norm_bounds) > 1:
                 run.history.norm_bounds_to_csv(self.folder.norm_bounds)
-        if output.checkpoint:
+        if self.output.checkpoint:
             save_checkpoint(self.folder.checkpoint, run)
+
+
+@contextmanager
+def recording(output: str | os.PathLike[str] | None, keeper: StateKeeper | None) -> Iterator[list[RunRecorder]]:
+    """Write the training inside the block into the run folder ``output``.
+
+    Args:
+        output: The folder; None writes nothing.
+        keeper: The keeper of the training's state, which may use the same folder.
+
+    Yields:
+        The recorder, which must be the last callback, so that one that refuses to begin finds nothing written; an
+        empty list if there is no folder.
+
+    Raises:
+        ConfigError: The folder is in use; nothing is overwritten.
+    """
+    if output is None:
+        yield []
+        return
+    folder = RunFolder(Path(output))
+    shared = keeper is not None and keeper.folder.path.resolve() == folder.path.resolve()
+    resumed = shared and keeper is not None and keeper.resume
+    if folder.in_use and not resumed:
+        raise ConfigError(
+            f"the run folder {folder.path} is not empty. Choose another one with output=, and keep this one: its "
+            "ledger counts for the data"
+        )
+    recorder = RunRecorder(folder)
+    # A keeper of the same folder takes the lock itself.
+    with nullcontext() if shared else FolderLock(folder.path):
+        try:
+            yield [recorder]
+        except BaseException as error:
+            if recorder.run is not None:
+                recorder.finish(recorder.run.status(error))
+            raise
+        assert recorder.run is not None
+        recorder.finish(recorder.run.status())

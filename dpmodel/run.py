@@ -7,7 +7,9 @@ from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 from dpmodel.claims.choices import private_value_read
+from dpmodel.claims.claim import joined_statement
 from dpmodel.history import History
+from dpmodel.report.subject import ReportSubject
 from monitors.accountant import DEFAULT_DELTA
 
 if TYPE_CHECKING:
@@ -147,6 +149,25 @@ class Run:
     def statement(self) -> Mapping[str, str]:
         """Unit, relation and sampling in words."""
         return self.plan.statement
+
+    @property
+    def subject(self) -> ReportSubject:
+        """The training as its privacy report describes it."""
+        words = joined_statement(self.model.statements or [self.plan.statement])
+        return ReportSubject(
+            self.plan, self.model.norm_bound, self.planned_steps, self.delta, self.accountant, statement=words
+        )
+
+    def status(self, error: BaseException | None = None) -> str:
+        """How the training ended, for the report: ``"finished"``, or why it ended early.
+
+        Args:
+            error: What it failed with, or None.
+        """
+        interrupted = isinstance(error, KeyboardInterrupt) and self.stop_reason is not None
+        if error is not None and not interrupted:
+            return f"failed: {type(error).__name__}: {error}"
+        return "finished" if self.stop_reason is None else f"stopped: {self.stop_reason}"
 
     def privacy_spent(self, delta: float | None = None, accountant: str | Accountant | None = None) -> PrivacySpent:
         """Privacy spent by all that is on the ledger; by default as the run's privacy monitor states it."""

@@ -95,6 +95,13 @@ class RunFolder:
         stopped = status.startswith("stopped: ") and INTERRUPTED not in status
         return status if stopped or status == "finished" else None
 
+    @property
+    def in_use(self) -> bool:
+        """Whether something is there: a file, or a folder that is not empty."""
+        if not self.path.exists():
+            return False
+        return not self.path.is_dir() or any(file.name != LOCK_NAME for file in self.path.iterdir())
+
     def claim(self, *, force: bool = False) -> Path | None:
         """Make the folder, empty, for a new training.
 
@@ -109,7 +116,7 @@ class RunFolder:
         """
         moved = None
         try:
-            if self.path.exists() and self._in_use():
+            if self.in_use:
                 if not force:
                     raise ConfigError(self._in_use_text())
                 moved = self._free_name()
@@ -124,7 +131,7 @@ class RunFolder:
         """Remove the folder of a training that never began; other files in it are left."""
         for file in (self.config, self.test_data):
             file.unlink(missing_ok=True)
-        if self.path.is_dir() and not self._in_use():
+        if self.path.is_dir() and not self.in_use:
             (self.path / LOCK_NAME).unlink(missing_ok=True)
             self.path.rmdir()
 
@@ -136,15 +143,18 @@ class RunFolder:
             ConfigError: There is no such folder, or it holds no training.
         """
         folder = cls(Path(path))
+        if folder.ledger.is_file() and not folder.config.is_file():
+            raise ConfigError(
+                f"{folder.path} was written by fit(output=...) and has no {folder.config.name} to build network and "
+                "data from. Build them in Python and load the weights with load_checkpoint; ledger.json, "
+                "privacy_report.md and history.csv can be read as they are"
+            )
         if not folder.config.is_file():
             what = "holds no training" if folder.path.exists() else "does not exist"
             raise ConfigError(
                 f"{folder.path} {what}: {folder.config.name} is not there; give a folder of `dpmodel train`"
             )
         return folder
-
-    def _in_use(self) -> bool:
-        return not self.path.is_dir() or any(file.name != LOCK_NAME for file in self.path.iterdir())
 
     def _in_use_text(self) -> str:
         text = (

@@ -43,7 +43,10 @@ def require_network_fits(config: Config, network: nn.Module, data: DataSplits, d
             for inputs in (_telling(data.test.x), _telling(data.train.x)):
                 outputs = network(data.train.transform_batch(inputs).to(device))
     except UnsupportedModuleError as error:
-        raise ConfigError(f"{config.where('network')}: network: {error}") from error
+        remedy = (
+            "\nIn a configuration, network.fix: true does what dpmodel.fix does" if "dpmodel.fix" in str(error) else ""
+        )
+        raise ConfigError(f"{config.where('network')}: network: {error}{remedy}") from error
     except Exception as error:
         raise ConfigError(
             f"{config.where('network')}: network: it cannot take inputs of shape {tuple(x.shape[1:])}{_range(data)} "

@@ -6,6 +6,7 @@ from mechanisms.adaptive_clipping import QuantileClip
 from mechanisms.clipping import Automatic, ClipMechanism, Fixed, PerLayer
 from mechanisms.factory import ClipMechanismsFactory, NoiseMechanismsFactory
 from mechanisms.noise import AdaGaussian, Gaussian, NoiseMechanism
+from mechanisms.queries import CountingQuery, LaplaceMechanism
 from mechanisms.rng import SecureGenerator
 from mechanisms.sampling import PoissonSampler, Sampler, ShuffleSampler
 from mechanisms.units import ClippedUnit
@@ -16,8 +17,10 @@ __all__ = [
     "ClipMechanism",
     "ClipMechanismsFactory",
     "ClippedUnit",
+    "CountingQuery",
     "Fixed",
     "Gaussian",
+    "LaplaceMechanism",
     "NoiseMechanism",
     "NoiseMechanismsFactory",
     "PerLayer",

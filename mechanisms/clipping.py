@@ -7,6 +7,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from mechanisms.readable import readable
 from monitors import checks
 from monitors.registry import Registry
 
@@ -33,6 +34,9 @@ class ClipMechanism(ABC):
 
     def __init__(self) -> None:
         self._norm_bound: float | None = None
+
+    def __repr__(self) -> str:
+        return readable(self, **({"norm_bound": self.norm_bound} if self.started else {}))
 
     @property
     def norm_bound(self) -> float:

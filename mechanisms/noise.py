@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING, ClassVar
 
+from mechanisms.readable import readable
 from mechanisms.rng import SecureGenerator
 from mechanisms.schedules import DECAYS, Schedule, constant
 from monitors import checks
@@ -45,6 +46,9 @@ class NoiseMechanism(ABC):
         self.initial_noise_multiplier = float(initial_noise_multiplier)
         self.norm_bound = norm_bound
         self.generator = SecureGenerator(seed, purpose="noise")
+
+    def __repr__(self) -> str:
+        return readable(self)
 
     @abstractmethod
     def noise_multiplier(self, step: int) -> float:
@@ -157,6 +161,9 @@ class NoNoise(NoiseMechanism):
     """Clipping without noise, for a non-private baseline: its event is worth an infinite epsilon."""
 
     private: ClassVar[bool] = False
+
+    def __repr__(self) -> str:
+        return "NoNoise(): not private"
 
     def noise_multiplier(self, step: int) -> float:
         """Zero at every step."""

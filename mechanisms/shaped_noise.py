@@ -46,5 +46,6 @@ class ShapedGaussian(ScheduledGaussian):
         super().__init__(initial_noise_multiplier=initial_noise_multiplier, norm_bound=norm_bound, seed=seed)
         checks.positive(final_ratio=final_ratio)
         first = self.initial_noise_multiplier
-        self.decay_policy = path
+        self.last_step, self.first_step, self.path = last_step, first_step, path
+        self.decay_policy, self.final_ratio = path, float(final_ratio)
         self.schedule = between(first, first * final_ratio, path, first_step, last_step)

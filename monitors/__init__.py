@@ -22,6 +22,7 @@ __all__ = [
     "DataError",
     "DisjointEvent",
     "GaussianEvent",
+    "LaplaceEvent",
     "Ledger",
     "MissingDataError",
     "MonitorMismatchError",
@@ -55,6 +56,7 @@ __all__ = [
     "decay_rate_for",
     "describe_sampling",
     "event_from_dict",
+    "event_losses",
     "gaussian_delta",
     "gaussian_epsilon",
     "gaussian_mu",
@@ -88,6 +90,7 @@ _EXPORTS = {
     "DataError": "monitors.errors",
     "DisjointEvent": "monitors.events",
     "GaussianEvent": "monitors.events",
+    "LaplaceEvent": "monitors.events",
     "Ledger": "monitors.ledger",
     "MissingDataError": "monitors.errors",
     "MonitorMismatchError": "monitors.errors",
@@ -121,6 +124,7 @@ _EXPORTS = {
     "decay_rate_for": "monitors.calibration",
     "describe_sampling": "monitors.accountant",
     "event_from_dict": "monitors.events",
+    "event_losses": "monitors.pld",
     "gaussian_delta": "monitors.gaussian",
     "gaussian_epsilon": "monitors.gaussian",
     "gaussian_mu": "monitors.gaussian",
@@ -171,6 +175,7 @@ if TYPE_CHECKING:
         ComposedEvent,
         DisjointEvent,
         GaussianEvent,
+        LaplaceEvent,
         NonPrivateEvent,
         PoissonSampledEvent,
         PrivacyEvent,
@@ -186,7 +191,7 @@ if TYPE_CHECKING:
     from monitors.ledger import Ledger
     from monitors.monitor import PrivacyMonitor
     from monitors.neighbours import group_epsilon, group_privacy, replace_one_epsilon
-    from monitors.pld import PLDAccountant
+    from monitors.pld import PLDAccountant, event_losses
     from monitors.privacy_filter import BudgetGuard, PrivacyFilter
     from monitors.rdp import RDPAccountant
     from monitors.relation import relation_of

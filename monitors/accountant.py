@@ -19,7 +19,14 @@ from monitors.terms import Rows
 #: Delta where none is stated.
 DEFAULT_DELTA = 1e-5
 
-ACCOUNTANTS: Registry[type[Accountant]] = Registry("accountant")
+#: Accountants of other libraries -> what to use here.
+ELSEWHERE: Mapping[str, str] = {
+    "prv": "'pld' composes privacy losses numerically, as PRV accountants do; use 'pld'",
+    "gdp": "its central limit theorem is an approximation that can understate epsilon; use 'pld', which is a bound",
+    "moments": "the moments accountant is 'rdp'; use 'rdp'",
+}
+
+ACCOUNTANTS: Registry[type[Accountant]] = Registry("accountant", ELSEWHERE)
 
 
 class Accountant(ABC):

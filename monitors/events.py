@@ -4,8 +4,9 @@ An event carries all that an accountant needs and nothing else. Events are froze
 a new meaning gets a new type; an accountant that does not know a type refuses it by name. The idea is that of
 dp_accounting's ``DpEvent``.
 
-``noise_multiplier`` is always the standard deviation of the noise over the L2 sensitivity of the released sum, for the
-neighbour relation "add or remove one example" unless the run's report says otherwise.
+``noise_multiplier`` is always the standard deviation of the noise over the L2 sensitivity of the released sum (of
+Laplace noise: its scale over the L1 sensitivity), for the neighbour relation "add or remove one example" unless the
+run's report says otherwise.
 """
 
 from __future__ import annotations
@@ -68,6 +69,28 @@ class GaussianEvent(PrivacyEvent):
     Example:
         >>> GaussianEvent(1.5)
         GaussianEvent(noise_multiplier=1.5)
+    """
+
+    noise_multiplier: float
+
+    def __post_init__(self) -> None:
+        checks.positive(noise_multiplier=self.noise_multiplier)
+        object.__setattr__(self, "noise_multiplier", float(self.noise_multiplier))
+
+
+@register_event
+@dataclass(frozen=True)
+class LaplaceEvent(PrivacyEvent):
+    """One Laplace release: noise of scale ``noise_multiplier`` x L1 sensitivity was added to each number.
+
+    It is ``1 / noise_multiplier``-private by itself, with a delta of 0.
+
+    Args:
+        noise_multiplier: Scale over L1 sensitivity; positive and finite.
+
+    Example:
+        >>> LaplaceEvent(10.0)
+        LaplaceEvent(noise_multiplier=10.0)
     """
 
     noise_multiplier: float

@@ -111,8 +111,16 @@ def compose_losses(
         nodes.counts @ (nodes.odds * np.array([loss.infinite for loss in losses])[nodes.corners]).sum(axis=1)
     )
     # The smallest normal number is far more than all masses lose that fall below it.
-    extra = min(1.0, infinite + lost) * math.exp(min(-log_scale, 700.0)) + _UNDERFLOW
+    extra = _in_units(min(1.0, infinite + lost), log_scale) + _UNDERFLOW
     return ComposedLoss(points, masses, extra, log_scale)
+
+
+def _in_units(probability: float, log_scale: float) -> float:
+    """``probability / exp(log_scale)``; infinite, which is pessimistic, where that overflows."""
+    if probability == 0:
+        return 0.0
+    exponent = math.log(probability) - log_scale
+    return math.exp(exponent) if exponent < 700.0 else math.inf
 
 
 def _mixed_moments(nodes: LossNodes, losses: list[LossMasses], step: float, exponent: float) -> tuple[float, Floats]:

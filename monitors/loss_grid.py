@@ -17,6 +17,7 @@ from monitors.terms import Terms
 Floats = NDArray[np.floating]
 
 _REACH = 10.0  # standard deviations that the node grids span, about
+_SIXTH = 6.0  # a loss that lies anywhere between two points gains step^2 / 6 of variance on average
 _MOST_MASSES = 1 << 24  # of all node grids together
 
 
@@ -66,17 +67,26 @@ def choose_nodes(terms: Terms, question: Question, precision: float) -> LossNode
     )
 
 
-def choose_step(nodes: LossNodes, question: Question, precision: float) -> float:
-    """The widest grid step whose rounding raises epsilon by about ``precision``, relative."""
+def choose_step(nodes: LossNodes, question: Question, precision: float, others: int = 0) -> float:
+    """The widest grid step whose rounding raises epsilon by about ``precision``, relative.
+
+    Args:
+        nodes: The sampled Gaussians; there may be none.
+        question: Where on the curve the figure lies.
+        precision: Relative.
+        others: How many releases of other kinds share the grid.
+    """
     allowed = precision * question.epsilon
     step = min(1.0, question.epsilon)
     highest = loss_at(_REACH + 1.0 / nodes.multipliers, nodes.rates, nodes.multipliers)
-    span = float(np.max(highest - loss_at(-_REACH, nodes.rates, nodes.multipliers)))
+    span = float(np.max(highest - loss_at(-_REACH, nodes.rates, nodes.multipliers), initial=0.0))
     finest = max(span * nodes.rates.size / _MOST_MASSES, 4 * question.epsilon / MOST_POINTS)
     counts, tilt = nodes.node_counts, question.tilt
     for _ in range(60):
-        variance = rounding_variance(nodes.rates, nodes.multipliers, step, tilt)
-        added = 0.5 * (tilt + 1.0) * float(counts @ variance)
+        variance = others * step**2 / _SIXTH
+        if counts.size:
+            variance += float(counts @ rounding_variance(nodes.rates, nodes.multipliers, step, tilt))
+        added = 0.5 * (tilt + 1.0) * variance
         if added <= allowed or step <= finest:
             break
         step = max(finest, step * min(0.9, 0.95 * math.sqrt(allowed / added)))

@@ -16,6 +16,7 @@ The error is of second order in the distance of the nodes.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -54,6 +55,19 @@ class LossNodes:
         weights = (self.odds * self.counts[:, None]).ravel()
         totals: Floats = np.bincount(self.corners.ravel(), weights, self.rates.size).astype(np.float64)
         return totals
+
+    def with_others(self, counts: Sequence[int]) -> LossNodes:
+        """With a node of its own for each of these releases, which have no rate and no multiplier (NaN)."""
+        if not counts:
+            return self
+        number, unknown = self.rates.size, np.full(len(counts), np.nan)
+        return LossNodes(
+            np.append(self.rates, unknown),
+            np.append(self.multipliers, unknown),
+            np.vstack([self.corners.reshape(-1, 4), np.repeat(number + np.arange(len(counts))[:, None], 4, axis=1)]),
+            np.vstack([self.odds.reshape(-1, 4), np.tile([1.0, 0.0, 0.0, 0.0], (len(counts), 1))]),
+            np.append(self.counts, np.asarray(counts, dtype=np.float64)),
+        )
 
 
 def place_nodes(rates: Floats, multipliers: Floats, counts: Floats, distance: float = 1.0) -> LossNodes:

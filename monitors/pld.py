@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import replace
+from functools import singledispatch
 
 import numpy as np
 from numpy.typing import NDArray
@@ -10,11 +14,19 @@ from numpy.typing import NDArray
 from monitors import checks
 from monitors.accountant import ACCOUNTANTS, Accountant, Tracker
 from monitors.errors import UnsupportedEventError
-from monitors.events import PrivacyEvent
+from monitors.events import (
+    ComposedEvent,
+    LaplaceEvent,
+    PoissonSampledEvent,
+    PrivacyEvent,
+    RepeatedEvent,
+    holds_partition,
+)
 from monitors.gaussian import gaussian_delta, gaussian_epsilon
+from monitors.laplace import laplace_losses
 from monitors.loss_composition import ComposedLoss, compose_losses
 from monitors.loss_grid import Question, choose_nodes, choose_step
-from monitors.privacy_loss import loss_masses
+from monitors.privacy_loss import LossMasses, loss_masses
 from monitors.rdp import RDPAccountant
 from monitors.renyi import total_curve
 from monitors.terms import Rows, Terms, gather, gaussian_terms
@@ -28,7 +40,7 @@ _RENYI = RDPAccountant()
 
 @ACCOUNTANTS.register("pld")
 class PLDAccountant(Accountant):
-    """Numerical composition of privacy-loss distributions, for sampled and full-batch Gaussians of any schedule.
+    """Numerical composition of privacy-loss distributions, for Gaussians of any schedule and Laplace releases.
 
     Guarantees: epsilon and delta are upper bounds, for adding and for removing an example. Every rounding is
     pessimistic and charged: losses to the grid (connect the dots), multipliers and rates between nodes (convex
@@ -60,7 +72,7 @@ class PLDAccountant(Accountant):
     def epsilon(self, ledger: Rows, delta: float) -> float:
         """Epsilon at ``delta``; see ``Accountant.epsilon``."""
         checks.open_unit(delta=delta)
-        terms = _gaussian_terms_only(gather(ledger))
+        terms = _composable(ledger)
         if terms.unprotected:
             return math.inf
         if terms.only_unsampled:
@@ -81,7 +93,7 @@ class PLDAccountant(Accountant):
     def delta(self, ledger: Rows, epsilon: float) -> float:
         """Delta at ``epsilon``; see ``Accountant.delta``."""
         checks.non_negative(epsilon=epsilon)
-        terms = _gaussian_terms_only(gather(ledger))
+        terms = _composable(ledger)
         if terms.unprotected:
             return 1.0
         if terms.only_unsampled:
@@ -110,11 +122,14 @@ class PLDAccountant(Accountant):
     def _curves(self, terms: Terms, question: Question, lowest: float) -> list[ComposedLoss]:
         """Bounds of the privacy curve from epsilon ``lowest`` on, for removal and for addition."""
         nodes = choose_nodes(terms, question, 0.4 * self.precision)
-        step = choose_step(nodes, question, 0.4 * self.precision)
+        others = sum(count for _, count in terms.others)
+        step = choose_step(nodes, question, 0.4 * self.precision, others)
         tail = _normal_tail(question.delta * _LOST / max(1.0, float(nodes.counts.sum())))
         pairs = [
             loss_masses(rate, sigma, step, tail) for rate, sigma in zip(nodes.rates, nodes.multipliers, strict=True)
         ]
+        pairs += [event_losses(event, step) for event, _ in terms.others]
+        nodes = nodes.with_others([count for _, count in terms.others])
         return [
             compose_losses(nodes, list(losses), step, question.tilt, _LOST * question.delta, lowest)
             for losses in zip(*pairs, strict=True)
@@ -128,12 +143,58 @@ def _normal_tail(probability: float) -> float:
     return float(min(37.0, max(4.0, -ndtri(max(probability, 1e-299)))))
 
 
-def _gaussian_terms_only(terms: Terms) -> Terms:
-    """``terms`` with each partition replaced by one release that dominates it; other events are refused."""
+@singledispatch
+def event_losses(event: PrivacyEvent, step: float) -> tuple[LossMasses, LossMasses]:
+    """The privacy loss of an event that is no Gaussian, for removing and for adding an example, on a grid of ``step``.
+
+    A third party registers a rule for its own event with ``event_losses.register(MyEvent)``. The rounding must be
+    pessimistic; ``monitors.privacy_loss.split_cells`` is.
+
+    Raises:
+        UnsupportedEventError: No rule is registered for the event's type.
+    """
+    del step
+    raise UnsupportedEventError(_unsupported(event))
+
+
+@event_losses.register
+def _(event: LaplaceEvent, step: float) -> tuple[LossMasses, LossMasses]:
+    losses = laplace_losses(1.0 / event.noise_multiplier, step)
+    return losses, losses
+
+
+def _composable(ledger: Rows) -> Terms:
+    """The releases, each partition replaced by one that dominates it; events without a rule are refused."""
+    terms = gather(ledger)
+    if terms.others and not terms.unprotected:
+        terms = gather(leaf for event, count in ledger for leaf in _leaves(event, count))
+        counts: Counter[PrivacyEvent] = Counter()
+        for event, count in terms.others:
+            if event_losses.dispatch(type(event)) is event_losses.dispatch(object):
+                raise UnsupportedEventError(_unsupported(event))
+            counts[event] += count
+        terms = replace(terms, others=tuple(counts.items()))
+    return _without_partitions(terms)
+
+
+def _leaves(event: PrivacyEvent, count: int) -> Iterator[tuple[PrivacyEvent, int]]:
+    """The releases that ``event`` is a composition of; Gaussians and parts of a partition are left whole."""
+    if holds_partition(event) or gaussian_terms(event) is not None:
+        yield event, count
+    elif isinstance(event, RepeatedEvent):
+        yield from _leaves(event.event, count * event.count)
+    elif isinstance(event, ComposedEvent):
+        for part in event.events:
+            yield from _leaves(part, count)
+    elif isinstance(event, PoissonSampledEvent) and event.sampling_rate == 1:
+        yield from _leaves(event.event, count)
+    else:
+        yield event, count
+
+
+def _without_partitions(terms: Terms) -> Terms:
     if terms.unprotected:
         return terms
-    if terms.others:
-        raise UnsupportedEventError(_unsupported(terms.others[0][0]))
     if not terms.partitions:
         return terms
     rates, multipliers = list(terms.rates), list(terms.multipliers)
@@ -146,7 +207,7 @@ def _gaussian_terms_only(terms: Terms) -> Terms:
         rates.append(rate)
         multipliers.append(multiplier)
         counts.append(1.0)
-    return Terms(np.array(rates), np.array(multipliers), np.array(counts), mu_squared)
+    return Terms(np.array(rates), np.array(multipliers), np.array(counts), mu_squared, terms.others)
 
 
 def _worst(events: tuple[PrivacyEvent, ...]) -> tuple[float, float]:
@@ -164,5 +225,6 @@ def _unsupported(event: PrivacyEvent) -> str:
     name = type(event).__name__
     return (
         f"the 'pld' accountant has no rule for event type {name!r}: {event!r}. Use the 'rdp' accountant, or register "
-        f"`monitors.gaussian_terms.register({name})` if sampled Gaussians dominate it."
+        f"`monitors.gaussian_terms.register({name})` if sampled Gaussians dominate it, else "
+        f"`monitors.event_losses.register({name})`."
     )

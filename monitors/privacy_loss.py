@@ -85,6 +85,25 @@ def loss_masses(rate: float, multiplier: float, step: float, tail: float) -> tup
     return removal, addition
 
 
+def split_cells(edges: Floats, here: Floats, there: Floats, first: int, step: float) -> LossMasses:
+    """Put a loss of finite range onto the grid points, so that the mass under either hypothesis is kept.
+
+    Args:
+        edges: Grid points from ``first`` on, shape (points,); all losses lie between the first and the last.
+        here: Mass of each cell between neighbouring points under the hypothesis that the loss is drawn from, shape
+            (points - 1,).
+        there: The same under the other hypothesis.
+        first: Index of the first grid point.
+        step: Distance of the grid's points.
+    """
+    growth = np.exp(np.minimum(edges[:-1], 700.0))  # an underestimate only moves mass up
+    upper = np.clip((here - growth * there) / -math.expm1(-step), 0.0, here)
+    points = np.zeros(edges.size)
+    points[1:] += upper
+    points[:-1] += here - upper
+    return LossMasses(first, points, 0.0)
+
+
 def rounding_variance(rate: Floats, multiplier: Floats, step: float, tilt: float) -> Floats:
     """Variance that rounding to a grid of ``step`` adds to the loss, averaged with weights ``exp(tilt * loss)``.
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, Generic, TypeVar
 
 from monitors import checks
@@ -38,6 +38,7 @@ class Registry(Generic[T]):
 
     Args:
         kind: What the names stand for, in words; used in errors (``"noise mechanism"``).
+        elsewhere: Names of other libraries, and what to use here in place of each.
 
     Example:
         >>> shapes = Registry("shape")
@@ -52,8 +53,9 @@ class Registry(Generic[T]):
         ValueError: unknown shape 'Cirle'; did you mean 'Circle'? Known: Circle
     """
 
-    def __init__(self, kind: str) -> None:
+    def __init__(self, kind: str, elsewhere: Mapping[str, str] | None = None) -> None:
         self.kind = kind
+        self.elsewhere = dict(elsewhere or {})
         self._builders: dict[str, T] = {}
 
     def register(self, name: str) -> Callable[[T], T]:
@@ -86,9 +88,14 @@ class Registry(Generic[T]):
         if name not in self._builders:
             load_entry_points()
         if name not in self._builders:
-            hint = checks.nearest_hint(name, self._builders) or ";"
+            told = self.elsewhere.get(name.lower()) if isinstance(name, str) else None
+            hint = f": {told}." if told else checks.nearest_hint(name, self._builders) or ";"
             raise ValueError(f"unknown {self.kind} {name!r}{hint} Known: {', '.join(self.names())}")
         return self._builders[name]
+
+    def name_of(self, builder: Callable[..., Any]) -> str:
+        """The name that ``builder`` is filed under; its own name if it is not registered."""
+        return next((name for name, known in self._builders.items() if known is builder), builder.__name__)
 
     def create(self, name: str, *args: Any, **kwargs: Any) -> Any:
         """Call the builder filed under ``name``."""

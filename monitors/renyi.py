@@ -16,12 +16,14 @@ from monitors.events import (
     ComposedEvent,
     DisjointEvent,
     GaussianEvent,
+    LaplaceEvent,
     NonPrivateEvent,
     PoissonSampledEvent,
     PrivacyEvent,
     RandomStoppingEvent,
     RepeatedEvent,
 )
+from monitors.laplace import laplace_curve
 from monitors.random_stopping import random_stopping_curve
 from monitors.sampled_gaussian import log_moment_excess
 from monitors.terms import Terms, gather, gaussian_terms
@@ -68,6 +70,11 @@ def renyi_curve(event: PrivacyEvent, orders: Floats) -> Floats:
 def _(event: GaussianEvent, orders: Floats) -> Floats:
     curve: Floats = orders / 2.0 * (1.0 / event.noise_multiplier) ** 2
     return curve
+
+
+@renyi_curve.register
+def _(event: LaplaceEvent, orders: Floats) -> Floats:
+    return laplace_curve(1.0 / event.noise_multiplier, orders)
 
 
 @renyi_curve.register

@@ -11,8 +11,16 @@ from monitors import checks
 from monitors.accountant import ACCOUNTANTS, Accountant, Tracker
 from monitors.conversion import Floats, ImprovedConversion
 from monitors.errors import UnsupportedEventError
-from monitors.events import ComposedEvent, DisjointEvent, PoissonSampledEvent, PrivacyEvent
+from monitors.events import (
+    ComposedEvent,
+    DisjointEvent,
+    LaplaceEvent,
+    PoissonSampledEvent,
+    PrivacyEvent,
+    RepeatedEvent,
+)
 from monitors.gaussian import gaussian_delta, gaussian_epsilon
+from monitors.laplace import laplace_rho
 from monitors.order_search import best_order
 from monitors.terms import Rows, Terms, gather
 
@@ -38,6 +46,16 @@ def _(event: PoissonSampledEvent) -> float:
     if event.sampling_rate == 1:
         return zcdp_rho(event.event)
     raise UnsupportedEventError(_sampled_message(event.sampling_rate))
+
+
+@zcdp_rho.register
+def _(event: LaplaceEvent) -> float:
+    return laplace_rho(1.0 / event.noise_multiplier)
+
+
+@zcdp_rho.register
+def _(event: RepeatedEvent) -> float:
+    return event.count * _rho(event.event)
 
 
 @zcdp_rho.register

@@ -178,6 +178,28 @@ def _small_training(**settings):
     return model, DataLoader(TensorDataset(x[:60], y[:60]), batch_size=10), TensorDataset(x[60:], y[60:])
 
 
+def test_the_loop_of_ones_own_spends_its_target_and_is_reported_whole(capsys):
+    import torch
+
+    model, loader, held_out = _small_training()
+    names = {"network": model.network, "loss_fn": model.loss_fn, "loader": loader, "held_out": held_out}
+    names["optimizer"] = torch.optim.SGD(model.network.parameters(), lr=0.1)
+    exec(_python("docs/guide.md", "CosineAnnealingLR"), names)
+    report = names["model"].report(1e-5)
+    assert report.steps == names["rounds"] * 6
+    assert 2.99 < report.spent.epsilon <= 3.0
+    assert "# Privacy report" in capsys.readouterr().out
+    exec(_python("docs/guide.md", "WeightAveraging("), names)
+    assert any("moving average" in note for note in names["model"].ledger.notes)
+
+
+def test_queries_of_the_page_on_accounting_are_on_the_ledger():
+    names = {}
+    exec(_python("docs/accounting.md", "CountingQuery"), names)
+    assert names["ledger"].total == 3
+    assert names["decades"].shape == (12,)
+
+
 def test_loss_metrics_optimizer_and_sampler_of_ones_own_train_as_the_documentation_says(own_names):
     from dpmodel.losses import build_loss
     from dpmodel.optimizers import build_optimizer

@@ -14,3 +14,4 @@ from dpmodel.callbacks.registry import CALLBACKS as CALLBACKS
 from dpmodel.callbacks.registry import build_callback as build_callback
 from dpmodel.callbacks.silence import Silence as Silence
 from dpmodel.callbacks.tensorboard_logger import TensorBoardLogger as TensorBoardLogger
+from dpmodel.callbacks.weight_averaging import WeightAveraging as WeightAveraging

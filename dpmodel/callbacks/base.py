@@ -98,15 +98,16 @@ class CallbackList:
 
     Args:
         callbacks: Callbacks, or a single one.
+        last: Callbacks that come after all of these.
 
     Raises:
         ValueError: An entry is None, a class instead of an object, without any hook, or given twice; or a ``Callback``
             has a method whose name is almost that of a hook.
     """
 
-    def __init__(self, callbacks: Iterable[Any] | Any = ()) -> None:
+    def __init__(self, callbacks: Iterable[Any] | Any = (), last: Iterable[Any] = ()) -> None:
         entries = callbacks if isinstance(callbacks, Iterable) else (callbacks,)
-        self._callbacks: tuple[Any, ...] = tuple(_checked(entry) for entry in entries)
+        self._callbacks: tuple[Any, ...] = tuple(_checked(entry) for entry in (*entries, *last))
         _refuse_twice(self._callbacks)
         self._begun: list[Any] = list(self._callbacks)
         self._choices = Choices()

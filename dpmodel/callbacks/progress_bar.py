@@ -28,7 +28,8 @@ class ProgressBar(Callback):
     It is redrawn by time and epsilon is asked for rarely, so that a training of thousands of short steps is not slowed;
     an epsilon that is older than the step beside it says of which step it is. At the end of each epoch it is that of
     the history. Terminals of fewer than ``WIDE_COLUMNS`` columns leave out the delta, the bar and the epoch. The loss
-    that it shows is not private. A run shows one bar, that of the first callback, and none if it is silent.
+    that it shows is not private. A run shows one bar, that of the first callback, and none if it is silent. Where the
+    output is no terminal but a file or a pipe, it is one line per epoch.
 
     Args:
         refresh_seconds: Time between two redraws, positive.
@@ -48,6 +49,7 @@ class ProgressBar(Callback):
         self.refresh_seconds = refresh_seconds
         self.epsilon_every_n_steps = epsilon_every_n_steps
         self._console = console
+        self._shown: Console | None = None
         self._bar: Any = None
         self._printer: Callable[[str], None] | None = None
         self._redraw_at = 0.0
@@ -57,11 +59,13 @@ class ProgressBar(Callback):
     def on_train_epoch_begin(self, run: Run) -> None:
         """Draw the bar before the first epoch, and print the run's messages above it."""
         # Not when training begins: a callback that refuses to begin must find an untouched screen.
-        if self._bar is not None or run.printer is say_nothing or _belongs_to_a_bar(run.printer):
+        if self._shown is not None or run.printer is say_nothing or _belongs_to_a_bar(run.printer):
             return
-        self._bar = _bar(self._console)
-        self._bar.start()
-        self._task = self._bar.add_task("", total=run.planned_steps - run.first_step, text="")
+        self._shown = _console() if self._console is None else self._console
+        if self._shown.is_terminal or self._shown.is_jupyter:
+            self._bar = _bar(self._shown)
+            self._bar.start()
+            self._task = self._bar.add_task("", total=run.planned_steps - run.first_step, text="")
         self._printer, run.printer = run.printer, self._print_above
         self._epsilon = _EpsilonText(self.epsilon_every_n_steps)
         self._redraw_at = 0.0
@@ -79,20 +83,23 @@ class ProgressBar(Callback):
 
     def on_train_epoch_end(self, run: Run) -> None:
         """Show the epsilon that the history has just had computed."""
-        if self._bar is None:
+        if self._shown is None:
             return
         if len(run.history) and run.history[-1].step == run.step:
             self._epsilon.take(run.step, run.history[-1].epsilon, run.history.delta)
+        if self._bar is None:
+            self._print_above(_epoch_line(run, self._epsilon.parts(run, with_delta=True)))
         self._redraw(run)
 
     def on_train_end(self, run: Run) -> None:
         """Leave the last state on the screen and give the printer back."""
-        if self._bar is None:
+        if self._shown is None:
             return
-        self._epsilon.age(run)
-        self._redraw(run)
-        self._bar.stop()
-        self._bar = None
+        if self._bar is not None:
+            self._epsilon.age(run)
+            self._redraw(run)
+            self._bar.stop()
+        self._bar = self._shown = None
         if self._printer is not None:
             run.printer = self._printer
 
@@ -105,13 +112,14 @@ class ProgressBar(Callback):
         if run.loss is not None and not math.isnan(run.loss):
             self._loss = f"loss {run.loss:.3f}"
         parts += [self._loss] if self._loss else []
-        parts += [f"{'valid loss' if name == 'loss' else name} {value:.4f}" for name, value in run.metrics.items()]
+        parts += _metric_texts(run)
         parts += self._epsilon.parts(run, with_delta=wide)
         self._bar.update(self._task, completed=run.step - run.first_step, text="  ".join(parts))
         self._bar.refresh()
 
     def _print_above(self, text: str) -> None:
-        self._bar.console.print(text, markup=False, highlight=False, soft_wrap=True)
+        assert self._shown is not None
+        self._shown.print(text, markup=False, highlight=False, soft_wrap=True)
 
 
 class _EpsilonText:
@@ -160,18 +168,37 @@ def _epsilon_texts(run: Run) -> tuple[str, str]:
     return f"epsilon {epsilon_text(spent.epsilon)}", f" (delta {spent.delta:g})"
 
 
-def _bar(console: Console | None) -> Any:
+def _epoch_line(run: Run, epsilon: list[str]) -> str:
+    """``epoch 2/10  step 40/200  loss 0.412  accuracy 0.8750  epsilon 1.203 (delta 1e-05)  3.1 s``."""
+    done, planned = run.step - run.first_step, run.planned_steps - run.first_step
+    parts = [f"epoch {run.epoch}/{run.epochs}", f"step {done:,}/{planned:,}"]
+    last = run.history[-1] if len(run.history) else None
+    if last is not None and last.loss is not None:
+        parts.append(f"loss {last.loss:.3f}")
+    parts += [*_metric_texts(run), *epsilon]
+    return "  ".join(parts if last is None or last.seconds is None else [*parts, f"{last.seconds:.1f} s"])
+
+
+def _metric_texts(run: Run) -> list[str]:
+    return [f"{'valid loss' if name == 'loss' else name} {value:.4f}" for name, value in run.metrics.items()]
+
+
+def _console() -> Console:
     from rich.console import Console
+
+    return Console()
+
+
+def _bar(console: Console) -> Any:
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, TextColumn, TimeRemainingColumn
     from rich.table import Column
 
-    shown = console if console is not None else Console()
     columns: list[ProgressColumn] = [MofNCompleteColumn(), TimeRemainingColumn(), TextColumn("left")]
-    if _is_wide(shown):
+    if _is_wide(console):
         columns.insert(1, BarColumn(bar_width=20))
     # Only the figures may take a second line; else a narrow terminal would squeeze the step out of sight.
     columns.append(TextColumn("{task.fields[text]}", table_column=Column(no_wrap=False)))
-    return Progress(*columns, console=shown, auto_refresh=False)
+    return Progress(*columns, console=console, auto_refresh=False)
 
 
 def _belongs_to_a_bar(printer: Callable[[str], None]) -> bool:

@@ -13,6 +13,7 @@ from dpmodel.callbacks.loss_monitor import LossMonitor
 from dpmodel.callbacks.model_checkpoint import ModelCheckpoint
 from dpmodel.callbacks.progress_bar import ProgressBar
 from dpmodel.callbacks.tensorboard_logger import TensorBoardLogger
+from dpmodel.callbacks.weight_averaging import WeightAveraging
 from monitors.registry import Registry
 
 CALLBACKS: Registry[Any] = Registry("callback")
@@ -23,6 +24,7 @@ CALLBACKS.register("LossMonitor")(LossMonitor)
 CALLBACKS.register("ModelCheckpoint")(ModelCheckpoint)
 CALLBACKS.register("ProgressBar")(ProgressBar)
 CALLBACKS.register("TensorBoardLogger")(TensorBoardLogger)
+CALLBACKS.register("WeightAveraging")(WeightAveraging)
 
 
 def build_callback(name: str, **args: Any) -> Callback:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
+from mechanisms.queries import asked_ledgers
 from monitors.accountant import describe_sampling
 from monitors.errors import UnprotectedUpdateError
 from monitors.events import ViolationEvent
@@ -109,6 +110,17 @@ class Claim:
         """Say on the ledger that it does not contain what ``other`` spent on the same weights."""
         if not self.ledger.covers(other.ledger):
             self.ledger.add_note(NOT_CONTAINED)
+
+
+def forgotten_queries(ledger: Ledger) -> str | None:
+    """What must be said if queries of this process stand on another ledger only; None if they do not."""
+    missing = [asked for asked in asked_ledgers() if asked is not ledger and not ledger.covers(asked)]
+    if not missing:
+        return None
+    return (
+        "private queries were answered on another ledger in this process; their cost is not in this epsilon. If they "
+        "asked the same data, give DPModel that ledger (ledger=...); if not, give it one of its own (ledger=Ledger())"
+    )
 
 
 def stated(ledger: Ledger) -> list[dict[str, str]]:

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
-from dpmodel.claims.claim import Claim, joined_statement
+from dpmodel.claims.claim import Claim, forgotten_queries, joined_statement
 from dpmodel.claims.weights import claim_for, claims_of, record_training
+from dpmodel.report.subject import ReportSubject
 from monitors.errors import UnprotectedUpdateError
 from monitors.ledger import Ledger
 
 if TYPE_CHECKING:
+    from dpmodel.report import PrivacyReport
+    from dpmodel.run import Run
     from monitors.accountant import Accountant, PrivacySpent
 
 
@@ -31,6 +36,9 @@ class ClaimedModel:
     _in_training: bool = False
     #: Whether ``fit`` still has to say that it continues with the ledger of an earlier training.
     _continues: bool = False
+    #: The last training, as its report describes it, and how it ended; None before the first.
+    _trained: tuple[ReportSubject, str] | None = None
+    steps_done: int
 
     def _claim_weights(self, ledger: Ledger | None) -> None:
         """Call once the network is there."""
@@ -125,3 +133,61 @@ class ClaimedModel:
         from monitors.accountant import privacy_spent
 
         return privacy_spent(self.ledger, delta, accountant, joined_statement(self.statements))
+
+    def report(self, delta: float | None = None, accountant: str | Accountant | None = None) -> PrivacyReport:
+        """The privacy report: what was spent, under which conditions, and what it does not cover.
+
+        ``print(report)`` shows it in plain words, ``report.save(folder)`` writes it as Markdown and JSON,
+        ``report.to_dict()`` gives plain values. The mechanisms are those of the last call of ``fit``; the figures are
+        of everything on the ledger.
+
+        Args:
+            delta: Default: that of the privacy monitor of the last training, or 1e-5.
+            accountant: A name or an object; default: that of the monitor, or ``"rdp"``.
+
+        Raises:
+            ValueError: The model has not been trained, or ``delta`` is out of range.
+
+        Example:
+            >>> import torch
+            >>> from dpmodel import DPModel, NoiseMechanismsFactory, poisson_loader
+            >>> network = nn.Linear(2, 1)
+            >>> noise = NoiseMechanismsFactory.create("Gaussian", initial_noise_multiplier=2.0)
+            >>> optimizer = torch.optim.SGD(network.parameters(), lr=0.1)
+            >>> model = DPModel(network, nn.MSELoss(), optimizer, noise_mech=noise)
+            >>> data = torch.utils.data.TensorDataset(torch.randn(40, 2), torch.randn(40, 1))
+            >>> _ = model.fit(poisson_loader(data, batch_size=10))
+            >>> print(model.report(delta=1e-3))
+            # Privacy report
+            ...
+        """
+        if self._trained is None:
+            raise ValueError(
+                "a report describes a training, and this model has not been trained: call fit first. "
+                "privacy_spent(delta) states what the ledger holds"
+            )
+        from dpmodel.report import make_report
+
+        subject, status = self._trained
+        stated = replace(
+            subject,
+            delta=subject.delta if delta is None else delta,
+            accountant=subject.accountant if accountant is None else accountant,
+            statement=joined_statement(self.statements),
+        )
+        return make_report(stated, self.ledger, self.steps_done, status=status, verified=self.verification)
+
+    @contextmanager
+    def _described(self, run: Run) -> Iterator[None]:
+        """Keep what the report says about ``run``, which is carried out inside the block."""
+        self._trained = run.subject, "under way"
+        forgotten = None if self.claim.chosen else forgotten_queries(self.ledger)
+        if forgotten is not None:
+            self.ledger.add_note(forgotten)
+            run.say(forgotten)
+        try:
+            yield
+        except BaseException as error:
+            self._trained = run.subject, run.status(error)
+            raise
+        self._trained = run.subject, run.status()

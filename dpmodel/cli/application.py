@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 
 import typer
 
-from dpmodel.cli import budget, compare, evaluate, plot, train, tune
+from dpmodel.cli import budget, compare, evaluate, init, plot, train, tune
 from dpmodel.cli.streams import make_patient
 from monitors.errors import ConfigError, DPModelError
 
@@ -34,6 +34,7 @@ def _add(name: str, command: Callable[..., None], examples: str) -> None:
     app.command(name, help=text, epilog=examples)(command)
 
 
+_add("init", init.init, init.EXAMPLES)
 _add("train", train.train, train.EXAMPLES)
 _add("eval", evaluate.evaluate, evaluate.EXAMPLES)
 _add("budget", budget.budget, budget.EXAMPLES)

@@ -20,20 +20,20 @@ if TYPE_CHECKING:
 EXAMPLES = """
 [b]Examples[/b]
 
-  Epsilon from a multiplier:
+  # Epsilon from a multiplier
   dpmodel budget -n 60000 -b 256 -e 10 --noise-multiplier 1.5
 
-  Multiplier from a target, for a decaying schedule:
-  dpmodel budget -n 60000 -b 512 -e 10 --target-epsilon 3 --decay-policy Exp --decay-rate 2e-4
+  # Multiplier from a target, for a decaying schedule
+  dpmodel budget -n 60000 -b 512 -e 10 --target-epsilon 3 --decay-rate 2e-4
 
-  Most epochs that fit:
+  # Most epochs that fit
   dpmodel budget -n 60000 -b 256 --noise-multiplier 1.5 --max-epsilon 3
 
-  The best of ten such trainings:
+  # The best of ten such trainings
   dpmodel budget -n 60000 -b 512 -e 10 --noise-multiplier 2 --tuning-runs 10
 
-  Of a configuration, with every accountant, and a picture:
-  dpmodel budget configs/lenet5_mnist.yaml --accountant all --plot epsilon.png
+  # Of a configuration, with every accountant, and a picture
+  dpmodel budget run.yaml --accountant all --plot epsilon.png
 """
 
 #: Option -> place in the configuration.
@@ -69,7 +69,7 @@ _NARROWEST_RULE = 28
 _WIDE = 1000
 
 #: What a plan without a configuration file does not depend on.
-_PLACEHOLDERS: dict[str, Any] = {"data": "stated", "network": "none", "optimizer": "none"}
+_PLACEHOLDERS: dict[str, Any] = {"data": "npz", "network": "linear", "optimizer": "SGD"}
 
 
 def budget(

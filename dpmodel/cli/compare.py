@@ -21,13 +21,13 @@ EXAMPLES = """
 
   dpmodel compare configs/compare_schedules.yaml
 
-  At another epsilon, with more seeds, two trainings at once:
-  dpmodel compare configs/compare_schedules.yaml --epsilon 1 --seeds 1,2,3,4,5 --jobs 2 --output runs/schedules_1
+  # At another epsilon, with more seeds, two trainings at once
+  dpmodel compare configs/compare_all.yaml --epsilon 1 --seeds 1,2 --jobs 2
 
-  A quick look, on a part of the data:
-  dpmodel compare configs/compare_schedules.yaml --set data.limit=3000 --set training.epochs=1 --output runs/look
+  # A quick look, on a part of the data
+  dpmodel compare configs/compare_all.yaml --set data.limit=3000 -o runs/look
 
-  What would be trained, and with which noise; trains nothing:
+  # What would be trained, and with which noise; trains nothing
   dpmodel compare configs/compare_all.yaml --dry-run
 """
 

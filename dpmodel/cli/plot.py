@@ -15,7 +15,7 @@ EXAMPLES = """
 
   dpmodel plot runs/lenet5_mnist
 
-  Several in one picture:
+  # Several in one picture
   dpmodel plot runs/lenet5_mnist runs/lenet5_mnist_adaptive --output figures
 
   For a column of a paper, and for dark slides:

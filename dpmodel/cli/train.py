@@ -24,12 +24,14 @@ EXAMPLES = """
 
   dpmodel train configs/lenet5_mnist.yaml
 
-  dpmodel train configs/lenet5_mnist.yaml --set privacy.target_epsilon=1 --output runs/epsilon_1
+  # The configuration that `dpmodel init` writes, at another epsilon
+  dpmodel train run.yaml --set privacy.target_epsilon=1 --output runs/eps1
 
-  After Ctrl-C or a crash:
+  # After Ctrl-C or a crash
   dpmodel train configs/lenet5_mnist.yaml --resume
 
-  dpmodel train configs/lenet5_mnist.yaml --set data.limit=2000 --set training.batch_size=100 --set training.epochs=1
+  # A quick look, on a part of the data
+  dpmodel train run.yaml --set data.limit=2000 --set training.epochs=1
 """
 
 

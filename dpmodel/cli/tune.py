@@ -15,10 +15,10 @@ EXAMPLES = """
 
   dpmodel tune configs/tune_lenet5.yaml
 
-  Every run charged in full, so that all of them may be shown:
+  # Every run charged in full, so that all of them may be shown
   dpmodel tune configs/tune_lenet5.yaml --charge all --runs 4
 
-  On public data, where the search costs nobody's privacy:
+  # On public data, where the search costs nobody's privacy
   dpmodel tune configs/tune_lenet5.yaml --not-accounted
 """
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path as FilePath
 from typing import TYPE_CHECKING, Any, get_args
@@ -37,9 +37,31 @@ def config_error(
 ) -> ConfigError:
     """One error that names every fault, each with its place; ``root`` is what was read."""
     lines = [f"{place_of(marks, fault['loc'], source)}: {_words(fault, root)}" for fault in error.errors()]
-    if len(lines) == 1:
-        return ConfigError(lines[0])
-    return ConfigError("\n  ".join([f"{len(lines)} faults in {source}:", *lines]))
+    return one_error(lines, source)
+
+
+def one_error(faults: Sequence[str], source: str) -> ConfigError:
+    """One error that names every fault; at least one."""
+    if len(faults) == 1:
+        return ConfigError(faults[0])
+    return ConfigError("\n  ".join([f"{len(faults)} faults in {source}:", *faults]))
+
+
+def faults_in(config: Config, checks: Mapping[str, Callable[[], object]]) -> list[str]:
+    """What is wrong by each of ``checks``, with its place.
+
+    Args:
+        config: The configuration.
+        checks: By path of the setting, what raises a ``ValueError`` if it is wrong. All of them are called.
+    """
+    found = []
+    for path, check in checks.items():
+        try:
+            with blame(config, path):
+                check()
+        except ConfigError as error:
+            found.append(str(error))
+    return found
 
 
 @contextmanager

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
 
-from dpmodel.config.faults import blame, config_error
+from dpmodel.config.faults import config_error, faults_in, one_error
 from dpmodel.config.kinds import require_kind
 from dpmodel.config.marked_yaml import Marked, read_yaml
 from dpmodel.config.overrides import apply_overrides
@@ -88,12 +89,16 @@ def _located(config: Config, marked: Marked, source: str) -> Config:
 
 def _check_names(config: Config) -> None:
     privacy = config.privacy
-    with blame(config, "privacy.accountant"):
-        resolve_accountant(privacy.accountant)
-    with blame(config, "privacy.sampling"):
-        SAMPLERS.get(privacy.sampling)
-    with blame(config, "privacy.clip.name"):
-        ClipMechanismsFactory.registry.get(privacy.clip.name)
+    checks: dict[str, Callable[[], object]] = {
+        "privacy.accountant": partial(resolve_accountant, privacy.accountant),
+        "privacy.sampling": partial(SAMPLERS.get, privacy.sampling),
+        "privacy.clip.name": partial(ClipMechanismsFactory.registry.get, privacy.clip.name),
+    }
     if privacy.noise is not None:
-        with blame(config, "privacy.noise.name"):
-            NoiseMechanismsFactory.registry.get(privacy.noise.name)
+        checks["privacy.noise.name"] = partial(NoiseMechanismsFactory.registry.get, privacy.noise.name)
+    faults = faults_in(config, checks)
+    if faults:
+        # The other names need torch, which takes a second to import: worth it to name all faults at once.
+        from dpmodel.preflight.configured import unknown_names
+
+        raise one_error([*faults, *unknown_names(config)], config.source)

@@ -33,10 +33,18 @@ class DataSection(NamedSection):
 
 
 class NetworkSection(NamedSection):
-    """Which network: a registered ``name``, or ``module: package.module:Class``; further keys are its arguments."""
+    """Which network: a registered ``name``, or ``module: package.module:Class``; further keys are its arguments.
+
+    Args:
+        name: A registered network.
+        module: A class or function, as ``package.module:Class``; give it or ``name``.
+        fix: Replace layers that cannot be trained privately, as ``dpmodel.fix`` does: batch normalisation by group
+            normalisation, for example.
+    """
 
     name: str | None = None  # type: ignore[assignment]
     module: str | None = None
+    fix: bool = False
 
     @model_validator(mode="after")
     def _one_of_both(self) -> NetworkSection:

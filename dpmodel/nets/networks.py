@@ -22,6 +22,10 @@ NETWORKS.register("linear")(Linear)
 NETWORKS.register("small_cnn")(SmallCNN)
 
 
+#: What is tried of the defaults on a builder that takes any keyword, such as those of torchvision and timm.
+_PASSED_ON = ("num_classes",)
+
+
 def build_network(
     name: str | None = None,
     module: str | None = None,
@@ -36,8 +40,9 @@ def build_network(
         name: ``"lenet5"``, ``"mlp"``, ``"linear"``, ``"small_cnn"``, or any other registered one.
         module: ``"package.module:Class"``.
         seed: Draws the same initial weights each time; None draws from torch's global generator.
-        defaults: Arguments used where the class takes them and the user gave none (what the data imply:
-            ``num_classes``, ``in_channels``, ``in_features``, ``image_size``).
+        defaults: Arguments used if the class takes them and the user gave none (what the data imply:
+            ``num_classes``, ``in_channels``, ``in_features``, ``image_size``). A builder that takes any keyword
+            (``**kwargs``) gets ``num_classes`` if it can be built with it.
         **args: Arguments of the class.
 
     Raises:
@@ -52,16 +57,40 @@ def build_network(
         raise ValueError(
             f"give either the name of a network or module='package.module:Class', got {name=} and {module=}"
         )
-    builder = NETWORKS.get(name) if name is not None else import_network(str(module))
-    owner = f"network {name!r}" if name is not None else f"network {module!r}"
-    known = accepted_names(builder) or ()
-    chosen = {key: value for key, value in (defaults or {}).items() if key in known} | args
-    check_arguments(builder, chosen, owner)
-    with seeded(seed):
-        try:
-            network = builder(**chosen)
-        except (TypeError, ValueError, RuntimeError) as error:
-            raise ValueError(f"{owner} cannot be built from {chosen}: {error}") from error
+    builder, owner = _builder(name, module)
+    known = accepted_names(builder)
+    implied = {key: value for key, value in (defaults or {}).items() if key in (_PASSED_ON if known is None else known)}
+    check_arguments(builder, {**implied, **args}, owner)
+    network = _built(builder, implied, args, seed, owner)
     if not isinstance(network, nn.Module):
         raise ValueError(f"{owner} built {type(network).__name__}, which is no torch.nn.Module")
     return network
+
+
+def check_network(name: str | None, module: str | None, args: Mapping[str, Any]) -> None:
+    """Refuse an unknown network and arguments that it does not take; which it needs is known with the data.
+
+    Raises:
+        ValueError: As of ``build_network``.
+    """
+    builder, owner = _builder(name, module)
+    check_arguments(builder, {**dict.fromkeys(accepted_names(builder) or ()), **args}, owner)
+
+
+def _builder(name: str | None, module: str | None) -> tuple[Any, str]:
+    """The class or function, and what is being built in words."""
+    if name is not None:
+        return NETWORKS.get(name), f"network {name!r}"
+    return import_network(str(module)), f"network {module!r}"
+
+
+def _built(builder: Any, implied: dict[str, Any], args: dict[str, Any], seed: int | None, owner: str) -> Any:
+    """What ``builder`` makes of the arguments, with what the data imply if it takes that."""
+    chosen = {**implied, **args}
+    try:
+        with seeded(seed):
+            return builder(**chosen)
+    except (TypeError, ValueError, RuntimeError) as error:
+        if chosen != args and accepted_names(builder) is None:
+            return _built(builder, {}, args, seed, owner)
+        raise ValueError(f"{owner} cannot be built from {chosen}: {error}") from error

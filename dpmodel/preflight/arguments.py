@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
+import os
+from collections.abc import Mapping
 from typing import Any
 
 from torch import nn
@@ -10,6 +13,42 @@ from torch.optim import Optimizer
 from dpmodel.optimizers import require_usable
 from mechanisms.clipping import ClipMechanism
 from mechanisms.noise import NoiseMechanism
+from monitors import checks
+
+#: Arguments of other libraries, and what is meant by them here.
+_SOLVE = (
+    "solve for the noise first: noise_mech=noise_for_epsilon(target_epsilon, delta, loader, epochs), or set "
+    "privacy.target_epsilon in a configuration"
+)
+_NOISE = "give noise_mech=NoiseMechanismsFactory.create('Gaussian', initial_noise_multiplier=...)"
+_BOUND = "give norm_bound=..., the bound of each example's gradient"
+_DELTA = "delta belongs to the statement: model.privacy_spent(delta), noise_for_epsilon(target_epsilon, delta, ...)"
+_ELSEWHERE: Mapping[str, str] = {
+    "target_epsilon": _SOLVE,
+    "epsilon": _SOLVE,
+    "noise_multiplier": _NOISE,
+    "max_grad_norm": _BOUND,
+    "l2_norm_clip": _BOUND,
+    "delta": _DELTA,
+    "target_delta": _DELTA,
+    "epochs": "give epochs to fit(loader, epochs)",
+    "batch_size": "the batch size is that of the loader: poisson_loader(dataset, batch_size)",
+    "poisson_sampling": "give sampling='poisson' or 'shuffle'",
+    "grad_sample_mode": "give engine=..., or leave it out: the fastest that serves is chosen",
+}
+
+
+def refuse_unknown(unknown: Mapping[str, Any], owner: type) -> None:
+    """Refuse arguments that ``DPModel`` does not have, with what to do instead.
+
+    Raises:
+        TypeError: There is one.
+    """
+    for name, value in unknown.items():
+        known = list(inspect.signature(owner).parameters)
+        told = _ELSEWHERE.get(name)
+        hint = f": {told}" if told else checks.nearest_hint(name, known) or f"; it takes {', '.join(known)}"
+        raise TypeError(f"{owner.__name__} has no argument {name}={value!r}{hint}")
 
 
 def check_types(network: Any, loss_fn: Any, optimizer: Any, noise_mech: Any, clip_mech: Any) -> None:
@@ -32,3 +71,13 @@ def check_types(network: Any, loss_fn: Any, optimizer: Any, noise_mech: Any, cli
         raise ValueError(f"loss_fn is the class {loss_fn.__name__}; give an object of it: {loss_fn.__name__}()")
     if not callable(loss_fn):
         raise ValueError(f"loss_fn must be callable as loss_fn(outputs, targets), got {loss_fn!r}")
+
+
+def check_keeper(keeper: Any) -> None:
+    """Refuse a path in place of a ``StateKeeper``.
+
+    Raises:
+        ValueError: It is one.
+    """
+    if isinstance(keeper, (str, os.PathLike)):
+        raise ValueError(f"keeper is the path {str(keeper)!r}; write keeper=StateKeeper({str(keeper)!r})")

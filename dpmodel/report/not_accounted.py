@@ -5,14 +5,14 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from dpmodel.plan import TrainingPlan
+    from dpmodel.report.subject import ReportSubject
 
 
-def not_accounted(plan: TrainingPlan) -> tuple[str, ...]:
-    """One sentence for each thing that the epsilon of ``plan`` does not cover.
+def not_accounted(subject: ReportSubject) -> tuple[str, ...]:
+    """One sentence for each thing that the epsilon of a training does not cover.
 
     Args:
-        plan: The plan of the training.
+        subject: The training.
     """
     general = (
         "Hyper-parameter tuning: choosing this run, its settings or its seed after looking at other runs on the same "
@@ -31,14 +31,13 @@ def not_accounted(plan: TrainingPlan) -> tuple[str, ...]:
         "training. Changed copies of a record, and statistics of all rows that were computed before, leave no trace.",
         "The number of training examples, the batch size and all settings are treated as public.",
     )
-    return (*general, *_of_the_data(plan))
+    return (*general, *_of_the_data(subject.public_constants))
 
 
-def _of_the_data(plan: TrainingPlan) -> tuple[str, ...]:
-    constants = [name for name in ("mean", "std") if plan.config.data.options.get(name) is not None]
+def _of_the_data(constants: tuple[str, ...]) -> tuple[str, ...]:
     if not constants:
         return ()
     return (
-        f"data.{' and data.'.join(constants)} of the configuration are treated as public constants; if they were "
+        f"{' and '.join(constants)} of the configuration are treated as public constants; if they were "
         "computed from the training data, that was a release which is not in this epsilon.",
     )

@@ -5,18 +5,23 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from dpmodel._files import write_atomically
 from dpmodel.claims.verification import NOT_COVERED
 from dpmodel.release import NO_GUARANTEE
 from dpmodel.report.not_accounted import not_accounted
+from mechanisms.clipping import CLIP
+from mechanisms.noise import NOISE
 from monitors.accountant import ACCOUNTANTS, PrivacySpent, privacy_spent, resolve_accountant
 from monitors.errors import UnsupportedEventError
 
 if TYPE_CHECKING:
-    from dpmodel.plan import TrainingPlan
+    from dpmodel.report.subject import ReportSubject
     from monitors.ledger import Ledger
 
 FORMAT = "dpmodel-privacy-report/1"
@@ -93,35 +98,50 @@ class PrivacyReport:
         """The report as JSON text."""
         return json.dumps(self.to_dict(), indent=1, ensure_ascii=False) + "\n"
 
+    def __str__(self) -> str:
+        from dpmodel.report.words import report_in_words
+
+        return report_in_words(self)
+
+    def save(self, directory: str | os.PathLike[str]) -> Path:
+        """Write ``privacy_report.json`` and ``privacy_report.md`` into ``directory``, and return the latter's path."""
+        from dpmodel.runfolder import RunFolder
+
+        folder = RunFolder(Path(directory))
+        folder.path.mkdir(parents=True, exist_ok=True)
+        write_atomically(folder.report, self.to_json())
+        write_atomically(folder.statement, str(self))
+        return folder.statement
+
 
 def make_report(
-    plan: TrainingPlan, ledger: Ledger, steps: int, *, status: str = "finished", verified: Iterable[str] = ()
+    subject: ReportSubject, ledger: Ledger, steps: int, *, status: str = "finished", verified: Iterable[str] = ()
 ) -> PrivacyReport:
-    """The report of a training that followed ``plan`` and left ``ledger``.
+    """The report of a training that left ``ledger``.
 
     Args:
-        plan: The plan; gives the conditions. The figures are the ledger's alone.
+        subject: The training; gives the conditions. The figures are the ledger's alone.
         ledger: What was released, lost steps included.
         steps: Steps that were done.
         status: ``"finished"``, or why the training ended early.
         verified: What was verified, one sentence each (``Run.verification``).
     """
-    privacy = plan.config.privacy
+    statement = subject.release.statement if subject.statement is None else subject.statement
 
     def spent(released: Ledger) -> PrivacySpent:
-        return privacy_spent(released, privacy.delta, privacy.accountant, plan.release.statement)
+        return privacy_spent(released, subject.delta, subject.accountant, statement)
 
     lost_steps = ledger.lost.total
     return PrivacyReport(
         spent=spent(ledger),
-        figures=epsilon_by_accountant(ledger, privacy.delta),
-        mechanism=_mechanism(plan, max(steps - 1, 0)),
+        figures=epsilon_by_accountant(ledger, subject.delta),
+        mechanism=_mechanism(subject, max(steps - 1, 0)),
         steps=steps,
-        planned_steps=plan.steps,
+        planned_steps=subject.planned_steps,
         ledger_digest=ledger.digest(),
         status=status,
-        not_accounted=not_accounted(plan),
-        target_epsilon=plan.target_epsilon,
+        not_accounted=not_accounted(subject),
+        target_epsilon=subject.target_epsilon,
         software=_versions(),
         lost_steps=lost_steps,
         without_lost=spent(ledger.kept) if lost_steps else None,
@@ -149,21 +169,21 @@ def epsilon_by_accountant(ledger: Ledger, delta: float) -> dict[str, float | str
     return figures
 
 
-def _mechanism(plan: TrainingPlan, last_step: int) -> dict[str, Any]:
-    config, release = plan.config, plan.release
+def _mechanism(subject: ReportSubject, last_step: int) -> dict[str, Any]:
+    release = subject.release
     count_event = release.clip_event(0)
     return {
-        "noise": config.privacy.noise.name if config.privacy.noise is not None else "none",
+        "noise": NOISE.name_of(type(release.noise)) if release.noise.private else "none",
         "initial_noise_multiplier": release.noise.noise_multiplier(0),
         "last_noise_multiplier": release.noise.noise_multiplier(last_step),
         "sensitivity_factor": release.unit.sensitivity_factor,
-        "clipping": config.privacy.clip.name,
-        "initial_norm_bound": config.privacy.norm_bound,
+        "clipping": CLIP.name_of(type(release.clip)),
+        "initial_norm_bound": subject.norm_bound,
         "clip_count_event": None if count_event is None else count_event.to_dict(),
         "num_examples": release.sampler.num_examples,
         "batch_size": release.sampler.batch_size,
         "sampling_rate": release.sampler.sampling_rate,
-        "micro_batches": config.privacy.micro_batches,
+        "micro_batches": release.unit.expected_units if release.unit.grouped else None,
     }
 
 

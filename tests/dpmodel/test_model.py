@@ -360,7 +360,7 @@ def test_named_inputs_and_outputs_are_trained_evaluated_and_predicted(make_model
 def test_a_model_shows_what_it_is_made_of(make_model, loader):
     model = make_model()
     model.fit(loader)
-    assert repr(model) == "DPModel(Sequential, noise=Gaussian, clip=Fixed, 4 steps done)"
+    assert repr(model) == "DPModel(Sequential, Gaussian(initial_noise_multiplier=1), Fixed(norm_bound=1), 4 steps done)"
 
 
 def test_who_has_begun_is_told_of_the_end_where_a_later_one_refuses_to_begin(make_model, loader):

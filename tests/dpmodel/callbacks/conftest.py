@@ -1,3 +1,4 @@
+import contextlib
 import types
 
 import pytest
@@ -43,6 +44,11 @@ class FakeRun:
 
     def say(self, text):
         self.printer(text)
+
+    @contextlib.contextmanager
+    def post_processing(self, what):
+        self.ledger.add_note(what)
+        yield
 
     def privacy_spent(self, delta=None):
         self.epsilon_asked += 1

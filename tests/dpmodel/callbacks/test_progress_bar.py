@@ -23,7 +23,7 @@ def test_the_last_line_shows_steps_loss_metric_and_epsilon(console, fake_run):
 
 @pytest.mark.parametrize("width", [60, 80])
 def test_a_narrow_terminal_still_shows_every_figure_but_the_delta(fake_run, width):
-    narrow = Console(file=io.StringIO(), width=width)
+    narrow = Console(file=io.StringIO(), width=width, force_terminal=True, color_system=None)
     fake_run(metrics=[{"accuracy": 0.875}]).train([ProgressBar(console=narrow)])
     shown = " ".join(narrow.file.getvalue().split())
     for part in ("6/6", "left", "loss 0.167", "accuracy 0.8750", "epsilon 0.6"):
@@ -145,3 +145,17 @@ def test_a_silent_run_shows_no_bar(console, fake_run, silence_first):
     callbacks = [Silence(), ProgressBar(console=console)]
     fake_run().train(callbacks if silence_first else callbacks[::-1])
     assert console.file.getvalue() == ""
+
+
+def test_a_log_that_is_no_terminal_gets_one_line_per_epoch_and_messages_between(fake_run):
+    log = Console(file=io.StringIO(), width=40)
+    run = fake_run(epochs=3, metrics=[{"accuracy": 0.875}])
+    printer = run.printer
+    run.train([ProgressBar(console=log), ProgressBar(console=log)])
+    lines = log.file.getvalue().splitlines()
+    assert len(lines) == 3
+    for epoch, line in enumerate(lines, start=1):
+        for part in (f"epoch {epoch}/3", f"step {3 * epoch}/9", "accuracy 0.8750", "loss 0.", "(delta 1e-05)"):
+            assert part in line
+        assert "at step" not in line
+    assert run.printer is printer

@@ -25,7 +25,7 @@ BASE = {
 def report(*overrides, steps=None):
     plan = plan_training(make_config(BASE, overrides), 1000)
     steps = plan.steps if steps is None else steps
-    return make_report(plan, plan.ledger(steps), steps)
+    return make_report(plan.subject, plan.ledger(steps), steps)
 
 
 def test_the_words_name_everything_that_the_figure_depends_on():
@@ -122,9 +122,9 @@ def test_an_infinite_epsilon_is_called_infinite():
 def test_a_violation_is_the_first_thing_that_the_report_says():
     plan = plan_training(make_config(BASE), 1000)
     ledger = plan.ledger(plan.steps)
-    assert make_report(plan, ledger, plan.steps).to_dict()["guarantee"] == "holds"
+    assert make_report(plan.subject, ledger, plan.steps).to_dict()["guarantee"] == "holds"
     ledger.record(ViolationEvent("the weights were overwritten; not verified since step 7"))
-    void = make_report(plan, ledger, plan.steps, status="failed")
+    void = make_report(plan.subject, ledger, plan.steps, status="failed")
     values, words = void.to_dict(), report_in_words(void)
     assert (values["guarantee"], values["epsilon"]) == ("void", "inf")
     assert values["violations"] == ["the weights were overwritten; not verified since step 7"]
@@ -140,7 +140,7 @@ def test_a_training_without_a_guarantee_is_not_called_void():
 
 def test_what_was_verified_and_what_no_check_covers_is_listed():
     plan = plan_training(make_config(BASE), 1000)
-    verified = make_report(plan, plan.ledger(3), 3, verified=["Everything was looked at twice."])
+    verified = make_report(plan.subject, plan.ledger(3), 3, verified=["Everything was looked at twice."])
     assert verified.to_dict()["verified"] == ["Everything was looked at twice."]
     assert verified.to_dict()["not_covered"] == list(NOT_COVERED)
     words = report_in_words(verified)

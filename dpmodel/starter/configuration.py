@@ -1,0 +1,172 @@
+"""The text of a first configuration."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import replace
+from pathlib import Path
+
+from dpmodel._files import write_atomically
+from dpmodel.config import load_config
+from dpmodel.config.marked_yaml import read_yaml
+from dpmodel.config.reader import checked_config
+from dpmodel.starter.data_facts import DataFacts, facts_of, kind_of
+from monitors import checks
+from monitors.errors import ConfigError
+
+#: Smallest image that ``small_cnn`` takes.
+_SMALLEST_IMAGE = 20
+_MOST_PER_BATCH = 512
+#: Batches of an epoch that are left at least.
+_FEWEST_STEPS = 20
+
+#: Kind of targets -> loss, metrics, norm bound, learning rate for the largest batch. A small bound takes a large rate:
+#: only their product moves the weights.
+_TASKS = {
+    "classes": ("cross_entropy", "[accuracy, loss]", 0.1, 3.0),
+    "labels": ("bce_with_logits", "[loss]", 0.1, 3.0),
+    "numbers": ("mse", "[mae, mse]", 1.0, 0.1),
+}
+
+_TEXT = """\
+# A first configuration for {examples:,} examples of shape {shape} ({what}).
+# Every setting is described in docs/config.md. Size, shape and {kinds} are treated as public.
+#
+#   dpmodel budget {file}      what it will spend
+#   dpmodel train {file}       train it
+
+data:
+  name: {data}{options}
+
+network:{network}
+
+loss: {loss}
+
+optimizer:
+  name: Momentum
+  lr: {lr}                    # try others with `dpmodel tune`; choosing among runs spends privacy too
+  schedule: {{name: LinearLR, start_factor: 1.0, end_factor: 0.0}}   # falls to zero: late noise weighs less
+
+privacy:                     # what changes epsilon, with epochs and batch size
+  target_epsilon: {epsilon:g}          # the noise is solved for it; lower is more private
+  delta: {delta:g}               # keep it well below 1 / {examples:,}
+  accountant: pld            # the tight one
+  norm_bound: {bound}            # each example's gradient is clipped to this
+  noise: {{name: Gaussian}}
+  clip: {{name: Fixed}}
+
+performance:
+  device: auto               # a CUDA device if there is one
+
+training:
+  epochs: 10
+  batch_size: {batch}            # expected examples per step; larger batches need less noise
+  metrics: {metrics}
+"""
+
+
+def starter_configuration(
+    data: str | None = None,
+    root: str | os.PathLike[str] | None = None,
+    *,
+    network: str | None = None,
+    target_epsilon: float = 3.0,
+    file: str | os.PathLike[str] = "run.yaml",
+) -> str:
+    """The text of a configuration that trains on your data.
+
+    Args:
+        data: Name of a data set. Default: what lies at ``root``, or MNIST.
+        root: Where the data lie, for readers that take it; relative to the current folder.
+        network: A registered name, or ``package.module:Class``. Default: a network for the shape of the examples.
+        target_epsilon: Epsilon of the whole training, positive.
+        file: Where it will be written: a relative ``root`` is stated relative to its folder.
+
+    Raises:
+        ValueError: A name is unknown, or ``target_epsilon`` is out of range.
+        ConfigError: No reader takes ``root``, or no network that ships takes such inputs.
+        DataError: The data are missing or damaged.
+    """
+    checks.positive(target_epsilon=target_epsilon)
+    facts = facts_of(data or kind_of(root), root)
+    loss, metrics, bound, lr = _TASKS[facts.targets]
+    batch = _batch_size(facts.num_examples)
+    counted = {"classes": "classes", "labels": "labels per example", "numbers": "numbers to predict per example"}
+    return _TEXT.format(
+        examples=facts.num_examples,
+        shape=" x ".join(map(str, facts.shape)),
+        what=f"{facts.num_classes} {counted[facts.targets]}",
+        kinds="number of classes" if facts.targets == "classes" else "number of targets",
+        file=os.fspath(file),
+        data=facts.name,
+        options="".join(f"\n  {key}: {json.dumps(value)}" for key, value in _stated(facts, Path(file)).options.items()),
+        network=_network(facts, network),
+        loss=loss,
+        lr=float(f"{lr * (batch / _MOST_PER_BATCH) ** 0.5:.1g}"),
+        epsilon=target_epsilon,
+        delta=min(1e-5, 10.0 ** -len(str(facts.num_examples))),
+        bound=bound,
+        batch=batch,
+        metrics=metrics,
+    )
+
+
+def write_starter(
+    file: str | os.PathLike[str],
+    data: str | None = None,
+    root: str | os.PathLike[str] | None = None,
+    *,
+    network: str | None = None,
+    target_epsilon: float = 3.0,
+) -> Path:
+    """Write ``starter_configuration`` to ``file``, which must not be there yet, and return its path.
+
+    Raises:
+        ConfigError: ``file`` is there, or the configuration that would be written is not valid.
+        ValueError, DataError: As of ``starter_configuration``.
+    """
+    path = Path(file)
+    if path.exists():
+        raise ConfigError(f"{path} is there already; give another file with --output, or remove it")
+    text = starter_configuration(data, root, network=network, target_epsilon=target_epsilon, file=path)
+    config = checked_config(read_yaml(text, str(path)), str(path))
+    from dpmodel.preflight.configured import require_known_names
+
+    require_known_names(config)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(path, text)
+    load_config(path)
+    return path
+
+
+def _stated(facts: DataFacts, file: Path) -> DataFacts:
+    root = facts.options.get("root")
+    if root is None or Path(root).is_absolute():
+        return facts
+    return replace(facts, options={**facts.options, "root": os.path.relpath(root, file.parent)})
+
+
+def _network(facts: DataFacts, chosen: str | None) -> str:
+    if chosen is not None and ":" in chosen:
+        return (
+            f"\n  module: {json.dumps(chosen)}\n  fix: true                  # replaces layers that mix examples "
+            "(BatchNorm)"
+        )
+    if chosen is not None:
+        return f"\n  name: {chosen}"
+    if facts.tokens:
+        raise ConfigError(
+            f"the inputs of {facts.name!r} are whole numbers, such as tokens, which no network that ships takes; give "
+            "yours with --network package.module:Class"
+        )
+    large = facts.image_size is not None and facts.image_size >= _SMALLEST_IMAGE
+    return (
+        f"\n  name: {'small_cnn' if large else 'mlp'}\n  activation: tanh           # better than relu under clipping"
+    )
+
+
+def _batch_size(num_examples: int) -> int:
+    """The largest power of two that leaves enough steps in an epoch."""
+    most = max(1, min(_MOST_PER_BATCH, num_examples // _FEWEST_STEPS))
+    return int(2 ** (most.bit_length() - 1))

@@ -1,0 +1,111 @@
+"""What a first configuration must know of the data: size, shape and kind of targets."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from dpmodel.plan import KNOWN_SIZES
+from monitors.errors import ConfigError
+
+if TYPE_CHECKING:
+    from dpmodel.data import DataSplits
+
+#: Height and width that the pictures of a folder are brought to.
+FOLDER_IMAGE_SIZE = 32
+
+#: Shape of an example and number of classes of the public data sets, which need not be read.
+_PUBLIC: Mapping[str, tuple[tuple[int, ...], int]] = {
+    "mnist": ((1, 28, 28), 10),
+    "fashion_mnist": ((1, 28, 28), 10),
+    "cifar10": ((3, 32, 32), 10),
+}
+
+
+@dataclass(frozen=True)
+class DataFacts:
+    """What is known of a data set.
+
+    Args:
+        name: Name of the reader.
+        num_examples: Training examples.
+        shape: Shape of one input, for images (channels, height, width).
+        num_classes: Classes, or numbers to predict.
+        targets: ``"classes"``, ``"labels"`` (several of 0 and 1 per example) or ``"numbers"``.
+        tokens: Whether the inputs are whole numbers.
+        options: Arguments of the reader.
+    """
+
+    name: str
+    num_examples: int
+    shape: tuple[int, ...]
+    num_classes: int
+    targets: str = "classes"
+    tokens: bool = False
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def image_size(self) -> int | None:
+        """Height and width of the images; None for other inputs."""
+        square = len(self.shape) == 3 and self.shape[1] == self.shape[2]
+        return self.shape[1] if square else None
+
+
+def kind_of(root: str | os.PathLike[str] | None) -> str:
+    """The reader for what lies at ``root``.
+
+    Raises:
+        ConfigError: It cannot be seen from the path.
+
+    Example:
+        >>> kind_of("measurements.npz"), kind_of(None)
+        ('npz', 'mnist')
+    """
+    if root is None:
+        return "mnist"
+    path = Path(root)
+    if path.suffix == ".npz":
+        return "npz"
+    if (path / "train").is_dir():
+        return "image_folder"
+    raise ConfigError(
+        f"--root {path} is neither an .npz file nor a folder with train/<class>/ and test/<class>/; say with --data "
+        "which reader takes it"
+    )
+
+
+def facts_of(name: str, root: str | os.PathLike[str] | None) -> DataFacts:
+    """Read the data, unless they are public ones.
+
+    Raises:
+        ValueError: Unknown name, or an argument is missing.
+        DataError: The data are missing or damaged.
+    """
+    options: dict[str, Any] = {} if root is None else {"root": os.fspath(root)}
+    if name in _PUBLIC:
+        shape, classes = _PUBLIC[name]
+        return DataFacts(name, KNOWN_SIZES[name], shape, classes, options=options)
+    from dpmodel.data import load_dataset
+
+    if name == "image_folder":
+        options["image_size"] = FOLDER_IMAGE_SIZE
+    data = load_dataset(name, **options)
+    return DataFacts(
+        name, len(data.train), data.example_shape, data.num_classes, _targets(data), _are_tokens(data), options
+    )
+
+
+def _are_tokens(data: DataSplits) -> bool:
+    import torch
+
+    return data.train.x.dtype in (torch.int64, torch.int32)
+
+
+def _targets(data: DataSplits) -> str:
+    y = data.train.y
+    if not y.is_floating_point():
+        return "classes"
+    return "labels" if bool(((y == 0) | (y == 1)).all()) else "numbers"

@@ -1,0 +1,46 @@
+"""What a mechanism looks like when it is printed: its class and the settings that matter."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator
+from typing import Any
+
+#: Settings that are shown in words, or by what they have set.
+_NOT_SHOWN = ("seed", "norm_bound")
+
+
+def readable(mechanism: Any, **shown: Any) -> str:
+    """``Class(name=value, ...)`` of the arguments of the class that the object keeps under their own names.
+
+    Args:
+        mechanism: The object; ``generator.reproducible`` says whether a seed voids its guarantee.
+        **shown: What is shown first.
+
+    Example:
+        >>> from mechanisms import Fixed, Gaussian
+        >>> Gaussian(initial_noise_multiplier=1.5)
+        Gaussian(initial_noise_multiplier=1.5)
+        >>> Gaussian(seed=3)
+        Gaussian(initial_noise_multiplier=1, reproducible: no guarantee)
+    """
+    values = {**shown, **dict(_settings(mechanism))}
+    parts = [f"{name}={_text(value)}" for name, value in values.items()]
+    if getattr(getattr(mechanism, "generator", None), "reproducible", False):
+        parts.append("reproducible: no guarantee")
+    return f"{type(mechanism).__name__}({', '.join(parts)})"
+
+
+def _settings(mechanism: Any) -> Iterator[tuple[str, Any]]:
+    # A subclass may hand on what it does not name (**common): the classes above it name it.
+    for kind in type(mechanism).__mro__:
+        if "__init__" not in vars(kind) or kind is object:
+            continue
+        for name in inspect.signature(kind).parameters:
+            value = getattr(mechanism, name, None)
+            if name not in _NOT_SHOWN and isinstance(value, (bool, int, float, str)):
+                yield name, value
+
+
+def _text(value: Any) -> str:
+    return f"{value:.6g}" if isinstance(value, float) else repr(value)

@@ -1,0 +1,34 @@
+"""Arguments that DPModel does not have are answered with the ones that serve."""
+
+import pytest
+import torch
+from torch import nn
+
+from dpmodel import DPModel
+
+
+@pytest.mark.parametrize(
+    ("argument", "told"),
+    [
+        ({"target_epsilon": 3.0}, r"target_epsilon=3\.0: solve for the noise first: noise_mech=noise_for_epsilon"),
+        ({"epsilon": 3.0}, r"noise_for_epsilon\(target_epsilon, delta, loader, epochs\)"),
+        ({"noise_multiplier": 1.1}, "initial_noise_multiplier"),
+        ({"max_grad_norm": 1.0}, "give norm_bound="),
+        ({"target_delta": 1e-5}, r"model\.privacy_spent\(delta\)"),
+        ({"epochs": 3}, r"fit\(loader, epochs\)"),
+        ({"batch_size": 3}, r"poisson_loader\(dataset, batch_size\)"),
+        ({"norm_bond": 1.0}, "did you mean 'norm_bound'"),
+        ({"zzz": 1.0}, "it takes network, loss_fn, optimizer"),
+    ],
+)
+def test_an_unknown_argument_is_answered_with_what_to_do(argument, told):
+    network = nn.Linear(2, 1)
+    with pytest.raises(TypeError, match=told):
+        DPModel(network, nn.MSELoss(), torch.optim.SGD(network.parameters(), lr=0.1), **argument)
+
+
+def test_a_path_is_no_keeper():
+    network = nn.Linear(2, 1)
+    model = DPModel(network, nn.MSELoss(), torch.optim.SGD(network.parameters(), lr=0.1))
+    with pytest.raises(ValueError, match=r"write keeper=StateKeeper\('runs/a'\)"):
+        model.fit(None, keeper="runs/a")

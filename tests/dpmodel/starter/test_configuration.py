@@ -1,0 +1,113 @@
+"""A first configuration is valid and trains, whatever the data."""
+
+import numpy as np
+import pytest
+from torch import nn
+
+from dpmodel.cli.application import run
+from dpmodel.config import load_config
+from dpmodel.job import train_from_config
+from dpmodel.plan import plan_training
+from dpmodel.starter import starter_configuration, write_starter
+from monitors.errors import ConfigError
+
+N = 90
+GENERATOR = np.random.default_rng(0)
+
+#: Kind of data -> inputs, targets, what stands in the configuration.
+ARRAYS = {
+    "vectors": (GENERATOR.random((N, 5), np.float32), GENERATOR.integers(0, 3, N), ["mlp", "cross_entropy"]),
+    "images": (GENERATOR.integers(0, 256, (N, 20, 20), np.uint8), GENERATOR.integers(0, 2, N), ["small_cnn"]),
+    "small images": (GENERATOR.integers(0, 256, (N, 6, 6), np.uint8), GENERATOR.integers(0, 2, N), ["mlp"]),
+    "numbers": (GENERATOR.random((N, 5), np.float32), GENERATOR.random((N, 2)), ["loss: mse", "[mae, mse]"]),
+    "labels": (
+        GENERATOR.random((N, 5), np.float32),
+        GENERATOR.integers(0, 2, (N, 4)).astype(np.float32),
+        ["bce_with_logits", "metrics: [loss]"],
+    ),
+}
+
+
+class Tokens(nn.Module):
+    """A network of one's own, with a layer that is replaced."""
+
+    def __init__(self, num_classes):
+        super().__init__()
+        self.table, self.norm, self.last = nn.Embedding(10, 4), nn.BatchNorm1d(4), nn.Linear(4, num_classes)
+
+    def forward(self, x):
+        return self.last(self.norm(self.table(x).mean(1)))
+
+
+def saved(folder, x, y):
+    path = folder / "data.npz"
+    np.savez(path, x_train=x[:60], y_train=y[:60], x_test=x[60:], y_test=y[60:])
+    return path
+
+
+@pytest.mark.parametrize("kind", ARRAYS)
+def test_what_is_written_trains(tmp_path, kind):
+    x, y, expected = ARRAYS[kind]
+    path = write_starter(tmp_path / "run.yaml", root=saved(tmp_path, x, y), target_epsilon=8)
+    assert all(words in path.read_text() for words in expected)
+    config = load_config(path, ["training.epochs=1", "output.curve=false"])
+    result = train_from_config(config, tmp_path / "run")
+    assert 0 < result.report.spent.epsilon <= 8
+
+
+def test_tokens_need_a_network_of_ones_own_and_train_with_it(tmp_path):
+    root = saved(tmp_path, GENERATOR.integers(0, 10, (N, 7)), GENERATOR.integers(0, 2, N))
+    with pytest.raises(ConfigError, match=r"--network package\.module:Class"):
+        write_starter(tmp_path / "run.yaml", root=root)
+    path = write_starter(tmp_path / "run.yaml", root=root, network=f"{__name__}:Tokens")
+    config = load_config(path, ["training.epochs=1", "output.curve=false"])
+    assert train_from_config(config, tmp_path / "run").report.guarantee == "holds"
+
+
+@pytest.mark.parametrize("name", ["mnist", "fashion_mnist", "cifar10"])
+def test_public_data_sets_are_not_read(tmp_path, name):
+    config = load_config(write_starter(tmp_path / "run.yaml", name, "nowhere"))
+    plan = plan_training(config)
+    assert plan.privacy_spent().epsilon <= 3
+    assert plan.config.training.batch_size == 512
+
+
+def test_a_relative_place_of_the_data_is_found_from_the_folder_of_the_configuration(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    saved(tmp_path, *ARRAYS["vectors"][:2])
+    write_starter("configs/run.yaml", root="data.npz")
+    monkeypatch.chdir(tmp_path / "configs")
+    assert load_config("run.yaml").data.options["root"] == str(tmp_path / "data.npz")
+
+
+def test_pictures_in_folders_are_recognised_and_brought_to_one_size(tmp_path):
+    image = pytest.importorskip("PIL.Image")
+    for place, side in (("train/a", 24), ("train/b", 30), ("test/a", 24), ("test/b", 40)):
+        (tmp_path / "pictures" / place).mkdir(parents=True)
+        image.new("RGB", (side, side)).save(tmp_path / "pictures" / place / "1.png")
+    text = starter_configuration(root=tmp_path / "pictures")
+    assert "name: image_folder" in text
+    assert "image_size: 32" in text
+
+
+def test_nothing_is_overwritten_and_a_wrong_configuration_is_not_written(tmp_path):
+    path = tmp_path / "run.yaml"
+    with pytest.raises(ConfigError, match="did you mean 'lenet5'"):
+        write_starter(path, "mnist", network="lenet")
+    assert not path.exists()
+    path.write_text("mine")
+    with pytest.raises(ConfigError, match="there already"):
+        write_starter(path, "mnist")
+    assert path.read_text() == "mine"
+    with pytest.raises(ConfigError, match="which reader takes it"):
+        starter_configuration(root=tmp_path)
+    with pytest.raises(ValueError, match="target_epsilon must be a positive finite number, got 0"):
+        starter_configuration(target_epsilon=0)
+
+
+def test_the_command_writes_it_and_says_what_comes_next(tmp_path, capsys):
+    path = tmp_path / "first.yaml"
+    assert run(["init", "--output", str(path)]) == 0
+    assert f"dpmodel train {path}" in capsys.readouterr().out
+    assert run(["init", "--output", str(path)]) == 2
+    assert "there already" in capsys.readouterr().err

@@ -1,0 +1,195 @@
+"""The run folder and the privacy report of a training that was written in Python."""
+
+import json
+import pickle
+
+import pytest
+import torch
+from torch import nn
+from torch.utils.data import TensorDataset
+
+from dpmodel import (
+    Callback,
+    ClipMechanismsFactory,
+    DPModel,
+    History,
+    Ledger,
+    NoiseMechanismsFactory,
+    PrivacyMonitorFactory,
+    StateKeeper,
+    load_checkpoint,
+    poisson_loader,
+)
+from dpmodel.evaluation import evaluate_run
+from dpmodel.recorder import RESERVED_NOTE
+from dpmodel.runfolder import RunFolder
+from monitors.errors import ConfigError
+
+
+def model_of(network=None, **options):
+    network = nn.Linear(4, 2) if network is None else network
+    noise = NoiseMechanismsFactory.create("Gaussian", initial_noise_multiplier=1.5)
+    optimizer = torch.optim.SGD(network.parameters(), lr=0.1)
+    return DPModel(network, nn.CrossEntropyLoss(), optimizer, noise_mech=noise, **options)
+
+
+def loader(batch_size=10):
+    data = TensorDataset(torch.randn(60, 4), torch.randint(0, 2, (60,)))
+    return poisson_loader(data, batch_size=batch_size)
+
+
+def test_the_folder_holds_what_the_command_line_leaves_but_for_the_configuration(tmp_path):
+    folder, model = RunFolder(tmp_path / "run"), model_of()
+    history = model.fit(loader(), 2, output=folder.path)
+    assert Ledger.load(folder.ledger).digest() == model.ledger.digest()
+    assert History.from_csv(folder.history).column("step") == history.column("step")
+    assert torch.equal(load_checkpoint(folder.checkpoint)["weight"], model.network.weight)
+    assert folder.curve.is_file()
+    assert folder.statement.read_text() == str(model.report())
+    assert json.loads(folder.report.read_text()) == model.report().to_dict()
+    assert sorted(path.name for path in folder.path.iterdir()) == sorted(
+        path.name
+        for path in (folder.ledger, folder.history, folder.checkpoint, folder.curve, folder.statement, folder.report)
+    )
+
+
+def test_the_ledger_on_disk_is_never_behind_the_training(tmp_path):
+    folder, seen = RunFolder(tmp_path / "run"), []
+
+    class Watcher(Callback):
+        def on_train_step_end(self, run):
+            on_disk = Ledger.load(folder.ledger)
+            seen.append(on_disk.total >= run.ledger.total and RESERVED_NOTE in on_disk.notes)
+
+    model_of().fit(loader(), 2, output=folder.path, callbacks=Watcher())
+    assert len(seen) == 12
+    assert all(seen)
+
+
+def test_a_folder_in_use_is_refused_before_anything_is_spent(tmp_path):
+    model = model_of()
+    (tmp_path / "ledger.json").write_text("{}")
+    with pytest.raises(ConfigError, match="is not empty"):
+        model.fit(loader(), output=tmp_path)
+    assert len(model.ledger) == 0
+    assert (tmp_path / "ledger.json").read_text() == "{}"
+
+
+def test_a_training_that_is_refused_leaves_no_folder(tmp_path):
+    with pytest.raises(ValueError, match="BatchNorm"):
+        model_of(nn.Sequential(nn.BatchNorm1d(4), nn.Linear(4, 2))).fit(loader(), output=tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_training_that_fails_leaves_its_ledger_and_says_so(tmp_path):
+    class Fails(Callback):
+        def on_train_step_end(self, run):
+            if run.step == 3:
+                raise RuntimeError("no more")
+
+    folder, model = RunFolder(tmp_path / "run"), model_of()
+    with pytest.raises(RuntimeError, match="no more"):
+        model.fit(loader(), output=folder.path, callbacks=Fails())
+    report = json.loads(folder.report.read_text())
+    assert report["status"] == model.report().status == "failed: RuntimeError: no more"
+    assert (report["steps"], report["planned_steps"]) == (3, 6)
+    assert Ledger.load(folder.ledger).total == 3
+
+
+def test_a_stopped_training_says_why():
+    class Stops(Callback):
+        def on_train_step_end(self, run):
+            assert run.model.report().status == "under way"
+            run.stop("enough")
+
+    model = model_of()
+    model.fit(loader(), callbacks=Stops())
+    assert model.report().status == "stopped: enough"
+
+
+def test_a_keeper_may_use_the_same_folder_and_resume_in_it(tmp_path):
+    class PowerCut(Callback):
+        def on_train_step_end(self, run):
+            if run.step == 4:
+                raise KeyboardInterrupt
+
+    folder = RunFolder(tmp_path / "run")
+    with pytest.raises(KeyboardInterrupt):
+        model_of().fit(
+            loader(), 2, callbacks=PowerCut(), output=folder.path, keeper=StateKeeper(folder.path, every_n_steps=3)
+        )
+
+    class NoCut(Callback):
+        pass
+
+    NoCut.__name__ = "PowerCut"
+    resumed = model_of()
+    resumed.fit(loader(), 2, callbacks=NoCut(), output=folder.path, keeper=StateKeeper(folder.path, resume=True))
+    assert Ledger.load(folder.ledger).digest() == resumed.ledger.digest()
+    assert json.loads(folder.report.read_text())["status"] == "finished"
+    assert json.loads(folder.report.read_text())["lost_steps"] == resumed.ledger.lost.total > 0
+
+
+def test_the_folder_is_locked_while_the_training_runs(tmp_path):
+    class Second(Callback):
+        def on_train_step_end(self, run):
+            with pytest.raises(ConfigError, match="is not empty"):
+                model_of().fit(loader(), output=tmp_path / "run")
+
+    model_of().fit(loader(30), output=tmp_path / "run", callbacks=Second())
+
+
+def test_eval_on_the_command_line_says_what_such_a_folder_lacks(tmp_path):
+    model_of().fit(loader(30), output=tmp_path / "run")
+    with pytest.raises(ConfigError, match="load_checkpoint"):
+        evaluate_run(tmp_path / "run")
+
+
+def test_a_report_needs_a_training():
+    with pytest.raises(ValueError, match="call fit first"):
+        model_of().report()
+
+
+def test_the_report_states_epsilon_as_the_monitor_does_unless_asked_otherwise():
+    model = model_of()
+    model.fit(loader(), callbacks=[PrivacyMonitorFactory.create("rdp", target_delta=1e-3)])
+    assert model.report().spent == model.privacy_spent(1e-3, "rdp")
+    assert model.report(1e-4, "pld").spent == model.privacy_spent(1e-4, "pld")
+    with pytest.raises(ValueError, match="delta"):
+        model.report(delta=2)
+
+
+def test_the_report_names_mechanisms_and_first_bound_of_the_training():
+    clip = ClipMechanismsFactory.create("Gaussian", learning_rate=0.3)
+    model = model_of(clip_mech=clip, norm_bound=0.7, micro_batches=5)
+    model.fit(loader())
+    mechanism = model.report().to_dict()["mechanism"]
+    assert (mechanism["noise"], mechanism["clipping"]) == ("Gaussian", "Gaussian")
+    assert (mechanism["initial_norm_bound"], mechanism["micro_batches"]) == (0.7, 5)
+    assert (mechanism["num_examples"], mechanism["batch_size"]) == (60, 10)
+
+
+def test_the_report_covers_all_trainings_of_the_model():
+    model = model_of()
+    model.fit(loader(10))
+    model.fit(loader(20))
+    report = model.report()
+    assert report.steps == report.planned_steps == model.steps_done == 9
+    assert report.spent == model.privacy_spent(1e-5)
+    assert "10/60" in report.spent.sampling
+    assert "20/60" in report.spent.sampling
+
+
+def test_a_report_without_noise_claims_nothing():
+    network = nn.Linear(4, 2)
+    model = DPModel(network, nn.CrossEntropyLoss(), torch.optim.SGD(network.parameters(), lr=0.1))
+    model.fit(loader())
+    assert model.report().guarantee == "none"
+    assert "NOT differentially private" in str(model.report())
+
+
+def test_a_report_can_be_saved_alone_and_after_pickling(tmp_path):
+    model = model_of()
+    model.fit(loader())
+    written = pickle.loads(pickle.dumps(model)).report().save(tmp_path / "new")
+    assert written.read_text() == str(model.report())
