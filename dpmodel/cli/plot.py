@@ -18,7 +18,7 @@ EXAMPLES = """
   # Several in one picture
   dpmodel plot runs/lenet5_mnist runs/lenet5_mnist_adaptive --output figures
 
-  For a column of a paper, and for dark slides:
+  # For a column of a paper, and for dark slides
   dpmodel plot runs/lenet5_mnist --format pdf --size 3.4
   dpmodel plot runs/lenet5_mnist --style dark --format png --output slides
 """
