@@ -21,7 +21,7 @@ from monitors.errors import DataError, UnprotectedUpdateError
 #: Large networks are compared entry by entry once in so many steps, before each validation and at the end.
 COMPARED_STEPS = 100
 
-#: Networks of at most so many bytes have a digest of every step kept, others of the steps that are compared in full.
+#: Networks of up to this many bytes keep a digest of every step, larger ones of the steps that are compared in full.
 DIGESTED_BYTES = 2**14
 KEPT_DIGESTS = 100_000
 

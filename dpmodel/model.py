@@ -359,7 +359,7 @@ class DPModel(ClaimedModel):
         with looking_at_examples(), undisturbed(self.network, self.loss_fn):
             engine = self._tried_engine(run, loader)
             example = Batch(*(to_device(value, self.device) for value in loader.example(1)))
-            padding = padding_rows(self.network, self.loss_fn, example)
+            padding = {} if engine.shows_values else padding_rows(self.network, self.loss_fn, example)
         guard.protected()
         trained = (self.network, self.loss_fn, self.optimizer)
         step = PrivateStep(*trained, engine, run.plan, self.ledger, guard, padding, iterations)

@@ -28,8 +28,8 @@ class ProgressBar(Callback):
     It is redrawn by time and epsilon is asked for rarely, so that a training of thousands of short steps is not slowed;
     an epsilon that is older than the step beside it says of which step it is. At the end of each epoch it is that of
     the history. Terminals of fewer than ``WIDE_COLUMNS`` columns leave out the delta, the bar and the epoch. The loss
-    that it shows is not private. A run shows one bar, that of the first callback, and none if it is silent. Where the
-    output is no terminal but a file or a pipe, it is one line per epoch.
+    that it shows is not private. A run shows one bar, that of the first callback, and none if it is silent. It
+    writes one line per epoch when the output is a file or a pipe.
 
     Args:
         refresh_seconds: Time between two redraws, positive.

@@ -22,8 +22,8 @@ class WeightAveraging(Callback):
     """Keep an exponential moving average of the trained weights: validate with it, and end with it.
 
     Averaging private weights is post-processing, so it costs nothing; it removes much of the noise of the last steps.
-    Training itself goes on with the weights as they are: for each validation the average is put in their place, and
-    they are put back before the next step. A resumed training keeps its average.
+    Training continues from the weights themselves. The average replaces them during each validation only. A resumed
+    training keeps its average.
 
     Args:
         decay: How much of the average each step keeps, in [0, 1). In the first steps it is less, ``(1 + t) / (10 + t)``

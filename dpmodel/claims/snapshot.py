@@ -12,10 +12,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-#: Tensors of at most so many bytes in all are compared in full each time.
+#: Up to this many bytes, all tensors are compared in full each time.
 COMPARED_BYTES = 2**16
 
-#: Tensors of at most so many bytes in all are copied, so that any change can be judged by value, and undone.
+#: Up to this many bytes, all tensors are copied, so that any change can be judged by value and undone.
 COPIED_BYTES = 2**22
 
 #: Of each tensor in larger sets a secret stretch of so many entries, or of this share, is compared each time.

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from dpmodel.history import History
 
-#: A line of at most so many points has a marker at each.
+#: Most points of a line that has a marker at each.
 MARKED_POINTS = 30
 INFINITE = "epsilon is infinite: there is no guarantee"
 

@@ -17,7 +17,7 @@ from dpmodel.preflight.sharing import Sharing
 from dpmodel.preflight.stores import SMALLEST, watched
 from monitors.errors import DataError
 
-#: A data set of at most so many rows is read as a whole, if time allows; of a larger one as many rows.
+#: Most rows that are read: all rows of a smaller data set, if time allows.
 MOST_READ = 2_000
 
 #: Examples whose neighbours, and the examples at likely distances, are read first.

@@ -36,7 +36,8 @@ def padding_rows(network: nn.Module, loss_fn: LossFunction, example: Batch) -> d
     release (post-processing).
 
     Args:
-        network: Run once; left as it was.
+        network: Run once; left as it was. Its operators must not depend on the numbers of the example, as is certain
+            for every engine but ``loop``.
         loss_fn: The user's loss, which may use parameters too.
         example: One example.
 

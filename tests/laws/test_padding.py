@@ -103,3 +103,11 @@ def test_training_leaves_the_listed_rows_alone_and_gives_noise_to_all_others(mak
     make_model(network).fit(DataLoader(data, batch_size=8), epochs=2)
     moved = (network.table.weight != before).any(dim=1)
     assert moved.tolist() == [True, True, kind == "tied", True, True, True, True]
+
+
+def test_every_row_gets_noise_where_the_network_sees_numbers(make_model):
+    network = Words("embedding", 2)
+    before = copy.deepcopy(network.table.weight.detach())
+    data = TensorDataset(torch.randint(0, 2, (32, LENGTH)), torch.randint(0, 3, (32,)))
+    make_model(network, engine="loop").fit(DataLoader(data, batch_size=8), epochs=1)
+    assert (network.table.weight != before).any(dim=1).all()
