@@ -1,7 +1,6 @@
 """What voids the claim of a training, whoever catches the error, and what must not."""
 
 import copy
-import json
 import math
 import threading
 
@@ -10,27 +9,14 @@ import torch
 from torch import nn
 from torch.utils.data import TensorDataset
 
-from dpmodel import Callback, DPModel, StateKeeper, poisson_loader
+from dpmodel import Callback, DPModel, poisson_loader
 from dpmodel.claims import snapshot
 from dpmodel.preflight.refusal import LOOKED
-from dpmodel.release_journal import ReleaseJournal
 from mechanisms.engines import BookKeepingEngine
 from monitors import BudgetGuard, Ledger, PrivacyFilter
-from monitors.errors import CheckpointError, DataError, UnprotectedUpdateError
+from monitors.errors import DataError, UnprotectedUpdateError
 
-DATA = torch.arange(12.0).reshape(3, 4)  # what must not reach the weights
-
-
-def network():
-    made = nn.Sequential(nn.Linear(4, 3))
-    made.register_buffer("scale", torch.ones(3))
-    made.register_parameter("frozen", nn.Parameter(torch.zeros(3, 4), requires_grad=False))
-    return made
-
-
-def in_place(run):
-    with torch.no_grad():
-        run.network[0].weight.add_(DATA)
+from .violating import DATA, At, in_place, network
 
 
 def past_torch(run):
@@ -68,19 +54,6 @@ def replaced(run):
 
 
 ACTS = [in_place, past_torch, by_numpy, to_frozen, to_buffer, to_momentum, by_load, by_thread, replaced]
-
-
-class At(Callback):
-    """Does something at one hook, once, from step 2 on."""
-
-    def __init__(self, hook, act):
-        self.done = False
-        setattr(self, hook, lambda run: self.once(run, act))
-
-    def once(self, run, act):
-        if run.step >= 2 and not self.done:
-            self.done = True
-            act(run)
 
 
 @pytest.fixture(params=["full", "copied", "sampled"])
@@ -444,78 +417,6 @@ def test_a_filter_hears_of_a_violation_and_lets_no_other_training_through(fitted
     other = make_model(network())
     other.fit(poisson_loader(make_data(), batch_size=16), callbacks=[guard])
     assert other.ledger.total == 0
-
-
-def test_a_violation_is_on_the_disk_at_once_and_such_a_training_is_not_resumed(make_model, tmp_path, make_data):
-    def build():
-        return make_model(network())
-
-    seen = []
-
-    class Looks(Callback):
-        def on_train_end(self, run):
-            seen.extend(ReleaseJournal(tmp_path / "releases.jsonl").violations)
-
-    loader, model = poisson_loader(make_data(), batch_size=16), build()
-    with pytest.raises(UnprotectedUpdateError):
-        model.fit(
-            loader,
-            epochs=2,
-            callbacks=[At("on_train_step_end", in_place), Looks()],
-            keeper=StateKeeper(tmp_path, every_n_steps=2),
-        )
-    assert tuple(seen) == model.ledger.violations != ()
-    resumed = build()
-    with pytest.raises(CheckpointError, match=r"is not resumed: the guarantee is void: .*fresh weights"):
-        resumed.fit(loader, epochs=2, keeper=StateKeeper(tmp_path, every_n_steps=2, resume=True))
-    assert resumed.ledger.total == 0
-
-
-def test_a_resumed_training_is_watched_from_its_first_step_on(make_model, tmp_path, make_data):
-    class Cut(Callback):
-        def on_train_step_end(self, run):
-            if run.step == 6:
-                raise KeyboardInterrupt
-
-    class First(Callback):
-        def on_train_step_begin(self, run):
-            in_place(run)
-
-    loader = poisson_loader(make_data(), batch_size=16)
-    with pytest.raises(KeyboardInterrupt):
-        make_model(network()).fit(loader, epochs=2, callbacks=[Cut()], keeper=StateKeeper(tmp_path, every_n_steps=4))
-    resumed = make_model(network())
-    with pytest.raises(UnprotectedUpdateError):
-        resumed.fit(loader, epochs=2, callbacks=[First()], keeper=StateKeeper(tmp_path, every_n_steps=4, resume=True))
-    assert "not verified since step 4" in resumed.ledger.violations[0]
-
-
-def test_the_run_folder_of_a_void_training_says_so_and_the_command_fails(tmp_path, capsys, monkeypatch):
-    from dpmodel.callbacks.registry import CALLBACKS
-    from dpmodel.cli.application import run as run_command
-
-    class Overwrites(Callback):
-        def on_train_end(self, run):
-            run.network.get_parameter(next(iter(dict(run.network.named_parameters())))).data.zero_()
-
-    monkeypatch.setitem(CALLBACKS._builders, "Overwrites", Overwrites)
-    config = tmp_path / "tiny.yaml"
-    config.write_text(
-        "data: {name: synthetic, shape: [1, 4, 4], num_train: 60, num_test: 20, num_classes: 3}\n"
-        "network: linear\noptimizer: {name: SGD, lr: 0.5}\n"
-        "privacy: {noise_multiplier: 1.5, delta: 1e-4, norm_bound: 0.5}\n"
-        "training: {epochs: 1, batch_size: 12}\ncallbacks: [Overwrites]\noutput: {curve: false}\n"
-    )
-    folder = tmp_path / "out"
-    assert run_command(["train", str(config), "--output", str(folder), "--quiet"]) == 1
-    assert "void" in capsys.readouterr().err
-    report = json.loads((folder / "privacy_report.json").read_text())
-    assert report["guarantee"] == "void"
-    assert report["epsilon"] == "inf"
-    assert tuple(report["violations"]) == Ledger.load(folder / "ledger.json").violations != ()
-    assert "The guarantee is void" in (folder / "privacy_report.md").read_text()
-    assert run_command(["train", str(config), "--output", str(folder), "--resume", "--quiet"]) == 1
-    assert "not resumed" in capsys.readouterr().err
 
 
 def test_a_first_batch_is_not_confused_by_an_earlier_training_of_the_model(make_model, wrong_engine):
