@@ -23,8 +23,9 @@ from mechanisms.engines.survey import Survey
 from mechanisms.engines.verification import disagreement
 from mechanisms.units import ClippedUnit
 
-#: Working set of one chunk on a CPU; larger chunks spill out of the last-level cache, smaller ones starve the kernels.
-CACHE_BYTES = 32 * 2**20
+#: Working set of one chunk on a CPU: larger chunks spill out of the caches, smaller ones repeat the work that a pass
+#: costs whatever its size.
+CACHE_BYTES = 64 * 2**20
 
 #: Share of a chunk made for speed that is spread over the others: as a chunk of its own it would take longer.
 SPARE = 0.25

@@ -210,12 +210,14 @@ class Recorder:
 
     def _layout(self, site: Site, first: Tensor, batched_dims: int) -> Layout:
         """Where the rows of a layer's input lie, by the number of dimensions that it has of one example."""
-        if first.dim() < batched_dims - 1:  # more of them in the batch would make the examples something else than rows
+        with torch._C.DisableTorchFunction():
+            shape = first.shape
+        if len(shape) < batched_dims - 1:  # more of them in the batch would make the examples something else than rows
             raise UnsupportedModuleError(
-                f"layer {site.name!r} ({type(site.module).__name__}) is given {first.dim()} dimensions, and needs at "
+                f"layer {site.name!r} ({type(site.module).__name__}) is given {len(shape)} dimensions, and needs at "
                 f"least {batched_dims - 1}"
             )
-        return Layout(self.batch_size, None if first.dim() < batched_dims else first.shape[0])
+        return Layout(self.batch_size, None if len(shape) < batched_dims else shape[0])
 
     def _watched(self, record: Record, output: Tensor) -> Tensor:
         """The output as a tensor whose gradient will be recorded."""

@@ -29,6 +29,9 @@ _RISING = (
     *(torch.selu, F.selu),
 )
 
+#: All functions that are treated in a way of their own.
+_TREATED = frozenset({*_POOLS, *_RISING, F.multi_head_attention_forward, F.scaled_dot_product_attention})
+
 
 @dataclass(slots=True)
 class Fate:
@@ -142,6 +145,8 @@ class PoolFirst(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Move what is to be moved, replace what has a faster form, pass on all other calls."""
         kwargs = kwargs or {}
+        if self._waiting is None and func not in _TREATED and Waiting not in types:
+            return func(*args, **kwargs)
         waiting, self._waiting = self._waiting, None
         if waiting is not None:
             if func in _POOLS and args and args[0] is waiting and not _with_indices(args, kwargs):
