@@ -117,7 +117,7 @@ def train_section(task: Task) -> None:
     """The main job as ``dpmodel train`` does it: start-up and solving for the noise apart from the training."""
     from dpmodel.callbacks import Silence
     from dpmodel.config import load_config
-    from dpmodel.job import train_from_config
+    from dpmodel.runs.train import train_from_config
 
     overrides = [f"performance.device={task.device}"]
     overrides += ["data.limit=4096", "training.epochs=1"] if task.quick else []

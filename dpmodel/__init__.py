@@ -37,6 +37,7 @@ __all__ = [
     "PrivacyMonitorFactory",
     "ProgressBar",
     "RDPAccountant",
+    "ReleasePlan",
     "Run",
     "StateKeeper",
     "TensorBoardLogger",
@@ -44,13 +45,17 @@ __all__ = [
     "ZCDPAccountant",
     "build_network",
     "calibrate_noise_multiplier",
+    "evaluate_run",
     "fix",
     "load_checkpoint",
+    "load_config",
+    "load_dataset",
     "load_param_into_net",
     "noise_for_epsilon",
     "poisson_loader",
     "rdp_sampled_gaussian",
     "save_checkpoint",
+    "train_from_config",
     "validate",
 ]
 
@@ -66,7 +71,7 @@ _EXPORTS = {
     "DPModel": "dpmodel.model",
     "EarlyStopping": "dpmodel.callbacks",
     "GaussianEvent": "monitors.events",
-    "History": "dpmodel.history",
+    "History": "dpmodel.training.history",
     "LaplaceEvent": "monitors.events",
     "LaplaceMechanism": "mechanisms.queries",
     "LearningRateScheduler": "dpmodel.callbacks",
@@ -80,21 +85,26 @@ _EXPORTS = {
     "PrivacyMonitorFactory": "monitors.factory",
     "ProgressBar": "dpmodel.callbacks",
     "RDPAccountant": "monitors.rdp",
-    "Run": "dpmodel.run",
-    "StateKeeper": "dpmodel.state_keeper",
+    "ReleasePlan": "dpmodel.planning.release",
+    "Run": "dpmodel.training.run",
+    "StateKeeper": "dpmodel.saving.keeper",
     "TensorBoardLogger": "dpmodel.callbacks",
     "WeightAveraging": "dpmodel.callbacks",
     "ZCDPAccountant": "monitors.zcdp",
     "build_network": "dpmodel.nets",
     "calibrate_noise_multiplier": "monitors.calibration",
-    "fix": "dpmodel.compat",
-    "load_checkpoint": "dpmodel.checkpoint",
-    "load_param_into_net": "dpmodel.checkpoint",
-    "noise_for_epsilon": "dpmodel.target_epsilon",
+    "evaluate_run": "dpmodel.runs.evaluate",
+    "fix": "dpmodel.preflight.network",
+    "load_checkpoint": "dpmodel.saving.checkpoint",
+    "load_config": "dpmodel.config",
+    "load_dataset": "dpmodel.data",
+    "load_param_into_net": "dpmodel.saving.checkpoint",
+    "noise_for_epsilon": "dpmodel.planning.target_epsilon",
     "poisson_loader": "dpmodel.data.loader",
     "rdp_sampled_gaussian": "monitors.sampled_gaussian",
-    "save_checkpoint": "dpmodel.checkpoint",
-    "validate": "dpmodel.compat",
+    "save_checkpoint": "dpmodel.saving.checkpoint",
+    "train_from_config": "dpmodel.runs.train",
+    "validate": "dpmodel.preflight.network",
 }
 
 if TYPE_CHECKING:
@@ -110,17 +120,22 @@ if TYPE_CHECKING:
         TensorBoardLogger,
         WeightAveraging,
     )
-    from dpmodel.checkpoint import load_checkpoint, load_param_into_net, save_checkpoint
-    from dpmodel.compat import fix, validate
+    from dpmodel.config import load_config
+    from dpmodel.data import load_dataset
     from dpmodel.data.loader import poisson_loader
-    from dpmodel.history import History
     from dpmodel.metrics import Accuracy
     from dpmodel.model import DPModel
     from dpmodel.nets import build_network
     from dpmodel.optimizers import Momentum
-    from dpmodel.run import Run
-    from dpmodel.state_keeper import StateKeeper
-    from dpmodel.target_epsilon import noise_for_epsilon
+    from dpmodel.planning.release import ReleasePlan
+    from dpmodel.planning.target_epsilon import noise_for_epsilon
+    from dpmodel.preflight.network import fix, validate
+    from dpmodel.runs.evaluate import evaluate_run
+    from dpmodel.runs.train import train_from_config
+    from dpmodel.saving.checkpoint import load_checkpoint, load_param_into_net, save_checkpoint
+    from dpmodel.saving.keeper import StateKeeper
+    from dpmodel.training.history import History
+    from dpmodel.training.run import Run
     from mechanisms.factory import ClipMechanismsFactory, NoiseMechanismsFactory
     from mechanisms.queries import CountingQuery, LaplaceMechanism
     from monitors.calibration import calibrate_noise_multiplier

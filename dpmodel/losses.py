@@ -7,8 +7,8 @@ from typing import Any, cast
 
 from torch import Tensor, nn
 
-from dpmodel._arguments import check_arguments
 from monitors import checks
+from monitors.arguments import check_arguments
 from monitors.errors import DataError
 from monitors.registry import Registry
 

@@ -16,31 +16,30 @@ from dpmodel.callbacks.base import CallbackList
 from dpmodel.claims.claimed import ClaimedModel
 from dpmodel.claims.verification import verified_by
 from dpmodel.claims.weights import record_training
-from dpmodel.compat import require_valid
 from dpmodel.data.collation import Collation
 from dpmodel.data.inference import evaluation_batches, predictions
 from dpmodel.data.loader import PrivateLoader, private_loader
 from dpmodel.data.row_choice import require_held_out
 from dpmodel.data.targets import require_class_targets, require_same_shape
-from dpmodel.guard import UpdateGuard
-from dpmodel.history import History
-from dpmodel.interrupt import finishing_steps
 from dpmodel.metrics import MetricSet
-from dpmodel.network_mode import inference, mode
+from dpmodel.planning.release import NOT_VERIFIED, ReleasePlan, large_delta
 from dpmodel.preflight.arguments import check_keeper, check_types, refuse_unknown
 from dpmodel.preflight.batches import require_unmixed_batches
+from dpmodel.preflight.loss import try_loss
 from dpmodel.preflight.mechanisms import require_sound_mechanisms
+from dpmodel.preflight.network import require_valid
 from dpmodel.preflight.optimizer import require_steps
+from dpmodel.preflight.outputs import TRIED, require_evaluable, require_measurable, tried_outputs
 from dpmodel.preflight.refusal import looking_at_examples
 from dpmodel.preflight.rows import require_separate_rows
-from dpmodel.recorder import recording
-from dpmodel.release import NOT_VERIFIED, ReleasePlan, large_delta
-from dpmodel.run import Run
-from dpmodel.secret_randomness import secret_randomness
-from dpmodel.step import PrivateStep
-from dpmodel.training import TrainingLoop, to_device
-from dpmodel.trial_loss import try_loss
-from dpmodel.trial_passes import TRIED, require_evaluable, require_measurable, tried_outputs
+from dpmodel.runs.recorder import recording
+from dpmodel.training.guard import UpdateGuard
+from dpmodel.training.history import History
+from dpmodel.training.interrupt import finishing_steps
+from dpmodel.training.loop import TrainingLoop, to_device
+from dpmodel.training.randomness import secret_randomness
+from dpmodel.training.run import Run
+from dpmodel.training.step import PrivateStep
 from mechanisms.clipping import ClipMechanism, Fixed
 from mechanisms.engines.base import ENGINES, Engine
 from mechanisms.engines.batch import Batch, first_tensor
@@ -51,7 +50,7 @@ from mechanisms.engines.padding import padding_rows
 from mechanisms.engines.parameters import FlatLayout
 from mechanisms.engines.pass_boundary import ISOLATION
 from mechanisms.engines.power_iterations import PowerIterations
-from mechanisms.engines.undisturbed import undisturbed
+from mechanisms.engines.probing import inference, mode, undisturbed
 from mechanisms.noise import NoiseMechanism, NoNoise
 from mechanisms.sampling import SAMPLERS
 from mechanisms.units import ClippedUnit
@@ -61,8 +60,8 @@ from monitors.ledger import Ledger
 from monitors.relation import relation_of
 
 if TYPE_CHECKING:
-    from dpmodel.state_keeper import StateKeeper
-    from dpmodel.training_state import TrainingState
+    from dpmodel.saving.keeper import StateKeeper
+    from dpmodel.saving.state import TrainingState
 
 #: Rows per call of ``predict`` and of evaluation, which keep no gradients, unless fewer are asked for.
 INFERENCE_BATCH = 1000

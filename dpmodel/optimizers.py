@@ -10,8 +10,8 @@ from typing import Any, cast
 from torch import Tensor, optim
 from torch.optim.lr_scheduler import LRScheduler
 
-from dpmodel._arguments import accepted_names, check_arguments
 from monitors import checks
+from monitors.arguments import accepted_names, check_arguments
 from monitors.registry import Registry
 
 OPTIMIZERS: Registry[Callable[..., optim.Optimizer]] = Registry("optimizer")

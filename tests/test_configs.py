@@ -7,7 +7,7 @@ import pytest
 
 from dpmodel.config import load_config
 from dpmodel.config.marked_yaml import read_yaml
-from dpmodel.plan import plan_training
+from dpmodel.planning.training_plan import plan_training
 
 ROOT = Path(__file__).parents[1]
 #: Trainings; comparisons and searches, which hold a training in them, have tests of their own.
@@ -20,7 +20,7 @@ CONFIGS = [
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
 def test_a_configuration_builds_and_keeps_its_target(path):
-    from dpmodel.build import build_training
+    from dpmodel.runs.build import build_training
 
     config = load_config(path)
     target = config.privacy.target_epsilon
@@ -68,7 +68,7 @@ def test_a_configuration_needs_nothing_outside_of_a_clone(path):
 
 
 def test_every_speed_setting_reaches_the_model():
-    from dpmodel.build import build_training
+    from dpmodel.runs.build import build_training
 
     asked = {"engine": "bookkeeping", "physical_batch_size": 8, "precision": "bf16", "timed_plans": True}
     changes = [f"performance.{name}={str(value).lower()}" for name, value in asked.items()]

@@ -47,7 +47,15 @@ def _fresh(code):
 
 @pytest.mark.parametrize(
     "module",
-    ["dpmodel", "mechanisms", "monitors", "monitors.factory", "dpmodel.config", "dpmodel.plan", "dpmodel.budget"],
+    [
+        "dpmodel",
+        "mechanisms",
+        "monitors",
+        "monitors.factory",
+        "dpmodel.config",
+        "dpmodel.planning.training_plan",
+        "dpmodel.budget",
+    ],
 )
 def test_importing_loads_no_torch(module):
     assert _fresh(f"import sys, {module}; print('torch' in sys.modules)") == "False"

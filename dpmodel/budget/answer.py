@@ -8,8 +8,8 @@ from typing import Any
 
 from dpmodel.budget.scenarios import Scenario, figures_of, scenarios
 from dpmodel.config.schema import Config
-from dpmodel.longest_training import most_epochs
-from dpmodel.plan import TrainingPlan, plan_training
+from dpmodel.planning.longest import most_epochs
+from dpmodel.planning.training_plan import TrainingPlan, plan_training
 from monitors import checks
 from monitors.accountant import ACCOUNTANTS, epsilon_text, resolve_accountant
 from monitors.calibration import SMALLEST_MULTIPLIER

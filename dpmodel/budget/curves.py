@@ -11,7 +11,7 @@ from dpmodel.figures.epsilon_curve import Privacy, epsilon_over
 from dpmodel.figures.files import DOTS_PER_INCH
 from dpmodel.figures.lines import draw_epsilon, marks, note_infinite
 from dpmodel.figures.style import Pen, add_legend, dress, from_zero, make_panels
-from dpmodel.plan import TrainingPlan, plan_training
+from dpmodel.planning.training_plan import TrainingPlan, plan_training
 from monitors.accountant import epsilon_text, resolve_accountant
 from monitors.calibration import decay_rate_for
 from monitors.errors import ConfigError

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from dpmodel.config.schema import Config
-from dpmodel.configured_release import release_plan
-from dpmodel.plan import TrainingPlan
+from dpmodel.planning.from_config import release_plan
+from dpmodel.planning.training_plan import TrainingPlan
 from monitors.accountant import resolve_accountant
 from monitors.errors import UnsupportedEventError
 from monitors.events import ComposedEvent, DisjointEvent, GaussianEvent, PrivacyEvent

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from dpmodel.callbacks.base import Callback
 
 if TYPE_CHECKING:
-    from dpmodel.run import Run
+    from dpmodel.training.run import Run
 
 
 class CSVLogger(Callback):

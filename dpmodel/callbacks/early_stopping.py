@@ -11,7 +11,7 @@ from dpmodel.callbacks.watched_metric import direction, matching_name
 from monitors import checks
 
 if TYPE_CHECKING:
-    from dpmodel.run import Run
+    from dpmodel.training.run import Run
 
 
 class EarlyStopping(Callback):

@@ -13,7 +13,7 @@ from monitors import checks
 if TYPE_CHECKING:
     from torch.optim.lr_scheduler import LRScheduler
 
-    from dpmodel.run import Run
+    from dpmodel.training.run import Run
 
 
 class LearningRateScheduler(Callback):

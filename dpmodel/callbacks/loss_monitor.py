@@ -10,7 +10,7 @@ from dpmodel.callbacks.position import step_in_epoch
 from monitors import checks
 
 if TYPE_CHECKING:
-    from dpmodel.run import Run
+    from dpmodel.training.run import Run
 
 
 class LossMonitor(Callback):

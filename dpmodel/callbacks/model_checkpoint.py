@@ -15,7 +15,7 @@ from dpmodel.callbacks.position import epoch_and_step_of_life
 from monitors import checks
 
 if TYPE_CHECKING:
-    from dpmodel.run import Run
+    from dpmodel.training.run import Run
 
 
 @dataclass(frozen=True)
@@ -146,7 +146,7 @@ class ModelCheckpoint(Callback):
             )
 
     def _save(self, run: Run) -> None:
-        from dpmodel.checkpoint import save_checkpoint
+        from dpmodel.saving.checkpoint import save_checkpoint
 
         self._announce_prefix(run)
         epoch, step = epoch_and_step_of_life(run)

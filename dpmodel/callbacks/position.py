@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from dpmodel.run import Run
+    from dpmodel.training.run import Run
 
 
 def step_in_epoch(run: Run) -> int:

@@ -16,7 +16,7 @@ from monitors.errors import DPModelError
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from dpmodel.run import Run
+    from dpmodel.training.run import Run
 
 #: Terminals of fewer columns show the figures without the bar itself.
 WIDE_COLUMNS = 110

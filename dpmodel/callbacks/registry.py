@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-from dpmodel._arguments import check_arguments
 from dpmodel.callbacks.base import Callback
 from dpmodel.callbacks.csv_logger import CSVLogger
 from dpmodel.callbacks.early_stopping import EarlyStopping
@@ -14,6 +13,7 @@ from dpmodel.callbacks.model_checkpoint import ModelCheckpoint
 from dpmodel.callbacks.progress_bar import ProgressBar
 from dpmodel.callbacks.tensorboard_logger import TensorBoardLogger
 from dpmodel.callbacks.weight_averaging import WeightAveraging
+from monitors.arguments import check_arguments
 from monitors.registry import Registry
 
 CALLBACKS: Registry[Any] = Registry("callback")

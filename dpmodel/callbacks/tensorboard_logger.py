@@ -10,7 +10,7 @@ from dpmodel.callbacks.base import Callback
 from monitors import checks
 
 if TYPE_CHECKING:
-    from dpmodel.run import Run
+    from dpmodel.training.run import Run
 
 
 class TensorBoardLogger(Callback):

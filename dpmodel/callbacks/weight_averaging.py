@@ -12,7 +12,7 @@ from dpmodel.callbacks.base import Callback
 from monitors import checks
 
 if TYPE_CHECKING:
-    from dpmodel.run import Run
+    from dpmodel.training.run import Run
 
 #: Steps over which the average follows the weights closely at first.
 _WARM_UP = 10

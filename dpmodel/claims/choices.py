@@ -7,7 +7,7 @@ from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from dpmodel.run import Run
+    from dpmodel.training.run import Run
 
 #: Packages whose callbacks show private values but choose nothing by them.
 _OWN = ("dpmodel", "monitors")

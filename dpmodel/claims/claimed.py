@@ -11,13 +11,13 @@ from torch import nn
 
 from dpmodel.claims.claim import Claim, forgotten_queries, joined_statement
 from dpmodel.claims.weights import claim_for, claims_of, record_training
-from dpmodel.report.subject import ReportSubject
+from dpmodel.runs.report.subject import ReportSubject
 from monitors.errors import UnprotectedUpdateError
 from monitors.ledger import Ledger
 
 if TYPE_CHECKING:
-    from dpmodel.report import PrivacyReport
-    from dpmodel.run import Run
+    from dpmodel.runs.report import PrivacyReport
+    from dpmodel.training.run import Run
     from monitors.accountant import Accountant, PrivacySpent
 
 
@@ -166,7 +166,7 @@ class ClaimedModel:
                 "a report describes a training, and this model has not been trained: call fit first. "
                 "privacy_spent(delta) states what the ledger holds"
             )
-        from dpmodel.report import make_report
+        from dpmodel.runs.report import make_report
 
         subject, status = self._trained
         stated = replace(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from dpmodel.step import PrivateStep
+    from dpmodel.training.step import PrivateStep
 
 #: What no check covers, for every training.
 NOT_COVERED = (
@@ -29,7 +29,10 @@ def verified_by(step: PrivateStep) -> list[str]:
     Args:
         step: The prepared step of the training.
     """
-    from dpmodel.additivity import LOOKED_AT_EVERY, LOOKED_AT_EXAMPLES  # late: reports are written without torch
+    from dpmodel.training.batch_check import (  # late: reports are written without torch
+        LOOKED_AT_EVERY,
+        LOOKED_AT_EXAMPLES,
+    )
 
     engine = step.engine
     return [

@@ -133,9 +133,9 @@ def _dry_run(comparison: Any, console: Console, as_json: bool) -> None:
 
 
 def _write(run: ComparisonRun, docs: Path | None, console: Console) -> None:
-    from dpmodel._files import write_atomically
     from dpmodel.compare.output import write_outputs
     from dpmodel.compare.tables import to_markdown
+    from monitors.atomic import write_atomically
 
     assert run.result is not None
     with console.status("drawing"):

@@ -11,7 +11,7 @@ import typer
 from dpmodel.cli.options import AsJson, Overrides
 
 if TYPE_CHECKING:
-    from dpmodel.runfolder import RunFolder
+    from dpmodel.runs.folder import RunFolder
 
 EXAMPLES = """
 [b]Examples[/b]
@@ -33,7 +33,7 @@ def evaluate(
 
     Test data that are not those of the training are measured all the same, with a warning.
     """
-    from dpmodel.evaluation import evaluate_run
+    from dpmodel.runs.evaluate import evaluate_run
 
     result, progress = evaluate_run(run_dir, overrides), _progress(run_dir)
     if as_json:
@@ -62,8 +62,8 @@ def evaluate(
 def _progress(path: Path) -> dict[str, Any]:
     """How far the training in a run folder came: status (None where it wrote no report), steps and planned steps."""
     from dpmodel.config import load_config
-    from dpmodel.plan import plan_training
-    from dpmodel.runfolder import RunFolder
+    from dpmodel.planning.training_plan import plan_training
+    from dpmodel.runs.folder import RunFolder
 
     folder = RunFolder(path)
     report = _report(folder)
@@ -86,7 +86,7 @@ def _report(folder: RunFolder) -> dict[str, Any]:
 
 def _last_step(folder: RunFolder, delta: float) -> int | None:
     """The step that the weights are of, where the history was written."""
-    from dpmodel.history import History
+    from dpmodel.training.history import History
 
     if not folder.history.is_file():
         return None

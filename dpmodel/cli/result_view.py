@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from dpmodel.release import large_delta
+from dpmodel.planning.release import large_delta
 from monitors.accountant import epsilon_text
 
 if TYPE_CHECKING:

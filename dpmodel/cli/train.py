@@ -15,9 +15,9 @@ from dpmodel.config.faults import blame_files
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from dpmodel.build import Training
-    from dpmodel.job import TrainingResult
-    from dpmodel.runfolder import RunFolder
+    from dpmodel.runs.build import Training
+    from dpmodel.runs.folder import RunFolder
+    from dpmodel.runs.train import TrainingResult
 
 EXAMPLES = """
 [b]Examples[/b]
@@ -59,7 +59,7 @@ def train(
     from rich.console import Console
 
     from dpmodel.callbacks import ProgressBar, Silence
-    from dpmodel.job import train_from_config
+    from dpmodel.runs.train import train_from_config
 
     silent = quiet or as_json
     console = Console(stderr=as_json, quiet=silent)

@@ -51,10 +51,10 @@ def tune(
         raise typer.BadParameter(f"--not-accounted contradicts --charge {charge}; give one of them")
     changes: dict[str, Any] = {"runs": runs, "charge": "none" if not_accounted else charge}
     tuning = load_tuning(config, overrides, **changes)
-    from dpmodel._files import write_atomically
     from dpmodel.cli.comparison_view import ComparisonView
     from dpmodel.tuning.report import report_in_words
     from dpmodel.tuning.trials import run_tuning
+    from monitors.atomic import write_atomically
 
     with ComparisonView(Console(stderr=True, quiet=quiet or as_json)) as view:
         found = run_tuning(tuning, output, jobs=jobs, watcher=view)

@@ -7,13 +7,13 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from dpmodel._files import write_atomically
-from dpmodel.build import Task, build_task, build_training
 from dpmodel.compare.comparison import Comparison, Variant
 from dpmodel.compare.identity import config_digest
 from dpmodel.config.schema import Config
-from dpmodel.configured_release import with_noise_multiplier
-from dpmodel.plan import TrainingPlan
+from dpmodel.planning.from_config import with_noise_multiplier
+from dpmodel.planning.training_plan import TrainingPlan
+from dpmodel.runs.build import Task, build_task, build_training
+from monitors.atomic import write_atomically
 from monitors.errors import ConfigError
 
 #: Largest relative gap between a variant's epsilon and the target. Calibration stays within one part in ten thousand.

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from dpmodel.runfolder import RunFolder
+from dpmodel.runs.folder import RunFolder
 
 
 @dataclass(frozen=True)

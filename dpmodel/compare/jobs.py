@@ -13,12 +13,12 @@ from dpmodel.compare.identity import config_digest
 from dpmodel.config import load_config
 from dpmodel.config.marked_yaml import read_yaml
 from dpmodel.config.reader import checked_config
-from dpmodel.runfolder import RunFolder
+from dpmodel.runs.folder import RunFolder
 from monitors.errors import DPModelError
 
 if TYPE_CHECKING:
     from dpmodel.config.schema import Config
-    from dpmodel.run import Run
+    from dpmodel.training.run import Run
 
 #: Called with (job number, steps done) while a job trains.
 Stepped = Callable[[int, int], None]
@@ -88,7 +88,7 @@ def carry_out(job: Job, stepped: Stepped) -> JobOutcome:
     What else is in its folder is moved aside, never deleted. A fault of one training is its outcome, so that the others
     go on.
     """
-    from dpmodel.job import train_from_config
+    from dpmodel.runs.train import train_from_config
 
     source = f"{job.label} (as solved)"
     try:

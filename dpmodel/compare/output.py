@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from dpmodel._files import write_atomically
 from dpmodel.compare.folder import ComparisonFolder
 from dpmodel.compare.html_report import to_html
 from dpmodel.compare.pictures import draw_comparison
 from dpmodel.compare.results import ComparisonResult
 from dpmodel.compare.tables import to_csv, to_markdown
 from dpmodel.figures.files import save_figures
+from monitors.atomic import write_atomically
 
 
 def write_outputs(result: ComparisonResult, folder: ComparisonFolder) -> list[Path]:

@@ -6,12 +6,12 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from dpmodel._files import write_atomically
 from dpmodel.compare.results import ComparisonResult, VariantRow
 from dpmodel.figures.epsilon_curve import MOST_MARKS, Privacy, epsilon_over
 from dpmodel.figures.gallery import draw_all
 from dpmodel.figures.spread import SpreadRow, spread_over_seeds
 from dpmodel.figures.strand import Strand, strand_of_plan
+from monitors.atomic import write_atomically
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

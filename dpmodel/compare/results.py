@@ -13,9 +13,9 @@ from dpmodel.compare.equal_epsilon import CalibratedVariant, within_target
 from dpmodel.compare.folder import ComparisonFolder
 from dpmodel.compare.jobs import is_finished
 from dpmodel.compare.statistics import Summary, paired_difference, summarise, verdict
-from dpmodel.history import History
-from dpmodel.plan import TrainingPlan
-from dpmodel.runfolder import RunFolder
+from dpmodel.planning.training_plan import TrainingPlan
+from dpmodel.runs.folder import RunFolder
+from dpmodel.training.history import History
 from monitors.accountant import PrivacySpent, describe_sampling, epsilon_text, privacy_spent
 from monitors.errors import DataError
 from monitors.ledger import Ledger

@@ -15,7 +15,7 @@ from dpmodel.compare.jobs import Job, JobOutcome, is_finished
 from dpmodel.compare.pool import Listener, available_cores, default_jobs, run_jobs
 from dpmodel.compare.results import ComparisonResult, collect
 from dpmodel.config.schema import Config
-from dpmodel.folder_lock import FolderLock
+from dpmodel.saving.lock import FolderLock
 from monitors import checks
 
 

@@ -14,7 +14,7 @@ from mechanisms.clipping import Fixed
 from mechanisms.engines.batch import Batch, all_tensors, first_tensor, map_tensors
 from mechanisms.engines.loop import LoopEngine
 from mechanisms.engines.losses import LossFunction
-from mechanisms.engines.undisturbed import undisturbed
+from mechanisms.engines.probing import undisturbed
 from mechanisms.units import ClippedUnit
 from monitors.errors import DataError
 

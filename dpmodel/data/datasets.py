@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from dpmodel._arguments import accepted_names, check_arguments
 from dpmodel.data.cifar10 import cifar10
 from dpmodel.data.image_folder import image_folder
 from dpmodel.data.in_memory import Constants
@@ -13,6 +12,7 @@ from dpmodel.data.mnist import fashion_mnist, mnist
 from dpmodel.data.npz import npz
 from dpmodel.data.splits import DataSplits, RawSplits, finish_splits
 from dpmodel.data.synthetic import synthetic
+from monitors.arguments import accepted_names, check_arguments
 from monitors.registry import Registry
 
 DATASETS: Registry[Callable[..., RawSplits]] = Registry("data set")

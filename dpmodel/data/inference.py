@@ -20,10 +20,10 @@ from torch.utils.data import (
 from dpmodel.data.in_memory import InMemoryDataset
 from dpmodel.data.loader import Pair, PrivateLoader, dense_pair, split_pair
 from dpmodel.data.row_choice import chosen_rows, drawn_from, draws_all
-from dpmodel.network_mode import inference
-from dpmodel.tensor_nest import as_tensors, join_outputs
+from dpmodel.saving.nest import as_tensors, join_outputs
 from mechanisms.engines.batch import all_tensors, first_tensor, map_tensors, outputs_of
 from mechanisms.engines.outputs import dimensions_of
+from mechanisms.engines.probing import inference
 from monitors.errors import DataError
 
 

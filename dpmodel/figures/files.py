@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from dpmodel._files import write_atomically
+from monitors.atomic import write_atomically
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

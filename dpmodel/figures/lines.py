@@ -14,7 +14,7 @@ from dpmodel.figures.style import Pen, fill, grow, panel_width, say_in
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-    from dpmodel.history import History
+    from dpmodel.training.history import History
 
 #: Most points of a line that has a marker at each.
 MARKED_POINTS = 30

@@ -11,9 +11,9 @@ from pathlib import Path
 import numpy as np
 
 from dpmodel.figures.epsilon_curve import Floats, Privacy, epsilon_over
-from dpmodel.history import History
-from dpmodel.plan import TrainingPlan, plan_training
-from dpmodel.runfolder import RESERVED_NOTE, RunFolder
+from dpmodel.planning.training_plan import TrainingPlan, plan_training
+from dpmodel.runs.folder import RESERVED_NOTE, RunFolder
+from dpmodel.training.history import History
 from monitors.errors import ConfigError
 from monitors.ledger import Ledger
 

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-    from dpmodel.history import History
+    from dpmodel.training.history import History
 
 TRAINING_LOSS = "training loss (not private)"
 

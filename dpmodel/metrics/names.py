@@ -7,9 +7,9 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol, runtime_checkable
 
-from dpmodel._arguments import check_arguments
 from dpmodel.metrics.adapters import FunctionMetric, MeanLoss, PreparedMetric, function_name
 from monitors import checks
+from monitors.arguments import check_arguments
 from monitors.registry import Registry
 
 

@@ -7,12 +7,12 @@ from typing import Any
 
 from torch import nn
 
-from dpmodel._arguments import accepted_names, check_arguments
 from dpmodel.nets.dense import MLP, Linear
 from dpmodel.nets.initializers import seeded
 from dpmodel.nets.lenet5 import LeNet5
 from dpmodel.nets.small_cnn import SmallCNN
 from dpmodel.nets.user_module import import_network
+from monitors.arguments import accepted_names, check_arguments
 from monitors.registry import Registry
 
 NETWORKS: Registry[Any] = Registry("network")

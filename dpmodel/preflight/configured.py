@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from functools import partial
 
-from dpmodel._arguments import check_arguments
 from dpmodel.callbacks import LearningRateScheduler
 from dpmodel.callbacks.registry import CALLBACKS
 from dpmodel.config import Config
@@ -16,6 +15,7 @@ from dpmodel.metrics.names import named_metrics
 from dpmodel.nets.networks import check_network
 from dpmodel.optimizers import check_optimizer
 from mechanisms.engines.base import ENGINES
+from monitors.arguments import check_arguments
 
 
 def require_known_names(config: Config) -> None:

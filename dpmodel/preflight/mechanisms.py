@@ -11,7 +11,7 @@ from mechanisms.sampling_check import require_sound_sampler
 from monitors.events import NonPrivateEvent
 
 if TYPE_CHECKING:
-    from dpmodel.release import ReleasePlan
+    from dpmodel.planning.release import ReleasePlan
     from mechanisms.engines.parameters import FlatLayout
 
 

@@ -7,12 +7,12 @@ import os
 from dataclasses import replace
 from pathlib import Path
 
-from dpmodel._files import write_atomically
 from dpmodel.config import load_config
 from dpmodel.config.marked_yaml import read_yaml
 from dpmodel.config.reader import checked_config
 from dpmodel.starter.data_facts import DataFacts, facts_of, kind_of
 from monitors import checks
+from monitors.atomic import write_atomically
 from monitors.errors import ConfigError
 
 #: Smallest image that ``small_cnn`` takes.

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dpmodel.plan import KNOWN_SIZES
+from dpmodel.planning.training_plan import KNOWN_SIZES
 from monitors.errors import ConfigError
 
 if TYPE_CHECKING:

@@ -13,23 +13,23 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dpmodel._files import write_atomically
-from dpmodel.build import build_training
 from dpmodel.callbacks.watched_metric import direction
 from dpmodel.compare.jobs import Job, JobOutcome, is_finished
 from dpmodel.compare.pool import default_jobs, run_jobs
 from dpmodel.compare.runner import Silence, Watcher
 from dpmodel.config.faults import blame
 from dpmodel.config.schema import Config
-from dpmodel.configured_release import with_noise_multiplier
-from dpmodel.folder_lock import LOCK_NAME, FolderLock
-from dpmodel.history import History
-from dpmodel.plan import TrainingPlan, expected_examples, plan_training
-from dpmodel.runfolder import RunFolder
+from dpmodel.planning.from_config import with_noise_multiplier
+from dpmodel.planning.noise_floor import HIGHEST_FIRST, ledger_to_search
+from dpmodel.planning.training_plan import TrainingPlan, expected_examples, plan_training
+from dpmodel.runs.build import build_training
+from dpmodel.runs.folder import RunFolder
+from dpmodel.saving.lock import LOCK_NAME, FolderLock
+from dpmodel.training.history import History
 from dpmodel.tuning.search import Tuning
-from dpmodel.vanishing_noise import HIGHEST_FIRST, ledger_to_search
 from monitors import checks
 from monitors.accountant import PrivacySpent, privacy_spent
+from monitors.atomic import write_atomically
 from monitors.calibration import calibrate_noise_multiplier
 from monitors.errors import ConfigError
 from monitors.ledger import Ledger

@@ -18,7 +18,7 @@ from mechanisms.engines.modes import plain_modes, require_unwatched
 from mechanisms.engines.parameters import FlatLayout
 from mechanisms.engines.pass_boundary import PassBoundary
 from mechanisms.engines.precision import require_full_products
-from mechanisms.engines.undisturbed import undisturbed
+from mechanisms.engines.probing import undisturbed
 from mechanisms.units import ClippedUnit
 from monitors import checks
 from monitors.errors import UnprotectedUpdateError

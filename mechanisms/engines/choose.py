@@ -16,7 +16,7 @@ from mechanisms.engines.batch import Batch, call_network, map_tensors
 from mechanisms.engines.losses import LossFunction
 from mechanisms.engines.memory import auto_physical_batch_size
 from mechanisms.engines.precision import require_full_products
-from mechanisms.engines.undisturbed import undisturbed
+from mechanisms.engines.probing import undisturbed
 from mechanisms.units import ClippedUnit
 from monitors.errors import UnsupportedModuleError
 

@@ -19,7 +19,7 @@ from mechanisms.clipping import Fixed
 from mechanisms.engines.base import Engine
 from mechanisms.engines.batch import Batch, first_tensor, map_tensors
 from mechanisms.engines.losses import LossFunction
-from mechanisms.engines.undisturbed import undisturbed
+from mechanisms.engines.probing import undisturbed
 from monitors import checks
 from monitors.errors import ConfigError
 

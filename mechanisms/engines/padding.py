@@ -12,7 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from mechanisms.engines.batch import Batch, call_network
 from mechanisms.engines.losses import ExampleLosses, LossFunction
 from mechanisms.engines.parameters import trainable_parameters
-from mechanisms.engines.undisturbed import undisturbed
+from mechanisms.engines.probing import undisturbed
 
 _ATEN: Any = torch.ops.aten
 

@@ -16,9 +16,9 @@ from mechanisms.engines.capture import Recorder
 from mechanisms.engines.isolation import isolated, rows_of
 from mechanisms.engines.parameters import trainable_parameters
 from mechanisms.engines.pool_first import PoolFirst, pooling_of
+from mechanisms.engines.probing import undisturbed
 from mechanisms.engines.sites import Site, find_sites
 from mechanisms.engines.substitutes import shared_draws
-from mechanisms.engines.undisturbed import undisturbed
 from mechanisms.engines.ways import ByOwnParameters, ByRewrite
 from monitors.errors import UnsupportedModuleError
 

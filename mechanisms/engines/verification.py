@@ -18,7 +18,7 @@ from mechanisms.engines.loop import LoopEngine
 from mechanisms.engines.losses import LossFunction
 from mechanisms.engines.parameters import hooked_parameter, trainable_parameters
 from mechanisms.engines.precision import full_float32
-from mechanisms.engines.undisturbed import draws, seed_generators, shaken, undisturbed
+from mechanisms.engines.probing import draws, seed_generators, shaken, undisturbed
 from mechanisms.units import ClippedUnit
 
 #: Largest accepted difference, relative to the largest entry of the parameter (float32 networks of many layers round).

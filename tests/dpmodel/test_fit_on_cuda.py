@@ -10,10 +10,10 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from dpmodel import Callback, ClipMechanismsFactory, DPModel, NoiseMechanismsFactory, StateKeeper
-from dpmodel.build import build_training
 from dpmodel.config import load_config
 from dpmodel.data.in_memory import InMemoryDataset
 from dpmodel.data.loader import PrivateLoader
+from dpmodel.runs.build import build_training
 
 pytestmark = [
     pytest.mark.cuda,

@@ -20,9 +20,9 @@ from dpmodel import (
     load_checkpoint,
     poisson_loader,
 )
-from dpmodel.evaluation import evaluate_run
-from dpmodel.recorder import RESERVED_NOTE
-from dpmodel.runfolder import RunFolder
+from dpmodel.runs.evaluate import evaluate_run
+from dpmodel.runs.folder import RunFolder
+from dpmodel.runs.recorder import RESERVED_NOTE
 from monitors.errors import ConfigError
 
 

@@ -14,7 +14,7 @@ from dpmodel import (
     PrivacyMonitorFactory,
     poisson_loader,
 )
-from dpmodel.step import MAX_BROKEN_STEPS
+from dpmodel.training.step import MAX_BROKEN_STEPS
 from monitors.errors import (
     MonitorMismatchError,
     NonFiniteGradientsError,

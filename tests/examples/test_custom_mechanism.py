@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from dpmodel.cli.application import run
 from dpmodel.config import load_config
-from dpmodel.plan import plan_training
+from dpmodel.planning.training_plan import plan_training
 from mechanisms import NoiseMechanismsFactory
 from monitors.errors import UnsupportedEventError
 from monitors.ledger import Ledger

@@ -7,7 +7,7 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from dpmodel import ClipMechanismsFactory, DPModel, NoiseMechanismsFactory
-from dpmodel.release import ReleasePlan
+from dpmodel.planning.release import ReleasePlan
 from mechanisms.clipping import CLIP
 from mechanisms.sampling import SAMPLERS
 from mechanisms.units import ClippedUnit

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dpmodel.release import ReleasePlan
+from dpmodel.planning.release import ReleasePlan
 from mechanisms.adaptive_clipping import BOUND_UPDATES, QuantileClip
 from mechanisms.noise import Gaussian
 from mechanisms.sampling import SAMPLERS

@@ -2,7 +2,7 @@ import pytest
 
 from dpmodel.budget.curves import draw_curves, epsilon_curves
 from dpmodel.config import make_config
-from dpmodel.plan import plan_training
+from dpmodel.planning.training_plan import plan_training
 from monitors import GaussianEvent, PoissonSampledEvent, RDPAccountant
 
 BASE = {

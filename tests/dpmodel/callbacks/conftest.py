@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from dpmodel.callbacks import CallbackList
-from dpmodel.history import History
+from dpmodel.training.history import History
 from monitors import events, ledger
 
 

@@ -1,7 +1,7 @@
 import pytest
 
 from dpmodel.callbacks import CSVLogger
-from dpmodel.history import History
+from dpmodel.training.history import History
 
 
 def test_the_file_holds_the_history_after_every_epoch(tmp_path, fake_run):

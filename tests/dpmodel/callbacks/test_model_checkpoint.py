@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from dpmodel.callbacks import CheckpointConfig, ModelCheckpoint
-from dpmodel.checkpoint import read_checkpoint
+from dpmodel.saving.checkpoint import read_checkpoint
 
 
 def names(folder):

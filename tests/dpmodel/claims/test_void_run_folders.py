@@ -5,7 +5,7 @@ import json
 import pytest
 
 from dpmodel import Callback, StateKeeper, poisson_loader
-from dpmodel.release_journal import ReleaseJournal
+from dpmodel.saving.journal import ReleaseJournal
 from monitors import Ledger
 from monitors.errors import CheckpointError, UnprotectedUpdateError
 

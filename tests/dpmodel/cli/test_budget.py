@@ -277,7 +277,7 @@ def test_two_statements_of_the_length_contradict_each_other(command):
 def test_a_length_that_is_no_question_of_privacy_is_refused_before_its_steps_are_written_down(
     command, monkeypatch, sampling
 ):
-    from dpmodel.plan import TrainingPlan
+    from dpmodel.planning.training_plan import TrainingPlan
 
     monkeypatch.setattr(TrainingPlan, "ledger", lambda *_: pytest.fail("steps were written down"))
     code, _, error = command(

@@ -9,9 +9,9 @@ from dpmodel.cli.application import run
 from dpmodel.config import make_config
 from dpmodel.figures import FIGURES
 from dpmodel.figures.strand import strand_of_run
-from dpmodel.history import History
-from dpmodel.job import train_from_config
-from dpmodel.runfolder import RESERVED_NOTE
+from dpmodel.runs.folder import RESERVED_NOTE
+from dpmodel.runs.train import train_from_config
+from dpmodel.training.history import History
 from monitors import Ledger, RDPAccountant
 
 

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from dpmodel.config import load_config
-from dpmodel.plan import plan_training
-from dpmodel.runfolder import RunFolder
+from dpmodel.planning.training_plan import plan_training
+from dpmodel.runs.folder import RunFolder
 from monitors.accountant import epsilon_text, privacy_spent
 from monitors.ledger import Ledger
 
@@ -110,7 +110,7 @@ def test_the_performance_section_changes_no_epsilon(command, tiny, tmp_path, set
 def test_the_same_seed_gives_the_same_first_weights_and_no_caveat(tiny):
     import torch
 
-    from dpmodel.build import build_training
+    from dpmodel.runs.build import build_training
 
     def weights(seed):
         task = build_training(load_config(tiny, [f"training.seed={seed}"])).task
@@ -248,7 +248,7 @@ def test_bad_input_is_refused_before_any_budget_is_spent(command, tiny, tmp_path
 
 
 def test_a_screen_that_is_gone_before_the_first_step_leaves_no_folder(tiny, tmp_path):
-    from dpmodel.job import train_from_config
+    from dpmodel.runs.train import train_from_config
 
     def gone(training, folder):
         raise BrokenPipeError
@@ -295,7 +295,7 @@ def test_batchnorm_is_refused_with_its_name_and_remedy(command, tiny, tmp_path, 
 
 def test_a_failure_while_training_leaves_ledger_and_report(tiny, tmp_path):
     from dpmodel.callbacks import Callback
-    from dpmodel.job import train_from_config
+    from dpmodel.runs.train import train_from_config
 
     class Broken(Callback):
         def on_train_step_end(self, run):

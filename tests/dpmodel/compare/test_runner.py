@@ -6,7 +6,7 @@ import pytest
 
 from dpmodel.compare import make_comparison, run_comparison
 from dpmodel.compare.runner import Silence
-from dpmodel.folder_lock import FolderLock
+from dpmodel.saving.lock import FolderLock
 from monitors import Ledger, RDPAccountant
 from monitors.errors import ConfigError, DataError
 
@@ -162,7 +162,7 @@ def test_a_run_folder_whose_report_is_not_of_its_ledger_is_refused(tiny, tmp_pat
 
 def test_a_training_that_fails_is_named_and_the_others_go_on(tiny, tmp_path, monkeypatch):
     tiny["seeds"] = [1]
-    from dpmodel import job
+    from dpmodel.runs import train as job
 
     carry_out = job.train_from_config
 

@@ -7,7 +7,7 @@ from dpmodel.figures.gallery import FIGURES, draw_all, inline_svg
 from dpmodel.figures.spread import SpreadRow, spread_over_seeds
 from dpmodel.figures.strand import Strand
 from dpmodel.figures.style import SERIES, Pen
-from dpmodel.history import History
+from dpmodel.training.history import History
 from monitors import GaussianEvent, Ledger, ZCDPAccountant
 
 

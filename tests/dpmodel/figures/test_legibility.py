@@ -11,7 +11,7 @@ from dpmodel.figures.gallery import draw_all
 from dpmodel.figures.spread import SpreadRow, spread_over_seeds
 from dpmodel.figures.strand import Strand
 from dpmodel.figures.style import BACKGROUND, ROLES, repaint
-from dpmodel.history import History
+from dpmodel.training.history import History
 
 NAMES = ("fixed", "Exp strong", "adaptive quantile clipping with a long name", "d", "e")
 SIZES = (None, 2.5)

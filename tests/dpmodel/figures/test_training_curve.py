@@ -3,7 +3,7 @@ import math
 import numpy as np
 import pytest
 
-from dpmodel.history import History
+from dpmodel.training.history import History
 from monitors import GaussianEvent, Ledger, ViolationEvent, ZCDPAccountant
 
 

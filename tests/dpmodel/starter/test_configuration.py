@@ -6,8 +6,8 @@ from torch import nn
 
 from dpmodel.cli.application import run
 from dpmodel.config import load_config
-from dpmodel.job import train_from_config
-from dpmodel.plan import plan_training
+from dpmodel.planning.training_plan import plan_training
+from dpmodel.runs.train import train_from_config
 from dpmodel.starter import starter_configuration, write_starter
 from monitors.errors import ConfigError
 

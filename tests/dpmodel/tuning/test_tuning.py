@@ -12,7 +12,7 @@ import yaml
 
 from dpmodel.cli.application import run
 from dpmodel.compare.runner import Silence
-from dpmodel.folder_lock import FolderLock
+from dpmodel.saving.lock import FolderLock
 from dpmodel.tuning import load_tuning, make_tuning, run_tuning
 from dpmodel.tuning.charge import CHARGES
 from monitors import Ledger, RDPAccountant, best_of_random

@@ -9,8 +9,8 @@ import torch
 import torchvision
 from torch import nn
 
-from dpmodel.additivity import Additivity
 from dpmodel.nets.lenet5 import LeNet5
+from dpmodel.training.batch_check import Additivity
 from mechanisms.engines import Batch, BookKeepingEngine, choose_engine
 from mechanisms.engines.layers.rules import Call, rule_for
 from mechanisms.units import ClippedUnit

@@ -1,0 +1,88 @@
+"""The longest training within an epsilon."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from dpmodel.config.faults import blame
+from dpmodel.planning.noise_floor import falls_away, no_noise
+from dpmodel.planning.training_plan import TrainingPlan, plan_training
+from monitors import checks
+from monitors.accountant import privacy_spent
+from monitors.calibration import max_steps
+from monitors.errors import CalibrationError, ConfigError
+from monitors.events import DisjointEvent
+from monitors.ledger import Ledger
+
+if TYPE_CHECKING:
+    from dpmodel.config.schema import Config
+
+#: Where the search for the most epochs gives up: so many epochs, or so many steps (seconds of writing them down).
+MOST_EPOCHS, MOST_STEPS = 100_000, 2_000_000
+
+
+def most_epochs(config: Config, max_epsilon: float, num_examples: int | None = None) -> int:
+    """The most epochs whose epsilon is at most ``max_epsilon``; 0 where one epoch is too many.
+
+    Args:
+        config: A configuration with a stated noise multiplier; its own number of epochs is not used.
+        max_epsilon: Positive.
+        num_examples: As of ``plan_training``.
+
+    Raises:
+        ConfigError: The configuration has no noise multiplier, or more than ``MOST_EPOCHS`` epochs or ``MOST_STEPS``
+            steps fit.
+    """
+    with blame(config, "training.epochs"):
+        checks.positive(max_epsilon=max_epsilon)
+    if config.privacy.noise_multiplier is None:
+        raise ConfigError(
+            f"{config.where('privacy')}: the most epochs follow from a noise multiplier; give privacy.noise_multiplier"
+        )
+    one_epoch = config.training.model_copy(update={"epochs": 1})
+    plan = plan_training(config.model_copy(update={"training": one_epoch}), num_examples)
+    limit = max(1, min(MOST_EPOCHS, MOST_STEPS // plan.steps_per_epoch))
+    if _surely_fits(plan, limit, max_epsilon):
+        raise _endless(plan, limit, max_epsilon)
+
+    def ledger_of(epochs: int) -> Ledger:
+        steps = epochs * plan.steps_per_epoch
+        return no_noise() if falls_away(plan.release, steps) else plan.ledger(steps)
+
+    privacy = config.privacy
+    try:
+        with blame(config, "privacy"):
+            return max_steps(max_epsilon, privacy.delta, ledger_of, privacy.accountant, limit=limit)
+    except ConfigError as error:
+        if isinstance(error.__cause__, CalibrationError):
+            raise _endless(plan, limit, max_epsilon) from error
+        raise
+
+
+def _surely_fits(plan: TrainingPlan, epochs: int, max_epsilon: float) -> bool:
+    """Whether so many epochs fit, seen without writing down their steps; False where that cannot be seen.
+
+    Where the last step releases what the first does, all those between are taken to do so too: good enough to refuse a
+    question, and for nothing else.
+    """
+    release, privacy, steps = plan.release, plan.config.privacy, epochs * plan.steps_per_epoch
+    if release.noise.noise_multiplier(steps - 1) != release.noise.noise_multiplier(0):
+        return False
+    event, last, count = release.event(0), release.event(steps - 1), steps
+    if isinstance(event, DisjointEvent) and isinstance(last, DisjointEvent):
+        # The steps of an epoch share no example: together they cost what one of them does.
+        event, last, count = event.event, last.event, epochs
+    if last != event:
+        return False
+    with blame(plan.config, "privacy"):
+        return privacy_spent(Ledger().record(event, count), privacy.delta, privacy.accountant).epsilon <= max_epsilon
+
+
+def _endless(plan: TrainingPlan, epochs: int, max_epsilon: float) -> ConfigError:
+    steps, delta = epochs * plan.steps_per_epoch, plan.config.privacy.delta
+    return ConfigError(
+        f"{plan.config.where('privacy.noise_multiplier')}: more than {epochs:,} epochs ({steps:,} steps) fit into "
+        f"epsilon {max_epsilon:g} at delta {delta:g} with privacy.noise_multiplier={plan.noise_multiplier:g}, and the "
+        "search ends there. Lower the noise multiplier or the epsilon, or choose a number of epochs and ask what it "
+        "spends (--epochs)"
+    )

@@ -1,0 +1,140 @@
+"""What a configured training will release and spend, before anything is trained; needs neither data nor torch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from dpmodel.config.faults import blame
+from dpmodel.planning.count_noise import count_remedy
+from dpmodel.planning.from_config import release_plan, with_noise_multiplier
+from dpmodel.planning.noise_floor import ledger_to_search, require_noise_left
+from dpmodel.runs.report.subject import ReportSubject
+from monitors.accountant import PrivacySpent, privacy_spent
+from monitors.calibration import calibrate_noise_multiplier
+from monitors.errors import CalibrationError, ConfigError
+from monitors.ledger import Ledger
+
+if TYPE_CHECKING:
+    from dpmodel.config.schema import Config
+    from dpmodel.planning.release import ReleasePlan
+
+#: Training examples of the public data sets, so that planning need not read them; checked where they are read.
+KNOWN_SIZES: Mapping[str, int] = {"mnist": 60_000, "fashion_mnist": 60_000, "cifar10": 50_000}
+
+
+@dataclass(frozen=True)
+class TrainingPlan:
+    """A training that is about to happen, with its privacy.
+
+    Args:
+        config: The configuration; its noise multiplier is a number (a target epsilon is solved).
+        release: What each step releases.
+        target_epsilon: What the multiplier was solved for, else None.
+    """
+
+    config: Config
+    release: ReleasePlan
+    target_epsilon: float | None = None
+    _longest: Ledger = field(default_factory=Ledger, init=False, repr=False, compare=False)
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Steps of one epoch."""
+        return self.release.sampler.steps_per_epoch
+
+    @property
+    def steps(self) -> int:
+        """Steps of the whole training."""
+        return self.config.training.epochs * self.steps_per_epoch
+
+    @property
+    def noise_multiplier(self) -> float:
+        """Noise standard deviation over the norm bound at the first step; 0 without privacy."""
+        return self.release.noise.noise_multiplier(0)
+
+    @property
+    def subject(self) -> ReportSubject:
+        """The training as its privacy report describes it."""
+        privacy, options = self.config.privacy, self.config.data.options
+        return ReportSubject(
+            self.release,
+            privacy.norm_bound,
+            self.steps,
+            privacy.delta,
+            privacy.accountant,
+            target_epsilon=self.target_epsilon,
+            public_constants=tuple(f"data.{name}" for name in ("mean", "std") if options.get(name) is not None),
+        )
+
+    def ledger(self, steps: int | None = None) -> Ledger:
+        """The ledger after ``steps`` steps (default: all of them), notes included."""
+        asked = self.steps if steps is None else steps
+        # A search for the most epochs asks for many ledgers that begin alike; each step's event is made once.
+        for step in range(self._longest.total, asked):
+            self._longest.record(self.release.event(step))
+        found = self._longest.head(asked)
+        for caveat in self.release.caveats:
+            found.add_note(caveat)
+        return found
+
+    def privacy_spent(self, accountant: str | None = None, epochs: int | None = None) -> PrivacySpent:
+        """What the training will have spent after ``epochs`` epochs (default: all of them).
+
+        Args:
+            accountant: Default: that of the configuration.
+            epochs: Epochs, at least 1.
+        """
+        privacy = self.config.privacy
+        steps = None if epochs is None else epochs * self.steps_per_epoch
+        name = accountant or privacy.accountant
+        return privacy_spent(self.ledger(steps), privacy.delta, name, self.release.statement)
+
+
+def plan_training(config: Config, num_examples: int | None = None) -> TrainingPlan:
+    """The plan of a configuration; a target epsilon is solved for the first noise multiplier.
+
+    Args:
+        config: The configuration.
+        num_examples: Training examples; default: what the configuration implies.
+
+    Raises:
+        ConfigError: A value is out of range, settings contradict each other, or the target is out of reach.
+    """
+    size = expected_examples(config) if num_examples is None else num_examples
+    target = config.privacy.target_epsilon
+    require_noise_left(config, size)
+    if target is not None:
+        with blame(config, "privacy.target_epsilon"):
+            config = with_noise_multiplier(config, _calibrated(config, size))
+    return TrainingPlan(config, release_plan(config, size), target)
+
+
+def expected_examples(config: Config) -> int:
+    """Training examples that a configuration implies, without reading the data.
+
+    Raises:
+        ConfigError: The configuration does not say and the data set is not a public one.
+    """
+    data = config.data
+    known = data.num_examples or data.limit or KNOWN_SIZES.get(data.name)
+    if known is None:
+        raise ConfigError(
+            f"{config.where('data')}: the number of training examples of {data.name!r} is not known without reading "
+            "the data; set data.num_examples (or --num-examples)"
+        )
+    return known
+
+
+def _calibrated(config: Config, num_examples: int) -> float:
+    privacy = config.privacy
+    assert privacy.target_epsilon is not None
+
+    def ledger_of(noise_multiplier: float) -> Ledger:
+        return ledger_to_search(with_noise_multiplier(config, noise_multiplier), num_examples)
+
+    try:
+        return calibrate_noise_multiplier(privacy.target_epsilon, privacy.delta, ledger_of, privacy.accountant)
+    except CalibrationError as error:
+        raise CalibrationError(f"{error} {count_remedy(config, num_examples)}".rstrip()) from error

@@ -1,0 +1,272 @@
+"""The loss of single examples, tried before anything is spent."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from dpmodel.data.loader import PrivateLoader
+from dpmodel.preflight.loss_weights import weight_notes
+from dpmodel.preflight.outputs import fixed_size
+from dpmodel.saving.nest import describe_batch
+from dpmodel.training.loop import to_device
+from mechanisms.engines.batch import Batch, call_network, outputs_of
+from mechanisms.engines.choose import require_no_reentrant
+from mechanisms.engines.losses import ExampleLosses, LossFunction
+from mechanisms.engines.parameters import trainable_parameters
+from mechanisms.engines.probing import inference, mode, shaken, undisturbed
+from monitors.errors import DataError, DPModelError, UnsupportedModuleError
+
+_REMEDY = (
+    "Private training clips the gradient of each example by itself, so it would spend the budget on noise. Let an "
+    "example hold everything that it is compared with (anchor, positive and negatives in a dimension of their own), or "
+    "use a loss of single examples"
+)
+
+#: Examples, from all over the data set, whose losses are looked at, and the most whose gradients are.
+SPREAD = 16
+DOUBTED = 32
+
+#: Examples on which a loss is tried that fails for one.
+_SEVERAL = 3
+
+#: Examples with a gradient of their own that may be among them where a loss is refused: what one example can change by
+#: itself decides nothing.
+_EXCEPTIONS = 1
+
+
+def try_loss(
+    network: nn.Module, loss_fn: LossFunction, loader: PrivateLoader, device: torch.device, norm_bound: float
+) -> list[str]:
+    """Refuse a loss that cannot train this network on single examples; what to tell the user about others.
+
+    Args:
+        network: Left as it was.
+        loss_fn: The user's loss.
+        loader: Of the training data.
+        device: Where the network is.
+        norm_bound: To which the gradient of an example is clipped.
+
+    Raises:
+        DataError: The loss fails on the network's output and the example's target.
+        UnsupportedModuleError: It is no tensor, depends on no trainable parameter, or needs other examples.
+    """
+
+    def spread(count: int) -> Batch:
+        return Batch(*(to_device(value, device) for value in loader.spread(count)))
+
+    examples, notes = spread(SPREAD), []
+    with mode(network, training=True):
+        try:
+            usable = [
+                require_trainable(network, loss_fn, examples.select(rows)) for rows in (slice(1), slice(-1, None))
+            ]
+        except DataError as error:
+            if _works(network, loss_fn, spread(_SEVERAL)):
+                raise DataError(f"{error}; with several examples, it works: it needs others. {_REMEDY}") from error
+            if _works(network, loss_fn, spread(loader.batch_size)):
+                raise DataError(f"{error}; {fixed_size('the loss', loader.batch_size)}") from error
+            raise
+        if not all(usable):
+            notes = require_single_losses(network, loss_fn, spread(DOUBTED))
+    with inference(network), undisturbed(network, loss_fn):
+        outputs = outputs_of(network, examples.x)
+        return notes + list(weight_notes(loss_fn, Batch(outputs, examples.y), norm_bound))
+
+
+def _works(network: nn.Module, loss_fn: LossFunction, batch: Batch) -> bool:
+    with suppress(Exception), undisturbed(network, loss_fn):
+        loss_fn(call_network(network, batch.x), batch.y)
+        return True
+    return False
+
+
+def require_trainable(network: nn.Module, loss_fn: LossFunction, example: Batch) -> bool:
+    """Refuse a loss that cannot be computed, or that no trainable parameter can change.
+
+    A training without gradients would spend its whole budget on noise.
+
+    Args:
+        network: In training mode; left as it was.
+        loss_fn: The user's loss.
+        example: One example.
+
+    Returns:
+        Whether the gradient is finite and not zero.
+
+    Raises:
+        DataError: The loss fails on the network's output and the example's target.
+        UnsupportedModuleError: It is no tensor, or depends on no trainable parameter.
+    """
+    with undisturbed(network, loss_fn):
+        found = _gradients(network, loss_fn, example)
+    if all(gradient is None for gradient in found):
+        raise UnsupportedModuleError(
+            "the loss depends on no trainable parameter of the network, so that training would add noise alone; look "
+            "for detach(), .item(), torch.no_grad() or argmax in the network and the loss, and for a network that does "
+            "not use its parameters"
+        )
+    return _usable(found)
+
+
+def require_single_losses(network: nn.Module, loss_fn: LossFunction, examples: Batch) -> list[str]:
+    """Refuse a loss whose gradient is of no use for single examples, but is for several of them together.
+
+    Args:
+        network: In training mode; left as it was.
+        loss_fn: The user's loss.
+        examples: Some examples of the training data.
+
+    Returns:
+        What to tell the user where the gradients are zero for another reason, such as the examples' targets.
+
+    Raises:
+        UnsupportedModuleError: The loss needs other examples.
+    """
+    looks = [_look(network, loss_fn, examples)]
+    # What lies behind weights of zero has no gradient yet. Weights may have a domain that moving them leaves.
+    with suppress(Exception), shaken(network):
+        looks.append(_look(network, loss_fn, examples))
+    if any(look.usable > _EXCEPTIONS for look in looks):
+        return []
+    kind = "exactly zero" if all(look.finite for look in looks) else "zero or not finite"
+    if any(look.usable_together for look in looks):
+        raise UnsupportedModuleError(
+            f"the loss needs other examples: its gradient is {kind} for {examples.size} single examples, but not for "
+            "several of them together (a contrastive loss, in-batch negatives, a ranking, a statistic of the batch). "
+            f"{_REMEDY}"
+        )
+    if not all(look.finite for look in looks):
+        return []  # examples without a finite gradient are counted, and announced, when they are trained
+    return [
+        f"the gradient of the loss is exactly zero for the {examples.size} examples that were tried. If it is for all "
+        "(targets that the loss ignores, a saturated loss, round() or sign()), training adds noise alone"
+    ]
+
+
+class _Look(NamedTuple):
+    """What was seen of the gradients of some examples.
+
+    Args:
+        usable: Number of examples whose gradient by itself is finite and not zero.
+        usable_together: Whether the gradients of the others are so in two batches that have no example in common.
+        finite: Whether those of single examples are finite.
+    """
+
+    usable: int
+    usable_together: bool
+    finite: bool
+
+
+def _look(network: nn.Module, loss_fn: LossFunction, examples: Batch) -> _Look:
+    others, finite = [], True
+    for row in range(examples.size):
+        with undisturbed(network, loss_fn):
+            single = _gradients(network, loss_fn, examples.select(slice(row, row + 1)))
+        finite = finite and _finite(single)
+        if not _usable(single):
+            others.append(row)
+        elif row + 1 - len(others) > _EXCEPTIONS:
+            break
+    half = len(others) // 2
+    together = half > 1
+    for rows in (others[:half], others[half:]) if together else ():
+        together = together and _usable_together(network, loss_fn, examples.select(torch.tensor(rows)))
+    return _Look(examples.size - len(others), together, finite)
+
+
+def _usable_together(network: nn.Module, loss_fn: LossFunction, examples: Batch) -> bool:
+    with suppress(Exception), undisturbed(network, loss_fn):  # it may take single examples only
+        return _usable(_gradients(network, loss_fn, examples, together=True))
+    return False
+
+
+def _finite(gradients: Sequence[Tensor | None]) -> bool:
+    return all(bool(value.isfinite().all()) for value in gradients if value is not None)
+
+
+def _usable(gradients: Sequence[Tensor | None]) -> bool:
+    return _finite(gradients) and any(bool(value.any()) for value in gradients if value is not None)
+
+
+def _gradients(
+    network: nn.Module, loss_fn: LossFunction, batch: Batch, *, together: bool = False
+) -> Sequence[Tensor | None]:
+    """The gradient of each trainable parameter; None where the loss does not depend on it."""
+    parameters = list(trainable_parameters(network).values())
+    with torch.enable_grad():
+        outputs = call_network(network, batch.x)
+        require_no_reentrant(outputs)
+        loss = loss_fn(outputs, batch.y).sum() if together else _tried(loss_fn, outputs, batch.y)
+        if not loss.requires_grad:
+            return [None] * len(parameters)
+        return torch.autograd.grad(loss, parameters, allow_unused=True)
+
+
+def _tried(loss_fn: LossFunction, outputs: Any, targets: Any) -> Tensor:
+    try:
+        return ExampleLosses(loss_fn)(outputs, targets).sum()
+    except DPModelError:
+        raise
+    except Exception as error:
+        raise failed_loss(loss_fn, outputs, targets, error) from error
+
+
+def failed_loss(loss_fn: LossFunction, outputs: Any, targets: Any, error: Exception) -> DataError:
+    """The error of a loss that raised ``error``: what it was given, and a remedy if one is known."""
+    return DataError(
+        f"loss_fn(outputs, targets) fails for outputs {describe_batch(outputs)} and targets {describe_batch(targets)}: "
+        f"{error}{remedy(loss_fn, outputs, targets)}"
+    )
+
+
+def remedy(loss_fn: LossFunction, outputs: Any, targets: Any) -> str:
+    """A sentence with the first change of the targets with which a loss that fails succeeds; empty if none does.
+
+    Args:
+        loss_fn: Fails on ``outputs`` and ``targets``.
+        outputs: Of one example or more.
+        targets: Of the same examples.
+
+    Example:
+        >>> remedy(nn.BCEWithLogitsLoss(), torch.zeros(1, 1), torch.ones(1, 1, dtype=torch.int64))
+        '. This loss takes targets of another kind: give it targets.float()'
+    """
+    if not isinstance(targets, Tensor) or _computes(loss_fn, outputs, targets):
+        return ""
+    for words, change in _REMEDIES.items():
+        try:
+            changed = change(targets)
+        except (IndexError, RuntimeError):
+            continue
+        if _computes(loss_fn, outputs, changed):
+            return f". This loss takes targets of another kind: give it {words}"
+    return ""
+
+
+#: Changes of the targets that are tried, in this order.
+_REMEDIES: dict[str, Callable[[Tensor], Tensor]] = {
+    "targets.float()": lambda targets: targets.float(),
+    "targets.long()": lambda targets: targets.long(),
+    "targets.squeeze(1)": lambda targets: _squeezed(targets),
+    "targets.unsqueeze(1)": lambda targets: targets.unsqueeze(1),
+    "targets.squeeze(1).long()": lambda targets: _squeezed(targets).long(),
+    "targets.unsqueeze(1).float()": lambda targets: targets.unsqueeze(1).float(),
+}
+
+
+def _squeezed(targets: Tensor) -> Tensor:
+    if targets.shape[1] != 1:
+        raise IndexError("the targets have no dimension of size 1 to squeeze")
+    return targets.squeeze(1)
+
+
+def _computes(loss_fn: LossFunction, outputs: Any, targets: Tensor) -> bool:
+    try:
+        return bool(torch.isfinite(ExampleLosses(loss_fn)(outputs, targets).detach()).all())
+    except Exception:
+        return False

@@ -1,0 +1,104 @@
+"""Whether data, network and metrics of a configuration fit together, seen before any budget is spent."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from dpmodel.config import Config, blame
+from dpmodel.data import DataSplits
+from dpmodel.metrics.names import MetricSpec, is_loss, named_metrics
+from dpmodel.preflight.network import require_valid
+from monitors.errors import ConfigError, UnsupportedModuleError
+
+
+def require_stated_size(config: Config, data: DataSplits) -> None:
+    """Refuse data of another size than ``data.num_examples`` states.
+
+    Raises:
+        ConfigError: The sizes differ.
+    """
+    stated, found = config.data.num_examples, len(data.train)
+    if stated is not None and stated != found:
+        raise ConfigError(
+            f"{config.where('data.num_examples')}: data.num_examples is {stated}, but {data.name!r} has {found} "
+            "training examples here; the sampling rate depends on it. Correct it, or leave it out"
+        )
+
+
+def require_network_fits(config: Config, network: nn.Module, data: DataSplits, device: torch.device) -> None:
+    """Try the network on some examples, so that a wrong shape is found before the calibration and the training.
+
+    Raises:
+        ConfigError: It cannot be trained with differential privacy, cannot take the inputs, or has too few outputs.
+    """
+    x, _ = data.train.batch(torch.arange(1))
+    was_training = network.training
+    network.eval()
+    try:
+        require_valid(network, x.to(device))
+        with torch.no_grad():
+            for inputs in (_telling(data.test.x), _telling(data.train.x)):
+                outputs = network(data.train.transform_batch(inputs).to(device))
+    except UnsupportedModuleError as error:
+        remedy = (
+            "\nIn a configuration, network.fix: true does what dpmodel.fix does" if "dpmodel.fix" in str(error) else ""
+        )
+        raise ConfigError(f"{config.where('network')}: network: {error}{remedy}") from error
+    except Exception as error:
+        raise ConfigError(
+            f"{config.where('network')}: network: it cannot take inputs of shape {tuple(x.shape[1:])}{_range(data)} "
+            f"from data set {data.name!r}: {error}"
+        ) from error
+    finally:
+        network.train(was_training)
+    if isinstance(outputs, Tensor) and outputs.dim() == 2 and 1 < outputs.shape[1] < data.num_classes:
+        raise ConfigError(
+            f"{config.where('network')}: network: it has {outputs.shape[1]} outputs, but data set {data.name!r} has "
+            f"{data.num_classes} classes; set num_classes: {data.num_classes}"
+        )
+
+
+def require_metrics_fit(config: Config, data: DataSplits) -> None:
+    """Refuse metrics of classes where the targets are numbers, or several labels per example.
+
+    Raises:
+        ConfigError: There is such a metric; says which to take instead.
+    """
+    targets = data.test.y
+    if not targets.is_floating_point() or _are_two_classes(targets):
+        return
+    with blame(config, "training.metrics"):
+        named = named_metrics(list(config.training.metrics))
+        wrong = next((name for name, entry in named.items() if _is_of_classes(entry)), None)
+        if wrong is not None:
+            raise ValueError(
+                f"{wrong!r} takes one class number per example, but data set {data.name!r} has {data.num_classes} "
+                f"float{'s' if data.num_classes > 1 else ''} each: use training.metrics: [mae, mse] for numbers to "
+                "predict, and [loss] for several labels per example, or a metric that a plugin registers (plugins)"
+            )
+
+
+def _is_of_classes(entry: Any) -> bool:
+    return isinstance(entry, MetricSpec) and not is_loss(entry) and "num_classes" in entry.asked
+
+
+def _telling(x: Tensor) -> Tensor:
+    """The first example; of whole numbers also those with the smallest and the largest, which a table may not have."""
+    if x.is_floating_point() or x.dtype == torch.uint8:
+        return x[:1]
+    values = x.flatten(1)
+    return x[torch.stack([torch.tensor(0), values.amin(1).argmin(), values.amax(1).argmax()])]
+
+
+def _range(data: DataSplits) -> str:
+    x = [part.x for part in (data.train, data.test)]
+    if x[0].is_floating_point() or x[0].dtype == torch.uint8:
+        return ""
+    return f" with whole numbers from {min(int(part.min()) for part in x)} to {max(int(part.max()) for part in x)}"
+
+
+def _are_two_classes(targets: Tensor) -> bool:
+    return targets.shape[1] == 1 and bool(((targets == 0) | (targets == 1)).all())

@@ -1,0 +1,1 @@
+"""A training from a configuration to its run folder, and the evaluation of that folder."""

@@ -1,0 +1,135 @@
+"""Metrics and privacy claim of a training that took place, from its run folder alone."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from dpmodel.config import Config, load_config
+from dpmodel.config.reader import Override
+from dpmodel.data.fingerprint import Fingerprint
+from dpmodel.planning.training_plan import plan_training
+from dpmodel.runs.build import build_model, build_task
+from dpmodel.runs.folder import RunFolder
+from dpmodel.saving.checkpoint import load_weights
+from monitors.accountant import PrivacySpent, privacy_spent
+from monitors.errors import CheckpointError, ConfigError
+from monitors.ledger import Ledger
+
+#: Settings of the privacy section that choose how the ledger is read, not what was released.
+_STATED_ANEW = {"delta": None, "accountant": None}
+
+
+@dataclass(frozen=True)
+class MeasuredData:
+    """Whether metrics are of the test data that the training was measured on.
+
+    Args:
+        used: What was measured on now.
+        recorded: What the training was measured on; None where its run folder does not say.
+    """
+
+    used: Fingerprint
+    recorded: Fingerprint | None
+
+    @property
+    def same(self) -> bool | None:
+        """Whether both are one; None where that is not known."""
+        return None if self.recorded is None else self.used == self.recorded
+
+    @property
+    def warning(self) -> str | None:
+        """What must be said beside the metrics; None where both are one."""
+        if self.recorded is None:
+            return "the run folder does not say which test data it was measured on: these may be others"
+        if self.used == self.recorded:
+            return None
+        return (
+            f"these are not the test data that the run was measured on: {self.recorded} then, {self.used} now; the "
+            "metrics above are no figures of that run"
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON values."""
+        recorded = None if self.recorded is None else self.recorded.to_dict()
+        return {"same": self.same, "used": self.used.to_dict(), "recorded": recorded, "warning": self.warning}
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What was measured and what was spent.
+
+    Args:
+        metrics: Name to value, over the test data.
+        spent: Epsilon of the ledger in the folder, with its conditions.
+        test_data: Whether the test data are those of the training.
+        num_examples: Training examples.
+    """
+
+    metrics: dict[str, float]
+    spent: PrivacySpent
+    test_data: MeasuredData
+    num_examples: int
+
+
+def evaluate_run(path: str | os.PathLike[str], overrides: Iterable[Override] = ()) -> Evaluation:
+    """Rebuild network and data of a run folder, load its weights, measure, and read the ledger.
+
+    Args:
+        path: Folder of ``dpmodel train``.
+        overrides: Settings to change, such as ``"performance.device=cpu"`` or ``"privacy.delta=1e-6"``.
+
+    Raises:
+        ConfigError: No run folder, a setting is wrong, or one that the claim rests on was changed.
+        CheckpointError: Weights or ledger are missing, damaged, or of another training.
+        DataError: The data are missing or damaged.
+    """
+    folder = RunFolder.existing(path)
+    stored, config = load_config(folder.config), load_config(folder.config, overrides)
+    _require_same_training(stored, config)
+    ledger = _ledger(folder)
+    task = build_task(config)
+    model = build_model(config, task)
+    if not folder.checkpoint.is_file():
+        raise CheckpointError(f"{folder.checkpoint} is not there; train with output.checkpoint: true")
+    load_weights(task.network, folder.checkpoint)
+    plan = plan_training(stored, stored.data.num_examples or len(task.data.train))
+    privacy = config.privacy
+    spent = privacy_spent(ledger, privacy.delta, privacy.accountant, plan.release.statement)
+    test_data = MeasuredData(Fingerprint.of(task.data.test), _recorded(folder))
+    metrics = model.eval(task.placed(task.data.test))
+    return Evaluation(metrics, spent, test_data, plan.release.sampler.num_examples)
+
+
+def _recorded(folder: RunFolder) -> Fingerprint | None:
+    try:
+        return Fingerprint.from_dict(json.loads(folder.test_data.read_text(encoding="utf-8")))
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{folder.test_data} cannot be read: {error}; remove it to do without it") from error
+
+
+def _require_same_training(stored: Config, config: Config) -> None:
+    """The claim is about the training that took place: of its privacy, only how it is stated may change."""
+    before, after = ({**asked.privacy.model_dump(), **_STATED_ANEW} for asked in (stored, config))
+    changed = next((name for name in before if before[name] != after[name]), None)
+    if changed is not None:
+        raise ConfigError(
+            f"{config.where(f'privacy.{changed}')}: privacy.{changed} is a fact of the training in the folder; only "
+            f"{' and '.join(f'privacy.{name}' for name in _STATED_ANEW)} may be changed"
+        )
+
+
+def _ledger(folder: RunFolder) -> Ledger:
+    try:
+        return Ledger.load(folder.ledger)
+    except FileNotFoundError as error:
+        raise CheckpointError(
+            f"{folder.ledger} is not there; without the ledger no epsilon can be stated for this model"
+        ) from error
+    except ValueError as error:
+        raise CheckpointError(str(error)) from error

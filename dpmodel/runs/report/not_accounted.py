@@ -1,0 +1,43 @@
+"""What an epsilon of a training does not cover, in words."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from dpmodel.runs.report.subject import ReportSubject
+
+
+def not_accounted(subject: ReportSubject) -> tuple[str, ...]:
+    """One sentence for each thing that the epsilon of a training does not cover.
+
+    Args:
+        subject: The training.
+    """
+    general = (
+        "Hyper-parameter tuning: choosing this run, its settings or its seed after looking at other runs on the same "
+        "training data is a release of its own, and is not in this epsilon.",
+        "Training loss: the loss that is shown while training and kept in history.csv is computed from the training "
+        "data without noise. It is for the trainer's eyes; do not publish it.",
+        "Broken gradients: a training ends early when most gradients are not finite for many steps in a row. That it "
+        "did so says something of the data without noise; a training that ended as planned says nothing of the kind.",
+        "Evaluation data: metrics are measured on the test examples without noise; the guarantee is for the training "
+        "examples only.",
+        "Other uses of the same training data: earlier or later trainings, statistics and pre-processing add to what "
+        "is spent; merge their ledgers (monitors.Ledger.merge) for the total.",
+        "Persons with several examples: the unit is one example. Whoever contributed k examples is protected less, "
+        "roughly as if epsilon were k times as large.",
+        "Rows that are not independent: repeated rows and rows that several examples read are looked for before "
+        "training. Changed copies of a record, and statistics of all rows that were computed before, leave no trace.",
+        "The number of training examples, the batch size and all settings are treated as public.",
+    )
+    return (*general, *_of_the_data(subject.public_constants))
+
+
+def _of_the_data(constants: tuple[str, ...]) -> tuple[str, ...]:
+    if not constants:
+        return ()
+    return (
+        f"{' and '.join(constants)} of the configuration are treated as public constants; if they were "
+        "computed from the training data, that was a release which is not in this epsilon.",
+    )

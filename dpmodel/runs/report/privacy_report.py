@@ -1,0 +1,206 @@
+"""The privacy report as data: every figure from the ledger, every condition from the plan that made it."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import os
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from dpmodel.claims.verification import NOT_COVERED
+from dpmodel.planning.release import NO_GUARANTEE
+from dpmodel.runs.report.not_accounted import not_accounted
+from mechanisms.clipping import CLIP
+from mechanisms.noise import NOISE
+from monitors.accountant import ACCOUNTANTS, PrivacySpent, privacy_spent, resolve_accountant
+from monitors.atomic import write_atomically
+from monitors.errors import UnsupportedEventError
+
+if TYPE_CHECKING:
+    from dpmodel.runs.report.subject import ReportSubject
+    from monitors.ledger import Ledger
+
+FORMAT = "dpmodel-privacy-report/1"
+
+
+@dataclass(frozen=True)
+class PrivacyReport:
+    """What a training spent and what that means.
+
+    Args:
+        spent: Epsilon, delta, accountant, unit, relation, sampling and notes.
+        figures: Epsilon by accountant at the same delta; a text where an accountant cannot state one.
+        mechanism: Noise, clipping and sampling in numbers.
+        steps: Steps that were released.
+        planned_steps: Steps that were planned.
+        ledger_digest: SHA-256 of the ledger that the figures are of.
+        status: ``"finished"``, or why the training ended early.
+        not_accounted: What the figures do not cover.
+        target_epsilon: What the noise was solved for, or None.
+        software: Versions.
+        lost_steps: Steps that processes which broke off had released and lost. All figures have them in them.
+        without_lost: What the steps that the model was made from spent; None where none were lost.
+        violations: Why the guarantee is void; empty if it is not.
+        verified: What was verified about the training, how and when.
+    """
+
+    spent: PrivacySpent
+    figures: Mapping[str, float | str]
+    mechanism: Mapping[str, Any]
+    steps: int
+    planned_steps: int
+    ledger_digest: str
+    status: str
+    not_accounted: tuple[str, ...]
+    target_epsilon: float | None = None
+    software: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    lost_steps: int = 0
+    without_lost: PrivacySpent | None = None
+    violations: tuple[str, ...] = ()
+    verified: tuple[str, ...] = ()
+
+    @property
+    def guarantee(self) -> str:
+        """``"holds"``; ``"void"`` after a violation; ``"none"`` without noise or with randomness that is known."""
+        if self.violations:
+            return "void"
+        known = any(note.endswith(NO_GUARANTEE) for note in self.spent.notes)
+        return "none" if known or math.isinf(self.spent.epsilon) else "holds"
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON values; an infinite epsilon is the string ``"inf"``."""
+        return {
+            "format": FORMAT,
+            **self.spent.to_dict(),
+            "guarantee": self.guarantee,
+            "violations": list(self.violations),
+            "status": self.status,
+            "steps": self.steps,
+            "planned_steps": self.planned_steps,
+            "lost_steps": self.lost_steps,
+            "epsilon_without_lost_steps": _plain((self.without_lost or self.spent).epsilon),
+            "target_epsilon": self.target_epsilon,
+            "epsilon_by_accountant": {name: _plain(value) for name, value in self.figures.items()},
+            "mechanism": dict(self.mechanism),
+            "tuning": "not accounted",
+            "not_accounted": list(self.not_accounted),
+            "verified": list(self.verified),
+            "not_covered": list(NOT_COVERED),
+            "ledger_digest": self.ledger_digest,
+            "software": dict(self.software),
+        }
+
+    def to_json(self) -> str:
+        """The report as JSON text."""
+        return json.dumps(self.to_dict(), indent=1, ensure_ascii=False) + "\n"
+
+    def __str__(self) -> str:
+        from dpmodel.runs.report.words import report_in_words
+
+        return report_in_words(self)
+
+    def save(self, directory: str | os.PathLike[str]) -> Path:
+        """Write ``privacy_report.json`` and ``privacy_report.md`` into ``directory``, and return the latter's path."""
+        from dpmodel.runs.folder import RunFolder
+
+        folder = RunFolder(Path(directory))
+        folder.path.mkdir(parents=True, exist_ok=True)
+        write_atomically(folder.report, self.to_json())
+        write_atomically(folder.statement, str(self))
+        return folder.statement
+
+
+def make_report(
+    subject: ReportSubject, ledger: Ledger, steps: int, *, status: str = "finished", verified: Iterable[str] = ()
+) -> PrivacyReport:
+    """The report of a training that left ``ledger``.
+
+    Args:
+        subject: The training; gives the conditions. The figures are the ledger's alone.
+        ledger: What was released, lost steps included.
+        steps: Steps that were done.
+        status: ``"finished"``, or why the training ended early.
+        verified: What was verified, one sentence each (``Run.verification``).
+    """
+    statement = subject.release.statement if subject.statement is None else subject.statement
+
+    def spent(released: Ledger) -> PrivacySpent:
+        return privacy_spent(released, subject.delta, subject.accountant, statement)
+
+    lost_steps = ledger.lost.total
+    return PrivacyReport(
+        spent=spent(ledger),
+        figures=epsilon_by_accountant(ledger, subject.delta),
+        mechanism=_mechanism(subject, max(steps - 1, 0)),
+        steps=steps,
+        planned_steps=subject.planned_steps,
+        ledger_digest=ledger.digest(),
+        status=status,
+        not_accounted=not_accounted(subject),
+        target_epsilon=subject.target_epsilon,
+        software=_versions(),
+        lost_steps=lost_steps,
+        without_lost=spent(ledger.kept) if lost_steps else None,
+        violations=ledger.violations,
+        verified=tuple(verified),
+    )
+
+
+def epsilon_by_accountant(ledger: Ledger, delta: float) -> dict[str, float | str]:
+    """Epsilon of ``ledger`` by every accountant; the reason in words where one cannot state it.
+
+    Example:
+        >>> from monitors import GaussianEvent, Ledger
+        >>> figures = epsilon_by_accountant(Ledger().record(GaussianEvent(2.0)), 1e-5)
+        >>> figures["rdp"] == figures["zcdp"] or figures["rdp"] > 0
+        True
+    """
+    figures: dict[str, float | str] = {}
+    resolve_accountant("rdp")  # importing the accountants registers them
+    for name in ACCOUNTANTS.names():
+        try:
+            figures[name] = resolve_accountant(name).epsilon(ledger, delta)
+        except UnsupportedEventError as error:
+            figures[name] = f"no statement: {error}"
+    return figures
+
+
+def _mechanism(subject: ReportSubject, last_step: int) -> dict[str, Any]:
+    release = subject.release
+    count_event = release.clip_event(0)
+    return {
+        "noise": NOISE.name_of(type(release.noise)) if release.noise.private else "none",
+        "initial_noise_multiplier": release.noise.noise_multiplier(0),
+        "last_noise_multiplier": release.noise.noise_multiplier(last_step),
+        "sensitivity_factor": release.unit.sensitivity_factor,
+        "clipping": CLIP.name_of(type(release.clip)),
+        "initial_norm_bound": subject.norm_bound,
+        "clip_count_event": None if count_event is None else count_event.to_dict(),
+        "num_examples": release.sampler.num_examples,
+        "batch_size": release.sampler.batch_size,
+        "sampling_rate": release.sampler.sampling_rate,
+        "micro_batches": release.unit.expected_units if release.unit.grouped else None,
+    }
+
+
+def _plain(value: float | str) -> float | str:
+    return "inf" if isinstance(value, float) and math.isinf(value) else value
+
+
+def _versions() -> dict[str, str]:
+    import platform
+    from importlib.metadata import PackageNotFoundError, version
+
+    import dpmodel
+
+    found = {"dpmodel": dpmodel.__version__, "python": platform.python_version()}
+    for package in ("torch", "numpy"):
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return found

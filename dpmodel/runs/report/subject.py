@@ -1,0 +1,38 @@
+"""What a privacy report says about a training besides the figures of its ledger."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from monitors.accountant import DEFAULT_DELTA
+
+if TYPE_CHECKING:
+    from dpmodel.planning.release import ReleasePlan
+    from monitors.accountant import Accountant
+
+
+@dataclass(frozen=True)
+class ReportSubject:
+    """A training as a report describes it, whether it was configured or written in Python.
+
+    Args:
+        release: The mechanisms and what each step releases.
+        norm_bound: The norm bound of the first step.
+        planned_steps: Steps that were planned.
+        delta: The delta that epsilon is stated at.
+        accountant: The accountant that states epsilon.
+        statement: Unit, relation and sampling in words; None for those of ``release``.
+        target_epsilon: What the noise was solved for, or None.
+        public_constants: Settings that are treated as public constants.
+    """
+
+    release: ReleasePlan
+    norm_bound: float
+    planned_steps: int
+    delta: float = DEFAULT_DELTA
+    accountant: str | Accountant = "rdp"
+    statement: Mapping[str, str] | None = None
+    target_epsilon: float | None = None
+    public_constants: tuple[str, ...] = ()

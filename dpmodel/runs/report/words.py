@@ -1,0 +1,195 @@
+"""The privacy report in plain words, as Markdown."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
+
+from dpmodel.claims.verification import NOT_COVERED
+from dpmodel.planning.release import NO_GUARANTEE, large_delta
+from monitors.accountant import epsilon_text
+
+if TYPE_CHECKING:
+    from dpmodel.runs.report.privacy_report import PrivacyReport
+    from monitors.accountant import PrivacySpent
+
+#: Largest epsilon -> what may be said of it. After the tiers of Ponomareva et al. 2023, "How to DP-fy ML", section 5.2.
+_TIERS = (
+    (1.0, "a strong formal guarantee"),
+    (10.0, "a reasonable formal guarantee"),
+    (100.0, "a weak formal guarantee"),
+    (math.inf, "practically no formal guarantee"),
+)
+
+
+def report_in_words(report: PrivacyReport) -> str:
+    """The report for people.
+
+    Args:
+        report: The report.
+    """
+    spent = report.spent
+    parts = [
+        "# Privacy report",
+        _claim(report),
+        "## What the guarantee says",
+        _meaning(report),
+        "## Under which conditions",
+        _table(_conditions(report)),
+        "## How the figure was obtained",
+        _origin(report),
+        "## What was verified",
+        _listed(report.verified) or "Nothing is recorded about it.",
+        "No check covers the following:",
+        _listed(NOT_COVERED),
+        "## What is not accounted for",
+        _listed(report.not_accounted),
+    ]
+    if report.without_lost is not None:
+        parts[2:2] = ["## Steps that were lost", _lost(report.lost_steps, report.without_lost)]
+    caveats = [*spent.notes, *_of_delta(report)]
+    if caveats:
+        parts += ["## Caveats", "\n".join(f"- **{note}**" for note in caveats)]
+    return "\n\n".join(parts) + "\n"
+
+
+def _listed(sentences: Iterable[str]) -> str:
+    return "\n".join(f"- {sentence}" for sentence in sentences)
+
+
+def strength(epsilon: float) -> str:
+    """What may be said of a guarantee of ``epsilon``.
+
+    Example:
+        >>> strength(3.0)
+        'a reasonable formal guarantee'
+        >>> strength(4000.0)
+        'practically no formal guarantee'
+    """
+    return next(words for most, words in _TIERS if epsilon <= most)
+
+
+def _claim(report: PrivacyReport) -> str:
+    spent = report.spent
+    if report.violations:
+        return f"**The guarantee is void: {'; '.join(report.violations)}.** Epsilon is infinite."
+    if math.isinf(spent.epsilon):
+        return "**This training was NOT differentially private: epsilon is infinite.**"
+    figures = f"({epsilon_text(spent.epsilon)}, {spent.delta:g})-differential privacy for one {spent.unit}"
+    voided = [note for note in spent.notes if note.endswith(NO_GUARANTEE)]
+    if voided:
+        return (
+            f"**This training has NO guarantee: {'; '.join(voided)}.** With secret randomness it would satisfy "
+            f"{figures}; whoever knows the seed can undo that."
+        )
+    if _of_delta(report):
+        return f"**The training satisfies {figures}**, with a delta that is too large to mean much (see the caveats)."
+    return f"**The training satisfies {figures}** ({strength(spent.epsilon)})."
+
+
+def _of_delta(report: PrivacyReport) -> list[str]:
+    delta, examples = report.spent.delta, report.mechanism["num_examples"]
+    return [large_delta(delta, examples)] if delta * examples >= 1 and not math.isinf(report.spent.epsilon) else []
+
+
+def _lost(steps: int, without: PrivacySpent) -> str:
+    return (
+        f"The training was broken off and gone on with. {steps:,} steps had been begun and were not saved. They were "
+        "released, perhaps not all of them; all are charged in the figure above, which is the one to state and to add "
+        "to other uses of the same training data. Nothing of them is in this model: the steps that it was made from "
+        f"spent epsilon {epsilon_text(without.epsilon)} at delta {without.delta:g}."
+    )
+
+
+def _meaning(report: PrivacyReport) -> str:
+    spent = report.spent
+    if report.violations:
+        return (
+            "Nothing: private data may have reached the released weights without noise, or one example may have moved "
+            "them by more than is accounted for. Do not publish this model; train again from fresh weights."
+        )
+    if math.isinf(spent.epsilon):
+        return "Nothing: clipped gradients were used without noise. The model may reveal any training example."
+    most = math.exp(spent.epsilon) if spent.epsilon < 700 else math.inf
+    factor = f"{most:.3g}" if most < 1e6 else "more than a million"
+    sentence = (
+        f"Take two training sets that are neighbours: they differ by one step of the kind '{spent.relation}'. Whatever "
+        f"someone concludes from the trained model and from every intermediate state of it, the chance of that "
+        f"conclusion is at most e^epsilon = {factor} times as large with the one set as with the other, "
+        f"plus {spent.delta:g}."
+    )
+    if spent.epsilon > 10:
+        sentence += (
+            f" At epsilon {epsilon_text(spent.epsilon)} this bound is so loose that it protects "
+            f"{_loosely(spent.epsilon)}; more noise, fewer epochs or smaller batches are needed for a meaningful one."
+        )
+    return sentence
+
+
+def _loosely(epsilon: float) -> str:
+    return "little" if epsilon <= 100 else "nobody in practice"
+
+
+def _conditions(report: PrivacyReport) -> list[tuple[str, str]]:
+    spent, mechanism = report.spent, report.mechanism
+    rows = [
+        ("Protected unit", spent.unit),
+        ("Neighbouring data sets", spent.relation),
+        ("Sampling", spent.sampling),
+        ("Noise", _noise(mechanism)),
+        ("Clipping", _clipping(mechanism)),
+        ("Steps", f"{report.steps:,} of {report.planned_steps:,} planned ({report.status})"),
+        ("Delta", f"{spent.delta:g}"),
+        ("Accountant", spent.accountant),
+    ]
+    return [*rows, *((f"Epsilon by {name}", _figure(value)) for name, value in report.figures.items())]
+
+
+def _noise(mechanism: Any) -> str:
+    first, last = mechanism["initial_noise_multiplier"], mechanism["last_noise_multiplier"]
+    span = (
+        f"multiplier {first:.6g}"
+        if first == last
+        else f"multiplier {first:.6g} at the first step, {last:.6g} at the last"
+    )
+    factor = mechanism["sensitivity_factor"]
+    if factor == 1:
+        return f"{mechanism['noise']}, {span} (standard deviation over the norm bound)"
+    return (
+        f"{mechanism['noise']}, {span} (standard deviation over the norm bound); one example can move the clipped sum "
+        f"by {factor:g} times the bound, so {first / factor:.6g} is what counts"
+    )
+
+
+def _clipping(mechanism: Any) -> str:
+    text = f"{mechanism['clipping']}, norm bound {mechanism['initial_norm_bound']:g}"
+    event = mechanism["clip_count_event"]
+    if event is None:
+        return text
+    return f"{text} at the first step; the noisy statistic that moves it is charged ({event})"
+
+
+def _origin(report: PrivacyReport) -> str:
+    text = (
+        "Every release of private information is an entry in `ledger.json`, written before it was used; the figures "
+        f"are computed from that ledger alone (SHA-256 `{report.ledger_digest}`), by dpmodel "
+        f"{report.software.get('dpmodel', '?')}."
+    )
+    if report.target_epsilon is not None:
+        text += (
+            f" The noise multiplier was solved for the target epsilon {report.target_epsilon:g} before the training."
+        )
+    return text
+
+
+def _figure(value: float | str) -> str:
+    return value if isinstance(value, str) else epsilon_text(value)
+
+
+def _table(rows: list[tuple[str, str]]) -> str:
+    return "\n".join(["| | |", "|---|---|", *(f"| {name} | {_cell(value)} |" for name, value in rows)])
+
+
+def _cell(text: str) -> str:
+    return " ".join(text.replace("|", "\\|").split())

@@ -1,0 +1,143 @@
+"""Now and then: whether the clipped sum of a real batch is the sum of those of its halves."""
+
+from __future__ import annotations
+
+import math
+import secrets
+from dataclasses import replace
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+
+from mechanisms.clipping import ClipMechanism
+from mechanisms.engines.base import Engine
+from mechanisms.engines.batch import Batch, call_network, first_tensor, map_tensors
+from mechanisms.engines.losses import LossFunction
+from mechanisms.engines.precision import full_float32
+from mechanisms.engines.probing import draws, undisturbed
+from monitors.errors import UnprotectedUpdateError
+
+#: After the first batch one in so many is looked at, and of that so many examples.
+LOOKED_AT_EVERY = 100
+LOOKED_AT_EXAMPLES = 64
+
+#: Examples on which it is seen whether passes draw at random.
+_TRIED = 8
+
+#: What rounding may amount to, over the norm bound; for reduced precision, which rounds an example by where it lies
+#: among the others, by the square root of the examples.
+_ROUNDING = 1e-3
+_COARSE_ROUNDING = 0.02
+
+#: What is said where sums are not compared.
+NOT_COMPARED = (
+    "the sums of batches were not compared with those of their halves: the network or the loss draws at random even in "
+    "evaluation mode"
+)
+
+_FAULTY = (
+    "The engine {!r} or the rule of a layer of your own is at fault; use engine='loop', which passes each example "
+    "through by itself"
+)
+_KEPT = (
+    "The network or the loss keeps something of one example for others where it cannot be put back (a file, a thread, "
+    "compiled code), or draws at random in a way that no generator shows"
+)
+
+
+class Additivity:
+    """Holds the privacy claim against the batches of a training: the second line of its defence.
+
+    One example moves the sum by its own clipped gradient alone if, and only if, a batch adds up from its parts. The
+    isolation of examples by the engine makes it so; a fault of an engine, or of a layer's rule, would show here. The
+    first batch is looked at as a whole and later ones now and then, cut in two by a secret permutation. Networks and
+    losses that draw at random are compared in evaluation mode.
+
+    Args:
+        network: In training mode.
+        loss_fn: The user's loss.
+        engine: The engine of the training.
+        clip: A started clip mechanism.
+
+    Attributes:
+        not_compared: Why sums are not compared; None where they are.
+    """
+
+    def __init__(self, network: nn.Module, loss_fn: LossFunction, engine: Engine, clip: ClipMechanism) -> None:
+        self._network, self._loss_fn, self._engine, self._clip = network, loss_fn, engine, clip
+        self._batches = 0
+        self._random = False
+        self.not_compared: str | None = None
+
+    def __call__(self, batch: Batch) -> None:
+        """Call with each batch before its step.
+
+        Raises:
+            UnprotectedUpdateError: The sum of the batch is not that of its halves.
+        """
+        if batch.size < 2:
+            return
+        number, self._batches = self._batches, self._batches + 1
+        if number % LOOKED_AT_EVERY or self.not_compared is not None:
+            return
+        rows = _permutation(batch.size).to(first_tensor(batch.x).device)
+        looked_at = batch.select(rows if number == 0 else rows[:LOOKED_AT_EXAMPLES])
+        with undisturbed(self._network, self._loss_fn), full_float32():  # TF32 rounds by the size of the batch
+            if number == 0:
+                self._find_randomness(looked_at.select(slice(_TRIED)))
+            if self._random:
+                self._network.eval()
+            if self.not_compared is None:
+                self._require_additive(looked_at)
+
+    def _find_randomness(self, tried: Batch) -> None:
+        self._random = self._draws(tried)
+        if self._random:
+            with undisturbed(self._network):
+                self._network.eval()
+                if self._draws(tried):
+                    self.not_compared = NOT_COMPARED
+
+    def _draws(self, batch: Batch) -> bool:
+        if not self._engine.shows_values:
+            return draws(self._network, lambda: self._sum(batch))
+        examples = [batch.select(slice(row, row + 1)) for row in range(batch.size)]  # the engine seeds generators
+        return any(draws(self._network, partial(self._loss, example)) for example in examples)
+
+    def _loss(self, batch: Batch) -> object:
+        return self._loss_fn(call_network(self._network, batch.x), batch.y)
+
+    def _require_additive(self, batch: Batch) -> None:
+        difference = self._sum(batch)
+        for half in _halves(batch):
+            difference -= self._sum(half)
+        bound, off = self._clip.norm_bound, float(difference.norm())
+        if not off <= self._rounding(batch) * bound:
+            raise UnprotectedUpdateError(
+                f"the clipped sum of a batch of {batch.size} examples and the sums of its halves differ by "
+                f"{off / bound:.3g} norm bounds: one example could move the sum by more than the ledger accounts for. "
+                f"The step was not taken. {_KEPT if self._engine.shows_values else _FAULTY.format(self._engine.name)}"
+            )
+
+    def _sum(self, batch: Batch) -> Tensor:
+        own = replace(batch, x=map_tensors(torch.clone, batch.x), y=map_tensors(torch.clone, batch.y))
+        return self._engine.clipped_sum(self._network, self._loss_fn, own, self._clip).flat_grad  # some write to inputs
+
+    def _rounding(self, batch: Batch) -> float:
+        narrow = any(value.dtype in (torch.float16, torch.bfloat16) for value in self._network.parameters())
+        coarse = narrow or getattr(self._engine, "precision", "fp32") != "fp32"
+        return _COARSE_ROUNDING * (1.0 + math.sqrt(batch.size)) if coarse else _ROUNDING
+
+
+def _permutation(size: int) -> Tensor:
+    generator = torch.Generator("cpu").manual_seed(secrets.randbits(63))
+    return torch.randperm(size, generator=generator, device="cpu")
+
+
+def _halves(batch: Batch) -> list[Batch]:
+    """Two parts without a unit in common."""
+    if batch.group_ids is None:
+        return [batch.select(slice(batch.size // 2)), batch.select(slice(batch.size // 2, None))]
+    first = batch.group_ids < batch.num_units // 2
+    return [batch.select(first), batch.select(~first)]

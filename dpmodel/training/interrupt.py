@@ -1,0 +1,73 @@
+"""Ctrl-C or a polite kill while training: the step is finished, everything is written, then the training ends."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from types import FrameType
+from typing import TYPE_CHECKING
+
+from dpmodel.callbacks.base import Callback
+
+if TYPE_CHECKING:
+    from dpmodel.training.run import Run
+
+#: Ctrl-C, and what cluster managers send before they kill.
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+#: How the stop reason of an interrupted run begins.
+INTERRUPTED = "interrupted"
+
+
+class InterruptStop(Callback):
+    """Turns the first signal into a stop before the next step; a second one breaks off at once."""
+
+    def __init__(self) -> None:
+        self.run: Run | None = None
+        self.interrupted = False
+
+    def on_train_begin(self, run: Run) -> None:
+        """Know the run to stop."""
+        self.run = run
+
+    @contextmanager
+    def listening(self, signals: Sequence[signal.Signals] = SIGNALS) -> Iterator[None]:
+        """Handle the signals inside the block; outside of the main thread, where Python has none, do nothing."""
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        before = {number: signal.signal(number, self._handle) for number in signals}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        del frame
+        if self.run is None or self.interrupted:
+            raise KeyboardInterrupt
+        self.interrupted = True
+        self.run.stop(f"{INTERRUPTED} ({signal.Signals(number).name})")
+
+
+@contextmanager
+def finishing_steps(run: Run) -> Iterator[None]:
+    """Ctrl-C stops ``run`` after the step under way, and raises at the end of the block; a second one at once.
+
+    Nothing is done where somebody else handles Ctrl-C already.
+
+    Raises:
+        KeyboardInterrupt: There was one.
+    """
+    if signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
+        yield
+        return
+    stop = InterruptStop()
+    stop.on_train_begin(run)
+    with stop.listening([signal.SIGINT]):
+        yield
+    if stop.interrupted:
+        raise KeyboardInterrupt

@@ -1,0 +1,235 @@
+"""The training loop: epochs of private steps, with callbacks, validation and history."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from dpmodel.callbacks.base import CallbackList
+from dpmodel.data.collation import Collation
+from dpmodel.data.loader import PrivateLoader
+from dpmodel.training.interrupt import INTERRUPTED
+from dpmodel.training.run import Run
+from dpmodel.training.step import PrivateStep
+from mechanisms.engines.batch import Batch, first_tensor, map_tensors
+
+if TYPE_CHECKING:
+    from dpmodel.saving.keeper import StateKeeper
+
+#: What a ledger says of a training that something other than a limit has ended.
+STOPPED_BY_CHOICE = (
+    "stopped before its planned end: epsilon is that of a length fixed in advance; where the moment was chosen by what "
+    "the training showed, state epsilon of all planned steps, or train under a PrivacyFilter"
+)
+
+
+def to_device(value: Any, device: torch.device) -> Any:
+    """A nest of tensors on ``device``."""
+    return map_tensors(lambda tensor: tensor.to(device, non_blocking=True), value)
+
+
+@dataclass
+class EpochProgress:
+    """The part of an epoch that is done.
+
+    Args:
+        losses: Training loss of each of its steps; NaN where no example was drawn.
+        seconds: Time that earlier processes spent on it.
+    """
+
+    losses: list[float] = field(default_factory=list)
+    seconds: float = 0.0
+    started: float = field(default_factory=time.perf_counter)
+
+    def seconds_so_far(self) -> float:
+        """Time spent on the epoch, in all processes."""
+        return self.seconds + time.perf_counter() - self.started
+
+
+@dataclass
+class TrainingLoop:
+    """Runs a ``Run`` to its end or until something stops it.
+
+    Args:
+        run: State that callbacks see.
+        loader: Where batches come from.
+        collation: Looks at how they are put together.
+        step: Does one private step.
+        listeners: Callbacks and monitors.
+        evaluate: Validation metrics after each epoch, or None.
+        device: Where the network is.
+        keeper: Keeps the state of the training on the disk; None keeps nothing.
+
+    Attributes:
+        before_pass: Called before each batch is read, and before it is passed through; None for nothing.
+    """
+
+    run: Run
+    loader: PrivateLoader
+    collation: Collation
+    step: PrivateStep
+    listeners: CallbackList
+    evaluate: Callable[[], dict[str, float]] | None
+    device: torch.device
+    keeper: StateKeeper | None = None
+    before_pass: Callable[[], None] | None = field(default=None, init=False)
+    progress: EpochProgress = field(default_factory=EpochProgress, init=False)
+    _announced: set[str] = field(default_factory=set, init=False)
+    _between_steps: bool = field(default=True, init=False)
+    _limit_reached: bool = field(default=False, init=False)
+
+    def __call__(self) -> None:
+        """Train until the planned steps are done or ``run.stop`` was called.
+
+        Where a callback or the validation fails between two steps, the state is kept all the same.
+        """
+        run = self.run
+        try:
+            for epoch in range(run.epoch, run.epochs + 1):
+                run.epoch = epoch
+                self._epoch()
+                if run.stop_reason is not None:
+                    run.say(f"training stopped after {run.step - run.first_step} steps: {run.stop_reason}")
+                    self._note_choice()
+                    break
+        except Exception:
+            if self._between_steps:
+                with suppress(Exception):  # what has failed is what is reported
+                    self._rest()
+            raise
+        self.step.guard.settle()
+        self._rest()
+        if self.step.left_out:
+            run.say(f"{self.step.left_out:,} clipped units without a finite gradient were left out in all")
+
+    def _epoch(self) -> None:
+        run = self.run
+        if not (self._steps_left() or self.progress.losses):
+            return
+        self.progress.started = time.perf_counter()
+        self.listeners.notify("on_train_epoch_begin", run)
+        self._steps()
+        if not self.progress.losses:
+            return
+        self.step.guard.settle()
+        self._validate()
+        self._record(self.progress)
+        self.progress = EpochProgress()
+        self.listeners.notify("on_train_epoch_end", run)
+
+    def _steps_left(self) -> int:
+        run = self.run
+        return run.first_step + run.epoch * run.steps_per_epoch - run.step
+
+    def _steps(self) -> None:
+        run, left = self.run, self._steps_left()
+        self.step.network.train()
+        batches = self.loader.batches(run.plan.sampler, run.step - run.first_step, left, secret=run.plan.secret)
+        if self.keeper is not None:
+            self.keeper.before_steps(self)
+        for _ in range(left):
+            asked_before = run.stop_reason is not None
+            self.listeners.notify("on_train_step_begin", run)
+            if run.stop_reason is not None:
+                self._limit_reached = not asked_before
+                # Before the metrics of a part of an epoch are taken, which a resumed training must not know.
+                self._rest()
+                break
+            self._one_step(batches)
+
+    def _one_step(self, batches: Iterator[tuple[Any, Any]]) -> None:
+        run = self.run
+        if self.keeper is not None:
+            self.keeper.before_step(self)
+        self._renew()
+        batch = self._batch(next(batches))
+        self._renew()  # the data set may have seeded the generators for its own purposes
+        self._between_steps = False
+        run.history.record_norm_bound(run.step, run.norm_bound)
+        run.loss = self.step(batch, run.step)
+        run.advance()
+        self.progress.losses.append(run.loss)
+        self._between_steps = True
+        self._announce_limit()
+        self._announce_left_out()
+        self._announce_isolation()
+        self.listeners.notify("on_train_step_end", run)
+        if self.keeper is not None:
+            self.keeper.after_step(self)
+
+    def _note_choice(self) -> None:
+        """A limit stops by the schedule, known in advance; whatever else stops may go by what the training showed."""
+        run = self.run
+        chosen = not self._limit_reached and not str(run.stop_reason).startswith(INTERRUPTED)
+        if chosen and run.step < run.planned_steps:
+            run.ledger.add_note(STOPPED_BY_CHOICE)
+
+    def _renew(self) -> None:
+        if self.before_pass is not None:
+            self.before_pass()
+
+    def _rest(self) -> None:
+        if self.keeper is not None:
+            self.keeper.rest(self)
+
+    def _batch(self, pair: tuple[Any, Any]) -> Batch:
+        with self.step.guard.each_example_alone(self.run.step):
+            self.collation.watch(pair)
+        x, y = to_device(pair[0], self.device), to_device(pair[1], self.device)
+        plan = self.run.plan
+        if not plan.unit.grouped:
+            return Batch(x, y)
+        ids = plan.sampler.group_ids(first_tensor(x).shape[0], plan.unit.expected_units)
+        return Batch(x, y, torch.from_numpy(ids).to(self.device), plan.unit.expected_units)
+
+    def _announce_limit(self) -> None:
+        limit = self.run.plan.clip.at_limit
+        if limit is not None and limit not in self._announced:
+            self._announced.add(limit)
+            self.run.say(limit)
+
+    def _announce_left_out(self) -> None:
+        if self.step.left_out and "left out" not in self._announced:
+            self._announced.add("left out")
+            self.run.say(
+                f"step {self.run.step}: {self.step.left_out} clipped units had a gradient that is not finite and were "
+                "left out, as they will be in later steps; look for NaN or infinite numbers in the data"
+            )
+
+    def _announce_isolation(self) -> None:
+        if self.step.not_compared is not None and "not compared" not in self._announced:
+            self._announced.add("not compared")
+            self.run.say(self.step.not_compared)
+        put_back = self.step.engine.boundary.put_back
+        if put_back and "put back" not in self._announced:
+            self._announced.add("put back")
+            self.run.say(
+                f"the network or the loss changes {', '.join(sorted(put_back)[:3])}; dpmodel puts that back after each "
+                "pass, so that nothing of one example reaches others. Count steps in a callback"
+            )
+
+    def _validate(self) -> None:
+        if self.evaluate is not None:
+            self.listeners.notify("on_eval_begin", self.run)
+            self.run.metrics = self.evaluate()
+            self.listeners.notify("on_eval_end", self.run)
+
+    def _record(self, progress: EpochProgress) -> None:
+        run = self.run
+        seen = [loss for loss in progress.losses if not math.isnan(loss)]
+        run.history.append(
+            epoch=run.epoch,
+            step=run.step,
+            loss=sum(seen) / len(seen) if seen else None,
+            metrics={name if name != "loss" else "valid_loss": value for name, value in run.metrics.items()},
+            epsilon=run.privacy_spent().epsilon,
+            noise_multiplier=run.noise_multiplier,
+            norm_bound=run.norm_bound,
+            seconds=progress.seconds_so_far(),
+        )

@@ -1,0 +1,226 @@
+"""One training: the only thing that callbacks and monitors see."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
+from typing import TYPE_CHECKING, Any
+
+from dpmodel.claims.choices import private_value_read
+from dpmodel.claims.claim import joined_statement
+from dpmodel.runs.report.subject import ReportSubject
+from dpmodel.training.history import History
+from monitors.accountant import DEFAULT_DELTA
+
+if TYPE_CHECKING:
+    from torch import nn
+    from torch.optim import Optimizer
+
+    from dpmodel.model import DPModel
+    from dpmodel.planning.release import ReleasePlan
+    from dpmodel.training.guard import UpdateGuard
+    from monitors.accountant import Accountant, PrivacySpent
+    from monitors.events import PrivacyEvent
+    from monitors.ledger import Ledger
+
+#: Accountant of an epsilon that is shown while training when no monitor states one.
+DEFAULT_ACCOUNTANT = "rdp"
+
+
+class Run:
+    """State of one call of ``fit``.
+
+    Attributes:
+        model: The ``DPModel`` that is trained.
+        history: One row per finished epoch.
+        first_step: Steps that the model had done before this call.
+        step: Steps done over the model's life.
+        epoch: Current epoch of this call, from 1.
+        epochs: Epochs asked for.
+        has_validation: Whether held-out data were given to ``fit``.
+        metrics: Latest validation metrics.
+        notes: What could not be tried of the mechanisms; on the ledger from the first step on.
+        stop_reason: Why the run was stopped early, else None.
+        printer: Where ``say`` writes; a progress bar may put its own here.
+
+    Args:
+        model: The ``DPModel``.
+        plan: Mechanisms and events of the run.
+        epochs: Epochs asked for.
+        steps_per_epoch: Steps per epoch.
+        callbacks: Searched for a privacy monitor, whose ``target_delta`` and ``accountant`` are then those of the run.
+    """
+
+    def __init__(
+        self, model: DPModel, plan: ReleasePlan, epochs: int, steps_per_epoch: int, callbacks: Iterable[Any] = ()
+    ) -> None:
+        self.model = model
+        self.plan = plan
+        self.epochs = epochs
+        self.steps_per_epoch = steps_per_epoch
+        self.first_step = plan.first_step
+        self.step = plan.first_step
+        self.epoch = 1
+        self._loss: float | None = None
+        self._guard: UpdateGuard | None = None
+        self._when_violated: list[Callable[[], None]] = []
+        self.has_validation = False
+        self.metrics: dict[str, float] = {}
+        self.notes: tuple[str, ...] = ()
+        self.stop_reason: str | None = None
+        self.printer: Callable[[str], None] = print
+        deltas = (getattr(callback, "target_delta", None) for callback in callbacks)
+        self.delta: float = next((delta for delta in deltas if delta is not None), DEFAULT_DELTA)
+        accountants = (getattr(callback, "accountant", None) for callback in callbacks)
+        self.accountant: str | Accountant = next(
+            (found for found in accountants if found is not None), DEFAULT_ACCOUNTANT
+        )
+        self.history = History(delta=self.delta)
+
+    @property
+    def loss(self) -> float | None:
+        """Mean training loss of the last drawn batch, None before the first, NaN for an empty one; not private.
+
+        A callback that reads it and changes the optimizer, the noise or the clipping then or later leaves a note on the
+        ledger.
+        """
+        private_value_read("the training loss")
+        return self._loss
+
+    @loss.setter
+    def loss(self, loss: float | None) -> None:
+        self._loss = loss
+
+    @property
+    def network(self) -> nn.Module:
+        """The network that is trained."""
+        return self.model.network
+
+    @property
+    def optimizer(self) -> Optimizer:
+        """Its optimizer."""
+        return self.model.optimizer
+
+    @property
+    def ledger(self) -> Ledger:
+        """Everything released so far, over the model's life; also by processes that broke off."""
+        return self.model.ledger
+
+    @property
+    def verification(self) -> list[str]:
+        """What was verified, how and when, for the report; whoever verifies more appends a sentence."""
+        return self.model.verification
+
+    @property
+    def planned_steps(self) -> int:
+        """Value of ``step`` at the end of this call if nothing stops it."""
+        return self.first_step + self.epochs * self.steps_per_epoch
+
+    @property
+    def last_step(self) -> int:
+        """Number of the last step taken (or of the first one, before it)."""
+        return max(self.step - 1, self.first_step)
+
+    @property
+    def noise_multiplier(self) -> float:
+        """Noise standard deviation over the norm bound at the last step."""
+        return self.plan.noise.noise_multiplier(self.last_step)
+
+    @property
+    def norm_bound(self) -> float:
+        """Norm bound that the next step will use."""
+        return self.plan.clip.norm_bound
+
+    def advance(self) -> None:
+        """Count one finished step."""
+        self.step += 1
+        self.model.steps_done = self.step
+
+    def event(self, step: int) -> PrivacyEvent:
+        """The event that step ``step`` records."""
+        return self.plan.event(step)
+
+    @property
+    def facts(self) -> Mapping[str, int | float | str | None]:
+        """The numbers in force, for monitors to check theirs against."""
+        return self.plan.facts
+
+    @property
+    def statement(self) -> Mapping[str, str]:
+        """Unit, relation and sampling in words."""
+        return self.plan.statement
+
+    @property
+    def subject(self) -> ReportSubject:
+        """The training as its privacy report describes it."""
+        words = joined_statement(self.model.statements or [self.plan.statement])
+        return ReportSubject(
+            self.plan, self.model.norm_bound, self.planned_steps, self.delta, self.accountant, statement=words
+        )
+
+    def status(self, error: BaseException | None = None) -> str:
+        """How the training ended, for the report: ``"finished"``, or why it ended early.
+
+        Args:
+            error: What it failed with, or None.
+        """
+        interrupted = isinstance(error, KeyboardInterrupt) and self.stop_reason is not None
+        if error is not None and not interrupted:
+            return f"failed: {type(error).__name__}: {error}"
+        return "finished" if self.stop_reason is None else f"stopped: {self.stop_reason}"
+
+    def privacy_spent(self, delta: float | None = None, accountant: str | Accountant | None = None) -> PrivacySpent:
+        """Privacy spent by all that is on the ledger; by default as the run's privacy monitor states it."""
+        return self.model.privacy_spent(
+            self.delta if delta is None else delta, self.accountant if accountant is None else accountant
+        )
+
+    def guarded_by(self, guard: UpdateGuard) -> None:
+        """The guard that watches the weights of this run."""
+        self._guard = guard
+
+    @contextmanager
+    def post_processing(self, what: str) -> Iterator[None]:
+        """Let a callback change weights, buffers or optimizer state inside the block.
+
+        For changes that no private data went into, such as an average of earlier weights or a temperature that follows
+        the step. The ledger gets a note with ``what``. Without it such a change ends the training and voids its claim,
+        unless the values are again those of an earlier step (weights that are swapped and swapped back, or restored).
+
+        Args:
+            what: What is written, in words.
+
+        Raises:
+            UnprotectedUpdateError: Something was changed before the block.
+
+        Example:
+            >>> from dpmodel import Callback
+            >>> class Averaged(Callback):
+            ...     def on_train_end(self, run):
+            ...         with run.post_processing("the mean of the weights of the last epochs"):
+            ...             run.network.load_state_dict(self.mean)
+        """
+        if not isinstance(what, str) or not what.strip():
+            raise ValueError(f"what must say in words what is written, got {what!r}")
+        with nullcontext() if self._guard is None else self._guard.declared():
+            self.ledger.add_note(f"a callback changed the network, declared as post-processing: {what}")
+            yield
+
+    def on_violation(self, listener: Callable[[], None]) -> None:
+        """Have ``listener`` called at once when a violation was recorded on the ledger."""
+        self._when_violated.append(listener)
+
+    def violated(self, reason: str) -> None:
+        """A violation was recorded on the ledger."""
+        del reason
+        for listener in self._when_violated:
+            listener()
+
+    def stop(self, reason: str) -> None:
+        """End the training before the next step; the first reason is kept."""
+        if self.stop_reason is None:
+            self.stop_reason = reason
+
+    def say(self, text: str) -> None:
+        """Print a line where it does not disturb a progress bar."""
+        self.printer(text)

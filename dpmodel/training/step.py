@@ -1,0 +1,135 @@
+"""One private step: Abadi et al. 2016, algorithm 1, with the ledger written before the result is used."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from dpmodel.planning.release import ReleasePlan
+from dpmodel.training.batch_check import Additivity
+from dpmodel.training.guard import UpdateGuard
+from mechanisms.engines.base import ClippedSum, Engine
+from mechanisms.engines.batch import Batch
+from mechanisms.engines.parameters import FlatLayout
+from mechanisms.engines.power_iterations import PowerIterations
+from monitors.errors import NonFiniteGradientsError, UnprotectedUpdateError
+from monitors.ledger import Ledger
+
+#: Training stops after this many steps in a row in which at least half of the units had no finite gradient.
+MAX_BROKEN_STEPS = 20
+
+
+@dataclass
+class PrivateStep:
+    """Takes a drawn batch to an updated network.
+
+    Args:
+        network: Trained in place.
+        loss_fn: The user's loss.
+        optimizer: Over the network's trainable parameters.
+        engine: Clipped sums.
+        plan: Mechanisms and the event of each step.
+        ledger: Where each event is recorded before its result is used.
+        guard: Refuses updates that dpmodel did not make.
+        padding: Rows of parameters, by name, whose gradient is zero whatever the data (``padding_rows``): no noise
+            stays in them, which is post-processing of the release.
+        iterations: Of the network's spectral normalisations, held while it trains; None for none.
+    """
+
+    network: nn.Module
+    loss_fn: Callable[..., Tensor]
+    optimizer: Optimizer
+    engine: Engine
+    plan: ReleasePlan
+    ledger: Ledger
+    guard: UpdateGuard
+    padding: Mapping[str, Sequence[int]] = field(default_factory=dict)
+    iterations: PowerIterations | None = None
+    broken_steps: int = field(default=0, init=False)
+    left_out: int = field(default=0, init=False)  # units without a finite gradient, in all steps; private
+    _layout: FlatLayout = field(init=False)
+    _additivity: Additivity = field(init=False)
+    _sum: Tensor = field(init=False)  # for all steps: fresh memory of the size of a large network is slow to come by
+
+    def __post_init__(self) -> None:
+        self._layout = FlatLayout.of(self.network)
+        self._sum = self._layout.zeros(self._layout.size)
+        self._additivity = Additivity(self.network, self.loss_fn, self.engine, self.plan.clip)
+
+    def __call__(self, batch: Batch, step: int) -> float:
+        """Do step ``step`` on ``batch`` (possibly empty: a noise-only step).
+
+        Returns:
+            Mean training loss of the batch, not private; NaN for an empty batch.
+
+        Raises:
+            UnprotectedUpdateError: Something un-noised could reach the optimizer. Where it may have reached weights
+                that were released, the violation is on the ledger.
+            NonFiniteGradientsError: Most gradients were not finite for many steps in a row.
+        """
+        self.guard.check()
+        if self.iterations:
+            with self.guard.declared():  # they follow the released weights and the number of steps
+                self.iterations.advance()
+        plan = self.plan
+        with self._never_left_clean():
+            # A layer that writes to its weights or buffers would have moved them by the data, without noise.
+            with self.guard.forward_pass(step, self.engine.boundary.written):
+                self._additivity(batch)
+                if self.not_compared is not None:
+                    self.ledger.add_note(self.not_compared)
+                summed = self.engine.clipped_sum(self.network, self.loss_fn, batch, plan.clip, self._sum)
+            self._require_accounted(summed)
+            self.ledger.record(plan.event(step))
+            noisy = plan.noise.add(summed, step)
+        self._descend(noisy.div_(plan.unit.expected_units), step)
+        # Who releases nothing by an event of its own is shown nothing.
+        shown = summed.norms if plan.clip_event(step) is not None else summed.norms[:0]
+        plan.clip.update(shown, plan.unit, step)
+        self._watch(summed)
+        return summed.loss
+
+    @property
+    def not_compared(self) -> str | None:
+        """Why the second line of defence does not compare sums; None where it does."""
+        return self._additivity.not_compared
+
+    @contextmanager
+    def _never_left_clean(self) -> Iterator[None]:
+        """Where a step fails, no sum without noise stays: an optimizer may hold views of it since the last step."""
+        try:
+            yield
+        except BaseException:
+            self._sum.zero_()
+            raise
+
+    def _descend(self, gradient: Tensor, step: int) -> None:
+        parameters = self.guard.parameters.values()
+        for parameter, part in zip(parameters, self._layout.views(gradient), strict=True):
+            parameter.grad = part.to(parameter.dtype)
+        for name, rows in self.padding.items():
+            self.guard.parameters[name].grad[list(rows)] = 0.0  # type: ignore[index]
+        with self.guard.update(step):
+            self.optimizer.step()
+
+    def _require_accounted(self, summed: ClippedSum) -> None:
+        accounted = self.plan.unit.sensitivity_factor * self.plan.clip.norm_bound
+        if summed.sensitivity > accounted * (1 + 1e-12) or summed.norm_bound != self.plan.clip.norm_bound:
+            raise UnprotectedUpdateError(
+                f"engine {self.engine.name!r} states sensitivity {summed.sensitivity:g}, but the ledger accounts for "
+                f"{accounted:g}; the step was not taken"
+            )
+
+    def _watch(self, summed: ClippedSum) -> None:
+        self.left_out += summed.rejected
+        broken = 2 * summed.rejected >= max(1, summed.norms.shape[0]) and summed.rejected > 0
+        self.broken_steps = self.broken_steps + 1 if broken else 0
+        if self.broken_steps >= MAX_BROKEN_STEPS:
+            raise NonFiniteGradientsError(
+                f"at least half of the gradients were NaN or infinite in {self.broken_steps} steps in a row; they were "
+                "left out, and those steps are charged. Lower the learning rate or the norm bound, or check the data"
+            )

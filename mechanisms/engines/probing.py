@@ -1,0 +1,152 @@
+"""Trial passes that leave no trace: state put back, modes of a network for a while, perturbed weights."""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import numpy as np
+import torch
+from torch import nn
+
+from mechanisms.engines.generators import each_once, global_generators
+from mechanisms.engines.holders import same_values
+from mechanisms.engines.parameters import trainable_parameters
+from mechanisms.engines.python_state import PythonState
+
+#: How far parameters are moved for a second comparison, relative to their size.
+SHAKE = 0.1
+
+
+@contextmanager
+def undisturbed(network: nn.Module, *others: object, keep_buffers: bool = False) -> Iterator[None]:
+    """Whatever happens inside, ``network`` is as before afterwards: modes, buffers, random state and Python state.
+
+    The Python state of ``others`` (a loss) is put back too; buffers stay as they are where they are to be kept.
+
+    A buffer that nothing wrote to is not written to here either: its version tells so to whoever watches it.
+    """
+    modes = [(module, module.training) for module in network.modules()]
+    buffers = [] if keep_buffers else [(value, value.clone(), value._version) for value in network.buffers()]
+    state = PythonState(network, *others, by_value=True)
+    generators = each_once([*global_generators()[1:], *state.generators])
+    drawn = [kind.state(generator) for generator, kind in generators]
+    try:
+        with torch.random.fork_rng(devices=_gpus(network)):
+            yield
+    finally:
+        state.restore()
+        for (generator, kind), drawn_before in zip(generators, drawn, strict=True):
+            kind.restore(generator, drawn_before)
+        for module, training in modes:
+            module.training = training
+        with torch.no_grad():
+            for value, before, version in buffers:
+                if value._version != version or not same_values(value, before):
+                    value.copy_(before)
+
+
+def seed_generators(network: nn.Module, seed: int) -> None:
+    """Seed the generators of NumPy and Python, and torch's of the CPU and of the GPUs that ``network`` lies on.
+
+    Example:
+        >>> with undisturbed(nn.Linear(1, 1)):
+        ...     seed_generators(nn.Linear(1, 1), 3)
+        ...     torch.initial_seed()
+        3
+    """
+    random.seed(seed)
+    np.random.seed(seed)
+    torch.default_generator.manual_seed(seed)
+    for device in _gpus(network):
+        with torch.cuda.device(device):
+            torch.cuda.manual_seed(seed)
+
+
+def draws(network: nn.Module, call: Callable[[], object]) -> bool:
+    """Whether ``call`` takes random numbers from a generator of torch, NumPy or Python, however little they change.
+
+    Example:
+        >>> draws(nn.Linear(1, 1), lambda: torch.rand(1)), draws(nn.Linear(1, 1), lambda: torch.ones(1))
+        (True, False)
+    """
+    before = _generator_states(network)
+    call()
+    return before != _generator_states(network)
+
+
+def _generator_states(network: nn.Module) -> list[object]:
+    on_gpus = [torch.cuda.get_rng_state(device) for device in _gpus(network)]
+    of_torch = [state.numpy().tobytes() for state in (torch.get_rng_state(), *on_gpus)]
+    name, keys, *rest = np.random.get_state()
+    return [*of_torch, name, np.asarray(keys).tobytes(), rest, random.getstate()]
+
+
+def _gpus(network: nn.Module) -> list[torch.device]:
+    return list(dict.fromkeys(value.device for value in network.parameters() if value.device.type == "cuda"))
+
+
+@contextmanager
+def without_dropout(network: nn.Module) -> Iterator[None]:
+    """All modules are in training mode within, but dropout is off: that of its layers, and between recurrent ones."""
+    modes = {module: module.training for module in network.modules()}
+    between = {module: module.dropout for module in network.modules() if isinstance(module, nn.RNNBase)}
+    network.train()
+    for module in network.modules():
+        if isinstance(module, nn.modules.dropout._DropoutNd):
+            module.eval()
+    for module in between:
+        module.dropout = 0.0
+    try:
+        yield
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
+        for module, share in between.items():
+            module.dropout = share
+
+
+@contextmanager
+def shaken(network: nn.Module) -> Iterator[None]:
+    """All trainable parameters are moved a little within, so that none is zero; their own values are put back."""
+    values = [(parameter, parameter.data) for parameter in trainable_parameters(network).values()]
+    draws = torch.Generator("cpu").manual_seed(0)
+    try:
+        for parameter, value in values:
+            size = float(value.float().abs().mean()) if value.numel() else 0.0
+            noise = torch.randn(value.shape, generator=draws, dtype=torch.float32, device="cpu").to(value)
+            parameter.data = value + SHAKE * (size or 1.0 / math.sqrt(max(value.shape[-1:], default=1))) * noise
+        yield
+    finally:
+        for parameter, value in values:
+            parameter.data = value
+
+
+@contextmanager
+def mode(network: nn.Module, *, training: bool) -> Iterator[None]:
+    """All layers train, or evaluate, within.
+
+    Example:
+        >>> layer = nn.Dropout().eval()
+        >>> with mode(layer, training=True):
+        ...     layer.training
+        True
+        >>> layer.training
+        False
+    """
+    modes = {module: module.training for module in network.modules()}
+    network.train(training)
+    try:
+        yield
+    finally:
+        for module, before in modes.items():
+            module.training = before
+
+
+@contextmanager
+def inference(network: nn.Module) -> Iterator[None]:
+    """Evaluation without gradients within."""
+    with mode(network, training=False), torch.no_grad():
+        yield

@@ -1,0 +1,88 @@
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from dpmodel.config import make_config
+from dpmodel.planning.longest import most_epochs
+from dpmodel.planning.training_plan import KNOWN_SIZES, expected_examples, plan_training
+from monitors.errors import ConfigError
+from monitors.events import GaussianEvent, PoissonSampledEvent
+
+BASE = {
+    "network": "lenet5",
+    "optimizer": "SGD",
+    "privacy": {"noise_multiplier": 1.5},
+    "training": {"epochs": 2, "batch_size": 50},
+}
+
+
+def config(*overrides):
+    return make_config(BASE, overrides)
+
+
+def test_a_plan_is_the_release_of_each_step():
+    ledger = plan_training(config(), 1000).ledger()
+    assert ledger.rows == ((PoissonSampledEvent(0.05, GaussianEvent(1.5)), 40),)
+
+
+@settings(max_examples=25, deadline=None)
+@given(first=st.integers(0, 60), second=st.integers(0, 60), rate=st.sampled_from([0.0, 0.01]))
+def test_a_plan_gives_the_same_ledger_in_whatever_order_it_is_asked(first, second, rate):
+    noise = f"privacy.noise={{name: AdaGaussian, decay_policy: Time, noise_decay_rate: {rate}}}"
+    plan = plan_training(config(noise, "training.epochs=3"), 1000)
+    for steps in (first, second, first):
+        assert plan.ledger(steps) == plan.release.ledger(steps)
+        assert plan.ledger(steps).total == steps
+
+
+@pytest.mark.parametrize("target", [0.5, 3.0, 20.0])
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        [],
+        ["privacy.noise={name: AdaGaussian, decay_policy: Exp, noise_decay_rate: 0.02}"],
+        ["privacy.clip={name: Gaussian, fraction_stddev: 0.5}"],
+        ["privacy.micro_batches=5"],
+        ["privacy.sampling=shuffle"],
+    ],
+    ids=["fixed", "decaying", "adaptive clip", "micro-batches", "shuffled"],
+)
+def test_a_target_is_met_and_never_passed(overrides, target):
+    plan = plan_training(config(*overrides, "privacy.noise_multiplier=null", f"privacy.target_epsilon={target}"), 1000)
+    reached = plan.privacy_spent().epsilon
+    assert reached <= target
+    assert reached == pytest.approx(target, rel=1e-3)
+    assert plan.target_epsilon == target
+    assert plan.config.privacy.target_epsilon is None
+    assert plan.config.privacy.noise_multiplier == plan.noise_multiplier
+
+
+def test_the_most_epochs_are_found_for_a_decaying_schedule():
+    decaying = config("privacy.noise={name: AdaGaussian, decay_policy: Time, noise_decay_rate: 0.001}")
+    found = most_epochs(decaying, 4.0, 1000)
+    plan = plan_training(decaying, 1000)
+    assert plan.privacy_spent(epochs=found).epsilon <= 4.0 < plan.privacy_spent(epochs=found + 1).epsilon
+
+
+def test_the_number_of_examples_comes_from_the_configuration():
+    assert expected_examples(config()) == KNOWN_SIZES["mnist"]
+    assert expected_examples(config("data.limit=2000")) == 2000
+    assert expected_examples(config("data.name=npz", "data.num_examples=77")) == 77
+    with pytest.raises(ConfigError, match=r"'npz' is not known without reading the data; set data\.num_examples"):
+        expected_examples(config("data.name=npz"))
+
+
+def test_the_known_sizes_are_those_of_the_data():
+    from dpmodel.data import DATASETS, load_dataset
+
+    assert set(KNOWN_SIZES) <= set(DATASETS.names())
+    assert len(load_dataset("mnist").train) == KNOWN_SIZES["mnist"]
+
+
+def test_a_fault_is_named_with_its_setting():
+    with pytest.raises(
+        ConfigError, match=r"privacy\.micro_batches: batch_size=50 must be a multiple of micro_batches=7"
+    ):
+        plan_training(config("privacy.micro_batches=7"), 1000)
+    with pytest.raises(ConfigError, match=r"--set privacy\.noise\.name=AdaGaussian.*: privacy\.noise: "):
+        plan_training(config("privacy.noise.name=AdaGaussian", "privacy.noise.decay_policy=Sine"), 1000)
