@@ -20,23 +20,23 @@ import torch.nn.functional as F
 from steps import engine_step, fresh_network, optimizer_of
 from workloads import Workload
 
-from mechanisms.engines import bookkeeping, contributions, passes
-from mechanisms.engines.plans import PlanBook
+from mechanisms.engines.bookkeeping import engine, terms
+from mechanisms.engines.bookkeeping.formulas import PlanBook
 from mechanisms.noise import Gaussian
 
 ENGINE = "bookkeeping"
 
 #: Stage -> the functions whose own time (without that of other stages inside) it is.
 STAGES: dict[str, tuple[tuple[Any, str], ...]] = {
-    "forward pass": ((passes, "_forward"),),
-    "gradients of the outputs": ((bookkeeping, "record_forward"),),
+    "forward pass": ((engine, "record_forward"),),
+    "gradients of the outputs": ((engine, "record_backward"),),
     "layers' terms (squared norms)": (
-        (contributions.Arrivals, "take"),
-        (bookkeeping, "jobs_of"),
-        (bookkeeping, "terms_of"),
+        (terms.Arrivals, "take"),
+        (engine, "jobs_of"),
+        (engine, "terms_of"),
     ),
-    "norms and clip factors": ((bookkeeping, "_norms"), (bookkeeping, "bounded_factors")),
-    "clipped sums": ((bookkeeping.BookKeepingEngine, "partial_sum"),),
+    "norms and clip factors": ((engine, "_norms"), (engine, "bounded_factors")),
+    "clipped sums": ((engine.BookKeepingEngine, "partial_sum"),),
     "noise": ((Gaussian, "add"),),
     "update": ((torch.optim.SGD, "step"),),
 }

@@ -18,8 +18,8 @@ from workloads import Workload
 
 from mechanisms.clipping import Fixed
 from mechanisms.engines import ENGINES, Batch, Engine, FlatLayout, choose_engine
+from mechanisms.engines.bookkeeping.pool_first import PoolFirst, pooling_of
 from mechanisms.engines.memory import peak_bytes
-from mechanisms.engines.pool_first import PoolFirst, pooling_of
 from mechanisms.noise import Gaussian
 from mechanisms.units import ClippedUnit
 

@@ -43,14 +43,14 @@ from dpmodel.training.step import PrivateStep
 from mechanisms.clipping import ClipMechanism, Fixed
 from mechanisms.engines.base import ENGINES, Engine
 from mechanisms.engines.batch import Batch, first_tensor
-from mechanisms.engines.bookkeeping import PRECISIONS
+from mechanisms.engines.bookkeeping.engine import PRECISIONS
 from mechanisms.engines.choose import Choice, choose_engine
 from mechanisms.engines.modes import plain_modes, require_no_modes
 from mechanisms.engines.padding import padding_rows
 from mechanisms.engines.parameters import FlatLayout
-from mechanisms.engines.pass_boundary import ISOLATION
 from mechanisms.engines.power_iterations import PowerIterations
 from mechanisms.engines.probing import inference, mode, undisturbed
+from mechanisms.engines.state.pass_boundary import ISOLATION
 from mechanisms.noise import NoiseMechanism, NoNoise
 from mechanisms.sampling import SAMPLERS
 from mechanisms.units import ClippedUnit

@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, ClassVar
 
 from mechanisms.readable import readable
 from mechanisms.rng import SecureGenerator
-from mechanisms.schedules import DECAYS, Schedule, constant
 from monitors import checks
 from monitors.events import GaussianEvent, NonPrivateEvent, PrivacyEvent
 from monitors.registry import Registry
+from monitors.schedules import DECAYS, Schedule, constant
 
 if TYPE_CHECKING:
     import torch

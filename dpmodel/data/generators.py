@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from dpmodel.data.reachable import reachable
-from mechanisms.engines.generators import each_once, global_generators, kind_of
+from mechanisms.engines.state.generators import each_once, global_generators, kind_of
 
 _SEED_BYTES = 8
 

@@ -11,10 +11,10 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
 from mechanisms.engines.batch import first_tensor, map_tensors, outputs_of
-from mechanisms.engines.isolation import examples_only, isolated
+from mechanisms.engines.isolation.isolated import examples_only, isolated
 from mechanisms.engines.losses import ExampleLosses, LossFunction
 from mechanisms.engines.outputs import each_row, first_dimensions, row_dimensions
-from mechanisms.engines.python_state import PythonState
+from mechanisms.engines.state.python_state import PythonState
 
 #: Outputs with which a loss that is not a number is tried again: if it stays so, no target of the example counts.
 _OTHER_OUTPUTS = (0.5, 0.125, 0.75)

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from mechanisms.engines.base import ENGINES, ClippedSum, Engine
 from mechanisms.engines.batch import Batch
-from mechanisms.engines.bookkeeping import BookKeepingEngine
+from mechanisms.engines.bookkeeping.engine import BookKeepingEngine
+from mechanisms.engines.bookkeeping.layers import LAYER_RULES, Call, LayerRule, layer_rule
 from mechanisms.engines.choose import Choice, choose_engine
-from mechanisms.engines.functional import VmapEngine
-from mechanisms.engines.layers import LAYER_RULES, Call, LayerRule, layer_rule
 from mechanisms.engines.loop import LoopEngine
 from mechanisms.engines.losses import ExampleLosses
 from mechanisms.engines.parameters import FlatLayout
+from mechanisms.engines.vmap import VmapEngine
 
 __all__ = [
     "ENGINES",

@@ -16,9 +16,9 @@ from mechanisms.engines.batch import Batch
 from mechanisms.engines.losses import ExampleLosses, LossFunction
 from mechanisms.engines.modes import plain_modes, require_unwatched
 from mechanisms.engines.parameters import FlatLayout
-from mechanisms.engines.pass_boundary import PassBoundary
 from mechanisms.engines.precision import require_full_products
 from mechanisms.engines.probing import undisturbed
+from mechanisms.engines.state.pass_boundary import PassBoundary
 from mechanisms.units import ClippedUnit
 from monitors import checks
 from monitors.errors import UnprotectedUpdateError

@@ -11,7 +11,7 @@ from torch.overrides import _get_current_function_mode_stack
 from torch.utils._device import DeviceContext
 from torch.utils._python_dispatch import _get_current_dispatch_mode_stack
 
-from mechanisms.engines.originals import replaced_kernel
+from mechanisms.engines.isolation.originals import replaced_kernel
 from monitors.errors import ConfigError, UnprotectedUpdateError, UnsupportedModuleError
 
 _DEVICES = ("cpu", "cuda", "mps", "xpu")

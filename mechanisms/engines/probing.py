@@ -11,10 +11,10 @@ import numpy as np
 import torch
 from torch import nn
 
-from mechanisms.engines.generators import each_once, global_generators
-from mechanisms.engines.holders import same_values
 from mechanisms.engines.parameters import trainable_parameters
-from mechanisms.engines.python_state import PythonState
+from mechanisms.engines.state.generators import each_once, global_generators
+from mechanisms.engines.state.holders import same_values
+from mechanisms.engines.state.python_state import PythonState
 
 #: How far parameters are moved for a second comparison, relative to their size.
 SHAKE = 0.1

@@ -12,13 +12,13 @@ from torch import Tensor, nn
 from mechanisms.clipping import ClipMechanism
 from mechanisms.engines.base import ClippedSum, Engine
 from mechanisms.engines.batch import Batch, first_tensor, map_tensors, outputs_of
-from mechanisms.engines.functional import VmapEngine
-from mechanisms.engines.guards import seed_as_pass
+from mechanisms.engines.isolation.guards import seed_as_pass
 from mechanisms.engines.loop import LoopEngine
 from mechanisms.engines.losses import LossFunction
 from mechanisms.engines.parameters import hooked_parameter, trainable_parameters
 from mechanisms.engines.precision import full_float32
 from mechanisms.engines.probing import draws, seed_generators, shaken, undisturbed
+from mechanisms.engines.vmap import VmapEngine
 from mechanisms.units import ClippedUnit
 
 #: Largest accepted difference, relative to the largest entry of the parameter (float32 networks of many layers round).

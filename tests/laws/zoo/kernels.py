@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from mechanisms.engines.layers import LAYER_RULES, layer_rule
+from mechanisms.engines.bookkeeping.layers import LAYER_RULES, layer_rule
 
 from ..neighbours import CLASSES, EXAMPLES, FEATURES, Member, Neighbours, Training, body, drawn
 from .delayed import Schedule

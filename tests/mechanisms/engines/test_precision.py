@@ -13,7 +13,7 @@ from torch import nn
 
 from mechanisms.clipping import CLIP
 from mechanisms.engines import ENGINES, Batch, BookKeepingEngine, LoopEngine, choose_engine
-from mechanisms.engines.capture import Recorder
+from mechanisms.engines.bookkeeping.recorder import Recorder
 from mechanisms.engines.precision import full_float32
 from mechanisms.engines.verification import disagreement
 from mechanisms.units import ClippedUnit
@@ -249,7 +249,7 @@ def test_engines_are_compared_with_the_loop_in_full_float32(monkeypatch):
         return forward(self, x)
 
     monkeypatch.setattr(nn.Conv2d, "forward", noted)
-    monkeypatch.setattr("mechanisms.engines.guards.replaced_function", lambda: None)  # it would be refused
+    monkeypatch.setattr("mechanisms.engines.isolation.guards.replaced_function", lambda: None)  # it would be refused
     assert (
         disagreement(BookKeepingEngine, image_network(), nn.CrossEntropyLoss(), Batch(images(2), torch.arange(2)))
         is None

@@ -1,0 +1,228 @@
+"""The fast path: one forward pass, one pass for output gradients, and per-layer sums of re-weighted examples."""
+
+from __future__ import annotations
+
+import math
+from typing import ClassVar
+from weakref import ref
+
+import torch
+from torch import Tensor, nn
+
+from mechanisms.clipping import ClipMechanism
+from mechanisms.engines.base import ENGINES, ClippedSum, Engine, PartialSum, bounded_factors, even
+from mechanisms.engines.batch import Batch, costs_a_wait
+from mechanisms.engines.bookkeeping.formulas import PlanBook
+from mechanisms.engines.bookkeeping.layers.rules import Term
+from mechanisms.engines.bookkeeping.passes import record_backward, record_forward
+from mechanisms.engines.bookkeeping.scratch import Scratch
+from mechanisms.engines.bookkeeping.survey import Survey
+from mechanisms.engines.bookkeeping.terms import Arrivals, jobs_of, terms_of
+from mechanisms.engines.losses import ExampleLosses, LossFunction
+from mechanisms.engines.parameters import FlatLayout
+from mechanisms.engines.verification import disagreement
+from mechanisms.units import ClippedUnit
+
+#: Working set of one chunk on a CPU: larger chunks spill out of the caches, smaller ones repeat the work that a pass
+#: costs whatever its size.
+CACHE_BYTES = 64 * 2**20
+
+#: Share of a chunk made for speed that is spread over the others: as a chunk of its own it would take longer.
+SPARE = 0.25
+
+#: Fewest examples in a chunk made for speed.
+SMALLEST_CHUNK = 32
+
+#: Convolution weights beyond this many entries are seldom instantiated, and then not for every layer at a time.
+LARGEST_INSTANTIATED = 2**18
+
+#: What ``precision`` may be, and the autocast type it stands for.
+PRECISIONS: dict[str, torch.dtype | None] = {"fp32": None, "bf16": torch.bfloat16}
+
+
+@ENGINES.register("bookkeeping")
+class BookKeepingEngine(Engine):
+    """Exact clipped sums at about the cost of plain training.
+
+    Parameters' own gradients are never computed by autograd: each layer's input and output gradient give, by the
+    layer's rule, the squared norm of every example's gradient and, once the factors are known, the clipped sum.
+
+    Args:
+        unit: What is clipped as one vector.
+        physical_batch_size: Most examples in memory at once; None for the whole batch.
+        precision: ``"fp32"`` (the parameters' own type) or ``"bf16"``: forward and backward pass under autocast. Norms,
+            factors and sums are in float32 either way, so the bound on what an example can do is the same.
+        timed_plans: Time each layer's exact plans on the first batch instead of estimating their cost, as is done on a
+            GPU in any case. Can be faster on unusual hardware; two runs may then differ in the last bits.
+
+    References:
+        Bu et al. 2023, "Differentially Private Optimization on Large Model at Small Cost" (book-keeping).
+    """
+
+    name: ClassVar[str] = "bookkeeping"
+    proof: ClassVar[str] = "every layer and the loss see one example at a time (torch.func.vmap with shared weights)"
+
+    def __init__(
+        self,
+        unit: ClippedUnit,
+        physical_batch_size: int | None = None,
+        *,
+        precision: str = "fp32",
+        timed_plans: bool = False,
+    ) -> None:
+        super().__init__(unit, physical_batch_size)
+        if precision not in PRECISIONS:
+            raise ValueError(f"precision must be one of {', '.join(PRECISIONS)}, got {precision!r}")
+        self.precision = precision
+        self.plans = PlanBook(timed_plans)
+        self._known: tuple[object, ...] | None = None
+        self._survey = Survey()
+        self._scratch = Scratch()
+        self._fast_chunk: int | None = None
+        self._expects_broken = False
+
+    @classmethod
+    def refuses(cls, network: nn.Module, loss_fn: LossFunction, unit: ClippedUnit, example: Batch) -> str | None:
+        """Compare one clipped sum on ``example`` with the one-example loop's, parameter by parameter."""
+        del unit
+        try:
+            cls.run_unwatched(network, loss_fn, example)
+            return disagreement(cls, network, loss_fn, example)
+        except Exception as error:
+            lines = str(error).strip().splitlines()
+            return lines[0] if lines else type(error).__name__
+
+    def clipped_sum(
+        self,
+        network: nn.Module,
+        loss_fn: LossFunction,
+        batch: Batch,
+        clip: ClipMechanism,
+        out: Tensor | None = None,
+    ) -> ClippedSum:
+        """See ``Engine``; on a CPU chunks are no larger than its caches, which is faster and changes no number.
+
+        On a GPU no pass waits to be told whether all norms are finite: where one was not, the sum is made again.
+        """
+        if batch.size:
+            self._prepare(network, batch)
+        found = self._cut_for_speed(network, loss_fn, batch, clip, out)
+        if found.rejected and not self._expects_broken and costs_a_wait(found.flat_grad):
+            self._expects_broken = True  # more of them will follow
+            found = self._cut_for_speed(network, loss_fn, batch, clip, out)
+        return found
+
+    def _cut_for_speed(
+        self, network: nn.Module, loss_fn: LossFunction, batch: Batch, clip: ClipMechanism, out: Tensor | None
+    ) -> ClippedSum:
+        if not batch.size or batch.group_ids is not None:
+            return super().clipped_sum(network, loss_fn, batch, clip, out)
+        stated = self.physical_batch_size
+        fast = self._fast_chunk and even(batch.size, math.ceil(batch.size / self._fast_chunk - SPARE))
+        self.physical_batch_size = min((size for size in (stated, fast) if size), default=None)
+        try:
+            return super().clipped_sum(network, loss_fn, batch, clip, out)
+        finally:
+            self.physical_batch_size = stated
+
+    @property
+    def held_bytes(self) -> int:
+        """See ``Engine``: per-example gradients of the layers that instantiate them, of one chunk."""
+        return self._scratch.held_bytes
+
+    def release(self) -> None:
+        """See ``Engine``."""
+        self._scratch = Scratch()
+
+    def explain(self) -> str:
+        """Which plan each layer uses and why; the figures are known once a batch has been seen."""
+        lines = [f"engine 'bookkeeping', precision {self.precision}"]
+        for site in self._survey.sites:
+            kind = type(site.module).__name__
+            lines.append(f"  {site.name or 'network'} ({kind}): {site.how.words}")
+            chosen = {key: choice for key, choice in self.plans.choices.items() if key[0] == site.name}
+            lines += [f"    {key[1]} {key[2:]}: {choice.words()}" for key, choice in chosen.items()]
+        sizes = [size for size in (self.physical_batch_size, self._fast_chunk) if size]
+        if sizes:
+            lines.append(f"  batches are cut into chunks of about {min(sizes)} examples, which changes no number")
+        return "\n".join(lines)
+
+    def partial_sum(
+        self,
+        network: nn.Module,
+        losses: ExampleLosses,
+        batch: Batch,
+        clip: ClipMechanism,
+        layout: FlatLayout,
+        total: Tensor,
+    ) -> PartialSum:
+        """One forward pass, one backward pass to the layers' outputs, then the layers' terms."""
+        blocks, like = clip.blocks(layout.names), layout.zeros()
+        if not batch.size:  # a chunk of groups none of which has a member
+            return PartialSum(like.new_zeros(batch.num_units, max(blocks) + 1), like)
+        with self.boundary.around(batch):
+            return self._sum_of_pass(network, losses, batch, clip, layout, total)
+
+    def _sum_of_pass(
+        self,
+        network: nn.Module,
+        losses: ExampleLosses,
+        batch: Batch,
+        clip: ClipMechanism,
+        layout: FlatLayout,
+        total: Tensor,
+    ) -> PartialSum:
+        blocks, like = clip.blocks(layout.names), layout.zeros()
+        arrivals = Arrivals(batch, self.plans, self._scratch, layout.dtype)
+        with self.boundary.user_code():
+            recorded = record_forward(network, losses, batch, self._survey, PRECISIONS[self.precision])
+        done = record_backward(recorded, self._survey, PRECISIONS[self.precision], arrivals.expect)
+        loss_sum = done.losses.sum().to(layout.dtype)
+        terms = arrivals.terms | terms_of(jobs_of(done, batch.size, layout.dtype), batch, self.unit, self.plans)
+        for record in recorded[0].records:
+            record.let_go()
+        del done, recorded
+        norms = _norms(terms, blocks, like, batch.num_units)
+        factors = bounded_factors(norms, clip, layout.size)
+        finite = torch.isfinite(norms)
+        trusted = costs_a_wait(total) and not self._expects_broken
+        if not trusted and not bool(finite.all()):
+            terms = {position: term.keep(finite.all(dim=1)) for position, term in terms.items()}
+        for position, out in enumerate(total.split(layout.sizes)):
+            if position in terms:
+                terms[position].add_to(out, factors[:, blocks[position]])
+        return PartialSum(norms, loss_sum)
+
+    def _prepare(self, network: nn.Module, batch: Batch) -> None:
+        """Survey again when the network, its mode or its trainable parameters have changed."""
+        trained = [id(value) for value in network.parameters() if value.requires_grad]
+        state = (*trained, *(module.training for module in network.modules()))
+        if self._known is not None and self._known[0]() is network and self._known[1] == state:  # type: ignore[operator]
+            return
+        self._survey = Survey.of(network, batch)
+        self._known = (ref(network), state)
+        on_cpu = all(value.device.type == "cpu" for value in network.parameters())
+        self._fast_chunk = _cache_friendly_chunk(self._survey) if on_cpu else None
+
+
+def _cache_friendly_chunk(survey: Survey) -> int | None:
+    """A power of two of examples whose activations, gradients and instantiated weights fit ``CACHE_BYTES``.
+
+    Large networks get more: each chunk reads all weights, which must not be most of what it moves. None for networks of
+    vectors: nothing is instantiated there, and matrix products are best undivided.
+    """
+    if survey.vectors_only:
+        return None
+    weights = sum(value.numel() for site in survey.sites for value in site.values if value.dim() > 2)
+    per_example = 4 * (3 * survey.entries_per_example + min(weights, LARGEST_INSTANTIATED))
+    exponent = round(math.log2(max(CACHE_BYTES, 2 * 4 * weights) / max(per_example, 1)))
+    return max(SMALLEST_CHUNK, 1 << max(exponent, 0))
+
+
+def _norms(terms: dict[int, Term], blocks: list[int], like: Tensor, units: int) -> Tensor:
+    squared = like.new_zeros(units, max(blocks) + 1)
+    for block in set(blocks):
+        members = [term.squared_norms.to(like.dtype) for position, term in terms.items() if blocks[position] == block]
+        if members:
+            squared[:, block] = torch.stack(members).sum(0)
+    return squared.sqrt_()

@@ -1,0 +1,145 @@
+"""Linear layers, on vectors and on sequences."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import partial
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from mechanisms.engines.bookkeeping.layers.rules import (
+    Call,
+    LayerRule,
+    Plan,
+    Term,
+    layer_rule,
+    squared_norms_of_products,
+)
+
+#: Gram matrices are considered while they hold fewer numbers than this many times the instantiated gradient.
+GRAM_LIMIT = 1.0
+
+#: Outputs of a layer up to which the library's product over many rows is slow on a CPU; in parts it is a third faster.
+FEW_OUTPUTS = 16
+LARGE_PRODUCT = 2**20
+PARTS = 8
+
+#: Units of rounding, of the size of the terms, that a sum over many rows may be off by; several times what is seen.
+ROUNDINGS = 64
+
+
+@layer_rule(nn.Linear)
+class LinearRule(LayerRule):
+    """``y = x W' + b``: one example's gradient is ``sum_t g_t x_t'`` over its T positions.
+
+    References:
+        Goodfellow 2015, "Efficient Per-Example Gradient Computations" (vectors: ``|g x'| = |g| |x|``);
+        Li et al. 2022, "Large Language Models Can Be Strong Differentially Private Learners" (Gram matrices).
+    """
+
+    positional: ClassVar[bool] = True
+
+    def example_gradients(self, call: Call) -> Mapping[str, Tensor]:
+        """``weight`` (B, O, I) and ``bias`` (B, O)."""
+        x, g = _sequences(call)
+        found = {}
+        if "weight" in call.wanted:
+            found["weight"] = torch.bmm(g.transpose(1, 2), x)
+        if "bias" in call.wanted:
+            found["bias"] = g.sum(1)
+        return found
+
+    def plans(self, call: Call) -> Mapping[str, Sequence[Plan]]:
+        """Vectors: product of norms. Sequences: instantiate, or Gram matrices when positions are few."""
+        x, g = _sequences(call)
+        found: dict[str, Sequence[Plan]] = {}
+        if "weight" in call.wanted:
+            found["weight"] = weight_plans(call, x, g)
+        if "bias" in call.wanted:
+            bias = g.squeeze(1) if g.shape[1] == 1 else g.sum(1)
+            found["bias"] = [Plan("sum", partial(Term.of_rows, bias), elements=bias.numel())]
+        return found
+
+    def join(self, calls: Sequence[Call]) -> Call:
+        """Positions of all calls, one after the other."""
+        pairs = [_sequences(call) for call in calls]
+        inputs, grads = (torch.cat(parts, dim=1) for parts in zip(*pairs, strict=True))
+        return Call(calls[0].layer, (inputs,), grads, calls[0].wanted)
+
+
+def weight_plans(call: Call, x: Tensor, g: Tensor) -> list[Plan]:
+    """Plans for gradients ``sum_t g_t x_t'`` from x (B, T, I) and g (B, T, O); exact, whatever T is."""
+    (batch, positions, fan_in), fan_out = x.shape, g.shape[2]
+    if positions == 1:
+        return [Plan("norm product", partial(_norm_product, x.squeeze(1), g.squeeze(1)))]
+    instantiated = batch * fan_in * fan_out
+    gram = batch * positions**2
+    plans = [Plan("instantiate", partial(_instantiate, call, x, g), instantiated * (positions + 12.0), instantiated)]
+    if positions**2 <= GRAM_LIMIT * fan_in * fan_out:
+        cost = 2.5 * gram * (fan_in + fan_out) + batch * positions * (fan_in * fan_out + 12.0 * (fan_in + fan_out))
+        plans.append(Plan("Gram", partial(_gram, x, g), cost, 3 * gram))
+    return plans
+
+
+def _sequences(call: Call) -> tuple[Tensor, Tensor]:
+    x, g = call.inputs[0], call.output_grad
+    if x.dim() == 2:
+        return x.unsqueeze(1), g.unsqueeze(1)
+    return x.flatten(1, -2), g.flatten(1, -2)
+
+
+def _norm_product(x: Tensor, g: Tensor) -> Term:
+    return Term(squared_norms_of_products(x, g), _add_product, (x, g))
+
+
+def _instantiate(call: Call, x: Tensor, g: Tensor) -> Term:
+    rows = call.kept("weight", len(x), g.shape[2], x.shape[2])
+    return Term.of_rows(torch.bmm(g.transpose(1, 2), x, out=rows))
+
+
+def _gram(x: Tensor, g: Tensor) -> Term:
+    return Term(gram_squared_norms(x, g), _add_product, (x, g))
+
+
+def _add_product(out: Tensor, factors: Tensor, x: Tensor, g: Tensor) -> None:
+    """``out += sum_b factor_b g_b x_b'`` for x (B, I) and g (B, O), or x (B, T, I) and g (B, T, O)."""
+    weighted = (g * factors.view(-1, *[1] * (g.dim() - 1))).flatten(0, -2)
+    x, table = x.flatten(0, -2), out.view(g.shape[-1], x.shape[-1])
+    divided = 0
+    if x.device.type == "cpu" and weighted.shape[1] <= FEW_OUTPUTS and x.numel() >= LARGE_PRODUCT:
+        divided = len(x) // PARTS * PARTS
+        left, right = (value[:divided].unflatten(0, (PARTS, -1)) for value in (weighted, x))
+        table += torch.bmm(left.transpose(1, 2), right).sum(0)
+    table.addmm_(weighted[divided:].t(), x[divided:])
+
+
+def gram_squared_norms(x: Tensor, g: Tensor) -> Tensor:
+    """``|sum_t g_t x_t'|^2`` of each example, see ``squared_norms_of_grams``.
+
+    Args:
+        x: Shape (B, T, I).
+        g: Shape (B, T, O).
+    """
+    wide_x, wide_g = x.double(), g.double()
+    grams = torch.bmm(wide_x, wide_x.transpose(1, 2)), torch.bmm(wide_g, wide_g.transpose(1, 2))
+    return squared_norms_of_grams(*grams, g.dtype)
+
+
+def squared_norms_of_grams(x_gram: Tensor, g_gram: Tensor, dtype: torch.dtype) -> Tensor:
+    """``|sum_t g_t x_t'|^2 = sum_ts (x_t . x_s)(g_t . g_s)``, and what rounding may add to the sum where terms cancel.
+
+    The product is in float64, but the sum that is clipped by it is made in ``dtype``: its rounding is as large as that
+    of its largest terms, however small their sum. So the norm of an example is at least as large as what it can really
+    add.
+
+    Args:
+        x_gram: Inner products of the inputs, shape (B, T, T), float64.
+        g_gram: Inner products of the output gradients, shape (B, T, T), float64; overwritten.
+        dtype: Type of the clipped sum, and of the result, shape (B,).
+    """
+    gram = g_gram.mul_(x_gram)
+    terms = gram.diagonal(dim1=1, dim2=2).clamp(min=0.0).sqrt_().sum(1)
+    rounding = terms.mul_(ROUNDINGS * torch.finfo(dtype).eps).square_()
+    return gram.sum((1, 2)).clamp_(min=0.0).add_(rounding).to(dtype)

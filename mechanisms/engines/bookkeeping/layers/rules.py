@@ -1,0 +1,337 @@
+"""The rule of a layer: its per-example gradients from what it was given and the gradient of what it answered."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import Any, ClassVar, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from mechanisms.engines.bookkeeping.scratch import Scratch
+from mechanisms.engines.isolation.isolated import isolated
+from mechanisms.engines.isolation.rows import PLAIN
+from mechanisms.engines.state.python_state import PythonState
+from monitors.errors import UnsupportedModuleError
+
+
+@dataclass(frozen=True)
+class Call:
+    """One call of a layer in the forward pass; row b of every tensor belongs to example b.
+
+    Args:
+        layer: The layer that was called.
+        inputs: Its positional arguments, detached; floating tensors in the dtype of norms and sums.
+        output_grad: Gradient of the summed losses with respect to its output, shape (B, ...).
+        wanted: Names of the layer's parameters that are trained.
+        scratch: Where plans find memory for large arrays.
+        key: What tells this layer's arrays from those of the others in use.
+    """
+
+    layer: nn.Module
+    inputs: tuple[Any, ...]
+    output_grad: Tensor
+    wanted: tuple[str, ...]
+    scratch: Scratch = field(default_factory=Scratch)
+    key: Hashable = None
+
+    @property
+    def rows(self) -> int:
+        """Number of examples B."""
+        return self.output_grad.shape[0]
+
+    def kept(self, use: str, *shape: int) -> Tensor:
+        """Memory for an array of a plan that is in use until the clipped sums are made."""
+        return self.scratch.empty((self.key, use), shape, self.output_grad)
+
+    def passing(self, *shape: int) -> Tensor:
+        """Memory for an array of a plan that is in use no longer than the plan runs."""
+        return self.scratch.empty("passing", shape, self.output_grad)
+
+
+@dataclass(frozen=True)
+class Term:
+    """What one parameter adds: its squared gradient norms, and its clipped sum once the factors are known.
+
+    Args:
+        squared_norms: Shape (B,).
+        add: ``add(out, factors, *held)`` adds ``sum_b factor_b gradient_b`` to ``out``, a flat view of the parameter's
+            entries, for factors (B,). All that depends on the examples it takes from ``held``.
+        held: Tensors whose first dimension counts examples, or what ``owners`` says.
+        owners: The example that each row of ``held`` belongs to; None: row b belongs to example b.
+    """
+
+    squared_norms: Tensor
+    add: Callable[..., object]
+    held: tuple[Tensor, ...]
+    owners: Tensor | None = None
+
+    @classmethod
+    def of_rows(cls, rows: Tensor) -> Term:
+        """The term of instantiated gradients, shape (B, ...)."""
+        flat = rows.flatten(1) if rows.dim() > 1 else rows.unsqueeze(1)
+        return cls(squared_norms(flat), _add_rows, (flat,))
+
+    def add_to(self, out: Tensor, factors: Tensor) -> None:
+        """Add the clipped sum to ``out``, a flat view of the parameter's entries, for factors (B,)."""
+        self.add(out, factors, *self.held)
+
+    def keep(self, examples: Tensor) -> Term:
+        """The same term without the examples where ``examples``, shape (B,), is False: zero times NaN is NaN."""
+        rows = examples if self.owners is None else examples[self.owners]
+
+        def masked(value: Tensor) -> Tensor:
+            return torch.where(rows.view(-1, *[1] * (value.dim() - 1)), value, torch.zeros_like(value))
+
+        return replace(self, held=tuple(map(masked, self.held)))
+
+
+def _add_rows(out: Tensor, factors: Tensor, rows: Tensor) -> None:
+    out.addmv_(rows.t(), factors)
+
+
+#: Entries added up in one go; the library's norm loses accuracy over longer rows.
+SEGMENT = 4096
+
+
+def squared_norms(rows: Tensor) -> Tensor:
+    """Squared L2 norms (B,) of rows (B, N), within a few float32 roundings whatever N is, without a temporary copy."""
+    whole = rows.shape[1] // SEGMENT * SEGMENT
+    if rows.shape[1] <= SEGMENT:
+        norms: Tensor = torch.linalg.vector_norm(rows, dim=1)
+        return norms.mul_(norms)  # square_ takes the long way of a general power
+    segments = rows[:, :whole].unflatten(1, (-1, SEGMENT))
+    squared: Tensor = torch.linalg.vector_norm(segments, dim=2).square_().sum(1)
+    if whole < rows.shape[1]:
+        squared += torch.linalg.vector_norm(rows[:, whole:], dim=1).square_()
+    return squared
+
+
+def squared_norms_of_products(left: Tensor, right: Tensor) -> Tensor:
+    """Squared L2 norms (B,) of the outer products of rows of ``left`` (B, M) and ``right`` (B, N).
+
+    Squares that are too small for the type are put back at their largest: the other factor may be large, and a norm
+    must not be smaller than what is clipped by it.
+    """
+    tiny = torch.finfo(left.dtype).tiny
+    first, second = (squared_norms(rows).add_(tiny * rows.shape[1]) for rows in (left, right))
+    return first.mul_(second)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """One exact way to a term.
+
+    Args:
+        name: What ``explain`` calls it.
+        run: Computes the term.
+        cost: Estimated work in multiply-adds of a large matrix product; the cheapest is taken unless plans are timed.
+        elements: Numbers the plan holds until the factors are known, for the memory estimate.
+    """
+
+    name: str
+    run: Callable[[], Term]
+    cost: float = 0.0
+    elements: float = 0.0
+
+
+class LayerRule(ABC):
+    """Per-example gradients of one family of layers.
+
+    Only ``example_gradients`` is needed; ``plans`` offers cheaper ways to the same numbers, ``join`` turns several
+    calls of one layer into one.
+
+    ``positional`` says the layer treats every dimension but its last alike, so that an example may have several
+    rows, or its rows may lie in another dimension (sequence first).
+    """
+
+    positional: ClassVar[bool] = False
+
+    @abstractmethod
+    def example_gradients(self, call: Call) -> Mapping[str, Tensor]:
+        """Gradients (B, *shape of the parameter) of every wanted parameter."""
+
+    def plans(self, call: Call) -> Mapping[str, Sequence[Plan]]:
+        """For each wanted parameter the exact plans that could be used; instantiation unless a rule knows better."""
+        gradients = self.example_gradients(call)
+        return {
+            name: [Plan("instantiate", partial(Term.of_rows, gradients[name]), elements=gradients[name].numel())]
+            for name in call.wanted
+        }
+
+    def batched_dims(self, layer: nn.Module) -> int:
+        """Dimensions of a tensor from which on the first one counts rows; one with fewer belongs to a single row."""
+        del layer
+        return 2 if self.positional else 1
+
+    def join(self, calls: Sequence[Call]) -> Call | None:
+        """Several calls of one layer as one call with the same total gradient, or None where that cannot be."""
+        del calls
+        return None
+
+    def refuses(self, layer: nn.Module) -> str | None:
+        """Why this layer, set up as it is, has no per-example gradient; None where it has."""
+        del layer
+        return None
+
+
+class FunctionRule(LayerRule):
+    """A rule made of one function."""
+
+    def __init__(self, function: Callable[[Call], Mapping[str, Tensor]]) -> None:
+        self._function = function
+
+    def example_gradients(self, call: Call) -> Mapping[str, Tensor]:
+        """The function's answer."""
+        return self._function(call)
+
+
+class IsolatedRule(LayerRule):
+    """A rule of another package, shown one example at a time; nothing that it keeps of one is there for the next.
+
+    Its ``plans`` and ``join`` are not used: they speak of the whole batch.
+
+    Args:
+        rule: The rule.
+    """
+
+    def __init__(self, rule: LayerRule) -> None:
+        self._rule = rule
+
+    @property
+    def positional(self) -> bool:  # type: ignore[override]
+        """As of the rule."""
+        return self._rule.positional
+
+    def batched_dims(self, layer: nn.Module) -> int:
+        """As of the rule."""
+        return self._rule.batched_dims(layer)
+
+    def refuses(self, layer: nn.Module) -> str | None:
+        """As of the rule."""
+        return self._rule.refuses(layer)
+
+    def example_gradients(self, call: Call) -> Mapping[str, Tensor]:
+        """The rule's answers for each example as a batch of one.
+
+        Raises:
+            UnsupportedModuleError: The rule looks at numbers, keeps state where it cannot be put back, or its answer is
+                not one gradient.
+        """
+        state = PythonState(self._rule)
+        if state.unfollowed or not state.complete:
+            raise UnsupportedModuleError(f"{self._named(call)} keeps state that cannot be put back after an example")
+        places = [place for place, value in enumerate(call.inputs) if isinstance(value, Tensor)]
+
+        def of_one(output_grad: Tensor, *tensors: Tensor) -> Any:
+            inputs = list(call.inputs)
+            for place, value in zip(places, tensors, strict=True):
+                inputs[place] = value
+            found = self._rule.example_gradients(Call(call.layer, tuple(inputs), output_grad, call.wanted))
+            return {name: found[name] for name in call.wanted}
+
+        try:
+            found: Any = isolated(of_one, call.output_grad, *(call.inputs[place] for place in places))
+        except UnsupportedModuleError as error:
+            raise UnsupportedModuleError(f"{self._named(call)}: {error}") from error
+        finally:
+            state.restore()
+        for name, value in found.items():
+            if value.shape[1:2] != (1,):
+                raise UnsupportedModuleError(
+                    f"{self._named(call)} gives shape {tuple(value.shape[1:])} for {name!r} of one example; the first "
+                    "dimension must count examples"
+                )
+        return {name: value.squeeze(1) for name, value in found.items()}
+
+    def _named(self, call: Call) -> str:
+        return f"the layer rule of {type(call.layer).__name__}"
+
+
+def isolating(rule: LayerRule) -> LayerRule:
+    """The rule itself where it is one of this library, of which it is known that it treats every row alone."""
+    function = rule._function if isinstance(rule, FunctionRule) else type(rule)
+    return rule if function.__module__.startswith("mechanisms.") else IsolatedRule(rule)
+
+
+#: Rules by layer type; subclasses that keep ``forward`` share the rule of their base.
+LAYER_RULES: dict[type[nn.Module], LayerRule] = {}
+
+R = TypeVar("R")
+
+
+def layer_rule(*types: type[nn.Module]) -> Callable[[R], R]:
+    """Decorator that registers a rule for layers of ``types``: a ``LayerRule`` subclass, or a function of a ``Call``.
+
+    The engine checks every network against the one-example loop before it is used, so that a wrong rule is refused with
+    the layer's name and never trains a model. A rule sees one example at a time, as a batch of one under
+    ``torch.func.vmap``; control flow that depends on its numbers is refused.
+
+    Args:
+        types: Module classes whose ``forward`` takes tensors with one row per example.
+
+    Example:
+        >>> class Scale(nn.Module):
+        ...     def __init__(self, width):
+        ...         super().__init__()
+        ...         self.weight = nn.Parameter(torch.ones(width))
+        ...     def forward(self, x):
+        ...         return x * self.weight
+        >>> @layer_rule(Scale)
+        ... def scale(call):
+        ...     return {"weight": (call.inputs[0] * call.output_grad).flatten(1, -2).sum(1)}
+        >>> Scale in LAYER_RULES
+        True
+        >>> del LAYER_RULES[Scale]
+    """
+
+    def file(rule: R) -> R:
+        built: LayerRule
+        if isinstance(rule, type) and issubclass(rule, LayerRule):
+            built = rule()
+        elif callable(rule):
+            built = FunctionRule(rule)
+        else:
+            raise TypeError(f"a layer rule is a LayerRule subclass or a function of a Call, got {rule!r}")
+        for layer_type in types:
+            LAYER_RULES[layer_type] = built
+        return rule
+
+    return file
+
+
+def rule_for(layer: nn.Module) -> LayerRule | None:
+    """The rule of the layer's type, or of the nearest base type with the same ``forward``; see ``isolating``."""
+    base = _ruled_base(layer)
+    return None if base is None else isolating(LAYER_RULES[base])
+
+
+def runs_torchs_forward(layer: nn.Module) -> bool:
+    """Whether a layer with a rule is computed by PyTorch's own code, of which it is known that it treats rows alone."""
+    base = _ruled_base(layer)
+    plain = all(type(value) in PLAIN for value in (*layer._parameters.values(), *layer._buffers.values()))
+    return base is not None and base.__module__.startswith("torch.nn.modules.") and plain
+
+
+def _ruled_base(layer: nn.Module) -> type[nn.Module] | None:
+    if "forward" in vars(layer):
+        return None
+    for base in type(layer).__mro__:
+        if base in LAYER_RULES:
+            same = all(getattr(type(layer), name, None) is getattr(base, name, None) for name in _COMPUTING)
+            return base if same else None
+    return None
+
+
+#: Methods that compute the output of PyTorch's layers with rules.
+_COMPUTING = (
+    "forward",
+    "_conv_forward",
+    "_output_padding",
+    "_get_no_batch_dim",
+    "_handle_no_batch_input",
+    "_apply_instance_norm",
+)

@@ -1,0 +1,152 @@
+"""What a trial pass tells about a network, once: where its parameters are, how large its layers, and what can wait."""
+
+from __future__ import annotations
+
+import math
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
+
+from mechanisms.engines.batch import Batch, call_network, map_tensors
+from mechanisms.engines.bookkeeping.call_modes import ByOwnParameters, ByRewrite
+from mechanisms.engines.bookkeeping.pool_first import PoolFirst, pooling_of
+from mechanisms.engines.bookkeeping.recorder import Recorder
+from mechanisms.engines.bookkeeping.sites import Site, find_sites
+from mechanisms.engines.isolation.isolated import isolated, rows_of
+from mechanisms.engines.isolation.substitutes import shared_draws
+from mechanisms.engines.parameters import trainable_parameters
+from mechanisms.engines.probing import undisturbed
+from monitors.errors import UnsupportedModuleError
+
+
+@dataclass(frozen=True)
+class Survey:
+    """Facts about a network in one mode, for all its passes.
+
+    Args:
+        parameters: Trainable parameters by name.
+        sites: Modules to watch.
+        entries_per_example: Numbers that one example adds to what the watched layers are given and give.
+        vectors_only: Whether every watched tensor is one vector per example.
+        pools: Whether there is a max-pooling that can be made faster, or an attention that has to be computed for the
+            rows of all examples; else passes are spared the look at every call.
+        before_pools: Activations that may wait for the max-pooling behind them; emptied by a pass of another order.
+        shared_draws: Whether a random number decides on the way through the network, so that all examples share it.
+    """
+
+    parameters: dict[str, nn.Parameter] = field(default_factory=dict)
+    sites: list[Site] = field(default_factory=list)
+    entries_per_example: float = 0.0
+    vectors_only: bool = True
+    pools: bool = False
+    before_pools: set[int] = field(default_factory=set)
+    shared_draws: bool = False
+
+    @classmethod
+    def of(cls, network: nn.Module, batch: Batch) -> Survey:
+        """Survey ``network`` with copies of the batch's first example; random state and buffers stay as they were.
+
+        Raises:
+            UnsupportedModuleError: A layer mixes examples, or has no per-example gradient as it is set up.
+        """
+        x = _copies(batch.x)
+        with undisturbed(network), torch.enable_grad():
+            sites, recorder, shared = _tried(network, x)
+            with draws_of(shared):
+                pools, before_pools = pooling_of(lambda: _pass(network, x))
+        shapes = [shape for record in recorder.records for shape in record.shapes]
+        return cls(
+            trainable_parameters(network),
+            sites,
+            sum(map(math.prod, shapes)) / _TRIED,
+            all(math.prod(shape) == shape[0] * shape[-1] for shape in shapes if shape),
+            pools or _has_attention_aside(network, sites),
+            set(before_pools),
+            shared,
+        )
+
+
+def draws_of(shared: bool) -> AbstractContextManager[None]:
+    """Passes of a network whose examples share random numbers of no dimension, or do not."""
+    return shared_draws() if shared else nullcontext()
+
+
+def _tried(network: nn.Module, x: Any) -> tuple[list[Site], Recorder, bool]:
+    """The sites, what a pass leaves, and whether it can be had only if the examples share random numbers."""
+    problem: UnsupportedModuleError | None = None
+    for shared in (False, True):
+        try:
+            with draws_of(shared):
+                return *_tried_sites(network, x), shared
+        except UnsupportedModuleError as error:
+            problem = problem or error
+    assert problem is not None
+    raise problem
+
+
+def _tried_sites(network: nn.Module, x: Any) -> tuple[list[Site], Recorder]:
+    """The sites, and what a pass leaves; modules are left whole where parts of them do not do without each other."""
+    sites, recorder = find_sites(network), Recorder(_TRIED)
+    if any(isinstance(site.how, ByOwnParameters) for site in sites):
+        try:
+            with recorder.watching(sites), PoolFirst():
+                if not _strays(_pass(network, x), network):
+                    return sites, recorder
+        except Exception:  # shown again below, where there is more to it
+            sites = []
+        sites, recorder = find_sites(network, whole=True), Recorder(_TRIED)
+    with recorder.watching(sites), PoolFirst():
+        _pass(network, x)
+    return sites, recorder
+
+
+def _strays(nodes: list[Any], network: nn.Module) -> bool:
+    """Whether a trainable parameter is used outside of the forward pass of the module that owns it."""
+    ahead, seen = list(nodes), set(nodes)
+    trained = set(map(id, trainable_parameters(network).values()))
+    while ahead:
+        node = ahead.pop()
+        if id(getattr(node, "variable", None)) in trained:
+            return True
+        found = [source for source, _ in node.next_functions if source is not None and source not in seen]
+        seen.update(found)
+        ahead += found
+    return False
+
+
+def _has_attention_aside(network: nn.Module, sites: list[Site]) -> bool:
+    """Whether there is an attention layer on a GPU, a frozen one for instance, that runs by torch's own function."""
+    rewritten = {id(site.module) for site in sites if isinstance(site.how, ByRewrite)}
+    layers = (layer for layer in network.modules() if isinstance(layer, nn.MultiheadAttention))
+    return any(id(layer) not in rewritten and layer.out_proj.weight.device.type != "cpu" for layer in layers)
+
+
+def _pass(network: nn.Module, x: Any) -> list[Any]:
+    """A pass without loss; the nodes of autograd's graph that its outputs come from."""
+    nodes: list[Any] = []
+
+    def of_one(example: Any) -> Tensor:
+        outputs = tree_leaves(call_network(network, example))
+        for value in (*outputs, *(part for output in outputs for part in tree_leaves(getattr(output, "__dict__", {})))):
+            rows = rows_of(value)
+            if rows is not None and rows.grad_fn is not None:
+                nodes.append(rows.grad_fn)
+        return torch.zeros((), device="cpu")
+
+    isolated(of_one, x)
+    return nodes
+
+
+#: Examples of the trial pass.
+_TRIED = 2
+
+
+def _copies(x: Any) -> Any:
+    def copied(value: Tensor) -> Tensor:
+        return value[:1].expand(_TRIED, *value.shape[1:]).clone()
+
+    return map_tensors(copied, x)

@@ -1,0 +1,388 @@
+"""What code of a user must not do in an isolated pass, noticed where it is done."""
+
+from __future__ import annotations
+
+import sys
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from random import Random
+from types import FunctionType
+from typing import Any, ClassVar, NoReturn
+
+import torch
+from torch import Tensor, nn
+from torch._functorch import autograd_function, eager_transforms
+from torch._ops import OpOverload, OpOverloadPacket
+from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_leaves
+
+from mechanisms.engines.isolation.originals import replaced_function, replaced_kernel
+from mechanisms.engines.isolation.remains import Remains, is_remaining, remaining
+from monitors.errors import DPModelError, UnprotectedUpdateError, UnsupportedModuleError
+
+_functorch: Any = torch._C._functorch
+_REGISTER_HOOK: Any = torch.Tensor.register_hook
+_GRAD_FN: Any = torch._C.TensorBase.grad_fn
+_VMAP_INFO: Any = autograd_function.VmapInfo
+_SHOWING: Any = (torch.Tensor.__repr__, torch.Tensor.__format__)
+_dispatch_modes: Callable[[], int] = torch._C._len_torch_dispatch_stack
+_function_modes: Callable[[], int] = torch._C._len_torch_function_stack
+
+#: Packages whose code may be handed a whole batch: what it does with its rows is known.
+_TRUSTED = ("torch.", "mechanisms.")
+
+#: Packages that look at the graph of autograd for themselves alone.
+_COMPILERS = ("torch._dynamo.", "torch._subclasses.", "torch._functorch.", "torch.fx.")
+
+#: Operators of these namespaces are written in C++ and keep nothing.
+_TRUSTED_OPERATORS = frozenset({"aten", "prims", "prim", "quantized", "mkldnn", "torchvision", "higher_order"})
+
+#: Hooks on saved tensors are handed the tensors of the whole batch.
+NO_HOOKS = "saved tensor hooks (activation checkpointing, for instance) would be handed the whole batch"
+
+#: Parts of PyTorch's messages about what a vectorised function must not do, whatever its numbers.
+SIGNS = ("vmap", "Batching rule", "functorch", "BatchedTensor", "doesn't have storage", "broadcast shape", NO_HOOKS)
+
+#: Types of arguments of which nothing has to be known.
+_PLAIN = frozenset({Tensor, nn.Parameter, bool, int, float, str, type(None), torch.Size, torch.dtype, torch.device})
+
+#: How functions of torch fail that look at numbers.
+_FAILURES = (RuntimeError, ValueError, IndexError, ArithmeticError)
+
+#: Functions that fail by shapes alone, and are often tried.
+_BY_SHAPE = frozenset({Tensor.view, Tensor.reshape, torch.reshape})
+
+_here = threading.local()
+
+
+class PassGuard(TorchFunctionMode):
+    """While active, refuses what would show code of a user the whole batch, or tie examples by their random numbers.
+
+    Noticed are, at every function of torch: a generator that is seeded or given by hand, a mode below vmap, a tensor
+    with a ``__torch_dispatch__`` of its own, or one that an earlier pass has left, an operator without a vectorisation
+    rule (PyTorch would show it one example after the other), and an error of a function of torch that is caught, for
+    what fails for one example decides for all. A refusal that the network catches is raised again at the end.
+
+    Args:
+        device: Where examples lie.
+
+    Raises:
+        UnsupportedModuleError: Any of that; or code of PyTorch has been replaced by other code.
+    """
+
+    def __init__(self, device: torch.device | None = None) -> None:
+        super().__init__()
+        self._generators = _generators_on(device)
+        self._seed, self._modes, self._below = 0, 0, 0
+        self._own: list[torch.Generator] = []
+        self._states: list[tuple[Tensor, Tensor]] = []
+        self._around = ExitStack()
+        self._refusal: DPModelError | None = None
+
+    def __enter__(self) -> PassGuard:
+        """Generators go on from a new seed: the one that engine ``loop`` would give to a single example."""
+        _refuse_replaced()
+        inherited = _guards()[-1] if _guards() else None
+        self._own = [one for one in self._generators if inherited is None or one not in inherited._generators]
+        before = [generator.get_state() for generator in self._own]
+        self._seed = inherited._seed if inherited else _new_seed()
+        for generator in self._own:
+            generator.manual_seed(self._seed)
+        self._states = list(zip(before, (generator.get_state() for generator in self._own), strict=True))
+        self._modes, self._below = _dispatch_modes(), _function_modes()
+        _Patches.install()
+        _guards().append(self)
+        self._around.enter_context(_uncompiled())
+        self._around.enter_context(Remains())
+        super().__enter__()  # type: ignore[no-untyped-call]
+        return self
+
+    def __exit__(self, *exception: Any) -> None:
+        """See the class."""
+        self._check()
+        left = _function_modes() - self._below - 1
+        for _ in range(left):  # modes that the network entered and did not leave
+            torch._C._pop_torch_function_stack()
+        super().__exit__(*exception)  # type: ignore[no-untyped-call]
+        while _dispatch_modes() > self._modes:
+            torch._C._pop_torch_dispatch_stack(None)
+        self._around.close()
+        _guards().remove(self)
+        _Patches.remove()
+        self._leave_no_trace()
+        if left > 0:
+            self._refusal = _refusal("the network leaves a TorchFunctionMode on, which would see the sums and norms")
+        error = exception[1] if exception else None
+        if self._refusal is not None and (error is None or isinstance(error, DPModelError)):
+            raise self._refusal from error
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Run ``func``, if it may run."""
+        del types
+        kwargs = kwargs or {}
+        if _dispatch_modes() > self._modes or self._generators[0].initial_seed() != self._seed:
+            self.require_unchanged()
+        if kwargs or remaining() or not _PLAIN.issuperset(map(type, args)):
+            self.require_plain((args, kwargs))
+            if kwargs.get("generator") not in (None, *self._generators):
+                self.refuse(
+                    "a generator is given by hand, so that what an example draws would depend on its place in the batch"
+                )
+        if type(func) in (OpOverload, OpOverloadPacket):
+            self._require_rule(func, args, kwargs)
+        if func in _SHOWING and _functorch.is_functorch_wrapped_tensor(args[0]):
+            return f"<tensor of one example, shape {tuple(args[0].shape)}; its numbers are out of sight>"
+        try:
+            return func(*args, **kwargs)
+        except _FAILURES as error:
+            if func not in _BY_SHAPE:
+                self.failed(getattr(func, "__name__", str(func)), error)
+            raise
+
+    def refuse(self, what: str) -> NoReturn:
+        """Refuse, now and at the end of the pass.
+
+        Raises:
+            UnsupportedModuleError: Always.
+        """
+        refusal = self._refusal = _refusal(what)
+        raise refusal
+
+    def require_plain(self, values: Any) -> None:
+        """Refuse tensors among ``values`` whose class is handed what it is combined with, below vmap."""
+        for value in tree_leaves(values):
+            kind = type(value)
+            if is_remaining(value):
+                self.refuse(
+                    "a tensor that was computed in an earlier pass is used, whose rows belong to other examples"
+                )
+            if kind in _PLAIN:
+                continue
+            if kind is FunctionType and not value.__module__.startswith(_TRUSTED):
+                self.refuse("a function of torch is given a function, in which nothing could be noticed")
+            if isinstance(value, Tensor) and _dispatches(kind):
+                self.refuse(
+                    f"a tensor of type {type(value).__name__}, which has a __torch_dispatch__ of its own, would be "
+                    "handed the whole batch"
+                )
+
+    def _leave_no_trace(self) -> None:
+        """Generators that nothing was drawn from are as before."""
+        pairs = zip(self._own, self._states, strict=True)
+        if all(torch.equal(generator.get_state(), seeded) for generator, (_, seeded) in pairs):
+            for generator, (before, _) in zip(self._own, self._states, strict=True):
+                generator.set_state(before)
+
+    def _check(self) -> None:
+        """As at every function of torch."""
+        try:
+            self.require_unchanged()
+        except UnsupportedModuleError:
+            return  # raised by whoever called
+
+    def require_unchanged(self) -> None:
+        """Refuse a mode below vmap, and generators with another seed."""
+        if _dispatch_modes() > self._modes:
+            self.refuse("a TorchDispatchMode that is entered in the forward pass would be handed the whole batch")
+        if any(generator.initial_seed() != self._seed for generator in self._generators):
+            self.refuse(
+                "the generator of random numbers is seeded in the forward pass, so that what an example draws would "
+                "depend on its place in the batch"
+            )
+
+    def _require_rule(self, func: Any, args: Any, kwargs: Any) -> None:
+        packet = func.overloadpacket if isinstance(func, OpOverload) else func
+        name = packet._qualified_op_name
+        if name.partition("::")[0] in _TRUSTED_OPERATORS:
+            return
+        if not any(map(_is_wrapped, tree_leaves((args, kwargs)))):
+            return
+        overloads = [func] if isinstance(func, OpOverload) else [getattr(packet, key) for key in packet.overloads()]
+        for overload in overloads:
+            if overload.has_kernel_for_dispatch_key(torch._C.DispatchKey.FuncTorchBatched):
+                self.refuse(_own_rule(f"operator {name}"))
+            if not overload.has_kernel_for_dispatch_key(torch._C.DispatchKey.CompositeImplicitAutograd):
+                self.refuse(
+                    f"operator {name} has no vmap rule: it would be shown the numbers of one example after the other, "
+                    "and could keep something of them"
+                )
+
+    def failed(self, name: str, error: Exception) -> None:
+        """A function of torch has raised an error. Refuse at the end of the pass, if the network catches it."""
+        reason = " ".join(str(error).split())
+        if self._refusal is None and not any(sign in reason for sign in SIGNS):
+            self._refusal = UnprotectedUpdateError(
+                f"the network catches an error of torch ({name}: {reason:.100}), and what fails for one example "
+                "decides for all; use a function that reports it instead (torch.linalg.cholesky_ex), or engine='loop'"
+            )
+
+
+def seed_as_pass(device: torch.device | None = None) -> None:
+    """Let generators go on as an isolated pass on ``device`` would begin, so that one example draws the same."""
+    seed = _new_seed()
+    for generator in _generators_on(device):
+        generator.manual_seed(seed)
+
+
+def _generators_on(device: torch.device | None) -> list[torch.Generator]:
+    if device is None or device.type != "cuda":
+        return [torch.default_generator]
+    return [torch.default_generator, torch.cuda.default_generators[device.index or 0]]
+
+
+def _new_seed() -> int:
+    return Random(int(torch.randint(2**63 - 1, (), device="cpu"))).getrandbits(63)
+
+
+def _uncompiled() -> AbstractContextManager[Any]:
+    """Functions that are compiled run as they were written, so that what they do is seen."""
+    if "torch._dynamo" in sys.modules and hasattr(torch.compiler, "set_stance"):
+        stance: AbstractContextManager[Any] = torch.compiler.set_stance("force_eager")
+        return stance
+    return nullcontext()
+
+
+def require_plain(values: Iterable[Any]) -> None:
+    """In an isolated pass, refuse tensors whose class has a ``__torch_dispatch__`` of its own; see ``PassGuard``."""
+    for guard in _guards()[-1:]:
+        if remaining() or not _PLAIN.issuperset(map(type, values)):
+            guard.require_plain(list(values))
+
+
+@contextmanager
+def guarded_batch() -> Iterator[None]:
+    """Around work on the rows of all examples in an isolated pass: no mode is shown it, and its errors are noticed."""
+    guard = _guards()[-1] if _guards() else None
+    if guard is not None:
+        guard.require_unchanged()
+    with torch._C.DisableTorchFunction():
+        try:
+            yield
+        except _FAILURES as error:
+            if guard is not None and not isinstance(error, UnsupportedModuleError):
+                guard.failed("a layer", error)
+            raise
+
+
+def _refuse_replaced() -> None:
+    what = replaced_function() or replaced_kernel()
+    if what is not None:
+        raise _refusal(f"{what} has been replaced by code that is not PyTorch's, which would be handed the whole batch")
+
+
+def _refusal(what: str) -> UnsupportedModuleError:
+    return UnsupportedModuleError(f"the examples of a batch cannot be isolated: {what}; engine 'loop' takes it")
+
+
+def _guards() -> list[PassGuard]:
+    """Those that are active in this thread, the innermost last."""
+    found: list[PassGuard] = _here.__dict__.setdefault("guards", [])
+    return found
+
+
+def _refuse(what: str) -> None:
+    """Refuse in an isolated pass; nothing elsewhere."""
+    for guard in _guards()[-1:]:
+        guard.refuse(what)
+
+
+def _is_wrapped(value: Any) -> bool:
+    return isinstance(value, Tensor) and bool(_functorch.is_functorch_wrapped_tensor(value))
+
+
+def _dispatches(kind: type) -> bool:
+    """Whether a class of tensors has a ``__torch_dispatch__`` that is not PyTorch's."""
+    owner = next(base for base in kind.__mro__ if "__torch_dispatch__" in vars(base))
+    return not f"{owner.__module__}.".startswith(_TRUSTED)
+
+
+class _Patches:
+    """While a pass is active in any thread, ways out of vmap are closed to those who are in one."""
+
+    _lock: ClassVar = threading.Lock()
+    _active: ClassVar[int] = 0
+
+    @classmethod
+    def install(cls) -> None:
+        """Close them."""
+        with cls._lock:
+            cls._active += 1
+            for owner, name, guarded, _ in _WAYS:
+                setattr(owner, name, guarded)
+
+    @classmethod
+    def remove(cls) -> None:
+        """Open them, when nobody is in a pass any more."""
+        with cls._lock:
+            cls._active -= 1
+            if cls._active:
+                return
+            for owner, name, _, original in _WAYS:
+                if original is None:
+                    delattr(owner, name)
+                else:
+                    setattr(owner, name, original)
+
+
+def _guarded_hook(tensor: Tensor, hook: Callable[..., Any]) -> Any:
+    if _is_wrapped(tensor):
+        _refuse("a hook on the gradient of a tensor would be handed the whole batch")
+    return _REGISTER_HOOK(tensor, hook)
+
+
+def _guarded_graph(tensor: Tensor) -> Any:
+    if _is_wrapped(tensor) and not sys._getframe(1).f_globals.get("__name__", "").startswith(_COMPILERS):
+        _refuse("grad_fn, the place of a tensor in the graph of autograd, would be handed the whole batch")
+    return _GRAD_FN.__get__(tensor)
+
+
+def _guarded_info(**known: Any) -> Any:
+    """What PyTorch makes for a rule just before it hands it the whole batch, whoever called and by whatever name."""
+    names = sys._getframe(1).f_locals
+    op = names.get("op", names.get("autograd_function"))
+    if isinstance(op, (OpOverload, OpOverloadPacket)):
+        _refuse(_own_rule(f"operator {op.name() if isinstance(op, OpOverload) else op._qualified_op_name}"))
+    elif not getattr(op, "__module__", "").startswith(_TRUSTED):
+        _refuse(_own_rule(f"autograd function {getattr(op, '__name__', op)}"))
+    return _VMAP_INFO(**known)
+
+
+def _for_torch_alone(function: Callable[..., Any]) -> Callable[..., Any]:
+    """A function that takes what vmap hides out of its wrapper; PyTorch's own code may go on using it."""
+
+    def guarded(*args: Any) -> Any:
+        caller = sys._getframe(1).f_globals.get("__name__", "")
+        if not caller.startswith(_TRUSTED) or caller in _FOR_USERS:
+            _refuse(f"{function.__name__} would show the numbers of the whole batch")
+        return function(*args)
+
+    return guarded
+
+
+#: Modules of PyTorch that show people what is in a wrapper.
+_FOR_USERS = (eager_transforms.__name__, "torch._tensor_str")
+
+
+def _own_rule(what: str) -> str:
+    return (
+        f"{what} has a vmap rule of its own, which is handed the whole batch, so that what it does to the examples is "
+        "not known; leave the rule out (an autograd function may set generate_vmap_rule = True)"
+    )
+
+
+_UNWRAPPING = ("get_unwrapped", "_unwrap_batched", "_remove_batch_dim", "pop_dynamic_layer_stack")
+
+#: Where something is closed: owner, name, what stands there meanwhile, and what stood there (None: it is inherited).
+_WAYS: list[tuple[Any, str, Any, Any]] = [
+    (torch.Tensor, "register_hook", _guarded_hook, _REGISTER_HOOK),
+    (torch.Tensor, "grad_fn", property(_guarded_graph), None),
+    (autograd_function, "VmapInfo", _guarded_info, _VMAP_INFO),
+    *(
+        (_functorch, name, _for_torch_alone(getattr(_functorch, name)), getattr(_functorch, name))
+        for name in _UNWRAPPING
+    ),
+]
+if hasattr(eager_transforms, "get_unwrapped"):
+    _original: Any = eager_transforms.get_unwrapped
+    _WAYS.append((eager_transforms, "get_unwrapped", _for_torch_alone(_original), _original))

@@ -1,0 +1,92 @@
+"""Random numbers that all examples of a step share, however the step is cut into passes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mechanisms.engines.state.generators import each_once, global_generators
+
+_CURRENT: ContextVar[SharedDraws | None] = ContextVar("draws of the step", default=None)
+
+
+class SharedDraws:
+    """Generators that go on from the same place in every vectorised pass of a step.
+
+    Code under ``torch.func.vmap`` that draws from NumPy's or Python's generators, or one number of torch for all
+    examples, draws once a pass. If passes drew different numbers, an example that joins a batch and moves others from
+    one pass to the next would change what these draw, and so their gradients, without any bound. With one draw a step
+    each gradient is a function of its example and of numbers that do not depend on the data.
+
+    Example:
+        >>> import random
+        >>> draws = SharedDraws()
+        >>> draws.begin()
+        >>> with draws.of_step():
+        ...     restart_shared_draws()
+        ...     first = random.random()
+        ...     restart_shared_draws()
+        ...     first == random.random()
+        True
+    """
+
+    def __init__(self) -> None:
+        self._states: list[tuple[Any, Callable[[Any, Any], Any], Any]] = []
+        self._seed: int | None = None
+        self._of_torch = torch.Generator("cpu")
+
+    def begin(self, generators: Iterable[Any] = ()) -> None:
+        """Take the place where generators are for that of the step.
+
+        Args:
+            generators: Those that the network keeps, beside the global ones of NumPy and Python. Torch's are left out:
+                what they draw under ``vmap`` differs from example to example.
+        """
+        kinds = each_once([*global_generators()[1:], *generators])
+        self._states = [
+            (one, kind.restore, kind.state(one)) for one, kind in kinds if not isinstance(one, torch.Generator)
+        ]
+        self._seed = None
+
+    @contextmanager
+    def of_step(self) -> Iterator[None]:
+        """Around a pass of the step."""
+        token = _CURRENT.set(self)
+        try:
+            yield
+        finally:
+            _CURRENT.reset(token)
+
+    def restart(self) -> None:
+        """Let generators go on from the place of the step."""
+        for generator, restore, state in self._states:
+            restore(generator, state)
+        if self._seed is not None:
+            self._of_torch.manual_seed(self._seed)
+
+    def number(self, draw: Callable[..., Tensor], *args: Any, **kwargs: Any) -> Tensor:
+        """What ``draw`` gives with the generator of the step, where it was to be."""
+        device = kwargs.pop("device", None)
+        with torch._C.DisableTorchFunction():
+            if self._seed is None:  # only now: a network that shares nothing draws what it always drew
+                self._seed = int(torch.randint(2**63 - 1, (), device="cpu"))
+                self._of_torch.manual_seed(self._seed)
+            made = draw(*args, **kwargs, generator=self._of_torch, device="cpu")
+            return made if device is None else made.to(device)
+
+
+def restart_shared_draws() -> None:
+    """Begin a pass of the step that is under way, if one is."""
+    current = _CURRENT.get()
+    if current is not None:
+        current.restart()
+
+
+def current_draws() -> SharedDraws | None:
+    """Those of the step that is under way."""
+    return _CURRENT.get()

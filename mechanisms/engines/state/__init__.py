@@ -1,0 +1,1 @@
+"""State that code can keep: recorded before a pass over private data, and put back after it."""

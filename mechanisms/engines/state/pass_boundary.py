@@ -1,0 +1,159 @@
+"""The boundary of a pass over private data: nothing that was made inside of it is there afterwards."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from random import Random, SystemRandom
+from typing import Any
+from weakref import ref
+
+import torch
+from torch import nn
+
+from mechanisms.engines.batch import Batch, all_tensors
+from mechanisms.engines.isolation.shared_draws import SharedDraws
+from mechanisms.engines.losses import ExampleLosses
+from mechanisms.engines.state.escapes import Escapes
+from mechanisms.engines.state.generators import GeneratorKind, each_once, global_generators
+from mechanisms.engines.state.holders import Holder
+from mechanisms.engines.state.python_state import MOST_BYTES, MOST_OBJECTS, PythonState, attributes_of
+from monitors.errors import UnprotectedUpdateError
+
+#: Passes that are watched for escapes: the first ones, and of all later ones a secretly drawn share.
+FIRST_WATCHED = 2
+WATCHED_SHARE = 0.005
+
+#: Whether what an engine does to examples must be shown: "trust" takes the user's word for it.
+ISOLATION = ("verified", "trust")
+
+
+class PassBoundary:
+    """Puts the Python state of network and loss back after each pass, and finds tensors that were carried out of it.
+
+    With this, and with one example at a time in what the network sees, an example can reach the clipped sum by its own
+    gradient alone: there is no place to keep something of it for the others, or for later.
+
+    Args:
+        by_value: Compare tensors that the state holds by value. Needed where the code of the network sees numbers and
+            not only the tensors of an isolated pass, which cannot be written into others.
+
+    Attributes:
+        isolation: ``"verified"``, or ``"trust"``: the state is left as the pass leaves it, and nothing is looked for.
+        put_back: Names of the state that passes have changed and that was put back.
+        written: Those of parameters and buffers among them, since the list was last emptied.
+    """
+
+    def __init__(self, *, by_value: bool = False) -> None:
+        self.isolation = "verified"
+        self.put_back: set[str] = set()
+        self.written: list[str] = []
+        self._by_value = by_value
+        self._state: PythonState | None = None
+        self._of: tuple[Any, ...] = ()
+        self._copied: list[Holder] = []
+        self._generators: list[tuple[Any, GeneratorKind]] = []
+        self._seeds = Random()
+        self._draws = SharedDraws()
+        self._passes = 0
+        self._escapes: Escapes | None = None
+
+    def begin_step(self, network: nn.Module, losses: ExampleLosses) -> None:
+        """Record the state that every pass of a step begins with.
+
+        Raises:
+            UnprotectedUpdateError: There is too much of it to be compared after every pass.
+        """
+        if self.isolation == "trust":
+            self._draws.begin()
+            return
+        known = self._state is not None and self._of[0]() is network and self._of[1] is losses.loss_fn
+        if self._state is None or not known or not self._state.is_current():
+            self._of = (ref(network), losses.loss_fn)
+            self._state = PythonState(network, losses.loss_fn, by_value=self._by_value, weights=self._by_value)
+        self._copied = attributes_of(losses.unreduced)  # a copy of the loss, made for this step
+        self._require_followed(self._state.unfollowed)
+        if not self._state.complete:
+            raise UnprotectedUpdateError(
+                f"network and loss reach more than {MOST_OBJECTS:,} Python objects, or {MOST_BYTES / 2**20:.0f} MiB of "
+                "tensors that are neither parameters nor buffers: whether a pass keeps something of the data in them "
+                "cannot be followed. Take references to data out of both, or register large tensors as buffers"
+            )
+
+        if self._by_value:
+            self._generators = each_once([*_generators_of(network), *self._state.generators])
+            self._seeds.seed(int(torch.randint(2**63 - 1, (), device="cpu")))
+            self._reseed()
+        else:
+            self._draws.begin(self._state.generators)
+
+    @contextmanager
+    def around(self, batch: Batch) -> Iterator[None]:
+        """Around one pass, from the first look at the examples until their clipped sum is made.
+
+        Raises:
+            UnprotectedUpdateError: Tensors computed from the examples are alive afterwards.
+        """
+        watch = self._is_watched()
+        if watch:
+            network = self._of[0]()
+            watched = (*network.parameters(), *network.buffers(), *(self._state.tensors if self._state else ()))
+            self._escapes = Escapes(all_tensors((batch.x, batch.y)), watched)
+        try:
+            with nullcontext() if self._by_value else self._draws.of_step():
+                yield
+        finally:
+            escapes, self._escapes = self._escapes, None
+            if self._state is not None and self.isolation != "trust":
+                changed = self._state.restore()
+                self.put_back.update(changed)
+                self.written += self._state.weights.intersection(changed)
+                for holder in self._copied:
+                    if not holder.is_current():
+                        self.put_back.update(holder.put_back())
+                self._reseed()
+                self._require_followed(self._state.kept)
+        if escapes is not None and escapes.count():
+            raise UnprotectedUpdateError(
+                f"{escapes.count()} tensors computed from private examples outlive the pass that made them: the "
+                "network, the loss or a hook keeps them where dpmodel cannot put the state back (another module's "
+                "globals, a thread, an extension). What is kept of one example could reach the gradients of others. "
+                "Keep no tensors, or only on the network itself"
+            )
+
+    @contextmanager
+    def user_code(self) -> Iterator[None]:
+        """Around the calls of network and loss within a pass."""
+        if self._escapes is None:
+            yield
+        else:
+            with self._escapes:
+                yield
+
+    def _reseed(self) -> None:
+        """Let each example begin with generators of which no other example has left a trace.
+
+        The seeds are drawn before the examples are seen: how often one draws, or that it seeds a generator itself, does
+        not move what the others draw.
+        """
+        for generator, kind in self._generators:
+            kind.seed(generator, self._seeds.getrandbits(63))
+
+    def _require_followed(self, unfollowed: list[str]) -> None:
+        if unfollowed:
+            raise UnprotectedUpdateError(
+                f"{unfollowed[0]} cannot be put back after an example, for it keeps its state out of sight (iterator, "
+                "open file, thread, sparse tensor, compiled extension): what it keeps of one example could reach the "
+                "gradients of others. Use a number, a container or a plain object in its place, or none. If you know "
+                "that nothing is kept, isolation='trust' takes your word for it, and the report says so"
+            )
+
+    def _is_watched(self) -> bool:
+        number, self._passes = self._passes, self._passes + 1
+        return self.isolation != "trust" and (number < FIRST_WATCHED or SystemRandom().random() < WATCHED_SHARE)
+
+
+def _generators_of(network: nn.Module) -> list[Any]:
+    """The global generators that a network draws from where it lies."""
+    on_gpus = {value.device.index for value in network.parameters() if value.device.type == "cuda"}
+    return [*global_generators(), *(torch.cuda.default_generators[index] for index in on_gpus)]

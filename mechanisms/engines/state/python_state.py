@@ -1,0 +1,443 @@
+"""What the code of a network and a loss can reach and change, put back after every pass over private data."""
+
+from __future__ import annotations
+
+import array
+import contextvars
+import ctypes
+import datetime
+import dis
+import functools
+import gc
+import io
+import logging
+import numbers
+import operator
+import re
+import sys
+import sysconfig
+import threading
+import types
+import weakref
+from abc import ABC
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
+from pathlib import PurePath
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch._library.custom_ops import OPDEFS
+from torch.utils.data import DataLoader, Dataset
+
+from mechanisms.engines.state import holders
+from mechanisms.engines.state.generators import GENERATORS
+from mechanisms.engines.state.holders import ATOMS, Holder, label
+
+#: Objects that are followed at most; more could not be compared after every pass.
+MOST_OBJECTS = 50_000
+
+#: Bytes of tensors and arrays that are copied at most, so that they can be put back.
+MOST_BYTES = 64 * 2**20
+
+#: Where installed packages lie. Their code is trusted to keep the state of a network in the network's objects.
+_INSTALLED = tuple({sysconfig.get_paths()[name] for name in ("stdlib", "platstdlib", "purelib", "platlib")})
+
+#: Names of folders of packages elsewhere: those of the system under a virtual environment, or of ``pip --target``.
+_PACKAGES = frozenset(("site-packages", "dist-packages"))
+_OWN = ("mechanisms", "dpmodel", "monitors")
+
+
+def attributes_of(value: object) -> list[Holder]:
+    """The attributes of one object alone, without what they hold."""
+    attributes = getattr(value, "__dict__", None)
+    return [holders.Mapping(_name(value), attributes)] if isinstance(attributes, dict) else []
+
+
+class PythonState:
+    """The state of Python that is reachable from some objects, as it is now.
+
+    Followed are attributes, containers, closures, default arguments, attributes of the user's classes, and the global
+    names that the user's functions mention, but not into the code of installed packages. Generators of random numbers
+    are only listed.
+
+    Args:
+        roots: Where to begin: a network, a loss.
+        by_value: Follow whatever can hold a number of one example, and compare tensors by their values: writes to
+            ``.data`` do not change their versions. Else the code sees tensors alone, and data sets, generators and
+            most objects of the standard library are left alone.
+        weights: Put back the values of parameters and buffers too, which ``UpdateGuard`` compares once a step only.
+
+    Attributes:
+        unfollowed: Names of objects whose state cannot be recorded.
+        kept: Names of objects that a call of ``restore`` could not put back.
+        tensors: Those that are neither parameters nor buffers, and whose values are put back.
+        generators: Generators of random numbers.
+        complete: Whether everything else was followed; False beyond ``MOST_OBJECTS`` objects or ``MOST_BYTES``.
+
+    Example:
+        >>> class Counting(nn.Module):
+        ...     calls = 0
+        ...     def forward(self, x):
+        ...         self.calls += 1
+        ...         return x
+        >>> network = Counting()
+        >>> state = PythonState(network)
+        >>> _ = network(torch.zeros(1))
+        >>> state.restore()
+        ['Counting.calls']
+        >>> network.calls
+        0
+    """
+
+    def __init__(self, *roots: Any, by_value: bool = False, weights: bool = False) -> None:
+        self.complete = True
+        self.unfollowed: list[str] = []
+        self.kept: list[str] = []
+        self.tensors: list[Tensor] = []
+        self.generators: list[Any] = []
+        self._by_value, self._with_weights = by_value, weights
+        self._bytes = 0
+        self._empty = holders.Empty()
+        self._holders: list[Holder] = [self._empty]
+        self._seen: dict[int, Any] = {}  # keeps what was seen alive, so that no id is used twice
+        modules = [root for root in roots if isinstance(root, nn.Module)]
+        named = (pair for root in modules for pair in (*root.named_buffers(), *root.named_parameters()))
+        self._weights = {id(value): name for name, value in named}
+        self._ahead: list[tuple[str, Any]] = [(_name(root), root) for root in roots]
+        if by_value:
+            for name, read, write in _SETTINGS:
+                self._place(name, read, write)
+            for operator in filter(_is_of_users, tuple(OPDEFS.values())):  # called by a name that leads to no function
+                functions = (operator._init_fn, operator._backward_fn, *operator._backend_fns.values())
+                self._later((operator._name, function) for function in functions)
+        while self._ahead and self.complete:
+            self._visit(*self._ahead.pop())
+            self.complete &= len(self._seen) <= MOST_OBJECTS
+
+    def is_current(self) -> bool:
+        """Whether nothing has changed since."""
+        return all(holder.is_current() for holder in self._holders)
+
+    def restore(self) -> list[str]:
+        """Put back everything that has changed; the names of what was different."""
+        changed = [holder for holder in self._holders if not holder.is_current()]
+        names = [_readable(name) for holder in changed for name in holder.put_back()]
+        self.kept += [_readable(holder.name) for holder in changed if not holder.is_current()]
+        return names
+
+    @property
+    def weights(self) -> set[str]:
+        """Names of the parameters and buffers."""
+        return set(self._weights.values())
+
+    def _visit(self, name: str, value: Any) -> None:
+        if type(value) in ATOMS or id(value) in self._seen:
+            return
+        self._seen[id(value)] = value
+        for kind, follow in _FOLLOWED:
+            if isinstance(value, kind):
+                follow(self, name, value)
+                break
+        else:
+            self._object(name, value)
+        if not self._is_sealed(value):
+            self._attributes(name, value)
+
+    def _is_sealed(self, value: Any) -> bool:
+        """Whether its attributes are left alone."""
+        if isinstance(value, (type, types.ModuleType, logging.Logger)):
+            return True
+        package = type(value).__module__.partition(".")[0]
+        if package in _OWN:
+            return not isinstance(value, nn.Module)
+        if self._by_value:
+            return False
+        return isinstance(value, (Dataset, DataLoader)) or (package in sys.stdlib_module_names - _HOLDING)
+
+    def _later(self, parts: Iterable[tuple[str, Any]]) -> None:
+        self._ahead += [(name, part) for name, part in parts if type(part) not in ATOMS]
+
+    def _nothing(self, name: str, value: Any) -> None:
+        """Nothing but its attributes."""
+
+    def _mapping(self, name: str, value: dict[Any, Any]) -> None:
+        if not value:
+            self._empty.add(name, value)
+            return
+        self._holders.append(holders.Mapping(name, value))
+        self._later((label(name, key), part) for key, part in value.items())
+        self._later((name, key) for key in value)
+
+    def _sequence(self, name: str, value: Any) -> None:
+        if not value:
+            self._empty.add(name, value)
+            return
+        self._holders.append(holders.Sequence(name, value))
+        self._fixed(name, value)
+
+    def _fixed(self, name: str, value: Iterable[Any]) -> None:
+        self._later((f"{name}[{at}]", part) for at, part in enumerate(value))
+
+    def _has_room(self, value: Any) -> bool:
+        self._bytes += value.nbytes
+        self.complete &= self._bytes <= MOST_BYTES
+        return self.complete
+
+    def _array(self, name: str, value: np.ndarray) -> None:
+        if self._has_room(value):
+            self._holders.append(holders.ArrayValue(name, value))
+        if value.dtype.hasobject:
+            self._fixed(name, value.flat)
+
+    def _tensor(self, name: str, value: Tensor) -> None:
+        weight = self._weights.get(id(value))
+        if self._by_value and value.is_leaf:
+            self._attribute(name, value, "grad")
+            self._attribute(name, value, "_backward_hooks")
+        if value.layout != torch.strided:
+            self.unfollowed += [name] if self._by_value else []
+        elif weight is not None:
+            self._holders += [holders.TensorValue(weight, value, self._by_value)] if self._with_weights else []
+        elif self._has_room(value):
+            self._holders.append(holders.TensorValue(name, value, self._by_value))
+            self.tensors.append(value)
+
+    def _attributes(self, name: str, value: Any) -> None:
+        if isinstance(attributes := getattr(value, "__dict__", None), dict):
+            self._mapping(name, attributes)
+        kind = type(value)
+        for slot in _slots(kind):
+            self._attribute(name, value, slot)
+        for base in kind.__mro__:
+            if id(base) not in self._seen:
+                self._visit(base.__name__, base)
+        if self._by_value and _is_users(kind.__module__):
+            write = partial(setattr, value, "__class__")
+            self._holders.append(holders.Place(f"{name}.__class__", partial(type, value), write))
+
+    def _attribute(self, name: str, value: Any, key: str, *, of_value: bool = True) -> None:
+        functions = (partial(function, value, key) for function in (getattr, setattr, delattr))
+        self._place(f"{name}.{key}" if of_value else name, *functions)
+
+    def _object(self, name: str, value: Any) -> None:
+        """What an object keeps out of sight; nobody but one who sees numbers can write it there."""
+        if not self._by_value or not _hides_state(type(value)):
+            return
+        self._later((name, part) for part in gc.get_referents(value))
+        if _is_inert(value):
+            return
+        try:
+            self._holders.append(holders.Pickled(name, value))
+        except Exception:  # whatever its own code raises
+            self.unfollowed.append(name)
+
+    def _class(self, name: str, value: type) -> None:
+        users = _is_users(value.__module__)
+        if users or (self._by_value and value.__flags__ & (_HEAP | _IMMUTABLE) == _HEAP):
+            write, delete = partial(setattr, value), partial(delattr, value)
+            self._holders.append(holders.Mapping(name, vars(value), write, delete))
+        if users:
+            self._later((f"{name}.{key}", part) for key, part in vars(value).items())
+
+    def _place(self, name: str, *functions: Callable[..., Any]) -> None:
+        place = holders.Place(name, *functions)
+        self._holders.append(place)
+        if place.value is not holders.MISSING:
+            self._later([(name, place.value)])
+
+    def _function(self, name: str, value: types.FunctionType) -> None:
+        for key in ("__defaults__", "__kwdefaults__", "__code__"):
+            self._attribute(name, value, key)
+        for free, cell in zip(value.__code__.co_freevars, value.__closure__ or (), strict=False):
+            self._attribute(f"{name}.{free}", cell, "cell_contents", of_value=False)
+        if _is_users(value.__module__):
+            names = value.__globals__
+            mentioned = _mentioned(value.__code__)
+            for known in mentioned & names.keys() | _assigned(value.__code__):
+                functions = (getattr(names, method) for method in ("__getitem__", "__setitem__", "__delitem__"))
+                self._place(known, *(partial(function, known) for function in functions))
+            texts = {names[known] for known in mentioned & names.keys() if isinstance(names[known], str)}
+            self._later((module, sys.modules[module]) for module in (mentioned | texts) & sys.modules.keys())
+
+    def _method(self, name: str, value: types.MethodType) -> None:
+        self._later([(name, value.__self__), (name, value.__func__)])
+
+    def _descriptor(self, name: str, value: Any) -> None:
+        self._later([(name, getattr(value, "__func__", None)), (name, getattr(value, "fget", None))])
+
+    def _partial(self, name: str, value: partial[Any]) -> None:
+        self._later([(name, value.func), (name, value.args), (name, value.keywords)])
+
+    def _cache(self, name: str, value: Any) -> None:
+        self._holders.append(holders.Cache(name, value))
+        self._later([(name, value.__wrapped__)])
+
+    def _python_module(self, name: str, value: types.ModuleType) -> None:
+        if _is_users(value.__name__):
+            self._holders.append(holders.Mapping(name, vars(value)))
+            code = types.ModuleType if self._by_value else _CODE
+            held = {key: part for key, part in vars(value).items() if not isinstance(part, code)}
+            self._later((f"{name}.{key}", part) for key, part in held.items())
+
+    def _reference(self, name: str, value: weakref.ref[Any]) -> None:
+        self._later([(name, value())])
+
+    def _variable(self, name: str, value: contextvars.ContextVar[Any]) -> None:
+        if self._by_value:
+            self._place(name, value.get, value.set)
+
+    def _scripted(self, name: str, value: torch.jit.ScriptModule) -> None:
+        compiled = vars(value).get("_c")  # a traced module holds its own one level deeper
+        if self._by_value and compiled is not None:
+            for key in value._concrete_type.get_attributes():
+                self._holders.append(holders.Attribute(name, compiled, key))
+
+    def _generator(self, name: str, value: Any) -> None:
+        self.generators.append(value)
+
+    def _memory(self, name: str, value: Any) -> None:
+        if not self._by_value:
+            return
+        try:
+            self._holders.append(holders.Buffer(name, value))
+        except (TypeError, BufferError):  # not contiguous
+            self.unfollowed.append(name)
+
+    def _lock(self, name: str, value: Any) -> None:
+        if self._by_value:
+            self._holders.append(holders.Lock(name, value))
+
+    def _logger(self, name: str, value: logging.Logger) -> None:
+        """Its level and the like, but not the handlers, whose streams are nobody's memory."""
+        if self._by_value:
+            self._holders.append(holders.Mapping(name, vars(value)))
+
+
+def _name(value: Any) -> str:
+    return getattr(value, "__name__", None) or type(value).__name__
+
+
+def _readable(name: str) -> str:
+    return name.replace("._modules.", ".")
+
+
+def _is_users(module: str | None) -> bool:
+    """Whether a module is neither installed nor this project's."""
+    root = (module or "").partition(".")[0]
+    if not root or root in _OWN or root in sys.stdlib_module_names:
+        return False
+    file = getattr(sys.modules.get(module or ""), "__file__", None)
+    if root == "__main__" or file is None:
+        return True
+    return not file.startswith(_INSTALLED) and _PACKAGES.isdisjoint(PurePath(file).parts)
+
+
+def _is_of_users(operator: Any) -> bool:
+    return _is_users(operator._init_fn.__module__)
+
+
+@functools.cache
+def _mentioned(code: types.CodeType) -> frozenset[str]:
+    """Names, and texts that may name a module, in a function or in a function inside of it."""
+    inner = (part for part in code.co_consts if isinstance(part, types.CodeType))
+    texts = (part for part in code.co_consts if isinstance(part, str))
+    return frozenset(code.co_names).union(texts, *map(_mentioned, inner))
+
+
+def _slots(kind: type) -> Iterator[str]:
+    for base in kind.__mro__:
+        slots = vars(base).get("__slots__", ())
+        names = (slots,) if isinstance(slots, str) else slots
+        yield from (name for name in names if name not in ("__dict__", "__weakref__"))
+
+
+@functools.cache
+def _assigned(code: types.CodeType) -> frozenset[str]:
+    """Global names that a function, or one inside of it, assigns or deletes."""
+    inner = (part for part in code.co_consts if isinstance(part, types.CodeType))
+    named = (step.argval for step in dis.get_instructions(code) if step.opname in ("STORE_GLOBAL", "DELETE_GLOBAL"))
+    return frozenset(named).union(*map(_assigned, inner))
+
+
+def _hides_state(kind: type) -> bool:
+    """Whether compiled code keeps more in an instance than ``__dict__`` and ``__slots__`` account for."""
+    pointers = len([*_slots(kind)]) + sum(offset > 0 for offset in (kind.__dictoffset__, kind.__weakrefoffset__))
+    return kind.__itemsize__ > 0 or kind.__basicsize__ > object.__basicsize__ + pointers * _POINTER
+
+
+def _is_inert(value: Any) -> bool:
+    """Whether an object cannot change, or nothing of what changes in it can be read back."""
+    if isinstance(value, io.IOBase):
+        return value.closed or not value.readable()
+    if isinstance(value, types.GeneratorType):
+        return value.gi_frame is None
+    kind = type(value)
+    if kind.__module__.startswith(("torch", "pybind11_builtins")):
+        return kind.__name__ not in _OF_TORCH
+    return isinstance(value, _INERT)
+
+
+_CODE = (types.ModuleType, types.FunctionType, type)
+_OWN = ("mechanisms", "dpmodel", "monitors")
+
+#: Bits of ``__flags__`` of a type: that it was made at run time, and that its attributes cannot be set all the same.
+_HEAP, _IMMUTABLE = 1 << 9, 1 << 8
+
+_POINTER = ctypes.sizeof(ctypes.c_void_p)
+
+#: Packages of the standard library whose objects may hold state of a network also where the code sees no numbers.
+_HOLDING = frozenset(("builtins", "types", "collections", "functools", "queue", "argparse"))
+
+#: Compiled kinds without a state of their own; what they refer to is followed.
+_INERT = (
+    *(numbers.Number, str, bytes, np.generic, np.dtype, np.ufunc, re.Pattern, re.Match),
+    *(datetime.date, datetime.time, datetime.timedelta, datetime.tzinfo, slice, types.MappingProxyType),
+    *(types.BuiltinFunctionType, types.MethodWrapperType, types.WrapperDescriptorType, types.MethodDescriptorType),
+    *(types.ClassMethodDescriptorType, types.GetSetDescriptorType, types.MemberDescriptorType, types.CodeType),
+    *(types.GenericAlias, types.UnionType, operator.itemgetter, operator.attrgetter, operator.methodcaller),
+    *(weakref.ref, contextvars.ContextVar, type(vars(ABC)["_abc_impl"])),
+)
+
+#: Compiled kinds of torch that hold what code can read back.
+_OF_TORCH = frozenset(("ScriptObject", "ScriptDict", "ScriptList", "Future", "Event"))
+
+#: Settings of the process that decide how numbers are computed.
+_SETTINGS: tuple[tuple[str, Callable[[], Any], Callable[[Any], object]], ...] = (
+    ("the default dtype", torch.get_default_dtype, torch.set_default_dtype),
+    ("the precision of products", torch.get_float32_matmul_precision, torch.set_float32_matmul_precision),
+    ("the number of threads", torch.get_num_threads, torch.set_num_threads),
+    ("deterministic algorithms", torch.are_deterministic_algorithms_enabled, torch.use_deterministic_algorithms),
+    ("gradient mode", torch.is_grad_enabled, torch.set_grad_enabled),
+    *(
+        (f"autocast on {kind}", partial(torch.is_autocast_enabled, kind), partial(torch.set_autocast_enabled, kind))
+        for kind in ("cpu", "cuda")
+    ),
+)
+
+#: How objects are followed, by the first kind that fits. After that come their attributes.
+_FOLLOWED: tuple[tuple[Any, Callable[[PythonState, str, Any], None]], ...] = (
+    (Tensor, PythonState._tensor),
+    (torch.jit.ScriptModule, PythonState._scripted),
+    (nn.Module, PythonState._nothing),
+    (dict, PythonState._mapping),
+    ((list, set, deque, bytearray), PythonState._sequence),
+    ((tuple, frozenset), PythonState._fixed),
+    (types.FunctionType, PythonState._function),
+    (types.MethodType, PythonState._method),
+    ((staticmethod, classmethod, property), PythonState._descriptor),
+    (partial, PythonState._partial),
+    (type(functools.lru_cache(_mentioned)), PythonState._cache),
+    (types.ModuleType, PythonState._python_module),
+    (type, PythonState._class),
+    (np.ndarray, PythonState._array),
+    ((array.array, memoryview, ctypes._SimpleCData, ctypes.Array, ctypes.Structure), PythonState._memory),
+    (tuple({type(threading.Lock()), type(threading.RLock())}), PythonState._lock),
+    (weakref.ref, PythonState._reference),
+    (contextvars.ContextVar, PythonState._variable),
+    (logging.Logger, PythonState._logger),
+    (threading.local, lambda state, name, value: state._mapping(name, vars(value))),
+    (GENERATORS, PythonState._generator),
+)

@@ -1,0 +1,97 @@
+"""Per-example gradients of a whole batch at once, by ``torch.func.vmap`` over ``grad``: any module it can take."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call, grad_and_value, vmap
+
+from mechanisms.clipping import ClipMechanism, Fixed
+from mechanisms.engines.base import ENGINES, Engine, PartialSum, clip_rows, group_rows
+from mechanisms.engines.batch import Batch, call_network, map_tensors
+from mechanisms.engines.isolation.isolated import examples_only
+from mechanisms.engines.losses import ExampleLosses, LossFunction
+from mechanisms.engines.parameters import FlatLayout, hooked_parameter, slots, trainable_parameters
+from mechanisms.units import ClippedUnit
+
+
+@ENGINES.register("vmap")
+class VmapEngine(Engine):
+    """Vectorised per-example gradients; memory is one gradient per example of the physical batch.
+
+    Layers that ``torch.func`` cannot vectorise (fused recurrent layers, data-dependent control flow, in-place writes to
+    tensors of the batch) are refused with PyTorch's own reason.
+    """
+
+    name: ClassVar[str] = "vmap"
+    proof: ClassVar[str] = "every example is differentiated by itself under torch.func.vmap"
+
+    @classmethod
+    def refuses(cls, network: nn.Module, loss_fn: LossFunction, unit: ClippedUnit, example: Batch) -> str | None:
+        """Compare one clipped sum on ``example`` with the one-example loop's, parameter by parameter."""
+        from mechanisms.engines.verification import disagreement  # late: it takes this engine for a witness
+
+        return cls.fails(network, loss_fn, example) or disagreement(cls, network, loss_fn, example)
+
+    @classmethod
+    def fails(cls, network: nn.Module, loss_fn: LossFunction, example: Batch) -> str | None:
+        """Why one vectorised gradient on ``example`` cannot be had; nothing of it is kept."""
+        hooked = hooked_parameter(network)
+        if hooked is not None:
+            return f"parameter {hooked!r} has a hook on its gradient, which torch.func passes by"
+        try:
+            clip = Fixed()
+            clip.start(1.0)
+            cls(ClippedUnit(1, example.size)).clipped_sum(network, loss_fn, Batch(example.x, example.y), clip)
+            cls.run_unwatched(network, loss_fn, example)
+        except Exception as error:
+            reason = " ".join(str(error).split())[:200]
+            return f"torch.func cannot vectorise this network: {reason or type(error).__name__}"
+        return None
+
+    def partial_sum(
+        self,
+        network: nn.Module,
+        losses: ExampleLosses,
+        batch: Batch,
+        clip: ClipMechanism,
+        layout: FlatLayout,
+        total: Tensor,
+    ) -> PartialSum:
+        """All gradients of the chunk, then clip and add."""
+        if not batch.size:  # a chunk of groups none of which has a member
+            empty = layout.zeros(batch.num_units, layout.size)
+            return PartialSum(clip_rows(empty, clip, layout)[1], layout.zeros())
+        with self.boundary.around(batch):
+            with self.boundary.user_code():
+                gradients, values = example_gradients(network, losses, batch)
+            summed, norms = clip_rows(group_rows(gradients, batch, self.unit), clip, layout)
+            loss_sum = values.sum().to(summed.dtype)
+            del gradients, values
+        total += summed
+        return PartialSum(norms, loss_sum)
+
+
+def example_gradients(network: nn.Module, losses: ExampleLosses, batch: Batch) -> tuple[Tensor, Tensor]:
+    """Gradients (B, P) and losses (B,) of each example of a non-empty batch."""
+    parameters = {name: value.detach() for name, value in trainable_parameters(network).items()}
+    names = {id(value): name for name, value in trainable_parameters(network).items()}
+    places = slots(network)
+
+    def loss_of(weights: dict[str, Tensor], x: Any, y: Any) -> Tensor:
+        # Place by place: told of tied weights, functional_call puts replacements back into a module with two names.
+        values = {at: weights[names[id(v)]] if id(v) in names else v.detach() for at, v in places.items()}
+        outputs = call_network(
+            lambda *args, **kwargs: functional_call(network, values, args, kwargs, tie_weights=False),
+            map_tensors(lambda t: t.unsqueeze(0), x),
+        )
+        return losses(outputs, map_tensors(lambda t: t.unsqueeze(0), y)).sum()
+
+    per_example = vmap(grad_and_value(loss_of), in_dims=(None, 0, 0), randomness="different")
+    with examples_only(batch.x):
+        gradients, values = per_example(parameters, batch.x, batch.y)
+    dtype = FlatLayout.of_parameters(parameters).dtype
+    flat = torch.cat([gradients[name].reshape(batch.size, -1).to(dtype) for name in parameters], dim=1)
+    return flat, values.detach()

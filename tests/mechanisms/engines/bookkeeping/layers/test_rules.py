@@ -1,0 +1,480 @@
+from __future__ import annotations
+
+from unittest import mock
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+from mechanisms.engines import LAYER_RULES, Batch, BookKeepingEngine, layer_rule
+from mechanisms.engines.bookkeeping.call_modes import ByExample, ByRewrite, ByRule
+from mechanisms.engines.bookkeeping.layers import REWRITES, convolution, embedding, linear
+from mechanisms.engines.bookkeeping.layers.linear import ROUNDINGS, _gram, gram_squared_norms
+from mechanisms.engines.bookkeeping.layers.window_gram import WindowAxis, window_gram
+from mechanisms.engines.bookkeeping.sites import find_sites
+from mechanisms.units import ClippedUnit
+
+SHORT = settings(max_examples=12, deadline=None)
+DTYPES = st.sampled_from([torch.float32, torch.float64])
+
+
+class Pooled(nn.Module):
+    """A layer under test between two smooth maps, so that neither its input nor its output gradient is trivial."""
+
+    def __init__(self, before, layer, features, index=None):
+        super().__init__()
+        self.before, self.layer, self.index = before, layer, index
+        self.head = nn.Linear(features, 3)
+
+    def forward(self, x):
+        h = self.layer(self.before(x) if self.before is not None else x)
+        h = torch.tanh(h[self.index] if self.index is not None else h)
+        weights = torch.linspace(-1, 1, h[0].numel() // self.head.in_features, dtype=h.dtype)
+        h = h.flatten(2) @ weights if h.dim() > 2 else h
+        return self.head(h)
+
+
+def batch(dtype, *shape, size=4):
+    return torch.randn(size, *shape, dtype=dtype), torch.randint(0, 3, (size,))
+
+
+@SHORT
+@given(DTYPES, st.integers(1, 6), st.integers(1, 6), st.integers(0, 5), st.booleans())
+def test_linear_layers_on_vectors_and_sequences_are_exact(assert_exact, dtype, inputs, outputs, positions, bias):
+    layer = nn.Linear(inputs, outputs, bias=bias)
+    shape = (inputs,) if not positions else (positions, inputs)
+    network = nn.Sequential(nn.Linear(inputs, inputs), nn.Tanh(), layer, nn.Tanh(), nn.Flatten())
+    network.append(nn.Linear(outputs * max(positions, 1), 3)).to(dtype)
+    assert_exact(network, *batch(dtype, *shape))
+
+
+CONVOLUTIONS = [nn.Conv1d, nn.Conv2d, nn.Conv3d]
+TRANSPOSED = [nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d]
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.data(), DTYPES, st.integers(1, 3))
+def test_convolutions_are_exact_for_all_strides_paddings_dilations_and_groups(assert_exact, data, dtype, dims):
+    groups = data.draw(st.sampled_from([1, 2]))
+    stride, dilation = data.draw(st.integers(1, 2)), data.draw(st.integers(1, 2))
+    padding = data.draw(st.sampled_from(["same", "valid", 0, 1] if stride == 1 else [0, 1]))
+    mode = data.draw(
+        st.sampled_from(["zeros", "reflect", "replicate", "circular"] if dims < 3 else ["zeros", "circular"])
+    )
+    kernel, side = data.draw(st.integers(1, 3)), data.draw(st.integers(5, 7))
+    layer = CONVOLUTIONS[dims - 1](
+        2, 4, kernel, stride, padding, dilation, groups, bias=data.draw(st.booleans()), padding_mode=mode
+    )
+    before = nn.Sequential(CONVOLUTIONS[dims - 1](2, 2, 1), nn.Tanh())
+    assert_exact(Pooled(before, layer, 4).to(dtype), *batch(dtype, 2, *[side] * dims))
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.data(), DTYPES, st.integers(1, 3))
+def test_transposed_convolutions_are_exact(assert_exact, data, dtype, dims):
+    stride, groups = data.draw(st.integers(1, 2)), data.draw(st.sampled_from([1, 2]))
+    layer = TRANSPOSED[dims - 1](
+        4,
+        2,
+        data.draw(st.integers(1, 3)),
+        stride,
+        padding=0 if stride == 1 else data.draw(st.integers(0, 1)),
+        output_padding=stride - 1,
+        groups=groups,
+        bias=data.draw(st.booleans()),
+        dilation=2,
+    )
+    before = nn.Sequential(CONVOLUTIONS[dims - 1](4, 4, 1), nn.Tanh())
+    assert_exact(Pooled(before, layer, 2).to(dtype), *batch(dtype, 4, *[4] * dims))
+
+
+@pytest.mark.parametrize("groups", [1, 2])
+@pytest.mark.parametrize("side", [1, 2])
+def test_convolutions_on_few_positions_use_gram_matrices_and_stay_exact(assert_exact, clip, side, groups):
+    layer = nn.Conv2d(32, 48, 3, padding=1, groups=groups)
+    network = Pooled(nn.Sequential(nn.Conv2d(4, 32, 1), nn.Tanh()), layer, 48)
+    x, y = batch(torch.float32, 4, side, side)
+    assert_exact(network, x, y)
+    engine = BookKeepingEngine(ClippedUnit(1, 4))
+    engine.clipped_sum(network, nn.CrossEntropyLoss(), Batch(x, y), clip)
+    assert {key[0]: choice.plan for key, choice in engine.plans.choices.items() if key[1] == "weight"}[
+        "layer"
+    ] == "Gram"
+
+
+GRAM_OPTIONS = [
+    {},
+    {"groups": 2},
+    {"padding_mode": "circular"},
+    {"stride": (1, 2)},
+    {"padding": (2, 1), "dilation": (2, 1)},
+    {"kernel_size": 2, "padding": "same"},
+    {"kernel_size": 1, "padding": 0},
+]
+
+
+@pytest.mark.parametrize("add", ["_add_by_library", "_add_by_windows"])
+@pytest.mark.parametrize("options", GRAM_OPTIONS, ids=str)
+def test_both_sums_of_gram_convolutions_are_exact(assert_exact, monkeypatch, options, add):
+    used, original = [], getattr(convolution, add)
+    monkeypatch.setattr(convolution, "GRAM_LIMIT", float("inf"))
+    monkeypatch.setattr(convolution, "DOUBLE_COST", 0.0)
+    monkeypatch.setattr(convolution, "_add_by_library", lambda *args: used.append(original(*args)))
+    layer = nn.Conv2d(32, 48, **{"kernel_size": 3, "padding": 1} | options)
+    network = Pooled(nn.Sequential(nn.Conv2d(4, 32, 1), nn.Tanh()), layer, 48)
+    assert_exact(network, *batch(torch.float32, 4, 3, 2))
+    assert_exact(network.double(), *batch(torch.float64, 4, 3, 2))
+    assert used
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.data(), st.integers(1, 3))
+def test_inner_products_of_windows_are_those_of_the_windows_themselves(data, dims):
+    kernel, stride, dilation, padding = (
+        tuple(data.draw(st.integers(low, high)) for _ in range(dims)) for low, high in ((1, 4), (1, 3), (1, 2), (0, 3))
+    )
+    padding = tuple(min(pad, spread * (size - 1)) for pad, spread, size in zip(padding, dilation, kernel, strict=True))
+    sizes = [
+        data.draw(st.integers(max(1, (k - 1) * d + 1 - 2 * p), 8))
+        for k, d, p in zip(kernel, dilation, padding, strict=True)
+    ]
+    layer = CONVOLUTIONS[dims - 1](2, 1, kernel, stride, padding, dilation, dtype=torch.float64)
+    x = torch.randn(2, 2, *sizes, dtype=torch.float64)
+    positions = layer(x).shape[2:]
+    axes = [WindowAxis(*axis) for axis in zip(sizes, positions, kernel, stride, dilation, padding, strict=True)]
+    windows = convolution._columns(layer, x).squeeze(1)
+    assert torch.allclose(window_gram(x, axes), windows.transpose(1, 2) @ windows)
+    for index, axis in enumerate(axes):
+        by_offset = windows.unflatten(1, (2, *kernel)).movedim(2 + index, 0)
+        without_data = torch.ones(axis.kernel, dtype=torch.bool)
+        without_data[axis.offsets_with_data()] = False
+        assert not by_offset[without_data].any()
+
+
+def test_gram_norms_hold_where_the_positions_cancel_each_other():
+    x, g = torch.randn(3, 1, 64), torch.randn(3, 1, 32)
+    x, g = torch.cat([x, x + 1e-3 * torch.randn_like(x)], 1), torch.cat([g, -g], 1)
+    exact = torch.bmm(g.double().transpose(1, 2), x.double()).flatten(1).square().sum(1)
+    found, terms = gram_squared_norms(x, g).double(), (x.double().norm(dim=2) * g.double().norm(dim=2)).sum(1)
+    assert (found >= exact * (1 - 1e-6)).all()
+    # what the sum in float32 may be off by is counted as the example's own
+    rounding = (ROUNDINGS * torch.finfo(torch.float32).eps * terms).square()
+    assert torch.allclose(found, exact + rounding, rtol=1e-6)
+    assert (rounding < 1e-3 * exact).all()
+
+
+@pytest.mark.parametrize("offset", [1e3, 1e4, 1e5, 1e6, 1e7, 1e8])
+@pytest.mark.parametrize(("batch", "length", "width"), [(64, 64, 64), (16, 64, 128), (256, 16, 48)])
+def test_a_long_sequence_that_cancels_from_end_to_end_moves_the_sum_by_no_more_than_the_bound(
+    batch, length, width, offset
+):
+    # its first and last terms are huge and opposite, with all the others' rows added up between them
+    def summed(x, g):
+        term, out = _gram(x, g), torch.zeros(width * width)
+        term.add_to(out, term.squared_norms.rsqrt().clamp(max=1.0))
+        return out.double()
+
+    for mine in (0, 5, 11):
+        x, g, ends = torch.randn(batch, length, width), 0.1 * torch.randn(batch, length, width), 3 * torch.randn(width)
+        x[mine] += offset
+        g[mine] = 0
+        g[mine, 0], g[mine, -1] = ends, -ends
+        others = torch.arange(batch) != mine
+        assert (summed(x, g) - summed(x[others], g[others])).norm() <= 1.0001
+
+
+@pytest.mark.parametrize("offset", [1e2, 1e4, 1e6, 1e8])
+@pytest.mark.parametrize("examples", [4, 32])
+def test_an_image_that_cancels_from_corner_to_corner_moves_the_sum_by_no_more_than_the_bound(examples, offset):
+    layer = nn.Conv2d(64, 48, 3, padding=1)
+
+    def summed(x, g):
+        term, out = convolution._gram(layer, x, g), torch.zeros(layer.weight.numel())
+        term.add_to(out, term.squared_norms.rsqrt().clamp(max=1.0))
+        return out.double()
+
+    x, g, ends = torch.randn(examples, 64, 8, 8), 0.1 * torch.randn(examples, 48, 8, 8), 3 * torch.randn(48)
+    x[2] += offset
+    g[2] = 0
+    g[2, :, 1, 1], g[2, :, -2, -2] = ends, -ends
+    others = torch.arange(examples) != 2
+    assert (summed(x, g) - summed(x[others], g[others])).norm() <= 1.0001
+
+
+@pytest.mark.parametrize("examples", [7, 8, 21])
+def test_products_over_many_rows_in_parts_are_exact(assert_exact, monkeypatch, examples):
+    monkeypatch.setattr(linear, "LARGE_PRODUCT", 1)
+    for dtype in (torch.float32, torch.float64):
+        assert_exact(nn.Linear(9, 3).to(dtype), *batch(dtype, 9, size=examples))
+
+
+class Positions(nn.Module):
+    """The same tokens for every example, as tables of positions have them."""
+
+    def __init__(self, tokens, padding_idx=None):
+        super().__init__()
+        self.table, self.head = nn.Embedding(9, 4, padding_idx), nn.Linear(4, 3)
+        self.register_buffer("shared", torch.tensor(tokens))
+
+    def forward(self, x):
+        return self.head((x * self.table(self.shared.unsqueeze(0))).sum(1))
+
+
+@pytest.mark.parametrize("tokens", [[0, 1, 2, 3, 4], [7, 2, 5, 1, 8], [1, 1, 3, 0, 1]])
+@pytest.mark.parametrize("padding_idx", [None, 1])
+@pytest.mark.parametrize("on_gpu", [False, True])
+def test_tables_that_all_examples_read_alike_are_exact(assert_exact, clip, tokens, padding_idx, on_gpu, monkeypatch):
+    monkeypatch.setattr(embedding, "costs_a_wait", lambda value: on_gpu)
+    network = Positions(tokens, padding_idx)
+    x, y = batch(torch.float32, 5, 4)
+    assert_exact(network, x, y)
+    assert_exact(network.double(), x.double(), y)
+    engine = BookKeepingEngine(ClippedUnit(1, 4))
+    engine.clipped_sum(network, nn.CrossEntropyLoss(), Batch(x.double(), y), clip)
+    (choice,) = [choice for key, choice in engine.plans.choices.items() if key[0] == "table"]
+    assert choice.plan == ("first places" if on_gpu else "same tokens" if len(set(tokens)) == 5 else "segments")
+
+
+def as_on_a_gpu(value):
+    """No mock, which would keep the tensors that it is given."""
+    del value
+    return True
+
+
+@SHORT
+@given(DTYPES, st.integers(2, 7), st.integers(1, 6), st.sampled_from([None, 0, 1]))
+def test_embeddings_add_the_gradients_of_repeated_tokens_and_skip_the_padding(
+    assert_exact, dtype, vocabulary, length, padding
+):
+    network = Pooled(None, nn.Embedding(vocabulary, 4, padding_idx=padding), length).to(dtype)
+    tokens = torch.randint(0, vocabulary, (5, length))
+    assert_exact(network, tokens, torch.randint(0, 3, (5,)))
+    with mock.patch.object(embedding, "costs_a_wait", as_on_a_gpu):
+        assert_exact(network, tokens, torch.randint(0, 3, (5,)))
+
+
+@SHORT
+@given(DTYPES, st.sampled_from(["sum", "mean", "max"]), st.sampled_from([None, 0]))
+def test_bags_of_embeddings_are_exact(assert_exact, dtype, mode, padding):
+    network = Pooled(None, nn.EmbeddingBag(6, 4, mode=mode, padding_idx=padding), 4).to(dtype)
+    assert_exact(network, torch.randint(0, 6, (5, 3)), torch.randint(0, 3, (5,)))
+
+
+NORMS = {
+    "layer": lambda affine: nn.LayerNorm([4, 5], elementwise_affine=affine),
+    "layer, last dimension": lambda affine: nn.LayerNorm(5, elementwise_affine=affine),
+    "group": lambda affine: nn.GroupNorm(2, 4, affine=affine),
+    "instance": lambda affine: nn.InstanceNorm1d(4, affine=affine),
+    "root mean square": lambda affine: nn.RMSNorm(5, elementwise_affine=affine),
+}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("name", NORMS)
+def test_norm_layers_are_exact(assert_exact, name, dtype):
+    network = Pooled(nn.Sequential(nn.Conv1d(4, 4, 1), nn.Tanh()), NORMS[name](True), 4).to(dtype)
+    assert_exact(network, *batch(dtype, 4, 5))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("batch_first", [True, False])
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda bf: nn.LSTM(5, 4, 2, batch_first=bf, bidirectional=True),
+        lambda bf: nn.LSTM(5, 6, batch_first=bf, proj_size=4),
+        lambda bf: nn.GRU(5, 4, 2, batch_first=bf, bidirectional=True, bias=False),
+        lambda bf: nn.RNN(5, 4, batch_first=bf, nonlinearity="relu"),
+    ],
+)
+def test_recurrent_layers_are_exact(assert_exact, make, batch_first, dtype):
+    class Reader(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.core = make(batch_first)
+            self.head = nn.LazyLinear(3)
+
+        def forward(self, x):
+            h = self.core(x if batch_first else x.transpose(0, 1))[0]
+            return self.head(h.mean(1 if batch_first else 0))
+
+    network = Reader()
+    x, y = batch(torch.float32, 6, 5)
+    network(x)
+    assert_exact(network.to(dtype), x.to(dtype), y, relative=2e-5 if dtype == torch.float32 else None)
+
+
+@pytest.mark.parametrize("make", [nn.LSTMCell, nn.GRUCell, nn.RNNCell])
+def test_recurrent_cells_are_exact(assert_exact, make):
+    class Unrolled(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.cell, self.head = make(5, 4), nn.Linear(4, 3)
+
+        def forward(self, x):
+            state = None
+            for step in x.unbind(1):
+                state = self.cell(step, state)
+            return self.head(state[0] if isinstance(state, tuple) else state)
+
+    assert_exact(Unrolled(), *batch(torch.float32, 4, 5))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"batch_first": True}, {"bias": False}, {"add_bias_kv": True}, {"kdim": 8, "vdim": 8, "bias": False}],
+    ids=str,
+)
+@pytest.mark.parametrize("crossed", [False, True])
+def test_attention_is_exact_with_masks_and_weights(assert_exact, options, crossed, dtype):
+    class Attentive(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.lift, self.attention = nn.Linear(5, 8), nn.MultiheadAttention(8, 2, **options)
+            self.head, self.first = nn.Linear(8, 3), options.get("batch_first", False)
+
+        def forward(self, x):
+            h = self.lift(x if self.first else x.transpose(0, 1))
+            causal = torch.ones(6, 6, dtype=torch.bool).triu(1)
+            padding = torch.zeros(len(x), 6, dtype=torch.bool)
+            padding[:, -1] = True
+            other = h.tanh() if crossed else h
+            mixed, weights = self.attention(h, other, other, padding, self.first, causal)
+            extra = 0 if weights is None else weights.square().sum((1, 2)).unsqueeze(1)
+            return self.head(mixed.mean(1 if self.first else 0)) + extra * torch.arange(3)
+
+    if "add_bias_kv" in options:  # a rare set-up that runs example by example
+        sites = {site.name: site.how for site in find_sites(Attentive())}
+        assert isinstance(sites["attention"], ByExample)
+    assert_exact(Attentive().to(dtype), *batch(dtype, 6, 5))
+
+
+def test_a_transformer_encoder_with_learnt_positions_is_exact(assert_exact):
+    class Encoder(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.tokens, self.positions = nn.Embedding(20, 8), nn.Embedding(7, 8)
+            self.core = nn.TransformerEncoderLayer(8, 2, 16, dropout=0.0, batch_first=True)
+            self.head = nn.Linear(8, 3)
+
+        def forward(self, x):
+            return self.head(self.core(self.tokens(x) + self.positions(torch.arange(x.shape[1]))).mean(1))
+
+    assert_exact(Encoder(), torch.randint(0, 20, (5, 7)), torch.randint(0, 3, (5,)))
+
+
+def test_a_module_without_a_rule_runs_example_by_example(assert_exact):
+    class Shift(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.bias = nn.Parameter(torch.zeros(4))
+
+        def forward(self, x):
+            return x + self.bias
+
+    network = nn.Sequential(nn.Linear(5, 4), Shift(), nn.Tanh(), nn.Linear(4, 3))
+    assert isinstance(find_sites(network)[1].how, ByExample)
+    assert_exact(network, *batch(torch.float32, 5))
+
+
+@pytest.mark.parametrize("padding_idx", [None, 0, -1])
+def test_a_table_with_a_forward_pass_of_its_own_has_no_gradient_at_the_padding(assert_exact, padding_idx):
+    class Scaled(nn.Embedding):
+        def forward(self, tokens):
+            return 3.0 * super().forward(tokens)
+
+    network = nn.Sequential(Scaled(4, 5, padding_idx=padding_idx), nn.Flatten(), nn.Linear(30, 3))
+    assert isinstance(find_sites(network)[0].how, ByExample)
+    assert_exact(network, torch.randint(0, 4, (6, 6)), torch.arange(6) % 3)
+
+
+def test_parametrized_layers_are_exact(assert_exact):
+    network = nn.Sequential(nn.utils.parametrizations.weight_norm(nn.Linear(5, 4)), nn.Tanh(), nn.Linear(4, 3))
+    assert_exact(network, *batch(torch.float32, 5))
+
+
+class Scale(nn.Module):
+    """A user's own layer."""
+
+    def __init__(self, width):
+        super().__init__()
+        self.weight = nn.Parameter(torch.linspace(0.5, 1.5, width))
+
+    def forward(self, x):
+        return x * self.weight
+
+
+def test_a_user_adds_a_rule_in_three_lines_and_it_is_used(assert_exact):
+    network = nn.Sequential(nn.Linear(5, 4), Scale(4), nn.Tanh(), nn.Linear(4, 3))
+    try:
+
+        @layer_rule(Scale)
+        def scale(call):
+            return {"weight": call.inputs[0] * call.output_grad}
+
+        assert isinstance(find_sites(network)[1].how, ByRule)
+        assert_exact(network, *batch(torch.float32, 5))
+    finally:
+        LAYER_RULES.pop(Scale)
+
+
+@pytest.mark.parametrize(
+    ("rule", "reason"),
+    [
+        (lambda product: -product if product.max() > 9 else product, "cannot be isolated"),
+        (lambda product: product * float(product.sum()), "cannot be isolated"),
+        (lambda product: product.squeeze(0), "the first dimension must count examples"),
+    ],
+)
+def test_a_rule_that_looks_at_numbers_or_gives_no_rows_is_refused_with_the_layers_name(rule, reason):
+    network, example = nn.Sequential(nn.Linear(5, 4), Scale(4)), Batch(*batch(torch.float32, 5))
+    layer_rule(Scale)(lambda call: {"weight": rule(call.inputs[0] * call.output_grad)})
+    try:
+        refusal = BookKeepingEngine.refuses(network, nn.CrossEntropyLoss(), ClippedUnit(1, 4), example)
+    finally:
+        del LAYER_RULES[Scale]
+    assert "the layer rule of Scale" in refusal
+    assert reason in refusal
+
+
+def test_a_wrong_rule_is_refused_with_the_layers_name():
+    network = nn.Sequential(nn.Linear(5, 4), Scale(4), nn.Tanh(), nn.Linear(4, 3))
+    x, y = batch(torch.float32, 5)
+    try:
+        layer_rule(Scale)(lambda call: {"weight": 2 * call.inputs[0] * call.output_grad})
+        reason = BookKeepingEngine.refuses(network, nn.CrossEntropyLoss(), ClippedUnit(1, 4), Batch(x, y))
+        assert "layer '1'" in reason
+    finally:
+        LAYER_RULES.pop(Scale)
+
+
+def test_a_subclass_with_its_own_forward_does_not_inherit_the_rule(assert_exact):
+    class Doubled(nn.Linear):
+        def forward(self, x):
+            return 2 * super().forward(x)
+
+    network = nn.Sequential(Doubled(5, 4), nn.Tanh(), nn.Linear(4, 3))
+    assert isinstance(find_sites(network)[0].how, ByExample)
+    assert_exact(network, *batch(torch.float32, 5))
+
+
+def test_every_registered_rule_and_rewrite_is_met_by_the_tests_above():
+    covered = {nn.Linear, *CONVOLUTIONS, *TRANSPOSED, nn.Embedding, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm}
+    covered |= {nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d}
+    assert set(LAYER_RULES) == covered
+    recurrent = {nn.LSTM, nn.GRU, nn.RNN, nn.LSTMCell, nn.GRUCell, nn.RNNCell}
+    assert set(REWRITES) == recurrent | {nn.MultiheadAttention, nn.EmbeddingBag}
+    assert isinstance(find_sites(nn.LSTM(2, 2))[0].how, ByRewrite)
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.integers(1, 3), st.integers(1, 3), st.integers(0, 3), st.integers(1, 2), st.integers(1, 2))
+def test_kernels_that_partly_see_only_padding_are_exact(assert_exact, side, kernel, padding, stride, dilation):
+    if side + 2 * padding < dilation * (kernel - 1) + 1:
+        return
+    layer = nn.Conv2d(16, 24, kernel, stride, padding, dilation)
+    network = Pooled(nn.Sequential(nn.Conv2d(4, 16, 1), nn.Tanh()), layer, 24)
+    assert_exact(network, *batch(torch.float32, 4, side, side))

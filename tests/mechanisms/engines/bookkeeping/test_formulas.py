@@ -1,0 +1,164 @@
+from __future__ import annotations
+
+import time
+from dataclasses import replace
+from types import SimpleNamespace
+
+import pytest
+import torch
+from torch import nn
+
+from mechanisms.engines.bookkeeping.formulas import ROUNDS, PlanBook
+from mechanisms.engines.bookkeeping.layers import convolution
+from mechanisms.engines.bookkeeping.layers.rules import Call, Plan, Term, layer_rule, rule_for, squared_norms
+
+ROWS = torch.randn(3, 4)
+
+
+def plan(name, cost, seconds=0.0):
+    def run():
+        time.sleep(seconds)
+        return Term.of_rows(ROWS)
+
+    return Plan(name, run, cost)
+
+
+def test_the_plan_of_least_estimated_cost_is_taken_every_time():
+    book = PlanBook()
+    for _ in range(2):
+        book.run(("layer",), [plan("dear", 2.0, 0.0), plan("cheap", 1.0, 0.01)], lambda: 4)
+    assert book.choices["layer",].plan == "cheap"
+    assert "estimated" in book.choices["layer",].words()
+
+
+def test_timed_plans_take_the_fastest_and_remember_it():
+    book = PlanBook(timed=True)
+    book.run(("layer",), [plan("slow", 1.0, 0.02), plan("fast", 2.0)], lambda: 4)
+    assert book.choices["layer",].plan == "fast"
+    choice = book.choices["layer",]
+    book.run(("layer",), [plan("slow", 1.0), plan("fast", 2.0, 0.02)], lambda: 4)
+    assert book.choices["layer",] is choice
+
+
+class OnGPU:
+    """As many examples, on a device whose plans are timed."""
+
+    device = torch.device("cuda")
+
+    def __init__(self, size):
+        self.size = size
+
+    def __len__(self):
+        return self.size
+
+
+def test_plans_are_timed_on_a_gpu_once_for_each_power_of_two_of_examples():
+    book, runs = PlanBook(), []
+
+    def counted(name, cost, seconds):
+        timed = plan(name, cost, seconds)
+        return replace(timed, run=lambda: runs.append(name) or timed.run())
+
+    for size, fast in ((512, "a"), (530, "a"), (40, "b"), (600, "a")):
+        del runs[:]
+        slow = {"a": 0.0, "b": 0.0, "ab".replace(fast, ""): 0.01}
+        book.run(
+            ("layer", "weight"), [counted("a", 2.0, slow["a"]), counted("b", 1.0, slow["b"])], lambda: 4, OnGPU(size)
+        )
+        assert runs[-1] == fast
+        assert len(runs) == (1 if size in (530, 600) else 2 * (ROUNDS + 1) + 1)
+        assert book.choices["layer", "weight"].timed
+
+
+def test_a_plan_for_which_a_gpu_has_no_memory_is_not_chosen(monkeypatch):
+    def fails():
+        raise torch.OutOfMemoryError("of the device")
+
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda: SimpleNamespace(synchronize=lambda: None))
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: None)
+    book, large = PlanBook(), Plan("large", fails, 1.0, 10.0)
+    book.run(("layer",), [large, plan("small", 2.0)], lambda: 4, OnGPU(8))
+    assert book.choices["layer",].plan == "small"
+    with pytest.raises(torch.OutOfMemoryError):
+        book.run(("other",), [large, replace(large, name="larger", elements=20.0)], lambda: 4, OnGPU(8))
+    assert book.choices["other",].plan == "large"
+
+
+def test_plans_of_a_gpu_are_not_offered_on_the_processor():
+    layer, x = nn.Conv2d(2, 4, 3), torch.randn(3, 2, 8, 8)
+    plans = rule_for(layer).plans(Call(layer, (x,), torch.randn_like(layer(x)), ("weight",)))
+    assert {"grouped", "positions first"}.isdisjoint(plan.name for plan in plans["weight"])
+
+
+@pytest.mark.parametrize(
+    ("layer", "shape"),
+    [
+        (nn.Conv2d(2, 4, 3), (2, 8, 8)),
+        (nn.Conv2d(4, 6, (3, 2), stride=(2, 1), padding=(1, 0), groups=2), (4, 9, 7)),
+        (nn.Conv2d(4, 4, 3, dilation=2, groups=4, padding=2), (4, 6, 6)),
+        (nn.Conv2d(3, 4, 4, stride=4), (3, 10, 11)),
+        (nn.Conv2d(2, 4, 4, padding="same"), (2, 7, 7)),
+        (nn.Conv2d(2, 4, 3, padding=1, padding_mode="circular"), (2, 6, 6)),
+        (nn.Conv1d(3, 4, 2, stride=2), (3, 9)),
+        (nn.Conv3d(2, 3, 2, padding=1), (2, 4, 3, 5)),
+    ],
+)
+@pytest.mark.parametrize("plan", [convolution._instantiate_by_groups, convolution._instantiate_by_positions])
+def test_plans_of_a_gpu_give_the_gradient_of_each_example(layer, shape, plan):
+    x = torch.randn(5, *shape)
+    g, factors = torch.randn_like(layer(x)), torch.rand(5)
+    exact = rule_for(layer).example_gradients(Call(layer, (x,), g, ("weight",)))["weight"].flatten(1)
+    term, out = plan(layer, x, g), torch.zeros(exact.shape[1])
+    term.add_to(out, factors)
+    assert torch.allclose(term.squared_norms, exact.square().sum(1), rtol=1e-5)
+    assert torch.allclose(out, factors @ exact, rtol=1e-4, atol=1e-5)
+
+
+def test_a_term_adds_its_weighted_rows_to_what_is_there():
+    out, factors = torch.ones(4), torch.tensor([1.0, 0.0, 0.5])
+    Term.of_rows(ROWS).add_to(out, factors)
+    assert torch.allclose(out, 1 + factors @ ROWS)
+
+
+@pytest.mark.parametrize(
+    ("layer", "shape"),
+    [
+        (nn.Linear(6, 4), (6,)),
+        (nn.Linear(6, 4), (2, 6)),
+        (nn.Conv2d(2, 4, 3), (2, 8, 8)),
+        (nn.Conv2d(4, 4, 3, groups=2), (4, 4, 4)),
+        (nn.Conv1d(3, 4, 2), (3, 3)),
+        (nn.LayerNorm(6), (3, 6)),
+        (nn.Embedding(5, 3), (7,)),
+    ],
+)
+def test_every_plan_gives_exactly_zero_for_an_example_that_is_left_out(layer, shape):
+    floats = not isinstance(layer, nn.Embedding)
+    x = torch.randn(4, *shape) if floats else torch.randint(0, 5, (4, *shape))
+    g = torch.randn_like(layer(x))
+    keep, names = torch.tensor([True, True, False, True]), tuple(name for name, _ in layer.named_parameters())
+    rule = rule_for(layer)
+    exact = rule.example_gradients(Call(layer, (x,), g, names))
+    poisoned = Call(layer, (x.where(keep.view(-1, *[1] * len(shape)), torch.nan) if floats else x,), g.clone(), names)
+    poisoned.output_grad[2] = torch.nan
+    for name, plans in rule.plans(poisoned).items():
+        expected = exact[name][keep].sum(0).flatten()
+        for plan in plans:
+            out = torch.zeros(len(expected))
+            term = plan.run()
+            assert not torch.isfinite(term.squared_norms[2])
+            term.keep(keep).add_to(out, keep.float())
+            assert torch.allclose(out, expected, rtol=1e-5, atol=1e-5), plan.name
+
+
+@pytest.mark.parametrize("length", [1, 4096, 4097, 100_003])
+def test_squared_norms_of_long_rows_keep_float32_accuracy(length):
+    rows = torch.randn(2, length)
+    exact = rows.double().square().sum(1)
+    assert float(((squared_norms(rows).double() - exact) / exact).abs().max()) < 1e-6
+
+
+def test_what_is_neither_a_rule_nor_a_function_is_refused():
+    with pytest.raises(TypeError, match="LayerRule subclass or a function"):
+        layer_rule(torch.nn.Identity)(3)

@@ -1,0 +1,306 @@
+"""What code of a user must not do in an isolated pass is refused there, and nowhere else."""
+
+from __future__ import annotations
+
+import gc
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.overrides import BaseTorchFunctionMode, TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from mechanisms.engines.isolation.isolated import examples_only, isolated
+from monitors.errors import UnprotectedUpdateError, UnsupportedModuleError
+
+X = torch.rand(4, 3, generator=torch.Generator().manual_seed(0)) + 0.5
+
+GENERATOR = torch.Generator().manual_seed(0)
+
+
+class Passing(TorchDispatchMode):
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        return func(*args, **(kwargs or {}))
+
+
+class Wrapped(torch.Tensor):
+    @staticmethod
+    def __new__(cls, plain):
+        return torch.Tensor._make_wrapper_subclass(cls, plain.shape, dtype=plain.dtype)
+
+    def __init__(self, plain):
+        self.plain = plain
+
+    @classmethod
+    def __torch_dispatch__(cls, func, types, args=(), kwargs=None):
+        return func(*(value.plain if isinstance(value, cls) else value for value in args), **(kwargs or {}))
+
+
+class Named(torch.Tensor):
+    """A subclass that computes nothing itself."""
+
+
+class OwnRule(torch.autograd.Function):
+    @staticmethod
+    def forward(x):
+        return x.clone()
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        """Nothing is kept."""
+
+    @staticmethod
+    def backward(ctx, grad):
+        return grad
+
+    @staticmethod
+    def vmap(info, in_dims, x):
+        return x - x.mean(0), 0
+
+
+ALIAS = OwnRule.apply
+
+
+@torch.library.custom_op("dpmodel_tests::plain", mutates_args=())
+def without_rule(x: torch.Tensor) -> torch.Tensor:
+    return x * 2
+
+
+LIBRARY = torch.library.Library("dpmodel_tests_guards", "DEF")
+LIBRARY.define("composed(Tensor x) -> Tensor")
+LIBRARY.impl("composed", lambda x: x * 2, "CompositeImplicitAutograd")
+
+
+def seeds(x):
+    torch.manual_seed(0)
+    return F.dropout(x).sum()
+
+
+def seeds_and_hides_it(x):
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return (x * torch.rand(3)).sum()
+
+
+def seeds_the_generator(x):
+    torch.default_generator.manual_seed(0)
+    return F.dropout(x).sum()
+
+
+def makes_a_generator(x):
+    return (x * torch.rand(3, generator=torch.Generator().manual_seed(0))).sum()
+
+
+def enters_a_dispatch_mode(x):
+    with Passing():
+        return x.sum()
+
+
+def leaves_a_dispatch_mode_on(x):
+    Passing().__enter__()
+    return x.sum()
+
+
+def leaves_a_function_mode_on(x):
+    BaseTorchFunctionMode().__enter__()
+    return x.sum()
+
+
+def unwraps(x):
+    return x.sum() * float(torch._C._functorch.get_unwrapped(x).max())
+
+
+def unwraps_for_debugging(x):
+    return torch.func.debug_unwrap(x).sum()
+
+
+def hands_over_a_function(x):
+    return F.triplet_margin_with_distance_loss(x, x, -x, distance_function=lambda a, b: (a - b).norm())
+
+
+REFUSED = {
+    seeds: "is seeded in the forward pass",
+    seeds_and_hides_it: "is seeded in the forward pass",
+    seeds_the_generator: "is seeded in the forward pass",
+    makes_a_generator: "a generator is given by hand",
+    lambda x: torch.bernoulli(x * 0, generator=GENERATOR).sum(): "a generator is given by hand",
+    lambda x: x.clone().normal_(generator=GENERATOR).sum(): "a generator is given by hand",
+    enters_a_dispatch_mode: "a TorchDispatchMode that is entered",
+    leaves_a_dispatch_mode_on: "a TorchDispatchMode that is entered",
+    leaves_a_function_mode_on: "leaves a TorchFunctionMode on",
+    lambda x: (x * Wrapped(torch.ones(3))).sum(): "a tensor of type Wrapped",
+    lambda x: torch.cat([x[0], Wrapped(torch.ones(3))]).sum(): "a tensor of type Wrapped",
+    lambda x: ALIAS(x).sum(): "autograd function OwnRule has a vmap rule of its own",
+    lambda x: without_rule(x).sum(): "operator dpmodel_tests::plain has no vmap rule",
+    lambda x: torch.ops.dpmodel_tests.plain(x).sum(): "operator dpmodel_tests::plain has no vmap rule",
+    lambda x: torch.ops.dpmodel_tests.plain.default(x).sum(): "operator dpmodel_tests::plain has no vmap rule",
+    unwraps: "get_unwrapped would show the numbers",
+    hands_over_a_function: "is given a function",
+}
+if hasattr(torch.func, "debug_unwrap"):
+    REFUSED[unwraps_for_debugging] = "get_unwrapped would show the numbers"
+
+
+@pytest.mark.parametrize(("function", "reason"), REFUSED.items(), ids=lambda value: getattr(value, "__name__", value))
+def test_what_would_tie_examples_together_is_refused_with_its_reason(function, reason):
+    with pytest.raises(UnsupportedModuleError, match=reason):
+        isolated(function, X)
+    assert torch._C._len_torch_dispatch_stack() == torch._C._len_torch_function_stack() == 0
+
+
+@pytest.mark.parametrize("function", REFUSED, ids=lambda value: value.__name__)
+def test_a_refusal_that_the_network_catches_is_raised_again(function):
+    def catches(x):
+        try:
+            return function(x)
+        except UnsupportedModuleError:
+            return x.sum()
+
+    with pytest.raises(UnsupportedModuleError, match=REFUSED[function]):
+        isolated(catches, X)
+
+
+class Counts(TorchFunctionMode):
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        return func(*args, **(kwargs or {}))
+
+
+def in_a_function_mode(x):
+    with Counts():
+        return F.relu(x).sum()
+
+
+def on_a_device(x):
+    with torch.device("cpu"):
+        return (x + torch.zeros(3)).sum()
+
+
+def draws_the_same_again(x):
+    state = torch.get_rng_state()
+    first = F.dropout(x)
+    torch.set_rng_state(state)
+    return (first - F.dropout(x)).sum() + x.sum()
+
+
+def tries_another_shape(x):
+    try:
+        return x.expand(2, 3).t().view(-1).sum() / 2
+    except RuntimeError:
+        return x.expand(2, 3).t().reshape(-1).sum() / 2
+
+
+ACCEPTED = [
+    in_a_function_mode,
+    on_a_device,
+    draws_the_same_again,
+    tries_another_shape,
+    lambda x: (x * torch.ones(3).as_subclass(Named)).sum(),
+    lambda x: torch.ops.dpmodel_tests_guards.composed(x).sum() / 2,
+    lambda x: (x + without_rule(torch.zeros(3))).sum(),
+    lambda x: (x * nn.Parameter(torch.ones(3))).sum(),
+    lambda x: x.sum() + 0 * torch.rand((), generator=torch.default_generator),
+]
+
+
+@pytest.mark.parametrize("function", ACCEPTED, ids=lambda value: value.__name__)
+def test_what_treats_each_example_alone_is_not(function):
+    assert torch.allclose(isolated(function, X), X.sum(1))
+
+
+def test_a_tensor_is_printed_without_its_numbers():
+    seen = []
+    isolated(lambda x: seen.append(f"{x}") or x.sum(), X)
+    assert seen == ["<tensor of one example, shape (1, 3); its numbers are out of sight>"]
+    assert "0." in repr(X)
+
+
+def factored(x):
+    try:
+        return torch.linalg.cholesky(x.T @ x).sum()
+    except torch.linalg.LinAlgError:
+        return x.sum()
+
+
+def looked_up(x):
+    try:
+        return F.embedding((x * 0).long() + 9, torch.ones(3, 2)).sum()
+    except IndexError:
+        return x.sum()
+
+
+@pytest.mark.parametrize("function", [factored, looked_up])
+def test_an_error_of_torch_that_the_network_catches_is_no_way_round(function):
+    with pytest.raises(UnprotectedUpdateError, match="catches an error of torch"):
+        isolated(function, X)
+
+
+def test_an_error_of_torch_that_nobody_catches_is_passed_on():
+    with pytest.raises(torch.linalg.LinAlgError):
+        isolated(lambda x: torch.linalg.cholesky(-x.T @ x).sum(), X)
+
+
+def test_generators_are_left_alone_by_a_pass_that_draws_nothing_and_go_on_after_one_that_does():
+    torch.manual_seed(0)
+    before = torch.get_rng_state()
+    isolated(lambda x: x.sum(), X)
+    assert torch.equal(torch.get_rng_state(), before)
+    first, second = (isolated(lambda x: torch.rand(()) + 0 * x.sum(), X) for _ in range(2))
+    assert not torch.equal(first, second)
+    torch.manual_seed(0)
+    assert torch.equal(isolated(lambda x: torch.rand(()) + 0 * x.sum(), X), first)
+
+
+def test_replaced_code_is_refused_and_compiled_code_runs_as_written(monkeypatch):
+    compiled = torch.compile(lambda x: x.sum(), backend=lambda graph, inputs: lambda *args: (torch.zeros(()),))
+    assert torch.equal(isolated(compiled, X), X.sum(1))
+    original = F.linear
+    monkeypatch.setattr(F, "linear", lambda x, weight, bias=None: original(x, weight, bias))
+    with pytest.raises(UnsupportedModuleError, match=r"torch\.nn\.functional\.linear has been replaced"):
+        isolated(lambda x: x.sum(), X)
+
+
+def test_everything_is_as_before_afterwards():
+    for function in (unwraps, lambda x: x.sum()):
+        try:
+            isolated(function, X)
+        except UnsupportedModuleError:
+            continue
+    assert torch.equal(torch.func.vmap(ALIAS)(X), X - X.mean(0))
+    seen = []
+    torch.func.vmap(lambda x: seen.append(torch._C._functorch.get_unwrapped(x)) or x)(X)
+    assert torch.equal(seen[0], X)
+
+
+def test_a_tensor_of_an_earlier_pass_is_refused_wherever_it_was_kept():
+    layer, kept = nn.Linear(3, 2), []
+    isolated(lambda x: kept.append(x.detach() * 2) or x.sum(), X)
+    for use in (lambda x: (x + kept[0]).sum(), lambda x: torch.stack([x, kept[0]]).sum(), lambda x: kept[0].sum()):
+        with pytest.raises(UnsupportedModuleError, match="an earlier pass"):
+            isolated(use, X)
+    kept.clear()
+    assert torch.allclose(isolated(lambda x: layer(x).sum(), X), layer(X).sum(1))
+
+
+def test_garbage_is_collected_as_before():
+    before = gc.isenabled()
+    isolated(lambda x: x.sum() + 0 * gc.isenabled(), X)
+    assert gc.isenabled() == before
+    kept = []
+
+    def collects(x):
+        kept.append(x * 2)
+        gc.collect()
+        return x.sum()
+
+    isolated(collects, X)
+    with pytest.raises(UnsupportedModuleError, match="an earlier pass"):
+        isolated(lambda x: (x + kept[0]).sum(), X)
+
+
+def test_passes_may_be_nested():
+    with examples_only():
+        drawn = isolated(lambda x: torch.rand(()) + 0 * x.sum(), X)
+    assert len(drawn.unique()) == len(X)
+    with pytest.raises(UnsupportedModuleError, match="is seeded in the forward pass"), examples_only():
+        isolated(seeds, X)

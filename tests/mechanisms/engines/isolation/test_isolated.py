@@ -1,0 +1,155 @@
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import nn
+
+from mechanisms.engines.isolation.isolated import example_of, isolated, on_batch, rows_of
+from mechanisms.engines.isolation.rows import on_rows
+from monitors.errors import UnsupportedModuleError
+
+FUNCTIONS = {
+    "centred": lambda x: (x - x.mean(0, keepdim=True)).sum(),
+    "largest": lambda x: (x / x.max()).sum(),
+    "permuted": lambda x: (x[torch.randperm(len(x))] * x).sum(),
+    "sorted": lambda x: (x.sort(0).values * x).sum(),
+    "cumulated": lambda x: x.cumsum(0).square().sum(),
+    "softmax": lambda x: (x.softmax(0) * x).sum(),
+    "size": lambda x: x.sum() if len(x) < 2 else x.sum() * 100,
+}
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+@given(rows=st.integers(1, 6), seed=st.integers(0, 2**20))
+def test_an_example_gives_the_same_whichever_others_are_there(name, rows, seed):
+    draws = torch.Generator().manual_seed(seed)
+    x = torch.rand(rows, 3, generator=draws) + 0.1
+    whole = isolated(FUNCTIONS[name], x)
+    alone = torch.stack([FUNCTIONS[name](row.unsqueeze(0)) for row in x])
+    assert torch.allclose(whole, alone)
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda x: x.sum() if x.max() > 1 else x.mean(),
+        lambda x: x.sum() * x.sum().item(),
+        lambda x: x.sum() * float(x.sum()),
+        lambda x: x[x > 0].sum(),
+        lambda x: x.sum() if torch.isfinite(x).all() else x.mean(),
+        lambda x: torch.zeros(3).add_(x[0]).sum(),
+        lambda x: x.sum() + x.detach().numpy().sum(),
+        lambda x: x.unique().sum(),
+    ],
+)
+def test_what_depends_on_numbers_or_writes_them_elsewhere_cannot_be_run(function):
+    with pytest.raises(UnsupportedModuleError, match="cannot be isolated"):
+        isolated(function, torch.rand(4, 3))
+
+
+def test_an_error_of_the_function_itself_is_passed_on_as_it_is():
+    def faulty(x):
+        raise RuntimeError("no such layer")
+
+    with pytest.raises(RuntimeError, match=r"^no such layer$"):
+        isolated(faulty, torch.rand(4, 3))
+
+
+class Mixing(torch.autograd.Function):
+    @staticmethod
+    def forward(x):
+        return x * 1.0
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        """Nothing is kept."""
+
+    @staticmethod
+    def backward(ctx, grad):
+        return grad
+
+    @staticmethod
+    def vmap(info, in_dims, x):
+        return x - x.mean(0), 0
+
+
+def test_a_function_whose_rule_is_handed_the_whole_batch_is_refused_in_a_pass_alone():
+    x = torch.rand(4, 3)
+    with pytest.raises(UnsupportedModuleError, match="Mixing has a vmap rule of its own"):
+        isolated(lambda one: Mixing.apply(one).sum(), x)
+    assert torch.allclose(torch.func.vmap(Mixing.apply)(x), x - x.mean(0))
+    assert torch.equal(Mixing.apply(x), x)
+
+
+def test_so_is_an_operator_with_such_a_rule():
+    @torch.library.custom_op("dpmodel_tests::doubled", mutates_args=())
+    def doubled(x: torch.Tensor) -> torch.Tensor:
+        return x * 2
+
+    doubled.register_vmap(lambda info, in_dims, x: (x - x.mean(0), 0))
+    with pytest.raises(UnsupportedModuleError, match="dpmodel_tests::doubled has a vmap rule of its own"):
+        isolated(lambda one: doubled(one).sum(), torch.rand(4, 3))
+    x = torch.rand(4, 3)
+    assert torch.allclose(torch.func.vmap(doubled)(x), x - x.mean(0))
+
+
+def test_hooks_on_saved_tensors_would_see_the_whole_batch_and_are_refused():
+    def packed(x):
+        with torch.autograd.graph.saved_tensors_hooks(lambda saved: saved, lambda saved: saved):
+            return (x * x).sum()
+
+    with pytest.raises((UnsupportedModuleError, RuntimeError), match="saved tensor hooks"):
+        isolated(packed, torch.rand(4, 3, requires_grad=True))
+
+
+def test_examples_draw_each_for_itself():
+    assert len(isolated(lambda x: torch.rand(()) + 0 * x.sum(), torch.zeros(50, 1)).unique()) > 40
+
+
+def test_rows_can_be_worked_on_and_given_back():
+    layer, x = nn.Linear(3, 2), torch.rand(5, 3)
+
+    def of_one(one):
+        rows = rows_of(one)
+        assert rows.shape == (5, 1, 3)
+        assert rows_of(layer.weight) is None
+        with on_batch():
+            found = layer(rows)
+        return example_of(found).sum()
+
+    assert torch.allclose(isolated(of_one, x), layer(x).sum(1))
+
+
+def test_functions_by_rows_take_values_that_examples_share():
+    weights, x = torch.rand(1, 3), torch.rand(5, 3)
+
+    def of_one(one):
+        return on_rows(torch.mul, one, weights).sum()
+
+    assert torch.allclose(isolated(of_one, x), (x * weights).sum(1))
+    assert torch.equal(on_rows(torch.mul, x, weights), x * weights)
+
+
+def test_a_layer_inside_of_another_transform_is_refused():
+    def nested(one):
+        return torch.func.vmap(lambda part: on_rows(F.relu, part.unsqueeze(0)).sum())(one).sum()
+
+    with pytest.raises(UnsupportedModuleError, match=r"a transform of torch\.func"):
+        isolated(nested, torch.rand(4, 3))
+
+
+def test_the_graph_of_the_whole_batch_is_out_of_reach_in_a_pass_and_nowhere_else():
+    weight = torch.ones(3, requires_grad=True)
+
+    def through_the_graph(one):
+        return (one * weight).sum() * (1.0 if (one * weight).grad_fn is None else 2.0)
+
+    with pytest.raises(UnsupportedModuleError, match="grad_fn"):
+        isolated(through_the_graph, torch.rand(4, 3))
+    value = weight * 2
+    value.register_hook(lambda grad: grad * 0)
+    assert value.grad_fn is not None
+    assert "grad_fn" not in vars(torch.Tensor)

@@ -1,0 +1,55 @@
+"""Code that has taken the place of PyTorch's is found, by its name."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from mechanisms.engines.isolation.originals import replaced_function, replaced_kernel
+
+PLACES = {
+    "torch.nn.functional.linear": (F, "linear"),
+    "torch.nn.functional.layer_norm": (F, "layer_norm"),
+    "torch.layer_norm": (torch, "layer_norm"),
+    "torch.Tensor.norm": (torch.Tensor, "norm"),
+    "torch.Tensor.view": (torch.Tensor, "view"),
+    "torch.nn.Linear.forward": (nn.Linear, "forward"),
+    "torch.nn.Conv2d._conv_forward": (nn.Conv2d, "_conv_forward"),
+}
+
+
+@pytest.mark.parametrize("name", PLACES)
+def test_a_function_in_the_place_of_pytorchs_is_found(name, monkeypatch):
+    assert replaced_function() is None
+    owner, attribute = PLACES[name]
+    monkeypatch.setattr(owner, attribute, lambda *args, **kwargs: None, raising=False)
+    assert replaced_function() == name
+    monkeypatch.undo()
+    assert replaced_function() is None
+
+
+def test_methods_that_only_show_tensors_and_new_ones_may_be_added(monkeypatch):
+    monkeypatch.setattr(torch.Tensor, "__repr__", lambda self: "tensor")
+    monkeypatch.setattr(torch.Tensor, "described", lambda self: "tensor", raising=False)
+    assert replaced_function() is None
+
+
+@pytest.mark.parametrize(("key", "found"), [("CPU", "aten::relu"), ("AutogradCPU", "aten::relu")])
+def test_a_kernel_that_computes_numbers_is_found_while_it_is_registered(key, found):
+    assert replaced_kernel() is None
+    library = torch.library.Library("aten", "IMPL")
+    library.impl("relu", lambda x: x.clamp(min=0), key)
+    assert replaced_kernel() == found
+    library._destroy()
+    assert replaced_kernel() is None
+
+
+def test_kernels_that_compute_no_numbers_and_operators_of_others_are_passed_over():
+    library = torch.library.Library("dpmodel_tests_originals", "DEF")
+    library.define("same(Tensor x) -> Tensor")
+    library.impl("same", lambda x: x.clone(), "CPU")
+    library.impl("same", torch.empty_like, "Meta")
+    assert replaced_kernel() is None
+    library._destroy()
