@@ -113,7 +113,8 @@ def _marks(module: nn.Module) -> tuple[Any, ...]:
     # The objects and not their ids: an id may be used again once its object is gone.
     kind = type(module)
     forward = getattr_static(kind, "forward", None)  # a scripted one cannot be asked for by its class
-    return kind, forward, values.get("forward"), *[tuple(values[name].items()) for name in _HOOKS if values[name]]
+    replaced = [item for item in values.items() if callable(item[1]) and hasattr(kind, item[0])]
+    return kind, forward, replaced, *[tuple(values[name].items()) for name in _HOOKS if values[name]]
 
 
 def _hooks(owner: object, names: tuple[str, ...]) -> tuple[Any, ...]:

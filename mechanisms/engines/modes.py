@@ -11,10 +11,9 @@ from torch.overrides import _get_current_function_mode_stack
 from torch.utils._device import DeviceContext
 from torch.utils._python_dispatch import _get_current_dispatch_mode_stack
 
+from mechanisms.engines.isolation.guards import AUTOCAST_DEVICES
 from mechanisms.engines.isolation.originals import replaced_kernel
 from monitors.errors import ConfigError, UnprotectedUpdateError, UnsupportedModuleError
-
-_DEVICES = ("cpu", "cuda", "mps", "xpu")
 
 
 @contextmanager
@@ -34,7 +33,7 @@ def plain_modes() -> Iterator[str | None]:
         >>> told
         "autocast is off while fit runs; DPModel(precision='bf16') uses it in the forward and backward pass alone"
     """
-    lowered = [device for device in _DEVICES if torch.is_autocast_enabled(device)]
+    lowered = [device for device in AUTOCAST_DEVICES if torch.is_autocast_enabled(device)]
     with ExitStack() as stack:
         for device in lowered:
             stack.callback(torch.set_autocast_enabled, device, True)

@@ -10,7 +10,7 @@ from torch.nn.utils import parametrize
 
 from mechanisms.engines.bookkeeping.call_modes import ByExample, ByOwnParameters, ByRewrite, ByRule, Way
 from mechanisms.engines.bookkeeping.layers.rewrites import rewrite_for
-from mechanisms.engines.bookkeeping.layers.rules import rule_for, runs_torchs_forward
+from mechanisms.engines.bookkeeping.layers.rules import is_patched, rule_for, runs_torchs_forward
 from mechanisms.engines.parameters import trainable_parameters
 from monitors.errors import UnsupportedModuleError
 
@@ -100,12 +100,12 @@ _HOLDING = (nn.Module, nn.Sequential, nn.ModuleList, nn.ModuleDict)
 def _is_plain(module: nn.Module) -> bool:
     """Whether nothing is known of a module but the parameters and modules that it has."""
     of_torch = [base for base in type(module).__mro__ if base.__module__.startswith("torch.nn.modules.")]
-    strange = parametrize.is_parametrized(module) or "forward" in vars(module) or rewrite_for(module) is not None
+    strange = parametrize.is_parametrized(module) or is_patched(module) or rewrite_for(module) is not None
     return not strange and all(base in _HOLDING for base in of_torch)
 
 
 def _way(module: nn.Module, name: str, parameters: dict[str, int]) -> Way:
-    if parametrize.is_parametrized(module) or "forward" in vars(module):
+    if parametrize.is_parametrized(module) or is_patched(module):
         return ByExample()
     rewritten = rewrite_for(module)
     if rewritten is not None:

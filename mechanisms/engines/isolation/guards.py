@@ -6,13 +6,15 @@ import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from functools import wraps
 from random import Random
-from types import FunctionType
+from types import BuiltinFunctionType, FunctionType, MethodType
 from typing import Any, ClassVar, NoReturn
 
 import torch
 from torch import Tensor, nn
 from torch._functorch import autograd_function, eager_transforms
+from torch._functorch.pyfunctorch import temporarily_pop_interpreter_stack
 from torch._ops import OpOverload, OpOverloadPacket
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
@@ -30,7 +32,7 @@ _dispatch_modes: Callable[[], int] = torch._C._len_torch_dispatch_stack
 _function_modes: Callable[[], int] = torch._C._len_torch_function_stack
 
 #: Packages whose code may be handed a whole batch: what it does with its rows is known.
-_TRUSTED = ("torch.", "mechanisms.")
+TRUSTED = ("torch.", "mechanisms.")
 
 #: Packages that look at the graph of autograd for themselves alone.
 _COMPILERS = ("torch._dynamo.", "torch._subclasses.", "torch._functorch.", "torch.fx.")
@@ -46,6 +48,9 @@ SIGNS = ("vmap", "Batching rule", "functorch", "BatchedTensor", "doesn't have st
 
 #: Types of arguments of which nothing has to be known.
 _PLAIN = frozenset({Tensor, nn.Parameter, bool, int, float, str, type(None), torch.Size, torch.dtype, torch.device})
+
+#: Kinds of devices that autocast knows.
+AUTOCAST_DEVICES = ("cpu", "cuda", "mps", "xpu")
 
 #: How functions of torch fail that look at numbers.
 _FAILURES = (RuntimeError, ValueError, IndexError, ArithmeticError)
@@ -66,13 +71,15 @@ class PassGuard(TorchFunctionMode):
 
     Args:
         device: Where examples lie.
+        whole: Whether it is around a whole pass. Within one, tensors may be left: those that a function gives.
 
     Raises:
         UnsupportedModuleError: Any of that; or code of PyTorch has been replaced by other code.
     """
 
-    def __init__(self, device: torch.device | None = None) -> None:
+    def __init__(self, device: torch.device | None = None, *, whole: bool = True) -> None:
         super().__init__()
+        self._whole = whole
         self._generators = _generators_on(device)
         self._seed, self._modes, self._below = 0, 0, 0
         self._own: list[torch.Generator] = []
@@ -94,7 +101,9 @@ class PassGuard(TorchFunctionMode):
         _Patches.install()
         _guards().append(self)
         self._around.enter_context(_uncompiled())
-        self._around.enter_context(Remains())
+        self._around.enter_context(_same_autocast())
+        if self._whole:
+            self._around.enter_context(Remains())
         super().__enter__()  # type: ignore[no-untyped-call]
         return self
 
@@ -114,6 +123,8 @@ class PassGuard(TorchFunctionMode):
         if left > 0:
             self._refusal = _refusal("the network leaves a TorchFunctionMode on, which would see the sums and norms")
         error = exception[1] if exception else None
+        for outer in _guards()[-1:]:  # which raises it again, if the code between the two catches it
+            outer._refusal = outer._refusal or self._refusal
         if self._refusal is not None and (error is None or isinstance(error, DPModelError)):
             raise self._refusal from error
 
@@ -130,7 +141,9 @@ class PassGuard(TorchFunctionMode):
                     "a generator is given by hand, so that what an example draws would depend on its place in the batch"
                 )
         if type(func) in (OpOverload, OpOverloadPacket):
-            self._require_rule(func, args, kwargs)
+            self._require_trusted(func, args, kwargs)
+        elif type(func) is FunctionType and not _is_torchs(func):
+            self.refuse(f"{func.__qualname__} overrides functions of torch, and nothing could be noticed in it")
         if func in _SHOWING and _functorch.is_functorch_wrapped_tensor(args[0]):
             return f"<tensor of one example, shape {tuple(args[0].shape)}; its numbers are out of sight>"
         try:
@@ -159,13 +172,10 @@ class PassGuard(TorchFunctionMode):
                 )
             if kind in _PLAIN:
                 continue
-            if kind is FunctionType and not value.__module__.startswith(_TRUSTED):
+            if callable(value) and not _is_torchs(value):
                 self.refuse("a function of torch is given a function, in which nothing could be noticed")
-            if isinstance(value, Tensor) and _dispatches(kind):
-                self.refuse(
-                    f"a tensor of type {type(value).__name__}, which has a __torch_dispatch__ of its own, would be "
-                    "handed the whole batch"
-                )
+            if isinstance(value, Tensor) and (method := _override(kind)):
+                self.refuse(f"a tensor of type {kind.__name__} has a {method} of its own, in which nothing is noticed")
 
     def _leave_no_trace(self) -> None:
         """Generators that nothing was drawn from are as before."""
@@ -191,22 +201,19 @@ class PassGuard(TorchFunctionMode):
                 "depend on its place in the batch"
             )
 
-    def _require_rule(self, func: Any, args: Any, kwargs: Any) -> None:
+    def _require_trusted(self, func: Any, args: Any, kwargs: Any) -> None:
+        """Refuse operators that are not PyTorch's: vectorised, they are handed the batch, or one example at a time."""
         packet = func.overloadpacket if isinstance(func, OpOverload) else func
         name = packet._qualified_op_name
-        if name.partition("::")[0] in _TRUSTED_OPERATORS:
-            return
-        if not any(map(_is_wrapped, tree_leaves((args, kwargs)))):
+        if name.partition("::")[0] in _TRUSTED_OPERATORS or not any(map(_is_wrapped, tree_leaves((args, kwargs)))):
             return
         overloads = [func] if isinstance(func, OpOverload) else [getattr(packet, key) for key in packet.overloads()]
-        for overload in overloads:
-            if overload.has_kernel_for_dispatch_key(torch._C.DispatchKey.FuncTorchBatched):
-                self.refuse(_own_rule(f"operator {name}"))
-            if not overload.has_kernel_for_dispatch_key(torch._C.DispatchKey.CompositeImplicitAutograd):
-                self.refuse(
-                    f"operator {name} has no vmap rule: it would be shown the numbers of one example after the other, "
-                    "and could keep something of them"
-                )
+        if any(one.has_kernel_for_dispatch_key(torch._C.DispatchKey.FuncTorchBatched) for one in overloads):
+            self.refuse(_own_rule(f"operator {name}"))
+        self.refuse(
+            f"operator {name} has no vmap rule of PyTorch's: it would be shown the numbers of one example after the "
+            "other, and could keep something of them"
+        )
 
     def failed(self, name: str, error: Exception) -> None:
         """A function of torch has raised an error. Refuse at the end of the pass, if the network catches it."""
@@ -232,7 +239,9 @@ def _generators_on(device: torch.device | None) -> list[torch.Generator]:
 
 
 def _new_seed() -> int:
-    return Random(int(torch.randint(2**63 - 1, (), device="cpu"))).getrandbits(63)
+    vectorised = _functorch.peek_interpreter_stack() is not None
+    with temporarily_pop_interpreter_stack() if vectorised else nullcontext():
+        return Random(int(torch.randint(2**63 - 1, (), device="cpu"))).getrandbits(63)
 
 
 def _uncompiled() -> AbstractContextManager[Any]:
@@ -275,6 +284,11 @@ def _refusal(what: str) -> UnsupportedModuleError:
     return UnsupportedModuleError(f"the examples of a batch cannot be isolated: {what}; engine 'loop' takes it")
 
 
+def is_guarded() -> bool:
+    """Whether an isolated pass is under way in this thread."""
+    return bool(_guards())
+
+
 def _guards() -> list[PassGuard]:
     """Those that are active in this thread, the innermost last."""
     found: list[PassGuard] = _here.__dict__.setdefault("guards", [])
@@ -291,10 +305,45 @@ def _is_wrapped(value: Any) -> bool:
     return isinstance(value, Tensor) and bool(_functorch.is_functorch_wrapped_tensor(value))
 
 
-def _dispatches(kind: type) -> bool:
-    """Whether a class of tensors has a ``__torch_dispatch__`` that is not PyTorch's."""
-    owner = next(base for base in kind.__mro__ if "__torch_dispatch__" in vars(base))
-    return not f"{owner.__module__}.".startswith(_TRUSTED)
+def _override(kind: type) -> str | None:
+    """The method with which a class of tensors takes part in all functions of torch, where it is not PyTorch's."""
+    for method in ("__torch_dispatch__", "__torch_function__"):
+        owner = next(base for base in kind.__mro__ if method in vars(base))
+        if not f"{owner.__module__}.".startswith(TRUSTED):
+            return method
+    return None
+
+
+def _is_torchs(value: Any) -> bool:
+    """Whether PyTorch wrote what can be called: a function, or the class of an object."""
+    if isinstance(value, type | BuiltinFunctionType | OpOverload | OpOverloadPacket):
+        return True
+    owner = value if isinstance(value, FunctionType | MethodType) else type(value)
+    return f"{owner.__module__}.".startswith(TRUSTED)
+
+
+@contextmanager
+def _same_autocast() -> Iterator[None]:
+    """Autocast is as before afterwards, whatever the network switches on."""
+    before = [(device, torch.is_autocast_enabled(device)) for device in AUTOCAST_DEVICES]
+    try:
+        yield
+    finally:
+        for device, enabled in before:
+            if torch.is_autocast_enabled(device) != enabled:
+                torch.set_autocast_enabled(device, enabled)
+
+
+def _guarded_state(original: Callable[..., Any]) -> Callable[..., Any]:
+    """What puts a generator back asks first whether it was seeded meanwhile."""
+
+    @wraps(original)
+    def guarded(*args: Any, **kwargs: Any) -> Any:
+        for guard in _guards()[-1:]:
+            guard.require_unchanged()
+        return original(*args, **kwargs)
+
+    return guarded
 
 
 class _Patches:
@@ -308,7 +357,7 @@ class _Patches:
         """Close them."""
         with cls._lock:
             cls._active += 1
-            for owner, name, guarded, _ in _WAYS:
+            for owner, name, guarded, _ in WAYS:
                 setattr(owner, name, guarded)
 
     @classmethod
@@ -318,7 +367,7 @@ class _Patches:
             cls._active -= 1
             if cls._active:
                 return
-            for owner, name, _, original in _WAYS:
+            for owner, name, _, original in WAYS:
                 if original is None:
                     delattr(owner, name)
                 else:
@@ -343,7 +392,7 @@ def _guarded_info(**known: Any) -> Any:
     op = names.get("op", names.get("autograd_function"))
     if isinstance(op, (OpOverload, OpOverloadPacket)):
         _refuse(_own_rule(f"operator {op.name() if isinstance(op, OpOverload) else op._qualified_op_name}"))
-    elif not getattr(op, "__module__", "").startswith(_TRUSTED):
+    elif not getattr(op, "__module__", "").startswith(TRUSTED):
         _refuse(_own_rule(f"autograd function {getattr(op, '__name__', op)}"))
     return _VMAP_INFO(**known)
 
@@ -353,7 +402,7 @@ def _for_torch_alone(function: Callable[..., Any]) -> Callable[..., Any]:
 
     def guarded(*args: Any) -> Any:
         caller = sys._getframe(1).f_globals.get("__name__", "")
-        if not caller.startswith(_TRUSTED) or caller in _FOR_USERS:
+        if not caller.startswith(TRUSTED) or caller in _FOR_USERS:
             _refuse(f"{function.__name__} would show the numbers of the whole batch")
         return function(*args)
 
@@ -374,10 +423,11 @@ def _own_rule(what: str) -> str:
 _UNWRAPPING = ("get_unwrapped", "_unwrap_batched", "_remove_batch_dim", "pop_dynamic_layer_stack")
 
 #: Where something is closed: owner, name, what stands there meanwhile, and what stood there (None: it is inherited).
-_WAYS: list[tuple[Any, str, Any, Any]] = [
+WAYS: list[tuple[Any, str, Any, Any]] = [
     (torch.Tensor, "register_hook", _guarded_hook, _REGISTER_HOOK),
     (torch.Tensor, "grad_fn", property(_guarded_graph), None),
     (autograd_function, "VmapInfo", _guarded_info, _VMAP_INFO),
+    (torch.random, "set_rng_state", _guarded_state(torch.random.set_rng_state), torch.random.set_rng_state),
     *(
         (_functorch, name, _for_torch_alone(getattr(_functorch, name)), getattr(_functorch, name))
         for name in _UNWRAPPING
@@ -385,4 +435,4 @@ _WAYS: list[tuple[Any, str, Any, Any]] = [
 ]
 if hasattr(eager_transforms, "get_unwrapped"):
     _original: Any = eager_transforms.get_unwrapped
-    _WAYS.append((eager_transforms, "get_unwrapped", _for_torch_alone(_original), _original))
+    WAYS.append((eager_transforms, "get_unwrapped", _for_torch_alone(_original), _original))

@@ -316,8 +316,20 @@ def runs_torchs_forward(layer: nn.Module) -> bool:
     return base is not None and base.__module__.startswith("torch.nn.modules.") and plain
 
 
+def is_patched(layer: nn.Module) -> bool:
+    """Whether a method was replaced on the object.
+
+    Example:
+        >>> layer = nn.Linear(1, 1)
+        >>> layer.forward = lambda x: x
+        >>> is_patched(layer), is_patched(nn.Linear(1, 1))
+        (True, False)
+    """
+    return any(callable(value) and hasattr(type(layer), name) for name, value in vars(layer).items())
+
+
 def _ruled_base(layer: nn.Module) -> type[nn.Module] | None:
-    if "forward" in vars(layer):
+    if is_patched(layer):
         return None
     for base in type(layer).__mro__:
         if base in LAYER_RULES:

@@ -8,7 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
-from torch.overrides import BaseTorchFunctionMode, TorchFunctionMode
+from torch.overrides import BaseTorchFunctionMode, TorchFunctionMode, handle_torch_function, has_torch_function_unary
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from mechanisms.engines.isolation.isolated import examples_only, isolated
@@ -119,6 +119,62 @@ def hands_over_a_function(x):
     return F.triplet_margin_with_distance_loss(x, x, -x, distance_function=lambda a, b: (a - b).norm())
 
 
+class Distances(nn.Module):
+    def forward(self, a, b):
+        return (a - b).norm()
+
+    def of(self, a, b):
+        return self(a, b)
+
+
+def hands_over_a_module(x):
+    return F.triplet_margin_with_distance_loss(x, x, -x, distance_function=Distances())
+
+
+class Functions:
+    @staticmethod
+    def of(x):
+        if has_torch_function_unary(x):
+            return handle_torch_function(Functions.of, (x,), x)
+        return x * 1
+
+
+class Overriding(torch.Tensor):
+    @classmethod
+    def __torch_function__(cls, func, types, args=(), kwargs=None):
+        return super().__torch_function__(func, types, args, kwargs or {})
+
+
+def autograd_function(forward):
+    """Applies a function whose gradient is passed on; captured as networks do, before any pass."""
+    methods = {"forward": forward, "setup_context": lambda *args: None, "backward": lambda ctx, grad: grad}
+    attributes = {name: staticmethod(method) for name, method in methods.items()}
+    return type("Written", (torch.autograd.Function,), {"generate_vmap_rule": True, **attributes}).apply
+
+
+SEEDS = autograd_function(seeds_and_hides_it)
+ROUNDS = autograd_function(lambda x: (x + torch.rand(3)).floor() * 0 + x)
+
+
+def seeds_in_a_function(x):
+    return SEEDS(x)
+
+
+def rounds_by_a_function(x):
+    return ROUNDS(x).sum()
+
+
+@torch.jit.script
+def seeded_script(x: torch.Tensor) -> torch.Tensor:
+    torch.manual_seed(0)
+    return x * torch.rand_like(x)
+
+
+def seeds_in_a_script(x):
+    with torch.random.fork_rng(devices=[]):
+        return seeded_script(x).sum()
+
+
 REFUSED = {
     seeds: "is seeded in the forward pass",
     seeds_and_hides_it: "is seeded in the forward pass",
@@ -137,6 +193,13 @@ REFUSED = {
     lambda x: torch.ops.dpmodel_tests.plain.default(x).sum(): "operator dpmodel_tests::plain has no vmap rule",
     unwraps: "get_unwrapped would show the numbers",
     hands_over_a_function: "is given a function",
+    hands_over_a_module: "is given a function",
+    lambda x: F.triplet_margin_with_distance_loss(x, x, -x, distance_function=Distances().of).sum(): "given a function",
+    lambda x: torch.ops.dpmodel_tests_guards.composed(x).sum(): "operator dpmodel_tests_guards::composed has no vmap",
+    lambda x: Functions.of(x).sum(): "overrides functions of torch",
+    lambda x: (x * torch.ones(3).as_subclass(Overriding)).sum(): "a __torch_function__ of its own",
+    seeds_in_a_function: "is seeded in the forward pass",
+    seeds_in_a_script: "is seeded in the forward pass",
 }
 if hasattr(torch.func, "debug_unwrap"):
     REFUSED[unwraps_for_debugging] = "get_unwrapped would show the numbers"
@@ -196,7 +259,8 @@ ACCEPTED = [
     draws_the_same_again,
     tries_another_shape,
     lambda x: (x * torch.ones(3).as_subclass(Named)).sum(),
-    lambda x: torch.ops.dpmodel_tests_guards.composed(x).sum() / 2,
+    rounds_by_a_function,
+    lambda x: F.triplet_margin_with_distance_loss(x, 0 * x, x, distance_function=nn.PairwiseDistance()) * 0 + x.sum(),
     lambda x: (x + without_rule(torch.zeros(3))).sum(),
     lambda x: (x * nn.Parameter(torch.ones(3))).sum(),
     lambda x: x.sum() + 0 * torch.rand((), generator=torch.default_generator),
@@ -206,6 +270,15 @@ ACCEPTED = [
 @pytest.mark.parametrize("function", ACCEPTED, ids=lambda value: value.__name__)
 def test_what_treats_each_example_alone_is_not(function):
     assert torch.allclose(isolated(function, X), X.sum(1))
+
+
+def test_autocast_is_as_it_was_after_a_pass():
+    def switches(x):
+        torch.set_autocast_enabled("cpu", True)
+        return x.sum()
+
+    isolated(switches, X)
+    assert not torch.is_autocast_enabled("cpu")
 
 
 def test_a_tensor_is_printed_without_its_numbers():
