@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from mechanisms.clipping import ClipMechanism, Fixed
 from mechanisms.engines.base import ENGINES, Engine, PartialSum, clip_rows
-from mechanisms.engines.batch import Batch, call_network
+from mechanisms.engines.batch import Batch, call_network, map_tensors
 from mechanisms.engines.losses import ExampleLosses, LossFunction
 from mechanisms.engines.outputs import has_rows_only
 from mechanisms.engines.parameters import FlatLayout, trainable_parameters
@@ -84,11 +84,18 @@ def _summed_loss(network: nn.Module, losses: ExampleLosses, members: Batch) -> T
     outputs = call_network(network, members.x)
     if members.size == 1 or has_rows_only(outputs, members.size):
         return losses(outputs, members.y).sum()
-    singles = (members.select(slice(row, row + 1)) for row in range(members.size))
+    singles = (_members(members, row) for row in range(members.size))
     return torch.stack([losses(call_network(network, one.x), one.y).sum() for one in singles]).sum()
 
 
 def _members(batch: Batch, unit: int) -> Batch:
+    """The examples of a unit in memory of their own: a view would lead to the rest of the batch."""
     if batch.group_ids is None:
-        return batch.select(slice(unit, unit + 1))
-    return batch.select(torch.nonzero(batch.group_ids == unit).flatten())
+        found = batch.select(slice(unit, unit + 1))
+    else:
+        found = batch.select(torch.nonzero(batch.group_ids == unit).flatten())
+    return Batch(map_tensors(_copied, found.x), map_tensors(_copied, found.y))
+
+
+def _copied(value: Tensor) -> Tensor:
+    return value.clone(memory_format=torch.contiguous_format) if value.layout == torch.strided else value.clone()

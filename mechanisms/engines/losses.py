@@ -59,7 +59,7 @@ class ExampleLosses:
 
     @property
     def vectorised(self) -> bool:
-        """Whether the losses of a batch come from one call; a call tells whether the reduction is honoured."""
+        """Whether the losses of a batch come from one call, as they did in the last one."""
         return self.unreduced is not None and self._honoured
 
     def __call__(self, outputs: Any, targets: Any) -> Tensor:
@@ -78,8 +78,11 @@ class ExampleLosses:
         return rest.mean(1) if self._ignored is None else rest.sum(1) / _counted(rest, targets, self._ignored)
 
     def _without_reducing(self, outputs: Any, targets: Any, size: int) -> Tensor | None:
-        """What the loss gives with ``reduction="none"``, shape (B, ...); None if it does not honour that."""
-        if self.unreduced is None or not self._honoured:
+        """What the loss gives with ``reduction="none"``, shape (B, ...); None if it does not honour that.
+
+        Every call is asked anew: an answer that was kept would let one example decide how the next ones are treated.
+        """
+        if self.unreduced is None:
             return None
         losses: Any = None
         with suppress(*_UNKNOWN_REDUCTION):  # an error that has other reasons is raised again for one example

@@ -97,7 +97,8 @@ def _difference(
     engine: Engine, network: nn.Module, loss_fn: LossFunction, probe: Batch, clip: ClipMechanism
 ) -> str | None:
     parameters, unit = list(trainable_parameters(network).items()), engine.unit
-    found = engine.clipped_sum(network, loss_fn, probe, clip)
+    # Copies: a network may write to its inputs.
+    found = engine.clipped_sum(network, loss_fn, _copy(probe), clip)
     expected = LoopEngine(unit).clipped_sum(network, loss_fn, probe, clip)
     problem = _compare(parameters, expected, found)
     if problem is not None and _is_rounding(engine, network, loss_fn, probe, clip, found):
@@ -105,7 +106,7 @@ def _difference(
     if problem is not None and not isinstance(engine, VmapEngine) and VmapEngine.fails(network, loss_fn, probe) is None:
         # A library kernel may be wrong for a batch of one (instance norm is, on the CPU, when its gradient comes
         # transposed); two other ways that agree outvote it.
-        second = VmapEngine(unit).clipped_sum(network, loss_fn, probe, clip)
+        second = VmapEngine(unit).clipped_sum(network, loss_fn, _copy(probe), clip)
         problem = problem if _compare(parameters, second, found) else None
     return problem
 
@@ -153,7 +154,8 @@ def _is_rounding(
         batch = Batch(*(map_tensors(_in_double, value) for value in (probe.x, probe.y)))
         parameters = list(trainable_parameters(wide).items())
         exact = loop.clipped_sum(wide, loss, batch, clip)
-        if _largest_difference(parameters, exact, engine.clipped_sum(wide, loss, batch, clip)) > TOLERANCE_IN_DOUBLE:
+        in_double = engine.clipped_sum(wide, loss, _copy(batch), clip)
+        if _largest_difference(parameters, exact, in_double) > TOLERANCE_IN_DOUBLE:
             return False
         values, of_rounding = [value.detach().clone() for _, value in parameters], 0.0
         for _ in range(DRAWS):
@@ -179,6 +181,10 @@ def _largest_difference(
     parameters: Sequence[tuple[str, nn.Parameter]], expected: ClippedSum, found: ClippedSum
 ) -> float:
     return max((difference for _, _, difference in _differences(parameters, expected, found)), default=0.0)
+
+
+def _copy(batch: Batch) -> Batch:
+    return Batch(map_tensors(Tensor.clone, batch.x), map_tensors(Tensor.clone, batch.y))
 
 
 def _in_double(value: Tensor) -> Tensor:

@@ -8,6 +8,7 @@ from weakref import ref
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules import module as torch_modules
 
 from mechanisms.clipping import ClipMechanism
 from mechanisms.engines.base import ENGINES, ClippedSum, Engine, PartialSum, bounded_factors, even
@@ -85,6 +86,9 @@ class BookKeepingEngine(Engine):
     def refuses(cls, network: nn.Module, loss_fn: LossFunction, unit: ClippedUnit, example: Batch) -> str | None:
         """Compare one clipped sum on ``example`` with the one-example loop's, parameter by parameter."""
         del unit
+        hooked = _hooked_backwards(network, loss_fn)
+        if hooked is not None:
+            return f"{hooked} has a hook on its backward pass, which would be handed the gradients of the whole batch"
         try:
             cls.run_unwatched(network, loss_fn, example)
             return disagreement(cls, network, loss_fn, example)
@@ -203,6 +207,17 @@ class BookKeepingEngine(Engine):
         self._known = (ref(network), state)
         on_cpu = all(value.device.type == "cpu" for value in network.parameters())
         self._fast_chunk = _cache_friendly_chunk(self._survey) if on_cpu else None
+
+
+def _hooked_backwards(network: nn.Module, loss_fn: LossFunction) -> str | None:
+    """Name of a module whose backward pass has a hook; None for none."""
+    if torch_modules._global_backward_hooks or torch_modules._global_backward_pre_hooks:
+        return "every module"
+    for root in (network, loss_fn):
+        for name, module in root.named_modules() if isinstance(root, nn.Module) else ():
+            if module._backward_hooks or module._backward_pre_hooks:
+                return f"module {name or type(module).__name__!r}"
+    return None
 
 
 def _cache_friendly_chunk(survey: Survey) -> int | None:

@@ -11,7 +11,8 @@ from torch._functorch import autograd_function
 from torch.autograd import Function
 from torch.utils._pytree import tree_leaves
 
-from mechanisms.engines.isolation.guards import TRUSTED, WAYS, PassGuard, is_guarded
+from mechanisms.engines.isolation.guards import TRUSTED, PassGuard, is_guarded
+from mechanisms.engines.isolation.patches import WAYS
 
 #: Methods of an autograd function that users write.
 _WRITTEN = ("forward", "setup_context", "backward", "jvp")

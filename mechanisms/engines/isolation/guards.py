@@ -9,7 +9,7 @@ from contextlib import AbstractContextManager, ExitStack, contextmanager, nullco
 from functools import wraps
 from random import Random
 from types import BuiltinFunctionType, FunctionType, MethodType
-from typing import Any, ClassVar, NoReturn
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +20,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
 from mechanisms.engines.isolation.originals import replaced_function, replaced_kernel
+from mechanisms.engines.isolation.patches import WAYS, Patches
 from mechanisms.engines.isolation.remains import Remains, is_remaining, remaining
 from monitors.errors import DPModelError, UnprotectedUpdateError, UnsupportedModuleError
 
@@ -48,6 +49,15 @@ SIGNS = ("vmap", "Batching rule", "functorch", "BatchedTensor", "doesn't have st
 
 #: Types of arguments of which nothing has to be known.
 _PLAIN = frozenset({Tensor, nn.Parameter, bool, int, float, str, type(None), torch.Size, torch.dtype, torch.device})
+
+#: Functions that take a tensor for the memory that it lies in, which is that of the whole batch.
+_REREADING = frozenset(
+    getattr(owner, name)
+    for owner in (torch, Tensor)
+    for name in ("as_strided", "as_strided_", "as_strided_copy", "as_strided_scatter", "resize_", "resize_as_", "set_")
+    if hasattr(owner, name)
+)
+_REREADING_OPERATORS = frozenset(f"aten::{func.__name__}" for func in _REREADING)
 
 #: Kinds of devices that autocast knows.
 AUTOCAST_DEVICES = ("cpu", "cuda", "mps", "xpu")
@@ -98,7 +108,7 @@ class PassGuard(TorchFunctionMode):
             generator.manual_seed(self._seed)
         self._states = list(zip(before, (generator.get_state() for generator in self._own), strict=True))
         self._modes, self._below = _dispatch_modes(), _function_modes()
-        _Patches.install()
+        Patches.install()
         _guards().append(self)
         self._around.enter_context(_uncompiled())
         self._around.enter_context(_same_autocast())
@@ -118,7 +128,7 @@ class PassGuard(TorchFunctionMode):
             torch._C._pop_torch_dispatch_stack(None)
         self._around.close()
         _guards().remove(self)
-        _Patches.remove()
+        Patches.remove()
         self._leave_no_trace()
         if left > 0:
             self._refusal = _refusal("the network leaves a TorchFunctionMode on, which would see the sums and norms")
@@ -144,6 +154,8 @@ class PassGuard(TorchFunctionMode):
             self._require_trusted(func, args, kwargs)
         elif type(func) is FunctionType and not _is_torchs(func):
             self.refuse(f"{func.__qualname__} overrides functions of torch, and nothing could be noticed in it")
+        if func in _REREADING and any(map(_is_wrapped, args)):
+            self.refuse(f"{func.__name__} reads memory by its place, where the rows of other examples are")
         if func in _SHOWING and _functorch.is_functorch_wrapped_tensor(args[0]):
             return f"<tensor of one example, shape {tuple(args[0].shape)}; its numbers are out of sight>"
         try:
@@ -205,7 +217,11 @@ class PassGuard(TorchFunctionMode):
         """Refuse operators that are not PyTorch's: vectorised, they are handed the batch, or one example at a time."""
         packet = func.overloadpacket if isinstance(func, OpOverload) else func
         name = packet._qualified_op_name
-        if name.partition("::")[0] in _TRUSTED_OPERATORS or not any(map(_is_wrapped, tree_leaves((args, kwargs)))):
+        if not any(map(_is_wrapped, tree_leaves((args, kwargs)))):
+            return
+        if name in _REREADING_OPERATORS:
+            self.refuse(f"{name} reads memory by its place, where the rows of other examples are")
+        if name.partition("::")[0] in _TRUSTED_OPERATORS:
             return
         overloads = [func] if isinstance(func, OpOverload) else [getattr(packet, key) for key in packet.overloads()]
         if any(one.has_kernel_for_dispatch_key(torch._C.DispatchKey.FuncTorchBatched) for one in overloads):
@@ -346,34 +362,6 @@ def _guarded_state(original: Callable[..., Any]) -> Callable[..., Any]:
     return guarded
 
 
-class _Patches:
-    """While a pass is active in any thread, ways out of vmap are closed to those who are in one."""
-
-    _lock: ClassVar = threading.Lock()
-    _active: ClassVar[int] = 0
-
-    @classmethod
-    def install(cls) -> None:
-        """Close them."""
-        with cls._lock:
-            cls._active += 1
-            for owner, name, guarded, _ in WAYS:
-                setattr(owner, name, guarded)
-
-    @classmethod
-    def remove(cls) -> None:
-        """Open them, when nobody is in a pass any more."""
-        with cls._lock:
-            cls._active -= 1
-            if cls._active:
-                return
-            for owner, name, _, original in WAYS:
-                if original is None:
-                    delattr(owner, name)
-                else:
-                    setattr(owner, name, original)
-
-
 def _guarded_hook(tensor: Tensor, hook: Callable[..., Any]) -> Any:
     if _is_wrapped(tensor):
         _refuse("a hook on the gradient of a tensor would be handed the whole batch")
@@ -422,12 +410,14 @@ def _own_rule(what: str) -> str:
 
 _UNWRAPPING = ("get_unwrapped", "_unwrap_batched", "_remove_batch_dim", "pop_dynamic_layer_stack")
 
-#: Where something is closed: owner, name, what stands there meanwhile, and what stood there (None: it is inherited).
-WAYS: list[tuple[Any, str, Any, Any]] = [
+WAYS += [
     (torch.Tensor, "register_hook", _guarded_hook, _REGISTER_HOOK),
     (torch.Tensor, "grad_fn", property(_guarded_graph), None),
     (autograd_function, "VmapInfo", _guarded_info, _VMAP_INFO),
-    (torch.random, "set_rng_state", _guarded_state(torch.random.set_rng_state), torch.random.set_rng_state),
+    *(
+        (owner, "set_rng_state", _guarded_state(torch.random.set_rng_state), torch.random.set_rng_state)
+        for owner in (torch, torch.random)
+    ),
     *(
         (_functorch, name, _for_torch_alone(getattr(_functorch, name)), getattr(_functorch, name))
         for name in _UNWRAPPING

@@ -255,11 +255,11 @@ class PythonState:
             self._attribute(f"{name}.{free}", cell, "cell_contents", of_value=False)
         if _is_users(value.__module__):
             names = value.__globals__
-            mentioned = _mentioned(value.__code__)
-            for known in mentioned & names.keys() | _assigned(value.__code__):
+            mentioned, read = _mentioned(value.__code__), _read(value.__code__)
+            for known in read & names.keys() | _assigned(value.__code__):
                 functions = (getattr(names, method) for method in ("__getitem__", "__setitem__", "__delitem__"))
                 self._place(known, *(partial(function, known) for function in functions))
-            texts = {names[known] for known in mentioned & names.keys() if isinstance(names[known], str)}
+            texts = {names[known] for known in read & names.keys() if isinstance(names[known], str)}
             self._later((module, sys.modules[module]) for module in (mentioned | texts) & sys.modules.keys())
 
     def _method(self, name: str, value: types.MethodType) -> None:
@@ -339,12 +339,32 @@ def _is_of_users(operator: Any) -> bool:
     return _is_users(operator._init_fn.__module__)
 
 
+#: Instructions of Python that read a global name.
+_LOADING = frozenset({"LOAD_GLOBAL", "LOAD_NAME"})
+
+#: Names of what finds objects by their names.
+_LOOKING_UP = frozenset(
+    {"globals", "vars", "eval", "exec", "modules", "import_module", "__import__", "__dict__", "__globals__"}
+)
+
+
 @functools.cache
 def _mentioned(code: types.CodeType) -> frozenset[str]:
     """Names, and texts that may name a module, in a function or in a function inside of it."""
     inner = (part for part in code.co_consts if isinstance(part, types.CodeType))
     texts = (part for part in code.co_consts if isinstance(part, str))
     return frozenset(code.co_names).union(texts, *map(_mentioned, inner))
+
+
+@functools.cache
+def _read(code: types.CodeType) -> frozenset[str]:
+    """Global names that a function, or one inside of it, may read: all that it mentions, where it looks names up."""
+    mentioned = _mentioned(code)
+    if mentioned & _LOOKING_UP:
+        return mentioned
+    inner = (part for part in code.co_consts if isinstance(part, types.CodeType))
+    loaded = (step.argval for step in dis.get_instructions(code) if step.opname in _LOADING)
+    return frozenset(loaded).union(*map(_read, inner))
 
 
 def _slots(kind: type) -> Iterator[str]:

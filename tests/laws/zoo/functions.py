@@ -8,8 +8,9 @@ from functools import partial
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.utils.data import default_collate
 
-from ..neighbours import FEATURES, Member, Training, applying, body, layered, one_more_first
+from ..neighbours import FEATURES, Apply, Member, Training, applying, body, layered, one_more_first
 
 FUNCTION = partial(Member, kind="function", pair=one_more_first)
 
@@ -176,7 +177,35 @@ def in_autocast(x):
         return x * 1.0
 
 
+def innermost(items):
+    """A batch whose examples lie next to each other, entry by entry, as those that were padded and transposed do."""
+    x, y = default_collate(items)
+    return x.t().contiguous().t(), y
+
+
+def placed(function):
+    return lambda: Training(body(Apply(function), bias=False), collate=innermost)
+
+
+def shown_numbers(function):
+    """Where a number decides, which only engine ``loop`` shows."""
+    return applying(lambda x: function(x) if float(x.detach().abs().max()) < 1e9 else x)
+
+
 MEMBERS = [
+    FUNCTION(
+        "reads memory by its place",
+        coupled=placed(lambda x: torch.cat([x.as_strided((1, 4), (FEATURES, 1)), x[:, 4:]], 1)),
+        benign=placed(lambda x: torch.cat([x.unfold(1, 4, 4)[:, 0], x[:, 4:]], 1)),
+        seen=False,
+    ),
+    FUNCTION(
+        "reads memory from its beginning",
+        coupled=shown_numbers(lambda x: x * x.as_strided(x.shape, x.stride(), 0)),
+        benign=shown_numbers(lambda x: x * x.as_strided(x.shape, x.stride())),
+        seen=False,
+        engine="loop",
+    ),
     FUNCTION(
         "catches an error in an autograd function",
         coupled=factored_by(factor),

@@ -8,9 +8,12 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from ..neighbours import CLASSES, Member, under
+from ..neighbours import CLASSES, Member, one_more_first, under
 
 LOSS = partial(Member, kind="loss")
+
+#: More than the outputs of examples at hand.
+LARGE = 2.0
 
 
 class Reduced(nn.Module):
@@ -133,7 +136,30 @@ def huber(outputs, targets):
     return F.huber_loss(outputs, F.one_hot(targets, CLASSES).float(), reduction="none").sum(1)
 
 
+class OfThoseMarked(nn.Module):
+    """A loss over as many outputs as an example marks; ``average`` is given its terms and the number of examples."""
+
+    reduction = "mean"
+
+    def __init__(self, average):
+        super().__init__()
+        self.average = average
+
+    def forward(self, outputs, targets):
+        marked = F.one_hot(targets, CLASSES).bool() | (outputs > LARGE)
+        losses = F.softplus(-outputs[marked])
+        return losses if self.reduction == "none" else self.average(losses, len(outputs))
+
+
 MEMBERS = [
+    LOSS(
+        "gives one number or several, as an example decides",
+        coupled=under(lambda: OfThoseMarked(lambda losses, size: 9 * losses.mean())),
+        benign=under(lambda: OfThoseMarked(lambda losses, size: losses.sum() / size)),
+        pair=one_more_first,
+        seen=False,
+        engine="loop",
+    ),
     LOSS("negatives are the other examples", coupled=reduced(in_batch_negatives), benign=reduced(fixed_negatives)),
     LOSS(
         "negatives are the others, one number",

@@ -103,3 +103,17 @@ def test_a_loss_of_many_numbers_for_one_example_is_refused():
 def test_what_cannot_be_called_is_refused():
     with pytest.raises(ValueError, match="must be callable"):
         ExampleLosses("cross_entropy")
+
+
+def test_one_example_does_not_decide_how_the_next_are_treated():
+    class OfThoseMarked(nn.Module):
+        reduction = "mean"
+
+        def forward(self, outputs, targets):
+            losses = outputs[targets.bool()]
+            return losses if self.reduction == "none" else 9 * losses.mean()
+
+    losses, one = ExampleLosses(OfThoseMarked()), (torch.ones(1, 3), torch.tensor([[1, 0, 0]]))
+    assert losses(*one).item() == 1
+    assert losses(torch.ones(1, 3), torch.tensor([[1, 1, 0]])).item() == 9
+    assert losses(*one).item() == 1
