@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections import Counter
 from collections.abc import Iterator
@@ -35,6 +36,7 @@ Floats = NDArray[np.floating]
 
 _LOST = 1e-5  # of delta, that may fall off the ends of the grids; charged
 _PASSES, _FIRST_WIDTH = 8, 2.0  # grids twice as fine each time, until the figure settles
+_COARSE_PRECISION = 0.01  # where a figure is a point of a picture
 _RENYI = RDPAccountant()
 
 
@@ -118,6 +120,12 @@ class PLDAccountant(Accountant):
         from monitors.pld_tracker import PLDTracker
 
         return PLDTracker(self)
+
+    def coarse(self) -> Accountant:
+        """The same accountant at a precision of 0.01, unless its own is coarser."""
+        coarse = copy.copy(self)
+        coarse.precision = max(self.precision, _COARSE_PRECISION)
+        return coarse
 
     def _curves(self, terms: Terms, question: Question, lowest: float) -> list[ComposedLoss]:
         """Bounds of the privacy curve from epsilon ``lowest`` on, for removal and for addition."""

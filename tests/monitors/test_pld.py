@@ -254,3 +254,14 @@ def test_an_unknown_event_is_named_with_the_remedy():
 def test_a_wrong_precision_is_refused(precision):
     with pytest.raises(ValueError, match="precision"):
         PLDAccountant(precision)
+
+
+@pytest.mark.parametrize(("precision", "coarse"), [(1e-3, 1e-2), (0.05, 0.05)])
+def test_a_coarse_accountant_is_never_more_precise_and_keeps_its_kind(precision, coarse):
+    class Own(PLDAccountant):
+        pass
+
+    accountant = Own(precision)
+    assert type(accountant.coarse()) is Own
+    assert accountant.coarse().precision == coarse
+    assert accountant.precision == precision
