@@ -25,7 +25,9 @@ EXAMPLES = """
 
 
 def plot(
-    run_dirs: Annotated[list[Path], typer.Argument(metavar="RUN_DIR...", help="Folders of `dpmodel train`.")],
+    run_dirs: Annotated[
+        list[Path], typer.Argument(metavar="RUN_DIR...", help="Folders of `dpmodel train` or of `fit(output=...)`.")
+    ],
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help=r"Folder of the pictures \[default: RUN_DIR/figures]")
     ] = None,
