@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from dpmodel.cli.options import AsJson
+from dpmodel.cli.options import AsJson, Size, Style
 
 EXAMPLES = """
 [b]Examples[/b]
@@ -34,13 +34,11 @@ def plot(
     metric: Annotated[
         str | None, typer.Option(help=r"Test metric to draw \[default: the first that all runs have]")
     ] = None,
-    style: Annotated[str, typer.Option(help="light or dark.")] = "light",
+    style: Style = "light",
     formats: Annotated[
         list[str], typer.Option("--format", help=r"png, svg or pdf; repeatable \[default: png and svg]")
     ] = [],  # noqa: B006 - typer copies it
-    size: Annotated[
-        float | None, typer.Option(help="Width in inches: about 3.4 for a column of a paper, 7 for a page.")
-    ] = None,
+    size: Size = None,
     as_json: AsJson = False,
 ) -> None:
     """Draw the figures of one or more RUN_DIRs.
