@@ -24,7 +24,7 @@ LEAST_MARKS = 24
 #: Most points if the accountant needs a coarse version of itself for pictures, because each point takes long.
 DEAR_MARKS = 48
 #: Rows of a ledger times points of its curve, at most; the second number is for such an accountant.
-_MOST_ROWS, _MOST_DEAR_ROWS = 200_000, 20_000
+_MOST_ROWS, _MOST_DEAR_ROWS = 200_000, 40_000
 #: Part of the last epsilon that may lie between two neighbouring points, as long as more points may be computed.
 _RESOLUTION = 0.01
 
