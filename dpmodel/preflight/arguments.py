@@ -23,6 +23,10 @@ _SOLVE = (
 _NOISE = "give noise_mech=NoiseMechanismsFactory.create('Gaussian', initial_noise_multiplier=...)"
 _BOUND = "give norm_bound=..., the bound of each example's gradient"
 _DELTA = "delta belongs to the statement: model.privacy_spent(delta), noise_for_epsilon(target_epsilon, delta, ...)"
+_ACCOUNTANT = (
+    "the accountant belongs to the statement: model.privacy_spent(delta, accountant), "
+    "PrivacyMonitorFactory.create(accountant, max_eps=...); it is 'rdp', 'pld' or 'zcdp'"
+)
 _ELSEWHERE: Mapping[str, str] = {
     "target_epsilon": _SOLVE,
     "epsilon": _SOLVE,
@@ -31,6 +35,7 @@ _ELSEWHERE: Mapping[str, str] = {
     "l2_norm_clip": _BOUND,
     "delta": _DELTA,
     "target_delta": _DELTA,
+    "accountant": _ACCOUNTANT,
     "epochs": "give epochs to fit(loader, epochs)",
     "batch_size": "the batch size is that of the loader: poisson_loader(dataset, batch_size)",
     "poisson_sampling": "give sampling='poisson' or 'shuffle'",

@@ -10,6 +10,7 @@ from dpmodel import DPModel
 @pytest.mark.parametrize(
     ("argument", "told"),
     [
+        ({"accountant": "prv"}, r"accountant=.prv.: the accountant belongs to the statement: model\.privacy_spent"),
         ({"target_epsilon": 3.0}, r"target_epsilon=3\.0: solve for the noise first: noise_mech=noise_for_epsilon"),
         ({"epsilon": 3.0}, r"noise_for_epsilon\(target_epsilon, delta, loader, epochs\)"),
         ({"noise_multiplier": 1.1}, "initial_noise_multiplier"),
