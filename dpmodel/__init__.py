@@ -49,6 +49,7 @@ __all__ = [
     "load_param_into_net",
     "noise_for_epsilon",
     "poisson_loader",
+    "privacy_spent",
     "rdp_sampled_gaussian",
     "save_checkpoint",
     "validate",
@@ -92,6 +93,7 @@ _EXPORTS = {
     "load_param_into_net": "dpmodel.checkpoint",
     "noise_for_epsilon": "dpmodel.target_epsilon",
     "poisson_loader": "dpmodel.data.loader",
+    "privacy_spent": "monitors.accountant",
     "rdp_sampled_gaussian": "monitors.sampled_gaussian",
     "save_checkpoint": "dpmodel.checkpoint",
     "validate": "dpmodel.compat",
@@ -123,6 +125,7 @@ if TYPE_CHECKING:
     from dpmodel.target_epsilon import noise_for_epsilon
     from mechanisms.factory import ClipMechanismsFactory, NoiseMechanismsFactory
     from mechanisms.queries import CountingQuery, LaplaceMechanism
+    from monitors.accountant import privacy_spent
     from monitors.calibration import calibrate_noise_multiplier
     from monitors.events import ComposedEvent, GaussianEvent, LaplaceEvent, PoissonSampledEvent
     from monitors.factory import PrivacyMonitorFactory

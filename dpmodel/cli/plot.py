@@ -57,4 +57,4 @@ def plot(
     for path in written:
         typer.echo(f"drawn: {path}")
     if METRIC_FIGURE not in {path.stem for path in written}:
-        typer.echo(f"not drawn: {METRIC_FIGURE}, because {run_dirs[0]} has no test metric")
+        typer.echo(f"not drawn: {METRIC_FIGURE}, because {', '.join(map(str, run_dirs))} has no test metric")

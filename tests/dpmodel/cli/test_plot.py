@@ -153,6 +153,14 @@ def test_a_schedule_that_the_ledger_does_not_state_is_drawn_at_the_ends_of_the_e
     assert strand.multipliers == (1.5, 2.0, 2.0)
 
 
+def test_trainings_in_python_without_validation_share_the_other_figures(tmp_path, capsys):
+    for name in ("one", "other"):
+        model_in_python().fit(poisson_loader(data_in_python(), batch_size=10), output=tmp_path / name)
+    assert run(["plot", str(tmp_path / "one"), str(tmp_path / "other"), "-o", str(tmp_path / "both")]) == 0
+    assert "not drawn: metric_against_epsilon" in capsys.readouterr().out
+    assert (tmp_path / "both/epsilon_against_step.png").is_file()
+
+
 def test_a_training_in_python_without_a_report_is_refused(tmp_path, capsys):
     model_in_python().fit(poisson_loader(data_in_python(), batch_size=10), output=tmp_path / "run")
     (tmp_path / "run/privacy_report.json").unlink()
