@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from torch import nn
@@ -43,14 +43,15 @@ _ELSEWHERE: Mapping[str, str] = {
 }
 
 
-def refuse_unknown(unknown: Mapping[str, Any], owner: type) -> None:
-    """Refuse arguments that ``DPModel`` does not have, with what to do instead.
+def refuse_unknown(unknown: Mapping[str, Any], owner: Callable[..., Any]) -> None:
+    """Refuse arguments that ``owner`` (``DPModel`` or ``fit``) does not have, with what to do instead.
 
     Raises:
         TypeError: There is one.
     """
     for name, value in unknown.items():
-        known = list(inspect.signature(owner).parameters)
+        parameters = inspect.signature(owner).parameters.values()
+        known = [parameter.name for parameter in parameters if parameter.kind is not parameter.VAR_KEYWORD]
         told = _ELSEWHERE.get(name)
         hint = f": {told}" if told else checks.nearest_hint(name, known) or f"; it takes {', '.join(known)}"
         raise TypeError(f"{owner.__name__} has no argument {name}={value!r}{hint}")

@@ -28,6 +28,24 @@ def test_an_unknown_argument_is_answered_with_what_to_do(argument, told):
         DPModel(network, nn.MSELoss(), torch.optim.SGD(network.parameters(), lr=0.1), **argument)
 
 
+@pytest.mark.parametrize(
+    ("argument", "told"),
+    [
+        ({"target_epsilon": 3.0}, r"fit has no argument target_epsilon=3\.0: solve for the noise first"),
+        ({"delta": 1e-5}, r"model\.privacy_spent\(delta\)"),
+        ({"ouput": "runs/a"}, "did you mean 'output'"),
+        ({"zzz": 1.0}, "it takes loader, epochs, valid_loader, callbacks, keeper, output$"),
+    ],
+)
+@pytest.mark.parametrize("way", ["fit", "train"])
+def test_an_unknown_argument_of_fit_is_answered_with_what_to_do(argument, told, way):
+    network = nn.Linear(2, 1)
+    model = DPModel(network, nn.MSELoss(), torch.optim.SGD(network.parameters(), lr=0.1))
+    given = {"fit": (None,), "train": (1, None)}[way]
+    with pytest.raises(TypeError, match=told):
+        getattr(model, way)(*given, **argument)
+
+
 def test_a_path_is_no_keeper():
     network = nn.Linear(2, 1)
     model = DPModel(network, nn.MSELoss(), torch.optim.SGD(network.parameters(), lr=0.1))
