@@ -2,12 +2,13 @@
 
     python benchmarks/growth.py
     python benchmarks/growth.py --series batch depth --rounds 3 --no-figure
+    python benchmarks/growth.py --redraw
 
 Steps are those of ``engines.py`` (forward, backward, clip, secure noise, SGD with momentum; engine ``bookkeeping``),
 the epochs of ``data`` those of ``epoch.py`` on made-up images of the main job's shape: drawing rows, fetching, all of
 it. Plain and private take turns (A B A B); ratios are of the two times of one round. What data loading takes is
 measured separately, inside of the loader's ``batches``. Writes ``benchmarks/results/growth.md`` and
-``docs/figures/growth.svg`` and ``.png``.
+``docs/figures/growth.svg`` and ``.png``; ``--redraw`` draws those again from the table and measures nothing.
 """
 
 from __future__ import annotations
@@ -209,6 +210,22 @@ def _far_end(series: Series) -> list[str]:
     ]
 
 
+def read_table(text: str) -> dict[str, Series]:
+    """The series whose medians the text of ``growth.md`` holds."""
+    chosen = {}
+    for name, series in all_series().items():
+        _, found, section = text.partition(f"## {series.title}\n")
+        rows = [line.strip("| ").split(" | ") for line in section.partition("\n## ")[0].splitlines() if "|" in line]
+        for row in rows[2:]:
+            x, plain, private = (float(cell.replace(",", "")) for cell in row[:3])
+            unit = 1.0 if series.workload is None else 1e3
+            memory = (None, None) if series.workload is None else (float(row[5]), float(row[6]))
+            series.points.append(Point(int(x), [plain / unit], [private / unit], *memory))
+        if found:
+            chosen[name] = series
+    return chosen
+
+
 def heading(options: argparse.Namespace) -> list[str]:
     rounds = f"{options.rounds} round{'s' * (options.rounds != 1)}"
     return [
@@ -233,13 +250,23 @@ def options_from_command_line() -> argparse.Namespace:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--clock", choices=sorted(CLOCKS), default="wall", help="cpu on a busy machine, --threads 1")
     parser.add_argument("--no-figure", action="store_true", help="leave the figure as it is")
+    parser.add_argument("--redraw", action="store_true", help="draw the table in --output again; measure nothing")
     parser.add_argument("--output", type=Path, default=ROOT / "benchmarks" / "results" / "growth.md")
     parser.add_argument("--figures", type=Path, default=ROOT / "docs" / "figures")
     return parser.parse_args()
 
 
+def draw_figure(chosen: dict[str, Series], folder: Path) -> None:
+    from growth_figure import draw, save
+
+    save(draw(chosen), folder)
+
+
 def main() -> None:
     options = options_from_command_line()
+    if options.redraw:
+        draw_figure(read_table(options.output.read_text(encoding="utf-8")), options.figures)
+        return
     torch.set_num_threads(options.threads)
     torch.manual_seed(0)
     clock, begun = CLOCKS[options.clock], time.perf_counter()
@@ -257,9 +284,7 @@ def main() -> None:
     options.output.parent.mkdir(parents=True, exist_ok=True)
     options.output.write_text("\n".join(lines).rstrip() + "\n", encoding="utf-8")
     if not options.no_figure:
-        from growth_figure import draw, save
-
-        save(draw(chosen), options.figures)
+        draw_figure(chosen, options.figures)
     print(f"{time.perf_counter() - begun:.0f} s in all")
 
 

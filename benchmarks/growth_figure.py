@@ -51,12 +51,12 @@ def save(figure: Figure, folder: Path) -> None:
     """``growth.svg``, which follows the reader's light or dark setting, and ``growth.png`` on white."""
     folder.mkdir(parents=True, exist_ok=True)
     save_figure(figure, folder / f"{NAME}.png")
-    (folder / f"{NAME}.svg").write_text(standalone_svg(figure), encoding="utf-8")
+    (folder / f"{NAME}.svg").write_text(standalone_svg(figure, NAME, DESCRIPTION), encoding="utf-8")
 
 
-def standalone_svg(figure: Figure) -> str:
+def standalone_svg(figure: Figure, name: str, description: str) -> str:
     """The figure as a file of its own, with its colours for light and dark pages inside."""
-    picture = inline_svg(figure, NAME, DESCRIPTION)
+    picture = inline_svg(figure, name, description)
     light, dark = (
         " ".join(f"--{role}: {colours[index]};" for role, colours in {**ROLES, "page": BACKGROUND}.items())
         for index in (0, 1)

@@ -53,6 +53,7 @@ __all__ = [
     "load_param_into_net",
     "noise_for_epsilon",
     "poisson_loader",
+    "privacy_spent",
     "rdp_sampled_gaussian",
     "save_checkpoint",
     "train_from_config",
@@ -101,6 +102,7 @@ _EXPORTS = {
     "load_param_into_net": "dpmodel.saving.checkpoint",
     "noise_for_epsilon": "dpmodel.planning.target_epsilon",
     "poisson_loader": "dpmodel.data.loader",
+    "privacy_spent": "monitors.accountant",
     "rdp_sampled_gaussian": "monitors.sampled_gaussian",
     "save_checkpoint": "dpmodel.saving.checkpoint",
     "train_from_config": "dpmodel.runs.train",
@@ -138,6 +140,7 @@ if TYPE_CHECKING:
     from dpmodel.training.run import Run
     from mechanisms.factory import ClipMechanismsFactory, NoiseMechanismsFactory
     from mechanisms.queries import CountingQuery, LaplaceMechanism
+    from monitors.accountant import privacy_spent
     from monitors.calibration import calibrate_noise_multiplier
     from monitors.events import ComposedEvent, GaussianEvent, LaplaceEvent, PoissonSampledEvent
     from monitors.factory import PrivacyMonitorFactory

@@ -192,6 +192,7 @@ class DPModel(ClaimedModel):
         callbacks: Any = (),
         keeper: StateKeeper | None = None,
         output: str | os.PathLike[str] | None = None,
+        **unknown: Any,
     ) -> History:
         """Train for ``epochs`` epochs.
 
@@ -200,21 +201,20 @@ class DPModel(ClaimedModel):
             epochs: At least 1; an epoch is ``num_examples // batch_size`` steps.
             valid_loader: Held-out data for the metrics after each epoch; the training data are refused.
             callbacks: Callbacks and privacy monitors.
-            keeper: ``StateKeeper(folder)`` saves the training while it goes on; ``StateKeeper(folder, resume=True)``
-                goes on with one that broke off, on a model that was built anew in the same way. Default: none.
+            keeper: ``StateKeeper(folder)`` saves the training as it runs, and resumes it with ``resume=True``.
             output: A new folder for ledger, privacy report, history, weights and training curve. Default: none.
+            **unknown: Refused, with what to do instead.
 
         Returns:
             One record per finished epoch.
 
         Raises:
-            ValueError: Before any budget is spent: ``UnsupportedModuleError``, ``UnsupportedLoaderError``,
-                ``MonitorMismatchError``, ``CheckpointError`` or a plain one.
+            ValueError: Before any budget is spent, as ``UnsupportedModuleError``, ``CheckpointError`` or a plain one.
             UnprotectedUpdateError: While training; what was released stays on the ledger. Where something un-noised may
-                have reached released weights, the ledger states a violation and an infinite epsilon. Later calls refuse
-                these weights.
+                have reached weights, the ledger states a violation and an infinite epsilon. Later calls refuse them.
             NonFiniteGradientsError: Likewise.
         """
+        refuse_unknown(unknown, self.fit)
         checks.positive_int(epochs=epochs)
         if self._in_training:
             raise UnprotectedUpdateError("fit was called while this model is training; call it when fit has returned")

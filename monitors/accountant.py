@@ -62,6 +62,13 @@ class Accountant(ABC):
         """An object that follows a ledger while it grows, cheaper than asking for the whole each time."""
         return Tracker(self)
 
+    def coarse(self) -> Accountant:
+        """An accountant for pictures: its figures are upper bounds too, a little larger and cheaper to compute.
+
+        Itself, unless a subclass has a cheaper one.
+        """
+        return self
+
 
 class Tracker:
     """Follows a growing ledger. This one recomputes; accountants that can do better return a subclass.

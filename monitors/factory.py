@@ -9,13 +9,13 @@ from typing import Any
 from numpy.typing import ArrayLike
 
 from monitors import checks
-from monitors.accountant import DEFAULT_DELTA, resolve_accountant
+from monitors.accountant import DEFAULT_DELTA, ELSEWHERE, resolve_accountant
 from monitors.claims import Claims
 from monitors.monitor import PrivacyMonitor
 from monitors.rdp import RDPAccountant
 from monitors.registry import Registry
 
-MONITORS: Registry[Callable[..., Any]] = Registry("privacy monitor policy")
+MONITORS: Registry[Callable[..., Any]] = Registry("privacy monitor policy", ELSEWHERE)
 
 
 class PrivacyMonitorFactory:

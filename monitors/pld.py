@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections import Counter
 from collections.abc import Iterator
@@ -35,6 +36,7 @@ Floats = NDArray[np.floating]
 
 _LOST = 1e-5  # of delta, that may fall off the ends of the grids; charged
 _PASSES, _FIRST_WIDTH = 8, 2.0  # grids twice as fine each time, until the figure settles
+_COARSE_PRECISION, _COARSE_PASSES = 0.01, 2  # where a figure is a point of a picture
 _RENYI = RDPAccountant()
 
 
@@ -68,6 +70,7 @@ class PLDAccountant(Accountant):
         if precision > 0.1:
             raise ValueError(f"precision must be at most 0.1, got {precision!r}")
         self.precision = float(precision)
+        self._passes = _PASSES
 
     def epsilon(self, ledger: Rows, delta: float) -> float:
         """Epsilon at ``delta``; see ``Accountant.epsilon``."""
@@ -81,7 +84,7 @@ class PLDAccountant(Accountant):
         if guess <= 0 or math.isinf(guess):
             return max(0.0, guess)
         found, width = guess, _FIRST_WIDTH
-        for number in range(_PASSES):
+        for number in range(self._passes):
             curves = self._curves(terms, Question(found, delta, order, width), 0.0)
             before, found = found, min(found, max(max(0.0, curve.epsilon(delta)) for curve in curves))
             # halving the step divides its error by four
@@ -104,7 +107,7 @@ class PLDAccountant(Accountant):
         # at least a share of the loss's own deviation, so that epsilon 0 has a scale as well
         scale = max(epsilon, 0.1 * math.sqrt(float(total_curve(terms, np.array([2.0]))[0])))
         found, width = log_guess, _FIRST_WIDTH
-        for number in range(_PASSES):
+        for number in range(self._passes):
             guess = max(math.exp(min(found, -1e-3)), 1e-280)
             curves = self._curves(terms, Question(scale, guess, order, width), epsilon)
             before, found = found, min(found, max(curve.log_delta(epsilon) for curve in curves))
@@ -118,6 +121,12 @@ class PLDAccountant(Accountant):
         from monitors.pld_tracker import PLDTracker
 
         return PLDTracker(self)
+
+    def coarse(self) -> Accountant:
+        """The same accountant at a precision of about 0.01, which it does not check, unless its own is coarser."""
+        coarse = copy.copy(self)
+        coarse.precision, coarse._passes = max(self.precision, _COARSE_PRECISION), _COARSE_PASSES
+        return coarse
 
     def _curves(self, terms: Terms, question: Question, lowest: float) -> list[ComposedLoss]:
         """Bounds of the privacy curve from epsilon ``lowest`` on, for removal and for addition."""

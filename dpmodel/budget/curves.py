@@ -5,17 +5,30 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from dpmodel.config.privacy import NoiseSection
 from dpmodel.figures.epsilon_curve import Privacy, epsilon_over
-from dpmodel.figures.files import DOTS_PER_INCH
+from dpmodel.figures.files import require_format, save_figure
 from dpmodel.figures.lines import draw_epsilon, marks, note_infinite
-from dpmodel.figures.style import Pen, add_legend, dress, from_zero, make_panels
+from dpmodel.figures.style import (
+    Pen,
+    add_legend,
+    dress,
+    from_zero,
+    make_panels,
+    repaint,
+    require_size,
+    require_style,
+)
 from dpmodel.planning.training_plan import TrainingPlan, plan_training
 from monitors.accountant import epsilon_text, resolve_accountant
 from monitors.calibration import decay_rate_for
 from monitors.errors import ConfigError
 from monitors.schedules import DECAYS
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 #: Last over first multiplier of the decaying schedules where the configuration has none of its own.
 DEFAULT_RATIO = 0.5
@@ -58,16 +71,28 @@ def epsilon_curves(plan: TrainingPlan) -> tuple[EpsilonCurve, ...]:
     return tuple(_curve(name, planned) for name, planned in plans.items())
 
 
-def draw_curves(plan: TrainingPlan, path: str | os.PathLike[str]) -> None:
-    """Draw ``epsilon_curves`` into ``path``; the ending chooses the format (``.png``, ``.svg``, ``.pdf``).
+def draw_curves(
+    plan: TrainingPlan,
+    path: str | os.PathLike[str] | None = None,
+    *,
+    style: str = "light",
+    size: float | None = None,
+) -> Figure:
+    """Draw ``epsilon_curves``.
+
+    Args:
+        plan: The plan.
+        path: Where to save the picture too; the ending chooses the format (``.png``, ``.svg``, ``.pdf``).
+        style: ``"light"`` or ``"dark"``.
+        size: Width of the figure in inches, 2.5 to 40. Default: as wide as its two panels need.
 
     Raises:
         ConfigError: As of ``require_drawable``.
     """
-    require_drawable(path)
+    require_drawable(path, style=style, size=size)
     curves = epsilon_curves(plan)
     privacy = plan.config.privacy
-    figure, (left, right) = make_panels(2)
+    figure, (left, right) = make_panels(2, size)
     end = f"{epsilon_text(curves[0].epsilons[-1])} ({resolve_accountant(privacy.accountant).name})"
     dress(left, f"Schedules that end at epsilon {end}", "step", f"epsilon at delta {privacy.delta:g}")
     dress(right, "Noise of the same schedules", "step", "noise multiplier")
@@ -79,21 +104,35 @@ def draw_curves(plan: TrainingPlan, path: str | os.PathLike[str]) -> None:
         from_zero(axes)
     note_infinite(left, [_privacy(curve, plan) for curve in curves])
     add_legend(figure, left)
-    figure.savefig(path, dpi=DOTS_PER_INCH, facecolor="white")
+    repaint(figure, style)
+    if path is not None:
+        save_figure(figure, path)
+    return figure
 
 
-def require_drawable(path: str | os.PathLike[str], setting: str = "plot") -> None:
-    """Refuse a place where no picture can be written, before anything is computed for it.
+def require_drawable(
+    path: str | os.PathLike[str] | None, setting: str = "plot", *, style: str = "light", size: float | None = None
+) -> None:
+    """Refuse a picture that cannot be drawn or written, before anything is computed for it.
 
     Args:
-        path: The file.
-        setting: What it was given as, for errors.
+        path: The file; None for a picture that is not saved.
+        setting: What the file was given as, for errors.
+        style: Its style.
+        size: Its width in inches.
 
     Raises:
-        ConfigError: It is a folder, lies in none that can be written, or its ending is no format that can be drawn.
+        ConfigError: The file is a folder, lies in none that can be written, or its ending is not one of ``.png``,
+            ``.svg`` and ``.pdf``; the style is unknown, or the size is out of range.
     """
-    from matplotlib.figure import Figure
-
+    try:
+        require_style(style)
+        if size is not None:
+            require_size(size)
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+    if path is None:
+        return
     file = Path(path)
     if file.is_dir():
         raise ConfigError(f"{setting}: {file} is a folder; give a file in it, such as {file / 'epsilon.png'}")
@@ -101,12 +140,10 @@ def require_drawable(path: str | os.PathLike[str], setting: str = "plot") -> Non
         raise ConfigError(f"{setting}: {file} cannot be written: there is no folder {file.parent}; make it first")
     if not os.access(file if file.exists() else file.parent, os.W_OK):
         raise ConfigError(f"{setting}: {file} cannot be written: permission denied; choose another place")
-    ending, known = file.suffix.lstrip(".").lower(), Figure().canvas.get_supported_filetypes()
-    # Without an ending matplotlib draws a PNG and adds it.
-    if ending and ending not in known:
-        raise ConfigError(
-            f"{setting}: {file}: pictures cannot be drawn as {ending!r}; choose one of {', '.join(sorted(known))}"
-        )
+    try:
+        require_format(file)
+    except ValueError as error:
+        raise ConfigError(f"{setting}: {error}") from error
 
 
 def _solved(plan: TrainingPlan, noise: NoiseSection, target: float) -> TrainingPlan:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from dpmodel.cli.options import AsJson, Overrides
+from dpmodel.cli.options import AsJson, Overrides, Size, Style
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -34,6 +34,9 @@ EXAMPLES = """
 
   # Of a configuration, with every accountant, and a picture
   dpmodel budget run.yaml --accountant all --plot epsilon.png
+
+  # The picture for a column of a paper
+  dpmodel budget run.yaml --plot epsilon.pdf --size 3.4
 """
 
 #: Option -> place in the configuration.
@@ -93,7 +96,11 @@ def budget(
     fraction_stddev: Annotated[float | None, typer.Option(help="Noise of the adaptive clip count.")] = None,
     tuning_runs: Annotated[int | None, typer.Option(min=1, help="Show the price of the best of so many.")] = None,
     overrides: Overrides = [],  # noqa: B006 - typer copies it
-    plot: Annotated[Path | None, typer.Option(help="Draw epsilon against the step into this file.")] = None,
+    plot: Annotated[
+        Path | None, typer.Option(help="Draw epsilon against the step into this file: .png, .svg or .pdf.")
+    ] = None,
+    style: Style = "light",
+    size: Size = None,
     as_json: AsJson = False,
 ) -> None:
     """Plan a privacy budget: epsilon from a multiplier, the multiplier from a target, or the most epochs that fit.
@@ -105,10 +112,7 @@ def budget(
     from dpmodel.budget.answer import answer_budget, known_accountants
 
     _refuse_two_lengths(epochs, max_epsilon)
-    if plot is not None:
-        from dpmodel.budget.curves import require_drawable
-
-        require_drawable(plot, "--plot")
+    _check_picture(plot, style, size)
     if config is None:
         _require(given, num_examples, max_epsilon, overrides)
     settings = _settings(config, given, overrides, accountant, max_epsilon)
@@ -117,7 +121,7 @@ def budget(
     if plot is not None:
         from dpmodel.budget.curves import draw_curves
 
-        draw_curves(answer.plan, plot)
+        draw_curves(answer.plan, plot, style=style, size=size)
     if as_json:
         typer.echo(json.dumps(answer.to_dict()))
     else:
@@ -139,6 +143,15 @@ def _settings(
     if max_epsilon is not None and "epochs" not in given:
         flags.append((_PLACES["epochs"], 1))
     return make_config(_PLACEHOLDERS, [*overrides, *flags], "command line")
+
+
+def _check_picture(plot: Path | None, style: str, size: float | None) -> None:
+    if plot is not None:
+        from dpmodel.budget.curves import require_drawable
+
+        require_drawable(plot, "--plot", style=style, size=size)
+    elif style != "light" or size is not None:
+        raise typer.BadParameter("--style and --size describe the picture of --plot; add --plot epsilon.png")
 
 
 def _refuse_two_lengths(epochs: int | None, max_epsilon: float | None) -> None:

@@ -16,15 +16,23 @@ EXAMPLES = """
   dpmodel init
 
   # For arrays of your own, and for folders of images
-  dpmodel init --root data.npz --output mine.yaml
-  dpmodel init --root pictures --target-epsilon 1 --output pictures.yaml
+  dpmodel init data.npz --output mine.yaml
+  dpmodel init pictures --target-epsilon 1 --output pictures.yaml
 
   # With a network of another package
-  dpmodel init --data cifar10 --network torchvision.models:resnet18
+  dpmodel init cifar10 --network torchvision.models:resnet18
 """
 
 
 def init(
+    source: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="DATA",
+            help=r"An .npz file, a folder of images, or a name such as fashion_mnist \[default: mnist]",
+            show_default=False,
+        ),
+    ] = None,
     data: Annotated[
         str | None,
         typer.Option(help=r"mnist, fashion_mnist, cifar10, npz, image_folder, ... \[default: seen from --root]"),
@@ -43,6 +51,8 @@ def init(
     """
     from dpmodel.starter import write_starter
 
+    if source is not None:
+        data, root = _placed(source, data, root)
     path = write_starter(output, data, root, network=network, target_epsilon=target_epsilon)
     if as_json:
         typer.echo(json.dumps({"written": str(path)}))
@@ -50,3 +60,21 @@ def init(
     typer.echo(
         f"written: {path}\nwhat it will spend:  dpmodel budget {path}\ntrain it:            dpmodel train {path}"
     )
+
+
+def _placed(source: str, data: str | None, root: Path | None) -> tuple[str | None, Path | None]:
+    """Reader and place that DATA means: a name that is known, else a path."""
+    from dpmodel.data.datasets import DATASETS
+    from monitors import checks
+    from monitors.errors import ConfigError
+
+    known = DATASETS.names()
+    if source in known and data in (None, source):
+        return source, root
+    if source in known or root is not None:
+        stated = f"--root {root}" if source not in known else f"--data {data}"
+        raise typer.BadParameter(f"DATA {source!r} and {stated} state the same thing; give one of them")
+    hint = checks.nearest_hint(source, known)
+    if hint and not Path(source).exists():
+        raise ConfigError(f"there is no file, folder or data set {source!r}{hint}")
+    return data, Path(source)

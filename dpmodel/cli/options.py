@@ -13,3 +13,7 @@ Overrides = Annotated[
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for machines and nothing else.")]
 ConfigFile = Annotated[Path, typer.Argument(metavar="CONFIG", help="YAML configuration.", show_default=False)]
+Style = Annotated[str, typer.Option(help="Of the picture: light or dark.")]
+Size = Annotated[
+    float | None, typer.Option(help="Width of the picture in inches: about 3.4 for a column of a paper, 7 for a page.")
+]

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from dpmodel.cli.options import AsJson
+from dpmodel.cli.options import AsJson, Size, Style
 
 EXAMPLES = """
 [b]Examples[/b]
@@ -25,20 +25,20 @@ EXAMPLES = """
 
 
 def plot(
-    run_dirs: Annotated[list[Path], typer.Argument(metavar="RUN_DIR...", help="Folders of `dpmodel train`.")],
+    run_dirs: Annotated[
+        list[Path], typer.Argument(metavar="RUN_DIR...", help="Folders of `dpmodel train` or of `fit(output=...)`.")
+    ],
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help=r"Folder of the pictures \[default: RUN_DIR/figures]")
     ] = None,
     metric: Annotated[
         str | None, typer.Option(help=r"Test metric to draw \[default: the first that all runs have]")
     ] = None,
-    style: Annotated[str, typer.Option(help="light or dark.")] = "light",
+    style: Style = "light",
     formats: Annotated[
         list[str], typer.Option("--format", help=r"png, svg or pdf; repeatable \[default: png and svg]")
     ] = [],  # noqa: B006 - typer copies it
-    size: Annotated[
-        float | None, typer.Option(help="Width in inches: about 3.4 for a column of a paper, 7 for a page.")
-    ] = None,
+    size: Size = None,
     as_json: AsJson = False,
 ) -> None:
     """Draw the figures of one or more RUN_DIRs.
@@ -57,4 +57,4 @@ def plot(
     for path in written:
         typer.echo(f"drawn: {path}")
     if METRIC_FIGURE not in {path.stem for path in written}:
-        typer.echo(f"not drawn: {METRIC_FIGURE}, because {run_dirs[0]} has no test metric")
+        typer.echo(f"not drawn: {METRIC_FIGURE}, because {', '.join(map(str, run_dirs))} has no test metric")

@@ -38,6 +38,8 @@ def evaluation_batches(loader: Any, batch_size: int = 1000) -> Iterable[Pair]:
     Raises:
         DataError: None of these, or something that is not made of tensors and arrays.
     """
+    if _is_array(loader) or isinstance(loader, Mapping):
+        raise DataError(f"eval needs the targets too: eval((inputs, targets)), got {type(loader).__name__} alone")
     if isinstance(loader, PrivateLoader):
         return loader.in_order(batch_size)
     if isinstance(loader, DataLoader):

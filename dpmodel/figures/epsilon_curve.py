@@ -21,8 +21,10 @@ Floats = NDArray[np.float64]
 MOST_MARKS = 128
 #: Fewest points of a curve whose ledger has so many rows that each point takes a noticeable time.
 LEAST_MARKS = 24
-#: Rows of a ledger times points of its curve, at most.
-_MOST_ROWS = 200_000
+#: Most points if the accountant needs a coarse version of itself for pictures, because each point takes long.
+DEAR_MARKS = 48
+#: Rows of a ledger times points of its curve, at most; the second number is for such an accountant.
+_MOST_ROWS, _MOST_DEAR_ROWS = 200_000, 40_000
 #: Part of the last epsilon that may lie between two neighbouring points, as long as more points may be computed.
 _RESOLUTION = 0.01
 
@@ -61,7 +63,8 @@ def epsilon_over(
     """Epsilon after each step of a training, or after about a hundred steps of a long one.
 
     The steps of a long training are chosen so that epsilon rises little between neighbours; the first step, the last
-    one and the ends of the epochs are among them.
+    one and the ends of the epochs are among them. After the last step, epsilon is the accountant's own figure; before,
+    it is that of its ``coarse`` version, which is an upper bound too.
 
     Args:
         ledger: Ledger of the whole training, lost steps included.
@@ -80,13 +83,18 @@ def epsilon_over(
     chosen, kept = resolve_accountant(accountant), _kept(ledger)
     last = kept if done is None else done
     others = max(kept - last, 0)
+    coarse = chosen.coarse()
+    # Whatever follows the last step, such as a violation, is in every figure of the finished training too.
+    final = chosen.epsilon(ledger, delta)
 
     def epsilon(step: int) -> float:
-        # Whatever follows the last step, such as a violation, is in every figure of the finished training too.
-        released = ledger if step == last else first_releases(ledger, step + others)
-        return chosen.epsilon(released, delta)
+        if step == last:
+            return final
+        # What was spent never falls, so the last figure bounds the earlier ones, whose own bounds may be wider.
+        return min(coarse.epsilon(first_releases(ledger, step + others), delta), final)
 
-    found = _refined(epsilon, [step for step in steps if 0 < step < last], last, _marks_for(ledger))
+    most = _marks_for(ledger, dear=coarse is not chosen)
+    found = _refined(epsilon, [step for step in steps if 0 < step < last], last, most)
     marks = sorted(found)
     # The search inside an accountant may end a rounding error lower; what was spent never falls.
     return Privacy((0, *marks), (0.0, *accumulate((found[mark] for mark in marks), max)), delta, chosen.name)
@@ -123,8 +131,9 @@ def _violations(ledger: Ledger) -> NDArray[np.bool_]:
     return np.array([isinstance(event, ViolationEvent) for event, _ in ledger], dtype=bool)
 
 
-def _marks_for(ledger: Ledger) -> int:
-    return min(MOST_MARKS, max(LEAST_MARKS, _MOST_ROWS // max(len(ledger), 1)))
+def _marks_for(ledger: Ledger, *, dear: bool) -> int:
+    marks, rows = (DEAR_MARKS, _MOST_DEAR_ROWS) if dear else (MOST_MARKS, _MOST_ROWS)
+    return min(marks, max(LEAST_MARKS, rows // max(len(ledger), 1)))
 
 
 def _refined(epsilon: Callable[[int], float], ends: Sequence[int], last: int, most: int) -> dict[int, float]:

@@ -28,8 +28,8 @@ def draw_runs(
     Args:
         paths: Run folders, at least one.
         output: Where the pictures go; default: ``figures`` inside the only run folder.
-        metric: The test metric to draw; default: the first of ``training.metrics`` that every run has. A single run
-            without validation is drawn without the figure of the metric.
+        metric: The test metric to draw; default: the first of ``training.metrics`` that every run has. Runs
+            without validation are drawn without the figure of the metric.
         style: ``"light"`` or ``"dark"``.
         formats: Of ``"png"``, ``"svg"`` and ``"pdf"``, at least one.
         size: Width of each picture in inches, 2.5 to 40; default: as wide as its panels need.
@@ -97,11 +97,11 @@ def _require_alike(strands: Sequence[Strand]) -> None:
 
 
 def _common_metric(strands: Sequence[Strand]) -> str | None:
-    """The first metric of the first run that every run has; None for a single run that has none."""
+    """The first metric of the first run that every run has; None if no run has any."""
     known = {strand.name: strand.histories[0].metric_names for strand in strands}
     first, *others = known.values()
     common = [name for name in first if all(name in names for names in others)]
-    if not common and not others:
+    if not any(known.values()):
         return None
     if not common:
         each = "; ".join(f"{name}: {', '.join(names) or 'none'}" for name, names in known.items())

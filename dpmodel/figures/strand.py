@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ from dpmodel.planning.training_plan import TrainingPlan, plan_training
 from dpmodel.runs.folder import RESERVED_NOTE, RunFolder
 from dpmodel.training.history import History
 from monitors.errors import ConfigError
+from monitors.events import ViolationEvent
 from monitors.ledger import Ledger
 
 _MOST_POINTS = 400
@@ -65,21 +67,74 @@ def strand_of_plan(name: str, plan: TrainingPlan, histories: Sequence[History], 
 
 
 def strand_of_run(path: str | os.PathLike[str], name: str | None = None) -> Strand:
-    """The strand of one run folder; epsilon is that of its ledger.
+    """The strand of one run folder, of ``dpmodel train`` or of ``fit(output=...)``; epsilon is that of its ledger.
 
     Raises:
-        ConfigError: There is no training in ``path``, or it kept no history.
+        ConfigError: There is no training in ``path``, or it kept no history or no report.
     """
+    folder, label = RunFolder(Path(path)), name or Path(path).name
+    if folder.ledger.is_file() and not folder.config.is_file():
+        return _strand_of_python(folder, label)
     from dpmodel.config import load_config
 
-    folder = RunFolder.existing(path)
-    config = load_config(folder.config)
-    plan = plan_training(config)
-    ledger, history = _read(folder, config.privacy.delta)
-    privacy = epsilon_over(
-        ledger, history.column("step"), config.privacy.delta, config.privacy.accountant, _steps_done(folder, ledger)
-    )
-    return strand_of_plan(name or Path(path).name, plan, [history], privacy)
+    config = load_config(RunFolder.existing(path).config)
+    plan, privacy = plan_training(config), config.privacy
+    ledger, history = _read(folder, privacy.delta)
+    done = _steps_done(folder, ledger)
+    curve = epsilon_over(ledger, history.column("step"), privacy.delta, privacy.accountant, done)
+    return strand_of_plan(label, plan, [history], curve)
+
+
+def _strand_of_python(folder: RunFolder, name: str) -> Strand:
+    """The strand of a training that was written in Python: its report says what a configuration would."""
+    try:
+        report = json.loads(folder.report.read_text(encoding="utf-8"))
+        delta, accountant, mechanism = float(report["delta"]), str(report["accountant"]), report["mechanism"]
+        bound, factor = float(mechanism["initial_norm_bound"]), float(mechanism["sensitivity_factor"])
+        first = float(mechanism["initial_noise_multiplier"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ConfigError(
+            f"{folder.path} cannot be drawn: it needs the {folder.report.name} that fit(output=...) writes when the "
+            f"training ends ({error})"
+        ) from error
+    ledger, history = _read(folder, delta)
+    done = _steps_done(folder, ledger)
+    curve = epsilon_over(ledger, history.column("step"), delta, accountant, done)
+    steps, multipliers = _schedule(ledger, curve.steps[-1], factor, history, first)
+    return Strand(name, (history,), steps, multipliers, curve, bound)
+
+
+def _schedule(
+    ledger: Ledger, done: int, factor: float, history: History, first: float
+) -> tuple[tuple[int, ...], tuple[float, ...]]:
+    """Steps and noise multipliers of a training, as its ledger has them.
+
+    Those at the ends of the epochs alone, from the history, if the events of the ledger do not state them.
+    """
+    kept = [(event, count) for event, count in ledger.kept if not isinstance(event, ViolationEvent)]
+    counts = np.array([count for _, count in kept], dtype=np.int64)
+    # What was recorded beside the steps, such as a private statistic, came before them.
+    starts = (np.cumsum(counts) - counts - max(int(counts.sum()) - done, 0)).clip(min=0)
+    stated = np.array([_stated_multiplier(event.to_dict()) for event, _ in kept]) * factor
+    known = [(row.step - 1, row.noise_multiplier) for row in history if row.noise_multiplier is not None]
+    places = np.searchsorted(starts, [step for step, _ in known], side="right") - 1
+    if not len(kept) or not np.allclose(stated[places], [multiplier for _, multiplier in known]):
+        ends = {0: first, **dict(known)}
+        return tuple(ends), tuple(ends.values())
+    shown = np.unique(np.linspace(0, len(kept) - 1, min(len(kept), _MOST_POINTS)).round().astype(int))
+    drawn = dict(zip(starts[shown].tolist(), stated[shown].tolist(), strict=True))
+    drawn[done - 1] = float(stated[-1])
+    return tuple(drawn), tuple(drawn.values())
+
+
+def _stated_multiplier(event: object) -> float:
+    """The first noise multiplier in the JSON values of an event; NaN where there is none."""
+    if isinstance(event, dict):
+        if "noise_multiplier" in event:
+            return float(event["noise_multiplier"])
+        event = list(event.values())
+    inner = map(_stated_multiplier, event) if isinstance(event, list) else ()
+    return next((found for found in inner if not math.isnan(found)), math.nan)
 
 
 def _steps_done(folder: RunFolder, ledger: Ledger) -> int | None:

@@ -226,8 +226,17 @@ def say_in(axes: Axes, text: str) -> None:
 
 def from_zero(axes: Axes) -> None:
     """Both axes begin at zero; steps are whole numbers with separated thousands."""
-    axes.set_ylim(bottom=0)
+    begin_at_zero(axes)
     whole_numbers(axes)
+
+
+def begin_at_zero(axes: Axes) -> None:
+    """The vertical axis begins at zero and leaves room above the highest value, so that no marker is cut off."""
+    highest = axes.dataLim.y1
+    if math.isfinite(highest) and highest > 0:
+        axes.set_ylim(0, max(axes.get_ylim()[1], 1.06 * highest))
+    else:
+        axes.set_ylim(bottom=0)
 
 
 def whole_numbers(axes: Axes) -> None:

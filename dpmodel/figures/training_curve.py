@@ -15,6 +15,7 @@ from dpmodel.figures.style import (
     INK,
     Pen,
     add_panel_legend,
+    begin_at_zero,
     dress,
     from_zero,
     make_panels,
@@ -101,7 +102,7 @@ def _losses(axes: Axes, history: History, curves: Sequence[tuple[str, Sequence[f
     dress(axes, "Loss", "epoch", "loss per example")
     _lines(axes, history, curves)
     if all(value is None or value >= 0 for _, values in curves for value in values):
-        axes.set_ylim(bottom=0)
+        begin_at_zero(axes)
 
 
 def _lines(axes: Axes, history: History, curves: Sequence[tuple[str, Sequence[float | None]]]) -> None:

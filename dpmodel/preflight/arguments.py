@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from torch import nn
@@ -23,6 +23,10 @@ _SOLVE = (
 _NOISE = "give noise_mech=NoiseMechanismsFactory.create('Gaussian', initial_noise_multiplier=...)"
 _BOUND = "give norm_bound=..., the bound of each example's gradient"
 _DELTA = "delta belongs to the statement: model.privacy_spent(delta), noise_for_epsilon(target_epsilon, delta, ...)"
+_ACCOUNTANT = (
+    "the accountant belongs to the statement: model.privacy_spent(delta, accountant), "
+    "PrivacyMonitorFactory.create(accountant, max_eps=...); it is 'rdp', 'pld' or 'zcdp'"
+)
 _ELSEWHERE: Mapping[str, str] = {
     "target_epsilon": _SOLVE,
     "epsilon": _SOLVE,
@@ -31,6 +35,7 @@ _ELSEWHERE: Mapping[str, str] = {
     "l2_norm_clip": _BOUND,
     "delta": _DELTA,
     "target_delta": _DELTA,
+    "accountant": _ACCOUNTANT,
     "epochs": "give epochs to fit(loader, epochs)",
     "batch_size": "the batch size is that of the loader: poisson_loader(dataset, batch_size)",
     "poisson_sampling": "give sampling='poisson' or 'shuffle'",
@@ -38,14 +43,15 @@ _ELSEWHERE: Mapping[str, str] = {
 }
 
 
-def refuse_unknown(unknown: Mapping[str, Any], owner: type) -> None:
-    """Refuse arguments that ``DPModel`` does not have, with what to do instead.
+def refuse_unknown(unknown: Mapping[str, Any], owner: Callable[..., Any]) -> None:
+    """Refuse arguments that ``owner`` (``DPModel`` or ``fit``) does not have, with what to do instead.
 
     Raises:
         TypeError: There is one.
     """
     for name, value in unknown.items():
-        known = list(inspect.signature(owner).parameters)
+        parameters = inspect.signature(owner).parameters.values()
+        known = [parameter.name for parameter in parameters if parameter.kind is not parameter.VAR_KEYWORD]
         told = _ELSEWHERE.get(name)
         hint = f": {told}" if told else checks.nearest_hint(name, known) or f"; it takes {', '.join(known)}"
         raise TypeError(f"{owner.__name__} has no argument {name}={value!r}{hint}")

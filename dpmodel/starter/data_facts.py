@@ -58,22 +58,36 @@ def kind_of(root: str | os.PathLike[str] | None) -> str:
     """The reader for what lies at ``root``.
 
     Raises:
-        ConfigError: It cannot be seen from the path.
+        ConfigError: Nothing is there, or no reader takes it.
 
     Example:
-        >>> kind_of("measurements.npz"), kind_of(None)
-        ('npz', 'mnist')
+        >>> kind_of(None)
+        'mnist'
     """
     if root is None:
         return "mnist"
     path = Path(root)
+    if not path.exists():
+        raise ConfigError(f"{path} does not exist; give an .npz file, a folder of images, or the name of a data set")
     if path.suffix == ".npz":
         return "npz"
     if (path / "train").is_dir():
         return "image_folder"
-    raise ConfigError(
-        f"--root {path} is neither an .npz file nor a folder with train/<class>/ and test/<class>/; say with --data "
-        "which reader takes it"
+    raise ConfigError(f"{path} is {_description(path)}")
+
+
+def _description(path: Path) -> str:
+    """What lies at ``path``, which no reader takes, and what to do."""
+    if not path.is_dir():
+        return (
+            "not an .npz file. Save inputs and targets as arrays once, such as numpy.savez('data.npz', x_train=..., "
+            "y_train=..., x_test=..., y_test=...), and give that file; or say with --data which reader takes it"
+        )
+    inside = sorted(entry.name for entry in path.iterdir() if entry.is_dir())
+    found = f"has the folders {', '.join(inside[:5])}" if inside else "has no folders"
+    return (
+        f"a folder without train/<class>/ and test/<class>/ (it {found}). Move the images of each class into them: the "
+        "network is trained on train/ and measured on test/. For other data, say with --data which reader takes it"
     )
 
 
@@ -81,7 +95,8 @@ def facts_of(name: str, root: str | os.PathLike[str] | None) -> DataFacts:
     """Read the data, unless they are public ones.
 
     Raises:
-        ValueError: Unknown name, or an argument is missing.
+        ConfigError: Unknown name.
+        ValueError: An argument is missing.
         DataError: The data are missing or damaged.
     """
     options: dict[str, Any] = {} if root is None else {"root": os.fspath(root)}
@@ -89,7 +104,12 @@ def facts_of(name: str, root: str | os.PathLike[str] | None) -> DataFacts:
         shape, classes = _PUBLIC[name]
         return DataFacts(name, KNOWN_SIZES[name], shape, classes, options=options)
     from dpmodel.data import load_dataset
+    from dpmodel.data.datasets import DATASETS
 
+    try:
+        DATASETS.get(name)
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
     if name == "image_folder":
         options["image_size"] = FOLDER_IMAGE_SIZE
     data = load_dataset(name, **options)

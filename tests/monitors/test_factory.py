@@ -45,3 +45,9 @@ def test_a_registered_builder_that_lacks_an_argument_says_so(register):
 
     with pytest.raises(ValueError, match=r"monitor 'mine' cannot be built: .*missing .*'colour'\. It takes: .*colour"):
         PrivacyMonitorFactory.create("mine")
+
+
+@pytest.mark.parametrize(("name", "words"), [("prv", "use 'pld'"), ("gdp", "use 'pld'"), ("moments", "use 'rdp'")])
+def test_accountants_of_other_libraries_are_answered_with_the_one_to_use(name, words):
+    with pytest.raises(ValueError, match=words):
+        PrivacyMonitorFactory.create(name, max_eps=3.0)

@@ -254,3 +254,23 @@ def test_an_unknown_event_is_named_with_the_remedy():
 def test_a_wrong_precision_is_refused(precision):
     with pytest.raises(ValueError, match="precision"):
         PLDAccountant(precision)
+
+
+@pytest.mark.parametrize(("precision", "coarse"), [(1e-3, 1e-2), (0.05, 0.05)])
+def test_a_coarse_accountant_is_never_more_precise_and_keeps_its_kind(precision, coarse):
+    class Own(PLDAccountant):
+        pass
+
+    accountant = Own(precision)
+    assert type(accountant.coarse()) is Own
+    assert accountant.coarse().precision == coarse
+    assert accountant.precision == precision
+
+
+@settings(max_examples=15, deadline=None)
+@given(st.floats(1e-3, 0.5), st.floats(0.5, 5.0), st.integers(1, 1000))
+def test_a_coarse_accountant_states_no_less_than_the_precise_one_and_hardly_more(rate, multiplier, steps):
+    accountant = PLDAccountant()
+    precise, coarse = (one.epsilon(poisson(rate, multiplier, steps), 1e-5) for one in (accountant, accountant.coarse()))
+    # Both are bounds, each a little above the truth, so only the precision of the first may lie between them.
+    assert precise * (1 - accountant.precision) - 1e-6 <= coarse <= precise * 1.1 + 0.02

@@ -1,9 +1,13 @@
+import matplotlib.colors
+import matplotlib.image
 import pytest
 
 from dpmodel.budget.curves import draw_curves, epsilon_curves
 from dpmodel.config import make_config
+from dpmodel.figures.files import DOTS_PER_INCH
 from dpmodel.planning.training_plan import plan_training
 from monitors import GaussianEvent, PoissonSampledEvent, RDPAccountant
+from monitors.errors import ConfigError
 
 BASE = {
     "network": "lenet5",
@@ -51,3 +55,30 @@ def test_the_ending_chooses_the_format(plan, tmp_path, ending, begins):
     path = tmp_path / f"curves.{ending}"
     draw_curves(plan, path)
     assert path.read_bytes().startswith(begins)
+
+
+@pytest.mark.parametrize(("style", "page"), [("light", "#ffffff"), ("dark", "#0d1117")])
+def test_style_and_size_are_those_that_are_asked_for(plan, tmp_path, style, page):
+    figure = draw_curves(plan, tmp_path / "curves.png", style=style, size=3.4)
+    assert figure.get_size_inches()[0] == 3.4
+    pixels = matplotlib.image.imread(tmp_path / "curves.png")
+    assert pixels.shape[1] == pytest.approx(3.4 * DOTS_PER_INCH, abs=1)
+    assert matplotlib.colors.to_hex(pixels[0, 0]) == page
+
+
+def test_a_figure_that_is_not_saved_is_returned(plan):
+    assert [axes.get_ylabel() for axes in draw_curves(plan).axes] == ["epsilon at delta 1e-05", "noise multiplier"]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"style": "drak"}, "did you mean 'dark'"),
+        ({"size": 340}, "width of the figure in inches, from 2.5 to 40, got 340"),
+        ({"path": "epsilon.jpg"}, r"plot: a picture is saved as \.png, \.svg, \.pdf, got 'epsilon.jpg'"),
+    ],
+)
+def test_a_picture_that_cannot_be_drawn_is_refused_before_anything_is_computed(plan, monkeypatch, options, message):
+    monkeypatch.setattr("dpmodel.budget.curves.epsilon_curves", lambda plan: pytest.fail("it was computed"))
+    with pytest.raises(ConfigError, match=message):
+        draw_curves(plan, **options)

@@ -111,8 +111,7 @@ def test_a_picture_of_an_unknown_format_is_refused(command, tmp_path):
     question = ["budget", *MNIST, "-e", "1", "--noise-multiplier", "1.5", "--plot", tmp_path / "epsilon.foo"]
     code, _, error = command(*question)
     assert code == 2
-    assert "cannot be drawn as 'foo'; choose one of" in error
-    assert "png" in error
+    assert "--plot: a picture is saved as .png, .svg, .pdf, got" in error
     assert "fault in dpmodel" not in error
 
 
@@ -137,6 +136,30 @@ def test_a_picture_of_epsilon_against_the_step_is_drawn(command, tmp_path):
     code, _, error = command("budget", "-n", "1000", "-b", "50", "-e", "2", "--noise-multiplier", "1.5", "--plot", path)
     assert code == 0, error
     assert path.read_bytes().startswith(b"\x89PNG")
+
+
+def test_style_and_size_reach_the_picture(command, tmp_path):
+    path = tmp_path / "epsilon.svg"
+    question = ["budget", "-n", "1000", "-b", "50", "-e", "2", "--noise-multiplier", "1.5"]
+    code, _, error = command(*question, "--plot", path, "--style", "dark", "--size", "3.5")
+    assert code == 0, error
+    assert 'width="252pt"' in path.read_text()
+    assert "#0d1117" in path.read_text()
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--plot", "epsilon.png", "--style", "drak"], "did you mean 'dark'"),
+        (["--plot", "epsilon.png", "--size", "340"], "from 2.5 to 40, got 340"),
+        (["--size", "3.4"], "describe the picture of --plot; add --plot epsilon.png"),
+        (["--style", "dark"], "describe the picture of --plot; add --plot epsilon.png"),
+    ],
+)
+def test_a_picture_that_cannot_be_drawn_is_refused_with_the_reason(command, options, words):
+    code, _, error = command("budget", *MNIST, "-e", "1", "--noise-multiplier", "1.5", *options)
+    assert code == 2
+    assert words in " ".join(error.replace("│", " ").split())
 
 
 @pytest.mark.parametrize(

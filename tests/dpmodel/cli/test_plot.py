@@ -4,7 +4,11 @@ import shutil
 import matplotlib.colors
 import matplotlib.image
 import pytest
+import torch
+from torch import nn
+from torch.utils.data import TensorDataset
 
+from dpmodel import ClipMechanismsFactory, DPModel, NoiseMechanismsFactory, poisson_loader
 from dpmodel.cli.application import run
 from dpmodel.config import make_config
 from dpmodel.figures import FIGURES
@@ -107,6 +111,61 @@ def test_several_runs_share_the_figures(runs, tmp_path, capsys):
     assert run(["plot", str(runs / "quiet"), str(runs / "loud"), "-o", str(tmp_path)]) == 0
     assert "drawn:" in capsys.readouterr().out
     assert {"training_curve_quiet.png", "training_curve_loud.png"} <= {path.name for path in tmp_path.iterdir()}
+
+
+def model_in_python(**options):
+    network = nn.Linear(4, 2)
+    clip = ClipMechanismsFactory.create("Gaussian", learning_rate=0.3, fraction_stddev=0.2)
+    noise = NoiseMechanismsFactory.create("AdaGaussian", initial_noise_multiplier=1.5, noise_decay_rate=0.05)
+    optimizer = torch.optim.SGD(network.parameters(), lr=0.1)
+    return DPModel(network, nn.CrossEntropyLoss(), optimizer, noise_mech=noise, clip_mech=clip, **options)
+
+
+def data_in_python(examples=60):
+    return TensorDataset(torch.randn(examples, 4), torch.randint(0, 2, (examples,)))
+
+
+def test_a_training_in_python_is_drawn_as_its_ledger_and_its_schedule_have_it(tmp_path):
+    model = model_in_python(metrics="accuracy", micro_batches=5)
+    loader = poisson_loader(data_in_python(), batch_size=10)
+    for number in ("first", "second"):
+        model.fit(loader, 2, valid_loader=data_in_python(20), output=tmp_path / number)
+        strand = strand_of_run(tmp_path / number)
+        done = strand.privacy.steps[-1]
+        assert done == model.steps_done
+        assert strand.multiplier_steps == tuple(range(done))
+        expected = [model.noise_mech.noise_multiplier(step) for step in range(done)]
+        assert strand.multipliers == pytest.approx(expected)
+        assert strand.privacy.epsilons[-1] == model.privacy_spent(1e-5).epsilon
+        assert strand.initial_norm_bound == model.report().mechanism["initial_norm_bound"]
+    assert run(["plot", str(tmp_path / "first"), str(tmp_path / "second"), "-o", str(tmp_path / "both")]) == 0
+    names = {*FIGURES, "training_curve_first", "training_curve_second"}
+    assert {path.stem for path in (tmp_path / "both").iterdir()} == names
+
+
+def test_a_schedule_that_the_ledger_does_not_state_is_drawn_at_the_ends_of_the_epochs(tmp_path):
+    model_in_python().fit(poisson_loader(data_in_python(), batch_size=10), 2, output=tmp_path / "run")
+    history = History.from_csv(tmp_path / "run/history.csv").to_dict()
+    history["epochs"] = [{**row, "noise_multiplier": 2.0} for row in history["epochs"]]
+    History.from_dict(history).to_csv(tmp_path / "run/history.csv")
+    strand = strand_of_run(tmp_path / "run")
+    assert strand.multiplier_steps == (0, 5, 11)
+    assert strand.multipliers == (1.5, 2.0, 2.0)
+
+
+def test_trainings_in_python_without_validation_share_the_other_figures(tmp_path, capsys):
+    for name in ("one", "other"):
+        model_in_python().fit(poisson_loader(data_in_python(), batch_size=10), output=tmp_path / name)
+    assert run(["plot", str(tmp_path / "one"), str(tmp_path / "other"), "-o", str(tmp_path / "both")]) == 0
+    assert "not drawn: metric_against_epsilon" in capsys.readouterr().out
+    assert (tmp_path / "both/epsilon_against_step.png").is_file()
+
+
+def test_a_training_in_python_without_a_report_is_refused(tmp_path, capsys):
+    model_in_python().fit(poisson_loader(data_in_python(), batch_size=10), output=tmp_path / "run")
+    (tmp_path / "run/privacy_report.json").unlink()
+    assert run(["plot", str(tmp_path / "run")]) == 2
+    assert "privacy_report.json that fit(output=...) writes when the training ends" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -132,3 +132,9 @@ def test_states_of_a_recurrent_network_are_joined_along_the_dimension_of_example
     parts, (hidden, _) = predictions(network, x, torch.device("cpu"), 3)
     torch.testing.assert_close(parts, network(x)[0].detach())
     torch.testing.assert_close(hidden, network(x)[1][0].detach())
+
+
+@pytest.mark.parametrize("given", [torch.zeros(5, 4), torch.zeros(5, 4).numpy(), {"x": torch.zeros(5, 4)}])
+def test_inputs_without_targets_cannot_be_evaluated(given):
+    with pytest.raises(DataError, match=r"eval needs the targets too: eval\(\(inputs, targets\)\)"):
+        evaluation_batches(given)

@@ -6,10 +6,18 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dpmodel.figures.epsilon_curve import LEAST_MARKS, MOST_MARKS, epsilon_over, first_releases
+from dpmodel.figures.epsilon_curve import DEAR_MARKS, LEAST_MARKS, MOST_MARKS, epsilon_over, first_releases
 from dpmodel.figures.lines import draw_epsilon
 from dpmodel.figures.style import Pen, make_panels
-from monitors import GaussianEvent, Ledger, PoissonSampledEvent, RDPAccountant, ViolationEvent, ZCDPAccountant
+from monitors import (
+    GaussianEvent,
+    Ledger,
+    PLDAccountant,
+    PoissonSampledEvent,
+    RDPAccountant,
+    ViolationEvent,
+    ZCDPAccountant,
+)
 
 DELTA = 1e-5
 
@@ -87,6 +95,33 @@ def test_a_ledger_of_many_rows_gets_fewer_points():
     curve = epsilon_over(ledger, [10_000, 20_000], DELTA, "zcdp")
     assert len(curve.steps) == LEAST_MARKS + 1
     assert {1, 10_000, 20_000} <= set(curve.steps)
+
+
+def test_the_tight_accountant_composes_once_a_point_and_only_the_last_figure_at_full_precision(monkeypatch):
+    asked = []
+
+    def counting(accountant, ledger, delta, epsilon=PLDAccountant.epsilon):
+        asked.append((accountant.precision, ledger.total))
+        return epsilon(accountant, ledger, delta)
+
+    ledger = Ledger().record(PoissonSampledEvent(0.01, GaussianEvent(1.1)), 2_000)
+    with monkeypatch.context() as patch:
+        patch.setattr(PLDAccountant, "epsilon", counting)
+        curve = epsilon_over(ledger, range(100, 2001, 100), DELTA, "pld")
+    assert len(asked) == len(curve.steps) - 1 <= DEAR_MARKS
+    assert [total for precision, total in asked if precision == PLDAccountant().precision] == [2_000]
+    assert curve.epsilons[-1] == PLDAccountant().epsilon(ledger, DELTA)
+
+
+def test_the_coarse_points_of_the_tight_accountant_are_bounds_and_close():
+    ledger, precise = Ledger(), PLDAccountant(1e-4)
+    for multiplier in (1.4, 1.1):
+        ledger.record(PoissonSampledEvent(0.01, GaussianEvent(multiplier)), 100)
+    curve = epsilon_over(ledger, [100, 200], DELTA, "pld")
+    for step in curve.steps[1::4]:
+        exact = precise.epsilon(ledger.head(step), DELTA)
+        # The most precise bound is at most its own precision above the truth.
+        assert exact * (1 - 1e-4) <= curve.at([step])[0] <= exact + 0.01 * curve.epsilons[-1]
 
 
 def test_lost_steps_are_charged_where_they_were_lost():

@@ -10,6 +10,7 @@ from dpmodel import DPModel
 @pytest.mark.parametrize(
     ("argument", "told"),
     [
+        ({"accountant": "prv"}, r"accountant=.prv.: the accountant belongs to the statement: model\.privacy_spent"),
         ({"target_epsilon": 3.0}, r"target_epsilon=3\.0: solve for the noise first: noise_mech=noise_for_epsilon"),
         ({"epsilon": 3.0}, r"noise_for_epsilon\(target_epsilon, delta, loader, epochs\)"),
         ({"noise_multiplier": 1.1}, "initial_noise_multiplier"),
@@ -25,6 +26,24 @@ def test_an_unknown_argument_is_answered_with_what_to_do(argument, told):
     network = nn.Linear(2, 1)
     with pytest.raises(TypeError, match=told):
         DPModel(network, nn.MSELoss(), torch.optim.SGD(network.parameters(), lr=0.1), **argument)
+
+
+@pytest.mark.parametrize(
+    ("argument", "told"),
+    [
+        ({"target_epsilon": 3.0}, r"fit has no argument target_epsilon=3\.0: solve for the noise first"),
+        ({"delta": 1e-5}, r"model\.privacy_spent\(delta\)"),
+        ({"ouput": "runs/a"}, "did you mean 'output'"),
+        ({"zzz": 1.0}, "it takes loader, epochs, valid_loader, callbacks, keeper, output$"),
+    ],
+)
+@pytest.mark.parametrize("way", ["fit", "train"])
+def test_an_unknown_argument_of_fit_is_answered_with_what_to_do(argument, told, way):
+    network = nn.Linear(2, 1)
+    model = DPModel(network, nn.MSELoss(), torch.optim.SGD(network.parameters(), lr=0.1))
+    given = {"fit": (None,), "train": (1, None)}[way]
+    with pytest.raises(TypeError, match=told):
+        getattr(model, way)(*given, **argument)
 
 
 def test_a_path_is_no_keeper():

@@ -111,3 +111,41 @@ def test_the_command_writes_it_and_says_what_comes_next(tmp_path, capsys):
     assert f"dpmodel train {path}" in capsys.readouterr().out
     assert run(["init", "--output", str(path)]) == 2
     assert "there already" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("options", [["data.npz"], ["npz", "--root", "data.npz"], ["data.npz", "--data", "npz"]])
+def test_the_command_takes_the_data_as_an_argument(tmp_path, monkeypatch, options):
+    monkeypatch.chdir(tmp_path)
+    saved(tmp_path, *ARRAYS["vectors"][:2])
+    assert run(["init", *options]) == 0
+    assert load_config("run.yaml").data.options["root"] == str(tmp_path / "data.npz")
+
+
+def test_the_command_takes_the_name_of_a_data_set_as_an_argument(tmp_path):
+    assert run(["init", "cifar10", "--output", str(tmp_path / "run.yaml")]) == 0
+    assert load_config(tmp_path / "run.yaml").data.name == "cifar10"
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["mnits"], "there is no file, folder or data set 'mnits'; did you mean 'mnist'?"),
+        (["--data", "mnits"], "unknown data set 'mnits'; did you mean 'mnist'?"),
+        (["gone"], "gone does not exist; give an .npz file, a folder of images, or the name of a data set"),
+        (["table.csv"], "table.csv is not an .npz file. Save inputs and targets as arrays once"),
+        (["flat"], "(it has the folders cat, dog). Move the images of each class into them"),
+        (["flat/cat"], "(it has no folders)"),
+        (["mnist", "--data", "cifar10"], "DATA 'mnist' and --data cifar10 state the same thing"),
+        (["flat", "--root", "flat"], "DATA 'flat' and --root flat state the same thing"),
+    ],
+)
+def test_data_that_no_reader_takes_are_refused_with_what_to_do(tmp_path, monkeypatch, capsys, options, words):
+    monkeypatch.chdir(tmp_path)
+    for name in ("cat", "dog"):
+        (tmp_path / "flat" / name).mkdir(parents=True)
+    (tmp_path / "table.csv").write_text("a,label\n1.0,0\n")
+    assert run(["init", *options]) == 2
+    error = " ".join(capsys.readouterr().err.replace("│", " ").split())
+    assert words in error
+    assert "fault in dpmodel" not in error
+    assert not (tmp_path / "run.yaml").exists()
