@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from steps import engine_step, fresh_network, optimizer_of
 from workloads import Workload
 
-from mechanisms.engines.bookkeeping.engine import engine, terms
+from mechanisms.engines.bookkeeping import engine, terms
 from mechanisms.engines.bookkeeping.formulas import PlanBook
 from mechanisms.noise import Gaussian
 

@@ -12,7 +12,7 @@ from torch.autograd import Function
 from torch.utils._pytree import tree_leaves
 
 from mechanisms.engines.isolation.guards import TRUSTED, PassGuard, is_guarded
-from mechanisms.engines.isolation.isolated.patches import WAYS
+from mechanisms.engines.isolation.patches import WAYS
 
 #: Methods of an autograd function that users write.
 _WRITTEN = ("forward", "setup_context", "backward", "jvp")

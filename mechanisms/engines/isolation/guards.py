@@ -20,7 +20,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
 from mechanisms.engines.isolation.originals import replaced_function, replaced_kernel
-from mechanisms.engines.isolation.isolated.patches import WAYS, Patches
+from mechanisms.engines.isolation.patches import WAYS, Patches
 from mechanisms.engines.isolation.remains import Remains, is_remaining, remaining
 from monitors.errors import DPModelError, UnprotectedUpdateError, UnsupportedModuleError
 

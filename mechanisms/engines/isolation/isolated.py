@@ -13,7 +13,7 @@ from torch.autograd.graph import disable_saved_tensors_hooks
 from torch.func import vmap
 
 from mechanisms.engines.batch import first_tensor, map_tensors
-from mechanisms.engines.isolation.isolated import functions as _functions  # noqa: F401  (importing it closes a way)
+from mechanisms.engines.isolation import functions as _functions  # noqa: F401  (importing it closes a way)
 from mechanisms.engines.isolation.guards import NO_HOOKS, SIGNS, PassGuard, guarded_batch
 from mechanisms.engines.isolation.shared_draws import restart_shared_draws
 from mechanisms.engines.isolation.substitutes import Substitutes

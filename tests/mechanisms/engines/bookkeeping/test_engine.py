@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from mechanisms.engines import Batch, BookKeepingEngine, LoopEngine, choose_engine
-from mechanisms.engines.bookkeeping.engine import engine as module
+from mechanisms.engines.bookkeeping import engine as module
 from mechanisms.engines.bookkeeping.layers.rules import LAYER_RULES, layer_rule
 from mechanisms.units import ClippedUnit
 from monitors.errors import UnsupportedModuleError
