@@ -6,6 +6,7 @@ from functools import partial
 
 import torch
 import torch.nn.functional as F
+from scipy.optimize import linear_sum_assignment
 from torch import Tensor, nn
 from torch.distributions import Categorical, MixtureSameFamily, NegativeBinomial, Normal
 from torchvision.ops import generalized_box_iou_loss
@@ -234,6 +235,40 @@ class Charbonnier(nn.Module):
         return torch.sqrt((found - wanted) ** 2 + 1e-6).mean() + 0.1 * (found[..., 1:] - found[..., :-1]).abs().mean()
 
 
+def slope_of_solution(outputs: tuple[Tensor, Tensor], y: Tensor) -> Tensor:
+    """``u' = -u``, and the values that are known."""
+    u, t = outputs
+    (slope,) = torch.autograd.grad(u.sum(), t, create_graph=True)
+    return (slope + u).pow(2).mean() + F.mse_loss(u, y)
+
+
+def steep(outputs: Tensor, _: Tensor) -> Tensor:
+    (slope,) = torch.autograd.grad(outputs.pow(3).sum(), outputs, create_graph=True)
+    return slope.pow(2).mean()
+
+
+def hungarian(found: Tensor, wanted: Tensor) -> Tensor:
+    """Of sets of numbers, matched by SciPy."""
+    total = found.new_zeros(())
+    for one, other in zip(found, wanted, strict=True):
+        costs = (one.unsqueeze(1) - other.unsqueeze(0)).abs()
+        total = total + costs[linear_sum_assignment(costs.detach().numpy())].mean()
+    return total / len(found)
+
+
+def sinkhorn(found: Tensor, wanted: Tensor) -> Tensor:
+    costs = (found.unsqueeze(2) - wanted.unsqueeze(1)).abs()
+    u = v = torch.zeros_like(found)
+    for _ in range(5):
+        u = -torch.logsumexp(-5 * costs + v.unsqueeze(1), 2)
+        v = -torch.logsumexp(-5 * costs + u.unsqueeze(2), 1)
+    return (torch.exp(-5 * costs + u.unsqueeze(2) + v.unsqueeze(1)) * costs).sum((1, 2)).mean()
+
+
+def hard_pixels(scores: Tensor, y: Tensor) -> Tensor:
+    return F.cross_entropy(scores, y, reduction="none").flatten(1).topk(20, 1).values.mean()
+
+
 # Losses that compare the examples of a batch.
 
 
@@ -305,3 +340,15 @@ class OwnWeights(nn.Module):
 
     def forward(self, found: Tensor, y: Tensor) -> Tensor:
         return (torch.exp(-self.log_scale) * (found - y) ** 2 + self.log_scale).mean()
+
+
+def hard_examples(scores: Tensor, y: Tensor) -> Tensor:
+    return F.cross_entropy(scores, y, reduction="none").topk(3).values.mean()
+
+
+def whitened(scores: Tensor, y: Tensor) -> Tensor:
+    return F.cross_entropy((scores - scores.mean(0)) / (scores.std(0, unbiased=False) + 1e-5), y)
+
+
+def explained(found: Tensor, y: Tensor) -> Tensor:
+    return (found - y).pow(2).sum() / (y - y.mean()).pow(2).sum()

@@ -7,7 +7,7 @@ from torch import nn
 
 from . import formulas
 from .cases import CLASSES, LossCase, chances, features, flags, labels, of, rows, whole
-from .networks import Views, dense
+from .networks import Views, dense, heads
 
 _OTHERS = ("the loss needs other examples", "exactly zero for 24 single examples", "use a loss of single examples")
 
@@ -88,5 +88,62 @@ UNUSABLE = [
         features,
         rows(CLASSES),
         refused=("the loss has a batch size written into it", "24", "x.shape[0]"),
+    ),
+    LossCase("whitened scores", of(formulas.whitened), dense(), features, labels, refused=_OTHERS),
+    LossCase(
+        "explained variance",
+        of(formulas.explained),
+        dense(1),
+        features,
+        rows(1),
+        refused=("the loss needs other examples", "not finite for 24 single examples", "use a loss of single examples"),
+    ),
+    LossCase(
+        "hard examples",
+        of(formulas.hard_examples),
+        dense(),
+        features,
+        labels,
+        refused=("loss_fn(outputs, targets) fails", "shape (4,)", "use a loss of single examples"),
+    ),
+    LossCase(
+        "classes of the batch",
+        of(lambda o, y: F.mse_loss(o.softmax(1), F.one_hot(y).double())),
+        dense(),
+        features,
+        labels,
+        refused=("loss_fn(outputs, targets) fails", "tensor a (4)", "F.one_hot with num_classes"),
+    ),
+    LossCase(
+        "numbers in a column against numbers in a row",
+        lambda: nn.MSELoss(),
+        dense(1),
+        features,
+        rows(),
+        refused=("MSELoss compares element by element", "shape (1,)", "targets.unsqueeze(1)"),
+    ),
+    LossCase(
+        "a loss of three arguments",
+        lambda: nn.GaussianNLLLoss(),
+        heads(1, 1),
+        features,
+        rows(1),
+        refused=("loss_fn(outputs, targets) fails", "argument: 'var'", "lambda outputs, targets: loss("),
+    ),
+    LossCase(
+        "a loss and what it is made of",
+        of(lambda o, y: (F.mse_loss(o, y), {"squared": 1.0})),
+        dense(),
+        features,
+        rows(CLASSES),
+        refused=("loss_fn must return a tensor", "got a tuple", "return the tensor to be differentiated alone"),
+    ),
+    LossCase(
+        "without a return",
+        of(lambda o, y: None),
+        dense(),
+        features,
+        rows(CLASSES),
+        refused=("loss_fn must return a tensor", "got None", "it ends without a return"),
     ),
 ]

@@ -29,7 +29,19 @@ from .cases import (
     texts,
     whole,
 )
-from .networks import Autoencoder, DictOfLosses, Penalised, Physics, Tokens, Weighing, dense, heads, pixels
+from .networks import (
+    AdaptiveSoftmax,
+    Autoencoder,
+    DictOfLosses,
+    Penalised,
+    Physics,
+    Solution,
+    Tokens,
+    Weighing,
+    dense,
+    heads,
+    pixels,
+)
 
 WORKING = [
     # classes
@@ -259,5 +271,18 @@ WORKING = [
     ),
     LossCase(
         "physics-informed", of(lambda o, y: F.mse_loss(o[0], y) + (o[1] ** 2).mean()), Physics, chances(1), rows(1)
+    ),
+    LossCase("derivative in the loss", of(formulas.slope_of_solution), Solution, chances(1), rows(1)),
+    LossCase("derivative by the outputs", of(formulas.steep), dense(1), features, labels),
+    # algorithms
+    LossCase("Hungarian matching", of(formulas.hungarian), dense(), features, rows(CLASSES)),
+    LossCase("Sinkhorn", of(formulas.sinkhorn), dense(), features, rows(CLASSES)),
+    LossCase("hard pixels", of(formulas.hard_pixels), pixels(CLASSES), image, whole(CLASSES, 9, 9)),
+    LossCase(
+        "adaptive softmax",
+        of(lambda found, _: found.loss),
+        lambda: AdaptiveSoftmax().double(),
+        lambda: (features(), labels()),
+        labels,
     ),
 ]
