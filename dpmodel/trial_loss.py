@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from typing import Any, NamedTuple
 
@@ -20,6 +20,7 @@ from mechanisms.engines.batch import Batch, call_network, outputs_of
 from mechanisms.engines.choose import require_no_reentrant
 from mechanisms.engines.losses import ExampleLosses, LossFunction
 from mechanisms.engines.parameters import trainable_parameters
+from mechanisms.engines.slices import slices
 from mechanisms.engines.undisturbed import shaken, undisturbed
 from monitors.errors import DataError, DPModelError, UnsupportedModuleError
 
@@ -188,11 +189,15 @@ def _usable_together(network: nn.Module, loss_fn: LossFunction, examples: Batch)
 
 
 def _finite(gradients: Sequence[Tensor | None]) -> bool:
-    return all(bool(value.isfinite().all()) for value in gradients if value is not None)
+    return all(bool(part.isfinite().all()) for part in _parts(gradients))
 
 
 def _usable(gradients: Sequence[Tensor | None]) -> bool:
-    return _finite(gradients) and any(bool(value.any()) for value in gradients if value is not None)
+    return _finite(gradients) and any(bool(part.any()) for part in _parts(gradients))
+
+
+def _parts(gradients: Sequence[Tensor | None]) -> Iterator[Tensor]:
+    return (part for value in gradients if value is not None for (part,) in slices(value.to_dense().reshape(-1)))
 
 
 def _gradients(

@@ -18,6 +18,7 @@ from mechanisms.engines.loop import LoopEngine
 from mechanisms.engines.losses import LossFunction
 from mechanisms.engines.parameters import hooked_parameter, trainable_parameters
 from mechanisms.engines.precision import full_float32
+from mechanisms.engines.slices import slices
 from mechanisms.engines.undisturbed import draws, seed_generators, shaken, undisturbed
 from mechanisms.units import ClippedUnit
 
@@ -208,11 +209,17 @@ def _differences(
     for index, ((name, _), (a, b)) in enumerate(zip(parameters, sums, strict=True)):
         for kind, left, right in (("norms", expected.norms[:, index], found.norms[:, index]), ("sum", a, b)):
             scale = max(_largest(left), 1e-3 * overall, torch.finfo(torch.float32).tiny)
-            yield name, kind, _largest(torch.nan_to_num(left) - torch.nan_to_num(right)) / scale
+            yield name, kind, _largest(left, right) / scale
 
 
-def _largest(values: Tensor) -> float:
-    return float(torch.nan_to_num(values).abs().max()) if values.numel() else 0.0
+def _largest(values: Tensor, others: Tensor | None = None) -> float:
+    """The largest entry by size, or the largest difference; what is not a number counts as zero."""
+    if not values.numel():
+        return 0.0
+    if others is None:
+        return max(float(torch.nan_to_num(part).abs().max()) for (part,) in slices(values))
+    pairs = slices(values, others)
+    return max(float((torch.nan_to_num(one) - torch.nan_to_num(other)).abs().max()) for one, other in pairs)
 
 
 def _two_examples(example: Batch) -> Batch:
