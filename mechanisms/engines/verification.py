@@ -31,6 +31,9 @@ TOLERANCE_IN_DOUBLE = 1e-7
 #: How far inputs and weights are moved to see what rounding does to a network, in units of rounding, and how often.
 ROUNDINGS, DRAWS = 4, 4
 
+#: How far an engine may be from double precision, in units of what the loop is: roundings of one size differ so much.
+SPREAD = 4
+
 #: Largest difference that is put down to rounding, whatever rounding does to a network.
 MOST_ROUNDING = 0.1
 
@@ -101,7 +104,7 @@ def _difference(
     found = engine.clipped_sum(network, loss_fn, probe, clip)
     expected = LoopEngine(unit).clipped_sum(network, loss_fn, probe, clip)
     problem = _compare(parameters, expected, found)
-    if problem is not None and _is_rounding(engine, network, loss_fn, probe, clip, found):
+    if problem is not None and _is_rounding(engine, network, loss_fn, probe, clip, found, expected):
         return None
     if problem is not None and not isinstance(engine, VmapEngine) and VmapEngine.fails(network, loss_fn, probe) is None:
         # A library kernel may be wrong for a batch of one (instance norm is, on the CPU, when its gradient comes
@@ -130,12 +133,19 @@ def _random_difference(
 
 
 def _is_rounding(
-    engine: Engine, network: nn.Module, loss_fn: LossFunction, probe: Batch, clip: ClipMechanism, found: ClippedSum
+    engine: Engine,
+    network: nn.Module,
+    loss_fn: LossFunction,
+    probe: Batch,
+    clip: ClipMechanism,
+    found: ClippedSum,
+    expected: ClippedSum,
 ) -> bool:
     """Whether an engine differs from the loop by rounding alone, which many norm layers and activations blow up.
 
     In double precision the two must be one and the same. What the engine found in single precision must be no farther
-    from that than the loop itself is, in double precision, once the last bits of inputs and weights are others.
+    from that than the loop itself is, in double precision, once the last bits of inputs and weights are others, or
+    than ``SPREAD`` times what the loop is off in single precision, where every layer rounds.
 
     Args:
         engine: The engine.
@@ -144,6 +154,7 @@ def _is_rounding(
         probe: The examples.
         clip: Tells the examples apart.
         found: The engine's sum in the network's own precision.
+        expected: The loop's.
     """
     if any(value.dtype != torch.float32 for value in trainable_parameters(network).values()):
         return False
@@ -156,7 +167,8 @@ def _is_rounding(
         exact = loop.clipped_sum(wide, loss, batch, clip)
         if _largest_difference(parameters, exact, engine.clipped_sum(wide, loss, batch, clip)) > TOLERANCE_IN_DOUBLE:
             return False
-        values, of_rounding = [value.detach().clone() for _, value in parameters], 0.0
+        values = [value.detach().clone() for _, value in parameters]
+        of_rounding = SPREAD * _largest_difference(parameters, exact, expected)
         for _ in range(DRAWS):
             for (_, parameter), value in zip(parameters, values, strict=True):
                 parameter.data = _rounded(value, draws)
