@@ -27,7 +27,11 @@ MAX_GROUPS = 32
 
 def _groups(layer: Any) -> int:
     """Groups of the replacement; one for vectors, where a group of one channel would be a single number."""
-    return 1 if isinstance(layer, nn.BatchNorm1d) else math.gcd(MAX_GROUPS, layer.num_features)
+    if isinstance(layer, nn.BatchNorm1d):
+        return 1
+    groups = math.gcd(MAX_GROUPS, layer.num_features)
+    # A group of one channel is a constant where images have shrunk to one position (squeeze and excitation).
+    return max(1, groups // 2) if groups == layer.num_features else groups
 
 
 def _is_frozen(layer: Any) -> bool:
