@@ -167,6 +167,7 @@ class DPModel(ClaimedModel):
         self.isolation = isolation
         self.seed = seed
         self.metrics = MetricSet("loss" if metrics is None else metrics, loss_fn=loss_fn)
+        self._asked_metrics = metrics is not None
         self._claim_weights(ledger)
         self.steps_done = 0
         self._choice: Choice | None = None
@@ -241,13 +242,14 @@ class DPModel(ClaimedModel):
             collation = Collation(private, self.network, self.loss_fn, self.device, run.plan.secret)
             with looking_at_examples():
                 collation.check()
-            measured = (self.network, self.metrics, self.loss_fn)
+            measured, unmeasured = (self.network, self.metrics, self.loss_fn), None
             if valid_loader is not None:
                 require_evaluable(*measured, valid_loader, epochs, self.device)
             else:
                 with looking_at_examples():
-                    require_measurable(*measured, *(to_device(part, self.device) for part in private.example(TRIED)))
-            for line in filter(None, (continues, message, equal_rows, set_aside)):
+                    tried = (to_device(part, self.device) for part in private.example(TRIED))
+                    unmeasured = require_measurable(*measured, *tried, asked=self._asked_metrics)
+            for line in filter(None, (continues, message, equal_rows, set_aside, unmeasured)):
                 run.say(line)
             evaluate = None if valid_loader is None else lambda: self.eval(valid_loader)
             self._carry_out(TrainingLoop(run, private, collation, step, listeners, evaluate, self.device, keeper))

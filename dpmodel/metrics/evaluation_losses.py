@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
-from mechanisms.engines.batch import first_tensor, map_tensors, outputs_of
+from mechanisms.engines.batch import call_network, first_tensor, lacks_graph, map_tensors, outputs_of
 from mechanisms.engines.isolation.isolated import examples_only, isolated
 from mechanisms.engines.losses import ExampleLosses, LossFunction
 from mechanisms.engines.outputs import each_row, first_dimensions, row_dimensions
@@ -39,12 +39,14 @@ class EvaluationLosses:
     def __init__(self, loss_fn: LossFunction) -> None:
         self._loss_fn = loss_fn
         self._one_by_one: set[str] = set()
+        self._differentiates = False
 
     def __call__(self, network: nn.Module | Callable[..., Any], x: Any, outputs: Any, targets: Any) -> Tensor:
         """Losses of shape (B,).
 
         Outputs that cannot be divided into examples (a loss that the network computes, a cache) are computed again,
-        for each example by itself.
+        for each example by itself. So are those that the loss differentiates (a physics-informed one), with their
+        graph.
 
         Args:
             network: In evaluation mode.
@@ -52,6 +54,17 @@ class EvaluationLosses:
             outputs: ``network(x)``.
             targets: Targets of the examples.
         """
+        if not self._differentiates:
+            try:
+                return self._of_outputs(network, x, outputs, targets)
+            except RuntimeError as error:
+                if not lacks_graph(error):
+                    raise
+        found = self._of_network(network, x, targets, graph=True)
+        self._differentiates = True
+        return found
+
+    def _of_outputs(self, network: nn.Module | Callable[..., Any], x: Any, outputs: Any, targets: Any) -> Tensor:
         size = first_tensor(targets).shape[0]
         if size == 1 or (isinstance(outputs, Tensor) and outputs.shape[:1] == (size,)):
             return self.of_rows(outputs, targets)
@@ -94,11 +107,16 @@ class EvaluationLosses:
         with _put_back(self._loss_fn):
             return self._tried("rows", each)
 
-    def _of_network(self, network: nn.Module | Callable[..., Any], x: Any, targets: Any) -> Tensor:
+    def _of_network(
+        self, network: nn.Module | Callable[..., Any], x: Any, targets: Any, *, graph: bool = False
+    ) -> Tensor:
         losses = ExampleLosses(self._loss_fn)
 
         def of_one(example: Any, target: Any) -> Tensor:
-            return losses(outputs_of(network, example), target).squeeze(0)
+            if not graph:
+                return losses(outputs_of(network, example), target).squeeze(0)
+            with torch.enable_grad():
+                return losses(call_network(network, example), target).squeeze(0).detach()
 
         def each(*, vectorised: bool) -> Tensor:
             if vectorised:
@@ -107,7 +125,7 @@ class EvaluationLosses:
             return torch.stack([of_one(_row(x, place), _row(targets, place)) for place in range(size)])
 
         with _put_back(network, self._loss_fn):
-            return self._tried("network", each)
+            return self._tried("graph" if graph else "network", each)
 
     def _tried(self, what: str, each: Callable[..., Tensor]) -> Tensor:
         """All at once, or one by one if that is not possible (``.item()``, boolean masks)."""

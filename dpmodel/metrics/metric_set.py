@@ -205,7 +205,8 @@ class MetricSet:
         except DPModelError:
             raise
         except Exception as error:
-            raise failed_loss(self._loss_fn, outputs, targets, error) from error
+            failed = failed_loss(self._loss_fn, outputs, targets, error)
+            raise DataError(f"in evaluation mode, {failed}") from error
 
     def _example_losses(self) -> EvaluationLosses:
         from dpmodel.metrics.evaluation_losses import EvaluationLosses

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import inspect
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from typing import Any, NamedTuple
 
@@ -19,12 +20,13 @@ from mechanisms.engines.choose import require_no_reentrant
 from mechanisms.engines.losses import ExampleLosses, LossFunction
 from mechanisms.engines.parameters import trainable_parameters
 from mechanisms.engines.probing import inference, mode, shaken, undisturbed
+from mechanisms.engines.slices import slices
 from monitors.errors import DataError, DPModelError, UnsupportedModuleError
 
 _REMEDY = (
     "Private training clips the gradient of each example by itself, so it would spend the budget on noise. Let an "
     "example hold everything that it is compared with (anchor, positive and negatives in a dimension of their own), or "
-    "use a loss of single examples"
+    "use a loss of single examples (F.one_hot with num_classes, not with the classes that a batch happens to hold)"
 )
 
 #: Examples, from all over the data set, whose losses are looked at, and the most whose gradients are.
@@ -66,7 +68,7 @@ def try_loss(
                 require_trainable(network, loss_fn, examples.select(rows)) for rows in (slice(1), slice(-1, None))
             ]
         except DataError as error:
-            if _works(network, loss_fn, spread(_SEVERAL)):
+            if any(_works(network, loss_fn, spread(count)) for count in (_SEVERAL, max(1, loader.batch_size - 1))):
                 raise DataError(f"{error}; with several examples, it works: it needs others. {_REMEDY}") from error
             if _works(network, loss_fn, spread(loader.batch_size)):
                 raise DataError(f"{error}; {fixed_size('the loss', loader.batch_size)}") from error
@@ -186,11 +188,15 @@ def _usable_together(network: nn.Module, loss_fn: LossFunction, examples: Batch)
 
 
 def _finite(gradients: Sequence[Tensor | None]) -> bool:
-    return all(bool(value.isfinite().all()) for value in gradients if value is not None)
+    return all(bool(part.isfinite().all()) for part in _parts(gradients))
 
 
 def _usable(gradients: Sequence[Tensor | None]) -> bool:
-    return _finite(gradients) and any(bool(value.any()) for value in gradients if value is not None)
+    return _finite(gradients) and any(bool(part.any()) for part in _parts(gradients))
+
+
+def _parts(gradients: Sequence[Tensor | None]) -> Iterator[Tensor]:
+    return (part for value in gradients if value is not None for (part,) in slices(value.to_dense().reshape(-1)))
 
 
 def _gradients(
@@ -225,7 +231,7 @@ def failed_loss(loss_fn: LossFunction, outputs: Any, targets: Any, error: Except
 
 
 def remedy(loss_fn: LossFunction, outputs: Any, targets: Any) -> str:
-    """A sentence with the first change of the targets with which a loss that fails succeeds; empty if none does.
+    """A sentence with the first change with which a loss that fails succeeds; empty if none is known.
 
     Args:
         loss_fn: Fails on ``outputs`` and ``targets``.
@@ -236,6 +242,11 @@ def remedy(loss_fn: LossFunction, outputs: Any, targets: Any) -> str:
         >>> remedy(nn.BCEWithLogitsLoss(), torch.zeros(1, 1), torch.ones(1, 1, dtype=torch.int64))
         '. This loss takes targets of another kind: give it targets.float()'
     """
+    if not _takes_two(loss_fn):
+        return (
+            ". Training calls loss_fn(outputs, targets): wrap a loss of other arguments in a function of these two, "
+            "such as lambda outputs, targets: loss(outputs[0], targets, outputs[1])"
+        )
     if not isinstance(targets, Tensor) or _computes(loss_fn, outputs, targets):
         return ""
     for words, change in _REMEDIES.items():
@@ -257,6 +268,16 @@ _REMEDIES: dict[str, Callable[[Tensor], Tensor]] = {
     "targets.squeeze(1).long()": lambda targets: _squeezed(targets).long(),
     "targets.unsqueeze(1).float()": lambda targets: targets.unsqueeze(1).float(),
 }
+
+
+def _takes_two(loss_fn: LossFunction) -> bool:
+    try:
+        inspect.signature(loss_fn.forward if isinstance(loss_fn, nn.Module) else loss_fn).bind(None, None)
+    except TypeError:
+        return False
+    except ValueError:  # a builtin without a signature
+        return True
+    return True
 
 
 def _squeezed(targets: Tensor) -> Tensor:

@@ -16,6 +16,7 @@ from mechanisms.engines.batch import first_tensor, map_tensors, outputs_of
 from mechanisms.engines.outputs import output_tensors
 from mechanisms.engines.power_iterations import PowerIterations
 from mechanisms.engines.probing import draws, seed_generators, shaken, undisturbed, without_dropout
+from mechanisms.engines.state.holders import same_values
 from monitors.errors import UnsupportedModuleError
 
 Replace = Callable[[Any], nn.Module]
@@ -26,7 +27,11 @@ MAX_GROUPS = 32
 
 def _groups(layer: Any) -> int:
     """Groups of the replacement; one for vectors, where a group of one channel would be a single number."""
-    return 1 if isinstance(layer, nn.BatchNorm1d) else math.gcd(MAX_GROUPS, layer.num_features)
+    if isinstance(layer, nn.BatchNorm1d):
+        return 1
+    groups = math.gcd(MAX_GROUPS, layer.num_features)
+    # A group of one channel is a constant where images have shrunk to one position (squeeze and excitation).
+    return max(1, groups // 2) if groups == layer.num_features else groups
 
 
 def _is_frozen(layer: Any) -> bool:
@@ -200,7 +205,7 @@ def _probe(network: nn.Module, example: Any) -> list[str]:
     with undisturbed(network), without_dropout(network), held, torch.no_grad():
         together = _seeded_call(network, example, keep_buffers=True)
         kept = [(name, value) for name, value in network.named_buffers() if name in buffers]
-        changed = [name for name, value in kept if not _same(value, buffers[name])]
+        changed = [name for name, value in kept if not same_values(value, buffers[name])]
         again = _seeded_call(network, example)
         steady = _equal_nests(together, again, exact=True)
         mixed = steady and _mixes(network, example)
@@ -208,7 +213,7 @@ def _probe(network: nn.Module, example: Any) -> list[str]:
             # What lies behind a layer of zero weights cannot be seen yet. Weights may have a domain that this leaves.
             with suppress(Exception), shaken(network):
                 mixed = _mixes(network, example)
-        written = [name for name, value in network.named_parameters() if not _same(value, parameters[name])]
+        written = [name for name, value in network.named_parameters() if not same_values(value, parameters[name])]
         for name, value in network.named_parameters():
             if name in written:
                 value.copy_(parameters[name])
@@ -272,14 +277,6 @@ def _seeded_call(network: nn.Module, example: Any, seed: int = 0, *, keep_buffer
     with undisturbed(network, keep_buffers=keep_buffers):
         seed_generators(network, seed)
         return outputs_of(network, map_tensors(torch.clone, example))  # some write to their inputs
-
-
-def _same(left: Tensor, right: Tensor) -> bool:
-    return (
-        torch.equal(torch.nan_to_num(left), torch.nan_to_num(right))
-        if left.is_floating_point()
-        else bool(torch.equal(left, right))
-    )
 
 
 def _equal_nests(left: Any, right: Any, *, exact: bool) -> bool:

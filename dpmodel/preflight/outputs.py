@@ -110,7 +110,9 @@ def require_evaluable(
             raise error
 
 
-def require_measurable(network: nn.Module, metrics: MetricSet, loss_fn: LossFunction, x: Any, y: Any) -> None:
+def require_measurable(
+    network: nn.Module, metrics: MetricSet, loss_fn: LossFunction, x: Any, y: Any, *, asked: bool = True
+) -> str | None:
     """Take some training examples into the metrics, for want of validation data, and forget them.
 
     Args:
@@ -119,13 +121,24 @@ def require_measurable(network: nn.Module, metrics: MetricSet, loss_fn: LossFunc
         loss_fn: The user's loss.
         x: Inputs of a few examples.
         y: Their targets.
+        asked: Whether the user named the metrics. Training needs none: detection models compute their losses in
+            training mode only.
+
+    Returns:
+        What to tell the user if metrics that nobody asked for cannot be computed; else None.
 
     Raises:
         DataError: The metrics cannot be computed on them, or one of them gives anything but one number.
     """
-    with _trying(network, metrics, loss_fn, x, "on the first training examples"):
-        metrics.measure(network, x, y)
-        metrics.try_compute()  # a metric that needs more than a few examples is not refused
+    try:
+        with _trying(network, metrics, loss_fn, x, "on the first training examples"):
+            metrics.measure(network, x, y)
+            metrics.try_compute()  # a metric that needs more than a few examples is not refused
+    except DPModelError as error:
+        if asked:
+            raise
+        return f"eval() cannot give the loss: {error}. Name what it can give: DPModel(..., metrics=...)"
+    return None
 
 
 @contextmanager

@@ -410,10 +410,22 @@ class UpdateGuard:
             )
         foreign = [p for key, p in held.items() if p.requires_grad and key not in self._known]
         if foreign:
+            of_loss = {id(p): name for name, p in _parameters_of(self._roots.get(_LOSS))}
+            name = of_loss.get(id(foreign[0]))
             raise UnprotectedUpdateError(
                 f"the optimizer holds {len(foreign)} trainable parameter(s) that are not the network's, the first of "
-                f"shape {tuple(foreign[0].shape)}; they would get no clipped, noised gradient"
+                f"shape {tuple(foreign[0].shape)}; they would get no clipped, noised gradient. "
+                + (
+                    "Build the optimizer from network.parameters()"
+                    if name is None
+                    else f"It is {name!r} of the loss: make it a parameter of the network, which returns it beside its "
+                    "outputs (one row per example: value.expand(len(x), ...)), or leave it out of the optimizer"
+                )
             )
+
+
+def _parameters_of(module: nn.Module | None) -> list[tuple[str, nn.Parameter]]:
+    return [] if module is None else list(module.named_parameters())
 
 
 def _some(names: list[str]) -> str:

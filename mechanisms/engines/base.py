@@ -18,6 +18,7 @@ from mechanisms.engines.modes import plain_modes, require_unwatched
 from mechanisms.engines.parameters import FlatLayout
 from mechanisms.engines.precision import require_full_products
 from mechanisms.engines.probing import undisturbed
+from mechanisms.engines.slices import slices
 from mechanisms.engines.state.pass_boundary import PassBoundary
 from mechanisms.units import ClippedUnit
 from monitors import checks
@@ -262,27 +263,29 @@ def block_bounds_of(clip: ClipMechanism, blocks: int) -> list[float]:
     return bounds
 
 
-def clip_rows(unit_grads: Tensor, clip: ClipMechanism, layout: FlatLayout) -> tuple[Tensor, Tensor]:
-    """Clip materialised unit gradients and add them up.
+def clip_rows(unit_grads: Tensor, clip: ClipMechanism, layout: FlatLayout, total: Tensor) -> Tensor:
+    """Clip materialised unit gradients and add them to a sum.
 
     Args:
         unit_grads: Shape (units, P); rows that are not finite are overwritten with zeros.
         clip: A started clip mechanism.
         layout: Where each parameter lies.
+        total: Shape (P,); the clipped gradients are added to it.
 
     Returns:
-        The clipped sum (P,) and the norms before clipping (units, blocks).
+        The norms before clipping (units, blocks).
     """
     block_of = clip.blocks(layout.names)
     columns = layout.columns(unit_grads)
     squared = unit_grads.new_zeros(unit_grads.shape[0], max(block_of) + 1)
     for block, column in zip(block_of, columns, strict=True):
-        squared[:, block] += column.square().sum(dim=1)
+        squared[:, block] += sum(part.square().sum(dim=1) for (part,) in slices(column))
     norms = squared.sqrt()
     factors = bounded_factors(norms, clip, layout.size)
     unit_grads[~torch.isfinite(norms).all(dim=1)] = 0.0
-    parts = [factors[:, block] @ column for block, column in zip(block_of, columns, strict=True)]
-    return torch.cat(parts), norms
+    for block, column, part in zip(block_of, columns, total.split(layout.sizes), strict=True):
+        part.addmv_(column.T, factors[:, block])
+    return norms
 
 
 def group_rows(example_grads: Tensor, batch: Batch, unit: ClippedUnit) -> Tensor:

@@ -58,6 +58,11 @@ def call_network(network: nn.Module | Callable[..., Tensor], x: Any) -> Any:
     return network(*x) if isinstance(x, (tuple, list)) else network(x)
 
 
+def lacks_graph(error: RuntimeError) -> bool:
+    """Whether something was differentiated that was computed without gradients."""
+    return _NO_GRAPH in str(error)
+
+
 def outputs_of(network: nn.Module | Callable[..., Tensor], x: Any) -> Any:
     """What ``call_network`` gives, without the graph of autograd.
 
@@ -75,7 +80,7 @@ def outputs_of(network: nn.Module | Callable[..., Tensor], x: Any) -> Any:
         with torch.no_grad():
             return call_network(network, x)
     except RuntimeError as error:
-        if _NO_GRAPH not in str(error):
+        if not lacks_graph(error):
             raise
     with torch.enable_grad():
         found = call_network(network, x)

@@ -53,31 +53,31 @@ class LoopEngine(Engine):
         total: Tensor,
     ) -> PartialSum:
         """Clip unit after unit and add them up."""
-        loss_sum, norms = total.new_zeros(()), []
+        loss_sum, norms, row = total.new_zeros(()), [], torch.empty_like(total)
         for index in range(batch.num_units):
             members = _members(batch, index)
             with self.boundary.around(members):
-                gradient, loss = self._unit_gradient(network, losses, members, layout)
-            clipped, norm = clip_rows(gradient.to(total.dtype).unsqueeze(0), clip, layout)
-            total += clipped
-            loss_sum += loss
-            norms.append(norm)
+                loss_sum += self._unit_gradient(network, losses, members, layout, row)
+            norms.append(clip_rows(row.unsqueeze(0), clip, layout, total))
         return PartialSum(torch.cat(norms), loss_sum)
 
     def _unit_gradient(
-        self, network: nn.Module, losses: ExampleLosses, members: Batch, layout: FlatLayout
-    ) -> tuple[Tensor, Tensor]:
+        self, network: nn.Module, losses: ExampleLosses, members: Batch, layout: FlatLayout, out: Tensor
+    ) -> Tensor:
+        """Write the gradient of one unit to ``out``, shape (P,); the sum of its losses."""
         parameters = list(trainable_parameters(network).values())
         like = layout.zeros()
         if not members.size:
-            return like.new_zeros(layout.size), like
+            out.zero_()
+            return like
         gradients: Sequence[Tensor | None] = [None] * len(parameters)
         with torch.enable_grad():
             with self.boundary.user_code():
                 loss = _summed_loss(network, losses, members)
             if loss.requires_grad:
                 gradients = torch.autograd.grad(loss / self.unit.group_size, parameters, allow_unused=True)
-        return layout.flatten(gradients, like), like.clone().add_(loss.detach())
+        layout.flatten(gradients, like, out)
+        return like.add_(loss.detach())
 
 
 def _summed_loss(network: nn.Module, losses: ExampleLosses, members: Batch) -> Tensor:

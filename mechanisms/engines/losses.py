@@ -103,10 +103,7 @@ class ExampleLosses:
     def _of_one(self, outputs: Any, targets: Any) -> Tensor:
         loss = self.loss_fn(outputs, targets)
         if not isinstance(loss, Tensor):
-            raise UnsupportedModuleError(
-                f"loss_fn must return a tensor, got {loss!r} of type {type(loss).__name__}: leave out .item() and "
-                "float()"
-            )
+            raise UnsupportedModuleError(f"loss_fn must return a tensor, got {_described(loss)}")
         if loss.numel() != 1:
             raise UnsupportedModuleError(
                 f"loss_fn must give one number for a batch of one example, got shape {tuple(loss.shape)}; "
@@ -132,6 +129,15 @@ class ExampleLosses:
         self._mean = _AVERAGED.get(reduction, True)
         self._ignored = ignored if isinstance(ignored, int) else None
         return reduction in _AVERAGED
+
+
+def _described(loss: Any) -> str:
+    """What a loss returned in place of a tensor, and what to change."""
+    if loss is None:
+        return "None: it ends without a return"
+    if isinstance(loss, (tuple, list, Mapping)):
+        return f"a {type(loss).__name__}: return the tensor to be differentiated alone, such as losses[0]"
+    return f"{loss!r} of type {type(loss).__name__}: leave out .item() and float()"
 
 
 def _parameters(loss_fn: LossFunction) -> Mapping[str, inspect.Parameter]:

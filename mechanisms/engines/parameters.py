@@ -107,10 +107,10 @@ class FlatLayout:
         """``flat`` of shape (U, P) as one view of shape (U, entries) per parameter."""
         return list(flat.split(self.sizes, dim=1))
 
-    def flatten(self, gradients: Sequence[Tensor | None], like: Tensor) -> Tensor:
-        """Gradients in the parameters' shapes as one vector (P,); None counts as zeros."""
+    def flatten(self, gradients: Sequence[Tensor | None], like: Tensor, out: Tensor | None = None) -> Tensor:
+        """Gradients in the parameters' shapes as one vector (P,), written to ``out``; None counts as zeros."""
         parts = [
             like.new_zeros(size) if gradient is None else gradient.to_dense().reshape(-1)
             for gradient, size in zip(gradients, self.sizes, strict=True)
         ]
-        return torch.cat(parts)
+        return torch.cat(parts, out=out)

@@ -9,15 +9,19 @@ from contextlib import contextmanager
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from mechanisms.engines.parameters import trainable_parameters
+from mechanisms.engines.slices import slices
 from mechanisms.engines.state.generators import each_once, global_generators
 from mechanisms.engines.state.holders import same_values
 from mechanisms.engines.state.python_state import PythonState
 
 #: How far parameters are moved for a second comparison, relative to their size.
 SHAKE = 0.1
+
+#: Random numbers that a parameter is moved by; a larger one repeats them. A prime: no two rows are moved alike.
+SHAKES = 1_000_003
 
 
 @contextmanager
@@ -108,6 +112,11 @@ def without_dropout(network: nn.Module) -> Iterator[None]:
             module.dropout = share
 
 
+def _mean_size(value: Tensor) -> float:
+    total = sum(float(part.float().abs().sum()) for (part,) in slices(value.reshape(-1)))
+    return total / max(1, value.numel())
+
+
 @contextmanager
 def shaken(network: nn.Module) -> Iterator[None]:
     """All trainable parameters are moved a little within, so that none is zero; their own values are put back."""
@@ -115,9 +124,12 @@ def shaken(network: nn.Module) -> Iterator[None]:
     draws = torch.Generator("cpu").manual_seed(0)
     try:
         for parameter, value in values:
-            size = float(value.float().abs().mean()) if value.numel() else 0.0
-            noise = torch.randn(value.shape, generator=draws, dtype=torch.float32, device="cpu").to(value)
-            parameter.data = value + SHAKE * (size or 1.0 / math.sqrt(max(value.shape[-1:], default=1))) * noise
+            size = _mean_size(value) or 1.0 / math.sqrt(max(value.shape[-1:], default=1))
+            count = min(value.numel(), SHAKES)
+            noise = torch.randn(count, generator=draws, dtype=torch.float32, device="cpu").to(value)
+            parameter.data = value.clone(memory_format=torch.contiguous_format)
+            for part in parameter.data.view(-1).split(SHAKES):
+                part.add_(noise[: part.numel()], alpha=SHAKE * size)
         yield
     finally:
         for parameter, value in values:

@@ -18,6 +18,7 @@ from mechanisms.engines.losses import LossFunction
 from mechanisms.engines.parameters import hooked_parameter, trainable_parameters
 from mechanisms.engines.precision import full_float32
 from mechanisms.engines.probing import draws, seed_generators, shaken, undisturbed
+from mechanisms.engines.slices import slices
 from mechanisms.engines.vmap import VmapEngine
 from mechanisms.units import ClippedUnit
 
@@ -29,6 +30,9 @@ TOLERANCE_IN_DOUBLE = 1e-7
 
 #: How far inputs and weights are moved to see what rounding does to a network, in units of rounding, and how often.
 ROUNDINGS, DRAWS = 4, 4
+
+#: How far an engine may be from double precision, in units of what the loop is: roundings of one size differ so much.
+SPREAD = 4
 
 #: Largest difference that is put down to rounding, whatever rounding does to a network.
 MOST_ROUNDING = 0.1
@@ -101,7 +105,7 @@ def _difference(
     found = engine.clipped_sum(network, loss_fn, _copy(probe), clip)
     expected = LoopEngine(unit).clipped_sum(network, loss_fn, probe, clip)
     problem = _compare(parameters, expected, found)
-    if problem is not None and _is_rounding(engine, network, loss_fn, probe, clip, found):
+    if problem is not None and _is_rounding(engine, network, loss_fn, probe, clip, found, expected):
         return None
     if problem is not None and not isinstance(engine, VmapEngine) and VmapEngine.fails(network, loss_fn, probe) is None:
         # A library kernel may be wrong for a batch of one (instance norm is, on the CPU, when its gradient comes
@@ -130,12 +134,19 @@ def _random_difference(
 
 
 def _is_rounding(
-    engine: Engine, network: nn.Module, loss_fn: LossFunction, probe: Batch, clip: ClipMechanism, found: ClippedSum
+    engine: Engine,
+    network: nn.Module,
+    loss_fn: LossFunction,
+    probe: Batch,
+    clip: ClipMechanism,
+    found: ClippedSum,
+    expected: ClippedSum,
 ) -> bool:
     """Whether an engine differs from the loop by rounding alone, which many norm layers and activations blow up.
 
     In double precision the two must be one and the same. What the engine found in single precision must be no farther
-    from that than the loop itself is, in double precision, once the last bits of inputs and weights are others.
+    from that than the loop itself is, in double precision, once the last bits of inputs and weights are others, or
+    than ``SPREAD`` times what the loop is off in single precision, where every layer rounds.
 
     Args:
         engine: The engine.
@@ -144,6 +155,7 @@ def _is_rounding(
         probe: The examples.
         clip: Tells the examples apart.
         found: The engine's sum in the network's own precision.
+        expected: The loop's.
     """
     if any(value.dtype != torch.float32 for value in trainable_parameters(network).values()):
         return False
@@ -157,7 +169,8 @@ def _is_rounding(
         in_double = engine.clipped_sum(wide, loss, _copy(batch), clip)
         if _largest_difference(parameters, exact, in_double) > TOLERANCE_IN_DOUBLE:
             return False
-        values, of_rounding = [value.detach().clone() for _, value in parameters], 0.0
+        values = [value.detach().clone() for _, value in parameters]
+        of_rounding = SPREAD * _largest_difference(parameters, exact, expected)
         for _ in range(DRAWS):
             for (_, parameter), value in zip(parameters, values, strict=True):
                 parameter.data = _rounded(value, draws)
@@ -214,11 +227,17 @@ def _differences(
     for index, ((name, _), (a, b)) in enumerate(zip(parameters, sums, strict=True)):
         for kind, left, right in (("norms", expected.norms[:, index], found.norms[:, index]), ("sum", a, b)):
             scale = max(_largest(left), 1e-3 * overall, torch.finfo(torch.float32).tiny)
-            yield name, kind, _largest(torch.nan_to_num(left) - torch.nan_to_num(right)) / scale
+            yield name, kind, _largest(left, right) / scale
 
 
-def _largest(values: Tensor) -> float:
-    return float(torch.nan_to_num(values).abs().max()) if values.numel() else 0.0
+def _largest(values: Tensor, others: Tensor | None = None) -> float:
+    """The largest entry by size, or the largest difference; what is not a number counts as zero."""
+    if not values.numel():
+        return 0.0
+    if others is None:
+        return max(float(torch.nan_to_num(part).abs().max()) for (part,) in slices(values))
+    pairs = slices(values, others)
+    return max(float((torch.nan_to_num(one) - torch.nan_to_num(other)).abs().max()) for one, other in pairs)
 
 
 def _two_examples(example: Batch) -> Batch:

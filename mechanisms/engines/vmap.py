@@ -63,14 +63,13 @@ class VmapEngine(Engine):
         """All gradients of the chunk, then clip and add."""
         if not batch.size:  # a chunk of groups none of which has a member
             empty = layout.zeros(batch.num_units, layout.size)
-            return PartialSum(clip_rows(empty, clip, layout)[1], layout.zeros())
+            return PartialSum(clip_rows(empty, clip, layout, total), layout.zeros())
         with self.boundary.around(batch):
             with self.boundary.user_code():
                 gradients, values = example_gradients(network, losses, batch)
-            summed, norms = clip_rows(group_rows(gradients, batch, self.unit), clip, layout)
-            loss_sum = values.sum().to(summed.dtype)
+            norms = clip_rows(group_rows(gradients, batch, self.unit), clip, layout, total)
+            loss_sum = values.sum().to(total.dtype)
             del gradients, values
-        total += summed
         return PartialSum(norms, loss_sum)
 
 

@@ -104,6 +104,31 @@ def test_a_network_that_returns_its_loss_alone_is_trained_without_metrics_of_out
     assert model.ledger.total == 0
 
 
+class InTrainingOnly(nn.Module):
+    """Gives its losses in training mode and scores in evaluation mode, as detection models do."""
+
+    def __init__(self):
+        super().__init__()
+        self.head = nn.Linear(4, 3)
+
+    def forward(self, x, y):
+        scores = self.head(x)
+        return {"classifier": F.cross_entropy(scores, y)} if self.training else scores
+
+
+def test_losses_that_a_network_gives_in_training_mode_only_are_trained(make_model, make_data, capsys):
+    x, y = make_data(n=20).tensors
+    data = DataLoader(TensorDataset(x, y, y), 10)
+    model = make_model(InTrainingOnly(), loss_fn=lambda losses, targets: losses["classifier"])
+    model.fit(data)
+    assert model.ledger.total == 2
+    assert "eval() cannot give the loss: in evaluation mode, loss_fn(outputs, targets) fails" in capsys.readouterr().out
+    model = make_model(InTrainingOnly(), loss_fn=lambda losses, targets: losses["classifier"], metrics="loss")
+    with pytest.raises(DataError, match=r"in evaluation mode, loss_fn\(outputs, targets\) fails"):
+        model.fit(data)
+    assert model.ledger.total == 0
+
+
 class Tokens(Dataset):
     def __init__(self, **inputs):
         self.inputs = inputs

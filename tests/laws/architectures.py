@@ -8,7 +8,11 @@ from functools import partial
 from itertools import pairwise
 from typing import Any
 
+import timm
 import torch
+from timm.models.convmixer import ConvMixer
+from timm.models.metaformer import MetaFormer, Pooling
+from timm.models.mlp_mixer import Affine, MlpMixer, ResBlock
 from torch import Tensor, nn
 from torchvision import models as vision
 from torchvision.models.convnext import CNBlockConfig
@@ -191,6 +195,52 @@ def of_vision() -> list[Architecture]:
     ]
 
 
+def by_timm(name: str, **options: Any) -> Callable[[], nn.Module]:
+    """A model of ``timm``, by its name, of other size."""
+    return lambda: timm.create_model(name, num_classes=CLASSES, **options)
+
+
+def of_timm() -> list[Architecture]:
+    """Architectures of timm."""
+    tokens = {"img_size": 32, "patch_size": 8, "embed_dim": 16, "depth": 2, "num_heads": 2}
+    mixes = {"img_size": 32, "patch_size": 8, "num_blocks": 2, "embed_dim": 16, "num_classes": CLASSES}
+    stages = {"depths": (1,) * 4, "embed_dims": (8, 16, 16, 16), "num_heads": (1, 2, 2, 2)}
+    dims = {"depths": (1,) * 4, "dims": (8, 8, 16, 16)}
+    small = {
+        "DeiT III": by_timm("deit3_small_patch16_224", drop_path_rate=0.2, **tokens),
+        "BEiT v2": by_timm("beitv2_base_patch16_224", **tokens),
+        "EVA-02": by_timm("eva02_tiny_patch14_224", **tokens),
+        "ViT with rotary positions": by_timm("vit_base_patch16_rope_reg1_gap_256", **tokens),
+        "NaFlexViT": by_timm("naflexvit_base_patch16_gap", embed_dim=16, depth=2, num_heads=2),
+        "CaiT": by_timm("cait_xxs24_224", **tokens),
+        "MLP-Mixer": lambda: MlpMixer(**mixes),
+        "ResMLP": lambda: MlpMixer(**mixes, mlp_ratio=2, block_layer=ResBlock, norm_layer=Affine),
+        "ConvMixer": fixed(lambda: ConvMixer(16, 2, 3, 4, num_classes=CLASSES)),
+    }
+    large = {
+        "XCiT": fixed(by_timm("xcit_nano_12_p16_224", img_size=32, embed_dim=16, depth=2, num_heads=2)),
+        "PVT v2": by_timm("pvt_v2_b0", **stages),
+        "Twins": by_timm("twins_svt_small", img_size=64, wss=(2, 2, 1, 1), **stages),
+        "DaViT": by_timm("davit_tiny", **stages),
+        "EdgeNeXt": by_timm("edgenext_xx_small", depths=(1,) * 4, dims=(8, 16, 16, 24)),
+        "ConvNeXt of timm": by_timm("convnext_atto", drop_path_rate=0.1, **dims),
+        "MambaOut": by_timm("mambaout_femto", **dims),
+        "PoolFormer": lambda: MetaFormer(num_classes=CLASSES, token_mixers=Pooling, **dims),
+        "Hiera": by_timm("hiera_tiny_224", img_size=(64, 64), embed_dim=8, num_heads=1, stages=(1,) * 4),
+        "StarNet": fixed(by_timm("starnet_s1", base_dim=8, depths=(1,) * 4)),
+        "RepViT": fixed(by_timm("repvit_m0_9", embed_dim=(8, 8, 16, 16), depth=(1,) * 4)),
+        "FastViT": fixed(by_timm("fastvit_t8", layers=(1,) * 4, embed_dims=(8, 16, 16, 16))),
+        "MobileViT": fixed(by_timm("mobilevit_xxs")),
+        "MobileViT v2": fixed(by_timm("mobilevitv2_050")),
+        "GhostNet": fixed(by_timm("ghostnet_050")),
+        "SKNet": fixed(by_timm("skresnet18")),
+    }
+    return [
+        *(Architecture(name, make, images()) for name, make in small.items()),
+        *(Architecture(name, make, images(64), slow=True) for name, make in large.items()),
+    ]
+
+
 def reads(kind: str, width: int | None = None, config: str | None = None, **changes: Any) -> Callable[[], nn.Module]:
     """A model of ``transformers`` for texts, by its name, of tiny size."""
 
@@ -301,4 +351,4 @@ def _without_mask(model: Classifies) -> nn.Module:
     return model
 
 
-ARCHITECTURES = [*of_vision(), *of_language()]
+ARCHITECTURES = [*of_vision(), *of_language(), *of_timm()]

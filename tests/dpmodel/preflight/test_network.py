@@ -2,6 +2,8 @@ import threading
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -306,3 +308,10 @@ def test_batch_normalisation_that_trains_or_has_nothing_to_keep_gives_way_to_gro
     assert isinstance(fix(nn.Sequential(nn.BatchNorm2d(4, affine=False)))[0], nn.GroupNorm)
     with pytest.raises(ValueError, match="keeps no running statistics"):
         FrozenBatchNorm.of(bare)
+
+
+@given(st.integers(2, 96))
+def test_what_fix_puts_in_takes_one_example_whose_images_have_shrunk_to_one_position(channels):
+    layer = fix(nn.BatchNorm2d(channels)).train()
+    x = torch.randn(1, channels, 1, 1)
+    assert float(layer(x).std()) > 0

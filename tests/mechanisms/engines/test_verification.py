@@ -72,6 +72,26 @@ class Steep(nn.Module):
         return self.head(torch.sin(1e5 * self.first(x)) / 1e5)
 
 
+class Coarse(Steep):
+    """Rounds between its layers, which the last bits of inputs and weights do not show in double precision."""
+
+    offset = 2.0**14
+
+    def forward(self, x):
+        return self.head(torch.sin(8 * (self.first(x) + self.offset - self.offset)))
+
+
+class RoundsBetween(VmapEngine):
+    """Rounds between the layers of ``Coarse`` to another grid."""
+
+    def clipped_sum(self, network, loss_fn, batch, clip, out=None):
+        network.offset = 2 * Coarse.offset
+        try:
+            return super().clipped_sum(network, loss_fn, batch, clip, out)
+        finally:
+            network.offset = Coarse.offset
+
+
 class RoundsOtherwise(VmapEngine):
     """Computes with weights whose last bits are others."""
 
@@ -103,6 +123,13 @@ def test_rounding_that_a_network_blows_up_is_told_from_a_wrong_gradient(network)
     Off.index = 0
     for wrong in (Off, WrongInSingle):
         assert "does not give the gradients" in disagreement(wrong, network, nn.CrossEntropyLoss(), example)
+
+
+def test_rounding_between_the_layers_is_told_from_a_wrong_gradient():
+    torch.manual_seed(0)
+    network, example = Coarse(), Batch(torch.randn(3, 4), torch.tensor([0, 1, 2]))
+    assert disagreement(RoundsBetween, network, nn.CrossEntropyLoss(), example) is None
+    assert "does not give the gradients" in disagreement(WrongInSingle, network, nn.CrossEntropyLoss(), example)
 
 
 def test_what_rounding_does_is_not_asked_where_nothing_differs_by_more(monkeypatch):

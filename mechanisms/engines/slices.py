@@ -1,0 +1,34 @@
+"""Large tensors slice by slice, so that what is computed of them stays in the processor's cache."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from torch import Tensor
+
+#: Entries of a slice: one megabyte in single precision.
+ENTRIES = 2**18
+
+
+def slices(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
+    """Views of the last dimension of tensors of one shape, in order; on a GPU, the whole tensors at once.
+
+    A temporary tensor of a hundred million entries costs several times the arithmetic that fills it, because its
+    memory is new.
+
+    Args:
+        *tensors: Of at least one dimension.
+
+    Example:
+        >>> import torch
+        >>> [part.numel() for (part,) in slices(torch.zeros(2, 2**18 + 1))]
+        [262144, 262144, 2]
+        >>> float(sum(part.square().sum() for (part,) in slices(torch.ones(3))))
+        3.0
+    """
+    first = tensors[0]
+    if first.device.type != "cpu" or first.numel() <= ENTRIES:
+        yield tensors
+        return
+    rows = first.numel() // first.shape[-1]
+    yield from zip(*(tensor.split(max(1, ENTRIES // rows), dim=-1) for tensor in tensors), strict=True)

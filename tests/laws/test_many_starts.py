@@ -1,0 +1,140 @@
+"""Law: whether a network is trained does not depend on what it happens to draw."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+from collections.abc import Callable
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
+
+from dpmodel import DPModel, NoiseMechanismsFactory, validate
+
+from .architectures import ARCHITECTURES, CLASSES
+
+EXAMPLES = 6
+
+#: Starts of each network of this file, and of each public one: a thousand in all.
+STARTS, PUBLIC_STARTS = 100, 20
+
+
+class Gumbel(nn.Module):
+    """Draws its hidden code, with a straight-through gradient."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.encoder, self.decoder = nn.Linear(5, 8), nn.Linear(8, CLASSES)
+
+    def forward(self, x):
+        return self.decoder(F.gumbel_softmax(self.encoder(x), tau=1.0, hard=True))
+
+
+class Autoencoder(nn.Module):
+    """A variational one that draws even in evaluation mode."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.encoder, self.decoder = nn.Linear(5, 6), nn.Linear(3, CLASSES)
+
+    def forward(self, x):
+        mean, log_variance = self.encoder(x).chunk(2, dim=1)
+        return self.decoder(mean + (0.5 * log_variance).exp() * torch.randn_like(mean))
+
+
+class Recurrent(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.cell, self.head = nn.LSTM(5, 8, num_layers=2, dropout=0.3, batch_first=True), nn.Linear(8, CLASSES)
+
+    def forward(self, x):
+        return self.head(self.cell(x)[0][:, -1])
+
+
+class Attention(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.TransformerEncoderLayer(8, 2, 16, dropout=0.1, batch_first=True)
+        self.head = nn.Linear(8, CLASSES)
+
+    def forward(self, x):
+        return self.head(self.layer(x).mean(1))
+
+
+class Jittered(nn.Module):
+    """Adds faint noise to what it sees, in training mode."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(nn.Linear(5, 8), nn.Tanh(), nn.Linear(8, CLASSES))
+
+    def forward(self, x):
+        return self.layers(x + 1e-4 * torch.randn_like(x) if self.training else x)
+
+
+def rows(*shape: int) -> Callable[[int], tuple[torch.Tensor, ...]]:
+    return lambda count: (torch.randn(count, *shape),)
+
+
+OWN = {
+    "Gumbel": (Gumbel, rows(5)),
+    "VAE": (Autoencoder, rows(5)),
+    "LSTM": (Recurrent, rows(7, 5)),
+    "attention": (Attention, rows(7, 8)),
+    "faint noise": (Jittered, rows(5)),
+    "RReLU": (lambda: nn.Sequential(nn.Linear(5, 8), nn.RReLU(), nn.Linear(8, CLASSES)), rows(5)),
+    "faint dropout": (lambda: nn.Sequential(nn.Linear(5, 64), nn.Dropout(0.001), nn.Linear(64, CLASSES)), rows(5)),
+    "dropout": (lambda: nn.Sequential(nn.Linear(5, 8), nn.Dropout(0.5), nn.Linear(8, CLASSES)), rows(5)),
+    "feature dropout": (
+        lambda: nn.Sequential(
+            nn.Conv2d(3, 8, 3),
+            nn.Dropout2d(0.3),
+            nn.SELU(),
+            nn.AlphaDropout(0.1),
+            nn.Flatten(),
+            nn.Linear(288, CLASSES),
+        ),
+        rows(3, 8, 8),
+    ),
+}
+
+PUBLIC = ("BERT", "DistilBERT", "ConvNeXt", "GPT-2", "ALBERT")
+
+NETWORKS = {name: (*made, STARTS) for name, made in OWN.items()} | {
+    entry.name: (entry.network, entry.inputs, PUBLIC_STARTS) for entry in ARCHITECTURES if entry.name in PUBLIC
+}
+
+
+def start(network: nn.Module, inputs: tuple[torch.Tensor, ...]) -> tuple[str, ...]:
+    """What is said, and noted on the ledger, when two steps are trained with fresh secret randomness."""
+    optimizer = torch.optim.SGD(network.parameters(), lr=1e-3)
+    noise = NoiseMechanismsFactory.create("Gaussian", initial_noise_multiplier=1.0)
+    # Poisson batches may be too small to compare anything.
+    model = DPModel(network, nn.CrossEntropyLoss(), optimizer, noise_mech=noise, sampling="shuffle")
+    data = TensorDataset(*inputs, torch.arange(EXAMPLES) % CLASSES)
+    said = io.StringIO()
+    with contextlib.redirect_stdout(said):
+        model.fit(DataLoader(data, batch_size=EXAMPLES // 2, shuffle=True))
+    assert model.ledger.total == 2
+    return said.getvalue(), model.explain_engine().splitlines()[0], *model.ledger.notes
+
+
+def test_a_thousand_starts_are_made():
+    assert sum(starts for _, _, starts in NETWORKS.values()) >= 1000
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", NETWORKS)
+def test_a_network_that_draws_is_taken_in_every_start_with_the_same_words(name):
+    make, inputs, starts = NETWORKS[name]
+    outcomes = set()
+    for _ in range(starts):
+        torch.seed()
+        network = make()
+        examples = inputs(EXAMPLES)
+        assert validate(network, examples[0] if len(examples) == 1 else examples) == []
+        outcomes.add(start(network, examples))
+    assert len(outcomes) == 1, outcomes
