@@ -102,7 +102,7 @@ _EXPORTS = {
     "load_param_into_net": "dpmodel.saving.checkpoint",
     "noise_for_epsilon": "dpmodel.planning.target_epsilon",
     "poisson_loader": "dpmodel.data.loader",
-    "privacy_spent": "monitors.accountant",
+    "privacy_spent": "monitors.spent",
     "rdp_sampled_gaussian": "monitors.sampled_gaussian",
     "save_checkpoint": "dpmodel.saving.checkpoint",
     "train_from_config": "dpmodel.runs.train",
@@ -140,7 +140,6 @@ if TYPE_CHECKING:
     from dpmodel.training.run import Run
     from mechanisms.factory import ClipMechanismsFactory, NoiseMechanismsFactory
     from mechanisms.queries import CountingQuery, LaplaceMechanism
-    from monitors.accountant import privacy_spent
     from monitors.calibration import calibrate_noise_multiplier
     from monitors.events import ComposedEvent, GaussianEvent, LaplaceEvent, PoissonSampledEvent
     from monitors.factory import PrivacyMonitorFactory
@@ -148,6 +147,7 @@ if TYPE_CHECKING:
     from monitors.pld import PLDAccountant
     from monitors.rdp import RDPAccountant
     from monitors.sampled_gaussian import rdp_sampled_gaussian
+    from monitors.spent import privacy_spent
     from monitors.zcdp import ZCDPAccountant
 else:  # a function of the module that type checkers see would make every name known to them
     __getattr__ = loader_of("dpmodel", _EXPORTS, globals())

@@ -102,7 +102,7 @@ _EXPORTS = {
     "PrivacyFilter": "monitors.privacy_filter",
     "PrivacyMonitor": "monitors.monitor",
     "PrivacyMonitorFactory": "monitors.factory",
-    "PrivacySpent": "monitors.accountant",
+    "PrivacySpent": "monitors.spent",
     "PrivacyWarning": "monitors.errors",
     "RDPAccountant": "monitors.rdp",
     "RandomStoppingEvent": "monitors.events",
@@ -122,7 +122,7 @@ _EXPORTS = {
     "calibrate_parameter": "monitors.calibration",
     "compose": "monitors.events",
     "decay_rate_for": "monitors.calibration",
-    "describe_sampling": "monitors.accountant",
+    "describe_sampling": "monitors.spent",
     "event_from_dict": "monitors.events",
     "event_losses": "monitors.pld",
     "gaussian_delta": "monitors.gaussian",
@@ -132,28 +132,20 @@ _EXPORTS = {
     "group_epsilon": "monitors.neighbours",
     "group_privacy": "monitors.neighbours",
     "max_steps": "monitors.calibration",
-    "privacy_spent": "monitors.accountant",
+    "privacy_spent": "monitors.spent",
     "rdp_sampled_gaussian": "monitors.sampled_gaussian",
     "register_event": "monitors.events",
     "relation_of": "monitors.relation",
     "renyi_curve": "monitors.renyi",
     "replace_one_epsilon": "monitors.neighbours",
-    "resolve_accountant": "monitors.accountant",
+    "resolve_accountant": "monitors.spent",
     "sampled_renyi_curve": "monitors.renyi",
     "training_event": "monitors.tuning",
     "zcdp_rho": "monitors.zcdp",
 }
 
 if TYPE_CHECKING:
-    from monitors.accountant import (
-        ACCOUNTANTS,
-        Accountant,
-        PrivacySpent,
-        Tracker,
-        describe_sampling,
-        privacy_spent,
-        resolve_accountant,
-    )
+    from monitors.accountant import ACCOUNTANTS, Accountant, Tracker
     from monitors.calibration import calibrate_noise_multiplier, calibrate_parameter, decay_rate_for, max_steps
     from monitors.errors import (
         BudgetExceededError,
@@ -198,6 +190,7 @@ if TYPE_CHECKING:
     from monitors.renyi import renyi_curve, sampled_renyi_curve
     from monitors.run_view import RunView
     from monitors.sampled_gaussian import rdp_sampled_gaussian
+    from monitors.spent import PrivacySpent, describe_sampling, privacy_spent, resolve_accountant
     from monitors.terms import SampledGaussian, gaussian_terms
     from monitors.tuning import best_of, best_of_random, training_event
     from monitors.zcdp import ZCDPAccountant, zcdp_rho

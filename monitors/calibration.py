@@ -10,11 +10,12 @@ import math
 from collections.abc import Callable
 
 from monitors import checks
-from monitors.accountant import Accountant, resolve_accountant
+from monitors.accountant import Accountant
 from monitors.errors import CalibrationError
 from monitors.ledger import Ledger
 from monitors.root_search import Point, crossing, log_ratio
 from monitors.schedules import decayed
+from monitors.spent import resolve_accountant
 
 SMALLEST_MULTIPLIER, LARGEST_MULTIPLIER = 1e-2, 1e6
 _MARGIN = 1e-6  # below the target, so that a monitor that computes the same figure another way still agrees

@@ -9,11 +9,12 @@ from typing import Any
 from numpy.typing import ArrayLike
 
 from monitors import checks
-from monitors.accountant import DEFAULT_DELTA, ELSEWHERE, resolve_accountant
+from monitors.accountant import DEFAULT_DELTA, ELSEWHERE
 from monitors.claims import Claims
 from monitors.monitor import PrivacyMonitor
 from monitors.rdp import RDPAccountant
 from monitors.registry import Registry
+from monitors.spent import resolve_accountant
 
 MONITORS: Registry[Callable[..., Any]] = Registry("privacy monitor policy", ELSEWHERE)
 

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import ClassVar
 
 from monitors import checks
-from monitors.accountant import DEFAULT_DELTA, Accountant, PrivacySpent, Tracker, epsilon_text
+from monitors.accountant import DEFAULT_DELTA, Accountant, Tracker
 from monitors.calibration import max_steps
 from monitors.claims import Claims
 from monitors.events import PrivacyEvent
@@ -15,6 +15,7 @@ from monitors.ledger import VOID, Ledger
 from monitors.limits import Limit, limits_of
 from monitors.relation import stated_relation
 from monitors.run_view import RunView
+from monitors.spent import PrivacySpent, epsilon_text
 
 _LOOK_AHEAD = 128  # steps whose events are evaluated together
 _STATEMENT = ("unit", "relation", "sampling")

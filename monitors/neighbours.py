@@ -5,8 +5,9 @@ from __future__ import annotations
 import math
 
 from monitors import checks
-from monitors.accountant import Accountant, resolve_accountant
+from monitors.accountant import Accountant
 from monitors.gaussian import gaussian_epsilon
+from monitors.spent import resolve_accountant
 from monitors.terms import Rows, gather
 
 _SMALLEST_LOG_DELTA = math.log(1e-280)

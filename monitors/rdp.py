@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -13,12 +13,14 @@ from monitors import checks
 from monitors.accountant import ACCOUNTANTS, Accountant, Tracker
 from monitors.conversion import CONVERSIONS
 from monitors.errors import PrivacyWarning
+from monitors.events import DisjointEvent, PrivacyEvent
 from monitors.order_search import best_order
-from monitors.renyi import total_curve
+from monitors.renyi import curves_of, total_curve
 from monitors.sampled_gaussian import order_array
 from monitors.terms import Rows, Terms, gather, merge_similar
 
 Floats = NDArray[np.floating]
+Convert = Callable[[Floats, Floats], Floats]
 Objective = Callable[[Floats], Floats]
 
 _GROUPS = 48  # multipliers put together while the order is searched; the figure itself uses each one
@@ -97,8 +99,6 @@ class RDPAccountant(Accountant):
 
     def tracker(self) -> Tracker:
         """A tracker that keeps the sum of the curves."""
-        from monitors.rdp_tracker import RDPTracker
-
         return RDPTracker(self)
 
     def _log_delta_anywhere(self, terms: Terms) -> float:
@@ -134,3 +134,159 @@ def _warn_at_end(order: float) -> None:
         PrivacyWarning,
         stacklevel=4,
     )
+
+
+_RATIO = 1.1  # of neighbouring coarse orders, less one
+_FIRST = 0.1 * _RATIO ** np.arange(62)
+_EXTENSION = 18
+_ZONE_POINTS = 14  # between the coarse neighbours of the best order; leaves 0.05 % even where the curve bends sharply
+_CLOSE = 1e-4  # this near to a limit the accountant itself decides
+_SMALLEST, _LARGEST = 1e-6, 1e5
+_CACHED_EVENTS = 4096
+
+
+class RDPTracker(Tracker):
+    """Keeps the sum of the Renyi curves at coarse orders, and at fine ones in a zone that follows the best order.
+
+    Guarantees: every figure is a valid bound; it is within 0.1 % of the accountant's as a rule, within 2 % after a few
+    cheap releases, where the curve bends sharply, and equal to it after ``tighten`` until the best order moves on.
+    Memory does not grow with the number of equal releases.
+
+    Args:
+        accountant: Whose conversion and orders to use.
+    """
+
+    def __init__(self, accountant: RDPAccountant) -> None:
+        super().__init__(accountant)
+        self._rdp = accountant
+        self._fixed = accountant.orders is not None
+        self._orders: Floats = 1.0 + _FIRST if accountant.orders is None else accountant.orders
+        self._coarse = self._orders
+        self._zone = (math.inf, math.inf)
+        self._sum: Floats = np.zeros(self._orders.shape)
+        self._partitions: dict[int, Floats] = {}
+        self._curves: dict[PrivacyEvent, Floats] = {}
+
+    def add(self, event: PrivacyEvent, count: int = 1) -> None:
+        """Count ``count`` more releases of ``event``."""
+        total, partition = self._sum_with(event, count)
+        self._ledger.record(event, count)
+        self._sum = total
+        if isinstance(event, DisjointEvent):
+            self._partitions[event.partition] = partition
+
+    def prepare(self, events: Iterable[PrivacyEvent]) -> None:
+        """Evaluate the curves of ``events`` as one vector and keep them until they are asked for."""
+        new = [event for event in dict.fromkeys(map(_inner, events)) if event not in self._curves]
+        if len(self._curves) + len(new) > _CACHED_EVENTS:
+            self._curves.clear()
+        if new:
+            self._curves.update(zip(new, curves_of(new, self._orders), strict=True))
+
+    def stays_within(self, event: PrivacyEvent, epsilon: float, delta: float) -> bool:
+        """Whether one more release of ``event`` leaves epsilon at ``delta`` at or below ``epsilon``."""
+        clearly = epsilon * (1 - _CLOSE)
+        if self.epsilon_with(event, delta) <= clearly:
+            return True
+        self.tighten(delta)
+        return self.epsilon_with(event, delta) <= clearly or super().stays_within(event, epsilon, delta)
+
+    def tighten(self, delta: float) -> None:
+        """Add the accountant's best order of this moment to the orders: slow, and as tight as the accountant."""
+        if self._fixed or not len(self._ledger):
+            return
+        self.epsilon(delta)  # moves the zone there, which would forget the order
+        _, order = self._rdp.epsilon_and_order(self._ledger, delta)
+        if 1 < order < math.inf and order not in self._orders:
+            self._add_orders(np.array([order]))
+
+    def epsilon(self, delta: float) -> float:
+        """Epsilon at ``delta`` of all that was added."""
+        return self._epsilon(lambda: self._sum, delta)
+
+    def delta(self, epsilon: float) -> float:
+        """Delta at ``epsilon`` of all that was added."""
+        return self._delta(lambda: self._sum, epsilon)
+
+    def epsilon_with(self, event: PrivacyEvent, delta: float, count: int = 1) -> float:
+        """Epsilon at ``delta`` if ``count`` more releases of ``event`` followed; nothing is added."""
+        return self._epsilon(lambda: self._sum_with(event, count)[0], delta)
+
+    def delta_with(self, event: PrivacyEvent, epsilon: float, count: int = 1) -> float:
+        """Delta at ``epsilon`` if ``count`` more releases of ``event`` followed; nothing is added."""
+        return self._delta(lambda: self._sum_with(event, count)[0], epsilon)
+
+    def _epsilon(self, total: Callable[[], Floats], delta: float) -> float:
+        checks.open_unit(delta=delta)
+        conversion = self._rdp.conversion
+        if math.log(delta) >= conversion.log_delta_anywhere(float(total()[0])):
+            return 0.0
+        return max(0.0, self._minimum(total, lambda curve, orders: conversion.epsilon(curve, orders, delta)))
+
+    def _delta(self, total: Callable[[], Floats], epsilon: float) -> float:
+        checks.non_negative(epsilon=epsilon)
+        conversion = self._rdp.conversion
+        value = self._minimum(total, lambda curve, orders: conversion.log_delta(curve, orders, epsilon))
+        return math.exp(min(0.0, value, conversion.log_delta_anywhere(float(total()[0]))))
+
+    def _minimum(self, total: Callable[[], Floats], convert: Convert) -> float:
+        while True:
+            values = convert(total(), self._orders)
+            best = int(np.argmin(values))
+            if self._fixed or not np.isfinite(values[best]):
+                return float(values[best])
+            low, high = self._coarse[0] - 1, self._coarse[-1] - 1
+            if best == 0 and low > _SMALLEST:
+                self._extend(1.0 + low / _RATIO ** np.arange(1, _EXTENSION + 1))
+            elif best == values.size - 1 and high < _LARGEST:
+                self._extend(1.0 + high * _RATIO ** np.arange(1, _EXTENSION + 1))
+            elif 0 < best < values.size - 1 and not self._zone[0] < self._orders[best] < self._zone[1]:
+                self._move_zone(float(self._orders[best]))
+            else:
+                return float(values[best])
+
+    def _sum_with(self, event: PrivacyEvent, count: int) -> tuple[Floats, Floats]:
+        """The sum after ``count`` more of ``event``, and the cost of the event's partition if it has one."""
+        curve = self._curve(event)
+        if not isinstance(event, DisjointEvent):
+            return self._sum + count * curve, curve
+        before = self._partitions.get(event.partition, np.zeros(curve.shape))
+        after = np.maximum(before, curve)
+        # an infinite cost stays what it is: infinity less infinity is no number
+        rise = np.subtract(after, before, out=np.zeros(curve.shape), where=after > before)
+        return self._sum + rise, after
+
+    def _curve(self, event: PrivacyEvent) -> Floats:
+        inner = _inner(event)
+        if inner not in self._curves:
+            self.prepare([inner])
+        return self._curves[inner]
+
+    def _extend(self, added: Floats) -> None:
+        self._coarse = np.unique(np.concatenate([self._coarse, added]))
+        self._add_orders(added)
+
+    def _move_zone(self, order: float) -> None:
+        """Forget the fine orders and put new ones around ``order``."""
+        kept = np.isin(self._orders, self._coarse)
+        self._orders, self._sum = self._orders[kept], self._sum[kept]
+        best = min(max(int(np.searchsorted(self._coarse, order)), 1), self._coarse.size - 2)
+        low, high = float(self._coarse[best - 1]), float(self._coarse[best + 1])
+        self._zone = (low, high)
+        self._add_orders(1.0 + np.geomspace(low - 1, high - 1, _ZONE_POINTS + 2)[1:-1])
+
+    def _add_orders(self, added: Floats) -> None:
+        """Recompute what was added so far at the new orders; rare, so the whole ledger is read again."""
+        self._orders, order = np.unique(np.concatenate([self._orders, added]), return_index=True)
+        self._sum = np.concatenate([self._sum, total_curve(gather(self._ledger), added)])[order]
+        self._curves.clear()
+        self._partitions.clear()
+        for event, _ in self._ledger:
+            if isinstance(event, DisjointEvent):
+                before = self._partitions.get(event.partition)
+                curve = self._curve(event)
+                self._partitions[event.partition] = curve if before is None else np.maximum(before, curve)
+
+
+def _inner(event: PrivacyEvent) -> PrivacyEvent:
+    return event.event if isinstance(event, DisjointEvent) else event

@@ -34,6 +34,39 @@ def test_imports_run_one_way_only(path):
     assert ours <= ARROWS[package] | {package}
 
 
+def _modules_imported(path):
+    """Our own modules that a module imports when it runs, wherever the statement stands; not those for types alone."""
+    known = {_name(other) for other in MODULES}
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    guarded = {
+        id(inner)
+        for node in ast.walk(tree)
+        if isinstance(node, ast.If) and isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING"
+        for statement in node.body
+        for inner in ast.walk(statement)
+    }
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and id(node) not in guarded:
+            for alias in node.names:
+                whole = f"{node.module}.{alias.name}"
+                for name in (whole, f"{whole}.__init__", node.module, f"{node.module}.__init__"):
+                    if name in known:
+                        yield name
+                        break
+
+
+def test_no_modules_import_each_other():
+    imported = {_name(path): set(_modules_imported(path)) for path in MODULES}
+    left = dict(imported)
+    while True:
+        leaves = {name for name, needs in left.items() if not needs & left.keys()}
+        if not leaves:
+            break
+        left = {name: needs for name, needs in left.items() if name not in leaves}
+    needed = set().union(*(needs & left.keys() for needs in left.values())) if left else set()
+    assert not left, f"a circle among {sorted(needed & left.keys())}"
+
+
 def test_the_accounting_knows_no_torch():
     for path in (ROOT / "monitors").rglob("*.py"):
         assert not {"torch", "torchvision", "torchmetrics"} & set(_imported(path)), path

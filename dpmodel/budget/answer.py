@@ -11,9 +11,10 @@ from dpmodel.config.schema import Config
 from dpmodel.planning.longest import most_epochs
 from dpmodel.planning.training_plan import TrainingPlan, plan_training
 from monitors import checks
-from monitors.accountant import ACCOUNTANTS, epsilon_text, resolve_accountant
+from monitors.accountant import ACCOUNTANTS
 from monitors.calibration import SMALLEST_MULTIPLIER
 from monitors.errors import CalibrationError, ConfigError
+from monitors.spent import epsilon_text, resolve_accountant
 
 ALL = "all"
 

@@ -22,10 +22,10 @@ from dpmodel.figures.style import (
     require_style,
 )
 from dpmodel.planning.training_plan import TrainingPlan, plan_training
-from monitors.accountant import epsilon_text, resolve_accountant
 from monitors.calibration import decay_rate_for
 from monitors.errors import ConfigError
 from monitors.schedules import DECAYS
+from monitors.spent import epsilon_text, resolve_accountant
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

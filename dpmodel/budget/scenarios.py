@@ -9,10 +9,10 @@ from typing import Any
 from dpmodel.config.schema import Config
 from dpmodel.planning.from_config import release_plan
 from dpmodel.planning.training_plan import TrainingPlan
-from monitors.accountant import resolve_accountant
 from monitors.errors import UnsupportedEventError
 from monitors.events import ComposedEvent, DisjointEvent, GaussianEvent, PrivacyEvent
 from monitors.ledger import Ledger
+from monitors.spent import resolve_accountant
 from monitors.tuning import best_of, best_of_random
 
 #: The accountant that is exact for releases without sampling.

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 from dpmodel.callbacks.base import Callback
 from dpmodel.callbacks.silence import say_nothing
 from monitors import checks
-from monitors.accountant import epsilon_text
 from monitors.errors import DPModelError
+from monitors.spent import epsilon_text
 
 if TYPE_CHECKING:
     from rich.console import Console

@@ -6,10 +6,10 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from mechanisms.queries import asked_ledgers
-from monitors.accountant import describe_sampling
 from monitors.errors import UnprotectedUpdateError
 from monitors.events import ViolationEvent
 from monitors.ledger import Ledger
+from monitors.spent import describe_sampling
 
 #: Stands on a ledger that the user chose although the weights have been trained on another one.
 NOT_CONTAINED = "the weights were trained privately before; this ledger does not contain it"

@@ -18,7 +18,8 @@ from monitors.ledger import Ledger
 if TYPE_CHECKING:
     from dpmodel.runs.report import PrivacyReport
     from dpmodel.training.run import Run
-    from monitors.accountant import Accountant, PrivacySpent
+    from monitors.accountant import Accountant
+    from monitors.spent import PrivacySpent
 
 
 class ClaimedModel:
@@ -130,7 +131,7 @@ class ClaimedModel:
             >>> model.privacy_spent(1e-5).epsilon
             0.0
         """
-        from monitors.accountant import privacy_spent
+        from monitors.spent import privacy_spent
 
         return privacy_spent(self.ledger, delta, accountant, joined_statement(self.statements))
 

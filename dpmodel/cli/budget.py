@@ -226,7 +226,7 @@ def _one_below_the_other(answer: BudgetAnswer) -> str:
 
 
 def _cells(scenario: Scenario, accountants: list[str]) -> list[str]:
-    from monitors.accountant import epsilon_text
+    from monitors.spent import epsilon_text
 
     if len(accountants) == 1:
         return ["-" if scenario.best is None else f"{epsilon_text(scenario.best[0])} ({scenario.best[1]})"]
@@ -236,7 +236,7 @@ def _cells(scenario: Scenario, accountants: list[str]) -> list[str]:
 
 def _headline(answer: BudgetAnswer) -> str:
     from dpmodel.cli.result_view import claim_caveats
-    from monitors.accountant import epsilon_text
+    from monitors.spent import epsilon_text
 
     plan = answer.plan
     release, privacy = plan.release, plan.config.privacy

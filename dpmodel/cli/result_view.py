@@ -7,12 +7,12 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from dpmodel.planning.release import large_delta
-from monitors.accountant import epsilon_text
+from monitors.spent import epsilon_text
 
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from monitors.accountant import PrivacySpent
+    from monitors.spent import PrivacySpent
 
 
 def result_table(

@@ -115,7 +115,7 @@ def _summary(result: TrainingResult) -> dict[str, object]:
 
 def _show(console: Console, result: TrainingResult) -> None:
     from dpmodel.cli.result_view import result_table
-    from monitors.accountant import epsilon_text
+    from monitors.spent import epsilon_text
 
     report, lost = result.report, None
     if report.without_lost is not None:

@@ -14,7 +14,7 @@ from dpmodel.compare.statistics import verdict
 from dpmodel.compare.tables import cells, duration, headings
 from dpmodel.figures.gallery import inline_svg
 from dpmodel.figures.page import web_page
-from monitors.accountant import epsilon_text
+from monitors.spent import epsilon_text
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -16,9 +16,9 @@ from dpmodel.compare.statistics import Summary, paired_difference, summarise, ve
 from dpmodel.planning.training_plan import TrainingPlan
 from dpmodel.runs.folder import RunFolder
 from dpmodel.training.history import History
-from monitors.accountant import PrivacySpent, describe_sampling, epsilon_text, privacy_spent
 from monitors.errors import DataError
 from monitors.ledger import Ledger
+from monitors.spent import PrivacySpent, describe_sampling, epsilon_text, privacy_spent
 
 FORMAT = "dpmodel-comparison/1"
 

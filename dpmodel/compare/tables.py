@@ -7,7 +7,7 @@ import io
 
 from dpmodel.compare.results import ComparisonResult, VariantRow
 from dpmodel.compare.statistics import Summary, verdict
-from monitors.accountant import epsilon_text
+from monitors.spent import epsilon_text
 
 #: Column headings; the metric's name stands for ``{metric}``, the baseline's for ``{baseline}``.
 _HEADINGS = (

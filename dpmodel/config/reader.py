@@ -19,8 +19,8 @@ from dpmodel.config.plugins import import_plugin, locate_plugin
 from dpmodel.config.schema import Config, place_of
 from mechanisms.factory import ClipMechanismsFactory, NoiseMechanismsFactory
 from mechanisms.sampling import SAMPLERS
-from monitors.accountant import resolve_accountant
 from monitors.errors import ConfigError
+from monitors.spent import resolve_accountant
 
 Override = str | tuple[Sequence[str], Any]
 

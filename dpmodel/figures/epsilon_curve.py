@@ -11,9 +11,10 @@ from itertools import accumulate, pairwise
 import numpy as np
 from numpy.typing import NDArray
 
-from monitors.accountant import Accountant, resolve_accountant
+from monitors.accountant import Accountant
 from monitors.events import ViolationEvent
 from monitors.ledger import Ledger
+from monitors.spent import resolve_accountant
 
 Floats = NDArray[np.float64]
 

@@ -24,7 +24,7 @@ from dpmodel.figures.style import (
     whole_numbers,
     whole_range,
 )
-from monitors.accountant import epsilon_text
+from monitors.spent import epsilon_text
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

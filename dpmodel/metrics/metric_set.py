@@ -197,7 +197,7 @@ class MetricSet:
         return entry.build(**seen)
 
     def _losses_of(self, network: nn.Module, x: Any, outputs: Any, targets: Any) -> Tensor:
-        from dpmodel.preflight.loss import failed_loss
+        from dpmodel.preflight.loss_remedies import failed_loss
 
         assert self._loss_fn is not None
         try:

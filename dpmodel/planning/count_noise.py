@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING
 
 from dpmodel.planning.from_config import make_clip, with_noise_multiplier
 from dpmodel.planning.noise_floor import ledger_to_search
-from monitors.accountant import epsilon_text, resolve_accountant
 from monitors.calibration import LARGEST_MULTIPLIER
+from monitors.spent import epsilon_text, resolve_accountant
 
 if TYPE_CHECKING:
     from dpmodel.config.schema import Config

@@ -8,11 +8,11 @@ from dpmodel.config.faults import blame
 from dpmodel.planning.noise_floor import falls_away, no_noise
 from dpmodel.planning.training_plan import TrainingPlan, plan_training
 from monitors import checks
-from monitors.accountant import privacy_spent
 from monitors.calibration import max_steps
 from monitors.errors import CalibrationError, ConfigError
 from monitors.events import DisjointEvent
 from monitors.ledger import Ledger
+from monitors.spent import privacy_spent
 
 if TYPE_CHECKING:
     from dpmodel.config.schema import Config

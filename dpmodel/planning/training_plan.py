@@ -11,10 +11,10 @@ from dpmodel.planning.count_noise import count_remedy
 from dpmodel.planning.from_config import release_plan, with_noise_multiplier
 from dpmodel.planning.noise_floor import ledger_to_search, require_noise_left
 from dpmodel.runs.report.subject import ReportSubject
-from monitors.accountant import PrivacySpent, privacy_spent
 from monitors.calibration import calibrate_noise_multiplier
 from monitors.errors import CalibrationError, ConfigError
 from monitors.ledger import Ledger
+from monitors.spent import PrivacySpent, privacy_spent
 
 if TYPE_CHECKING:
     from dpmodel.config.schema import Config

@@ -7,8 +7,8 @@ from functools import partial
 
 from dpmodel.callbacks import LearningRateScheduler
 from dpmodel.callbacks.registry import CALLBACKS
-from dpmodel.config import Config
 from dpmodel.config.faults import faults_in, one_error
+from dpmodel.config.schema import Config
 from dpmodel.data.datasets import DATASETS
 from dpmodel.losses import build_loss
 from dpmodel.metrics.names import named_metrics

@@ -25,9 +25,9 @@ from dpmodel.preflight.configured import require_known_names
 from dpmodel.preflight.network import fix
 from dpmodel.preflight.task import require_metrics_fit, require_network_fits, require_stated_size
 from mechanisms.engines.base import ENGINES
-from monitors.accountant import epsilon_text, privacy_spent
 from monitors.errors import ConfigError
 from monitors.factory import PrivacyMonitorFactory
+from monitors.spent import epsilon_text, privacy_spent
 
 
 @dataclass(frozen=True)

@@ -15,9 +15,9 @@ from dpmodel.planning.training_plan import plan_training
 from dpmodel.runs.build import build_model, build_task
 from dpmodel.runs.folder import RunFolder
 from dpmodel.saving.checkpoint import load_weights
-from monitors.accountant import PrivacySpent, privacy_spent
 from monitors.errors import CheckpointError, ConfigError
 from monitors.ledger import Ledger
+from monitors.spent import PrivacySpent, privacy_spent
 
 #: Settings of the privacy section that choose how the ledger is read, not what was released.
 _STATED_ANEW = {"delta": None, "accountant": None}

@@ -19,9 +19,10 @@ if TYPE_CHECKING:
     from dpmodel.model import DPModel
     from dpmodel.planning.release import ReleasePlan
     from dpmodel.training.guard import UpdateGuard
-    from monitors.accountant import Accountant, PrivacySpent
+    from monitors.accountant import Accountant
     from monitors.events import PrivacyEvent
     from monitors.ledger import Ledger
+    from monitors.spent import PrivacySpent
 
 #: Accountant of an epsilon that is shown while training when no monitor states one.
 DEFAULT_ACCOUNTANT = "rdp"

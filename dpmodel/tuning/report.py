@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dpmodel.tuning.trials import TuningRun
-from monitors.accountant import epsilon_text
+from monitors.spent import epsilon_text
 
 
 def report_in_words(run: TuningRun) -> str:

@@ -28,11 +28,11 @@ from dpmodel.saving.lock import LOCK_NAME, FolderLock
 from dpmodel.training.history import History
 from dpmodel.tuning.search import Tuning
 from monitors import checks
-from monitors.accountant import PrivacySpent, privacy_spent
 from monitors.atomic import write_atomically
 from monitors.calibration import calibrate_noise_multiplier
 from monitors.errors import ConfigError
 from monitors.ledger import Ledger
+from monitors.spent import PrivacySpent, privacy_spent
 
 #: Length of a run's name, which says nothing of its place among the others.
 _NAME_BYTES = 4

@@ -76,6 +76,8 @@ class Engine(ABC):
     proof: ClassVar[str]
     #: Whether code of the network sees numbers, not only the tensors of an isolated pass.
     shows_values: ClassVar[bool] = False
+    #: An engine that works in another way, which is asked where this one and the one-example loop disagree.
+    witness: ClassVar[type[Engine] | None] = None
 
     def __init__(self, unit: ClippedUnit, physical_batch_size: int | None = None) -> None:
         if physical_batch_size is not None:

@@ -14,6 +14,7 @@ from mechanisms.engines.batch import Batch, call_network, map_tensors
 from mechanisms.engines.isolation.isolated import examples_only
 from mechanisms.engines.losses import ExampleLosses, LossFunction
 from mechanisms.engines.parameters import FlatLayout, hooked_parameter, slots, trainable_parameters
+from mechanisms.engines.verification import disagreement
 from mechanisms.units import ClippedUnit
 
 
@@ -31,8 +32,6 @@ class VmapEngine(Engine):
     @classmethod
     def refuses(cls, network: nn.Module, loss_fn: LossFunction, unit: ClippedUnit, example: Batch) -> str | None:
         """Compare one clipped sum on ``example`` with the one-example loop's, parameter by parameter."""
-        from mechanisms.engines.verification import disagreement  # late: it takes this engine for a witness
-
         return cls.fails(network, loss_fn, example) or disagreement(cls, network, loss_fn, example)
 
     @classmethod

@@ -7,9 +7,9 @@ import torch
 
 from dpmodel import Callback, PrivacyMonitorFactory, StateKeeper, poisson_loader
 from monitors import BudgetGuard, PrivacyFilter
-from monitors.accountant import privacy_spent
 from monitors.errors import UnprotectedUpdateError
 from monitors.ledger import Ledger
+from monitors.spent import privacy_spent
 
 LIMIT, DELTA = 3.0, 1e-5
 

@@ -22,8 +22,8 @@ from monitors import (
     relation_of,
     replace_one_epsilon,
 )
-from monitors.accountant import describe_sampling, privacy_spent, resolve_accountant
 from monitors.errors import CalibrationError
+from monitors.spent import describe_sampling, privacy_spent, resolve_accountant
 
 SAMPLED = PoissonSampledEvent(0.01, GaussianEvent(1.0))
 UNSAMPLED = GaussianEvent(3.0)

@@ -16,9 +16,10 @@ from dpmodel.planning.release import NO_GUARANTEE
 from dpmodel.runs.report.not_accounted import not_accounted
 from mechanisms.clipping import CLIP
 from mechanisms.noise import NOISE
-from monitors.accountant import ACCOUNTANTS, PrivacySpent, privacy_spent, resolve_accountant
+from monitors.accountant import ACCOUNTANTS
 from monitors.atomic import write_atomically
 from monitors.errors import UnsupportedEventError
+from monitors.spent import PrivacySpent, privacy_spent, resolve_accountant
 
 if TYPE_CHECKING:
     from dpmodel.runs.report.subject import ReportSubject

@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 from dpmodel.claims.verification import NOT_COVERED
 from dpmodel.planning.release import NO_GUARANTEE, large_delta
-from monitors.accountant import epsilon_text
+from monitors.spent import epsilon_text
 
 if TYPE_CHECKING:
     from dpmodel.runs.report.privacy_report import PrivacyReport
-    from monitors.accountant import PrivacySpent
+    from monitors.spent import PrivacySpent
 
 #: Largest epsilon -> what may be said of it. After the tiers of Ponomareva et al. 2023, "How to DP-fy ML", section 5.2.
 _TIERS = (

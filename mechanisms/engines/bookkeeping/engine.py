@@ -22,6 +22,7 @@ from mechanisms.engines.bookkeeping.terms import Arrivals, jobs_of, terms_of
 from mechanisms.engines.losses import ExampleLosses, LossFunction
 from mechanisms.engines.parameters import FlatLayout
 from mechanisms.engines.verification import disagreement
+from mechanisms.engines.vmap import VmapEngine
 from mechanisms.units import ClippedUnit
 
 #: Working set of one chunk on a CPU: larger chunks spill out of the caches, smaller ones repeat the work that a pass
@@ -61,6 +62,7 @@ class BookKeepingEngine(Engine):
     """
 
     name: ClassVar[str] = "bookkeeping"
+    witness: ClassVar[type[Engine] | None] = VmapEngine
     proof: ClassVar[str] = "every layer and the loss see one example at a time (torch.func.vmap with shared weights)"
 
     def __init__(

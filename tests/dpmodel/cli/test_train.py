@@ -13,8 +13,8 @@ import pytest
 from dpmodel.config import load_config
 from dpmodel.planning.training_plan import plan_training
 from dpmodel.runs.folder import RunFolder
-from monitors.accountant import epsilon_text, privacy_spent
 from monitors.ledger import Ledger
+from monitors.spent import epsilon_text, privacy_spent
 
 ROOT = Path(__file__).parents[3]
 FILES = {

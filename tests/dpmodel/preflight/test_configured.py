@@ -6,8 +6,8 @@ from dpmodel.cli.application import run
 from dpmodel.config import load_config, make_config
 from dpmodel.preflight.configured import require_known_names
 from dpmodel.runs.build import build_training
-from monitors.accountant import resolve_accountant
 from monitors.errors import ConfigError
+from monitors.spent import resolve_accountant
 
 WRONG = """\
 data: mnits

@@ -8,7 +8,7 @@ from torch.nn.utils.rnn import pack_padded_sequence
 from torch.utils.checkpoint import checkpoint
 from torch.utils.data import DataLoader, TensorDataset
 
-from dpmodel.preflight.loss import remedy
+from dpmodel.preflight.loss_remedies import remedy
 from mechanisms.engines import Batch
 from monitors.errors import DataError, UnsupportedModuleError
 

@@ -19,9 +19,9 @@ from dpmodel.planning.training_plan import plan_training
 from dpmodel.runs.folder import RunFolder
 from dpmodel.runs.train import train_from_config
 from dpmodel.saving.lock import LOCK_NAME
-from monitors.accountant import privacy_spent
 from monitors.errors import CheckpointError, ConfigError
 from monitors.ledger import Ledger
+from monitors.spent import privacy_spent
 
 ROOT = Path(__file__).parents[3]
 

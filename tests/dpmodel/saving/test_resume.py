@@ -25,9 +25,9 @@ from dpmodel.runs.folder import RunFolder
 from dpmodel.saving.state import read_state
 from dpmodel.saving.tensor_file import read_tensor_file, write_tensor_file
 from dpmodel.training.interrupt import INTERRUPTED
-from monitors.accountant import privacy_spent
 from monitors.errors import CheckpointError
 from monitors.ledger import Ledger
+from monitors.spent import privacy_spent
 
 EPOCHS, STEPS_PER_EPOCH = 3, 4
 STEPS = EPOCHS * STEPS_PER_EPOCH

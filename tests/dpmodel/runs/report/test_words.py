@@ -11,8 +11,8 @@ from dpmodel.claims.verification import NOT_COVERED
 from dpmodel.config import make_config
 from dpmodel.planning.training_plan import plan_training
 from dpmodel.runs.report import make_report, report_in_words
-from monitors.accountant import epsilon_text
 from monitors.events import ViolationEvent
+from monitors.spent import epsilon_text
 
 BASE = {
     "network": "lenet5",
