@@ -80,6 +80,17 @@ def collated(collate_fn: Callable[[list[Any]], Any], examples: list[Any]) -> Any
         ) from error
 
 
+def copied(value: Any) -> Any:
+    """A nest with copies of its tensors and arrays, to which a ``collate_fn`` may write."""
+    if isinstance(value, torch.Tensor):
+        return value.clone()
+    if isinstance(value, np.ndarray):
+        return value.copy()
+    if type(value) is dict:
+        return {key: copied(part) for key, part in value.items()}
+    return type(value)(copied(part) for part in value) if type(value) in (list, tuple) else value
+
+
 def _is_column(value: Any) -> bool:
     """Whether a list holds one plain value per example, such as names, and not the parts of an example."""
     return not any(isinstance(part, (Tensor, Mapping, tuple, list)) for part in value)
