@@ -35,6 +35,7 @@ from torch.utils.data import DataLoader, Dataset
 from mechanisms.engines.state import holders
 from mechanisms.engines.state.generators import GENERATORS
 from mechanisms.engines.state.holders import ATOMS, Holder, label
+from mechanisms.engines.state.settings import hooks_of_all_modules, process_settings
 
 #: Objects that are followed at most; more could not be compared after every pass.
 MOST_OBJECTS = 50_000
@@ -106,10 +107,9 @@ class PythonState:
         modules = [root for root in roots if isinstance(root, nn.Module)]
         named = (pair for root in modules for pair in (*root.named_buffers(), *root.named_parameters()))
         self._weights = {id(value): name for name, value in named}
-        self._ahead: list[tuple[str, Any]] = [(_name(root), root) for root in roots]
+        self._ahead: list[tuple[str, Any]] = [*hooks_of_all_modules(), *((_name(root), root) for root in roots)]
         if by_value:
-            for name, read, write in _SETTINGS:
-                self._place(name, read, write)
+            self._holders += process_settings()
             for operator in filter(_is_of_users, tuple(OPDEFS.values())):  # called by a name that leads to no function
                 functions = (operator._init_fn, operator._backward_fn, *operator._backend_fns.values())
                 self._later((operator._name, function) for function in functions)
@@ -124,7 +124,7 @@ class PythonState:
     def restore(self) -> list[str]:
         """Put back everything that has changed; the names of what was different."""
         changed = [holder for holder in self._holders if not holder.is_current()]
-        names = [_readable(name) for holder in changed for name in holder.put_back()]
+        names = [*dict.fromkeys(_readable(name) for holder in changed for name in holder.put_back())]
         self.kept += [_readable(holder.name) for holder in changed if not holder.is_current()]
         return names
 
@@ -259,6 +259,9 @@ class PythonState:
             for known in mentioned & names.keys() | _assigned(value.__code__):
                 functions = (getattr(names, method) for method in ("__getitem__", "__setitem__", "__delitem__"))
                 self._place(known, *(partial(function, known) for function in functions))
+            self._new_names("", names)
+            for module in (names[known] for known in mentioned & names.keys()):
+                self._functions_of(module, mentioned)
             texts = {names[known] for known in mentioned & names.keys() if isinstance(names[known], str)}
             self._later((module, sys.modules[module]) for module in (mentioned | texts) & sys.modules.keys())
 
@@ -275,8 +278,23 @@ class PythonState:
         self._holders.append(holders.Cache(name, value))
         self._later([(name, value.__wrapped__)])
 
+    def _new_names(self, name: str, names: dict[str, Any], *left: type) -> None:
+        if self._by_value and -id(names) not in self._seen:  # what they are names of is seen or not by itself
+            self._seen[-id(names)] = names
+            self._holders.append(holders.NewNames(name, names, left))
+
+    def _functions_of(self, module: Any, mentioned: Iterable[str]) -> None:
+        """Attributes of the functions of an installed module, which code may set by their names."""
+        if self._by_value and isinstance(module, types.ModuleType) and not _is_users(module.__name__):
+            functions = {
+                key: part for key in mentioned if isinstance(part := vars(module).get(key), types.FunctionType)
+            }
+            self._holders += [holders.Mapping(key, vars(part)) for key, part in functions.items()]
+
     def _python_module(self, name: str, value: types.ModuleType) -> None:
-        if _is_users(value.__name__):
+        if not _is_users(value.__name__):
+            self._new_names(name, vars(value), *_CODE, types.BuiltinFunctionType)
+        else:
             self._holders.append(holders.Mapping(name, vars(value)))
             code = types.ModuleType if self._by_value else _CODE
             held = {key: part for key, part in vars(value).items() if not isinstance(part, code)}
@@ -403,19 +421,6 @@ _INERT = (
 
 #: Compiled kinds of torch that hold what code can read back.
 _OF_TORCH = frozenset(("ScriptObject", "ScriptDict", "ScriptList", "Future", "Event"))
-
-#: Settings of the process that decide how numbers are computed.
-_SETTINGS: tuple[tuple[str, Callable[[], Any], Callable[[Any], object]], ...] = (
-    ("the default dtype", torch.get_default_dtype, torch.set_default_dtype),
-    ("the precision of products", torch.get_float32_matmul_precision, torch.set_float32_matmul_precision),
-    ("the number of threads", torch.get_num_threads, torch.set_num_threads),
-    ("deterministic algorithms", torch.are_deterministic_algorithms_enabled, torch.use_deterministic_algorithms),
-    ("gradient mode", torch.is_grad_enabled, torch.set_grad_enabled),
-    *(
-        (f"autocast on {kind}", partial(torch.is_autocast_enabled, kind), partial(torch.set_autocast_enabled, kind))
-        for kind in ("cpu", "cuda")
-    ),
-)
 
 #: How objects are followed, by the first kind that fits. After that come their attributes.
 _FOLLOWED: tuple[tuple[Any, Callable[[PythonState, str, Any], None]], ...] = (

@@ -17,6 +17,7 @@ from . import (
     memory,
     numbers_kept,
     operators,
+    outside,
     sorted_data,
     state,
 )
@@ -37,6 +38,7 @@ MEMBERS = [
         hooks,
         dispatch,
         operators,
+        outside,
         collation,
         datasets,
         callbacks,
