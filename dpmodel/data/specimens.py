@@ -15,6 +15,7 @@ from dpmodel.data.contents import copied
 from dpmodel.data.generators import Generators, secret_seed
 from dpmodel.data.loader import Pair, RowFetcher
 from mechanisms.engines.batch import all_tensors, map_tensors
+from monitors.errors import DataError
 
 #: Examples of a batch that are collated alone: the shortest, the longest, and others chosen secretly.
 SPECIMENS = 4
@@ -125,7 +126,14 @@ class SpecimenFetcher(Dataset):
 
             def collated(some: list[Any], shift: int = 0) -> Pair:
                 generators.seed((seed + shift) % _SEEDS)
-                return self._fetcher.collate(copied(some))
+                try:
+                    return self._fetcher.collate(copied(some))
+                except Exception as error:
+                    raise DataError(
+                        f"the collate_fn takes a batch, but not {len(some)} of its examples when they are collated "
+                        f"again ({type(error).__name__}: {error}). It must take a single example, and must not write "
+                        "to the examples that it is given"
+                    ) from error
 
             entries = [sum(tensor.numel() for tensor in all_tensors(collated([one]))) for one in examples]
             order = np.argsort(entries, kind="stable")

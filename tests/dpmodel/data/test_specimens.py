@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import UserDict
+
 import numpy as np
 import pytest
 import torch
@@ -9,8 +11,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.utils.data import Dataset, default_collate
 
+from dpmodel.data.contents import copied
 from dpmodel.data.loader import RowFetcher
 from dpmodel.data.specimens import SPECIMENS, ShapeRange, SpecimenFetcher, cut, equal, row_shapes
+from monitors.errors import DataError
 
 
 class Lengths(Dataset):
@@ -75,6 +79,32 @@ def test_what_was_seen_elsewhere_needs_none_and_is_left_as_it_was():
 def test_a_collation_that_sorts_gives_the_row_of_the_example():
     drawn = fetcher_of([2, 9, 4], lambda rows: padded(sorted(rows, key=lambda one: -len(one["x"]))))[np.arange(3)]
     assert all(equal(cut(one.beside, one.alone), one.alone) for one in drawn.specimens)
+
+
+class Encoding(UserDict):
+    """A mapping that is no dict, as tokenizers return."""
+
+
+def test_a_collation_that_takes_its_examples_apart_is_given_copies():
+    fetcher = SpecimenFetcher(
+        RowFetcher([Encoding(x=torch.ones(size), y=0) for size in (2, 5)], padded), ShapeRange(), secret=True
+    )
+    fetcher._fetcher.examples = lambda rows: [copied(fetcher.dataset[row]) for row in rows]
+    assert len(fetcher[np.arange(2)].specimens) == 2
+
+
+@pytest.mark.parametrize("most", [1, 2])
+def test_a_collation_that_cannot_be_repeated_is_said(most):
+    calls = []
+
+    def failing(examples):
+        calls.append(len(examples))
+        if len(calls) > 1 and len(examples) == most:
+            raise KeyError("x")
+        return padded(examples)
+
+    with pytest.raises(DataError, match=rf"not {most} of its examples .*KeyError: 'x'.*must not write"):
+        fetcher_of([2, 5], failing)[np.arange(2)]
 
 
 def test_draws_of_the_collation_are_seen_and_go_on_as_if_no_specimens_were_taken():
