@@ -239,7 +239,7 @@ class DPModel(ClaimedModel):
             with looking_at_examples():
                 equal_rows = require_separate_rows(private, secret=run.plan.secret)
                 require_unmixed_batches(private, secret=run.plan.secret)
-            collation = Collation(private, self.network, self.loss_fn, self.device, run.plan.secret)
+            collation = Collation(private, self.network, self.loss_fn, self.device, run.plan.secret, self.clip_mech)
             with looking_at_examples():
                 collation.check()
             measured, unmeasured = (self.network, self.metrics, self.loss_fn), None

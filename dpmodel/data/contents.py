@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import copy
+from collections.abc import Callable, Mapping, MutableMapping
 from typing import Any
 
 import numpy as np
@@ -78,6 +79,28 @@ def collated(collate_fn: Callable[[list[Any]], Any], examples: list[Any]) -> Any
             f"the examples cannot be put into one batch: {str(error).rstrip('.')}. Return tensors of one "
             "shape from the data set, or give the DataLoader a collate_fn that makes such tensors"
         ) from error
+
+
+def copied(value: Any) -> Any:
+    """A nest with copies of its tensors, arrays and mappings, to which a ``collate_fn`` may write.
+
+    Example:
+        >>> example = {"x": torch.zeros(2), "y": [1]}
+        >>> copy_of_it = copied(example)
+        >>> _ = copy_of_it.pop("x").add_(1), copy_of_it["y"].append(2)
+        >>> example
+        {'x': tensor([0., 0.]), 'y': [1]}
+    """
+    if isinstance(value, Tensor):
+        return value.clone()
+    if isinstance(value, np.ndarray):
+        return value.copy()
+    if isinstance(value, MutableMapping):
+        new = copy.copy(value)
+        for key, part in value.items():
+            new[key] = copied(part)
+        return new
+    return type(value)(copied(part) for part in value) if type(value) in (list, tuple) else value
 
 
 def _is_column(value: Any) -> bool:

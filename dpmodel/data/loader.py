@@ -68,16 +68,20 @@ class RowFetcher(Dataset):
         return isinstance(self.dataset, kind) and not own and self.collate_fn is default_collate
 
     def __getitem__(self, rows: np.ndarray) -> Pair:
+        self.begin()
         index = torch.from_numpy(np.ascontiguousarray(rows, dtype=np.int64))
-        pair = dense_pair(self._fetched(index))
-        for tensor in all_tensors(pair):
-            if tensor.shape[:1] != index.shape:
-                raise DataError(
-                    f"{len(index)} rows were asked for, but the data set or its collate_fn gave a tensor of shape "
-                    f"{tuple(tensor.shape)}: its first dimension must count examples, each row once. Several views of "
-                    "an example are one example: stack them in a dimension of their own"
-                )
-        return pair
+        return _pair_of(self._fetched(index), len(index))
+
+    def begin(self) -> None:
+        """Called before the rows of each batch are read."""
+
+    def examples(self, rows: np.ndarray) -> list[Any]:
+        """The rows as the data set gives them, one by one."""
+        return [self.dataset[int(row)] for row in rows]
+
+    def collate(self, examples: list[Any]) -> Pair:
+        """``(inputs, targets)`` of at least one example."""
+        return _pair_of(collated(self.collate_fn, examples), len(examples))
 
     def _fetched(self, index: Tensor) -> Any:
         if self._takes_rows(InMemoryDataset):
@@ -87,7 +91,7 @@ class RowFetcher(Dataset):
             return tuple(tensor.index_select(0, index) for tensor in self.dataset.tensors)
         if not len(index):
             return map_tensors(lambda tensor: tensor[:0], collated(self.collate_fn, [self.dataset[0]]))
-        return collated(self.collate_fn, [self.dataset[int(row)] for row in index])
+        return collated(self.collate_fn, self.examples(index.numpy()))
 
 
 class SecretRowFetcher(RowFetcher):
@@ -101,11 +105,24 @@ class SecretRowFetcher(RowFetcher):
         super().__init__(dataset, collate_fn)
         self._generators: Generators | None = None
 
-    def __getitem__(self, rows: np.ndarray) -> Pair:
+    def begin(self) -> None:
+        """Seed all generators anew."""
         if self._generators is None:  # made in the worker, of the data set that lies there
             self._generators = Generators(self.dataset, self.collate_fn)
         self._generators.renew()
-        return super().__getitem__(rows)
+
+
+def _pair_of(batch: Any, count: int) -> Pair:
+    """The pair of a batch of ``count`` examples."""
+    pair = dense_pair(batch)
+    for tensor in all_tensors(pair):
+        if tensor.shape[:1] != (count,):
+            raise DataError(
+                f"{count} rows were asked for, but the data set or its collate_fn gave a tensor of shape "
+                f"{tuple(tensor.shape)}: its first dimension must count examples, each row once. Several views of an "
+                "example are one example: stack them in a dimension of their own"
+            )
+    return pair
 
 
 def split_pair(batch: Any) -> Pair:
@@ -187,7 +204,15 @@ class PrivateLoader:
         sampler: Sampler = SAMPLERS.create(self.sampling, self.num_examples, self.batch_size, seed, first_partition)
         return sampler
 
-    def batches(self, sampler: Sampler, first: int, steps: int, *, secret: bool = False) -> Iterator[Pair]:
+    def batches(
+        self,
+        sampler: Sampler,
+        first: int,
+        steps: int,
+        *,
+        secret: bool = False,
+        wrap: Callable[[RowFetcher], Dataset] = lambda fetcher: fetcher,
+    ) -> Iterator[Any]:
         """Pairs for the sampler's steps ``first`` .. ``first + steps - 1``, possibly empty ones.
 
         Args:
@@ -196,17 +221,19 @@ class PrivateLoader:
             steps: Number of steps.
             secret: Whether worker processes draw from secret seeds, whatever ``generator``, ``worker_init_fn`` and the
                 data set say. In this process the caller sees to that.
+            wrap: Makes, of what fetches the rows of a step, what is asked for them instead.
         """
         rows = _StepRows(sampler, first, steps)
         if not self.num_workers:
-            return (self.fetcher[step_rows] for step_rows in rows)
+            wrapped = wrap(self.fetcher)
+            return (wrapped[step_rows] for step_rows in rows)
         fetcher, options = self.fetcher, self.worker_options
         if secret:
             fetcher = SecretRowFetcher(fetcher.dataset, fetcher.collate_fn)
             options = {**options, "generator": torch.Generator().manual_seed(secret_seed())}
         return iter(
             DataLoader(
-                fetcher,
+                wrap(fetcher),
                 sampler=rows,
                 batch_size=None,
                 num_workers=self.num_workers,

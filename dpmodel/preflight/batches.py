@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from dpmodel.data.contents import copied
 from dpmodel.data.generators import Generators
 from dpmodel.data.loader import Pair, PrivateLoader
 from mechanisms.engines.batch import all_tensors, map_tensors
@@ -116,20 +117,9 @@ def _maker(loader: PrivateLoader, rows: np.ndarray) -> Callable[[list[int]], Pai
 
     def collate(chosen: list[int]) -> Any:
         taken = [examples[place] for place in chosen]
-        return fetcher.collate_fn(_copied(taken))
+        return fetcher.collate_fn(copied(taken))
 
     return collate
-
-
-def _copied(value: Any) -> Any:
-    """A nest with copies of its tensors and arrays, to which a ``collate_fn`` may write."""
-    if isinstance(value, torch.Tensor):
-        return value.clone()
-    if isinstance(value, np.ndarray):
-        return value.copy()
-    if type(value) is dict:
-        return {key: _copied(part) for key, part in value.items()}
-    return type(value)(_copied(part) for part in value) if type(value) in (list, tuple) else value
 
 
 def _row(pair: Any, place: int) -> Any:

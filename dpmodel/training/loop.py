@@ -14,6 +14,7 @@ import torch
 from dpmodel.callbacks.base import CallbackList
 from dpmodel.data.collation import Collation
 from dpmodel.data.loader import PrivateLoader
+from dpmodel.data.specimens import Drawn
 from dpmodel.training.interrupt import INTERRUPTED
 from dpmodel.training.run import Run
 from dpmodel.training.step import PrivateStep
@@ -130,7 +131,8 @@ class TrainingLoop:
     def _steps(self) -> None:
         run, left = self.run, self._steps_left()
         self.step.network.train()
-        batches = self.loader.batches(run.plan.sampler, run.step - run.first_step, left, secret=run.plan.secret)
+        done, secret = run.step - run.first_step, run.plan.secret
+        batches = self.loader.batches(run.plan.sampler, done, left, secret=secret, wrap=self.collation.wrap)
         if self.keeper is not None:
             self.keeper.before_steps(self)
         for _ in range(left):
@@ -143,7 +145,7 @@ class TrainingLoop:
                 break
             self._one_step(batches)
 
-    def _one_step(self, batches: Iterator[tuple[Any, Any]]) -> None:
+    def _one_step(self, batches: Iterator[Drawn]) -> None:
         run = self.run
         if self.keeper is not None:
             self.keeper.before_step(self)
@@ -178,10 +180,10 @@ class TrainingLoop:
         if self.keeper is not None:
             self.keeper.rest(self)
 
-    def _batch(self, pair: tuple[Any, Any]) -> Batch:
+    def _batch(self, drawn: Drawn) -> Batch:
         with self.step.guard.each_example_alone(self.run.step):
-            self.collation.watch(pair)
-        x, y = to_device(pair[0], self.device), to_device(pair[1], self.device)
+            self.collation.watch(drawn)
+        x, y = to_device(drawn.x, self.device), to_device(drawn.y, self.device)
         plan = self.run.plan
         if not plan.unit.grouped:
             return Batch(x, y)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import array
 import copy
 import pickle
+import sys
 import types
 import warnings
 from abc import ABC, abstractmethod
@@ -76,6 +77,37 @@ class Mapping(Holder):
             else:
                 self._delete(key)
         return names
+
+
+class NewNames(Holder):
+    """The global names of a module: those that are added are deleted.
+
+    Left alone are modules, which come by late imports, and what the interpreter and PyTorch's compiler note there.
+
+    Args:
+        name: Of the module; empty if the names need none before them.
+        names: What the module holds by name.
+        left: Types of further values that are left alone: packages load functions when they are first used.
+    """
+
+    __slots__ = ("_known", "_last", "_left", "_names")
+
+    def __init__(self, name: str, names: dict[str, Any], left: tuple[type, ...] = ()) -> None:
+        super().__init__(name)
+        self._left = left
+        self._names, self._known = names, set(names)
+        self._last = next(reversed(names), None)
+
+    def is_current(self) -> bool:
+        return len(self._names) == len(self._known) and next(reversed(self._names), None) == self._last
+
+    def put_back(self) -> list[str]:
+        added = {key: value for key, value in [*self._names.items()] if key not in self._known}
+        new = [key for key, value in added.items() if not isinstance(value, self._left) and not _is_noted(key, value)]
+        for key in new:
+            del self._names[key]
+        self._known, self._last = set(self._names), next(reversed(self._names), None)
+        return [label(self.name, key) if self.name else key for key in new]
 
 
 class Sequence(Holder):
@@ -161,7 +193,7 @@ class Place(Holder):
     def put_back(self) -> list[str]:
         if self._value is not MISSING:
             self._write(self._value)
-        elif self._empty is not None:
+        elif self._empty is not None and self.value is not MISSING:
             self._empty()
         return [self.name]
 
@@ -336,6 +368,13 @@ def same_values(value: Any, copy: Any) -> bool:
             value.is_floating_point() and torch.equal(value.nan_to_num(), copy.nan_to_num())
         )
     return _numbers(value) == _numbers(copy)
+
+
+def _is_noted(name: str, value: Any) -> bool:
+    """Whether a new global name is that of an imported module, or not of the code that is written there."""
+    if isinstance(value, types.ModuleType):
+        return sys.modules.get(value.__name__) is value
+    return name == "__warningregistry__" or ("torch._dynamo" in sys.modules and name.startswith(("__", "torch_dynamo")))
 
 
 def _equal_atoms(one: Any, other: Any) -> bool:

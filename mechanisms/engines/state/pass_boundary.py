@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from random import Random, SystemRandom
 from typing import Any
 from weakref import ref
@@ -17,6 +17,8 @@ from mechanisms.engines.losses import ExampleLosses
 from mechanisms.engines.state.escapes import Escapes
 from mechanisms.engines.state.generators import GeneratorKind, each_once, global_generators
 from mechanisms.engines.state.holders import Holder
+from mechanisms.engines.state.operators import FollowedOperators
+from mechanisms.engines.state.outside import Outside
 from mechanisms.engines.state.python_state import MOST_BYTES, MOST_OBJECTS, PythonState, attributes_of
 from monitors.errors import UnprotectedUpdateError
 
@@ -92,7 +94,8 @@ class PassBoundary:
         """Around one pass, from the first look at the examples until their clipped sum is made.
 
         Raises:
-            UnprotectedUpdateError: Tensors computed from the examples are alive afterwards.
+            UnprotectedUpdateError: Tensors computed from the examples are alive afterwards, or code that sees numbers
+                keeps something where it cannot be put back.
         """
         watch = self._is_watched()
         if watch:
@@ -100,7 +103,9 @@ class PassBoundary:
             watched = (*network.parameters(), *network.buffers(), *(self._state.tensors if self._state else ()))
             self._escapes = Escapes(all_tensors((batch.x, batch.y)), watched)
         try:
-            with nullcontext() if self._by_value else self._draws.of_step():
+            with ExitStack() as stack:
+                for guard in self._guards():
+                    stack.enter_context(guard)
                 yield
         finally:
             escapes, self._escapes = self._escapes, None
@@ -129,6 +134,11 @@ class PassBoundary:
         else:
             with self._escapes:
                 yield
+
+    def _guards(self) -> tuple[AbstractContextManager[Any], ...]:
+        if not self._by_value:
+            return (self._draws.of_step(),)
+        return () if self.isolation == "trust" else (Outside(), FollowedOperators())
 
     def _reseed(self) -> None:
         """Let each example begin with generators of which no other example has left a trace.

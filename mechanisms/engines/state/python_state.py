@@ -6,7 +6,6 @@ import array
 import contextvars
 import ctypes
 import datetime
-import dis
 import functools
 import gc
 import io
@@ -35,6 +34,8 @@ from torch.utils.data import DataLoader, Dataset
 from mechanisms.engines.state import holders
 from mechanisms.engines.state.generators import GENERATORS
 from mechanisms.engines.state.holders import ATOMS, Holder, label
+from mechanisms.engines.state.names import assigned_names, mentioned_names, read_names
+from mechanisms.engines.state.settings import hooks_of_all_modules, process_settings
 
 #: Objects that are followed at most; more could not be compared after every pass.
 MOST_OBJECTS = 50_000
@@ -106,10 +107,9 @@ class PythonState:
         modules = [root for root in roots if isinstance(root, nn.Module)]
         named = (pair for root in modules for pair in (*root.named_buffers(), *root.named_parameters()))
         self._weights = {id(value): name for name, value in named}
-        self._ahead: list[tuple[str, Any]] = [(_name(root), root) for root in roots]
+        self._ahead: list[tuple[str, Any]] = [*hooks_of_all_modules(), *((_name(root), root) for root in roots)]
         if by_value:
-            for name, read, write in _SETTINGS:
-                self._place(name, read, write)
+            self._holders += process_settings()
             for operator in filter(_is_of_users, tuple(OPDEFS.values())):  # called by a name that leads to no function
                 functions = (operator._init_fn, operator._backward_fn, *operator._backend_fns.values())
                 self._later((operator._name, function) for function in functions)
@@ -124,7 +124,7 @@ class PythonState:
     def restore(self) -> list[str]:
         """Put back everything that has changed; the names of what was different."""
         changed = [holder for holder in self._holders if not holder.is_current()]
-        names = [_readable(name) for holder in changed for name in holder.put_back()]
+        names = [*dict.fromkeys(_readable(name) for holder in changed for name in holder.put_back())]
         self.kept += [_readable(holder.name) for holder in changed if not holder.is_current()]
         return names
 
@@ -255,10 +255,13 @@ class PythonState:
             self._attribute(f"{name}.{free}", cell, "cell_contents", of_value=False)
         if _is_users(value.__module__):
             names = value.__globals__
-            mentioned, read = _mentioned(value.__code__), _read(value.__code__)
-            for known in read & names.keys() | _assigned(value.__code__):
+            mentioned, read = mentioned_names(value.__code__), read_names(value.__code__)
+            for known in read & names.keys() | assigned_names(value.__code__):
                 functions = (getattr(names, method) for method in ("__getitem__", "__setitem__", "__delitem__"))
                 self._place(known, *(partial(function, known) for function in functions))
+            self._new_names("", names)
+            for module in (names[known] for known in read & names.keys()):
+                self._functions_of(module, mentioned)
             texts = {names[known] for known in read & names.keys() if isinstance(names[known], str)}
             self._later((module, sys.modules[module]) for module in (mentioned | texts) & sys.modules.keys())
 
@@ -275,8 +278,23 @@ class PythonState:
         self._holders.append(holders.Cache(name, value))
         self._later([(name, value.__wrapped__)])
 
+    def _new_names(self, name: str, names: dict[str, Any], *left: type) -> None:
+        if self._by_value and -id(names) not in self._seen:  # what they are names of is seen or not by itself
+            self._seen[-id(names)] = names
+            self._holders.append(holders.NewNames(name, names, left))
+
+    def _functions_of(self, module: Any, mentioned: Iterable[str]) -> None:
+        """Attributes of the functions of an installed module, which code may set by their names."""
+        if self._by_value and isinstance(module, types.ModuleType) and not _is_users(module.__name__):
+            functions = {
+                key: part for key in mentioned if isinstance(part := vars(module).get(key), types.FunctionType)
+            }
+            self._holders += [holders.Mapping(key, vars(part)) for key, part in functions.items()]
+
     def _python_module(self, name: str, value: types.ModuleType) -> None:
-        if _is_users(value.__name__):
+        if not _is_users(value.__name__):
+            self._new_names(name, vars(value), *_CODE, types.BuiltinFunctionType)
+        else:
             self._holders.append(holders.Mapping(name, vars(value)))
             code = types.ModuleType if self._by_value else _CODE
             held = {key: part for key, part in vars(value).items() if not isinstance(part, code)}
@@ -339,47 +357,11 @@ def _is_of_users(operator: Any) -> bool:
     return _is_users(operator._init_fn.__module__)
 
 
-#: Instructions of Python that read a global name.
-_LOADING = frozenset({"LOAD_GLOBAL", "LOAD_NAME"})
-
-#: Names of what finds objects by their names.
-_LOOKING_UP = frozenset(
-    {"globals", "vars", "eval", "exec", "modules", "import_module", "__import__", "__dict__", "__globals__"}
-)
-
-
-@functools.cache
-def _mentioned(code: types.CodeType) -> frozenset[str]:
-    """Names, and texts that may name a module, in a function or in a function inside of it."""
-    inner = (part for part in code.co_consts if isinstance(part, types.CodeType))
-    texts = (part for part in code.co_consts if isinstance(part, str))
-    return frozenset(code.co_names).union(texts, *map(_mentioned, inner))
-
-
-@functools.cache
-def _read(code: types.CodeType) -> frozenset[str]:
-    """Global names that a function, or one inside of it, may read: all that it mentions, where it looks names up."""
-    mentioned = _mentioned(code)
-    if mentioned & _LOOKING_UP:
-        return mentioned
-    inner = (part for part in code.co_consts if isinstance(part, types.CodeType))
-    loaded = (step.argval for step in dis.get_instructions(code) if step.opname in _LOADING)
-    return frozenset(loaded).union(*map(_read, inner))
-
-
 def _slots(kind: type) -> Iterator[str]:
     for base in kind.__mro__:
         slots = vars(base).get("__slots__", ())
         names = (slots,) if isinstance(slots, str) else slots
         yield from (name for name in names if name not in ("__dict__", "__weakref__"))
-
-
-@functools.cache
-def _assigned(code: types.CodeType) -> frozenset[str]:
-    """Global names that a function, or one inside of it, assigns or deletes."""
-    inner = (part for part in code.co_consts if isinstance(part, types.CodeType))
-    named = (step.argval for step in dis.get_instructions(code) if step.opname in ("STORE_GLOBAL", "DELETE_GLOBAL"))
-    return frozenset(named).union(*map(_assigned, inner))
 
 
 def _hides_state(kind: type) -> bool:
@@ -424,19 +406,6 @@ _INERT = (
 #: Compiled kinds of torch that hold what code can read back.
 _OF_TORCH = frozenset(("ScriptObject", "ScriptDict", "ScriptList", "Future", "Event"))
 
-#: Settings of the process that decide how numbers are computed.
-_SETTINGS: tuple[tuple[str, Callable[[], Any], Callable[[Any], object]], ...] = (
-    ("the default dtype", torch.get_default_dtype, torch.set_default_dtype),
-    ("the precision of products", torch.get_float32_matmul_precision, torch.set_float32_matmul_precision),
-    ("the number of threads", torch.get_num_threads, torch.set_num_threads),
-    ("deterministic algorithms", torch.are_deterministic_algorithms_enabled, torch.use_deterministic_algorithms),
-    ("gradient mode", torch.is_grad_enabled, torch.set_grad_enabled),
-    *(
-        (f"autocast on {kind}", partial(torch.is_autocast_enabled, kind), partial(torch.set_autocast_enabled, kind))
-        for kind in ("cpu", "cuda")
-    ),
-)
-
 #: How objects are followed, by the first kind that fits. After that come their attributes.
 _FOLLOWED: tuple[tuple[Any, Callable[[PythonState, str, Any], None]], ...] = (
     (Tensor, PythonState._tensor),
@@ -449,7 +418,7 @@ _FOLLOWED: tuple[tuple[Any, Callable[[PythonState, str, Any], None]], ...] = (
     (types.MethodType, PythonState._method),
     ((staticmethod, classmethod, property), PythonState._descriptor),
     (partial, PythonState._partial),
-    (type(functools.lru_cache(_mentioned)), PythonState._cache),
+    (type(functools.lru_cache(mentioned_names)), PythonState._cache),
     (types.ModuleType, PythonState._python_module),
     (type, PythonState._class),
     (np.ndarray, PythonState._array),

@@ -1,12 +1,16 @@
 """Batches are put together such that an example is the same whichever others were drawn."""
 
+import math
+
+import numpy as np
 import pytest
 import torch
 from torch import nn
 from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import DataLoader, Dataset
 
-from dpmodel import DPModel, NoiseMechanismsFactory, poisson_loader
+from dpmodel import Callback, DPModel, NoiseMechanismsFactory, poisson_loader
+from dpmodel.data.collation import Collation
 from mechanisms.clipping import Fixed
 from mechanisms.engines import Batch, LoopEngine
 from mechanisms.units import ClippedUnit
@@ -121,3 +125,149 @@ def test_random_tokens_do_not_hide_padding_that_matters():
 
     with pytest.raises(DataError, match="padding changes an example's gradient"):
         model_of(Mean(masked=False)).fit(DataLoader(Texts([3, 9, 4, 3] * 10), batch_size=8, collate_fn=dropping))
+
+
+class Window(nn.Module):
+    """Averages over the last, or the first, ``size`` positions that are no padding."""
+
+    def __init__(self, size=16, last=True, only_in_training=False, dropout=0.0):
+        super().__init__()
+        self.table, self.head, self.dropout = nn.Embedding(12, 4), nn.Linear(4, 3), nn.Dropout(dropout)
+        self.size, self.last, self.only_in_training = size, last, only_in_training
+
+    def forward(self, tokens):
+        if self.training or not self.only_in_training:
+            tokens = tokens[:, -self.size :] if self.last else tokens[:, : self.size]
+        used = (tokens != 0).unsqueeze(2)
+        h = (self.table(tokens) * used).sum(1) / used.sum(1).clamp(min=1)
+        return self.head(self.dropout(h))
+
+
+class Growing(Callback):
+    """All rows but the first few are long after the second step, as rows are that no batch has held before."""
+
+    def __init__(self, data, length):
+        self.data, self.length = data, length
+
+    def on_train_step_end(self, run):
+        if run.step == 2:
+            self.data.lengths[5:] = [self.length] * len(self.data.lengths[5:])
+
+
+def collation_of(network, collate=pad, lengths=(3, 9, 4, 40, 5, 20), **options):
+    loader = poisson_loader(Texts(list(lengths)), batch_size=2, collate_fn=collate)
+    found = Collation(loader, network, nn.CrossEntropyLoss(), torch.device("cpu"), **options)
+    return found, found.wrap(loader.fetcher)
+
+
+def see(collation, fetcher, *rows):
+    drawn = fetcher[np.array(rows)]
+    collation.watch(drawn)
+    return len(drawn.specimens)
+
+
+def test_every_batch_that_is_longer_than_all_before_is_looked_at():
+    collation, fetcher = collation_of(Window())
+    assert see(collation, fetcher, 0, 1) == 2
+    assert see(collation, fetcher, 1, 0) == 0
+    assert see(collation, fetcher, 0, 2) == 2  # a shorter one may have been cut
+    with pytest.raises(DataError, match="padding changes an example's gradient"):
+        see(collation, fetcher, 0, 1, 3)
+    assert see(*collation_of(Window(last=False)), 0, 1, 3) == 3
+
+
+def test_a_longer_batch_that_ties_examples_together_voids_what_was_released():
+    data = Texts([3, 9, 4, 3] * 10)
+    model = model_of(Window())
+    with pytest.raises(DataError, match="claim is void since step 0"):
+        model.fit(poisson_loader(data, batch_size=39, collate_fn=pad), epochs=9, callbacks=[Growing(data, 40)])
+    assert model.ledger.total > 2
+    assert model.privacy_spent(1e-3).epsilon == math.inf
+
+
+def test_a_longer_batch_that_ties_nothing_together_is_trained():
+    data = Texts([3, 9, 4, 3] * 10)
+    model = model_of(Window(last=False))
+    model.fit(poisson_loader(data, batch_size=39, collate_fn=pad), epochs=9, callbacks=[Growing(data, 40)])
+    assert model.ledger.total == 9
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_batches_that_workers_read_are_looked_at_too(workers):
+    data = Texts([3] * 500 + [40] * 4)
+    model = model_of(Window())
+    with pytest.raises(DataError, match="padding changes an example's gradient"):
+        model.fit(poisson_loader(data, batch_size=500, collate_fn=pad, num_workers=workers), epochs=9)
+
+
+def test_what_is_done_in_training_alone_is_compared_unless_it_draws():
+    trained, drawing = (Window(only_in_training=True, dropout=share) for share in (0.0, 0.5))
+    with pytest.raises(DataError, match="padding changes an example's gradient"):
+        see(*collation_of(trained), 0, 3)
+    assert see(*collation_of(drawing), 0, 3) == 2
+
+
+def test_changes_far_below_the_norm_bound_are_those_of_rounding():
+    """Near the optimum a gradient is a difference of two numbers that are almost one."""
+
+    class Longer(Mean):
+        def forward(self, tokens):
+            return super().forward(tokens) * (1 + 0.01 * tokens.shape[1])
+
+    clip = Fixed()
+    clip.start(1e7)
+    assert see(*collation_of(Longer(masked=True), clip=clip), 0, 3) == 2
+    clip.start(1.0)
+    with pytest.raises(DataError, match="padding changes an example's gradient"):
+        see(*collation_of(Longer(masked=True), clip=clip), 0, 3)
+
+
+def sorting(examples):
+    return pad(sorted(examples, key=lambda pair: -len(pair[0])))
+
+
+def left(examples):
+    x, y = zip(*examples, strict=True)
+    longest = max(map(len, x))
+    return torch.stack([nn.functional.pad(one, (longest - len(one), 0)) for one in x]), torch.tensor(y)
+
+
+def popping(examples):
+    rows = [list(one) for one in examples]
+    return pad([(row.pop(0), row.pop(0)) for row in rows])
+
+
+def cropping(examples):
+    x, y = pad(examples)
+    return x[:, : int(torch.randint(2, 4, ()))], y
+
+
+@pytest.mark.parametrize("collate", [sorting, left, popping, cropping])
+def test_padding_of_any_kind_is_accepted_if_it_changes_nothing(collate):
+    collation, fetcher = collation_of(Mean(masked=True), collate)
+    for rows in ((0, 1), (2, 4, 0), (0, 3, 5)):
+        see(collation, fetcher, *rows)
+
+
+def test_cutting_to_the_shortest_is_refused():
+    def shortest(examples):
+        least = min(len(x) for x, _ in examples)
+        return pad([(x[:least], y) for x, y in examples])
+
+    with pytest.raises(DataError, match="beside a longer example"):
+        see(*collation_of(Mean(masked=True), shortest), 0, 3)
+
+
+def test_the_draws_of_a_training_do_not_depend_on_what_is_looked_at():
+    def masking(examples):
+        x, y = pad(examples)
+        return x.masked_fill((torch.rand(x.shape) < 0.3) & (x != 0), 11), y
+
+    collation, fetcher = collation_of(Mean(masked=True), masking)
+    torch.manual_seed(3)
+    collation.watch(first := fetcher[np.array([0, 3])])
+    after = torch.rand(1)
+    torch.manual_seed(3)
+    x, _ = fetcher[np.array([0, 3])][:2]
+    assert torch.equal(x, first.x)
+    assert torch.equal(torch.rand(1), after)

@@ -62,6 +62,15 @@ def one_long_series():
     return Neighbours((x, y), (others, y), moves=2.0)
 
 
+def one_long_among_many():
+    """The long series is unlikely to be among the examples that are tried before the training."""
+    x, y = drawn(200)
+    x[:, -1] = torch.arange(len(x)) % 3 + SHORT - 2
+    others = x.clone()
+    others[7, -1] = LONG
+    return Neighbours((x, y), (others, y), moves=2.0)
+
+
 def padded(rows):
     series = nn.utils.rnn.pad_sequence([x for x, _ in rows], batch_first=True)
     return series, torch.stack([y for _, y in rows])
@@ -96,8 +105,19 @@ class MeanOfAll(nn.Module):
         return (features * mask.unsqueeze(2)).sum(1) / mask.sum(1, keepdim=True).clamp(min=1)
 
 
-def of_series(collate):
-    return lambda: Training(MeanOfAll(), dataset=Series, collate=collate)
+class MeanOfWindow(MeanOfAll):
+    """The mean over the last, or the first, 16 places of a series, without the padding."""
+
+    def __init__(self, last):
+        super().__init__()
+        self.window = slice(-16, None) if last else slice(16)
+
+    def forward(self, series, mask):
+        return super().forward(series[:, self.window], mask[:, self.window])
+
+
+def of_series(collate, network=MeanOfAll):
+    return lambda: Training(network(), dataset=Series, collate=collate)
 
 
 def centred(x):
@@ -130,6 +150,12 @@ MEMBERS = [
         coupled=of_series(padded),
         benign=of_series(padded_with_mask),
         pair=one_long_series,
+    ),
+    COLLATION(
+        "pads to the longest, and the network looks at the last places",
+        coupled=of_series(padded_with_mask, partial(MeanOfWindow, True)),
+        benign=of_series(padded_with_mask, partial(MeanOfWindow, False)),
+        pair=one_long_among_many,
     ),
     COLLATION(
         "mixes examples at random",

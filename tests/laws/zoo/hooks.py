@@ -97,6 +97,32 @@ def hook_everywhere(function):
     return make
 
 
+def keeping_hook_everywhere(make):
+    """Trainings with a hook on the modules of all networks that keeps something."""
+    return lambda: hook_everywhere(make())()
+
+
+def scales_by_the_largest_so_far():
+    """A range that is observed, as for quantisation, and that is shown numbers."""
+    kept = {"largest": 4.0}
+
+    def hook(module, inputs, output):
+        kept["largest"] = max(kept["largest"], float(output.detach().abs().max()))
+        return output * 4.0 / kept["largest"]
+
+    return hook
+
+
+def counts_calls_of_numbers():
+    kept = {"calls": 0}
+
+    def hook(module, inputs, output):
+        kept["calls"] += float(output.detach().abs().max()) >= 0
+        return output * 0.5
+
+    return hook
+
+
 class MixesBackward(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x):
@@ -205,6 +231,13 @@ def behind(function):
 
 
 MEMBERS = [
+    HOOK(
+        "keeps the largest output of the modules of all networks",
+        coupled=keeping_hook_everywhere(scales_by_the_largest_so_far),
+        benign=keeping_hook_everywhere(counts_calls_of_numbers),
+        pair=one_more_first,
+        engine="loop",
+    ),
     HOOK(
         "a pre-hook clamps at the largest entry of the batch",
         coupled=hooked(lambda layer: layer.register_forward_pre_hook(clamps_inputs)),

@@ -18,6 +18,7 @@ from . import (
     memory,
     numbers_kept,
     operators,
+    outside,
     sorted_data,
     state,
 )
@@ -39,6 +40,7 @@ MEMBERS = [
         hooks,
         dispatch,
         operators,
+        outside,
         collation,
         datasets,
         callbacks,

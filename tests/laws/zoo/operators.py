@@ -23,39 +23,53 @@ def observed(x):
     return (x * 127 / RANGE[0]).round() * RANGE[0] / 127
 
 
-def rounded(x):
+LIBRARY.define("observed(Tensor x) -> Tensor")
+LIBRARY.impl("observed", observed, "CompositeExplicitAutograd")
+torch.library.register_autograd("dpmodel_zoo_operators::observed", lambda ctx, grad: grad, lib=LIBRARY)
+
+
+@torch.library.custom_op("dpmodel_zoo_operators::rounded", mutates_args=())
+def rounded(x: torch.Tensor) -> torch.Tensor:
     return (x * 16).round() / 16
 
 
-for name, kernel in (("observed", observed), ("rounded", rounded)):
-    LIBRARY.define(f"{name}(Tensor x) -> Tensor")
-    LIBRARY.impl(name, kernel, "CompositeExplicitAutograd")
-    torch.library.register_autograd(f"dpmodel_zoo_operators::{name}", lambda ctx, grad: grad, lib=LIBRARY)
+@torch.library.custom_op("dpmodel_zoo_operators::observed_too", mutates_args=())
+def observed_too(x: torch.Tensor) -> torch.Tensor:
+    return observed(x)
+
+
+rounded.register_autograd(lambda ctx, grad: grad)
+observed_too.register_autograd(lambda ctx, grad: grad)
 
 
 class Calls(nn.Module):
-    """Calls an operator; ``kernel`` is what it is made of."""
+    """Calls an operator by its name."""
 
-    def __init__(self, name, kernel):
+    def __init__(self, name):
         super().__init__()
-        self.name, self.kernel = name, kernel
+        self.name = name
 
     def forward(self, x):
         return getattr(torch.ops.dpmodel_zoo_operators, self.name)(x)
 
 
-def calling(name, kernel):
+def calling(name):
     def make():
         RANGE[0] = 4.0
-        return Training(body(Calls(name, kernel), bias=False))
+        return Training(body(Calls(name), bias=False))
 
     return make
 
 
 MEMBERS = [
     OPERATOR(
+        "rounds by the largest entry so far, in a kernel of a library",
+        coupled=calling("observed"),
+        benign=calling("rounded"),
+    ),
+    OPERATOR(
         "rounds by the largest entry so far",
-        coupled=calling("observed", observed),
-        benign=calling("rounded", rounded),
+        coupled=calling("observed_too"),
+        benign=calling("rounded"),
     ),
 ]

@@ -11,8 +11,10 @@ from functools import partial
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
 
+from mechanisms.engines.state.holders import NewNames
 from mechanisms.engines.state.python_state import PythonState
 
 SEEN: list[object] = []
@@ -261,3 +263,40 @@ def test_generators_are_listed():
     network = Keeping()
     network.draws = [torch.Generator(), np.random.default_rng(0), random.Random(0), random.SystemRandom()]
     assert {id(value) for value in PythonState(network, by_value=True).generators} == set(map(id, network.draws))
+
+
+def keeping_in_names(value):
+    globals()["NEW_IN_A_PASS"] = value
+    torch.new_in_a_pass = value
+    F.relu.new_in_a_pass = value
+
+
+def test_new_names_of_modules_and_attributes_of_their_functions_are_deleted():
+    state = PythonState(keeping_in_names, by_value=True)
+    keeping_in_names(1.0)
+    assert set(state.restore()) == {"NEW_IN_A_PASS", "torch.new_in_a_pass", "relu.new_in_a_pass"}
+    assert state.is_current()
+    assert not state.kept
+    assert "NEW_IN_A_PASS" not in globals()
+    assert not hasattr(torch, "new_in_a_pass")
+    assert not hasattr(F.relu, "new_in_a_pass")
+
+
+def test_modules_that_are_imported_late_and_registries_of_warnings_are_left():
+    names = {"known": 1}
+    held = NewNames("", names)
+    names.update(itertools=itertools, __warningregistry__={}, new=2)
+    assert not held.is_current()
+    assert held.put_back() == ["new"]
+    assert list(names) == ["known", "itertools", "__warningregistry__"]
+    assert held.is_current()
+    names["new"] = names.pop("known")
+    assert not held.is_current()
+
+
+def test_functions_that_packages_load_late_are_left():
+    names = {"known": 1}
+    held = NewNames("package", names, (type(keeping_in_names),))
+    names.update(late=keeping_in_names, new=2)
+    assert held.put_back() == ["package.new"]
+    assert "late" in names

@@ -1,0 +1,188 @@
+"""Batches whose shape is new, with a few of their examples collated alone beside them."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset, default_collate
+
+from dpmodel.data.contents import copied
+from dpmodel.data.generators import Generators, secret_seed
+from dpmodel.data.loader import Pair, RowFetcher
+from mechanisms.engines.batch import all_tensors, map_tensors
+from monitors.errors import DataError
+
+#: Examples of a batch that are collated alone: the shortest, the longest, and others chosen secretly.
+SPECIMENS = 4
+
+#: Seeds of generators must be below this for all kinds of them.
+_SEEDS = 2**32
+
+
+@dataclass(frozen=True)
+class Specimen:
+    """One example, as it is in a batch and as it is alone.
+
+    Args:
+        beside: A batch of one, cut out of a larger batch.
+        alone: A batch of one, collated under the same seeds.
+        steady: Whether another seed gives the same.
+    """
+
+    beside: Pair
+    alone: Pair
+    steady: bool
+
+
+class Drawn(NamedTuple):
+    """A batch as it is drawn.
+
+    Args:
+        x: Inputs.
+        y: Targets.
+        specimens: Some of its examples; empty if the shape of the batch is within what was seen before.
+    """
+
+    x: Any
+    y: Any
+    specimens: list[Specimen]
+
+
+@dataclass
+class ShapeRange:
+    """Smallest and largest sizes of the rows of batches, by dimension.
+
+    Example:
+        >>> seen = ShapeRange()
+        >>> seen.include(torch.zeros(2, 5)), seen.include(torch.zeros(3, 9))
+        (None, None)
+        >>> seen.covers(torch.zeros(1, 7)), seen.covers(torch.zeros(1, 4)), seen.covers(torch.zeros(1, 10))
+        (True, False, False)
+    """
+
+    _ends: dict[tuple[int, ...], tuple[np.ndarray, np.ndarray]] = field(default_factory=dict)
+
+    def covers(self, batch: Any) -> bool:
+        """Whether no dimension of the rows of ``batch`` is smaller or larger than all that are included."""
+        kind, sizes = _sizes(batch)
+        if kind not in self._ends:
+            return False
+        low, high = self._ends[kind]
+        return bool((low <= sizes).all() and (sizes <= high).all())
+
+    def include(self, batch: Any) -> None:
+        """Extend the range to the rows of ``batch``."""
+        kind, sizes = _sizes(batch)
+        low, high = self._ends.get(kind, (sizes, sizes))
+        self._ends[kind] = np.minimum(low, sizes), np.maximum(high, sizes)
+
+
+class SpecimenFetcher(Dataset):
+    """Fetches batches like ``fetcher``, and takes specimens of those whose shape is new.
+
+    Padding depends on what else is in a batch, so it must be looked at where the examples of the batch are still there
+    one by one: in the process that reads them.
+
+    Args:
+        fetcher: Reads and collates rows.
+        seen: Shapes of which no specimens are needed.
+        secret: Whether the specimens are chosen secretly.
+    """
+
+    def __init__(self, fetcher: RowFetcher, seen: ShapeRange, *, secret: bool) -> None:
+        self._fetcher = fetcher
+        self._seen = copy.deepcopy(seen)
+        self._secret = secret
+
+    @property
+    def dataset(self) -> Any:
+        """The data set whose rows are read; a ``worker_init_fn`` may look for it."""
+        return self._fetcher.dataset
+
+    def __getitem__(self, rows: np.ndarray) -> Drawn:
+        fetcher = self._fetcher
+        # torch's own collation takes examples of one shape only.
+        if not fetcher.collates or fetcher.collate_fn is default_collate or not len(rows):
+            return Drawn(*fetcher[rows], [])
+        fetcher.begin()
+        examples = fetcher.examples(rows)
+        kept = copied(examples)
+        pair = fetcher.collate(examples)
+        if self._seen.covers(pair):
+            return Drawn(*pair, [])
+        self._seen.include(pair)
+        return Drawn(*pair, self._specimens(kept))
+
+    def _specimens(self, examples: list[Any]) -> list[Specimen]:
+        generators = Generators(self._fetcher.collate_fn)
+        draw = np.random.default_rng(None if self._secret else 0)
+        with generators.preserved():
+            seed = secret_seed() % _SEEDS if self._secret else 0
+
+            def collated(some: list[Any], shift: int = 0) -> Pair:
+                generators.seed((seed + shift) % _SEEDS)
+                try:
+                    return self._fetcher.collate(copied(some))
+                except Exception as error:
+                    raise DataError(
+                        f"the collate_fn takes a batch, but not {len(some)} of its examples when they are collated "
+                        f"again ({type(error).__name__}: {error}). It must take a single example, and must not write "
+                        "to the examples that it is given"
+                    ) from error
+
+            entries = [sum(tensor.numel() for tensor in all_tensors(collated([one]))) for one in examples]
+            order = np.argsort(entries, kind="stable")
+            places = dict.fromkeys((*order[[0, -1]].tolist(), *draw.permutation(len(examples))[:SPECIMENS].tolist()))
+            together = collated(examples)
+            found = []
+            for place in [*places][:SPECIMENS]:
+                alone, other = (collated([examples[place]], shift) for shift in (0, 1))
+                found.append(Specimen(_row_of(together, place, alone), alone, equal(alone, other)))
+        return found
+
+
+def one_row(pair: Pair, place: int) -> Any:
+    """The example at ``place`` as a batch of one."""
+    return map_tensors(lambda tensor: tensor[place : place + 1].clone(), pair)
+
+
+def cut(nest: Any, like: Any) -> Any:
+    """``nest`` without what its tensors have beyond the sizes of those of ``like``."""
+    sizes = iter([tensor.shape for tensor in all_tensors(like)])
+    return map_tensors(lambda tensor: tensor[tuple(map(slice, next(sizes)))], nest)
+
+
+def row_shapes(pair: Any) -> list[torch.Size]:
+    """Shapes of the tensors of a batch, without the dimension that counts examples."""
+    return [tensor.shape[1:] for tensor in all_tensors(pair)]
+
+
+def equal(left: Any, right: Any) -> bool:
+    """Whether two batches hold the same numbers in the same shapes."""
+    pairs = list(zip(all_tensors(left), all_tensors(right), strict=True))
+    return all(a.shape == b.shape and torch.equal(_numbers(a), _numbers(b)) for a, b in pairs)
+
+
+def _row_of(together: Pair, place: int, alone: Pair) -> Any:
+    """The row of a batch that holds an example: the one at its place, unless the collation sorts."""
+    count = all_tensors(together)[0].shape[0]
+    for row in (place, *range(count)):
+        found = one_row(together, row)
+        if equal(cut(found, alone), alone):
+            return found
+    return one_row(together, place)
+
+
+def _numbers(value: Tensor) -> Tensor:
+    return torch.nan_to_num(value.float())
+
+
+def _sizes(batch: Any) -> tuple[tuple[int, ...], np.ndarray]:
+    """Numbers of dimensions of the tensors of a batch, and all their sizes but the first."""
+    shapes = row_shapes(batch)
+    return tuple(map(len, shapes)), np.array([size for shape in shapes for size in shape], dtype=np.int64)

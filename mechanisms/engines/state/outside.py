@@ -1,0 +1,155 @@
+"""Whether code of a network writes outside of Python's objects: files, the environment, sockets, other processes."""
+
+from __future__ import annotations
+
+import os
+import sys
+import threading
+from collections.abc import Callable
+from types import FrameType
+from typing import Any
+
+from monitors.errors import UnprotectedUpdateError
+
+_WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
+
+#: Modules that write for their own purposes: caches of compiled code, and logs.
+_MACHINERY = (
+    *("importlib", "_frozen_importlib", "logging", "weakref"),
+    *("torch._", "torch.utils._", "torch.utils.cpp_extension", "torch.fx", "torch.compiler", "torch.cuda"),
+    *("triton", "numba"),
+)
+
+_here = threading.local()
+
+
+class Outside:
+    """While active in a thread, refuses what code there writes outside of Python's objects.
+
+    The write is refused before it happens. A refusal that the code catches is raised again at the end.
+
+    Raises:
+        UnprotectedUpdateError: A file is opened for writing, moved or removed; the environment is changed; a socket is
+            connected; or a process is started. Caches of compiled code and log files are left alone.
+
+    Example:
+        >>> with Outside():
+        ...     os.environ["SEEN"] = "1"
+        Traceback (most recent call last):
+            ...
+        monitors.errors.UnprotectedUpdateError: the network, the loss or a hook sets the environment variable SEEN ...
+        >>> "SEEN" in os.environ
+        False
+    """
+
+    _installed = False
+
+    def __init__(self) -> None:
+        self._refusal: UnprotectedUpdateError | None = None
+        self._outer: Outside | None = None
+
+    def __enter__(self) -> Outside:
+        """Begin to listen."""
+        if not Outside._installed:
+            Outside._installed = True
+            sys.addaudithook(_hear)  # for good: there is no way to remove it
+        self._outer, _here.active = getattr(_here, "active", None), self
+        return self
+
+    def __exit__(self, *exception: Any) -> None:
+        """See the class."""
+        _here.active = self._outer
+        refusal, self._refusal = self._refusal, None
+        if refusal is not None and exception[1] is not refusal:
+            raise refusal
+
+    def refuse(self, what: str) -> None:
+        """Refuse, now and at the end.
+
+        Raises:
+            UnprotectedUpdateError: Always.
+        """
+        self._refusal = UnprotectedUpdateError(
+            f"the network, the loss or a hook {what} while it is shown an example: what it keeps there of one example "
+            "could reach the gradients of others. Do it in a callback, or before the training"
+        )
+        raise self._refusal
+
+
+def _hear(event: str, args: tuple[Any, ...]) -> None:
+    describe = _EVENTS.get(event)
+    if describe is None:
+        return
+    active: Outside | None = getattr(_here, "active", None)
+    if active is None:
+        return
+    what = describe(args)
+    if what is not None and not _is_machinery(sys._getframe(1)):
+        active.refuse(what)
+
+
+def _is_machinery(frame: FrameType | None) -> bool:
+    """Whether the standard library was not called by code of a user, or whoever called may write."""
+    while frame is not None:
+        name = str(frame.f_globals.get("__name__", ""))
+        # What nobody refers to any more is cleared up at any time, whoever runs.
+        if name.startswith(_MACHINERY) or frame.f_code.co_name == "__del__":
+            return True
+        if name.partition(".")[0] not in sys.stdlib_module_names:
+            return False
+        frame = frame.f_back
+    return True
+
+
+def _opens(args: tuple[Any, ...]) -> str | None:
+    path, mode, flags = args
+    writes = any(letter in mode for letter in "wax+") if isinstance(mode, str) else bool((flags or 0) & _WRITING)
+    if not writes or isinstance(path, int) or os.fspath(path) in (os.devnull, os.devnull.encode()):
+        return None
+    return f"opens {_text(path)} for writing"
+
+
+def _connects(args: tuple[Any, ...]) -> str | None:
+    return None if args[0] in (":memory:", b":memory:") else f"opens the database {_text(args[0])}"
+
+
+def _does(what: str) -> Callable[[tuple[Any, ...]], str]:
+    return lambda args: f"{what} {_text(args[0])}" if args else what
+
+
+def _other(what: str) -> Callable[[tuple[Any, ...]], str]:
+    return lambda args: what
+
+
+def _text(value: Any) -> str:
+    return os.fsdecode(value) if isinstance(value, (str, bytes, os.PathLike)) else f"{value!r:.100}"
+
+
+#: Events of ``sys.addaudithook`` by name, and what code does that raises them; None for what is allowed.
+_EVENTS: dict[str, Callable[[tuple[Any, ...]], str | None]] = {
+    "open": _opens,
+    "os.putenv": _does("sets the environment variable"),
+    "os.unsetenv": _does("removes the environment variable"),
+    "os.rename": _does("renames"),
+    "os.remove": _does("removes"),
+    "os.mkdir": _does("makes the folder"),
+    "os.rmdir": _does("removes the folder"),
+    "os.link": _does("links"),
+    "os.symlink": _does("links"),
+    "os.truncate": _does("truncates"),
+    "os.chmod": _does("changes the mode of"),
+    "os.utime": _does("changes the times of"),
+    "os.setxattr": _does("changes the attributes of"),
+    "os.chdir": _does("changes to the folder"),
+    "sqlite3.connect": _connects,
+    "socket.connect": _other("connects a socket"),
+    "socket.bind": _other("binds a socket"),
+    "socket.sendto": _other("sends by a socket"),
+    "socket.sendmsg": _other("sends by a socket"),
+    "subprocess.Popen": _other("starts a process"),
+    "os.system": _other("starts a process"),
+    "os.exec": _other("starts a process"),
+    "os.posix_spawn": _other("starts a process"),
+    "os.fork": _other("starts a process"),
+    "os.forkpty": _other("starts a process"),
+}
