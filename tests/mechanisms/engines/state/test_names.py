@@ -1,0 +1,41 @@
+import sys
+
+from mechanisms.engines.state.names import assigned_names, mentioned_names, read_names
+
+FEATURES = [0]
+
+
+def by_attribute(network):
+    return network.FEATURES
+
+
+def by_name():
+    return [FEATURES for _ in range(2)]
+
+
+def looked_up():
+    return vars(sys.modules[__name__])["FEATURES"]
+
+
+def assigned():
+    global FEATURES
+
+    def inner():
+        global OTHERS
+        OTHERS = 1
+
+    FEATURES = inner()
+
+
+def test_names_of_attributes_are_not_names_of_globals():
+    assert "FEATURES" not in read_names(by_attribute.__code__)
+    assert "FEATURES" in mentioned_names(by_attribute.__code__)
+
+
+def test_names_that_are_read_or_looked_up_are_found_also_in_inner_functions():
+    assert "FEATURES" in read_names(by_name.__code__)
+    assert "FEATURES" in read_names(looked_up.__code__)
+
+
+def test_names_that_are_assigned_are_found_also_in_inner_functions():
+    assert assigned_names(assigned.__code__) == {"FEATURES", "OTHERS"}
