@@ -23,7 +23,7 @@ from dpmodel.data.row_choice import require_held_out
 from dpmodel.data.targets import require_class_targets, require_same_shape
 from dpmodel.metrics import MetricSet
 from dpmodel.planning.release import NOT_VERIFIED, ReleasePlan, large_delta
-from dpmodel.preflight.arguments import check_keeper, check_types, refuse_unknown
+from dpmodel.preflight.arguments import check_keeper, check_types, refuse_unknown, require_agreement, usable_device
 from dpmodel.preflight.batches import require_unmixed_batches
 from dpmodel.preflight.loss import try_loss
 from dpmodel.preflight.mechanisms import require_sound_mechanisms
@@ -171,10 +171,10 @@ class DPModel(ClaimedModel):
         self._claim_weights(ledger)
         self.steps_done = 0
         self._choice: Choice | None = None
-        _require_agreement(self.noise_mech, norm_bound)
+        require_agreement(self.noise_mech, norm_bound)
         self.norm_bound = float(norm_bound)
         self.clip_mech.start(norm_bound)
-        self.device = _device_of(network) if device is None else _usable_device(device)
+        self.device = _device_of(network) if device is None else usable_device(device)
         network.to(self.device)
 
     def __repr__(self) -> str:
@@ -387,6 +387,8 @@ class DPModel(ClaimedModel):
                 options=self._engine_options(),
                 isolation=self.isolation,
             )
+        if self._choice.slower:
+            run.say(self._choice.slower)
         return self._choice.engine
 
     def _inference_batch(self, batch_size: int | None) -> int:
@@ -425,26 +427,6 @@ class DPModel(ClaimedModel):
 def _refuse_sink_mode(wanted: bool) -> None:
     if wanted:
         raise ValueError("dataset_sink_mode=True is of MindSpore's devices; leave it out, or give False")
-
-
-def _require_agreement(noise: NoiseMechanism, norm_bound: float) -> None:
-    if noise.norm_bound is not None and noise.norm_bound != norm_bound:
-        raise ValueError(
-            f"the noise mechanism was given norm_bound={noise.norm_bound:g} but DPModel norm_bound={norm_bound:g}; the "
-            "noise follows the clip mechanism's bound. Give both the same, or leave it out of the noise mechanism"
-        )
-
-
-def _usable_device(device: str | torch.device) -> torch.device:
-    try:
-        found = torch.device(device)
-        torch.empty(0, device=found)
-    except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0]
-        raise ValueError(
-            f"device={str(device)!r} cannot be used here: {reason}. Leave it out, or give 'cpu'"
-        ) from error
-    return found
 
 
 def _device_of(network: nn.Module) -> torch.device:

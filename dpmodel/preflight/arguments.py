@@ -7,6 +7,7 @@ import os
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import torch
 from torch import nn
 from torch.optim import Optimizer
 
@@ -87,3 +88,33 @@ def check_keeper(keeper: Any) -> None:
     """
     if isinstance(keeper, (str, os.PathLike)):
         raise ValueError(f"keeper is the path {str(keeper)!r}; write keeper=StateKeeper({str(keeper)!r})")
+
+
+def require_agreement(noise: NoiseMechanism, norm_bound: float) -> None:
+    """Refuse a noise mechanism that was made for another norm bound.
+
+    Raises:
+        ValueError: The two differ.
+    """
+    if noise.norm_bound is not None and noise.norm_bound != norm_bound:
+        raise ValueError(
+            f"the noise mechanism was given norm_bound={noise.norm_bound:g} but DPModel norm_bound={norm_bound:g}; the "
+            "noise follows the clip mechanism's bound. Give both the same, or leave it out of the noise mechanism"
+        )
+
+
+def usable_device(device: str | torch.device) -> torch.device:
+    """The device, which tensors can be put on.
+
+    Raises:
+        ValueError: It is unknown, or there is none of its kind here.
+    """
+    try:
+        found = torch.device(device)
+        torch.empty(0, device=found)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(
+            f"device={str(device)!r} cannot be used here: {reason}. Leave it out, or give 'cpu'"
+        ) from error
+    return found

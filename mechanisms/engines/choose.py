@@ -35,10 +35,12 @@ class Choice:
     Args:
         engine: Ready for use.
         reason: One sentence for people.
+        slower: Why it is not the fastest engine, in a sentence for people; empty where it is, or was asked for.
     """
 
     engine: Engine
     reason: str
+    slower: str = ""
 
 
 def choose_engine(
@@ -93,7 +95,7 @@ def choose_engine(
                 engine.physical_batch_size = auto_physical_batch_size(
                     engine, network, loss_fn, example, budget_bytes=memory_budget
                 )
-            return Choice(engine, _reason(candidate, refusals, asked=name != "auto"))
+            return Choice(engine, _reason(candidate, refusals, asked=name != "auto"), _slower(candidate, refusals))
         refusals.append(f"not {candidate!r} because {refusal}")
         if name != "auto":
             other = "engine='auto' or 'loop'" if name != _LAST_RESORT else "isolation='trust' if you know better"
@@ -108,6 +110,13 @@ def _reason(name: str, refusals: Sequence[str], *, asked: bool) -> str:
     if asked:
         return f"engine {name!r} was asked for"
     return "; ".join([f"engine {name!r}: the fastest exact one for this network", *refusals])
+
+
+def _slower(name: str, refusals: Sequence[str]) -> str:
+    if not refusals:
+        return ""
+    why = refusals[0].partition(". ")[0].rstrip(".")
+    return f"this network is trained by engine {name!r}, which is slower: {why}. explain_engine() says more"
 
 
 def _refusal(

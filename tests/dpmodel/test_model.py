@@ -92,6 +92,27 @@ def test_without_noise_epsilon_is_infinite_and_it_is_said(loader, capsys):
     assert "NOT private" in capsys.readouterr().out
 
 
+class Branches(nn.Linear):
+    """Looks at its input, which only the engine of one example at a time can show it."""
+
+    def forward(self, x):
+        return super().forward(x) if float(x.detach().abs().max()) < 1e9 else x[:, :3]
+
+
+@pytest.mark.parametrize(
+    ("network", "engine", "lines"), [(Branches, "auto", 1), (Branches, "loop", 0), (nn.Linear, "auto", 0)]
+)
+def test_a_slower_engine_is_announced_with_the_reason_unless_it_was_asked_for(loader, capsys, network, engine, lines):
+    network = network(4, 3)
+    optimizer = torch.optim.SGD(network.parameters(), lr=0.1)
+    noise = NoiseMechanismsFactory.create("Gaussian", initial_noise_multiplier=1.0)
+    model = DPModel(network, nn.CrossEntropyLoss(), optimizer, norm_bound=1.0, noise_mech=noise, engine=engine)
+    model.fit(loader, epochs=2)
+    printed = capsys.readouterr().out
+    assert printed.count("trained by engine 'loop', which is slower: not 'bookkeeping' because") == lines
+    assert "Batching" not in printed
+
+
 def test_empty_batches_are_noised_and_charged(make_model):
     data = TensorDataset(torch.randn(40, 4), torch.randint(0, 3, (40,)))
     model = make_model(clip_mech=ClipMechanismsFactory.create("Gaussian"))
