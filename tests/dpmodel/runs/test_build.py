@@ -44,7 +44,7 @@ def test_network_fix_replaces_layers_and_the_run_folder_can_be_evaluated(tmp_pat
 
 
 def test_without_fix_the_error_names_it():
-    with pytest.raises(ConfigError, match=r"GroupNorm\(8, 8\)[\s\S]*network.fix: true"):
+    with pytest.raises(ConfigError, match=r"GroupNorm\(4, 8\)[\s\S]*network.fix: true"):
         build_task(make_config(TINY))
 
 
