@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -18,7 +18,7 @@ from mechanisms.engines.batch import Batch, all_tensors, call_network, map_tenso
 from mechanisms.engines.loop import LoopEngine
 from mechanisms.engines.losses import LossFunction
 from mechanisms.engines.precision import full_float32
-from mechanisms.engines.probing import draws, undisturbed
+from mechanisms.engines.probing import draws, undisturbed, without_dropout
 from mechanisms.units import ClippedUnit
 from monitors.errors import DataError
 
@@ -144,8 +144,9 @@ class Collation:
     @contextmanager
     def _passes(self, *, training: bool) -> Iterator[None]:
         with undisturbed(self.network, self.loss_fn), full_float32():
-            self.network.train(training)  # dropout would change a gradient too
-            yield
+            self.network.eval()
+            with without_dropout(self.network) if training else nullcontext():  # which would change a gradient too
+                yield
 
     def _is_random(self, pair: Pair, gradient: Tensor) -> bool:
         """Whether a pass draws: then it draws something else for a padded example, which says nothing."""

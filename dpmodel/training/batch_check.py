@@ -30,6 +30,9 @@ _TRIED = 8
 _ROUNDING = 1e-3
 _COARSE_ROUNDING = 0.02
 
+#: The same in units of the last place of the sum: thousands of gradients that point the same way round by more.
+_PLACES = 32
+
 #: What is said where sums are not compared.
 NOT_COMPARED = (
     "the sums of batches were not compared with those of their halves: the network or the loss draws at random even in "
@@ -110,10 +113,11 @@ class Additivity:
 
     def _require_additive(self, batch: Batch) -> None:
         difference = self._sum(batch)
+        last_place = torch.finfo(difference.dtype).eps * float(difference.norm())
         for half in _halves(batch):
             difference -= self._sum(half)
         bound, off = self._clip.norm_bound, float(difference.norm())
-        if not off <= self._rounding(batch) * bound:
+        if not off <= max(self._rounding(batch) * bound, _PLACES * last_place):
             raise UnprotectedUpdateError(
                 f"the clipped sum of a batch of {batch.size} examples and the sums of its halves differ by "
                 f"{off / bound:.3g} norm bounds: one example could move the sum by more than the ledger accounts for. "

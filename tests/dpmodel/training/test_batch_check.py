@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, TensorDataset
 
 from dpmodel.training.batch_check import NOT_COMPARED
 from mechanisms.engines import ENGINES, BookKeepingEngine
@@ -129,3 +129,11 @@ def test_a_loss_that_keeps_statistics_of_the_data_trains_nothing(make_model, loa
     with pytest.raises((UnprotectedUpdateError, ValueError)):
         model.fit(loader, epochs=1)
     assert model.ledger.total == 0
+
+
+@pytest.mark.parametrize("size", [64, 6000])
+def test_rounding_of_many_gradients_that_point_the_same_way_is_no_coupling(make_model, size):
+    data = TensorDataset(torch.randn(size, 4) + 2, torch.zeros(size, dtype=torch.long))
+    model = make_model(nn.Linear(4, 3))
+    model.fit(DataLoader(data, batch_size=size), epochs=1)
+    assert model.ledger.total == 1

@@ -116,6 +116,18 @@ class MeanOfWindow(MeanOfAll):
         return super().forward(series[:, self.window], mask[:, self.window])
 
 
+class BalancedInTraining(MeanOfAll):
+    """In training adds the mean over all places, or those of the series alone, behind dropout."""
+
+    def __init__(self, masked):
+        super().__init__()
+        self.masked, self.drop = masked, nn.Dropout(1e-4)
+
+    def forward(self, series, mask):
+        found = super().forward(self.drop(series), mask)
+        return found + super().forward(series, mask if self.masked else None) if self.training else found
+
+
 def of_series(collate, network=MeanOfAll):
     return lambda: Training(network(), dataset=Series, collate=collate)
 
@@ -138,6 +150,13 @@ def augmented(x):
 
 
 MEMBERS = [
+    COLLATION(
+        "pads to the longest, and the network averages over padding in training, behind dropout",
+        coupled=of_series(padded_with_mask, lambda: BalancedInTraining(masked=False)),
+        benign=of_series(padded_with_mask, lambda: BalancedInTraining(masked=True)),
+        pair=one_long_series,
+        seen=False,
+    ),
     COLLATION("centres the batch", coupled=after(centred), benign=each(lambda x: x - x.mean())),
     COLLATION(
         "divides by 255 if the largest entry is above 1",
