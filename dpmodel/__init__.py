@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from dpmodel.former_places import FormerPlaces
 from monitors.lazy_names import loader_of
 
 __version__ = "0.1.0"
@@ -151,6 +152,8 @@ if TYPE_CHECKING:
     from monitors.zcdp import ZCDPAccountant
 else:  # a function of the module that type checkers see would make every name known to them
     __getattr__ = loader_of("dpmodel", _EXPORTS, globals())
+
+FormerPlaces.install()
 
 
 def __dir__() -> list[str]:
