@@ -27,7 +27,7 @@ def build(noise, options, clip):
     )
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     noise=st.sampled_from(NOISES),
     clip=st.sampled_from(CLIP.names()),

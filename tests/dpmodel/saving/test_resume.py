@@ -154,7 +154,7 @@ def begun_anew(case, breaks, every, folder):
     return resumed, fit(resumed, case, keeper=StateKeeper(folder, every, resume=True))
 
 
-@settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=8, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     case=CASES,
     every=st.integers(1, STEPS + 2),
@@ -191,7 +191,7 @@ def test_every_step_may_be_the_last_one_of_a_process(kind, step, tmp_path):
     assert resumed.ledger.lost.total == (STEPS_PER_EPOCH if kind is PowerCut else 0)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=8, deadline=None)
 @given(
     every=st.integers(1, 6),
     breaks=st.lists(st.integers(1, STEPS), min_size=1, max_size=3),
