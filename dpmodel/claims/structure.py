@@ -114,6 +114,9 @@ def _marks(module: nn.Module) -> tuple[Any, ...]:
     kind = type(module)
     forward = getattr_static(kind, "forward", None)  # a scripted one cannot be asked for by its class
     replaced = [item for item in values.items() if callable(item[1]) and hasattr(kind, item[0])]
+    for parameter in values["_parameters"].values():
+        if parameter is not None and parameter._backward_hooks:
+            replaced += parameter._backward_hooks.items()
     return kind, forward, replaced, *[tuple(values[name].items()) for name in _HOOKS if values[name]]
 
 

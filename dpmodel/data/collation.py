@@ -66,7 +66,7 @@ class Collation:
             DataError: A gradient differs; says what to do.
         """
         fetcher, size = self.loader.fetcher, self.loader.num_examples
-        if not fetcher.collates or size < 2:
+        if fetcher.plain or size < 2:
             return
         rows = _spread_rows(size, np.random.default_rng(None if self.secret else 0))
         singles = [fetcher[rows[at : at + 1]] for at in range(len(rows))]
@@ -92,7 +92,7 @@ class Collation:
         pair = drawn[:2]
         if not drawn.specimens or self._seen.covers(pair):
             return
-        padded = [one for one in drawn.specimens if row_shapes(one.beside) != row_shapes(one.alone)]
+        padded = [one for one in drawn.specimens if one.padded]
         failed = []
         for specimen in padded:
             try:
@@ -101,7 +101,7 @@ class Collation:
                 failed.append(error)
         if failed and (strict or len(failed) == len(padded)):
             raise failed[0]
-        self._seen.include(pair)
+        self._seen.include_compared(pair, drawn.specimens)
 
     def _require_same(self, specimen: Specimen) -> None:
         alone, beside = specimen.alone, specimen.beside

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -22,9 +23,10 @@ from dpmodel.data.generators import Generators, secret_seed
 from dpmodel.data.in_memory import InMemoryDataset
 from dpmodel.data.row_choice import chosen_rows, drawn_from, draws_all, require_each_row_once
 from mechanisms.engines.batch import all_tensors, map_tensors
+from mechanisms.engines.state.python_state import PythonState
 from mechanisms.sampling import SAMPLERS, Sampler
 from monitors import checks
-from monitors.errors import DataError, UnsupportedLoaderError
+from monitors.errors import DataError, PrivacyWarning, UnsupportedLoaderError
 
 Pair = tuple[Any, Any]
 
@@ -39,6 +41,9 @@ class RowFetcher(Dataset):
     tensor of a ``TensorDataset`` (both where ``collate_fn`` is torch's), or the examples one by one through
     ``collate_fn``.
 
+    What a ``collate_fn`` keeps of a batch is put back after it: a running statistic, or the longest length so far,
+    would carry something of one example to the others.
+
     Args:
         dataset: Map-style data set.
         collate_fn: Makes a batch of a list of examples; default ``torch``'s.
@@ -47,6 +52,11 @@ class RowFetcher(Dataset):
     def __init__(self, dataset: Any, collate_fn: Callable[[list[Any]], Any] = default_collate) -> None:
         self.dataset = dataset
         self.collate_fn = collate_fn
+        self._state: PythonState | None = None
+        self._told = False
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_state": None}  # recorded anew, of the collate_fn in the other process
 
     @property
     def collates(self) -> bool:
@@ -81,7 +91,7 @@ class RowFetcher(Dataset):
 
     def collate(self, examples: list[Any]) -> Pair:
         """``(inputs, targets)`` of at least one example."""
-        return _pair_of(collated(self.collate_fn, examples), len(examples))
+        return _pair_of(self._collated(examples), len(examples))
 
     def _fetched(self, index: Tensor) -> Any:
         if self._takes_rows(InMemoryDataset):
@@ -90,8 +100,26 @@ class RowFetcher(Dataset):
             require_dense_tensors(self.dataset.tensors)
             return tuple(tensor.index_select(0, index) for tensor in self.dataset.tensors)
         if not len(index):
-            return map_tensors(lambda tensor: tensor[:0], collated(self.collate_fn, [self.dataset[0]]))
-        return collated(self.collate_fn, self.examples(index.numpy()))
+            return map_tensors(lambda tensor: tensor[:0], self._collated([self.dataset[0]]))
+        return self._collated(self.examples(index.numpy()))
+
+    def _collated(self, examples: list[Any]) -> Any:
+        if self.collate_fn is default_collate:
+            return collated(self.collate_fn, examples)
+        if self._state is None:
+            self._state = PythonState(self.collate_fn, by_value=True)
+        try:
+            return collated(self.collate_fn, examples)
+        finally:
+            changed = self._state.restore()
+            if changed and not self._told:
+                self._told = True
+                warnings.warn(
+                    f"the collate_fn changes {', '.join(changed[:3])}: this is put back after each batch, because it "
+                    "would carry something of one example to others. Keep state that must advance in a callback",
+                    PrivacyWarning,
+                    stacklevel=2,
+                )
 
 
 class SecretRowFetcher(RowFetcher):

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import copy
+from collections import Counter
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_flatten
 from torch.utils.data import Dataset, default_collate
 
 from dpmodel.data.contents import copied
@@ -19,6 +22,9 @@ from monitors.errors import DataError
 
 #: Examples of a batch that are collated alone: the shortest, the longest, and others chosen secretly.
 SPECIMENS = 4
+
+#: Batches of one shape with examples of different sizes, none of them padded, after which the shape is taken for fixed.
+UNPADDED = 16
 
 #: Seeds of generators must be below this for all kinds of them.
 _SEEDS = 2**32
@@ -37,6 +43,11 @@ class Specimen:
     beside: Pair
     alone: Pair
     steady: bool
+
+    @property
+    def padded(self) -> bool:
+        """Whether it has another shape in the batch than alone."""
+        return row_shapes(self.beside) != row_shapes(self.alone)
 
 
 class Drawn(NamedTuple):
@@ -66,6 +77,7 @@ class ShapeRange:
     """
 
     _ends: dict[tuple[int, ...], tuple[np.ndarray, np.ndarray]] = field(default_factory=dict)
+    _unpadded: Counter[bytes] = field(default_factory=Counter)
 
     def covers(self, batch: Any) -> bool:
         """Whether no dimension of the rows of ``batch`` is smaller or larger than all that are included."""
@@ -74,6 +86,18 @@ class ShapeRange:
             return False
         low, high = self._ends[kind]
         return bool((low <= sizes).all() and (sizes <= high).all())
+
+    def include_compared(self, batch: Any, specimens: Sequence[Specimen]) -> None:
+        """Extend the range to the rows of ``batch``, if one of its specimens tells what padding to this shape does.
+
+        A long example that is alone in its batch tells nothing of what it does to shorter ones beside it.
+        """
+        if not any(specimen.padded for specimen in specimens):
+            key = _sizes(batch)[1].tobytes()
+            self._unpadded[key] += 1
+            if self._unpadded[key] < UNPADDED:
+                return
+        self.include(batch)
 
     def include(self, batch: Any) -> None:
         """Extend the range to the rows of ``batch``."""
@@ -106,20 +130,32 @@ class SpecimenFetcher(Dataset):
 
     def __getitem__(self, rows: np.ndarray) -> Drawn:
         fetcher = self._fetcher
+        if not fetcher.collates:
+            return self._of_own_batches(rows)
         # torch's own collation takes examples of one shape only.
-        if not fetcher.collates or fetcher.collate_fn is default_collate or not len(rows):
+        if fetcher.collate_fn is default_collate or not len(rows):
             return Drawn(*fetcher[rows], [])
         fetcher.begin()
         examples = fetcher.examples(rows)
         kept = copied(examples)
         pair = fetcher.collate(examples)
-        if self._seen.covers(pair):
+        if self._seen.covers(pair) or _alike(kept):
             return Drawn(*pair, [])
-        self._seen.include(pair)
-        return Drawn(*pair, self._specimens(kept))
+        specimens = self._specimens(kept, fetcher.collate)
+        self._seen.include_compared(pair, specimens)
+        return Drawn(*pair, specimens)
 
-    def _specimens(self, examples: list[Any]) -> list[Specimen]:
-        generators = Generators(self._fetcher.collate_fn)
+    def _of_own_batches(self, rows: np.ndarray) -> Drawn:
+        """Of a data set that makes whole batches itself, which may cut or pad them."""
+        pair = self._fetcher[rows]
+        if self._fetcher.plain or len(rows) < 2 or self._seen.covers(pair):
+            return Drawn(*pair, [])
+        specimens = self._specimens(list(rows), lambda some: self._fetcher[np.array(some)])
+        self._seen.include_compared(pair, specimens)
+        return Drawn(*pair, specimens)
+
+    def _specimens(self, examples: list[Any], collate: Callable[[list[Any]], Pair]) -> list[Specimen]:
+        generators = Generators(self._fetcher.collate_fn, *([] if self._fetcher.collates else [self._fetcher.dataset]))
         draw = np.random.default_rng(None if self._secret else 0)
         with generators.preserved():
             seed = secret_seed() % _SEEDS if self._secret else 0
@@ -127,7 +163,7 @@ class SpecimenFetcher(Dataset):
             def collated(some: list[Any], shift: int = 0) -> Pair:
                 generators.seed((seed + shift) % _SEEDS)
                 try:
-                    return self._fetcher.collate(copied(some))
+                    return collate(copied(some))
                 except Exception as error:
                     raise DataError(
                         f"the collate_fn takes a batch, but not {len(some)} of its examples when they are collated "
@@ -144,6 +180,28 @@ class SpecimenFetcher(Dataset):
                 alone, other = (collated([examples[place]], shift) for shift in (0, 1))
                 found.append(Specimen(_row_of(together, place, alone), alone, equal(alone, other)))
         return found
+
+
+def _alike(examples: list[Any]) -> bool:
+    """Whether all examples are known to be of one size, so that none of them is padded for the others."""
+    sizes = [_size_of(example) for example in examples]
+    return None not in sizes and len(set(map(str, sizes))) == 1
+
+
+def _size_of(example: Any) -> tuple[Any, ...] | None:
+    """The structure of an example with the sizes of what it holds; None where that is not known."""
+    leaves, structure = tree_flatten(example)
+    sizes: list[Any] = []
+    for leaf in leaves:
+        if isinstance(leaf, (Tensor, np.ndarray)):
+            sizes.append(tuple(leaf.shape))
+        elif isinstance(leaf, (str, bytes)):
+            sizes.append(len(leaf))
+        elif leaf is None or isinstance(leaf, (bool, int, float, np.generic)):
+            sizes.append(())
+        else:
+            return None
+    return structure, *sizes
 
 
 def one_row(pair: Pair, place: int) -> Any:

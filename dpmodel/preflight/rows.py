@@ -62,21 +62,21 @@ def require_separate_rows(loader: PrivateLoader, *, secret: bool = True) -> str 
 def _require_separate_examples(loader: PrivateLoader, readings: Readings, draw: np.random.Generator) -> str | None:
     size = loader.num_examples
     strides = _strides(loader.dataset, size)
+    kind = type(loader.dataset).__name__
+    ordered = depends_on_order(loader.dataset, draw)  # before anything is read: a running maximum settles soon
+    if ordered is not None:
+        raise DataError(
+            f"{kind} remembers what it has read: {ordered}. One record would move the gradients of later examples, "
+            "which the ledger does not account for. Let __getitem__ depend on its index alone"
+        )
     with watched(loader.dataset) as watch:
         shared = Sharing(readings, watch, draw).find(_order(size, strides, draw), size)
-    kind = type(loader.dataset).__name__
     if shared is not None:
         raise DataError(
             f"{kind} mixes its rows: {shared}. One record would move the gradients of several examples, each by up to "
             "the norm bound, though the ledger accounts for one. Let example i depend on row i alone (windows must not "
             "overlap). Public tables are no rows: keep them outside of the data set's attributes, for example in a "
             "module-level variable or in the network"
-        )
-    ordered = depends_on_order(loader.dataset, draw)
-    if ordered is not None:
-        raise DataError(
-            f"{kind} remembers what it has read: {ordered}. One record would move the gradients of later examples, "
-            "which the ledger does not account for. Let __getitem__ depend on its index alone"
         )
     known = readings.rows
     if len(known) == size:

@@ -160,6 +160,8 @@ def shaken(network: nn.Module) -> Iterator[None]:
     draws = torch.Generator("cpu").manual_seed(0)
     try:
         for parameter, value in values:
+            if not value.numel():
+                continue
             size = _mean_size(value) or 1.0 / math.sqrt(max(value.shape[-1:], default=1))
             count = min(value.numel(), SHAKES)
             noise = torch.randn(count, generator=draws, dtype=torch.float32, device="cpu").to(value)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import pickle
 from collections import UserDict
 
 import numpy as np
@@ -12,9 +14,10 @@ from hypothesis import strategies as st
 from torch.utils.data import Dataset, default_collate
 
 from dpmodel.data.contents import copied
+from dpmodel.data.in_memory import InMemoryDataset
 from dpmodel.data.loader import RowFetcher
-from dpmodel.data.specimens import SPECIMENS, ShapeRange, SpecimenFetcher, cut, equal, row_shapes
-from monitors.errors import DataError
+from dpmodel.data.specimens import SPECIMENS, UNPADDED, ShapeRange, SpecimenFetcher, cut, equal, row_shapes
+from monitors.errors import DataError, PrivacyWarning
 
 
 class Lengths(Dataset):
@@ -49,19 +52,80 @@ def test_the_shortest_and_the_longest_are_among_the_specimens_each_alone_and_as_
 
 
 @given(st.lists(st.lists(st.integers(1, 9), min_size=1, max_size=4), min_size=1, max_size=8))
-def test_specimens_are_taken_exactly_if_a_batch_is_longer_or_shorter_than_all_before(batches):
+def test_specimens_are_taken_exactly_if_a_batch_pads_to_a_length_outside_of_those_before(batches):
     lengths = [length for batch in batches for length in batch]
     fetcher, seen, at = fetcher_of(lengths), [], 0
     for batch in batches:
         drawn = fetcher[np.arange(at, at + len(batch))]
-        assert bool(drawn.specimens) == (not seen or not min(seen) <= max(batch) <= max(seen))
-        seen.append(max(batch))
+        pads = len(set(batch)) > 1
+        assert bool(drawn.specimens) == (pads and (not seen or not min(seen) <= max(batch) <= max(seen)))
+        seen += [max(batch)] * pads
         at += len(batch)
 
 
+def test_a_long_example_that_was_alone_in_its_batch_is_compared_when_it_is_beside_others():
+    fetcher = fetcher_of([3, 60, 4])
+    assert not fetcher[np.array([1])].specimens
+    assert fetcher[np.array([0, 1])].specimens
+    assert not fetcher[np.array([2, 1])].specimens
+
+
+class Texts(Dataset):
+    """Texts of different lengths, which the collation pads to one length."""
+
+    def __len__(self):
+        return 100
+
+    def __getitem__(self, row):
+        return "word " * (1 + row), row
+
+
+def test_a_fixed_length_is_known_after_some_batches():
+    def fixed(examples):
+        return torch.tensor([[len(text)] for text, _ in examples]), torch.tensor([row for _, row in examples])
+
+    fetcher = SpecimenFetcher(RowFetcher(Texts(), fixed), ShapeRange(), secret=True)
+    looked = [bool(fetcher[np.array([row, row + 1])].specimens) for row in range(2 * UNPADDED)]
+    assert looked == [True] * UNPADDED + [False] * UNPADDED
+
+
+class Shortened(InMemoryDataset):
+    """Cuts the padding that is stored with the rows to the longest of a batch."""
+
+    def transform_batch(self, x):
+        return x[:, : int((x != 0).sum(1).max())]
+
+
+def test_data_sets_that_make_whole_batches_are_looked_at_too():
+    x = torch.tril(torch.ones(6, 6))
+    fetcher = SpecimenFetcher(RowFetcher(Shortened(x, torch.arange(6))), ShapeRange(), secret=True)
+    drawn = fetcher[np.array([0, 3])]
+    assert [one.padded for one in drawn.specimens] == [True, False]
+    assert not fetcher[np.array([1, 3])].specimens
+
+
+def test_what_a_collation_keeps_of_a_batch_is_put_back_and_said():
+    class ToTheLongestSoFar:
+        longest = 0
+
+        def __call__(self, examples):
+            self.longest = max(self.longest, *(len(one["x"]) for one in examples))
+            x, y = padded(examples)
+            return torch.nn.functional.pad(x, (0, self.longest - x.shape[1])), y
+
+    collate = ToTheLongestSoFar()
+    fetcher = RowFetcher(Lengths([3, 9, 4]), collate)
+    with pytest.warns(PrivacyWarning, match="the collate_fn changes .*longest: this is put back after each batch"):
+        assert fetcher[np.array([0, 1])][0].shape == (2, 9)
+    assert fetcher[np.array([0, 2])][0].shape == (2, 4)
+    assert collate.longest == 0
+    assert pickle.loads(pickle.dumps(RowFetcher([], default_collate)))._state is None
+
+
 def test_torchs_own_collation_and_empty_batches_need_no_specimens():
-    assert fetcher_of([3, 3], lambda rows: padded(rows))[np.arange(2)].specimens
-    assert not fetcher_of([3, 3], lambda rows: padded(rows))[np.arange(0)].specimens
+    assert fetcher_of([3, 4], lambda rows: padded(rows))[np.arange(2)].specimens
+    assert not fetcher_of([3, 3], lambda rows: padded(rows))[np.arange(2)].specimens
+    assert not fetcher_of([3, 4], lambda rows: padded(rows))[np.arange(0)].specimens
     pairs = [(torch.ones(2), 0), (torch.ones(2), 1)]
     assert not SpecimenFetcher(RowFetcher(pairs, default_collate), ShapeRange(), secret=True)[np.arange(2)].specimens
 
@@ -70,9 +134,9 @@ def test_what_was_seen_elsewhere_needs_none_and_is_left_as_it_was():
     seen = ShapeRange()
     seen.include(torch.zeros(1, 3)), seen.include(torch.zeros(1, 5))
     seen.include((torch.zeros(1, 3), torch.zeros(1))), seen.include((torch.zeros(1, 5), torch.zeros(1)))
-    fetcher = fetcher_of([4, 9], seen=seen)
-    assert not fetcher[np.array([0])].specimens
-    assert fetcher[np.array([1])].specimens
+    fetcher = fetcher_of([4, 9, 3], seen=seen)
+    assert not fetcher[np.array([0, 2])].specimens
+    assert fetcher[np.array([1, 2])].specimens
     assert not seen.covers((torch.zeros(1, 9), torch.zeros(1)))
 
 
@@ -95,11 +159,10 @@ def test_a_collation_that_takes_its_examples_apart_is_given_copies():
 
 @pytest.mark.parametrize("most", [1, 2])
 def test_a_collation_that_cannot_be_repeated_is_said(most):
-    calls = []
+    calls = itertools.count()
 
     def failing(examples):
-        calls.append(len(examples))
-        if len(calls) > 1 and len(examples) == most:
+        if next(calls) and len(examples) == most:
             raise KeyError("x")
         return padded(examples)
 
