@@ -31,7 +31,7 @@ from dpmodel.preflight.network import require_valid
 from dpmodel.preflight.optimizer import require_steps
 from dpmodel.preflight.outputs import TRIED, require_evaluable, require_measurable, tried_outputs
 from dpmodel.preflight.refusal import looking_at_examples
-from dpmodel.preflight.rows import require_separate_rows
+from dpmodel.preflight.rows import require_no_memory, require_separate_rows
 from dpmodel.runs.recorder import recording
 from dpmodel.training.guard import UpdateGuard
 from dpmodel.training.history import History
@@ -232,9 +232,12 @@ class DPModel(ClaimedModel):
             state = None if keeper is None else keeper.state
             run = Run(self, self._plan(private, epochs, state), epochs, private.steps_per_epoch, listeners)
             run.has_validation = valid_loader is not None
+            run.sources = (private.dataset, private.fetcher.collate_fn)
             if keeper is not None:
                 keeper.admit(run, listeners)
                 run.on_violation(partial(keeper.violated, run))
+            with looking_at_examples():
+                require_no_memory(private, secret=run.plan.secret)
             step = self._prepare(run, private, iterations)
             with looking_at_examples():
                 equal_rows = require_separate_rows(private, secret=run.plan.secret)

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextvars import ContextVar
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
+
+from torch import Tensor
 
 if TYPE_CHECKING:
     from dpmodel.training.run import Run
@@ -70,6 +73,10 @@ class Choices:
             )
 
 
+#: How deep containers are looked into, and the most items of one.
+_DEPTH, _MOST_ITEMS = 3, 1_000
+
+
 def settings_of(run: Run) -> dict[str, Any]:
     """What steers a training, by what it is in words."""
     plan = run.plan
@@ -80,11 +87,27 @@ def settings_of(run: Run) -> dict[str, Any]:
     step = min(run.step, last)
     parts = [part for part in (*run.network.modules(), run.model.loss_fn) if hasattr(part, "__dict__")]
     return found | {
-        "the state of the network or the loss": [list(map(id, vars(part).values())) for part in parts],
+        "the state of the network or the loss": [_contents(vars(part)) for part in parts],
+        "the state of the data": [_contents(vars(source)) for source in run.sources if hasattr(source, "__dict__")],
         "the noise": [plan.noise.noise_multiplier(step), plan.noise.noise_multiplier(last), plan.clip_event(step)],
         "the norm bound": plan.clip.norm_bound,
         "the batch size or the data set": (plan.sampler.batch_size, plan.sampler.num_examples),
     }
+
+
+def _contents(value: Any, depth: int = _DEPTH) -> Any:
+    """Numbers and texts by value, containers by what they hold, and all else by identity."""
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return value
+    if isinstance(value, Tensor):
+        return id(value), value._version
+    if isinstance(value, SimpleNamespace):
+        value = vars(value)
+    if depth and isinstance(value, Mapping) and len(value) <= _MOST_ITEMS:
+        return [(key, _contents(part, depth - 1)) for key, part in value.items()]
+    if depth and isinstance(value, (list, tuple)) and len(value) <= _MOST_ITEMS:
+        return [_contents(part, depth - 1) for part in value]
+    return id(value)
 
 
 def _option(name: str) -> str:

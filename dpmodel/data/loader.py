@@ -95,7 +95,12 @@ class RowFetcher(Dataset):
 
     def _fetched(self, index: Tensor) -> Any:
         if self._takes_rows(InMemoryDataset):
-            return self.dataset.batch(index)
+            before = dict(vars(self.dataset))
+            try:
+                return self.dataset.batch(index)
+            finally:  # what a transform_batch keeps of a batch
+                vars(self.dataset).clear()
+                vars(self.dataset).update(before)
         if self._takes_rows(TorchTensorDataset):
             require_dense_tensors(self.dataset.tensors)
             return tuple(tensor.index_select(0, index) for tensor in self.dataset.tensors)

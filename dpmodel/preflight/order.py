@@ -19,7 +19,7 @@ _SEED = 20_011
 _SHARED_BYTES = 2**16
 
 #: Triples of examples that are read.
-_TRIED = 3
+_TRIED = 8
 
 
 def depends_on_order(dataset: Any, draw: np.random.Generator) -> str | None:

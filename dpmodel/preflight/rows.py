@@ -17,6 +17,9 @@ from dpmodel.preflight.sharing import Sharing
 from dpmodel.preflight.stores import SMALLEST, watched
 from monitors.errors import DataError
 
+#: Examples that it takes to see whether one depends on which of two others was read before it.
+_FEWEST = 3
+
 #: Most rows that are read: all rows of a smaller data set, if time allows.
 MOST_READ = 2_000
 
@@ -59,16 +62,33 @@ def require_separate_rows(loader: PrivateLoader, *, secret: bool = True) -> str 
         return _require_separate_examples(loader, readings, draw)
 
 
+def require_no_memory(loader: PrivateLoader, *, secret: bool) -> None:
+    """Refuse a data set whose items depend on what was read before, as far as that shows.
+
+    Call before anything else is read: a running maximum settles soon.
+
+    Args:
+        loader: Of the training.
+        secret: Whether the examples that are read are chosen secretly.
+
+    Raises:
+        DataError: An item is another after one example was read than after another.
+    """
+    if loader.fetcher.plain or loader.num_examples < _FEWEST:
+        return
+    ordered = depends_on_order(loader.dataset, np.random.default_rng(None if secret else 0))
+    if ordered is not None:
+        raise DataError(
+            f"{type(loader.dataset).__name__} remembers what it has read: {ordered}. One record would move the "
+            "gradients of later examples, which the ledger does not account for. Let __getitem__ depend on its index "
+            "alone"
+        )
+
+
 def _require_separate_examples(loader: PrivateLoader, readings: Readings, draw: np.random.Generator) -> str | None:
     size = loader.num_examples
     strides = _strides(loader.dataset, size)
     kind = type(loader.dataset).__name__
-    ordered = depends_on_order(loader.dataset, draw)  # before anything is read: a running maximum settles soon
-    if ordered is not None:
-        raise DataError(
-            f"{kind} remembers what it has read: {ordered}. One record would move the gradients of later examples, "
-            "which the ledger does not account for. Let __getitem__ depend on its index alone"
-        )
     with watched(loader.dataset) as watch:
         shared = Sharing(readings, watch, draw).find(_order(size, strides, draw), size)
     if shared is not None:

@@ -66,6 +66,7 @@ class Run:
         self._guard: UpdateGuard | None = None
         self._when_violated: list[Callable[[], None]] = []
         self.has_validation = False
+        self.sources: tuple[object, ...] = ()
         self.metrics: dict[str, float] = {}
         self.notes: tuple[str, ...] = ()
         self.stop_reason: str | None = None

@@ -20,6 +20,7 @@ from dpmodel import (
 def fitted(make_model, make_data):
     def fit(*callbacks, epochs=3):
         network = nn.Linear(4, 3)
+        network.options, network.queue = {"scale": 1.0}, []
         model = make_model(network, optimizer=torch.optim.SGD(network.parameters(), lr=0.1, momentum=0.5))
         valid = make_data(n=8)
         model.fit(poisson_loader(make_data(), batch_size=16), epochs, valid_loader=valid, callbacks=callbacks)
@@ -43,6 +44,14 @@ def less_noise(run):
 
 def larger_bound(run):
     run.plan.clip._norm_bound = 2.0
+
+
+def other_weights(run):
+    run.network.options["scale"] *= 0.5
+
+
+def other_queue(run):
+    run.network.queue.append(1.0)
 
 
 def nothing(run):
@@ -78,6 +87,8 @@ class Steers(Callback):
     ("act", "what"),
     [
         (slower, "the learning rate"),
+        (other_weights, "the state of the network or the loss"),
+        (other_queue, "the state of the network or the loss"),
         (less_momentum, "the option 'momentum' of the optimizer"),
         (less_noise, "the noise"),
         (larger_bound, "the norm bound"),
@@ -148,3 +159,31 @@ def test_the_loss_may_be_read_after_training(fitted):
     model = fitted()
     slower(type("Run", (), {"optimizer": model.optimizer})())
     assert model.ledger.notes == ()
+
+
+class Hard(torch.utils.data.Dataset):
+    """Rows with a difficulty that may be set."""
+
+    def __init__(self, rows):
+        self.rows, self.difficulty = rows, 1.0
+
+    def __len__(self):
+        return len(self.rows)
+
+    def __getitem__(self, row):
+        x, y = self.rows[row]
+        return x * self.difficulty, y
+
+
+class Curriculum(Callback):
+    def __init__(self, data):
+        self.data = data
+
+    def on_train_epoch_end(self, run):
+        self.data.difficulty *= 1 + run.loss
+
+
+def test_a_curriculum_that_follows_the_training_loss_is_noted(make_model, make_data):
+    data, model = Hard(make_data()), make_model()
+    model.fit(poisson_loader(data, batch_size=16), 2, callbacks=[Curriculum(data)])
+    assert [note for note in model.ledger.notes if "Curriculum changed the state of the data after" in note]

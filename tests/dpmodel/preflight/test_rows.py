@@ -12,7 +12,7 @@ from torch.utils.data import ConcatDataset, DataLoader, Dataset, Subset, TensorD
 from dpmodel import poisson_loader
 from dpmodel.data.in_memory import InMemoryDataset
 from dpmodel.data.loader import PrivateLoader
-from dpmodel.preflight.rows import require_separate_rows
+from dpmodel.preflight.rows import require_no_memory, require_separate_rows
 from monitors.errors import DataError
 
 N = 96
@@ -138,8 +138,32 @@ REPEATING = {
 
 @pytest.mark.parametrize("dataset", MIXING.values(), ids=MIXING.keys())
 def test_data_sets_in_which_a_row_reaches_several_examples_are_refused(dataset):
-    with pytest.raises(DataError, match=r"mixes its rows: examples|remembers what it has read: example"):
+    def look():
+        require_no_memory(PrivateLoader(dataset, 8), secret=False)
         require_separate_rows(PrivateLoader(dataset, 8))
+
+    with pytest.raises(DataError, match=r"mixes its rows: examples|remembers what it has read: example"):
+        look()
+
+
+class RunningMaximum(Dataset):
+    """Scales each item by the largest entry that was read so far."""
+
+    def __init__(self, size):
+        self.x, self.top = torch.rand(size, 3, generator=torch.Generator().manual_seed(0)), 0.0
+
+    def __len__(self):
+        return len(self.x)
+
+    def __getitem__(self, row):
+        self.top = max(self.top, float(self.x[row].max()))
+        return self.x[row] / self.top, 0
+
+
+@pytest.mark.parametrize("size", [8, 24, 300])
+def test_a_running_maximum_is_found_before_it_settles_also_in_few_rows(size):
+    with pytest.raises(DataError, match="RunningMaximum remembers what it has read"):
+        require_no_memory(PrivateLoader(RunningMaximum(size), 4), secret=False)
 
 
 @pytest.mark.parametrize("dataset", REPEATING.values(), ids=REPEATING.keys())
