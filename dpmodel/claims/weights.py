@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from itertools import chain
+from typing import Any
 
 from torch import Tensor, nn
 from torch.utils.weak import WeakTensorKeyDictionary
@@ -85,6 +87,41 @@ def _state_of(network: nn.Module) -> _State:
 
 
 def _entries(network: nn.Module) -> Iterator[_Trained]:
-    for parameter in network.parameters():
-        if parameter in _TRAINED:
-            yield _TRAINED[parameter]
+    """What is known of the memory that the tensors of ``network`` lie in: buffers may share that of parameters."""
+    trained = {_place(parameter): entry for parameter, entry in _TRAINED.items()}
+    if trained:
+        found = (trained.get(_place(value)) for value in _tensors(network))
+        yield from (entry for entry in found if entry is not None)
+
+
+def _tensors(network: nn.Module) -> Iterator[Tensor]:
+    """Parameters and buffers, also those of modules that are kept out of ``named_modules`` in a list or a dict."""
+    ahead, seen = [network], {id(network)}
+    while ahead:
+        root = ahead.pop()
+        yield from chain(root.parameters(), root.buffers())
+        for part in chain.from_iterable(_held(module) for module in root.modules()):
+            if isinstance(part, Tensor):
+                yield part
+            elif isinstance(part, nn.Module) and id(part) not in seen:
+                seen.add(id(part))
+                ahead.append(part)
+
+
+def _held(module: nn.Module) -> Iterator[Any]:
+    for name, value in vars(module).items():
+        if name in ("_parameters", "_buffers", "_modules"):
+            continue
+        if isinstance(value, (list, tuple)):
+            yield from value
+        elif isinstance(value, Mapping):
+            yield from value.values()
+        else:
+            yield value
+
+
+def _place(value: Tensor) -> int | None:
+    try:
+        return int(value.untyped_storage()._cdata)
+    except (NotImplementedError, RuntimeError):  # sparse tensors have none
+        return None

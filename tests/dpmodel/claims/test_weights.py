@@ -43,6 +43,37 @@ def test_other_networks_begin_with_a_ledger_of_their_own(make_model, loader, cap
     assert first.ledger.notes == second.ledger.notes == ()
 
 
+class InList(nn.Linear):
+    def __init__(self, encoder):
+        super().__init__(5, 3)
+        self.hidden = [encoder]
+
+    def forward(self, x):
+        return super().forward(self.hidden[0](x))
+
+
+class AsBuffer(nn.Linear):
+    def __init__(self, encoder):
+        super().__init__(5, 3)
+        self.register_buffer("encoder", encoder.weight.data)
+
+    def forward(self, x):
+        return super().forward(x @ self.encoder.T)
+
+
+@pytest.mark.parametrize("keep", [InList, AsBuffer])
+def test_trained_weights_that_another_network_keeps_out_of_its_parameters_take_their_ledger_along(
+    make_model, loader, keep
+):
+    encoder = nn.Linear(4, 5)
+    first = make_model(nn.Sequential(encoder, nn.Linear(5, 3)))
+    first.fit(loader)
+    second = make_model(keep(encoder))
+    second.fit(loader)
+    assert second.ledger is first.ledger
+    assert second.ledger.total == 8
+
+
 @pytest.mark.parametrize("built_before", [True, False])
 def test_models_that_share_an_encoder_share_one_ledger_from_the_second_training_on(make_model, loader, built_before):
     encoder = nn.Linear(4, 5)
