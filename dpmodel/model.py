@@ -97,7 +97,7 @@ class DPModel(ClaimedModel):
             after each pass; what keeps something of an example elsewhere is refused. ``"trust"`` trains that too, and
             marks the ledger and the report "isolation not verified".
         device: Where to train; default: where the network is.
-        seed: None draws rows secretly. A number makes the drawing reproducible and voids the guarantee: for tests.
+        seed: None: secret sampling. An integer makes sampling reproducible and voids the guarantee (tests only).
         ledger: Where releases are recorded. Default: the ledger of the weights if this process has trained them
             privately before, else a new one. Pass ``Ledger()`` for other data.
 

@@ -1,4 +1,4 @@
-"""Callbacks: objects that are told of every step, epoch and validation of a training."""
+"""Callbacks: objects whose hooks run at every step, epoch and validation of a training."""
 
 from dpmodel.callbacks.base import HOOKS as HOOKS
 from dpmodel.callbacks.base import Callback as Callback

@@ -54,7 +54,7 @@ def train(
     was lost is charged.
     """
     if force and resume:
-        raise typer.BadParameter("--force moves the training in the folder aside, --resume goes on with it; give one")
+        raise typer.BadParameter("--force moves the training in the folder aside, --resume continues it; give one")
     settings = load_config(config, overrides)
     from rich.console import Console
 

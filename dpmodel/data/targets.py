@@ -47,8 +47,8 @@ def require_class_targets(dataset: Any, outputs: Any, loss_fn: Any) -> None:
         return
     if outputs.dim() > 1 and outputs.shape[1] == 1:
         raise DataError(
-            f"{type(loss_fn).__name__} tells classes apart, but the network gives one output, for which it is always "
-            "0: take a loss for numbers (mse, mae), or one output per class"
+            f"{type(loss_fn).__name__} needs one output per class, but the network has a single output, for which it "
+            "is always 0. Use BCEWithLogitsLoss for two classes, or a loss for numbers (mse, mae)"
         )
     if targets is None:
         return

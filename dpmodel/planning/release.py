@@ -25,8 +25,8 @@ NOT_VERIFIED = f"isolation not verified (isolation='trust'): {NO_GUARANTEE}"
 def large_delta(delta: float, num_examples: int) -> str:
     """What must be said of a delta that is not below one over the number of examples."""
     return (
-        f"delta {delta:g} is not below 1 / {num_examples:,} examples: to publish one whole example, drawn at random, "
-        f"would satisfy it. State epsilon at a smaller delta, such as {0.1 / num_examples:.0e}"
+        f"delta {delta:g} is not below 1 / {num_examples:,} examples: publishing one randomly chosen example would "
+        f"satisfy it. State epsilon at a smaller delta, such as {0.1 / num_examples:.0e}"
     )
 
 

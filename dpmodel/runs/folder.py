@@ -162,7 +162,7 @@ class RunFolder:
             "or use --force to move it aside; nothing is deleted"
         )
         if self.state.is_file():
-            text += ". It holds a training that was broken off: --resume goes on with it"
+            text += ". It holds a training that was interrupted: --resume continues it"
         return text
 
     def _free_name(self) -> Path:

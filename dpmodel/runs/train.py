@@ -78,7 +78,7 @@ def train_from_config(
         config: The configuration.
         directory: The run folder; default: that of the configuration, or ``runs/<its name>``.
         force: Move a run folder that is in use aside.
-        resume: Go on with the training in the run folder, which was broken off; ``config`` must describe the same one,
+        resume: Continue the interrupted training in the run folder; ``config`` must describe the same one,
             but for the sections ``performance`` and ``output``.
         callbacks: Further callbacks, such as a progress bar.
         announce: Called with the training and its folder before the first step.
@@ -92,7 +92,7 @@ def train_from_config(
     """
     folder = RunFolder(Path(directory) if directory is not None else default_directory(config))
     if force and resume:
-        raise ValueError("force moves the training in the folder aside, and resume goes on with it; give one of them")
+        raise ValueError("force moves the training in the folder aside, and resume continues it; give one of them")
     begin = _resumed if resume else partial(_new, force=force)
     with begin(config, folder) as (training, keeper):
         return _carry_out(training, folder, list(callbacks), keeper, announce)
@@ -121,7 +121,7 @@ def _resumed(config: Config, folder: RunFolder) -> Iterator[_Begun]:
         ended = folder.ended()
         if ended is not None:
             raise ConfigError(
-                f"the training in {folder.path} has come to its end ({ended}); there is nothing to resume. Choose "
+                f"the training in {folder.path} has already ended ({ended}); there is nothing to resume. Choose "
                 "another folder with --output (or output.directory) for a new one"
             )
         every = config.output.save_every_steps or DEFAULT_EVERY_N_STEPS

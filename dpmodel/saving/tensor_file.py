@@ -59,7 +59,7 @@ def read_tensor_file(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], d
         tensors = load(content)
         body = _metadata(content)
     except (SafetensorError, ValueError, KeyError, TypeError, RecursionError) as error:
-        raise CheckpointError(f"{file} is no checkpoint, or is truncated or damaged: {error}") from error
+        raise CheckpointError(f"{file} is not a checkpoint, or is truncated or damaged: {error}") from error
     if body.get("format") != FORMAT:
         raise CheckpointError(
             f"{file} was not written by dpmodel as {FORMAT!r}: it states the format {body.get('format')!r}"

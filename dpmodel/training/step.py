@@ -87,7 +87,7 @@ class PrivateStep:
             self.ledger.record(plan.event(step))
             noisy = plan.noise.add(summed, step)
         self._descend(noisy.div_(plan.unit.expected_units), step)
-        # Who releases nothing by an event of its own is shown nothing.
+        # A mechanism with no event of its own never sees the norms.
         shown = summed.norms if plan.clip_event(step) is not None else summed.norms[:0]
         plan.clip.update(shown, plan.unit, step)
         self._watch(summed)

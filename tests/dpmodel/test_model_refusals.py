@@ -201,7 +201,7 @@ def test_a_delta_of_more_than_one_example_in_all_is_pointed_out(make_model, make
 def test_a_loss_of_classes_for_one_output_is_refused(make_model):
     data = TensorDataset(torch.randn(32, 4), torch.rand(32, 1))
     model = make_model(nn.Linear(4, 1))
-    with pytest.raises(DataError, match="the network gives one output, for which it is always 0"):
+    with pytest.raises(DataError, match="the network has a single output, for which it is always 0"):
         model.fit(poisson_loader(data, batch_size=16))
     assert model.ledger.total == 0
 

@@ -95,7 +95,7 @@ def _of_delta(report: PrivacyReport) -> list[str]:
 
 def _lost(steps: int, without: PrivacySpent) -> str:
     return (
-        f"The training was broken off and gone on with. {steps:,} steps had been begun and were not saved. They were "
+        f"The training was interrupted and resumed. {steps:,} steps had been begun and were not saved. They were "
         "released, perhaps not all of them; all are charged in the figure above, which is the one to state and to add "
         "to other uses of the same training data. Nothing of them is in this model: the steps that it was made from "
         f"spent epsilon {epsilon_text(without.epsilon)} at delta {without.delta:g}."

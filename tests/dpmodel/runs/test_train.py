@@ -1,4 +1,4 @@
-"""Run folders that are gone on with, from Python, from the command line, and after a kill."""
+"""Run folders that are resumed, from Python, from the command line, and after a kill."""
 
 import json
 import os
@@ -177,7 +177,7 @@ def test_speed_and_output_may_change(tmp_path):
 def test_a_finished_run_a_missing_one_and_a_contradiction_are_refused(tmp_path):
     config = make_config(TINY)
     train_from_config(config, tmp_path / "run", callbacks=[Quiet()])
-    with pytest.raises(ConfigError, match=r"has come to its end \(finished\); there is nothing to resume"):
+    with pytest.raises(ConfigError, match=r"has already ended \(finished\); there is nothing to resume"):
         train_from_config(config, tmp_path / "run", resume=True)
     with pytest.raises(ConfigError, match="does not exist"):
         train_from_config(config, tmp_path / "other", resume=True)
@@ -290,7 +290,7 @@ def test_the_command_goes_on_with_a_run_that_was_broken_off(tmp_path, capsys):
     config.write_text(yaml.safe_dump(TINY))
     cut_off(out)
     assert run(["train", str(config), "--output", str(out), "--quiet"]) == 2
-    assert "--resume goes on with it" in capsys.readouterr().err
+    assert "--resume continues it" in capsys.readouterr().err
     assert run(["train", str(config), "--output", str(out), "--quiet", "--resume", "--force"]) == 2
     capsys.readouterr()
     assert run(["train", str(config), "--output", str(out), "--quiet", "--resume"]) == 0

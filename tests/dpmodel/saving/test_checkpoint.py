@@ -229,7 +229,7 @@ def test_a_pickle_is_never_loaded(tmp_path):
     (tmp_path / "evil.ckpt").write_bytes(pickle.dumps(Exploit()))
     torch.save(small().state_dict(), tmp_path / "torch.ckpt")
     for name in ("evil.ckpt", "torch.ckpt"):
-        with pytest.raises(CheckpointError, match="is no checkpoint, or is truncated or damaged"):
+        with pytest.raises(CheckpointError, match="is not a checkpoint, or is truncated or damaged"):
             load_checkpoint(tmp_path / name)
     assert not (tmp_path / "pwned").exists()
 
