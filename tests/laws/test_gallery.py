@@ -38,9 +38,17 @@ def _one_thread():
     torch.set_num_threads(threads)
 
 
+#: Those of a family of which another member stays among the quick tests.
+RELATED = {
+    *("ResNeXt", "MobileNetV2", "MobileNetV3", "MNASNet", "Swin V2", "MaxViT", "AlexNet"),
+    *("RoBERTa", "ALBERT", "ELECTRA", "OPT", "Mistral", "Qwen2", "BART", "BEiT", "ConvNeXt V2", "Swin of transformers"),
+}
+
+
 def gallery():
+    slow = {entry.name for entry in ARCHITECTURES if entry.slow} | RELATED
     marks = {True: [pytest.mark.slow], False: []}
-    return [pytest.param(entry, id=entry.name, marks=marks[entry.slow]) for entry in ARCHITECTURES]
+    return [pytest.param(entry, id=entry.name, marks=marks[entry.name in slow]) for entry in ARCHITECTURES]
 
 
 def table():

@@ -82,7 +82,9 @@ class Steers(Callback):
 
 
 @pytest.mark.parametrize("later", [False, True])
-@pytest.mark.parametrize("read", READS)
+@pytest.mark.parametrize(
+    "read", [pytest.param(name, marks=[pytest.mark.slow] if name != "run.loss" else []) for name in READS]
+)
 @pytest.mark.parametrize(
     ("act", "what"),
     [

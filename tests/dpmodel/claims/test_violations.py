@@ -85,7 +85,14 @@ def fitted(make_model, make_data):
     return fit
 
 
-@pytest.mark.parametrize("hook", ["on_train_step_end", "on_train_step_begin", "on_train_epoch_end", "on_train_end"])
+@pytest.mark.parametrize(
+    "hook",
+    [
+        "on_train_step_end",
+        "on_train_end",
+        *(pytest.param(name, marks=pytest.mark.slow) for name in ("on_train_step_begin", "on_train_epoch_end")),
+    ],
+)
 @pytest.mark.parametrize("act", ACTS)
 def test_un_noised_values_void_the_claim_wherever_they_are_written(fitted, size, act, hook):
     model, error = fitted([At(hook, act)])
