@@ -101,8 +101,8 @@ OWN = {
     ),
 }
 
-#: Starts of a network in which another engine than the fastest may be taken.
-MOST_SLOWER = 4
+#: Starts of a network in which another engine may be taken than in all others.
+MOST_OTHERS = 4
 
 PUBLIC = ("BERT", "DistilBERT", "ConvNeXt", "GPT-2", "ALBERT")
 
@@ -146,4 +146,4 @@ def test_a_network_that_draws_is_taken_in_every_start_with_the_same_words(name):
         slower += slow
     assert len(outcomes) == 1, outcomes
     # About once in a thousand starts rounding puts a unit of a network on the other side of a kink.
-    assert slower <= MOST_SLOWER
+    assert min(slower, starts - slower) <= MOST_OTHERS
