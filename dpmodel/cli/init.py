@@ -76,5 +76,5 @@ def _placed(source: str, data: str | None, root: Path | None) -> tuple[str | Non
         raise typer.BadParameter(f"DATA {source!r} and {stated} state the same thing; give one of them")
     hint = checks.nearest_hint(source, known)
     if hint and not Path(source).exists():
-        raise ConfigError(f"there is no file, folder or data set {source!r}{hint}")
+        raise ConfigError(f"no file, folder or data set is called {source!r}{hint}")
     return data, Path(source)

@@ -23,7 +23,7 @@ from monitors.errors import DataError
 #: Examples of a batch that are collated alone: the shortest, the longest, and others chosen secretly.
 SPECIMENS = 4
 
-#: Batches of one shape with examples of different sizes, none of them padded, after which the shape is taken for fixed.
+#: Batches of one shape without a padded example after which not all examples of the next ones are measured.
 UNPADDED = 16
 
 #: Seeds of generators must be below this for all kinds of them.
@@ -90,14 +90,17 @@ class ShapeRange:
     def include_compared(self, batch: Any, specimens: Sequence[Specimen]) -> None:
         """Extend the range to the rows of ``batch``, if one of its specimens tells what padding to this shape does.
 
-        A long example that is alone in its batch tells nothing of what it does to shorter ones beside it.
+        A long example that is alone in its batch tells nothing of what it does to shorter ones beside it, however often
+        it comes: such a shape is never included.
         """
-        if not any(specimen.padded for specimen in specimens):
-            key = _sizes(batch)[1].tobytes()
-            self._unpadded[key] += 1
-            if self._unpadded[key] < UNPADDED:
-                return
-        self.include(batch)
+        if any(specimen.padded for specimen in specimens):
+            self.include(batch)
+        else:
+            self._unpadded[_sizes(batch)[1].tobytes()] += 1
+
+    def often_unpadded(self, batch: Any) -> bool:
+        """Whether examples of many batches of this shape had it alone."""
+        return self._unpadded[_sizes(batch)[1].tobytes()] >= UNPADDED
 
     def include(self, batch: Any) -> None:
         """Extend the range to the rows of ``batch``."""
@@ -139,22 +142,22 @@ class SpecimenFetcher(Dataset):
         examples = fetcher.examples(rows)
         kept = copied(examples)
         pair = fetcher.collate(examples)
-        if self._seen.covers(pair) or _alike(kept):
-            return Drawn(*pair, [])
-        specimens = self._specimens(kept, fetcher.collate)
-        self._seen.include_compared(pair, specimens)
-        return Drawn(*pair, specimens)
+        return self._drawn(pair, kept, fetcher.collate, alike=_alike(kept))
 
     def _of_own_batches(self, rows: np.ndarray) -> Drawn:
         """Of a data set that makes whole batches itself, which may cut or pad them."""
-        pair = self._fetcher[rows]
-        if self._fetcher.plain or len(rows) < 2 or self._seen.covers(pair):
+        alike = self._fetcher.plain or len(rows) < 2
+        return self._drawn(self._fetcher[rows], list(rows), lambda some: self._fetcher[np.array(some)], alike=alike)
+
+    def _drawn(self, pair: Pair, examples: list[Any], collate: Callable[[list[Any]], Pair], *, alike: bool) -> Drawn:
+        if alike or self._seen.covers(pair):
             return Drawn(*pair, [])
-        specimens = self._specimens(list(rows), lambda some: self._fetcher[np.array(some)])
+        specimens = self._specimens(examples, collate, some=self._seen.often_unpadded(pair))
         self._seen.include_compared(pair, specimens)
         return Drawn(*pair, specimens)
 
-    def _specimens(self, examples: list[Any], collate: Callable[[list[Any]], Pair]) -> list[Specimen]:
+    def _specimens(self, examples: list[Any], collate: Callable[[list[Any]], Pair], *, some: bool) -> list[Specimen]:
+        """Of all examples those that tell most, or only ``some`` that are chosen secretly."""
         generators = Generators(self._fetcher.collate_fn, *([] if self._fetcher.collates else [self._fetcher.dataset]))
         draw = np.random.default_rng(None if self._secret else 0)
         with generators.preserved():
@@ -171,9 +174,11 @@ class SpecimenFetcher(Dataset):
                         "to the examples that it is given"
                     ) from error
 
-            entries = [sum(tensor.numel() for tensor in all_tensors(collated([one]))) for one in examples]
-            order = np.argsort(entries, kind="stable")
-            places = dict.fromkeys((*order[[0, -1]].tolist(), *draw.permutation(len(examples))[:SPECIMENS].tolist()))
+            measured: list[int] = []
+            if not some:
+                entries = [sum(tensor.numel() for tensor in all_tensors(collated([one]))) for one in examples]
+                measured = np.argsort(entries, kind="stable")[[0, -1]].tolist()
+            places = dict.fromkeys((*measured, *draw.permutation(len(examples))[:SPECIMENS].tolist()))
             together = collated(examples)
             found = []
             for place in [*places][:SPECIMENS]:
@@ -185,23 +190,20 @@ class SpecimenFetcher(Dataset):
 def _alike(examples: list[Any]) -> bool:
     """Whether all examples are known to be of one size, so that none of them is padded for the others."""
     sizes = [_size_of(example) for example in examples]
-    return None not in sizes and len(set(map(str, sizes))) == 1
+    return len(examples) == 1 or (None not in sizes and len(set(map(str, sizes))) == 1)
 
 
 def _size_of(example: Any) -> tuple[Any, ...] | None:
-    """The structure of an example with the sizes of what it holds; None where that is not known."""
+    """The structure of an example with the sizes of what it holds; None where that is not known.
+
+    A text tells nothing of the number of its tokens, nor a number or a name alone of what the collation reads by it.
+    """
     leaves, structure = tree_flatten(example)
-    sizes: list[Any] = []
-    for leaf in leaves:
-        if isinstance(leaf, (Tensor, np.ndarray)):
-            sizes.append(tuple(leaf.shape))
-        elif isinstance(leaf, (str, bytes)):
-            sizes.append(len(leaf))
-        elif leaf is None or isinstance(leaf, (bool, int, float, np.generic)):
-            sizes.append(())
-        else:
-            return None
-    return structure, *sizes
+    arrays = [leaf for leaf in leaves if isinstance(leaf, (Tensor, np.ndarray))]
+    numbers = [leaf for leaf in leaves if leaf is None or isinstance(leaf, (bool, int, float, np.generic))]
+    if not arrays or len(arrays) + len(numbers) < len(leaves):
+        return None
+    return structure, *(tuple(leaf.shape) for leaf in arrays)
 
 
 def one_row(pair: Pair, place: int) -> Any:

@@ -70,7 +70,7 @@ def strand_of_run(path: str | os.PathLike[str], name: str | None = None) -> Stra
     """The strand of one run folder, of ``dpmodel train`` or of ``fit(output=...)``; epsilon is that of its ledger.
 
     Raises:
-        ConfigError: There is no training in ``path``, or it kept no history or no report.
+        ConfigError: ``path`` holds no training, or its history or report is missing.
     """
     folder, label = RunFolder(Path(path)), name or Path(path).name
     if folder.ledger.is_file() and not folder.config.is_file():

@@ -106,7 +106,7 @@ def recording(output: str | os.PathLike[str] | None, keeper: StateKeeper | None)
 
     Yields:
         The recorder, which must be the last callback, so that one that refuses to begin finds nothing written; an
-        empty list if there is no folder.
+        empty list if the folder does not exist.
 
     Raises:
         ConfigError: The folder is in use; nothing is overwritten.

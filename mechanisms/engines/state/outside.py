@@ -15,7 +15,7 @@ _WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
 
 #: Modules that write for their own purposes: caches of compiled code, and logs.
 _MACHINERY = (
-    *("importlib", "_frozen_importlib", "logging", "weakref"),
+    *("importlib", "_frozen_importlib", "weakref"),
     *("torch._", "torch.utils._", "torch.utils.cpp_extension", "torch.fx", "torch.compiler", "torch.cuda"),
     *("triton", "numba"),
 )
@@ -52,7 +52,7 @@ class Outside:
         """Begin to listen."""
         if not Outside._installed:
             Outside._installed = True
-            sys.addaudithook(_hear)  # for good: there is no way to remove it
+            sys.addaudithook(_hear)  # an audit hook cannot be removed
         self._outer, _here.active = getattr(_here, "active", None), self
         return self
 
@@ -94,6 +94,8 @@ def _is_machinery(frame: FrameType | None) -> bool:
         name = str(frame.f_globals.get("__name__", ""))
         # What nobody refers to any more is cleared up at any time, whoever runs.
         if name.startswith(_MACHINERY) or frame.f_code.co_name == "__del__":
+            return True
+        if name.startswith("logging") and frame.f_code.co_name == "emit":  # to make a handler may create its file
             return True
         if name.partition(".")[0] not in sys.stdlib_module_names:
             return False
@@ -140,6 +142,7 @@ _EVENTS: dict[str, Callable[[tuple[Any, ...]], str | None]] = {
     "os.chmod": _does("changes the mode of"),
     "os.utime": _does("changes the times of"),
     "os.setxattr": _does("changes the attributes of"),
+    "os.chown": _does("changes the owner of"),
     "os.chdir": _does("changes to the folder"),
     "sqlite3.connect": _connects,
     "socket.connect": _other("connects a socket"),

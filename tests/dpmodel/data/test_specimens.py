@@ -80,13 +80,33 @@ class Texts(Dataset):
         return "word " * (1 + row), row
 
 
-def test_a_fixed_length_is_known_after_some_batches():
+@pytest.mark.parametrize("rows", [2, 8])
+def test_only_some_examples_are_measured_after_many_batches_without_padding(rows, monkeypatch):
+    measured, collate = [], RowFetcher.collate
+    monkeypatch.setattr(RowFetcher, "collate", lambda self, some: measured.append(len(some)) or collate(self, some))
+
     def fixed(examples):
         return torch.tensor([[len(text)] for text, _ in examples]), torch.tensor([row for _, row in examples])
 
-    fetcher = SpecimenFetcher(RowFetcher(Texts(), fixed), ShapeRange(), secret=True)
-    looked = [bool(fetcher[np.array([row, row + 1])].specimens) for row in range(2 * UNPADDED)]
-    assert looked == [True] * UNPADDED + [False] * UNPADDED
+    fetcher, taken = SpecimenFetcher(RowFetcher(Texts(), fixed), ShapeRange(), secret=True), min(rows, SPECIMENS)
+    for number in range(2 * UNPADDED):
+        measured.clear()
+        assert len(fetcher[np.arange(rows)].specimens) == taken
+        assert len(measured) == 2 + 2 * taken + rows * (number < UNPADDED)
+
+
+def test_a_shape_that_was_often_unpadded_is_compared_when_it_is_padded():
+    def read(examples):
+        """Reads what the names stand for: their sizes do not tell those of the examples."""
+        return padded([{"x": torch.ones(int(name[1:])), "y": 0} for name in examples])
+
+    names = ["a60"] * 2 + ["a04"] * 2
+    fetcher = SpecimenFetcher(RowFetcher(names, read), ShapeRange(), secret=True)
+    for _ in range(2 * UNPADDED):
+        assert not any(one.padded for one in fetcher[np.array([0, 1])].specimens)
+        assert not fetcher[np.array([0])].specimens
+    assert any(one.padded for one in fetcher[np.array([0, 2])].specimens)
+    assert not fetcher[np.array([1, 3])].specimens
 
 
 class Shortened(InMemoryDataset):

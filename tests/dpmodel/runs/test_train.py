@@ -23,18 +23,9 @@ from monitors.errors import CheckpointError, ConfigError
 from monitors.ledger import Ledger
 from monitors.spent import privacy_spent
 
+from ..power_cut import PowerCut
+
 ROOT = Path(__file__).parents[3]
-
-
-class PowerCut(Callback):
-    """Breaks off at a step, as a second Ctrl-C does: nothing more is written."""
-
-    def __init__(self, step):
-        self.step = step
-
-    def on_train_step_end(self, run):
-        if run.step == self.step:
-            raise KeyboardInterrupt
 
 
 class Quiet(Callback):

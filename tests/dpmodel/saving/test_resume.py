@@ -29,6 +29,8 @@ from monitors.errors import CheckpointError
 from monitors.ledger import Ledger
 from monitors.spent import privacy_spent
 
+from ..power_cut import PowerCut
+
 EPOCHS, STEPS_PER_EPOCH = 3, 4
 STEPS = EPOCHS * STEPS_PER_EPOCH
 
@@ -52,17 +54,6 @@ CASES = st.fixed_dictionaries(
         "decay": st.booleans(),
     }
 )
-
-
-class PowerCut(Callback):
-    """Breaks off at a step, as a second Ctrl-C does: nothing more is written."""
-
-    def __init__(self, step):
-        self.step = step
-
-    def on_train_step_end(self, run):
-        if run.step == self.step:
-            raise KeyboardInterrupt
 
 
 class Interrupt(Callback):

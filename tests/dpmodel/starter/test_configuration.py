@@ -129,7 +129,7 @@ def test_the_command_takes_the_name_of_a_data_set_as_an_argument(tmp_path):
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        (["mnits"], "there is no file, folder or data set 'mnits'; did you mean 'mnist'?"),
+        (["mnits"], "no file, folder or data set is called 'mnits'; did you mean 'mnist'?"),
         (["--data", "mnits"], "unknown data set 'mnits'; did you mean 'mnist'?"),
         (["gone"], "gone does not exist; give an .npz file, a folder of images, or the name of a data set"),
         (["table.csv"], "table.csv is not an .npz file. Save inputs and targets as arrays once"),

@@ -23,6 +23,8 @@ WRITES = {
     "opens .*appended for writing": lambda folder: (folder / "appended").open("ab"),
     "opens .*numbers.npy for writing": lambda folder: np.save(folder / "numbers.npy", np.ones(2)),
     "opens .*descriptor for writing": lambda folder: os.open(folder / "descriptor", os.O_CREAT | os.O_WRONLY),
+    "opens .*/log for writing": lambda folder: logging.FileHandler(folder / "log"),
+    "changes the owner": lambda folder: os.chown(folder / "old", os.getuid(), os.getgid()),
     "renames": lambda folder: os.rename(folder / "old", folder / "other"),
     "removes": lambda folder: os.remove(folder / "old"),
     "makes the folder": lambda folder: os.mkdir(folder / "folder"),
