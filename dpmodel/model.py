@@ -49,7 +49,7 @@ from mechanisms.engines.modes import plain_modes, require_no_modes
 from mechanisms.engines.padding import padding_rows
 from mechanisms.engines.parameters import FlatLayout
 from mechanisms.engines.power_iterations import PowerIterations
-from mechanisms.engines.probing import inference, mode, shared_recordings, undisturbed
+from mechanisms.engines.probing import inference, mode, preserve_state, shared_recordings
 from mechanisms.engines.state.pass_boundary import ISOLATION
 from mechanisms.noise import NoiseMechanism, NoNoise
 from mechanisms.sampling import SAMPLERS
@@ -360,7 +360,7 @@ class DPModel(ClaimedModel):
         guard = UpdateGuard(self.network, self.optimizer, self.loss_fn, self.claim.violate)
         run.guarded_by(guard)
         require_steps(self.optimizer)
-        with looking_at_examples(), shared_recordings(), undisturbed(self.network, self.loss_fn):
+        with looking_at_examples(), shared_recordings(), preserve_state(self.network, self.loss_fn):
             engine = self._tried_engine(run, loader)
             example = Batch(*(to_device(value, self.device) for value in loader.example(1)))
             padding = {} if engine.shows_values else padding_rows(self.network, self.loss_fn, example)

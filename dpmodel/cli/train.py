@@ -10,7 +10,7 @@ import typer
 
 from dpmodel.cli.options import AsJson, ConfigFile, Overrides
 from dpmodel.config import load_config
-from dpmodel.config.faults import blame_files
+from dpmodel.config.faults import locating_file_errors
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -63,7 +63,7 @@ def train(
 
     silent = quiet or as_json
     console = Console(stderr=as_json, quiet=silent)
-    with blame_files(settings):
+    with locating_file_errors(settings):
         result = train_from_config(
             settings,
             output,

@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dpmodel.compare.results import ComparisonResult, VariantRow
+from dpmodel.figures.curve import Curve, curve_of_plan
 from dpmodel.figures.epsilon_curve import MOST_MARKS, Privacy, epsilon_over
 from dpmodel.figures.gallery import draw_all
 from dpmodel.figures.spread import SpreadRow, spread_over_seeds
-from dpmodel.figures.strand import Strand, strand_of_plan
 from monitors.atomic import write_atomically
 
 if TYPE_CHECKING:
@@ -33,14 +33,14 @@ def draw_comparison(result: ComparisonResult, cache: Path) -> dict[str, Figure]:
     ]
     spread = spread_over_seeds(rows, definition.metric, result.baseline)
     metric = "valid_loss" if definition.metric == "loss" else definition.metric
-    return {SPREAD: spread, **draw_all(strands(result, cache), metric)}
+    return {SPREAD: spread, **draw_all(curves_of(result, cache), metric)}
 
 
-def strands(result: ComparisonResult, cache: Path) -> list[Strand]:
-    """One strand per variant; its epsilon is that of the planned ledger, which every run of it follows."""
+def curves_of(result: ComparisonResult, cache: Path) -> list[Curve]:
+    """One curve per variant; its epsilon is that of the planned ledger, which every run of it follows."""
     curves = _Curves(cache, result)
     found = [
-        strand_of_plan(row.name, row.plan, [run.history for run in row.runs], curves(row)) for row in result.variants
+        curve_of_plan(row.name, row.plan, [run.history for run in row.runs], curves(row)) for row in result.variants
     ]
     curves.save()
     return found

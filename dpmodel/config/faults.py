@@ -57,7 +57,7 @@ def faults_in(config: Config, checks: Mapping[str, Callable[[], object]]) -> lis
     found = []
     for path, check in checks.items():
         try:
-            with blame(config, path):
+            with locating_errors(config, path):
                 check()
         except ConfigError as error:
             found.append(str(error))
@@ -65,7 +65,7 @@ def faults_in(config: Config, checks: Mapping[str, Callable[[], object]]) -> lis
 
 
 @contextmanager
-def blame(config: Config, path: str) -> Iterator[None]:
+def locating_errors(config: Config, path: str) -> Iterator[None]:
     """Turn a ``ValueError`` of what is built inside into a ``ConfigError`` at ``path`` of the configuration.
 
     Where settings inside ``path`` were changed from elsewhere (``--set``, a search), the place is that of the change.
@@ -75,7 +75,7 @@ def blame(config: Config, path: str) -> Iterator[None]:
         >>> config = Config.model_validate({
         ...     "network": "lenet5", "optimizer": "SGD", "privacy": {"noise_multiplier": 1},
         ...     "training": {"epochs": 1, "batch_size": 8}})
-        >>> with blame(config, "privacy.noise"):
+        >>> with locating_errors(config, "privacy.noise"):
         ...     raise ValueError("rate must be below 1, got 1")
         Traceback (most recent call last):
             ...
@@ -90,7 +90,7 @@ def blame(config: Config, path: str) -> Iterator[None]:
 
 
 @contextmanager
-def blame_files(config: Config) -> Iterator[None]:
+def locating_file_errors(config: Config) -> Iterator[None]:
     """Turn an ``OSError`` about a file that a callback of the configuration names into a ``ConfigError``."""
     try:
         yield

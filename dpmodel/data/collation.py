@@ -18,7 +18,7 @@ from mechanisms.engines.batch import Batch, all_tensors, call_network, map_tenso
 from mechanisms.engines.loop import LoopEngine
 from mechanisms.engines.losses import LossFunction
 from mechanisms.engines.precision import full_float32
-from mechanisms.engines.probing import draws, undisturbed, without_dropout
+from mechanisms.engines.probing import draws, preserve_state, without_dropout
 from mechanisms.units import ClippedUnit
 from monitors.errors import DataError
 
@@ -143,7 +143,7 @@ class Collation:
 
     @contextmanager
     def _passes(self, *, training: bool) -> Iterator[None]:
-        with undisturbed(self.network, self.loss_fn), full_float32():
+        with preserve_state(self.network, self.loss_fn), full_float32():
             self.network.eval()
             with without_dropout(self.network) if training else nullcontext():  # which would change a gradient too
                 yield

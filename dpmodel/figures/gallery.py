@@ -8,8 +8,8 @@ from collections.abc import Callable, Mapping, Sequence
 from html import escape
 from typing import TYPE_CHECKING
 
+from dpmodel.figures.curve import Curve
 from dpmodel.figures.progress import epsilon_against_step, metric_against_epsilon, noise_and_bound_against_step
-from dpmodel.figures.strand import Strand
 from dpmodel.figures.style import ROLES
 
 if TYPE_CHECKING:
@@ -19,30 +19,28 @@ if TYPE_CHECKING:
 METRIC_FIGURE = "metric_against_epsilon"
 
 #: File name of a figure -> what draws it.
-FIGURES: Mapping[str, Callable[[Sequence[Strand], str, float | None], Figure]] = {
+FIGURES: Mapping[str, Callable[[Sequence[Curve], str, float | None], Figure]] = {
     METRIC_FIGURE: metric_against_epsilon,
     "noise_and_bound_against_step": noise_and_bound_against_step,
     "epsilon_against_step": epsilon_against_step,
 }
 
 
-def draw_all(
-    strands: Sequence[Strand], metric: str | None = "accuracy", size: float | None = None
-) -> dict[str, Figure]:
-    """Every figure of ``strands``, by name.
+def draw_all(curves: Sequence[Curve], metric: str | None = "accuracy", size: float | None = None) -> dict[str, Figure]:
+    """Every figure of ``curves``, by name.
 
     Args:
-        strands: At least one.
+        curves: At least one.
         metric: The history column to draw; None leaves out the figure of it.
         size: Width of the figures in inches.
 
     Raises:
-        ValueError: There are no strands.
+        ValueError: There are no curves.
     """
-    if not strands:
-        raise ValueError("strands must hold at least one training, got none")
+    if not curves:
+        raise ValueError("curves must hold at least one training, got none")
     chosen = {name: draw for name, draw in FIGURES.items() if metric is not None or name != METRIC_FIGURE}
-    return {name: draw(strands, metric or "", size) for name, draw in chosen.items()}
+    return {name: draw(curves, metric or "", size) for name, draw in chosen.items()}
 
 
 def inline_svg(figure: Figure, name: str, description: str) -> str:

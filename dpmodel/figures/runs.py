@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from dpmodel.figures.curve import Curve, curve_of_run
 from dpmodel.figures.files import DEFAULT_FORMATS, FORMATS, save_figures
 from dpmodel.figures.gallery import draw_all
-from dpmodel.figures.strand import Strand, strand_of_run
 from dpmodel.figures.style import repaint, require_size, require_style
 from dpmodel.figures.training_curve import draw_history
 from monitors import checks
@@ -47,15 +47,15 @@ def draw_runs(
         raise ConfigError("several run folders were given: say where the pictures go with --output")
     _require_look(style, formats, size)
     folder = paths[0] / "figures" if output is None else output
-    strands = [strand_of_run(path, name) for path, name in zip(paths, _labels(paths), strict=True)]
-    _require_alike(strands)
+    curves = [curve_of_run(path, name) for path, name in zip(paths, _labels(paths), strict=True)]
+    _require_alike(curves)
     if metric is not None:
-        _require_metric(strands, metric)
-    drawn = metric or _common_metric(strands)
-    figures = draw_all(strands, drawn, size)
-    for strand in strands:
-        name = f"training_curve{'' if len(strands) == 1 else '_' + strand.name}"
-        figures[name] = draw_history(strand.histories[0], privacy=strand.privacy, size=size)
+        _require_metric(curves, metric)
+    drawn = metric or _common_metric(curves)
+    figures = draw_all(curves, drawn, size)
+    for curve in curves:
+        name = f"training_curve{'' if len(curves) == 1 else '_' + curve.name}"
+        figures[name] = draw_history(curve.histories[0], privacy=curve.privacy, size=size)
     for figure in figures.values():
         repaint(figure, style)
     return save_figures(figures, folder, formats)
@@ -87,8 +87,8 @@ def _labels(paths: Sequence[Path]) -> list[str]:
     raise AssertionError("distinct paths have distinct ends")  # pragma: no cover
 
 
-def _require_alike(strands: Sequence[Strand]) -> None:
-    stated = {f"delta {strand.privacy.delta:g} ({strand.privacy.accountant})" for strand in strands}
+def _require_alike(curves: Sequence[Curve]) -> None:
+    stated = {f"delta {curve.privacy.delta:g} ({curve.privacy.accountant})" for curve in curves}
     if len(stated) > 1:
         raise ConfigError(
             f"the runs state epsilon at {' and at '.join(sorted(stated))}: one axis cannot hold both; draw them one "
@@ -96,9 +96,9 @@ def _require_alike(strands: Sequence[Strand]) -> None:
         )
 
 
-def _common_metric(strands: Sequence[Strand]) -> str | None:
+def _common_metric(curves: Sequence[Curve]) -> str | None:
     """The first metric of the first run that every run has; None if no run has any."""
-    known = {strand.name: strand.histories[0].metric_names for strand in strands}
+    known = {curve.name: curve.histories[0].metric_names for curve in curves}
     first, *others = known.values()
     common = [name for name in first if all(name in names for names in others)]
     if not any(known.values()):
@@ -109,9 +109,9 @@ def _common_metric(strands: Sequence[Strand]) -> str | None:
     return common[0]
 
 
-def _require_metric(strands: Sequence[Strand], metric: str) -> None:
-    for strand in strands:
-        known = strand.histories[0].metric_names
+def _require_metric(curves: Sequence[Curve], metric: str) -> None:
+    for curve in curves:
+        known = curve.histories[0].metric_names
         if metric not in known:
             hint = checks.nearest_hint(metric, known) or ";"
-            raise ConfigError(f"{strand.name} has no metric {metric!r}{hint} it has: {', '.join(known) or 'none'}")
+            raise ConfigError(f"{curve.name} has no metric {metric!r}{hint} it has: {', '.join(known) or 'none'}")

@@ -59,7 +59,7 @@ _LEAST_RANGE = 0.1
 
 @dataclass(frozen=True)
 class Pen:
-    """How one strand is drawn: colour first, then dashes, so that more strands than colours stay apart.
+    """How one curve is drawn: colour first, then dashes, so that more curves than colours stay apart.
 
     Lines often run on top of each other (a fixed bound, one target): the earlier ones are wider, so that all show.
     """
@@ -70,7 +70,7 @@ class Pen:
 
     @classmethod
     def of(cls, index: int, count: int = 1) -> Pen:
-        """The pen of strand number ``index`` of ``count``.
+        """The pen of curve number ``index`` of ``count``.
 
         Example:
             >>> Pen.of(0) == Pen.of(1), Pen.of(0).colour == Pen.of(len(SERIES)).colour
@@ -172,7 +172,7 @@ def panel_width(axes: Axes) -> float:
 
 
 def add_legend(figure: Figure, axes: Axes) -> None:
-    """One legend under the figure, where it hides nothing; none for a single strand. The figure grows by it."""
+    """One legend under the figure, where it hides nothing; none for a single curve. The figure grows by it."""
     handles, labels = axes.get_legend_handles_labels()
     if len(handles) < 2:
         return

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 from typing import TYPE_CHECKING, Any
 
-from dpmodel.config.faults import blame
+from dpmodel.config.faults import locating_errors
 from dpmodel.planning.release import ReleasePlan
 from mechanisms.factory import ClipMechanismsFactory, NoiseMechanismsFactory
 from mechanisms.noise import NoiseMechanism, NoNoise
@@ -26,7 +26,7 @@ _FROM_ELSEWHERE = ("initial_noise_multiplier", "norm_bound", "seed")
 def release_plan(config: Config, num_examples: int) -> ReleasePlan:
     """What each step of a configuration with a stated noise multiplier releases."""
     clip = make_clip(config)
-    with blame(config, "privacy.norm_bound"):
+    with locating_errors(config, "privacy.norm_bound"):
         clip.start(config.privacy.norm_bound)
     return ReleasePlan(make_noise(config), clip, make_unit(config), make_sampler(config, num_examples))
 
@@ -40,7 +40,7 @@ def make_noise(config: Config) -> NoiseMechanism:
         raise ConfigError(
             f"{config.where('privacy')}: privacy.noise_multiplier is not known yet; plan_training solves for it"
         )
-    with blame(config, "privacy.noise"):
+    with locating_errors(config, "privacy.noise"):
         _require_arguments(NoiseMechanismsFactory.registry, noise)
         return NoiseMechanismsFactory.create(noise.name, initial_noise_multiplier=multiplier, **noise.options)
 
@@ -48,7 +48,7 @@ def make_noise(config: Config) -> NoiseMechanism:
 def make_clip(config: Config) -> ClipMechanism:
     """The clip mechanism of a configuration, without a bound yet."""
     clip = config.privacy.clip
-    with blame(config, "privacy.clip"):
+    with locating_errors(config, "privacy.clip"):
         _require_arguments(ClipMechanismsFactory.registry, clip)
         return ClipMechanismsFactory.create(clip.name, **clip.options)
 
@@ -65,13 +65,13 @@ def _require_arguments(registry: Registry[Any], mechanism: MechanismSection) -> 
 
 def make_unit(config: Config) -> ClippedUnit:
     """The clipped unit of a configuration."""
-    with blame(config, "privacy.micro_batches"):
+    with locating_errors(config, "privacy.micro_batches"):
         return ClippedUnit.of(config.training.batch_size, config.privacy.micro_batches)
 
 
 def make_sampler(config: Config, num_examples: int) -> Sampler:
     """The sampler of a configuration over ``num_examples`` examples."""
-    with blame(config, "training.batch_size"):
+    with locating_errors(config, "training.batch_size"):
         sampler: Sampler = SAMPLERS.create(
             config.privacy.sampling, num_examples, config.training.batch_size, config.privacy.sampling_seed
         )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from dpmodel.config.faults import blame
+from dpmodel.config.faults import locating_errors
 from dpmodel.planning.noise_floor import falls_away, no_noise
 from dpmodel.planning.training_plan import TrainingPlan, plan_training
 from monitors import checks
@@ -33,7 +33,7 @@ def most_epochs(config: Config, max_epsilon: float, num_examples: int | None = N
         ConfigError: The configuration has no noise multiplier, or more than ``MOST_EPOCHS`` epochs or ``MOST_STEPS``
             steps fit.
     """
-    with blame(config, "training.epochs"):
+    with locating_errors(config, "training.epochs"):
         checks.positive(max_epsilon=max_epsilon)
     if config.privacy.noise_multiplier is None:
         raise ConfigError(
@@ -51,7 +51,7 @@ def most_epochs(config: Config, max_epsilon: float, num_examples: int | None = N
 
     privacy = config.privacy
     try:
-        with blame(config, "privacy"):
+        with locating_errors(config, "privacy"):
             return max_steps(max_epsilon, privacy.delta, ledger_of, privacy.accountant, limit=limit)
     except ConfigError as error:
         if isinstance(error.__cause__, CalibrationError):
@@ -74,7 +74,7 @@ def _surely_fits(plan: TrainingPlan, epochs: int, max_epsilon: float) -> bool:
         event, last, count = event.event, last.event, epochs
     if last != event:
         return False
-    with blame(plan.config, "privacy"):
+    with locating_errors(plan.config, "privacy"):
         return privacy_spent(Ledger().record(event, count), privacy.delta, privacy.accountant).epsilon <= max_epsilon
 
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from dpmodel.config.faults import blame
+from dpmodel.config.faults import locating_errors
 from dpmodel.planning.count_noise import count_remedy
 from dpmodel.planning.from_config import release_plan, with_noise_multiplier
 from dpmodel.planning.noise_floor import ledger_to_search, require_noise_left
@@ -106,7 +106,7 @@ def plan_training(config: Config, num_examples: int | None = None) -> TrainingPl
     target = config.privacy.target_epsilon
     require_noise_left(config, size)
     if target is not None:
-        with blame(config, "privacy.target_epsilon"):
+        with locating_errors(config, "privacy.target_epsilon"):
             config = with_noise_multiplier(config, _calibrated(config, size))
     return TrainingPlan(config, release_plan(config, size), target)
 

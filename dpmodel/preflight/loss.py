@@ -18,7 +18,7 @@ from mechanisms.engines.batch import Batch, call_network, outputs_of
 from mechanisms.engines.choose import require_no_reentrant
 from mechanisms.engines.losses import ExampleLosses, LossFunction
 from mechanisms.engines.parameters import trainable_parameters
-from mechanisms.engines.probing import inference, mode, shaken, undisturbed
+from mechanisms.engines.probing import inference, mode, perturbed_weights, preserve_state
 from mechanisms.engines.slices import slices
 from monitors.errors import DataError, DPModelError, UnsupportedModuleError
 
@@ -74,13 +74,13 @@ def try_loss(
             raise
         if not all(usable):
             notes = require_single_losses(network, loss_fn, spread(DOUBTED))
-    with inference(network), undisturbed(network, loss_fn):
+    with inference(network), preserve_state(network, loss_fn):
         outputs = outputs_of(network, examples.x)
         return notes + list(weight_notes(loss_fn, Batch(outputs, examples.y), norm_bound))
 
 
 def _works(network: nn.Module, loss_fn: LossFunction, batch: Batch) -> bool:
-    with suppress(Exception), undisturbed(network, loss_fn):
+    with suppress(Exception), preserve_state(network, loss_fn):
         loss_fn(call_network(network, batch.x), batch.y)
         return True
     return False
@@ -103,7 +103,7 @@ def require_trainable(network: nn.Module, loss_fn: LossFunction, example: Batch)
         DataError: The loss fails on the network's output and the example's target.
         UnsupportedModuleError: It is no tensor, or depends on no trainable parameter.
     """
-    with undisturbed(network, loss_fn):
+    with preserve_state(network, loss_fn):
         found = _gradients(network, loss_fn, example)
     if all(gradient is None for gradient in found):
         raise UnsupportedModuleError(
@@ -130,7 +130,7 @@ def require_single_losses(network: nn.Module, loss_fn: LossFunction, examples: B
     """
     looks = [_look(network, loss_fn, examples)]
     # What lies behind weights of zero has no gradient yet. Weights may have a domain that moving them leaves.
-    with suppress(Exception), shaken(network):
+    with suppress(Exception), perturbed_weights(network):
         looks.append(_look(network, loss_fn, examples))
     if any(look.usable > _EXCEPTIONS for look in looks):
         return []
@@ -166,7 +166,7 @@ class _Look(NamedTuple):
 def _look(network: nn.Module, loss_fn: LossFunction, examples: Batch) -> _Look:
     others, finite = [], True
     for row in range(examples.size):
-        with undisturbed(network, loss_fn):
+        with preserve_state(network, loss_fn):
             single = _gradients(network, loss_fn, examples.select(slice(row, row + 1)))
         finite = finite and _finite(single)
         if not _usable(single):
@@ -181,7 +181,7 @@ def _look(network: nn.Module, loss_fn: LossFunction, examples: Batch) -> _Look:
 
 
 def _usable_together(network: nn.Module, loss_fn: LossFunction, examples: Batch) -> bool:
-    with suppress(Exception), undisturbed(network, loss_fn):  # it may take single examples only
+    with suppress(Exception), preserve_state(network, loss_fn):  # it may take single examples only
         return _usable(_gradients(network, loss_fn, examples, together=True))
     return False
 

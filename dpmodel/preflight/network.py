@@ -15,7 +15,7 @@ from dpmodel.nets.frozen_batch_norm import FrozenBatchNorm
 from mechanisms.engines.batch import first_tensor, map_tensors, outputs_of
 from mechanisms.engines.outputs import output_tensors
 from mechanisms.engines.power_iterations import PowerIterations
-from mechanisms.engines.probing import draws, seed_generators, shaken, undisturbed, without_dropout
+from mechanisms.engines.probing import draws, perturbed_weights, preserve_state, seed_generators, without_dropout
 from mechanisms.engines.state.holders import same_values
 from monitors.errors import UnsupportedModuleError
 
@@ -202,7 +202,7 @@ def _probe(network: nn.Module, example: Any) -> list[str]:
     buffers = {name: value.clone() for name, value in network.named_buffers()}
     parameters = {name: value.detach().clone() for name, value in network.named_parameters()}
     held = PowerIterations(network).held()
-    with undisturbed(network), without_dropout(network), held, torch.no_grad():
+    with preserve_state(network), without_dropout(network), held, torch.no_grad():
         together = _seeded_call(network, example, keep_buffers=True)
         kept = [(name, value) for name, value in network.named_buffers() if name in buffers]
         changed = [name for name, value in kept if not same_values(value, buffers[name])]
@@ -211,7 +211,7 @@ def _probe(network: nn.Module, example: Any) -> list[str]:
         mixed = steady and _mixes(network, example)
         if steady and not mixed:
             # What lies behind a layer of zero weights cannot be seen yet. Weights may have a domain that this leaves.
-            with suppress(Exception), shaken(network):
+            with suppress(Exception), perturbed_weights(network):
                 mixed = _mixes(network, example)
         written = [name for name, value in network.named_parameters() if not same_values(value, parameters[name])]
         for name, value in network.named_parameters():
@@ -253,7 +253,7 @@ def _mixes(network: nn.Module, example: Any) -> bool:
         return False
     if not all(_equal_rows(a, b, place) for a, b in zip(*outputs, strict=True)):
         return True
-    with undisturbed(network):
+    with preserve_state(network):
         if draws(network, lambda: outputs_of(network, example)):
             network.eval()  # what is drawn for an example in training depends on how many there are
             if draws(network, lambda: outputs_of(network, example)):
@@ -274,7 +274,7 @@ def _equal_rows(left: Any, right: Any, place: int) -> bool:
 
 def _seeded_call(network: nn.Module, example: Any, seed: int = 0, *, keep_buffers: bool = False) -> Any:
     """The outputs under a seed; the network's state is put back, but for the buffers where they are kept."""
-    with undisturbed(network, keep_buffers=keep_buffers):
+    with preserve_state(network, keep_buffers=keep_buffers):
         seed_generators(network, seed)
         return outputs_of(network, map_tensors(torch.clone, example))  # some write to their inputs
 

@@ -18,7 +18,7 @@ from dpmodel.saving.nest import describe_batch
 from dpmodel.training.loop import to_device
 from mechanisms.engines.batch import first_tensor, map_tensors, outputs_of
 from mechanisms.engines.losses import LossFunction
-from mechanisms.engines.probing import inference, undisturbed
+from mechanisms.engines.probing import inference, preserve_state
 from monitors.errors import DataError, DPModelError
 
 #: Examples on which a network and an engine are tried.
@@ -48,7 +48,7 @@ def tried_outputs(network: nn.Module, x: Any, whole: Callable[[], Any] | None = 
     """
     try:
         require_valid(network, x)
-        with inference(network), undisturbed(network):
+        with inference(network), preserve_state(network):
             return outputs_of(network, x)
     except DPModelError:
         raise
@@ -62,7 +62,7 @@ def tried_outputs(network: nn.Module, x: Any, whole: Callable[[], Any] | None = 
 
 
 def _runs(network: nn.Module, x: Any) -> bool:
-    with suppress(Exception), inference(network), undisturbed(network):
+    with suppress(Exception), inference(network), preserve_state(network):
         outputs_of(network, x)
         return True
     return False
@@ -145,7 +145,7 @@ def require_measurable(
 def _trying(network: nn.Module, metrics: MetricSet, loss_fn: LossFunction, x: Any, where: str) -> Iterator[None]:
     metrics.forget()
     try:
-        with inference(network), undisturbed(network, loss_fn):
+        with inference(network), preserve_state(network, loss_fn):
             yield
     except DPModelError:
         raise

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dpmodel.config import Config, blame
+from dpmodel.config import Config, locating_errors
 from dpmodel.data import DataSplits
 from dpmodel.metrics.names import MetricSpec, is_loss, named_metrics
 from dpmodel.preflight.network import require_valid
@@ -70,7 +70,7 @@ def require_metrics_fit(config: Config, data: DataSplits) -> None:
     targets = data.test.y
     if not targets.is_floating_point() or _are_two_classes(targets):
         return
-    with blame(config, "training.metrics"):
+    with locating_errors(config, "training.metrics"):
         named = named_metrics(list(config.training.metrics))
         wrong = next((name for name, entry in named.items() if _is_of_classes(entry)), None)
         if wrong is not None:

@@ -10,7 +10,7 @@ from torch import nn
 
 from dpmodel.callbacks import LearningRateScheduler
 from dpmodel.callbacks.registry import build_callback
-from dpmodel.config import Config, blame
+from dpmodel.config import Config, locating_errors
 from dpmodel.data import DataSplits, load_dataset
 from dpmodel.data.in_memory import InMemoryDataset
 from dpmodel.data.loader import PrivateLoader
@@ -97,10 +97,10 @@ def build_task(config: Config) -> Task:
     device = _device(config)
     if config.performance.threads is not None:
         torch.set_num_threads(config.performance.threads)
-    with blame(config, "data"):
+    with locating_errors(config, "data"):
         data = load_dataset(**config.data.reader_arguments)
     require_stated_size(config, data)
-    with blame(config, "network"):
+    with locating_errors(config, "network"):
         network = build_network(
             config.network.name,
             config.network.module,
@@ -109,7 +109,7 @@ def build_task(config: Config) -> Task:
             **config.network.options,
         )
         network = fix(network) if config.network.fix else network
-    with blame(config, "loss"):
+    with locating_errors(config, "loss"):
         loss_fn = build_loss(config.loss.name, **config.loss.options)
     network.to(device)
     require_network_fits(config, network, data, device)
@@ -131,7 +131,7 @@ def build_training(config: Config, task: Task | None = None) -> Training:
     require_known_names(config)
     task = build_task(config) if task is None else task.of(config)
     plan = plan_training(task.config, len(task.data.train))
-    with blame(config, "privacy.accountant"):
+    with locating_errors(config, "privacy.accountant"):
         # An accountant that has no rule for what this training releases must say so now, not after the first step.
         plan.privacy_spent(epochs=1)
     _require_one_step(plan)
@@ -142,16 +142,16 @@ def build_training(config: Config, task: Task | None = None) -> Training:
 
 def build_model(config: Config, task: Task) -> DPModel:
     """The model of a configuration whose noise multiplier is stated."""
-    with blame(config, "optimizer"):
+    with locating_errors(config, "optimizer"):
         optimizer = build_optimizer(config.optimizer.name, task.network.parameters(), **config.optimizer.options)
-    with blame(config, "training.metrics"):
+    with locating_errors(config, "training.metrics"):
         MetricSet(list(config.training.metrics), loss_fn=task.loss_fn)
-    with blame(config, "performance.engine"):
+    with locating_errors(config, "performance.engine"):
         if config.performance.engine != "auto":
             ENGINES.get(config.performance.engine)
     noise = None if config.privacy.noise is None else make_noise(config)
     clip = make_clip(config)
-    with blame(config, "privacy"):
+    with locating_errors(config, "privacy"):
         return DPModel(
             task.network,
             task.loss_fn,
@@ -174,7 +174,7 @@ def build_model(config: Config, task: Task) -> DPModel:
 
 def _loader(config: Config, task: Task) -> PrivateLoader:
     performance = config.performance
-    with blame(config, "training.batch_size"):
+    with locating_errors(config, "training.batch_size"):
         return PrivateLoader(
             task.placed(task.data.train),
             config.training.batch_size,
@@ -188,7 +188,7 @@ def _schedule(config: Config) -> list[Any]:
     schedule = config.optimizer.schedule
     if schedule is None:
         return []
-    with blame(config, "optimizer.schedule"):
+    with locating_errors(config, "optimizer.schedule"):
         return [LearningRateScheduler(schedule.name, schedule.interval, **schedule.options)]
 
 
@@ -196,7 +196,7 @@ def _monitor(config: Config) -> list[Any]:
     privacy = config.privacy
     if privacy.noise is None:
         return []
-    with blame(config, "privacy.monitor"):
+    with locating_errors(config, "privacy.monitor"):
         return [
             PrivacyMonitorFactory.create(
                 privacy.accountant,
@@ -210,7 +210,7 @@ def _monitor(config: Config) -> list[Any]:
 def _user_callbacks(config: Config) -> list[Any]:
     built = []
     for index, callback in enumerate(config.callbacks):
-        with blame(config, f"callbacks.{index}"):
+        with locating_errors(config, f"callbacks.{index}"):
             built.append(build_callback(callback.name, **callback.options))
     return built
 

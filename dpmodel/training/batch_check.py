@@ -15,7 +15,7 @@ from mechanisms.engines.base import Engine
 from mechanisms.engines.batch import Batch, call_network, first_tensor, map_tensors
 from mechanisms.engines.losses import LossFunction
 from mechanisms.engines.precision import full_float32
-from mechanisms.engines.probing import draws, undisturbed
+from mechanisms.engines.probing import draws, preserve_state
 from monitors.errors import UnprotectedUpdateError
 
 #: After the first batch one in so many is looked at, and of that so many examples.
@@ -86,7 +86,7 @@ class Additivity:
             return
         rows = _permutation(batch.size).to(first_tensor(batch.x).device)
         looked_at = batch.select(rows if number == 0 else rows[:LOOKED_AT_EXAMPLES])
-        with undisturbed(self._network, self._loss_fn), full_float32():  # TF32 rounds by the size of the batch
+        with preserve_state(self._network, self._loss_fn), full_float32():  # TF32 rounds by the size of the batch
             if number == 0:
                 self._find_randomness(looked_at.select(slice(_TRIED)))
             if self._random:
@@ -97,7 +97,7 @@ class Additivity:
     def _find_randomness(self, tried: Batch) -> None:
         self._random = self._draws(tried)
         if self._random:
-            with undisturbed(self._network):
+            with preserve_state(self._network):
                 self._network.eval()
                 if self._draws(tried):
                     self.not_compared = NOT_COMPARED

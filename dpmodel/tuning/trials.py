@@ -17,7 +17,7 @@ from dpmodel.callbacks.watched_metric import direction
 from dpmodel.compare.jobs import Job, JobOutcome, is_finished
 from dpmodel.compare.pool import default_jobs, run_jobs
 from dpmodel.compare.runner import Silence, Watcher
-from dpmodel.config.faults import blame
+from dpmodel.config.faults import locating_errors
 from dpmodel.config.schema import Config
 from dpmodel.planning.from_config import with_noise_multiplier
 from dpmodel.planning.noise_floor import HIGHEST_FIRST, ledger_to_search
@@ -216,13 +216,13 @@ def _shared_multiplier(tuning: Tuning, plans: Sequence[TrainingPlan], target: fl
         planned = [ledger_to_search(config, expected_examples(config)) for config in configs]
         return tuning.charge.ledger(planned, tuning.definition.runs)
 
-    with blame(config, "privacy.target_epsilon"):
+    with locating_errors(config, "privacy.target_epsilon"):
         return calibrate_noise_multiplier(target, config.privacy.delta, ledger_of, config.privacy.accountant)
 
 
 def _charge(tuning: Tuning, folder: Path, trials: Sequence[Trial]) -> Ledger:
     """The ledger of the search: as charged, and every broken-off run on top."""
-    with blame(trials[0].plan.config, "privacy"):
+    with locating_errors(trials[0].plan.config, "privacy"):
         ledger = tuning.charge.ledger([trial.plan.ledger() for trial in trials], tuning.definition.runs)
     broken_off = [Ledger.load(path) for path in sorted(folder.glob("trials/*.previous-*/ledger.json"))]
     return ledger.merge(*broken_off, *(_beside_the_plan(trial) for trial in trials if trial.folder.ledger.is_file()))

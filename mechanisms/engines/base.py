@@ -17,7 +17,7 @@ from mechanisms.engines.losses import ExampleLosses, LossFunction
 from mechanisms.engines.modes import plain_modes, require_unwatched
 from mechanisms.engines.parameters import FlatLayout
 from mechanisms.engines.precision import require_full_products
-from mechanisms.engines.probing import undisturbed
+from mechanisms.engines.probing import preserve_state
 from mechanisms.engines.slices import slices
 from mechanisms.engines.state.pass_boundary import PassBoundary
 from mechanisms.units import ClippedUnit
@@ -124,7 +124,7 @@ class Engine(ABC):
         engine, clip = cls(ClippedUnit(1, 1)), Fixed()
         engine.boundary.isolation = "trust"
         clip.start(1.0)
-        with undisturbed(network, loss_fn):
+        with preserve_state(network, loss_fn):
             engine.clipped_sum(network, loss_fn, Batch(example.x, example.y).select(slice(1)), clip)
 
     @property

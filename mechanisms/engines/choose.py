@@ -16,7 +16,7 @@ from mechanisms.engines.batch import Batch, call_network, map_tensors
 from mechanisms.engines.losses import LossFunction
 from mechanisms.engines.memory import auto_physical_batch_size
 from mechanisms.engines.precision import require_full_products
-from mechanisms.engines.probing import undisturbed
+from mechanisms.engines.probing import preserve_state
 from mechanisms.units import ClippedUnit
 from monitors.errors import UnsupportedModuleError
 
@@ -126,12 +126,12 @@ def _refusal(
     unknown = [option for option in options if option not in inspect.signature(engine).parameters]
     if unknown:
         return f"it has no option {', '.join(map(repr, unknown))}"
-    with undisturbed(network, loss_fn):
+    with preserve_state(network, loss_fn):
         return engine.refuses(network, loss_fn, unit, example)
 
 
 def _refuse_reentrant(network: nn.Module, example: Batch) -> None:
-    with undisturbed(network), torch.enable_grad():
+    with preserve_state(network), torch.enable_grad():
         try:
             outputs = call_network(network, example.x)
         except Exception:

@@ -19,7 +19,7 @@ from mechanisms.clipping import Fixed
 from mechanisms.engines.base import Engine
 from mechanisms.engines.batch import Batch, first_tensor, map_tensors
 from mechanisms.engines.losses import LossFunction
-from mechanisms.engines.probing import undisturbed
+from mechanisms.engines.probing import preserve_state
 from monitors import checks
 from monitors.errors import ConfigError
 
@@ -137,7 +137,7 @@ def _step(engine: Engine, network: nn.Module, loss_fn: LossFunction, batch: Batc
     clip.start(1.0)
     stated, engine.physical_batch_size = engine.physical_batch_size, batch.size
     try:
-        with undisturbed(network, loss_fn):
+        with preserve_state(network, loss_fn):
             engine.clipped_sum(network, loss_fn, batch, clip)
     finally:
         engine.physical_batch_size = stated

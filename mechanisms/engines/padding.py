@@ -12,7 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from mechanisms.engines.batch import Batch, call_network
 from mechanisms.engines.losses import ExampleLosses, LossFunction
 from mechanisms.engines.parameters import trainable_parameters
-from mechanisms.engines.probing import undisturbed
+from mechanisms.engines.probing import preserve_state
 
 _ATEN: Any = torch.ops.aten
 
@@ -49,7 +49,7 @@ def padding_rows(network: nn.Module, loss_fn: LossFunction, example: Batch) -> d
         {}
     """
     uses = _Uses(trainable_parameters(network))
-    with suppress(Exception), undisturbed(network, loss_fn), torch.enable_grad(), uses:
+    with suppress(Exception), preserve_state(network, loss_fn), torch.enable_grad(), uses:
         ExampleLosses(loss_fn)(call_network(network, example.x), example.y)
         return uses.rows
     return {}  # a network that cannot run under a dispatch mode: its rows get noise like all others

@@ -61,7 +61,7 @@ def _recorded(*roots: object) -> PythonState:
 
 
 @contextmanager
-def undisturbed(network: nn.Module, *others: object, keep_buffers: bool = False) -> Iterator[None]:
+def preserve_state(network: nn.Module, *others: object, keep_buffers: bool = False) -> Iterator[None]:
     """Whatever happens inside, ``network`` is as before afterwards: modes, buffers, random state and Python state.
 
     The Python state of ``others`` (a loss) is put back too; buffers stay as they are where they are to be kept.
@@ -92,7 +92,7 @@ def seed_generators(network: nn.Module, seed: int) -> None:
     """Seed the generators of NumPy and Python, and torch's of the CPU and of the GPUs that ``network`` lies on.
 
     Example:
-        >>> with undisturbed(nn.Linear(1, 1)):
+        >>> with preserve_state(nn.Linear(1, 1)):
         ...     seed_generators(nn.Linear(1, 1), 3)
         ...     torch.initial_seed()
         3
@@ -154,7 +154,7 @@ def _mean_size(value: Tensor) -> float:
 
 
 @contextmanager
-def shaken(network: nn.Module) -> Iterator[None]:
+def perturbed_weights(network: nn.Module) -> Iterator[None]:
     """All trainable parameters are moved a little within, so that none is zero; their own values are put back."""
     values = [(parameter, parameter.data) for parameter in trainable_parameters(network).values()]
     draws = torch.Generator("cpu").manual_seed(0)

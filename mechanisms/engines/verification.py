@@ -17,7 +17,7 @@ from mechanisms.engines.loop import LoopEngine
 from mechanisms.engines.losses import LossFunction
 from mechanisms.engines.parameters import hooked_parameter, trainable_parameters
 from mechanisms.engines.precision import full_float32
-from mechanisms.engines.probing import draws, seed_generators, shaken, undisturbed
+from mechanisms.engines.probing import draws, perturbed_weights, preserve_state, seed_generators
 from mechanisms.engines.slices import slices
 from mechanisms.units import ClippedUnit
 
@@ -60,7 +60,7 @@ def disagreement(engine: type[Engine], network: nn.Module, loss_fn: LossFunction
     probe = _two_examples(example)
     unit, clip = ClippedUnit(1, probe.size), _ByParameter()
     clip.start(torch.finfo(torch.float32).max / 2.0)
-    with undisturbed(network, loss_fn), _plain_attention(), full_float32():
+    with preserve_state(network, loss_fn), _plain_attention(), full_float32():
         if _is_random(network, probe):
             engine(unit).clipped_sum(network, loss_fn, probe, clip)  # it must also run as it will be trained
             network.eval()
@@ -70,7 +70,7 @@ def disagreement(engine: type[Engine], network: nn.Module, loss_fn: LossFunction
         if problem is None:
             # A layer behind one whose weights are zero has no gradient yet, and rows may be in their order by chance.
             turned = probe.select(torch.arange(probe.size - 1, -1, -1, device=first_tensor(probe.x).device))
-            with shaken(network):
+            with perturbed_weights(network):
                 if _runs(network, turned):
                     problem = _difference(engine(unit), network, loss_fn, turned, clip)
     return problem

@@ -19,7 +19,7 @@ from mechanisms.engines.bookkeeping.sites import Site, find_sites
 from mechanisms.engines.isolation.isolated import isolated, rows_of
 from mechanisms.engines.isolation.substitutes import shared_draws
 from mechanisms.engines.parameters import trainable_parameters
-from mechanisms.engines.probing import undisturbed
+from mechanisms.engines.probing import preserve_state
 from monitors.errors import UnsupportedModuleError
 
 
@@ -54,7 +54,7 @@ class Survey:
             UnsupportedModuleError: A layer mixes examples, or has no per-example gradient as it is set up.
         """
         x = _copies(batch.x)
-        with undisturbed(network), torch.enable_grad():
+        with preserve_state(network), torch.enable_grad():
             sites, recorder, shared = _tried(network, x)
             with draws_of(shared):
                 pools, before_pools = pooling_of(lambda: _pass(network, x))

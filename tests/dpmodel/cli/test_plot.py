@@ -12,7 +12,7 @@ from dpmodel import ClipMechanismsFactory, DPModel, NoiseMechanismsFactory, pois
 from dpmodel.cli.application import run
 from dpmodel.config import make_config
 from dpmodel.figures import FIGURES
-from dpmodel.figures.strand import strand_of_run
+from dpmodel.figures.curve import curve_of_run
 from dpmodel.runs.folder import RESERVED_NOTE
 from dpmodel.runs.train import train_from_config
 from dpmodel.training.history import History
@@ -78,18 +78,18 @@ def without_metrics(history):
 def test_the_picture_of_a_run_has_epsilon_and_norm_bound_after_each_step(tmp_path):
     clip = {"name": "Gaussian", "learning_rate": 0.3, "fraction_stddev": 0.2}
     trained = train_from_config(small(1.0, ["accuracy"], {"clip": clip}), tmp_path / "run")
-    strand = strand_of_run(tmp_path / "run")
+    curve = curve_of_run(tmp_path / "run")
     ledger, accountant = Ledger.load(tmp_path / "run/ledger.json"), RDPAccountant()
-    assert strand.privacy.steps == tuple(range(7))
-    for step, epsilon in zip(strand.privacy.steps[1:], strand.privacy.epsilons[1:], strict=True):
+    assert curve.privacy.steps == tuple(range(7))
+    for step, epsilon in zip(curve.privacy.steps[1:], curve.privacy.epsilons[1:], strict=True):
         assert epsilon == accountant.epsilon(ledger.head(step), 1e-5)
-    kept = strand.histories[0].norm_bounds
+    kept = curve.histories[0].norm_bounds
     assert kept == trained.history.norm_bounds
     assert [step for step, _ in kept] == list(range(6))
     bounds = dict(kept)
     assert bounds[0] == 1.0
     assert bounds[3] == trained.history["norm_bound"][0]
-    (line,) = FIGURES["noise_and_bound_against_step"]([strand], "", None).axes[1].get_lines()
+    (line,) = FIGURES["noise_and_bound_against_step"]([curve], "", None).axes[1].get_lines()
     assert line.get_drawstyle() == "steps-post"
     assert dict(zip(line.get_xdata(), line.get_ydata(), strict=True)) == {**bounds, 6: trained.history["norm_bound"][1]}
 
@@ -101,7 +101,7 @@ def test_the_steps_that_a_broken_off_run_is_charged_for_are_drawn(runs, tmp_path
     ((event, _),) = ledger.rows
     ledger.record(event, 3).add_note(RESERVED_NOTE)
     ledger.save(tmp_path / "run/ledger.json")
-    privacy = strand_of_run(tmp_path / "run").privacy
+    privacy = curve_of_run(tmp_path / "run").privacy
     assert privacy.steps[-1] == 9
     assert privacy.epsilons[-1] == RDPAccountant().epsilon(ledger, 1e-5)
     assert privacy.epsilons[6] == RDPAccountant().epsilon(ledger.head(6), 1e-5)
@@ -130,14 +130,14 @@ def test_a_training_in_python_is_drawn_as_its_ledger_and_its_schedule_have_it(tm
     loader = poisson_loader(data_in_python(), batch_size=10)
     for number in ("first", "second"):
         model.fit(loader, 2, valid_loader=data_in_python(20), output=tmp_path / number)
-        strand = strand_of_run(tmp_path / number)
-        done = strand.privacy.steps[-1]
+        curve = curve_of_run(tmp_path / number)
+        done = curve.privacy.steps[-1]
         assert done == model.steps_done
-        assert strand.multiplier_steps == tuple(range(done))
+        assert curve.multiplier_steps == tuple(range(done))
         expected = [model.noise_mech.noise_multiplier(step) for step in range(done)]
-        assert strand.multipliers == pytest.approx(expected)
-        assert strand.privacy.epsilons[-1] == model.privacy_spent(1e-5).epsilon
-        assert strand.initial_norm_bound == model.report().mechanism["initial_norm_bound"]
+        assert curve.multipliers == pytest.approx(expected)
+        assert curve.privacy.epsilons[-1] == model.privacy_spent(1e-5).epsilon
+        assert curve.initial_norm_bound == model.report().mechanism["initial_norm_bound"]
     assert run(["plot", str(tmp_path / "first"), str(tmp_path / "second"), "-o", str(tmp_path / "both")]) == 0
     names = {*FIGURES, "training_curve_first", "training_curve_second"}
     assert {path.stem for path in (tmp_path / "both").iterdir()} == names
@@ -148,9 +148,9 @@ def test_a_schedule_that_the_ledger_does_not_state_is_drawn_at_the_ends_of_the_e
     history = History.from_csv(tmp_path / "run/history.csv").to_dict()
     history["epochs"] = [{**row, "noise_multiplier": 2.0} for row in history["epochs"]]
     History.from_dict(history).to_csv(tmp_path / "run/history.csv")
-    strand = strand_of_run(tmp_path / "run")
-    assert strand.multiplier_steps == (0, 5, 11)
-    assert strand.multipliers == (1.5, 2.0, 2.0)
+    curve = curve_of_run(tmp_path / "run")
+    assert curve.multiplier_steps == (0, 5, 11)
+    assert curve.multipliers == (1.5, 2.0, 2.0)
 
 
 def test_trainings_in_python_without_validation_share_the_other_figures(tmp_path, capsys):
@@ -173,7 +173,7 @@ def test_a_training_in_python_without_a_report_is_refused(tmp_path, capsys):
 )
 def test_the_first_metric_that_all_runs_have_is_drawn(runs, tmp_path, monkeypatch, names, metric):
     drawn = []
-    monkeypatch.setattr("dpmodel.figures.runs.draw_all", lambda strands, metric, size: drawn.append(metric) or {})
+    monkeypatch.setattr("dpmodel.figures.runs.draw_all", lambda curves, metric, size: drawn.append(metric) or {})
     assert run(["plot", *(str(runs / name) for name in names), "-o", str(tmp_path)]) == 0
     assert drawn == [metric]
 

@@ -391,10 +391,10 @@ def test_a_callback_that_cannot_write_names_the_setting(command, tiny, tmp_path)
 
 
 def test_an_error_about_another_file_blames_no_callback(tiny):
-    from dpmodel.config.faults import blame_files
+    from dpmodel.config.faults import locating_file_errors
 
     config = load_config(tiny, ["callbacks=[{name: EarlyStopping, metric: accuracy}]"])
-    with pytest.raises(FileNotFoundError), blame_files(config):
+    with pytest.raises(FileNotFoundError), locating_file_errors(config):
         raise FileNotFoundError(2, "gone", str(Path.cwd()))
 
 

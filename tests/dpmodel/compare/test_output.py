@@ -9,7 +9,7 @@ import pytest
 
 from dpmodel.compare.html_report import headline, to_html
 from dpmodel.compare.output import write_outputs
-from dpmodel.compare.pictures import SPREAD, draw_comparison, strands
+from dpmodel.compare.pictures import SPREAD, curves_of, draw_comparison
 from dpmodel.compare.tables import cells, compact, duration, headings, to_csv, to_markdown
 from dpmodel.figures import FIGURES
 
@@ -117,10 +117,10 @@ def test_a_browser_shows_the_report_without_errors(written, tmp_path):
 
 
 def test_every_line_of_the_epsilon_figure_ends_at_the_target(carried_out):
-    for strand in strands(carried_out.result, carried_out.folder.curves):
-        assert strand.privacy.epsilons[-1] == pytest.approx(3.0, rel=1e-3)
-        assert strand.privacy.epsilons[-1] <= 3.0
-        assert list(strand.privacy.epsilons) == sorted(strand.privacy.epsilons)
+    for curve in curves_of(carried_out.result, carried_out.folder.curves):
+        assert curve.privacy.epsilons[-1] == pytest.approx(3.0, rel=1e-3)
+        assert curve.privacy.epsilons[-1] <= 3.0
+        assert list(curve.privacy.epsilons) == sorted(curve.privacy.epsilons)
 
 
 def test_csv_has_a_line_per_run_with_the_numbers_in_full(carried_out):

@@ -6,7 +6,7 @@ import pytest
 import yaml
 from pydantic import ValidationError
 
-from dpmodel.config import blame, load_config, make_config
+from dpmodel.config import load_config, locating_errors, make_config
 from dpmodel.config.privacy import NoiseSection
 from monitors.errors import ConfigError
 
@@ -187,7 +187,7 @@ def test_reading_a_configuration_loads_no_torch(write):
 )
 def test_the_place_of_a_fault_is_that_of_the_override_it_speaks_of(write, override, section, message, place):
     path = write(GOOD)
-    with pytest.raises(ConfigError) as found, blame(load_config(path, [override]), section):
+    with pytest.raises(ConfigError) as found, locating_errors(load_config(path, [override]), section):
         raise ValueError(message)
     assert str(found.value) == f"{place.format(file=path)}: {section}: {message}"
 
@@ -200,6 +200,6 @@ def test_a_fault_of_a_section_that_a_copy_has_replaced_is_said_all_the_same(writ
     plain = config.privacy.model_copy(update={"noise": NoiseSection()})
     with (
         pytest.raises(ConfigError, match="wrong"),
-        blame(config.model_copy(update={"privacy": plain}), "privacy.noise"),
+        locating_errors(config.model_copy(update={"privacy": plain}), "privacy.noise"),
     ):
         raise ValueError("wrong")

@@ -2,10 +2,10 @@ import numpy as np
 import pytest
 
 from dpmodel.compare.statistics import paired_difference, summarise
+from dpmodel.figures.curve import Curve
 from dpmodel.figures.epsilon_curve import MOST_MARKS, Privacy, epsilon_over, first_releases
 from dpmodel.figures.gallery import FIGURES, draw_all, inline_svg
 from dpmodel.figures.spread import SpreadRow, spread_over_seeds
-from dpmodel.figures.strand import Strand
 from dpmodel.figures.style import SERIES, Pen
 from dpmodel.training.history import History
 from monitors import GaussianEvent, Ledger, ZCDPAccountant
@@ -18,21 +18,21 @@ def history(values, bound=1.0):
     return made
 
 
-def strand(name, *rows):
+def curve(name, *rows):
     privacy = Privacy((0, 10, 20), (0.0, 1.0, 1.5), 1e-5, "rdp")
-    return Strand(name, tuple(history(row) for row in rows), (0, 19), (2.0, 1.0), privacy, 1.0)
+    return Curve(name, tuple(history(row) for row in rows), (0, 19), (2.0, 1.0), privacy, 1.0)
 
 
-def test_every_figure_has_a_line_per_strand():
-    strands = [strand("a", [0.1, 0.2], [0.3, 0.4]), strand("b", [0.5, 0.6])]
-    for figure in draw_all(strands).values():
+def test_every_figure_has_a_line_per_curve():
+    curves = [curve("a", [0.1, 0.2], [0.3, 0.4]), curve("b", [0.5, 0.6])]
+    for figure in draw_all(curves).values():
         assert [text.get_text() for text in figure.legends[0].get_texts()] == ["a", "b"]
         for axes in figure.axes:
             assert len(axes.get_lines()) == 2
 
 
 def test_the_metric_is_drawn_at_what_was_spent_by_then():
-    figure = FIGURES["metric_against_epsilon"]([strand("a", [0.1, 0.2], [0.3, 0.6])], "accuracy")
+    figure = FIGURES["metric_against_epsilon"]([curve("a", [0.1, 0.2], [0.3, 0.6])], "accuracy")
     (line,) = figure.axes[0].get_lines()
     assert list(line.get_xdata()) == [1.0, 1.5]
     assert list(line.get_ydata()) == pytest.approx([0.2, 0.4])
@@ -56,7 +56,7 @@ def test_epsilon_is_that_of_the_first_releases_and_few_points_are_computed():
     assert first_releases(ledger, 70).rows == ((GaussianEvent(20.0), 60), (GaussianEvent(10.0), 10))
 
 
-def test_pens_of_a_dozen_strands_differ():
+def test_pens_of_a_dozen_curves_differ():
     assert len({(pen.colour, str(pen.dashes)) for pen in map(Pen.of, range(2 * len(SERIES)))}) == 2 * len(SERIES)
 
 
@@ -73,7 +73,7 @@ def test_the_spread_shows_every_seed_and_the_difference_of_all_but_the_baseline(
 
 
 def test_a_drawing_for_a_page_has_its_own_ids_and_says_what_it_shows():
-    figure = FIGURES["epsilon_against_step"]([strand("a <b> & c", [0.1]), strand("d", [0.1])], "accuracy")
+    figure = FIGURES["epsilon_against_step"]([curve("a <b> & c", [0.1]), curve("d", [0.1])], "accuracy")
     svg = inline_svg(figure, "mine", 'with "quotes" & <marks>')
     assert svg.startswith("<svg viewBox=")
     assert 'aria-label="with &quot;quotes&quot; &amp; &lt;marks&gt;"' in svg

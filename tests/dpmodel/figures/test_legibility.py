@@ -6,10 +6,10 @@ import pytest
 from matplotlib.text import Text
 
 from dpmodel.compare.statistics import paired_difference, summarise
+from dpmodel.figures.curve import Curve
 from dpmodel.figures.epsilon_curve import Privacy
 from dpmodel.figures.gallery import draw_all
 from dpmodel.figures.spread import SpreadRow, spread_over_seeds
-from dpmodel.figures.strand import Strand
 from dpmodel.figures.style import BACKGROUND, ROLES, repaint
 from dpmodel.training.history import History
 
@@ -35,11 +35,11 @@ def a_history(case, seed=0):
     return made
 
 
-def a_strand(name, case):
+def a_curve(name, case):
     histories = (a_history(case), a_history(case, 1))
     steps = tuple(histories[0].column("step"))
     privacy = Privacy((0, 1, *steps), (0.0, 0.9, *histories[0].column("epsilon")), 1e-5, "rdp")
-    return Strand(name, histories, (0, steps[-1] - 1), (2.0, 1.0), privacy, 1.0)
+    return Curve(name, histories, (0, steps[-1] - 1), (2.0, 1.0), privacy, 1.0)
 
 
 def a_spread(size):
@@ -82,7 +82,7 @@ def require_legible(figure):
 def test_no_text_of_a_figure_overlaps_another_or_leaves_the_picture(case, size):
     metric = None if case == "no validation" else "accuracy"
     for count in (1, len(NAMES)):
-        for figure in draw_all([a_strand(name, case) for name in NAMES[:count]], metric, size).values():
+        for figure in draw_all([a_curve(name, case) for name in NAMES[:count]], metric, size).values():
             require_legible(figure)
     require_legible(a_history(case).plot(size=size))
 
@@ -96,7 +96,7 @@ def test_a_dark_figure_has_no_colour_of_a_light_one():
     figures = [
         a_spread(None),
         a_history("usual").plot(),
-        *draw_all([a_strand(name, "usual") for name in "ab"]).values(),
+        *draw_all([a_curve(name, "usual") for name in "ab"]).values(),
     ]
     light = {colours[0] for colours in (*ROLES.values(), BACKGROUND)}
     dark = {colours[1] for colours in (*ROLES.values(), BACKGROUND)}

@@ -3,7 +3,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from mechanisms.engines.probing import shared_recordings, undisturbed
+from mechanisms.engines.probing import preserve_state, shared_recordings
 
 
 class Counting(nn.Linear):
@@ -23,9 +23,9 @@ def test_trial_passes_leave_no_trace_also_where_recordings_are_shared():
     network = Counting()
     with shared_recordings():
         for _ in range(3):
-            with undisturbed(network):
+            with preserve_state(network):
                 network(torch.ones(1, 2))
-                with undisturbed(network):
+                with preserve_state(network):
                     network(torch.ones(1, 2))
                     network.eval()
                 assert (network.calls, len(network.seen), network.training) == (1, 1, True)
@@ -35,13 +35,13 @@ def test_trial_passes_leave_no_trace_also_where_recordings_are_shared():
 def test_what_has_changed_since_a_recording_was_made_is_recorded_anew():
     network = Counting()
     with shared_recordings():
-        with undisturbed(network):
+        with preserve_state(network):
             network(torch.ones(1, 2))
         network.calls, network.seen = 7, [torch.zeros(())]
         network.eval()
-        with undisturbed(network, nn.CrossEntropyLoss()):
+        with preserve_state(network, nn.CrossEntropyLoss()):
             network(torch.ones(1, 2))
-        with undisturbed(network):
+        with preserve_state(network):
             network.train()
             network(torch.ones(1, 2))
     assert (network.calls, len(network.seen), network.training) == (7, 1, False)
@@ -52,6 +52,6 @@ def test_a_recording_of_one_network_is_not_taken_for_another():
     other.calls = 5
     with shared_recordings():
         for network in (one, other):
-            with undisturbed(network):
+            with preserve_state(network):
                 network(torch.ones(1, 2))
     assert (one.calls, other.calls) == (0, 5)

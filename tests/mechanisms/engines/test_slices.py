@@ -6,7 +6,7 @@ from torch import nn
 from mechanisms.clipping import Fixed
 from mechanisms.engines.base import clip_rows
 from mechanisms.engines.parameters import FlatLayout
-from mechanisms.engines.probing import SHAKES, shaken
+from mechanisms.engines.probing import SHAKES, perturbed_weights
 from mechanisms.engines.slices import ENTRIES, slices
 
 
@@ -33,7 +33,7 @@ def test_gradients_of_many_slices_are_clipped_to_the_bound_and_added():
 def test_a_large_parameter_is_moved_everywhere_and_no_two_rows_alike():
     network = nn.Linear(1024, SHAKES // 1024 + 2, bias=False)
     nn.init.zeros_(network.weight)
-    with shaken(network):
+    with perturbed_weights(network):
         moved = network.weight.detach().clone()
     assert not bool(network.weight.any())
     assert bool(moved.any(dim=1).all())

@@ -23,7 +23,7 @@ _MOST_POINTS = 400
 
 
 @dataclass(frozen=True)
-class Strand:
+class Curve:
     """One line of every figure.
 
     Args:
@@ -57,36 +57,36 @@ class Strand:
         return rows
 
 
-def strand_of_plan(name: str, plan: TrainingPlan, histories: Sequence[History], privacy: Privacy) -> Strand:
-    """The strand of trainings that followed ``plan``."""
+def curve_of_plan(name: str, plan: TrainingPlan, histories: Sequence[History], privacy: Privacy) -> Curve:
+    """The curve of trainings that followed ``plan``."""
     steps = tuple(
         int(step) for step in np.unique(np.linspace(0, plan.steps - 1, min(plan.steps, _MOST_POINTS)).round())
     )
     multipliers = tuple(plan.release.noise.noise_multiplier(step) for step in steps)
-    return Strand(name, tuple(histories), steps, multipliers, privacy, plan.config.privacy.norm_bound)
+    return Curve(name, tuple(histories), steps, multipliers, privacy, plan.config.privacy.norm_bound)
 
 
-def strand_of_run(path: str | os.PathLike[str], name: str | None = None) -> Strand:
-    """The strand of one run folder, of ``dpmodel train`` or of ``fit(output=...)``; epsilon is that of its ledger.
+def curve_of_run(path: str | os.PathLike[str], name: str | None = None) -> Curve:
+    """The curve of one run folder, of ``dpmodel train`` or of ``fit(output=...)``; epsilon is that of its ledger.
 
     Raises:
         ConfigError: ``path`` holds no training, or its history or report is missing.
     """
     folder, label = RunFolder(Path(path)), name or Path(path).name
     if folder.ledger.is_file() and not folder.config.is_file():
-        return _strand_of_python(folder, label)
+        return _curve_of_python(folder, label)
     from dpmodel.config import load_config
 
     config = load_config(RunFolder.existing(path).config)
     plan, privacy = plan_training(config), config.privacy
     ledger, history = _read(folder, privacy.delta)
     done = _steps_done(folder, ledger)
-    curve = epsilon_over(ledger, history.column("step"), privacy.delta, privacy.accountant, done)
-    return strand_of_plan(label, plan, [history], curve)
+    spent = epsilon_over(ledger, history.column("step"), privacy.delta, privacy.accountant, done)
+    return curve_of_plan(label, plan, [history], spent)
 
 
-def _strand_of_python(folder: RunFolder, name: str) -> Strand:
-    """The strand of a training that was written in Python: its report says what a configuration would."""
+def _curve_of_python(folder: RunFolder, name: str) -> Curve:
+    """The curve of a training that was written in Python: its report says what a configuration would."""
     try:
         report = json.loads(folder.report.read_text(encoding="utf-8"))
         delta, accountant, mechanism = float(report["delta"]), str(report["accountant"]), report["mechanism"]
@@ -99,9 +99,9 @@ def _strand_of_python(folder: RunFolder, name: str) -> Strand:
         ) from error
     ledger, history = _read(folder, delta)
     done = _steps_done(folder, ledger)
-    curve = epsilon_over(ledger, history.column("step"), delta, accountant, done)
-    steps, multipliers = _schedule(ledger, curve.steps[-1], factor, history, first)
-    return Strand(name, (history,), steps, multipliers, curve, bound)
+    spent = epsilon_over(ledger, history.column("step"), delta, accountant, done)
+    steps, multipliers = _schedule(ledger, spent.steps[-1], factor, history, first)
+    return Curve(name, (history,), steps, multipliers, spent, bound)
 
 
 def _schedule(
