@@ -2,10 +2,26 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 import pytest
 import torch
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items):
+    """Keep one in n cases of a test marked ``sample(n)`` among the quick tests, evenly spread; the others are slow."""
+    seen = Counter()
+    for item in items:
+        mark = item.get_closest_marker("sample")
+        if mark is None or item.get_closest_marker("slow"):
+            continue
+        test = (item.path, item.originalname)
+        if seen[test] % mark.args[0]:
+            item.add_marker(pytest.mark.slow)
+        seen[test] += 1
 
 
 @pytest.fixture(autouse=True)

@@ -51,6 +51,7 @@ BESIDE = {
 }
 
 
+@pytest.mark.sample(2)
 @pytest.mark.parametrize("engine", ["bookkeeping", "vmap", "loop"])
 @pytest.mark.parametrize("kind", BESIDE)
 def test_what_stands_beside_the_outputs_is_carried(make_model, make_data, kind, engine):

@@ -69,6 +69,7 @@ def one_at_a_time(network, loss_fn, x, y):
     return losses, total
 
 
+@pytest.mark.sample(3)
 @pytest.mark.parametrize("case", WORKING, ids=str)
 def test_a_loss_trains_and_is_measured_as_for_one_example_at_a_time(case, capsys):
     network, x, y, loss_fn = case.network(), case.x(), case.y(), case.loss()

@@ -37,6 +37,7 @@ def test_the_table_above_names_every_built_in_mechanism():
 
 
 @pytest.mark.parametrize(("name", "options"), mechanisms())
+@pytest.mark.sample(3)
 @pytest.mark.parametrize(("factor", "bound"), [(1.0, 1.0), (2.0, 0.1)])
 @pytest.mark.parametrize("step", [0, 5])
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -78,6 +79,7 @@ class NoGradient(nn.Module):
         return x + 0.0 * self.weight.sum()
 
 
+@pytest.mark.sample(3)
 @pytest.mark.parametrize("clip", CLIP.names())
 @pytest.mark.parametrize("micro_batches", [None, 5])
 @pytest.mark.parametrize("sampling", ["poisson", "shuffle"])

@@ -1,5 +1,6 @@
 """The ledger planned without data is the ledger that training writes, for every mechanism and schedule."""
 
+import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -27,7 +28,9 @@ def build(noise, options, clip):
     )
 
 
-@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@pytest.mark.sample(4)
+@pytest.mark.parametrize("part", range(4))
+@settings(max_examples=5, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     noise=st.sampled_from(NOISES),
     clip=st.sampled_from(CLIP.names()),
@@ -37,7 +40,7 @@ def build(noise, options, clip):
     epochs=st.integers(1, 3),
     fits=st.integers(1, 2),
 )
-def test_planned_ledger_equals_trained_ledger(noise, clip, sampling, micro_batches, n, epochs, fits):
+def test_planned_ledger_equals_trained_ledger(part, noise, clip, sampling, micro_batches, n, epochs, fits):
     network = nn.Linear(2, 2)
     noise_mech, clip_mech = build(*noise, clip)
     model = DPModel(

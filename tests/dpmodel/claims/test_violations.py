@@ -85,6 +85,7 @@ def fitted(make_model, make_data):
     return fit
 
 
+@pytest.mark.sample(4)
 @pytest.mark.parametrize(
     "hook",
     [
@@ -158,6 +159,7 @@ class Schedules(Callback):
 BENIGN = [AveragesForValidation, RestoresBest, Declares, DropsMomentum, ZeroesMomentum, Schedules]
 
 
+@pytest.mark.sample(4)
 @pytest.mark.parametrize("make", BENIGN)
 def test_values_of_earlier_steps_schedules_and_declared_changes_pass(fitted, size, make):
     model, error = fitted([make()])

@@ -31,6 +31,7 @@ FILES = {
 STATE = {"training_state.safetensors", "releases.jsonl"}
 
 
+@pytest.mark.slow
 def test_the_main_job_on_a_subset_of_mnist(command, tmp_path):
     settings = ["data.limit=600", "data.test_limit=200", "training.batch_size=60", "training.epochs=1"]
     overrides = [part for setting in settings for part in ("--set", setting)]
@@ -335,6 +336,7 @@ def _start(tiny, out):
     return process
 
 
+@pytest.mark.sample(2)
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=lambda number: number.name)
 def test_an_interrupt_finishes_the_step_and_writes_everything(tiny, tmp_path, number):
     out = tmp_path / "run"
@@ -363,6 +365,7 @@ def test_a_killed_training_is_charged_for_at_least_what_it_did(tiny, tmp_path):
     assert ledger.total % 10 == 0
 
 
+@pytest.mark.sample(2)
 @pytest.mark.parametrize("both", [False, True], ids=["output", "output and error"])
 def test_a_training_goes_on_to_its_end_when_nobody_reads_its_output_any_more(tiny, tmp_path, both):
     out = tmp_path / "run"

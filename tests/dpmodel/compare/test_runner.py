@@ -95,6 +95,7 @@ def test_a_killed_run_goes_on_from_its_last_save_and_what_it_lost_counts_in_the_
     assert resumed.result.to_dict()["composed"]["lost_steps"] == 2
 
 
+@pytest.mark.slow
 def test_a_run_without_a_state_is_made_again_and_what_it_released_counts(tiny, tmp_path):
     tiny["base"]["output"]["save_every_steps"] = None
     comparison = make_comparison(tiny)

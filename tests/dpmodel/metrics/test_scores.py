@@ -85,6 +85,7 @@ OF_LOG_ODDS = [
 ]
 
 
+@pytest.mark.sample(4)
 @pytest.mark.parametrize("shape", [(N,), (N, 1), (N, 1, 1)])
 @pytest.mark.parametrize("loss_fn", OF_PROBABILITIES)
 def test_scores_that_the_loss_takes_for_probabilities_are_cut_at_one_half(loss_fn, shape):
@@ -92,6 +93,7 @@ def test_scores_that_the_loss_takes_for_probabilities_are_cut_at_one_half(loss_f
     assert measured(loss_fn, outputs, targets) == pytest.approx(RIGHT)
 
 
+@pytest.mark.sample(3)
 @pytest.mark.parametrize("shape", [(N,), (N, 1)])
 @pytest.mark.parametrize("loss_fn", OF_LOG_ODDS)
 def test_scores_that_the_loss_takes_for_log_odds_are_cut_at_zero(loss_fn, shape):

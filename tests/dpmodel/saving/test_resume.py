@@ -145,7 +145,9 @@ def begun_anew(case, breaks, every, folder):
     return resumed, fit(resumed, case, keeper=StateKeeper(folder, every, resume=True))
 
 
-@settings(max_examples=8, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@pytest.mark.sample(4)
+@pytest.mark.parametrize("part", range(4))
+@settings(max_examples=2, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     case=CASES,
     every=st.integers(1, STEPS + 2),
@@ -155,7 +157,7 @@ def begun_anew(case, breaks, every, folder):
         min_size=1,
     ),
 )
-def test_a_resumed_training_is_the_uninterrupted_one_bit_for_bit(case, every, breaks, tmp_path_factory):
+def test_a_resumed_training_is_the_uninterrupted_one_bit_for_bit(part, case, every, breaks, tmp_path_factory):
     torch.manual_seed(0)
     whole = build(case)
     history = fit(whole, case)
@@ -167,6 +169,7 @@ def test_a_resumed_training_is_the_uninterrupted_one_bit_for_bit(case, every, br
         assert [row.epsilon for row in resumed_history] == [row.epsilon for row in history]
 
 
+@pytest.mark.sample(5)
 @pytest.mark.parametrize("step", range(1, STEPS + 1))
 @pytest.mark.parametrize("kind", [PowerCut, Interrupt])
 def test_every_step_may_be_the_last_one_of_a_process(kind, step, tmp_path):
@@ -182,13 +185,17 @@ def test_every_step_may_be_the_last_one_of_a_process(kind, step, tmp_path):
     assert resumed.ledger.lost.total == (STEPS_PER_EPOCH if kind is PowerCut else 0)
 
 
-@settings(max_examples=8, deadline=None)
+@pytest.mark.sample(4)
+@pytest.mark.parametrize("part", range(4))
+@settings(max_examples=2, deadline=None)
 @given(
     every=st.integers(1, 6),
     breaks=st.lists(st.integers(1, STEPS), min_size=1, max_size=3),
     sampling=st.sampled_from(["poisson", "shuffle"]),
 )
-def test_epsilon_covers_every_step_that_any_process_took_and_never_falls(every, breaks, sampling, tmp_path_factory):
+def test_epsilon_covers_every_step_that_any_process_took_and_never_falls(
+    part, every, breaks, sampling, tmp_path_factory
+):
     case, folder = {**SECRET, "sampling": sampling}, tmp_path_factory.mktemp("run")
     accountant, witnesses, shown = "zcdp" if sampling == "shuffle" else "rdp", [], []
 

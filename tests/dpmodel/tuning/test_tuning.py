@@ -117,6 +117,7 @@ def test_an_interrupted_search_resumes_the_same_runs_and_charges_what_was_broken
     assert not list(tmp_path.glob("trials/*.previous-*"))
 
 
+@pytest.mark.slow
 def test_what_a_killed_run_of_a_search_lost_is_charged_on_top(values, tmp_path, three_runs):
     class PowerCut(Silence):
         def stepped(self, job, step):
@@ -135,6 +136,7 @@ def test_what_a_killed_run_of_a_search_lost_is_charged_on_top(values, tmp_path, 
     assert charged > RDPAccountant().epsilon(planned, 1e-5)
 
 
+@pytest.mark.slow
 def test_what_the_best_run_lost_is_charged_where_the_search_is_not(values, tmp_path):
     class PowerCut(Silence):
         def stepped(self, job, step):
@@ -221,6 +223,7 @@ def test_an_argument_that_the_base_has_not_is_blamed_on_the_search_before_anythi
     assert not out.exists()
 
 
+@pytest.mark.slow
 def test_a_schedule_that_falls_far_is_solved_for_as_long_as_some_noise_is_left(values, tmp_path, three_runs):
     values["base"]["privacy"]["noise"] = {"name": "AdaGaussian", "decay_policy": "Exp", "noise_decay_rate": 1.2}
     found = run_tuning(make_tuning(values), tmp_path, jobs=1)
