@@ -51,7 +51,7 @@ def require_exact(make, pair, steps=3, engine=None):
     assert engine in (None, one.engine), one.explained
 
 
-@pytest.mark.sample(4)
+@pytest.mark.sample(5)
 @pytest.mark.parametrize("member", MEMBERS, ids=str)
 def test_no_coupling_moves_a_sum_by_more_than_is_accounted_for_and_nothing_stays_in_network_or_loss(member):
     one, other = require_true_claim(member)
@@ -78,7 +78,7 @@ def test_nor_does_it_in_an_engine_that_was_asked_for(member, engine):
     require_true_claim(member, engine=engine)
 
 
-@pytest.mark.sample(4)
+@pytest.mark.sample(5)
 @pytest.mark.parametrize("member", TWINS, ids=str)
 def test_code_of_the_same_shape_that_treats_each_example_alone_is_trained_exactly(member):
     require_exact(member.benign, member.pair(), member.steps, member.engine)
@@ -90,7 +90,7 @@ def test_code_of_every_day_is_trained_exactly(sound):
     require_exact(sound.make, sound.pair(), engine=sound.engine)
 
 
-@pytest.mark.sample(4)
+@pytest.mark.sample(5)
 @pytest.mark.parametrize("member", [member for member in MEMBERS if member.seen], ids=str)
 def test_without_protection_the_coupling_breaks_the_claim(member):
     pair = member.pair()
@@ -98,7 +98,7 @@ def test_without_protection_the_coupling_breaks_the_claim(member):
     assert max(ratios(*sums, pair.moves)) > 1.0 + 10 * ROUNDING
 
 
-@pytest.mark.sample(4)
+@pytest.mark.sample(5)
 @pytest.mark.parametrize("member", TWINS, ids=str)
 def test_and_the_twin_does_not(member):
     pair = member.pair()

@@ -25,6 +25,17 @@ def tiny(tmp_path):
     return path
 
 
+@pytest.fixture(scope="session")
+def trained_once(tmp_path_factory):
+    """The folder of a training of ``TINY``, to be copied."""
+    from dpmodel import load_config, train_from_config
+
+    folder = tmp_path_factory.mktemp("trained")
+    (folder / "tiny.yaml").write_text(TINY)
+    train_from_config(load_config(folder / "tiny.yaml"), folder / "run")
+    return folder / "run"
+
+
 @pytest.fixture
 def command(capsys):
     """Runs the command line in this process: exit code, standard output, standard error."""

@@ -77,6 +77,7 @@ PLANS = {
 }
 
 
+@pytest.mark.sample(3)
 @pytest.mark.parametrize("settings", PLANS.values(), ids=PLANS)
 def test_the_planned_ledger_is_the_trained_ledger(command, tiny, tmp_path, settings):
     overrides = [part for setting in settings for part in ("--set", setting)]
@@ -99,6 +100,7 @@ SPEED = [
 ]
 
 
+@pytest.mark.sample(3)
 @pytest.mark.parametrize("setting", SPEED)
 def test_the_performance_section_changes_no_epsilon(command, tiny, tmp_path, setting):
     code, text, error = command("train", tiny, "--set", setting, "--output", tmp_path / "run", "--json")
@@ -365,7 +367,7 @@ def test_a_killed_training_is_charged_for_at_least_what_it_did(tiny, tmp_path):
     assert ledger.total % 10 == 0
 
 
-@pytest.mark.sample(2)
+@pytest.mark.slow
 @pytest.mark.parametrize("both", [False, True], ids=["output", "output and error"])
 def test_a_training_goes_on_to_its_end_when_nobody_reads_its_output_any_more(tiny, tmp_path, both):
     out = tmp_path / "run"

@@ -246,6 +246,7 @@ def killed_at(step, config, folder, *, resume):
     return seen
 
 
+@pytest.mark.slow
 def test_a_kill_at_any_instant_is_charged_and_the_resumed_run_spends_the_plan(tmp_path):
     config, folder = tmp_path / "tiny.yaml", RunFolder(tmp_path / "run")
     config.write_text(yaml.safe_dump({**TINY, "training": {"epochs": 9, "batch_size": 6}}))

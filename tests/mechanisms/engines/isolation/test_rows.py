@@ -18,7 +18,7 @@ from mechanisms.engines.isolation.rows import Layout, lie_alike, on_rows
 from mechanisms.units import ClippedUnit
 from monitors.errors import UnsupportedModuleError
 
-MANY = settings(max_examples=250, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+MANY = settings(max_examples=120, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 
 #: Small enough that examples, rows, channels and positions often are equally many, and one is taken for another.
 SIZES = st.integers(1, 3)

@@ -95,7 +95,7 @@ class Carrying(nn.Module):
         return self.layer(x)
 
 
-@pytest.mark.parametrize("name", ["auto", *ENGINES.names()])
+@pytest.mark.parametrize("name", [pytest.param("auto", marks=pytest.mark.slow), *ENGINES.names()])
 def test_what_is_carried_out_of_a_pass_is_refused_unless_it_is_trusted(name):
     def choose(isolation):
         ELSEWHERE.kept.clear()
@@ -151,6 +151,7 @@ def test_views_of_the_batch_and_what_is_written_into_old_tensors_are_escapes():
     assert len(constant) == 3
 
 
+@pytest.mark.slow
 def test_state_beyond_what_can_be_compared_is_refused():
     network = nn.Linear(4, 3)
     network.bank = [[number] for number in range(60_000)]
