@@ -147,9 +147,7 @@ def main(epochs: int = 3) -> dict[str, float]:
     """Train one small model with each mechanism and return their epsilons."""
     from torch import nn, optim
 
-    from dpmodel import DPModel, poisson_loader
-    from dpmodel.data import load_dataset
-    from dpmodel.nets import build_network
+    from dpmodel import DPModel, build_network, load_dataset, poisson_loader
 
     data = load_dataset("synthetic", shape=(1, 4, 4), num_train=2000, num_classes=2)
     spent = {}
