@@ -16,12 +16,12 @@ STEP_COLUMNS = (
 )
 STEP_NOTES = (
     "A step is forward, backward, clip, noise and SGD with momentum; plain rows have neither clip nor noise. Times are",
-    "between CUDA events, medians of rounds in turns; ratios are medians over rounds of times in one round, of rows in",
-    "bf16 to `plain-bf16`. Float32 is as torch has it: convolutions in TF32, matrix products in full. `plain-graph`",
-    "replays the whole step as one CUDA graph. `dpmodel` is what trains by default (engine `auto`), with noise of the",
-    "secure generator; `-quiet` leaves the noise out. Peak memory counts weights, momentum and batch. Kernels (copies",
-    "and fills included), waits of the host for the device, and milliseconds in which the device worked are per step,",
-    "by torch's profiler.",
+    "medians over alternating rounds, measured between CUDA events. Ratios are medians over rounds of the times in one",
+    "round; rows in bf16 are compared with `plain-bf16`. Float32 uses torch's defaults: convolutions in TF32, matrix",
+    "products in full precision. `plain-graph` replays the whole step as one CUDA graph. `dpmodel` is the default",
+    "(engine `auto`) with secure noise; `-quiet` omits the noise. Peak memory includes weights, momentum and batch.",
+    "Kernels (including copies and fills), waits of the host for the device, and milliseconds of device work are per",
+    "step, as counted by torch's profiler.",
 )
 
 
@@ -149,7 +149,7 @@ def _noise(report: Report) -> Iterator[str]:
         yield from (
             "## Noise",
             "",
-            "Milliseconds to add noise to a vector on the device, medians of rounds in turns.",
+            "Milliseconds to add noise to a vector on the device, as medians over alternating rounds.",
             "",
         )
         rows = (
@@ -161,7 +161,7 @@ def _noise(report: Report) -> Iterator[str]:
 def _fits(report: Report) -> Iterator[str]:
     found = report.of("fit")
     if found:
-        yield from ("## Whole fits", "", "Everything counts: drawing and fetching rows, checks, steps, update.", "")
+        yield from ("## Whole fits", "", "Times include drawing and fetching rows, checks, steps and update.", "")
         rows = ([r["section"], r["row"], r["took"], r["words"]] for r in found)
         yield from table(("what", "row", "time", "result"), rows)
 
@@ -169,7 +169,7 @@ def _fits(report: Report) -> Iterator[str]:
 def _longest(report: Report) -> Iterator[str]:
     found = [record for record in report.of("launches") if record["longest"] and record["row"] == "dpmodel"]
     if found:
-        yield from ("## Kernels of most time", "")
+        yield from ("## Most expensive kernels", "")
         rows = (
             [
                 f"{r['section']} ({r['size']})",

@@ -119,16 +119,16 @@ def heading(options: argparse.Namespace, chosen: list[Workload]) -> list[str]:
     names = options.engines
     rounds = f"{options.rounds} round{'s' * (options.rounds != 1)}"
     sentences = [
-        f"{rounds} in turns, at least {options.seconds:g} s per row and round, {options.clock} time; ratios are",
+        f"{rounds}, alternating, at least {options.seconds:g} s per row and round, {options.clock} time; ratios are",
         "medians over rounds of the times in one round. A step is forward, backward, clip, noise and SGD with",
         "momentum; plain rows have neither clip nor noise. Our engines draw their noise from the secure generator.",
-        "Peak memory is what tensors made by a step hold at most, gradients included, weights and momentum not; errors",
-        "are against the one-example loop in float64.",
+        "Peak memory is the most that tensors made by a step hold at one time, including gradients but neither weights",
+        "nor momentum. Errors are relative to the one-example loop in float64.",
     ]
     if any(name in PLAIN and name != "plain" for name in names):
         sentences += [
-            "Tuned plain rows: `plain-channels-last` has images and weights with the channels last, `plain-pool-first`",
-            "activations behind the pooling that follows and our 2 x 2 pooling, `plain-tuned` both; for images only.",
+            "Tuned plain rows (images only): `plain-channels-last` stores images and weights with the channels last,",
+            "`plain-pool-first` applies activations after the pooling and our 2 x 2 pooling, `plain-tuned` does both.",
         ]
     changed = {workload.name: changes_for_opacus(workload) for workload in chosen}
     if any(name.startswith("opacus-") for name in names) and any(changed.values()):
@@ -151,8 +151,8 @@ def profile_heading(options: argparse.Namespace) -> list[str]:
         "## Where the time of a step goes",
         "",
         description(),
-        f"Wall time, medians over all steps of {options.rounds} rounds of at least {options.seconds:g} s; plain and",
-        "private steps in turns. Chunks of one batch are added up.",
+        f"Wall time, medians over all steps of {options.rounds} rounds of at least {options.seconds:g} s;",
+        "plain and private steps alternate. The chunks of one batch are added up.",
         "",
     ]
 

@@ -116,11 +116,11 @@ def main() -> None:
                 epoch()
             seconds[name].append(time.perf_counter() - begun)
     lines = [
-        "# Whole epochs of the main job",
+        "# Whole epochs of the main training",
         "",
-        f"LeNet5 (tanh), {len(data):,} images, batch {BATCH}, {arguments.rounds} rounds in turns; {here}",
-        "Time counts everything: drawing rows, fetching, forward, backward, clipping, noise, update. The ratio is the",
-        "median over rounds of plain time over own time in one round.",
+        f"LeNet5 (tanh), {len(data):,} images, batch {BATCH}, {arguments.rounds} alternating rounds; {here}",
+        "The time includes everything: drawing rows, fetching, forward, backward, clipping, noise, update. The ratio",
+        "is the median over rounds of plain time divided by private time in the same round.",
         "",
         "| what | s per epoch | x plain |",
         "|---|---|---|",

@@ -232,11 +232,11 @@ def heading(options: argparse.Namespace) -> list[str]:
         "# How the cost of private training grows",
         "",
         description(),
-        f"Plain and private in turns, {rounds} of at least {options.seconds:g} s each (whole epochs: "
+        f"Plain and private steps alternate: {rounds} of at least {options.seconds:g} s each (whole epochs: "
         f"{min(options.rounds, MOST_EPOCHS)}), {options.clock} time, medians; x plain is",
         "plain time over private time of the same round. A private step is forward, backward, clip, secure noise and",
-        "SGD with momentum, engine `bookkeeping`. Peak memory is what tensors made by a step hold at most, gradients",
-        "included. Loading is what the loader took to draw, fetch and convert the batches of an epoch.",
+        "SGD with momentum, engine `bookkeeping`. Peak memory is the most that tensors made by a step hold at once,",
+        "including gradients. Loading is the time to draw, fetch and convert the batches of an epoch.",
         "",
     ]
 

@@ -85,9 +85,7 @@ def compare(options: argparse.Namespace, arguments: list[str]) -> None:
                 for row in ROWS:
                     times[side][name][row] += found[row]
     threads = f"{options.threads} thread{'s' * (options.threads != 1)}"
-    print(
-        f"{options.rounds} rounds in turns, {threads}, {options.clock} time, engine {options.engine!r}; milliseconds\n"
-    )
+    print(f"{options.rounds} alternating rounds, {threads}, {options.clock} time, engine {options.engine!r}; ms\n")
     print("| workload (batch) | here | there | here / there | x plain here | x plain there | plain here / there |")
     print("|---|---|---|---|---|---|---|")
     for name in options.only:

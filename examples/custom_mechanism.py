@@ -1,12 +1,12 @@
-"""Two noise mechanisms of a third party, accounted by their own events.
+"""Two third-party noise mechanisms, accounted for by their own events.
 
     python examples/custom_mechanism.py                       # in Python
     dpmodel train examples/custom_mechanism.yaml              # from YAML, through `plugins:`
     dpmodel budget examples/custom_mechanism.yaml             # planned by the same event
 
-`CosineGaussian` is the easy case: a new schedule for Gaussian noise, whose event is known to every accountant.
-`KNorm` is the full case: another noise with an event type of its own and its Renyi rules. A package announces itself
-under the entry-point group `dpmodel.mechanisms`, and then its names need no `plugins:`; see docs/extending.md.
+`CosineGaussian` is the simple case: a new schedule for Gaussian noise, whose event every accountant knows. `KNorm` is
+the full case: a different noise distribution with a new event type and its Renyi rules. A package that declares an
+entry point in the group `dpmodel.mechanisms` needs no `plugins:`; see docs/extending.md.
 """
 
 from __future__ import annotations
@@ -30,14 +30,14 @@ if TYPE_CHECKING:
 
 @NoiseMechanismsFactory.register("CosineGaussian")
 class CosineGaussian(Gaussian):
-    """Gaussian noise whose multiplier falls along half a cosine from its initial value to ``final_ratio`` of it.
+    """Gaussian noise whose multiplier falls along half a cosine to ``final_ratio`` times its initial value.
 
-    The noise that is drawn and the event that is recorded both come from ``self.schedule``, so they cannot disagree.
+    The noise and the recorded event both come from ``self.schedule``, so they always agree.
 
     Args:
-        decay_steps: Steps of the fall; the multiplier stays constant afterwards.
-        final_ratio: Last over first multiplier, in (0, 1].
-        **common: As of ``Gaussian``.
+        decay_steps: Number of steps of the decay; afterwards the multiplier is constant.
+        final_ratio: Ratio of the last to the first multiplier, in (0, 1].
+        **common: Arguments of ``Gaussian``.
     """
 
     def __init__(self, *, decay_steps: int, final_ratio: float = 0.5, **common: Any) -> None:
@@ -55,16 +55,16 @@ class CosineGaussian(Gaussian):
         self.schedule = schedule
 
 
-# 2. Another noise, with an event of its own
+# 2. A new noise distribution with a new event
 
 
 @register_event
 @dataclass(frozen=True)
 class KNormEvent(PrivacyEvent):
-    """A release with noise of density proportional to ``exp(-||x||_2 / b)``: pure differential privacy.
+    """A release with noise of density proportional to ``exp(-||x||_2 / b)``, which gives pure differential privacy.
 
     Args:
-        scale: ``b`` over the L2 sensitivity, positive; epsilon is ``1 / scale``.
+        scale: ``b`` divided by the L2 sensitivity, positive; epsilon is ``1 / scale``.
     """
 
     scale: float
@@ -75,7 +75,7 @@ class KNormEvent(PrivacyEvent):
 
 
 def pure_renyi_curve(epsilon: float, orders: np.ndarray) -> np.ndarray:
-    """Renyi bound of an epsilon-private mechanism: at most epsilon, and at most ``order epsilon^2 / 2``.
+    """Renyi bound of a pure epsilon-DP mechanism: the minimum of epsilon and ``order epsilon^2 / 2``.
 
     References:
         Bun and Steinke 2016, "Concentrated Differential Privacy", proposition 3.3.
@@ -94,7 +94,7 @@ def _(event: KNormEvent, sampling_rate: float, orders: np.ndarray) -> np.ndarray
 
 
 def amplified(epsilon: float, sampling_rate: float) -> float:
-    """Pure epsilon on a Poisson sample: ``log(1 + q (e^epsilon - 1))``, without overflow.
+    """Pure epsilon of a Poisson sample, ``log(1 + q (e^epsilon - 1))``, computed without overflow.
 
     References:
         Balle, Barthe and Gaboardi 2018, "Privacy Amplification by Subsampling", theorem 8.
@@ -108,24 +108,24 @@ def amplified(epsilon: float, sampling_rate: float) -> float:
 class KNorm(NoiseMechanism):
     """L2 K-norm ("spherical Laplace") noise: uniform direction, radius ``Gamma(dimension, b)``.
 
-    Its length grows with the dimension, where that of Gaussian noise grows with the root of it: a choice for small
-    models and pure epsilon.
+    The length of the noise grows with the dimension, that of Gaussian noise only with its square root. Use this
+    mechanism for small models and pure epsilon.
 
     Args:
-        initial_noise_multiplier: ``b`` over the norm bound.
-        **common: As of ``NoiseMechanism``.
+        initial_noise_multiplier: ``b`` divided by the norm bound.
+        **common: Arguments of ``NoiseMechanism``.
 
     References:
         Hardt and Talwar 2010, "On the Geometry of Differential Privacy".
     """
 
     def noise_multiplier(self, step: int) -> float:
-        """``b`` over the norm bound."""
+        """``b`` divided by the norm bound."""
         del step
         return self.initial_noise_multiplier
 
     def event(self, step: int, sensitivity_factor: float = 1.0) -> PrivacyEvent:
-        """The event of this release; micro-batch groups have twice the sensitivity."""
+        """Event of this release; micro-batch groups have twice the sensitivity."""
         return KNormEvent(self.noise_multiplier(step) / sensitivity_factor)
 
     def sample(self, size: int, step: int) -> torch.Tensor:
@@ -134,7 +134,7 @@ class KNorm(NoiseMechanism):
 
         direction = self.generator.normal(size)
         uniform = (self.generator.words(size) >> np.uint64(11)) * 2.0**-53
-        # A Gamma variable of whole shape is a sum of exponential ones.
+        # A Gamma variable with an integer shape is a sum of exponential variables.
         radius = -np.log1p(-uniform).sum() * self.noise_multiplier(step)
         length = torch.linalg.vector_norm(direction)
         return direction.mul_(float(radius) / float(length)) if size else direction
@@ -144,12 +144,10 @@ class KNorm(NoiseMechanism):
 
 
 def main(epochs: int = 3) -> dict[str, float]:
-    """Train one small model with each mechanism; returns the epsilons."""
+    """Train one small model with each mechanism and return their epsilons."""
     from torch import nn, optim
 
-    from dpmodel import DPModel, poisson_loader
-    from dpmodel.data import load_dataset
-    from dpmodel.nets import build_network
+    from dpmodel import DPModel, build_network, load_dataset, poisson_loader
 
     data = load_dataset("synthetic", shape=(1, 4, 4), num_train=2000, num_classes=2)
     spent = {}
