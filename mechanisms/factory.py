@@ -1,4 +1,4 @@
-"""MindArmour's factories over the registries: mechanisms by name, also those of other people's packages."""
+"""Factories that build mechanisms by name, with MindArmour's arguments; extensions can register their own."""
 
 from __future__ import annotations
 
@@ -16,22 +16,22 @@ B = TypeVar("B", bound=type)
 
 __all__ = ["ClipMechanismsFactory", "NoiseMechanismsFactory"]
 
-del adaptive_clipping, shaped_noise  # imported so that its mechanisms are registered
+del adaptive_clipping, shaped_noise  # importing them registered their mechanisms
 
 
 class _Factory:
-    """What both factories share: registration, listing, and building with the arguments a mechanism takes."""
+    """The common part of both factories: registration, listing, and building with the accepted arguments."""
 
     registry: ClassVar[Registry[Any]]
 
     @classmethod
     def register(cls, name: str) -> Callable[[B], B]:
-        """Decorator that files a mechanism class under ``name``."""
+        """Decorator that registers a mechanism class as ``name``."""
         return cls.registry.register(name)
 
     @classmethod
     def names(cls) -> tuple[str, ...]:
-        """All known names, those of installed extensions included."""
+        """All known names, including those of installed extensions."""
         return cls.registry.names()
 
     @classmethod
@@ -51,7 +51,7 @@ class _Factory:
         try:
             return builder(**arguments, **extra)
         except TypeError as error:
-            # A builder that hands on what it is given, or lacks an argument, finds it out by itself.
+            # Only the call itself finds a missing argument, or an unknown one that the builder forwards.
             own = [key for key, value in accepted.items() if value.kind is not value.VAR_KEYWORD]
             takes = ", ".join(dict.fromkeys([*own, *arguments]))
             raise ValueError(f"{cls.registry.kind} {name!r} cannot be built: {error}. It takes {takes}") from error
@@ -90,16 +90,16 @@ class NoiseMechanismsFactory(_Factory):
 
         Args:
             name: ``"Gaussian"``, ``"AdaGaussian"``, or a registered name.
-            norm_bound: None, or the bound believed to be in force; ``DPModel`` refuses one that contradicts the clip
-                mechanism.
+            norm_bound: None, or the expected norm bound; ``DPModel`` refuses one that contradicts the clip mechanism.
             initial_noise_multiplier: Noise standard deviation over the norm bound at the first step, positive.
-            seed: 0 (or None) for fresh secure entropy; any other number voids the guarantee and is for tests.
-            noise_decay_rate: Per step, for ``"AdaGaussian"``.
-            decay_policy: ``"Time"``, ``"Step"`` or ``"Exp"`` for ``"AdaGaussian"`` (default ``"Exp"``).
+            seed: 0 (or None) for secret noise. Any other integer makes it reproducible and voids the guarantee (tests
+                only).
+            noise_decay_rate: Decay per step, for ``"AdaGaussian"``.
+            decay_policy: ``"Time"``, ``"Step"`` or ``"Exp"``, for ``"AdaGaussian"`` (default: ``"Exp"``).
             **options: Further arguments of a registered mechanism.
 
         Raises:
-            ValueError: Unknown name, a value out of range, or an argument that the mechanism does not take.
+            ValueError: The name is unknown, a value is out of range, or the mechanism does not take an argument.
         """
         values = {"noise_decay_rate": noise_decay_rate, "decay_policy": decay_policy}
         stated = _given(values, {"noise_decay_rate": 6e-6, "decay_policy": None})
@@ -139,16 +139,17 @@ class ClipMechanismsFactory(_Factory):
         Args:
             name: ``"Fixed"``, ``"Gaussian"`` (adaptive quantile), ``"Automatic"``, ``"PerLayer"``, or a registered
                 name.
-            decay_policy: ``"Linear"`` or ``"Geometric"`` bound update.
-            learning_rate: Of the bound, positive.
-            target_unclipped_quantile: In [0, 1].
-            fraction_stddev: Noise of the released unclipped fraction, positive.
-            seed: 0 (or None) for fresh secure entropy.
-            **options: Further arguments: ``min_norm_bound``, ``max_norm_bound`` of ``"Gaussian"``, ``stability`` of
+            decay_policy: ``"Linear"`` or ``"Geometric"`` update of the bound.
+            learning_rate: Learning rate of the bound, positive.
+            target_unclipped_quantile: Fraction of units that should stay unclipped, in [0, 1].
+            fraction_stddev: Noise standard deviation of the released unclipped fraction, positive.
+            seed: 0 (or None) for secret noise. Any other integer makes it reproducible and voids the guarantee (tests
+                only).
+            **options: Further arguments: ``min_norm_bound`` and ``max_norm_bound`` of ``"Gaussian"``, ``stability`` of
                 ``"Automatic"``, or those of a registered mechanism.
 
         Raises:
-            ValueError: Unknown name, a value out of range, or an argument that the mechanism does not take.
+            ValueError: The name is unknown, a value is out of range, or the mechanism does not take an argument.
         """
         defaults = {
             "decay_policy": "Linear",

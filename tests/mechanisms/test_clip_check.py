@@ -48,12 +48,12 @@ def test_every_mechanism_of_ours_is_sound_and_left_as_it_was(name):
 
 
 def test_factors_that_look_at_other_units_are_refused():
-    with pytest.raises(UnprotectedUpdateError, match=r"Relative\.factors gives a unit another factor"):
+    with pytest.raises(UnprotectedUpdateError, match=r"Relative\.factors gives a unit a different factor"):
         require_sound_clip(started(Relative()), NAMES, ClippedUnit(1, 8))
 
 
 def test_a_bound_that_is_learnt_without_an_event_is_refused_and_a_schedule_is_not():
-    with pytest.raises(UnprotectedUpdateError, match=r"Peeking\.update looks at the norms .* its event is None"):
+    with pytest.raises(UnprotectedUpdateError, match=r"Peeking\.update uses the norms .* its event is None"):
         require_sound_clip(started(Peeking()), NAMES, ClippedUnit(1, 8))
     clip = started(Halving())
     require_sound_clip(clip, NAMES, ClippedUnit(1, 8))
@@ -220,15 +220,15 @@ class EventFollowsTheBound(QuantileClip):
 
 WRONG = [
     (Negative, "Negative failed its trial .* factors gave -"),
-    (LargeBatch, r"LargeBatch\.factors gives a unit another factor"),
-    (ByTheRow, r"ByTheRow\.factors gives a unit another factor"),
+    (LargeBatch, r"LargeBatch\.factors gives a unit a different factor"),
+    (ByTheRow, r"ByTheRow\.factors gives a unit a different factor"),
     (RunningMean, "RunningMean"),
     (CountsCalls, "CountsCalls"),
     (LooseBlocks, r"LooseBlocks\.block_bounds\(1\) gives 1 bounds"),
     (LeavesNoBound, "update left a norm bound of 0"),
-    (Spy, r"Spy\.update looks at the norms that factors was given"),
-    (SpyOnBlocks, r"SpyOnBlocks\.update looks at the norms that factors was given"),
-    (CheapMedian, r"update follows the norms more closely than its event GaussianEvent\(noise_multiplier=1000000.0\)"),
+    (Spy, r"Spy\.update uses the norms that factors received"),
+    (SpyOnBlocks, r"SpyOnBlocks\.update uses the norms that factors received"),
+    (CheapMedian, r"update reveals more about the norms than its event GaussianEvent\(noise_multiplier=1000000.0\)"),
     (CheapMaximum, "more closely than its event"),
     (CheapMean, "more closely than its event"),
     (SpyBesideAnEvent, "more closely than its event"),
@@ -253,7 +253,7 @@ def test_factors_that_remember_earlier_calls_are_refused_for_it():
             self.shaken |= bool((norms > 100 * self.norm_bound).all())
             return super().factors(norms) * (0.5 if self.shaken else 1.0)
 
-    with pytest.raises(UnprotectedUpdateError, match="carry what earlier batches held"):
+    with pytest.raises(UnprotectedUpdateError, match="depend on earlier batches"):
         require_sound_clip(started(Remembers()), NAMES, ClippedUnit(1, 8))
 
 

@@ -145,10 +145,10 @@ def test_the_statement_of_the_run_is_in_what_was_spent():
 @pytest.mark.parametrize(
     ("given", "words"),
     [
-        ({"initial_noise_multiplier": 1.5}, r"initial_noise_multiplier: the monitor was told 1\.5, the run uses 1\.2"),
-        ({"batch_size": 32}, "batch_size: the monitor was told 32, the run uses 20"),
+        ({"initial_noise_multiplier": 1.5}, r"initial_noise_multiplier: the monitor was given 1\.5, but the run uses 1\.2"),
+        ({"batch_size": 32}, "batch_size: the monitor was given 32, but the run uses 20"),
         ({"num_samples": 60000}, "num_samples"),
-        ({"noise_decay_mode": "Exp"}, "noise_decay_mode: the monitor was told 'Exp', the run uses 'Time'"),
+        ({"noise_decay_mode": "Exp"}, "noise_decay_mode: the monitor was given 'Exp', but the run uses 'Time'"),
         ({"noise_decay_rate": 0.5}, "noise_decay_rate"),
     ],
 )
@@ -253,7 +253,7 @@ def test_every_hook_takes_the_run(hook):
 
 
 def test_a_monitor_without_a_run_says_so():
-    with pytest.raises(ValueError, match="watches no run"):
+    with pytest.raises(ValueError, match="not attached to a run"):
         PrivacyMonitorFactory.create("rdp").epsilon()
 
 
@@ -270,4 +270,4 @@ def test_a_monitor_shows_why_the_guarantee_is_void_and_stops():
     assert "epsilon infinite" in run.said[-1]
     assert "the weights were overwritten" in str(monitor.privacy_spent())
     monitor.on_train_step_begin(run)
-    assert "without bound" in run.reasons[0]
+    assert "infinity" in run.reasons[0]

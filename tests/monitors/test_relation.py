@@ -44,7 +44,7 @@ def test_no_epsilon_is_stated_for_events_that_share_no_relation(other, first):
     ledger = Ledger()
     for event in [other, SHUFFLED] if first else [SHUFFLED, other]:
         ledger.record(event)
-    with pytest.raises(UnsupportedEventError, match="no one epsilon covers both"):
+    with pytest.raises(UnsupportedEventError, match="no single epsilon covers both"):
         privacy_spent(ledger, 1e-5)
 
 

@@ -115,7 +115,7 @@ def test_no_noise_can_be_calibrated_for_a_ledger_with_a_violation():
 
 @pytest.mark.parametrize("reason", ["", "  ", None, 3])
 def test_a_violation_without_a_reason_is_refused(reason):
-    with pytest.raises(ValueError, match="reason must be a text"):
+    with pytest.raises(ValueError, match="reason must be a non-empty string"):
         ViolationEvent(reason)
 
 
