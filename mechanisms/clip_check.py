@@ -16,7 +16,7 @@ from mechanisms.engines.base import block_bounds_of
 from mechanisms.normal_noise import stated_multiplier
 from mechanisms.rng import SecureGenerator
 from mechanisms.significance import Floats, unlikely_separation
-from mechanisms.trial import once, refusal, trial_copy, unmoved
+from mechanisms.trial import once, preserve_position, refusal, trial_copy
 from mechanisms.units import ClippedUnit
 from monitors.errors import UnprotectedUpdateError
 from monitors.events import NonPrivateEvent, PrivacyEvent
@@ -66,7 +66,7 @@ def require_sound_clip(
             together exceed the norm bound, or the next bound reveals more about the norms than the event states.
     """
     trial = _Trial(clip, tuple(clip.blocks(names)), unit, steps, zeroed)
-    with unmoved(clip):
+    with preserve_position(clip):
         return once(clip, ("clip", trial.block_of, unit, steps[0], steps[-1], zeroed), trial)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Mapping
 from typing import Any, ClassVar, TypeVar
 
 from mechanisms import adaptive_clipping, shaped_noise
@@ -35,30 +35,33 @@ class _Factory:
         return cls.registry.names()
 
     @classmethod
-    def _build(cls, name: str, stated: dict[str, Any], extra: dict[str, Any], always: frozenset[str]) -> Any:
+    def _build(
+        cls, name: str, arguments: Mapping[str, Any], options: Mapping[str, Any], optional: Iterable[str]
+    ) -> Any:
+        """Build a mechanism; one that does not take an ``optional`` argument is built without it."""
         builder = cls.registry.get(name)
         accepted = inspect.signature(builder).parameters
         free = any(parameter.kind is parameter.VAR_KEYWORD for parameter in accepted.values())
-        arguments = {key: value for key, value in stated.items() if key in accepted or free}
-        ignored = {key: value for key, value in stated.items() if key not in arguments and key not in always}
-        unknown = {key: value for key, value in extra.items() if key not in accepted and not free}
-        for key, value in {**ignored, **unknown}.items():
-            hint = checks.nearest_hint(key, accepted) or ";"
-            raise ValueError(
-                f"{key}={value!r} has no meaning for {cls.registry.kind} {name!r}{hint} "
-                f"it takes {', '.join(accepted) or 'no arguments'}"
-            )
+        taken = {key: value for key, value in arguments.items() if key in accepted or free or key not in optional}
+        for key, value in {**taken, **options}.items():
+            if key not in accepted and not free:
+                hint = checks.nearest_hint(key, accepted) or ";"
+                raise ValueError(
+                    f"{key}={value!r} has no meaning for {cls.registry.kind} {name!r}{hint} "
+                    f"it takes {', '.join(accepted) or 'no arguments'}"
+                )
         try:
-            return builder(**arguments, **extra)
+            return builder(**taken, **options)
         except TypeError as error:
             # Only the call itself finds a missing argument, or an unknown one that the builder forwards.
             own = [key for key, value in accepted.items() if value.kind is not value.VAR_KEYWORD]
-            takes = ", ".join(dict.fromkeys([*own, *arguments]))
+            takes = ", ".join(dict.fromkeys([*own, *taken]))
             raise ValueError(f"{cls.registry.kind} {name!r} cannot be built: {error}. It takes {takes}") from error
 
 
-def _given(values: dict[str, Any], defaults: dict[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in values.items() if value != defaults[key]}
+def _stated(**arguments: Any) -> dict[str, Any]:
+    """The arguments that are not None; a mechanism uses its own defaults for the others."""
+    return {key: value for key, value in arguments.items() if value is not None}
 
 
 class NoiseMechanismsFactory(_Factory):
@@ -82,7 +85,7 @@ class NoiseMechanismsFactory(_Factory):
         norm_bound: float | None = None,
         initial_noise_multiplier: float = 1.0,
         seed: int | None = 0,
-        noise_decay_rate: float = 6e-6,
+        noise_decay_rate: float | None = None,
         decay_policy: str | None = None,
         **options: Any,
     ) -> NoiseMechanism:
@@ -94,19 +97,20 @@ class NoiseMechanismsFactory(_Factory):
             initial_noise_multiplier: Noise standard deviation over the norm bound at the first step, positive.
             seed: 0 (or None) for secret noise. Any other integer makes it reproducible and voids the guarantee (tests
                 only).
-            noise_decay_rate: Decay per step, for ``"AdaGaussian"``.
+            noise_decay_rate: Decay per step, for ``"AdaGaussian"`` (default: 6e-6).
             decay_policy: ``"Time"``, ``"Step"`` or ``"Exp"``, for ``"AdaGaussian"`` (default: ``"Exp"``).
             **options: Further arguments of a registered mechanism.
 
         Raises:
             ValueError: The name is unknown, a value is out of range, or the mechanism does not take an argument.
         """
-        values = {"noise_decay_rate": noise_decay_rate, "decay_policy": decay_policy}
-        stated = _given(values, {"noise_decay_rate": 6e-6, "decay_policy": None})
         common = {"norm_bound": norm_bound, "initial_noise_multiplier": initial_noise_multiplier, "seed": seed or 0}
-        usual = {"norm_bound": None, "initial_noise_multiplier": 1.0, "seed": 0}
+        neutral = {"norm_bound": None, "initial_noise_multiplier": 1.0, "seed": 0}
         mechanism: NoiseMechanism = cls._build(
-            name, stated | common, options, frozenset(usual) - set(_given(common, usual))
+            name,
+            _stated(noise_decay_rate=noise_decay_rate, decay_policy=decay_policy) | common,
+            options,
+            optional=[key for key, value in common.items() if value == neutral[key]],
         )
         return mechanism
 
@@ -127,10 +131,10 @@ class ClipMechanismsFactory(_Factory):
     def create(
         cls,
         name: str,
-        decay_policy: str = "Linear",
-        learning_rate: float = 0.001,
-        target_unclipped_quantile: float = 0.9,
-        fraction_stddev: float = 0.01,
+        decay_policy: str | None = None,
+        learning_rate: float | None = None,
+        target_unclipped_quantile: float | None = None,
+        fraction_stddev: float | None = None,
         seed: int | None = 0,
         **options: Any,
     ) -> ClipMechanism:
@@ -139,10 +143,10 @@ class ClipMechanismsFactory(_Factory):
         Args:
             name: ``"Fixed"``, ``"Gaussian"`` (adaptive quantile), ``"Automatic"``, ``"PerLayer"``, or a registered
                 name.
-            decay_policy: ``"Linear"`` or ``"Geometric"`` update of the bound.
-            learning_rate: Learning rate of the bound, positive.
-            target_unclipped_quantile: Fraction of units that should stay unclipped, in [0, 1].
-            fraction_stddev: Noise standard deviation of the released unclipped fraction, positive.
+            decay_policy: ``"Linear"`` or ``"Geometric"`` update of the bound of ``"Gaussian"`` (default: ``"Linear"``).
+            learning_rate: Learning rate of that bound, positive (default: 0.001).
+            target_unclipped_quantile: Fraction of units that should stay unclipped, in [0, 1] (default: 0.9).
+            fraction_stddev: Noise standard deviation of the released unclipped fraction, positive (default: 0.01).
             seed: 0 (or None) for secret noise. Any other integer makes it reproducible and voids the guarantee (tests
                 only).
             **options: Further arguments: ``min_norm_bound`` and ``max_norm_bound`` of ``"Gaussian"``, ``stability`` of
@@ -151,18 +155,11 @@ class ClipMechanismsFactory(_Factory):
         Raises:
             ValueError: The name is unknown, a value is out of range, or the mechanism does not take an argument.
         """
-        defaults = {
-            "decay_policy": "Linear",
-            "learning_rate": 0.001,
-            "target_unclipped_quantile": 0.9,
-            "fraction_stddev": 0.01,
-        }
-        values = {
-            "decay_policy": decay_policy,
-            "learning_rate": learning_rate,
-            "target_unclipped_quantile": target_unclipped_quantile,
-            "fraction_stddev": fraction_stddev,
-        }
-        stated = _given(values, defaults) | {"seed": seed}
-        mechanism: ClipMechanism = cls._build(name, stated, options, frozenset({"seed"}))
+        stated = _stated(
+            decay_policy=decay_policy,
+            learning_rate=learning_rate,
+            target_unclipped_quantile=target_unclipped_quantile,
+            fraction_stddev=fraction_stddev,
+        )
+        mechanism: ClipMechanism = cls._build(name, stated | {"seed": seed}, options, optional=["seed"])
         return mechanism

@@ -16,7 +16,7 @@ from mechanisms.noise import NoiseMechanism
 from mechanisms.normal_noise import stated_multiplier
 from mechanisms.rng import SecureGenerator
 from mechanisms.significance import SIGMAS, Floats, alike, repeated_at, unlikely_share, unlikely_spread
-from mechanisms.trial import PublicGenerators, once, refusal, trial_copy, unmoved
+from mechanisms.trial import PublicGenerators, once, preserve_position, refusal, trial_copy
 from mechanisms.units import ClippedUnit
 from monitors.events import NonPrivateEvent, PrivacyEvent
 
@@ -29,7 +29,12 @@ _BLOCK = 32
 _LONG_BLOCK = 512
 _NORM_BOUNDS = (1.0, 0.01)
 #: Entries of the sums to which noise is added: constant part and random part, in standard deviations of the noise.
-_SUMS = {"of zeros": (0.0, 0.0), "that is constant": (3.0, 0.0), "at random": (0.0, 10.0), "that is huge": (0.0, 1e3)}
+_SUMS = {
+    "of zeros": (0.0, 0.0),
+    "that is constant": (3.0, 0.0),
+    "that is random": (0.0, 10.0),
+    "that is huge": (0.0, 1e3),
+}
 _FEWEST_FOR_DISTANCES, _LONGEST_FOR_DISTANCES = 1000, 1 << 17
 #: With this many draws, no coordinate's noise is always rounded away; with fewer, at most this share of coordinates is.
 _ENOUGH_DRAWS, _ROUNDED_AWAY = 8, 0.01
@@ -69,7 +74,7 @@ def require_sound_noise(
     place = torch.zeros(0, dtype=torch.float32, device="cpu") if like is None else like
     trial = _Trial(noise, unit, steps, norm_bound, place)
     where = (place.dtype, place.device.type, place.numel())
-    with unmoved(noise):
+    with preserve_position(noise):
         return once(noise, ("noise", unit, steps[0], steps[-1], norm_bound, where), trial)
 
 
@@ -276,7 +281,7 @@ class _Trial:
         if off.any():
             worst = int(np.argmax(np.where(off, np.abs(np.log(by_place / count + 1e-300)), -1.0)))
             raise self._scale_refusal(
-                by_place[worst] / count, f"of coordinates {worst * block} to {(worst + 1) * block - 1}", count
+                by_place[worst] / count, f"for coordinates {worst * block} to {(worst + 1) * block - 1}", count
             )
         means = _blocks(samples.noise.sum(axis=0), block).sum(axis=1) / math.sqrt(count)
         whole = np.atleast_1d(samples.noise.sum()) / math.sqrt(samples.noise.size)

@@ -15,14 +15,14 @@ NAMES = ["first.weight", "first.bias", "second.weight"]
 
 
 class Relative(Fixed):
-    """Factors by the largest norm of the batch: each is below its bound, but all move when one example leaves."""
+    """Factors from the largest norm of the batch: each respects its bound, but all change when one example leaves."""
 
     def factors(self, norms):
         return (self.norm_bound / norms.max().clamp(min=self.norm_bound)).expand_as(norms)
 
 
 class Peeking(Fixed):
-    """Takes the largest norm as it is, and states nothing."""
+    """Uses the exact largest norm, and states nothing."""
 
     def update(self, norms, unit, step):
         self._norm_bound = float(norms.max())
@@ -89,14 +89,14 @@ class Negative(Fixed):
 
 
 class LargeBatch(Fixed):
-    """Factors go by the largest norm where there are more than 32 units."""
+    """Factors depend on the largest norm if there are more than 32 units."""
 
     def factors(self, norms):
         return super().factors(norms) if len(norms) <= 32 else Relative.factors(self, norms)
 
 
 class ByTheRow(Fixed):
-    """A schedule over the rows of a batch: who stands where depends on the others."""
+    """A schedule over the rows of a batch: the row of an example depends on the others."""
 
     def factors(self, norms):
         return super().factors(norms) / torch.arange(1, len(norms) + 1).unsqueeze(1)
@@ -147,7 +147,7 @@ class Spy(Fixed):
 
 
 class SpyOnBlocks(Fixed):
-    """What it learns moves the bounds of the blocks, not the whole."""
+    """Moves the bounds of the blocks, but not the norm bound, by what it learns."""
 
     def factors(self, norms):
         self.share = float((norms < self.norm_bound).double().mean())
@@ -161,7 +161,7 @@ class SpyOnBlocks(Fixed):
 
 
 class CheapMedian(Fixed):
-    """The exact median, said to cost next to nothing."""
+    """The exact median, declared to be almost free."""
 
     def event(self, step, unit):
         return GaussianEvent(1e6)
@@ -195,7 +195,7 @@ class CheapMean(CheapMedian):
 
 
 class SpyBesideAnEvent(QuantileClip):
-    """Adaptive clipping that pays for its count, and moves the bound by the exact mean it saw in factors."""
+    """Adaptive clipping that charges its count, and moves the bound by the exact mean it saw in factors."""
 
     def factors(self, norms):
         self.seen = float(norms.mean()) if len(norms) > 6 else 0.0
@@ -229,10 +229,10 @@ WRONG = [
     (Spy, r"Spy\.update uses the norms that factors received"),
     (SpyOnBlocks, r"SpyOnBlocks\.update uses the norms that factors received"),
     (CheapMedian, r"update reveals more about the norms than its event GaussianEvent\(noise_multiplier=1000000.0\)"),
-    (CheapMaximum, "more closely than its event"),
-    (CheapMean, "more closely than its event"),
-    (SpyBesideAnEvent, "more closely than its event"),
-    (QuietCount, "more closely than its event"),
+    (CheapMaximum, "more about the norms than its event"),
+    (CheapMean, "more about the norms than its event"),
+    (SpyBesideAnEvent, "more about the norms than its event"),
+    (QuietCount, "more about the norms than its event"),
     (EventFollowsTheBound, "failed its trial"),
 ]
 
@@ -245,13 +245,13 @@ def test_what_moves_more_than_is_stated_is_refused(wrong, finding):
 
 def test_factors_that_remember_earlier_calls_are_refused_for_it():
     class Remembers(Fixed):
-        """Moves once it has seen a batch of large norms alone."""
+        """Changes after a batch of large norms only."""
 
-        shaken = False
+        changed = False
 
         def factors(self, norms):
-            self.shaken |= bool((norms > 100 * self.norm_bound).all())
-            return super().factors(norms) * (0.5 if self.shaken else 1.0)
+            self.changed |= bool((norms > 100 * self.norm_bound).all())
+            return super().factors(norms) * (0.5 if self.changed else 1.0)
 
     with pytest.raises(UnprotectedUpdateError, match="depend on earlier batches"):
         require_sound_clip(started(Remembers()), NAMES, ClippedUnit(1, 8))

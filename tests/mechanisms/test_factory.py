@@ -1,6 +1,6 @@
 import pytest
 
-from mechanisms import ClipMechanismsFactory, NoiseMechanismsFactory
+from mechanisms import AdaGaussian, ClipMechanismsFactory, NoiseMechanismsFactory, QuantileClip
 from mechanisms.clipping import CLIP
 from mechanisms.noise import NOISE, Gaussian
 
@@ -45,6 +45,18 @@ def test_a_mechanism_that_hands_its_arguments_on_is_built_or_refused_in_words(tw
         NoiseMechanismsFactory.create("TwoPhase")
     with pytest.raises(ValueError, match=r"'TwoPhase' cannot be built: .*'swich'.*It takes switch, "):
         NoiseMechanismsFactory.create("TwoPhase", switch=3, swich=3)
+
+
+def test_an_argument_counts_as_given_even_if_it_equals_a_default():
+    for rate in (AdaGaussian().noise_decay_rate, 0.5):
+        assert NoiseMechanismsFactory.create("AdaGaussian", noise_decay_rate=rate).noise_decay_rate == rate
+        with pytest.raises(ValueError, match=f"noise_decay_rate={rate} has no meaning for noise mechanism 'Gaussian'"):
+            NoiseMechanismsFactory.create("Gaussian", noise_decay_rate=rate)
+
+
+def test_arguments_that_are_not_given_take_the_defaults_of_the_mechanism():
+    assert repr(NoiseMechanismsFactory.create("AdaGaussian")) == repr(AdaGaussian())
+    assert repr(ClipMechanismsFactory.create("Gaussian")) == repr(QuantileClip())
 
 
 @pytest.mark.parametrize("factory", [NoiseMechanismsFactory, ClipMechanismsFactory])

@@ -157,16 +157,16 @@ WRONG = [
     (EachOncePerEpoch, ""),
     (Seeded, "seed is not secret"),
     (FollowsNumPy, "global generator of NumPy"),
-    (CountsFromTheEnd, "counted from the end"),
-    (Fractions, "whole numbers"),
+    (CountsFromTheEnd, "negative indices count from the end"),
+    (Fractions, "integer row indices"),
     (Raises, "no rows today"),
     (ForgetsTheCount, "costs less than they do"),
-    (AnswersVary, "two answers"),
+    (AnswersVary, "different events"),
     (LaterMore, "amplify states a share"),
     (ShuffledAnew, "rows of an earlier step of partition"),
     (OnePartition, "rows of an earlier step of partition"),
     (IgnoresTheFirst, "were reserved"),
-    (PartsThatAdd, "its zeroes is False"),
+    (PartsThatAdd, "but zeroes is False"),
 ]
 
 
