@@ -36,7 +36,7 @@ class _Factory:
 
     @classmethod
     def _build(
-        cls, name: str, arguments: Mapping[str, Any], options: Mapping[str, Any], optional: Iterable[str]
+        cls, name: str, arguments: Mapping[str, Any], options: Mapping[str, Any], *, optional: Collection[str]
     ) -> Any:
         """Build a mechanism; one that does not take an ``optional`` argument is built without it."""
         builder = cls.registry.get(name)

@@ -376,7 +376,7 @@ class _Trial:
 
     def _same_noise(self, one: _Draw, other: _Draw) -> Exception:
         return self._refusal(
-            f"steps {one.step} and {other.step} got the same or dependent noise",
+            f"steps {one.step} and {other.step} got the same noise, or dependent noise",
             "Draw fresh noise at each step: noise known from one release can be subtracted from another",
         )
 

@@ -90,7 +90,7 @@ def test_one_example_moves_the_sum_by_at_most_the_bound_and_the_bound_is_reached
 @pytest.mark.parametrize("group_size", [2, 8])
 @pytest.mark.parametrize("clip_name", CLIP.names())
 @pytest.mark.parametrize("engine_name", ENGINES.names())
-def test_one_example_of_a_group_moves_the_sum_by_up_to_twice_the_bound(engine_name, clip_name, group_size, relation):
+def test_one_example_of_a_group_moves_the_sum_by_at_most_twice_the_bound(engine_name, clip_name, group_size, relation):
     farthest = farthest_move(engine_name, clip_name, group_size, relation=relation)
     assert 1.5 * BOUND <= farthest <= 2 * BOUND * ROUNDING
 
@@ -98,6 +98,6 @@ def test_one_example_of_a_group_moves_the_sum_by_up_to_twice_the_bound(engine_na
 @pytest.mark.parametrize("group_size", [1, 4])
 @pytest.mark.parametrize("physical", [1, 2, 5])
 @pytest.mark.parametrize("engine_name", ENGINES.names())
-def test_nor_does_it_where_the_batch_is_cut_into_chunks(engine_name, physical, group_size):
+def test_the_sensitivity_also_holds_for_chunked_batches(engine_name, physical, group_size):
     farthest = farthest_move(engine_name, "Fixed", group_size, relation="add or remove", physical=physical)
     assert farthest <= (1 if group_size == 1 else 2) * BOUND * ROUNDING

@@ -115,7 +115,7 @@ NUMBERS = [
 
 
 @pytest.mark.parametrize("engine_name", ENGINES.names())
-def test_every_engine_gives_the_loop_s_numbers(engine_name):
+def test_every_engine_agrees_with_the_loop(engine_name):
     for case in NUMBERS:
         clip_name, kind, group, dtype, most = case
         network, batch, unit = drawn(kind, 6, group)
@@ -131,7 +131,7 @@ def test_every_engine_gives_the_loop_s_numbers(engine_name):
 
 
 @pytest.mark.parametrize("options", [{}, {"precision": "bf16"}], ids=str)
-def test_no_example_moves_book_keeping_s_sum_by_more_than_the_bound(options):
+def test_no_example_moves_the_sum_of_book_keeping_by_more_than_the_bound(options):
     for clip_name, kind in (*(("Fixed", kind) for kind in NETWORKS), *((name, "images") for name in CLIP.names())):
         farthest_move("bookkeeping", clip_name, kind, options)
 
@@ -158,7 +158,7 @@ def farthest_move(engine_name, clip_name, kind, options, among=(0, 1, 8, 31)):
 
 
 @pytest.mark.parametrize("engine_name", ENGINES.names())
-def test_an_example_that_is_not_finite_contributes_exactly_zero(engine_name):
+def test_a_non_finite_example_contributes_exactly_zero(engine_name):
     for kind, poison in (("images", float("nan")), ("images", float("inf")), ("vectors", float("nan"))):
         network, batch, unit = drawn(kind, 6)
         batch.x[2] = poison

@@ -100,12 +100,12 @@ def clipped_sum(engine, network, inputs, y):
     return made.clipped_sum(network, nn.CrossEntropyLoss(), batch, clip).flat_grad
 
 
-def test_there_are_enough_of_them():
+def test_the_gallery_is_large_enough():
     assert sum(not entry.slow for entry in ARCHITECTURES) >= 25
 
 
 @pytest.mark.parametrize("architecture", gallery())
-def test_a_public_architecture_is_trained_privately_as_it_is(architecture):
+def test_a_public_architecture_is_trained_privately_without_changes(architecture):
     network, inputs = architecture.network(), architecture.inputs(EXAMPLES)
     y = torch.arange(EXAMPLES) % CLASSES
     model, said = train(network, *inputs, y)

@@ -127,13 +127,13 @@ def start(network: nn.Module, inputs: tuple[torch.Tensor, ...]) -> tuple[tuple[s
     return (*kept, *model.ledger.notes), len(kept) < len(lines)
 
 
-def test_a_thousand_starts_are_made():
+def test_a_thousand_starts_are_tested():
     assert sum(starts for _, _, starts in NETWORKS.values()) >= 1000
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", NETWORKS)
-def test_a_network_that_draws_is_taken_in_every_start_with_the_same_words(name):
+def test_a_network_that_draws_gets_the_same_verdict_in_every_start(name):
     make, inputs, starts = NETWORKS[name]
     outcomes, slower = set(), 0
     for _ in range(starts):

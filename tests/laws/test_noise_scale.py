@@ -30,7 +30,7 @@ def mechanisms():
     return [("Gaussian", {}), *decayed, *shaped]
 
 
-def test_the_table_above_names_every_built_in_mechanism():
+def test_the_table_lists_every_built_in_mechanism():
     assert {name for name, _ in mechanisms()} <= set(NOISE.names())
     own = {name for name in NOISE.names() if NOISE.get(name).__module__.startswith("mechanisms.")}
     assert {name for name, _ in mechanisms()} == own
@@ -40,13 +40,13 @@ def test_the_table_above_names_every_built_in_mechanism():
 @pytest.mark.parametrize(("factor", "bound"), [(1.0, 1.0), (2.0, 0.1)])
 @pytest.mark.parametrize("step", [0, 5])
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_noise_is_the_event_s_multiplier_times_the_sensitivity(name, options, factor, bound, step, dtype):
+def test_the_noise_is_the_multiplier_of_the_event_times_the_sensitivity(name, options, factor, bound, step, dtype):
     assert_stated_scale(name, options, factor, bound, step, dtype, "cpu")
 
 
 @pytest.mark.cuda
 @on_gpu
-def test_noise_is_the_event_s_multiplier_times_the_sensitivity_on_the_device():
+def test_the_noise_is_the_multiplier_of_the_event_times_the_sensitivity_on_the_device():
     for name, options in mechanisms():
         for dtype in DTYPES:
             assert_stated_scale(name, options, 2.0, 0.1, 5, dtype, "cuda")
@@ -82,13 +82,13 @@ class NoGradient(nn.Module):
 @pytest.mark.parametrize("micro_batches", [None, 5])
 @pytest.mark.parametrize("sampling", ["poisson", "shuffle"])
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_the_update_of_a_whole_step_carries_the_noise_that_the_ledger_states(clip, micro_batches, sampling, dtype):
+def test_the_update_of_a_step_has_the_noise_that_the_ledger_states(clip, micro_batches, sampling, dtype):
     assert_stated_update(clip, micro_batches, sampling, dtype, "cpu")
 
 
 @pytest.mark.cuda
 @on_gpu
-def test_the_update_of_a_whole_step_carries_the_noise_that_the_ledger_states_on_the_device():
+def test_the_update_of_a_step_has_the_noise_that_the_ledger_states_on_the_device():
     for clip in CLIP.names():
         for micro_batches, sampling in ((None, "poisson"), (5, "shuffle")):
             assert_stated_update(clip, micro_batches, sampling, torch.float32, "cuda")

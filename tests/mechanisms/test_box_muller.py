@@ -88,7 +88,7 @@ def test_the_share_of_words_beyond_a_radius_is_the_exact_probability(deviations)
 
 
 @pytest.mark.parametrize("word", [0, 2**40, 2**61, 2**62, -(2**62) * 7 // 4])
-def test_over_all_angles_the_mean_is_zero_and_no_rounding_leaves_the_variance_below_the_stated_one(word):
+def test_over_all_angles_the_mean_is_zero_and_the_variance_at_least_the_stated_one(word):
     # Evenly spaced over the whole turn, with sixteen different endings of the bits that float32 rounds away.
     turns = (np.arange(-(2**17), 2**17)[:, None] * 2**14 + np.arange(511, 2**14, 2**10)).ravel()
     cosines, sines = transformed([word] * len(turns), turns)
@@ -99,7 +99,7 @@ def test_over_all_angles_the_mean_is_zero_and_no_rounding_leaves_the_variance_be
 
 
 @given(count=st.integers(0, 1 << 18) | st.integers(1 << 21, 5 << 19), threads=st.integers(1, 4))
-def test_no_byte_of_the_stream_serves_twice(count, threads):
+def test_no_byte_of_the_stream_is_used_twice(count, threads):
     stream, target = Recorder(), np.zeros(count, dtype=np.float32)
     add_normal(target, 1.0, stream, threads)
     taken = sorted(stream.taken)
@@ -111,7 +111,7 @@ def test_no_byte_of_the_stream_serves_twice(count, threads):
 
 
 @pytest.mark.parametrize("count", [1, 2, 65_535, 65_537, 1 << 18, (1 << 22) + 4321])
-def test_the_numbers_do_not_depend_on_how_many_threads_make_them(count):
+def test_the_numbers_do_not_depend_on_the_number_of_threads(count):
     material = SecureGenerator(5).words(6).tobytes()
     drawn = []
     for threads in (1, 2, 3, 16):
@@ -121,7 +121,7 @@ def test_the_numbers_do_not_depend_on_how_many_threads_make_them(count):
     assert all(np.array_equal(drawn[0], other) for other in drawn[1:])
 
 
-def test_a_failing_cipher_in_any_thread_is_an_error_of_the_call():
+def test_a_cipher_failure_in_any_thread_raises_an_error():
     def broken(counter):
         if counter:
             raise RuntimeError("no cipher")

@@ -41,18 +41,18 @@ def started(mechanism) -> ClipMechanism:
 
 
 @pytest.mark.parametrize("name", CLIP.names())
-def test_every_mechanism_of_ours_is_sound_and_left_as_it_was(name):
+def test_every_built_in_mechanism_passes_and_is_unchanged(name):
     clip = started(CLIP.create(name))
     require_sound_clip(clip, NAMES, ClippedUnit(1, 8))
     assert clip.norm_bound == 0.3
 
 
-def test_factors_that_look_at_other_units_are_refused():
+def test_factors_that_depend_on_other_units_are_refused():
     with pytest.raises(UnprotectedUpdateError, match=r"Relative\.factors gives a unit a different factor"):
         require_sound_clip(started(Relative()), NAMES, ClippedUnit(1, 8))
 
 
-def test_a_bound_that_is_learnt_without_an_event_is_refused_and_a_schedule_is_not():
+def test_a_bound_learnt_without_an_event_is_refused_but_a_schedule_is_not():
     with pytest.raises(UnprotectedUpdateError, match=r"Peeking\.update uses the norms .* its event is None"):
         require_sound_clip(started(Peeking()), NAMES, ClippedUnit(1, 8))
     clip = started(Halving())
@@ -68,7 +68,7 @@ def test_fit_refuses_them_before_anything_is_spent(make_model, loader, clip):
     assert model.ledger.total == 0
 
 
-def test_a_mechanism_without_an_event_is_never_shown_a_norm(make_model, loader):
+def test_a_mechanism_without_an_event_never_sees_the_norms(make_model, loader):
     shown = []
 
     class Curious(Fixed):
@@ -238,12 +238,12 @@ WRONG = [
 
 
 @pytest.mark.parametrize(("wrong", "finding"), WRONG, ids=lambda value: getattr(value, "__name__", ""))
-def test_what_moves_more_than_is_stated_is_refused(wrong, finding):
+def test_mechanisms_that_reveal_more_than_stated_are_refused(wrong, finding):
     with pytest.raises(UnprotectedUpdateError, match=finding):
         require_sound_clip(started(wrong()), NAMES, ClippedUnit(1, 200), range(100))
 
 
-def test_factors_that_remember_earlier_calls_are_refused_for_it():
+def test_factors_that_remember_earlier_calls_are_refused():
     class Remembers(Fixed):
         """Changes after a batch of large norms only."""
 
@@ -271,7 +271,7 @@ def test_factors_that_remember_earlier_calls_are_refused_for_it():
     quantile=st.floats(0, 1),
     seed=st.integers(0, 2),
 )
-def test_every_mechanism_of_ours_passes(
+def test_every_built_in_mechanism_passes(
     name, norm_bound, group_size, units, zeroed, steps, fraction_stddev, learning_rate, policy, quantile, seed
 ):
     options = {
@@ -287,21 +287,21 @@ def test_every_mechanism_of_ours_passes(
     assert require_sound_clip(clip, NAMES, unit, range(steps), zeroed=zeroed and group_size == 1) == ()
 
 
-def test_no_alarm_in_hundreds_of_trials_of_adaptive_clipping():
+def test_hundreds_of_trials_of_adaptive_clipping_pass():
     for number in range(100):
         clip = QuantileClip(learning_rate=0.1 + number / 1000)
         clip.start(1.0)
         require_sound_clip(clip, NAMES, ClippedUnit(1, 100))
 
 
-def test_a_seeded_mechanism_is_left_as_it_was():
+def test_a_seeded_mechanism_is_unchanged():
     clip = started(QuantileClip(seed=3))
     before = clip.state_dict(), clip.generator.position
     require_sound_clip(clip, NAMES, ClippedUnit(1, 100))
     assert (clip.state_dict(), clip.generator.position) == before
 
 
-def test_what_cannot_be_tried_is_noted():
+def test_untestable_updates_are_noted():
     class OtherEvent(PrivacyEvent):
         pass
 

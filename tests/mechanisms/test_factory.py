@@ -31,12 +31,12 @@ def two_phase():
         (ClipMechanismsFactory, "Fixed", {"learning_rate": 0.5}, "no meaning for clip mechanism 'Fixed'"),
     ],
 )
-def test_an_argument_without_a_meaning_is_refused_with_the_nearest(factory, name, wrong, message):
+def test_a_meaningless_argument_is_refused_with_the_nearest_name(factory, name, wrong, message):
     with pytest.raises(ValueError, match=message):
         factory.create(name, **wrong)
 
 
-def test_a_mechanism_that_hands_its_arguments_on_is_built_or_refused_in_words(two_phase):
+def test_a_mechanism_that_forwards_its_arguments_is_built_or_refused_with_a_reason(two_phase):
     built = NoiseMechanismsFactory.create("TwoPhase", switch=3, initial_noise_multiplier=2.0)
     assert (built.switch, built.noise_multiplier(0)) == (3, 2.0)
     with pytest.raises(
@@ -65,6 +65,6 @@ def test_an_unknown_name_is_refused_with_the_nearest(factory):
         factory.create("Gausian")
 
 
-def test_the_names_are_those_of_the_registries():
+def test_the_factories_list_the_names_of_the_registries():
     assert NoiseMechanismsFactory.names() == NOISE.names()
     assert ClipMechanismsFactory.names() == CLIP.names()

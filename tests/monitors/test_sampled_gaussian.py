@@ -100,6 +100,6 @@ def test_without_sampling_the_curve_is_the_closed_form():
         ((0.1, 1.0, []), "orders"),
     ],
 )
-def test_wrong_arguments_are_named(arguments, message):
+def test_invalid_arguments_are_refused_by_name(arguments, message):
     with pytest.raises(ValueError, match=message):
         rdp_sampled_gaussian(*arguments)
