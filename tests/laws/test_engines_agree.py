@@ -1,4 +1,4 @@
-"""Law: every engine, under every clip mechanism, for examples and for groups, gives the one-example loop's numbers."""
+"""Law: every engine agrees with the one-example loop, for every clip mechanism, for examples and for groups."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from mechanisms.units import ClippedUnit
 
 @pytest.fixture(scope="module", autouse=True)
 def _one_thread():
-    """Tiny tensors gain nothing from threads, and lose much when the machine is busy."""
+    """Threads do not speed up tiny tensors, and slow them down on a busy machine."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield

@@ -1,4 +1,4 @@
-"""The neighbour harness itself: what it measures, and how it judges a pair of trainings."""
+"""The neighbour harness itself: its measurements, and its verdicts on pairs of runs."""
 
 from __future__ import annotations
 

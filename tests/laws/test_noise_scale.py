@@ -1,4 +1,4 @@
-"""The noise that leaves has the scale that the ledger states: accept sigma, reject 2/3 and 3/2 of it."""
+"""The released noise has the scale that the ledger states: tests accept sigma, and reject 2/3 and 3/2 of it."""
 
 import numpy as np
 import pytest
@@ -15,7 +15,7 @@ from mechanisms.noise import NOISE
 from monitors.schedules import DECAYS, PATHS
 
 SIZE = 20_000
-#: Float32 is what trainings use, made by another transform than float64.
+#: Training uses float32, which is made by a different transform than float64.
 DTYPES = [torch.float32, torch.float64]
 on_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 
@@ -68,7 +68,7 @@ def assert_scale(found, stated, case):
 
 
 class NoGradient(nn.Module):
-    """Its loss does not depend on its parameters: what moves them is noise alone."""
+    """A network whose loss does not depend on its parameters, so that only noise moves them."""
 
     def __init__(self, dtype):
         super().__init__()

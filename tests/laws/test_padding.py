@@ -1,4 +1,4 @@
-"""Law: a row that ``padding_rows`` lists has a gradient of exactly zero, and no training moves it."""
+"""Law: a row listed by ``padding_rows`` has a gradient of exactly zero, and training never changes it."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ WORDS, WIDTH, LENGTH = 7, 4, 5
 
 
 class Words(nn.Module):
-    """A classifier of bags of words; ``kind`` says how the table is used."""
+    """A bag-of-words classifier; ``kind`` determines the use of the table."""
 
     def __init__(self, kind: str, row: int | None) -> None:
         super().__init__()
@@ -64,7 +64,7 @@ def test_the_gradient_of_a_listed_row_is_always_exactly_zero(engine, kind, data)
     torch.manual_seed(data.draw(st.integers(0, 1000)))
     network, tokens = Words(kind, row), torch.randint(0, WORDS, (6, LENGTH))
     tokens[data.draw(st.integers(0, 5))] = row
-    nn.init.normal_(network.table.weight)  # the row of padding too
+    nn.init.normal_(network.table.weight)  # including the padding row
     assert listed(network, tokens) == {"table.weight": [row]}
     if ENGINES.get(engine).refuses(network, nn.CrossEntropyLoss(), ClippedUnit(1, 6), Batch(tokens, tokens[:, 0] % 3)):
         return

@@ -13,7 +13,7 @@ from monitors.schedules import DECAYS, decayed
 
 
 class Flat(NoiseMechanism):
-    """A mechanism of a third party: only what it draws and what that costs."""
+    """A custom mechanism that defines only its noise and its cost."""
 
     def noise_multiplier(self, step):
         return 1.0

@@ -52,18 +52,18 @@ def test_an_event_without_the_sensitivity_factor_is_refused_only_for_micro_batch
         require_sound_noise(ForgetsTheFactor(), GROUP, LONG)
 
 
-# What passes
+# Correct mechanisms
 
 
 class OutOfPlace(Gaussian):
-    """Leaves the sum as it is and returns a new tensor."""
+    """Leaves the sum unchanged and returns a new tensor."""
 
     def add(self, summed, step):
         return summed.flat_grad + self.sample(summed.flat_grad.numel(), step).to(summed.flat_grad) * summed.norm_bound
 
 
 class OneSizeOnly(Gaussian):
-    """Made for a network of 300 parameters."""
+    """Supports only networks with 300 parameters."""
 
     def add(self, summed, step):
         if summed.flat_grad.numel() != 300:
@@ -126,7 +126,7 @@ def test_every_built_in_mechanism_passes(data, name, multiplier, norm_bound, fir
 
 def test_hundreds_of_trials_of_correct_noise_pass():
     for number in range(200):
-        # Another multiplier is another mechanism: none of these trials is remembered.
+        # A different multiplier makes a different mechanism, so no trial is skipped.
         require_sound_noise(Gaussian(initial_noise_multiplier=1.0 + number / 1000), EXAMPLE, LONG)
 
 
@@ -169,11 +169,11 @@ def test_public_generators_are_unchanged():
     assert random.getstate() == before[2]
 
 
-# Events of other kinds
+# Other events
 
 
 class OtherEvent(PrivacyEvent):
-    """States no normal noise."""
+    """An event that does not state normal noise."""
 
 
 class Other(Drawn):

@@ -18,7 +18,7 @@ def test_the_noise_is_laplace_noise_of_the_stated_scale():
     from scipy.stats import kstest, laplace
 
     noise = LaplaceMechanism(epsilon=0.5, sensitivity=3.0).release(np.zeros(DRAWS), Ledger())
-    # the array is one answer whose rounding is made up for, so the scale is that of the whole
+    # the array is one answer, so its scale compensates for the rounding of all its numbers
     assert kstest(noise, laplace(scale=6.0).cdf).pvalue > 1e-9
 
 

@@ -76,7 +76,7 @@ def test_a_forked_child_draws_a_different_stream(seed):
 def test_the_number_of_drawn_rows_is_binomial(rate, seed):
     count = 20_000
     drawn = len(SecureGenerator(seed).bernoulli_rows(count, rate))
-    # The exact tails: near rates of 0 and 1 the number is nothing like normal.
+    # Use exact tails: near rates of 0 and 1, the number of rows is far from normal.
     assert stats.binom.cdf(drawn, count, rate) > 1e-9
     assert stats.binom.sf(drawn - 1, count, rate) > 1e-9
 
@@ -197,7 +197,7 @@ CPU = torch.device("cpu")
 
 
 def on_device(generator, count):
-    """Noise and coins of the generator's stream on a device; the CPU stands for a GPU."""
+    """Noise and coins from the generator's stream on a device; the CPU stands in for a GPU."""
     stream = generator._on(CPU)
     return torch.cat([stream.add_normal_(torch.zeros(count)), stream.coins(count, 2**63).float()])
 

@@ -51,7 +51,7 @@ class SameBatch(PoissonSampler):
 
 
 class Couples(PoissonSampler):
-    """Each row comes with its neighbour."""
+    """Each row is drawn together with its neighbour."""
 
     def rows(self, step):
         even = self.generator.bernoulli_rows((self.num_examples + 1) // 2, self.sampling_rate) * 2
@@ -65,14 +65,14 @@ class AllOrNothing(PoissonSampler):
 
 
 class FirstHalf(PoissonSampler):
-    """The right number of rows, but from the first half of the data alone."""
+    """The correct number of rows, but only from the first half of the data."""
 
     def rows(self, step):
         return self.generator.bernoulli_rows(self.num_examples // 2, min(1.0, 2 * self.sampling_rate))
 
 
 class EachOncePerEpoch(PoissonSampler):
-    """Batches of an epoch that share no row, with sizes that vary, stated as Poisson samples."""
+    """Disjoint batches of varying sizes in each epoch, stated as Poisson samples."""
 
     def rows(self, step):
         if step % self.steps_per_epoch == 0:
@@ -106,7 +106,7 @@ class Raises(PoissonSampler):
 
 
 class ForgetsTheCount(PoissonSampler):
-    """Charges the first release of a step alone."""
+    """Charges only the first release of a step."""
 
     def amplify(self, step, *events):
         return PoissonSampledEvent(self.sampling_rate, events[0])
@@ -118,7 +118,7 @@ class AnswersVary(PoissonSampler):
 
 
 class LaterMore(PoissonSampler):
-    """The rate doubles later on, unstated."""
+    """The rate doubles later without being stated."""
 
     def rows(self, step):
         return self.generator.bernoulli_rows(self.num_examples, min(1.0, self.sampling_rate * (1 + (step >= 20))))
@@ -204,7 +204,7 @@ def test_groups_that_are_not_independent_and_uniform_are_refused(wrong):
 
 
 class WarmUp(PoissonSampler):
-    """A rate that grows, and is stated."""
+    """A growing rate that is stated."""
 
     def rate(self, step):
         return self.sampling_rate * min(1.0, (step + 1) / 20)

@@ -20,7 +20,7 @@ def test_a_share_is_refused_only_where_the_binomial_tail_is_below_the_alarm(tria
     tail = min(stats.binom.cdf(hits, trials, share), stats.binom.sf(hits - 1, trials, share))
     if unlikely_share(hits, trials, share):
         assert tail <= ALARM
-    # Chernoff's bound gives away a factor of the size of the root of the number of trials.
+    # Chernoff's bound is loose by a factor of about the square root of the number of trials.
     if tail < ALARM / (100 * trials):
         assert unlikely_share(hits, trials, share)
 

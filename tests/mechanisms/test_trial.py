@@ -10,7 +10,7 @@ from monitors.errors import UnprotectedUpdateError
 
 @pytest.fixture
 def attempts():
-    """Counts how often a trial of a plugin is really made."""
+    """Counts how often the trial of a plugin actually runs."""
     count = [0]
 
     def attempt():

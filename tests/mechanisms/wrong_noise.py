@@ -73,14 +73,14 @@ class QuietAtTheEnd(Drawn):
 
 
 class RandomScale(Drawn):
-    """A heavy-tailed mixture over the draws, right on average."""
+    """A heavy-tailed mixture over the draws, correct on average."""
 
     def noise(self, size, step):
         scale = float(self.generator.integers(2, 1)[0])
         return self.generator.normal(size) * (0.1 if scale else 1.4107)
 
 
-# Places
+# Coordinates
 
 
 class EveryOther(Drawn):

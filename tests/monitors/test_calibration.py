@@ -1,4 +1,4 @@
-"""Calibration never exceeds its target and leaves little of it."""
+"""Calibration comes close to its target and never exceeds it."""
 
 import math
 

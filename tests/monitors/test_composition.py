@@ -1,4 +1,4 @@
-"""What the trainings of one data set cost together: merging, tuning, filters, groups, and the published figures."""
+"""The joint cost of several runs on one data set: merging, tuning, filters, groups, and the published figures."""
 
 import math
 
@@ -73,7 +73,7 @@ def test_random_stopping_agrees_with_an_independent_accountant(distribution, sha
     orders = [*np.arange(1.1, 10, 0.1), *range(10, 60), *np.geomspace(60, 600, 30)]
     peer = rdp.RdpAccountant([float(order) for order in orders])
     peer.compose(dp_event.RepeatAndSelectDpEvent(dp_event.SelfComposedDpEvent(step, steps), runs, shape))
-    # each takes the best of its own orders
+    # each accountant uses the best of its own orders
     ours = RDPAccountant().epsilon(best_of_random(one, runs, distribution), 1e-5)
     assert ours == pytest.approx(peer.get_epsilon(1e-5), rel=2e-3)
 
@@ -108,7 +108,7 @@ def test_the_poisson_bound_is_the_theorem_and_not_below_it_at_the_exact_delta():
 @pytest.mark.parametrize("runs", [0.01, 0.1, 0.5, 0.9, 1.0, 2.0, 20.0])
 @pytest.mark.parametrize("shift", [0.1, 0.5, 2.0])
 def test_the_poisson_bound_is_above_the_true_divergence_of_the_best_run(runs, shift):
-    # the score of a run is N(0, 1), or N(shift, 1) with the example; no run at all has chance exp(-runs) either way
+    # a run's score is N(0, 1), or N(shift, 1) with the example; either way, no run happens with probability exp(-runs)
     scores, orders = np.linspace(-14.0, 14.0, 20001), np.array([1.1, 1.5, 2.0, 4.0, 16.0])
     with_one, without = (runs * np.exp(-runs * ndtr(c - scores) - (scores - c) ** 2 / 2) for c in (shift, 0.0))
     step = (scores[1] - scores[0]) / math.sqrt(2 * math.pi)
@@ -163,13 +163,13 @@ def test_a_filter_without_budget_is_refused():
 
 
 class Run:
-    """Just enough of a run for the guard."""
+    """The part of a run that the guard uses."""
 
     def __init__(self, planned):
         self.ledger, self.step, self.planned_steps, self.reasons = Ledger(), 0, planned, []
 
     def event(self, step):
-        # a schedule that reacts: less noise once something has been released
+        # an adaptive schedule: less noise once something has been released
         return PoissonSampledEvent(0.05, GaussianEvent(2.5 if self.ledger.total < 20 else 1.2))
 
     def stop(self, reason):
@@ -214,7 +214,7 @@ def test_under_sampling_a_group_follows_from_one_example(size):
     ledger = Ledger().record(STEP, 100)
     found = group_epsilon(ledger, 1e-5, size)
     assert found > RDPAccountant().epsilon(ledger, 1e-5)
-    # the definition, checked at the base figure that was used
+    # the definition, checked at the underlying figure
     base = found / size
     delta = RDPAccountant().delta(ledger, base)
     assert group_privacy(base, delta, size)[1] <= 1e-5 * 1.01

@@ -36,7 +36,7 @@ def test_delta_agrees_with_60_digits_and_is_not_below(mu, deviations):
     epsilon = mu * (mu / 2 + deviations)
     expected = truth(mu, epsilon)
     found = gaussian_delta(mu, epsilon)
-    # epsilon itself is rounded: at large mu one unit in its last place moves delta
+    # epsilon itself is rounded: at large mu, one ulp of epsilon changes delta
     slack = 1e-9 + 4e-16 * epsilon * (1 + deviations) / mu
     assert found == pytest.approx(float(expected), rel=slack)
 

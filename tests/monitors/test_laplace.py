@@ -1,4 +1,4 @@
-"""Laplace releases: exact, and composed with everything else."""
+"""Laplace releases: exact figures, and composition with other releases."""
 
 import importlib
 import math
@@ -30,7 +30,7 @@ EPSILONS = st.floats(1e-6, 30.0)
 
 
 def quadrature_curve(epsilon, order):
-    """Renyi divergence by the definition, over the three pieces on which the loss is linear."""
+    """Renyi divergence by definition, over the three pieces on which the loss is linear."""
     from scipy.integrate import quad
 
     middle, _ = quad(lambda x: 0.5 * math.exp(-x + (order - 1) * (epsilon - 2 * x)), 0, epsilon, epsabs=0, epsrel=1e-12)
@@ -105,7 +105,7 @@ def test_compositions_agree_with_dp_accounting(multiplier, count):
 
 @pytest.mark.parametrize("epsilon", [0.0, 0.3, 0.9, 1.3])
 def test_two_releases_are_never_charged_too_little(epsilon):
-    """By the definition, over a grid of the two noises; each has an atom at either end."""
+    """By definition, over a grid of the two noises, each with an atom at either end."""
     one, cells = 0.7, 2000
     place = (np.arange(cells) + 0.5) * one / cells
     mass = np.concatenate([[0.5], 0.5 * np.exp(-place) * one / cells, [0.5 * math.exp(-one)]])
@@ -145,7 +145,7 @@ def test_trackers_follow_a_ledger_with_queries():
 
 
 def test_several_numbers_at_once_are_dominated_by_one():
-    """The worst move of given L1 length is along one coordinate; by quadrature over the plane, for two."""
+    """The worst move of a given L1 length is along one coordinate; checked in two dimensions by quadrature."""
     x = np.linspace(-14, 15, 2901)
     density = 0.5 * np.exp(-np.abs(x))
     whole = 1.0

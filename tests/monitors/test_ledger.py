@@ -1,4 +1,4 @@
-"""Ledger and events: append-only, run-length coded, the same after a round trip."""
+"""Ledger and events: append-only, run-length encoded, and unchanged by a round trip."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""Monitors read the run's ledger, count exactly, and stop before the step that would pass the limit."""
+"""Monitors read the run's ledger, count exactly, and stop before the step that would exceed the limit."""
 
 import math
 
@@ -25,7 +25,7 @@ HOOKS = [f"on_{what}_{when}" for what in ("train", "train_epoch", "train_step", 
 
 
 class Run:
-    """The smallest run there is: every step records the event that ``event`` announces."""
+    """A minimal run: each step records the event that ``event`` announces."""
 
     def __init__(self, planned=100, sigma=1.2, mode=None, rate=0.0, num_samples=1000, batch_size=20, shuffled=False):
         self.ledger = Ledger(["seen by a test"])

@@ -1,4 +1,4 @@
-"""The privacy-loss accountant: certified, tight, and right where the truth is known."""
+"""The privacy-loss accountant: certified, tight, and correct where the exact figure is known."""
 
 import importlib
 import math
@@ -56,7 +56,7 @@ def test_the_known_epsilons_at_delta_1e_5(ledger, epsilon):
 def test_a_single_release_is_bounded_from_above_and_within_half_a_per_cent(rate, multiplier, delta):
     epsilon = PLDAccountant().epsilon(poisson(rate, multiplier, 1), delta)
     assert one_release_delta(rate, multiplier, epsilon) <= delta * (1 + 1e-9)
-    if epsilon > 1e-3:  # below, the width of the grid tells
+    if epsilon > 1e-3:  # below this, the grid spacing matters
         assert one_release_delta(rate, multiplier, epsilon * 0.995) > delta
 
 
@@ -182,7 +182,7 @@ def test_rounded_losses_dominate_the_true_ones_in_both_directions(rate, multipli
     for losses, direction in zip(loss_masses(rate, multiplier, step, 8.5), ("remove", "add"), strict=True):
         points = step * (losses.first + np.arange(losses.masses.size))
         rounded = losses.infinite + float(losses.masses @ np.maximum(0, -np.expm1(epsilon - points)))
-        # the definition: E over the first distribution of (1 - exp(epsilon - loss)) where that is positive
+        # by definition, the mean over the first distribution of the positive part of 1 - exp(epsilon - loss)
         x = np.linspace(-12, 12 + 1 / multiplier, 40001)
         without = np.exp(-0.5 * x**2) / math.sqrt(2 * math.pi)
         mixture = (1 - rate) * without + rate * np.exp(-0.5 * (x - 1 / multiplier) ** 2) / math.sqrt(2 * math.pi)
@@ -272,5 +272,5 @@ def test_a_coarse_accountant_has_the_same_type_and_is_never_more_precise(precisi
 def test_a_coarse_epsilon_is_at_least_the_precise_one_and_hardly_larger(rate, multiplier, steps):
     accountant = PLDAccountant()
     precise, coarse = (one.epsilon(poisson(rate, multiplier, steps), 1e-5) for one in (accountant, accountant.coarse()))
-    # Both are bounds, each a little above the truth, so only the precision of the first may lie between them.
+    # Both are bounds slightly above the exact figure, so they may differ by the precision of the first.
     assert precise * (1 - accountant.precision) - 1e-6 <= coarse <= precise * 1.1 + 0.02

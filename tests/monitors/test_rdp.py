@@ -232,7 +232,7 @@ def test_custom_rules_are_registered_for_an_event_alone_and_under_sampling():
 
 @dataclass(frozen=True)
 class OverflowingEvent(PrivacyEvent):
-    """Its rule overflows at high orders, as a careless third party's may."""
+    """An event whose rule overflows at high orders, as a careless custom rule may."""
 
     sigma: float
 

@@ -1,4 +1,4 @@
-"""Following a growing ledger gives the accountant's figures."""
+"""Trackers of a growing ledger give the accountant's figures."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""A violation on a ledger makes every figure of it infinite, whoever asks and however the ledger is kept."""
+"""A violation on a ledger makes all of its figures infinite, for every accountant and in every form of the ledger."""
 
 import math
 

@@ -1,4 +1,4 @@
-"""The zCDP accountant takes releases of all the data and refuses sampled ones."""
+"""The zCDP accountant accepts releases of all the data and refuses sampled ones."""
 
 import math
 from dataclasses import dataclass

@@ -11,7 +11,7 @@ from mechanisms.chacha.backends import Backend, backend_for, difference_in, requ
 from monitors.errors import UnprotectedUpdateError
 
 CPU = torch.device("cpu")
-#: A kind of device that Triton is tried for; the tensors that are made on it lie on the CPU.
+#: A device type for which Triton is tried, but whose tensors are on the CPU.
 FIRST = types.SimpleNamespace(type="cuda")
 
 
@@ -70,7 +70,7 @@ def test_a_wrong_backend_is_refused_with_the_first_difference(functions, message
 
 @pytest.fixture
 def modules(monkeypatch):
-    """Stand-ins for the backends' modules; an exception is raised where one would be imported."""
+    """Stand-ins for the backend modules; an exception is raised instead of importing one."""
     given = {}
 
     def imported(name):

@@ -1,4 +1,4 @@
-"""What only a GPU can show: replays of graphs, concurrent streams, no waiting for the host."""
+"""Properties that only a GPU can show: graph replays, concurrent streams, and no synchronisation."""
 
 import gc
 from contextlib import contextmanager
@@ -16,7 +16,7 @@ from mechanisms.noise import Gaussian
 from mechanisms.noise_check import require_sound_noise
 
 pytestmark = [pytest.mark.cuda, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
-#: Sizes of a bias, of a small network, and beyond the switch to larger programs.
+#: Sizes: a bias, a small network, and one beyond the switch to larger programs.
 SIZES = [7, 61_684, 3_000_001]
 
 
@@ -36,7 +36,7 @@ def captured(work):
 
 @contextmanager
 def without_waiting():
-    """Every wait for the device that torch knows of is an error."""
+    """Turns every synchronisation that torch detects into an error."""
     torch.cuda.synchronize()
     torch.cuda.set_sync_debug_mode("error")
     try:
@@ -162,7 +162,7 @@ def test_concurrent_draws_on_several_cuda_streams_share_no_block(cuda):
     assert made.blocks - before == 400 * 5
     repeated = 400 - len(np.unique(rows, axis=0))
     assert repeated == 0, f"{repeated} of 400 draws repeat another one"
-    # The first pair of each block, whatever draw it is in: draws that overlap would share some.
+    # The first pair of each block of each draw: overlapping draws would share some of them.
     pairs = np.stack([rows[:, :5].ravel(), rows[:, 5:10].ravel()], axis=1)
     assert len(np.unique(pairs, axis=0)) == 2000
 
@@ -207,7 +207,7 @@ def test_the_noise_mechanism_passes_its_trial_on_the_device(cuda):
     assert require_sound_noise(noise, unit, range(100), like=torch.zeros(5000, device=cuda)) == ()
     grad = torch.full((200_000,), 2.0, device=cuda)
     summed = ClippedSum(grad, torch.zeros(0, 1, device=cuda), 0.5, 0.5, 0.0, 0)
-    noise.add(summed, 0)  # the first use on a device makes its stream
+    noise.add(summed, 0)  # the first use on a device creates its stream
     grad.fill_(2.0)
     with without_waiting():
         released = noise.add(summed, 0)

@@ -1,4 +1,4 @@
-"""Every backend against the definition in NumPy, word for word, and what is made of the words against its distribution.
+"""Every backend against the definition in NumPy, word for word, and the drawn numbers against their distributions.
 
 Keys are fixed: a failure is a defect, never chance.
 """
@@ -34,14 +34,14 @@ TRITON = tuple(map(int, version("triton").split(".")[:2])) if importlib.util.fin
 needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 needs_triton = pytest.mark.skipif(TRITON < (3, 0), reason="needs Triton")
 needs_interpreter = pytest.mark.skipif(TRITON < (3, 2), reason="needs Triton 3.2: before, interpreted stores are lost")
-#: Name of the backend, its device, and how many numbers of a sample.
+#: Name of the backend, its device, and the sample size.
 WAYS = [
     pytest.param(("torch", "cpu", 240_000), id="torch-cpu"),
     pytest.param(("triton", "cpu", 240_000), id="triton-interpreted", marks=needs_interpreter),
     pytest.param(("torch", "cuda", 3_000_000), id="torch-cuda", marks=[pytest.mark.cuda, needs_cuda]),
     pytest.param(("triton", "cuda", 3_000_000), id="triton-cuda", marks=[pytest.mark.cuda, needs_cuda, needs_triton]),
 ]
-#: Makes Triton fail to be imported, as where it is not installed.
+#: Makes the import of Triton fail, as if it were not installed.
 WITHOUT_TRITON = (
     "import sys; sys.modules['triton'] = None; import runpy; runpy.run_path(sys.argv.pop(1), run_name='__main__')"
 )
@@ -88,7 +88,7 @@ def test_words_match_the_definition_bit_for_bit(drawn, start):
 def test_float32_numbers_are_the_transform_of_the_words_each_at_its_index(drawn, size):
     words = reference.block_words(draws.MATERIAL, 0, -(-size // 10))
     found = drawn[f"singles {size}"].astype(np.float64) - draws.LEVEL
-    # Approximate sines (2**-20.5), times the largest radius of 9.5, and the rounding of the sum.
+    # The error of the sines (2**-20.5) times the largest radius (9.5), and the rounding of the sum.
     assert_same("number", found, reference.singles(words, size, draws.SCALE), 1e-5 * draws.SCALE + 1e-6)
     assert int(drawn[f"blocks {size}"]) == -(-size // 10)
 
