@@ -71,11 +71,11 @@ def require_sound_noise(
         UnprotectedUpdateError: The noise is not what the event states; the message says what was measured and what to
             do.
     """
-    place = torch.zeros(0, dtype=torch.float32, device="cpu") if like is None else like
-    trial = _Trial(noise, unit, steps, norm_bound, place)
-    where = (place.dtype, place.device.type, place.numel())
+    like = torch.zeros(0, dtype=torch.float32, device="cpu") if like is None else like
+    trial = _Trial(noise, unit, steps, norm_bound, like)
+    shape = (like.dtype, like.device.type, like.numel())
     with preserve_position(noise):
-        return once(noise, ("noise", unit, steps[0], steps[-1], norm_bound, where), trial)
+        return once(noise, ("noise", unit, steps[0], steps[-1], norm_bound, shape), trial)
 
 
 class _FailedError(Exception):

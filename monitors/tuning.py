@@ -40,7 +40,7 @@ def training_event(ledger: Ledger) -> PrivacyEvent:
     if shuffled.mu_squared:
         parts.append(GaussianEvent(1 / math.sqrt(shuffled.mu_squared)))
     if not parts:
-        raise ValueError("the ledger is empty: there is no training to repeat")
+        raise ValueError("the ledger is empty: record a run before repeating it")
     return ComposedEvent(tuple(parts))
 
 
