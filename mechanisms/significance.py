@@ -1,6 +1,6 @@
 """Statistical tests of samples against their stated distribution, with a negligible probability of a false alarm.
 
-A trial makes some hundred thousand comparisons. Each rejects a correct mechanism with a probability of at most
+A trial makes a few hundred thousand comparisons. Each rejects a correct mechanism with a probability of at most
 ``ALARM``, so a whole trial rejects one with a probability below 1e-9.
 """
 

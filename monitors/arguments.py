@@ -54,7 +54,8 @@ def check_arguments(
         raise ValueError(f"{owner} has no argument {', '.join(parts)}{stop} takes: {listing}")
     missing = [name for name in _required_names(builder) if name not in filled and name not in given]
     if missing:
-        raise ValueError(f"{owner} needs the argument {', '.join(repr(name) for name in missing)}")
+        plural = "s" if len(missing) > 1 else ""
+        raise ValueError(f"{owner} needs the argument{plural} {', '.join(map(repr, missing))}")
 
 
 def _required_names(builder: Callable[..., Any]) -> list[str]:

@@ -16,7 +16,7 @@ def test_all_unknown_names_are_listed_with_the_nearest_of_each():
 
 
 def test_missing_names_are_listed():
-    with pytest.raises(ValueError, match="thing 'x' needs the argument 'first', 'third'"):
+    with pytest.raises(ValueError, match="thing 'x' needs the arguments 'first', 'third'"):
         check_arguments(build, {}, "thing 'x'")
 
 
