@@ -1,4 +1,4 @@
-"""Makes the private release: engines, clipping, noise, sampling. Importing this package loads no torch."""
+"""Private releases: engines, clipping, noise and sampling. Importing this package does not import torch."""
 
 from __future__ import annotations
 

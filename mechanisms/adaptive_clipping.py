@@ -1,4 +1,4 @@
-"""Adaptive clipping: the bound follows a quantile of the norms, learnt from a noisy count that is charged."""
+"""Adaptive clipping: the bound follows a quantile of the norms, learnt from a noisy count on the ledger."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 #: (bound, learning rate, unclipped fraction minus target) -> next bound
 BOUND_UPDATES: Registry[Callable[[float, float, float], float]] = Registry("norm bound update")
 
-#: By default the bound stays within this factor of its initial value, to either side.
+#: By default, the bound stays within this factor of its initial value, in either direction.
 DEFAULT_RANGE = 10.0
 
 
@@ -40,25 +40,25 @@ def geometric_update(bound: float, learning_rate: float, excess: float) -> float
 class QuantileClip(ClipMechanism):
     """Clip to a bound that tracks a quantile of the units' norms.
 
-    Per step each unit's indicator ``1[norm <= bound]`` is centred by 1/2, summed, noised with standard deviation
-    ``fraction_stddev * expected_units``, and divided by the expected number of units (a public constant); the bound for
-    the next step moves by the difference between that fraction and the target. The count is an event of its own on the
-    ledger.
+    In each step, the indicators ``1[norm <= bound]`` of the units are centred by 1/2 and summed. Noise of standard
+    deviation ``fraction_stddev * expected_units`` is added, and the result is divided by the expected number of units
+    (a public constant). The bound for the next step moves by the difference between that fraction and the target. The
+    count is a separate event on the ledger.
 
-    Edge cases: the bound never leaves [``min_norm_bound``, ``max_norm_bound``]. Without a floor a median target drives
-    it to zero once most examples are well classified, and training freezes. A unit whose norm is not finite counts as
-    clipped. A step without examples is counted and charged like any other.
+    Edge cases: the bound never leaves [``min_norm_bound``, ``max_norm_bound``]. Without a floor, a median target would
+    drive it to zero once most examples are well classified, and training would freeze. A unit with a non-finite norm
+    counts as clipped. A step without examples is counted and charged like any other.
 
     Args:
-        decay_policy: ``"Linear"`` or ``"Geometric"``, see the functions of this file.
-        learning_rate: Of the bound, positive.
+        decay_policy: ``"Linear"`` or ``"Geometric"``; see ``linear_update`` and ``geometric_update``.
+        learning_rate: Learning rate of the bound, positive.
         target_unclipped_quantile: Fraction of units that should stay unclipped, in [0, 1].
-        fraction_stddev: Noise of the released fraction (MindArmour's spelling), positive. The event's multiplier is
-            ``fraction_stddev * expected_units`` over 1/2 for examples, over 1 for micro-batch groups and for shuffled
-            batches.
-        min_norm_bound: Floor of the bound; default a tenth of the initial one.
-        max_norm_bound: Ceiling of the bound; default ten times the initial one.
-        seed: 0 for secret noise.
+        fraction_stddev: Noise standard deviation of the released fraction (MindArmour's spelling), positive. The
+            event's multiplier is ``fraction_stddev * expected_units`` over 1/2 for examples, and over 1 for micro-batch
+            groups and shuffled batches.
+        min_norm_bound: Smallest bound; default: a tenth of the initial one.
+        max_norm_bound: Largest bound; default: ten times the initial one.
+        seed: 0 for secret noise. Any other integer makes it reproducible and voids the guarantee (tests only).
 
     References:
         Andrew et al. 2021, "Differentially Private Learning with Adaptive Clipping", theorem 1.
@@ -93,7 +93,7 @@ class QuantileClip(ClipMechanism):
         self.generator = SecureGenerator(seed, purpose="clip")
 
     def start(self, norm_bound: float) -> None:
-        """Set the initial bound and the public range that it may never leave.
+        """Set the initial bound and its public range.
 
         Raises:
             ValueError: The initial bound lies outside [min_norm_bound, max_norm_bound].
@@ -116,7 +116,7 @@ class QuantileClip(ClipMechanism):
         return shrink(norms, self.block_bounds(norms.shape[1]))
 
     def event(self, step: int, unit: ClippedUnit) -> PrivacyEvent:
-        """The noisy count, a Gaussian event."""
+        """The Gaussian event of the noisy count."""
         del step
         return GaussianEvent(self.fraction_stddev * unit.expected_units / unit.indicator_sensitivity)
 
@@ -125,8 +125,8 @@ class QuantileClip(ClipMechanism):
 
         Args:
             norms: Norms before clipping, shape (units, 1).
-            unit: The clipped unit; its ``expected_units`` divides the count.
-            step: Step number; unused.
+            unit: The clipped unit; the count is divided by its ``expected_units``.
+            step: Step number (unused).
         """
         del step
         unclipped = int((norms <= self.norm_bound).sum())
@@ -144,7 +144,7 @@ class QuantileClip(ClipMechanism):
 
     @property
     def at_limit(self) -> str | None:
-        """A sentence when the bound lies on its floor or ceiling, else None."""
+        """A message if the bound is at its floor or ceiling, else None."""
         for limit, name in ((self.min_norm_bound, "min_norm_bound"), (self.max_norm_bound, "max_norm_bound")):
             if self._norm_bound == limit:
                 return (

@@ -1,4 +1,4 @@
-"""Clip mechanisms that keep their bound: norms to factors, and the bound that holds for every unit."""
+"""Clip mechanisms with a fixed bound: the interface, and the clip factors computed from the norms."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ CLIP: Registry[type[ClipMechanism]] = Registry("clip mechanism")
 
 
 class ClipMechanism(ABC):
-    """Base of all clip mechanisms; a third party's mechanism is a subclass registered under a name.
+    """Base of all clip mechanisms; a custom mechanism is a subclass registered under a name.
 
-    Units (examples or groups) are rows, blocks of parameters are columns: flat clipping has one block. A mechanism
-    answers with one factor per unit and block, from that unit's norms alone; the engine multiplies, and bounds every
-    factor once more by ``block_bounds``, so that no unit counts more than its bound. A mechanism whose factors look at
-    several units is refused before training (``require_sound_clip``).
+    Units (examples or groups) are rows, and blocks of parameters are columns; flat clipping has one block. A mechanism
+    returns one factor per unit and block, computed from that unit's norms alone. The engine multiplies by the factors
+    after bounding them by ``block_bounds``, so that no unit contributes more than its bound. A mechanism whose factors
+    depend on several units is refused before training (``require_sound_clip``).
 
-    Guarantees: the clipped norm of block b is at most ``block_bounds(blocks)[b]``; a unit whose norm is not finite
+    Guarantees: the clipped norm of block b is at most ``block_bounds(blocks)[b]``; a unit with a non-finite norm
     contributes exactly zero; the sum moves by at most ``norm_bound`` when one unit is added or removed.
     """
 
@@ -46,7 +46,9 @@ class ClipMechanism(ABC):
             RuntimeError: ``start`` has not been called.
         """
         if self._norm_bound is None:
-            raise RuntimeError(f"{type(self).__name__} has no norm bound yet; DPModel calls start(norm_bound)")
+            raise RuntimeError(
+                f"{type(self).__name__} has no norm bound yet: pass it to DPModel, or call start(norm_bound)"
+            )
         return self._norm_bound
 
     @property
@@ -60,11 +62,11 @@ class ClipMechanism(ABC):
         self._norm_bound = float(norm_bound)
 
     def blocks(self, names: Sequence[str]) -> list[int]:
-        """The block of each parameter, given the parameters' names in order; one block by default."""
+        """The block index of each parameter, given the parameter names in order; a single block by default."""
         return [0] * len(names)
 
     def block_bounds(self, blocks: int) -> list[float]:
-        """The norm bound of each of ``blocks`` blocks; their root sum of squares is ``norm_bound``."""
+        """The norm bounds of ``blocks`` blocks; their root sum of squares is ``norm_bound``."""
         return [self.norm_bound / math.sqrt(blocks)] * blocks
 
     @abstractmethod
@@ -79,16 +81,16 @@ class ClipMechanism(ABC):
         """
 
     def event(self, step: int, unit: ClippedUnit) -> PrivacyEvent | None:
-        """What this mechanism itself releases at ``step``; None where it releases nothing."""
+        """What the mechanism itself releases at ``step``; None if it releases nothing."""
         del step, unit
         return None
 
     def update(self, norms: torch.Tensor, unit: ClippedUnit, step: int) -> None:
-        """Choose the bound of the next step from a noisy statistic of ``norms``; a fixed bound stays.
+        """Choose the bound of the next step from a noisy statistic of ``norms``; by default, the bound does not change.
 
         Args:
-            norms: Norms before clipping, shape (units, blocks), private: what is learnt from them must be the release
-                that ``event`` states. Shape (0, blocks) for a mechanism without an event, such as a fixed schedule.
+            norms: Norms before clipping, shape (units, blocks). They are private: anything learnt from them must be the
+                release that ``event`` states. A mechanism without an event never sees them: the shape is (0, blocks).
             unit: The clipped unit.
             step: Step number.
         """
@@ -96,25 +98,25 @@ class ClipMechanism(ABC):
 
     @property
     def reproducible(self) -> bool:
-        """Whether a user's seed fixes randomness of this mechanism."""
+        """Whether a user's seed determines the randomness of this mechanism."""
         return False
 
     @property
     def at_limit(self) -> str | None:
-        """A sentence when the bound has run into a limit, else None."""
+        """A message if the bound has reached a limit, else None."""
         return None
 
     def state_dict(self) -> dict[str, Any]:
-        """What a checkpoint must keep: the bound in force."""
+        """State that a checkpoint must contain: the bound in force."""
         return {"norm_bound": self.norm_bound}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Bring back ``state_dict``."""
+        """Restore the state returned by ``state_dict``."""
         self.start(state["norm_bound"])
 
 
 def beside(norms: torch.Tensor, bounds: Sequence[float]) -> torch.Tensor:
-    """The bounds, shape (blocks,), on the device of ``norms``; without a wait for a GPU where all are the same."""
+    """The bounds, shape (blocks,), on the device of ``norms``; equal bounds cause no GPU synchronisation."""
     same = len(set(bounds)) == 1
     return norms.new_full((len(bounds),), bounds[0]) if same else norms.new_tensor(bounds)
 
@@ -127,9 +129,9 @@ def shrink(norms: torch.Tensor, bounds: Sequence[float]) -> torch.Tensor:
 
 @CLIP.register("Fixed")
 class Fixed(ClipMechanism):
-    """Clip each unit's gradient to a constant norm bound: factor ``min(1, bound / norm)``.
+    """Clip each unit's gradient to a constant norm bound, by the factor ``min(1, bound / norm)``.
 
-    Edge cases: a zero gradient keeps factor 1.
+    Edge cases: a zero gradient has factor 1.
 
     References:
         Abadi et al. 2016, "Deep Learning with Differential Privacy", algorithm 1.
@@ -149,7 +151,7 @@ class Fixed(ClipMechanism):
 
 @CLIP.register("Automatic")
 class Automatic(ClipMechanism):
-    """Normalise instead of clip: factor ``bound / (norm + stability)``; the bound only scales the learning rate.
+    """Normalise instead of clipping, by the factor ``bound / (norm + stability)``; the bound only scales the step size.
 
     Args:
         stability: Added to the norm so that small gradients keep their relative size, positive.
@@ -177,9 +179,9 @@ class Automatic(ClipMechanism):
 
 @CLIP.register("PerLayer")
 class PerLayer(ClipMechanism):
-    """Clip each layer's gradient by itself, to ``norm_bound / sqrt(layers)``: the whole stays within ``norm_bound``.
+    """Clip each layer's gradient to ``norm_bound / sqrt(layers)``, so that the whole stays within ``norm_bound``.
 
-    A layer is a module with parameters of its own (its weight and bias are one block).
+    A layer is a module that directly owns parameters; its weight and bias form one block.
 
     References:
         McMahan et al. 2018, "Learning Differentially Private Recurrent Language Models", section 3.

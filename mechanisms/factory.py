@@ -1,9 +1,9 @@
-"""MindArmour's factories over the registries: mechanisms by name, also those of other people's packages."""
+"""Factories that build mechanisms by name, with MindArmour's arguments; extensions can register their own."""
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Mapping
 from typing import Any, ClassVar, TypeVar
 
 from mechanisms import adaptive_clipping, shaped_noise
@@ -16,49 +16,52 @@ B = TypeVar("B", bound=type)
 
 __all__ = ["ClipMechanismsFactory", "NoiseMechanismsFactory"]
 
-del adaptive_clipping, shaped_noise  # imported so that its mechanisms are registered
+del adaptive_clipping, shaped_noise  # importing them registered their mechanisms
 
 
 class _Factory:
-    """What both factories share: registration, listing, and building with the arguments a mechanism takes."""
+    """The common part of both factories: registration, listing, and building with the accepted arguments."""
 
     registry: ClassVar[Registry[Any]]
 
     @classmethod
     def register(cls, name: str) -> Callable[[B], B]:
-        """Decorator that files a mechanism class under ``name``."""
+        """Decorator that registers a mechanism class as ``name``."""
         return cls.registry.register(name)
 
     @classmethod
     def names(cls) -> tuple[str, ...]:
-        """All known names, those of installed extensions included."""
+        """All known names, including those of installed extensions."""
         return cls.registry.names()
 
     @classmethod
-    def _build(cls, name: str, stated: dict[str, Any], extra: dict[str, Any], always: frozenset[str]) -> Any:
+    def _build(
+        cls, name: str, arguments: Mapping[str, Any], options: Mapping[str, Any], *, optional: Collection[str]
+    ) -> Any:
+        """Build a mechanism; one that does not take an ``optional`` argument is built without it."""
         builder = cls.registry.get(name)
         accepted = inspect.signature(builder).parameters
         free = any(parameter.kind is parameter.VAR_KEYWORD for parameter in accepted.values())
-        arguments = {key: value for key, value in stated.items() if key in accepted or free}
-        ignored = {key: value for key, value in stated.items() if key not in arguments and key not in always}
-        unknown = {key: value for key, value in extra.items() if key not in accepted and not free}
-        for key, value in {**ignored, **unknown}.items():
-            hint = checks.nearest_hint(key, accepted) or ";"
-            raise ValueError(
-                f"{key}={value!r} has no meaning for {cls.registry.kind} {name!r}{hint} "
-                f"it takes {', '.join(accepted) or 'no arguments'}"
-            )
+        taken = {key: value for key, value in arguments.items() if key in accepted or free or key not in optional}
+        for key, value in {**taken, **options}.items():
+            if key not in accepted and not free:
+                hint = checks.nearest_hint(key, accepted) or ";"
+                raise ValueError(
+                    f"{key}={value!r} has no meaning for {cls.registry.kind} {name!r}{hint} "
+                    f"it takes {', '.join(accepted) or 'no arguments'}"
+                )
         try:
-            return builder(**arguments, **extra)
+            return builder(**taken, **options)
         except TypeError as error:
-            # A builder that hands on what it is given, or lacks an argument, finds it out by itself.
+            # Only the call itself finds a missing argument, or an unknown one that the builder forwards.
             own = [key for key, value in accepted.items() if value.kind is not value.VAR_KEYWORD]
-            takes = ", ".join(dict.fromkeys([*own, *arguments]))
+            takes = ", ".join(dict.fromkeys([*own, *taken]))
             raise ValueError(f"{cls.registry.kind} {name!r} cannot be built: {error}. It takes {takes}") from error
 
 
-def _given(values: dict[str, Any], defaults: dict[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in values.items() if value != defaults[key]}
+def _stated(**arguments: Any) -> dict[str, Any]:
+    """The arguments that are not None; a mechanism uses its own defaults for the others."""
+    return {key: value for key, value in arguments.items() if value is not None}
 
 
 class NoiseMechanismsFactory(_Factory):
@@ -82,7 +85,7 @@ class NoiseMechanismsFactory(_Factory):
         norm_bound: float | None = None,
         initial_noise_multiplier: float = 1.0,
         seed: int | None = 0,
-        noise_decay_rate: float = 6e-6,
+        noise_decay_rate: float | None = None,
         decay_policy: str | None = None,
         **options: Any,
     ) -> NoiseMechanism:
@@ -90,23 +93,24 @@ class NoiseMechanismsFactory(_Factory):
 
         Args:
             name: ``"Gaussian"``, ``"AdaGaussian"``, or a registered name.
-            norm_bound: None, or the bound believed to be in force; ``DPModel`` refuses one that contradicts the clip
-                mechanism.
+            norm_bound: None, or the expected norm bound; ``DPModel`` refuses one that contradicts the clip mechanism.
             initial_noise_multiplier: Noise standard deviation over the norm bound at the first step, positive.
-            seed: 0 (or None) for fresh secure entropy; any other number voids the guarantee and is for tests.
-            noise_decay_rate: Per step, for ``"AdaGaussian"``.
-            decay_policy: ``"Time"``, ``"Step"`` or ``"Exp"`` for ``"AdaGaussian"`` (default ``"Exp"``).
+            seed: 0 (or None) for secret noise. Any other integer makes it reproducible and voids the guarantee (tests
+                only).
+            noise_decay_rate: Decay per step, for ``"AdaGaussian"`` (default: 6e-6).
+            decay_policy: ``"Time"``, ``"Step"`` or ``"Exp"``, for ``"AdaGaussian"`` (default: ``"Exp"``).
             **options: Further arguments of a registered mechanism.
 
         Raises:
-            ValueError: Unknown name, a value out of range, or an argument that the mechanism does not take.
+            ValueError: The name is unknown, a value is out of range, or the mechanism does not take an argument.
         """
-        values = {"noise_decay_rate": noise_decay_rate, "decay_policy": decay_policy}
-        stated = _given(values, {"noise_decay_rate": 6e-6, "decay_policy": None})
         common = {"norm_bound": norm_bound, "initial_noise_multiplier": initial_noise_multiplier, "seed": seed or 0}
-        usual = {"norm_bound": None, "initial_noise_multiplier": 1.0, "seed": 0}
+        neutral = {"norm_bound": None, "initial_noise_multiplier": 1.0, "seed": 0}
         mechanism: NoiseMechanism = cls._build(
-            name, stated | common, options, frozenset(usual) - set(_given(common, usual))
+            name,
+            _stated(noise_decay_rate=noise_decay_rate, decay_policy=decay_policy) | common,
+            options,
+            optional=[key for key, value in common.items() if value == neutral[key]],
         )
         return mechanism
 
@@ -127,10 +131,10 @@ class ClipMechanismsFactory(_Factory):
     def create(
         cls,
         name: str,
-        decay_policy: str = "Linear",
-        learning_rate: float = 0.001,
-        target_unclipped_quantile: float = 0.9,
-        fraction_stddev: float = 0.01,
+        decay_policy: str | None = None,
+        learning_rate: float | None = None,
+        target_unclipped_quantile: float | None = None,
+        fraction_stddev: float | None = None,
         seed: int | None = 0,
         **options: Any,
     ) -> ClipMechanism:
@@ -139,29 +143,23 @@ class ClipMechanismsFactory(_Factory):
         Args:
             name: ``"Fixed"``, ``"Gaussian"`` (adaptive quantile), ``"Automatic"``, ``"PerLayer"``, or a registered
                 name.
-            decay_policy: ``"Linear"`` or ``"Geometric"`` bound update.
-            learning_rate: Of the bound, positive.
-            target_unclipped_quantile: In [0, 1].
-            fraction_stddev: Noise of the released unclipped fraction, positive.
-            seed: 0 (or None) for fresh secure entropy.
-            **options: Further arguments: ``min_norm_bound``, ``max_norm_bound`` of ``"Gaussian"``, ``stability`` of
+            decay_policy: ``"Linear"`` or ``"Geometric"`` update of the bound of ``"Gaussian"`` (default: ``"Linear"``).
+            learning_rate: Learning rate of that bound, positive (default: 0.001).
+            target_unclipped_quantile: Fraction of units that should stay unclipped, in [0, 1] (default: 0.9).
+            fraction_stddev: Noise standard deviation of the released unclipped fraction, positive (default: 0.01).
+            seed: 0 (or None) for secret noise. Any other integer makes it reproducible and voids the guarantee (tests
+                only).
+            **options: Further arguments: ``min_norm_bound`` and ``max_norm_bound`` of ``"Gaussian"``, ``stability`` of
                 ``"Automatic"``, or those of a registered mechanism.
 
         Raises:
-            ValueError: Unknown name, a value out of range, or an argument that the mechanism does not take.
+            ValueError: The name is unknown, a value is out of range, or the mechanism does not take an argument.
         """
-        defaults = {
-            "decay_policy": "Linear",
-            "learning_rate": 0.001,
-            "target_unclipped_quantile": 0.9,
-            "fraction_stddev": 0.01,
-        }
-        values = {
-            "decay_policy": decay_policy,
-            "learning_rate": learning_rate,
-            "target_unclipped_quantile": target_unclipped_quantile,
-            "fraction_stddev": fraction_stddev,
-        }
-        stated = _given(values, defaults) | {"seed": seed}
-        mechanism: ClipMechanism = cls._build(name, stated, options, frozenset({"seed"}))
+        stated = _stated(
+            decay_policy=decay_policy,
+            learning_rate=learning_rate,
+            target_unclipped_quantile=target_unclipped_quantile,
+            fraction_stddev=fraction_stddev,
+        )
+        mechanism: ClipMechanism = cls._build(name, stated | {"seed": seed}, options, optional=["seed"])
         return mechanism

@@ -1,4 +1,4 @@
-"""Noise mechanisms: what is added to the clipped sum, and the event that states it, from one and the same schedule."""
+"""Noise mechanisms: one schedule determines both the noise added to the clipped sum and the event that states it."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ NOISE: Registry[type[NoiseMechanism]] = Registry("noise mechanism")
 
 
 class NoiseMechanism(ABC):
-    """Base of all noise mechanisms; a third party's mechanism is a subclass registered under a name.
+    """Base of all noise mechanisms; a custom mechanism is a subclass registered under a name.
 
-    A subclass says what it draws (``sample``, for a norm bound of 1) and what that costs (``event``). Both are
-    functions of the step alone, so that the plan of a run and the run itself state the same.
+    A subclass defines the noise (``sample``, for a norm bound of 1) and its cost (``event``). Both are functions of the
+    step alone, so that a plan and the run itself state the same events.
 
     Args:
         initial_noise_multiplier: Noise standard deviation over the norm bound at step 0, positive. For micro-batches of
-            more than one example the recorded event is half of it.
-        norm_bound: None, or the bound that the user believes to be in force; checked against the clip mechanism's.
-        seed: 0 for secret noise (default); any other number makes it reproducible and voids the guarantee.
+            more than one example, the multiplier of the recorded event is half of it.
+        norm_bound: None, or the expected norm bound, which is checked against the clip mechanism's.
+        seed: 0 for secret noise. Any other integer makes it reproducible and voids the guarantee (tests only).
     """
 
     decay_policy: str | None = None
@@ -52,11 +52,11 @@ class NoiseMechanism(ABC):
 
     @abstractmethod
     def noise_multiplier(self, step: int) -> float:
-        """Noise standard deviation over the norm bound at ``step`` (0 is the first step)."""
+        """Noise standard deviation over the norm bound at ``step``, counted from 0."""
 
     @abstractmethod
     def event(self, step: int, sensitivity_factor: float = 1.0) -> PrivacyEvent:
-        """What releasing the noisy sum at ``step`` costs, before amplification by sampling.
+        """Cost of releasing the noisy sum at ``step``, before amplification by sampling.
 
         Args:
             step: Step number, from 0.
@@ -65,15 +65,15 @@ class NoiseMechanism(ABC):
 
     @abstractmethod
     def sample(self, size: int, step: int) -> torch.Tensor:
-        """Noise for a norm bound of 1: shape (size,), float64 or float32, on the CPU."""
+        """Noise for a norm bound of 1, shape (size,), float64 or float32, on the CPU."""
 
     def add(self, summed: ClippedSum, step: int) -> torch.Tensor:
-        """The private release: clipped sum plus noise scaled by the bound in force, shape (P,).
+        """The private release: the clipped sum plus noise scaled by the bound in force, shape (P,).
 
-        The sum is used up: the release lies in its memory, so that the sum without noise does not outlive the step.
+        The release overwrites the sum in place, so that the sum without noise does not outlive the step.
 
         Args:
-            summed: The engine's result; its ``norm_bound`` scales the noise, so noise follows an adaptive bound.
+            summed: The engine's result; its ``norm_bound`` scales the noise, so the noise follows an adaptive bound.
             step: Step number, from 0.
         """
         noise = self.sample(summed.flat_grad.numel(), step).mul_(summed.norm_bound)
@@ -98,18 +98,18 @@ class ScheduledGaussian(NoiseMechanism):
         return self.generator.normal(size, scale=self.schedule(step))
 
     def add(self, summed: ClippedSum, step: int) -> torch.Tensor:
-        """The private release, as in the base class; without a second array of the model's size."""
+        """The private release, as in the base class, but without a second array of the model's size."""
         return self.generator.add_normal_(summed.flat_grad, self.schedule(step) * summed.norm_bound)
 
 
 @NOISE.register("Gaussian")
 class Gaussian(ScheduledGaussian):
-    """Gaussian noise of constant multiplier.
+    """Gaussian noise with a constant multiplier.
 
     Args:
         initial_noise_multiplier: Noise standard deviation over the norm bound, positive.
-        norm_bound: None, or a bound to check against the clip mechanism's.
-        seed: 0 for secret noise.
+        norm_bound: None, or the expected norm bound, which is checked against the clip mechanism's.
+        seed: 0 for secret noise. Any other integer makes it reproducible and voids the guarantee (tests only).
 
     References:
         Abadi et al. 2016, "Deep Learning with Differential Privacy", algorithm 1.
@@ -128,14 +128,14 @@ class Gaussian(ScheduledGaussian):
 
 @NOISE.register("AdaGaussian")
 class AdaGaussian(ScheduledGaussian):
-    """Gaussian noise whose multiplier decays with the step: MindArmour's adaptive noise.
+    """Gaussian noise with a multiplier that decays with the step (MindArmour's adaptive noise).
 
     Args:
         initial_noise_multiplier: Noise standard deviation over the norm bound at step 0, positive.
-        noise_decay_rate: Decay per step; its meaning is that of the policy.
-        decay_policy: ``"Time"`` s0 / (1 + r t), ``"Step"`` s0 (1 - r)^t, ``"Exp"`` s0 exp(-r t).
-        norm_bound: None, or a bound to check against the clip mechanism's.
-        seed: 0 for secret noise.
+        noise_decay_rate: Decay rate ``r`` per step.
+        decay_policy: ``"Time"``: s0 / (1 + r t), ``"Step"``: s0 (1 - r)^t, or ``"Exp"``: s0 exp(-r t).
+        norm_bound: None, or the expected norm bound, which is checked against the clip mechanism's.
+        seed: 0 for secret noise. Any other integer makes it reproducible and voids the guarantee (tests only).
 
     Example:
         >>> AdaGaussian(initial_noise_multiplier=1.0, noise_decay_rate=0.5, decay_policy="Time").event(step=2)
@@ -158,7 +158,7 @@ class AdaGaussian(ScheduledGaussian):
 
 
 class NoNoise(NoiseMechanism):
-    """Clipping without noise, for a non-private baseline: its event is worth an infinite epsilon."""
+    """Clipping without noise, for a non-private baseline; its event means an infinite epsilon."""
 
     private: ClassVar[bool] = False
 

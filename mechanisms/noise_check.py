@@ -1,4 +1,4 @@
-"""What the privacy claim asks of a noise mechanism, tried before anything is spent: samples against its event."""
+"""Trial of a noise mechanism, before any privacy is spent: are its samples what its event states?"""
 
 from __future__ import annotations
 
@@ -16,22 +16,27 @@ from mechanisms.noise import NoiseMechanism
 from mechanisms.normal_noise import stated_multiplier
 from mechanisms.rng import SecureGenerator
 from mechanisms.significance import SIGMAS, Floats, alike, repeated_at, unlikely_share, unlikely_spread
-from mechanisms.trial import PublicGenerators, once, refusal, trial_copy, unmoved
+from mechanisms.trial import PublicGenerators, once, preserve_position, refusal, trial_copy
 from mechanisms.units import ClippedUnit
 from monitors.events import NonPrivateEvent, PrivacyEvent
 
-#: Draws of one copy of the mechanism at most, each at a step of its own, and the numbers in all of them.
+#: Most draws of one copy of the mechanism, each at a different step, and the total number of samples in them.
 _DRAWS, _NUMBERS = 24, 24 * 2048
-#: The same for long vectors, of which a scale that is 1 % off is found.
+#: The same for long vectors, which reveal a scale that is 1 % off.
 _LONG_DRAWS, _LONG_NUMBERS = 4, 1 << 19
-#: Squares in the smallest block of coordinates that is looked at by itself.
+#: Squares in the smallest block of coordinates that is tested separately.
 _BLOCK = 32
 _LONG_BLOCK = 512
 _NORM_BOUNDS = (1.0, 0.01)
-#: Entries of the sums that noise is added to, in standard deviations of the noise: constant part and random part.
-_SUMS = {"of zeros": (0.0, 0.0), "that is constant": (3.0, 0.0), "at random": (0.0, 10.0), "that is huge": (0.0, 1e3)}
+#: Entries of the sums to which noise is added: constant part and random part, in standard deviations of the noise.
+_SUMS = {
+    "of zeros": (0.0, 0.0),
+    "that is constant": (3.0, 0.0),
+    "that is random": (0.0, 10.0),
+    "that is huge": (0.0, 1e3),
+}
 _FEWEST_FOR_DISTANCES, _LONGEST_FOR_DISTANCES = 1000, 1 << 17
-#: A coordinate without noise is told from one whose noise was rounded away by that many draws, or by that share of all.
+#: With this many draws, no coordinate's noise is always rounded away; with fewer, at most this share of coordinates is.
 _ENOUGH_DRAWS, _ROUNDED_AWAY = 8, 0.01
 _BINS, _LAST_EDGE = 28, 3.5
 
@@ -46,34 +51,35 @@ def require_sound_noise(
 ) -> tuple[str, ...]:
     """Refuse a noise mechanism whose samples are not what its event states.
 
-    The mechanism is tried on copies: its state and its stream stay as they are. Tried are the first and the last
-    step and secretly chosen ones between them, several norm bounds, and sums of several sizes, for: scale, mean,
-    distribution, independence of steps, coordinates, the sum and the norms, and seeds that are public.
+    The trial uses copies of the mechanism, so its state and random stream do not change. It covers the first and the
+    last step and secretly chosen ones in between, several norm bounds, and several kinds of sums. It tests scale, mean,
+    distribution, independence (of steps, coordinates, the sum and the norms), and the use of public seeds.
 
-    A mechanism that has passed is not tried again in the same process, see ``mechanisms.trial.once``.
+    A mechanism that has passed is not tried again in the same process (see ``mechanisms.trial.once``).
 
     Args:
-        noise: The noise mechanism; one that states no privacy is not tried.
+        noise: The noise mechanism; one that claims no privacy is not tried.
         unit: The clipped unit.
         steps: The planned steps.
         norm_bound: The clip mechanism's bound in force.
-        like: A vector of the size, type and device of the real sum; default: float32 on the CPU.
+        like: A vector with the size, type and device of the real sum; default: an empty float32 vector on the CPU.
 
     Returns:
         Notes on what could not be tried.
 
     Raises:
-        UnprotectedUpdateError: The noise is not what the event states; says what was measured and what to do.
+        UnprotectedUpdateError: The noise is not what the event states; the message says what was measured and what to
+            do.
     """
-    place = torch.zeros(0, dtype=torch.float32, device="cpu") if like is None else like
-    trial = _Trial(noise, unit, steps, norm_bound, place)
-    where = (place.dtype, place.device.type, place.numel())
-    with unmoved(noise):
-        return once(noise, ("noise", unit, steps[0], steps[-1], norm_bound, where), trial)
+    like = torch.zeros(0, dtype=torch.float32, device="cpu") if like is None else like
+    trial = _Trial(noise, unit, steps, norm_bound, like)
+    shape = (like.dtype, like.device.type, like.numel())
+    with preserve_position(noise):
+        return once(noise, ("noise", unit, steps[0], steps[-1], norm_bound, shape), trial)
 
 
 class _FailedError(Exception):
-    """A copy did not give a noisy sum."""
+    """A copy of the mechanism did not return a noisy sum."""
 
 
 @dataclass(frozen=True)
@@ -89,7 +95,7 @@ class _Draw:
 
 @dataclass(frozen=True)
 class _Samples:
-    """What one copy has drawn: noise over the stated standard deviation, and the random part of the sums (draws, n)."""
+    """Noise of one copy over the stated standard deviation, shape (draws, n), and the random part of the sums."""
 
     draws: tuple[_Draw, ...]
     noise: Floats
@@ -116,7 +122,7 @@ class _Trial:
             except _FailedError as error:
                 if not self.like.numel():
                     raise self._failure(error) from error
-                try:  # it may be made for vectors of the network's size alone
+                try:  # the mechanism may support only vectors of the network's size
                     self._try(self.like.numel(), steps, known)
                 except _FailedError as error:
                     raise self._failure(error) from error
@@ -125,7 +131,8 @@ class _Trial:
             self._require_untouched(steps)
         if self._events(steps) != events:
             raise self._refusal(
-                "event gave another answer when it was asked again", "Let event follow the step and the factor alone"
+                "event returned different events for the same step",
+                "Make event depend only on the step and the sensitivity factor",
             )
         if known:
             return ()
@@ -133,7 +140,7 @@ class _Trial:
         return (f"the scale of the noise of {name} was not tried: its event ({kinds}) does not state normal noise",)
 
     def _try(self, size: int | None, steps: Sequence[int], known: bool) -> None:
-        """All comparisons, on vectors of ``size``; None takes sizes that suit them."""
+        """All tests, on vectors of ``size``; None chooses suitable sizes."""
         cases = [(bound, name) for bound, name in product(dict.fromkeys((*_NORM_BOUNDS, self.norm_bound)), _SUMS)]
         rounds = math.ceil(len(cases) / len(steps))
         self._require_secret(size or _NUMBERS // _DRAWS, steps[-1])
@@ -158,7 +165,7 @@ class _Trial:
             self._require_no_repetition(samples)
 
     def _states_event(self, step: int) -> bool:
-        """Whether there is an event; a schedule that ends at zero has none later on, and the training ends there."""
+        """Whether ``step`` has an event; a schedule that has reached zero has none, and ends the training there."""
         try:
             self.mechanism.event(step, self.unit.sensitivity_factor)
         except ValueError:
@@ -177,7 +184,7 @@ class _Trial:
         return _Samples(draws, noise, sums.numpy())
 
     def _noise(self, twin: NoiseMechanism, draw: _Draw, pattern: Tensor) -> Floats:
-        """What ``twin`` adds to a sum, over the standard deviation that its event states; shape (n,)."""
+        """The noise that ``twin`` adds to a sum, over the standard deviation that its event states, shape (n,)."""
         factor = self.unit.sensitivity_factor
         stated = stated_multiplier(twin.event(draw.step, factor))
         scale = (1.0 if stated is None else stated * factor) * draw.norm_bound
@@ -202,7 +209,7 @@ class _Trial:
             raise _FailedError(f"raised {type(error).__name__} at step {draw.step}: {error}") from error
         given, expected = _described(noisy), _described(total)
         if given != expected:
-            raise _FailedError(f"gave {given} for a sum that is {expected}")
+            raise _FailedError(f"returned {given} for a sum that is {expected}")
         return noisy.detach().cpu().double().sub_(total.cpu().double()).div_(scale).numpy()
 
     def _require_secret(self, size: int, step: int) -> None:
@@ -212,13 +219,13 @@ class _Trial:
         first, second = (self._noise(trial_copy(self.mechanism), draw, pattern) for _ in range(2))
         if alike(first, second) or alike(*(_blocks(noise, _BLOCK * 4) for noise in (first, second))).any():
             raise self._refusal(
-                f"two copies of it drew the same noise at step {step}, so the noise follows from a seed or from a "
-                "state that is no secret of this training alone",
-                "Draw from self.generator, a SecureGenerator, whose copies get a key of their own",
+                f"two copies of it drew the same noise at step {step}, so the noise follows from a seed or a state "
+                "that is not secret",
+                "Draw from self.generator, a SecureGenerator, whose copies each get a fresh key",
             )
 
     def _require_untouched(self, steps: Sequence[int]) -> None:
-        """Another thread may have drawn meanwhile: only what happens each time is the mechanism's doing."""
+        """Refuse use of a public generator in every one of three draws; a single use may come from another thread."""
         names: set[str] | None = None
         for at in range(3):
             draw = _Draw(steps[-1 - at % len(steps)], 1.0, "of zeros")
@@ -236,34 +243,34 @@ class _Trial:
             )
 
     def _require_drawn(self, samples: _Samples) -> None:
-        """There is noise at each coordinate."""
+        """Every coordinate has noise."""
         silent, draws = ~samples.noise.any(axis=0), len(samples.draws)
-        # Beside a huge sum, one small number in ten thousand is rounded away.
+        # When added to a huge sum, about one noise value in ten thousand is small enough to be rounded away.
         if silent.any() if draws >= _ENOUGH_DRAWS else silent.mean() > _ROUNDED_AWAY:
             raise self._refusal(
                 f"{int(silent.sum()):,} of {silent.size:,} coordinates got no noise in {draws} draws",
-                "Add noise to each coordinate of the sum",
+                "Add noise to every coordinate of the sum",
             )
 
     def _require_new(self, samples: _Samples) -> None:
-        """Noise of whatever distribution is not that of another step."""
+        """No two steps have the same noise, whatever its distribution."""
         for at, row in enumerate(samples.noise[1:], start=1):
             same = np.flatnonzero(((samples.noise[:at] == row) & (row != 0)).mean(axis=1) > 0.5)
             if same.size:
                 raise self._same_noise(samples.draws[same[0]], samples.draws[at])
 
     def _require_new_noise_later(self, size: int, step: int) -> None:
-        """A training of one step may be followed by another, of which no step is planned yet."""
+        """A run of one step may be followed by another run, whose steps are not planned yet."""
         try:
             samples = self._samples(size, (step, step + 1), 2 * [(1.0, "of zeros")])
         except Exception:
-            return  # the mechanism may end here
+            return  # the mechanism may support no further step
         self._require_new(samples)
 
     def _require_normal(self, samples: _Samples, block: int) -> None:
-        """Scale and mean, also by norm bound, sum, step and place; distribution; no two draws are alike."""
+        """Scale and mean, overall and by norm bound, sum, step and coordinates; distribution; no two draws alike."""
         squares = np.square(samples.noise)
-        # Noise that is used again, or that follows the sum, would also be off in scale, which is not what is wrong.
+        # Repeated noise, or noise that follows the sum, also has a wrong scale: report the actual fault first.
         self._require_unlike(samples, [at for at, draw in enumerate(samples.draws) if not any(_SUMS[draw.sum_name])])
         self._require_scale(samples.draws, squares)
         self._require_unlike(samples, range(len(samples.draws)))
@@ -274,7 +281,7 @@ class _Trial:
         if off.any():
             worst = int(np.argmax(np.where(off, np.abs(np.log(by_place / count + 1e-300)), -1.0)))
             raise self._scale_refusal(
-                by_place[worst] / count, f"of coordinates {worst * block} to {(worst + 1) * block - 1}", count
+                by_place[worst] / count, f"for coordinates {worst * block} to {(worst + 1) * block - 1}", count
             )
         means = _blocks(samples.noise.sum(axis=0), block).sum(axis=1) / math.sqrt(count)
         whole = np.atleast_1d(samples.noise.sum()) / math.sqrt(samples.noise.size)
@@ -284,7 +291,7 @@ class _Trial:
                 mean = sums[np.abs(sums).argmax()] / math.sqrt(numbers)
                 raise self._refusal(
                     f"the mean of {numbers:,} samples is {mean:.4g} of the stated standard deviation",
-                    "Let add return the sum itself plus noise of mean zero",
+                    "Make add return the sum plus noise of mean zero",
                 )
         self._require_distribution(samples)
 
@@ -307,26 +314,25 @@ class _Trial:
             if unlikely_spread(total, count):
                 found[name] = (total / count, count)
         if found:
-            # Named is the trait with which the scale is furthest off, for certain; none where it is off everywhere.
+            # Name the trait whose scale is certainly furthest off, or all steps if the scale is as far off overall.
             distance = {name: abs(math.log(ratio + 1e-300)) for name, (ratio, _) in found.items()}
-            doubt = {name: SIGMAS / math.sqrt(count) for name, (_, count) in found.items()}
-            name = max(found, key=lambda name: distance[name] - doubt[name])
+            error = {name: SIGMAS / math.sqrt(count) for name, (_, count) in found.items()}
+            name = max(found, key=lambda name: distance[name] - error[name])
             everywhere = next(iter(groups))
-            if everywhere in found and distance[everywhere] + doubt[everywhere] >= distance[name] - doubt[name]:
+            if everywhere in found and distance[everywhere] + error[everywhere] >= distance[name] - error[name]:
                 name = everywhere
             raise self._scale_refusal(found[name][0], name, found[name][1])
 
     def _require_independent(self, samples: _Samples, *, with_neighbours: bool) -> None:
         noise = samples.noise
         if alike(noise, samples.sums).any():
-            raise self._refusal("what it adds follows the sum", "Let add return the sum itself plus noise")
+            raise self._refusal("its noise depends on the sum", "Make add return the sum plus independent noise")
         for values in (noise.ravel(), _folded(noise).ravel()) if with_neighbours else ():
             distance = repeated_at(values) if values.size >= _FEWEST_FOR_DISTANCES else None
             if distance is not None:
                 raise self._refusal(
-                    f"samples depend on others at a distance of {distance} (coordinates of steps that follow each "
-                    "other)",
-                    "Draw each number anew",
+                    f"samples depend on others at a distance of {distance} (coordinates of consecutive steps)",
+                    "Draw each sample independently",
                 )
 
     def _require_distribution(self, samples: _Samples) -> None:
@@ -343,8 +349,8 @@ class _Trial:
             edge = int(off[0]) if off.size else int(inside[0] if inside.size else -1)
             raise self._refusal(
                 f"its samples are not normal: {below[edge] / numbers:.4%} of {numbers:,} lie below "
-                f"{edges[edge]:g} standard deviations, where the event states {stated[edge]:.4%}",
-                "State an event of the noise that is drawn, or draw normal noise",
+                f"{edges[edge]:g} standard deviations, but the event states {stated[edge]:.4%}",
+                "Draw normal noise, or state an event for the noise that is drawn",
             )
 
     def _require_no_repetition(self, samples: _Samples) -> None:
@@ -352,42 +358,42 @@ class _Trial:
         distance = repeated_at(first) if first.size >= _FEWEST_FOR_DISTANCES else None
         if distance is not None:
             raise self._refusal(
-                f"coordinates depend on others at a distance of {distance}", "Draw each coordinate anew"
+                f"coordinates depend on others at a distance of {distance}", "Draw each coordinate independently"
             )
 
     def _scale_refusal(self, ratio: float, where: str, count: int) -> Exception:
         factor, step = self.unit.sensitivity_factor, self.steps[0]
-        remedy = "Draw noise of standard deviation noise_multiplier(step) * summed.norm_bound, and state it in event"
+        remedy = "Draw noise of standard deviation noise_multiplier(step) * summed.norm_bound, and state that in event"
         if factor != 1 and self.mechanism.event(step, factor) == self.mechanism.event(step, 1.0):
             remedy = (
-                f"Divide the multiplier in event by sensitivity_factor: micro-batches can move the sum by {factor:g} "
-                "times the norm bound"
+                f"Divide the multiplier in event by sensitivity_factor: one example of a micro-batch can move the sum "
+                f"by {factor:g} times the norm bound"
             )
         return self._refusal(
-            f"{where} the standard deviation of {count:,} samples is {math.sqrt(ratio):.4g} of what its event states",
+            f"{where}, the standard deviation of {count:,} samples is {math.sqrt(ratio):.4g} times the stated one",
             remedy,
         )
 
     def _same_noise(self, one: _Draw, other: _Draw) -> Exception:
         return self._refusal(
-            f"steps {one.step} and {other.step} got the same noise, or noise that depends on one another",
-            "Draw anew at each step: noise that is known from one release can be taken off another",
+            f"steps {one.step} and {other.step} got the same noise, or dependent noise",
+            "Draw fresh noise at each step: noise known from one release can be subtracted from another",
         )
 
     def _failure(self, error: Exception) -> Exception:
-        return self._refusal(f"add {error}", "Let add return the sum plus noise, of the sum's size, type and device")
+        return self._refusal(f"add {error}", "Make add return the sum plus noise, with the sum's size, type and device")
 
     def _refusal(self, finding: str, remedy: str) -> Exception:
         return refusal(self.mechanism, finding, remedy)
 
 
 def _tried_steps(steps: range, count: int) -> list[int]:
-    """The first step, the last one, and others in secret, ascending; all where there are few."""
+    """The first step, the last step and secretly chosen ones, ascending; all steps if there are at most ``count``."""
     if len(steps) <= count:
         return list(steps)
-    chosen, places = {0, len(steps) - 1}, SecureGenerator()
+    chosen, generator = {0, len(steps) - 1}, SecureGenerator()
     while len(chosen) < count:
-        chosen.update(places.integers(len(steps), count - len(chosen)).tolist())
+        chosen.update(generator.integers(len(steps), count - len(chosen)).tolist())
     return [steps[at] for at in sorted(chosen)]
 
 
@@ -398,7 +404,7 @@ def _described(value: object) -> str:
 
 
 def _blocks(values: Floats, size: int) -> Floats:
-    """Blocks of coordinates in order, shape (blocks, size); coordinates of an unfinished block are in the last one."""
+    """Blocks of consecutive coordinates, shape (blocks, size); the last block overlaps if ``size`` does not divide."""
     count = len(values)
     size = min(size, count)
     whole = values[: count - count % size].reshape(-1, size)
@@ -406,6 +412,6 @@ def _blocks(values: Floats, size: int) -> Floats:
 
 
 def _folded(noise: Floats) -> Floats:
-    """Absolute values, made to have mean 0 and variance 1: two numbers that differ in sign alone have the same."""
+    """Absolute values, standardised to mean 0 and variance 1; values that differ only in sign become equal."""
     mean = math.sqrt(2 / math.pi)
     return (np.abs(noise) - mean) / math.sqrt(1 - mean**2)

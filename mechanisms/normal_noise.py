@@ -1,4 +1,4 @@
-"""Which events state normal noise, and how much of it: what samples are compared with before a training."""
+"""Events that state normal noise, and its scale, against which samples are tested before training."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from monitors.gaussian import combined_multiplier
 
 @singledispatch
 def stated_multiplier(event: PrivacyEvent) -> float | None:
-    """Standard deviation over the sensitivity of the independent normal noise that ``event`` states.
+    """Standard deviation over sensitivity of the independent normal noise that ``event`` states.
 
-    None where it states something else: noise of such an event is tried for less. A third party's event of normal
-    noise registers a rule here.
+    Returns None if the event states anything else; noise of such an event undergoes fewer tests. Register a rule here
+    for a custom event of normal noise.
 
     Example:
         >>> stated_multiplier(GaussianEvent(1.5)), stated_multiplier(PrivacyEvent())

@@ -1,4 +1,4 @@
-"""Private answers to questions about the data: counts, histograms and other numbers, with Laplace noise."""
+"""Private answers to queries about the data: counts, histograms and other numbers, with Laplace noise."""
 
 from __future__ import annotations
 
@@ -14,33 +14,33 @@ from monitors import checks
 from monitors.events import LaplaceEvent
 from monitors.ledger import Ledger
 
-#: The grid of the answers is at least 2^-40 of the noise scale fine.
+#: The grid of the answers is finer than the noise scale by a factor of at least 2^40.
 _FINENESS = 40
 _SCALES = (1e-200, 1e200)
-#: Note of a ledger whose answers a user's seed fixes.
+#: Note on a ledger if a user's seed determines the noise of its answers.
 REPRODUCIBLE = "reproducible query noise: no guarantee"
-#: Ledgers of this process that answers were recorded on.
+#: Ledgers of this process on which queries were recorded.
 _ASKED: list[weakref.ref[Ledger]] = []
 
 
 def asked_ledgers() -> list[Ledger]:
-    """The ledgers on which queries were recorded in this process, as long as they live."""
+    """The ledgers on which queries were recorded in this process, and which still exist."""
     _ASKED[:] = [known for known in _ASKED if known() is not None]
     return [ledger for known in _ASKED if (ledger := known()) is not None]
 
 
 class LaplaceMechanism:
-    """Adds Laplace noise to numbers, and records what that costs on a ledger before the answer exists.
+    """Adds Laplace noise to numbers, and records the cost on a ledger before the answer is computed.
 
-    Guarantees: each answer is ``epsilon``-private, also against attacks on floating-point numbers. Values are rounded
-    to a grid of a power of two, the noise is exact Laplace noise rounded to that grid, drawn by integer arithmetic, and
-    the scale makes up for what the rounding adds to the sensitivity.
+    Guarantees: each answer is ``epsilon``-private, even against floating-point attacks. Values are rounded to a grid
+    whose spacing is a power of two; the noise is exact Laplace noise rounded to that grid, drawn by integer arithmetic;
+    and the scale compensates for the sensitivity that the rounding adds.
 
     Args:
-        epsilon: What one answer costs, positive.
-        sensitivity: How far all numbers of one answer together (L1) can move if one example is added or removed,
-            positive. You must know it from the question, never from the data.
-        seed: 0 for secret noise. Any other number makes it reproducible and voids the guarantee: for tests.
+        epsilon: Cost of one answer, positive.
+        sensitivity: L1 distance by which the numbers of one answer can move in total if one example is added or
+            removed, positive. It must follow from the query, never from the data.
+        seed: 0 for secret noise. Any other integer makes it reproducible and voids the guarantee (tests only).
 
     Example:
         >>> ledger = Ledger()
@@ -71,31 +71,31 @@ class LaplaceMechanism:
 
     @property
     def scale(self) -> float:
-        """Scale of the noise; its standard deviation is ``sqrt(2)`` times that."""
+        """Scale of the noise; its standard deviation is ``sqrt(2)`` times the scale."""
         return self.sensitivity / self.epsilon
 
     @property
     def event(self) -> LaplaceEvent:
-        """What one answer costs."""
+        """Cost of one answer."""
         return LaplaceEvent(1.0 / self.epsilon)
 
     def release(self, values: ArrayLike, ledger: Ledger) -> float | NDArray[np.float64]:
-        """The values with noise; a number for a number, else an array of the same shape.
+        """The values with noise: a number if ``values`` is one, else an array of the same shape.
 
         Args:
-            values: One number, or an array of numbers that are one answer together; finite.
-            ledger: Where the cost is recorded. Give the same one to ``DPModel(..., ledger=...)`` if it is trained on
-                the same data.
+            values: A number, or an array of numbers that together form one answer; finite.
+            ledger: Ledger on which the cost is recorded. Pass it also to ``DPModel(..., ledger=...)`` if the model is
+                trained on the same data.
 
         Raises:
-            ValueError: A value is not a finite number; nothing was recorded.
+            ValueError: A value is not a finite number. Nothing was recorded.
         """
         given = np.asarray(values, dtype=np.float64)
         if given.size == 0 or not np.isfinite(given).all():
-            raise ValueError("values must hold at least one number, all finite; clip or fill them before the question")
+            raise ValueError("values must contain at least one number, all finite; clip or fill them before the query")
         self._record(ledger)
         grid = 2.0 ** (math.floor(math.log2(self.scale)) - _FINENESS)
-        # Each number may move by one grid point more through the rounding.
+        # Rounding can move each number by one more grid point.
         moved = Fraction(self.sensitivity) / Fraction(grid) + given.size
         scale = math.ceil(moved * Fraction(self.event.noise_multiplier))
         noisy = [
@@ -114,10 +114,10 @@ class LaplaceMechanism:
             ledger.add_note(REPRODUCIBLE)
 
     def _noise(self, scale: int) -> int:
-        """Laplace noise of ``scale`` grid points, rounded to the nearest one, exactly.
+        """Laplace noise of ``scale`` grid points, rounded to the nearest grid point, from the exact distribution.
 
-        It is zero with probability ``1 - exp(-1 / (2 scale))``; else its size less one is geometric with ratio
-        ``exp(-1 / scale)``, and its sign a coin.
+        It is zero with probability ``1 - exp(-1 / (2 scale))``. Otherwise, its size minus one is geometric with ratio
+        ``exp(-1 / scale)``, and its sign is a fair coin.
         """
         if not self._exponential_coin(1, 2 * scale):
             return 0
@@ -139,7 +139,7 @@ class LaplaceMechanism:
         return count % 2 == 1
 
     def _below(self, high: int) -> int:
-        """A uniform whole number in [0, high)."""
+        """A uniform integer in [0, high)."""
         words = -(-high.bit_length() // 64)
         excess = 64 * words - high.bit_length()
         while True:
@@ -149,11 +149,11 @@ class LaplaceMechanism:
 
 
 class CountingQuery(LaplaceMechanism):
-    """How many examples have a property, or how they spread over classes; each example counts once.
+    """Private counts: of the examples with a property, or of the examples in each class; each example counts once.
 
     Args:
-        epsilon: What one answer costs, positive.
-        seed: 0 for secret noise; any other number voids the guarantee.
+        epsilon: Cost of one answer, positive.
+        seed: 0 for secret noise. Any other integer makes it reproducible and voids the guarantee (tests only).
 
     Example:
         >>> ages, ledger = np.array([31, 64, 27, 45]), Ledger()
@@ -171,7 +171,7 @@ class CountingQuery(LaplaceMechanism):
 
         Args:
             has_property: One boolean per example, shape (N,).
-            ledger: Where the cost is recorded.
+            ledger: Ledger on which the cost is recorded.
         """
         flags = np.asarray(has_property)
         if flags.ndim != 1 or flags.dtype != np.bool_:
@@ -181,12 +181,12 @@ class CountingQuery(LaplaceMechanism):
         return round(float(self.release(float(flags.sum()), ledger)))
 
     def histogram(self, classes: ArrayLike, num_classes: int, ledger: Ledger) -> NDArray[np.int64]:
-        """The noisy number of examples of each class, shape (num_classes,); costs no more than one count.
+        """The noisy number of examples in each class, shape (num_classes,); costs as much as one count.
 
         Args:
             classes: One whole number per example, shape (N,); those outside of [0, num_classes) are not counted.
-            num_classes: How many classes there are; known without the data.
-            ledger: Where the cost is recorded.
+            num_classes: Number of classes; it must be known without the data.
+            ledger: Ledger on which the cost is recorded.
         """
         checks.positive_int(num_classes=num_classes)
         given = np.asarray(classes)

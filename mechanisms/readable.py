@@ -1,4 +1,4 @@
-"""What a mechanism looks like when it is printed: its class and the settings that matter."""
+"""The printed form of a mechanism: its class and its relevant settings."""
 
 from __future__ import annotations
 
@@ -6,16 +6,16 @@ import inspect
 from collections.abc import Iterator
 from typing import Any
 
-#: Settings that are shown in words, or by what they have set.
+#: Settings that are shown in a different form.
 _NOT_SHOWN = ("seed", "norm_bound")
 
 
 def readable(mechanism: Any, **shown: Any) -> str:
-    """``Class(name=value, ...)`` of the arguments of the class that the object keeps under their own names.
+    """``Class(name=value, ...)`` for those constructor arguments that the object stores under their own names.
 
     Args:
         mechanism: The object; ``generator.reproducible`` says whether a seed voids its guarantee.
-        **shown: What is shown first.
+        **shown: Values to show first.
 
     Example:
         >>> from mechanisms import Fixed, Gaussian
@@ -32,7 +32,7 @@ def readable(mechanism: Any, **shown: Any) -> str:
 
 
 def _settings(mechanism: Any) -> Iterator[tuple[str, Any]]:
-    # A subclass may hand on what it does not name (**common): the classes above it name it.
+    # A subclass may forward arguments as **kwargs; its base classes name them.
     for kind in type(mechanism).__mro__:
         if "__init__" not in vars(kind) or kind is object:
             continue

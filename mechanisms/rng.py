@@ -1,8 +1,9 @@
-"""Randomness of the proof: key streams of AES-256-CTR and, on a GPU, ChaCha20, keyed by the operating system.
+"""Secure randomness: key streams of AES-256-CTR and, on a GPU, ChaCha20, with keys from the operating system.
 
-Noise must be unpredictable to whoever sees the model, so it does not come from the training seed or a Mersenne Twister.
-Normal numbers in float64 are made from 53-bit uniform numbers, those in float32 as ``mechanisms.box_muller`` says; the
-tail of both reaches beyond 8 standard deviations. What is drawn on a GPU is made there, see ``mechanisms.chacha``.
+Noise must be unpredictable to anyone who sees the model, so it does not come from the training seed or a Mersenne
+Twister. Normal numbers in float64 are made from 53-bit uniform numbers, those in float32 as described in
+``mechanisms.box_muller``; the tails of both reach beyond 8 standard deviations. Numbers for a GPU are made on that GPU
+(see ``mechanisms.chacha``).
 """
 
 from __future__ import annotations
@@ -29,26 +30,25 @@ _WORD_BYTES = 8
 _MANTISSA_BITS = 53
 #: Numbers in float64 made at once: few enough to stay in the processor's cache.
 _BLOCK = 1 << 16
-#: Squares of scales outside would leave the normal range of float32 in the transform.
+#: Outside of this range, the square of the scale would not be a normal float32 number in the transform.
 _FLOAT32_SCALES = (1e-10, 1e15)
-#: A position is a number of digits of so many bits: bytes drawn on the CPU, then blocks drawn on each GPU.
+#: Bits per digit of a position; the digits are the bytes drawn on the CPU, then the blocks drawn on each GPU.
 _POSITION_BITS = 64
 
 
 class SecureGenerator:
     """Random numbers from AES-256 in counter mode and, for tensors on a CUDA device, from ChaCha20 on that device.
 
-    Guarantees: with ``seed=0`` the key is fresh entropy of the operating system; it is never stored, shown or restored.
-    After a fork the child draws under a key of its own, so two processes never share a stream. Nor does a copy, or what
-    a pickle is read back to: a secret one gets a fresh key; one that a seed fixes goes on from the same place. Each
-    device has a key of its own. Without Triton the numbers are the same, and made by torch operations.
+    Guarantees: with ``seed=0``, the key is fresh entropy from the operating system; it is never stored, shown or
+    restored. After a fork, the child process uses a new key, so two processes never share a stream. A copied or
+    unpickled secret generator also gets a fresh key; a seeded one continues from the same position. Each device has a
+    separate key. Without Triton, torch operations make the same numbers.
 
-    A CUDA graph may capture ``add_normal_`` and ``bernoulli_mask``: each replay draws anew. Draw once with the same
-    shapes before the capture.
+    A CUDA graph may capture ``add_normal_`` and ``bernoulli_mask``; each replay draws fresh numbers. Draw once with the
+    same shapes before the capture.
 
     Args:
-        seed: 0 (default) for a secret stream. Any other whole number makes the stream reproducible: for tests only, the
-            privacy claim does not hold against someone who knows it.
+        seed: 0 for a secret stream. Any other integer makes it reproducible and voids the guarantee (tests only).
         purpose: Separates the streams of one seed (noise, sampling, counts).
 
     Example:
@@ -71,14 +71,15 @@ class SecureGenerator:
 
     @property
     def reproducible(self) -> bool:
-        """Whether a user's seed fixes the stream."""
+        """Whether a user's seed determines the stream."""
         return self._seed != 0
 
     @property
     def position(self) -> int | None:
-        """Place in a stream that a seed fixes; None for a secret stream, which cannot be repeated.
+        """Position in a reproducible stream; None for a secret stream, which cannot be repeated.
 
-        Bytes drawn so far on the CPU, plus ``2**(64 * (i + 1))`` for each block of 64 bytes drawn on CUDA device ``i``.
+        It is the number of bytes drawn on the CPU, plus ``2**(64 * (i + 1))`` for each block of 64 bytes drawn on CUDA
+        device ``i``.
         """
         if not self.reproducible:
             return None
@@ -87,21 +88,21 @@ class SecureGenerator:
         return self._position + sum(count << (_POSITION_BITS * (number + 1)) for number, count in blocks.items())
 
     def seek(self, position: int) -> None:
-        """Go to a place in a stream that a seed fixes, as ``position`` states it.
+        """Move a reproducible stream to ``position``.
 
         Raises:
-            ValueError: The stream is secret, or ``position`` is no whole number of at least 0.
+            ValueError: The stream is secret, or ``position`` is not a whole number of at least 0.
         """
         checks.non_negative_int(position=position)
         if not self.reproducible:
-            raise ValueError(f"a secret stream is never repeated, so it has no position {position} to go to")
+            raise ValueError(f"a secret stream is never repeated, so it cannot be moved to position {position}")
         on_devices, position = divmod(position, 1 << _POSITION_BITS)
         kept = {} if self._forked or os.getpid() != self._process else self._on_devices
         self._stream = self._new_stream(forked=False, counter=position // CIPHER_BYTES)
         self._stream.update(bytes(position % CIPHER_BYTES))
         self._position = position
         self._device_blocks = dict(enumerate(_digits(on_devices)))
-        # The same streams go on, since captured graphs draw from them.
+        # Keep the same stream objects, since captured graphs draw from them.
         self._on_devices = kept
         for device, stream in kept.items():
             stream.seek(self._device_blocks.get(_number(device), 0))
@@ -111,7 +112,7 @@ class SecureGenerator:
         return np.frombuffer(bytearray(self._bytes(count * _WORD_BYTES)), dtype=np.uint64)
 
     def bernoulli_rows(self, count: int, rate: float) -> np.ndarray:
-        """Indices of the successes among ``count`` independent coins of probability ``rate``, ``int64``, ascending."""
+        """Ascending ``int64`` indices of the successes among ``count`` independent coins of probability ``rate``."""
         checks.sampling_rate(rate=rate)
         if rate == 1.0:
             return np.arange(count)
@@ -120,8 +121,8 @@ class SecureGenerator:
     def bernoulli_mask(self, count: int, rate: float, device: torch.device | str = "cpu") -> torch.Tensor:
         """``count`` independent coins of probability ``rate``, ``bool``, shape (count,), made on ``device``.
 
-        The same coins as ``bernoulli_rows`` on the CPU. The shape does not depend on the coins, so that nothing waits
-        for them.
+        On the CPU, these are the coins of ``bernoulli_rows``. The shape does not depend on the coins, so no
+        synchronisation with the device is needed.
         """
         import torch
 
@@ -153,29 +154,29 @@ class SecureGenerator:
         """``count`` independent centred normal numbers, shape (count,).
 
         Args:
-            count: How many, at least 0.
-            dtype: Type of the result (default float64). Types other than float32 are made in float64 and cast last.
+            count: Number of samples, at least 0.
+            dtype: Type of the result; default: float64. Types other than float32 are computed in float64, then cast.
             scale: Standard deviation.
-            device: Where the result lies (default the CPU).
+            device: Device of the result.
         """
         import torch
 
         if dtype == torch.float32 and str(device) == "cpu":
-            # Zeros from NumPy are not written before the noise is; torch would start its threads to write them.
+            # NumPy's zeros are not written until the noise is; torch would start threads to write zeros.
             return self.add_normal_(torch.from_numpy(np.zeros(count, dtype=np.float32)), scale)
         return self.add_normal_(torch.zeros(count, dtype=dtype or torch.float64, device=device), scale)
 
     def add_normal_(self, target: torch.Tensor, scale: float | torch.Tensor = 1.0) -> torch.Tensor:
         """Add independent centred normal numbers to ``target`` in place, without a second array of its size.
 
-        Numbers in float32 on the CPU come from a stream under a key of their own, drawn for this call and forgotten
-        after it; they are made on as many cores as torch may use, and do not depend on how many. On a CUDA device one
-        kernel makes and adds them. For other devices they are made on the CPU and copied.
+        Float32 numbers on the CPU come from a stream with a separate key, drawn for this call and discarded after it.
+        They are made on as many cores as torch may use, and do not depend on that number. On a CUDA device, one kernel
+        makes and adds the numbers. For other devices, they are made on the CPU and copied.
 
         Args:
             target: Contiguous, shape (n,).
-            scale: Standard deviation; on a CUDA device also a tensor of one number there, which a captured graph reads
-                anew at each replay.
+            scale: Standard deviation; on a CUDA device, it may be a one-element tensor on that device, which a captured
+                graph reads again at each replay.
 
         Returns:
             ``target``.
@@ -203,14 +204,14 @@ class SecureGenerator:
         words = self.words(2 * pairs)
         np.right_shift(words, np.uint64(64 - _MANTISSA_BITS), out=words)
         uniform = torch.from_numpy(words.view(np.int64)).to(torch.float64).mul_(2.0**-_MANTISSA_BITS)
-        # 1 - u lies in (0, 1], so that the logarithm is finite.
+        # 1 - u lies in (0, 1], so the logarithm is finite.
         radius = torch.rsub(uniform[:pairs], 1.0).log_().mul_(-2.0).sqrt_().mul_(scale)
         angle = uniform[pairs:].mul_(2.0 * torch.pi)
         block[:pairs].add_(torch.cos(angle).mul_(radius))
         block[pairs:].add_(radius.mul_(angle.sin_())[: len(block) - pairs])
 
     def scalar_normal(self) -> float:
-        """One standard normal number: that of ``normal(1)``, without the start of a dozen tensor operations."""
+        """One standard normal number, equal to ``normal(1)`` but without the overhead of a dozen tensor operations."""
         uniform, turn = ((int(word) >> (64 - _MANTISSA_BITS)) * 2.0**-_MANTISSA_BITS for word in self.words(2))
         return math.sqrt(-2.0 * math.log(1.0 - uniform)) * math.cos(2.0 * math.pi * turn)
 
@@ -220,7 +221,7 @@ class SecureGenerator:
         return self._stream.update(bytes(count))
 
     def _on(self, device: torch.device) -> DeviceStream:
-        """The stream of a device, made at its first use."""
+        """The stream of a device, created at first use."""
         import torch
 
         from mechanisms.chacha.reference import KEY_WORDS, MATERIAL_BYTES
@@ -249,16 +250,16 @@ class SecureGenerator:
         return _open_stream(self._material(), counter)
 
     def _material(self, *place: str) -> bytes:
-        """64 bytes that follow from the seed, and from where they are used."""
+        """64 bytes derived from the seed and the place of use."""
         process = self._process if self._forked else ""
         named = ":".join(["dpmodel", str(self._seed), self._purpose, str(process), *place])
         return hashlib.sha512(named.encode()).digest()
 
 
 def _threshold(rate: float) -> int:
-    """A 64-bit word lies below it with probability ``rate``, rounded down.
+    """The threshold below which a 64-bit word lies with probability ``rate``, rounded down.
 
-    No row is drawn with more than the accounted probability.
+    Rounding down ensures that no row is drawn with more than the accounted probability.
     """
     return int(rate * 2.0**64)
 
@@ -283,7 +284,7 @@ def _rebuilt(seed: int, purpose: str, position: int | None) -> SecureGenerator:
 
 
 def _open_stream(material: bytes, counter: int = 0) -> CipherContext:
-    """The key stream of a key and an initial counter, in one, from ``counter`` blocks after its beginning."""
+    """The key stream of ``material`` (key and initial counter), starting ``counter`` blocks after its beginning."""
     from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 
     key, start = material[:_KEY_BYTES], material[_KEY_BYTES : _KEY_BYTES + CIPHER_BYTES]

@@ -1,4 +1,4 @@
-"""Samplers: which rows a step sees, and how much of a release's cost that hides (amplification)."""
+"""Samplers: which rows each step sees, and how far this reduces the cost of a release (amplification)."""
 
 from __future__ import annotations
 
@@ -22,10 +22,11 @@ class Sampler(ABC):
     """Base of all samplers. ``num_examples`` and ``batch_size`` are public constants.
 
     Args:
-        num_examples: Rows of the data set.
-        batch_size: Expected (Poisson) or exact (shuffle) rows per step; at most ``num_examples``.
-        seed: 0 or None for secret sampling; any other number makes it reproducible and voids the guarantee.
-        first_partition: Number of the first epoch's partition on the ledger (shuffle).
+        num_examples: Number of rows in the data set.
+        batch_size: Expected (Poisson) or exact (shuffle) number of rows per step; at most ``num_examples``.
+        seed: 0 or None for secret sampling. Any other integer makes it reproducible and voids the guarantee (tests
+            only).
+        first_partition: Partition number of the first epoch on the ledger (shuffle).
 
     Raises:
         ValueError: ``batch_size`` exceeds ``num_examples``.
@@ -33,7 +34,7 @@ class Sampler(ABC):
 
     relation: ClassVar[str]
     name: ClassVar[str]
-    #: Whether the relation zeroes an example's gradient, where others add or remove the example.
+    #: Whether neighbouring data sets differ by zeroing an example's gradient, not by adding or removing the example.
     zeroes: ClassVar[bool] = False
 
     def __init__(self, num_examples: int, batch_size: int, seed: int | None = None, first_partition: int = 0) -> None:
@@ -51,32 +52,32 @@ class Sampler(ABC):
 
     @property
     def sampling_rate(self) -> float:
-        """Expected fraction of the data set in one step."""
+        """Expected fraction of the data set that one step sees."""
         return self.batch_size / self.num_examples
 
     @property
     def steps_per_epoch(self) -> int:
-        """Steps that are called one epoch: whole batches in the data set."""
+        """Number of steps in one epoch: the number of whole batches in the data set."""
         return self.num_examples // self.batch_size
 
     @abstractmethod
     def rows(self, step: int) -> np.ndarray:
-        """Row indices of ``step``, counted from 0 at this sampler's first step; ``int64``, possibly none."""
+        """``int64`` row indices of ``step`` (0 is this sampler's first step), possibly none."""
 
     @abstractmethod
     def amplify(self, step: int, *events: PrivacyEvent) -> PrivacyEvent:
-        """One event for all that is released of the sample drawn at ``step``."""
+        """One event for all releases from the sample drawn at ``step``."""
 
     @abstractmethod
     def describe(self) -> str:
-        """The sampling in words, for the privacy report."""
+        """Description of the sampling in words, for the privacy report."""
 
     def state_dict(self) -> dict[str, Any]:
-        """What a training that is resumed must keep beside the place in a reproducible stream; nothing by default."""
+        """State that a resumed run needs besides the position in a reproducible stream; empty by default."""
         return {}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Bring back ``state_dict``."""
+        """Restore the state returned by ``state_dict``."""
         del state
 
     def group_ids(self, count: int, groups: int) -> np.ndarray:
@@ -86,9 +87,9 @@ class Sampler(ABC):
 
 @SAMPLERS.register("poisson")
 class PoissonSampler(Sampler):
-    """Each row joins each step by an independent coin of probability ``batch_size / num_examples``.
+    """Each row joins each step independently with probability ``batch_size / num_examples``.
 
-    A step may see no row at all; it is noised and charged like any other.
+    A step may see no rows at all; it gets noise and is charged like any other.
 
     Example:
         >>> sampler = PoissonSampler(num_examples=100, batch_size=10)
@@ -103,27 +104,27 @@ class PoissonSampler(Sampler):
     name = "poisson"
 
     def rows(self, step: int) -> np.ndarray:
-        """Rows whose coin fell on heads, ascending."""
+        """The drawn rows, ascending."""
         del step
         return self.generator.bernoulli_rows(self.num_examples, self.sampling_rate)
 
     def amplify(self, step: int, *events: PrivacyEvent) -> PrivacyEvent:
-        """All releases of one drawn sample are composed first and sampled as one."""
+        """One sampled event of all releases from the sample, which are composed inside the sampling."""
         del step
         released = compose(events)
         return released if self.sampling_rate == 1.0 else PoissonSampledEvent(self.sampling_rate, released)
 
     def describe(self) -> str:
-        """The sampling in words."""
+        """Description of the sampling in words."""
         return f"Poisson, rate {self.batch_size}/{self.num_examples} = {self.sampling_rate:.6g} per step"
 
 
 @SAMPLERS.register("shuffle")
 class ShuffleSampler(Sampler):
-    """Rows in a new random order each epoch, cut into whole batches; the rest of an epoch is left out.
+    """Shuffles the rows in each epoch and cuts them into whole batches; an epoch skips the remaining rows.
 
-    No amplification is claimed: each example is in at most one batch of an epoch, so an epoch costs as much as its
-    costliest step on the whole data set (parallel composition).
+    No amplification is claimed. Each example is in at most one batch of an epoch, so an epoch costs as much as its most
+    expensive step on the whole data set (parallel composition).
 
     Example:
         >>> sampler = ShuffleSampler(num_examples=10, batch_size=5)
@@ -141,38 +142,41 @@ class ShuffleSampler(Sampler):
         self._order: np.ndarray | None = None
 
     def rows(self, step: int) -> np.ndarray:
-        """The batch of ``step`` within its epoch's order.
+        """The batch of ``step``, in the order of its epoch.
 
         Raises:
-            ValueError: The step belongs to an earlier epoch, whose order is gone.
+            ValueError: The step belongs to an earlier epoch, whose order is no longer known.
         """
-        epoch, position = divmod(step, self.steps_per_epoch)
+        epoch, batch = divmod(step, self.steps_per_epoch)
         if epoch < self._epoch:
-            raise ValueError(f"step {step} lies in epoch {epoch}, but the order of epoch {self._epoch} is in force")
+            raise ValueError(
+                f"step {step} lies in epoch {epoch}, but epoch {self._epoch} has begun and earlier orders are gone; "
+                "draw steps in ascending order"
+            )
         if self._order is None or epoch > self._epoch:
             self._order = self.generator.permutation(self.num_examples)
             self._epoch = epoch
-        return self._order[position * self.batch_size : (position + 1) * self.batch_size]
+        return self._order[batch * self.batch_size : (batch + 1) * self.batch_size]
 
     def state_dict(self) -> dict[str, Any]:
-        """The order of the running epoch, which is no secret: no amplification is claimed from it.
+        """The order of the current epoch, which need not be secret because no amplification is claimed.
 
-        A resumed epoch must go on with it. Under another order an example could be in two batches of one epoch, which
-        the parallel composition on the ledger rules out.
+        A resumed epoch must continue with it. Under a different order, an example could be in two batches of one
+        epoch, which the parallel composition on the ledger rules out.
         """
         return {"epoch": self._epoch, "order": self._order}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Bring back ``state_dict``."""
+        """Restore the state returned by ``state_dict``."""
         import numpy as np
 
         self._epoch = int(state["epoch"])
         self._order = None if state["order"] is None else np.asarray(state["order"])
 
     def amplify(self, step: int, *events: PrivacyEvent) -> PrivacyEvent:
-        """One part of the epoch's partition of the data."""
+        """The event of one part of the epoch's partition of the data."""
         return DisjointEvent(self.first_partition + step // self.steps_per_epoch, compose(events))
 
     def describe(self) -> str:
-        """The sampling in words."""
+        """Description of the sampling in words."""
         return f"shuffled batches of {self.batch_size} from {self.num_examples}, no amplification claimed"

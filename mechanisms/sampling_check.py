@@ -1,4 +1,4 @@
-"""What the privacy claim asks of a sampler, tried before anything is spent: rows against what ``amplify`` states."""
+"""Trial of a sampler, before any privacy is spent: are its rows drawn as ``amplify`` states?"""
 
 from __future__ import annotations
 
@@ -17,22 +17,22 @@ from mechanisms.trial import PublicGenerators, once, refusal
 from mechanisms.units import ClippedUnit
 from monitors.events import ComposedEvent, DisjointEvent, GaussianEvent, PoissonSampledEvent, PrivacyEvent
 
-#: ``(num_examples, batch_size, first_partition)`` -> a fresh sampler that is secret.
+#: ``(num_examples, batch_size, first_partition)`` -> a fresh, secret sampler.
 MakeSampler = Callable[[int, int, int], Sampler]
 
-#: Data sets of the trial beside the real one: many steps of few rows.
+#: The small data set of the trial, used for many steps: rows, batch size and steps.
 _EXAMPLES, _BATCH, _STEPS = 256, 64, 256
-#: Shares of the steps of which two samplers, or two steps, are compared.
+#: Number of steps in which two samplers are compared.
 _COMPARED_STEPS = 32
-#: Rows that are looked at on the real data set, in all steps, and steps at most.
+#: Most rows of the real data set examined in all steps together, and most steps.
 _REAL_ROWS, _REAL_STEPS = 1 << 20, 12
 _REGIONS = 64
-#: Variance of the batch size over that of independent rows: that many steps are never further off.
+#: Range of the batch size's variance over that of independent rows; with this many steps, no correct sampler leaves it.
 _LEAST_VARIANCE, _MOST_VARIANCE = 0.4, 2.0
 _FIRST_PARTITION = 7
 _GROUPED_ROWS = 4096
 _SECRET = "Draw from self.generator, a SecureGenerator"
-#: What stands for the releases of a step; two, since a step may release a sum and a count.
+#: Example releases of a step; two of them, since a step may release a sum and a count.
 _RELEASED = (GaussianEvent(2.0), GaussianEvent(3.0))
 
 
@@ -41,25 +41,26 @@ def require_sound_sampler(
 ) -> tuple[str, ...]:
     """Refuse a sampler whose rows are not drawn as ``amplify`` states.
 
-    Fresh samplers are tried, on a small data set for many steps and on one of the real size for a few. Whatever is
-    stated: rows are in range, and no row is drawn twice in a step. Poisson sampling: rate, each row's share, and
-    independence of rows, steps and public seeds. Parts of a partition: no row is in two of them, and the partitions are
-    those that the training has reserved. Groups of micro-batches are independent and uniform.
+    The trial uses fresh samplers, on a small data set for many steps and on one of the real size for a few. For any
+    sampler, rows must be in range, and no row may be drawn twice in a step. For Poisson sampling, the trial tests the
+    rate, each row's share, and independence of rows, steps and public seeds. For parts of a partition, no row may be in
+    two parts, and the partitions must be those that the run has reserved. Groups of micro-batches must be independent
+    and uniform.
 
-    A sampler that has passed is not tried again in the same process, see ``mechanisms.trial.once``.
+    A sampler that has passed is not tried again in the same process (see ``mechanisms.trial.once``).
 
     Args:
-        make_sampler: Makes a fresh, secret sampler of ``num_examples``, ``batch_size`` and ``first_partition``.
-        num_examples: Rows of the data set.
-        batch_size: Expected rows per step.
+        make_sampler: Function from ``num_examples``, ``batch_size`` and ``first_partition`` to a fresh, secret sampler.
+        num_examples: Number of rows in the data set.
+        batch_size: Expected number of rows per step.
         unit: The clipped unit.
-        steps: Planned steps.
+        steps: Number of planned steps.
 
     Returns:
         Notes on what could not be tried.
 
     Raises:
-        UnprotectedUpdateError: Rows are not drawn as stated; says what was counted and what to do.
+        UnprotectedUpdateError: Rows are not drawn as stated; the message says what was counted and what to do.
     """
     fresh = make_sampler(num_examples, batch_size, 0)
     trial = _Trial(make_sampler, fresh, unit, steps)
@@ -68,7 +69,7 @@ def require_sound_sampler(
 
 @dataclass(frozen=True)
 class _Claim:
-    """What a step's event states of its rows."""
+    """What a step's event states about its rows."""
 
     rate: float = 1.0
     partition: int | None = None
@@ -76,7 +77,7 @@ class _Claim:
 
 @dataclass(frozen=True)
 class _Drawn:
-    """Rows of some steps of a fresh sampler, and what is stated of them."""
+    """Rows drawn by a fresh sampler in some steps, and what its events state about them."""
 
     sampler: Sampler
     steps: Sequence[int]
@@ -89,7 +90,7 @@ class _Drawn:
 
     @property
     def members(self) -> Floats:
-        """1 for a row that was drawn, else 0; shape (steps, rows)."""
+        """1 for each drawn row, else 0; shape (steps, rows)."""
         found = np.zeros((len(self.rows), self.sampler.num_examples))
         for at, rows in enumerate(self.rows):
             found[at, rows] = 1.0
@@ -129,21 +130,21 @@ class _Trial:
 
     def _try_real(self) -> _Drawn:
         count = max(2, min(_REAL_STEPS, _REAL_ROWS // self.sampler.num_examples))
-        places = SecureGenerator().integers(self.steps, max(0, count - 3)) if self.steps > count else range(self.steps)
-        chosen = sorted({0, min(1, self.steps - 1), self.steps - 1, *map(int, places)})
+        extra = SecureGenerator().integers(self.steps, max(0, count - 3)) if self.steps > count else range(self.steps)
+        chosen = sorted({0, min(1, self.steps - 1), self.steps - 1, *map(int, extra)})
         drawn = self._drawn(self.sampler.num_examples, self.sampler.batch_size, chosen)
         self._require_shares(drawn)
         for at in range(1, len(drawn.rows)):
             share = drawn.rates[at - 1] * drawn.rates[at]
             common = np.intersect1d(drawn.rows[at - 1], drawn.rows[at], assume_unique=True).size
             if share < 1 and drawn.claims[at].partition is None:
-                where = f"drawn at steps {drawn.steps[at - 1]} and {drawn.steps[at]} both"
+                where = f"drawn at both steps {drawn.steps[at - 1]} and {drawn.steps[at]}"
                 self._require_share(common, drawn.sampler.num_examples, share, where)
         self._require_parts(drawn)
         return drawn
 
     def _try_small(self) -> _Drawn | None:
-        """Many steps of a small data set; None where the class does not take one."""
+        """Many steps on a small data set; None if the sampler does not support it."""
         try:
             probe = self.make(_EXAMPLES, _BATCH, _FIRST_PARTITION)
             probe.rows(0)
@@ -169,50 +170,53 @@ class _Trial:
             rows = np.asarray(sampler.rows(step))
         except Exception as error:
             raise self._refusal(
-                f"rows({step}) raised {type(error).__name__}: {error}", "Draw rows at each step"
+                f"rows({step}) raised {type(error).__name__}: {error}", "Make rows return the rows of any planned step"
             ) from error
         if rows.ndim != 1 or (rows.size and rows.dtype.kind not in "iu"):
             raise self._refusal(
-                f"rows({step}) gave shape {rows.shape} of {rows.dtype}", "Return whole numbers, one a row"
+                f"rows({step}) returned shape {rows.shape} of {rows.dtype}", "Return a vector of integer row indices"
             )
         if not rows.size:
             return rows.astype(np.int64)
         if rows.min() < 0 or rows.max() >= sampler.num_examples:
             raise self._refusal(
-                f"rows({step}) gave rows from {rows.min()} to {rows.max()} of {sampler.num_examples} examples",
-                "Return rows from 0 to num_examples - 1: a negative one is another row counted from the end",
+                f"rows({step}) returned rows from {rows.min()} to {rows.max()} of {sampler.num_examples} examples",
+                "Return rows from 0 to num_examples - 1: negative indices count from the end",
             )
         ordered = rows if (np.diff(rows) > 0).all() else np.unique(rows)
         if len(ordered) < len(rows):
             raise self._refusal(
-                f"step {step} drew {len(rows)} rows of which {len(rows) - len(ordered)} are repeated, so an "
+                f"step {step} drew {len(rows)} rows, of which {len(rows) - len(ordered)} are repeated, so an "
                 "example counts more than once",
-                "Return each row once at most",
+                "Return each row at most once",
             )
         return ordered.astype(np.int64)
 
     def _claim(self, sampler: Sampler, step: int) -> _Claim:
         event = sampler.amplify(step, *_RELEASED)
         if event != sampler.amplify(step, *_RELEASED):
-            raise self._refusal(f"amplify({step}) gave two answers", "Let amplify follow the step and the events alone")
+            raise self._refusal(
+                f"amplify({step}) returned different events for the same arguments",
+                "Make amplify depend only on the step and the events",
+            )
         claim, released = _read(event)
         stated, whole = stated_multiplier(released), stated_multiplier(ComposedEvent(_RELEASED))
         if stated is None or whole is None:
             raise _UnknownClaimError(type(event).__name__)
         if stated > whole * (1 + 1e-9):
             raise self._refusal(
-                f"amplify({step}) of two releases stated {event!r}, which costs less than they do",
-                "Keep all events that amplify is given: compose(events)",
+                f"amplify({step}) of two releases returned {event!r}, which costs less than they do",
+                "Include all events that amplify receives: compose(events)",
             )
         if claim.partition is not None and not sampler.zeroes:
             raise self._refusal(
-                "amplify states parts of a partition, which hold for zeroing an example out, but its zeroes is False",
+                "amplify states parts of a partition, which hold for zeroing out an example, but zeroes is False",
                 "Set zeroes = True and relation = ZERO_OUT on the class",
             )
         return claim
 
     def _require_shares(self, drawn: _Drawn) -> None:
-        """Rows per step, in all, and by place in the data, against the rates that are stated."""
+        """Test the number of rows, in total, per step and per region of the data, against the stated rates."""
         rates, examples = drawn.rates, drawn.sampler.num_examples
         sampled = np.flatnonzero(rates < 1)
         if not sampled.size:
@@ -236,8 +240,8 @@ class _Trial:
     def _require_share(self, hits: float, trials: float, rate: float, where: str) -> None:
         if unlikely_share(hits, trials, rate):
             raise self._refusal(
-                f"{int(hits):,} of {int(trials):,} were {where}, where amplify states a share of {rate:.6g}",
-                "Draw each row by a coin of its own, at the rate that amplify states",
+                f"{int(hits):,} of {int(trials):,} were {where}, but amplify states a share of {rate:.6g}",
+                "Draw each row independently, at the rate that amplify states",
             )
 
     def _require_independent(self, drawn: _Drawn) -> None:
@@ -248,9 +252,9 @@ class _Trial:
         spread = float(np.square(apart.sum(axis=1)).sum()) / expected
         if not _LEAST_VARIANCE < spread < _MOST_VARIANCE:
             raise self._refusal(
-                f"the number of rows per step varies {spread:.3g} times as much as that of independent rows "
+                f"the variance of the number of rows per step is {spread:.3g} times that of independent rows "
                 f"(from {min(map(len, drawn.rows))} to {max(map(len, drawn.rows))} rows in {len(drawn.rows)} steps)",
-                "Draw each row by a coin of its own: batches of a fixed size are not Poisson sampling",
+                "Draw each row independently: batches of a fixed size are not Poisson sampling",
             )
         scale = float(np.square(np.broadcast_to(variances, apart.shape)).mean()) ** 0.25
         distance = repeated_at((apart / scale).ravel())
@@ -258,11 +262,11 @@ class _Trial:
             steps, rows = divmod(distance, _EXAMPLES)
             raise self._refusal(
                 f"whether a row is drawn depends on the row that is {rows} further on, {steps} steps later",
-                "Draw each row at each step by a coin of its own",
+                "Draw each row independently at each step",
             )
 
     def _require_parts(self, drawn: _Drawn) -> None:
-        """Parts of a partition share no row, and the partitions are the ones that are reserved."""
+        """Parts of a partition share no row, and only reserved partitions are used."""
         epochs = math.ceil((drawn.steps[-1] + 1) / drawn.sampler.steps_per_epoch)
         seen: dict[int, NDArray[np.bool_]] = {}
         for claim, rows, step in zip(drawn.claims, drawn.rows, drawn.steps, strict=True):
@@ -270,21 +274,21 @@ class _Trial:
                 continue
             if not 0 <= claim.partition - _FIRST_PARTITION < epochs:
                 raise self._refusal(
-                    f"step {step} states partition {claim.partition}, but those from {_FIRST_PARTITION} to "
+                    f"step {step} states partition {claim.partition}, but partitions {_FIRST_PARTITION} to "
                     f"{_FIRST_PARTITION + epochs - 1} were reserved for {epochs} epochs",
-                    "Count partitions from first_partition on, one an epoch: two trainings on one ledger share none",
+                    "Number partitions from first_partition on, one per epoch: runs on one ledger must share none",
                 )
             known = seen.setdefault(claim.partition, np.zeros(drawn.sampler.num_examples, dtype=bool))
             if known[rows].any():
                 raise self._refusal(
                     f"step {step} drew {int(known[rows].sum())} rows of an earlier step of partition "
-                    f"{claim.partition}, for which the ledger charges an example once",
-                    "Draw each row once at most in each partition",
+                    f"{claim.partition}, for which the ledger charges an example only once",
+                    "Draw each row at most once in each partition",
                 )
             known[rows] = True
 
     def _require_secret(self, drawn: _Drawn) -> None:
-        """Two fresh samplers have no more rows in common than chance gives them."""
+        """Two fresh samplers share no more rows than expected by chance."""
         number, steps = drawn.sampler.num_examples, drawn.steps[:_COMPARED_STEPS]
         other = self._drawn(number, drawn.sampler.batch_size, steps)
         pairs = zip(drawn.rows, other.rows, strict=False)
@@ -297,7 +301,7 @@ class _Trial:
             )
 
     def _require_untouched(self) -> None:
-        """Another thread may have drawn meanwhile: only what happens each time is the sampler's doing."""
+        """Refuse use of a public generator in every one of three draws; a single use may come from another thread."""
         names: set[str] | None = None
         for _ in range(3):
             with PublicGenerators() as public:
@@ -312,23 +316,27 @@ class _Trial:
         groups = self.unit.expected_units
         sampler = self.make(self.sampler.num_examples, self.sampler.batch_size, _FIRST_PARTITION)
         first, second = (np.asarray(sampler.group_ids(_GROUPED_ROWS, groups)) for _ in range(2))
-        remedy = "Give each row a group by an independent uniform draw, as Sampler.group_ids does"
+        remedy = "Draw the group of each row independently and uniformly, as Sampler.group_ids does"
         for ids in (first, second):
             if ids.shape != (_GROUPED_ROWS,) or ids.dtype.kind not in "iu" or ids.min() < 0 or ids.max() >= groups:
-                raise self._refusal(f"group_ids({_GROUPED_ROWS}, {groups}) gave no such numbers", remedy)
+                raise self._refusal(
+                    f"group_ids({_GROUPED_ROWS}, {groups}) did not return {_GROUPED_ROWS} group numbers from 0 to "
+                    f"{groups - 1}",
+                    remedy,
+                )
             if unlikely_share(np.bincount(ids, minlength=groups), _GROUPED_ROWS, 1 / groups).any():
                 raise self._refusal("groups of micro-batches are not drawn uniformly", remedy)
         if groups > 1:
             one, other = ((ids - (groups - 1) / 2) / math.sqrt((groups**2 - 1) / 12) for ids in (first, second))
             if alike(one, other) or repeated_at(one) is not None:
-                raise self._refusal("the group of a row depends on its place in the batch or on other draws", remedy)
+                raise self._refusal("the group of a row depends on its index in the batch or on other draws", remedy)
 
     def _refusal(self, finding: str, remedy: str) -> Exception:
         return refusal(self.sampler, finding, remedy)
 
 
 def _read(event: PrivacyEvent) -> tuple[_Claim, PrivacyEvent]:
-    """What an event states of the rows, and what it states to be released of them."""
+    """What an event states about the rows, and the event of what is released from them."""
     if isinstance(event, PoissonSampledEvent):
         return _Claim(rate=event.sampling_rate), event.event
     if isinstance(event, DisjointEvent):

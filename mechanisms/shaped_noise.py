@@ -1,4 +1,4 @@
-"""Gaussian noise that goes from one multiplier to another over stated steps: falling, rising, or late."""
+"""Gaussian noise whose multiplier changes over a range of steps: decreasing, increasing, or late in training."""
 
 from __future__ import annotations
 
@@ -9,19 +9,19 @@ from monitors.schedules import between
 
 @NOISE.register("ShapedGaussian")
 class ShapedGaussian(ScheduledGaussian):
-    """Gaussian noise whose multiplier goes from its first value to ``final_ratio`` times that, then stays.
+    """Gaussian noise whose multiplier changes to ``final_ratio`` times its initial value, then stays constant.
 
-    The multiplier is a function of the step alone, so every step's event states what was really added; nothing about
-    the shape needs a privacy argument of its own.
+    The multiplier is a function of the step alone, so each step's event states the noise that was actually added. The
+    shape needs no separate privacy argument.
 
     Args:
         initial_noise_multiplier: Noise standard deviation over the norm bound up to ``first_step``, positive.
-        last_step: The step at which the last value is reached; the last step of the training, as a rule.
-        final_ratio: Last over first multiplier, positive: below 1 the noise falls, above 1 it rises.
+        last_step: Step at which the final value is reached; usually the last step of the run.
+        final_ratio: Final over initial multiplier, positive; below 1 the noise decreases, above 1 it increases.
         path: ``"Linear"`` or ``"Cosine"``.
-        first_step: Where the change begins; late in the training for a late-phase decay.
-        norm_bound: None, or a bound to check against the clip mechanism's.
-        seed: 0 for secret noise.
+        first_step: Step at which the change begins; for a late-phase decay, a late step.
+        norm_bound: None, or the expected norm bound, which is checked against the clip mechanism's.
+        seed: 0 for secret noise. Any other integer makes it reproducible and voids the guarantee (tests only).
 
     Raises:
         ValueError: A value is out of range, or ``last_step`` is not above ``first_step``.

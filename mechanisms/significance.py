@@ -1,7 +1,7 @@
-"""Tests of drawn numbers against what is stated of them, at an error probability that nobody will ever see.
+"""Statistical tests of samples against their stated distribution, with a negligible probability of a false alarm.
 
-A trial makes some hundred thousand comparisons. Each one rejects a correct mechanism with a probability of at most
-``ALARM``, so that a whole trial does so with less than 1e-9.
+A trial makes a few hundred thousand comparisons. Each rejects a correct mechanism with a probability of at most
+``ALARM``, so a whole trial rejects one with a probability below 1e-9.
 """
 
 from __future__ import annotations
@@ -15,20 +15,20 @@ Floats = NDArray[np.float64]
 Numbers = NDArray[np.number] | float
 Flags = NDArray[np.bool_]
 
-#: Probability that one comparison rejects what is correct.
+#: Probability that one comparison rejects a correct mechanism.
 ALARM = 1e-15
-#: The same for a number that is normal, in standard deviations: two-sided 2e-16, with room for sums that are nearly so.
+#: Limit for a normal number, in standard deviations: two-sided 2e-16, with a margin for nearly normal sums.
 SIGMAS = 8.2
-#: Fewest numbers for which a cosine of 1 lies beyond ``SIGMAS``.
+#: Smallest vector length for which a cosine of 1 lies beyond ``SIGMAS``.
 _FEWEST = 80
 
 
 def unlikely_spread(squares: Numbers, count: int) -> Flags:
-    """Whether a sum of squares of ``count`` standard normal numbers is never that small or that large.
+    """Whether a sum of squares is implausibly small or large for ``count`` standard normal numbers.
 
     Args:
         squares: Sums of squares, any shape.
-        count: Squares in each sum.
+        count: Number of squares in each sum.
 
     Example:
         >>> unlikely_spread(np.array([900.0, 1000.0, 2000.0]), 1000).tolist()
@@ -41,13 +41,13 @@ def unlikely_spread(squares: Numbers, count: int) -> Flags:
 
 
 def unlikely_share(hits: Numbers, trials: Numbers, share: Numbers) -> Flags:
-    """Whether ``hits`` of ``trials`` independent events of mean probability ``share`` are never that few or that many.
+    """Whether ``hits`` is implausibly small or large for ``trials`` independent events of mean probability ``share``.
 
-    The bound is Chernoff's, which holds for events of unequal probabilities too (Hoeffding 1956).
+    The test uses Chernoff's bound, which also holds for events of unequal probabilities (Hoeffding 1956).
 
     Args:
-        hits: Events that happened, at least 0, any shape.
-        trials: Events that could have happened; where 0, nothing is unlikely.
+        hits: Number of events that happened, at least 0, any shape.
+        trials: Number of events that could have happened; if 0, nothing is implausible.
         share: Mean probability, in [0, 1].
 
     Example:
@@ -63,7 +63,7 @@ def unlikely_share(hits: Numbers, trials: Numbers, share: Numbers) -> Flags:
 
 
 def alike(first: Floats, second: Floats) -> Flags:
-    """Whether two vectors of independent centred numbers never point so much the same, or the opposite, way.
+    """Whether two vectors are implausibly parallel or antiparallel for independent centred numbers.
 
     Args:
         first: Shape (..., n).
@@ -83,16 +83,16 @@ def alike(first: Floats, second: Floats) -> Flags:
 
 
 def unlikely_separation(above: int, others_above: int, trials: int, mu: float) -> bool:
-    """Whether outcomes on two data sets lie further apart than a Gaussian mechanism of ``mu`` ever lets them.
+    """Whether outcomes on two data sets are implausibly far apart for a Gaussian mechanism of ``mu``.
 
-    For any set of outcomes, the probabilities ``p`` and ``q`` on the two satisfy ``|Phi^-1(p) - Phi^-1(q)| <= mu``
-    (Dong, Roth and Su 2022). The nearest such pair is what the counts are compared with, by Chernoff's bound over all
-    counts.
+    For any set of outcomes, its probabilities ``p`` and ``q`` on the two data sets satisfy
+    ``|Phi^-1(p) - Phi^-1(q)| <= mu`` (Dong, Roth and Su 2022). The counts are compared with the nearest such pair, by
+    Chernoff's bound over all counts.
 
     Args:
-        above: Outcomes in the set among ``trials`` on the one, drawn independently.
-        others_above: The same on the other.
-        trials: Outcomes on each.
+        above: Number of outcomes in the set, among ``trials`` independent ones on the first data set.
+        others_above: Number of outcomes in the set, among ``trials`` independent ones on the second data set.
+        trials: Number of outcomes on each data set.
         mu: At least 0.
 
     Example:
@@ -104,8 +104,8 @@ def unlikely_separation(above: int, others_above: int, trials: int, mu: float) -
     low, high = sorted((above / trials, others_above / trials))
     if low == high or ndtri(high) - ndtri(low) <= mu:
         return False
-    places = np.linspace(-9.0 - mu, 9.0, 2000)
-    first, second = ndtr(places), ndtr(places + mu)
+    quantiles = np.linspace(-9.0 - mu, 9.0, 2000)
+    first, second = ndtr(quantiles), ndtr(quantiles + mu)
     exponents = sum(
         rel_entr(seen, stated) + rel_entr(1.0 - seen, 1.0 - stated) for seen, stated in ((low, first), (high, second))
     )
@@ -113,13 +113,13 @@ def unlikely_separation(above: int, others_above: int, trials: int, mu: float) -
 
 
 def repeated_at(values: Floats) -> int | None:
-    """The distance at which a vector of independent centred numbers of variance 1 repeats or mirrors itself, if any.
+    """The distance at which a vector of centred numbers of variance 1 repeats or mirrors itself, or None.
 
-    All distances are looked at (circularly): a number that stands in two places, in the same or the opposite order, a
-    stream that is replayed with an offset, or neighbours that depend on each other.
+    All circular distances are tested. This finds numbers that occur twice, in the same or in reverse order, a stream
+    that is replayed with an offset, and neighbours that depend on each other.
 
     Args:
-        values: Shape (n,), a thousand numbers or more.
+        values: Shape (n,), at least a thousand numbers.
 
     Example:
         >>> numbers = np.random.default_rng(0).normal(size=2000)

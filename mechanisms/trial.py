@@ -1,4 +1,4 @@
-"""What the trials of all plugins need: copies to try, a watch over public generators, and a memory of what passed."""
+"""Shared tools for trials of plugins: trial copies, detection of public generators, and a cache of passed trials."""
 
 from __future__ import annotations
 
@@ -19,27 +19,27 @@ from monitors.errors import UnprotectedUpdateError
 
 M = TypeVar("M")
 
-#: Trials that passed and what they noted, by what was tried.
+#: Notes of the passed trials, by plugin and settings.
 _PASSED: dict[Any, tuple[str, ...]] = {}
-_REMEMBERED = 1024
+_MOST_PASSED = 1024
 
 
 def refusal(plugin: Any, finding: str, remedy: str) -> UnprotectedUpdateError:
     """The error for a plugin that failed its trial."""
     return UnprotectedUpdateError(
-        f"{type(plugin).__name__} failed its trial before the training: {finding}. {remedy}. Nothing was released"
+        f"{type(plugin).__name__} failed its trial before training: {finding}. {remedy}. Nothing was released"
     )
 
 
 def trial_copy(mechanism: M) -> M:
-    """A copy that can be drawn from and updated while the mechanism itself stays as it is.
+    """A copy that can be drawn from and updated without changing the mechanism itself.
 
-    What cannot be copied, such as a device that gives random numbers, is shared.
+    Attributes that cannot be copied, such as a hardware random number generator, are shared.
 
-    A copy may hold the state of a secret stream that the mechanism will draw from later. (``SecureGenerator`` gives its
-    copies a fresh key; a stream of a plugin's own may not.) That releases nothing: what a trial draws is added to sums
-    that it makes up, compared with what is stated, and dropped. No data are in it, and of an accepted trial one bit
-    leaves, that it passed.
+    A copy may contain the state of a secret stream from which the mechanism will draw later. (Copies of a
+    ``SecureGenerator`` get a fresh key; copies of a plugin's custom stream may not.) This releases nothing: a trial
+    adds its draws to synthetic sums, compares them with the stated distribution, and discards them. It uses no data,
+    and an accepted trial reveals one bit: that it passed.
     """
     try:
         return copy.deepcopy(mechanism)
@@ -54,8 +54,8 @@ def trial_copy(mechanism: M) -> M:
 
 
 @contextmanager
-def unmoved(mechanism: Any) -> Iterator[None]:
-    """A stream that a user's seed fixes stands where it stood afterwards, also when a copy reached it in a closure."""
+def preserve_position(mechanism: Any) -> Iterator[None]:
+    """Restore the position of a seeded stream afterwards, because a trial copy may share it through a closure."""
     stream = getattr(mechanism, "generator", None)
     if not isinstance(stream, SecureGenerator) or stream.position is None:
         yield
@@ -69,10 +69,10 @@ def unmoved(mechanism: Any) -> Iterator[None]:
 
 
 class PublicGenerators:
-    """The global generators of torch, NumPy and Python, whose seeds are public. They are put back at the end.
+    """Watches the global generators of torch, NumPy and Python, whose seeds are public; restores them on exit.
 
     Args:
-        device: A GPU whose generator is watched too, or the CPU.
+        device: Device whose generator is also watched if it is a GPU.
 
     Example:
         >>> with PublicGenerators() as public:
@@ -100,7 +100,7 @@ class PublicGenerators:
             random.setstate(self._before["Python"])
 
     def moved(self) -> list[str]:
-        """Which of them were drawn from, or seeded, since they were entered."""
+        """Names of the generators that were drawn from or seeded since entry."""
         now = self._states()
         return [name for name, before in self._before.items() if not _same(before, now[name])]
 
@@ -120,16 +120,17 @@ def _same(one: Any, other: Any) -> bool:
 
 
 def once(plugin: Any, settings: Hashable, attempt: Callable[[], tuple[str, ...]]) -> tuple[str, ...]:
-    """Run a trial, unless the same plugin has passed it in this process; gives its notes.
+    """Run a trial unless the same plugin has passed it in this process, and return its notes.
 
-    The same plugin: the same class with the same functions, and attributes of the same content. A plugin with an
-    attribute whose content cannot be told is tried each time. What its functions read elsewhere, such as a global
-    variable of its module, is not looked at.
+    Plugins are the same if they have the same class, with the same functions, and attributes with the same content. A
+    plugin with an attribute of unknown content is tried each time. Anything that its functions read elsewhere, such as
+    a global variable of their module, is ignored.
 
     Args:
         plugin: The mechanism, or the class of a sampler.
-        settings: The name of the trial and what else it depends on.
-        attempt: The trial; raises ``UnprotectedUpdateError`` for what is wrong, gives notes on what it cannot try.
+        settings: Name of the trial, and everything else that it depends on.
+        attempt: The trial; it raises ``UnprotectedUpdateError`` for a fault, and returns notes on what it could not
+            try.
     """
     try:
         key = (_behaviour(plugin), settings)
@@ -137,18 +138,18 @@ def once(plugin: Any, settings: Hashable, attempt: Callable[[], tuple[str, ...]]
         return attempt()
     if key not in _PASSED:
         notes = attempt()
-        while len(_PASSED) >= _REMEMBERED:
+        while len(_PASSED) >= _MOST_PASSED:
             _PASSED.pop(next(iter(_PASSED)))
         _PASSED[key] = notes
     return _PASSED[key]
 
 
 class _UnknownContentError(Exception):
-    """The content of an attribute cannot be told."""
+    """The content of an attribute is unknown."""
 
 
 class _Plain:
-    """An object of this size has attributes, and no state beside them."""
+    """An object of this size has attributes and no other state."""
 
 
 def _behaviour(plugin: Any) -> tuple[Any, ...]:
@@ -162,19 +163,19 @@ def _behaviour(plugin: Any) -> tuple[Any, ...]:
     return kind, members, None if plugin is kind else _content(plugin, ())
 
 
-#: Members of a class that are told apart as objects: what is defined anew is another one.
+#: Class members that are compared by identity: a redefined member is a different one.
 _CODE = (FunctionType, staticmethod, classmethod, property)
 
 
 def _content(value: Any, inside: tuple[int, ...]) -> Hashable:
-    """A stand-in that is equal for equal content only."""
+    """A hashable stand-in that is equal only for equal content."""
     if id(value) in inside:
         raise _UnknownContentError
     inside, kind = (*inside, id(value)), type(value)
     if value is None or kind in (bool, int, str, bytes) or isinstance(value, type):
         return kind, value
     if kind in (float, complex):
-        return kind, repr(value)  # tells 0.0 from -0.0, and is equal to itself for NaN
+        return kind, repr(value)  # distinguishes 0.0 from -0.0, and makes NaN equal to itself
     if kind is SecureGenerator:
         return kind, value.reproducible
     if kind in (Tensor, np.ndarray):

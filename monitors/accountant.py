@@ -1,4 +1,4 @@
-"""What every accountant can do, the registry of them, and the statement of what was spent."""
+"""The accountant interface, the registry of accountants, and the tracker that follows a growing ledger."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from monitors.ledger import Ledger
 from monitors.registry import Registry
 from monitors.terms import Rows
 
-#: Delta where none is stated.
+#: Default delta.
 DEFAULT_DELTA = 1e-5
 
 #: Accountants of other libraries -> what to use here.
@@ -27,8 +27,8 @@ ACCOUNTANTS: Registry[type[Accountant]] = Registry("accountant", ELSEWHERE)
 class Accountant(ABC):
     """Turns a ledger into a privacy guarantee. Stateless: one accountant serves any number of ledgers.
 
-    A subclass registers itself with ``ACCOUNTANTS.register(name)`` and is then known to ``privacy_spent``, calibration,
-    monitors and the command line by that name.
+    A subclass registered with ``ACCOUNTANTS.register(name)`` can be used by that name in ``privacy_spent``,
+    calibration, monitors and the command line.
     """
 
     name: ClassVar[str]
@@ -51,25 +51,25 @@ class Accountant(ABC):
 
     @abstractmethod
     def delta(self, ledger: Rows, epsilon: float) -> float:
-        """Smallest delta that this accountant can prove at ``epsilon`` (at least 0); in [0, 1]."""
+        """Smallest delta, in [0, 1], that this accountant can prove at ``epsilon`` (at least 0)."""
 
     def tracker(self) -> Tracker:
-        """An object that follows a ledger while it grows, cheaper than asking for the whole each time."""
+        """An object that follows a growing ledger, more cheaply than evaluating the whole ledger each time."""
         return Tracker(self)
 
     def coarse(self) -> Accountant:
-        """An accountant for pictures: its figures are upper bounds too, a little larger and cheaper to compute.
+        """An accountant for plots: its figures are also upper bounds, slightly larger but cheaper to compute.
 
-        Itself, unless a subclass has a cheaper one.
+        Returns ``self`` unless a subclass has a cheaper one.
         """
         return self
 
 
 class Tracker:
-    """Follows a growing ledger. This one recomputes; accountants that can do better return a subclass.
+    """Follows a growing ledger by recomputing each figure; faster accountants return a subclass.
 
     Args:
-        accountant: Whose figures to give.
+        accountant: The accountant that computes the figures.
 
     Example:
         >>> from monitors import GaussianEvent, ZCDPAccountant
@@ -88,32 +88,32 @@ class Tracker:
         self._ledger.record(event, count)
 
     def prepare(self, events: Iterable[PrivacyEvent]) -> None:
-        """Announce events that will be asked about, so that they can be evaluated as one vector."""
+        """Announce upcoming events, so that they can be evaluated as one vector."""
         del events
 
     def tighten(self, delta: float) -> None:
-        """Make epsilon at ``delta`` as tight as the accountant's own, which may be slow; nothing to do here."""
+        """Make epsilon at ``delta`` as tight as the accountant's own (may be slow); a no-op in this class."""
         del delta
 
     def epsilon(self, delta: float) -> float:
-        """Epsilon at ``delta`` of all that was added."""
+        """Epsilon at ``delta`` of all added releases."""
         return self._accountant.epsilon(self._ledger, delta)
 
     def delta(self, epsilon: float) -> float:
-        """Delta at ``epsilon`` of all that was added."""
+        """Delta at ``epsilon`` of all added releases."""
         return self._accountant.delta(self._ledger, epsilon)
 
     def stays_within(self, event: PrivacyEvent, epsilon: float, delta: float) -> bool:
         """Whether one more release of ``event`` leaves epsilon at ``delta`` at or below ``epsilon``.
 
-        Decided by the accountant's own figure, so that a training calibrated to the limit runs to its end.
+        Uses the accountant's own figure, so that a run calibrated to the limit can finish.
         """
         return self._accountant.epsilon(self._ledger.copy().record(event), delta) <= epsilon
 
     def epsilon_with(self, event: PrivacyEvent, delta: float, count: int = 1) -> float:
-        """Epsilon at ``delta`` if ``count`` more releases of ``event`` followed; nothing is added."""
+        """Epsilon at ``delta`` after ``count`` hypothetical further releases of ``event``; nothing is added."""
         return self._accountant.epsilon(self._ledger.copy().record(event, count), delta)
 
     def delta_with(self, event: PrivacyEvent, epsilon: float, count: int = 1) -> float:
-        """Delta at ``epsilon`` if ``count`` more releases of ``event`` followed; nothing is added."""
+        """Delta at ``epsilon`` after ``count`` hypothetical further releases of ``event``; nothing is added."""
         return self._accountant.delta(self._ledger.copy().record(event, count), epsilon)

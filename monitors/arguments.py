@@ -1,4 +1,4 @@
-"""Check the keyword arguments that a name from a configuration is built with, before anything is built."""
+"""Checks of the keyword arguments that a configuration gives to a named builder, before anything is built."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from monitors import checks
 
 
 def accepted_names(builder: Callable[..., Any]) -> list[str] | None:
-    """Names of the arguments that ``builder`` takes by keyword; None where it takes any, or does not tell."""
+    """Names of the arguments that ``builder`` takes by keyword; None if it takes any or has no signature."""
     try:
         parameters = inspect.signature(builder).parameters.values()
     except (TypeError, ValueError):
@@ -29,10 +29,11 @@ def check_arguments(
         builder: Class or function that will be called with ``given``.
         given: The user's keyword arguments.
         owner: What is being built, in words; used in the message (``"optimizer 'SGD'"``).
-        provided: Names that the caller fills in, which the user may not give and need not give.
+        provided: Names that the caller fills in; the user must not give them.
 
     Raises:
-        ValueError: Unknown or missing arguments; all of them are named, with the nearest known name of each.
+        ValueError: Arguments are unknown or missing; the message lists all of them, with the nearest known name of
+            each.
 
     Example:
         >>> def sgd(params, lr, momentum=0.0): ...
@@ -53,7 +54,8 @@ def check_arguments(
         raise ValueError(f"{owner} has no argument {', '.join(parts)}{stop} takes: {listing}")
     missing = [name for name in _required_names(builder) if name not in filled and name not in given]
     if missing:
-        raise ValueError(f"{owner} needs the argument {', '.join(repr(name) for name in missing)}")
+        plural = "s" if len(missing) > 1 else ""
+        raise ValueError(f"{owner} needs the argument{plural} {', '.join(map(repr, missing))}")
 
 
 def _required_names(builder: Callable[..., Any]) -> list[str]:

@@ -1,4 +1,4 @@
-"""Files that are either the old one or the whole new one, whatever happens in between."""
+"""Atomic file writes: after a crash, a file holds either its old content or all of its new content."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from pathlib import Path
 
 
 def write_atomically(path: str | os.PathLike[str], content: bytes | str) -> None:
-    """Write ``content`` beside ``path``, flush it to the disk, and rename it over ``path``.
+    """Write ``content`` to a temporary file beside ``path``, flush it to disk, and rename it over ``path``.
 
-    Missing parent folders are made. A crash leaves the old file or the new one, never a part of one.
+    Missing parent folders are created. A crash leaves the old file or the new one, never a partial one.
     """
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -28,8 +28,8 @@ def write_atomically(path: str | os.PathLike[str], content: bytes | str) -> None
 
 
 def sync_folder(folder: Path) -> None:
-    """Flush the names in ``folder`` to the disk, so that a new or renamed file survives a power cut."""
-    # Systems without folder handles (Windows) do it on their own.
+    """Flush the directory entries of ``folder`` to disk, so that a new or renamed file survives a power cut."""
+    # Systems without directory handles (Windows) flush the entries themselves.
     if not hasattr(os, "O_DIRECTORY"):
         return
     handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)

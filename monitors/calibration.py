@@ -1,7 +1,7 @@
-"""Finding the parameter that meets a privacy target, from any function of that parameter that returns a ledger.
+"""Calibration: finds the parameter value that meets a privacy target, given a function from that value to a ledger.
 
-Nothing here knows a mechanism or a schedule: ``make_ledger`` does. The target is never exceeded; the figure that is
-reached lies between one part in a million and one part in ten thousand below it.
+The code here knows no mechanism or schedule; only ``make_ledger`` does. The target is never exceeded: the reached
+figure lies between one part in a million and one part in ten thousand below it.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from monitors.schedules import decayed
 from monitors.spent import resolve_accountant
 
 SMALLEST_MULTIPLIER, LARGEST_MULTIPLIER = 1e-2, 1e6
-_MARGIN = 1e-6  # below the target, so that a monitor that computes the same figure another way still agrees
+_MARGIN = 1e-6  # below the target, so that a monitor that computes the same figure differently still agrees
 _TOLERANCE = 1e-4
 
 
@@ -35,16 +35,17 @@ def calibrate_noise_multiplier(
     Args:
         target_epsilon: Positive.
         target_delta: Strictly between 0 and 1.
-        make_ledger: Multiplier to the ledger of the whole training; epsilon must not rise with the multiplier.
+        make_ledger: Function from the multiplier to the ledger of the whole run; epsilon must not rise with the
+            multiplier.
         accountant: Name or object.
-        tolerance: How far below the target the reached epsilon may be, relative.
+        tolerance: How far below the target the reached epsilon may be, relative to the target.
 
     Returns:
-        A multiplier in [0.01, 1e6]; 0.01 where even that meets the target.
+        A multiplier in [0.01, 1e6]; 0.01 if even that meets the target.
 
     Raises:
-        CalibrationError: Even the largest multiplier misses the target (other releases cost more); the message says
-            what can be reached.
+        CalibrationError: Even the largest multiplier misses the target, because other releases alone exceed it; the
+            message states the smallest reachable epsilon.
 
     Example:
         >>> from monitors import GaussianEvent, PoissonSampledEvent
@@ -72,8 +73,8 @@ def calibrate_noise_multiplier(
     if met.height > 0:
         raise CalibrationError(
             f"no noise multiplier meets epsilon {target_epsilon:g} at delta {target_delta:g}: at the largest one, "
-            f"{LARGEST_MULTIPLIER:g}, epsilon is still {_figure(met, target_epsilon):.6g}, by releases that do not "
-            "depend on it. Raise the target above that, or make those releases noisier."
+            f"{LARGEST_MULTIPLIER:g}, epsilon is still {_figure(met, target_epsilon):.6g}, because of releases that do "
+            "not depend on it. Raise the target above that, or make those releases noisier."
         )
     return math.exp(met.place) if missed is not None else SMALLEST_MULTIPLIER
 
@@ -90,10 +91,10 @@ def calibrate_parameter(
 ) -> float:
     """The largest value in [low, high] whose ledger stays within the target, for a parameter that costs privacy.
 
-    A decay rate, a sampling rate, a number of queries as a real number: epsilon must not fall with the value.
+    Examples are a decay rate, a sampling rate, or a (real) number of queries. Epsilon must not fall with the value.
 
     Raises:
-        CalibrationError: Even ``low`` misses the target; the message gives the epsilon there.
+        CalibrationError: Even ``low`` misses the target; the message states the epsilon at ``low``.
 
     Example:
         The fastest exponential decay of the noise over 1000 full-batch steps:
@@ -145,12 +146,13 @@ def max_steps(
     Args:
         target_epsilon: Positive.
         target_delta: Strictly between 0 and 1.
-        make_ledger: Number of steps (at least 1) to the ledger of that many; epsilon must not fall with it.
+        make_ledger: Function from the number of steps (at least 1) to their ledger; epsilon must not fall with the
+            number.
         accountant: Name or object.
         limit: Largest number to try.
 
     Returns:
-        Steps; 0 where not even one fits.
+        Number of steps; 0 if not even one fits.
 
     Raises:
         CalibrationError: More than ``limit`` steps fit.
@@ -170,7 +172,7 @@ def max_steps(
     if good[1] > 0:
         return 0
     while bad is None and good[0] < limit:
-        # composition costs about sqrt(steps): aim a little past where that says the target lies
+        # epsilon grows about like sqrt(steps): aim slightly past the crossing that this predicts
         growth = math.exp(min(max(-2.2 * good[1], math.log(1.5)), math.log(64.0)))
         steps = min(limit, math.ceil(good[0] * growth))
         point = (steps, fits(steps))
@@ -181,7 +183,7 @@ def max_steps(
 
 
 def _whole_crossing(fits: Callable[[int], float], good: tuple[int, float], bad: tuple[int, float]) -> int:
-    """The largest whole number that fits, between one that does and one that does not."""
+    """The largest integer that fits, between one that fits and one that does not."""
     last, stalled = [good, bad], 0
     while bad[0] - good[0] > 1:
         width = bad[0] - good[0]
@@ -196,7 +198,7 @@ def _whole_crossing(fits: Callable[[int], float], good: tuple[int, float], bad: 
 
 
 def _log_secant(last: list[tuple[int, float]]) -> float:
-    """Where the line through two points, on a logarithmic scale of steps, says that the target is met exactly."""
+    """Steps at which the line through two points, on a logarithmic scale of steps, meets the target exactly."""
     (first, first_height), (second, second_height) = last
     rise = second_height - first_height
     if not (math.isfinite(first_height) and math.isfinite(second_height)) or rise == 0:
@@ -206,7 +208,7 @@ def _log_secant(last: list[tuple[int, float]]) -> float:
 
 
 def decay_rate_for(policy: str, initial: float, final: float, steps: int) -> float:
-    """The rate at which a decay policy takes ``initial`` to ``final`` at the last of ``steps`` steps.
+    """The rate at which a decay policy goes from ``initial`` to ``final`` at the last of ``steps`` steps.
 
     Args:
         policy: Name of a decay policy, as in ``monitors.schedules.decayed``.

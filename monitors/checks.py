@@ -1,4 +1,4 @@
-"""Argument checks by keyword: the argument's own name and value land in the message.
+"""Argument checks by keyword: the message contains the argument's name and value.
 
 Example:
     >>> positive(norm_bound=-1.0)
@@ -16,7 +16,7 @@ from typing import Any
 
 
 def _is_real(value: Any) -> bool:
-    # The plain types first: a schedule of a million steps is checked step by step.
+    # Test the plain types first, for speed: a schedule of a million steps is checked step by step.
     return type(value) in (float, int) or (isinstance(value, Real) and not isinstance(value, bool))
 
 
@@ -30,14 +30,14 @@ def _require(condition: bool, name: str, what: str, value: Any, hint: str = "") 
 
 
 def positive(**named: Any) -> None:
-    """Require each value to be a finite number above zero."""
+    """Require each value to be a finite number above 0."""
     for name, value in named.items():
         ok = _is_real(value) and math.isfinite(value) and value > 0
         _require(ok, name, "a positive finite number", value)
 
 
 def non_negative(**named: Any) -> None:
-    """Require each value to be a finite number of at least zero."""
+    """Require each value to be a finite number of at least 0."""
     for name, value in named.items():
         ok = _is_real(value) and math.isfinite(value) and value >= 0
         _require(ok, name, "a finite number of at least 0", value)
@@ -79,7 +79,7 @@ def non_negative_int(**named: Any) -> None:
 
 
 def one_of(choices: Iterable[Any], **named: Any) -> None:
-    """Require each value to be one of ``choices``; the nearest one is suggested.
+    """Require each value to be one of ``choices``; the error suggests the nearest one.
 
     Example:
         >>> one_of(("Linear", "Geometric"), decay_policy="linear")
@@ -95,7 +95,7 @@ def one_of(choices: Iterable[Any], **named: Any) -> None:
 
 
 def nearest_hint(value: Any, choices: Iterable[Any]) -> str:
-    """``"; did you mean 'X'?"`` for the choice that is nearest to ``value``, or an empty string."""
+    """``"; did you mean 'X'?"`` for the choice nearest to ``value``, or an empty string if none is near."""
     import difflib
 
     by_lower = {str(choice).lower(): str(choice) for choice in choices}

@@ -1,4 +1,4 @@
-"""The numbers that a user tells a monitor: checked against the run that it watches, or used to plan without one."""
+"""The numbers that a user gives to a monitor: checked against the run, or used to plan without a run."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from monitors.schedules import DECAYS, Schedule, decayed
 
 @dataclass(frozen=True)
 class Claims:
-    """What the user says about the run; None where nothing was said.
+    """What the user states about the run; None for anything not stated.
 
     Args:
         num_samples: Examples in the training set.
-        batch_size: Expected examples of a batch.
-        initial_noise_multiplier: Multiplier of the first step.
-        noise_decay_mode: Decay policy, None for constant noise.
-        noise_decay_rate: Its rate.
+        batch_size: Expected number of examples in a batch.
+        initial_noise_multiplier: Noise multiplier of the first step.
+        noise_decay_mode: Decay policy; None for constant noise.
+        noise_decay_rate: Rate of the decay.
     """
 
     num_samples: int | None = None
@@ -49,21 +49,21 @@ class Claims:
             checks.non_negative(noise_decay_rate=self.noise_decay_rate)
 
     def check(self, facts: Mapping[str, Any]) -> None:
-        """Compare with what the run really uses.
+        """Compare the stated numbers with those that the run uses.
 
         Raises:
-            MonitorMismatchError: A number contradicts; all contradictions are named with both values.
+            MonitorMismatchError: Numbers contradict the run; the message lists each with both values.
         """
         given = {name: value for name, value in dataclasses.asdict(self).items() if value is not None}
         wrong = [
-            f"{name}: the monitor was told {value!r}, the run uses {facts[name]!r}"
+            f"{name}: the monitor was given {value!r}, but the run uses {facts[name]!r}"
             for name, value in given.items()
             if name in facts and not _same(value, facts[name])
         ]
         if wrong:
             raise MonitorMismatchError(
                 f"the monitor contradicts the run ({'; '.join(wrong)}). Nothing was spent. "
-                "Correct the numbers, or leave them out: the monitor then takes them from the run."
+                "Correct the numbers, or omit them: the monitor then takes them from the run."
             )
 
     @property
@@ -83,12 +83,12 @@ class Claims:
         """The event of one planned step.
 
         Args:
-            step: 0 is the first.
-            sampled: Poisson sampling at rate ``batch_size / num_samples``; otherwise shuffled epochs, without
+            step: Step number, from 0.
+            sampled: True for Poisson sampling at rate ``batch_size / num_samples``; False for shuffled epochs, without
                 amplification.
 
         Raises:
-            ValueError: A number that is needed was not given; it is named.
+            ValueError: A required number was not given; the message names it.
         """
         self._require("num_samples", "batch_size", "initial_noise_multiplier")
         if not self.constant:
@@ -96,7 +96,7 @@ class Claims:
         assert self.num_samples is not None
         assert self.batch_size is not None
         multiplier = self._schedule(step)
-        # a decay that has run down to zero is a release without noise
+        # a multiplier that has decayed to zero means a release without noise
         inner = GaussianEvent(multiplier) if multiplier > 0 else NonPrivateEvent()
         if sampled:
             return PoissonSampledEvent(self.batch_size / self.num_samples, inner)
@@ -111,7 +111,7 @@ class Claims:
         missing = [name for name in names if getattr(self, name) is None]
         if missing:
             raise ValueError(
-                f"planning without a run needs {', '.join(missing)}: give them to PrivacyMonitorFactory.create, "
+                f"planning without a run needs {', '.join(missing)}: pass them to PrivacyMonitorFactory.create, "
                 "or attach the monitor to a run"
             )
 

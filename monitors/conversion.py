@@ -1,7 +1,7 @@
-"""From a Renyi curve to (epsilon, delta): the best known bound, and the older one that published figures used.
+"""Conversion of a Renyi curve to (epsilon, delta): the best known bound, and the older one behind published figures.
 
-A mechanism whose Renyi divergence of order ``a`` is at most ``rdp`` is (epsilon, delta)-private for every order; the
-accountant takes the smallest over its orders.
+Each order ``a`` at which the Renyi divergence is at most ``rdp`` gives one valid (epsilon, delta) bound; the accountant
+takes the smallest bound over its orders.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ Floats = NDArray[np.floating]
 
 
 class Conversion(Protocol):
-    """Two directions of one bound, each for an array of orders."""
+    """One bound in both directions, each evaluated for an array of orders."""
 
     def epsilon(self, curve: Floats, orders: Floats, delta: float) -> Floats:
-        """Epsilon at ``delta`` by each order; may be negative, which means 0."""
+        """Epsilon at ``delta`` from each order; a negative value means 0."""
 
     def log_delta(self, curve: Floats, orders: Floats, epsilon: float) -> Floats:
-        """Log of delta at ``epsilon`` by each order; may be positive, which means delta 1."""
+        """Log of delta at ``epsilon`` from each order; a positive value means delta 1."""
 
 
 CONVERSIONS: Registry[type[Conversion]] = Registry("RDP conversion")
@@ -34,7 +34,7 @@ CONVERSIONS: Registry[type[Conversion]] = Registry("RDP conversion")
 class ImprovedConversion:
     """``rdp + log((a - 1) / a) - (log delta + log a) / (a - 1)``.
 
-    Canonne, Kamath and Steinke 2020, proposition 12 (with Asoodeh et al. 2020). Where ``delta^2 >= 1 - exp(-rdp)`` the
+    Canonne, Kamath and Steinke 2020, proposition 12 (with Asoodeh et al. 2020). If ``delta^2 >= 1 - exp(-rdp)``, the
     total variation alone gives epsilon 0 (Bretagnolle and Huber 1979).
 
     Example:
@@ -60,7 +60,7 @@ class ImprovedConversion:
 
 @CONVERSIONS.register("classic")
 class ClassicConversion:
-    """``rdp + log(1 / delta) / (a - 1)`` (Mironov 2017, proposition 3): what MindArmour and older papers print.
+    """``rdp + log(1 / delta) / (a - 1)`` (Mironov 2017, proposition 3), as used by MindArmour and older papers.
 
     Never smaller than the improved bound; kept so that published figures can be reproduced.
 
@@ -81,6 +81,6 @@ class ClassicConversion:
         return bound
 
     def log_delta_anywhere(self, divergence: float) -> float:
-        """The older papers know no such bound: delta 1."""
+        """The older papers have no such bound: delta 1."""
         del divergence
         return 0.0

@@ -12,7 +12,7 @@ class DPModelError(Exception):
 
 
 class UnsupportedEventError(DPModelError, ValueError):
-    """An accountant met an event that it has no rule for, or a rule that does not hold there."""
+    """An accountant has no rule for an event, or its rule does not hold for that event."""
 
 
 class BudgetExceededError(DPModelError):
@@ -36,15 +36,15 @@ class DataError(DPModelError, ValueError):
 
 
 class MissingDataError(DataError, FileNotFoundError):
-    """A data file is not where it was looked for."""
+    """A data file does not exist at the expected path."""
 
 
 class UnsupportedModuleError(DPModelError, ValueError):
-    """A network holds a layer that cannot be trained with per-example privacy, or that an engine cannot take."""
+    """A network has a layer that cannot be trained with per-example privacy, or that an engine does not support."""
 
 
 class UnsupportedLoaderError(DPModelError, ValueError):
-    """A data loader whose sampling has no privacy statement (weighted, distributed, custom, streaming)."""
+    """The sampling of a data loader has no privacy statement (weighted, distributed, custom, streaming)."""
 
 
 class UnprotectedUpdateError(DPModelError, RuntimeError):
@@ -56,7 +56,7 @@ class NonFiniteGradientsError(DPModelError, ArithmeticError):
 
 
 class CheckpointError(DPModelError, ValueError):
-    """A checkpoint is truncated, changed, foreign, or does not match the object it is loaded into."""
+    """A checkpoint is truncated, modified, of a foreign format, or does not match the object it is loaded into."""
 
 
 class PrivacyWarning(UserWarning):

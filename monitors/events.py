@@ -1,10 +1,10 @@
-"""Privacy statements as data: what was released, on which sample of the data, composed how.
+"""Privacy statements as data: what was released, from which sample of the data, and how releases compose.
 
-An event carries all that an accountant needs and nothing else. Events are frozen; the meaning of a type never changes,
-a new meaning gets a new type; an accountant that does not know a type refuses it by name. The idea is that of
+An event carries what an accountant needs and nothing else. Events are frozen. The meaning of a type never changes; a
+new meaning gets a new type. An accountant refuses a type that it does not know, by name. The idea follows
 dp_accounting's ``DpEvent``.
 
-``noise_multiplier`` is always the standard deviation of the noise over the L2 sensitivity of the released sum (of
+``noise_multiplier`` is always the standard deviation of the noise over the L2 sensitivity of the released sum (for
 Laplace noise: its scale over the L1 sensitivity), for the neighbour relation "add or remove one example" unless the
 run's report says otherwise.
 """
@@ -29,16 +29,16 @@ class PrivacyEvent:
     """Base of all events. A subclass is a frozen dataclass whose fields are numbers, strings, or other events."""
 
     def to_dict(self) -> dict[str, Any]:
-        """The event as plain JSON values, with its type's name under ``"type"``."""
+        """The event as plain JSON values, with the name of its type under ``"type"``."""
         values = {field.name: _plain(getattr(self, field.name)) for field in dataclasses.fields(self)}
         return {"type": type(self).__name__, **values}
 
 
 def register_event(cls: E) -> E:
-    """Class decorator that lets events of type ``cls`` be read back from a ledger file.
+    """Class decorator that makes events of type ``cls`` readable from a ledger file.
 
     Raises:
-        ValueError: Another class of that name is registered.
+        ValueError: A different class of that name is registered.
 
     Example:
         >>> from dataclasses import dataclass
@@ -61,7 +61,7 @@ def register_event(cls: E) -> E:
 @register_event
 @dataclass(frozen=True)
 class GaussianEvent(PrivacyEvent):
-    """One Gaussian release: noise of standard deviation ``noise_multiplier`` x sensitivity was added.
+    """One Gaussian release, with noise of standard deviation ``noise_multiplier`` x sensitivity.
 
     Args:
         noise_multiplier: Standard deviation over L2 sensitivity; positive and finite.
@@ -81,9 +81,9 @@ class GaussianEvent(PrivacyEvent):
 @register_event
 @dataclass(frozen=True)
 class LaplaceEvent(PrivacyEvent):
-    """One Laplace release: noise of scale ``noise_multiplier`` x L1 sensitivity was added to each number.
+    """One Laplace release, with noise of scale ``noise_multiplier`` x L1 sensitivity on each number.
 
-    It is ``1 / noise_multiplier``-private by itself, with a delta of 0.
+    On its own, it is ``1 / noise_multiplier``-private with a delta of 0.
 
     Args:
         noise_multiplier: Scale over L1 sensitivity; positive and finite.
@@ -106,8 +106,8 @@ class PoissonSampledEvent(PrivacyEvent):
     """``event`` applied to a sample that each example joins independently with probability ``sampling_rate``.
 
     Args:
-        sampling_rate: In (0, 1]; 1 is the whole data set, no amplification.
-        event: What was released of the sample.
+        sampling_rate: In (0, 1]; 1 means the whole data set and no amplification.
+        event: What was released from the sample.
     """
 
     sampling_rate: float
@@ -122,10 +122,10 @@ class PoissonSampledEvent(PrivacyEvent):
 @register_event
 @dataclass(frozen=True)
 class ComposedEvent(PrivacyEvent):
-    """Several releases of the same data (inside a sampled event: of the same drawn sample).
+    """Several releases of the same data or, inside a sampled event, of the same drawn sample.
 
     Args:
-        events: The parts, at least one.
+        events: The releases, at least one.
     """
 
     events: tuple[PrivacyEvent, ...]
@@ -142,13 +142,13 @@ class ComposedEvent(PrivacyEvent):
 class DisjointEvent(PrivacyEvent):
     """``event`` on one part of a partition of the data; parts of one partition share no example (parallel composition).
 
-    Each example is touched by at most one event of a partition, so a partition costs the largest of its events and not
-    their sum. One epoch of shuffled batches is a partition. The claim holds for replacing one example by an
-    all-zero one (zero-out); for replace-one the sensitivity, and not this event, doubles.
+    At most one event of a partition touches each example, so a partition costs as much as its largest event, not the
+    sum of its events. One epoch of shuffled batches is a partition. The claim holds for replacing one example by an
+    all-zero one (zero-out). For replacing it by an arbitrary one, the sensitivity doubles; this event does not change.
 
     Args:
-        partition: Number of the partition within its ledger (``Ledger.next_partition`` gives a free one).
-        event: What was released of the part.
+        partition: Number of the partition within its ledger (``Ledger.next_partition`` returns a free one).
+        event: What was released from the part.
     """
 
     partition: int
@@ -162,18 +162,18 @@ class DisjointEvent(PrivacyEvent):
 @register_event
 @dataclass(frozen=True)
 class NonPrivateEvent(PrivacyEvent):
-    """A release without any privacy (no noise): every accountant answers an infinite epsilon."""
+    """A release without any privacy (no noise): every accountant returns an infinite epsilon."""
 
 
 @register_event
 @dataclass(frozen=True)
 class ViolationEvent(NonPrivateEvent):
-    """The guarantee was violated: private data may have reached what was released without noise.
+    """The guarantee was violated: private data may have been released without noise.
 
-    Every accountant answers an infinite epsilon, and a delta of 1 for any epsilon, for a ledger that holds one.
+    For a ledger with such an event, every accountant returns an infinite epsilon, and a delta of 1 at any epsilon.
 
     Args:
-        reason: What was found, and since which step the claim is void; one line of text.
+        reason: What was found, and from which step on the claim is void; one line of text.
 
     Example:
         >>> ViolationEvent("the weights were changed after step 7")
@@ -184,19 +184,19 @@ class ViolationEvent(NonPrivateEvent):
 
     def __post_init__(self) -> None:
         if not isinstance(self.reason, str) or not self.reason.strip():
-            raise ValueError(f"reason must be a text that says what was found, got {self.reason!r}")
+            raise ValueError(f"reason must be a non-empty string that says what was found, got {self.reason!r}")
 
 
 @register_event
 @dataclass(frozen=True)
 class RepeatedEvent(PrivacyEvent):
-    """``count`` independent releases of ``event`` on the same data, such as the trainings of a search.
+    """``count`` independent releases of ``event`` on the same data, such as the runs of a hyper-parameter search.
 
-    Publishing all of k runs, or the best of them, costs no more than this (composition).
+    By composition, publishing all k runs, or the best of them, costs no more than this.
 
     Args:
         event: What was released each time.
-        count: How many times, at least 1.
+        count: Number of releases, at least 1.
     """
 
     event: PrivacyEvent
@@ -212,8 +212,8 @@ class RepeatedEvent(PrivacyEvent):
 class RandomStoppingEvent(PrivacyEvent):
     """The best of a RANDOM number of runs of ``event``; only the best is published (Papernot and Steinke 2022).
 
-    The number of runs must really be drawn from the distribution and never be revealed; the choice among the runs must
-    look at nothing but their outputs.
+    The number of runs must actually be drawn from the distribution and never be revealed. The choice among the runs
+    must depend on their outputs only.
 
     Args:
         event: What one run releases.
@@ -230,12 +230,14 @@ class RandomStoppingEvent(PrivacyEvent):
         checks.positive(expected_runs=self.expected_runs)
         checks.one_of(("geometric", "logarithmic", "poisson"), distribution=self.distribution)
         if self.distribution != "poisson" and self.expected_runs <= 1:
-            raise ValueError(f"expected_runs must be above 1, got {self.expected_runs!r}: at least one run is made")
+            raise ValueError(
+                f"expected_runs must be above 1, because at least one run always happens; got {self.expected_runs!r}"
+            )
         object.__setattr__(self, "expected_runs", float(self.expected_runs))
 
 
 def parts_of(event: PrivacyEvent) -> tuple[PrivacyEvent, ...]:
-    """The events that ``event`` holds, one level down.
+    """The events directly inside ``event``.
 
     Example:
         >>> parts_of(PoissonSampledEvent(0.1, GaussianEvent(1.0)))
@@ -250,12 +252,12 @@ def parts_of(event: PrivacyEvent) -> tuple[PrivacyEvent, ...]:
 
 
 def holds_partition(event: PrivacyEvent) -> bool:
-    """Whether ``event`` is, or holds, a part of a partition."""
+    """Whether ``event`` is a part of a partition, or contains one."""
     return isinstance(event, DisjointEvent) or any(map(holds_partition, parts_of(event)))
 
 
 def compose(events: Iterable[PrivacyEvent]) -> PrivacyEvent:
-    """One event for releases of the same data: the event itself when alone, else a ``ComposedEvent``.
+    """One event for releases of the same data: a single event is returned as it is, several as a ``ComposedEvent``.
 
     Example:
         >>> compose([GaussianEvent(1.0)])
@@ -269,7 +271,7 @@ def event_from_dict(values: Mapping[str, Any]) -> PrivacyEvent:
     """Read back what ``PrivacyEvent.to_dict`` wrote.
 
     Raises:
-        UnsupportedEventError: The type is unknown here (import the package that defines it first).
+        UnsupportedEventError: The type is unknown (import the package that defines it first).
         ValueError: A field is missing, unknown, or out of range.
     """
     fields = dict(values)

@@ -1,4 +1,4 @@
-"""Privacy monitors by name, with MindArmour's argument names."""
+"""The factory of privacy monitors, with MindArmour's argument names."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ MONITORS: Registry[Callable[..., Any]] = Registry("privacy monitor policy", ELSE
 
 
 class PrivacyMonitorFactory:
-    """Creates monitors; usable as a class and, as in MindArmour's tutorials, as an object.
+    """Creates privacy monitors by name; call it on the class or, as in MindArmour's tutorials, on an instance.
 
     Example:
         >>> monitor = PrivacyMonitorFactory.create(
@@ -50,26 +50,28 @@ class PrivacyMonitorFactory:
         per_print_times: int = 50,
         **options: Any,
     ) -> Any:
-        """A monitor of that policy.
+        """Create a monitor.
+
+        Numbers about the run that are given here are checked against the run; omitted ones are taken from it.
 
         Args:
             policy: ``"rdp"``, ``"zcdp"``, ``"pld"``, or a registered name.
-            num_samples: Examples in the training set; like the other numbers about the run checked against it when
-                given.
-            batch_size: Expected examples of a batch.
-            initial_noise_multiplier: Multiplier of the first step.
-            max_eps: Stop before the step that would bring epsilon at ``target_delta`` past this.
-            target_delta: Delta of every epsilon that is shown.
-            max_delta: Stop before the step that would bring delta at ``target_eps`` past this.
-            target_eps: Epsilon at which delta is shown.
+            num_samples: Examples in the training set.
+            batch_size: Expected number of examples in a batch.
+            initial_noise_multiplier: Noise multiplier of the first step.
+            max_eps: Stop before the step that would bring epsilon at ``target_delta`` above this.
+            target_delta: Delta at which epsilon is shown and limited.
+            max_delta: Stop before the step that would bring delta at ``target_eps`` above this.
+            target_eps: Epsilon at which delta is shown and limited.
             orders: Renyi orders to choose from (``"rdp"`` only); default: a search.
             noise_decay_mode: ``"Time"``, ``"Step"``, ``"Exp"``, or None for constant noise.
-            noise_decay_rate: Rate of that decay.
-            per_print_times: Steps between two printed lines.
-            options: Passed on to registered builders.
+            noise_decay_rate: Rate of the decay.
+            per_print_times: Number of steps between two printed lines.
+            **options: Passed to registered builders.
 
         Raises:
-            ValueError: Unknown policy or argument (the nearest is suggested), or a value out of range.
+            ValueError: The policy or an argument is unknown (the message suggests the nearest), or a value is out of
+                range.
         """
         builder = MONITORS.get(policy)
         try:
@@ -84,7 +86,7 @@ class PrivacyMonitorFactory:
                 **options,
             )
         except TypeError as error:
-            # A builder may take any keyword and hand it on, so only the call itself finds one that nobody takes.
+            # A builder may accept and forward any keyword, so only the call itself finds an unknown one.
             raise ValueError(_refusal(policy, builder, options, error)) from error
 
     @staticmethod
@@ -94,7 +96,7 @@ class PrivacyMonitorFactory:
 
     @staticmethod
     def names() -> tuple[str, ...]:
-        """All policies in alphabetical order."""
+        """All policies, in alphabetical order."""
         return MONITORS.names()
 
 
@@ -121,8 +123,9 @@ def _refusal(policy: str, builder: Callable[..., Any], options: Mapping[str, Any
     own = [name for name in _keywords(builder) if name != "claims"]
     known = list(dict.fromkeys([*_keywords(PrivacyMonitorFactory.create), *own]))
     unknown = [f"{name!r}{checks.nearest_hint(name, known)}" for name in options if name not in known]
-    said = f"has no argument {', '.join(unknown)}" if unknown else f"cannot be built: {error}"
-    return f"the privacy monitor {policy!r} {said}{'' if said.endswith('?') else '.'} It takes: {', '.join(known)}"
+    finding = f"has no argument {', '.join(unknown)}" if unknown else f"cannot be built: {error}"
+    stop = "" if finding.endswith("?") else "."
+    return f"the privacy monitor {policy!r} {finding}{stop} It takes: {', '.join(known)}"
 
 
 def _keywords(builder: Callable[..., Any]) -> list[str]:
@@ -132,4 +135,6 @@ def _keywords(builder: Callable[..., Any]) -> list[str]:
 
 def _refuse_orders(policy: str, orders: ArrayLike | None) -> None:
     if orders is not None:
-        raise ValueError(f"orders belong to the 'rdp' monitor, the {policy!r} monitor has none: got {orders!r}")
+        raise ValueError(
+            f"orders are an argument of the 'rdp' monitor; the {policy!r} monitor has none, got {orders!r}. Omit them"
+        )

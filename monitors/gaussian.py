@@ -19,12 +19,12 @@ import numpy as np
 from monitors import checks
 
 # Trapezoid rule in log(s). The integrand decays like exp(y) to the left and exp(-exp(y)) to the right and is analytic
-# for |Im y| < pi / 4, so this step leaves 1e-14 and these ends 1e-16.
+# for |Im y| < pi / 4, so this step gives an error of 1e-14 and these ends one of 1e-16.
 _STEP = 0.15
 _LOG_NODES = np.arange(-40.0, 4.5, _STEP)
 _NODES = np.exp(_LOG_NODES)
 _LOG_SQRT_2PI = 0.5 * math.log(2.0 * math.pi)
-# Results are moved out by more than the rule's error, so that they are upper bounds in floating point too.
+# Results are rounded up by more than the rule's error, so that they are upper bounds in floating point too.
 _OUTWARD = 1e-12
 
 
@@ -36,7 +36,7 @@ def gaussian_delta(mu: float, epsilon: float) -> float:
         epsilon: At least 0.
 
     Returns:
-        delta in [0, 1], rounded up by one part in 1e12.
+        Delta in [0, 1], rounded up by one part in 1e12.
 
     Example:
         >>> round(gaussian_delta(1.0, 1.0), 6)
@@ -60,7 +60,7 @@ def gaussian_epsilon(mu: float, delta: float) -> float:
         delta: Strictly between 0 and 1.
 
     Returns:
-        epsilon of at least 0, rounded up by one part in 1e12; infinite where ``mu`` is.
+        Epsilon of at least 0, rounded up by one part in 1e12; infinite if ``mu`` is infinite.
 
     Example:
         Ten unsampled epochs at multiplier 1.5:
@@ -106,7 +106,7 @@ def gaussian_mu(epsilon: float, delta: float) -> float:
 
 
 def combined_multiplier(multipliers: list[float]) -> float:
-    """Multiplier of the one Gaussian release that equals several of the same data: ``(sum sigma^-2)^(-1/2)``.
+    """Multiplier of the single Gaussian release equivalent to several of the same data: ``(sum sigma^-2)^(-1/2)``.
 
     Example:
         >>> combined_multiplier([2.0, 2.0, 2.0, 2.0])
@@ -117,7 +117,7 @@ def combined_multiplier(multipliers: list[float]) -> float:
 
 
 def _solve(mu: float, target: float, low: float, high: float) -> float:
-    """The ``a`` in [low, high] whose log delta is ``target``: Newton steps kept inside a shrinking bracket."""
+    """The ``a`` in [low, high] whose log delta is ``target``, by Newton steps inside a shrinking bracket."""
     point = min(max(low, 0.0), high)
     for _ in range(200):
         value, slope = _log_delta_and_slope(point, mu)
@@ -131,7 +131,7 @@ def _solve(mu: float, target: float, low: float, high: float) -> float:
 
 
 def _just_above(point: float, high: float, mu: float, target: float) -> float:
-    """A point right above ``point`` at which log delta is known to be at most ``target``; at the latest ``high``."""
+    """A point just above ``point``, at most ``high``, whose log delta is known to be at most ``target``."""
     outward = point + 1e-13 * max(1.0, abs(point))
     return outward if outward < high and _log_delta_and_slope(outward, mu)[0] <= target else high
 

@@ -1,31 +1,42 @@
-"""Public names that load on first use, so that importing a package costs nothing."""
+"""Public names of a package that load on first use, so that importing the package is cheap.
+
+The stub file ``__init__.pyi`` of the package lists the names, for type checkers and for the package itself.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import os
+from collections.abc import Callable
 from importlib import import_module
 from typing import Any
 
 
-def loader_of(package: str, homes: Mapping[str, str], namespace: dict[str, Any]) -> Callable[[str], Any]:
-    """The ``__getattr__`` of a package whose names live in other modules.
+def lazy_names(namespace: dict[str, Any]) -> tuple[Callable[[str], Any], Callable[[], list[str]], list[str]]:
+    """``__getattr__``, ``__dir__`` and ``__all__`` of a package, from its stub file.
+
+    Each public name is one line of the stub: ``from module import name as name``.
 
     Args:
-        package: Its name, for errors.
-        homes: Public name to the module that defines it.
-        namespace: The package's ``globals()``, where a name is kept once it is loaded.
+        namespace: The package's ``globals()``, in which a name is stored once it is loaded.
 
     Example:
-        >>> found = {}
-        >>> loader_of("mine", {"sqrt": "math"}, found)("sqrt")(9.0), list(found)
-        (3.0, ['sqrt'])
+        >>> import monitors
+        >>> load, _, names = lazy_names(vars(monitors))
+        >>> load("Ledger").__module__, "Ledger" in names
+        ('monitors.ledger', True)
     """
+    stub = os.path.join(namespace["__path__"][0], "__init__.pyi")
+    lines = map(str.split, namespace["__loader__"].get_data(stub).decode("utf-8").splitlines())
+    homes = {words[3]: words[1] for words in lines if words[:1] == ["from"]}
 
     def load(name: str) -> Any:
         if name not in homes:
-            raise AttributeError(f"module {package!r} has no attribute {name!r}")
+            raise AttributeError(f"module {namespace['__name__']!r} has no attribute {name!r}")
         value = getattr(import_module(homes[name]), name)
         namespace[name] = value
         return value
 
-    return load
+    def names() -> list[str]:
+        return sorted({*namespace, *homes})
+
+    return load, names, sorted(homes)

@@ -1,4 +1,4 @@
-"""The append-only list of everything private that was released: the one source of every epsilon."""
+"""The ledger: an append-only list of all private releases, and the single source of every epsilon."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ from monitors.events import DisjointEvent, PrivacyEvent, ViolationEvent, event_f
 
 FORMAT = "dpmodel-ledger/1"
 
-#: Precedes the reason of a violation wherever one is shown.
+#: Shown before the reason of a violation.
 VOID = "the guarantee is void"
 
 
 class Ledger:
-    """Run-length list of events: a constant schedule is one row, whatever its length.
+    """Run-length encoded list of events: a constant schedule is one row, whatever its length.
 
-    Events are recorded before what they describe is used, and never taken back. Iterating yields
-    ``(event, count)`` rows in the order of recording. Rows may be marked as lost: they were released by a process that
-    broke off, and nothing of them is in the model. They are rows like all others, and every epsilon has them in it.
+    Events are recorded before the release that they describe is used, and are never removed. Iterating yields
+    ``(event, count)`` rows in the order of recording. A row may be marked as lost: an interrupted process released it,
+    and the model contains nothing of it. Lost rows count towards every epsilon like all other rows.
 
     Args:
         notes: Statements that travel with the ledger into every report, such as "reproducible noise".
@@ -52,11 +52,11 @@ class Ledger:
 
         Args:
             event: What is about to be released.
-            count: How many times, at least 1.
-            lost: Mark them as released and lost.
+            count: Number of releases, at least 1.
+            lost: Mark the releases as lost.
 
         Returns:
-            The ledger itself, so that calls chain.
+            The ledger itself, for chaining.
 
         Raises:
             UnsupportedEventError: ``event`` is not a ``PrivacyEvent``.
@@ -73,7 +73,7 @@ class Ledger:
         return self
 
     def add_note(self, text: str) -> None:
-        """Attach a statement, once; notes are never removed."""
+        """Attach a statement, unless it is attached already; notes are never removed."""
         if text not in self._notes:
             self._notes.append(text)
 
@@ -84,7 +84,7 @@ class Ledger:
 
     @property
     def violations(self) -> tuple[str, ...]:
-        """Reasons of the violations on the ledger, each once; a ledger with any has an infinite epsilon.
+        """Distinct reasons of the violations on the ledger; any violation makes epsilon infinite.
 
         Example:
             >>> from monitors.events import GaussianEvent
@@ -96,7 +96,7 @@ class Ledger:
 
     @property
     def caveats(self) -> tuple[str, ...]:
-        """All that must stand beside a figure of this ledger: the violations in words, then the notes."""
+        """All statements that must accompany a figure of this ledger: violations first, then notes."""
         return (*(f"{VOID}: {reason}" for reason in self.violations), *self._notes)
 
     @property
@@ -105,27 +105,27 @@ class Ledger:
         return tuple(self._rows)
 
     def rows_from(self, row: int) -> list[tuple[PrivacyEvent, int]]:
-        """Rows from index ``row`` on: what a reader that has seen the earlier ones still has to read."""
+        """Rows from index ``row`` on: those that a reader of the earlier ones has not seen yet."""
         return self._rows[row:]
 
     @property
     def total(self) -> int:
-        """Number of releases, repeated ones counted."""
+        """Number of releases, including repeated ones."""
         return sum(count for _, count in self._rows)
 
     @property
     def marks(self) -> tuple[bool, ...]:
-        """Of each row, whether it is marked as lost."""
+        """For each row, whether it is marked as lost."""
         return tuple(self._lost)
 
     @property
     def lost(self) -> Ledger:
-        """A new ledger of the rows that are marked as lost, without notes."""
+        """A new ledger of the rows marked as lost, without notes."""
         return self._marked(True)
 
     @property
     def kept(self) -> Ledger:
-        """A new ledger of the rows that are not: what the model was made from. It does not state all that was spent.
+        """A new ledger of the rows not marked as lost, which made the model. It does not state all that was spent.
 
         Example:
             >>> from monitors.events import GaussianEvent
@@ -136,7 +136,7 @@ class Ledger:
         return self._marked(False)
 
     def head(self, count: int) -> Ledger:
-        """A new ledger of the first ``count`` releases, or of all where there are fewer, with the notes.
+        """A new ledger of the first ``count`` releases, or of all if there are fewer, with the notes.
 
         Example:
             >>> from monitors.events import GaussianEvent
@@ -155,14 +155,14 @@ class Ledger:
 
     @property
     def next_partition(self) -> int:
-        """The smallest partition number above all that are in use or reserved (see ``DisjointEvent``)."""
+        """The smallest partition number above all used and reserved ones (see ``DisjointEvent``)."""
         used = [event.partition for event, _ in self._rows if isinstance(event, DisjointEvent)]
         return max(max(used, default=-1) + 1, self._reserved)
 
     def reserve_partitions(self, count: int) -> int:
-        """Keep ``count`` partition numbers for a training that is about to record here, and give the first.
+        """Reserve ``count`` partition numbers for a run that is about to record here, and return the first.
 
-        Two trainings that record on one ledger at a time would otherwise use the same numbers, and be charged as one.
+        Otherwise, two runs that record on one ledger at the same time would use the same numbers and be charged as one.
 
         Example:
             >>> ledger = Ledger()
@@ -175,7 +175,7 @@ class Ledger:
         return first
 
     def merge(self, *others: Ledger) -> Ledger:
-        """A new ledger for several trainings on one data set: all rows, partitions of the others renumbered.
+        """A new ledger for several runs on one data set: all rows, with the partitions of ``others`` renumbered.
 
         Example:
             >>> from monitors.events import GaussianEvent
@@ -192,12 +192,12 @@ class Ledger:
         """Append all rows and notes of ``other``.
 
         Args:
-            other: Another ledger.
-            shift: Added to its partition numbers: releases of different trainings, or of different processes, must not
-                share one. Default: past all numbers in use here.
+            other: The ledger to append.
+            shift: Added to the partition numbers of ``other``, because releases of different runs or processes must
+                not share a partition. Default: ``next_partition``.
 
         Returns:
-            The ledger itself, so that calls chain.
+            The ledger itself, for chaining.
         """
         added = self.next_partition if shift is None else shift
         for (event, count), lost in list(zip(other._rows, other._lost, strict=True)):
@@ -211,7 +211,7 @@ class Ledger:
         return self.merge()
 
     def covers(self, other: Ledger) -> bool:
-        """Whether every release of ``other`` is on this ledger as often, whatever the numbers of its partitions.
+        """Whether this ledger holds every release of ``other`` at least as often, ignoring partition numbers.
 
         Example:
             >>> from monitors.events import GaussianEvent
@@ -222,7 +222,7 @@ class Ledger:
         return not _counted(other) - _counted(self)
 
     def digest(self) -> str:
-        """SHA-256 of rows and notes, as hex: two ledgers with one digest state the same."""
+        """SHA-256 of rows and notes, as hex; equal digests mean equal statements."""
         return hashlib.sha256(json.dumps(self._content(), sort_keys=True).encode()).hexdigest()
 
     def to_json(self) -> str:
@@ -231,10 +231,10 @@ class Ledger:
 
     @classmethod
     def from_json(cls, text: str) -> Ledger:
-        """Read back ``to_json``.
+        """Read a ledger that ``to_json`` wrote.
 
         Raises:
-            ValueError: Not a ledger, damaged, or changed since it was written.
+            ValueError: The text is not a ledger, is damaged, or was changed after it was written.
         """
         try:
             values = json.loads(text)
@@ -246,13 +246,13 @@ class Ledger:
         ledger = cls.from_rows(values.get("rows", ()), values.get("notes", ()))
         if ledger.digest() != values.get("digest"):
             raise ValueError(
-                f"the ledger was changed after it was written: digest {values.get('digest')!r} is stated, "
-                f"its rows give {ledger.digest()!r}. Restore the original file; epsilon cannot be stated from this one."
+                f"the ledger was changed after it was written: it states digest {values.get('digest')!r}, but its "
+                f"rows give {ledger.digest()!r}. Restore the original file; no epsilon can be stated from this one."
             )
         return ledger
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write ``to_json`` to ``path`` atomically and flush it to the disk."""
+        """Write ``to_json`` to ``path`` atomically and flush it to disk."""
         target = Path(path)
         target.parent.mkdir(parents=True, exist_ok=True)
         temporary = target.with_name(target.name + ".tmp")
@@ -267,7 +267,7 @@ class Ledger:
         """Read a ledger that ``save`` wrote.
 
         Raises:
-            ValueError: The file is not an unchanged ledger; the path is named.
+            ValueError: The file is not a ledger, or was changed; the message names the path.
         """
         try:
             return cls.from_json(Path(path).read_text(encoding="utf-8"))
@@ -283,10 +283,10 @@ class Ledger:
 
     @classmethod
     def from_rows(cls, rows: Iterable[Mapping[str, Any]], notes: Iterable[str] = ()) -> Ledger:
-        """The ledger of ``row_dicts``.
+        """A ledger built from the output of ``row_dicts``.
 
         Raises:
-            ValueError, KeyError, TypeError: A row is not one.
+            ValueError, KeyError, TypeError: A row is malformed.
         """
         ledger = cls(notes)
         for row in rows:

@@ -1,4 +1,4 @@
-"""The privacy limits of a monitor, as (epsilon, delta) pairs that the ledger must stay within."""
+"""The privacy limits of a monitor: (epsilon, delta) pairs that the ledger must stay within."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from monitors import checks
 
 @dataclass(frozen=True)
 class Limit:
-    """Epsilon at ``delta`` must not pass ``epsilon``; equally, delta at ``epsilon`` must not pass ``delta``.
+    """Epsilon at ``delta`` must not exceed ``epsilon``; equivalently, delta at ``epsilon`` must not exceed ``delta``.
 
     Args:
         epsilon: Positive.
         delta: Strictly between 0 and 1.
-        in_words: How the user stated it.
+        in_words: The limit as the user stated it.
     """
 
     epsilon: float
@@ -25,7 +25,7 @@ class Limit:
 def limits_of(
     max_eps: float | None, target_delta: float, max_delta: float | None, target_eps: float | None
 ) -> tuple[Limit, ...]:
-    """The limits that MindArmour's four arguments state.
+    """The limits stated by MindArmour's four arguments.
 
     Args:
         max_eps: Largest epsilon at ``target_delta``.
@@ -34,7 +34,7 @@ def limits_of(
         target_eps: Positive.
 
     Raises:
-        ValueError: A value is out of range, or ``max_delta`` comes without ``target_eps``.
+        ValueError: A value is out of range, or ``max_delta`` is given without ``target_eps``.
 
     Example:
         >>> limits_of(3.0, 1e-5, None, None)[0].in_words
@@ -50,6 +50,6 @@ def limits_of(
     if max_delta is not None:
         checks.open_unit(max_delta=max_delta)
         if target_eps is None:
-            raise ValueError(f"max_delta={max_delta:g} needs target_eps, the epsilon at which delta is limited")
+            raise ValueError(f"max_delta={max_delta:g} needs target_eps, the epsilon at which it limits delta")
         found.append(Limit(target_eps, max_delta, f"max_delta={max_delta:g} at epsilon {target_eps:g}"))
     return tuple(found)

@@ -1,9 +1,9 @@
 """Composition of rounded privacy losses by one Fourier transform, tilted towards the losses that matter.
 
-The masses are multiplied by ``exp(theta * loss)`` before the transform and divided by it afterwards. That puts the
-centre of the composed distribution where delta is decided, so that rounding errors are relative to delta and not to 1.
-Losses that leave the window come back at its other end: those from above are bounded by Chernoff and added to delta,
-those from below only make delta larger. Frequencies whose amplitude is provably negligible are left out, and charged.
+The masses are multiplied by ``exp(theta * loss)`` before the transform and divided by it afterwards. This centres the
+composed distribution where delta is decided, so that rounding errors are relative to delta and not to 1. Losses that
+leave the window wrap around to its other end: those from above are bounded by Chernoff's inequality and added to delta;
+those from below only make delta larger. Frequencies of provably negligible amplitude are dropped, and charged.
 """
 
 from __future__ import annotations
@@ -24,20 +24,21 @@ _MACHINE = 2.3e-16
 _WIDENING = 1 + 1e-9  # covers the rounding of the masses themselves, 1e-13 relative per release
 _NEGLIGIBLE_AMPLITUDE = 1e-22
 _UNDERFLOW = float(np.finfo(np.float64).tiny)
-MOST_POINTS = 1 << 20  # of the window
+MOST_POINTS = 1 << 20  # most grid points of the window
 _BLOCK = 1 << 18  # complex numbers multiplied at once
 _CHERNOFF_FACTORS = (1.0, 1.6, 2.6, 6.0)  # of the tilt
 
 
 @dataclass(frozen=True)
 class ComposedLoss:
-    """An upper bound of the privacy curve of a composition, in units of ``exp(log_scale)``.
+    """An upper bound on the privacy curve of a composition, in units of ``exp(log_scale)``.
 
     Args:
         losses: Grid points, ascending, shape (points,).
-        masses: Their probabilities over ``exp(log_scale)``, shape (points,).
-        extra: What is added to every delta, over ``exp(log_scale)``: infinite losses and those above the window.
-        log_scale: log of the unit.
+        masses: Probabilities of the grid points over ``exp(log_scale)``, shape (points,).
+        extra: Probability of infinite losses and of losses above the window, over ``exp(log_scale)``; added to every
+            delta.
+        log_scale: Log of the unit.
     """
 
     losses: Floats
@@ -46,13 +47,13 @@ class ComposedLoss:
     log_scale: float
 
     def log_delta(self, epsilon: float) -> float:
-        """Log of an upper bound of delta at ``epsilon``, which must not lie below the window."""
+        """Log of an upper bound on delta at ``epsilon``, which must not lie below the window."""
         above = self.losses > epsilon
         total = float(self.masses[above] @ -np.expm1(epsilon - self.losses[above])) + self.extra
         return math.log(total) + self.log_scale if total > 0 else -math.inf
 
     def epsilon(self, delta: float) -> float:
-        """An upper bound of epsilon at ``delta``, at least the window's lowest loss; infinite if not reached."""
+        """An upper bound on epsilon at ``delta``, at least the window's lowest loss; infinite if none is found."""
         target = math.exp(min(math.log(delta) - self.log_scale, 700.0)) - self.extra
         if target <= 0:
             return math.inf
@@ -79,11 +80,11 @@ def compose_losses(
 
     Args:
         nodes: The releases, as lotteries over the nodes.
-        losses: One per node, all on the grid of ``step``.
-        step: Distance of the grid's points.
-        tilt: Exponent of the tilting, positive; the best Renyi order less one is a good choice.
+        losses: One distribution per node, all on the grid of ``step``.
+        step: Spacing of the grid.
+        tilt: Exponent of the tilting, positive; the best Renyi order minus one is a good choice.
         tail: Probability that may be lost above the window; it is charged.
-        lowest: Smallest epsilon that will be asked for, at least 0.
+        lowest: Smallest epsilon that will be evaluated, at least 0.
     """
     tilt = max(tilt, -math.log(tail) / (0.5 * MOST_POINTS * step))
     moments, shares = _mixed_moments(nodes, losses, step, tilt)
@@ -92,7 +93,7 @@ def compose_losses(
     top = min((moment - math.log(tail)) / exponent for moment, exponent in bounds)
     top = min(max(top, lowest), lowest + MOST_POINTS * step)
     lost = math.exp(min(0.0, *(moment - exponent * top for moment, exponent in bounds)))
-    # what comes back from below, and from above: both only enlarge delta, and are kept far below it
+    # mass that wraps around, from below or from above, only increases delta; the width keeps it far below delta
     from_above = min(
         (moment - exponent * lowest - math.log(tail)) / (exponent - tilt) for moment, exponent in bounds[1:]
     )
@@ -101,7 +102,7 @@ def compose_losses(
     last = math.ceil(top / step) + 1
     spectrum, dropped = _spectrum(nodes, losses, shares, step, tilt, size)
     indices = np.arange(max(last - size + 1, math.floor(lowest / step)), last + 1)
-    # error of a product of n rounded factors, each exact to a few units in the last place of a transform of this size
+    # rounding error of a product of n factors, each exact to a few ulps of a transform of this size
     error = dropped + _MACHINE * (math.log2(size) + 8) * (nodes.counts.sum() + 1) * np.abs(spectrum).mean()
     tilted = np.maximum(np.fft.irfft(spectrum, size)[indices % size], 0.0) + error
     points = indices * step
@@ -110,13 +111,13 @@ def compose_losses(
     infinite = float(
         nodes.counts @ (nodes.odds * np.array([loss.infinite for loss in losses])[nodes.corners]).sum(axis=1)
     )
-    # The smallest normal number is far more than all masses lose that fall below it.
+    # The smallest normal number exceeds by far the total loss of the masses that underflow.
     extra = _in_units(min(1.0, infinite + lost), log_scale) + _UNDERFLOW
     return ComposedLoss(points, masses, extra, log_scale)
 
 
 def _in_units(probability: float, log_scale: float) -> float:
-    """``probability / exp(log_scale)``; infinite, which is pessimistic, where that overflows."""
+    """``probability / exp(log_scale)``; infinite, which is pessimistic, if that overflows."""
     if probability == 0:
         return 0.0
     exponent = math.log(probability) - log_scale
@@ -133,7 +134,7 @@ def _mixed_moments(nodes: LossNodes, losses: list[LossMasses], step: float, expo
 
 
 def _even_length(points: int) -> int:
-    """The next length whose transform is fast, always even."""
+    """The next even length with a fast transform."""
     length = 1 << max(4, (points - 1).bit_length())
     for odd in (9, 15, 5, 3):
         shorter = odd << max(1, math.ceil(math.log2(max(points / odd, 2))))
@@ -144,7 +145,7 @@ def _even_length(points: int) -> int:
 def _spectrum(
     nodes: LossNodes, losses: list[LossMasses], shares: Floats, step: float, tilt: float, size: int
 ) -> tuple[Complexes, float]:
-    """Transform of the tilted composition, and a bound on what each of its values loses by the frequencies left out."""
+    """Transform of the tilted composition, and a bound on the error of each value due to the dropped frequencies."""
     transforms = np.array([np.fft.rfft(loss.tilted(tilt, step, size)) for loss in losses])
     cells, member = np.unique(nodes.corners, axis=0, return_inverse=True)
     member = member.ravel()
@@ -153,7 +154,7 @@ def _spectrum(
     bound = np.zeros(amplitudes.shape[1])
     with np.errstate(divide="ignore"):
         for corners, rows in zip(cells, rows_of, strict=True):
-            # the logarithm is concave, so the average lottery bounds the product of all
+            # the logarithm is concave, so the average lottery bounds the product over all lotteries
             counts = nodes.counts[rows]
             bound += counts.sum() * np.log(counts @ shares[rows] / counts.sum() @ amplitudes[corners])
     active = bound > math.log(_NEGLIGIBLE_AMPLITUDE)
@@ -167,7 +168,7 @@ def _spectrum(
 
 
 def _cell_product(transforms: Complexes, shares: Floats, counts: NDArray[np.int64]) -> Complexes:
-    """Product over releases of the lottery's transform to the power of its count; shape (frequencies,)."""
+    """Product over the releases of each lottery's transform to the power of its count; shape (frequencies,)."""
     product = np.ones(transforms.shape[1], dtype=np.complex128)
     rows = max(1, _BLOCK // max(1, transforms.shape[1]))
     for start in range(0, counts.size, rows):
@@ -177,7 +178,7 @@ def _cell_product(transforms: Complexes, shares: Floats, counts: NDArray[np.int6
 
 
 def _power(base: Complexes, exponents: NDArray[np.int64]) -> Complexes:
-    """Row-wise integer power by repeated squaring, which keeps the relative error at ``exponent`` units."""
+    """Row-wise integer power by repeated squaring, which bounds the relative error by ``exponent`` ulps."""
     result = np.where((exponents & 1)[:, None] == 1, base, 1.0 + 0.0j)
     left = exponents >> 1
     while left.any():

@@ -1,4 +1,4 @@
-"""How fine nodes and grid must be for a figure of a given precision: estimates that enter no bound."""
+"""The resolution of nodes and grid for a given precision of the figure; these estimates enter no bound."""
 
 from __future__ import annotations
 
@@ -16,20 +16,20 @@ from monitors.terms import Terms
 
 Floats = NDArray[np.floating]
 
-_REACH = 10.0  # standard deviations that the node grids span, about
-_SIXTH = 6.0  # a loss that lies anywhere between two points gains step^2 / 6 of variance on average
-_MOST_MASSES = 1 << 24  # of all node grids together
+_REACH = 10.0  # standard deviations that the node grids span, approximately
+_SIXTH = 6.0  # a loss uniformly distributed between two grid points gains step^2 / 6 of variance on average
+_MOST_MASSES = 1 << 24  # most masses in all node grids together
 
 
 @dataclass(frozen=True)
 class Question:
-    """Where on the privacy curve the figure lies, by Renyi bounds.
+    """The point on the privacy curve that is to be evaluated, as estimated by Renyi bounds.
 
     Args:
-        epsilon: About the epsilon in question, positive.
-        delta: About the delta in question.
-        order: The best Renyi order there.
-        width: Factor on the foreseen grid step.
+        epsilon: Approximate epsilon, positive.
+        delta: Approximate delta.
+        order: The best Renyi order at that point.
+        width: Factor on the estimated grid step.
     """
 
     epsilon: float
@@ -39,14 +39,14 @@ class Question:
 
     @property
     def tilt(self) -> float:
-        """Exponent that moves the composed loss to where delta is decided."""
+        """Exponent that shifts the composed loss to the region that decides delta."""
         return min(max(self.order - 1.0, 1e-4), 1e4)
 
 
 def choose_nodes(terms: Terms, question: Question, precision: float) -> LossNodes:
-    """Nodes so close that their lotteries raise epsilon by about ``precision``, relative.
+    """Nodes spaced so closely that their lotteries raise epsilon by a relative error of about ``precision``.
 
-    All releases without sampling become one node of their own.
+    All unsampled releases together form one additional node.
     """
     nodes, distance = place_nodes(terms.rates, terms.multipliers, terms.counts), 1.0
     allowed = precision * question.epsilon
@@ -68,13 +68,13 @@ def choose_nodes(terms: Terms, question: Question, precision: float) -> LossNode
 
 
 def choose_step(nodes: LossNodes, question: Question, precision: float, others: int = 0) -> float:
-    """The widest grid step whose rounding raises epsilon by about ``precision``, relative.
+    """The widest grid step whose rounding raises epsilon by a relative error of about ``precision``.
 
     Args:
-        nodes: The sampled Gaussians; there may be none.
-        question: Where on the curve the figure lies.
-        precision: Relative.
-        others: How many releases of other kinds share the grid.
+        nodes: The sampled Gaussians, possibly none.
+        question: The point on the privacy curve.
+        precision: Relative error to allow.
+        others: Number of other releases that share the grid.
     """
     allowed = precision * question.epsilon
     step = min(1.0, question.epsilon)
@@ -94,10 +94,10 @@ def choose_step(nodes: LossNodes, question: Question, precision: float, others: 
 
 
 def _lottery_cost(nodes: LossNodes, terms: Terms, tilt: float) -> float:
-    """What the lotteries add to epsilon, by the moment at the tilt."""
+    """The amount that the lotteries add to epsilon, computed from the moment at the tilt."""
     exact = _log_moments(terms.rates, terms.multipliers, tilt)
     corners = _log_moments(nodes.rates, nodes.multipliers, tilt)[nodes.corners]
-    # log of the lottery's mean moment, relative to the exact one: nothing cancels
+    # log of the lottery's mean moment relative to the exact one, computed without cancellation
     raised = np.log1p((nodes.odds * np.expm1(np.minimum(corners - exact[:, None], 500.0))).sum(axis=1))
     return float(terms.counts @ raised) / tilt
 

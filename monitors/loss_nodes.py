@@ -1,16 +1,17 @@
-"""Few sampled Gaussians that stand for thousands: certified interpolation between neighbouring multipliers and rates.
+"""Certified interpolation between multipliers and rates, so that a few sampled Gaussians represent thousands.
 
-A release of multiplier ``s`` between nodes ``a < s < b`` is replaced by a lottery, run in public, between the release
-at ``a`` and that at ``b``. The lottery dominates it when the hockey-stick divergence at every epsilon is convex in the
+A release of multiplier ``s`` between nodes ``a < s < b`` is replaced by a public lottery between the release at ``a``
+and the one at ``b``. The lottery dominates the release if the hockey-stick divergence at every epsilon is convex in the
 coordinate in which the odds are linear:
 
-* In ``t = sigma^k`` with ``k + 1 >= 1 / (4 sigma^2)``. For the Gaussian mechanism ``d delta / d mu = phi(z)``,
-  ``z = mu / 2 - epsilon / mu``, so ``delta`` is convex in ``t`` where ``mu'' / mu'^2 >= z z' = mu / 4 - epsilon^2 /
-  mu^3``; the left side is ``(k + 1) / mu`` and the right one at most ``mu / 4``. Poisson sampling keeps this: its
-  divergence, in either direction, is a multiple of the Gaussian's at another epsilon, and neither depends on sigma.
-* In the rate ``q`` itself: one of the two distributions is linear in it and the divergence is jointly convex.
+* It is convex in ``t = sigma^k`` if ``k + 1 >= 1 / (4 sigma^2)``. For the Gaussian mechanism, ``d delta / d mu =
+  phi(z)`` with ``z = mu / 2 - epsilon / mu``, so ``delta`` is convex in ``t`` if ``mu'' / mu'^2 >= z z' = mu / 4 -
+  epsilon^2 / mu^3``; the left side is ``(k + 1) / mu`` and the right side at most ``mu / 4``. Poisson sampling
+  preserves convexity: in either direction, its divergence is a multiple of the Gaussian's at a different epsilon, and
+  neither the factor nor that epsilon depends on sigma.
+* It is convex in the rate ``q``: one of the two distributions is linear in it, and the divergence is jointly convex.
 
-The error is of second order in the distance of the nodes.
+The error is of second order in the spacing of the nodes.
 """
 
 from __future__ import annotations
@@ -25,22 +26,22 @@ from numpy.typing import NDArray
 Floats = NDArray[np.floating]
 Indices = NDArray[np.int64]
 
-_DISTANCE, _COARSEST = 0.02, 0.04  # relative distance of multiplier nodes at 1 (it goes with the square), and at most
+_DISTANCE, _COARSEST = 0.02, 0.04  # relative spacing of nodes at multiplier 1 (grows with its square), and its maximum
 _RATE_DISTANCE = 0.03
 _MOST_NODES = 400
-_EXACT = 24  # up to so many distinct values need no nodes in between
+_EXACT = 24  # up to this many distinct values, each value is a node
 
 
 @dataclass(frozen=True)
 class LossNodes:
-    """Nodes, and for every release the lottery over four of them.
+    """The nodes, and for each release a lottery over four of them.
 
     Args:
         rates: Sampling rate of each node, shape (nodes,).
         multipliers: Noise multiplier of each node, shape (nodes,).
-        corners: Node numbers, shape (releases, 4).
+        corners: Node indices, shape (releases, 4).
         odds: Probabilities, shape (releases, 4); rows sum to 1.
-        counts: How often each release happens, shape (releases,).
+        counts: Number of repetitions of each release, shape (releases,).
     """
 
     rates: Floats
@@ -57,7 +58,7 @@ class LossNodes:
         return totals
 
     def with_others(self, counts: Sequence[int]) -> LossNodes:
-        """With a node of its own for each of these releases, which have no rate and no multiplier (NaN)."""
+        """These nodes plus a separate node for each of the given releases, with rate and multiplier NaN."""
         if not counts:
             return self
         number, unknown = self.rates.size, np.full(len(counts), np.nan)
@@ -71,13 +72,13 @@ class LossNodes:
 
 
 def place_nodes(rates: Floats, multipliers: Floats, counts: Floats, distance: float = 1.0) -> LossNodes:
-    """Choose nodes for releases of these rates, multipliers and counts, all of shape (releases,).
+    """Choose nodes for releases of the given rates, multipliers and counts, all of shape (releases,).
 
     Args:
         rates: In (0, 1).
         multipliers: Positive.
         counts: At least 1.
-        distance: Of the nodes, in units of a distance that suits most schedules.
+        distance: Spacing of the nodes, relative to one that suits most schedules.
 
     Example:
         >>> nodes = place_nodes(np.full(500, 0.01), np.linspace(1.0, 1.1, 500), np.ones(500))
@@ -95,7 +96,7 @@ def place_nodes(rates: Floats, multipliers: Floats, counts: Floats, distance: fl
     split = [(1 - rate_odds) * (1 - sigma_odds), (1 - rate_odds) * sigma_odds]
     split += [rate_odds * (1 - sigma_odds), rate_odds * sigma_odds]
     odds = np.stack(split, axis=1)
-    # corners without odds are no nodes: a constant schedule has one
+    # corners of probability zero need no node: a constant schedule has a single node
     corners = np.where(odds > 0, corners, corners[np.arange(odds.shape[0]), odds.argmax(axis=1)][:, None])
     used, renumbered = np.unique(corners, return_inverse=True)
     node_rates, node_multipliers = rate_nodes[used // sigma_nodes.size], sigma_nodes[used % sigma_nodes.size]
@@ -135,7 +136,7 @@ def _linear_odds(values: Floats, nodes: Floats) -> tuple[Indices, Floats]:
 
 
 def _power_odds(values: Floats, nodes: Floats) -> tuple[Indices, Floats]:
-    """As ``_linear_odds``, linear in ``sigma^k`` with the ``k`` that the smaller node asks for."""
+    """Like ``_linear_odds``, but linear in ``sigma^k`` with the ``k`` that the smaller node requires."""
     low, _ = _linear_odds(values, nodes)
     high = np.minimum(low + 1, nodes.size - 1)
     below, above = nodes[low], nodes[high]
@@ -143,5 +144,5 @@ def _power_odds(values: Floats, nodes: Floats) -> tuple[Indices, Floats]:
     width = np.expm1(power * np.log(above / below))
     odds = np.expm1(power * np.log(values / below))
     odds = np.divide(odds, width, out=np.zeros(values.shape), where=width > 0)
-    # a hair towards the noisier-looking side never helps: rounding goes to the node with less noise
+    # shift the odds slightly towards the node with less noise, so that rounding is never optimistic
     return low, np.clip(odds * (1 - 1e-13), 0.0, 1.0) if nodes.size > 1 else odds

@@ -1,4 +1,4 @@
-"""The privacy monitor: a callback that reads the run's ledger, prints epsilon, stops before the budget is passed."""
+"""The privacy monitor: a callback that reads the run's ledger, prints epsilon and stops before exceeding the budget."""
 
 from __future__ import annotations
 
@@ -22,23 +22,23 @@ _STATEMENT = ("unit", "relation", "sampling")
 
 
 class PrivacyMonitor:
-    """Watches a run's ledger. It keeps no noise multiplier of its own, so it cannot disagree with what was recorded.
+    """Watches a run's ledger. It stores no noise multiplier, so it cannot disagree with what was recorded.
 
-    Guarantees: a limit is never passed: the step whose event would pass it is not taken. Numbers that contradict the
-    run raise before anything is spent. The printed count is the number of steps done.
+    Guarantees: no limit is exceeded, because a step whose event would exceed it is not taken. Numbers that contradict
+    the run raise an error before anything is spent. The printed count is the number of completed steps.
 
     Args:
-        accountant: Turns the ledger into epsilon.
-        claims: What the user says about the run; used to check it, or to plan without one.
+        accountant: Accountant that computes epsilon from the ledger.
+        claims: Numbers that the user states about the run; used to check the run, or to plan without one.
         max_eps: Largest epsilon at ``target_delta``; None for no limit.
-        target_delta: Delta of every epsilon that is shown.
+        target_delta: Delta at which epsilon is shown and limited.
         max_delta: Largest delta at ``target_eps``; None for no limit.
         target_eps: Epsilon at which delta is shown and limited.
-        per_print_times: Steps between two lines, at least 1.
-        plans_sampled: Whether planning without a run assumes Poisson sampling, else shuffled epochs.
+        per_print_times: Number of steps between two printed lines, at least 1.
+        plans_sampled: Whether planning without a run assumes Poisson sampling (True) or shuffled epochs (False).
     """
 
-    #: Asked after all other callbacks before a step: none of them changes what was let through.
+    #: Called after all other callbacks before a step, so that none of them changes a step that was allowed.
     asked_last: ClassVar[bool] = True
 
     def __init__(
@@ -70,10 +70,10 @@ class PrivacyMonitor:
         self._prepared_to = -1
 
     def attach(self, run: RunView) -> None:
-        """Watch ``run`` from now on; all that its ledger holds already is counted.
+        """Watch ``run`` from now on; existing rows of its ledger are counted.
 
         Raises:
-            MonitorMismatchError: A given number contradicts the run.
+            MonitorMismatchError: A stated number contradicts the run.
         """
         self.claims.check(run.facts)
         self._run = run
@@ -83,23 +83,23 @@ class PrivacyMonitor:
     # what was spent
 
     def epsilon(self) -> float:
-        """Epsilon at ``target_delta`` of the ledger as it is; cheap ('pld': up to some tenths of a second)."""
+        """Current epsilon of the ledger at ``target_delta``; cheap ('pld': up to a few tenths of a second)."""
         self._read()
         return self._tracker.epsilon(self.target_delta)
 
     def delta(self) -> float:
-        """Delta at ``target_eps`` of the ledger as it is.
+        """Current delta of the ledger at ``target_eps``.
 
         Raises:
             ValueError: ``target_eps`` was not given.
         """
         if self.target_eps is None:
-            raise ValueError("target_eps was not given to the monitor: delta is a function of epsilon")
+            raise ValueError("delta is a function of epsilon: create the monitor with target_eps")
         self._read()
         return self._tracker.delta(self.target_eps)
 
     def privacy_spent(self) -> PrivacySpent:
-        """Epsilon with everything that it needs to mean anything."""
+        """Epsilon together with everything needed to interpret it."""
         run = self._attached()
         words = {key: run.statement[key] for key in _STATEMENT if key in run.statement} | stated_relation(run.ledger)
         return PrivacySpent(self.epsilon(), self.target_delta, self.accountant.name, notes=run.ledger.caveats, **words)
@@ -107,17 +107,17 @@ class PrivacyMonitor:
     # planning
 
     def max_steps(self) -> int:
-        """Steps, counted from the model's first, that fit into the limits; 0 where not one does.
+        """Number of steps, counted from the model's first, that fit into the limits; 0 if none does.
 
-        Planned from the run when attached, else from the given numbers (Poisson sampling at rate
-        ``batch_size / num_samples``; shuffled epochs for an accountant that takes no sampled events).
+        Uses the attached run if there is one, else the stated numbers (Poisson sampling at rate
+        ``batch_size / num_samples``, or shuffled epochs if the accountant supports no sampled events).
 
         Raises:
-            ValueError: No limit was given, or a number that planning needs is missing; it is named.
+            ValueError: No limit was given, or a number that planning needs is missing; the message names it.
             CalibrationError: More than ten million steps fit.
         """
         if not self.limits:
-            raise ValueError("planning needs a limit: give max_eps (with target_delta), or max_delta with target_eps")
+            raise ValueError("planning needs a limit: set max_eps (with target_delta), or max_delta with target_eps")
         done, make_ledger = self._plan()
         fitting = [max_steps(limit.epsilon, limit.delta, make_ledger, self.accountant) for limit in self.limits]
         return done + min(fitting)
@@ -128,7 +128,7 @@ class PrivacyMonitor:
         return self.max_steps() // per_epoch
 
     def _plan(self) -> tuple[int, Callable[[int], Ledger]]:
-        """Steps done, and the ledger after a number of further ones."""
+        """Number of completed steps, and a function from a number of further steps to the ledger after them."""
         run = self._run
         if run is None and self.claims.constant and self._plans_sampled:
             event = self.claims.event(0)
@@ -149,12 +149,12 @@ class PrivacyMonitor:
     # hooks
 
     def on_train_begin(self, run: RunView) -> None:
-        """Check the given numbers, count what the ledger holds, and stop where not even one step fits."""
+        """Check the stated numbers, count the ledger's existing rows, and stop if not even one step fits."""
         self.attach(run)
         self._guard(run)
 
     def on_train_step_begin(self, run: RunView) -> None:
-        """Stop before a step that would pass a limit."""
+        """Stop before a step that would exceed a limit."""
         self._guard(run)
 
     def on_train_step_end(self, run: RunView) -> None:
@@ -183,11 +183,11 @@ class PrivacyMonitor:
 
     def _attached(self) -> RunView:
         if self._run is None:
-            raise ValueError("the monitor watches no run yet: pass it to fit as a callback, or call attach(run)")
+            raise ValueError("the monitor is not attached to a run: pass it to fit as a callback, or call attach(run)")
         return self._run
 
     def _read(self) -> None:
-        """Count the rows that the ledger has gained since the last look."""
+        """Count the rows added to the ledger since the last call."""
         ledger = self._attached().ledger
         for event, count in ledger.rows_from(self._row):
             if count > self._seen:
@@ -216,17 +216,17 @@ class PrivacyMonitor:
             self._prepared_to = last - 1
 
     def _reason(self, run: RunView, limit: Limit, after: float) -> str:
-        figure = "without bound" if math.isinf(after) else epsilon_text(after, 4)
-        remedy = "Raise the limit, take more noise, or train fewer steps: `dpmodel budget` finds numbers that fit."
+        figure = "infinity" if math.isinf(after) else epsilon_text(after, 4)
+        remedy = "Raise the limit, add noise, or train for fewer steps: `dpmodel budget` finds numbers that fit."
         return (
-            f"the next step would bring epsilon to {figure} at delta {limit.delta:g}, past {limit.in_words} "
+            f"the next step would bring epsilon to {figure} at delta {limit.delta:g}, exceeding {limit.in_words} "
             f"(accountant {self.accountant.name}); {run.step} of {run.planned_steps} steps are done. {remedy}"
         )
 
     def _line(self, run: RunView) -> str:
         if run.step >= run.planned_steps:
             self._read()
-            self._tracker.tighten(self.target_delta)  # the last figure is the one that is kept
+            self._tracker.tighten(self.target_delta)  # the final figure is the one that users keep
         epsilon = epsilon_text(self.epsilon(), 4)
         text = f"step {run.step}: epsilon {epsilon} at delta {self.target_delta:g} ({self.accountant.name})"
         if self.target_eps is not None:

@@ -1,4 +1,4 @@
-"""The same ledger under other neighbour relations: groups of examples, and one example replaced by another."""
+"""Epsilon of a ledger under other neighbour relations: groups of examples, and replacement of one example."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ _SMALLEST_LOG_DELTA = math.log(1e-280)
 
 
 def group_privacy(epsilon: float, delta: float, size: int) -> tuple[float, float]:
-    """What (epsilon, delta) for one example gives a group of ``size``: ``(k e, d (exp(k e) - 1) / (exp(e) - 1))``.
+    """The guarantee for a group of ``k = size`` examples that follows from (epsilon, delta) for one example.
 
-    Vadhan 2017, lemma 2.2.
+    It is ``(k epsilon, delta (exp(k epsilon) - 1) / (exp(epsilon) - 1))`` (Vadhan 2017, lemma 2.2).
 
     Example:
         >>> group_privacy(1.0, 1e-6, 2)
@@ -28,19 +28,19 @@ def group_privacy(epsilon: float, delta: float, size: int) -> tuple[float, float
 
 
 def group_epsilon(ledger: Rows, delta: float, size: int, accountant: str | Accountant = "rdp") -> float:
-    """Epsilon at ``delta`` for any ``size`` examples at once, added or removed together.
+    """Epsilon at ``delta`` for any ``size`` examples, added or removed together.
 
-    Exact for Gaussians without sampling (the sensitivity grows ``size``-fold); otherwise the best (epsilon, delta) of
-    one example is carried over by ``group_privacy``.
+    Exact for unsampled Gaussians, because the sensitivity grows by the factor ``size``. Otherwise, ``group_privacy``
+    is applied to the best (epsilon, delta) for one example.
 
     Args:
-        ledger: What was released; its events are for one example.
+        ledger: What was released; its events hold for one example.
         delta: Strictly between 0 and 1.
         size: Examples in a group, at least 1.
         accountant: Name or object.
 
     Returns:
-        Epsilon; infinite where delta cannot be reached.
+        Epsilon; infinite if delta cannot be reached.
 
     Example:
         >>> from monitors import GaussianEvent, Ledger
@@ -73,10 +73,10 @@ def group_epsilon(ledger: Rows, delta: float, size: int, accountant: str | Accou
 
 
 def replace_one_epsilon(ledger: Rows, delta: float, accountant: str | Accountant = "rdp") -> float:
-    """Epsilon at ``delta`` when neighbours differ by replacing one example.
+    """Epsilon at ``delta`` if neighbours differ by replacing one example.
 
-    Replacing is removing and adding: a group of two. Exact for Gaussians without sampling and for shuffled epochs
-    (twice the sensitivity), an upper bound under Poisson sampling.
+    Replacing an example removes one and adds one, which is a group of two. The figure is exact for unsampled Gaussians
+    and for shuffled epochs (twice the sensitivity), and an upper bound under Poisson sampling.
 
     Example:
         >>> from monitors import GaussianEvent, Ledger
@@ -87,7 +87,7 @@ def replace_one_epsilon(ledger: Rows, delta: float, accountant: str | Accountant
 
 
 def _log_growth(epsilon: float, size: int) -> float:
-    """Log of ``(exp(k e) - 1) / (exp(e) - 1)``, the number by which delta grows."""
+    """Log of ``(exp(k e) - 1) / (exp(e) - 1)``, the factor by which delta grows."""
     if epsilon == 0:
         return math.log(size)
     if epsilon > 600 / size:

@@ -1,4 +1,4 @@
-"""The order at which a Renyi bound is smallest: a geometric grid that grows where needed, then a zoom."""
+"""Search for the order with the smallest Renyi bound: a geometric grid that grows as needed, then a zoom."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 Floats = NDArray[np.floating]
 
 _RATIO = 1.3
-_FIRST = 0.05 * _RATIO ** np.arange(32)  # order minus one: 0.05 to 170
+_FIRST = 0.05 * _RATIO ** np.arange(32)  # order minus one, from 0.05 to 170
 _SMALLEST, _LARGEST = 1e-7, 1e6
 _EXTENSION = 10
 _ZOOM_POINTS = 8
@@ -20,13 +20,13 @@ _ZOOMS = 4
 def best_order(objective: Callable[[Floats], Floats]) -> tuple[float, bool]:
     """The order above 1 with the smallest ``objective``, to one part in a thousand of ``order - 1``.
 
-    Near its minimum a bound is quadratic in ``log(order - 1)``, so its own value is far closer than that.
+    Near its minimum, a bound is quadratic in ``log(order - 1)``, so its value is far more precise than that.
 
     Args:
-        objective: Array of orders to array of values.
+        objective: Function from an array of orders to an array of values.
 
     Returns:
-        The order, and whether it lies at the upper end of what is searched (1 + 1e-7 to 1e6).
+        The order, and whether it lies at the upper end of the searched range (1 + 1e-7 to 1e6).
 
     Example:
         >>> order, at_end = best_order(lambda orders: 0.01 * orders + 11.5 / (orders - 1))
@@ -45,7 +45,7 @@ def best_order(objective: Callable[[Floats], Floats]) -> tuple[float, bool]:
             excess, values = np.concatenate([excess, added]), np.concatenate([values, objective(1.0 + added)])
         else:
             break
-    # the other end, order 1, is the limit of all orders: nothing lies beyond it
+    # the lower end does not count: order 1 is the limit, and nothing lies beyond it
     at_end = best == excess.size - 1
     for _ in range(_ZOOMS):
         low, high = excess[max(best - 1, 0)], excess[min(best + 1, excess.size - 1)]

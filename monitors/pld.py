@@ -1,4 +1,4 @@
-"""The privacy-loss-distribution accountant: a certified upper bound that is tight to a fraction of a per cent."""
+"""The privacy-loss-distribution accountant: a certified upper bound, tight to a fraction of a per cent."""
 
 from __future__ import annotations
 
@@ -34,9 +34,9 @@ from monitors.terms import Rows, Terms, gather, gaussian_terms
 
 Floats = NDArray[np.floating]
 
-_LOST = 1e-5  # of delta, that may fall off the ends of the grids; charged
-_PASSES, _FIRST_WIDTH = 8, 2.0  # grids twice as fine each time, until the figure settles
-_COARSE_PRECISION, _COARSE_PASSES = 0.01, 2  # where a figure is a point of a picture
+_LOST = 1e-5  # share of delta that may fall off the ends of the grids; charged
+_PASSES, _FIRST_WIDTH = 8, 2.0  # each pass halves the grid step, until the figure settles
+_COARSE_PRECISION, _COARSE_PASSES = 0.01, 2  # for figures that are points of a plot
 _RENYI = RDPAccountant()
 
 
@@ -46,12 +46,12 @@ class PLDAccountant(Accountant):
 
     Guarantees: epsilon and delta are upper bounds, for adding and for removing an example. Every rounding is
     pessimistic and charged: losses to the grid (connect the dots), multipliers and rates between nodes (convex
-    lotteries), ends of the grids and of the Fourier window, floating-point error. Together they raise epsilon by about
-    ``precision``, relative, and by far less for constant schedules. One shuffled epoch (a partition) is charged as its
-    worst event.
+    lotteries), the ends of the grids and of the Fourier window, and floating-point error. Together they raise epsilon
+    by a relative error of about ``precision``, and by far less for constant schedules. One shuffled epoch (a partition)
+    is charged as its worst event.
 
     Args:
-        precision: Relative error to aim at, in (0, 0.1].
+        precision: Target relative error, in (0, 0.1].
 
     Example:
         >>> from monitors import GaussianEvent, Ledger, PoissonSampledEvent
@@ -87,7 +87,7 @@ class PLDAccountant(Accountant):
         for number in range(self._passes):
             curves = self._curves(terms, Question(found, delta, order, width), 0.0)
             before, found = found, min(found, max(max(0.0, curve.epsilon(delta)) for curve in curves))
-            # halving the step divides its error by four
+            # halving the step divides the error by four
             if found == 0 or (number > 0 and before - found <= 1.5 * self.precision * found):
                 break
             width *= 0.5
@@ -104,7 +104,7 @@ class PLDAccountant(Accountant):
         log_guess, order, _ = _RENYI.best_log_delta(terms, epsilon)
         if log_guess == -math.inf:
             return 0.0
-        # at least a share of the loss's own deviation, so that epsilon 0 has a scale as well
+        # at least a share of the standard deviation of the loss, so that epsilon 0 also has a scale
         scale = max(epsilon, 0.1 * math.sqrt(float(total_curve(terms, np.array([2.0]))[0])))
         found, width = log_guess, _FIRST_WIDTH
         for number in range(self._passes):
@@ -117,17 +117,17 @@ class PLDAccountant(Accountant):
         return math.exp(min(0.0, found))
 
     def tracker(self) -> Tracker:
-        """A tracker that asks for the full composition as seldom as it can."""
+        """A tracker that computes the full composition as rarely as possible."""
         return PLDTracker(self)
 
     def coarse(self) -> Accountant:
-        """The same accountant at a precision of about 0.01, which it does not check, unless its own is coarser."""
+        """The same accountant with a precision of 0.01, or its own if coarser; fewer passes, so only approximately."""
         coarse = copy.copy(self)
         coarse.precision, coarse._passes = max(self.precision, _COARSE_PRECISION), _COARSE_PASSES
         return coarse
 
     def _curves(self, terms: Terms, question: Question, lowest: float) -> list[ComposedLoss]:
-        """Bounds of the privacy curve from epsilon ``lowest`` on, for removal and for addition."""
+        """Bounds on the privacy curve from epsilon ``lowest`` on, for removal and for addition."""
         nodes = choose_nodes(terms, question, 0.4 * self.precision)
         others = sum(count for _, count in terms.others)
         step = choose_step(nodes, question, 0.4 * self.precision, others)
@@ -144,7 +144,7 @@ class PLDAccountant(Accountant):
 
 
 def _normal_tail(probability: float) -> float:
-    """Standard deviations beyond which a normal has at most ``probability``."""
+    """Number of standard deviations beyond which a normal distribution has at most ``probability``."""
     from scipy.special import ndtri
 
     return float(min(37.0, max(4.0, -ndtri(max(probability, 1e-299)))))
@@ -152,10 +152,10 @@ def _normal_tail(probability: float) -> float:
 
 @singledispatch
 def event_losses(event: PrivacyEvent, step: float) -> tuple[LossMasses, LossMasses]:
-    """The privacy loss of an event that is no Gaussian, for removing and for adding an example, on a grid of ``step``.
+    """Privacy losses of a non-Gaussian event on a grid of ``step``: for removing and for adding an example.
 
-    A third party registers a rule for its own event with ``event_losses.register(MyEvent)``. The rounding must be
-    pessimistic; ``monitors.privacy_loss.split_cells`` is.
+    Register a rule for a custom event with ``event_losses.register(MyEvent)``. Its rounding must be pessimistic, as
+    that of ``monitors.privacy_loss.split_cells`` is.
 
     Raises:
         UnsupportedEventError: No rule is registered for the event's type.
@@ -171,7 +171,7 @@ def _(event: LaplaceEvent, step: float) -> tuple[LossMasses, LossMasses]:
 
 
 def _composable(ledger: Rows) -> Terms:
-    """The releases, each partition replaced by one that dominates it; events without a rule are refused."""
+    """The releases, with each partition replaced by one dominating release; events without a rule are refused."""
     terms = gather(ledger)
     if terms.others and not terms.unprotected:
         terms = gather(leaf for event, count in ledger for leaf in _leaves(event, count))
@@ -185,7 +185,7 @@ def _composable(ledger: Rows) -> Terms:
 
 
 def _leaves(event: PrivacyEvent, count: int) -> Iterator[tuple[PrivacyEvent, int]]:
-    """The releases that ``event`` is a composition of; Gaussians and parts of a partition are left whole."""
+    """The releases that ``event`` is composed of; Gaussians and parts of a partition are not decomposed."""
     if holds_partition(event) or gaussian_terms(event) is not None:
         yield event, count
     elif isinstance(event, RepeatedEvent):
@@ -231,23 +231,23 @@ def _worst(events: tuple[PrivacyEvent, ...]) -> tuple[float, float]:
 def _unsupported(event: PrivacyEvent) -> str:
     name = type(event).__name__
     return (
-        f"the 'pld' accountant has no rule for event type {name!r}: {event!r}. Use the 'rdp' accountant, or register "
-        f"`monitors.gaussian_terms.register({name})` if sampled Gaussians dominate it, else "
+        f"the 'pld' accountant has no rule for event type {name!r}: {event!r}. Use the 'rdp' accountant, or add a rule "
+        f"with `monitors.gaussian_terms.register({name})` if sampled Gaussians dominate the event, else with "
         f"`monitors.event_losses.register({name})`."
     )
 
 
-_BLOCK = 512  # announced events that are cleared together
+_BLOCK = 512  # most announced events cleared together
 
 
 class PLDTracker(Tracker):
-    """Remembers the last figure, and clears many announced events with one composition.
+    """Caches the last figure, and clears many announced events with one composition.
 
     Guarantees: epsilon never falls with more releases, so a ledger of all announced events that stays within a limit
-    clears each of them. A Renyi bound, which costs next to nothing, is asked first.
+    clears each of them. The nearly free Renyi bound is tried first.
 
     Args:
-        accountant: Whose figures to give.
+        accountant: The accountant that computes the figures.
     """
 
     def __init__(self, accountant: PLDAccountant) -> None:
@@ -270,13 +270,13 @@ class PLDTracker(Tracker):
             self._cleared.clear()
 
     def prepare(self, events: Iterable[PrivacyEvent]) -> None:
-        """Announce the events that will follow, in their order."""
+        """Announce the upcoming events, in order."""
         self._announced = deque(events)
         self._cleared.clear()
         self._renyi.prepare(self._announced)
 
     def epsilon(self, delta: float) -> float:
-        """Epsilon at ``delta`` of all that was added."""
+        """Epsilon at ``delta`` of all added releases."""
         if delta not in self._known:
             self._known[delta] = super().epsilon(delta)
         return self._known[delta]
@@ -292,7 +292,7 @@ class PLDTracker(Tracker):
         return self._clear(limit) if expected else super().stays_within(event, epsilon, delta)
 
     def _clear(self, limit: tuple[float, float]) -> bool:
-        """Find, by halving, how many of the announced events fit; whether the first one does."""
+        """Find, by halving, how many announced events fit; returns whether at least the first one does."""
         epsilon, delta = limit
         ahead = min(len(self._announced), _BLOCK)
         while ahead:

@@ -1,4 +1,4 @@
-"""A budget that stays valid when the next release is chosen by looking at the earlier ones."""
+"""Privacy filters: budgets that stay valid when each release is chosen based on earlier outputs."""
 
 from __future__ import annotations
 
@@ -20,20 +20,20 @@ _ORDERS = 1.0 + np.geomspace(1e-3, 1e5, 4000)
 
 
 class PrivacyFilter:
-    """Lets releases through while their Renyi divergences at ONE order, fixed beforehand, stay within the budget.
+    """Allows releases while the sum of their Renyi divergences, at ONE order fixed in advance, is within the budget.
 
-    An accountant's epsilon holds for a schedule that was fixed in advance. When multipliers, rates, or the moment to
-    stop depend on released outputs, only the sum at an order fixed in advance is a valid bound (Feldman and Zrnic 2021;
-    Lécuyer 2021). Partitions get no discount here: each event is charged by itself.
+    An accountant's epsilon holds for a schedule that was fixed in advance. If multipliers, rates, or the stopping time
+    depend on released outputs, only the sum at an order fixed in advance is a valid bound (Feldman and Zrnic 2021;
+    Lécuyer 2021). Partitions get no discount: each event is charged separately.
 
     Args:
-        max_epsilon: The guarantee, positive.
+        max_epsilon: Epsilon of the guarantee, positive.
         delta: Strictly between 0 and 1.
-        order: The order, above 1. Default: the best one for Gaussian releases without sampling, or for ``plan``.
-        plan: The releases that are expected; only the choice of the order depends on them.
+        order: The Renyi order, above 1. Default: the best one for ``plan``, or for unsampled Gaussian releases.
+        plan: The expected releases; they only determine the order.
 
     Raises:
-        ValueError: At this order the budget would be empty; the message says what to do.
+        ValueError: The budget at this order is empty; the message says what to do.
 
     Example:
         >>> from monitors import GaussianEvent
@@ -49,7 +49,7 @@ class PrivacyFilter:
         checks.positive(max_epsilon=max_epsilon)
         checks.open_unit(delta=delta)
         if order is not None and plan is not None:
-            raise ValueError("give either order or plan, not both: the plan serves to choose the order")
+            raise ValueError("give either order or plan, not both: the plan only determines the order")
         if plan is not None:
             order = RDPAccountant().epsilon_and_order(plan, delta)[1]
         if order is None or (plan is not None and not 1 < order < math.inf):
@@ -61,14 +61,14 @@ class PrivacyFilter:
         if self.budget <= 0:
             raise ValueError(
                 f"at order {order:g} there is no budget for epsilon {max_epsilon:g} at delta {delta:g}: "
-                "leave the order out, or raise it"
+                "omit the order, or raise it"
             )
         self.spent = 0.0
         self.ledger = Ledger()
 
     @property
     def spent_share(self) -> float:
-        """Share of the budget that is spent, in [0, 1]."""
+        """Spent share of the budget, in [0, 1]."""
         return self.spent / self.budget
 
     def cost(self, event: PrivacyEvent) -> float:
@@ -76,56 +76,56 @@ class PrivacyFilter:
         return float(curves_of([event], np.array([self.order]))[0, 0])
 
     def allows(self, event: PrivacyEvent, count: int = 1) -> bool:
-        """Whether ``count`` releases of ``event`` fit into what is left."""
+        """Whether ``count`` releases of ``event`` fit into the remaining budget."""
         checks.positive_int(count=count)
         return self.spent + count * self.cost(event) <= self.budget
 
     def charge(self, event: PrivacyEvent, count: int = 1) -> None:
-        """Spend the budget; to be called BEFORE the release.
+        """Charge ``count`` releases of ``event``; call this BEFORE the release.
 
-        A violation is no release that could be refused: it is recorded, and nothing fits from then on.
+        A violation has already happened and cannot be refused: it is recorded, and nothing fits from then on.
 
         Raises:
-            BudgetExceededError: It does not fit. Nothing is charged and nothing may be released.
+            BudgetExceededError: The releases do not fit. Nothing is charged, and nothing may be released.
         """
         if not isinstance(event, ViolationEvent) and not self.allows(event, count):
             raise BudgetExceededError(
                 f"{count} x {event!r} would bring the spent share of the budget (epsilon {self.max_epsilon:g} at delta "
                 f"{self.delta:g}, order {self.order:g}) from {self.spent_share:.4f} to "
-                f"{(self.spent + count * self.cost(event)) / self.budget:.4f}. Take more noise, fewer steps, or stop."
+                f"{(self.spent + count * self.cost(event)) / self.budget:.4f}. Add noise, take fewer steps, or stop."
             )
         self.spent += count * self.cost(event)
         self.ledger.record(event, count)
 
 
 class BudgetGuard:
-    """A callback that runs trainings under one ``PrivacyFilter``, for schedules that react to released outputs.
+    """A callback that keeps runs within one ``PrivacyFilter``, for schedules that react to released outputs.
 
-    It is asked after all other callbacks of a step, which may change the schedule. Further trainings, of the same model
-    or of others on the same data, are charged to the same budget.
+    It is called after all other callbacks of a step, which may change the schedule. Further runs, of the same model or
+    of other models on the same data, are charged to the same budget.
 
     Args:
         privacy_filter: The budget; it must be unused.
 
     Raises:
-        ValueError: The filter was charged before.
+        ValueError: The filter has already been charged.
     """
 
-    #: Asked after all other callbacks before a step: none of them changes what was let through.
+    #: Called after all other callbacks before a step, so that none of them changes a step that was allowed.
     asked_last: ClassVar[bool] = True
 
     def __init__(self, privacy_filter: PrivacyFilter) -> None:
         if privacy_filter.spent:
             raise ValueError(f"the filter must be unused, but {privacy_filter.spent_share:.4f} of its budget is spent")
         self.filter = privacy_filter
-        #: Of each ledger that was met: the row that is read next, and how much of it was counted before.
-        self._places: dict[int, tuple[Ledger, int, int]] = {}
+        #: For each ledger seen so far: the next row to read, and how many of its releases are counted already.
+        self._progress: dict[int, tuple[Ledger, int, int]] = {}
 
     def on_train_begin(self, run: RunView) -> None:
-        """Charge what the ledger holds already.
+        """Charge the releases that are already on the ledger.
 
         Raises:
-            BudgetExceededError: That alone is past the budget.
+            BudgetExceededError: They alone exceed the budget.
         """
         self._read(run)
         self.on_train_step_begin(run)
@@ -138,15 +138,15 @@ class BudgetGuard:
             spent = f"void: {violated[0]}" if violated else f"{self.filter.spent_share:.2%} spent"
             run.stop(
                 f"the next step does not fit into the privacy filter (epsilon {self.filter.max_epsilon:g} at delta "
-                f"{self.filter.delta:g}, {spent}); {run.step} of {run.planned_steps} done"
+                f"{self.filter.delta:g}, {spent}); {run.step} of {run.planned_steps} steps are done"
             )
 
     def on_train_step_end(self, run: RunView) -> None:
-        """Charge what was recorded."""
+        """Charge the recorded releases."""
         self._read(run)
 
     def on_train_end(self, run: RunView) -> None:
-        """Charge what was recorded."""
+        """Charge the recorded releases."""
         self._read(run)
 
     def on_train_epoch_begin(self, run: RunView) -> None:
@@ -163,21 +163,21 @@ class BudgetGuard:
 
     def _read(self, run: RunView) -> None:
         ledger = run.ledger
-        _, row, seen = self._places.get(id(ledger), (ledger, 0, 0))
+        _, row, seen = self._progress.get(id(ledger), (ledger, 0, 0))
         for event, count in ledger.rows_from(row):
             if count > seen:
                 self.filter.charge(event, count - seen)
             row, seen = row + 1, 0
             # the last row may still grow
-            self._places[id(ledger)] = ledger, row - 1, count
+            self._progress[id(ledger)] = ledger, row - 1, count
 
 
 def _budget(epsilon: float, delta: float, orders: Floats) -> Floats:
-    """The Renyi divergence at each order that converts to exactly (epsilon, delta); see ``ImprovedConversion``."""
+    """For each order, the Renyi divergence that converts to exactly (epsilon, delta); see ``ImprovedConversion``."""
     budget: Floats = epsilon - np.log1p(-1 / orders) + (math.log(delta) + np.log(orders)) / (orders - 1)
     return budget
 
 
 def _order_for_gaussians(epsilon: float, delta: float) -> float:
-    # a Gaussian's curve is proportional to the order
+    # the Renyi curve of a Gaussian is proportional to the order
     return float(_ORDERS[int(np.argmax(_budget(epsilon, delta, _ORDERS) / _ORDERS))])

@@ -1,12 +1,12 @@
 """The privacy loss of one sampled Gaussian release, rounded pessimistically to a grid.
 
-The loss of "one example more against without it" is ``L(x) = log(1 - q + q exp((2 x - 1) / (2 sigma^2)))``, increasing
-in ``x``; with ``x`` from the mixture it is the loss for removing an example, and ``-L(x)`` with ``x`` from ``N(0,
-sigma^2)`` the loss for adding one. Between two grid points the mass is split over both so that the mass under either
-hypothesis is kept ("connect the dots", Doroshenko et al. 2022). That is a mean-preserving spread of the likelihood
-ratio, so the rounded pair dominates the true one, and agrees with it in every hockey-stick divergence at a grid point:
-the error is of second order in the step. Mass above the grid counts as an infinite loss; mass below it is moved up to
-the lowest point.
+The loss of the data with one more example against the data without it is ``L(x) = log(1 - q + q exp((2 x - 1) / (2
+sigma^2)))``, increasing in ``x``. With ``x`` from the mixture, ``L(x)`` is the loss for removing an example; with ``x``
+from ``N(0, sigma^2)``, ``-L(x)`` is the loss for adding one. The mass between two grid points is split over both so
+that the mass under either hypothesis is preserved ("connect the dots", Doroshenko et al. 2022). This is a
+mean-preserving spread of the likelihood ratio, so the rounded pair dominates the true one and agrees with it in every
+hockey-stick divergence at a grid point: the error is of second order in the step. Mass above the grid counts as an
+infinite loss; mass below it is moved up to the lowest point.
 """
 
 from __future__ import annotations
@@ -60,22 +60,22 @@ def loss_masses(rate: float, multiplier: float, step: float, tail: float) -> tup
     Args:
         rate: Poisson sampling rate, in (0, 1].
         multiplier: Noise standard deviation over sensitivity.
-        step: Distance of the grid's points.
-        tail: Standard deviations kept on either side; what lies beyond is charged as the module says.
+        step: Spacing of the grid.
+        tail: Standard deviations kept on either side; mass beyond them is charged as described above.
 
     Returns:
-        Loss for removal, and for addition.
+        The loss for removal and the loss for addition.
     """
     bottom = loss_at(-tail, rate, multiplier)
     top = loss_at(tail + 1 / multiplier, rate, multiplier)
     first, last = math.floor(bottom / step), math.ceil(top / step)
-    # an edge below log(1 - q) lies below every loss: nothing is cut off there
+    # an edge below log(1 - q) lies below every loss, so nothing is cut off there
     last = max(last, first + 1)
     edges = step * np.arange(first, last + 1)
     z = _place(edges, rate, multiplier)
     without, with_one = _cell_masses(z), _cell_masses(z - 1 / multiplier)
     mixture = (1 - rate) * without + rate * with_one
-    growth = np.exp(np.minimum(edges[:-1], 700.0))  # an underestimate only moves mass up
+    growth = np.exp(np.minimum(edges[:-1], 700.0))  # an underestimate moves mass up, which is pessimistic
     spread = -math.expm1(-step)
     upper = np.clip((mixture[1:-1] - growth * without[1:-1]) / spread, 0.0, mixture[1:-1])
     removal = _collect(mixture, upper, first, rising=True)
@@ -86,17 +86,17 @@ def loss_masses(rate: float, multiplier: float, step: float, tail: float) -> tup
 
 
 def split_cells(edges: Floats, here: Floats, there: Floats, first: int, step: float) -> LossMasses:
-    """Put a loss of finite range onto the grid points, so that the mass under either hypothesis is kept.
+    """Round a loss of finite range to the grid points, preserving the mass under either hypothesis.
 
     Args:
         edges: Grid points from ``first`` on, shape (points,); all losses lie between the first and the last.
-        here: Mass of each cell between neighbouring points under the hypothesis that the loss is drawn from, shape
+        here: Mass of each cell between neighbouring points under the hypothesis from which the loss is drawn, shape
             (points - 1,).
-        there: The same under the other hypothesis.
+        there: Mass of each cell under the other hypothesis, shape (points - 1,).
         first: Index of the first grid point.
-        step: Distance of the grid's points.
+        step: Spacing of the grid.
     """
-    growth = np.exp(np.minimum(edges[:-1], 700.0))  # an underestimate only moves mass up
+    growth = np.exp(np.minimum(edges[:-1], 700.0))  # an underestimate moves mass up, which is pessimistic
     upper = np.clip((here - growth * there) / -math.expm1(-step), 0.0, here)
     points = np.zeros(edges.size)
     points[1:] += upper
@@ -107,13 +107,14 @@ def split_cells(edges: Floats, here: Floats, there: Floats, first: int, step: fl
 def rounding_variance(rate: Floats, multiplier: Floats, step: float, tilt: float) -> Floats:
     """Variance that rounding to a grid of ``step`` adds to the loss, averaged with weights ``exp(tilt * loss)``.
 
-    The composition's ``log E[exp(tilt * loss)]`` grows by ``tilt (tilt + 1) / 2`` times this, so epsilon by about
-    ``(tilt + 1) / 2`` times this. An estimate by quadrature, which steers the choice of a grid and enters no bound.
+    It raises the composition's ``log E[exp(tilt * loss)]`` by ``tilt (tilt + 1) / 2`` times its value, and epsilon by
+    about ``(tilt + 1) / 2`` times its value. This estimate by quadrature guides the choice of a grid and enters no
+    bound.
 
     Args:
-        rate: Shape (n,).
-        multiplier: Shape (n,).
-        step: Distance of the grid's points.
+        rate: Sampling rates, shape (n,).
+        multiplier: Noise multipliers, shape (n,).
+        step: Spacing of the grid.
         tilt: At least 0.
 
     Returns:
@@ -122,7 +123,7 @@ def rounding_variance(rate: Floats, multiplier: Floats, step: float, tilt: float
     last = 9.0 + (1.0 + tilt) / float(multiplier.min())
     nodes = np.linspace(-9.0, last, min(4000, int((last + 9.0) / 0.08)))
     loss = loss_at(nodes[None, :], rate[:, None], multiplier[:, None])
-    # the mixture's density is exp(loss) times the other one
+    # the density of the mixture is exp(loss) times that of the other hypothesis
     heights = (1.0 + tilt) * loss - 0.5 * nodes**2
     weights = np.exp(heights - heights.max(axis=1, keepdims=True))
     added: Floats = (weights * _spread(loss, step)).sum(axis=1) / weights.sum(axis=1)
@@ -140,13 +141,13 @@ def loss_at(z: Floats | float, rate: Floats | float, multiplier: Floats | float)
     exponent = z / np.asarray(multiplier) - 0.5 / np.asarray(multiplier) ** 2
     with np.errstate(divide="ignore"):
         small = np.log1p(np.maximum(rate * np.expm1(np.minimum(exponent, 600.0)), -1.0))
-    # without sampling the loss is the exponent itself, however negative
+    # without sampling, the loss is the exponent itself, however negative
     loss: Floats = np.where(np.asarray(rate) == 1, exponent, small + np.maximum(exponent - 600.0, 0.0))
     return loss
 
 
 def _place(edges: Floats, rate: float, multiplier: float) -> Floats:
-    """``z`` at which the loss equals each edge; minus infinity below ``log(1 - q)``."""
+    """``z`` at which the loss equals each edge; minus infinity for edges below ``log(1 - q)``."""
     with np.errstate(divide="ignore", invalid="ignore"):
         inside = np.expm1(np.minimum(edges, 600.0)) / rate
         exponent = np.where(inside > -1, np.log1p(np.maximum(inside, -1.0)), -np.inf)
@@ -156,7 +157,7 @@ def _place(edges: Floats, rate: float, multiplier: float) -> Floats:
 
 
 def _cell_masses(z: Floats) -> Floats:
-    """Normal mass below ``z[0]``, between neighbours, and above ``z[-1]``; differences taken in the nearer tail."""
+    """Normal mass below ``z[0]``, between neighbours, and above ``z[-1]``, with differences in the nearer tail."""
     from scipy.special import ndtr
 
     outer = ndtr(-np.abs(z))
@@ -169,7 +170,7 @@ def _cell_masses(z: Floats) -> Floats:
 
 
 def _collect(cells: Floats, upper: Floats, first: int, *, rising: bool) -> LossMasses:
-    """Put the split cells onto the grid points; ``rising`` says whether the loss rises with the cells' order."""
+    """Assign the split cells to the grid points; ``rising``: whether the loss increases in the order of the cells."""
     inner = cells[1:-1]
     points = np.zeros(inner.size + 1)
     if rising:

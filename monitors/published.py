@@ -1,7 +1,7 @@
-"""What the noise multipliers of Tramèr and Boneh (2021) really spend: ``python -m monitors.published``.
+"""The true cost of the noise multipliers of Tramèr and Boneh (2021): ``python -m monitors.published``.
 
-Their five settings aim at epsilon 3 at delta 1e-5 with the conversion of that time. The classic conversion reproduces
-the printed multipliers; the best conversion and the privacy-loss accountant state what they spend.
+Their five settings target epsilon 3 at delta 1e-5 with the conversion of that time. The classic conversion reproduces
+the printed multipliers; the best conversion and the privacy-loss accountant state what they really spend.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ class PublishedSetting:
         name: Data set and model.
         examples: Size of the training set.
         batch: Expected batch size.
-        epochs: Epochs of ``examples // batch`` steps.
+        epochs: Number of epochs, of ``examples // batch`` steps each.
         multiplier: The printed noise multiplier.
         statistics: Multipliers of the private feature statistics released before training.
     """
@@ -38,7 +38,7 @@ class PublishedSetting:
     statistics: tuple[float, ...] = ()
 
     def ledger(self, multiplier: float) -> Ledger:
-        """The training at another multiplier."""
+        """The ledger of this setting at the given multiplier."""
         ledger = Ledger()
         for statistic in self.statistics:
             ledger.record(GaussianEvent(statistic))
@@ -56,7 +56,7 @@ SETTINGS = (
 
 
 def table() -> list[tuple[str, float, float, float, float, float]]:
-    """Per setting: name, printed multiplier, the one the classic conversion asks for, epsilon classic, RDP, PLD."""
+    """Per setting: name, printed multiplier, multiplier by the classic conversion, epsilon by classic, RDP and PLD."""
     classic, improved, tight = RDPAccountant(conversion="classic"), RDPAccountant(), PLDAccountant()
     rows = []
     for setting in SETTINGS:

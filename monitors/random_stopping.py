@@ -1,4 +1,4 @@
-"""The price of publishing the best of a random number of runs (Papernot and Steinke 2022)."""
+"""The cost of publishing the best of a random number of runs (Papernot and Steinke 2022)."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ _SECOND_ORDERS = 1.0 + np.geomspace(1e-3, 1e4, 200)
 
 
 def random_stopping_curve(curve: Curve, expected_runs: float, distribution: str, orders: Floats) -> Floats:
-    """Renyi curve of the best of K runs, K drawn from ``distribution`` and never revealed.
+    """Renyi curve of the best of K runs, if K is drawn from ``distribution`` and never revealed.
 
     Args:
         curve: Renyi curve of one run.
-        expected_runs: Mean of K (truncated distributions: above 1).
-        distribution: ``"geometric"`` (negative binomial of shape 1), ``"logarithmic"`` (shape 0), both truncated to at
-            least one run; or ``"poisson"``, under which no run at all may happen.
+        expected_runs: Mean of K; above 1 for the truncated distributions.
+        distribution: ``"geometric"`` (negative binomial of shape 1) or ``"logarithmic"`` (shape 0), both truncated to
+            at least one run; or ``"poisson"``, under which there may be no run at all.
         orders: Shape (orders,), all above 1.
 
     Returns:
@@ -52,7 +52,7 @@ def _negative_binomial(curve: Curve, expected_runs: float, shape: float, orders:
 
 
 def _logarithmic_parameter(expected_runs: float) -> float:
-    """The ``g`` at which a logarithmic distribution has the mean ``(1/g - 1) / log(1/g)``; rounded to cost more."""
+    """The ``g`` whose logarithmic distribution has mean ``(1/g - 1) / log(1/g)``, rounded towards the higher cost."""
     low, high = 1e-300, 1.0
     for _ in range(2000):
         middle = math.sqrt(low * high)
@@ -64,11 +64,11 @@ def _logarithmic_parameter(expected_runs: float) -> float:
 
 
 def _poisson(curve: Curve, expected_runs: float, orders: Floats) -> Floats:
-    """Theorem 6, ``rdp(a) + m * delta(a) + log(m) / (a - 1)``, and the chance ``exp(-m)`` of no run; ``m`` is ``E K``.
+    """Theorem 6, ``rdp(a) + m * delta(a) + log(m) / (a - 1)``, plus the probability ``exp(-m)`` of no run; ``m = E K``.
 
     ``delta(a)`` is taken at epsilon ``log(1 + 1 / (a - 1))``. The theorem bounds the outcomes that are runs. No run is
-    an outcome too, of equal chance with and without the example: with it ``exp((a - 1) rdp)`` grows by ``exp(-m)``,
-    which is next to nothing for many runs and most of it for less than one.
+    also an outcome, equally likely with and without the example, and adds ``exp(-m)`` to ``exp((a - 1) rdp)``: a
+    negligible amount for many expected runs, and most of the total for fewer than one.
     """
     spent = curve(_SECOND_ORDERS)
     conversion = ImprovedConversion()

@@ -1,4 +1,4 @@
-"""The Renyi-DP accountant: curves add up over the releases, the best order gives epsilon."""
+"""The Renyi-DP accountant: Renyi curves add up over the releases, and the best order gives epsilon."""
 
 from __future__ import annotations
 
@@ -23,22 +23,22 @@ Floats = NDArray[np.floating]
 Convert = Callable[[Floats, Floats], Floats]
 Objective = Callable[[Floats], Floats]
 
-_GROUPS = 48  # multipliers put together while the order is searched; the figure itself uses each one
-_NEGLIGIBLE = 700.0  # -log of a delta that is zero for every purpose
+_GROUPS = 48  # groups of similar multipliers in the search for the order; the figure itself uses each multiplier
+_NEGLIGIBLE = 700.0  # -log of a delta that is zero for all purposes
 _NEAR_ONE = 1.0 + 1e-6
-_FINALISTS = 3  # orders of the user's that are evaluated exactly after the search
+_FINALISTS = 3  # number of the user's orders that are evaluated exactly after the search
 
 
 @ACCOUNTANTS.register("rdp")
 class RDPAccountant(Accountant):
     """Renyi differential privacy with the best known conversion.
 
-    Guarantees: an upper bound up to the curve's own 1e-9; within 0.1 % of the best order there is when ``orders`` is
-    left out, for any ledger.
+    Guarantees: an upper bound, up to the 1e-9 precision of the curve. Without ``orders``, epsilon is within 0.1 % of
+    that at the best possible order, for any ledger.
 
     Args:
-        orders: Orders to choose from, all above 1. Default: a search without a grid, which has no end to fall off.
-        conversion: ``"improved"``, or ``"classic"`` to reproduce figures of MindArmour and of older papers.
+        orders: Orders to choose from, all above 1. Default: a search that is not limited to a grid of orders.
+        conversion: ``"improved"``, or ``"classic"`` to reproduce figures of MindArmour and older papers.
 
     Example:
         >>> from monitors import GaussianEvent, Ledger, PoissonSampledEvent
@@ -85,13 +85,13 @@ class RDPAccountant(Accountant):
         return math.exp(min(0.0, value))
 
     def best_epsilon(self, terms: Terms, delta: float) -> tuple[float, float, bool]:
-        """Epsilon (negative means 0), its order, and whether that order is the last one there is."""
+        """Epsilon (negative means 0), its order, and whether that order is at the end of the orders."""
         if math.log(delta) >= self._log_delta_anywhere(terms):
             return 0.0, 1.0, False
         return self._minimum(terms, lambda curve, orders: self.conversion.epsilon(curve, orders, delta))
 
     def best_log_delta(self, terms: Terms, epsilon: float) -> tuple[float, float, bool]:
-        """Log of delta (positive means delta 1), its order, and whether that order is the last one there is."""
+        """Log of delta (positive means delta 1), its order, and whether that order is at the end of the orders."""
         value, order, at_end = self._minimum(
             terms, lambda curve, orders: self.conversion.log_delta(curve, orders, epsilon)
         )
@@ -130,30 +130,30 @@ class RDPAccountant(Accountant):
 def _warn_at_end(order: float) -> None:
     warnings.warn(
         f"the best Renyi order, {order:g}, is at the end of the orders; a wider range would give a smaller epsilon. "
-        "The figure is a valid bound all the same. Leave `orders` out, or use the 'pld' accountant.",
+        "The figure is still a valid bound. Omit `orders`, or use the 'pld' accountant.",
         PrivacyWarning,
         stacklevel=4,
     )
 
 
-_RATIO = 1.1  # of neighbouring coarse orders, less one
+_RATIO = 1.1  # ratio of neighbouring coarse values of order - 1
 _FIRST = 0.1 * _RATIO ** np.arange(62)
 _EXTENSION = 18
-_ZONE_POINTS = 14  # between the coarse neighbours of the best order; leaves 0.05 % even where the curve bends sharply
-_CLOSE = 1e-4  # this near to a limit the accountant itself decides
+_ZONE_POINTS = 14  # between the coarse neighbours of the best order; error 0.05 % even where the curve bends sharply
+_CLOSE = 1e-4  # within this relative distance of a limit, the accountant itself decides
 _SMALLEST, _LARGEST = 1e-6, 1e5
 _CACHED_EVENTS = 4096
 
 
 class RDPTracker(Tracker):
-    """Keeps the sum of the Renyi curves at coarse orders, and at fine ones in a zone that follows the best order.
+    """Keeps the sum of the Renyi curves at coarse orders, and at fine orders in a zone that follows the best order.
 
-    Guarantees: every figure is a valid bound; it is within 0.1 % of the accountant's as a rule, within 2 % after a few
-    cheap releases, where the curve bends sharply, and equal to it after ``tighten`` until the best order moves on.
+    Guarantees: every figure is a valid bound. It is usually within 0.1 % of the accountant's, within 2 % after a few
+    cheap releases (where the curve bends sharply), and equal to it after ``tighten`` until the best order changes.
     Memory does not grow with the number of equal releases.
 
     Args:
-        accountant: Whose conversion and orders to use.
+        accountant: The accountant whose conversion and orders are used.
     """
 
     def __init__(self, accountant: RDPAccountant) -> None:
@@ -176,7 +176,7 @@ class RDPTracker(Tracker):
             self._partitions[event.partition] = partition
 
     def prepare(self, events: Iterable[PrivacyEvent]) -> None:
-        """Evaluate the curves of ``events`` as one vector and keep them until they are asked for."""
+        """Evaluate the curves of ``events`` as one vector and cache them for later calls."""
         new = [event for event in dict.fromkeys(map(_inner, events)) if event not in self._curves]
         if len(self._curves) + len(new) > _CACHED_EVENTS:
             self._curves.clear()
@@ -192,28 +192,28 @@ class RDPTracker(Tracker):
         return self.epsilon_with(event, delta) <= clearly or super().stays_within(event, epsilon, delta)
 
     def tighten(self, delta: float) -> None:
-        """Add the accountant's best order of this moment to the orders: slow, and as tight as the accountant."""
+        """Add the accountant's current best order to the orders: slow, but then as tight as the accountant."""
         if self._fixed or not len(self._ledger):
             return
-        self.epsilon(delta)  # moves the zone there, which would forget the order
+        self.epsilon(delta)  # moves the zone first, because moving it later would discard the added order
         _, order = self._rdp.epsilon_and_order(self._ledger, delta)
         if 1 < order < math.inf and order not in self._orders:
             self._add_orders(np.array([order]))
 
     def epsilon(self, delta: float) -> float:
-        """Epsilon at ``delta`` of all that was added."""
+        """Epsilon at ``delta`` of all added releases."""
         return self._epsilon(lambda: self._sum, delta)
 
     def delta(self, epsilon: float) -> float:
-        """Delta at ``epsilon`` of all that was added."""
+        """Delta at ``epsilon`` of all added releases."""
         return self._delta(lambda: self._sum, epsilon)
 
     def epsilon_with(self, event: PrivacyEvent, delta: float, count: int = 1) -> float:
-        """Epsilon at ``delta`` if ``count`` more releases of ``event`` followed; nothing is added."""
+        """Epsilon at ``delta`` after ``count`` hypothetical further releases of ``event``; nothing is added."""
         return self._epsilon(lambda: self._sum_with(event, count)[0], delta)
 
     def delta_with(self, event: PrivacyEvent, epsilon: float, count: int = 1) -> float:
-        """Delta at ``epsilon`` if ``count`` more releases of ``event`` followed; nothing is added."""
+        """Delta at ``epsilon`` after ``count`` hypothetical further releases of ``event``; nothing is added."""
         return self._delta(lambda: self._sum_with(event, count)[0], epsilon)
 
     def _epsilon(self, total: Callable[[], Floats], delta: float) -> float:
@@ -246,13 +246,13 @@ class RDPTracker(Tracker):
                 return float(values[best])
 
     def _sum_with(self, event: PrivacyEvent, count: int) -> tuple[Floats, Floats]:
-        """The sum after ``count`` more of ``event``, and the cost of the event's partition if it has one."""
+        """The sum after ``count`` more releases of ``event``, and the new cost of its partition, if it has one."""
         curve = self._curve(event)
         if not isinstance(event, DisjointEvent):
             return self._sum + count * curve, curve
         before = self._partitions.get(event.partition, np.zeros(curve.shape))
         after = np.maximum(before, curve)
-        # an infinite cost stays what it is: infinity less infinity is no number
+        # an infinite cost must not change: infinity minus infinity is NaN
         rise = np.subtract(after, before, out=np.zeros(curve.shape), where=after > before)
         return self._sum + rise, after
 
@@ -267,7 +267,7 @@ class RDPTracker(Tracker):
         self._add_orders(added)
 
     def _move_zone(self, order: float) -> None:
-        """Forget the fine orders and put new ones around ``order``."""
+        """Replace the fine orders by new ones around ``order``."""
         kept = np.isin(self._orders, self._coarse)
         self._orders, self._sum = self._orders[kept], self._sum[kept]
         best = min(max(int(np.searchsorted(self._coarse, order)), 1), self._coarse.size - 2)
@@ -276,7 +276,7 @@ class RDPTracker(Tracker):
         self._add_orders(1.0 + np.geomspace(low - 1, high - 1, _ZONE_POINTS + 2)[1:-1])
 
     def _add_orders(self, added: Floats) -> None:
-        """Recompute what was added so far at the new orders; rare, so the whole ledger is read again."""
+        """Compute the sum at the new orders; this is rare, so the whole ledger is read again."""
         self._orders, order = np.unique(np.concatenate([self._orders, added]), return_index=True)
         self._sum = np.concatenate([self._sum, total_curve(gather(self._ledger), added)])[order]
         self._curves.clear()

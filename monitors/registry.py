@@ -1,4 +1,4 @@
-"""Name to builder, with a did-you-mean error and the listing that docs and command line show."""
+"""Registries: from names to builders, with did-you-mean errors and the listings shown by docs and command line."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ _loaded_groups: set[str] = set()
 
 
 def load_entry_points(group: str = ENTRY_POINT_GROUP) -> None:
-    """Import every installed package that announces itself under ``group``; importing registers its mechanisms.
+    """Import every installed package with an entry point in ``group``; importing it registers its mechanisms.
 
-    A package that fails to import is reported by a warning and left out, so that it cannot stop other work.
+    A package that fails to import causes a warning and is skipped, so that it cannot block other work.
     """
     if group in _loaded_groups:
         return
@@ -34,11 +34,11 @@ def load_entry_points(group: str = ENTRY_POINT_GROUP) -> None:
 
 
 class Registry(Generic[T]):
-    """Names of one kind of thing and the callables that build them.
+    """The names of one kind of object, and the callables that build them.
 
     Args:
         kind: What the names stand for, in words; used in errors (``"noise mechanism"``).
-        elsewhere: Names of other libraries, and what to use here in place of each.
+        elsewhere: Names from other libraries, each with advice on what to use here instead.
 
     Example:
         >>> shapes = Registry("shape")
@@ -59,11 +59,11 @@ class Registry(Generic[T]):
         self._builders: dict[str, T] = {}
 
     def register(self, name: str) -> Callable[[T], T]:
-        """Decorator that files a class or function under ``name``; a name in use is refused."""
+        """Decorator that registers a class or function as ``name``; a name in use is refused."""
         if not isinstance(name, str) or not name:
             raise ValueError(f"the name of a {self.kind} must be a non-empty string, got {name!r}")
 
-        def file(builder: T) -> T:
+        def add(builder: T) -> T:
             known = self._builders.get(name)
             if known is not None and _identity(known) != _identity(builder):
                 raise ValueError(
@@ -72,33 +72,33 @@ class Registry(Generic[T]):
             self._builders[name] = builder
             return builder
 
-        return file
+        return add
 
     def names(self) -> tuple[str, ...]:
-        """All registered names in alphabetical order, those of installed extensions included."""
+        """All registered names in alphabetical order, including those of installed extensions."""
         load_entry_points()
         return tuple(sorted(self._builders))
 
     def get(self, name: str) -> T:
-        """The builder filed under ``name``.
+        """The builder registered as ``name``.
 
         Raises:
-            ValueError: The name is unknown; the message lists the names and the nearest one.
+            ValueError: The name is unknown; the message lists the known names and suggests the nearest.
         """
         if name not in self._builders:
             load_entry_points()
         if name not in self._builders:
-            told = self.elsewhere.get(name.lower()) if isinstance(name, str) else None
-            hint = f": {told}." if told else checks.nearest_hint(name, self._builders) or ";"
+            advice = self.elsewhere.get(name.lower()) if isinstance(name, str) else None
+            hint = f": {advice}." if advice else checks.nearest_hint(name, self._builders) or ";"
             raise ValueError(f"unknown {self.kind} {name!r}{hint} Known: {', '.join(self.names())}")
         return self._builders[name]
 
     def name_of(self, builder: Callable[..., Any]) -> str:
-        """The name that ``builder`` is filed under; its own name if it is not registered."""
+        """The registered name of ``builder``; its ``__name__`` if it is not registered."""
         return next((name for name, known in self._builders.items() if known is builder), builder.__name__)
 
     def create(self, name: str, *args: Any, **kwargs: Any) -> Any:
-        """Call the builder filed under ``name``."""
+        """Call the builder registered as ``name``."""
         return self.get(name)(*args, **kwargs)
 
     def __contains__(self, name: object) -> bool:

@@ -1,4 +1,4 @@
-"""Which data sets a ledger's guarantee compares: the neighbour relation, read off the events."""
+"""The neighbour relation: which data sets a ledger's guarantee compares, derived from its events."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ def relation_of(rows: Rows) -> str:
     """The relation under which every event of a ledger holds.
 
     One ledger is one claim, so all of its events must hold for the same neighbours. A partition (shuffled batches)
-    holds for zeroing one example's gradient out. A Poisson-sampled Gaussian sum holds for that too: an example then
-    moves the sum by its clipped gradient, as when it is added or removed. More than one release of a sample, such as
-    the count of adaptive clipping, is measured for one example more or less alone.
+    holds for zeroing out one example's gradient. A Poisson-sampled Gaussian sum also holds for this relation: the
+    example moves the sum by its clipped gradient, just as when it is added or removed. Several releases of one sample,
+    such as a sum and the count of adaptive clipping, hold for adding or removing one example only.
 
     Args:
         rows: A ledger, or any ``(event, count)`` pairs.
@@ -45,9 +45,9 @@ def relation_of(rows: Rows) -> str:
     for event in events:
         if not _holds_for_zero_out(event):
             raise UnsupportedEventError(
-                f"shuffled batches hold for neighbours of the kind {ZERO_OUT!r}, but {event!r} only for "
-                f"{ADD_OR_REMOVE!r}: no one epsilon covers both. State them apart, from two ledgers, or sample all "
-                "trainings on these data alike"
+                f"shuffled batches hold for the neighbour relation {ZERO_OUT!r}, but {event!r} holds only for "
+                f"{ADD_OR_REMOVE!r}: no single epsilon covers both. Use two ledgers and state both epsilons, or use "
+                "the same sampling for all runs on this data"
             )
     return ZERO_OUT
 
@@ -57,12 +57,12 @@ def _holds_for_zero_out(event: PrivacyEvent) -> bool:
         return True
     if isinstance(event, PoissonSampledEvent):
         return isinstance(event.event, GaussianEvent | NonPrivateEvent)
-    # At rate 1 a sum and a count stand together without a sampled event around them.
+    # At rate 1, a sum and a count are composed without a sampled event around them.
     return not isinstance(event, ComposedEvent) and all(map(_holds_for_zero_out, parts_of(event)))
 
 
 def stated_relation(rows: Rows) -> dict[str, str]:
-    """``{"relation": ...}`` where the events of a ledger leave but one relation, else nothing.
+    """``{"relation": ...}`` if the events of a ledger allow only one relation, else an empty dictionary.
 
     Raises:
         UnsupportedEventError: See ``relation_of``.

@@ -1,7 +1,7 @@
-"""Renyi curves of events: one rule per event type, found by dispatch on the type.
+"""Renyi curves of events: one rule per event type, selected by single dispatch.
 
-A third party adds a rule for its own event with ``renyi_curve.register(MyEvent)``, and one for its event on a Poisson
-sample with ``sampled_renyi_curve.register(MyEvent)``. Types without a rule are refused by name.
+Register a rule for a custom event with ``renyi_curve.register(MyEvent)``, and one for that event on a Poisson sample
+with ``sampled_renyi_curve.register(MyEvent)``. Types without a rule are refused by name.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ Floats = NDArray[np.floating]
 
 @singledispatch
 def renyi_curve(event: PrivacyEvent, orders: Floats) -> Floats:
-    """Renyi divergence of ``event`` at each order, add or remove one example.
+    """Renyi divergence of ``event`` at each order, for adding or removing one example.
 
     Args:
         event: What was released.
@@ -46,7 +46,7 @@ def renyi_curve(event: PrivacyEvent, orders: Floats) -> Floats:
         UnsupportedEventError: No rule is registered for the event's type.
 
     Example:
-        The Laplace mechanism of a third party (Mironov 2017, proposition 6) as a rule of its own:
+        A rule for a custom event, here any pure epsilon-DP release (Bun and Steinke 2016, proposition 3.3):
 
         >>> from dataclasses import dataclass
         >>> @dataclass(frozen=True)
@@ -62,7 +62,7 @@ def renyi_curve(event: PrivacyEvent, orders: Floats) -> Floats:
     name = type(event).__name__
     raise UnsupportedEventError(
         f"no Renyi rule for event type {name!r}: {event!r}. "
-        f"Register one with `monitors.renyi_curve.register({name})`, a function of (event, orders)."
+        f"Add one with `monitors.renyi_curve.register({name})`, as a function of (event, orders)."
     )
 
 
@@ -124,10 +124,10 @@ def _(event: PoissonSampledEvent, orders: Floats) -> Floats:
 
 @singledispatch
 def sampled_renyi_curve(event: PrivacyEvent, sampling_rate: float, orders: Floats) -> Floats:
-    """Renyi divergence of ``event`` on a Poisson sample; rules are found by the type of the INNER event.
+    """Renyi divergence of ``event`` on a Poisson sample; the type of the INNER event selects the rule.
 
     Args:
-        event: What was released of the sample.
+        event: What was released from the sample.
         sampling_rate: In (0, 1).
         orders: Shape (orders,), all above 1.
 
@@ -140,8 +140,8 @@ def sampled_renyi_curve(event: PrivacyEvent, sampling_rate: float, orders: Float
     del orders
     name = type(event).__name__
     raise UnsupportedEventError(
-        f"no Renyi rule for event type {name!r} under Poisson sampling at rate {sampling_rate:g}: {event!r}. Register "
-        f"one with `monitors.sampled_renyi_curve.register({name})`, a function of (event, sampling_rate, orders)."
+        f"no Renyi rule for event type {name!r} under Poisson sampling at rate {sampling_rate:g}: {event!r}. Add one "
+        f"with `monitors.sampled_renyi_curve.register({name})`, as a function of (event, sampling_rate, orders)."
     )
 
 
@@ -158,7 +158,8 @@ def _(event: ComposedEvent, sampling_rate: float, orders: Floats) -> Floats:
     names = ", ".join(type(part).__name__ for part in event.events)
     raise UnsupportedEventError(
         f"no Renyi rule for the composition of {names} on one Poisson sample: only Gaussians compose inside the "
-        "sampling. Draw one sample per release, or register `monitors.gaussian_terms` for types that they dominate."
+        "sampling. Draw one sample per release, or, for a type that Gaussians dominate, register a rule with "
+        "`monitors.gaussian_terms`."
     )
 
 
@@ -166,11 +167,11 @@ def total_curve(terms: Terms, orders: Floats) -> Floats:
     """Renyi divergence of a whole ledger at each order.
 
     Args:
-        terms: The ledger, as ``gather`` sorts it.
+        terms: The ledger, as returned by ``gather``.
         orders: Shape (orders,), all above 1.
 
     Returns:
-        Shape (orders,); infinite where a rule has no number.
+        Shape (orders,); infinite wherever a rule returns NaN.
     """
     if terms.unprotected:
         return np.full(orders.shape, np.inf)
@@ -208,12 +209,12 @@ def curves_of(events: list[PrivacyEvent], orders: Floats) -> Floats:
 
 
 def _known(curves: Floats) -> Floats:
-    """No number, as from a rule that overflows, is no bound: NaN compares false to every limit and would pass it."""
+    """Replace NaN, such as from a rule that overflows, by infinity: NaN would pass every limit unnoticed."""
     return np.where(np.isnan(curves), np.inf, curves)
 
 
 def _sampled_gaussian_curves(rates: Floats, multipliers: Floats, orders: Floats) -> Floats:
-    """Shape (n, orders) for n pairs of rate and multiplier."""
+    """Curves of n pairs of rate and multiplier, shape (n, orders)."""
     shape = (rates.size, orders.size)
     rate = np.broadcast_to(rates[:, None], shape).ravel()
     sigma = np.broadcast_to(multipliers[:, None], shape).ravel()

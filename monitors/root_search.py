@@ -1,4 +1,4 @@
-"""Where a monotone figure crosses its target: few evaluations, because each may cost a tenth of a second."""
+"""Root search for a monotone figure, with few evaluations, because each may take a tenth of a second."""
 
 from __future__ import annotations
 
@@ -8,17 +8,17 @@ from dataclasses import dataclass
 
 _MOST_EVALUATIONS = 200
 _WIDEST_JUMP = math.log(8.0)
-_USUAL_SLOPE = 1.4  # of log epsilon against minus log multiplier, between 1 (full batch) and about 2
-_PATIENCE = 3  # secant steps that may leave more than half of the bracket before it is halved
+_USUAL_SLOPE = 1.4  # slope of log epsilon against minus log multiplier: between 1 (full batch) and about 2
+_PATIENCE = 3  # slow secant steps (leaving over half of the bracket) before a bisection
 
 
 @dataclass(frozen=True)
 class Point:
-    """A place that was evaluated.
+    """An evaluated point.
 
     Args:
-        place: Where, in the coordinate that is searched.
-        height: log(figure / target): at most 0 where the target is met.
+        place: Value of the searched coordinate.
+        height: log(figure / target); at most 0 if the target is met.
     """
 
     place: float
@@ -26,7 +26,7 @@ class Point:
 
 
 def log_ratio(figure: float, target: float) -> float:
-    """log(figure / target), also where the figure is 0 or infinite."""
+    """log(figure / target), also for a figure of 0 or infinity."""
     if figure <= 0:
         return -math.inf
     return math.inf if math.isinf(figure) else math.log(figure / target)
@@ -41,19 +41,19 @@ def crossing(
     done: Callable[[Point, Point], bool],
     aim: float = 0.0,
 ) -> tuple[Point, Point | None]:
-    """Search [low, high] for the place where the decreasing ``height`` falls below 0.
+    """Search [low, high] for the place at which the decreasing ``height`` falls below 0.
 
     Args:
         height: Decreasing function of the place; at most 0 means that the target is met.
         start: First place to try.
         low: Smallest place.
         high: Largest place.
-        done: Given the best place that meets the target and the nearest that does not: good enough?
-        aim: Height to aim at, at most 0; below 0 leaves a margin.
+        done: Stopping criterion, given the best point that meets the target and the nearest that does not.
+        aim: Height to aim at, at most 0; a negative one leaves a margin.
 
     Returns:
-        The smallest place found that meets the target, and the largest that does not (None: all places meet it). Where
-        no place meets it, the first is ``high`` with its positive height.
+        The smallest point found that meets the target, and the largest that does not (None: all points meet it). If no
+        point meets it, the first is ``high`` with its positive height.
 
     Example:
         >>> def close(good, bad):
@@ -87,7 +87,7 @@ def crossing(
 
 
 def _outward(last: list[Point], aim: float) -> float:
-    """The next place while all places so far lie on one side of the target: a step towards it that grows."""
+    """The next place while all points lie on one side of the target: a growing step towards it."""
     point = last[-1]
     direction = 1.0 if point.height > 0 else -1.0
     guess = _secant(last, aim) if len(last) == 2 else point.place + point.height / _USUAL_SLOPE
@@ -97,7 +97,7 @@ def _outward(last: list[Point], aim: float) -> float:
 
 
 def _secant(last: list[Point], aim: float) -> float:
-    """Where the line through the last two points reaches ``aim``; NaN where there is no such line."""
+    """The place at which the line through the last two points reaches ``aim``; NaN if there is none."""
     first, second = last[0], last[-1]
     slope_height = second.height - first.height
     if not (math.isfinite(first.height) and math.isfinite(second.height)) or slope_height == 0:

@@ -1,4 +1,4 @@
-"""What a privacy monitor sees of a training run."""
+"""The part of a training run that a privacy monitor sees."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ from monitors.ledger import Ledger
 
 
 class RunView(Protocol):
-    """The part of a run that monitors read. Anything with these members will do; nothing else of the run is used."""
+    """The part of a run that monitors read. Any object with these members works; nothing else is used."""
 
     @property
     def ledger(self) -> Ledger:
-        """Everything released so far, written before it is used."""
+        """All releases so far, each recorded before it is used."""
 
     @property
     def step(self) -> int:
-        """Steps done over the model's life; after a step it includes that step."""
+        """Completed steps over the model's lifetime; after a step, this includes it."""
 
     @property
     def steps_per_epoch(self) -> int:
-        """Steps of one epoch."""
+        """Number of steps in one epoch."""
 
     @property
     def planned_steps(self) -> int:
@@ -30,17 +30,17 @@ class RunView(Protocol):
 
     @property
     def facts(self) -> Mapping[str, Any]:
-        """The numbers in use, by the names of ``Claims``: ``num_samples``, ``batch_size`` and the others."""
+        """The numbers that the run uses, under the names of ``Claims``: ``num_samples``, ``batch_size`` and others."""
 
     @property
     def statement(self) -> Mapping[str, str]:
-        """``unit``, ``relation`` and ``sampling`` in words."""
+        """``unit``, ``relation`` and ``sampling``, in words."""
 
     def event(self, step: int) -> PrivacyEvent:
-        """The event that step number ``step`` (0 is the first) will record, from the function that records it."""
+        """The event that step number ``step`` (from 0) will record, from the same function that records it."""
 
     def stop(self, reason: str) -> None:
-        """End the training before the next step, and say why."""
+        """End the training before the next step, for the given reason."""
 
     def say(self, text: str) -> None:
         """Show a line to the user."""

@@ -1,15 +1,15 @@
 """Renyi differential privacy of one Gaussian release of a Poisson sample, to nine digits and more.
 
-With ``w = x / sigma - 1 / (2 sigma^2)`` and ``x`` standard normal, the likelihood ratio of "one example more" to
-"without it" is ``1 + u``, ``u = q (exp(w) - 1)``, and the order-``a`` Renyi divergence is ``log(A) / (a - 1)``,
-``A = E[(1 + u)^a]`` (Mironov, Talwar and Zhang 2019, section 3.3: the other direction is never larger). Because
-``E[u] = 0``,
+With ``w = x / sigma - 1 / (2 sigma^2)`` and ``x`` standard normal, the likelihood ratio of the data with one more
+example to the data without it is ``1 + u``, ``u = q (exp(w) - 1)``. The Renyi divergence of order ``a`` is ``log(A) /
+(a - 1)``, ``A = E[(1 + u)^a]`` (Mironov, Talwar and Zhang 2019, section 3.3: the other direction is never larger).
+Because ``E[u] = 0``,
 
     A - 1 = E[(1 + u)^a - 1 - a u],
 
 whose integrand is nowhere negative. It is integrated by the trapezoid rule, which converges geometrically for
-integrands that are analytic in a strip, all in logarithms: nothing cancels where ``A - 1`` is far below machine epsilon
-and nothing overflows where ``A`` is far above 1e308. The same rule serves integer and fractional orders.
+integrands that are analytic in a strip. All computations use logarithms: nothing cancels if ``A - 1`` is far below
+machine epsilon, and nothing overflows if ``A`` is far above 1e308. The same rule serves integer and fractional orders.
 """
 
 from __future__ import annotations
@@ -24,29 +24,29 @@ from monitors import checks
 
 Floats = NDArray[np.floating]
 
-_TAIL = 8.0  # standard deviations kept on either side; what is left out is below 1e-13 of the integral
-_TAIL_NATS = 36.0  # a point that lies this far below the largest one is left out when the range is long
+_TAIL = 8.0  # standard deviations kept on either side; the rest is below 1e-13 of the integral
+_TAIL_NATS = 36.0  # on a long range, points this far below the largest one are dropped
 _DIGITS = 28.0  # the trapezoid rule's error is exp(-_DIGITS)
 _SCAN_STEP = 2.0  # bumps of the integrand are at least as wide as a unit normal
-_LONG_RANGE = 192  # grid points above which the negligible part of the range is cut off first
-_LONGEST_RANGE = 2_000_000  # grid points above which the unsampled curve, an upper bound, is used instead
-_BLOCK = 1 << 16  # points evaluated at once: the temporaries stay in the processor's cache
-_SMALL = 0.02  # below it the integrand's leading terms cancel and its power series is used
-_LOWEST = -1e300  # logarithm that stands for an integrand that is zero in double precision
+_LONG_RANGE = 192  # number of grid points above which the negligible part of the range is cut off first
+_LONGEST_RANGE = 2_000_000  # number of grid points above which the unsampled curve, an upper bound, is used instead
+_BLOCK = 1 << 16  # points evaluated at once, so that the temporaries stay in the processor's cache
+_SMALL = 0.02  # below this, the leading terms of the integrand cancel and its power series is used
+_LOWEST = -1e300  # logarithm that represents an integrand of zero in double precision
 _LARGE = 600.0  # exponents are split here, far below overflow
 
 
 def rdp_sampled_gaussian(sampling_rate: float, noise_multiplier: ArrayLike, orders: ArrayLike) -> Floats:
-    """Renyi divergence of one Poisson-sampled Gaussian release, add or remove one example.
+    """Renyi divergence of one Poisson-sampled Gaussian release, for adding or removing one example.
 
-    Relative error is below 1e-9 for rates in [1e-7, 1], multipliers in [0.05, 100] and orders in [1.0001, 1e4]
-    (measured against 40-digit quadrature); outside of that box the result stays finite and non-negative. Below a
-    multiplier of about 1e-3 the unsampled curve, an upper bound, may be returned.
+    The relative error is below 1e-9 for rates in [1e-7, 1], multipliers in [0.05, 100] and orders in [1.0001, 1e4]
+    (measured against 40-digit quadrature); outside of these ranges the result is still finite and non-negative. For
+    multipliers below about 1e-3, the unsampled curve, an upper bound, may be returned.
 
     Args:
         sampling_rate: Probability with which each example joins the sample, in (0, 1].
         noise_multiplier: Noise standard deviation over sensitivity, positive; a number, or an array of shape (sigmas,).
-        orders: Renyi orders above 1, a number or shape (orders,).
+        orders: Renyi orders above 1; a number, or an array of shape (orders,).
 
     Returns:
         Shape (orders,) for a single multiplier, else (sigmas, orders).
@@ -83,7 +83,7 @@ def order_array(orders: ArrayLike) -> Floats:
 
 
 def log_moment_excess(rates: Floats, sigmas: Floats, orders: Floats) -> Floats:
-    """``log(A - 1)`` for each (rate, multiplier, order), all of shape (n,); rates below 1 (unchecked).
+    """``log(A - 1)`` for each (rate, multiplier, order), all of shape (n,); rates must be below 1 (unchecked).
 
     Returns:
         Shape (n,); the Renyi divergence is ``log(1 + exp(result)) / (order - 1)``.
@@ -111,14 +111,14 @@ def log_moment_excess(rates: Floats, sigmas: Floats, orders: Floats) -> Floats:
 
 
 def _trapezoid_step(sigmas: Floats) -> Floats:
-    """Largest step that keeps the error at exp(-_DIGITS): singularities lie at distance pi sigma from the real line."""
+    """Largest step with error exp(-_DIGITS), given that the singularities are pi sigma away from the real line."""
     strip = np.minimum(math.pi * sigmas, math.sqrt(2 * _DIGITS))
     step: Floats = 2 * math.pi * strip / (_DIGITS + 0.5 * strip * strip)
     return step
 
 
 def _blocks(pending: NDArray[np.intp], points: NDArray[np.int64]) -> Any:
-    """Runs of indices, sorted by length, whose padded grids hold about ``_BLOCK`` points together."""
+    """Consecutive groups of indices, sorted by length, whose padded grids have about ``_BLOCK`` points in total."""
     start = 0
     while start < pending.size:
         # rows are sorted by length, so a block is as wide as its last row
@@ -141,9 +141,9 @@ def _active_range(rate: float, sigma: float, order: float, right: float) -> tupl
 
 
 def _log_integrand(x: Floats, rate: Any, sigma: Any, order: Any) -> Floats:
-    """``log(exp(-x^2/2) [(1 + u)^a - 1 - a u])`` by way of ``l = log(1 + u)`` and ``e = a - 1``.
+    """``log(exp(-x^2/2) [(1 + u)^a - 1 - a u])``, computed from ``l = log(1 + u)`` and ``e = a - 1``.
 
-    The bracket is ``exp(l) [expm1(e l) + e expm1(-l)]``; its power series in ``l`` is used where these two cancel.
+    The bracket is ``exp(l) [expm1(e l) + e expm1(-l)]``; where the two terms cancel, its power series in ``l`` is used.
     """
     excess = order - 1.0
     with np.errstate(divide="ignore", over="ignore", invalid="ignore", under="ignore"):
@@ -158,7 +158,7 @@ def _log_integrand(x: Floats, rate: Any, sigma: Any, order: Any) -> Floats:
 
 
 def _series(loss: Floats, excess: Any) -> Floats:
-    """``sum over k >= 2 of (e^k + (-1)^k e) l^k / k!``, whose first terms the difference would lose."""
+    """``sum over k >= 2 of (e^k + (-1)^k e) l^k / k!``; a direct difference would lose its first terms."""
     total: Floats = np.zeros_like(loss)
     for power in range(6, 1, -1):
         total = (total * loss) + (excess**power + (-1) ** power * excess) / math.factorial(power)

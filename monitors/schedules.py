@@ -1,7 +1,7 @@
-"""Schedules: functions from the step to a value, and nothing more.
+"""Schedules: functions from the step, counted from 0, to a value.
 
-They stand in the lowest package so that the noise mechanism that draws with a schedule and the monitor that plans with
-it use the same function; there is no second copy of a decay anywhere. Step 0 is the first step.
+They are in the lowest package so that the noise mechanism that draws with a schedule and the monitor that plans with it
+use the same function; no decay is implemented twice.
 """
 
 from __future__ import annotations
@@ -83,10 +83,10 @@ def exp_decay(initial: float, rate: float) -> Schedule:
 
 
 def decayed(initial: float, policy: str | None = None, rate: float = 0.0) -> Schedule:
-    """The schedule of that decay policy, constant where ``policy`` is None.
+    """The schedule of a decay policy; constant if ``policy`` is None.
 
     Raises:
-        ValueError: Unknown policy; the nearest is suggested.
+        ValueError: The policy is unknown; the message suggests the nearest.
 
     Example:
         >>> decayed(2.0, "Time", 1.0)(1)
@@ -95,29 +95,29 @@ def decayed(initial: float, policy: str | None = None, rate: float = 0.0) -> Sch
     return constant(initial) if policy is None else DECAYS.create(policy, initial, rate)
 
 
-#: How far along the way from the first value to the last a schedule is, by how far the steps are; both from 0 to 1.
+#: Functions from the progress of the steps to the progress between the first and last value; both from 0 to 1.
 PATHS: Registry[Callable[[float], float]] = Registry("schedule path")
 
 
 @PATHS.register("Linear")
 def linear_path(progress: float) -> float:
-    """Evenly."""
+    """At a constant rate."""
     return progress
 
 
 @PATHS.register("Cosine")
 def cosine_path(progress: float) -> float:
-    """Slowly at both ends: ``(1 - cos(pi progress)) / 2``."""
+    """Slow at both ends: ``(1 - cos(pi progress)) / 2``."""
     return (1.0 - math.cos(math.pi * progress)) / 2.0
 
 
 def between(initial: float, final: float, path: str, first_step: int, last_step: int) -> Schedule:
-    """From ``initial``, held until ``first_step``, to ``final`` at ``last_step`` and from there on.
+    """``initial`` up to ``first_step``, then a change along ``path`` to ``final`` at ``last_step``, then constant.
 
     Args:
         initial: Value up to ``first_step``, positive.
         final: Value from ``last_step`` on, positive; above or below ``initial``.
-        path: ``"Linear"`` or ``"Cosine"``, or another registered one.
+        path: ``"Linear"``, ``"Cosine"``, or a registered name.
         first_step: At least 0.
         last_step: Above ``first_step``.
 
@@ -134,12 +134,10 @@ def between(initial: float, final: float, path: str, first_step: int, last_step:
     checks.positive_int(last_step=last_step)
     if last_step <= first_step:
         raise ValueError(f"last_step must be above first_step, got {last_step} and {first_step}")
-    way = PATHS.get(path)
-
-    return partial(_between, initial, final, way, first_step, last_step)
+    return partial(_between, initial, final, PATHS.get(path), first_step, last_step)
 
 
-# Functions of the module, not closures: a schedule is pickled with the mechanism that draws with it.
+# Module-level functions, not closures, because a schedule is pickled with the mechanism that draws with it.
 
 
 def _constant(value: float, step: int) -> float:
@@ -160,7 +158,7 @@ def _exp_decay(initial: float, rate: float, step: int) -> float:
 
 
 def _between(
-    initial: float, final: float, way: Callable[[float], float], first_step: int, last_step: int, step: int
+    initial: float, final: float, path: Callable[[float], float], first_step: int, last_step: int, step: int
 ) -> float:
     progress = min(max((step - first_step) / (last_step - first_step), 0.0), 1.0)
-    return initial + (final - initial) * way(progress)
+    return initial + (final - initial) * path(progress)

@@ -1,4 +1,4 @@
-"""What was spent: epsilon of a ledger by any accountant, with everything that it needs to mean anything."""
+"""The privacy spent: epsilon of a ledger by any accountant, with everything needed to interpret it."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ from monitors.terms import Rows
 
 @dataclass(frozen=True)
 class PrivacySpent:
-    """An (epsilon, delta) guarantee together with all that it needs to mean anything.
+    """An (epsilon, delta) guarantee together with everything needed to interpret it.
 
     Args:
         epsilon: At least 0, possibly infinite.
         delta: Strictly between 0 and 1.
         accountant: Name of the accountant that proved it.
-        unit: Whose presence is hidden.
+        unit: The unit that is protected.
         relation: Which data sets count as neighbours.
         sampling: How the batches were drawn.
-        notes: Statements that travel with the figure, such as what is not accounted for.
+        notes: Statements that accompany the figure, such as what is not accounted for.
 
     Example:
         >>> print(PrivacySpent(2.5, 1e-5, "rdp", sampling="Poisson"))  # doctest: +NORMALIZE_WHITESPACE
@@ -63,7 +63,7 @@ class PrivacySpent:
 
 
 def epsilon_text(epsilon: float, decimals: int = 3) -> str:
-    """Epsilon for people, never rounded down: what is read as a guarantee must be one.
+    """Epsilon as text, never rounded down, because readers take it as a guarantee.
 
     Example:
         >>> epsilon_text(2.99951), epsilon_text(2.9981), epsilon_text(4321.2), epsilon_text(float("inf"))
@@ -78,11 +78,11 @@ def epsilon_text(epsilon: float, decimals: int = 3) -> str:
 
 
 def resolve_accountant(accountant: str | Accountant) -> Accountant:
-    """The accountant of that name, or the object itself.
+    """The accountant registered under a name; an accountant object is returned as it is.
 
     Raises:
-        ValueError: Unknown name; the nearest is suggested.
-        TypeError: Neither a name nor an accountant.
+        ValueError: The name is unknown; the message suggests the nearest.
+        TypeError: ``accountant`` is neither a name nor an accountant.
 
     Example:
         >>> resolve_accountant("rdp").name
@@ -102,17 +102,17 @@ def privacy_spent(
     accountant: str | Accountant = "rdp",
     statement: Mapping[str, str] | None = None,
 ) -> PrivacySpent:
-    """Epsilon of a ledger with everything that it needs to mean anything.
+    """Epsilon of a ledger, with everything needed to interpret it.
 
     Args:
         ledger: What was released.
         delta: Strictly between 0 and 1.
         accountant: Name or object.
-        statement: ``unit``, ``relation`` and ``sampling`` in words; what is missing is read off the ledger or is the
-            default of ``PrivacySpent``. The relation is the ledger's where the events leave but one.
+        statement: ``unit``, ``relation`` and ``sampling``, in words; missing ones are derived from the ledger or take
+            the defaults of ``PrivacySpent``. If the events allow only one relation, that one is stated.
 
     Raises:
-        UnsupportedEventError: No neighbour relation covers all events, or the accountant does not know one.
+        UnsupportedEventError: No neighbour relation covers all events, or the accountant does not know an event.
 
     Example:
         >>> from monitors import GaussianEvent
@@ -126,7 +126,7 @@ def privacy_spent(
 
 
 def describe_sampling(ledger: Rows) -> str:
-    """How the batches of a ledger were drawn, in words, read off its events.
+    """How the batches of a ledger were drawn, in words, derived from its events.
 
     Example:
         >>> from monitors import GaussianEvent

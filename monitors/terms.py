@@ -1,7 +1,7 @@
-"""A ledger as sums of Gaussian releases: the normal form that every accountant starts from.
+"""A ledger as sums of Gaussian releases: the normal form from which every accountant starts.
 
-Releases of one drawn sample are composed INSIDE the sampling: Gaussians of multipliers ``s1, s2`` are one Gaussian of
-``(s1^-2 + s2^-2)^-1/2`` there. Unsampled Gaussians are one Gaussian altogether.
+Releases of one drawn sample are composed INSIDE the sampling, where Gaussians of multipliers ``s1, s2`` equal one
+Gaussian of ``(s1^-2 + s2^-2)^-1/2``. All unsampled Gaussians together equal one Gaussian.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ Floats = NDArray[np.floating]
 
 
 class SampledGaussian(NamedTuple):
-    """``times`` Gaussian releases of ``multiplier``, each of a Poisson sample of ``rate`` (1: of all the data)."""
+    """``times`` Gaussian releases of ``multiplier``, each from a Poisson sample of ``rate`` (1: all the data)."""
 
     rate: float
     multiplier: float
@@ -42,12 +42,12 @@ class SampledGaussian(NamedTuple):
 
 @singledispatch
 def gaussian_terms(event: PrivacyEvent) -> list[SampledGaussian] | None:
-    """The sampled Gaussians that ``event`` is equal to, or is dominated by; None where it is no such thing.
+    """The sampled Gaussians that equal or dominate ``event``; None if there are none.
 
-    Every accountant understands an event type that registers a rule here.
+    Every accountant understands an event type with a rule registered here.
 
     Example:
-        A third party's event, known to be no worse than a Gaussian of half its scale:
+        A custom event, known to be dominated by a Gaussian of half its scale:
 
         >>> from dataclasses import dataclass
         >>> @dataclass(frozen=True)
@@ -91,14 +91,14 @@ def _(event: PoissonSampledEvent) -> list[SampledGaussian] | None:
         multipliers = [term.multiplier / term.times**0.5 for term in inner]
         return [SampledGaussian(event.sampling_rate, combined_multiplier(multipliers))]
     if len(inner) == 1 and inner[0].times == 1:
-        # a sample of a sample: each example survives both draws independently
+        # a sample of a sample: each example must be drawn twice, independently
         return [SampledGaussian(event.sampling_rate * inner[0].rate, inner[0].multiplier)]
     return None
 
 
 @gaussian_terms.register
 def _(event: DisjointEvent) -> list[SampledGaussian] | None:
-    # outside of its ledger the partition is unknown; charging the event by itself is always valid
+    # outside of its ledger, the partition is unknown; charging the event separately is always valid
     return gaussian_terms(event.event)
 
 
@@ -112,15 +112,15 @@ def _(event: RepeatedEvent) -> list[SampledGaussian] | None:
 
 @dataclass(frozen=True)
 class Terms:
-    """What a ledger spends, sorted by kind.
+    """The releases of a ledger, sorted by kind.
 
     Args:
-        rates: Sampling rates below 1 of the sampled Gaussians, shape (n,).
-        multipliers: Their noise multipliers, shape (n,).
-        counts: How many of each, shape (n,).
-        mu_squared: ``sum 1 / sigma^2`` of the Gaussian releases without sampling; per partition the largest.
-        others: Events that are no Gaussians, with counts; only an accountant with a rule of its own takes them.
-        partitions: Per partition its distinct events, where they are not all unsampled Gaussians.
+        rates: Sampling rates of the sampled Gaussians, below 1, shape (n,).
+        multipliers: Noise multipliers of the sampled Gaussians, shape (n,).
+        counts: Number of releases of each, shape (n,).
+        mu_squared: ``sum 1 / sigma^2`` of the unsampled Gaussian releases; of each partition, only the largest counts.
+        others: Non-Gaussian events with counts; an accountant needs a specific rule for each.
+        partitions: The distinct events of each partition that does not consist of unsampled Gaussians only.
         unprotected: Whether something was released without any privacy.
     """
 
@@ -134,7 +134,7 @@ class Terms:
 
     @property
     def only_unsampled(self) -> bool:
-        """Whether one Gaussian of ``mu_squared`` is all there is."""
+        """Whether one unsampled Gaussian of ``mu_squared`` describes the whole ledger."""
         return self.rates.size == 0 and not self.others and not self.partitions
 
 
@@ -208,9 +208,9 @@ def _is_unprotected(event: PrivacyEvent) -> bool:
 
 
 def merge_similar(terms: Terms, groups: int) -> Terms:
-    """Sampled Gaussians of similar rate and multiplier put together: close to ``terms``, but no bound on it.
+    """Merge sampled Gaussians of similar rate and multiplier: close to ``terms``, but not a bound.
 
-    Good for finding where an optimum lies; the figure itself comes from the terms as they are.
+    Used to locate an optimum; the figure itself is computed from the original terms.
     """
     keys = np.stack([_bin(np.log(terms.multipliers), groups), _bin(np.log(terms.rates), groups)], axis=1)
     _, index = np.unique(keys, axis=0, return_inverse=True)

@@ -1,4 +1,4 @@
-"""Hyper-parameter search as a release: the event of a whole training, to be repeated or stopped at random."""
+"""Hyper-parameter search as a release: the event of a whole run, repeated a fixed or random number of times."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from monitors.terms import gather
 
 
 def training_event(ledger: Ledger) -> PrivacyEvent:
-    """All releases of a ledger as one event; a partition becomes one Gaussian as large as its worst part.
+    """All releases of a ledger as one event; a partition becomes one Gaussian with the cost of its worst part.
 
     Raises:
-        UnsupportedEventError: A partition holds something else than unsampled Gaussians.
+        UnsupportedEventError: A partition contains events other than unsampled Gaussians.
         ValueError: The ledger is empty.
 
     Example:
@@ -33,16 +33,19 @@ def training_event(ledger: Ledger) -> PrivacyEvent:
     ]
     shuffled = gather((event, count) for event, count in ledger if isinstance(event, DisjointEvent))
     if shuffled.partitions:
-        raise UnsupportedEventError(f"a partition of other events than Gaussians: {shuffled.partitions[0]!r}")
+        raise UnsupportedEventError(
+            f"a partition contains events other than unsampled Gaussians: {shuffled.partitions[0]!r}. "
+            "Repeat runs whose shuffled steps have Gaussian noise, or use Poisson sampling"
+        )
     if shuffled.mu_squared:
         parts.append(GaussianEvent(1 / math.sqrt(shuffled.mu_squared)))
     if not parts:
-        raise ValueError("the ledger is empty: there is no training to repeat")
+        raise ValueError("the ledger is empty: record a run before repeating it")
     return ComposedEvent(tuple(parts))
 
 
 def best_of(ledger: Ledger, runs: int) -> Ledger:
-    """Ledger of the best of ``runs`` trainings, each like ``ledger``: all of them are charged.
+    """Ledger for publishing the best of ``runs`` runs, each like ``ledger``; all runs are charged.
 
     Example:
         >>> from monitors import ZCDPAccountant
@@ -55,12 +58,13 @@ def best_of(ledger: Ledger, runs: int) -> Ledger:
 
 
 def best_of_random(ledger: Ledger, expected_runs: float, distribution: str = "geometric") -> Ledger:
-    """Ledger of the best of a random number of trainings, each like ``ledger``; takes the ``rdp`` accountant.
+    """Ledger for publishing the best of a random number of runs, each like ``ledger``; needs the ``rdp`` accountant.
 
     Args:
-        ledger: One training.
+        ledger: Ledger of one run.
         expected_runs: Mean number of runs.
-        distribution: ``"geometric"``, ``"logarithmic"`` or ``"poisson"``; the number must be drawn and kept secret.
+        distribution: ``"geometric"``, ``"logarithmic"`` or ``"poisson"``; the number of runs must be drawn from it and
+            kept secret.
 
     Example:
         >>> from monitors import RDPAccountant

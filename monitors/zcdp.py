@@ -1,4 +1,4 @@
-"""The zero-concentrated accountant: for releases of all the data, where the Gaussian's exact curve is known."""
+"""The zero-concentrated accountant, for releases of all the data, using the exact curve of the Gaussian."""
 
 from __future__ import annotations
 
@@ -27,17 +27,17 @@ from monitors.terms import Rows, Terms, gather
 
 @singledispatch
 def zcdp_rho(event: PrivacyEvent) -> float:
-    """``rho`` of an event that is no Gaussian: it is rho-zCDP (Bun and Steinke 2016).
+    """``rho`` for which a non-Gaussian event is rho-zCDP (Bun and Steinke 2016).
 
-    A third party registers a rule for its own event with ``zcdp_rho.register(MyEvent)``.
+    Register a rule for a custom event with ``zcdp_rho.register(MyEvent)``.
 
     Raises:
-        UnsupportedEventError: No rule is registered for the event's type, or it is sampled.
+        UnsupportedEventError: No rule is registered for the event's type, or the event is sampled.
     """
     name = type(event).__name__
     raise UnsupportedEventError(
         f"no zCDP rule for event type {name!r}: {event!r}. "
-        f"Register one with `monitors.zcdp_rho.register({name})`, a function of (event), or use the 'rdp' accountant."
+        f"Add one with `monitors.zcdp_rho.register({name})`, as a function of (event), or use the 'rdp' accountant."
     )
 
 
@@ -70,10 +70,10 @@ def _(event: DisjointEvent) -> float:
 
 @ACCOUNTANTS.register("zcdp")
 class ZCDPAccountant(Accountant):
-    """For full-batch training and shuffled epochs: exact where all releases are Gaussian, a zCDP bound otherwise.
+    """For full-batch training and shuffled epochs: exact if all releases are Gaussian, a zCDP bound otherwise.
 
-    Amplification by sampling has no zCDP statement, so Poisson-sampled events are refused, with the remedy. A partition
-    (one shuffled epoch) costs its largest event.
+    ZCDP has no amplification by sampling, so Poisson-sampled events are refused with a remedy. A partition (one
+    shuffled epoch) costs as much as its largest event.
 
     Example:
         >>> from monitors import GaussianEvent, Ledger
@@ -88,7 +88,7 @@ class ZCDPAccountant(Accountant):
     name = "zcdp"
 
     def rho(self, ledger: Rows) -> float:
-        """Total ``rho``; of Gaussian releases ``sum 1 / (2 sigma^2)``."""
+        """Total ``rho``; for Gaussian releases, ``sum 1 / (2 sigma^2)``."""
         terms = self._terms(ledger)
         return math.inf if terms.unprotected else terms.mu_squared / 2 + _others_rho(terms)
 
@@ -119,7 +119,7 @@ class ZCDPAccountant(Accountant):
         return ZCDPTracker(self)
 
     def _by_orders(self, terms: Terms, delta: float | None = None, epsilon: float = 0.0) -> tuple[float, float]:
-        """ZCDP is the Renyi curve ``rho * order``; its best conversion, as epsilon or as log delta, and the order."""
+        """Best conversion of the Renyi curve ``rho * order`` of zCDP, to epsilon or to log delta, and its order."""
         rho, conversion = terms.mu_squared / 2 + _others_rho(terms), ImprovedConversion()
 
         def bound(orders: Floats) -> Floats:
@@ -155,17 +155,17 @@ def _rho(event: PrivacyEvent) -> float:
 
 def _sampled_message(rate: float) -> str:
     return (
-        f"the 'zcdp' accountant takes only releases of all the data, but the ledger has PoissonSampledEvent of rate "
-        f"{rate:g}: zCDP knows no amplification by sampling. Use the 'rdp' or 'pld' accountant, or train with "
+        f"the 'zcdp' accountant supports only releases of all the data, but the ledger has a PoissonSampledEvent of "
+        f"rate {rate:g}: zCDP has no amplification by sampling. Use the 'rdp' or 'pld' accountant, or train with "
         "sampling='shuffle' (charged without amplification)."
     )
 
 
 class ZCDPTracker(Tracker):
-    """Keeps ``sum 1 / sigma^2``; falls back to the whole ledger once it holds something else than Gaussians.
+    """Keeps ``sum 1 / sigma^2``; falls back to the whole ledger once it contains anything but Gaussians.
 
     Args:
-        accountant: Whose figures to give.
+        accountant: The accountant that computes the figures.
     """
 
     def __init__(self, accountant: ZCDPAccountant) -> None:
@@ -184,14 +184,14 @@ class ZCDPTracker(Tracker):
             self._partitions[event.partition] = partition
 
     def epsilon(self, delta: float) -> float:
-        """Epsilon at ``delta`` of all that was added."""
+        """Epsilon at ``delta`` of all added releases."""
         checks.open_unit(delta=delta)
         if not self._only_gaussians:
             return super().epsilon(delta)
         return gaussian_epsilon(math.sqrt(self._mu_squared), delta)
 
     def delta(self, epsilon: float) -> float:
-        """Delta at ``epsilon`` of all that was added."""
+        """Delta at ``epsilon`` of all added releases."""
         checks.non_negative(epsilon=epsilon)
         if not self._only_gaussians:
             return super().delta(epsilon)
@@ -204,21 +204,21 @@ class ZCDPTracker(Tracker):
         return super().stays_within(event, epsilon, delta)
 
     def epsilon_with(self, event: PrivacyEvent, delta: float, count: int = 1) -> float:
-        """Epsilon at ``delta`` if ``count`` more releases of ``event`` followed; nothing is added."""
+        """Epsilon at ``delta`` after ``count`` hypothetical further releases of ``event``; nothing is added."""
         total, _ = self._with(event, count)
         if not (self._only_gaussians and math.isfinite(total)):
             return super().epsilon_with(event, delta, count)
         return gaussian_epsilon(math.sqrt(total), delta)
 
     def delta_with(self, event: PrivacyEvent, epsilon: float, count: int = 1) -> float:
-        """Delta at ``epsilon`` if ``count`` more releases of ``event`` followed; nothing is added."""
+        """Delta at ``epsilon`` after ``count`` hypothetical further releases of ``event``; nothing is added."""
         total, _ = self._with(event, count)
         if not (self._only_gaussians and math.isfinite(total)):
             return super().delta_with(event, epsilon, count)
         return gaussian_delta(math.sqrt(total), epsilon)
 
     def _with(self, event: PrivacyEvent, count: int) -> tuple[float, float]:
-        """The sum after ``count`` more of ``event`` (infinite: no Gaussians), and its partition's share."""
+        """The sum after ``count`` more releases of ``event`` (infinite: not Gaussian), and its partition's share."""
         disjoint = isinstance(event, DisjointEvent)
         terms = gather([(event, 1 if disjoint else count)])
         if not terms.only_unsampled or terms.unprotected:

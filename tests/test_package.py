@@ -3,6 +3,7 @@
 import ast
 import subprocess
 import sys
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -107,17 +108,15 @@ def test_lists_of_names_are_sorted_and_without_repetition(package):
 
 
 @pytest.mark.parametrize("package", ["dpmodel", "monitors"])
-def test_the_names_for_type_checkers_are_the_names_that_load(package):
-    tree = ast.parse((ROOT / package / "__init__.py").read_text(encoding="utf-8"))
-    guarded = {}
-    for node in ast.walk(tree):
-        if isinstance(node, ast.If) and isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING":
-            for statement in ast.walk(node):
-                if isinstance(statement, ast.ImportFrom):
-                    guarded.update({alias.name: statement.module for alias in statement.names})
+def test_every_name_of_a_stub_file_loads_from_its_module(package):
+    tree = ast.parse((ROOT / package / "__init__.pyi").read_text(encoding="utf-8"))
     module = __import__(package)
-    assert guarded == module._EXPORTS
-    assert sorted(guarded) == [name for name in module.__all__ if not name.startswith("_")]
+    listed = [
+        (node.module, name.name) for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) for name in node.names
+    ]
+    assert sorted(name for _, name in listed) == module.__all__
+    for home, name in listed:
+        assert getattr(module, name) is getattr(import_module(home), name)
 
 
 @pytest.mark.slow  # mypy reads the libraries too

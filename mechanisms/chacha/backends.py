@@ -1,4 +1,4 @@
-"""Which arithmetic makes the stream on a device, proven there against the definition before the first secret draw."""
+"""Choice of the backend that makes the stream on a device, verified on that device before the first secret draw."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ if TYPE_CHECKING:
 
 #: Module of each backend, in order of preference.
 _MODULES = {"triton": "mechanisms.chacha.kernels", "torch": "mechanisms.chacha.tensor_ops"}
-#: A key that protects nothing: RFC 8439's of section 2.3.2.
+#: A public test key, from RFC 8439, section 2.3.2.
 _TEST_MATERIAL = bytes(range(32)) + bytes.fromhex("0000004a00000000")
 #: The counter's lower half overflows within the tested blocks.
 _TEST_START, _TEST_BLOCKS, _TEST_SCALE = 0x09000000_FFFFFF9C, 300, 0.5
-#: How far a number may be from exact arithmetic, in standard deviations: approximate sines, times the largest radius.
+#: Tolerance against exact arithmetic, in standard deviations: the error of a GPU's sine times the largest radius.
 _CLOSE = 2e-5
 
 
@@ -32,7 +32,7 @@ class Backend(Protocol):
     """One implementation of the stream; see ``mechanisms.chacha.tensor_ops`` for the meaning of the functions."""
 
     def reserve(self, counter: Tensor, blocks: int) -> Tensor:
-        """Move the counter on; gives its value before."""
+        """Advance the counter by ``blocks``, and return its previous value."""
 
     def words(self, key: Tensor, start: Tensor, blocks: int) -> Tensor:
         """The key stream, ``int32``, shape (16, blocks)."""
@@ -45,20 +45,20 @@ class Backend(Protocol):
 
 
 def input_words(material: bytes, device: torch.device) -> Tensor:
-    """The words of a block's input without its counter: constants, key, nonce; ``int32``, shape (14,)."""
+    """The input words of a block except the counter: constants, key and nonce; ``int32``, shape (14,)."""
     fixed = np.concatenate([np.array(reference.CONSTANTS, dtype="<u4"), np.frombuffer(material, "<u4")])
     return torch.from_numpy(fixed.view(np.int32)).to(device, copy=True)
 
 
 @cache
 def backend_for(device: torch.device) -> tuple[str, Backend]:
-    """Name and functions of the fastest backend that gives the right answers on ``device``.
+    """Name and functions of the fastest backend that produces the correct stream on ``device``.
 
-    Triton where there is a GPU (or where it is interpreted), otherwise torch operations. Both make the same stream, so
-    that a missing or broken Triton costs time and no secrecy.
+    This is Triton on a GPU (or in interpreted mode), otherwise torch operations. Both make the same stream, so a
+    missing or broken Triton costs speed but not secrecy.
 
     Raises:
-        UnprotectedUpdateError: No backend gives the right answers.
+        UnprotectedUpdateError: No backend produces the correct stream.
     """
     names = list(_MODULES) if device.type != "cpu" or os.environ.get("TRITON_INTERPRET") == "1" else ["torch"]
     for name in names:
@@ -69,9 +69,9 @@ def backend_for(device: torch.device) -> tuple[str, Backend]:
             if name == names[-1]:
                 raise
             warnings.warn(
-                f"Secure noise on {device} is made by torch operations: the Triton kernel cannot be used "
-                f"({type(error).__name__}: {error}). The stream is the same and as secret, but slower. Install a "
-                "Triton that fits this torch, and a C compiler, for full speed",
+                f"Secure noise on {device} is made by torch operations, because the Triton kernel cannot be used "
+                f"({type(error).__name__}: {error}). The stream is the same and equally secret, but slower. For full "
+                "speed, install a Triton version that matches torch, and a C compiler",
                 RuntimeWarning,
                 stacklevel=2,
             )
@@ -81,10 +81,10 @@ def backend_for(device: torch.device) -> tuple[str, Backend]:
 
 
 def require_known_answers(backend: Backend, device: torch.device) -> None:
-    """Compare a backend with ``mechanisms.chacha.reference`` on ``device``, under a key that protects nothing.
+    """Compare a backend with ``mechanisms.chacha.reference`` on ``device``, with a public key.
 
     Raises:
-        UnprotectedUpdateError: Something differs; says which word, number or coin.
+        UnprotectedUpdateError: The results differ; the message names the first different word, number or coin.
     """
     blocks, scale = _TEST_BLOCKS, _TEST_SCALE
     key = input_words(_TEST_MATERIAL, device)
@@ -113,13 +113,13 @@ def _require_same(what: str, found: npt.NDArray, expected: npt.NDArray, toleranc
     difference = difference_in(what, found, expected, tolerance)
     if difference:
         raise UnprotectedUpdateError(
-            f"the ChaCha20 stream is not what RFC 8439 and the transform define: {difference}. No noise is made of it: "
-            "train on the CPU, or update torch, Triton and the driver"
+            f"the ChaCha20 stream is not the one defined by RFC 8439 and the transform: {difference}. It is "
+            "not used for noise. Train on the CPU, or update torch, Triton and the driver"
         )
 
 
 def difference_in(what: str, found: npt.NDArray, expected: npt.NDArray, tolerance: float = 0.0) -> str:
-    """Where two arrays differ first, how, and how often; empty if they do not.
+    """Description of the first difference between two arrays, and the number of differences; empty if there is none.
 
     Example:
         >>> difference_in("word", np.array([1, 2], dtype=np.uint32), np.array([1, 3], dtype=np.uint32))

@@ -1,7 +1,7 @@
-"""The stream as Triton kernels: key stream, transform and addition in one pass over the target.
+"""Triton kernels for the stream: key stream, transform and addition in one pass over the target.
 
-Importing this module imports Triton. To run the kernels on the CPU, for tests, set ``TRITON_INTERPRET=1`` before Triton
-is imported.
+Importing this module imports Triton. To run the kernels on the CPU in tests, set ``TRITON_INTERPRET=1`` before
+importing Triton.
 """
 
 import os
@@ -15,11 +15,12 @@ from torch import Tensor
 from mechanisms.chacha.reference import BLOCK_WORDS, COINS, DOUBLE_ROUNDS, LIFT, SINGLES
 
 _WARPS = 4
-#: Blocks of one program, from the number of blocks on: few for a short draw, to reach more processors.
+#: Number of blocks below which a draw is short, and blocks per program of a short draw (fewer, to use more processors)
+#: and of a long one.
 _SHORT, _SHORT_PROGRAM, _LONG_PROGRAM = 1 << 17, 128, 256
-#: The interpreter takes its time per program, whatever the size.
+#: The interpreter's time grows with the number of programs, not with their size.
 _INTERPRETED, _INTERPRETED_PROGRAM = os.environ.get("TRITON_INTERPRET") == "1", 1 << 15
-#: Arguments that a recompilation must not depend on: a captured graph may not compile.
+#: Arguments whose values must not trigger a recompilation, because a captured graph cannot compile.
 _VARYING = ("blocks", "size", "segment", "high", "low")
 
 
@@ -177,9 +178,9 @@ def _reserve_kernel(counter, start, blocks):
 
 
 def reserve(counter: Tensor, blocks: int) -> Tensor:
-    """Move the counter on by ``blocks`` in one atomic operation; gives its value before, ``int64``, shape (1,).
+    """Advance the counter by ``blocks`` in one atomic operation, and return its previous value, ``int64``, shape (1,).
 
-    Two draws never get the same blocks, also when they run at once on several CUDA streams.
+    Two draws never get the same blocks, even if they run concurrently on several CUDA streams.
     """
     start = torch.empty(1, dtype=torch.int64, device=counter.device)
     with _on(counter):
@@ -237,10 +238,10 @@ def _grid(blocks: int) -> tuple[tuple[int], int]:
 
 
 def _signed(half: int) -> int:
-    """The same 32 bits as a signed number, so that the argument always has the same type."""
+    """The same 32 bits as a signed integer, so that the argument always has the same type."""
     return half - 2**32 if half >= 2**31 else half
 
 
 def _on(tensor: Tensor) -> AbstractContextManager[object]:
-    """Triton launches on the current device, which need not be the tensor's."""
+    """Make the tensor's device current, because Triton launches on the current device."""
     return torch.cuda.device(tensor.device) if tensor.device.type == "cuda" else nullcontext()

@@ -1,4 +1,4 @@
-"""The definition of the stream in NumPy: ChaCha20 blocks, and the normal numbers and coins that are made of them."""
+"""The definition of the stream in NumPy: ChaCha20 blocks, and the normal numbers and coins made from them."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy.typing as npt
 
 Words = npt.NDArray[np.uint32]
 
-#: "expand 32-byte k", the first four words of every block's input.
+#: "expand 32-byte k", the first four input words of every block.
 CONSTANTS = (0x61707865, 0x3320646E, 0x79622D32, 0x6B206574)
 KEY_WORDS, NONCE_WORDS, BLOCK_WORDS = 8, 2, 16
 #: Bytes of key and nonce together.
@@ -17,12 +17,12 @@ MATERIAL_BYTES = 4 * (KEY_WORDS + NONCE_WORDS)
 DOUBLE_ROUNDS = 10
 ROTATIONS = (16, 12, 8, 7)
 
-#: Words of one pair of normal numbers: 64 bits of radius and 32 of angle for float32, 64 and 64 for float64.
+#: Words for one pair of normal numbers: 64 bits of radius and 32 of angle for float32, 64 and 64 for float64.
 SINGLE_WORDS, DOUBLE_WORDS = 3, 4
-#: Numbers in float32 and coins of one block.
+#: Float32 numbers per block, and coins per block.
 SINGLES, COINS = 2 * (BLOCK_WORDS // SINGLE_WORDS), BLOCK_WORDS // 2
-#: The float32 transform's scale is raised by this factor, so that rounding never leaves less than the stated noise. A
-#: GPU's approximate sine and cosine are within 2**-20.5, which moves a standard deviation by less than 2**-20.
+#: Factor on the scale of the float32 transform, so that rounding never leaves less than the stated noise. The error of
+#: a GPU's sine and cosine is below 2**-20.5, which moves a standard deviation by less than 2**-20.
 LIFT = 1.0 + 2.0**-19
 
 
@@ -32,7 +32,7 @@ def block_words(material: bytes, start: int, blocks: int) -> Words:
     Args:
         material: Key (32 bytes) and nonce (8 bytes).
         start: First block counter, modulo 2**64.
-        blocks: How many blocks.
+        blocks: Number of blocks.
 
     Example:
         >>> key, nonce = bytes(range(32)), bytes.fromhex("0000004a00000000")  # RFC 8439, section 2.3.2
@@ -63,15 +63,15 @@ def _quarter_round(rows: list[Words], a: int, b: int, c: int, d: int) -> None:
 
 
 def singles(words: Words, size: int, scale: float = 1.0) -> npt.NDArray[np.float64]:
-    """What a draw of ``size`` normal numbers in float32 gives in exact arithmetic, shape (size,).
+    """A draw of ``size`` float32 normal numbers as it would be in exact arithmetic, shape (size,).
 
-    Pair ``k`` of a block is ``r cos(t), r sin(t)`` with ``r = scale * sqrt(-2 ln u)``. ``u = (w + 1/2) / 2**64`` for
-    the 64-bit word ``w`` of words ``3k`` (lower half) and ``3k + 1``; ``t = turn * pi / 2**31`` for word ``3k + 2``,
-    read as a signed integer. How discrete that is, and why it does not matter, is said in ``mechanisms.box_muller``.
+    Pair ``k`` of a block is ``r cos(t), r sin(t)`` with ``r = scale * sqrt(-2 ln u)``. Here ``u = (w + 1/2) / 2**64``
+    for the 64-bit word ``w`` made of words ``3k`` (lower half) and ``3k + 1``, and ``t = turn * pi / 2**31`` for word
+    ``3k + 2`` as a signed integer. The effects of this discretisation are described in ``mechanisms.box_muller``.
 
     Args:
-        words: Of ``ceil(size / 10)`` blocks, shape (16, blocks).
-        size: How many numbers.
+        words: Words of ``ceil(size / 10)`` blocks, shape (16, blocks).
+        size: Number of samples.
         scale: Standard deviation.
     """
     numbers = []
@@ -86,12 +86,12 @@ def singles(words: Words, size: int, scale: float = 1.0) -> npt.NDArray[np.float
 def coins(words: Words, size: int, threshold: int) -> npt.NDArray[np.bool_]:
     """Whether each of ``size`` 64-bit words lies below ``threshold``, shape (size,).
 
-    Coin ``k`` of a block is the word of words ``2k`` (lower half) and ``2k + 1``.
+    Coin ``k`` of a block uses the 64-bit word made of words ``2k`` (lower half) and ``2k + 1``.
 
     Args:
-        words: Of ``ceil(size / 8)`` blocks, shape (16, blocks).
-        size: How many coins.
-        threshold: Whole number in [0, 2**64).
+        words: Words of ``ceil(size / 8)`` blocks, shape (16, blocks).
+        size: Number of coins.
+        threshold: Integer in [0, 2**64).
     """
     whole = words[0::2].astype(np.uint64) | (words[1::2].astype(np.uint64) << np.uint64(32))
     return np.asarray(whole < np.uint64(threshold)).ravel()[:size]

@@ -1,4 +1,4 @@
-"""A key stream on one device: key and block counter live there, and so does everything that is drawn."""
+"""A key stream on one device, which holds the key, the block counter and all drawn numbers."""
 
 from __future__ import annotations
 
@@ -13,36 +13,36 @@ from mechanisms.chacha.backends import backend_for, input_words
 from mechanisms.chacha.reference import COINS, MATERIAL_BYTES, SINGLES
 from mechanisms.chacha.tensor_ops import add_doubles, blocks_of_doubles
 
-#: Scales outside leave the normal range of float32 in the transform.
+#: Outside of this range, the transform would leave the normal numbers of float32.
 _SINGLE_SCALES = (1e-30, 1e30)
-#: Streams that a captured graph draws from: the graph knows the addresses of key and counter and does not own them.
+#: Streams used by captured graphs, kept alive because a graph refers to key and counter by address only.
 _CAPTURED: set[DeviceStream] = set()
 
 
 class DeviceStream:
-    """ChaCha20 on one device, at a place of the stream that only moves forward.
+    """ChaCha20 on one device, with a block counter that only moves forward.
 
-    Guarantees: no block is used twice. Each draw takes its blocks by moving the counter on the device, so that a
-    replayed CUDA graph draws anew. With Triton the counter moves atomically, so that draws on several CUDA streams
-    share no block; with torch operations, draws must follow one another, as all writes to one tensor must. A stream is
-    not copied, pickled or drawn from in a forked process.
+    Guarantees: no block is used twice. Each draw reserves its blocks by advancing the counter on the device, so a
+    replayed CUDA graph draws fresh numbers. With Triton, the counter advances atomically, so draws on several CUDA
+    streams share no block; with torch operations, draws must be ordered, like all writes to one tensor. A stream cannot
+    be copied, pickled, or used in a forked process.
 
     Args:
-        material: Key (32 bytes) and nonce (8 bytes); no other stream may have both.
-        device: Where numbers are made; a CUDA device with its index.
+        material: Key (32 bytes) and nonce (8 bytes); no other stream may use the same pair.
+        device: Device on which numbers are made; a CUDA device must have an index.
         start: First block.
 
     Raises:
-        RuntimeError: A CUDA graph is being captured: each replay would set the counter back.
+        RuntimeError: A CUDA graph is being captured; each replay would reset the counter.
     """
 
     def __init__(self, material: bytes, device: torch.device, start: int = 0) -> None:
         if len(material) != MATERIAL_BYTES:
-            raise ValueError(f"key and nonce are {MATERIAL_BYTES} bytes together, got {len(material)}")
+            raise ValueError(f"key and nonce must be {MATERIAL_BYTES} bytes together, got {len(material)}")
         self.device = device
         self._refuse_capture("start a secure stream")
         self._process = os.getpid()
-        # Tensors made in inference mode could not be changed in place outside of it.
+        # Tensors created in inference mode cannot be modified in place outside of it.
         with torch.inference_mode(False):
             self.backend_name, self._backend = backend_for(device)
             self._key = input_words(material, device)
@@ -51,16 +51,17 @@ class DeviceStream:
 
     def __reduce__(self) -> NoReturn:
         raise TypeError(
-            "a DeviceStream is not copied or pickled: two streams under one key would draw the same numbers"
+            "a DeviceStream cannot be copied or pickled, because two streams with one key would draw the same numbers. "
+            "Copy its SecureGenerator"
         )
 
     @property
     def blocks(self) -> int:
-        """Blocks used so far, replays included. Waits for the device."""
+        """Number of blocks used so far, including replays. Synchronises with the device."""
         return int(self._counter.item())
 
     def seek(self, start: int) -> None:
-        """Continue from block ``start``; captured graphs follow.
+        """Continue from block ``start``, also in captured graphs.
 
         Raises:
             RuntimeError: A CUDA graph is being captured.
@@ -72,24 +73,24 @@ class DeviceStream:
     def add_normal_(self, target: Tensor, scale: float | Tensor = 1.0) -> Tensor:
         """Add independent centred normal numbers to ``target`` in place.
 
-        Numbers in float32 have 64 random bits in the radius and 32 in the angle, like those of
-        ``mechanisms.box_muller``; all other types are made in float64 and cast last.
+        Float32 numbers have 64 random bits in the radius and 32 in the angle, like those of ``mechanisms.box_muller``;
+        all other types are computed in float64, then cast.
 
         Args:
-            target: Contiguous, any shape, of a floating type, on this device.
-            scale: Standard deviation: a number, or a tensor of one number on this device, which a captured graph reads
-                anew at each replay.
+            target: Contiguous tensor of a floating-point type and any shape, on this device.
+            scale: Standard deviation: a number, or a one-element tensor on this device, which a captured graph reads
+                again at each replay.
 
         Returns:
             ``target``.
 
         Raises:
-            ValueError: ``target`` is elsewhere, not contiguous, or of another type.
+            ValueError: ``target`` is on a different device, not contiguous, or not of a floating-point type.
         """
         if target.device != self.device or not target.is_contiguous() or not target.is_floating_point():
             raise ValueError(
                 f"noise of the stream on {self.device} cannot be added in place to {target.dtype} on {target.device} "
-                f"with strides {target.stride()}; give it a contiguous floating tensor on {self.device}"
+                f"with strides {target.stride()}; pass a contiguous floating-point tensor on {self.device}"
             )
         flat, scale = target.detach().view(-1), self._scale(scale)
         if not len(flat):
@@ -105,8 +106,8 @@ class DeviceStream:
         """Whether each of ``count`` 64-bit words lies below ``threshold``: ``bool``, shape (count,).
 
         Args:
-            count: How many, at least 0.
-            threshold: Whole number in [0, 2**64).
+            count: Number of coins, at least 0.
+            threshold: Integer in [0, 2**64).
         """
         out = torch.empty(count, dtype=torch.bool, device=self.device)
         if count:
@@ -115,13 +116,16 @@ class DeviceStream:
 
     def _reserve(self, blocks: int) -> Tensor:
         if os.getpid() != self._process:
-            raise RuntimeError("a DeviceStream was drawn from in a forked process, where its numbers would repeat")
+            raise RuntimeError(
+                "a DeviceStream cannot be used in a forked process, where its numbers would repeat. Draw from its "
+                "SecureGenerator"
+            )
         if self._capturing():
             _CAPTURED.add(self)
         return self._backend.reserve(self._counter, blocks)
 
     def _settle(self) -> None:
-        """Wait for a write of the counter: a draw on another CUDA stream could overtake it and repeat blocks."""
+        """Wait until the counter is written: a draw on a different CUDA stream could overtake it and repeat blocks."""
         if self.device.type == "cuda":
             torch.cuda.current_stream(self.device).synchronize()
 
@@ -130,7 +134,7 @@ class DeviceStream:
             return float(scale)
         if scale.numel() != 1 or scale.device != self.device:
             raise ValueError(
-                f"the scale must be one number on {self.device}, got shape {tuple(scale.shape)} on {scale.device}"
+                f"scale must be a one-element tensor on {self.device}, got shape {tuple(scale.shape)} on {scale.device}"
             )
         return scale.detach().reshape(())
 
@@ -140,7 +144,7 @@ class DeviceStream:
     def _refuse_capture(self, what: str) -> None:
         if self._capturing():
             raise RuntimeError(
-                f"cannot {what} while a CUDA graph is captured: every replay would set its counter back and repeat the "
+                f"cannot {what} while a CUDA graph is captured: every replay would reset its counter and repeat the "
                 "noise. Draw once before the capture"
             )
 

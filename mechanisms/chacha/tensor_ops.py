@@ -1,4 +1,4 @@
-"""The stream in plain torch operations, for devices without Triton: slower than the kernels, and the same words."""
+"""The stream in plain torch operations, for devices without Triton: the same words as the kernels, but slower."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ from mechanisms.chacha.reference import (
     SINGLES,
 )
 
-#: Blocks made at once, which bounds the scratch memory: 64 bytes each, and about five times that.
+#: Blocks made at once, to bound the scratch memory: about five times the 64 bytes of each block.
 _BLOCKS = {"cpu": 1 << 13, "cuda": 1 << 20}
-#: Where the counter's two words stand among those that are fixed.
+#: Row of the counter's two words among the input words.
 _COUNTER_ROW = len(CONSTANTS) + KEY_WORDS
 _LOW_HALF = 0xFFFFFFFF
 _MANTISSA_BITS = 53
@@ -31,7 +31,7 @@ _DOUBLES = 2 * (BLOCK_WORDS // DOUBLE_WORDS)
 
 
 def reserve(counter: Tensor, blocks: int) -> Tensor:
-    """Move the counter on by ``blocks``; gives its value before, ``int64``, shape (1,)."""
+    """Advance the counter by ``blocks``, and return its previous value, ``int64``, shape (1,)."""
     start = counter.clone()
     counter.add_(blocks)
     return start
@@ -56,11 +56,11 @@ def add_singles(target: Tensor, key: Tensor, start: Tensor, scale: float | Tenso
 def add_doubles(
     target: Tensor, words_of: Callable[[Tensor, int], Tensor], start: Tensor, scale: float | Tensor
 ) -> None:
-    """Add a draw of normal numbers, made in float64 and cast last, to a contiguous vector of any type in place.
+    """Add a draw of normal numbers, computed in float64 and then cast, to a contiguous vector of any type in place.
 
     Args:
         target: Shape (n,).
-        words_of: Gives the words of a first counter and a number of blocks, from either backend.
+        words_of: Function of either backend from a first counter and a number of blocks to their words.
         start: First block counter.
         scale: Standard deviation.
     """
@@ -70,14 +70,14 @@ def add_doubles(
 
 
 def blocks_of_doubles(size: int) -> int:
-    """Blocks that a draw of ``size`` numbers made in float64 takes."""
+    """Number of blocks for a draw of ``size`` float64 numbers."""
     return -(-size // _DOUBLES)
 
 
 def write_coins(out: Tensor, key: Tensor, start: Tensor, threshold: int) -> None:
     """Write a draw of coins to a contiguous ``bool`` vector."""
     segment = -(-len(out) // COINS)
-    # Compared as signed numbers, whose order is that of the unsigned ones with the upper bit turned over.
+    # Compare as signed integers: flipping the upper bit maps the unsigned order to the signed one.
     signed = threshold - 2**63
     for first, count in _chunks(segment, out.device):
         found = _some_words(key, start + first, count)
@@ -141,10 +141,10 @@ def _some_words(key: Tensor, start: Tensor, count: int) -> Tensor:
 
 
 def _quarter_rounds(a: Tensor, b: Tensor, c: Tensor, d: Tensor) -> None:
-    """Four quarter rounds side by side: the rows of each argument are four words of the state."""
+    """Four quarter rounds in parallel: the rows of each argument are four words of the state."""
     for bits, (first, second, third) in zip(ROTATIONS, ((a, b, d), (c, d, b)) * 2, strict=True):
         first.add_(second)
         third.bitwise_xor_(first)
-        # The shift to the right copies the sign, which the mask takes away.
+        # The right shift copies the sign bit, which the mask removes.
         carried = (third >> (32 - bits)).bitwise_and_((1 << bits) - 1)
         third.bitwise_left_shift_(bits).bitwise_or_(carried)

@@ -44,7 +44,7 @@ def test_a_training_that_shares_no_relation_with_its_ledger_is_refused_before_an
     shuffled.fit(loader, epochs=1)
     adaptive = make_model(clip_mech=ClipMechanismsFactory.create("Gaussian", fraction_stddev=0.5))
     adaptive.ledger = shuffled.ledger.copy()
-    with pytest.raises(UnsupportedEventError, match="no one epsilon covers both"):
+    with pytest.raises(UnsupportedEventError, match="no single epsilon covers both"):
         adaptive.fit(loader, epochs=1)
     assert adaptive.ledger == shuffled.ledger
 

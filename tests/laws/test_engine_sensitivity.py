@@ -1,4 +1,4 @@
-"""Law: no neighbour moves an engine's clipped sum by more than the stated sensitivity, found by search."""
+"""Law: no neighbour moves an engine's clipped sum by more than the stated sensitivity; neighbours are searched for."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from mechanisms.engines import ENGINES, Batch
 from mechanisms.units import ClippedUnit
 
 BOUND, UNITS = 0.7, 3
-#: Norms and sums are rounded in the type of the parameters.
+#: Norms and sums are rounded in the parameters' type.
 ROUNDING = 1 + 1e-5
-#: Sizes of the others' inputs, and what the one that comes and goes is: drawn, as the others, or against all of them.
+#: Sizes of the other inputs, and the kind of the changing example: random, like the others, or opposed to them.
 SIZES, KINDS = (0.1, 1.0, 10.0), ("drawn", "alike", "opposed")
 
 
 @pytest.fixture(scope="module", autouse=True)
 def _one_thread():
-    """Tiny tensors gain nothing from threads, and lose much when the machine is busy."""
+    """Threads do not speed up tiny tensors, and slow them down on a busy machine."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -29,20 +29,20 @@ def _one_thread():
 
 
 def weighted(outputs, targets, reduction="mean"):
-    """Cross entropy times a weight that stands beside the label: 0 is an example whose gradient is zeroed out."""
+    """Cross entropy times a weight given with the label; weight 0 zeroes out the example's gradient."""
     losses = nn.functional.cross_entropy(outputs, targets[:, 0].long(), reduction="none") * targets[:, 1]
     return losses if reduction == "none" else losses.mean()
 
 
 def batches(group_size, dtype):
-    """Batches whose last example is the one in question."""
+    """Batches whose last example is the one that changes."""
     generator = torch.Generator().manual_seed(1)
     others = UNITS * group_size
     ids = None if group_size == 1 else torch.cat([torch.arange(UNITS).repeat(group_size), torch.zeros(1)]).long()
     for size, kind, _ in product(SIZES, KINDS, range(3)):
         x = torch.randn(others + 1, 6, dtype=dtype, generator=generator) * size
         y = torch.randint(0, 2, (others + 1,), generator=generator)
-        if kind != "drawn":  # all others pull one way, with more than the bound
+        if kind != "drawn":  # all others have gradients in one direction, longer than the bound
             x[:], y[:] = x[:1], 0
         if kind == "opposed":
             x[-1], y[-1] = x[0] * 50, 1
@@ -53,7 +53,7 @@ def batches(group_size, dtype):
 
 
 def without(batch, relation):
-    """The neighbour: the last example is not there, or its gradient is zero."""
+    """The neighbour: the last example is missing, or its gradient is zero."""
     if relation == "add or remove":
         return batch.select(slice(0, -1))
     y = batch.y.clone()
@@ -92,7 +92,7 @@ def test_one_example_moves_the_sum_by_at_most_the_bound_and_the_bound_is_reached
 @pytest.mark.parametrize("group_size", [2, 8])
 @pytest.mark.parametrize("clip_name", CLIP.names())
 @pytest.mark.parametrize("engine_name", ENGINES.names())
-def test_one_example_of_a_group_moves_the_sum_by_up_to_twice_the_bound(engine_name, clip_name, group_size, relation):
+def test_one_example_of_a_group_moves_the_sum_by_at_most_twice_the_bound(engine_name, clip_name, group_size, relation):
     farthest = farthest_move(engine_name, clip_name, group_size, relation=relation)
     assert 1.5 * BOUND <= farthest <= 2 * BOUND * ROUNDING
 
@@ -100,6 +100,6 @@ def test_one_example_of_a_group_moves_the_sum_by_up_to_twice_the_bound(engine_na
 @pytest.mark.parametrize("group_size", [1, 4])
 @pytest.mark.parametrize("physical", [1, 2, 5])
 @pytest.mark.parametrize("engine_name", ENGINES.names())
-def test_nor_does_it_where_the_batch_is_cut_into_chunks(engine_name, physical, group_size):
+def test_the_sensitivity_also_holds_for_chunked_batches(engine_name, physical, group_size):
     farthest = farthest_move(engine_name, "Fixed", group_size, relation="add or remove", physical=physical)
     assert farthest <= (1 if group_size == 1 else 2) * BOUND * ROUNDING

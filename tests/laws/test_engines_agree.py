@@ -1,4 +1,4 @@
-"""Law: every engine, under every clip mechanism, for examples and for groups, gives the one-example loop's numbers."""
+"""Law: every engine agrees with the one-example loop, for every clip mechanism, for examples and for groups."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from mechanisms.units import ClippedUnit
 
 @pytest.fixture(scope="module", autouse=True)
 def _one_thread():
-    """Tiny tensors gain nothing from threads, and lose much when the machine is busy."""
+    """Threads do not speed up tiny tensors, and slow them down on a busy machine."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -46,7 +46,7 @@ def drawn(size, units, grouped):
     physical=st.sampled_from([None, 1, 2, 4]),
     double=st.booleans(),
 )
-def test_every_engine_gives_the_numbers_of_the_loop(engine_name, clip_name, network, size, group, physical, double):
+def test_every_engine_agrees_with_the_loop(engine_name, clip_name, network, size, group, physical, double):
     torch.manual_seed(size)
     unit, model = ClippedUnit(group, 4), networks()[network]
     batch, clip = drawn(size, 4, unit.grouped), CLIP.create(clip_name)
@@ -67,7 +67,7 @@ def test_every_engine_gives_the_numbers_of_the_loop(engine_name, clip_name, netw
 @pytest.mark.parametrize("engine_name", ENGINES.names())
 @pytest.mark.parametrize("clip_name", CLIP.names())
 @pytest.mark.parametrize("poison", [float("nan"), float("inf")])
-def test_a_unit_that_is_not_finite_contributes_exactly_zero(engine_name, clip_name, poison):
+def test_a_non_finite_unit_contributes_exactly_zero(engine_name, clip_name, poison):
     model, clip = networks()["convolutional"], CLIP.create(clip_name)
     clip.start(1.0)
     batch = drawn(5, 5, grouped=False)

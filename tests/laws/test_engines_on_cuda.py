@@ -1,4 +1,4 @@
-"""Laws of the engines on a GPU: the one-example loop's numbers, and no example beyond the bound.
+"""Laws of the engines on a GPU: they agree with the one-example loop, and no example exceeds the bound.
 
 Float64 shows that the formulas are right. Float32 is what trains: its convolutions are TF32 by torch's default, which
 may move a gradient, but must never let an example move the sum by more than was stated.
@@ -22,9 +22,9 @@ pytestmark = [
 ]
 
 DEVICE, BOUND, CLASSES = "cuda", 0.7, 5
-#: Convolutions round their factors to 11 bits; a few layers deep that grows.
+#: Convolutions round their factors to 11 bits, and the error grows with the layers.
 TF32 = 2e-2
-#: The others' rounding may differ with the size of the batch, by far less than the bound.
+#: The rounding of the other examples may depend on the batch size, by far less than the bound.
 ROUNDING = 1 + 1e-3
 
 
@@ -106,7 +106,7 @@ def exact(network, batch, unit, clip_name, scale):
     return clipped_sum(LoopEngine(unit), wide, moved(batch, "cpu", torch.float64), clip_name, scale)
 
 
-#: Clip mechanism, network, group size, type and largest error: each formula exactly, then in the type that trains.
+#: Clip mechanism, network, group size, type and largest error: each formula exactly, then in the training type.
 NUMBERS = [
     *(("Fixed", kind, group, torch.float64, 1e-9) for kind in NETWORKS for group in (1, 2)),
     *((name, "images", 1, torch.float64, 1e-9) for name in CLIP.names() if name != "Fixed"),
@@ -115,7 +115,7 @@ NUMBERS = [
 
 
 @pytest.mark.parametrize("engine_name", ENGINES.names())
-def test_every_engine_gives_the_loop_s_numbers(engine_name):
+def test_every_engine_agrees_with_the_loop(engine_name):
     for case in NUMBERS:
         clip_name, kind, group, dtype, most = case
         network, batch, unit = drawn(kind, 6, group)
@@ -131,7 +131,7 @@ def test_every_engine_gives_the_loop_s_numbers(engine_name):
 
 
 @pytest.mark.parametrize("options", [{}, {"precision": "bf16"}], ids=str)
-def test_no_example_moves_book_keeping_s_sum_by_more_than_the_bound(options):
+def test_no_example_moves_the_sum_of_book_keeping_by_more_than_the_bound(options):
     for clip_name, kind in (*(("Fixed", kind) for kind in NETWORKS), *((name, "images") for name in CLIP.names())):
         farthest_move("bookkeeping", clip_name, kind, options)
 
@@ -143,7 +143,7 @@ def test_no_example_moves_the_sum_of_the_other_engines_by_more_than_the_bound(en
 
 
 def farthest_move(engine_name, clip_name, kind, options, among=(0, 1, 8, 31)):
-    """Asserts the bound for one example that comes to others of several numbers, and for one alone."""
+    """Asserts the bound for an example added to batches of several sizes, and for one alone."""
     network, farthest, case = NETWORKS[kind][0]().to(DEVICE), 0.0, (engine_name, clip_name, kind)
     for others in among:
         _, batch, unit = drawn(kind, others + 1)
@@ -158,7 +158,7 @@ def farthest_move(engine_name, clip_name, kind, options, among=(0, 1, 8, 31)):
 
 
 @pytest.mark.parametrize("engine_name", ENGINES.names())
-def test_an_example_that_is_not_finite_contributes_exactly_zero(engine_name):
+def test_a_non_finite_example_contributes_exactly_zero(engine_name):
     for kind, poison in (("images", float("nan")), ("images", float("inf")), ("vectors", float("nan"))):
         network, batch, unit = drawn(kind, 6)
         batch.x[2] = poison
@@ -166,7 +166,7 @@ def test_an_example_that_is_not_finite_contributes_exactly_zero(engine_name):
         engine = ENGINES.create(engine_name, unit)
         rest = batch.select(torch.tensor([0, 1, 3, 4, 5], device=DEVICE))
         expected = clipped_sum(ENGINES.create(engine_name, unit), network, rest, "Fixed")
-        for _ in range(2):  # what is not finite is expected the second time
+        for _ in range(2):  # non-finite values are expected the second time
             found = clipped_sum(engine, network, batch, "Fixed")
             assert (found.rejected, expected.rejected) == (1, 0), (kind, poison)
             most = TF32 * float(expected.flat_grad.abs().max())

@@ -1,4 +1,4 @@
-"""Law: whether a network is trained does not depend on what it happens to draw."""
+"""Law: whether a network is accepted does not depend on its random draws."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from .architectures import ARCHITECTURES, CLASSES
 
 EXAMPLES = 6
 
-#: Starts of each network of this file, and of each public one: a thousand in all.
+#: Starts of each network in this file, and of each public one: a thousand in total.
 STARTS, PUBLIC_STARTS = 103, 15
 
 
@@ -34,7 +34,7 @@ class Gumbel(nn.Module):
 
 
 class Autoencoder(nn.Module):
-    """A variational one that draws even in evaluation mode."""
+    """A variational network that draws even in evaluation mode."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -65,7 +65,7 @@ class Attention(nn.Module):
 
 
 class Jittered(nn.Module):
-    """Adds faint noise to what it sees, in training mode."""
+    """Adds faint noise to its inputs in training mode."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -101,7 +101,7 @@ OWN = {
     ),
 }
 
-#: Starts of a network in which another engine may be taken than in all others.
+#: Starts of a network that may use a different engine than the other starts.
 MOST_OTHERS = 4
 
 PUBLIC = ("BERT", "DistilBERT", "ConvNeXt", "GPT-2", "ALBERT")
@@ -112,10 +112,10 @@ NETWORKS = {name: (*made, STARTS) for name, made in OWN.items()} | {
 
 
 def start(network: nn.Module, inputs: tuple[torch.Tensor, ...]) -> tuple[tuple[str, ...], bool]:
-    """What is said of two steps with fresh secret randomness, and noted on the ledger; whether an engine was slower."""
+    """The messages and ledger notes of two steps with fresh secret randomness, and whether a slower engine was used."""
     optimizer = torch.optim.SGD(network.parameters(), lr=1e-3)
     noise = NoiseMechanismsFactory.create("Gaussian", initial_noise_multiplier=1.0)
-    # Poisson batches may be too small to compare anything.
+    # Poisson batches may be too small for a comparison.
     model = DPModel(network, nn.CrossEntropyLoss(), optimizer, noise_mech=noise, sampling="shuffle")
     data = TensorDataset(*inputs, torch.arange(EXAMPLES) % CLASSES)
     said = io.StringIO()
@@ -127,13 +127,13 @@ def start(network: nn.Module, inputs: tuple[torch.Tensor, ...]) -> tuple[tuple[s
     return (*kept, *model.ledger.notes), len(kept) < len(lines)
 
 
-def test_a_thousand_starts_are_made():
+def test_a_thousand_starts_are_tested():
     assert sum(starts for _, _, starts in NETWORKS.values()) >= 1000
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", NETWORKS)
-def test_a_network_that_draws_is_taken_in_every_start_with_the_same_words(name):
+def test_a_network_that_draws_gets_the_same_verdict_in_every_start(name):
     make, inputs, starts = NETWORKS[name]
     outcomes, slower = set(), 0
     for _ in range(starts):
@@ -145,5 +145,5 @@ def test_a_network_that_draws_is_taken_in_every_start_with_the_same_words(name):
         outcomes.add(words)
         slower += slow
     assert len(outcomes) == 1, outcomes
-    # About once in a thousand starts rounding puts a unit of a network on the other side of a kink.
+    # In about one of a thousand starts, rounding moves a unit of a network across a kink.
     assert min(slower, starts - slower) <= MOST_OTHERS

@@ -1,4 +1,4 @@
-"""The neighbour harness itself: what it measures, and how it judges a pair of trainings."""
+"""The neighbour harness itself: its measurements, and its verdicts on pairs of runs."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ EXACT = trained(1.0, 2.0)
         (trained(1.0, notes=("a",)), trained(9.0, notes=("a",)), "noted"),
     ],
 )
-def test_a_claim_that_holds_is_named(one, other, found):
+def test_a_claim_that_holds_is_identified(one, other, found):
     assert outcome(one, other) == found
 
 
@@ -51,18 +51,18 @@ def test_a_claim_that_holds_is_named(one, other, found):
         (trained(1.0, error=ValueError()), trained(1.0, error=ValueError()), "broken off"),
     ],
 )
-def test_a_claim_that_does_not_hold_is_put_into_words(one, other, found):
+def test_a_claim_that_does_not_hold_is_described(one, other, found):
     assert found in outcome(one, other)
 
 
-def test_what_shows_in_the_data_only_may_be_found_on_one_side_if_no_step_moved_too_far():
+def test_a_violation_on_one_side_is_accepted_if_no_step_moved_too_far():
     assert outcome(EXACT, REFUSED, one_sided=True) == "refused"
     assert outcome(EXACT, VOIDED, one_sided=True) == "voided"
     assert "apart" in outcome(EXACT, trained(5.0, error=ValueError(), epsilon=math.inf), one_sided=True)
 
 
 @pytest.mark.parametrize("pair", [one_more_last, one_replaced])
-def test_the_noise_of_neighbours_cancels_and_the_sums_of_dense_layers_are_those_of_fit(pair):
+def test_the_noise_of_neighbours_cancels_and_the_sums_match_those_of_fit(pair):
     rows = pair()
     through_fit = [fit(under(torch.nn.CrossEntropyLoss), part) for part in (rows.rows, rows.others)]
     alone = [unprotected(under(torch.nn.CrossEntropyLoss), part) for part in (rows.rows, rows.others)]
@@ -71,11 +71,11 @@ def test_the_noise_of_neighbours_cancels_and_the_sums_of_dense_layers_are_those_
     assert 0.1 < max(found) <= 1.0 + 1e-3
 
 
-def test_a_training_without_noise_is_voided(monkeypatch):
+def test_a_run_without_noise_is_void(monkeypatch):
     monkeypatch.setattr(NoiseMechanismsFactory, "create", lambda *args, **options: NoNoise())
     assert fit(under(torch.nn.CrossEntropyLoss), one_replaced().rows).ending == "voided"
 
 
-def test_members_of_the_zoo_have_names_of_their_own():
+def test_members_of_the_zoo_have_distinct_names():
     assert len({str(member) for member in MEMBERS}) == len(MEMBERS)
     assert len({member.kind for member in MEMBERS}) >= 10

@@ -1,4 +1,4 @@
-"""The noise that leaves has the scale that the ledger states: accept sigma, reject 2/3 and 3/2 of it."""
+"""The released noise has the scale that the ledger states: tests accept sigma, and reject 2/3 and 3/2 of it."""
 
 import numpy as np
 import pytest
@@ -15,7 +15,7 @@ from mechanisms.noise import NOISE
 from monitors.schedules import DECAYS, PATHS
 
 SIZE = 20_000
-#: Float32 is what trainings use, made by another transform than float64.
+#: Training uses float32, which is made by a different transform than float64.
 DTYPES = [torch.float32, torch.float64]
 on_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 
@@ -30,7 +30,7 @@ def mechanisms():
     return [("Gaussian", {}), *decayed, *shaped]
 
 
-def test_the_table_above_names_every_built_in_mechanism():
+def test_the_table_lists_every_built_in_mechanism():
     assert {name for name, _ in mechanisms()} <= set(NOISE.names())
     own = {name for name in NOISE.names() if NOISE.get(name).__module__.startswith("mechanisms.")}
     assert {name for name, _ in mechanisms()} == own
@@ -41,13 +41,13 @@ def test_the_table_above_names_every_built_in_mechanism():
 @pytest.mark.parametrize(("factor", "bound"), [(1.0, 1.0), (2.0, 0.1)])
 @pytest.mark.parametrize("step", [0, 5])
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_noise_is_the_event_s_multiplier_times_the_sensitivity(name, options, factor, bound, step, dtype):
+def test_the_noise_is_the_multiplier_of_the_event_times_the_sensitivity(name, options, factor, bound, step, dtype):
     assert_stated_scale(name, options, factor, bound, step, dtype, "cpu")
 
 
 @pytest.mark.cuda
 @on_gpu
-def test_noise_is_the_event_s_multiplier_times_the_sensitivity_on_the_device():
+def test_the_noise_is_the_multiplier_of_the_event_times_the_sensitivity_on_the_device():
     for name, options in mechanisms():
         for dtype in DTYPES:
             assert_stated_scale(name, options, 2.0, 0.1, 5, dtype, "cuda")
@@ -69,7 +69,7 @@ def assert_scale(found, stated, case):
 
 
 class NoGradient(nn.Module):
-    """Its loss does not depend on its parameters: what moves them is noise alone."""
+    """A network whose loss does not depend on its parameters, so that only noise moves them."""
 
     def __init__(self, dtype):
         super().__init__()
@@ -84,13 +84,13 @@ class NoGradient(nn.Module):
 @pytest.mark.parametrize("micro_batches", [None, 5])
 @pytest.mark.parametrize("sampling", ["poisson", "shuffle"])
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_the_update_of_a_whole_step_carries_the_noise_that_the_ledger_states(clip, micro_batches, sampling, dtype):
+def test_the_update_of_a_step_has_the_noise_that_the_ledger_states(clip, micro_batches, sampling, dtype):
     assert_stated_update(clip, micro_batches, sampling, dtype, "cpu")
 
 
 @pytest.mark.cuda
 @on_gpu
-def test_the_update_of_a_whole_step_carries_the_noise_that_the_ledger_states_on_the_device():
+def test_the_update_of_a_step_has_the_noise_that_the_ledger_states_on_the_device():
     for clip in CLIP.names():
         for micro_batches, sampling in ((None, "poisson"), (5, "shuffle")):
             assert_stated_update(clip, micro_batches, sampling, torch.float32, "cuda")

@@ -1,4 +1,4 @@
-"""Law: a row that ``padding_rows`` lists has a gradient of exactly zero, and no training moves it."""
+"""Law: a row listed by ``padding_rows`` has a gradient of exactly zero, and training never changes it."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ WORDS, WIDTH, LENGTH = 7, 4, 5
 
 
 class Words(nn.Module):
-    """A classifier of bags of words; ``kind`` says how the table is used."""
+    """A bag-of-words classifier; ``kind`` determines the use of the table."""
 
     def __init__(self, kind: str, row: int | None) -> None:
         super().__init__()
@@ -59,12 +59,12 @@ def norm_bound():
 @pytest.mark.parametrize("engine", ENGINES.names())
 @settings(max_examples=10, deadline=None)
 @given(data=st.data())
-def test_the_gradient_of_a_listed_row_is_exactly_zero_for_any_tokens_and_weights(engine, kind, data):
+def test_the_gradient_of_a_listed_row_is_always_exactly_zero(engine, kind, data):
     row = data.draw(st.integers(0, WORDS - 1))
     torch.manual_seed(data.draw(st.integers(0, 1000)))
     network, tokens = Words(kind, row), torch.randint(0, WORDS, (6, LENGTH))
     tokens[data.draw(st.integers(0, 5))] = row
-    nn.init.normal_(network.table.weight)  # the row of padding too
+    nn.init.normal_(network.table.weight)  # including the padding row
     assert listed(network, tokens) == {"table.weight": [row]}
     if ENGINES.get(engine).refuses(network, nn.CrossEntropyLoss(), ClippedUnit(1, 6), Batch(tokens, tokens[:, 0] % 3)):
         return
@@ -75,11 +75,11 @@ def test_the_gradient_of_a_listed_row_is_exactly_zero_for_any_tokens_and_weights
 
 
 @pytest.mark.parametrize("kind", ["tied", "two"])
-def test_a_table_that_is_used_in_another_way_too_is_not_listed(kind):
+def test_a_table_with_a_second_use_is_not_listed(kind):
     assert listed(Words(kind, 0), torch.randint(0, WORDS, (2, LENGTH))) == {}
 
 
-def test_a_table_that_the_loss_uses_is_not_listed():
+def test_a_table_used_by_the_loss_is_not_listed():
     network = Words("embedding", 0)
 
     def penalised(outputs, targets):
@@ -96,7 +96,7 @@ def test_tables_without_padding_and_frozen_ones_are_not_listed():
 
 
 @pytest.mark.parametrize("kind", ["embedding", "sum", "tied"])
-def test_training_leaves_the_listed_rows_alone_and_gives_noise_to_all_others(make_model, kind):
+def test_training_keeps_the_listed_rows_and_adds_noise_to_all_others(make_model, kind):
     network = Words(kind, 2)
     before = copy.deepcopy(network.table.weight.detach())
     data = TensorDataset(torch.randint(0, 2, (32, LENGTH)), torch.randint(0, 3, (32,)))  # no example has words 3 to 6
@@ -105,7 +105,7 @@ def test_training_leaves_the_listed_rows_alone_and_gives_noise_to_all_others(mak
     assert moved.tolist() == [True, True, kind == "tied", True, True, True, True]
 
 
-def test_every_row_gets_noise_where_the_network_sees_numbers(make_model):
+def test_every_row_gets_noise_if_the_network_sees_floats(make_model):
     network = Words("embedding", 2)
     before = copy.deepcopy(network.table.weight.detach())
     data = TensorDataset(torch.randint(0, 2, (32, LENGTH)), torch.randint(0, 3, (32,)))

@@ -1,4 +1,4 @@
-"""The ledger planned without data is the ledger that training writes, for every mechanism and schedule."""
+"""The ledger planned without data equals the ledger that training writes, for every mechanism and schedule."""
 
 import pytest
 import torch

@@ -32,7 +32,7 @@ def test_the_count_is_charged_with_its_own_sensitivity(unit, multiplier):
 
 
 @pytest.mark.parametrize("unit", [ClippedUnit(1, 1000), ClippedUnit(4, 1000)])
-def test_the_released_count_has_the_noise_that_its_event_states(unit):
+def test_the_released_count_has_the_stated_noise(unit):
     fraction_stddev, learning_rate = 0.05, 1e-3
     clip = started(decay_policy="Linear", learning_rate=learning_rate, fraction_stddev=fraction_stddev, seed=3)
     moves = []
@@ -59,7 +59,7 @@ def test_the_bound_finds_the_quantile_of_the_norms(policy, target):
     assert clip.norm_bound == pytest.approx(target, abs=0.06)
 
 
-def test_a_median_target_on_vanishing_norms_stops_at_the_floor_and_says_so():
+def test_a_median_target_on_vanishing_norms_stops_at_the_floor_with_a_message():
     clip = started(0.1, decay_policy="Geometric", learning_rate=0.5, target_unclipped_quantile=0.5, seed=1)
     for step in range(200):
         clip.update(torch.zeros(100, 1), ClippedUnit(1, 100), step)
@@ -83,7 +83,7 @@ def test_the_bound_stops_at_its_ceiling():
     policy=st.sampled_from(BOUND_UPDATES.names()),
     norms=st.lists(st.floats(allow_nan=True, allow_infinity=True, width=32), max_size=10),
 )
-def test_the_bound_is_always_positive_and_in_its_range(bound, learning_rate, target, policy, norms):
+def test_the_bound_stays_positive_and_in_its_range(bound, learning_rate, target, policy, norms):
     clip = started(bound, decay_policy=policy, learning_rate=learning_rate, target_unclipped_quantile=target)
     for step in range(3):
         clip.update(torch.tensor(norms).reshape(-1, 1), ClippedUnit(1, 5), step)
@@ -105,7 +105,7 @@ def test_one_example_moves_the_noiseless_count_by_at_most_the_stated_sensitivity
         assert abs(moved[0] - moved[1]) <= ClippedUnit(1, 3).indicator_sensitivity
 
 
-def test_a_checkpoint_brings_the_bound_back():
+def test_a_checkpoint_restores_the_bound():
     clip = started(learning_rate=0.1)
     clip.update(torch.zeros(10, 1), ClippedUnit(1, 10), 0)
     other = started()
@@ -122,7 +122,7 @@ def test_a_checkpoint_brings_the_bound_back():
         ({"decay_policy": "Geometrical"}, "did you mean 'Geometric'"),
     ],
 )
-def test_bad_settings_are_refused_with_field_and_value(options, message):
+def test_invalid_settings_are_refused_with_name_and_value(options, message):
     with pytest.raises(ValueError, match=message):
         QuantileClip(**options)
 
@@ -132,7 +132,7 @@ def test_an_initial_bound_outside_its_range_is_refused():
         started(5.0, min_norm_bound=1.0, max_norm_bound=2.0)
 
 
-def test_a_zeroed_example_is_charged_for_the_term_that_it_can_flip():
+def test_a_zeroed_example_is_charged_for_the_term_it_can_flip():
     clip, unit = QuantileClip(fraction_stddev=0.02), ClippedUnit(1, 100)
     assert clip.event(0, unit) == GaussianEvent(4.0)
     plan = {
@@ -145,7 +145,7 @@ def test_a_zeroed_example_is_charged_for_the_term_that_it_can_flip():
     assert abs(counts[0] - counts[1]) <= replace(unit, zeroed=True).indicator_sensitivity
 
 
-def test_one_mechanism_started_twice_takes_its_range_from_the_bound_of_each():
+def test_a_mechanism_started_again_takes_its_range_from_the_new_bound():
     clip = QuantileClip(max_norm_bound=20.0)
     clip.start(1.0)
     clip.start(0.05)

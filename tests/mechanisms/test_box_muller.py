@@ -36,7 +36,7 @@ def exact(word, turn, scale=1.0):
 
 
 class Recorder:
-    """Stands for the cipher: gives zeros and notes which bytes of the stream it was asked for."""
+    """A stand-in for the cipher that returns zeros and records the requested bytes of the stream."""
 
     def __init__(self):
         self.taken = []
@@ -59,7 +59,7 @@ class _Opened:
 def test_the_transform_gives_the_numbers_of_exact_arithmetic(word, turn, scale):
     radius, cosine, sine = exact(word, turn, scale)
     ((found_cosine,), (found_sine,)) = transformed([word], [turn], scale)
-    # A uniform number next to 1 is rounded to 2**-53, which is 1.5e-8 of a radius near 0.
+    # A uniform number near 1 is rounded to 2**-53, which changes a radius near 0 by 1.5e-8.
     allowed = 1e-6 * radius + 3e-8 * scale
     assert abs(found_cosine - cosine) <= allowed
     assert abs(found_sine - sine) <= allowed
@@ -76,7 +76,7 @@ def test_the_smallest_words_give_the_farthest_numbers_and_the_largest_the_neares
 
 @pytest.mark.parametrize("deviations", [3.0, 5.0, 6.0, 7.0, 8.0, 8.5])
 def test_the_share_of_words_beyond_a_radius_is_the_exact_probability(deviations):
-    # The radius falls as the word grows, so the share is found by bisection over all 2**63 words.
+    # The radius decreases with the word, so bisection over all 2**63 words finds the share.
     low, high = 0, 2**63 - 1
     while high - low > 1:
         middle = (low + high) // 2
@@ -88,8 +88,8 @@ def test_the_share_of_words_beyond_a_radius_is_the_exact_probability(deviations)
 
 
 @pytest.mark.parametrize("word", [0, 2**40, 2**61, 2**62, -(2**62) * 7 // 4])
-def test_over_all_angles_the_mean_is_zero_and_no_rounding_leaves_the_variance_below_the_stated_one(word):
-    # Evenly spaced over the whole turn, with sixteen different endings of the bits that float32 rounds away.
+def test_over_all_angles_the_mean_is_zero_and_the_variance_at_least_the_stated_one(word):
+    # Angles evenly spaced over a full turn, with sixteen different values of the bits that float32 rounds away.
     turns = (np.arange(-(2**17), 2**17)[:, None] * 2**14 + np.arange(511, 2**14, 2**10)).ravel()
     cosines, sines = transformed([word] * len(turns), turns)
     radius = exact(word, 0)[0]
@@ -99,19 +99,19 @@ def test_over_all_angles_the_mean_is_zero_and_no_rounding_leaves_the_variance_be
 
 
 @given(count=st.integers(0, 1 << 18) | st.integers(1 << 21, 5 << 19), threads=st.integers(1, 4))
-def test_no_byte_of_the_stream_serves_twice(count, threads):
+def test_no_byte_of_the_stream_is_used_twice(count, threads):
     stream, target = Recorder(), np.zeros(count, dtype=np.float32)
     add_normal(target, 1.0, stream, threads)
     taken = sorted(stream.taken)
     assert all(before[1] <= after[0] for before, after in itertools.pairwise(taken))
     pairs = (count + 1) // 2
     assert sum(end - begin for begin, end in taken) == 12 * pairs
-    # A stream of zeros gives the farthest number in each pair's first place, and 0 in the second.
+    # A stream of zeros gives the largest number as the first of each pair, and 0 as the second.
     assert np.count_nonzero(target > 9.4) == pairs
 
 
 @pytest.mark.parametrize("count", [1, 2, 65_535, 65_537, 1 << 18, (1 << 22) + 4321])
-def test_the_numbers_do_not_depend_on_how_many_threads_make_them(count):
+def test_the_numbers_do_not_depend_on_the_number_of_threads(count):
     material = SecureGenerator(5).words(6).tobytes()
     drawn = []
     for threads in (1, 2, 3, 16):
@@ -121,7 +121,7 @@ def test_the_numbers_do_not_depend_on_how_many_threads_make_them(count):
     assert all(np.array_equal(drawn[0], other) for other in drawn[1:])
 
 
-def test_a_failing_cipher_in_any_thread_is_an_error_of_the_call():
+def test_a_cipher_failure_in_any_thread_raises_an_error():
     def broken(counter):
         if counter:
             raise RuntimeError("no cipher")

@@ -15,14 +15,14 @@ NAMES = ["first.weight", "first.bias", "second.weight"]
 
 
 class Relative(Fixed):
-    """Factors by the largest norm of the batch: each is below its bound, but all move when one example leaves."""
+    """Factors from the largest norm of the batch: each respects its bound, but all change when one example leaves."""
 
     def factors(self, norms):
         return (self.norm_bound / norms.max().clamp(min=self.norm_bound)).expand_as(norms)
 
 
 class Peeking(Fixed):
-    """Takes the largest norm as it is, and states nothing."""
+    """Uses the exact largest norm, and states nothing."""
 
     def update(self, norms, unit, step):
         self._norm_bound = float(norms.max())
@@ -41,19 +41,19 @@ def started(mechanism) -> ClipMechanism:
 
 
 @pytest.mark.parametrize("name", CLIP.names())
-def test_every_mechanism_of_ours_is_sound_and_left_as_it_was(name):
+def test_every_built_in_mechanism_passes_and_is_unchanged(name):
     clip = started(CLIP.create(name))
     require_sound_clip(clip, NAMES, ClippedUnit(1, 8))
     assert clip.norm_bound == 0.3
 
 
-def test_factors_that_look_at_other_units_are_refused():
-    with pytest.raises(UnprotectedUpdateError, match=r"Relative\.factors gives a unit another factor"):
+def test_factors_that_depend_on_other_units_are_refused():
+    with pytest.raises(UnprotectedUpdateError, match=r"Relative\.factors gives a unit a different factor"):
         require_sound_clip(started(Relative()), NAMES, ClippedUnit(1, 8))
 
 
-def test_a_bound_that_is_learnt_without_an_event_is_refused_and_a_schedule_is_not():
-    with pytest.raises(UnprotectedUpdateError, match=r"Peeking\.update looks at the norms .* its event is None"):
+def test_a_bound_learnt_without_an_event_is_refused_but_a_schedule_is_not():
+    with pytest.raises(UnprotectedUpdateError, match=r"Peeking\.update uses the norms .* its event is None"):
         require_sound_clip(started(Peeking()), NAMES, ClippedUnit(1, 8))
     clip = started(Halving())
     require_sound_clip(clip, NAMES, ClippedUnit(1, 8))
@@ -68,7 +68,7 @@ def test_fit_refuses_them_before_anything_is_spent(make_model, loader, clip):
     assert model.ledger.total == 0
 
 
-def test_a_mechanism_without_an_event_is_never_shown_a_norm(make_model, loader):
+def test_a_mechanism_without_an_event_never_sees_the_norms(make_model, loader):
     shown = []
 
     class Curious(Fixed):
@@ -89,14 +89,14 @@ class Negative(Fixed):
 
 
 class LargeBatch(Fixed):
-    """Factors go by the largest norm where there are more than 32 units."""
+    """Factors depend on the largest norm if there are more than 32 units."""
 
     def factors(self, norms):
         return super().factors(norms) if len(norms) <= 32 else Relative.factors(self, norms)
 
 
 class ByTheRow(Fixed):
-    """A schedule over the rows of a batch: who stands where depends on the others."""
+    """A schedule over the rows of a batch: the row of an example depends on the others."""
 
     def factors(self, norms):
         return super().factors(norms) / torch.arange(1, len(norms) + 1).unsqueeze(1)
@@ -147,7 +147,7 @@ class Spy(Fixed):
 
 
 class SpyOnBlocks(Fixed):
-    """What it learns moves the bounds of the blocks, not the whole."""
+    """Moves the bounds of the blocks, but not the norm bound, by what it learns."""
 
     def factors(self, norms):
         self.share = float((norms < self.norm_bound).double().mean())
@@ -161,7 +161,7 @@ class SpyOnBlocks(Fixed):
 
 
 class CheapMedian(Fixed):
-    """The exact median, said to cost next to nothing."""
+    """The exact median, declared to be almost free."""
 
     def event(self, step, unit):
         return GaussianEvent(1e6)
@@ -195,7 +195,7 @@ class CheapMean(CheapMedian):
 
 
 class SpyBesideAnEvent(QuantileClip):
-    """Adaptive clipping that pays for its count, and moves the bound by the exact mean it saw in factors."""
+    """Adaptive clipping that charges its count, and moves the bound by the exact mean it saw in factors."""
 
     def factors(self, norms):
         self.seen = float(norms.mean()) if len(norms) > 6 else 0.0
@@ -220,40 +220,40 @@ class EventFollowsTheBound(QuantileClip):
 
 WRONG = [
     (Negative, "Negative failed its trial .* factors gave -"),
-    (LargeBatch, r"LargeBatch\.factors gives a unit another factor"),
-    (ByTheRow, r"ByTheRow\.factors gives a unit another factor"),
+    (LargeBatch, r"LargeBatch\.factors gives a unit a different factor"),
+    (ByTheRow, r"ByTheRow\.factors gives a unit a different factor"),
     (RunningMean, "RunningMean"),
     (CountsCalls, "CountsCalls"),
     (LooseBlocks, r"LooseBlocks\.block_bounds\(1\) gives 1 bounds"),
     (LeavesNoBound, "update left a norm bound of 0"),
-    (Spy, r"Spy\.update looks at the norms that factors was given"),
-    (SpyOnBlocks, r"SpyOnBlocks\.update looks at the norms that factors was given"),
-    (CheapMedian, r"update follows the norms more closely than its event GaussianEvent\(noise_multiplier=1000000.0\)"),
-    (CheapMaximum, "more closely than its event"),
-    (CheapMean, "more closely than its event"),
-    (SpyBesideAnEvent, "more closely than its event"),
-    (QuietCount, "more closely than its event"),
+    (Spy, r"Spy\.update uses the norms that factors received"),
+    (SpyOnBlocks, r"SpyOnBlocks\.update uses the norms that factors received"),
+    (CheapMedian, r"update reveals more about the norms than its event GaussianEvent\(noise_multiplier=1000000.0\)"),
+    (CheapMaximum, "more about the norms than its event"),
+    (CheapMean, "more about the norms than its event"),
+    (SpyBesideAnEvent, "more about the norms than its event"),
+    (QuietCount, "more about the norms than its event"),
     (EventFollowsTheBound, "failed its trial"),
 ]
 
 
 @pytest.mark.parametrize(("wrong", "finding"), WRONG, ids=lambda value: getattr(value, "__name__", ""))
-def test_what_moves_more_than_is_stated_is_refused(wrong, finding):
+def test_mechanisms_that_reveal_more_than_stated_are_refused(wrong, finding):
     with pytest.raises(UnprotectedUpdateError, match=finding):
         require_sound_clip(started(wrong()), NAMES, ClippedUnit(1, 200), range(100))
 
 
-def test_factors_that_remember_earlier_calls_are_refused_for_it():
+def test_factors_that_remember_earlier_calls_are_refused():
     class Remembers(Fixed):
-        """Moves once it has seen a batch of large norms alone."""
+        """Changes after a batch of large norms only."""
 
-        shaken = False
+        changed = False
 
         def factors(self, norms):
-            self.shaken |= bool((norms > 100 * self.norm_bound).all())
-            return super().factors(norms) * (0.5 if self.shaken else 1.0)
+            self.changed |= bool((norms > 100 * self.norm_bound).all())
+            return super().factors(norms) * (0.5 if self.changed else 1.0)
 
-    with pytest.raises(UnprotectedUpdateError, match="carry what earlier batches held"):
+    with pytest.raises(UnprotectedUpdateError, match="depend on earlier batches"):
         require_sound_clip(started(Remembers()), NAMES, ClippedUnit(1, 8))
 
 
@@ -271,7 +271,7 @@ def test_factors_that_remember_earlier_calls_are_refused_for_it():
     quantile=st.floats(0, 1),
     seed=st.integers(0, 2),
 )
-def test_every_mechanism_of_ours_passes(
+def test_every_built_in_mechanism_passes(
     name, norm_bound, group_size, units, zeroed, steps, fraction_stddev, learning_rate, policy, quantile, seed
 ):
     options = {
@@ -287,21 +287,21 @@ def test_every_mechanism_of_ours_passes(
     assert require_sound_clip(clip, NAMES, unit, range(steps), zeroed=zeroed and group_size == 1) == ()
 
 
-def test_no_alarm_in_hundreds_of_trials_of_adaptive_clipping():
+def test_hundreds_of_trials_of_adaptive_clipping_pass():
     for number in range(100):
         clip = QuantileClip(learning_rate=0.1 + number / 1000)
         clip.start(1.0)
         require_sound_clip(clip, NAMES, ClippedUnit(1, 100))
 
 
-def test_a_seeded_mechanism_is_left_as_it_was():
+def test_a_seeded_mechanism_is_unchanged():
     clip = started(QuantileClip(seed=3))
     before = clip.state_dict(), clip.generator.position
     require_sound_clip(clip, NAMES, ClippedUnit(1, 100))
     assert (clip.state_dict(), clip.generator.position) == before
 
 
-def test_what_cannot_be_tried_is_noted():
+def test_untestable_updates_are_noted():
     class OtherEvent(PrivacyEvent):
         pass
 

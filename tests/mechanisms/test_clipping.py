@@ -19,7 +19,7 @@ norm_values = st.floats(0, 1e30, allow_nan=False)
     bound=st.floats(1e-3, 1e3),
     norms=st.lists(st.lists(norm_values, min_size=1, max_size=3), min_size=1, max_size=6),
 )
-def test_no_unit_leaves_with_more_than_the_bound_whatever_its_norm(name, bound, norms):
+def test_no_unit_contributes_more_than_the_bound(name, bound, norms):
     width = min(len(row) for row in norms)
     blocks = width if name == "PerLayer" else 1
     table = torch.tensor([row[:blocks] for row in norms], dtype=torch.float64)
@@ -33,7 +33,7 @@ def test_no_unit_leaves_with_more_than_the_bound_whatever_its_norm(name, bound, 
 
 @pytest.mark.parametrize("name", CLIP.names())
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
-def test_a_unit_without_a_finite_norm_gets_factor_zero_and_others_are_untouched(name, bad):
+def test_a_unit_with_a_non_finite_norm_gets_factor_zero_and_others_are_unaffected(name, bad):
     clip = ClipMechanismsFactory.create(name)
     clip.start(1.0)
     factors = bounded_factors(torch.tensor([[0.5], [bad]]), clip, 1)
@@ -41,7 +41,7 @@ def test_a_unit_without_a_finite_norm_gets_factor_zero_and_others_are_untouched(
     assert factors[0].item() > 0.9
 
 
-def test_fixed_clipping_shrinks_long_gradients_only():
+def test_fixed_clipping_shrinks_only_long_gradients():
     clip = Fixed()
     clip.start(2.0)
     assert clip.factors(torch.tensor([[0.0], [2.0], [8.0]])).flatten().tolist() == [1.0, 1.0, 0.25]
@@ -53,7 +53,7 @@ def test_automatic_clipping_normalises():
     assert clip.factors(torch.tensor([[0.99], [9.99]])).flatten().tolist() == pytest.approx([1.0, 0.1])
 
 
-def test_per_layer_bounds_square_to_the_whole_bound():
+def test_per_layer_bounds_add_up_in_squares_to_the_bound():
     clip = PerLayer()
     clip.start(3.0)
     assert math.sqrt(sum(bound**2 for bound in clip.block_bounds(7))) == pytest.approx(3.0)
@@ -71,7 +71,7 @@ def test_a_faulty_mechanism_cannot_lift_a_gradient_above_the_bound():
     assert ((bounded_factors(norms, clip, 1) * norms) <= 1.0).all()
 
 
-def test_a_faulty_mechanism_cannot_make_nan_or_negative_factors():
+def test_a_faulty_mechanism_cannot_cause_nan_or_negative_factors():
     class Broken(Fixed):
         def factors(self, norms):
             return torch.tensor([[math.nan], [-3.0]])
@@ -104,7 +104,7 @@ def test_a_gradient_too_small_for_its_norm_is_not_lifted_above_the_bound(dtype):
 
 
 @pytest.mark.parametrize("bound", [0.1, 0.3, 1.2])
-def test_bounds_of_blocks_that_were_rounded_are_taken_and_hold(bound):
+def test_rounded_block_bounds_are_accepted_and_hold(bound):
     class Rounded(PerLayer):
         def block_bounds(self, blocks):
             return (torch.ones(blocks) * self.norm_bound / math.sqrt(blocks)).tolist()
@@ -115,7 +115,7 @@ def test_bounds_of_blocks_that_were_rounded_are_taken_and_hold(bound):
     assert (bounded_factors(norms, clip, 2).double() * norms.double()).norm() <= bound
 
 
-def test_bounds_of_blocks_that_exceed_the_whole_are_refused():
+def test_block_bounds_that_exceed_the_norm_bound_are_refused():
     class Generous(PerLayer):
         def block_bounds(self, blocks):
             return [self.norm_bound] * blocks
@@ -126,13 +126,13 @@ def test_bounds_of_blocks_that_exceed_the_whole_are_refused():
         bounded_factors(torch.ones(2, 9), clip, 9)
 
 
-def test_a_mechanism_without_a_bound_says_so():
+def test_a_mechanism_without_a_bound_raises_an_error():
     with pytest.raises(RuntimeError, match="Fixed has no norm bound yet"):
         _ = Fixed().norm_bound
 
 
 @pytest.mark.parametrize("bound", [0, -1, math.nan, math.inf, "1"])
-def test_a_bound_that_is_not_positive_is_refused(bound):
+def test_a_non_positive_bound_is_refused(bound):
     with pytest.raises(ValueError, match="norm_bound must be a positive finite number"):
         Fixed().start(bound)
 

@@ -13,7 +13,7 @@ from monitors.schedules import DECAYS, decayed
 
 
 class Flat(NoiseMechanism):
-    """A mechanism of a third party: only what it draws and what that costs."""
+    """A custom mechanism that defines only its noise and its cost."""
 
     def noise_multiplier(self, step):
         return 1.0
@@ -38,7 +38,7 @@ def clipped(size=4000, norm_bound=1.0, factor=1.0, dtype=torch.float64):
 
 @pytest.mark.parametrize("policy", DECAYS.names())
 @pytest.mark.parametrize("step", [0, 1, 7])
-def test_the_event_and_the_drawn_noise_come_from_one_schedule(policy, step):
+def test_the_event_and_the_noise_follow_one_schedule(policy, step):
     noise = AdaGaussian(initial_noise_multiplier=2.0, noise_decay_rate=0.1, decay_policy=policy, seed=1)
     stated = noise.event(step).noise_multiplier
     size = 200_000
@@ -55,7 +55,7 @@ def test_decay_policies_follow_their_formulas_and_the_first_step_is_undecayed(po
     assert noise.event(3).noise_multiplier == pytest.approx(expected, rel=1e-12)
 
 
-def test_the_noise_follows_the_bound_in_force_not_the_initial_one():
+def test_the_noise_follows_the_bound_in_force_and_not_the_initial_one():
     noise = Gaussian(initial_noise_multiplier=1.0, norm_bound=1.0, seed=2)
     assert noise.add(clipped(100_000, norm_bound=0.25), 0).std().item() == pytest.approx(0.25, rel=0.02)
 
@@ -66,7 +66,7 @@ def test_a_sensitivity_of_twice_the_bound_halves_the_recorded_multiplier():
 
 @pytest.mark.parametrize("mechanism", [Gaussian(), AdaGaussian(), Flat()])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
-def test_the_release_takes_the_sum_s_memory_so_that_no_sum_without_noise_stays_behind(mechanism, dtype):
+def test_the_release_overwrites_the_sum(mechanism, dtype):
     summed = clipped(1000, dtype=dtype)
     released = mechanism.add(summed, 0)
     assert released.data_ptr() == summed.flat_grad.data_ptr()
@@ -74,7 +74,7 @@ def test_the_release_takes_the_sum_s_memory_so_that_no_sum_without_noise_stays_b
     assert (released != 0).sum() > 990
 
 
-def test_noise_for_a_large_model_takes_a_small_part_of_the_model_s_memory():
+def test_noise_for_a_large_model_needs_a_fraction_of_the_model_s_memory():
     noise, summed = Gaussian(), clipped(8_000_000, dtype=torch.float32)
     tracemalloc.start()
     try:
@@ -104,7 +104,7 @@ def test_no_noise_is_accounted_as_not_private():
 
 
 @pytest.mark.parametrize("value", [0, -1.0, float("nan"), float("inf"), "1", True, None])
-def test_a_multiplier_that_is_not_a_positive_number_is_refused_with_its_value(value):
+def test_an_invalid_multiplier_is_refused_with_its_value(value):
     with pytest.raises(ValueError, match="initial_noise_multiplier must be a positive finite number, got"):
         NoiseMechanismsFactory.create("Gaussian", initial_noise_multiplier=value)
 
@@ -116,7 +116,7 @@ def test_every_registered_mechanism_is_built_by_the_factory_with_mindarmour_argu
     assert not noise.generator.reproducible
 
 
-def test_arguments_that_a_mechanism_does_not_take_are_refused():
+def test_unsupported_arguments_are_refused():
     with pytest.raises(ValueError, match="decay_policy='Time' has no meaning for noise mechanism 'Gaussian'"):
         NoiseMechanismsFactory.create("Gaussian", decay_policy="Time")
     with pytest.raises(ValueError, match=r"noise_multipler=2\.0 has no meaning"):

@@ -34,36 +34,36 @@ EXAMPLE, GROUP = ClippedUnit(1, 32), ClippedUnit(2, 16)
 
 
 @pytest.mark.parametrize(("wrong", "finding"), WRONG, ids=lambda value: getattr(value, "__name__", ""))
-def test_noise_that_is_not_what_its_event_states_is_refused(wrong, finding):
+def test_noise_that_does_not_match_its_event_is_refused(wrong, finding):
     with pytest.raises(UnprotectedUpdateError, match=rf"^{wrong.__name__} failed its trial.*{finding}"):
         require_sound_noise(wrong(initial_noise_multiplier=3.0), EXAMPLE, LONG)
 
 
 @pytest.mark.parametrize("wrong", [Quiet, Silent, ForgetsTheBound, DrawnOnce, SeedsTorch, FollowsTorch, OneNumber])
 @pytest.mark.parametrize("steps", [range(1), range(5, 7)])
-def test_short_trainings_are_no_way_out(wrong, steps):
+def test_wrong_noise_is_also_refused_for_short_runs(wrong, steps):
     with pytest.raises(UnprotectedUpdateError):
         require_sound_noise(wrong(initial_noise_multiplier=3.0), EXAMPLE, steps)
 
 
-def test_an_event_without_the_sensitivity_factor_is_refused_for_micro_batches_alone():
+def test_an_event_without_the_sensitivity_factor_is_refused_only_for_micro_batches():
     require_sound_noise(ForgetsTheFactor(), EXAMPLE, LONG)
     with pytest.raises(UnprotectedUpdateError, match="Divide the multiplier in event by sensitivity_factor"):
         require_sound_noise(ForgetsTheFactor(), GROUP, LONG)
 
 
-# What passes
+# Correct mechanisms
 
 
 class OutOfPlace(Gaussian):
-    """Leaves the sum as it is and returns a new tensor."""
+    """Leaves the sum unchanged and returns a new tensor."""
 
     def add(self, summed, step):
         return summed.flat_grad + self.sample(summed.flat_grad.numel(), step).to(summed.flat_grad) * summed.norm_bound
 
 
 class OneSizeOnly(Gaussian):
-    """Made for a network of 300 parameters."""
+    """Supports only networks with 300 parameters."""
 
     def add(self, summed, step):
         if summed.flat_grad.numel() != 300:
@@ -93,7 +93,7 @@ class ByTheSensitivity(Gaussian):
 
 
 @pytest.mark.parametrize("right", [OutOfPlace, OneSizeOnly, FromADevice, ByTheSensitivity])
-def test_sound_mechanisms_of_other_makes_pass(right):
+def test_sound_custom_mechanisms_pass(right):
     assert require_sound_noise(right(), GROUP, range(30), like=torch.zeros(300)) == ()
 
 
@@ -109,7 +109,7 @@ def test_sound_mechanisms_of_other_makes_pass(right):
     dtype=st.sampled_from([torch.float32, torch.float64]),
     seed=st.integers(0, 3),
 )
-def test_every_mechanism_of_ours_passes(data, name, multiplier, norm_bound, first, count, unit, dtype, seed):
+def test_every_built_in_mechanism_passes(data, name, multiplier, norm_bound, first, count, unit, dtype, seed):
     options = {
         "Gaussian": st.just({}),
         "AdaGaussian": st.fixed_dictionaries(
@@ -124,15 +124,15 @@ def test_every_mechanism_of_ours_passes(data, name, multiplier, norm_bound, firs
     assert require_sound_noise(noise, unit, range(first, first + count), norm_bound=norm_bound, like=like) == ()
 
 
-def test_no_alarm_in_hundreds_of_trials_of_correct_noise():
+def test_hundreds_of_trials_of_correct_noise_pass():
     for number in range(200):
-        # Another multiplier is another mechanism: none of these trials is remembered.
+        # A different multiplier makes a different mechanism, so no trial is skipped.
         require_sound_noise(Gaussian(initial_noise_multiplier=1.0 + number / 1000), EXAMPLE, LONG)
 
 
 @pytest.mark.parametrize("seed", [0, 7])
 @pytest.mark.parametrize("make", [Gaussian, Drawn, DrawnOnce], ids=lambda make: make.__name__)
-def test_the_mechanism_is_left_as_it_was(make, seed):
+def test_the_mechanism_is_unchanged(make, seed):
     noise = make(seed=seed)
     before = dict(vars(noise)), noise.generator.position
     try:
@@ -142,7 +142,7 @@ def test_the_mechanism_is_left_as_it_was(make, seed):
     assert (dict(vars(noise)), noise.generator.position) == before
 
 
-def test_a_seeded_stream_in_a_closure_stands_where_it_stood():
+def test_a_seeded_stream_in_a_closure_keeps_its_position():
     class Closed(Gaussian):
         def __init__(self, **options):
             super().__init__(**options)
@@ -159,7 +159,7 @@ def test_a_seeded_stream_in_a_closure_stands_where_it_stood():
     assert torch.equal(noise.sample(9, 0), Closed(seed=5).sample(9, 0))
 
 
-def test_public_generators_are_left_as_they_were():
+def test_public_generators_are_unchanged():
     before = torch.get_rng_state(), np.random.get_state()[1].copy(), random.getstate()
     for wrong in (SeedsTorch, FollowsNumPy, FollowsPython):
         with pytest.raises(UnprotectedUpdateError):
@@ -169,11 +169,11 @@ def test_public_generators_are_left_as_they_were():
     assert random.getstate() == before[2]
 
 
-# Events of other kinds
+# Other events
 
 
 class OtherEvent(PrivacyEvent):
-    """States no normal noise."""
+    """An event that does not state normal noise."""
 
 
 class Other(Drawn):
@@ -181,7 +181,7 @@ class Other(Drawn):
         return OtherEvent()
 
 
-def test_an_event_that_the_trial_does_not_know_is_noted_and_tried_for_what_holds_of_any_noise():
+def test_an_unknown_event_is_noted_and_its_noise_gets_the_general_tests():
     class OtherSilent(Other):
         add = Silent.add
 
@@ -198,7 +198,7 @@ def test_an_event_that_the_trial_does_not_know_is_noted_and_tried_for_what_holds
             require_sound_noise(wrong(), EXAMPLE, LONG)
 
 
-def test_what_states_no_privacy_is_not_tried_whatever_it_says_of_itself():
+def test_only_the_event_decides_that_a_mechanism_claims_no_privacy():
     class SaysNoPrivacy(Silent):
         private = False
 

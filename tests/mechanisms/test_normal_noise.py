@@ -16,5 +16,5 @@ from monitors.events import ComposedEvent, GaussianEvent, NonPrivateEvent, Poiss
         (NonPrivateEvent(), None),
     ],
 )
-def test_only_what_equals_one_gaussian_release_states_normal_noise(event, multiplier):
+def test_only_equivalents_of_one_gaussian_release_state_normal_noise(event, multiplier):
     assert stated_multiplier(event) == (None if multiplier is None else pytest.approx(multiplier))

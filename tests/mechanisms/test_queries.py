@@ -18,7 +18,7 @@ def test_the_noise_is_laplace_noise_of_the_stated_scale():
     from scipy.stats import kstest, laplace
 
     noise = LaplaceMechanism(epsilon=0.5, sensitivity=3.0).release(np.zeros(DRAWS), Ledger())
-    # the array is one answer whose rounding is made up for, so the scale is that of the whole
+    # the array is one answer, so its scale compensates for the rounding of all its numbers
     assert kstest(noise, laplace(scale=6.0).cdf).pvalue > 1e-9
 
 
@@ -35,7 +35,7 @@ def test_integer_noise_has_the_masses_of_rounded_laplace_noise(scale):
 
 
 @given(st.floats(0.01, 10.0), st.floats(1e-6, 1e6), st.floats(-1e9, 1e9))
-def test_the_cost_is_recorded_and_the_answer_is_near(epsilon, sensitivity, value):
+def test_the_cost_is_recorded_and_the_answer_is_close(epsilon, sensitivity, value):
     ledger, mechanism = Ledger(), LaplaceMechanism(epsilon, sensitivity)
     answer = mechanism.release(value, ledger)
     assert [event for event, _ in ledger] == [LaplaceEvent(1 / epsilon)]
@@ -71,7 +71,7 @@ def test_a_count_is_a_whole_number_and_a_histogram_costs_one_release():
         (lambda ledger: LaplaceMechanism(1e-150, 1e150), "noise scale"),
     ],
 )
-def test_wrong_questions_are_refused_and_cost_nothing(call, message):
+def test_invalid_queries_are_refused_and_cost_nothing(call, message):
     ledger = Ledger()
     with pytest.raises(ValueError, match=message):
         call(ledger)
@@ -86,7 +86,7 @@ def test_secret_noise_never_repeats_and_a_seed_voids_the_guarantee():
     assert REPRODUCIBLE in ledger.notes
 
 
-def test_ledgers_with_answers_are_known_as_long_as_they_live():
+def test_ledgers_with_queries_are_known_while_they_exist():
     ledger = Ledger()
     CountingQuery(1.0).count([True], ledger)
     CountingQuery(1.0).count([True], ledger)

@@ -1,4 +1,4 @@
-"""Mechanisms are printed with the settings that matter."""
+"""Mechanisms are printed with their relevant settings."""
 
 import pytest
 
@@ -9,7 +9,7 @@ NOISE, CLIP = NoiseMechanismsFactory.create, ClipMechanismsFactory.create
 
 
 class TwoPhase(Gaussian):
-    """A plugin's mechanism, which hands on what it does not name."""
+    """A plugin's mechanism that forwards its other arguments."""
 
     def __init__(self, *, switch, **common):
         super().__init__(**common)

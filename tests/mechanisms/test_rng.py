@@ -16,7 +16,7 @@ from mechanisms.rng import SecureGenerator, _threshold
 
 @settings(max_examples=50, deadline=None)
 @given(count=st.integers(0, 1000), dtype=st.sampled_from([torch.float32, torch.float64]))
-def test_normal_numbers_have_the_asked_length_and_type_and_are_finite(count, dtype):
+def test_normal_numbers_have_the_requested_length_and_type_and_are_finite(count, dtype):
     numbers = SecureGenerator().normal(count, dtype)
     assert numbers.shape == (count,)
     assert numbers.dtype == dtype
@@ -29,7 +29,7 @@ def test_normal_numbers_pass_a_goodness_of_fit_test_and_a_wrong_scale_fails_it()
     assert stats.kstest(numbers * 1.02, "norm").pvalue < 1e-3
 
 
-def test_normal_numbers_reach_into_the_tail_as_often_as_they_should():
+def test_normal_numbers_reach_the_tail_with_the_correct_frequency():
     numbers = SecureGenerator(seed=5).normal(4_000_000).numpy()
     beyond = int((np.abs(numbers) > 4.5).sum())
     expected = 4_000_000 * 2 * stats.norm.sf(4.5)
@@ -58,7 +58,7 @@ def test_successive_draws_of_one_generator_differ():
 
 
 @pytest.mark.parametrize("seed", [0, 9])
-def test_a_forked_child_draws_another_stream(seed):
+def test_a_forked_child_draws_a_different_stream(seed):
     generator = SecureGenerator(seed)
     generator.words(1)
     reader, writer = os.pipe()
@@ -76,7 +76,7 @@ def test_a_forked_child_draws_another_stream(seed):
 def test_the_number_of_drawn_rows_is_binomial(rate, seed):
     count = 20_000
     drawn = len(SecureGenerator(seed).bernoulli_rows(count, rate))
-    # The exact tails: near rates of 0 and 1 the number is nothing like normal.
+    # Use exact tails: near rates of 0 and 1, the number of rows is far from normal.
     assert stats.binom.cdf(drawn, count, rate) > 1e-9
     assert stats.binom.sf(drawn - 1, count, rate) > 1e-9
 
@@ -107,7 +107,7 @@ def accepts(sample, scale):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("scale", [1e-12, 0.3, 1.0, 1e12])
-def test_normal_numbers_have_the_stated_scale_and_neither_more_nor_less(dtype, scale):
+def test_normal_numbers_have_exactly_the_stated_scale(dtype, scale):
     numbers = SecureGenerator(seed=13).normal(100_000, dtype, scale).double().numpy()
     assert accepts(numbers, scale)
     assert not accepts(numbers, scale * 2 / 3)
@@ -126,13 +126,13 @@ def assert_tail_probabilities(numbers_of, count, thresholds):
     assert (np.abs(beyond - expected) < 5 * np.sqrt(expected) + 3).all()
 
 
-def test_float32_numbers_reach_into_the_tail_as_often_as_they_should():
+def test_float32_numbers_reach_the_tail_with_the_correct_frequency():
     generator = SecureGenerator(seed=15)
     assert_tail_probabilities(lambda size: generator.normal(size, torch.float32).numpy(), 1 << 23, [1, 2, 3, 4, 4.5, 5])
 
 
 @pytest.mark.slow
-def test_float32_numbers_reach_into_the_far_tail_as_often_as_they_should():
+def test_float32_numbers_reach_the_far_tail_with_the_correct_frequency():
     generator = SecureGenerator(seed=16)
     levels = [3, 3.5, 4, 4.5, 5, 5.5, 6]
     assert_tail_probabilities(lambda size: generator.normal(size, torch.float32).numpy(), 400_000_000, levels)
@@ -158,7 +158,7 @@ def test_float32_draws_of_one_generator_differ_and_seeded_ones_repeat():
 
 
 @given(seed=st.integers(1, 2**31))
-def test_one_normal_number_is_that_of_a_draw_of_one(seed):
+def test_scalar_normal_equals_a_draw_of_one(seed):
     assert SecureGenerator(seed).scalar_normal() == pytest.approx(float(SecureGenerator(seed).normal(1)), rel=1e-12)
 
 
@@ -169,7 +169,7 @@ def test_adding_noise_in_place_adds_the_numbers_of_a_draw():
     assert torch.equal(target, 3.0 + drawn)
 
 
-def test_a_child_forked_after_a_draw_on_several_threads_draws_other_noise():
+def test_a_child_forked_after_a_threaded_draw_draws_different_noise():
     generator = SecureGenerator(21)
     generator.normal(1 << 21, torch.float32)
     reader, writer = os.pipe()
@@ -185,7 +185,7 @@ def test_a_child_forked_after_a_draw_on_several_threads_draws_other_noise():
 
 
 @pytest.mark.parametrize("copied", [copy.deepcopy, lambda value: pickle.loads(pickle.dumps(value))])
-def test_a_copy_of_a_secret_stream_is_another_stream_and_of_a_seeded_one_goes_on(copied):
+def test_a_copied_secret_stream_is_fresh_and_a_copied_seeded_one_continues(copied):
     secret, seeded = SecureGenerator(purpose="noise"), SecureGenerator(seed=3, purpose="noise")
     secret.words(2), seeded.words(2)
     assert secret.words(4).tolist() != copied(secret).words(4).tolist()
@@ -197,12 +197,12 @@ CPU = torch.device("cpu")
 
 
 def on_device(generator, count):
-    """Noise and coins of the generator's stream on a device; the CPU stands for a GPU."""
+    """Noise and coins from the generator's stream on a device; the CPU stands in for a GPU."""
     stream = generator._on(CPU)
     return torch.cat([stream.add_normal_(torch.zeros(count)), stream.coins(count, 2**63).float()])
 
 
-def test_streams_of_devices_are_keyed_apart_by_secret_seed_and_purpose():
+def test_streams_of_a_device_differ_by_secret_seed_and_purpose():
     makers = [SecureGenerator, SecureGenerator, *(lambda s=s, p=p: SecureGenerator(s, p) for s in (1, 2) for p in "ab")]
     drawn = torch.stack([on_device(make(), 40)[:40] for make in makers])
     assert len(torch.unique(drawn, dim=0)) == len(makers)
@@ -216,7 +216,7 @@ def test_keys_of_two_devices_differ_under_one_seed():
 
 
 @pytest.mark.parametrize("seed", [0, 9])
-def test_a_forked_child_draws_another_stream_on_its_devices(seed):
+def test_a_forked_child_draws_a_different_stream_on_devices(seed):
     generator = SecureGenerator(seed)
     on_device(generator, 10)
     reader, writer = os.pipe()
@@ -232,7 +232,7 @@ def test_a_forked_child_draws_another_stream_on_its_devices(seed):
 
 
 @pytest.mark.parametrize("copied", [copy.deepcopy, lambda value: pickle.loads(pickle.dumps(value))])
-def test_a_copy_s_stream_on_a_device_is_fresh_when_secret_and_goes_on_when_seeded(copied):
+def test_a_copied_device_stream_is_fresh_if_secret_and_continues_if_seeded(copied):
     secret, seeded = SecureGenerator(), SecureGenerator(seed=3)
     on_device(secret, 30), on_device(seeded, 30)
     assert not torch.equal(on_device(copied(secret), 30), on_device(secret, 30))
@@ -253,7 +253,7 @@ def operate(generator, operations):
 
 @settings(max_examples=40, deadline=None)
 @given(before=OPERATIONS, after=OPERATIONS, drawn_elsewhere=st.booleans())
-def test_a_position_brings_back_the_places_on_the_cpu_and_on_devices(before, after, drawn_elsewhere):
+def test_a_position_restores_the_streams_of_cpu_and_devices(before, after, drawn_elsewhere):
     original, resumed = SecureGenerator(8), SecureGenerator(8)
     operate(original, before)
     if drawn_elsewhere:
@@ -275,7 +275,7 @@ def test_a_secret_stream_on_a_device_has_no_position():
 
 @settings(max_examples=30, deadline=None)
 @given(count=st.integers(0, 500), rate=st.floats(1e-4, 1.0), seed=st.integers(1, 2**31))
-def test_the_mask_of_coins_marks_the_rows_that_would_be_drawn(count, rate, seed):
+def test_bernoulli_mask_marks_the_rows_of_bernoulli_rows(count, rate, seed):
     mask = SecureGenerator(seed).bernoulli_mask(count, rate)
     assert (mask.dtype, mask.shape) == (torch.bool, (count,))
     assert np.array_equal(mask.nonzero()[:, 0].numpy(), SecureGenerator(seed).bernoulli_rows(count, rate))
@@ -287,6 +287,6 @@ def test_the_threshold_of_a_coin_never_exceeds_its_probability(rate):
     assert 0 <= Fraction(rate) * 2**64 - threshold < 1
 
 
-def test_a_tensor_scale_is_a_scale_on_the_cpu_too():
+def test_a_tensor_scale_also_works_on_the_cpu():
     drawn = SecureGenerator(4).normal(50, torch.float32, 0.5)
     assert torch.equal(SecureGenerator(4).add_normal_(torch.zeros(50), torch.tensor(0.5)), drawn)

@@ -37,7 +37,7 @@ def test_poisson_batches_may_be_empty():
     assert min(len(sampler.rows(step)) for step in range(100)) == 0
 
 
-def test_a_shuffled_epoch_touches_each_row_at_most_once_and_epochs_differ():
+def test_a_shuffled_epoch_draws_each_row_at_most_once_and_epochs_differ():
     sampler = ShuffleSampler(23, 5, seed=1)
     epochs = [np.concatenate([sampler.rows(4 * epoch + step) for step in range(4)]) for epoch in range(2)]
     assert all(len(set(rows.tolist())) == 20 for rows in epochs)
@@ -88,7 +88,7 @@ def test_micro_batches_that_do_not_divide_the_batch_are_refused_with_both_number
         ClippedUnit.of(256, 30)
 
 
-def test_an_example_s_group_does_not_depend_on_the_other_drawn_rows():
+def test_the_group_of_an_example_does_not_depend_on_other_drawn_rows():
     sampler = PoissonSampler(1000, 100, seed=2)
     ids = np.stack([sampler.group_ids(2, 4) for _ in range(4000)])
     assert abs(np.corrcoef(ids[:, 0], ids[:, 1])[0, 1]) < 5 / math.sqrt(4000)

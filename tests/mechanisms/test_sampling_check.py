@@ -51,7 +51,7 @@ class SameBatch(PoissonSampler):
 
 
 class Couples(PoissonSampler):
-    """Each row comes with its neighbour."""
+    """Each row is drawn together with its neighbour."""
 
     def rows(self, step):
         even = self.generator.bernoulli_rows((self.num_examples + 1) // 2, self.sampling_rate) * 2
@@ -65,14 +65,14 @@ class AllOrNothing(PoissonSampler):
 
 
 class FirstHalf(PoissonSampler):
-    """The right number of rows, but from the first half of the data alone."""
+    """The correct number of rows, but only from the first half of the data."""
 
     def rows(self, step):
         return self.generator.bernoulli_rows(self.num_examples // 2, min(1.0, 2 * self.sampling_rate))
 
 
 class EachOncePerEpoch(PoissonSampler):
-    """Batches of an epoch that share no row, with sizes that vary, stated as Poisson samples."""
+    """Disjoint batches of varying sizes in each epoch, stated as Poisson samples."""
 
     def rows(self, step):
         if step % self.steps_per_epoch == 0:
@@ -106,7 +106,7 @@ class Raises(PoissonSampler):
 
 
 class ForgetsTheCount(PoissonSampler):
-    """Charges the first release of a step alone."""
+    """Charges only the first release of a step."""
 
     def amplify(self, step, *events):
         return PoissonSampledEvent(self.sampling_rate, events[0])
@@ -118,7 +118,7 @@ class AnswersVary(PoissonSampler):
 
 
 class LaterMore(PoissonSampler):
-    """The rate doubles later on, unstated."""
+    """The rate doubles later without being stated."""
 
     def rows(self, step):
         return self.generator.bernoulli_rows(self.num_examples, min(1.0, self.sampling_rate * (1 + (step >= 20))))
@@ -157,16 +157,16 @@ WRONG = [
     (EachOncePerEpoch, ""),
     (Seeded, "seed is not secret"),
     (FollowsNumPy, "global generator of NumPy"),
-    (CountsFromTheEnd, "counted from the end"),
-    (Fractions, "whole numbers"),
+    (CountsFromTheEnd, "negative indices count from the end"),
+    (Fractions, "integer row indices"),
     (Raises, "no rows today"),
     (ForgetsTheCount, "costs less than they do"),
-    (AnswersVary, "two answers"),
+    (AnswersVary, "different events"),
     (LaterMore, "amplify states a share"),
     (ShuffledAnew, "rows of an earlier step of partition"),
     (OnePartition, "rows of an earlier step of partition"),
     (IgnoresTheFirst, "were reserved"),
-    (PartsThatAdd, "its zeroes is False"),
+    (PartsThatAdd, "but zeroes is False"),
 ]
 
 
@@ -197,14 +197,14 @@ class TooManyGroups(PoissonSampler):
 
 
 @pytest.mark.parametrize("wrong", [InTurns, OneGroup, SortedGroups, TooManyGroups])
-def test_groups_that_are_not_independent_and_uniform_are_refused_where_there_are_groups(wrong):
+def test_groups_that_are_not_independent_and_uniform_are_refused(wrong):
     assert tried(wrong) == ()
     with pytest.raises(UnprotectedUpdateError, match=rf"^{wrong.__name__} failed its trial.*group"):
         tried(wrong, unit=ClippedUnit(10, 5))
 
 
 class WarmUp(PoissonSampler):
-    """A rate that grows, and is stated."""
+    """A growing rate that is stated."""
 
     def rate(self, step):
         return self.sampling_rate * min(1.0, (step + 1) / 20)
@@ -222,11 +222,11 @@ class ClaimsNothing(FixedSize):
 
 
 @pytest.mark.parametrize("right", [WarmUp, ClaimsNothing])
-def test_sound_samplers_of_other_makes_pass(right):
+def test_sound_custom_samplers_pass(right):
     assert tried(right) == ()
 
 
-def test_one_that_takes_no_other_data_is_tried_on_the_real_size_alone():
+def test_a_sampler_of_one_size_is_tried_only_on_the_real_size():
     class Sized(PoissonSampler):
         def __init__(self, num_examples, *options):
             if num_examples != 500:
@@ -236,7 +236,7 @@ def test_one_that_takes_no_other_data_is_tried_on_the_real_size_alone():
     assert tried(Sized) == ("sampler Sized was tried on a data set of the real size only",)
 
 
-def test_a_statement_that_the_trial_does_not_know_is_noted():
+def test_an_unknown_event_is_noted():
     class OtherEvent(PrivacyEvent):
         pass
 
@@ -255,18 +255,18 @@ def test_a_statement_that_the_trial_does_not_know_is_noted():
     steps=st.integers(1, 5000),
     groups=st.sampled_from([None, 1, 2, 64]),
 )
-def test_every_sampler_of_ours_passes(kind, num_examples, share, steps, groups):
+def test_every_built_in_sampler_passes(kind, num_examples, share, steps, groups):
     batch = max(1, int(share * num_examples))
     unit = ClippedUnit(1, batch) if groups is None else ClippedUnit(2, groups)
     assert tried(kind, num_examples, batch, unit, steps) == ()
 
 
-def test_no_alarm_in_hundreds_of_trials_of_poisson_sampling():
+def test_hundreds_of_trials_of_poisson_sampling_pass():
     for number in range(200):
         assert tried(PoissonSampler, 300 + number, 30) == ()
 
 
-def test_the_sampler_of_a_training_is_not_drawn_from():
+def test_the_trial_does_not_draw_from_the_sampler_of_the_run():
     made = []
 
     def make(*sizes):

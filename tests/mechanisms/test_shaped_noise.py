@@ -14,7 +14,7 @@ paths = st.sampled_from(PATHS.names())
 
 
 @given(paths, st.floats(0.05, 50), st.floats(0.1, 10), st.integers(0, 500), st.integers(1, 500))
-def test_a_shape_keeps_to_its_ends_and_between_them_goes_one_way(path, first, ratio, start, length):
+def test_a_shape_is_constant_outside_its_range_and_monotone_inside(path, first, ratio, start, length):
     schedule = between(first, first * ratio, path, start, start + length)
     values = [schedule(step) for step in range(start + length + 3)]
     assert values[: start + 1] == [first] * (start + 1)
@@ -43,7 +43,7 @@ def test_the_noise_has_the_stated_scale(step):
     assert not accepts(3 / 2 * scale)
 
 
-def test_the_factory_knows_it_and_refuses_what_it_does_not_take():
+def test_the_factory_builds_it_and_refuses_unknown_arguments():
     made = NoiseMechanismsFactory.create("ShapedGaussian", initial_noise_multiplier=2.0, last_step=10, path="Cosine")
     assert made.noise_multiplier(5) == pytest.approx(1.5)
     with pytest.raises(ValueError, match="did you mean 'last_step'"):
@@ -58,6 +58,6 @@ def test_the_factory_knows_it_and_refuses_what_it_does_not_take():
         ({"last_step": 10, "path": "Linnear"}, "did you mean 'Linear'"),
     ],
 )
-def test_wrong_shapes_are_refused_by_name(options, message):
+def test_invalid_shapes_are_refused_by_name(options, message):
     with pytest.raises(ValueError, match=message):
         ShapedGaussian(**options)

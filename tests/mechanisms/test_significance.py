@@ -8,7 +8,7 @@ from mechanisms.significance import ALARM, alike, repeated_at, unlikely_separati
 
 
 @given(count=st.integers(1, 10**6))
-def test_a_spread_is_refused_beyond_the_exact_quantiles_alone(count):
+def test_a_spread_is_refused_only_beyond_the_exact_quantiles(count):
     low, high = stats.chi2.ppf(ALARM / 2, count), stats.chi2.isf(ALARM / 2, count)
     assert not unlikely_spread(np.array([low * 1.001, count, high * 0.999]), count).any()
     assert unlikely_spread(np.array([low * 0.999, high * 1.001]), count).all()
@@ -20,7 +20,7 @@ def test_a_share_is_refused_only_where_the_binomial_tail_is_below_the_alarm(tria
     tail = min(stats.binom.cdf(hits, trials, share), stats.binom.sf(hits - 1, trials, share))
     if unlikely_share(hits, trials, share):
         assert tail <= ALARM
-    # Chernoff's bound gives away a factor of the size of the root of the number of trials.
+    # Chernoff's bound is loose by a factor of about the square root of the number of trials.
     if tail < ALARM / (100 * trials):
         assert unlikely_share(hits, trials, share)
 
@@ -40,14 +40,14 @@ def test_a_gaussian_mechanism_at_its_own_distance_is_never_refused(mu, place, tr
 
 
 @pytest.mark.parametrize("mu", [0.0, 1e-6, 0.5, 1.0])
-def test_outcomes_apart_for_certain_are_refused(mu):
+def test_clearly_separated_outcomes_are_refused(mu):
     assert unlikely_separation(0, 64, 64, mu)
     assert not unlikely_separation(32, 33, 64, mu)
     assert not unlikely_separation(0, 64, 64, 10.0)
 
 
 @pytest.mark.parametrize("size", [1, 5, 50, 1000])
-def test_vectors_that_are_equal_are_alike_and_others_are_not(size):
+def test_only_equal_vectors_are_alike(size):
     draws = np.random.default_rng(size).normal(size=(4, size))
     assert not alike(draws[0], draws[1:]).any()
     assert alike(draws[0], draws[[1, 0]]).tolist() == [False, True]

@@ -10,7 +10,7 @@ from monitors.errors import UnprotectedUpdateError
 
 @pytest.fixture
 def attempts():
-    """Counts how often a trial of a plugin is really made."""
+    """Counts how often the trial of a plugin actually runs."""
     count = [0]
 
     def attempt():
@@ -25,7 +25,7 @@ def attempts():
     return run
 
 
-def test_a_mechanism_of_the_same_settings_is_tried_once(attempts):
+def test_a_mechanism_with_the_same_settings_is_tried_once(attempts):
     assert attempts(AdaGaussian(noise_decay_rate=0.1)) == 1
     assert attempts(AdaGaussian(noise_decay_rate=0.1)) == 0
     assert attempts(AdaGaussian(noise_decay_rate=0.2)) == 1
@@ -34,7 +34,7 @@ def test_a_mechanism_of_the_same_settings_is_tried_once(attempts):
     assert attempts(AdaGaussian(noise_decay_rate=0.1), "other settings") == 1
 
 
-def test_a_schedule_that_differs_in_what_it_encloses_is_another_mechanism(attempts):
+def test_a_different_closure_makes_a_different_mechanism(attempts):
     def scheduled(last):
         noise = Gaussian()
         noise.schedule = lambda step: 1.0 if step < 10 else last
@@ -43,7 +43,7 @@ def test_a_schedule_that_differs_in_what_it_encloses_is_another_mechanism(attemp
     assert [attempts(scheduled(last)) for last in (1.0, 0.5, 0.5)] == [1, 1, 0]
 
 
-def test_a_class_or_an_object_that_was_changed_is_another_mechanism(attempts):
+def test_a_changed_class_or_object_is_a_different_mechanism(attempts):
     class Plugin(Gaussian):
         factor = 1.0
 
@@ -62,7 +62,7 @@ def test_a_class_or_an_object_that_was_changed_is_another_mechanism(attempts):
     assert attempts(Plugin()) == 1
 
 
-def test_state_is_content(attempts):
+def test_state_is_part_of_the_content(attempts):
     clip = QuantileClip()
     clip.start(1.0)
     assert [attempts(clip), attempts(clip)] == [1, 0]
@@ -75,19 +75,19 @@ def test_state_is_content(attempts):
 
 
 @pytest.mark.parametrize("value", [np.random.default_rng(0), torch.Generator(), iter([1]), {1, 2}])
-def test_what_cannot_be_told_apart_is_tried_each_time(attempts, value):
+def test_a_plugin_with_unknown_content_is_tried_each_time(attempts, value):
     noise = Gaussian()
     noise.own = value
     assert [attempts(noise), attempts(noise)] == [1, 1]
 
 
-def test_an_object_that_holds_itself_is_tried_each_time(attempts):
+def test_an_object_that_contains_itself_is_tried_each_time(attempts):
     noise = Gaussian()
     noise.me = noise
     assert [attempts(noise), attempts(noise)] == [1, 1]
 
 
-def test_a_refusal_is_not_remembered():
+def test_a_refusal_is_not_cached():
     def refuse():
         raise UnprotectedUpdateError("wrong")
 
@@ -96,7 +96,7 @@ def test_a_refusal_is_not_remembered():
             once(Gaussian(), "refused", refuse)
 
 
-def test_a_copy_shares_nothing_but_what_cannot_be_copied():
+def test_a_copy_shares_only_what_cannot_be_copied():
     noise = Gaussian(seed=3)
     noise.table = [1, 2]
     noise.source = (number for number in range(3))
@@ -107,12 +107,12 @@ def test_a_copy_shares_nothing_but_what_cannot_be_copied():
     assert torch.equal(twin.generator.normal(5), noise.generator.normal(5))
 
 
-def test_a_copy_of_a_secret_stream_is_another_stream():
+def test_a_copied_secret_stream_is_a_different_stream():
     noise = Gaussian()
     assert not torch.equal(trial_copy(noise).generator.normal(5), noise.generator.normal(5))
 
 
-def test_public_generators_that_moved_are_named_and_put_back():
+def test_public_generators_that_were_used_are_named_and_restored():
     before = torch.get_rng_state(), np.random.get_state()[1].copy()
     with PublicGenerators() as public:
         assert public.moved() == []

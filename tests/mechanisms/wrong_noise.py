@@ -1,4 +1,4 @@
-"""Noise mechanisms that are not what their events state, each in a way of its own."""
+"""Noise mechanisms that are not what their events state, each in a different way."""
 
 import random
 
@@ -8,12 +8,12 @@ import torch
 from mechanisms.noise import Gaussian
 from monitors.events import GaussianEvent
 
-#: Steps of a training.
+#: Steps of a run.
 LONG = range(1000)
 
 
 class Drawn(Gaussian):
-    """A plugin that draws by itself: ``noise(size, step)`` is what is added for a standard deviation of 1."""
+    """A plugin with custom draws: ``noise(size, step)`` returns noise of standard deviation 1."""
 
     def noise(self, size, step):
         return self.generator.normal(size)
@@ -73,14 +73,14 @@ class QuietAtTheEnd(Drawn):
 
 
 class RandomScale(Drawn):
-    """A heavy-tailed mixture over the draws, right on average."""
+    """A heavy-tailed mixture over the draws, correct on average."""
 
     def noise(self, size, step):
         scale = float(self.generator.integers(2, 1)[0])
         return self.generator.normal(size) * (0.1 if scale else 1.4107)
 
 
-# Places
+# Coordinates
 
 
 class EveryOther(Drawn):
@@ -105,7 +105,7 @@ class OneCoordinateLeftOut(Drawn):
 
 
 class QuietBlock(Drawn):
-    """A tenth of the noise in some coordinates far from both ends, more of it elsewhere."""
+    """A tenth of the noise in some coordinates far from both ends."""
 
     def noise(self, size, step):
         drawn = self.generator.normal(size)
@@ -155,7 +155,7 @@ class DrawnOnce(Drawn):
 
 
 class Replayed(Drawn):
-    """Noise of the step before, a few places further on."""
+    """Noise of the previous step, shifted by a few coordinates."""
 
     def noise(self, size, step):
         if not hasattr(self, "kept"):
@@ -172,7 +172,7 @@ class EightVectors(Drawn):
 
 
 class Carried(Drawn):
-    """Each step's noise keeps a part of the last one's."""
+    """The noise of each step contains a part of the previous noise."""
 
     def noise(self, size, step):
         last = getattr(self, "last", None)
@@ -225,7 +225,7 @@ class PartlyPublic(Drawn):
         return drawn
 
 
-# Dependence on what is private
+# Dependence on private values
 
 
 class ByTheSum(Gaussian):
@@ -280,7 +280,7 @@ class Biased(Drawn):
         return self.generator.normal(size) + 0.1
 
 
-# What is given back, and what is stated
+# Return values and events
 
 
 class Wider(Drawn):
@@ -293,7 +293,7 @@ class Longer(Drawn):
         return torch.cat([super().add(summed, step), torch.zeros(1)])
 
 
-class GivesNothing(Drawn):
+class ReturnsNothing(Drawn):
     def add(self, summed, step):
         super().add(summed, step)
 
@@ -312,20 +312,20 @@ class CheaperEachTime(Gaussian):
 
 
 WRONG = [
-    (Quiet, r"0\.\d+ of what its event states"),
-    (TenPercentLess, "of what its event states"),
+    (Quiet, r"0\.\d+ times the stated one"),
+    (TenPercentLess, "times the stated one"),
     (TwoPercentLess, ""),
-    (TwiceAsMuch, "of what its event states"),
+    (TwiceAsMuch, "times the stated one"),
     (Silent, "got no noise"),
-    (ForgetsTheBound, "of what its event states"),
-    (OverTheBatch, "of what its event states"),
-    (QuietLater, "of what its event states"),
+    (ForgetsTheBound, "times the stated one"),
+    (OverTheBatch, "times the stated one"),
+    (QuietLater, "times the stated one"),
     (QuietAtTheEnd, "at step 999"),
     (RandomScale, ""),
     (EveryOther, "got no noise"),
     (LastTensorLeftOut, "50 of .* coordinates got no noise"),
     (OneCoordinateLeftOut, "1 of .* coordinates got no noise"),
-    (QuietBlock, "of coordinates"),
+    (QuietBlock, "for coordinates"),
     (OneNumber, ""),
     (Tiled, ""),
     (Mirrored, ""),
@@ -351,8 +351,8 @@ WRONG = [
     (Laplace, ""),
     (Truncated, ""),
     (Biased, "the mean"),
-    (Wider, "gave torch.float64"),
+    (Wider, "returned torch.float64"),
     (Longer, "shape"),
-    (GivesNothing, "NoneType"),
+    (ReturnsNothing, "NoneType"),
     (CheaperEachTime, ""),
 ]

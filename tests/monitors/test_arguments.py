@@ -7,7 +7,7 @@ def build(first, second=1, *, third):
     return first, second, third
 
 
-def test_all_wrong_names_are_told_at_once_with_the_nearest_of_each():
+def test_all_unknown_names_are_listed_with_the_nearest_of_each():
     with pytest.raises(
         ValueError,
         match=r"'secnd'; did you mean 'second'\?, 'thrid'; did you mean 'third'\? It takes: first, second, third",
@@ -15,17 +15,17 @@ def test_all_wrong_names_are_told_at_once_with_the_nearest_of_each():
         check_arguments(build, {"first": 1, "secnd": 2, "thrid": 3}, "thing 'x'")
 
 
-def test_missing_names_are_told():
-    with pytest.raises(ValueError, match="thing 'x' needs the argument 'first', 'third'"):
+def test_missing_names_are_listed():
+    with pytest.raises(ValueError, match="thing 'x' needs the arguments 'first', 'third'"):
         check_arguments(build, {}, "thing 'x'")
 
 
-def test_what_the_caller_fills_in_is_neither_needed_nor_allowed():
+def test_arguments_that_the_caller_fills_in_are_neither_needed_nor_allowed():
     check_arguments(build, {"third": 3}, "thing", provided=["first"])
     with pytest.raises(ValueError, match="no argument 'first'"):
         check_arguments(build, {"first": 1, "third": 3}, "thing", provided=["first"])
 
 
-def test_a_builder_that_takes_anything_is_not_checked():
+def test_a_builder_that_accepts_any_argument_is_not_checked():
     check_arguments(lambda **options: options, {"anything": 1}, "thing")
     assert accepted_names(lambda **options: options) is None

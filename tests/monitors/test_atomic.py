@@ -3,7 +3,7 @@ import pytest
 from monitors.atomic import write_atomically
 
 
-def test_text_and_bytes_are_written_and_folders_made(tmp_path):
+def test_text_and_bytes_are_written_and_folders_are_created(tmp_path):
     write_atomically(tmp_path / "new" / "text", "räksmörgås\n")
     write_atomically(tmp_path / "new" / "bytes", b"\0\1")
     assert (tmp_path / "new" / "text").read_text(encoding="utf-8") == "räksmörgås\n"
@@ -11,7 +11,7 @@ def test_text_and_bytes_are_written_and_folders_made(tmp_path):
 
 
 @pytest.mark.parametrize("failing", ["os.fsync", "Path.replace"])
-def test_a_failure_leaves_the_old_file_and_nothing_beside_it(tmp_path, monkeypatch, failing):
+def test_a_failure_leaves_the_old_file_and_no_temporary_file(tmp_path, monkeypatch, failing):
     path = tmp_path / "file"
     write_atomically(path, "old")
 

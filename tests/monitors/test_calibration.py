@@ -1,4 +1,4 @@
-"""Calibration never exceeds its target and leaves little of it."""
+"""Calibration comes close to its target and never exceeds it."""
 
 import math
 
@@ -34,7 +34,7 @@ def poisson(rate, steps):
     st.integers(1, 10000),
 )
 @settings(max_examples=30, deadline=None)
-def test_the_target_is_never_exceeded_and_nearly_used_up(epsilon, delta, rate, steps):
+def test_the_target_is_nearly_reached_and_never_exceeded(epsilon, delta, rate, steps):
     make_ledger = poisson(rate, steps)
     sigma = calibrate_noise_multiplier(epsilon, delta, make_ledger)
     reached = RDPAccountant().epsilon(make_ledger(sigma), delta)
@@ -76,17 +76,17 @@ def test_an_impossible_target_names_the_nearest_reachable_epsilon():
         calibrate_noise_multiplier(0.5, 1e-5, make_ledger)
 
 
-def test_a_generous_target_gives_the_smallest_multiplier_that_is_searched():
+def test_a_generous_target_gives_the_smallest_multiplier_in_the_range():
     assert calibrate_noise_multiplier(1e7, 1e-5, poisson(0.01, 1)) == 0.01
 
 
 @pytest.mark.parametrize(("epsilon", "delta"), [(0.0, 1e-5), (-1.0, 1e-5), (math.nan, 1e-5), (1.0, 0.0), (1.0, 1.0)])
-def test_wrong_targets_are_refused(epsilon, delta):
+def test_invalid_targets_are_refused(epsilon, delta):
     with pytest.raises(ValueError, match="target"):
         calibrate_noise_multiplier(epsilon, delta, poisson(0.01, 10))
 
 
-def test_an_unknown_accountant_is_named_with_the_nearest():
+def test_an_unknown_accountant_is_refused_with_the_nearest_name():
     with pytest.raises(ValueError, match="did you mean 'rdp'"):
         calibrate_noise_multiplier(1.0, 1e-5, poisson(0.01, 10), "rpd")
     assert ACCOUNTANTS.names() == ("pld", "rdp", "zcdp")
@@ -94,7 +94,7 @@ def test_an_unknown_accountant_is_named_with_the_nearest():
 
 @given(st.floats(0.3, 8), st.floats(0.002, 0.3), st.floats(0.7, 5))
 @settings(max_examples=20, deadline=None)
-def test_one_step_more_than_the_most_steps_is_too_many(epsilon, rate, sigma):
+def test_one_step_more_than_max_steps_exceeds_the_target(epsilon, rate, sigma):
     def make_ledger(steps):
         return poisson(rate, steps)(sigma)
 
@@ -104,12 +104,12 @@ def test_one_step_more_than_the_most_steps_is_too_many(epsilon, rate, sigma):
     assert most == 0 or accountant.epsilon(make_ledger(most), 1e-5) <= epsilon
 
 
-def test_more_steps_than_the_limit_is_said():
+def test_exceeding_the_step_limit_is_an_error():
     with pytest.raises(CalibrationError, match="more than 1000 steps"):
         max_steps(10.0, 1e-5, lambda steps: poisson(0.001, steps)(50.0), limit=1000)
 
 
-def test_the_fastest_decay_that_fits_is_found():
+def test_the_fastest_decay_within_the_target_is_found():
     def make_ledger(rate):
         schedule, ledger = decayed(3.0, "Time", rate), Ledger()
         for step in range(100):
@@ -128,6 +128,6 @@ def test_the_decay_rate_reaches_the_final_multiplier_at_the_last_step(policy):
     assert decayed(3.0, policy, rate)(499) == pytest.approx(1.0, rel=1e-6)
 
 
-def test_a_decay_cannot_rise():
+def test_a_decay_cannot_increase():
     with pytest.raises(ValueError, match="final"):
         decay_rate_for("Exp", 1.0, 2.0, 10)

@@ -1,4 +1,4 @@
-"""What the trainings of one data set cost together: merging, tuning, filters, groups, and the published figures."""
+"""The joint cost of several runs on one data set: merging, tuning, filters, groups, and the published figures."""
 
 import math
 
@@ -41,13 +41,13 @@ def training():
 
 
 @pytest.mark.parametrize("accountant", [RDPAccountant(), PLDAccountant()], ids=lambda accountant: accountant.name)
-def test_merging_trainings_equals_the_best_of_them_all_charged(accountant):
+def test_merging_runs_equals_the_best_of_them_with_all_charged(accountant):
     merged = training().merge(training(), training())
     assert accountant.epsilon(merged, 1e-5) == pytest.approx(accountant.epsilon(best_of(training(), 3), 1e-5), rel=1e-6)
     assert accountant.epsilon(merged, 1e-5) > accountant.epsilon(training(), 1e-5)
 
 
-def test_merged_shuffled_trainings_do_not_share_their_epochs():
+def test_merged_shuffled_runs_share_no_partition():
     one = Ledger().record(DisjointEvent(0, GaussianEvent(2.0)))
     two = Ledger().record(GaussianEvent(2.0), 2)
     assert RDPAccountant().epsilon(one.merge(one), 1e-5) == pytest.approx(RDPAccountant().epsilon(two, 1e-5))
@@ -73,7 +73,7 @@ def test_random_stopping_agrees_with_an_independent_accountant(distribution, sha
     orders = [*np.arange(1.1, 10, 0.1), *range(10, 60), *np.geomspace(60, 600, 30)]
     peer = rdp.RdpAccountant([float(order) for order in orders])
     peer.compose(dp_event.RepeatAndSelectDpEvent(dp_event.SelfComposedDpEvent(step, steps), runs, shape))
-    # each takes the best of its own orders
+    # each accountant uses the best of its own orders
     ours = RDPAccountant().epsilon(best_of_random(one, runs, distribution), 1e-5)
     assert ours == pytest.approx(peer.get_epsilon(1e-5), rel=2e-3)
 
@@ -96,7 +96,7 @@ def test_the_logarithmic_bound_has_the_stated_mean():
     assert (1 / gamma - 1) / math.log(1 / gamma) == pytest.approx(10.0, rel=1e-9)
 
 
-def test_the_poisson_bound_is_the_theorem_and_never_below_it_with_the_exact_delta():
+def test_the_poisson_bound_is_the_theorem_and_not_below_it_at_the_exact_delta():
     orders = np.array([2.0, 4.0, 8.0, 16.0])
     ours = renyi_curve(RandomStoppingEvent(GaussianEvent(5.0), 10.0, "poisson"), orders)
     deltas = np.array([gaussian_delta(0.2, math.log1p(1 / (order - 1))) for order in orders])
@@ -107,8 +107,8 @@ def test_the_poisson_bound_is_the_theorem_and_never_below_it_with_the_exact_delt
 
 @pytest.mark.parametrize("runs", [0.01, 0.1, 0.5, 0.9, 1.0, 2.0, 20.0])
 @pytest.mark.parametrize("shift", [0.1, 0.5, 2.0])
-def test_the_poisson_bound_is_above_what_the_best_of_so_many_runs_truly_diverges_by(runs, shift):
-    # the score of a run is N(0, 1), or N(shift, 1) with the example; no run at all has chance exp(-runs) either way
+def test_the_poisson_bound_is_above_the_true_divergence_of_the_best_run(runs, shift):
+    # a run's score is N(0, 1), or N(shift, 1) with the example; either way, no run happens with probability exp(-runs)
     scores, orders = np.linspace(-14.0, 14.0, 20001), np.array([1.1, 1.5, 2.0, 4.0, 16.0])
     with_one, without = (runs * np.exp(-runs * ndtr(c - scores) - (scores - c) ** 2 / 2) for c in (shift, 0.0))
     step = (scores[1] - scores[0]) / math.sqrt(2 * math.pi)
@@ -125,7 +125,7 @@ def test_random_stopping_is_refused_by_the_loss_accountant_with_the_remedy():
         PLDAccountant().epsilon(best_of_random(training(), 10), 1e-5)
 
 
-def test_an_empty_training_cannot_be_repeated():
+def test_an_empty_ledger_cannot_be_repeated():
     with pytest.raises(ValueError, match="empty"):
         training_event(Ledger())
 
@@ -136,7 +136,7 @@ def test_tuning_is_stated_in_the_report():
 
 
 @pytest.mark.parametrize("order", [None, 12.0])
-def test_a_filter_never_passes_its_guarantee(order):
+def test_a_filter_never_exceeds_its_guarantee(order):
     budget = PrivacyFilter(2.0, 1e-5, order=order)
     event = PoissonSampledEvent(0.05, GaussianEvent(1.3))
     while budget.allows(event):
@@ -148,14 +148,14 @@ def test_a_filter_never_passes_its_guarantee(order):
     assert budget.spent_share <= 1
 
 
-def test_a_filter_with_a_plan_lets_nearly_all_of_the_plan_through():
+def test_a_filter_with_a_plan_allows_nearly_the_whole_plan():
     plan = Ledger().record(STEP, 1000)
     epsilon = RDPAccountant().epsilon(plan, 1e-5)
     assert PrivacyFilter(epsilon * (1 + 1e-9), 1e-5, plan=plan).allows(STEP, 1000)
     assert not PrivacyFilter(epsilon * (1 + 1e-9), 1e-5, plan=plan).allows(STEP, 1010)
 
 
-def test_a_filter_without_any_budget_is_refused():
+def test_a_filter_without_budget_is_refused():
     with pytest.raises(ValueError, match="no budget"):
         PrivacyFilter(0.1, 1e-5, order=1.5)
     with pytest.raises(ValueError, match="not both"):
@@ -163,13 +163,13 @@ def test_a_filter_without_any_budget_is_refused():
 
 
 class Run:
-    """Just enough of a run for the guard."""
+    """The part of a run that the guard uses."""
 
     def __init__(self, planned):
         self.ledger, self.step, self.planned_steps, self.reasons = Ledger(), 0, planned, []
 
     def event(self, step):
-        # a schedule that reacts: less noise once something has been released
+        # an adaptive schedule: less noise once something has been released
         return PoissonSampledEvent(0.05, GaussianEvent(2.5 if self.ledger.total < 20 else 1.2))
 
     def stop(self, reason):
@@ -194,7 +194,7 @@ def test_the_guard_stops_an_adaptive_schedule_within_the_budget():
     assert "privacy filter" in run.reasons[0]
 
 
-def test_a_used_filter_cannot_guard():
+def test_a_guard_refuses_a_used_filter():
     budget = PrivacyFilter(2.0, 1e-5)
     budget.charge(STEP)
     with pytest.raises(ValueError, match="unused"):
@@ -210,17 +210,17 @@ def test_replacing_an_example_doubles_the_sensitivity_of_unsampled_releases():
 
 
 @pytest.mark.parametrize("size", [2, 5])
-def test_a_group_under_sampling_is_carried_over_from_one_example(size):
+def test_under_sampling_a_group_follows_from_one_example(size):
     ledger = Ledger().record(STEP, 100)
     found = group_epsilon(ledger, 1e-5, size)
     assert found > RDPAccountant().epsilon(ledger, 1e-5)
-    # the definition, checked at the base figure that was used
+    # the definition, checked at the underlying figure
     base = found / size
     delta = RDPAccountant().delta(ledger, base)
     assert group_privacy(base, delta, size)[1] <= 1e-5 * 1.01
 
 
-def test_a_group_of_one_is_the_example_itself():
+def test_a_group_of_one_has_the_epsilon_of_one_example():
     assert group_epsilon(training(), 1e-5, 1) == RDPAccountant().epsilon(training(), 1e-5)
     assert group_privacy(0.0, 1e-6, 3) == pytest.approx((0.0, 3e-6))
 
@@ -247,6 +247,6 @@ def test_the_statement_of_what_was_spent_is_complete():
 
 
 @pytest.mark.parametrize("epsilon", [2.00004, 0.12341, 31.00001, 999.00001])
-def test_no_epsilon_that_is_printed_is_less_than_what_was_spent(epsilon):
+def test_no_printed_epsilon_is_below_the_spent_one(epsilon):
     printed = float(str(PrivacySpent(epsilon, 1e-5, "rdp")).split()[1])
     assert epsilon <= printed <= epsilon + 1e-4

@@ -15,12 +15,12 @@ from monitors.factory import MONITORS, PrivacyMonitorFactory
         ),
     ],
 )
-def test_an_argument_that_no_monitor_takes_is_refused_with_the_nearest(policy, wrong, message):
+def test_an_unknown_argument_is_refused_with_the_nearest(policy, wrong, message):
     with pytest.raises(ValueError, match=f"the privacy monitor {policy!r} has no argument {message}"):
         PrivacyMonitorFactory.create(policy, **wrong)
 
 
-def test_the_argument_of_one_policy_alone_is_listed_there():
+def test_an_argument_of_one_policy_is_listed_for_that_policy_only():
     with pytest.raises(ValueError, match=r"'convertion'; did you mean 'conversion'\? It takes: .*conversion"):
         PrivacyMonitorFactory.create("rdp", convertion="classic")
     with pytest.raises(ValueError, match="'pld' has no argument 'conversion'"):
@@ -48,6 +48,6 @@ def test_a_registered_builder_that_lacks_an_argument_says_so(register):
 
 
 @pytest.mark.parametrize(("name", "words"), [("prv", "use 'pld'"), ("gdp", "use 'pld'"), ("moments", "use 'rdp'")])
-def test_accountants_of_other_libraries_are_answered_with_the_one_to_use(name, words):
+def test_names_from_other_libraries_are_refused_with_the_accountant_to_use(name, words):
     with pytest.raises(ValueError, match=words):
         PrivacyMonitorFactory.create(name, max_eps=3.0)

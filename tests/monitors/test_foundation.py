@@ -35,7 +35,7 @@ def test_positive_names_the_argument_and_its_value(value):
         (checks.non_negative_int, -1),
     ],
 )
-def test_every_check_refuses_what_lies_just_outside(check, wrong):
+def test_every_check_refuses_values_just_outside_its_range(check, wrong):
     with pytest.raises(ValueError, match=f"quantity must be .*{wrong!r}"):
         check(quantity=wrong)
 
@@ -65,7 +65,7 @@ def test_each_decay_is_its_formula_and_starts_at_the_initial_value(policy, expec
 
 @pytest.mark.parametrize("policy", DECAYS.names())
 @pytest.mark.parametrize(("initial", "rate"), [(0.0, 0.1), (1.0, -0.1), (math.nan, 0.1)])
-def test_a_decay_refuses_wrong_numbers(policy, initial, rate):
+def test_a_decay_refuses_invalid_numbers(policy, initial, rate):
     with pytest.raises(ValueError, match=r"initial|rate"):
         decayed(initial, policy, rate)
 
@@ -100,7 +100,7 @@ def test_a_crossing_is_found_from_above_in_few_evaluations(root, slope, start):
     assert len(places) < 40
 
 
-def test_a_crossing_outside_of_the_range_is_told():
+def test_a_crossing_outside_of_the_range_is_reported():
     never, _ = crossing(lambda place: 1.0, 0.0, low=-1.0, high=1.0, done=lambda good, bad: True)
     assert never.height > 0
     always, missed = crossing(lambda place: -1.0, 0.0, low=-1.0, high=1.0, done=lambda good, bad: True)
@@ -131,6 +131,6 @@ def _root():
     return Path(monitors.__file__).parents[1]
 
 
-def test_an_array_of_shape_zero_is_not_an_order():
+def test_an_empty_array_of_orders_is_refused():
     with pytest.raises(ValueError, match="orders"):
         monitors.RDPAccountant(np.array([]))

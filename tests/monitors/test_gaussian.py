@@ -36,14 +36,14 @@ def test_delta_agrees_with_60_digits_and_is_not_below(mu, deviations):
     epsilon = mu * (mu / 2 + deviations)
     expected = truth(mu, epsilon)
     found = gaussian_delta(mu, epsilon)
-    # epsilon itself is rounded: at large mu one unit in its last place moves delta
+    # epsilon itself is rounded: at large mu, one ulp of epsilon changes delta
     slack = 1e-9 + 4e-16 * epsilon * (1 + deviations) / mu
     assert found == pytest.approx(float(expected), rel=slack)
 
 
 @given(st.floats(0.01, 30), deltas)
 @settings(max_examples=40, deadline=None)
-def test_mu_is_the_inverse_of_epsilon(epsilon, delta):
+def test_gaussian_mu_is_the_inverse_of_gaussian_epsilon(epsilon, delta):
     assert gaussian_epsilon(gaussian_mu(epsilon, delta), delta) == pytest.approx(epsilon, rel=1e-6)
 
 
@@ -59,7 +59,7 @@ def test_extreme_mu_gives_a_bound_and_no_exception(mu):
 
 
 @pytest.mark.parametrize("delta", [0.0, 1.0, -1e-5, math.nan, 2.0])
-def test_delta_outside_of_its_range_is_named(delta):
+def test_delta_out_of_range_is_refused_by_name(delta):
     with pytest.raises(ValueError, match="delta"):
         gaussian_epsilon(1.0, delta)
 
@@ -70,6 +70,6 @@ def test_several_multipliers_combine_by_their_inverse_squares():
 
 
 @pytest.mark.parametrize("mu", [-1.0, math.nan, "1"])
-def test_a_wrong_mu_is_named(mu):
+def test_an_invalid_mu_is_refused_by_name(mu):
     with pytest.raises(ValueError, match="mu"):
         gaussian_epsilon(mu, 1e-5)

@@ -1,4 +1,4 @@
-"""Laplace releases: exact, and composed with everything else."""
+"""Laplace releases: exact figures, and composition with other releases."""
 
 import importlib
 import math
@@ -30,7 +30,7 @@ EPSILONS = st.floats(1e-6, 30.0)
 
 
 def quadrature_curve(epsilon, order):
-    """Renyi divergence by the definition, over the three pieces on which the loss is linear."""
+    """Renyi divergence by definition, over the three pieces on which the loss is linear."""
     from scipy.integrate import quad
 
     middle, _ = quad(lambda x: 0.5 * math.exp(-x + (order - 1) * (epsilon - 2 * x)), 0, epsilon, epsabs=0, epsrel=1e-12)
@@ -63,7 +63,7 @@ def test_exact_zcdp_is_the_divergence_of_order_one():
 
 
 @given(st.floats(0.01, 8.0), st.floats(1e-8, 0.3))
-def test_one_release_has_the_closed_epsilon(epsilon, delta):
+def test_one_release_has_the_closed_form_epsilon(epsilon, delta):
     """The hockey-stick divergence of one Laplace release is ``1 - exp((e - epsilon) / 2)``."""
     exact = max(0.0, epsilon + 2 * math.log1p(-delta))
     found = PLDAccountant().epsilon(Ledger().record(LaplaceEvent(1 / epsilon)), delta)
@@ -80,7 +80,7 @@ def test_rounding_keeps_the_mass_under_both_hypotheses(epsilon, step):
 
 
 @pytest.mark.parametrize("multiplier", [1e-150, 1e-6, 1e-3, 1e6, 1e150])
-def test_extreme_releases_have_a_statement_by_every_accountant(multiplier):
+def test_every_accountant_handles_extreme_releases(multiplier):
     ledger, pure = Ledger().record(LaplaceEvent(multiplier)), 1 / multiplier
     for accountant in (PLDAccountant(), RDPAccountant()):
         assert 0 <= accountant.epsilon(ledger, 1e-5) <= pure * (1 + 1e-9)
@@ -105,7 +105,7 @@ def test_compositions_agree_with_dp_accounting(multiplier, count):
 
 @pytest.mark.parametrize("epsilon", [0.0, 0.3, 0.9, 1.3])
 def test_two_releases_are_never_charged_too_little(epsilon):
-    """By the definition, over a grid of the two noises; each has an atom at either end."""
+    """By definition, over a grid of the two noises, each with an atom at either end."""
     one, cells = 0.7, 2000
     place = (np.arange(cells) + 0.5) * one / cells
     mass = np.concatenate([[0.5], 0.5 * np.exp(-place) * one / cells, [0.5 * math.exp(-one)]])
@@ -145,7 +145,7 @@ def test_trackers_follow_a_ledger_with_queries():
 
 
 def test_several_numbers_at_once_are_dominated_by_one():
-    """The worst move of given L1 length is along one coordinate; by quadrature over the plane, for two."""
+    """The worst move of a given L1 length is along one coordinate; checked in two dimensions by quadrature."""
     x = np.linspace(-14, 15, 2901)
     density = 0.5 * np.exp(-np.abs(x))
     whole = 1.0
@@ -157,7 +157,7 @@ def test_several_numbers_at_once_are_dominated_by_one():
             assert delta <= -math.expm1((epsilon - whole) / 2) + 1e-4
 
 
-def test_what_has_no_rule_is_refused():
+def test_an_event_without_a_rule_is_refused():
     sampled = Ledger().record(PoissonSampledEvent(0.1, LaplaceEvent(1.0)))
     parts = Ledger().record(DisjointEvent(0, LaplaceEvent(1.0)))
     for accountant in (PLDAccountant(), ZCDPAccountant()):
@@ -172,7 +172,7 @@ def test_what_has_no_rule_is_refused():
 
 
 @pytest.mark.parametrize("multiplier", [0, -1, math.nan, math.inf, "1"])
-def test_a_multiplier_is_a_positive_number(multiplier):
+def test_a_multiplier_must_be_a_positive_number(multiplier):
     with pytest.raises((ValueError, TypeError)):
         LaplaceEvent(multiplier)
 

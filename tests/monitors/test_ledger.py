@@ -1,4 +1,4 @@
-"""Ledger and events: append-only, run-length coded, the same after a round trip."""
+"""Ledger and events: append-only, run-length encoded, and unchanged by a round trip."""
 
 import json
 
@@ -120,7 +120,7 @@ def test_a_changed_file_is_refused(tmp_path):
         Ledger.load(path)
 
 
-def test_an_unknown_event_type_is_named_with_the_nearest():
+def test_an_unknown_event_type_is_refused_with_the_nearest_name():
     with pytest.raises(UnsupportedEventError, match="did you mean 'GaussianEvent'"):
         event_from_dict({"type": "GausianEvent", "noise_multiplier": 1.0})
 
@@ -131,7 +131,7 @@ def test_a_wrong_count_is_refused(count):
         Ledger().record(GaussianEvent(1.0), count)
 
 
-def test_something_that_is_no_event_is_refused():
+def test_anything_but_an_event_is_refused():
     with pytest.raises(UnsupportedEventError, match=r"got 1\.5"):
         Ledger().record(1.5)
 

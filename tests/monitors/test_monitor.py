@@ -1,4 +1,4 @@
-"""Monitors read the run's ledger, count exactly, and stop before the step that would pass the limit."""
+"""Monitors read the run's ledger, count exactly, and stop before the step that would exceed the limit."""
 
 import math
 
@@ -25,7 +25,7 @@ HOOKS = [f"on_{what}_{when}" for what in ("train", "train_epoch", "train_step", 
 
 
 class Run:
-    """The smallest run there is: every step records the event that ``event`` announces."""
+    """A minimal run: each step records the event that ``event`` announces."""
 
     def __init__(self, planned=100, sigma=1.2, mode=None, rate=0.0, num_samples=1000, batch_size=20, shuffled=False):
         self.ledger = Ledger(["seen by a test"])
@@ -75,7 +75,7 @@ ACCOUNTANT_OF = {"rdp": RDPAccountant(), "pld": PLDAccountant(), "zcdp": ZCDPAcc
 
 @pytest.mark.parametrize("policy", ["rdp", "pld", "zcdp"])
 @pytest.mark.parametrize(("mode", "rate"), [(None, 0.0), ("Exp", 5e-3)])
-def test_training_stops_before_the_step_that_would_pass_max_eps(policy, mode, rate):
+def test_training_stops_before_the_step_that_would_exceed_max_eps(policy, mode, rate):
     accountant = ACCOUNTANT_OF[policy]
     shuffled = policy == "zcdp"
     sigma, limit = (9.0, 0.9) if shuffled else (1.2, 1.1)
@@ -109,21 +109,21 @@ def test_the_delta_limit_stops_too():
     assert "max_delta=0.0001 at epsilon 1" in run.reasons[0]
 
 
-def test_a_limit_below_the_first_step_takes_no_step():
+def test_no_step_is_taken_if_the_first_one_exceeds_the_limit():
     run = Run().train(PrivacyMonitorFactory.create("rdp", max_eps=1e-3))
     assert run.step == 0
     assert run.ledger.total == 0
     assert "0 of 100 steps are done" in run.reasons[0]
 
 
-def test_the_printed_count_is_the_number_of_steps_done():
+def test_the_printed_count_is_the_number_of_completed_steps():
     run = Run(planned=125).train(PrivacyMonitorFactory.create("rdp", per_print_times=50))
     assert [line.split(":")[0] for line in run.said] == ["step 50", "step 100", "step 125"]
     first = RDPAccountant().epsilon(Ledger().record(run.event(0), 50), 1e-5)
     assert float(run.said[0].split("epsilon ")[1].split()[0]) == pytest.approx(first, rel=1.1e-3)
 
 
-def test_the_monitor_counts_what_the_ledger_held_before():
+def test_the_monitor_counts_existing_rows_of_the_ledger():
     run = Run(planned=10)
     run.ledger.record(GaussianEvent(8.0), 2)
     monitor = PrivacyMonitorFactory.create("rdp")
@@ -131,7 +131,7 @@ def test_the_monitor_counts_what_the_ledger_held_before():
     assert monitor.epsilon() == pytest.approx(RDPAccountant().epsilon(run.ledger, 1e-5), rel=1.1e-3)
 
 
-def test_the_statement_of_the_run_is_in_what_was_spent():
+def test_the_privacy_spent_includes_the_statement_of_the_run():
     monitor = PrivacyMonitorFactory.create("rdp", target_eps=1.0)
     run = Run(planned=10).train(monitor)
     spent = monitor.privacy_spent()
@@ -145,10 +145,10 @@ def test_the_statement_of_the_run_is_in_what_was_spent():
 @pytest.mark.parametrize(
     ("given", "words"),
     [
-        ({"initial_noise_multiplier": 1.5}, r"initial_noise_multiplier: the monitor was told 1\.5, the run uses 1\.2"),
-        ({"batch_size": 32}, "batch_size: the monitor was told 32, the run uses 20"),
+        ({"initial_noise_multiplier": 1.5}, r"_multiplier: the monitor was given 1\.5, but the run uses 1\.2"),
+        ({"batch_size": 32}, "batch_size: the monitor was given 32, but the run uses 20"),
         ({"num_samples": 60000}, "num_samples"),
-        ({"noise_decay_mode": "Exp"}, "noise_decay_mode: the monitor was told 'Exp', the run uses 'Time'"),
+        ({"noise_decay_mode": "Exp"}, "noise_decay_mode: the monitor was given 'Exp', but the run uses 'Time'"),
         ({"noise_decay_rate": 0.5}, "noise_decay_rate"),
     ],
 )
@@ -159,7 +159,7 @@ def test_a_contradiction_names_both_values_before_anything_is_spent(given, words
     assert run.ledger.total == 0
 
 
-def test_numbers_that_agree_are_accepted():
+def test_numbers_that_agree_with_the_run_are_accepted():
     run = Run(mode="Time", rate=1e-3, planned=5)
     given = dict(run.facts)
     run.train(PrivacyMonitorFactory.create("rdp", **given))
@@ -219,12 +219,12 @@ def test_planning_names_what_is_missing():
         ({"orders": [1.0]}, "orders"),
     ],
 )
-def test_wrong_arguments_are_named(arguments, words):
+def test_invalid_arguments_are_refused_by_name(arguments, words):
     with pytest.raises(ValueError, match=words):
         PrivacyMonitorFactory.create("rdp", **arguments)
 
 
-def test_the_factory_works_as_class_and_as_object_and_lists_its_names():
+def test_the_factory_works_as_class_and_as_instance_and_lists_its_names():
     assert isinstance(PrivacyMonitorFactory().create("zcdp"), PrivacyMonitor)
     assert {"pld", "rdp", "zcdp"} <= set(PrivacyMonitorFactory.names())
     with pytest.raises(ValueError, match="did you mean 'zcdp'"):
@@ -233,7 +233,7 @@ def test_the_factory_works_as_class_and_as_object_and_lists_its_names():
         PrivacyMonitorFactory.create("pld", orders=[2.0])
 
 
-def test_a_third_party_registers_a_monitor():
+def test_a_custom_monitor_is_registered():
     @PrivacyMonitorFactory.register("test-classic")
     def build(claims, orders, **limits):
         return PrivacyMonitor(RDPAccountant(orders, conversion="classic"), claims, **limits)
@@ -246,18 +246,18 @@ def test_a_third_party_registers_a_monitor():
 
 
 @pytest.mark.parametrize("hook", HOOKS)
-def test_every_hook_takes_the_run(hook):
+def test_every_hook_accepts_the_run(hook):
     monitor, run = PrivacyMonitorFactory.create("rdp"), Run(planned=0)
     monitor.attach(run)
     getattr(monitor, hook)(run)
 
 
-def test_a_monitor_without_a_run_says_so():
-    with pytest.raises(ValueError, match="watches no run"):
+def test_a_monitor_without_a_run_raises_an_error():
+    with pytest.raises(ValueError, match="not attached to a run"):
         PrivacyMonitorFactory.create("rdp").epsilon()
 
 
-def test_a_monitor_shows_why_the_guarantee_is_void_and_stops():
+def test_a_monitor_prints_why_the_guarantee_is_void_and_stops():
     run, monitor = Run(), PrivacyMonitor(RDPAccountant(), max_eps=5.0, per_print_times=1)
     monitor.on_train_begin(run)
     run.ledger.record(run.event(0))
@@ -270,4 +270,4 @@ def test_a_monitor_shows_why_the_guarantee_is_void_and_stops():
     assert "epsilon infinite" in run.said[-1]
     assert "the weights were overwritten" in str(monitor.privacy_spent())
     monitor.on_train_step_begin(run)
-    assert "without bound" in run.reasons[0]
+    assert "infinity" in run.reasons[0]

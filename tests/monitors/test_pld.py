@@ -1,4 +1,4 @@
-"""The privacy-loss accountant: certified, tight, and right where the truth is known."""
+"""The privacy-loss accountant: certified, tight, and correct where the exact figure is known."""
 
 import importlib
 import math
@@ -56,7 +56,7 @@ def test_the_known_epsilons_at_delta_1e_5(ledger, epsilon):
 def test_a_single_release_is_bounded_from_above_and_within_half_a_per_cent(rate, multiplier, delta):
     epsilon = PLDAccountant().epsilon(poisson(rate, multiplier, 1), delta)
     assert one_release_delta(rate, multiplier, epsilon) <= delta * (1 + 1e-9)
-    if epsilon > 1e-3:  # below, the width of the grid tells
+    if epsilon > 1e-3:  # below this, the grid spacing matters
         assert one_release_delta(rate, multiplier, epsilon * 0.995) > delta
 
 
@@ -69,13 +69,13 @@ def test_a_rate_near_one_gives_the_exact_gaussian(steps):
 
 
 @pytest.mark.parametrize(("mu", "delta"), [(298.8, 1e-5), (300.5, 1e-5), (103.1, 1e-30), (39.34, 1e-80)])
-def test_masses_below_the_smallest_number_are_charged(mu, delta):
+def test_masses_that_underflow_are_charged(mu, delta):
     hardly_anything = PoissonSampledEvent(1e-9, GaussianEvent(50.0))
     ledger = Ledger().record(GaussianEvent(1 / mu)).record(hardly_anything)
     assert PLDAccountant().epsilon(ledger, delta) >= gaussian_epsilon(mu, delta)
 
 
-def test_so_little_noise_that_losses_leave_the_range_of_numbers_is_no_proof_of_privacy():
+def test_losses_that_overflow_prove_no_privacy():
     nodes = place_nodes(np.array([0.5]), np.array([1e-3]), np.array([1.0]))
     removal, _ = loss_masses(0.5, 1e-3, 2000.0, 5.0)
     composed = compose_losses(nodes, [removal], 2000.0, 1.0, 1e-10, 1.0)
@@ -93,7 +93,7 @@ def test_unsampled_releases_are_exact():
     ("rate", "multiplier", "steps", "delta"),
     [(0.0043, 1.5, 2340, 1e-5), (1e-3, 0.6, 3000, 1e-6), (0.3, 5.0, 50, 1e-8)],
 )
-def test_the_peer_agrees_within_its_stated_error(rate, multiplier, steps, delta):
+def test_dp_accounting_agrees_within_its_stated_error(rate, multiplier, steps, delta):
     pld = importlib.import_module("dp_accounting.pld")
     import dp_accounting
 
@@ -133,7 +133,7 @@ def test_epsilon_to_delta_and_back(rate, multiplier, steps, delta):
         assert accountant.delta(ledger, epsilon) == pytest.approx(delta, rel=0.05)
 
 
-def test_a_schedule_of_many_multipliers_is_within_a_thousandth_of_every_one_taken_by_itself():
+def test_interpolating_many_multipliers_costs_less_than_a_thousandth():
     schedule = decayed(2.0, "Exp", 5e-3)
     ledger = Ledger()
     for step in range(120):
@@ -182,7 +182,7 @@ def test_rounded_losses_dominate_the_true_ones_in_both_directions(rate, multipli
     for losses, direction in zip(loss_masses(rate, multiplier, step, 8.5), ("remove", "add"), strict=True):
         points = step * (losses.first + np.arange(losses.masses.size))
         rounded = losses.infinite + float(losses.masses @ np.maximum(0, -np.expm1(epsilon - points)))
-        # the definition: E over the first distribution of (1 - exp(epsilon - loss)) where that is positive
+        # by definition, the mean over the first distribution of the positive part of 1 - exp(epsilon - loss)
         x = np.linspace(-12, 12 + 1 / multiplier, 40001)
         without = np.exp(-0.5 * x**2) / math.sqrt(2 * math.pi)
         mixture = (1 - rate) * without + rate * np.exp(-0.5 * (x - 1 / multiplier) ** 2) / math.sqrt(2 * math.pi)
@@ -195,7 +195,7 @@ def test_rounded_losses_dominate_the_true_ones_in_both_directions(rate, multipli
 
 @given(st.floats(0.06, 3), st.floats(1.0001, 1.3), st.floats(0, 1), st.floats(1e-3, 1), st.floats(0, 5))
 @settings(max_examples=60, deadline=None)
-def test_the_lottery_between_two_nodes_dominates_what_lies_between(low, ratio, share, rate, deviations):
+def test_the_lottery_between_two_nodes_dominates_releases_in_between(low, ratio, share, rate, deviations):
     multipliers = np.append(np.geomspace(low, low * ratio, 40), low * (1 + share * (ratio - 1)))
     nodes = place_nodes(np.full(41, rate), multipliers, np.ones(41), 1e9)
     if nodes.rates.size != 2:
@@ -222,7 +222,7 @@ def test_a_partition_is_charged_as_its_worst_event():
     [poisson(1e-7, 0.05, 1), poisson(1e-6, 1.5, 10**6), poisson(0.5, 0.05, 10), poisson(0.999, 100.0, 1)],
 )
 @pytest.mark.parametrize("delta", [1e-12, 1e-5, 0.5])
-def test_the_ends_of_the_box_give_finite_figures(ledger, delta):
+def test_the_ends_of_the_supported_ranges_give_finite_figures(ledger, delta):
     assert math.isfinite(PLDAccountant().epsilon(ledger, delta))
 
 
@@ -234,7 +234,7 @@ def test_delta_lies_in_the_unit_interval_and_falls_with_epsilon(epsilon):
     assert accountant.delta(ledger, epsilon + 0.5) <= delta
 
 
-def test_no_privacy_is_infinite_and_nothing_is_zero():
+def test_a_release_without_privacy_costs_infinity_and_an_empty_ledger_zero():
     assert PLDAccountant().epsilon(Ledger().record(NonPrivateEvent()), 1e-5) == math.inf
     assert PLDAccountant().delta(Ledger().record(NonPrivateEvent()), 1.0) == 1.0
     assert PLDAccountant().epsilon(Ledger(), 1e-5) == 0.0
@@ -245,19 +245,19 @@ class NoGaussianEvent(PrivacyEvent):
     pass
 
 
-def test_an_unknown_event_is_named_with_the_remedy():
+def test_an_unknown_event_is_refused_with_the_remedy():
     with pytest.raises(UnsupportedEventError, match=r"NoGaussianEvent.*'rdp'.*gaussian_terms\.register"):
         PLDAccountant().epsilon(Ledger().record(NoGaussianEvent()), 1e-5)
 
 
 @pytest.mark.parametrize("precision", [0.0, -1.0, math.nan, 0.2])
-def test_a_wrong_precision_is_refused(precision):
+def test_an_invalid_precision_is_refused(precision):
     with pytest.raises(ValueError, match="precision"):
         PLDAccountant(precision)
 
 
 @pytest.mark.parametrize(("precision", "coarse"), [(1e-3, 1e-2), (0.05, 0.05)])
-def test_a_coarse_accountant_is_never_more_precise_and_keeps_its_kind(precision, coarse):
+def test_a_coarse_accountant_has_the_same_type_and_is_never_more_precise(precision, coarse):
     class Own(PLDAccountant):
         pass
 
@@ -269,8 +269,8 @@ def test_a_coarse_accountant_is_never_more_precise_and_keeps_its_kind(precision,
 
 @settings(max_examples=15, deadline=None)
 @given(st.floats(1e-3, 0.5), st.floats(0.5, 5.0), st.integers(1, 1000))
-def test_a_coarse_accountant_states_no_less_than_the_precise_one_and_hardly_more(rate, multiplier, steps):
+def test_a_coarse_epsilon_is_at_least_the_precise_one_and_hardly_larger(rate, multiplier, steps):
     accountant = PLDAccountant()
     precise, coarse = (one.epsilon(poisson(rate, multiplier, steps), 1e-5) for one in (accountant, accountant.coarse()))
-    # Both are bounds, each a little above the truth, so only the precision of the first may lie between them.
+    # Both are bounds slightly above the exact figure, so they may differ by the precision of the first.
     assert precise * (1 - accountant.precision) - 1e-6 <= coarse <= precise * 1.1 + 0.02

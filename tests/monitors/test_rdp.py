@@ -50,7 +50,7 @@ def test_the_known_epsilons_at_delta_1e_5(ledger, epsilon):
     assert RDPAccountant().epsilon(ledger, 1e-5) == pytest.approx(epsilon, abs=5e-4)
 
 
-def test_the_classic_conversion_gives_the_published_three():
+def test_the_classic_conversion_reproduces_the_published_epsilon_of_three():
     ledger = poisson(512 / 60000, 1.23, 4680)
     assert RDPAccountant(conversion="classic").epsilon(ledger, 1e-5) == pytest.approx(3.0, abs=0.01)
 
@@ -95,7 +95,7 @@ def test_epsilon_is_monotone_in_steps_multiplier_rate_and_delta(rate, multiplier
     assert accountant.epsilon(poisson(rate, multiplier, steps), delta * 1.01) <= epsilon * (1 + 1e-6)
 
 
-def test_grouping_of_many_multipliers_only_picks_the_order_and_never_the_figure():
+def test_grouping_multipliers_affects_the_order_and_never_the_figure():
     multipliers = np.linspace(0.8, 2.0, 300)
     ledger = ledger_of([(PoissonSampledEvent(0.01, GaussianEvent(sigma)), 1) for sigma in multipliers])
     epsilon, order = RDPAccountant().epsilon_and_order(ledger, 1e-5)
@@ -140,7 +140,7 @@ def test_a_release_without_privacy_is_infinite(event):
     assert RDPAccountant().delta(ledger, 10.0) == 1.0
 
 
-def test_an_empty_ledger_has_spent_nothing():
+def test_an_empty_ledger_costs_nothing():
     assert RDPAccountant().epsilon(Ledger(), 1e-5) == 0
     assert RDPAccountant().delta(Ledger(), 0.0) == 0
 
@@ -150,7 +150,7 @@ def test_an_empty_ledger_has_spent_nothing():
     [poisson(1e-7, 0.05, 1), poisson(1e-7, 100.0, 10**6), poisson(1.0, 0.05, 10**6), poisson(0.999, 100.0, 1)],
 )
 @pytest.mark.parametrize("delta", [1e-300, 1e-5, 0.999])
-def test_the_ends_of_the_box_give_finite_figures(ledger, delta):
+def test_the_ends_of_the_supported_ranges_give_finite_figures(ledger, delta):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", PrivacyWarning)
         epsilon = RDPAccountant().epsilon(ledger, delta)
@@ -166,24 +166,24 @@ def test_the_bound_is_never_below_the_exact_gaussian():
             )
 
 
-def test_given_orders_are_honoured():
+def test_given_orders_are_used():
     ledger = poisson(0.01, 1.0, 1000)
     assert RDPAccountant([2.0, 8.0, 64.0]).epsilon_and_order(ledger, 1e-5)[1] == 8.0
 
 
-def test_the_end_of_the_given_orders_is_announced():
+def test_a_best_order_at_the_end_of_the_given_orders_causes_a_warning():
     with pytest.warns(PrivacyWarning, match="at the end of the orders"):
         RDPAccountant([2.0, 3.0]).epsilon(poisson(0.01, 1.0, 1000), 1e-5)
 
 
 @pytest.mark.parametrize("delta", [0.0, 1.0, -1.0, math.nan, 1.5])
-def test_delta_outside_of_its_range_is_refused(delta):
+def test_delta_out_of_range_is_refused(delta):
     with pytest.raises(ValueError, match="delta"):
         RDPAccountant().epsilon(poisson(0.01, 1.0, 10), delta)
 
 
 @pytest.mark.parametrize("epsilon", [-1.0, math.nan, math.inf])
-def test_epsilon_outside_of_its_range_is_refused(epsilon):
+def test_epsilon_out_of_range_is_refused(epsilon):
     with pytest.raises(ValueError, match="epsilon"):
         RDPAccountant().delta(poisson(0.01, 1.0, 10), epsilon)
 
@@ -198,7 +198,7 @@ class LaplaceLikeEvent(PrivacyEvent):
     scale: float = 1.0
 
 
-def test_an_unknown_event_is_named_with_the_way_to_register_it():
+def test_an_unknown_event_is_refused_with_the_way_to_register_a_rule():
     with pytest.raises(UnsupportedEventError, match=r"LaplaceLikeEvent.*renyi_curve\.register"):
         RDPAccountant().epsilon(Ledger().record(LaplaceLikeEvent()), 1e-5)
     with pytest.raises(UnsupportedEventError, match=r"LaplaceLikeEvent.*sampled_renyi_curve\.register"):
@@ -223,7 +223,7 @@ def _(event: ThirdPartyEvent, sampling_rate: float, orders: np.ndarray) -> np.nd
     return sampling_rate * event.cost * orders
 
 
-def test_a_third_party_registers_its_event_alone_and_under_sampling():
+def test_custom_rules_are_registered_for_an_event_alone_and_under_sampling():
     event = ThirdPartyEvent(0.02)
     ledger = Ledger().record(event, 3).record(PoissonSampledEvent(0.5, event), 2)
     same = Ledger().record(GaussianEvent((2 * 0.08) ** -0.5))
@@ -232,7 +232,7 @@ def test_a_third_party_registers_its_event_alone_and_under_sampling():
 
 @dataclass(frozen=True)
 class OverflowingEvent(PrivacyEvent):
-    """Its rule overflows at high orders, as a careless third party's may."""
+    """An event whose rule overflows at high orders, as a careless custom rule may."""
 
     sigma: float
 
@@ -243,7 +243,7 @@ def _(event: OverflowingEvent, orders: np.ndarray) -> np.ndarray:
 
 
 @pytest.mark.parametrize("wrapped", [lambda event: event, lambda event: DisjointEvent(0, event)], ids=["alone", "part"])
-def test_an_order_at_which_a_rule_has_no_number_is_no_proof_of_privacy(wrapped):
+def test_a_rule_that_returns_nan_proves_no_privacy(wrapped):
     event = wrapped(OverflowingEvent(3.0))
     exact = RDPAccountant().epsilon(Ledger().record(GaussianEvent(3.0)), 1e-5)
     tracker = RDPAccountant().tracker()
@@ -253,7 +253,7 @@ def test_an_order_at_which_a_rule_has_no_number_is_no_proof_of_privacy(wrapped):
     assert RDPAccountant().delta(Ledger().record(event), 0.1) > 0
 
 
-def test_the_peers_agree_where_they_are_right():
+def test_other_libraries_agree_where_they_are_correct():
     rdp = importlib.import_module("dp_accounting.rdp")
     import dp_accounting
 
@@ -264,7 +264,7 @@ def test_the_peers_agree_where_they_are_right():
     assert ours == pytest.approx(peer.get_epsilon(1e-5), rel=1e-7)
 
 
-def test_opacus_agrees_where_it_is_right():
+def test_opacus_agrees_where_it_is_correct():
     analysis = importlib.import_module("opacus.accountants.analysis.rdp")
     orders = [1.5, 2.0, 8.3, 32.0]
     theirs = analysis.compute_rdp(q=0.01, noise_multiplier=1.0, steps=1, orders=orders)

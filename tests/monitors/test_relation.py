@@ -31,7 +31,7 @@ SUM_AND_COUNT = PoissonSampledEvent(0.1, ComposedEvent((SUM, GaussianEvent(20.0)
     ],
     ids=str,
 )
-def test_the_relation_is_read_off_the_events(events, relation):
+def test_the_relation_is_derived_from_the_events(events, relation):
     assert relation_of([(event, 1) for event in events]) == relation
 
 
@@ -40,14 +40,14 @@ def test_the_relation_is_read_off_the_events(events, relation):
     [SUM_AND_COUNT, SUM_AND_COUNT.event, RepeatedEvent(SUM_AND_COUNT, 2), RandomStoppingEvent(SUM_AND_COUNT, 3)],
 )
 @pytest.mark.parametrize("first", [True, False])
-def test_no_epsilon_is_stated_for_events_that_share_no_relation(other, first):
+def test_events_without_a_common_relation_have_no_epsilon(other, first):
     ledger = Ledger()
     for event in [other, SHUFFLED] if first else [SHUFFLED, other]:
         ledger.record(event)
-    with pytest.raises(UnsupportedEventError, match="no one epsilon covers both"):
+    with pytest.raises(UnsupportedEventError, match="no single epsilon covers both"):
         privacy_spent(ledger, 1e-5)
 
 
-def test_a_mixed_ledger_states_the_relation_that_covers_it_whatever_its_last_training_says():
+def test_a_mixed_ledger_states_the_relation_that_covers_all_its_events():
     ledger = Ledger().record(SHUFFLED).merge(Ledger().record(SAMPLED))
     assert privacy_spent(ledger, 1e-5, "rdp", {"relation": ADD_OR_REMOVE}).relation == ZERO_OUT

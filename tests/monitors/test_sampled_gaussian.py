@@ -1,4 +1,4 @@
-"""The Renyi curve against independent multiple-precision truth."""
+"""The Renyi curve against independent multiple-precision values."""
 
 import json
 import math
@@ -20,7 +20,7 @@ orders = st.floats(-4, 4).map(lambda power: min(1 + 10.0**power, 1e4))
 
 
 def binomial_truth(rate, sigma, order):
-    """Integer orders have a finite sum (Mironov, Talwar and Zhang 2019, section 3.3); A - 1 term by term, 40 digits."""
+    """The finite sum for integer orders (Mironov, Talwar and Zhang 2019, section 3.3): A - 1 with 40 digits."""
     with mp.workdps(40 + int(0.5 * order * math.log10(1 / rate) + 5)):
         q, s = mp.mpf(rate), mp.mpf(sigma)
         total = sum(
@@ -100,6 +100,6 @@ def test_without_sampling_the_curve_is_the_closed_form():
         ((0.1, 1.0, []), "orders"),
     ],
 )
-def test_wrong_arguments_are_named(arguments, message):
+def test_invalid_arguments_are_refused_by_name(arguments, message):
     with pytest.raises(ValueError, match=message):
         rdp_sampled_gaussian(*arguments)

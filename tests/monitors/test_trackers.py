@@ -1,4 +1,4 @@
-"""Following a growing ledger gives the accountant's figures."""
+"""Trackers of a growing ledger give the accountant's figures."""
 
 import numpy as np
 import pytest
@@ -43,7 +43,7 @@ def test_the_tracker_is_close_above_the_accountant_and_equal_when_tightened(rows
     assert exact * (1 - 1e-4) <= tracker.epsilon(delta) <= exact * (1 + 1e-6) + 1e-9
 
 
-def test_a_tracker_that_was_never_asked_is_as_tight_as_the_accountant_when_tightened():
+def test_an_unused_tracker_is_as_tight_as_the_accountant_when_tightened():
     accountant, ledger = RDPAccountant(), Ledger().record(PoissonSampledEvent(0.1, GaussianEvent(1.1)), 20)
     tracker = accountant.tracker()
     tracker.add(PoissonSampledEvent(0.1, GaussianEvent(1.1)), 20)
@@ -51,7 +51,7 @@ def test_a_tracker_that_was_never_asked_is_as_tight_as_the_accountant_when_tight
     assert tracker.epsilon(1e-5) == pytest.approx(accountant.epsilon(ledger, 1e-5), rel=1e-9)
 
 
-def test_prepared_events_change_nothing_but_the_speed():
+def test_preparing_events_changes_only_the_speed():
     sigma = decayed(1.5, "Exp", 1e-3)
     steps = [PoissonSampledEvent(0.01, GaussianEvent(sigma(step))) for step in range(200)]
     prepared, plain = RDPAccountant().tracker(), RDPAccountant().tracker()
@@ -63,7 +63,7 @@ def test_prepared_events_change_nothing_but_the_speed():
     assert prepared.delta(2.0) == pytest.approx(plain.delta(2.0), rel=1e-9)
 
 
-def test_given_orders_are_kept():
+def test_a_tracker_keeps_the_given_orders():
     tracker = RDPAccountant([4.0, 8.0]).tracker()
     tracker.add(GaussianEvent(3.0), 2)
     with pytest.warns(PrivacyWarning):
@@ -72,7 +72,7 @@ def test_given_orders_are_kept():
 
 
 @pytest.mark.parametrize("accountant", [RDPAccountant(), PLDAccountant()], ids=lambda accountant: accountant.name)
-def test_the_limit_is_met_by_exactly_as_many_steps_as_the_accountant_allows(accountant):
+def test_the_tracker_allows_exactly_as_many_steps_as_the_accountant(accountant):
     event = PoissonSampledEvent(0.05, GaussianEvent(1.2))
     limit = accountant.epsilon(Ledger().record(event, 37), 1e-5)
     tracker, done = accountant.tracker(), 0
@@ -83,7 +83,7 @@ def test_the_limit_is_met_by_exactly_as_many_steps_as_the_accountant_allows(acco
     assert done == 37
 
 
-def test_the_plain_tracker_answers_every_question():
+def test_the_base_tracker_gives_every_figure():
     tracker = ZCDPAccountant().tracker()
     tracker.add(GaussianEvent(2.0), 3)
     assert tracker.delta_with(GaussianEvent(2.0), 1.0) > tracker.delta(1.0)
@@ -91,7 +91,7 @@ def test_the_plain_tracker_answers_every_question():
     assert not tracker.stays_within(GaussianEvent(0.01), 100.0, 1e-5)
 
 
-def test_one_sum_gives_the_figures_of_the_zcdp_accountant():
+def test_the_zcdp_tracker_gives_the_figures_of_the_accountant():
     accountant = ZCDPAccountant()
     tracker, ledger = accountant.tracker(), Ledger()
     events = [DisjointEvent(0, GaussianEvent(3.0)), DisjointEvent(0, GaussianEvent(2.0)), GaussianEvent(5.0)]
@@ -106,7 +106,7 @@ def test_one_sum_gives_the_figures_of_the_zcdp_accountant():
         accountant.tracker().stays_within(PoissonSampledEvent(0.1, GaussianEvent(1.0)), 1.0, 1e-5)
 
 
-def test_another_event_than_the_announced_one_is_judged_by_itself():
+def test_an_event_that_was_not_announced_is_evaluated_separately():
     tracker = PLDAccountant().tracker()
     mild, harsh = PoissonSampledEvent(0.01, GaussianEvent(2.0)), PoissonSampledEvent(0.01, GaussianEvent(0.3))
     tracker.prepare([mild] * 50)
@@ -117,7 +117,7 @@ def test_another_event_than_the_announced_one_is_judged_by_itself():
     assert not tracker.stays_within(mild, limit, 1e-5)
 
 
-def test_orders_that_are_added_later_see_the_whole_past():
+def test_orders_added_later_include_all_earlier_releases():
     tracker = RDPAccountant().tracker()
     for _ in range(3):
         tracker.add(GaussianEvent(0.02))
@@ -127,7 +127,7 @@ def test_orders_that_are_added_later_see_the_whole_past():
 
 
 @pytest.mark.parametrize("accountant", [RDPAccountant(), PLDAccountant(), ZCDPAccountant()], ids=lambda one: one.name)
-def test_a_shuffled_epoch_without_noise_stays_without_bound_however_many_batches_it_has(accountant):
+def test_a_shuffled_epoch_without_noise_has_an_infinite_epsilon(accountant):
     tracker, batch = accountant.tracker(), DisjointEvent(0, NonPrivateEvent())
     for _ in range(3):
         tracker.add(batch)

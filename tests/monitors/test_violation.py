@@ -1,4 +1,4 @@
-"""A violation on a ledger makes every figure of it infinite, whoever asks and however the ledger is kept."""
+"""A violation on a ledger makes all of its figures infinite, for every accountant and in every form of the ledger."""
 
 import math
 
@@ -43,7 +43,7 @@ wrapped = st.recursive(
 
 
 @pytest.mark.parametrize(("name", "event"), ACCOUNTANTS)
-def test_every_accountant_and_tracker_is_finite_before_a_violation_and_infinite_from_it_on(name, event):
+def test_every_figure_is_finite_before_a_violation_and_infinite_after_it(name, event):
     accountant, ledger = resolve_accountant(name), Ledger().record(event, 20)
     tracker = accountant.tracker()
     tracker.add(event, 20)
@@ -64,7 +64,7 @@ def test_every_accountant_and_tracker_is_finite_before_a_violation_and_infinite_
 
 
 @given(wrapped)
-def test_a_violation_inside_of_any_event_counts_and_is_read_back_from_its_dict(event):
+def test_a_violation_inside_any_event_counts_and_survives_serialisation(event):
     ledger = Ledger().record(UNSAMPLED).record(event)
     assert event_from_dict(event.to_dict()) == event
     assert ledger.violations == (VIOLATION.reason,)
@@ -72,7 +72,7 @@ def test_a_violation_inside_of_any_event_counts_and_is_read_back_from_its_dict(e
         assert math.isinf(resolve_accountant(name).epsilon(ledger, 1e-5))
 
 
-def test_ledgers_with_a_violation_are_kept_merged_and_cut_like_others():
+def test_ledgers_with_a_violation_are_stored_merged_and_cut_like_others():
     ledger = Ledger(["a note"]).record(SAMPLED, 3).record(SAMPLED, 2, lost=True).record(VIOLATION)
     again = Ledger.from_json(ledger.to_json())
     assert again == ledger
@@ -83,7 +83,7 @@ def test_ledgers_with_a_violation_are_kept_merged_and_cut_like_others():
     assert ledger.record(VIOLATION).violations == (VIOLATION.reason,)
 
 
-def test_the_reason_stands_beside_the_figure_and_sampling_and_relation_stay_those_of_the_releases():
+def test_the_reason_accompanies_the_figure_and_sampling_and_relation_are_unaffected():
     ledger = Ledger().record(SAMPLED, 3).record(VIOLATION)
     spent = privacy_spent(ledger, 1e-5)
     assert "epsilon infinite" in str(spent)
@@ -97,7 +97,7 @@ def test_the_reason_stands_beside_the_figure_and_sampling_and_relation_stay_thos
     assert math.isinf(replace_one_epsilon(ledger, 1e-5))
 
 
-def test_a_filter_records_a_violation_without_an_error_and_lets_nothing_through_after_it():
+def test_a_filter_records_a_violation_and_allows_nothing_after_it():
     filter_ = PrivacyFilter(3.0, 1e-5)
     filter_.charge(GaussianEvent(100.0))
     filter_.charge(VIOLATION)
@@ -115,11 +115,11 @@ def test_no_noise_can_be_calibrated_for_a_ledger_with_a_violation():
 
 @pytest.mark.parametrize("reason", ["", "  ", None, 3])
 def test_a_violation_without_a_reason_is_refused(reason):
-    with pytest.raises(ValueError, match="reason must be a text"):
+    with pytest.raises(ValueError, match="reason must be a non-empty string"):
         ViolationEvent(reason)
 
 
-def test_a_ledger_covers_what_it_holds_as_often_in_whatever_order_and_partition():
+def test_covers_compares_counts_and_ignores_order_and_partition_numbers():
     one = Ledger().record(DisjointEvent(0, UNSAMPLED)).record(SAMPLED, 2)
     more = Ledger().record(SAMPLED, 3).record(DisjointEvent(7, UNSAMPLED))
     assert more.covers(one)

@@ -1,4 +1,4 @@
-"""The zCDP accountant takes releases of all the data and refuses sampled ones."""
+"""The zCDP accountant accepts releases of all the data and refuses sampled ones."""
 
 import math
 from dataclasses import dataclass
@@ -27,7 +27,7 @@ def shuffled(epochs, multipliers):
     return ledger
 
 
-def test_ten_shuffled_epochs_cost_ten_gaussians_of_their_smallest_multiplier():
+def test_ten_shuffled_epochs_cost_as_much_as_ten_gaussians_of_the_smallest_multiplier():
     assert ZCDPAccountant().epsilon(shuffled(10, (2.0, 1.5, 1.7)), 1e-5) == pytest.approx(10.67, abs=5e-3)
 
 
@@ -47,7 +47,7 @@ def test_sampled_events_are_refused_with_the_remedy():
         ZCDPAccountant().epsilon(ledger, 1e-5)
 
 
-def test_a_rate_of_one_is_no_sampling():
+def test_a_rate_of_one_means_no_sampling():
     assert ZCDPAccountant().rho(Ledger().record(PoissonSampledEvent(1.0, GaussianEvent(1.0)))) == 0.5
 
 
@@ -66,7 +66,7 @@ def _(event: RhoEvent) -> float:
     return event.rho
 
 
-def test_a_third_party_registers_its_rho():
+def test_a_custom_rho_is_registered():
     ledger = Ledger().record(RhoEvent(0.02), 3).record(DisjointEvent(0, RhoEvent(0.01))).record(GaussianEvent(5.0))
     accountant = ZCDPAccountant()
     assert accountant.rho(ledger) == pytest.approx(0.06 + 0.01 + 0.02)
@@ -78,6 +78,6 @@ class NamelessEvent(PrivacyEvent):
     pass
 
 
-def test_an_unknown_event_is_named():
+def test_an_unknown_event_is_refused_by_name():
     with pytest.raises(UnsupportedEventError, match="NamelessEvent"):
         ZCDPAccountant().epsilon(Ledger().record(NamelessEvent()), 1e-5)

@@ -179,7 +179,7 @@ def test_a_ledger_without_a_common_relation_is_refused_with_a_way_out(make_model
     network = nn.Linear(4, 3)
     make_model(network, sampling="shuffle").fit(loader)
     clip = ClipMechanismsFactory.create("Gaussian", fraction_stddev=0.5)
-    with pytest.raises(UnsupportedEventError, match="no one epsilon covers both"):
+    with pytest.raises(UnsupportedEventError, match="no single epsilon covers both"):
         make_model(network, clip_mech=clip).fit(loader)
     make_model(network, clip_mech=ClipMechanismsFactory.create("Gaussian"), ledger=Ledger()).fit(loader)
 

@@ -90,7 +90,7 @@ def test_every_accountant_gives_a_figure_or_a_reason(command):
 def test_an_accountant_without_a_rule_is_refused_with_the_remedy(command, form):
     code, text, error = command("budget", *MNIST, "-e", "1", "--noise-multiplier", "1.5", "--accountant", "zcdp", *form)
     assert (code, text) == (2, "")
-    assert "zCDP knows no amplification by sampling. Use the 'rdp' or 'pld' accountant" in error
+    assert "zCDP has no amplification by sampling. Use the 'rdp' or 'pld' accountant" in error
 
 
 def test_the_tutorial_of_mindarmour_is_shown_under_each_rule(command):

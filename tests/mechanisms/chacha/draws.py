@@ -13,7 +13,7 @@ from mechanisms.chacha.backends import backend_for, input_words
 from mechanisms.chacha.stream import DeviceStream
 
 MATERIAL = hashlib.sha512(b"draws").digest()[:40]
-#: Where words are taken: the beginning, a carry between the counter's halves, the last places.
+#: Start blocks: the beginning, a carry between the counter's halves, and the end.
 STARTS = (0, 2**40 + 2**32 - 70, 2**63 - 200)
 BLOCKS = 131
 RFC_MATERIAL, RFC_START = bytes(range(32)) + bytes.fromhex("0000004a00000000"), 0x09000000_00000001

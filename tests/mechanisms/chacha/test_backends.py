@@ -11,7 +11,7 @@ from mechanisms.chacha.backends import Backend, backend_for, difference_in, requ
 from monitors.errors import UnprotectedUpdateError
 
 CPU = torch.device("cpu")
-#: A kind of device that Triton is tried for; the tensors that are made on it lie on the CPU.
+#: A device type for which Triton is tried, but whose tensors are on the CPU.
 FIRST = types.SimpleNamespace(type="cuda")
 
 
@@ -62,7 +62,7 @@ def other_threshold(out, key, start, threshold):
         ({"write_coins": other_threshold}, r"coin on cpu \d+ is (True|False) instead of"),
     ],
 )
-def test_a_backend_that_gives_another_answer_is_refused_and_the_answer_named(functions, message):
+def test_a_wrong_backend_is_refused_with_the_first_difference(functions, message):
     require_known_answers(broken(), CPU)
     with pytest.raises(UnprotectedUpdateError, match=message):
         require_known_answers(broken(**functions), CPU)
@@ -70,7 +70,7 @@ def test_a_backend_that_gives_another_answer_is_refused_and_the_answer_named(fun
 
 @pytest.fixture
 def modules(monkeypatch):
-    """Stand-ins for the backends' modules; an exception is raised where one would be imported."""
+    """Stand-ins for the backend modules; an exception is raised instead of importing one."""
     given = {}
 
     def imported(name):
@@ -87,34 +87,34 @@ def modules(monkeypatch):
 @pytest.mark.parametrize(
     "fault", [ModuleNotFoundError("No module named 'triton'"), RuntimeError("no C compiler"), broken(words=wrong_word)]
 )
-def test_where_triton_fails_the_same_stream_is_made_by_torch_and_the_user_is_told(modules, fault):
+def test_if_triton_fails_torch_makes_the_same_stream_with_a_warning(modules, fault):
     modules[backends._MODULES["triton"]] = fault
     with pytest.warns(
-        RuntimeWarning, match=r"made by torch operations: .*(triton|C compiler|0x).*as secret, but slower"
+        RuntimeWarning, match=r"made by torch operations, because .*(triton|C compiler|0x).*equally secret, but slower"
     ):
         assert backend_for.__wrapped__(FIRST) == ("torch", tensor_ops)
 
 
-def test_triton_comes_first_on_a_gpu_and_torch_operations_on_the_cpu(modules, monkeypatch):
+def test_triton_is_preferred_on_a_gpu_and_torch_on_the_cpu(modules, monkeypatch):
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
     assert backend_for.__wrapped__(FIRST)[0] == "triton"
     assert backend_for.__wrapped__(CPU)[0] == "torch"
 
 
-def test_where_no_backend_gives_the_right_answers_nothing_is_drawn(modules):
+def test_without_a_correct_backend_nothing_is_drawn(modules):
     modules[backends._MODULES["triton"]] = RuntimeError("no C compiler")
     modules[backends._MODULES["torch"]] = broken(words=wrong_word)
-    with pytest.warns(RuntimeWarning), pytest.raises(UnprotectedUpdateError, match="No noise is made of it"):
+    with pytest.warns(RuntimeWarning), pytest.raises(UnprotectedUpdateError, match="not used for noise"):
         backend_for.__wrapped__(FIRST)
 
 
-def test_both_backends_have_every_function_of_the_protocol():
+def test_both_backends_implement_the_protocol():
     names = [name for name in vars(Backend) if not name.startswith("_")]
     assert names == ["reserve", "words", "add_singles", "write_coins"]
     assert all(callable(getattr(tensor_ops, name)) for name in names)
 
 
-def test_the_place_of_the_first_difference_is_named():
+def test_the_index_of_the_first_difference_is_named():
     one, other = np.zeros((2, 3)), np.zeros((2, 3))
     assert difference_in("x", one, other) == ""
     other[1, 2] = other[1, 0] = 0.5

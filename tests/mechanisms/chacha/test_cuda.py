@@ -1,4 +1,4 @@
-"""What only a GPU can show: replays of graphs, concurrent streams, no waiting for the host."""
+"""Properties that only a GPU can show: graph replays, concurrent streams, and no synchronisation."""
 
 import gc
 from contextlib import contextmanager
@@ -16,7 +16,7 @@ from mechanisms.noise import Gaussian
 from mechanisms.noise_check import require_sound_noise
 
 pytestmark = [pytest.mark.cuda, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
-#: Sizes of a bias, of a small network, and beyond the switch to larger programs.
+#: Sizes: a bias, a small network, and one beyond the switch to larger programs.
 SIZES = [7, 61_684, 3_000_001]
 
 
@@ -36,7 +36,7 @@ def captured(work):
 
 @contextmanager
 def without_waiting():
-    """Every wait for the device that torch knows of is an error."""
+    """Turns every synchronisation that torch detects into an error."""
     torch.cuda.synchronize()
     torch.cuda.set_sync_debug_mode("error")
     try:
@@ -50,13 +50,13 @@ def assert_equal(what, found, expected):
     assert not difference, difference
 
 
-def test_triton_is_chosen_where_it_is_installed(cuda):
+def test_triton_is_used_if_installed(cuda):
     pytest.importorskip("triton")
     assert backends.backend_for(cuda)[0] == "triton"
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
-def test_noise_is_added_in_place_without_a_wait_for_the_device(cuda, dtype):
+def test_noise_is_added_in_place_without_synchronisation(cuda, dtype):
     generator, target = SecureGenerator(), torch.full((200_000,), 5.0, dtype=dtype, device=cuda)
     generator.add_normal_(target.clone(), 2.0)
     with without_waiting():
@@ -96,7 +96,7 @@ def test_graphs_of_noise_and_coins_and_eager_draws_share_one_stream(cuda):
         )
 
 
-def test_a_graph_reads_its_scale_anew_at_each_replay(cuda):
+def test_a_graph_reads_its_scale_again_at_each_replay(cuda):
     generator, target = SecureGenerator(), torch.zeros(100_000, device=cuda)
     scale = torch.ones((), device=cuda)
     graph = captured(lambda: generator.add_normal_(target.zero_(), scale))
@@ -109,7 +109,7 @@ def test_a_graph_reads_its_scale_anew_at_each_replay(cuda):
 @pytest.mark.parametrize(
     "work", [lambda made, at: made.add_normal_(torch.zeros(9, device=at)), lambda made, at: made.seek(0)]
 )
-def test_a_stream_is_neither_started_nor_moved_while_a_graph_is_captured(cuda, work):
+def test_a_stream_cannot_be_started_or_moved_during_a_capture(cuda, work):
     generator = SecureGenerator(6)
     if "seek" in work.__code__.co_names:
         generator.add_normal_(torch.zeros(9, device=cuda))
@@ -134,7 +134,7 @@ def test_a_captured_stream_outlives_its_generator(cuda):
     assert_equal("number", target, eager.add_normal_(torch.zeros(1000, device=cuda)))
 
 
-def test_torch_operations_are_captured_too_and_give_the_same_words(cuda, monkeypatch):
+def test_torch_operations_can_be_captured_and_give_the_same_words(cuda, monkeypatch):
     expected = SecureGenerator(8)
     monkeypatch.setattr(stream_module, "backend_for", lambda device: ("torch", tensor_ops))
     generator, target = SecureGenerator(8), torch.zeros(5001, device=cuda)
@@ -147,7 +147,7 @@ def test_torch_operations_are_captured_too_and_give_the_same_words(cuda, monkeyp
         assert backends.difference_in(f"replay {replay}, number", found, wanted, 2e-5) == ""
 
 
-def test_draws_on_several_cuda_streams_at_once_share_no_block(cuda):
+def test_concurrent_draws_on_several_cuda_streams_share_no_block(cuda):
     pytest.importorskip("triton")
     made = DeviceStream(bytes(range(40)), cuda)
     made.coins(5, 2**63), made.add_normal_(torch.zeros(5, device=cuda))
@@ -162,7 +162,7 @@ def test_draws_on_several_cuda_streams_at_once_share_no_block(cuda):
     assert made.blocks - before == 400 * 5
     repeated = 400 - len(np.unique(rows, axis=0))
     assert repeated == 0, f"{repeated} of 400 draws repeat another one"
-    # The first pair of each block, whatever draw it is in: draws that overlap would share some.
+    # The first pair of each block of each draw: overlapping draws would share some of them.
     pairs = np.stack([rows[:, :5].ravel(), rows[:, 5:10].ravel()], axis=1)
     assert len(np.unique(pairs, axis=0)) == 2000
 
@@ -176,7 +176,7 @@ def test_a_draw_of_millions_has_the_stated_scale_everywhere(cuda):
 
 
 @pytest.mark.parametrize("rate", [0.001, 0.3, 1 - 2.0**-40])
-def test_coins_fall_as_often_as_stated_and_no_draw_waits_for_them(cuda, rate):
+def test_coins_have_the_stated_rate_and_need_no_synchronisation(cuda, rate):
     generator = SecureGenerator()
     generator.bernoulli_mask(10, rate, cuda)
     with without_waiting():
@@ -186,7 +186,7 @@ def test_coins_fall_as_often_as_stated_and_no_draw_waits_for_them(cuda, rate):
     assert bool(generator.bernoulli_mask(10, 1.0, cuda).all())
 
 
-def test_a_position_brings_back_the_place_on_the_device(cuda):
+def test_a_position_restores_the_stream_of_the_device(cuda):
     original, resumed = SecureGenerator(9), SecureGenerator(9)
     original.add_normal_(torch.zeros(1234, device=cuda)), original.words(3)
     resumed.seek(original.position)
@@ -196,18 +196,18 @@ def test_a_position_brings_back_the_place_on_the_device(cuda):
 
 
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two CUDA devices")
-def test_two_devices_draw_under_keys_of_their_own():
+def test_two_devices_have_different_keys():
     generator = SecureGenerator(10)
     first, second = (generator.normal(1000, torch.float32, device=f"cuda:{number}").cpu() for number in (0, 1))
     assert not torch.isin(first, second).any()
 
 
-def test_the_noise_mechanism_passes_its_trial_and_adds_on_the_device(cuda):
+def test_the_noise_mechanism_passes_its_trial_on_the_device(cuda):
     noise, unit = Gaussian(initial_noise_multiplier=1.3), ClippedUnit(1, 16)
     assert require_sound_noise(noise, unit, range(100), like=torch.zeros(5000, device=cuda)) == ()
     grad = torch.full((200_000,), 2.0, device=cuda)
     summed = ClippedSum(grad, torch.zeros(0, 1, device=cuda), 0.5, 0.5, 0.0, 0)
-    noise.add(summed, 0)  # the first use on a device makes its stream
+    noise.add(summed, 0)  # the first use on a device creates its stream
     grad.fill_(2.0)
     with without_waiting():
         released = noise.add(summed, 0)

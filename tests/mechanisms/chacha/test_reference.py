@@ -22,7 +22,7 @@ from mechanisms.chacha import reference
                                           "8a970e0e955c14f3a88e741b97c286f75f8fc299e8148362fa198a39531bed6d"),
     ],
 )  # fmt: skip
-def test_the_key_stream_is_that_of_the_rfc_s_test_vectors(key, counter, nonce, stream):
+def test_the_key_stream_matches_the_test_vectors_of_the_rfc(key, counter, nonce, stream):
     start = counter + (int.from_bytes(nonce[:4], "little") << 32)
     words = reference.block_words(key + nonce[4:], start, 1)
     assert words.T.astype("<u4").tobytes().hex() == stream
@@ -30,14 +30,14 @@ def test_the_key_stream_is_that_of_the_rfc_s_test_vectors(key, counter, nonce, s
 
 @settings(max_examples=50, deadline=None)
 @given(material=st.binary(min_size=40, max_size=40), low=st.integers(0, 2**32 - 9), high=st.integers(0, 2**32 - 1))
-def test_the_key_stream_is_that_of_an_independent_implementation(material, low, high):
+def test_the_key_stream_matches_an_independent_implementation(material, low, high):
     nonce = low.to_bytes(4, "little") + high.to_bytes(4, "little") + material[32:]
     expected = Cipher(algorithms.ChaCha20(material[:32], nonce), mode=None).encryptor().update(bytes(8 * 64))
     assert reference.block_words(material, low + (high << 32), 8).T.astype("<u4").tobytes() == expected
 
 
 @given(start=st.integers(0, 2**64 - 1), blocks=st.integers(1, 20), skipped=st.integers(0, 19))
-def test_a_later_block_is_the_block_of_its_counter_also_past_the_lower_half(start, blocks, skipped):
+def test_later_blocks_match_their_counter_even_past_its_lower_half(start, blocks, skipped):
     skipped = min(skipped, blocks - 1)
     material = bytes(range(40))
     whole = reference.block_words(material, start, blocks)

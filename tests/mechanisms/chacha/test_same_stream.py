@@ -1,4 +1,4 @@
-"""Every backend against the definition in NumPy, word for word, and what is made of the words against its distribution.
+"""Every backend against the definition in NumPy, word for word, and the drawn numbers against their distributions.
 
 Keys are fixed: a failure is a defect, never chance.
 """
@@ -34,14 +34,14 @@ TRITON = tuple(map(int, version("triton").split(".")[:2])) if importlib.util.fin
 needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 needs_triton = pytest.mark.skipif(TRITON < (3, 0), reason="needs Triton")
 needs_interpreter = pytest.mark.skipif(TRITON < (3, 2), reason="needs Triton 3.2: before, interpreted stores are lost")
-#: Name of the backend, its device, and how many numbers of a sample.
+#: Name of the backend, its device, and the sample size.
 WAYS = [
     pytest.param(("torch", "cpu", 240_000), id="torch-cpu"),
     pytest.param(("triton", "cpu", 240_000), id="triton-interpreted", marks=needs_interpreter),
     pytest.param(("torch", "cuda", 3_000_000), id="torch-cuda", marks=[pytest.mark.cuda, needs_cuda]),
     pytest.param(("triton", "cuda", 3_000_000), id="triton-cuda", marks=[pytest.mark.cuda, needs_cuda, needs_triton]),
 ]
-#: Makes Triton fail to be imported, as where it is not installed.
+#: Makes the import of Triton fail, as if it were not installed.
 WITHOUT_TRITON = (
     "import sys; sys.modules['triton'] = None; import runpy; runpy.run_path(sys.argv.pop(1), run_name='__main__')"
 )
@@ -70,7 +70,7 @@ def assert_same(what, found, expected, tolerance=0.0):
     assert not difference, difference
 
 
-def test_the_words_of_the_rfc_s_block_are_those_that_it_prints(drawn):
+def test_the_block_of_the_rfc_has_the_printed_words(drawn):
     # RFC 8439, section 2.3.2
     printed = """e4e7f110 15593bd1 1fdd0f50 c47120a3 c7f4d1c7 0368c033 9aaa2204 4e6cd4c3
                  466482d2 09aa9f07 05d7c214 a2028bd9 d19c12b5 b94e16de e883d0cb 4e3c50a2"""
@@ -79,38 +79,38 @@ def test_the_words_of_the_rfc_s_block_are_those_that_it_prints(drawn):
 
 
 @pytest.mark.parametrize("start", draws.STARTS)
-def test_words_are_those_of_the_definition_bit_for_bit(drawn, start):
+def test_words_match_the_definition_bit_for_bit(drawn, start):
     expected = reference.block_words(draws.MATERIAL, start, draws.BLOCKS)
     assert_same("(word, block)", drawn[f"words {start}"].view(np.uint32), expected)
 
 
 @pytest.mark.parametrize("size", [size for size, _ in draws.SINGLES])
-def test_float32_numbers_are_the_transform_of_the_words_and_each_place_gets_its_own(drawn, size):
+def test_float32_numbers_are_the_transform_of_the_words_each_at_its_index(drawn, size):
     words = reference.block_words(draws.MATERIAL, 0, -(-size // 10))
     found = drawn[f"singles {size}"].astype(np.float64) - draws.LEVEL
-    # Approximate sines (2**-20.5), times the largest radius of 9.5, and the rounding of the sum.
+    # The error of the sines (2**-20.5) times the largest radius (9.5), and the rounding of the sum.
     assert_same("number", found, reference.singles(words, size, draws.SCALE), 1e-5 * draws.SCALE + 1e-6)
     assert int(drawn[f"blocks {size}"]) == -(-size // 10)
 
 
-def test_a_long_draw_is_the_transform_of_the_words_too(drawn):
+def test_a_long_draw_is_also_the_transform_of_the_words(drawn):
     numbers = drawn["sample float32"]
     words = reference.block_words(draws.MATERIAL, draws.SAMPLE_START, -(-len(numbers) // 10))
     assert_same("number", numbers.astype(np.float64), reference.singles(words, len(numbers)), 1e-5)
 
 
 @pytest.mark.parametrize(("size", "threshold"), draws.COINS)
-def test_coins_are_the_comparison_of_64_bit_words_with_the_threshold(drawn, size, threshold):
+def test_coins_compare_64_bit_words_with_the_threshold(drawn, size, threshold):
     words = reference.block_words(draws.MATERIAL, 0, -(-size // 8))
     assert_same("coin", drawn[f"coins {size} {threshold}"], reference.coins(words, size, threshold))
 
 
-def test_reserved_blocks_follow_one_another_without_a_gap_or_an_overlap(drawn):
+def test_reserved_blocks_have_no_gap_and_no_overlap(drawn):
     assert_same("counter", drawn["reserved"], [5, 6, 13, 13 + 2**33])
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
-def test_numbers_are_normal_and_neither_wider_nor_narrower(drawn, dtype):
+def test_numbers_are_normal_with_exactly_the_stated_scale(drawn, dtype):
     numbers = drawn[f"sample {dtype}"].astype(np.float64)
     assert stats.kstest(numbers, "norm").pvalue > 1e-3
     assert stats.kstest(numbers * 1.03, "norm").pvalue < 1e-6
@@ -119,14 +119,14 @@ def test_numbers_are_normal_and_neither_wider_nor_narrower(drawn, dtype):
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
-def test_numbers_fill_a_thousand_equal_parts_of_the_distribution_alike(drawn, dtype):
+def test_numbers_fill_a_thousand_quantile_bins_equally(drawn, dtype):
     numbers = drawn[f"sample {dtype}"].astype(np.float64)
     parts = np.minimum((stats.norm.cdf(numbers) * 1000).astype(int), 999)
     assert stats.chisquare(np.bincount(parts, minlength=1000)).pvalue > 1e-3
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
-def test_numbers_reach_into_both_tails_as_often_as_they_should(drawn, dtype):
+def test_numbers_reach_both_tails_with_the_correct_frequency(drawn, dtype):
     numbers = drawn[f"sample {dtype}"]
     for level in (1.0, 2.0, 3.0, 3.5, 4.0, 4.5, 5.0):
         expected = len(numbers) * stats.norm.sf(level)
@@ -136,7 +136,7 @@ def test_numbers_reach_into_both_tails_as_often_as_they_should(drawn, dtype):
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
-def test_numbers_of_neighbours_pairs_and_other_words_of_a_block_are_uncorrelated(drawn, dtype):
+def test_numbers_of_one_block_and_of_neighbours_are_uncorrelated(drawn, dtype):
     numbers = drawn[f"sample {dtype}"].astype(np.float64)
     segment = -(-len(numbers) // (10 if dtype == "float32" else 8))
     for lag in (1, 2, 31, 128, 256, *(segment * times for times in range(1, 8)), segment - 1, segment + 1):
@@ -146,7 +146,7 @@ def test_numbers_of_neighbours_pairs_and_other_words_of_a_block_are_uncorrelated
             assert abs(correlation) < 5 / np.sqrt(len(first)), (lag, power, correlation)
 
 
-def test_coins_fall_on_heads_as_often_as_stated_in_every_lane_and_independently(drawn):
+def test_coins_have_the_stated_rate_in_every_lane_independently(drawn):
     coins = drawn["sample coins"].astype(np.float64)
     lanes = coins[: len(coins) // 8 * 8].reshape(8, -1)
     assert stats.binomtest(int(coins.sum()), len(coins), draws.RATE).pvalue > 1e-3

@@ -28,7 +28,7 @@ DRAWS = {
 
 @settings(max_examples=60, deadline=None)
 @given(draws=st.lists(st.tuples(st.sampled_from(sorted(DRAWS)), st.integers(0, 100)), max_size=6))
-def test_every_draw_takes_blocks_that_no_other_draw_has(draws):
+def test_no_two_draws_use_the_same_block(draws):
     made, expected = stream(), 0
     for kind, size in draws:
         draw, per_block = DRAWS[kind]
@@ -48,7 +48,7 @@ def test_successive_draws_share_no_number():
 @pytest.mark.parametrize(
     "scale", [0.0, 1e-35, 1e-3, 7.0, 1e35, torch.tensor(7.0), torch.tensor([7.0], dtype=torch.float64)]
 )
-def test_noise_is_added_at_the_stated_scale_to_what_is_there(dtype, scale):
+def test_noise_of_the_stated_scale_is_added_to_the_target(dtype, scale):
     target = torch.full((40, 500), 2.0 * float(scale), dtype=dtype)
     assert stream().add_normal_(target, scale) is target
     numbers = target.double() - 2.0 * float(scale)
@@ -56,12 +56,12 @@ def test_noise_is_added_at_the_stated_scale_to_what_is_there(dtype, scale):
 
 
 @pytest.mark.parametrize("copied", [copy.copy, copy.deepcopy, pickle.dumps])
-def test_a_stream_is_neither_copied_nor_pickled(copied):
-    with pytest.raises(TypeError, match="not copied or pickled"):
+def test_a_stream_cannot_be_copied_or_pickled(copied):
+    with pytest.raises(TypeError, match="cannot be copied or pickled"):
         copied(stream())
 
 
-def test_a_stream_is_not_drawn_from_in_a_forked_process():
+def test_a_stream_cannot_be_used_in_a_forked_process():
     made = stream()
     reader, writer = os.pipe()
     child = os.fork()
@@ -80,16 +80,16 @@ def test_a_stream_is_not_drawn_from_in_a_forked_process():
 @pytest.mark.parametrize(
     "target", [torch.zeros(4, 4).t()[1:], torch.zeros(4, dtype=torch.int64), torch.zeros(4, device="meta")]
 )
-def test_noise_for_a_tensor_that_cannot_take_it_is_refused_and_takes_no_block(target):
+def test_an_unsuitable_target_is_refused_and_uses_no_block(target):
     made = stream()
-    with pytest.raises(ValueError, match="contiguous floating tensor on cpu"):
+    with pytest.raises(ValueError, match="contiguous floating-point tensor on cpu"):
         made.add_normal_(target)
     assert made.blocks == 0
 
 
 @pytest.mark.parametrize("scale", [torch.ones(2), torch.ones((), device="meta")])
-def test_a_scale_that_is_not_one_number_on_the_device_is_refused(scale):
-    with pytest.raises(ValueError, match="the scale must be one number on cpu"):
+def test_an_unsuitable_scale_is_refused(scale):
+    with pytest.raises(ValueError, match="scale must be a one-element tensor on cpu"):
         stream().add_normal_(torch.zeros(4), scale)
 
 
@@ -98,7 +98,7 @@ def test_a_key_of_the_wrong_length_is_refused():
         DeviceStream(bytes(32), CPU)
 
 
-def test_a_stream_made_in_inference_mode_draws_outside_of_it():
+def test_a_stream_made_in_inference_mode_also_draws_outside_of_it():
     with torch.inference_mode():
         made = stream()
     assert torch.equal(made.add_normal_(torch.zeros(9)), stream().add_normal_(torch.zeros(9)))

@@ -18,13 +18,13 @@ def at(start):
 
 @settings(max_examples=50, deadline=None)
 @given(material=MATERIALS, start=STARTS, blocks=st.integers(0, 40))
-def test_words_are_those_of_the_definition_for_any_key_and_counter(material, start, blocks):
+def test_words_match_the_definition_for_any_key_and_counter(material, start, blocks):
     found = tensor_ops.words(input_words(material, CPU), at(start), blocks).numpy().view(np.uint32)
     assert difference_in("(word, block)", found, reference.block_words(material, start, blocks)) == ""
 
 
 @pytest.mark.parametrize("size", [1, 19, 250, 999])
-def test_draws_do_not_depend_on_how_many_blocks_are_made_at_once(monkeypatch, size):
+def test_draws_do_not_depend_on_the_chunk_size(monkeypatch, size):
     key = input_words(bytes(range(40)), CPU)
 
     def drawn():
@@ -43,7 +43,7 @@ def test_draws_do_not_depend_on_how_many_blocks_are_made_at_once(monkeypatch, si
 
 @settings(max_examples=30, deadline=None)
 @given(material=MATERIALS, coin=st.integers(0, 79))
-def test_a_word_equal_to_the_threshold_is_no_success_and_one_below_it_is(material, coin):
+def test_only_words_below_the_threshold_are_successes(material, coin):
     words = reference.block_words(material, 0, 10)
     whole = (words[0::2].astype(object) + words[1::2].astype(object) * 2**32).ravel()
     key, out = input_words(material, CPU), torch.zeros(80, dtype=torch.bool)

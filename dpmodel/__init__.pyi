@@ -1,0 +1,49 @@
+"""The public names of the package, each loaded from its module on first use (see ``monitors.lazy_names``)."""
+
+from dpmodel.callbacks import Callback as Callback
+from dpmodel.callbacks import CheckpointConfig as CheckpointConfig
+from dpmodel.callbacks import CSVLogger as CSVLogger
+from dpmodel.callbacks import EarlyStopping as EarlyStopping
+from dpmodel.callbacks import LearningRateScheduler as LearningRateScheduler
+from dpmodel.callbacks import LossMonitor as LossMonitor
+from dpmodel.callbacks import ModelCheckpoint as ModelCheckpoint
+from dpmodel.callbacks import ProgressBar as ProgressBar
+from dpmodel.callbacks import TensorBoardLogger as TensorBoardLogger
+from dpmodel.callbacks import WeightAveraging as WeightAveraging
+from dpmodel.config import load_config as load_config
+from dpmodel.data import load_dataset as load_dataset
+from dpmodel.data.loader import poisson_loader as poisson_loader
+from dpmodel.metrics import Accuracy as Accuracy
+from dpmodel.model import DPModel as DPModel
+from dpmodel.nets import build_network as build_network
+from dpmodel.optimizers import Momentum as Momentum
+from dpmodel.planning.release import ReleasePlan as ReleasePlan
+from dpmodel.planning.target_epsilon import noise_for_epsilon as noise_for_epsilon
+from dpmodel.preflight.network import fix as fix
+from dpmodel.preflight.network import validate as validate
+from dpmodel.runs.evaluate import evaluate_run as evaluate_run
+from dpmodel.runs.train import train_from_config as train_from_config
+from dpmodel.saving.checkpoint import load_checkpoint as load_checkpoint
+from dpmodel.saving.checkpoint import load_param_into_net as load_param_into_net
+from dpmodel.saving.checkpoint import save_checkpoint as save_checkpoint
+from dpmodel.saving.keeper import StateKeeper as StateKeeper
+from dpmodel.training.history import History as History
+from dpmodel.training.run import Run as Run
+from mechanisms.factory import ClipMechanismsFactory as ClipMechanismsFactory
+from mechanisms.factory import NoiseMechanismsFactory as NoiseMechanismsFactory
+from mechanisms.queries import CountingQuery as CountingQuery
+from mechanisms.queries import LaplaceMechanism as LaplaceMechanism
+from monitors.calibration import calibrate_noise_multiplier as calibrate_noise_multiplier
+from monitors.events import ComposedEvent as ComposedEvent
+from monitors.events import GaussianEvent as GaussianEvent
+from monitors.events import LaplaceEvent as LaplaceEvent
+from monitors.events import PoissonSampledEvent as PoissonSampledEvent
+from monitors.factory import PrivacyMonitorFactory as PrivacyMonitorFactory
+from monitors.ledger import Ledger as Ledger
+from monitors.pld import PLDAccountant as PLDAccountant
+from monitors.rdp import RDPAccountant as RDPAccountant
+from monitors.sampled_gaussian import rdp_sampled_gaussian as rdp_sampled_gaussian
+from monitors.spent import privacy_spent as privacy_spent
+from monitors.zcdp import ZCDPAccountant as ZCDPAccountant
+
+__version__: str
