@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
+from functools import partial
 from typing import Any, ClassVar, TypeVar
 
 from mechanisms import adaptive_clipping, shaped_noise
@@ -13,6 +14,8 @@ from monitors import checks
 from monitors.registry import Registry
 
 B = TypeVar("B", bound=type)
+
+_NAMED = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
 
 __all__ = ["ClipMechanismsFactory", "NoiseMechanismsFactory"]
 
@@ -48,12 +51,19 @@ class _Factory:
                 f"{key}={value!r} has no meaning for {cls.registry.kind} {name!r}{hint} "
                 f"it takes {', '.join(accepted) or 'no arguments'}"
             )
+        missing = [
+            key
+            for key, value in accepted.items()
+            if value.default is value.empty and value.kind in _NAMED and key not in {*arguments, *extra}
+        ]
+        own = [key for key, value in accepted.items() if value.kind is not value.VAR_KEYWORD]
+        takes = ", ".join(dict.fromkeys([*own, *arguments]))
+        if missing:
+            raise ValueError(f"{cls.registry.kind} {name!r} needs {', '.join(missing)}; it takes {takes}")
         try:
             return builder(**arguments, **extra)
         except TypeError as error:
-            # A builder that hands on what it is given, or lacks an argument, finds it out by itself.
-            own = [key for key, value in accepted.items() if value.kind is not value.VAR_KEYWORD]
-            takes = ", ".join(dict.fromkeys([*own, *arguments]))
+            # A builder that passes its arguments on finds a wrong one only by itself.
             raise ValueError(f"{cls.registry.kind} {name!r} cannot be built: {error}. It takes {takes}") from error
 
 
@@ -102,12 +112,13 @@ class NoiseMechanismsFactory(_Factory):
             ValueError: Unknown name, a value out of range, or an argument that the mechanism does not take.
         """
         values = {"noise_decay_rate": noise_decay_rate, "decay_policy": decay_policy}
-        stated = _given(values, {"noise_decay_rate": 6e-6, "decay_policy": None})
+        stated: dict[str, Any] = _given(values, {"noise_decay_rate": 6e-6, "decay_policy": None})
         common = {"norm_bound": norm_bound, "initial_noise_multiplier": initial_noise_multiplier, "seed": seed or 0}
         usual = {"norm_bound": None, "initial_noise_multiplier": 1.0, "seed": 0}
         mechanism: NoiseMechanism = cls._build(
             name, stated | common, options, frozenset(usual) - set(_given(common, usual))
         )
+        mechanism.rebuild = partial(cls.create, name, norm_bound=norm_bound, seed=seed, **stated, **options)
         return mechanism
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from typing import TYPE_CHECKING, ClassVar
 
 from mechanisms.readable import readable
@@ -36,6 +37,8 @@ class NoiseMechanism(ABC):
     decay_policy: str | None = None
     noise_decay_rate: float | None = None
     private: ClassVar[bool] = True
+    #: Builds the mechanism again from ``initial_noise_multiplier=...``; set by ``NoiseMechanismsFactory``.
+    rebuild: Callable[..., NoiseMechanism] | None = None
 
     def __init__(
         self, *, initial_noise_multiplier: float = 1.0, norm_bound: float | None = None, seed: int | None = 0
@@ -49,6 +52,30 @@ class NoiseMechanism(ABC):
 
     def __repr__(self) -> str:
         return readable(self)
+
+    def at(self, initial_noise_multiplier: float) -> NoiseMechanism:
+        """This mechanism with a different initial multiplier, drawing from a fresh stream.
+
+        Built again by the factory with the same other arguments, so a plugin needs no code for this. Attributes that
+        were set after it was built are not carried over.
+
+        Args:
+            initial_noise_multiplier: Noise standard deviation over the norm bound at step 0, positive.
+
+        Raises:
+            ValueError: The mechanism was not built by ``NoiseMechanismsFactory``, or refuses the multiplier.
+
+        Example:
+            >>> from mechanisms import NoiseMechanismsFactory
+            >>> NoiseMechanismsFactory.create("AdaGaussian", decay_policy="Time", noise_decay_rate=0.5).at(3.0)
+            AdaGaussian(initial_noise_multiplier=3, noise_decay_rate=0.5, decay_policy='Time')
+        """
+        if self.rebuild is None:
+            raise ValueError(
+                f"{self!r} cannot be given initial_noise_multiplier={initial_noise_multiplier:g}, because its other "
+                "arguments are not known; build it with NoiseMechanismsFactory.create(...), or override at"
+            )
+        return self.rebuild(initial_noise_multiplier=initial_noise_multiplier)
 
     @abstractmethod
     def noise_multiplier(self, step: int) -> float:

@@ -17,12 +17,12 @@ from monitors.spent import privacy_spent
 if TYPE_CHECKING:
     from dpmodel.config.schema import Config
 
-#: Where the search for the most epochs gives up: so many epochs, or so many steps (seconds of writing them down).
+#: The search for the most epochs gives up at this many epochs or steps (seconds of recording them).
 MOST_EPOCHS, MOST_STEPS = 100_000, 2_000_000
 
 
 def most_epochs(config: Config, max_epsilon: float, num_examples: int | None = None) -> int:
-    """The most epochs whose epsilon is at most ``max_epsilon``; 0 where one epoch is too many.
+    """The most epochs whose epsilon is at most ``max_epsilon``; 0 if one epoch is too many.
 
     Args:
         config: A configuration with a stated noise multiplier; its own number of epochs is not used.
@@ -47,7 +47,7 @@ def most_epochs(config: Config, max_epsilon: float, num_examples: int | None = N
 
     def ledger_of(epochs: int) -> Ledger:
         steps = epochs * plan.steps_per_epoch
-        return no_noise() if falls_away(plan.release, steps) else plan.ledger(steps)
+        return no_noise() if falls_away(plan.release.noise, steps) else plan.ledger(steps)
 
     privacy = config.privacy
     try:
@@ -60,17 +60,17 @@ def most_epochs(config: Config, max_epsilon: float, num_examples: int | None = N
 
 
 def _surely_fits(plan: TrainingPlan, epochs: int, max_epsilon: float) -> bool:
-    """Whether so many epochs fit, seen without writing down their steps; False where that cannot be seen.
+    """Whether ``epochs`` epochs fit, decided without recording their steps; False if that cannot be decided.
 
-    Where the last step releases what the first does, all those between are taken to do so too: good enough to refuse a
-    question, and for nothing else.
+    If the last step releases what the first does, all steps between are assumed to do so too. That is good enough to
+    refuse a question, and for nothing else.
     """
     release, privacy, steps = plan.release, plan.config.privacy, epochs * plan.steps_per_epoch
     if release.noise.noise_multiplier(steps - 1) != release.noise.noise_multiplier(0):
         return False
     event, last, count = release.event(0), release.event(steps - 1), steps
     if isinstance(event, DisjointEvent) and isinstance(last, DisjointEvent):
-        # The steps of an epoch share no example: together they cost what one of them does.
+        # The steps of an epoch share no example: together they cost what one of them costs.
         event, last, count = event.event, last.event, epochs
     if last != event:
         return False

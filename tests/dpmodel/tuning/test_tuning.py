@@ -158,7 +158,7 @@ def test_a_search_that_another_process_carries_out_is_refused(values, tmp_path, 
 def test_a_folder_of_another_search_is_refused(values, tmp_path, three_runs):
     run_tuning(make_tuning(values), tmp_path, jobs=1)
     values["runs"] = 5
-    with pytest.raises(ConfigError, match="holds another search"):
+    with pytest.raises(ConfigError, match="holds a different search"):
         run_tuning(make_tuning(values), tmp_path, jobs=1)
 
 
