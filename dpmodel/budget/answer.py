@@ -1,4 +1,4 @@
-"""Answers to the three questions of planning: which epsilon, which noise multiplier, how many epochs."""
+"""Answers the three questions of planning: which epsilon, which noise multiplier, how many epochs."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ class BudgetAnswer:
 
     Args:
         asked: ``"epsilon"``, ``"noise_multiplier"`` or ``"epochs"``: what was solved for.
-        plan: The plan; multiplier and epochs are numbers.
-        figures: Epsilon by accountant, at least one; a text where an accountant cannot state one.
-        scenarios: The same noise under other sampling and clipping rules, side by side.
+        plan: The plan, with multiplier and epochs solved.
+        figures: Epsilon by accountant, at least one; the reason if an accountant cannot state one.
+        scenarios: The same noise under different sampling and clipping rules.
     """
 
     asked: str
@@ -37,12 +37,12 @@ class BudgetAnswer:
 
     @property
     def epsilon(self) -> float:
-        """The smallest epsilon that one of the accountants proves."""
+        """The smallest epsilon that an accountant proves."""
         return min(value for value in self.figures.values() if isinstance(value, float))
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """What of the answer is not what was asked for."""
+        """How the answer differs from the question."""
         target, noise = self.plan.target_epsilon, self.plan.noise_multiplier
         if target is None or noise > SMALLEST_MULTIPLIER:
             return ()
@@ -80,14 +80,14 @@ def answer_budget(
     max_epsilon: float | None = None,
     tuning_runs: int | None = None,
 ) -> BudgetAnswer:
-    """Plan ``config``: epsilon from its multiplier, its multiplier from a target, or the most epochs that fit.
+    """Plan ``config``: its epsilon, its multiplier for a target epsilon, or the most epochs that fit.
 
     Args:
         config: The configuration.
         num_examples: Training examples; default: what the configuration implies.
-        accountants: Names, the first one solves; default: the configuration's.
-        max_epsilon: Ask for the most epochs within this epsilon; the configuration's own epochs are not used.
-        tuning_runs: Also show what publishing the best of so many such trainings spends.
+        accountants: Names; default: the configuration's, which also solves.
+        max_epsilon: Solve for the most epochs within this epsilon; the configuration's own epochs are not used.
+        tuning_runs: Also show what publishing the best of this many trainings spends.
 
     Raises:
         ConfigError: A value is out of range, a target cannot be met, or no accountant has a rule for the training.
@@ -115,7 +115,7 @@ def answer_budget(
 
 
 def known_accountants(name: str) -> tuple[str, ...]:
-    """The accountants that ``name`` means: itself, or every one for ``"all"``.
+    """The accountants that ``name`` stands for: one, or every one for ``"all"``.
 
     Raises:
         ValueError: Unknown name; the nearest is suggested.
@@ -127,7 +127,7 @@ def known_accountants(name: str) -> tuple[str, ...]:
 
 
 def json_number(value: float | str) -> float | str:
-    """``value`` as JSON can hold it."""
+    """``value`` for JSON, which has no infinity."""
     return "inf" if value == float("inf") else value
 
 

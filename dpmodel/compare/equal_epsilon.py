@@ -1,4 +1,4 @@
-"""Calibrates each variant for its own schedule and clipping, and refuses what would not be spent equally."""
+"""Calibrates each variant for its own schedule and clipping, and refuses variants that would not spend equally."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ class CalibratedVariant:
     Args:
         name: Its name.
         slug: The name of its folder.
-        plan: What each of its runs releases; its configuration states the multiplier.
-        epsilon: What a whole run of it spends.
+        plan: What each of its runs releases, at the solved multiplier.
+        epsilon: What a whole run spends.
     """
 
     name: str
@@ -37,13 +37,13 @@ class CalibratedVariant:
     epsilon: float
 
     def config(self, seed: int) -> Config:
-        """The configuration of the run with that seed of the initial weights."""
+        """The configuration of the run whose initial weights have this seed."""
         config = self.plan.config
         return config.model_copy(update={"training": config.training.model_copy(update={"seed": seed})})
 
 
 def within_target(epsilon: float, target: float) -> bool:
-    """Whether ``epsilon`` is at most ``target`` and equal to it within ``TOLERANCE``.
+    """Whether ``epsilon`` is at most ``target``, and below it by no more than ``TOLERANCE``.
 
     Example:
         >>> within_target(2.9995, 3.0), within_target(3.0001, 3.0), within_target(2.9, 3.0)
@@ -55,16 +55,16 @@ def within_target(epsilon: float, target: float) -> bool:
 def calibrate_variants(
     comparison: Comparison, cache: Path | None, announce: Callable[[str], None] = lambda name: None
 ) -> tuple[CalibratedVariant, ...]:
-    """Build every variant once and solve for its multiplier; nothing is trained.
+    """Build every variant once and solve for its noise multiplier; nothing is trained.
 
     Args:
         comparison: The comparison.
-        cache: JSON file of multipliers that were solved before; each is checked again before it is used. None: no file.
-        announce: Called with the name of the variant that is being solved.
+        cache: JSON file of solved multipliers; each is checked again before it is used. None: no file.
+        announce: Called with the name of each variant before it is solved.
 
     Raises:
-        ConfigError: A variant is wrong in any way that shows before training, cannot meet the target, or protects
-            something else than the first one; with file and line.
+        ConfigError: A variant is wrong in a way that shows before training, cannot meet the target, or protects
+            something other than the first variant does; with file and line.
     """
     known = {} if cache is None else _read(cache)
     builder, found = _Builder(), []
@@ -78,7 +78,7 @@ def calibrate_variants(
 
 
 class _Builder:
-    """Plans variants; those of the same data, network and loss share one reading of the data."""
+    """Plans variants; those with the same data, network and loss share them."""
 
     def __init__(self) -> None:
         self._task: Task | None = None
