@@ -54,21 +54,12 @@ class NoiseMechanism(ABC):
         return readable(self)
 
     def at(self, initial_noise_multiplier: float) -> NoiseMechanism:
-        """This mechanism with a different initial multiplier, drawing from a fresh stream.
+        """This mechanism at a different initial multiplier, with a fresh stream; its factory builds it again.
 
-        Built again by the factory with the same other arguments, so a plugin needs no code for this. Attributes that
-        were set after it was built are not carried over.
-
-        Args:
-            initial_noise_multiplier: Noise standard deviation over the norm bound at step 0, positive.
+        Attributes that were set after it was built are not carried over.
 
         Raises:
-            ValueError: The mechanism was not built by ``NoiseMechanismsFactory``, or refuses the multiplier.
-
-        Example:
-            >>> from mechanisms import NoiseMechanismsFactory
-            >>> NoiseMechanismsFactory.create("AdaGaussian", decay_policy="Time", noise_decay_rate=0.5).at(3.0)
-            AdaGaussian(initial_noise_multiplier=3, noise_decay_rate=0.5, decay_policy='Time')
+            ValueError: It was not built by ``NoiseMechanismsFactory``, or it refuses the multiplier.
         """
         if self.rebuild is None:
             raise ValueError(

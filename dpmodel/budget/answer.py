@@ -8,13 +8,13 @@ from typing import Any
 
 from dpmodel.budget.scenarios import Scenario, figures_of, scenarios
 from dpmodel.config.schema import Config
-from dpmodel.planning.longest import most_epochs
+from dpmodel.planning.longest import longest_training
 from dpmodel.planning.training_plan import TrainingPlan, plan_training
 from monitors import checks
 from monitors.accountant import ACCOUNTANTS
 from monitors.calibration import SMALLEST_MULTIPLIER
-from monitors.errors import CalibrationError, ConfigError
-from monitors.spent import epsilon_text, resolve_accountant
+from monitors.errors import ConfigError
+from monitors.spent import resolve_accountant
 
 ALL = "all"
 
@@ -104,10 +104,11 @@ def answer_budget(
     if tuning_runs is not None:
         checks.positive_int(tuning_runs=tuning_runs)
     chosen = tuple(accountants or (config.privacy.accountant,))
-    asked = "epsilon" if config.privacy.target_epsilon is None else "noise_multiplier"
     if max_epsilon is not None:
-        asked, config = "epochs", _with_most_epochs(config, num_examples, max_epsilon)
-    plan = plan_training(config, num_examples)
+        asked, plan = "epochs", longest_training(config, max_epsilon, num_examples)
+    else:
+        asked = "epsilon" if config.privacy.target_epsilon is None else "noise_multiplier"
+        plan = plan_training(config, num_examples)
     figures = figures_of(plan.ledger(), plan.config.privacy.delta, chosen)
     if not any(isinstance(value, float) for value in figures.values()):
         raise ConfigError(f"{config.where('privacy.accountant')}: {'; '.join(map(str, figures.values()))}")
@@ -129,15 +130,3 @@ def known_accountants(name: str) -> tuple[str, ...]:
 def json_number(value: float | str) -> float | str:
     """``value`` for JSON, which has no infinity."""
     return "inf" if value == float("inf") else value
-
-
-def _with_most_epochs(config: Config, num_examples: int | None, max_epsilon: float) -> Config:
-    epochs = most_epochs(config, max_epsilon, num_examples)
-    if epochs == 0:
-        alone = config.model_copy(update={"training": config.training.model_copy(update={"epochs": 1})})
-        one = plan_training(alone, num_examples).privacy_spent()
-        raise CalibrationError(
-            f"not even one epoch fits into epsilon {max_epsilon:g} at delta {one.delta:g}: one epoch spends "
-            f"{epsilon_text(one.epsilon, 4)}. Raise the noise multiplier, or make the batches smaller"
-        )
-    return config.model_copy(update={"training": config.training.model_copy(update={"epochs": epochs})})

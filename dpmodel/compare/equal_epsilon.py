@@ -67,27 +67,17 @@ def calibrate_variants(
             something other than the first variant does; with file and line.
     """
     known = {} if cache is None else _read(cache)
-    builder, found = _Builder(), []
+    found: list[CalibratedVariant] = []
+    task: Task | None = None
     for variant in comparison.variants:
         announce(variant.name)
-        found.append(_calibrate(variant, comparison.definition.target.epsilon, known, builder))
+        if task is None or not _same_task(task.config, variant.config):
+            task = build_task(variant.config)
+        found.append(_calibrate(variant, comparison.definition.target.epsilon, known, task))
     _require_one_meaning(comparison, found)
     if cache is not None:
         write_atomically(cache, json.dumps(known, indent=1) + "\n")
     return tuple(found)
-
-
-class _Builder:
-    """Plans variants; those with the same data, network and loss share them."""
-
-    def __init__(self) -> None:
-        self._task: Task | None = None
-
-    def __call__(self, variant: Variant, config: Config) -> CalibratedVariant:
-        if self._task is None or not _same_task(self._task.config, config):
-            self._task = build_task(config)
-        plan = build_training(config, self._task).plan
-        return CalibratedVariant(variant.name, variant.slug, plan, plan.privacy_spent().epsilon)
 
 
 def _same_task(one: Config, other: Config) -> bool:
@@ -96,21 +86,26 @@ def _same_task(one: Config, other: Config) -> bool:
     return stated == other.data and all(getattr(one, name) == getattr(other, name) for name in sections)
 
 
-def _calibrate(variant: Variant, target: float, known: dict[str, float], planned: _Builder) -> CalibratedVariant:
-    digest = config_digest(variant.config)
+def _calibrate(variant: Variant, target: float, known: dict[str, float], task: Task) -> CalibratedVariant:
+    config, digest = variant.config, config_digest(variant.config)
     if digest in known:
-        solved = planned(variant, with_noise_multiplier(variant.config, known[digest]))
+        solved = _planned(variant, with_noise_multiplier(config, known[digest]), task)
         if within_target(solved.epsilon, target):
             return solved
-    solved = planned(variant, variant.config)
+    solved = _planned(variant, config, task)
     if not within_target(solved.epsilon, target):
         raise ConfigError(
-            f"{variant.config.where('privacy.target_epsilon')}: variant {variant.name!r} cannot spend epsilon "
+            f"{config.where('privacy.target_epsilon')}: variant {variant.name!r} cannot spend epsilon "
             f"{target:g}: at noise multiplier {solved.plan.noise_multiplier:g} it spends {solved.epsilon:.6g}. Set a "
             "target that every variant can meet"
         )
     known[digest] = solved.plan.noise_multiplier
     return solved
+
+
+def _planned(variant: Variant, config: Config, task: Task) -> CalibratedVariant:
+    plan = build_training(config, task).plan
+    return CalibratedVariant(variant.name, variant.slug, plan, plan.privacy_spent().epsilon)
 
 
 def _require_one_meaning(comparison: Comparison, found: list[CalibratedVariant]) -> None:

@@ -58,13 +58,9 @@ class ReleasePlan:
     first_step: int = 0
 
     def at(self, initial_noise_multiplier: float) -> ReleasePlan:
-        """This plan with its noise re-scaled; clip mechanism and sampler are shared, so train only one of the two.
+        """This plan with its noise re-scaled by ``NoiseMechanism.at``.
 
-        Args:
-            initial_noise_multiplier: Noise standard deviation over the norm bound at step 0, positive.
-
-        Raises:
-            ValueError: As of ``NoiseMechanism.at``.
+        The two plans share clip mechanism and sampler, so train only one of them.
         """
         return replace(self, noise=self.noise.at(initial_noise_multiplier))
 
@@ -109,7 +105,7 @@ class ReleasePlan:
             delta: In (0, 1).
             steps: Planned steps.
             accountant: Name or object.
-            before: What was released before; the target then covers both.
+            before: Earlier releases, which the target then covers too.
 
         Raises:
             ValueError: A value is out of range, or the noise mechanism cannot be re-scaled.

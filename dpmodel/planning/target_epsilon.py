@@ -11,6 +11,7 @@ from mechanisms.clipping import ClipMechanism, Fixed
 from mechanisms.factory import NoiseMechanismsFactory
 from mechanisms.units import ClippedUnit
 from monitors import checks
+from monitors.errors import CalibrationError
 from monitors.ledger import Ledger
 
 if TYPE_CHECKING:
@@ -71,9 +72,11 @@ def noise_for_epsilon(
     clip.start(norm_bound)
     private, _ = private_loader(loader, sampling)
     before = spent if spent is not None else Ledger()
-    mechanism = NoiseMechanismsFactory.create(noise, initial_noise_multiplier=HIGHEST_FIRST, **options)
-    steps = epochs * private.steps_per_epoch
-    require_noise_left(mechanism, steps)
+    mechanism, steps = NoiseMechanismsFactory.create(noise, **options), epochs * private.steps_per_epoch
     sampler = private.make_sampler(first_partition=before.next_partition)
     plan = ReleasePlan(mechanism, clip, ClippedUnit.of(private.batch_size, micro_batches), sampler)
-    return mechanism.at(plan.multiplier_for(target_epsilon, delta, steps, accountant, before))
+    try:
+        return mechanism.at(plan.multiplier_for(target_epsilon, delta, steps, accountant, before))
+    except CalibrationError:
+        require_noise_left(mechanism.at(HIGHEST_FIRST), steps)
+        raise

@@ -9,7 +9,7 @@ import os
 import random
 import secrets
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -233,32 +233,23 @@ def _job(number: int, trial: Trial) -> Job:
 
 
 def _concluded(tuning: Tuning, folder: Path, trials: Sequence[Trial], outcomes: Sequence[JobOutcome]) -> TuningRun:
-    scored = tuple(
-        Trial(trial.number, trial.values, trial.folder, trial.plan, _score(tuning, trial)) for trial in trials
-    )
+    scored = tuple(replace(trial, score=_score(tuning, trial)) for trial in trials)
     best = _best(scored, direction(tuning.definition.metric, "auto"))
     ledger = _charge(tuning, folder, scored)
     if not tuning.charge.as_one and best is not None:
         ledger = tuning.charge.ledger([best.plan.ledger().merge(_beside_the_plan(best))], 1)
     ledger.save(folder / "ledger.json")
-    privacy, release = trials[0].plan.config.privacy, trials[0].plan.release
-    meaning = {
-        "unit": release.unit.describe(),
-        "relation": release.sampler.relation,
-        "sampling": release.sampler.describe(),
-    }
-    spent = privacy_spent(ledger, privacy.delta, privacy.accountant, meaning)
+    privacy, statement = trials[0].plan.config.privacy, trials[0].plan.release.statement
+    spent = privacy_spent(ledger, privacy.delta, privacy.accountant, statement)
     return TuningRun(tuning, folder, scored, best, spent, tuple(outcomes))
 
 
 def _best(trials: Sequence[Trial], sign: int) -> Trial | None:
     """The finished trial with the best score; NaN loses to every number."""
     scores = {trial.number: sign * trial.score for trial in trials if trial.score is not None}
-    finished = [trial for trial in trials if trial.number in scores]
+    ranked = {number: -math.inf if math.isnan(score) else score for number, score in scores.items()}
     return max(
-        finished,
-        key=lambda trial: -math.inf if math.isnan(scores[trial.number]) else scores[trial.number],
-        default=None,
+        (trial for trial in trials if trial.number in ranked), key=lambda trial: ranked[trial.number], default=None
     )
 
 
