@@ -118,7 +118,7 @@ class NoiseMechanismsFactory(_Factory):
         mechanism: NoiseMechanism = cls._build(
             name, stated | common, options, frozenset(usual) - set(_given(common, usual))
         )
-        mechanism.rebuild = partial(cls.create, name, norm_bound=norm_bound, seed=seed, **stated, **options)
+        mechanism._rebuild = partial(cls.create, name, norm_bound=norm_bound, seed=seed, **stated, **options)
         return mechanism
 
 

@@ -38,7 +38,7 @@ class NoiseMechanism(ABC):
     noise_decay_rate: float | None = None
     private: ClassVar[bool] = True
     #: Builds the mechanism again from ``initial_noise_multiplier=...``; set by ``NoiseMechanismsFactory``.
-    rebuild: Callable[..., NoiseMechanism] | None = None
+    _rebuild: Callable[..., NoiseMechanism] | None = None
 
     def __init__(
         self, *, initial_noise_multiplier: float = 1.0, norm_bound: float | None = None, seed: int | None = 0
@@ -61,12 +61,12 @@ class NoiseMechanism(ABC):
         Raises:
             ValueError: It was not built by ``NoiseMechanismsFactory``, or it refuses the multiplier.
         """
-        if self.rebuild is None:
+        if self._rebuild is None:
             raise ValueError(
                 f"{self!r} cannot be given initial_noise_multiplier={initial_noise_multiplier:g}, because its other "
                 "arguments are not known; build it with NoiseMechanismsFactory.create(...), or override at"
             )
-        return self.rebuild(initial_noise_multiplier=initial_noise_multiplier)
+        return self._rebuild(initial_noise_multiplier=initial_noise_multiplier)
 
     @abstractmethod
     def noise_multiplier(self, step: int) -> float:

@@ -137,7 +137,9 @@ def require_drawable(
     if file.is_dir():
         raise ConfigError(f"{setting}: {file} is a folder; give a file in it, such as {file / 'epsilon.png'}")
     if not file.parent.is_dir():
-        raise ConfigError(f"{setting}: {file} cannot be written: there is no folder {file.parent}; make it first")
+        raise ConfigError(
+            f"{setting}: {file} cannot be written: the folder {file.parent} does not exist; create it first"
+        )
     if not os.access(file if file.exists() else file.parent, os.W_OK):
         raise ConfigError(f"{setting}: {file} cannot be written: permission denied; choose a different place")
     try:

@@ -93,7 +93,7 @@ def scenarios(
 
 def _poisson(plan: TrainingPlan, accountants: Sequence[str], known: dict[str, float | str] | None) -> Scenario:
     figures = known or _sampled_figures(plan, accountants, None)
-    assumes = "each example joins each step by its own coin, and is clipped by itself; add or remove one example"
+    assumes = "each example joins each step by its own coin and is clipped individually; add or remove one example"
     if plan.config.privacy.sampling != "poisson":
         assumes = f"optimistic, NOT a guarantee for shuffled batches: {assumes}"
     elif plan.release.unit.grouped:
@@ -110,7 +110,7 @@ def _micro_batches(
         return []
     figures = known or _sampled_figures(plan, accountants, groups)
     assumes = (
-        f"the mean of a group of {batch // groups} is clipped: one example can turn it by twice the bound, so the "
+        f"the mean of a group of {batch // groups} is clipped: one example can move it by twice the bound, so the "
         "multiplier counts half"
     )
     return [Scenario(f"Poisson, micro-batches of {batch // groups}", figures, assumes, configured=known is not None)]
@@ -145,13 +145,13 @@ def _tuned(plan: TrainingPlan, accountants: Sequence[str], runs: int | None) -> 
         Scenario(
             f"best of {runs} trainings",
             figures_of(best_of(one, runs), delta, accountants),
-            "as configured, every training of the search composed: all of them may be looked at",
+            "as configured, with every training of the search composed: all of them may be inspected",
         ),
         Scenario(
             f"best of about {runs} trainings",
             figures_of(best_of_random(one, runs), delta, with_rdp),
-            "as configured, their number drawn from a geometric distribution of that mean and kept secret; only the "
-            "best is looked at",
+            "as configured, with their number drawn from a geometric distribution of that mean and kept secret; only "
+            "the best is inspected",
         ),
     ]
 

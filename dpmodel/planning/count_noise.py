@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from dpmodel.planning.from_config import release_plan
+from mechanisms.factory import ClipMechanismsFactory
 from monitors.calibration import LARGEST_MULTIPLIER
 from monitors.spent import epsilon_text, resolve_accountant
 
@@ -42,9 +43,8 @@ def count_remedy(plan: TrainingPlan, target_epsilon: float) -> str:
 
 def _spent_by_count(plan: TrainingPlan, fraction_stddev: float) -> float:
     """Epsilon of a training whose gradients are drowned in noise, with that noise of the count."""
-    config = plan.config
-    clip = config.privacy.clip.model_copy(update={SETTING: fraction_stddev})
-    privacy = config.privacy.model_copy(update={"clip": clip})
-    wide = config.model_copy(update={"privacy": privacy})
-    release = release_plan(wide, plan.release.sampler.num_examples, LARGEST_MULTIPLIER)
+    privacy = plan.config.privacy
+    clip = ClipMechanismsFactory.create(privacy.clip.name, **{**privacy.clip.options, SETTING: fraction_stddev})
+    clip.start(privacy.norm_bound)
+    release = replace(plan.release.at(LARGEST_MULTIPLIER), clip=clip)
     return resolve_accountant(privacy.accountant).epsilon(release.ledger(plan.steps), privacy.delta)

@@ -38,12 +38,7 @@ def require_noise_left(noise: NoiseMechanism, steps: int) -> None:
 
 
 def falls_away(noise: NoiseMechanism, steps: int) -> bool:
-    """Whether the multiplier falls below the smallest that a search would give; noise that is low throughout does not.
-
-    Args:
-        noise: The noise mechanism.
-        steps: The planned steps.
-    """
+    """Whether the multiplier falls below the smallest that a search would give; constant low noise does not."""
     if not noise.private:
         return False
     bound = min(SMALLEST_MULTIPLIER, noise.noise_multiplier(0))

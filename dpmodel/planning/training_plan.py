@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from dpmodel.config.schema import Config
     from dpmodel.planning.release import ReleasePlan
 
-#: Training examples of the public data sets, so that planning need not read them; checked where they are read.
+#: Training examples of the public data sets, so that planning need not read them; reading the data checks them.
 KNOWN_SIZES: Mapping[str, int] = {"mnist": 60_000, "fashion_mnist": 60_000, "cifar10": 50_000}
 
 

@@ -57,7 +57,7 @@ privacy:                     # what changes epsilon, with epochs and batch size
   clip: {{name: Fixed}}
 
 performance:
-  device: auto               # a CUDA device if there is one
+  device: auto               # a CUDA device if available
 
 training:
   epochs: 10

@@ -103,6 +103,8 @@ def facts_of(name: str, root: str | os.PathLike[str] | None) -> DataFacts:
     if name in _PUBLIC:
         shape, classes = _PUBLIC[name]
         return DataFacts(name, KNOWN_SIZES[name], shape, classes, options=options)
+    import torch
+
     from dpmodel.data import load_dataset
     from dpmodel.data.datasets import DATASETS
 
@@ -113,15 +115,8 @@ def facts_of(name: str, root: str | os.PathLike[str] | None) -> DataFacts:
     if name == "image_folder":
         options["image_size"] = FOLDER_IMAGE_SIZE
     data = load_dataset(name, **options)
-    return DataFacts(
-        name, len(data.train), data.example_shape, data.num_classes, _targets(data), _are_tokens(data), options
-    )
-
-
-def _are_tokens(data: DataSplits) -> bool:
-    import torch
-
-    return data.train.x.dtype in (torch.int64, torch.int32)
+    tokens = data.train.x.dtype in (torch.int64, torch.int32)
+    return DataFacts(name, len(data.train), data.example_shape, data.num_classes, _targets(data), tokens, options)
 
 
 def _targets(data: DataSplits) -> str:

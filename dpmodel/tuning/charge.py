@@ -104,11 +104,9 @@ class RandomStopping(Charge):
 
     def refuse_accountant(self, name: str) -> str | None:
         """Every accountant but Renyi's."""
-        return (
-            None
-            if name == "rdp"
-            else f"random stopping can only be stated by Renyi accounting; set accountant: rdp instead of {name!r}"
-        )
+        if name == "rdp":
+            return None
+        return f"random stopping can only be stated by Renyi accounting; set accountant: rdp instead of {name!r}"
 
 
 @CHARGES.register("all")
@@ -135,7 +133,7 @@ class AllRuns(Charge):
 class NotAccounted(AllRuns):
     """One run is charged; the choice among the runs is not."""
 
-    statement = "NOT ACCOUNTED: epsilon is that of the best run, as if it had been the only one"
+    statement = "NOT ACCOUNTED: epsilon is that of the best run, as if it were the only one"
     publishable = "nothing under this epsilon: it does not cover the choice of the best run"
     as_one = False
 

@@ -1,13 +1,13 @@
-"""The journey of a configuration: who is handed it between ``train_from_config`` and the first step.
+"""Counts the calls that hand a configuration on, from ``train_from_config`` to the first step.
 
     python tests/dpmodel/journey.py
 
-A call counts if a function of ``monitors``, ``mechanisms`` or ``dpmodel`` is given the configuration to work with:
-one of its arguments is the ``Config``, a section of it, or an object that carries it on (``Task``, ``Training``,
-``TrainingPlan``, ``ReleasePlan``). Building such an object counts as a call. A call that is made again counts again.
+A call counts if a function of ``monitors``, ``mechanisms`` or ``dpmodel`` receives the configuration: one of its
+arguments is the ``Config``, a section of it, or an object that carries it on (``Task``, ``Training``, ``TrainingPlan``,
+``ReleasePlan``). Building such an object counts as a call too. Repeated calls count each time.
 
-Two kinds of calls do not count: a method or property of such an object itself, which reads it where it is, and
-``locating_errors``, which only adds file and line to an error. Modules are those of the counted functions.
+Two kinds of calls do not count: methods and properties of these objects, which read them in place, and
+``locating_errors``, which only adds file and line to an error. The modules are those of the counted functions.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from dpmodel.training.loop import TrainingLoop
 PACKAGES = ("monitors", "mechanisms", "dpmodel")
 CARRIERS = (Section, ReleasePlan, TrainingPlan, Task, Training)
 
-#: A training that uses every part of the way: a target epsilon, a schedule of the learning rate, a saved state.
+#: A training with a target epsilon, a learning-rate schedule and a saved state.
 SETTINGS = {
     "data": {"name": "synthetic", "shape": [1, 4, 4], "num_train": 60, "num_test": 20, "num_classes": 2},
     "network": "linear",
@@ -44,14 +44,14 @@ SETTINGS = {
 
 
 class _ArrivedError(Exception):
-    """The training loop begins."""
+    """The training loop has begun."""
 
 
 class Journey:
-    """Counts the calls while it is active; ends the training before its first step.
+    """Counts calls as the profile function of ``sys.setprofile``; ends the training before its first step.
 
     Attributes:
-        calls: How often each function was handed the configuration, by (module, name).
+        calls: Number of counted calls by (module, name).
     """
 
     def __init__(self) -> None:
@@ -59,22 +59,21 @@ class Journey:
         self._seen: list[FrameType] = []
 
     def __call__(self, frame: FrameType, event: str, _: Any) -> None:
-        """Profile function of ``sys.setprofile``."""
         module = frame.f_globals.get("__name__", "")
         if event != "call" or module.partition(".")[0] not in PACKAGES:
             return
         if frame.f_code is TrainingLoop.__call__.__code__:
             raise _ArrivedError
-        if frame.f_code is inspect.unwrap(locating_errors).__code__ or not self._is_handed_on(frame):
+        if frame.f_code is inspect.unwrap(locating_errors).__code__ or not self._receives_it(frame):
             return
         if frame.f_code.co_flags & inspect.CO_GENERATOR:
             if frame in self._seen:
-                return  # a generator is resumed, not called
+                return  # a resumed generator is not called again
             self._seen.append(frame)
         self.calls[module, frame.f_code.co_name] += 1
 
     @staticmethod
-    def _is_handed_on(frame: FrameType) -> bool:
+    def _receives_it(frame: FrameType) -> bool:
         arguments = list(_arguments(frame))
         if frame.f_code.co_name == "__init__":
             return any(isinstance(value, CARRIERS) for _, value in arguments)
@@ -91,7 +90,7 @@ def _arguments(frame: FrameType) -> Iterator[tuple[str, Any]]:
 
 
 def travel() -> Journey:
-    """The journey of ``SETTINGS``."""
+    """The journey of a configuration with ``SETTINGS``."""
     journey, config = Journey(), make_config(SETTINGS)
     with tempfile.TemporaryDirectory() as folder:
         sys.setprofile(journey)

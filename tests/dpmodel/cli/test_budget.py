@@ -319,7 +319,7 @@ def test_a_search_that_ends_at_its_smallest_multiplier_says_so(command):
 
 
 @pytest.mark.parametrize(
-    ("name", "words"), [("gone/epsilon.png", "there is no folder"), ("", "is a folder; give a file in it")]
+    ("name", "words"), [("gone/epsilon.png", "does not exist; create it first"), ("", "is a folder; give a file in it")]
 )
 def test_a_picture_that_cannot_be_written_is_refused_before_anything_is_computed(
     command, monkeypatch, tmp_path, name, words
