@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Collection, Mapping
+from functools import partial
 from typing import Any, ClassVar, TypeVar
 
 from mechanisms import adaptive_clipping, shaped_noise
@@ -13,6 +14,8 @@ from monitors import checks
 from monitors.registry import Registry
 
 B = TypeVar("B", bound=type)
+
+_NAMED = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
 
 __all__ = ["ClipMechanismsFactory", "NoiseMechanismsFactory"]
 
@@ -50,12 +53,19 @@ class _Factory:
                     f"{key}={value!r} has no meaning for {cls.registry.kind} {name!r}{hint} "
                     f"it takes {', '.join(accepted) or 'no arguments'}"
                 )
+        missing = [
+            key
+            for key, value in accepted.items()
+            if value.default is value.empty and value.kind in _NAMED and key not in {*taken, *options}
+        ]
+        own = [key for key, value in accepted.items() if value.kind is not value.VAR_KEYWORD]
+        takes = ", ".join(dict.fromkeys([*own, *taken]))
+        if missing:
+            raise ValueError(f"{cls.registry.kind} {name!r} needs {', '.join(missing)}; it takes {takes}")
         try:
             return builder(**taken, **options)
         except TypeError as error:
-            # Only the call itself finds a missing argument, or an unknown one that the builder forwards.
-            own = [key for key, value in accepted.items() if value.kind is not value.VAR_KEYWORD]
-            takes = ", ".join(dict.fromkeys([*own, *taken]))
+            # A builder that forwards its arguments finds a wrong one only when it is called.
             raise ValueError(f"{cls.registry.kind} {name!r} cannot be built: {error}. It takes {takes}") from error
 
 
@@ -104,14 +114,16 @@ class NoiseMechanismsFactory(_Factory):
         Raises:
             ValueError: The name is unknown, a value is out of range, or the mechanism does not take an argument.
         """
+        stated = _stated(noise_decay_rate=noise_decay_rate, decay_policy=decay_policy)
         common = {"norm_bound": norm_bound, "initial_noise_multiplier": initial_noise_multiplier, "seed": seed or 0}
         neutral = {"norm_bound": None, "initial_noise_multiplier": 1.0, "seed": 0}
         mechanism: NoiseMechanism = cls._build(
             name,
-            _stated(noise_decay_rate=noise_decay_rate, decay_policy=decay_policy) | common,
+            stated | common,
             options,
             optional=[key for key, value in common.items() if value == neutral[key]],
         )
+        mechanism._rebuild = partial(cls.create, name, norm_bound=norm_bound, seed=seed, **stated, **options)
         return mechanism
 
 

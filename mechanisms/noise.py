@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from typing import TYPE_CHECKING, ClassVar
 
 from mechanisms.readable import readable
@@ -36,6 +37,8 @@ class NoiseMechanism(ABC):
     decay_policy: str | None = None
     noise_decay_rate: float | None = None
     private: ClassVar[bool] = True
+    #: Builds the mechanism again from ``initial_noise_multiplier=...``; set by ``NoiseMechanismsFactory``.
+    _rebuild: Callable[..., NoiseMechanism] | None = None
 
     def __init__(
         self, *, initial_noise_multiplier: float = 1.0, norm_bound: float | None = None, seed: int | None = 0
@@ -49,6 +52,21 @@ class NoiseMechanism(ABC):
 
     def __repr__(self) -> str:
         return readable(self)
+
+    def at(self, initial_noise_multiplier: float) -> NoiseMechanism:
+        """This mechanism at a different initial multiplier, with a fresh stream; its factory builds it again.
+
+        Attributes that were set after it was built are not carried over.
+
+        Raises:
+            ValueError: It was not built by ``NoiseMechanismsFactory``, or it refuses the multiplier.
+        """
+        if self._rebuild is None:
+            raise ValueError(
+                f"{self!r} cannot be given initial_noise_multiplier={initial_noise_multiplier:g}, because its other "
+                "arguments are not known; build it with NoiseMechanismsFactory.create(...), or override at"
+            )
+        return self._rebuild(initial_noise_multiplier=initial_noise_multiplier)
 
     @abstractmethod
     def noise_multiplier(self, step: int) -> float:

@@ -1,4 +1,4 @@
-"""Answers to the three questions of planning: which epsilon, which noise multiplier, how many epochs."""
+"""Answers the three questions of planning: which epsilon, which noise multiplier, how many epochs."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from typing import Any
 
 from dpmodel.budget.scenarios import Scenario, figures_of, scenarios
 from dpmodel.config.schema import Config
-from dpmodel.planning.longest import most_epochs
+from dpmodel.planning.longest import longest_training
 from dpmodel.planning.training_plan import TrainingPlan, plan_training
 from monitors import checks
 from monitors.accountant import ACCOUNTANTS
 from monitors.calibration import SMALLEST_MULTIPLIER
-from monitors.errors import CalibrationError, ConfigError
-from monitors.spent import epsilon_text, resolve_accountant
+from monitors.errors import ConfigError
+from monitors.spent import resolve_accountant
 
 ALL = "all"
 
@@ -25,9 +25,9 @@ class BudgetAnswer:
 
     Args:
         asked: ``"epsilon"``, ``"noise_multiplier"`` or ``"epochs"``: what was solved for.
-        plan: The plan; multiplier and epochs are numbers.
-        figures: Epsilon by accountant, at least one; a text where an accountant cannot state one.
-        scenarios: The same noise under other sampling and clipping rules, side by side.
+        plan: The plan, with multiplier and epochs solved.
+        figures: Epsilon by accountant, at least one; the reason if an accountant cannot state one.
+        scenarios: The same noise under different sampling and clipping rules.
     """
 
     asked: str
@@ -37,12 +37,12 @@ class BudgetAnswer:
 
     @property
     def epsilon(self) -> float:
-        """The smallest epsilon that one of the accountants proves."""
+        """The smallest epsilon that an accountant proves."""
         return min(value for value in self.figures.values() if isinstance(value, float))
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """What of the answer is not what was asked for."""
+        """How the answer differs from the question."""
         target, noise = self.plan.target_epsilon, self.plan.noise_multiplier
         if target is None or noise > SMALLEST_MULTIPLIER:
             return ()
@@ -80,14 +80,14 @@ def answer_budget(
     max_epsilon: float | None = None,
     tuning_runs: int | None = None,
 ) -> BudgetAnswer:
-    """Plan ``config``: epsilon from its multiplier, its multiplier from a target, or the most epochs that fit.
+    """Plan ``config``: its epsilon, its multiplier for a target epsilon, or the most epochs that fit.
 
     Args:
         config: The configuration.
         num_examples: Training examples; default: what the configuration implies.
-        accountants: Names, the first one solves; default: the configuration's.
-        max_epsilon: Ask for the most epochs within this epsilon; the configuration's own epochs are not used.
-        tuning_runs: Also show what publishing the best of so many such trainings spends.
+        accountants: Names; default: the configuration's, which also solves.
+        max_epsilon: Solve for the most epochs within this epsilon; the configuration's own epochs are not used.
+        tuning_runs: Also show what publishing the best of this many trainings spends.
 
     Raises:
         ConfigError: A value is out of range, a target cannot be met, or no accountant has a rule for the training.
@@ -104,10 +104,11 @@ def answer_budget(
     if tuning_runs is not None:
         checks.positive_int(tuning_runs=tuning_runs)
     chosen = tuple(accountants or (config.privacy.accountant,))
-    asked = "epsilon" if config.privacy.target_epsilon is None else "noise_multiplier"
     if max_epsilon is not None:
-        asked, config = "epochs", _with_most_epochs(config, num_examples, max_epsilon)
-    plan = plan_training(config, num_examples)
+        asked, plan = "epochs", longest_training(config, max_epsilon, num_examples)
+    else:
+        asked = "epsilon" if config.privacy.target_epsilon is None else "noise_multiplier"
+        plan = plan_training(config, num_examples)
     figures = figures_of(plan.ledger(), plan.config.privacy.delta, chosen)
     if not any(isinstance(value, float) for value in figures.values()):
         raise ConfigError(f"{config.where('privacy.accountant')}: {'; '.join(map(str, figures.values()))}")
@@ -115,7 +116,7 @@ def answer_budget(
 
 
 def known_accountants(name: str) -> tuple[str, ...]:
-    """The accountants that ``name`` means: itself, or every one for ``"all"``.
+    """The accountants that ``name`` stands for: one, or every one for ``"all"``.
 
     Raises:
         ValueError: Unknown name; the nearest is suggested.
@@ -127,17 +128,5 @@ def known_accountants(name: str) -> tuple[str, ...]:
 
 
 def json_number(value: float | str) -> float | str:
-    """``value`` as JSON can hold it."""
+    """``value`` for JSON, which has no infinity."""
     return "inf" if value == float("inf") else value
-
-
-def _with_most_epochs(config: Config, num_examples: int | None, max_epsilon: float) -> Config:
-    epochs = most_epochs(config, max_epsilon, num_examples)
-    if epochs == 0:
-        alone = config.model_copy(update={"training": config.training.model_copy(update={"epochs": 1})})
-        one = plan_training(alone, num_examples).privacy_spent()
-        raise CalibrationError(
-            f"not even one epoch fits into epsilon {max_epsilon:g} at delta {one.delta:g}: one epoch spends "
-            f"{epsilon_text(one.epsilon, 4)}. Raise the noise multiplier, or make the batches smaller"
-        )
-    return config.model_copy(update={"training": config.training.model_copy(update={"epochs": epochs})})

@@ -1,4 +1,4 @@
-"""Epsilon against the step, for fixed and decaying noise that ends at the same epsilon."""
+"""Epsilon over the steps, for fixed and decaying noise that end at the same epsilon."""
 
 from __future__ import annotations
 
@@ -30,17 +30,17 @@ from monitors.spent import epsilon_text, resolve_accountant
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-#: Last over first multiplier of the decaying schedules where the configuration has none of its own.
+#: Last over first multiplier of the decaying schedules if the configured noise does not decay.
 DEFAULT_RATIO = 0.5
 
 
 @dataclass(frozen=True)
 class EpsilonCurve:
-    """Epsilon while a schedule runs.
+    """Epsilon and noise multiplier of a schedule over its steps.
 
     Args:
         name: The schedule in words.
-        steps: Steps done, shape (points,).
+        steps: Finished steps, shape (points,).
         epsilons: Epsilon after each, shape (points,).
         multipliers: Noise multiplier at each, shape (points,).
     """
@@ -55,13 +55,13 @@ def epsilon_curves(plan: TrainingPlan) -> tuple[EpsilonCurve, ...]:
     """Curves of fixed noise and of each decay policy, all solved for the final epsilon of ``plan``.
 
     Args:
-        plan: The plan; its own schedule decides how far the others decay.
+        plan: The plan; the other schedules decay as far as its own.
     """
     noise, last = plan.release.noise, max(plan.steps - 1, 0)
     ratio = noise.noise_multiplier(last) / noise.noise_multiplier(0)
     ratio = ratio if 0 < ratio < 1 else DEFAULT_RATIO
     target = plan.privacy_spent().epsilon
-    # The calibration stays below its target, so aim at the least that still covers the plan's own figure.
+    # The calibration stays below its target, so aim just above the plan's own figure.
     goal = target * (1 + 1e-6)
     plans = {"fixed": _solved(plan, NoiseSection(name="Gaussian"), goal)}
     for policy in DECAYS.names() if plan.steps > 1 else ():
@@ -82,9 +82,9 @@ def draw_curves(
 
     Args:
         plan: The plan.
-        path: Where to save the picture too; the ending chooses the format (``.png``, ``.svg``, ``.pdf``).
+        path: Also save the picture here; the ending chooses the format (``.png``, ``.svg``, ``.pdf``).
         style: ``"light"`` or ``"dark"``.
-        size: Width of the figure in inches, 2.5 to 40. Default: as wide as its two panels need.
+        size: Width of the figure in inches, 2.5 to 40. Default: what the two panels need.
 
     Raises:
         ConfigError: As of ``require_drawable``.
@@ -113,17 +113,17 @@ def draw_curves(
 def require_drawable(
     path: str | os.PathLike[str] | None, setting: str = "plot", *, style: str = "light", size: float | None = None
 ) -> None:
-    """Refuse a picture that cannot be drawn or written, before anything is computed for it.
+    """Refuse a picture that cannot be drawn or written, before anything is computed.
 
     Args:
         path: The file; None for a picture that is not saved.
-        setting: What the file was given as, for errors.
+        setting: Name of the argument that gave the file, for errors.
         style: Its style.
         size: Its width in inches.
 
     Raises:
-        ConfigError: The file is a folder, lies in none that can be written, or its ending is not one of ``.png``,
-            ``.svg`` and ``.pdf``; the style is unknown, or the size is out of range.
+        ConfigError: The file is a folder or cannot be written, its ending is not ``.png``, ``.svg`` or ``.pdf``, the
+            style is unknown, or the size is out of range.
     """
     try:
         require_style(style)
@@ -137,9 +137,11 @@ def require_drawable(
     if file.is_dir():
         raise ConfigError(f"{setting}: {file} is a folder; give a file in it, such as {file / 'epsilon.png'}")
     if not file.parent.is_dir():
-        raise ConfigError(f"{setting}: {file} cannot be written: there is no folder {file.parent}; make it first")
+        raise ConfigError(
+            f"{setting}: {file} cannot be written: the folder {file.parent} does not exist; create it first"
+        )
     if not os.access(file if file.exists() else file.parent, os.W_OK):
-        raise ConfigError(f"{setting}: {file} cannot be written: permission denied; choose another place")
+        raise ConfigError(f"{setting}: {file} cannot be written: permission denied; choose a different place")
     try:
         require_format(file)
     except ValueError as error:

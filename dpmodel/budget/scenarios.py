@@ -1,14 +1,14 @@
-"""The same noise under other rules, side by side: what each figure assumes, so that none is taken for another."""
+"""The same noise under different rules, side by side, with what each figure assumes."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
-from dpmodel.config.schema import Config
-from dpmodel.planning.from_config import release_plan
 from dpmodel.planning.training_plan import TrainingPlan
+from mechanisms.sampling import SAMPLERS
+from mechanisms.units import ClippedUnit
 from monitors.errors import UnsupportedEventError
 from monitors.events import ComposedEvent, DisjointEvent, GaussianEvent, PrivacyEvent
 from monitors.ledger import Ledger
@@ -21,7 +21,7 @@ EXACT_UNSAMPLED = "zcdp"
 #: The accountant that has a rule for a search that stops at random.
 RANDOM_STOPPING = "rdp"
 
-#: The accountant whose figure a Poisson sample gets where none of those that were asked for has a rule for it.
+#: The accountant of Poisson samples if none of the requested ones has a rule for them.
 SAMPLED = "rdp"
 
 
@@ -31,9 +31,9 @@ class Scenario:
 
     Args:
         name: In a few words.
-        figures: Epsilon by accountant; a text where an accountant cannot state one.
+        figures: Epsilon by accountant; the reason if an accountant cannot state one.
         assumes: What must hold for the figure to be a guarantee, in one line.
-        configured: Whether it is the rule that the configuration uses.
+        configured: Whether the configuration uses this rule.
     """
 
     name: str
@@ -43,7 +43,7 @@ class Scenario:
 
     @property
     def best(self) -> tuple[float, str] | None:
-        """The smallest epsilon and the accountant that proves it; None where no accountant can."""
+        """The smallest epsilon and the accountant that proves it; None if no accountant can."""
         stated = [(value, name) for name, value in self.figures.items() if isinstance(value, float)]
         return min(stated) if stated else None
 
@@ -54,7 +54,7 @@ class Scenario:
 
 
 def figures_of(ledger: Ledger, delta: float, accountants: Sequence[str]) -> dict[str, float | str]:
-    """Epsilon of ``ledger`` by each accountant; the reason where one has no rule for it."""
+    """Epsilon of ``ledger`` by each accountant, or the reason if it has no rule for the ledger."""
     figures: dict[str, float | str] = {}
     for name in accountants:
         try:
@@ -73,10 +73,10 @@ def scenarios(
     """The rules that people mix up, for the noise, batch size and epochs of ``plan``.
 
     Args:
-        plan: What is planned.
-        accountants: Whose figures to give; releases without sampling get the exact formula as well.
+        plan: The plan.
+        accountants: Names; releases without sampling get the exact formula as well.
         configured: Figures of the plan itself, which are not computed again.
-        tuning_runs: None, or how many such trainings a search makes to publish the best: two ways to charge it.
+        tuning_runs: None, or the number of trainings of a search that publishes the best: two ways to charge it.
     """
     privacy = plan.config.privacy
     grouped = plan.release.unit.grouped
@@ -93,7 +93,7 @@ def scenarios(
 
 def _poisson(plan: TrainingPlan, accountants: Sequence[str], known: dict[str, float | str] | None) -> Scenario:
     figures = known or _sampled_figures(plan, accountants, None)
-    assumes = "each example joins each step by its own coin, and is clipped by itself; add or remove one example"
+    assumes = "each example joins each step by its own coin and is clipped individually; add or remove one example"
     if plan.config.privacy.sampling != "poisson":
         assumes = f"optimistic, NOT a guarantee for shuffled batches: {assumes}"
     elif plan.release.unit.grouped:
@@ -110,7 +110,7 @@ def _micro_batches(
         return []
     figures = known or _sampled_figures(plan, accountants, groups)
     assumes = (
-        f"the mean of a group of {batch // groups} is clipped: one example can turn it by twice the bound, so the "
+        f"the mean of a group of {batch // groups} is clipped: one example can move it by twice the bound, so the "
         "multiplier counts half"
     )
     return [Scenario(f"Poisson, micro-batches of {batch // groups}", figures, assumes, configured=known is not None)]
@@ -145,13 +145,13 @@ def _tuned(plan: TrainingPlan, accountants: Sequence[str], runs: int | None) -> 
         Scenario(
             f"best of {runs} trainings",
             figures_of(best_of(one, runs), delta, accountants),
-            "as configured, every training of the search composed: all of them may be looked at",
+            "as configured, with every training of the search composed: all of them may be inspected",
         ),
         Scenario(
             f"best of about {runs} trainings",
             figures_of(best_of_random(one, runs), delta, with_rdp),
-            "as configured, their number drawn from a geometric distribution of that mean and kept secret; only the "
-            "best is looked at",
+            "as configured, with their number drawn from a geometric distribution of that mean and kept secret; only "
+            "the best is inspected",
         ),
     ]
 
@@ -166,11 +166,10 @@ def _sampled_figures(
     return {**figures, **figures_of(ledger, delta, (SAMPLED,))}
 
 
-def _ledger(plan: TrainingPlan, **changes: Any) -> Ledger:
-    config: Config = plan.config
-    privacy = config.privacy.model_copy(update=changes)
-    release = release_plan(config.model_copy(update={"privacy": privacy}), plan.release.sampler.num_examples)
-    return release.ledger(plan.steps)
+def _ledger(plan: TrainingPlan, sampling: str, micro_batches: int | None) -> Ledger:
+    release, batch_size = plan.release, plan.config.training.batch_size
+    sampler = SAMPLERS.create(sampling, release.sampler.num_examples, batch_size)
+    return replace(release, unit=ClippedUnit.of(batch_size, micro_batches), sampler=sampler).ledger(plan.steps)
 
 
 def _halves(batch_size: int) -> int | None:
@@ -179,7 +178,7 @@ def _halves(batch_size: int) -> int | None:
 
 
 def _replace_one(ledger: Ledger) -> Ledger | None:
-    """The ledger at twice the sensitivity; None where it holds anything but Gaussians."""
+    """The ledger at twice the sensitivity; None if it holds anything but Gaussians."""
     doubled = Ledger(ledger.notes)
     for event, count in ledger:
         changed = _at_twice_the_sensitivity(event)

@@ -1,4 +1,4 @@
-"""Calibrates each variant for its own schedule and clipping, and refuses what would not be spent equally."""
+"""Calibrates each variant for its own schedule and clipping, and refuses variants that would not spend equally."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ class CalibratedVariant:
     Args:
         name: Its name.
         slug: The name of its folder.
-        plan: What each of its runs releases; its configuration states the multiplier.
-        epsilon: What a whole run of it spends.
+        plan: What each of its runs releases, at the solved multiplier.
+        epsilon: What a whole run spends.
     """
 
     name: str
@@ -37,13 +37,13 @@ class CalibratedVariant:
     epsilon: float
 
     def config(self, seed: int) -> Config:
-        """The configuration of the run with that seed of the initial weights."""
+        """The configuration of the run whose initial weights have this seed."""
         config = self.plan.config
         return config.model_copy(update={"training": config.training.model_copy(update={"seed": seed})})
 
 
 def within_target(epsilon: float, target: float) -> bool:
-    """Whether ``epsilon`` is at most ``target`` and equal to it within ``TOLERANCE``.
+    """Whether ``epsilon`` is at most ``target``, and below it by no more than ``TOLERANCE``.
 
     Example:
         >>> within_target(2.9995, 3.0), within_target(3.0001, 3.0), within_target(2.9, 3.0)
@@ -55,39 +55,29 @@ def within_target(epsilon: float, target: float) -> bool:
 def calibrate_variants(
     comparison: Comparison, cache: Path | None, announce: Callable[[str], None] = lambda name: None
 ) -> tuple[CalibratedVariant, ...]:
-    """Build every variant once and solve for its multiplier; nothing is trained.
+    """Build every variant once and solve for its noise multiplier; nothing is trained.
 
     Args:
         comparison: The comparison.
-        cache: JSON file of multipliers that were solved before; each is checked again before it is used. None: no file.
-        announce: Called with the name of the variant that is being solved.
+        cache: JSON file of solved multipliers; each is checked again before it is used. None: no file.
+        announce: Called with the name of each variant before it is solved.
 
     Raises:
-        ConfigError: A variant is wrong in any way that shows before training, cannot meet the target, or protects
-            something else than the first one; with file and line.
+        ConfigError: A variant is wrong in a way that shows before training, cannot meet the target, or protects
+            something other than the first variant does; with file and line.
     """
     known = {} if cache is None else _read(cache)
-    builder, found = _Builder(), []
+    found: list[CalibratedVariant] = []
+    task: Task | None = None
     for variant in comparison.variants:
         announce(variant.name)
-        found.append(_calibrate(variant, comparison.definition.target.epsilon, known, builder))
+        if task is None or not _same_task(task.config, variant.config):
+            task = build_task(variant.config)
+        found.append(_calibrate(variant, comparison.definition.target.epsilon, known, task))
     _require_one_meaning(comparison, found)
     if cache is not None:
         write_atomically(cache, json.dumps(known, indent=1) + "\n")
     return tuple(found)
-
-
-class _Builder:
-    """Plans variants; those of the same data, network and loss share one reading of the data."""
-
-    def __init__(self) -> None:
-        self._task: Task | None = None
-
-    def __call__(self, variant: Variant, config: Config) -> CalibratedVariant:
-        if self._task is None or not _same_task(self._task.config, config):
-            self._task = build_task(config)
-        plan = build_training(config, self._task).plan
-        return CalibratedVariant(variant.name, variant.slug, plan, plan.privacy_spent().epsilon)
 
 
 def _same_task(one: Config, other: Config) -> bool:
@@ -96,21 +86,26 @@ def _same_task(one: Config, other: Config) -> bool:
     return stated == other.data and all(getattr(one, name) == getattr(other, name) for name in sections)
 
 
-def _calibrate(variant: Variant, target: float, known: dict[str, float], planned: _Builder) -> CalibratedVariant:
-    digest = config_digest(variant.config)
+def _calibrate(variant: Variant, target: float, known: dict[str, float], task: Task) -> CalibratedVariant:
+    config, digest = variant.config, config_digest(variant.config)
     if digest in known:
-        solved = planned(variant, with_noise_multiplier(variant.config, known[digest]))
+        solved = _planned(variant, with_noise_multiplier(config, known[digest]), task)
         if within_target(solved.epsilon, target):
             return solved
-    solved = planned(variant, variant.config)
+    solved = _planned(variant, config, task)
     if not within_target(solved.epsilon, target):
         raise ConfigError(
-            f"{variant.config.where('privacy.target_epsilon')}: variant {variant.name!r} cannot spend epsilon "
+            f"{config.where('privacy.target_epsilon')}: variant {variant.name!r} cannot spend epsilon "
             f"{target:g}: at noise multiplier {solved.plan.noise_multiplier:g} it spends {solved.epsilon:.6g}. Set a "
             "target that every variant can meet"
         )
     known[digest] = solved.plan.noise_multiplier
     return solved
+
+
+def _planned(variant: Variant, config: Config, task: Task) -> CalibratedVariant:
+    plan = build_training(config, task).plan
+    return CalibratedVariant(variant.name, variant.slug, plan, plan.privacy_spent().epsilon)
 
 
 def _require_one_meaning(comparison: Comparison, found: list[CalibratedVariant]) -> None:

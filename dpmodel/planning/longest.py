@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from dpmodel.config.faults import locating_errors
@@ -12,65 +13,73 @@ from monitors.calibration import max_steps
 from monitors.errors import CalibrationError, ConfigError
 from monitors.events import DisjointEvent
 from monitors.ledger import Ledger
-from monitors.spent import privacy_spent
+from monitors.spent import epsilon_text, privacy_spent
 
 if TYPE_CHECKING:
     from dpmodel.config.schema import Config
 
-#: Where the search for the most epochs gives up: so many epochs, or so many steps (seconds of writing them down).
+#: The search for the most epochs gives up at this many epochs or steps (seconds of recording them).
 MOST_EPOCHS, MOST_STEPS = 100_000, 2_000_000
 
 
-def most_epochs(config: Config, max_epsilon: float, num_examples: int | None = None) -> int:
-    """The most epochs whose epsilon is at most ``max_epsilon``; 0 where one epoch is too many.
+def longest_training(config: Config, max_epsilon: float, num_examples: int | None = None) -> TrainingPlan:
+    """The plan with the most epochs whose epsilon is at most ``max_epsilon``.
 
     Args:
         config: A configuration with a stated noise multiplier; its own number of epochs is not used.
         max_epsilon: Positive.
-        num_examples: As of ``plan_training``.
+        num_examples: As for ``plan_training``.
 
     Raises:
         ConfigError: The configuration has no noise multiplier, or more than ``MOST_EPOCHS`` epochs or ``MOST_STEPS``
             steps fit.
+        CalibrationError: Not even one epoch fits.
     """
     with locating_errors(config, "training.epochs"):
         checks.positive(max_epsilon=max_epsilon)
-    if config.privacy.noise_multiplier is None:
+    privacy, training = config.privacy, config.training
+    if privacy.noise_multiplier is None:
         raise ConfigError(
             f"{config.where('privacy')}: the most epochs follow from a noise multiplier; give privacy.noise_multiplier"
         )
-    one_epoch = config.training.model_copy(update={"epochs": 1})
-    plan = plan_training(config.model_copy(update={"training": one_epoch}), num_examples)
+    one_epoch = config.model_copy(update={"training": training.model_copy(update={"epochs": 1})})
+    plan = plan_training(one_epoch, num_examples)
     limit = max(1, min(MOST_EPOCHS, MOST_STEPS // plan.steps_per_epoch))
     if _surely_fits(plan, limit, max_epsilon):
         raise _endless(plan, limit, max_epsilon)
 
     def ledger_of(epochs: int) -> Ledger:
         steps = epochs * plan.steps_per_epoch
-        return no_noise() if falls_away(plan.release, steps) else plan.ledger(steps)
+        return no_noise() if falls_away(plan.release.noise, steps) else plan.ledger(steps)
 
-    privacy = config.privacy
     try:
         with locating_errors(config, "privacy"):
-            return max_steps(max_epsilon, privacy.delta, ledger_of, privacy.accountant, limit=limit)
+            epochs = max_steps(max_epsilon, privacy.delta, ledger_of, privacy.accountant, limit=limit)
     except ConfigError as error:
         if isinstance(error.__cause__, CalibrationError):
             raise _endless(plan, limit, max_epsilon) from error
         raise
+    if epochs == 0:
+        raise CalibrationError(
+            f"not even one epoch fits into epsilon {max_epsilon:g} at delta {privacy.delta:g}: one epoch spends "
+            f"{epsilon_text(plan.privacy_spent().epsilon, 4)}. Raise the noise multiplier, or make the batches smaller"
+        )
+    longest = config.model_copy(update={"training": training.model_copy(update={"epochs": epochs})})
+    return replace(plan, config=longest)
 
 
 def _surely_fits(plan: TrainingPlan, epochs: int, max_epsilon: float) -> bool:
-    """Whether so many epochs fit, seen without writing down their steps; False where that cannot be seen.
+    """Whether ``epochs`` epochs fit, decided without recording their steps; False if that cannot be decided.
 
-    Where the last step releases what the first does, all those between are taken to do so too: good enough to refuse a
-    question, and for nothing else.
+    If the last step releases what the first does, all steps between are assumed to do so too. That is good enough to
+    refuse a question, and for nothing else.
     """
     release, privacy, steps = plan.release, plan.config.privacy, epochs * plan.steps_per_epoch
     if release.noise.noise_multiplier(steps - 1) != release.noise.noise_multiplier(0):
         return False
     event, last, count = release.event(0), release.event(steps - 1), steps
     if isinstance(event, DisjointEvent) and isinstance(last, DisjointEvent):
-        # The steps of an epoch share no example: together they cost what one of them does.
+        # The steps of an epoch share no example: together they cost what one of them costs.
         event, last, count = event.event, last.event, epochs
     if last != event:
         return False

@@ -1,10 +1,12 @@
-"""What each step of a run releases, from the mechanisms that will do it: one function for the plan and for the run."""
+"""What each step of a run releases: the mechanisms that train also state the plan, so the two cannot differ."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+from dpmodel.planning.noise_floor import falls_away, no_noise
+from monitors.calibration import calibrate_noise_multiplier
 from monitors.ledger import Ledger
 
 if TYPE_CHECKING:
@@ -12,6 +14,7 @@ if TYPE_CHECKING:
     from mechanisms.noise import NoiseMechanism
     from mechanisms.sampling import Sampler
     from mechanisms.units import ClippedUnit
+    from monitors.accountant import Accountant
     from monitors.events import PrivacyEvent
 
 
@@ -23,7 +26,7 @@ NOT_VERIFIED = f"isolation not verified (isolation='trust'): {NO_GUARANTEE}"
 
 
 def large_delta(delta: float, num_examples: int) -> str:
-    """What must be said of a delta that is not below one over the number of examples."""
+    """The warning about a delta that is not below one over the number of examples."""
     return (
         f"delta {delta:g} is not below 1 / {num_examples:,} examples: publishing one randomly chosen example would "
         f"satisfy it. State epsilon at a smaller delta, such as {0.1 / num_examples:.0e}"
@@ -54,8 +57,15 @@ class ReleasePlan:
     sampler: Sampler
     first_step: int = 0
 
+    def at(self, initial_noise_multiplier: float) -> ReleasePlan:
+        """This plan with its noise re-scaled by ``NoiseMechanism.at``.
+
+        The two plans share clip mechanism and sampler, so train only one of them.
+        """
+        return replace(self, noise=self.noise.at(initial_noise_multiplier))
+
     def event(self, step: int) -> PrivacyEvent:
-        """All that step ``step`` releases of its drawn sample, amplified by the sampling as one."""
+        """Everything that step ``step`` releases about its sample, amplified by the sampling as one event."""
         released = [self.noise.event(step, self.unit.sensitivity_factor)]
         clip_event = self.clip_event(step)
         if clip_event is not None:
@@ -63,7 +73,7 @@ class ReleasePlan:
         return self.sampler.amplify(step - self.first_step, *released)
 
     def clip_event(self, step: int) -> PrivacyEvent | None:
-        """What the clip mechanism itself releases at step ``step``, before amplification; None for nothing."""
+        """What the clip mechanism releases at step ``step``, before amplification; None for nothing."""
         return self.clip.event(step, replace(self.unit, zeroed=self.sampler.zeroes))
 
     def ledger(self, steps: int) -> Ledger:
@@ -72,6 +82,48 @@ class ReleasePlan:
         for step in range(self.first_step, self.first_step + steps):
             ledger.record(self.event(step))
         return ledger
+
+    def ledger_to_search(self, steps: int) -> Ledger:
+        """The ledger that a search for a noise multiplier is given: not private if the noise falls to nothing.
+
+        That sends the search to higher multipliers; the true epsilon of such a schedule would take minutes.
+        """
+        return no_noise() if falls_away(self.noise, steps) else self.ledger(steps)
+
+    def multiplier_for(
+        self,
+        target_epsilon: float,
+        delta: float,
+        steps: int,
+        accountant: str | Accountant = "rdp",
+        before: Ledger | None = None,
+    ) -> float:
+        """The smallest initial noise multiplier that keeps the first ``steps`` steps within the target.
+
+        Args:
+            target_epsilon: Positive.
+            delta: In (0, 1).
+            steps: Planned steps.
+            accountant: Name or object.
+            before: Earlier releases, which the target then covers too.
+
+        Raises:
+            ValueError: A value is out of range, or the noise mechanism cannot be re-scaled.
+            CalibrationError: No multiplier meets the target.
+
+        Example:
+            >>> from mechanisms import ClippedUnit, Fixed, NoiseMechanismsFactory, PoissonSampler
+            >>> noise = NoiseMechanismsFactory.create("Gaussian")
+            >>> plan = ReleasePlan(noise, Fixed(), ClippedUnit(1, 512), PoissonSampler(60_000, 512))
+            >>> round(plan.multiplier_for(3.0, 1e-5, steps=1170), 3)
+            0.837
+        """
+
+        def ledger_of(noise_multiplier: float) -> Ledger:
+            planned = self.at(noise_multiplier).ledger_to_search(steps)
+            return planned if before is None else before.copy().extend(planned, shift=0)
+
+        return calibrate_noise_multiplier(target_epsilon, delta, ledger_of, accountant)
 
     @property
     def statement(self) -> dict[str, str]:
@@ -84,7 +136,7 @@ class ReleasePlan:
 
     @property
     def facts(self) -> dict[str, int | float | str | None]:
-        """The numbers that a monitor may have been given a copy of, as they really are."""
+        """The true values of the numbers that a monitor may have been given."""
         return {
             "num_samples": self.sampler.num_examples,
             "batch_size": self.sampler.batch_size,
@@ -95,12 +147,12 @@ class ReleasePlan:
 
     @property
     def secret(self) -> bool:
-        """Whether the noise of this plan is secret, so that no two of its runs are alike."""
+        """Whether the randomness of this plan is secret, so that no two of its runs are alike."""
         return self.noise.private and not self.caveats
 
     @property
     def caveats(self) -> tuple[str, ...]:
-        """Statements that must stand beside every epsilon of this plan."""
+        """Notes that must accompany every epsilon of this plan."""
         seeded = {
             "noise": self.noise.generator.reproducible or self.clip.reproducible,
             "sampling": self.sampler.generator.reproducible,

@@ -1,20 +1,22 @@
-"""The noise by which a training of a given length spends a given epsilon."""
+"""The noise multiplier at which a training of a given length spends a given epsilon."""
 
 from __future__ import annotations
 
 import copy
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from dpmodel.data.loader import private_loader
+from dpmodel.planning.noise_floor import HIGHEST_FIRST, require_noise_left
 from dpmodel.planning.release import ReleasePlan
 from mechanisms.clipping import ClipMechanism, Fixed
 from mechanisms.factory import NoiseMechanismsFactory
-from mechanisms.noise import NoiseMechanism
 from mechanisms.units import ClippedUnit
 from monitors import checks
-from monitors.accountant import Accountant
-from monitors.calibration import calibrate_noise_multiplier
+from monitors.errors import CalibrationError
 from monitors.ledger import Ledger
+
+if TYPE_CHECKING:
+    from mechanisms.noise import NoiseMechanism
+    from monitors.accountant import Accountant
 
 
 def noise_for_epsilon(
@@ -32,27 +34,27 @@ def noise_for_epsilon(
     spent: Ledger | None = None,
     **options: Any,
 ) -> NoiseMechanism:
-    """The mechanism of the smallest first multiplier by which ``fit(loader, epochs)`` stays within the target.
+    """The noise mechanism with the smallest initial multiplier that keeps ``fit(loader, epochs)`` within the target.
 
-    Solved on the ledger that the training will write, before any data are read. Give what the ``DPModel`` will get,
-    under the same names: what differs there is charged there, and the target is then missed.
+    Solved on the ledger that the training will write, before any data are read. Give the arguments that ``DPModel``
+    will get, under the same names: the training is charged for what it really does, and a difference misses the target.
 
     Args:
         target_epsilon: Positive.
         delta: In (0, 1), below one over the number of examples.
-        loader: As for ``fit``; its batch size and number of examples count.
+        loader: As for ``fit``; only its batch size and its number of examples count.
         epochs: At least 1.
         noise: Name of the mechanism, for ``NoiseMechanismsFactory``.
-        clip_mech: Adaptive clipping spends a part of the target; default ``Fixed``. It is left as it is.
+        clip_mech: Adaptive clipping spends a part of the target; default ``Fixed``. It is not changed.
         norm_bound: Initial L2 norm bound.
-        micro_batches: Groups per batch; then one example counts twice.
+        micro_batches: Groups per batch; one example then counts twice.
         sampling: ``"poisson"`` or ``"shuffle"``.
-        accountant: The one that the epsilon will be stated with.
-        spent: What earlier trainings on these data have released; the target is then for all together.
-        **options: Further arguments of the mechanism, such as ``decay_policy``: a schedule is solved as it is.
+        accountant: The accountant that epsilon will be stated with.
+        spent: What earlier trainings on these data released; the target then covers all of them together.
+        **options: Further arguments of the mechanism, such as ``decay_policy``; the schedule keeps its shape.
 
     Raises:
-        ValueError: A value is out of range.
+        ValueError: A value is out of range, or the schedule falls to nothing.
         CalibrationError: No multiplier meets the target.
 
     Example:
@@ -63,19 +65,18 @@ def noise_for_epsilon(
         >>> round(noise.noise_multiplier(0), 3)
         1.287
     """
+    from dpmodel.data.loader import private_loader
+
     checks.positive_int(epochs=epochs)
     clip = copy.deepcopy(clip_mech) if clip_mech is not None else Fixed()
     clip.start(norm_bound)
     private, _ = private_loader(loader, sampling)
     before = spent if spent is not None else Ledger()
+    mechanism, steps = NoiseMechanismsFactory.create(noise, **options), epochs * private.steps_per_epoch
     sampler = private.make_sampler(first_partition=before.next_partition)
-    unit = ClippedUnit.of(private.batch_size, micro_batches)
-
-    def mechanism(multiplier: float) -> NoiseMechanism:
-        return NoiseMechanismsFactory.create(noise, initial_noise_multiplier=multiplier, **options)
-
-    def ledger_of(multiplier: float) -> Ledger:
-        plan = ReleasePlan(mechanism(multiplier), clip, unit, sampler)
-        return before.copy().extend(plan.ledger(epochs * private.steps_per_epoch), shift=0)
-
-    return mechanism(calibrate_noise_multiplier(target_epsilon, delta, ledger_of, accountant))
+    plan = ReleasePlan(mechanism, clip, ClippedUnit.of(private.batch_size, micro_batches), sampler)
+    try:
+        return mechanism.at(plan.multiplier_for(target_epsilon, delta, steps, accountant, before))
+    except CalibrationError:
+        require_noise_left(mechanism.at(HIGHEST_FIRST), steps)
+        raise

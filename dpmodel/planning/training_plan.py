@@ -1,17 +1,16 @@
-"""What a configured training will release and spend, before anything is trained; needs neither data nor torch."""
+"""What a configured training will release and spend, known before it starts; needs neither data nor torch."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from dpmodel.config.faults import locating_errors
 from dpmodel.planning.count_noise import count_remedy
 from dpmodel.planning.from_config import release_plan, with_noise_multiplier
-from dpmodel.planning.noise_floor import ledger_to_search, require_noise_left
+from dpmodel.planning.noise_floor import HIGHEST_FIRST, require_noise_left
 from dpmodel.runs.report.subject import ReportSubject
-from monitors.calibration import calibrate_noise_multiplier
 from monitors.errors import CalibrationError, ConfigError
 from monitors.ledger import Ledger
 from monitors.spent import PrivacySpent, privacy_spent
@@ -20,18 +19,18 @@ if TYPE_CHECKING:
     from dpmodel.config.schema import Config
     from dpmodel.planning.release import ReleasePlan
 
-#: Training examples of the public data sets, so that planning need not read them; checked where they are read.
+#: Training examples of the public data sets, so that planning need not read them; reading the data checks them.
 KNOWN_SIZES: Mapping[str, int] = {"mnist": 60_000, "fashion_mnist": 60_000, "cifar10": 50_000}
 
 
 @dataclass(frozen=True)
 class TrainingPlan:
-    """A training that is about to happen, with its privacy.
+    """A training that is about to start, with its privacy.
 
     Args:
-        config: The configuration; its noise multiplier is a number (a target epsilon is solved).
-        release: What each step releases.
-        target_epsilon: What the multiplier was solved for, else None.
+        config: The configuration; it states the noise multiplier, not a target epsilon.
+        release: What each step releases, with the mechanisms that will train.
+        target_epsilon: The target that the multiplier was solved for, else None.
     """
 
     config: Config
@@ -68,10 +67,30 @@ class TrainingPlan:
             public_constants=tuple(f"data.{name}" for name in ("mean", "std") if options.get(name) is not None),
         )
 
+    def at(self, noise_multiplier: float) -> TrainingPlan:
+        """This plan at a different initial noise multiplier."""
+        config = with_noise_multiplier(self.config, noise_multiplier)
+        return replace(self, config=config, release=self.release.at(noise_multiplier))
+
+    def solved_for(self, target_epsilon: float) -> TrainingPlan:
+        """This plan at the smallest initial noise multiplier that meets ``target_epsilon``.
+
+        Raises:
+            ConfigError: No multiplier meets it; names what would.
+        """
+        privacy = self.config.privacy
+        with locating_errors(self.config, "privacy.target_epsilon"):
+            try:
+                multiplier = self.release.multiplier_for(target_epsilon, privacy.delta, self.steps, privacy.accountant)
+            except CalibrationError as error:
+                raise CalibrationError(f"{error} {count_remedy(self, target_epsilon)}".rstrip()) from error
+        config = with_noise_multiplier(self.config, multiplier)
+        return TrainingPlan(config, self.release.at(multiplier), target_epsilon)
+
     def ledger(self, steps: int | None = None) -> Ledger:
         """The ledger after ``steps`` steps (default: all of them), notes included."""
         asked = self.steps if steps is None else steps
-        # A search for the most epochs asks for many ledgers that begin alike; each step's event is made once.
+        # A search for the most epochs asks for many ledgers with the same first steps; make each event once.
         for step in range(self._longest.total, asked):
             self._longest.record(self.release.event(step))
         found = self._longest.head(asked)
@@ -93,22 +112,25 @@ class TrainingPlan:
 
 
 def plan_training(config: Config, num_examples: int | None = None) -> TrainingPlan:
-    """The plan of a configuration; a target epsilon is solved for the first noise multiplier.
+    """The plan of a configuration: its mechanisms, built once; a target epsilon is solved for the noise multiplier.
 
     Args:
         config: The configuration.
         num_examples: Training examples; default: what the configuration implies.
 
     Raises:
-        ConfigError: A value is out of range, settings contradict each other, or the target is out of reach.
+        ConfigError: A value is out of range, settings contradict each other, or the target cannot be met.
     """
     size = expected_examples(config) if num_examples is None else num_examples
-    target = config.privacy.target_epsilon
-    require_noise_left(config, size)
-    if target is not None:
-        with locating_errors(config, "privacy.target_epsilon"):
-            config = with_noise_multiplier(config, _calibrated(config, size))
-    return TrainingPlan(config, release_plan(config, size), target)
+    privacy = config.privacy
+    target, stated = privacy.target_epsilon, privacy.noise_multiplier
+    plan = TrainingPlan(config, release_plan(config, size, HIGHEST_FIRST if stated is None else stated))
+    noise = plan.release.noise
+    with locating_errors(
+        config, "privacy.noise" if noise.noise_decay_rate is None else "privacy.noise.noise_decay_rate"
+    ):
+        require_noise_left(noise, plan.steps)
+    return plan if target is None else plan.solved_for(target)
 
 
 def expected_examples(config: Config) -> int:
@@ -125,16 +147,3 @@ def expected_examples(config: Config) -> int:
             "the data; set data.num_examples (or --num-examples)"
         )
     return known
-
-
-def _calibrated(config: Config, num_examples: int) -> float:
-    privacy = config.privacy
-    assert privacy.target_epsilon is not None
-
-    def ledger_of(noise_multiplier: float) -> Ledger:
-        return ledger_to_search(with_noise_multiplier(config, noise_multiplier), num_examples)
-
-    try:
-        return calibrate_noise_multiplier(privacy.target_epsilon, privacy.delta, ledger_of, privacy.accountant)
-    except CalibrationError as error:
-        raise CalibrationError(f"{error} {count_remedy(config, num_examples)}".rstrip()) from error

@@ -1,8 +1,8 @@
-"""Every name in a configuration, and every argument beside one, is known: seen before anything is built."""
+"""Checks every name in a configuration, and the arguments beside it, before anything is built."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 
 from dpmodel.callbacks import LearningRateScheduler
@@ -22,7 +22,7 @@ def require_known_names(config: Config) -> None:
     """Refuse unknown names and arguments of data set, network, loss, optimizer, metrics, engine and callbacks.
 
     Raises:
-        ConfigError: Names all of them at once, each with file, line and the nearest known name.
+        ConfigError: There are unknown names; lists all of them with file, line and the nearest known name.
     """
     faults = unknown_names(config)
     if faults:
@@ -30,7 +30,7 @@ def require_known_names(config: Config) -> None:
 
 
 def unknown_names(config: Config) -> list[str]:
-    r"""One line for each section that has an unknown name or argument; the names of ``privacy`` are checked on reading.
+    r"""One line per section with an unknown name or argument; reading the configuration checks those of ``privacy``.
 
     Example:
         >>> from dpmodel.config import make_config
@@ -40,22 +40,23 @@ def unknown_names(config: Config) -> list[str]:
         configuration: network: unknown network 'lenet'; did you mean 'lenet5'? Known: ...
         configuration: optimizer: unknown optimizer 'Adan'; did you mean 'Adam'? Known: ...
     """
-    return faults_in(config, dict(_checks(config)))
-
-
-def _checks(config: Config) -> Iterator[tuple[str, Callable[[], object]]]:
     network, optimizer, schedule = config.network, config.optimizer, config.optimizer.schedule
-    yield "data", partial(DATASETS.get, config.data.name)
-    yield "network", partial(check_network, network.name, network.module, network.options)
-    yield "loss", partial(build_loss, config.loss.name, **config.loss.options)
-    yield "optimizer", partial(check_optimizer, optimizer.name, optimizer.options)
+    checks: dict[str, Callable[[], object]] = {
+        "data": partial(DATASETS.get, config.data.name),
+        "network": partial(check_network, network.name, network.module, network.options),
+        "loss": partial(build_loss, config.loss.name, **config.loss.options),
+        "optimizer": partial(check_optimizer, optimizer.name, optimizer.options),
+    }
     if schedule is not None:
-        yield "optimizer.schedule", partial(LearningRateScheduler, schedule.name, schedule.interval, **schedule.options)
+        checks["optimizer.schedule"] = partial(
+            LearningRateScheduler, schedule.name, schedule.interval, **schedule.options
+        )
     if config.performance.engine != "auto":
-        yield "performance.engine", partial(ENGINES.get, config.performance.engine)
-    yield "training.metrics", partial(named_metrics, list(config.training.metrics))
+        checks["performance.engine"] = partial(ENGINES.get, config.performance.engine)
+    checks["training.metrics"] = partial(named_metrics, list(config.training.metrics))
     for index, callback in enumerate(config.callbacks):
-        yield f"callbacks.{index}", partial(_check_callback, callback.name, callback.options)
+        checks[f"callbacks.{index}"] = partial(_check_callback, callback.name, callback.options)
+    return faults_in(config, checks)
 
 
 def _check_callback(name: str, options: dict[str, object]) -> None:

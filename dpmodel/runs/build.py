@@ -1,8 +1,10 @@
-"""From a configuration to the objects of a training: the only module that knows both sides."""
+"""Builds the objects of a training from a configuration: the only module that knows both."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -11,6 +13,7 @@ from torch import nn
 from dpmodel.callbacks import LearningRateScheduler
 from dpmodel.callbacks.registry import build_callback
 from dpmodel.config import Config, locating_errors
+from dpmodel.config.identity import settings_by_path
 from dpmodel.data import DataSplits, load_dataset
 from dpmodel.data.in_memory import InMemoryDataset
 from dpmodel.data.loader import PrivateLoader
@@ -19,7 +22,7 @@ from dpmodel.metrics import MetricSet
 from dpmodel.model import DPModel
 from dpmodel.nets import build_network
 from dpmodel.optimizers import build_optimizer
-from dpmodel.planning.from_config import make_clip, make_noise
+from dpmodel.planning.release import ReleasePlan
 from dpmodel.planning.training_plan import TrainingPlan, plan_training
 from dpmodel.preflight.configured import require_known_names
 from dpmodel.preflight.network import fix
@@ -28,6 +31,9 @@ from mechanisms.engines.base import ENGINES
 from monitors.errors import ConfigError
 from monitors.factory import PrivacyMonitorFactory
 from monitors.spent import epsilon_text, privacy_spent
+
+#: The setting that keeps the target that the noise multiplier was solved for.
+SOLVED_FOR = "privacy.target_epsilon (solved for)"
 
 
 @dataclass(frozen=True)
@@ -39,7 +45,7 @@ class Task:
         data: Training and test data.
         network: With its initial weights.
         loss_fn: The loss.
-        device: Where it all is.
+        device: Where network and loss run.
     """
 
     config: Config
@@ -49,13 +55,24 @@ class Task:
     device: torch.device
 
     def of(self, config: Config) -> Task:
-        """The same data, network and loss for another ``config``, which must state the same of them."""
-        stated = config.data.model_copy(update={"num_examples": len(self.data.train)})
-        return replace(self, config=config.model_copy(update={"data": stated}))
+        """The same data, network and loss for a different ``config``, which must describe them in the same way."""
+        return replace(self, config=_with_size(config, self.data))
 
     def placed(self, examples: InMemoryDataset) -> InMemoryDataset:
-        """``examples`` on the device where they are to be kept there."""
+        """``examples``, on the device if the configuration keeps the data there."""
         return examples.to(self.device) if self.config.performance.in_memory else examples
+
+    def loader(self) -> PrivateLoader:
+        """Private batches of the training data."""
+        config, performance = self.config, self.config.performance
+        with locating_errors(config, "training.batch_size"):
+            return PrivateLoader(
+                self.placed(self.data.train),
+                config.training.batch_size,
+                sampling=config.privacy.sampling,
+                num_workers=performance.workers,
+                pin_memory=not performance.in_memory and self.device.type == "cuda",
+            )
 
 
 @dataclass(frozen=True)
@@ -65,7 +82,7 @@ class Training:
     Args:
         task: Data, network and loss.
         plan: What it will release.
-        model: The model.
+        model: The model, which trains with the mechanisms of ``plan``.
         loader: Private batches.
         callbacks: Schedule, monitor and the configuration's own callbacks, in this order.
     """
@@ -78,12 +95,26 @@ class Training:
 
     @property
     def config(self) -> Config:
-        """The configuration as it is carried out."""
+        """The configuration with its noise multiplier solved."""
         return self.plan.config
 
     @property
+    def settings(self) -> dict[str, Any]:
+        """Everything that the result depends on, by path; a training may be resumed only with equal settings."""
+        return {**settings_by_path(self.config), SOLVED_FOR: self.plan.target_epsilon}
+
+    @property
+    def resolved_yaml(self) -> str:
+        """``config`` as YAML, with the target epsilon in a comment."""
+        target = self.plan.target_epsilon
+        lines = [f"# resolved from {Path(self.config.source).name}: every default is written out"]
+        if target is not None:
+            lines.append(f"# noise_multiplier was solved for target_epsilon {target:g}")
+        return "\n".join([*lines, self.config.to_yaml()])
+
+    @property
     def test_data(self) -> InMemoryDataset:
-        """The test examples, where the configuration wants them."""
+        """The test examples, placed as the configuration asks."""
         return self.task.placed(self.task.data.test)
 
 
@@ -94,7 +125,8 @@ def build_task(config: Config) -> Task:
         ConfigError: A name, argument or combination is wrong; with file and line.
         DataError: Data are missing, damaged, or contradict the configuration.
     """
-    device = _device(config)
+    with locating_errors(config, "performance.device"):
+        device = _device(config.performance.device)
     if config.performance.threads is not None:
         torch.set_num_threads(config.performance.threads)
     with locating_errors(config, "data"):
@@ -114,7 +146,13 @@ def build_task(config: Config) -> Task:
     network.to(device)
     require_network_fits(config, network, data, device)
     require_metrics_fit(config, data)
-    return Task(config, data, network, loss_fn, device).of(config)
+    return Task(_with_size(config, data), data, network, loss_fn, device)
+
+
+def _with_size(config: Config, data: DataSplits) -> Config:
+    """The configuration with the number of training examples stated."""
+    stated = config.data.model_copy(update={"num_examples": len(data.train)})
+    return config.model_copy(update={"data": stated})
 
 
 def build_training(config: Config, task: Task | None = None) -> Training:
@@ -122,7 +160,7 @@ def build_training(config: Config, task: Task | None = None) -> Training:
 
     Args:
         config: The configuration.
-        task: A task of the same data, network and loss that was built before; default: build it.
+        task: A task with the same data, network and loss; default: build it.
 
     Raises:
         ConfigError: A setting is wrong, or the privacy target cannot be met; with file and line.
@@ -132,16 +170,17 @@ def build_training(config: Config, task: Task | None = None) -> Training:
     task = build_task(config) if task is None else task.of(config)
     plan = plan_training(task.config, len(task.data.train))
     with locating_errors(config, "privacy.accountant"):
-        # An accountant that has no rule for what this training releases must say so now, not after the first step.
+        # An accountant without a rule for these releases must say so now, not after the first step.
         plan.privacy_spent(epochs=1)
     _require_one_step(plan)
-    model = build_model(plan.config, task)
-    callbacks = [*_schedule(config), *_monitor(config), *_user_callbacks(config)]
-    return Training(task, plan, model, _loader(config, task), tuple(callbacks))
+    model = build_model(task, plan.release)
+    callbacks = tuple(_callbacks(config))
+    return Training(task, plan, model, task.loader(), callbacks)
 
 
-def build_model(config: Config, task: Task) -> DPModel:
-    """The model of a configuration whose noise multiplier is stated."""
+def build_model(task: Task, release: ReleasePlan) -> DPModel:
+    """The model of a task; it trains with the mechanisms of ``release``."""
+    config = task.config
     with locating_errors(config, "optimizer"):
         optimizer = build_optimizer(config.optimizer.name, task.network.parameters(), **config.optimizer.options)
     with locating_errors(config, "training.metrics"):
@@ -149,8 +188,6 @@ def build_model(config: Config, task: Task) -> DPModel:
     with locating_errors(config, "performance.engine"):
         if config.performance.engine != "auto":
             ENGINES.get(config.performance.engine)
-    noise = None if config.privacy.noise is None else make_noise(config)
-    clip = make_clip(config)
     with locating_errors(config, "privacy"):
         return DPModel(
             task.network,
@@ -158,8 +195,8 @@ def build_model(config: Config, task: Task) -> DPModel:
             optimizer,
             micro_batches=config.privacy.micro_batches,
             norm_bound=config.privacy.norm_bound,
-            noise_mech=noise,
-            clip_mech=clip,
+            noise_mech=release.noise,
+            clip_mech=release.clip,
             metrics=list(config.training.metrics),
             sampling=config.privacy.sampling,
             engine=config.performance.engine,
@@ -172,60 +209,34 @@ def build_model(config: Config, task: Task) -> DPModel:
         )
 
 
-def _loader(config: Config, task: Task) -> PrivateLoader:
-    performance = config.performance
-    with locating_errors(config, "training.batch_size"):
-        return PrivateLoader(
-            task.placed(task.data.train),
-            config.training.batch_size,
-            sampling=config.privacy.sampling,
-            num_workers=performance.workers,
-            pin_memory=not performance.in_memory and task.device.type == "cuda",
-        )
-
-
-def _schedule(config: Config) -> list[Any]:
-    schedule = config.optimizer.schedule
-    if schedule is None:
-        return []
-    with locating_errors(config, "optimizer.schedule"):
-        return [LearningRateScheduler(schedule.name, schedule.interval, **schedule.options)]
-
-
-def _monitor(config: Config) -> list[Any]:
-    privacy = config.privacy
-    if privacy.noise is None:
-        return []
-    with locating_errors(config, "privacy.monitor"):
-        return [
-            PrivacyMonitorFactory.create(
+def _callbacks(config: Config) -> Iterator[Any]:
+    """Schedule, monitor and the configuration's own callbacks, in this order."""
+    schedule, privacy = config.optimizer.schedule, config.privacy
+    if schedule is not None:
+        with locating_errors(config, "optimizer.schedule"):
+            yield LearningRateScheduler(schedule.name, schedule.interval, **schedule.options)
+    if privacy.noise is not None:
+        with locating_errors(config, "privacy.monitor"):
+            yield PrivacyMonitorFactory.create(
                 privacy.accountant,
                 target_delta=privacy.delta,
                 max_eps=privacy.monitor.max_eps,
                 per_print_times=privacy.monitor.per_print_times,
             )
-        ]
-
-
-def _user_callbacks(config: Config) -> list[Any]:
-    built = []
     for index, callback in enumerate(config.callbacks):
         with locating_errors(config, f"callbacks.{index}"):
-            built.append(build_callback(callback.name, **callback.options))
-    return built
+            yield build_callback(callback.name, **callback.options)
 
 
-def _device(config: Config) -> torch.device:
-    name = config.performance.device
+def _device(name: str) -> torch.device:
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    where = f"{config.where('performance.device')}: performance.device"
     try:
         device = torch.device(name)
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0]
-        raise ConfigError(f"{where}: {name!r} cannot be used here ({reason}); use 'auto' or 'cpu'") from error
+        raise ValueError(f"{name!r} cannot be used here ({reason}); use 'auto' or 'cpu'") from error
     return device
 
 
@@ -239,5 +250,5 @@ def _require_one_step(plan: TrainingPlan) -> None:
         raise ConfigError(
             f"{plan.config.where('privacy.monitor.max_eps')}: not even one step fits into "
             f"privacy.monitor.max_eps={most:g}: the first spends epsilon {epsilon_text(first)} at delta "
-            f"{privacy.delta:g}. Raise it or the noise multiplier, or lower the batch size"
+            f"{privacy.delta:g}. Raise max_eps or the noise multiplier, or lower the batch size"
         )

@@ -92,11 +92,11 @@ def evaluate_run(path: str | os.PathLike[str], overrides: Iterable[Override] = (
     _require_same_training(stored, config)
     ledger = _ledger(folder)
     task = build_task(config)
-    model = build_model(config, task)
+    plan = plan_training(stored, stored.data.num_examples or len(task.data.train))
+    model = build_model(task, plan.release)
     if not folder.checkpoint.is_file():
         raise CheckpointError(f"{folder.checkpoint} is not there; train with output.checkpoint: true")
     load_weights(task.network, folder.checkpoint)
-    plan = plan_training(stored, stored.data.num_examples or len(task.data.train))
     privacy = config.privacy
     spent = privacy_spent(ledger, privacy.delta, privacy.accountant, plan.release.statement)
     test_data = MeasuredData(Fingerprint.of(task.data.test), _recorded(folder))

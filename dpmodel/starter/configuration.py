@@ -15,14 +15,14 @@ from monitors import checks
 from monitors.atomic import write_atomically
 from monitors.errors import ConfigError
 
-#: Smallest image that ``small_cnn`` takes.
+#: Smallest image that ``small_cnn`` accepts.
 _SMALLEST_IMAGE = 20
 _MOST_PER_BATCH = 512
-#: Batches of an epoch that are left at least.
+#: Fewest batches per epoch.
 _FEWEST_STEPS = 20
 
-#: Kind of targets -> loss, metrics, norm bound, learning rate for the largest batch. A small bound takes a large rate:
-#: only their product moves the weights.
+#: Kind of targets -> loss, metrics, norm bound, learning rate for the largest batch. A small bound needs a large rate,
+#: because their product moves the weights.
 _TASKS = {
     "classes": ("cross_entropy", "[accuracy, loss]", 0.1, 3.0),
     "labels": ("bce_with_logits", "[loss]", 0.1, 3.0),
@@ -57,7 +57,7 @@ privacy:                     # what changes epsilon, with epochs and batch size
   clip: {{name: Fixed}}
 
 performance:
-  device: auto               # a CUDA device if there is one
+  device: auto               # a CUDA device if available
 
 training:
   epochs: 10
@@ -77,15 +77,15 @@ def starter_configuration(
     """The text of a configuration that trains on your data.
 
     Args:
-        data: Name of a data set. Default: what lies at ``root``, or MNIST.
-        root: Where the data lie, for readers that take it; relative to the current folder.
+        data: Name of a data set. Default: the data at ``root``, or MNIST.
+        root: File or folder of the data, relative to the current folder.
         network: A registered name, or ``package.module:Class``. Default: a network for the shape of the examples.
         target_epsilon: Epsilon of the whole training, positive.
-        file: Where it will be written: a relative ``root`` is stated relative to its folder.
+        file: Where it will be written; a relative ``root`` is stated relative to its folder.
 
     Raises:
         ValueError: A name is unknown, or ``target_epsilon`` is out of range.
-        ConfigError: No reader takes ``root``, or no network that ships takes such inputs.
+        ConfigError: No reader can read ``root``, or no built-in network accepts such inputs.
         DataError: The data are missing or damaged.
     """
     checks.positive(target_epsilon=target_epsilon)
@@ -120,15 +120,15 @@ def write_starter(
     network: str | None = None,
     target_epsilon: float = 3.0,
 ) -> Path:
-    """Write ``starter_configuration`` to ``file``, which must not be there yet, and return its path.
+    """Write ``starter_configuration`` to ``file``, which must not exist, and return its path.
 
     Raises:
-        ConfigError: ``file`` is there, or the configuration that would be written is not valid.
+        ConfigError: ``file`` exists, or the configuration would not be valid.
         ValueError, DataError: As of ``starter_configuration``.
     """
     path = Path(file)
     if path.exists():
-        raise ConfigError(f"{path} is there already; give another file with --output, or remove it")
+        raise ConfigError(f"{path} already exists; choose a different file with --output, or remove it")
     text = starter_configuration(data, root, network=network, target_epsilon=target_epsilon, file=path)
     config = checked_config(read_yaml(text, str(path)), str(path))
     from dpmodel.preflight.configured import require_known_names
@@ -157,8 +157,8 @@ def _network(facts: DataFacts, chosen: str | None) -> str:
         return f"\n  name: {chosen}"
     if facts.tokens:
         raise ConfigError(
-            f"the inputs of {facts.name!r} are whole numbers, such as tokens, which no network that ships takes; give "
-            "yours with --network package.module:Class"
+            f"the inputs of {facts.name!r} are whole numbers, such as tokens, which no built-in network accepts; give "
+            "your own with --network package.module:Class"
         )
     large = facts.image_size is not None and facts.image_size >= _SMALLEST_IMAGE
     return (
@@ -167,6 +167,6 @@ def _network(facts: DataFacts, chosen: str | None) -> str:
 
 
 def _batch_size(num_examples: int) -> int:
-    """The largest power of two that leaves enough steps in an epoch."""
+    """The largest power of two that leaves enough batches per epoch."""
     most = max(1, min(_MOST_PER_BATCH, num_examples // _FEWEST_STEPS))
     return int(2 ** (most.bit_length() - 1))

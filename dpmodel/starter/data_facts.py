@@ -1,4 +1,4 @@
-"""What a first configuration must know of the data: size, shape and kind of targets."""
+"""What a first configuration needs to know about the data: size, shape and kind of targets."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from monitors.errors import ConfigError
 if TYPE_CHECKING:
     from dpmodel.data import DataSplits
 
-#: Height and width that the pictures of a folder are brought to.
+#: Height and width to which the images of a folder are resized.
 FOLDER_IMAGE_SIZE = 32
 
-#: Shape of an example and number of classes of the public data sets, which need not be read.
+#: Shape of an example and number of classes of the public data sets, so that they need not be read.
 _PUBLIC: Mapping[str, tuple[tuple[int, ...], int]] = {
     "mnist": ((1, 28, 28), 10),
     "fashion_mnist": ((1, 28, 28), 10),
@@ -27,13 +27,13 @@ _PUBLIC: Mapping[str, tuple[tuple[int, ...], int]] = {
 
 @dataclass(frozen=True)
 class DataFacts:
-    """What is known of a data set.
+    """Facts about a data set.
 
     Args:
         name: Name of the reader.
         num_examples: Training examples.
         shape: Shape of one input, for images (channels, height, width).
-        num_classes: Classes, or numbers to predict.
+        num_classes: Classes, or targets per example.
         targets: ``"classes"``, ``"labels"`` (several of 0 and 1 per example) or ``"numbers"``.
         tokens: Whether the inputs are whole numbers.
         options: Arguments of the reader.
@@ -55,10 +55,10 @@ class DataFacts:
 
 
 def kind_of(root: str | os.PathLike[str] | None) -> str:
-    """The reader for what lies at ``root``.
+    """The name of the reader for the data at ``root``.
 
     Raises:
-        ConfigError: Nothing is there, or no reader takes it.
+        ConfigError: ``root`` does not exist, or no reader can read it.
 
     Example:
         >>> kind_of(None)
@@ -77,22 +77,22 @@ def kind_of(root: str | os.PathLike[str] | None) -> str:
 
 
 def _description(path: Path) -> str:
-    """What lies at ``path``, which no reader takes, and what to do."""
+    """What is at ``path``, which no reader can read, and what to do."""
     if not path.is_dir():
         return (
             "not an .npz file. Save inputs and targets as arrays once, such as numpy.savez('data.npz', x_train=..., "
-            "y_train=..., x_test=..., y_test=...), and give that file; or say with --data which reader takes it"
+            "y_train=..., x_test=..., y_test=...), and give that file; or name a reader with --data"
         )
     inside = sorted(entry.name for entry in path.iterdir() if entry.is_dir())
     found = f"has the folders {', '.join(inside[:5])}" if inside else "has no folders"
     return (
         f"a folder without train/<class>/ and test/<class>/ (it {found}). Move the images of each class into them: the "
-        "network is trained on train/ and measured on test/. For other data, say with --data which reader takes it"
+        "network is trained on train/ and measured on test/. For other data, name a reader with --data"
     )
 
 
 def facts_of(name: str, root: str | os.PathLike[str] | None) -> DataFacts:
-    """Read the data, unless they are public ones.
+    """Read the data, unless the data set is public.
 
     Raises:
         ConfigError: Unknown name.
@@ -103,6 +103,8 @@ def facts_of(name: str, root: str | os.PathLike[str] | None) -> DataFacts:
     if name in _PUBLIC:
         shape, classes = _PUBLIC[name]
         return DataFacts(name, KNOWN_SIZES[name], shape, classes, options=options)
+    import torch
+
     from dpmodel.data import load_dataset
     from dpmodel.data.datasets import DATASETS
 
@@ -113,15 +115,8 @@ def facts_of(name: str, root: str | os.PathLike[str] | None) -> DataFacts:
     if name == "image_folder":
         options["image_size"] = FOLDER_IMAGE_SIZE
     data = load_dataset(name, **options)
-    return DataFacts(
-        name, len(data.train), data.example_shape, data.num_classes, _targets(data), _are_tokens(data), options
-    )
-
-
-def _are_tokens(data: DataSplits) -> bool:
-    import torch
-
-    return data.train.x.dtype in (torch.int64, torch.int32)
+    tokens = data.train.x.dtype in (torch.int64, torch.int32)
+    return DataFacts(name, len(data.train), data.example_shape, data.num_classes, _targets(data), tokens, options)
 
 
 def _targets(data: DataSplits) -> str:

@@ -1,4 +1,4 @@
-"""How a search is charged: what its ledger is, how many runs are made, and what may be searched and published."""
+"""How a search is charged: its ledger, the number of runs, and what may be searched and published."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from monitors.tuning import best_of_random
 
 CHARGES: Registry[type[Charge]] = Registry("tuning charge")
 
-#: Settings that leave every event of a run as it is: what random stopping may search.
+#: Settings that do not change the events of a run: random stopping may search these.
 _SAME_RELEASE = (
     "network",
     "loss",
@@ -34,12 +34,12 @@ class Charge(ABC):
 
     statement: ClassVar[str]
     publishable: ClassVar[str]
-    #: Whether all runs share one multiplier, solved for the search as a whole.
+    #: Whether all runs share one noise multiplier, solved for the search as a whole.
     as_one: ClassVar[bool] = True
 
     @abstractmethod
     def number(self, runs: int, generator: random.Random) -> int:
-        """How many runs are made."""
+        """The number of runs."""
 
     @abstractmethod
     def ledger(self, planned: Sequence[Ledger], runs: int) -> Ledger:
@@ -47,23 +47,23 @@ class Charge(ABC):
 
         Args:
             planned: The ledger of each run.
-            runs: As the definition states it.
+            runs: The number that the definition states.
         """
 
     def forbidden(self, path: str) -> str | None:
-        """Why the field ``path`` may not be searched; None where it may."""
+        """Why the field ``path`` may not be searched; None if it may."""
         del path
         return None
 
     def refuse_accountant(self, name: str) -> str | None:
-        """Why the accountant ``name`` has no rule for it; None where it has."""
+        """Why the accountant ``name`` cannot state this charge; None if it can."""
         del name
         return None
 
 
 @CHARGES.register("random")
 class RandomStopping(Charge):
-    """The best of a geometric number of runs; the number is secret.
+    """The best of a geometric number of runs; their number is secret.
 
     References:
         Papernot and Steinke 2022, "Hyperparameter Tuning with Renyi Differential Privacy", theorem 2.
@@ -80,10 +80,10 @@ class RandomStopping(Charge):
         return 1 + math.floor(math.log(1.0 - generator.random()) / math.log1p(-1.0 / runs))
 
     def ledger(self, planned: Sequence[Ledger], runs: int) -> Ledger:
-        """One random-stopping event; all runs release the same.
+        """One random-stopping event.
 
         Raises:
-            ValueError: Two runs release different things.
+            ValueError: The runs do not all release the same.
         """
         if any(other != planned[0] for other in planned):
             raise ValueError(
@@ -103,23 +103,21 @@ class RandomStopping(Charge):
         )
 
     def refuse_accountant(self, name: str) -> str | None:
-        """All but Renyi."""
-        return (
-            None
-            if name == "rdp"
-            else f"random stopping has a price in Renyi terms only; set accountant: rdp in place of {name!r}"
-        )
+        """Every accountant but Renyi's."""
+        if name == "rdp":
+            return None
+        return f"random stopping can only be stated by Renyi accounting; set accountant: rdp instead of {name!r}"
 
 
 @CHARGES.register("all")
 class AllRuns(Charge):
-    """Every run is charged; all of them may be looked at."""
+    """Every run is charged; all of them may be inspected."""
 
     statement = "charged: every run is on the ledger in full"
     publishable = "everything in this folder but training losses"
 
     def number(self, runs: int, generator: random.Random) -> int:
-        """As many as stated."""
+        """The stated number."""
         del generator
         return runs
 
@@ -133,14 +131,14 @@ class AllRuns(Charge):
 
 @CHARGES.register("none")
 class NotAccounted(AllRuns):
-    """Each run is charged by itself; the choice among them is not."""
+    """One run is charged; the choice among the runs is not."""
 
-    statement = "NOT ACCOUNTED: epsilon is that of the best run, as if it had been the only one"
+    statement = "NOT ACCOUNTED: epsilon is that of the best run, as if it were the only one"
     publishable = "nothing under this epsilon: it does not cover the choice of the best run"
     as_one = False
 
     def ledger(self, planned: Sequence[Ledger], runs: int) -> Ledger:
-        """One run alone; the note says what is missing."""
+        """The ledger of one run, with a note that the search is not accounted for."""
         del runs
         alone = planned[0].copy()
         alone.add_note("tuning: not accounted")

@@ -1,4 +1,4 @@
-"""Carries out a search: draw, solve for the multiplier of the whole, charge, train, choose."""
+"""Carries out a search: draw the values, solve for the noise multiplier, charge, train, choose."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import os
 import random
 import secrets
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +20,8 @@ from dpmodel.compare.runner import Silence, Watcher
 from dpmodel.config.faults import locating_errors
 from dpmodel.config.schema import Config
 from dpmodel.planning.from_config import with_noise_multiplier
-from dpmodel.planning.noise_floor import HIGHEST_FIRST, ledger_to_search
-from dpmodel.planning.training_plan import TrainingPlan, expected_examples, plan_training
+from dpmodel.planning.noise_floor import HIGHEST_FIRST
+from dpmodel.planning.training_plan import TrainingPlan
 from dpmodel.runs.build import build_training
 from dpmodel.runs.folder import RunFolder
 from dpmodel.saving.lock import LOCK_NAME, FolderLock
@@ -34,7 +34,7 @@ from monitors.errors import ConfigError
 from monitors.ledger import Ledger
 from monitors.spent import PrivacySpent, privacy_spent
 
-#: Length of a run's name, which says nothing of its place among the others.
+#: Length of a run's name, which reveals nothing about its place among the runs.
 _NAME_BYTES = 4
 
 
@@ -43,11 +43,11 @@ class Trial:
     """One run of a search.
 
     Args:
-        number: From 1, in the order in which they were drawn; as secret as the number of runs.
-        values: What was drawn.
+        number: From 1, in the order of drawing; as secret as the number of runs.
+        values: The drawn values.
         folder: Its run folder.
         plan: What it releases.
-        score: The metric of its last epoch; None where it is not finished.
+        score: The metric of its last epoch; None if it is not finished.
     """
 
     number: int
@@ -59,13 +59,13 @@ class Trial:
 
 @dataclass(frozen=True)
 class TuningRun:
-    """What came of a search.
+    """The result of a search.
 
     Args:
         tuning: The search.
         folder: Its folder.
-        trials: All runs, the number of which may be secret.
-        best: The best finished one; None where none is.
+        trials: All runs; their number may be secret.
+        best: The best finished run, or None.
         spent: What the search spends, as it is charged.
         outcomes: How each training of this call ended.
     """
@@ -83,7 +83,7 @@ class TuningRun:
         return all(trial.score is not None for trial in self.trials)
 
     def to_dict(self) -> dict[str, Any]:
-        """What may be stated of the search as plain JSON values; nothing of the other runs, nor their number."""
+        """What may be published about the search, as JSON values: nothing about the other runs or their number."""
         charge, definition = self.tuning.charge, self.tuning.definition
         best = self.best
         return {
@@ -110,51 +110,51 @@ def run_tuning(
 ) -> TuningRun:
     """Carry out ``tuning``; the same call resumes it with the runs that were drawn at first.
 
-    The ledger of the whole search is on the disk before its first run begins. A run that was broken off goes on from
-    its last saved state, and what was lost is charged on top; until it is finished, all that it released.
+    The ledger of the whole search is on disk before its first run starts. An interrupted run resumes from its last
+    saved state. Its lost steps are charged in addition; until it is finished, so are all of its steps.
 
     Args:
         tuning: The search.
         directory: Its folder; default: that of the search.
-        jobs: Trainings at once; default: half of the cores.
-        watcher: Told how far it is.
+        jobs: Trainings that run at once; default: half of the cores.
+        watcher: Receives the progress.
 
     Raises:
-        ConfigError: A setting is wrong, the target cannot be met, or the folder holds another search.
+        ConfigError: A setting is wrong, the target cannot be met, or the folder holds a different search.
     """
     processes = default_jobs() if jobs is None else jobs
     checks.positive_int(jobs=processes)
-    told = Silence() if watcher is None else watcher
+    progress = Silence() if watcher is None else watcher
     folder = Path(directory) if directory is not None else tuning.directory
     _require_buildable(tuning)
     with FolderLock(folder):
-        told.calibrating(tuning.name)
+        progress.calibrating(tuning.name)
         trials = _planned(tuning, folder, *_drawn(tuning, folder))
         _charge(tuning, folder, trials).save(folder / "ledger.json")
         todo = [trial for trial in trials if not is_finished(trial.folder, trial.plan.config)]
         work = [_job(index, trial) for index, trial in enumerate(todo)]
-        told.training(work, len(trials) - len(work))
-        outcomes = run_jobs(work, processes, told) if work else []
+        progress.training(work, len(trials) - len(work))
+        outcomes = run_jobs(work, processes, progress) if work else []
         return _concluded(tuning, folder, trials, outcomes)
 
 
 def _require_buildable(tuning: Tuning) -> None:
-    """Build both ends of the search, so that what is wrong shows before anything is drawn, solved for or written."""
+    """Build both ends of the search, so that faults show before anything is drawn, solved for or written."""
     for config in tuning.ends():
         build_training(_provisional(config))
 
 
 def _drawn(tuning: Tuning, folder: Path) -> tuple[list[dict[str, Any]], list[str]]:
-    """The values of every run and its name: drawn once, then read back, so that a resumed search is the same search."""
+    """Values and name of every run: drawn once, then read back, so that a resumed search is the same search."""
     path, digest = folder / "search.json", _digest(tuning)
     if path.is_file():
         return _stored(path, digest)
     if any(file.name != LOCK_NAME for file in folder.iterdir()):
-        raise ConfigError(f"{folder} is not empty and holds no search; choose another folder with --output")
-    # Only a secret number of runs buys the price of random stopping.
+        raise ConfigError(f"{folder} is not empty and does not hold a search; choose a different folder with --output")
+    # The price of random stopping holds only if the number of runs is secret.
     secret = random.SystemRandom()
     runs = [tuning.draw(secret) for _ in range(tuning.charge.number(tuning.definition.runs, secret))]
-    # Nor may the place of the best run among the others be known: it tells of how many there are.
+    # The place of the best run must be secret too, because it reveals how many runs there are.
     names = [secrets.token_hex(_NAME_BYTES) for _ in runs]
     for values in runs:
         tuning.config(values)
@@ -167,11 +167,11 @@ def _stored(path: Path, digest: str) -> tuple[list[dict[str, Any]], list[str]]:
         stored = json.loads(path.read_text(encoding="utf-8"))
         found, runs, names = stored["digest"], list(stored["runs"]), list(stored["names"])
     except (ValueError, KeyError, TypeError) as error:
-        raise ConfigError(f"{path} is damaged ({error}); choose another folder with --output") from error
+        raise ConfigError(f"{path} is damaged ({error}); choose a different folder with --output") from error
     if found != digest:
         raise ConfigError(
-            f"{path.parent} holds another search, or this one before its file was changed; choose another folder with "
-            "--output"
+            f"{path.parent} holds a different search, or this one before its file was changed; choose a different "
+            "folder with --output"
         )
     return runs, names
 
@@ -182,38 +182,30 @@ def _digest(tuning: Tuning) -> str:
 
 
 def _planned(tuning: Tuning, folder: Path, runs: Sequence[Mapping[str, Any]], names: Sequence[str]) -> list[Trial]:
-    """Every run with its multiplier; each is built once, so that what is wrong shows before the first training."""
+    """Every run with its multiplier; each is built once, so that faults show before the first training."""
     plans = [build_training(_provisional(tuning.config(values))).plan for values in runs]
     target = tuning.config().privacy.target_epsilon
-    if target is None:
-        solved = [plan.config for plan in plans]
-    elif tuning.charge.as_one:
+    if target is not None and tuning.charge.as_one:
         multiplier = _shared_multiplier(tuning, plans, target)
-        solved = [with_noise_multiplier(plan.config, multiplier) for plan in plans]
-    else:
-        solved = [_with_target(plan.config, target) for plan in plans]
+        plans = [plan.at(multiplier) for plan in plans]
+    elif target is not None:
+        plans = [plan.solved_for(target) for plan in plans]
     return [
-        Trial(number, values, RunFolder(folder / "trials" / name), plan_training(config))
-        for number, (values, name, config) in enumerate(zip(runs, names, solved, strict=True), start=1)
+        Trial(number, values, RunFolder(folder / "trials" / name), plan)
+        for number, (values, name, plan) in enumerate(zip(runs, names, plans, strict=True), start=1)
     ]
 
 
 def _provisional(config: Config) -> Config:
-    """A configuration with some multiplier, to be checked and planned before the right one is known."""
+    """The configuration at a provisional multiplier, to be checked and planned before the right one is known."""
     return config if config.privacy.target_epsilon is None else with_noise_multiplier(config, HIGHEST_FIRST)
-
-
-def _with_target(config: Config, target: float) -> Config:
-    privacy = config.privacy.model_copy(update={"noise_multiplier": None, "target_epsilon": target})
-    return config.model_copy(update={"privacy": privacy})
 
 
 def _shared_multiplier(tuning: Tuning, plans: Sequence[TrainingPlan], target: float) -> float:
     config = plans[0].config
 
     def ledger_of(multiplier: float) -> Ledger:
-        configs = [with_noise_multiplier(plan.config, multiplier) for plan in plans]
-        planned = [ledger_to_search(config, expected_examples(config)) for config in configs]
+        planned = [plan.release.at(multiplier).ledger_to_search(plan.steps) for plan in plans]
         return tuning.charge.ledger(planned, tuning.definition.runs)
 
     with locating_errors(config, "privacy.target_epsilon"):
@@ -221,7 +213,7 @@ def _shared_multiplier(tuning: Tuning, plans: Sequence[TrainingPlan], target: fl
 
 
 def _charge(tuning: Tuning, folder: Path, trials: Sequence[Trial]) -> Ledger:
-    """The ledger of the search: as charged, and every broken-off run on top."""
+    """The ledger of the search: as charged, plus every run that was broken off."""
     with locating_errors(trials[0].plan.config, "privacy"):
         ledger = tuning.charge.ledger([trial.plan.ledger() for trial in trials], tuning.definition.runs)
     broken_off = [Ledger.load(path) for path in sorted(folder.glob("trials/*.previous-*/ledger.json"))]
@@ -229,7 +221,7 @@ def _charge(tuning: Tuning, folder: Path, trials: Sequence[Trial]) -> Ledger:
 
 
 def _beside_the_plan(trial: Trial) -> Ledger:
-    """What a finished run lost on its way; all of an unfinished one."""
+    """The lost steps of a finished run; all steps of an unfinished one."""
     ledger = Ledger.load(trial.folder.ledger)
     return ledger.lost if is_finished(trial.folder, trial.plan.config) else ledger
 
@@ -241,32 +233,23 @@ def _job(number: int, trial: Trial) -> Job:
 
 
 def _concluded(tuning: Tuning, folder: Path, trials: Sequence[Trial], outcomes: Sequence[JobOutcome]) -> TuningRun:
-    scored = tuple(
-        Trial(trial.number, trial.values, trial.folder, trial.plan, _score(tuning, trial)) for trial in trials
-    )
+    scored = tuple(replace(trial, score=_score(tuning, trial)) for trial in trials)
     best = _best(scored, direction(tuning.definition.metric, "auto"))
     ledger = _charge(tuning, folder, scored)
     if not tuning.charge.as_one and best is not None:
         ledger = tuning.charge.ledger([best.plan.ledger().merge(_beside_the_plan(best))], 1)
     ledger.save(folder / "ledger.json")
-    privacy, release = trials[0].plan.config.privacy, trials[0].plan.release
-    meaning = {
-        "unit": release.unit.describe(),
-        "relation": release.sampler.relation,
-        "sampling": release.sampler.describe(),
-    }
-    spent = privacy_spent(ledger, privacy.delta, privacy.accountant, meaning)
+    privacy, statement = trials[0].plan.config.privacy, trials[0].plan.release.statement
+    spent = privacy_spent(ledger, privacy.delta, privacy.accountant, statement)
     return TuningRun(tuning, folder, scored, best, spent, tuple(outcomes))
 
 
 def _best(trials: Sequence[Trial], sign: int) -> Trial | None:
-    """The finished trial of the best score; one that ended in NaN loses to every other."""
+    """The finished trial with the best score; NaN loses to every number."""
     scores = {trial.number: sign * trial.score for trial in trials if trial.score is not None}
-    finished = [trial for trial in trials if trial.number in scores]
+    ranked = {number: -math.inf if math.isnan(score) else score for number, score in scores.items()}
     return max(
-        finished,
-        key=lambda trial: -math.inf if math.isnan(scores[trial.number]) else scores[trial.number],
-        default=None,
+        (trial for trial in trials if trial.number in ranked), key=lambda trial: ranked[trial.number], default=None
     )
 
 

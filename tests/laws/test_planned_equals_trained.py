@@ -61,4 +61,5 @@ def test_planned_ledger_equals_trained_ledger(part, noise, clip, sampling, micro
     plan = ReleasePlan(*build(*noise, clip), ClippedUnit.of(8, micro_batches), sampler)
     steps = fits * epochs * (n // 8)
     assert model.ledger == plan.ledger(steps)
+    assert model.ledger == plan.at(3.0).at(1.2).ledger(steps)
     assert model.ledger.total == steps == model.steps_done

@@ -1,3 +1,4 @@
+import copy
 import math
 import pickle
 import tracemalloc
@@ -55,7 +56,52 @@ def test_decay_policies_follow_their_formulas_and_the_first_step_is_undecayed(po
     assert noise.event(3).noise_multiplier == pytest.approx(expected, rel=1e-12)
 
 
-def test_the_noise_follows_the_bound_in_force_and_not_the_initial_one():
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("Gaussian", {}),
+        ("AdaGaussian", {"decay_policy": "Time", "noise_decay_rate": 0.5}),
+        ("ShapedGaussian", {"last_step": 8, "final_ratio": 0.25, "path": "Cosine"}),
+    ],
+)
+def test_a_mechanism_at_a_different_multiplier_is_the_one_that_the_factory_builds_there(name, options):
+    first = NoiseMechanismsFactory.create(name, initial_noise_multiplier=4.0, norm_bound=0.5, **options)
+    scaled = first.at(1.5).at(2.0)
+    built = NoiseMechanismsFactory.create(name, initial_noise_multiplier=2.0, norm_bound=0.5, **options)
+    assert repr(scaled) == repr(built)
+    assert scaled.norm_bound == 0.5
+    assert [scaled.event(step) for step in range(12)] == [built.event(step) for step in range(12)]
+    assert first.noise_multiplier(0) == 4.0
+
+
+def test_a_mechanism_at_a_different_multiplier_has_a_secret_stream_of_its_own_or_its_seed_from_the_start():
+    secret = NoiseMechanismsFactory.create("Gaussian")
+    assert not torch.equal(secret.at(1.0).sample(64, 0), secret.at(1.0).sample(64, 0))
+    seeded = NoiseMechanismsFactory.create("Gaussian", seed=5)
+    drawn = seeded.sample(64, 0)
+    assert torch.equal(seeded.at(1.0).sample(64, 0), drawn)
+    assert seeded.at(1.0).generator.reproducible
+
+
+def test_a_mechanism_that_a_registered_function_builds_is_built_by_it_again():
+    @NoiseMechanismsFactory.register("Doubled")
+    def doubled(initial_noise_multiplier, seed=0):
+        return Gaussian(initial_noise_multiplier=2 * initial_noise_multiplier, seed=seed)
+
+    try:
+        noise = NoiseMechanismsFactory.create("Doubled", initial_noise_multiplier=1.0)
+        assert pickle.loads(pickle.dumps(noise)).at(3.0).noise_multiplier(0) == 6.0
+        assert copy.deepcopy(noise).at(3.0).noise_multiplier(0) == 6.0
+    finally:
+        del NOISE._builders["Doubled"]
+
+
+def test_a_mechanism_that_no_factory_built_is_refused_a_different_multiplier():
+    with pytest.raises(ValueError, match=r"Flat\(.*initial_noise_multiplier=2, .*NoiseMechanismsFactory\.create"):
+        Flat().at(2.0)
+
+
+def test_the_noise_follows_the_bound_in_force_not_the_initial_one():
     noise = Gaussian(initial_noise_multiplier=1.0, norm_bound=1.0, seed=2)
     assert noise.add(clipped(100_000, norm_bound=0.25), 0).std().item() == pytest.approx(0.25, rel=0.02)
 

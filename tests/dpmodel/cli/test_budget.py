@@ -269,9 +269,9 @@ def test_a_decay_to_nothing_is_refused_before_the_accounting_and_the_rate_is_bla
     monkeypatch.setattr("monitors.rdp.RDPAccountant.epsilon", lambda *_: pytest.fail("it was accounted for"))
     code, _, error = command("budget", *MNIST, "-e", "10", *asked, "--decay-policy", "Exp", "--decay-rate", rate)
     assert code == 2
-    assert "privacy.noise: the noise multiplier falls to" in error
+    assert "privacy.noise.noise_decay_rate: the noise multiplier falls to" in error
     assert "of 2,340" in error
-    assert f"lower the decay rate, {rate} (privacy.noise.noise_decay_rate)" in error
+    assert f"lower the decay rate, {rate} (noise_decay_rate)" in error
 
 
 def test_a_low_multiplier_that_does_not_fall_is_answered(command):
@@ -319,7 +319,7 @@ def test_a_search_that_ends_at_its_smallest_multiplier_says_so(command):
 
 
 @pytest.mark.parametrize(
-    ("name", "words"), [("gone/epsilon.png", "there is no folder"), ("", "is a folder; give a file in it")]
+    ("name", "words"), [("gone/epsilon.png", "does not exist; create it first"), ("", "is a folder; give a file in it")]
 )
 def test_a_picture_that_cannot_be_written_is_refused_before_anything_is_computed(
     command, monkeypatch, tmp_path, name, words

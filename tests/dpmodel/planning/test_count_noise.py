@@ -15,7 +15,7 @@ SETTINGS = {
 
 @pytest.mark.parametrize("target", [0.3, 3.0])
 @pytest.mark.parametrize("accountant", ["rdp", "pld"])
-def test_the_value_that_is_named_is_enough(target, accountant):
+def test_the_named_value_is_enough(target, accountant):
     settings = {**SETTINGS, "privacy": {**SETTINGS["privacy"], "target_epsilon": target, "accountant": accountant}}
     with pytest.raises(ConfigError, match="no noise multiplier meets epsilon") as caught:
         plan_training(make_config(settings), 300)
@@ -27,11 +27,11 @@ def test_the_value_that_is_named_is_enough(target, accountant):
     assert plan.noise_multiplier < 100
 
 
-def test_where_no_count_is_noised_there_is_nothing_to_say():
+def test_a_clip_mechanism_without_a_noisy_count_needs_no_remedy():
     config = make_config({**SETTINGS, "privacy": {"target_epsilon": 3.0}})
-    assert count_remedy(config, 300) == ""
+    assert count_remedy(plan_training(config, 300), 3.0) == ""
 
 
-def test_a_count_that_no_doubling_saves_is_left_unnamed():
-    config = make_config(SETTINGS, ["privacy.target_epsilon=1e-7"])
-    assert count_remedy(config, 300) == ""
+def test_no_remedy_is_named_if_no_doubling_is_enough():
+    config = make_config(SETTINGS, ["privacy.noise_multiplier=1", "privacy.target_epsilon=null"])
+    assert count_remedy(plan_training(config, 300), 1e-7) == ""

@@ -3,7 +3,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dpmodel.config import make_config
-from dpmodel.planning.longest import most_epochs
+from dpmodel.planning.longest import longest_training
 from dpmodel.planning.training_plan import KNOWN_SIZES, expected_examples, plan_training
 from monitors.errors import ConfigError
 from monitors.events import GaussianEvent, PoissonSampledEvent
@@ -59,7 +59,7 @@ def test_a_target_is_met_and_never_passed(overrides, target):
 
 def test_the_most_epochs_are_found_for_a_decaying_schedule():
     decaying = config("privacy.noise={name: AdaGaussian, decay_policy: Time, noise_decay_rate: 0.001}")
-    found = most_epochs(decaying, 4.0, 1000)
+    found = longest_training(decaying, 4.0, 1000).config.training.epochs
     plan = plan_training(decaying, 1000)
     assert plan.privacy_spent(epochs=found).epsilon <= 4.0 < plan.privacy_spent(epochs=found + 1).epsilon
 

@@ -5,7 +5,7 @@ from torch import nn
 
 from dpmodel.config import make_config
 from dpmodel.nets import build_network
-from dpmodel.runs.build import build_task
+from dpmodel.runs.build import build_task, build_training
 from dpmodel.runs.evaluate import evaluate_run
 from dpmodel.runs.train import train_from_config
 from monitors.errors import ConfigError
@@ -41,6 +41,15 @@ def test_network_fix_replaces_layers_and_the_run_folder_can_be_evaluated(tmp_pat
     result = train_from_config(make_config(TINY, ["network.fix=true"]), tmp_path / "run")
     assert result.report.steps == 3
     assert evaluate_run(tmp_path / "run").metrics == pytest.approx(result.metrics)
+
+
+def test_the_model_trains_with_the_mechanisms_of_the_plan():
+    training = build_training(
+        make_config(TINY, ["network.fix=true", "privacy.noise_multiplier=null", "privacy.target_epsilon=3"])
+    )
+    release = training.plan.release
+    assert (training.model.noise_mech, training.model.clip_mech) == (release.noise, release.clip)
+    assert training.config.privacy.noise_multiplier == release.noise.noise_multiplier(0)
 
 
 def test_without_fix_the_error_names_it():

@@ -96,10 +96,10 @@ def test_nothing_is_overwritten_and_a_wrong_configuration_is_not_written(tmp_pat
         write_starter(path, "mnist", network="lenet")
     assert not path.exists()
     path.write_text("mine")
-    with pytest.raises(ConfigError, match="there already"):
+    with pytest.raises(ConfigError, match="already exists"):
         write_starter(path, "mnist")
     assert path.read_text() == "mine"
-    with pytest.raises(ConfigError, match="which reader takes it"):
+    with pytest.raises(ConfigError, match="name a reader with --data"):
         starter_configuration(root=tmp_path)
     with pytest.raises(ValueError, match="target_epsilon must be a positive finite number, got 0"):
         starter_configuration(target_epsilon=0)
@@ -110,7 +110,7 @@ def test_the_command_writes_it_and_says_what_comes_next(tmp_path, capsys):
     assert run(["init", "--output", str(path)]) == 0
     assert f"dpmodel train {path}" in capsys.readouterr().out
     assert run(["init", "--output", str(path)]) == 2
-    assert "there already" in capsys.readouterr().err
+    assert "already exists" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("options", [["data.npz"], ["npz", "--root", "data.npz"], ["data.npz", "--data", "npz"]])

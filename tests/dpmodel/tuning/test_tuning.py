@@ -160,7 +160,7 @@ def test_a_search_that_another_process_carries_out_is_refused(values, tmp_path, 
 def test_a_folder_of_another_search_is_refused(values, tmp_path, three_runs):
     run_tuning(make_tuning(values), tmp_path, jobs=1)
     values["runs"] = 5
-    with pytest.raises(ConfigError, match="holds another search"):
+    with pytest.raises(ConfigError, match="holds a different search"):
         run_tuning(make_tuning(values), tmp_path, jobs=1)
 
 
@@ -188,7 +188,7 @@ def test_a_faulty_search_is_refused_before_anything_is_trained(values, change, m
 
 def test_random_stopping_needs_the_accountant_that_has_a_rule_for_it(values):
     values["base"]["privacy"]["accountant"] = "pld"
-    with pytest.raises(ConfigError, match="set accountant: rdp in place of 'pld'"):
+    with pytest.raises(ConfigError, match="set accountant: rdp instead of 'pld'"):
         make_tuning(values)
     assert make_tuning({**values, "accountant": "rdp"}).config().privacy.accountant == "rdp"
 
