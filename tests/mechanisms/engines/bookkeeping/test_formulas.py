@@ -8,40 +8,40 @@ import pytest
 import torch
 from torch import nn
 
-from mechanisms.engines.bookkeeping.formulas import ROUNDS, PlanBook
+from mechanisms.engines.bookkeeping.formulas import ROUNDS, FormulaBook
 from mechanisms.engines.bookkeeping.layers import convolution
-from mechanisms.engines.bookkeeping.layers.rules import Call, Plan, Term, layer_rule, rule_for, squared_norms
+from mechanisms.engines.bookkeeping.layers.rules import Call, Formula, Term, layer_rule, rule_for, squared_norms
 
 ROWS = torch.randn(3, 4)
 
 
-def plan(name, cost, seconds=0.0):
+def formula(name, cost, seconds=0.0):
     def run():
         time.sleep(seconds)
         return Term.of_rows(ROWS)
 
-    return Plan(name, run, cost)
+    return Formula(name, run, cost)
 
 
 def test_the_plan_of_least_estimated_cost_is_taken_every_time():
-    book = PlanBook()
+    book = FormulaBook()
     for _ in range(2):
-        book.run(("layer",), [plan("dear", 2.0, 0.0), plan("cheap", 1.0, 0.01)], lambda: 4)
-    assert book.choices["layer",].plan == "cheap"
+        book.run(("layer",), [formula("dear", 2.0, 0.0), formula("cheap", 1.0, 0.01)], lambda: 4)
+    assert book.choices["layer",].formula == "cheap"
     assert "estimated" in book.choices["layer",].words()
 
 
 def test_timed_plans_take_the_fastest_and_remember_it():
-    book = PlanBook(timed=True)
-    book.run(("layer",), [plan("slow", 1.0, 0.02), plan("fast", 2.0)], lambda: 4)
-    assert book.choices["layer",].plan == "fast"
+    book = FormulaBook(timed=True)
+    book.run(("layer",), [formula("slow", 1.0, 0.02), formula("fast", 2.0)], lambda: 4)
+    assert book.choices["layer",].formula == "fast"
     choice = book.choices["layer",]
-    book.run(("layer",), [plan("slow", 1.0), plan("fast", 2.0, 0.02)], lambda: 4)
+    book.run(("layer",), [formula("slow", 1.0), formula("fast", 2.0, 0.02)], lambda: 4)
     assert book.choices["layer",] is choice
 
 
 class OnGPU:
-    """As many examples, on a device whose plans are timed."""
+    """As many examples, on a device whose formulas are timed."""
 
     device = torch.device("cuda")
 
@@ -53,10 +53,10 @@ class OnGPU:
 
 
 def test_plans_are_timed_on_a_gpu_once_for_each_power_of_two_of_examples():
-    book, runs = PlanBook(), []
+    book, runs = FormulaBook(), []
 
     def counted(name, cost, seconds):
-        timed = plan(name, cost, seconds)
+        timed = formula(name, cost, seconds)
         return replace(timed, run=lambda: runs.append(name) or timed.run())
 
     for size, fast in ((512, "a"), (530, "a"), (40, "b"), (600, "a")):
@@ -77,18 +77,18 @@ def test_a_plan_for_which_a_gpu_has_no_memory_is_not_chosen(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
     monkeypatch.setattr(torch.cuda, "current_stream", lambda: SimpleNamespace(synchronize=lambda: None))
     monkeypatch.setattr(torch.cuda, "empty_cache", lambda: None)
-    book, large = PlanBook(), Plan("large", fails, 1.0, 10.0)
-    book.run(("layer",), [large, plan("small", 2.0)], lambda: 4, OnGPU(8))
-    assert book.choices["layer",].plan == "small"
+    book, large = FormulaBook(), Formula("large", fails, 1.0, 10.0)
+    book.run(("layer",), [large, formula("small", 2.0)], lambda: 4, OnGPU(8))
+    assert book.choices["layer",].formula == "small"
     with pytest.raises(torch.OutOfMemoryError):
         book.run(("other",), [large, replace(large, name="larger", elements=20.0)], lambda: 4, OnGPU(8))
-    assert book.choices["other",].plan == "large"
+    assert book.choices["other",].formula == "large"
 
 
 def test_plans_of_a_gpu_are_not_offered_on_the_processor():
     layer, x = nn.Conv2d(2, 4, 3), torch.randn(3, 2, 8, 8)
-    plans = rule_for(layer).plans(Call(layer, (x,), torch.randn_like(layer(x)), ("weight",)))
-    assert {"grouped", "positions first"}.isdisjoint(plan.name for plan in plans["weight"])
+    formulas = rule_for(layer).formulas(Call(layer, (x,), torch.randn_like(layer(x)), ("weight",)))
+    assert {"grouped", "positions first"}.isdisjoint(formula.name for formula in formulas["weight"])
 
 
 @pytest.mark.parametrize(
@@ -104,12 +104,12 @@ def test_plans_of_a_gpu_are_not_offered_on_the_processor():
         (nn.Conv3d(2, 3, 2, padding=1), (2, 4, 3, 5)),
     ],
 )
-@pytest.mark.parametrize("plan", [convolution._instantiate_by_groups, convolution._instantiate_by_positions])
-def test_plans_of_a_gpu_give_the_gradient_of_each_example(layer, shape, plan):
+@pytest.mark.parametrize("formula", [convolution._instantiate_by_groups, convolution._instantiate_by_positions])
+def test_plans_of_a_gpu_give_the_gradient_of_each_example(layer, shape, formula):
     x = torch.randn(5, *shape)
     g, factors = torch.randn_like(layer(x)), torch.rand(5)
     exact = rule_for(layer).example_gradients(Call(layer, (x,), g, ("weight",)))["weight"].flatten(1)
-    term, out = plan(layer, x, g), torch.zeros(exact.shape[1])
+    term, out = formula(layer, x, g), torch.zeros(exact.shape[1])
     term.add_to(out, factors)
     assert torch.allclose(term.squared_norms, exact.square().sum(1), rtol=1e-5)
     assert torch.allclose(out, factors @ exact, rtol=1e-4, atol=1e-5)
@@ -142,14 +142,14 @@ def test_every_plan_gives_exactly_zero_for_an_example_that_is_left_out(layer, sh
     exact = rule.example_gradients(Call(layer, (x,), g, names))
     poisoned = Call(layer, (x.where(keep.view(-1, *[1] * len(shape)), torch.nan) if floats else x,), g.clone(), names)
     poisoned.output_grad[2] = torch.nan
-    for name, plans in rule.plans(poisoned).items():
+    for name, formulas in rule.formulas(poisoned).items():
         expected = exact[name][keep].sum(0).flatten()
-        for plan in plans:
+        for formula in formulas:
             out = torch.zeros(len(expected))
-            term = plan.run()
+            term = formula.run()
             assert not torch.isfinite(term.squared_norms[2])
             term.keep(keep).add_to(out, keep.float())
-            assert torch.allclose(out, expected, rtol=1e-5, atol=1e-5), plan.name
+            assert torch.allclose(out, expected, rtol=1e-5, atol=1e-5), formula.name
 
 
 @pytest.mark.parametrize("length", [1, 4096, 4097, 100_003])

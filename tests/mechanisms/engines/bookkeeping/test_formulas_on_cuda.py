@@ -43,19 +43,19 @@ def test_every_plan_has_the_norms_of_what_it_adds(number):
     g = torch.randn_like(layer(x).detach()) * torch.logspace(-3, 3, batch, device=DEVICE).view(-1, *[1] * len(shape))
     wide = rule_for(layer).example_gradients(Call(layer, (x.double(),), g.double(), ("weight",)))["weight"].flatten(1)
     factors = torch.rand(batch, device=DEVICE) / wide.norm(dim=1).float()
-    plans = rule_for(layer).plans(Call(layer, (x,), g, ("weight",)))["weight"]
-    assert "grouped" in [plan.name for plan in plans]
-    for plan in plans:
-        term, out = plan.run(), torch.zeros(wide.shape[1], device=DEVICE)
-        assert torch.allclose(term.squared_norms.double(), wide.square().sum(1), rtol=1e-4), plan.name
+    formulas = rule_for(layer).formulas(Call(layer, (x,), g, ("weight",)))["weight"]
+    assert "grouped" in [formula.name for formula in formulas]
+    for formula in formulas:
+        term, out = formula.run(), torch.zeros(wide.shape[1], device=DEVICE)
+        assert torch.allclose(term.squared_norms.double(), wide.square().sum(1), rtol=1e-4), formula.name
         term.add_to(out, factors)
         expected = factors.double() @ wide
-        assert float((out.double() - expected).abs().max()) <= 1e-5 * float(expected.abs().max()), plan.name
+        assert float((out.double() - expected).abs().max()) <= 1e-5 * float(expected.abs().max()), formula.name
         for alone in (0, batch - 1):
             out.zero_()
             term.add_to(out, torch.eye(batch, device=DEVICE)[alone])
             added, stated = float(out.double().norm()), float(term.squared_norms[alone].double().sqrt())
-            assert added <= stated * (1 + 1e-5), (plan.name, alone)
+            assert added <= stated * (1 + 1e-5), (formula.name, alone)
 
 
 def resnet18():

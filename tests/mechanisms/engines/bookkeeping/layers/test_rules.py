@@ -99,7 +99,7 @@ def test_convolutions_on_few_positions_use_gram_matrices_and_stay_exact(assert_e
     assert_exact(network, x, y)
     engine = BookKeepingEngine(ClippedUnit(1, 4))
     engine.clipped_sum(network, nn.CrossEntropyLoss(), Batch(x, y), clip)
-    assert {key[0]: choice.plan for key, choice in engine.plans.choices.items() if key[1] == "weight"}[
+    assert {key[0]: choice.formula for key, choice in engine.formulas.choices.items() if key[1] == "weight"}[
         "layer"
     ] == "Gram"
 
@@ -233,8 +233,8 @@ def test_tables_that_all_examples_read_alike_are_exact(assert_exact, clip, token
     assert_exact(network.double(), x.double(), y)
     engine = BookKeepingEngine(ClippedUnit(1, 4))
     engine.clipped_sum(network, nn.CrossEntropyLoss(), Batch(x.double(), y), clip)
-    (choice,) = [choice for key, choice in engine.plans.choices.items() if key[0] == "table"]
-    assert choice.plan == ("first places" if on_gpu else "same tokens" if len(set(tokens)) == 5 else "segments")
+    (choice,) = [choice for key, choice in engine.formulas.choices.items() if key[0] == "table"]
+    assert choice.formula == ("first places" if on_gpu else "same tokens" if len(set(tokens)) == 5 else "segments")
 
 
 def as_on_a_gpu(value):
