@@ -20,7 +20,7 @@ def choose(name, network, **options):
 def test_an_engine_that_was_asked_for_is_given(name):
     choice = choose(name, nn.Linear(4, 3), physical_batch_size=2)
     assert (choice.engine.name, choice.engine.physical_batch_size) == (name, 2)
-    assert "was asked for" in choice.reason
+    assert "was requested" in choice.reason
 
 
 def test_the_last_of_the_preference_takes_every_network_and_all_are_registered():

@@ -64,5 +64,5 @@ def test_a_system_that_does_not_tell_asks_for_a_number(monkeypatch):
         raise ValueError("unrecognized configuration name")
 
     monkeypatch.setattr(memory.os, "sysconf", unknown)
-    with pytest.raises(ConfigError, match="give physical_batch_size as a number"):
+    with pytest.raises(ConfigError, match="set physical_batch_size to a number"):
         memory._free_pages()

@@ -179,30 +179,32 @@ REFUSED = {
     seeds: "is seeded in the forward pass",
     seeds_and_hides_it: "is seeded in the forward pass",
     seeds_the_generator: "is seeded in the forward pass",
-    makes_a_generator: "a generator is given by hand",
-    lambda x: torch.bernoulli(x * 0, generator=GENERATOR).sum(): "a generator is given by hand",
-    lambda x: x.clone().normal_(generator=GENERATOR).sum(): "a generator is given by hand",
+    makes_a_generator: "a generator is passed explicitly",
+    lambda x: torch.bernoulli(x * 0, generator=GENERATOR).sum(): "a generator is passed explicitly",
+    lambda x: x.clone().normal_(generator=GENERATOR).sum(): "a generator is passed explicitly",
     enters_a_dispatch_mode: "a TorchDispatchMode that is entered",
     leaves_a_dispatch_mode_on: "a TorchDispatchMode that is entered",
     leaves_a_function_mode_on: "leaves a TorchFunctionMode on",
     lambda x: (x * Wrapped(torch.ones(3))).sum(): "a tensor of type Wrapped",
     lambda x: torch.cat([x[0], Wrapped(torch.ones(3))]).sum(): "a tensor of type Wrapped",
-    lambda x: ALIAS(x).sum(): "autograd function OwnRule has a vmap rule of its own",
+    lambda x: ALIAS(x).sum(): "autograd function OwnRule has a custom vmap rule",
     lambda x: without_rule(x).sum(): "operator dpmodel_tests::plain has no vmap rule",
     lambda x: torch.ops.dpmodel_tests.plain(x).sum(): "operator dpmodel_tests::plain has no vmap rule",
     lambda x: torch.ops.dpmodel_tests.plain.default(x).sum(): "operator dpmodel_tests::plain has no vmap rule",
-    unwraps: "get_unwrapped would show the numbers",
-    hands_over_a_function: "is given a function",
-    hands_over_a_module: "is given a function",
-    lambda x: F.triplet_margin_with_distance_loss(x, x, -x, distance_function=Distances().of).sum(): "given a function",
+    unwraps: "get_unwrapped would reveal the values",
+    hands_over_a_function: "receives a Python function",
+    hands_over_a_module: "receives a Python function",
+    lambda x: F.triplet_margin_with_distance_loss(
+        x, x, -x, distance_function=Distances().of
+    ).sum(): "receives a Python function",
     lambda x: torch.ops.dpmodel_tests_guards.composed(x).sum(): "operator dpmodel_tests_guards::composed has no vmap",
     lambda x: Functions.of(x).sum(): "overrides functions of torch",
-    lambda x: (x * torch.ones(3).as_subclass(Overriding)).sum(): "a __torch_function__ of its own",
+    lambda x: (x * torch.ones(3).as_subclass(Overriding)).sum(): "a custom __torch_function__",
     seeds_in_a_function: "is seeded in the forward pass",
     seeds_in_a_script: "is seeded in the forward pass",
 }
 if hasattr(torch.func, "debug_unwrap"):
-    REFUSED[unwraps_for_debugging] = "get_unwrapped would show the numbers"
+    REFUSED[unwraps_for_debugging] = "get_unwrapped would reveal the values"
 
 
 @pytest.mark.parametrize(("function", "reason"), REFUSED.items(), ids=lambda value: getattr(value, "__name__", value))
@@ -284,7 +286,7 @@ def test_autocast_is_as_it_was_after_a_pass():
 def test_a_tensor_is_printed_without_its_numbers():
     seen = []
     isolated(lambda x: seen.append(f"{x}") or x.sum(), X)
-    assert seen == ["<tensor of one example, shape (1, 3); its numbers are out of sight>"]
+    assert seen == ["<tensor of one example, shape (1, 3); values hidden>"]
     assert "0." in repr(X)
 
 

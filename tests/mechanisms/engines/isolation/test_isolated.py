@@ -78,7 +78,7 @@ class Mixing(torch.autograd.Function):
 
 def test_a_function_whose_rule_is_handed_the_whole_batch_is_refused_in_a_pass_alone():
     x = torch.rand(4, 3)
-    with pytest.raises(UnsupportedModuleError, match="Mixing has a vmap rule of its own"):
+    with pytest.raises(UnsupportedModuleError, match="Mixing has a custom vmap rule"):
         isolated(lambda one: Mixing.apply(one).sum(), x)
     assert torch.allclose(torch.func.vmap(Mixing.apply)(x), x - x.mean(0))
     assert torch.equal(Mixing.apply(x), x)
@@ -90,7 +90,7 @@ def test_so_is_an_operator_with_such_a_rule():
         return x * 2
 
     doubled.register_vmap(lambda info, in_dims, x: (x - x.mean(0), 0))
-    with pytest.raises(UnsupportedModuleError, match="dpmodel_tests::doubled has a vmap rule of its own"):
+    with pytest.raises(UnsupportedModuleError, match="dpmodel_tests::doubled has a custom vmap rule"):
         isolated(lambda one: doubled(one).sum(), torch.rand(4, 3))
     x = torch.rand(4, 3)
     assert torch.allclose(torch.func.vmap(doubled)(x), x - x.mean(0))
@@ -137,7 +137,7 @@ def test_a_layer_inside_of_another_transform_is_refused():
     def nested(one):
         return torch.func.vmap(lambda part: on_rows(F.relu, part.unsqueeze(0)).sum())(one).sum()
 
-    with pytest.raises(UnsupportedModuleError, match=r"a transform of torch\.func"):
+    with pytest.raises(UnsupportedModuleError, match=r"a torch\.func transform"):
         isolated(nested, torch.rand(4, 3))
 
 

@@ -74,7 +74,7 @@ def test_values_without_all_the_rows_and_outputs_without_all_of_them_are_refused
         layout.gather(torch.zeros(shape))
         return one.sum()
 
-    with pytest.raises(UnsupportedModuleError, match="not one of 2 plain rows"):
+    with pytest.raises(UnsupportedModuleError, match="does not hold 2 plain rows"):
         isolated(of_one, torch.zeros(4, 1))
     with pytest.raises(UnsupportedModuleError, match="one row for each"):
         layout.spread(torch.zeros(shape))

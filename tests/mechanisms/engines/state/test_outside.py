@@ -27,7 +27,7 @@ WRITES = {
     "changes the owner": lambda folder: os.chown(folder / "old", os.getuid(), os.getgid()),
     "renames": lambda folder: os.rename(folder / "old", folder / "other"),
     "removes": lambda folder: os.remove(folder / "old"),
-    "makes the folder": lambda folder: os.mkdir(folder / "folder"),
+    "creates the folder": lambda folder: os.mkdir(folder / "folder"),
     "links": lambda folder: os.symlink(folder / "old", folder / "link"),
     "changes the times": lambda folder: os.utime(folder / "old"),
     "sets the environment variable": lambda folder: os.environ.update(OF_A_TEST="1"),

@@ -154,8 +154,8 @@ def test_views_of_the_batch_and_what_is_written_into_old_tensors_are_escapes():
 def test_state_beyond_what_can_be_compared_is_refused():
     network = nn.Linear(4, 3)
     network.bank = [[number] for number in range(60_000)]
-    with pytest.raises(UnsupportedModuleError, match="cannot be followed"):
+    with pytest.raises(UnsupportedModuleError, match="too much to check after each pass"):
         choose_engine("auto", network, nn.CrossEntropyLoss(), ClippedUnit(1, 6), Batch(X[:4], Y[:4]))
     engine = ENGINES.create("loop", ClippedUnit(1, 6))
-    with pytest.raises(UnprotectedUpdateError, match="cannot be followed"):
+    with pytest.raises(UnprotectedUpdateError, match="too much to check after each pass"):
         engine.clipped_sum(network, nn.CrossEntropyLoss(), Batch(X, Y), clip_of())
