@@ -1,4 +1,4 @@
-"""Law: public architectures are trained as they are, and their sums are those of one example at a time."""
+"""Law: public architectures train without changes, and their sums are those of one example at a time."""
 
 from __future__ import annotations
 
@@ -22,23 +22,23 @@ from .architectures import ARCHITECTURES, CLASSES
 
 EXAMPLES, BOUND, TOLERANCE = 6, 1.0, 1e-5
 
-#: Those that a slower engine takes: this one uses a table outside of its layer.
+#: Architectures that need a slower engine: this one uses a table outside its layer.
 SLOWER = {"DeBERTa": "vmap"}
 
-#: Names and engines of those that have been trained, for the message of a failure.
+#: Names and engines of the architectures trained so far, for error messages.
 TAKEN: dict[str, str] = {}
 
 
 @pytest.fixture(scope="module", autouse=True)
 def _one_thread():
-    """Tiny tensors gain nothing from threads, and lose much when the machine is busy."""
+    """Use one thread: tiny tensors gain nothing from more, and lose much on a busy machine."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
 
 
-#: Those of a family of which another member stays among the quick tests.
+#: Slow architectures of families with a member among the quick tests.
 RELATED = {
     *("ResNeXt", "MobileNetV2", "MobileNetV3", "MNASNet", "Swin V2", "MaxViT", "AlexNet"),
     *("RoBERTa", "ALBERT", "ELECTRA", "OPT", "Mistral", "Qwen2", "BART", "BEiT", "ConvNeXt V2", "Swin of transformers"),
@@ -67,7 +67,7 @@ def train(network, *rows):
 
 @contextlib.contextmanager
 def no_fused_attention():
-    """Evaluation mode has an attention kernel without a derivative, which training never meets."""
+    """Disable the attention kernel of evaluation mode: it has no derivative, and training never uses it."""
     torch.backends.mha.set_fastpath_enabled(False)
     try:
         yield
@@ -100,12 +100,12 @@ def clipped_sum(engine, network, inputs, y):
     return made.clipped_sum(network, nn.CrossEntropyLoss(), batch, clip).flat_grad
 
 
-def test_there_are_enough_of_them():
+def test_the_gallery_has_at_least_the_promised_size():
     assert sum(not entry.slow for entry in ARCHITECTURES) >= 25
 
 
 @pytest.mark.parametrize("architecture", gallery())
-def test_a_public_architecture_is_trained_privately_as_it_is(architecture):
+def test_a_public_architecture_trains_privately_without_changes(architecture):
     network, inputs = architecture.network(), architecture.inputs(EXAMPLES)
     y = torch.arange(EXAMPLES) % CLASSES
     model, said = train(network, *inputs, y)
@@ -119,7 +119,7 @@ def test_a_public_architecture_is_trained_privately_as_it_is(architecture):
     assert not [note for note in (*model.ledger.notes, said) if "not verified" in note or "not compared" in note], (
         table()
     )
-    # In double precision: normalisations over few positions round too much in single precision to tell anything.
+    # In double precision: normalisations over few positions round too much in single precision for a comparison.
     network.eval().double()
     inputs = [value.double() if value.is_floating_point() else value for value in inputs]
     with no_fused_attention():

@@ -93,8 +93,8 @@ def on_rows(function: Callable[..., Tensor], *values: Tensor | None) -> Tensor:
     if size is None:
         return function(*values)
     if not lie_alike(*values):
-        raise
-        UnsupportedModuleError(f"tensors of shapes {[tuple(value.shape) for value in given]} do not have the same rows")
+        shapes = [tuple(value.shape) for value in given]
+        raise UnsupportedModuleError(f"tensors of shapes {shapes} do not have the same rows")
     layout = Layout(size, given[0].shape[0])
     gathered = [None if value is None else layout.gather(value) for value in values]
     with on_batch():

@@ -1,4 +1,4 @@
-"""Couplings that need an unusual example, which the data at hand may not have."""
+"""Couplings that need an unusual example, which the available data may lack."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Couplings in code that draws at random, where two equal passes differ whatever they do."""
+"""Couplings in random code, where two equal passes always differ."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class MixesByPython(nn.Module):
 
 
 class DropsExamples(nn.Module):
-    """Stochastic depth: the branch of an example is left out by a coin of its own."""
+    """Stochastic depth: each example skips its branch by its own coin flip."""
 
     def __init__(self, width):
         super().__init__()
@@ -44,7 +44,7 @@ class DropsExamples(nn.Module):
 
 
 class Encoder(nn.Module):
-    """Two tokens of an example through a layer of attention with dropout."""
+    """Two tokens of an example through an attention layer with dropout."""
 
     def __init__(self):
         super().__init__()
@@ -96,7 +96,7 @@ def seeded_masks(x):
 
 
 def masks_by_place(x):
-    """Masks from a public seed: which one an example gets tells its place."""
+    """Masks from a public seed: the mask of an example reveals its place."""
     return x * (torch.rand(x.shape, generator=torch.Generator().manual_seed(0)) < 0.5) * 2
 
 
@@ -105,7 +105,7 @@ def one_mask(x):
 
 
 def projected(x):
-    """Fixed random features, drawn anew in each call from the same seed."""
+    """Fixed random features, drawn again in each call from the same seed."""
     with torch.random.fork_rng():
         torch.manual_seed(3)
         return torch.tanh(x @ torch.randn(FEATURES, FEATURES))

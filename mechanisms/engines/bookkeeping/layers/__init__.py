@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import warnings
+from typing import Any
+
 from mechanisms.engines.bookkeeping.layers import (  # noqa: F401  (importing registers their rules)
     attention,
     bags,
@@ -23,3 +26,11 @@ from mechanisms.engines.bookkeeping.layers.rules import (
 )
 
 __all__ = ["LAYER_RULES", "REWRITES", "Call", "Formula", "LayerRule", "Term", "layer_rule", "rewrite", "rule_for"]
+
+
+def __getattr__(name: str) -> Any:
+    """``Plan``, the former name of ``Formula``."""
+    if name == "Plan":
+        warnings.warn("Plan is now called Formula", DeprecationWarning, stacklevel=2)
+        return Formula
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

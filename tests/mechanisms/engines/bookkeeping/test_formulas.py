@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import nn
 
+from mechanisms.engines.bookkeeping import layers
 from mechanisms.engines.bookkeeping.formulas import ROUNDS, FormulaBook
 from mechanisms.engines.bookkeeping.layers import convolution
 from mechanisms.engines.bookkeeping.layers.rules import Call, Formula, Term, layer_rule, rule_for, squared_norms
@@ -23,7 +24,7 @@ def formula(name, cost, seconds=0.0):
     return Formula(name, run, cost)
 
 
-def test_the_plan_of_least_estimated_cost_is_taken_every_time():
+def test_the_formula_with_the_least_estimated_cost_is_always_chosen():
     book = FormulaBook()
     for _ in range(2):
         book.run(("layer",), [formula("dear", 2.0, 0.0), formula("cheap", 1.0, 0.01)], lambda: 4)
@@ -31,7 +32,7 @@ def test_the_plan_of_least_estimated_cost_is_taken_every_time():
     assert "estimated" in book.choices["layer",].words()
 
 
-def test_timed_plans_take_the_fastest_and_remember_it():
+def test_timing_chooses_the_fastest_formula_and_remembers_it():
     book = FormulaBook(timed=True)
     book.run(("layer",), [formula("slow", 1.0, 0.02), formula("fast", 2.0)], lambda: 4)
     assert book.choices["layer",].formula == "fast"
@@ -41,7 +42,7 @@ def test_timed_plans_take_the_fastest_and_remember_it():
 
 
 class OnGPU:
-    """As many examples, on a device whose formulas are timed."""
+    """Stands for a tensor of that many examples, on a device where formulas are timed."""
 
     device = torch.device("cuda")
 
@@ -52,7 +53,7 @@ class OnGPU:
         return self.size
 
 
-def test_plans_are_timed_on_a_gpu_once_for_each_power_of_two_of_examples():
+def test_formulas_are_timed_on_a_gpu_once_for_each_power_of_two_of_examples():
     book, runs = FormulaBook(), []
 
     def counted(name, cost, seconds):
@@ -70,7 +71,7 @@ def test_plans_are_timed_on_a_gpu_once_for_each_power_of_two_of_examples():
         assert book.choices["layer", "weight"].timed
 
 
-def test_a_plan_for_which_a_gpu_has_no_memory_is_not_chosen(monkeypatch):
+def test_a_formula_that_does_not_fit_into_gpu_memory_is_not_chosen(monkeypatch):
     def fails():
         raise torch.OutOfMemoryError("of the device")
 
@@ -85,7 +86,7 @@ def test_a_plan_for_which_a_gpu_has_no_memory_is_not_chosen(monkeypatch):
     assert book.choices["other",].formula == "large"
 
 
-def test_plans_of_a_gpu_are_not_offered_on_the_processor():
+def test_gpu_formulas_are_not_offered_on_the_cpu():
     layer, x = nn.Conv2d(2, 4, 3), torch.randn(3, 2, 8, 8)
     formulas = rule_for(layer).formulas(Call(layer, (x,), torch.randn_like(layer(x)), ("weight",)))
     assert {"grouped", "positions first"}.isdisjoint(formula.name for formula in formulas["weight"])
@@ -105,7 +106,7 @@ def test_plans_of_a_gpu_are_not_offered_on_the_processor():
     ],
 )
 @pytest.mark.parametrize("formula", [convolution._instantiate_by_groups, convolution._instantiate_by_positions])
-def test_plans_of_a_gpu_give_the_gradient_of_each_example(layer, shape, formula):
+def test_gpu_formulas_give_the_gradient_of_each_example(layer, shape, formula):
     x = torch.randn(5, *shape)
     g, factors = torch.randn_like(layer(x)), torch.rand(5)
     exact = rule_for(layer).example_gradients(Call(layer, (x,), g, ("weight",)))["weight"].flatten(1)
@@ -115,7 +116,7 @@ def test_plans_of_a_gpu_give_the_gradient_of_each_example(layer, shape, formula)
     assert torch.allclose(out, factors @ exact, rtol=1e-4, atol=1e-5)
 
 
-def test_a_term_adds_its_weighted_rows_to_what_is_there():
+def test_a_term_adds_its_weighted_rows_to_existing_values():
     out, factors = torch.ones(4), torch.tensor([1.0, 0.0, 0.5])
     Term.of_rows(ROWS).add_to(out, factors)
     assert torch.allclose(out, 1 + factors @ ROWS)
@@ -133,7 +134,7 @@ def test_a_term_adds_its_weighted_rows_to_what_is_there():
         (nn.Embedding(5, 3), (7,)),
     ],
 )
-def test_every_plan_gives_exactly_zero_for_an_example_that_is_left_out(layer, shape):
+def test_every_formula_gives_exactly_zero_for_an_example_that_is_left_out(layer, shape):
     floats = not isinstance(layer, nn.Embedding)
     x = torch.randn(4, *shape) if floats else torch.randint(0, 5, (4, *shape))
     g = torch.randn_like(layer(x))
@@ -159,6 +160,13 @@ def test_squared_norms_of_long_rows_keep_float32_accuracy(length):
     assert float(((squared_norms(rows).double() - exact) / exact).abs().max()) < 1e-6
 
 
-def test_what_is_neither_a_rule_nor_a_function_is_refused():
+def test_a_layer_rule_must_be_a_rule_or_a_function():
     with pytest.raises(TypeError, match="LayerRule subclass or a function"):
         layer_rule(torch.nn.Identity)(3)
+
+
+def test_the_former_name_of_a_formula_is_deprecated():
+    with pytest.warns(DeprecationWarning, match="now called Formula"):
+        assert layers.Plan is Formula
+    with pytest.raises(AttributeError, match="Rule"):
+        _ = layers.Rule

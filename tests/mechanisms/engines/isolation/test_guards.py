@@ -1,4 +1,4 @@
-"""What code of a user must not do in an isolated pass is refused there, and nowhere else."""
+"""Forbidden user code is refused inside an isolated pass, and nowhere else."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class Wrapped(torch.Tensor):
 
 
 class Named(torch.Tensor):
-    """A subclass that computes nothing itself."""
+    """A subclass without its own operations."""
 
 
 class OwnRule(torch.autograd.Function):
@@ -48,7 +48,7 @@ class OwnRule(torch.autograd.Function):
 
     @staticmethod
     def setup_context(ctx, inputs, output):
-        """Nothing is kept."""
+        """Save nothing."""
 
     @staticmethod
     def backward(ctx, grad):
@@ -146,7 +146,7 @@ class Overriding(torch.Tensor):
 
 
 def autograd_function(forward):
-    """Applies a function whose gradient is passed on; captured as networks do, before any pass."""
+    """Applies an autograd function; captured before any pass, as networks do."""
     methods = {"forward": forward, "setup_context": lambda *args: None, "backward": lambda ctx, grad: grad}
     attributes = {name: staticmethod(method) for name, method in methods.items()}
     return type("Written", (torch.autograd.Function,), {"generate_vmap_rule": True, **attributes}).apply
@@ -208,7 +208,7 @@ if hasattr(torch.func, "debug_unwrap"):
 
 
 @pytest.mark.parametrize(("function", "reason"), REFUSED.items(), ids=lambda value: getattr(value, "__name__", value))
-def test_what_would_tie_examples_together_is_refused_with_its_reason(function, reason):
+def test_code_that_would_connect_examples_is_refused_with_a_reason(function, reason):
     with pytest.raises(UnsupportedModuleError, match=reason):
         isolated(function, X)
     assert torch._C._len_torch_dispatch_stack() == torch._C._len_torch_function_stack() == 0
@@ -270,11 +270,11 @@ ACCEPTED = [
 
 
 @pytest.mark.parametrize("function", ACCEPTED, ids=lambda value: value.__name__)
-def test_what_treats_each_example_alone_is_not(function):
+def test_code_that_treats_examples_independently_is_accepted(function):
     assert torch.allclose(isolated(function, X), X.sum(1))
 
 
-def test_autocast_is_as_it_was_after_a_pass():
+def test_autocast_is_restored_after_a_pass():
     def switches(x):
         torch.set_autocast_enabled("cpu", True)
         return x.sum()
@@ -283,7 +283,7 @@ def test_autocast_is_as_it_was_after_a_pass():
     assert not torch.is_autocast_enabled("cpu")
 
 
-def test_a_tensor_is_printed_without_its_numbers():
+def test_a_tensor_is_printed_without_its_values():
     seen = []
     isolated(lambda x: seen.append(f"{x}") or x.sum(), X)
     assert seen == ["<tensor of one example, shape (1, 3); values hidden>"]
@@ -305,17 +305,17 @@ def looked_up(x):
 
 
 @pytest.mark.parametrize("function", [factored, looked_up])
-def test_an_error_of_torch_that_the_network_catches_is_no_way_round(function):
+def test_an_error_of_torch_that_the_network_catches_is_refused(function):
     with pytest.raises(UnprotectedUpdateError, match="catches an error of torch"):
         isolated(function, X)
 
 
-def test_an_error_of_torch_that_nobody_catches_is_passed_on():
+def test_an_uncaught_error_of_torch_propagates():
     with pytest.raises(torch.linalg.LinAlgError):
         isolated(lambda x: torch.linalg.cholesky(-x.T @ x).sum(), X)
 
 
-def test_generators_are_left_alone_by_a_pass_that_draws_nothing_and_go_on_after_one_that_does():
+def test_generators_change_only_in_a_pass_that_draws():
     torch.manual_seed(0)
     before = torch.get_rng_state()
     isolated(lambda x: x.sum(), X)
@@ -326,7 +326,7 @@ def test_generators_are_left_alone_by_a_pass_that_draws_nothing_and_go_on_after_
     assert torch.equal(isolated(lambda x: torch.rand(()) + 0 * x.sum(), X), first)
 
 
-def test_replaced_code_is_refused_and_compiled_code_runs_as_written(monkeypatch):
+def test_replaced_code_is_refused_and_compiled_code_runs_eagerly(monkeypatch):
     compiled = torch.compile(lambda x: x.sum(), backend=lambda graph, inputs: lambda *args: (torch.zeros(()),))
     assert torch.equal(isolated(compiled, X), X.sum(1))
     original = F.linear
@@ -335,7 +335,7 @@ def test_replaced_code_is_refused_and_compiled_code_runs_as_written(monkeypatch)
         isolated(lambda x: x.sum(), X)
 
 
-def test_everything_is_as_before_afterwards():
+def test_a_pass_restores_all_patches():
     for function in (unwraps, lambda x: x.sum()):
         try:
             isolated(function, X)
@@ -357,7 +357,7 @@ def test_a_tensor_of_an_earlier_pass_is_refused_wherever_it_was_kept():
     assert torch.allclose(isolated(lambda x: layer(x).sum(), X), layer(X).sum(1))
 
 
-def test_garbage_is_collected_as_before():
+def test_garbage_collection_is_restored_after_a_pass():
     before = gc.isenabled()
     isolated(lambda x: x.sum() + 0 * gc.isenabled(), X)
     assert gc.isenabled() == before

@@ -1,4 +1,4 @@
-"""What fused attention is handed: tensors of all examples that say themselves whether they require a gradient.
+"""Fused attention receives tensors of all examples, which know whether they require a gradient.
 
 On a GPU the kernel keeps the logarithms of its sums, which its backward pass needs, only where queries, keys or values
 say so. The tensor of one example under ``torch.func.vmap`` never does, and the backward pass then fails with "LSE is
@@ -25,13 +25,13 @@ _functorch = torch._C._functorch
 
 
 def would_keep_its_sums(query, key, value):
-    """The question that torch asks before it launches the fused kernel."""
+    """The condition that torch tests before it launches the fused kernel."""
     plain = not any(map(_functorch.is_functorch_wrapped_tensor, (query, key, value)))
     return plain and torch.is_grad_enabled() and any(part.requires_grad for part in (query, key, value))
 
 
 class Watched(TorchFunctionMode):
-    """Answers of ``would_keep_its_sums``, and layouts of the gradients that attention gets back."""
+    """Results of ``would_keep_its_sums``, and layouts of the gradients that attention receives."""
 
     def __init__(self):
         super().__init__()
@@ -60,7 +60,7 @@ class OwnAttention(nn.Module):
 
 def vision_transformer():
     network = VisionTransformer(16, 4, 2, 4, 16, 32, num_classes=3)
-    nn.init.normal_(network.heads.head.weight, std=0.1)  # torchvision's head begins at zero, where no gradient passes
+    nn.init.normal_(network.heads.head.weight, std=0.1)  # torchvision's head starts at zero, which blocks the gradient
     return network
 
 
@@ -72,7 +72,7 @@ CASES = {
 
 
 class Encoder(nn.Module):
-    """Longer than the attention of a CPU that is our own."""
+    """Sequences too long for ``short_self_attention``."""
 
     def __init__(self, length):
         super().__init__()
@@ -91,7 +91,7 @@ def test_fused_attention_sees_the_rows_of_all_examples(case, clip, monkeypatch):
     network, x, y, unit = make(), torch.randn(4, *shape), torch.arange(4) % 3, ClippedUnit(1, 4)
     engine, batch = BookKeepingEngine(unit), Batch(x, y)
     engine.clipped_sum(network, nn.CrossEntropyLoss(), batch, clip)  # with its trial passes
-    # What a mode may not see in a training is what this test is about.
+    # This test must see what modes may not see in training.
     monkeypatch.setattr("mechanisms.engines.modes._is_ours", lambda mode: True)
     monkeypatch.setattr(torch._C, "DisableTorchFunction", nullcontext)
     with Watched() as watched:
@@ -107,7 +107,7 @@ def test_fused_attention_sees_the_rows_of_all_examples(case, clip, monkeypatch):
         assert 0 not in stride
 
 
-def test_the_attention_inside_of_a_layers_function_sees_the_rows_too(monkeypatch):
+def test_attention_inside_a_layers_function_sees_the_rows_of_all_examples(monkeypatch):
     layer, kept, original = nn.MultiheadAttention(8, 2, batch_first=True), [], F.scaled_dot_product_attention
 
     def noted(*args, **kwargs):
@@ -118,7 +118,9 @@ def test_the_attention_inside_of_a_layers_function_sees_the_rows_too(monkeypatch
     x = torch.randn(3, 5, 8, requires_grad=True)
     expected = layer(x, x, x, need_weights=False)[0]
     monkeypatch.setattr(F, "scaled_dot_product_attention", noted)
-    monkeypatch.setattr("mechanisms.engines.isolation.guards.replaced_function", lambda: None)  # it would be refused
+    monkeypatch.setattr(
+        "mechanisms.engines.isolation.guards.replaced_function", lambda: None
+    )  # which would refuse the patch
     with PoolFirst():
         found = isolated(lambda one: layer(one, one, one, need_weights=False)[0], x).squeeze(1)
     assert kept == [True]
