@@ -89,8 +89,8 @@ def record_backward(
     records = recorder.records
     _refuse_unrecordable(records)
     leaves = [leaf for record in records for leaf in record.leaves]
-    # The trainable parameters themselves are constants in every layer that is watched. One that gets a gradient all the
-    # same was used elsewhere; the recorded calls would miss that part of its gradient, so it is refused below.
+    # Watched layers use their parameters as constants. A parameter that gets a gradient nevertheless was also used
+    # elsewhere. The recorded calls miss that part of its gradient, so it is refused below.
     everything: list[Any] = [*leaves, *survey.parameters.values(), *recorder.roots]
     grads: Sequence[Tensor | None] = [None] * len(everything)
     if values.requires_grad:

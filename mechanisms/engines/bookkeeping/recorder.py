@@ -96,7 +96,7 @@ class Record:
 
     def receive(self, gradient: Tensor | None) -> None:
         """Take the gradient of the output; the hook on the output."""
-        if gradient is None:  # a custom autograd function behind the layer returned None
+        if gradient is None:  # a custom autograd function after the layer returned None
             return
         if self.on_gradient is None:
             self.gradient = gradient
@@ -129,9 +129,9 @@ class Recorder:
 
     Attributes:
         records: One per watched call.
-        roots: The recorded outputs that no other recorded output leads to (those of the first layers). Every other
-            recorded output lies on a path from the loss to a root, so differentiating with respect to the roots runs
-            all hooks. Asking autograd for all outputs instead would keep all their gradients until the pass ends.
+        roots: The recorded outputs that do not depend on other recorded outputs (those of the first layers). Each other
+            output lies on a path from the loss to a root, so differentiating with respect to the roots runs all hooks.
+            Asking autograd for all outputs instead would keep all their gradients until the pass ends.
     """
 
     def __init__(self, batch_size: int) -> None:
@@ -222,7 +222,7 @@ class Recorder:
     def run_isolated(
         self, site: Site, rule: LayerRule, original: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Tensor:
-        """Run a layer that may mix rows one example at a time, and record the call.
+        """Run a layer that might mix rows, one example at a time, and record the call.
 
         The layer itself runs under ``vmap``, where it cannot see other examples. Only its finished output is gathered
         to the rows of all examples, to be recorded in the same way as that of a trusted layer.
@@ -247,7 +247,7 @@ class Recorder:
         """Where the rows of a layer's input lie, given the number of dimensions that one example has."""
         with torch._C.DisableTorchFunction():
             shape = first.shape
-        # With so few dimensions, the layer would take the dimension of the examples for something else than rows.
+        # With fewer dimensions, the layer would mistake the dimension of the examples for features or positions.
         if len(shape) < batched_dims - 1:
             raise UnsupportedModuleError(
                 f"layer {site.name!r} ({type(site.module).__name__}) needs an input of at least {batched_dims - 1} "
@@ -257,7 +257,7 @@ class Recorder:
 
     def _watched(self, record: Record, output: Tensor) -> Tensor:
         """Return the output as a tensor whose gradient will be recorded."""
-        output = self._tapped(output)
+        output = self._tapped(output)  # before the versions are read: for a layer that returns its input, it is a write
         tensors = [value for value in record.inputs if isinstance(value, Tensor)]
         record.versions = tuple(map(version_of, tensors))
         record.shapes = (*(value.shape for value in tensors), output.shape)
@@ -266,8 +266,8 @@ class Recorder:
         # The dictionary itself: a hook that the user adds later shows in it. It would run after ours and change the
         # gradient that we recorded, so ``record_backward`` refuses it.
         record.hooks = output._backward_hooks or {}
-        # The edge instead of the tensor: an in-place operation behind the layer gives the tensor a new place in the
-        # graph, while hook and edge keep standing for the output of the layer.
+        # The edge instead of the tensor: an in-place operation after the layer moves the tensor to a new node, while
+        # hook and edge stay at the output of the layer.
         edge = get_gradient_edge(output)
         if not _comes_from(edge.node, self._reached):
             self.roots.append(edge)
