@@ -1,4 +1,4 @@
-"""The loss of each example: any loss function, whatever its reduction over the batch."""
+"""The loss of each example, for any loss function and any reduction over the batch."""
 
 from __future__ import annotations
 

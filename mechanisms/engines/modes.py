@@ -84,8 +84,8 @@ def require_unwatched() -> None:
     """
     for mode in _watching():
         raise UnprotectedUpdateError(
-            f"the network or the loss leaves a {type(mode).__name__} on, which may change norms, clipping and noise; "
-            "enter it with a with statement"
+            f"the network or the loss leaves a {type(mode).__name__} active, which may change norms, clipping and "
+            "noise; enter it with a with statement"
         )
 
 

@@ -135,7 +135,7 @@ def _refuse_unrecordable(records: Sequence[Record]) -> None:
     for record in records:
         if not record.untouched():
             raise UnsupportedModuleError(
-                f"the input of layer {record.site.name!r} is changed in place after the layer has used it; use the "
+                f"the input of layer {record.site.name!r} is changed in place after the layer used it; use the "
                 "out-of-place form of that operation"
             )
         if len(record.hooks) > 1:

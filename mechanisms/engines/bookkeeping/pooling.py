@@ -36,7 +36,7 @@ def _pair(value: Any) -> tuple[int, ...]:
 
 
 def pool2x2(x: Tensor, stride: int) -> Tensor:
-    """``F.max_pool2d(x, 2, stride)``; of equal entries the first in reading order gets the gradient, as in the library.
+    """``F.max_pool2d(x, 2, stride)``; of equal entries, the first in reading order gets the gradient, as in PyTorch.
 
     Args:
         x: Shape (..., H, W), H and W at least 2.
@@ -85,7 +85,7 @@ def _to_winner(grad: Tensor, x: Tensor, dim: int, stride: int, spent: bool = Fal
     """``grad`` at the larger of each pair along ``dim``; if ``spent``, ``grad`` may be overwritten."""
     first, second = _pairs(x, dim, stride)
     difference = second - first
-    # threshold_backward passes the gradient where the difference is positive: a vectorised select.
+    # threshold_backward passes the gradient if the difference is positive: a vectorised select.
     later = torch.ops.aten.threshold_backward.grad_input(grad, difference, 0, grad_input=difference)
     earlier = grad.sub_(later) if spent else grad - later
     if stride == 2 and x.shape[dim] % 2 == 0:

@@ -133,7 +133,7 @@ class PassGuard(TorchFunctionMode):
         Patches.remove()
         self._leave_no_trace()
         if left > 0:
-            self._refusal = _refusal("the network leaves a TorchFunctionMode on, which would see the sums and norms")
+            self._refusal = _refusal("the network leaves a TorchFunctionMode active, which would see sums and norms")
         error = exception[1] if exception else None
         for outer in _guards()[-1:]:  # raises it again if the code in between catches it
             outer._refusal = outer._refusal or self._refusal

@@ -99,7 +99,7 @@ MEMBERS = [
     ),
     CALLBACK("puts another layer in place", coupled=writing(swaps), benign=reading()),
     CALLBACK(
-        "goes by the training loss",
+        "follows the training loss",
         coupled=lambda: by_loss(GoesByLoss),
         benign=lambda: by_loss(GoesByStep),
         accepts=frozenset({"exact", "refused", "voided", "noted"}),

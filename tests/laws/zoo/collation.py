@@ -151,7 +151,7 @@ def augmented(x):
 
 MEMBERS = [
     COLLATION(
-        "pads to the longest, and the network averages over padding in training, behind dropout",
+        "pads to the longest, and the network averages over padding in training, after dropout",
         coupled=of_series(padded_with_mask, lambda: BalancedInTraining(masked=False)),
         benign=of_series(padded_with_mask, lambda: BalancedInTraining(masked=True)),
         pair=one_long_series,
@@ -171,7 +171,7 @@ MEMBERS = [
         pair=one_long_series,
     ),
     COLLATION(
-        "pads to the longest, and the network looks at the last places",
+        "pads to the longest, and the network reads the last positions",
         coupled=of_series(padded_with_mask, partial(MeanOfWindow, True)),
         benign=of_series(padded_with_mask, partial(MeanOfWindow, False)),
         pair=one_long_among_many,

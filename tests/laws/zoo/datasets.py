@@ -133,12 +133,12 @@ MEMBERS = [
     DATA("mixes each row with some drawn at random", coupled=of(RandomPartner), benign=of(Jittered)),
     DATA("repeats its rows", coupled=of(Repeated), benign=of(Rows)),
     DATA(
-        "is put together with itself",
+        "is concatenated with itself",
         coupled=of(lambda x, y: (lambda data: ConcatDataset([data] * 8))(TensorDataset(x, y))),
         benign=of(lambda x, y: ConcatDataset([TensorDataset(x[:9], y[:9]), TensorDataset(x[9:], y[9:])])),
     ),
     DATA(
-        "is put together with its mirror images",
+        "is concatenated with its mirror images",
         coupled=of(lambda x, y: ConcatDataset([data := TensorDataset(x, y), Flipped(data), data, Flipped(data)])),
         benign=of(lambda x, y: Flipped(TensorDataset(x, y))),
     ),

@@ -144,7 +144,7 @@ MEMBERS = [
         benign=layered(lambda: WithGradients(1)),
     ),
     DELAYED(
-        "mixes from a moment on",
+        "mixes from a point in time on",
         coupled=lambda: Training(body(ByTheClock(True), bias=False), callbacks=lambda rows: [Wait()]),
         benign=lambda: Training(body(ByTheClock(False), bias=False), callbacks=lambda rows: [Wait()]),
     ),

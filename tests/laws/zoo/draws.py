@@ -134,7 +134,7 @@ MEMBERS = [
         steps=5,
     ),
     RANDOM(
-        "weighs classes by the batch, behind attention with dropout",
+        "weights classes by the batch, after attention with dropout",
         coupled=lambda: Training(nn.Sequential(nn.Dropout(0.1), body()), balanced),
         benign=lambda: Training(Encoder(), weighted),
     ),
@@ -144,7 +144,7 @@ MEMBERS = [
         benign=applying(lambda x: x + torch.randn_like(x)),
     ),
     RANDOM(
-        "seeds the generator by what it sees",
+        "seeds the generator with its inputs",
         coupled=applying(seeds_by_content),
         benign=applying(shifted_by_a_fixed_draw),
     ),
@@ -173,12 +173,12 @@ MEMBERS = [
         benign=applying(lambda x: x + torch.randn_like(x) * (x.std(1, keepdim=True) + 0.1)),
     ),
     RANDOM(
-        "centres in front of a random activation",
+        "centres before a random activation",
         coupled=applying(centred_rrelu),
         benign=lambda: Training(body(after=[nn.RReLU()])),
     ),
     RANDOM(
-        "keeps the hidden units that are largest in the batch, behind dropout",
+        "keeps the hidden units that are largest in the batch, after dropout",
         coupled=lambda: Training(body(after=[nn.Dropout(0.5), Apply(lambda h: h / h.abs().sum(0))])),
         benign=lambda: Training(body(after=[nn.Dropout(0.5), Apply(lambda h: h / (h.abs().sum(1, keepdim=True) + 1))])),
     ),

@@ -194,7 +194,7 @@ def shown_numbers(function):
 
 MEMBERS = [
     FUNCTION(
-        "reads memory by its place",
+        "reads memory by address",
         coupled=placed(lambda x: torch.cat([x.as_strided((1, 4), (FEATURES, 1)), x[:, 4:]], 1)),
         benign=placed(lambda x: torch.cat([x.unfold(1, 4, 4)[:, 0], x[:, 4:]], 1)),
         seen=False,

@@ -254,7 +254,7 @@ MEMBERS = [
         benign=hook_everywhere(lambda module, inputs, output: output * 0.9),
     ),
     HOOK(
-        "a forward hook subtracts the mean of the call before",
+        "a forward hook subtracts the mean of the previous call",
         coupled=hooked(lambda layer: layer.register_forward_hook(subtracts_the_last_mean())),
         benign=hooked(lambda layer: layer.register_forward_hook(records_shapes())),
         pair=one_more_first,
@@ -288,7 +288,7 @@ MEMBERS = [
         seen=False,
     ),
     FUNCTION(
-        "its backward turns the batch round",
+        "its backward pass reverses the batch",
         coupled=behind(MixesBackward.apply),
         benign=behind(Straight.apply),
     ),
@@ -298,13 +298,13 @@ MEMBERS = [
         benign=behind(ReversesGenerated.apply),
     ),
     FUNCTION(
-        "its own rule for vmap mixes",
+        "its custom vmap rule mixes",
         coupled=applying(MixesUnderVmap.apply),
         benign=applying(HonestUnderVmap.apply),
         seen=False,
     ),
     FUNCTION(
-        "its own rule for vmap mixes large batches",
+        "its custom vmap rule mixes large batches",
         coupled=applying(MixesWhenLarge.apply),
         benign=None,
         seen=False,

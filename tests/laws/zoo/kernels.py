@@ -164,7 +164,7 @@ MEMBERS = [
             )[0]
         ),
     ),
-    KERNEL("a layer rule looks at a number of the batch", coupled=ruled(guarded), benign=ruled(product)),
+    KERNEL("a layer rule reads a value of the batch", coupled=ruled(guarded), benign=ruled(product)),
     KERNEL("a layer rule centres over the batch", coupled=ruled(centred), benign=ruled(product)),
     KERNEL("a layer rule remembers", coupled=remembering(True), benign=remembering(False)),
 ]

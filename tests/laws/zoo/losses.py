@@ -153,7 +153,7 @@ class OfThoseMarked(nn.Module):
 
 MEMBERS = [
     LOSS(
-        "gives one number or several, as an example decides",
+        "returns one value or several, as an example decides",
         coupled=under(lambda: OfThoseMarked(lambda losses, size: 9 * losses.mean())),
         benign=under(lambda: OfThoseMarked(lambda losses, size: losses.sum() / size)),
         pair=one_more_first,

@@ -24,7 +24,7 @@ from mechanisms.engines.bookkeeping.layers.rules import (
 from mechanisms.engines.bookkeeping.layers.window_gram import WindowAxis, window_gram
 from mechanisms.engines.precision import full_float32
 
-#: Cost of moving one number through memory, in multiply-adds.
+#: Cost of moving one entry through memory, in multiply-adds.
 COPY_COST = 12.0
 
 #: Number of entries of windows copied at once, by type of device: on a CPU, copies that exceed the cache take a quarter
@@ -120,7 +120,7 @@ def _per_group(values: Tensor, groups: int) -> Tensor:
 
 
 def padded_input(layer: Any, x: Tensor) -> Tensor:
-    """The input as the convolution sees it, padding included."""
+    """The input of the convolution, including padding."""
     sides = _ints(layer._reversed_padding_repeated_twice)
     if not any(sides):
         return x

@@ -207,15 +207,15 @@ class IsolatedRule(LayerRule):
 
     @property
     def positional(self) -> bool:  # type: ignore[override]
-        """As of the rule."""
+        """See the wrapped rule."""
         return self._rule.positional
 
     def batched_dims(self, layer: nn.Module) -> int:
-        """As of the rule."""
+        """See the wrapped rule."""
         return self._rule.batched_dims(layer)
 
     def refuses(self, layer: nn.Module) -> str | None:
-        """As of the rule."""
+        """See the wrapped rule."""
         return self._rule.refuses(layer)
 
     def example_gradients(self, call: Call) -> Mapping[str, Tensor]:

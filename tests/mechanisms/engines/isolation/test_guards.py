@@ -184,7 +184,7 @@ REFUSED = {
     lambda x: x.clone().normal_(generator=GENERATOR).sum(): "a generator is passed explicitly",
     enters_a_dispatch_mode: "a TorchDispatchMode that is entered",
     leaves_a_dispatch_mode_on: "a TorchDispatchMode that is entered",
-    leaves_a_function_mode_on: "leaves a TorchFunctionMode on",
+    leaves_a_function_mode_on: "leaves a TorchFunctionMode active",
     lambda x: (x * Wrapped(torch.ones(3))).sum(): "a tensor of type Wrapped",
     lambda x: torch.cat([x[0], Wrapped(torch.ones(3))]).sum(): "a tensor of type Wrapped",
     lambda x: ALIAS(x).sum(): "autograd function OwnRule has a custom vmap rule",
