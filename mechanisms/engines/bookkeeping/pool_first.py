@@ -5,8 +5,8 @@ and its derivative are evaluated on a quarter of the entries, and the full-size 
 
 A network calls f first, so the result of f must be deferred: the call returns a ``Waiting`` placeholder. If the next
 function of torch is a max-pooling of the placeholder, the two are swapped. Any other call computes the activation
-first, and only the saving is lost. A placeholder is not a tensor, so code that tests types, or that autograd
-calls directly, could go wrong; hence three safeguards:
+first, and only the saving is lost. A placeholder is not a tensor, so code that tests types, and custom autograd
+functions, which would treat it as a constant, could go wrong; hence three safeguards:
 
 - ``pooling_of`` tries all activations once and names those whose placeholder met a max-pooling and nothing else.
 - ``PoolFirst`` defers only those in later passes, and checks in each pass that it happened again (``sound``).

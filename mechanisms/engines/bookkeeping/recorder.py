@@ -312,6 +312,8 @@ def _watch_forward(recorder: Recorder, site: Site) -> None:
     def watched(*args: Any, **kwargs: Any) -> Any:
         return recorder.call(site, original, args, kwargs)
 
+    # An attribute of the object shadows the method of its class: hooks on the module run as usual, and code that calls
+    # ``module.forward`` directly is watched too. ``vars`` avoids a custom ``__setattr__``.
     vars(site.module)["forward"] = watched
 
 
