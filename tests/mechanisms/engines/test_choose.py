@@ -2,9 +2,11 @@ from __future__ import annotations
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
 
-from mechanisms.engines import ENGINES, Batch, choose_engine
+from mechanisms.clipping import Fixed
+from mechanisms.engines import ENGINES, Batch, BookKeepingEngine, choose_engine
 from mechanisms.engines.choose import PREFERENCE
 from mechanisms.units import ClippedUnit
 from monitors.errors import UnsupportedModuleError
@@ -70,3 +72,33 @@ def test_options_are_forwarded_and_engines_without_them_are_skipped():
 @pytest.mark.parametrize("name", ENGINES.names())
 def test_every_engine_explains_itself(name):
     assert name in choose(name, nn.Linear(4, 3)).engine.explain()
+
+
+def test_auto_prefers_book_keeping_and_says_why():
+    network = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(400, 3))
+    x, y = torch.randn(6, 1, 12, 12), torch.arange(6) % 3
+    choice = choose_engine("auto", network, nn.CrossEntropyLoss(), ClippedUnit(1, 6), Batch(x[:1], y[:1]))
+    assert isinstance(choice.engine, BookKeepingEngine)
+    assert "bookkeeping" in choice.reason
+    clip = Fixed()
+    clip.start(1.0)
+    choice.engine.clipped_sum(network, nn.CrossEntropyLoss(), Batch(x, y), clip)
+    text = choice.engine.explain()
+    assert "0 (Conv2d): layer rule" in text
+    assert "instantiate" in text
+
+
+def test_auto_falls_back_and_says_why():
+    class Stray(nn.Linear):
+        def forward(self, x):
+            return F.linear(x, self.weight) @ Stray.other.weight
+
+    network = nn.ModuleList([nn.Linear(3, 3)])
+    Stray.other = network[0]
+    network.append(Stray(3, 3))
+    network.forward = lambda x: network[1](x)
+    choice = choose_engine(
+        "auto", network, nn.CrossEntropyLoss(), ClippedUnit(1, 4), Batch(torch.randn(2, 3), torch.tensor([0, 1]))
+    )
+    assert choice.engine.name != "bookkeeping"
+    assert "not 'bookkeeping' because" in choice.reason

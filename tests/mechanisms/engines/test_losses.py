@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from functools import partial
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -117,3 +119,31 @@ def test_one_example_does_not_decide_how_later_ones_are_treated():
     assert losses(*one).item() == 1
     assert losses(torch.ones(1, 3), torch.tensor([[1, 1, 0]])).item() == 9
     assert losses(*one).item() == 1
+
+
+def test_the_mean_of_a_batch_of_one_equals_torchs_even_if_all_targets_are_ignored():
+    scores = torch.randn(3, 4, 5)
+    y = torch.tensor([[0, 1, -100, 2, 3], [-100] * 5, [3, 2, 1, 0, 0]])
+    losses = ExampleLosses(nn.CrossEntropyLoss())(scores, y)
+    expected = [F.cross_entropy(scores[row : row + 1], y[row : row + 1]) for row in (0, 2)]
+    assert torch.allclose(losses[[0, 2]], torch.stack(expected))
+    assert losses[1] == 0
+
+
+def test_probabilities_as_targets_are_averaged_over_positions():
+    scores, y = torch.randn(2, 4, 5), torch.randn(2, 4, 5).softmax(1)
+    losses = ExampleLosses(nn.CrossEntropyLoss())(scores, y)
+    assert torch.allclose(losses, F.cross_entropy(scores, y, reduction="none").mean(1))
+
+
+@pytest.mark.parametrize("loss_fn", [nn.KLDivLoss(reduction="batchmean"), partial(F.kl_div, reduction="batchmean")])
+def test_batchmean_sums_within_an_example(loss_fn):
+    scores, y = torch.randn(4, 3).log_softmax(1), torch.randn(4, 3).softmax(1)
+    assert torch.allclose(ExampleLosses(loss_fn)(scores, y).mean(), loss_fn(scores, y))
+
+
+def test_a_reduction_of_unknown_meaning_is_refused():
+    loss_fn = nn.MSELoss()
+    loss_fn.reduction = "median"
+    with pytest.raises(ValueError, match="median is not a valid value for reduction"):
+        ExampleLosses(loss_fn)(torch.zeros(2, 3), torch.zeros(2, 3))

@@ -365,49 +365,16 @@ def test_an_activation_that_the_network_keeps_does_not_outlive_the_pass():
     assert close(found.flat_grad, expected.flat_grad, 1e-5)
 
 
-class TestLosses:
-    def test_ignored_positions_do_not_scale_an_example(self):
-        network = nn.Conv1d(4, 3, 1)
-        x, y = torch.randn(2, 4, 5), torch.tensor([[0, 1, 2, 0, 1], [2, 1, -100, -100, -100]])
-        for loss_fn in (nn.CrossEntropyLoss(), F.cross_entropy, partial(F.cross_entropy, ignore_index=-100)):
-            unit = ClippedUnit(1, 2)
-            whole = LoopEngine(unit).clipped_sum(network, loss_fn, Batch(x, y), clip_of(bound=1e9))
-            short = LoopEngine(unit).clipped_sum(network, loss_fn, Batch(x[1:, :, :2], y[1:, :2]), clip_of(bound=1e9))
-            assert whole.norms[1].item() == pytest.approx(short.norms[0].item(), rel=1e-5)
-            assert_loops_numbers(BookKeepingEngine(unit), network, x, y, loss_fn)
-            assert_loops_numbers(VmapEngine(unit), network, x, y, loss_fn)
-
-    def test_the_mean_of_a_batch_of_one_equals_torchs_even_if_all_targets_are_ignored(self):
-        from mechanisms.engines.losses import ExampleLosses
-
-        scores = torch.randn(3, 4, 5)
-        y = torch.tensor([[0, 1, -100, 2, 3], [-100] * 5, [3, 2, 1, 0, 0]])
-        losses = ExampleLosses(nn.CrossEntropyLoss())(scores, y)
-        expected = [F.cross_entropy(scores[row : row + 1], y[row : row + 1]) for row in (0, 2)]
-        assert torch.allclose(losses[[0, 2]], torch.stack(expected))
-        assert losses[1] == 0
-
-    def test_probabilities_as_targets_are_averaged_over_positions(self):
-        from mechanisms.engines.losses import ExampleLosses
-
-        scores, y = torch.randn(2, 4, 5), torch.randn(2, 4, 5).softmax(1)
-        losses = ExampleLosses(nn.CrossEntropyLoss())(scores, y)
-        assert torch.allclose(losses, F.cross_entropy(scores, y, reduction="none").mean(1))
-
-    @pytest.mark.parametrize("loss_fn", [nn.KLDivLoss(reduction="batchmean"), partial(F.kl_div, reduction="batchmean")])
-    def test_batchmean_sums_within_an_example(self, loss_fn):
-        from mechanisms.engines.losses import ExampleLosses
-
-        scores, y = torch.randn(4, 3).log_softmax(1), torch.randn(4, 3).softmax(1)
-        assert torch.allclose(ExampleLosses(loss_fn)(scores, y).mean(), loss_fn(scores, y))
-
-    def test_a_reduction_of_unknown_meaning_is_refused(self):
-        from mechanisms.engines.losses import ExampleLosses
-
-        loss_fn = nn.MSELoss()
-        loss_fn.reduction = "median"
-        with pytest.raises(ValueError, match="median is not a valid value for reduction"):
-            ExampleLosses(loss_fn)(torch.zeros(2, 3), torch.zeros(2, 3))
+def test_ignored_positions_do_not_scale_an_example():
+    network = nn.Conv1d(4, 3, 1)
+    x, y = torch.randn(2, 4, 5), torch.tensor([[0, 1, 2, 0, 1], [2, 1, -100, -100, -100]])
+    for loss_fn in (nn.CrossEntropyLoss(), F.cross_entropy, partial(F.cross_entropy, ignore_index=-100)):
+        unit = ClippedUnit(1, 2)
+        whole = LoopEngine(unit).clipped_sum(network, loss_fn, Batch(x, y), clip_of(bound=1e9))
+        short = LoopEngine(unit).clipped_sum(network, loss_fn, Batch(x[1:, :, :2], y[1:, :2]), clip_of(bound=1e9))
+        assert whole.norms[1].item() == pytest.approx(short.norms[0].item(), rel=1e-5)
+        assert_loops_numbers(BookKeepingEngine(unit), network, x, y, loss_fn)
+        assert_loops_numbers(VmapEngine(unit), network, x, y, loss_fn)
 
 
 class Adapted(nn.Module):

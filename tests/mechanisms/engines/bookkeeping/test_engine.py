@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from mechanisms.engines import Batch, BookKeepingEngine, LoopEngine, choose_engine
+from mechanisms.engines import Batch, BookKeepingEngine, LoopEngine
 from mechanisms.engines.bookkeeping import engine as module
 from mechanisms.engines.bookkeeping.layers.rules import LAYER_RULES, layer_rule
 from mechanisms.units import ClippedUnit
@@ -356,33 +356,6 @@ def test_a_layer_whose_gradient_flows_only_to_a_users_tensor_is_exact(assert_exa
 def test_options_that_leak_or_connect_examples_are_refused(layer, word):
     network = nn.Sequential(layer, nn.Flatten(), nn.Linear(6, 3))
     assert word in refusal(network, torch.randint(0, 5, (4, 2)), torch.tensor([0, 1, 2, 0]))
-
-
-def test_auto_prefers_book_keeping_and_says_why(clip):
-    network, (x, y) = cnn(), images()
-    choice = choose_engine("auto", network, nn.CrossEntropyLoss(), ClippedUnit(1, 6), Batch(x[:1], y[:1]))
-    assert isinstance(choice.engine, BookKeepingEngine)
-    assert "bookkeeping" in choice.reason
-    choice.engine.clipped_sum(network, nn.CrossEntropyLoss(), Batch(x, y), clip)
-    text = choice.engine.explain()
-    assert "0 (Conv2d): layer rule" in text
-    assert "instantiate" in text
-
-
-def test_auto_falls_back_and_says_why():
-    class Stray(nn.Linear):
-        def forward(self, x):
-            return F.linear(x, self.weight) @ Stray.other.weight
-
-    network = nn.ModuleList([nn.Linear(3, 3)])
-    Stray.other = network[0]
-    network.append(Stray(3, 3))
-    network.forward = lambda x: network[1](x)
-    choice = choose_engine(
-        "auto", network, nn.CrossEntropyLoss(), ClippedUnit(1, 4), Batch(torch.randn(2, 3), torch.tensor([0, 1]))
-    )
-    assert choice.engine.name != "bookkeeping"
-    assert "not 'bookkeeping' because" in choice.reason
 
 
 @pytest.mark.parametrize("group", [1, 2])

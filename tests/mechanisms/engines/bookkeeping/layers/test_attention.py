@@ -17,7 +17,9 @@ from torch.overrides import TorchFunctionMode
 from torchvision.models.vision_transformer import VisionTransformer
 
 from mechanisms.engines import Batch, BookKeepingEngine, LoopEngine
+from mechanisms.engines.bookkeeping.call_modes import ByExample
 from mechanisms.engines.bookkeeping.pool_first import PoolFirst
+from mechanisms.engines.bookkeeping.sites import find_sites
 from mechanisms.engines.isolation.isolated import isolated
 from mechanisms.units import ClippedUnit
 
@@ -127,3 +129,47 @@ def test_attention_inside_a_layers_function_sees_the_rows_of_all_examples(monkey
     assert F.scaled_dot_product_attention is noted
     assert torch.allclose(found, expected, atol=1e-6)
     assert torch.allclose(*(torch.autograd.grad(out.square().sum(), x)[0] for out in (found, expected)), atol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"batch_first": True}, {"bias": False}, {"add_bias_kv": True}, {"kdim": 8, "vdim": 8, "bias": False}],
+    ids=str,
+)
+@pytest.mark.parametrize("crossed", [False, True])
+def test_attention_is_exact_with_masks_and_weights(assert_exact, options, crossed, dtype):
+    class Attentive(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.lift, self.attention = nn.Linear(5, 8), nn.MultiheadAttention(8, 2, **options)
+            self.head, self.first = nn.Linear(8, 3), options.get("batch_first", False)
+
+        def forward(self, x):
+            h = self.lift(x if self.first else x.transpose(0, 1))
+            causal = torch.ones(6, 6, dtype=torch.bool).triu(1)
+            padding = torch.zeros(len(x), 6, dtype=torch.bool)
+            padding[:, -1] = True
+            other = h.tanh() if crossed else h
+            mixed, weights = self.attention(h, other, other, padding, self.first, causal)
+            extra = 0 if weights is None else weights.square().sum((1, 2)).unsqueeze(1)
+            return self.head(mixed.mean(1 if self.first else 0)) + extra * torch.arange(3)
+
+    if "add_bias_kv" in options:  # rare options, which run example by example
+        sites = {site.name: site.how for site in find_sites(Attentive())}
+        assert isinstance(sites["attention"], ByExample)
+    assert_exact(Attentive().to(dtype), torch.randn(4, 6, 5, dtype=dtype), torch.randint(0, 3, (4,)))
+
+
+def test_a_transformer_encoder_with_learnt_positions_is_exact(assert_exact):
+    class Encoder(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.tokens, self.positions = nn.Embedding(20, 8), nn.Embedding(7, 8)
+            self.core = nn.TransformerEncoderLayer(8, 2, 16, dropout=0.0, batch_first=True)
+            self.head = nn.Linear(8, 3)
+
+        def forward(self, x):
+            return self.head(self.core(self.tokens(x) + self.positions(torch.arange(x.shape[1]))).mean(1))
+
+    assert_exact(Encoder(), torch.randint(0, 20, (5, 7)), torch.randint(0, 3, (5,)))
