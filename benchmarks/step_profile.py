@@ -21,7 +21,7 @@ from steps import engine_step, fresh_network, optimizer_of
 from workloads import Workload
 
 from mechanisms.engines.bookkeeping import engine, terms
-from mechanisms.engines.bookkeeping.formulas import PlanBook
+from mechanisms.engines.bookkeeping.formulas import FormulaBook
 from mechanisms.noise import Gaussian
 
 ENGINE = "bookkeeping"
@@ -31,8 +31,8 @@ STAGES: dict[str, tuple[tuple[Any, str], ...]] = {
     "forward pass": ((engine, "record_forward"),),
     "gradients of the outputs": ((engine, "record_backward"),),
     "layers' terms (squared norms)": (
-        (terms.Arrivals, "take"),
-        (engine, "jobs_of"),
+        (terms.EarlyTerms, "on_gradient"),
+        (engine, "layer_uses"),
         (engine, "terms_of"),
     ),
     "norms and clip factors": ((engine, "_norms"), (engine, "bounded_factors")),
@@ -83,13 +83,13 @@ class Stopwatch:
         return watched
 
     def around_terms(self, run: Callable[..., Any]) -> Callable[..., Any]:
-        """``PlanBook.run``, timed for each parameter."""
+        """``FormulaBook.run``, timed for each parameter."""
 
         @wraps(run)
-        def watched(book: PlanBook, key: tuple[Any, ...], *args: Any) -> Any:
+        def watched(book: FormulaBook, key: tuple[Any, ...], *args: Any) -> Any:
             begun = time.perf_counter()
             term = run(book, key, *args)
-            self.terms[-1][f"{key[0]}.{key[1]} | {book.choices[key].plan}"] += time.perf_counter() - begun
+            self.terms[-1][f"{key[0]}.{key[1]} | {book.choices[key].formula}"] += time.perf_counter() - begun
             return term
 
         return watched
@@ -102,7 +102,7 @@ class Stopwatch:
                 for owner, attribute in functions:
                     timed = self.around(name, getattr(owner, attribute))
                     undo.enter_context(patch.object(owner, attribute, timed))
-            undo.enter_context(patch.object(PlanBook, "run", self.around_terms(PlanBook.run)))
+            undo.enter_context(patch.object(FormulaBook, "run", self.around_terms(FormulaBook.run)))
             yield
 
 
@@ -143,7 +143,10 @@ def profile(workload: Workload, size: int, rounds: int, seconds: float) -> list[
         *_table(f"Plain step, {named}", plain_steps, ["forward pass", "backward pass", "update"]),
         *_table(f"Private step, {named}, engine `{ENGINE}`", watch.steps, [*STAGES, OTHER]),
         *_table(
-            f"Layers' terms of {named}, by parameter and plan", watch.terms, list(watch.terms[-1]), "parameter | plan"
+            f"Layers' terms of {named}, by parameter and formula",
+            watch.terms,
+            list(watch.terms[-1]),
+            "parameter | formula",
         ),
     ]
 

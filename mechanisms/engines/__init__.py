@@ -1,4 +1,4 @@
-"""Engines: the clipped sum of per-example gradients, by a choice of ways to one number."""
+"""Engines: several ways to compute the same clipped sum of per-example gradients."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The engine protocol: the clipped sum, the norms, and the bound one example can move the sum by."""
+"""The engine protocol: the clipped sum, the norms, and the bound on how far one example can move the sum."""
 
 from __future__ import annotations
 
@@ -27,19 +27,19 @@ from monitors.registry import Registry
 
 ENGINES: Registry[type[Engine]] = Registry("engine")
 
-#: Clipped norms stay this much (relative) below their bound, so that rounding in float32 cannot lift one above it.
+#: Relative margin between clipped norms and their bound, so that rounding in float32 cannot exceed the bound.
 ROUNDING_MARGIN = 1e-6
 
 
 @dataclass(frozen=True)
 class ClippedSum:
-    """Sum of clipped unit gradients, with the bound one example can move it by.
+    """Sum of clipped unit gradients, with the bound on how far one example can move it.
 
     Args:
         flat_grad: Sum over units, shape (P,); private until noise is added.
-        norms: Norms before clipping, shape (units, blocks), NaN or infinite for a unit that was left out; private.
-        sensitivity: L2, for adding or removing one example.
-        norm_bound: The clip mechanism's bound in force; the noise is scaled by it.
+        norms: Norms before clipping, shape (units, blocks); NaN or infinite for a unit that was left out; private.
+        sensitivity: L2 sensitivity to adding or removing one example.
+        norm_bound: The clip mechanism's current bound, which scales the noise.
         loss: Mean loss of the drawn examples (NaN for none); private.
         rejected: Units left out because their gradient was not finite; private.
     """
@@ -54,7 +54,7 @@ class ClippedSum:
 
 @dataclass(frozen=True)
 class PartialSum:
-    """What one physical chunk tells beside its sum: norms (units, blocks) and the sum of its examples' losses."""
+    """Results of one physical chunk besides its sum: norms (units, blocks) and the sum of the examples' losses."""
 
     norms: Tensor
     loss_sum: Tensor
@@ -63,20 +63,21 @@ class PartialSum:
 class Engine(ABC):
     """Computes ``sum_u min(1, bound / |g_u|) g_u`` over the units of a batch.
 
-    Law: every engine gives the numbers of the one-example loop. ``physical_batch_size`` bounds memory and changes no
-    number beyond the order of additions.
+    Law: each engine gives the numbers of the one-example loop. ``physical_batch_size`` bounds memory and changes
+    nothing but the order of additions.
 
     Args:
-        unit: What is clipped as one vector.
-        physical_batch_size: Most examples (in expectation, for groups) in memory at once; None for the whole batch.
+        unit: The clipped unit.
+        physical_batch_size: Maximum number of examples (in expectation, for groups) in memory at once; None: the whole
+            batch.
     """
 
     name: ClassVar[str]
-    #: What shows that an example reaches the sum by its own gradient alone, in words.
+    #: Why an example affects the sum through its own gradient only, in words.
     proof: ClassVar[str]
-    #: Whether code of the network sees numbers, not only the tensors of an isolated pass.
+    #: Whether the network's code can read values, which it cannot in an isolated pass.
     shows_values: ClassVar[bool] = False
-    #: An engine that works in another way, which is asked where this one and the one-example loop disagree.
+    #: An independent engine that decides if this one and the one-example loop disagree.
     witness: ClassVar[type[Engine] | None] = None
 
     def __init__(self, unit: ClippedUnit, physical_batch_size: int | None = None) -> None:
@@ -89,10 +90,10 @@ class Engine(ABC):
     @classmethod
     @abstractmethod
     def refuses(cls, network: nn.Module, loss_fn: LossFunction, unit: ClippedUnit, example: Batch) -> str | None:
-        """None when this engine can take the network, else the reason in words.
+        """None if this engine supports the network, else the reason in words.
 
         Args:
-            network: In the mode it will be trained in.
+            network: The network, in the mode in which it will be trained.
             loss_fn: The user's loss.
             unit: The clipped unit.
             example: A batch of one or two examples with the shapes and types of the data.
@@ -110,16 +111,16 @@ class Engine(ABC):
     ) -> PartialSum:
         """Add the clipped sum of one non-empty chunk to ``total``, shape (P,).
 
-        Each pass through the network is made inside of ``boundary.around``, and calls it inside of
+        Implementations run each pass inside ``boundary.around``, and call the network inside
         ``boundary.user_code``. Unit ids of the chunk are 0 .. ``batch.num_units`` - 1.
         """
 
     @classmethod
     def run_unwatched(cls, network: nn.Module, loss_fn: LossFunction, example: Batch) -> None:
-        """One pass over the first example, as most passes of a training are made; nothing of it is kept.
+        """Run one pass over the first example in the way most training passes run; discard the result.
 
-        The first passes of an engine are watched by a dispatch mode, under which PyTorch composes some losses of other
-        operators: one that runs watched may fail unwatched.
+        The first passes of an engine run under a dispatch mode, for which PyTorch decomposes some losses into different
+        operators: a pass that succeeds there may fail without the mode.
         """
         engine, clip = cls(ClippedUnit(1, 1)), Fixed()
         engine.boundary.isolation = "trust"
@@ -129,25 +130,25 @@ class Engine(ABC):
 
     @property
     def held_bytes(self) -> int:
-        """Bytes that are kept from step to step to be used again."""
+        """Number of bytes kept for reuse between steps."""
         return 0
 
     def release(self) -> None:
-        """Let go of what is kept from step to step to be used again; the next step takes it anew."""
+        """Free the memory kept for reuse between steps; the next step allocates it again."""
         return
 
     def explain(self) -> str:
-        """How this engine computes the sums, for people; more is known once a batch has been seen."""
+        """Say how this engine computes the sums; more is known after the first batch."""
         limit = self.physical_batch_size
         return f"engine {self.name!r}" + (f", at most {limit} examples at once" if limit else "")
 
     def explain_isolation(self) -> str:
-        """What shows that an example reaches the sum by its own gradient alone, for people."""
+        """Say why an example affects the sum through its own gradient only."""
         if self.boundary.isolation == "trust":
             return (
                 f"isolation: not verified; {self.proof}, but state that passes leave behind is kept (isolation='trust')"
             )
-        return f"isolation: verified; {self.proof}, and the state of network and loss is put back after each"
+        return f"isolation: verified; {self.proof}, and the state of the network and the loss is restored after each"
 
     @plain_modes()
     def clipped_sum(
@@ -160,18 +161,18 @@ class Engine(ABC):
     ) -> ClippedSum:
         """Clip each unit's gradient and add them up.
 
-        Guarantees: each unit contributes at most ``clip.norm_bound``; a unit whose gradient is not finite contributes
-        exactly zero; an empty batch gives zeros; parameters' ``grad`` and the network's state are left as they were.
+        Guarantees: each unit contributes at most ``clip.norm_bound``; a unit with a non-finite gradient contributes
+        exactly zero; an empty batch gives zeros; the parameters' ``grad`` and the network's state do not change.
 
         Args:
-            network: Any module; its trainable parameters, P entries in all, are differentiated.
-            loss_fn: ``loss_fn(outputs, targets)``, see ``ExampleLosses``.
+            network: Any module; P is the total number of entries of its trainable parameters.
+            loss_fn: ``loss_fn(outputs, targets)``; see ``ExampleLosses``.
             batch: The drawn sample, possibly empty.
             clip: A started clip mechanism.
-            out: None, or a vector (P,) of the type of norms and sums, to be overwritten by the sum.
+            out: Receives the sum: a vector (P,) in the dtype of norms and sums. None: a new one.
 
         Raises:
-            ConfigError: torch is set to coarse products of float32.
+            ConfigError: torch is set to reduced-precision float32 products.
         """
         require_full_products()
         layout = FlatLayout.of(network)
@@ -186,7 +187,7 @@ class Engine(ABC):
             norms.append(part.norms)
         all_norms = torch.cat(norms)
         broken = (~torch.isfinite(all_norms).all(dim=1)).sum()
-        loss, rejected = torch.stack((loss_sum.double(), broken.double())).tolist()  # one wait for a GPU
+        loss, rejected = torch.stack((loss_sum.double(), broken.double())).tolist()  # a single wait for the GPU
         return ClippedSum(
             flat_grad=total,
             norms=all_norms,
@@ -198,10 +199,10 @@ class Engine(ABC):
 
 
 def chunks(batch: Batch, unit: ClippedUnit, physical_batch_size: int | None) -> Iterator[Batch]:
-    """Cut a batch into non-empty physical chunks without dividing a unit; group ids are renumbered from 0.
+    """Cut a batch into non-empty physical chunks without splitting a unit; group ids are renumbered from 0.
 
-    Every unit appears in exactly one chunk, units without members included. Chunks are of about the same size: a small
-    last one would take almost as long as the others.
+    Each unit, even one without members, appears in exactly one chunk. Chunks have about the same size: a small last
+    chunk would take almost as long as the others.
     """
     limit = physical_batch_size or max(batch.size, batch.num_units, 1)
     if batch.group_ids is None:
@@ -219,24 +220,25 @@ def chunks(batch: Batch, unit: ClippedUnit, physical_batch_size: int | None) -> 
 
 
 def even(size: int, parts: int) -> int:
-    """Size of the largest of ``parts`` parts of about the same size; at least 1."""
+    """Size of the largest of ``parts`` nearly equal parts; at least 1."""
     return max(1, math.ceil(size / max(parts, 1)))
 
 
 def bounded_factors(norms: Tensor, clip: ClipMechanism, entries: int) -> Tensor:
     """The clip mechanism's factors, made safe: shape (units, blocks) like ``norms``.
 
-    Whatever the mechanism answers, no unit leaves a block with more than its bound, and a unit with a norm that is not
-    finite in any block gets factor 0 everywhere.
+    Whatever the mechanism returns, no unit exceeds the bound of a block, and a unit with a non-finite norm in any block
+    gets factor 0 in all blocks.
 
     Args:
         norms: Shape (units, blocks).
         clip: A started clip mechanism.
-        entries: Entries of a unit's gradient; squares too small for the type may be missing from a norm.
+        entries: Number of entries of a unit's gradient. Their squares may underflow, so that a norm comes out too small
+            by an amount that depends on it.
 
     Raises:
-        UnprotectedUpdateError: The bounds of the blocks together exceed the bound that is accounted for, or the network
-            has left a mode on.
+        UnprotectedUpdateError: The bounds of the blocks together exceed the accounted bound, or the network has left a
+            mode on.
     """
     require_unwatched()
     finite = torch.isfinite(norms).all(dim=1, keepdim=True)
@@ -249,17 +251,17 @@ def bounded_factors(norms: Tensor, clip: ClipMechanism, entries: int) -> Tensor:
 
 
 def block_bounds_of(clip: ClipMechanism, blocks: int) -> list[float]:
-    """The clip mechanism's bounds of ``blocks`` blocks.
+    """The clip mechanism's bounds for ``blocks`` blocks.
 
     Raises:
-        UnprotectedUpdateError: Together they exceed the bound that is accounted for.
+        UnprotectedUpdateError: Together they exceed the accounted bound.
     """
     bounds = clip.block_bounds(blocks)
     whole = math.hypot(*bounds)
     if len(bounds) != blocks or not whole <= clip.norm_bound * (1 + ROUNDING_MARGIN / 2):
         raise UnprotectedUpdateError(
-            f"{type(clip).__name__}.block_bounds({blocks}) gives {len(bounds)} bounds with root sum of squares "
-            f"{whole:.9g}, but the noise and the ledger go by norm_bound={clip.norm_bound:.9g}; return {blocks} bounds "
+            f"{type(clip).__name__}.block_bounds({blocks}) returns {len(bounds)} bounds with root sum of squares "
+            f"{whole:.9g}, but the noise and the ledger use norm_bound={clip.norm_bound:.9g}; return {blocks} bounds "
             "whose squares add up to at most its square"
         )
     return bounds
@@ -269,13 +271,13 @@ def clip_rows(unit_grads: Tensor, clip: ClipMechanism, layout: FlatLayout, total
     """Clip materialised unit gradients and add them to a sum.
 
     Args:
-        unit_grads: Shape (units, P); rows that are not finite are overwritten with zeros.
+        unit_grads: Shape (units, P); non-finite rows are overwritten with zeros.
         clip: A started clip mechanism.
-        layout: Where each parameter lies.
-        total: Shape (P,); the clipped gradients are added to it.
+        layout: Position of each parameter.
+        total: Shape (P,); receives the clipped gradients.
 
     Returns:
-        The norms before clipping (units, blocks).
+        The norms before clipping, shape (units, blocks).
     """
     block_of = clip.blocks(layout.names)
     columns = layout.columns(unit_grads)
@@ -291,7 +293,7 @@ def clip_rows(unit_grads: Tensor, clip: ClipMechanism, layout: FlatLayout, total
 
 
 def group_rows(example_grads: Tensor, batch: Batch, unit: ClippedUnit) -> Tensor:
-    """Unit gradients (units, P) from example gradients (B, P): the members' sum over the constant group size."""
+    """Unit gradients (units, P) from example gradients (B, P): the sum of the members over the constant group size."""
     if batch.group_ids is None:
         return example_grads
     grouped = example_grads.new_zeros(batch.num_units, example_grads.shape[1])

@@ -1,4 +1,4 @@
-"""One drawn sample of the data, and how to take it apart."""
+"""One drawn sample of the data, and helpers to take it apart."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
-#: What PyTorch says where something is to be differentiated that has no graph.
+#: Part of PyTorch's error for differentiating something without a graph.
 _NO_GRAPH = "does not require grad"
 
 
 def map_tensors(function: Callable[[Tensor], Tensor], value: Any) -> Any:
-    """Apply ``function`` to each tensor of a nest of tuples, lists and dicts."""
+    """Apply ``function`` to each tensor in nested tuples, lists and dicts."""
     if isinstance(value, Tensor):
         return function(value)
     if isinstance(value, dict):
@@ -23,11 +23,11 @@ def map_tensors(function: Callable[[Tensor], Tensor], value: Any) -> Any:
     if isinstance(value, (tuple, list)):
         parts = [map_tensors(function, part) for part in value]
         return type(value)(*parts) if hasattr(value, "_fields") else type(value)(parts)
-    raise TypeError(f"a batch must be made of tensors in tuples, lists and dicts, got {type(value).__name__}")
+    raise TypeError(f"a batch must consist of tensors in tuples, lists and dicts, got {type(value).__name__}")
 
 
 def first_tensor(value: Any) -> Tensor:
-    """The first tensor of a nest of tuples, lists and dicts."""
+    """The first tensor in nested tuples, lists and dicts."""
     if isinstance(value, Tensor):
         return value
     parts = list(value.values()) if isinstance(value, dict) else list(value)
@@ -35,7 +35,7 @@ def first_tensor(value: Any) -> Tensor:
 
 
 def all_tensors(value: Any) -> list[Tensor]:
-    """The tensors of a nest of tuples, lists and dicts, in order."""
+    """The tensors in nested tuples, lists and dicts, in order."""
     found: list[Tensor] = []
 
     def keep(tensor: Tensor) -> Tensor:
@@ -47,27 +47,27 @@ def all_tensors(value: Any) -> list[Tensor]:
 
 
 def costs_a_wait(value: Tensor) -> bool:
-    """Whether a look at the numbers of ``value`` makes the host wait for the device that computes them."""
+    """Whether reading the values of ``value`` makes the host wait for the device that computes them."""
     return value.device.type != "cpu"
 
 
 def call_network(network: nn.Module | Callable[..., Tensor], x: Any) -> Any:
-    """``network(x)``; a tuple or list is spread over positional arguments, a dict over named ones."""
+    """``network(x)``; tuples and lists are unpacked into positional arguments, dicts into keyword arguments."""
     if isinstance(x, dict):
         return network(**x)
     return network(*x) if isinstance(x, (tuple, list)) else network(x)
 
 
 def lacks_graph(error: RuntimeError) -> bool:
-    """Whether something was differentiated that was computed without gradients."""
+    """Whether the error says that something computed without gradients was differentiated."""
     return _NO_GRAPH in str(error)
 
 
 def outputs_of(network: nn.Module | Callable[..., Tensor], x: Any) -> Any:
-    """What ``call_network`` gives, without the graph of autograd.
+    """The result of ``call_network``, without an autograd graph.
 
-    A network that differentiates in its forward pass (a physics-informed one, a gradient penalty) cannot run without
-    gradients; its outputs are detached.
+    A network that differentiates in its forward pass (physics-informed, or with a gradient penalty) cannot run without
+    gradients; its outputs are detached instead.
 
     Example:
         >>> def slope(t):
@@ -94,9 +94,9 @@ class Batch:
     Args:
         x: Inputs: a tensor, or a tuple, list or dict of tensors, each of shape (B, ...).
         y: Targets, likewise.
-        group_ids: None when each example is a unit of its own; else the unit of each example, int64 of shape (B,) with
-            values in [0, ``units``).
-        units: Number of units; required with ``group_ids`` (units without members count too).
+        group_ids: None if each example is a unit; else the unit of each example, int64 of shape (B,) with values in
+            [0, ``units``).
+        units: Number of units, including those without members; required with ``group_ids``.
     """
 
     x: Any
@@ -115,6 +115,6 @@ class Batch:
         return self.size if self.group_ids is None else int(self.units or 0)
 
     def select(self, rows: Tensor | slice) -> Batch:
-        """The batch of ``rows`` alone; group ids are kept as they are."""
+        """The batch of only these ``rows``; group ids are not renumbered."""
         ids = None if self.group_ids is None else self.group_ids[rows]
         return Batch(map_tensors(lambda t: t[rows], self.x), map_tensors(lambda t: t[rows], self.y), ids, self.units)

@@ -1,4 +1,4 @@
-"""``engine="auto"``: the fastest engine that can take the network, and the reason in words."""
+"""``engine="auto"``: the fastest engine that supports the network, and the reason in words."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ from mechanisms.engines.probing import preserve_state
 from mechanisms.units import ClippedUnit
 from monitors.errors import UnsupportedModuleError
 
-#: Fastest first; the last one takes everything.
+#: Fastest first; the last one supports everything.
 PREFERENCE: tuple[str, ...] = ("bookkeeping", "vmap", "loop")
 
 
-#: Takes every network whose isolation is trusted.
+#: Supports every network whose isolation is trusted.
 _LAST_RESORT = "loop"
 
 
@@ -33,9 +33,9 @@ class Choice:
     """An engine and why it was chosen.
 
     Args:
-        engine: Ready for use.
-        reason: One sentence for people.
-        slower: Why it is not the fastest engine, in a sentence for people; empty where it is, or was asked for.
+        engine: The engine, ready for use.
+        reason: The reason, in one sentence.
+        slower: Why it is not the fastest engine, in one sentence; empty if it is, or if it was requested by name.
     """
 
     engine: Engine
@@ -56,33 +56,35 @@ def choose_engine(
     preference: Sequence[str] = PREFERENCE,
     isolation: str = "verified",
 ) -> Choice:
-    """The engine called ``name``, or for ``"auto"`` the first of ``preference`` that can take the network.
+    """The engine called ``name``, or for ``"auto"`` the first in ``preference`` that supports the network.
 
     Args:
         name: ``"auto"`` or a registered engine.
-        network: In the mode it will be trained in.
+        network: The network, in the mode in which it will be trained.
         loss_fn: The user's loss.
         unit: The clipped unit.
-        example: A few examples with the shapes and types of the data; no result of it is kept.
-        physical_batch_size: Passed to the engine; ``"auto"`` for what fits ``memory_budget``.
-        memory_budget: Bytes that a step may take with ``"auto"``; default half of the free memory.
-        options: Further keyword arguments of the engine, such as ``precision="bf16"``; ``"auto"`` passes over the
-            engines that do not take them.
-        preference: Order in which ``"auto"`` tries.
-        isolation: ``"verified"`` refuses a network that keeps something of an example where it cannot be put back;
-            ``"trust"`` takes it as it is.
+        example: A few examples with the shapes and types of the data; results are discarded.
+        physical_batch_size: Passed to the engine; ``"auto"``: as many examples as fit ``memory_budget``.
+        memory_budget: Bytes that a step may use with ``"auto"``. Default: half of the free memory.
+        options: Further keyword arguments of the engine, such as ``precision="bf16"``; ``"auto"`` skips engines that do
+            not accept them.
+        preference: Order in which ``"auto"`` tries the engines.
+        isolation: ``"verified"`` refuses a network that keeps state of an example that cannot be restored; ``"trust"``
+            accepts it.
 
     Raises:
-        UnsupportedModuleError: The named engine cannot take the network, or none can; says why.
+        UnsupportedModuleError: The named engine, or every engine, does not support the network; says why.
         ValueError: Unknown name, or a physical batch size that is neither a number nor ``"auto"``.
-        ConfigError: torch is set to coarse products of float32.
+        ConfigError: torch is set to reduced-precision float32 products.
     """
     require_full_products()
     if isinstance(physical_batch_size, str) and physical_batch_size != "auto":
         raise ValueError(
             f"physical_batch_size must be a positive whole number, 'auto' or None, got {physical_batch_size!r}"
         )
-    example = Batch(*(map_tensors(torch.clone, value) for value in (example.x, example.y)))  # some write to their input
+    example = Batch(
+        *(map_tensors(torch.clone, value) for value in (example.x, example.y))
+    )  # networks may write to their input
     _refuse_reentrant(network, example)
     refusals: list[str] = []
     for candidate in preference if name == "auto" else (name,):
@@ -98,18 +100,22 @@ def choose_engine(
             return Choice(engine, _reason(candidate, refusals, asked=name != "auto"), _slower(candidate, refusals))
         refusals.append(f"not {candidate!r} because {refusal}")
         if name != "auto":
-            other = "engine='auto' or 'loop'" if name != _LAST_RESORT else "isolation='trust' if you know better"
+            other = (
+                "engine='auto' or 'loop'"
+                if name != _LAST_RESORT
+                else "isolation='trust' if you know that it treats examples independently"
+            )
             raise UnsupportedModuleError(f"engine {name!r} cannot be used: {refusal}. Use {other}")
     raise UnsupportedModuleError(
-        f"no engine can take this network: {'; '.join(refusals)}. If you know that it treats every example alone, "
+        f"no engine supports this network: {'; '.join(refusals)}. If you know that it treats examples independently, "
         "isolation='trust' trains it, and marks the ledger and the report"
     )
 
 
 def _reason(name: str, refusals: Sequence[str], *, asked: bool) -> str:
     if asked:
-        return f"engine {name!r} was asked for"
-    return "; ".join([f"engine {name!r}: the fastest exact one for this network", *refusals])
+        return f"engine {name!r} was requested"
+    return "; ".join([f"engine {name!r}: the fastest exact engine for this network", *refusals])
 
 
 def _slower(name: str, refusals: Sequence[str]) -> str:
@@ -135,14 +141,14 @@ def _refuse_reentrant(network: nn.Module, example: Batch) -> None:
         try:
             outputs = call_network(network, example.x)
         except Exception:
-            return  # the engines say better what is wrong
+            return  # the engines give a better message
     require_no_reentrant(outputs)
 
 
 def require_no_reentrant(outputs: Any) -> None:
     """Refuse outputs of a network with reentrant activation checkpoints.
 
-    Autograd silently leaves out what such a checkpoint holds when it is asked for the gradients of single tensors.
+    If asked for the gradients of specific tensors, autograd silently omits the contributions of such a checkpoint.
 
     Args:
         outputs: Computed with gradients.
@@ -160,7 +166,7 @@ def require_no_reentrant(outputs: Any) -> None:
         seen.add(node)
         if node.name() == "CheckpointFunctionBackward":
             raise UnsupportedModuleError(
-                "the network uses torch.utils.checkpoint with use_reentrant=True, inside of which no gradient of a "
-                "single example can be had; use use_reentrant=False"
+                "the network uses torch.utils.checkpoint with use_reentrant=True, inside which per-example gradients "
+                "cannot be computed; use use_reentrant=False"
             )
         ahead += [source for source, _ in node.next_functions]

@@ -1,4 +1,4 @@
-"""One unit at a time: the readable reference that every other engine is held to."""
+"""One unit at a time: the readable reference that all other engines must match."""
 
 from __future__ import annotations
 
@@ -22,16 +22,16 @@ from monitors.errors import UnprotectedUpdateError
 class LoopEngine(Engine):
     """One forward and backward pass per example (or per micro-batch group), with plain autograd.
 
-    Takes any network that PyTorch can differentiate; memory is that of one unit's pass plus one gradient.
+    Supports any network that PyTorch can differentiate. Memory: the pass of one unit plus one gradient.
     """
 
     name: ClassVar[str] = "loop"
-    proof: ClassVar[str] = "every unit passes through the network by itself"
+    proof: ClassVar[str] = "each unit passes through the network alone"
     shows_values: ClassVar[bool] = True
 
     @classmethod
     def refuses(cls, network: nn.Module, loss_fn: LossFunction, unit: ClippedUnit, example: Batch) -> str | None:
-        """Refuses a network or loss that keeps something of an example where it cannot be put back."""
+        """Refuse a network or loss that keeps state of an example that cannot be restored."""
         clip = Fixed()
         clip.start(1.0)
         probe = Batch(example.x, example.y)
@@ -39,7 +39,7 @@ class LoopEngine(Engine):
             cls(ClippedUnit(1, example.size)).clipped_sum(network, loss_fn, probe, clip)
         except UnprotectedUpdateError as error:
             return str(error)
-        except Exception:  # a faulty network or loss: its own error, in its own words, when it is trained
+        except Exception:  # a faulty network or loss raises its own error in training
             return None
         return None
 
@@ -52,7 +52,7 @@ class LoopEngine(Engine):
         layout: FlatLayout,
         total: Tensor,
     ) -> PartialSum:
-        """Clip unit after unit and add them up."""
+        """Clip one unit after the other and add them up."""
         loss_sum, norms, row = total.new_zeros(()), [], torch.empty_like(total)
         for index in range(batch.num_units):
             members = _members(batch, index)
@@ -64,7 +64,7 @@ class LoopEngine(Engine):
     def _unit_gradient(
         self, network: nn.Module, losses: ExampleLosses, members: Batch, layout: FlatLayout, out: Tensor
     ) -> Tensor:
-        """Write the gradient of one unit to ``out``, shape (P,); the sum of its losses."""
+        """Write the gradient of one unit to ``out``, shape (P,), and return the sum of its losses."""
         parameters = list(trainable_parameters(network).values())
         like = layout.zeros()
         if not members.size:
@@ -89,7 +89,7 @@ def _summed_loss(network: nn.Module, losses: ExampleLosses, members: Batch) -> T
 
 
 def _members(batch: Batch, unit: int) -> Batch:
-    """The examples of a unit in memory of their own: a view would lead to the rest of the batch."""
+    """Copies of the examples of a unit: from a view, the network could reach the rest of the batch."""
     if batch.group_ids is None:
         found = batch.select(slice(unit, unit + 1))
     else:

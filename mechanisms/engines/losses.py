@@ -1,4 +1,4 @@
-"""The loss of each example: any loss function, whatever its reduction over the batch."""
+"""The loss of each example, for any loss function and any reduction over the batch."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from monitors.errors import UnsupportedModuleError
 
 LossFunction = Callable[[Any, Any], Tensor]
 
-#: Reductions of torch's losses, and whether what an example has beyond the batch dimension is averaged.
+#: Reductions of torch's losses, and whether they average over the dimensions beyond the batch.
 _AVERAGED = {"mean": True, "elementwise_mean": True, "none": True, "sum": False, "batchmean": False}
 
-#: What a loss may raise that does not know ``reduction="none"``.
+#: Errors of losses that do not support ``reduction="none"``.
 _UNKNOWN_REDUCTION = (ValueError, KeyError, NotImplementedError, AssertionError)
 
 
@@ -28,18 +28,18 @@ class ExampleLosses:
     """Turns a loss function into one loss per example.
 
     A loss with a ``reduction`` (the losses of ``torch.nn`` and ``torch.nn.functional``) is evaluated with
-    ``reduction="none"``; what remains beyond the batch dimension (pixels, tokens, outputs) is averaged, or summed where
-    the reduction was ``"sum"`` or ``"batchmean"``. Targets that are ``ignore_index`` do not count in the average, so
-    that padding does not scale an example. Class weights keep their size: example i counts ``weight[y_i]`` times, with
-    no division by the other examples' weights. Any other callable is called on one example at a time, as a batch of
-    one. So is a loss that does not honour its ``reduction``, because its forward pass never reads it.
+    ``reduction="none"``. Dimensions beyond the batch (pixels, tokens, outputs) are then averaged, or summed if the
+    reduction was ``"sum"`` or ``"batchmean"``. Targets equal to ``ignore_index`` do not count in the average, so
+    padding does not scale an example. Class weights are not normalised: example i counts ``weight[y_i]`` times, without
+    division by the weights of other examples. Any other callable is called on one example at a time, as a batch of
+    one, and so is a loss whose forward pass ignores its ``reduction``.
 
     Args:
         loss_fn: ``loss_fn(outputs, targets)``; outputs (B, ...), targets (B, ...).
 
     Raises:
         ValueError: The loss cannot be called.
-        UnsupportedModuleError: On call, when the result is not one number per example.
+        UnsupportedModuleError: On call, if the result is not one number per example.
 
     Example:
         >>> import torch
@@ -59,7 +59,7 @@ class ExampleLosses:
 
     @property
     def vectorised(self) -> bool:
-        """Whether the losses of a batch come from one call, as they did in the last one."""
+        """Whether the losses of a batch come from one call, judging by the last call."""
         return self.unreduced is not None and self._honoured
 
     def __call__(self, outputs: Any, targets: Any) -> Tensor:
@@ -67,7 +67,7 @@ class ExampleLosses:
         size = first_tensor(targets).shape[0]
         losses = self._without_reducing(outputs, targets, size)
         if losses is None:
-            if size == 1:  # outputs of any type will do
+            if size == 1:  # outputs of any type are accepted
                 return self._of_one(outputs, targets).unsqueeze(0)
             return self._of_each(outputs, targets)
         if losses.dim() == 1:
@@ -78,14 +78,14 @@ class ExampleLosses:
         return rest.mean(1) if self._ignored is None else rest.sum(1) / _counted(rest, targets, self._ignored)
 
     def _without_reducing(self, outputs: Any, targets: Any, size: int) -> Tensor | None:
-        """What the loss gives with ``reduction="none"``, shape (B, ...); None if it does not honour that.
+        """The loss with ``reduction="none"``, shape (B, ...); None if the loss ignores that.
 
-        Every call is asked anew: an answer that was kept would let one example decide how the next ones are treated.
+        This is decided anew in each call: a remembered answer would let one example decide how later ones are treated.
         """
         if self.unreduced is None:
             return None
         losses: Any = None
-        with suppress(*_UNKNOWN_REDUCTION):  # an error that has other reasons is raised again for one example
+        with suppress(*_UNKNOWN_REDUCTION):  # an error with a different cause occurs again for one example
             losses = self.unreduced(outputs, targets)
         self._honoured = isinstance(losses, Tensor) and losses.shape[:1] == (size,)
         return losses if self._honoured else None
@@ -96,7 +96,7 @@ class ExampleLosses:
         if not has_rows_only(outputs, size):
             raise UnsupportedModuleError(
                 f"the outputs of {size} examples cannot be divided into examples: a tensor does not hold one row per "
-                "example, or there is an object of another type than tensors and plain values. Return rows"
+                "example, or an object is neither a tensor nor a plain value. Return one row per example"
             )
         return each_row(self._of_one, outputs, dims, targets, vectorised=True)
 
@@ -106,8 +106,8 @@ class ExampleLosses:
             raise UnsupportedModuleError(f"loss_fn must return a tensor, got {_described(loss)}")
         if loss.numel() != 1:
             raise UnsupportedModuleError(
-                f"loss_fn must give one number for a batch of one example, got shape {tuple(loss.shape)}; "
-                "average or sum it over everything but the batch"
+                f"loss_fn must return one number for a batch of one example, got shape {tuple(loss.shape)}; "
+                "average or sum over all dimensions but the batch"
             )
         return loss.reshape(())
 
@@ -125,19 +125,19 @@ class ExampleLosses:
         return None
 
     def _understands(self, reduction: str, ignored: Any) -> bool:
-        """Whether it is known what the reduction means for what an example has beyond the batch dimension."""
+        """Whether the meaning of the reduction for dimensions beyond the batch is known."""
         self._mean = _AVERAGED.get(reduction, True)
         self._ignored = ignored if isinstance(ignored, int) else None
         return reduction in _AVERAGED
 
 
 def _described(loss: Any) -> str:
-    """What a loss returned in place of a tensor, and what to change."""
+    """Describe what a loss returned instead of a tensor, and the remedy."""
     if loss is None:
-        return "None: it ends without a return"
+        return "None: it has no return statement"
     if isinstance(loss, (tuple, list, Mapping)):
-        return f"a {type(loss).__name__}: return the tensor to be differentiated alone, such as losses[0]"
-    return f"{loss!r} of type {type(loss).__name__}: leave out .item() and float()"
+        return f"a {type(loss).__name__}: return only the tensor to differentiate, such as losses[0]"
+    return f"{loss!r} of type {type(loss).__name__}: remove .item() and float()"
 
 
 def _parameters(loss_fn: LossFunction) -> Mapping[str, inspect.Parameter]:
@@ -148,7 +148,7 @@ def _parameters(loss_fn: LossFunction) -> Mapping[str, inspect.Parameter]:
 
 
 def _counted(losses: Tensor, targets: Any, ignored: int) -> Tensor | int:
-    """Positions of each example that are not ignored, at least 1: what torch divides by for a batch of one."""
+    """Number of positions of each example that are not ignored, at least 1: torch's divisor for a batch of one."""
     if not isinstance(targets, Tensor) or targets.is_floating_point() or targets[:1].numel() != losses[:1].numel():
-        return losses.shape[1]  # probabilities of classes, which are never ignored
+        return losses.shape[1]  # class probabilities are never ignored
     return targets.flatten(1).ne(ignored).sum(1).clamp(min=1)

@@ -1,4 +1,4 @@
-"""How many examples fit: the physical batch size that keeps a step under a memory budget."""
+"""The physical batch size that keeps a step within a memory budget."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ from mechanisms.engines.probing import preserve_state
 from monitors import checks
 from monitors.errors import ConfigError
 
-#: Share of the free memory that a step may use when no budget is stated.
+#: Share of the free memory that a step may use by default.
 FREE_SHARE = 0.5
 
-#: Units in the two trial steps from which memory per unit is found.
+#: Number of units in the two trial steps, from which the memory per unit is computed.
 _TRIALS = (2, 6)
 
 
-#: Where Linux says what limits the group of processes of a container, and what they use; version 2, then version 1.
+#: Files with the memory limit and usage of a container on Linux: control groups version 2, then version 1.
 _GROUP_FILES = (
     ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"),
     ("/sys/fs/cgroup/memory/memory.limit_in_bytes", "/sys/fs/cgroup/memory/memory.usage_in_bytes"),
@@ -38,10 +38,10 @@ _GROUP_FILES = (
 
 
 def free_memory(device: torch.device) -> int:
-    """Bytes that are free on ``device``; within a container no more than its limit leaves.
+    """Free bytes on ``device``; in a container, within its limit.
 
     Raises:
-        ConfigError: The system does not tell.
+        ConfigError: The system does not report it.
     """
     if device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[0])
@@ -61,13 +61,12 @@ def _free_pages() -> float:
         return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     except (AttributeError, OSError, ValueError) as error:
         raise ConfigError(
-            "how much memory is free cannot be told on this system; give physical_batch_size as a number instead of "
-            "'auto'"
+            "this system does not report its free memory; set physical_batch_size to a number instead of 'auto'"
         ) from error
 
 
 def _left_in_group() -> float:
-    """Bytes that a container's limit leaves, where there is one."""
+    """Bytes left within the limit of the container, if there is one."""
     for limit, used in _GROUP_FILES:
         try:
             return max(0, int(Path(limit).read_text()) - int(Path(used).read_text()))
@@ -79,20 +78,20 @@ def _left_in_group() -> float:
 def auto_physical_batch_size(
     engine: Engine, network: nn.Module, loss_fn: LossFunction, example: Batch, *, budget_bytes: int | None = None
 ) -> int:
-    """The most examples per chunk whose clipped sum stays within the budget; it changes no number.
+    """The largest number of examples per chunk that stays within the budget; it does not change the results.
 
-    Two trial steps on copies of ``example`` give the memory that every further unit takes; what the weights and the
-    data set take is not part of it. The network, its buffers and the random state are left as they were.
+    Two trial steps on copies of ``example`` give the memory per additional unit. The memory of the weights and of the
+    data set does not count. The network, its buffers and the random state are preserved.
 
     Args:
-        engine: Whose memory counts.
-        network: In the mode and on the device it will be trained in.
+        engine: The engine that will run.
+        network: The network, in the mode and on the device in which it will be trained.
         loss_fn: The user's loss.
         example: At least one example.
-        budget_bytes: Positive; default half of the free memory.
+        budget_bytes: Positive. Default: half of the free memory.
 
     Returns:
-        At least one unit's examples, even where that is more than the budget.
+        At least the examples of one unit, even if they exceed the budget.
 
     Example:
         >>> from mechanisms.engines import BookKeepingEngine
@@ -144,7 +143,7 @@ def _step(engine: Engine, network: nn.Module, loss_fn: LossFunction, batch: Batc
 
 
 def peak_bytes(device: torch.device, step: Callable[[], None]) -> int:
-    """Most bytes that tensors made by ``step`` held at one time; what engines keep (``held_bytes``) is left out."""
+    """Peak memory, in bytes, of tensors allocated by ``step``; excludes what engines keep (``held_bytes``)."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
         torch.cuda.reset_peak_memory_stats(device)
@@ -152,7 +151,7 @@ def peak_bytes(device: torch.device, step: Callable[[], None]) -> int:
         step()
         peak: int = torch.cuda.max_memory_allocated(device)
         return peak - before
-    step()  # what is computed once and kept is not part of a step
+    step()  # one-time allocations do not count
     allocations = _Allocations()
     with allocations:
         step()
@@ -160,7 +159,7 @@ def peak_bytes(device: torch.device, step: Callable[[], None]) -> int:
 
 
 class _Allocations(TorchDispatchMode):
-    """Counts the bytes of live storages that operations make."""
+    """Counts the bytes of live storages that operations allocate."""
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]

@@ -1,4 +1,4 @@
-"""Global modes of torch, kept away from norms, factors, sums and noise."""
+"""Keeps global modes of torch away from norms, factors, sums and noise."""
 
 from __future__ import annotations
 
@@ -18,20 +18,20 @@ from monitors.errors import ConfigError, UnprotectedUpdateError, UnsupportedModu
 
 @contextmanager
 def plain_modes() -> Iterator[str | None]:
-    """Autocast and inference mode are off within, and as before afterwards.
+    """Turn autocast and inference mode off inside, and restore them afterwards.
 
     Autocast would compute norms and sums of gradients with 8 bits; a clipped gradient could then exceed its bound. In
     inference mode there are no gradients.
 
     Yields:
-        What to tell the user, or None where no mode was on.
+        A note for the user, or None if no mode was on.
 
     Example:
-        >>> with torch.autocast("cpu"), plain_modes() as told:
+        >>> with torch.autocast("cpu"), plain_modes() as note:
         ...     torch.ones(2, 2).mm(torch.ones(2, 2)).dtype
         torch.float32
-        >>> told
-        "autocast is off while fit runs; DPModel(precision='bf16') uses it in the forward and backward pass alone"
+        >>> note
+        "autocast is off during fit; DPModel(precision='bf16') uses it in the forward and backward pass only"
     """
     lowered = [device for device in AUTOCAST_DEVICES if torch.is_autocast_enabled(device)]
     with ExitStack() as stack:
@@ -41,52 +41,51 @@ def plain_modes() -> Iterator[str | None]:
         if torch.is_inference_mode_enabled():
             stack.enter_context(torch.inference_mode(False))
         yield (
-            "autocast is off while fit runs; DPModel(precision='bf16') uses it in the forward and backward pass alone"
+            "autocast is off during fit; DPModel(precision='bf16') uses it in the forward and backward pass only"
             if lowered
             else None
         )
 
 
 def require_no_modes(network: nn.Module) -> None:
-    """Refuse modes that may change every result, and parameters that no gradient can reach.
+    """Refuse modes that may change any result, and parameters that cannot have a gradient.
 
     Args:
         network: The network to be trained.
 
     Raises:
-        ConfigError: A ``TorchFunctionMode`` or ``TorchDispatchMode`` is on, or an operator of PyTorch's has another
-            kernel.
-        UnsupportedModuleError: The network was made in inference mode.
+        ConfigError: A ``TorchFunctionMode`` or ``TorchDispatchMode`` is active, or a kernel of PyTorch was replaced.
+        UnsupportedModuleError: The network was created in inference mode.
     """
     for mode in _watching():
         raise ConfigError(
-            f"{type(mode).__name__} is active around fit: it sees, and may change, each operation of torch, those of "
-            "norms, clipping and noise too. Call fit outside of it; to measure or trace the network, call the network"
+            f"{type(mode).__name__} is active around fit: it sees, and may change, all operations of torch, including "
+            "those of norms, clipping and noise. Call fit outside it; to measure or trace the network, call the network"
         )
     replaced = replaced_kernel()
     if replaced is not None:
         raise ConfigError(
-            f"{replaced} has a kernel that was registered with torch.library: it would compute norms, clipping and "
-            "noise too. Take it back before fit (library._destroy()), or register it for an operator of your own"
+            f"{replaced} has a kernel that was registered with torch.library, which would also compute norms, clipping "
+            "and noise. Remove it before fit (library._destroy()), or register it for your own operator"
         )
     made = next((name for name, value in network.named_parameters() if value.is_inference()), None)
     if made is not None:
         raise UnsupportedModuleError(
-            f"parameter {made!r} was made in torch.inference_mode() and cannot be trained; build the network outside "
-            "of it, or copy the parameters"
+            f"parameter {made!r} was created in torch.inference_mode() and cannot be trained; build the network "
+            "outside it, or copy the parameters"
         )
 
 
 def require_unwatched() -> None:
-    """Refuse to clip where a mode would be shown the gradients: one that a network has entered and not left.
+    """Refuse to clip while a mode could see the gradients: one that the network has entered and not left.
 
     Raises:
-        UnprotectedUpdateError: A ``TorchFunctionMode`` or ``TorchDispatchMode`` is on.
+        UnprotectedUpdateError: A ``TorchFunctionMode`` or ``TorchDispatchMode`` is active.
     """
     for mode in _watching():
         raise UnprotectedUpdateError(
-            f"the network or the loss leaves a {type(mode).__name__} on, which may change norms, clipping and noise; "
-            "enter it by a with statement"
+            f"the network or the loss leaves a {type(mode).__name__} active, which may change norms, clipping and "
+            "noise; enter it with a with statement"
         )
 
 

@@ -1,4 +1,4 @@
-"""What a network returns: its tensors, and which of them hold one row per example."""
+"""Outputs of a network: their tensors, and which dimension of each counts examples."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
 
 from mechanisms.engines.batch import map_tensors, outputs_of
 
-#: Values that an output may hold beside its tensors; they are compared with ``==``.
+#: Types of values that an output may hold besides tensors; they are compared with ``==``.
 _PLAIN = (type(None), bool, int, float, complex, str, bytes, torch.dtype, torch.device)
 
 
 def output_tensors(outputs: Any) -> list[Tensor]:
-    """The tensors of ``outputs`` in order: of tuples, lists, dicts and registered containers such as ``ModelOutput``.
+    """The tensors of ``outputs`` in order: in tuples, lists, dicts and registered containers such as ``ModelOutput``.
 
     Example:
         >>> [tuple(tensor.shape) for tensor in output_tensors((torch.zeros(2, 3), None, {"loss": torch.zeros(())}))]
@@ -26,16 +26,16 @@ def output_tensors(outputs: Any) -> list[Tensor]:
 
 
 def row_dimensions(outputs: Any, size: int, of_one: Any) -> list[int | None] | None:
-    """For each leaf of ``outputs``, the dimension that counts examples; None for one that is equal for all examples.
+    """For each leaf of ``outputs``, the dimension that counts examples; None for a leaf that all examples share.
 
     Args:
-        outputs: What the network returns for ``size`` examples, two or more.
-        size: The number of examples.
-        of_one: What it returns for the first of them alone.
+        outputs: The network's outputs for ``size`` examples.
+        size: Number of examples, at least 2.
+        of_one: The network's outputs for the first example alone.
 
     Returns:
-        One entry per leaf, or None if the outputs cannot be divided into examples: a number for the whole batch (a loss
-        that the network computes), or an object whose parts are not known (a cache).
+        One entry per leaf; None if the outputs cannot be divided into examples, such as a number for the whole batch (a
+        loss that the network computes) or an object with unknown parts (a cache).
 
     Example:
         >>> mask = torch.ones(2, 2)
@@ -54,12 +54,12 @@ def row_dimensions(outputs: Any, size: int, of_one: Any) -> list[int | None] | N
 
 
 def first_dimensions(outputs: Any, size: int) -> list[int | None]:
-    """As ``row_dimensions``, if the first dimension of every tensor of length ``size`` counts examples."""
+    """Like ``row_dimensions``, assuming that every first dimension of length ``size`` counts examples."""
     return [0 if isinstance(leaf, Tensor) and leaf.shape[:1] == (size,) else None for leaf in tree_leaves(outputs)]
 
 
 def has_rows_only(outputs: Any, size: int) -> bool:
-    """Whether every tensor that has a gradient holds one row per example, and nothing stands beside but plain values.
+    """Whether each tensor with a gradient holds one row per example, and all other leaves are plain values.
 
     Example:
         >>> has_rows_only((torch.zeros(2, 3), None), 2), has_rows_only(torch.zeros((), requires_grad=True), 2)
@@ -76,7 +76,7 @@ def dimensions_of(network: nn.Module, x: Any) -> list[int | None] | None:
     """``row_dimensions`` of the network's outputs.
 
     Args:
-        network: Called twice, on one and on two examples.
+        network: The network; it is called twice, on one and on two examples.
         x: Inputs of at least one example.
     """
     one = map_tensors(lambda value: value[:1], x)
@@ -92,14 +92,14 @@ def each_row(
     *,
     vectorised: bool,
 ) -> Tensor:
-    """``function(outputs, targets)`` of each example, stacked; both hold one example, as a batch of one.
+    """Apply ``function(outputs, targets)`` to each example, as a batch of one, and stack the results.
 
     Args:
         function: Returns a tensor.
-        outputs: What the network returns.
-        dims: The dimension of each leaf that counts examples; leaves without one are passed on as they are.
-        targets: A nest of tensors of shape (B, ...).
-        vectorised: Whether to call it once under ``torch.func.vmap`` instead of B times.
+        outputs: The network's outputs.
+        dims: The dimension of each leaf that counts examples; leaves without one are passed unchanged.
+        targets: Nested tensors of shape (B, ...).
+        vectorised: Whether to call ``function`` once under ``torch.func.vmap`` instead of B times.
     """
     leaves, form = tree_flatten(outputs)
     labels, label_form = tree_flatten(targets)
@@ -130,7 +130,7 @@ def _counts(leaf: Any, size: int, other: Any) -> int | None:
 
 
 def same_leaf(left: Any, right: Any) -> bool:
-    """Whether two leaves of outputs are equal tensors, equal plain values, or one object."""
+    """Whether two leaves are equal tensors, equal plain values, or the same object."""
     if isinstance(left, Tensor) and isinstance(right, Tensor):
         return left.shape == right.shape and bool(torch.equal(left, right))
     return left is right or (type(left) is type(right) and isinstance(left, _PLAIN) and left == right)

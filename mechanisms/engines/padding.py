@@ -1,4 +1,4 @@
-"""Rows of embedding tables that no example gives a gradient: those of ``padding_idx``."""
+"""Rows of embedding tables that never get a gradient: those of ``padding_idx``."""
 
 from __future__ import annotations
 
@@ -16,29 +16,28 @@ from mechanisms.engines.probing import preserve_state
 
 _ATEN: Any = torch.ops.aten
 
-#: Look-ups whose derivative leaves out the row of ``padding_idx``.
+#: Look-ups whose derivative is zero in the row of ``padding_idx``.
 _LOOK_UPS = (_ATEN.embedding, _ATEN._embedding_bag, _ATEN._embedding_bag_forward_only)
 
-#: Operators that take no gradient from their result to the table.
+#: Operators that pass no gradient to the table.
 _DETACHED = (_ATEN.detach,)
 
 
 def padding_rows(network: nn.Module, loss_fn: LossFunction, example: Batch) -> dict[str, list[int]]:
-    """Rows of trainable tables whose gradient is zero whatever the data: by name of the parameter.
+    """Rows of trainable tables whose gradient is zero for any data, by name of the parameter.
 
-    The derivative of ``torch.nn.functional.embedding`` and ``embedding_bag`` leaves the row ``padding_idx`` out. A
-    table that is used by such look-ups alone, all with the same ``padding_idx``, hence has a gradient of exactly zero
-    in that row, for every example and every weight. A table that anything else uses too, such as an output layer that
-    is tied to it, is not listed.
+    The derivative of ``torch.nn.functional.embedding`` and ``embedding_bag`` is zero in the row ``padding_idx``. A
+    table that only such look-ups use, all with the same ``padding_idx``, therefore has a gradient of exactly zero in
+    that row, for all examples and weights. A table with any other use, such as a tied output layer, is not listed.
 
-    Private training sets these rows of its noisy gradient to zero. That costs nothing: the rows are fixed by the code
-    of the network, and what is computed from a private release without looking at the data again is as private as the
-    release (post-processing).
+    Private training sets these rows of its noisy gradient to zero. That costs no privacy: the rows are fixed by the
+    code of the network, and anything computed from a private release without further access to the data is as private
+    as the release (post-processing).
 
     Args:
-        network: Run once; left as it was. Its operators must not depend on the numbers of the example, as is certain
-            for every engine but ``loop``.
-        loss_fn: The user's loss, which may use parameters too.
+        network: Run once; its state is preserved. Its operators must not depend on the values of the example, which is
+            certain for all engines but ``loop``.
+        loss_fn: The user's loss, which may also use parameters.
         example: One example.
 
     Example:
@@ -52,14 +51,14 @@ def padding_rows(network: nn.Module, loss_fn: LossFunction, example: Batch) -> d
     with suppress(Exception), preserve_state(network, loss_fn), torch.enable_grad(), uses:
         ExampleLosses(loss_fn)(call_network(network, example.x), example.y)
         return uses.rows
-    return {}  # a network that cannot run under a dispatch mode: its rows get noise like all others
+    return {}  # the network cannot run under a dispatch mode: its rows get noise like all others
 
 
 class _Uses(TorchDispatchMode):
     """Records how parameters are used while it is active.
 
     Attributes:
-        found: Name to the rows that the look-ups leave out; None stands for a use that leaves out nothing.
+        found: For each name, the rows that its look-ups leave out; None stands for a use that leaves out nothing.
     """
 
     def __init__(self, parameters: dict[str, nn.Parameter]) -> None:
@@ -69,7 +68,7 @@ class _Uses(TorchDispatchMode):
 
     @property
     def rows(self) -> dict[str, list[int]]:
-        """The rows that all uses of a parameter leave out."""
+        """The rows that all uses of a parameter leave out, by name."""
         return {name: [row] for name, (row, *others) in self.found.items() if row is not None and not others}
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:

@@ -16,16 +16,16 @@ CPU = torch.device("cpu")
 
 
 def trainable_parameters(network: nn.Module) -> dict[str, nn.Parameter]:
-    """Parameters that require a gradient, tied ones once, by name.
+    """Parameters that require a gradient, by name; tied parameters appear once.
 
     Raises:
-        UnsupportedModuleError: There is none, or one is complex.
+        UnsupportedModuleError: There are none, or one is complex.
     """
     found = {name: parameter for name, parameter in network.named_parameters() if parameter.requires_grad}
     for name, parameter in found.items():
         if parameter.is_complex():
             raise UnsupportedModuleError(
-                f"parameter {name!r} is complex; keep it as a real parameter with a last dimension of 2 and use "
+                f"parameter {name!r} is complex; store it as a real parameter with a last dimension of 2 and use "
                 "torch.view_as_complex in the forward pass"
             )
     if not found:
@@ -36,12 +36,14 @@ def trainable_parameters(network: nn.Module) -> dict[str, nn.Parameter]:
 
 
 def hooked_parameter(network: nn.Module) -> str | None:
-    """Name of a trainable parameter with a hook on its gradient, which autograd alone calls; None if there is none."""
+    """Name of a trainable parameter with a gradient hook, which only autograd calls; None if there is none."""
     return next((name for name, value in trainable_parameters(network).items() if value._backward_hooks), None)
 
 
 def slots(network: nn.Module) -> dict[str, Tensor]:
-    """What lies in each place for a parameter or buffer, by name; a module with several names is listed under one.
+    """Parameters and buffers by the name of their slot; a module with several names is listed under one.
+
+    Unlike in ``named_parameters``, a tied parameter appears in each of its slots.
 
     Example:
         >>> layer = nn.Linear(2, 2)
@@ -58,13 +60,13 @@ def slots(network: nn.Module) -> dict[str, Tensor]:
 
 @dataclass(frozen=True)
 class FlatLayout:
-    """Where each parameter lies in the flat vector.
+    """Position of each parameter in the flat vector.
 
     Args:
         names: Parameter names in order.
         shapes: Their shapes.
-        dtype: Type of norms, sums and noise: float64 if a parameter is, else float32 (also for half precision).
-        device: Where the parameters are.
+        dtype: Type of norms, sums and noise: float64 if any parameter is, else float32 (also for half precision).
+        device: Device of the parameters.
     """
 
     names: tuple[str, ...]
@@ -79,7 +81,7 @@ class FlatLayout:
 
     @classmethod
     def of_parameters(cls, parameters: Mapping[str, Tensor]) -> FlatLayout:
-        """The layout of the parameters of that name, of which there is at least one."""
+        """The layout of ``parameters``, at least one, by name."""
         values = list(parameters.values())
         wide = any(value.dtype == torch.float64 for value in values)
         shapes = tuple(value.shape for value in values)
@@ -96,19 +98,19 @@ class FlatLayout:
         return sum(self.sizes)
 
     def zeros(self, *shape: int) -> Tensor:
-        """Zeros of that shape, of the type and on the device of norms and sums."""
+        """Zeros of that shape, with the dtype and device of norms and sums."""
         return torch.zeros(shape, dtype=self.dtype, device=self.device)
 
     def views(self, flat: Tensor) -> list[Tensor]:
-        """``flat`` of shape (P,) as views in the parameters' shapes."""
+        """Views of ``flat``, shape (P,), in the shapes of the parameters."""
         return [part.view(shape) for part, shape in zip(flat.split(self.sizes), self.shapes, strict=True)]
 
     def columns(self, flat: Tensor) -> list[Tensor]:
-        """``flat`` of shape (U, P) as one view of shape (U, entries) per parameter."""
+        """Views of ``flat``, shape (U, P), one of shape (U, entries) per parameter."""
         return list(flat.split(self.sizes, dim=1))
 
     def flatten(self, gradients: Sequence[Tensor | None], like: Tensor, out: Tensor | None = None) -> Tensor:
-        """Gradients in the parameters' shapes as one vector (P,), written to ``out``; None counts as zeros."""
+        """Concatenate gradients in the parameters' shapes to one vector (P,), in ``out``; None counts as zeros."""
         parts = [
             like.new_zeros(size) if gradient is None else gradient.to_dense().reshape(-1)
             for gradient, size in zip(gradients, self.sizes, strict=True)

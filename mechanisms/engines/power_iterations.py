@@ -1,4 +1,4 @@
-"""Spectral normalisation: its power iterations are made between the passes over data, not in them."""
+"""Spectral normalisation: moves its power iterations from the passes over data to between them."""
 
 from __future__ import annotations
 
@@ -19,13 +19,14 @@ _Parametrized: Any = parametrizations._SpectralNorm
 class PowerIterations:
     """Takes the power iterations of ``torch.nn.utils.spectral_norm`` and its parametrization out of forward passes.
 
-    In plain training each forward pass moves the estimates of the singular vectors, which are buffers. They depend on
-    the weights alone, but how often they move would tell how many examples were drawn, and the gradient of an example
-    would depend on its place among the others. While held, passes leave the estimates alone; ``advance`` moves them
-    once per step. They are then a function of the released weights and the number of steps: post-processing.
+    In plain training, each forward pass updates the estimates of the singular vectors, which are buffers. They depend
+    only on the weights, but the number of updates would reveal how many examples were drawn, and the gradient of an
+    example would depend on its place among the others. While held, passes do not change the estimates; ``advance``
+    updates them once per step. They are then a function of the released weights and the number of steps:
+    post-processing.
 
     Args:
-        network: Its layers are held from ``held`` on.
+        network: The network whose layers are held inside ``held``.
 
     Example:
         >>> layer = parametrizations.spectral_norm(nn.Linear(3, 2))
@@ -37,7 +38,7 @@ class PowerIterations:
     """
 
     def __init__(self, network: nn.Module) -> None:
-        #: What holds the number of iterations, with that number, and the call that makes them.
+        #: The object with the number of iterations, that number, and the call that runs them.
         self._of: list[tuple[Any, int, Callable[[], object]]] = []
         for module in network.modules():
             if isinstance(module, ParametrizationList):
@@ -53,7 +54,7 @@ class PowerIterations:
 
     @contextmanager
     def held(self) -> Iterator[None]:
-        """Forward passes make no power iterations within."""
+        """Forward passes inside run no power iterations."""
         for holder, _, _ in self._of:
             holder.n_power_iterations = 0
         try:
@@ -63,7 +64,7 @@ class PowerIterations:
                 holder.n_power_iterations = count
 
     def advance(self) -> None:
-        """Make the iterations of one forward pass."""
+        """Run the iterations of one forward pass."""
         with torch.no_grad():
             for holder, count, compute in self._of:
                 held, holder.n_power_iterations = holder.n_power_iterations, count

@@ -1,4 +1,4 @@
-"""In which precision clipped gradients are added up."""
+"""The precision in which clipped gradients are added up."""
 
 from __future__ import annotations
 
@@ -11,33 +11,34 @@ import torch
 
 from monitors.errors import ConfigError
 
-#: What torch calls the precision of full float32; "none" is what nobody has set.
+#: Names of full float32 precision in torch; "none" means that it was never set.
 _FULL = ("none", "ieee")
 
-#: Settings of the library under torch's products on the CPU, which torch itself does not know of.
+#: Settings of the library behind torch's CPU products, of which torch itself is not aware.
 _VARIABLES = ("ONEDNN_DEFAULT_FPMATH_MODE", "DNNL_DEFAULT_FPMATH_MODE")
 
 
 def require_full_products() -> None:
-    """Refuse torch's faster, coarser products of float32: they would make a clipped gradient longer than its bound.
+    """Refuse torch's faster, reduced-precision float32 products: clipped gradients could exceed their bound.
 
     An example is clipped by a norm in full precision; rounded to 8 or 10 bits in the sum, it could exceed the bound by
-    up to a thousandth or more. ``precision="bf16"`` is the safe way to speed: it is coarse in the forward and backward
-    pass alone. Convolutions of a GPU are not asked about: no sum of clipped gradients is made by them.
+    a thousandth or more. ``precision="bf16"`` is the safe way to speed: it reduces precision in the forward and
+    backward pass only. Convolutions on a GPU are not checked: no sum of clipped gradients uses them.
 
     Raises:
-        ConfigError: Matrix products, or convolutions on the CPU, are not those of full float32.
+        ConfigError: Matrix products, or convolutions on the CPU, do not run in full float32.
     """
     for variable in _VARIABLES:
         if os.environ.get(variable, "STRICT").upper() not in ("STRICT", ""):
             raise ConfigError(
-                f"the environment variable {variable}={os.environ[variable]} allows coarse products of float32, in "
-                "which sums of clipped gradients could exceed their bound; unset it, and use precision='bf16' for speed"
+                f"the environment variable {variable}={os.environ[variable]} allows reduced-precision float32 "
+                "products, in which sums of clipped gradients could exceed their bound; unset it, and use "
+                "precision='bf16' for speed"
             )
     try:
         stated = torch.get_float32_matmul_precision()
-    except RuntimeError:  # torch does not sum up settings that were made backend by backend
-        stated = "of several kinds"
+    except RuntimeError:  # the backends have different settings
+        stated = "mixed"
     if stated != "highest":
         raise ConfigError(
             f"float32 matrix products are set to precision {stated!r}, in which sums of clipped gradients could exceed "
@@ -54,11 +55,11 @@ def require_full_products() -> None:
 
 @contextmanager
 def full_float32() -> Iterator[None]:
-    """Convolutions and recurrent layers of a GPU are computed in full float32 within, and as before afterwards.
+    """Compute convolutions and recurrent layers on a GPU in full float32 inside; restore the settings afterwards.
 
-    By torch's default they round their factors to 11 bits (TF32). That is good enough to train by, but two ways to one
-    gradient then differ by a hundredth, as faults do. Products of matrices are in full float32 anyway, see
-    ``require_full_products``.
+    By default, torch rounds their factors to 11 bits (TF32). That is good enough for training, but two ways to compute
+    the same gradient then differ by a hundredth, as much as a real error. Matrix products are in full float32 anyway;
+    see ``require_full_products``.
 
     Example:
         >>> with full_float32():
@@ -76,9 +77,9 @@ def full_float32() -> Iterator[None]:
 
 
 def _coarse_settings() -> list[tuple[Any, str]]:
-    """Where the precision of cuDNN is set: in one switch, or kind by kind where a user has set the kinds apart."""
+    """Attributes that set the precision of cuDNN: one switch, or one per kind of layer if the user has set them."""
     try:
-        torch.backends.cudnn.allow_tf32  # noqa: B018 - torch refuses to sum up settings that differ
+        torch.backends.cudnn.allow_tf32  # noqa: B018 - raises if the kinds have different settings
     except RuntimeError:
         return [(getattr(torch.backends.cudnn, kind), "fp32_precision") for kind in ("conv", "rnn")]
     return [(torch.backends.cudnn, "allow_tf32")]

@@ -1,4 +1,4 @@
-"""Trial passes that leave no trace: state put back, modes of a network for a while, perturbed weights."""
+"""Context managers for trial passes that leave no trace: preserved state, temporary modes, perturbed weights."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from mechanisms.engines.state.generators import each_once, global_generators
 from mechanisms.engines.state.holders import same_values
 from mechanisms.engines.state.python_state import PythonState
 
-#: How far parameters are moved for a second comparison, relative to their size.
+#: Size of the perturbation of parameters, relative to their mean size.
 SHAKE = 0.1
 
-#: Random numbers that a parameter is moved by; a larger one repeats them. A prime: no two rows are moved alike.
+#: Number of random numbers for a perturbation; larger parameters repeat them. A prime, so that no two rows are equal.
 SHAKES = 1_000_003
 
 
-#: Recordings that are kept at a time: those of a network in training and in evaluation mode, with a loss and without.
+#: Number of recordings kept: of a network in training and in evaluation mode, with and without a loss.
 _MOST_RECORDINGS = 4
 
 _recordings: ContextVar[list[tuple[tuple[object, ...], PythonState]] | None] = ContextVar("recordings", default=None)
@@ -34,9 +34,9 @@ _recordings: ContextVar[list[tuple[tuple[object, ...], PythonState]] | None] = C
 
 @contextmanager
 def shared_recordings() -> Iterator[None]:
-    """Trial passes within use each other's recordings of the state of Python, as long as it is what was recorded.
+    """Let trial passes inside reuse each other's recordings of the Python state while it has not changed.
 
-    To record a state takes longer than a pass of a small network; to compare it does not.
+    Recording a state takes longer than a pass of a small network; comparing it does not.
     """
     token = _recordings.set([])
     try:
@@ -46,7 +46,7 @@ def shared_recordings() -> Iterator[None]:
 
 
 def _recorded(*roots: object) -> PythonState:
-    """The state of Python as it is now."""
+    """The current Python state, from a recording if one is up to date."""
     known = _recordings.get()
     if known is None:
         return PythonState(*roots, by_value=True)
@@ -62,11 +62,14 @@ def _recorded(*roots: object) -> PythonState:
 
 @contextmanager
 def preserve_state(network: nn.Module, *others: object, keep_buffers: bool = False) -> Iterator[None]:
-    """Whatever happens inside, ``network`` is as before afterwards: modes, buffers, random state and Python state.
+    """Restore ``network`` afterwards, whatever happens inside: modes, buffers, random state and Python state.
 
-    The Python state of ``others`` (a loss) is put back too; buffers stay as they are where they are to be kept.
+    A buffer that did not change is not written to, so that its version counter stays the same.
 
-    A buffer that nothing wrote to is not written to here either: its version tells so to whoever watches it.
+    Args:
+        network: The network.
+        others: Objects whose Python state is restored too, such as a loss.
+        keep_buffers: Leave the buffers as they are afterwards.
     """
     modes = [(module, module.training) for module in network.modules()]
     buffers = [] if keep_buffers else [(value, value.clone(), value._version) for value in network.buffers()]
@@ -89,7 +92,7 @@ def preserve_state(network: nn.Module, *others: object, keep_buffers: bool = Fal
 
 
 def seed_generators(network: nn.Module, seed: int) -> None:
-    """Seed the generators of NumPy and Python, and torch's of the CPU and of the GPUs that ``network`` lies on.
+    """Seed the generators of NumPy and Python, and torch's for the CPU and the GPUs of ``network``.
 
     Example:
         >>> with preserve_state(nn.Linear(1, 1)):
@@ -106,7 +109,7 @@ def seed_generators(network: nn.Module, seed: int) -> None:
 
 
 def draws(network: nn.Module, call: Callable[[], object]) -> bool:
-    """Whether ``call`` takes random numbers from a generator of torch, NumPy or Python, however little they change.
+    """Whether ``call`` draws random numbers from a generator of torch, NumPy or Python, whatever their effect.
 
     Example:
         >>> draws(nn.Linear(1, 1), lambda: torch.rand(1)), draws(nn.Linear(1, 1), lambda: torch.ones(1))
@@ -130,7 +133,7 @@ def _gpus(network: nn.Module) -> list[torch.device]:
 
 @contextmanager
 def without_dropout(network: nn.Module) -> Iterator[None]:
-    """All modules are in training mode within, but dropout is off: that of its layers, and between recurrent ones."""
+    """Training mode inside, but without dropout: neither that of dropout layers nor that between recurrent layers."""
     modes = {module: module.training for module in network.modules()}
     between = {module: module.dropout for module in network.modules() if isinstance(module, nn.RNNBase)}
     network.train()
@@ -155,7 +158,7 @@ def _mean_size(value: Tensor) -> float:
 
 @contextmanager
 def perturbed_weights(network: nn.Module) -> Iterator[None]:
-    """All trainable parameters are moved a little within, so that none is zero; their own values are put back."""
+    """Perturb all trainable parameters slightly inside, so that none is zero; restore their values afterwards."""
     values = [(parameter, parameter.data) for parameter in trainable_parameters(network).values()]
     draws = torch.Generator("cpu").manual_seed(0)
     try:
@@ -176,7 +179,7 @@ def perturbed_weights(network: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def mode(network: nn.Module, *, training: bool) -> Iterator[None]:
-    """All layers train, or evaluate, within.
+    """All layers are in training, or in evaluation, mode inside.
 
     Example:
         >>> layer = nn.Dropout().eval()
@@ -197,6 +200,6 @@ def mode(network: nn.Module, *, training: bool) -> Iterator[None]:
 
 @contextmanager
 def inference(network: nn.Module) -> Iterator[None]:
-    """Evaluation without gradients within."""
+    """Evaluation mode without gradients inside."""
     with mode(network, training=False), torch.no_grad():
         yield

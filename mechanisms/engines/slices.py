@@ -1,4 +1,4 @@
-"""Large tensors slice by slice, so that what is computed of them stays in the processor's cache."""
+"""Iterates over large tensors in slices, so that temporary results stay in the processor's cache."""
 
 from __future__ import annotations
 
@@ -6,18 +6,18 @@ from collections.abc import Iterator
 
 from torch import Tensor
 
-#: Entries of a slice: one megabyte in single precision.
+#: Number of entries in a slice: one megabyte in single precision.
 ENTRIES = 2**18
 
 
 def slices(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
-    """Views of the last dimension of tensors of one shape, in order; on a GPU, the whole tensors at once.
+    """Views along the last dimension of tensors of the same shape, in order; on a GPU, the whole tensors.
 
-    A temporary tensor of a hundred million entries costs several times the arithmetic that fills it, because its
-    memory is new.
+    Allocating a temporary tensor of a hundred million entries takes several times as long as computing its entries,
+    because the system maps fresh memory.
 
     Args:
-        *tensors: Of at least one dimension.
+        *tensors: Tensors with at least one dimension.
 
     Example:
         >>> import torch

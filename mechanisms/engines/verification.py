@@ -1,4 +1,4 @@
-"""Before an engine is trusted with a network: its numbers against the one-example loop's, parameter by parameter."""
+"""Verifies an engine on a network: its sums against those of the one-example loop, parameter by parameter."""
 
 from __future__ import annotations
 
@@ -21,24 +21,24 @@ from mechanisms.engines.probing import draws, perturbed_weights, preserve_state,
 from mechanisms.engines.slices import slices
 from mechanisms.units import ClippedUnit
 
-#: Largest accepted difference, relative to the largest entry of the parameter (float32 networks of many layers round).
+#: Largest accepted difference, relative to the largest entry of the parameter (deep float32 networks round a lot).
 TOLERANCE = 1e-3
 
-#: The same in double precision, where nothing is left but what an engine does differently.
+#: The same in double precision, where any difference comes from the engine.
 TOLERANCE_IN_DOUBLE = 1e-7
 
-#: How far inputs and weights are moved to see what rounding does to a network, in units of rounding, and how often.
+#: Size, in roundings, and number of the random perturbations that show how strongly a network amplifies rounding.
 ROUNDINGS, DRAWS = 4, 4
 
-#: How far an engine may be from double precision, in units of what the loop is: roundings of one size differ so much.
+#: How far an engine may be from double precision, relative to the loop: equally precise computations differ this much.
 SPREAD = 4
 
-#: Largest difference that is put down to rounding, whatever rounding does to a network.
+#: Largest difference attributed to rounding, for any network.
 MOST_ROUNDING = 0.1
 
 
 class _ByParameter(ClipMechanism):
-    """Norms of each parameter by itself, and factors that tell the examples apart."""
+    """A block per parameter, and different factors for different examples."""
 
     def blocks(self, names: Sequence[str]) -> list[int]:
         return list(range(len(names)))
@@ -48,27 +48,28 @@ class _ByParameter(ClipMechanism):
 
 
 def disagreement(engine: type[Engine], network: nn.Module, loss_fn: LossFunction, example: Batch) -> str | None:
-    """What differs between an engine and the one-example loop on ``example``, in words; None when nothing does.
+    """Describe how an engine and the one-example loop differ on ``example``; None if they agree.
 
-    Random layers are compared in evaluation mode, where both draw nothing; the mode is put back. Networks that draw
-    even then are compared example by example, with equal seeds. Both sides compute in full float32, also where training
-    will not: rounding must not be taken for a fault, nor hide one.
+    Networks with random layers are compared in evaluation mode, where neither side draws; the mode is restored.
+    Networks that draw even then are compared example by example, with equal seeds. Both sides compute in full float32,
+    even if training will not: rounding must neither look like an error nor hide one.
     """
     hooked = hooked_parameter(network)
     if hooked is not None:
-        return f"parameter {hooked!r} has a hook on its gradient, which autograd alone calls"
+        return f"parameter {hooked!r} has a gradient hook, which only autograd calls"
     probe = _two_examples(example)
     unit, clip = ClippedUnit(1, probe.size), _ByParameter()
     clip.start(torch.finfo(torch.float32).max / 2.0)
     with preserve_state(network, loss_fn), _plain_attention(), full_float32():
         if _is_random(network, probe):
-            engine(unit).clipped_sum(network, loss_fn, probe, clip)  # it must also run as it will be trained
+            engine(unit).clipped_sum(network, loss_fn, probe, clip)  # it must also run in training mode
             network.eval()
             if _is_random(network, probe):
                 return _random_difference(engine(unit), network, loss_fn, probe, clip)
         problem = _difference(engine(unit), network, loss_fn, probe, clip)
         if problem is None:
-            # A layer behind one whose weights are zero has no gradient yet, and rows may be in their order by chance.
+            # Perturbed, since a layer that feeds into zero weights has no gradient yet; reversed, since rows could be
+            # in the right order by chance.
             turned = probe.select(torch.arange(probe.size - 1, -1, -1, device=first_tensor(probe.x).device))
             with perturbed_weights(network):
                 if _runs(network, turned):
@@ -78,7 +79,7 @@ def disagreement(engine: type[Engine], network: nn.Module, loss_fn: LossFunction
 
 @contextmanager
 def _plain_attention() -> Iterator[None]:
-    """Without the fused attention of evaluation mode, which has no gradient."""
+    """Disable the fused attention of evaluation mode, which has no gradient."""
     before = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     try:
@@ -88,7 +89,7 @@ def _plain_attention() -> Iterator[None]:
 
 
 def _runs(network: nn.Module, probe: Batch) -> bool:
-    """Whether moved weights are still what the network can take: some have a domain of their own."""
+    """Whether the network accepts the perturbed weights: some weights have a restricted domain."""
     try:
         outputs_of(network, probe.x)
     except Exception:
@@ -108,11 +109,11 @@ def _difference(
         return None
     if problem is None or engine.witness is None:
         return problem
-    # A library kernel may be wrong for a batch of one (instance norm is, on the CPU, when its gradient comes
-    # transposed); two other ways that agree outvote it.
+    # A library kernel may be wrong for a batch of one (instance norm is, on the CPU, if its gradient is transposed);
+    # two engines that agree outvote it.
     try:
         second = engine.witness(unit).clipped_sum(network, loss_fn, _copy(probe), clip)
-    except Exception:  # it does not take this network
+    except Exception:  # the witness does not support this network
         return problem
     return problem if _compare(parameters, second, found) else None
 
@@ -121,7 +122,7 @@ def _random_difference(
     engine: Engine, network: nn.Module, loss_fn: LossFunction, probe: Batch, clip: ClipMechanism
 ) -> str | None:
     parameters, loop = list(trainable_parameters(network).items()), LoopEngine(engine.unit)
-    loop.boundary.isolation = "trust"  # else it seeds generators for each example
+    loop.boundary.isolation = "trust"  # otherwise it seeds generators for each example
     for row in range(probe.size):
         found = []
         for way in (loop, engine):
@@ -131,7 +132,7 @@ def _random_difference(
             found.append(way.clipped_sum(network, loss_fn, probe.select(slice(row, row + 1)), clip))
         problem = _compare(parameters, *found)
         if problem is not None:
-            return f"it draws at random even in evaluation mode, and with equal seeds {problem}"
+            return f"it draws random numbers even in evaluation mode, and with equal seeds {problem}"
     return None
 
 
@@ -144,20 +145,20 @@ def _is_rounding(
     found: ClippedSum,
     expected: ClippedSum,
 ) -> bool:
-    """Whether an engine differs from the loop by rounding alone, which many norm layers and activations blow up.
+    """Whether an engine differs from the loop only by rounding, which a stack of norm layers can amplify.
 
-    In double precision the two must be one and the same. What the engine found in single precision must be no farther
-    from that than the loop itself is, in double precision, once the last bits of inputs and weights are others, or
-    than ``SPREAD`` times what the loop is off in single precision, where every layer rounds.
+    In double precision, the two must agree. The engine's result in single precision may then differ from that by as
+    much as the loop itself does in double precision after the last bits of inputs and weights were perturbed, or by
+    ``SPREAD`` times the error of the loop in single precision, where each layer rounds.
 
     Args:
         engine: The engine.
-        network: In its own precision; copies are made in double precision.
+        network: The network in its own precision; copies are made in double precision.
         loss_fn: The loss.
         probe: The examples.
-        clip: Tells the examples apart.
+        clip: Gives different factors to different examples.
         found: The engine's sum in the network's own precision.
-        expected: The loop's.
+        expected: The loop's sum in the network's own precision.
     """
     if any(value.dtype != torch.float32 for value in trainable_parameters(network).values()):
         return False
@@ -179,13 +180,13 @@ def _is_rounding(
             moved = Batch(map_tensors(lambda value: _rounded(value, draws), batch.x), batch.y)
             off = _largest_difference(parameters, exact, loop.clipped_sum(wide, loss, moved, clip))
             of_rounding = max(of_rounding, off)
-    except Exception:  # it cannot be copied, or does not run in double precision
+    except Exception:  # the network cannot be copied or run in double precision
         return False
     return _largest_difference(parameters, exact, found) <= max(TOLERANCE, min(of_rounding, MOST_ROUNDING))
 
 
 def _rounded(value: Tensor, draws: torch.Generator) -> Tensor:
-    """A few last bits of single precision are others."""
+    """Change the last few bits of single precision at random."""
     if not value.is_floating_point():
         return value
     noise = torch.randn(value.shape, generator=draws, dtype=value.dtype, device="cpu").to(value.device)
@@ -220,7 +221,7 @@ def _compare(parameters: Sequence[tuple[str, nn.Parameter]], expected: ClippedSu
 def _differences(
     parameters: Sequence[tuple[str, nn.Parameter]], expected: ClippedSum, found: ClippedSum
 ) -> Iterator[tuple[str, str, float]]:
-    """Each parameter's name, what is compared, and the largest difference relative to the largest entry."""
+    """For each parameter: its name, what is compared, and the largest difference relative to the largest entry."""
     sums = zip(
         *(flat.split([value.numel() for _, value in parameters]) for flat in (expected.flat_grad, found.flat_grad)),
         strict=True,
@@ -233,7 +234,7 @@ def _differences(
 
 
 def _largest(values: Tensor, others: Tensor | None = None) -> float:
-    """The largest entry by size, or the largest difference; what is not a number counts as zero."""
+    """The largest absolute entry, or the largest absolute difference; NaN counts as zero."""
     if not values.numel():
         return 0.0
     if others is None:
@@ -243,7 +244,7 @@ def _largest(values: Tensor, others: Tensor | None = None) -> float:
 
 
 def _two_examples(example: Batch) -> Batch:
-    """At least two examples that differ where they can: a copied one has its floating inputs halved."""
+    """At least two examples; a single one is repeated with its floating-point inputs halved."""
     if example.size > 1:
         return Batch(example.x, example.y)
 

@@ -1,4 +1,4 @@
-"""Per-example gradients of a whole batch at once, by ``torch.func.vmap`` over ``grad``: any module it can take."""
+"""Per-example gradients of a whole batch at once, by ``torch.func.vmap`` over ``grad``."""
 
 from __future__ import annotations
 
@@ -20,26 +20,26 @@ from mechanisms.units import ClippedUnit
 
 @ENGINES.register("vmap")
 class VmapEngine(Engine):
-    """Vectorised per-example gradients; memory is one gradient per example of the physical batch.
+    """Vectorised per-example gradients. Memory: one gradient per example of the physical batch.
 
     Layers that ``torch.func`` cannot vectorise (fused recurrent layers, data-dependent control flow, in-place writes to
     tensors of the batch) are refused with PyTorch's own reason.
     """
 
     name: ClassVar[str] = "vmap"
-    proof: ClassVar[str] = "every example is differentiated by itself under torch.func.vmap"
+    proof: ClassVar[str] = "each example is differentiated alone under torch.func.vmap"
 
     @classmethod
     def refuses(cls, network: nn.Module, loss_fn: LossFunction, unit: ClippedUnit, example: Batch) -> str | None:
-        """Compare one clipped sum on ``example`` with the one-example loop's, parameter by parameter."""
+        """Compare one clipped sum on ``example`` with that of the one-example loop, parameter by parameter."""
         return cls.fails(network, loss_fn, example) or disagreement(cls, network, loss_fn, example)
 
     @classmethod
     def fails(cls, network: nn.Module, loss_fn: LossFunction, example: Batch) -> str | None:
-        """Why one vectorised gradient on ``example`` cannot be had; nothing of it is kept."""
+        """Why a vectorised gradient on ``example`` fails, or None; the result is discarded."""
         hooked = hooked_parameter(network)
         if hooked is not None:
-            return f"parameter {hooked!r} has a hook on its gradient, which torch.func passes by"
+            return f"parameter {hooked!r} has a gradient hook, which torch.func does not call"
         try:
             clip = Fixed()
             clip.start(1.0)
@@ -59,8 +59,8 @@ class VmapEngine(Engine):
         layout: FlatLayout,
         total: Tensor,
     ) -> PartialSum:
-        """All gradients of the chunk, then clip and add."""
-        if not batch.size:  # a chunk of groups none of which has a member
+        """Compute all gradients of the chunk, then clip and add them."""
+        if not batch.size:  # a chunk of empty groups
             empty = layout.zeros(batch.num_units, layout.size)
             return PartialSum(clip_rows(empty, clip, layout, total), layout.zeros())
         with self.boundary.around(batch):
@@ -79,7 +79,7 @@ def example_gradients(network: nn.Module, losses: ExampleLosses, batch: Batch) -
     places = slots(network)
 
     def loss_of(weights: dict[str, Tensor], x: Any, y: Any) -> Tensor:
-        # Place by place: told of tied weights, functional_call puts replacements back into a module with two names.
+        # Each slot separately: with tie_weights, functional_call leaves replacements in a module that has two names.
         values = {at: weights[names[id(v)]] if id(v) in names else v.detach() for at, v in places.items()}
         outputs = call_network(
             lambda *args, **kwargs: functional_call(network, values, args, kwargs, tie_weights=False),

@@ -60,7 +60,7 @@ def test_a_training_is_the_same_under_each_mode(train, mode, engine, capsys):
     capsys.readouterr()
     found, _ = train(mode, engine=engine)
     assert torch.equal(found, expected)
-    assert ("autocast is off while fit runs" in capsys.readouterr().out) == (mode is MODES["autocast"])
+    assert ("autocast is off during fit" in capsys.readouterr().out) == (mode is MODES["autocast"])
 
 
 def test_a_mode_that_sees_each_operation_is_refused_before_anything_is_spent(make_model, loader):

@@ -1,4 +1,4 @@
-"""Law: whatever a user brings, no example moves a released sum by more than the ledger says, or the ledger says so."""
+"""Law: for any user code, no example moves a released sum by more than the ledger states, or the ledger says so."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from .zoo.sound import SOUND
 
 TWINS = [member for member in MEMBERS if member.benign is not None]
 
-#: Those that a network or a loss couples: engines differ in how they treat these.
+#: Members whose coupling is in the network or the loss; engines treat these differently.
 BY_PASSES = [member for member in MEMBERS if member.kind not in ("collate", "data set", "callback", "number kept")]
 
 
 @pytest.fixture(scope="module", autouse=True)
 def _one_thread():
-    """Tiny tensors gain nothing from threads, and lose much when the machine is busy."""
+    """Use one thread: tiny tensors gain nothing from more, and lose much on a busy machine."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -53,7 +53,7 @@ def require_exact(make, pair, steps=3, engine=None):
 
 @pytest.mark.sample(5)
 @pytest.mark.parametrize("member", MEMBERS, ids=str)
-def test_no_coupling_moves_a_sum_by_more_than_is_accounted_for_and_nothing_stays_in_network_or_loss(member):
+def test_no_coupling_moves_a_sum_beyond_its_bound_or_leaves_state_in_network_or_loss(member):
     one, other = require_true_claim(member)
     if member in BY_PASSES:
         stays = one.attributes.keys() ^ other.attributes.keys()
@@ -74,19 +74,19 @@ def same(left, right):
 @pytest.mark.slow
 @pytest.mark.parametrize("engine", ["bookkeeping", "vmap", "loop"])
 @pytest.mark.parametrize("member", BY_PASSES, ids=str)
-def test_nor_does_it_in_an_engine_that_was_asked_for(member, engine):
+def test_no_coupling_moves_a_sum_beyond_its_bound_in_any_engine(member, engine):
     require_true_claim(member, engine=engine)
 
 
 @pytest.mark.sample(5)
 @pytest.mark.parametrize("member", TWINS, ids=str)
-def test_code_of_the_same_shape_that_treats_each_example_alone_is_trained_exactly(member):
+def test_similar_code_that_treats_examples_independently_trains_exactly(member):
     require_exact(member.benign, member.pair(), member.steps, member.engine)
 
 
 @pytest.mark.sample(3)
 @pytest.mark.parametrize("sound", SOUND, ids=str)
-def test_code_of_every_day_is_trained_exactly(sound):
+def test_common_code_trains_exactly(sound):
     require_exact(sound.make, sound.pair(), engine=sound.engine)
 
 
@@ -100,14 +100,14 @@ def test_without_protection_the_coupling_breaks_the_claim(member):
 
 @pytest.mark.sample(5)
 @pytest.mark.parametrize("member", TWINS, ids=str)
-def test_and_the_twin_does_not(member):
+def test_without_protection_the_benign_twin_keeps_the_claim(member):
     pair = member.pair()
     sums = [unprotected(member.benign, rows, steps=member.steps) for rows in (pair.rows, pair.others)]
     assert max(ratios(*sums, pair.moves)) <= 1.0 + ROUNDING
 
 
 class Writes(Callback):
-    """Moves the weights behind the noise's back, after the first step."""
+    """Changes the weights without noise, after the first step."""
 
     def on_train_step_end(self, run):
         if run.step == 1:
@@ -125,7 +125,7 @@ def rows():
     return poisson_loader(torch.utils.data.TensorDataset(*drawn()), batch_size=8)
 
 
-def test_a_violation_that_is_caught_voids_the_claim_and_ends_the_training_of_the_network(rows):
+def test_a_caught_violation_voids_the_claim_and_ends_training(rows):
     network = body()
     model = secret_model(network)
     with contextlib.suppress(DPModelError):
@@ -137,7 +137,7 @@ def test_a_violation_that_is_caught_voids_the_claim_and_ends_the_training_of_the
             again.fit(rows, epochs=1)
 
 
-def test_isolation_that_is_taken_on_trust_is_noted_and_that_which_was_verified_is_not(rows):
+def test_trusted_isolation_is_noted_in_the_ledger_and_verified_isolation_is_not(rows):
     trusted, verified = secret_model(body(), isolation="trust"), secret_model(body())
     for model in (trusted, verified):
         model.fit(rows, epochs=1)

@@ -1,4 +1,4 @@
-"""Law: a loss trains and is measured as for one example at a time, or it is refused before anything is spent."""
+"""Law: a loss gives the results of one example at a time, or it is refused before any budget is spent."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from monitors.errors import DPModelError
 
 from .losses import EXAMPLES, UNUSABLE, WORKING, several
 
-#: The bound clips some gradients and leaves others. All is computed in double precision, in which nothing is left but
-#: the margin that clipping keeps below the bound.
+#: The bound clips some gradients but not others. In double precision, the only difference is the margin that clipping
+#: keeps below the bound.
 BOUND, TOLERANCE = 0.5, 1.1 * ROUNDING_MARGIN
 
 
@@ -32,7 +32,7 @@ def _seeded():
 
 
 class Rows(Dataset):
-    """The examples of nests of tensors."""
+    """The examples of nested tensors."""
 
     def __init__(self, x, y):
         self.x, self.y, self.size = x, y, len(all_tensors(y)[0])
@@ -53,7 +53,7 @@ def weights(network):
 
 
 def one_at_a_time(network, loss_fn, x, y):
-    """The losses of the examples and their clipped sum, by plain autograd."""
+    """The losses of the examples and the clipped sum, by plain autograd."""
     parameters, total, losses = list(network.parameters()), 0.0, []
     for place in range(EXAMPLES):
         loss = loss_fn(call_network(network, row(x, place)), row(y, place))
@@ -71,7 +71,7 @@ def one_at_a_time(network, loss_fn, x, y):
 
 @pytest.mark.sample(3)
 @pytest.mark.parametrize("case", WORKING, ids=str)
-def test_a_loss_trains_and_is_measured_as_for_one_example_at_a_time(case, capsys):
+def test_a_loss_gives_the_same_training_and_metric_as_one_example_at_a_time(case, capsys):
     network, x, y, loss_fn = case.network(), case.x(), case.y(), case.loss()
     losses, expected = one_at_a_time(network, (case.alone or case.loss)(), x, y)
     assert float(expected.norm()) > 0
@@ -92,7 +92,7 @@ def test_a_loss_trains_and_is_measured_as_for_one_example_at_a_time(case, capsys
 
 
 @pytest.mark.parametrize("case", UNUSABLE, ids=str)
-def test_a_loss_that_cannot_be_trained_is_refused_before_anything_is_spent(case):
+def test_an_unusable_loss_is_refused_before_any_budget_is_spent(case):
     network, x, y = case.network(), several(case.x, 4), several(case.y, 4)
     noise = NoiseMechanismsFactory.create("Gaussian", initial_noise_multiplier=1.0)
     loss_fn, before = case.loss(), weights(network)
@@ -107,6 +107,6 @@ def test_a_loss_that_cannot_be_trained_is_refused_before_anything_is_spent(case)
     assert torch.equal(before, weights(network))
 
 
-def test_there_are_enough_of_them():
+def test_the_gallery_has_at_least_the_promised_size():
     assert len(WORKING) >= 24
     assert len(UNUSABLE) >= 8

@@ -1,4 +1,16 @@
-"""Ways to watch a module: by its layer's rule, rewritten into layers with rules, or example by example."""
+"""How the calls of a watched module are run, so that per-example gradients of its parameters can be computed.
+
+From the cheapest to the most general; ``sites`` chooses:
+
+- ``ByRule``: the layer has a rule; its parameters are constants and its call is recorded.
+- ``ByRewrite``: the module (attention, LSTM) runs as an equal composition of layers with rules.
+- ``ByOwnParameters``: a module with parameters of its own around other modules; only its own parameters get views.
+- ``ByExample``: anything else; autograd differentiates with respect to per-example views of all its parameters.
+
+The views are leaves of shape (B, *shape) expanded from one parameter: they cost no memory, and since example b uses row
+b alone, the gradient of row b is the gradient of example b. The gradients of the views do cost memory, a copy of the
+parameters for each example, which the first two modes avoid.
+"""
 
 from __future__ import annotations
 
@@ -23,22 +35,23 @@ if TYPE_CHECKING:
     from mechanisms.engines.bookkeeping.sites import Site
 
 
-class Way(Protocol):
-    """How the calls of one module are run so that per-example gradients of its parameters can be had."""
+class CallMode(Protocol):
+    """How the calls of one module are run, so that per-example gradients of its parameters can be computed."""
 
     words: ClassVar[str]
 
     def run(self, recorder: Recorder, site: Site, original: Callable[..., Any], args: Any, kwargs: Any) -> Any:
-        """The output of one call, recorded."""
+        """Run one call, record it, and return its output."""
 
 
 @dataclass(frozen=True)
 class ByRule:
-    """The layer runs as it is; its rule makes gradients from its input and output gradient.
+    """The layer runs unchanged; its rule computes gradients from its input and the gradient of its output.
 
     Args:
         rule: The rule.
-        row_wise: Whether the layer is one of PyTorch's, known to treat every row alone; others run isolated.
+        row_wise: Whether the layer is one of PyTorch's, known to treat rows independently. Its kernel then sees all
+            examples at once; other layers run isolated, one example at a time.
     """
 
     rule: LayerRule
@@ -46,16 +59,20 @@ class ByRule:
     words: ClassVar[str] = "layer rule"
 
     def run(self, recorder: Recorder, site: Site, original: Callable[..., Any], args: Any, kwargs: Any) -> Any:
-        """Run with constant parameters and keep inputs and output."""
+        """Run with constant parameters; record the input and the output."""
         if not self.row_wise:
             return recorder.run_isolated(site, self.rule, original, args, kwargs)
         inputs = positional(site.module, args, kwargs)
-        return recorder.run_on_batch(site, site.parameters, self.rule, site.module, original, inputs, site.values)
+        return recorder.run_on_batch(site, site.flat_index, self.rule, site.module, original, inputs, site.values)
 
 
 @dataclass(frozen=True)
 class ByRewrite:
-    """The module runs as an equal composition of linear layers and tables."""
+    """The module runs as an equal composition of linear layers and tables.
+
+    An LSTM, for example, becomes one linear call per time step, each of which is recorded. All of them use the same
+    parameters; their contributions are added before a norm is taken.
+    """
 
     rewritten: Callable[..., Any]
     words: ClassVar[str] = "rewritten into layers with rules"
@@ -67,7 +84,7 @@ class ByRewrite:
 
 
 class SiteTape:
-    """The parameters of one rewritten module, watched where they are used."""
+    """Gives a rewritten forward pass access to its module's parameters, and records each use of one."""
 
     def __init__(self, recorder: Recorder, site: Site) -> None:
         self._recorder, self._site = recorder, site
@@ -78,7 +95,7 @@ class SiteTape:
         return self._run(_LINEAR, {"weight": weight, "bias": bias}, x, lambda rows: F.linear(rows, w, b))
 
     def embedding(self, tokens: Tensor, weight: str, padding_idx: int | None = None) -> Tensor:
-        """Rows of the table called ``weight``; the row ``padding_idx`` has no gradient."""
+        """Rows of the table ``weight``; the row ``padding_idx`` has no gradient."""
         table = self._detached(weight)
         layer = _Table(table, padding_idx)
         return self._run(layer, {"weight": weight}, tokens, lambda rows: F.embedding(rows, table))
@@ -86,12 +103,12 @@ class SiteTape:
     def _run(
         self, layer: nn.Module, roles: dict[str, str | None], x: Tensor, function: Callable[[Tensor], Tensor]
     ) -> Tensor:
-        known = self._site.parameters
-        names = {role: known[name] for role, name in roles.items() if name is not None and name in known}
-        if not names:
+        known = self._site.flat_index
+        flat_index = {role: known[name] for role, name in roles.items() if name is not None and name in known}
+        if not flat_index:  # all of them are frozen
             return function(x)
         rule = isolating(LAYER_RULES[nn.Embedding if isinstance(layer, _Table) else nn.Linear])
-        return self._recorder.run_on_batch(self._site, names, rule, layer, function, (x,))
+        return self._recorder.run_on_batch(self._site, flat_index, rule, layer, function, (x,))
 
     def _detached(self, name: str) -> Tensor:
         value: Any = self._site.module
@@ -101,66 +118,77 @@ class SiteTape:
 
 
 class _Table(nn.Module):
-    """What the embedding rule asks of its layer."""
+    """The attributes that the embedding rule reads from its layer."""
 
     def __init__(self, weight: Tensor, padding_idx: int | None) -> None:
         super().__init__()
         self.weight, self.padding_idx = weight, padding_idx
 
 
+#: Stands for the layer of a linear call: the rule of linear layers reads nothing from it.
 _LINEAR = nn.Identity()
 
 
 @dataclass(frozen=True)
 class ByExample:
-    """The module runs on parameters of which each example has a view of its own; autograd does the rest."""
+    """Each example has its own view of the module's parameters; autograd computes the gradients of the views."""
 
     words: ClassVar[str] = "vectorised over examples"
 
     def run(self, recorder: Recorder, site: Site, original: Callable[..., Any], args: Any, kwargs: Any) -> Any:
-        """Run with per-example parameters; memory is one copy of the module's gradient per example."""
+        """Run with per-example views; memory: one copy of the module's gradient per example."""
         del original
         leaves = _views_for_each_example(recorder, site)
+        # Every slot is replaced, by the identity of what it holds: a tied parameter lies in several slots and must be
+        # the same view in each of them. What is frozen is detached, so that autograd leaves it alone.
         own = dict(zip(map(id, site.values), map(example_of, leaves), strict=True))
         state = {at: own[id(v)] if id(v) in own else v.detach() for at, v in slots(site.module).items()}
         with recorder.aside(site.values), _PaddedTables():
             output = computed(functional_call(site.module, state, args, kwargs, tie_weights=False))
-        recorder.records.append(Record(site, site.parameters, leaves=leaves))
+        recorder.records.append(Record(site, site.flat_index, leaves=leaves))
         return output
 
 
 @dataclass(frozen=True)
 class ByOwnParameters:
-    """A module with parameters of its own around others: examples have views of them, the others are sites."""
+    """A module with its own parameters and submodules: the parameters become views, the submodules are sites."""
 
     words: ClassVar[str] = "own parameters vectorised over examples"
 
     def run(self, recorder: Recorder, site: Site, original: Callable[..., Any], args: Any, kwargs: Any) -> Any:
-        """Run with per-example views in place of the module's own parameters."""
+        """Run with per-example views in place of the module's own parameters.
+
+        Unlike in ``ByExample``, the submodules stay watched and keep their rules: only entries of ``_parameters`` of
+        this very module are exchanged, for the duration of the call.
+        """
         leaves, places = _views_for_each_example(recorder, site), site.module._parameters
-        before = {name: places[name] for name in site.parameters}
+        before = {name: places[name] for name in site.flat_index}
         try:
-            places.update(zip(site.parameters, map(example_of, leaves), strict=True))  # type: ignore[arg-type]
+            places.update(zip(site.flat_index, map(example_of, leaves), strict=True))  # type: ignore[arg-type]
             with _PaddedTables():
                 output = original(*args, **kwargs)
         finally:
             places.update(before)
-        recorder.records.append(Record(site, site.parameters, leaves=leaves))
+        recorder.records.append(Record(site, site.flat_index, leaves=leaves))
         return output
 
 
 def _views_for_each_example(recorder: Recorder, site: Site) -> list[Tensor]:
-    """Leaves (B, *shape) that share the memory of the parameters."""
+    """Leaves of shape (B, *shape) that share the memory of the parameters."""
     size = recorder.batch_size
     with on_batch():
         return [value.detach().expand(size, *value.shape).requires_grad_() for value in site.values]
 
 
 class _PaddedTables(TorchFunctionMode):
-    """A table of each example's own has no gradient at the padding token, which PyTorch forgets under ``vmap``."""
+    """Stops the gradient at padding tokens of per-example tables.
+
+    Under ``vmap``, PyTorch looks tokens up in one long table of all examples' rows, but passes ``padding_idx`` on
+    unchanged: only the first example's padding row would be left without a gradient.
+    """
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Let no gradient pass where there is padding."""
+        """Run ``func``; detach the rows of padding tokens."""
         del types
         kwargs = kwargs or {}
         found = func(*args, **kwargs)

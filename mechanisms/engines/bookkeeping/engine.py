@@ -1,4 +1,4 @@
-"""The fast path: one forward pass, one pass for output gradients, and per-layer sums of re-weighted examples."""
+"""The fast engine: one forward pass, one backward pass to the layers' outputs, and a clipped sum per layer."""
 
 from __future__ import annotations
 
@@ -13,32 +13,32 @@ from torch.nn.modules import module as torch_modules
 from mechanisms.clipping import ClipMechanism
 from mechanisms.engines.base import ENGINES, ClippedSum, Engine, PartialSum, bounded_factors, even
 from mechanisms.engines.batch import Batch, costs_a_wait
-from mechanisms.engines.bookkeeping.formulas import PlanBook
+from mechanisms.engines.bookkeeping.formulas import FormulaBook
 from mechanisms.engines.bookkeeping.layers.rules import Term
 from mechanisms.engines.bookkeeping.passes import record_backward, record_forward
 from mechanisms.engines.bookkeeping.scratch import Scratch
 from mechanisms.engines.bookkeeping.survey import Survey
-from mechanisms.engines.bookkeeping.terms import Arrivals, jobs_of, terms_of
+from mechanisms.engines.bookkeeping.terms import EarlyTerms, layer_uses, terms_of
 from mechanisms.engines.losses import ExampleLosses, LossFunction
 from mechanisms.engines.parameters import FlatLayout
 from mechanisms.engines.verification import disagreement
 from mechanisms.engines.vmap import VmapEngine
 from mechanisms.units import ClippedUnit
 
-#: Working set of one chunk on a CPU: larger chunks spill out of the caches, smaller ones repeat the work that a pass
-#: costs whatever its size.
+#: Working set of one chunk on a CPU: larger chunks spill out of the caches, smaller ones repeat the fixed cost of a
+#: pass more often.
 CACHE_BYTES = 64 * 2**20
 
-#: Share of a chunk made for speed that is spread over the others: as a chunk of its own it would take longer.
+#: A remainder of up to this share of a chunk is spread over the other chunks: as a separate chunk it would take longer.
 SPARE = 0.25
 
-#: Fewest examples in a chunk made for speed.
+#: Smallest chunk that is made for speed.
 SMALLEST_CHUNK = 32
 
-#: Convolution weights beyond this many entries are seldom instantiated, and then not for every layer at a time.
+#: Convolution weights with more entries are seldom instantiated, and then not for all layers at once.
 LARGEST_INSTANTIATED = 2**18
 
-#: What ``precision`` may be, and the autocast type it stands for.
+#: Values of ``precision``, with their autocast types.
 PRECISIONS: dict[str, torch.dtype | None] = {"fp32": None, "bf16": torch.bfloat16}
 
 
@@ -46,16 +46,16 @@ PRECISIONS: dict[str, torch.dtype | None] = {"fp32": None, "bf16": torch.bfloat1
 class BookKeepingEngine(Engine):
     """Exact clipped sums at about the cost of plain training.
 
-    Parameters' own gradients are never computed by autograd: each layer's input and output gradient give, by the
-    layer's rule, the squared norm of every example's gradient and, once the factors are known, the clipped sum.
+    Autograd never computes the parameters' gradients. From each layer's input and output gradient, the layer's rule
+    computes the squared norm of each example's gradient and, once the clip factors are known, the clipped sum.
 
     Args:
-        unit: What is clipped as one vector.
-        physical_batch_size: Most examples in memory at once; None for the whole batch.
+        unit: The clipped unit.
+        physical_batch_size: Maximum number of examples in memory at once; None: the whole batch.
         precision: ``"fp32"`` (the parameters' own type) or ``"bf16"``: forward and backward pass under autocast. Norms,
-            factors and sums are in float32 either way, so the bound on what an example can do is the same.
-        timed_plans: Time each layer's exact plans on the first batch instead of estimating their cost, as is done on a
-            GPU in any case. Can be faster on unusual hardware; two runs may then differ in the last bits.
+            factors and sums are in float32 either way, so the bound on the influence of an example is the same.
+        timed_plans: Time each layer's exact formulas on the first batch instead of estimating their cost (on a GPU they
+            are always timed). Can be faster on unusual hardware; two runs may then differ in the last bits.
 
     References:
         Bu et al. 2023, "Differentially Private Optimization on Large Model at Small Cost" (book-keeping).
@@ -63,7 +63,7 @@ class BookKeepingEngine(Engine):
 
     name: ClassVar[str] = "bookkeeping"
     witness: ClassVar[type[Engine] | None] = VmapEngine
-    proof: ClassVar[str] = "every layer and the loss see one example at a time (torch.func.vmap with shared weights)"
+    proof: ClassVar[str] = "each layer and the loss see one example at a time (torch.func.vmap with shared weights)"
 
     def __init__(
         self,
@@ -77,7 +77,7 @@ class BookKeepingEngine(Engine):
         if precision not in PRECISIONS:
             raise ValueError(f"precision must be one of {', '.join(PRECISIONS)}, got {precision!r}")
         self.precision = precision
-        self.plans = PlanBook(timed_plans)
+        self.formulas = FormulaBook(timed_plans)
         self._known: tuple[object, ...] | None = None
         self._survey = Survey()
         self._scratch = Scratch()
@@ -86,11 +86,11 @@ class BookKeepingEngine(Engine):
 
     @classmethod
     def refuses(cls, network: nn.Module, loss_fn: LossFunction, unit: ClippedUnit, example: Batch) -> str | None:
-        """Compare one clipped sum on ``example`` with the one-example loop's, parameter by parameter."""
+        """Compare one clipped sum on ``example`` with that of the one-example loop, parameter by parameter."""
         del unit
         hooked = _hooked_backwards(network, loss_fn)
         if hooked is not None:
-            return f"{hooked} has a hook on its backward pass, which would be handed the gradients of the whole batch"
+            return f"{hooked} has a backward hook, which would receive the gradients of the whole batch"
         try:
             cls.run_unwatched(network, loss_fn, example)
             return disagreement(cls, network, loss_fn, example)
@@ -106,15 +106,16 @@ class BookKeepingEngine(Engine):
         clip: ClipMechanism,
         out: Tensor | None = None,
     ) -> ClippedSum:
-        """See ``Engine``; on a CPU chunks are no larger than its caches, which is faster and changes no number.
+        """See ``Engine``. On a CPU, chunks fit its caches, which is faster and changes no number.
 
-        On a GPU no pass waits to be told whether all norms are finite: where one was not, the sum is made again.
+        On a GPU, the engine does not wait to learn whether all norms are finite; if one is not, the sum is computed
+        again.
         """
         if batch.size:
             self._prepare(network, batch)
         found = self._cut_for_speed(network, loss_fn, batch, clip, out)
         if found.rejected and not self._expects_broken and costs_a_wait(found.flat_grad):
-            self._expects_broken = True  # more of them will follow
+            self._expects_broken = True  # from now on, wait at once: more non-finite norms will follow
             found = self._cut_for_speed(network, loss_fn, batch, clip, out)
         return found
 
@@ -133,7 +134,7 @@ class BookKeepingEngine(Engine):
 
     @property
     def held_bytes(self) -> int:
-        """See ``Engine``: per-example gradients of the layers that instantiate them, of one chunk."""
+        """See ``Engine``: per-example gradients of one chunk, of the layers that instantiate them."""
         return self._scratch.held_bytes
 
     def release(self) -> None:
@@ -141,16 +142,16 @@ class BookKeepingEngine(Engine):
         self._scratch = Scratch()
 
     def explain(self) -> str:
-        """Which plan each layer uses and why; the figures are known once a batch has been seen."""
+        """Say which formula each layer uses and why; the figures are known after the first batch."""
         lines = [f"engine 'bookkeeping', precision {self.precision}"]
         for site in self._survey.sites:
             kind = type(site.module).__name__
             lines.append(f"  {site.name or 'network'} ({kind}): {site.how.words}")
-            chosen = {key: choice for key, choice in self.plans.choices.items() if key[0] == site.name}
+            chosen = {key: choice for key, choice in self.formulas.choices.items() if key[0] == site.name}
             lines += [f"    {key[1]} {key[2:]}: {choice.words()}" for key, choice in chosen.items()]
         sizes = [size for size in (self.physical_batch_size, self._fast_chunk) if size]
         if sizes:
-            lines.append(f"  batches are cut into chunks of about {min(sizes)} examples, which changes no number")
+            lines.append(f"  batches are processed in chunks of about {min(sizes)} examples, which changes no number")
         return "\n".join(lines)
 
     def partial_sum(
@@ -162,9 +163,9 @@ class BookKeepingEngine(Engine):
         layout: FlatLayout,
         total: Tensor,
     ) -> PartialSum:
-        """One forward pass, one backward pass to the layers' outputs, then the layers' terms."""
+        """Run one forward pass and one backward pass to the layers' outputs, then add up the layers' terms."""
         blocks, like = clip.blocks(layout.names), layout.zeros()
-        if not batch.size:  # a chunk of groups none of which has a member
+        if not batch.size:  # a chunk of empty groups
             return PartialSum(like.new_zeros(batch.num_units, max(blocks) + 1), like)
         with self.boundary.around(batch):
             return self._sum_of_pass(network, losses, batch, clip, layout, total)
@@ -179,18 +180,21 @@ class BookKeepingEngine(Engine):
         total: Tensor,
     ) -> PartialSum:
         blocks, like = clip.blocks(layout.names), layout.zeros()
-        arrivals = Arrivals(batch, self.plans, self._scratch, layout.dtype)
         with self.boundary.user_code():
             recorded = record_forward(network, losses, batch, self._survey, PRECISIONS[self.precision])
-        done = record_backward(recorded, self._survey, PRECISIONS[self.precision], arrivals.expect)
+        early = EarlyTerms(batch, self.formulas, self._scratch, layout.dtype)
+        early.subscribe(recorded[0].records)
+        done = record_backward(recorded, self._survey, PRECISIONS[self.precision])
         loss_sum = done.losses.sum().to(layout.dtype)
-        terms = arrivals.terms | terms_of(jobs_of(done, batch.size, layout.dtype), batch, self.unit, self.plans)
+        terms = early.terms | terms_of(layer_uses(done, batch.size, layout.dtype), batch, self.unit, self.formulas)
         for record in recorded[0].records:
             record.let_go()
         del done, recorded
         norms = _norms(terms, blocks, like, batch.num_units)
         factors = bounded_factors(norms, clip, layout.size)
         finite = torch.isfinite(norms)
+        # A factor of zero does not remove a NaN from a product, so examples that are not finite must be masked. The
+        # test makes the host wait for a GPU, so there it is skipped until the first such example (see clipped_sum).
         trusted = costs_a_wait(total) and not self._expects_broken
         if not trusted and not bool(finite.all()):
             terms = {position: term.keep(finite.all(dim=1)) for position, term in terms.items()}
@@ -200,7 +204,7 @@ class BookKeepingEngine(Engine):
         return PartialSum(norms, loss_sum)
 
     def _prepare(self, network: nn.Module, batch: Batch) -> None:
-        """Survey again when the network, its mode or its trainable parameters have changed."""
+        """Survey the network if it, its mode or its trainable parameters have changed."""
         trained = [id(value) for value in network.parameters() if value.requires_grad]
         state = (*trained, *(module.training for module in network.modules()))
         if self._known is not None and self._known[0]() is network and self._known[1] == state:  # type: ignore[operator]
@@ -212,7 +216,7 @@ class BookKeepingEngine(Engine):
 
 
 def _hooked_backwards(network: nn.Module, loss_fn: LossFunction) -> str | None:
-    """Name of a module whose backward pass has a hook; None for none."""
+    """Name of a module with a backward hook; None if there is none."""
     if torch_modules._global_backward_hooks or torch_modules._global_backward_pre_hooks:
         return "every module"
     for root in (network, loss_fn):
@@ -223,10 +227,10 @@ def _hooked_backwards(network: nn.Module, loss_fn: LossFunction) -> str | None:
 
 
 def _cache_friendly_chunk(survey: Survey) -> int | None:
-    """A power of two of examples whose activations, gradients and instantiated weights fit ``CACHE_BYTES``.
+    """A power of two such that the activations, gradients and instantiated weights of a chunk fit ``CACHE_BYTES``.
 
-    Large networks get more: each chunk reads all weights, which must not be most of what it moves. None for networks of
-    vectors: nothing is instantiated there, and matrix products are best undivided.
+    Large networks get larger chunks: each chunk reads all weights, which must not dominate its memory traffic. None if
+    all activations are vectors: nothing is instantiated then, and matrix products are fastest undivided.
     """
     if survey.vectors_only:
         return None

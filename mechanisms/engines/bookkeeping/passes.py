@@ -1,8 +1,15 @@
-"""One forward and one backward pass that leaves, for every watched call, the gradient of its output."""
+"""One forward and one backward pass that give, for each watched call, the gradient of its output.
+
+``record_forward`` runs the network and the losses isolated, under a ``Recorder``. ``record_backward`` differentiates
+the sum of the losses with respect to the outputs of the first layers alone: on its way, autograd visits the outputs of
+all other layers, whose hooks take the gradients. Parameters are constants meanwhile: their gradients, summed over the
+batch before anything is clipped, would be of no use. See Bu et al. 2023, "Differentially Private Optimization on Large
+Model at Small Cost".
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -21,11 +28,11 @@ from monitors.errors import UnsupportedModuleError
 
 @dataclass(frozen=True)
 class Pass:
-    """What a pass leaves.
+    """Result of a pass.
 
     Args:
-        records: Records whose gradient nobody took, with the gradients of their leaves or, if they have none, that of
-            their output; None where the loss does not depend on it.
+        records: Records without an ``on_gradient`` callback, each with the gradients of its leaves or, if it has none,
+            that of its output; None if the loss does not depend on it.
         losses: Shape (B,).
     """
 
@@ -36,21 +43,24 @@ class Pass:
 def record_forward(
     network: nn.Module, losses: ExampleLosses, batch: Batch, survey: Survey, precision: torch.dtype | None = None
 ) -> tuple[Recorder, Tensor]:
-    """Records and losses (B,) of an isolated forward pass; one that does not go the way of the survey is done again.
+    """Records and losses (B,) of an isolated forward pass.
+
+    The survey says which activations may be deferred until after their max-pooling. A pass that uses one of them in any
+    other way (its control flow has changed since the survey) is repeated without deferring, as are all later passes.
 
     Args:
-        network: Left as it was, also after an exception.
+        network: Restored afterwards, even after an exception.
         losses: Per-example losses.
         batch: Non-empty.
-        survey: Of this network in this mode.
-        precision: Under autocast to this type; None for the parameters' own.
+        survey: Survey of this network in its current mode.
+        precision: Autocast type; None: the parameters' own type.
     """
     order = PoolFirst(frozenset(survey.before_pools))
     with torch.enable_grad(), draws_of(survey.shared_draws):
         try:
             recorded = _attempt(network, losses, batch, survey, precision, order)
         except Exception:
-            if order.sound:
+            if order.sound:  # not our doing: an error of the network or of the loss
                 raise
         else:
             if order.sound:
@@ -63,30 +73,29 @@ def record_backward(
     recorded: tuple[Recorder, Tensor],
     survey: Survey,
     precision: torch.dtype | None = None,
-    expect: Callable[[Sequence[Record]], None] | None = None,
 ) -> Pass:
-    """Differentiate the summed losses of a recorded pass by the layers' outputs alone.
+    """Differentiate the summed losses of a recorded pass with respect to the layers' outputs alone.
 
     Args:
-        recorded: What ``record_forward`` gave.
-        survey: The same.
-        precision: The same.
-        expect: Shown all records before the first gradient is known, so that it may give some a ``taker``.
+        recorded: Result of ``record_forward``.
+        survey: The survey of the forward pass.
+        precision: The precision of the forward pass.
 
     Raises:
-        UnsupportedModuleError: A trainable parameter is used outside of the layers that own it, or a layer's input is
+        UnsupportedModuleError: A trainable parameter is used outside the layers that own it, or a layer's input is
             written to after its use.
     """
     recorder, values = recorded
     records = recorder.records
     _refuse_unrecordable(records)
-    if expect is not None:
-        expect(records)
     leaves = [leaf for record in records for leaf in record.leaves]
+    # Watched layers use their parameters as constants. A parameter that gets a gradient nevertheless was also used
+    # elsewhere. The recorded calls miss that part of its gradient, so it is refused below.
     everything: list[Any] = [*leaves, *survey.parameters.values(), *recorder.roots]
     grads: Sequence[Tensor | None] = [None] * len(everything)
     if values.requires_grad:
         with torch.enable_grad():
+            # Losses under autocast may be in half precision, in which a sum over many examples rounds or overflows.
             summed = values.float().sum() if precision else values.sum()
         grads = torch.autograd.grad(summed, everything, allow_unused=True)
     _refuse_strays(dict(zip(survey.parameters, grads[len(leaves) :], strict=False)))
@@ -94,7 +103,7 @@ def record_backward(
     found = [
         (record, [next(of_leaves) for _ in record.leaves] if record.leaves else [record.gradient])
         for record in records
-        if record.taker is None
+        if record.on_gradient is None
     ]
     return Pass(found, values.detach())
 
@@ -126,13 +135,13 @@ def _refuse_unrecordable(records: Sequence[Record]) -> None:
     for record in records:
         if not record.untouched():
             raise UnsupportedModuleError(
-                f"the input of layer {record.site.name!r} is changed in place after the layer has used it; use the "
-                "out-of-place form of the operation"
+                f"the input of layer {record.site.name!r} is changed in place after the layer used it; use the "
+                "out-of-place form of that operation"
             )
         if len(record.hooks) > 1:
             raise UnsupportedModuleError(
-                f"the output of layer {record.site.name!r} has a hook on its gradient, which changes it after it was "
-                "recorded; use engine='vmap' or engine='loop'"
+                f"the output of layer {record.site.name!r} has a gradient hook, which would change the gradient after "
+                "it is recorded; use engine='vmap' or engine='loop'"
             )
 
 
@@ -140,6 +149,6 @@ def _refuse_strays(grads: dict[str, Tensor | None]) -> None:
     for name, grad in grads.items():
         if grad is not None:
             raise UnsupportedModuleError(
-                f"parameter {name!r} is used outside of the forward pass of the layer that owns it, where its "
-                "per-example gradient cannot be recorded"
+                f"parameter {name!r} is used outside the forward pass of the layer that owns it, where its per-example "
+                "gradient cannot be recorded; use engine='vmap' or engine='loop'"
             )

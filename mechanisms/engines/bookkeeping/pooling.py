@@ -1,4 +1,4 @@
-"""Two-by-two max-pooling on the CPU, an order faster than the library's, with the same numbers and gradients."""
+"""Two-by-two max-pooling on the CPU, an order of magnitude faster than the library's, with the same results."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ def pooling_stride(
     ceil_mode: bool = False,
     return_indices: bool = False,
 ) -> int | None:
-    """The stride of a call of ``F.max_pool2d`` that ``pool2x2`` can answer: 1 or 2; None for all other calls.
+    """The stride (1 or 2) of a call of ``F.max_pool2d`` that ``pool2x2`` can compute; None for all other calls.
 
-    The library's CPU kernel visits windows one by one; pairs of maxima over strided views do the same work vectorised.
+    The library's CPU kernel visits windows one by one; pairwise maxima of strided views do the same work vectorised.
     """
     plain = _pair(kernel_size) == (2, 2) and _pair(padding) == (0, 0) and _pair(dilation) == (1, 1)
     steps = _pair(stride if stride not in (None, [], ()) else kernel_size)
@@ -36,7 +36,7 @@ def _pair(value: Any) -> tuple[int, ...]:
 
 
 def pool2x2(x: Tensor, stride: int) -> Tensor:
-    """``F.max_pool2d(x, 2, stride)``; of equal entries the first in reading order gets the gradient, as in the library.
+    """``F.max_pool2d(x, 2, stride)``; of equal entries, the first in reading order gets the gradient, as in PyTorch.
 
     Args:
         x: Shape (..., H, W), H and W at least 2.
@@ -54,7 +54,7 @@ class _Pool(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, stride: int) -> Tensor:
-        """Keeps the row maxima, from which the winners are found again."""
+        """Save the row maxima, from which the backward pass finds the winners again."""
         rows = torch.maximum(*_pairs(x, -1, stride))
         ctx.save_for_backward(x)
         ctx.rows, ctx.stride = rows, stride
@@ -62,9 +62,9 @@ class _Pool(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> Any:
-        """Each output's gradient goes to the winner of its window."""
+        """Pass each output's gradient to the winner of its window."""
         (x,) = ctx.saved_tensors
-        rows, ctx.rows = ctx.rows, None  # let go before the gradient, which is four times as large, is made
+        rows, ctx.rows = ctx.rows, None  # freed before the gradient, four times as large, is allocated
         if rows is None:
             rows = torch.maximum(*_pairs(x, -1, ctx.stride))
         by_row = _to_winner(grads[0], rows, -2, ctx.stride)
@@ -82,10 +82,10 @@ def _pairs(x: Tensor, dim: int, stride: int) -> tuple[Tensor, Tensor]:
 
 
 def _to_winner(grad: Tensor, x: Tensor, dim: int, stride: int, spent: bool = False) -> Tensor:
-    """``grad`` at the larger of each pair along ``dim``; where ``spent``, it may be overwritten."""
+    """``grad`` at the larger of each pair along ``dim``; if ``spent``, ``grad`` may be overwritten."""
     first, second = _pairs(x, dim, stride)
     difference = second - first
-    # threshold_backward passes the gradient where the difference is positive: a vectorised select.
+    # threshold_backward passes the gradient if the difference is positive: a vectorised select.
     later = torch.ops.aten.threshold_backward.grad_input(grad, difference, 0, grad_input=difference)
     earlier = grad.sub_(later) if spent else grad - later
     if stride == 2 and x.shape[dim] % 2 == 0:

@@ -1,4 +1,18 @@
-"""What the watched layers of a network are given and give in one isolated forward pass."""
+"""Records one isolated forward pass: the input of each watched layer, and a hook for the gradient of its output.
+
+The gradient of a layer's parameters follows from the layer's input and the gradient of its output alone (``g' x`` for
+``y = x W'``), so autograd never has to compute it, neither per example nor for the batch:
+
+1. For the duration of a pass, each watched module (a ``Site``) gets a ``forward`` that calls ``Recorder.call``.
+2. The call runs the layer on the rows of all examples with constant parameters, keeps its detached input in a
+   ``Record`` and registers a hook on the output.
+3. One backward pass as far as ``Recorder.roots`` visits all recorded outputs, and their hooks receive the gradients.
+   Row b of each gradient belongs to example b, because the pass is isolated: no other example can reach its loss.
+
+References:
+    Goodfellow 2015, "Efficient Per-Example Gradient Computations"; Bu et al. 2023, "Differentially Private Optimization
+    on Large Model at Small Cost" (book-keeping).
+"""
 
 from __future__ import annotations
 
@@ -25,18 +39,22 @@ if TYPE_CHECKING:
 
 
 class _Tap(torch.autograd.Function):
-    """Identity that makes a tensor part of the graph without a copy, so that its gradient can be asked for."""
+    """Identity that puts a tensor into the graph without a copy, so that its gradient can be computed.
+
+    The output of the first layer does not require a gradient: its input is data and its parameters are constants. The
+    output of an autograd function requires one if any input does, hence the anchor.
+    """
 
     @staticmethod
     def forward(ctx: Any, value: Tensor, anchor: Tensor) -> Tensor:
-        """The tensor itself."""
+        """Return the tensor itself."""
         del anchor
         ctx.mark_dirty(value)
         return value
 
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> Any:
-        """Nothing lies before a tap."""
+        """The graph ends at a tap."""
         del ctx, grads
         return None, None
 
@@ -47,22 +65,23 @@ class Record:
 
     Args:
         site: Where it happened.
-        names: Position in the flat layout of the layer's trained parameters, by the names that the rule uses.
+        flat_index: Position in the flat layout of each trained parameter, by the name that the rule uses.
         rule: The layer's rule; None for a module that ran on per-example parameters.
         layer: The layer, for the rule.
         inputs: Positional arguments, detached; the first dimension of a tensor has ``fold`` rows per example.
         fold: Rows per example.
-        leading: Whether the output has a dimension for the rows of an example, after that for the examples.
-        versions: Versions of the inputs when they were recorded; a later in-place write is found by it.
-        shapes: Of inputs and output.
-        leaves: Each parameter's per-example copy, in the order of ``names``, of a module that ran on such.
-        gradient: Of the output, once it is known; None where the loss does not depend on it.
-        hooks: On the output's gradient: ours, and those of the user, which come after it.
-        taker: Takes the gradient as soon as it is known, while it and the inputs are in the cache, and has both let go.
+        leading: Whether the output has two leading dimensions, (examples, rows of an example), instead of one.
+        versions: Version counters of the inputs at the time of the call; they reveal later in-place writes.
+        shapes: Shapes of the inputs and of the output.
+        leaves: Per-example views of the parameters, in the order of ``flat_index``, if the module ran on such views.
+        gradient: Gradient of the output; None until it is known, and if the loss does not depend on the output.
+        hooks: Hooks on the gradient of the output: ours, then those of the user.
+        on_gradient: Called with the record and the gradient as soon as the gradient is known; the record then drops its
+            inputs. None: the record stores the gradient.
     """
 
     site: Site
-    names: dict[str, int]
+    flat_index: dict[str, int]
     rule: LayerRule | None = None
     layer: nn.Module | None = None
     inputs: tuple[Any, ...] = ()
@@ -73,38 +92,46 @@ class Record:
     leaves: list[Tensor] = field(default_factory=list)
     gradient: Tensor | None = None
     hooks: Mapping[int, Any] = field(default_factory=dict)
-    taker: Callable[[Record, Tensor], None] | None = None
+    on_gradient: Callable[[Record, Tensor], None] | None = None
 
-    def arrived(self, gradient: Tensor | None) -> None:
-        """The gradient of the output is known."""
-        if gradient is None:  # of a function of the user's own that passes none on
+    def receive(self, gradient: Tensor | None) -> None:
+        """Take the gradient of the output; the hook on the output."""
+        if gradient is None:  # a custom autograd function after the layer returned None
             return
-        if self.taker is None:
+        if self.on_gradient is None:
             self.gradient = gradient
             return
-        self.taker(self, gradient)
+        self.on_gradient(self, gradient)
+        # Nothing reads the input again: without it, a pass holds about as much memory as one of plain training.
         self.inputs = self.versions = ()
 
     def let_go(self) -> None:
-        """Hold nothing of the pass any longer; a hook and its record hold each other."""
+        """Drop all references to the pass: record and hook form a cycle, freed by garbage collection only."""
         self.inputs, self.versions, self.leaves, self.hooks = (), (), [], {}
-        self.gradient = self.taker = None
+        self.gradient = self.on_gradient = None
 
     def untouched(self) -> bool:
-        """Whether every recorded input still holds what the layer was given."""
+        """Whether every recorded input still has the values that the layer received.
+
+        A detached input shares its memory with the original, so an in-place operation after the call would silently
+        change the computed gradients. Autograd does not check tensors that it did not save; the version counter, which
+        detached tensors share too, shows the write.
+        """
         tensors = [value for value in self.inputs if isinstance(value, Tensor)]
         return all(version_of(value) == version for value, version in zip(tensors, self.versions, strict=True))
 
 
 class Recorder:
-    """The records of one isolated forward pass.
+    """Collects the records of one isolated forward pass.
 
     Args:
         batch_size: Number of examples B.
 
     Attributes:
         records: One per watched call.
-        roots: Outputs of which every other record's output is made: a backward pass to them comes by all records.
+        roots: The recorded outputs that do not depend on other recorded outputs (those of the first layers). Each other
+            output lies on a path from the loss to a root, so differentiating with respect to the roots runs all hooks.
+            Asking autograd for all outputs instead would keep all their gradients until the pass ends.
     """
 
     def __init__(self, batch_size: int) -> None:
@@ -117,7 +144,7 @@ class Recorder:
 
     @contextmanager
     def watching(self, sites: Sequence[Site]) -> Iterator[Recorder]:
-        """Sites' calls go through this recorder; afterwards the network is as it was, whatever happened."""
+        """Route the calls of the sites through this recorder; the network is restored even after an exception."""
         before = [(site, vars(site.module).get("forward")) for site in sites]
         try:
             for site in sites:
@@ -129,16 +156,17 @@ class Recorder:
                 _require_gradients(site.values, True)
 
     def call(self, site: Site, original: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """Run one call of a site's module and keep what its gradients need."""
-        if self._inside:
+        """Run one call of a site's module and record what its gradients need."""
+        if self._inside:  # the outer site already covers the parameters of this one
             return original(*args, **kwargs)
+        # A deferred activation (see pool_first) is not a tensor; layers must receive tensors.
         if Waiting in map(type, (*args, *kwargs.values())):
             args, kwargs = computed((args, kwargs))
         return site.how.run(self, site, original, args, kwargs)
 
     @contextmanager
     def aside(self, parameters: Sequence[Tensor]) -> Iterator[None]:
-        """Inner calls are not watched, and ``parameters`` are constants: autograd never computes their gradients."""
+        """Do not watch inner calls, and keep ``parameters`` constant: autograd never computes their gradients."""
         with on_batch():
             _require_gradients(parameters, False)
         self._inside = True
@@ -152,23 +180,23 @@ class Recorder:
     def run_on_batch(
         self,
         site: Site,
-        names: dict[str, int],
+        flat_index: dict[str, int],
         rule: LayerRule,
         layer: nn.Module,
         function: Callable[..., Tensor],
         inputs: Sequence[Any],
         constants: Sequence[Tensor] = (),
     ) -> Tensor:
-        """Run a layer that treats every row alone on the rows of all examples, and record the call.
+        """Run a layer that treats rows independently on the rows of all examples, and record the call.
 
         Args:
             site: Where the call happens.
-            names: Positions of the trained parameters by the rule's names.
-            rule: Makes gradients of the record.
-            layer: For the rule.
+            flat_index: Position in the flat layout of each trained parameter, by the name that the rule uses.
+            rule: Computes gradients from the record.
+            layer: Passed to the rule.
             function: The layer's forward pass on rows.
-            inputs: What the layer is given, tensors of one example.
-            constants: Parameters whose gradients autograd shall not compute.
+            inputs: The layer's arguments; tensors hold one example.
+            constants: Parameters whose gradients autograd must not compute.
         """
         require_plain((*inputs, *layer._parameters.values(), *layer._buffers.values()))
         layout = self._layout(site, inputs[0], rule.batched_dims(layer))
@@ -180,54 +208,66 @@ class Recorder:
             finally:
                 _require_gradients(constants, True)
             if not isinstance(output, Tensor):
-                raise UnsupportedModuleError(f"layer {site.name!r} must give one tensor, got {type(output).__name__}")
+                raise UnsupportedModuleError(f"layer {site.name!r} must return one tensor, got {type(output).__name__}")
             spread = layout.spread(output)
-            if layout.each is not None:  # not as a view: in-place operations on views take a long way through autograd
+            # Not a view: autograd would replay an in-place operation that follows (an in-place ReLU) on the base.
+            if layout.each is not None:
                 output = torch.ops.aten._unsafe_view(output, spread.shape)
             kept = tuple(value.detach() if isinstance(value, Tensor) else value for value in given)
-            record = Record(site, names, rule, layer, kept, layout.count // self.batch_size, layout.each is not None)
+            fold, leading = layout.count // self.batch_size, layout.each is not None
+            record = Record(site, flat_index, rule, layer, kept, fold, leading)
             watched = self._watched(record, output)
         return example_of(watched)
 
     def run_isolated(
         self, site: Site, rule: LayerRule, original: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Tensor:
-        """Run a layer of which it is not known that it treats every row alone, one example at a time, and record it."""
+        """Run a layer that might mix rows, one example at a time, and record the call.
+
+        The layer itself runs under ``vmap``, where it cannot see other examples. Only its finished output is gathered
+        to the rows of all examples, to be recorded in the same way as that of a trusted layer.
+        """
         with self.aside(site.values):
             output = original(*args, **kwargs)
         if not isinstance(output, Tensor):
-            raise UnsupportedModuleError(f"layer {site.name!r} must give one tensor, got {type(output).__name__}")
+            raise UnsupportedModuleError(f"layer {site.name!r} must return one tensor, got {type(output).__name__}")
         inputs = positional(site.module, args, kwargs)
         layout = self._layout(site, inputs[0], rule.batched_dims(site.module))
 
         def copied(*inputs: Any) -> Tensor:
-            del inputs  # a copy: operations of the layer may need their result as it is for the backward pass
+            del inputs
+            # A copy: the network may write to the output, and autograd may have saved the original (as tanh does).
             return gathered.clone()
 
-        with torch._C.DisableTorchFunction():
+        with torch._C.DisableTorchFunction():  # bookkeeping, which function modes must not see
             gathered = layout.gather(output)
-        return self.run_on_batch(site, site.parameters, rule, site.module, copied, inputs)
+        return self.run_on_batch(site, site.flat_index, rule, site.module, copied, inputs)
 
     def _layout(self, site: Site, first: Tensor, batched_dims: int) -> Layout:
-        """Where the rows of a layer's input lie, by the number of dimensions that it has of one example."""
+        """Where the rows of a layer's input lie, given the number of dimensions that one example has."""
         with torch._C.DisableTorchFunction():
             shape = first.shape
-        if len(shape) < batched_dims - 1:  # more of them in the batch would make the examples something else than rows
+        # With fewer dimensions, the layer would mistake the dimension of the examples for features or positions.
+        if len(shape) < batched_dims - 1:
             raise UnsupportedModuleError(
-                f"layer {site.name!r} ({type(site.module).__name__}) is given {len(shape)} dimensions, and needs at "
-                f"least {batched_dims - 1}"
+                f"layer {site.name!r} ({type(site.module).__name__}) needs an input of at least {batched_dims - 1} "
+                f"dimensions, got {len(shape)}"
             )
         return Layout(self.batch_size, None if len(shape) < batched_dims else shape[0])
 
     def _watched(self, record: Record, output: Tensor) -> Tensor:
-        """The output as a tensor whose gradient will be recorded."""
-        output = self._tapped(output)
+        """Return the output as a tensor whose gradient will be recorded."""
+        output = self._tapped(output)  # before the versions are read: for a layer that returns its input, it is a write
         tensors = [value for value in record.inputs if isinstance(value, Tensor)]
         record.versions = tuple(map(version_of, tensors))
         record.shapes = (*(value.shape for value in tensors), output.shape)
         self.records.append(record)
-        output.register_hook(record.arrived)
+        output.register_hook(record.receive)
+        # The dictionary itself: a hook that the user adds later shows in it. It would run after ours and change the
+        # gradient that we recorded, so ``record_backward`` refuses it.
         record.hooks = output._backward_hooks or {}
+        # The edge instead of the tensor: an in-place operation after the layer moves the tensor to a new node, while
+        # hook and edge stay at the output of the layer.
         edge = get_gradient_edge(output)
         if not _comes_from(edge.node, self._reached):
             self.roots.append(edge)
@@ -235,7 +275,7 @@ class Recorder:
         return output
 
     def _tapped(self, output: Tensor) -> Tensor:
-        if output._is_view():  # an in-place write to a view would leave the recorded edge behind
+        if output._is_view():  # an in-place write to a view would disconnect the recorded edge: no gradient reaches it
             output = output.clone()
         if output.requires_grad:
             return output
@@ -246,7 +286,7 @@ class Recorder:
 
 
 def _comes_from(node: Any, reached: set[Any]) -> bool:
-    """Whether a node of the graph is made of one of those that are ``reached``."""
+    """Whether ``node`` depends on a node in ``reached``."""
     ahead, seen = [node], {node}
     while ahead:
         for source, _ in ahead.pop().next_functions:
@@ -259,7 +299,7 @@ def _comes_from(node: Any, reached: set[Any]) -> bool:
 
 
 def positional(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, ...]:
-    """The arguments of a call in the order of ``forward``."""
+    """Arguments of a call in the order of ``forward``'s parameters."""
     if not kwargs:
         return args
     bound = inspect.signature(type(module).forward).bind(module, *args, **kwargs)
@@ -272,6 +312,8 @@ def _watch_forward(recorder: Recorder, site: Site) -> None:
     def watched(*args: Any, **kwargs: Any) -> Any:
         return recorder.call(site, original, args, kwargs)
 
+    # An attribute of the object shadows the method of its class: hooks on the module run as usual, and code that calls
+    # ``module.forward`` directly is watched too. ``vars`` avoids a custom ``__setattr__``.
     vars(site.module)["forward"] = watched
 
 

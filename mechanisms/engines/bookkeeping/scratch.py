@@ -1,4 +1,4 @@
-"""Memory that is used again from chunk to chunk and from step to step."""
+"""Memory that is reused across chunks and steps."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from torch import Tensor
 
 
 class Scratch:
-    """Keeps the large arrays of a step: what is given back to the system costs time to get again, page by page.
+    """Keeps the large arrays of a step: memory returned to the system is slow to get back, page by page.
 
-    Whoever asks again for the same use is done with the array it got before. On a GPU nothing is kept here: its
-    allocator keeps all.
+    Asking again for the same use ends the life of the array that was returned before. On a GPU nothing is kept here:
+    PyTorch's allocator does that.
 
     Example:
         >>> scratch, like = Scratch(), torch.zeros(0)
@@ -30,11 +30,11 @@ class Scratch:
 
     @property
     def held_bytes(self) -> int:
-        """Bytes that are kept."""
+        """Number of bytes kept."""
         return sum(held.nbytes for held in self._held.values())
 
     def empty(self, use: Hashable, shape: tuple[int, ...], like: Tensor) -> Tensor:
-        """An array of that shape, of the type and on the device of ``like``, that holds anything."""
+        """An uninitialised array of that shape, with the dtype and device of ``like``."""
         if like.device.type != "cpu":
             return like.new_empty(shape)
         key = (use, like.dtype)

@@ -1,4 +1,4 @@
-"""What a trial pass tells about a network, once: where its parameters are, how large its layers, and what can wait."""
+"""Facts about a network from one trial pass: its sites, the size of its layers, the activations to defer."""
 
 from __future__ import annotations
 
@@ -25,17 +25,18 @@ from monitors.errors import UnsupportedModuleError
 
 @dataclass(frozen=True)
 class Survey:
-    """Facts about a network in one mode, for all its passes.
+    """Facts about a network in one mode, valid for all its passes.
 
     Args:
         parameters: Trainable parameters by name.
         sites: Modules to watch.
-        entries_per_example: Numbers that one example adds to what the watched layers are given and give.
+        entries_per_example: Number of entries of the watched layers' inputs and outputs for one example.
         vectors_only: Whether every watched tensor is one vector per example.
-        pools: Whether there is a max-pooling that can be made faster, or an attention that has to be computed for the
-            rows of all examples; else passes are spared the look at every call.
-        before_pools: Activations that may wait for the max-pooling behind them; emptied by a pass of another order.
-        shared_draws: Whether a random number decides on the way through the network, so that all examples share it.
+        pools: Whether ``PoolFirst`` is needed: for a max-pooling that can be sped up, or an attention that must run on
+            the rows of all examples. Otherwise passes avoid the cost of a function mode.
+        before_pools: Activations that may be deferred until after their max-pooling; cleared by a pass that uses one of
+            them differently.
+        shared_draws: Whether control flow depends on a random number, which all examples therefore share.
     """
 
     parameters: dict[str, nn.Parameter] = field(default_factory=dict)
@@ -48,10 +49,10 @@ class Survey:
 
     @classmethod
     def of(cls, network: nn.Module, batch: Batch) -> Survey:
-        """Survey ``network`` with copies of the batch's first example; random state and buffers stay as they were.
+        """Survey ``network`` with copies of the batch's first example; random state and buffers are preserved.
 
         Raises:
-            UnsupportedModuleError: A layer mixes examples, or has no per-example gradient as it is set up.
+            UnsupportedModuleError: A layer mixes examples, or has no per-example gradient with its settings.
         """
         x = _copies(batch.x)
         with preserve_state(network), torch.enable_grad():
@@ -71,12 +72,12 @@ class Survey:
 
 
 def draws_of(shared: bool) -> AbstractContextManager[None]:
-    """Passes of a network whose examples share random numbers of no dimension, or do not."""
+    """Context of a pass whose examples share, or do not share, scalar random numbers."""
     return shared_draws() if shared else nullcontext()
 
 
 def _tried(network: nn.Module, x: Any) -> tuple[list[Site], Recorder, bool]:
-    """The sites, what a pass leaves, and whether it can be had only if the examples share random numbers."""
+    """The sites, the recorder of a trial pass, and whether it works only if examples share scalar random numbers."""
     problem: UnsupportedModuleError | None = None
     for shared in (False, True):
         try:
@@ -89,14 +90,17 @@ def _tried(network: nn.Module, x: Any) -> tuple[list[Site], Recorder, bool]:
 
 
 def _tried_sites(network: nn.Module, x: Any) -> tuple[list[Site], Recorder]:
-    """The sites, and what a pass leaves; modules are left whole where parts of them do not do without each other."""
+    """The sites, and the recorder of a trial pass.
+
+    A module is one whole site if something inside uses parameters of something else inside.
+    """
     sites, recorder = find_sites(network), Recorder(_TRIED)
     if any(isinstance(site.how, ByOwnParameters) for site in sites):
         try:
             with recorder.watching(sites), PoolFirst():
                 if not _strays(_pass(network, x), network):
                     return sites, recorder
-        except Exception:  # shown again below, where there is more to it
+        except Exception:  # if whole modules do not help, the error is raised again below
             sites = []
         sites, recorder = find_sites(network, whole=True), Recorder(_TRIED)
     with recorder.watching(sites), PoolFirst():
@@ -105,7 +109,7 @@ def _tried_sites(network: nn.Module, x: Any) -> tuple[list[Site], Recorder]:
 
 
 def _strays(nodes: list[Any], network: nn.Module) -> bool:
-    """Whether a trainable parameter is used outside of the forward pass of the module that owns it."""
+    """Whether a trainable parameter is used outside the forward pass of the module that owns it."""
     ahead, seen = list(nodes), set(nodes)
     trained = set(map(id, trainable_parameters(network).values()))
     while ahead:
@@ -119,14 +123,14 @@ def _strays(nodes: list[Any], network: nn.Module) -> bool:
 
 
 def _has_attention_aside(network: nn.Module, sites: list[Site]) -> bool:
-    """Whether there is an attention layer on a GPU, a frozen one for instance, that runs by torch's own function."""
+    """Whether an attention layer on a GPU (a frozen one, for instance) runs torch's own function."""
     rewritten = {id(site.module) for site in sites if isinstance(site.how, ByRewrite)}
     layers = (layer for layer in network.modules() if isinstance(layer, nn.MultiheadAttention))
     return any(id(layer) not in rewritten and layer.out_proj.weight.device.type != "cpu" for layer in layers)
 
 
 def _pass(network: nn.Module, x: Any) -> list[Any]:
-    """A pass without loss; the nodes of autograd's graph that its outputs come from."""
+    """Run a pass without a loss; return the autograd nodes of its outputs."""
     nodes: list[Any] = []
 
     def of_one(example: Any) -> Tensor:
@@ -141,7 +145,7 @@ def _pass(network: nn.Module, x: Any) -> list[Any]:
     return nodes
 
 
-#: Examples of the trial pass.
+#: Number of examples in the trial pass.
 _TRIED = 2
 
 

@@ -1,4 +1,4 @@
-"""From recorded calls to terms: each parameter's squared norms per unit, and its clipped sum."""
+"""From recorded calls to terms: for each parameter, the squared norms per unit and the clipped sum."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from mechanisms.engines.batch import Batch
-from mechanisms.engines.bookkeeping.formulas import PlanBook
+from mechanisms.engines.bookkeeping.formulas import FormulaBook
 from mechanisms.engines.bookkeeping.layers.rules import Call, LayerRule, Term
 from mechanisms.engines.bookkeeping.passes import Pass
 from mechanisms.engines.bookkeeping.recorder import Record
@@ -22,137 +22,142 @@ from mechanisms.units import ClippedUnit
 
 
 @dataclass(frozen=True)
-class Job:
-    """All calls of one layer with the same parameters.
+class LayerUse:
+    """All calls of one layer in a pass that use the same parameters.
 
     Args:
-        site: The layer's site.
-        names: Position of each parameter in the flat layout, by the rule's name.
-        rule: The layer's rule; None where ``rows`` are given.
-        calls: Calls for the rule; one row per example, or ``fold`` rows.
+        site: Site of the layer.
+        flat_index: Position of each parameter in the flat layout, by the rule's name.
+        rule: The layer's rule; None if ``rows`` are given.
+        calls: Calls for the rule, with ``fold`` rows per example.
         fold: Rows per example.
-        rows: Per-example gradients that autograd has found, by position.
+        rows: Per-example gradients computed by autograd, by position.
     """
 
     site: Site
-    names: dict[str, int]
+    flat_index: dict[str, int]
     rule: LayerRule | None
     calls: list[Call]
     fold: int = 1
     rows: dict[int, Tensor] | None = None
 
 
-def jobs_of(done: Pass, batch_size: int, dtype: torch.dtype) -> list[Job]:
-    """The work that a pass leaves; calls of one layer are joined where its rule can."""
-    jobs: list[Job] = []
+def layer_uses(done: Pass, batch_size: int, dtype: torch.dtype) -> list[LayerUse]:
+    """The layer uses of a pass whose terms are still to be computed; calls of one layer are joined if its rule can."""
+    uses: list[LayerUse] = []
     grouped: dict[tuple[Any, ...], list[tuple[Record, Tensor]]] = defaultdict(list)
     for record, grads in done.records:
         if record.rule is None:
-            pairs = zip(record.names.values(), grads, strict=True)
+            pairs = zip(record.flat_index.values(), grads, strict=True)
             rows = {position: grad.to(dtype) for position, grad in pairs if grad is not None}
-            jobs.append(Job(record.site, {}, None, [], rows=rows))
+            uses.append(LayerUse(record.site, {}, None, [], rows=rows))
         elif grads[0] is not None:
             fold = _fold(record)
-            grouped[id(record.site), tuple(record.names.items()), fold].append((record, grads[0]))
+            grouped[id(record.site), tuple(record.flat_index.items()), fold].append((record, grads[0]))
     for (_, _, fold), recorded in grouped.items():
         first = recorded[0][0]
         assert first.rule is not None
         calls = [_call(record, grad, batch_size, dtype) for record, grad in recorded]
         joined = first.rule.join(calls) if len(calls) > 1 else None
-        jobs.append(Job(first.site, first.names, first.rule, calls if joined is None else [joined], fold))
-    return jobs
+        uses.append(LayerUse(first.site, first.flat_index, first.rule, calls if joined is None else [joined], fold))
+    return uses
 
 
-class Arrivals:
-    """Terms made in the backward pass, of parameters that one call uses and that are clipped example by example.
+class EarlyTerms:
+    """Terms computed during the backward pass, while a layer's gradient is still in the cache.
 
-    A layer's input and output gradient are let go as soon as its terms are known: the memory of a pass is about that of
-    plain training, and what is read was just written.
+    Possible for parameters that a single call uses, if examples are clipped individually: their norms need no other
+    record. The layer's input and output gradient are freed at once, so a pass needs about the memory of plain training.
 
     Args:
         batch: The batch of the pass.
-        plans: Chooses among a layer's plans.
-        scratch: Where plans find memory.
+        formulas: Chooses among a layer's formulas.
+        scratch: Provides memory for large arrays.
         dtype: Type of norms and sums.
 
     Attributes:
-        terms: By the parameter's position.
+        terms: Terms by position in the flat layout.
     """
 
-    def __init__(self, batch: Batch, plans: PlanBook, scratch: Scratch, dtype: torch.dtype) -> None:
-        self._batch, self._plans, self._scratch, self._dtype = batch, plans, scratch, dtype
+    def __init__(self, batch: Batch, formulas: FormulaBook, scratch: Scratch, dtype: torch.dtype) -> None:
+        self._batch, self._formulas, self._scratch, self._dtype = batch, formulas, scratch, dtype
         self.terms: dict[int, Term] = {}
 
-    def expect(self, records: Sequence[Record]) -> None:
-        """Ask for the gradients of all records whose terms need no other record."""
+    def subscribe(self, records: Sequence[Record]) -> None:
+        """Register for the gradients of all records whose terms need no other record."""
         if self._batch.group_ids is not None:
             return
-        uses = Counter(position for record in records for position in record.names.values())
+        counts = Counter(position for record in records for position in record.flat_index.values())
         for record in records:
-            if record.rule is not None and _fold(record) == 1 and all(uses[p] == 1 for p in record.names.values()):
-                record.taker = self.take
+            alone = all(counts[position] == 1 for position in record.flat_index.values())
+            if record.rule is not None and _fold(record) == 1 and alone:
+                record.on_gradient = self.on_gradient
 
-    def take(self, record: Record, grad: Tensor) -> None:
-        """Make the terms of a record."""
+    def on_gradient(self, record: Record, grad: Tensor) -> None:
+        """Compute the terms of a record."""
         assert record.rule is not None
         call = _call(record, grad, self._batch.size, self._dtype, self._scratch)
-        self.terms.update(_direct(record.site, record.names, record.rule, call, self._plans))
+        self.terms.update(_direct(record.site, record.flat_index, record.rule, call, self._formulas))
 
 
-def terms_of(jobs: Sequence[Job], batch: Batch, unit: ClippedUnit, plans: PlanBook) -> dict[int, Term]:
-    """One term per used parameter, by its position; squared norms are per unit.
+def terms_of(uses: Sequence[LayerUse], batch: Batch, unit: ClippedUnit, formulas: FormulaBook) -> dict[int, Term]:
+    """One term per used parameter, by position in the flat layout; squared norms are per unit.
 
     Args:
-        jobs: From ``jobs_of``.
+        uses: From ``layer_uses``.
         batch: The batch of the pass.
-        unit: What is clipped as one vector.
-        plans: Chooses among a layer's plans.
+        unit: The clipped unit.
+        formulas: Chooses among a layer's formulas.
     """
-    uses = Counter(position for job in jobs for position in _positions(job))
+    counts = Counter(position for use in uses for position in _positions(use))
     terms: dict[int, Term] = {}
     rows: dict[int, Tensor] = {}
-    for job in jobs:
-        direct = batch.group_ids is None and job.fold == 1 and len(job.calls) == 1
-        alone = {name: p for name, p in job.names.items() if direct and uses[p] == 1}
+    for use in uses:
+        # Norms do not add up over calls: a parameter with several uses, or an example with several rows or in a group,
+        # needs the sum of its gradients before the norm. Those are instantiated; all others take the cheapest formula.
+        direct = batch.group_ids is None and use.fold == 1 and len(use.calls) == 1
+        alone = {name: p for name, p in use.flat_index.items() if direct and counts[p] == 1}
         if alone:
-            assert job.rule is not None
-            terms.update(_direct(job.site, alone, job.rule, job.calls[0], plans))
-        shared = {name: p for name, p in job.names.items() if name not in alone}
-        for position, gradient in _instantiated(job, shared, batch.size):
+            assert use.rule is not None
+            terms.update(_direct(use.site, alone, use.rule, use.calls[0], formulas))
+        shared = {name: p for name, p in use.flat_index.items() if name not in alone}
+        for position, gradient in _instantiated(use, shared, batch.size):
             mine = _per_unit(gradient.reshape(batch.size, -1), batch, unit)
             rows[position] = rows[position] + mine if position in rows else mine
     terms.update({position: Term.of_rows(value) for position, value in rows.items()})
     return terms
 
 
-def _positions(job: Job) -> list[int]:
-    return list(job.names.values()) if job.rows is None else list(job.rows)
+def _positions(use: LayerUse) -> list[int]:
+    return list(use.flat_index.values()) if use.rows is None else list(use.rows)
 
 
-def _direct(site: Site, names: dict[str, int], rule: LayerRule, call: Call, plans: PlanBook) -> dict[int, Term]:
+def _direct(
+    site: Site, flat_index: dict[str, int], rule: LayerRule, call: Call, formulas: FormulaBook
+) -> dict[int, Term]:
     found = {}
-    asked = call if len(names) == len(call.wanted) else replace(call, wanted=tuple(names))
+    asked = call if len(flat_index) == len(call.wanted) else replace(call, wanted=tuple(flat_index))
     shapes = [tuple(value.shape[1:]) for value in (*call.inputs[:1], call.output_grad)]
-    for name, options in rule.plans(asked).items():
+    for name, options in rule.formulas(asked).items():
         key = (site.name, name, *shapes)
-        found[names[name]] = plans.run(key, options, partial(site.entries, names[name]), call.output_grad)
+        found[flat_index[name]] = formulas.run(key, options, partial(site.entries, flat_index[name]), call.output_grad)
     return found
 
 
-def _instantiated(job: Job, names: dict[str, int], batch_size: int) -> list[tuple[int, Tensor]]:
+def _instantiated(use: LayerUse, flat_index: dict[str, int], batch_size: int) -> list[tuple[int, Tensor]]:
     """Gradients (B, *shape) of every example, summed over an example's rows."""
-    if job.rows is not None:
-        return list(job.rows.items())
+    if use.rows is not None:
+        return list(use.rows.items())
     found: list[tuple[int, Tensor]] = []
-    if not names:
+    if not flat_index:
         return found
-    assert job.rule is not None
-    for call in job.calls:
-        gradients = job.rule.example_gradients(replace(call, wanted=tuple(names)))
-        for name, position in names.items():
+    assert use.rule is not None
+    for call in use.calls:
+        gradients = use.rule.example_gradients(replace(call, wanted=tuple(flat_index)))
+        for name, position in flat_index.items():
             gradient = gradients[name]
-            if job.fold > 1:
-                gradient = gradient.unflatten(0, (batch_size, job.fold)).sum(1)
+            if use.fold > 1:
+                gradient = gradient.unflatten(0, (batch_size, use.fold)).sum(1)
             found.append((position, gradient))
     return found
 
@@ -166,18 +171,19 @@ def _per_unit(rows: Tensor, batch: Batch, unit: ClippedUnit) -> Tensor:
 
 def _fold(record: Record) -> int:
     assert record.rule is not None
-    return 1 if record.rule.positional else record.fold
+    return 1 if record.rule.positional else record.fold  # such a rule treats further rows as positions
 
 
 def _call(record: Record, grad: Tensor, batch_size: int, dtype: torch.dtype, scratch: Scratch | None = None) -> Call:
-    """The record's tensors, rows first, in the dtype of norms and sums."""
+    """The record's tensors, with rows in the first dimension, in the dtype of norms and sums."""
     rule, layer = record.rule, record.layer
     assert rule is not None
     assert layer is not None
     divided = (batch_size, record.fold) if rule.positional and record.fold > 1 else None
     inputs = tuple(_rows(value, divided, dtype) for value in record.inputs)
     output_grad = _rows(grad.flatten(0, 1) if record.leading else grad, divided, dtype)
-    return Call(layer, inputs, output_grad, tuple(record.names), scratch or Scratch(), tuple(record.names.values()))
+    wanted, key = tuple(record.flat_index), tuple(record.flat_index.values())
+    return Call(layer, inputs, output_grad, wanted, scratch or Scratch(), key)
 
 
 def _rows(value: Any, divided: tuple[int, int] | None, dtype: torch.dtype) -> Any:

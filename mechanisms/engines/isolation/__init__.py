@@ -1,1 +1,1 @@
-"""One example at a time: the vectorised pass over a batch, and what guards that no example sees another."""
+"""One example at a time: the vectorised pass over a batch, and guards that keep the examples apart."""

@@ -1,4 +1,4 @@
-"""Autograd functions of users in an isolated pass: their code is watched as that of the network is."""
+"""Guards the code of users' autograd functions in an isolated pass, as that of the network."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from torch.utils._pytree import tree_leaves
 from mechanisms.engines.isolation.guards import TRUSTED, PassGuard, is_guarded
 from mechanisms.engines.isolation.patches import WAYS
 
-#: Methods of an autograd function that users write.
+#: Methods of an autograd function that users implement.
 _WRITTEN = ("forward", "setup_context", "backward", "jvp")
 
 #: Marks a guarded copy.
@@ -25,7 +25,7 @@ _CALL: Any = vars(_Operator)["__call__"]
 
 
 def _guarded_call(operator: Any, function: type[Function], *args: Any, **kwargs: Any) -> Any:
-    """Call a guarded copy of the function: modes of functions are off while PyTorch runs its code."""
+    """Call a guarded copy of the function: PyTorch turns function modes off while it runs the function's code."""
     if is_guarded() and not function.__module__.startswith(TRUSTED) and _MARK not in vars(function):
         function = _copy(function)
     return _CALL(operator, function, *args, **kwargs)
@@ -35,7 +35,7 @@ WAYS.append((_Operator, "__call__", _guarded_call, _CALL))
 
 
 def _copy(cls: type[Function]) -> type[Function]:
-    """A subclass whose code runs under a guard of its own, in the forward and in the backward pass."""
+    """A subclass whose code runs under a separate guard, in the forward and in the backward pass."""
     code = {name: getattr(cls, name) for name in _WRITTEN if getattr(cls, name) is not getattr(Function, name)}
     methods: Mapping[str, Any] = {name: staticmethod(_guarded(function)) for name, function in code.items()}
     names = {"__module__": cls.__module__, "__qualname__": cls.__qualname__, _MARK: True}

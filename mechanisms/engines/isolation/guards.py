@@ -1,4 +1,4 @@
-"""What code of a user must not do in an isolated pass, noticed where it is done."""
+"""Refuses what user code must not do in an isolated pass, at the point where it does it."""
 
 from __future__ import annotations
 
@@ -32,25 +32,25 @@ _SHOWING: Any = (torch.Tensor.__repr__, torch.Tensor.__format__)
 _dispatch_modes: Callable[[], int] = torch._C._len_torch_dispatch_stack
 _function_modes: Callable[[], int] = torch._C._len_torch_function_stack
 
-#: Packages whose code may be handed a whole batch: what it does with its rows is known.
+#: Packages whose code may see a whole batch: what it does with the rows is known.
 TRUSTED = ("torch.", "mechanisms.")
 
-#: Packages that look at the graph of autograd for themselves alone.
+#: Packages that read the autograd graph for internal purposes only.
 _COMPILERS = ("torch._dynamo.", "torch._subclasses.", "torch._functorch.", "torch.fx.")
 
-#: Operators of these namespaces are written in C++ and keep nothing.
+#: Namespaces whose operators are written in C++ and keep no state.
 _TRUSTED_OPERATORS = frozenset({"aten", "prims", "prim", "quantized", "mkldnn", "torchvision", "higher_order"})
 
-#: Hooks on saved tensors are handed the tensors of the whole batch.
-NO_HOOKS = "saved tensor hooks (activation checkpointing, for instance) would be handed the whole batch"
+#: Hooks on saved tensors receive the tensors of the whole batch.
+NO_HOOKS = "saved tensor hooks (activation checkpointing, for instance) would receive the whole batch"
 
-#: Parts of PyTorch's messages about what a vectorised function must not do, whatever its numbers.
+#: Parts of PyTorch's messages about operations that a vectorised function must not use, for any values.
 SIGNS = ("vmap", "Batching rule", "functorch", "BatchedTensor", "doesn't have storage", "broadcast shape", NO_HOOKS)
 
-#: Types of arguments of which nothing has to be known.
+#: Types of arguments that need no check.
 _PLAIN = frozenset({Tensor, nn.Parameter, bool, int, float, str, type(None), torch.Size, torch.dtype, torch.device})
 
-#: Functions that take a tensor for the memory that it lies in, which is that of the whole batch.
+#: Functions that access the memory of a tensor, which is that of the whole batch.
 _REREADING = frozenset(
     getattr(owner, name)
     for owner in (torch, Tensor)
@@ -59,32 +59,34 @@ _REREADING = frozenset(
 )
 _REREADING_OPERATORS = frozenset(f"aten::{func.__name__}" for func in _REREADING)
 
-#: Kinds of devices that autocast knows.
+#: Device types that autocast supports.
 AUTOCAST_DEVICES = ("cpu", "cuda", "mps", "xpu")
 
-#: How functions of torch fail that look at numbers.
+#: Errors of functions of torch that may depend on values.
 _FAILURES = (RuntimeError, ValueError, IndexError, ArithmeticError)
 
-#: Functions that fail by shapes alone, and are often tried.
+#: Functions whose errors depend only on shapes; networks often try them.
 _BY_SHAPE = frozenset({Tensor.view, Tensor.reshape, torch.reshape})
 
 _here = threading.local()
 
 
 class PassGuard(TorchFunctionMode):
-    """While active, refuses what would show code of a user the whole batch, or tie examples by their random numbers.
+    """While active, refuses code that would see the whole batch or connect examples through random numbers.
 
-    Noticed are, at every function of torch: a generator that is seeded or given by hand, a mode below vmap, a tensor
-    with a ``__torch_dispatch__`` of its own, or one that an earlier pass has left, an operator without a vectorisation
-    rule (PyTorch would show it one example after the other), and an error of a function of torch that is caught, for
-    what fails for one example decides for all. A refusal that the network catches is raised again at the end.
+    At each function of torch, the guard refuses: a generator that is seeded or passed explicitly; a mode below vmap; a
+    tensor with a custom ``__torch_dispatch__``, or one from an earlier pass; an operator without a batching rule
+    (PyTorch would show it one example after the other). It also refuses a network that catches an error of torch,
+    because a failure for one example then decides for all. If the network catches a refusal, it is raised again at the
+    end.
 
     Args:
-        device: Where examples lie.
-        whole: Whether it is around a whole pass. Within one, tensors may be left: those that a function gives.
+        device: Device of the examples.
+        whole: Whether the guard surrounds a whole pass. If not, tensors may remain afterwards: the results of a
+            function.
 
     Raises:
-        UnsupportedModuleError: Any of that; or code of PyTorch has been replaced by other code.
+        UnsupportedModuleError: Any of these, or code of PyTorch has been replaced.
     """
 
     def __init__(self, device: torch.device | None = None, *, whole: bool = True) -> None:
@@ -98,7 +100,7 @@ class PassGuard(TorchFunctionMode):
         self._refusal: DPModelError | None = None
 
     def __enter__(self) -> PassGuard:
-        """Generators go on from a new seed: the one that engine ``loop`` would give to a single example."""
+        """Seed the generators, with the seed that engine ``loop`` would use for a single example."""
         _refuse_replaced()
         inherited = _guards()[-1] if _guards() else None
         self._own = [one for one in self._generators if inherited is None or one not in inherited._generators]
@@ -121,7 +123,7 @@ class PassGuard(TorchFunctionMode):
         """See the class."""
         self._check()
         left = _function_modes() - self._below - 1
-        for _ in range(left):  # modes that the network entered and did not leave
+        for _ in range(left):  # modes that the network entered but did not leave
             torch._C._pop_torch_function_stack()
         super().__exit__(*exception)  # type: ignore[no-untyped-call]
         while _dispatch_modes() > self._modes:
@@ -131,15 +133,15 @@ class PassGuard(TorchFunctionMode):
         Patches.remove()
         self._leave_no_trace()
         if left > 0:
-            self._refusal = _refusal("the network leaves a TorchFunctionMode on, which would see the sums and norms")
+            self._refusal = _refusal("the network leaves a TorchFunctionMode active, which would see sums and norms")
         error = exception[1] if exception else None
-        for outer in _guards()[-1:]:  # which raises it again, if the code between the two catches it
+        for outer in _guards()[-1:]:  # raises it again if the code in between catches it
             outer._refusal = outer._refusal or self._refusal
         if self._refusal is not None and (error is None or isinstance(error, DPModelError)):
             raise self._refusal from error
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Run ``func``, if it may run."""
+        """Run ``func`` if it is allowed."""
         del types
         kwargs = kwargs or {}
         if _dispatch_modes() > self._modes or self._generators[0].initial_seed() != self._seed:
@@ -148,16 +150,17 @@ class PassGuard(TorchFunctionMode):
             self.require_plain((args, kwargs))
             if kwargs.get("generator") not in (None, *self._generators):
                 self.refuse(
-                    "a generator is given by hand, so that what an example draws would depend on its place in the batch"
+                    "a generator is passed explicitly, so the numbers that an example draws would depend on its place "
+                    "in the batch"
                 )
         if type(func) in (OpOverload, OpOverloadPacket):
             self._require_trusted(func, args, kwargs)
         elif type(func) is FunctionType and not _is_torchs(func):
-            self.refuse(f"{func.__qualname__} overrides functions of torch, and nothing could be noticed in it")
+            self.refuse(f"{func.__qualname__} overrides functions of torch, and its calls cannot be checked")
         if func in _REREADING and any(map(_is_wrapped, args)):
-            self.refuse(f"{func.__name__} reads memory by its place, where the rows of other examples are")
+            self.refuse(f"{func.__name__} accesses memory directly, including the rows of other examples")
         if func in _SHOWING and _functorch.is_functorch_wrapped_tensor(args[0]):
-            return f"<tensor of one example, shape {tuple(args[0].shape)}; its numbers are out of sight>"
+            return f"<tensor of one example, shape {tuple(args[0].shape)}; values hidden>"
         try:
             return func(*args, **kwargs)
         except _FAILURES as error:
@@ -166,7 +169,7 @@ class PassGuard(TorchFunctionMode):
             raise
 
     def refuse(self, what: str) -> NoReturn:
-        """Refuse, now and at the end of the pass.
+        """Raise a refusal now, and again at the end of the pass.
 
         Raises:
             UnsupportedModuleError: Always.
@@ -175,74 +178,72 @@ class PassGuard(TorchFunctionMode):
         raise refusal
 
     def require_plain(self, values: Any) -> None:
-        """Refuse tensors among ``values`` whose class is handed what it is combined with, below vmap."""
+        """Refuse tensors among ``values`` whose class would receive batch tensors below vmap."""
         for value in tree_leaves(values):
             kind = type(value)
             if is_remaining(value):
-                self.refuse(
-                    "a tensor that was computed in an earlier pass is used, whose rows belong to other examples"
-                )
+                self.refuse("the network uses a tensor from an earlier pass, whose rows belong to other examples")
             if kind in _PLAIN:
                 continue
             if callable(value) and not _is_torchs(value):
-                self.refuse("a function of torch is given a function, in which nothing could be noticed")
+                self.refuse("a function of torch receives a Python function, whose calls cannot be checked")
             if isinstance(value, Tensor) and (method := _override(kind)):
-                self.refuse(f"a tensor of type {kind.__name__} has a {method} of its own, in which nothing is noticed")
+                self.refuse(f"a tensor of type {kind.__name__} has a custom {method}, whose calls cannot be checked")
 
     def _leave_no_trace(self) -> None:
-        """Generators that nothing was drawn from are as before."""
+        """Restore the generators if nothing was drawn from them."""
         pairs = zip(self._own, self._states, strict=True)
         if all(torch.equal(generator.get_state(), seeded) for generator, (_, seeded) in pairs):
             for generator, (before, _) in zip(self._own, self._states, strict=True):
                 generator.set_state(before)
 
     def _check(self) -> None:
-        """As at every function of torch."""
+        """Check once more, as at each function of torch."""
         try:
             self.require_unchanged()
         except UnsupportedModuleError:
-            return  # raised by whoever called
+            return  # the refusal is recorded; __exit__ raises it
 
     def require_unchanged(self) -> None:
-        """Refuse a mode below vmap, and generators with another seed."""
+        """Refuse a mode below vmap, and generators whose seed has changed."""
         if _dispatch_modes() > self._modes:
-            self.refuse("a TorchDispatchMode that is entered in the forward pass would be handed the whole batch")
+            self.refuse("a TorchDispatchMode that is entered in the forward pass would see the whole batch")
         if any(generator.initial_seed() != self._seed for generator in self._generators):
             self.refuse(
-                "the generator of random numbers is seeded in the forward pass, so that what an example draws would "
-                "depend on its place in the batch"
+                "the random generator is seeded in the forward pass, so the numbers that an example draws would depend "
+                "on its place in the batch"
             )
 
     def _require_trusted(self, func: Any, args: Any, kwargs: Any) -> None:
-        """Refuse operators that are not PyTorch's: vectorised, they are handed the batch, or one example at a time."""
+        """Refuse operators that are not PyTorch's: vectorised, they see the batch, or one example after the other."""
         packet = func.overloadpacket if isinstance(func, OpOverload) else func
         name = packet._qualified_op_name
         if not any(map(_is_wrapped, tree_leaves((args, kwargs)))):
             return
         if name in _REREADING_OPERATORS:
-            self.refuse(f"{name} reads memory by its place, where the rows of other examples are")
+            self.refuse(f"{name} accesses memory directly, including the rows of other examples")
         if name.partition("::")[0] in _TRUSTED_OPERATORS:
             return
         overloads = [func] if isinstance(func, OpOverload) else [getattr(packet, key) for key in packet.overloads()]
         if any(one.has_kernel_for_dispatch_key(torch._C.DispatchKey.FuncTorchBatched) for one in overloads):
             self.refuse(_own_rule(f"operator {name}"))
         self.refuse(
-            f"operator {name} has no vmap rule of PyTorch's: it would be shown the numbers of one example after the "
-            "other, and could keep something of them"
+            f"operator {name} has no vmap rule of PyTorch: it would see the values of one example after the other, and "
+            "could keep information about them"
         )
 
     def failed(self, name: str, error: Exception) -> None:
-        """A function of torch has raised an error. Refuse at the end of the pass, if the network catches it."""
+        """Note an error of a function of torch: refuse at the end of the pass if the network catches it."""
         reason = " ".join(str(error).split())
         if self._refusal is None and not any(sign in reason for sign in SIGNS):
             self._refusal = UnprotectedUpdateError(
-                f"the network catches an error of torch ({name}: {reason:.100}), and what fails for one example "
-                "decides for all; use a function that reports it instead (torch.linalg.cholesky_ex), or engine='loop'"
+                f"the network catches an error of torch ({name}: {reason:.100}), so a failure for one example decides "
+                "for all; use a function that reports failures instead (torch.linalg.cholesky_ex), or engine='loop'"
             )
 
 
 def seed_as_pass(device: torch.device | None = None) -> None:
-    """Let generators go on as an isolated pass on ``device`` would begin, so that one example draws the same."""
+    """Seed the generators as an isolated pass on ``device`` would, so that one example draws the same numbers."""
     seed = _new_seed()
     for generator in _generators_on(device):
         generator.manual_seed(seed)
@@ -261,7 +262,7 @@ def _new_seed() -> int:
 
 
 def _uncompiled() -> AbstractContextManager[Any]:
-    """Functions that are compiled run as they were written, so that what they do is seen."""
+    """Run compiled functions eagerly, so that their calls can be checked."""
     if "torch._dynamo" in sys.modules and hasattr(torch.compiler, "set_stance"):
         stance: AbstractContextManager[Any] = torch.compiler.set_stance("force_eager")
         return stance
@@ -269,7 +270,7 @@ def _uncompiled() -> AbstractContextManager[Any]:
 
 
 def require_plain(values: Iterable[Any]) -> None:
-    """In an isolated pass, refuse tensors whose class has a ``__torch_dispatch__`` of its own; see ``PassGuard``."""
+    """In an isolated pass, refuse tensors whose class has a custom ``__torch_dispatch__``; see ``PassGuard``."""
     for guard in _guards()[-1:]:
         if remaining() or not _PLAIN.issuperset(map(type, values)):
             guard.require_plain(list(values))
@@ -277,7 +278,7 @@ def require_plain(values: Iterable[Any]) -> None:
 
 @contextmanager
 def guarded_batch() -> Iterator[None]:
-    """Around work on the rows of all examples in an isolated pass: no mode is shown it, and its errors are noticed."""
+    """Surround work on the rows of all examples in an isolated pass: modes do not see it, and errors are noted."""
     guard = _guards()[-1] if _guards() else None
     if guard is not None:
         guard.require_unchanged()
@@ -293,26 +294,26 @@ def guarded_batch() -> Iterator[None]:
 def _refuse_replaced() -> None:
     what = replaced_function() or replaced_kernel()
     if what is not None:
-        raise _refusal(f"{what} has been replaced by code that is not PyTorch's, which would be handed the whole batch")
+        raise _refusal(f"{what} has been replaced by code that is not PyTorch's, which would see the whole batch")
 
 
 def _refusal(what: str) -> UnsupportedModuleError:
-    return UnsupportedModuleError(f"the examples of a batch cannot be isolated: {what}; engine 'loop' takes it")
+    return UnsupportedModuleError(f"the examples of a batch cannot be isolated: {what}; use engine='loop'")
 
 
 def is_guarded() -> bool:
-    """Whether an isolated pass is under way in this thread."""
+    """Whether an isolated pass is active in this thread."""
     return bool(_guards())
 
 
 def _guards() -> list[PassGuard]:
-    """Those that are active in this thread, the innermost last."""
+    """The active guards of this thread, innermost last."""
     found: list[PassGuard] = _here.__dict__.setdefault("guards", [])
     return found
 
 
 def _refuse(what: str) -> None:
-    """Refuse in an isolated pass; nothing elsewhere."""
+    """Refuse inside an isolated pass; do nothing elsewhere."""
     for guard in _guards()[-1:]:
         guard.refuse(what)
 
@@ -322,7 +323,7 @@ def _is_wrapped(value: Any) -> bool:
 
 
 def _override(kind: type) -> str | None:
-    """The method with which a class of tensors takes part in all functions of torch, where it is not PyTorch's."""
+    """Name of a method by which a tensor class intercepts functions of torch, if it is not PyTorch's; else None."""
     for method in ("__torch_dispatch__", "__torch_function__"):
         owner = next(base for base in kind.__mro__ if method in vars(base))
         if not f"{owner.__module__}.".startswith(TRUSTED):
@@ -331,7 +332,7 @@ def _override(kind: type) -> str | None:
 
 
 def _is_torchs(value: Any) -> bool:
-    """Whether PyTorch wrote what can be called: a function, or the class of an object."""
+    """Whether a callable, a function or an object of some class, was written by PyTorch."""
     if isinstance(value, type | BuiltinFunctionType | OpOverload | OpOverloadPacket):
         return True
     owner = value if isinstance(value, FunctionType | MethodType) else type(value)
@@ -340,7 +341,7 @@ def _is_torchs(value: Any) -> bool:
 
 @contextmanager
 def _same_autocast() -> Iterator[None]:
-    """Autocast is as before afterwards, whatever the network switches on."""
+    """Restore the autocast settings afterwards, whatever the network changes."""
     before = [(device, torch.is_autocast_enabled(device)) for device in AUTOCAST_DEVICES]
     try:
         yield
@@ -351,7 +352,7 @@ def _same_autocast() -> Iterator[None]:
 
 
 def _guarded_state(original: Callable[..., Any]) -> Callable[..., Any]:
-    """What puts a generator back asks first whether it was seeded meanwhile."""
+    """Check for new seeds before a call that would restore the generator and hide them."""
 
     @wraps(original)
     def guarded(*args: Any, **kwargs: Any) -> Any:
@@ -364,18 +365,18 @@ def _guarded_state(original: Callable[..., Any]) -> Callable[..., Any]:
 
 def _guarded_hook(tensor: Tensor, hook: Callable[..., Any]) -> Any:
     if _is_wrapped(tensor):
-        _refuse("a hook on the gradient of a tensor would be handed the whole batch")
+        _refuse("a hook on the gradient of a tensor would receive the whole batch")
     return _REGISTER_HOOK(tensor, hook)
 
 
 def _guarded_graph(tensor: Tensor) -> Any:
     if _is_wrapped(tensor) and not sys._getframe(1).f_globals.get("__name__", "").startswith(_COMPILERS):
-        _refuse("grad_fn, the place of a tensor in the graph of autograd, would be handed the whole batch")
+        _refuse("grad_fn, the node of a tensor in the autograd graph, would give access to the whole batch")
     return _GRAD_FN.__get__(tensor)
 
 
 def _guarded_info(**known: Any) -> Any:
-    """What PyTorch makes for a rule just before it hands it the whole batch, whoever called and by whatever name."""
+    """``VmapInfo``, which PyTorch creates just before it passes the whole batch to a vmap rule, however called."""
     names = sys._getframe(1).f_locals
     op = names.get("op", names.get("autograd_function"))
     if isinstance(op, (OpOverload, OpOverloadPacket)):
@@ -386,25 +387,25 @@ def _guarded_info(**known: Any) -> Any:
 
 
 def _for_torch_alone(function: Callable[..., Any]) -> Callable[..., Any]:
-    """A function that takes what vmap hides out of its wrapper; PyTorch's own code may go on using it."""
+    """Close a function that unwraps batched tensors to all callers but PyTorch's own code."""
 
     def guarded(*args: Any) -> Any:
         caller = sys._getframe(1).f_globals.get("__name__", "")
         if not caller.startswith(TRUSTED) or caller in _FOR_USERS:
-            _refuse(f"{function.__name__} would show the numbers of the whole batch")
+            _refuse(f"{function.__name__} would reveal the values of the whole batch")
         return function(*args)
 
     return guarded
 
 
-#: Modules of PyTorch that show people what is in a wrapper.
+#: Modules of PyTorch that unwrap tensors on behalf of the user.
 _FOR_USERS = (eager_transforms.__name__, "torch._tensor_str")
 
 
 def _own_rule(what: str) -> str:
     return (
-        f"{what} has a vmap rule of its own, which is handed the whole batch, so that what it does to the examples is "
-        "not known; leave the rule out (an autograd function may set generate_vmap_rule = True)"
+        f"{what} has a custom vmap rule, which receives the whole batch, so its effect on the examples is unknown; "
+        "remove the rule (an autograd function may set generate_vmap_rule = True)"
     )
 
 

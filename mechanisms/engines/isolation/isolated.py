@@ -1,4 +1,4 @@
-"""A forward pass in which every module is shown one example, while its kernels run on the whole batch."""
+"""A forward pass in which each module sees one example, while its kernels run on the whole batch."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch.autograd.graph import disable_saved_tensors_hooks
 from torch.func import vmap
 
 from mechanisms.engines.batch import first_tensor, map_tensors
-from mechanisms.engines.isolation import functions as _functions  # noqa: F401  (importing it closes a way)
+from mechanisms.engines.isolation import functions as _functions  # noqa: F401  (importing it installs a guard)
 from mechanisms.engines.isolation.guards import NO_HOOKS, SIGNS, PassGuard, guarded_batch
 from mechanisms.engines.isolation.shared_draws import restart_shared_draws
 from mechanisms.engines.isolation.substitutes import Substitutes
@@ -22,7 +22,7 @@ from monitors.errors import UnsupportedModuleError
 _functorch: Any = torch._C._functorch
 _get_unwrapped: Any = _functorch.get_unwrapped
 
-#: Characters of PyTorch's reason that are passed on.
+#: Maximum number of characters of PyTorch's reason in a message.
 _LONGEST_REASON = 300
 
 #: Level of the outermost transform of ``torch.func``.
@@ -30,20 +30,20 @@ _OUTERMOST = 1
 
 
 def isolated(function: Callable[..., Tensor], *nests: Any) -> Tensor:
-    """``function`` of every example by itself: shape (B, *shape of one result).
+    """Apply ``function`` to each example alone; returns shape (B, *shape of one result).
 
     The function runs once, under ``torch.func.vmap`` with shared weights: each tensor that it sees holds one example,
-    as a batch of one. It cannot express an operation over the examples of the batch, and what would make the control
-    flow of Python depend on an example (``if x.max() > 1``, ``.item()``, a mask that picks rows) is an error. Random
-    numbers are drawn for each example separately. Autograd works outside of it, on the tensors of the whole batch.
+    as a batch of one. It cannot express an operation over the examples of the batch, and Python control flow that
+    depends on an example (``if x.max() > 1``, ``.item()``, a mask that selects rows) is an error. Each example draws
+    its own random numbers. Autograd works outside the pass, on the tensors of the whole batch.
 
     Args:
-        function: Of one example; takes one argument per nest, of the same structure.
-        nests: Nests of tensors whose first dimension counts the same B examples.
+        function: Function of one example; takes one argument per nest, of the same structure.
+        nests: Nested tensors whose first dimension counts the same B examples.
 
     Raises:
         UnsupportedModuleError: The function cannot be vectorised, for PyTorch's own reason, or it uses an autograd
-            function with a vectorisation rule of its own.
+            function with a custom vmap rule.
 
     Example:
         >>> isolated(lambda x: (x / x.max()).sum(), torch.tensor([[1.0, 1.0], [1.0, 3.0]]))
@@ -60,16 +60,16 @@ def isolated(function: Callable[..., Tensor], *nests: Any) -> Tensor:
 
 @contextmanager
 def examples_only(*nests: Any) -> Iterator[None]:
-    """Around a vectorised call: no code of the user's is handed the whole batch, and PyTorch's refusals are explained.
+    """Surround a vectorised call: user code never sees the whole batch, and PyTorch's refusals are explained.
 
     Args:
-        nests: Nests of tensors that lie where the call computes; none for the CPU.
+        nests: Nested tensors on the device of the call; none for the CPU.
 
     Raises:
-        UnsupportedModuleError: The call needs to look at more than one example, or at its numbers.
+        UnsupportedModuleError: The call needs access to more than one example, or to values.
     """
     fused = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)  # it has no derivative
+    torch.backends.mha.set_fastpath_enabled(False)  # the fast path has no derivative
     try:
         with PassGuard(first_tensor(nests[0]).device if nests else None) as guard, Substitutes():
             guard.require_plain(nests)
@@ -87,17 +87,17 @@ def examples_only(*nests: Any) -> Iterator[None]:
 
 
 def rows_of(value: Any) -> Tensor | None:
-    """What all examples hold in place of ``value``, shape (B, *value.shape); None where they share it.
+    """The tensor of all examples behind ``value``, shape (B, *value.shape); None if the examples share it.
 
-    Call inside of ``isolated``; work on the result belongs into ``on_batch``.
+    Call this inside ``isolated``, and use the result only inside ``on_batch``.
 
     Raises:
-        UnsupportedModuleError: The network is inside of a transform of ``torch.func`` of its own.
+        UnsupportedModuleError: The network applies a transform of ``torch.func`` itself.
     """
     if not isinstance(value, Tensor) or not _functorch.is_functorch_wrapped_tensor(value):
         return None
     if not _functorch.is_batchedtensor(value) or _functorch.maybe_get_level(value) != _OUTERMOST:
-        raise UnsupportedModuleError("a layer is called inside of a transform of torch.func that the network applies")
+        raise UnsupportedModuleError("a layer is called inside a torch.func transform that the network applies")
     rows: Tensor = _get_unwrapped(value)
     dim = _functorch.maybe_get_bdim(value)
     if dim:
@@ -107,16 +107,16 @@ def rows_of(value: Any) -> Tensor | None:
 
 
 def example_of(rows: Tensor) -> Tensor:
-    """The tensor of one example that stands for ``rows``, shape (B, ...): the inverse of ``rows_of``."""
+    """The tensor of one example that represents ``rows``, shape (B, ...): the inverse of ``rows_of``."""
     found: Tensor = _functorch._add_batch_dim(rows, 0, _OUTERMOST)
     return found
 
 
 @contextmanager
 def on_batch() -> Iterator[None]:
-    """Inside of ``isolated``, work on the tensors of the whole batch: for layers that treat every row alone.
+    """Inside ``isolated``, work on the tensors of the whole batch: for layers that treat rows independently.
 
-    No mode of functions is shown that work, and a mode below vmap is refused.
+    Function modes do not see that work, and a mode below vmap is refused.
     """
     with temporarily_pop_interpreter_stack(), guarded_batch():
         yield

@@ -1,4 +1,4 @@
-"""Functions and kernels that PyTorch's layers are made of, and whether other code has taken their place."""
+"""Detects whether functions and kernels that PyTorch's layers use have been replaced."""
 
 from __future__ import annotations
 
@@ -17,21 +17,21 @@ from mechanisms.engines.isolation.substitutes import Substitutes
 
 _ROOT = os.path.dirname(os.path.abspath(torch.__file__)) + os.sep
 
-#: Methods of tensors that no layer computes with.
+#: Methods of tensors that layers do not use for computation.
 _SHOWING = frozenset({"__repr__", "__format__", "__dir__", "__str__", "register_hook", "grad_fn"})
 
-#: Where layers are that run on the rows of all examples.
+#: Modules of the layers that run on the rows of all examples.
 _WITH_PARAMETERS = (
     *(nn.modules.linear, nn.modules.conv, nn.modules.sparse, nn.modules.rnn, nn.modules.activation),
     *(nn.modules.normalization, nn.modules.batchnorm, nn.modules.instancenorm),
 )
 
-#: Kernels registered for these keys compute no numbers.
+#: Dispatch keys whose kernels compute no values.
 _WITHOUT_NUMBERS = frozenset({"Meta"})
 
 
 def replaced_function() -> str | None:
-    """Name of a function of torch, or of a method of a layer, that is not PyTorch's own; None where all are.
+    """Name of a function of torch, or of a method of a layer, that has been replaced; None if there is none.
 
     Example:
         >>> replaced_function()
@@ -45,7 +45,7 @@ def replaced_function() -> str | None:
 
 
 def replaced_kernel() -> str | None:
-    """Name of an operator of PyTorch's whose kernel somebody has registered from Python; None where there is none.
+    """Name of an operator of PyTorch whose kernel was replaced from Python; None if there is none.
 
     Example:
         >>> replaced_kernel()
@@ -67,7 +67,7 @@ _known: dict[str, Any] = {"registered": None, "found": None}
 
 
 def _replaced(entry: str) -> str | None:
-    """The operator of an entry ``"aten/relu/CPU"`` whose kernel comes from a file that is not PyTorch's."""
+    """The operator of an entry such as ``"aten/relu/CPU"`` if its kernel is not from a file of PyTorch; else None."""
     namespace, name, key = entry.split("/")
     if namespace != "aten" or key in _WITHOUT_NUMBERS:
         return None
@@ -77,7 +77,7 @@ def _replaced(entry: str) -> str | None:
 
 
 class _Originals:
-    """Callables as they were when this module was loaded, by the mappings that hold them."""
+    """The callables at the time this module was imported, and where to find their current values."""
 
     def __init__(self) -> None:
         self._attributes = len(vars(Tensor))
@@ -87,7 +87,7 @@ class _Originals:
         self._places: list[tuple[Callable[[str], Any], str]] = []
 
     def add(self, where: str, owner: Any, wanted: Callable[[str], bool] = lambda name: True) -> None:
-        """Include what a module or a class holds by the names that are ``wanted``."""
+        """Include the callables of a module or a class whose names are ``wanted``."""
         for name, value in vars(owner).items():
             if not wanted(name) or not callable(value) or isinstance(value, type):
                 continue
@@ -98,7 +98,7 @@ class _Originals:
             self._places.append((vars(owner).get, name))
 
     def replaced(self) -> str | None:
-        """Name of one that is another one now, or that was not PyTorch's in the first place."""
+        """Name of a callable that has changed since, or that was not PyTorch's in the first place; None if none."""
         if len(vars(Tensor)) != self._attributes:
             shadows = [
                 name
@@ -122,7 +122,7 @@ def _is_torchs(value: Any) -> bool:
 
 
 def _is_substitute(value: Any) -> bool:
-    """Whether it is in place for the time of a pass: passes may be nested, and run in several threads."""
+    """Whether ``value`` is one of our temporary replacements: passes may be nested, and run in several threads."""
     return getattr(value, "__module__", None) == Substitutes.__module__
 
 

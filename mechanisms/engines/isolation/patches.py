@@ -1,23 +1,23 @@
-"""Ways out of an isolated pass, and what stands in their place while one is under way."""
+"""Functions that lead out of an isolated pass, and their replacements during one."""
 
 from __future__ import annotations
 
 import threading
 from typing import Any, ClassVar
 
-#: Where something is closed: owner, name, what stands there meanwhile, and what stood there (None: it is inherited).
+#: Each function to close: its owner, its name, the replacement, and the original (None: it is inherited).
 WAYS: list[tuple[Any, str, Any, Any]] = []
 
 
 class Patches:
-    """While a pass is active in any thread, ways out of vmap are closed to those who are in one."""
+    """While a pass is active in any thread, functions that lead out of vmap are closed to code inside a pass."""
 
     _lock: ClassVar = threading.Lock()
     _active: ClassVar[int] = 0
 
     @classmethod
     def install(cls) -> None:
-        """Close them."""
+        """Install the replacements."""
         with cls._lock:
             cls._active += 1
             for owner, name, guarded, _ in WAYS:
@@ -25,7 +25,7 @@ class Patches:
 
     @classmethod
     def remove(cls) -> None:
-        """Open them, when nobody is in a pass any more."""
+        """Restore the originals once no pass is active."""
         with cls._lock:
             cls._active -= 1
             if cls._active:

@@ -1,4 +1,4 @@
-"""Tensors of single examples that outlive the vectorised pass in which they were made."""
+"""Tracks tensors of single examples that outlive the vectorised pass that created them."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from torch import Tensor
 
 _is_batched: Any = torch._C._functorch.is_batchedtensor
 
-#: Those that are alive, by identity.
+#: Tensors that are alive, by id.
 _known: dict[int, ref[Tensor]] = {}
 
 
 class Remains:
-    """Around a pass; what it leaves alive is known afterwards as long as it lives, and nothing is kept alive.
+    """Surrounds a pass; tensors that survive it are tracked while they live, without keeping them alive.
 
-    PyTorch takes such a tensor for one of the pass that is under way, where its rows would be those of other examples.
-    Cyclic garbage is not collected within, so that what was made in the pass stays in order of its making.
+    In a later pass, PyTorch would treat such a tensor as one of that pass, although its rows belong to other examples.
+    Garbage collection is off inside, so that the objects created in the pass stay in order of creation.
 
     Example:
         >>> kept = []
@@ -44,17 +44,17 @@ class Remains:
 
 
 def is_remaining(value: object) -> bool:
-    """Whether a value is a tensor that an earlier pass has left."""
+    """Whether a value is a tensor that survived an earlier pass."""
     return bool(_known) and id(value) in _known
 
 
 def remaining() -> bool:
-    """Whether there is any."""
+    """Whether there are any such tensors."""
     return bool(_known)
 
 
 def _made_since(first: object) -> list[Any]:
-    """Objects made since ``first``; all there are, if somebody has collected garbage meanwhile."""
+    """Objects created since ``first``; all objects if garbage was collected in the meantime."""
     young = gc.get_objects(generation=0)
     for place in range(len(young) - 1, -1, -1):
         if young[place] is first:

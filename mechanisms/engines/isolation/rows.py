@@ -1,4 +1,4 @@
-"""The rows of all examples laid one after the other, for kernels that compute every row of a batch by itself."""
+"""Concatenates the rows of all examples, for kernels that treat the rows of a batch independently."""
 
 from __future__ import annotations
 
@@ -10,22 +10,22 @@ from torch import Tensor, nn
 from mechanisms.engines.isolation.isolated import example_of, on_batch, rows_of
 from monitors.errors import UnsupportedModuleError
 
-#: Types of tensors, or of none, that run no code of their own when they are computed with.
+#: Types of tensors, or None, that run no custom code in operations.
 PLAIN = (Tensor, nn.Parameter, type(None))
 
 
 @dataclass(frozen=True)
 class Layout:
-    """Where the rows of the examples lie: row ``b * each + i`` is row ``i`` of example ``b``, and nothing else.
+    """Layout of the rows: row ``b * each + i`` is row ``i`` of example ``b``, and nothing else.
 
-    This is all that isolates the examples in a kernel that sees the whole batch. A kernel that treats the first
-    dimension of its inputs row by row makes row ``b * each + i`` of its output from those rows alone, as long as every
-    input has all of them: a value that lacks them would be broadcast against the rows of other examples.
+    The isolation of examples in a kernel that sees the whole batch rests on this. A kernel that treats the first
+    dimension row by row computes row ``b * each + i`` of its output from the same rows of its inputs, provided that
+    each input has all of them: one with fewer rows would be broadcast against the rows of other examples.
 
     Args:
         examples: Number of examples B.
-        each: Rows of one example, in the first dimension of its tensors; None where an example is one row, and its
-            tensors have no dimension for it.
+        each: Number of rows of one example, in the first dimension of its tensors; None if an example is a single row
+            without such a dimension.
     """
 
     examples: int
@@ -42,13 +42,13 @@ class Layout:
         return self.examples * (1 if self.each is None else self.each)
 
     def gather(self, value: Tensor) -> Tensor:
-        """The rows of all examples, shape (count, ...); what the examples share is repeated for each of them.
+        """The rows of all examples, shape (count, ...); a value that the examples share is repeated for each.
 
         Args:
-            value: What one example holds, shape (each, ...), inside of ``isolated``.
+            value: The tensor of one example, shape (each, ...), inside ``isolated``.
 
         Raises:
-            UnsupportedModuleError: ``value`` has another number of rows, or is a tensor that runs code of its own.
+            UnsupportedModuleError: ``value`` has a different number of rows, or its type runs custom code.
         """
         own = rows_of(value)
         with on_batch():
@@ -56,7 +56,7 @@ class Layout:
             fits = rows.shape[: len(self.shape)] == self.shape and rows.dim() == value.dim() + 1
             if not fits or type(rows) not in PLAIN or (own is None and type(value) not in PLAIN):
                 raise UnsupportedModuleError(
-                    f"a {type(value).__name__} of shape {tuple(value.shape)} is not one of {self.each or 1} plain rows "
+                    f"a {type(value).__name__} of shape {tuple(value.shape)} does not hold {self.each or 1} plain rows "
                     f"for each of {self.examples} examples"
                 )
             return rows if self.each is None else rows.flatten(0, 1)
@@ -69,7 +69,7 @@ class Layout:
         """
         if not output.dim() or output.shape[0] != self.count:
             raise UnsupportedModuleError(
-                f"a layer gives shape {tuple(output.shape)} for {self.count} rows; it must give one row for each"
+                f"a layer returns shape {tuple(output.shape)} for {self.count} rows; it must return one row for each"
             )
         return output if self.each is None else output.unflatten(0, self.shape)
 
@@ -77,13 +77,13 @@ class Layout:
 def on_rows(function: Callable[..., Tensor], *values: Tensor | None) -> Tensor:
     """``function(*values)``, computed for the rows of all examples at once.
 
-    Only for functions of which it is known that row i of the result depends on row i of each value alone, if all have
+    Only for functions for which row i of the result is known to depend only on row i of each value, if all values have
     the same number of rows and of dimensions.
 
     Args:
-        function: Of tensors whose first dimension counts the same rows.
-        values: Tensors of one example, which ``lie_alike``, or None. Inside of ``isolated``, those that the examples
-            share are repeated for each of them.
+        function: Function of tensors whose first dimension counts the same rows.
+        values: Tensors of one example that ``lie_alike``, or None. Inside ``isolated``, tensors that the examples share
+            are repeated for each of them.
 
     Raises:
         UnsupportedModuleError: The values do not lie alike.
@@ -93,7 +93,8 @@ def on_rows(function: Callable[..., Tensor], *values: Tensor | None) -> Tensor:
     if size is None:
         return function(*values)
     if not lie_alike(*values):
-        raise UnsupportedModuleError(f"shapes {[tuple(value.shape) for value in given]} are not those of the same rows")
+        shapes = [tuple(value.shape) for value in given]
+        raise UnsupportedModuleError(f"tensors of shapes {shapes} do not have the same rows")
     layout = Layout(size, given[0].shape[0])
     gathered = [None if value is None else layout.gather(value) for value in values]
     with on_batch():
@@ -101,9 +102,10 @@ def on_rows(function: Callable[..., Tensor], *values: Tensor | None) -> Tensor:
 
 
 def lie_alike(*values: Tensor | None) -> bool:
-    """Whether row i of one is row i of all others, and nothing but torch computes with them.
+    """Whether row i of one tensor corresponds to row i of all others, and their types run no custom code.
 
-    Equally many dimensions matter: broadcasting sets the rows of a tensor with fewer against another dimension.
+    The number of dimensions must be equal: broadcasting aligns the rows of a tensor with fewer dimensions with a
+    different dimension of the others.
 
     Example:
         >>> import torch
@@ -119,6 +121,6 @@ def lie_alike(*values: Tensor | None) -> bool:
 
 
 def needs_gradient(value: Tensor | None) -> bool:
-    """Whether autograd asks for the gradient of a tensor, which inside of ``isolated`` does not say so itself."""
+    """Whether a tensor requires a gradient; inside ``isolated``, only the tensor of all examples knows."""
     rows = rows_of(value)
     return bool((value if rows is None else rows).requires_grad) if value is not None else False

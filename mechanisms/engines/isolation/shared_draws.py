@@ -1,4 +1,4 @@
-"""Random numbers that all examples of a step share, however the step is cut into passes."""
+"""Random numbers that all examples of a step share, regardless of how the step is divided into passes."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ _CURRENT: ContextVar[SharedDraws | None] = ContextVar("draws of the step", defau
 
 
 class SharedDraws:
-    """Generators that go on from the same place in every vectorised pass of a step.
+    """Generators that continue from the same state in each vectorised pass of a step.
 
     Code under ``torch.func.vmap`` that draws from NumPy's or Python's generators, or one number of torch for all
-    examples, draws once a pass. If passes drew different numbers, an example that joins a batch and moves others from
-    one pass to the next would change what these draw, and so their gradients, without any bound. With one draw a step
-    each gradient is a function of its example and of numbers that do not depend on the data.
+    examples, draws once per pass. If passes drew different numbers, an example that joins a batch and moves others to
+    the next pass would change their draws, and so their gradients, without bound. With one draw per step, each gradient
+    is a function of its example and of numbers that do not depend on the data.
 
     Example:
         >>> import random
@@ -41,11 +41,11 @@ class SharedDraws:
         self._of_torch = torch.Generator("cpu")
 
     def begin(self, generators: Iterable[Any] = ()) -> None:
-        """Take the place where generators are for that of the step.
+        """Record the current state of the generators as that of the step.
 
         Args:
-            generators: Those that the network keeps, beside the global ones of NumPy and Python. Torch's are left out:
-                what they draw under ``vmap`` differs from example to example.
+            generators: Generators that the network keeps, besides the global ones of NumPy and Python. Those of torch
+                are ignored: under ``vmap``, they draw different numbers for each example.
         """
         kinds = each_once([*global_generators()[1:], *generators])
         self._states = [
@@ -55,7 +55,7 @@ class SharedDraws:
 
     @contextmanager
     def of_step(self) -> Iterator[None]:
-        """Around a pass of the step."""
+        """Surround a pass of the step."""
         token = _CURRENT.set(self)
         try:
             yield
@@ -63,17 +63,17 @@ class SharedDraws:
             _CURRENT.reset(token)
 
     def restart(self) -> None:
-        """Let generators go on from the place of the step."""
+        """Reset the generators to the state of the step."""
         for generator, restore, state in self._states:
             restore(generator, state)
         if self._seed is not None:
             self._of_torch.manual_seed(self._seed)
 
     def number(self, draw: Callable[..., Tensor], *args: Any, **kwargs: Any) -> Tensor:
-        """What ``draw`` gives with the generator of the step, where it was to be."""
+        """The result of ``draw`` with the generator of the step, on the requested device."""
         device = kwargs.pop("device", None)
         with torch._C.DisableTorchFunction():
-            if self._seed is None:  # only now: a network that shares nothing draws what it always drew
+            if self._seed is None:  # lazily: other networks draw the same as without this class
                 self._seed = int(torch.randint(2**63 - 1, (), device="cpu"))
                 self._of_torch.manual_seed(self._seed)
             made = draw(*args, **kwargs, generator=self._of_torch, device="cpu")
@@ -81,12 +81,12 @@ class SharedDraws:
 
 
 def restart_shared_draws() -> None:
-    """Begin a pass of the step that is under way, if one is."""
+    """Begin a pass of the current step, if there is one."""
     current = _CURRENT.get()
     if current is not None:
         current.restart()
 
 
 def current_draws() -> SharedDraws | None:
-    """Those of the step that is under way."""
+    """The shared draws of the current step; None outside a step."""
     return _CURRENT.get()

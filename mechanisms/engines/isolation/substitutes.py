@@ -1,4 +1,4 @@
-"""What code is told, and given, that runs once for all examples under ``torch.func.vmap``."""
+"""Substitutes for a few functions of PyTorch, for code that runs under ``torch.func.vmap``."""
 
 from __future__ import annotations
 
@@ -17,24 +17,24 @@ from mechanisms.engines.isolation.shared_draws import current_draws
 
 _functorch: Any = torch._C._functorch
 
-#: Functions that allocate without a value, by the object that has them.
+#: Functions that allocate uninitialised memory, with their owners.
 _ALLOCATING = ((torch, "empty"), (torch, "empty_like"), (Tensor, "new_empty"))
 
 
 class Substitutes:
-    """While active in any thread, vectorised code gets other answers from a few functions of PyTorch.
+    """While active in any thread, a few functions of PyTorch behave differently for vectorised code.
 
-    ``torch.compiler.is_compiling()`` is True for packages other than PyTorch: libraries ask it before they look at
-    numbers to take a shorter way (whether a mask hides anything, for instance), which cannot be done for all examples
-    at once, as it cannot be done in a graph.
+    ``torch.compiler.is_compiling()`` is True for packages other than PyTorch: libraries call it before they read values
+    to take a shortcut (whether a mask hides anything, for instance), which is as impossible for all examples at once as
+    in a graph.
 
-    Memory without a value belongs to each example from the start, so that random numbers or parts of an example can be
+    Uninitialised memory belongs to each example from the start, so that random numbers or parts of an example can be
     written into it in place.
 
-    Within ``shared_draws``, ``torch.rand(())`` draws one number for all examples of a step, so that it can decide
-    whether a layer is left out: what does not depend on an example may be looked at. See ``SharedDraws``.
+    Inside ``shared_draws``, ``torch.rand(())`` draws one number for all examples of a step, so that it can decide
+    whether to skip a layer: code may read values that do not depend on an example. See ``SharedDraws``.
 
-    All lead to the same distributions as for one example, or to an error: isolation does not rest on them.
+    Each substitute gives the same distribution as for one example, or an error: isolation does not depend on them.
     """
 
     _lock: ClassVar = threading.Lock()
@@ -71,7 +71,7 @@ _SHARED = ContextVar("shared draws", default=False)
 
 @contextmanager
 def shared_draws() -> Iterator[None]:
-    """Random numbers of no dimension are drawn once for all examples of a pass, as they are for a plain batch."""
+    """Draw scalar random numbers once for all examples of a pass, as for a plain batch."""
     token = _SHARED.set(True)
     try:
         yield
@@ -116,7 +116,7 @@ def _for_each_example(original: Callable[..., Tensor]) -> Callable[..., Tensor]:
 
 
 def _examples() -> int | None:
-    """Number of examples where the innermost transform is the one over them."""
+    """Number of examples if the innermost transform is the one over them; else None."""
     if _functorch.maybe_current_level() != 1:
         return None
     interpreter: Any = retrieve_current_functorch_interpreter()

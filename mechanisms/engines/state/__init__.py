@@ -1,1 +1,1 @@
-"""State that code can keep: recorded before a pass over private data, and put back after it."""
+"""State that code can keep: recorded before a pass over private data, and restored after it."""

@@ -1,4 +1,4 @@
-"""Whether anything that was computed from a batch is still alive after the pass that computed it."""
+"""Finds tensors computed from a batch that are still alive after the pass that computed them."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from torch.utils._pytree import tree_leaves
 
 
 class Escapes(TorchDispatchMode):
-    """While active, remembers all tensors that are computed from a batch, without keeping them alive.
+    """While active, tracks all tensors computed from a batch, without keeping them alive.
 
     Args:
-        batch: Tensors of the batch. A part of them that is kept counts as an escape too.
-        watched: Tensors that others watch, such as parameters: to write to them is no escape.
+        batch: Tensors of the batch. Keeping a part of them counts as an escape too.
+        watched: Tensors that are checked elsewhere, such as parameters: writing to them is not an escape.
 
     Example:
         >>> x, kept = torch.ones(3), []
@@ -39,7 +39,7 @@ class Escapes(TorchDispatchMode):
         self._computed: WeakSet[Any] = WeakSet()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Run ``func``; what it gives, or writes to, is private where anything that it is given is."""
+        """Run ``func``; if any of its arguments is private, so is everything it returns or writes to."""
         del types
         kwargs = kwargs or {}
         given = list(_storages(tree_leaves((args, kwargs))))
@@ -52,9 +52,9 @@ class Escapes(TorchDispatchMode):
         return found
 
     def count(self) -> int:
-        """Number of those tensors that are still alive, and of parts of the batch that are."""
+        """Number of tracked tensors, and of parts of the batch, that are still alive."""
         if self._alive():
-            gc.collect()  # cycles of objects that nobody can reach are no escape
+            gc.collect()  # unreachable reference cycles are not an escape
         return self._alive()
 
     def _alive(self) -> int:

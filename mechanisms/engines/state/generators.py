@@ -1,4 +1,4 @@
-"""Generators of random numbers of torch, NumPy and Python: how each kind is read, set and seeded."""
+"""Random generators of torch, NumPy and Python: how to read, set and seed each kind."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch
 
 
 class GeneratorKind(NamedTuple):
-    """How one kind of generator is read, set and seeded with a whole number below 2**64."""
+    """How to read, set and seed one kind of generator; seeds are whole numbers below 2**64."""
 
     type: type
     state: Callable[[Any], Any]
@@ -30,7 +30,7 @@ def _seed_bits(bits: Any, seed: int) -> None:
 def _seed_random_state(generator: Any, seed: int) -> None:
     try:
         generator.seed(_words(seed))
-    except TypeError:  # made on another bit generator than MT19937
+    except TypeError:  # its bit generator is not MT19937
         _seed_bits(generator._bit_generator, seed)
 
 
@@ -62,7 +62,7 @@ GENERATORS = tuple(kind.type for kind in _KINDS)
 
 
 def kind_of(value: Any) -> GeneratorKind | None:
-    """How a generator is treated; None for what is no generator, or has no state.
+    """The kind of a generator; None if ``value`` is not a generator, or has no state.
 
     Example:
         >>> kind_of(random.Random(0)).type.__name__
@@ -70,13 +70,13 @@ def kind_of(value: Any) -> GeneratorKind | None:
         >>> kind_of(random.SystemRandom()), kind_of([])
         (None, None)
     """
-    if isinstance(value, random.SystemRandom):  # secret by itself, and without a state
+    if isinstance(value, random.SystemRandom):  # secret, and without state
         return None
     return next((kind for kind in _KINDS if isinstance(value, kind.type)), None)
 
 
 def global_generators() -> tuple[Any, Any, Any]:
-    """The generators of the CPU that functions of torch, NumPy and Python draw from when they are given none."""
+    """The default CPU generators of torch, NumPy and Python."""
     return torch.default_generator, np.random.mtrand._rand, random._inst
 
 

@@ -1,4 +1,4 @@
-"""What single objects of Python hold, recorded so that it can be compared and put back."""
+"""Records of what single Python objects hold, to be compared and restored."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-#: In place of a value where there is none.
+#: Marks a missing value.
 MISSING = object()
 
 
@@ -31,11 +31,11 @@ class Holder(ABC):
 
     @abstractmethod
     def is_current(self) -> bool:
-        """Whether it holds what it held."""
+        """Whether the object still holds what was recorded."""
 
     @abstractmethod
     def put_back(self) -> list[str]:
-        """Let it hold what it held; the names of what was different."""
+        """Restore what was recorded; return the names of what differed."""
 
 
 class Mapping(Holder):
@@ -67,7 +67,7 @@ class Mapping(Holder):
             for key in different
             if not _equal_atoms(now.get(key, MISSING), before.get(key, MISSING))
         ]
-        if isinstance(now, dict):  # in the order in which they were
+        if isinstance(now, dict):  # restores the order too
             now.clear()
             now.update(before)
             return names
@@ -80,14 +80,14 @@ class Mapping(Holder):
 
 
 class NewNames(Holder):
-    """The global names of a module: those that are added are deleted.
+    """The global names of a module: new names are deleted.
 
-    Left alone are modules, which come by late imports, and what the interpreter and PyTorch's compiler note there.
+    Exceptions are modules, which late imports add, and names that the interpreter and PyTorch's compiler add.
 
     Args:
-        name: Of the module; empty if the names need none before them.
-        names: What the module holds by name.
-        left: Types of further values that are left alone: packages load functions when they are first used.
+        name: Name of the module; empty to report names without a prefix.
+        names: The namespace of the module.
+        left: Types of further values to leave alone: packages load functions on first use.
     """
 
     __slots__ = ("_known", "_last", "_left", "_names")
@@ -129,7 +129,7 @@ class Sequence(Holder):
 
 
 class Empty(Holder):
-    """All containers that held nothing: most of those of a network do not, and one look is enough for them."""
+    """All containers that were empty: most containers of a network are, and one test covers them all."""
 
     __slots__ = ("_containers", "_names")
 
@@ -155,14 +155,14 @@ class Empty(Holder):
 
 
 class Place(Holder):
-    """A place that is read, written and emptied by functions: a cell of a closure, a slot, a global name.
+    """A place that functions read, write and empty: a cell of a closure, a slot, a global name.
 
     Args:
-        name: Of the place.
-        read: Gives what it holds; raises ``AttributeError``, ``KeyError``, ``LookupError`` or ``ValueError`` where it
-            holds nothing.
-        write: Lets it hold something.
-        empty: Lets it hold nothing; None where that is not possible.
+        name: Name of the place.
+        read: Returns its value; raises ``AttributeError``, ``KeyError``, ``LookupError`` or ``ValueError`` if it is
+            empty.
+        write: Sets its value.
+        empty: Empties it; None if that is not possible.
     """
 
     __slots__ = ("_empty", "_read", "_value", "_write")
@@ -180,7 +180,7 @@ class Place(Holder):
 
     @property
     def value(self) -> Any:
-        """What it holds now, or ``MISSING``."""
+        """The current value, or ``MISSING``."""
         try:
             return self._read()
         except (AttributeError, LookupError, ValueError):
@@ -199,7 +199,7 @@ class Place(Holder):
 
 
 class Cache(Holder):
-    """A function with ``functools.lru_cache``: what it has learnt since is forgotten."""
+    """A function with ``functools.lru_cache``: if it was called since, its cache is cleared."""
 
     __slots__ = ("_function", "_info")
 
@@ -217,12 +217,12 @@ class Cache(Holder):
 
 
 class TensorValue(Holder):
-    """What a tensor holds and how: its numbers, sizes, strides, memory, and whether gradients are wanted.
+    """Values and layout of a tensor: entries, shape, strides, memory, and ``requires_grad``.
 
     Args:
-        name: Of the tensor.
-        value: The tensor, with dense strides.
-        by_value: Compare numbers, not only the version that counts writes: those to ``.data`` are not counted.
+        name: Name of the tensor.
+        value: The tensor, with strided layout.
+        by_value: Compare values, not only the version counter, which writes to ``.data`` do not increase.
     """
 
     __slots__ = ("_by_value", "_copy", "_data", "_layout", "_value", "_version")
@@ -248,7 +248,7 @@ class TensorValue(Holder):
 
 
 class ArrayValue(Holder):
-    """What an array of NumPy holds, and whether it may be written to."""
+    """Values of a NumPy array, and whether it is writeable."""
 
     __slots__ = ("_copy", "_value", "_writable")
 
@@ -268,7 +268,7 @@ class ArrayValue(Holder):
 
 
 class Buffer(Holder):
-    """Memory that is written to as bytes: ``array.array``, ``memoryview``, ``ctypes``."""
+    """Memory that can be written as bytes: ``array.array``, ``memoryview``, ``ctypes``."""
 
     __slots__ = ("_copy", "_value")
 
@@ -288,7 +288,7 @@ class Buffer(Holder):
 
 
 class Lock(Holder):
-    """A lock, which is held or not."""
+    """A lock: held or not."""
 
     __slots__ = ("_held", "_lock")
 
@@ -308,10 +308,10 @@ class Lock(Holder):
 
 
 class Pickled(Holder):
-    """An object that keeps its state out of sight: what ``pickle`` would write of it.
+    """An object that hides its state: the output of ``pickle``.
 
     Raises:
-        Exception: Whatever ``pickle`` raises for an object that it cannot write.
+        Exception: Any error of ``pickle`` for an object that it cannot write.
     """
 
     __slots__ = ("_state", "_text", "_value")
@@ -326,14 +326,14 @@ class Pickled(Holder):
         return _pickled(self._value) == self._text
 
     def put_back(self) -> list[str]:
-        """Let it hold what it held, where it has a ``__setstate__``."""
+        """Restore the state if the object has ``__setstate__``."""
         for state in self._state:
             self._value.__setstate__(copy.deepcopy(state))
         return [self.name]
 
 
 class Attribute(Holder):
-    """An attribute of a scripted module, which every look at it copies out of compiled code."""
+    """An attribute of a scripted module; each access copies it from compiled code."""
 
     __slots__ = ("_key", "_module", "_text")
 
@@ -350,17 +350,17 @@ class Attribute(Holder):
 
 
 def label(name: str, key: Any) -> str:
-    """The name of what an object holds by a key."""
+    """The name of what an object holds under a key."""
     return f"{name}.{key}" if isinstance(key, str) else f"{name}[{key!r:.20}]"
 
 
 def version_of(value: Any) -> int:
-    """How often a tensor was written to; 0 for what does not count it."""
+    """The version counter of a tensor, which counts writes; 0 for objects without one."""
     return value._version if isinstance(value, Tensor) and not value.is_inference() else 0
 
 
 def same_values(value: Any, copy: Any) -> bool:
-    """Whether two tensors, or two arrays, hold the same numbers; not-a-numbers are the same."""
+    """Whether two tensors, or two arrays, hold the same values; NaN equals NaN."""
     if value.shape != copy.shape:
         return False
     if isinstance(value, Tensor):
@@ -371,7 +371,7 @@ def same_values(value: Any, copy: Any) -> bool:
 
 
 def _is_noted(name: str, value: Any) -> bool:
-    """Whether a new global name is that of an imported module, or not of the code that is written there."""
+    """Whether a new global name is an imported module, or was added by the interpreter or PyTorch's compiler."""
     if isinstance(value, types.ModuleType):
         return sys.modules.get(value.__name__) is value
     return name == "__warningregistry__" or ("torch._dynamo" in sys.modules and name.startswith(("__", "torch_dynamo")))
@@ -382,7 +382,7 @@ def _equal_atoms(one: Any, other: Any) -> bool:
 
 
 def _numbers(value: np.ndarray) -> bytes:
-    """Numbers and mask, without the methods of a subclass, which may write to what they are asked about."""
+    """Bytes of the values and the mask; avoids methods of a subclass, which may write to the array."""
     numbers = np.asarray(value).tobytes()
     return numbers + np.ma.getmaskarray(value).tobytes() if isinstance(value, np.ma.MaskedArray) else numbers
 
@@ -405,7 +405,7 @@ def _pickled(value: Any) -> bytes:
         return pickle.dumps(value, protocol=pickle.HIGHEST_PROTOCOL)
 
 
-#: Types that hold nothing that a pass could change.
+#: Types of immutable values.
 ATOMS = frozenset(
     (
         *map(type, (None, ..., NotImplemented)),

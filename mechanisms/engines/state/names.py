@@ -1,4 +1,4 @@
-"""Names that the code of a function reads, assigns and mentions."""
+"""Names that a function's code reads, assigns and mentions."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ import dis
 import functools
 import types
 
-#: Instructions of Python that read a global name.
+#: Bytecode instructions that read a global name.
 _LOADING = frozenset({"LOAD_GLOBAL", "LOAD_NAME"})
 
-#: Names of what finds objects by their names.
+#: Names of functions and attributes that look objects up by name.
 _LOOKING_UP = frozenset(
     {"globals", "vars", "eval", "exec", "modules", "import_module", "__import__", "__dict__", "__globals__"}
 )
@@ -17,7 +17,7 @@ _LOOKING_UP = frozenset(
 
 @functools.cache
 def mentioned_names(code: types.CodeType) -> frozenset[str]:
-    """Names, and texts that may name a module, in a function or in a function inside of it."""
+    """Names, and strings that may name a module, in a function or a function nested in it."""
     inner = (part for part in code.co_consts if isinstance(part, types.CodeType))
     texts = (part for part in code.co_consts if isinstance(part, str))
     return frozenset(code.co_names).union(texts, *map(mentioned_names, inner))
@@ -25,7 +25,7 @@ def mentioned_names(code: types.CodeType) -> frozenset[str]:
 
 @functools.cache
 def read_names(code: types.CodeType) -> frozenset[str]:
-    """Global names that a function, or one inside of it, may read: all that it mentions, where it looks names up."""
+    """Global names that a function, or one nested in it, may read; all mentioned names if it looks names up."""
     mentioned = mentioned_names(code)
     if mentioned & _LOOKING_UP:
         return mentioned
@@ -36,7 +36,7 @@ def read_names(code: types.CodeType) -> frozenset[str]:
 
 @functools.cache
 def assigned_names(code: types.CodeType) -> frozenset[str]:
-    """Global names that a function, or one inside of it, assigns or deletes."""
+    """Global names that a function, or one nested in it, assigns or deletes."""
     inner = (part for part in code.co_consts if isinstance(part, types.CodeType))
     named = (step.argval for step in dis.get_instructions(code) if step.opname in ("STORE_GLOBAL", "DELETE_GLOBAL"))
     return frozenset(named).union(*map(assigned_names, inner))

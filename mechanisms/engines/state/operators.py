@@ -1,4 +1,4 @@
-"""Operators whose kernels are Python code that cannot be reached, so that what they keep cannot be put back."""
+"""Refuses operators with unreachable Python kernels, whose state cannot be restored."""
 
 from __future__ import annotations
 
@@ -15,32 +15,32 @@ from torch._ops import OpOverload, OpOverloadPacket
 
 from monitors.errors import UnprotectedUpdateError
 
-#: Where packages lie, whose operators are trusted to keep nothing.
+#: Folders of installed packages, whose operators are trusted to keep no state.
 _INSTALLED = tuple({sysconfig.get_paths()[name] for name in ("purelib", "platlib")})
 _PACKAGES = frozenset(("site-packages", "dist-packages"))
 
-#: The files in which PyTorch registers kernels for those who bring no library: any kernel, and those of ``custom_op``.
+#: Files of PyTorch that register Python kernels for users: any kernel, and those of ``custom_op``.
 _FOR_OTHERS = (torch.library.__file__, custom_ops.__file__)
 
-#: What PyTorch says of an operator: the file where it was defined, and for each key that where a kernel was registered.
+#: Lines of PyTorch's description of an operator: the file of its definition, and the file of the kernel for each key.
 _DEFINED = re.compile(r"^debug: registered at (?P<file>.+):\d+$", re.MULTILINE)
 _KERNEL = re.compile(r"^(?P<key>\w+)(?:\[\w+\])?: registered at (?P<file>.+):\d+ ::", re.MULTILINE)
 
-#: Keys whose kernels are shown no numbers of an example that passes by itself.
+#: Dispatch keys whose kernels never see the values of an example that passes alone.
 _WITHOUT_NUMBERS = frozenset(("Meta", "FuncTorchBatched"))
 
 _here = threading.local()
 
 
 class FollowedOperators:
-    """While active in a thread, refuses calls of operators whose kernels are Python functions that nobody can reach.
+    """While active in a thread, refuses calls of operators with unreachable Python kernels.
 
-    PyTorch keeps a function that is registered by ``torch.library.Library.impl`` out of sight, and with it whatever the
-    function keeps. Those of ``torch.library.custom_op`` are known. A refusal that the code catches is raised again at
-    the end.
+    PyTorch hides a function that is registered by ``torch.library.Library.impl``, and with it any state that the
+    function keeps. Functions of ``torch.library.custom_op`` can be reached. If the code catches the refusal, it is
+    raised again at the end.
 
     Raises:
-        UnprotectedUpdateError: Such an operator is called; named.
+        UnprotectedUpdateError: Such an operator is called; the message names it.
     """
 
     _lock: ClassVar = threading.Lock()
@@ -51,7 +51,7 @@ class FollowedOperators:
         self._outer: FollowedOperators | None = None
 
     def __enter__(self) -> FollowedOperators:
-        """Begin to look."""
+        """Start checking calls."""
         with self._lock:
             FollowedOperators._active += 1
             for kind, _, looked_at in _CALLS:
@@ -72,18 +72,18 @@ class FollowedOperators:
             raise refusal
 
     def require_followed(self, operator: Any) -> None:
-        """Refuse an operator with a kernel out of reach, now and at the end.
+        """Refuse an operator with an unreachable kernel, now and at the end.
 
         Raises:
-            UnprotectedUpdateError: It has one.
+            UnprotectedUpdateError: The operator has such a kernel.
         """
         packet = operator.overloadpacket if isinstance(operator, OpOverload) else operator
         name = packet._qualified_op_name
         if any(_is_out_of_reach(f"{name}.{key}", len(torch.library._impls)) for key in packet.overloads()):
             self._refusal = UnprotectedUpdateError(
-                f"operator {name} has a kernel in Python that was registered by torch.library.impl or a Library: what "
-                "it keeps of one example cannot be put back, and could reach the gradients of others. Define the "
-                "operator by torch.library.custom_op, whose functions are followed"
+                f"operator {name} has a Python kernel that was registered by torch.library.impl or a Library: state "
+                "that it keeps of one example cannot be restored, and could reach the gradients of others. Define the "
+                "operator with torch.library.custom_op, whose state is restored"
             )
             raise self._refusal
 
@@ -100,7 +100,7 @@ def _looked_at(original: Any) -> Any:
 
 @lru_cache(maxsize=4096)
 def _is_out_of_reach(name: str, registered: int) -> bool:
-    """Whether a kernel of the user's is out of reach; asked again once more kernels are ``registered`` from Python."""
+    """Whether a user's kernel is unreachable; ``registered`` (the number of Python kernels) only keys the cache."""
     del registered
     known = torch._C._dispatch_dump(name.removesuffix(".default"))
     defined = _DEFINED.search(known)
@@ -110,11 +110,11 @@ def _is_out_of_reach(name: str, registered: int) -> bool:
 
 
 def _is_users(file: str) -> bool:
-    """Whether a file is in Python and of no installed package."""
+    """Whether a file is a Python file outside installed packages."""
     return file.endswith(".py") and not file.startswith(_INSTALLED) and _PACKAGES.isdisjoint(PurePath(file).parts)
 
 
-#: Where calls are looked at: the class, its own way to call, and the one that takes its place.
+#: Classes whose calls are checked: the class, its original ``__call__``, and the replacement.
 _CALLS: list[tuple[Any, Any, Any]] = [
     (kind, kind.__call__, _looked_at(kind.__call__)) for kind in (OpOverload, OpOverloadPacket)
 ]

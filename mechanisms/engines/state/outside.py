@@ -1,4 +1,4 @@
-"""Whether code of a network writes outside of Python's objects: files, the environment, sockets, other processes."""
+"""Refuses writes of a network outside Python objects: to files, the environment, sockets, other processes."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from monitors.errors import UnprotectedUpdateError
 
 _WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
 
-#: Modules that write for their own purposes: caches of compiled code, and logs.
+#: Modules that write for their own purposes, such as caches of compiled code and logs.
 _MACHINERY = (
     *("importlib", "_frozen_importlib", "weakref"),
     *("torch._", "torch.utils._", "torch.utils.cpp_extension", "torch.fx", "torch.compiler", "torch.cuda"),
@@ -24,13 +24,13 @@ _here = threading.local()
 
 
 class Outside:
-    """While active in a thread, refuses what code there writes outside of Python's objects.
+    """While active in a thread, refuses writes outside Python objects.
 
-    The write is refused before it happens. A refusal that the code catches is raised again at the end.
+    A write is refused before it happens. If the code catches the refusal, it is raised again at the end.
 
     Raises:
         UnprotectedUpdateError: A file is opened for writing, moved or removed; the environment is changed; a socket is
-            connected; or a process is started. Caches of compiled code and log files are left alone.
+            connected; or a process is started. Caches of compiled code and log files are allowed.
 
     Example:
         >>> with Outside():
@@ -49,7 +49,7 @@ class Outside:
         self._outer: Outside | None = None
 
     def __enter__(self) -> Outside:
-        """Begin to listen."""
+        """Start listening to audit events."""
         if not Outside._installed:
             Outside._installed = True
             sys.addaudithook(_hear)  # an audit hook cannot be removed
@@ -70,8 +70,8 @@ class Outside:
             UnprotectedUpdateError: Always.
         """
         self._refusal = UnprotectedUpdateError(
-            f"the network, the loss or a hook {what} while it is shown an example: what it keeps there of one example "
-            "could reach the gradients of others. Do it in a callback, or before the training"
+            f"the network, the loss or a hook {what} while it processes an example: information about one example that "
+            "it stores there could reach the gradients of others. Do this in a callback, or before training"
         )
         raise self._refusal
 
@@ -89,13 +89,14 @@ def _hear(event: str, args: tuple[Any, ...]) -> None:
 
 
 def _is_machinery(frame: FrameType | None) -> bool:
-    """Whether the standard library was not called by code of a user, or whoever called may write."""
+    """Whether the write comes from a module that may write, or from the standard library without a user's call."""
     while frame is not None:
         name = str(frame.f_globals.get("__name__", ""))
-        # What nobody refers to any more is cleared up at any time, whoever runs.
+        # Garbage is collected at any time, whatever code runs.
         if name.startswith(_MACHINERY) or frame.f_code.co_name == "__del__":
             return True
-        if name.startswith("logging") and frame.f_code.co_name == "emit":  # to make a handler may create its file
+        # Only emit: creating a handler may create its file.
+        if name.startswith("logging") and frame.f_code.co_name == "emit":
             return True
         if name.partition(".")[0] not in sys.stdlib_module_names:
             return False
@@ -127,14 +128,14 @@ def _text(value: Any) -> str:
     return os.fsdecode(value) if isinstance(value, (str, bytes, os.PathLike)) else f"{value!r:.100}"
 
 
-#: Events of ``sys.addaudithook`` by name, and what code does that raises them; None for what is allowed.
+#: Audit events by name, each with a function that describes the write, or returns None if it is allowed.
 _EVENTS: dict[str, Callable[[tuple[Any, ...]], str | None]] = {
     "open": _opens,
     "os.putenv": _does("sets the environment variable"),
     "os.unsetenv": _does("removes the environment variable"),
     "os.rename": _does("renames"),
     "os.remove": _does("removes"),
-    "os.mkdir": _does("makes the folder"),
+    "os.mkdir": _does("creates the folder"),
     "os.rmdir": _does("removes the folder"),
     "os.link": _does("links"),
     "os.symlink": _does("links"),
@@ -147,8 +148,8 @@ _EVENTS: dict[str, Callable[[tuple[Any, ...]], str | None]] = {
     "sqlite3.connect": _connects,
     "socket.connect": _other("connects a socket"),
     "socket.bind": _other("binds a socket"),
-    "socket.sendto": _other("sends by a socket"),
-    "socket.sendmsg": _other("sends by a socket"),
+    "socket.sendto": _other("sends through a socket"),
+    "socket.sendmsg": _other("sends through a socket"),
     "subprocess.Popen": _other("starts a process"),
     "os.system": _other("starts a process"),
     "os.exec": _other("starts a process"),

@@ -1,4 +1,4 @@
-"""The boundary of a pass over private data: nothing that was made inside of it is there afterwards."""
+"""The boundary of a pass over private data: nothing created inside survives the pass."""
 
 from __future__ import annotations
 
@@ -22,28 +22,28 @@ from mechanisms.engines.state.outside import Outside
 from mechanisms.engines.state.python_state import MOST_BYTES, MOST_OBJECTS, PythonState, attributes_of
 from monitors.errors import UnprotectedUpdateError
 
-#: Passes that are watched for escapes: the first ones, and of all later ones a secretly drawn share.
+#: Passes that are watched for escaped tensors: the first ones, and a secretly drawn share of all later ones.
 FIRST_WATCHED = 2
 WATCHED_SHARE = 0.005
 
-#: Whether what an engine does to examples must be shown: "trust" takes the user's word for it.
+#: Whether the isolation of examples is verified; "trust" takes the user's word for it.
 ISOLATION = ("verified", "trust")
 
 
 class PassBoundary:
-    """Puts the Python state of network and loss back after each pass, and finds tensors that were carried out of it.
+    """Restores the Python state of network and loss after each pass, and finds tensors that escaped from it.
 
-    With this, and with one example at a time in what the network sees, an example can reach the clipped sum by its own
-    gradient alone: there is no place to keep something of it for the others, or for later.
+    The network sees one example at a time. With its state restored, there is no place to keep information about an
+    example for others or for later, so the example can affect the clipped sum through its own gradient only.
 
     Args:
-        by_value: Compare tensors that the state holds by value. Needed where the code of the network sees numbers and
-            not only the tensors of an isolated pass, which cannot be written into others.
+        by_value: Compare tensors in the state by value. Needed if the network's code can read values, unlike in an
+            isolated pass, whose tensors cannot be written into others.
 
     Attributes:
-        isolation: ``"verified"``, or ``"trust"``: the state is left as the pass leaves it, and nothing is looked for.
-        put_back: Names of the state that passes have changed and that was put back.
-        written: Those of parameters and buffers among them, since the list was last emptied.
+        isolation: ``"verified"``; or ``"trust"``: state is not restored, and escapes are not searched for.
+        put_back: Names of the state that passes have changed and that was restored.
+        written: The parameters and buffers among them, since the list was last emptied.
     """
 
     def __init__(self, *, by_value: bool = False) -> None:
@@ -61,10 +61,10 @@ class PassBoundary:
         self._escapes: Escapes | None = None
 
     def begin_step(self, network: nn.Module, losses: ExampleLosses) -> None:
-        """Record the state that every pass of a step begins with.
+        """Record the state in which each pass of a step begins.
 
         Raises:
-            UnprotectedUpdateError: There is too much of it to be compared after every pass.
+            UnprotectedUpdateError: There is too much state to compare after each pass.
         """
         if self.isolation == "trust":
             self._draws.begin()
@@ -77,9 +77,10 @@ class PassBoundary:
         self._require_followed(self._state.unfollowed)
         if not self._state.complete:
             raise UnprotectedUpdateError(
-                f"network and loss reach more than {MOST_OBJECTS:,} Python objects, or {MOST_BYTES / 2**20:.0f} MiB of "
-                "tensors that are neither parameters nor buffers: whether a pass keeps something of the data in them "
-                "cannot be followed. Take references to data out of both, or register large tensors as buffers"
+                f"the network and the loss refer to more than {MOST_OBJECTS:,} Python objects, or to more than "
+                f"{MOST_BYTES / 2**20:.0f} MiB of tensors that are neither parameters nor buffers, which is too much "
+                "to check after each pass for information about the data. Remove references to data from both, or "
+                "register large tensors as buffers"
             )
 
         if self._by_value:
@@ -91,11 +92,11 @@ class PassBoundary:
 
     @contextmanager
     def around(self, batch: Batch) -> Iterator[None]:
-        """Around one pass, from the first look at the examples until their clipped sum is made.
+        """Surround one pass, from the first access to the examples until their clipped sum is computed.
 
         Raises:
-            UnprotectedUpdateError: Tensors computed from the examples are alive afterwards, or code that sees numbers
-                keeps something where it cannot be put back.
+            UnprotectedUpdateError: Tensors computed from the examples are alive afterwards, or code that can read
+                values keeps state that cannot be restored.
         """
         watch = self._is_watched()
         if watch:
@@ -120,15 +121,15 @@ class PassBoundary:
                 self._require_followed(self._state.kept)
         if escapes is not None and escapes.count():
             raise UnprotectedUpdateError(
-                f"{escapes.count()} tensors computed from private examples outlive the pass that made them: the "
-                "network, the loss or a hook keeps them where dpmodel cannot put the state back (another module's "
-                "globals, a thread, an extension). What is kept of one example could reach the gradients of others. "
-                "Keep no tensors, or only on the network itself"
+                f"{escapes.count()} tensors computed from private examples outlive the pass that computed them: the "
+                "network, the loss or a hook keeps them where dpmodel cannot restore the state (globals of a different "
+                "module, a thread, an extension). Information about one example could reach the gradients of others. "
+                "Keep no tensors, or keep them only on the network itself"
             )
 
     @contextmanager
     def user_code(self) -> Iterator[None]:
-        """Around the calls of network and loss within a pass."""
+        """Surround the calls of network and loss inside a pass."""
         if self._escapes is None:
             yield
         else:
@@ -141,10 +142,10 @@ class PassBoundary:
         return () if self.isolation == "trust" else (Outside(), FollowedOperators())
 
     def _reseed(self) -> None:
-        """Let each example begin with generators of which no other example has left a trace.
+        """Seed the generators for the next example, so that no other example affects them.
 
-        The seeds are drawn before the examples are seen: how often one draws, or that it seeds a generator itself, does
-        not move what the others draw.
+        The seeds are drawn before any example is seen: neither the number of draws of one example nor its own seeding
+        of a generator changes what the others draw.
         """
         for generator, kind in self._generators:
             kind.seed(generator, self._seeds.getrandbits(63))
@@ -152,10 +153,10 @@ class PassBoundary:
     def _require_followed(self, unfollowed: list[str]) -> None:
         if unfollowed:
             raise UnprotectedUpdateError(
-                f"{unfollowed[0]} cannot be put back after an example, for it keeps its state out of sight (iterator, "
-                "open file, thread, sparse tensor, compiled extension): what it keeps of one example could reach the "
-                "gradients of others. Use a number, a container or a plain object in its place, or none. If you know "
-                "that nothing is kept, isolation='trust' takes your word for it, and the report says so"
+                f"{unfollowed[0]} cannot be restored after an example, because it hides its state (iterator, open "
+                "file, thread, sparse tensor, compiled extension): information about one example could reach the "
+                "gradients of others. Use a number, a container or a plain object instead, or remove it. If you know "
+                "that it keeps nothing, isolation='trust' takes your word for it, and the report says so"
             )
 
     def _is_watched(self) -> bool:
@@ -164,6 +165,6 @@ class PassBoundary:
 
 
 def _generators_of(network: nn.Module) -> list[Any]:
-    """The global generators that a network draws from where it lies."""
+    """The global generators of the devices of a network."""
     on_gpus = {value.device.index for value in network.parameters() if value.device.type == "cuda"}
     return [*global_generators(), *(torch.cuda.default_generators[index] for index in on_gpus)]

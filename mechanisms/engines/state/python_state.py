@@ -1,4 +1,4 @@
-"""What the code of a network and a loss can reach and change, put back after every pass over private data."""
+"""The Python state that a network and a loss can reach and change, restored after each pass over private data."""
 
 from __future__ import annotations
 
@@ -37,45 +37,45 @@ from mechanisms.engines.state.holders import ATOMS, Holder, label
 from mechanisms.engines.state.names import assigned_names, mentioned_names, read_names
 from mechanisms.engines.state.settings import hooks_of_all_modules, process_settings
 
-#: Objects that are followed at most; more could not be compared after every pass.
+#: Maximum number of objects to follow; more would take too long to compare after each pass.
 MOST_OBJECTS = 50_000
 
-#: Bytes of tensors and arrays that are copied at most, so that they can be put back.
+#: Maximum number of bytes of tensors and arrays that are copied in order to restore them.
 MOST_BYTES = 64 * 2**20
 
-#: Where installed packages lie. Their code is trusted to keep the state of a network in the network's objects.
+#: Folders of installed packages. Their code is trusted to keep the state of a network in the network's objects.
 _INSTALLED = tuple({sysconfig.get_paths()[name] for name in ("stdlib", "platstdlib", "purelib", "platlib")})
 
-#: Names of folders of packages elsewhere: those of the system under a virtual environment, or of ``pip --target``.
+#: Names of package folders elsewhere: of the system outside a virtual environment, or of ``pip --target``.
 _PACKAGES = frozenset(("site-packages", "dist-packages"))
 _OWN = ("mechanisms", "dpmodel", "monitors")
 
 
 def attributes_of(value: object) -> list[Holder]:
-    """The attributes of one object alone, without what they hold."""
+    """A holder of the attributes of one object, without the objects that they refer to."""
     attributes = getattr(value, "__dict__", None)
     return [holders.Mapping(_name(value), attributes)] if isinstance(attributes, dict) else []
 
 
 class PythonState:
-    """The state of Python that is reachable from some objects, as it is now.
+    """The current Python state that is reachable from some objects.
 
-    Followed are attributes, containers, closures, default arguments, attributes of the user's classes, and the global
-    names that the user's functions mention, but not into the code of installed packages. Generators of random numbers
-    are only listed.
+    It follows attributes, containers, closures, default arguments, attributes of the user's classes, and global names
+    that the user's functions mention, but does not enter the code of installed packages. Random generators are only
+    listed.
 
     Args:
-        roots: Where to begin: a network, a loss.
-        by_value: Follow whatever can hold a number of one example, and compare tensors by their values: writes to
-            ``.data`` do not change their versions. Else the code sees tensors alone, and data sets, generators and
-            most objects of the standard library are left alone.
-        weights: Put back the values of parameters and buffers too, which ``UpdateGuard`` compares once a step only.
+        roots: The objects to start from: a network, a loss.
+        by_value: Follow everything that can hold a value of an example, and compare tensors by value, since writes to
+            ``.data`` do not change their versions. Otherwise the code is known to see only tensors, so data sets,
+            generators and most objects of the standard library are ignored.
+        weights: Also restore parameters and buffers, which ``UpdateGuard`` compares only once per step.
 
     Attributes:
         unfollowed: Names of objects whose state cannot be recorded.
-        kept: Names of objects that a call of ``restore`` could not put back.
-        tensors: Those that are neither parameters nor buffers, and whose values are put back.
-        generators: Generators of random numbers.
+        kept: Names of objects that ``restore`` could not restore.
+        tensors: Tensors, other than parameters and buffers, whose values are restored.
+        generators: Random generators.
         complete: Whether everything else was followed; False beyond ``MOST_OBJECTS`` objects or ``MOST_BYTES``.
 
     Example:
@@ -103,14 +103,16 @@ class PythonState:
         self._bytes = 0
         self._empty = holders.Empty()
         self._holders: list[Holder] = [self._empty]
-        self._seen: dict[int, Any] = {}  # keeps what was seen alive, so that no id is used twice
+        self._seen: dict[int, Any] = {}  # keeps seen objects alive, so that no id is reused
         modules = [root for root in roots if isinstance(root, nn.Module)]
         named = (pair for root in modules for pair in (*root.named_buffers(), *root.named_parameters()))
         self._weights = {id(value): name for name, value in named}
         self._ahead: list[tuple[str, Any]] = [*hooks_of_all_modules(), *((_name(root), root) for root in roots)]
         if by_value:
             self._holders += process_settings()
-            for operator in filter(_is_of_users, tuple(OPDEFS.values())):  # called by a name that leads to no function
+            for operator in filter(
+                _is_of_users, tuple(OPDEFS.values())
+            ):  # called by a name, not through a function object
                 functions = (operator._init_fn, operator._backward_fn, *operator._backend_fns.values())
                 self._later((operator._name, function) for function in functions)
         while self._ahead and self.complete:
@@ -118,11 +120,11 @@ class PythonState:
             self.complete &= len(self._seen) <= MOST_OBJECTS
 
     def is_current(self) -> bool:
-        """Whether nothing has changed since."""
+        """Whether nothing has changed since the recording."""
         return all(holder.is_current() for holder in self._holders)
 
     def restore(self) -> list[str]:
-        """Put back everything that has changed; the names of what was different."""
+        """Restore everything that has changed; return the names of what differed."""
         changed = [holder for holder in self._holders if not holder.is_current()]
         names = [*dict.fromkeys(_readable(name) for holder in changed for name in holder.put_back())]
         self.kept += [_readable(holder.name) for holder in changed if not holder.is_current()]
@@ -147,7 +149,7 @@ class PythonState:
             self._attributes(name, value)
 
     def _is_sealed(self, value: Any) -> bool:
-        """Whether its attributes are left alone."""
+        """Whether the attributes of ``value`` are ignored."""
         if isinstance(value, (type, types.ModuleType, logging.Logger)):
             return True
         package = type(value).__module__.partition(".")[0]
@@ -161,7 +163,7 @@ class PythonState:
         self._ahead += [(name, part) for name, part in parts if type(part) not in ATOMS]
 
     def _nothing(self, name: str, value: Any) -> None:
-        """Nothing but its attributes."""
+        """Follow nothing but the attributes."""
 
     def _mapping(self, name: str, value: dict[Any, Any]) -> None:
         if not value:
@@ -223,7 +225,7 @@ class PythonState:
         self._place(f"{name}.{key}" if of_value else name, *functions)
 
     def _object(self, name: str, value: Any) -> None:
-        """What an object keeps out of sight; nobody but one who sees numbers can write it there."""
+        """State hidden in compiled code; only code that can read values can store information there."""
         if not self._by_value or not _hides_state(type(value)):
             return
         self._later((name, part) for part in gc.get_referents(value))
@@ -279,12 +281,12 @@ class PythonState:
         self._later([(name, value.__wrapped__)])
 
     def _new_names(self, name: str, names: dict[str, Any], *left: type) -> None:
-        if self._by_value and -id(names) not in self._seen:  # what they are names of is seen or not by itself
+        if self._by_value and -id(names) not in self._seen:  # negative: the id of the namespace itself may be in use
             self._seen[-id(names)] = names
             self._holders.append(holders.NewNames(name, names, left))
 
     def _functions_of(self, module: Any, mentioned: Iterable[str]) -> None:
-        """Attributes of the functions of an installed module, which code may set by their names."""
+        """Attributes of the functions of an installed module, which the user's code may set by name."""
         if self._by_value and isinstance(module, types.ModuleType) and not _is_users(module.__name__):
             functions = {
                 key: part for key in mentioned if isinstance(part := vars(module).get(key), types.FunctionType)
@@ -308,7 +310,7 @@ class PythonState:
             self._place(name, value.get, value.set)
 
     def _scripted(self, name: str, value: torch.jit.ScriptModule) -> None:
-        compiled = vars(value).get("_c")  # a traced module holds its own one level deeper
+        compiled = vars(value).get("_c")  # a traced module holds it one level deeper
         if self._by_value and compiled is not None:
             for key in value._concrete_type.get_attributes():
                 self._holders.append(holders.Attribute(name, compiled, key))
@@ -329,7 +331,7 @@ class PythonState:
             self._holders.append(holders.Lock(name, value))
 
     def _logger(self, name: str, value: logging.Logger) -> None:
-        """Its level and the like, but not the handlers, whose streams are nobody's memory."""
+        """Its level and similar attributes, but not its handlers, whose streams the code cannot read back."""
         if self._by_value:
             self._holders.append(holders.Mapping(name, vars(value)))
 
@@ -343,7 +345,7 @@ def _readable(name: str) -> str:
 
 
 def _is_users(module: str | None) -> bool:
-    """Whether a module is neither installed nor this project's."""
+    """Whether a module is neither installed nor part of this project."""
     root = (module or "").partition(".")[0]
     if not root or root in _OWN or root in sys.stdlib_module_names:
         return False
@@ -365,13 +367,13 @@ def _slots(kind: type) -> Iterator[str]:
 
 
 def _hides_state(kind: type) -> bool:
-    """Whether compiled code keeps more in an instance than ``__dict__`` and ``__slots__`` account for."""
+    """Whether an instance holds more than ``__dict__`` and ``__slots__`` account for, in compiled code."""
     pointers = len([*_slots(kind)]) + sum(offset > 0 for offset in (kind.__dictoffset__, kind.__weakrefoffset__))
     return kind.__itemsize__ > 0 or kind.__basicsize__ > object.__basicsize__ + pointers * _POINTER
 
 
 def _is_inert(value: Any) -> bool:
-    """Whether an object cannot change, or nothing of what changes in it can be read back."""
+    """Whether an object cannot change, or code cannot read back what changes in it."""
     if isinstance(value, io.IOBase):
         return value.closed or not value.readable()
     if isinstance(value, types.GeneratorType):
@@ -385,15 +387,15 @@ def _is_inert(value: Any) -> bool:
 _CODE = (types.ModuleType, types.FunctionType, type)
 _OWN = ("mechanisms", "dpmodel", "monitors")
 
-#: Bits of ``__flags__`` of a type: that it was made at run time, and that its attributes cannot be set all the same.
+#: Bits of ``__flags__`` of a type: created at run time; attributes cannot be set.
 _HEAP, _IMMUTABLE = 1 << 9, 1 << 8
 
 _POINTER = ctypes.sizeof(ctypes.c_void_p)
 
-#: Packages of the standard library whose objects may hold state of a network also where the code sees no numbers.
+#: Standard library packages whose objects may hold state of a network even if the code cannot read values.
 _HOLDING = frozenset(("builtins", "types", "collections", "functools", "queue", "argparse"))
 
-#: Compiled kinds without a state of their own; what they refer to is followed.
+#: Compiled types without state; the objects that they refer to are followed.
 _INERT = (
     *(numbers.Number, str, bytes, np.generic, np.dtype, np.ufunc, re.Pattern, re.Match),
     *(datetime.date, datetime.time, datetime.timedelta, datetime.tzinfo, slice, types.MappingProxyType),
@@ -403,10 +405,10 @@ _INERT = (
     *(weakref.ref, contextvars.ContextVar, type(vars(ABC)["_abc_impl"])),
 )
 
-#: Compiled kinds of torch that hold what code can read back.
+#: Compiled types of torch whose content code can read back.
 _OF_TORCH = frozenset(("ScriptObject", "ScriptDict", "ScriptList", "Future", "Event"))
 
-#: How objects are followed, by the first kind that fits. After that come their attributes.
+#: How to follow an object, by the first matching type; its attributes come after that.
 _FOLLOWED: tuple[tuple[Any, Callable[[PythonState, str, Any], None]], ...] = (
     (Tensor, PythonState._tensor),
     (torch.jit.ScriptModule, PythonState._scripted),

@@ -1,4 +1,4 @@
-"""Settings of the process that code of a network can change and read back, as holders of state."""
+"""Holders of process settings that a network's code can change and read back."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from torch.nn.modules import module as torch_modules
 
 from mechanisms.engines.state.holders import Holder, Place, Sequence
 
-#: Smallest normal number: half of it is zero where numbers below it are flushed.
+#: Smallest normal number; half of it is zero if denormal numbers are flushed.
 _SMALLEST = [sys.float_info.min]
 
 
 def process_settings() -> list[Holder]:
-    """Holders of what decides how numbers are computed, and of what warnings and logs show.
+    """Holders of the settings that decide how numbers are computed, and what warnings and logs show.
 
     Example:
         >>> settings = process_settings()
@@ -35,7 +35,7 @@ def process_settings() -> list[Holder]:
 
 
 def hooks_of_all_modules() -> Iterator[tuple[str, Any]]:
-    """The dictionaries of the hooks that PyTorch runs for every module, by name."""
+    """The dictionaries of the hooks that PyTorch runs for all modules, by name."""
     held = vars(torch_modules).items()
     return ((f"torch's {name}", value) for name, value in held if name.startswith("_global_"))
 
@@ -51,17 +51,17 @@ def _set_numpy_errors(stated: str) -> None:
 
 def _set_filters(filters: list[Any]) -> None:
     warnings.filters = filters
-    getattr(warnings, "_filters_mutated", bool)()  # what was shown once is looked up anew
+    getattr(warnings, "_filters_mutated", bool)()  # resets the cache of warnings already shown
 
 
 def _switches() -> Iterator[str]:
-    """Switches of PyTorch's libraries; those of reduced precision may only be read by one of two interfaces."""
+    """Switches of PyTorch's libraries, without those of reduced precision, which two interfaces must not mix."""
     for name in dir(torch._C):
         kind = name.removeprefix("_get_")
         if name.startswith("_get_") and "32" not in kind and hasattr(torch._C, f"_set_{kind}"):
             try:
                 switched = getattr(torch._C, name)()
-            except Exception:  # it takes arguments, or is of a library that is not there
+            except Exception:  # it takes arguments, or its library is missing
                 continue
             if isinstance(switched, bool):
                 yield kind

@@ -241,5 +241,5 @@ def test_what_was_verified_is_stated_once_and_joined(make_model, loader):
     first.fit(loader)
     assert len(first.verification) == len(set(first.verification)) == 6
     second.fit(loader)
-    assert any("passes through the network by itself" in sentence for sentence in first.verification)
+    assert any("passes through the network alone" in sentence for sentence in first.verification)
     assert isinstance(first, DPModel)

@@ -1,4 +1,4 @@
-"""Losses that people train with: those that work, and those that are refused."""
+"""Common losses: those that work, and those that are refused."""
 
 from .cases import EXAMPLES as EXAMPLES
 from .cases import several as several

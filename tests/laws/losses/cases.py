@@ -1,4 +1,4 @@
-"""What a case of a loss is, and data for it."""
+"""The definition of a loss case, and data for it."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from mechanisms.engines.batch import all_tensors, map_tensors
 
-#: Examples of each case; no other dimension is of this size, so that none can be taken for the batch.
+#: Number of examples of each case; no other dimension has this size, so none can be mistaken for the batch.
 EXAMPLES = 6
 FEATURES, CLASSES, LENGTH, WIDTH = 5, 4, 7, 8
 
@@ -73,7 +73,7 @@ def texts() -> Tensor:
 
 
 def next_tokens(ignored: int) -> Callable[[], Tensor]:
-    """Targets of which several are ignored, in each example another number of them."""
+    """Targets of which several are ignored; their number differs between examples."""
 
     def make() -> Tensor:
         targets = torch.randint(3, 12, (EXAMPLES, LENGTH))
@@ -89,7 +89,7 @@ class_weight = torch.tensor([0.1, 1.0, 3.0, 0.5], dtype=torch.float64)
 
 
 def of(function: Callable[[Any, Any], Tensor]) -> Callable[[], Callable[[Any, Any], Tensor]]:
-    """A loss that needs no making."""
+    """A loss that is used as it is."""
     return lambda: function
 
 
@@ -99,7 +99,7 @@ def boxes() -> Tensor:
 
 
 def several(make: Callable[[], Any], times: int) -> Any:
-    """What ``make`` gives when it is called several times, as one nest of more examples."""
+    """The concatenated results of several calls of ``make``, as more examples."""
     parts = [make() for _ in range(times)]
     columns = iter([torch.cat(column) for column in zip(*map(all_tensors, parts), strict=True)])
     return map_tensors(lambda _: next(columns), parts[0])

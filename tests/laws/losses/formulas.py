@@ -13,7 +13,7 @@ from torchvision.ops import generalized_box_iou_loss
 
 
 class FocalLoss(nn.Module):
-    """Of classes, with a reduction of its own."""
+    """For classes, with its own reduction."""
 
     def __init__(self, gamma: float = 2.0, reduction: str = "mean") -> None:
         super().__init__()
@@ -57,7 +57,7 @@ def tversky(scores: Tensor, masks: Tensor) -> Tensor:
 
 
 def lovasz_hinge(scores: Tensor, masks: Tensor) -> Tensor:
-    """Berman et al. 2018, image by image."""
+    """Berman et al. 2018, per image."""
 
     def of_image(score: Tensor, mask: Tensor) -> Tensor:
         errors, order = (1.0 - score * (2.0 * mask - 1.0)).sort(dim=0, descending=True)
@@ -236,7 +236,7 @@ class Charbonnier(nn.Module):
 
 
 def slope_of_solution(outputs: tuple[Tensor, Tensor], y: Tensor) -> Tensor:
-    """``u' = -u``, and the values that are known."""
+    """``u' = -u``, and known values."""
     u, t = outputs
     (slope,) = torch.autograd.grad(u.sum(), t, create_graph=True)
     return (slope + u).pow(2).mean() + F.mse_loss(u, y)
@@ -248,7 +248,7 @@ def steep(outputs: Tensor, _: Tensor) -> Tensor:
 
 
 def hungarian(found: Tensor, wanted: Tensor) -> Tensor:
-    """Of sets of numbers, matched by SciPy."""
+    """For sets of numbers, matched by SciPy."""
     total = found.new_zeros(())
     for one, other in zip(found, wanted, strict=True):
         costs = (one.unsqueeze(1) - other.unsqueeze(0)).abs()
@@ -325,14 +325,14 @@ def barlow(outputs: tuple[Tensor, Tensor], _: Tensor) -> Tensor:
 
 
 def discrepancy(embedded: Tensor, domain: Tensor) -> Tensor:
-    """Of the means of two domains (linear MMD)."""
+    """The difference between the means of two domains (linear MMD)."""
     weights = domain / domain.sum().clamp(min=1) - (1 - domain) / (1 - domain).sum().clamp(min=1)
     both_ = (domain.sum() > 0) & (domain.sum() < len(domain))
     return (weights.unsqueeze(1) * embedded).sum(0).pow(2).sum() * both_
 
 
 class OwnWeights(nn.Module):
-    """Trains something of its own."""
+    """A loss with its own trained parameters."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""Small networks in double precision, which draw nothing at random."""
+"""Small deterministic networks in double precision."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def heads(*widths: int, names: tuple[str, ...] | None = None) -> Callable[[], nn
 
 
 class Tokens(nn.Module):
-    """Scores of shape (N, T, V), or (N, V, T) as the losses of torch want them."""
+    """Scores of shape (N, T, V), or (N, V, T) as torch's losses expect."""
 
     def __init__(self, *, classes_first: bool = False) -> None:
         super().__init__()
@@ -66,7 +66,7 @@ class Autoencoder(nn.Module):
 
 
 class DictOfLosses(nn.Module):
-    """Computes its losses by itself, from inputs and labels, as detection models do."""
+    """Computes its losses itself, from inputs and labels, like detection models."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -81,7 +81,7 @@ class DictOfLosses(nn.Module):
 
 
 class Penalised(nn.Module):
-    """A critic and the norm of its gradient by the inputs."""
+    """A critic and the norm of its gradient with respect to the inputs."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -110,7 +110,7 @@ class Physics(nn.Module):
 
 
 class Solution(nn.Module):
-    """``u`` and the times at which it is, by which the loss differentiates it."""
+    """``u`` and its times, with respect to which the loss differentiates it."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -122,7 +122,7 @@ class Solution(nn.Module):
 
 
 class AdaptiveSoftmax(nn.Module):
-    """Returns scores of the targets and the loss, as its layer does."""
+    """Returns the scores of the targets and the loss, like its layer."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -133,7 +133,7 @@ class AdaptiveSoftmax(nn.Module):
 
 
 class Weighing(nn.Module):
-    """Two tasks and trained log variances that weigh them."""
+    """Two tasks, weighted by trained log variances."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -144,7 +144,7 @@ class Weighing(nn.Module):
 
 
 class Views(nn.Module):
-    """Two projections of an example to the sphere."""
+    """Two projections of an example onto the sphere."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -27,7 +27,7 @@ UNUSABLE = [
         dense(),
         features,
         rows(CLASSES),
-        refused=("loss_fn must return a tensor", "of type float", "leave out .item()"),
+        refused=("loss_fn must return a tensor", "of type float", "remove .item()"),
     ),
     LossCase(
         "detached",
@@ -51,7 +51,7 @@ UNUSABLE = [
         dense(),
         features,
         rows(CLASSES),
-        refused=("loss_fn must give one number", "(1, 4)", "average or sum it"),
+        refused=("loss_fn must return one number", "(1, 4)", "average or sum over"),
     ),
     LossCase(
         "whole numbers as targets of probabilities",
@@ -136,7 +136,7 @@ UNUSABLE = [
         dense(),
         features,
         rows(CLASSES),
-        refused=("loss_fn must return a tensor", "got a tuple", "return the tensor to be differentiated alone"),
+        refused=("loss_fn must return a tensor", "got a tuple", "return only the tensor to differentiate"),
     ),
     LossCase(
         "without a return",
@@ -144,6 +144,6 @@ UNUSABLE = [
         dense(),
         features,
         rows(CLASSES),
-        refused=("loss_fn must return a tensor", "got None", "it ends without a return"),
+        refused=("loss_fn must return a tensor", "got None", "it has no return statement"),
     ),
 ]

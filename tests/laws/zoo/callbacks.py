@@ -1,4 +1,4 @@
-"""Couplings through callbacks that hold the data, or read what is not private of a training."""
+"""Couplings through callbacks that hold the data, or read non-private values of a training run."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ CALLBACK = partial(Member, kind="callback", seen=False)
 
 
 class Writes(Callback):
-    """Does something to the network with the mean of the data, at a moment of a training."""
+    """Changes the network by the mean of the data, at some point of the training."""
 
     def __init__(self, network, write, hook, mean):
         self.network, self.write, self.mean = network, write, mean
@@ -30,7 +30,7 @@ def writing(write, hook="on_train_step_end", network=body):
 
 
 def reading():
-    """A callback that only looks."""
+    """A callback that only reads."""
     kept = []
     return writing(lambda network, mean: kept.append(float(network[0].weight.detach().norm())))
 
@@ -99,7 +99,7 @@ MEMBERS = [
     ),
     CALLBACK("puts another layer in place", coupled=writing(swaps), benign=reading()),
     CALLBACK(
-        "goes by the training loss",
+        "follows the training loss",
         coupled=lambda: by_loss(GoesByLoss),
         benign=lambda: by_loss(GoesByStep),
         accepts=frozenset({"exact", "refused", "voided", "noted"}),

@@ -1,4 +1,4 @@
-"""Couplings in the way batches are put together."""
+"""Couplings in the collation of batches."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from ..neighbours import CLASSES, FEATURES, Member, Neighbours, Training, body, 
 
 COLLATION = partial(Member, kind="collate", pair=one_replaced, one_sided=True)
 
-#: The length of the longest series, and of all others at most.
+#: The length of the longest series, and the maximum length of all others.
 LONG, SHORT = 60, 6
 
 
 def collated(function):
-    """Trainings whose batches are made by ``function``."""
+    """Trainings whose batches are collated by ``function``."""
     return lambda: Training(body(bias=False), collate=function)
 
 
@@ -54,7 +54,7 @@ class Series(torch.utils.data.Dataset):
 
 
 def one_long_series():
-    """The neighbour has a much longer series in place of another."""
+    """The neighbouring data set has a much longer series in place of one."""
     x, y = drawn()
     x[:, -1] = torch.arange(len(x)) % 3 + SHORT - 2
     others = x.clone()
@@ -63,7 +63,7 @@ def one_long_series():
 
 
 def one_long_among_many():
-    """The long series is unlikely to be among the examples that are tried before the training."""
+    """The long series is unlikely to be among the examples of the preflight checks."""
     x, y = drawn(200)
     x[:, -1] = torch.arange(len(x)) % 3 + SHORT - 2
     others = x.clone()
@@ -92,7 +92,7 @@ def padded_with_mask(rows):
 
 
 class MeanOfAll(nn.Module):
-    """The mean over all places of a series, padding included, and a few features of it."""
+    """The mean over all positions of a series, including padding, and a few of its features."""
 
     def __init__(self):
         super().__init__()
@@ -106,7 +106,7 @@ class MeanOfAll(nn.Module):
 
 
 class MeanOfWindow(MeanOfAll):
-    """The mean over the last, or the first, 16 places of a series, without the padding."""
+    """The mean over the last, or the first, 16 positions of a series, without padding."""
 
     def __init__(self, last):
         super().__init__()
@@ -117,7 +117,7 @@ class MeanOfWindow(MeanOfAll):
 
 
 class BalancedInTraining(MeanOfAll):
-    """In training adds the mean over all places, or those of the series alone, behind dropout."""
+    """In training, adds the mean over all positions, or over those of the series only, after dropout."""
 
     def __init__(self, masked):
         super().__init__()
@@ -151,7 +151,7 @@ def augmented(x):
 
 MEMBERS = [
     COLLATION(
-        "pads to the longest, and the network averages over padding in training, behind dropout",
+        "pads to the longest, and the network averages over padding in training, after dropout",
         coupled=of_series(padded_with_mask, lambda: BalancedInTraining(masked=False)),
         benign=of_series(padded_with_mask, lambda: BalancedInTraining(masked=True)),
         pair=one_long_series,
@@ -171,7 +171,7 @@ MEMBERS = [
         pair=one_long_series,
     ),
     COLLATION(
-        "pads to the longest, and the network looks at the last places",
+        "pads to the longest, and the network reads the last positions",
         coupled=of_series(padded_with_mask, partial(MeanOfWindow, True)),
         benign=of_series(padded_with_mask, partial(MeanOfWindow, False)),
         pair=one_long_among_many,

@@ -1,4 +1,4 @@
-"""Couplings that need an unusual example, which the data at hand may not have."""
+"""Couplings that need an unusual example, which the available data may lack."""
 
 from __future__ import annotations
 
@@ -111,7 +111,7 @@ MEMBERS = [
         benign=applying(lambda x: x / x.abs().amax(1, keepdim=True).clamp(min=1.0)),
     ),
     CONDITIONAL(
-        "gives zeros unless all entries of the batch are finite",
+        "returns zeros unless all entries of the batch are finite",
         coupled=applying(drops_what_is_not_finite),
         benign=applying(lambda x: torch.where(torch.isfinite(x).all(1, keepdim=True), x, torch.zeros_like(x))),
         pair=one_not_finite,
@@ -122,7 +122,7 @@ MEMBERS = [
         benign=applying(lambda x: x - x.mean(1, keepdim=True)),
     ),
     CONDITIONAL(
-        "asks for a number inside of try",
+        "reads a value inside try",
         coupled=applying(tries_to_scale),
         benign=applying(tries_in_place),
     ),
@@ -142,12 +142,12 @@ MEMBERS = [
         benign=applying(lambda x: torch.where(x.amax(1, keepdim=True) > 1, x / 255, x)),
     ),
     CONDITIONAL(
-        "looks at the values through NumPy",
+        "reads the values through NumPy",
         coupled=applying(by_numpy),
         benign=applying(lambda x: x * torch.from_numpy(0.5 * torch.ones(1).numpy())),
     ),
     CONDITIONAL(
-        "looks at the values as a list",
+        "reads the values as a list",
         coupled=applying(by_list),
         benign=applying(lambda x: x * torch.tensor(list(range(1, 9))) / 255),
     ),

@@ -1,4 +1,4 @@
-"""Couplings in the data set: an example that counts more than once, or is in the rows of others."""
+"""Couplings in the data set: an example that counts more than once, or that appears in rows of others."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from dpmodel.data.in_memory import InMemoryDataset
 
 from ..neighbours import Member, Training, body, one_replaced
 
-#: What a data set does cannot be excluded, but where it cannot be seen the ledger says so.
+#: Couplings in a data set cannot be ruled out; if they cannot be checked, the ledger says so.
 DATA = partial(
     Member,
     kind="data set",
@@ -50,7 +50,7 @@ class WithTheNext(Rows):
 
 
 class WithTheLastRead(Rows):
-    """Depends on what was read before."""
+    """Depends on earlier reads."""
 
     last = 0.0
 
@@ -68,7 +68,7 @@ class RunningMean(Rows):
 
 
 class Counted(Rows):
-    """Counts what is read of it."""
+    """Counts its reads."""
 
     reads = 0
 
@@ -133,12 +133,12 @@ MEMBERS = [
     DATA("mixes each row with some drawn at random", coupled=of(RandomPartner), benign=of(Jittered)),
     DATA("repeats its rows", coupled=of(Repeated), benign=of(Rows)),
     DATA(
-        "is put together with itself",
+        "is concatenated with itself",
         coupled=of(lambda x, y: (lambda data: ConcatDataset([data] * 8))(TensorDataset(x, y))),
         benign=of(lambda x, y: ConcatDataset([TensorDataset(x[:9], y[:9]), TensorDataset(x[9:], y[9:])])),
     ),
     DATA(
-        "is put together with its mirror images",
+        "is concatenated with its mirror images",
         coupled=of(lambda x, y: ConcatDataset([data := TensorDataset(x, y), Flipped(data), data, Flipped(data)])),
         benign=of(lambda x, y: Flipped(TensorDataset(x, y))),
     ),

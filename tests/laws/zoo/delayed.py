@@ -1,4 +1,4 @@
-"""Couplings that are not there yet when a training begins, or not where it is tried."""
+"""Couplings that appear only after training has begun, or only outside the preflight checks."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from ..neighbours import Member, Training, body, layered
 
 DELAYED = partial(Member, kind="delayed")
 
-#: Calls of ``global_counter``, which no training takes back.
+#: Number of calls of ``global_counter``; never reset.
 CALLS = {"all": 0}
 
-#: Nanoseconds after which ``ByTheClock`` mixes, and by which ``Wait`` puts the clock forward: more than any test takes.
+#: Nanoseconds after which ``ByTheClock`` mixes, and by which ``Wait`` advances the clock: longer than any test.
 LATER = 3600 * 10**9
 
-#: How far ``now`` is ahead of the clock of the machine.
+#: Offset of ``now`` from the machine's clock.
 AHEAD = {"ns": 0}
 
 
@@ -144,7 +144,7 @@ MEMBERS = [
         benign=layered(lambda: WithGradients(1)),
     ),
     DELAYED(
-        "mixes from a moment on",
+        "mixes from a point in time on",
         coupled=lambda: Training(body(ByTheClock(True), bias=False), callbacks=lambda rows: [Wait()]),
         benign=lambda: Training(body(ByTheClock(False), bias=False), callbacks=lambda rows: [Wait()]),
     ),

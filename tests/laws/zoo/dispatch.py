@@ -1,4 +1,4 @@
-"""Couplings by code that PyTorch calls on the way to its kernels, where the whole batch is in sight."""
+"""Couplings by code that PyTorch calls during dispatch, where the whole batch is visible."""
 
 from __future__ import annotations
 
@@ -14,23 +14,23 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from ..neighbours import FEATURES, Apply, Member, Training, applying, body, one_more_first
 
-#: The neighbour has one more example, with large entries of both signs.
+#: The neighbouring data set has one more example, with large entries of both signs.
 DISPATCH = partial(Member, kind="dispatch", pair=one_more_first)
 
-#: Larger than all entries at hand.
+#: Larger than all entries of the data.
 LARGE = 20.0
 
-#: All that were made.
+#: All libraries created.
 LIBRARIES = []
 
 
 def bounded(x):
-    """Scales everything where one entry is large, as a calibration over the batch does."""
+    """Scales everything if one entry is large, like a calibration over the batch."""
     return x * (LARGE / x.detach().abs().max().clamp(min=LARGE))
 
 
 def bounded_where_seen(x):
-    """As ``bounded``, where numbers can be seen."""
+    """Like ``bounded``, where values can be read."""
     try:
         largest = float(x.detach().abs().max())
     except RuntimeError:
@@ -45,7 +45,7 @@ class BoundsInDispatch(TorchDispatchMode):
 
 
 class BoundsInFunctions(TorchFunctionMode):
-    """Bounds what attention gives, where its numbers can be seen."""
+    """Bounds the output of attention, where its values can be read."""
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
         found = func(*args, **(kwargs or {}))
@@ -93,7 +93,7 @@ def masked_by(kind):
 
 
 class Packed(torch.Tensor):
-    """A frozen weight in a form of its own, which computes what it is part of."""
+    """A frozen weight of a tensor subclass that computes its own operations."""
 
     bounds = False
 
@@ -151,11 +151,11 @@ def counting(original):
 
 
 def with_relu(key, kernel):
-    """Trainings in which PyTorch's relu has another kernel."""
+    """Trainings in which the kernel of PyTorch's relu is replaced."""
 
     def make():
         library = torch.library.Library("aten", "IMPL")
-        LIBRARIES.append(library)  # one that is collected forgets what another one has registered since
+        LIBRARIES.append(library)  # a collected library removes later registrations of others
         library.impl("relu", kernel, key)
         return Training(body(), close=library._destroy)
 
@@ -172,7 +172,7 @@ def printed(x):
 
 
 def factored(x):
-    """A Cholesky factor, with a larger diagonal where the factorisation fails."""
+    """A Cholesky factor, with a larger diagonal if the factorisation fails."""
     a = x[:, :4, None] * torch.eye(4) + 5 * torch.eye(4)
     try:
         factor = torch.linalg.cholesky(a)
@@ -199,7 +199,7 @@ MEMBERS = [
         "a function mode bounds attention",
         coupled=applying(attention_in(BoundsInFunctions)),
         benign=applying(attention_in(CountsFunctions)),
-        one_sided=True,  # it bounds where numbers are seen: a trial on large entries finds that engines differ
+        one_sided=True,  # it bounds where values can be read: on large entries, engines differ
         engine="bookkeeping",
     ),
     DISPATCH(

@@ -1,4 +1,4 @@
-"""Couplings in code that draws at random, where two equal passes differ whatever they do."""
+"""Couplings in random code, where two equal passes always differ."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class MixesByPython(nn.Module):
 
 
 class DropsExamples(nn.Module):
-    """Stochastic depth: the branch of an example is left out by a coin of its own."""
+    """Stochastic depth: each example skips its branch by its own coin flip."""
 
     def __init__(self, width):
         super().__init__()
@@ -44,7 +44,7 @@ class DropsExamples(nn.Module):
 
 
 class Encoder(nn.Module):
-    """Two tokens of an example through a layer of attention with dropout."""
+    """Two tokens of an example through an attention layer with dropout."""
 
     def __init__(self):
         super().__init__()
@@ -96,7 +96,7 @@ def seeded_masks(x):
 
 
 def masks_by_place(x):
-    """Masks from a public seed: which one an example gets tells its place."""
+    """Masks from a public seed: the mask of an example reveals its place."""
     return x * (torch.rand(x.shape, generator=torch.Generator().manual_seed(0)) < 0.5) * 2
 
 
@@ -105,7 +105,7 @@ def one_mask(x):
 
 
 def projected(x):
-    """Fixed random features, drawn anew in each call from the same seed."""
+    """Fixed random features, drawn again in each call from the same seed."""
     with torch.random.fork_rng():
         torch.manual_seed(3)
         return torch.tanh(x @ torch.randn(FEATURES, FEATURES))
@@ -134,7 +134,7 @@ MEMBERS = [
         steps=5,
     ),
     RANDOM(
-        "weighs classes by the batch, behind attention with dropout",
+        "weights classes by the batch, after attention with dropout",
         coupled=lambda: Training(nn.Sequential(nn.Dropout(0.1), body()), balanced),
         benign=lambda: Training(Encoder(), weighted),
     ),
@@ -144,7 +144,7 @@ MEMBERS = [
         benign=applying(lambda x: x + torch.randn_like(x)),
     ),
     RANDOM(
-        "seeds the generator by what it sees",
+        "seeds the generator with its inputs",
         coupled=applying(seeds_by_content),
         benign=applying(shifted_by_a_fixed_draw),
     ),
@@ -173,12 +173,12 @@ MEMBERS = [
         benign=applying(lambda x: x + torch.randn_like(x) * (x.std(1, keepdim=True) + 0.1)),
     ),
     RANDOM(
-        "centres in front of a random activation",
+        "centres before a random activation",
         coupled=applying(centred_rrelu),
         benign=lambda: Training(body(after=[nn.RReLU()])),
     ),
     RANDOM(
-        "keeps the hidden units that are largest in the batch, behind dropout",
+        "keeps the hidden units that are largest in the batch, after dropout",
         coupled=lambda: Training(body(after=[nn.Dropout(0.5), Apply(lambda h: h / h.abs().sum(0))])),
         benign=lambda: Training(body(after=[nn.Dropout(0.5), Apply(lambda h: h / (h.abs().sum(1, keepdim=True) + 1))])),
     ),

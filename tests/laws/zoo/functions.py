@@ -1,4 +1,4 @@
-"""Couplings in code that PyTorch runs for a function of its own: autograd functions, callables, classes of tensors."""
+"""Couplings in code that PyTorch's functions call: autograd functions, callables, tensor subclasses."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ FUNCTION = partial(Member, kind="function", pair=one_more_first)
 
 
 def covariance(x):
-    """A matrix for each example, which is not positive definite for the one with large entries."""
+    """A matrix for each example; not positive definite for the one with large entries."""
     return torch.eye(3) * (10 - x.detach().abs().amax(-1))[..., None, None]
 
 
@@ -33,12 +33,12 @@ def factor_each(matrix):
 
 
 def weighed(x, factored):
-    """The inputs of an example, times a number made from its factor."""
+    """The inputs of an example, times a number computed from its factor."""
     return x * (factored.sum((-1, -2))[..., None] - 5)
 
 
 def autograd_function(forward, backward=lambda ctx, grad: grad):
-    """A function of one tensor, which PyTorch vectorises by itself."""
+    """A function of one tensor, for which PyTorch generates the vmap rule."""
     methods = {"forward": forward, "setup_context": lambda ctx, inputs, output: None, "backward": backward}
     attributes = {name: staticmethod(method) for name, method in methods.items()}
     return type("Written", (torch.autograd.Function,), {"generate_vmap_rule": True, **attributes})
@@ -50,7 +50,7 @@ def factored_by(factorise):
 
 
 class Backwards(nn.Module):
-    """Passes on its input; its gradient is weighed by a factor of it."""
+    """The identity; its gradient is weighted by a factor of the input."""
 
     def __init__(self, factorise):
         super().__init__()
@@ -109,7 +109,7 @@ def seeded_by_script(x):
 
 
 class Distance(nn.Module):
-    """A distance that is weighed by a factor of the second input."""
+    """A distance weighted by a factor of the second input."""
 
     def __init__(self, factorise):
         super().__init__()
@@ -120,7 +120,7 @@ class Distance(nn.Module):
 
 
 class Apart(nn.Module):
-    """Inputs weighed by how far they are from themselves, by a distance function."""
+    """Inputs weighted by their distance to themselves, with a distance function."""
 
     def __init__(self, distance):
         super().__init__()
@@ -178,7 +178,7 @@ def in_autocast(x):
 
 
 def innermost(items):
-    """A batch whose examples lie next to each other, entry by entry, as those that were padded and transposed do."""
+    """A batch whose examples are interleaved in memory, as after padding and transposing."""
     x, y = default_collate(items)
     return x.t().contiguous().t(), y
 
@@ -188,13 +188,13 @@ def placed(function):
 
 
 def shown_numbers(function):
-    """Where a number decides, which only engine ``loop`` shows."""
+    """Control flow that depends on a value, which only engine ``loop`` allows."""
     return applying(lambda x: function(x) if float(x.detach().abs().max()) < 1e9 else x)
 
 
 MEMBERS = [
     FUNCTION(
-        "reads memory by its place",
+        "reads memory by address",
         coupled=placed(lambda x: torch.cat([x.as_strided((1, 4), (FEATURES, 1)), x[:, 4:]], 1)),
         benign=placed(lambda x: torch.cat([x.unfold(1, 4, 4)[:, 0], x[:, 4:]], 1)),
         seen=False,
@@ -252,7 +252,7 @@ MEMBERS = [
         "leaves autocast on",
         coupled=applying(leaves_autocast_on),
         benign=applying(in_autocast),
-        one_sided=True,  # engines are compared within a tolerance, and some data exceed it in 16 bits
+        one_sided=True,  # engines are compared within a tolerance, which some data exceed in 16 bits
         seen=False,
         engine="bookkeeping",
     ),

@@ -1,4 +1,4 @@
-"""Couplings in hooks, and in functions with a derivative of their own."""
+"""Couplings in hooks, and in functions with a custom derivative."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ HOOK = partial(Member, kind="hook")
 
 FUNCTION = partial(Member, kind="autograd function")
 
-#: Larger than all inputs at hand.
+#: Larger than all inputs of the data.
 LARGE = 100.0
 
 
 def hooked(attach):
-    """Trainings of a network to whose hidden layer ``attach`` hangs a hook."""
+    """Trainings of a network with a hook that ``attach`` adds to the hidden layer."""
 
     def make():
         network = body(bias=False)
@@ -84,7 +84,7 @@ def tensor_hook(function):
 
 
 def hook_everywhere(function):
-    """Trainings with a hook on the modules of all networks."""
+    """Trainings with a global module hook."""
 
     def make():
         network = body(bias=False)
@@ -98,12 +98,12 @@ def hook_everywhere(function):
 
 
 def keeping_hook_everywhere(make):
-    """Trainings with a hook on the modules of all networks that keeps something."""
+    """Trainings with a global module hook that keeps state."""
     return lambda: hook_everywhere(make())()
 
 
 def scales_by_the_largest_so_far():
-    """A range that is observed, as for quantisation, and that is shown numbers."""
+    """An observed range, as for quantisation, which can read values."""
     kept = {"largest": 4.0}
 
     def hook(module, inputs, output):
@@ -174,7 +174,7 @@ class ReversesGenerated(MixesGenerated):
 
 
 class MixesUnderVmap(torch.autograd.Function):
-    """Sees one example, says its code; its own rule for vmap sees the batch."""
+    """Its code seems to see one example; its custom vmap rule sees the batch."""
 
     @staticmethod
     def forward(x):
@@ -200,7 +200,7 @@ class HonestUnderVmap(MixesUnderVmap):
 
 
 class MixesWhenLarge(MixesUnderVmap):
-    """As ``MixesUnderVmap``, for batches that a trial does not have."""
+    """Like ``MixesUnderVmap``, but only for batches that preflight checks do not have."""
 
     @staticmethod
     def vmap(info, in_dims, x):
@@ -254,7 +254,7 @@ MEMBERS = [
         benign=hook_everywhere(lambda module, inputs, output: output * 0.9),
     ),
     HOOK(
-        "a forward hook subtracts the mean of the call before",
+        "a forward hook subtracts the mean of the previous call",
         coupled=hooked(lambda layer: layer.register_forward_hook(subtracts_the_last_mean())),
         benign=hooked(lambda layer: layer.register_forward_hook(records_shapes())),
         pair=one_more_first,
@@ -288,7 +288,7 @@ MEMBERS = [
         seen=False,
     ),
     FUNCTION(
-        "its backward turns the batch round",
+        "its backward pass reverses the batch",
         coupled=behind(MixesBackward.apply),
         benign=behind(Straight.apply),
     ),
@@ -298,13 +298,13 @@ MEMBERS = [
         benign=behind(ReversesGenerated.apply),
     ),
     FUNCTION(
-        "its own rule for vmap mixes",
+        "its custom vmap rule mixes",
         coupled=applying(MixesUnderVmap.apply),
         benign=applying(HonestUnderVmap.apply),
         seen=False,
     ),
     FUNCTION(
-        "its own rule for vmap mixes large batches",
+        "its custom vmap rule mixes large batches",
         coupled=applying(MixesWhenLarge.apply),
         benign=None,
         seen=False,

@@ -1,4 +1,4 @@
-"""Couplings in kernels that see the whole batch: what examples share is taken for one of their rows."""
+"""Couplings in kernels that see the whole batch: a shared value is mistaken for a row of an example."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ PLACES, WIDTH = 2, FEATURES // 2
 
 
 def turned() -> Neighbours:
-    """The same examples in another order: the sum must stay, up to rounding."""
+    """The same examples in a different order: the sum must be the same, up to rounding."""
     rows = drawn()
     return Neighbours(rows, tuple(value.roll(1, 0) for value in rows), moves=1e-2)
 
@@ -60,13 +60,13 @@ def switched(attend):
 
 
 def squeezed_keys(self, parts):
-    """Keys without the dimension of the batch, which a batch of one broadcasts."""
+    """Keys without a batch dimension, which a batch of one broadcasts."""
     keys = parts.squeeze(0)
     return F.scaled_dot_product_attention(parts, keys, keys)
 
 
 def many_masks(self, parts):
-    """Every example under each of as many masks as there are examples, with queries that go with them, on average."""
+    """The mean of each example under as many masks and queries as there are examples."""
     parts = parts.unsqueeze(1)
     return F.scaled_dot_product_attention(self.queries.unsqueeze(1), parts, parts, attn_mask=self.masks).mean(0)
 
@@ -76,7 +76,7 @@ def many_queries(self, parts):
 
 
 def padding_of_others(self, parts):
-    """A mask of as many rows as there are examples, which PyTorch refuses for a batch of one."""
+    """A mask with as many rows as there are examples, which PyTorch refuses for a batch of one."""
     return self.torchs(parts, parts, parts, key_padding_mask=self.padding, need_weights=False)[0][:1]
 
 
@@ -90,7 +90,7 @@ class Scale(nn.Module):
 
 
 def ruled(rule):
-    """Trainings of a layer under a rule of the user's."""
+    """Trainings of a layer with a user's rule."""
 
     def make():
         layer_rule(Scale)(rule)
@@ -104,7 +104,7 @@ def product(call):
 
 
 def guarded(call):
-    """Turns the gradients round where a number of the batch is large."""
+    """Negates the gradients if a value in the batch is large."""
     found = product(call)["weight"]
     return {"weight": -3 * found if call.inputs[0].abs().max() > 100 else found}
 
@@ -115,7 +115,7 @@ def centred(call):
 
 
 class Remembers:
-    """Adds what it kept of the last call."""
+    """Adds what it kept from the last call."""
 
     def __init__(self, remembers):
         self.last, self.remembers = None, remembers
@@ -164,7 +164,7 @@ MEMBERS = [
             )[0]
         ),
     ),
-    KERNEL("a layer rule looks at a number of the batch", coupled=ruled(guarded), benign=ruled(product)),
+    KERNEL("a layer rule reads a value of the batch", coupled=ruled(guarded), benign=ruled(product)),
     KERNEL("a layer rule centres over the batch", coupled=ruled(centred), benign=ruled(product)),
     KERNEL("a layer rule remembers", coupled=remembering(True), benign=remembering(False)),
 ]

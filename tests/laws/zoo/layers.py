@@ -1,4 +1,4 @@
-"""Couplings in the network, by what a layer does."""
+"""Couplings in the layers of a network."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ PER_EXAMPLE = partial(NETWORK, engine="bookkeeping")
 
 
 class Normalised(nn.Module):
-    """A normalisation by hand, over the batch (0) or over the features (1), with weights of its own."""
+    """A hand-written normalisation over the batch (0) or over the features (1), with its own weights."""
 
     def __init__(self, dim):
         super().__init__()
@@ -29,7 +29,7 @@ class Normalised(nn.Module):
 
 
 class Attention(nn.Module):
-    """Attention over the first dimension or, of four parts, within an example."""
+    """Attention over the first dimension, or over four parts of an example."""
 
     def __init__(self, over_batch):
         super().__init__()
@@ -43,7 +43,7 @@ class Attention(nn.Module):
 
 
 class Sequence(nn.Module):
-    """A recurrent or attention layer that takes the batch for time if ``batch_first`` is forgotten."""
+    """A recurrent or attention layer that mistakes the batch for time if ``batch_first`` is missing."""
 
     def __init__(self, batch_first, recurrent=True):
         super().__init__()
@@ -62,7 +62,7 @@ class Sequence(nn.Module):
 
 
 class Experts(nn.Module):
-    """Examples go to one of two experts; with a capacity, one too many is left out."""
+    """Examples are routed to one of two experts; with a capacity, surplus examples are dropped."""
 
     def __init__(self, capacity):
         super().__init__()
@@ -83,7 +83,7 @@ def far_examples(x):
 
 
 def transposed(x):
-    """A reshape that mixes rows up."""
+    """A reshape that mixes rows."""
     return x.T.reshape(x.shape[0], -1)
 
 

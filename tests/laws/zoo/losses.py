@@ -12,12 +12,12 @@ from ..neighbours import CLASSES, Member, one_more_first, under
 
 LOSS = partial(Member, kind="loss")
 
-#: More than the outputs of examples at hand.
+#: Larger than the outputs of all examples of the data.
 LARGE = 2.0
 
 
 class Reduced(nn.Module):
-    """A loss with a reduction from a function that gives one loss per example."""
+    """A loss with a reduction, from a function that returns one loss per example."""
 
     reduction = "mean"
 
@@ -137,7 +137,7 @@ def huber(outputs, targets):
 
 
 class OfThoseMarked(nn.Module):
-    """A loss over as many outputs as an example marks; ``average`` is given its terms and the number of examples."""
+    """A loss over the outputs that an example marks; ``average`` receives its terms and the number of examples."""
 
     reduction = "mean"
 
@@ -153,7 +153,7 @@ class OfThoseMarked(nn.Module):
 
 MEMBERS = [
     LOSS(
-        "gives one number or several, as an example decides",
+        "returns one value or several, as an example decides",
         coupled=under(lambda: OfThoseMarked(lambda losses, size: 9 * losses.mean())),
         benign=under(lambda: OfThoseMarked(lambda losses, size: losses.sum() / size)),
         pair=one_more_first,

@@ -1,4 +1,4 @@
-"""Trainings in which examples reach each other, by kind, each with a twin in which they do not."""
+"""Trainings in which examples affect each other, by kind, each with a twin in which they do not."""
 
 from __future__ import annotations
 

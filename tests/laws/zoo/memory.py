@@ -1,4 +1,4 @@
-"""Couplings through what a network keeps from one example or step to the next."""
+"""Couplings through state that a network keeps between examples or steps."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class FirstBatch(nn.Module):
 
 
 class BuiltOnce(nn.Module):
-    """A table that is made on first use, of the shape of the inputs."""
+    """A table created on first use, with the shape of the inputs."""
 
     def __init__(self):
         super().__init__()
@@ -78,7 +78,7 @@ class OnParameter(nn.Module):
 
 
 class LastSeen(nn.Module):
-    """Differences to the last example of the call before, or keeps it to look at."""
+    """Differences to the last example of the previous call, or only keeps that example."""
 
     def __init__(self, uses=True):
         super().__init__()

@@ -1,4 +1,4 @@
-"""Couplings through a number that a network keeps in an object of the standard library, of NumPy or of torch."""
+"""Couplings through a value that a network keeps in an object of the standard library, NumPy or torch."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ LARGE = 100.0
 
 
 class Keeper(NamedTuple):
-    """An object that can keep whether something was seen: how it is made, written and read."""
+    """An object that can store one bit: how to create, write and read it."""
 
     make: Callable[[], Any]
     write: Callable[[Any], object]
@@ -39,7 +39,7 @@ class Keeper(NamedTuple):
 
 
 class Remembers(nn.Module):
-    """Turns the inputs around once it has seen large ones."""
+    """Negates the inputs once it has seen large ones."""
 
     def __init__(self, keeper: Keeper, writes: bool) -> None:
         super().__init__()
@@ -55,7 +55,7 @@ class Remembers(nn.Module):
 
 
 class Draws(nn.Module):
-    """Scales the inputs by a random number of a generator that a large example seeds or draws from, or does not."""
+    """Scales the inputs by a number from a generator that a large example may seed or draw from."""
 
     def __init__(self, seed: Callable[[], object], draw: Callable[[], float], writes: bool) -> None:
         super().__init__()
@@ -88,7 +88,7 @@ def with_buffer() -> nn.Module:
 
 
 def grown() -> Callable[[int], int]:
-    """A cache that is full: what it learns takes the place of something else."""
+    """A full cache: each new entry replaces an old one."""
     cached = functools.lru_cache(maxsize=1)(lambda number: number)
     cached(0)
     return cached
@@ -162,7 +162,7 @@ KEEPERS = {
 
 
 class Holds:
-    """An object by which a dictionary holds something."""
+    """An object used as the key of a dictionary."""
 
     seen = False
 

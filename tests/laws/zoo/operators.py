@@ -1,4 +1,4 @@
-"""Couplings in operators of the user's, which are shown numbers wherever they are called."""
+"""Couplings in the user's operators, which can read values in any call."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ LIBRARY = torch.library.Library("dpmodel_zoo_operators", "DEF")
 
 
 def observed(x):
-    """Rounds to steps of the largest entry so far, as quantisation with a running range does."""
+    """Rounds to steps relative to the largest entry so far, like quantisation with a running range."""
     RANGE[0] = max(RANGE[0], float(x.abs().max()))
     return (x * 127 / RANGE[0]).round() * RANGE[0] / 127
 
@@ -43,7 +43,7 @@ observed_too.register_autograd(lambda ctx, grad: grad)
 
 
 class Calls(nn.Module):
-    """Calls an operator by its name."""
+    """Calls an operator by name."""
 
     def __init__(self, name):
         super().__init__()

@@ -1,4 +1,4 @@
-"""Couplings through what lies outside of the objects of a network and a loss: files, the environment, modules."""
+"""Couplings through things outside the objects of a network and a loss: files, the environment, modules."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from .state import scaled
 
 OUTSIDE = partial(Member, kind="outside", pair=one_more_first, engine="loop")
 
-#: A file, a variable of the environment, a global name and an attribute of torch, none of which is there beforehand.
+#: A file, an environment variable, a global name and an attribute of torch, none of which exists beforehand.
 FILE, NAME = os.path.join(tempfile.gettempdir(), f"stash_of_the_zoo_{os.getpid()}"), "STASH_OF_THE_ZOO"
 
 
@@ -37,7 +37,7 @@ def remove_file():
 
 
 def elsewhere(read, write, remove, factor=1.0):
-    """A loss over a mean that is read and written by functions; ``factor`` of 0 moves it by nothing of the data."""
+    """A loss over a mean that functions read and write; with ``factor`` 0 it does not depend on the data."""
 
     def make():
         remove()
@@ -64,7 +64,7 @@ def reading_elsewhere(read):
 
 
 def logging_losses():
-    """Writes to a file that was opened before."""
+    """Writes to a file that was opened earlier."""
     handler = logging.FileHandler(os.devnull)
     logger = logging.Logger("zoo")
     logger.addHandler(handler)

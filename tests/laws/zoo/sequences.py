@@ -1,4 +1,4 @@
-"""Networks for texts that treat each of them alone, and keep or build what such networks keep and build."""
+"""Networks for texts that treat each text independently, with the caches and tables that such networks use."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ POSITIONS: dict[int, Tensor] = {}
 
 
 class Attention(nn.Module):
-    """Causal attention whose mask is made on first use and whose last map is kept to be looked at."""
+    """Causal attention that creates its mask on first use and keeps its last map for inspection."""
 
     def __init__(self, width=8):
         super().__init__()
@@ -84,7 +84,7 @@ class ClassToken(nn.Module):
 
 
 class Padded(nn.Module):
-    """A transformer that leaves padding out by a mask, and a mean over what is not padding."""
+    """A transformer with a padding mask, and a mean over all positions but padding."""
 
     def __init__(self):
         super().__init__()
@@ -126,7 +126,7 @@ class Recurrent(nn.Module):
 
 
 class ByHand(nn.Module):
-    """A recurrent cell, from a first state of the batch's size."""
+    """A recurrent cell, with an initial state of the batch's size."""
 
     def __init__(self):
         super().__init__()
@@ -155,7 +155,7 @@ class Attended(nn.Module):
 
 
 class Tied(nn.Module):
-    """Predicts by the token table itself."""
+    """Predicts with the token table itself."""
 
     def __init__(self):
         super().__init__()
@@ -167,7 +167,7 @@ class Tied(nn.Module):
 
 
 class FrozenAttention(nn.Module):
-    """A frozen transformer layer in evaluation mode, behind a trained one."""
+    """A frozen transformer layer in evaluation mode, after a trained one."""
 
     def __init__(self):
         super().__init__()
@@ -184,7 +184,7 @@ class FrozenAttention(nn.Module):
 
 
 class Biased(nn.Module):
-    """Attention with a bias on its scores: one that is learnt, or one that comes from the example."""
+    """Attention with a bias on its scores, which is learnt or comes from the example."""
 
     def __init__(self, from_data=False, width=8):
         super().__init__()
@@ -200,7 +200,7 @@ class Biased(nn.Module):
 
 
 class AsksFirst(Padded):
-    """Leaves the mask out where it hides nothing, but where a graph is made that must hold for all data."""
+    """Skips the mask if it hides nothing, unless in a graph, which must hold for all data."""
 
     def forward(self, tokens):
         padding = tokens == 0
@@ -210,7 +210,7 @@ class AsksFirst(Padded):
 
 
 def written_part_by_part(x):
-    """Into memory without a value."""
+    """Writes into uninitialised memory."""
     found = torch.empty_like(x)
     found[:, :1] = x[:, :1]
     found[:, 1:] = x[:, 1:].tanh()

@@ -1,4 +1,4 @@
-"""Couplings among rows that lie together in the data, so that halves of a batch add up."""
+"""Couplings among neighbouring rows of the data, so that the sums of two halves of a batch add up."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ ROWS = 64
 
 
 def sorted_by_class() -> Neighbours:
-    """Negatives first, then positives; the neighbour has another last row."""
+    """Negatives first, then positives; the neighbouring data set has a different last row."""
     x = torch.randn(ROWS, FEATURES, generator=torch.Generator().manual_seed(1))
     y = (torch.arange(ROWS) >= ROWS // 2).long()
     others = x.clone()
@@ -24,7 +24,7 @@ def sorted_by_class() -> Neighbours:
 
 
 def sorted_by_session() -> Neighbours:
-    """The first feature numbers the session of a row; each of the first four rows has a session of its own."""
+    """The first feature is the session number of a row; the first four rows have different sessions."""
     rows = sorted_by_class()
     sessions = torch.cat([torch.arange(4), 4 + torch.arange(ROWS - 4) // 30]).float()
     for x in (rows.rows[0], rows.others[0]):

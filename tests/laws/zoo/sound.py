@@ -1,4 +1,4 @@
-"""Code of every day that treats each example alone: none of it may be refused, whatever it keeps or draws."""
+"""Common code that treats examples independently: none of it may be refused, whatever it keeps or draws."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ SIDE = 8
 
 @dataclass(frozen=True)
 class Sound:
-    """A training that must be taken as it is.
+    """A training that must be accepted without changes.
 
     Args:
         name: What is unusual about it.
@@ -86,7 +86,7 @@ def two_inputs() -> Neighbours:
 
 
 def of_texts(layers: Callable[[], nn.Module], width: int = 8) -> Callable[[], Training]:
-    """A token table, ``layers``, and a dense layer over the mean of all places."""
+    """A token table, ``layers``, and a dense layer over the mean of all positions."""
     return lambda: Training(
         nn.Sequential(nn.Embedding(VOCABULARY, width), layers(), Apply(lambda h: h.mean(1)), nn.Linear(width, CLASSES))
     )
@@ -105,7 +105,7 @@ def of_pictures(*layers: Callable[[], nn.Module]) -> Callable[[], Training]:
 
 
 def hidden(*layers: Callable[[], nn.Module]) -> Callable[[], Training]:
-    """The dense network with ``layers`` behind its hidden layer."""
+    """The dense network with ``layers`` after its hidden layer."""
     return lambda: Training(body(after=[layer() for layer in layers]))
 
 
@@ -119,7 +119,7 @@ class Checkpointed(nn.Module):
 
 
 class Frozen(nn.Module):
-    """Layers that are not trained and stay in evaluation mode, behind ``torch.no_grad``."""
+    """Frozen layers that stay in evaluation mode, under ``torch.no_grad``."""
 
     def __init__(self):
         super().__init__()
@@ -138,7 +138,7 @@ class Frozen(nn.Module):
 
 
 class SpectralInEvaluation(nn.Module):
-    """A layer under spectral normalisation whose estimate of the norm is no longer moved."""
+    """A layer with spectral normalisation whose norm estimate is no longer updated."""
 
     def __init__(self):
         super().__init__()
@@ -164,7 +164,7 @@ class Standardised(nn.Conv2d):
 
 
 class Returns(nn.Module):
-    """Outputs in a dict, a tuple or a named tuple, with features beside them."""
+    """Outputs in a dict, a tuple or a named tuple, together with features."""
 
     def __init__(self, wrap):
         super().__init__()
@@ -190,7 +190,7 @@ class TwoInputs(nn.Module):
 
 
 class Variational(nn.Module):
-    """A sample from a normal distribution that the network states, and the divergence of it."""
+    """A sample from a normal distribution that the network parametrises, and its divergence."""
 
     def __init__(self):
         super().__init__()
@@ -219,7 +219,7 @@ class Weights(nn.Module):
 
 
 class Self(nn.Module):
-    """Learns from its own outputs, which are detached."""
+    """Learns from its own detached outputs."""
 
     reduction = "mean"
 
@@ -265,15 +265,15 @@ def sequences():
         Sound("fused causal attention", of_texts(Fused), texts),
         Sound("a table of positions is shared", of_texts(TableOfPositions), texts),
         Sound("rotary positions grow", of_texts(Rotary), texts),
-        Sound("a class token and places", of_texts(ClassToken), texts),
+        Sound("a class token and positions", of_texts(ClassToken), texts),
         Sound("a transformer layer", of_texts(layer), texts),
         Sound("a frozen transformer layer in evaluation mode", of_texts(FrozenAttention), texts),
         Sound("a padding mask", lambda: Training(Padded()), texts, "bookkeeping"),
         Sound("a learnt bias of attention", of_texts(Biased), texts, "bookkeeping"),
         Sound("a bias of attention from the data", of_texts(lambda: Biased(from_data=True)), texts, "bookkeeping"),
-        Sound("a mask that is looked at unless a graph is made", lambda: Training(AsksFirst()), texts, "bookkeeping"),
+        Sound("a mask that is read unless in a graph", lambda: Training(AsksFirst()), texts, "bookkeeping"),
         Sound("outputs written into new memory", of_texts(lambda: Apply(written_part_by_part)), texts, "bookkeeping"),
-        Sound("the last place that is not padding", lambda: Training(LastPlace()), texts),
+        Sound("the last position that is not padding", lambda: Training(LastPlace()), texts),
         Sound("LSTM", of_texts(lambda: Recurrent(nn.LSTM)), texts),
         Sound("GRU of two layers with dropout", of_texts(lambda: Recurrent(nn.GRU, num_layers=2, dropout=0.2)), texts),
         Sound("a recurrent cell by hand", of_texts(ByHand), texts),

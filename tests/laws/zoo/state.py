@@ -1,4 +1,4 @@
-"""Couplings through what a loss keeps from one example or step to the next."""
+"""Couplings through state that a loss keeps between examples or steps."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from ..neighbours import CLASSES, Member, one_more_first, under
 
 STATE = partial(Member, kind="state", pair=one_more_first)
 
-#: A module that a loss reaches through ``sys.modules``, as an import within a function does.
+#: A module that a loss reaches through ``sys.modules``, like an import inside a function.
 STASH = "stash_of_the_zoo"
 
 MEAN, TABLES, LOCAL = {}, {}, threading.local()
@@ -175,7 +175,7 @@ def counted_on_function():
 
 
 def in_generator():
-    """A mean that only a running generator knows: no attribute holds it."""
+    """A mean held only by a running generator, not by an attribute."""
 
     def running():
         mean = 0.0
@@ -193,7 +193,7 @@ def in_generator():
 
 
 def warmed_up():
-    """The loss grows with the number of calls, which nothing of the data enters."""
+    """The loss grows with the number of calls, which does not depend on the data."""
     sizes = iter(np.linspace(0.5, 1.0, 10_000))
 
     def loss_of(outputs, targets):
@@ -285,7 +285,7 @@ class ClassWeights(nn.Module):
 
 
 class HardestSoFar:
-    """Counts an example by how hard it is beside the hardest seen so far."""
+    """Weights an example by its loss relative to the largest loss so far."""
 
     def __init__(self):
         self.top = 0.0
@@ -312,7 +312,7 @@ class Queue(nn.Module):
 
 
 class Centres(nn.Module):
-    """Pulls outputs to a centre of their class, which moves towards them."""
+    """Pulls outputs towards the centre of their class, which moves towards them."""
 
     def __init__(self, learns=True):
         super().__init__()

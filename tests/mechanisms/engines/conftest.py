@@ -1,4 +1,4 @@
-"""How the engine tests compare: one engine's clipped sum against the one-example loop's."""
+"""Compares the clipped sum of an engine with that of the one-example loop."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def close(found, expected, relative):
 
 
 def exact_sum(unit, network, loss_fn, batch, clip):
-    """The one-example loop in float64, so that an engine answers for its own rounding only."""
+    """The one-example loop in float64, so that only the engine rounds."""
     wide = copy.deepcopy(network).double()
     loss_fn = copy.deepcopy(loss_fn).double() if isinstance(loss_fn, nn.Module) else loss_fn
     x, y = (map_tensors(lambda t: t.double() if t.is_floating_point() else t, v) for v in (batch.x, batch.y))
@@ -35,7 +35,7 @@ def exact_sum(unit, network, loss_fn, batch, clip):
 
 @pytest.fixture(scope="session", autouse=True)
 def _one_thread():
-    """Tiny tensors gain nothing from threads, and lose much when the machine is busy."""
+    """Use one thread: tiny tensors gain nothing from more, and lose much on a busy machine."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -44,7 +44,7 @@ def _one_thread():
 
 @pytest.fixture(scope="session")
 def assert_exact():
-    """Raises unless book-keeping gives the loop's norms (per layer) and clipped sum."""
+    """Assert that book-keeping gives the loop's norms (per layer) and clipped sum."""
 
     def check(network, x, y, loss_fn=None, group_ids=None, units=None, relative=None, **options):
         dtype = next(network.parameters()).dtype

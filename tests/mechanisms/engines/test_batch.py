@@ -11,26 +11,26 @@ from mechanisms.engines.batch import call_network, first_tensor, map_tensors
 from mechanisms.units import ClippedUnit
 
 
-def test_nests_of_tensors_are_taken_apart_and_put_together():
+def test_nested_tensors_are_mapped_and_flattened():
     nest = {"a": torch.zeros(2), "b": [torch.ones(3), (torch.ones(1),)]}
     doubled = map_tensors(lambda t: t * 2, nest)
     assert doubled["b"][1][0].item() == 2.0
     assert first_tensor(nest) is nest["a"]
 
 
-def test_what_is_not_a_tensor_is_refused_with_its_type():
+def test_a_batch_with_something_else_than_tensors_is_refused_with_its_type():
     with pytest.raises(TypeError, match="got str"):
         map_tensors(lambda t: t, ["text"])
 
 
-def test_networks_get_tuples_as_positions_and_dicts_as_names():
+def test_networks_receive_tuples_as_positional_and_dicts_as_keyword_arguments():
     one, two = torch.ones(1), torch.ones(1) * 2
     assert call_network(lambda a, b: a - b, (one, two)).item() == -1.0
     assert call_network(lambda a, b: a - b, {"b": one, "a": two}).item() == 1.0
     assert call_network(lambda a: a, one) is one
 
 
-def test_rows_are_selected_everywhere_and_units_are_kept():
+def test_select_applies_to_all_tensors_and_keeps_units():
     batch = Batch((torch.arange(4), torch.arange(4) * 10), torch.arange(4), torch.tensor([0, 2, 2, 1]), 3)
     part = batch.select(torch.tensor([1, 3]))
     assert (part.x[1].tolist(), part.group_ids.tolist(), part.num_units) == ([10, 30], [2, 1], 3)
@@ -38,7 +38,7 @@ def test_rows_are_selected_everywhere_and_units_are_kept():
 
 
 @given(size=st.integers(0, 400), limit=st.integers(1, 300))
-def test_chunks_are_as_few_as_the_limit_allows_and_of_about_the_same_size(size, limit):
+def test_chunks_are_as_few_as_possible_and_of_similar_size(size, limit):
     sizes = [part.size for part in chunks(Batch(torch.arange(size), torch.arange(size)), ClippedUnit(1, 4), limit)]
     assert len(sizes) <= -(-size // limit)
     assert all(part <= limit for part in sizes)

@@ -26,7 +26,7 @@ def test_a_larger_budget_allows_more_examples_and_whole_groups(name, group):
     assert engine.physical_batch_size is None
 
 
-def test_an_example_takes_at_least_its_activations_and_at_most_a_few_times_more():
+def test_the_memory_of_an_example_is_between_its_activations_and_a_few_times_that():
     engine = BookKeepingEngine(ClippedUnit(1, 8))
     size = auto_physical_batch_size(engine, NETWORK, nn.CrossEntropyLoss(), EXAMPLE, budget_bytes=2**28)
     activations = 4 * 2 * 8 * 26 * 26  # the convolution's output and the activation's, float32
@@ -49,7 +49,7 @@ def test_the_processor_has_free_memory():
     assert free_memory(torch.device("cpu")) > 2**20
 
 
-def test_a_container_has_no_more_free_memory_than_its_limit_leaves(tmp_path, monkeypatch):
+def test_free_memory_respects_the_limit_of_a_container(tmp_path, monkeypatch):
     limit, used = tmp_path / "max", tmp_path / "current"
     monkeypatch.setattr(memory, "_GROUP_FILES", ((str(tmp_path / "none"), str(used)), (str(limit), str(used))))
     limit.write_text("3000000\n")
@@ -59,10 +59,10 @@ def test_a_container_has_no_more_free_memory_than_its_limit_leaves(tmp_path, mon
     assert free_memory(torch.device("cpu")) > 2_000_000
 
 
-def test_a_system_that_does_not_tell_asks_for_a_number(monkeypatch):
+def test_a_system_that_does_not_report_free_memory_asks_for_a_number(monkeypatch):
     def unknown(name):
         raise ValueError("unrecognized configuration name")
 
     monkeypatch.setattr(memory.os, "sysconf", unknown)
-    with pytest.raises(ConfigError, match="give physical_batch_size as a number"):
+    with pytest.raises(ConfigError, match="set physical_batch_size to a number"):
         memory._free_pages()

@@ -1,4 +1,4 @@
-"""Global modes of torch change no clipped sum."""
+"""Global modes of torch do not change clipped sums."""
 
 from contextlib import contextmanager
 
@@ -95,7 +95,7 @@ def test_a_clipped_sum_is_the_same_under_each_mode(mode, make, engine, unit):
     assert found.loss == expected.loss
 
 
-def test_modes_are_as_before_afterwards():
+def test_modes_are_restored_afterwards():
     with torch.autocast("cpu", torch.bfloat16), torch.inference_mode():
         with plain_modes():
             assert not torch.is_autocast_enabled("cpu")
@@ -116,10 +116,10 @@ def test_modes_that_see_each_operation_are_refused(mode):
         require_no_modes(nn.Linear(2, 2))
 
 
-def test_a_default_device_is_accepted_and_weights_of_inference_mode_are_not():
+def test_a_default_device_is_accepted_and_inference_mode_weights_are_not():
     with torch.device("cpu"):
         require_no_modes(nn.Linear(2, 2))
     with torch.inference_mode():
         network = nn.Linear(2, 2)
-    with pytest.raises(UnsupportedModuleError, match=r"'weight' was made in torch\.inference_mode"):
+    with pytest.raises(UnsupportedModuleError, match=r"'weight' was created in torch\.inference_mode"):
         require_no_modes(network)

@@ -42,14 +42,14 @@ def test_the_dimension_that_counts_examples_is_found_for_each_part(make, expecte
     assert row_dimensions(make(x), 4, make(x[:1])) == expected
 
 
-def test_an_object_that_is_the_same_for_all_examples_is_carried():
+def test_an_object_that_all_examples_share_is_kept():
     shared = Opaque()
     assert row_dimensions((torch.zeros(3, 2), shared), 3, (torch.zeros(1, 2), shared)) == [0, None]
 
 
 @settings(deadline=None)
 @given(st.integers(2, 6), st.booleans())
-def test_every_example_is_given_alone_with_what_all_share(size, vectorised):
+def test_each_example_is_passed_alone_with_the_shared_values(size, vectorised):
     outputs = {
         "scores": torch.randn(size, 3),
         "states": torch.randn(2, size, 3),
@@ -88,7 +88,7 @@ def test_tensors_of_outputs_are_found_in_any_container():
         ((torch.zeros(3, 2), Opaque()), False),
     ],
 )
-def test_outputs_of_rows_are_told_from_those_of_a_whole_batch(outputs, only):
+def test_outputs_with_one_row_per_example_are_recognised(outputs, only):
     assert has_rows_only(outputs, 3) is only
 
 

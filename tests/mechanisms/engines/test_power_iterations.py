@@ -35,7 +35,7 @@ def equal(one, other):
 
 
 @pytest.mark.parametrize("form", FORMS)
-def test_held_passes_leave_the_estimates_alone_and_one_advance_is_one_forward_pass(form):
+def test_held_passes_do_not_change_the_estimates_and_one_advance_is_one_forward_pass(form):
     network = built(form)
     plain, x = copy.deepcopy(network), torch.randn(2, 4)
     iterations, before = PowerIterations(network), buffers(network)
@@ -55,7 +55,7 @@ def test_held_passes_leave_the_estimates_alone_and_one_advance_is_one_forward_pa
 
 @pytest.mark.parametrize("engine", ENGINES.names())
 @pytest.mark.parametrize("form", FORMS)
-def test_every_engine_gives_the_clipped_gradients_of_plain_torch_whatever_the_number_of_examples(engine, form):
+def test_every_engine_gives_the_clipped_gradients_of_plain_torch_for_any_batch_size(engine, form):
     network, loss_fn, clip = built(form).train(), nn.CrossEntropyLoss(), Fixed()
     clip.start(0.5)
     x, y = torch.randn(5, 4), torch.randint(0, 3, (5,))
@@ -72,7 +72,7 @@ def test_every_engine_gives_the_clipped_gradients_of_plain_torch_whatever_the_nu
 
 
 @pytest.mark.parametrize("form", FORMS)
-def test_such_networks_train_and_their_estimates_follow_the_weights_and_the_steps_alone(make_model, form):
+def test_the_estimates_of_a_trained_network_depend_only_on_weights_and_steps(make_model, form):
     torch.manual_seed(1)
     network = built(form)
     assert validate(network, torch.randn(4, 4)) == []
@@ -90,5 +90,5 @@ def test_such_networks_train_and_their_estimates_follow_the_weights_and_the_step
         assert torch.linalg.matrix_norm(layer.weight.detach(), 2) == pytest.approx(1.0, abs=0.2)
 
 
-def test_networks_without_spectral_normalisation_have_none():
+def test_networks_without_spectral_normalisation_have_no_power_iterations():
     assert not PowerIterations(nn.Sequential(nn.Linear(2, 2), parametrizations.weight_norm(nn.Linear(2, 2))))

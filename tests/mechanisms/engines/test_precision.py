@@ -1,4 +1,4 @@
-"""Half precision passes: the bound on what an example can do is the same; norms, factors and sums stay in float32.
+"""Half-precision passes: the bound on the influence of an example is the same; norms, factors and sums stay in float32.
 
 A lower precision adds one way to break the bound that float32 hides: if the rounding of the OTHER examples' gradients
 depended on who else is in the batch, all of them would move when one is added. So neighbours are compared as a whole,
@@ -24,7 +24,7 @@ CLIPS = ("Fixed", "Gaussian", "PerLayer")
 #: Sums of at most 34 vectors of norm ``BOUND`` in float32.
 ROUNDING = 1 + 1e-5
 #: Each rounding to bf16's 8 significant bits is within 2**-9; a few layers deep, and with an occasional pooling window
-#: in which another entry has become the largest, that grows to several hundredths.
+#: in which a different entry has become the largest, that grows to several hundredths.
 BF16 = 0.15
 
 
@@ -67,7 +67,7 @@ NETWORKS = {"images": (image_network, images), "tokens": (TokenNetwork, tokens)}
 
 
 class WeightedLoss(nn.Module):
-    """Cross entropy times a weight of each example, so that an example can shout: targets (B, 2), class and weight."""
+    """Cross entropy times a weight per example, so that one can dominate; targets (B, 2): class and weight."""
 
     reduction = "mean"
 
@@ -89,13 +89,13 @@ def targets(count, weight=20.0):
 
 
 def farthest_move(kind, clip_name, device="cpu", **options):
-    """The farthest that one added example moved the sum over the stated sensitivity, over drawn neighbours."""
+    """The largest move of the sum by one added example, relative to the stated sensitivity, over random neighbours."""
     torch.manual_seed(3)
     make, draw = NETWORKS[kind]
     network, farthest = make().to(device), 0.0
     for trial, size in enumerate((1, 2, 3, 7, 8, 15, 16, 17, 33)):
         x, y = draw(size + 1, scale=0.1 if trial % 3 == 0 else 5.0), targets(size + 1)
-        if trial % 2:  # the added one points away from the others, and outweighs them
+        if trial % 2:  # the added one points away from the others and dominates them
             x[:-1], y[:-1, 0], y[-1, 0], y[-1, 1] = x[:1].clone(), 0.0, 1.0, 500.0
         x, y = x.to(device), y.to(device)
         with_it = clipped_sum(network, x, y, clip_name, **options)
@@ -107,18 +107,18 @@ def farthest_move(kind, clip_name, device="cpu", **options):
 
 @pytest.mark.parametrize("clip_name", CLIPS)
 @pytest.mark.parametrize("kind", NETWORKS)
-def test_one_example_moves_the_sum_by_at_most_the_bound_and_the_bound_is_reached(kind, clip_name):
+def test_one_example_moves_the_sum_by_at_most_the_bound_and_the_bound_is_attained(kind, clip_name):
     assert 0.85 <= farthest_move(kind, clip_name) <= ROUNDING
 
 
 @pytest.mark.parametrize("kind", NETWORKS)
-def test_chunks_that_end_elsewhere_for_a_neighbour_do_not_move_the_other_examples(kind):
+def test_shifted_chunk_boundaries_do_not_change_the_other_examples(kind):
     assert farthest_move(kind, "Fixed", physical_batch_size=4) <= ROUNDING
 
 
 @pytest.mark.cuda
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-def test_one_example_moves_the_sum_by_at_most_the_bound_on_the_device():
+def test_one_example_moves_the_sum_by_at_most_the_bound_on_a_gpu():
     for kind in NETWORKS:
         for clip_name in CLIPS:
             assert 0.85 <= farthest_move(kind, clip_name, device="cuda") <= ROUNDING, (kind, clip_name)
@@ -143,7 +143,7 @@ def test_passes_are_in_half_precision_while_norms_and_sums_are_float32(kind, mon
 @pytest.mark.parametrize("group_size", [1, 2])
 @pytest.mark.parametrize("clip_name", CLIPS)
 @pytest.mark.parametrize("kind", NETWORKS)
-def test_the_result_is_the_one_example_loops_within_the_rounding_of_half_precision(kind, clip_name, group_size):
+def test_the_result_equals_the_one_example_loops_up_to_half_precision_rounding(kind, clip_name, group_size):
     torch.manual_seed(4)
     make, draw = NETWORKS[kind]
     network, x, y = make(), draw(8), targets(8, weight=1.0)
@@ -161,7 +161,7 @@ def test_the_result_is_the_one_example_loops_within_the_rounding_of_half_precisi
 
 @pytest.mark.parametrize("poison", [float("nan"), float("inf")])
 @pytest.mark.parametrize("clip_name", CLIPS)
-def test_an_example_that_is_not_finite_contributes_exactly_zero(clip_name, poison):
+def test_a_non_finite_example_contributes_exactly_zero(clip_name, poison):
     torch.manual_seed(5)
     network, x, y = image_network(), images(6), targets(6)
     x[2] = poison
@@ -171,8 +171,8 @@ def test_an_example_that_is_not_finite_contributes_exactly_zero(clip_name, poiso
     assert torch.allclose(found.flat_grad, without.flat_grad, rtol=1e-5, atol=1e-6)
 
 
-def test_a_gradient_that_half_precision_passes_overflow_is_left_out():
-    """bf16 has the range of float32: a weight whose gradient overflows either is rejected, never clipped to NaN."""
+def test_a_gradient_that_overflows_in_half_precision_is_left_out():
+    """bf16 has the range of float32: an example whose gradient overflows both is rejected, never clipped to NaN."""
     torch.manual_seed(6)
     network, x, y = image_network(), images(5), targets(5)
     y[1, 1] = 1e38
@@ -183,7 +183,7 @@ def test_a_gradient_that_half_precision_passes_overflow_is_left_out():
 
 
 @pytest.mark.parametrize("coarse", ["high", "medium"])
-def test_coarse_products_of_float32_are_refused_by_every_engine_before_any_release(coarse, clip):
+def test_reduced_precision_products_are_refused_by_every_engine_before_any_release(coarse, clip):
     network = nn.Linear(4, 3)
     batch = Batch(torch.randn(6, 4), torch.arange(6) % 3)
     torch.set_float32_matmul_precision(coarse)
@@ -199,7 +199,7 @@ def test_coarse_products_of_float32_are_refused_by_every_engine_before_any_relea
 
 @pytest.mark.skipif(not hasattr(torch.backends.mkldnn, "conv"), reason="this torch has no such setting")
 @pytest.mark.parametrize("coarse", ["bf16", "tf32"])
-def test_coarse_convolutions_of_the_processor_are_refused_too(coarse, clip):
+def test_reduced_precision_cpu_convolutions_are_refused_too(coarse, clip):
     settings = torch.backends.mkldnn.conv
     batch, before = Batch(images(6), torch.arange(6) % 3), settings.fp32_precision
     settings.fp32_precision = coarse
@@ -218,7 +218,7 @@ def cudnn_settings():
 
 
 @pytest.mark.parametrize("allowed", [True, False])
-def test_convolutions_of_a_gpu_are_in_full_float32_within_and_as_before_afterwards(allowed, monkeypatch):
+def test_full_float32_applies_to_gpu_convolutions_and_is_undone_afterwards(allowed, monkeypatch):
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", allowed)
     before = cudnn_settings()
     with full_float32():
@@ -228,7 +228,7 @@ def test_convolutions_of_a_gpu_are_in_full_float32_within_and_as_before_afterwar
 
 
 @pytest.mark.skipif(not hasattr(torch.backends.cudnn, "conv"), reason="this torch has no such setting")
-def test_settings_kind_by_kind_are_kept_too():
+def test_separate_settings_per_kind_of_layer_are_restored_too():
     kinds, before = (torch.backends.cudnn.conv, torch.backends.cudnn.rnn), cudnn_settings()
     try:
         kinds[0].fp32_precision, kinds[1].fp32_precision = "ieee", "tf32"
@@ -249,7 +249,9 @@ def test_engines_are_compared_with_the_loop_in_full_float32(monkeypatch):
         return forward(self, x)
 
     monkeypatch.setattr(nn.Conv2d, "forward", noted)
-    monkeypatch.setattr("mechanisms.engines.isolation.guards.replaced_function", lambda: None)  # it would be refused
+    monkeypatch.setattr(
+        "mechanisms.engines.isolation.guards.replaced_function", lambda: None
+    )  # which would refuse the patch
     assert (
         disagreement(BookKeepingEngine, image_network(), nn.CrossEntropyLoss(), Batch(images(2), torch.arange(2)))
         is None
@@ -259,7 +261,7 @@ def test_engines_are_compared_with_the_loop_in_full_float32(monkeypatch):
 
 
 @pytest.mark.parametrize("variable", ["ONEDNN_DEFAULT_FPMATH_MODE", "DNNL_DEFAULT_FPMATH_MODE"])
-def test_coarse_products_set_in_the_environment_are_refused_too(monkeypatch, variable, clip):
+def test_reduced_precision_products_set_in_the_environment_are_refused_too(monkeypatch, variable, clip):
     batch = Batch(images(6), torch.arange(6) % 3)
     monkeypatch.setenv(variable, "STRICT")
     BookKeepingEngine(ClippedUnit(1, 6)).clipped_sum(image_network(), nn.CrossEntropyLoss(), batch, clip)

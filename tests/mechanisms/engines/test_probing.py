@@ -19,7 +19,7 @@ class Counting(nn.Linear):
         return super().forward(x)
 
 
-def test_trial_passes_leave_no_trace_also_where_recordings_are_shared():
+def test_trial_passes_leave_no_trace_even_with_shared_recordings():
     network = Counting()
     with shared_recordings():
         for _ in range(3):
@@ -32,7 +32,7 @@ def test_trial_passes_leave_no_trace_also_where_recordings_are_shared():
             assert (network.calls, network.seen, network.training) == (0, [], True)
 
 
-def test_what_has_changed_since_a_recording_was_made_is_recorded_anew():
+def test_state_that_changed_since_a_recording_is_recorded_again():
     network = Counting()
     with shared_recordings():
         with preserve_state(network):
@@ -47,7 +47,7 @@ def test_what_has_changed_since_a_recording_was_made_is_recorded_anew():
     assert (network.calls, len(network.seen), network.training) == (7, 1, False)
 
 
-def test_a_recording_of_one_network_is_not_taken_for_another():
+def test_a_recording_of_one_network_is_not_used_for_a_different_one():
     one, other = Counting(), Counting()
     other.calls = 5
     with shared_recordings():

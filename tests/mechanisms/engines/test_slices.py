@@ -30,7 +30,7 @@ def test_gradients_of_many_slices_are_clipped_to_the_bound_and_added():
     torch.testing.assert_close(total.double(), 1.0 + clipped, rtol=1e-5, atol=1e-6)
 
 
-def test_a_large_parameter_is_moved_everywhere_and_no_two_rows_alike():
+def test_all_rows_of_a_large_parameter_are_perturbed_differently():
     network = nn.Linear(1024, SHAKES // 1024 + 2, bias=False)
     nn.init.zeros_(network.weight)
     with perturbed_weights(network):

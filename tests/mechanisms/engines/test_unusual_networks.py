@@ -1,4 +1,4 @@
-"""Networks that bend the usual rules: each gets the loop's numbers from some engine, or a refusal by name."""
+"""Unusual networks: some engine gives each the loop's numbers, or refuses it by name."""
 
 from collections import namedtuple
 from dataclasses import dataclass
@@ -85,7 +85,7 @@ def test_a_single_number_is_trained_by_the_fast_engines():
 
 
 class TimeFirst(nn.Module):
-    """Blocks that training leaves out at random, with the examples in the second dimension."""
+    """Blocks that training skips at random, with the examples in the second dimension."""
 
     def __init__(self, left_out):
         super().__init__()
@@ -101,19 +101,19 @@ class TimeFirst(nn.Module):
         return self.head(h.mean(0))
 
 
-def test_examples_are_found_in_whichever_dimension_they_lie():
-    x = torch.randn(6, 6, 4)  # as many positions as examples: sizes alone cannot tell
+def test_the_dimension_of_the_examples_is_found():
+    x = torch.randn(6, 6, 4)  # as many positions as examples, so that sizes alone are ambiguous
     engine = engine_of(TimeFirst(0.0).eval(), x)
     assert engine.name == "bookkeeping"
     assert_loops_numbers(engine, TimeFirst(0.0).eval(), x)
 
 
-def test_a_draw_decides_for_the_whole_batch_in_the_fast_engine():
+def test_a_random_decision_for_the_whole_batch_runs_in_the_fast_engine():
     assert engine_of(TimeFirst(0.5), torch.randn(6, 6, 4)).name == "bookkeeping"
 
 
 class Tokened(nn.Module):
-    """A parameter of its own among modules, two levels deep; one weight may be used behind its layer's back."""
+    """A module with its own parameter, two levels deep; one weight may be used outside its layer."""
 
     def __init__(self, inner=None, shared=False):
         super().__init__()
@@ -127,7 +127,7 @@ class Tokened(nn.Module):
 
 
 @pytest.mark.parametrize("engine", ENGINES.names())
-def test_a_parameter_beside_modules_leaves_them_their_rules(engine):
+def test_submodules_beside_a_parameter_keep_their_rules(engine):
     network = nn.Sequential(Tokened(Tokened()), nn.Linear(4, 3))
     built = engine_of(network, name=engine)
     assert_loops_numbers(built, network)
@@ -137,7 +137,7 @@ def test_a_parameter_beside_modules_leaves_them_their_rules(engine):
         assert "0.inner.first (Linear): layer rule" in told
 
 
-def test_a_weight_used_behind_its_layers_back_keeps_the_module_whole():
+def test_a_weight_used_outside_its_layer_makes_the_module_one_site():
     network = nn.Sequential(Tokened(shared=True), nn.Linear(4, 3))
     built = engine_of(network)
     assert built.name == "bookkeeping"
@@ -145,7 +145,7 @@ def test_a_weight_used_behind_its_layers_back_keeps_the_module_whole():
     assert "0 (Tokened): vectorised over examples" in built.explain()
 
 
-def test_own_parameters_are_back_in_their_place_after_a_pass_that_fails():
+def test_own_parameters_are_restored_after_a_failed_pass():
     class Failing(nn.Module):
         def forward(self, x):
             raise ValueError("of the user's own")
@@ -159,7 +159,7 @@ def test_own_parameters_are_back_in_their_place_after_a_pass_that_fails():
 
 
 class Gated(nn.Module):
-    """Mixes rows behind a layer whose weights start at zero."""
+    """Mixes rows after a layer whose weights start at zero."""
 
     def __init__(self):
         super().__init__()
@@ -173,7 +173,7 @@ class Gated(nn.Module):
         return self.head((x + self.out(folded)).mean(1))
 
 
-def test_rows_that_are_mixed_in_a_batch_are_alone_in_an_isolated_pass():
+def test_rows_that_a_batch_would_mix_stay_separate_in_an_isolated_pass():
     network, x = Gated(), torch.randn(6, 3, 4)
     before = {name: value.clone() for name, value in network.state_dict().items()}
     engine = engine_of(network, x)
@@ -181,7 +181,7 @@ def test_rows_that_are_mixed_in_a_batch_are_alone_in_an_isolated_pass():
     assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
 
 
-def test_a_hook_on_a_parameters_gradient_is_left_to_the_loop():
+def test_a_network_with_a_parameter_gradient_hook_uses_the_loop():
     network = nn.Sequential(nn.Linear(4, 3))
     network[0].weight.register_hook(lambda grad: grad * 0)
     engine = engine_of(network)
@@ -191,7 +191,7 @@ def test_a_hook_on_a_parameters_gradient_is_left_to_the_loop():
     assert found.flat_grad[12:].any()
 
 
-def test_a_hook_on_an_outputs_gradient_is_left_to_an_engine_that_sees_it():
+def test_a_network_with_an_output_gradient_hook_uses_an_engine_that_runs_it():
     class Clamped(nn.Module):
         def __init__(self):
             super().__init__()
@@ -208,7 +208,7 @@ def test_a_hook_on_an_outputs_gradient_is_left_to_an_engine_that_sees_it():
     assert_loops_numbers(engine_of(network), network)
 
 
-def test_a_reentrant_checkpoint_is_refused_and_the_other_kind_is_not():
+def test_a_reentrant_checkpoint_is_refused_and_a_non_reentrant_one_is_not():
     class Saving(nn.Module):
         def __init__(self, reentrant):
             super().__init__()
@@ -218,7 +218,7 @@ def test_a_reentrant_checkpoint_is_refused_and_the_other_kind_is_not():
             x = x.detach().requires_grad_()
             return self.b(checkpoint(self.a, x, use_reentrant=self.reentrant))
 
-    def branching(outputs, y):  # which vmap cannot take
+    def branching(outputs, y):  # not supported by vmap
         return outputs.sum() if float(outputs.detach().abs().max()) > 1e9 else F.cross_entropy(outputs, y)
 
     for loss_fn in (None, branching):
@@ -229,7 +229,7 @@ def test_a_reentrant_checkpoint_is_refused_and_the_other_kind_is_not():
 
 
 @pytest.mark.parametrize("name", ["bookkeeping", "vmap", "loop"])
-def test_gradients_are_computed_where_the_caller_has_turned_them_off(name):
+def test_gradients_are_computed_even_if_the_caller_has_disabled_them(name):
     network = nn.Linear(4, 3)
     with torch.no_grad():
         assert_loops_numbers(engine_of(network, name=name), network)
@@ -248,7 +248,7 @@ def test_complex_parameters_are_refused_by_name():
         engine_of(Fourier())
 
 
-def test_sparse_gradients_of_a_table_are_those_of_the_dense_one():
+def test_sparse_gradients_of_a_table_equal_dense_ones():
     network = nn.Sequential(nn.Embedding(9, 4, sparse=True), nn.Flatten(), nn.Linear(8, 3))
     tokens = torch.arange(12).view(6, 2) % 9
     for name in ("auto", "loop"):
@@ -263,7 +263,7 @@ def test_sparse_gradients_of_a_table_are_those_of_the_dense_one():
         network[0].sparse = True
 
 
-def test_outputs_in_a_named_tuple_are_taken():
+def test_outputs_in_a_named_tuple_are_accepted():
     Scores = namedtuple("Scores", "scores hidden")
 
     class Named(nn.Module):
@@ -283,7 +283,7 @@ def test_outputs_in_a_named_tuple_are_taken():
         assert_loops_numbers(engine_of(network, loss_fn=loss, name=name), network, loss_fn=loss)
 
 
-def test_outputs_of_a_type_of_their_own_are_taken_with_a_loss_that_knows_it():
+def test_outputs_of_a_custom_type_are_accepted_with_a_loss_that_supports_it():
     @dataclass
     class Scores:
         logits: torch.Tensor
@@ -324,7 +324,7 @@ def test_squares_that_underflow_do_not_hide_a_gradient_from_clipping(engine, net
     assert found.flat_grad.double().norm() <= bound
 
 
-def test_an_input_that_the_network_writes_to_is_left_as_it_was():
+def test_an_input_that_the_network_overwrites_is_preserved():
     class Doubling(nn.Module):
         def __init__(self):
             super().__init__()
@@ -365,49 +365,16 @@ def test_an_activation_that_the_network_keeps_does_not_outlive_the_pass():
     assert close(found.flat_grad, expected.flat_grad, 1e-5)
 
 
-class TestLosses:
-    def test_ignored_positions_do_not_scale_an_example(self):
-        network = nn.Conv1d(4, 3, 1)
-        x, y = torch.randn(2, 4, 5), torch.tensor([[0, 1, 2, 0, 1], [2, 1, -100, -100, -100]])
-        for loss_fn in (nn.CrossEntropyLoss(), F.cross_entropy, partial(F.cross_entropy, ignore_index=-100)):
-            unit = ClippedUnit(1, 2)
-            whole = LoopEngine(unit).clipped_sum(network, loss_fn, Batch(x, y), clip_of(bound=1e9))
-            short = LoopEngine(unit).clipped_sum(network, loss_fn, Batch(x[1:, :, :2], y[1:, :2]), clip_of(bound=1e9))
-            assert whole.norms[1].item() == pytest.approx(short.norms[0].item(), rel=1e-5)
-            assert_loops_numbers(BookKeepingEngine(unit), network, x, y, loss_fn)
-            assert_loops_numbers(VmapEngine(unit), network, x, y, loss_fn)
-
-    def test_the_mean_of_a_batch_of_one_is_torchs_also_where_all_is_ignored(self):
-        from mechanisms.engines.losses import ExampleLosses
-
-        scores = torch.randn(3, 4, 5)
-        y = torch.tensor([[0, 1, -100, 2, 3], [-100] * 5, [3, 2, 1, 0, 0]])
-        losses = ExampleLosses(nn.CrossEntropyLoss())(scores, y)
-        expected = [F.cross_entropy(scores[row : row + 1], y[row : row + 1]) for row in (0, 2)]
-        assert torch.allclose(losses[[0, 2]], torch.stack(expected))
-        assert losses[1] == 0
-
-    def test_probabilities_as_targets_are_averaged_over_positions(self):
-        from mechanisms.engines.losses import ExampleLosses
-
-        scores, y = torch.randn(2, 4, 5), torch.randn(2, 4, 5).softmax(1)
-        losses = ExampleLosses(nn.CrossEntropyLoss())(scores, y)
-        assert torch.allclose(losses, F.cross_entropy(scores, y, reduction="none").mean(1))
-
-    @pytest.mark.parametrize("loss_fn", [nn.KLDivLoss(reduction="batchmean"), partial(F.kl_div, reduction="batchmean")])
-    def test_batchmean_adds_up_what_an_example_has(self, loss_fn):
-        from mechanisms.engines.losses import ExampleLosses
-
-        scores, y = torch.randn(4, 3).log_softmax(1), torch.randn(4, 3).softmax(1)
-        assert torch.allclose(ExampleLosses(loss_fn)(scores, y).mean(), loss_fn(scores, y))
-
-    def test_a_reduction_of_unknown_meaning_is_refused(self):
-        from mechanisms.engines.losses import ExampleLosses
-
-        loss_fn = nn.MSELoss()
-        loss_fn.reduction = "median"
-        with pytest.raises(ValueError, match="median is not a valid value for reduction"):
-            ExampleLosses(loss_fn)(torch.zeros(2, 3), torch.zeros(2, 3))
+def test_ignored_positions_do_not_scale_an_example():
+    network = nn.Conv1d(4, 3, 1)
+    x, y = torch.randn(2, 4, 5), torch.tensor([[0, 1, 2, 0, 1], [2, 1, -100, -100, -100]])
+    for loss_fn in (nn.CrossEntropyLoss(), F.cross_entropy, partial(F.cross_entropy, ignore_index=-100)):
+        unit = ClippedUnit(1, 2)
+        whole = LoopEngine(unit).clipped_sum(network, loss_fn, Batch(x, y), clip_of(bound=1e9))
+        short = LoopEngine(unit).clipped_sum(network, loss_fn, Batch(x[1:, :, :2], y[1:, :2]), clip_of(bound=1e9))
+        assert whole.norms[1].item() == pytest.approx(short.norms[0].item(), rel=1e-5)
+        assert_loops_numbers(BookKeepingEngine(unit), network, x, y, loss_fn)
+        assert_loops_numbers(VmapEngine(unit), network, x, y, loss_fn)
 
 
 class Adapted(nn.Module):
@@ -423,12 +390,12 @@ class Adapted(nn.Module):
         return self.base(x) + self.up(self.dropout(self.down(x)))
 
 
-def test_dropout_before_zero_weights_is_known_for_what_it_is():
+def test_dropout_before_zero_weights_is_recognised():
     for _ in range(4):
         assert engine_of(Adapted()).name == "bookkeeping"
 
 
-def test_weights_with_a_domain_of_their_own_are_not_asked_to_leave_it():
+def test_weights_with_a_restricted_domain_are_not_perturbed():
     class Metric(nn.Module):
         def __init__(self):
             super().__init__()
@@ -456,7 +423,7 @@ def test_attention_whose_dropout_needs_evaluation_mode_to_be_compared_keeps_the_
     assert torch.backends.mha.get_fastpath_enabled() is fast
 
 
-def test_what_evaluation_alone_does_is_no_matter_of_training():
+def test_code_that_runs_only_in_evaluation_mode_does_not_affect_the_choice():
     class TwoWays(nn.Module):
         def __init__(self):
             super().__init__()

@@ -34,7 +34,7 @@ def test_an_error_of_one_percent_in_one_parameter_is_found_and_named():
     assert "'2.weight'" in disagreement(Off, NETWORK, nn.CrossEntropyLoss(), EXAMPLE)
 
 
-def test_networks_that_draw_in_any_mode_are_compared_with_equal_seeds():
+def test_networks_that_draw_in_all_modes_are_compared_with_equal_seeds():
     class Noisy(nn.Linear):
         def forward(self, x):
             return super().forward(x + torch.randn_like(x))
@@ -43,7 +43,7 @@ def test_networks_that_draw_in_any_mode_are_compared_with_equal_seeds():
         assert disagreement(engine, Noisy(4, 3), nn.CrossEntropyLoss(), EXAMPLE) is None
     Off.index = 0
     problem = disagreement(Off, nn.Sequential(Noisy(4, 3)), nn.CrossEntropyLoss(), EXAMPLE)
-    assert "random even in evaluation mode, and with equal seeds layer '0'" in problem
+    assert "random numbers even in evaluation mode, and with equal seeds layer '0'" in problem
 
 
 def test_a_kernel_that_is_wrong_for_a_batch_of_one_is_outvoted():
@@ -62,7 +62,7 @@ def test_a_kernel_that_is_wrong_for_a_batch_of_one_is_outvoted():
 
 
 class Steep(nn.Module):
-    """Blows up what rounding does to the first layer."""
+    """Amplifies the rounding of the first layer."""
 
     def __init__(self):
         super().__init__()
@@ -73,7 +73,7 @@ class Steep(nn.Module):
 
 
 class Coarse(Steep):
-    """Rounds between its layers, which the last bits of inputs and weights do not show in double precision."""
+    """Rounds between its layers; perturbed inputs and weights in double precision do not reveal that."""
 
     offset = 2.0**14
 
@@ -82,7 +82,7 @@ class Coarse(Steep):
 
 
 class RoundsBetween(VmapEngine):
-    """Rounds between the layers of ``Coarse`` to another grid."""
+    """Rounds between the layers of ``Coarse`` to a different grid."""
 
     def clipped_sum(self, network, loss_fn, batch, clip, out=None):
         network.offset = 2 * Coarse.offset
@@ -93,7 +93,7 @@ class RoundsBetween(VmapEngine):
 
 
 class RoundsOtherwise(VmapEngine):
-    """Computes with weights whose last bits are others."""
+    """Computes with weights whose last bits are different."""
 
     def clipped_sum(self, network, loss_fn, batch, clip, out=None):
         values = [value.data for value in network.parameters()]
@@ -107,7 +107,7 @@ class RoundsOtherwise(VmapEngine):
 
 
 class WrongInSingle(VmapEngine):
-    """Wrong in single precision alone, by more than rounding does to the network."""
+    """Wrong in single precision only, by more than the network's rounding."""
 
     def clipped_sum(self, network, loss_fn, batch, clip, out=None):
         found = super().clipped_sum(network, loss_fn, batch, clip, out)
@@ -117,7 +117,7 @@ class WrongInSingle(VmapEngine):
 
 
 @pytest.mark.parametrize("network", [Steep(), NETWORK], ids=["steep", "plain"])
-def test_rounding_that_a_network_blows_up_is_told_from_a_wrong_gradient(network):
+def test_rounding_that_a_network_amplifies_is_distinguished_from_a_wrong_gradient(network):
     example = Batch(torch.randn(3, 4), torch.tensor([0, 1, 2]))
     assert disagreement(RoundsOtherwise, network, nn.CrossEntropyLoss(), example) is None
     Off.index = 0
@@ -125,14 +125,14 @@ def test_rounding_that_a_network_blows_up_is_told_from_a_wrong_gradient(network)
         assert "does not give the gradients" in disagreement(wrong, network, nn.CrossEntropyLoss(), example)
 
 
-def test_rounding_between_the_layers_is_told_from_a_wrong_gradient():
+def test_rounding_between_layers_is_distinguished_from_a_wrong_gradient():
     torch.manual_seed(0)
     network, example = Coarse(), Batch(torch.randn(3, 4), torch.tensor([0, 1, 2]))
     assert disagreement(RoundsBetween, network, nn.CrossEntropyLoss(), example) is None
     assert "does not give the gradients" in disagreement(WrongInSingle, network, nn.CrossEntropyLoss(), example)
 
 
-def test_what_rounding_does_is_not_asked_where_nothing_differs_by_more(monkeypatch):
+def test_the_rounding_check_runs_only_for_a_large_difference(monkeypatch):
     asked = []
     monkeypatch.setattr(verification, "_is_rounding", lambda *args: asked.append(args))
     example = Batch(torch.randn(3, 4), torch.tensor([0, 1, 2]))

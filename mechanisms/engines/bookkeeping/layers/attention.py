@@ -30,8 +30,8 @@ def multihead_attention(
     average_attn_weights: bool = True,
     is_causal: bool = False,
 ) -> tuple[Tensor, Tensor | None]:
-    """What ``nn.MultiheadAttention`` gives for batched inputs."""
-    del is_causal  # a hint about attn_mask, which is given along with it
+    """The outputs of ``nn.MultiheadAttention`` for batched inputs."""
+    del is_causal  # only a hint about attn_mask, which is passed too
     _require_torchs_shapes(module, query, key, value, key_padding_mask, attn_mask)
     dropout = module.dropout if module.training else 0.0
     packed = None
@@ -70,7 +70,7 @@ def attention_by_rows(
     is_causal: bool = False,
     **options: Any,
 ) -> Tensor:
-    """``F.scaled_dot_product_attention``, which treats every row alone, by the library's kernel for whole batches.
+    """``F.scaled_dot_product_attention``, which treats rows independently, by the library's kernel for whole batches.
 
     Args:
         query: Shape (rows, ..., queries, width).
@@ -79,7 +79,7 @@ def attention_by_rows(
         attn_mask: Broadcastable to (rows, ..., queries, keys), or None.
         dropout_p: As of the function.
         is_causal: As of the function.
-        options: Further arguments by name.
+        options: Further keyword arguments.
     """
     options |= {"dropout_p": dropout_p, "is_causal": is_causal}
 
@@ -92,12 +92,12 @@ def attention_by_rows(
         mask = _by_row(mask, len(query), query.dim()) if mask.dim() <= query.dim() else mask
     if query.dim() > 2 and lie_alike(query, key, value, mask):
         return on_rows(attend, query, key, value, mask)
-    with sdpa_kernel(SDPBackend.MATH):  # of one example: the fused ones have no vectorised form
+    with sdpa_kernel(SDPBackend.MATH):  # under vmap: fused kernels have no batching rule
         return attend(query, key, value, attn_mask)
 
 
 def _require_no_more_rows(mask: Tensor, query: Tensor, key: Tensor, *, grouped: bool) -> None:
-    """Refuse, as PyTorch does for a single example, a mask that would make more scores than there are."""
+    """Refuse, as PyTorch does for a single example, a mask that would broadcast the scores to a larger shape."""
     leading = query.shape[:-2] if grouped else torch.broadcast_shapes(query.shape[:-2], key.shape[:-2])
     scores = torch.Size((*leading, query.shape[-2], key.shape[-2]))
     if torch.broadcast_shapes(mask.shape, scores) != scores:
@@ -105,7 +105,7 @@ def _require_no_more_rows(mask: Tensor, query: Tensor, key: Tensor, *, grouped: 
 
 
 def _by_row(mask: Tensor, rows: int, dims: int) -> Tensor:
-    """A mask of up to ``dims`` dimensions with all of them, and one for each row where the rows share one."""
+    """The mask with ``dims`` dimensions, expanded over the rows if they share one."""
     mask = mask[(None,) * (dims - mask.dim())]
     return mask.expand(rows, *mask.shape[1:]) if len(mask) == 1 else mask
 
@@ -118,7 +118,7 @@ def _require_torchs_shapes(
     padding: Tensor | None,
     mask: Tensor | None,
 ) -> None:
-    """Refuse what ``nn.MultiheadAttention`` refuses and broadcasting would take, and inputs without a batch."""
+    """Refuse inputs without a batch, and shapes that broadcast but that ``nn.MultiheadAttention`` refuses."""
     if query.dim() != 3:
         raise UnsupportedModuleError(f"MultiheadAttention needs a batched query of 3 dimensions, got {query.dim()}")
     positions, rows = (1, 0) if module.batch_first else (0, 1)
@@ -136,13 +136,13 @@ def _require_torchs_shapes(
     for name, (given, expected) in shapes.items():
         if given is not None and tuple(given) not in expected:
             raise UnsupportedModuleError(
-                f"MultiheadAttention is given a {name} of shape {tuple(given)} for a query of shape "
+                f"MultiheadAttention got a {name} of shape {tuple(given)} for a query of shape "
                 f"{tuple(query.shape)}; expected {' or '.join(map(str, expected))}"
             )
 
 
 def _batch_first(module: nn.MultiheadAttention, value: Tensor) -> Tensor:
-    """From the module's order of dimensions to examples first, or back."""
+    """From the module's order of dimensions to batch first, or back."""
     return value if module.batch_first else value.transpose(0, 1)
 
 
@@ -153,7 +153,7 @@ def _in_bias(module: nn.MultiheadAttention) -> str | None:
 def _projections(
     module: nn.MultiheadAttention, tape: Tape, query: Tensor, key: Tensor, value: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Queries, keys and values of three inputs that are not all the same, or of different widths."""
+    """Queries, keys and values of inputs that are not all the same tensor, or that differ in width."""
     bias, width = _in_bias(module), module.embed_dim
     if not module._qkv_same_embed_dim:
         parts = [tape.linear(x, f"{name}_proj_weight") for name, x in (("q", query), ("k", key), ("v", value))]
@@ -169,7 +169,7 @@ def _projections(
 
 
 def _merged_mask(mask: Tensor | None, padding: Tensor | None, q: Tensor, keys: int) -> Tensor | None:
-    """Both masks as one to be added to the scores, broadcastable to (B, heads, queries, keys)."""
+    """Both masks combined, to be added to the scores; broadcastable to (B, heads, queries, keys)."""
     found = None
     if mask is not None:
         found = _additive(mask, q)

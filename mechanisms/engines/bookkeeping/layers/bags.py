@@ -18,12 +18,12 @@ def embedding_bag(
     offsets: Tensor | None = None,
     per_sample_weights: Tensor | None = None,
 ) -> Tensor:
-    """What ``nn.EmbeddingBag`` gives for one row of tokens (B, T) per example."""
+    """The output of ``nn.EmbeddingBag`` for one row of tokens per example, shape (B, T)."""
     if offsets is not None or tokens.dim() != 2:
         raise UnsupportedModuleError("EmbeddingBag needs tokens of shape (batch, tokens) and no offsets")
     if module.scale_grad_by_freq or module.max_norm is not None:
         raise UnsupportedModuleError(
-            "EmbeddingBag with scale_grad_by_freq or max_norm ties examples to each other; leave both off"
+            "EmbeddingBag with scale_grad_by_freq or max_norm makes examples depend on each other; turn both off"
         )
     rows = tape.embedding(tokens, "weight", module.padding_idx)
     used = tokens.new_ones(tokens.shape, dtype=rows.dtype)

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from mechanisms.engines.bookkeeping.layers.linear import GRAM_LIMIT, squared_norms_of_grams
 from mechanisms.engines.bookkeeping.layers.rules import (
     Call,
+    Formula,
     LayerRule,
-    Plan,
     Term,
     layer_rule,
     squared_norms,
@@ -24,30 +24,30 @@ from mechanisms.engines.bookkeeping.layers.rules import (
 from mechanisms.engines.bookkeeping.layers.window_gram import WindowAxis, window_gram
 from mechanisms.engines.precision import full_float32
 
-#: Cost of moving one number through memory, in multiply-adds.
+#: Cost of moving one entry through memory, in multiply-adds.
 COPY_COST = 12.0
 
-#: Numbers of windows copied at once, by kind of device: copies that leave the processor's cache take a quarter longer
-#: to use, while a GPU wants one product for all examples. Others are taken for GPUs.
+#: Number of entries of windows copied at once, by type of device: on a CPU, copies that exceed the cache take a quarter
+#: longer to use; a GPU prefers one product for all examples. Other devices are treated like GPUs.
 COPIED_AT_ONCE = {"cpu": 5 * 2**17}
 COPIED_AT_ONCE_ON_GPU = 2**28
 
-#: Cost of a number of an example's gradient, which is written once and read twice, in multiply-adds.
+#: Cost, in multiply-adds, of an entry of an example's gradient, which is written once and read twice.
 INSTANTIATED_COST = 40.0
 
-#: Cost of a multiply-add in float64, of matrices as small as those of inner products.
+#: Cost of a multiply-add in float64, for matrices as small as Gram matrices.
 DOUBLE_COST = 3.2
 
-#: Share of a kernel's offsets up to which a sum over them alone is faster: its entries do not follow each other.
+#: Up to this share of a kernel's offsets, a sum over them alone is faster, although its entries are not contiguous.
 FEW_OFFSETS = 0.25
 
-#: Cost of a multiply-add in the row-wise plan, whose matrix products are smaller, over that of one large product.
+#: Relative cost of a multiply-add in the row-wise formula, whose matrix products are smaller.
 ROW_WISE_FACTOR = 1.1
 
 
 @layer_rule(nn.Conv1d, nn.Conv2d, nn.Conv3d)
 class ConvolutionRule(LayerRule):
-    """One example's weight gradient is ``g U'``: output gradients times the input's windows.
+    """The weight gradient of one example is ``g U'``: output gradients times the windows of the input.
 
     References:
         Chellapilla et al. 2006, "High Performance Convolutional Neural Networks for Document Processing" (windows as
@@ -70,14 +70,16 @@ class ConvolutionRule(LayerRule):
             found["bias"] = g.flatten(2).sum(2)
         return found
 
-    def plans(self, call: Call) -> Mapping[str, Sequence[Plan]]:
-        """Instantiate from a copy of all windows or of the windows along a row, or Gram matrices over positions."""
+    def formulas(self, call: Call) -> Mapping[str, Sequence[Formula]]:
+        """Instantiate from a copy of all windows or of the windows along a row, or use Gram matrices over positions."""
         x, g = call.inputs[0], call.output_grad
-        found: dict[str, Sequence[Plan]] = {}
+        found: dict[str, Sequence[Formula]] = {}
         if "weight" in call.wanted:
-            found["weight"] = _weight_plans(call, x, g)
+            found["weight"] = _weight_formulas(call, x, g)
         if "bias" in call.wanted:
-            found["bias"] = [Plan("sum", lambda: Term.of_rows(g.flatten(2).sum(2)), elements=g.shape[0] * g.shape[1])]
+            found["bias"] = [
+                Formula("sum", lambda: Term.of_rows(g.flatten(2).sum(2)), elements=g.shape[0] * g.shape[1])
+            ]
         return found
 
 
@@ -118,7 +120,7 @@ def _per_group(values: Tensor, groups: int) -> Tensor:
 
 
 def padded_input(layer: Any, x: Tensor) -> Tensor:
-    """The input as the convolution sees it, padding included."""
+    """The input of the convolution, including padding."""
     sides = _ints(layer._reversed_padding_repeated_twice)
     if not any(sides):
         return x
@@ -147,15 +149,15 @@ def _columns(layer: Any, x: Tensor) -> Tensor:
     return _windows(padded, layer, positions).reshape(x.shape[0], layer.groups, -1, math.prod(positions))
 
 
-def _weight_plans(call: Call, x: Tensor, g: Tensor) -> list[Plan]:
+def _weight_formulas(call: Call, x: Tensor, g: Tensor) -> list[Formula]:
     layer, batch, positions = _conv(call.layer), g.shape[0], math.prod(g.shape[2:])
     window = math.prod(layer.weight.shape[1:])
     copied = batch * layer.groups * window * positions
     instantiated = float(batch * layer.weight.numel())
     seen = math.prod(x.shape[2:])
     gram = batch * layer.groups * (seen**2 + positions**2)
-    plans = [
-        Plan(
+    formulas = [
+        Formula(
             "instantiate",
             partial(_instantiate, call, x, g),
             instantiated * (positions + INSTANTIATED_COST) + COPY_COST * copied,
@@ -165,17 +167,19 @@ def _weight_plans(call: Call, x: Tensor, g: Tensor) -> list[Plan]:
     if _row_wise(layer):
         rows = int(layer.kernel_size[0])
         cost = instantiated * (ROW_WISE_FACTOR * positions + INSTANTIATED_COST) + COPY_COST * copied / rows
-        plans.append(Plan("row-wise", partial(_instantiate_by_rows, call, x, g), cost, instantiated))
-    if x.device.type == "cuda":  # where plans are timed
-        plans.append(Plan("positions first", partial(_instantiate_by_positions, layer, x, g), elements=instantiated))
+        formulas.append(Formula("row-wise", partial(_instantiate_by_rows, call, x, g), cost, instantiated))
+    if x.device.type == "cuda":  # has no estimated cost: formulas are timed there
+        formulas.append(
+            Formula("positions first", partial(_instantiate_by_positions, layer, x, g), elements=instantiated)
+        )
     if torch.backends.cudnn.is_acceptable(x) and x.dtype == torch.float32:
-        plans.append(Plan("grouped", partial(_instantiate_by_groups, layer, x, g), elements=2 * instantiated))
+        formulas.append(Formula("grouped", partial(_instantiate_by_groups, layer, x, g), elements=2 * instantiated))
     if gram <= GRAM_LIMIT * instantiated:
         products = batch * (x.shape[1] * seen**2 + g.shape[1] * positions**2)
         moved = batch * layer.groups * seen * (seen + positions) * sum(_ints(layer.kernel_size))
         cost = DOUBLE_COST * (products + moved) + instantiated * positions
-        plans.append(Plan("Gram", partial(_gram, layer, x, g), cost, 2 * gram))
-    return plans
+        formulas.append(Formula("Gram", partial(_gram, layer, x, g), cost, 2 * gram))
+    return formulas
 
 
 def _instantiate(call: Call, x: Tensor, g: Tensor) -> Term:
@@ -190,8 +194,8 @@ def _instantiate(call: Call, x: Tensor, g: Tensor) -> Term:
 
 
 def _copied(call: Call, windows: Tensor) -> Iterator[tuple[slice, Tensor]]:
-    """Copies of the windows of some examples after others, few enough that the processor's cache holds them."""
-    if windows.is_contiguous():  # of a kernel of one entry
+    """Copies of the windows of a few examples at a time, so that they fit the processor's cache."""
+    if windows.is_contiguous():  # the kernel has one entry
         yield slice(0, len(windows)), windows
         return
     most = COPIED_AT_ONCE.get(windows.device.type, COPIED_AT_ONCE_ON_GPU)
@@ -202,7 +206,7 @@ def _copied(call: Call, windows: Tensor) -> Iterator[tuple[slice, Tensor]]:
 
 
 def _instantiate_by_positions(layer: Any, x: Tensor, g: Tensor) -> Term:
-    """Copies of windows whose entries follow each other, which suit other kernels of a GPU's library."""
+    """Copies windows with contiguous entries, for which a GPU's library uses different kernels."""
     batch, groups, spatial = len(x), layer.groups, g.dim() - 2
     windows = _windows(padded_input(layer, x), layer, g.shape[2:]).unflatten(1, (groups, -1))
     order = (0, 1, *range(3 + spatial, 3 + 2 * spatial), *range(2, 3 + spatial))
@@ -212,9 +216,9 @@ def _instantiate_by_positions(layer: Any, x: Tensor, g: Tensor) -> Term:
 
 
 def _instantiate_by_groups(layer: Any, x: Tensor, g: Tensor) -> Term:
-    """The library's weight gradient of one convolution of which each example is a group, without a copy of windows.
+    """The library's weight gradient of one grouped convolution, with an example per group; no copy of windows.
 
-    In full float32, as the other plans: which of them is the fastest moves no more than the last bits.
+    In full float32, like the other formulas, so that the choice among them affects only the last bits.
     """
     (batch, outputs), (source, axes) = g.shape[:2], _zero_padded(layer, x, g)
     with full_float32():
@@ -235,12 +239,12 @@ def _instantiate_by_groups(layer: Any, x: Tensor, g: Tensor) -> Term:
 
 
 def _row_wise(layer: Any) -> bool:
-    """Whether windows along the width alone, seen from each kernel row on, are all windows: rows follow each other."""
+    """Whether the windows along the width, shifted by each kernel row, are all windows: the vertical stride is 1."""
     return len(layer.kernel_size) == 2 and int(layer.kernel_size[0]) > 1 and int(layer.stride[0]) == 1
 
 
 def _instantiate_by_rows(call: Call, x: Tensor, g: Tensor) -> Term:
-    """Copies each input row's windows once, not once per kernel row; then one product for each kernel row."""
+    """Copies the windows of each input row once instead of once per kernel row; one product per kernel row."""
     layer, batch, positions = _conv(call.layer), x.shape[0], g.shape[2] * g.shape[3]
     groups, kernel_rows, step = layer.groups, int(layer.kernel_size[0]), int(layer.dilation[0]) * g.shape[3]
     gradients = _per_group(g, groups).flatten(0, 1).transpose(1, 2)
@@ -274,7 +278,7 @@ def _row_windows(layer: Any, padded: Tensor, width: int) -> Tensor:
 
 
 def _gram(layer: Any, x: Tensor, g: Tensor) -> Term:
-    """Norms from inner products of windows and of output gradients at pairs of positions."""
+    """Norms from inner products of windows and of output gradients, over pairs of positions."""
     groups, batch = layer.groups, x.shape[0]
     source, axes = _zero_padded(layer, x, g)
     gradients = _per_group(g, groups).flatten(0, 1)
@@ -290,7 +294,7 @@ def _gram(layer: Any, x: Tensor, g: Tensor) -> Term:
 
 
 def _zero_padded(layer: Any, x: Tensor, g: Tensor) -> tuple[Tensor, list[WindowAxis]]:
-    """The input, with its padding where that is not as many zeros on either side, and its spatial dimensions."""
+    """The input and its spatial dimensions; padding other than equal zeros on both sides is added to the input."""
     sides = _ints(layer._reversed_padding_repeated_twice)
     before, after = sides[-2::-2], sides[::-2]
     if layer.padding_mode != "zeros" or before != after:
@@ -300,14 +304,14 @@ def _zero_padded(layer: Any, x: Tensor, g: Tensor) -> tuple[Tensor, list[WindowA
 
 
 def _offsets_with_data(axes: Sequence[WindowAxis]) -> tuple[Any, ...]:
-    """Offsets of the kernel at which some window holds data, if they are few; else all."""
+    """Kernel offsets at which some window holds data, if there are few; else all offsets."""
     found = [axis.offsets_with_data() for axis in axes]
     share = math.prod((seen.stop - seen.start) / axis.kernel for seen, axis in zip(found, axes, strict=True))
     return (Ellipsis, *(found if share <= FEW_OFFSETS else [slice(None)] * len(axes)))
 
 
 def _columns_with_data(layer: Any, axes: Sequence[WindowAxis], x: Tensor) -> Tensor:
-    """Windows (B, groups, T, C / groups * kernel), without the offsets at which all windows see padding."""
+    """Windows (B, groups, T, C / groups * kernel), without the offsets at which all windows see only padding."""
     spatial, positions = len(axes), [axis.positions for axis in axes]
     windows = _windows(padded_input(layer, x), layer, positions)
     windows = windows[_offsets_with_data(axes) + (slice(None),) * spatial]
@@ -335,9 +339,9 @@ def _add_by_windows(layer: Any, axes: Sequence[WindowAxis], out: Tensor, factors
 
 
 def _add_by_library(layer: Any, axes: Sequence[WindowAxis], out: Tensor, factors: Tensor, x: Tensor, g: Tensor) -> None:
-    """The weight gradient of plain training, of weighted output gradients: without the copy of all windows.
+    """The weight gradient of plain training for weighted output gradients, without a copy of all windows.
 
-    For CPUs: on a GPU the library may round more than sums of clipped gradients are allowed to.
+    For CPUs only: on a GPU, the library may round more than sums of clipped gradients allow.
     """
     summed = torch.ops.aten.convolution_backward(
         g * factors.view(-1, *[1] * (g.dim() - 1)),

@@ -1,4 +1,4 @@
-"""Embedding tables: a gradient that is zero but for the rows that an example used."""
+"""Embedding tables: the gradient is zero except in the rows that an example uses."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from mechanisms.engines.batch import costs_a_wait
-from mechanisms.engines.bookkeeping.layers.rules import Call, LayerRule, Plan, Term, layer_rule, squared_norms
+from mechanisms.engines.bookkeeping.layers.rules import Call, Formula, LayerRule, Term, layer_rule, squared_norms
 
 
 @layer_rule(nn.Embedding)
@@ -20,7 +20,7 @@ class EmbeddingRule(LayerRule):
     positional: ClassVar[bool] = True
 
     def batched_dims(self, layer: nn.Module) -> int:
-        """Every dimension counts tokens; a single one has none."""
+        """Each dimension counts tokens; a single token has none."""
         del layer
         return 1
 
@@ -30,30 +30,32 @@ class EmbeddingRule(LayerRule):
         table = g.new_zeros(call.rows, *_weight(call).shape)
         return {"weight": table.scatter_add_(1, tokens.unsqueeze(2).expand_as(g), g)}
 
-    def plans(self, call: Call) -> Mapping[str, Sequence[Plan]]:
-        """Segments: only the rows in use are held; as they are where all examples have the same tokens, each once.
+    def formulas(self, call: Call) -> Mapping[str, Sequence[Formula]]:
+        """Hold only the rows in use; unchanged, if all examples have the same tokens without repetition.
 
-        How many rows are in use is known to a GPU alone: there as many are held as there are tokens.
+        On a GPU, the host does not know the number of rows in use without waiting, so one row is held per token.
         """
         tokens, g = _tokens(call)
         if costs_a_wait(tokens):
-            return {"weight": [Plan("first places", partial(_summed_at_first_places, tokens, g, _weight(call)))]}
+            return {"weight": [Formula("first places", partial(_summed_at_first_places, tokens, g, _weight(call)))]}
         if tokens.stride(0) == 0 and len(tokens[0].unique()) == tokens.shape[1]:
-            return {"weight": [Plan("same tokens", partial(_same_tokens, tokens[0], g, _weight(call)))]}
-        return {"weight": [Plan("segments", partial(_segments, tokens, g, _weight(call)), elements=g.numel())]}
+            return {"weight": [Formula("same tokens", partial(_same_tokens, tokens[0], g, _weight(call)))]}
+        return {"weight": [Formula("segments", partial(_segments, tokens, g, _weight(call)), elements=g.numel())]}
 
     def join(self, calls: Sequence[Call]) -> Call:
-        """Tokens of all calls, one after the other."""
+        """Concatenate the tokens of all calls."""
         pairs = [_tokens(call) for call in calls]
         tokens, grads = (torch.cat(parts, dim=1) for parts in zip(*pairs, strict=True))
         return Call(calls[0].layer, (tokens,), grads, calls[0].wanted)
 
     def refuses(self, layer: nn.Module) -> str | None:
-        """Options that tie examples to each other, or write to the table in the forward pass."""
+        """Refuse options that make examples depend on each other, or write to the table in the forward pass."""
         if getattr(layer, "scale_grad_by_freq", False):
-            return "scale_grad_by_freq=True scales an example's gradient by the other examples' tokens; set it to False"
+            return (
+                "scale_grad_by_freq=True scales an example's gradient by the tokens of other examples; set it to False"
+            )
         if getattr(layer, "max_norm", None) is not None:
-            return "max_norm rewrites the rows that the data use, without noise; set it to None"
+            return "max_norm overwrites the rows that the data use, without noise; set it to None"
         return None
 
 
@@ -96,7 +98,7 @@ def _segments(tokens: Tensor, g: Tensor, weight: Tensor) -> Term:
 
 
 def _first_places(tokens: Tensor) -> Tensor:
-    """Where each token of an example occurs in it for the first time, shape (B, T).
+    """Position of the first occurrence of each token in its example, shape (B, T).
 
     Example:
         >>> _first_places(torch.tensor([[7, 2, 7, 2, 5]]))
@@ -111,7 +113,7 @@ def _first_places(tokens: Tensor) -> Tensor:
 
 
 def _summed_at_first_places(tokens: Tensor, g: Tensor, weight: Tensor) -> Term:
-    """Gradients of equal tokens of an example added up at the first of them; the others' rows are zero."""
+    """Gradients of equal tokens of an example are added at the first occurrence; the rows of the others are zero."""
     (batch, length), shared = tokens.shape, tokens.stride(0) == 0
     rows = g.new_zeros(g.shape)
     if shared:

@@ -11,28 +11,28 @@ from torch import Tensor, nn
 
 from mechanisms.engines.bookkeeping.layers.rules import (
     Call,
+    Formula,
     LayerRule,
-    Plan,
     Term,
     layer_rule,
     squared_norms_of_products,
 )
 
-#: Gram matrices are considered while they hold fewer numbers than this many times the instantiated gradient.
+#: Gram matrices are considered up to this size, relative to that of the instantiated gradient.
 GRAM_LIMIT = 1.0
 
-#: Outputs of a layer up to which the library's product over many rows is slow on a CPU; in parts it is a third faster.
+#: Up to this many outputs, the library's product over many rows is slow on a CPU; split in parts it is a third faster.
 FEW_OUTPUTS = 16
 LARGE_PRODUCT = 2**20
 PARTS = 8
 
-#: Units of rounding, of the size of the terms, that a sum over many rows may be off by; several times what is seen.
+#: Rounding error allowed for a sum over many rows, in roundings of the size of its terms; several times what is seen.
 ROUNDINGS = 64
 
 
 @layer_rule(nn.Linear)
 class LinearRule(LayerRule):
-    """``y = x W' + b``: one example's gradient is ``sum_t g_t x_t'`` over its T positions.
+    """``y = x W' + b``: the gradient of one example is ``sum_t g_t x_t'`` over its T positions.
 
     References:
         Goodfellow 2015, "Efficient Per-Example Gradient Computations" (vectors: ``|g x'| = |g| |x|``);
@@ -51,36 +51,38 @@ class LinearRule(LayerRule):
             found["bias"] = g.sum(1)
         return found
 
-    def plans(self, call: Call) -> Mapping[str, Sequence[Plan]]:
-        """Vectors: product of norms. Sequences: instantiate, or Gram matrices when positions are few."""
+    def formulas(self, call: Call) -> Mapping[str, Sequence[Formula]]:
+        """Vectors: product of norms. Sequences: instantiate, or use Gram matrices if there are few positions."""
         x, g = _sequences(call)
-        found: dict[str, Sequence[Plan]] = {}
+        found: dict[str, Sequence[Formula]] = {}
         if "weight" in call.wanted:
-            found["weight"] = weight_plans(call, x, g)
+            found["weight"] = weight_formulas(call, x, g)
         if "bias" in call.wanted:
             bias = g.squeeze(1) if g.shape[1] == 1 else g.sum(1)
-            found["bias"] = [Plan("sum", partial(Term.of_rows, bias), elements=bias.numel())]
+            found["bias"] = [Formula("sum", partial(Term.of_rows, bias), elements=bias.numel())]
         return found
 
     def join(self, calls: Sequence[Call]) -> Call:
-        """Positions of all calls, one after the other."""
+        """Concatenate the positions of all calls."""
         pairs = [_sequences(call) for call in calls]
         inputs, grads = (torch.cat(parts, dim=1) for parts in zip(*pairs, strict=True))
         return Call(calls[0].layer, (inputs,), grads, calls[0].wanted)
 
 
-def weight_plans(call: Call, x: Tensor, g: Tensor) -> list[Plan]:
-    """Plans for gradients ``sum_t g_t x_t'`` from x (B, T, I) and g (B, T, O); exact, whatever T is."""
+def weight_formulas(call: Call, x: Tensor, g: Tensor) -> list[Formula]:
+    """Formulas for gradients ``sum_t g_t x_t'`` of x (B, T, I) and g (B, T, O); exact for any T."""
     (batch, positions, fan_in), fan_out = x.shape, g.shape[2]
     if positions == 1:
-        return [Plan("norm product", partial(_norm_product, x.squeeze(1), g.squeeze(1)))]
+        return [Formula("norm product", partial(_norm_product, x.squeeze(1), g.squeeze(1)))]
     instantiated = batch * fan_in * fan_out
     gram = batch * positions**2
-    plans = [Plan("instantiate", partial(_instantiate, call, x, g), instantiated * (positions + 12.0), instantiated)]
+    formulas = [
+        Formula("instantiate", partial(_instantiate, call, x, g), instantiated * (positions + 12.0), instantiated)
+    ]
     if positions**2 <= GRAM_LIMIT * fan_in * fan_out:
         cost = 2.5 * gram * (fan_in + fan_out) + batch * positions * (fan_in * fan_out + 12.0 * (fan_in + fan_out))
-        plans.append(Plan("Gram", partial(_gram, x, g), cost, 3 * gram))
-    return plans
+        formulas.append(Formula("Gram", partial(_gram, x, g), cost, 3 * gram))
+    return formulas
 
 
 def _sequences(call: Call) -> tuple[Tensor, Tensor]:
@@ -116,7 +118,7 @@ def _add_product(out: Tensor, factors: Tensor, x: Tensor, g: Tensor) -> None:
 
 
 def gram_squared_norms(x: Tensor, g: Tensor) -> Tensor:
-    """``|sum_t g_t x_t'|^2`` of each example, see ``squared_norms_of_grams``.
+    """``|sum_t g_t x_t'|^2`` of each example; see ``squared_norms_of_grams``.
 
     Args:
         x: Shape (B, T, I).
@@ -128,11 +130,11 @@ def gram_squared_norms(x: Tensor, g: Tensor) -> Tensor:
 
 
 def squared_norms_of_grams(x_gram: Tensor, g_gram: Tensor, dtype: torch.dtype) -> Tensor:
-    """``|sum_t g_t x_t'|^2 = sum_ts (x_t . x_s)(g_t . g_s)``, and what rounding may add to the sum where terms cancel.
+    """``|sum_t g_t x_t'|^2 = sum_ts (x_t . x_s)(g_t . g_s)``, plus the rounding error of the sum if terms cancel.
 
-    The product is in float64, but the sum that is clipped by it is made in ``dtype``: its rounding is as large as that
-    of its largest terms, however small their sum. So the norm of an example is at least as large as what it can really
-    add.
+    The product is in float64, but the gradient sum that it clips is computed in ``dtype``, where the rounding error
+    scales with the largest terms, however small their sum. Adding that error makes the norm of an example at least as
+    large as its actual contribution.
 
     Args:
         x_gram: Inner products of the inputs, shape (B, T, T), float64.

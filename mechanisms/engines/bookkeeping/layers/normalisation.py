@@ -11,11 +11,11 @@ from mechanisms.engines.bookkeeping.layers.rules import Call, LayerRule, layer_r
 
 
 def _scaled(call: Call, normalised: Callable[[], Tensor], dims: tuple[int, ...]) -> Mapping[str, Tensor]:
-    """Gradients of ``y = weight * normalised + bias``: sums over the dimensions that the weight does not have."""
+    """Gradients of ``y = weight * normalised + bias``: sums over the dimensions that the weight lacks."""
     g = call.output_grad
     found = {}
     if "weight" in call.wanted:
-        product = normalised().mul_(g)  # a fresh array, and the only one of its size that is needed
+        product = normalised().mul_(g)  # in place: the only array of this size that is needed
         found["weight"] = product.sum(dims) if dims else product
     if "bias" in call.wanted:
         found["bias"] = g.sum(dims) if dims else g
@@ -24,10 +24,10 @@ def _scaled(call: Call, normalised: Callable[[], Tensor], dims: tuple[int, ...])
 
 @layer_rule(nn.LayerNorm, nn.RMSNorm)
 class LastDimensionsRule(LayerRule):
-    """Layers that normalise over their last dimensions, each row and position by itself."""
+    """Layers that normalise over their last dimensions, separately for each row and position."""
 
     def batched_dims(self, layer: nn.Module) -> int:
-        """The normalised dimensions, and one for the rows."""
+        """The normalised dimensions and one for the rows."""
         return 1 + len(_shape(layer))
 
     def example_gradients(self, call: Call) -> Mapping[str, Tensor]:
@@ -57,7 +57,7 @@ def group_norm(call: Call) -> Mapping[str, Tensor]:
 
 @layer_rule(nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d)
 class InstanceNormRule(LayerRule):
-    """``weight`` and ``bias`` of shape (B, channels); running statistics are refused."""
+    """``weight`` and ``bias`` of shape (B, channels); layers with running statistics are refused."""
 
     def batched_dims(self, layer: nn.Module) -> int:
         """Rows, channels and positions."""
@@ -70,7 +70,7 @@ class InstanceNormRule(LayerRule):
         return _scaled(call, lambda: F.instance_norm(x, eps=float(layer.eps)), tuple(range(2, x.dim())))  # type: ignore[arg-type]
 
     def refuses(self, layer: nn.Module) -> str | None:
-        """Running statistics are taken from the data without noise."""
+        """Refuse running statistics, which are computed from the data without noise."""
         if getattr(layer, "track_running_stats", False):
-            return "track_running_stats=True keeps statistics of the data that carry no noise; set it to False"
+            return "track_running_stats=True keeps statistics of the data without noise; set it to False"
         return None

@@ -1,4 +1,4 @@
-"""Recurrent layers and cells, unrolled into the linear layers that they are made of."""
+"""Recurrent layers and cells, unrolled into linear layers."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def _gate_of(module: Any) -> Gate:
 
 @rewrite(nn.RNN, nn.GRU, nn.LSTM)
 def recurrent(module: nn.RNNBase, tape: Tape, x: Tensor, hx: Any = None) -> tuple[Tensor, Any]:
-    """What ``nn.RNN``, ``nn.GRU`` and ``nn.LSTM`` give for batched, padded inputs."""
+    """The outputs of ``nn.RNN``, ``nn.GRU`` and ``nn.LSTM`` for batched, padded inputs."""
     if not isinstance(x, Tensor) or x.dim() != 3:
         raise UnsupportedModuleError(
             f"{type(module).__name__} needs a padded, batched input of 3 dimensions, got "
@@ -79,7 +79,7 @@ def recurrent(module: nn.RNNBase, tape: Tape, x: Tensor, hx: Any = None) -> tupl
 def _direction(
     module: Any, tape: Tape, suffix: str, x: Tensor, h: Tensor, c: Tensor, *, backwards: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """One layer in one direction: outputs (T, B, H) and the last states."""
+    """One layer in one direction; returns the outputs (T, B, H) and the last states."""
     gate = _gate_of(module)
     bias_ih, bias_hh = (f"bias_{part}{suffix}" if module.bias else None for part in ("ih", "hh"))
     projected = tape.linear(x, f"weight_ih{suffix}", bias_ih)
@@ -94,7 +94,7 @@ def _direction(
 
 @rewrite(nn.RNNCell, nn.GRUCell, nn.LSTMCell)
 def cell(module: Any, tape: Tape, x: Tensor, hx: Any = None) -> Any:
-    """What ``nn.RNNCell``, ``nn.GRUCell`` and ``nn.LSTMCell`` give for batched inputs."""
+    """The outputs of ``nn.RNNCell``, ``nn.GRUCell`` and ``nn.LSTMCell`` for batched inputs."""
     if x.dim() != 2:
         raise UnsupportedModuleError(f"{type(module).__name__} needs a batched input of 2 dimensions, got {x.dim()}")
     lstm = isinstance(module, nn.LSTMCell)

@@ -1,4 +1,4 @@
-"""Modules whose forward pass is replaced, while gradients are recorded, by an equal one made of layers with rules."""
+"""Modules whose forward pass is replaced, during recording, by an equivalent composition of layers with rules."""
 
 from __future__ import annotations
 
@@ -10,22 +10,22 @@ from torch import Tensor, nn
 
 
 class Tape(Protocol):
-    """What a rewritten forward pass calls for its parameters."""
+    """Gives a rewritten forward pass access to its module's parameters, and records their use."""
 
     def linear(self, x: Tensor, weight: str, bias: str | None = None) -> Tensor:
-        """``x W' + b`` with the module's parameters of these names, watched."""
+        """``x W' + b`` with the module's parameters of these names, recorded."""
 
     def embedding(self, tokens: Tensor, weight: str, padding_idx: int | None = None) -> Tensor:
-        """Rows of the module's table ``weight``, watched."""
+        """Rows of the module's table ``weight``, recorded."""
 
 
 @dataclass(frozen=True)
 class Rewrite:
-    """A forward pass made of watched layers.
+    """A forward pass made of recorded layers.
 
     Args:
-        forward: ``forward(module, tape, *args, **kwargs)`` gives what ``module(*args, **kwargs)`` gives.
-        takes: Whether a module, as it is set up, can be rewritten; the others run example by example.
+        forward: ``forward(module, tape, *args, **kwargs)`` returns the same as ``module(*args, **kwargs)``.
+        takes: Whether a module with these settings can be rewritten; all others run example by example.
     """
 
     forward: Callable[..., Any]
@@ -50,6 +50,6 @@ def rewrite(*types: type[nn.Module], takes: Callable[[Any], bool] = lambda modul
 
 
 def rewrite_for(module: nn.Module) -> Rewrite | None:
-    """The rewrite of this module, if it has one."""
+    """The rewrite of this module; None if it has none."""
     found = REWRITES.get(type(module))
     return found if found is not None and found.takes(module) else None

@@ -1,4 +1,4 @@
-"""The rule of a layer: its per-example gradients from what it was given and the gradient of what it answered."""
+"""Rules of layers: per-example gradients from a layer's input and the gradient of its output."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ class Call:
         inputs: Its positional arguments, detached; floating tensors in the dtype of norms and sums.
         output_grad: Gradient of the summed losses with respect to its output, shape (B, ...).
         wanted: Names of the layer's parameters that are trained.
-        scratch: Where plans find memory for large arrays.
-        key: What tells this layer's arrays from those of the others in use.
+        scratch: Provides formulas with memory for large arrays.
+        key: Distinguishes this layer's arrays in ``scratch`` from those of other layers.
     """
 
     layer: nn.Module
@@ -44,24 +44,24 @@ class Call:
         return self.output_grad.shape[0]
 
     def kept(self, use: str, *shape: int) -> Tensor:
-        """Memory for an array of a plan that is in use until the clipped sums are made."""
+        """Memory for an array that a formula needs until the clipped sums are computed."""
         return self.scratch.empty((self.key, use), shape, self.output_grad)
 
     def passing(self, *shape: int) -> Tensor:
-        """Memory for an array of a plan that is in use no longer than the plan runs."""
+        """Memory for an array that a formula needs only while it runs."""
         return self.scratch.empty("passing", shape, self.output_grad)
 
 
 @dataclass(frozen=True)
 class Term:
-    """What one parameter adds: its squared gradient norms, and its clipped sum once the factors are known.
+    """Contribution of one parameter: its squared gradient norms, and its clipped sum once the factors are known.
 
     Args:
         squared_norms: Shape (B,).
         add: ``add(out, factors, *held)`` adds ``sum_b factor_b gradient_b`` to ``out``, a flat view of the parameter's
-            entries, for factors (B,). All that depends on the examples it takes from ``held``.
-        held: Tensors whose first dimension counts examples, or what ``owners`` says.
-        owners: The example that each row of ``held`` belongs to; None: row b belongs to example b.
+            entries, for factors (B,). It takes everything that depends on the examples from ``held``.
+        held: Tensors whose rows belong to examples, as ``owners`` says.
+        owners: The example of each row of ``held``; None: row b belongs to example b.
     """
 
     squared_norms: Tensor
@@ -80,7 +80,10 @@ class Term:
         self.add(out, factors, *self.held)
 
     def keep(self, examples: Tensor) -> Term:
-        """The same term without the examples where ``examples``, shape (B,), is False: zero times NaN is NaN."""
+        """The same term without the examples where ``examples``, shape (B,), is False.
+
+        Their rows are set to zero: a factor of zero would not do, since zero times NaN is NaN.
+        """
         rows = examples if self.owners is None else examples[self.owners]
 
         def masked(value: Tensor) -> Tensor:
@@ -93,16 +96,16 @@ def _add_rows(out: Tensor, factors: Tensor, rows: Tensor) -> None:
     out.addmv_(rows.t(), factors)
 
 
-#: Entries added up in one go; the library's norm loses accuracy over longer rows.
+#: Number of entries in one sum; over longer rows, the library's norm loses accuracy.
 SEGMENT = 4096
 
 
 def squared_norms(rows: Tensor) -> Tensor:
-    """Squared L2 norms (B,) of rows (B, N), within a few float32 roundings whatever N is, without a temporary copy."""
+    """Squared L2 norms (B,) of rows (B, N), accurate to a few float32 roundings for any N, without a temporary copy."""
     whole = rows.shape[1] // SEGMENT * SEGMENT
     if rows.shape[1] <= SEGMENT:
         norms: Tensor = torch.linalg.vector_norm(rows, dim=1)
-        return norms.mul_(norms)  # square_ takes the long way of a general power
+        return norms.mul_(norms)  # square_ goes through the slower general power
     segments = rows[:, :whole].unflatten(1, (-1, SEGMENT))
     squared: Tensor = torch.linalg.vector_norm(segments, dim=2).square_().sum(1)
     if whole < rows.shape[1]:
@@ -113,8 +116,8 @@ def squared_norms(rows: Tensor) -> Tensor:
 def squared_norms_of_products(left: Tensor, right: Tensor) -> Tensor:
     """Squared L2 norms (B,) of the outer products of rows of ``left`` (B, M) and ``right`` (B, N).
 
-    Squares that are too small for the type are put back at their largest: the other factor may be large, and a norm
-    must not be smaller than what is clipped by it.
+    Squares that underflow are replaced by their upper bound: the other factor may be large, and a norm must not be
+    smaller than that of the gradient it clips.
     """
     tiny = torch.finfo(left.dtype).tiny
     first, second = (squared_norms(rows).add_(tiny * rows.shape[1]) for rows in (left, right))
@@ -122,14 +125,15 @@ def squared_norms_of_products(left: Tensor, right: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True)
-class Plan:
-    """One exact way to a term.
+class Formula:
+    """One exact way to compute a term.
 
     Args:
-        name: What ``explain`` calls it.
+        name: Its name in ``explain``.
         run: Computes the term.
-        cost: Estimated work in multiply-adds of a large matrix product; the cheapest is taken unless plans are timed.
-        elements: Numbers the plan holds until the factors are known, for the memory estimate.
+        cost: Estimated work, in multiply-adds of a large matrix product; the cheapest formula is used unless formulas
+            are timed.
+        elements: Number of entries that the formula holds until the factors are known, for the memory estimate.
     """
 
     name: str
@@ -141,11 +145,11 @@ class Plan:
 class LayerRule(ABC):
     """Per-example gradients of one family of layers.
 
-    Only ``example_gradients`` is needed; ``plans`` offers cheaper ways to the same numbers, ``join`` turns several
-    calls of one layer into one.
+    Only ``example_gradients`` is required; ``formulas`` offers cheaper ways to the same numbers, and ``join`` combines
+    several calls of one layer into one.
 
-    ``positional`` says the layer treats every dimension but its last alike, so that an example may have several
-    rows, or its rows may lie in another dimension (sequence first).
+    ``positional``: the layer treats all dimensions but the last alike, so that an example may have several rows, or its
+    rows may lie in a different dimension (sequence first).
     """
 
     positional: ClassVar[bool] = False
@@ -154,45 +158,45 @@ class LayerRule(ABC):
     def example_gradients(self, call: Call) -> Mapping[str, Tensor]:
         """Gradients (B, *shape of the parameter) of every wanted parameter."""
 
-    def plans(self, call: Call) -> Mapping[str, Sequence[Plan]]:
-        """For each wanted parameter the exact plans that could be used; instantiation unless a rule knows better."""
+    def formulas(self, call: Call) -> Mapping[str, Sequence[Formula]]:
+        """The exact formulas for each wanted parameter; by default, only instantiation."""
         gradients = self.example_gradients(call)
         return {
-            name: [Plan("instantiate", partial(Term.of_rows, gradients[name]), elements=gradients[name].numel())]
+            name: [Formula("instantiate", partial(Term.of_rows, gradients[name]), elements=gradients[name].numel())]
             for name in call.wanted
         }
 
     def batched_dims(self, layer: nn.Module) -> int:
-        """Dimensions of a tensor from which on the first one counts rows; one with fewer belongs to a single row."""
+        """The fewest dimensions of an input whose first dimension counts rows; one with fewer is a single row."""
         del layer
         return 2 if self.positional else 1
 
     def join(self, calls: Sequence[Call]) -> Call | None:
-        """Several calls of one layer as one call with the same total gradient, or None where that cannot be."""
+        """Combine several calls of one layer into one with the same total gradient; None if that is not possible."""
         del calls
         return None
 
     def refuses(self, layer: nn.Module) -> str | None:
-        """Why this layer, set up as it is, has no per-example gradient; None where it has."""
+        """Why this layer has no per-example gradient with its settings; None if it has one."""
         del layer
         return None
 
 
 class FunctionRule(LayerRule):
-    """A rule made of one function."""
+    """A rule given as one function."""
 
     def __init__(self, function: Callable[[Call], Mapping[str, Tensor]]) -> None:
         self._function = function
 
     def example_gradients(self, call: Call) -> Mapping[str, Tensor]:
-        """The function's answer."""
+        """See ``LayerRule``."""
         return self._function(call)
 
 
 class IsolatedRule(LayerRule):
-    """A rule of another package, shown one example at a time; nothing that it keeps of one is there for the next.
+    """A rule from outside this library, called on one example at a time; state that it keeps is restored.
 
-    Its ``plans`` and ``join`` are not used: they speak of the whole batch.
+    Its ``formulas`` and ``join`` are not used: they would see the whole batch.
 
     Args:
         rule: The rule.
@@ -203,27 +207,27 @@ class IsolatedRule(LayerRule):
 
     @property
     def positional(self) -> bool:  # type: ignore[override]
-        """As of the rule."""
+        """See the wrapped rule."""
         return self._rule.positional
 
     def batched_dims(self, layer: nn.Module) -> int:
-        """As of the rule."""
+        """See the wrapped rule."""
         return self._rule.batched_dims(layer)
 
     def refuses(self, layer: nn.Module) -> str | None:
-        """As of the rule."""
+        """See the wrapped rule."""
         return self._rule.refuses(layer)
 
     def example_gradients(self, call: Call) -> Mapping[str, Tensor]:
-        """The rule's answers for each example as a batch of one.
+        """Call the rule on each example as a batch of one.
 
         Raises:
-            UnsupportedModuleError: The rule looks at numbers, keeps state where it cannot be put back, or its answer is
-                not one gradient.
+            UnsupportedModuleError: The rule reads values, keeps state that cannot be restored, or does not return one
+                gradient per example.
         """
         state = PythonState(self._rule)
         if state.unfollowed or not state.complete:
-            raise UnsupportedModuleError(f"{self._named(call)} keeps state that cannot be put back after an example")
+            raise UnsupportedModuleError(f"{self._named(call)} keeps state that cannot be restored after an example")
         places = [place for place, value in enumerate(call.inputs) if isinstance(value, Tensor)]
 
         def of_one(output_grad: Tensor, *tensors: Tensor) -> Any:
@@ -242,8 +246,8 @@ class IsolatedRule(LayerRule):
         for name, value in found.items():
             if value.shape[1:2] != (1,):
                 raise UnsupportedModuleError(
-                    f"{self._named(call)} gives shape {tuple(value.shape[1:])} for {name!r} of one example; the first "
-                    "dimension must count examples"
+                    f"{self._named(call)} returns shape {tuple(value.shape[1:])} for {name!r} of one example; the "
+                    "first dimension must count examples"
                 )
         return {name: value.squeeze(1) for name, value in found.items()}
 
@@ -252,12 +256,12 @@ class IsolatedRule(LayerRule):
 
 
 def isolating(rule: LayerRule) -> LayerRule:
-    """The rule itself where it is one of this library, of which it is known that it treats every row alone."""
+    """The rule itself if it is one of this library's, which treat rows independently; else an ``IsolatedRule``."""
     function = rule._function if isinstance(rule, FunctionRule) else type(rule)
     return rule if function.__module__.startswith("mechanisms.") else IsolatedRule(rule)
 
 
-#: Rules by layer type; subclasses that keep ``forward`` share the rule of their base.
+#: Rules by layer type; subclasses that do not override ``forward`` share the rule of their base.
 LAYER_RULES: dict[type[nn.Module], LayerRule] = {}
 
 R = TypeVar("R")
@@ -266,9 +270,9 @@ R = TypeVar("R")
 def layer_rule(*types: type[nn.Module]) -> Callable[[R], R]:
     """Decorator that registers a rule for layers of ``types``: a ``LayerRule`` subclass, or a function of a ``Call``.
 
-    The engine checks every network against the one-example loop before it is used, so that a wrong rule is refused with
-    the layer's name and never trains a model. A rule sees one example at a time, as a batch of one under
-    ``torch.func.vmap``; control flow that depends on its numbers is refused.
+    The engine compares each network with the one-example loop before it is used, so a wrong rule is refused by the
+    layer's name and never trains a model. A rule sees one example at a time, as a batch of one under
+    ``torch.func.vmap``; control flow that depends on values is refused.
 
     Args:
         types: Module classes whose ``forward`` takes tensors with one row per example.
@@ -295,7 +299,7 @@ def layer_rule(*types: type[nn.Module]) -> Callable[[R], R]:
         elif callable(rule):
             built = FunctionRule(rule)
         else:
-            raise TypeError(f"a layer rule is a LayerRule subclass or a function of a Call, got {rule!r}")
+            raise TypeError(f"a layer rule must be a LayerRule subclass or a function of a Call, got {rule!r}")
         for layer_type in types:
             LAYER_RULES[layer_type] = built
         return rule
@@ -310,14 +314,14 @@ def rule_for(layer: nn.Module) -> LayerRule | None:
 
 
 def runs_torchs_forward(layer: nn.Module) -> bool:
-    """Whether a layer with a rule is computed by PyTorch's own code, of which it is known that it treats rows alone."""
+    """Whether a layer with a rule runs PyTorch's own code, which is known to treat rows independently."""
     base = _ruled_base(layer)
     plain = all(type(value) in PLAIN for value in (*layer._parameters.values(), *layer._buffers.values()))
     return base is not None and base.__module__.startswith("torch.nn.modules.") and plain
 
 
 def is_patched(layer: nn.Module) -> bool:
-    """Whether a method was replaced on the object.
+    """Whether a method has been replaced on the object itself.
 
     Example:
         >>> layer = nn.Linear(1, 1)
@@ -338,7 +342,7 @@ def _ruled_base(layer: nn.Module) -> type[nn.Module] | None:
     return None
 
 
-#: Methods that compute the output of PyTorch's layers with rules.
+#: Methods that compute the output of those layers of PyTorch that have rules.
 _COMPUTING = (
     "forward",
     "_conv_forward",

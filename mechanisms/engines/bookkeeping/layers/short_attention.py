@@ -1,4 +1,4 @@
-"""Self-attention over few positions on a CPU: matrix products of whole heads, faster there than the library's tiles."""
+"""Self-attention over few positions on a CPU: matrix products of whole heads, faster there than tiled attention."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-#: Positions up to which the scores of a head stay in the innermost caches; tiles are faster from about twice as many.
+#: Up to this many positions, the scores of a head stay in the innermost caches; at about twice as many, tiles win.
 SHORT = 128
 
 
 def is_short(packed: Tensor, mask: Tensor | None) -> bool:
-    """Whether ``short_self_attention`` is the faster way, and as exact.
+    """Whether ``short_self_attention`` is faster and equally exact.
 
     Args:
         packed: Shape (B, T, 3E).
-        mask: Added to the scores; None for none.
+        mask: Added to the scores, or None.
     """
     plain = packed.dtype in (torch.float32, torch.float64) and not torch.is_autocast_enabled("cpu")
     constant = mask is None or not mask.requires_grad
@@ -26,15 +26,15 @@ def is_short(packed: Tensor, mask: Tensor | None) -> bool:
 
 
 def short_self_attention(packed: Tensor, heads: int, mask: Tensor | None = None) -> Tensor:
-    """``softmax(q k' / sqrt(E / heads) + mask) v`` of every head, shape (B, T, E).
+    """``softmax(q k' / sqrt(E / heads) + mask) v`` of each head, shape (B, T, E).
 
-    Memory: one score for each pair of positions and head, until the backward pass. A query that the mask lets see
-    nothing gets zeros, as from the library.
+    Memory: one score per head and pair of positions, until the backward pass. A fully masked query gets zeros, as in
+    PyTorch.
 
     Args:
-        packed: Queries, keys and values, shape (B, T, 3E); in each of the three, head by head.
+        packed: Queries, keys and values, shape (B, T, 3E); each of the three is ordered by head.
         heads: Number of heads; divides E.
-        mask: Constant, broadcastable to (B, heads, T, T); None for none.
+        mask: Constant, broadcastable to (B, heads, T, T), or None.
 
     References:
         Vaswani et al. 2017, "Attention Is All You Need", section 3.2.
@@ -92,5 +92,5 @@ def _of_heads(value: Tensor) -> Tensor:
 
 
 def _of_positions(value: Tensor, size: int, heads: int) -> Tensor:
-    """The way back: (parts, B * heads, T, width) as contiguous (B, T, parts * heads * width)."""
+    """The inverse of ``_of_heads``: (parts, B * heads, T, width) as contiguous (B, T, parts * heads * width)."""
     return value.view(len(value), size, heads, *value.shape[2:]).permute(1, 3, 0, 2, 4).flatten(2).contiguous()

@@ -1,4 +1,4 @@
-"""Inner products of the windows that a convolution sees, without the windows."""
+"""Inner products of a convolution's windows, computed without the windows."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class WindowAxis:
     padding: int
 
     def seen(self, offset: int) -> tuple[slice, slice] | None:
-        """Positions whose windows hold data, not padding, at ``offset``, and which entries these are; None for none.
+        """The positions whose windows hold data at ``offset``, and the entries they hold; None if all see padding.
 
         Example:
             >>> WindowAxis(size=4, positions=4, kernel=3, stride=1, dilation=1, padding=1).seen(0)
@@ -44,7 +44,7 @@ class WindowAxis:
         return slice(first, last + 1), slice(start, stop, self.stride)
 
     def offsets_with_data(self) -> slice:
-        """From the first to the last offset at which some window holds data; the others have no gradient."""
+        """From the first to the last offset at which some window holds data; other offsets have zero gradient."""
         found = [offset for offset in range(self.kernel) if self.seen(offset) is not None]
         return slice(found[0], found[-1] + 1) if found else slice(0, 0)
 
@@ -52,8 +52,8 @@ class WindowAxis:
 def window_gram(x: Tensor, axes: Sequence[WindowAxis]) -> Tensor:
     """Inner products of all pairs of windows, shape (N, T, T) in float64, for T positions.
 
-    Windows overlap, so the inner product of two windows is a sum, over the kernel's offsets, of inner products of two
-    entries of the input, which are far fewer. The sum is taken one spatial dimension at a time.
+    The inner product of two windows is a sum, over the kernel's offsets, of inner products of two entries of the input.
+    Windows overlap, so there are far fewer of those. The sum is taken one spatial dimension at a time.
 
     Args:
         x: Shape (N, C, *sizes).
@@ -68,7 +68,7 @@ def window_gram(x: Tensor, axes: Sequence[WindowAxis]) -> Tensor:
 
 
 def _summed_over_offsets(gram: Tensor, axis: WindowAxis, row: int, column: int) -> Tensor:
-    """From entries to positions, along both dimensions that stand for ``axis``."""
+    """Sum over the offsets of ``axis``: from entries to positions, along both of its dimensions."""
     if (axis.kernel, axis.stride, axis.padding) == (1, 1, 0):
         return gram
     shape = list(gram.shape)

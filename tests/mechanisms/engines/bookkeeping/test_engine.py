@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from mechanisms.engines import Batch, BookKeepingEngine, LoopEngine, choose_engine
+from mechanisms.engines import Batch, BookKeepingEngine, LoopEngine
 from mechanisms.engines.bookkeeping import engine as module
 from mechanisms.engines.bookkeeping.layers.rules import LAYER_RULES, layer_rule
 from mechanisms.units import ClippedUnit
@@ -43,24 +43,24 @@ def refusal(network, x, y, loss_fn=None):
 
 
 @pytest.mark.parametrize("inplace", [False, True])
-def test_activations_that_write_in_place_do_not_disturb_what_was_recorded(assert_exact, inplace):
+def test_in_place_activations_do_not_change_recorded_inputs(assert_exact, inplace):
     assert_exact(cnn(inplace), *images())
 
 
-def test_groups_of_examples_are_clipped_as_one(assert_exact):
+def test_a_group_of_examples_is_clipped_as_one_unit(assert_exact):
     x, y = images(9)
     assert_exact(cnn(), x, y, group_ids=torch.tensor([0, 3, 1, 1, 0, 3, 3, 1, 0]), units=5)
 
 
 @pytest.mark.parametrize("size", [1, 2, 5, 6])
-def test_physical_chunks_change_no_number(clip, size):
+def test_physical_chunks_do_not_change_the_sum(clip, size):
     network, (x, y) = cnn(), images()
     whole, cut = clipped_sum(network, x, y, clip), clipped_sum(network, x, y, clip, physical_batch_size=size)
     assert torch.allclose(whole.flat_grad, cut.flat_grad, rtol=1e-5, atol=1e-7)
     assert torch.allclose(whole.norms, cut.norms, rtol=1e-5)
 
 
-def test_chunks_made_for_speed_change_no_number(clip, monkeypatch):
+def test_chunks_made_for_speed_do_not_change_the_sum(clip, monkeypatch):
     network, (x, y) = cnn(), images(40)
     whole = clipped_sum(network, x, y, clip, physical_batch_size=40)
     monkeypatch.setattr("mechanisms.engines.bookkeeping.engine.CACHE_BYTES", 1)
@@ -68,7 +68,7 @@ def test_chunks_made_for_speed_change_no_number(clip, monkeypatch):
 
 
 @pytest.mark.parametrize(("size", "chunks"), [(32, 1), (40, 1), (41, 2), (66, 2), (80, 3), (128, 4)])
-def test_a_small_rest_of_a_batch_is_spread_over_the_chunks_made_for_speed(clip, monkeypatch, size, chunks):
+def test_a_small_remainder_of_a_batch_is_spread_over_the_chunks_made_for_speed(clip, monkeypatch, size, chunks):
     monkeypatch.setattr("mechanisms.engines.bookkeeping.engine.CACHE_BYTES", 1)  # chunks of the smallest size, 32
     network, (x, y), seen = cnn(), images(size), []
     record = module.record_forward
@@ -86,7 +86,7 @@ def test_two_runs_give_the_same_bits(clip):
     assert torch.equal(clipped_sum(network, x, y, clip).flat_grad, clipped_sum(network, x, y, clip).flat_grad)
 
 
-def test_timed_plans_give_the_same_numbers_and_say_what_was_measured(assert_exact, clip):
+def test_timed_formulas_give_the_same_numbers_and_report_the_timings(assert_exact, clip):
     x, y = images()
     network = nn.Sequential(nn.Conv2d(1, 16, 3), nn.Tanh(), nn.Conv2d(16, 16, 9), nn.Flatten(), nn.Linear(64, 3))
     assert_exact(network, x, y, timed_plans=True)
@@ -95,7 +95,7 @@ def test_timed_plans_give_the_same_numbers_and_say_what_was_measured(assert_exac
     assert " ms" in engine.explain()
 
 
-def test_a_layer_called_twice_counts_the_sum_of_its_calls(assert_exact):
+def test_a_layer_called_twice_contributes_the_sum_of_its_calls(assert_exact):
     class Twice(nn.Module):
         def __init__(self):
             super().__init__()
@@ -137,7 +137,7 @@ def test_frozen_parameters_are_left_out_and_unused_ones_are_zero(assert_exact, c
     assert [p.requires_grad for p in network.parameters()][:2] == [False, True]
 
 
-def test_sequences_whose_first_dimension_is_time_are_found(assert_exact):
+def test_time_first_sequences_are_recognised(assert_exact):
     class TimeFirst(nn.Module):
         def __init__(self):
             super().__init__()
@@ -150,7 +150,7 @@ def test_sequences_whose_first_dimension_is_time_are_found(assert_exact):
         def forward(self, x):
             return self.head(torch.tanh(self.lift(x.squeeze(1).transpose(0, 1))).mean(0))
 
-    assert_exact(TimeFirstLinear(), *images(12))  # as many examples as time steps: the shapes alone cannot tell
+    assert_exact(TimeFirstLinear(), *images(12))  # as many examples as time steps, so that shapes alone are ambiguous
     assert_exact(TimeFirst(), *images())
 
 
@@ -170,7 +170,7 @@ def test_examples_folded_into_rows_are_added_up(assert_exact):
 @pytest.mark.parametrize("poison", [float("nan"), float("inf"), 1e38])
 @pytest.mark.parametrize("grouped", [False, True])
 @pytest.mark.parametrize("ahead", [False, True])
-def test_an_example_that_is_not_finite_contributes_exactly_zero(clip, poison, grouped, ahead, monkeypatch):
+def test_a_non_finite_example_contributes_exactly_zero(clip, poison, grouped, ahead, monkeypatch):
     monkeypatch.setattr(module, "costs_a_wait", lambda value: ahead)
     network, (x, y) = cnn(), images(8)
     x[3], unit = poison, ClippedUnit(2, 4) if grouped else ClippedUnit(1, 8)
@@ -196,7 +196,7 @@ def test_dropout_draws_one_mask_per_example_and_keeps_the_sensitivity(clip):
 
 
 @pytest.mark.parametrize("where", ["forward", "loss"])
-def test_the_network_is_left_as_it_was_even_after_an_exception(clip, where):
+def test_the_network_is_restored_even_after_an_exception(clip, where):
     class Broken(nn.Module):
         def forward(self, x):
             if where == "forward":
@@ -226,7 +226,7 @@ def test_the_network_is_left_as_it_was_even_after_an_exception(clip, where):
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in network.modules())
 
 
-def test_choosing_leaves_buffers_random_state_and_modes_alone():
+def test_choosing_an_engine_preserves_buffers_random_state_and_modes():
     network = nn.Sequential(nn.Linear(4, 3), nn.Dropout(0.5))
     network.register_buffer("count", torch.zeros(1))
     network.register_forward_hook(lambda module, args, output: module.count.add_(1) and None)
@@ -243,7 +243,7 @@ def test_batch_norm_is_refused_by_name():
     assert "GroupNorm" in reason
 
 
-def test_batch_norm_is_refused_also_beside_layers_that_are_random_in_training():
+def test_batch_norm_is_also_refused_beside_random_layers():
     network = nn.Sequential(nn.Flatten(), nn.Linear(144, 8), nn.Dropout(0.5), nn.BatchNorm1d(8), nn.Linear(8, 3))
     assert "BatchNorm1d" in refusal(network, *images())
     assert all(module.training for module in network.modules())
@@ -303,7 +303,7 @@ def test_inputs_changed_in_place_after_use_are_refused(clip):
         clipped_sum(Overwriting(), torch.randn(4, 4), torch.tensor([0, 1, 2, 0]), clip)
 
 
-def test_layers_let_go_of_what_they_were_given_as_soon_as_their_terms_are_known(clip):
+def test_layers_free_their_inputs_as_soon_as_their_terms_are_known(clip):
     class Scale(nn.Module):
         def __init__(self):
             super().__init__()
@@ -328,7 +328,7 @@ def test_layers_let_go_of_what_they_were_given_as_soon_as_their_terms_are_known(
     assert alive == [1, 1, 1, 1]
 
 
-def test_a_layer_whose_gradient_flows_to_a_tensor_of_the_user_alone_is_exact(assert_exact):
+def test_a_layer_whose_gradient_flows_only_to_a_users_tensor_is_exact(assert_exact):
     class Offset(nn.Module):
         def __init__(self):
             super().__init__()
@@ -353,36 +353,9 @@ def test_a_layer_whose_gradient_flows_to_a_tensor_of_the_user_alone_is_exact(ass
         (nn.Sequential(nn.Embedding(5, 3), nn.InstanceNorm1d(2, affine=True, track_running_stats=True)), "statistics"),
     ],
 )
-def test_options_that_leak_or_tie_examples_are_refused(layer, word):
+def test_options_that_leak_or_connect_examples_are_refused(layer, word):
     network = nn.Sequential(layer, nn.Flatten(), nn.Linear(6, 3))
     assert word in refusal(network, torch.randint(0, 5, (4, 2)), torch.tensor([0, 1, 2, 0]))
-
-
-def test_auto_prefers_book_keeping_and_says_why(clip):
-    network, (x, y) = cnn(), images()
-    choice = choose_engine("auto", network, nn.CrossEntropyLoss(), ClippedUnit(1, 6), Batch(x[:1], y[:1]))
-    assert isinstance(choice.engine, BookKeepingEngine)
-    assert "bookkeeping" in choice.reason
-    choice.engine.clipped_sum(network, nn.CrossEntropyLoss(), Batch(x, y), clip)
-    text = choice.engine.explain()
-    assert "0 (Conv2d): layer rule" in text
-    assert "instantiate" in text
-
-
-def test_auto_falls_back_and_says_what_stood_in_the_way():
-    class Stray(nn.Linear):
-        def forward(self, x):
-            return F.linear(x, self.weight) @ Stray.other.weight
-
-    network = nn.ModuleList([nn.Linear(3, 3)])
-    Stray.other = network[0]
-    network.append(Stray(3, 3))
-    network.forward = lambda x: network[1](x)
-    choice = choose_engine(
-        "auto", network, nn.CrossEntropyLoss(), ClippedUnit(1, 4), Batch(torch.randn(2, 3), torch.tensor([0, 1]))
-    )
-    assert choice.engine.name != "bookkeeping"
-    assert "not 'bookkeeping' because" in choice.reason
 
 
 @pytest.mark.parametrize("group", [1, 2])
@@ -406,7 +379,7 @@ def test_an_unknown_precision_is_refused():
 
 
 @pytest.mark.parametrize("size", [None, 3])
-def test_where_a_look_costs_a_wait_a_sum_is_made_again_only_for_what_is_not_finite(size, clip, monkeypatch):
+def test_on_a_gpu_the_sum_is_computed_again_only_after_a_non_finite_norm(size, clip, monkeypatch):
     monkeypatch.setattr(module, "costs_a_wait", lambda value: True)
     network, (x, y), passes = cnn(), images(8), []
     engine, original = BookKeepingEngine(ClippedUnit(1, 8), size), BookKeepingEngine.partial_sum
@@ -432,7 +405,7 @@ def test_where_a_look_costs_a_wait_a_sum_is_made_again_only_for_what_is_not_fini
 
 @pytest.mark.cuda
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-def test_the_device_gives_the_numbers_of_the_processor(clip):
+def test_the_gpu_gives_the_numbers_of_the_cpu(clip):
     network, (x, y) = cnn().double(), images()
     expected = clipped_sum(network, x.double(), y, clip).flat_grad
     found = clipped_sum(network.cuda(), x.double().cuda(), y.cuda(), clip).flat_grad
@@ -451,7 +424,7 @@ def test_a_layer_that_is_replaced_between_two_batches_is_trained(clip):
 
 @pytest.mark.parametrize("offset", [1e4, 1e6, 1e7, 1e8])
 @pytest.mark.parametrize("layer", ["linear", "convolution"])
-def test_an_example_whose_terms_cancel_moves_the_sum_by_no_more_than_the_bound(layer, offset, clip):
+def test_an_example_whose_terms_cancel_respects_the_bound(layer, offset, clip):
     class Difference(nn.Module):
         def __init__(self, width=48):
             super().__init__()

@@ -8,40 +8,41 @@ import pytest
 import torch
 from torch import nn
 
-from mechanisms.engines.bookkeeping.formulas import ROUNDS, PlanBook
+from mechanisms.engines.bookkeeping import layers
+from mechanisms.engines.bookkeeping.formulas import ROUNDS, FormulaBook
 from mechanisms.engines.bookkeeping.layers import convolution
-from mechanisms.engines.bookkeeping.layers.rules import Call, Plan, Term, layer_rule, rule_for, squared_norms
+from mechanisms.engines.bookkeeping.layers.rules import Call, Formula, Term, layer_rule, rule_for, squared_norms
 
 ROWS = torch.randn(3, 4)
 
 
-def plan(name, cost, seconds=0.0):
+def formula(name, cost, seconds=0.0):
     def run():
         time.sleep(seconds)
         return Term.of_rows(ROWS)
 
-    return Plan(name, run, cost)
+    return Formula(name, run, cost)
 
 
-def test_the_plan_of_least_estimated_cost_is_taken_every_time():
-    book = PlanBook()
+def test_the_formula_with_the_least_estimated_cost_is_always_chosen():
+    book = FormulaBook()
     for _ in range(2):
-        book.run(("layer",), [plan("dear", 2.0, 0.0), plan("cheap", 1.0, 0.01)], lambda: 4)
-    assert book.choices["layer",].plan == "cheap"
+        book.run(("layer",), [formula("dear", 2.0, 0.0), formula("cheap", 1.0, 0.01)], lambda: 4)
+    assert book.choices["layer",].formula == "cheap"
     assert "estimated" in book.choices["layer",].words()
 
 
-def test_timed_plans_take_the_fastest_and_remember_it():
-    book = PlanBook(timed=True)
-    book.run(("layer",), [plan("slow", 1.0, 0.02), plan("fast", 2.0)], lambda: 4)
-    assert book.choices["layer",].plan == "fast"
+def test_timing_chooses_the_fastest_formula_and_remembers_it():
+    book = FormulaBook(timed=True)
+    book.run(("layer",), [formula("slow", 1.0, 0.02), formula("fast", 2.0)], lambda: 4)
+    assert book.choices["layer",].formula == "fast"
     choice = book.choices["layer",]
-    book.run(("layer",), [plan("slow", 1.0), plan("fast", 2.0, 0.02)], lambda: 4)
+    book.run(("layer",), [formula("slow", 1.0), formula("fast", 2.0, 0.02)], lambda: 4)
     assert book.choices["layer",] is choice
 
 
 class OnGPU:
-    """As many examples, on a device whose plans are timed."""
+    """Stands for a tensor of that many examples, on a device where formulas are timed."""
 
     device = torch.device("cuda")
 
@@ -52,11 +53,11 @@ class OnGPU:
         return self.size
 
 
-def test_plans_are_timed_on_a_gpu_once_for_each_power_of_two_of_examples():
-    book, runs = PlanBook(), []
+def test_formulas_are_timed_on_a_gpu_once_for_each_power_of_two_of_examples():
+    book, runs = FormulaBook(), []
 
     def counted(name, cost, seconds):
-        timed = plan(name, cost, seconds)
+        timed = formula(name, cost, seconds)
         return replace(timed, run=lambda: runs.append(name) or timed.run())
 
     for size, fast in ((512, "a"), (530, "a"), (40, "b"), (600, "a")):
@@ -70,25 +71,25 @@ def test_plans_are_timed_on_a_gpu_once_for_each_power_of_two_of_examples():
         assert book.choices["layer", "weight"].timed
 
 
-def test_a_plan_for_which_a_gpu_has_no_memory_is_not_chosen(monkeypatch):
+def test_a_formula_that_does_not_fit_into_gpu_memory_is_not_chosen(monkeypatch):
     def fails():
         raise torch.OutOfMemoryError("of the device")
 
     monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
     monkeypatch.setattr(torch.cuda, "current_stream", lambda: SimpleNamespace(synchronize=lambda: None))
     monkeypatch.setattr(torch.cuda, "empty_cache", lambda: None)
-    book, large = PlanBook(), Plan("large", fails, 1.0, 10.0)
-    book.run(("layer",), [large, plan("small", 2.0)], lambda: 4, OnGPU(8))
-    assert book.choices["layer",].plan == "small"
+    book, large = FormulaBook(), Formula("large", fails, 1.0, 10.0)
+    book.run(("layer",), [large, formula("small", 2.0)], lambda: 4, OnGPU(8))
+    assert book.choices["layer",].formula == "small"
     with pytest.raises(torch.OutOfMemoryError):
         book.run(("other",), [large, replace(large, name="larger", elements=20.0)], lambda: 4, OnGPU(8))
-    assert book.choices["other",].plan == "large"
+    assert book.choices["other",].formula == "large"
 
 
-def test_plans_of_a_gpu_are_not_offered_on_the_processor():
+def test_gpu_formulas_are_not_offered_on_the_cpu():
     layer, x = nn.Conv2d(2, 4, 3), torch.randn(3, 2, 8, 8)
-    plans = rule_for(layer).plans(Call(layer, (x,), torch.randn_like(layer(x)), ("weight",)))
-    assert {"grouped", "positions first"}.isdisjoint(plan.name for plan in plans["weight"])
+    formulas = rule_for(layer).formulas(Call(layer, (x,), torch.randn_like(layer(x)), ("weight",)))
+    assert {"grouped", "positions first"}.isdisjoint(formula.name for formula in formulas["weight"])
 
 
 @pytest.mark.parametrize(
@@ -104,18 +105,18 @@ def test_plans_of_a_gpu_are_not_offered_on_the_processor():
         (nn.Conv3d(2, 3, 2, padding=1), (2, 4, 3, 5)),
     ],
 )
-@pytest.mark.parametrize("plan", [convolution._instantiate_by_groups, convolution._instantiate_by_positions])
-def test_plans_of_a_gpu_give_the_gradient_of_each_example(layer, shape, plan):
+@pytest.mark.parametrize("formula", [convolution._instantiate_by_groups, convolution._instantiate_by_positions])
+def test_gpu_formulas_give_the_gradient_of_each_example(layer, shape, formula):
     x = torch.randn(5, *shape)
     g, factors = torch.randn_like(layer(x)), torch.rand(5)
     exact = rule_for(layer).example_gradients(Call(layer, (x,), g, ("weight",)))["weight"].flatten(1)
-    term, out = plan(layer, x, g), torch.zeros(exact.shape[1])
+    term, out = formula(layer, x, g), torch.zeros(exact.shape[1])
     term.add_to(out, factors)
     assert torch.allclose(term.squared_norms, exact.square().sum(1), rtol=1e-5)
     assert torch.allclose(out, factors @ exact, rtol=1e-4, atol=1e-5)
 
 
-def test_a_term_adds_its_weighted_rows_to_what_is_there():
+def test_a_term_adds_its_weighted_rows_to_existing_values():
     out, factors = torch.ones(4), torch.tensor([1.0, 0.0, 0.5])
     Term.of_rows(ROWS).add_to(out, factors)
     assert torch.allclose(out, 1 + factors @ ROWS)
@@ -133,7 +134,7 @@ def test_a_term_adds_its_weighted_rows_to_what_is_there():
         (nn.Embedding(5, 3), (7,)),
     ],
 )
-def test_every_plan_gives_exactly_zero_for_an_example_that_is_left_out(layer, shape):
+def test_every_formula_gives_exactly_zero_for_an_example_that_is_left_out(layer, shape):
     floats = not isinstance(layer, nn.Embedding)
     x = torch.randn(4, *shape) if floats else torch.randint(0, 5, (4, *shape))
     g = torch.randn_like(layer(x))
@@ -142,14 +143,14 @@ def test_every_plan_gives_exactly_zero_for_an_example_that_is_left_out(layer, sh
     exact = rule.example_gradients(Call(layer, (x,), g, names))
     poisoned = Call(layer, (x.where(keep.view(-1, *[1] * len(shape)), torch.nan) if floats else x,), g.clone(), names)
     poisoned.output_grad[2] = torch.nan
-    for name, plans in rule.plans(poisoned).items():
+    for name, formulas in rule.formulas(poisoned).items():
         expected = exact[name][keep].sum(0).flatten()
-        for plan in plans:
+        for formula in formulas:
             out = torch.zeros(len(expected))
-            term = plan.run()
+            term = formula.run()
             assert not torch.isfinite(term.squared_norms[2])
             term.keep(keep).add_to(out, keep.float())
-            assert torch.allclose(out, expected, rtol=1e-5, atol=1e-5), plan.name
+            assert torch.allclose(out, expected, rtol=1e-5, atol=1e-5), formula.name
 
 
 @pytest.mark.parametrize("length", [1, 4096, 4097, 100_003])
@@ -159,6 +160,13 @@ def test_squared_norms_of_long_rows_keep_float32_accuracy(length):
     assert float(((squared_norms(rows).double() - exact) / exact).abs().max()) < 1e-6
 
 
-def test_what_is_neither_a_rule_nor_a_function_is_refused():
+def test_a_layer_rule_must_be_a_rule_or_a_function():
     with pytest.raises(TypeError, match="LayerRule subclass or a function"):
         layer_rule(torch.nn.Identity)(3)
+
+
+def test_the_former_name_of_a_formula_is_deprecated():
+    with pytest.warns(DeprecationWarning, match="now called Formula"):
+        assert layers.Plan is Formula
+    with pytest.raises(AttributeError, match="Rule"):
+        _ = layers.Rule

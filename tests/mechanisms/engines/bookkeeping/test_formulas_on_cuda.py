@@ -1,4 +1,4 @@
-"""Plans of a GPU at shapes that are trained: exact norms, sums that keep to them, and a host that does not wait."""
+"""GPU formulas at realistic shapes: exact norms, sums that respect them, and a host that does not wait."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ pytestmark = [
 ]
 
 DEVICE = "cuda"
-#: Of LeNet5, a CIFAR network, ResNet18 and vision transformers: layer, shape of the input, examples.
+#: Layers of LeNet5, a CIFAR network, ResNet18 and vision transformers: layer, shape of the input, examples.
 CONVOLUTIONS = [
     (lambda: nn.Conv2d(1, 6, 5), (1, 32, 32), 512),
     (lambda: nn.Conv2d(6, 16, 5), (6, 14, 14), 100),
@@ -37,32 +37,32 @@ CONVOLUTIONS = [
 
 
 @pytest.mark.parametrize("number", range(len(CONVOLUTIONS)))
-def test_every_plan_has_the_norms_of_what_it_adds(number):
+def test_every_formula_has_the_norms_of_what_it_adds(number):
     make, shape, batch = CONVOLUTIONS[number]
     layer, x = make().to(DEVICE), torch.randn(batch, *shape, device=DEVICE)
     g = torch.randn_like(layer(x).detach()) * torch.logspace(-3, 3, batch, device=DEVICE).view(-1, *[1] * len(shape))
     wide = rule_for(layer).example_gradients(Call(layer, (x.double(),), g.double(), ("weight",)))["weight"].flatten(1)
     factors = torch.rand(batch, device=DEVICE) / wide.norm(dim=1).float()
-    plans = rule_for(layer).plans(Call(layer, (x,), g, ("weight",)))["weight"]
-    assert "grouped" in [plan.name for plan in plans]
-    for plan in plans:
-        term, out = plan.run(), torch.zeros(wide.shape[1], device=DEVICE)
-        assert torch.allclose(term.squared_norms.double(), wide.square().sum(1), rtol=1e-4), plan.name
+    formulas = rule_for(layer).formulas(Call(layer, (x,), g, ("weight",)))["weight"]
+    assert "grouped" in [formula.name for formula in formulas]
+    for formula in formulas:
+        term, out = formula.run(), torch.zeros(wide.shape[1], device=DEVICE)
+        assert torch.allclose(term.squared_norms.double(), wide.square().sum(1), rtol=1e-4), formula.name
         term.add_to(out, factors)
         expected = factors.double() @ wide
-        assert float((out.double() - expected).abs().max()) <= 1e-5 * float(expected.abs().max()), plan.name
+        assert float((out.double() - expected).abs().max()) <= 1e-5 * float(expected.abs().max()), formula.name
         for alone in (0, batch - 1):
             out.zero_()
             term.add_to(out, torch.eye(batch, device=DEVICE)[alone])
             added, stated = float(out.double().norm()), float(term.squared_norms[alone].double().sqrt())
-            assert added <= stated * (1 + 1e-5), (plan.name, alone)
+            assert added <= stated * (1 + 1e-5), (formula.name, alone)
 
 
 def resnet18():
     return torchvision.models.resnet18(num_classes=10, norm_layer=lambda channels: nn.GroupNorm(32, channels))
 
 
-def test_convolutions_in_tf32_are_not_taken_for_faults(clip, monkeypatch):
+def test_convolutions_in_tf32_are_not_refused(clip, monkeypatch):
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
     torch.manual_seed(0)
     network, loss_fn = resnet18().to(DEVICE), nn.CrossEntropyLoss()
@@ -74,7 +74,7 @@ def test_convolutions_in_tf32_are_not_taken_for_faults(clip, monkeypatch):
 
 
 class Words(nn.Module):
-    """Tables of words and of positions, an encoder layer."""
+    """Tables of words and of positions, and an encoder layer."""
 
     def __init__(self):
         super().__init__()

@@ -14,7 +14,7 @@ ALL = frozenset(range(10))
 
 
 class Double(torch.autograd.Function):
-    """What function modes do not see."""
+    """A function that function modes do not see."""
 
     generate_vmap_rule = True
 
@@ -24,7 +24,7 @@ class Double(torch.autograd.Function):
 
     @staticmethod
     def setup_context(ctx, inputs, output):
-        """Nothing is kept."""
+        """Save nothing."""
 
     @staticmethod
     def backward(ctx, grad):
@@ -72,7 +72,7 @@ OTHER = {
 
 
 @pytest.mark.parametrize("name", BODIES)
-def test_a_moved_activation_changes_neither_values_nor_gradients(name):
+def test_a_deferred_activation_changes_neither_values_nor_gradients(name):
     torch.manual_seed(0)
     network, x = Net(BODIES[name]).double(), torch.randn(4, 1, 10, 10, dtype=torch.float64)
     expected, found = value_and_gradient(network, x, frozenset()), value_and_gradient(network, x, ALL)
@@ -81,13 +81,13 @@ def test_a_moved_activation_changes_neither_values_nor_gradients(name):
 
 
 @pytest.mark.parametrize("name", [*BODIES, *OTHER])
-def test_only_what_a_pooling_follows_at_once_is_moved(name):
+def test_only_activations_directly_before_a_pooling_are_deferred(name):
     network = Net((BODIES | OTHER)[name])
     moved = pooling_of(lambda: network(torch.randn(2, 1, 10, 10)))[1]
     assert moved == ({0} if name in BODIES else set())
 
 
-def test_the_activation_runs_on_a_quarter_of_the_entries():
+def test_a_deferred_activation_runs_on_a_quarter_of_the_entries():
     sizes = []
 
     class Watch(nn.Module):
@@ -102,7 +102,7 @@ def test_the_activation_runs_on_a_quarter_of_the_entries():
 
 
 class Changing(nn.Module):
-    """Its second activation is followed by a pooling in some passes only."""
+    """A pooling follows the second activation in some passes only."""
 
     pooled = True
 
@@ -138,12 +138,12 @@ def test_an_activation_at_the_end_of_a_layer_without_a_rule_is_exact():
         assert torch.allclose(found.norms, expected.norms, rtol=1e-5)
 
 
-def test_what_looks_past_the_functions_of_torch_is_given_real_tensors():
+def test_code_outside_the_functions_of_torch_receives_real_tensors():
     network = Net(lambda h: F.max_pool2d(Double.apply(torch.tanh(h)), 2))
     assert pooling_of(lambda: network(torch.randn(2, 1, 10, 10)))[1] == frozenset()
 
 
-def test_a_network_that_takes_another_path_later_is_exact():
+def test_a_network_that_takes_a_different_path_later_is_exact():
     network, clip = Changing(), Fixed()
     clip.start(1.0)
     batch = Batch(torch.randn(4, 1, 10, 10), torch.tensor([0, 1, 1, 0]))
@@ -157,7 +157,7 @@ def test_a_network_that_takes_another_path_later_is_exact():
 
 
 class LatePool(nn.Module):
-    """Pools in training passes only once it is told to."""
+    """Pools in training passes, once that is switched on."""
 
     def __init__(self):
         super().__init__()
@@ -191,7 +191,7 @@ def test_pooling_that_begins_after_the_survey_is_exact():
         assert torch.allclose(found, expected, rtol=1e-5, atol=1e-6)
 
 
-def test_reading_an_attribute_of_one_activation_leaves_the_others_moved():
+def test_reading_an_attribute_of_one_activation_keeps_the_others_deferred():
     def body(h):
         pooled = F.max_pool2d(torch.tanh(h), 2)
         return torch.relu(pooled).flatten(1).sum(1)
@@ -199,7 +199,7 @@ def test_reading_an_attribute_of_one_activation_leaves_the_others_moved():
     assert pooling_of(lambda: Net(body)(torch.randn(2, 1, 10, 10))) == (True, frozenset({0}))
 
 
-def test_pooling_that_can_be_made_faster_is_told_from_other_pooling_and_from_none():
+def test_the_survey_finds_pooling_that_can_be_sped_up():
     x = torch.randn(2, 1, 10, 10)
     assert pooling_of(lambda: Net(lambda h: torch.tanh(h).mean(1))(x)) == (False, frozenset())
     assert pooling_of(lambda: Net(lambda h: F.max_pool2d(h, 3))(x)) == (False, frozenset())

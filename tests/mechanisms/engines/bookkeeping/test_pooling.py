@@ -12,7 +12,7 @@ from mechanisms.engines.bookkeeping.pooling import pool2x2
 
 @settings(max_examples=40, deadline=None)
 @given(st.integers(2, 7), st.integers(2, 7), st.sampled_from([1, 2]), st.sampled_from([torch.float32, torch.float64]))
-def test_values_and_gradients_are_the_librarys_ties_included(height, width, stride, dtype):
+def test_values_and_gradients_equal_the_librarys_even_for_ties(height, width, stride, dtype):
     x = torch.randint(0, 3, (2, 3, height, width)).to(dtype).requires_grad_()
     expected, found = F.max_pool2d(x, 2, stride), pool2x2(x, stride)
     grad = torch.randn_like(expected)
@@ -21,7 +21,7 @@ def test_values_and_gradients_are_the_librarys_ties_included(height, width, stri
     assert torch.allclose(left, right, rtol=1e-6, atol=1e-6)
 
 
-def test_a_graph_that_is_kept_gives_the_same_gradient_again():
+def test_a_retained_graph_gives_the_same_gradient_again():
     x = torch.randn(2, 3, 6, 6, requires_grad=True)
     total = pool2x2(x, 2).square().sum()
     (first,) = torch.autograd.grad(total, x, retain_graph=True)
@@ -30,7 +30,7 @@ def test_a_graph_that_is_kept_gives_the_same_gradient_again():
     assert torch.equal(first, second)
 
 
-def test_only_what_is_eligible_is_replaced_and_all_results_stay_the_same():
+def test_only_eligible_pooling_is_replaced_and_results_stay_the_same():
     x = torch.randn(2, 3, 9, 9)
     layers = [
         nn.MaxPool2d(2),
@@ -52,7 +52,7 @@ def test_only_what_is_eligible_is_replaced_and_all_results_stay_the_same():
     assert torch.equal(values, layers[0](x))
 
 
-def test_a_value_that_is_not_a_number_stays_one():
+def test_nan_stays_nan():
     x = torch.zeros(1, 1, 4, 4)
     x[0, 0, 1, 1] = float("nan")
     assert pool2x2(x, 2).isnan().flatten().tolist() == [True, False, False, False]

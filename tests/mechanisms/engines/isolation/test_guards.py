@@ -1,4 +1,4 @@
-"""What code of a user must not do in an isolated pass is refused there, and nowhere else."""
+"""Forbidden user code is refused inside an isolated pass, and nowhere else."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class Wrapped(torch.Tensor):
 
 
 class Named(torch.Tensor):
-    """A subclass that computes nothing itself."""
+    """A subclass without its own operations."""
 
 
 class OwnRule(torch.autograd.Function):
@@ -48,7 +48,7 @@ class OwnRule(torch.autograd.Function):
 
     @staticmethod
     def setup_context(ctx, inputs, output):
-        """Nothing is kept."""
+        """Save nothing."""
 
     @staticmethod
     def backward(ctx, grad):
@@ -146,7 +146,7 @@ class Overriding(torch.Tensor):
 
 
 def autograd_function(forward):
-    """Applies a function whose gradient is passed on; captured as networks do, before any pass."""
+    """Applies an autograd function; captured before any pass, as networks do."""
     methods = {"forward": forward, "setup_context": lambda *args: None, "backward": lambda ctx, grad: grad}
     attributes = {name: staticmethod(method) for name, method in methods.items()}
     return type("Written", (torch.autograd.Function,), {"generate_vmap_rule": True, **attributes}).apply
@@ -179,34 +179,36 @@ REFUSED = {
     seeds: "is seeded in the forward pass",
     seeds_and_hides_it: "is seeded in the forward pass",
     seeds_the_generator: "is seeded in the forward pass",
-    makes_a_generator: "a generator is given by hand",
-    lambda x: torch.bernoulli(x * 0, generator=GENERATOR).sum(): "a generator is given by hand",
-    lambda x: x.clone().normal_(generator=GENERATOR).sum(): "a generator is given by hand",
+    makes_a_generator: "a generator is passed explicitly",
+    lambda x: torch.bernoulli(x * 0, generator=GENERATOR).sum(): "a generator is passed explicitly",
+    lambda x: x.clone().normal_(generator=GENERATOR).sum(): "a generator is passed explicitly",
     enters_a_dispatch_mode: "a TorchDispatchMode that is entered",
     leaves_a_dispatch_mode_on: "a TorchDispatchMode that is entered",
-    leaves_a_function_mode_on: "leaves a TorchFunctionMode on",
+    leaves_a_function_mode_on: "leaves a TorchFunctionMode active",
     lambda x: (x * Wrapped(torch.ones(3))).sum(): "a tensor of type Wrapped",
     lambda x: torch.cat([x[0], Wrapped(torch.ones(3))]).sum(): "a tensor of type Wrapped",
-    lambda x: ALIAS(x).sum(): "autograd function OwnRule has a vmap rule of its own",
+    lambda x: ALIAS(x).sum(): "autograd function OwnRule has a custom vmap rule",
     lambda x: without_rule(x).sum(): "operator dpmodel_tests::plain has no vmap rule",
     lambda x: torch.ops.dpmodel_tests.plain(x).sum(): "operator dpmodel_tests::plain has no vmap rule",
     lambda x: torch.ops.dpmodel_tests.plain.default(x).sum(): "operator dpmodel_tests::plain has no vmap rule",
-    unwraps: "get_unwrapped would show the numbers",
-    hands_over_a_function: "is given a function",
-    hands_over_a_module: "is given a function",
-    lambda x: F.triplet_margin_with_distance_loss(x, x, -x, distance_function=Distances().of).sum(): "given a function",
+    unwraps: "get_unwrapped would reveal the values",
+    hands_over_a_function: "receives a Python function",
+    hands_over_a_module: "receives a Python function",
+    lambda x: F.triplet_margin_with_distance_loss(
+        x, x, -x, distance_function=Distances().of
+    ).sum(): "receives a Python function",
     lambda x: torch.ops.dpmodel_tests_guards.composed(x).sum(): "operator dpmodel_tests_guards::composed has no vmap",
     lambda x: Functions.of(x).sum(): "overrides functions of torch",
-    lambda x: (x * torch.ones(3).as_subclass(Overriding)).sum(): "a __torch_function__ of its own",
+    lambda x: (x * torch.ones(3).as_subclass(Overriding)).sum(): "a custom __torch_function__",
     seeds_in_a_function: "is seeded in the forward pass",
     seeds_in_a_script: "is seeded in the forward pass",
 }
 if hasattr(torch.func, "debug_unwrap"):
-    REFUSED[unwraps_for_debugging] = "get_unwrapped would show the numbers"
+    REFUSED[unwraps_for_debugging] = "get_unwrapped would reveal the values"
 
 
 @pytest.mark.parametrize(("function", "reason"), REFUSED.items(), ids=lambda value: getattr(value, "__name__", value))
-def test_what_would_tie_examples_together_is_refused_with_its_reason(function, reason):
+def test_code_that_would_connect_examples_is_refused_with_a_reason(function, reason):
     with pytest.raises(UnsupportedModuleError, match=reason):
         isolated(function, X)
     assert torch._C._len_torch_dispatch_stack() == torch._C._len_torch_function_stack() == 0
@@ -268,11 +270,11 @@ ACCEPTED = [
 
 
 @pytest.mark.parametrize("function", ACCEPTED, ids=lambda value: value.__name__)
-def test_what_treats_each_example_alone_is_not(function):
+def test_code_that_treats_examples_independently_is_accepted(function):
     assert torch.allclose(isolated(function, X), X.sum(1))
 
 
-def test_autocast_is_as_it_was_after_a_pass():
+def test_autocast_is_restored_after_a_pass():
     def switches(x):
         torch.set_autocast_enabled("cpu", True)
         return x.sum()
@@ -281,10 +283,10 @@ def test_autocast_is_as_it_was_after_a_pass():
     assert not torch.is_autocast_enabled("cpu")
 
 
-def test_a_tensor_is_printed_without_its_numbers():
+def test_a_tensor_is_printed_without_its_values():
     seen = []
     isolated(lambda x: seen.append(f"{x}") or x.sum(), X)
-    assert seen == ["<tensor of one example, shape (1, 3); its numbers are out of sight>"]
+    assert seen == ["<tensor of one example, shape (1, 3); values hidden>"]
     assert "0." in repr(X)
 
 
@@ -303,17 +305,17 @@ def looked_up(x):
 
 
 @pytest.mark.parametrize("function", [factored, looked_up])
-def test_an_error_of_torch_that_the_network_catches_is_no_way_round(function):
+def test_an_error_of_torch_that_the_network_catches_is_refused(function):
     with pytest.raises(UnprotectedUpdateError, match="catches an error of torch"):
         isolated(function, X)
 
 
-def test_an_error_of_torch_that_nobody_catches_is_passed_on():
+def test_an_uncaught_error_of_torch_propagates():
     with pytest.raises(torch.linalg.LinAlgError):
         isolated(lambda x: torch.linalg.cholesky(-x.T @ x).sum(), X)
 
 
-def test_generators_are_left_alone_by_a_pass_that_draws_nothing_and_go_on_after_one_that_does():
+def test_generators_change_only_in_a_pass_that_draws():
     torch.manual_seed(0)
     before = torch.get_rng_state()
     isolated(lambda x: x.sum(), X)
@@ -324,7 +326,7 @@ def test_generators_are_left_alone_by_a_pass_that_draws_nothing_and_go_on_after_
     assert torch.equal(isolated(lambda x: torch.rand(()) + 0 * x.sum(), X), first)
 
 
-def test_replaced_code_is_refused_and_compiled_code_runs_as_written(monkeypatch):
+def test_replaced_code_is_refused_and_compiled_code_runs_eagerly(monkeypatch):
     compiled = torch.compile(lambda x: x.sum(), backend=lambda graph, inputs: lambda *args: (torch.zeros(()),))
     assert torch.equal(isolated(compiled, X), X.sum(1))
     original = F.linear
@@ -333,7 +335,7 @@ def test_replaced_code_is_refused_and_compiled_code_runs_as_written(monkeypatch)
         isolated(lambda x: x.sum(), X)
 
 
-def test_everything_is_as_before_afterwards():
+def test_a_pass_restores_all_patches():
     for function in (unwraps, lambda x: x.sum()):
         try:
             isolated(function, X)
@@ -355,7 +357,7 @@ def test_a_tensor_of_an_earlier_pass_is_refused_wherever_it_was_kept():
     assert torch.allclose(isolated(lambda x: layer(x).sum(), X), layer(X).sum(1))
 
 
-def test_garbage_is_collected_as_before():
+def test_garbage_collection_is_restored_after_a_pass():
     before = gc.isenabled()
     isolated(lambda x: x.sum() + 0 * gc.isenabled(), X)
     assert gc.isenabled() == before

@@ -24,7 +24,7 @@ FUNCTIONS = {
 
 @pytest.mark.parametrize("name", FUNCTIONS)
 @given(rows=st.integers(1, 6), seed=st.integers(0, 2**20))
-def test_an_example_gives_the_same_whichever_others_are_there(name, rows, seed):
+def test_the_result_of_an_example_does_not_depend_on_the_others(name, rows, seed):
     draws = torch.Generator().manual_seed(seed)
     x = torch.rand(rows, 3, generator=draws) + 0.1
     whole = isolated(FUNCTIONS[name], x)
@@ -45,12 +45,12 @@ def test_an_example_gives_the_same_whichever_others_are_there(name, rows, seed):
         lambda x: x.unique().sum(),
     ],
 )
-def test_what_depends_on_numbers_or_writes_them_elsewhere_cannot_be_run(function):
+def test_code_that_depends_on_values_or_stores_them_cannot_run(function):
     with pytest.raises(UnsupportedModuleError, match="cannot be isolated"):
         isolated(function, torch.rand(4, 3))
 
 
-def test_an_error_of_the_function_itself_is_passed_on_as_it_is():
+def test_an_error_of_the_function_itself_propagates_unchanged():
     def faulty(x):
         raise RuntimeError("no such layer")
 
@@ -65,7 +65,7 @@ class Mixing(torch.autograd.Function):
 
     @staticmethod
     def setup_context(ctx, inputs, output):
-        """Nothing is kept."""
+        """Save nothing."""
 
     @staticmethod
     def backward(ctx, grad):
@@ -76,27 +76,27 @@ class Mixing(torch.autograd.Function):
         return x - x.mean(0), 0
 
 
-def test_a_function_whose_rule_is_handed_the_whole_batch_is_refused_in_a_pass_alone():
+def test_a_function_whose_rule_receives_the_whole_batch_is_refused_inside_a_pass():
     x = torch.rand(4, 3)
-    with pytest.raises(UnsupportedModuleError, match="Mixing has a vmap rule of its own"):
+    with pytest.raises(UnsupportedModuleError, match="Mixing has a custom vmap rule"):
         isolated(lambda one: Mixing.apply(one).sum(), x)
     assert torch.allclose(torch.func.vmap(Mixing.apply)(x), x - x.mean(0))
     assert torch.equal(Mixing.apply(x), x)
 
 
-def test_so_is_an_operator_with_such_a_rule():
+def test_an_operator_whose_rule_receives_the_whole_batch_is_refused_inside_a_pass():
     @torch.library.custom_op("dpmodel_tests::doubled", mutates_args=())
     def doubled(x: torch.Tensor) -> torch.Tensor:
         return x * 2
 
     doubled.register_vmap(lambda info, in_dims, x: (x - x.mean(0), 0))
-    with pytest.raises(UnsupportedModuleError, match="dpmodel_tests::doubled has a vmap rule of its own"):
+    with pytest.raises(UnsupportedModuleError, match="dpmodel_tests::doubled has a custom vmap rule"):
         isolated(lambda one: doubled(one).sum(), torch.rand(4, 3))
     x = torch.rand(4, 3)
     assert torch.allclose(torch.func.vmap(doubled)(x), x - x.mean(0))
 
 
-def test_hooks_on_saved_tensors_would_see_the_whole_batch_and_are_refused():
+def test_hooks_on_saved_tensors_are_refused():
     def packed(x):
         with torch.autograd.graph.saved_tensors_hooks(lambda saved: saved, lambda saved: saved):
             return (x * x).sum()
@@ -105,11 +105,11 @@ def test_hooks_on_saved_tensors_would_see_the_whole_batch_and_are_refused():
         isolated(packed, torch.rand(4, 3, requires_grad=True))
 
 
-def test_examples_draw_each_for_itself():
+def test_each_example_draws_its_own_random_numbers():
     assert len(isolated(lambda x: torch.rand(()) + 0 * x.sum(), torch.zeros(50, 1)).unique()) > 40
 
 
-def test_rows_can_be_worked_on_and_given_back():
+def test_rows_can_be_unwrapped_processed_and_wrapped_again():
     layer, x = nn.Linear(3, 2), torch.rand(5, 3)
 
     def of_one(one):
@@ -123,7 +123,7 @@ def test_rows_can_be_worked_on_and_given_back():
     assert torch.allclose(isolated(of_one, x), layer(x).sum(1))
 
 
-def test_functions_by_rows_take_values_that_examples_share():
+def test_functions_of_rows_accept_values_that_examples_share():
     weights, x = torch.rand(1, 3), torch.rand(5, 3)
 
     def of_one(one):
@@ -133,15 +133,15 @@ def test_functions_by_rows_take_values_that_examples_share():
     assert torch.equal(on_rows(torch.mul, x, weights), x * weights)
 
 
-def test_a_layer_inside_of_another_transform_is_refused():
+def test_a_layer_inside_a_further_transform_is_refused():
     def nested(one):
         return torch.func.vmap(lambda part: on_rows(F.relu, part.unsqueeze(0)).sum())(one).sum()
 
-    with pytest.raises(UnsupportedModuleError, match=r"a transform of torch\.func"):
+    with pytest.raises(UnsupportedModuleError, match=r"a torch\.func transform"):
         isolated(nested, torch.rand(4, 3))
 
 
-def test_the_graph_of_the_whole_batch_is_out_of_reach_in_a_pass_and_nowhere_else():
+def test_the_autograd_graph_is_closed_inside_a_pass_only():
     weight = torch.ones(3, requires_grad=True)
 
     def through_the_graph(one):

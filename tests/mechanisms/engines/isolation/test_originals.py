@@ -1,4 +1,4 @@
-"""Code that has taken the place of PyTorch's is found, by its name."""
+"""Replaced code of PyTorch is found by name."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ PLACES = {
 
 
 @pytest.mark.parametrize("name", PLACES)
-def test_a_function_in_the_place_of_pytorchs_is_found(name, monkeypatch):
+def test_a_replaced_function_of_torch_is_found(name, monkeypatch):
     assert replaced_function() is None
     owner, attribute = PLACES[name]
     monkeypatch.setattr(owner, attribute, lambda *args, **kwargs: None, raising=False)
@@ -30,14 +30,14 @@ def test_a_function_in_the_place_of_pytorchs_is_found(name, monkeypatch):
     assert replaced_function() is None
 
 
-def test_methods_that_only_show_tensors_and_new_ones_may_be_added(monkeypatch):
+def test_display_methods_may_be_replaced_and_new_methods_added(monkeypatch):
     monkeypatch.setattr(torch.Tensor, "__repr__", lambda self: "tensor")
     monkeypatch.setattr(torch.Tensor, "described", lambda self: "tensor", raising=False)
     assert replaced_function() is None
 
 
 @pytest.mark.parametrize(("key", "found"), [("CPU", "aten::relu"), ("AutogradCPU", "aten::relu")])
-def test_a_kernel_that_computes_numbers_is_found_while_it_is_registered(key, found):
+def test_a_replaced_kernel_is_found_while_it_is_registered(key, found):
     assert replaced_kernel() is None
     library = torch.library.Library("aten", "IMPL")
     library.impl("relu", lambda x: x.clamp(min=0), key)
@@ -46,7 +46,7 @@ def test_a_kernel_that_computes_numbers_is_found_while_it_is_registered(key, fou
     assert replaced_kernel() is None
 
 
-def test_kernels_that_compute_no_numbers_and_operators_of_others_are_passed_over():
+def test_kernels_that_compute_no_values_and_other_operators_are_ignored():
     library = torch.library.Library("dpmodel_tests_originals", "DEF")
     library.define("same(Tensor x) -> Tensor")
     library.impl("same", lambda x: x.clone(), "CPU")

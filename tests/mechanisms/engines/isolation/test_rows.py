@@ -1,4 +1,4 @@
-"""Whatever the shapes, a kernel for the whole batch gives what one example at a time gives, or nothing."""
+"""For any shapes, a kernel for the whole batch gives the results of one example at a time, or refuses."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ from monitors.errors import UnsupportedModuleError
 
 MANY = settings(max_examples=120, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 
-#: Small enough that examples, rows, channels and positions often are equally many, and one is taken for another.
+#: So small that the numbers of examples, rows, channels and positions are often equal, and easily confused.
 SIZES = st.integers(1, 3)
 
-#: What PyTorch raises for shapes that it does not take.
+#: Errors of PyTorch for unsupported shapes.
 ERRORS = (RuntimeError, ValueError, IndexError, AssertionError)
 
 
 def alone(function, *nests):
-    """Results of one example at a time, or the error of the first that has none."""
+    """Results of one example at a time, or the error of the first that fails."""
     return [function(*(value[row : row + 1] for value in nests)) for row in range(len(nests[0]))]
 
 
@@ -47,7 +47,7 @@ def require_alike(function, *nests):
 
 
 @given(st.integers(1, 4), st.none() | st.integers(1, 3), st.booleans())
-def test_rows_of_an_example_lie_side_by_side_and_come_from_it_alone(examples, each, shared):
+def test_rows_of_an_example_are_contiguous_and_come_from_it_alone(examples, each, shared):
     layout, shape = Layout(examples, each), (() if each is None else (each,)) + (2,)
     x = torch.randn(examples, *shape)
     constant = torch.randn(shape)
@@ -67,20 +67,20 @@ def test_rows_of_an_example_lie_side_by_side_and_come_from_it_alone(examples, ea
 
 
 @pytest.mark.parametrize("shape", [(), (3,), (3, 2), (4, 2)])
-def test_values_without_all_the_rows_and_outputs_without_all_of_them_are_refused(shape):
+def test_inputs_and_outputs_without_all_rows_are_refused(shape):
     layout = Layout(4, 2)
 
     def of_one(one):
         layout.gather(torch.zeros(shape))
         return one.sum()
 
-    with pytest.raises(UnsupportedModuleError, match="not one of 2 plain rows"):
+    with pytest.raises(UnsupportedModuleError, match="does not hold 2 plain rows"):
         isolated(of_one, torch.zeros(4, 1))
     with pytest.raises(UnsupportedModuleError, match="one row for each"):
         layout.spread(torch.zeros(shape))
 
 
-def test_tensors_that_run_code_of_their_own_are_not_handed_the_batch():
+def test_tensors_that_run_custom_code_never_receive_the_batch():
     class Own(Tensor):
         pass
 
@@ -119,7 +119,7 @@ def attentions(draw):
 
 @MANY
 @given(attentions(), st.booleans())
-def test_attention_is_that_of_one_example_at_a_time_for_all_shapes(case, learnt):
+def test_attention_equals_that_of_one_example_at_a_time_for_all_shapes(case, learnt):
     size, shapes = case
     constants = {name: torch.randn(shape, requires_grad=learnt) for name, (shape, shared) in _named(shapes) if shared}
     rows = {name: torch.randn(size, *shape) for name, (shape, shared) in _named(shapes) if not shared}
@@ -132,7 +132,7 @@ def test_attention_is_that_of_one_example_at_a_time_for_all_shapes(case, learnt)
     nests = (torch.randn(size, 1), *rows.values())
     require_alike(attend, *nests)
     if shapes["mask"] is not None and len(shapes["mask"][0]) > len(shapes["query"][0]):
-        return  # PyTorch takes some of these, here they are refused
+        return  # PyTorch accepts some of these, but here they are refused
     torch.testing.assert_close(
         _or_none(lambda: attend(*(n[:1] for n in nests))),
         _or_none(lambda: attend(*(n[:1] for n in nests), function=F.scaled_dot_product_attention)),
@@ -154,7 +154,7 @@ def _or_none(call):
 
 @MANY
 @given(SIZES, shapes(5), st.sampled_from([F.max_pool2d, F.max_pool1d]), st.sampled_from([1, 2]), st.booleans())
-def test_pooling_is_that_of_one_example_at_a_time_for_all_shapes(size, shape, function, stride, waits):
+def test_pooling_equals_that_of_one_example_at_a_time_for_all_shapes(size, shape, function, stride, waits):
     def pool(x):
         with PoolFirst(None if waits else frozenset()):
             return function(torch.relu(x.squeeze(0)), 2, stride) * 1.0
@@ -183,7 +183,7 @@ LAYERS = {
 
 
 class Shaped(nn.Module):
-    """A layer that is given an example without the dimension of the batch, whatever shape that has, or a constant."""
+    """A layer that receives an example without a batch dimension, of any shape, or a constant."""
 
     def __init__(self, layer, constant):
         super().__init__()
@@ -206,7 +206,7 @@ def per_example(outputs, y):
 @pytest.mark.parametrize("name", LAYERS)
 @settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(SIZES, SIZES, shapes(5), st.booleans())
-def test_layers_are_those_of_one_example_at_a_time_for_all_shapes(name, size, width, shape, shared):
+def test_layers_equal_those_of_one_example_at_a_time_for_all_shapes(name, size, width, shape, shared):
     torch.manual_seed(0)
     layer = LAYERS[name](width).double()
     network = Shaped(layer, torch.randn(shape).double() if shared else None)

@@ -14,7 +14,7 @@ from mechanisms.units import ClippedUnit
 
 
 class Scaled(nn.Module):
-    """Scales by a number that is drawn once for all examples of a pass."""
+    """Scales by a number drawn once for all examples of a pass."""
 
     def __init__(self, draw):
         super().__init__()
@@ -26,7 +26,7 @@ class Scaled(nn.Module):
 
 
 class Dropped(nn.Module):
-    """Leaves a layer out by a number of torch, as transformers' layerdrop does."""
+    """Skips a layer by a random number of torch, like layerdrop in transformers."""
 
     def __init__(self):
         super().__init__()
@@ -46,12 +46,12 @@ NETWORKS = {
 }
 
 
-#: What a trusted network keeps is not looked for.
+#: State that a trusted network keeps is not checked.
 CASES = [(of, "verified") for of in NETWORKS] + [(of, "trust") for of in NETWORKS if "keeps" not in of]
 
 
 @pytest.mark.parametrize(("of", "isolation"), CASES)
-def test_passes_of_a_step_share_what_is_drawn_once_for_all_examples(of, isolation):
+def test_passes_of_a_step_share_numbers_that_are_drawn_once_for_all_examples(of, isolation):
     engine_type = BookKeepingEngine if of == "torch" else VmapEngine
     engine, clip = engine_type(ClippedUnit(1, 16), physical_batch_size=2), Fixed()
     engine.boundary.isolation = isolation

@@ -8,7 +8,7 @@ from mechanisms.engines.isolation.isolated import isolated
 from mechanisms.engines.isolation.substitutes import shared_draws
 from monitors.errors import UnsupportedModuleError
 
-#: The functions that are replaced, as they were.
+#: The original functions.
 BEFORE = {"empty": torch.empty, "rand": torch.rand, "is_compiling": torch.compiler.is_compiling}
 
 
@@ -27,7 +27,7 @@ ALLOCATES = {
 
 
 @pytest.mark.parametrize("allocate", ALLOCATES.values(), ids=ALLOCATES)
-def test_new_memory_can_be_written_to_for_each_example(allocate):
+def test_new_memory_can_be_written_for_each_example(allocate):
     x = torch.rand(5, 3)
     alone = torch.stack([written(row[None], allocate(row[None])) for row in x])
     assert torch.allclose(isolated(lambda one: written(one, allocate(one)), x), alone)
@@ -39,13 +39,13 @@ def test_each_example_draws_its_own_numbers_in_place(draw):
     assert len(found.unique()) > 1
 
 
-def test_memory_that_examples_share_cannot_be_written_to_as_before():
+def test_memory_that_examples_share_still_cannot_be_written():
     shared = torch.empty(1, 3)
     with pytest.raises(UnsupportedModuleError):
         isolated(lambda one: shared.copy_(one).sum(), torch.rand(5, 3))
 
 
-def test_code_of_other_packages_is_told_that_it_cannot_look_at_numbers():
+def test_is_compiling_is_true_for_other_packages():
     def function(one):
         return one.sum() if torch.compiler.is_compiling() or (one > 0).all() else one.mean()
 
@@ -58,7 +58,7 @@ def left_out(one):
     return one.sum() if torch.rand([]) < 0.5 else one.sum() * 0
 
 
-def test_a_drawn_number_can_decide_for_all_examples_alike():
+def test_a_drawn_number_can_decide_for_all_examples():
     x = torch.rand(5, 3) + 1
     with pytest.raises(UnsupportedModuleError, match="control flow"):
         isolated(left_out, x)
@@ -75,7 +75,7 @@ def test_a_drawn_number_can_decide_for_all_examples_alike():
     assert len(several.unique()) == 5
 
 
-def test_functions_of_torch_are_their_own_outside_of_a_pass_also_after_an_error():
+def test_functions_of_torch_are_restored_after_a_pass_even_after_an_error():
     with pytest.raises(UnsupportedModuleError):
         isolated(lambda one: one.sum() * one.sum().item(), torch.rand(5, 3))
     assert torch.empty is BEFORE["empty"]

@@ -32,10 +32,10 @@ def test_names_of_attributes_are_not_names_of_globals():
     assert "FEATURES" in mentioned_names(by_attribute.__code__)
 
 
-def test_names_that_are_read_or_looked_up_are_found_also_in_inner_functions():
+def test_names_that_are_read_or_looked_up_are_found_even_in_nested_functions():
     assert "FEATURES" in read_names(by_name.__code__)
     assert "FEATURES" in read_names(looked_up.__code__)
 
 
-def test_names_that_are_assigned_are_found_also_in_inner_functions():
+def test_names_that_are_assigned_are_found_even_in_nested_functions():
     assert assigned_names(assigned.__code__) == {"FEATURES", "OTHERS"}

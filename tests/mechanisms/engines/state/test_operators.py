@@ -1,4 +1,4 @@
-"""Operators whose kernels are out of reach are refused by name where they are called."""
+"""Operators with unreachable kernels are refused by name at the call."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ OUT_OF_REACH = [
 
 
 @pytest.mark.parametrize("name", OUT_OF_REACH)
-def test_an_operator_with_a_kernel_out_of_reach_is_refused_by_name(name):
+def test_an_operator_with_an_unreachable_kernel_is_refused_by_name(name):
     packet = getattr(OPERATORS, name)
     for call in (packet, packet.default):
         with pytest.raises(UnprotectedUpdateError, match=f"operators::{name} has"), FollowedOperators():
@@ -60,7 +60,7 @@ def test_a_refusal_that_is_caught_is_raised_at_the_end():
         OPERATORS.by_CPU(torch.ones(2))
 
 
-def test_operators_that_are_followed_and_those_of_packages_are_called():
+def test_reachable_operators_and_those_of_packages_are_called():
     x = torch.ones(2, requires_grad=True)
     with FollowedOperators(), FollowedOperators():
         (
@@ -69,7 +69,7 @@ def test_operators_that_are_followed_and_those_of_packages_are_called():
     assert x.grad.tolist() == [7.0, 7.0]
 
 
-def test_calls_are_as_before_afterwards():
+def test_calls_of_operators_are_restored_afterwards():
     before = OpOverload.__call__, OpOverloadPacket.__call__
     with FollowedOperators():
         assert OpOverload.__call__ is not before[0]

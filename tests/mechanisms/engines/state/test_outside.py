@@ -1,4 +1,4 @@
-"""Writes outside of Python's objects are refused while an example is shown to the network."""
+"""Writes outside Python objects are refused while the network processes an example."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ WRITES = {
     "changes the owner": lambda folder: os.chown(folder / "old", os.getuid(), os.getgid()),
     "renames": lambda folder: os.rename(folder / "old", folder / "other"),
     "removes": lambda folder: os.remove(folder / "old"),
-    "makes the folder": lambda folder: os.mkdir(folder / "folder"),
+    "creates the folder": lambda folder: os.mkdir(folder / "folder"),
     "links": lambda folder: os.symlink(folder / "old", folder / "link"),
     "changes the times": lambda folder: os.utime(folder / "old"),
     "sets the environment variable": lambda folder: os.environ.update(OF_A_TEST="1"),
@@ -98,12 +98,12 @@ HONEST = {
 
 @pytest.mark.parametrize("what", HONEST)
 @pytest.mark.filterwarnings("ignore:once")
-def test_what_writes_nothing_of_the_networks_is_left_alone(what, folder):
+def test_writes_that_cannot_hold_an_example_are_allowed(what, folder):
     with Outside():
         HONEST[what](folder)
 
 
-def test_nothing_is_refused_outside_of_a_pass_or_in_another_thread(folder):
+def test_nothing_is_refused_outside_a_pass_or_in_a_different_thread(folder):
     def write():
         (folder / "thread").write_text("1")
 
@@ -116,7 +116,7 @@ def test_nothing_is_refused_outside_of_a_pass_or_in_another_thread(folder):
 
 
 class Clearing:
-    """Removes a file when nobody refers to it any more, which may be during a pass."""
+    """Removes a file when it is garbage collected, which may be during a pass."""
 
     def __init__(self, path):
         self.path = path
@@ -125,7 +125,7 @@ class Clearing:
         os.remove(self.path)
 
 
-def test_what_is_cleared_up_during_a_pass_is_left_alone(folder):
+def test_cleanup_of_garbage_during_a_pass_is_allowed(folder):
     held = [Clearing(folder / "old")]
     with Outside():
         held.clear()

@@ -48,7 +48,7 @@ class FirstBatch(nn.Module):
 
 
 def alone(network, loss_fn):
-    """Each example by a fresh copy of whatever keeps something."""
+    """Process each example with a fresh copy of the network and the loss."""
     rows = [Batch(X[i : i + 1], Y[i : i + 1]) for i in range(len(Y))]
     return sum(exact_sum(ClippedUnit(1, 6), network(), loss_fn(), row, clip_of()).flat_grad.float() for row in rows)
 
@@ -59,8 +59,8 @@ def linear():
 
 @pytest.mark.parametrize(("network", "loss_fn"), [(linear, RunningMean), (FirstBatch, nn.CrossEntropyLoss)])
 @pytest.mark.parametrize("physical", [None, 2])
-@pytest.mark.parametrize("name", ["auto", *ENGINES.names()])
-def test_nothing_of_an_example_is_there_when_the_next_one_comes(name, physical, network, loss_fn):
+@pytest.mark.parametrize("name", [pytest.param("auto", marks=pytest.mark.slow), *ENGINES.names()])
+def test_no_state_of_an_example_reaches_the_next_one(name, physical, network, loss_fn):
     trained = network()
     fresh = lambda: _copy(network(), trained)  # noqa: E731
     loss = loss_fn()
@@ -96,7 +96,7 @@ class Carrying(nn.Module):
 
 
 @pytest.mark.parametrize("name", [pytest.param("auto", marks=pytest.mark.slow), *ENGINES.names()])
-def test_what_is_carried_out_of_a_pass_is_refused_unless_it_is_trusted(name):
+def test_an_escaped_tensor_is_refused_unless_isolation_is_trusted(name):
     def choose(isolation):
         ELSEWHERE.kept.clear()
         return choose_engine(
@@ -114,7 +114,7 @@ def test_what_is_carried_out_of_a_pass_is_refused_unless_it_is_trusted(name):
 
 
 class Counted(nn.Module):
-    """Weights classes by how often they were seen, counted in place."""
+    """Weights classes by their frequency so far, counted in place."""
 
     def __init__(self):
         super().__init__()
@@ -126,7 +126,7 @@ class Counted(nn.Module):
         return losses if self.reduction == "none" else losses.mean()
 
 
-def test_what_is_written_into_a_tensor_of_the_loss_is_put_back_after_each_example():
+def test_a_tensor_of_the_loss_is_restored_after_each_example():
     network, loss = linear(), Counted()
     engine = choose_engine("auto", network, loss, ClippedUnit(1, 6), Batch(X[:4], Y[:4])).engine
     found = engine.clipped_sum(network, loss, Batch(X, Y), clip_of())
@@ -135,7 +135,7 @@ def test_what_is_written_into_a_tensor_of_the_loss_is_put_back_after_each_exampl
     assert torch.equal(loss.state["counts"], torch.ones(3))
 
 
-def test_views_of_the_batch_and_what_is_written_into_old_tensors_are_escapes():
+def test_views_of_the_batch_and_writes_into_old_tensors_are_escapes():
     x, kept, old = torch.ones(4, 3), [], torch.zeros(3)
     with Escapes([x]) as escapes:
         kept.append(x[1:])
@@ -152,11 +152,11 @@ def test_views_of_the_batch_and_what_is_written_into_old_tensors_are_escapes():
 
 
 @pytest.mark.slow
-def test_state_beyond_what_can_be_compared_is_refused():
+def test_too_much_state_is_refused():
     network = nn.Linear(4, 3)
     network.bank = [[number] for number in range(60_000)]
-    with pytest.raises(UnsupportedModuleError, match="cannot be followed"):
+    with pytest.raises(UnsupportedModuleError, match="too much to check after each pass"):
         choose_engine("auto", network, nn.CrossEntropyLoss(), ClippedUnit(1, 6), Batch(X[:4], Y[:4]))
     engine = ENGINES.create("loop", ClippedUnit(1, 6))
-    with pytest.raises(UnprotectedUpdateError, match="cannot be followed"):
+    with pytest.raises(UnprotectedUpdateError, match="too much to check after each pass"):
         engine.clipped_sum(network, nn.CrossEntropyLoss(), Batch(X, Y), clip_of())

@@ -96,7 +96,7 @@ CHANGES = {
 
 @pytest.mark.parametrize("change", CHANGES)
 @pytest.mark.parametrize("by_value", [False, True])
-def test_what_has_changed_is_named_and_put_back(change, by_value):
+def test_changed_state_is_named_and_restored(change, by_value):
     network = Keeping()
     state = PythonState(network, by_value=by_value or change == "array")
     before = {key: repr(value) for key, value in vars(network).items()}
@@ -122,7 +122,7 @@ def test_writes_to_data_are_found_by_value():
 @pytest.mark.parametrize(
     "numbers", [np.ma.masked, np.ma.masked_array([1.0, 2.0], [True, False])], ids=["constant", "array"]
 )
-def test_masked_arrays_are_compared_and_left_as_they_are(numbers):
+def test_masked_arrays_are_compared_without_changing_them(numbers):
     network = Keeping()
     network.numbers = numbers
     state = PythonState(network, by_value=True)
@@ -135,7 +135,7 @@ def test_masked_arrays_are_compared_and_left_as_they_are(numbers):
 
 
 @pytest.mark.parametrize("folder", ["site-packages", "dist-packages"])
-def test_packages_that_are_installed_elsewhere_are_not_followed(folder, tmp_path, monkeypatch):
+def test_packages_installed_elsewhere_are_not_followed(folder, tmp_path, monkeypatch):
     (tmp_path / folder).mkdir()
     (tmp_path / folder / "installed_elsewhere.py").write_text(
         "seen = []\ndef loss(outputs, targets):\n    seen.append(1)\n    return outputs.sum()\n"
@@ -158,14 +158,14 @@ def test_closures_defaults_and_attributes_of_a_function_are_followed():
     assert all(cell.cell_contents in ([], 0.0, loss) for cell in loss.__closure__)
 
 
-def test_globals_that_a_function_names_and_caches_are_followed():
+def test_globals_that_a_function_mentions_and_caches_are_followed():
     state = PythonState(in_globals)
     in_globals(torch.ones(2), None)
     assert {"SEEN", "MEAN"} <= set(state.restore())
     assert (SEEN, MEAN, cached.cache_info().currsize) == ([], 0.0, 0)
 
 
-def test_a_value_that_is_equal_but_another_object_is_no_change_worth_a_name():
+def test_an_equal_but_different_object_is_not_reported_as_a_change():
     network = Keeping()
     network.calls = 10**6
     state = PythonState(network)
@@ -173,7 +173,7 @@ def test_a_value_that_is_equal_but_another_object_is_no_change_worth_a_name():
     assert state.restore() == []
 
 
-def test_parameters_and_buffers_are_left_alone_and_data_sets_where_no_numbers_are_seen():
+def test_parameters_and_buffers_are_ignored_and_so_are_data_sets_unless_by_value():
     network = Keeping()
     network.data = torch.utils.data.TensorDataset(torch.zeros(3))
     state = PythonState(network, by_value=True)
@@ -188,7 +188,7 @@ def test_parameters_and_buffers_are_left_alone_and_data_sets_where_no_numbers_ar
     assert state.restore() == []
 
 
-def test_too_much_to_be_followed_is_said():
+def test_state_that_is_too_large_to_follow_is_reported():
     network = Keeping()
     network.objects = [[number] for number in range(60_000)]
     assert not PythonState(network).complete
@@ -198,7 +198,7 @@ def test_too_much_to_be_followed_is_said():
     assert PythonState(Keeping()).complete
 
 
-def test_a_running_generator_is_named_where_numbers_could_be_sent_to_it():
+def test_a_running_generator_is_named_if_values_can_be_read():
     network = Keeping()
     network.means = (number for number in range(3))
     assert PythonState(network, by_value=True).unfollowed == ["Keeping.means"]
@@ -231,7 +231,7 @@ NUMBERS = {
 
 
 @pytest.mark.parametrize("change", NUMBERS)
-def test_whatever_can_hold_a_number_is_put_back_where_numbers_are_seen(change):
+def test_everything_that_can_hold_a_value_is_restored_by_value(change):
     network = Keeping()
     network.slot, network.square = LateSlot(), torch.eye(2)
     network.function = lambda x, factor=1: x
@@ -243,14 +243,14 @@ def test_whatever_can_hold_a_number_is_put_back_where_numbers_are_seen(change):
     assert not state.kept
 
 
-def test_names_that_are_first_assigned_in_a_pass_are_gone_after_it():
+def test_names_first_assigned_in_a_pass_are_deleted_after_it():
     state = PythonState(assigning, by_value=True)
     assigning(torch.ones(2), None)
     assert state.restore() == ["FIRST_ASSIGNED_IN_A_PASS"]
     assert "FIRST_ASSIGNED_IN_A_PASS" not in globals()
 
 
-def test_an_iterator_that_has_moved_is_named():
+def test_an_advanced_iterator_is_named():
     network = Keeping()
     network.count = itertools.count()
     state = PythonState(network, by_value=True)
@@ -282,7 +282,7 @@ def test_new_names_of_modules_and_attributes_of_their_functions_are_deleted():
     assert not hasattr(F.relu, "new_in_a_pass")
 
 
-def test_modules_that_are_imported_late_and_registries_of_warnings_are_left():
+def test_late_imports_and_warning_registries_are_kept():
     names = {"known": 1}
     held = NewNames("", names)
     names.update(itertools=itertools, __warningregistry__={}, new=2)
@@ -294,7 +294,7 @@ def test_modules_that_are_imported_late_and_registries_of_warnings_are_left():
     assert not held.is_current()
 
 
-def test_functions_that_packages_load_late_are_left():
+def test_functions_that_packages_load_late_are_kept():
     names = {"known": 1}
     held = NewNames("package", names, (type(keeping_in_names),))
     names.update(late=keeping_in_names, new=2)

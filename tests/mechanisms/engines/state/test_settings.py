@@ -1,4 +1,4 @@
-"""Settings of the process are put back."""
+"""Process settings are restored."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ CHANGES = {
 
 
 @pytest.mark.parametrize("what", CHANGES)
-def test_a_setting_is_put_back(what):
+def test_a_setting_is_restored(what):
     settings = process_settings()
     CHANGES[what]()
     names = [name for holder in settings if not holder.is_current() for name in holder.put_back()]
@@ -41,14 +41,14 @@ def test_a_setting_is_put_back(what):
 
 
 @pytest.mark.skipif(not torch.set_flush_denormal(False), reason="this processor does not flush small numbers")
-def test_flushing_of_small_numbers_is_put_back():
+def test_flushing_of_denormal_numbers_is_restored():
     settings = process_settings()
     torch.set_flush_denormal(True)
     assert [holder.put_back() for holder in settings if not holder.is_current()] == [["flushing of small numbers"]]
     assert float(torch.tensor([1e-41]) * 1.0) > 0
 
 
-def test_settings_that_nothing_has_changed_are_current():
+def test_unchanged_settings_are_current():
     with warnings.catch_warnings(), np.errstate(all="ignore"):
         warnings.simplefilter("ignore")
         settings = process_settings()
@@ -58,7 +58,7 @@ def test_settings_that_nothing_has_changed_are_current():
 
 
 @pytest.mark.parametrize("by_value", [False, True])
-def test_hooks_of_all_modules_and_what_they_keep_are_put_back(by_value):
+def test_global_module_hooks_and_their_state_are_restored(by_value):
     kept = {"calls": 0}
     handle = register_module_forward_hook(lambda module, inputs, output: kept.update(calls=1))
     try:

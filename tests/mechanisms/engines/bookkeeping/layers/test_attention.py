@@ -1,4 +1,4 @@
-"""What fused attention is handed: tensors of all examples that say themselves whether they require a gradient.
+"""Fused attention receives tensors of all examples, which know whether they require a gradient.
 
 On a GPU the kernel keeps the logarithms of its sums, which its backward pass needs, only where queries, keys or values
 say so. The tensor of one example under ``torch.func.vmap`` never does, and the backward pass then fails with "LSE is
@@ -17,7 +17,9 @@ from torch.overrides import TorchFunctionMode
 from torchvision.models.vision_transformer import VisionTransformer
 
 from mechanisms.engines import Batch, BookKeepingEngine, LoopEngine
+from mechanisms.engines.bookkeeping.call_modes import ByExample
 from mechanisms.engines.bookkeeping.pool_first import PoolFirst
+from mechanisms.engines.bookkeeping.sites import find_sites
 from mechanisms.engines.isolation.isolated import isolated
 from mechanisms.units import ClippedUnit
 
@@ -25,13 +27,13 @@ _functorch = torch._C._functorch
 
 
 def would_keep_its_sums(query, key, value):
-    """The question that torch asks before it launches the fused kernel."""
+    """The condition that torch tests before it launches the fused kernel."""
     plain = not any(map(_functorch.is_functorch_wrapped_tensor, (query, key, value)))
     return plain and torch.is_grad_enabled() and any(part.requires_grad for part in (query, key, value))
 
 
 class Watched(TorchFunctionMode):
-    """Answers of ``would_keep_its_sums``, and layouts of the gradients that attention gets back."""
+    """Results of ``would_keep_its_sums``, and layouts of the gradients that attention receives."""
 
     def __init__(self):
         super().__init__()
@@ -60,7 +62,7 @@ class OwnAttention(nn.Module):
 
 def vision_transformer():
     network = VisionTransformer(16, 4, 2, 4, 16, 32, num_classes=3)
-    nn.init.normal_(network.heads.head.weight, std=0.1)  # torchvision's head begins at zero, where no gradient passes
+    nn.init.normal_(network.heads.head.weight, std=0.1)  # torchvision's head starts at zero, which blocks the gradient
     return network
 
 
@@ -72,7 +74,7 @@ CASES = {
 
 
 class Encoder(nn.Module):
-    """Longer than the attention of a CPU that is our own."""
+    """Sequences too long for ``short_self_attention``."""
 
     def __init__(self, length):
         super().__init__()
@@ -91,7 +93,7 @@ def test_fused_attention_sees_the_rows_of_all_examples(case, clip, monkeypatch):
     network, x, y, unit = make(), torch.randn(4, *shape), torch.arange(4) % 3, ClippedUnit(1, 4)
     engine, batch = BookKeepingEngine(unit), Batch(x, y)
     engine.clipped_sum(network, nn.CrossEntropyLoss(), batch, clip)  # with its trial passes
-    # What a mode may not see in a training is what this test is about.
+    # This test must see what modes may not see in training.
     monkeypatch.setattr("mechanisms.engines.modes._is_ours", lambda mode: True)
     monkeypatch.setattr(torch._C, "DisableTorchFunction", nullcontext)
     with Watched() as watched:
@@ -107,7 +109,7 @@ def test_fused_attention_sees_the_rows_of_all_examples(case, clip, monkeypatch):
         assert 0 not in stride
 
 
-def test_the_attention_inside_of_a_layers_function_sees_the_rows_too(monkeypatch):
+def test_attention_inside_a_layers_function_sees_the_rows_of_all_examples(monkeypatch):
     layer, kept, original = nn.MultiheadAttention(8, 2, batch_first=True), [], F.scaled_dot_product_attention
 
     def noted(*args, **kwargs):
@@ -118,10 +120,56 @@ def test_the_attention_inside_of_a_layers_function_sees_the_rows_too(monkeypatch
     x = torch.randn(3, 5, 8, requires_grad=True)
     expected = layer(x, x, x, need_weights=False)[0]
     monkeypatch.setattr(F, "scaled_dot_product_attention", noted)
-    monkeypatch.setattr("mechanisms.engines.isolation.guards.replaced_function", lambda: None)  # it would be refused
+    monkeypatch.setattr(
+        "mechanisms.engines.isolation.guards.replaced_function", lambda: None
+    )  # which would refuse the patch
     with PoolFirst():
         found = isolated(lambda one: layer(one, one, one, need_weights=False)[0], x).squeeze(1)
     assert kept == [True]
     assert F.scaled_dot_product_attention is noted
     assert torch.allclose(found, expected, atol=1e-6)
     assert torch.allclose(*(torch.autograd.grad(out.square().sum(), x)[0] for out in (found, expected)), atol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"batch_first": True}, {"bias": False}, {"add_bias_kv": True}, {"kdim": 8, "vdim": 8, "bias": False}],
+    ids=str,
+)
+@pytest.mark.parametrize("crossed", [False, True])
+def test_attention_is_exact_with_masks_and_weights(assert_exact, options, crossed, dtype):
+    class Attentive(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.lift, self.attention = nn.Linear(5, 8), nn.MultiheadAttention(8, 2, **options)
+            self.head, self.first = nn.Linear(8, 3), options.get("batch_first", False)
+
+        def forward(self, x):
+            h = self.lift(x if self.first else x.transpose(0, 1))
+            causal = torch.ones(6, 6, dtype=torch.bool).triu(1)
+            padding = torch.zeros(len(x), 6, dtype=torch.bool)
+            padding[:, -1] = True
+            other = h.tanh() if crossed else h
+            mixed, weights = self.attention(h, other, other, padding, self.first, causal)
+            extra = 0 if weights is None else weights.square().sum((1, 2)).unsqueeze(1)
+            return self.head(mixed.mean(1 if self.first else 0)) + extra * torch.arange(3)
+
+    if "add_bias_kv" in options:  # rare options, which run example by example
+        sites = {site.name: site.how for site in find_sites(Attentive())}
+        assert isinstance(sites["attention"], ByExample)
+    assert_exact(Attentive().to(dtype), torch.randn(4, 6, 5, dtype=dtype), torch.randint(0, 3, (4,)))
+
+
+def test_a_transformer_encoder_with_learnt_positions_is_exact(assert_exact):
+    class Encoder(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.tokens, self.positions = nn.Embedding(20, 8), nn.Embedding(7, 8)
+            self.core = nn.TransformerEncoderLayer(8, 2, 16, dropout=0.0, batch_first=True)
+            self.head = nn.Linear(8, 3)
+
+        def forward(self, x):
+            return self.head(self.core(self.tokens(x) + self.positions(torch.arange(x.shape[1]))).mean(1))
+
+    assert_exact(Encoder(), torch.randint(0, 20, (5, 7)), torch.randint(0, 3, (5,)))

@@ -1,4 +1,4 @@
-"""Fused attention under book-keeping on a GPU: the backward kernels ask for layouts that the CPU never asks for."""
+"""Fused attention under book-keeping on a GPU: the backward kernels require layouts that the CPU never requires."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ ERRORS = {"fp32": 1e-2, "bf16": 0.2}
 
 
 class Decoder(nn.Module):
-    """Encoder layers under a causal mask, a padding mask or both; GPT-2's width, few layers and words."""
+    """Encoder layers with a causal mask, a padding mask or both; GPT-2's width, few layers and words."""
 
     def __init__(self, causal=True, padded=False, width=768, heads=12, layers=1, norm_first=True):
         super().__init__()
@@ -38,7 +38,7 @@ class Decoder(nn.Module):
 
     def forward(self, tokens):
         hidden, length = self.tokens(tokens), tokens.shape[1]
-        like = {"device": hidden.device, "dtype": hidden.dtype}  # torch leaves masks of other types out at times
+        like = {"device": hidden.device, "dtype": hidden.dtype}  # torch sometimes ignores masks of other types
         mask = nn.Transformer.generate_square_subsequent_mask(length, **like) if self.causal else None
         padding = torch.zeros(tokens.shape, **like).masked_fill(tokens == 0, float("-inf")) if self.padded else None
         hidden = self.layers(hidden, mask=mask, src_key_padding_mask=padding, is_causal=self.causal)
@@ -90,14 +90,14 @@ CASES = {
 def drawn(case, count):
     make, inputs = CASES[case]
     network = make()
-    for value in network.parameters():  # torchvision's head begins at zero, where no gradient passes
+    for value in network.parameters():  # torchvision's head starts at zero, which blocks the gradient
         if not value.any():
             nn.init.normal_(value, std=0.05)
     return network.to(DEVICE), inputs(count).to(DEVICE), (torch.arange(count) % CLASSES).to(DEVICE)
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_book_keeping_gives_the_loop_s_numbers_and_is_what_auto_chooses(case, clip):
+def test_book_keeping_matches_the_loop_and_auto_chooses_it(case, clip):
     loss_fn = nn.CrossEntropyLoss()
     for count, precision in ((1, "fp32"), (5, "fp32"), (5, "bf16")):
         network, x, y = drawn(case, count)
@@ -112,7 +112,7 @@ def test_book_keeping_gives_the_loop_s_numbers_and_is_what_auto_chooses(case, cl
     assert choice.engine.name == "bookkeeping", choice.reason
 
 
-def test_a_frozen_attention_layer_between_trained_ones_passes_its_gradient_on(clip):
+def test_a_frozen_attention_layer_between_trained_ones_propagates_gradients(clip):
     network, x, y = drawn("encoder, 67 tokens, padded, post-norm", 4)
     for layer in network.modules():
         if isinstance(layer, nn.MultiheadAttention):

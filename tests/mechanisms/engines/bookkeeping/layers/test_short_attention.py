@@ -33,25 +33,25 @@ def assert_as_the_library(packed, heads, mask=None):
 
 @given(st.integers(1, 4), st.integers(1, 9), st.integers(1, 3), st.integers(1, 5), st.booleans())
 @settings(max_examples=60, deadline=None)
-def test_it_is_the_librarys_attention_for_all_shapes(size, positions, heads, width, masked):
+def test_short_attention_equals_the_librarys_attention_for_all_shapes(size, positions, heads, width, masked):
     torch.manual_seed(size + 10 * positions + 100 * heads + 1000 * width)
     packed = torch.randn(size, positions, 3 * heads * width, dtype=torch.float64)
     mask = torch.randn(size, 1, positions, positions, dtype=torch.float64) if masked else None
     assert_as_the_library(packed, heads, mask)
 
 
-def test_inputs_with_their_sequence_first_are_taken_as_they_lie():
+def test_sequence_first_inputs_are_accepted():
     assert_as_the_library(torch.randn(7, 3, 24, dtype=torch.float64).transpose(0, 1), 2)
 
 
 @pytest.mark.parametrize("shape", [(5, 5), (3, 1, 5, 5), (3, 2, 5, 5), (3, 1, 1, 5)])
-def test_hidden_positions_count_nothing_and_blind_queries_give_zeros(shape):
+def test_masked_positions_do_not_count_and_fully_masked_queries_give_zeros(shape):
     mask = torch.zeros(shape, dtype=torch.float64).masked_fill_(torch.rand(shape) < 0.5, -math.inf)
     mask[..., -1, :] = -math.inf
     assert_as_the_library(torch.randn(3, 5, 24, dtype=torch.float64), 2, mask)
 
 
-def test_a_broken_example_stays_alone():
+def test_a_non_finite_example_does_not_affect_others():
     packed = torch.randn(3, 5, 24)
     broken = packed.clone()
     broken[1, 2] = math.nan
@@ -60,7 +60,7 @@ def test_a_broken_example_stays_alone():
     assert other[1].isnan().any()
 
 
-def test_it_is_left_to_the_library_where_that_is_faster_or_more_exact():
+def test_the_library_is_used_where_it_is_faster_or_more_exact():
     packed = torch.zeros(2, 6, 12)
     assert is_short(packed, None)
     assert is_short(packed.double(), torch.zeros(6, 6))
@@ -73,7 +73,7 @@ def test_it_is_left_to_the_library_where_that_is_faster_or_more_exact():
 
 
 @pytest.mark.parametrize(("dropout", "used"), [(0.0, True), (0.1, False)])
-def test_an_encoder_uses_it_unless_weights_are_dropped(monkeypatch, dropout, used):
+def test_an_encoder_uses_short_attention_unless_weights_are_dropped(monkeypatch, dropout, used):
     calls = []
 
     def counted(*args):
