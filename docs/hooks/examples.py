@@ -1,4 +1,4 @@
-"""Griffe extension: reads the section ``Example:`` of a docstring as ``Examples:``, so that its doctests become code."""
+"""Griffe extension: reads the section ``Example:`` of a docstring as ``Examples:``, so that doctests become code."""
 
 from __future__ import annotations
 
