@@ -1,6 +1,9 @@
 """The documentation: every setting is described, every snippet is real, every link leads somewhere."""
 
+import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -20,6 +23,10 @@ PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").r
 SESSIONS = [ROOT / "docs" / name for name in ("index.md", "concepts.md", "from_opacus.md")]
 SESSIONS += [page for page in sorted((ROOT / "docs" / "howto").glob("*.md")) if "```python" in page.read_text()]
 SESSIONS += [pytest.param(ROOT / "docs" / "quickstart.md", marks=pytest.mark.slow)]  # two epochs of MNIST
+
+
+#: Pages whose blocks speak of names that the reader has: each runs in a process of its own, see ``page_session.py``.
+LONG = [ROOT / "docs" / f"{name}.md" for name in ("guide", "accounting", "comparing", "extending", "performance")]
 
 
 def _place(page):
@@ -78,6 +85,27 @@ def test_python_on_a_page_runs_in_order_and_prints_what_it_says(page, tmp_path, 
         exec(compile(snippet, page.name, "exec"), names)
         printed, stated = capsys.readouterr().out.splitlines(), _stated_output(snippet)
         assert [line for line in printed if line in stated] == stated
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("page", LONG, ids=_place)
+def test_python_on_a_long_page_runs_with_names_of_the_readers_own(page, tmp_path):
+    command = [sys.executable, str(ROOT / "tests" / "page_session.py"), str(page)]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.endswith(f"{len(_snippets(page, 'python'))} blocks ran\n")
+
+
+def test_all_python_in_the_documentation_is_run():
+    run = {*LONG, ROOT / "README.md", *(getattr(page, "values", (page,))[0] for page in SESSIONS)}
+    assert not {_place(page) for page in PAGES if _snippets(page, "python")} - {_place(page) for page in run}
+
+
+@pytest.mark.slow
+def test_the_training_of_the_readme_runs(capsys):
+    exec(_python("README.md", "max_eps").replace("epochs=10", "epochs=1"), {})
+    assert float(re.findall(r"^epsilon ([\d.]+) at delta 1e-05", capsys.readouterr().out, flags=re.MULTILINE)[-1]) < 3.0
 
 
 def _python(page, phrase):
