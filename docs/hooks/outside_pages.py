@@ -15,7 +15,7 @@ from mkdocs.structure.files import File
 
 #: Pages outside ``docs/`` that are in the navigation.
 NAVIGATION = ("CHANGELOG.md", "CONTRIBUTING.md")
-#: Where a file of the repository stands in the site, if not under its own path.
+# A link to a file, not to another server or within the page: before the target, the target, after it.
 _LINK = re.compile(r"(\]\()([^)#\s:]+)((?:#[^)\s]*)?\))")
 _FENCED = re.compile(r"(^```.*?^```\s*?$)", flags=re.DOTALL | re.MULTILINE)
 _LIST_AFTER_TEXT = re.compile(r"^((?!\s*[-*|>#]|\s*\d+\. )\S.*)\n(?=(?:- |\d+\. ))", flags=re.MULTILINE)
@@ -29,7 +29,7 @@ def on_files(files: Any, config: Any) -> Any:
     seen = set()
     while pending:
         place, path = pending.pop()
-        if place in seen or not path.is_file():
+        if place in seen or place.startswith("..") or not path.is_file():
             continue
         seen.add(place)
         if not place.startswith(f"{docs}/"):
