@@ -1,6 +1,9 @@
 """The documentation: every setting is described, every snippet is real, every link leads somewhere."""
 
+import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -15,7 +18,20 @@ from monitors import GaussianEvent, Ledger, PoissonSampledEvent, RDPAccountant, 
 
 ROOT = Path(__file__).parents[1]
 BESIDE_THE_CONFIGS = str(ROOT / "configs" / "snippet.yaml")
-PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
+#: Pages whose blocks run one after the other in one session, as a reader would type them.
+SESSIONS = [ROOT / "docs" / name for name in ("index.md", "quickstart.md", "concepts.md", "from_opacus.md")]
+SESSIONS += [page for page in sorted((ROOT / "docs" / "howto").glob("*.md")) if "```python" in page.read_text()]
+_SLOW = [ROOT / "docs" / "quickstart.md", ROOT / "docs" / "howto" / "compare.md"]  # MNIST; worker processes
+SESSIONS = [pytest.param(page, marks=pytest.mark.slow) if page in _SLOW else page for page in SESSIONS]
+
+
+#: Pages whose blocks speak of names that the reader has: each runs in a process of its own, see ``page_session.py``.
+LONG = [ROOT / "docs" / f"{name}.md" for name in ("guide", "accounting", "comparing", "extending", "performance")]
+
+
+def _place(page):
+    return str(page.relative_to(ROOT))
 
 
 def _settings(model: type[BaseModel]):
@@ -35,7 +51,7 @@ def _snippets(page, language):
     return re.findall(rf"```{language}\n(.*?)```", page.read_text(), flags=re.DOTALL)
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+@pytest.mark.parametrize("page", PAGES, ids=_place)
 def test_configurations_in_the_documentation_are_valid(page):
     for snippet in _snippets(page, "yaml"):
         values = read_yaml(snippet, page.name).values
@@ -47,12 +63,50 @@ def test_configurations_in_the_documentation_are_valid(page):
             make_config(values)
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+@pytest.mark.parametrize("page", PAGES, ids=_place)
 def test_python_in_the_documentation_compiles_and_its_imports_exist(page):
     for snippet in _snippets(page, "python"):
         compile(snippet, page.name, "exec")
         for statement in re.findall(r"^from .+ import .+$|^import .+$", snippet, flags=re.MULTILINE):
             exec(statement, {})
+
+
+def _stated_output(snippet):
+    """What a block says that it prints: comments behind its ``print`` calls, or the comments that end it."""
+    lines = snippet.rstrip().splitlines()
+    start = next((number for number in range(len(lines), 0, -1) if not lines[number - 1].startswith("# ")), 0)
+    return [line[2:] for line in lines[start:]] or re.findall(r"^print\(.*\)  # (.+)$", snippet, flags=re.MULTILINE)
+
+
+@pytest.mark.parametrize("page", SESSIONS, ids=_place)
+def test_python_on_a_page_runs_in_order_and_prints_what_it_says(page, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    names = {"__name__": __name__}
+    for snippet in _snippets(page, "python"):
+        exec(compile(snippet, page.name, "exec"), names)
+        printed, stated = capsys.readouterr().out.splitlines(), _stated_output(snippet)
+        assert [line for line in printed if line in stated] == stated
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("page", LONG, ids=_place)
+def test_python_on_a_long_page_runs_with_names_of_the_readers_own(page, tmp_path):
+    command = [sys.executable, str(ROOT / "tests" / "page_session.py"), str(page)]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.endswith(f"{len(_snippets(page, 'python'))} blocks ran\n")
+
+
+def test_all_python_in_the_documentation_is_run():
+    run = {*LONG, ROOT / "README.md", *(getattr(page, "values", (page,))[0] for page in SESSIONS)}
+    assert not {_place(page) for page in PAGES if _snippets(page, "python")} - {_place(page) for page in run}
+
+
+@pytest.mark.slow
+def test_the_training_of_the_readme_runs(capsys):
+    exec(_python("README.md", "max_eps").replace("epochs=10", "epochs=1"), {})
+    assert float(re.findall(r"^epsilon ([\d.]+) at delta 1e-05", capsys.readouterr().out, flags=re.MULTILINE)[-1]) < 3.0
 
 
 def _python(page, phrase):
@@ -259,7 +313,7 @@ def test_every_callback_is_in_the_reference():
     assert all(f"`{name}`" in listed for name in own)
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+@pytest.mark.parametrize("page", PAGES, ids=_place)
 def test_links_to_files_and_to_their_headings_lead_somewhere(page):
     for target, heading in re.findall(r"\]\(([^)#]*)#?([^)]*)\)", page.read_text()):
         if not target.startswith("http"):
@@ -274,7 +328,7 @@ def _headings(page):
     return {*named, *(re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-") for title in titles)}
 
 
-@pytest.mark.parametrize("page", [*PAGES, ROOT / ".ci" / "run"], ids=lambda page: page.name)
+@pytest.mark.parametrize("page", [*PAGES, ROOT / ".ci" / "run"], ids=_place)
 def test_commands_in_the_documentation_name_options_that_exist(page, capsys):
     from dpmodel.cli.application import app, run
 
