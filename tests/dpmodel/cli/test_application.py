@@ -33,7 +33,7 @@ def raising(monkeypatch):
         (ConfigError("a.yaml:3: wrong"), BAD_USAGE, "dpmodel: error: a.yaml:3: wrong"),
         (BudgetExceededError("spent"), FAILED, "dpmodel: error: spent"),
         (FileNotFoundError("gone"), FAILED, "dpmodel: error: gone"),
-        (KeyError("x"), FAILED, "KeyError: 'x' (this is a fault in dpmodel"),
+        (KeyError("x"), FAILED, "KeyError: 'x' (this is a bug in dpmodel"),
     ],
 )
 def test_an_error_is_one_message_and_an_exit_code(raising, capsys, error, code, words):
@@ -85,7 +85,7 @@ def test_help_paragraphs_end_their_lines_where_the_terminal_does(command, monkey
     monkeypatch.setenv("COLUMNS", "80")
     _, text, _ = command("train", "--help")
     lines = [line.strip() for line in text.splitlines()]
-    assert "(JSON and plain words), the history, the weights and the training curve." in lines
+    assert "(as JSON and in words), the history, the weights and the training curve." in lines
 
 
 def test_a_terminal_that_cannot_show_a_character_ends_no_command(monkeypatch):

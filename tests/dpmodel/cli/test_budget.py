@@ -112,7 +112,7 @@ def test_a_picture_of_an_unknown_format_is_refused(command, tmp_path):
     code, _, error = command(*question)
     assert code == 2
     assert "--plot: a picture is saved as .png, .svg, .pdf, got" in error
-    assert "fault in dpmodel" not in error
+    assert "bug in dpmodel" not in error
 
 
 def test_options_change_what_a_configuration_says(command):
@@ -152,8 +152,8 @@ def test_style_and_size_reach_the_picture(command, tmp_path):
     [
         (["--plot", "epsilon.png", "--style", "drak"], "did you mean 'dark'"),
         (["--plot", "epsilon.png", "--size", "340"], "from 2.5 to 40, got 340"),
-        (["--size", "3.4"], "describe the picture of --plot; add --plot epsilon.png"),
-        (["--style", "dark"], "describe the picture of --plot; add --plot epsilon.png"),
+        (["--size", "3.4"], "apply to the figure of --plot; add --plot epsilon.png"),
+        (["--style", "dark"], "apply to the figure of --plot; add --plot epsilon.png"),
     ],
 )
 def test_a_picture_that_cannot_be_drawn_is_refused_with_the_reason(command, options, words):
@@ -183,8 +183,8 @@ def test_a_picture_that_cannot_be_drawn_is_refused_with_the_reason(command, opti
             "batch_size=256 is larger than the data set of 100",
         ),
         (["-n", "0", "-b", "256", "-e", "1", "--noise-multiplier", "1"], "num_examples"),
-        (["-b", "256", "-e", "1", "--noise-multiplier", "1"], "a plan needs --num-examples (-n); see"),
-        ([], "a plan needs --num-examples (-n), --batch-size, --epochs, --noise-multiplier or --target-epsilon; see"),
+        (["-b", "256", "-e", "1", "--noise-multiplier", "1"], "options are required: --num-examples (-n); see"),
+        ([], "options are required: --num-examples (-n), --batch-size, --epochs, --noise-multiplier or --target-epsilon; see"),
         ([*MNIST, "-e", "1", "--noise-multiplier", "1", "--accountant", "rpd"], "did you mean 'rdp'"),
         (
             [*MNIST, "-e", "1", "--noise-multiplier", "1", "--micro-batches", "7"],
@@ -293,7 +293,7 @@ def test_two_statements_of_the_length_contradict_each_other(command):
     code, _, error = command("budget", *MNIST, "-e", "3", "--noise-multiplier", "1", "--max-epsilon", "3")
     assert code == 2
     words = " ".join(error.replace("│", " ").split())
-    assert "--max-epsilon 3 asks for the number of epochs, and --epochs 3 states it" in words
+    assert "--max-epsilon 3 asks for the number of epochs, but --epochs 3 already sets it" in words
 
 
 @pytest.mark.parametrize("sampling", ["poisson", "shuffle"])

@@ -66,7 +66,7 @@ def test_a_dry_run_solves_and_trains_nothing(file, tmp_path, capsys):
         ({"variants": [{"name": "a"}, {"name": "b", "set": {"privacy.norm": 1}}]}, [], "unknown key 'privacy.norm'"),
         ({}, ["--epsilon", "-1"], "target.epsilon must be a positive finite number"),
         ({}, ["--set", "training.epoch=2"], "did you mean 'epochs'"),
-        ({}, ["--seeds", "one"], "whole numbers"),
+        ({}, ["--seeds", "one"], "integers separated by commas"),
     ],
 )
 def test_bad_input_ends_with_code_2_before_anything_is_written(tmp_path, capsys, change, options, message):

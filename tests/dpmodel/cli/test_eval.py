@@ -113,7 +113,7 @@ def test_a_training_that_was_broken_off_says_where(command, tiny, tmp_path):
 def test_a_killed_training_is_measured_at_its_last_whole_epoch_and_says_so(command, trained):
     (trained / "privacy_report.json").unlink()
     (trained / "history.csv").write_text("epoch,step\n1,10\n")
-    assert "stopped at step 10 of 20 (under way, or killed)" in " ".join(command("eval", trained)[1].split())
+    assert "stopped at step 10 of 20 (still running, or killed)" in " ".join(command("eval", trained)[1].split())
 
 
 def test_the_report_of_an_earlier_part_of_the_training_is_not_taken_for_that_of_the_whole(command, trained):

@@ -109,7 +109,7 @@ def test_the_steps_that_a_broken_off_run_is_charged_for_are_drawn(runs, tmp_path
 
 def test_several_runs_share_the_figures(runs, tmp_path, capsys):
     assert run(["plot", str(runs / "quiet"), str(runs / "loud"), "-o", str(tmp_path)]) == 0
-    assert "drawn:" in capsys.readouterr().out
+    assert "figure:" in capsys.readouterr().out
     assert {"training_curve_quiet.png", "training_curve_loud.png"} <= {path.name for path in tmp_path.iterdir()}
 
 

@@ -27,7 +27,7 @@ FILES = {
     "test_data.json",
     "training_curve.png",
 }
-#: There while a training is under way or broken off.
+#: There while a training runs or after it was interrupted.
 STATE = {"training_state.safetensors", "releases.jsonl"}
 
 
@@ -344,7 +344,7 @@ def test_an_interrupt_finishes_the_step_and_writes_everything(tiny, tmp_path, nu
     assert process.returncode == 1
     assert f"interrupted ({number.name})" in text
     assert {path.name for path in out.iterdir()} == (FILES - {"training_curve.png"}) | STATE
-    assert "the same command with --resume goes on" in text
+    assert "repeat the command with --resume to continue" in text
     report = json.loads((out / "privacy_report.json").read_text())
     assert report["steps"] == Ledger.load(out / "ledger.json").total
     assert 0 < report["steps"] < report["planned_steps"]

@@ -75,7 +75,7 @@ def test_a_second_document_is_refused_in_a_whole_sentence():
 
 
 def test_an_alias_that_holds_itself_is_refused():
-    with pytest.raises(ConfigError, match="the alias holds itself"):
+    with pytest.raises(ConfigError, match="the alias refers to itself"):
         read_yaml("a: &x\n  b: *x", "a.yaml")
 
 

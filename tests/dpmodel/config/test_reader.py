@@ -68,8 +68,8 @@ FAULTS = [
     ("privacy.sampling=poison", ["privacy.sampling", "'poison'", "did you mean 'poisson'"]),
     ("privacy.noise.name=Gausian", ["privacy.noise.name", "did you mean 'Gaussian'"]),
     ("privacy.clip.name=Fixd", ["privacy.clip.name", "did you mean 'Fixed'"]),
-    ("privacy.noise.initial_noise_multiplier=2", ["stated elsewhere, once: privacy.noise_multiplier"]),
-    ("privacy.clip.norm_bound=2", ["stated elsewhere, once: privacy.norm_bound"]),
+    ("privacy.noise.initial_noise_multiplier=2", ["does not belong here; set privacy.noise_multiplier"]),
+    ("privacy.clip.norm_bound=2", ["does not belong here; set privacy.norm_bound"]),
     ("privacy.monitor.max_eps=-1", ["privacy.monitor.max_eps must be a positive finite number, got -1"]),
     ("training.batch_size=0", ["training.batch_size must be a whole number of at least 1, got 0"]),
     ("training.batch_size=2.5", ["training.batch_size must be a whole number, got 2.5"]),
@@ -78,7 +78,7 @@ FAULTS = [
     ("training.metrics=[]", ["training.metrics must be a list of at least one entry"]),
     ("training=5", ["training must be a mapping of keys to values, got 5"]),
     ("network.module=a:b", ["give either name or module"]),
-    ("network.seed=3", ["seed=3 belongs to training.seed"]),
+    ("network.seed=3", ["does not belong here; set training.seed"]),
     ("performance.workers=2", ["workers=2", "set in_memory: false, or workers: 0"]),
     ("performance.in_memory=maybe", ["performance.in_memory must be true or false, got 'maybe'"]),
     ("plugins=[no_such_module_at_all]", ["no module 'no_such_module_at_all'"]),
@@ -161,7 +161,7 @@ def test_a_plugin_that_fails_says_why(write, tmp_path):
 
 def test_a_plugin_may_not_take_the_name_of_a_loaded_module(write, tmp_path):
     (tmp_path / "json.py").write_text("")
-    with pytest.raises(ConfigError, match="has the name of the module 'json'"):
+    with pytest.raises(ConfigError, match="has the same name as the loaded module 'json'"):
         load_config(write(GOOD), ["plugins=[json.py]"])
 
 
