@@ -111,7 +111,7 @@ def test_a_picture_of_an_unknown_format_is_refused(command, tmp_path):
     question = ["budget", *MNIST, "-e", "1", "--noise-multiplier", "1.5", "--plot", tmp_path / "epsilon.foo"]
     code, _, error = command(*question)
     assert code == 2
-    assert "--plot: a picture is saved as .png, .svg, .pdf, got" in error
+    assert "--plot: figures are saved as .png, .svg, .pdf, got" in error
     assert "bug in dpmodel" not in error
 
 

@@ -182,7 +182,7 @@ def test_the_first_metric_that_all_runs_have_is_drawn(runs, tmp_path, monkeypatc
     ("arguments", "message"),
     [
         (["{runs}/nowhere"], "does not exist"),
-        (["{runs}/quiet", "{runs}/loud"], "say where the pictures go"),
+        (["{runs}/quiet", "{runs}/loud"], "choose a folder for the figures"),
         (["{runs}/quiet", "{runs}/quiet", "-o", "{runs}/out"], "given twice"),
         (["{runs}/quiet", "--metric", "acuracy"], "did you mean 'accuracy'"),
         (["{runs}/loud", "{runs}/lossy", "-o", "{runs}/out"], "no test metric in common (loud: f1, accuracy; lossy: "),

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dpmodel.figures.epsilon_curve import DEAR_MARKS, LEAST_MARKS, MOST_MARKS, epsilon_over, first_releases
+from dpmodel.figures.epsilon_curve import SLOW_MARKS, LEAST_MARKS, MOST_MARKS, epsilon_over, first_releases
 from dpmodel.figures.lines import draw_epsilon
 from dpmodel.figures.style import Pen, make_panels
 from monitors import (
@@ -108,7 +108,7 @@ def test_the_tight_accountant_composes_once_a_point_and_only_the_last_figure_at_
     with monkeypatch.context() as patch:
         patch.setattr(PLDAccountant, "epsilon", counting)
         curve = epsilon_over(ledger, range(100, 2001, 100), DELTA, "pld")
-    assert len(asked) == len(curve.steps) - 1 <= DEAR_MARKS
+    assert len(asked) == len(curve.steps) - 1 <= SLOW_MARKS
     assert [total for precision, total in asked if precision == PLDAccountant().precision] == [2_000]
     assert curve.epsilons[-1] == PLDAccountant().epsilon(ledger, DELTA)
 
