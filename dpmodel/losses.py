@@ -25,7 +25,7 @@ class SoftmaxCrossEntropyWithLogits(nn.CrossEntropyLoss):
     """Cross entropy of scores under MindSpore's name.
 
     Args:
-        sparse: True: targets are class numbers (N,). False: targets are probabilities or one-hot rows (N, classes).
+        sparse: True: targets are class indices (N,). False: targets are probabilities or one-hot rows (N, classes).
         reduction: ``"mean"``, ``"sum"`` or ``"none"``. MindSpore's default is ``"none"``; its tutorial uses ``"mean"``.
 
     Raises:
@@ -45,7 +45,7 @@ class SoftmaxCrossEntropyWithLogits(nn.CrossEntropyLoss):
     def forward(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """The loss of ``outputs`` (N, classes) against ``targets``."""
         if self.sparse == (targets.dim() == outputs.dim()):
-            wanted = "class numbers, one per example" if self.sparse else "one row of probabilities per example"
+            wanted = "class indices, one per example" if self.sparse else "one row of probabilities per example"
             raise DataError(
                 f"sparse={self.sparse} expects {wanted}, got targets of shape {tuple(targets.shape)} for outputs of "
                 f"shape {tuple(outputs.shape)}; set sparse={not self.sparse}"

@@ -1,4 +1,4 @@
-"""How a search is charged: what its ledger is, how many runs are made, and what may be searched and published."""
+"""How a search is charged: its ledger, its number of runs, and what may be searched and published."""
 
 from __future__ import annotations
 
@@ -51,12 +51,12 @@ class Charge(ABC):
         """
 
     def forbidden(self, path: str) -> str | None:
-        """Why the field ``path`` may not be searched; None where it may."""
+        """Why the field ``path`` may not be searched; None if it may."""
         del path
         return None
 
     def refuse_accountant(self, name: str) -> str | None:
-        """Why the accountant ``name`` has no rule for it; None where it has."""
+        """Why the accountant ``name`` cannot account for it; None if it can."""
         del name
         return None
 
@@ -71,8 +71,8 @@ class RandomStopping(Charge):
 
     statement = "charged: random stopping, the number of runs was drawn from a geometric distribution and is secret"
     publishable = (
-        "the best run alone. The other runs, their number and how long the search took are not covered: keep this "
-        "folder to yourself"
+        "the best run only. The other runs, their number and the duration of the search are not covered: keep this "
+        "folder private"
     )
 
     def number(self, runs: int, generator: random.Random) -> int:
@@ -107,16 +107,16 @@ class RandomStopping(Charge):
         return (
             None
             if name == "rdp"
-            else f"random stopping has a price in Renyi terms only; set accountant: rdp in place of {name!r}"
+            else f"random stopping can only be charged by accountant 'rdp', got {name!r}; set accountant: rdp"
         )
 
 
 @CHARGES.register("all")
 class AllRuns(Charge):
-    """Every run is charged; all of them may be looked at."""
+    """Every run is charged; all of them may be published."""
 
     statement = "charged: every run is on the ledger in full"
-    publishable = "everything in this folder but training losses"
+    publishable = "everything in this folder except training losses"
 
     def number(self, runs: int, generator: random.Random) -> int:
         """As many as stated."""
@@ -133,7 +133,7 @@ class AllRuns(Charge):
 
 @CHARGES.register("none")
 class NotAccounted(AllRuns):
-    """Each run is charged by itself; the choice among them is not."""
+    """Only one run is charged, and the choice among the runs is not."""
 
     statement = "NOT ACCOUNTED: epsilon is that of the best run, as if it had been the only one"
     publishable = "nothing under this epsilon: it does not cover the choice of the best run"

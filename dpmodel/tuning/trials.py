@@ -1,4 +1,4 @@
-"""Carries out a search: draw, solve for the multiplier of the whole, charge, train, choose."""
+"""Runs a search: draw values, calibrate the noise for the whole search, charge, train, choose the best run."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from typing import Any
 from dpmodel.callbacks.watched_metric import direction
 from dpmodel.compare.jobs import Job, JobOutcome, is_finished
 from dpmodel.compare.pool import default_jobs, run_jobs
-from dpmodel.compare.runner import Silence, Watcher
+from dpmodel.compare.runner import NullWatcher, Watcher
 from dpmodel.config.faults import locating_errors
 from dpmodel.config.schema import Config
 from dpmodel.planning.from_config import with_noise_multiplier
@@ -34,7 +34,7 @@ from monitors.errors import ConfigError
 from monitors.ledger import Ledger
 from monitors.spent import PrivacySpent, privacy_spent
 
-#: Length of a run's name, which says nothing of its place among the others.
+#: Length of a run's random name, which reveals nothing about its position among the runs.
 _NAME_BYTES = 4
 
 
@@ -43,11 +43,11 @@ class Trial:
     """One run of a search.
 
     Args:
-        number: From 1, in the order in which they were drawn; as secret as the number of runs.
-        values: What was drawn.
-        folder: Its run folder.
-        plan: What it releases.
-        score: The metric of its last epoch; None where it is not finished.
+        number: Position among the drawn runs, from 1; as secret as the number of runs.
+        values: The drawn values.
+        folder: Run folder.
+        plan: Its planned release.
+        score: The metric after its last epoch; None if it is not finished.
     """
 
     number: int
@@ -59,14 +59,14 @@ class Trial:
 
 @dataclass(frozen=True)
 class TuningRun:
-    """What came of a search.
+    """Outcome of ``run_tuning``.
 
     Args:
         tuning: The search.
         folder: Its folder.
-        trials: All runs, the number of which may be secret.
-        best: The best finished one; None where none is.
-        spent: What the search spends, as it is charged.
+        trials: All runs; their number may be secret.
+        best: The best finished run; None if there is none.
+        spent: Privacy spent by the search, as charged.
         outcomes: How each training of this call ended.
     """
 
@@ -83,7 +83,7 @@ class TuningRun:
         return all(trial.score is not None for trial in self.trials)
 
     def to_dict(self) -> dict[str, Any]:
-        """What may be stated of the search as plain JSON values; nothing of the other runs, nor their number."""
+        """The publishable results as plain JSON values, without the other runs and their number."""
         charge, definition = self.tuning.charge, self.tuning.definition
         best = self.best
         return {
@@ -108,23 +108,23 @@ def run_tuning(
     jobs: int | None = None,
     watcher: Watcher | None = None,
 ) -> TuningRun:
-    """Carry out ``tuning``; the same call resumes it with the runs that were drawn at first.
+    """Run the search; the same call resumes it with the runs that were drawn at first.
 
-    The ledger of the whole search is on the disk before its first run begins. A run that was broken off goes on from
-    its last saved state, and what was lost is charged on top; until it is finished, all that it released.
+    The ledger of the whole search is on disk before its first run begins. An interrupted run resumes from its last
+    saved state, and lost steps are charged in addition; an unfinished run is charged for everything that it released.
 
     Args:
         tuning: The search.
-        directory: Its folder; default: that of the search.
-        jobs: Trainings at once; default: half of the cores.
-        watcher: Told how far it is.
+        directory: Its folder; default: ``tuning.directory``.
+        jobs: Number of trainings in parallel; default: half of the cores.
+        watcher: Is notified of the progress.
 
     Raises:
-        ConfigError: A setting is wrong, the target cannot be met, or the folder holds another search.
+        ConfigError: A setting is invalid, the target cannot be met, or the folder holds a different search.
     """
     processes = default_jobs() if jobs is None else jobs
     checks.positive_int(jobs=processes)
-    told = Silence() if watcher is None else watcher
+    told = NullWatcher() if watcher is None else watcher
     folder = Path(directory) if directory is not None else tuning.directory
     _require_buildable(tuning)
     with FolderLock(folder):
@@ -150,11 +150,11 @@ def _drawn(tuning: Tuning, folder: Path) -> tuple[list[dict[str, Any]], list[str
     if path.is_file():
         return _stored(path, digest)
     if any(file.name != LOCK_NAME for file in folder.iterdir()):
-        raise ConfigError(f"{folder} is not empty and holds no search; choose another folder with --output")
-    # Only a secret number of runs buys the price of random stopping.
+        raise ConfigError(f"{folder} is not empty and holds no search; choose a different folder with --output")
+    # The charge of random stopping holds only if the number of runs is secret.
     secret = random.SystemRandom()
     runs = [tuning.draw(secret) for _ in range(tuning.charge.number(tuning.definition.runs, secret))]
-    # Nor may the place of the best run among the others be known: it tells of how many there are.
+    # The position of the best run must stay secret too, because it says something about the number of runs.
     names = [secrets.token_hex(_NAME_BYTES) for _ in runs]
     for values in runs:
         tuning.config(values)
@@ -167,11 +167,11 @@ def _stored(path: Path, digest: str) -> tuple[list[dict[str, Any]], list[str]]:
         stored = json.loads(path.read_text(encoding="utf-8"))
         found, runs, names = stored["digest"], list(stored["runs"]), list(stored["names"])
     except (ValueError, KeyError, TypeError) as error:
-        raise ConfigError(f"{path} is damaged ({error}); choose another folder with --output") from error
+        raise ConfigError(f"{path} is damaged ({error}); choose a different folder with --output") from error
     if found != digest:
         raise ConfigError(
-            f"{path.parent} holds another search, or this one before its file was changed; choose another folder with "
-            "--output"
+            f"{path.parent} holds a different search, or this one before its file was changed; choose a different "
+            "folder with --output"
         )
     return runs, names
 
@@ -221,7 +221,7 @@ def _shared_multiplier(tuning: Tuning, plans: Sequence[TrainingPlan], target: fl
 
 
 def _charge(tuning: Tuning, folder: Path, trials: Sequence[Trial]) -> Ledger:
-    """The ledger of the search: as charged, and every broken-off run on top."""
+    """The ledger of the search as charged, plus that of every interrupted run."""
     with locating_errors(trials[0].plan.config, "privacy"):
         ledger = tuning.charge.ledger([trial.plan.ledger() for trial in trials], tuning.definition.runs)
     broken_off = [Ledger.load(path) for path in sorted(folder.glob("trials/*.previous-*/ledger.json"))]
@@ -229,7 +229,7 @@ def _charge(tuning: Tuning, folder: Path, trials: Sequence[Trial]) -> Ledger:
 
 
 def _beside_the_plan(trial: Trial) -> Ledger:
-    """What a finished run lost on its way; all of an unfinished one."""
+    """The lost steps of a finished run; everything that an unfinished run released."""
     ledger = Ledger.load(trial.folder.ledger)
     return ledger.lost if is_finished(trial.folder, trial.plan.config) else ledger
 
@@ -260,7 +260,7 @@ def _concluded(tuning: Tuning, folder: Path, trials: Sequence[Trial], outcomes: 
 
 
 def _best(trials: Sequence[Trial], sign: int) -> Trial | None:
-    """The finished trial of the best score; one that ended in NaN loses to every other."""
+    """The finished trial with the best score; NaN ranks below every other score."""
     scores = {trial.number: sign * trial.score for trial in trials if trial.score is not None}
     finished = [trial for trial in trials if trial.number in scores]
     return max(

@@ -62,7 +62,7 @@ def test_a_dry_run_solves_and_trains_nothing(file, tmp_path, capsys):
     ("change", "options", "message"),
     [
         ({"seeds": [1, 1]}, [], "seeds: 1 is given twice"),
-        ({"variants": [{"name": "a"}, {"name": "A"}]}, [], "is the name of an earlier variant"),
+        ({"variants": [{"name": "a"}, {"name": "A"}]}, [], "is already the name of a variant"),
         ({"variants": [{"name": "a"}, {"name": "b", "set": {"privacy.norm": 1}}]}, [], "unknown key 'privacy.norm'"),
         ({}, ["--epsilon", "-1"], "target.epsilon must be a positive finite number"),
         ({}, ["--set", "training.epoch=2"], "did you mean 'epochs'"),

@@ -46,7 +46,7 @@ def test_a_target_that_cannot_be_met_is_refused_before_training(tiny, epsilon):
 def test_variants_that_protect_different_neighbours_are_not_compared(tiny):
     tiny["target"]["accountant"] = "rdp"
     tiny["variants"][1]["set"] = {"privacy.sampling": "shuffle"}
-    with pytest.raises(ConfigError, match="equal epsilons would not mean equal privacy"):
+    with pytest.raises(ConfigError, match="Equal epsilons would not mean equal privacy"):
         calibrate_variants(make_comparison(tiny), None)
 
 

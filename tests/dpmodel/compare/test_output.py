@@ -155,7 +155,7 @@ def test_the_table_says_what_the_runs_say(carried_out):
 def test_the_headline_claims_no_difference_that_the_intervals_do_not_show(carried_out):
     shown = [row.difference for row in carried_out.result.variants if row.difference is not None]
     if all(one.low <= 0 <= one.high for one in shown):
-        assert headline(carried_out.result).startswith("At equal epsilon no variant is shown to differ from fixed")
+        assert headline(carried_out.result).startswith("At equal epsilon, no variant is shown to differ from fixed")
     else:
         assert "than fixed" in headline(carried_out.result)
 

@@ -5,13 +5,13 @@ import signal
 import pytest
 
 from dpmodel.compare import make_comparison, run_comparison
-from dpmodel.compare.runner import Silence
+from dpmodel.compare.runner import NullWatcher
 from dpmodel.saving.lock import FolderLock
 from monitors import Ledger, RDPAccountant
 from monitors.errors import ConfigError, DataError
 
 
-class Watching(Silence):
+class Watching(NullWatcher):
     """Keeps the labels of the trainings; interrupts in the first step of one of them."""
 
     def __init__(self, interrupt_at=None):
@@ -67,7 +67,7 @@ def test_an_interrupted_comparison_keeps_what_is_done_and_the_same_command_resum
 
 
 def test_a_killed_run_goes_on_from_its_last_save_and_what_it_lost_counts_in_the_total(tiny, tmp_path):
-    class PowerCut(Silence):
+    class PowerCut(NullWatcher):
         def stepped(self, job, step):
             if step == 5:
                 raise KeyboardInterrupt
@@ -79,7 +79,7 @@ def test_a_killed_run_goes_on_from_its_last_save_and_what_it_lost_counts_in_the_
     # steps 5 and 6 had been begun; the state is that of step 4
     steps = []
 
-    class Watching(Silence):
+    class Watching(NullWatcher):
         def stepped(self, job, step):
             steps.append((job.variant, step))
 
@@ -88,7 +88,7 @@ def test_a_killed_run_goes_on_from_its_last_save_and_what_it_lost_counts_in_the_
     assert steps[:2] == [("fixed", 5), ("fixed", 6)]
     assert Ledger.load(tmp_path / "runs/fixed/seed-1/ledger.json").lost.total == resumed.result.lost_steps == 2
     assert resumed.result.equal
-    assert "2 steps lost with broken-off processes included" in " ".join(resumed.result.caveats)
+    assert "including 2 steps lost with killed processes" in " ".join(resumed.result.caveats)
     whole = Ledger().merge(*map(Ledger.load, resumed.folder.ledgers()))
     assert whole.total == 14
     assert resumed.result.composed.epsilon == pytest.approx(RDPAccountant().epsilon(whole, 1e-5))
@@ -156,7 +156,7 @@ def test_a_run_folder_whose_report_is_not_of_its_ledger_is_refused(tiny, tmp_pat
     found = run_comparison(make_comparison(tiny), tmp_path, jobs=1)
     fixed, other = (row.runs[0].folder for row in found.result.variants)
     shutil.copy(other.ledger, fixed.ledger)
-    with pytest.raises(DataError, match="is not of"):
+    with pytest.raises(DataError, match="does not match"):
         run_comparison(make_comparison(tiny), tmp_path, jobs=1)
 
 

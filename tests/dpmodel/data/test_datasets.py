@@ -154,10 +154,10 @@ class TestNpz:
         [
             ({"x_test": None, "x_tset": np.zeros(3)}, "has no array x_test; did you mean 'x_tset'"),
             ({"y_test": None}, "has no array y_test; It has: x_train, y_train, x_test"),
-            ({"y_train": np.array([0, 1, 2, -1, 0, 1])}, r"label -1 of row 3 is not in \[0, 3\)"),
+            ({"y_train": np.array([0, 1, 2, -1, 0, 1])}, r"label -1 in row 3 is not in \[0, 3\)"),
             ({"y_train": np.zeros(5, int)}, "6 inputs but 5 labels"),
             ({"y_train": np.zeros((6, 2), int)}, r"got int64 .*\(multi-label\) convert to float32"),
-            ({"y_train": np.array(["a"] * 6)}, "targets must be one whole number per example .* got <U1"),
+            ({"y_train": np.array(["a"] * 6)}, "targets must be one integer per example .* got <U1"),
             (
                 {"y_train": np.zeros(6)},
                 r"targets are torch\.float32 in train and torch\.int64",
@@ -166,14 +166,14 @@ class TestNpz:
             ({"y_train": np.zeros((6, 2)), "y_test": np.zeros((3, 1))}, "targets must be 2 finite numbers each"),
             ({"x_train": np.zeros((6, 8), np.int16)}, r"must be uint8 .* got int16; .* astype\('int64'\)"),
             ({"x_train": np.zeros((6, 8), bool)}, "must be uint8 .* got bool"),
-            ({"x_train": np.zeros((6, 8), np.int64)}, "both must have one shape and type"),
+            ({"x_train": np.zeros((6, 8), np.int64)}, "shape and type must be the same"),
             ({"y_train": np.zeros((6, 1), int)}, r"for classes give them as shape \(N,\), with y\[:, 0\]"),
             (
                 {"y_test": np.array([0, 9, 1])},
-                r"npz test: label 9 of row 1 is not in \[0, 3\).*counted in the training",
+                r"npz test: label 9 in row 1 is not in \[0, 3\).*that of the training",
             ),
-            ({"x_train": np.array([None] * 6)}, "is no readable .npz archive"),
-            ({"x_train": np.full((6, 4), np.nan)}, "the input of row 0 holds NaN"),
+            ({"x_train": np.array([None] * 6)}, "is not a readable .npz archive"),
+            ({"x_train": np.full((6, 4), np.nan)}, "the input in row 0 has NaN"),
             ({"x_test": np.zeros((3, 9, 9), np.uint8)}, "both must have one shape"),
             ({"x_train": np.zeros((0, 8, 8), np.uint8), "y_train": np.zeros(0, int)}, "there are no examples"),
         ],
@@ -183,7 +183,7 @@ class TestNpz:
             load_dataset("npz", root=self.save(tmp_path / "own.npz", **changes))
 
     def test_labels_beyond_the_given_number_of_classes_are_refused(self, tmp_path):
-        with pytest.raises(DataError, match=r"label 2 of row 2 is not in \[0, 2\); 2 labels"):
+        with pytest.raises(DataError, match=r"label 2 in row 2 is not in \[0, 2\); 2 labels"):
             load_dataset("npz", root=self.save(tmp_path / "own.npz"), num_classes=2)
 
     @pytest.mark.parametrize("dtype", [np.int64, np.int32, ">i4"])
@@ -211,7 +211,7 @@ class TestNpz:
 
     def test_a_broken_archive_is_refused(self, tmp_path):
         (tmp_path / "own.npz").write_bytes(b"PK\x03\x04 broken")
-        with pytest.raises(DataError, match=r"own\.npz is no readable"):
+        with pytest.raises(DataError, match=r"own\.npz is not a readable"):
             load_dataset("npz", root=tmp_path / "own.npz")
 
     def test_a_missing_file_is_named(self, tmp_path):
@@ -271,7 +271,7 @@ class TestImageFolder:
             load_dataset("image_folder", root=root)
 
     def test_wrong_layouts_are_told_with_the_right_one(self, tmp_path):
-        with pytest.raises(MissingDataError, match="an image folder holds train/<class>"):
+        with pytest.raises(MissingDataError, match="an image folder must contain train/<class>"):
             load_dataset("image_folder", root=tmp_path)
         root = self.save(tmp_path / "data")
         (root / "test" / "horse").mkdir()

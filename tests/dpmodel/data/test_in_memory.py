@@ -80,7 +80,7 @@ def test_moving_to_where_it_is_returns_the_set_itself():
             "must be uint8 .*, float32, or int64 or int32 .*, got torch.float64",
         ),
         (torch.zeros(2), torch.zeros(2, dtype=torch.long), {}, "one row per example"),
-        (torch.zeros(2, 3), torch.zeros(2), {}, "y must be one whole number per example"),
+        (torch.zeros(2, 3), torch.zeros(2), {}, "y must be one integer per example"),
         (torch.zeros(2, 3), torch.zeros(2, 3, dtype=torch.long), {}, r"multi-label\) convert to float32"),
         (torch.zeros(2, 3), torch.zeros(3, dtype=torch.long), {}, "differ in length: 2 and 3"),
         (torch.zeros(2, 3, dtype=torch.long), torch.zeros(2, dtype=torch.long), {"mean": 0.5}, r"mean=0\.5 cannot be"),

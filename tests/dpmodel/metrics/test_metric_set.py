@@ -186,7 +186,7 @@ def test_a_builder_gets_what_it_asks_for_and_the_users_options(registered):
             {},
             r"'mine' \(its builder, called before there are outputs\) needs",
         ),
-        (lambda: 3, {}, "the builder of metric 'mine' gives 3; it must give an object"),
+        (lambda: 3, {}, "the builder of metric 'mine' returned 3; it must return an object"),
     ],
 )
 def test_a_builder_that_cannot_serve_is_refused_with_the_reason(registered, builder, options, message):
@@ -224,15 +224,15 @@ def test_a_function_goes_by_its_own_name_or_that_in_the_dict():
     assert MetricSet([top2, "accuracy"]).names == ("top2", "accuracy")
     assert MetricSet({"best two": top2}).names == ("best two",)
     assert MetricSet(torch.nn.L1Loss()).names == ("L1Loss",)
-    with pytest.raises(ValueError, match="has no name of its own; give a dict"):
+    with pytest.raises(ValueError, match="has no name; pass a dict"):
         MetricSet(lambda outputs, targets: 0.0)
 
 
 @pytest.mark.parametrize(
     ("value", "message"),
     [
-        (None, "'mine' gives None, where a function as metric gives a number or one row per example"),
-        (torch.zeros(5), r"'mine' gives a tensor of shape \(5,\) for 3 examples"),
+        (None, "'mine' returned None; a metric function must return a number or one row per example"),
+        (torch.zeros(5), r"'mine' returned a tensor of shape \(5,\) for 3 examples"),
     ],
 )
 def test_a_function_that_gives_neither_a_number_nor_a_row_per_example_is_refused(value, message):
@@ -247,7 +247,7 @@ def test_a_function_that_gives_neither_a_number_nor_a_row_per_example_is_refused
     ("given", "message"),
     [
         ("acuracy", "unknown metric 'acuracy'; did you mean 'accuracy'"),
-        (["accuracy", "accuracy"], "two metrics are called 'accuracy'"),
+        (["accuracy", "accuracy"], "two metrics have the name 'accuracy'"),
         ("loss", "needs the loss function"),
         (3, "must be a name or an object"),
         ([Accuracy], r"got the class Accuracy; write Accuracy\(\.\.\.\)"),
@@ -274,7 +274,7 @@ def test_wrong_batches_are_refused(outputs, targets, message):
 def test_an_empty_loader_has_no_metrics():
     metrics = MetricSet("accuracy")
     metrics.update(torch.zeros(0, 3), torch.zeros(0, dtype=torch.long))
-    with pytest.raises(DataError, match="seen no example"):
+    with pytest.raises(DataError, match="there are no examples"):
         metrics.compute()
 
 

@@ -136,14 +136,14 @@ def test_a_users_own_class_is_found_beside_the_configuration(tmp_path, monkeypat
         ({"module": "torch.nnn:Linear"}, "there is no module 'torch.nnn'"),
         (
             {"module": "no_such_package.nets:Net"},
-            r"there is no module 'no_such_package'. Run where no_such_package.py lies",
+            r"there is no module 'no_such_package'. Run the command in the folder of no_such_package.py",
         ),
         ({"module": "torch.nn:Liner"}, "no attribute 'Liner'; did you mean 'Linear'"),
         ({"module": "torch.nn:Linear", "in_features": 3}, "needs the argument 'out_features'"),
         ({"module": "torch.nn:Linear", "in_features": 3, "out_feature": 2}, "did you mean 'out_features'"),
-        ({"module": "torch:Tensor"}, "is no torch.nn.Module"),
+        ({"module": "torch:Tensor"}, "is not a torch.nn.Module"),
         ({"module": "torch:__version__"}, "not a class or function"),
-        ({"module": f"{__name__}:not_a_network"}, "built dict, which is no torch.nn.Module"),
+        ({"module": f"{__name__}:not_a_network"}, "built dict, which is not a torch.nn.Module"),
     ],
 )
 def test_wrong_networks_are_refused_with_the_remedy(arguments, message):
@@ -154,7 +154,7 @@ def test_wrong_networks_are_refused_with_the_remedy(arguments, message):
 @pytest.mark.parametrize(
     ("source", "message"),
     [
-        ("import no_such_dependency", "importing 'broken_.*' failed, it needs 'no_such_dependency'"),
+        ("import no_such_dependency", "importing 'broken_.*' failed: it needs 'no_such_dependency'"),
         ("1 / 0", "failed: ZeroDivisionError"),
         ("def f(:", "failed: SyntaxError"),
     ],

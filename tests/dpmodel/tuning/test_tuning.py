@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 from dpmodel.cli.application import run
-from dpmodel.compare.runner import Silence
+from dpmodel.compare.runner import NullWatcher
 from dpmodel.saving.lock import FolderLock
 from dpmodel.tuning import load_tuning, make_tuning, run_tuning
 from dpmodel.tuning.charge import CHARGES
@@ -100,7 +100,7 @@ def test_a_search_that_is_not_charged_says_so_everywhere(values, tmp_path, capsy
 
 
 def test_an_interrupted_search_resumes_the_same_runs_and_charges_what_was_broken_off(values, tmp_path, three_runs):
-    class Interrupting(Silence):
+    class Interrupting(NullWatcher):
         def stepped(self, job, step):
             if job.number == 1 and step == 1:
                 os.kill(os.getpid(), signal.SIGINT)
@@ -118,7 +118,7 @@ def test_an_interrupted_search_resumes_the_same_runs_and_charges_what_was_broken
 
 
 def test_what_a_killed_run_of_a_search_lost_is_charged_on_top(values, tmp_path, three_runs):
-    class PowerCut(Silence):
+    class PowerCut(NullWatcher):
         def stepped(self, job, step):
             if job.number == 1 and step == 3:
                 raise KeyboardInterrupt
@@ -136,7 +136,7 @@ def test_what_a_killed_run_of_a_search_lost_is_charged_on_top(values, tmp_path, 
 
 
 def test_what_the_best_run_lost_is_charged_where_the_search_is_not(values, tmp_path):
-    class PowerCut(Silence):
+    class PowerCut(NullWatcher):
         def stepped(self, job, step):
             if step == 3 and not Ledger.load(f"{job.directory}/ledger.json").lost.total:
                 raise KeyboardInterrupt
@@ -158,7 +158,7 @@ def test_a_search_that_another_process_carries_out_is_refused(values, tmp_path, 
 def test_a_folder_of_another_search_is_refused(values, tmp_path, three_runs):
     run_tuning(make_tuning(values), tmp_path, jobs=1)
     values["runs"] = 5
-    with pytest.raises(ConfigError, match="holds another search"):
+    with pytest.raises(ConfigError, match="holds a different search"):
         run_tuning(make_tuning(values), tmp_path, jobs=1)
 
 
