@@ -1,4 +1,4 @@
-"""The page that ``benchmarks/cuda.py`` writes: tables made of the records that its sections have given so far."""
+"""The page that ``benchmarks/cuda.py`` writes: tables of the records that its sections have sent so far."""
 
 from __future__ import annotations
 
@@ -16,20 +16,20 @@ STEP_COLUMNS = (
 )
 STEP_NOTES = (
     "A step is forward, backward, clip, noise and SGD with momentum; plain rows have neither clip nor noise. Times are",
-    "between CUDA events, medians of rounds in turns; ratios are medians over rounds of times in one round, of rows in",
-    "bf16 to `plain-bf16`. Float32 is as torch has it: convolutions in TF32, matrix products in full. `plain-graph`",
-    "replays the whole step as one CUDA graph. `dpmodel` is what trains by default (engine `auto`), with noise of the",
-    "secure generator; `-quiet` leaves the noise out. Peak memory counts weights, momentum and batch. Kernels (copies",
-    "and fills included), waits of the host for the device, and milliseconds in which the device worked are per step,",
-    "by torch's profiler.",
+    "measured between CUDA events and are medians over interleaved rounds; ratios are medians over rounds of the times",
+    "within one round, for bf16 rows relative to `plain-bf16`. Float32 follows torch's defaults: convolutions in TF32,",
+    "matrix products in full precision. `plain-graph` replays the whole step as one CUDA graph. `dpmodel` is the",
+    "default (engine `auto`), with noise from the secure generator; `-quiet` omits the noise. Peak memory includes weights,",
+    "momentum and batch. Kernels (including copies and fills), waits of the host for the device, and milliseconds in",
+    "which the device was busy are per step, from torch's profiler.",
 )
 
 
 class Report:
-    """Records in, Markdown out; a record replaces an earlier one of the same kind and place.
+    """Turns records into Markdown; a record replaces an earlier one of the same kind and place.
 
     Args:
-        command: What was typed, for the heading.
+        command: The command line, for the heading.
     """
 
     def __init__(self, command: str) -> None:
@@ -37,12 +37,12 @@ class Report:
         self._records: dict[tuple[Any, ...], Record] = {}
 
     def add(self, record: Record) -> None:
-        """Take one record in."""
+        """Add one record."""
         key = tuple(record.get(part) for part in ("kind", "section", "row", "size"))
         self._records[key] = record
 
     def of(self, kind: str) -> list[Record]:
-        """Records of a kind, in the order in which they came."""
+        """Records of one kind, in the order of arrival."""
         return [record for record in self._records.values() if record["kind"] == kind]
 
     def text(self) -> str:
@@ -55,7 +55,7 @@ class Report:
         )
 
     def brief(self) -> str:
-        """Its tables alone, for the terminal."""
+        """Only the tables, for the terminal."""
         return "\n".join(self._parts(_steps, _noise, _fits, _failures, _tests))
 
     def _parts(self, *parts: Callable[[Report], Iterator[str]]) -> list[str]:
@@ -137,7 +137,7 @@ def _engines(report: Report) -> Iterator[str]:
 
 
 def _plans(lines: list[str]) -> str:
-    """How many parameters have which plan."""
+    """Number of parameters for each plan."""
     chosen = (re.search(r"\)\): ([^(]+)", line) for line in lines)
     counts = Counter(match[1].strip() for match in chosen if match)
     return ", ".join(f"{count} {plan}" for plan, count in counts.items())
@@ -149,7 +149,7 @@ def _noise(report: Report) -> Iterator[str]:
         yield from (
             "## Noise",
             "",
-            "Milliseconds to add noise to a vector on the device, medians of rounds in turns.",
+            "Milliseconds to add noise to a vector on the device, medians over interleaved rounds.",
             "",
         )
         rows = (
@@ -161,7 +161,7 @@ def _noise(report: Report) -> Iterator[str]:
 def _fits(report: Report) -> Iterator[str]:
     found = report.of("fit")
     if found:
-        yield from ("## Whole fits", "", "Everything counts: drawing and fetching rows, checks, steps, update.", "")
+        yield from ("## Whole fits", "", "Times include everything: sampling and fetching rows, checks, steps.", "")
         rows = ([r["section"], r["row"], r["took"], r["words"]] for r in found)
         yield from table(("what", "row", "time", "result"), rows)
 
@@ -169,7 +169,7 @@ def _fits(report: Report) -> Iterator[str]:
 def _longest(report: Report) -> Iterator[str]:
     found = [record for record in report.of("launches") if record["longest"] and record["row"] == "dpmodel"]
     if found:
-        yield from ("## Kernels of most time", "")
+        yield from ("## Slowest kernels", "")
         rows = (
             [
                 f"{r['section']} ({r['size']})",

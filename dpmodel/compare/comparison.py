@@ -139,7 +139,9 @@ def _require_unstated(overrides: Iterable[str]) -> None:
         keys, _ = parse_override(override)
         stated = _STATED_ONCE.get(".".join(keys[:2]))
         if stated is not None:
-            raise ConfigError(f"--set {override}: the comparison sets {'.'.join(keys)} once for all variants, by {stated}")
+            raise ConfigError(
+                f"--set {override}: the comparison sets {'.'.join(keys)} once for all variants, by {stated}"
+            )
 
 
 def _require_distinct(definition: ComparisonDefinition, marked: Marked, source: str) -> None:

@@ -85,7 +85,7 @@ def _require_archive(file: Path) -> None:
     # NumPy treats anything other than an archive as a pickle and suggests loading it, which would run its code.
     with file.open("rb") as stream:
         if stream.read(len(ZIP_MAGIC[0])) not in ZIP_MAGIC:
-            raise DataError(f"{file} is not an .npz archive, despite its name; {HOW_TO_MAKE}")
+            raise DataError(f"{file} is not an .npz archive; {HOW_TO_MAKE}")
 
 
 def _inputs(values: np.ndarray[Any, Any], name: str) -> Tensor:

@@ -115,7 +115,7 @@ def test_images_and_labels_that_do_not_belong_together_are_refused(no_network):
     write_idx(no_network / "data", counts=(6, 4))
     write_idx(no_network / "other", counts=(5, 4))
     (no_network / "other" / f"{FILES[1]}.gz").replace(no_network / "data" / f"{FILES[1]}.gz")
-    with pytest.raises(DataError, match=r"holds 6 images but .* holds 5 labels"):
+    with pytest.raises(DataError, match=r"has 6 images but .* has 5 labels"):
         load_dataset("mnist", root=no_network / "data")
 
 
@@ -174,7 +174,7 @@ class TestNpz:
             ),
             ({"x_train": np.array([None] * 6)}, "is not a readable .npz archive"),
             ({"x_train": np.full((6, 4), np.nan)}, "the input in row 0 has NaN"),
-            ({"x_test": np.zeros((3, 9, 9), np.uint8)}, "both must have one shape"),
+            ({"x_test": np.zeros((3, 9, 9), np.uint8)}, "shape and type must be the same"),
             ({"x_train": np.zeros((0, 8, 8), np.uint8), "y_train": np.zeros(0, int)}, "there are no examples"),
         ],
     )
@@ -205,7 +205,7 @@ class TestNpz:
     @pytest.mark.parametrize("content", [b"", b"\x80\x04N.", b"a,b\n1,2\n", b"\x93NUMPY"])
     def test_what_is_no_archive_is_told_how_to_make_one_and_never_unpickled(self, tmp_path, content):
         (tmp_path / "own.csv").write_bytes(content)
-        with pytest.raises(DataError, match=r"own\.csv is no \.npz archive.*numpy\.savez.*x_train=") as caught:
+        with pytest.raises(DataError, match=r"own\.csv is not an \.npz archive.*numpy\.savez.*x_train=") as caught:
             load_dataset("npz", root=tmp_path / "own.csv")
         assert "pickle" not in str(caught.value)
 

@@ -40,5 +40,5 @@ def test_it_reads_back_what_it_wrote_and_nothing_else():
     found = Fingerprint.of(InMemoryDataset(X, Y))
     assert Fingerprint.from_dict(found.to_dict()) == found
     for wrong in ({}, [], {"examples": "4", "sha256": "0"}, {"examples": 4}):
-        with pytest.raises(ValueError, match="a fingerprint holds"):
+        with pytest.raises(ValueError, match="a fingerprint must have"):
             Fingerprint.from_dict(wrong)

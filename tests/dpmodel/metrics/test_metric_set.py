@@ -72,7 +72,7 @@ def test_outputs_may_be_a_dict_where_the_loss_takes_one():
     metrics = MetricSet("loss", loss_fn=lambda outputs, y: loss_fn(outputs["logits"], y))
     metrics.update({"logits": scores}, targets)
     assert metrics.compute() == {"loss": pytest.approx(float(loss_fn(scores, targets)))}
-    with pytest.raises(DataError, match="'accuracy' takes the outputs as one tensor, but the network gives a dict"):
+    with pytest.raises(DataError, match="'accuracy' takes the outputs as one tensor, but the network returns a dict"):
         MetricSet("accuracy").update({"logits": scores, "features": torch.zeros(5, 8)}, targets)
 
 

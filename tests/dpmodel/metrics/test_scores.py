@@ -276,7 +276,12 @@ def test_a_column_of_outputs_is_compared_with_targets_without_one():
         (nn.MSELoss(), LOG_ODDS, LOG_ODDS, "take class indices as targets, got"),
         (lambda o, t: o.norm(), SCORES, CLASSES, "does not raise the score of each target's class"),
         (lambda o, t: o.pow(2).mean(), LOG_ODDS, LABELS, "does not compare these outputs"),
-        (lambda o, t: torch.zeros(()), LOG_ODDS.sigmoid(), LABELS, "cannot determine whether the outputs are probabilities or log odds"),
+        (
+            lambda o, t: torch.zeros(()),
+            LOG_ODDS.sigmoid(),
+            LABELS,
+            "cannot determine whether the outputs are probabilities or log odds",
+        ),
         (lambda o, t: torch.zeros(()), torch.zeros(N, 6, 4), torch.zeros(N, 6), "does the network compute the loss"),
         (nn.CrossEntropyLoss(), torch.zeros(N, 6, 4), torch.zeros(N, 5), "got outputs of shape"),
         (lambda o, t: F.cross_entropy(o, t["y"]), SCORES, {"y": CLASSES}, "the targets as one tensor"),

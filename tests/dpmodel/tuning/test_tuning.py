@@ -186,7 +186,7 @@ def test_a_faulty_search_is_refused_before_anything_is_trained(values, change, m
 
 def test_random_stopping_needs_the_accountant_that_has_a_rule_for_it(values):
     values["base"]["privacy"]["accountant"] = "pld"
-    with pytest.raises(ConfigError, match="set accountant: rdp in place of 'pld'"):
+    with pytest.raises(ConfigError, match="got 'pld'; set accountant: rdp"):
         make_tuning(values)
     assert make_tuning({**values, "accountant": "rdp"}).config().privacy.accountant == "rdp"
 
