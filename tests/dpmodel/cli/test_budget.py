@@ -186,7 +186,7 @@ def test_a_picture_that_cannot_be_drawn_is_refused_with_the_reason(command, opti
         (["-b", "256", "-e", "1", "--noise-multiplier", "1"], "options are required: --num-examples (-n); see"),
         (
             [],
-            "options are required: --num-examples (-n), --batch-size, --epochs, --noise-multiplier or --target-epsilon; see",
+            "required: --num-examples (-n), --batch-size, --epochs, --noise-multiplier or --target-epsilon; see",
         ),
         ([*MNIST, "-e", "1", "--noise-multiplier", "1", "--accountant", "rpd"], "did you mean 'rdp'"),
         (

@@ -86,5 +86,5 @@ def test_a_fault_of_the_base_is_told_with_the_file_of_the_base(tiny, write):
 
 @pytest.mark.parametrize("override", ["privacy.delta=1e-6", "privacy.target_epsilon=1", "training.seed=3"])
 def test_what_is_stated_once_is_not_overridden_in_the_base(tiny, write, override):
-    with pytest.raises(ConfigError, match="the comparison sets .* once for all variants"):
+    with pytest.raises(ConfigError, match=r"the comparison sets .* once for all variants"):
         load_comparison(write(tiny), [override])

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dpmodel.figures.epsilon_curve import SLOW_MARKS, LEAST_MARKS, MOST_MARKS, epsilon_over, first_releases
+from dpmodel.figures.epsilon_curve import LEAST_MARKS, MOST_MARKS, SLOW_MARKS, epsilon_over, first_releases
 from dpmodel.figures.lines import draw_epsilon
 from dpmodel.figures.style import Pen, make_panels
 from monitors import (
