@@ -15,13 +15,13 @@ STEP_COLUMNS = (
     *("peak MiB", "x plain memory", "kernels", "host waits", "busy ms"),
 )
 STEP_NOTES = (
-    "A step is forward, backward, clip, noise and SGD with momentum; plain rows have neither clip nor noise. Times are",
-    "measured between CUDA events and are medians over interleaved rounds; ratios are medians over rounds of the times",
-    "within one round, for bf16 rows relative to `plain-bf16`. Float32 follows torch's defaults: convolutions in TF32,",
-    "matrix products in full precision. `plain-graph` replays the whole step as one CUDA graph. `dpmodel` is the",
-    "default (engine `auto`), with noise from the secure generator; `-quiet` omits the noise. Peak memory includes",
-    "weights, momentum and batch. Kernels (including copies and fills), waits of the host for the device, and milliseconds in",
-    "which the device was busy are per step, from torch's profiler.",
+    "A step is forward, backward, clip, noise and SGD with momentum; plain rows have neither clip nor noise. Times",
+    "are measured between CUDA events and are medians over interleaved rounds; ratios are medians over rounds of the",
+    "times within one round, for bf16 rows relative to `plain-bf16`. Float32 follows torch's defaults: convolutions",
+    "in TF32, matrix products in full precision. `plain-graph` replays the whole step as one CUDA graph. `dpmodel` is",
+    "the default (engine `auto`), with noise from the secure generator; `-quiet` omits the noise. Peak memory",
+    "includes weights, momentum and batch. Kernels (including copies and fills), waits of the host for the device,",
+    "and milliseconds in which the device was busy are per step, from torch's profiler.",
 )
 
 

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from monitors import lazy_names
+
 ROOT = Path(__file__).parents[1]
 #: Each package may import those on its right.
 ARROWS = {"monitors": set(), "mechanisms": {"monitors"}, "dpmodel": {"monitors", "mechanisms"}}
@@ -108,16 +110,9 @@ def test_lists_of_names_are_sorted_and_without_repetition(package):
 
 @pytest.mark.parametrize("package", ["dpmodel", "monitors"])
 def test_the_names_for_type_checkers_are_the_names_that_load(package):
-    tree = ast.parse((ROOT / package / "__init__.py").read_text(encoding="utf-8"))
-    guarded = {}
-    for node in ast.walk(tree):
-        if isinstance(node, ast.If) and isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING":
-            for statement in ast.walk(node):
-                if isinstance(statement, ast.ImportFrom):
-                    guarded.update({alias.name: statement.module for alias in statement.names})
     module = __import__(package)
-    assert guarded == module._EXPORTS
-    assert sorted(guarded) == [name for name in module.__all__ if not name.startswith("_")]
+    assert lazy_names.names_for_type_checkers(package) == module._EXPORTS
+    assert sorted(module._EXPORTS) == [name for name in module.__all__ if not name.startswith("_")]
 
 
 @pytest.mark.slow  # mypy reads the libraries too
