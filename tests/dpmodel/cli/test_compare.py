@@ -81,7 +81,7 @@ COMPARISONS = sorted((Path(__file__).parents[3] / "configs").glob("compare_*.yam
 
 
 @pytest.mark.parametrize("path", COMPARISONS, ids=lambda path: path.stem)
-def test_the_comparisons_that_come_with_the_project_are_sound(path):
+def test_the_bundled_comparisons_are_valid(path):
     comparison = load_comparison(path)
     assert len(comparison.variants) >= 3
     assert len(comparison.definition.seeds) >= 3

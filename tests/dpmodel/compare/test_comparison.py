@@ -19,7 +19,7 @@ def test_every_variant_gets_the_base_its_own_settings_and_the_one_target(tiny):
         assert variant.config.training.epochs == 1
 
 
-def test_a_base_file_is_found_beside_the_comparison(tiny, write):
+def test_a_base_file_is_found_relative_to_the_comparison(tiny, write):
     base = write(tiny["base"], "base.yaml")
     comparison = load_comparison(write({**tiny, "base": base.name}))
     assert comparison.variants[0].config.network.name == "linear"
@@ -70,7 +70,7 @@ def test_a_faulty_variant_is_refused_by_name(tiny, settings, message):
     refused(tiny, message)
 
 
-def test_a_fault_is_told_with_its_file_and_line(tiny, write):
+def test_a_fault_is_reported_with_its_file_and_line(tiny, write):
     tiny["variants"][1]["set"] = {"privacy.norm_bound": -1.0}
     path = write(tiny)
     line = path.read_text().splitlines().index("    privacy.norm_bound: -1.0") + 1
@@ -78,13 +78,13 @@ def test_a_fault_is_told_with_its_file_and_line(tiny, write):
         load_comparison(path)
 
 
-def test_a_fault_of_the_base_is_told_with_the_file_of_the_base(tiny, write):
+def test_a_fault_of_the_base_is_reported_with_the_file_of_the_base(tiny, write):
     base = write({**tiny["base"], "epoch": 3}, "base.yaml")
     with pytest.raises(ConfigError, match=r"base\.yaml:\d+: unknown key 'epoch'"):
         load_comparison(write({**tiny, "base": base.name}))
 
 
 @pytest.mark.parametrize("override", ["privacy.delta=1e-6", "privacy.target_epsilon=1", "training.seed=3"])
-def test_what_is_stated_once_is_not_overridden_in_the_base(tiny, write, override):
+def test_common_settings_cannot_be_overridden_in_the_base(tiny, write, override):
     with pytest.raises(ConfigError, match=r"the comparison sets .* once for all variants"):
         load_comparison(write(tiny), [override])

@@ -64,7 +64,7 @@ def test_all_files_are_there_and_the_report_is_small(written):
     assert written.html.stat().st_size < 5_000_000
 
 
-def test_the_report_is_whole_and_well_formed(page, carried_out):
+def test_the_report_is_complete_and_well_formed(page, carried_out):
     assert page.open == []
     assert page.tags.count("svg") == page.tags.count("figure") == len(FIGURES) + 1
     assert page.tags.count("title") >= 1
@@ -86,7 +86,7 @@ def test_the_report_fetches_nothing_and_runs_nothing(page, written):
     assert len(page.ids) == len(set(page.ids))
 
 
-def test_figures_in_the_report_take_the_colours_of_the_page(written):
+def test_figures_in_the_report_follow_the_colours_of_the_page(written):
     svg = "".join(re.findall(r"<svg.*?</svg>", written.html.read_text(encoding="utf-8"), flags=re.DOTALL))
     assert "var(--ink)" in svg
     assert "var(--series-0)" in svg

@@ -44,7 +44,7 @@ def test_runs_of_one_seed_share_their_initial_weights_and_not_their_noise(carrie
     assert rows["fixed"][1].folder.checkpoint.read_bytes() != rows["Exp strong"][1].folder.checkpoint.read_bytes()
 
 
-def test_an_interrupted_comparison_keeps_what_is_done_and_the_same_command_resumes_it(tiny, tmp_path):
+def test_an_interrupted_comparison_keeps_finished_runs_and_resumes_when_repeated(tiny, tmp_path):
     comparison = make_comparison(tiny)
     broken_off = run_comparison(comparison, tmp_path, jobs=1, watcher=Watching(interrupt_at=2))
     assert broken_off.interrupted
@@ -66,7 +66,7 @@ def test_an_interrupted_comparison_keeps_what_is_done_and_the_same_command_resum
     assert resumed.result.equal
 
 
-def test_a_killed_run_goes_on_from_its_last_save_and_what_it_lost_counts_in_the_total(tiny, tmp_path):
+def test_a_killed_run_resumes_from_its_last_save_and_lost_steps_count_in_the_total(tiny, tmp_path):
     class PowerCut(NullWatcher):
         def stepped(self, job, step):
             if step == 5:
@@ -95,7 +95,7 @@ def test_a_killed_run_goes_on_from_its_last_save_and_what_it_lost_counts_in_the_
     assert resumed.result.to_dict()["composed"]["lost_steps"] == 2
 
 
-def test_a_run_without_a_state_is_made_again_and_what_it_released_counts(tiny, tmp_path):
+def test_a_run_without_a_saved_state_is_repeated_and_its_releases_count(tiny, tmp_path):
     tiny["base"]["output"]["save_every_steps"] = None
     comparison = make_comparison(tiny)
     run_comparison(comparison, tmp_path, jobs=1, watcher=Watching(interrupt_at=2))
@@ -109,7 +109,7 @@ def test_a_run_without_a_state_is_made_again_and_what_it_released_counts(tiny, t
     assert whole > resumed.result.variants[0].epsilon
 
 
-def test_a_comparison_that_another_process_carries_out_is_refused_before_any_training(tiny, tmp_path):
+def test_a_comparison_that_a_different_process_runs_is_refused_before_any_training(tiny, tmp_path):
     watching = Watching()
     with FolderLock(tmp_path), pytest.raises(ConfigError, match=f"in use by process {os.getpid()}"):
         run_comparison(make_comparison(tiny), tmp_path, jobs=1, watcher=watching)
@@ -117,7 +117,7 @@ def test_a_comparison_that_another_process_carries_out_is_refused_before_any_tra
     assert not list(tmp_path.glob("runs/*"))
 
 
-def test_a_run_that_an_orphan_of_a_killed_comparison_still_trains_is_left_alone_and_named(tiny, tmp_path):
+def test_a_run_that_an_orphaned_worker_still_trains_is_left_alone_and_named(tiny, tmp_path):
     tiny["seeds"] = [1]
     with FolderLock(tmp_path / "runs/fixed/seed-1"):
         found = run_comparison(make_comparison(tiny), tmp_path, jobs=1)
@@ -137,7 +137,7 @@ def test_a_damaged_state_of_a_run_is_a_named_fault_and_spends_nothing(tiny, tmp_
     assert Ledger.load(tmp_path / "runs/fixed/seed-1/ledger.json").total == 1
 
 
-def test_finished_runs_are_reused_and_those_of_other_settings_are_made_again(tiny, tmp_path):
+def test_finished_runs_are_reused_unless_their_settings_changed(tiny, tmp_path):
     tiny["seeds"] = [1]
     run_comparison(make_comparison(tiny), tmp_path, jobs=1)
     again = Watching()
@@ -151,7 +151,7 @@ def test_finished_runs_are_reused_and_those_of_other_settings_are_made_again(tin
     assert (tmp_path / "runs/exp-strong/seed-1.previous-1").is_dir()
 
 
-def test_a_run_folder_whose_report_is_not_of_its_ledger_is_refused(tiny, tmp_path):
+def test_a_run_folder_whose_report_does_not_match_its_ledger_is_refused(tiny, tmp_path):
     tiny["seeds"] = [1]
     found = run_comparison(make_comparison(tiny), tmp_path, jobs=1)
     fixed, other = (row.runs[0].folder for row in found.result.variants)
@@ -160,7 +160,7 @@ def test_a_run_folder_whose_report_is_not_of_its_ledger_is_refused(tiny, tmp_pat
         run_comparison(make_comparison(tiny), tmp_path, jobs=1)
 
 
-def test_a_training_that_fails_is_named_and_the_others_go_on(tiny, tmp_path, monkeypatch):
+def test_a_failed_training_is_named_and_the_others_continue(tiny, tmp_path, monkeypatch):
     tiny["seeds"] = [1]
     from dpmodel.runs import train as job
 
@@ -178,7 +178,7 @@ def test_a_training_that_fails_is_named_and_the_others_go_on(tiny, tmp_path, mon
     assert [row.name for row in found.result.variants] == ["fixed"]
 
 
-def test_a_training_that_stops_early_is_told_to_be_unequal(tiny, tmp_path):
+def test_a_training_that_stops_early_is_reported_as_unequal(tiny, tmp_path):
     tiny["seeds"] = [1]
     tiny["base"]["training"]["epochs"] = 4
     tiny["base"]["optimizer"]["lr"] = 1e-9

@@ -115,7 +115,7 @@ def test_a_limit_below_the_target_is_a_contradiction(write):
 
 
 @pytest.mark.parametrize("text", ["- a\n- b\n", "just words\n", "3\n"])
-def test_a_file_that_is_no_mapping_is_refused(write, text):
+def test_a_file_that_is_not_a_mapping_is_refused(write, text):
     with pytest.raises(ConfigError, match="a configuration is a mapping of sections"):
         load_config(write(text))
 
@@ -185,14 +185,14 @@ def test_reading_a_configuration_loads_no_torch(write):
         ("data.name=minst", "data", "unknown data set 'minst'", "--set data.name=minst"),
     ],
 )
-def test_the_place_of_a_fault_is_that_of_the_override_it_speaks_of(write, override, section, message, place):
+def test_a_fault_names_the_override_that_it_mentions(write, override, section, message, place):
     path = write(GOOD)
     with pytest.raises(ConfigError) as found, locating_errors(load_config(path, [override]), section):
         raise ValueError(message)
     assert str(found.value) == f"{place.format(file=path)}: {section}: {message}"
 
 
-def test_a_fault_of_a_section_that_a_copy_has_replaced_is_said_all_the_same(write):
+def test_a_fault_in_a_section_that_a_copy_replaced_is_still_reported(write):
     config = load_config(
         write(GOOD.replace("privacy:", "privacy:\n  noise: {name: AdaGaussian}")),
         ["privacy.noise.noise_decay_rate=1e-4"],

@@ -97,7 +97,7 @@ def test_without_download_nothing_is_fetched(no_network):
     assert not (no_network / "empty").exists()
 
 
-def test_a_download_lands_in_the_cache_and_is_read_from_there(no_network, monkeypatch):
+def test_a_download_goes_to_the_cache_and_is_read_from_there(no_network, monkeypatch):
     monkeypatch.setattr("dpmodel.data.mnist._torchvision", lambda name, folder: write_idx(folder / name / "raw"))
     assert len(load_dataset("fashion_mnist").train) == 6
     assert (no_network / "cache" / "FashionMNIST" / "raw" / FILES[0]).is_file()
@@ -187,23 +187,23 @@ class TestNpz:
             load_dataset("npz", root=self.save(tmp_path / "own.npz"), num_classes=2)
 
     @pytest.mark.parametrize("dtype", [np.int64, np.int32, ">i4"])
-    def test_whole_numbers_are_read_as_int64(self, tmp_path, dtype):
+    def test_integers_are_read_as_int64(self, tmp_path, dtype):
         tokens = {"x_train": np.arange(30).reshape(6, 5).astype(dtype), "x_test": np.full((3, 5), 7, dtype)}
         data = load_dataset("npz", root=self.save(tmp_path / "own.npz", **tokens))
         assert data.train.x.dtype == torch.int64
         assert data.train.x.flatten().tolist() == list(range(30))
 
-    def test_constants_for_whole_numbers_are_refused(self, tmp_path):
+    def test_constants_for_integers_are_refused(self, tmp_path):
         tokens = {"x_train": np.zeros((6, 5), int), "x_test": np.zeros((3, 5), int)}
         with pytest.raises(DataError, match=r"mean=0\.5 cannot be applied to inputs of torch\.int64"):
             load_dataset("npz", root=self.save(tmp_path / "own.npz", **tokens), mean=0.5)
 
-    def test_test_labels_beyond_the_training_classes_take_a_stated_number(self, tmp_path):
+    def test_test_labels_beyond_the_training_classes_need_num_classes(self, tmp_path):
         path = self.save(tmp_path / "own.npz", y_test=np.array([0, 3, 1]))
         assert load_dataset("npz", root=path, num_classes=4).num_classes == 4
 
     @pytest.mark.parametrize("content", [b"", b"\x80\x04N.", b"a,b\n1,2\n", b"\x93NUMPY"])
-    def test_what_is_no_archive_is_told_how_to_make_one_and_never_unpickled(self, tmp_path, content):
+    def test_a_file_that_is_not_an_archive_is_refused_with_the_remedy_and_never_unpickled(self, tmp_path, content):
         (tmp_path / "own.csv").write_bytes(content)
         with pytest.raises(DataError, match=r"own\.csv is not an \.npz archive.*numpy\.savez.*x_train=") as caught:
             load_dataset("npz", root=tmp_path / "own.csv")
@@ -220,14 +220,14 @@ class TestNpz:
 
 
 @pytest.mark.parametrize("name", ["npz", "image_folder", "mnist", "cifar10"])
-def test_missing_data_are_told_with_the_full_path(no_network, name):
+def test_missing_data_are_reported_with_the_full_path(no_network, name):
     options = {"download": False} if name in ("mnist", "cifar10") else {}
     with pytest.raises(MissingDataError) as caught:
         load_dataset(name, root="below/nowhere", **options)
     assert str(no_network / "below" / "nowhere") in str(caught.value)
 
 
-def test_data_are_described_with_what_is_to_be_learnt(monkeypatch):
+def test_data_are_described_with_size_and_task(monkeypatch):
     assert load_dataset("synthetic", num_train=1024, num_classes=2).describe() == "1,024 training examples, 2 classes"
     monkeypatch.setattr(DATASETS, "_builders", dict(DATASETS._builders))
     x, y = torch.zeros(2, 3), torch.zeros(2, 1)
@@ -252,11 +252,11 @@ class TestImageFolder:
         assert data.train.x.shape == (4, 3, 8, 8)
         assert data.train.x[2, :, 0, 0].tolist() == [100, 0, 0]
 
-    def test_grey_and_another_size_by_option(self, tmp_path):
+    def test_options_convert_to_grey_and_resize(self, tmp_path):
         data = load_dataset("image_folder", root=self.save(tmp_path), channels=1, image_size=4)
         assert data.example_shape == (1, 4, 4)
 
-    def test_images_of_several_sizes_need_one(self, tmp_path):
+    def test_images_of_different_sizes_need_image_size(self, tmp_path):
         root = self.save(tmp_path)
         Image.new("RGB", (9, 8)).save(root / "train" / "dog" / "9.png")
         with pytest.raises(DataError, match=r"images differ in size.*set data.image_size"):
@@ -270,7 +270,7 @@ class TestImageFolder:
         with pytest.raises(DataError, match=r"cat/1\.png cannot be read"):
             load_dataset("image_folder", root=root)
 
-    def test_wrong_layouts_are_told_with_the_right_one(self, tmp_path):
+    def test_wrong_layouts_are_refused_with_the_right_one(self, tmp_path):
         with pytest.raises(MissingDataError, match="an image folder must contain train/<class>"):
             load_dataset("image_folder", root=tmp_path)
         root = self.save(tmp_path / "data")
@@ -285,7 +285,7 @@ def test_synthetic_data_are_the_same_for_one_seed_and_differ_between_seeds():
     assert not torch.equal(first.train.x, other.train.x)
 
 
-def test_synthetic_classes_can_be_told_apart():
+def test_synthetic_classes_can_be_learned():
     data = load_dataset("synthetic", num_train=500, num_test=200, num_classes=4)
     x, y = data.train.batch(torch.arange(500))
     centres = torch.stack([x[y == label].mean(0) for label in range(4)])
@@ -312,7 +312,7 @@ def test_wrong_options_are_refused(options, message):
         load_dataset(**options)
 
 
-def test_a_reader_of_ones_own_is_used_by_name(monkeypatch):
+def test_a_custom_reader_is_used_by_name(monkeypatch):
     monkeypatch.setattr(DATASETS, "_builders", dict(DATASETS._builders))
 
     @DATASETS.register("two_points")

@@ -87,7 +87,7 @@ def test_a_flipped_byte_anywhere_is_an_error_or_changes_nothing(small_file):
         (b"\0\0\x08\x03" + b"\xff" * 12, "has only 0"),
     ],
 )
-def test_damage_is_told_in_words(tmp_path, content, message):
+def test_damage_is_described(tmp_path, content, message):
     path = tmp_path / "file"
     path.write_bytes(content)
     with pytest.raises(DataError, match=message):

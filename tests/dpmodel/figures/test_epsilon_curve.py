@@ -41,7 +41,7 @@ rows = st.lists(
 
 @settings(max_examples=25, deadline=None)
 @given(rows, st.data())
-def test_what_is_drawn_at_a_step_is_never_below_the_ledger_and_little_above(rows, data):
+def test_the_drawn_epsilon_is_never_below_the_ledger_and_only_slightly_above(rows, data):
     ledger = Ledger()
     for sigma, count, lost in rows:
         ledger.record(GaussianEvent(sigma), count, lost=lost)
@@ -70,7 +70,7 @@ def test_every_step_of_a_short_training_is_exact():
         assert curve.at([step])[0] == RDPAccountant().epsilon(ledger.head(step), DELTA)
 
 
-def test_a_hundred_thousand_steps_take_few_computations_and_show_the_first_step():
+def test_a_hundred_thousand_steps_need_few_computations_and_show_the_first_step():
     calls = []
 
     class Counting(RDPAccountant):
@@ -97,7 +97,7 @@ def test_a_ledger_of_many_rows_gets_fewer_points():
     assert {1, 10_000, 20_000} <= set(curve.steps)
 
 
-def test_the_tight_accountant_composes_once_a_point_and_only_the_last_figure_at_full_precision(monkeypatch):
+def test_the_tight_accountant_composes_once_per_point_and_only_the_last_at_full_precision(monkeypatch):
     asked = []
 
     def counting(accountant, ledger, delta, epsilon=PLDAccountant.epsilon):
@@ -132,7 +132,7 @@ def test_lost_steps_are_charged_where_they_were_lost():
     assert curve.at([5, 6, 10]).tolist() == pytest.approx(expected)
 
 
-def test_a_statistic_beside_the_steps_is_charged_from_the_first_step_on():
+def test_a_statistic_that_is_not_a_step_is_charged_from_the_first_step_on():
     statistic, event = GaussianEvent(1.0), GaussianEvent(20.0)
     for ledger in (Ledger().record(statistic).record(event, 10), Ledger().record(event, 10).record(statistic)):
         curve = epsilon_over(ledger, [5, 10], DELTA, "zcdp", done=10)

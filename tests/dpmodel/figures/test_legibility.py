@@ -79,7 +79,7 @@ def require_legible(figure):
 
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("case", CASES)
-def test_no_text_of_a_figure_overlaps_another_or_leaves_the_picture(case, size):
+def test_no_text_of_a_figure_overlaps_another_or_leaves_the_figure(case, size):
     metric = None if case == "no validation" else "accuracy"
     for count in (1, len(NAMES)):
         for figure in draw_all([a_curve(name, case) for name in NAMES[:count]], metric, size).values():

@@ -87,14 +87,14 @@ OF_LOG_ODDS = [
 
 @pytest.mark.parametrize("shape", [(N,), (N, 1), (N, 1, 1)])
 @pytest.mark.parametrize("loss_fn", OF_PROBABILITIES)
-def test_scores_that_the_loss_takes_for_probabilities_are_cut_at_one_half(loss_fn, shape):
+def test_scores_that_the_loss_reads_as_probabilities_are_cut_at_one_half(loss_fn, shape):
     outputs, targets = LOG_ODDS.sigmoid().reshape(shape), LABELS.reshape(shape)
     assert measured(loss_fn, outputs, targets) == pytest.approx(RIGHT)
 
 
 @pytest.mark.parametrize("shape", [(N,), (N, 1)])
 @pytest.mark.parametrize("loss_fn", OF_LOG_ODDS)
-def test_scores_that_the_loss_takes_for_log_odds_are_cut_at_zero(loss_fn, shape):
+def test_scores_that_the_loss_reads_as_log_odds_are_cut_at_zero(loss_fn, shape):
     assert measured(loss_fn, LOG_ODDS.reshape(shape), LABELS.reshape(shape)) == pytest.approx(RIGHT)
 
 
@@ -188,7 +188,7 @@ def next_token(outputs, targets):
 
 @pytest.mark.parametrize("classes", [2, 6, 9])
 @pytest.mark.parametrize("loss_fn", [flat, lambda o, t: F.cross_entropy(o.transpose(1, 2), t), functools.partial(flat)])
-def test_classes_of_tokens_may_be_the_last_dimension_also_where_there_are_as_many_tokens(classes, loss_fn):
+def test_classes_of_tokens_may_be_the_last_dimension_even_with_as_many_tokens(classes, loss_fn):
     scores, targets, right = of_classes((N, 6, classes), 2)
     assert measured(loss_fn, scores, targets) == share(right)
 
@@ -208,7 +208,7 @@ def test_padding_of_tokens_is_not_counted(padding):
     assert found == share(scores.argmax(2) == targets, targets != padding)
 
 
-def test_a_language_model_is_measured_on_the_next_token_as_its_loss_is():
+def test_a_language_model_is_measured_on_the_next_token_like_its_loss():
     scores, targets, _ = of_classes((N, 6, 6), 2)
     assert measured(next_token, scores, targets) == share(scores[:, :-1].argmax(2) == targets[:, 1:])
 
@@ -254,7 +254,7 @@ def masked(outputs, targets):
 
 
 @pytest.mark.parametrize("loss_fn", [masked, lambda o, t: (torch.nan_to_num(o - t) ** 2).mean()])
-def test_errors_of_numbers_leave_out_what_the_loss_ignores(loss_fn):
+def test_errors_of_numbers_exclude_targets_that_the_loss_ignores(loss_fn):
     outputs, targets = torch.randn(N, 2), torch.randn(N, 2)
     targets[::4], targets[1, 0] = math.nan, math.nan
     counted = ~targets.isnan()
@@ -287,12 +287,12 @@ def test_a_column_of_outputs_is_compared_with_targets_without_one():
         (lambda o, t: F.cross_entropy(o, t["y"]), SCORES, {"y": CLASSES}, "the targets as one tensor"),
     ],
 )
-def test_what_cannot_be_read_is_refused_with_what_to_give_instead(loss_fn, outputs, targets, message):
+def test_outputs_that_cannot_be_read_are_refused_with_the_remedy(loss_fn, outputs, targets, message):
     with pytest.raises(DataError, match=message):
         MetricSet("accuracy", loss_fn=loss_fn).update(outputs, targets)
 
 
-def test_a_loss_that_refuses_made_up_targets_is_asked_about_those_of_the_data():
+def test_a_loss_that_refuses_synthetic_targets_is_tried_with_those_of_the_data():
     def particular(outputs, targets):
         if targets.max().item() > 2:
             raise ValueError("no such class in the data")

@@ -77,7 +77,7 @@ def test_the_seed_of_the_class_and_of_the_builder_mean_the_same():
 
 @pytest.mark.parametrize("activation", ACTIVATIONS.names())
 @pytest.mark.parametrize("name", ["lenet5", "small_cnn", "mlp"])
-def test_every_activation_goes_with_every_network(name, activation):
+def test_every_activation_works_with_every_network(name, activation):
     network = build_network(name, defaults=DEFAULTS, activation=activation)
     assert network(torch.rand(2, 1, 32, 32)).shape == (2, 10)
 
@@ -108,7 +108,7 @@ def test_defaults_fill_in_only_what_is_taken_and_not_given():
     assert own(torch.zeros(1, 4)).shape == (1, 10)
 
 
-def test_a_users_own_class_is_found_beside_the_configuration(tmp_path, monkeypatch):
+def test_a_users_class_is_found_in_the_folder_of_the_configuration(tmp_path, monkeypatch):
     (tmp_path / "my_own_nets.py").write_text(
         "from torch import nn\n"
         "class Wide(nn.Linear):\n"
@@ -167,6 +167,6 @@ def test_a_module_that_cannot_be_imported_says_why(tmp_path, monkeypatch, source
         build_network(module=f"{name}:Net")
 
 
-def test_images_of_another_size_are_refused_with_the_remedy():
+def test_images_of_the_wrong_size_are_refused_with_the_remedy():
     with pytest.raises(ValueError, match=r"32 x 32.*image_size to 32"):
         LeNet5()(torch.zeros(1, 1, 28, 28))
