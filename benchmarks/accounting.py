@@ -1,4 +1,4 @@
-"""Speed and tightness of the accountants beside dp-accounting and Opacus: ``python benchmarks/accounting.py``.
+"""Speed and tightness of the accountants, compared with dp-accounting and Opacus: ``python benchmarks/accounting.py``.
 
 Each peer runs in the same process on the same schedule. A peer that would take hours for 10,000 distinct multipliers
 gets only the first ``--peer-steps`` of them (default 100); its time is scaled up linearly, as noted in the table.

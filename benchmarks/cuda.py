@@ -1,4 +1,4 @@
-"""Private training on a GPU: correctness first, then steps beside plain torch and Opacus, noise, and whole fits.
+"""Private training on a GPU: correctness first, then steps compared with plain torch and Opacus, noise, and whole fits.
 
     PYTHONPATH=. python benchmarks/cuda.py [--minutes 8] [--only tests lenet5 noise] [--output FILE] [--raw FOLDER]
     PYTHONPATH=. python benchmarks/cuda.py --device cpu --quick     # only to check that the script works

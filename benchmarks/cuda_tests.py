@@ -38,7 +38,7 @@ def tests_section(task: Task) -> None:
     ended = int(pytest.main([*options, *chosen], plugins=[outcomes]))
     if ended not in (0, 1, 5):
         outcomes.counts[f"then pytest ended with {ended}"] = 1
-    outcomes.tell()
+    outcomes.emit()
 
 
 class Outcomes:
@@ -68,7 +68,7 @@ class Outcomes:
             self._note(report.longreprtext)
             errors = [line for line in report.longreprtext.splitlines() if line.startswith("E ")]
             self._failures.append((report.nodeid, (errors or [""])[0][2:].strip()[:300]))
-        self.tell()
+        self.emit()
         if self._task.over() and self._session is not None:
             self._session.shouldstop = "the time of this section is over"
 
@@ -83,7 +83,7 @@ class Outcomes:
             self._log.write(f"{time.monotonic() - self._begun:6.1f} s  {text}\n")
             self._log.flush()
 
-    def tell(self) -> None:
+    def emit(self) -> None:
         """Emit the record of all tests that have run so far."""
         self._task.emit(
             {

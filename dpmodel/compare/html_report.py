@@ -144,5 +144,5 @@ def _foot(result: ComparisonResult) -> str:
     seconds = sum(run.seconds for row in result.variants for run in row.runs)
     return (
         f"<footer>dpmodel {escape(dpmodel.__version__)}; {duration(seconds)} of training. Numbers in full: "
-        "comparison.json and comparison.csv beside this file; the ledger of every run is in its folder.</footer>"
+        "comparison.json and comparison.csv next to this file; the ledger of every run is in its folder.</footer>"
     )

@@ -26,7 +26,7 @@ Stepped = Callable[[int, int], None]
 
 @dataclass(frozen=True)
 class Job:
-    """One training to be done, in plain values that can be sent to another process.
+    """One training to be done, in plain values that can be sent to a different process.
 
     Args:
         number: Position in the list of jobs.

@@ -106,13 +106,13 @@ def run_comparison(
     """
     processes = default_jobs() if jobs is None else jobs
     checks.positive_int(jobs=processes)
-    told = NullWatcher() if watcher is None else watcher
+    observer = NullWatcher() if watcher is None else watcher
     folder = ComparisonFolder(Path(directory) if directory is not None else comparison.directory)
     with FolderLock(folder.path):
-        variants = calibrate_variants(comparison, folder.multipliers, told.calibrating)
+        variants = calibrate_variants(comparison, folder.multipliers, observer.calibrating)
         all_jobs, reused = _jobs(comparison, variants, folder, processes)
-        told.training(all_jobs, reused)
-        outcomes = run_jobs(all_jobs, processes, told) if all_jobs else []
+        observer.training(all_jobs, reused)
+        outcomes = run_jobs(all_jobs, processes, observer) if all_jobs else []
         result = collect(comparison, variants, folder)
     done = 0 if result is None else sum(len(row.runs) for row in result.variants)
     wanted = len(variants) * len(comparison.definition.seeds)

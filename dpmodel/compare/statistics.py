@@ -81,7 +81,7 @@ def paired_difference(
 
 
 def verdict(difference: Summary | None) -> str:
-    """What a paired difference shows: ``"higher"``, ``"lower"``, or that it shows no difference.
+    """The meaning of a paired difference: ``"higher"``, ``"lower"``, or why it shows no difference.
 
     Example:
         >>> verdict(Summary(3, 0.01, 0.001, 0.0075, 0.0125)), verdict(Summary(3, 0.01, 0.02, -0.04, 0.06))

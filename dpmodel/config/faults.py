@@ -101,7 +101,7 @@ def locating_file_errors(config: Config) -> Iterator[None]:
         if path is None:
             raise
         raise ConfigError(
-            f"{config.where(path)}: {path}: {error.filename} cannot be written: {error.strerror}; choose another place"
+            f"{config.where(path)}: {path}: {error.filename} cannot be written: {error.strerror}; use a different path"
         ) from error
 
 

@@ -49,7 +49,7 @@ class MonitorSection(Section):
 
 
 class PrivacySection(Section):
-    """What changes privacy.
+    """Settings that affect privacy.
 
     Args:
         noise_multiplier: Standard deviation of the noise over the norm bound at the first step. Give this or

@@ -98,7 +98,7 @@ def _check_names(config: Config) -> None:
         checks["privacy.noise.name"] = partial(NoiseMechanismsFactory.registry.get, privacy.noise.name)
     faults = faults_in(config, checks)
     if faults:
-        # The other names need torch. Its import takes a second, which listing all faults at once is worth.
+        # The other names need torch, whose import takes a second; listing all faults at once is worth it.
         from dpmodel.preflight.configured import unknown_names
 
         raise one_error([*faults, *unknown_names(config)], config.source)

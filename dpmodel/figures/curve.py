@@ -48,7 +48,7 @@ class Curve:
         return max((history.column("step") for history in self.histories), key=len)
 
     def columns(self, name: str) -> Floats:
-        """One column of the histories, shape (trainings, epochs); NaN where a training has no value."""
+        """One column of the histories, shape (trainings, epochs); NaN if a training has no value."""
         rows = np.full((len(self.histories), len(self.steps)), np.nan)
         for row, history in zip(rows, self.histories, strict=True):
             if name in history.columns:

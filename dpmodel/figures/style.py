@@ -22,7 +22,7 @@ BLUE, ORANGE, GREEN, PURPLE, AMBER, SKY = "#0072b2", "#d55e00", "#009e73", "#cc7
 
 #: Colours of the lines of a figure.
 SERIES = (BLUE, ORANGE, GREEN, PURPLE, AMBER, SKY)
-#: Most names beside each other in a legend.
+#: Most names side by side in a legend.
 LEGEND_COLUMNS = 4
 _DASHES = ("-", (0, (5, 2)), (0, (1.5, 1.5)), (0, (6, 2, 1.5, 2)))
 

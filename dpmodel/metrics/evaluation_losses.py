@@ -128,7 +128,7 @@ class EvaluationLosses:
             return self._tried("graph" if graph else "network", each)
 
     def _tried(self, what: str, each: Callable[..., Tensor]) -> Tensor:
-        """All at once, or one by one if that is not possible (``.item()``, boolean masks)."""
+        """All examples at once, or one at a time if that is not possible (``.item()``, boolean masks)."""
         if what not in self._one_by_one:
             try:
                 with examples_only():

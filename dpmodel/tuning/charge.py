@@ -124,7 +124,7 @@ class AllRuns(Charge):
         return runs
 
     def ledger(self, planned: Sequence[Ledger], runs: int) -> Ledger:
-        """All runs one after another."""
+        """All runs, composed."""
         del runs
         merged = planned[0].merge(*planned[1:])
         merged.add_note(f"tuning: {len(planned)} runs, all of them charged")
@@ -140,7 +140,7 @@ class NotAccounted(AllRuns):
     as_one = False
 
     def ledger(self, planned: Sequence[Ledger], runs: int) -> Ledger:
-        """One run alone; the note says what is missing."""
+        """A single run, with a note on what is missing."""
         del runs
         alone = planned[0].copy()
         alone.add_note("tuning: not accounted")

@@ -13,7 +13,7 @@ from monitors.errors import BudgetExceededError, ConfigError
 
 @pytest.fixture
 def raising(monkeypatch):
-    """A command line whose only command raises what the test gives it."""
+    """A command line whose only command raises the given error."""
 
     def prepare(error):
         app = typer.Typer(pretty_exceptions_enable=False)
@@ -119,7 +119,7 @@ def test_an_interrupt_during_imports_is_reported_in_one_word_too(monkeypatch, ca
 
     monkeypatch.delitem(sys.modules, "dpmodel.cli.application")
     monkeypatch.setattr(sys, "meta_path", [Interrupting(), *sys.meta_path])
-    # An interrupt that came through would end the tests, not this one alone.
+    # An interrupt that is not caught would end all tests.
     with pytest.raises((SystemExit, KeyboardInterrupt)) as stop:
         main([])
     assert stop.type is SystemExit

@@ -49,7 +49,7 @@ def test_figures_of_other_rules_are_shown_side_by_side(command):
     assert rows["shuffle, zero out one"]["epsilon"]["zcdp"] == pytest.approx(10.67, abs=5e-3)
     assert rows["shuffle, replace one"]["epsilon"]["zcdp"] == pytest.approx(26.18, abs=5e-3)
     assert all(row["assumes"] for row in rows.values())
-    # half the multiplier is what a group of two counts for
+    # a group of two counts with half the multiplier
     half = json.loads(command("budget", *MNIST, "-e", "10", "--noise-multiplier", "0.75", "--json")[1])
     assert rows["Poisson, micro-batches of 2"]["epsilon"]["rdp"] == pytest.approx(half["epsilon"], rel=1e-9)
 

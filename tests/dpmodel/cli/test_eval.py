@@ -124,7 +124,7 @@ def test_the_report_of_an_earlier_part_of_the_training_is_ignored(command, train
 
 @pytest.fixture
 def elsewhere(command, tmp_path, monkeypatch):
-    """A run of a configuration in one folder with its data beside it; other data of that name in the current folder."""
+    """A run of a configuration with data in its folder; the current folder has different data of the same name."""
     x = np.random.default_rng(0).random((60, 3)).astype(np.float32)
     labels = (x[:, 0] > 0.5).astype(int)
     for name, answers in (("here", labels), ("there", 1 - labels)):

@@ -27,7 +27,7 @@ FILES = {
     "test_data.json",
     "training_curve.png",
 }
-#: There while a training runs or after it was interrupted.
+#: Present while a training runs and after it was interrupted.
 STATE = {"training_state.safetensors", "releases.jsonl"}
 
 

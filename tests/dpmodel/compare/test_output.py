@@ -17,7 +17,7 @@ VOID = {"meta", "link", "br", "img", "use", "input", "hr"}
 
 
 class Page(HTMLParser):
-    """Keeps what a page holds, and checks that its elements nest."""
+    """Collects the contents of a page, and checks that its elements nest."""
 
     def __init__(self):
         super().__init__()

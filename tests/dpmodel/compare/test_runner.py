@@ -12,7 +12,7 @@ from monitors.errors import ConfigError, DataError
 
 
 class Watching(NullWatcher):
-    """Keeps the labels of the trainings; interrupts in the first step of one of them."""
+    """Records the labels of the trainings, and interrupts the first step of one of them."""
 
     def __init__(self, interrupt_at=None):
         self.labels, self.reused, self.interrupt_at = [], None, interrupt_at
@@ -60,7 +60,7 @@ def test_an_interrupted_comparison_keeps_finished_runs_and_resumes_when_repeated
     assert watching.labels == ["Exp strong, seed 1", "fixed, seed 2", "Exp strong, seed 2"]
     assert {path: path.stat().st_mtime_ns for path in done} == done
 
-    # the broken-off training went on from its last step: nothing was lost, and nothing made twice
+    # the interrupted training resumed from its last step: nothing was lost or repeated
     assert not list(tmp_path.glob("runs/*/*.previous-*"))
     assert (resumed.result.trainings, resumed.result.lost_steps) == (4, 0)
     assert resumed.result.equal
@@ -76,7 +76,7 @@ def test_a_killed_run_resumes_from_its_last_save_and_lost_steps_count_in_the_tot
     tiny["seeds"] = [1]
     comparison = make_comparison(tiny)
     assert not run_comparison(comparison, tmp_path, jobs=1, watcher=PowerCut()).ok
-    # steps 5 and 6 had been begun; the state is that of step 4
+    # steps 5 and 6 had begun; the saved state is that of step 4
     steps = []
 
     class Watching(NullWatcher):

@@ -15,7 +15,7 @@ training: {epochs: 1, batch_size: 8}
 
 @pytest.fixture
 def folders(tmp_path, monkeypatch):
-    """A configuration in one folder, and another folder as the current one."""
+    """A configuration in a folder that is not the current one."""
     for name in ("beside", "here"):
         (tmp_path / name).mkdir()
     (tmp_path / "beside" / "run.yaml").write_text("data: {name: npz, root: data.npz}\n" + TRAINING)

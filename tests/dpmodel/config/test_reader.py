@@ -43,7 +43,7 @@ def test_the_resolved_form_reads_back_equal(write):
     assert make_config(yaml.safe_load(config.to_yaml())).model_dump() == config.model_dump()
 
 
-# Each row: what is overridden, and what the message must hold (path, value, remedy).
+# Each row: an override, and what the message must contain (path, value, remedy).
 FAULTS = [
     ("privacy.norm_bund=1", ["unknown key 'privacy.norm_bund'", "did you mean 'norm_bound'"]),
     ("privcy.delta=1", ["unknown key 'privcy'", "did you mean 'privacy'"]),

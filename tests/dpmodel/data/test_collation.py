@@ -1,4 +1,4 @@
-"""Batches are put together such that an example is the same whichever others were drawn."""
+"""Collation gives each example independently of the others in the batch."""
 
 import math
 
@@ -36,7 +36,7 @@ def pad(examples):
 
 
 class Mean(nn.Module):
-    """Averages over all positions, padding included, or over the others alone."""
+    """Averages over all positions including padding, or over the others only."""
 
     def __init__(self, masked):
         super().__init__()
@@ -75,7 +75,7 @@ def test_padding_that_scales_an_example_is_refused_before_anything_is_spent(leng
 
 
 def test_padding_that_comes_late_is_found_before_the_step_in_which_it_is_seen():
-    lengths = [3] * 997 + [9] + [3] * 2  # not among those that are looked at first
+    lengths = [3] * 997 + [9] + [3] * 2  # not among those that are checked first
     model = model_of(Mean(masked=False))
     with pytest.raises(DataError, match="padding changes an example's gradient"):
         model.fit(poisson_loader(Texts(lengths), batch_size=250, collate_fn=pad), epochs=40)
@@ -106,7 +106,7 @@ def test_ignored_labels_make_padding_harmless_and_one_row_moves_the_sum_by_the_b
 
 
 def test_random_masks_of_tokens_are_not_padding():
-    """The collation of a masked language model: what is masked is drawn anew each time."""
+    """The collation of a masked language model, which draws new masks each time."""
 
     def masking(examples):
         x = pad_sequence([tokens for tokens, _ in examples], batch_first=True)
@@ -128,7 +128,7 @@ def test_random_tokens_do_not_hide_padding_that_matters():
 
 
 class Window(nn.Module):
-    """Averages over the last, or the first, ``size`` positions that are no padding."""
+    """Averages over the last, or the first, ``size`` positions that are not padding."""
 
     def __init__(self, size=16, last=True, only_in_training=False, dropout=0.0):
         super().__init__()
@@ -144,7 +144,7 @@ class Window(nn.Module):
 
 
 class Growing(Callback):
-    """All rows but the first few are long after the second step, as rows are that no batch has held before."""
+    """After the second step, all rows except the first few are long, like rows that no batch has held before."""
 
     def __init__(self, data, length):
         self.data, self.length = data, length
@@ -215,7 +215,7 @@ def test_behaviour_of_training_mode_is_not_compared_if_it_still_draws():
 
 
 def test_changes_far_below_the_norm_bound_count_as_rounding():
-    """Near the optimum a gradient is a difference of two numbers that are almost one."""
+    """Near the optimum, a gradient is the difference of two numbers close to one."""
 
     class Longer(Mean):
         def forward(self, tokens):

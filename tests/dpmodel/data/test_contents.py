@@ -10,7 +10,7 @@ from monitors.errors import DataError
 
 
 class Yields(Dataset):
-    """A data set of what ``make`` gives for a row."""
+    """A data set of the results of ``make`` for each row."""
 
     def __init__(self, make):
         self.make = make

@@ -20,7 +20,7 @@ MD5 = {
 
 @pytest.fixture
 def no_network(monkeypatch, tmp_path):
-    """No cache, no download, no copy in the current folder: only what a test puts there."""
+    """No cache, no download and no copy in the current folder, only the files of a test."""
 
     def refuse(name, folder):
         raise OSError("no network")

@@ -43,7 +43,7 @@ def test_held_out_data_share_no_row_with_the_training_data():
     columns = torch.randn(3, 40).t()  # rows that interleave in memory
     for rows, others in ((slice(30), slice(30, 40)), (slice(0, 40, 2), slice(1, 40, 2))):
         require_held_out((columns[others], targets[others]), TensorDataset(columns[rows], targets[rows]))
-    require_held_out((torch.randn(40, 2), targets), whole)  # labels alone tell nothing
+    require_held_out((torch.randn(40, 2), targets), whole)  # labels alone show nothing
     with pytest.raises(UnsupportedLoaderError):
         require_held_out((columns[29:], targets[29:]), TensorDataset(columns[:30], targets[:30]))
     for shared in [whole, TensorDataset(*whole.tensors), (inputs, targets), (inputs[20:], targets[20:])]:
@@ -52,7 +52,7 @@ def test_held_out_data_share_no_row_with_the_training_data():
 
 
 class Listed(Dataset):
-    """Examples one by one, as most users write them."""
+    """Examples one at a time, as most users write data sets."""
 
     def __init__(self, n=40):
         self.n = n
@@ -123,7 +123,7 @@ class Doubled(TensorDataset):
 
 
 class Batched(Listed):
-    """Has a method of that name that means something else, as data sets of other libraries do."""
+    """Has a method with that name but a different meaning, like data sets of other libraries."""
 
     def batch(self, batch_size, drop_last_batch=False):
         raise AssertionError("not asked for")

@@ -26,7 +26,7 @@ rows_of_data = st.lists(st.integers(0, SIZE - 1), min_size=1, unique=True)
 
 
 def loaders(data, rows):
-    """Loaders that draw these rows, in the ways there are to write it."""
+    """Loaders that draw these rows, written in every possible way."""
     return [
         DataLoader(data, 2, sampler=SubsetRandomSampler(rows)),
         DataLoader(data, 2, sampler=rows),
@@ -39,7 +39,7 @@ def loaders(data, rows):
 
 @given(rows=rows_of_data, others=rows_of_data)
 def test_held_out_rows_are_accepted_if_and_only_if_none_is_trained_on(rows, others):
-    copied = TensorDataset(*DATA.tensors)  # another object on the same memory
+    copied = TensorDataset(*DATA.tensors)  # a different object on the same memory
     for held_out in (*loaders(DATA, others), *loaders(copied, others)):
         if set(rows) & set(others):
             with pytest.raises(UnsupportedLoaderError, match="holds the training data"):

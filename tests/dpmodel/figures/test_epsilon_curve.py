@@ -23,7 +23,7 @@ DELTA = 1e-5
 
 
 def drawn(curve):
-    """What is read off the drawn line at a step."""
+    """The epsilon read off the drawn line at a step."""
     _, (axes,) = make_panels(1)
     draw_epsilon(axes, curve, Pen.of(0), "epsilon")
     (line,) = axes.get_lines()

@@ -53,7 +53,7 @@ def a_spread(size):
 
 
 def shown(figure):
-    """Every text of a figure, with its place in pixels."""
+    """Every text of a figure with its position in pixels."""
     figure.draw_without_rendering()
     outside = set()
     for axis in (axis for axes in figure.axes for axis in (axes.xaxis, axes.yaxis)):

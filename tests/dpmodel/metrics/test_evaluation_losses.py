@@ -19,7 +19,7 @@ def normalised(outputs, targets):
 
 
 def summed_bound(outputs, targets):
-    """Sum over the batch, as of a variational autoencoder."""
+    """Sum over the batch, as for a variational autoencoder."""
     return F.mse_loss(outputs, F.one_hot(targets, 3).float(), reduction="sum") + 0.5 * outputs.pow(2).sum()
 
 

@@ -111,7 +111,7 @@ def test_options_reach_the_metric():
 
 
 class Seen:
-    """A metric of a user's own, which has no state before reset."""
+    """A custom metric without state before reset."""
 
     def __init__(self, gives=1.0):
         self.gives = gives

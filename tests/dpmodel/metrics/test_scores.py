@@ -1,4 +1,4 @@
-"""Metrics by name are right, or refused, whatever the outputs, the targets and the loss are like."""
+"""Metrics by name are right or refused, whatever the outputs, targets and loss."""
 
 import functools
 import math
@@ -23,7 +23,7 @@ def rows(nest, at):
 
 
 def measured(loss_fn, outputs, targets, metric="accuracy"):
-    """The metric for batches of 1, of 7 and of all examples, which must be one number."""
+    """The metric for batches of 1, of 7 and of all examples, which must be equal."""
     found = []
     for size in (1, 7, N):
         metrics = MetricSet(metric, loss_fn=loss_fn)
@@ -118,7 +118,7 @@ def test_the_other_metrics_read_probabilities_likewise(metric):
 
 
 def of_classes(shape, axis, seed=0):
-    """Scores with classes at ``axis``, and targets of which about half are the largest score's class."""
+    """Scores with classes at ``axis``, and targets of which about half are the class of the largest score."""
     generator = torch.Generator().manual_seed(seed)
     scores = torch.randn(shape, generator=generator)
     best = scores.argmax(axis)

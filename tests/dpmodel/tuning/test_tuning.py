@@ -112,7 +112,7 @@ def test_an_interrupted_search_resumes_the_same_runs_and_charges_interrupted_one
     assert len(resumed.outcomes) == 2
     assert [trial.values for trial in resumed.trials] == [trial.values for trial in broken_off.trials]
     planned = best_of_random(resumed.trials[0].plan.ledger(), 2.0)
-    # its last step was saved, so that nothing was lost
+    # its last step was saved, so nothing was lost
     assert resumed.spent.epsilon == pytest.approx(RDPAccountant().epsilon(planned, 1e-5))
     assert not list(tmp_path.glob("trials/*.previous-*"))
 
