@@ -81,9 +81,13 @@ def budget(
     config: Annotated[
         Path | None, typer.Argument(metavar="CONFIG", help="YAML configuration.", show_default=False)
     ] = None,
-    num_examples: Annotated[int | None, typer.Option("--num-examples", "-n", help="Training examples.")] = None,
-    batch_size: Annotated[int | None, typer.Option("--batch-size", "-b", help="Expected examples per step.")] = None,
-    epochs: Annotated[int | None, typer.Option("--epochs", "-e", help="Epochs.")] = None,
+    num_examples: Annotated[
+        int | None, typer.Option("--num-examples", "-n", help="Number of training examples.")
+    ] = None,
+    batch_size: Annotated[
+        int | None, typer.Option("--batch-size", "-b", help="Expected number of examples per step.")
+    ] = None,
+    epochs: Annotated[int | None, typer.Option("--epochs", "-e", help="Number of epochs.")] = None,
     noise_multiplier: Annotated[float | None, typer.Option(help="Compute epsilon for this noise multiplier.")] = None,
     target_epsilon: Annotated[
         float | None, typer.Option(help="Solve for the noise multiplier that meets this epsilon.")
@@ -121,15 +125,15 @@ def budget(
 ) -> None:
     """Plan a privacy budget: the epsilon of a noise multiplier, the multiplier for an epsilon, or the epochs that fit.
 
-    Reads no data and trains nothing. Give either a CONFIG or the numbers as options. The answer charges adaptive
-    clipping and counts micro-batches at twice the sensitivity. A table compares it with other accounting rules and
-    says what each of them assumes.
+    Reads no data and trains nothing. Give a CONFIG, the numbers as options, or both; options override CONFIG. The
+    answer charges adaptive clipping and counts micro-batches at twice the sensitivity. A table compares it with other
+    accounting rules and says what each of them assumes.
     """
     given = {name: value for name, value in locals().items() if name in _PLACES and value is not None}
     from dpmodel.budget.answer import answer_budget, known_accountants
 
     _refuse_two_lengths(epochs, max_epsilon)
-    _check_picture(plot, style, size)
+    _check_figure(plot, style, size)
     if config is None:
         _require(given, num_examples, max_epsilon, overrides)
     settings = _settings(config, given, overrides, accountant, max_epsilon)
@@ -162,7 +166,7 @@ def _settings(
     return make_config(_PLACEHOLDERS, [*overrides, *flags], "command line")
 
 
-def _check_picture(plot: Path | None, style: str, size: float | None) -> None:
+def _check_figure(plot: Path | None, style: str, size: float | None) -> None:
     if plot is not None:
         from dpmodel.budget.curves import require_drawable
 

@@ -40,7 +40,7 @@ def train(
     overrides: Overrides = [],  # noqa: B006 - typer copies it
     output: Annotated[Path | None, typer.Option("--output", "-o", help=r"Run folder \[default: runs/<config>]")] = None,
     force: Annotated[
-        bool, typer.Option("--force", help="If the run folder is in use, rename it first; nothing is deleted.")
+        bool, typer.Option("--force", help="Start over: rename an existing run folder first; nothing is deleted.")
     ] = False,
     resume: Annotated[
         bool, typer.Option("--resume", help="Resume the interrupted training in the run folder.")
