@@ -1,8 +1,8 @@
-"""Speed and tightness of the accountants beside dp-accounting and Opacus: ``python benchmarks/accounting.py``.
+"""Speed and tightness of the accountants, compared with dp-accounting and Opacus: ``python benchmarks/accounting.py``.
 
-Each peer runs in the same process on the same schedule. Where a peer would take hours on 10,000 distinct multipliers it
-gets the first ``--peer-steps`` of them (default 100) and its time is scaled up linearly, which the table says. Writes
-``benchmarks/results/accounting.md``.
+Each peer runs in the same process on the same schedule. A peer that would take hours for 10,000 distinct multipliers
+gets only the first ``--peer-steps`` of them (default 100); its time is scaled up linearly, as noted in the table.
+Writes ``benchmarks/results/accounting.md``.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ def ledger_of(multipliers: list[float]) -> Ledger:
 
 
 def timed(work: Callable[[], float], repeats: int = 5) -> tuple[float, float]:
-    """Median seconds of ``repeats`` calls, after one that is not counted, and the last value."""
+    """Median seconds of ``repeats`` calls after a warm-up call, and the last value."""
     work()
     seconds = []
     for _ in range(repeats):
@@ -63,7 +63,7 @@ def timed_once(work: Callable[[], float]) -> tuple[float, float]:
 
 
 def tracked(ledger: Ledger) -> float:
-    """A monitor's work at every step: is there room for the next one, count it, figure to print."""
+    """The work of a monitor at each step: check that the next step fits, count it, compute the figure to print."""
     tracker, events = RDPAccountant().tracker(), [event for event, _ in ledger]
     for step, event in enumerate(events):
         if step % 128 == 0:

@@ -28,7 +28,7 @@ CONFIG = Path(__file__).parents[1] / "configs" / "lenet5_mnist.yaml"
 
 
 def training_data(task: Task) -> tuple[InMemoryDataset, str]:
-    """MNIST where it is at hand, else noise of its shape; and which of them in words."""
+    """MNIST if available, else random images of its shape; and a description of the data."""
     try:
         data, words = load_dataset("mnist", image_size=32).train, "MNIST"
     except DataError:
@@ -42,7 +42,7 @@ def training_data(task: Task) -> tuple[InMemoryDataset, str]:
 
 
 def fit_section(task: Task) -> None:
-    """Epochs of ``fit`` beside a plain loop over the same tensors."""
+    """Epochs of ``fit``, compared with a plain loop over the same tensors."""
     data, words = training_data(task)
     for size in BATCH_SIZES:
         for name, epoch in (
@@ -114,7 +114,7 @@ class TrainingTime(Callback):
 
 
 def train_section(task: Task) -> None:
-    """The main job as ``dpmodel train`` does it: start-up and solving for the noise apart from the training."""
+    """LeNet5 on MNIST through ``dpmodel train``: the training apart from start-up and calibration."""
     from dpmodel.callbacks import Silence
     from dpmodel.config import load_config
     from dpmodel.runs.train import train_from_config

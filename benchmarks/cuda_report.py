@@ -1,4 +1,4 @@
-"""The page that ``benchmarks/cuda.py`` writes: tables made of the records that its sections have given so far."""
+"""The page that ``benchmarks/cuda.py`` writes: tables of the records that its sections have sent so far."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ STEP_NOTES = (
 
 
 class Report:
-    """Records in, Markdown out; a record replaces an earlier one of the same kind and place.
+    """Turns records into Markdown; a record replaces an earlier one of the same kind and place.
 
     Args:
-        command: What was typed, for the heading.
+        command: The command line, for the heading.
     """
 
     def __init__(self, command: str) -> None:
@@ -37,12 +37,12 @@ class Report:
         self._records: dict[tuple[Any, ...], Record] = {}
 
     def add(self, record: Record) -> None:
-        """Take one record in."""
+        """Add one record."""
         key = tuple(record.get(part) for part in ("kind", "section", "row", "size"))
         self._records[key] = record
 
     def of(self, kind: str) -> list[Record]:
-        """Records of a kind, in the order in which they came."""
+        """Records of one kind, in the order of arrival."""
         return [record for record in self._records.values() if record["kind"] == kind]
 
     def text(self) -> str:
@@ -55,7 +55,7 @@ class Report:
         )
 
     def brief(self) -> str:
-        """Its tables alone, for the terminal."""
+        """Only the tables, for the terminal."""
         return "\n".join(self._parts(_steps, _noise, _fits, _failures, _tests))
 
     def _parts(self, *parts: Callable[[Report], Iterator[str]]) -> list[str]:
@@ -137,7 +137,7 @@ def _engines(report: Report) -> Iterator[str]:
 
 
 def _plans(lines: list[str]) -> str:
-    """How many parameters have which plan."""
+    """Number of parameters for each plan."""
     chosen = (re.search(r"\)\): ([^(]+)", line) for line in lines)
     counts = Counter(match[1].strip() for match in chosen if match)
     return ", ".join(f"{count} {plan}" for plan, count in counts.items())

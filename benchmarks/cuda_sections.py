@@ -1,4 +1,4 @@
-"""What ``benchmarks/cuda.py`` runs: sections in processes of their own, within a limit of minutes."""
+"""The sections of ``benchmarks/cuda.py``: each runs in a separate process, within a time limit."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
-os.environ.setdefault("PYTORCH_NVML_BASED_CUDA_CHECK", "1")  # the parent must not open CUDA: it forks
+os.environ.setdefault("PYTORCH_NVML_BASED_CUDA_CHECK", "1")  # the parent must not open CUDA, because it forks
 
 import torch
 from cuda_fits import fit_section, train_section
@@ -30,7 +30,7 @@ from workloads import WORKLOADS, Workload
 
 RESULTS = Path(__file__).parent / "results" / "cuda.md"
 
-#: Part of a section's time after which no further row is begun, and no further round.
+#: Shares of a section's time after which no further row and no further round is started.
 LAST_ROW, LAST_ROUND = 0.6, 0.8
 
 NOISE_SIZES = (61_684, 11_200_000, 124_000_000)
@@ -38,14 +38,14 @@ NOISE_SIZES = (61_684, 11_200_000, 124_000_000)
 
 @dataclass(frozen=True)
 class Task:
-    """What a section is told.
+    """Instructions for a section.
 
     Args:
-        device: Where to measure.
-        quick: Whether only to show that everything runs.
-        seconds: The time that it has.
+        device: Device to measure on.
+        quick: Only check that everything runs.
+        seconds: Time limit.
         raw: Folder for logs, or None.
-        emit: Takes a record.
+        emit: Function that receives each record.
     """
 
     device: str
@@ -56,34 +56,34 @@ class Task:
     begun: float
 
     def over(self, part: float = 1.0) -> bool:
-        """Whether this part of the time is over."""
+        """Whether this share of the time has passed."""
         return time.monotonic() - self.begun > part * self.seconds
 
 
 @dataclass(frozen=True)
 class Section:
-    """A part of the page: its name, its share of the minutes, and what it does."""
+    """A section of the page: its name, its share of the minutes, and its function."""
 
     name: str
     share: float
     run: Callable[[Task], None]
 
 
-def auto_step(workload: Workload, size: int, device: str, told: Callable[[str, str], None], **options: Any) -> Step:
-    """A step of the engine that trains by default; why that one, and its plans, are told once they are known."""
+def auto_step(workload: Workload, size: int, device: str, note: Callable[[str, str], None], **options: Any) -> Step:
+    """A step of the default engine; ``note`` receives the reason for the choice and the plans once they are known."""
     made = private_step("auto", workload, size, device=device, **options)
     made.step()
-    told(made.reason, made.engine.explain())
+    note(made.reason, made.engine.explain())
     return made.step
 
 
 def rows(
-    workload: Workload, size: int, device: str, told: Callable[[str, str, str], None]
+    workload: Workload, size: int, device: str, note: Callable[[str, str, str], None]
 ) -> dict[str, Callable[[], Step]]:
-    """How each row of the table is made; the most telling ones first."""
+    """The function that makes the step of each row; the most important rows come first."""
 
     def ours(name: str, **options: Any) -> Callable[[], Step]:
-        return partial(auto_step, workload, size, device, partial(told, name), **options)
+        return partial(auto_step, workload, size, device, partial(note, name), **options)
 
     found: dict[str, Callable[[], Step]] = {
         "plain": partial(plain_step, PLAIN["plain"], workload, size, device),
@@ -99,15 +99,15 @@ def rows(
 
 
 def steps_section(workload: Workload, size: int, task: Task) -> None:
-    """Make the rows, time them in turns, count what they launch."""
+    """Make the rows, time them in interleaved rounds, and count their kernels."""
     size = max(2, size // 256) if task.quick else size
     place = {"section": workload.name, "size": size}
 
-    def told(row: str, why: str, plans: str) -> None:
+    def note(row: str, why: str, plans: str) -> None:
         task.emit({"kind": "engine", **place, "row": row, "why": why, "plans": plans.splitlines()})
 
     steps: dict[str, ReadyStep] = {}
-    for order, (name, make) in enumerate(rows(workload, size, task.device, told).items()):
+    for order, (name, make) in enumerate(rows(workload, size, task.device, note).items()):
         try:
             if task.over(LAST_ROW):
                 raise TimeoutError("no time was left")
@@ -126,7 +126,7 @@ def _count_launches(steps: dict[str, ReadyStep], place: Record, task: Task) -> N
             found = None if task.over(0.95) else launches(ready.step, task.device)
             if found is not None:
                 task.emit({"kind": "launches", **place, "row": name, **asdict(found)})
-    except Exception as error:  # profilers fail in ways of their own, and the times are there already
+    except Exception as error:  # profilers fail in many ways, and the times are already measured
         task.emit({"kind": "failed", **place, "row": "launches", "why": f"launches: {reason(error)}"})
 
 
@@ -143,7 +143,7 @@ def _take_turns(steps: dict[str, ReadyStep], place: Record, task: Task) -> None:
 
 @dataclass(frozen=True)
 class ReadyStep:
-    """A warm step, how many of it fill a turn, MiB at its peak, and its place among the rows."""
+    """A warm step, the number of steps per turn, its peak memory in MiB, and its position among the rows."""
 
     step: Step
     count: int
@@ -163,7 +163,7 @@ def _ready(make: Callable[[], Step], task: Task, order: int) -> ReadyStep:
 
 
 def noise_section(task: Task) -> None:
-    """The product's noise beside torch's, added to vectors of the sizes of LeNet5, ResNet18 and GPT-2 small."""
+    """The noise of dpmodel compared with torch's, added to vectors of the sizes of LeNet5, ResNet18 and GPT-2 small."""
     from mechanisms.engines import ClippedSum
     from mechanisms.noise import Gaussian
 
@@ -189,13 +189,13 @@ def noise_section(task: Task) -> None:
 
 
 def reason(error: BaseException) -> str:
-    """The first line of what went wrong."""
+    """Type and first line of the error."""
     lines = str(error).strip().splitlines()
     return f"{type(error).__name__}: {lines[0] if lines else ''}"[:300]
 
 
 def sections() -> list[Section]:
-    """All sections in the order in which they run; shares are of what is left when a section begins."""
+    """All sections in the order in which they run; a share is of the time left when the section begins."""
     shares = {
         "lenet5": 1.0,
         "cifar-cnn": 1.2,
@@ -219,24 +219,24 @@ def sections() -> list[Section]:
 
 
 class Budget:
-    """Shares out the time that is left.
+    """Divides the remaining time among the sections.
 
     Args:
-        seconds: All of it.
-        chosen: The sections that are to come.
+        seconds: Total time.
+        chosen: The sections that will run.
     """
 
     def __init__(self, seconds: float, chosen: list[Section]) -> None:
         self.end, self.ahead = time.monotonic() + seconds, [section.share for section in chosen]
 
     def take(self) -> float:
-        """Seconds for the next section, what others have left over included."""
+        """Seconds for the next section, including time that earlier sections did not use."""
         left, parts = max(0.0, self.end - time.monotonic()), sum(self.ahead)
         return left * self.ahead.pop(0) / parts
 
 
 def run_apart(section: Section, options: argparse.Namespace, seconds: float, take: Callable[[Record], None]) -> None:
-    """Run a section in a process of its own and pass its records on; it is ended when its time is over."""
+    """Run a section in a separate process and pass its records on; the process is stopped at its time limit."""
     context = multiprocessing.get_context("fork")
     ours, theirs = context.Pipe(duplex=False)
     process = context.Process(target=_inside, args=(section, options, 0.9 * seconds, theirs), daemon=False)
@@ -283,10 +283,10 @@ def options_from_command_line(description_of_script: str) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=description_of_script, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--minutes", type=float, default=8.0, help="the whole of it takes no longer")
+    parser.add_argument("--minutes", type=float, default=8.0, help="time limit for all sections together")
     parser.add_argument("--only", nargs="+", choices=names, default=names, metavar="SECTION", help=", ".join(names))
-    parser.add_argument("--device", default="cuda", help="cpu: to try the script out")
-    parser.add_argument("--quick", action="store_true", help="small batches, one round: whether everything runs")
+    parser.add_argument("--device", default="cuda", help="use cpu to try out the script")
+    parser.add_argument("--quick", action="store_true", help="small batches, one round: only check that it runs")
     parser.add_argument("--output", type=Path, help=f"the page; default: {RESULTS.name} in results/, unless --quick")
     parser.add_argument("--raw", type=Path, help="folder for the records (JSON lines) and the log of the tests")
     return parser.parse_args()
@@ -324,7 +324,7 @@ def main(description_of_script: str) -> None:
 
 
 def _import_ahead() -> None:
-    """What every section would import, once: its process is a copy of this one."""
+    """Import once what every section needs; the processes of the sections are copies of this one."""
     import torchvision  # noqa: F401
 
     import dpmodel  # noqa: F401

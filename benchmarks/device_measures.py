@@ -1,7 +1,7 @@
-"""What a step costs on its device: milliseconds, peak memory, launched kernels and waits of the host.
+"""Cost of a step on its device: milliseconds, peak memory, launched kernels and waits of the host.
 
-On a GPU milliseconds are between two CUDA events, which wait for all that was launched between them; on the CPU they
-are time on the wall.
+On a GPU, milliseconds are measured between two CUDA events and include all work launched between them. On the CPU they
+are wall time.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ Step = Callable[[], object]
 #: Calls of the CUDA runtime in which the host waits for the device.
 WAITS = ("cudaStreamSynchronize", "cudaEventSynchronize", "cudaMemcpy")
 
-#: Kernels that are listed by name, those of most time first.
+#: Number of kernels that are listed by name, the slowest first.
 LISTED = 8
 
 
@@ -28,7 +28,7 @@ def on_gpu(device: str) -> bool:
 
 
 def finish(device: str) -> None:
-    """Wait until the device has done what it was given."""
+    """Wait until the device has finished its work."""
     if on_gpu(device):
         torch.cuda.synchronize()
 
@@ -51,7 +51,7 @@ def milliseconds(step: Step, count: int, device: str) -> float:
 
 
 def steps_for(seconds: float, milliseconds_each: float, most: int = 300) -> int:
-    """How many steps take about ``seconds``."""
+    """Number of steps that take about ``seconds``."""
     return max(1, min(most, int(1e3 * seconds / max(milliseconds_each, 1e-3))))
 
 
@@ -60,7 +60,7 @@ def held_bytes(device: str) -> int:
 
 
 def peak_bytes_of(step: Step, device: str) -> int | None:
-    """Most bytes in tensors on the GPU while ``step`` runs, all that lay there before included; None on the CPU."""
+    """Peak bytes of tensors on the GPU while ``step`` runs, including earlier allocations; None on the CPU."""
     if not on_gpu(device):
         return None
     torch.cuda.synchronize()
@@ -77,9 +77,9 @@ class Launches:
     Args:
         kernels: Kernels, copies and fills that the device ran.
         waits: Calls in which the host waited for the device.
-        busy_ms: Milliseconds in which the device worked.
-        host_ms: Milliseconds of the processor, under the profiler.
-        longest: Kernels of most time, with their milliseconds.
+        busy_ms: Milliseconds in which the device was busy.
+        host_ms: CPU milliseconds, under the profiler.
+        longest: The slowest kernels, with their milliseconds.
     """
 
     kernels: float
@@ -90,7 +90,7 @@ class Launches:
 
 
 def launches(step: Step, device: str, count: int = 2) -> Launches | None:
-    """What the device was told to do in a step, by torch's profiler; None on the CPU."""
+    """The work of the device in a step, from torch's profiler; None on the CPU."""
     if not on_gpu(device):
         return None
     from torch.profiler import ProfilerActivity, profile
@@ -116,5 +116,5 @@ def launches(step: Step, device: str, count: int = 2) -> Launches | None:
 
 
 def _raw_events(profiled: Any) -> Any:
-    """Kineto's own list: torch's tree of it takes many seconds for thousands of launches."""
+    """Kineto's list of events; building torch's event tree takes many seconds for thousands of launches."""
     return profiled.profiler.kineto_results.events()

@@ -1,15 +1,16 @@
-"""Time of one private training step, engine by engine, beside plain training and Opacus, in turns in one process.
+"""Time of one private training step by engine, compared with plain training and Opacus in the same process.
 
     python benchmarks/engines.py --model lenet5 --batch 256 --engines plain bookkeeping vmap opacus-hooks opacus-ghost
     python benchmarks/engines.py --all --output benchmarks/results/engines.md
     python benchmarks/engines.py --model lenet5 --batch 256 --profile
 
-A step is: forward, backward, clip, noise, SGD with momentum. Rounds go A B C A B C ...; "x plain" is the median over
-rounds of plain time / engine time in the same round, so that a slow moment of the machine hits all alike. Still, a busy
-machine makes wall time worthless (two OpenMP threads on a busy core wait for each other): measure on an idle one, or
-with `--threads 1 --clock cpu`.
-Plain training is also run tuned by hand (`plain-channels-last`, `plain-pool-first`; `plain-tuned` is both): "x best
-plain" is against the fastest of these rows. Opacus rows need `pip install opacus` and fail with the reason without it.
+A step is: forward, backward, clip, noise, SGD with momentum. Rounds are interleaved (A B C A B C ...); "x plain" is the
+median over rounds of plain time / engine time in the same round, so that a slow moment of the machine affects all rows
+alike. Still, a busy machine makes wall time worthless (two OpenMP threads on a busy core wait for each other): measure
+on an idle machine, or with `--threads 1 --clock cpu`.
+
+There are also hand-tuned plain rows (`plain-channels-last`, `plain-pool-first`; `plain-tuned` is both): "x best plain"
+is relative to the fastest of them. Opacus rows need `pip install opacus`; without it they show why they failed.
 `--profile` shows where the time of a step of our engine goes instead.
 """
 
@@ -41,7 +42,7 @@ KNOWN = (*PLAIN, *ENGINES.names(), *(f"opacus-{mode}" for mode in OPACUS_MODES))
 
 
 def error_against_loop(name: str, workload: Workload, device: str = "cpu", size: int = 6) -> float:
-    """Largest relative difference from the one-example loop's clipped sum in float64, on a few examples."""
+    """Largest relative difference to the clipped sum of the one-example loop in float64, on a few examples."""
     network, (x, y) = fresh_network(workload, device), workload.batch(size, device)
     found = _sum_of(name, network, workload.loss(), x, y)
     wide = x.double() if x.is_floating_point() else x
@@ -115,7 +116,7 @@ def _peak_mib(name: str, workload: Workload, size: int, step: Step, device: str)
 
 
 def heading(options: argparse.Namespace, chosen: list[Workload]) -> list[str]:
-    """Machine, versions, date and how to read the table."""
+    """Machine, versions, date and notes on the table."""
     names = options.engines
     rounds = f"{options.rounds} round{'s' * (options.rounds != 1)}"
     sentences = [
@@ -133,7 +134,7 @@ def heading(options: argparse.Namespace, chosen: list[Workload]) -> list[str]:
     changed = {workload.name: changes_for_opacus(workload) for workload in chosen}
     if any(name.startswith("opacus-") for name in names) and any(changed.values()):
         what = "; ".join(f"{name}: {words}" for name, words in changed.items() if words)
-        sentences += [f"Opacus runs on equal networks (weights copied, outputs compared before timing). {what}."]
+        sentences += [f"Opacus runs on equivalent networks (same weights, outputs compared before timing). {what}."]
     return [
         "# One private training step, engine by engine",
         "",
@@ -161,22 +162,22 @@ def options_from_command_line() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", nargs="+", choices=sorted(WORKLOADS), help="one workload or several")
     parser.add_argument("--batch", type=int, help="batch size; default: those of the workload")
-    parser.add_argument("--all", action="store_true", help="every workload of the processor's table")
+    parser.add_argument("--all", action="store_true", help="all workloads of the CPU table")
     parser.add_argument("--engines", nargs="+", choices=KNOWN, default=list(DEFAULT), metavar="ROW", help=str(KNOWN))
-    parser.add_argument("--profile", action="store_true", help="stages of a step of our engine instead of the table")
+    parser.add_argument("--profile", action="store_true", help="profile a step of our engine instead of the table")
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--seconds", type=float, default=0.3, help="least time per row and round")
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--clock", choices=sorted(CLOCKS), default="wall", help="cpu on a busy machine, --threads 1")
-    parser.add_argument("--device", default="cpu", help="cpu or cuda; the whole of the GPU's table: benchmarks/cuda.py")
-    parser.add_argument("--output", type=Path, help="write the table here as well")
+    parser.add_argument("--clock", choices=sorted(CLOCKS), default="wall", help="on a busy machine: cpu, --threads 1")
+    parser.add_argument("--device", default="cpu", help="cpu or cuda; for the full GPU table, use benchmarks/cuda.py")
+    parser.add_argument("--output", type=Path, help="also write the table to this file")
     options = parser.parse_args()
     if not options.all and options.model is None:
-        parser.error("name a workload with --model, or ask for --all")
+        parser.error("choose a workload with --model, or use --all")
     if options.profile and options.device != "cpu":
-        parser.error("--profile times the processor alone: leave --device away")
+        parser.error("--profile only measures the CPU; omit --device")
     if options.profile and options.clock != "wall":
-        parser.error("--profile measures wall time: leave --clock away")
+        parser.error("--profile measures wall time; omit --clock")
     return options
 
 

@@ -1,10 +1,10 @@
-"""Whole epochs of the main job (LeNet5, 60,000 MNIST images, batch 512): dpmodel, Opacus and plain torch in one run.
+"""Whole epochs of LeNet5 on MNIST (60,000 images, batch 512): dpmodel, Opacus and plain torch, side by side.
 
     PYTHONPATH=. python benchmarks/epoch.py [--rounds 3] [--peers plain,dpmodel,opacus-ghost] [--output FILE]
 
-Each epoch counts everything: drawing rows, fetching, forward, backward, clipping, noise, update. ``plain`` is SGD with
-momentum on the same in-memory tensors, without privacy; Opacus gets its own Poisson loader over them. Rounds take
-turns; ratios are medians over rounds of plain time over own time in the same round.
+Times include everything: sampling and fetching rows, forward, backward, clipping, noise, update. ``plain`` is SGD with
+momentum on the same in-memory tensors, without privacy; Opacus uses its own Poisson loader over them. Rounds are
+interleaved; ratios are medians over rounds of plain time over private time in the same round.
 """
 
 from __future__ import annotations
@@ -98,9 +98,9 @@ def build(name: str, data: InMemoryDataset) -> Epoch:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=3, help="counted epochs of each")
+    parser.add_argument("--rounds", type=int, default=3, help="timed epochs of each")
     parser.add_argument("--peers", default="plain,dpmodel,opacus-ghost,opacus-hooks")
-    parser.add_argument("--output", type=Path, help="write the table here as well")
+    parser.add_argument("--output", type=Path, help="also write the table to this file")
     arguments = parser.parse_args()
     warnings.filterwarnings("ignore")
     torch.manual_seed(0)

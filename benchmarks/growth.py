@@ -1,14 +1,14 @@
-"""How the cost of private training grows with batch, width, depth, sequence length and data, beside plain training.
+"""How the cost of plain and private training grows with batch, width, depth, sequence length and data.
 
     python benchmarks/growth.py
     python benchmarks/growth.py --series batch depth --rounds 3 --no-figure
     python benchmarks/growth.py --redraw
 
-Steps are those of ``engines.py`` (forward, backward, clip, secure noise, SGD with momentum; engine ``bookkeeping``),
-the epochs of ``data`` those of ``epoch.py`` on made-up images of the main job's shape: drawing rows, fetching, all of
-it. Plain and private take turns (A B A B); ratios are of the two times of one round. What data loading takes is
-measured separately, inside of the loader's ``batches``. Writes ``benchmarks/results/growth.md`` and
-``docs/figures/growth.svg`` and ``.png``; ``--redraw`` draws those again from the table and measures nothing.
+Steps are those of ``engines.py`` (forward, backward, clip, secure noise, SGD with momentum; engine ``bookkeeping``).
+The epochs of ``data`` are those of ``epoch.py`` on synthetic images of MNIST's shape, including sampling and fetching.
+Plain and private rounds are interleaved (A B A B); a ratio compares the two times of one round. Data loading is also
+measured separately, inside the loader's ``batches``. Writes ``benchmarks/results/growth.md`` and
+``docs/figures/growth.svg`` and ``.png``; ``--redraw`` only draws the figures again from the table.
 """
 
 from __future__ import annotations
@@ -37,21 +37,21 @@ from dpmodel.data.synthetic import synthetic
 
 ROOT = Path(__file__).resolve().parents[1]
 PLAIN, PRIVATE = "plain", "bookkeeping"
-#: An epoch is many steps: no more rounds of them than this are needed.
+#: Most rounds of epochs; an epoch has many steps, so more are not needed.
 MOST_EPOCHS = 3
 
 
 @dataclass(frozen=True)
 class Point:
-    """One measured place of a series.
+    """One measured point of a series.
 
     Args:
-        x: Where on the axis.
-        plain: Seconds of plain training, one entry for each round.
-        private: Likewise.
-        plain_mib: Peak memory of a step; None where it was not measured.
-        private_mib: Likewise.
-        loading: Seconds of a private epoch spent in the loader, one entry for each round; None for steps.
+        x: Position on the axis.
+        plain: Seconds of plain training, one entry per round.
+        private: Seconds of private training, one entry per round.
+        plain_mib: Peak memory of a plain step; None if not measured.
+        private_mib: Peak memory of a private step; None if not measured.
+        loading: Seconds of a private epoch spent in the loader, one entry per round; None for steps.
     """
 
     x: int
@@ -68,19 +68,19 @@ class Point:
 
     @property
     def loading_shares(self) -> list[float]:
-        """Share of each epoch that the loader took."""
+        """Share of each epoch spent in the loader."""
         return [a / b for a, b in zip(self.loading or [], self.private, strict=True)]
 
 
 @dataclass(frozen=True)
 class Series:
-    """What grows, and how it is measured.
+    """A quantity that grows, and how it is measured.
 
     Args:
-        title: Of the panel and the table.
-        axis: What x counts.
-        values: The places.
-        workload: The network and batch size at a place; None for whole epochs.
+        title: Title of the panel and the table.
+        axis: Meaning of x.
+        values: Values of x.
+        workload: x to network and batch size; None for whole epochs.
     """
 
     title: str
@@ -155,7 +155,7 @@ def measured_epochs(series: Series, rounds: int, clock: Callable[[], float]) -> 
 
 @contextlib.contextmanager
 def timed_loading(seconds: list[float], clock: Callable[[], float]) -> Iterator[None]:
-    """Within, what each batch of a ``PrivateLoader`` takes (its rows drawn, fetched and converted) goes to the list."""
+    """In the block, append the seconds that each batch of a ``PrivateLoader`` takes (sample, fetch, convert)."""
     batches = PrivateLoader.batches
 
     def watched(*args: Any) -> Iterator[Any]:
@@ -196,7 +196,7 @@ def _last_columns(point: Point) -> str:
 
 
 def _far_end(series: Series) -> list[str]:
-    """The power of x that time grows with between the last two places."""
+    """The power of x with which the time grows between the last two points."""
     if len(series.points) < 2:
         return []
     before, after = series.points[-2:]
@@ -211,7 +211,7 @@ def _far_end(series: Series) -> list[str]:
 
 
 def read_table(text: str) -> dict[str, Series]:
-    """The series whose medians the text of ``growth.md`` holds."""
+    """The series whose medians are in the text of ``growth.md``."""
     chosen = {}
     for name, series in all_series().items():
         _, found, section = text.partition(f"## {series.title}\n")
@@ -248,9 +248,9 @@ def options_from_command_line() -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--seconds", type=float, default=0.1, help="least time per point, round and kind of training")
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--clock", choices=sorted(CLOCKS), default="wall", help="cpu on a busy machine, --threads 1")
-    parser.add_argument("--no-figure", action="store_true", help="leave the figure as it is")
-    parser.add_argument("--redraw", action="store_true", help="draw the table in --output again; measure nothing")
+    parser.add_argument("--clock", choices=sorted(CLOCKS), default="wall", help="on a busy machine: cpu, --threads 1")
+    parser.add_argument("--no-figure", action="store_true", help="do not draw the figure")
+    parser.add_argument("--redraw", action="store_true", help="only draw the figure of the table in --output again")
     parser.add_argument("--output", type=Path, default=ROOT / "benchmarks" / "results" / "growth.md")
     parser.add_argument("--figures", type=Path, default=ROOT / "docs" / "figures")
     return parser.parse_args()

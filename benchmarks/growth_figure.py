@@ -1,4 +1,4 @@
-"""The figure of ``growth.py``: one log-log panel for each series, plain beside private, and one for memory."""
+"""The figure of ``growth.py``: a log-log panel with plain and private training for each series, and one for memory."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ COLUMNS, WIDE, TALL = 3, 3.6, 3.0
 
 
 def draw(chosen: Mapping[str, Series]) -> Figure:
-    """A panel for each series, and one for the memory of steps against the batch size where it was measured."""
+    """A panel for each series, and one for memory against the batch size if it was measured."""
     panels: list[Callable[[Axes], None]] = [_time_panel(series) for series in chosen.values()]
     if "batch" in chosen:
         panels.append(_memory_panel(chosen["batch"]))
@@ -48,14 +48,14 @@ def draw(chosen: Mapping[str, Series]) -> Figure:
 
 
 def save(figure: Figure, folder: Path) -> None:
-    """``growth.svg``, which follows the reader's light or dark setting, and ``growth.png`` on white."""
+    """Save ``growth.svg``, which follows the reader's light or dark setting, and ``growth.png`` on white."""
     folder.mkdir(parents=True, exist_ok=True)
     save_figure(figure, folder / f"{NAME}.png")
     (folder / f"{NAME}.svg").write_text(standalone_svg(figure, NAME, DESCRIPTION), encoding="utf-8")
 
 
 def standalone_svg(figure: Figure, name: str, description: str) -> str:
-    """The figure as a file of its own, with its colours for light and dark pages inside."""
+    """The figure as a standalone SVG file, with its colours for light and dark pages."""
     picture = inline_svg(figure, name, description)
     light, dark = (
         " ".join(f"--{role}: {colours[index]};" for role, colours in {**ROLES, "page": BACKGROUND}.items())

@@ -1,11 +1,11 @@
-"""Time of one private step here over that of another checkout: what it costs to keep examples apart.
+"""Cost of isolating examples: time of one private step here, relative to that of a different checkout.
 
     python benchmarks/isolation.py --against ../other
     python benchmarks/isolation.py --against ../other --only lenet5 mlp --rounds 9 --threads 2 --clock wall
 
-Each checkout is measured in processes of its own, in turns (here, there, here, there, ...), with its own packages and
+Each checkout is measured in separate processes, interleaved (here, there, here, there, ...), with its own packages and
 its own `benchmarks/steps.py`; batches, threads and clock are the same. A process times steps of the engine and plain
-steps in turns. "here / there" is the ratio of the medians of the engine's steps; between two equal checkouts it is 1
+steps, interleaved. "here / there" is the ratio of the medians of the engine's steps. For two equal checkouts it is 1
 within the noise of the machine, which the last column shows for plain steps.
 """
 
@@ -22,17 +22,17 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 
-#: What is measured, and the batch size of each.
+#: Workload to batch size.
 SIZES = {"lenet5": 512, "mlp": 512, "resnet18-gn": 32, "text-encoder": 64}
 
-#: Steps before the clock runs: plans are chosen and memory is taken in the first ones.
+#: Warm-up steps; the first ones choose plans and allocate memory.
 WARM_UP = 3
 
 ROWS = ("engine", "plain")
 
 
 def workload(name: str) -> Any:
-    """A workload of the checkout that is measured, or the dense network that none of them has."""
+    """A workload of the measured checkout, or the dense network, which is defined here."""
     from torch import nn
     from workloads import WORKLOADS, Workload, images
 
@@ -44,7 +44,7 @@ def workload(name: str) -> Any:
 
 
 def measure_here(options: argparse.Namespace) -> None:
-    """In a process of a checkout: seconds of each step, as JSON."""
+    """Print the seconds of each step as JSON; runs in a process of a checkout."""
     sys.path[0] = str(Path(options.measure) / "benchmarks")
     import torch
     from steps import CLOCKS, build, timed
@@ -66,7 +66,7 @@ def measure_here(options: argparse.Namespace) -> None:
 
 
 def measure(checkout: Path, arguments: list[str], threads: int) -> dict[str, dict[str, list[float]]]:
-    """Measure a checkout in a process of its own."""
+    """Measure a checkout in a separate process."""
     count = str(threads)
     environment = {**os.environ, "PYTHONPATH": str(checkout), "OMP_NUM_THREADS": count, "MKL_NUM_THREADS": count}
     command = [sys.executable, "-W", "ignore", str(Path(__file__).resolve()), "--measure", str(checkout), *arguments]
@@ -75,7 +75,7 @@ def measure(checkout: Path, arguments: list[str], threads: int) -> dict[str, dic
 
 
 def compare(options: argparse.Namespace, arguments: list[str]) -> None:
-    """Both checkouts in turns, and the table."""
+    """Measure both checkouts, interleaved, and print the table."""
     sides = {"here": ROOT, "there": options.against.resolve()}
     times = {side: {name: {row: [] for row in ROWS} for name in options.only} for side in sides}
     for round_number in range(options.rounds):
@@ -104,15 +104,15 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", choices=sorted(SIZES), default=list(SIZES), help="default: all")
     parser.add_argument("--engine", default="bookkeeping")
     parser.add_argument("--rounds", type=int, default=5, help="processes of each checkout")
-    parser.add_argument("--repeats", type=int, default=5, help="times that a process measures each step")
-    parser.add_argument("--seconds", type=float, default=0.3, help="least time of each")
+    parser.add_argument("--repeats", type=int, default=5, help="measurements of each step per process")
+    parser.add_argument("--seconds", type=float, default=0.3, help="least time per measurement")
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--clock", choices=("wall", "cpu"), default="cpu", help="wall on an idle machine only")
+    parser.add_argument("--clock", choices=("wall", "cpu"), default="cpu", help="use wall on an idle machine only")
     options = parser.parse_args()
     if options.measure:
         measure_here(options)
     elif options.against is None or not (options.against / "benchmarks" / "steps.py").is_file():
-        parser.error("name the other checkout with --against; it must have benchmarks/steps.py")
+        parser.error("give the other checkout with --against; it must have benchmarks/steps.py")
     else:
         compare(options, _passed_on(options))
 

@@ -1,4 +1,4 @@
-"""What a figure depends on beside the code: processor, threads, versions, date, and what else was running."""
+"""The conditions of a measurement: processor, threads, versions, date, and load of the machine."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import torch
 
 
 def description(*packages: str) -> str:
-    """One line about this machine and moment; versions of torch and of those ``packages`` that are installed."""
+    """One line about this machine and time, with the versions of torch and of the installed ``packages``."""
     versions = [f"torch {torch.__version__}", f"Python {platform.python_version()}"]
     for package in packages:
         try:

@@ -1,16 +1,16 @@
-"""Secure noise beside the insecure and the plain ways to get it: millions of float32 normal numbers per second.
+"""Secure noise compared with insecure and with simpler generators: millions of float32 normal numbers per second.
 
     PYTHONPATH=. python benchmarks/noise.py [--rounds 30] [--threads 1 2]
     PYTHONPATH=. python benchmarks/noise.py --device cuda
 
-Sizes are those of LeNet5 (61,684 parameters), a million, and ResNet18 (11.2 million). All fill memory that is there
-already, as the noise of a step does. ``torch normal_`` is the Mersenne Twister, which must not be used for privacy;
-``os.urandom`` is the system's generator under the same transform; ``float64`` is the secure generator's other path.
-The ways take turns; best and median of the rounds. Writes ``benchmarks/results/noise.md``.
+Sizes are those of LeNet5 (61,684 parameters), a million, and ResNet18 (11.2 million). All generators fill existing
+memory, as the noise of a step does. ``torch normal_`` is the Mersenne Twister, which must not be used for privacy;
+``os.urandom`` is the system's generator with the same transform; ``float64`` is the double precision of the secure
+generator. Rounds are interleaved; the table shows best and median. Writes ``benchmarks/results/noise.md``.
 
-On a GPU (sizes of LeNet5, ResNet18 and GPT-2 small) secure noise added in place is compared with ``torch.randn`` added
-and with ``torch.randn`` alone, by CUDA events: one call at a time, launches included, and replayed in a CUDA graph,
-where only the device's own time counts. Writes ``benchmarks/results/noise_cuda.md``.
+On a GPU (sizes of LeNet5, ResNet18 and GPT-2 small), secure noise added in place is compared with ``torch.randn`` added
+in place and with ``torch.randn`` alone. CUDA events time single calls, including launches, and replays of a CUDA graph,
+in which only the time of the device counts. Writes ``benchmarks/results/noise_cuda.md``.
 """
 
 from __future__ import annotations
@@ -33,15 +33,15 @@ from mechanisms.rng import SecureGenerator
 SIZES = (61_684, 1_000_000, 11_200_000)
 DEVICE_SIZES = (61_684, 11_200_000, 124_000_000)
 RESULTS = Path(__file__).parent / "results"
-#: Calls in one captured graph: enough that its own launch does not count.
+#: Calls in one captured graph, enough to make its launch negligible.
 CAPTURED = 10
 
 
 class SystemStream:
-    """Stands for the cipher: random bytes of the operating system, whatever the counter."""
+    """Replaces the cipher with random bytes of the operating system, whatever the counter."""
 
     def update_into(self, data: memoryview, buffer: bytearray) -> None:
-        """Write as many random bytes as ``data`` has into ``buffer``."""
+        """Write random bytes into ``buffer``, as many as ``data`` has."""
         buffer[: len(data)] = os.urandom(len(data))
 
 
@@ -116,7 +116,7 @@ def graph_of(work: Callable[[], object], device: torch.device) -> torch.cuda.CUD
 
 
 def noise_rows(device: torch.device | str = "cuda", rounds: int = 30) -> list[str]:
-    """Rows of a table: way, numbers, median ms of a call and of a replay, with ratios to ``torch.randn, added``."""
+    """Table rows: generator, size, and median ms of a call and of a replay with ratios to ``torch.randn, added``."""
     device = torch.device(device)
     found = []
     with torch.cuda.device(device):

@@ -1,12 +1,12 @@
-"""The benchmark networks in a form that Opacus takes: same parameters, same outputs, no operation that it refuses.
+"""The benchmark networks in a form that Opacus supports: same parameters, same outputs, no unsupported operations.
 
-Opacus' hooks do not stand operations that write in place (ReLU and addition of torchvision's ResNet), it refuses
-``nn.MultiheadAttention``, and it counts examples by the first dimension of a table's input. Here those are replaced,
-the weights copied, and the outputs compared: what Opacus is timed on is the function that the others are timed on.
+The hooks of Opacus do not work with in-place operations (ReLU and addition in torchvision's ResNet), it refuses
+``nn.MultiheadAttention``, and it counts examples by the first dimension of the input of an embedding. These are
+replaced here, the weights copied and the outputs compared, so that Opacus is timed on the same function as the others.
 
-``opacus.layers.DPMultiheadAttention`` (1.6.0) is not that function: with ``batch_first`` it gives ``out_proj`` heads
-and positions in another order. ``LinearAttention`` has the same four linear layers, around torch's own attention
-function.
+``opacus.layers.DPMultiheadAttention`` (1.6.0) is a different function: with ``batch_first`` it passes heads and
+positions to ``out_proj`` in a different order. ``LinearAttention`` has the same four linear layers around torch's
+attention function.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ TOLERANCE = 1e-4
 
 
 class OutOfPlaceBlock(BasicBlock):
-    """A residual block whose addition makes a new tensor."""
+    """A residual block whose addition is not in-place."""
 
     def forward(self, x: Tensor) -> Tensor:
-        """As the base class does, without writing to what a layer has given."""
+        """Like the base class, without writing to the output of a layer."""
         out = self.bn2(self.conv2(self.relu(self.bn1(self.conv1(x)))))
         return self.relu(out + (x if self.downsample is None else self.downsample(x)))
 
@@ -41,7 +41,7 @@ class LinearAttention(nn.Module):
         super().__init__()
         width = given.embed_dim
         self.num_heads, self.batch_first = given.num_heads, True
-        self.in_proj_bias = self.in_proj_weight = None  # looked at by nn.TransformerEncoderLayer
+        self.in_proj_bias = self.in_proj_weight = None  # read by nn.TransformerEncoderLayer
         self._qkv_same_embed_dim = False
         self.query, self.key, self.value = (nn.Linear(width, width) for _ in range(3))
         parts = zip(given.in_proj_weight.chunk(3), given.in_proj_bias.chunk(3), strict=True)
@@ -52,7 +52,7 @@ class LinearAttention(nn.Module):
         self.out_proj = copy.deepcopy(given.out_proj)
 
     def forward(self, query: Tensor, key: Tensor, value: Tensor, **options: object) -> tuple[Tensor, None]:
-        """The mixed values (B, L, width), and no weights."""
+        """The attention output (B, L, width), and None for the attention weights."""
         causal = bool(options.get("is_causal"))
         mask = None if causal else options.get("attn_mask")
         pairs = ((self.query, query), (self.key, key), (self.value, value))
@@ -65,13 +65,13 @@ class PeerTextEncoder(TextEncoder):
     """The encoder with one row of positions per example."""
 
     def forward(self, tokens: Tensor) -> Tensor:
-        """As the base class does."""
+        """Like the base class."""
         positions = torch.arange(tokens.shape[1], device=tokens.device).expand(tokens.shape).contiguous()
         return self.head(self.encoder(self.tokens(tokens) + self.positions(positions)).mean(1))
 
 
 def for_opacus(network: nn.Module) -> nn.Module:
-    """A copy of ``network`` that Opacus takes, with the same weights; most need no change."""
+    """A copy of ``network`` that Opacus supports, with the same weights; most networks need no change."""
     twin = copy.deepcopy(network)
     for kind, change in _CHANGES.items():
         if isinstance(twin, kind):
@@ -80,7 +80,7 @@ def for_opacus(network: nn.Module) -> nn.Module:
 
 
 def changes_for_opacus(workload: Workload) -> str:
-    """What was replaced, in words; empty where nothing was."""
+    """Description of what was replaced; empty if nothing was."""
     network = workload.network()
     return next((words for kind, words in _WORDS.items() if isinstance(network, kind)), "")
 

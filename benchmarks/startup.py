@@ -1,11 +1,11 @@
-"""How long the commands take that need no training, and what a training does before its first step.
+"""Time of the commands that do not train, and the time of a training before its first step.
 
     python benchmarks/startup.py [--runs 9]
     python benchmarks/startup.py --trainings vgg11 lenet5 resnet18 [--runs 3]
 
-Commands are whole processes: best and median of several runs. Trainings are measured on one thread, by the clock of the
-processor, in plain steps of the same batch size. Targets: ``dpmodel budget`` under 0.7 s; ``import dpmodel`` loads no
-torch; VGG11 (129 million weights) starts before 25 plain steps.
+Commands are whole processes: best and median of several runs. Trainings are measured on one thread in CPU time, in
+units of plain steps with the same batch size. Targets: ``dpmodel budget`` takes less than 0.7 s; ``import dpmodel``
+loads no torch; VGG11 (129 million weights) starts within 25 plain steps.
 """
 
 from __future__ import annotations
@@ -104,7 +104,7 @@ def trainings(names: list[str], runs: int) -> None:
     for name in names:
         x, y = torch.randn(2 * BATCH, *network_of(name)[1]), torch.randint(0, 10, (2 * BATCH,))
         plain = plain_seconds(name, x, y)
-        seconds_before(name, TensorDataset(x, y))  # modules are loaded, memory is taken
+        seconds_before(name, TensorDataset(x, y))  # warm-up: loads modules, allocates memory
         found = [seconds_before(name, TensorDataset(x, y)) for _ in range(runs)]
         start, first = (statistics.median(column) / plain for column in zip(*found, strict=True))
         print(f"{name:<12}{1e3 * plain:16.1f}{start:20.1f}{first:21.1f}")
@@ -112,8 +112,8 @@ def trainings(names: list[str], runs: int) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--runs", type=int, default=9, help="counted runs of each")
-    parser.add_argument("--trainings", nargs="+", choices=TRAININGS, help="measure these in place of the commands")
+    parser.add_argument("--runs", type=int, default=9, help="timed runs of each")
+    parser.add_argument("--trainings", nargs="+", choices=TRAININGS, help="measure these instead of the commands")
     options = parser.parse_args()
     if options.trainings:
         trainings(options.trainings, options.runs)

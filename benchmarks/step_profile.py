@@ -1,7 +1,7 @@
-"""Where the time of one private step goes: the engine that trains, with clocks around its stages, beside plain torch.
+"""Where the time of one private step goes: the engine with clocks around its stages, compared with plain torch.
 
-Stages exclude each other and add up to the step, but for what lies between them ("other"). Clocks are put around the
-functions of the engine itself, so nothing here can come to differ from what trains.
+Stages do not overlap and, with the time between them ("other"), add up to the step. The clocks wrap the functions of
+the engine itself, so the profile cannot diverge from the engine that trains.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from mechanisms.noise import Gaussian
 
 ENGINE = "bookkeeping"
 
-#: Stage -> the functions whose own time (without that of other stages inside) it is.
+#: Stage -> the functions whose time it is, without the time of stages inside them.
 STAGES: dict[str, tuple[tuple[Any, str], ...]] = {
     "forward pass": ((engine, "record_forward"),),
     "gradients of the outputs": ((engine, "record_backward"),),
@@ -53,7 +53,7 @@ class Stopwatch:
 
     @contextmanager
     def step(self) -> Iterator[None]:
-        """One step; what no stage has taken is ``OTHER``."""
+        """One step; time outside all stages is ``OTHER``."""
         self.steps.append(defaultdict(float))
         self.terms.append(defaultdict(float))
         with self.stage(OTHER):
@@ -61,7 +61,7 @@ class Stopwatch:
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
-        """Adds to ``name`` the time spent here, without that of stages within."""
+        """Add the time of the block to ``name``, without the time of stages inside it."""
         self._inner.append(0.0)
         begun = time.perf_counter()
         try:
@@ -96,7 +96,7 @@ class Stopwatch:
 
     @contextmanager
     def watching(self) -> Iterator[None]:
-        """Clocks are in place within."""
+        """Install the clocks in the block."""
         with ExitStack() as undo:
             for name, functions in STAGES.items():
                 for owner, attribute in functions:
@@ -107,7 +107,7 @@ class Stopwatch:
 
 
 def plain_phases(workload: Workload, size: int) -> Callable[[], dict[str, float]]:
-    """A plain step that tells the seconds of its phases."""
+    """A plain step that returns the seconds of its phases."""
     network, (x, y) = fresh_network(workload), workload.batch(size)
     optimizer = optimizer_of(network)
 
@@ -129,7 +129,7 @@ def _since(begun: float) -> float:
 
 
 def profile(workload: Workload, size: int, rounds: int, seconds: float) -> list[str]:
-    """Tables of milliseconds, medians over all steps; plain and private steps take turns."""
+    """Tables of milliseconds, medians over all steps; plain and private steps are interleaved."""
     private, plain, watch = engine_step(ENGINE, workload, size), plain_phases(workload, size), Stopwatch()
     plain_steps: list[dict[str, float]] = []
     for warm_up in (private, plain) * 2:

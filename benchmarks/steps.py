@@ -1,6 +1,6 @@
-"""Training steps of one workload that can be timed beside each other: plain, private by our engines, private by Opacus.
+"""Training steps of one workload to be timed side by side: plain, private with our engines, private with Opacus.
 
-A step is: forward, backward, clip, noise, SGD with momentum; plain ones leave out clip and noise.
+A step is: forward, backward, clip, noise, SGD with momentum; plain steps have neither clip nor noise.
 """
 
 from __future__ import annotations
@@ -31,14 +31,14 @@ Step = Callable[[], object]
 
 @dataclass(frozen=True)
 class PlainTuning:
-    """How plain training is sped up: memory order, activations behind the pooling that follows, autocast."""
+    """How plain training is sped up: memory format, activations after the following pooling, autocast."""
 
     channels_last: bool = False
     pool_first: bool = False
     bf16: bool = False
 
 
-#: Plain training as users run it, and tuned by hand: the stricter limits, for images only.
+#: Plain training as users run it, and hand-tuned as a stricter limit (for images only).
 PLAIN = {
     "plain": PlainTuning(),
     "plain-channels-last": PlainTuning(channels_last=True),
@@ -77,7 +77,7 @@ def plain_step(tuning: PlainTuning, workload: Workload, size: int, device: str =
 
 
 def graphed_plain_step(workload: Workload, size: int, device: str = "cuda") -> Step:
-    """A plain step as one CUDA graph: the stricter limit of what a GPU can do."""
+    """A plain step as one CUDA graph: a stricter limit of what a GPU can do."""
     network, (x, y) = fresh_network(workload, device), workload.batch(size, device)
     optimizer, loss_fn, graph = optimizer_of(network), workload.loss(), torch.cuda.CUDAGraph()
 
@@ -128,13 +128,13 @@ def private_step(
     """A step of one of our engines, and the engine.
 
     Args:
-        name: An engine, or ``"auto"`` for the one that trains this network.
-        workload: What is trained.
+        name: An engine, or ``"auto"`` for the default engine of this network.
+        workload: The workload.
         size: Examples in the batch.
-        reuse: Whether the flat sum stays from step to step, as in training.
-        device: Where to train.
-        noisy: Whether noise is drawn and added.
-        options: Further arguments of the engine.
+        reuse: Whether the flat sum is reused from step to step, as in training.
+        device: Device to train on.
+        noisy: Whether noise is added.
+        options: Additional arguments of the engine.
     """
     network, (x, y) = fresh_network(workload, device), workload.batch(size, device)
     optimizer, unit, loss_fn = optimizer_of(network), ClippedUnit(1, size), workload.loss()
@@ -159,10 +159,10 @@ def private_step(
 
 
 def opacus_step(mode: str, workload: Workload, size: int, device: str = "cpu") -> Step:
-    """A step of Opacus on the workload's network, in the form that Opacus takes.
+    """A step of Opacus on the workload's network, in a form that Opacus supports.
 
     Raises:
-        AssertionError: That form is not the same function.
+        AssertionError: That form computes a different function.
     """
     from opacus import PrivacyEngine
     from torch.utils.data import DataLoader, TensorDataset
@@ -193,7 +193,7 @@ def opacus_step(mode: str, workload: Workload, size: int, device: str = "cpu") -
 
 
 def build(name: str, workload: Workload, size: int, device: str = "cpu") -> Step:
-    """The step called ``name``: one of ``PLAIN``, an engine, or ``opacus-`` with a mode."""
+    """The step with this name: one of ``PLAIN``, an engine, or ``opacus-`` with a mode."""
     if name in PLAIN:
         return plain_step(PLAIN[name], workload, size, device)
     if name.startswith("opacus-"):
@@ -202,7 +202,7 @@ def build(name: str, workload: Workload, size: int, device: str = "cpu") -> Step
 
 
 def peak_mib(name: str, workload: Workload, size: int, step: Step, device: str = "cpu") -> float:
-    """Most MiB that tensors made by a step held at one time, gradients and all that engines keep included."""
+    """Peak MiB of the tensors made by a step, including gradients and everything that engines keep."""
     if name not in ENGINES:
         return peak_bytes(torch.device(device), step) / 2**20
     step, engine, _ = private_step(name, workload, size, reuse=False, device=device)
@@ -210,18 +210,18 @@ def peak_mib(name: str, workload: Workload, size: int, step: Step, device: str =
 
 
 def makes_sense(name: str, workload: Workload) -> bool:
-    """Whether a row tells something that plain training's does not: memory order is of images alone."""
+    """Whether a row can differ from that of plain training; the memory format only matters for images."""
     return (
         name not in PLAIN or not (PLAIN[name].channels_last or PLAIN[name].pool_first) or workload.inputs(1).dim() == 4
     )
 
 
-#: What is measured: time on the wall, or time that this process was computing (all its threads together).
+#: Clocks: wall time, or CPU time of this process (all its threads together).
 CLOCKS: dict[str, Callable[[], float]] = {"wall": time.perf_counter, "cpu": time.process_time}
 
 
 def timed(step: Step, at_least: float, clock: Callable[[], float]) -> float:
-    """Seconds per step, over as many steps as take ``at_least`` seconds."""
+    """Seconds per step, over as many steps as needed to take ``at_least`` seconds."""
     count, start = 0, _finished(clock)
     while count == 0 or clock() - start < at_least:
         step()
@@ -230,7 +230,7 @@ def timed(step: Step, at_least: float, clock: Callable[[], float]) -> float:
 
 
 def _finished(clock: Callable[[], float]) -> float:
-    """The time once the GPU, where one is in use, has done what it was given."""
+    """The time after the GPU, if one is in use, has finished its work."""
     if torch.cuda.is_initialized():
         torch.cuda.synchronize()
     return clock()

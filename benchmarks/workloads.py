@@ -1,4 +1,4 @@
-"""The networks and batches that the speed figures are stated for; each is made from a seed, no data needed."""
+"""The networks and batches of the benchmarks. Each is created from a seed and needs no data."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ VOCABULARY = 5000
 
 @dataclass(frozen=True)
 class Workload:
-    """A network, the shape of its inputs and the batch sizes that it is measured at."""
+    """A network, its inputs, and the batch sizes at which it is measured."""
 
     name: str
     network: Callable[[], nn.Module]
@@ -30,7 +30,7 @@ class Workload:
     loss: Callable[[], nn.Module] = nn.CrossEntropyLoss
 
     def batch(self, size: int, device: torch.device | str = "cpu") -> tuple[Tensor, Tensor]:
-        """Inputs and labels from a fixed seed; a language model's labels are its inputs."""
+        """Inputs and labels from a fixed seed; the labels of a language model are its inputs."""
         torch.manual_seed(0)
         inputs = self.inputs(size)
         labels = inputs if self.loss is TokenLoss else torch.randint(0, self.classes, (size,))
@@ -38,7 +38,7 @@ class Workload:
 
 
 class TokenLoss(nn.Module):
-    """Cross entropy of each token, averaged over an example's tokens; ``reduction`` is of the examples."""
+    """Cross entropy of each token, averaged over the tokens of an example; ``reduction`` applies to the examples."""
 
     def __init__(self, reduction: str = "mean") -> None:
         super().__init__()
@@ -89,7 +89,7 @@ class TextEncoder(nn.Module):
 
 
 class CausalLM(nn.Module):
-    """A decoder in GPT-2's shape: normalisation first, a causal mask, scores of the next token; no weights are tied."""
+    """A decoder like GPT-2: pre-normalisation, a causal mask, scores of the next token; no tied weights."""
 
     def __init__(
         self, vocabulary: int = 50257, width: int = 768, layers: int = 12, heads: int = 12, length: int = 256
@@ -128,7 +128,7 @@ class WideCNN(nn.Module):
 
 
 class DeepCNN(nn.Module):
-    """``depth`` tanh convolutions of 16 channels on 16 x 16 positions, then a linear layer."""
+    """``depth`` tanh convolutions with 16 channels on 16 x 16 positions, then a linear layer."""
 
     def __init__(self, depth: int) -> None:
         super().__init__()
@@ -149,7 +149,7 @@ def resnet18_group_norm() -> nn.Module:
 
 
 def vit_b_16() -> nn.Module:
-    """ViT-B/16 for images of 224 x 224."""
+    """ViT-B/16 for 224 x 224 images."""
     return torchvision.models.vit_b_16(num_classes=10)
 
 

@@ -1,4 +1,4 @@
-"""Modules that stood elsewhere in earlier versions: importing one by its former name gives it, with a warning."""
+"""Former names of modules: importing one gives the module at its new place, with a deprecation warning."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
 from types import ModuleType
 
-#: Former name of a module -> its name.
+#: Former name of a module -> its present name.
 FORMER = {
     "dpmodel.additivity": "dpmodel.training.batch_check",
     "dpmodel.build": "dpmodel.runs.build",
@@ -44,22 +44,22 @@ class FormerPlaces(MetaPathFinder, Loader):
 
     @classmethod
     def install(cls) -> None:
-        """Look for former names from now on, after all other places."""
+        """Register this finder as the last one."""
         if not any(isinstance(finder, cls) for finder in sys.meta_path):
             sys.meta_path.append(cls())
 
     def find_spec(
         self, fullname: str, path: Sequence[str] | None = None, target: ModuleType | None = None
     ) -> ModuleSpec | None:
-        """The specification of a module that is known by its former name."""
+        """The module specification, if ``fullname`` is a former name."""
         del path, target
         return ModuleSpec(fullname, self) if fullname in FORMER else None
 
     def exec_module(self, module: ModuleType) -> None:
-        """Put the module itself in the place of ``module``."""
+        """Replace ``module`` with the module at its present place."""
         former = module.__name__
         warnings.warn(
-            f"{former} is now {FORMER[former]}; what users need of it is in dpmodel itself",
+            f"{former} is now {FORMER[former]}; import its public names from dpmodel",
             DeprecationWarning,
             stacklevel=2,
         )

@@ -22,14 +22,14 @@ LOSSES.register("bce_with_logits")(nn.BCEWithLogitsLoss)
 
 @LOSSES.register("SoftmaxCrossEntropyWithLogits")
 class SoftmaxCrossEntropyWithLogits(nn.CrossEntropyLoss):
-    """MindSpore's name for the cross entropy of scores.
+    """Cross entropy of scores under MindSpore's name.
 
     Args:
-        sparse: True: targets are class numbers (N,). False: targets are probabilities or one-hot rows (N, classes).
-        reduction: ``"mean"``, ``"sum"`` or ``"none"``; MindSpore's default is ``"none"``, the tutorial uses ``"mean"``.
+        sparse: True: targets are class indices (N,). False: targets are probabilities or one-hot rows (N, classes).
+        reduction: ``"mean"``, ``"sum"`` or ``"none"``. MindSpore's default is ``"none"``; its tutorial uses ``"mean"``.
 
     Raises:
-        DataError: The targets have the shape of the other kind.
+        DataError: The targets do not have the shape that ``sparse`` asks for.
 
     Example:
         >>> import torch
@@ -45,16 +45,16 @@ class SoftmaxCrossEntropyWithLogits(nn.CrossEntropyLoss):
     def forward(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """The loss of ``outputs`` (N, classes) against ``targets``."""
         if self.sparse == (targets.dim() == outputs.dim()):
-            wanted = "class numbers, one per example" if self.sparse else "one row of probabilities per example"
+            wanted = "class indices, one per example" if self.sparse else "one row of probabilities per example"
             raise DataError(
-                f"sparse={self.sparse} takes {wanted}, got targets of shape {tuple(targets.shape)} for outputs of "
+                f"sparse={self.sparse} expects {wanted}, got targets of shape {tuple(targets.shape)} for outputs of "
                 f"shape {tuple(outputs.shape)}; set sparse={not self.sparse}"
             )
         return super().forward(outputs, targets)
 
 
 def build_loss(name: str, **args: Any) -> nn.Module:
-    """Build a loss by a registered name, or by the name of any loss class of ``torch.nn``.
+    """Build a loss by its registered name, or by the name of any loss class in ``torch.nn``.
 
     Args:
         name: Such as ``"cross_entropy"``, ``"mse"``, ``"CrossEntropyLoss"``, ``"HuberLoss"``.

@@ -16,22 +16,22 @@ from monitors.registry import Registry
 
 OPTIMIZERS: Registry[Callable[..., optim.Optimizer]] = Registry("optimizer")
 
-# Optimizers that a private step cannot serve, with the reason.
+# Optimizers that do not work with a private step, and why.
 REFUSED_OPTIMIZERS: Mapping[str, str] = {
-    "LBFGS": "it evaluates the loss several times a step, and each evaluation would be a release of its own",
-    "SparseAdam": "it takes sparse gradients, and a noisy gradient is dense",
+    "LBFGS": "it evaluates the loss several times per step, and each evaluation would be a separate release",
+    "SparseAdam": "it needs sparse gradients, but a noisy gradient is dense",
 }
 
-# Schedulers that a name and numbers cannot build, with the reason.
+# Schedulers that cannot be built from a name and numbers, and why.
 REFUSED_SCHEDULERS: Mapping[str, str] = {
     "ReduceLROnPlateau": "it needs a measured value at every step",
-    "SequentialLR": "it is made of scheduler objects; build it in Python and give the object",
-    "ChainedScheduler": "it is made of scheduler objects; build it in Python and give the object",
-    "LambdaLR": "it needs a function; build it in Python and give the object",
-    "MultiplicativeLR": "it needs a function; build it in Python and give the object",
+    "SequentialLR": "it is made of scheduler objects; build it in Python and pass the object",
+    "ChainedScheduler": "it is made of scheduler objects; build it in Python and pass the object",
+    "LambdaLR": "it needs a function; build it in Python and pass the object",
+    "MultiplicativeLR": "it needs a function; build it in Python and pass the object",
 }
 
-# The argument of each scheduler that is the length of the training.
+# For each scheduler, the argument that holds the length of the training.
 LENGTH_ARGUMENT: Mapping[str, str] = {
     "LinearLR": "total_iters",
     "PolynomialLR": "total_iters",
@@ -42,16 +42,16 @@ LENGTH_ARGUMENT: Mapping[str, str] = {
 }
 
 
-# Optimizers of torch that update all parameters in one pass over the memory: up to four times as fast, same numbers.
+# Optimizers with a fused form, which updates all parameters in one pass: up to four times as fast, same numbers.
 FUSED_OPTIMIZERS = ("SGD", "Adam", "AdamW")
 
-#: Arguments that choose how an optimizer runs; whoever gives one has chosen.
+#: Arguments that choose an implementation; if the user gives one, the fused form is not chosen automatically.
 WAYS_TO_RUN = ("fused", "foreach", "differentiable", "capturable")
 
-#: Two names of one argument: torch's and MindSpore's.
+#: The names of the learning rate in torch and in MindSpore.
 _RATE_NAMES = ("lr", "learning_rate")
 
-#: Where the fused form runs.
+#: Types of device on which the fused form runs.
 _FUSED_DEVICES = ("cpu", "cuda")
 
 
@@ -64,8 +64,8 @@ class Momentum(optim.SGD):
         learning_rate: Step size, positive.
         momentum: In [0, 1).
         weight_decay: L2 penalty.
-        nesterov: Nesterov's form of momentum.
-        dampening: Of the momentum; 0 in MindSpore.
+        nesterov: Use Nesterov momentum.
+        dampening: Dampening of the momentum; 0 in MindSpore.
 
     Example:
         >>> import torch
@@ -85,14 +85,14 @@ class Momentum(optim.SGD):
         checks.positive(learning_rate=learning_rate)
         checks.unit_interval(momentum=momentum)
         if momentum == 1:
-            raise ValueError("momentum must be below 1, got 1: no step would ever be forgotten")
+            raise ValueError("momentum must be below 1, got 1, with which the steps would add up without bound")
         held = _listed(params)
         fused = True if can_fuse(held) else None
         super().__init__(held, learning_rate, momentum, dampening, weight_decay, nesterov, fused=fused)
 
 
 def can_fuse(parameters: Iterable[Any]) -> bool:
-    """Whether an optimizer's fused form takes these parameters (or groups): floating, on a CPU or CUDA device."""
+    """Whether a fused optimizer supports these parameters or groups: floating point, on a CPU or CUDA device."""
     found: list[Any] = []
     for entry in parameters:
         found += list(entry["params"]) if isinstance(entry, dict) else [entry]
@@ -104,22 +104,22 @@ def can_fuse(parameters: Iterable[Any]) -> bool:
 
 
 def optimizer_names() -> tuple[str, ...]:
-    """All names that ``build_optimizer`` takes, in alphabetical order."""
+    """All names that ``build_optimizer`` accepts, in alphabetical order."""
     return tuple(sorted({*OPTIMIZERS.names(), *_torch_optimizers()}))
 
 
 def build_optimizer(name: str, parameters: Iterable[Any], **args: Any) -> optim.Optimizer:
-    """Build an optimizer by name, in its fused form where there is one and the arguments do not choose another.
+    """Build an optimizer by name, in its fused form if it has one and the arguments do not choose otherwise.
 
     Args:
         name: ``"SGD"``, ``"Momentum"`` (SGD with momentum 0.9), ``"Adam"``, any other class of ``torch.optim``, or a
             registered one.
         parameters: Parameters or parameter groups.
-        **args: Arguments of the class. ``learning_rate`` and ``lr`` mean the same.
+        **args: Arguments of the class. ``learning_rate`` and ``lr`` are synonyms.
 
     Raises:
         ValueError: Unknown name or argument (the nearest is suggested), a value out of range, or an optimizer that
-            cannot be fed with noisy gradients.
+            does not work with noisy gradients.
 
     Example:
         >>> import torch
@@ -144,10 +144,10 @@ def build_optimizer(name: str, parameters: Iterable[Any], **args: Any) -> optim.
 
 
 def check_optimizer(name: str, args: Mapping[str, Any]) -> tuple[Any, dict[str, Any]]:
-    """The class of an optimizer and the arguments that it takes.
+    """The class of an optimizer and the arguments to build it with.
 
     Raises:
-        ValueError: Unknown name or argument, or an optimizer that cannot be fed with noisy gradients.
+        ValueError: Unknown name or argument, or an optimizer that does not work with noisy gradients.
     """
     _refuse(name)
     builder = OPTIMIZERS.get(name) if name in OPTIMIZERS else _torch_optimizers().get(name)
@@ -161,12 +161,12 @@ def check_optimizer(name: str, args: Mapping[str, Any]) -> tuple[Any, dict[str, 
 
 
 def require_usable(optimizer: optim.Optimizer) -> None:
-    """Refuse an optimizer that a private step cannot serve, or whose settings would break the weights.
+    """Refuse an optimizer that does not work with a private step, or whose settings would break the weights.
 
-    One noisy, dense gradient is all that it gets.
+    A private step provides a single noisy, dense gradient.
 
     Raises:
-        ValueError: Says why.
+        ValueError: The optimizer is refused; the message says why.
 
     Example:
         >>> import torch
@@ -182,7 +182,7 @@ def require_usable(optimizer: optim.Optimizer) -> None:
 
 
 def scheduler_names() -> tuple[str, ...]:
-    """All names that ``build_scheduler`` takes, in alphabetical order."""
+    """All names that ``build_scheduler`` accepts, in alphabetical order."""
     return tuple(sorted(set(_torch_schedulers()) - set(REFUSED_SCHEDULERS)))
 
 
@@ -191,19 +191,19 @@ def build_scheduler(
 ) -> LRScheduler:
     """Build a learning-rate scheduler by the name of its class in ``torch.optim.lr_scheduler``.
 
-    The first arguments are taken by position only, because schedulers have arguments of the same names.
+    The first four arguments are positional-only, because some schedulers have arguments with the same names.
 
     Args:
         name: Such as ``"LinearLR"``, ``"CosineAnnealingLR"``, ``"OneCycleLR"``.
-        optimizer: Whose learning rate it moves.
-        total_steps: How often the scheduler will be stepped in the whole training. The argument that means this
-            (``total_iters``, ``T_max``, ``total_steps``, ...) is filled in where it is left out.
-        steps_per_epoch: Filled in where the class takes it along with ``epochs`` (OneCycleLR).
+        optimizer: The optimizer whose learning rate is scheduled.
+        total_steps: Number of times the scheduler will be stepped in the whole training. If the corresponding argument
+            of the class (``total_iters``, ``T_max``, ``total_steps``, ...) is not given, it is set to this.
+        steps_per_epoch: Passed on if the class takes it together with ``epochs`` (OneCycleLR).
         **args: Arguments of the class.
 
     Raises:
-        ValueError: Unknown name or argument (the nearest is suggested), a value out of range, or a scheduler that a
-            name and numbers cannot build.
+        ValueError: Unknown name or argument (the nearest is suggested), a value out of range, or a scheduler that
+            cannot be built from a name and numbers.
 
     Example:
         >>> import torch
@@ -232,7 +232,7 @@ def _refuse(name: str) -> None:
 
 
 def _require_finite(name: str, settings: Mapping[str, Any]) -> None:
-    # torch takes a learning rate of NaN: each comparison with it is false.
+    # torch accepts a learning rate of NaN, because every comparison with NaN is false.
     for key, value in settings.items():
         if isinstance(value, float) and not math.isfinite(value):
             raise ValueError(f"optimizer {name!r}: {key} must be a finite number, got {value}")
@@ -268,7 +268,7 @@ def _check_options(builder: Callable[..., Any], options: Mapping[str, Any], name
     try:
         check_arguments(builder, options, f"optimizer {name!r}", provided=["params"])
     except ValueError as error:
-        # Whichever of the two names the class has, both are taken.
+        # Both names are accepted, whichever of them the class has.
         said, takes, listing = str(error).rpartition("takes: ")
         names = ["lr (or learning_rate)" if known in _RATE_NAMES else known for known in listing.split(", ")]
         raise ValueError(said + takes + ", ".join(names)) from None

@@ -1,4 +1,4 @@
-"""The command line: ``dpmodel train / eval / budget``. Commands parse, call and print; they hold no logic."""
+"""The command line, ``dpmodel``. Commands parse, call and print; they hold no logic."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line and exit: 0 ok, 1 failed, 2 bad usage or configuration.
 
     Args:
-        arguments: Default: those of the process.
+        arguments: Default: ``sys.argv[1:]``.
     """
     try:
-        # The imports take most of a short command's time: Ctrl-C meets them as often as the command itself.
+        # Imports take most of a short command's time, so Ctrl-C must be handled while they run.
         from dpmodel.cli.application import run
 
         code = run(arguments)

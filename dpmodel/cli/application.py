@@ -28,7 +28,7 @@ app = typer.Typer(
 
 
 def _add(name: str, command: Callable[..., None], examples: str) -> None:
-    # Typer keeps the line breaks of a docstring; each paragraph shall fill the terminal instead.
+    # Typer keeps the line breaks of a docstring; paragraphs should fill the terminal instead.
     paragraphs = inspect.cleandoc(command.__doc__ or "").split("\n\n")
     text = "\n\n".join(" ".join(paragraph.split()) for paragraph in paragraphs)
     app.command(name, help=text, epilog=examples)(command)
@@ -56,7 +56,7 @@ def run(arguments: Sequence[str] | None = None) -> int:
     """Run a command and return its exit code.
 
     Args:
-        arguments: Default: those of the process.
+        arguments: Default: ``sys.argv[1:]``.
     """
     make_patient()
     try:
@@ -72,7 +72,7 @@ def run(arguments: Sequence[str] | None = None) -> int:
     except (DPModelError, OSError) as error:
         return _say(error, FAILED)
     except Exception as error:
-        hint = f"this is a fault in dpmodel or in code that it was given; {DEBUG_VARIABLE}=1 shows where"
+        hint = f"this is a bug in dpmodel or in your own code; set {DEBUG_VARIABLE}=1 to see the traceback"
         return _say(RuntimeError(f"{type(error).__name__}: {error} ({hint})"), FAILED, error)
     return OK
 

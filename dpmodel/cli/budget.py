@@ -20,26 +20,26 @@ if TYPE_CHECKING:
 EXAMPLES = """
 [b]Examples[/b]
 
-  # Epsilon from a multiplier
+  # Epsilon for a noise multiplier
   dpmodel budget -n 60000 -b 256 -e 10 --noise-multiplier 1.5
 
-  # Multiplier from a target, for a decaying schedule
+  # Noise multiplier for a target epsilon, with decaying noise
   dpmodel budget -n 60000 -b 512 -e 10 --target-epsilon 3 --decay-rate 2e-4
 
-  # Most epochs that fit
+  # The most epochs that fit the budget
   dpmodel budget -n 60000 -b 256 --noise-multiplier 1.5 --max-epsilon 3
 
-  # The best of ten such trainings
+  # What it costs to publish the best of ten trainings
   dpmodel budget -n 60000 -b 512 -e 10 --noise-multiplier 2 --tuning-runs 10
 
-  # Of a configuration, with every accountant, and a picture
+  # For a configuration, with every accountant and a figure
   dpmodel budget run.yaml --accountant all --plot epsilon.png
 
-  # The picture for a column of a paper
+  # The figure at the width of a column in a paper
   dpmodel budget run.yaml --plot epsilon.pdf --size 3.4
 """
 
-#: Option -> place in the configuration.
+#: Option -> path in the configuration.
 _PLACES = {
     "batch_size": ("training", "batch_size"),
     "epochs": ("training", "epochs"),
@@ -55,20 +55,22 @@ _PLACES = {
     "fraction_stddev": ("privacy", "clip", "fraction_stddev"),
 }
 
-#: Option -> option that it stands for when that one is left out.
+#: Option -> the option and value it implies when that option is not given.
 _IMPLIES = {
     "decay_policy": ("noise", "AdaGaussian"),
     "decay_rate": ("noise", "AdaGaussian"),
     "fraction_stddev": ("clip", "Gaussian"),
 }
 
-#: Of two settings that exclude each other, an option on the command line replaces the one in the file.
+#: Options that exclude each other: the one on the command line replaces the other one in the file.
 _REPLACES = {"noise_multiplier": "target_epsilon", "target_epsilon": "noise_multiplier"}
 
-#: Columns that the sentences of a table need at least to be read as such.
+_TABLE_TITLE = "the same noise under other rules"
+
+#: Fewest columns in which the sentences of the table stay readable.
 _NARROWEST_RULE = 28
 
-#: More columns than any table takes.
+#: More columns than any table needs.
 _WIDE = 1000
 
 #: What a plan without a configuration file does not depend on.
@@ -79,40 +81,59 @@ def budget(
     config: Annotated[
         Path | None, typer.Argument(metavar="CONFIG", help="YAML configuration.", show_default=False)
     ] = None,
-    num_examples: Annotated[int | None, typer.Option("--num-examples", "-n", help="Training examples.")] = None,
-    batch_size: Annotated[int | None, typer.Option("--batch-size", "-b", help="Expected examples per step.")] = None,
-    epochs: Annotated[int | None, typer.Option("--epochs", "-e", help="Epochs.")] = None,
-    noise_multiplier: Annotated[float | None, typer.Option(help="Ask for epsilon, given this multiplier.")] = None,
-    target_epsilon: Annotated[float | None, typer.Option(help="Ask for the multiplier that meets this.")] = None,
-    max_epsilon: Annotated[float | None, typer.Option(help="Ask for the most epochs within this.")] = None,
+    num_examples: Annotated[
+        int | None, typer.Option("--num-examples", "-n", help="Number of training examples.")
+    ] = None,
+    batch_size: Annotated[
+        int | None, typer.Option("--batch-size", "-b", help="Expected number of examples per step.")
+    ] = None,
+    epochs: Annotated[int | None, typer.Option("--epochs", "-e", help="Number of epochs.")] = None,
+    noise_multiplier: Annotated[float | None, typer.Option(help="Compute epsilon for this noise multiplier.")] = None,
+    target_epsilon: Annotated[
+        float | None, typer.Option(help="Solve for the noise multiplier that meets this epsilon.")
+    ] = None,
+    max_epsilon: Annotated[
+        float | None, typer.Option(help="Find the most epochs that stay within this epsilon.")
+    ] = None,
     delta: Annotated[float | None, typer.Option(help=r"Delta \[default: 1e-5]")] = None,
     accountant: Annotated[str | None, typer.Option(help=r"rdp, pld, zcdp, or all \[default: rdp]")] = None,
     sampling: Annotated[str | None, typer.Option(help=r"poisson or shuffle \[default: poisson]")] = None,
-    micro_batches: Annotated[int | None, typer.Option(help="Groups per batch that are clipped.")] = None,
+    micro_batches: Annotated[
+        int | None, typer.Option(help=r"Clip this many groups per batch \[default: clip each example]")
+    ] = None,
     noise: Annotated[str | None, typer.Option(help=r"Noise mechanism \[default: Gaussian]")] = None,
-    decay_policy: Annotated[str | None, typer.Option(help="Time, Step or Exp: AdaGaussian noise.")] = None,
-    decay_rate: Annotated[float | None, typer.Option(help="Its rate per step.")] = None,
-    clip: Annotated[str | None, typer.Option(help="Clip mechanism; Gaussian is adaptive and charged.")] = None,
-    fraction_stddev: Annotated[float | None, typer.Option(help="Noise of the adaptive clip count.")] = None,
-    tuning_runs: Annotated[int | None, typer.Option(min=1, help="Show the price of the best of so many.")] = None,
+    decay_policy: Annotated[
+        str | None, typer.Option(help="How the noise decays: Time, Step or Exp (implies AdaGaussian).")
+    ] = None,
+    decay_rate: Annotated[float | None, typer.Option(help="Decay rate per step (implies AdaGaussian).")] = None,
+    clip: Annotated[
+        str | None, typer.Option(help=r"Clip mechanism; Gaussian is adaptive and is charged \[default: Fixed]")
+    ] = None,
+    fraction_stddev: Annotated[
+        float | None, typer.Option(help="Noise on the count that adapts the norm bound (implies Gaussian clipping).")
+    ] = None,
+    tuning_runs: Annotated[
+        int | None, typer.Option(min=1, help="Also show the cost of publishing the best of this many runs.")
+    ] = None,
     overrides: Overrides = [],  # noqa: B006 - typer copies it
     plot: Annotated[
-        Path | None, typer.Option(help="Draw epsilon against the step into this file: .png, .svg or .pdf.")
+        Path | None, typer.Option(help="Plot epsilon against the step to this file (.png, .svg or .pdf).")
     ] = None,
     style: Style = "light",
     size: Size = None,
     as_json: AsJson = False,
 ) -> None:
-    """Plan a privacy budget: epsilon from a multiplier, the multiplier from a target, or the most epochs that fit.
+    """Plan a privacy budget: the epsilon of a noise multiplier, the multiplier for an epsilon, or the epochs that fit.
 
-    Needs no data and trains nothing. Adaptive clipping is charged, micro-batches count at twice the sensitivity, and
-    the figures of other rules stand beside the answer with what each assumes.
+    Reads no data and trains nothing. Give a CONFIG, the numbers as options, or both; options override CONFIG. The
+    answer charges adaptive clipping and counts micro-batches at twice the sensitivity. A table compares it with other
+    accounting rules and says what each of them assumes.
     """
     given = {name: value for name, value in locals().items() if name in _PLACES and value is not None}
     from dpmodel.budget.answer import answer_budget, known_accountants
 
     _refuse_two_lengths(epochs, max_epsilon)
-    _check_picture(plot, style, size)
+    _check_figure(plot, style, size)
     if config is None:
         _require(given, num_examples, max_epsilon, overrides)
     settings = _settings(config, given, overrides, accountant, max_epsilon)
@@ -145,20 +166,20 @@ def _settings(
     return make_config(_PLACEHOLDERS, [*overrides, *flags], "command line")
 
 
-def _check_picture(plot: Path | None, style: str, size: float | None) -> None:
+def _check_figure(plot: Path | None, style: str, size: float | None) -> None:
     if plot is not None:
         from dpmodel.budget.curves import require_drawable
 
         require_drawable(plot, "--plot", style=style, size=size)
     elif style != "light" or size is not None:
-        raise typer.BadParameter("--style and --size describe the picture of --plot; add --plot epsilon.png")
+        raise typer.BadParameter("--style and --size apply to the figure of --plot; add --plot epsilon.png")
 
 
 def _refuse_two_lengths(epochs: int | None, max_epsilon: float | None) -> None:
     if epochs is not None and max_epsilon is not None:
         raise typer.BadParameter(
-            f"--max-epsilon {max_epsilon:g} asks for the number of epochs, and --epochs {epochs} states it; leave "
-            "one of them out"
+            f"--max-epsilon {max_epsilon:g} asks for the number of epochs, but --epochs {epochs} already sets it; "
+            "give only one of them"
         )
 
 
@@ -177,7 +198,9 @@ def _require(
     if "noise_multiplier" not in given and "target_epsilon" not in given:
         missing.append("--noise-multiplier or --target-epsilon")
     if missing:
-        raise typer.BadParameter(f"without a CONFIG a plan needs {', '.join(missing)}; see dpmodel budget --help")
+        raise typer.BadParameter(
+            f"without a CONFIG, these options are required: {', '.join(missing)}; see dpmodel budget --help"
+        )
 
 
 def _show(answer: BudgetAnswer, plot: Path | None) -> None:
@@ -187,13 +210,13 @@ def _show(answer: BudgetAnswer, plot: Path | None) -> None:
     console.print(_headline(answer), highlight=False, markup=False, soft_wrap=True)
     console.print()
     table = _side_by_side(answer)
-    # Asked of a wide console: a narrow one would answer that whatever is cut off fits.
+    # Measured on a wide console: a narrow one reports the width that is left after truncation.
     if console.measure(table, options=console.options.update(width=_WIDE)).minimum <= console.width:
         console.print(table, highlight=False)
     else:
         console.print(_one_below_the_other(answer), highlight=False, markup=False)
     if plot is not None:
-        console.print(f"drawn: {plot}", highlight=False, markup=False, soft_wrap=True)
+        console.print(f"figure: {plot}", highlight=False, markup=False, soft_wrap=True)
 
 
 def _side_by_side(answer: BudgetAnswer) -> Table:
@@ -202,7 +225,7 @@ def _side_by_side(answer: BudgetAnswer) -> Table:
     from rich.text import Text
 
     accountants = list(answer.figures)
-    table = Table(box=box.SIMPLE_HEAD, title="the same noise under other rules", title_justify="left")
+    table = Table(box=box.SIMPLE_HEAD, title=_TABLE_TITLE, title_justify="left")
     table.add_column("rule, and what it assumes", min_width=_NARROWEST_RULE)
     for name in accountants if len(accountants) > 1 else ["epsilon"]:
         table.add_column(name, justify="right", no_wrap=True)
@@ -214,9 +237,9 @@ def _side_by_side(answer: BudgetAnswer) -> Table:
 
 
 def _one_below_the_other(answer: BudgetAnswer) -> str:
-    """What the table holds, for a terminal that it does not fit into."""
+    """The contents of the table, for a terminal that is too narrow for it."""
     accountants = list(answer.figures)
-    parts = ["the same noise under other rules"]
+    parts = [_TABLE_TITLE]
     for scenario in answer.scenarios:
         name = f"{scenario.name} (configured)" if scenario.configured else scenario.name
         cells = _cells(scenario, accountants)

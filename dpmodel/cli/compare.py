@@ -1,4 +1,4 @@
-"""``dpmodel compare``: train variants at equal epsilon and say how they differ."""
+"""``dpmodel compare``: train variants at equal epsilon and compare their results."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ EXAMPLES = """
 
   dpmodel compare configs/compare_schedules.yaml
 
-  # At another epsilon, with more seeds, two trainings at once
+  # With a different epsilon and different seeds, two trainings in parallel
   dpmodel compare configs/compare_all.yaml --epsilon 1 --seeds 1,2 --jobs 2
 
-  # A quick look, on a part of the data
+  # A quick trial on part of the data
   dpmodel compare configs/compare_all.yaml --set data.limit=3000 -o runs/look
 
-  # What would be trained, and with which noise; trains nothing
+  # Show what would be trained and with how much noise, without training
   dpmodel compare configs/compare_all.yaml --dry-run
 """
 
@@ -39,19 +39,22 @@ def compare(
         Path | None, typer.Option("--output", "-o", help=r"Comparison folder \[default: runs/<config>]")
     ] = None,
     jobs: Annotated[
-        int | None, typer.Option("--jobs", "-j", min=1, help=r"Trainings at once \[default: half of the cores]")
+        int | None, typer.Option("--jobs", "-j", min=1, help=r"Trainings in parallel \[default: half of the cores]")
     ] = None,
-    epsilon: Annotated[float | None, typer.Option(help="Target epsilon, instead of the file's.")] = None,
-    seeds: Annotated[str | None, typer.Option(help="Seeds, instead of the file's: 1,2,3")] = None,
-    docs: Annotated[Path | None, typer.Option(help="Write the table as Markdown into this file too.")] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Check and calibrate only; train nothing.")] = False,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress view.")] = False,
+    epsilon: Annotated[float | None, typer.Option(help="Target epsilon; replaces the one in CONFIG.")] = None,
+    seeds: Annotated[
+        str | None, typer.Option(help="Seeds separated by commas, such as 1,2,3; replace those in CONFIG.")
+    ] = None,
+    docs: Annotated[Path | None, typer.Option(help="Also write the table to this file, as Markdown.")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Check and calibrate, but do not train.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Show no progress.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Train the variants of CONFIG over its seeds, all at the same epsilon, and compare them.
+    """Train the variants in CONFIG with each seed, all at the same epsilon, and compare them.
 
-    The initial noise multiplier of each variant is solved for the one target. Finished runs are reused and broken-off
-    ones go on where they were last saved, so the same command resumes. --set changes the base of all variants.
+    The initial noise multiplier of each variant is calibrated to the target epsilon. To resume, repeat the command:
+    finished runs are reused, and interrupted runs continue from their last saved state. --set changes the base that
+    all variants share.
     """
     from rich.console import Console
 
@@ -98,7 +101,7 @@ def _changes(config: Path, epsilon: float | None, seeds: str | None) -> dict[str
         try:
             changes["seeds"] = [int(text) for text in seeds.split(",")]
         except ValueError as error:
-            raise typer.BadParameter(f"--seeds takes whole numbers with commas between, got {seeds!r}") from error
+            raise typer.BadParameter(f"--seeds takes integers separated by commas, got {seeds!r}") from error
     return changes
 
 
@@ -138,7 +141,7 @@ def _write(run: ComparisonRun, docs: Path | None, console: Console) -> None:
     from monitors.atomic import write_atomically
 
     assert run.result is not None
-    with console.status("drawing"):
+    with console.status("drawing figures"):
         write_outputs(run.result, run.folder)
     if docs is not None:
         write_atomically(docs, to_markdown(run.result))
@@ -163,7 +166,7 @@ def _show(console: Console, run: ComparisonRun) -> None:
     for outcome in run.faults:
         console.print(f"failed: {outcome.job.label}: {outcome.fault}", highlight=False, markup=False, soft_wrap=True)
     if run.missing:
-        text = f"{run.missing} runs are not finished; the same command goes on with them"
+        text = f"{run.missing} runs are not finished; repeat the command to continue"
         console.print(text, highlight=False, markup=False, soft_wrap=True)
 
 
@@ -176,7 +179,8 @@ def _show_table(console: Console, result: ComparisonResult) -> None:
 
     target = result.comparison.definition.target
     title = f"{result.comparison.name}: epsilon {target.epsilon:g} at delta {target.delta:g} ({target.accountant})"
-    table = Table(box=box.SIMPLE_HEAD, title=title, caption="second lines: 95 % intervals", title_justify="left")
+    caption = "second line of a cell: 95 % interval"
+    table = Table(box=box.SIMPLE_HEAD, title=title, caption=caption, title_justify="left")
     names, rows = compact(result)
     for index, name in enumerate(names):
         table.add_column(name, justify="left" if index == 0 else "right")

@@ -1,4 +1,4 @@
-"""The one progress view of a comparison: a line for the whole, a line for each training that is running."""
+"""The progress view of a comparison or search: one line for the whole and one for each running training."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 
 class ComparisonView:
-    """Shows how far a comparison is; a context manager. Off a terminal it shows faults only.
+    """Shows the progress of a comparison; a context manager. Outside a terminal it shows only failures.
 
     Args:
         console: Where to show it.
@@ -39,7 +39,7 @@ class ComparisonView:
             TimeElapsedColumn(),
             TimeRemainingColumn(),
             console=console,
-            # Into a file or a pipe it would write its last picture, and say nothing.
+            # In a file or pipe it would only leave its last frame, which says nothing.
             disable=not console.is_terminal,
         )
         self._whole = self.progress.add_task("checking", total=None)
@@ -56,11 +56,11 @@ class ComparisonView:
         self.progress.stop()
 
     def calibrating(self, name: str) -> None:
-        """Show which variant is being solved for."""
+        """Show which variant is being calibrated."""
         self.progress.update(self._whole, description=f"calibrating {name}")
 
     def training(self, jobs: Sequence[Job], reused: int) -> None:
-        """Show how many trainings are ahead."""
+        """Show how many trainings are to be done."""
         text = f"{len(jobs)} training{'' if len(jobs) == 1 else 's'}" + (f", {reused} reused" if reused else "")
         self.progress.update(self._whole, description=text, total=sum(job.steps for job in jobs), completed=0)
 
@@ -69,14 +69,14 @@ class ComparisonView:
         self._tasks[job.number] = self.progress.add_task(job.label, total=job.steps)
 
     def stepped(self, job: Job, step: int) -> None:
-        """Move the line of a training, and the whole."""
+        """Advance the line of a training, and that of the whole."""
         self._steps[job.number] = step
         if job.number in self._tasks:
             self.progress.update(self._tasks[job.number], completed=step)
         self.progress.update(self._whole, completed=sum(self._steps.values()))
 
     def ended(self, outcome: JobOutcome) -> None:
-        """Take the line of a training away; a fault stays on the screen."""
+        """Remove the line of a training; a failure stays on the screen."""
         task = self._tasks.pop(outcome.job.number, None)
         if task is not None:
             self.progress.remove_task(task)

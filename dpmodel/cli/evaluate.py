@@ -1,4 +1,4 @@
-"""``dpmodel eval``: metrics and privacy claim of a run folder."""
+"""``dpmodel eval``: the metrics and the privacy claim of a run folder."""
 
 from __future__ import annotations
 
@@ -25,13 +25,15 @@ EXAMPLES = """
 
 
 def evaluate(
-    run_dir: Annotated[Path, typer.Argument(metavar="RUN_DIR", help="Folder of `dpmodel train`.", show_default=False)],
+    run_dir: Annotated[
+        Path, typer.Argument(metavar="RUN_DIR", help="A folder written by `dpmodel train`.", show_default=False)
+    ],
     overrides: Overrides = [],  # noqa: B006 - typer copies it
     as_json: AsJson = False,
 ) -> None:
-    """Measure the trained network of RUN_DIR on its test data and state what its ledger says was spent.
+    """Evaluate the network in RUN_DIR on its test data and state the privacy that its ledger records as spent.
 
-    Test data that are not those of the training are measured all the same, with a warning.
+    If the test data differ from those of the training, they are evaluated with a warning.
     """
     from dpmodel.runs.evaluate import evaluate_run
 
@@ -53,14 +55,14 @@ def evaluate(
         result.metrics,
         result.spent,
         result.num_examples,
-        broken_off=_broken_off(progress),
+        stopped=_stopped(progress),
         warnings=warnings,
     )
     console.print(table, highlight=False)
 
 
 def _progress(path: Path) -> dict[str, Any]:
-    """How far the training in a run folder came: status (None where it wrote no report), steps and planned steps."""
+    """How far the training in a run folder got: status (None if it wrote no report), steps and planned steps."""
     from dpmodel.config import load_config
     from dpmodel.planning.training_plan import plan_training
     from dpmodel.runs.folder import RunFolder
@@ -74,7 +76,7 @@ def _progress(path: Path) -> dict[str, Any]:
 
 
 def _report(folder: RunFolder) -> dict[str, Any]:
-    """The report of what is in the folder; empty where it has none, or that of an earlier part of the training."""
+    """The report of the folder; empty if there is none, or if it describes an earlier part of the training."""
     from monitors.ledger import Ledger
 
     try:
@@ -85,7 +87,7 @@ def _report(folder: RunFolder) -> dict[str, Any]:
 
 
 def _last_step(folder: RunFolder, delta: float) -> int | None:
-    """The step that the weights are of, where the history was written."""
+    """The step after which the weights were written; None if no history was written."""
     from dpmodel.training.history import History
 
     if not folder.history.is_file():
@@ -94,9 +96,9 @@ def _last_step(folder: RunFolder, delta: float) -> int | None:
     return int(steps[-1]) if steps else 0
 
 
-def _broken_off(progress: dict[str, Any]) -> str | None:
+def _stopped(progress: dict[str, Any]) -> str | None:
     status, steps, planned = progress["status"], progress["steps"], progress["planned_steps"]
     if status == "finished":
         return None
-    reached = f"step {steps:,}" if steps is not None else "a step that is not known"
-    return f"stopped at {reached} of {planned:,} ({status or 'under way, or killed'})"
+    reached = f"step {steps:,}" if steps is not None else "an unknown step"
+    return f"stopped at {reached} of {planned:,} ({status or 'still running, or killed'})"

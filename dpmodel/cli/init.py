@@ -15,11 +15,11 @@ EXAMPLES = """
 
   dpmodel init
 
-  # For arrays of your own, and for folders of images
+  # For your own arrays, or a folder of images
   dpmodel init data.npz --output mine.yaml
   dpmodel init pictures --target-epsilon 1 --output pictures.yaml
 
-  # With a network of another package
+  # With a network from a different package
   dpmodel init cifar10 --network torchvision.models:resnet18
 """
 
@@ -35,19 +35,22 @@ def init(
     ] = None,
     data: Annotated[
         str | None,
-        typer.Option(help=r"mnist, fashion_mnist, cifar10, npz, image_folder, ... \[default: seen from --root]"),
+        typer.Option(help=r"mnist, fashion_mnist, cifar10, npz, image_folder, ... \[default: inferred from --root]"),
     ] = None,
-    root: Annotated[Path | None, typer.Option(help="Where your data lie: an .npz file, or a folder of images.")] = None,
+    root: Annotated[
+        Path | None, typer.Option(help="Location of your data: an .npz file or a folder of images.")
+    ] = None,
     network: Annotated[
-        str | None, typer.Option(help=r"A name, or package.module:Class \[default: one for the shape of the data]")
+        str | None, typer.Option(help=r"A name, or package.module:Class \[default: one that fits the data]")
     ] = None,
-    target_epsilon: Annotated[float, typer.Option(help="Epsilon of the whole training.")] = 3.0,
+    target_epsilon: Annotated[float, typer.Option(help="Epsilon that the whole training may spend.")] = 3.0,
     output: Annotated[Path, typer.Option("--output", "-o", help="The file to write.")] = Path("run.yaml"),
     as_json: AsJson = False,
 ) -> None:
     """Write a first configuration for your data, with a comment on each choice.
 
-    It asks nothing and trains nothing. Your data are read for their size, their shape and the kind of their targets.
+    Asks no questions and trains nothing. The data are read only for their size, their shape and the type of their
+    targets.
     """
     from dpmodel.starter import write_starter
 
@@ -58,12 +61,12 @@ def init(
         typer.echo(json.dumps({"written": str(path)}))
         return
     typer.echo(
-        f"written: {path}\nwhat it will spend:  dpmodel budget {path}\ntrain it:            dpmodel train {path}"
+        f"written: {path}\nshow what it spends:  dpmodel budget {path}\ntrain it:             dpmodel train {path}"
     )
 
 
 def _placed(source: str, data: str | None, root: Path | None) -> tuple[str | None, Path | None]:
-    """Reader and place that DATA means: a name that is known, else a path."""
+    """The reader and location that DATA stands for: a registered name, or else a path."""
     from dpmodel.data.datasets import DATASETS
     from monitors import checks
     from monitors.errors import ConfigError
@@ -73,8 +76,8 @@ def _placed(source: str, data: str | None, root: Path | None) -> tuple[str | Non
         return source, root
     if source in known or root is not None:
         stated = f"--root {root}" if source not in known else f"--data {data}"
-        raise typer.BadParameter(f"DATA {source!r} and {stated} state the same thing; give one of them")
+        raise typer.BadParameter(f"DATA {source!r} and {stated} both say what to read; give one of them")
     hint = checks.nearest_hint(source, known)
     if hint and not Path(source).exists():
-        raise ConfigError(f"no file, folder or data set is called {source!r}{hint}")
+        raise ConfigError(f"no file, folder or data set is named {source!r}{hint}")
     return data, Path(source)

@@ -11,9 +11,9 @@ Overrides = Annotated[
     list[str],
     typer.Option("--set", metavar="PATH=VALUE", help="Override a setting, e.g. --set training.epochs=5. Repeatable."),
 ]
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for machines and nothing else.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON only.")]
 ConfigFile = Annotated[Path, typer.Argument(metavar="CONFIG", help="YAML configuration.", show_default=False)]
-Style = Annotated[str, typer.Option(help="Of the picture: light or dark.")]
+Style = Annotated[str, typer.Option(help="Figure style: light or dark.")]
 Size = Annotated[
-    float | None, typer.Option(help="Width of the picture in inches: about 3.4 for a column of a paper, 7 for a page.")
+    float | None, typer.Option(help="Figure width in inches: about 3.4 for a column of a paper, 7 for a page.")
 ]

@@ -15,10 +15,10 @@ EXAMPLES = """
 
   dpmodel plot runs/lenet5_mnist
 
-  # Several in one picture
+  # Several runs in one figure
   dpmodel plot runs/lenet5_mnist runs/lenet5_mnist_adaptive --output figures
 
-  # For a column of a paper, and for dark slides
+  # For a column of a paper, or for dark slides
   dpmodel plot runs/lenet5_mnist --format pdf --size 3.4
   dpmodel plot runs/lenet5_mnist --style dark --format png --output slides
 """
@@ -26,25 +26,26 @@ EXAMPLES = """
 
 def plot(
     run_dirs: Annotated[
-        list[Path], typer.Argument(metavar="RUN_DIR...", help="Folders of `dpmodel train` or of `fit(output=...)`.")
+        list[Path],
+        typer.Argument(metavar="RUN_DIR...", help="Folders written by `dpmodel train` or `fit(output=...)`."),
     ],
     output: Annotated[
-        Path | None, typer.Option("--output", "-o", help=r"Folder of the pictures \[default: RUN_DIR/figures]")
+        Path | None, typer.Option("--output", "-o", help=r"Folder for the figures \[default: RUN_DIR/figures]")
     ] = None,
     metric: Annotated[
-        str | None, typer.Option(help=r"Test metric to draw \[default: the first that all runs have]")
+        str | None, typer.Option(help=r"Test metric to plot \[default: the first that all runs have]")
     ] = None,
     style: Style = "light",
     formats: Annotated[
-        list[str], typer.Option("--format", help=r"png, svg or pdf; repeatable \[default: png and svg]")
+        list[str], typer.Option("--format", help=r"png, svg or pdf. Repeatable. \[default: png and svg]")
     ] = [],  # noqa: B006 - typer copies it
     size: Size = None,
     as_json: AsJson = False,
 ) -> None:
-    """Draw the figures of one or more RUN_DIRs.
+    """Plot one or more run folders.
 
-    The metric against epsilon spent, noise multiplier and norm bound against the step, epsilon against the step; of
-    each run folder the training curve too.
+    Draws the test metric against the epsilon spent; the noise multiplier and norm bound against the step; epsilon
+    against the step; and the training curve of each run.
     """
     from dpmodel.figures.files import DEFAULT_FORMATS
     from dpmodel.figures.gallery import METRIC_FIGURE
@@ -55,6 +56,6 @@ def plot(
         typer.echo(json.dumps({"written": [str(path) for path in written]}))
         return
     for path in written:
-        typer.echo(f"drawn: {path}")
+        typer.echo(f"figure: {path}")
     if METRIC_FIGURE not in {path.stem for path in written}:
-        typer.echo(f"not drawn: {METRIC_FIGURE}, because {', '.join(map(str, run_dirs))} has no test metric")
+        typer.echo(f"not drawn: {METRIC_FIGURE}, because there is no test metric in {', '.join(map(str, run_dirs))}")

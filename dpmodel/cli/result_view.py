@@ -1,4 +1,4 @@
-"""The table of what a training reached and spent, for ``dpmodel train`` and ``dpmodel eval``."""
+"""The table of a training's metrics and privacy, for ``dpmodel train`` and ``dpmodel eval``."""
 
 from __future__ import annotations
 
@@ -21,28 +21,28 @@ def result_table(
     spent: PrivacySpent,
     num_examples: int,
     lost: str | None = None,
-    broken_off: str | None = None,
+    stopped: str | None = None,
     warnings: Sequence[str] = (),
 ) -> Table:
-    """Metrics and the privacy claim with its conditions, a row each; the caller may add rows.
+    """Metrics and the privacy claim with its conditions, one row each; the caller may add rows.
 
     Args:
         title: Above the table; None for none.
         metrics: Name to value, over the test data.
-        spent: The claim.
-        num_examples: Training examples, which delta is to be small against.
-        lost: What to say of steps that were lost; None where there are none.
-        broken_off: How far a training came that did not reach its end; None for one that did.
-        warnings: What must be said of the metrics, a row each below them.
+        spent: The privacy claim.
+        num_examples: Number of training examples; delta should be well below its inverse.
+        lost: A sentence about lost steps; None if no steps were lost.
+        stopped: How far the training got; None if it finished.
+        warnings: Warnings about the metrics, one row each below them.
     """
     from rich.table import Table
 
     table = Table(show_header=False, title=title, title_justify="left")
     for _ in range(2):
-        # A terminal that is too narrow breaks a long word; it must not hide a part of it.
+        # A narrow terminal may break a long word, but must not hide part of it.
         table.add_column(overflow="fold")
-    if broken_off is not None:
-        table.add_row("training", broken_off)
+    if stopped is not None:
+        table.add_row("training", stopped)
     for name, value in metrics.items():
         table.add_row(f"test {name}", f"{value:.4f}" if abs(value) < 1e6 else f"{value:.4g}")
     for warning in warnings:
@@ -59,7 +59,7 @@ def result_table(
 
 
 def claim_caveats(epsilon: float, delta: float, num_examples: int) -> list[str]:
-    """What takes the meaning from an epsilon, beside the notes that travel with it.
+    """Reasons why an epsilon means little, in addition to the notes that come with it.
 
     Example:
         >>> claim_caveats(3.0, 1e-5, 60_000)

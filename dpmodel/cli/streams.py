@@ -1,4 +1,4 @@
-"""Standard output and error that never end a command: whoever reads them may go away."""
+"""Standard output and error that do not end a command when their reader closes them."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ T = TypeVar("T")
 
 
 class PatientStream(io.TextIOWrapper):
-    """A text stream over a pipe that goes on into nothing when its reader has closed it.
+    """A text stream over a pipe that discards its output once the reader has closed the pipe.
 
-    A training behind ``| head`` has spent budget that no other training gives back; it must not end for a line of text.
+    A training piped into ``head`` has spent privacy budget that cannot be recovered, so a closed pipe must not end it.
 
     Args:
-        stream: The stream to stand in for; it must have a file descriptor, and is used no more.
+        stream: The stream to replace; it must have a file descriptor and must not be used afterwards.
     """
 
     def __init__(self, stream: io.TextIOWrapper) -> None:
@@ -30,11 +30,11 @@ class PatientStream(io.TextIOWrapper):
         )
 
     def write(self, text: str, /) -> int:
-        """Write ``text``, or drop it where nobody reads any more."""
+        """Write ``text``, or drop it if the reader has gone."""
         return self._patiently(lambda: super(PatientStream, self).write(text), len(text))
 
     def flush(self) -> None:
-        """Flush, or drop what is left where nobody reads any more."""
+        """Flush, or drop what is buffered if the reader has gone."""
         self._patiently(super().flush, None)
 
     def _patiently(self, action: Callable[[], T], otherwise: T) -> T:
@@ -42,20 +42,20 @@ class PatientStream(io.TextIOWrapper):
             return action()
         except BrokenPipeError:
             nowhere = os.open(os.devnull, os.O_WRONLY)
-            # What is still in the buffers goes there as well, so that the flush at the end of the process succeeds.
+            # The buffers are drained there too, so that the flush at the end of the process succeeds.
             os.dup2(nowhere, self.fileno())
             os.close(nowhere)
             return otherwise
 
 
 def make_patient() -> None:
-    """Let the process's own output and error survive a closed pipe, and characters that the terminal cannot show."""
+    """Make standard output and error survive a closed pipe and characters that the terminal cannot show."""
     for name in ("stdout", "stderr"):
         stream = getattr(sys, name)
         if not isinstance(stream, io.TextIOWrapper):
             continue
         stream.reconfigure(errors="replace")
-        # Streams that a test or a notebook has put there are of other classes, or have no descriptor.
+        # Tests and notebooks install streams of other classes, or without a descriptor.
         if type(stream) is io.TextIOWrapper and _has_descriptor(stream):
             stream.flush()
             setattr(sys, name, PatientStream(stream))

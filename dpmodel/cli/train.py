@@ -1,4 +1,4 @@
-"""``dpmodel train``: train a configuration and write a run folder."""
+"""``dpmodel train``: train from a configuration and write a run folder."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ EXAMPLES = """
 
   dpmodel train configs/lenet5_mnist.yaml
 
-  # The configuration that `dpmodel init` writes, at another epsilon
+  # The configuration written by `dpmodel init`, with a different epsilon
   dpmodel train run.yaml --set privacy.target_epsilon=1 --output runs/eps1
 
   # After Ctrl-C or a crash
   dpmodel train configs/lenet5_mnist.yaml --resume
 
-  # A quick look, on a part of the data
+  # A quick trial on part of the data
   dpmodel train run.yaml --set data.limit=2000 --set training.epochs=1
 """
 
@@ -39,22 +39,24 @@ def train(
     config: ConfigFile,
     overrides: Overrides = [],  # noqa: B006 - typer copies it
     output: Annotated[Path | None, typer.Option("--output", "-o", help=r"Run folder \[default: runs/<config>]")] = None,
-    force: Annotated[bool, typer.Option("--force", help="Move a run folder in use aside; nothing is deleted.")] = False,
-    resume: Annotated[
-        bool, typer.Option("--resume", help="Go on with the training in the run folder, which was broken off.")
+    force: Annotated[
+        bool, typer.Option("--force", help="Start over: rename an existing run folder first; nothing is deleted.")
     ] = False,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress bar and no lines while training.")] = False,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Resume the interrupted training in the run folder.")
+    ] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Show no progress while training.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Train CONFIG with differential privacy and write the run folder.
+    """Train from CONFIG with differential privacy and write a run folder.
 
-    The folder gets the resolved configuration, the ledger, the privacy report (JSON and plain words), the history, the
-    weights and the training curve. Ctrl-C finishes the running step and writes everything; the same command with
-    --resume goes on from there. After a kill it goes on from the last saved state (output.save_every_steps), and what
-    was lost is charged.
+    The folder holds the resolved configuration, the ledger, the privacy report (as JSON and in words), the history,
+    the weights and the training curve. Ctrl-C finishes the current step and writes everything; repeat the command with
+    --resume to continue. If the process was killed, --resume continues from the last saved state
+    (output.save_every_steps); steps that were lost stay charged.
     """
     if force and resume:
-        raise typer.BadParameter("--force moves the training in the folder aside, --resume continues it; give one")
+        raise typer.BadParameter("--force starts over in a new folder, --resume continues in the old one; give one")
     settings = load_config(config, overrides)
     from rich.console import Console
 
@@ -126,7 +128,7 @@ def _show(console: Console, result: TrainingResult) -> None:
     )
     table.add_row("not accounted", "tuning, training loss, test data; see the report")
     console.print(table, highlight=False)
-    # Below the table and on a line of its own, so that no terminal is too narrow to copy it from.
+    # On a separate line, not in the table, so that it can be copied from a terminal of any width.
     console.print(f"report: {result.folder.statement}", highlight=False, markup=False, soft_wrap=True)
     if result.interrupted and result.folder.state.is_file():
-        console.print("broken off; the same command with --resume goes on from here", highlight=False)
+        console.print("interrupted; repeat the command with --resume to continue", highlight=False)

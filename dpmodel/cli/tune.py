@@ -1,4 +1,4 @@
-"""``dpmodel tune``: a small random search whose cost is charged."""
+"""``dpmodel tune``: a random search over settings that charges its privacy cost."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ EXAMPLES = """
 
   dpmodel tune configs/tune_lenet5.yaml
 
-  # Every run charged in full, so that all of them may be shown
+  # Charge every run in full, so that all of them may be published
   dpmodel tune configs/tune_lenet5.yaml --charge all --runs 4
 
-  # On public data, where the search costs nobody's privacy
+  # On public data, where the search costs no privacy
   dpmodel tune configs/tune_lenet5.yaml --not-accounted
 """
 
@@ -26,22 +26,28 @@ EXAMPLES = """
 def tune(
     config: Annotated[Path, typer.Argument(metavar="CONFIG", help="YAML search.", show_default=False)],
     overrides: Overrides = [],  # noqa: B006 - typer copies it
-    output: Annotated[Path | None, typer.Option("--output", "-o", help=r"Folder \[default: runs/<config>]")] = None,
-    runs: Annotated[int | None, typer.Option(min=1, help="Number of runs, or its mean, instead of the file's.")] = None,
-    charge: Annotated[str | None, typer.Option(help="random, all or none, instead of the file's.")] = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help=r"Search folder \[default: runs/<config>]")
+    ] = None,
+    runs: Annotated[
+        int | None, typer.Option(min=1, help="Number of runs (its mean, if random); replaces the one in CONFIG.")
+    ] = None,
+    charge: Annotated[
+        str | None, typer.Option(help="How to charge the search: random, all or none; replaces the one in CONFIG.")
+    ] = None,
     not_accounted: Annotated[
-        bool, typer.Option("--not-accounted", help="Do not charge the search; every report says so.")
+        bool, typer.Option("--not-accounted", help="Do not charge the search; every report will say so.")
     ] = False,
     jobs: Annotated[
-        int | None, typer.Option("--jobs", "-j", min=1, help=r"Trainings at once \[default: half of the cores]")
+        int | None, typer.Option("--jobs", "-j", min=1, help=r"Trainings in parallel \[default: half of the cores]")
     ] = None,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress view.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Show no progress.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Search the fields that CONFIG lists and charge the search.
+    """Search for the best values of the settings listed in CONFIG, and charge the privacy cost of the search.
 
-    By default the number of runs is random and secret, only the best run may be published, and the noise of every run
-    is solved so that the whole search spends the target epsilon. The same command resumes.
+    By default the number of runs is random and secret, and only the best run may be published. The noise of every run
+    is calibrated so that the whole search spends the target epsilon. To resume, repeat the command.
     """
     from rich.console import Console
 

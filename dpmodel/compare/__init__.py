@@ -1,4 +1,4 @@
-"""Comparing mechanisms at equal epsilon: variants x seeds, each calibrated for its own schedule and clipping."""
+"""Compares mechanisms at equal epsilon: variants x seeds, each calibrated for its schedule and clipping."""
 
 from dpmodel.compare.comparison import Comparison as Comparison
 from dpmodel.compare.comparison import load_comparison as load_comparison

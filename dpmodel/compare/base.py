@@ -1,4 +1,4 @@
-"""The training configuration that a file of another kind is built on, with the lines of both."""
+"""The training configuration on which a comparison or search file is based, with the lines of both files."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from monitors.errors import ConfigError
 
 
 def read_marked(path: Path) -> Marked:
-    """A YAML file with its lines.
+    """Read a YAML file with its lines.
 
     Raises:
-        ConfigError: It cannot be read, or is not YAML.
+        ConfigError: The file cannot be read, or is not YAML.
     """
     try:
         return read_yaml(path.read_text(encoding="utf-8"), str(path))
@@ -25,14 +25,14 @@ def read_marked(path: Path) -> Marked:
 
 
 def read_base(marked: Marked, path: Path) -> Marked:
-    """The training configuration that the key ``base`` holds or names.
+    """The training configuration that the key ``base`` contains or names.
 
     Args:
-        marked: The file that has it.
-        path: Where that file lies; a path as ``base`` is relative to it.
+        marked: The file with the key ``base``.
+        path: Path of that file; if ``base`` is a path, it is relative to this one.
 
     Raises:
-        ConfigError: The file that it names is not there, or is no configuration.
+        ConfigError: The named file does not exist, or is not a configuration.
     """
     base = marked.values["base"]
     if isinstance(base, dict):
@@ -40,7 +40,7 @@ def read_base(marked: Marked, path: Path) -> Marked:
     found = path.parent / base
     if not found.is_file():
         place = place_of(marked.marks, ("base",), str(path))
-        raise ConfigError(f"{place}: base: there is no file {found}; a path is relative to this file")
+        raise ConfigError(f"{place}: base: there is no file {found}; paths are relative to the file that names them")
     read = read_marked(found)
     if not isinstance(read.values, dict):
         raise ConfigError(f"{found}: a configuration is a mapping of sections, got {type(read.values).__name__}")
@@ -48,6 +48,6 @@ def read_base(marked: Marked, path: Path) -> Marked:
 
 
 def marks_below(marks: Mapping[Keys, str], prefix: Keys) -> dict[Keys, str]:
-    """The places below ``prefix``, by path from there."""
+    """The places below ``prefix``, by path relative to it."""
     size = len(prefix)
     return {path[size:]: place for path, place in marks.items() if path[:size] == prefix and len(path) > size}

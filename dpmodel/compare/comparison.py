@@ -1,4 +1,4 @@
-"""From a comparison file to one checked training configuration per variant; nothing is trained or read here."""
+"""Turns a comparison file into one checked training configuration per variant, without training or reading data."""
 
 from __future__ import annotations
 
@@ -23,33 +23,33 @@ from monitors.errors import ConfigError
 
 RUNS = Path("runs")
 
-#: Path in the training configuration -> where the value is written, and the value.
+#: Path in the training configuration -> where the value was written, and the value.
 _Settings = dict[tuple[str, ...], tuple[Keys, Any]]
 
-#: What the comparison states once for all variants, and where.
+#: Settings that are stated once for all variants -> where they are stated.
 _STATED_ONCE = {
     "privacy.target_epsilon": "target.epsilon",
-    "privacy.noise_multiplier": "target.epsilon; the multiplier is solved for it",
+    "privacy.noise_multiplier": "target.epsilon, to which the multiplier is calibrated",
     "privacy.delta": "target.delta",
     "privacy.accountant": "target.accountant",
     "training.seed": "seeds",
     "output.directory": "output",
 }
 
-#: Sections that a variant may replace as a whole.
+#: Sections that a variant may replace entirely.
 _WHOLE = frozenset({"network", "loss", "optimizer", "callbacks"})
 
-#: A monitor that prints would recompute epsilon for lines that nobody sees.
+#: Printing monitors would recompute epsilon for lines that nobody sees.
 _NEVER = 10**9
 
 
 @dataclass(frozen=True)
 class Variant:
-    """One way to train.
+    """One variant of the training.
 
     Args:
         name: Its name.
-        slug: The name of its folder.
+        slug: Name of its folder.
         config: Its configuration, with the target epsilon of the comparison.
     """
 
@@ -64,8 +64,8 @@ class Comparison:
 
     Args:
         name: Its name, for headings and the default folder.
-        definition: What the file says.
-        variants: One configuration each, in the order of the file.
+        definition: Contents of the file.
+        variants: The variants, in the order of the file.
     """
 
     name: str
@@ -74,7 +74,7 @@ class Comparison:
 
     @property
     def directory(self) -> Path:
-        """Where the comparison is kept."""
+        """Folder of the comparison."""
         return Path(self.definition.output) if self.definition.output else RUNS / self.name
 
 
@@ -83,17 +83,17 @@ def load_comparison(path: str | os.PathLike[str], overrides: Iterable[str] = (),
 
     Args:
         path: YAML file.
-        overrides: ``"path.to.key=value"`` put over the base of all variants, as with ``dpmodel train --set``.
+        overrides: ``"path.to.key=value"`` applied to the base of all variants, as with ``dpmodel train --set``.
         **changes: Fields of the comparison itself that replace those of the file (``seeds=[1]``, ``target={...}``).
 
     Raises:
-        ConfigError: A fault of the file, of the base, or of a variant, with file and line.
+        ConfigError: The file, the base or a variant is invalid; the message names file and line.
     """
     return _checked(read_marked(Path(path)), Path(path), overrides, changes)
 
 
 def make_comparison(values: Mapping[str, Any], name: str = "comparison") -> Comparison:
-    """A comparison from plain values; a path as ``base`` is relative to the current folder.
+    """A comparison from plain values; if ``base`` is a path, it is relative to the current folder.
 
     Example:
         >>> training = {"network": "linear", "optimizer": "SGD", "privacy": {"noise_multiplier": 1},
@@ -108,7 +108,7 @@ def make_comparison(values: Mapping[str, Any], name: str = "comparison") -> Comp
 
 
 def stated_target(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """The target as a comparison file states it, unchecked; empty where it states none."""
+    """The target as stated in a comparison file, unchecked; empty if it states none."""
     values = read_marked(Path(path)).values
     target = values.get("target") if isinstance(values, dict) else None
     return dict(target) if isinstance(target, dict) else {}
@@ -140,7 +140,7 @@ def _require_unstated(overrides: Iterable[str]) -> None:
         stated = _STATED_ONCE.get(".".join(keys[:2]))
         if stated is not None:
             raise ConfigError(
-                f"--set {override}: {'.'.join(keys)} is stated once for all variants, in the comparison: {stated}"
+                f"--set {override}: the comparison sets {'.'.join(keys)} once for all variants, by {stated}"
             )
 
 
@@ -150,15 +150,15 @@ def _require_distinct(definition: ComparisonDefinition, marked: Marked, source: 
         place = place_of(marked.marks, ("variants", index, "name"), source)
         if variant.slug in seen:
             raise ConfigError(
-                f"{place}: variants.{index}.name: {variant.name!r} is the name of an earlier variant "
+                f"{place}: variants.{index}.name: {variant.name!r} is already the name of a variant "
                 f"({seen[variant.slug]}); names must differ in more than case and spaces"
             )
         seen[variant.slug] = place
     repeated = sorted({seed for seed in definition.seeds if definition.seeds.count(seed) > 1})
     if repeated:
         raise ConfigError(
-            f"{place_of(marked.marks, ('seeds',), source)}: seeds: {repeated[0]} is given twice; the same start "
-            "counted twice would make the interval too narrow"
+            f"{place_of(marked.marks, ('seeds',), source)}: seeds: {repeated[0]} is given twice; remove one, because "
+            "counting the same initial weights twice would make the interval too narrow"
         )
     names = [variant.name for variant in definition.variants]
     if definition.baseline_name not in names:
@@ -188,7 +188,7 @@ def _variant_config(base: Marked, definition: ComparisonDefinition, marked: Mark
 
 
 def _common(definition: ComparisonDefinition) -> _Settings:
-    """What all variants share: where it goes, where it is written, and its value."""
+    """Settings that all variants share, with the place where each was written and its value."""
     target = definition.target
     return {
         ("privacy", "target_epsilon"): (("target", "epsilon"), target.epsilon),
@@ -206,12 +206,12 @@ def _require_free(section: VariantSection, given: _Settings, marked: Marked, sou
         path, place = ".".join(keys), place_of(marked.marks, written, source)
         if (len(keys) < 2 and path not in _WHOLE) or not all(keys):
             raise ConfigError(
-                f"{place}: variant {section.name!r} sets {path!r}; a path is section.key, such as privacy.norm_bound"
+                f"{place}: variant {section.name!r} sets {path!r}; use section.key, such as privacy.norm_bound"
             )
         stated = _STATED_ONCE.get(".".join(keys[:2]))
         if stated is not None:
             raise ConfigError(
-                f"{place}: variant {section.name!r} sets {path}, which is stated once for all variants: {stated}"
+                f"{place}: variant {section.name!r} sets {path}, which is set once for all variants, by {stated}"
             )
 
 
@@ -219,7 +219,7 @@ def _require_noise(settings: Marked, section: VariantSection, source: str) -> No
     privacy = settings.values.get("privacy")
     if isinstance(privacy, dict) and privacy.get("noise", section) is None:
         raise ConfigError(
-            f"{place_of(settings.marks, ('privacy', 'noise'), source)}: variant {section.name!r} has no noise: its "
+            f"{place_of(settings.marks, ('privacy', 'noise'), source)}: variant {section.name!r} has no noise, so its "
             "epsilon is infinite and cannot equal the target; train a baseline without privacy with `dpmodel train`"
         )
 

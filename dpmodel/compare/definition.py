@@ -1,4 +1,4 @@
-"""What a comparison file says: base, variants, seeds and the one privacy target of all."""
+"""Contents of a comparison file: base, variants, seeds and the common privacy target."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9 ._+-]*")
 
 
 class TargetSection(Section):
-    """The privacy that every variant spends.
+    """The privacy that every run spends.
 
     Args:
-        epsilon: Epsilon of each single run.
-        delta: Delta of it.
-        accountant: Which accountant calibrates and checks.
+        epsilon: Epsilon of each run.
+        delta: Delta of each run.
+        accountant: The accountant that calibrates and checks.
     """
 
     epsilon: PositiveFloat
@@ -31,8 +31,8 @@ class VariantSection(Section):
     """One variant.
 
     Args:
-        name: Letters, digits, spaces and ``. _ + -``; also the name of its folder.
-        set: Settings put over the base, by path: ``privacy.noise: {name: AdaGaussian, ...}``.
+        name: Letters, digits, spaces and ``. _ + -``; also used for the name of its folder.
+        set: Settings that override the base, by path: ``privacy.noise: {name: AdaGaussian, ...}``.
     """
 
     name: str
@@ -42,28 +42,29 @@ class VariantSection(Section):
     def _usable_as_folder(self) -> VariantSection:
         if not _NAME.fullmatch(self.name):
             raise ValueError(
-                f"name must be letters, digits, spaces and . _ + - and begin with a letter or digit, got {self.name!r}"
+                "name must consist of letters, digits, spaces and . _ + - and begin with a letter or digit, got "
+                f"{self.name!r}"
             )
         return self
 
     @property
     def slug(self) -> str:
-        """The name of its folder."""
+        """Name of the variant's folder."""
         return self.name.strip().replace(" ", "-").lower()
 
 
 class ComparisonDefinition(Section):
-    """A comparison as YAML describes it; see ``docs/comparing.md``.
+    """A comparison; see ``docs/comparing.md``.
 
     Args:
         base: Path of a training configuration, relative to the comparison file, or the configuration itself.
         target: The privacy that every run spends.
-        seeds: Seeds of the initial weights, each used once with every variant, so that differences are paired. Noise
-            and sampling stay secret.
+        seeds: Seeds of the initial weights. Each seed is used once with every variant, so that differences are paired.
+            Noise and sampling stay secret.
         variants: At least two.
         baseline: The variant that the others are compared with; default: the first.
-        metric: The test metric that is compared, of the last epoch.
-        output: The comparison folder; default ``runs/<name of the file>``.
+        metric: The test metric that is compared, after the last epoch.
+        output: The comparison folder; default: ``runs/<name of the file>``.
 
     Example:
         >>> definition = ComparisonDefinition.model_validate({

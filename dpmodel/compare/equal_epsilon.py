@@ -1,4 +1,4 @@
-"""Calibrates each variant for its own schedule and clipping, and refuses variants that would not spend equally."""
+"""Calibrates each variant for its schedule and clipping, and refuses variants that cannot spend the same epsilon."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from dpmodel.runs.build import Task, build_task, build_training
 from monitors.atomic import write_atomically
 from monitors.errors import ConfigError
 
-#: Largest relative gap between a variant's epsilon and the target. Calibration stays within one part in ten thousand.
+#: Largest relative gap between a variant's epsilon and the target. Calibration is accurate to one part in ten thousand.
 TOLERANCE = 1e-3
 
 
@@ -115,8 +115,8 @@ def _require_one_meaning(comparison: Comparison, found: list[CalibratedVariant])
         if relation != expected:
             raise ConfigError(
                 f"{variant.config.where('privacy.sampling')}: variant {variant.name!r} protects neighbours that "
-                f"differ by {relation!r}, but {first.name!r} by {expected!r}; equal epsilons would not mean equal "
-                "privacy"
+                f"differ by {relation!r}, but {first.name!r} those that differ by {expected!r}. Equal epsilons "
+                "would not mean equal privacy; use the same sampling for all variants"
             )
 
 

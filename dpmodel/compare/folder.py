@@ -1,4 +1,4 @@
-"""The folder that a comparison leaves behind, and the names of the files in it."""
+"""The folder of a comparison, and the names of its files."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from dpmodel.runs.folder import RunFolder
 
 @dataclass(frozen=True)
 class ComparisonFolder:
-    """Files of one comparison, by what they hold.
+    """The files of one comparison.
 
     Args:
         path: The folder.
@@ -24,12 +24,12 @@ class ComparisonFolder:
 
     @property
     def multipliers(self) -> Path:
-        """Noise multipliers that were solved for."""
+        """Calibrated noise multipliers."""
         return self.path / "multipliers.json"
 
     @property
     def curves(self) -> Path:
-        """Privacy curves that were computed for the figures."""
+        """Privacy curves computed for the figures."""
         return self.path / "privacy_curves.json"
 
     @property
@@ -44,12 +44,12 @@ class ComparisonFolder:
 
     @property
     def json(self) -> Path:
-        """Everything, for machines."""
+        """All results as JSON."""
         return self.path / "comparison.json"
 
     @property
     def html(self) -> Path:
-        """The report with its figures inside."""
+        """The report, with embedded figures."""
         return self.path / "report.html"
 
     @property
@@ -67,5 +67,5 @@ class ComparisonFolder:
         return RunFolder(self.runs / slug / f"seed-{seed}")
 
     def ledgers(self) -> list[Path]:
-        """Ledgers of all trainings ever made in here, those that were broken off and moved aside included."""
+        """Ledgers of all trainings ever made in this folder, including interrupted ones that were moved aside."""
         return sorted(self.runs.glob("*/*/ledger.json"))

@@ -1,4 +1,4 @@
-"""The report of a comparison as one web page that needs no network."""
+"""The report of a comparison as one self-contained web page."""
 
 from __future__ import annotations
 
@@ -20,14 +20,13 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 _CAPTIONS: Mapping[str, str] = {
-    SPREAD: "Left: a dot for each seed, a diamond for the mean, a line for its 95 % interval. Right: differences of "
-    "runs that share a seed; an interval that does not touch zero shows a difference.",
-    "metric_against_epsilon": "After each epoch: mean over the seeds; the band reaches from the lowest to the highest "
-    "seed.",
+    SPREAD: "Left: a dot for each seed, a diamond for the mean, a line for its 95 % interval. Right: differences "
+    "between runs with the same seed; an interval that does not touch zero shows a difference.",
+    "metric_against_epsilon": "After each epoch: mean over the seeds, with a band from the lowest to the highest seed.",
     "noise_and_bound_against_step": "Left: the noise multiplier of each step, as the schedule states it. Right: the "
     "norm bound after each step; it moves if clipping is adaptive.",
-    "epsilon_against_step": "What had been spent after each step. All lines end at the same epsilon: that is what "
-    "makes the comparison fair.",
+    "epsilon_against_step": "Epsilon spent after each step. All lines end at the same epsilon, which makes the "
+    "comparison fair.",
 }
 
 
@@ -36,7 +35,7 @@ def to_html(result: ComparisonResult, figures: Mapping[str, Figure]) -> str:
 
     Args:
         result: The comparison.
-        figures: By name, in the order in which they are to stand.
+        figures: Figures by name, in the order in which they appear.
     """
     parts = [
         _head(result),
@@ -44,7 +43,7 @@ def to_html(result: ComparisonResult, figures: Mapping[str, Figure]) -> str:
         _table(headings(result), cells(result)),
         "<h2>Figures</h2>",
         *(_figure(name, figure) for name, figure in figures.items()),
-        "<h2>What this comparison does not say</h2>",
+        "<h2>What this comparison does not show</h2>",
         f"<ul>{''.join(f'<li>{escape(text)}</li>' for text in result.caveats)}</ul>",
         "<h2>Every run</h2>",
         _runs(result),
@@ -56,9 +55,9 @@ def to_html(result: ComparisonResult, figures: Mapping[str, Figure]) -> str:
 
 
 def headline(result: ComparisonResult) -> str:
-    """The outcome in one or two sentences, with no more certainty than the intervals give.
+    """The outcome in one or two sentences, no more certain than the intervals allow.
 
-    An interval that touches zero is no evidence of equality, and is not called so.
+    An interval that contains zero is not evidence of equality and is never described as such.
     """
     others = [row for row in result.variants if row.name != result.baseline]
     shown = [row for row in others if verdict(row.difference) in {"higher", "lower"}]
@@ -66,12 +65,12 @@ def headline(result: ComparisonResult) -> str:
         return "Only the baseline has finished runs so far."
     if not shown:
         return (
-            f"At equal epsilon no variant is shown to differ from {result.baseline}: every 95 % interval of the paired "
+            f"At equal epsilon, no variant is shown to differ from {result.baseline}: every 95 % interval of a paired "
             "difference contains zero, or there are too few seeds."
         )
     words = [f"{row.name} is {verdict(row.difference)} than {result.baseline}" for row in shown]
     rest = len(others) - len(shown)
-    tail = f" For the other {rest} no difference is shown." if rest else ""
+    tail = f" No difference is shown for the other {rest}." if rest else ""
     return f"At equal epsilon, {'; '.join(words)} in {result.comparison.definition.metric}.{tail}"
 
 
@@ -145,5 +144,5 @@ def _foot(result: ComparisonResult) -> str:
     seconds = sum(run.seconds for row in result.variants for run in row.runs)
     return (
         f"<footer>dpmodel {escape(dpmodel.__version__)}; {duration(seconds)} of training. Numbers in full: "
-        "comparison.json and comparison.csv beside this file; the ledger of every run is in its folder.</footer>"
+        "comparison.json and comparison.csv next to this file; the ledger of every run is in its folder.</footer>"
     )

@@ -1,4 +1,4 @@
-"""When two configurations describe the same training."""
+"""Identity of a training: configurations with the same digest have the same result."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from dpmodel.config.schema import Config
 
 
 def config_digest(config: Config) -> str:
-    """SHA-256 of everything in ``config`` that the result depends on, as hex.
+    """SHA-256, as hex, of every setting in ``config`` that the result depends on.
 
     Example:
         >>> config = Config.model_validate({

@@ -1,4 +1,4 @@
-"""One training of a comparison: whether it is done already, and how it is carried out."""
+"""A job: one training of a comparison or search, ready to be sent to a worker process."""
 
 from __future__ import annotations
 
@@ -20,21 +20,21 @@ if TYPE_CHECKING:
     from dpmodel.config.schema import Config
     from dpmodel.training.run import Run
 
-#: Called with (job number, steps done) while a job trains.
+#: Called with (job number, steps done) after each step.
 Stepped = Callable[[int, int], None]
 
 
 @dataclass(frozen=True)
 class Job:
-    """One training; plain values, so that it can be sent to another process.
+    """One training to be done, in plain values that can be sent to a different process.
 
     Args:
-        number: Its place in the list of jobs.
+        number: Position in the list of jobs.
         variant: Name of the variant.
         seed: Seed of the initial weights.
-        steps: Steps that it will take.
-        directory: Its run folder.
-        settings: Its configuration as YAML.
+        steps: Number of steps.
+        directory: Run folder.
+        settings: Configuration as YAML.
     """
 
     number: int
@@ -46,7 +46,7 @@ class Job:
 
     @property
     def label(self) -> str:
-        """Variant and seed in words."""
+        """Variant and seed, for messages."""
         return f"{self.variant}, seed {self.seed}"
 
 
@@ -56,8 +56,8 @@ class JobOutcome:
 
     Args:
         job: The job.
-        fault: What went wrong, or None.
-        interrupted: Whether the user broke it off.
+        fault: What went wrong; None if nothing did.
+        interrupted: Whether the user interrupted it.
     """
 
     job: Job
@@ -66,12 +66,12 @@ class JobOutcome:
 
 
 def is_finished(folder: RunFolder, config: Config) -> bool:
-    """Whether ``folder`` holds a training of ``config`` that was carried to its end."""
+    """Whether ``folder`` holds a finished training of ``config``."""
     return folder.ended() is not None and folder.history.is_file() and _is_of(folder, config)
 
 
-def can_go_on(folder: RunFolder, config: Config) -> bool:
-    """Whether ``folder`` holds a training of ``config`` that was broken off and kept its state."""
+def can_resume(folder: RunFolder, config: Config) -> bool:
+    """Whether ``folder`` holds an interrupted training of ``config`` whose state was saved."""
     return folder.ended() is None and folder.state.is_file() and _is_of(folder, config)
 
 
@@ -82,19 +82,19 @@ def _is_of(folder: RunFolder, config: Config) -> bool:
         return False
 
 
-def carry_out(job: Job, stepped: Stepped) -> JobOutcome:
-    """Train ``job`` in this process, from where it was broken off if its state is there.
+def train_job(job: Job, stepped: Stepped) -> JobOutcome:
+    """Train ``job`` in this process; an interrupted training is resumed if its state was saved.
 
-    What else is in its folder is moved aside, never deleted. A fault of one training is its outcome, so that the others
-    go on.
+    Anything else in its folder is moved aside, never deleted. An error becomes part of the outcome, so that the other
+    jobs continue.
     """
     from dpmodel.runs.train import train_from_config
 
     source = f"{job.label} (as solved)"
     try:
         config = checked_config(read_yaml(job.settings, source), source)
-        folder, watcher = RunFolder(Path(job.directory)), _Watcher(job.number, stepped)
-        resume = can_go_on(folder, config)
+        folder, watcher = RunFolder(Path(job.directory)), _StepReporter(job.number, stepped)
+        resume = can_resume(folder, config)
         result = train_from_config(config, folder.path, force=not resume, resume=resume, callbacks=[watcher])
     except KeyboardInterrupt:
         return JobOutcome(job, interrupted=True)
@@ -104,15 +104,15 @@ def carry_out(job: Job, stepped: Stepped) -> JobOutcome:
 
 
 def _place(error: Exception) -> str:
-    """Where an error arose that does not explain itself: in code of the user's, or in a bug."""
+    """Where an unexpected error was raised: in the user's code, or in a bug of this library."""
     if isinstance(error, (DPModelError, OSError)):
         return ""
     frame = traceback.extract_tb(error.__traceback__)[-1]
     return f" ({frame.filename}, line {frame.lineno})"
 
 
-class _Watcher(Silence):
-    """Reports the step and keeps the run from printing."""
+class _StepReporter(Silence):
+    """Reports each step, and silences the training."""
 
     def __init__(self, number: int, stepped: Stepped) -> None:
         self.number = number

@@ -1,4 +1,4 @@
-"""Writes what a comparison found into its folder."""
+"""Writes the results of a comparison into its folder."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ def write_outputs(result: ComparisonResult, folder: ComparisonFolder) -> list[Pa
     """Write table, figures and report; return the paths.
 
     Args:
-        result: The comparison.
-        folder: Where it is kept.
+        result: Results of the comparison.
+        folder: Folder of the comparison.
     """
     texts = {
         folder.csv: to_csv(result),

@@ -1,4 +1,4 @@
-"""The figures of a comparison: those of any training, with a line per variant, and the spread over seeds."""
+"""The figures of a comparison: those of trainings, with a line per variant, and the spread over seeds."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ SPREAD = "spread_over_seeds"
 
 
 def draw_comparison(result: ComparisonResult, cache: Path) -> dict[str, Figure]:
-    """All figures of a comparison by name, the most telling first.
+    """All figures of a comparison by name, the most important first.
 
     Args:
-        result: The comparison.
-        cache: JSON file of the privacy curves that were computed before.
+        result: Results of the comparison.
+        cache: JSON file with privacy curves that were computed before.
     """
     definition = result.comparison.definition
     rows = [
@@ -37,7 +37,7 @@ def draw_comparison(result: ComparisonResult, cache: Path) -> dict[str, Figure]:
 
 
 def curves_of(result: ComparisonResult, cache: Path) -> list[Curve]:
-    """One curve per variant; its epsilon is that of the planned ledger, which every run of it follows."""
+    """One curve per variant. Epsilon is that of the planned ledger, which every run of the variant follows."""
     curves = _Curves(cache, result)
     found = [
         curve_of_plan(row.name, row.plan, [run.history for run in row.runs], curves(row)) for row in result.variants
@@ -47,7 +47,7 @@ def curves_of(result: ComparisonResult, cache: Path) -> list[Curve]:
 
 
 class _Curves:
-    """Privacy curves, kept between calls: a tight one takes seconds."""
+    """Privacy curves, cached between calls because a tight one takes seconds."""
 
     def __init__(self, cache: Path, result: ComparisonResult) -> None:
         self.cache = cache

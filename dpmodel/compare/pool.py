@@ -1,4 +1,4 @@
-"""Carries out jobs, in this process or in several, and reports how far each of them is."""
+"""Runs jobs in this process or in several, and reports their progress."""
 
 from __future__ import annotations
 
@@ -13,30 +13,30 @@ from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from dpmodel.compare.jobs import Job, JobOutcome, carry_out
+from dpmodel.compare.jobs import Job, JobOutcome, train_job
 
 _POLL_SECONDS = 0.2
 _REPORT_SECONDS = 0.3
 
-#: Set in worker processes: where they report their steps.
+#: Set in worker processes: the channel on which they report their steps.
 _channel: Any = None
 
 
 class Listener(Protocol):
-    """What wants to know how far the jobs are."""
+    """An observer of jobs."""
 
     def began(self, job: Job) -> None:
-        """A job takes its first step."""
+        """A job is about to take its first step."""
 
     def stepped(self, job: Job, step: int) -> None:
-        """A job has done that many steps."""
+        """A job has done ``step`` steps."""
 
     def ended(self, outcome: JobOutcome) -> None:
         """A job has ended."""
 
 
 def default_jobs() -> int:
-    """Half of the cores, at least 1: the number of processes when the user does not say.
+    """Default number of processes: half of the cores, at least 1.
 
     Example:
         >>> default_jobs() >= 1
@@ -46,20 +46,20 @@ def default_jobs() -> int:
 
 
 def available_cores() -> int:
-    """Cores that this process may use."""
+    """Number of cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def run_jobs(jobs: Sequence[Job], processes: int, listener: Listener) -> list[JobOutcome]:
-    """Carry out ``jobs`` and return their outcomes in any order.
+    """Run ``jobs`` and return their outcomes in any order.
 
-    An interrupt ends the running jobs after their step, writes what they have, and starts no further ones; the outcomes
-    of those that ran are returned, the last ones marked as interrupted.
+    On an interrupt, the running jobs finish their step and write their results, and no further jobs start. The outcomes
+    of all jobs that ran are returned; those that were cut short are marked as interrupted.
 
     Args:
-        jobs: What to do; the order is kept as far as there are processes.
-        processes: How many at once, at least 1. One runs in this process.
-        listener: Told how far they are.
+        jobs: The jobs, started in this order.
+        processes: Number of parallel processes, at least 1. With 1, the jobs run in this process.
+        listener: Is notified of their progress.
     """
     count = min(processes, len(jobs))
     return _in_this_process(jobs, listener) if count <= 1 else _in_processes(jobs, count, listener)
@@ -69,7 +69,7 @@ def _in_this_process(jobs: Sequence[Job], listener: Listener) -> list[JobOutcome
     outcomes = []
     for job in jobs:
         listener.began(job)
-        outcome = carry_out(job, _Forward(job, listener))
+        outcome = train_job(job, _Forward(job, listener))
         listener.ended(outcome)
         outcomes.append(outcome)
         if outcome.interrupted:
@@ -79,7 +79,7 @@ def _in_this_process(jobs: Sequence[Job], listener: Listener) -> list[JobOutcome
 
 @dataclass(frozen=True)
 class _Forward:
-    """Tells a listener in the same process the steps of one job."""
+    """Forwards the steps of one job to a listener in the same process."""
 
     job: Job
     listener: Listener
@@ -90,7 +90,7 @@ class _Forward:
 
 
 def _in_processes(jobs: Sequence[Job], count: int, listener: Listener) -> list[JobOutcome]:
-    # Threads of torch do not survive a fork: each process starts afresh.
+    # Threads of torch do not survive a fork, so processes are spawned.
     context = multiprocessing.get_context("spawn")
     channel = context.Queue()
     by_number = {job.number: job for job in jobs}
@@ -103,7 +103,7 @@ def _in_processes(jobs: Sequence[Job], count: int, listener: Listener) -> list[J
             try:
                 done, waiting = wait(waiting, timeout=_POLL_SECONDS, return_when=FIRST_COMPLETED)
             except KeyboardInterrupt:
-                # The workers got the same signal: they finish their step and write everything.
+                # The workers receive the same signal, finish their step and write everything.
                 waiting = {future for future in waiting if not future.cancel()}
                 continue
             _forward(channel, by_number, listener)
@@ -122,7 +122,7 @@ def _outcome(future: Future[JobOutcome], job: Job) -> JobOutcome:
     try:
         return future.result()
     except BrokenProcessPool:
-        return JobOutcome(job, "its process was killed, perhaps for want of memory; use fewer --jobs")
+        return JobOutcome(job, "its process was killed, perhaps for lack of memory; use fewer --jobs")
 
 
 def _forward(channel: Any, by_number: dict[int, Job], listener: Listener) -> None:
@@ -141,7 +141,7 @@ def _forward(channel: Any, by_number: dict[int, Job], listener: Listener) -> Non
 def _start_worker(channel: Any) -> None:
     global _channel
     _channel = channel
-    # Between jobs the parent decides; within one, the training listens for the signal itself.
+    # Between jobs, the parent handles the signal; during a job, the training does.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
@@ -156,4 +156,4 @@ def _work(job: Job) -> JobOutcome:
             _channel.put((number, step))
 
     _channel.put((job.number, 0))
-    return carry_out(job, stepped)
+    return train_job(job, stepped)

@@ -1,4 +1,4 @@
-"""What a comparison found: one row per variant, from the run folders alone."""
+"""Results of a comparison, read from its run folders: one row per variant."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ class RunRow:
     """One finished run.
 
     Args:
-        seed: Seed of its initial weights.
-        folder: Its run folder.
-        history: Its epochs.
+        seed: Seed of the initial weights.
+        folder: Run folder.
+        history: Its history.
         value: The compared metric after the last epoch.
-        epsilon: What the steps that its model was made from spent. Those that were lost with a broken-off process are
-            no part of what is compared; they are in ``ComparisonResult.composed``.
+        epsilon: Epsilon of the steps that led to the model. Steps lost with a killed process are not part of the
+            comparison; ``ComparisonResult.composed`` includes them.
         status: ``"finished"``, or why it ended early.
     """
 
@@ -56,10 +56,10 @@ class VariantRow:
 
     Args:
         name: Its name.
-        plan: What each of its runs was to release.
-        runs: By seed.
+        plan: The planned release of each run.
+        runs: Finished runs, in the order of the seeds.
         summary: The compared metric over the seeds.
-        difference: Paired difference to the baseline; None for the baseline, or where no seed is shared.
+        difference: Paired difference to the baseline; None for the baseline, or if they share no seed.
     """
 
     name: str
@@ -92,14 +92,14 @@ class VariantRow:
 
 @dataclass(frozen=True)
 class ComparisonResult:
-    """The rows of a comparison and what it released as a whole.
+    """The rows of a comparison and its privacy as a whole.
 
     Args:
-        comparison: What was compared.
+        comparison: The comparison.
         variants: Rows of the variants that have a finished run, in the order of the file.
-        composed: What all trainings ever made in the folder have spent together, broken-off ones included.
-        trainings: How many those are.
-        lost_steps: Steps of them that were lost with processes which broke off.
+        composed: Privacy spent by all trainings ever made in the folder, including interrupted ones.
+        trainings: Number of these trainings.
+        lost_steps: Number of their steps that were lost with killed processes.
     """
 
     comparison: Comparison
@@ -115,23 +115,23 @@ class ComparisonResult:
 
     @property
     def equal(self) -> bool:
-        """Whether every run spent the target: not more, and not less by more than the tolerance."""
+        """Whether every run spent the target: never more, and less only within the tolerance."""
         target = self.comparison.definition.target.epsilon
         return all(within_target(run.epsilon, target) for row in self.variants for run in row.runs)
 
     @property
     def caveats(self) -> tuple[str, ...]:
-        """Sentences that must stand beside the table."""
+        """Sentences that must accompany the table."""
         count = sum(len(row.runs) for row in self.variants)
         composed = epsilon_text(self.composed.epsilon)
         found = [
-            f"comparison of {count} runs: not accounted as one release. Each run by itself spends the target; all "
+            f"comparison of {count} runs: not accounted as one release. Each run alone spends the target; all "
             f"{self.trainings} trainings in this folder{self._lost_in_words} together spend epsilon {composed} at "
-            f"delta {self.composed.delta:g} (accountant {self.composed.accountant}). On private data, looking at this "
-            "table is a release of that size.",
-            "Metrics are those of the last epoch, measured on the test examples without noise; no epoch was chosen.",
-            "Intervals are 95 % Student intervals over the seeds, one by one and not jointly. Runs of one row of "
-            "seeds share their initial weights; noise and sampling are drawn afresh in every run.",
+            f"delta {self.composed.delta:g} (accountant {self.composed.accountant}). On private data, publishing this "
+            "table spends that much.",
+            "Metrics are those of the last epoch, computed on the test examples without noise; no epoch was selected.",
+            "Intervals are 95 % Student intervals over the seeds, each valid separately and not all jointly. Runs with "
+            "the same seed share their initial weights; noise and sampling are drawn independently in every run.",
         ]
         definition = self.comparison.definition
         missing = len(definition.variants) * len(definition.seeds) - count
@@ -143,7 +143,7 @@ class ComparisonResult:
 
     @property
     def _lost_in_words(self) -> str:
-        return f", {self.lost_steps:,} steps lost with broken-off processes included," if self.lost_steps else ""
+        return f", including {self.lost_steps:,} steps lost with killed processes," if self.lost_steps else ""
 
     def _unequal(self) -> list[str]:
         target = self.comparison.definition.target.epsilon
@@ -175,10 +175,10 @@ class ComparisonResult:
 def collect(
     comparison: Comparison, variants: Sequence[CalibratedVariant], folder: ComparisonFolder
 ) -> ComparisonResult | None:
-    """Read the finished runs of a comparison; None where there is none.
+    """Read the finished runs of a comparison; None if there are none.
 
     Raises:
-        DataError: A run folder is damaged, or its report is not of its ledger.
+        DataError: A run folder is damaged, or its report does not match its ledger.
     """
     from dpmodel.metrics.names import FRACTIONS
 
@@ -218,12 +218,13 @@ def _run(comparison: Comparison, seed: int, folder: RunFolder) -> RunRow:
         value = float(history.column(column)[-1])
     except (OSError, ValueError, TypeError, IndexError) as error:
         raise DataError(
-            f"{folder.path} cannot be read as a finished run: {error}; move it aside to make it again"
+            f"{folder.path} cannot be read as a finished run: {error}; move it away and repeat the command to train it "
+            "again"
         ) from error
     if ledger.digest() != report.get("ledger_digest"):
         raise DataError(
-            f"{folder.report} is not of {folder.ledger}: digest {report.get('ledger_digest')!r} against "
-            f"{ledger.digest()!r}; move the run folder aside to make it again"
+            f"{folder.report} does not match {folder.ledger}: its digest is {report.get('ledger_digest')!r}, not "
+            f"{ledger.digest()!r}; move the run folder away and repeat the command to train it again"
         )
     return RunRow(seed, folder, history, value, float(report["epsilon_without_lost_steps"]), str(report["status"]))
 
@@ -233,7 +234,7 @@ def _composed(comparison: Comparison, row: VariantRow, folder: ComparisonFolder)
     try:
         ledgers = [Ledger.load(path) for path in folder.ledgers()]
     except (OSError, ValueError) as error:
-        raise DataError(f"what the trainings in {folder.path} spent together cannot be stated: {error}") from error
+        raise DataError(f"cannot compute the total epsilon of the trainings in {folder.path}: {error}") from error
     merged = ledgers[0].merge(*ledgers[1:])
     meaning = {"unit": release.unit.describe(), "relation": release.sampler.relation}
     statement = {**meaning, "sampling": describe_sampling(merged)}

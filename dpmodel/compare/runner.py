@@ -1,4 +1,4 @@
-"""Carries out a comparison: calibrate, train what is not there yet, collect, write."""
+"""Runs a comparison: calibrate, train the missing runs, and collect the results."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ from monitors import checks
 
 
 class Watcher(Listener, Protocol):
-    """What wants to know how far a comparison is."""
+    """An observer of a comparison."""
 
     def calibrating(self, name: str) -> None:
-        """The multiplier of a variant is being solved for."""
+        """A variant is being calibrated."""
 
     def training(self, jobs: Sequence[Job], reused: int) -> None:
-        """Calibration is over: these trainings are to be made, ``reused`` are there already."""
+        """Calibration is done: ``jobs`` are to be trained, and ``reused`` runs are already finished."""
 
 
-class Silence:
+class NullWatcher:
     """A watcher that shows nothing."""
 
     def calibrating(self, name: str) -> None:
@@ -50,14 +50,14 @@ class Silence:
 
 @dataclass(frozen=True)
 class ComparisonRun:
-    """What came of carrying out a comparison.
+    """Outcome of ``run_comparison``.
 
     Args:
-        folder: Where it is.
-        result: The table and curves of the runs that are finished; None where no variant has one.
-        reused: Runs that were there already.
+        folder: Folder of the comparison.
+        result: Results of the finished runs; None if there are none.
+        reused: Number of runs that were already finished.
         outcomes: How each training of this call ended.
-        missing: Runs that are not finished.
+        missing: Number of runs that are not finished.
     """
 
     folder: ComparisonFolder
@@ -68,7 +68,7 @@ class ComparisonRun:
 
     @property
     def interrupted(self) -> bool:
-        """Whether the user broke it off."""
+        """Whether the user interrupted it."""
         return any(outcome.interrupted for outcome in self.outcomes)
 
     @property
@@ -78,7 +78,7 @@ class ComparisonRun:
 
     @property
     def ok(self) -> bool:
-        """Whether every run is there and all of them spent the same."""
+        """Whether all runs are finished and spent the same epsilon."""
         return self.missing == 0 and self.result is not None and self.result.equal
 
 
@@ -89,30 +89,30 @@ def run_comparison(
     jobs: int | None = None,
     watcher: Watcher | None = None,
 ) -> ComparisonRun:
-    """Carry out ``comparison``; finished runs in its folder are reused, broken-off ones go on where they were saved.
+    """Run ``comparison``. Finished runs in its folder are reused; interrupted runs resume from their last saved state.
 
-    Everything that can be refused is refused before the first training. A run that goes on spends the target, as if it
-    had not been broken off; steps that were lost with a killed process, and runs that could not go on, are kept and
-    count in the total of the comparison. One process at a time carries out the comparison of a folder.
+    Everything that can be refused is refused before the first training. A resumed run spends the target as if it had
+    not been interrupted. Steps that were lost with a killed process, and runs that could not be resumed, are kept and
+    count towards the total of the comparison. Only one process at a time may work in a comparison folder.
 
     Args:
         comparison: The comparison.
-        directory: Its folder; default: that of the comparison.
-        jobs: Trainings at once; default: half of the cores. The cores are shared among them.
-        watcher: Told how far it is.
+        directory: Its folder; default: ``comparison.directory``.
+        jobs: Number of trainings in parallel; default: half of the cores. The cores are divided among them.
+        watcher: Is notified of the progress.
 
     Raises:
-        ConfigError: A variant is wrong, cannot meet the target, or another process is at work in the folder.
+        ConfigError: A variant is invalid or cannot meet the target, or a different process is using the folder.
     """
     processes = default_jobs() if jobs is None else jobs
     checks.positive_int(jobs=processes)
-    told = Silence() if watcher is None else watcher
+    observer = NullWatcher() if watcher is None else watcher
     folder = ComparisonFolder(Path(directory) if directory is not None else comparison.directory)
     with FolderLock(folder.path):
-        variants = calibrate_variants(comparison, folder.multipliers, told.calibrating)
+        variants = calibrate_variants(comparison, folder.multipliers, observer.calibrating)
         all_jobs, reused = _jobs(comparison, variants, folder, processes)
-        told.training(all_jobs, reused)
-        outcomes = run_jobs(all_jobs, processes, told) if all_jobs else []
+        observer.training(all_jobs, reused)
+        outcomes = run_jobs(all_jobs, processes, observer) if all_jobs else []
         result = collect(comparison, variants, folder)
     done = 0 if result is None else sum(len(row.runs) for row in result.variants)
     wanted = len(variants) * len(comparison.definition.seeds)
@@ -122,7 +122,7 @@ def run_comparison(
 def _jobs(
     comparison: Comparison, variants: tuple[CalibratedVariant, ...], folder: ComparisonFolder, processes: int
 ) -> tuple[list[Job], int]:
-    """The trainings that are not there yet, seed by seed, so that an early end leaves whole pairs; and how many are."""
+    """The missing trainings, seed by seed so that an early end leaves complete pairs; the number of finished runs."""
     jobs: list[Job] = []
     wanted = [(seed, variant) for seed in comparison.definition.seeds for variant in variants]
     for seed, variant in wanted:
@@ -134,7 +134,7 @@ def _jobs(
 
 
 def _with_threads(config: Config, processes: int) -> Config:
-    """The configuration with its share of the cores, where it does not ask for threads itself."""
+    """The configuration with its share of the cores, unless it sets the number of threads itself."""
     if config.performance.threads is not None or processes == 1:
         return config
     threads = max(1, available_cores() // processes)

@@ -1,4 +1,4 @@
-"""Mean, spread and Student intervals over seeds, and differences of runs that share a seed."""
+"""Means, standard deviations and Student intervals over seeds, and paired differences between variants."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ CONFIDENCE = 0.95
 
 @dataclass(frozen=True)
 class Summary:
-    """A sample of a few numbers, one per seed.
+    """Summary of a few numbers, one per seed.
 
     Args:
-        count: How many, at least 1.
+        count: Number of values, at least 1.
         mean: Their mean.
-        deviation: Their standard deviation (n - 1 in the denominator); None for one number.
-        low: Lower end of the 95 % Student interval of the mean; None for one number.
-        high: Upper end of it.
+        deviation: Their standard deviation (n - 1 in the denominator); None for a single value.
+        low: Lower end of the 95 % Student interval of the mean; None for a single value.
+        high: Upper end of the interval.
     """
 
     count: int
@@ -33,8 +33,8 @@ def summarise(values: Sequence[float], limits: tuple[float, float] | None = None
 
     Args:
         values: At least one.
-        limits: Between which every value lies, and so the mean: (0, 1) for an accuracy. The interval is cut off
-            there, which leaves its coverage as it is. Limits that a value does not keep to are not used.
+        limits: Smallest and largest possible value, such as (0, 1) for an accuracy. The interval is truncated there,
+            which does not change its coverage. If a value is outside the limits, they are ignored.
 
     Raises:
         ValueError: There are no values.
@@ -61,12 +61,12 @@ def summarise(values: Sequence[float], limits: tuple[float, float] | None = None
 def paired_difference(
     values: Mapping[int, float], baseline: Mapping[int, float], limits: tuple[float, float] | None = None
 ) -> Summary | None:
-    """Differences ``values - baseline`` over the seeds that both have; None where they share none.
+    """Differences ``values - baseline`` over the seeds that both have; None if they share none.
 
     Args:
-        values: Results by seed.
-        baseline: Results by seed of what is compared with.
-        limits: Between which every result lies, as in ``summarise``.
+        values: Seed to result.
+        baseline: Seed to result of the baseline.
+        limits: Smallest and largest possible result, as in ``summarise``.
 
     Example:
         >>> round(paired_difference({1: 0.93, 2: 0.95}, {1: 0.92, 2: 0.94, 3: 0.9}).mean, 4)
@@ -81,7 +81,7 @@ def paired_difference(
 
 
 def verdict(difference: Summary | None) -> str:
-    """What a paired difference shows, in words.
+    """The meaning of a paired difference: ``"higher"``, ``"lower"``, or why it shows no difference.
 
     Example:
         >>> verdict(Summary(3, 0.01, 0.001, 0.0075, 0.0125)), verdict(Summary(3, 0.01, 0.02, -0.04, 0.06))

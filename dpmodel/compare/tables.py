@@ -9,7 +9,7 @@ from dpmodel.compare.results import ComparisonResult, VariantRow
 from dpmodel.compare.statistics import Summary, verdict
 from monitors.spent import epsilon_text
 
-#: Column headings; the metric's name stands for ``{metric}``, the baseline's for ``{baseline}``.
+#: Column headings; ``{metric}`` and ``{baseline}`` are replaced with names.
 _HEADINGS = (
     "variant",
     "{metric}",
@@ -34,13 +34,13 @@ def headings(result: ComparisonResult) -> list[str]:
 
 
 def cells(result: ComparisonResult) -> list[list[str]]:
-    """The table, one row per variant, every cell as text."""
+    """The table as text, one row per variant."""
     scale = 100.0 if _in_percent(result) else 1.0
     return [_cells(row, row.name == result.baseline, scale) for row in result.variants]
 
 
 def compact(result: ComparisonResult) -> tuple[list[str], list[list[str]]]:
-    """Headings and cells for a terminal: a figure and its interval share a cell of two lines."""
+    """Headings and cells for a terminal: a number and its interval share a cell of two lines."""
     names, rows = headings(result), cells(result)
     short = [names[0], f"{names[1]} ± sd", names[4], "epsilon", "noise multiplier", "time"]
     return short, [
@@ -57,7 +57,7 @@ def compact(result: ComparisonResult) -> tuple[list[str], list[list[str]]]:
 
 
 def to_markdown(result: ComparisonResult) -> str:
-    """The table with its heading and caveats."""
+    """The table as Markdown, with a heading and the caveats."""
     definition = result.comparison.definition
     target = definition.target
     names = headings(result)
@@ -65,7 +65,7 @@ def to_markdown(result: ComparisonResult) -> str:
         f"# Comparison: {result.comparison.name}",
         "",
         f"Every run spends at most epsilon {target.epsilon:g} at delta {target.delta:g} (accountant "
-        f"{target.accountant}); the initial noise multiplier of each variant was solved for that. Seeds: "
+        f"{target.accountant}); the initial noise multiplier of each variant was calibrated to it. Seeds: "
         f"{', '.join(map(str, definition.seeds))}.",
         "",
         f"| {' | '.join(names)} |",
@@ -78,7 +78,7 @@ def to_markdown(result: ComparisonResult) -> str:
 
 
 def to_csv(result: ComparisonResult) -> str:
-    """One line per run, numbers in full."""
+    """The runs as CSV, one line each, with numbers in full precision."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(_CSV_COLUMNS)
@@ -89,7 +89,7 @@ def to_csv(result: ComparisonResult) -> str:
 
 
 def duration(seconds: float) -> str:
-    """Seconds for people.
+    """A duration in readable units.
 
     Example:
         >>> duration(4.25), duration(75.0), duration(3700.0)

@@ -1,4 +1,4 @@
-"""What is wrong with a configuration, in words: where, which field, which value, what to do."""
+"""Describes what is wrong with a configuration: where, which field, which value, and what to do."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from monitors.errors import ConfigError, DataError, DPModelError
 if TYPE_CHECKING:
     from dpmodel.config.marked_yaml import Path
 
-#: pydantic's kinds of error -> what the value must be
+#: pydantic's type of error -> what the value must be
 _MUST_BE: Mapping[str, str] = {
     "float_type": "a number",
     "int_type": "a whole number",
@@ -35,24 +35,24 @@ _MUST_BE: Mapping[str, str] = {
 def config_error(
     error: ValidationError, marks: dict[Path, str], source: str, root: type[BaseModel] = Config
 ) -> ConfigError:
-    """One error that names every fault, each with its place; ``root`` is what was read."""
+    """One error that lists every fault with its place; ``root`` is the model that was validated."""
     lines = [f"{place_of(marks, fault['loc'], source)}: {_words(fault, root)}" for fault in error.errors()]
     return one_error(lines, source)
 
 
 def one_error(faults: Sequence[str], source: str) -> ConfigError:
-    """One error that names every fault; at least one."""
+    """One error that lists every fault; there must be at least one."""
     if len(faults) == 1:
         return ConfigError(faults[0])
     return ConfigError("\n  ".join([f"{len(faults)} faults in {source}:", *faults]))
 
 
 def faults_in(config: Config, checks: Mapping[str, Callable[[], object]]) -> list[str]:
-    """What is wrong by each of ``checks``, with its place.
+    """The faults that ``checks`` find, each with its place.
 
     Args:
         config: The configuration.
-        checks: By path of the setting, what raises a ``ValueError`` if it is wrong. All of them are called.
+        checks: Path of a setting to a function that raises ``ValueError`` if the setting is wrong. All are called.
     """
     found = []
     for path, check in checks.items():
@@ -66,10 +66,10 @@ def faults_in(config: Config, checks: Mapping[str, Callable[[], object]]) -> lis
 
 @contextmanager
 def locating_errors(config: Config, path: str) -> Iterator[None]:
-    """Turn a ``ValueError`` of what is built inside into a ``ConfigError`` at ``path`` of the configuration.
+    """Turn a ``ValueError`` raised in the block into a ``ConfigError`` that names ``path`` and where it was written.
 
-    Where settings inside ``path`` were changed from elsewhere (``--set``, a search), the place is that of the change.
-    What is wrong with the data themselves passes unchanged: it is no fault of the configuration.
+    If a setting inside ``path`` was overridden (``--set``, a search), the error names the override. A ``DataError``
+    passes unchanged, because the data are at fault and not the configuration.
 
     Example:
         >>> config = Config.model_validate({
@@ -91,7 +91,7 @@ def locating_errors(config: Config, path: str) -> Iterator[None]:
 
 @contextmanager
 def locating_file_errors(config: Config) -> Iterator[None]:
-    """Turn an ``OSError`` about a file that a callback of the configuration names into a ``ConfigError``."""
+    """Turn an ``OSError`` about a file that a configured callback names into a ``ConfigError``."""
     try:
         yield
     except DPModelError:
@@ -101,12 +101,12 @@ def locating_file_errors(config: Config) -> Iterator[None]:
         if path is None:
             raise
         raise ConfigError(
-            f"{config.where(path)}: {path}: {error.filename} cannot be written: {error.strerror}; choose another place"
+            f"{config.where(path)}: {path}: {error.filename} cannot be written: {error.strerror}; use a different path"
         ) from error
 
 
 def _blamed(config: Config, path: str, message: str) -> str:
-    """The place of what ``message`` is about: a change inside ``path`` that it speaks of, else ``path`` itself."""
+    """The place that ``message`` is about: an override inside ``path`` that it mentions, or else ``path`` itself."""
     place, changes = config.where(path), config.changes(path)
     spoken_of = [found for key, value, found in changes if _speaks_of(message, key) or _speaks_of(message, value)]
     if spoken_of:
@@ -120,7 +120,7 @@ def _speaks_of(message: str, word: Any) -> bool:
 
 
 def _naming(config: Config, error: OSError) -> str | None:
-    """The setting of a callback whose value is the file of ``error``, or lies above or below it."""
+    """The setting of a callback whose value is the file of ``error``, or a path above or below it."""
     if error.filename is None:
         return None
     file = FilePath(os.fsdecode(error.filename)).absolute()
@@ -137,7 +137,7 @@ def _naming(config: Config, error: OSError) -> str | None:
 
 def _on_one_branch(named: FilePath, file: FilePath) -> bool:
     full = named.absolute()
-    # A bare word may be anything, such as the name of a metric: it must be the file itself.
+    # A bare word may be something else, such as the name of a metric, so only the file itself counts.
     return full == file or (len(named.parts) > 1 and (full in file.parents or file in full.parents))
 
 
@@ -161,7 +161,7 @@ def _words(fault: Any, root: type[BaseModel]) -> str:
 
 
 def _joined(path: str, field: str, message: str) -> str:
-    """``norm_bound must be ...`` reads on from ``privacy.norm_bound``; other messages follow a colon."""
+    """``privacy.norm_bound must be ...`` for a message that starts with its field; others follow a colon."""
     if field and message.startswith(f"{field} "):
         return path + message[len(field) :]
     return f"{path}: {message}"

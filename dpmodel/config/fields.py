@@ -1,4 +1,4 @@
-"""Types of configuration fields: numbers with the checks of the library, sections with and without free keys."""
+"""Types of configuration fields: checked numbers, and sections with and without free keys."""
 
 from __future__ import annotations
 
@@ -23,20 +23,20 @@ OpenUnitFloat = Annotated[float, _checked(checks.open_unit)]
 PositiveInt = Annotated[int, _checked(checks.positive_int)]
 NonNegativeInt = Annotated[int, _checked(checks.non_negative_int)]
 
-#: YAML has lists only; frozen sections hold tuples.
+#: YAML gives lists; frozen sections hold tuples.
 FromList = BeforeValidator(lambda value: tuple(value) if isinstance(value, list) else value)
 
 
 class Section(BaseModel):
-    """A frozen part of the configuration in which every key is known."""
+    """A frozen section of the configuration; unknown keys are refused."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
 
 class NamedSection(Section):
-    """Something built by ``name``: its further keys are the arguments of what the name stands for.
+    """A section that builds something by ``name``; its other keys are passed as arguments.
 
-    A bare text is short for the name alone: ``loss: mse`` for ``loss: {name: mse}``.
+    A plain string is short for the name: ``loss: mse`` means ``loss: {name: mse}``.
     """
 
     model_config = ConfigDict(frozen=True, extra="allow", strict=True)

@@ -1,4 +1,4 @@
-"""The part of a configuration that the result of a training depends on."""
+"""The part of a configuration that determines the result of a training."""
 
 from __future__ import annotations
 
@@ -7,19 +7,19 @@ from typing import Any
 
 from dpmodel.config.schema import Config
 
-#: Sections that change no number of the result: speed, and what is left behind.
+#: Sections that do not change the result: speed and output files.
 _NO_PART = ("performance", "output")
 
 
 def result_settings(config: Config) -> dict[str, Any]:
-    """Everything in ``config`` that the result depends on, as nested plain values."""
+    """Every setting in ``config`` that the result depends on, as nested plain values."""
     values = config.model_dump(mode="json", exclude=set(_NO_PART))
     values["privacy"].pop("monitor")
     return values
 
 
 def settings_by_path(config: Config) -> dict[str, Any]:
-    """The same under paths such as ``"training.epochs"``, as error messages name them; lists are not taken apart.
+    """The same settings by path, such as ``"training.epochs"``; lists are kept whole.
 
     Example:
         >>> config = Config.model_validate({

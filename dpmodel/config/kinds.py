@@ -1,4 +1,4 @@
-"""The kinds of configuration file, told apart by a key, so that the wrong command can name the right one."""
+"""The kinds of configuration file. Each has a distinctive key, so that the wrong command can name the right one."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ class Kind:
     """One kind of file.
 
     Args:
-        words: What it is.
-        key: Top-level key that every file of this kind has, and none of another kind.
-        command: The command that takes it.
+        words: What it is, for messages.
+        key: Top-level key that only files of this kind have.
+        command: The command that reads it.
     """
 
     words: str
@@ -32,15 +32,15 @@ KINDS: Mapping[str, Kind] = {
 
 
 def require_kind(kind: str, values: Mapping[str, Any], source: str) -> None:
-    """Refuse a file of another kind.
+    """Refuse a file of a different kind.
 
     Args:
-        kind: Name of the kind that is needed, a key of ``KINDS``.
-        values: What the file holds.
+        kind: The required kind, a key of ``KINDS``.
+        values: Contents of the file.
         source: Name of the file.
 
     Raises:
-        ConfigError: It is of another kind; the message names the command that takes it.
+        ConfigError: It is of a different kind; the message names the command that reads it.
 
     Example:
         >>> require_kind("search", {"base": "run.yaml", "variants": {}}, "all.yaml")

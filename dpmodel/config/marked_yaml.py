@@ -13,7 +13,7 @@ from monitors.errors import ConfigError
 
 Path = tuple[Hashable, ...]
 
-#: Floats of YAML 1.2. YAML 1.1, which PyYAML reads, takes ``1e-5`` for text because it has no dot.
+#: Floats as in YAML 1.2. PyYAML follows YAML 1.1, which reads ``1e-5`` as text because it has no dot.
 _FLOAT = re.compile(
     r"^[-+]?(?:[0-9][0-9_]*\.[0-9_]*(?:[eE][-+]?[0-9]+)?|[0-9][0-9_]*[eE][-+]?[0-9]+|\.[0-9][0-9_]*(?:[eE][-+]?[0-9]+)?"
     r"|\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN))$"
@@ -37,11 +37,11 @@ _Loader.add_implicit_resolver("tag:yaml.org,2002:float", _FLOAT, list("-+0123456
 
 @dataclass(frozen=True)
 class Marked:
-    """Plain values together with where each of them was written.
+    """Plain values and the place where each of them was written.
 
     Args:
         values: Dictionaries, lists and scalars.
-        marks: Place in words (``"run.yaml:12"``) by path from the root.
+        marks: Path from the root to the place (``"run.yaml:12"``).
     """
 
     values: Any
@@ -56,7 +56,8 @@ def read_yaml(text: str, source: str) -> Marked:
         source: Name of the file, for errors.
 
     Raises:
-        ConfigError: Not YAML, a duplicate key, a key that is not text, or a tag that is not plain data; with its line.
+        ConfigError: The text is not YAML, or has a duplicate key, a key that is not text, or a tag for something other
+            than plain data. The message names the line.
 
     Example:
         >>> read_yaml("privacy: {delta: 1e-5}", "run.yaml").values
@@ -76,7 +77,7 @@ def read_yaml(text: str, source: str) -> Marked:
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         where = f"{source}:{mark.line + 1}" if mark else source
-        # Some problems are the second half of a sentence: "expected a single document", "but found another".
+        # Some problems are half a sentence: "expected a single document" (context), "but found another" (problem).
         halves = error.problem is None or error.problem.startswith("but ")
         words = ", ".join(filter(None, [error.context, error.problem])) if halves else error.problem
         raise ConfigError(f"{where}: not valid YAML: {words}") from error
@@ -87,7 +88,7 @@ def read_yaml(text: str, source: str) -> Marked:
 
 
 class _Reader:
-    """Builds values from YAML nodes and remembers their lines."""
+    """Builds values from YAML nodes and records their lines."""
 
     def __init__(self, loader: _Loader, source: str) -> None:
         self.loader = loader
@@ -98,7 +99,7 @@ class _Reader:
     def value(self, node: yaml.Node, path: Path) -> Any:
         self.marks[path] = self._place(node)
         if any(node is outer for outer in self._open):
-            raise ConfigError(f"{self._place(node)}: the alias holds itself; write the value out")
+            raise ConfigError(f"{self._place(node)}: the alias refers to itself; write the value out")
         if isinstance(node, yaml.CollectionNode) and node.tag not in _PLAIN:
             raise ConfigError(f"{self._place(node)}: the tag {node.tag!r} is not plain data; remove it")
         self._open.append(node)

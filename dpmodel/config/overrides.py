@@ -1,4 +1,4 @@
-"""Settings from the command line (``--set path.to.key=value``) put over those of a file."""
+"""Overrides from the command line (``--set path.to.key=value``), applied to the settings of a file."""
 
 from __future__ import annotations
 
@@ -33,15 +33,15 @@ def parse_override(text: str) -> tuple[tuple[str, ...], Any]:
 def apply_overrides(
     marked: Marked, overrides: Iterable[str | tuple[Sequence[str], Any]], place: str | None = None
 ) -> Marked:
-    """The settings with each override put in its place; ``marked`` is left as it was.
+    """The settings with every override applied; ``marked`` is not changed.
 
     Args:
         marked: Settings of a file.
-        overrides: Texts as of ``--set``, or pairs of path and value.
-        place: Where pairs were written, for errors; default: the command line.
+        overrides: Texts as given to ``--set``, or pairs of path and value.
+        place: Where the pairs were written, for errors; default: the command line.
 
     Raises:
-        ConfigError: A path leads through something that has no keys, or to an entry that a list does not have.
+        ConfigError: A path goes through something that has no keys, or to an entry that a list does not have.
 
     Example:
         >>> apply_overrides(Marked({"privacy": {"delta": 1e-5}}), ["privacy.delta=1e-6"]).values

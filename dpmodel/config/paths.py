@@ -1,4 +1,4 @@
-"""Where the data of a configuration lie: relative to the file that says so, recorded in full."""
+"""Location of the data in a configuration: relative to the file that states it, recorded as a full path."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ _FILE_AND_LINE = re.compile(r"(?!--set )(?P<file>.+):\d+", re.DOTALL)
 
 
 def locate_data(root: str, place: str) -> str:
-    """``root`` as a full path, so that a run folder finds the same data from everywhere.
+    """``root`` as a full path, so that a run folder leads to the same data from any current folder.
 
-    A relative path is relative to the file that states it; where nothing is there, to the current folder, if it is
-    there. What was stated on the command line or in Python is relative to the current folder. Links are not followed:
-    the path stays the one that was chosen. An address (``s3://...``) is left to its reader.
+    A relative path in a file is relative to that file or, if only the current folder has such a path, to the current
+    folder. A path from the command line or from Python is relative to the current folder. Symbolic links are not
+    resolved. An address (``s3://...``) is left to its reader.
 
     Args:
         root: A file or folder; ``~`` is the home folder.

@@ -1,4 +1,4 @@
-"""Modules and files that a configuration asks for, so that what they register is known by name."""
+"""Plugins of a configuration: modules and files that are imported for the names they register."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ FILE_ENDING = ".py"
 
 
 def locate_plugin(plugin: str, beside: Path) -> str:
-    """A file as its full path, so that a run folder finds it again; a module's name as it is.
+    """The full path of a plugin file, so that a run folder can find it again; a module name is returned unchanged.
 
     Args:
         plugin: ``package.module``, or a path ending in ``.py``, relative to ``beside``.
@@ -27,7 +27,7 @@ def import_plugin(plugin: str) -> None:
     """Import a plugin that ``locate_plugin`` has located, once.
 
     Raises:
-        ConfigError: There is no such file or module, or it fails to import; says which and where it was looked for.
+        ConfigError: There is no such file or module, or it fails to import; the message says where it was searched.
     """
     try:
         if plugin.endswith(FILE_ENDING):
@@ -43,7 +43,7 @@ def import_plugin(plugin: str) -> None:
 
 
 def _import_module(name: str) -> None:
-    # A console script does not have the current folder on its path, where the user's own module may lie.
+    # The path of a console script lacks the current folder, where the user's module may be.
     here = os.getcwd()
     if here not in sys.path and "" not in sys.path:
         sys.path.append(here)
@@ -52,8 +52,8 @@ def _import_module(name: str) -> None:
     except ModuleNotFoundError as error:
         if error.name is not None and (name == error.name or name.startswith(f"{error.name}.")):
             raise ConfigError(
-                f"plugin {name!r} was not found: there is no module {error.name!r}. Install the package that holds it, "
-                f"run where it lies (now: {here}), or give the path of a file that ends in {FILE_ENDING}"
+                f"plugin {name!r} was not found: there is no module {error.name!r}. Install its package, run the "
+                f"command in the folder of the module (now: {here}), or give the path of a {FILE_ENDING} file"
             ) from error
         raise
 
@@ -65,13 +65,11 @@ def _import_file(path: Path) -> None:
     if known is not None and Path(getattr(known, "__file__", None) or "").resolve() == path:
         return
     if known is not None:
-        raise ConfigError(
-            f"plugin {str(path)!r} has the name of the module {path.stem!r}, which is loaded; rename the file"
-        )
+        raise ConfigError(f"plugin {str(path)!r} has the same name as the loaded module {path.stem!r}; rename the file")
     spec = importlib.util.spec_from_file_location(path.stem, path)
     assert spec is not None and spec.loader is not None  # noqa: PT018 - a path to a .py file always has both
     module = importlib.util.module_from_spec(spec)
-    # Dataclasses look their own module up while it is being executed.
+    # A dataclass looks up its module while the module is still being executed.
     sys.modules[path.stem] = module
     try:
         spec.loader.exec_module(module)

@@ -1,4 +1,4 @@
-"""The section of the configuration that holds everything an epsilon depends on, but for epochs and batch size."""
+"""The section of the configuration that determines epsilon, together with epochs and batch size."""
 
 from __future__ import annotations
 
@@ -8,40 +8,40 @@ from dpmodel.config.fields import NamedSection, NonNegativeInt, OpenUnitFloat, P
 from monitors.accountant import DEFAULT_DELTA
 
 _NOT_AN_OPTION = {
-    "initial_noise_multiplier": "privacy.noise_multiplier, or privacy.target_epsilon to have it solved for",
-    "norm_bound": "privacy.norm_bound, which the noise follows",
+    "initial_noise_multiplier": "privacy.noise_multiplier, or privacy.target_epsilon to calibrate it",
+    "norm_bound": "privacy.norm_bound, to which the noise is scaled",
 }
 
 
 class MechanismSection(NamedSection):
-    """A noise or clip mechanism by name; further keys are its arguments."""
+    """A noise or clip mechanism by name; other keys are its arguments."""
 
     @model_validator(mode="after")
     def _one_place_for_each_number(self) -> MechanismSection:
         for key, place in _NOT_AN_OPTION.items():
             if key in self.options:
-                raise ValueError(f"{key}={self.options[key]!r} is stated elsewhere, once: {place}")
+                raise ValueError(f"{key}={self.options[key]!r} does not belong here; set {place}")
         return self
 
 
 class NoiseSection(MechanismSection):
-    """Noise mechanism: ``Gaussian``, ``AdaGaussian`` (``decay_policy``, ``noise_decay_rate``), or a plugin's."""
+    """Noise mechanism: ``Gaussian``, ``AdaGaussian`` (``decay_policy``, ``noise_decay_rate``), or one of a plugin."""
 
     name: str = "Gaussian"
 
 
 class ClipSection(MechanismSection):
-    """Clip mechanism: ``Fixed``, ``Gaussian`` (adaptive quantile), ``Automatic``, ``PerLayer``, or a plugin's."""
+    """Clip mechanism: ``Fixed``, ``Gaussian`` (adaptive quantile), ``Automatic``, ``PerLayer``, or one of a plugin."""
 
     name: str = "Fixed"
 
 
 class MonitorSection(Section):
-    """The monitor that watches the ledger while training.
+    """The monitor that watches the ledger during training.
 
     Args:
         per_print_times: Steps between two printed lines.
-        max_eps: Stop before the step that would pass this epsilon; null never stops.
+        max_eps: Stop before the step that would exceed this epsilon; null never stops.
     """
 
     per_print_times: PositiveInt = 50
@@ -49,21 +49,23 @@ class MonitorSection(Section):
 
 
 class PrivacySection(Section):
-    """What changes privacy.
+    """Settings that affect privacy.
 
     Args:
-        noise_multiplier: Noise standard deviation over the norm bound at the first step; or give ``target_epsilon``.
-        target_epsilon: The multiplier is solved for so that the whole training, with the schedule, clipping and
-            sampling in use, spends at most this.
-        delta: Delta of every epsilon, strictly between 0 and 1; well below one over the number of examples.
+        noise_multiplier: Standard deviation of the noise over the norm bound at the first step. Give this or
+            ``target_epsilon``.
+        target_epsilon: Epsilon that the whole training may spend; the noise multiplier is calibrated for the schedule,
+            clipping and sampling in use.
+        delta: Delta of every epsilon, strictly between 0 and 1; choose it well below one over the number of examples.
         accountant: ``rdp``, ``pld`` or ``zcdp``.
-        sampling: ``poisson``, or ``shuffle`` (no amplification is claimed).
-        micro_batches: Groups per batch whose mean gradients are clipped; null clips each example.
+        sampling: ``poisson``, or ``shuffle`` (which claims no amplification).
+        micro_batches: Number of groups per batch whose mean gradients are clipped; null clips each example.
         norm_bound: Initial L2 norm bound.
-        noise: Noise mechanism; null trains WITHOUT privacy, for a baseline.
+        noise: Noise mechanism; null trains WITHOUT privacy, as a baseline.
         clip: Clip mechanism.
         monitor: Monitor.
-        sampling_seed: For tests only: makes the drawing of batches reproducible and voids the guarantee.
+        sampling_seed: Null: secret sampling. An integer makes sampling reproducible and voids the guarantee (tests
+            only).
     """
 
     noise_multiplier: PositiveFloat | None = None
@@ -87,13 +89,13 @@ class PrivacySection(Section):
         if self.noise is not None and len(stated) != 1:
             found = f"{' and '.join(stated)}; set the other to null" if stated else "neither"
             raise ValueError(
-                "give exactly one of noise_multiplier (epsilon follows) and target_epsilon (the multiplier follows), "
+                "give exactly one of noise_multiplier (to get its epsilon) and target_epsilon (to get its multiplier), "
                 f"got {found}"
             )
         most, target = self.monitor.max_eps, self.target_epsilon
         if most is not None and target is not None and most < target:
             raise ValueError(
-                f"monitor.max_eps={most:g} is below target_epsilon={target:g}: the training would be calibrated for "
-                f"the one and stopped by the other; use target_epsilon: {most:g}"
+                f"monitor.max_eps={most:g} is below target_epsilon={target:g}: the monitor would stop the training "
+                f"before it reaches the epsilon that it was calibrated for; use target_epsilon: {most:g}"
             )
         return self

@@ -1,4 +1,4 @@
-"""From a YAML file and command-line settings to a checked ``Config``."""
+"""Reads a YAML file and command-line overrides into a checked ``Config``."""
 
 from __future__ import annotations
 
@@ -30,11 +30,11 @@ def load_config(path: str | os.PathLike[str], overrides: Iterable[Override] = ()
 
     Args:
         path: YAML file.
-        overrides: ``"path.to.key=value"`` texts (the value is YAML), or pairs of path and value.
+        overrides: Texts ``"path.to.key=value"`` (the value is YAML), or pairs of path and value.
 
     Raises:
-        ConfigError: The file is not there, is not YAML, or a setting is unknown, missing, out of range or contradicts
-            another; every fault is named with its line.
+        ConfigError: The file does not exist or is not YAML, or a setting is unknown, missing, out of range or
+            contradicts another. The message lists every fault with its line.
     """
     try:
         text = Path(path).read_text(encoding="utf-8")
@@ -61,7 +61,7 @@ def make_config(values: Mapping[str, Any], overrides: Iterable[Override] = (), s
 
 
 def checked_config(marked: Marked, source: str, overrides: Iterable[Override] = ()) -> Config:
-    """Check settings that were read, import the plugins, and check every name that needs no torch."""
+    """Validate the settings, import the plugins, and check every name that can be checked without torch."""
     if not isinstance(marked.values, dict):
         raise ConfigError(f"{source}: a configuration is a mapping of sections, got {type(marked.values).__name__}")
     final = apply_overrides(marked, overrides)
@@ -78,7 +78,7 @@ def checked_config(marked: Marked, source: str, overrides: Iterable[Override] = 
 
 
 def _located(config: Config, marked: Marked, source: str) -> Config:
-    """The configuration with full paths, so that its resolved form means the same from every folder."""
+    """The configuration with full paths, so that its resolved form means the same in every folder."""
     plugins = tuple(locate_plugin(plugin, Path(source).parent) for plugin in config.plugins)
     root = config.data.options.get("root")
     if not isinstance(root, str):
@@ -98,7 +98,7 @@ def _check_names(config: Config) -> None:
         checks["privacy.noise.name"] = partial(NoiseMechanismsFactory.registry.get, privacy.noise.name)
     faults = faults_in(config, checks)
     if faults:
-        # The other names need torch, which takes a second to import: worth it to name all faults at once.
+        # The other names need torch, whose import takes a second; listing all faults at once is worth it.
         from dpmodel.preflight.configured import unknown_names
 
         raise one_error([*faults, *unknown_names(config)], config.source)

@@ -1,4 +1,4 @@
-"""The whole configuration of a training, checked and frozen."""
+"""The complete configuration of a training, checked and frozen."""
 
 from __future__ import annotations
 
@@ -23,20 +23,20 @@ from dpmodel.config.sections import (
 
 
 class Config(Section):
-    """A training as YAML describes it; see ``docs/config.md``.
+    """The configuration of a training; see ``docs/config.md``.
 
     Args:
-        plugins: Imported first, so that the mechanisms, data sets and networks they register are known: names of
-            modules, or paths of ``.py`` files relative to the configuration.
-        data: Which data.
-        network: Which network.
-        loss: Which loss.
-        optimizer: Which optimizer, with its learning-rate schedule.
-        privacy: What changes privacy.
-        performance: What changes speed only.
+        plugins: Module names, or paths of ``.py`` files relative to the configuration. They are imported first, so that
+            the mechanisms, data sets and networks that they register can be used by name.
+        data: The data set.
+        network: The network.
+        loss: The loss.
+        optimizer: The optimizer and its learning-rate schedule.
+        privacy: Settings that affect privacy.
+        performance: Settings that affect only speed and memory.
         training: Epochs, batch size, seed of the initial weights, metrics.
-        callbacks: Further callbacks.
-        output: What is left behind.
+        callbacks: Additional callbacks.
+        output: Which files are written.
 
     Example:
         >>> config = Config.model_validate({
@@ -62,15 +62,15 @@ class Config(Section):
 
     @property
     def source(self) -> str:
-        """Where the configuration was read from, in words."""
+        """Where the configuration was read from."""
         return self._source
 
     def where(self, path: str) -> str:
-        """File and line of ``"section.key"``, or of the nearest section above it that was written."""
+        """File and line of ``"section.key"``, or of the nearest enclosing section that was written."""
         return place_of(self._marks, _keys(path), self._source)
 
     def changes(self, path: str) -> list[tuple[Any, Any, str]]:
-        """Key, value and place of each setting inside ``"section.key"`` that was written elsewhere than the section."""
+        """Key, value and place of each setting inside ``"section.key"`` that does not come from the section's file."""
         top = _keys(path)
         source = self._marks.get(top, "").rpartition(":")[0]
         if not source:
@@ -86,7 +86,7 @@ class Config(Section):
         ]
 
     def to_yaml(self) -> str:
-        """The configuration as YAML, defaults written out; reading it back gives an equal one."""
+        """The configuration as YAML with all defaults; reading it back gives an equal configuration."""
         return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True, width=100)
 
 
@@ -95,7 +95,7 @@ def _keys(path: str) -> tuple[Any, ...]:
 
 
 def _value_at(values: Any, path: Path) -> Any:
-    """The value at ``path``; None where a copy of the configuration has another section in that place."""
+    """The value at ``path``; None if a copy of the configuration has a different section there."""
     try:
         for key in path:
             values = values[key]
@@ -105,7 +105,7 @@ def _value_at(values: Any, path: Path) -> Any:
 
 
 def place_of(marks: dict[Path, str], path: Path, source: str) -> str:
-    """Where ``path`` was written, or something inside it; else its nearest ancestor; else the source as a whole."""
+    """Where ``path`` or something inside it was written, or else its nearest ancestor, or else the source."""
     inside = (place for known, place in marks.items() if known[: len(path)] == path)
     if path and path not in marks and (found := next(inside, None)) is not None:
         return found

@@ -1,4 +1,4 @@
-"""Sections of the configuration that change nothing about what an epsilon means."""
+"""Sections of the configuration other than ``privacy``."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from monitors import checks
 
 
 class DataSection(NamedSection):
-    """Which data; further keys are arguments of the reader (``root``, ``image_size``, ``mean``, ``std``, ...).
+    """The data set; other keys are arguments of the reader (``root``, ``image_size``, ``mean``, ``std``, ...).
 
     Args:
         name: A registered data set.
-        limit: Train on this many examples only, the first of a fixed public permutation.
+        limit: Train on only this many examples, the first ones of a fixed public permutation.
         test_limit: The same for the test examples.
-        num_examples: The number of training examples as you know it. Needed to plan without reading the data; where the
-            data are read, a contradiction is an error.
+        num_examples: The number of training examples, needed to plan without reading the data. An error is raised if
+            it does not match the data.
     """
 
     name: str = "mnist"
@@ -33,13 +33,13 @@ class DataSection(NamedSection):
 
 
 class NetworkSection(NamedSection):
-    """Which network: a registered ``name``, or ``module: package.module:Class``; further keys are its arguments.
+    """The network: a registered ``name``, or ``module: package.module:Class``; other keys are its arguments.
 
     Args:
         name: A registered network.
-        module: A class or function, as ``package.module:Class``; give it or ``name``.
-        fix: Replace layers that cannot be trained privately, as ``dpmodel.fix`` does: batch normalisation by group
-            normalisation, for example.
+        module: A class or function, as ``package.module:Class``; give this or ``name``.
+        fix: Replace layers that cannot be trained privately, as ``dpmodel.fix`` does: for example, batch normalisation
+            with group normalisation.
     """
 
     name: str | None = None  # type: ignore[assignment]
@@ -54,29 +54,32 @@ class NetworkSection(NamedSection):
                 "'name: lenet5', or 'module: my_package.networks:MyNet'"
             )
         if "seed" in self.options:
-            raise ValueError(f"seed={self.options['seed']!r} belongs to training.seed, which seeds the initial weights")
+            raise ValueError(
+                f"seed={self.options['seed']!r} does not belong here; set training.seed, which seeds the "
+                "initial weights"
+            )
         return self
 
 
 class LossSection(NamedSection):
-    """Which loss: a registered name or a loss class of ``torch.nn``; further keys are its arguments."""
+    """The loss: a registered name or a loss class of ``torch.nn``; other keys are its arguments."""
 
     name: str = "cross_entropy"
 
 
 class ScheduleSection(NamedSection):
-    """Learning-rate schedule: a class of ``torch.optim.lr_scheduler``; further keys are its arguments.
+    """Learning-rate schedule: a class of ``torch.optim.lr_scheduler``; other keys are its arguments.
 
     Args:
         name: Such as ``LinearLR``.
-        interval: ``step`` or ``epoch``: how often it moves.
+        interval: ``step`` or ``epoch``: how often the schedule is advanced.
     """
 
     interval: str = "step"
 
 
 class OptimizerSection(NamedSection):
-    """Which optimizer: SGD, Momentum, Adam, or any of ``torch.optim``; further keys are its arguments (``lr``, ...).
+    """The optimizer: SGD, Momentum, Adam, or any of ``torch.optim``; other keys are its arguments (``lr``, ...).
 
     Args:
         name: Name of the optimizer.
@@ -98,21 +101,22 @@ def _part_of_batch(value: Any) -> Any:
 
 
 class PerformanceSection(Section):
-    """What changes speed and memory, and never epsilon.
+    """Settings that affect speed and memory, and never epsilon.
 
     Args:
         engine: ``auto``, or the name of an engine.
-        physical_batch_size: Most examples in memory at once; null is the whole batch, ``auto`` what fits into half of
-            the free memory.
-        precision: ``fp32``, or ``bf16``: forward and backward pass under autocast (engine ``bookkeeping``).
-        timed_plans: Time each layer's exact plans on the first batch instead of estimating which is the fastest (engine
-            ``bookkeeping``).
-        device: ``auto`` (a CUDA device where there is one), ``cpu``, ``cuda``, ``cuda:1``, ...
+        physical_batch_size: Most examples in memory at once. null: the whole batch; ``auto``: as many as fit into half
+            of the free memory.
+        precision: ``fp32``, or ``bf16`` to run forward and backward passes under autocast (engine ``bookkeeping``).
+        timed_plans: Time each layer's exact formulas on the first batch instead of estimating which one is fastest
+            (engine ``bookkeeping``).
+        device: ``auto`` (CUDA if available), ``cpu``, ``cuda``, ``cuda:1``, ...
         in_memory: Keep the examples on the training device.
-        workers: Processes that fetch batches ahead; needs ``in_memory: false``.
-        threads: Threads that torch may use; null leaves its own choice.
-        isolation: ``verified`` shows network and loss one example at a time, and refuses what keeps something of an
-            example where it cannot be put back; ``trust`` trains that too and marks the ledger and the report.
+        workers: Number of processes that prefetch batches; needs ``in_memory: false``.
+        threads: Number of threads that torch may use; null leaves the choice to torch.
+        isolation: ``verified`` gives the network and the loss one example at a time, and refuses a network that keeps
+            something of an example where it cannot be reset. ``trust`` trains such a network and marks the ledger and
+            the report.
     """
 
     engine: str = "auto"
@@ -129,20 +133,20 @@ class PerformanceSection(Section):
     def _workers_need_host_memory(self) -> PerformanceSection:
         if self.workers and self.in_memory:
             raise ValueError(
-                f"workers={self.workers} fetch from the host's memory, but in_memory keeps the examples on the "
-                "training device; set in_memory: false, or workers: 0"
+                f"workers={self.workers} needs the examples in host memory, but in_memory keeps them on the training "
+                "device; set in_memory: false, or workers: 0"
             )
         return self
 
 
 class TrainingSection(Section):
-    """How long, in which batches, and how the result is measured.
+    """Length, batch size and metrics.
 
     Args:
-        epochs: Epochs; an epoch is ``num_examples // batch_size`` steps.
-        batch_size: Expected examples per step. It decides the sampling rate, so it changes epsilon; so do the epochs.
-        seed: Of the initial weights only, which are public. Noise and sampling never use it.
-        metrics: Names of metrics that are measured on the test data after each epoch.
+        epochs: Number of epochs of ``num_examples // batch_size`` steps each. It affects epsilon.
+        batch_size: Expected number of examples per step. It sets the sampling rate, so it affects epsilon.
+        seed: Seed of the initial weights, which are public. Noise and sampling never use it.
+        metrics: Names of the metrics that are computed on the test data after each epoch.
     """
 
     epochs: PositiveInt
@@ -152,19 +156,19 @@ class TrainingSection(Section):
 
 
 class CallbackSection(NamedSection):
-    """One callback by its registered name; further keys are its arguments."""
+    """A callback by its registered name; other keys are its arguments."""
 
 
 class OutputSection(Section):
-    """What a training leaves behind. The ledger and the privacy report are always written.
+    """Which files are written. The ledger and the privacy report are always written.
 
     Args:
-        directory: The run folder; null is ``runs/<name of the configuration>``.
+        directory: The run folder; null: ``runs/<name of the configuration>``.
         checkpoint: Write the trained weights.
         history: Write the history as CSV.
         curve: Draw the training curve.
-        save_every_steps: Steps between two saves of the training's state, from which one that was broken off goes on;
-            null saves none, and it can only begin again.
+        save_every_steps: Steps between two saves of the training state, from which an interrupted training resumes.
+            null saves no state, so that an interrupted training cannot be resumed.
     """
 
     directory: str | None = None

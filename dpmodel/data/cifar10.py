@@ -17,16 +17,16 @@ NUM_CLASSES = 10
 
 
 def cifar10(root: str | os.PathLike[str] | None = None, download: bool = True) -> RawSplits:
-    """50,000 training and 10,000 test images of ten kinds of things, 3 x 32 x 32.
+    """50,000 training and 10,000 test images in ten classes, 3 x 32 x 32.
 
-    torchvision checks the files against their known checksums before it reads them.
+    torchvision verifies the checksums of the files before it reads them.
 
     Args:
-        root: Folder of ``cifar-10-python.tar.gz`` or of ``cifar-10-batches-py``. None: the cache folder.
-        download: Whether torchvision may fetch them when they are not there.
+        root: Folder that contains ``cifar-10-python.tar.gz`` or ``cifar-10-batches-py``. None: the cache folder.
+        download: Let torchvision download the files if they are missing.
 
     Raises:
-        MissingDataError: Not found and not fetched; names the file and the folder to put it in.
+        MissingDataError: Not found and not downloaded; the message names the file and the folder to put it in.
 
     References:
         Krizhevsky 2009, "Learning Multiple Layers of Features from Tiny Images".
@@ -35,7 +35,7 @@ def cifar10(root: str | os.PathLike[str] | None = None, download: bool = True) -
     here = (folder / ARCHIVE).is_file() or (folder / "cifar-10-batches-py").is_dir()
     if not here and not download:
         raise locations.missing("CIFAR-10", [ARCHIVE], folder, f"looked in {folder}")
-    # With the archive in place torchvision only unpacks it.
+    # If the archive is there, torchvision only unpacks it.
     locations.fetch(lambda into: _torchvision(into, train=True), folder, "CIFAR-10", [ARCHIVE], folder)
     train, test = _torchvision(folder, train=True), _torchvision(folder, train=False)
     return RawSplits(*_examples(train), *_examples(test), num_classes=NUM_CLASSES, source=str(folder))

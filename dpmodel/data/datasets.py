@@ -39,17 +39,17 @@ def load_dataset(
     Args:
         name: ``"mnist"``, ``"fashion_mnist"``, ``"cifar10"``, ``"image_folder"``, ``"npz"``, ``"synthetic"``, or any
             other registered reader (a function that returns ``RawSplits``).
-        image_size: Height and width that images are resized to, once; None keeps them (LeNet5 takes 32).
-        mean: PUBLIC constant subtracted from the floats in [0, 1], one number or one per channel.
-        std: PUBLIC constant divided by.
-        limit: Keep only this many training examples, the first of a fixed public permutation. The privacy statement is
-            then about the examples that are kept.
+        image_size: Height and width to which images are resized once; None keeps their size (LeNet5 takes 32).
+        mean: PUBLIC constant that is subtracted from the floats in [0, 1]: one number, or one per channel.
+        std: PUBLIC constant by which they are then divided.
+        limit: Keep only this many training examples, the first ones of a fixed public permutation. The privacy
+            guarantee then covers the examples that are kept.
         test_limit: The same for the test examples.
         **options: Arguments of the reader, such as ``root``.
 
     Raises:
         ValueError: Unknown name or option; the nearest is suggested.
-        MissingDataError: Files are missing; says which, and where to put them.
+        MissingDataError: Files are missing; the message says which, and where to put them.
         DataError: Files are damaged, or labels are out of range.
 
     Example:

@@ -1,4 +1,4 @@
-"""What a data set was, told apart from every other without keeping any of its examples."""
+"""Fingerprints identify a data set without keeping any of its examples."""
 
 from __future__ import annotations
 
@@ -14,12 +14,11 @@ if TYPE_CHECKING:
 class Fingerprint:
     """Size and digest of a data set.
 
-    Of test data only: whoever holds a candidate for private data can check it against a digest of them, which no
-    epsilon covers.
+    For test data only. With a digest of private data, anyone could verify a guess of them, and no epsilon covers that.
 
     Args:
         examples: Number of examples.
-        digest: SHA-256 over types, shapes and bytes of inputs and targets, as hex.
+        digest: SHA-256, as hex, of the types, shapes and bytes of inputs and targets.
     """
 
     examples: int
@@ -27,7 +26,7 @@ class Fingerprint:
 
     @classmethod
     def of(cls, data: InMemoryDataset) -> Fingerprint:
-        """The fingerprint of ``data`` as it is stored, before public constants are applied.
+        """The fingerprint of ``data`` as stored, before ``mean`` and ``std`` are applied.
 
         Example:
             >>> import torch
@@ -45,14 +44,14 @@ class Fingerprint:
 
     @classmethod
     def from_dict(cls, values: Any) -> Fingerprint:
-        """What ``to_dict`` gave.
+        """The fingerprint from the output of ``to_dict``.
 
         Raises:
-            ValueError: Something else.
+            ValueError: ``values`` is not the output of ``to_dict``.
         """
         examples, digest = (values.get("examples"), values.get("sha256")) if isinstance(values, dict) else (None, None)
         if not isinstance(examples, int) or not isinstance(digest, str):
-            raise ValueError(f"a fingerprint holds a whole number of examples and a text sha256, got {values!r}")
+            raise ValueError(f"a fingerprint must have an integer 'examples' and a string 'sha256', got {values!r}")
         return cls(examples, digest)
 
     def to_dict(self) -> dict[str, Any]:

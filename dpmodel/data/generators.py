@@ -1,4 +1,4 @@
-"""Generators of random numbers: those of torch, NumPy and Python, and those that data sets and transforms keep."""
+"""Random number generators: the global ones of torch, NumPy and Python, and those in data sets and transforms."""
 
 from __future__ import annotations
 
@@ -12,24 +12,24 @@ from mechanisms.engines.state.generators import each_once, global_generators, ki
 
 _SEED_BYTES = 8
 
-#: A search that visits more objects than this is repeated only at the 1st, 2nd, 4th, 8th, ... call.
+#: If a search visits more objects than this, it is repeated only at the 1st, 2nd, 4th, 8th, ... call.
 _LONG_SEARCH = 100
 
 
 def secret_seed() -> int:
-    """A whole number below 2**64 from the operating system."""
+    """An integer below 2**64 from the operating system's generator."""
     return int.from_bytes(os.urandom(_SEED_BYTES), "little")
 
 
 class Generators:
-    """The global generators of the CPU, and those that can be reached from some objects.
+    """The global CPU generators, and the generators that can be reached from some objects.
 
-    Found are ``torch.Generator``, NumPy's ``Generator``, ``RandomState`` and ``BitGenerator``, and ``random.Random`` in
-    attributes, containers, closures, partials and the globals that functions name (see ``reachable``). A generator that
-    is made in each call, or lies in compiled code, is not found.
+    Finds ``torch.Generator``, NumPy's ``Generator``, ``RandomState`` and ``BitGenerator``, and ``random.Random`` in
+    attributes, containers, closures, partials and the globals that functions name (see ``reachable``). It cannot find a
+    generator that is created in each call or is inside compiled code.
 
     Args:
-        *sources: Data set, ``collate_fn`` and whatever else draws random numbers.
+        *sources: The data set, the ``collate_fn`` and anything else that draws random numbers.
 
     Example:
         >>> import random
@@ -51,7 +51,7 @@ class Generators:
         self._known = each_once([*global_generators()])
 
     def find(self) -> None:
-        """Search the sources for the generators that are there now."""
+        """Search the sources for the generators that they hold now."""
         self._calls += 1
         for index, source in enumerate(self._sources):
             if self._visited[index] <= _LONG_SEARCH or not self._calls & (self._calls - 1):
@@ -61,7 +61,7 @@ class Generators:
         self._known = each_once([*global_generators(), *(value for found in self._found for value in found)])
 
     def renew(self) -> None:
-        """Search, and seed each generator from the operating system."""
+        """Search, then seed each generator from the operating system."""
         self.find()
         for generator, kind in self._known:
             kind.seed(generator, secret_seed())
@@ -73,7 +73,7 @@ class Generators:
 
     @contextmanager
     def preserved(self) -> Iterator[None]:
-        """Generators that are there at the beginning continue afterwards as if nothing had happened within."""
+        """Restore afterwards the state of every generator that exists at the beginning of the block."""
         self.find()
         kept = [(generator, kind, kind.state(generator)) for generator, kind in self._known]
         try:

@@ -21,18 +21,18 @@ PIECE_BYTES = 1 << 24
 def read_idx(path: str | os.PathLike[str], dimensions: int | None = None) -> np.ndarray[Any, Any]:
     """Read one IDX file.
 
-    The header is two zero bytes, a type code, the number of dimensions, and each size as a big-endian 32-bit number.
+    The header has two zero bytes, a type code, the number of dimensions, and each size as a big-endian 32-bit integer.
 
     Args:
-        path: The file; whether it is compressed is seen from its first bytes, not its name.
-        dimensions: The number of dimensions that it must have (3 for images, 1 for labels); None takes any.
+        path: The file. Compression is detected from its first bytes, not from its name.
+        dimensions: Required number of dimensions (3 for images, 1 for labels); None accepts any.
 
     Returns:
-        Array of the type and shape that the header states, in the machine's byte order.
+        Array with the type and shape stated in the header, in native byte order.
 
     Raises:
-        MissingDataError: There is no such file.
-        DataError: Not an IDX file, of other dimensions, too short, too long, or damaged; the file is named.
+        MissingDataError: The file does not exist.
+        DataError: The file is not an IDX file, has the wrong number of dimensions or the wrong length, or is damaged.
     """
     file = Path(path)
     if not file.is_file():
@@ -41,14 +41,14 @@ def read_idx(path: str | os.PathLike[str], dimensions: int | None = None) -> np.
         with _opened(file) as stream:
             dtype, shape = _header(stream, file, dimensions)
             expected = math.prod(shape) * dtype.itemsize
-            # One byte more than stated shows trailing bytes, and makes gzip reach and check its own checksum.
+            # Reading one byte more than stated reveals trailing bytes, and makes gzip verify its checksum.
             content = _read_at_most(stream, expected + 1)
     except (OSError, EOFError, zlib.error) as error:
-        raise DataError(f"data file {file} is damaged or cannot be read: {error}. Fetch it again.") from error
+        raise DataError(f"data file {file} is damaged or cannot be read: {error}. Download it again.") from error
     if len(content) != expected:
-        much = "longer" if len(content) > expected else f"only {len(content):,} bytes"
+        much = "more" if len(content) > expected else f"only {len(content):,}"
         raise DataError(
-            f"data file {file} states {expected:,} bytes of data for shape {shape} and is {much}. Fetch it again."
+            f"data file {file} states {expected:,} bytes of data for shape {shape} but has {much}. Download it again."
         )
     values = np.frombuffer(content, dtype=dtype).reshape(shape)
     return values.astype(dtype.newbyteorder("="))
@@ -61,7 +61,7 @@ def _opened(file: Path) -> IO[bytes]:
 
 
 def _read_at_most(stream: IO[bytes], count: int) -> bytes:
-    # In pieces, because a damaged header may state more bytes than there is memory, and read would reserve them all.
+    # In pieces, because a damaged header may state more bytes than fit into memory, and read would allocate them all.
     content = bytearray()
     while len(content) < count:
         piece = stream.read(min(count - len(content), PIECE_BYTES))
@@ -75,11 +75,11 @@ def _header(stream: IO[bytes], file: Path, dimensions: int | None) -> tuple[np.d
     magic = stream.read(4)
     if len(magic) < 4 or magic[:2] != b"\0\0" or magic[2] not in TYPES or magic[3] == 0:
         raise DataError(
-            f"{file} is no IDX file: it starts with {magic.hex() or 'nothing'}, not with 0000, a type and a rank"
+            f"{file} is not an IDX file: it starts with {magic.hex() or 'nothing'}, not with 0000, a type and a rank"
         )
     if dimensions is not None and magic[3] != dimensions:
         raise DataError(f"{file} has {magic[3]} dimensions, expected {dimensions}: images and labels may be swapped")
     sizes = stream.read(4 * magic[3])
     if len(sizes) < 4 * magic[3]:
-        raise DataError(f"data file {file} ends within its header. Fetch it again.")
+        raise DataError(f"data file {file} ends within its header. Download it again.")
     return np.dtype(TYPES[magic[2]]), tuple(int(size) for size in np.frombuffer(sizes, dtype=">u4"))

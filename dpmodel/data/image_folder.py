@@ -1,4 +1,4 @@
-"""A user's own images: one folder per class."""
+"""Images in folders, one folder per class."""
 
 from __future__ import annotations
 
@@ -23,24 +23,24 @@ LAYOUT = "train/<class>/*.png and test/<class>/*.png"
 
 
 def image_folder(root: str | os.PathLike[str], channels: int = 3, image_size: int | None = None) -> RawSplits:
-    """Images under ``root/train/<class>/`` and ``root/test/<class>/``, decoded once into memory.
+    """Images in ``root/train/<class>/`` and ``root/test/<class>/``, decoded once into memory.
 
-    Classes are numbered in alphabetical order of their folders under ``train``.
+    Classes are numbered in the alphabetical order of the folders in ``train``.
 
     Args:
         root: The folder.
-        channels: 3 for colour, 1 for grey; images of the other kind are converted.
-        image_size: Height and width to bring every image to; None requires that all have one size.
+        channels: 3 for colour, 1 for grey; other images are converted.
+        image_size: Height and width to which every image is resized; None requires that all have the same size.
 
     Raises:
-        MissingDataError: The folders are not there.
+        MissingDataError: A folder does not exist or is empty.
         DataError: A class has no training folder, an image cannot be read, or the sizes differ.
     """
     checks.one_of(MODES, channels=channels)
     folder = locations.full_path(root)
     for part in ("train", "test"):
         if not (folder / part).is_dir():
-            raise MissingDataError(f"{folder / part} does not exist; an image folder holds {LAYOUT}")
+            raise MissingDataError(f"{folder / part} does not exist; an image folder must contain {LAYOUT}")
     classes = _classes(folder / "train")
     train = _part(folder / "train", classes, channels, image_size)
     test = _part(folder / "test", classes, channels, image_size)
@@ -50,7 +50,7 @@ def image_folder(root: str | os.PathLike[str], channels: int = 3, image_size: in
 def _classes(folder: Path) -> list[str]:
     names = sorted(entry.name for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith("."))
     if not names:
-        raise MissingDataError(f"{folder} holds no class folders; an image folder holds {LAYOUT}")
+        raise MissingDataError(f"{folder} contains no class folders; an image folder must contain {LAYOUT}")
     return names
 
 
@@ -67,8 +67,8 @@ def _part(folder: Path, classes: Sequence[str], channels: int, size: int | None)
         files += found
         labels += [number] * len(found)
     if not files:
-        raise MissingDataError(f"{folder} holds no images ({', '.join(sorted(ENDINGS))}) in its class folders")
-    # Pillow leaves the interpreter lock while it decodes, so threads use every core.
+        raise MissingDataError(f"the class folders in {folder} contain no images ({', '.join(sorted(ENDINGS))})")
+    # Pillow releases the interpreter lock while it decodes, so threads use every core.
     with ThreadPoolExecutor() as pool:
         images = list(pool.map(lambda path: _decoded(path, MODES[channels], size), files))
     _check_sizes(files, images)
@@ -84,7 +84,7 @@ def _decoded(path: Path, mode: str, size: int | None) -> np.ndarray[Any, np.dtyp
             if size is not None and converted.size != (size, size):
                 converted = converted.resize((size, size), Image.Resampling.BILINEAR)
             pixels = np.asarray(converted, dtype=np.uint8)
-    except Exception as error:  # Pillow raises a dozen kinds on damaged files
+    except Exception as error:  # Pillow raises a dozen types of exception for damaged files
         raise DataError(f"image {path} cannot be read: {error}. Repair or remove it.") from error
     return pixels[None] if pixels.ndim == 2 else np.ascontiguousarray(pixels.transpose(2, 0, 1))
 

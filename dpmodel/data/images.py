@@ -1,4 +1,4 @@
-"""Resizing of images that are held as bytes."""
+"""Resizes images of type uint8."""
 
 from __future__ import annotations
 
@@ -9,21 +9,21 @@ from torch import Tensor
 from monitors import checks
 from monitors.errors import DataError
 
-CHUNK = 512  # keeps the float copy inside the processor cache: more than twice as fast as all at once
+CHUNK = 512  # keeps the float copy in the processor cache: more than twice as fast as all at once
 
 
 def resize_images(images: Tensor, size: int) -> Tensor:
-    """Bilinear resize of uint8 images to ``size`` x ``size``, rounded to uint8 again.
+    """Bilinear resize of uint8 images to ``size`` x ``size``, rounded to uint8.
 
-    Pixel centres are at half numbers, as in OpenCV and in the tutorial's ``Resize``; when an image shrinks, the filter
-    is widened so that no pixel is lost (antialiasing).
+    Pixel centres are at half-integers, as in OpenCV and in the tutorial's ``Resize``. When an image shrinks, the filter
+    is widened so that no pixel is skipped (antialiasing).
 
     Args:
         images: (N, channels, height, width) of uint8.
         size: New height and width.
 
     Returns:
-        (N, channels, size, size) of uint8; ``images`` itself where it has that size.
+        (N, channels, size, size) of uint8; ``images`` itself if it already has that size.
 
     Raises:
         DataError: Not a batch of uint8 images.

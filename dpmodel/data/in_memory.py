@@ -12,23 +12,23 @@ from monitors.errors import DataError
 
 Constants = float | Sequence[float] | None
 
-#: Types of inputs that are whole numbers by themselves, such as tokens.
+#: Types of inputs that are used as integers, such as tokens.
 WHOLE = (torch.int64, torch.int32)
 
 
 class InMemoryDataset(Dataset[tuple[Tensor, Tensor]]):
-    """Inputs ``x`` and targets ``y``; images stay bytes and become floats in [0, 1] when they are read.
+    """Inputs ``x`` and targets ``y`` in memory. Images stay bytes and become floats in [0, 1] when they are read.
 
     Args:
-        x: (N, ...) inputs: uint8 images (N, channels, height, width), float32, or whole numbers such as tokens (int64
-            or int32, kept as int64), which reach the network as they are.
-        y: (N,) labels, whole numbers, kept as int64; or (N, k) numbers to predict, float32.
-        mean: Subtracted from the floats, one number or one per channel. A PUBLIC constant: a mean computed from the
-            private training data would be a release that no ledger row covers.
-        std: Divided by, likewise; positive. Neither can be given for whole numbers.
+        x: (N, ...) inputs: uint8 images (N, channels, height, width), float32, or integers such as tokens (int64 or
+            int32, stored as int64), which are passed to the network unchanged.
+        y: (N,) integer labels, stored as int64; or (N, k) numbers to predict, float32.
+        mean: Subtracted from the floats: one number, or one per channel. It must be a PUBLIC constant, because a mean
+            of the private training data would be a release that no ledger row covers.
+        std: Public, positive constant by which the floats are then divided. Integers take neither ``mean`` nor ``std``.
 
     Raises:
-        DataError: Lengths, types or constants do not fit.
+        DataError: Lengths, types or constants do not match.
 
     Example:
         >>> images = torch.full((3, 1, 2, 2), 255, dtype=torch.uint8)
@@ -48,9 +48,10 @@ class InMemoryDataset(Dataset[tuple[Tensor, Tensor]]):
             raise DataError(f"std must be positive, got {self._std.flatten().tolist()}")
 
     def transform_batch(self, x: Tensor) -> Tensor:
-        """What the network takes, from a batch of raw inputs; shape kept.
+        """Convert a batch of stored inputs for the network; the shape is kept.
 
-        Bytes are divided by 255; then, as floats, minus ``mean``, over ``std``. Whole numbers stay as they are.
+        Bytes are divided by 255. Then ``mean`` is subtracted, and the result is divided by ``std``. Integers are not
+        changed.
         """
         values = x.float().div_(255.0) if x.dtype == torch.uint8 else x
         if self._mean is not None:
@@ -65,7 +66,7 @@ class InMemoryDataset(Dataset[tuple[Tensor, Tensor]]):
         return self.transform_batch(self.x.index_select(0, rows)), self.y.index_select(0, rows)
 
     def to(self, device: torch.device | str) -> InMemoryDataset:
-        """The same examples on ``device``; this set itself where they already are."""
+        """The same examples on ``device``; the data set itself if they are already there."""
         if self.x.device == torch.device(device):
             return self
         moved = InMemoryDataset.__new__(InMemoryDataset)
@@ -86,7 +87,7 @@ class InMemoryDataset(Dataset[tuple[Tensor, Tensor]]):
 def _check_tensors(x: Tensor, y: Tensor) -> None:
     if x.dtype not in (torch.uint8, torch.float32, *WHOLE):
         raise DataError(
-            f"x must be uint8 (images), float32, or int64 or int32 (whole numbers such as tokens), got {x.dtype}; "
+            f"x must be uint8 (images), float32, or int64 or int32 (integers such as tokens), got {x.dtype}; "
             "convert it first"
         )
     if x.dim() < 2:
@@ -96,7 +97,7 @@ def _check_tensors(x: Tensor, y: Tensor) -> None:
         several = y.dim() == 2 and not y.is_floating_point() and not y.is_complex()
         remedy = "; for several labels per example (multi-label) convert to float32, with y.float()" if several else ""
         raise DataError(
-            f"y must be one whole number per example, or float32 of shape (N, k), got {y.dtype} of shape "
+            f"y must be one integer per example, or float32 of shape (N, k), got {y.dtype} of shape "
             f"{tuple(y.shape)}{remedy}"
         )
     if len(x) != len(y):
@@ -108,8 +109,8 @@ def _constant(name: str, value: Constants, x: Tensor) -> Tensor | None:
         return None
     if x.dtype in WHOLE:
         raise DataError(
-            f"{name}={value!r} cannot be applied to inputs of {x.dtype}: whole numbers such as tokens reach the "
-            f"network as they are. Leave {name} out, or give the inputs as float32"
+            f"{name}={value!r} cannot be applied to inputs of {x.dtype}: integers such as tokens are passed to the "
+            f"network unchanged. Omit {name}, or convert the inputs to float32"
         )
     numbers = torch.as_tensor(value, dtype=torch.float32).flatten()
     if not bool(numbers.isfinite().all()):

@@ -1,4 +1,4 @@
-"""Where data files are looked for, and what is said when they are not there."""
+"""Where data files are searched, and the error if they are missing."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ DOWNLOAD_TIMEOUT_S = 30.0
 
 
 def cache_folder() -> Path:
-    """``$DPMODEL_CACHE``, or ``~/.cache/dpmodel`` (under ``$XDG_CACHE_HOME`` where that is set)."""
+    """``$DPMODEL_CACHE``, or ``~/.cache/dpmodel`` (under ``$XDG_CACHE_HOME`` if that is set)."""
     own = os.environ.get("DPMODEL_CACHE")
     if own:
         return Path(own).expanduser()
@@ -22,17 +22,17 @@ def cache_folder() -> Path:
 
 
 def full_path(root: str | os.PathLike[str]) -> Path:
-    """``root`` from the top of the file system, so that an error says where was looked whatever the current folder."""
+    """``root`` as an absolute path, so that an error names the searched folder whatever the current one."""
     return Path(root).expanduser().absolute()
 
 
 def embedded_folders() -> tuple[Path, ...]:
-    """Folders of data that come with a source checkout: that of this package, and the current one."""
+    """Data folders of a source checkout: next to this package, and in the current folder."""
     return Path(__file__).resolve().parents[2] / "examples" / "data", Path.cwd() / "examples" / "data"
 
 
 def first_complete(folders: Sequence[Path], files: Sequence[str]) -> dict[str, Path] | None:
-    """The paths of ``files`` in the first folder that has them all, each plain or with ``.gz``; None where none has."""
+    """The paths of ``files``, each plain or with ``.gz``, in the first folder that has all; None if there is none."""
     for folder in folders:
         found = {name: _existing(folder, name) for name in files}
         complete = {name: path for name, path in found.items() if path is not None}
@@ -42,17 +42,17 @@ def first_complete(folders: Sequence[Path], files: Sequence[str]) -> dict[str, P
 
 
 def fetch(download: Callable[[Path], object], into: Path, what: str, files: Sequence[str], put: Path) -> None:
-    """Run a download of torchvision into ``into``.
+    """Download into ``into`` with torchvision.
 
     Args:
         download: Called with the folder.
-        into: The folder, made where missing.
+        into: The folder; created if missing.
         what: Name of the data set.
-        files: The files it consists of.
-        put: Where a user may put them by hand.
+        files: The files of the data set.
+        put: The folder in which the user may put them by hand.
 
     Raises:
-        MissingDataError: The download failed; says why, and which files to put where.
+        MissingDataError: The download failed; the message says why, and which files to put where.
     """
     try:
         into.mkdir(parents=True, exist_ok=True)
@@ -63,7 +63,7 @@ def fetch(download: Callable[[Path], object], into: Path, what: str, files: Sequ
 
 
 def missing(what: str, files: Sequence[str], put: Path, why: str) -> MissingDataError:
-    """The error for data that are not there."""
+    """The error for missing data."""
     return MissingDataError(
         f"{what} was not found: {why}. Put {', '.join(files)} into {put}, "
         "or set data.root to the folder that holds them."
@@ -79,7 +79,7 @@ def _existing(folder: Path, name: str) -> Path | None:
 
 @contextlib.contextmanager
 def _network_timeout() -> Iterator[None]:
-    # torchvision opens its connections without a limit: behind a silent firewall a training would hang for ever.
+    # torchvision connects without a timeout, so a training behind a silent firewall would hang forever.
     before = socket.getdefaulttimeout()
     socket.setdefaulttimeout(DOWNLOAD_TIMEOUT_S)
     try:

@@ -22,12 +22,12 @@ def mnist(root: str | os.PathLike[str] | None = None, download: bool = True) -> 
     """60,000 training and 10,000 test images of handwritten digits, 28 x 28.
 
     Args:
-        root: Folder of the four IDX files (or of ``MNIST/raw`` or ``raw`` with them), plain or ``.gz``. None: the copy
-            in a source checkout, then the cache folder.
-        download: Whether torchvision may fetch them when they are in none of these places.
+        root: Folder that contains the four IDX files, plain or ``.gz``, directly or in ``MNIST/raw`` or ``raw``. None:
+            the copy in a source checkout, then the cache folder.
+        download: Let torchvision download the files if they are missing.
 
     Raises:
-        MissingDataError: Not found and not fetched; names the files and the folder to put them in.
+        MissingDataError: Not found and not downloaded; the message names the files and the folder to put them in.
         DataError: A file is damaged.
 
     References:
@@ -82,8 +82,8 @@ def _examples(images: Path, labels: Path) -> tuple[Tensor, Tensor]:
     x, y = torch.from_numpy(read_idx(images, dimensions=3)), torch.from_numpy(read_idx(labels, dimensions=1))
     if len(x) != len(y):
         raise DataError(
-            f"{images} holds {len(x)} images but {labels} holds {len(y)} labels: they do not belong together"
+            f"{images} has {len(x)} images but {labels} has {len(y)} labels: the files do not belong together"
         )
     if x.dtype != torch.uint8:
-        raise DataError(f"{images} must hold bytes, it holds {x.dtype}")
+        raise DataError(f"{images} must contain uint8 images, got {x.dtype}")
     return x.unsqueeze(1), y.long()

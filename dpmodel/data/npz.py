@@ -1,4 +1,4 @@
-"""A user's own tensors from one numpy archive."""
+"""Arrays from a NumPy archive."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from monitors.errors import DataError, MissingDataError
 
 KEYS = ("x_train", "y_train", "x_test", "y_test")
 
-#: What an archive of ``numpy.savez`` begins with; the second is one without arrays.
+#: First bytes of an archive of ``numpy.savez``; the second is that of an archive without arrays.
 ZIP_MAGIC = (b"PK\x03\x04", b"PK\x05\x06")
 
 HOW_TO_MAKE = f"make one with numpy.savez('data.npz', {', '.join(f'{key}=...' for key in KEYS)})"
 
-#: Whole numbers that are inputs by themselves, such as tokens.
+#: Types of inputs that are used as integers, such as tokens.
 _WHOLE = (np.dtype(np.int64), np.dtype(np.int32))
 
 
@@ -32,18 +32,19 @@ def npz(root: str | os.PathLike[str], num_classes: int | None = None) -> RawSpli
 
     Args:
         root: The file.
-        num_classes: Number of classes. None: the largest training label plus one. For numbers to predict it is how
-            many each example has.
+        num_classes: Number of classes; None: the largest training label plus one. For regression, the number of
+            targets per example.
 
     Shapes:
-        x (N, height, width) or (N, channels, height, width) of uint8 for images; (N, ...) of int64 or int32 for whole
-        numbers such as tokens (read as int64); (N, ...) of floats otherwise (read as float32). y (N,) of whole numbers
-        from 0 on for classes, or (N, k) or (N,) of floats for regression and for several labels per example (read as
-        float32, shape (N, k) or (N, 1)).
+        x: images are uint8 (N, height, width) or (N, channels, height, width); integers such as tokens are int64 or
+        int32 (N, ...), read as int64; other inputs are floats (N, ...), read as float32. y: class labels are integers
+        (N,) from 0 on; targets for regression or multi-label classification are floats (N, k) or (N,), read as float32
+        of shape (N, k) or (N, 1).
 
     Raises:
-        MissingDataError: There is no such file.
-        DataError: Not such an archive, an array is missing, or of the wrong type. Pickled objects are never loaded.
+        MissingDataError: The file does not exist.
+        DataError: The file is not such an archive, or an array is missing or has the wrong type. Pickled objects are
+            never loaded.
     """
     file = locations.full_path(root)
     if not file.is_file():
@@ -54,7 +55,7 @@ def npz(root: str | os.PathLike[str], num_classes: int | None = None) -> RawSpli
     x_train, x_test = (_inputs(arrays[key], f"{file}: {key}") for key in ("x_train", "x_test"))
     y_train, y_test = (_targets(arrays[key], f"{file}: {key}") for key in ("y_train", "y_test"))
     if num_classes is None:
-        # Of the training part alone: a stray label among the test data must not give the network more outputs.
+        # From the training labels only: a stray test label must not give the network more outputs.
         num_classes = y_train.shape[1] if y_train.dim() > 1 else _largest(y_train) + 1
     return RawSplits(x_train, y_train, x_test, y_test, num_classes, str(file))
 
@@ -77,14 +78,14 @@ def _arrays(file: Path) -> dict[str, np.ndarray[Any, Any]]:
     except DataError:
         raise
     except (OSError, ValueError, EOFError, AttributeError, TypeError, zipfile.BadZipFile) as error:
-        raise DataError(f"{file} is no readable .npz archive of plain arrays: {error}") from error
+        raise DataError(f"{file} is not a readable .npz archive of plain arrays: {error}") from error
 
 
 def _require_archive(file: Path) -> None:
-    # numpy takes whatever is no archive for a pickle, and advises to load it: that would run what it holds.
+    # NumPy treats anything other than an archive as a pickle and suggests loading it, which would run its code.
     with file.open("rb") as stream:
         if stream.read(len(ZIP_MAGIC[0])) not in ZIP_MAGIC:
-            raise DataError(f"{file} is no .npz archive, whatever its name; {HOW_TO_MAKE}")
+            raise DataError(f"{file} is not an .npz archive; {HOW_TO_MAKE}")
 
 
 def _inputs(values: np.ndarray[Any, Any], name: str) -> Tensor:
@@ -98,8 +99,8 @@ def _inputs(values: np.ndarray[Any, Any], name: str) -> Tensor:
     whole = values.dtype.newbyteorder("=") in _WHOLE
     if not whole and not np.issubdtype(values.dtype, np.floating):
         raise DataError(
-            f"{name}: inputs must be uint8 (images), floats, or int64 or int32 (whole numbers such as tokens), got "
-            f"{values.dtype}; convert them with astype, for tokens astype('int64')"
+            f"{name}: inputs must be uint8 (images), floats, or int64 or int32 (integers such as tokens), got "
+            f"{values.dtype}; convert them with astype, for example astype('int64') for tokens"
         )
     if values.ndim < 2:
         raise DataError(f"{name}: inputs must have one row per example, got shape {values.shape}")
@@ -113,13 +114,13 @@ def _targets(values: np.ndarray[Any, Any], name: str) -> Tensor:
         numbers = torch.from_numpy(np.ascontiguousarray(values, dtype=np.float32))
         return numbers.unsqueeze(1) if values.ndim == 1 else numbers
     raise DataError(
-        f"{name}: targets must be one whole number per example (its class), or one or several floats (regression), got "
+        f"{name}: targets must be one integer per example (its class), or one or more floats (regression), got "
         f"{values.dtype} of shape {values.shape}{_remedy(values)}"
     )
 
 
 def _remedy(values: np.ndarray[Any, Any]) -> str:
-    """What to do about targets that several labels per example, or a column too many, would explain."""
+    """What to do about targets that look like several labels per example, or have an extra dimension."""
     if values.ndim != 2 or values.dtype.kind not in "biu":
         return ""
     if values.shape[1] == 1:

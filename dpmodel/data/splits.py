@@ -1,4 +1,4 @@
-"""A data set with its training and test part, as every reader hands it on."""
+"""A data set with its training and test part, as returned by every reader."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ PERMUTATION_SEED = 0
 
 @dataclass(frozen=True)
 class RawSplits:
-    """What a reader returns: tensors as they lie in the files.
+    """The data that a reader returns, as stored in the files.
 
     Args:
-        x_train: (N, ...) uint8 images (N, channels, height, width), float32, or whole numbers such as tokens (int64 or
+        x_train: (N, ...) uint8 images (N, channels, height, width), float32, or integers such as tokens (int64 or
             int32).
-        y_train: (N,) whole numbers in [0, num_classes), or (N, num_classes) floats for regression and for several
-            labels per example.
+        y_train: (N,) integers in [0, num_classes), or (N, num_classes) floats for regression and multi-label
+            classification.
         x_test: Like ``x_train``.
         y_test: Like ``y_train``.
-        num_classes: Number of classes, or of numbers to predict; public.
-        source: Where the data came from, in words.
+        num_classes: Number of classes, or of numbers to predict per example; public.
+        source: Where the data came from.
     """
 
     x_train: Tensor
@@ -46,10 +46,10 @@ class DataSplits:
 
     Args:
         name: Name of the data set.
-        train: The private examples.
-        test: Examples to measure with.
-        num_classes: Number of classes, or of numbers to predict; public.
-        source: Where the data came from, in words.
+        train: The private training examples.
+        test: The test examples.
+        num_classes: Number of classes, or of numbers to predict per example; public.
+        source: Where the data came from.
     """
 
     name: str
@@ -60,17 +60,17 @@ class DataSplits:
 
     @property
     def example_shape(self) -> tuple[int, ...]:
-        """Shape of one input, for images (channels, height, width)."""
+        """Shape of one input; (channels, height, width) for images."""
         return tuple(self.train.x.shape[1:])
 
     def describe(self) -> str:
-        """How much there is to learn from, and what: ``"300 training examples, 2 classes"``."""
+        """Size and task of the data set: ``"300 training examples, 2 classes"``."""
         what, many = ("number", "numbers") if self.train.y.is_floating_point() else ("class", "classes")
         kind = f"{self.num_classes} {what if self.num_classes == 1 else many}"
         return f"{len(self.train):,} training examples, {kind}{' to predict' if what == 'number' else ''}"
 
     def network_defaults(self) -> dict[str, Any]:
-        """What the data imply for a network's arguments: ``build_network(..., defaults=...)`` takes it."""
+        """Network arguments that follow from the data, for ``build_network(..., defaults=...)``."""
         shape = self.example_shape
         implied = {"num_classes": self.num_classes, "in_features": math.prod(shape), "in_channels": shape[0]}
         return {**implied, "image_size": shape[-1]} if len(shape) == 3 else implied
@@ -86,10 +86,10 @@ def finish_splits(
     limit: int | None = None,
     test_limit: int | None = None,
 ) -> DataSplits:
-    """Check, shorten and resize what a reader returned. See ``load_dataset`` for the arguments."""
+    """Check, limit and resize the data of a reader. See ``load_dataset`` for the arguments."""
     if raw.y_train.is_floating_point() != raw.y_test.is_floating_point():
         raise DataError(
-            f"{name}: targets are {raw.y_train.dtype} in train and {raw.y_test.dtype} in test; give one type"
+            f"{name}: targets are {raw.y_train.dtype} in train and {raw.y_test.dtype} in test; convert them to one type"
         )
     parts = []
     for part, x, y, most in (("train", raw.x_train, raw.y_train, limit), ("test", raw.x_test, raw.y_test, test_limit)):
@@ -101,7 +101,7 @@ def finish_splits(
             x = resize_images(x, image_size)
         parts.append(InMemoryDataset(x, y, mean=mean, std=std))
     if parts[0].x.shape[1:] != parts[1].x.shape[1:] or parts[0].x.dtype != parts[1].x.dtype:
-        raise DataError(f"{name}: train is {parts[0]!r} and test is {parts[1]!r}; both must have one shape and type")
+        raise DataError(f"{name}: train is {parts[0]!r} and test is {parts[1]!r}; shape and type must be the same")
     return DataSplits(name, parts[0], parts[1], raw.num_classes, raw.source)
 
 
@@ -118,7 +118,7 @@ def _check_examples(name: str, x: Tensor, y: Tensor, num_classes: int) -> None:
         _check_labels(name, y, num_classes)
     if x.is_floating_point() and not bool(x.isfinite().all()):
         row = int((~x.flatten(1).isfinite().all(1)).nonzero()[0])
-        raise DataError(f"{name}: the input of row {row} holds NaN or infinite values; remove or repair it")
+        raise DataError(f"{name}: the input in row {row} has NaN or infinite values; remove or repair it")
 
 
 def _check_labels(name: str, y: Tensor, num_classes: int) -> None:
@@ -126,9 +126,9 @@ def _check_labels(name: str, y: Tensor, num_classes: int) -> None:
     if len(wrong):
         row = int(wrong[0])
         raise DataError(
-            f"{name}: label {int(y[row])} of row {row} is not in [0, {num_classes}); "
-            f"{len(wrong)} labels are out of range. There are {num_classes} classes, counted in the training labels "
-            "unless num_classes is stated: correct the labels, or state num_classes"
+            f"{name}: label {int(y[row])} in row {row} is not in [0, {num_classes}); "
+            f"{len(wrong)} labels are out of range. Unless num_classes is given, the number of classes is that of the "
+            "training labels: correct the labels, or set num_classes"
         )
 
 
@@ -137,7 +137,7 @@ def _public_rows(total: int, most: int | None, name: str) -> Tensor | None:
         return None
     checks.positive_int(**{name: most})
     if most > total:
-        raise ValueError(f"{name} is {most}, but there are only {total} examples; use at most {total}, or leave it out")
+        raise ValueError(f"{name} is {most}, but there are only {total} examples; use at most {total}, or omit it")
     generator = torch.Generator().manual_seed(PERMUTATION_SEED)
-    # Files are often ordered by class, so the first rows would be one class only.
+    # Files are often ordered by class, so the first rows might all be of one class.
     return torch.randperm(total, generator=generator)[:most].sort().values

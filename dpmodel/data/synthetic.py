@@ -1,4 +1,4 @@
-"""A small classification problem made on the spot, for tests and first steps."""
+"""A small synthetic classification problem, for tests and first steps."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ def synthetic(
     noise: float = 0.5,
     seed: int = 0,
 ) -> RawSplits:
-    """Byte images: one random smooth pattern per class, plus noise; the same for one ``seed`` everywhere.
+    """uint8 images: a random smooth pattern per class, plus noise. The same ``seed`` gives the same data everywhere.
 
     Args:
         num_train: Number of training examples.
         num_test: Number of test examples.
-        num_classes: Number of classes, drawn uniformly.
+        num_classes: Number of classes; labels are drawn uniformly.
         shape: (channels, height, width).
-        noise: Standard deviation of the noise relative to that of the patterns; 0.5 is easy, 3 is hard.
+        noise: Standard deviation of the noise, relative to that of the patterns; 0.5 is easy, 3 is hard.
         seed: Public seed.
 
     Example:

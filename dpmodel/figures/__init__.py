@@ -1,4 +1,4 @@
-"""Figures of one or several trainings: metric against epsilon; noise, bound and epsilon against the step."""
+"""Figures of trainings: metric against epsilon; noise multiplier, norm bound and epsilon against the step."""
 
 from dpmodel.figures.curve import Curve as Curve
 from dpmodel.figures.curve import curve_of_run as curve_of_run

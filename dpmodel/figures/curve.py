@@ -1,4 +1,4 @@
-"""What is drawn as one line: a training, or several of one kind, with its schedule and its privacy."""
+"""The data behind one line of a figure: one training, or several of one kind, with schedule and privacy."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ _MOST_POINTS = 400
 
 @dataclass(frozen=True)
 class Curve:
-    """One line of every figure.
+    """The data behind one line of each figure.
 
     Args:
-        name: Its label.
-        histories: Its trainings, at least one; several differ by their seeds only.
+        name: Label of the line.
+        histories: One history per training, at least one; the trainings differ only in their seeds.
         multiplier_steps: Steps at which ``multipliers`` are given.
         multipliers: Noise multipliers.
         privacy: Epsilon over the steps.
@@ -44,11 +44,11 @@ class Curve:
 
     @property
     def steps(self) -> list[int]:
-        """Steps done at the end of each epoch, of the longest training."""
+        """Steps done at the end of each epoch of the longest training."""
         return max((history.column("step") for history in self.histories), key=len)
 
     def columns(self, name: str) -> Floats:
-        """One column of the histories, shape (trainings, epochs); NaN where a training has no value."""
+        """One column of the histories, shape (trainings, epochs); NaN if a training has no value."""
         rows = np.full((len(self.histories), len(self.steps)), np.nan)
         for row, history in zip(rows, self.histories, strict=True):
             if name in history.columns:
@@ -67,10 +67,10 @@ def curve_of_plan(name: str, plan: TrainingPlan, histories: Sequence[History], p
 
 
 def curve_of_run(path: str | os.PathLike[str], name: str | None = None) -> Curve:
-    """The curve of one run folder, of ``dpmodel train`` or of ``fit(output=...)``; epsilon is that of its ledger.
+    """The curve of a run folder written by ``dpmodel train`` or ``fit(output=...)``; epsilon comes from its ledger.
 
     Raises:
-        ConfigError: ``path`` holds no training, or its history or report is missing.
+        ConfigError: ``path`` is not a run folder, or its history or report is missing.
     """
     folder, label = RunFolder(Path(path)), name or Path(path).name
     if folder.ledger.is_file() and not folder.config.is_file():
@@ -86,7 +86,7 @@ def curve_of_run(path: str | os.PathLike[str], name: str | None = None) -> Curve
 
 
 def _curve_of_python(folder: RunFolder, name: str) -> Curve:
-    """The curve of a training that was written in Python: its report says what a configuration would."""
+    """The curve of a training with ``fit(output=...)``, whose report takes the place of a configuration."""
     try:
         report = json.loads(folder.report.read_text(encoding="utf-8"))
         delta, accountant, mechanism = float(report["delta"]), str(report["accountant"]), report["mechanism"]
@@ -107,13 +107,13 @@ def _curve_of_python(folder: RunFolder, name: str) -> Curve:
 def _schedule(
     ledger: Ledger, done: int, factor: float, history: History, first: float
 ) -> tuple[tuple[int, ...], tuple[float, ...]]:
-    """Steps and noise multipliers of a training, as its ledger has them.
+    """Steps and noise multipliers of a training, from its ledger.
 
-    Those at the ends of the epochs alone, from the history, if the events of the ledger do not state them.
+    If the events of the ledger do not state them, those at the ends of the epochs, from the history.
     """
     kept = [(event, count) for event, count in ledger.kept if not isinstance(event, ViolationEvent)]
     counts = np.array([count for _, count in kept], dtype=np.int64)
-    # What was recorded beside the steps, such as a private statistic, came before them.
+    # Releases other than steps, such as a private statistic, were made before them.
     starts = (np.cumsum(counts) - counts - max(int(counts.sum()) - done, 0)).clip(min=0)
     stated = np.array([_stated_multiplier(event.to_dict()) for event, _ in kept]) * factor
     known = [(row.step - 1, row.noise_multiplier) for row in history if row.noise_multiplier is not None]
@@ -128,7 +128,7 @@ def _schedule(
 
 
 def _stated_multiplier(event: object) -> float:
-    """The first noise multiplier in the JSON values of an event; NaN where there is none."""
+    """The first noise multiplier in the JSON values of an event; NaN if there is none."""
     if isinstance(event, dict):
         if "noise_multiplier" in event:
             return float(event["noise_multiplier"])
@@ -138,7 +138,7 @@ def _stated_multiplier(event: object) -> float:
 
 
 def _steps_done(folder: RunFolder, ledger: Ledger) -> int | None:
-    """Steps that the ledger of a run folder charges; None where each release that was kept is one."""
+    """Steps that the ledger of a run folder charges; None if every kept release is a step."""
     if RESERVED_NOTE in ledger.notes:
         return None
     try:
@@ -155,5 +155,5 @@ def _read(folder: RunFolder, delta: float) -> tuple[Ledger, History]:
     except (OSError, ValueError) as error:
         raise ConfigError(f"{folder.path} cannot be drawn: {error}") from error
     if not len(history):
-        raise ConfigError(f"{folder.path} cannot be drawn: no epoch of it has ended")
+        raise ConfigError(f"{folder.path} cannot be drawn: it has no finished epoch yet")
     return ledger, history

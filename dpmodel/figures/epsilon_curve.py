@@ -20,13 +20,13 @@ Floats = NDArray[np.float64]
 
 #: A curve with fewer steps than this has epsilon after every step; a longer one has about as many points.
 MOST_MARKS = 128
-#: Fewest points of a curve whose ledger has so many rows that each point takes a noticeable time.
+#: Fewest points of a curve if the ledger has so many rows that each point takes noticeable time.
 LEAST_MARKS = 24
-#: Most points if the accountant needs a coarse version of itself for pictures, because each point takes long.
-DEAR_MARKS = 48
-#: Rows of a ledger times points of its curve, at most; the second number is for such an accountant.
-_MOST_ROWS, _MOST_DEAR_ROWS = 200_000, 40_000
-#: Part of the last epsilon that may lie between two neighbouring points, as long as more points may be computed.
+#: Most points if the accountant is slow, so that it has a ``coarse`` version for figures.
+SLOW_MARKS = 48
+#: Largest product of ledger rows and curve points; the second constant is for a slow accountant.
+_MOST_ROWS, _MOST_SLOW_ROWS = 200_000, 40_000
+#: Largest rise between neighbouring points, as a share of the last epsilon, while more points may be computed.
 _RESOLUTION = 0.01
 
 
@@ -36,9 +36,9 @@ class Privacy:
 
     Args:
         steps: Steps done, ascending, from 0.
-        epsilons: Epsilon after that many steps; never falls, possibly infinite.
-        delta: Its delta.
-        accountant: Its accountant.
+        epsilons: Epsilon after that many steps; non-decreasing, possibly infinite.
+        delta: Delta of the epsilons.
+        accountant: Name of the accountant.
     """
 
     steps: tuple[int, ...]
@@ -47,7 +47,7 @@ class Privacy:
     accountant: str
 
     def at(self, steps: Sequence[int]) -> Floats:
-        """Epsilon after each of ``steps``, or after the next step at which it was computed: never too small.
+        """Epsilon after each of ``steps``, or after the next step at which it is known, so never too small.
 
         Example:
             >>> Privacy((0, 10, 20), (0.0, 1.0, 1.5), 1e-5, "rdp").at([10, 11, 20]).tolist()
@@ -61,18 +61,18 @@ class Privacy:
 def epsilon_over(
     ledger: Ledger, steps: Sequence[int], delta: float, accountant: str | Accountant, done: int | None = None
 ) -> Privacy:
-    """Epsilon after each step of a training, or after about a hundred steps of a long one.
+    """Epsilon after each step of a training; for a long training, after about a hundred of its steps.
 
-    The steps of a long training are chosen so that epsilon rises little between neighbours; the first step, the last
-    one and the ends of the epochs are among them. After the last step, epsilon is the accountant's own figure; before,
-    it is that of its ``coarse`` version, which is an upper bound too.
+    The steps of a long training are chosen so that epsilon rises little between neighbours; they include the first
+    step, the last step and the ends of the epochs. The epsilon after the last step is the accountant's own figure. The
+    earlier ones come from its ``coarse`` version, which is also an upper bound.
 
     Args:
-        ledger: Ledger of the whole training, lost steps included.
+        ledger: Ledger of the whole training, including lost steps.
         steps: Steps done at the ends of the epochs, ascending.
         delta: Strictly between 0 and 1.
         accountant: Name or object.
-        done: Steps done in all; default: one for each release that was kept. Releases beyond these, such as a private
+        done: Total number of steps; default: the number of kept releases. Additional releases, such as a private
             statistic, are charged from the first step on.
 
     Example:
@@ -85,26 +85,26 @@ def epsilon_over(
     last = kept if done is None else done
     others = max(kept - last, 0)
     coarse = chosen.coarse()
-    # Whatever follows the last step, such as a violation, is in every figure of the finished training too.
+    # The last figure includes everything after the last step, such as a violation, as any figure of the training does.
     final = chosen.epsilon(ledger, delta)
 
     def epsilon(step: int) -> float:
         if step == last:
             return final
-        # What was spent never falls, so the last figure bounds the earlier ones, whose own bounds may be wider.
+        # Epsilon never falls, so the last figure bounds the earlier ones, whose own bounds may be looser.
         return min(coarse.epsilon(first_releases(ledger, step + others), delta), final)
 
-    most = _marks_for(ledger, dear=coarse is not chosen)
+    most = _marks_for(ledger, slow=coarse is not chosen)
     found = _refined(epsilon, [step for step in steps if 0 < step < last], last, most)
     marks = sorted(found)
-    # The search inside an accountant may end a rounding error lower; what was spent never falls.
+    # The search inside an accountant may end lower by a rounding error, but epsilon never falls.
     return Privacy((0, *marks), (0.0, *accumulate((found[mark] for mark in marks), max)), delta, chosen.name)
 
 
 def first_releases(ledger: Ledger, count: int) -> Ledger:
-    """``ledger`` as it was after ``count`` steps that were kept, with all that had been lost by then.
+    """``ledger`` as it was after ``count`` kept steps, including everything lost by then.
 
-    A violation is no step: it is part of what it follows.
+    A violation is not a step; it belongs to the step that it follows.
 
     Example:
         >>> from monitors import GaussianEvent
@@ -132,13 +132,13 @@ def _violations(ledger: Ledger) -> NDArray[np.bool_]:
     return np.array([isinstance(event, ViolationEvent) for event, _ in ledger], dtype=bool)
 
 
-def _marks_for(ledger: Ledger, *, dear: bool) -> int:
-    marks, rows = (DEAR_MARKS, _MOST_DEAR_ROWS) if dear else (MOST_MARKS, _MOST_ROWS)
+def _marks_for(ledger: Ledger, *, slow: bool) -> int:
+    marks, rows = (SLOW_MARKS, _MOST_SLOW_ROWS) if slow else (MOST_MARKS, _MOST_ROWS)
     return min(marks, max(LEAST_MARKS, rows // max(len(ledger), 1)))
 
 
 def _refined(epsilon: Callable[[int], float], ends: Sequence[int], last: int, most: int) -> dict[int, float]:
-    """``epsilon`` at ``most`` steps: all of them if there are so few, else where it rises most."""
+    """``epsilon`` at up to ``most`` steps: all of them if there are few enough, else where it rises most."""
     if last <= most:
         return {step: epsilon(step) for step in range(1, last + 1)}
     found = {step: epsilon(step) for step in (1, *_evenly(ends, most // 2), last)}

@@ -1,4 +1,4 @@
-"""Figures as files."""
+"""Saves figures as files."""
 
 from __future__ import annotations
 
@@ -15,33 +15,33 @@ if TYPE_CHECKING:
 
 #: Formats that a figure can be saved in.
 FORMATS = ("png", "svg", "pdf")
-#: Formats that figures are saved in where none are asked for.
+#: Formats that figures are saved in by default.
 DEFAULT_FORMATS = ("png", "svg")
 DOTS_PER_INCH = 150
 
 
 def require_format(path: str | os.PathLike[str]) -> str:
-    """The format that the ending of ``path`` names.
+    """The format that the file extension of ``path`` names.
 
     Raises:
-        ValueError: Figures cannot be saved in it.
+        ValueError: Figures cannot be saved in that format.
     """
     ending = Path(path).suffix.lower().lstrip(".")
     if ending not in FORMATS:
-        raise ValueError(f"a picture is saved as {', '.join('.' + name for name in FORMATS)}, got {os.fspath(path)!r}")
+        raise ValueError(f"figures are saved as {', '.join('.' + name for name in FORMATS)}, got {os.fspath(path)!r}")
     return ending
 
 
 def save_figure(figure: Figure, path: str | os.PathLike[str]) -> None:
-    """Write ``figure`` to ``path``, atomically; the ending chooses the format (``.png``, ``.svg``, ``.pdf``).
+    """Write ``figure`` to ``path`` atomically; the extension chooses the format (``.png``, ``.svg``, ``.pdf``).
 
     Raises:
-        ValueError: The ending is another.
+        ValueError: Unknown extension.
     """
     import matplotlib
 
     kind, picture = require_format(path), io.BytesIO()
-    # TrueType fonts: many publishers refuse the Type 3 fonts that are matplotlib's default.
+    # TrueType fonts, because many publishers refuse matplotlib's default, Type 3.
     with matplotlib.rc_context({"pdf.fonttype": 42}):
         figure.savefig(picture, format=kind, dpi=DOTS_PER_INCH, facecolor=figure.get_facecolor())
     write_atomically(path, picture.getvalue())

@@ -1,4 +1,4 @@
-"""All figures by name, drawn and saved."""
+"""All figures by name."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 #: The figure that needs a metric.
 METRIC_FIGURE = "metric_against_epsilon"
 
-#: File name of a figure -> what draws it.
+#: File name of a figure -> the function that draws it.
 FIGURES: Mapping[str, Callable[[Sequence[Curve], str, float | None], Figure]] = {
     METRIC_FIGURE: metric_against_epsilon,
     "noise_and_bound_against_step": noise_and_bound_against_step,
@@ -27,11 +27,11 @@ FIGURES: Mapping[str, Callable[[Sequence[Curve], str, float | None], Figure]] = 
 
 
 def draw_all(curves: Sequence[Curve], metric: str | None = "accuracy", size: float | None = None) -> dict[str, Figure]:
-    """Every figure of ``curves``, by name.
+    """All figures of ``curves``, by name.
 
     Args:
         curves: At least one.
-        metric: The history column to draw; None leaves out the figure of it.
+        metric: The history column to draw; None leaves out its figure.
         size: Width of the figures in inches.
 
     Raises:
@@ -44,17 +44,17 @@ def draw_all(curves: Sequence[Curve], metric: str | None = "accuracy", size: flo
 
 
 def inline_svg(figure: Figure, name: str, description: str) -> str:
-    """The figure as an ``<svg>`` element whose colours follow the page and whose ids are its own.
+    """The figure as an ``<svg>`` element whose colours follow the page and whose ids are unique to it.
 
     Args:
         figure: The figure.
-        name: Prefix of its ids, so that several figures share one page.
-        description: What it shows, for those who cannot see it.
+        name: Prefix of its ids, so that one page can hold several figures.
+        description: Text alternative for screen readers.
     """
     import matplotlib
 
     picture = io.StringIO()
-    # Text stays text: it is searchable, takes the font of the page and is a tenth of the size of outlines.
+    # Text stays text: it is searchable, uses the font of the page and is a tenth of the size of outlines.
     with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": name}):
         figure.savefig(picture, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
     text = picture.getvalue()

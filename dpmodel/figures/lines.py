@@ -1,4 +1,4 @@
-"""Lines against the step that show what held after each step, and nothing in between that did not."""
+"""Lines against the step that show the value after each step and do not interpolate between steps."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ if TYPE_CHECKING:
 
     from dpmodel.training.history import History
 
-#: Most points of a line that has a marker at each.
+#: Most points of a line that marks each of them.
 MARKED_POINTS = 30
 INFINITE = "epsilon is infinite: there is no guarantee"
 
 
 def draw_epsilon(axes: Axes, curve: Privacy, pen: Pen, name: str) -> None:
-    """Epsilon against the step, as stairs: over the steps to a point, the line is as high as epsilon at the point.
+    """Draw epsilon against the step as stairs: up to each point, the line is as high as epsilon at that point.
 
-    Epsilon never falls, so the line is never below what was spent, wherever it is read. A straight line between two
-    points would be: epsilon rises most at the beginning.
+    Epsilon never falls, so the line is never below what was spent. A straight line between two points would be,
+    because epsilon rises most at the beginning.
     """
     epsilons = np.asarray(curve.epsilons, dtype=np.float64)
     finite = np.isfinite(epsilons)
@@ -42,7 +42,7 @@ def draw_epsilon(axes: Axes, curve: Privacy, pen: Pen, name: str) -> None:
 
 
 def note_infinite(axes: Axes, curves: Sequence[Privacy]) -> None:
-    """Say in a panel where epsilon is infinite, unless the legend says it."""
+    """Note in a panel from which step epsilon is infinite, unless the legend says so."""
     ends = [_end_of_guarantee(curve) for curve in curves]
     if all(end is not None and np.isfinite(curve.epsilons).sum() < 2 for end, curve in zip(ends, curves, strict=True)):
         say_in(axes, INFINITE)
@@ -57,24 +57,24 @@ def _end_of_guarantee(curve: Privacy) -> int | None:
 
 
 def note(axes: Axes, text: str) -> None:
-    """Add ``text`` under the label of the horizontal axis, where it hides no line; the figure grows by it."""
+    """Add ``text`` under the label of the horizontal axis, and make the figure taller to fit it."""
     label, lines = axes.xaxis.label, fill(text, panel_width(axes), 9.0)
     label.set_text(f"{label.get_text()}\n{lines}")
     grow(axes, lines.count("\n") + 1)
 
 
 def draw_bounds(axes: Axes, histories: Sequence[History], pen: Pen, name: str, initial: float | None = None) -> None:
-    """Norm bounds of trainings against the step; several are drawn as their mean and a band over all.
+    """Draw norm bounds against the step; several trainings are drawn as their mean and a band over all.
 
-    A bound that was recorded after each step is drawn as stairs. Of one that is known at the ends of the epochs alone,
-    only those points are drawn.
+    A bound that was recorded after each step is drawn as stairs. If it is known only at the ends of the epochs, only
+    those points are drawn.
 
     Args:
         axes: The panel.
         histories: At least one training.
-        pen: How they are drawn.
-        name: Their label.
-        initial: Bound of the first step, where it is known.
+        pen: Style of the line.
+        name: Label of the line.
+        initial: Bound of the first step, if known.
     """
     traces = [_trace(history, initial) for history in histories]
     steps = np.unique(np.concatenate([trace[0] for trace in traces]))
@@ -90,24 +90,24 @@ def draw_bounds(axes: Axes, histories: Sequence[History], pen: Pen, name: str, i
 
 
 def draw_points(axes: Axes, steps: ArrayLike, values: ArrayLike, pen: Pen, name: str) -> None:
-    """What is known at some steps alone: points, and a line only if nothing has changed from one to the next."""
+    """Draw values that are known at some steps only: as points, with a line only if the value never changes."""
     style = pen.line if np.unique(np.asarray(values)).size == 1 else {"color": pen.colour, "linestyle": ""}
     axes.plot(steps, values, label=name, marker="o", markersize=3.5, **style)
 
 
 def draw_band(axes: Axes, x: Floats, rows: Floats, pen: Pen, **options: Any) -> None:
-    """A band from the smallest to the largest of ``rows``."""
+    """Draw a band from the smallest to the largest of ``rows``."""
     low, high = np.nanmin(rows, axis=0), np.nanmax(rows, axis=0)
     axes.fill_between(x, low, high, color=pen.colour, alpha=0.15, lw=0, **options)
 
 
 def marks(points: float) -> dict[str, Any]:
-    """Arguments of ``Axes.plot`` that mark each of a few points."""
+    """Arguments of ``Axes.plot`` that mark the points if there are few."""
     return {"marker": "o", "markersize": 3.5} if points <= MARKED_POINTS else {}
 
 
 def _trace(history: History, initial: float | None) -> tuple[Floats, Floats, bool]:
-    """Steps done, the bound after each, and whether it held until the next of them."""
+    """Steps done, the bound after each of them, and whether each bound held until the next step in the list."""
     ends = [(row.step, row.norm_bound) for row in history if row.norm_bound is not None]
     first = [] if initial is None else [(0, initial)]
     if history.norm_bounds:
@@ -120,7 +120,7 @@ def _trace(history: History, initial: float | None) -> tuple[Floats, Floats, boo
 
 
 def _held(known: Floats, bounds: Floats, steps: Floats) -> Floats:
-    """The bound that held after each of ``steps``; NaN before the first and after the last that is known."""
+    """The bound after each of ``steps``; NaN before the first and after the last known one."""
     places = np.searchsorted(known, steps, side="right") - 1
     found: Floats = bounds[places.clip(min=0)]
     found[(steps < known[0]) | (steps > known[-1])] = np.nan

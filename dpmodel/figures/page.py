@@ -1,4 +1,4 @@
-"""A web page in one file: its style, light and dark, without scripts and without anything to fetch."""
+"""A web page in one file: light and dark style, no scripts, nothing to download."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ footer { margin-top: 3rem; font-size: .85rem; border-top: 1px solid var(--grid);
 
 
 def web_page(title: str, body: str) -> str:
-    """A whole HTML document.
+    """A complete HTML document.
 
     Args:
         title: Plain text.
@@ -69,7 +69,7 @@ def web_page(title: str, body: str) -> str:
         '<head><meta charset="utf-8">',
         '<meta name="viewport" content="width=device-width, initial-scale=1">',
         f"<title>{escape(title)}</title>",
-        # Browsers ask a server for an icon when none is given.
+        # Without an icon, browsers request one from the server.
         '<link rel="icon" href="data:,">',
         f"<style>{_STYLE % {'light': light, 'dark': dark}}</style>",
         "</head>",

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 def metric_against_epsilon(curves: Sequence[Curve], metric: str, size: float | None = None) -> Figure:
-    """The metric after each epoch against what had been spent by then; a band holds all seeds."""
+    """The metric after each epoch against the epsilon spent by then, with a band over all seeds."""
     figure, (axes,) = make_panels(1, size)
     at = curves[0].privacy
     name = metric.removeprefix("valid_")
@@ -36,7 +36,7 @@ def metric_against_epsilon(curves: Sequence[Curve], metric: str, size: float | N
 
 
 def noise_and_bound_against_step(curves: Sequence[Curve], metric: str, size: float | None = None) -> Figure:
-    """Two panels: the noise multiplier that the schedule states, and the norm bound that was in force."""
+    """Two panels against the step: the scheduled noise multiplier, and the norm bound in use."""
     del metric
     figure, (noise, bound) = make_panels(2, size)
     dress(noise, "Noise", "step", "noise multiplier")
@@ -59,7 +59,7 @@ def noise_and_bound_against_step(curves: Sequence[Curve], metric: str, size: flo
 
 
 def epsilon_against_step(curves: Sequence[Curve], metric: str, size: float | None = None) -> Figure:
-    """What had been spent after each step."""
+    """Epsilon after each step."""
     del metric
     figure, (axes,) = make_panels(1, size)
     at = curves[0].privacy
@@ -73,7 +73,7 @@ def epsilon_against_step(curves: Sequence[Curve], metric: str, size: float | Non
 
 
 def _progress(axes: Axes, curve: Curve, metric: str, pen: Pen) -> int:
-    """The mean over the seeds as a line, with a band from the lowest to the highest; epochs that are left out."""
+    """Draw the mean over the seeds with a band from the lowest to the highest; return the number of omitted epochs."""
     rows, epsilons = curve.columns(metric), curve.privacy.at(curve.steps)
     known = ~np.isnan(rows).all(axis=0)
     drawn = known & np.isfinite(epsilons)

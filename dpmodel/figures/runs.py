@@ -1,4 +1,4 @@
-"""The figures of run folders, as files."""
+"""Draws the figures of run folders into files."""
 
 from __future__ import annotations
 
@@ -27,24 +27,25 @@ def draw_runs(
 
     Args:
         paths: Run folders, at least one.
-        output: Where the pictures go; default: ``figures`` inside the only run folder.
-        metric: The test metric to draw; default: the first of ``training.metrics`` that every run has. Runs
-            without validation are drawn without the figure of the metric.
+        output: Folder for the figures; default: ``figures`` inside the run folder, if there is only one.
+        metric: The test metric to draw; default: the first of ``training.metrics`` that every run has. The figure of
+            the metric is left out if the runs have no validation.
         style: ``"light"`` or ``"dark"``.
-        formats: Of ``"png"``, ``"svg"`` and ``"pdf"``, at least one.
-        size: Width of each picture in inches, 2.5 to 40; default: as wide as its panels need.
+        formats: One or more of ``"png"``, ``"svg"`` and ``"pdf"``.
+        size: Width of each figure in inches, 2.5 to 40; default: as wide as its panels need.
 
     Returns:
-        The pictures: those of all runs together, then the training curve of each.
+        Paths of the figures: those of all runs together, then the training curve of each run.
 
     Raises:
-        ConfigError: Not run folders, a run twice, different deltas or accountants, no such metric, none that all runs
-            have, several runs and no ``output``, or a style, format or size that there is not.
+        ConfigError: A path is not a run folder or is given twice; the runs differ in delta or accountant; the metric is
+            unknown, or the runs have none in common; there are several runs but no ``output``; or the style, format
+            or size is invalid.
     """
     if not paths:
-        raise ConfigError("no run folder was given; name at least one")
+        raise ConfigError("no run folder was given; give at least one")
     if output is None and len(paths) > 1:
-        raise ConfigError("several run folders were given: say where the pictures go with --output")
+        raise ConfigError("several run folders were given; choose a folder for the figures with --output")
     _require_look(style, formats, size)
     folder = paths[0] / "figures" if output is None else output
     curves = [curve_of_run(path, name) for path, name in zip(paths, _labels(paths), strict=True)]
@@ -75,7 +76,7 @@ def _require_look(style: str, formats: Sequence[str], size: float | None) -> Non
 
 
 def _labels(paths: Sequence[Path]) -> list[str]:
-    """The shortest ends of the paths, from one part on, that tell them apart."""
+    """The shortest trailing parts of the paths that are all different."""
     parts = [path.resolve().parts for path in paths]
     if len(set(parts)) < len(parts):
         raise ConfigError(f"a run folder is given twice: {', '.join(map(str, paths))}")
@@ -91,8 +92,8 @@ def _require_alike(curves: Sequence[Curve]) -> None:
     stated = {f"delta {curve.privacy.delta:g} ({curve.privacy.accountant})" for curve in curves}
     if len(stated) > 1:
         raise ConfigError(
-            f"the runs state epsilon at {' and at '.join(sorted(stated))}: one axis cannot hold both; draw them one "
-            "by one"
+            f"the runs state epsilon at {' and at '.join(sorted(stated))}, which cannot share one axis; draw them "
+            "separately"
         )
 
 
@@ -105,7 +106,7 @@ def _common_metric(curves: Sequence[Curve]) -> str | None:
         return None
     if not common:
         each = "; ".join(f"{name}: {', '.join(names) or 'none'}" for name, names in known.items())
-        raise ConfigError(f"the runs have no test metric in common ({each}); draw them one by one")
+        raise ConfigError(f"the runs have no test metric in common ({each}); draw them separately")
     return common[0]
 
 

@@ -1,4 +1,4 @@
-"""Every seed's result as a dot, with means, intervals and paired differences: what the table says, to look at."""
+"""The table of a comparison as a figure: a dot per seed, means, intervals and paired differences."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ class SpreadRow:
 
     Args:
         name: Its name.
-        values: Its results by seed.
-        summary: Mean and interval of them.
+        values: Seed to result.
+        summary: Mean and interval of the results.
         difference: Paired difference to the baseline; None for the baseline.
     """
 
@@ -39,11 +39,11 @@ class SpreadRow:
 
 
 def spread_over_seeds(rows: Sequence[SpreadRow], metric: str, baseline: str, size: float | None = None) -> Figure:
-    """Two panels that share their rows: results of the seeds, and differences to the baseline.
+    """Two panels that share their rows: the result of each seed, and the difference to the baseline.
 
     Args:
         rows: One per variant, drawn from top to bottom.
-        metric: Name of what was measured.
+        metric: Name of the metric.
         baseline: Name of the variant that the others are compared with.
         size: Width of the figure in inches.
     """

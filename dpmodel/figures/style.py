@@ -1,4 +1,4 @@
-"""Colours, axes and panels that all figures share, and the roles that let one drawing serve light and dark pages."""
+"""Colours, axes and panels of all figures. Colours have roles, so that one drawing serves light and dark pages."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 PAGE, INK, MUTED, GRID = "#ffffff", "#1f2328", "#59636e", "#d8dee4"
-# Okabe and Ito's colours, which colour-blind readers tell apart; their yellow is too light for lines.
+# Okabe and Ito's colours, which colour-blind readers can distinguish; their yellow is too light for lines.
 BLUE, ORANGE, GREEN, PURPLE, AMBER, SKY = "#0072b2", "#d55e00", "#009e73", "#cc79a7", "#b07d00", "#56b4e9"
 
 #: Colours of the lines of a figure.
 SERIES = (BLUE, ORANGE, GREEN, PURPLE, AMBER, SKY)
-#: Names beside each other in a legend, at most.
+#: Most names side by side in a legend.
 LEGEND_COLUMNS = 4
 _DASHES = ("-", (0, (5, 2)), (0, (1.5, 1.5)), (0, (6, 2, 1.5, 2)))
 
-#: Role in the style sheet of a page -> colour in a light and in a dark one.
+#: Role in the style sheet of a page -> colour on a light and on a dark page.
 ROLES: Mapping[str, tuple[str, str]] = {
     "ink": (INK, "#e6edf3"),
     "muted": (MUTED, "#9ea7b3"),
@@ -38,30 +38,30 @@ ROLES: Mapping[str, tuple[str, str]] = {
     "series-4": (AMBER, "#e3b341"),
     "series-5": (SKY, "#9fd3f5"),
 }
-#: What lies behind a figure, on a light and on a dark page.
+#: Background of a figure, on a light and on a dark page.
 BACKGROUND = (PAGE, "#0d1117")
-#: Styles of a figure by name -> which colour of a role they take.
+#: Name of a style -> index of its colour in a role.
 STYLES: Mapping[str, int] = {"light": 0, "dark": 1}
 
-#: Widths that a figure may be asked to have, in inches.
+#: Smallest and largest width of a figure that can be asked for, in inches.
 NARROWEST, WIDEST = 2.5, 40.0
-#: Widths of one panel, in inches: below the first, text is set smaller; below the second, panels are stacked.
+#: Widths of a panel in inches: below the first, text is smaller; below the second, panels are stacked.
 _SMALL_TEXT, _STACKED = 3.9, 2.5
-#: Width of a figure by its number of panels, in inches, and of one with more panels.
+#: Width of a figure in inches by its number of panels, and for more panels than that.
 _DEFAULT_WIDTHS = {1: 7.0, 2: 8.6}
 _DEFAULT_WIDTH = 10.8
 _PANEL_COLUMNS = 3
 _LEGEND_ROW = 0.2
 _TICK_COLOURS = frozenset({"color", "labelcolor", "grid_color"})
-#: Least part of [0, 1] that the axis of a metric shows.
+#: Smallest part of [0, 1] that the axis of a metric shows.
 _LEAST_RANGE = 0.1
 
 
 @dataclass(frozen=True)
 class Pen:
-    """How one curve is drawn: colour first, then dashes, so that more curves than colours stay apart.
+    """How one curve is drawn: by colour, then by dashes, so that there can be more curves than colours.
 
-    Lines often run on top of each other (a fixed bound, one target): the earlier ones are wider, so that all show.
+    Lines often coincide (a fixed bound, one target). Earlier ones are wider, so that all remain visible.
     """
 
     colour: str
@@ -86,7 +86,7 @@ class Pen:
 
 
 def make_panels(count: int, size: float | None = None) -> tuple[Figure, list[Axes]]:
-    """A figure with ``count`` panels, beside each other as far as the width allows.
+    """A figure with ``count`` panels, side by side as far as the width allows.
 
     Args:
         count: At least 1.
@@ -106,7 +106,7 @@ def make_panels(count: int, size: float | None = None) -> tuple[Figure, list[Axe
     rows = -(-count // columns)
     tall = min(max(0.62 * width / columns, 2.2), 4.2)
     figure = Figure(figsize=(width, rows * tall), layout="constrained", facecolor=PAGE)
-    # Room between stacked panels, or the title of one touches the axis label of the other.
+    # Without padding, the title of a stacked panel touches the axis label above it.
     figure.get_layout_engine().set(h_pad=0.08, w_pad=0.08)  # type: ignore[union-attr, call-arg]
     panels = list(figure.subplots(rows, columns, squeeze=False).flatten())
     for panel in panels[count:]:
@@ -115,39 +115,39 @@ def make_panels(count: int, size: float | None = None) -> tuple[Figure, list[Axe
 
 
 def require_size(size: float) -> float:
-    """``size`` as a number.
+    """``size`` as a float.
 
     Raises:
-        ValueError: It is not a width in inches that a figure can have.
+        ValueError: It is not a number, or out of range.
     """
     checks.positive(size=size)
     if not NARROWEST <= size <= WIDEST:
         raise ValueError(
-            f"size is the width of the figure in inches, from {NARROWEST:g} to {WIDEST:g}, got {size!r}; a column of "
-            "a paper is about 3.4 wide, a page about 7"
+            f"size must be the width of the figure in inches, from {NARROWEST:g} to {WIDEST:g}, got {size!r}; a column "
+            "of a paper is about 3.4 wide, a page about 7"
         )
     return float(size)
 
 
 def require_style(style: str) -> str:
-    """``style``.
+    """Return ``style`` if it is known.
 
     Raises:
-        ValueError: There is no such style; the nearest is suggested.
+        ValueError: Unknown style; the nearest is suggested.
     """
     checks.one_of(tuple(STYLES), style=style)
     return style
 
 
 def dress(axes: Axes, title: str, x_label: str, y_label: str, margin: float = 0.0) -> None:
-    """Title, labels, grid and colours of one panel; long texts are broken into lines.
+    """Set title, labels, grid and colours of a panel; long texts are wrapped.
 
     Args:
         axes: The panel.
-        title: Above it.
-        x_label: Under it.
-        y_label: Beside it.
-        margin: Inches that long labels of its ticks take on the left.
+        title: Title of the panel.
+        x_label: Label of the horizontal axis.
+        y_label: Label of the vertical axis.
+        margin: Inches that long tick labels take on the left.
     """
     small = panel_width(axes) < _SMALL_TEXT
     title_size, label_size, tick_size = (9.5, 8.5, 8.0) if small else (11.0, 9.5, 9.0)
@@ -165,14 +165,14 @@ def dress(axes: Axes, title: str, x_label: str, y_label: str, margin: float = 0.
 
 
 def panel_width(axes: Axes) -> float:
-    """Width of a panel with its labels, in inches."""
+    """Width of a panel including its labels, in inches."""
     place = axes.get_subplotspec()
     width = float(axes.figure.get_size_inches()[0])  # type: ignore[union-attr]
     return width if place is None else width / place.get_gridspec().ncols
 
 
 def add_legend(figure: Figure, axes: Axes) -> None:
-    """One legend under the figure, where it hides nothing; none for a single curve. The figure grows by it."""
+    """Add a legend under the figure, which grows to fit it; a single curve gets none."""
     handles, labels = axes.get_legend_handles_labels()
     if len(handles) < 2:
         return
@@ -187,7 +187,7 @@ def add_legend(figure: Figure, axes: Axes) -> None:
 
 
 def add_panel_legend(axes: Axes) -> None:
-    """A legend under one panel, where it hides no line; none for a single line."""
+    """Add a legend under a panel; a single line gets none."""
     handles, labels = axes.get_legend_handles_labels()
     if len(handles) < 2:
         return
@@ -209,7 +209,7 @@ def grow(axes: Axes, lines: int) -> None:
 
 
 def say_in(axes: Axes, text: str) -> None:
-    """Write ``text`` into the middle of a panel that has nothing to show, and take its ticks away."""
+    """Write ``text`` in the middle of a panel that has nothing to show, and remove its ticks."""
     axes.text(
         0.5,
         0.5,
@@ -225,13 +225,13 @@ def say_in(axes: Axes, text: str) -> None:
 
 
 def from_zero(axes: Axes) -> None:
-    """Both axes begin at zero; steps are whole numbers with separated thousands."""
+    """Start both axes at zero, and write steps as whole numbers with thousands separators."""
     begin_at_zero(axes)
     whole_numbers(axes)
 
 
 def begin_at_zero(axes: Axes) -> None:
-    """The vertical axis begins at zero and leaves room above the highest value, so that no marker is cut off."""
+    """Start the vertical axis at zero and leave room above the highest value, so that no marker is cut off."""
     highest = axes.dataLim.y1
     if math.isfinite(highest) and highest > 0:
         axes.set_ylim(0, max(axes.get_ylim()[1], 1.06 * highest))
@@ -240,7 +240,7 @@ def begin_at_zero(axes: Axes) -> None:
 
 
 def whole_numbers(axes: Axes) -> None:
-    """The horizontal axis begins at zero and has few, whole ticks."""
+    """Start the horizontal axis at zero, with a few whole-number ticks."""
     from matplotlib.ticker import FuncFormatter, MaxNLocator
 
     axes.set_xlim(left=0)
@@ -250,7 +250,7 @@ def whole_numbers(axes: Axes) -> None:
 
 
 def whole_range(axes: Axes) -> None:
-    """Leave out of the vertical axis what a metric between 0 and 1 cannot be, and do not blow up tiny differences."""
+    """Limit the vertical axis to [0, 1] for a metric in that range, and do not magnify tiny differences."""
     values = [value for line in axes.get_lines() for value in np.asarray(line.get_ydata(), dtype=float).tolist()]
     known = [value for value in values if math.isfinite(value)]
     if not known or min(known) < 0 or max(known) > 1:
@@ -262,10 +262,10 @@ def whole_range(axes: Axes) -> None:
 
 
 def repaint(figure: Figure, style: str) -> None:
-    """Give everything in a light ``figure`` the colours of ``style``.
+    """Change the colours of a light ``figure`` to those of ``style``.
 
     Raises:
-        ValueError: There is no such style.
+        ValueError: Unknown style.
     """
     from matplotlib.colors import to_hex
 
@@ -274,7 +274,7 @@ def repaint(figure: Figure, style: str) -> None:
         return
     pairs = {**ROLES, "page": BACKGROUND}.values()
     darker = {light.lower(): colours[place] for colours in pairs for light in [colours[0]]}
-    figure.draw_without_rendering()  # ticks and their labels are made here
+    figure.draw_without_rendering()  # creates ticks and their labels
     figure.set_facecolor(darker[PAGE])
     for artist in figure.findobj(include_self=False):
         for name in ("color", "markerfacecolor", "markeredgecolor", "facecolor", "edgecolor"):
@@ -283,7 +283,7 @@ def repaint(figure: Figure, style: str) -> None:
             if before is not None and after is not None:
                 _exchange(before, after, darker, to_hex)
     for axis in (axis for axes in figure.axes for axis in (axes.xaxis, axes.yaxis)):
-        # Ticks that the next drawing makes, for a figure of another size.
+        # For ticks that the next drawing creates if the figure has a different size.
         colours = {name: value for name, value in axis.get_tick_params().items() if name in _TICK_COLOURS}
         axis.set_tick_params(**{name: darker.get(to_hex(value), value) for name, value in colours.items()})
 
@@ -305,10 +305,10 @@ def _legend_columns(labels: Sequence[str], width: float) -> int:
 
 
 def fill(text: str, width: float, size: float) -> str:
-    """``text`` in lines that ``width`` inches hold, in letters of ``size`` points."""
+    """``text`` wrapped to ``width`` inches, in letters of ``size`` points."""
     return textwrap.fill(text, max(int((width - 0.55) / letter(size)), 8))
 
 
 def letter(size: float) -> float:
-    """Width of a letter of ``size`` points, in inches; a little more than the mean."""
+    """Width of a letter of ``size`` points in inches; slightly above the mean."""
     return 0.53 * size / 72

@@ -1,4 +1,4 @@
-"""The picture of one training: metrics, losses, epsilon, noise multiplier and norm bound, a panel each."""
+"""The figure of one training: a panel each for metrics, losses, epsilon, noise multiplier and norm bound."""
 
 from __future__ import annotations
 
@@ -47,19 +47,20 @@ def draw_history(
 
     Args:
         history: At least one epoch.
-        path: Where to save the picture too: ``.png``, ``.svg`` or ``.pdf``.
+        path: File to save the figure to: ``.png``, ``.svg`` or ``.pdf``; None does not save it.
         privacy: Epsilon over the steps; default: the epsilon at the end of each epoch, drawn over the whole epoch.
         style: ``"light"`` or ``"dark"``.
         size: Width of the figure in inches.
 
     Raises:
-        ValueError: The history is empty, the ending of ``path`` or the style is unknown, or ``size`` is out of range.
+        ValueError: The history is empty, the extension of ``path`` or the style is unknown, or ``size`` is out of
+            range.
     """
     require_style(style)
     if path is not None:
         require_format(path)
     if not len(history):
-        raise ValueError("the history is empty: there is nothing to plot before the first epoch has ended")
+        raise ValueError("the history is empty: there is nothing to plot before the first epoch has finished")
     drawn = list(_panels(history, privacy))
     figure, panels = make_panels(max(len(drawn), 1), size)
     for axes, draw in zip(panels, drawn, strict=False):

@@ -1,4 +1,4 @@
-"""Validation metrics: by name, as objects, or as functions of outputs and targets."""
+"""Validation metrics, given as names, objects, or functions of outputs and targets."""
 
 from dpmodel.metrics.metric_set import MetricSet as MetricSet
 from dpmodel.metrics.names import METRICS as METRICS

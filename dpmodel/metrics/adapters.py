@@ -1,4 +1,4 @@
-"""Metrics of torchmetrics, functions and the loss behind one interface: update, compute, reset."""
+"""Adapters that give torchmetrics objects, functions and the loss one interface: update, compute, reset."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ if TYPE_CHECKING:
 
 
 class PreparedMetric:
-    """A metric of torchmetrics by name, which sees outputs and targets as a view of the batch.
+    """A torchmetrics metric chosen by name; it is updated with a view of each batch.
 
     Args:
-        metric: The metric of torchmetrics.
-        view: ``"classes"`` or ``"numbers"``: which attribute of ``BatchViews`` it is given.
+        metric: The torchmetrics object.
+        view: ``"classes"`` or ``"numbers"``: the view of ``BatchViews`` that it is updated with.
     """
 
     def __init__(self, metric: Any, view: str) -> None:
@@ -27,7 +27,7 @@ class PreparedMetric:
         self.view = view
 
     def update(self, predictions: Tensor, targets: Tensor) -> None:
-        """Take in a view of one batch; an empty one changes nothing."""
+        """Add the view of one batch; an empty batch changes nothing."""
         if len(targets):
             self._metric.update(predictions, targets)
 
@@ -49,7 +49,7 @@ class FunctionMetric:
     """A function of outputs and targets, averaged over examples.
 
     Args:
-        function: Gives a number, the mean over the batch, or a tensor with one row per example.
+        function: Returns a number (the mean over the batch) or a tensor with one row per example.
 
     Example:
         >>> import torch
@@ -64,10 +64,10 @@ class FunctionMetric:
         self.reset()
 
     def update(self, outputs: Any, targets: Any) -> None:
-        """Take in one batch; it weighs as many examples as it has.
+        """Add one batch, weighted by its number of examples.
 
         Raises:
-            DataError: The function gives neither a number nor one row per example.
+            DataError: The function returns neither a number nor one row per example.
         """
         rows = count_rows(targets)
         self._sum += rows * self._mean(self._function(outputs, targets), rows)
@@ -87,18 +87,18 @@ class FunctionMetric:
         try:
             values = torch.as_tensor(value).detach().double()
         except (TypeError, ValueError, RuntimeError) as error:
-            raise DataError(f"the metric {function_name(self._function)!r} gives {value!r}, {_WANTED}") from error
+            raise DataError(f"the metric {function_name(self._function)!r} returned {value!r}; {_WANTED}") from error
         if values.numel() != 1 and (values.dim() == 0 or len(values) != rows):
             raise DataError(
-                f"the metric {function_name(self._function)!r} gives a tensor of shape {tuple(values.shape)} for "
-                f"{rows} examples, {_WANTED}"
+                f"the metric {function_name(self._function)!r} returned a tensor of shape {tuple(values.shape)} for "
+                f"{rows} examples; {_WANTED}"
             )
         return float(values.mean())
 
 
 _WANTED = (
-    "where a function as metric gives a number or one row per example; for more than a mean give an object with "
-    "update, compute and reset"
+    "a metric function must return a number or one row per example. For anything other than a mean, use an object "
+    "with update, compute and reset"
 )
 
 
@@ -114,11 +114,11 @@ class MeanLoss:
         self.reset()
 
     def update(self, outputs: Any, targets: Any) -> None:
-        """Take in one batch, whose outputs hold one row per example."""
+        """Add one batch, whose outputs have one row per example."""
         self.add(self._losses.of_rows(outputs, targets))
 
     def add(self, losses: Tensor) -> None:
-        """Take in the losses of one batch, shape (B,)."""
+        """Add the losses of one batch, shape (B,)."""
         self._sum += float(losses.detach().double().sum())
         self._count += len(losses)
 
@@ -132,12 +132,12 @@ class MeanLoss:
 
 
 def function_name(function: Any) -> str:
-    """What a function is called in results and errors; the class of an object that can be called."""
+    """Name of a function in results and errors; for a callable object, the name of its class."""
     return str(getattr(function, "__name__", type(function).__name__))
 
 
 def count_rows(value: Any) -> int:
-    """Examples in a nest of targets."""
+    """Number of examples in a nest of targets."""
     from mechanisms.engines.batch import first_tensor
 
     return len(first_tensor(value))

@@ -1,4 +1,4 @@
-"""The loss of each evaluated example: the same number that training differentiates, whatever the batch."""
+"""The loss of each evaluated example: the number that training differentiates, independent of the batch."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ from mechanisms.engines.losses import ExampleLosses, LossFunction
 from mechanisms.engines.outputs import each_row, first_dimensions, row_dimensions
 from mechanisms.engines.state.python_state import PythonState
 
-#: Outputs with which a loss that is not a number is tried again: if it stays so, no target of the example counts.
+#: Outputs with which a NaN loss is computed again; if it is NaN for all of them, no target of the example counts.
 _OTHER_OUTPUTS = (0.5, 0.125, 0.75)
 
 
 class EvaluationLosses:
-    """Per-example losses of a batch, as in training: each example is a batch of one.
+    """Per-example losses of a batch, computed as in training: each example is a batch of one.
 
-    The mean of these losses does not depend on how the examples are divided into batches, whatever the loss function
-    does with a batch: ``reduction="sum"``, class weights, ``ignore_index``, broadcasting. An example whose targets are
-    all ignored has loss 0, as in ``mechanisms.engines.ExampleLosses``.
+    The mean of these losses does not depend on how examples are grouped into batches, whatever the loss function does
+    with a batch: ``reduction="sum"``, class weights, ``ignore_index``, broadcasting. An example whose targets are all
+    ignored has loss 0, as in ``mechanisms.engines.ExampleLosses``.
 
     Args:
         loss_fn: ``loss_fn(outputs, targets)``.
@@ -44,8 +44,8 @@ class EvaluationLosses:
     def __call__(self, network: nn.Module | Callable[..., Any], x: Any, outputs: Any, targets: Any) -> Tensor:
         """Losses of shape (B,).
 
-        Outputs that cannot be divided into examples (a loss that the network computes, a cache) are computed again,
-        for each example by itself. So are those that the loss differentiates (a physics-informed one), with their
+        Outputs that cannot be split into examples (a loss computed by the network, a cache) are computed again for each
+        example separately. So are outputs that the loss differentiates (as physics-informed losses do), with their
         graph.
 
         Args:
@@ -77,8 +77,8 @@ class EvaluationLosses:
         Args:
             outputs: Outputs of B examples.
             targets: Targets of the examples.
-            dims: The dimension of each leaf of the outputs that counts examples, None for those that are equal for all
-                examples. Default: the first dimension of each tensor where it is B.
+            dims: For each leaf of the outputs, the dimension of the examples, or None if the leaf is the same for all
+                examples. Default: the first dimension of each tensor for which it is B.
         """
         found = self.unchecked(outputs, targets, dims)
         ignored = found.isnan()
@@ -90,7 +90,7 @@ class EvaluationLosses:
         return found.masked_fill(ignored, 0.0)
 
     def unchecked(self, outputs: Any, targets: Any, dims: Sequence[int | None] | None = None) -> Tensor:
-        """As ``of_rows``, but NaN for an example that has no loss whatever the outputs are."""
+        """Like ``of_rows``, but NaN for an example whose loss is NaN for all outputs."""
         size = first_tensor(targets).shape[0]
         losses = ExampleLosses(self._loss_fn)
         if size == 1:
@@ -128,13 +128,13 @@ class EvaluationLosses:
             return self._tried("graph" if graph else "network", each)
 
     def _tried(self, what: str, each: Callable[..., Tensor]) -> Tensor:
-        """All at once, or one by one if that is not possible (``.item()``, boolean masks)."""
+        """All examples at once, or one at a time if that is not possible (``.item()``, boolean masks)."""
         if what not in self._one_by_one:
             try:
                 with examples_only():
                     return each(vectorised=True)
             except Exception:
-                found = each(vectorised=False)  # raises in words of the loss if the loss is at fault
+                found = each(vectorised=False)  # if the loss is at fault, this raises its own error
                 self._one_by_one.add(what)
                 return found
         return each(vectorised=False)
@@ -142,7 +142,7 @@ class EvaluationLosses:
 
 @contextmanager
 def _put_back(*owners: Any) -> Iterator[None]:
-    """The Python state of network and loss is put back, as in training: a vectorised call would leave its tensors."""
+    """Restore the Python state of network and loss, as in training; a vectorised call would leave its tensors there."""
     state = PythonState(*owners, by_value=True)
     try:
         yield

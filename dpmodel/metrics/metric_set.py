@@ -1,4 +1,4 @@
-"""Validation metrics from torchmetrics, by name or as objects, updated and read together."""
+"""A set of validation metrics that are updated and computed together."""
 
 from __future__ import annotations
 
@@ -20,27 +20,27 @@ LossFunction = Callable[["Tensor", "Tensor"], "Tensor"]
 
 
 class MetricSet:
-    """Several metrics that are updated, read and reset together.
+    """Several metrics that are updated, computed and reset together.
 
     Args:
-        metrics: A name, a torchmetrics object (or any with ``update``, ``compute`` and ``reset``), a function of
-            outputs and targets that gives a number or one row per example (averaged over examples), a list of these,
-            or a dict (as in MindSpore) from the name in the result to any of them. None is the accuracy alone.
-        loss_fn: The loss of the training. Needed for ``"loss"``: the mean over all examples of the per-example losses
-            that training uses. Metrics by name read from it what the outputs mean: see Shapes.
+        metrics: A name, a torchmetrics object (or any object with ``update``, ``compute`` and ``reset``), a function of
+            outputs and targets that returns a number or one row per example (averaged over examples), a list of these,
+            or a dict (as in MindSpore) from names in the result to any of these. None: accuracy only.
+        loss_fn: The loss of the training. Required for ``"loss"``, the mean over all examples of the per-example losses
+            of the training. Metrics given by name use it to interpret the outputs (see Shapes).
 
     Raises:
-        ValueError: Unknown name, two metrics of one name, a class instead of an object, or ``"loss"`` without
+        ValueError: Unknown name, two metrics with the same name, a class instead of an object, or ``"loss"`` without
             ``loss_fn``.
 
     Shapes:
-        The library's names take scores (N, classes, ...) or (N, ..., classes) with whole numbers (N, ...) in
-        [0, classes) as targets, or scores (N,) and (N, 1, ...) of a binary task, and pick the scores out of a tuple,
-        list or dict if only one tensor can be meant. What ``loss_fn`` does with made-up scores and targets decides
-        which dimension counts classes, whether binary scores are probabilities or log odds, whether targets are shifted
-        (a language model's next token), and which targets are ignored and therefore not counted. ``"mae"`` and
-        ``"mse"`` take outputs and targets of one shape. Objects, functions, and metrics that others registered by name
-        are given the outputs as the network returns them, without gradients.
+        The built-in metrics by name take scores (N, classes, ...) or (N, ..., classes) with class indices (N, ...) as
+        targets, or scores (N,) or (N, 1, ...) of a binary task. From a tuple, list or dict they pick the scores if only
+        one tensor qualifies. They try ``loss_fn`` on synthetic scores and targets to find out which dimension holds the
+        classes, whether binary scores are probabilities or log odds, whether targets are shifted (as for the next token
+        of a language model), and which targets are ignored and so not counted. ``"mae"`` and ``"mse"`` take outputs
+        and targets of the same shape. Objects, functions, and metrics registered by plugins receive the outputs as the
+        network returns them, without gradients.
 
     Example:
         >>> import torch
@@ -68,7 +68,7 @@ class MetricSet:
         return tuple(self._given)
 
     def measure(self, network: nn.Module, x: Any, targets: Any) -> None:
-        """Pass one batch through ``network`` and take it in.
+        """Run one batch through ``network`` and add it.
 
         Args:
             network: In evaluation mode; called without gradients.
@@ -76,7 +76,7 @@ class MetricSet:
             targets: Targets.
 
         Raises:
-            DataError: As of ``update``.
+            DataError: See ``update``.
         """
         from mechanisms.engines.batch import outputs_of
 
@@ -87,21 +87,21 @@ class MetricSet:
         self.update(outputs, targets, losses=losses)
 
     def update(self, outputs: Any, targets: Any, *, losses: Tensor | None = None) -> None:
-        """Take in one batch; an empty one changes nothing.
+        """Add one batch; an empty batch changes nothing.
 
         Args:
-            outputs: What the network returns.
+            outputs: Outputs of the network.
             targets: Targets.
-            losses: Per-example losses (B,) for ``"loss"``. Default: computed from outputs of one row per example.
+            losses: Per-example losses (B,) for ``"loss"``. Default: computed from the outputs, one row per example.
 
         Raises:
-            DataError: The shapes do not fit, or a target is out of range.
+            DataError: The shapes do not match, or a target is out of range.
         """
         rows = count_rows(targets)
         if hasattr(outputs, "dim") and not outputs.dim() and any(not is_loss(entry) for entry in self._given.values()):
             raise DataError(
-                f"the network returns one number for {rows} examples (a loss that it computes?), of which "
-                f"{', '.join(self.names)} cannot be computed; let it return the scores too"
+                f"the network returns one number for {rows} examples (does it compute the loss?), from which "
+                f"{', '.join(self.names)} cannot be computed; make it return the scores too"
             )
         if hasattr(outputs, "dim") and losses is None and outputs.shape[:1] != (rows,):
             raise DataError(f"outputs and targets differ in length: {len(outputs)} and {rows}")
@@ -127,27 +127,28 @@ class MetricSet:
         """The values over all batches since the last reset.
 
         Raises:
-            DataError: No example was seen.
-            ValueError: A metric object gives more than one number.
+            DataError: There were no examples.
+            ValueError: A metric object returns more than one number.
         """
         if self._examples == 0:
-            raise DataError("the metrics have seen no example: the loader is empty")
+            raise DataError("there are no examples to compute metrics from: the loader is empty")
         return {name: _scalar(name, metric.compute()) for name, metric in self._built.items()}
 
     def reset(self) -> None:
-        """Forget all batches; the metrics stay built."""
+        """Forget all batches, but keep the metric objects."""
         self._examples = 0
         for metric in self._built.values():
             metric.reset()
 
     def try_compute(self) -> Exception | None:
-        """Compute all values to see that each is one number.
+        """Compute all metrics to check that each returns one number.
 
         Returns:
-            The error of a metric that cannot be computed yet; it may need more examples. None: all were computed.
+            The error of a metric that cannot be computed yet, perhaps because it needs more examples; None if all were
+            computed.
 
         Raises:
-            ValueError: A metric gives anything but one number.
+            ValueError: A metric returns anything other than one number.
         """
         import warnings
 
@@ -162,12 +163,12 @@ class MetricSet:
         return None
 
     def forget(self) -> None:
-        """Forget all batches and what they showed of outputs and targets; the next batch decides anew."""
+        """Forget all batches and the interpretation of outputs and targets, which the next batch will decide again."""
         self.reset()
         self._built, self._views, self._device = {}, None, None
 
     def to(self, device: torch.device | str) -> MetricSet:
-        """Move all metrics to ``device`` and return the set; ``update`` follows its outputs by itself."""
+        """Move all metrics to ``device`` and return the set; ``update`` moves them to its outputs automatically."""
         import torch
 
         target = torch.device(device)
@@ -180,7 +181,7 @@ class MetricSet:
 
     def _build(self, outputs: Any, targets: Any) -> None:
         built = {name: self._metric(name, entry, outputs, targets) for name, entry in self._given.items()}
-        # An object may set up its sums in reset alone.
+        # Some objects create their state only in reset.
         for metric in built.values():
             metric.reset()
         self._built = built
@@ -238,10 +239,10 @@ def _scalar(name: str, value: Any) -> float:
     if size != 1 or isinstance(value, (Mapping, str)):
         raise ValueError(
             f"the metric {name!r} gives {f'a {type(value).__name__} of ' if isinstance(value, Mapping) else ''}{size} "
-            "numbers; a metric is one number: choose one that gives a scalar (average='macro'), or give each as a "
-            "metric of its own"
+            "numbers, but a metric must be a single number; make it a scalar (average='macro'), or pass one metric for "
+            "each number"
         )
     try:
         return float(value[0] if isinstance(value, (list, tuple)) else value)
     except (TypeError, ValueError) as error:
-        raise ValueError(f"the metric {name!r} gives {value!r} instead of a number") from error
+        raise ValueError(f"the metric {name!r} returns {value!r} instead of a number") from error

@@ -1,4 +1,4 @@
-"""Names of metrics, and what a user may give as metrics."""
+"""Names of metrics, and the values that users may pass as metrics."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from monitors.registry import Registry
 
 @runtime_checkable
 class Metric(Protocol):
-    """What a metric object must offer; every ``torchmetrics.Metric`` does."""
+    """The interface of a metric object; every ``torchmetrics.Metric`` has it."""
 
     def update(self, outputs: Any, targets: Any) -> None:
-        """Take in one batch: the network's outputs and the targets as they are."""
+        """Add one batch: the network's outputs and the targets, unchanged."""
 
     def compute(self) -> Any:
         """The value over all batches since the last reset; a scalar."""
@@ -27,21 +27,20 @@ class Metric(Protocol):
         """Forget all batches; called before the first one too."""
 
 
-#: Builders of metrics by name. A builder is called when the first batch is there, with what it asks for by the name of
-#: an argument: ``num_classes``, and ``are_probabilities`` (whether the outputs are probabilities already, as a loss
-#: like ``torch.nn.BCELoss`` takes them). It gives a metric object, or a function of outputs and targets; either is
-#: given the outputs as they are.
+#: Builders of metrics by name. A builder is called with the first batch. If it has an argument ``num_classes`` or
+#: ``are_probabilities`` (whether the outputs are already probabilities, as ``torch.nn.BCELoss`` expects), it is passed.
+#: It returns a metric object, or a function of outputs and targets; both receive the outputs unchanged.
 METRICS: Registry[Callable[..., Any]] = Registry("metric")
 
-#: Metrics that lie between 0 and 1.
+#: Metrics with values between 0 and 1.
 FRACTIONS: set[str] = set()
 
-#: Arguments of a builder that are filled in.
+#: Arguments of a builder that are passed automatically.
 SEEN_IN_A_BATCH = ("num_classes", "are_probabilities")
 
 
 def _classification(name: str, class_name: str, **defaults: Any) -> None:
-    # torchmetrics is imported when the first batch arrives: it takes longer to load than a small training step.
+    # torchmetrics is imported with the first batch, because its import takes longer than a small training step.
     def build(num_classes: int, **options: Any) -> Metric:
         from torchmetrics import classification
 
@@ -57,7 +56,7 @@ def _classification(name: str, class_name: str, **defaults: Any) -> None:
     FRACTIONS.add(name)
 
 
-# Accuracy over all examples is the field's meaning of the word; torchmetrics' own default averages over the classes.
+# Accuracy usually means the share of all examples; the default of torchmetrics averages over classes instead.
 _classification("accuracy", "Accuracy", average="micro")
 _classification("f1", "F1Score", average="macro")
 _classification("precision", "Precision", average="macro")
@@ -77,17 +76,17 @@ def _regression(name: str, class_name: str) -> None:
 _regression("mae", "MeanAbsoluteError")
 _regression("mse", "MeanSquaredError")
 
-#: The library's metrics that compare numbers; its others are of classes.
+#: Built-in metrics that compare numbers; the others compare classes.
 REGRESSION = frozenset({"mae", "mse"})
 
 
 @dataclass(frozen=True)
 class MetricSpec:
-    """A metric by name that is built when the first batch shows the number of classes.
+    """A metric given by name. It is built with the first batch, which shows the number of classes.
 
     Args:
         name: ``"accuracy"``, ``"f1"``, ``"precision"``, ``"recall"``, ``"auroc"``, ``"mae"``, ``"mse"``, ``"loss"`` or
-            a registered name, in any case.
+            a registered name; case does not matter.
         options: Keyword arguments of the torchmetrics class, or of the registered builder.
 
     Raises:
@@ -104,7 +103,7 @@ class MetricSpec:
 
     @property
     def key(self) -> str:
-        """The name as it is registered."""
+        """The registered name."""
         known = METRICS.names()
         if self.name in known:
             return self.name
@@ -120,15 +119,15 @@ class MetricSpec:
 
     @property
     def asked(self) -> tuple[str, ...]:
-        """Which of ``SEEN_IN_A_BATCH`` the builder takes."""
+        """The names in ``SEEN_IN_A_BATCH`` that the builder takes."""
         parameters = inspect.signature(METRICS.get(self.key)).parameters
         return tuple(name for name in SEEN_IN_A_BATCH if name in parameters)
 
     def build(self, **seen: Any) -> Metric:
-        """The metric, from what ``asked`` names.
+        """Build the metric from the arguments in ``asked``.
 
         Raises:
-            ValueError: The registered builder gives no metric.
+            ValueError: The registered builder does not return a metric.
         """
         built = METRICS.create(self.key, **seen, **self.options)
         if isinstance(built, Metric):
@@ -136,13 +135,13 @@ class MetricSpec:
         if callable(built):
             return FunctionMetric(built)
         raise ValueError(
-            f"the builder of metric {self.name!r} gives {built!r}; it must give an object with update, compute and "
-            "reset, or a function of outputs and targets"
+            f"the builder of metric {self.name!r} returned {built!r}; it must return an object with update, compute "
+            "and reset, or a function of outputs and targets"
         )
 
 
 class Accuracy(MetricSpec):
-    """Share of correct predictions; the number of classes is seen from the first batch.
+    """Share of correct predictions; the number of classes is taken from the first batch.
 
     Example:
         >>> Accuracy(average="macro").options
@@ -154,10 +153,10 @@ class Accuracy(MetricSpec):
 
 
 def named_metrics(metrics: Any) -> dict[str, MetricSpec | Metric]:
-    """What a user gave as metrics, as a dict from the name in the result. See ``dpmodel.metrics.MetricSet``."""
+    """The user's metrics as a dict from names in the result. See ``dpmodel.metrics.MetricSet``."""
     if metrics is None:
         metrics = "accuracy"
-    # A torchmetrics.MetricCollection is a mapping in all but type.
+    # torchmetrics.MetricCollection behaves like a mapping but is not one.
     if isinstance(metrics, Mapping) or (hasattr(metrics, "items") and hasattr(metrics, "keys")):
         return {name: _entry(entry) for name, entry in metrics.items()}
     entries = (
@@ -167,7 +166,7 @@ def named_metrics(metrics: Any) -> dict[str, MetricSpec | Metric]:
     for given in entries:
         entry, name = _entry(given), _name_of(given)
         if name in named:
-            raise ValueError(f"two metrics are called {name!r}; give a dict with a name for each")
+            raise ValueError(f"two metrics have the name {name!r}; pass a dict with a name for each")
         named[name] = entry
     return named
 
@@ -181,7 +180,7 @@ def _name_of(given: Any) -> str:
         return type(given).__name__
     name = function_name(given)
     if not name.isidentifier():
-        raise ValueError(f"the metric {given!r} has no name of its own; give a dict from its name to it")
+        raise ValueError(f"the metric {given!r} has no name; pass a dict from a name to the metric")
     return name
 
 

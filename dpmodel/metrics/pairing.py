@@ -1,4 +1,4 @@
-"""How scores and targets pair, read from their shapes and from what the loss does with made-up scores and targets."""
+"""How scores and targets pair: inferred from their shapes and from the loss of synthetic scores and targets."""
 
 from __future__ import annotations
 
@@ -11,23 +11,23 @@ from torch import Tensor
 from dpmodel.metrics.score_leaf import ScoreLeaf
 from monitors.errors import DataError
 
-#: Made-up examples on which the pairing is tried, and the most scores that they may have together.
+#: Number of synthetic examples on which a pairing is tested, and the most scores that they may have in total.
 _TRIED_ROWS = 64
 _TRIED_NUMBERS = 2**24
 
-#: The least made-up targets, and the share of them, that must show a pairing.
+#: Fewest synthetic targets that must confirm a pairing, and the smallest share of them.
 _LEAST_SHOWN = 16
 _SHOWN_BY = 0.95
 
-#: Positions by which a loss may move the targets against the outputs (language models predict the next one).
+#: Positions by which a loss may shift the targets against the outputs (language models predict the next token).
 _SHIFTS = (0, 1, -1, 2, -2)
 
-#: What helps where metrics by name do not.
-OTHER_METRICS = "give a torchmetrics object or a function of outputs and targets"
+#: Remedy if metrics by name do not apply.
+OTHER_METRICS = "use a torchmetrics object or a function of outputs and targets"
 
 
 def without_ones(value: Tensor) -> tuple[int, ...]:
-    """The shape of one example without dimensions of size 1."""
+    """The shape of one example, without dimensions of size 1."""
     return tuple(size for size in value.shape[1:] if size != 1)
 
 
@@ -38,7 +38,7 @@ def is_binary(scores: Tensor, targets: Tensor) -> bool:
 
 
 def class_numbers(scores: Tensor, targets: Tensor) -> Tensor:
-    """Targets without a dimension of their own for the class: (B, 1, ...) and (B, ..., 1) as (B, ...)."""
+    """Targets without a class dimension of size 1: (B, 1, ...) and (B, ..., 1) become (B, ...)."""
     if targets.dim() != scores.dim():
         return targets
     column = next((dim for dim in (1, targets.dim() - 1) if targets.shape[dim] == 1), None)
@@ -51,21 +51,21 @@ def _candidates(scores: Tensor, targets: Tensor) -> list[int]:
 
 
 def pairing(leaf: ScoreLeaf, outputs: Any, scores: Tensor, targets: Tensor) -> tuple[int, int, bool]:
-    """The dimension of classes, the shift of the targets, and whether the loss depends on the scores.
+    """The class dimension, the shift of the targets, and whether the loss depends on the scores.
 
     Args:
-        leaf: Finds the scores in ``outputs``, and asks the loss.
-        outputs: Of a few examples.
+        leaf: Finds the scores in ``outputs``, and evaluates the loss.
+        outputs: Outputs of a few examples.
         scores: Their scores, (B, ...).
-        targets: Their class numbers, (B, ...).
+        targets: Their class indices, (B, ...).
 
     Raises:
-        DataError: The shapes do not fit, or the loss does not show how scores and targets pair.
+        DataError: The shapes do not match, or the loss does not show how scores and targets pair.
     """
     axes = _candidates(scores, targets)
     if not axes:
         raise DataError(
-            "metrics by name take scores (N, classes, ...) or (N, ..., classes) with class numbers (N, ...) as "
+            "metrics by name take scores (N, classes, ...) or (N, ..., classes) with class indices (N, ...) as "
             f"targets, got outputs of shape {tuple(scores.shape)} and targets of shape {tuple(targets.shape)}; "
             f"{OTHER_METRICS}"
         )
@@ -77,12 +77,12 @@ def pairing(leaf: ScoreLeaf, outputs: Any, scores: Tensor, targets: Tensor) -> t
     if targets.dim() == 1 and not reads:
         return axes[0], 0, False
     raise DataError(
-        f"how the loss pairs outputs of shape {tuple(scores.shape)} with targets of shape {tuple(targets.shape)} "
-        "cannot be told"
+        f"cannot determine how the loss pairs outputs of shape {tuple(scores.shape)} with targets of shape "
+        f"{tuple(targets.shape)}: "
         + (
-            ": it does not pull the score of each target's class up"
+            "it does not raise the score of each target's class"
             if reads
-            else ", because loss_fn does not depend on these outputs (the network computes the loss?)"
+            else "loss_fn does not depend on these outputs (does the network compute the loss?)"
         )
         + f"; {OTHER_METRICS}"
     )
@@ -91,10 +91,10 @@ def pairing(leaf: ScoreLeaf, outputs: Any, scores: Tensor, targets: Tensor) -> t
 def _shown_pairing(
     leaf: ScoreLeaf, outputs: Any, scores: Tensor, targets: Tensor, axes: list[int]
 ) -> tuple[tuple[int, int] | None, bool]:
-    """The dimension and the shift by which the loss pulls the targets' classes up; whether it depends on the scores."""
+    """The dimension and shift for which the loss raises the targets' scores; whether it depends on the scores."""
     reads = False
     for axis in axes:
-        for tried in (_drawn_targets(scores, targets, axis), targets):  # a loss may refuse made-up ones
+        for tried in (_drawn_targets(scores, targets, axis), targets):  # a loss may refuse synthetic targets
             equal = scores.new_full((len(tried), *scores.shape[1:]), 1.0 / scores.shape[axis])
             gradient = leaf.gradient(outputs, equal, tried)
             if gradient is None:
@@ -125,7 +125,7 @@ def _pulls(gradient: Tensor, targets: Tensor, shift: int) -> bool:
 
 
 def moved(scores: Tensor, targets: Tensor, shift: int) -> tuple[Tensor, Tensor]:
-    """Output p beside target p + shift, along dimension 1."""
+    """Scores and targets aligned so that output p meets target p + shift along dimension 1."""
     if not shift:
         return scores, targets
     length = targets.shape[1] - abs(shift)
@@ -133,32 +133,32 @@ def moved(scores: Tensor, targets: Tensor, shift: int) -> tuple[Tensor, Tensor]:
 
 
 def soft_axis(leaf: ScoreLeaf, outputs: Any, scores: Tensor, targets: Tensor) -> int:
-    """The dimension of classes of targets that are one row of probabilities each.
+    """The class dimension of targets that hold one row of probabilities each.
 
     Raises:
-        DataError: They are not, or several classes may be true at a time.
+        DataError: They do not, or several classes may be true at once.
     """
     values = targets.double()
     sums = {axis: values.sum(axis) for axis in range(1, targets.dim())}
     axes = [axis for axis, found in sums.items() if torch.allclose(found, torch.ones_like(found), atol=1e-3)]
     if len(axes) == 1 and bool((values >= 0).all()):
         before, after = (leaf.losses(outputs, scores + more, targets) for more in (0.0, 1.0))
-        # A loss over classes that exclude each other sees differences of scores alone.
+        # A loss over mutually exclusive classes depends only on differences of scores.
         if before is not None and after is not None and torch.allclose(before, after, rtol=1e-3, atol=1e-4):
             return axes[0]
     raise DataError(
-        f"outputs and targets both have shape {tuple(scores.shape)}: metrics by name take class numbers as "
-        "targets. For several labels per example or one-hot targets give a torchmetrics object, such as "
+        f"outputs and targets both have shape {tuple(scores.shape)}, but metrics by name take class indices as "
+        "targets. For several labels per example or one-hot targets, use a torchmetrics object, such as "
         f"torchmetrics.classification.MultilabelAccuracy(num_labels={scores.shape[1]})."
     )
 
 
 def scale(leaf: ScoreLeaf, outputs: Any, scores: Tensor, targets: Tensor) -> tuple[bool, bool]:
-    """Whether scores of two classes are probabilities, and whether the loss depends on them.
+    """Whether binary scores are probabilities, and whether the loss depends on them.
 
     Args:
-        leaf: As of ``pairing``.
-        outputs: As of ``pairing``.
+        leaf: See ``pairing``.
+        outputs: See ``pairing``.
         scores: One per target.
         targets: 0 and 1, or -1 and 1.
 
@@ -170,7 +170,7 @@ def scale(leaf: ScoreLeaf, outputs: Any, scores: Tensor, targets: Tensor) -> tup
     low = -1.0 if bool((targets == -1).any()) and not bool((targets == 0).any()) else 0.0
 
     def losses(target: float, *values: float) -> list[float]:
-        # One by one: a loss may refuse some values, and values out of range may be a fault of the device.
+        # One at a time: a loss may refuse some values, and values out of range may crash a device.
         found = (
             leaf.losses(outputs, torch.full_like(scores[:1], value), torch.full_like(targets[:1], target))
             for value in values
@@ -185,16 +185,16 @@ def scale(leaf: ScoreLeaf, outputs: Any, scores: Tensor, targets: Tensor) -> tup
         if bool(((scores < 0) | (scores > 1)).any()):
             return False, False
         raise DataError(
-            "whether the outputs are probabilities or log odds cannot be told: all of them lie in [0, 1], and loss_fn "
-            f"does not depend on them (the network computes the loss?); {OTHER_METRICS}"
+            "cannot determine whether the outputs are probabilities or log odds: all of them are in [0, 1], and "
+            f"loss_fn does not depend on them (does the network compute the loss?); {OTHER_METRICS}"
         )
     if not any(abs(one - other) > least for one, other in zip(at_high, at_low, strict=True)):
         raise DataError(
-            f"loss_fn does not compare these outputs of shape {tuple(scores.shape)} with the targets, so that they are "
-            f"not known to be scores; {OTHER_METRICS}"
+            f"loss_fn does not compare these outputs of shape {tuple(scores.shape)} with the targets, so they may not "
+            f"be scores; {OTHER_METRICS}"
         )
     if near - far > 3.0 * max(half - above, 0.0) + least:
-        return True, True  # it grows without bound as the probability of the target goes to 0
+        return True, True  # the loss grows without bound as the probability of the target approaches 0
     at_zero, *below = losses(low, 0.0, -0.5, -2.0, -8.0)
-    # If nothing below 0 suits the first class better, the scores estimate the target itself.
+    # If no score below 0 lowers the loss of the first class, the scores estimate the target itself.
     return not any(value < at_zero - least for value in below), True

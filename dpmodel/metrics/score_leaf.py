@@ -1,4 +1,4 @@
-"""The tensor of scores among the outputs of a network, and what the loss makes of other scores in its place."""
+"""The tensor of scores among a network's outputs, and the loss with other scores in its place."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from monitors.errors import DataError
 
 
 class ScoreLeaf:
-    """The tensor among a network's outputs that metrics by name are computed of.
+    """The tensor among a network's outputs from which metrics by name are computed.
 
     Args:
-        name: The metric, for messages.
-        outputs: Of the first batch.
-        targets: Of the first batch.
-        losses: Of the user's loss; None if it is not known.
+        name: Name of the metric, for messages.
+        outputs: Outputs of the first batch.
+        targets: Targets of the first batch.
+        losses: Losses of the user's loss function; None if it is unknown.
 
     Attributes:
-        knows_loss: Whether there is a loss to ask.
+        knows_loss: Whether the loss function is known.
 
     Raises:
         DataError: There is no such tensor, or more than one.
@@ -38,9 +38,9 @@ class ScoreLeaf:
             found = _read_by(losses, outputs, targets, found) or found
         if len(found) != 1:
             raise DataError(
-                f"the metric {name!r} takes the outputs as one tensor, but the network gives a "
-                f"{type(outputs).__name__} with {len(found)} tensors of one row per example; give a function of "
-                "outputs and targets, or an object with update, compute and reset, that picks from it"
+                f"the metric {name!r} takes the outputs as one tensor, but the network returns a "
+                f"{type(outputs).__name__} with {len(found)} tensors of one row per example; use a function of "
+                "outputs and targets, or an object with update, compute and reset, that picks the tensor"
             )
         self._place = found[0]
 
@@ -53,7 +53,7 @@ class ScoreLeaf:
         """Losses (B,) with ``scores`` in place of the tensor; None if they cannot be computed.
 
         Args:
-            outputs: Of at least one example; the first one's are what the loss sees beside the scores.
+            outputs: Outputs of at least one example; apart from the scores, the loss sees those of the first example.
             scores: Shape (B, ...).
             targets: Shape (B, ...).
         """
@@ -63,13 +63,13 @@ class ScoreLeaf:
         rows = len(leaves[self._place])
         beside = [leaf if rows == len(scores) else _first_rows(leaf, rows, len(scores)) for leaf in leaves]
         beside[self._place] = scores
-        for labels in (targets, targets.to(scores.dtype)):  # some losses take floats only
+        for labels in (targets, targets.to(scores.dtype)):  # some losses only take floats
             with suppress(Exception):
                 return self._losses.unchecked(tree_unflatten(beside, form), labels)
         return None
 
     def gradient(self, outputs: Any, scores: Tensor, targets: Tensor) -> Tensor | None:
-        """Gradient of the summed losses for ``scores``; None if there is none. NaN where an example has no loss."""
+        """Gradient of the summed losses for ``scores``; None if there is none, NaN for an example without a loss."""
         with torch.enable_grad():
             scores = scores.detach().requires_grad_()
             losses = self.losses(outputs, scores, targets)
@@ -87,7 +87,7 @@ def _is_score(leaf: Any, rows: int) -> bool:
 
 
 def _read_by(losses: EvaluationLosses, outputs: Any, targets: Tensor, places: list[int]) -> list[int]:
-    """Those of ``places`` whose tensors the loss depends on."""
+    """The ``places`` whose tensors the loss depends on."""
     leaves, form = tree_flatten(outputs)
     with torch.enable_grad():
         for place in places:
@@ -101,7 +101,7 @@ def _read_by(losses: EvaluationLosses, outputs: Any, targets: Tensor, places: li
 
 
 def _first_rows(leaf: Any, rows: int, wanted: int) -> Any:
-    """``leaf`` with its first row ``wanted`` times, if it holds one row for each of ``rows`` examples."""
+    """The first row of ``leaf`` repeated ``wanted`` times, if ``leaf`` has one row for each of ``rows`` examples."""
     if not isinstance(leaf, Tensor) or leaf.shape[:1] != (rows,):
         return leaf
     return leaf[:1].expand(wanted, *leaf.shape[1:])

@@ -1,4 +1,4 @@
-"""What metrics by name are given of a batch: scores and targets side by side, without those that the loss ignores."""
+"""The view of a batch for metrics by name: paired scores and targets, without targets that the loss ignores."""
 
 from __future__ import annotations
 
@@ -28,15 +28,15 @@ IGNORED = -100
 
 @dataclass(frozen=True)
 class ClassScores:
-    """How the scores of classes lie in the outputs, and how they pair with the targets.
+    """How class scores are laid out in the outputs, and how they pair with the targets.
 
     Args:
         leaf: Finds the tensor of scores, (B, ...).
-        axis: Its dimension that counts classes; None for one score per target, of the second of two classes.
+        axis: Its class dimension; None for binary scores, one per target, of the second class.
         shift: Output p is compared with target p + shift, along the first dimension after the examples.
         num_classes: 2 or more.
-        are_probabilities: Whether the scores are probabilities already.
-        soft: Whether the targets are one row of class probabilities each.
+        are_probabilities: Whether the scores are already probabilities.
+        soft: Whether each target is a row of class probabilities.
         reads: Whether the loss depends on the scores, so that it shows which targets it ignores.
     """
 
@@ -50,11 +50,11 @@ class ClassScores:
 
     @classmethod
     def read(cls, name: str, outputs: Any, targets: Any, losses: EvaluationLosses | None) -> ClassScores:
-        """From the first batch.
+        """Read the layout from the first batch.
 
         Raises:
-            DataError: The outputs are no scores of classes, the targets no class numbers, or how they pair cannot be
-                told.
+            DataError: The outputs are not class scores, the targets are not class indices, or their pairing cannot be
+                determined.
         """
         targets = _one_tensor(name, targets)
         leaf = ScoreLeaf(name, outputs, targets, losses)
@@ -73,7 +73,7 @@ class ClassScores:
         return cls(leaf, axis, shift, scores.shape[axis], probabilities, soft, reads)
 
     def pairs(self, outputs: Any, targets: Tensor) -> tuple[Tensor, Tensor]:
-        """Probabilities, float64, of shape (M,) for two classes and (M, classes) for more, and class numbers (M,).
+        """Probabilities, float64, of shape (M,) for two classes and (M, classes) for more, and class indices (M,).
 
         M is the number of targets that the loss does not ignore.
 
@@ -98,10 +98,10 @@ class ClassScores:
         return self._probabilities(values.double()), labels
 
     def _counted(self, outputs: Any, scores: Tensor, targets: Tensor) -> Tensor | None:
-        """Which scores the loss compares with a target, without the dimension of classes; None if that is not known."""
+        """Which scores the loss compares with a target, without the class dimension; None if that is not known."""
         if not self.reads or self.soft:
             return None
-        # At equal scores no gradient of a target that counts is zero, as it may be where the network is certain.
+        # With equal scores, every target that counts has a nonzero gradient; it may vanish if the network is certain.
         gradient = self.leaf.gradient(outputs, torch.full_like(scores, 1.0 / self.num_classes), targets)
         if gradient is None:
             return None
@@ -111,7 +111,7 @@ class ClassScores:
     def _labels(self, scores: Tensor, labels: Tensor) -> Tensor:
         if labels.is_floating_point() and bool((labels != labels.round()).any()):
             raise DataError(
-                f"metrics by name take class numbers as targets, got {_first_fraction(labels):.4g}; {OTHER_METRICS}, "
+                f"metrics by name take class indices as targets, got {_first_fraction(labels):.4g}; {OTHER_METRICS}, "
                 "or the metrics mae and mse"
             )
         labels = labels.long()
@@ -129,8 +129,8 @@ class ClassScores:
         return labels
 
     def _probabilities(self, values: Tensor) -> Tensor:
-        # torchmetrics guesses from each batch's range whether it holds scores or probabilities, and guesses wrong for a
-        # batch of small scores; so it is given probabilities only. Double precision keeps large scores apart.
+        # torchmetrics guesses from the range of each batch whether it holds scores or probabilities, and guesses wrong
+        # for small scores, so it is only given probabilities. Double precision keeps large scores distinct.
         if self.axis is None:
             return values.clamp(0.0, 1.0) if self.are_probabilities else values.sigmoid()
         values = values if self.are_probabilities else values.softmax(-1)
@@ -139,11 +139,11 @@ class ClassScores:
 
 @dataclass(frozen=True)
 class NumberScores:
-    """How outputs and targets of a task of numbers pair: element by element.
+    """Outputs and targets of a regression task, paired element by element.
 
     Args:
         leaf: Finds the tensor of predictions.
-        reads: Whether the loss depends on it, so that it shows which targets it ignores.
+        reads: Whether the loss depends on the predictions, so that it shows which targets it ignores.
     """
 
     leaf: ScoreLeaf
@@ -151,10 +151,10 @@ class NumberScores:
 
     @classmethod
     def read(cls, name: str, outputs: Any, targets: Any, losses: EvaluationLosses | None) -> NumberScores:
-        """From the first batch.
+        """Read the layout from the first batch.
 
         Raises:
-            DataError: The outputs are not one tensor, or of another shape than the targets.
+            DataError: The outputs are not one tensor, or their shape differs from that of the targets.
         """
         targets = _one_tensor(name, targets)
         leaf = ScoreLeaf(name, outputs, targets, losses)
@@ -169,7 +169,7 @@ class NumberScores:
         return cls(leaf, gradient is not None and bool((torch.nan_to_num(gradient) != 0).any()))
 
     def pairs(self, outputs: Any, targets: Tensor) -> tuple[Tensor, Tensor]:
-        """Predictions and targets, both (M,): those that the loss does not ignore."""
+        """Predictions and targets that the loss does not ignore, both (M,)."""
         scores = self.leaf.of(outputs)
         wanted = torch.nan_to_num(targets.reshape(scores.shape).to(scores.dtype))
         labels = targets.reshape(scores.shape)
@@ -181,9 +181,9 @@ class NumberScores:
 
 
 def _others(scores: Tensor, wanted: Tensor) -> tuple[Tensor, Tensor]:
-    """Outputs that differ from the targets, at which alone the gradient may be zero."""
+    """Two sets of outputs that differ from the targets; the gradient can be zero only at the targets."""
     if all(bool(((values >= 0) & (values <= 1)).all()) for values in (scores, wanted)):
-        # A loss of probabilities may end the process on a GPU if it is given anything else.
+        # On a GPU, a loss of probabilities may crash the process if it is given anything else.
         inwards = (0.5 - wanted).sign() + (wanted == 0.5)
         return wanted + 0.3 * inwards, wanted + 0.45 * inwards
     return wanted + 1.0, wanted - 2.0
@@ -192,8 +192,8 @@ def _others(scores: Tensor, wanted: Tensor) -> tuple[Tensor, Tensor]:
 def _one_tensor(name: str, targets: Any) -> Tensor:
     if not isinstance(targets, Tensor):
         raise DataError(
-            f"the metric {name!r} takes the targets as one tensor, but the data give a {type(targets).__name__}; "
-            f"{OTHER_METRICS} that picks from it"
+            f"the metric {name!r} takes the targets as one tensor, but got a {type(targets).__name__}; "
+            f"{OTHER_METRICS} that picks the tensor"
         )
     return targets
 
@@ -202,7 +202,7 @@ def _first_fraction(labels: Tensor) -> float:
     return float(labels[labels != labels.round()][0])
 
 
-#: What metrics by name may be given of a batch.
+#: Views of a batch that metrics by name may receive.
 VIEWS: dict[str, type[ClassScores] | type[NumberScores]] = {"classes": ClassScores, "numbers": NumberScores}
 
 
@@ -210,7 +210,7 @@ class BatchViews:
     """Views of batches for metrics by name; the first batch decides how outputs and targets pair.
 
     Args:
-        losses: Of the user's loss; None if it is not known.
+        losses: Losses of the user's loss function; None if it is unknown.
 
     Example:
         >>> views = BatchViews(EvaluationLosses(torch.nn.BCELoss()))
@@ -223,10 +223,10 @@ class BatchViews:
         self._read: dict[str, Any] = {}
 
     def read(self, view: str, name: str, outputs: Any, targets: Any) -> Any:
-        """The ``ClassScores`` or ``NumberScores`` that the first batch has shown.
+        """The ``ClassScores`` or ``NumberScores`` found in the first batch.
 
         Raises:
-            DataError: The metric ``name`` cannot be computed of such outputs and targets.
+            DataError: The metric ``name`` cannot be computed from such outputs and targets.
         """
         if view not in self._read:
             self._read[view] = VIEWS[view].read(name, outputs, targets, self._losses)
@@ -236,7 +236,7 @@ class BatchViews:
         """Predictions and targets of a batch.
 
         Raises:
-            DataError: As of ``read``, or a target is out of range.
+            DataError: See ``read``; or a target is out of range.
         """
         found: tuple[Tensor, Tensor] = self.read(view, name, outputs, targets).pairs(outputs, targets)
         return found

@@ -1,4 +1,4 @@
-"""Networks for images and features, each built by name and option."""
+"""Networks for images and feature vectors, built by name."""
 
 from dpmodel.nets.activations import ACTIVATIONS as ACTIVATIONS
 from dpmodel.nets.activations import TemperedSigmoid as TemperedSigmoid

@@ -20,10 +20,10 @@ ACTIVATIONS.register("silu")(nn.SiLU)
 
 @ACTIVATIONS.register("tempered_sigmoid")
 class TemperedSigmoid(nn.Module):
-    """``scale * sigmoid(temperature * x) - offset``: bounded, which keeps gradients small before they are clipped.
+    """``scale * sigmoid(temperature * x) - offset``: bounded, so that gradients are small before clipping.
 
     Args:
-        scale: Range of the output; with the other defaults 2 gives exactly tanh.
+        scale: Range of the output. The defaults together give exactly tanh.
         temperature: Inverse width of the transition.
         offset: Subtracted from the output.
 
@@ -45,5 +45,5 @@ class TemperedSigmoid(nn.Module):
         return self.scale * torch.sigmoid(self.temperature * x) - self.offset
 
     def extra_repr(self) -> str:
-        """The three constants, for printing."""
+        """The three constants, for ``repr``."""
         return f"scale={self.scale}, temperature={self.temperature}, offset={self.offset}"

@@ -1,4 +1,4 @@
-"""Networks of dense layers: multilayer perceptron and linear model."""
+"""Networks of dense layers: a multilayer perceptron and a linear model."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class MLP(nn.Module):
         num_classes: Width of the last layer.
         activation: Name of the activation.
         init: Name of the initialisation.
-        seed: Draws the same weights each time; None draws from torch's global generator.
+        seed: Seed of the initial weights; None uses torch's global generator.
 
     Shapes:
         x (N, ...) with ``in_features`` numbers per example -> scores (N, num_classes).

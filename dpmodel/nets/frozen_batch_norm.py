@@ -1,4 +1,4 @@
-"""Batch normalisation with statistics that stay: one scale and one shift per channel."""
+"""Batch normalisation with fixed statistics: one scale and one shift per channel."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 
 class FrozenBatchNorm(nn.Module):
-    """What a batch normalisation layer computes in evaluation mode, in every mode.
+    """Batch normalisation that computes in every mode what the original layer computes in evaluation mode.
 
-    It mixes no examples and learns nothing, so that a pretrained backbone keeps its features in a private training. Its
-    statistics are those of the data that the backbone was trained on, which must be public or accounted for.
+    It does not mix examples and has no parameters, so a pretrained backbone keeps its features in a private training.
+    Its statistics come from the data that the backbone was trained on, which must be public or accounted for.
 
     Args:
-        scale: One factor per channel, shape (C,).
-        shift: Added per channel, shape (C,).
+        scale: Factor of each channel, shape (C,).
+        shift: Offset of each channel, shape (C,).
 
     Example:
         >>> layer = nn.BatchNorm2d(3).eval()
@@ -37,10 +37,10 @@ class FrozenBatchNorm(nn.Module):
         """The frozen form of a layer with running statistics.
 
         Raises:
-            ValueError: The layer has none.
+            ValueError: The layer has no running statistics.
         """
         if layer.running_mean is None or layer.running_var is None:
-            raise ValueError(f"{layer} keeps no running statistics; there is nothing to freeze")
+            raise ValueError(f"{layer} has no running statistics to freeze; it needs track_running_stats=True")
         weight = torch.ones_like(layer.running_mean) if layer.weight is None else layer.weight.detach()
         bias = torch.zeros_like(layer.running_mean) if layer.bias is None else layer.bias.detach()
         scale = weight * (layer.running_var + layer.eps).rsqrt()

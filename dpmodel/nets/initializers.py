@@ -17,17 +17,17 @@ INITIALIZERS: Registry[Callable[..., None]] = Registry("initialisation")
 
 @INITIALIZERS.register("torch")
 def torch_default(network: nn.Module) -> None:
-    """Leave what torch's own constructors drew."""
+    """Keep the weights that torch's constructors drew."""
     del network
 
 
 @INITIALIZERS.register("truncated_normal")
 @torch.no_grad()
 def truncated_normal(network: nn.Module, sigma: float = 0.05) -> None:
-    """MindSpore's ``TruncatedNormal(sigma)``: a normal of deviation ``sigma`` cut at two deviations.
+    """MindSpore's ``TruncatedNormal(sigma)``: standard deviation ``sigma``, truncated at two standard deviations.
 
-    Weights of convolutions and dense layers and, as in the tutorial's script, the biases of dense layers are drawn from
-    it; biases of convolutions are set to zero.
+    Draws the weights of convolutions and dense layers and, as in the tutorial's script, the biases of dense layers.
+    Biases of convolutions are set to zero.
     """
     checks.positive(sigma=sigma)
     for layer in _weighted(network):
@@ -60,9 +60,9 @@ def orthogonal(network: nn.Module, gain: float = 1.0) -> None:
 
 @contextlib.contextmanager
 def seeded(seed: int | None) -> Iterator[None]:
-    """Draw weights from ``seed`` inside the block, and leave torch's global generator as it was.
+    """Use ``seed`` for the weights drawn inside the block, and restore torch's global generator afterwards.
 
-    With ``seed=None`` the block draws from the global generator. Initial weights are public and need no secure source.
+    With ``seed=None`` the block uses the global generator. Initial weights are public and need no secure generator.
     """
     if seed is None:
         yield

@@ -19,7 +19,7 @@ class LeNet5(nn.Module):
         in_channels: Channels of the image.
         activation: Name of the activation: ``"relu"`` as in the tutorial, ``"tanh"`` as in 1998, or any other.
         init: Name of the initialisation: ``"truncated_normal"`` (0.05, as in the tutorial), ``"torch"``, or any other.
-        seed: Draws the same weights each time; None draws from torch's global generator.
+        seed: Seed of the initial weights; None uses torch's global generator.
 
     Shapes:
         x (N, in_channels, 32, 32) -> scores (N, num_classes).
@@ -56,7 +56,7 @@ class LeNet5(nn.Module):
         """Scores of each class."""
         if x.shape[-2:] != (32, 32):
             raise ValueError(
-                f"LeNet5 takes images of 32 x 32, got shape {tuple(x.shape)}; set the data's image_size to 32"
+                f"LeNet5 takes 32 x 32 images, got shape {tuple(x.shape)}; set the data's image_size to 32"
             )
         x = self.max_pool2d(self.activation(self.conv1(x)))
         x = self.max_pool2d(self.activation(self.conv2(x)))

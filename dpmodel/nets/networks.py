@@ -1,4 +1,4 @@
-"""Networks by name, or a user's own by import path."""
+"""Builds networks by name, or a user's network by import path."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ NETWORKS.register("linear")(Linear)
 NETWORKS.register("small_cnn")(SmallCNN)
 
 
-#: What is tried of the defaults on a builder that takes any keyword, such as those of torchvision and timm.
+#: Defaults that are tried with a builder that takes any keyword, such as those of torchvision and timm.
 _PASSED_ON = ("num_classes",)
 
 
@@ -37,17 +37,17 @@ def build_network(
     """Build a registered network by ``name``, or the user's own class by ``module``.
 
     Args:
-        name: ``"lenet5"``, ``"mlp"``, ``"linear"``, ``"small_cnn"``, or any other registered one.
+        name: ``"lenet5"``, ``"mlp"``, ``"linear"``, ``"small_cnn"``, or any other registered name.
         module: ``"package.module:Class"``.
-        seed: Draws the same initial weights each time; None draws from torch's global generator.
-        defaults: Arguments used if the class takes them and the user gave none (what the data imply:
-            ``num_classes``, ``in_channels``, ``in_features``, ``image_size``). A builder that takes any keyword
-            (``**kwargs``) gets ``num_classes`` if it can be built with it.
+        seed: Seed of the initial weights; None uses torch's global generator.
+        defaults: Arguments that are passed if the class takes them and ``args`` does not contain them. They follow from
+            the data: ``num_classes``, ``in_channels``, ``in_features``, ``image_size``. A builder that takes any
+            keyword (``**kwargs``) receives ``num_classes`` if it can be built with it.
         **args: Arguments of the class.
 
     Raises:
-        ValueError: Neither or both of ``name`` and ``module`` are given, they are not found, an argument is unknown or
-            missing, or what was built is not a ``torch.nn.Module``.
+        ValueError: Neither or both of ``name`` and ``module`` are given, the network is not found, an argument is
+            unknown or missing, or the result is not a ``torch.nn.Module``.
 
     Example:
         >>> build_network("mlp", hidden=[16], defaults={"in_features": 4, "num_classes": 3}).layers[2].out_features
@@ -63,29 +63,29 @@ def build_network(
     check_arguments(builder, {**implied, **args}, owner)
     network = _built(builder, implied, args, seed, owner)
     if not isinstance(network, nn.Module):
-        raise ValueError(f"{owner} built {type(network).__name__}, which is no torch.nn.Module")
+        raise ValueError(f"{owner} built {type(network).__name__}, which is not a torch.nn.Module")
     return network
 
 
 def check_network(name: str | None, module: str | None, args: Mapping[str, Any]) -> None:
-    """Refuse an unknown network and arguments that it does not take; which it needs is known with the data.
+    """Refuse an unknown network or argument. Required arguments may follow from the data and are not checked.
 
     Raises:
-        ValueError: As of ``build_network``.
+        ValueError: See ``build_network``.
     """
     builder, owner = _builder(name, module)
     check_arguments(builder, {**dict.fromkeys(accepted_names(builder) or ()), **args}, owner)
 
 
 def _builder(name: str | None, module: str | None) -> tuple[Any, str]:
-    """The class or function, and what is being built in words."""
+    """The class or function, and a description of what it builds."""
     if name is not None:
         return NETWORKS.get(name), f"network {name!r}"
     return import_network(str(module)), f"network {module!r}"
 
 
 def _built(builder: Any, implied: dict[str, Any], args: dict[str, Any], seed: int | None, owner: str) -> Any:
-    """What ``builder`` makes of the arguments, with what the data imply if it takes that."""
+    """Call ``builder`` with the arguments, and with those that follow from the data if it takes them."""
     chosen = {**implied, **args}
     try:
         with seeded(seed):

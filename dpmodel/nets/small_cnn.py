@@ -1,4 +1,4 @@
-"""The small tanh network that differentially private training from scratch does well with."""
+"""A small tanh network that works well for differentially private training from scratch."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class SmallCNN(nn.Module):
         image_size: Height and width of the image, at least 20.
         activation: Name of the activation; the paper uses ``"tanh"``.
         init: Name of the initialisation; the paper uses ``"torch"``.
-        seed: Draws the same weights each time; None draws from torch's global generator.
+        seed: Seed of the initial weights; None uses torch's global generator.
 
     Shapes:
         x (N, in_channels, image_size, image_size) -> scores (N, num_classes).

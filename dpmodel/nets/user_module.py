@@ -1,4 +1,4 @@
-"""A user's own class, named as ``package.module:Class``."""
+"""Imports a user's network, given as ``package.module:Class``."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def import_network(spec: str) -> Callable[..., Any]:
         spec: ``"package.module:Class"``.
 
     Raises:
-        ValueError: The spec has another form, the module is not found or fails to import, or it has no such attribute.
+        ValueError: ``spec`` is malformed, the module is not found or fails to import, or it has no such attribute.
 
     Example:
         >>> import_network("torch.nn:Linear")
@@ -43,12 +43,12 @@ def import_network(spec: str) -> Callable[..., Any]:
     if not callable(found) or isinstance(found, nn.Module):
         raise ValueError(f"module {spec!r} is {type(found).__name__}, not a class or function that builds a network")
     if isinstance(found, type) and not issubclass(found, nn.Module):
-        raise ValueError(f"module {spec!r} is the class {found.__name__}, which is no torch.nn.Module")
+        raise ValueError(f"module {spec!r} is the class {found.__name__}, which is not a torch.nn.Module")
     return found  # type: ignore[no-any-return]
 
 
 def _import(module_name: str, spec: str) -> Any:
-    # A console script does not have the current folder on its path, where the user's own file usually lies.
+    # The path of a console script lacks the current folder, where the user's file usually is.
     here = os.getcwd()
     if here not in sys.path and "" not in sys.path:
         sys.path.append(here)
@@ -58,10 +58,10 @@ def _import(module_name: str, spec: str) -> Any:
         missing = error.name or module_name
         if module_name == missing or module_name.startswith(missing + "."):
             raise ValueError(
-                f"module {spec!r}: there is no module {missing!r}. Run where {module_name.split('.')[0]}.py lies "
-                f"(now: {here}), or install the package that holds it."
+                f"module {spec!r}: there is no module {missing!r}. Run the command in the folder of "
+                f"{module_name.split('.')[0]}.py (now: {here}), or install its package."
             ) from error
-        raise ValueError(f"module {spec!r}: importing {module_name!r} failed, it needs {missing!r}") from error
+        raise ValueError(f"module {spec!r}: importing {module_name!r} failed: it needs {missing!r}") from error
     except Exception as error:
         raise ValueError(
             f"module {spec!r}: importing {module_name!r} failed: {type(error).__name__}: {error}"

@@ -1,4 +1,4 @@
-"""Random search for settings, with its cost on a ledger of its own, or labelled as not accounted."""
+"""Random search over settings. Its privacy cost is charged to a ledger, or the search is labelled as not accounted."""
 
 from dpmodel.tuning.definition import TuningDefinition as TuningDefinition
 from dpmodel.tuning.search import Tuning as Tuning

@@ -71,8 +71,8 @@ class RandomStopping(Charge):
 
     statement = "charged: random stopping, the number of runs was drawn from a geometric distribution and is secret"
     publishable = (
-        "the best run alone. The other runs, their number and how long the search took are not covered: keep this "
-        "folder to yourself"
+        "the best run only. The other runs, their number and the duration of the search are not covered: keep this "
+        "folder private"
     )
 
     def number(self, runs: int, generator: random.Random) -> int:
@@ -114,7 +114,7 @@ class AllRuns(Charge):
     """Every run is charged; all of them may be inspected."""
 
     statement = "charged: every run is on the ledger in full"
-    publishable = "everything in this folder but training losses"
+    publishable = "everything in this folder except training losses"
 
     def number(self, runs: int, generator: random.Random) -> int:
         """The stated number."""
@@ -122,7 +122,7 @@ class AllRuns(Charge):
         return runs
 
     def ledger(self, planned: Sequence[Ledger], runs: int) -> Ledger:
-        """All runs one after another."""
+        """All runs, composed."""
         del runs
         merged = planned[0].merge(*planned[1:])
         merged.add_note(f"tuning: {len(planned)} runs, all of them charged")

@@ -1,4 +1,4 @@
-"""What a tuning file says: base, the fields to search, how many runs, and how the search is charged."""
+"""Contents of a tuning file: base, fields to search, number of runs, and how the search is charged."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from monitors import checks
 
 
 class FieldSection(Section):
-    """The values that one field may take: a list, or a range.
+    """The values that one field may take: a list or a range.
 
     Args:
-        values: Drawn from evenly.
+        values: List to draw from uniformly.
         low: Lower end of a range.
-        high: Upper end of it.
-        scale: ``"linear"`` or ``"log"``: where the range is even.
+        high: Upper end of the range.
+        scale: ``"linear"`` or ``"log"``: the scale on which the range is uniform.
 
     Example:
         >>> FieldSection.model_validate({"low": 0.1, "high": 0.1 + 1e-12, "scale": "log"}).draw(random.Random(1)) < 0.11
@@ -46,7 +46,7 @@ class FieldSection(Section):
         return self
 
     def draw(self, generator: random.Random) -> Any:
-        """One value."""
+        """Draw one value."""
         if self.values is not None:
             return generator.choice(self.values)
         assert self.low is not None
@@ -57,19 +57,19 @@ class FieldSection(Section):
 
 
 class TuningDefinition(Section):
-    """A search as YAML describes it; see ``docs/comparing.md``.
+    """A search; see ``docs/comparing.md``.
 
     Args:
         base: Path of a training configuration, relative to the tuning file, or the configuration itself. Its
-            ``privacy.target_epsilon`` is what the whole search spends.
-        search: Values by the path of a field.
-        runs: How many trainings; under ``charge: random`` the mean of their random number.
-        charge: ``"random"``: the number of runs is drawn and kept secret, and only the best one may be published
-            (Papernot and Steinke 2022). ``"all"``: every run is charged in full, all may be published. ``"none"``:
-            every run is charged by itself, the search is NOT accounted.
-        accountant: Which accountant solves and states; default: that of the base. ``"random"`` needs ``"rdp"``.
-        metric: The test metric of the last epoch that decides.
-        output: The folder; default ``runs/<name of the file>``.
+            ``privacy.target_epsilon`` is the epsilon of the whole search.
+        search: Path of a field to the values that it may take.
+        runs: Number of trainings; with ``charge: random``, the mean of their random number.
+        charge: ``"random"``: the number of runs is random and secret, and only the best run may be published (Papernot
+            and Steinke 2022). ``"all"``: every run is charged in full, and all may be published. ``"none"``: epsilon
+            covers each run alone, and the search is NOT accounted.
+        accountant: The accountant; default: that of the base. ``charge: random`` needs ``"rdp"``.
+        metric: The test metric, after the last epoch, that decides which run is best.
+        output: The search folder; default: ``runs/<name of the file>``.
     """
 
     base: str | dict[str, Any]
@@ -86,5 +86,5 @@ class TuningDefinition(Section):
 
         checks.one_of(CHARGES.names(), charge=self.charge)
         if self.charge == "random" and self.runs < 2:
-            raise ValueError(f"runs must be at least 2 under charge 'random', got {self.runs!r}: one run is no search")
+            raise ValueError(f"runs must be at least 2 with charge 'random', got {self.runs!r}")
         return self

@@ -1,4 +1,4 @@
-"""What may be stated of a search, in words."""
+"""The report of a search, in words."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from monitors.spent import epsilon_text
 
 
 def report_in_words(run: TuningRun) -> str:
-    """The report of a search as Markdown; it names the best run and nothing of the others.
+    """The report of a search as Markdown. It describes the best run and reveals nothing about the others.
 
     Args:
-        run: The search.
+        run: Outcome of the search.
     """
     spent, charge, best = run.spent, run.tuning.charge, run.best
     lines = [f"# Search: {run.tuning.name}", ""]
@@ -27,9 +27,9 @@ def report_in_words(run: TuningRun) -> str:
         f"{spent.unit}; neighbours: {spent.relation}; sampling: {spent.sampling}",
         f"- tuning: {charge.statement}",
         f"- may be published: {charge.publishable}",
-        "- scores are measured on the test examples without noise; the guarantee is for the training examples only. A "
-        "score that chose the run is too good by a little: measure the chosen model on examples that chose nothing",
-        "- the privacy report inside the run folder is that of the run alone; this one is that of the search",
+        "- scores are computed on the test examples without noise; the guarantee covers training examples only. The "
+        "score of the best run is slightly optimistic, because it selected the run: evaluate the model on new examples",
+        "- the privacy report in the run folder covers that run alone; this report covers the search",
         *(f"- {note}" for note in spent.notes),
     ]
     return "\n".join(lines) + "\n"

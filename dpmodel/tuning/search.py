@@ -1,4 +1,4 @@
-"""From a tuning file to a checked search, and from drawn values to training configurations."""
+"""Turns a tuning file into a checked search, and drawn values into training configurations."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ from monitors.errors import ConfigError
 RUNS = Path("runs")
 _NEVER = 10**9
 
-#: Sections that cannot be searched, with the reason.
+#: Settings that cannot be searched, and why.
 _NOT_SEARCHED = {
-    "privacy.target_epsilon": "it is what the whole search spends",
-    "privacy.noise_multiplier": "it is solved for, or stated by the base",
-    "privacy.delta": "epsilons at different deltas cannot be added up",
-    "privacy.accountant": "it is one for all runs: accountant",
-    "output": "the search decides where its runs go",
-    "performance": "it changes no result",
+    "privacy.target_epsilon": "it is the epsilon of the whole search",
+    "privacy.noise_multiplier": "it is calibrated, or set by the base",
+    "privacy.delta": "epsilons at different deltas cannot be added",
+    "privacy.accountant": "all runs share it; set accountant",
+    "output": "the search chooses the folders of its runs",
+    "performance": "it does not change any result",
 }
 
 
@@ -43,10 +43,10 @@ class Tuning:
 
     Args:
         name: Its name.
-        definition: What the file says.
-        base: The settings that drawn values are put over.
+        definition: Contents of the file.
+        base: The settings that drawn values override.
         source: The file, for errors.
-        places: Where the file lists each searched field, by its path.
+        places: Path of each searched field to the place where the file lists it.
     """
 
     name: str
@@ -57,17 +57,17 @@ class Tuning:
 
     @property
     def charge(self) -> Charge:
-        """How it is charged."""
+        """How the search is charged."""
         charge: Charge = CHARGES.create(self.definition.charge)
         return charge
 
     @property
     def directory(self) -> Path:
-        """Where it is kept."""
+        """Folder of the search."""
         return Path(self.definition.output) if self.definition.output else RUNS / self.name
 
     def draw(self, generator: random.Random) -> dict[str, Any]:
-        """A value for every searched field."""
+        """Draw a value for every searched field."""
         return {path: field.draw(generator) for path, field in self.definition.search.items()}
 
     def config(self, values: Mapping[str, Any] | None = None) -> Config:
@@ -79,13 +79,13 @@ class Tuning:
         drawn = self.base
         for path, value in (values or {}).items():
             drawn = apply_overrides(drawn, [(tuple(path.split(".")), value)], self.places.get(path))
-        # The monitor is no setting of the user's: it takes the place of the section that it is put into.
+        # The monitor is not a setting of the user, so errors name the enclosing section.
         section = place_of(self.base.marks, ("privacy",), self.source)
         final = apply_overrides(drawn, [(("privacy", "monitor"), {"per_print_times": _NEVER})], section)
         return checked_config(final, self.source)
 
     def ends(self) -> list[Config]:
-        """The configurations of the first value of every field and of the last; ranges at both ends.
+        """Two configurations: one with the first value (or low end) of every field, one with the last (or high end).
 
         Raises:
             ConfigError: A value is wrong; with file and line.
@@ -99,11 +99,11 @@ def load_tuning(path: str | os.PathLike[str], overrides: Iterable[str] = (), **c
 
     Args:
         path: YAML file.
-        overrides: ``"path.to.key=value"`` put over the base.
+        overrides: ``"path.to.key=value"`` applied to the base.
         **changes: Fields of the search itself that replace those of the file.
 
     Raises:
-        ConfigError: A fault of the file or of the base, with file and line.
+        ConfigError: The file or the base is invalid; the message names file and line.
     """
     return _checked(read_marked(Path(path)), Path(path), overrides, changes)
 
@@ -160,7 +160,10 @@ def _require_searchable(tuning: Tuning) -> None:
 
 def _require_base(tuning: Tuning, config: Config, marked: Marked) -> None:
     if config.privacy.noise is None:
-        raise ConfigError(f"{config.where('privacy.noise')}: the base has no noise, so there is nothing to charge")
+        raise ConfigError(
+            f"{config.where('privacy.noise')}: the base has no noise, so the search has no finite epsilon; set "
+            "privacy.noise"
+        )
     refused = tuning.charge.refuse_accountant(config.privacy.accountant)
     if refused is not None:
         raise ConfigError(f"{config.where('privacy.accountant')}: privacy.accountant: {refused}")

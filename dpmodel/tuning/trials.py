@@ -16,7 +16,7 @@ from typing import Any
 from dpmodel.callbacks.watched_metric import direction
 from dpmodel.compare.jobs import Job, JobOutcome, is_finished
 from dpmodel.compare.pool import default_jobs, run_jobs
-from dpmodel.compare.runner import Silence, Watcher
+from dpmodel.compare.runner import NullWatcher, Watcher
 from dpmodel.config.faults import locating_errors
 from dpmodel.config.schema import Config
 from dpmodel.planning.from_config import with_noise_multiplier
@@ -108,7 +108,7 @@ def run_tuning(
     jobs: int | None = None,
     watcher: Watcher | None = None,
 ) -> TuningRun:
-    """Carry out ``tuning``; the same call resumes it with the runs that were drawn at first.
+    """Run the search; the same call resumes it with the runs that were drawn at first.
 
     The ledger of the whole search is on disk before its first run starts. An interrupted run resumes from its last
     saved state. Its lost steps are charged in addition; until it is finished, so are all of its steps.
@@ -124,7 +124,7 @@ def run_tuning(
     """
     processes = default_jobs() if jobs is None else jobs
     checks.positive_int(jobs=processes)
-    progress = Silence() if watcher is None else watcher
+    progress = NullWatcher() if watcher is None else watcher
     folder = Path(directory) if directory is not None else tuning.directory
     _require_buildable(tuning)
     with FolderLock(folder):

@@ -75,7 +75,7 @@ def weights(network):
 @pytest.mark.parametrize(
     ("engine", "physical"), [("auto", None), ("auto", 7), ("auto", "auto"), ("vmap", 7), ("loop", None)]
 )
-def test_without_noise_the_weights_are_the_processor_s(engine, physical):
+def test_without_noise_the_weights_match_those_of_the_cpu(engine, physical):
     found = []
     for device in ("cpu", DEVICE):
         network = network_of(torch.float64)
@@ -92,7 +92,7 @@ def test_without_noise_the_weights_are_the_processor_s(engine, physical):
     ("sampling", "micro_batches", "resident"),
     [("poisson", None, False), ("poisson", 4, True), ("shuffle", None, True), ("shuffle", 4, False)],
 )
-def test_the_ledger_is_the_processor_s(sampling, micro_batches, resident):
+def test_the_ledger_matches_that_of_the_cpu(sampling, micro_batches, resident):
     ledgers = []
     for device in ("cpu", DEVICE):
         network = network_of()
@@ -129,7 +129,7 @@ def test_a_resumed_training_is_the_uninterrupted_one(stop, sampling, tmp_path):
     assert resumed.steps_done == whole.steps_done
 
 
-def test_evaluation_and_prediction_take_data_from_the_processor():
+def test_evaluation_and_prediction_take_data_from_the_cpu():
     model = model_of(network_of(), seed=0)
     model.fit(DataLoader(data_of(), batch_size=12), callbacks=Quiet())
     x, y = data_of().tensors

@@ -38,7 +38,7 @@ def loader(batch_size=10):
     return poisson_loader(data, batch_size=batch_size)
 
 
-def test_the_folder_holds_what_the_command_line_leaves_but_for_the_configuration(tmp_path):
+def test_the_folder_holds_the_files_of_the_command_line_except_the_configuration(tmp_path):
     folder, model = RunFolder(tmp_path / "run"), model_of()
     history = model.fit(loader(), 2, output=folder.path)
     assert Ledger.load(folder.ledger).digest() == model.ledger.digest()
@@ -139,7 +139,7 @@ def test_the_folder_is_locked_while_the_training_runs(tmp_path):
     model_of().fit(loader(30), output=tmp_path / "run", callbacks=Second())
 
 
-def test_eval_on_the_command_line_says_what_such_a_folder_lacks(tmp_path):
+def test_eval_on_the_command_line_says_what_the_folder_lacks(tmp_path):
     model_of().fit(loader(30), output=tmp_path / "run")
     with pytest.raises(ConfigError, match="load_checkpoint"):
         evaluate_run(tmp_path / "run")
@@ -188,7 +188,7 @@ def test_a_report_without_noise_claims_nothing():
     assert "NOT differentially private" in str(model.report())
 
 
-def test_a_report_can_be_saved_alone_and_after_pickling(tmp_path):
+def test_a_report_can_be_saved_separately_and_after_pickling(tmp_path):
     model = model_of()
     model.fit(loader())
     written = pickle.loads(pickle.dumps(model)).report().save(tmp_path / "new")

@@ -48,13 +48,13 @@ def test_history_has_one_row_per_epoch_with_the_figures_in_force(make_model, loa
     assert history.column("epsilon")[-1] == pytest.approx(model.privacy_spent(1e-5).epsilon)
 
 
-def test_train_is_mindspore_s_spelling_of_fit(make_model, loader):
+def test_train_is_mindspores_spelling_of_fit(make_model, loader):
     model = make_model()
     assert len(model.train(2, loader, callbacks=[])) == 2
     assert model.ledger.total == 8
 
 
-def test_a_model_that_takes_over_a_ledger_goes_on_counting(make_model, loader, tmp_path):
+def test_a_model_that_takes_over_a_ledger_continues_counting(make_model, loader, tmp_path):
     first = make_model()
     first.fit(loader, epochs=2)
     first.ledger.save(tmp_path / "ledger.json")
@@ -74,7 +74,7 @@ def test_the_statement_names_unit_relation_and_sampling(make_model, loader):
     assert "16/64" in spent.sampling
 
 
-def test_a_plain_loader_is_announced_once_when_rebuilt(make_model, loader, capsys):
+def test_a_rebuilt_plain_loader_is_announced_once(make_model, loader, capsys):
     make_model().fit(loader, epochs=3)
     assert capsys.readouterr().out.count("the DataLoader was rebuilt") == 1
 
@@ -84,7 +84,7 @@ def test_micro_batches_say_once_that_their_multiplier_counts_half(make_model, lo
     assert capsys.readouterr().out.count("accounted at half its value") == 1
 
 
-def test_without_noise_epsilon_is_infinite_and_it_is_said(loader, capsys):
+def test_without_noise_epsilon_is_infinite_and_a_warning_says_so(loader, capsys):
     network = nn.Linear(4, 3)
     model = DPModel(network, nn.CrossEntropyLoss(), torch.optim.SGD(network.parameters(), lr=0.1))
     model.fit(loader)
@@ -384,7 +384,7 @@ def test_a_model_shows_what_it_is_made_of(make_model, loader):
     assert repr(model) == "DPModel(Sequential, Gaussian(initial_noise_multiplier=1), Fixed(norm_bound=1), 4 steps done)"
 
 
-def test_who_has_begun_is_told_of_the_end_where_a_later_one_refuses_to_begin(make_model, loader):
+def test_callbacks_that_have_begun_are_ended_if_a_later_one_refuses_to_begin(make_model, loader):
     told = []
 
     class Told(Callback):

@@ -49,7 +49,7 @@ def test_a_training_that_shares_no_relation_with_its_ledger_is_refused_before_an
     assert adaptive.ledger == shuffled.ledger
 
 
-def test_two_trainings_on_one_ledger_at_a_time_share_no_partition(make_model, loader):
+def test_two_simultaneous_trainings_on_one_ledger_share_no_partition(make_model, loader):
     first, second = make_model(sampling="shuffle"), make_model(sampling="shuffle")
     second.ledger = first.ledger
 
@@ -63,7 +63,7 @@ def test_two_trainings_on_one_ledger_at_a_time_share_no_partition(make_model, lo
     assert len(partitions) == 7
 
 
-def test_an_epsilon_of_a_length_that_was_chosen_on_the_way_says_so(make_model, loader):
+def test_an_epsilon_whose_length_was_chosen_during_training_says_so(make_model, loader):
     class Chosen(Callback):
         def on_train_epoch_end(self, run):
             run.stop("enough")
@@ -78,7 +78,7 @@ def test_an_epsilon_of_a_length_that_was_chosen_on_the_way_says_so(make_model, l
     assert whole.ledger.notes == limited.ledger.notes == ()
 
 
-def test_a_failed_step_leaves_no_sum_without_noise_where_an_optimizer_may_hold_it(make_model, make_data):
+def test_a_failed_step_leaves_no_sum_without_noise_in_the_gradients(make_model, make_data):
     class Keeping(torch.optim.SGD):
         def step(self, closure=None):
             super().step(closure)

@@ -54,7 +54,7 @@ BESIDE = {
 @pytest.mark.sample(2)
 @pytest.mark.parametrize("engine", ["bookkeeping", "vmap", "loop"])
 @pytest.mark.parametrize("kind", BESIDE)
-def test_what_stands_beside_the_outputs_is_carried(make_model, make_data, kind, engine):
+def test_values_other_than_outputs_are_passed_through(make_model, make_data, kind, engine):
     make, scores_of = BESIDE[kind]
     data, network = make_data(n=20), Returning(make)
     model = make_model(
@@ -208,7 +208,7 @@ def test_a_metric_that_fails_on_all_validation_data_is_refused_before_anything_i
     model.fit(DataLoader(make_data(), 16))  # a few training examples may be too few for it
 
 
-def test_the_trial_on_training_examples_says_that_it_looked_at_them_and_leaves_no_trace(make_model, make_data):
+def test_the_trial_on_training_examples_says_that_it_used_them_and_leaves_no_trace(make_model, make_data):
     with pytest.raises(DataError, match="looked at private examples"):
         make_model(metrics="mae").fit(DataLoader(make_data(), 16))
     data = make_data(n=50)
@@ -228,7 +228,7 @@ def test_arrays_are_validated_evaluated_and_predicted(make_model, make_data):
     torch.testing.assert_close(model.predict(DataLoader(TensorDataset(x, y), 16)), model.predict((x, y)))
 
 
-def test_arrays_in_the_memory_of_the_training_data_are_no_validation_data(make_model):
+def test_arrays_in_the_memory_of_the_training_data_are_refused_as_validation_data(make_model):
     x, y = np.random.randn(64, 4).astype("float32"), np.zeros(64, dtype="int64")
     data = TensorDataset(torch.from_numpy(x), torch.from_numpy(y))
     with pytest.raises(UnsupportedLoaderError, match="valid_loader holds the training data"):

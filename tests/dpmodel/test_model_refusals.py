@@ -87,7 +87,7 @@ class TestBadInputIsRefusedBeforeAnyBudgetIsSpent:
 
 
 @pytest.mark.parametrize("kind", [torch.optim.LBFGS, torch.optim.SparseAdam])
-def test_an_optimizer_that_a_noisy_gradient_cannot_feed_is_refused_at_once(make_model, kind):
+def test_an_optimizer_that_does_not_work_with_noisy_gradients_is_refused_at_once(make_model, kind):
     network = nn.Linear(4, 3)
     with pytest.raises(ValueError, match=f"optimizer '{kind.__name__}' cannot train with differential privacy"):
         make_model(network, optimizer=kind(list(network.parameters())))
@@ -99,7 +99,7 @@ def test_a_learning_rate_that_would_break_the_weights_is_refused_at_once(make_mo
         make_model(lr=rate)
 
 
-def test_the_class_of_a_loss_is_refused_where_an_object_is_meant(make_model):
+def test_the_class_of_a_loss_is_refused_in_place_of_an_object(make_model):
     with pytest.raises(ValueError, match=r"loss_fn is the class CrossEntropyLoss; give an object of it"):
         make_model(loss_fn=nn.CrossEntropyLoss)
 
@@ -182,7 +182,7 @@ class TestValidationIsTriedBeforeAnythingIsSpent:
         assert history.column("accuracy")[-1] == model.eval(valid)["accuracy"]
 
 
-def test_mindspores_sink_mode_may_be_false_alone(make_model, make_data):
+def test_mindspores_sink_mode_may_only_be_false(make_model, make_data):
     model, data = make_model(metrics="accuracy"), make_data()
     model.train(1, poisson_loader(data, batch_size=16), dataset_sink_mode=False)
     model.eval(data, dataset_sink_mode=False)
@@ -192,7 +192,7 @@ def test_mindspores_sink_mode_may_be_false_alone(make_model, make_data):
 
 
 @pytest.mark.parametrize("delta", [1e-5, 0.05])
-def test_a_delta_of_more_than_one_example_in_all_is_pointed_out(make_model, make_data, capsys, delta):
+def test_a_delta_above_one_over_the_number_of_examples_is_pointed_out(make_model, make_data, capsys, delta):
     monitor = PrivacyMonitorFactory.create("rdp", target_delta=delta)
     make_model().fit(poisson_loader(make_data(), batch_size=16), callbacks=[monitor])
     assert ("delta 0.05 is not below 1 / 64 examples" in capsys.readouterr().out) is (delta == 0.05)
@@ -213,12 +213,14 @@ def test_a_loss_of_classes_for_one_output_is_refused(make_model):
         ({"device": "gpu"}, "device='gpu' cannot be used here: .* Leave it out, or give 'cpu'"),
     ],
 )
-def test_what_a_model_cannot_use_is_refused_when_it_is_built(make_model, options, message):
+def test_arguments_that_a_model_cannot_use_are_refused_when_it_is_built(make_model, options, message):
     with pytest.raises(ValueError, match=message):
         make_model(**options)
 
 
-def test_a_path_is_no_keeper_and_tensors_are_no_loader(make_model, loader, make_data, tmp_path):
+def test_a_path_in_place_of_a_keeper_and_tensors_in_place_of_a_loader_are_refused(
+    make_model, loader, make_data, tmp_path
+):
     with pytest.raises(ValueError, match=r"write keeper=StateKeeper\("):
         make_model().fit(loader, keeper=str(tmp_path))
     with pytest.raises(ValueError, match=r"DataLoader\(TensorDataset\(x, y\), batch_size=64\)"):

@@ -41,7 +41,7 @@ def test_every_optimizer_is_built_by_name_and_moves_the_weights(name):
     assert optimizer.param_groups[0]["lr"] == 0.1
 
 
-def test_the_names_hold_all_of_torch_but_the_refused():
+def test_the_names_include_all_of_torch_except_refused_ones():
     assert {"SGD", "Momentum", "Adam", "AdamW", "RMSprop", "Adagrad"} <= set(optimizer_names())
     assert not set(REFUSED_OPTIMIZERS) & set(optimizer_names())
     assert "Optimizer" not in optimizer_names()
@@ -72,14 +72,14 @@ def test_momentum_moves_as_sgd_with_momentum(gradients, momentum):
         ("RMSprop", {"lr": 0.1}, None),
     ],
 )
-def test_the_fused_form_is_used_where_there_is_one_and_nothing_else_was_asked_for(name, options, fused):
+def test_the_fused_form_is_used_if_there_is_one_and_nothing_else_was_requested(name, options, fused):
     groups = ({"params": iter([weight()])} for _ in range(2))
     optimizer = build_optimizer(name, groups, **options)
     assert optimizer.defaults.get("fused") == fused
     assert [len(group["params"]) for group in optimizer.param_groups] == [1, 1]
 
 
-def test_what_the_fused_form_does_not_take_is_built_in_the_plain_one():
+def test_parameters_that_the_fused_form_does_not_support_use_the_plain_one():
     assert build_optimizer("SGD", [torch.nn.Parameter(torch.zeros(2, device="meta"))], lr=0.1).defaults["fused"] is None
 
 
@@ -124,7 +124,7 @@ def test_every_scheduler_is_built_by_name_and_stepped_through_the_training(name)
 
 
 @pytest.mark.parametrize("name", sorted(LENGTH_ARGUMENT))
-def test_the_length_is_filled_in_where_it_is_left_out_and_kept_where_it_is_given(name):
+def test_the_length_is_filled_in_if_omitted_and_kept_if_given(name):
     own = SCHEDULER_ARGUMENTS.get(name, {})
     argument = LENGTH_ARGUMENT[name]
     filled = build_scheduler(name, sgd(), 77, **own)
@@ -137,7 +137,7 @@ def test_one_cycle_by_epochs_gets_the_steps_of_one():
     assert build_scheduler("OneCycleLR", sgd(), 100, 20, max_lr=1.0, epochs=3).total_steps == 60
 
 
-def test_a_linear_fall_ends_at_its_end_factor():
+def test_a_linear_decay_ends_at_its_end_factor():
     optimizer = sgd()
     scheduler = build_scheduler("LinearLR", optimizer, 4, start_factor=1.0, end_factor=0.0)
     rates = []

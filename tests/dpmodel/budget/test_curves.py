@@ -75,7 +75,7 @@ def test_a_figure_that_is_not_saved_is_returned(plan):
     [
         ({"style": "drak"}, "did you mean 'dark'"),
         ({"size": 340}, "width of the figure in inches, from 2.5 to 40, got 340"),
-        ({"path": "epsilon.jpg"}, r"plot: a picture is saved as \.png, \.svg, \.pdf, got 'epsilon.jpg'"),
+        ({"path": "epsilon.jpg"}, r"plot: figures are saved as \.png, \.svg, \.pdf, got 'epsilon.jpg'"),
     ],
 )
 def test_a_picture_that_cannot_be_drawn_is_refused_before_anything_is_computed(plan, monkeypatch, options, message):

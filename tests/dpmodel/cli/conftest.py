@@ -19,7 +19,7 @@ output: {curve: false}
 
 @pytest.fixture
 def tiny(tmp_path):
-    """Path of a configuration of 20 steps on 120 made examples."""
+    """Path of a configuration with 20 steps on 120 synthetic examples."""
     path = tmp_path / "tiny.yaml"
     path.write_text(TINY)
     return path

@@ -13,7 +13,7 @@ from monitors.errors import BudgetExceededError, ConfigError
 
 @pytest.fixture
 def raising(monkeypatch):
-    """A command line whose only command raises what the test gives it."""
+    """A command line whose only command raises the given error."""
 
     def prepare(error):
         app = typer.Typer(pretty_exceptions_enable=False)
@@ -33,7 +33,7 @@ def raising(monkeypatch):
         (ConfigError("a.yaml:3: wrong"), BAD_USAGE, "dpmodel: error: a.yaml:3: wrong"),
         (BudgetExceededError("spent"), FAILED, "dpmodel: error: spent"),
         (FileNotFoundError("gone"), FAILED, "dpmodel: error: gone"),
-        (KeyError("x"), FAILED, "KeyError: 'x' (this is a fault in dpmodel"),
+        (KeyError("x"), FAILED, "KeyError: 'x' (this is a bug in dpmodel"),
     ],
 )
 def test_an_error_is_one_message_and_an_exit_code(raising, capsys, error, code, words):
@@ -81,14 +81,14 @@ def test_help_states_the_defaults(command, monkeypatch, name, default):
     assert default in " ".join(text.replace("│", " ").split())
 
 
-def test_help_paragraphs_end_their_lines_where_the_terminal_does(command, monkeypatch):
+def test_help_paragraphs_are_wrapped_to_the_terminal(command, monkeypatch):
     monkeypatch.setenv("COLUMNS", "80")
     _, text, _ = command("train", "--help")
     lines = [line.strip() for line in text.splitlines()]
-    assert "(JSON and plain words), the history, the weights and the training curve." in lines
+    assert "(as JSON and in words), the history, the weights and the training curve." in lines
 
 
-def test_a_terminal_that_cannot_show_a_character_ends_no_command(monkeypatch):
+def test_a_character_that_the_terminal_cannot_show_does_not_end_a_command(monkeypatch):
     screen = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
     monkeypatch.setattr(sys, "stdout", screen)
     make_patient()
@@ -97,13 +97,13 @@ def test_a_terminal_that_cannot_show_a_character_ends_no_command(monkeypatch):
 
 
 @pytest.mark.parametrize("name", ["compare", "tune"])
-def test_no_training_at_once_is_bad_usage(command, tiny, name):
+def test_zero_parallel_trainings_are_bad_usage(command, tiny, name):
     code, _, error = command(name, tiny, "--jobs", "0")
     assert code == BAD_USAGE
     assert "--jobs" in error
 
 
-def test_an_interrupt_is_said_in_one_word_and_shows_no_traceback(raising, capsys):
+def test_an_interrupt_is_reported_in_one_word_without_a_traceback(raising, capsys):
     raising(KeyboardInterrupt())
     assert application.run([]) != OK
     error = capsys.readouterr().err
@@ -111,7 +111,7 @@ def test_an_interrupt_is_said_in_one_word_and_shows_no_traceback(raising, capsys
     assert "Traceback" not in error
 
 
-def test_an_interrupt_while_importing_is_said_in_one_word_too(monkeypatch, capsys):
+def test_an_interrupt_during_imports_is_reported_in_one_word_too(monkeypatch, capsys):
     class Interrupting:
         def find_spec(self, name, *_):
             if name == "dpmodel.cli.application":
@@ -119,7 +119,7 @@ def test_an_interrupt_while_importing_is_said_in_one_word_too(monkeypatch, capsy
 
     monkeypatch.delitem(sys.modules, "dpmodel.cli.application")
     monkeypatch.setattr(sys, "meta_path", [Interrupting(), *sys.meta_path])
-    # An interrupt that came through would end the tests, not this one alone.
+    # An interrupt that is not caught would end all tests.
     with pytest.raises((SystemExit, KeyboardInterrupt)) as stop:
         main([])
     assert stop.type is SystemExit
@@ -141,7 +141,7 @@ CONFIGS = Path(__file__).parents[3] / "configs"
         ("tune", "lenet5_mnist.yaml", "the configuration of one training", "train"),
     ],
 )
-def test_a_file_of_another_kind_is_named_with_its_command(command, command_name, file, kind, remedy):
+def test_a_file_of_a_different_kind_is_refused_with_its_command(command, command_name, file, kind, remedy):
     path = CONFIGS / file
     code, _, error = command(command_name, path)
     assert code == BAD_USAGE

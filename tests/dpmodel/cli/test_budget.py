@@ -34,14 +34,14 @@ def test_the_most_epochs_fit_and_one_more_does_not(command):
     assert json.loads(command(*question, "-e", epochs + 1)[1])["epsilon"] > 0.8
 
 
-def test_not_even_one_epoch_is_said_with_what_one_costs(command):
+def test_if_no_epoch_fits_the_cost_of_one_is_shown(command):
     code, _, error = command("budget", *MNIST, "--noise-multiplier", "0.5", "--max-epsilon", "0.5")
     assert code == 1
     assert "not even one epoch fits into epsilon 0.5" in error
     assert "one epoch spends" in error
 
 
-def test_honest_figures_stand_side_by_side(command):
+def test_figures_of_other_rules_are_shown_side_by_side(command):
     code, text, _ = command("budget", *MNIST, "-e", "10", "--noise-multiplier", "1.5", "--json")
     assert code == 0
     rows = {row["name"]: row for row in json.loads(text)["side_by_side"]}
@@ -49,12 +49,12 @@ def test_honest_figures_stand_side_by_side(command):
     assert rows["shuffle, zero out one"]["epsilon"]["zcdp"] == pytest.approx(10.67, abs=5e-3)
     assert rows["shuffle, replace one"]["epsilon"]["zcdp"] == pytest.approx(26.18, abs=5e-3)
     assert all(row["assumes"] for row in rows.values())
-    # half the multiplier is what a group of two counts for
+    # a group of two counts with half the multiplier
     half = json.loads(command("budget", *MNIST, "-e", "10", "--noise-multiplier", "0.75", "--json")[1])
     assert rows["Poisson, micro-batches of 2"]["epsilon"]["rdp"] == pytest.approx(half["epsilon"], rel=1e-9)
 
 
-def test_the_poisson_figure_is_no_guarantee_beside_shuffled_batches(command):
+def test_the_poisson_figure_is_not_a_guarantee_for_shuffled_batches(command):
     question = ["budget", *MNIST, "-e", "10", "--noise-multiplier", "1.5", "--sampling", "shuffle", "--json"]
     answer = json.loads(command(*question)[1])
     rows = {row["name"]: row for row in answer["side_by_side"]}
@@ -101,18 +101,18 @@ def test_the_tutorial_of_mindarmour_is_shown_under_each_rule(command):
     assert rows["shuffle, zero out one"]["zcdp"] > rows["Poisson, per example"]["rdp"]
 
 
-def test_a_multiplier_that_rises_is_not_said_to_fall(command):
+def test_a_rising_multiplier_is_described_as_rising(command):
     rising = "privacy.noise={name: ShapedGaussian, path: Linear, final_ratio: 1.5, last_step: 10}"
     _, text, _ = command("budget", *MNIST, "-e", "1", "--noise-multiplier", "1", "--set", rising)
     assert "noise multiplier  1 rising to 1.5" in text
 
 
-def test_a_picture_of_an_unknown_format_is_refused(command, tmp_path):
+def test_a_figure_of_an_unknown_format_is_refused(command, tmp_path):
     question = ["budget", *MNIST, "-e", "1", "--noise-multiplier", "1.5", "--plot", tmp_path / "epsilon.foo"]
     code, _, error = command(*question)
     assert code == 2
-    assert "--plot: a picture is saved as .png, .svg, .pdf, got" in error
-    assert "fault in dpmodel" not in error
+    assert "--plot: figures are saved as .png, .svg, .pdf, got" in error
+    assert "bug in dpmodel" not in error
 
 
 def test_options_change_what_a_configuration_says(command):
@@ -131,14 +131,14 @@ def test_the_table_says_what_each_figure_assumes(command):
         assert words in " ".join(text.split())
 
 
-def test_a_picture_of_epsilon_against_the_step_is_drawn(command, tmp_path):
+def test_a_figure_of_epsilon_against_the_step_is_drawn(command, tmp_path):
     path = tmp_path / "epsilon.png"
     code, _, error = command("budget", "-n", "1000", "-b", "50", "-e", "2", "--noise-multiplier", "1.5", "--plot", path)
     assert code == 0, error
     assert path.read_bytes().startswith(b"\x89PNG")
 
 
-def test_style_and_size_reach_the_picture(command, tmp_path):
+def test_style_and_size_reach_the_figure(command, tmp_path):
     path = tmp_path / "epsilon.svg"
     question = ["budget", "-n", "1000", "-b", "50", "-e", "2", "--noise-multiplier", "1.5"]
     code, _, error = command(*question, "--plot", path, "--style", "dark", "--size", "3.5")
@@ -152,11 +152,11 @@ def test_style_and_size_reach_the_picture(command, tmp_path):
     [
         (["--plot", "epsilon.png", "--style", "drak"], "did you mean 'dark'"),
         (["--plot", "epsilon.png", "--size", "340"], "from 2.5 to 40, got 340"),
-        (["--size", "3.4"], "describe the picture of --plot; add --plot epsilon.png"),
-        (["--style", "dark"], "describe the picture of --plot; add --plot epsilon.png"),
+        (["--size", "3.4"], "apply to the figure of --plot; add --plot epsilon.png"),
+        (["--style", "dark"], "apply to the figure of --plot; add --plot epsilon.png"),
     ],
 )
-def test_a_picture_that_cannot_be_drawn_is_refused_with_the_reason(command, options, words):
+def test_a_figure_that_cannot_be_drawn_is_refused_with_the_reason(command, options, words):
     code, _, error = command("budget", *MNIST, "-e", "1", "--noise-multiplier", "1.5", *options)
     assert code == 2
     assert words in " ".join(error.replace("│", " ").split())
@@ -183,8 +183,11 @@ def test_a_picture_that_cannot_be_drawn_is_refused_with_the_reason(command, opti
             "batch_size=256 is larger than the data set of 100",
         ),
         (["-n", "0", "-b", "256", "-e", "1", "--noise-multiplier", "1"], "num_examples"),
-        (["-b", "256", "-e", "1", "--noise-multiplier", "1"], "a plan needs --num-examples (-n); see"),
-        ([], "a plan needs --num-examples (-n), --batch-size, --epochs, --noise-multiplier or --target-epsilon; see"),
+        (["-b", "256", "-e", "1", "--noise-multiplier", "1"], "options are required: --num-examples (-n); see"),
+        (
+            [],
+            "required: --num-examples (-n), --batch-size, --epochs, --noise-multiplier or --target-epsilon; see",
+        ),
         ([*MNIST, "-e", "1", "--noise-multiplier", "1", "--accountant", "rpd"], "did you mean 'rdp'"),
         (
             [*MNIST, "-e", "1", "--noise-multiplier", "1", "--micro-batches", "7"],
@@ -245,7 +248,7 @@ def test_the_version_is_printed(command):
     assert command("--version")[1].strip() == f"dpmodel {dpmodel.__version__}"
 
 
-def test_the_price_of_a_search_stands_beside_the_price_of_one_training(command):
+def test_the_cost_of_a_search_is_shown_with_that_of_one_training(command):
     code, text, _ = command(
         "budget", *MNIST, "-e", 10, "--noise-multiplier", 2, "--tuning-runs", 10, "--accountant", "rdp", "--json"
     )
@@ -257,7 +260,7 @@ def test_the_price_of_a_search_stands_beside_the_price_of_one_training(command):
     assert one < stopped < composed < 10 * one
 
 
-def test_a_search_of_no_training_is_refused(command):
+def test_a_search_without_trainings_is_refused(command):
     code, _, errors = command("budget", *MNIST, "-e", 10, "--noise-multiplier", 2, "--tuning-runs", 0)
     assert code == 2
     assert "--tuning-runs" in errors
@@ -265,7 +268,7 @@ def test_a_search_of_no_training_is_refused(command):
 
 @pytest.mark.parametrize("rate", ["0.01", "3"])
 @pytest.mark.parametrize("asked", [["--noise-multiplier", "1"], ["--target-epsilon", "3"]])
-def test_a_decay_to_nothing_is_refused_before_the_accounting_and_the_rate_is_blamed(command, monkeypatch, rate, asked):
+def test_a_decay_to_zero_noise_is_refused_before_accounting_and_names_the_rate(command, monkeypatch, rate, asked):
     monkeypatch.setattr("monitors.rdp.RDPAccountant.epsilon", lambda *_: pytest.fail("it was accounted for"))
     code, _, error = command("budget", *MNIST, "-e", "10", *asked, "--decay-policy", "Exp", "--decay-rate", rate)
     assert code == 2
@@ -274,13 +277,13 @@ def test_a_decay_to_nothing_is_refused_before_the_accounting_and_the_rate_is_bla
     assert f"lower the decay rate, {rate} (noise_decay_rate)" in error
 
 
-def test_a_low_multiplier_that_does_not_fall_is_answered(command):
+def test_a_low_constant_multiplier_gets_an_answer(command):
     code, text, _ = command("budget", *MNIST, "-e", "1", "--noise-multiplier", "0.009", "--json")
     assert code == 0
     assert json.loads(text)["epsilon"] > 1000
 
 
-def test_the_most_epochs_of_a_steep_decay_end_where_the_noise_does(command):
+def test_the_epochs_that_fit_a_steep_decay_end_when_the_noise_vanishes(command):
     decay = ["--decay-policy", "Exp", "--decay-rate", "0.008"]
     answer = json.loads(
         command("budget", *MNIST, "--noise-multiplier", "1", "--max-epsilon", "1e4", *decay, "--json")[1]
@@ -289,17 +292,15 @@ def test_the_most_epochs_of_a_steep_decay_end_where_the_noise_does(command):
     assert answer["last_noise_multiplier"] > 0.01
 
 
-def test_two_statements_of_the_length_contradict_each_other(command):
+def test_two_options_for_the_length_are_refused(command):
     code, _, error = command("budget", *MNIST, "-e", "3", "--noise-multiplier", "1", "--max-epsilon", "3")
     assert code == 2
     words = " ".join(error.replace("│", " ").split())
-    assert "--max-epsilon 3 asks for the number of epochs, and --epochs 3 states it" in words
+    assert "--max-epsilon 3 asks for the number of epochs, but --epochs 3 already sets it" in words
 
 
 @pytest.mark.parametrize("sampling", ["poisson", "shuffle"])
-def test_a_length_that_is_no_question_of_privacy_is_refused_before_its_steps_are_written_down(
-    command, monkeypatch, sampling
-):
+def test_an_excessive_length_is_refused_before_its_steps_are_computed(command, monkeypatch, sampling):
     from dpmodel.planning.training_plan import TrainingPlan
 
     monkeypatch.setattr(TrainingPlan, "ledger", lambda *_: pytest.fail("steps were written down"))
@@ -321,7 +322,7 @@ def test_a_search_that_ends_at_its_smallest_multiplier_says_so(command):
 @pytest.mark.parametrize(
     ("name", "words"), [("gone/epsilon.png", "does not exist; create it first"), ("", "is a folder; give a file in it")]
 )
-def test_a_picture_that_cannot_be_written_is_refused_before_anything_is_computed(
+def test_a_figure_that_cannot_be_written_is_refused_before_anything_is_computed(
     command, monkeypatch, tmp_path, name, words
 ):
     monkeypatch.setattr("dpmodel.budget.answer.answer_budget", lambda *_, **__: pytest.fail("it was computed"))
@@ -333,7 +334,7 @@ def test_a_picture_that_cannot_be_written_is_refused_before_anything_is_computed
 
 
 @pytest.mark.parametrize("columns", [24, 40, 60])
-def test_a_narrow_terminal_breaks_no_word_and_loses_no_figure(command, monkeypatch, columns):
+def test_a_narrow_terminal_breaks_no_word_and_hides_no_figure(command, monkeypatch, columns):
     question = ["budget", *MNIST, "-e", "1", "--noise-multiplier", "1", "--accountant", "all"]
     monkeypatch.setenv("COLUMNS", "200")
     words = set(command(*question)[1].split())
@@ -352,7 +353,7 @@ def test_a_missing_argument_of_a_mechanism_is_named(command):
     assert "__init__" not in error
 
 
-def test_the_epochs_of_a_configuration_play_no_part_where_none_fits(command):
+def test_the_epochs_of_a_configuration_do_not_matter_if_none_fits(command):
     path = ROOT / "configs" / "lenet5_mnist.yaml"
     decay = ["--noise-multiplier", "1", "--decay-policy", "Exp", "--decay-rate", "0.01", "--set", "training.epochs=500"]
     code, _, error = command("budget", path, *decay, "--max-epsilon", "0.01")

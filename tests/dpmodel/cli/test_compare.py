@@ -62,11 +62,11 @@ def test_a_dry_run_solves_and_trains_nothing(file, tmp_path, capsys):
     ("change", "options", "message"),
     [
         ({"seeds": [1, 1]}, [], "seeds: 1 is given twice"),
-        ({"variants": [{"name": "a"}, {"name": "A"}]}, [], "is the name of an earlier variant"),
+        ({"variants": [{"name": "a"}, {"name": "A"}]}, [], "is already the name of a variant"),
         ({"variants": [{"name": "a"}, {"name": "b", "set": {"privacy.norm": 1}}]}, [], "unknown key 'privacy.norm'"),
         ({}, ["--epsilon", "-1"], "target.epsilon must be a positive finite number"),
         ({}, ["--set", "training.epoch=2"], "did you mean 'epochs'"),
-        ({}, ["--seeds", "one"], "whole numbers"),
+        ({}, ["--seeds", "one"], "integers separated by commas"),
     ],
 )
 def test_bad_input_ends_with_code_2_before_anything_is_written(tmp_path, capsys, change, options, message):
@@ -81,7 +81,7 @@ COMPARISONS = sorted((Path(__file__).parents[3] / "configs").glob("compare_*.yam
 
 
 @pytest.mark.parametrize("path", COMPARISONS, ids=lambda path: path.stem)
-def test_the_comparisons_that_come_with_the_project_are_sound(path):
+def test_the_bundled_comparisons_are_valid(path):
     comparison = load_comparison(path)
     assert len(comparison.variants) >= 3
     assert len(comparison.definition.seeds) >= 3

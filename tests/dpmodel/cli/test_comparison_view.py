@@ -19,14 +19,14 @@ def shown(terminal, outcome=None):
     return console.file.getvalue()
 
 
-def test_a_terminal_shows_how_far_it_is():
+def test_a_terminal_shows_progress():
     assert "1 training" in shown(terminal=True)
 
 
-def test_a_file_gets_no_picture_of_a_progress_view():
+def test_no_progress_view_is_written_to_a_file():
     assert shown(terminal=False) == ""
 
 
 @pytest.mark.parametrize("terminal", [True, False])
-def test_a_fault_is_shown_everywhere(terminal):
+def test_a_failure_is_shown_everywhere(terminal):
     assert "the disk is on fire" in shown(terminal, JobOutcome(JOB, "the disk is on fire"))

@@ -82,7 +82,7 @@ def test_a_missing_file_is_named(command, trained, name, words):
     assert words in error
 
 
-def test_weights_of_another_network_are_refused(command, trained):
+def test_weights_of_a_different_network_are_refused(command, trained):
     code, _, error = command("eval", trained, "--set", "network={name: mlp, hidden: [3]}")
     assert code == 1
     assert "checkpoint.safetensors" in error
@@ -96,13 +96,13 @@ def test_a_truncated_checkpoint_is_refused(command, trained):
     assert "Traceback" not in error
 
 
-def test_a_training_that_is_at_its_end_has_no_row_about_it(command, trained):
+def test_a_finished_training_has_no_progress_row(command, trained):
     assert "stopped at" not in command("eval", trained)[1]
     found = json.loads(command("eval", trained, "--json")[1])["training"]
     assert found == {"status": "finished", "steps": 20, "planned_steps": 20}
 
 
-def test_a_training_that_was_broken_off_says_where(command, tiny, tmp_path):
+def test_an_interrupted_training_says_where_it_stopped(command, tiny, tmp_path):
     out = tmp_path / "run"
     command("train", tiny, "--set", "privacy.monitor.max_eps=1.2", "--output", out, "--quiet")
     found = json.loads(command("eval", out, "--json")[1])["training"]
@@ -110,13 +110,13 @@ def test_a_training_that_was_broken_off_says_where(command, tiny, tmp_path):
     assert f"stopped at step {found['steps']} of 20 (stopped: " in " ".join(command("eval", out)[1].split())
 
 
-def test_a_killed_training_is_measured_at_its_last_whole_epoch_and_says_so(command, trained):
+def test_a_killed_training_is_evaluated_at_its_last_complete_epoch_and_says_so(command, trained):
     (trained / "privacy_report.json").unlink()
     (trained / "history.csv").write_text("epoch,step\n1,10\n")
-    assert "stopped at step 10 of 20 (under way, or killed)" in " ".join(command("eval", trained)[1].split())
+    assert "stopped at step 10 of 20 (still running, or killed)" in " ".join(command("eval", trained)[1].split())
 
 
-def test_the_report_of_an_earlier_part_of_the_training_is_not_taken_for_that_of_the_whole(command, trained):
+def test_the_report_of_an_earlier_part_of_the_training_is_ignored(command, trained):
     path = trained / "privacy_report.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), "ledger_digest": "another"}))
     assert json.loads(command("eval", trained, "--json")[1])["training"]["status"] is None
@@ -124,7 +124,7 @@ def test_the_report_of_an_earlier_part_of_the_training_is_not_taken_for_that_of_
 
 @pytest.fixture
 def elsewhere(command, tmp_path, monkeypatch):
-    """A run of a configuration in one folder with its data beside it; other data of that name in the current folder."""
+    """A run of a configuration with data in its folder; the current folder has different data of the same name."""
     x = np.random.default_rng(0).random((60, 3)).astype(np.float32)
     labels = (x[:, 0] > 0.5).astype(int)
     for name, answers in (("here", labels), ("there", 1 - labels)):
@@ -140,7 +140,7 @@ def elsewhere(command, tmp_path, monkeypatch):
     return tmp_path / "here" / "out"
 
 
-def test_the_data_of_the_training_are_measured_wherever_the_command_runs(command, elsewhere):
+def test_the_data_of_the_training_are_found_from_any_folder(command, elsewhere):
     found = json.loads(command("eval", elsewhere, "--json")[1])["test_data"]
     assert found["same"] is True
     assert found["warning"] is None
@@ -149,7 +149,7 @@ def test_the_data_of_the_training_are_measured_wherever_the_command_runs(command
     assert "warning" not in command("eval", elsewhere)[1]
 
 
-def test_other_test_data_are_measured_with_a_warning(command, elsewhere):
+def test_different_test_data_are_evaluated_with_a_warning(command, elsewhere):
     question = ("eval", elsewhere, "--set", "data.root=data.npz")
     code, text, _ = command(*question)
     assert code == 0
@@ -160,7 +160,7 @@ def test_other_test_data_are_measured_with_a_warning(command, elsewhere):
     assert "20 examples" in found["warning"]
 
 
-def test_test_data_that_changed_in_their_place_are_noticed(command, elsewhere):
+def test_changed_test_data_are_noticed(command, elsewhere):
     (elsewhere.parent / "data.npz").write_bytes((elsewhere.parents[1] / "there" / "data.npz").read_bytes())
     assert json.loads(command("eval", elsewhere, "--json")[1])["test_data"]["same"] is False
 

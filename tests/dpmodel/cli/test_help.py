@@ -12,7 +12,7 @@ NARROW = 80
 
 
 @pytest.mark.parametrize("name", COMMANDS)
-def test_each_example_is_one_line_of_the_help_that_the_command_understands(name, monkeypatch, capsys):
+def test_each_example_in_the_help_is_one_line_that_the_command_understands(name, monkeypatch, capsys):
     monkeypatch.setenv("COLUMNS", str(NARROW))
     monkeypatch.setenv("TERMINAL_WIDTH", str(NARROW))
     run([name, "--help"])

@@ -49,7 +49,7 @@ def test_one_run_is_drawn_into_its_own_folder(runs, capsys):
     assert len(written) == len(names)
 
 
-def test_format_size_and_style_are_those_that_are_asked_for(runs, tmp_path):
+def test_format_size_and_style_are_as_requested(runs, tmp_path):
     question = ["plot", str(runs / "quiet"), "-o", str(tmp_path), "--format", "png", "--format", "pdf"]
     assert run([*question, "--size", "3.4", "--style", "dark"]) == 0
     assert {path.suffix for path in tmp_path.iterdir()} == {".png", ".pdf"}
@@ -59,7 +59,7 @@ def test_format_size_and_style_are_those_that_are_asked_for(runs, tmp_path):
         assert matplotlib.colors.to_hex(pixels[0, 0]) == "#0d1117"
 
 
-def test_a_run_without_a_test_metric_is_drawn_without_the_figure_of_it(runs, tmp_path, capsys):
+def test_a_run_without_a_test_metric_is_drawn_without_its_figure(runs, tmp_path, capsys):
     shutil.copytree(runs / "loud", tmp_path / "run")
     History.from_dict(without_metrics(History.from_csv(tmp_path / "run/history.csv"))).to_csv(
         tmp_path / "run/history.csv"
@@ -75,7 +75,7 @@ def without_metrics(history):
     return {**values, "epochs": [{**row, "metrics": {}} for row in values["epochs"]]}
 
 
-def test_the_picture_of_a_run_has_epsilon_and_norm_bound_after_each_step(tmp_path):
+def test_the_figure_of_a_run_has_epsilon_and_norm_bound_after_each_step(tmp_path):
     clip = {"name": "Gaussian", "learning_rate": 0.3, "fraction_stddev": 0.2}
     trained = train_from_config(small(1.0, ["accuracy"], {"clip": clip}), tmp_path / "run")
     curve = curve_of_run(tmp_path / "run")
@@ -94,7 +94,7 @@ def test_the_picture_of_a_run_has_epsilon_and_norm_bound_after_each_step(tmp_pat
     assert dict(zip(line.get_xdata(), line.get_ydata(), strict=True)) == {**bounds, 6: trained.history["norm_bound"][1]}
 
 
-def test_the_steps_that_a_broken_off_run_is_charged_for_are_drawn(runs, tmp_path):
+def test_all_charged_steps_of_an_interrupted_run_are_drawn(runs, tmp_path):
     shutil.copytree(runs / "loud", tmp_path / "run")
     (tmp_path / "run/privacy_report.json").unlink()
     ledger = Ledger.load(tmp_path / "run/ledger.json")
@@ -109,7 +109,7 @@ def test_the_steps_that_a_broken_off_run_is_charged_for_are_drawn(runs, tmp_path
 
 def test_several_runs_share_the_figures(runs, tmp_path, capsys):
     assert run(["plot", str(runs / "quiet"), str(runs / "loud"), "-o", str(tmp_path)]) == 0
-    assert "drawn:" in capsys.readouterr().out
+    assert "figure:" in capsys.readouterr().out
     assert {"training_curve_quiet.png", "training_curve_loud.png"} <= {path.name for path in tmp_path.iterdir()}
 
 
@@ -125,7 +125,7 @@ def data_in_python(examples=60):
     return TensorDataset(torch.randn(examples, 4), torch.randint(0, 2, (examples,)))
 
 
-def test_a_training_in_python_is_drawn_as_its_ledger_and_its_schedule_have_it(tmp_path):
+def test_a_training_in_python_is_drawn_from_its_ledger_and_schedule(tmp_path):
     model = model_in_python(metrics="accuracy", micro_batches=5)
     loader = poisson_loader(data_in_python(), batch_size=10)
     for number in ("first", "second"):
@@ -182,7 +182,7 @@ def test_the_first_metric_that_all_runs_have_is_drawn(runs, tmp_path, monkeypatc
     ("arguments", "message"),
     [
         (["{runs}/nowhere"], "does not exist"),
-        (["{runs}/quiet", "{runs}/loud"], "say where the pictures go"),
+        (["{runs}/quiet", "{runs}/loud"], "choose a folder for the figures"),
         (["{runs}/quiet", "{runs}/quiet", "-o", "{runs}/out"], "given twice"),
         (["{runs}/quiet", "--metric", "acuracy"], "did you mean 'accuracy'"),
         (["{runs}/loud", "{runs}/lossy", "-o", "{runs}/out"], "no test metric in common (loud: f1, accuracy; lossy: "),

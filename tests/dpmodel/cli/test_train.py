@@ -27,12 +27,12 @@ FILES = {
     "test_data.json",
     "training_curve.png",
 }
-#: There while a training is under way or broken off.
+#: Present while a training runs and after it was interrupted.
 STATE = {"training_state.safetensors", "releases.jsonl"}
 
 
 @pytest.mark.slow
-def test_the_main_job_on_a_subset_of_mnist(command, tmp_path):
+def test_lenet5_on_a_subset_of_mnist(command, tmp_path):
     settings = ["data.limit=600", "data.test_limit=200", "training.batch_size=60", "training.epochs=1"]
     overrides = [part for setting in settings for part in ("--set", setting)]
     out = tmp_path / "run"
@@ -148,7 +148,7 @@ def test_a_baseline_without_noise_says_so_everywhere(command, tiny, tmp_path):
     assert json.loads((tmp_path / "run" / "privacy_report.json").read_text())["epsilon"] == "inf"
 
 
-def test_a_delta_that_is_too_large_has_a_caveat_where_nothing_else_is_shown(command, tiny, tmp_path):
+def test_a_delta_that_is_too_large_has_a_caveat_even_in_quiet_mode(command, tiny, tmp_path):
     code, text, _ = command("train", tiny, "--set", "privacy.delta=0.02", "--output", tmp_path / "run", "--quiet")
     assert code == 0
     assert re.search(r"caveat\W+delta 0\.02 is not below 1 / 120 examples", text)
@@ -250,7 +250,7 @@ def test_bad_input_is_refused_before_any_budget_is_spent(command, tiny, tmp_path
     assert not out.exists()
 
 
-def test_a_screen_that_is_gone_before_the_first_step_leaves_no_folder(tiny, tmp_path):
+def test_a_closed_terminal_before_the_first_step_leaves_no_folder(tiny, tmp_path):
     from dpmodel.runs.train import train_from_config
 
     def gone(training, folder):
@@ -261,7 +261,7 @@ def test_a_screen_that_is_gone_before_the_first_step_leaves_no_folder(tiny, tmp_
     assert not (tmp_path / "run").exists()
 
 
-def test_a_target_out_of_reach_says_the_smallest_that_can_be_met(command, tiny, tmp_path):
+def test_an_unreachable_target_is_refused_with_the_smallest_reachable_one(command, tiny, tmp_path):
     settings = [
         "privacy.noise_multiplier=null",
         "privacy.target_epsilon=0.5",
@@ -348,14 +348,14 @@ def test_an_interrupt_finishes_the_step_and_writes_everything(tiny, tmp_path, nu
     assert process.returncode == 1
     assert f"interrupted ({number.name})" in text
     assert {path.name for path in out.iterdir()} == (FILES - {"training_curve.png"}) | STATE
-    assert "the same command with --resume goes on" in text
+    assert "repeat the command with --resume to continue" in text
     report = json.loads((out / "privacy_report.json").read_text())
     assert report["steps"] == Ledger.load(out / "ledger.json").total
     assert 0 < report["steps"] < report["planned_steps"]
     assert f"interrupted ({number.name})" in report["status"]
 
 
-def test_a_killed_training_is_charged_for_at_least_what_it_did(tiny, tmp_path):
+def test_a_killed_training_is_charged_for_at_least_the_steps_that_it_made(tiny, tmp_path):
     out = tmp_path / "run"
     process = _start(tiny, out)
     process.kill()
@@ -369,7 +369,7 @@ def test_a_killed_training_is_charged_for_at_least_what_it_did(tiny, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("both", [False, True], ids=["output", "output and error"])
-def test_a_training_goes_on_to_its_end_when_nobody_reads_its_output_any_more(tiny, tmp_path, both):
+def test_a_training_finishes_when_the_reader_of_its_output_is_gone(tiny, tmp_path, both):
     out = tmp_path / "run"
     reader, writer = os.pipe()
     os.close(reader)
@@ -395,7 +395,7 @@ def test_a_callback_that_cannot_write_names_the_setting(command, tiny, tmp_path)
     assert "cannot be written" in error
 
 
-def test_an_error_about_another_file_blames_no_callback(tiny):
+def test_an_error_about_an_unrelated_file_names_no_callback(tiny):
     from dpmodel.config.faults import locating_file_errors
 
     config = load_config(tiny, ["callbacks=[{name: EarlyStopping, metric: accuracy}]"])
@@ -404,7 +404,7 @@ def test_an_error_about_another_file_blames_no_callback(tiny):
 
 
 @pytest.mark.parametrize("columns", ["30", "60"])
-def test_no_terminal_is_too_narrow_for_the_path_of_the_report(command, tiny, tmp_path, monkeypatch, columns):
+def test_the_path_of_the_report_is_complete_in_a_narrow_terminal(command, tiny, tmp_path, monkeypatch, columns):
     monkeypatch.setenv("COLUMNS", columns)
     out = tmp_path / ("a_long_name_" * 5)
     text = command("train", tiny, "--output", out)[1]

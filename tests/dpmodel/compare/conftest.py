@@ -1,4 +1,4 @@
-"""A comparison small enough to carry out in a test."""
+"""A comparison small enough to run in a test."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def write(tmp_path):
 
 @pytest.fixture(scope="session")
 def carried_out(tmp_path_factory):
-    """A comparison that was carried out once; tests must not change its folder."""
+    """A comparison that has run once; tests must not change its folder."""
     values = copy.deepcopy(TINY)
     values["variants"].append(
         {

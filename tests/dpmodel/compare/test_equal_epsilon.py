@@ -46,11 +46,11 @@ def test_a_target_that_cannot_be_met_is_refused_before_training(tiny, epsilon):
 def test_variants_that_protect_different_neighbours_are_not_compared(tiny):
     tiny["target"]["accountant"] = "rdp"
     tiny["variants"][1]["set"] = {"privacy.sampling": "shuffle"}
-    with pytest.raises(ConfigError, match="equal epsilons would not mean equal privacy"):
+    with pytest.raises(ConfigError, match="Equal epsilons would not mean equal privacy"):
         calibrate_variants(make_comparison(tiny), None)
 
 
-def test_a_stored_multiplier_is_used_only_where_it_still_meets_the_target(tiny, tmp_path):
+def test_a_stored_multiplier_is_used_only_if_it_still_meets_the_target(tiny, tmp_path):
     cache, comparison = tmp_path / "multipliers.json", make_comparison(tiny)
     first = calibrate_variants(comparison, cache)
     stored = json.loads(cache.read_text())
@@ -66,7 +66,7 @@ def test_a_network_that_does_not_fit_the_data_is_refused_before_training(tiny):
         calibrate_variants(make_comparison(tiny), None)
 
 
-def test_equal_means_a_thousandth_below_and_nothing_above():
+def test_equal_means_at_most_a_thousandth_below_and_never_above():
     assert within_target(3.0, 3.0)
     assert within_target(3.0 * (1 - TOLERANCE), 3.0)
     assert not within_target(3.0 * (1 - 2 * TOLERANCE), 3.0)

@@ -17,7 +17,7 @@ VOID = {"meta", "link", "br", "img", "use", "input", "hr"}
 
 
 class Page(HTMLParser):
-    """Keeps what a page holds, and checks that its elements nest."""
+    """Collects the contents of a page, and checks that its elements nest."""
 
     def __init__(self):
         super().__init__()
@@ -64,7 +64,7 @@ def test_all_files_are_there_and_the_report_is_small(written):
     assert written.html.stat().st_size < 5_000_000
 
 
-def test_the_report_is_whole_and_well_formed(page, carried_out):
+def test_the_report_is_complete_and_well_formed(page, carried_out):
     assert page.open == []
     assert page.tags.count("svg") == page.tags.count("figure") == len(FIGURES) + 1
     assert page.tags.count("title") >= 1
@@ -86,7 +86,7 @@ def test_the_report_fetches_nothing_and_runs_nothing(page, written):
     assert len(page.ids) == len(set(page.ids))
 
 
-def test_figures_in_the_report_take_the_colours_of_the_page(written):
+def test_figures_in_the_report_follow_the_colours_of_the_page(written):
     svg = "".join(re.findall(r"<svg.*?</svg>", written.html.read_text(encoding="utf-8"), flags=re.DOTALL))
     assert "var(--ink)" in svg
     assert "var(--series-0)" in svg
@@ -155,7 +155,7 @@ def test_the_table_says_what_the_runs_say(carried_out):
 def test_the_headline_claims_no_difference_that_the_intervals_do_not_show(carried_out):
     shown = [row.difference for row in carried_out.result.variants if row.difference is not None]
     if all(one.low <= 0 <= one.high for one in shown):
-        assert headline(carried_out.result).startswith("At equal epsilon no variant is shown to differ from fixed")
+        assert headline(carried_out.result).startswith("At equal epsilon, no variant is shown to differ from fixed")
     else:
         assert "than fixed" in headline(carried_out.result)
 

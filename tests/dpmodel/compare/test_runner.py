@@ -5,14 +5,14 @@ import signal
 import pytest
 
 from dpmodel.compare import make_comparison, run_comparison
-from dpmodel.compare.runner import Silence
+from dpmodel.compare.runner import NullWatcher
 from dpmodel.saving.lock import FolderLock
 from monitors import Ledger, RDPAccountant
 from monitors.errors import ConfigError, DataError
 
 
-class Watching(Silence):
-    """Keeps the labels of the trainings; interrupts in the first step of one of them."""
+class Watching(NullWatcher):
+    """Records the labels of the trainings, and interrupts the first step of one of them."""
 
     def __init__(self, interrupt_at=None):
         self.labels, self.reused, self.interrupt_at = [], None, interrupt_at
@@ -44,7 +44,7 @@ def test_runs_of_one_seed_share_their_initial_weights_and_not_their_noise(carrie
     assert rows["fixed"][1].folder.checkpoint.read_bytes() != rows["Exp strong"][1].folder.checkpoint.read_bytes()
 
 
-def test_an_interrupted_comparison_keeps_what_is_done_and_the_same_command_resumes_it(tiny, tmp_path):
+def test_an_interrupted_comparison_keeps_finished_runs_and_resumes_when_repeated(tiny, tmp_path):
     comparison = make_comparison(tiny)
     broken_off = run_comparison(comparison, tmp_path, jobs=1, watcher=Watching(interrupt_at=2))
     assert broken_off.interrupted
@@ -60,14 +60,14 @@ def test_an_interrupted_comparison_keeps_what_is_done_and_the_same_command_resum
     assert watching.labels == ["Exp strong, seed 1", "fixed, seed 2", "Exp strong, seed 2"]
     assert {path: path.stat().st_mtime_ns for path in done} == done
 
-    # the broken-off training went on from its last step: nothing was lost, and nothing made twice
+    # the interrupted training resumed from its last step: nothing was lost or repeated
     assert not list(tmp_path.glob("runs/*/*.previous-*"))
     assert (resumed.result.trainings, resumed.result.lost_steps) == (4, 0)
     assert resumed.result.equal
 
 
-def test_a_killed_run_goes_on_from_its_last_save_and_what_it_lost_counts_in_the_total(tiny, tmp_path):
-    class PowerCut(Silence):
+def test_a_killed_run_resumes_from_its_last_save_and_lost_steps_count_in_the_total(tiny, tmp_path):
+    class PowerCut(NullWatcher):
         def stepped(self, job, step):
             if step == 5:
                 raise KeyboardInterrupt
@@ -76,10 +76,10 @@ def test_a_killed_run_goes_on_from_its_last_save_and_what_it_lost_counts_in_the_
     tiny["seeds"] = [1]
     comparison = make_comparison(tiny)
     assert not run_comparison(comparison, tmp_path, jobs=1, watcher=PowerCut()).ok
-    # steps 5 and 6 had been begun; the state is that of step 4
+    # steps 5 and 6 had begun; the saved state is that of step 4
     steps = []
 
-    class Watching(Silence):
+    class Watching(NullWatcher):
         def stepped(self, job, step):
             steps.append((job.variant, step))
 
@@ -88,7 +88,7 @@ def test_a_killed_run_goes_on_from_its_last_save_and_what_it_lost_counts_in_the_
     assert steps[:2] == [("fixed", 5), ("fixed", 6)]
     assert Ledger.load(tmp_path / "runs/fixed/seed-1/ledger.json").lost.total == resumed.result.lost_steps == 2
     assert resumed.result.equal
-    assert "2 steps lost with broken-off processes included" in " ".join(resumed.result.caveats)
+    assert "including 2 steps lost with killed processes" in " ".join(resumed.result.caveats)
     whole = Ledger().merge(*map(Ledger.load, resumed.folder.ledgers()))
     assert whole.total == 14
     assert resumed.result.composed.epsilon == pytest.approx(RDPAccountant().epsilon(whole, 1e-5))
@@ -96,7 +96,7 @@ def test_a_killed_run_goes_on_from_its_last_save_and_what_it_lost_counts_in_the_
 
 
 @pytest.mark.slow
-def test_a_run_without_a_state_is_made_again_and_what_it_released_counts(tiny, tmp_path):
+def test_a_run_without_a_saved_state_is_repeated_and_its_releases_count(tiny, tmp_path):
     tiny["base"]["output"]["save_every_steps"] = None
     comparison = make_comparison(tiny)
     run_comparison(comparison, tmp_path, jobs=1, watcher=Watching(interrupt_at=2))
@@ -110,7 +110,7 @@ def test_a_run_without_a_state_is_made_again_and_what_it_released_counts(tiny, t
     assert whole > resumed.result.variants[0].epsilon
 
 
-def test_a_comparison_that_another_process_carries_out_is_refused_before_any_training(tiny, tmp_path):
+def test_a_comparison_that_a_different_process_runs_is_refused_before_any_training(tiny, tmp_path):
     watching = Watching()
     with FolderLock(tmp_path), pytest.raises(ConfigError, match=f"in use by process {os.getpid()}"):
         run_comparison(make_comparison(tiny), tmp_path, jobs=1, watcher=watching)
@@ -118,7 +118,7 @@ def test_a_comparison_that_another_process_carries_out_is_refused_before_any_tra
     assert not list(tmp_path.glob("runs/*"))
 
 
-def test_a_run_that_an_orphan_of_a_killed_comparison_still_trains_is_left_alone_and_named(tiny, tmp_path):
+def test_a_run_that_an_orphaned_worker_still_trains_is_left_alone_and_named(tiny, tmp_path):
     tiny["seeds"] = [1]
     with FolderLock(tmp_path / "runs/fixed/seed-1"):
         found = run_comparison(make_comparison(tiny), tmp_path, jobs=1)
@@ -138,7 +138,7 @@ def test_a_damaged_state_of_a_run_is_a_named_fault_and_spends_nothing(tiny, tmp_
     assert Ledger.load(tmp_path / "runs/fixed/seed-1/ledger.json").total == 1
 
 
-def test_finished_runs_are_reused_and_those_of_other_settings_are_made_again(tiny, tmp_path):
+def test_finished_runs_are_reused_unless_their_settings_changed(tiny, tmp_path):
     tiny["seeds"] = [1]
     run_comparison(make_comparison(tiny), tmp_path, jobs=1)
     again = Watching()
@@ -152,16 +152,16 @@ def test_finished_runs_are_reused_and_those_of_other_settings_are_made_again(tin
     assert (tmp_path / "runs/exp-strong/seed-1.previous-1").is_dir()
 
 
-def test_a_run_folder_whose_report_is_not_of_its_ledger_is_refused(tiny, tmp_path):
+def test_a_run_folder_whose_report_does_not_match_its_ledger_is_refused(tiny, tmp_path):
     tiny["seeds"] = [1]
     found = run_comparison(make_comparison(tiny), tmp_path, jobs=1)
     fixed, other = (row.runs[0].folder for row in found.result.variants)
     shutil.copy(other.ledger, fixed.ledger)
-    with pytest.raises(DataError, match="is not of"):
+    with pytest.raises(DataError, match="does not match"):
         run_comparison(make_comparison(tiny), tmp_path, jobs=1)
 
 
-def test_a_training_that_fails_is_named_and_the_others_go_on(tiny, tmp_path, monkeypatch):
+def test_a_failed_training_is_named_and_the_others_continue(tiny, tmp_path, monkeypatch):
     tiny["seeds"] = [1]
     from dpmodel.runs import train as job
 
@@ -179,7 +179,7 @@ def test_a_training_that_fails_is_named_and_the_others_go_on(tiny, tmp_path, mon
     assert [row.name for row in found.result.variants] == ["fixed"]
 
 
-def test_a_training_that_stops_early_is_told_to_be_unequal(tiny, tmp_path):
+def test_a_training_that_stops_early_is_reported_as_unequal(tiny, tmp_path):
     tiny["seeds"] = [1]
     tiny["base"]["training"]["epochs"] = 4
     tiny["base"]["optimizer"]["lr"] = 1e-9

@@ -11,7 +11,7 @@ values = st.lists(st.floats(-1e3, 1e3), min_size=2, max_size=12)
 
 
 @given(values)
-def test_the_interval_is_student_s(sample):
+def test_the_interval_is_students(sample):
     found = summarise(sample)
     mean = sum(sample) / len(sample)
     assert found.mean == pytest.approx(mean, abs=1e-9)
@@ -32,7 +32,7 @@ def test_no_values_are_refused():
 
 
 @given(st.dictionaries(st.integers(0, 20), st.floats(-1, 1), min_size=2, max_size=8), st.floats(-10, 10))
-def test_what_a_seed_adds_to_both_sides_leaves_the_paired_difference(base, shift):
+def test_the_effect_of_a_seed_cancels_in_the_paired_difference(base, shift):
     moved = {seed: value + shift for seed, value in base.items()}
     found = paired_difference(moved, base)
     assert found.count == len(base)
@@ -56,7 +56,7 @@ def test_only_shared_seeds_are_paired():
         (0.0, 0.1, "no difference shown"),
     ],
 )
-def test_a_difference_is_claimed_only_where_the_interval_leaves_out_zero(low, high, words):
+def test_a_difference_is_claimed_only_if_the_interval_excludes_zero(low, high, words):
     assert verdict(Summary(3, (low + high) / 2, 0.1, low, high)) == words
 
 
@@ -72,7 +72,7 @@ def test_the_interval_covers_the_mean_as_often_as_it_says():
 
 
 @given(st.lists(st.floats(0.0, 1.0), min_size=2, max_size=6), st.lists(st.floats(0.0, 1.0), min_size=6, max_size=6))
-def test_the_intervals_of_an_accuracy_and_of_its_differences_stay_where_these_can_be(values, base):
+def test_intervals_of_an_accuracy_and_of_its_differences_stay_in_range(values, base):
     found = summarise(values, (0.0, 1.0))
     assert 0.0 <= found.low <= found.mean * (1 + 1e-12)
     assert found.mean * (1 - 1e-12) <= found.high <= 1.0
@@ -83,5 +83,5 @@ def test_the_intervals_of_an_accuracy_and_of_its_differences_stay_where_these_ca
     assert found.low == max(plain.low, 0.0)
 
 
-def test_limits_that_a_value_does_not_keep_to_are_not_used():
+def test_limits_that_a_value_exceeds_are_ignored():
     assert summarise([0.5, 98.0], (0.0, 1.0)) == summarise([0.5, 98.0])

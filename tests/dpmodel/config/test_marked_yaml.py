@@ -56,7 +56,7 @@ def test_a_duplicate_key_is_refused_with_both_lines():
     "value",
     ["!!python/object/apply:os.system ['true']", "!!python/name:os.system", "!!python/object:os.X {a: 1}", "!my x"],
 )
-def test_a_tag_that_is_no_plain_data_is_refused(value):
+def test_a_tag_that_is_not_plain_data_is_refused(value):
     with pytest.raises(ConfigError, match=r"a\.yaml:1: .*(python|!my)"):
         read_yaml(f"a: {value}", "a.yaml")
 
@@ -74,12 +74,12 @@ def test_a_second_document_is_refused_in_a_whole_sentence():
         read_yaml("a: 1\n---\nb: 2\n", "a.yaml")
 
 
-def test_an_alias_that_holds_itself_is_refused():
-    with pytest.raises(ConfigError, match="the alias holds itself"):
+def test_an_alias_that_refers_to_itself_is_refused():
+    with pytest.raises(ConfigError, match="the alias refers to itself"):
         read_yaml("a: &x\n  b: *x", "a.yaml")
 
 
-def test_a_key_that_is_no_text_is_refused():
+def test_a_key_that_is_not_text_is_refused():
     with pytest.raises(ConfigError, match=r"a\.yaml:1: a key must be text, got 1"):
         read_yaml("1: a", "a.yaml")
 

@@ -26,7 +26,7 @@ def test_an_override_without_path_or_value_is_refused(text):
         parse_override(text)
 
 
-def test_overrides_make_what_is_missing_and_leave_the_original():
+def test_overrides_create_missing_keys_and_do_not_change_the_original():
     original = Marked({"a": {"b": 1}})
     changed = apply_overrides(original, ["a.b=2", "c.d.e=3"])
     assert changed.values == {"a": {"b": 2}, "c": {"d": {"e": 3}}}

@@ -15,7 +15,7 @@ training: {epochs: 1, batch_size: 8}
 
 @pytest.fixture
 def folders(tmp_path, monkeypatch):
-    """A configuration in one folder, and another folder as the current one."""
+    """A configuration in a folder that is not the current one."""
     for name in ("beside", "here"):
         (tmp_path / name).mkdir()
     (tmp_path / "beside" / "run.yaml").write_text("data: {name: npz, root: data.npz}\n" + TRAINING)
@@ -28,13 +28,13 @@ def root_of(folders, *overrides):
 
 
 @pytest.mark.parametrize("existing", [["beside"], ["beside", "here"], []])
-def test_a_relative_root_is_beside_the_configuration(folders, existing):
+def test_a_relative_root_is_relative_to_the_configuration(folders, existing):
     for name in existing:
         (folders / name / "data.npz").touch()
     assert root_of(folders) == str(folders / "beside" / "data.npz")
 
 
-def test_what_lies_in_the_current_folder_alone_is_taken_from_there_and_recorded_in_full(folders):
+def test_a_path_that_exists_only_in_the_current_folder_is_found_there_and_recorded_in_full(folders):
     (folders / "here" / "data.npz").touch()
     assert root_of(folders) == str(folders / "here" / "data.npz")
 
@@ -42,7 +42,7 @@ def test_what_lies_in_the_current_folder_alone_is_taken_from_there_and_recorded_
 @pytest.mark.parametrize(
     "override", ["data.root=data.npz", "data={name: npz, root: data.npz}", (("data", "root"), "data.npz")]
 )
-def test_a_root_of_the_command_line_is_in_the_current_folder(folders, override):
+def test_a_root_on_the_command_line_is_relative_to_the_current_folder(folders, override):
     (folders / "beside" / "data.npz").touch()
     assert root_of(folders, override) == str(folders / "here" / "data.npz")
 
@@ -51,7 +51,7 @@ def test_a_root_with_a_line_number_in_it_on_the_command_line_is_still_in_the_cur
     assert root_of(folders, "data.root=there:3") == str(folders / "here" / "there:3")
 
 
-def test_a_root_in_python_is_in_the_current_folder(folders):
+def test_a_root_in_python_is_relative_to_the_current_folder(folders):
     values = {"network": "linear", "optimizer": "SGD", "privacy": {"noise_multiplier": 1}}
     values |= {"training": {"epochs": 1, "batch_size": 8}, "data": {"name": "npz", "root": "../data.npz"}}
     assert make_config(values).data.options["root"] == str(folders / "data.npz")
@@ -64,14 +64,14 @@ def test_the_home_folder_full_paths_and_addresses_are_kept(folders):
     assert root_of(folders, "data.root=null") is None
 
 
-def test_the_resolved_form_means_the_same_from_everywhere(folders, monkeypatch):
+def test_the_resolved_form_means_the_same_in_every_folder(folders, monkeypatch):
     resolved = folders / "config.resolved.yaml"
     resolved.write_text(load_config(folders / "beside" / "run.yaml").to_yaml())
     monkeypatch.chdir(folders)
     assert load_config(resolved).data.options["root"] == str(folders / "beside" / "data.npz")
 
 
-def test_a_link_stays_the_path_that_was_chosen(folders):
+def test_a_link_is_not_resolved(folders):
     (folders / "beside" / "v3.npz").touch()
     (folders / "beside" / "data.npz").symlink_to("v3.npz")
     assert locate_data("data.npz", f"{folders}/beside/run.yaml:1") == str(folders / "beside" / "data.npz")

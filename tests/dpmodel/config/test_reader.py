@@ -43,7 +43,7 @@ def test_the_resolved_form_reads_back_equal(write):
     assert make_config(yaml.safe_load(config.to_yaml())).model_dump() == config.model_dump()
 
 
-# Each row: what is overridden, and what the message must hold (path, value, remedy).
+# Each row: an override, and what the message must contain (path, value, remedy).
 FAULTS = [
     ("privacy.norm_bund=1", ["unknown key 'privacy.norm_bund'", "did you mean 'norm_bound'"]),
     ("privcy.delta=1", ["unknown key 'privcy'", "did you mean 'privacy'"]),
@@ -68,8 +68,8 @@ FAULTS = [
     ("privacy.sampling=poison", ["privacy.sampling", "'poison'", "did you mean 'poisson'"]),
     ("privacy.noise.name=Gausian", ["privacy.noise.name", "did you mean 'Gaussian'"]),
     ("privacy.clip.name=Fixd", ["privacy.clip.name", "did you mean 'Fixed'"]),
-    ("privacy.noise.initial_noise_multiplier=2", ["stated elsewhere, once: privacy.noise_multiplier"]),
-    ("privacy.clip.norm_bound=2", ["stated elsewhere, once: privacy.norm_bound"]),
+    ("privacy.noise.initial_noise_multiplier=2", ["does not belong here; set privacy.noise_multiplier"]),
+    ("privacy.clip.norm_bound=2", ["does not belong here; set privacy.norm_bound"]),
     ("privacy.monitor.max_eps=-1", ["privacy.monitor.max_eps must be a positive finite number, got -1"]),
     ("training.batch_size=0", ["training.batch_size must be a whole number of at least 1, got 0"]),
     ("training.batch_size=2.5", ["training.batch_size must be a whole number, got 2.5"]),
@@ -78,7 +78,7 @@ FAULTS = [
     ("training.metrics=[]", ["training.metrics must be a list of at least one entry"]),
     ("training=5", ["training must be a mapping of keys to values, got 5"]),
     ("network.module=a:b", ["give either name or module"]),
-    ("network.seed=3", ["seed=3 belongs to training.seed"]),
+    ("network.seed=3", ["does not belong here; set training.seed"]),
     ("performance.workers=2", ["workers=2", "set in_memory: false, or workers: 0"]),
     ("performance.in_memory=maybe", ["performance.in_memory must be true or false, got 'maybe'"]),
     ("plugins=[no_such_module_at_all]", ["no module 'no_such_module_at_all'"]),
@@ -115,7 +115,7 @@ def test_a_limit_below_the_target_is_a_contradiction(write):
 
 
 @pytest.mark.parametrize("text", ["- a\n- b\n", "just words\n", "3\n"])
-def test_a_file_that_is_no_mapping_is_refused(write, text):
+def test_a_file_that_is_not_a_mapping_is_refused(write, text):
     with pytest.raises(ConfigError, match="a configuration is a mapping of sections"):
         load_config(write(text))
 
@@ -161,7 +161,7 @@ def test_a_plugin_that_fails_says_why(write, tmp_path):
 
 def test_a_plugin_may_not_take_the_name_of_a_loaded_module(write, tmp_path):
     (tmp_path / "json.py").write_text("")
-    with pytest.raises(ConfigError, match="has the name of the module 'json'"):
+    with pytest.raises(ConfigError, match="has the same name as the loaded module 'json'"):
         load_config(write(GOOD), ["plugins=[json.py]"])
 
 
@@ -185,14 +185,14 @@ def test_reading_a_configuration_loads_no_torch(write):
         ("data.name=minst", "data", "unknown data set 'minst'", "--set data.name=minst"),
     ],
 )
-def test_the_place_of_a_fault_is_that_of_the_override_it_speaks_of(write, override, section, message, place):
+def test_a_fault_names_the_override_that_it_mentions(write, override, section, message, place):
     path = write(GOOD)
     with pytest.raises(ConfigError) as found, locating_errors(load_config(path, [override]), section):
         raise ValueError(message)
     assert str(found.value) == f"{place.format(file=path)}: {section}: {message}"
 
 
-def test_a_fault_of_a_section_that_a_copy_has_replaced_is_said_all_the_same(write):
+def test_a_fault_in_a_section_that_a_copy_replaced_is_still_reported(write):
     config = load_config(
         write(GOOD.replace("privacy:", "privacy:\n  noise: {name: AdaGaussian}")),
         ["privacy.noise.noise_decay_rate=1e-4"],

@@ -1,4 +1,4 @@
-"""Batches are put together such that an example is the same whichever others were drawn."""
+"""Collation gives each example independently of the others in the batch."""
 
 import math
 
@@ -36,7 +36,7 @@ def pad(examples):
 
 
 class Mean(nn.Module):
-    """Averages over all positions, padding included, or over the others alone."""
+    """Averages over all positions including padding, or over the others only."""
 
     def __init__(self, masked):
         super().__init__()
@@ -75,7 +75,7 @@ def test_padding_that_scales_an_example_is_refused_before_anything_is_spent(leng
 
 
 def test_padding_that_comes_late_is_found_before_the_step_in_which_it_is_seen():
-    lengths = [3] * 997 + [9] + [3] * 2  # not among those that are looked at first
+    lengths = [3] * 997 + [9] + [3] * 2  # not among those that are checked first
     model = model_of(Mean(masked=False))
     with pytest.raises(DataError, match="padding changes an example's gradient"):
         model.fit(poisson_loader(Texts(lengths), batch_size=250, collate_fn=pad), epochs=40)
@@ -105,8 +105,8 @@ def test_ignored_labels_make_padding_harmless_and_one_row_moves_the_sum_by_the_b
     assert (sums[0] - sums[1]).norm() <= 0.1
 
 
-def test_random_masks_of_tokens_are_no_padding():
-    """The collation of a masked language model: what is masked is drawn anew each time."""
+def test_random_masks_of_tokens_are_not_padding():
+    """The collation of a masked language model, which draws new masks each time."""
 
     def masking(examples):
         x = pad_sequence([tokens for tokens, _ in examples], batch_first=True)
@@ -128,7 +128,7 @@ def test_random_tokens_do_not_hide_padding_that_matters():
 
 
 class Window(nn.Module):
-    """Averages over the last, or the first, ``size`` positions that are no padding."""
+    """Averages over the last, or the first, ``size`` positions that are not padding."""
 
     def __init__(self, size=16, last=True, only_in_training=False, dropout=0.0):
         super().__init__()
@@ -144,7 +144,7 @@ class Window(nn.Module):
 
 
 class Growing(Callback):
-    """All rows but the first few are long after the second step, as rows are that no batch has held before."""
+    """After the second step, all rows except the first few are long, like rows that no batch has held before."""
 
     def __init__(self, data, length):
         self.data, self.length = data, length
@@ -166,7 +166,7 @@ def see(collation, fetcher, *rows):
     return len(drawn.specimens)
 
 
-def test_every_batch_that_is_longer_than_all_before_is_looked_at():
+def test_every_batch_that_is_longer_than_all_before_is_checked():
     collation, fetcher = collation_of(Window())
     assert see(collation, fetcher, 0, 1) == 2
     assert see(collation, fetcher, 1, 0) == 0
@@ -176,7 +176,7 @@ def test_every_batch_that_is_longer_than_all_before_is_looked_at():
     assert see(*collation_of(Window(last=False)), 0, 1, 3) == 3
 
 
-def test_a_longer_batch_that_ties_examples_together_voids_what_was_released():
+def test_a_longer_batch_that_couples_examples_voids_the_guarantee():
     data = Texts([3, 9, 4, 3] * 10)
     model = model_of(Window())
     with pytest.raises(DataError, match="claim is void since step 0"):
@@ -185,7 +185,7 @@ def test_a_longer_batch_that_ties_examples_together_voids_what_was_released():
     assert model.privacy_spent(1e-3).epsilon == math.inf
 
 
-def test_a_longer_batch_that_ties_nothing_together_is_trained():
+def test_a_longer_batch_that_couples_no_examples_is_trained():
     data = Texts([3, 9, 4, 3] * 10)
     model = model_of(Window(last=False))
     model.fit(poisson_loader(data, batch_size=39, collate_fn=pad), epochs=9, callbacks=[Growing(data, 40)])
@@ -193,7 +193,7 @@ def test_a_longer_batch_that_ties_nothing_together_is_trained():
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_batches_that_workers_read_are_looked_at_too(workers):
+def test_batches_read_by_workers_are_checked_too(workers):
     data = Texts([3] * 500 + [40] * 4)
     model = model_of(Window())
     with pytest.raises(DataError, match="padding changes an example's gradient"):
@@ -201,12 +201,12 @@ def test_batches_that_workers_read_are_looked_at_too(workers):
 
 
 @pytest.mark.parametrize("dropout", [0.0, 0.5])
-def test_what_is_done_in_training_alone_is_compared_without_dropout(dropout):
+def test_behaviour_of_training_mode_is_compared_without_dropout(dropout):
     with pytest.raises(DataError, match="padding changes an example's gradient"):
         see(*collation_of(Window(only_in_training=True, dropout=dropout)), 0, 3)
 
 
-def test_what_is_done_in_training_alone_is_not_compared_if_it_draws_all_the_same():
+def test_behaviour_of_training_mode_is_not_compared_if_it_still_draws():
     class Draws(Window):
         def forward(self, tokens):
             return super().forward(tokens) * (1 + 0.1 * torch.rand(())) if self.training else super().forward(tokens)
@@ -214,8 +214,8 @@ def test_what_is_done_in_training_alone_is_not_compared_if_it_draws_all_the_same
     assert see(*collation_of(Draws(only_in_training=True)), 0, 3) == 2
 
 
-def test_changes_far_below_the_norm_bound_are_those_of_rounding():
-    """Near the optimum a gradient is a difference of two numbers that are almost one."""
+def test_changes_far_below_the_norm_bound_count_as_rounding():
+    """Near the optimum, a gradient is the difference of two numbers close to one."""
 
     class Longer(Mean):
         def forward(self, tokens):
@@ -265,7 +265,7 @@ def test_cutting_to_the_shortest_is_refused():
         see(*collation_of(Mean(masked=True), shortest), 0, 3)
 
 
-def test_the_draws_of_a_training_do_not_depend_on_what_is_looked_at():
+def test_the_draws_of_a_training_do_not_depend_on_the_checks():
     def masking(examples):
         x, y = pad(examples)
         return x.masked_fill((torch.rand(x.shape) < 0.3) & (x != 0), 11), y

@@ -10,7 +10,7 @@ from monitors.errors import DataError
 
 
 class Yields(Dataset):
-    """A data set of what ``make`` gives for a row."""
+    """A data set of the results of ``make`` for each row."""
 
     def __init__(self, make):
         self.make = make
@@ -34,7 +34,7 @@ class Yields(Dataset):
     ],
 )
 @pytest.mark.parametrize("workers", [0, 1])
-def test_names_beside_the_tensors_are_refused_with_their_place_but_not_their_value(make_model, make, place, workers):
+def test_names_in_a_batch_are_refused_with_their_place_but_not_their_value(make_model, make, place, workers):
     model = make_model()
     with pytest.raises(DataError, match=place) as refused:
         model.fit(DataLoader(Yields(make), batch_size=8, num_workers=workers))
@@ -42,7 +42,7 @@ def test_names_beside_the_tensors_are_refused_with_their_place_but_not_their_val
     assert len(model.ledger) == 0
 
 
-def test_a_collate_fn_that_leaves_names_out_is_the_remedy(make_model):
+def test_a_collate_fn_that_omits_names_is_the_remedy(make_model):
     def unnamed(examples):
         return default_collate([(x, y) for x, _, y in examples])
 
@@ -66,7 +66,7 @@ def test_sparse_inputs_are_refused_with_to_dense(make_model, form, collated):
         make_model().fit(loader)
 
 
-def test_arrays_are_told_how_to_become_tensors():
+def test_arrays_are_refused_with_how_to_make_tensors():
     with pytest.raises(DataError, match=r"example\[0\] is a ndarray.*torch\.as_tensor\(array\)"):
         require_dense_tensors((np.zeros((2, 3)), torch.zeros(2)))
 

@@ -20,7 +20,7 @@ MD5 = {
 
 @pytest.fixture
 def no_network(monkeypatch, tmp_path):
-    """No cache, no download, no copy in the current folder: only what a test puts there."""
+    """No cache, no download and no copy in the current folder, only the files of a test."""
 
     def refuse(name, folder):
         raise OSError("no network")
@@ -97,7 +97,7 @@ def test_without_download_nothing_is_fetched(no_network):
     assert not (no_network / "empty").exists()
 
 
-def test_a_download_lands_in_the_cache_and_is_read_from_there(no_network, monkeypatch):
+def test_a_download_goes_to_the_cache_and_is_read_from_there(no_network, monkeypatch):
     monkeypatch.setattr("dpmodel.data.mnist._torchvision", lambda name, folder: write_idx(folder / name / "raw"))
     assert len(load_dataset("fashion_mnist").train) == 6
     assert (no_network / "cache" / "FashionMNIST" / "raw" / FILES[0]).is_file()
@@ -115,7 +115,7 @@ def test_images_and_labels_that_do_not_belong_together_are_refused(no_network):
     write_idx(no_network / "data", counts=(6, 4))
     write_idx(no_network / "other", counts=(5, 4))
     (no_network / "other" / f"{FILES[1]}.gz").replace(no_network / "data" / f"{FILES[1]}.gz")
-    with pytest.raises(DataError, match=r"holds 6 images but .* holds 5 labels"):
+    with pytest.raises(DataError, match=r"has 6 images but .* has 5 labels"):
         load_dataset("mnist", root=no_network / "data")
 
 
@@ -154,10 +154,10 @@ class TestNpz:
         [
             ({"x_test": None, "x_tset": np.zeros(3)}, "has no array x_test; did you mean 'x_tset'"),
             ({"y_test": None}, "has no array y_test; It has: x_train, y_train, x_test"),
-            ({"y_train": np.array([0, 1, 2, -1, 0, 1])}, r"label -1 of row 3 is not in \[0, 3\)"),
+            ({"y_train": np.array([0, 1, 2, -1, 0, 1])}, r"label -1 in row 3 is not in \[0, 3\)"),
             ({"y_train": np.zeros(5, int)}, "6 inputs but 5 labels"),
             ({"y_train": np.zeros((6, 2), int)}, r"got int64 .*\(multi-label\) convert to float32"),
-            ({"y_train": np.array(["a"] * 6)}, "targets must be one whole number per example .* got <U1"),
+            ({"y_train": np.array(["a"] * 6)}, "targets must be one integer per example .* got <U1"),
             (
                 {"y_train": np.zeros(6)},
                 r"targets are torch\.float32 in train and torch\.int64",
@@ -166,15 +166,15 @@ class TestNpz:
             ({"y_train": np.zeros((6, 2)), "y_test": np.zeros((3, 1))}, "targets must be 2 finite numbers each"),
             ({"x_train": np.zeros((6, 8), np.int16)}, r"must be uint8 .* got int16; .* astype\('int64'\)"),
             ({"x_train": np.zeros((6, 8), bool)}, "must be uint8 .* got bool"),
-            ({"x_train": np.zeros((6, 8), np.int64)}, "both must have one shape and type"),
+            ({"x_train": np.zeros((6, 8), np.int64)}, "shape and type must be the same"),
             ({"y_train": np.zeros((6, 1), int)}, r"for classes give them as shape \(N,\), with y\[:, 0\]"),
             (
                 {"y_test": np.array([0, 9, 1])},
-                r"npz test: label 9 of row 1 is not in \[0, 3\).*counted in the training",
+                r"npz test: label 9 in row 1 is not in \[0, 3\).*that of the training",
             ),
-            ({"x_train": np.array([None] * 6)}, "is no readable .npz archive"),
-            ({"x_train": np.full((6, 4), np.nan)}, "the input of row 0 holds NaN"),
-            ({"x_test": np.zeros((3, 9, 9), np.uint8)}, "both must have one shape"),
+            ({"x_train": np.array([None] * 6)}, "is not a readable .npz archive"),
+            ({"x_train": np.full((6, 4), np.nan)}, "the input in row 0 has NaN"),
+            ({"x_test": np.zeros((3, 9, 9), np.uint8)}, "shape and type must be the same"),
             ({"x_train": np.zeros((0, 8, 8), np.uint8), "y_train": np.zeros(0, int)}, "there are no examples"),
         ],
     )
@@ -183,35 +183,35 @@ class TestNpz:
             load_dataset("npz", root=self.save(tmp_path / "own.npz", **changes))
 
     def test_labels_beyond_the_given_number_of_classes_are_refused(self, tmp_path):
-        with pytest.raises(DataError, match=r"label 2 of row 2 is not in \[0, 2\); 2 labels"):
+        with pytest.raises(DataError, match=r"label 2 in row 2 is not in \[0, 2\); 2 labels"):
             load_dataset("npz", root=self.save(tmp_path / "own.npz"), num_classes=2)
 
     @pytest.mark.parametrize("dtype", [np.int64, np.int32, ">i4"])
-    def test_whole_numbers_are_read_as_int64(self, tmp_path, dtype):
+    def test_integers_are_read_as_int64(self, tmp_path, dtype):
         tokens = {"x_train": np.arange(30).reshape(6, 5).astype(dtype), "x_test": np.full((3, 5), 7, dtype)}
         data = load_dataset("npz", root=self.save(tmp_path / "own.npz", **tokens))
         assert data.train.x.dtype == torch.int64
         assert data.train.x.flatten().tolist() == list(range(30))
 
-    def test_constants_for_whole_numbers_are_refused(self, tmp_path):
+    def test_constants_for_integers_are_refused(self, tmp_path):
         tokens = {"x_train": np.zeros((6, 5), int), "x_test": np.zeros((3, 5), int)}
         with pytest.raises(DataError, match=r"mean=0\.5 cannot be applied to inputs of torch\.int64"):
             load_dataset("npz", root=self.save(tmp_path / "own.npz", **tokens), mean=0.5)
 
-    def test_test_labels_beyond_the_training_classes_take_a_stated_number(self, tmp_path):
+    def test_test_labels_beyond_the_training_classes_need_num_classes(self, tmp_path):
         path = self.save(tmp_path / "own.npz", y_test=np.array([0, 3, 1]))
         assert load_dataset("npz", root=path, num_classes=4).num_classes == 4
 
     @pytest.mark.parametrize("content", [b"", b"\x80\x04N.", b"a,b\n1,2\n", b"\x93NUMPY"])
-    def test_what_is_no_archive_is_told_how_to_make_one_and_never_unpickled(self, tmp_path, content):
+    def test_a_file_that_is_not_an_archive_is_refused_with_the_remedy_and_never_unpickled(self, tmp_path, content):
         (tmp_path / "own.csv").write_bytes(content)
-        with pytest.raises(DataError, match=r"own\.csv is no \.npz archive.*numpy\.savez.*x_train=") as caught:
+        with pytest.raises(DataError, match=r"own\.csv is not an \.npz archive.*numpy\.savez.*x_train=") as caught:
             load_dataset("npz", root=tmp_path / "own.csv")
         assert "pickle" not in str(caught.value)
 
     def test_a_broken_archive_is_refused(self, tmp_path):
         (tmp_path / "own.npz").write_bytes(b"PK\x03\x04 broken")
-        with pytest.raises(DataError, match=r"own\.npz is no readable"):
+        with pytest.raises(DataError, match=r"own\.npz is not a readable"):
             load_dataset("npz", root=tmp_path / "own.npz")
 
     def test_a_missing_file_is_named(self, tmp_path):
@@ -220,14 +220,14 @@ class TestNpz:
 
 
 @pytest.mark.parametrize("name", ["npz", "image_folder", "mnist", "cifar10"])
-def test_missing_data_are_told_with_the_full_path(no_network, name):
+def test_missing_data_are_reported_with_the_full_path(no_network, name):
     options = {"download": False} if name in ("mnist", "cifar10") else {}
     with pytest.raises(MissingDataError) as caught:
         load_dataset(name, root="below/nowhere", **options)
     assert str(no_network / "below" / "nowhere") in str(caught.value)
 
 
-def test_data_are_described_with_what_is_to_be_learnt(monkeypatch):
+def test_data_are_described_with_size_and_task(monkeypatch):
     assert load_dataset("synthetic", num_train=1024, num_classes=2).describe() == "1,024 training examples, 2 classes"
     monkeypatch.setattr(DATASETS, "_builders", dict(DATASETS._builders))
     x, y = torch.zeros(2, 3), torch.zeros(2, 1)
@@ -252,11 +252,11 @@ class TestImageFolder:
         assert data.train.x.shape == (4, 3, 8, 8)
         assert data.train.x[2, :, 0, 0].tolist() == [100, 0, 0]
 
-    def test_grey_and_another_size_by_option(self, tmp_path):
+    def test_options_convert_to_grey_and_resize(self, tmp_path):
         data = load_dataset("image_folder", root=self.save(tmp_path), channels=1, image_size=4)
         assert data.example_shape == (1, 4, 4)
 
-    def test_images_of_several_sizes_need_one(self, tmp_path):
+    def test_images_of_different_sizes_need_image_size(self, tmp_path):
         root = self.save(tmp_path)
         Image.new("RGB", (9, 8)).save(root / "train" / "dog" / "9.png")
         with pytest.raises(DataError, match=r"images differ in size.*set data.image_size"):
@@ -270,8 +270,8 @@ class TestImageFolder:
         with pytest.raises(DataError, match=r"cat/1\.png cannot be read"):
             load_dataset("image_folder", root=root)
 
-    def test_wrong_layouts_are_told_with_the_right_one(self, tmp_path):
-        with pytest.raises(MissingDataError, match="an image folder holds train/<class>"):
+    def test_wrong_layouts_are_refused_with_the_right_one(self, tmp_path):
+        with pytest.raises(MissingDataError, match="an image folder must contain train/<class>"):
             load_dataset("image_folder", root=tmp_path)
         root = self.save(tmp_path / "data")
         (root / "test" / "horse").mkdir()
@@ -285,7 +285,7 @@ def test_synthetic_data_are_the_same_for_one_seed_and_differ_between_seeds():
     assert not torch.equal(first.train.x, other.train.x)
 
 
-def test_synthetic_classes_can_be_told_apart():
+def test_synthetic_classes_can_be_learned():
     data = load_dataset("synthetic", num_train=500, num_test=200, num_classes=4)
     x, y = data.train.batch(torch.arange(500))
     centres = torch.stack([x[y == label].mean(0) for label in range(4)])
@@ -312,7 +312,7 @@ def test_wrong_options_are_refused(options, message):
         load_dataset(**options)
 
 
-def test_a_reader_of_ones_own_is_used_by_name(monkeypatch):
+def test_a_custom_reader_is_used_by_name(monkeypatch):
     monkeypatch.setattr(DATASETS, "_builders", dict(DATASETS._builders))
 
     @DATASETS.register("two_points")

@@ -27,7 +27,7 @@ def test_the_same_examples_have_the_same_fingerprint_whatever_the_constants():
     ],
     ids=["value", "label", "order", "shape", "type", "count"],
 )
-def test_every_difference_shows(x, y):
+def test_every_difference_changes_the_fingerprint(x, y):
     assert Fingerprint.of(InMemoryDataset(x, y)) != Fingerprint.of(InMemoryDataset(X, Y))
 
 
@@ -36,9 +36,9 @@ def test_the_digest_is_that_of_types_shapes_and_bytes():
     assert Fingerprint.of(InMemoryDataset(X, Y)).digest == hashlib.sha256(written).hexdigest()
 
 
-def test_it_reads_back_what_it_wrote_and_nothing_else():
+def test_a_fingerprint_reads_back_only_what_it_wrote():
     found = Fingerprint.of(InMemoryDataset(X, Y))
     assert Fingerprint.from_dict(found.to_dict()) == found
     for wrong in ({}, [], {"examples": "4", "sha256": "0"}, {"examples": 4}):
-        with pytest.raises(ValueError, match="a fingerprint holds"):
+        with pytest.raises(ValueError, match="a fingerprint must have"):
             Fingerprint.from_dict(wrong)

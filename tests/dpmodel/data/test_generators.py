@@ -24,9 +24,9 @@ KINDS = {
 
 
 @pytest.mark.parametrize(("make", "draw"), KINDS.values(), ids=KINDS.keys())
-def test_each_kind_is_renewed_seeded_and_put_back(make, draw):
+def test_each_kind_is_reseeded_seeded_and_restored(make, draw):
     generator = make()
-    draw(generator)  # normal numbers are made in pairs: the second of a pair is part of the state
+    draw(generator)  # normal numbers are drawn in pairs, and the second one is part of the state
     generators = Generators({"kept": generator})
     with generators.preserved():
         followed = draw(generator)

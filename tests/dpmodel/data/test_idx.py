@@ -80,14 +80,14 @@ def test_a_flipped_byte_anywhere_is_an_error_or_changes_nothing(small_file):
     ("content", "message"),
     [
         (b"", "starts with nothing"),
-        (b"\x89PNG....", "is no IDX file: it starts with 89504e47"),
+        (b"\x89PNG....", "is not an IDX file: it starts with 89504e47"),
         (encoded(np.zeros((2, 2)), 0x08)[:10], "ends within its header"),
-        (encoded(np.zeros((2, 2)), 0x08)[:-1], "only 3 bytes"),
-        (encoded(np.zeros((2, 2)), 0x08) + b"x", "is longer"),
-        (b"\0\0\x08\x03" + b"\xff" * 12, "only 0 bytes"),
+        (encoded(np.zeros((2, 2)), 0x08)[:-1], "has only 3"),
+        (encoded(np.zeros((2, 2)), 0x08) + b"x", "has more"),
+        (b"\0\0\x08\x03" + b"\xff" * 12, "has only 0"),
     ],
 )
-def test_damage_is_told_in_words(tmp_path, content, message):
+def test_damage_is_described(tmp_path, content, message):
     path = tmp_path / "file"
     path.write_bytes(content)
     with pytest.raises(DataError, match=message):

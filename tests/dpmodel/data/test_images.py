@@ -9,7 +9,7 @@ from monitors.errors import DataError
 
 
 def naive_bilinear(image, size):
-    """One image, one pixel at a time, with pixel centres at half numbers and clamped borders."""
+    """One image, one pixel at a time, with pixel centres at half-integers and clamped borders."""
     height, width = image.shape
     out = torch.zeros(size, size)
     for row in range(size):

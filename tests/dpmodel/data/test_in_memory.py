@@ -34,7 +34,7 @@ def test_bytes_become_floats_between_zero_and_one_then_the_constants_apply():
 
 
 @pytest.mark.parametrize("dtype", [torch.int64, torch.int32])
-def test_whole_numbers_reach_the_network_as_they_are(dtype):
+def test_integers_reach_the_network_unchanged(dtype):
     tokens = torch.tensor([[3, 999, 0], [1, 255, 256]], dtype=dtype)
     data = InMemoryDataset(tokens, torch.tensor([0, 1]))
     x, _ = data.batch(torch.tensor([1, 0]))
@@ -65,7 +65,7 @@ def test_a_data_loader_reads_it():
     assert y.tolist() == data.y.tolist()
 
 
-def test_moving_to_where_it_is_returns_the_set_itself():
+def test_moving_to_the_same_device_returns_the_data_set_itself():
     data = InMemoryDataset(*byte_images())
     assert data.to("cpu") is data
 
@@ -80,7 +80,7 @@ def test_moving_to_where_it_is_returns_the_set_itself():
             "must be uint8 .*, float32, or int64 or int32 .*, got torch.float64",
         ),
         (torch.zeros(2), torch.zeros(2, dtype=torch.long), {}, "one row per example"),
-        (torch.zeros(2, 3), torch.zeros(2), {}, "y must be one whole number per example"),
+        (torch.zeros(2, 3), torch.zeros(2), {}, "y must be one integer per example"),
         (torch.zeros(2, 3), torch.zeros(2, 3, dtype=torch.long), {}, r"multi-label\) convert to float32"),
         (torch.zeros(2, 3), torch.zeros(3, dtype=torch.long), {}, "differ in length: 2 and 3"),
         (torch.zeros(2, 3, dtype=torch.long), torch.zeros(2, dtype=torch.long), {"mean": 0.5}, r"mean=0\.5 cannot be"),
@@ -96,6 +96,6 @@ def test_moving_to_where_it_is_returns_the_set_itself():
         (torch.zeros(2, 3), torch.zeros(2, dtype=torch.long), {"mean": float("nan")}, "mean must be finite"),
     ],
 )
-def test_what_does_not_fit_is_refused(x, y, options, message):
+def test_mismatched_tensors_and_constants_are_refused(x, y, options, message):
     with pytest.raises(DataError, match=message):
         InMemoryDataset(x, y, **options)

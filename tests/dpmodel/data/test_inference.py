@@ -46,7 +46,7 @@ def test_arrays_are_evaluated_as_tensors_of_the_default_type(given):
     assert y.tolist() == Y.tolist()
 
 
-def test_inputs_of_a_pair_may_be_a_nest():
+def test_inputs_of_a_pair_may_be_nested():
     pairs = list(evaluation_batches(({"a": X.numpy(), "b": Y}, Y), 4))
     assert [len(x["a"]) for x, _ in pairs] == [4, 4, 3]
 
@@ -98,7 +98,7 @@ def test_the_last_item_of_a_data_set_is_an_input_only_if_the_network_needs_it():
     torch.testing.assert_close(predictions(Optional(), data, torch.device("cpu"), 4), X)
 
 
-def test_a_network_that_writes_to_its_input_changes_nothing_of_the_callers():
+def test_a_network_that_writes_to_its_input_does_not_change_the_callers_data():
     before = X.clone()
     predictions(nn.ReLU(inplace=True), X, torch.device("cpu"), 4)
     next(iter(evaluation_batches((X, Y), 4)))[0].zero_()
@@ -111,13 +111,13 @@ def test_inputs_of_different_lengths_are_refused(given):
         list(prediction_batches(given, Two(), 4))
 
 
-def test_no_batch_at_all_is_refused():
+def test_an_empty_loader_is_refused():
     with pytest.raises(DataError, match="no batch"):
         predictions(nn.Identity(), DataLoader(TensorDataset(X[:0], Y[:0]), 4), torch.device("cpu"), 4)
 
 
 @pytest.mark.parametrize("make", [lambda x: (x, object()), lambda x: {"loss": x.mean(), "x": x}, lambda x: x.mean()])
-def test_what_belongs_to_a_whole_batch_is_returned_for_one_batch_and_refused_for_several(make):
+def test_outputs_of_a_whole_batch_are_returned_for_one_batch_and_refused_for_several(make):
     class Made(nn.Module):
         def forward(self, x):
             return make(x)

@@ -43,7 +43,7 @@ def test_held_out_data_share_no_row_with_the_training_data():
     columns = torch.randn(3, 40).t()  # rows that interleave in memory
     for rows, others in ((slice(30), slice(30, 40)), (slice(0, 40, 2), slice(1, 40, 2))):
         require_held_out((columns[others], targets[others]), TensorDataset(columns[rows], targets[rows]))
-    require_held_out((torch.randn(40, 2), targets), whole)  # labels alone tell nothing
+    require_held_out((torch.randn(40, 2), targets), whole)  # labels alone show nothing
     with pytest.raises(UnsupportedLoaderError):
         require_held_out((columns[29:], targets[29:]), TensorDataset(columns[:30], targets[:30]))
     for shared in [whole, TensorDataset(*whole.tensors), (inputs, targets), (inputs[20:], targets[20:])]:
@@ -52,7 +52,7 @@ def test_held_out_data_share_no_row_with_the_training_data():
 
 
 class Listed(Dataset):
-    """Examples one by one, as most users write them."""
+    """Examples one at a time, as most users write data sets."""
 
     def __init__(self, n=40):
         self.n = n
@@ -98,7 +98,7 @@ def test_an_empty_batch_keeps_shapes_and_types(dataset, workers):
 
 @pytest.mark.parametrize("loader", [DataLoader(Listed(), 8), DataLoader(Listed(), 8, shuffle=True, drop_last=True)])
 @pytest.mark.parametrize("sampling", ["poisson", "shuffle"])
-def test_plain_loaders_are_rebuilt_and_it_is_said(loader, sampling):
+def test_plain_loaders_are_rebuilt_and_announced(loader, sampling):
     rebuilt, message = private_loader(loader, sampling)
     assert rebuilt.num_examples == 40
     assert rebuilt.batch_size == 8
@@ -123,7 +123,7 @@ class Doubled(TensorDataset):
 
 
 class Batched(Listed):
-    """Has a method of that name that means something else, as data sets of other libraries do."""
+    """Has a method with that name but a different meaning, like data sets of other libraries."""
 
     def batch(self, batch_size, drop_last_batch=False):
         raise AssertionError("not asked for")
@@ -146,7 +146,7 @@ def test_a_collate_function_is_used_whatever_the_data_set(dataset):
     assert next(iter(evaluation_batches(loader)))[0].min().item() >= 100
 
 
-def test_what_a_data_set_makes_of_its_rows_is_not_passed_by():
+def test_the_transform_of_a_data_set_is_not_bypassed():
     tensors = DATASETS["tensors"].tensors
     assert private_loader(DataLoader(Doubled(*tensors), 8), "poisson")[0].example()[0][1, 0].item() == 2
     assert private_loader(DataLoader(Batched(), 8), "poisson")[0].example()[0].shape == (2, 2)
@@ -164,7 +164,7 @@ class NeedsTelling(Listed):
         return super().__getitem__(row)
 
 
-def test_workers_of_a_rebuilt_loader_are_set_up_as_asked():
+def test_workers_of_a_rebuilt_loader_are_set_up_as_requested():
     loader = DataLoader(NeedsTelling(), 8, num_workers=1, worker_init_fn=told, prefetch_factor=3, timeout=60)
     rebuilt, _ = private_loader(loader, "poisson")
     assert rebuilt.worker_options["prefetch_factor"] == 3
@@ -241,13 +241,13 @@ TENSORS = DATASETS["tensors"]
         ConcatDataset([Subset(TENSORS, [0, 1]), ConcatDataset([Subset(TENSORS, [1, 2])])]),
     ],
 )
-def test_a_row_that_is_there_twice_is_refused(dataset):
+def test_a_repeated_row_is_refused(dataset):
     for loader in (DataLoader(dataset, 2), poisson_loader(dataset, 2)):
         with pytest.raises(UnsupportedLoaderError, match="holds rows of its data more than once"):
             private_loader(loader, "poisson")
 
 
-def test_parts_that_share_no_row_are_taken_together():
+def test_parts_that_share_no_row_are_combined():
     dataset = ConcatDataset([Subset(TENSORS, [0, 3]), Subset(TENSORS, [1, 2]), Listed()])
     assert private_loader(DataLoader(dataset, 2), "poisson")[0].num_examples == 44
 

@@ -76,7 +76,7 @@ def test_circles_and_large_structures_end_the_search():
     assert len(reachable([[Holder(None)] for _ in range(2 * MAX_OBJECTS)])) == MAX_OBJECTS
 
 
-def test_objects_that_fail_when_looked_at_are_passed_over():
+def test_objects_that_raise_when_inspected_are_skipped():
     class Broken(dict):
         def values(self):
             raise RuntimeError("not now")

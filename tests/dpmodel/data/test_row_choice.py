@@ -26,7 +26,7 @@ rows_of_data = st.lists(st.integers(0, SIZE - 1), min_size=1, unique=True)
 
 
 def loaders(data, rows):
-    """Loaders that draw these rows, in the ways there are to write it."""
+    """Loaders that draw these rows, written in every possible way."""
     return [
         DataLoader(data, 2, sampler=SubsetRandomSampler(rows)),
         DataLoader(data, 2, sampler=rows),
@@ -38,8 +38,8 @@ def loaders(data, rows):
 
 
 @given(rows=rows_of_data, others=rows_of_data)
-def test_held_out_rows_of_any_spelling_are_accepted_if_and_only_if_none_is_trained_on(rows, others):
-    copied = TensorDataset(*DATA.tensors)  # another object on the same memory
+def test_held_out_rows_are_accepted_if_and_only_if_none_is_trained_on(rows, others):
+    copied = TensorDataset(*DATA.tensors)  # a different object on the same memory
     for held_out in (*loaders(DATA, others), *loaders(copied, others)):
         if set(rows) & set(others):
             with pytest.raises(UnsupportedLoaderError, match="holds the training data"):
@@ -70,7 +70,7 @@ def test_repeated_rows_of_a_sampler_are_refused():
         private_loader(DataLoader(DATA, 2, sampler=SubsetRandomSampler([1, 1, 2])), "poisson")
 
 
-def test_samplers_that_choose_at_random_are_still_refused_and_held_for_the_whole():
+def test_random_samplers_are_still_refused_and_count_as_the_whole_data_set():
     weighted = DataLoader(DATA, 2, sampler=WeightedRandomSampler([1.0] * SIZE, 3))
     assert drawn_from(weighted) is DATA
     with pytest.raises(UnsupportedLoaderError, match="WeightedRandomSampler"):
@@ -79,14 +79,14 @@ def test_samplers_that_choose_at_random_are_still_refused_and_held_for_the_whole
         require_held_out(DataLoader(DATA, 2, sampler=RandomSampler(DATA, num_samples=1)), Subset(DATA, [0]))
 
 
-def test_evaluation_sees_the_rows_of_the_sampler_alone():
+def test_evaluation_sees_only_the_rows_of_the_sampler():
     data = InMemoryDataset(*DATA.tensors)
     for loader in loaders(data, [3, 5, 8])[:3]:
         seen = torch.cat([x for x, _ in evaluation_batches(loader)]).flatten()
         assert sorted(seen.tolist()) == [3.0, 5.0, 8.0]
 
 
-def test_validation_on_rows_of_the_same_data_set_goes_along_with_training(make_model, make_data):
+def test_validation_on_other_rows_of_the_same_data_set_is_accepted(make_model, make_data):
     data = make_data(n=64)
     held_out = DataLoader(data, 10, sampler=SubsetRandomSampler(range(50, 64)))
     train = DataLoader(data, 10, sampler=SubsetRandomSampler(range(50)))

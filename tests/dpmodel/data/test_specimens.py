@@ -1,4 +1,4 @@
-"""Specimens are taken of batches whose shape is new, and do not disturb the others."""
+"""Specimens are taken from batches with a new shape, and do not disturb the others."""
 
 from __future__ import annotations
 
@@ -97,7 +97,7 @@ def test_only_some_examples_are_measured_after_many_batches_without_padding(rows
 
 def test_a_shape_that_was_often_unpadded_is_compared_when_it_is_padded():
     def read(examples):
-        """Reads what the names stand for: their sizes do not tell those of the examples."""
+        """Reads the files that the names stand for; sizes of names say nothing about sizes of examples."""
         return padded([{"x": torch.ones(int(name[1:])), "y": 0} for name in examples])
 
     names = ["a60"] * 2 + ["a04"] * 2
@@ -116,7 +116,7 @@ class Shortened(InMemoryDataset):
         return x[:, : int((x != 0).sum(1).max())]
 
 
-def test_data_sets_that_make_whole_batches_are_looked_at_too():
+def test_data_sets_that_make_whole_batches_are_checked_too():
     x = torch.tril(torch.ones(6, 6))
     fetcher = SpecimenFetcher(RowFetcher(Shortened(x, torch.arange(6))), ShapeRange(), secret=True)
     drawn = fetcher[np.array([0, 3])]
@@ -124,7 +124,7 @@ def test_data_sets_that_make_whole_batches_are_looked_at_too():
     assert not fetcher[np.array([1, 3])].specimens
 
 
-def test_what_a_collation_keeps_of_a_batch_is_put_back_and_said():
+def test_the_state_that_a_collation_keeps_is_restored_and_reported():
     class ToTheLongestSoFar:
         longest = 0
 
@@ -150,7 +150,7 @@ def test_torchs_own_collation_and_empty_batches_need_no_specimens():
     assert not SpecimenFetcher(RowFetcher(pairs, default_collate), ShapeRange(), secret=True)[np.arange(2)].specimens
 
 
-def test_what_was_seen_elsewhere_needs_none_and_is_left_as_it_was():
+def test_shapes_seen_elsewhere_need_no_specimens_and_are_not_changed():
     seen = ShapeRange()
     seen.include(torch.zeros(1, 3)), seen.include(torch.zeros(1, 5))
     seen.include((torch.zeros(1, 3), torch.zeros(1))), seen.include((torch.zeros(1, 5), torch.zeros(1)))
@@ -166,10 +166,10 @@ def test_a_collation_that_sorts_gives_the_row_of_the_example():
 
 
 class Encoding(UserDict):
-    """A mapping that is no dict, as tokenizers return."""
+    """A mapping that is not a dict, as returned by tokenizers."""
 
 
-def test_a_collation_that_takes_its_examples_apart_is_given_copies():
+def test_a_collation_that_modifies_its_examples_is_given_copies():
     fetcher = SpecimenFetcher(
         RowFetcher([Encoding(x=torch.ones(size), y=0) for size in (2, 5)], padded), ShapeRange(), secret=True
     )
@@ -178,7 +178,7 @@ def test_a_collation_that_takes_its_examples_apart_is_given_copies():
 
 
 @pytest.mark.parametrize("most", [1, 2])
-def test_a_collation_that_cannot_be_repeated_is_said(most):
+def test_a_collation_that_cannot_be_repeated_is_reported(most):
     calls = itertools.count()
 
     def failing(examples):
@@ -190,7 +190,7 @@ def test_a_collation_that_cannot_be_repeated_is_said(most):
         fetcher_of([2, 5], failing)[np.arange(2)]
 
 
-def test_draws_of_the_collation_are_seen_and_go_on_as_if_no_specimens_were_taken():
+def test_random_draws_of_the_collation_are_noticed_and_not_disturbed_by_specimens():
     def masked(examples):
         x, y = padded(examples)
         return x * (torch.rand(x.shape) < 0.5), y

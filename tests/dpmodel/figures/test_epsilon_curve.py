@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dpmodel.figures.epsilon_curve import DEAR_MARKS, LEAST_MARKS, MOST_MARKS, epsilon_over, first_releases
+from dpmodel.figures.epsilon_curve import LEAST_MARKS, MOST_MARKS, SLOW_MARKS, epsilon_over, first_releases
 from dpmodel.figures.lines import draw_epsilon
 from dpmodel.figures.style import Pen, make_panels
 from monitors import (
@@ -23,7 +23,7 @@ DELTA = 1e-5
 
 
 def drawn(curve):
-    """What is read off the drawn line at a step."""
+    """The epsilon read off the drawn line at a step."""
     _, (axes,) = make_panels(1)
     draw_epsilon(axes, curve, Pen.of(0), "epsilon")
     (line,) = axes.get_lines()
@@ -41,7 +41,7 @@ rows = st.lists(
 
 @settings(max_examples=25, deadline=None)
 @given(rows, st.data())
-def test_what_is_drawn_at_a_step_is_never_below_the_ledger_and_little_above(rows, data):
+def test_the_drawn_epsilon_is_never_below_the_ledger_and_only_slightly_above(rows, data):
     ledger = Ledger()
     for sigma, count, lost in rows:
         ledger.record(GaussianEvent(sigma), count, lost=lost)
@@ -70,7 +70,7 @@ def test_every_step_of_a_short_training_is_exact():
         assert curve.at([step])[0] == RDPAccountant().epsilon(ledger.head(step), DELTA)
 
 
-def test_a_hundred_thousand_steps_take_few_computations_and_show_the_first_step():
+def test_a_hundred_thousand_steps_need_few_computations_and_show_the_first_step():
     calls = []
 
     class Counting(RDPAccountant):
@@ -97,7 +97,7 @@ def test_a_ledger_of_many_rows_gets_fewer_points():
     assert {1, 10_000, 20_000} <= set(curve.steps)
 
 
-def test_the_tight_accountant_composes_once_a_point_and_only_the_last_figure_at_full_precision(monkeypatch):
+def test_the_tight_accountant_composes_once_per_point_and_only_the_last_at_full_precision(monkeypatch):
     asked = []
 
     def counting(accountant, ledger, delta, epsilon=PLDAccountant.epsilon):
@@ -108,7 +108,7 @@ def test_the_tight_accountant_composes_once_a_point_and_only_the_last_figure_at_
     with monkeypatch.context() as patch:
         patch.setattr(PLDAccountant, "epsilon", counting)
         curve = epsilon_over(ledger, range(100, 2001, 100), DELTA, "pld")
-    assert len(asked) == len(curve.steps) - 1 <= DEAR_MARKS
+    assert len(asked) == len(curve.steps) - 1 <= SLOW_MARKS
     assert [total for precision, total in asked if precision == PLDAccountant().precision] == [2_000]
     assert curve.epsilons[-1] == PLDAccountant().epsilon(ledger, DELTA)
 
@@ -132,7 +132,7 @@ def test_lost_steps_are_charged_where_they_were_lost():
     assert curve.at([5, 6, 10]).tolist() == pytest.approx(expected)
 
 
-def test_a_statistic_beside_the_steps_is_charged_from_the_first_step_on():
+def test_a_statistic_that_is_not_a_step_is_charged_from_the_first_step_on():
     statistic, event = GaussianEvent(1.0), GaussianEvent(20.0)
     for ledger in (Ledger().record(statistic).record(event, 10), Ledger().record(event, 10).record(statistic)):
         curve = epsilon_over(ledger, [5, 10], DELTA, "zcdp", done=10)

@@ -31,7 +31,7 @@ def test_every_figure_has_a_line_per_curve():
             assert len(axes.get_lines()) == 2
 
 
-def test_the_metric_is_drawn_at_what_was_spent_by_then():
+def test_the_metric_is_drawn_at_the_epsilon_spent_by_then():
     figure = FIGURES["metric_against_epsilon"]([curve("a", [0.1, 0.2], [0.3, 0.6])], "accuracy")
     (line,) = figure.axes[0].get_lines()
     assert list(line.get_xdata()) == [1.0, 1.5]
@@ -46,7 +46,7 @@ def test_nothing_to_draw_is_refused():
         draw_all([])
 
 
-def test_epsilon_is_that_of_the_first_releases_and_few_points_are_computed():
+def test_epsilon_is_that_of_the_first_releases_and_needs_few_points():
     ledger = Ledger().record(GaussianEvent(20.0), 60).record(GaussianEvent(10.0), 40)
     privacy = epsilon_over(ledger, list(range(1, 101)), 1e-5, "zcdp")
     assert len(privacy.steps) <= MOST_MARKS + 1
@@ -72,7 +72,7 @@ def test_the_spread_shows_every_seed_and_the_difference_of_all_but_the_baseline(
     assert [label.get_text() for label in values.get_yticklabels()] == ["fixed", "new"]
 
 
-def test_a_drawing_for_a_page_has_its_own_ids_and_says_what_it_shows():
+def test_an_inline_figure_has_unique_ids_and_a_description():
     figure = FIGURES["epsilon_against_step"]([curve("a <b> & c", [0.1]), curve("d", [0.1])], "accuracy")
     svg = inline_svg(figure, "mine", 'with "quotes" & <marks>')
     assert svg.startswith("<svg viewBox=")

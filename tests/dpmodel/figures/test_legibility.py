@@ -53,7 +53,7 @@ def a_spread(size):
 
 
 def shown(figure):
-    """Every text of a figure, with its place in pixels."""
+    """Every text of a figure with its position in pixels."""
     figure.draw_without_rendering()
     outside = set()
     for axis in (axis for axes in figure.axes for axis in (axes.xaxis, axes.yaxis)):
@@ -79,7 +79,7 @@ def require_legible(figure):
 
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("case", CASES)
-def test_no_text_of_a_figure_overlaps_another_or_leaves_the_picture(case, size):
+def test_no_text_of_a_figure_overlaps_another_or_leaves_the_figure(case, size):
     metric = None if case == "no validation" else "accuracy"
     for count in (1, len(NAMES)):
         for figure in draw_all([a_curve(name, case) for name in NAMES[:count]], metric, size).values():

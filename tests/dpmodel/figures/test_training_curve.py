@@ -24,7 +24,7 @@ def history():
 
 
 @pytest.mark.parametrize(("ending", "magic"), [("png", b"\x89PNG"), ("svg", b"<?xml"), ("pdf", b"%PDF")])
-def test_the_picture_is_saved_in_the_format_of_its_ending(tmp_path, history, ending, magic):
+def test_the_figure_is_saved_in_the_format_of_its_extension(tmp_path, history, ending, magic):
     path = tmp_path / f"curves.{ending}"
     history.plot(path)
     assert path.read_bytes().startswith(magic)
@@ -85,7 +85,7 @@ def test_a_ledger_needs_a_delta():
         ({"size": "page"}, "size must be a positive finite number"),
     ],
 )
-def test_a_look_that_there_is_not_is_refused(history, options, message):
+def test_an_unknown_style_or_size_is_refused(history, options, message):
     with pytest.raises(ValueError, match=message):
         history.plot(**options)
 
@@ -97,13 +97,13 @@ def test_panels_without_data_are_left_out():
     assert [axes.get_title(loc="left") for axes in figure.axes] == ["Validation accuracy"]
 
 
-def test_an_infinite_epsilon_is_no_obstacle():
+def test_an_infinite_epsilon_is_drawn():
     history = History()
     history.append(epoch=1, step=5, epsilon=math.inf)
     assert history.plot() is not None
 
 
-def test_an_empty_history_and_an_unknown_ending_are_refused(tmp_path, history):
+def test_an_empty_history_and_an_unknown_extension_are_refused(tmp_path, history):
     with pytest.raises(ValueError, match="the history is empty"):
         History().plot()
     with pytest.raises(ValueError, match=r"\.png, \.svg, \.pdf"):

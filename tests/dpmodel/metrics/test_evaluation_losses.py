@@ -19,7 +19,7 @@ def normalised(outputs, targets):
 
 
 def summed_bound(outputs, targets):
-    """Sum over the batch, as of a variational autoencoder."""
+    """Sum over the batch, as for a variational autoencoder."""
     return F.mse_loss(outputs, F.one_hot(targets, 3).float(), reduction="sum") + 0.5 * outputs.pow(2).sum()
 
 
@@ -52,7 +52,7 @@ LOSSES = [
 @pytest.mark.parametrize("loss_fn", LOSSES)
 @settings(max_examples=10, deadline=None)
 @given(st.integers(0, 1000), st.lists(st.integers(1, 9), min_size=1, max_size=4))
-def test_the_mean_loss_is_that_of_single_examples_however_they_are_divided(loss_fn, seed, sizes):
+def test_the_mean_loss_does_not_depend_on_the_batches(loss_fn, seed, sizes):
     generator = torch.Generator().manual_seed(seed)
     outputs = torch.randn(sum(sizes), 3, generator=generator)
     targets = torch.randint(3, (sum(sizes),), generator=generator)
@@ -76,7 +76,7 @@ def test_an_example_whose_targets_are_all_ignored_has_loss_zero_in_each_form_of_
     torch.testing.assert_close(found.of_rows(outputs, targets), whole.of_rows(outputs, targets))
 
 
-def test_a_loss_that_diverged_stays_not_a_number():
+def test_a_diverged_loss_stays_nan():
     outputs, targets = torch.randn(3, 2), torch.tensor([0, 1, 1])
     outputs[1] = torch.nan
     found = EvaluationLosses(nn.CrossEntropyLoss()).of_rows(outputs, targets)
@@ -109,7 +109,7 @@ def test_a_loss_that_the_network_computes_is_computed_for_each_example(beside, r
         torch.testing.assert_close(found, F.cross_entropy(network.scores(x), y, reduction="none"))
 
 
-def test_a_change_of_the_loss_after_the_metrics_were_made_counts():
+def test_a_later_change_of_the_loss_takes_effect():
     loss_fn = nn.CrossEntropyLoss()
     losses = EvaluationLosses(loss_fn)
     loss_fn.label_smoothing = 0.5
@@ -129,7 +129,7 @@ class Remembering(nn.Module):
 
 
 @pytest.mark.parametrize("size", [1, 5])
-def test_what_a_loss_remembers_is_put_back(size):
+def test_the_state_of_a_loss_is_restored(size):
     loss_fn = Remembering()
     metrics = MetricSet(["accuracy", "loss"], loss_fn=loss_fn)
     metrics.update(torch.randn(size, 3), torch.randint(3, (size,)))

@@ -66,13 +66,13 @@ def test_errors_of_a_regression_are_those_of_all_examples_together():
     assert metrics.compute() == pytest.approx({"mae": 5 / 3, "mse": 13 / 3, "loss": 13 / 3})
 
 
-def test_outputs_may_be_a_dict_where_the_loss_takes_one():
+def test_outputs_may_be_a_dict_if_the_loss_takes_one():
     scores, targets = torch.randn(5, 3), torch.tensor([0, 1, 2, 0, 1])
     loss_fn = torch.nn.CrossEntropyLoss()
     metrics = MetricSet("loss", loss_fn=lambda outputs, y: loss_fn(outputs["logits"], y))
     metrics.update({"logits": scores}, targets)
     assert metrics.compute() == {"loss": pytest.approx(float(loss_fn(scores, targets)))}
-    with pytest.raises(DataError, match="'accuracy' takes the outputs as one tensor, but the network gives a dict"):
+    with pytest.raises(DataError, match="'accuracy' takes the outputs as one tensor, but the network returns a dict"):
         MetricSet("accuracy").update({"logits": scores, "features": torch.zeros(5, 8)}, targets)
 
 
@@ -111,7 +111,7 @@ def test_options_reach_the_metric():
 
 
 class Seen:
-    """A metric of a user's own, which has no state before reset."""
+    """A custom metric without state before reset."""
 
     def __init__(self, gives=1.0):
         self.gives = gives
@@ -141,7 +141,7 @@ def registered():
 
 @pytest.mark.parametrize("shape", [(6, 2), (6, 3), (6,), (6, 1), (6, 3, 4)])
 @pytest.mark.parametrize("by_name", [True, False])
-def test_a_metric_of_a_users_own_gets_the_outputs_of_the_network_by_name_and_as_an_object(registered, shape, by_name):
+def test_a_custom_metric_gets_the_outputs_of_the_network_by_name_and_as_an_object(registered, shape, by_name):
     own = Seen()
     registered("Seen1", lambda: own)
     outputs, targets = torch.randn(shape), torch.zeros(6, dtype=torch.int64)
@@ -163,7 +163,7 @@ def test_a_registered_metric_without_classes_takes_a_dict_and_targets_of_any_kin
     assert metrics.compute() == {"seen": 1.0}
 
 
-def test_a_builder_gets_what_it_asks_for_and_the_users_options(registered):
+def test_a_builder_gets_the_arguments_it_names_and_the_users_options(registered):
     asked = {}
 
     def build(num_classes, are_probabilities, power=1):
@@ -186,10 +186,10 @@ def test_a_builder_gets_what_it_asks_for_and_the_users_options(registered):
             {},
             r"'mine' \(its builder, called before there are outputs\) needs",
         ),
-        (lambda: 3, {}, "the builder of metric 'mine' gives 3; it must give an object"),
+        (lambda: 3, {}, "the builder of metric 'mine' returned 3; it must return an object"),
     ],
 )
-def test_a_builder_that_cannot_serve_is_refused_with_the_reason(registered, builder, options, message):
+def test_a_builder_that_returns_no_metric_is_refused_with_the_reason(registered, builder, options, message):
     registered("mine", builder)
     with pytest.raises(ValueError, match=message):
         MetricSet(MetricSpec("mine", options)).update(torch.zeros(2, 2), torch.tensor([0, 1]))
@@ -220,22 +220,22 @@ def test_a_function_is_averaged_over_the_examples_of_all_batches(seed, sizes, pe
     assert metrics.compute() == {"top2": pytest.approx(expected, abs=1e-6)}
 
 
-def test_a_function_goes_by_its_own_name_or_that_in_the_dict():
+def test_a_function_is_named_after_itself_or_by_the_dict():
     assert MetricSet([top2, "accuracy"]).names == ("top2", "accuracy")
     assert MetricSet({"best two": top2}).names == ("best two",)
     assert MetricSet(torch.nn.L1Loss()).names == ("L1Loss",)
-    with pytest.raises(ValueError, match="has no name of its own; give a dict"):
+    with pytest.raises(ValueError, match="has no name; pass a dict"):
         MetricSet(lambda outputs, targets: 0.0)
 
 
 @pytest.mark.parametrize(
     ("value", "message"),
     [
-        (None, "'mine' gives None, where a function as metric gives a number or one row per example"),
-        (torch.zeros(5), r"'mine' gives a tensor of shape \(5,\) for 3 examples"),
+        (None, "'mine' returned None; a metric function must return a number or one row per example"),
+        (torch.zeros(5), r"'mine' returned a tensor of shape \(5,\) for 3 examples"),
     ],
 )
-def test_a_function_that_gives_neither_a_number_nor_a_row_per_example_is_refused(value, message):
+def test_a_function_that_returns_neither_a_number_nor_a_row_per_example_is_refused(value, message):
     def mine(outputs, targets):
         return value
 
@@ -247,7 +247,7 @@ def test_a_function_that_gives_neither_a_number_nor_a_row_per_example_is_refused
     ("given", "message"),
     [
         ("acuracy", "unknown metric 'acuracy'; did you mean 'accuracy'"),
-        (["accuracy", "accuracy"], "two metrics are called 'accuracy'"),
+        (["accuracy", "accuracy"], "two metrics have the name 'accuracy'"),
         ("loss", "needs the loss function"),
         (3, "must be a name or an object"),
         ([Accuracy], r"got the class Accuracy; write Accuracy\(\.\.\.\)"),
@@ -274,7 +274,7 @@ def test_wrong_batches_are_refused(outputs, targets, message):
 def test_an_empty_loader_has_no_metrics():
     metrics = MetricSet("accuracy")
     metrics.update(torch.zeros(0, 3), torch.zeros(0, dtype=torch.long))
-    with pytest.raises(DataError, match="seen no example"):
+    with pytest.raises(DataError, match="there are no examples"):
         metrics.compute()
 
 

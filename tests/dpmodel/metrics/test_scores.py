@@ -1,4 +1,4 @@
-"""Metrics by name are right, or refused, whatever the outputs, the targets and the loss are like."""
+"""Metrics by name are right or refused, whatever the outputs, targets and loss."""
 
 import functools
 import math
@@ -23,7 +23,7 @@ def rows(nest, at):
 
 
 def measured(loss_fn, outputs, targets, metric="accuracy"):
-    """The metric for batches of 1, of 7 and of all examples, which must be one number."""
+    """The metric for batches of 1, of 7 and of all examples, which must be equal."""
     found = []
     for size in (1, 7, N):
         metrics = MetricSet(metric, loss_fn=loss_fn)
@@ -88,7 +88,7 @@ OF_LOG_ODDS = [
 @pytest.mark.sample(4)
 @pytest.mark.parametrize("shape", [(N,), (N, 1), (N, 1, 1)])
 @pytest.mark.parametrize("loss_fn", OF_PROBABILITIES)
-def test_scores_that_the_loss_takes_for_probabilities_are_cut_at_one_half(loss_fn, shape):
+def test_scores_that_the_loss_reads_as_probabilities_are_cut_at_one_half(loss_fn, shape):
     outputs, targets = LOG_ODDS.sigmoid().reshape(shape), LABELS.reshape(shape)
     assert measured(loss_fn, outputs, targets) == pytest.approx(RIGHT)
 
@@ -96,7 +96,7 @@ def test_scores_that_the_loss_takes_for_probabilities_are_cut_at_one_half(loss_f
 @pytest.mark.sample(3)
 @pytest.mark.parametrize("shape", [(N,), (N, 1)])
 @pytest.mark.parametrize("loss_fn", OF_LOG_ODDS)
-def test_scores_that_the_loss_takes_for_log_odds_are_cut_at_zero(loss_fn, shape):
+def test_scores_that_the_loss_reads_as_log_odds_are_cut_at_zero(loss_fn, shape):
     assert measured(loss_fn, LOG_ODDS.reshape(shape), LABELS.reshape(shape)) == pytest.approx(RIGHT)
 
 
@@ -120,7 +120,7 @@ def test_the_other_metrics_read_probabilities_likewise(metric):
 
 
 def of_classes(shape, axis, seed=0):
-    """Scores with classes at ``axis``, and targets of which about half are the largest score's class."""
+    """Scores with classes at ``axis``, and targets of which about half are the class of the largest score."""
     generator = torch.Generator().manual_seed(seed)
     scores = torch.randn(shape, generator=generator)
     best = scores.argmax(axis)
@@ -190,7 +190,7 @@ def next_token(outputs, targets):
 
 @pytest.mark.parametrize("classes", [2, 6, 9])
 @pytest.mark.parametrize("loss_fn", [flat, lambda o, t: F.cross_entropy(o.transpose(1, 2), t), functools.partial(flat)])
-def test_classes_of_tokens_may_be_the_last_dimension_also_where_there_are_as_many_tokens(classes, loss_fn):
+def test_classes_of_tokens_may_be_the_last_dimension_even_with_as_many_tokens(classes, loss_fn):
     scores, targets, right = of_classes((N, 6, classes), 2)
     assert measured(loss_fn, scores, targets) == share(right)
 
@@ -210,7 +210,7 @@ def test_padding_of_tokens_is_not_counted(padding):
     assert found == share(scores.argmax(2) == targets, targets != padding)
 
 
-def test_a_language_model_is_measured_on_the_next_token_as_its_loss_is():
+def test_a_language_model_is_measured_on_the_next_token_like_its_loss():
     scores, targets, _ = of_classes((N, 6, 6), 2)
     assert measured(next_token, scores, targets) == share(scores[:, :-1].argmax(2) == targets[:, 1:])
 
@@ -256,7 +256,7 @@ def masked(outputs, targets):
 
 
 @pytest.mark.parametrize("loss_fn", [masked, lambda o, t: (torch.nan_to_num(o - t) ** 2).mean()])
-def test_errors_of_numbers_leave_out_what_the_loss_ignores(loss_fn):
+def test_errors_of_numbers_exclude_targets_that_the_loss_ignores(loss_fn):
     outputs, targets = torch.randn(N, 2), torch.randn(N, 2)
     targets[::4], targets[1, 0] = math.nan, math.nan
     counted = ~targets.isnan()
@@ -275,21 +275,26 @@ def test_a_column_of_outputs_is_compared_with_targets_without_one():
     [
         (nn.BCEWithLogitsLoss(), SCORES, F.one_hot(CLASSES, 5).float(), "MultilabelAccuracy"),
         (nn.CrossEntropyLoss(), SCORES, CLASSES + 1, r"targets must lie in \[0, 5\)"),
-        (nn.MSELoss(), LOG_ODDS, LOG_ODDS, "take class numbers as targets, got"),
-        (lambda o, t: o.norm(), SCORES, CLASSES, "does not pull the score of each target's class up"),
+        (nn.MSELoss(), LOG_ODDS, LOG_ODDS, "take class indices as targets, got"),
+        (lambda o, t: o.norm(), SCORES, CLASSES, "does not raise the score of each target's class"),
         (lambda o, t: o.pow(2).mean(), LOG_ODDS, LABELS, "does not compare these outputs"),
-        (lambda o, t: torch.zeros(()), LOG_ODDS.sigmoid(), LABELS, "probabilities or log odds cannot be told"),
-        (lambda o, t: torch.zeros(()), torch.zeros(N, 6, 4), torch.zeros(N, 6), "the network computes the loss"),
+        (
+            lambda o, t: torch.zeros(()),
+            LOG_ODDS.sigmoid(),
+            LABELS,
+            "cannot determine whether the outputs are probabilities or log odds",
+        ),
+        (lambda o, t: torch.zeros(()), torch.zeros(N, 6, 4), torch.zeros(N, 6), "does the network compute the loss"),
         (nn.CrossEntropyLoss(), torch.zeros(N, 6, 4), torch.zeros(N, 5), "got outputs of shape"),
         (lambda o, t: F.cross_entropy(o, t["y"]), SCORES, {"y": CLASSES}, "the targets as one tensor"),
     ],
 )
-def test_what_cannot_be_read_is_refused_with_what_to_give_instead(loss_fn, outputs, targets, message):
+def test_outputs_that_cannot_be_read_are_refused_with_the_remedy(loss_fn, outputs, targets, message):
     with pytest.raises(DataError, match=message):
         MetricSet("accuracy", loss_fn=loss_fn).update(outputs, targets)
 
 
-def test_a_loss_that_refuses_made_up_targets_is_asked_about_those_of_the_data():
+def test_a_loss_that_refuses_synthetic_targets_is_tried_with_those_of_the_data():
     def particular(outputs, targets):
         if targets.max().item() > 2:
             raise ValueError("no such class in the data")

@@ -77,7 +77,7 @@ def test_the_seed_of_the_class_and_of_the_builder_mean_the_same():
 
 @pytest.mark.parametrize("activation", ACTIVATIONS.names())
 @pytest.mark.parametrize("name", ["lenet5", "small_cnn", "mlp"])
-def test_every_activation_goes_with_every_network(name, activation):
+def test_every_activation_works_with_every_network(name, activation):
     network = build_network(name, defaults=DEFAULTS, activation=activation)
     assert network(torch.rand(2, 1, 32, 32)).shape == (2, 10)
 
@@ -108,7 +108,7 @@ def test_defaults_fill_in_only_what_is_taken_and_not_given():
     assert own(torch.zeros(1, 4)).shape == (1, 10)
 
 
-def test_a_users_own_class_is_found_beside_the_configuration(tmp_path, monkeypatch):
+def test_a_users_class_is_found_in_the_folder_of_the_configuration(tmp_path, monkeypatch):
     (tmp_path / "my_own_nets.py").write_text(
         "from torch import nn\n"
         "class Wide(nn.Linear):\n"
@@ -136,14 +136,14 @@ def test_a_users_own_class_is_found_beside_the_configuration(tmp_path, monkeypat
         ({"module": "torch.nnn:Linear"}, "there is no module 'torch.nnn'"),
         (
             {"module": "no_such_package.nets:Net"},
-            r"there is no module 'no_such_package'. Run where no_such_package.py lies",
+            r"there is no module 'no_such_package'. Run the command in the folder of no_such_package.py",
         ),
         ({"module": "torch.nn:Liner"}, "no attribute 'Liner'; did you mean 'Linear'"),
         ({"module": "torch.nn:Linear", "in_features": 3}, "needs the argument 'out_features'"),
         ({"module": "torch.nn:Linear", "in_features": 3, "out_feature": 2}, "did you mean 'out_features'"),
-        ({"module": "torch:Tensor"}, "is no torch.nn.Module"),
+        ({"module": "torch:Tensor"}, "is not a torch.nn.Module"),
         ({"module": "torch:__version__"}, "not a class or function"),
-        ({"module": f"{__name__}:not_a_network"}, "built dict, which is no torch.nn.Module"),
+        ({"module": f"{__name__}:not_a_network"}, "built dict, which is not a torch.nn.Module"),
     ],
 )
 def test_wrong_networks_are_refused_with_the_remedy(arguments, message):
@@ -154,7 +154,7 @@ def test_wrong_networks_are_refused_with_the_remedy(arguments, message):
 @pytest.mark.parametrize(
     ("source", "message"),
     [
-        ("import no_such_dependency", "importing 'broken_.*' failed, it needs 'no_such_dependency'"),
+        ("import no_such_dependency", "importing 'broken_.*' failed: it needs 'no_such_dependency'"),
         ("1 / 0", "failed: ZeroDivisionError"),
         ("def f(:", "failed: SyntaxError"),
     ],
@@ -167,6 +167,6 @@ def test_a_module_that_cannot_be_imported_says_why(tmp_path, monkeypatch, source
         build_network(module=f"{name}:Net")
 
 
-def test_images_of_another_size_are_refused_with_the_remedy():
+def test_images_of_the_wrong_size_are_refused_with_the_remedy():
     with pytest.raises(ValueError, match=r"32 x 32.*image_size to 32"):
         LeNet5()(torch.zeros(1, 1, 28, 28))

@@ -75,5 +75,5 @@ def test_a_test_label_beyond_the_training_classes_does_not_widen_the_network(bui
     labels = np.arange(12) % 2
     assert build(FLOATS, labels).network(torch.zeros(1, 5)).shape == (1, 2)
     labels[10] = 9
-    with pytest.raises(DataError, match=r"npz test: label 9 of row 2 is not in \[0, 2\)"):
+    with pytest.raises(DataError, match=r"npz test: label 9 in row 2 is not in \[0, 2\)"):
         build(FLOATS, labels)

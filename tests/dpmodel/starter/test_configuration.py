@@ -129,14 +129,14 @@ def test_the_command_takes_the_name_of_a_data_set_as_an_argument(tmp_path):
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        (["mnits"], "no file, folder or data set is called 'mnits'; did you mean 'mnist'?"),
+        (["mnits"], "no file, folder or data set is named 'mnits'; did you mean 'mnist'?"),
         (["--data", "mnits"], "unknown data set 'mnits'; did you mean 'mnist'?"),
         (["gone"], "gone does not exist; give an .npz file, a folder of images, or the name of a data set"),
         (["table.csv"], "table.csv is not an .npz file. Save inputs and targets as arrays once"),
         (["flat"], "(it has the folders cat, dog). Move the images of each class into them"),
         (["flat/cat"], "(it has no folders)"),
-        (["mnist", "--data", "cifar10"], "DATA 'mnist' and --data cifar10 state the same thing"),
-        (["flat", "--root", "flat"], "DATA 'flat' and --root flat state the same thing"),
+        (["mnist", "--data", "cifar10"], "DATA 'mnist' and --data cifar10 both say what to read"),
+        (["flat", "--root", "flat"], "DATA 'flat' and --root flat both say what to read"),
     ],
 )
 def test_data_that_no_reader_takes_are_refused_with_what_to_do(tmp_path, monkeypatch, capsys, options, words):
@@ -147,5 +147,5 @@ def test_data_that_no_reader_takes_are_refused_with_what_to_do(tmp_path, monkeyp
     assert run(["init", *options]) == 2
     error = " ".join(capsys.readouterr().err.replace("│", " ").split())
     assert words in error
-    assert "fault in dpmodel" not in error
+    assert "bug in dpmodel" not in error
     assert not (tmp_path / "run.yaml").exists()

@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 from dpmodel.cli.application import run
-from dpmodel.compare.runner import Silence
+from dpmodel.compare.runner import NullWatcher
 from dpmodel.saving.lock import FolderLock
 from dpmodel.tuning import load_tuning, make_tuning, run_tuning
 from dpmodel.tuning.charge import CHARGES
@@ -59,7 +59,7 @@ def test_random_stopping_spends_the_target_for_the_search_as_a_whole(values, tmp
     assert found.best.score == max(trial.score for trial in found.trials)
 
 
-def test_the_statement_of_a_secret_search_names_the_best_run_alone(values, tmp_path, three_runs):
+def test_the_statement_of_a_secret_search_names_only_the_best_run(values, tmp_path, three_runs):
     found = run_tuning(make_tuning(values), tmp_path, jobs=1)
     text = json.dumps(found.to_dict())
     assert f"trials/{found.best.folder.path.name}" in text
@@ -67,7 +67,7 @@ def test_the_statement_of_a_secret_search_names_the_best_run_alone(values, tmp_p
     assert "trials" not in found.to_dict()
 
 
-def test_nothing_that_may_be_published_tells_the_place_of_the_best_run_among_the_others(values, tmp_path, three_runs):
+def test_nothing_publishable_reveals_the_position_of_the_best_run(values, tmp_path, three_runs):
     found = run_tuning(make_tuning(values), tmp_path, jobs=1)
     names = [trial.folder.path.name for trial in found.trials]
     assert len(set(names)) == 3
@@ -99,8 +99,8 @@ def test_a_search_that_is_not_charged_says_so_everywhere(values, tmp_path, capsy
     assert stated["privacy"]["epsilon"] <= 8.0
 
 
-def test_an_interrupted_search_resumes_the_same_runs_and_charges_what_was_broken_off(values, tmp_path, three_runs):
-    class Interrupting(Silence):
+def test_an_interrupted_search_resumes_the_same_runs_and_charges_interrupted_ones(values, tmp_path, three_runs):
+    class Interrupting(NullWatcher):
         def stepped(self, job, step):
             if job.number == 1 and step == 1:
                 os.kill(os.getpid(), signal.SIGINT)
@@ -112,14 +112,14 @@ def test_an_interrupted_search_resumes_the_same_runs_and_charges_what_was_broken
     assert len(resumed.outcomes) == 2
     assert [trial.values for trial in resumed.trials] == [trial.values for trial in broken_off.trials]
     planned = best_of_random(resumed.trials[0].plan.ledger(), 2.0)
-    # its last step was saved, so that nothing was lost
+    # its last step was saved, so nothing was lost
     assert resumed.spent.epsilon == pytest.approx(RDPAccountant().epsilon(planned, 1e-5))
     assert not list(tmp_path.glob("trials/*.previous-*"))
 
 
 @pytest.mark.slow
-def test_what_a_killed_run_of_a_search_lost_is_charged_on_top(values, tmp_path, three_runs):
-    class PowerCut(Silence):
+def test_lost_steps_of_a_killed_run_are_charged_in_addition(values, tmp_path, three_runs):
+    class PowerCut(NullWatcher):
         def stepped(self, job, step):
             if job.number == 1 and step == 3:
                 raise KeyboardInterrupt
@@ -137,8 +137,8 @@ def test_what_a_killed_run_of_a_search_lost_is_charged_on_top(values, tmp_path, 
 
 
 @pytest.mark.slow
-def test_what_the_best_run_lost_is_charged_where_the_search_is_not(values, tmp_path):
-    class PowerCut(Silence):
+def test_lost_steps_of_the_best_run_are_charged_even_if_the_search_is_not(values, tmp_path):
+    class PowerCut(NullWatcher):
         def stepped(self, job, step):
             if step == 3 and not Ledger.load(f"{job.directory}/ledger.json").lost.total:
                 raise KeyboardInterrupt
@@ -152,12 +152,12 @@ def test_what_the_best_run_lost_is_charged_where_the_search_is_not(values, tmp_p
     assert found.spent.epsilon == pytest.approx(RDPAccountant().epsilon(alone, 1e-5))
 
 
-def test_a_search_that_another_process_carries_out_is_refused(values, tmp_path, three_runs):
+def test_a_search_that_a_different_process_runs_is_refused(values, tmp_path, three_runs):
     with FolderLock(tmp_path), pytest.raises(ConfigError, match=f"in use by process {os.getpid()}"):
         run_tuning(make_tuning(values), tmp_path, jobs=1)
 
 
-def test_a_folder_of_another_search_is_refused(values, tmp_path, three_runs):
+def test_a_folder_of_a_different_search_is_refused(values, tmp_path, three_runs):
     run_tuning(make_tuning(values), tmp_path, jobs=1)
     values["runs"] = 5
     with pytest.raises(ConfigError, match="holds a different search"):
@@ -186,9 +186,9 @@ def test_a_faulty_search_is_refused_before_anything_is_trained(values, change, m
         make_tuning({**values, **change})
 
 
-def test_random_stopping_needs_the_accountant_that_has_a_rule_for_it(values):
+def test_random_stopping_needs_accountant_rdp(values):
     values["base"]["privacy"]["accountant"] = "pld"
-    with pytest.raises(ConfigError, match="set accountant: rdp instead of 'pld'"):
+    with pytest.raises(ConfigError, match="got 'pld'; set accountant: rdp"):
         make_tuning(values)
     assert make_tuning({**values, "accountant": "rdp"}).config().privacy.accountant == "rdp"
 
@@ -206,11 +206,11 @@ def test_the_number_of_runs_is_geometric(mean):
         assert drawn.count(count) / len(drawn) == pytest.approx(expected, abs=slack)
 
 
-def test_the_search_that_comes_with_the_project_is_sound(pytestconfig):
+def test_the_bundled_search_is_valid(pytestconfig):
     assert load_tuning(pytestconfig.rootpath / "configs/tune_lenet5.yaml").definition.charge == "random"
 
 
-def test_an_argument_that_the_base_has_not_is_blamed_on_the_search_before_anything_is_solved_or_written(
+def test_an_argument_unknown_to_the_base_is_refused_as_a_fault_of_the_search_before_anything_is_written(
     values, tmp_path, capsys, monkeypatch
 ):
     monkeypatch.setattr("dpmodel.tuning.trials.calibrate_noise_multiplier", lambda *_: pytest.fail("it was solved"))
@@ -224,7 +224,7 @@ def test_an_argument_that_the_base_has_not_is_blamed_on_the_search_before_anythi
 
 
 @pytest.mark.slow
-def test_a_schedule_that_falls_far_is_solved_for_as_long_as_some_noise_is_left(values, tmp_path, three_runs):
+def test_a_steep_schedule_is_calibrated_as_long_as_some_noise_is_left(values, tmp_path, three_runs):
     values["base"]["privacy"]["noise"] = {"name": "AdaGaussian", "decay_policy": "Exp", "noise_decay_rate": 1.2}
     found = run_tuning(make_tuning(values), tmp_path, jobs=1)
     assert 8.0 * 0.999 <= found.spent.epsilon <= 8.0
