@@ -151,6 +151,19 @@ class CallbackList:
             return self._callbacks
         return sorted(self._callbacks, key=lambda entry: bool(getattr(entry, "asked_last", False)))
 
+    def state_dict(self) -> list[tuple[str, dict[str, Any]]]:
+        """Class name and state of each callback that has a state to keep, in order."""
+        return [(type(entry).__name__, state) for entry, state in self._stateful()]
+
+    def load_state_dict(self, state: Iterable[tuple[str, Mapping[str, Any]]]) -> None:
+        """Restore ``state_dict`` in the same callbacks."""
+        for (entry, _), (_, values) in zip(list(self._stateful()), state, strict=True):
+            entry.load_state_dict(values)
+
+    def _stateful(self) -> Iterator[tuple[Any, dict[str, Any]]]:
+        states = ((entry, entry.state_dict()) for entry in self._callbacks if hasattr(entry, "state_dict"))
+        return ((entry, state) for entry, state in states if state)
+
     def __iter__(self) -> Iterator[Any]:
         return iter(self._callbacks)
 

@@ -10,11 +10,7 @@ from pathlib import Path
 from dpmodel.saving.lock import LOCK_NAME
 from dpmodel.training.interrupt import INTERRUPTED
 from monitors.errors import ConfigError
-
-#: On a ledger that charges the running epoch in advance.
-RESERVED_NOTE = (
-    "the training was cut off before it could write its ledger; the steps of the running epoch are charged in full"
-)
+from monitors.journal import JOURNAL_NAME
 
 
 @dataclass(frozen=True)
@@ -78,13 +74,13 @@ class RunFolder:
 
     @property
     def state(self) -> Path:
-        """All that the next step depends on; there while a training is under way or broken off."""
+        """Everything that the next step depends on; exists while a training is under way or interrupted."""
         return self.path / "training_state.safetensors"
 
     @property
     def journal(self) -> Path:
-        """The blocks of steps that were begun, each written before its first step; there as long as the state is."""
-        return self.path / "releases.jsonl"
+        """The blocks of steps that were begun, each written before its first step; exists until the training ends."""
+        return self.path / JOURNAL_NAME
 
     def ended(self) -> str | None:
         """How the training in here came to its end; None where it is under way, was broken off, or failed."""

@@ -18,8 +18,9 @@ from dpmodel.planning.from_config import with_noise_multiplier
 from dpmodel.runs.build import Training, build_training
 from dpmodel.runs.folder import RunFolder
 from dpmodel.runs.recorder import RunRecorder
-from dpmodel.saving.keeper import DEFAULT_EVERY_N_STEPS, StateKeeper
+from dpmodel.saving.keeper import StateKeeper
 from dpmodel.saving.lock import FolderLock
+from dpmodel.saving.record import DEFAULT_EVERY_N_STEPS, ReleaseRecord
 from dpmodel.saving.resume import WHAT_TO_DO
 from dpmodel.training.interrupt import InterruptStop
 from monitors.atomic import write_atomically
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
     from dpmodel.saving.state import TrainingState
     from dpmodel.training.history import History
 
-    _Begun = tuple[Training, StateKeeper | None]
+    _Begun = tuple[Training, ReleaseRecord]
 
 RUNS = Path("runs")
 
@@ -108,10 +109,11 @@ def _new(config: Config, folder: RunFolder, *, force: bool) -> Iterator[_Begun]:
             lock.acquire()  # what was locked so far has been moved aside
         write_atomically(folder.config, resolved_yaml(training))
         write_atomically(folder.test_data, json.dumps(Fingerprint.of(training.task.data.test).to_dict()) + "\n")
-        every, keeper = config.output.save_every_steps, None
-        if every is not None:
-            keeper = StateKeeper(folder.path, every, settings=_settings(training), lock=lock)
-        yield training, keeper
+        every = config.output.save_every_steps
+        if every is None:
+            yield training, ReleaseRecord(folder.path, lock=lock)
+        else:
+            yield training, StateKeeper(folder.path, every, settings=_settings(training), lock=lock)
 
 
 @contextmanager
@@ -171,7 +173,7 @@ def _carry_out(
     training: Training,
     folder: RunFolder,
     callbacks: list[Any],
-    keeper: StateKeeper | None,
+    keeper: ReleaseRecord,
     announce: Callable[[Training, RunFolder], None] | None,
 ) -> TrainingResult:
     recorder, interrupt = RunRecorder(folder, training.config.output, training.plan.subject), InterruptStop()
@@ -190,13 +192,13 @@ def _carry_out(
             )
     except BaseException as error:
         never_began = recorder.finish(f"failed: {type(error).__name__}: {error}") is None
-        if never_began and not (keeper is not None and keeper.resume):
+        if never_began and not keeper.resume:
             folder.abandon()
         raise
     run = recorder.run
     assert run is not None
     report = recorder.finish(run.status())
     assert report is not None
-    if keeper is not None and folder.ended() is not None:
+    if folder.ended() is not None:
         keeper.discard()
     return TrainingResult(folder, history, report, dict(run.metrics), interrupt.interrupted)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from dpmodel.data.generators import Generators, secret_seed
 
@@ -42,3 +44,31 @@ def secret_randomness(device: torch.device, *sources: Any) -> Iterator[Callable[
     with generators.preserved(), torch.random.fork_rng([device] if on_gpu else []):
         renew()
         yield renew
+
+
+@dataclass(frozen=True)
+class TorchGenerators:
+    """Torch's own generators, which draw dropout and the like, as part of a training's state.
+
+    Args:
+        device: Where the training runs.
+        secret: Whether they are seeded secretly; then they have no state to keep.
+    """
+
+    device: torch.device
+    secret: bool
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """State of the generators by device type; empty if they are secret."""
+        if self.secret:
+            return {}
+        on_gpu = self.device.type == "cuda"
+        cuda = {"cuda": torch.cuda.get_rng_state(self.device)} if on_gpu else {}
+        return {"cpu": torch.get_rng_state(), **cuda}
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Restore ``state_dict``, as far as this training has the devices."""
+        if "cpu" in state:
+            torch.set_rng_state(state["cpu"])
+        if "cuda" in state and self.device.type == "cuda":
+            torch.cuda.set_rng_state(state["cuda"], self.device)

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from dpmodel.model import DPModel
     from dpmodel.planning.release import ReleasePlan
     from dpmodel.training.guard import UpdateGuard
+    from mechanisms.rng import SecureGenerator
     from monitors.accountant import Accountant
     from monitors.events import PrivacyEvent
     from monitors.ledger import Ledger
@@ -132,6 +133,44 @@ class Run:
     def norm_bound(self) -> float:
         """Norm bound that the next step will use."""
         return self.plan.clip.norm_bound
+
+    @property
+    def streams(self) -> dict[str, SecureGenerator]:
+        """The streams of randomness that the proof rests on, by purpose."""
+        owners = {"noise": self.plan.noise, "clip": self.plan.clip, "sampling": self.plan.sampler}
+        found = {name: getattr(owner, "generator", None) for name, owner in owners.items()}
+        return {name: generator for name, generator in found.items() if generator is not None}
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a resumed run continues from, besides the weights and the ledger: counters, history, mechanisms."""
+        plan = self.plan
+        return {
+            "first_step": self.first_step,
+            "first_partition": plan.sampler.first_partition,
+            "planned_steps": self.planned_steps,
+            "step": self.step,
+            "epoch": self.epoch,
+            "loss": self._loss,
+            "metrics": self.metrics,
+            "history": self.history.to_dict(),
+            "statements": self.model.statements,
+            "clip": plan.clip.state_dict(),
+            "sampler": plan.sampler.state_dict(),
+            "streams": {name: stream.state_dict() for name, stream in self.streams.items() if stream.reproducible},
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restore ``state_dict`` in a run that was built with its first step and partition."""
+        self.step = self.model.steps_done = state["step"]
+        self.epoch = state["epoch"]
+        self._loss = state["loss"]
+        self.metrics = dict(state["metrics"])
+        self.history = History.from_dict(state["history"])
+        self.model.statements = state["statements"]
+        self.plan.clip.load_state_dict(state["clip"])
+        self.plan.sampler.load_state_dict(state["sampler"])
+        for name, stream in state["streams"].items():
+            self.streams[name].load_state_dict(stream)
 
     def advance(self) -> None:
         """Count one finished step."""

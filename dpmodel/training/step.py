@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import Any
 
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -92,6 +93,14 @@ class PrivateStep:
         plan.clip.update(shown, plan.unit, step)
         self._watch(summed)
         return summed.loss
+
+    def state_dict(self) -> dict[str, Any]:
+        """The counters that a resumed training continues."""
+        return {"broken_steps": self.broken_steps}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restore ``state_dict``."""
+        self.broken_steps = state["broken_steps"]
 
     @property
     def not_compared(self) -> str | None:

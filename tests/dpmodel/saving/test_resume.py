@@ -262,7 +262,7 @@ def test_secret_streams_leave_no_trace_in_the_state_and_are_fresh_after_a_resume
     with pytest.raises(KeyboardInterrupt):
         fit(build(SECRET, seed=0), SECRET, Remember(), PowerCut(6), keeper=StateKeeper(tmp_path, 4))
     state = read_state(RunFolder(tmp_path).state)
-    assert state.streams == {}
+    assert state.run["streams"] == {}
     assert state.settings["reproducible"] == []
     assert "key" not in {name.rpartition(".")[2] for name in read_tensor_file(RunFolder(tmp_path).state)[0]}
     fit(build(SECRET, seed=0), SECRET, Remember(), keeper=StateKeeper(tmp_path, 4, resume=True))
@@ -276,7 +276,7 @@ def test_secret_streams_leave_no_trace_in_the_state_and_are_fresh_after_a_resume
 def test_a_seeded_training_keeps_the_places_of_its_streams(tmp_path):
     with pytest.raises(KeyboardInterrupt):
         fit(build(SECRET), SECRET, PowerCut(6), keeper=StateKeeper(tmp_path, 4))
-    assert set(read_state(RunFolder(tmp_path).state).streams) == {"noise", "clip", "sampling"}
+    assert set(read_state(RunFolder(tmp_path).state).run["streams"]) == {"noise", "clip", "sampling"}
 
 
 def test_under_shuffled_batches_an_epoch_goes_on_in_its_own_order_and_lost_steps_are_an_epoch_apart(tmp_path):
@@ -387,7 +387,7 @@ def test_the_state_of_another_training_is_refused_by_what_differs(broken_off):
     with pytest.raises(CheckpointError, match="reproducible is"):
         resumed(broken_off, build(SECRET, seed=0))
     with pytest.raises(
-        CheckpointError, match="callbacks EarlyStopping, but the training is given EarlyStopping, Learn"
+        CheckpointError, match="callbacks EarlyStopping, but the training has EarlyStopping, Learn"
     ):
         resumed(broken_off, build(SECRET), {**SECRET, "schedule": "falling"})
     # none of the refusals has spoilt anything
@@ -398,7 +398,7 @@ def test_the_state_of_another_training_is_refused_by_what_differs(broken_off):
 def test_a_model_that_has_trained_already_is_refused(broken_off):
     used = build(SECRET)
     fit(used, SECRET)
-    with pytest.raises(CheckpointError, match="holds 12 releases already"):
+    with pytest.raises(CheckpointError, match="already holds 12 releases"):
         resumed(broken_off, used)
 
 
