@@ -142,7 +142,7 @@ def _as_begun(config: Config, state: TrainingState) -> Training:
     if given is not None:
         if given != target or solved is None:
             raise CheckpointError(
-                f"{state.path} is of another training: privacy.target_epsilon is {given!r} here and {target!r} in the "
+                f"{state.path} belongs to another training: privacy.target_epsilon is {given!r} here and {target!r} in the "
                 f"state. {WHAT_TO_DO}"
             )
         config = with_noise_multiplier(config, solved)
