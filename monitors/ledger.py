@@ -32,7 +32,7 @@ class Ledger:
 
     Events are recorded before what they describe is used, and never taken back. Iterating yields
     ``(event, count)`` rows in the order of recording. Rows may be marked as lost: they were released by a process that
-    broke off, and nothing of them is in the model. They are rows like all others, and every epsilon has them in it.
+    was killed, and the model contains nothing of them. They are rows like all others, and every epsilon includes them.
 
     Args:
         notes: Statements that travel with the ledger into every report, such as "reproducible noise".

@@ -41,14 +41,14 @@ _SOLVED_FOR = "privacy.target_epsilon (solved for)"
 
 @dataclass(frozen=True)
 class TrainingResult:
-    """What came of a training.
+    """The result of a training.
 
     Args:
         folder: Its run folder.
         history: Its epochs.
         report: Its privacy report.
         metrics: The last validation metrics.
-        interrupted: Whether the user broke it off.
+        interrupted: Whether the user interrupted it.
     """
 
     folder: RunFolder
@@ -72,8 +72,8 @@ def train_from_config(
     Everything that can be refused is refused before the folder is made and before any budget is spent. While it trains,
     the folder keeps the state of the training (``output.save_every_steps``), and no other process may use it.
 
-    A resumed training is the one that would have been, with the same planned ledger; see ``StateKeeper`` for what that
-    means and how steps that were lost with a killed process are charged.
+    A resumed training equals the uninterrupted one, with the same planned ledger; see ``StateKeeper`` for what this
+    means and how steps lost with a killed process are charged.
 
     Args:
         config: The configuration.
@@ -85,11 +85,11 @@ def train_from_config(
         announce: Called with the training and its folder before the first step.
 
     Raises:
-        ConfigError, DataError: Before any budget is spent; also where the training in the folder is finished, or the
-            folder is in use by another process.
-        CheckpointError: Likewise: there is no state to resume from, it is damaged, or it is of another training.
+        ConfigError, DataError: Before any budget is spent; also if the training in the folder has finished, or another
+            process is using the folder.
+        CheckpointError: Likewise: there is no state to resume from, it is damaged, or it belongs to another training.
         ValueError: Both ``force`` and ``resume`` are given.
-        DPModelError: While training; the ledger and the report are written all the same.
+        DPModelError: During training; the ledger and the report are written all the same.
     """
     folder = RunFolder(Path(directory) if directory is not None else default_directory(config))
     if force and resume:
@@ -106,7 +106,7 @@ def _new(config: Config, folder: RunFolder, *, force: bool) -> Iterator[_Begun]:
     lock = FolderLock(folder.path)
     with lock:
         if folder.claim(force=force) is not None:
-            lock.acquire()  # what was locked so far has been moved aside
+            lock.acquire()  # the folder that was locked has been moved aside
         write_atomically(folder.config, resolved_yaml(training))
         write_atomically(folder.test_data, json.dumps(Fingerprint.of(training.task.data.test).to_dict()) + "\n")
         every = config.output.save_every_steps
@@ -123,8 +123,8 @@ def _resumed(config: Config, folder: RunFolder) -> Iterator[_Begun]:
         ended = folder.ended()
         if ended is not None:
             raise ConfigError(
-                f"the training in {folder.path} has already ended ({ended}); there is nothing to resume. Choose "
-                "another folder with --output (or output.directory) for a new one"
+                f"the training in {folder.path} has already ended ({ended}). Choose another "
+                "folder with --output (or output.directory) for a new training"
             )
         every = config.output.save_every_steps or DEFAULT_EVERY_N_STEPS
         keeper = StateKeeper(folder.path, every, resume=True, lock=lock)
@@ -136,14 +136,14 @@ def _resumed(config: Config, folder: RunFolder) -> Iterator[_Begun]:
 
 
 def _as_begun(config: Config, state: TrainingState) -> Training:
-    """The training of ``config`` with the noise multiplier that was solved for when it began."""
+    """The training of ``config`` with the noise multiplier that was solved for at the start."""
     target, solved = state.settings.get(_SOLVED_FOR), state.settings.get("privacy.noise_multiplier")
     given = config.privacy.target_epsilon
     if given is not None:
         if given != target or solved is None:
             raise CheckpointError(
-                f"{state.path} belongs to another training: privacy.target_epsilon is {given!r} here and {target!r} in the "
-                f"state. {WHAT_TO_DO}"
+                f"{state.path} belongs to another training: privacy.target_epsilon is {given!r} here and {target!r} in "
+                f"the state. {WHAT_TO_DO}"
             )
         config = with_noise_multiplier(config, solved)
     training = build_training(config)
@@ -177,7 +177,7 @@ def _carry_out(
     announce: Callable[[Training, RunFolder], None] | None,
 ) -> TrainingResult:
     recorder, interrupt = RunRecorder(folder, training.config.output, training.plan.subject), InterruptStop()
-    # The recorder comes last: a callback that refuses to begin must find nothing written.
+    # The recorder comes last: if a callback refuses to begin, nothing is written.
     listeners = [interrupt, *training.callbacks, *callbacks, recorder]
     try:
         if announce is not None:

@@ -15,7 +15,7 @@ PREFIX = "optimizer."
 
 
 def pack_optimizer(optimizer: Optimizer) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Tensors by name, and the rest as JSON values.
+    """Tensors by name, and everything else as JSON values.
 
     Raises:
         CheckpointError: The state holds a value that is neither; it is named.
@@ -26,13 +26,13 @@ def pack_optimizer(optimizer: Optimizer) -> tuple[dict[str, Tensor], dict[str, A
 
 
 def unpack_optimizer(values: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> dict[str, Any]:
-    """The ``state_dict`` that ``pack_optimizer`` took apart."""
+    """The ``state_dict`` that ``pack_optimizer`` split."""
     state: dict[str, Any] = unpack_nest(values["state"], tensors)
     return state
 
 
 def check_optimizer(optimizer: Optimizer, values: Mapping[str, Any]) -> None:
-    """Refuse a state that was saved from another kind of optimizer or for other parameters.
+    """Refuse a state that was saved from a different optimizer class or for other parameters.
 
     Raises:
         CheckpointError: Says what differs.

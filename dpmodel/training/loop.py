@@ -24,9 +24,9 @@ from mechanisms.engines.batch import Batch, first_tensor, map_tensors
 if TYPE_CHECKING:
     from dpmodel.saving.record import ReleaseRecord
 
-#: What a ledger says of a training that something other than a limit has ended.
+#: Note of a training that something other than a limit has ended.
 STOPPED_BY_CHOICE = (
-    "stopped before its planned end: epsilon is that of a length fixed in advance; where the moment was chosen by what "
+    "stopped before its planned end: epsilon is that of a length fixed in advance; if the moment was chosen by what "
     "the training showed, state epsilon of all planned steps, or train under a PrivacyFilter"
 )
 
@@ -38,10 +38,10 @@ def to_device(value: Any, device: torch.device) -> Any:
 
 @dataclass
 class EpochProgress:
-    """The part of an epoch that is done.
+    """The finished part of an epoch.
 
     Args:
-        losses: Training loss of each of its steps; NaN where no example was drawn.
+        losses: Training loss of each step so far; NaN if no example was drawn.
         seconds: Time that earlier processes spent on it.
     """
 
@@ -70,16 +70,16 @@ class TrainingLoop:
 
     Args:
         run: State that callbacks see.
-        loader: Where batches come from.
-        collation: Looks at how they are put together.
+        loader: Source of the batches.
+        collation: Checks how they are collated.
         step: Does one private step.
         listeners: Callbacks and monitors.
-        evaluate: Validation metrics after each epoch, or None.
-        device: Where the network is.
+        evaluate: Returns validation metrics after each epoch; None for no validation.
+        device: Device of the network.
         keepers: Keep the training on the disk; each is called before every release and between the steps.
 
     Attributes:
-        before_pass: Called before each batch is read, and before it is passed through; None for nothing.
+        before_pass: Called before each batch is read and before its forward pass; None for nothing.
     """
 
     run: Run
@@ -200,7 +200,7 @@ class TrainingLoop:
         self._keep()
 
     def _note_choice(self) -> None:
-        """A limit stops by the schedule, known in advance; whatever else stops may go by what the training showed."""
+        """A limit stops by the schedule, known in advance; other stops may depend on what the training showed."""
         run = self.run
         chosen = not self._limit_reached and not str(run.stop_reason).startswith(INTERRUPTED)
         if chosen and run.step < run.planned_steps:
@@ -235,7 +235,7 @@ class TrainingLoop:
             self._announced.add("left out")
             self.run.say(
                 f"step {self.run.step}: {self.step.left_out} clipped units had a gradient that is not finite and were "
-                "left out, as they will be in later steps; look for NaN or infinite numbers in the data"
+                "left out, as they will be in later steps; check the data for NaN and infinite numbers"
             )
 
     def _announce_isolation(self) -> None:

@@ -246,7 +246,7 @@ def test_a_file_of_torch_is_refused_with_the_call_that_reads_it(tmp_path, zipped
 
 def test_any_other_file_is_told_what_is_expected(tmp_path):
     (tmp_path / "a.ckpt").write_text("epoch,step\n")
-    with pytest.raises(CheckpointError, match=r"Expected is a safetensors file of save_checkpoint"):
+    with pytest.raises(CheckpointError, match=r"A safetensors file of save_checkpoint or ModelCheckpoint is expected"):
         load_checkpoint(tmp_path / "a.ckpt")
 
 
@@ -279,7 +279,7 @@ def test_safetensors_of_others_and_missing_files_are_refused(tmp_path):
     save_file(
         {"weight": torch.zeros(2)}, tmp_path / "fake.safetensors", metadata={"dpmodel": json.dumps({"aliases": 3})}
     )
-    with pytest.raises(CheckpointError, match="description has another form"):
+    with pytest.raises(CheckpointError, match="description has an unknown form"):
         load_checkpoint(tmp_path / "fake.safetensors")
     with pytest.raises(CheckpointError, match="cannot be read"):
         load_checkpoint(tmp_path / "missing.ckpt")
