@@ -32,8 +32,7 @@ class StateKeeper(ReleaseRecord):
     limit on epsilon may therefore end a resumed training earlier.
 
     One process at a time holds the folder. The state contains the training losses, which are not private. Events that
-    a callback itself records on the ledger are saved with the state; if the process is killed, those recorded since are
-    lost.
+    a callback itself records on the ledger are saved with the state; the journal does not know those recorded since.
 
     Args:
         directory: Folder of state, journal and ledger.
