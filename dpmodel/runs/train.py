@@ -21,7 +21,7 @@ from dpmodel.runs.recorder import RunRecorder
 from dpmodel.saving.keeper import StateKeeper
 from dpmodel.saving.lock import FolderLock
 from dpmodel.saving.record import DEFAULT_EVERY_N_STEPS, ReleaseRecord
-from dpmodel.saving.resume import WHAT_TO_DO
+from dpmodel.saving.state import WHAT_TO_DO
 from dpmodel.training.interrupt import InterruptStop
 from monitors.atomic import write_atomically
 from monitors.errors import CheckpointError, ConfigError

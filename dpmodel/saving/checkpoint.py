@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from dpmodel.saving.optimizer_state import check_optimizer, pack_optimizer, unpack_optimizer
+from dpmodel.saving.nest import pack_nest, unpack_nest
 from dpmodel.saving.tensor_file import read_tensor_file, write_tensor_file
 from monitors.errors import CheckpointError
 
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from dpmodel.training.run import Run
 
 NETWORK_PREFIX = "network."
+OPTIMIZER_PREFIX = "optimizer."
 MAX_DIFFERENCES = 5
 
 #: First bytes of what torch.save writes: a zip archive, or in older versions a bare pickle.
@@ -82,7 +83,7 @@ class Checkpoint:
         if optimizer is not None:
             if self.optimizer is None:
                 raise CheckpointError(f"{self.path} holds no optimizer state; it was saved from a bare network")
-            check_optimizer(optimizer, self.optimizer)
+            _check_optimizer(optimizer, self.optimizer)
 
     def restore(self, network: nn.Module, optimizer: Optimizer | None = None) -> None:
         """Restore weights and optimizer state; everything is checked before anything changes.
@@ -137,8 +138,8 @@ def checkpoint_content(
     tensors = {NETWORK_PREFIX + name: tensor for name, tensor in _tensors_of(network).items()}
     packed: dict[str, Any] | None = None
     if optimizer is not None:
-        optimizer_tensors, packed = pack_optimizer(optimizer)
-        tensors.update(optimizer_tensors)
+        state = pack_nest(optimizer.state_dict(), OPTIMIZER_PREFIX + "state", tensors, "the optimizer's state")
+        packed = {"class": type(optimizer).__name__, "shapes": _shapes(optimizer), "state": state}
     described = dataclasses.replace(info, extra=dict(extra or {}))
     return tensors, {"info": dataclasses.asdict(described), "optimizer": packed}
 
@@ -166,7 +167,7 @@ def checkpoint_in(path: str | os.PathLike[str], tensors: Mapping[str, Tensor], v
     try:
         info = CheckpointInfo(**values["info"])
         packed = values["optimizer"]
-        optimizer = None if packed is None else {**packed, "state": unpack_optimizer(packed, tensors)}
+        optimizer = None if packed is None else {**packed, "state": unpack_nest(packed["state"], tensors)}
     except (KeyError, TypeError) as error:
         raise CheckpointError(f"{path} was written by another version of dpmodel: {error}") from error
     return Checkpoint(str(path), info, weights, optimizer)
@@ -298,6 +299,21 @@ def _check_weights(network: nn.Module, weights: Mapping[str, Tensor], source: st
         more = f"; and {len(differences) - MAX_DIFFERENCES} more" if len(differences) > MAX_DIFFERENCES else ""
         listing = "; ".join(sorted(differences)[:MAX_DIFFERENCES])
         raise CheckpointError(f"{source} is of another network than {type(network).__name__}: {listing}{more}")
+
+
+def _check_optimizer(optimizer: Optimizer, values: Mapping[str, Any]) -> None:
+    found, stated = type(optimizer).__name__, values["class"]
+    if found != stated:
+        raise CheckpointError(f"the checkpoint holds the state of the optimizer {stated}, the model uses {found}")
+    if _shapes(optimizer) != values["shapes"]:
+        raise CheckpointError(
+            f"the checkpoint's optimizer updates parameters of shapes {values['shapes']}, "
+            f"the model's {_shapes(optimizer)}"
+        )
+
+
+def _shapes(optimizer: Optimizer) -> list[list[list[int]]]:
+    return [[list(parameter.shape) for parameter in group["params"]] for group in optimizer.param_groups]
 
 
 def _alike(ours: Tensor, theirs: Tensor) -> bool:

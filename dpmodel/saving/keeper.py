@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from dpmodel.saving.lock import FolderLock
 from dpmodel.saving.record import DEFAULT_EVERY_N_STEPS, ReleaseRecord
-from dpmodel.saving.resume import charge_lost, check_state, run_settings
-from dpmodel.saving.state import StateWriter, TrainingState, read_state
+from dpmodel.saving.state import StateWriter, TrainingState, charge_lost, check_state, read_state, run_settings
 from monitors.errors import CheckpointError
 from monitors.journal import ReleaseJournal
 from monitors.ledger import VOID

@@ -79,5 +79,5 @@ def test_a_scheduler_object_that_goes_by_a_measured_value_is_refused_when_it_is_
 
 def test_arguments_beside_an_object_are_refused(fake_run):
     scheduler = torch.optim.lr_scheduler.ExponentialLR(fake_run().optimizer, gamma=0.5)
-    with pytest.raises(ValueError, match="go with the name"):
+    with pytest.raises(ValueError, match="belong with the name"):
         LearningRateScheduler(scheduler, gamma=0.9)
