@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -60,7 +59,7 @@ from monitors.ledger import Ledger
 from monitors.relation import relation_of
 
 if TYPE_CHECKING:
-    from dpmodel.saving.keeper import StateKeeper
+    from dpmodel.saving.record import ReleaseRecord
     from dpmodel.saving.state import TrainingState
 
 #: Rows per call of ``predict`` and of evaluation, which keep no gradients, unless fewer are asked for.
@@ -191,7 +190,7 @@ class DPModel(ClaimedModel):
         *,
         valid_loader: Any = None,
         callbacks: Any = (),
-        keeper: StateKeeper | None = None,
+        keeper: ReleaseRecord | None = None,
         output: str | os.PathLike[str] | None = None,
         **unknown: Any,
     ) -> History:
@@ -226,16 +225,15 @@ class DPModel(ClaimedModel):
         require_valid(self.network)
         require_no_modes(self.network)
         iterations = PowerIterations(self.network)
-        opened = nullcontext() if keeper is None else keeper.open()
-        with recording(output, keeper) as recorder, plain_modes() as set_aside, iterations.held(), opened:
-            listeners = CallbackList(callbacks, last=recorder)
+        recorded = recording(output, keeper)
+        with recorded as (recorder, keepers), plain_modes() as set_aside, iterations.held():
+            listeners = CallbackList(callbacks, last=[*keepers, *recorder])
             state = None if keeper is None else keeper.state
             run = Run(self, self._plan(private, epochs, state), epochs, private.steps_per_epoch, listeners)
             run.has_validation = valid_loader is not None
             run.sources = (private.dataset, private.fetcher.collate_fn)
-            if keeper is not None:
-                keeper.admit(run, listeners)
-                run.on_violation(partial(keeper.violated, run))
+            for entry in keepers:
+                entry.restore(run, listeners)
             with looking_at_examples():
                 require_no_memory(private, secret=run.plan.secret)
             step = self._prepare(run, private, iterations)
@@ -255,7 +253,7 @@ class DPModel(ClaimedModel):
             for line in filter(None, (continues, message, equal_rows, set_aside, unmeasured)):
                 run.say(line)
             evaluate = None if valid_loader is None else lambda: self.eval(valid_loader)
-            self._carry_out(TrainingLoop(run, private, collation, step, listeners, evaluate, self.device, keeper))
+            self._carry_out(TrainingLoop(run, private, collation, step, listeners, evaluate, self.device, keepers))
         return run.history
 
     def train(
@@ -313,8 +311,8 @@ class DPModel(ClaimedModel):
 
     def _plan(self, loader: PrivateLoader, epochs: int, state: TrainingState | None) -> ReleasePlan:
         unit = ClippedUnit.of(loader.batch_size, self.micro_batches)
-        partition = self.ledger.reserve_partitions(epochs) if state is None else state.first_partition
-        first_step = self.steps_done if state is None else state.first_step
+        partition = self.ledger.reserve_partitions(epochs) if state is None else state.run["first_partition"]
+        first_step = self.steps_done if state is None else state.run["first_step"]
         sampler = loader.make_sampler(self.seed, partition)
         plan = ReleasePlan(self.noise_mech, self.clip_mech, unit, sampler, first_step)
         relation_of([*self.ledger, (plan.event(first_step), 1)])  # what cannot be stated together is not trained
@@ -327,13 +325,11 @@ class DPModel(ClaimedModel):
             mode(self.network, training=True),
             self._training(run, loop.loader) as loop.before_pass,
             loop.step.guard.until_the_end(),
-            nullcontext() if loop.keeper is None else finishing_steps(run),
+            finishing_steps(run) if any(keeper.saves_state for keeper in loop.keepers) else nullcontext(),
         ):
             try:
                 loop.listeners.notify("on_train_begin", run)
                 self._state_claim(run)
-                if loop.keeper is not None:
-                    loop.keeper.begin(loop)
                 loop()
             finally:
                 loop.step.engine.release()  # per-example gradients do not outlive the training

@@ -20,6 +20,8 @@ from mechanisms.box_muller import CIPHER_BYTES, add_normal
 from monitors import checks
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     import torch
     from cryptography.hazmat.primitives.ciphers import CipherContext
 
@@ -106,6 +108,15 @@ class SecureGenerator:
         self._on_devices = kept
         for device, stream in kept.items():
             stream.seek(self._device_blocks.get(_number(device), 0))
+
+    def state_dict(self) -> dict[str, Any]:
+        """``position``; empty for a secret stream, which is never written down."""
+        return {"position": self.position} if self.reproducible else {}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restore ``state_dict``."""
+        if state:
+            self.seek(state["position"])
 
     def words(self, count: int) -> np.ndarray:
         """``count`` uniform 64-bit words as a fresh ``uint64`` array."""

@@ -13,13 +13,18 @@ from pathlib import Path
 from typing import Any
 
 from monitors import checks
+from monitors.atomic import write_atomically
 from monitors.errors import UnsupportedEventError
 from monitors.events import DisjointEvent, PrivacyEvent, ViolationEvent, event_from_dict, parts_of
+from monitors.journal import JOURNAL_NAME, ReleaseJournal
 
 FORMAT = "dpmodel-ledger/1"
 
 #: Shown before the reason of a violation.
 VOID = "the guarantee is void"
+
+#: On a ledger that was read while its training was under way, or after it was killed.
+ANNOUNCED_NOTE = "the training is under way or was killed: the steps that it had announced are charged in full"
 
 
 class Ledger:
@@ -222,20 +227,56 @@ class Ledger:
         return not _counted(other) - _counted(self)
 
     def digest(self) -> str:
-        """SHA-256 of rows and notes, as hex; equal digests mean equal statements."""
-        return hashlib.sha256(json.dumps(self._content(), sort_keys=True).encode()).hexdigest()
+        """SHA-256 of rows and notes, as hex: two ledgers with one digest state the same."""
+        return _digest(self._content())
 
     def to_json(self) -> str:
         """The ledger as JSON text: format, rows, notes and digest."""
-        return json.dumps({"format": FORMAT, **self._content(), "digest": self.digest()}, indent=1)
+        return self._text()
 
     @classmethod
     def from_json(cls, text: str) -> Ledger:
         """Read a ledger that ``to_json`` wrote.
 
         Raises:
-            ValueError: The text is not a ledger, is damaged, or was changed after it was written.
+            ValueError: Not a ledger, damaged, changed since it was written, or not complete without its journal.
         """
+        ledger, journal = cls._parsed(text)
+        if journal is not None:
+            raise ValueError(
+                f"the training of this ledger is under way or was killed, and {JOURNAL_NAME} beside the file states "
+                "its latest releases: read the file in its folder, with Ledger.load(path)"
+            )
+        return ledger
+
+    def save(self, path: str | os.PathLike[str], *, journal: str | None = None) -> None:
+        """Write the ledger to ``path`` atomically and flush it to the disk.
+
+        Args:
+            path: The file.
+            journal: While a training is under way: the ``head`` of the ``ReleaseJournal`` in the same folder. ``load``
+                then adds what the journal announced since, and refuses the file if the journal is missing. None: the
+                ledger is complete.
+        """
+        write_atomically(path, self._text(journal))
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> Ledger:
+        """Read a ledger that ``save`` wrote; if its training is under way or was killed, with all that it announced.
+
+        Raises:
+            ValueError: The file is not an unchanged ledger, or its journal is missing or changed; the path is named.
+        """
+        try:
+            ledger, head = cls._parsed(Path(path).read_text(encoding="utf-8"))
+            if head is not None:
+                ledger._add_announced(ReleaseJournal(Path(path).with_name(JOURNAL_NAME)), head)
+        except (ValueError, KeyError, TypeError) as error:
+            raise ValueError(f"{path}: {error}") from error
+        return ledger
+
+    @classmethod
+    def _parsed(cls, text: str) -> tuple[Ledger, str | None]:
         try:
             values = json.loads(text)
         except json.JSONDecodeError as error:
@@ -243,36 +284,30 @@ class Ledger:
         if not isinstance(values, dict) or values.get("format") != FORMAT:
             found = values.get("format") if isinstance(values, dict) else type(values).__name__
             raise ValueError(f"not a ledger of format {FORMAT!r}: found {found!r}")
-        ledger = cls.from_rows(values.get("rows", ()), values.get("notes", ()))
-        if ledger.digest() != values.get("digest"):
+        ledger, journal = cls.from_rows(values.get("rows", ()), values.get("notes", ())), values.get("journal")
+        found = _digest(ledger._content(journal))
+        if found != values.get("digest"):
             raise ValueError(
-                f"the ledger was changed after it was written: it states digest {values.get('digest')!r}, but its "
-                f"rows give {ledger.digest()!r}. Restore the original file; no epsilon can be stated from this one."
+                f"the ledger was changed after it was written: digest {values.get('digest')!r} is stated, "
+                f"its rows give {found!r}. Restore the original file; epsilon cannot be stated from this one."
             )
-        return ledger
+        return ledger, journal
 
-    def save(self, path: str | os.PathLike[str]) -> None:
-        """Write ``to_json`` to ``path`` atomically and flush it to disk."""
-        target = Path(path)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        temporary = target.with_name(target.name + ".tmp")
-        with temporary.open("w", encoding="utf-8") as stream:
-            stream.write(self.to_json())
-            stream.flush()
-            os.fsync(stream.fileno())
-        temporary.replace(target)
-
-    @classmethod
-    def load(cls, path: str | os.PathLike[str]) -> Ledger:
-        """Read a ledger that ``save`` wrote.
-
-        Raises:
-            ValueError: The file is not a ledger, or was changed; the message names the path.
-        """
-        try:
-            return cls.from_json(Path(path).read_text(encoding="utf-8"))
-        except (ValueError, KeyError, TypeError) as error:
-            raise ValueError(f"{path}: {error}") from error
+    def _add_announced(self, journal: ReleaseJournal, head: str) -> None:
+        if not journal.follows(head):
+            raise ValueError(
+                f"{JOURNAL_NAME} beside it is missing or older, so what the training released since cannot be stated. "
+                "Restore the original file"
+            )
+        for process, events in enumerate(journal.announced(head)):
+            released = Ledger([ANNOUNCED_NOTE] if events else ())
+            for event in events:
+                released.record(event)
+            # The process that wrote this ledger continues its partitions; a later one gets numbers of its own.
+            self.extend(released, None if process else 0)
+        for reason in journal.violations:
+            if reason not in self.violations:
+                self.record(ViolationEvent(reason))
 
     def row_dicts(self, row: int = 0) -> list[dict[str, Any]]:
         """Rows from index ``row`` on as plain JSON values, which ``from_rows`` reads."""
@@ -300,8 +335,12 @@ class Ledger:
                 found.record(event, count)
         return found
 
-    def _content(self) -> dict[str, Any]:
-        return {"rows": self.row_dicts(), "notes": self._notes}
+    def _content(self, journal: str | None = None) -> dict[str, Any]:
+        return {"rows": self.row_dicts(), "notes": self._notes} | ({} if journal is None else {"journal": journal})
+
+    def _text(self, journal: str | None = None) -> str:
+        content = self._content(journal)
+        return json.dumps({"format": FORMAT, **content, "digest": _digest(content)}, indent=1)
 
     @property
     def _stated(self) -> tuple[Any, ...]:
@@ -320,6 +359,10 @@ class Ledger:
 
     def __repr__(self) -> str:
         return f"Ledger({self.total} releases in {len(self)} rows)"
+
+
+def _digest(content: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 def _reasons(event: PrivacyEvent) -> Iterator[str]:

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 class Callback:
-    """Base of callbacks: eight empty hooks, each called with the run. Override those you need.
+    """Base of callbacks: eight empty hooks, each called with the run. Override the ones you need.
 
     The order within a training is ``on_train_begin``, then for each epoch ``on_train_epoch_begin``, for each step
     ``on_train_step_begin`` and ``on_train_step_end``, then (with validation data) ``on_eval_begin`` and
@@ -57,19 +57,19 @@ class Callback:
     def state_dict(self) -> dict[str, Any]:
         """What a resumed training must know of this callback: plain values and tensors; nothing by default.
 
-        It is put back by ``load_state_dict`` after ``on_train_begin``.
+        ``load_state_dict`` restores it after ``on_train_begin``.
         """
         return {}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Bring back ``state_dict``."""
+        """Restore ``state_dict``."""
         del state
 
 
 HOOKS: tuple[str, ...] = tuple(name for name in vars(Callback) if name.startswith("on_"))
 
 
-#: How near a name must be to that of a hook to be taken for it.
+#: Similarity to the name of a hook from which a method counts as a misspelt hook.
 _ALMOST = 0.85
 
 #: MindSpore's older names of hooks.
@@ -88,21 +88,21 @@ MINDSPORE_HOOKS: Mapping[str, str] = {
 
 
 class CallbackList:
-    """Callbacks in the order given, with a table of who listens to which hook.
+    """Callbacks in the order given, with a table of the listeners of each hook.
 
-    Before a step, those with ``asked_last`` (monitors and guards that keep a limit) come after all others, wherever
-    they stand: a callback that changes the noise of the step cannot do so behind their back.
+    Before a step, those with ``asked_last`` (monitors and guards that keep a limit) come after all others, whatever
+    their position: they always see the noise that another callback has set for the step.
 
-    Objects of any class are taken if they have at least one of the hooks (privacy monitors are such objects). Hooks
-    that a callback leaves empty cost nothing.
+    Objects of any class are accepted if they have at least one of the hooks, as privacy monitors do. Hooks that a
+    callback leaves empty cost nothing.
 
     Args:
         callbacks: Callbacks, or a single one.
         last: Callbacks that come after all of these.
 
     Raises:
-        ValueError: An entry is None, a class instead of an object, without any hook, or given twice; or a ``Callback``
-            has a method whose name is almost that of a hook.
+        ValueError: An entry is None, a class instead of an object, has no hook, or is given twice; or a method of a
+            ``Callback`` has almost the name of a hook.
     """
 
     def __init__(self, callbacks: Iterable[Any] | Any = (), last: Iterable[Any] = ()) -> None:
@@ -119,8 +119,8 @@ class CallbackList:
     def notify(self, hook: str, run: Any) -> None:
         """Call ``hook`` of every callback that has it, in order.
 
-        ``on_train_end`` reaches every callback whose training has begun, even where one of them fails, so that files
-        are closed and the screen is restored; the first failure is then raised. A callback that fails in
+        ``on_train_end`` reaches every callback whose training has begun, even if one of them fails, so that files are
+        closed and the screen is restored; the first failure is then raised. A callback that fails in
         ``on_train_begin`` has not begun, nor have those after it.
 
         Raises:
@@ -150,6 +150,19 @@ class CallbackList:
         if hook != "on_train_step_begin":
             return self._callbacks
         return sorted(self._callbacks, key=lambda entry: bool(getattr(entry, "asked_last", False)))
+
+    def state_dict(self) -> list[tuple[str, dict[str, Any]]]:
+        """Class name and state of each callback that has a state to keep, in order."""
+        return [(type(entry).__name__, state) for entry, state in self._stateful()]
+
+    def load_state_dict(self, state: Iterable[tuple[str, Mapping[str, Any]]]) -> None:
+        """Restore ``state_dict`` in the same callbacks."""
+        for (entry, _), (_, values) in zip(list(self._stateful()), state, strict=True):
+            entry.load_state_dict(values)
+
+    def _stateful(self) -> Iterator[tuple[Any, dict[str, Any]]]:
+        states = ((entry, entry.state_dict()) for entry in self._callbacks if hasattr(entry, "state_dict"))
+        return ((entry, state) for entry, state in states if state)
 
     def __iter__(self) -> Iterator[Any]:
         return iter(self._callbacks)
@@ -187,12 +200,12 @@ def _checked(entry: Any) -> Any:
 
 
 def _refuse_misnamed(entry: Callback) -> None:
-    """A method that looks like a hook but is none would never be called."""
+    """A method that looks like a hook but is not one would never be called."""
     for name in dir(type(entry)):
         meant = MINDSPORE_HOOKS.get(name) or next(iter(difflib.get_close_matches(name, HOOKS, 1, _ALMOST)), name)
         if name not in HOOKS and meant != name and callable(getattr(type(entry), name)):
             raise ValueError(
-                f"{type(entry).__name__}.{name} is no hook and would never be called; did you mean {meant!r}? The "
+                f"{type(entry).__name__}.{name} is not a hook and would never be called; did you mean {meant!r}? The "
                 f"hooks are {', '.join(HOOKS)}"
             )
 

@@ -13,12 +13,12 @@ if TYPE_CHECKING:
 
 
 class CSVLogger(Callback):
-    """Write ``run.history`` to a CSV file after every epoch; the file is always whole.
+    """Write ``run.history`` to a CSV file after every epoch; the file is always complete.
 
-    It holds the training loss, which is not private: keep it with the data, not with the published model.
+    The file contains the training loss, which is not private: keep it with the data, not with the published model.
 
     Args:
-        path: The file; an existing one is replaced. Missing folders are made.
+        path: The file; an existing one is replaced. Missing folders are created.
 
     Raises:
         ValueError: ``path`` is a folder.
@@ -30,7 +30,7 @@ class CSVLogger(Callback):
             raise ValueError(f"path must be a file, {self.path} is a folder")
 
     def on_train_begin(self, run: Run) -> None:
-        """Write the header, so that a wrong place is found before any budget is spent."""
+        """Write the header, so that a wrong path fails before any budget is spent."""
         run.history.to_csv(self.path)
 
     def on_train_epoch_end(self, run: Run) -> None:

@@ -1,4 +1,4 @@
-"""Ends a training that no longer gets better."""
+"""Ends a training that no longer improves."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ if TYPE_CHECKING:
 
 
 class EarlyStopping(Callback):
-    """Stop when a validation metric has not improved for some validations.
+    """Stop when a validation metric has not improved for several validations.
 
-    The validation data must be public or kept apart from the training data: the moment of stopping depends on them and
-    is not on the ledger. Training loss is not offered, because stopping by it would be a release without noise.
+    The validation data must be public or separate from the training data: the moment of stopping depends on them and is
+    not on the ledger. The training loss cannot be watched: stopping by it would be a release without noise.
 
     Args:
         monitor: Name of the validation metric.
-        patience: Validations without improvement that are borne; the next one stops.
-        min_delta: A change of at most this much is no improvement; at least 0.
+        patience: Validations without improvement to tolerate; the next one stops the training.
+        min_delta: Changes up to this much do not count as improvement; at least 0.
         mode: ``"max"``, ``"min"``, or ``"auto"``: ``"min"`` for losses and errors, else ``"max"``.
 
     Raises:
-        ValueError: A setting is out of range, or (when training) there is no such metric.
+        ValueError: A setting is out of range, or (when training begins) there is no such metric.
     """
 
     def __init__(
@@ -41,7 +41,7 @@ class EarlyStopping(Callback):
         self._waited = 0
 
     def on_train_begin(self, run: Run) -> None:
-        """Refuse a metric that will never come, before any budget is spent; forget an earlier training."""
+        """Refuse a metric that will never be measured, before any budget is spent; forget an earlier training."""
         matching_name(self.monitor, run.model.metrics.names if run.has_validation else (), "EarlyStopping")
         self.best = -self._sign * math.inf
         self._waited = 0
@@ -49,7 +49,7 @@ class EarlyStopping(Callback):
     def on_eval_end(self, run: Run) -> None:
         """Compare with the best value so far."""
         value = run.metrics[matching_name(self.monitor, run.metrics, "EarlyStopping")]
-        # A NaN metric compares false to everything and so counts as no improvement.
+        # A NaN metric compares false to everything and so does not count as improvement.
         if self._sign * (value - self.best) > self.min_delta:
             self.best = value
             self._waited = 0
@@ -66,5 +66,5 @@ class EarlyStopping(Callback):
         return {"best": self.best, "waited": self._waited}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Bring back ``state_dict``."""
+        """Restore ``state_dict``."""
         self.best, self._waited = float(state["best"]), int(state["waited"])

@@ -1,4 +1,4 @@
-"""Moves the learning rate while training."""
+"""Changes the learning rate during training."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ class LearningRateScheduler(Callback):
 
     Args:
         scheduler: A scheduler object for the optimizer of the model, or the name of its class. By name it is built when
-            training begins, its length is that of the training, and each ``fit`` begins anew from the same rate.
+            training begins, spans the whole training, and each ``fit`` starts again from the same rate.
         interval: ``"step"`` or ``"epoch"``.
-        **args: Arguments of the class, with a name only.
+        **args: Arguments of the class; only together with a name.
 
     Raises:
-        ValueError: Unknown interval, name or argument, arguments beside an object, a scheduler that goes by a measured
-            value, or (when training begins) a scheduler of another optimizer or one that ends before the training.
+        ValueError: Unknown interval, name or argument, arguments given with an object, a scheduler that depends on a
+            measured value, or (when training begins) a scheduler of a different optimizer or one that ends too early.
 
     Example:
         >>> LearningRateScheduler("LinearLR", start_factor=1.0, end_factor=0.0).interval
@@ -39,7 +39,7 @@ class LearningRateScheduler(Callback):
     def __init__(self, scheduler: LRScheduler | str, interval: str = "step", **args: Any) -> None:
         checks.one_of(("step", "epoch"), interval=interval)
         if not isinstance(scheduler, str) and args:
-            raise ValueError(f"arguments {sorted(args)} go with the name of a scheduler, not with an object")
+            raise ValueError(f"arguments {sorted(args)} belong with the name of a scheduler, not with an object")
         if isinstance(scheduler, str):
             _try_out(scheduler, args)
         elif not (hasattr(scheduler, "step") and hasattr(scheduler, "optimizer")):
@@ -59,31 +59,31 @@ class LearningRateScheduler(Callback):
             self.scheduler = _build(self._name, run, self.interval, self._args)
         elif self.scheduler is not None and self.scheduler.optimizer is not run.optimizer:
             raise ValueError(
-                "the learning-rate scheduler belongs to another optimizer than the model's; build it for that one"
+                "the learning-rate scheduler belongs to a different optimizer; build it for the optimizer of the model"
             )
         if self.scheduler is not None:
             steps = run.epochs * (run.steps_per_epoch if self.interval == "step" else 1)
             require_long_enough(self.scheduler, steps, self.interval)
 
     def on_train_step_end(self, run: Run) -> None:
-        """Step, where the interval is the step."""
+        """Step, if the interval is the step."""
         del run
         if self.interval == "step" and self.scheduler is not None:
             self.scheduler.step()
 
     def on_train_epoch_end(self, run: Run) -> None:
-        """Step, where the interval is the epoch."""
+        """Step, if the interval is the epoch."""
         del run
         if self.interval == "epoch" and self.scheduler is not None:
             self.scheduler.step()
 
     def state_dict(self) -> dict[str, Any]:
-        """The first rates, and where the schedule stands."""
+        """The first rates and the position in the schedule."""
         schedule = None if self.scheduler is None else self.scheduler.state_dict()
         return {"initial": self._initial, "schedule": schedule}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Bring back ``state_dict``; the rate itself is the optimizer's."""
+        """Restore ``state_dict``; the rate itself is the optimizer's."""
         self._initial = state["initial"]
         if self.scheduler is not None and state["schedule"] is not None:
             self.scheduler.load_state_dict(state["schedule"])
@@ -102,9 +102,9 @@ def _require_step_alone(scheduler: Any) -> None:
         inspect.signature(scheduler.step).bind()
     except TypeError as error:
         raise ValueError(
-            f"{type(scheduler).__name__}.step() cannot be called with the step alone ({error}): it goes by a measured "
-            "value, and a rate that follows the training data would be a release that nothing on the ledger pays for. "
-            "Give a scheduler that goes by the step, such as CosineAnnealingLR; EarlyStopping watches held-out data"
+            f"{type(scheduler).__name__}.step() cannot be called without arguments ({error}): it depends on a "
+            "measured value, and a rate that follows the training data would be a release missing from the ledger. "
+            "Give a scheduler that depends on the step, such as CosineAnnealingLR; EarlyStopping watches held-out data"
         ) from error
 
 
@@ -116,7 +116,7 @@ def _build(name: str, run: Run, interval: str, args: dict[str, Any]) -> LRSchedu
 
 
 def _try_out(name: str, args: dict[str, Any]) -> None:
-    # A wrong name or argument must be found when it is written, not when the data are loaded and training begins.
+    # A wrong name or argument must fail here, not after the data are loaded and training begins.
     import torch
 
     from dpmodel.optimizers import build_optimizer, build_scheduler

@@ -1,4 +1,4 @@
-"""Prints the training loss while training."""
+"""Prints the training loss during training."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ if TYPE_CHECKING:
 
 
 class LossMonitor(Callback):
-    """Print ``epoch: 1 step: 50, loss is 0.31`` every so many steps, as MindSpore does.
+    """Print ``epoch: 1 step: 50, loss is 0.31`` every few steps, as MindSpore does.
 
-    The loss is that of the last drawn batch and is NOT private: no noise is added and no ledger row covers it. It is
-    for the eyes of those who may see the data.
+    The loss of the last drawn batch is NOT private: no noise is added and no ledger row covers it. Show it only to
+    people who may see the data.
 
     Args:
-        per_print_times: Steps between two lines; 1 prints each step, 0 none.
+        per_print_times: Steps between two lines; 1 prints every step, 0 prints nothing.
 
     Raises:
-        ValueError: ``per_print_times`` is negative or no whole number.
+        ValueError: ``per_print_times`` is negative or not a whole number.
     """
 
     def __init__(self, per_print_times: int = 1) -> None:
@@ -40,7 +40,7 @@ class LossMonitor(Callback):
         if self.per_print_times == 0 or run.step - self._last_printed < self.per_print_times:
             return
         self._last_printed = run.step
-        # A Poisson draw may be empty; then there is no loss to speak of.
+        # A Poisson draw may be empty and has no loss then.
         known = run.loss is not None and not math.isnan(run.loss)
         loss = f"{run.loss:.6g}" if known else "not known (no example was drawn)"
         run.say(f"epoch: {run.epoch} step: {step_in_epoch(run)}, loss is {loss}")

@@ -1,4 +1,4 @@
-"""Saves the model while training."""
+"""Saves the model during training."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class CheckpointConfig:
-    """How often ``ModelCheckpoint`` saves and how much it keeps, under MindSpore's names.
+    """How often ``ModelCheckpoint`` saves and how many files it keeps, under MindSpore's names.
 
     Args:
         save_checkpoint_steps: Steps between two checkpoints.
@@ -36,17 +36,17 @@ class CheckpointConfig:
 
 
 class ModelCheckpoint(Callback):
-    """Save a checkpoint every so many steps, and one when training ends.
+    """Save a checkpoint every few steps, and one when training ends.
 
     Files are called ``{prefix}-{epoch}_{step in epoch}.ckpt``, counted over the model's life. Only files that this
-    object has written in the same training are ever deleted. Files of another one are never replaced: where some with
-    that prefix are in the folder when training begins, the prefix gets a suffix, ``{prefix}_1``, as in MindSpore, and a
-    line says so. A resumed training, and a second ``fit`` of the model with the same object, keep their prefix.
+    object wrote in the same training are ever deleted. Files of other trainings are never replaced: if the folder
+    already contains files with the prefix when training begins, the prefix gets a suffix, ``{prefix}_1``, as in
+    MindSpore, and a line says so. A resumed training, and a second ``fit`` with the same object, keep their prefix.
 
     Args:
-        prefix: Begin of the file names; no path.
+        prefix: Start of the file names, without a folder.
         directory: Folder; None is the current one.
-        config: MindSpore's way to give the next two.
+        config: MindSpore's way to give the next two arguments.
         every_n_steps: Steps between two checkpoints; None saves at the end of each epoch.
         keep_checkpoint_max: How many are kept; 0 keeps all.
 
@@ -87,11 +87,11 @@ class ModelCheckpoint(Callback):
 
     @property
     def latest(self) -> Path | None:
-        """The file written last; None before the first."""
+        """The latest file; None before the first."""
         return self.saved[-1] if self.saved else None
 
     def on_train_begin(self, run: Run) -> None:
-        """Make the folder, so that a wrong one is found before any budget is spent, and choose the prefix."""
+        """Create the folder, so that a wrong one fails before any budget is spent, and choose the prefix."""
         self.directory.mkdir(parents=True, exist_ok=True)
         if not self._goes_on(run):
             self._prefix_in_force = _free_prefix(self.directory, self.prefix)
@@ -100,22 +100,22 @@ class ModelCheckpoint(Callback):
         self._steps_per_epoch = run.steps_per_epoch
 
     def on_train_step_end(self, run: Run) -> None:
-        """Save, every so many steps."""
+        """Save after every ``every_n_steps`` steps."""
         if self.every_n_steps is not None and (run.step - run.first_step) % self.every_n_steps == 0:
             self._save(run)
 
     def on_train_epoch_end(self, run: Run) -> None:
-        """Save, where no number of steps is given."""
+        """Save, if no number of steps was given."""
         if self.every_n_steps is None:
             self._save(run)
 
     def on_train_end(self, run: Run) -> None:
-        """Save the last state, unless it is saved already."""
+        """Save the last state, unless it was saved already."""
         if run.step != self._last_step:
             self._save(run)
 
     def state_dict(self) -> dict[str, Any]:
-        """The prefix and the files that are kept, so that a resumed training goes on deleting the oldest."""
+        """The prefix and the files that are kept, so that a resumed training continues to delete the oldest."""
         return {
             "saved": [str(path) for path in self.saved],
             "last_step": self._last_step,
@@ -123,13 +123,13 @@ class ModelCheckpoint(Callback):
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Bring back ``state_dict``."""
+        """Restore ``state_dict``."""
         self.saved = [Path(path) for path in state["saved"]]
         self._last_step = state["last_step"]
         self._prefix_in_force = self._announced = state.get("prefix", self.prefix)
 
     def _goes_on(self, run: Run) -> bool:
-        """Whether names go on counting where the last training of this object ended."""
+        """Whether names continue to count where the last training of this object ended."""
         return (
             self._last_step is not None
             and run.first_step >= self._last_step
@@ -137,12 +137,12 @@ class ModelCheckpoint(Callback):
         )
 
     def _announce_prefix(self, run: Run) -> None:
-        # Not when training begins: a training that is resumed gets its prefix back after that.
+        # Not when training begins: a resumed training gets its prefix back after that.
         if self._announced != self._prefix_in_force:
             self._announced = self._prefix_in_force
             run.say(
-                f"checkpoints of another training are in {self.directory} as {self.prefix}-*.ckpt: those of this one "
-                f"are called {self._prefix_in_force}-*.ckpt"
+                f"{self.directory} already contains checkpoints {self.prefix}-*.ckpt of another training; this one "
+                f"saves {self._prefix_in_force}-*.ckpt"
             )
 
     def _save(self, run: Run) -> None:
@@ -159,7 +159,7 @@ class ModelCheckpoint(Callback):
 
 
 def _free_prefix(directory: Path, prefix: str) -> str:
-    """``prefix``, or the first of ``prefix_1``, ``prefix_2``, ... of which there is no checkpoint."""
+    """``prefix``, or the first of ``prefix_1``, ``prefix_2``, ... without a checkpoint."""
     names = [path.name for path in directory.iterdir()]
     candidates = (prefix if number == 0 else f"{prefix}_{number}" for number in count())
     return next(name for name in candidates if not any(_is_of(name, file) for file in names))

@@ -1,4 +1,4 @@
-"""Where a run stands, as callbacks print it."""
+"""The position of a run, as callbacks print it."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def step_in_epoch(run: Run) -> int:
 def epoch_and_step_of_life(run: Run) -> tuple[int, int]:
     """Epoch and step in it over the whole life of the model, both counted from 1.
 
-    They go on counting in a second ``fit`` or after a resume, so that names made from them are never used twice.
+    They continue to count in a second ``fit`` or after a resume, so that names made from them are unique.
     """
     last = max(run.step - 1, 0)
     return last // run.steps_per_epoch + 1, last % run.steps_per_epoch + 1

@@ -25,16 +25,16 @@ WIDE_COLUMNS = 110
 class ProgressBar(Callback):
     """One line that moves: epoch, step, loss, latest metric, epsilon, time left.
 
-    It is redrawn by time and epsilon is asked for rarely, so that a training of thousands of short steps is not slowed;
-    an epsilon that is older than the step beside it says of which step it is. At the end of each epoch it is that of
-    the history. Terminals of fewer than ``WIDE_COLUMNS`` columns leave out the delta, the bar and the epoch. The loss
-    that it shows is not private. A run shows one bar, that of the first callback, and none if it is silent. It
-    writes one line per epoch when the output is a file or a pipe.
+    It is redrawn at intervals and computes epsilon rarely, so that it does not slow down a training of many short
+    steps; an epsilon older than the step beside it names its own step. At the end of each epoch it is that of the
+    history. Terminals of fewer than ``WIDE_COLUMNS`` columns leave out the delta, the bar and the epoch. The loss shown
+    is not private. A run shows one bar, that of the first callback, and none if it is silent. If the output is a file
+    or a pipe, it writes one line per epoch.
 
     Args:
         refresh_seconds: Time between two redraws, positive.
-        epsilon_every_n_steps: Steps between two epsilons; 0 shows none. An epsilon that takes long to compute is
-            asked for more rarely, so that it takes at most a fiftieth of the time.
+        epsilon_every_n_steps: Steps between two epsilons; 0 shows none. An epsilon that is slow to compute is
+            updated more rarely, so that it takes at most a fiftieth of the time.
         console: A ``rich`` console; None writes to the terminal.
 
     Raises:
@@ -58,7 +58,7 @@ class ProgressBar(Callback):
 
     def on_train_epoch_begin(self, run: Run) -> None:
         """Draw the bar before the first epoch, and print the run's messages above it."""
-        # Not when training begins: a callback that refuses to begin must find an untouched screen.
+        # Not when training begins: if a callback refuses to begin, the screen must be untouched.
         if self._shown is not None or run.printer is say_nothing or _belongs_to_a_bar(run.printer):
             return
         self._shown = _console() if self._console is None else self._console
@@ -71,7 +71,7 @@ class ProgressBar(Callback):
         self._redraw_at = 0.0
 
     def on_train_step_end(self, run: Run) -> None:
-        """Redraw, if it is time to."""
+        """Redraw, if it is time."""
         now = time.monotonic()
         if now >= self._redraw_at:
             self._redraw(run)
@@ -82,7 +82,7 @@ class ProgressBar(Callback):
         self._redraw(run)
 
     def on_train_epoch_end(self, run: Run) -> None:
-        """Show the epsilon that the history has just had computed."""
+        """Show the epsilon that was just computed for the history."""
         if self._shown is None:
             return
         if len(run.history) and run.history[-1].step == run.step:
@@ -133,12 +133,12 @@ class _EpsilonText:
         self._delta = ""
 
     def age(self, run: Run) -> None:
-        """Have the next text computed afresh, unless it is that of this very step."""
+        """Recompute the next text, unless it already belongs to this step."""
         if self._step != run.step:
             self._step, self._not_before = None, 0.0
 
     def take(self, step: int, epsilon: float | None, delta: float | None) -> None:
-        """Show this epsilon, which somebody else has had computed."""
+        """Show this epsilon, which was computed elsewhere."""
         if self._every and epsilon is not None and delta is not None:
             self._step, self._epsilon, self._delta = step, f"epsilon {epsilon_text(epsilon)}", f" (delta {delta:g})"
 

@@ -1,4 +1,4 @@
-"""A training that prints nothing."""
+"""Trains without output."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ def say_nothing(text: str) -> None:
 
 
 class Silence(Callback):
-    """Keeps a run from printing: neither the lines of monitors nor progress bars are shown."""
+    """Keeps a run from printing: neither lines of monitors nor progress bars are shown."""
 
     def on_train_begin(self, run: Run) -> None:
-        """Take the printer away."""
+        """Replace the printer."""
         run.printer = say_nothing

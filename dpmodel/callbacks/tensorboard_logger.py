@@ -1,4 +1,4 @@
-"""Writes the training to TensorBoard."""
+"""Logs the training to TensorBoard."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class TensorBoardLogger(Callback):
 
     Raises:
         ImportError: TensorBoard is not installed; says how to install it.
-        ValueError: ``every_n_steps`` is no whole number of at least 1.
+        ValueError: ``every_n_steps`` is not a whole number of at least 1.
     """
 
     def __init__(self, directory: str | os.PathLike[str] = "runs", every_n_steps: int = 50) -> None:
@@ -40,7 +40,7 @@ class TensorBoardLogger(Callback):
         self._writer = self._writer_class(log_dir=str(self.directory))
 
     def on_train_step_end(self, run: Run) -> None:
-        """Write the figures of the step, every so many steps."""
+        """Write the figures of the step, every ``every_n_steps`` steps."""
         if (run.step - run.first_step) % self.every_n_steps:
             return
         values = {"train/loss (not private)": run.loss, "privacy/noise_multiplier": run.noise_multiplier}

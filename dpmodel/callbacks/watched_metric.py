@@ -1,4 +1,4 @@
-"""Which validation metric is watched, and which way is better."""
+"""Which validation metric is watched, and which direction is better."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ LESS_IS_BETTER = frozenset({"loss", "mse", "mae", "error"})
 
 
 def direction(monitor: str, mode: str) -> int:
-    """1 where more of the metric is better, -1 where less is; ``"auto"`` decides by the metric's name."""
+    """1 if a higher value is better, -1 if a lower one is; ``"auto"`` decides by the name of the metric."""
     checks.one_of(("auto", "max", "min"), mode=mode)
     if mode == "auto":
         return -1 if LESS_IS_BETTER & set(monitor.lower().replace("-", "_").split("_")) else 1
@@ -19,13 +19,13 @@ def direction(monitor: str, mode: str) -> int:
 
 
 def matching_name(monitor: str, names: Iterable[str], owner: str) -> str:
-    """The one of ``names`` that is ``monitor``, in any case of letters.
+    """The one of ``names`` that matches ``monitor``, ignoring case.
 
     Raises:
-        ConfigError: There is none; the metrics that there are and the nearest one are named.
+        ConfigError: None matches; the known metrics and the nearest one are named.
     """
     by_lower = {name.lower(): name for name in names}
-    # The history calls the validation loss "valid_loss", to tell it from the training loss in the same table.
+    # The history calls the validation loss "valid_loss", to distinguish it from the training loss in the same table.
     wanted = monitor.lower() if monitor.lower() in by_lower else monitor.lower().removeprefix("valid_")
     if wanted not in by_lower:
         listing = ", ".join(by_lower.values()) or "none (is valid_loader given to fit?)"

@@ -1,4 +1,4 @@
-"""Averages the weights over the steps, for the validation and for the end."""
+"""Averages the weights over the steps, for validation and for the final model."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ _WARM_UP = 10
 class WeightAveraging(Callback):
     """Keep an exponential moving average of the trained weights: validate with it, and end with it.
 
-    Averaging private weights is post-processing, so it costs nothing; it removes much of the noise of the last steps.
-    Training continues from the weights themselves. The average replaces them during each validation only. A resumed
+    Averaging private weights is post-processing and costs nothing; it removes much of the noise of the last steps.
+    Training continues from the weights themselves, which the average replaces only during validation. A resumed
     training keeps its average.
 
     Args:
-        decay: How much of the average each step keeps, in [0, 1). In the first steps it is less, ``(1 + t) / (10 + t)``
-            at step ``t``, so that the random initial weights are soon forgotten.
-        keep: Whether the network ends with the average; the ledger gets a note that says so. False leaves its own
-            weights; the average is then ``averaged_weights``.
+        decay: Part of the average that each step keeps, in [0, 1). The first steps keep less, ``(1 + t) / (10 + t)`` at
+            step ``t``, so that the random initial weights are soon forgotten.
+        keep: Whether the network ends with the average; a note on the ledger then says so. False leaves the trained
+            weights in the network; the average is ``averaged_weights``.
 
     Raises:
         ValueError: ``decay`` is out of range.
@@ -54,12 +54,12 @@ class WeightAveraging(Callback):
         self._own: dict[str, Tensor] = {}
 
     def on_train_begin(self, run: Run) -> None:
-        """Begin from the weights as they are."""
+        """Start from the current weights."""
         self._steps, self._own = 0, {}
         self.averaged_weights = {name: value.detach().clone() for name, value in _trained(run)}
 
     def on_train_step_end(self, run: Run) -> None:
-        """Take in the weights of the step."""
+        """Include the weights of the step."""
         self._steps += 1
         decay = min(self.decay, (1 + self._steps) / (_WARM_UP + self._steps))
         names, values = zip(*_trained(run), strict=True)
@@ -68,7 +68,7 @@ class WeightAveraging(Callback):
             torch._foreach_lerp_(averages, [value.detach() for value in values], 1 - decay)
 
     def on_eval_begin(self, run: Run) -> None:
-        """Put the average in the place of the weights."""
+        """Replace the weights with the average."""
         self._own = {name: value.detach().clone() for name, value in _trained(run)}
         _write(run, self.averaged_weights)
 
@@ -77,18 +77,18 @@ class WeightAveraging(Callback):
         self._put_back(run)
 
     def on_train_end(self, run: Run) -> None:
-        """End with the average, or with the weights as they are; a validation that failed is undone."""
+        """End with the average or with the trained weights, also after a validation that failed."""
         self._put_back(run)
         if self.keep and self._steps and not run.ledger.violations:
             with run.post_processing(f"the moving average of the weights over the steps, decay {self.decay:g}"):
                 _write(run, self.averaged_weights)
 
     def state_dict(self) -> dict[str, Any]:
-        """The average, and how many steps are in it."""
+        """The average, and the number of steps in it."""
         return {"average": dict(self.averaged_weights), "steps": self._steps}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Bring back ``state_dict``."""
+        """Restore ``state_dict``."""
         self._steps = state["steps"]
         for name, value in state["average"].items():
             self.averaged_weights[name].copy_(value)

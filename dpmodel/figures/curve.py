@@ -13,11 +13,11 @@ import numpy as np
 
 from dpmodel.figures.epsilon_curve import Floats, Privacy, epsilon_over
 from dpmodel.planning.training_plan import TrainingPlan, plan_training
-from dpmodel.runs.folder import RESERVED_NOTE, RunFolder
+from dpmodel.runs.folder import RunFolder
 from dpmodel.training.history import History
 from monitors.errors import ConfigError
 from monitors.events import ViolationEvent
-from monitors.ledger import Ledger
+from monitors.ledger import ANNOUNCED_NOTE, Ledger
 
 _MOST_POINTS = 400
 
@@ -139,7 +139,7 @@ def _stated_multiplier(event: object) -> float:
 
 def _steps_done(folder: RunFolder, ledger: Ledger) -> int | None:
     """Steps that the ledger of a run folder charges; None if every kept release is a step."""
-    if RESERVED_NOTE in ledger.notes:
+    if ANNOUNCED_NOTE in ledger.notes:
         return None
     try:
         return int(json.loads(folder.report.read_text(encoding="utf-8"))["steps"])

@@ -1,4 +1,4 @@
-"""Metrics and privacy claim of a training that took place, from its run folder alone."""
+"""Metrics and privacy claim of a training, from its run folder alone."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ _STATED_ANEW = {"delta": None, "accountant": None}
 
 @dataclass(frozen=True)
 class MeasuredData:
-    """Whether metrics are of the test data that the training was measured on.
+    """Whether metrics belong to the test data that the training was measured on.
 
     Args:
-        used: What was measured on now.
-        recorded: What the training was measured on; None where its run folder does not say.
+        used: The data measured on now.
+        recorded: The data the training was measured on; None if its run folder does not say.
     """
 
     used: Fingerprint
@@ -37,19 +37,19 @@ class MeasuredData:
 
     @property
     def same(self) -> bool | None:
-        """Whether both are one; None where that is not known."""
+        """Whether both are the same; None if unknown."""
         return None if self.recorded is None else self.used == self.recorded
 
     @property
     def warning(self) -> str | None:
-        """What must be said beside the metrics; None where both are one."""
+        """A warning to show beside the metrics; None if both are the same."""
         if self.recorded is None:
-            return "the run folder does not say which test data it was measured on: these may be others"
+            return "the run folder does not say which test data it was measured on: these may be different"
         if self.used == self.recorded:
             return None
         return (
             f"these are not the test data that the run was measured on: {self.recorded} then, {self.used} now; the "
-            "metrics above are no figures of that run"
+            "metrics above are not figures of that run"
         )
 
     def to_dict(self) -> dict[str, Any]:
@@ -83,8 +83,8 @@ def evaluate_run(path: str | os.PathLike[str], overrides: Iterable[Override] = (
         overrides: Settings to change, such as ``"performance.device=cpu"`` or ``"privacy.delta=1e-6"``.
 
     Raises:
-        ConfigError: No run folder, a setting is wrong, or one that the claim rests on was changed.
-        CheckpointError: Weights or ledger are missing, damaged, or of another training.
+        ConfigError: Not a run folder, a wrong setting, or a changed setting that the claim depends on.
+        CheckpointError: Weights or ledger are missing, damaged, or belong to another training.
         DataError: The data are missing or damaged.
     """
     folder = RunFolder.existing(path)
@@ -95,7 +95,7 @@ def evaluate_run(path: str | os.PathLike[str], overrides: Iterable[Override] = (
     plan = plan_training(stored, stored.data.num_examples or len(task.data.train))
     model = build_model(task, plan.release)
     if not folder.checkpoint.is_file():
-        raise CheckpointError(f"{folder.checkpoint} is not there; train with output.checkpoint: true")
+        raise CheckpointError(f"{folder.checkpoint} is missing; train with output.checkpoint: true")
     load_weights(task.network, folder.checkpoint)
     privacy = config.privacy
     spent = privacy_spent(ledger, privacy.delta, privacy.accountant, plan.release.statement)
@@ -110,11 +110,13 @@ def _recorded(folder: RunFolder) -> Fingerprint | None:
     except FileNotFoundError:
         return None
     except (OSError, ValueError) as error:
-        raise CheckpointError(f"{folder.test_data} cannot be read: {error}; remove it to do without it") from error
+        raise CheckpointError(
+            f"{folder.test_data} cannot be read: {error}; remove it to evaluate without it"
+        ) from error
 
 
 def _require_same_training(stored: Config, config: Config) -> None:
-    """The claim is about the training that took place: of its privacy, only how it is stated may change."""
+    """The claim is about the training in the folder: of its privacy settings, only how it is stated may change."""
     before, after = ({**asked.privacy.model_dump(), **_STATED_ANEW} for asked in (stored, config))
     changed = next((name for name in before if before[name] != after[name]), None)
     if changed is not None:
@@ -129,7 +131,7 @@ def _ledger(folder: RunFolder) -> Ledger:
         return Ledger.load(folder.ledger)
     except FileNotFoundError as error:
         raise CheckpointError(
-            f"{folder.ledger} is not there; without the ledger no epsilon can be stated for this model"
+            f"{folder.ledger} is missing; without the ledger no epsilon can be stated for this model"
         ) from error
     except ValueError as error:
         raise CheckpointError(str(error)) from error

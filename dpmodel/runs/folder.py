@@ -1,4 +1,4 @@
-"""The folder that a training leaves behind, and the names of the files in it."""
+"""The folder of a training, and the names of the files in it."""
 
 from __future__ import annotations
 
@@ -10,16 +10,12 @@ from pathlib import Path
 from dpmodel.saving.lock import LOCK_NAME
 from dpmodel.training.interrupt import INTERRUPTED
 from monitors.errors import ConfigError
-
-#: On a ledger that charges the running epoch in advance.
-RESERVED_NOTE = (
-    "the training was cut off before it could write its ledger; the steps of the running epoch are charged in full"
-)
+from monitors.journal import JOURNAL_NAME
 
 
 @dataclass(frozen=True)
 class RunFolder:
-    """Files of one training, by what they hold.
+    """Files of one training, by content.
 
     Args:
         path: The folder.
@@ -43,7 +39,7 @@ class RunFolder:
 
     @property
     def norm_bounds(self) -> Path:
-        """One line per change of the norm bound; there if clipping is adaptive."""
+        """One line per change of the norm bound; exists if clipping is adaptive."""
         return self.path / "norm_bounds.csv"
 
     @property
@@ -78,16 +74,16 @@ class RunFolder:
 
     @property
     def state(self) -> Path:
-        """All that the next step depends on; there while a training is under way or broken off."""
+        """Everything that the next step depends on; exists while a training is under way or interrupted."""
         return self.path / "training_state.safetensors"
 
     @property
     def journal(self) -> Path:
-        """The blocks of steps that were begun, each written before its first step; there as long as the state is."""
-        return self.path / "releases.jsonl"
+        """The blocks of steps that were begun, each written before its first step; exists until the training ends."""
+        return self.path / JOURNAL_NAME
 
     def ended(self) -> str | None:
-        """How the training in here came to its end; None where it is under way, was broken off, or failed."""
+        """How the training in here ended; None if it is under way, was interrupted, or failed."""
         try:
             status = str(json.loads(self.report.read_text(encoding="utf-8"))["status"])
         except (OSError, ValueError, KeyError, TypeError):
@@ -97,22 +93,22 @@ class RunFolder:
 
     @property
     def in_use(self) -> bool:
-        """Whether something is there: a file, or a folder that is not empty."""
+        """Whether the path is a file, or a folder that is not empty."""
         if not self.path.exists():
             return False
         return not self.path.is_dir() or any(file.name != LOCK_NAME for file in self.path.iterdir())
 
     def claim(self, *, force: bool = False) -> Path | None:
-        """Make the folder, empty, for a new training.
+        """Create the empty folder for a new training.
 
         Args:
             force: Move a folder that is in use aside. Nothing is deleted: its ledger still counts for the data.
 
         Returns:
-            Where the earlier contents are now; None where there were none.
+            Where the earlier contents are now; None if there were none.
 
         Raises:
-            ConfigError: The folder holds files and ``force`` is not given, or it cannot be made.
+            ConfigError: The folder holds files and ``force`` is not given, or it cannot be created.
         """
         moved = None
         try:
@@ -124,11 +120,11 @@ class RunFolder:
                 (moved / LOCK_NAME).unlink(missing_ok=True)
             self.path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise ConfigError(f"the run folder {self.path} cannot be made: {error.strerror}") from error
+            raise ConfigError(f"the run folder {self.path} cannot be created: {error.strerror}") from error
         return moved
 
     def abandon(self) -> None:
-        """Remove the folder of a training that never began; other files in it are left."""
+        """Remove the folder of a training that never began; other files in it stay."""
         for file in (self.config, self.test_data):
             file.unlink(missing_ok=True)
         if self.path.is_dir() and not self.in_use:
@@ -137,22 +133,22 @@ class RunFolder:
 
     @classmethod
     def existing(cls, path: str | os.PathLike[str]) -> RunFolder:
-        """The folder of a training that took place.
+        """The folder of an existing training.
 
         Raises:
-            ConfigError: There is no such folder, or it holds no training.
+            ConfigError: There is no such folder, or it contains no training.
         """
         folder = cls(Path(path))
         if folder.ledger.is_file() and not folder.config.is_file():
             raise ConfigError(
                 f"{folder.path} was written by fit(output=...) and has no {folder.config.name} to build network and "
                 "data from. Build them in Python and load the weights with load_checkpoint; ledger.json, "
-                "privacy_report.md and history.csv can be read as they are"
+                "privacy_report.md and history.csv can be read directly"
             )
         if not folder.config.is_file():
-            what = "holds no training" if folder.path.exists() else "does not exist"
+            what = "contains no training" if folder.path.exists() else "does not exist"
             raise ConfigError(
-                f"{folder.path} {what}: {folder.config.name} is not there; give a folder of `dpmodel train`"
+                f"{folder.path} {what}: {folder.config.name} is missing; give a folder of `dpmodel train`"
             )
         return folder
 
@@ -162,7 +158,7 @@ class RunFolder:
             "or use --force to move it aside; nothing is deleted"
         )
         if self.state.is_file():
-            text += ". It holds a training that was interrupted: --resume continues it"
+            text += ". It contains an interrupted training: --resume continues it"
         return text
 
     def _free_name(self) -> Path:

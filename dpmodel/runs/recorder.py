@@ -1,37 +1,31 @@
-"""Writes a training into its run folder while it goes on."""
+"""Writes a training into its run folder while it runs."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dpmodel.callbacks.base import Callback
 from dpmodel.config.sections import OutputSection
-from dpmodel.runs.folder import RESERVED_NOTE as RESERVED_NOTE
 from dpmodel.runs.folder import RunFolder
 from dpmodel.runs.report import PrivacyReport, ReportSubject, make_report
 from dpmodel.saving.checkpoint import save_checkpoint
-from dpmodel.saving.lock import FolderLock
+from dpmodel.saving.record import ReleaseRecord
 from monitors.errors import ConfigError
 
 if TYPE_CHECKING:
-    from dpmodel.saving.keeper import StateKeeper
     from dpmodel.training.run import Run
 
 
 class RunRecorder(Callback):
-    """Keeps the files of a run folder up to date.
-
-    The ledger on disk is never behind the training: before an epoch begins, all its steps are written as if they had
-    been released; when it ends, what was really released replaces that. A training that is killed in between is charged
-    for the whole epoch; when it is resumed, for the steps that were lost beside the planned ones.
+    """Keeps history, weights and report in a run folder up to date; the ledger is written by ``ReleaseRecord``.
 
     Args:
         folder: Where to write.
-        output: What to write besides ledger and report. Default: all of it.
+        output: What to write besides the report. Default: all of it.
         subject: The training as its report describes it. Default: as the run describes itself.
     """
 
@@ -44,26 +38,15 @@ class RunRecorder(Callback):
         self.run: Run | None = None
 
     def on_train_begin(self, run: Run) -> None:
-        """Write the ledger, with the first epoch charged in advance."""
+        """Note the run; before this, there is nothing to report."""
         self.run = run
-        run.on_violation(lambda: run.ledger.save(self.folder.ledger))
-        self._reserve(run)
-
-    def on_train_epoch_begin(self, run: Run) -> None:
-        """Charge the coming epoch on disk."""
-        self._reserve(run)
 
     def on_train_epoch_end(self, run: Run) -> None:
-        """Write what was released, the history and the weights."""
-        run.ledger.save(self.folder.ledger)
+        """Write the history and the weights."""
         self._write_progress(run)
 
-    def on_train_end(self, run: Run) -> None:
-        """Write what was released, also after a failure."""
-        run.ledger.save(self.folder.ledger)
-
     def finish(self, status: str) -> PrivacyReport | None:
-        """Write everything once more, with the report; None where the training never began.
+        """Write everything once more, with the report; None if the training never began.
 
         Args:
             status: ``"finished"``, or why the training ended early.
@@ -71,7 +54,6 @@ class RunRecorder(Callback):
         run = self.run
         if run is None:
             return None
-        run.ledger.save(self.folder.ledger)
         subject = run.subject if self.subject is None else self.subject
         report = make_report(subject, run.ledger, run.step, status=status, verified=run.verification)
         report.save(self.folder.path)
@@ -79,13 +61,6 @@ class RunRecorder(Callback):
         if self.output.curve and len(run.history):
             run.history.plot(self.folder.curve, ledger=run.ledger, accountant=run.accountant)
         return report
-
-    def _reserve(self, run: Run) -> None:
-        reserved = run.ledger.copy()
-        for step in range(run.step, min(run.step + run.steps_per_epoch, run.planned_steps)):
-            reserved.record(run.event(step))
-        reserved.add_note(RESERVED_NOTE)
-        reserved.save(self.folder.ledger)
 
     def _write_progress(self, run: Run) -> None:
         if self.output.history:
@@ -97,39 +72,46 @@ class RunRecorder(Callback):
 
 
 @contextmanager
-def recording(output: str | os.PathLike[str] | None, keeper: StateKeeper | None) -> Iterator[list[RunRecorder]]:
+def recording(
+    output: str | os.PathLike[str] | None, keeper: ReleaseRecord | None
+) -> Iterator[tuple[list[RunRecorder], list[ReleaseRecord]]]:
     """Write the training inside the block into the run folder ``output``.
 
     Args:
         output: The folder; None writes nothing.
-        keeper: The keeper of the training's state, which may use the same folder.
+        keeper: The keeper given to ``fit``, which may use the same folder.
 
     Yields:
-        The recorder, which must be the last callback, so that one that refuses to begin finds nothing written; an
-        empty list if the folder does not exist.
+        The recorder, in a list that is empty without ``output``, and the open records of releases. The recorder must be
+        the last callback: if one refuses to begin, nothing is written.
 
     Raises:
         ConfigError: The folder is in use; nothing is overwritten.
     """
-    if output is None:
-        yield []
-        return
-    folder = RunFolder(Path(output))
-    shared = keeper is not None and keeper.folder.path.resolve() == folder.path.resolve()
-    resumed = shared and keeper is not None and keeper.resume
-    if folder.in_use and not resumed:
-        raise ConfigError(
-            f"the run folder {folder.path} is not empty. Choose another one with output=, and keep this one: its "
-            "ledger counts for the data"
-        )
-    recorder = RunRecorder(folder)
-    # A keeper of the same folder takes the lock itself.
-    with nullcontext() if shared else FolderLock(folder.path):
+    recorders, keepers = [], [] if keeper is None else [keeper]
+    if output is not None:
+        folder = RunFolder(Path(output))
+        shared = keeper is not None and keeper.folder.path.resolve() == folder.path.resolve()
+        if folder.in_use and not (shared and keeper is not None and keeper.resume):
+            raise ConfigError(
+                f"the run folder {folder.path} is not empty. Choose another with output=, and keep this one: its "
+                "ledger counts for the data"
+            )
+        recorders = [RunRecorder(folder)]
+        if not shared:
+            keepers.append(ReleaseRecord(folder.path))
+    with ExitStack() as opened:
+        for entry in keepers:
+            opened.enter_context(entry.open())
         try:
-            yield [recorder]
+            yield recorders, keepers
         except BaseException as error:
-            if recorder.run is not None:
-                recorder.finish(recorder.run.status(error))
+            _finish(recorders, error)
             raise
-        assert recorder.run is not None
-        recorder.finish(recorder.run.status())
+        _finish(recorders)
+
+
+def _finish(recorders: list[RunRecorder], error: BaseException | None = None) -> None:
+    for recorder in recorders:
+        if recorder.run is not None:
+            recorder.finish(recorder.run.status(error))

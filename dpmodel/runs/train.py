@@ -17,9 +17,10 @@ from dpmodel.planning.from_config import with_noise_multiplier
 from dpmodel.runs.build import SOLVED_FOR, Training, build_training
 from dpmodel.runs.folder import RunFolder
 from dpmodel.runs.recorder import RunRecorder
-from dpmodel.saving.keeper import DEFAULT_EVERY_N_STEPS, StateKeeper
+from dpmodel.saving.keeper import StateKeeper
 from dpmodel.saving.lock import FolderLock
-from dpmodel.saving.resume import WHAT_TO_DO
+from dpmodel.saving.record import DEFAULT_EVERY_N_STEPS, ReleaseRecord
+from dpmodel.saving.state import WHAT_TO_DO
 from dpmodel.training.interrupt import InterruptStop
 from monitors.atomic import write_atomically
 from monitors.errors import CheckpointError, ConfigError
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
     from dpmodel.saving.state import TrainingState
     from dpmodel.training.history import History
 
-    _Begun = tuple[Training, StateKeeper | None]
+    _Begun = tuple[Training, ReleaseRecord]
 
 RUNS = Path("runs")
 
@@ -104,10 +105,11 @@ def _new(config: Config, folder: RunFolder, *, force: bool) -> Iterator[_Begun]:
             lock.acquire()  # the locked folder has been moved aside
         write_atomically(folder.config, training.resolved_yaml)
         write_atomically(folder.test_data, json.dumps(Fingerprint.of(training.task.data.test).to_dict()) + "\n")
-        every, keeper = config.output.save_every_steps, None
-        if every is not None:
-            keeper = StateKeeper(folder.path, every, settings=training.settings, lock=lock)
-        yield training, keeper
+        every = config.output.save_every_steps
+        if every is None:
+            yield training, ReleaseRecord(folder.path, lock=lock)
+        else:
+            yield training, StateKeeper(folder.path, every, settings=training.settings, lock=lock)
 
 
 @contextmanager
@@ -117,8 +119,8 @@ def _resumed(config: Config, folder: RunFolder) -> Iterator[_Begun]:
         ended = folder.ended()
         if ended is not None:
             raise ConfigError(
-                f"the training in {folder.path} has already ended ({ended}); there is nothing to resume. Choose "
-                "a different folder with --output (or output.directory) for a new one"
+                f"the training in {folder.path} has already ended ({ended}). Choose another folder with --output "
+                "(or output.directory) for a new training"
             )
         every = config.output.save_every_steps or DEFAULT_EVERY_N_STEPS
         keeper = StateKeeper(folder.path, every, resume=True, lock=lock)
@@ -136,7 +138,7 @@ def _as_begun(config: Config, state: TrainingState) -> Training:
     if given is not None:
         if given != target or solved is None:
             raise CheckpointError(
-                f"{state.path} is of another training: privacy.target_epsilon is {given!r} here and {target!r} in "
+                f"{state.path} belongs to another training: privacy.target_epsilon is {given!r} here and {target!r} in "
                 f"the state. {WHAT_TO_DO}"
             )
         config = with_noise_multiplier(config, solved)
@@ -153,7 +155,7 @@ def _carry_out(
     training: Training,
     folder: RunFolder,
     callbacks: list[Any],
-    keeper: StateKeeper | None,
+    keeper: ReleaseRecord,
     announce: Callable[[Training, RunFolder], None] | None,
 ) -> TrainingResult:
     recorder, interrupt = RunRecorder(folder, training.config.output, training.plan.subject), InterruptStop()
@@ -172,13 +174,13 @@ def _carry_out(
             )
     except BaseException as error:
         never_began = recorder.finish(f"failed: {type(error).__name__}: {error}") is None
-        if never_began and not (keeper is not None and keeper.resume):
+        if never_began and not keeper.resume:
             folder.abandon()
         raise
     run = recorder.run
     assert run is not None
     report = recorder.finish(run.status())
     assert report is not None
-    if keeper is not None and folder.ended() is not None:
+    if folder.ended() is not None:
         keeper.discard()
     return TrainingResult(folder, history, report, dict(run.metrics), interrupt.interrupted)

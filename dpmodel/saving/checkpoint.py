@@ -1,4 +1,4 @@
-"""Checkpoints: one file with weights, optimizer state and where the training stood; never pickle."""
+"""Checkpoints: one file with weights, optimizer state and the position of the training; never pickle."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from dpmodel.saving.optimizer_state import check_optimizer, pack_optimizer, unpack_optimizer
+from dpmodel.saving.nest import pack_nest, unpack_nest
 from dpmodel.saving.tensor_file import read_tensor_file, write_tensor_file
 from monitors.errors import CheckpointError
 
@@ -24,26 +24,27 @@ if TYPE_CHECKING:
     from dpmodel.training.run import Run
 
 NETWORK_PREFIX = "network."
+OPTIMIZER_PREFIX = "optimizer."
 MAX_DIFFERENCES = 5
 
-#: First bytes of what torch.save writes: a zip archive, and before that a bare pickle.
+#: First bytes of what torch.save writes: a zip archive, or in older versions a bare pickle.
 _BEGINS_OF_TORCH_FILES = (b"PK\x03\x04", b"\x80")
 
 
 @dataclass(frozen=True)
 class CheckpointInfo:
-    """What a checkpoint states beside its tensors.
+    """What a checkpoint states besides its tensors.
 
     Args:
         architecture: Fingerprint of the names, shapes and types of the network's tensors.
         network: Name of the network's class.
         step: Steps done over the model's life.
-        epoch: Epoch of the training that saved it; None outside of one.
+        epoch: Epoch of the training that saved it; None outside a training.
         norm_bound: Clipping bound that the next step would use; None for a bare network.
-        ledger_digest: Digest of the ledger at that moment. The ledger itself lives outside of checkpoints: what was
-            spent stays spent whichever checkpoint survives.
+        ledger_digest: Digest of the ledger at that moment. The ledger itself is kept outside checkpoints: what was
+            spent stays spent, whichever checkpoint survives.
         ledger_total: Number of releases on that ledger.
-        extra: Further JSON values of whoever saved it.
+        extra: Further JSON values that the caller saved.
     """
 
     architecture: str
@@ -58,13 +59,13 @@ class CheckpointInfo:
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A checkpoint that was read and found whole.
+    """A checkpoint that was read and found complete.
 
     Args:
         path: Where it was read from, for messages.
-        info: What it states beside its tensors.
+        info: What it states besides its tensors.
         weights: The network's tensors by name.
-        optimizer: The optimizer's class, shapes and ``state_dict``; None where none was saved.
+        optimizer: The optimizer's class, shapes and ``state_dict``; None if none was saved.
     """
 
     path: str
@@ -73,7 +74,7 @@ class Checkpoint:
     optimizer: dict[str, Any] | None = None
 
     def check(self, network: nn.Module, optimizer: Optimizer | None = None) -> None:
-        """Refuse another network or optimizer than those it was saved from.
+        """Refuse a network or optimizer that differs from those it was saved from.
 
         Raises:
             CheckpointError: Says what differs, or that there is no optimizer state.
@@ -82,13 +83,13 @@ class Checkpoint:
         if optimizer is not None:
             if self.optimizer is None:
                 raise CheckpointError(f"{self.path} holds no optimizer state; it was saved from a bare network")
-            check_optimizer(optimizer, self.optimizer)
+            _check_optimizer(optimizer, self.optimizer)
 
     def restore(self, network: nn.Module, optimizer: Optimizer | None = None) -> None:
-        """Put weights and optimizer state back; everything is checked before anything changes.
+        """Restore weights and optimizer state; everything is checked before anything changes.
 
         Raises:
-            CheckpointError: The checkpoint is of another network or optimizer, or holds no optimizer state.
+            CheckpointError: The checkpoint belongs to another network or optimizer, or holds no optimizer state.
         """
         self.check(network, optimizer)
         network.load_state_dict(self.weights)
@@ -102,7 +103,7 @@ def save_checkpoint(
     """Save weights, optimizer state, step, epoch, bound and the ledger's digest in one file, atomically.
 
     Args:
-        path: The file; an existing one is replaced as a whole. Missing folders are made.
+        path: The file; an existing one is replaced as a whole. Missing folders are created.
         source: A run, a ``DPModel``, or a bare network (weights only).
         extra: Further JSON values to keep.
 
@@ -123,12 +124,12 @@ def save_checkpoint(
 def checkpoint_content(
     source: Run | DPModel | nn.Module, extra: Mapping[str, Any] | None = None, *, with_digest: bool = True
 ) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Tensors and JSON values of a checkpoint of ``source``, for files that hold more than that.
+    """Tensors and JSON values of a checkpoint of ``source``, for files that hold more.
 
     Args:
         source: A run, a ``DPModel``, or a bare network.
         extra: Further JSON values to keep.
-        with_digest: Whether to state the ledger's digest, which takes as long as the ledger is.
+        with_digest: Whether to state the ledger's digest; its cost grows with the ledger.
 
     Raises:
         CheckpointError: Something in the state is neither a tensor nor a JSON value.
@@ -137,14 +138,14 @@ def checkpoint_content(
     tensors = {NETWORK_PREFIX + name: tensor for name, tensor in _tensors_of(network).items()}
     packed: dict[str, Any] | None = None
     if optimizer is not None:
-        optimizer_tensors, packed = pack_optimizer(optimizer)
-        tensors.update(optimizer_tensors)
+        state = pack_nest(optimizer.state_dict(), OPTIMIZER_PREFIX + "state", tensors, "the optimizer's state")
+        packed = {"class": type(optimizer).__name__, "shapes": _shapes(optimizer), "state": state}
     described = dataclasses.replace(info, extra=dict(extra or {}))
     return tensors, {"info": dataclasses.asdict(described), "optimizer": packed}
 
 
 def read_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
-    """Read a checkpoint and check that it is whole.
+    """Read a checkpoint and check that it is complete.
 
     Raises:
         CheckpointError: Missing, truncated, changed, or of another kind; the path is named.
@@ -166,20 +167,20 @@ def checkpoint_in(path: str | os.PathLike[str], tensors: Mapping[str, Tensor], v
     try:
         info = CheckpointInfo(**values["info"])
         packed = values["optimizer"]
-        optimizer = None if packed is None else {**packed, "state": unpack_optimizer(packed, tensors)}
+        optimizer = None if packed is None else {**packed, "state": unpack_nest(packed["state"], tensors)}
     except (KeyError, TypeError) as error:
         raise CheckpointError(f"{path} was written by another version of dpmodel: {error}") from error
     return Checkpoint(str(path), info, weights, optimizer)
 
 
 def load_weights(network: nn.Module, path: str | os.PathLike[str]) -> CheckpointInfo:
-    """Put the weights of the checkpoint at ``path`` into ``network``.
+    """Load the weights of the checkpoint at ``path`` into ``network``.
 
     Returns:
-        What the checkpoint states beside its tensors.
+        What the checkpoint states besides its tensors.
 
     Raises:
-        CheckpointError: The file is not whole, or of another network (says what differs); then nothing is changed.
+        CheckpointError: The file is damaged or belongs to another network (says what differs); nothing is changed.
     """
     checkpoint = read_checkpoint(path)
     checkpoint.restore(network)
@@ -190,11 +191,11 @@ def load_checkpoint(path: str | os.PathLike[str]) -> dict[str, Tensor]:
     """The network's tensors by name, as MindSpore's function of that name returns them.
 
     Args:
-        path: A file of ``save_checkpoint`` or ``ModelCheckpoint``. One of ``torch.save`` is read by
+        path: A file of ``save_checkpoint`` or ``ModelCheckpoint``. For a file of ``torch.save``, use
             ``torch.load(path, weights_only=True)``.
 
     Raises:
-        CheckpointError: The file is missing or not whole.
+        CheckpointError: The file is missing or damaged.
     """
     return read_checkpoint(path).weights
 
@@ -202,20 +203,20 @@ def load_checkpoint(path: str | os.PathLike[str]) -> dict[str, Tensor]:
 def load_param_into_net(
     network: nn.Module, parameter_dict: Mapping[str, Tensor], strict_load: bool = True
 ) -> list[str]:
-    """Put tensors by name into ``network``, under MindSpore's name.
+    """Load tensors by name into ``network``, under MindSpore's name.
 
     Args:
-        network: Takes the tensors.
+        network: Receives the tensors.
         parameter_dict: Name to tensor, such as ``load_checkpoint`` gives.
-        strict_load: True: all names, shapes and types must agree. False (MindSpore's default): those that agree are put
-            in, as for a network with a new head.
+        strict_load: True: all names, shapes and types must match. False (MindSpore's default): only matching tensors
+            are loaded, as for a network with a new head.
 
     Returns:
-        Names of the network's tensors that were left as they are; none where ``strict_load``.
+        Names of the network's tensors that were not loaded; empty with ``strict_load``.
 
     Raises:
-        CheckpointError: The names, shapes or types are not those of the network, or without ``strict_load`` none of
-            them is; then nothing is changed.
+        CheckpointError: The names, shapes or types are not those of the network, or without ``strict_load`` no
+            tensor matches; nothing is changed.
 
     Example:
         >>> body, head = nn.Linear(2, 3), nn.Linear(3, 5)
@@ -279,7 +280,7 @@ def _tensors_of(network: nn.Module) -> dict[str, Tensor]:
     state = network.state_dict()
     strange = [name for name, value in state.items() if not isinstance(value, Tensor)]
     if strange:
-        raise CheckpointError(f"the network's state holds {strange[0]!r}, which is no tensor and cannot be saved")
+        raise CheckpointError(f"the network's state holds {strange[0]!r}, which is not a tensor and cannot be saved")
     return state
 
 
@@ -300,12 +301,27 @@ def _check_weights(network: nn.Module, weights: Mapping[str, Tensor], source: st
         raise CheckpointError(f"{source} is of another network than {type(network).__name__}: {listing}{more}")
 
 
+def _check_optimizer(optimizer: Optimizer, values: Mapping[str, Any]) -> None:
+    found, stated = type(optimizer).__name__, values["class"]
+    if found != stated:
+        raise CheckpointError(f"the checkpoint holds the state of the optimizer {stated}, the model uses {found}")
+    if _shapes(optimizer) != values["shapes"]:
+        raise CheckpointError(
+            f"the checkpoint's optimizer updates parameters of shapes {values['shapes']}, "
+            f"the model's {_shapes(optimizer)}"
+        )
+
+
+def _shapes(optimizer: Optimizer) -> list[list[list[int]]]:
+    return [[list(parameter.shape) for parameter in group["params"]] for group in optimizer.param_groups]
+
+
 def _alike(ours: Tensor, theirs: Tensor) -> bool:
     return ours.shape == theirs.shape and ours.dtype == theirs.dtype
 
 
 def _untied(own: Mapping[str, Tensor], weights: Mapping[str, Tensor]) -> list[str]:
-    # Two names of one tensor cannot take two values; the later one would silently win.
+    # Two names of one tensor cannot have two values; the later one would silently win.
     first: dict[tuple[int, Any], str] = {}
     found = []
     for name, tensor in own.items():
@@ -325,15 +341,15 @@ def _some(names: Iterable[str]) -> str:
 
 
 def _remedy(path: str | os.PathLike[str]) -> str:
-    """What to do with a file that is none of ours, as far as its first bytes tell."""
+    """What to do with a foreign file, as far as its first bytes show."""
     try:
         with Path(path).open("rb") as stream:
             begin = stream.read(4)
     except OSError:
         return ""
     if not begin.startswith(_BEGINS_OF_TORCH_FILES):
-        return ". Expected is a safetensors file of save_checkpoint or ModelCheckpoint"
+        return ". A safetensors file of save_checkpoint or ModelCheckpoint is expected"
     return (
-        ". It begins as a file of torch.save, where a safetensors file of save_checkpoint or ModelCheckpoint is "
+        ". It looks like a file of torch.save, but a safetensors file of save_checkpoint or ModelCheckpoint is "
         f"expected. Weights from torch: network.load_state_dict(torch.load({os.fspath(path)!r}, weights_only=True))"
     )

@@ -1,4 +1,4 @@
-"""One process at a time works in a folder: a lock that the system takes back when its process dies."""
+"""One process at a time works in a folder: a lock that the system releases when its process dies."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ LOCK_NAME = ".lock"
 
 
 class FolderLock:
-    """Holds a folder for this process, as a context manager; the folder is made where it is missing.
+    """Holds a folder for this process, as a context manager; a missing folder is created.
 
-    Guarantees: two holders never hold one folder at once, in one process or in several of one machine; whoever is
-    killed, ``kill -9`` included, holds it no longer. The file of the lock is removed when it is given back. Not on
-    Windows, which has no such locks: there two trainings must not be sent to one folder.
+    Guarantees: a folder has at most one holder at a time, among all processes of one machine; a killed process,
+    ``kill -9`` included, no longer holds it. The lock file is removed on release. Windows has no such locks: do not
+    start two trainings in one folder there.
 
     Args:
         path: The folder.
 
     Raises:
-        ConfigError: Another process holds it (its number is named), or the folder cannot be made.
+        ConfigError: Another process holds it (its number is named), or the folder cannot be created.
 
     Example:
         >>> import tempfile
@@ -45,7 +45,7 @@ class FolderLock:
         self._made = False
 
     def acquire(self) -> None:
-        """Take the lock, or take it anew where the folder was moved since."""
+        """Take the lock, again if the folder was moved since."""
         self._close()
         try:
             self._made = self._made or not self.path.exists()
@@ -55,7 +55,7 @@ class FolderLock:
             raise ConfigError(f"the folder {self.path} cannot be used: {error.strerror or error}") from error
 
     def release(self) -> None:
-        """Give the lock back; a folder that was made for it and is still empty goes too."""
+        """Release the lock; a folder that was created for it and is still empty is removed."""
         if self._handle is None:
             return
         if self._is_current(self._handle):
@@ -79,7 +79,7 @@ class FolderLock:
             except BaseException:
                 os.close(handle)
                 raise
-            # The former holder may have removed the file between the opening and the locking.
+            # The previous holder may have removed the file between opening and locking.
             if self._is_current(handle):
                 os.ftruncate(handle, 0)
                 os.write(handle, str(os.getpid()).encode())

@@ -1,4 +1,4 @@
-"""Nests of tensors and plain values: taken apart into named tensors and JSON values, joined, and described."""
+"""Nests of tensors and plain values: split into named tensors and JSON values, joined, and described."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from monitors.errors import CheckpointError, DataError
 
 
 def pack_nest(value: Any, name: str, tensors: dict[str, Tensor], owner: str) -> Any:
-    """JSON values for ``value``; its tensors go into ``tensors`` under names that begin with ``name``.
+    """JSON values for ``value``; its tensors go into ``tensors`` under names that start with ``name``.
 
     Args:
         value: Mappings, lists and tuples of tensors, arrays, numbers, texts and None.
-        name: Begin of the names of its tensors.
-        tensors: Gets the tensors.
-        owner: Whose value it is, for messages.
+        name: Start of the names of its tensors.
+        tensors: Receives the tensors.
+        owner: Owner of the value, for messages.
 
     Raises:
         CheckpointError: A part is of another type; it is named.
@@ -38,7 +38,7 @@ def pack_nest(value: Any, name: str, tensors: dict[str, Tensor], owner: str) -> 
         tensors[name] = value
         return {"tensor": name}
     if isinstance(value, Mapping):
-        # JSON has keys of text only; an optimizer's are numbers.
+        # JSON keys are text; those of an optimizer are numbers.
         return {"mapping": [[key, pack_nest(item, f"{name}.{key}", tensors, owner)] for key, item in value.items()]}
     if isinstance(value, (list, tuple)):
         items = [pack_nest(item, f"{name}.{index}", tensors, owner) for index, item in enumerate(value)]
@@ -49,7 +49,7 @@ def pack_nest(value: Any, name: str, tensors: dict[str, Tensor], owner: str) -> 
 
 
 def unpack_nest(value: Any, tensors: Mapping[str, Tensor]) -> Any:
-    """The nest that ``pack_nest`` took apart; arrays come back as tensors."""
+    """The nest that ``pack_nest`` split; arrays come back as tensors."""
     if isinstance(value, list):
         return [unpack_nest(item, tensors) for item in value]
     if not isinstance(value, dict):
@@ -62,7 +62,7 @@ def unpack_nest(value: Any, tensors: Mapping[str, Tensor]) -> Any:
 
 
 def join_outputs(parts: Sequence[Any], dims: Sequence[int | None] | None) -> Any:
-    """What a network returned for several batches, as if it had been one.
+    """Joins what a network returned for several batches, as if there had been one batch.
 
     Args:
         parts: At least one.
@@ -100,10 +100,10 @@ def as_tensors(value: Any, owner: str) -> Any:
 
     Args:
         value: Tensors, NumPy arrays, or objects with ``to_numpy``; a mapping becomes a dict.
-        owner: Who takes it, for messages.
+        owner: The caller, for messages.
 
     Raises:
-        DataError: There is anything else, such as texts; it is named.
+        DataError: It contains anything else, such as texts; it is named.
 
     Example:
         >>> as_tensors((np.zeros(2), torch.ones(1)), "predict")
@@ -121,9 +121,9 @@ def as_tensors(value: Any, owner: str) -> Any:
         what = f" of {array.dtype}" if isinstance(array, np.ndarray) else ""
         raise DataError(
             f"{owner} takes a tensor, or a tuple, list or dict of tensors, got {type(value).__name__}{what}; arrays of "
-            "numbers will do too"
+            "numbers are accepted too"
         )
-    tensor = torch.from_numpy(np.array(array, order="C"))  # a copy: arrays may be read-only, or be read backwards
+    tensor = torch.from_numpy(np.array(array, order="C"))  # a copy: arrays may be read-only or have negative strides
     return tensor.to(torch.get_default_dtype()) if tensor.dtype == torch.float64 else tensor
 
 

@@ -1,16 +1,16 @@
-"""The training state: one file with everything that the next step of a training depends on; never pickle."""
+"""The training state: one file with all that the next step depends on (never pickle), and what resuming requires."""
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from dpmodel.saving.checkpoint import Checkpoint, checkpoint_content, checkpoint_in
 from dpmodel.saving.nest import pack_nest, unpack_nest
@@ -19,64 +19,51 @@ from monitors.errors import CheckpointError
 from monitors.ledger import Ledger
 
 if TYPE_CHECKING:
-    from dpmodel.planning.release import ReleasePlan
+    from dpmodel.callbacks.base import CallbackList
     from dpmodel.training.loop import TrainingLoop
-    from mechanisms.rng import SecureGenerator
+    from dpmodel.training.run import Run
+    from monitors.events import PrivacyEvent
 
 KEY = "training"
+
+#: States of other formats are refused. The first format stated none.
+FORMAT = "dpmodel-training-state/2"
+
+#: Accompanies every epsilon that includes lost steps.
+LOST_NOTE = (
+    "steps were released and lost when a process was killed: this figure includes them, although the model contains "
+    "nothing of them"
+)
+
+#: Ends the refusal of a state that belongs to another training.
+WHAT_TO_DO = "Resume with the settings of the run, or start again in another folder (--output)"
+
+MAX_DIFFERENCES = 5
+COMPARED_RELEASES = 64
+_DIGEST = "planned releases (digest of some)"
+_MISSING = object()
 
 
 @dataclass(frozen=True)
 class TrainingState:
-    """A training that can go on where it stands.
+    """A training that can be resumed.
 
-    It is a checkpoint (``load_weights`` and ``load_checkpoint`` read the same file) and what a checkpoint leaves out.
-    Streams of randomness are kept by their place, and only where a user's seed makes them reproducible: a secret stream
-    is never written down, and a resumed training draws from a fresh one.
+    The file is also a checkpoint: ``load_weights`` and ``load_checkpoint`` read it. A secret stream of randomness is
+    never written down, and a resumed training draws from a fresh one.
 
     Args:
         checkpoint: Weights and buffers, optimizer state, steps done.
-        settings: What the training was; a training of other settings must not go on from here.
+        settings: What the training was; a training with other settings must not resume from here.
         journal_head: Digest of the release journal when the state was saved.
-        first_step: Step number at which the call of ``fit`` began.
-        first_partition: Number of its first partition on the ledger (shuffled batches).
-        planned_steps: Step number at which it ends.
-        epoch: Current epoch, from 1.
-        losses: Training losses of the steps of the current epoch, not private.
-        seconds: Time spent in it.
-        loss: Loss of the last step.
-        metrics: Latest validation metrics.
-        history: Finished epochs, as ``History.to_dict``.
-        ledger: Everything released so far, steps that were lost before included.
-        statements: Statements of the privacy claims of the model's life.
-        broken_steps: Steps in a row that were dominated by gradients that were not finite.
-        clip: State of the clip mechanism.
-        sampler: State of the sampler.
-        streams: Places of the reproducible streams, in bytes.
-        callbacks: Class and state of each callback that has a state, in order.
-        randomness: State of torch's generators, which make dropout and the like; empty where they are secret.
+        ledger: Everything released so far, including steps that were lost before.
+        loop: ``TrainingLoop.state_dict()``: the nest of the states of its parts.
     """
 
     checkpoint: Checkpoint
     settings: Mapping[str, Any]
     journal_head: str
-    first_step: int
-    first_partition: int
-    planned_steps: int
-    epoch: int
-    losses: tuple[float, ...]
-    seconds: float
-    loss: float | None
-    metrics: Mapping[str, float]
-    history: Mapping[str, Any]
     ledger: Ledger
-    statements: Sequence[Mapping[str, str]]
-    broken_steps: int
-    clip: Mapping[str, Any]
-    sampler: Mapping[str, Any]
-    streams: Mapping[str, int]
-    callbacks: Sequence[tuple[str, Mapping[str, Any]]]
-    randomness: Mapping[str, Tensor]
+    loop: Mapping[str, Any]
 
     @property
     def path(self) -> str:
@@ -88,26 +75,40 @@ class TrainingState:
         """Steps done over the model's life."""
         return self.checkpoint.info.step
 
+    @property
+    def run(self) -> Mapping[str, Any]:
+        """``Run.state_dict()``."""
+        state: Mapping[str, Any] = self.loop["run"]
+        return state
+
 
 def read_state(path: str | os.PathLike[str]) -> TrainingState:
-    """Read a training state and check that it is whole.
+    """Read a training state and check that it is complete.
 
     Raises:
-        CheckpointError: Missing, truncated, changed, or a file of another kind; the path is named.
+        CheckpointError: Missing, truncated, changed, or a file of another kind or format; the path is named.
     """
     tensors, values = read_tensor_file(path)
     if KEY not in values:
         raise CheckpointError(
-            f"{path} is a checkpoint, not a training state: it has the weights, but not all that a training needs to "
-            "go on"
+            f"{path} is a checkpoint, not a training state: it holds the weights, but not everything that a training "
+            "needs to be resumed"
         )
     checkpoint = checkpoint_in(path, tensors, values)
     try:
         stored = unpack_nest(values[KEY], tensors)
-        stored["losses"] = tuple(stored["losses"].tolist())
-        stored["ledger"] = _ledger(stored.pop("rows"), stored.pop("notes"))
-        return TrainingState(checkpoint=checkpoint, **stored)
+        found = stored.pop("format", "dpmodel-training-state/1")
+        if found != FORMAT:
+            raise CheckpointError(
+                f"{path} has the format {found!r}, and this version of dpmodel reads {FORMAT!r}. Resume with the "
+                "version that saved it, or train in another folder and keep this one: its releases count for the data"
+            )
+        rows, notes = stored.pop("rows"), stored.pop("notes")
+        ledger = Ledger.from_rows(json.loads(np.asarray(rows).tobytes()), notes)
+        return TrainingState(checkpoint, ledger=ledger, **stored)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
+        if isinstance(error, CheckpointError):
+            raise
         raise CheckpointError(f"{path} was written by another version of dpmodel: {error}") from error
 
 
@@ -130,70 +131,125 @@ class StateWriter:
         Raises:
             CheckpointError: Something in the state cannot be saved; it is named.
         """
+        ledger = loop.run.ledger
         tensors, values = checkpoint_content(loop.run, with_digest=False)
         stored = {
+            "format": FORMAT,
             "settings": dict(self.settings),
             "journal_head": journal_head,
-            "rows": _bytes(self._encoded(loop.run.ledger)),
-            **_described(loop),
+            "rows": torch.frombuffer(bytearray(self._encoded(ledger).encode()), dtype=torch.uint8),
+            "notes": ledger.notes,
+            "loop": loop.state_dict(),
         }
         values[KEY] = pack_nest(stored, KEY, tensors, "the training")
         write_tensor_file(self.path, tensors, values)
 
     def _encoded(self, ledger: Ledger) -> str:
-        # A decaying schedule has one row per step: each is encoded once, and the last again, since it may have grown.
+        # A decaying schedule has one row per step: each is encoded once, except the last, which may have grown.
         del self._rows[-1:]
         self._rows += [json.dumps(row) for row in ledger.row_dicts(len(self._rows))]
         return f"[{','.join(self._rows)}]"
 
 
-def stateful(callbacks: Sequence[Any]) -> list[tuple[str, Any]]:
-    """Class name and object of each callback that has a state to keep, in order."""
-    named = [(type(entry).__name__, entry) for entry in callbacks if hasattr(entry, "state_dict")]
-    return [(name, entry) for name, entry in named if entry.state_dict()]
-
-
-def streams(plan: ReleasePlan) -> dict[str, SecureGenerator]:
-    """The streams of randomness that the proof rests on, by what they are for."""
-    owners = {"noise": plan.noise, "clip": plan.clip, "sampling": plan.sampler}
-    found = {name: getattr(owner, "generator", None) for name, owner in owners.items()}
-    return {name: generator for name, generator in found.items() if generator is not None}
-
-
-def _described(loop: TrainingLoop) -> dict[str, Any]:
-    run, progress = loop.run, loop.progress
-    places = {name: generator.position for name, generator in streams(run.plan).items()}
+def run_settings(run: Run) -> dict[str, Any]:
+    """What a training is, as far as its objects show it, by names for messages."""
+    plan, model = run.plan, run.model
     return {
-        "first_step": run.first_step,
-        "first_partition": run.plan.sampler.first_partition,
-        "planned_steps": run.planned_steps,
-        "epoch": run.epoch,
-        "losses": torch.tensor(progress.losses, dtype=torch.float64, device="cpu"),
-        "seconds": progress.seconds_so_far(),
-        "loss": run.loss,
-        "metrics": run.metrics,
-        "history": run.history.to_dict(),
-        "notes": run.ledger.notes,
-        "statements": run.model.statements,
-        "broken_steps": loop.step.broken_steps,
-        "clip": run.plan.clip.state_dict(),
-        "sampler": run.plan.sampler.state_dict(),
-        "streams": {name: place for name, place in places.items() if place is not None},
-        "callbacks": [(name, entry.state_dict()) for name, entry in stateful(tuple(loop.listeners))],
-        "randomness": {} if run.plan.secret else _randomness(loop.device),
+        "network": type(model.network).__name__,
+        "optimizer": type(model.optimizer).__name__,
+        "epochs": run.epochs,
+        "first step": run.first_step,
+        "steps per epoch": run.steps_per_epoch,
+        **plan.facts,
+        "sampling": plan.sampler.name,
+        "unit": plan.unit.describe(),
+        "noise mechanism": type(plan.noise).__name__,
+        "clip mechanism": type(plan.clip).__name__,
+        "reproducible": sorted(name for name, stream in run.streams.items() if stream.reproducible),
+        "delta": run.delta,
+        _DIGEST: _planned_digest(run),
     }
 
 
-def _randomness(device: torch.device) -> dict[str, Tensor]:
-    found = {"cpu": torch.get_rng_state()}
-    if device.type == "cuda":
-        found["cuda"] = torch.cuda.get_rng_state(device)
-    return found
+def check_state(state: TrainingState, run: Run, listeners: CallbackList, settings: Mapping[str, Any]) -> None:
+    """Refuse a state that ``run`` cannot be resumed from; nothing is changed.
+
+    Raises:
+        CheckpointError: Settings, network, optimizer or callbacks differ from those it was saved from (says which and
+            how), or the model has already trained.
+    """
+    if settings != state.settings:
+        differences = _worded(settings, state.settings, run_settings(run))
+        raise CheckpointError(f"{state.path} belongs to another training: {'; '.join(differences)}. {WHAT_TO_DO}")
+    model = run.model
+    state.checkpoint.check(model.network, model.optimizer)
+    given, stated = [name for name, _ in listeners.state_dict()], [name for name, _ in state.loop["callbacks"]]
+    if given != stated:
+        raise CheckpointError(
+            f"{state.path} holds the state of the callbacks {', '.join(stated) or 'none'}, but the training has "
+            f"{', '.join(given) or 'none'}; give the same callbacks in the same order"
+        )
+    if model.ledger.total:
+        raise CheckpointError(
+            f"a training is resumed on a newly built model, but the ledger of this one already holds "
+            f"{model.ledger.total} releases; build network, optimizer and model again"
+        )
 
 
-def _bytes(text: str) -> Tensor:
-    return torch.frombuffer(bytearray(text.encode()), dtype=torch.uint8)
+def _worded(ours: Mapping[str, Any], theirs: Mapping[str, Any], derived: Collection[str]) -> list[str]:
+    """The differences in what the user sets; if there are none, those in what follows from it."""
+
+    def among(names: Collection[str]) -> list[str]:
+        return setting_differences(*({name: side[name] for name in side if name in names} for side in (ours, theirs)))
+
+    names = {*ours, *theirs}
+    # A digest means nothing to a reader: it is named only if everything else is the same.
+    choices = (names - set(derived), set(derived) - {_DIGEST}, names)
+    return next(filter(None, map(among, choices)))
 
 
-def _ledger(rows: Tensor, notes: Sequence[str]) -> Ledger:
-    return Ledger.from_rows(json.loads(np.asarray(rows).tobytes()), notes)
+def setting_differences(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> list[str]:
+    """How two trainings differ, in words; at most ``MAX_DIFFERENCES``, in the order of ``ours``.
+
+    Example:
+        >>> setting_differences({"training.epochs": 10}, {"training.epochs": 12})
+        ['training.epochs is 10 here and 12 in the state']
+    """
+    found = []
+    for name in [*ours, *(name for name in theirs if name not in ours)]:
+        one, other = ours.get(name, _MISSING), theirs.get(name, _MISSING)
+        if one != other:
+            found.append(f"{name} is {_word(one)} here and {_word(other)} in the state")
+    return found[:MAX_DIFFERENCES]
+
+
+def charge_lost(run: Run, processes: Iterable[Sequence[PrivacyEvent]]) -> int:
+    """Charge what earlier processes released and lost; returns how many steps that is.
+
+    Args:
+        run: The resumed run, its ledger restored.
+        processes: What each process had announced beyond the state. Each gets partition numbers that neither the ledger
+            nor the rest of the run uses: under shuffled batches these are different epochs.
+    """
+    ledger, planned, lost = run.ledger, Ledger(), 0
+    if run.planned_steps > run.first_step:
+        planned.record(run.event(run.planned_steps - 1))
+    for events in filter(None, processes):
+        segment = Ledger([LOST_NOTE])
+        for event in events:
+            segment.record(event, lost=True)
+        ledger.extend(segment, max(ledger.next_partition, planned.next_partition))
+        lost += len(events)
+    return lost
+
+
+def _planned_digest(run: Run) -> str:
+    # Evenly spaced releases distinguish schedules without a walk through a long plan.
+    digest, planned = hashlib.sha256(), run.planned_steps - run.first_step
+    for step in range(run.first_step, run.planned_steps, max(1, planned // COMPARED_RELEASES)):
+        digest.update(json.dumps(run.event(step).to_dict(), sort_keys=True).encode())
+    return digest.hexdigest()[:16]
+
+
+def _word(value: Any) -> str:
+    return "not stated" if value is _MISSING else repr(value)

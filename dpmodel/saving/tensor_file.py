@@ -23,10 +23,10 @@ HEADER_LENGTH_BYTES = 8
 def write_tensor_file(path: str | os.PathLike[str], tensors: Mapping[str, Tensor], values: Mapping[str, Any]) -> None:
     """Write ``tensors`` and JSON ``values`` to ``path``, atomically and flushed to the disk.
 
-    Tensors that are one and the same (tied weights) are stored once.
+    Identical tensors (tied weights) are stored once.
 
     Raises:
-        CheckpointError: A value is no JSON, or a tensor has a type that the format does not know.
+        CheckpointError: A value is not JSON, or a tensor has a type that the format does not support.
     """
     from safetensors import SafetensorError
     from safetensors.torch import save
@@ -45,7 +45,7 @@ def read_tensor_file(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], d
     """Read back ``write_tensor_file``, every byte of content checked.
 
     Raises:
-        CheckpointError: No such file, not such a file, truncated, or changed since it was written; the path is named.
+        CheckpointError: The file is missing, of another kind, truncated, or was changed; the path is named.
     """
     from safetensors import SafetensorError
     from safetensors.torch import load
@@ -80,12 +80,12 @@ def _without_duplicates(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor
     first_name: dict[Any, str] = {}
     for name, tensor in tensors.items():
         place = (tensor.device, tensor.data_ptr(), tensor.dtype, tuple(tensor.shape), tensor.stride())
-        # Empty tensors all have the address 0 and are not each other's alias.
+        # Empty tensors all have the address 0 but are not aliases.
         known = first_name.setdefault(place, name) if tensor.numel() else name
         if known != name:
             aliases[name] = known
         else:
-            # A copy of its own also separates views that share memory, which safetensors refuses.
+            # A copy also separates views that share memory, which safetensors refuses.
             stored[name] = tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
     return stored, aliases
 
@@ -112,5 +112,5 @@ def _metadata(content: bytes) -> dict[str, Any]:
         or not isinstance(body.get("aliases"), dict)
         or not isinstance(body.get("values"), dict)
     ):
-        raise ValueError("its description has another form")
+        raise ValueError("its description has an unknown form")
     return body

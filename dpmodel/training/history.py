@@ -30,10 +30,10 @@ class EpochRecord:
     Args:
         epoch: Number of the epoch, counted from 1.
         step: Steps done over the model's life when the epoch ended.
-        loss: Mean training loss of the epoch. NOT private: it is computed from the training data without noise and
+        loss: Mean training loss of the epoch. NOT private: it is computed from the training data without noise, and
             no ledger row covers it. Do not publish it with the model.
         metrics: Validation metrics by name; as private as the validation data are.
-        epsilon: Privacy spent by everything on the ledger so far; None where no delta is known.
+        epsilon: Privacy spent by everything on the ledger so far; None without a delta.
         noise_multiplier: Noise multiplier of the last step, as the noise mechanism states it.
         norm_bound: Clipping bound of the last step.
         seconds: Wall time of the epoch.
@@ -64,7 +64,7 @@ class EpochRecord:
         return object.__getattribute__(self, name)
 
 
-#: Changes of the norm bound that a history keeps, at most.
+#: Most changes of the norm bound that a history keeps.
 MOST_NORM_BOUNDS = 4096
 
 FIELDS = tuple(item.name for item in dataclasses.fields(EpochRecord) if item.name != "metrics")
@@ -76,7 +76,7 @@ class History:
     ``history["accuracy"]`` is a column, ``history[-1]`` the last epoch, ``history[:3]`` a list of the first three.
 
     Args:
-        delta: The delta that the ``epsilon`` column is stated at; None where none is stated.
+        delta: The delta of the ``epsilon`` column; None for no delta.
 
     Example:
         >>> history = History(delta=1e-5)
@@ -92,14 +92,14 @@ class History:
             checks.open_unit(delta=delta)
         self.delta = delta
         self.epochs: list[EpochRecord] = []
-        #: Steps done and norm bound from there on, one pair for each change; empty where it was not recorded.
+        #: Steps done and norm bound from there on, one pair for each change; empty if it was not recorded.
         self.norm_bounds: list[tuple[int, float]] = []
 
     def append(self, record: EpochRecord | None = None, **fields: Any) -> EpochRecord:
         """Add one epoch, given as a record or as its fields, and return the record.
 
         Raises:
-            ValueError: Both or neither are given, or the step is behind that of the last epoch.
+            ValueError: Both or neither are given, or the step is smaller than that of the last epoch.
         """
         if (record is None) == (not fields):
             raise ValueError("append takes either one EpochRecord or its fields by keyword")
@@ -112,9 +112,9 @@ class History:
         return row
 
     def record_norm_bound(self, step: int, norm_bound: float) -> None:
-        """Note the norm bound after ``step`` steps, for the picture; a bound that stays takes no memory.
+        """Note the norm bound after ``step`` steps, for the picture; a bound that does not change takes no memory.
 
-        Of a bound that moved very often, every other change is kept.
+        If the bound changed very often, every other change is kept.
         """
         if self.norm_bounds and self.norm_bounds[-1][1] == norm_bound:
             return
@@ -134,7 +134,7 @@ class History:
         return FIELDS[:at] + self.metric_names + FIELDS[at:]
 
     def column(self, name: str) -> list[Any]:
-        """One value per epoch of a field or metric; None where an epoch has none.
+        """One value per epoch of a field or metric; None if an epoch has none.
 
         Raises:
             ValueError: No epoch has that column; the known ones and the nearest are named.
@@ -193,7 +193,7 @@ class History:
         write_atomically(path, "\n".join(lines) + "\n")
 
     def read_norm_bounds(self, path: str | os.PathLike[str]) -> None:
-        """Read back ``norm_bounds_to_csv``; without such a file, the bound is known at the ends of the epochs alone.
+        """Read back ``norm_bounds_to_csv``; without such a file, the bound is known only at the ends of the epochs.
 
         Raises:
             ValueError: The file holds something else.
@@ -217,13 +217,13 @@ class History:
         """Draw the training curves: metrics, losses, epsilon, noise multiplier and norm bound.
 
         Args:
-            path: Where to save the picture too; the ending chooses the format (``.png``, ``.svg``, ``.pdf``).
+            path: Also save the picture here; the suffix chooses the format (``.png``, ``.svg``, ``.pdf``).
             ledger: Ledger of the training, for epsilon after each step. Default: the epsilon at the end of each epoch
                 is drawn over the whole epoch, which is never too small.
             accountant: Who reads ``ledger``: a name or an object.
             style: ``"light"`` or ``"dark"``.
             size: Width of the picture in inches, 2.5 to 40; a column of a paper is about 3.4 wide. Default: as wide as
-                the panels need.
+                the panels require.
 
         Raises:
             ValueError: The history is empty, an argument is out of range, or ``ledger`` is given to a history without a
@@ -248,7 +248,7 @@ class History:
     def __getitem__(self, key: slice) -> list[EpochRecord]: ...
 
     def __getitem__(self, key: str | int | slice) -> Any:
-        """A column by its name, an epoch by its place (from 0), or a list of epochs by a slice.
+        """A column by its name, an epoch by its index (from 0), or a list of epochs by a slice.
 
         Raises:
             ValueError: There is no such column.

@@ -1,4 +1,4 @@
-"""Ctrl-C or a polite kill while training: the step is finished, everything is written, then the training ends."""
+"""Ctrl-C or SIGTERM during training: the step is finished, everything is written, then the training ends."""
 
 from __future__ import annotations
 
@@ -14,27 +14,27 @@ from dpmodel.callbacks.base import Callback
 if TYPE_CHECKING:
     from dpmodel.training.run import Run
 
-#: Ctrl-C, and what cluster managers send before they kill.
+#: Ctrl-C, and the signal that cluster managers send before they kill a process.
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
-#: How the stop reason of an interrupted run begins.
+#: Start of the stop reason of an interrupted run.
 INTERRUPTED = "interrupted"
 
 
 class InterruptStop(Callback):
-    """Turns the first signal into a stop before the next step; a second one breaks off at once."""
+    """Turns the first signal into a stop before the next step; a second one interrupts at once."""
 
     def __init__(self) -> None:
         self.run: Run | None = None
         self.interrupted = False
 
     def on_train_begin(self, run: Run) -> None:
-        """Know the run to stop."""
+        """Note the run to stop."""
         self.run = run
 
     @contextmanager
     def listening(self, signals: Sequence[signal.Signals] = SIGNALS) -> Iterator[None]:
-        """Handle the signals inside the block; outside of the main thread, where Python has none, do nothing."""
+        """Handle the signals inside the block; does nothing outside the main thread, which receives no signals."""
         if threading.current_thread() is not threading.main_thread():
             yield
             return
@@ -55,12 +55,12 @@ class InterruptStop(Callback):
 
 @contextmanager
 def finishing_steps(run: Run) -> Iterator[None]:
-    """Ctrl-C stops ``run`` after the step under way, and raises at the end of the block; a second one at once.
+    """Ctrl-C stops ``run`` after the current step and raises at the end of the block; a second one raises at once.
 
-    Nothing is done where somebody else handles Ctrl-C already.
+    Does nothing if the program already handles Ctrl-C itself.
 
     Raises:
-        KeyboardInterrupt: There was one.
+        KeyboardInterrupt: Ctrl-C was pressed.
     """
     if signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
         yield

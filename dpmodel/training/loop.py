@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -16,16 +16,17 @@ from dpmodel.data.collation import Collation
 from dpmodel.data.loader import PrivateLoader
 from dpmodel.data.specimens import Drawn
 from dpmodel.training.interrupt import INTERRUPTED
+from dpmodel.training.randomness import TorchGenerators
 from dpmodel.training.run import Run
 from dpmodel.training.step import PrivateStep
 from mechanisms.engines.batch import Batch, first_tensor, map_tensors
 
 if TYPE_CHECKING:
-    from dpmodel.saving.keeper import StateKeeper
+    from dpmodel.saving.record import ReleaseRecord
 
-#: What a ledger says of a training that something other than a limit has ended.
+#: Note of a training that something other than a limit has ended.
 STOPPED_BY_CHOICE = (
-    "stopped before its planned end: epsilon is that of a length fixed in advance; where the moment was chosen by what "
+    "stopped before its planned end: epsilon is that of a length fixed in advance; if the moment was chosen by what "
     "the training showed, state epsilon of all planned steps, or train under a PrivacyFilter"
 )
 
@@ -37,10 +38,10 @@ def to_device(value: Any, device: torch.device) -> Any:
 
 @dataclass
 class EpochProgress:
-    """The part of an epoch that is done.
+    """The finished part of an epoch.
 
     Args:
-        losses: Training loss of each of its steps; NaN where no example was drawn.
+        losses: Training loss of each step so far; NaN if no example was drawn.
         seconds: Time that earlier processes spent on it.
     """
 
@@ -52,6 +53,16 @@ class EpochProgress:
         """Time spent on the epoch, in all processes."""
         return self.seconds + time.perf_counter() - self.started
 
+    def state_dict(self) -> dict[str, Any]:
+        """Losses and time of the running epoch."""
+        losses = torch.tensor(self.losses, dtype=torch.float64, device="cpu")
+        return {"losses": losses, "seconds": self.seconds_so_far()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restore ``state_dict``."""
+        self.losses[:] = state["losses"].tolist()
+        self.seconds = state["seconds"]
+
 
 @dataclass
 class TrainingLoop:
@@ -59,16 +70,16 @@ class TrainingLoop:
 
     Args:
         run: State that callbacks see.
-        loader: Where batches come from.
-        collation: Looks at how they are put together.
+        loader: Source of the batches.
+        collation: Checks how they are collated.
         step: Does one private step.
         listeners: Callbacks and monitors.
-        evaluate: Validation metrics after each epoch, or None.
-        device: Where the network is.
-        keeper: Keeps the state of the training on the disk; None keeps nothing.
+        evaluate: Returns validation metrics after each epoch; None for no validation.
+        device: Device of the network.
+        keepers: Keep the training on the disk; each is called before every release and between the steps.
 
     Attributes:
-        before_pass: Called before each batch is read, and before it is passed through; None for nothing.
+        before_pass: Called before each batch is read and before its forward pass; None for nothing.
     """
 
     run: Run
@@ -78,19 +89,42 @@ class TrainingLoop:
     listeners: CallbackList
     evaluate: Callable[[], dict[str, float]] | None
     device: torch.device
-    keeper: StateKeeper | None = None
+    keepers: Sequence[ReleaseRecord] = ()
     before_pass: Callable[[], None] | None = field(default=None, init=False)
     progress: EpochProgress = field(default_factory=EpochProgress, init=False)
     _announced: set[str] = field(default_factory=set, init=False)
-    _between_steps: bool = field(default=True, init=False)
+    _in_step: bool = field(default=False, init=False)
     _limit_reached: bool = field(default=False, init=False)
+    _generators: TorchGenerators = field(init=False)
+    _generator_state: Mapping[str, Any] = field(default_factory=dict, init=False)  # of a resumed training
+
+    def __post_init__(self) -> None:
+        self._generators = TorchGenerators(self.device, self.run.plan.secret)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The states of its parts: all that the next step depends on, besides weights, optimizer and ledger."""
+        return {
+            "run": self.run.state_dict(),
+            "step": self.step.state_dict(),
+            "progress": self.progress.state_dict(),
+            "callbacks": self.listeners.state_dict(),
+            "generators": self._generators.state_dict(),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restore ``state_dict`` once the callbacks have begun; the run is restored before, so that they see it."""
+        self.listeners.load_state_dict(state["callbacks"])
+        self.step.load_state_dict(state["step"])
+        self.progress.load_state_dict(state["progress"])
+        self._generator_state = state["generators"]
 
     def __call__(self) -> None:
         """Train until the planned steps are done or ``run.stop`` was called.
 
-        Where a callback or the validation fails between two steps, the state is kept all the same.
+        If a callback or the validation fails between two steps, the state is saved all the same.
         """
         run = self.run
+        self._keep()
         try:
             for epoch in range(run.epoch, run.epochs + 1):
                 run.epoch = epoch
@@ -100,12 +134,12 @@ class TrainingLoop:
                     self._note_choice()
                     break
         except Exception:
-            if self._between_steps:
-                with suppress(Exception):  # what has failed is what is reported
-                    self._rest()
+            if not self._in_step:
+                with suppress(Exception):  # the first failure is the one to report
+                    self._keep(rest=True)
             raise
         self.step.guard.settle()
-        self._rest()
+        self._keep(rest=True)
         if self.step.left_out:
             run.say(f"{self.step.left_out:,} clipped units without a finite gradient were left out in all")
 
@@ -133,40 +167,40 @@ class TrainingLoop:
         self.step.network.train()
         done, secret = run.step - run.first_step, run.plan.secret
         batches = self.loader.batches(run.plan.sampler, done, left, secret=secret, wrap=self.collation.wrap)
-        if self.keeper is not None:
-            self.keeper.before_steps(self)
+        # The batches have drawn from the generators too, as they had when the state was saved.
+        self._generators.load_state_dict(self._generator_state)
+        self._generator_state = {}
         for _ in range(left):
             asked_before = run.stop_reason is not None
             self.listeners.notify("on_train_step_begin", run)
             if run.stop_reason is not None:
                 self._limit_reached = not asked_before
-                # Before the metrics of a part of an epoch are taken, which a resumed training must not know.
-                self._rest()
+                # Before a partial epoch is validated: a resumed training must not know these metrics.
+                self._keep(rest=True)
                 break
             self._one_step(batches)
 
     def _one_step(self, batches: Iterator[Drawn]) -> None:
         run = self.run
-        if self.keeper is not None:
-            self.keeper.before_step(self)
+        for keeper in self.keepers:
+            keeper.before_release(self)
         self._renew()
         batch = self._batch(next(batches))
         self._renew()  # the data set may have seeded the generators for its own purposes
-        self._between_steps = False
+        self._in_step = True
         run.history.record_norm_bound(run.step, run.norm_bound)
         run.loss = self.step(batch, run.step)
         run.advance()
         self.progress.losses.append(run.loss)
-        self._between_steps = True
+        self._in_step = False
         self._announce_limit()
         self._announce_left_out()
         self._announce_isolation()
         self.listeners.notify("on_train_step_end", run)
-        if self.keeper is not None:
-            self.keeper.after_step(self)
+        self._keep()
 
     def _note_choice(self) -> None:
-        """A limit stops by the schedule, known in advance; whatever else stops may go by what the training showed."""
+        """A limit stops by the schedule, known in advance; other stops may depend on what the training showed."""
         run = self.run
         chosen = not self._limit_reached and not str(run.stop_reason).startswith(INTERRUPTED)
         if chosen and run.step < run.planned_steps:
@@ -176,9 +210,9 @@ class TrainingLoop:
         if self.before_pass is not None:
             self.before_pass()
 
-    def _rest(self) -> None:
-        if self.keeper is not None:
-            self.keeper.rest(self)
+    def _keep(self, *, rest: bool = False) -> None:
+        for keeper in self.keepers:
+            keeper.between_steps(self, rest=rest)
 
     def _batch(self, drawn: Drawn) -> Batch:
         with self.step.guard.each_example_alone(self.run.step):
@@ -201,7 +235,7 @@ class TrainingLoop:
             self._announced.add("left out")
             self.run.say(
                 f"step {self.run.step}: {self.step.left_out} clipped units had a gradient that is not finite and were "
-                "left out, as they will be in later steps; look for NaN or infinite numbers in the data"
+                "left out, as they will be in later steps; check the data for NaN and infinite numbers"
             )
 
     def _announce_isolation(self) -> None:

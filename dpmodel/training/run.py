@@ -19,12 +19,13 @@ if TYPE_CHECKING:
     from dpmodel.model import DPModel
     from dpmodel.planning.release import ReleasePlan
     from dpmodel.training.guard import UpdateGuard
+    from mechanisms.rng import SecureGenerator
     from monitors.accountant import Accountant
     from monitors.events import PrivacyEvent
     from monitors.ledger import Ledger
     from monitors.spent import PrivacySpent
 
-#: Accountant of an epsilon that is shown while training when no monitor states one.
+#: Accountant of the epsilon shown during training if no monitor names one.
 DEFAULT_ACCOUNTANT = "rdp"
 
 
@@ -40,9 +41,9 @@ class Run:
         epochs: Epochs asked for.
         has_validation: Whether held-out data were given to ``fit``.
         metrics: Latest validation metrics.
-        notes: What could not be tried of the mechanisms; on the ledger from the first step on.
+        notes: What could not be checked of the mechanisms; on the ledger from the first step on.
         stop_reason: Why the run was stopped early, else None.
-        printer: Where ``say`` writes; a progress bar may put its own here.
+        printer: Where ``say`` writes; a progress bar may replace it.
 
     Args:
         model: The ``DPModel``.
@@ -83,8 +84,8 @@ class Run:
     def loss(self) -> float | None:
         """Mean training loss of the last drawn batch, None before the first, NaN for an empty one; not private.
 
-        A callback that reads it and changes the optimizer, the noise or the clipping then or later leaves a note on the
-        ledger.
+        If a callback reads it, and a callback then or later changes the optimizer, the noise or the clipping, the
+        ledger gets a note.
         """
         private_value_read("the training loss")
         return self._loss
@@ -105,17 +106,17 @@ class Run:
 
     @property
     def ledger(self) -> Ledger:
-        """Everything released so far, over the model's life; also by processes that broke off."""
+        """Everything released so far, over the model's life, including processes that were killed."""
         return self.model.ledger
 
     @property
     def verification(self) -> list[str]:
-        """What was verified, how and when, for the report; whoever verifies more appends a sentence."""
+        """What was verified, how and when, for the report; further checks append a sentence."""
         return self.model.verification
 
     @property
     def planned_steps(self) -> int:
-        """Value of ``step`` at the end of this call if nothing stops it."""
+        """Value of ``step`` at the end of this call, unless it stops early."""
         return self.first_step + self.epochs * self.steps_per_epoch
 
     @property
@@ -125,13 +126,51 @@ class Run:
 
     @property
     def noise_multiplier(self) -> float:
-        """Noise standard deviation over the norm bound at the last step."""
+        """Noise standard deviation divided by the norm bound, at the last step."""
         return self.plan.noise.noise_multiplier(self.last_step)
 
     @property
     def norm_bound(self) -> float:
         """Norm bound that the next step will use."""
         return self.plan.clip.norm_bound
+
+    @property
+    def streams(self) -> dict[str, SecureGenerator]:
+        """The streams of randomness that the proof rests on, by purpose."""
+        owners = {"noise": self.plan.noise, "clip": self.plan.clip, "sampling": self.plan.sampler}
+        found = {name: getattr(owner, "generator", None) for name, owner in owners.items()}
+        return {name: generator for name, generator in found.items() if generator is not None}
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a resumed run continues from, besides the weights and the ledger: counters, history, mechanisms."""
+        plan = self.plan
+        return {
+            "first_step": self.first_step,
+            "first_partition": plan.sampler.first_partition,
+            "planned_steps": self.planned_steps,
+            "step": self.step,
+            "epoch": self.epoch,
+            "loss": self._loss,
+            "metrics": self.metrics,
+            "history": self.history.to_dict(),
+            "statements": self.model.statements,
+            "clip": plan.clip.state_dict(),
+            "sampler": plan.sampler.state_dict(),
+            "streams": {name: stream.state_dict() for name, stream in self.streams.items() if stream.reproducible},
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restore ``state_dict`` in a run that was built with its first step and partition."""
+        self.step = self.model.steps_done = state["step"]
+        self.epoch = state["epoch"]
+        self._loss = state["loss"]
+        self.metrics = dict(state["metrics"])
+        self.history = History.from_dict(state["history"])
+        self.model.statements = state["statements"]
+        self.plan.clip.load_state_dict(state["clip"])
+        self.plan.sampler.load_state_dict(state["sampler"])
+        for name, stream in state["streams"].items():
+            self.streams[name].load_state_dict(stream)
 
     def advance(self) -> None:
         """Count one finished step."""
@@ -144,7 +183,7 @@ class Run:
 
     @property
     def facts(self) -> Mapping[str, int | float | str | None]:
-        """The numbers in force, for monitors to check theirs against."""
+        """The actual numbers, against which monitors check theirs."""
         return self.plan.facts
 
     @property
@@ -164,7 +203,7 @@ class Run:
         """How the training ended, for the report: ``"finished"``, or why it ended early.
 
         Args:
-            error: What it failed with, or None.
+            error: The exception it failed with, or None.
         """
         interrupted = isinstance(error, KeyboardInterrupt) and self.stop_reason is not None
         if error is not None and not interrupted:
@@ -172,7 +211,7 @@ class Run:
         return "finished" if self.stop_reason is None else f"stopped: {self.stop_reason}"
 
     def privacy_spent(self, delta: float | None = None, accountant: str | Accountant | None = None) -> PrivacySpent:
-        """Privacy spent by all that is on the ledger; by default as the run's privacy monitor states it."""
+        """Privacy spent by everything on the ledger; by default as the run's privacy monitor states it."""
         return self.model.privacy_spent(
             self.delta if delta is None else delta, self.accountant if accountant is None else accountant
         )
@@ -185,12 +224,12 @@ class Run:
     def post_processing(self, what: str) -> Iterator[None]:
         """Let a callback change weights, buffers or optimizer state inside the block.
 
-        For changes that no private data went into, such as an average of earlier weights or a temperature that follows
-        the step. The ledger gets a note with ``what``. Without it such a change ends the training and voids its claim,
-        unless the values are again those of an earlier step (weights that are swapped and swapped back, or restored).
+        For changes that do not depend on private data, such as an average of earlier weights or a temperature that
+        depends on the step. The ledger gets a note with ``what``. Outside such a block, a change ends the training and
+        voids its claim, unless the values equal those of an earlier step (weights swapped back or restored).
 
         Args:
-            what: What is written, in words.
+            what: What is changed, in words.
 
         Raises:
             UnprotectedUpdateError: Something was changed before the block.
@@ -209,7 +248,7 @@ class Run:
             yield
 
     def on_violation(self, listener: Callable[[], None]) -> None:
-        """Have ``listener`` called at once when a violation was recorded on the ledger."""
+        """Call ``listener`` as soon as a violation is recorded on the ledger."""
         self._when_violated.append(listener)
 
     def violated(self, reason: str) -> None:
@@ -224,5 +263,5 @@ class Run:
             self.stop_reason = reason
 
     def say(self, text: str) -> None:
-        """Print a line where it does not disturb a progress bar."""
+        """Print a line without disturbing a progress bar."""
         self.printer(text)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import Any
 
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -25,7 +26,7 @@ MAX_BROKEN_STEPS = 20
 
 @dataclass
 class PrivateStep:
-    """Takes a drawn batch to an updated network.
+    """Updates the network by one drawn batch.
 
     Args:
         network: Trained in place.
@@ -35,9 +36,9 @@ class PrivateStep:
         plan: Mechanisms and the event of each step.
         ledger: Where each event is recorded before its result is used.
         guard: Refuses updates that dpmodel did not make.
-        padding: Rows of parameters, by name, whose gradient is zero whatever the data (``padding_rows``): no noise
-            stays in them, which is post-processing of the release.
-        iterations: Of the network's spectral normalisations, held while it trains; None for none.
+        padding: Rows of parameters, by name, whose gradient is always zero (``padding_rows``): their noise is removed,
+            which is post-processing of the release.
+        iterations: Power iterations of the network's spectral normalisations; None for none.
     """
 
     network: nn.Module
@@ -53,7 +54,7 @@ class PrivateStep:
     left_out: int = field(default=0, init=False)  # units without a finite gradient, in all steps; private
     _layout: FlatLayout = field(init=False)
     _additivity: Additivity = field(init=False)
-    _sum: Tensor = field(init=False)  # for all steps: fresh memory of the size of a large network is slow to come by
+    _sum: Tensor = field(init=False)  # for all steps: allocating the size of a large network is slow
 
     def __post_init__(self) -> None:
         self._layout = FlatLayout.of(self.network)
@@ -67,8 +68,8 @@ class PrivateStep:
             Mean training loss of the batch, not private; NaN for an empty batch.
 
         Raises:
-            UnprotectedUpdateError: Something un-noised could reach the optimizer. Where it may have reached weights
-                that were released, the violation is on the ledger.
+            UnprotectedUpdateError: Something un-noised could reach the optimizer. If it may have reached released
+                weights, the ledger states a violation.
             NonFiniteGradientsError: Most gradients were not finite for many steps in a row.
         """
         self.guard.check()
@@ -93,14 +94,22 @@ class PrivateStep:
         self._watch(summed)
         return summed.loss
 
+    def state_dict(self) -> dict[str, Any]:
+        """The counters that a resumed training continues."""
+        return {"broken_steps": self.broken_steps}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restore ``state_dict``."""
+        self.broken_steps = state["broken_steps"]
+
     @property
     def not_compared(self) -> str | None:
-        """Why the second line of defence does not compare sums; None where it does."""
+        """Why the second line of defence does not compare sums; None if it does."""
         return self._additivity.not_compared
 
     @contextmanager
     def _never_left_clean(self) -> Iterator[None]:
-        """Where a step fails, no sum without noise stays: an optimizer may hold views of it since the last step."""
+        """If a step fails, no un-noised sum remains: an optimizer may hold views of it since the last step."""
         try:
             yield
         except BaseException:

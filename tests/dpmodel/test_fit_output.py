@@ -22,8 +22,8 @@ from dpmodel import (
 )
 from dpmodel.runs.evaluate import evaluate_run
 from dpmodel.runs.folder import RunFolder
-from dpmodel.runs.recorder import RESERVED_NOTE
 from monitors.errors import ConfigError
+from monitors.ledger import ANNOUNCED_NOTE
 
 
 def model_of(network=None, **options):
@@ -59,7 +59,7 @@ def test_the_ledger_on_disk_is_never_behind_the_training(tmp_path):
     class Watcher(Callback):
         def on_train_step_end(self, run):
             on_disk = Ledger.load(folder.ledger)
-            seen.append(on_disk.total >= run.ledger.total and RESERVED_NOTE in on_disk.notes)
+            seen.append(on_disk.total >= run.ledger.total and ANNOUNCED_NOTE in on_disk.notes)
 
     model_of().fit(loader(), 2, output=folder.path, callbacks=Watcher())
     assert len(seen) == 12

@@ -18,6 +18,8 @@ from monitors import (
     UnsupportedEventError,
     event_from_dict,
 )
+from monitors.journal import JOURNAL_NAME, ReleaseJournal
+from monitors.ledger import ANNOUNCED_NOTE
 
 gaussians = st.builds(GaussianEvent, st.floats(0.01, 100))
 simple = gaussians | st.builds(NonPrivateEvent)
@@ -146,3 +148,40 @@ def test_a_wrong_multiplier_is_refused(multiplier):
 def test_a_wrong_random_stopping_is_refused(runs, distribution):
     with pytest.raises(ValueError, match=r"expected_runs|distribution"):
         RandomStoppingEvent(GaussianEvent(1.0), runs, distribution)
+
+
+def test_a_ledger_under_way_is_read_with_all_that_its_journal_announced_since(tmp_path):
+    path, journal = tmp_path / "ledger.json", ReleaseJournal(tmp_path / JOURNAL_NAME)
+    event = DisjointEvent(0, GaussianEvent(2.0))
+    journal.begin(0)
+    journal.announce(0, [event] * 4)
+    ledger = Ledger().record(event, 2)
+    ledger.save(path, journal=journal.head)  # what was announced before counts no further
+    assert Ledger.load(path) == ledger
+    journal.announce(2, [event] * 2)
+    assert Ledger.load(path).rows == ((event, 4),)
+    assert Ledger.load(path).notes == (ANNOUNCED_NOTE,)
+    journal.begin(2)  # another process draws other batches, so its part of the epoch is a partition of its own
+    journal.announce(2, [event] * 2)
+    journal.violate(3, "the weights were overwritten")
+    found = Ledger.load(path)
+    assert found.rows[:2] == ((event, 4), (DisjointEvent(1, GaussianEvent(2.0)), 2))
+    assert found.violations == ("the weights were overwritten",)
+    found.save(path)
+    assert Ledger.load(path) == found
+
+
+def test_a_ledger_under_way_is_refused_without_its_journal_and_after_a_change(tmp_path):
+    path, journal = tmp_path / "ledger.json", ReleaseJournal(tmp_path / JOURNAL_NAME)
+    journal.begin(0)
+    Ledger().record(GaussianEvent(2.0)).save(path, journal=journal.head)
+    text = path.read_text()
+    with pytest.raises(ValueError, match=r"read the file in its folder, with Ledger\.load"):
+        Ledger.from_json(text)
+    path.write_text(text.replace(journal.head, "0" * 64))
+    with pytest.raises(ValueError, match="was changed after it was written"):
+        Ledger.load(path)
+    path.write_text(text)
+    journal.path.unlink()
+    with pytest.raises(ValueError, match=r"releases\.jsonl beside it is missing or older"):
+        Ledger.load(path)

@@ -15,20 +15,20 @@ def not_accounted(subject: ReportSubject) -> tuple[str, ...]:
         subject: The training.
     """
     general = (
-        "Hyper-parameter tuning: choosing this run, its settings or its seed after looking at other runs on the same "
-        "training data is a release of its own, and is not in this epsilon.",
-        "Training loss: the loss that is shown while training and kept in history.csv is computed from the training "
-        "data without noise. It is for the trainer's eyes; do not publish it.",
-        "Broken gradients: a training ends early when most gradients are not finite for many steps in a row. That it "
-        "did so says something of the data without noise; a training that ended as planned says nothing of the kind.",
-        "Evaluation data: metrics are measured on the test examples without noise; the guarantee is for the training "
-        "examples only.",
+        "Hyper-parameter tuning: choosing this run, its settings or its seed after seeing other runs on the same "
+        "training data is a separate release, which this epsilon does not include.",
+        "Training loss: the loss shown during training and kept in history.csv is computed from the training data "
+        "without noise. Do not publish it.",
+        "Broken gradients: a training ends early when most gradients are not finite for many steps in a row. Such an "
+        "end reveals something about the data without noise; a training that ended as planned does not.",
+        "Evaluation data: metrics are measured on the test examples without noise; the guarantee covers only the "
+        "training examples.",
         "Other uses of the same training data: earlier or later trainings, statistics and pre-processing add to what "
         "is spent; merge their ledgers (monitors.Ledger.merge) for the total.",
-        "Persons with several examples: the unit is one example. Whoever contributed k examples is protected less, "
+        "Persons with several examples: the unit is one example. A person with k examples is protected less, "
         "roughly as if epsilon were k times as large.",
-        "Rows that are not independent: repeated rows and rows that several examples read are looked for before "
-        "training. Changed copies of a record, and statistics of all rows that were computed before, leave no trace.",
+        "Rows that are not independent: repeated rows and rows read by several examples are detected before "
+        "training. Modified copies of a record, and statistics computed earlier over all rows, cannot be detected.",
         "The number of training examples, the batch size and all settings are treated as public.",
     )
     return (*general, *_of_the_data(subject.public_constants))
@@ -39,5 +39,5 @@ def _of_the_data(constants: tuple[str, ...]) -> tuple[str, ...]:
         return ()
     return (
         f"{' and '.join(constants)} of the configuration are treated as public constants; if they were "
-        "computed from the training data, that was a release which is not in this epsilon.",
+        "computed from the training data, that was a release which this epsilon does not include.",
     )

@@ -34,17 +34,17 @@ class PrivacyReport:
 
     Args:
         spent: Epsilon, delta, accountant, unit, relation, sampling and notes.
-        figures: Epsilon by accountant at the same delta; a text where an accountant cannot state one.
+        figures: Epsilon by accountant at the same delta; a text if an accountant cannot state one.
         mechanism: Noise, clipping and sampling in numbers.
         steps: Steps that were released.
         planned_steps: Steps that were planned.
-        ledger_digest: SHA-256 of the ledger that the figures are of.
+        ledger_digest: SHA-256 of the ledger from which the figures are computed.
         status: ``"finished"``, or why the training ended early.
         not_accounted: What the figures do not cover.
         target_epsilon: What the noise was solved for, or None.
         software: Versions.
-        lost_steps: Steps that processes which broke off had released and lost. All figures have them in them.
-        without_lost: What the steps that the model was made from spent; None where none were lost.
+        lost_steps: Steps that killed processes had released and lost. All figures include them.
+        without_lost: What the steps that made the model spent; None if no steps were lost.
         violations: Why the guarantee is void; empty if it is not.
         verified: What was verified about the training, how and when.
     """
@@ -66,7 +66,7 @@ class PrivacyReport:
 
     @property
     def guarantee(self) -> str:
-        """``"holds"``; ``"void"`` after a violation; ``"none"`` without noise or with randomness that is known."""
+        """``"holds"``; ``"void"`` after a violation; ``"none"`` without noise or with known randomness."""
         if self.violations:
             return "void"
         known = any(note.endswith(NO_GUARANTEE) for note in self.spent.notes)
@@ -121,7 +121,7 @@ def make_report(
     """The report of a training that left ``ledger``.
 
     Args:
-        subject: The training; gives the conditions. The figures are the ledger's alone.
+        subject: The training, for the conditions. The figures depend on the ledger alone.
         ledger: What was released, lost steps included.
         steps: Steps that were done.
         status: ``"finished"``, or why the training ended early.
@@ -152,7 +152,7 @@ def make_report(
 
 
 def epsilon_by_accountant(ledger: Ledger, delta: float) -> dict[str, float | str]:
-    """Epsilon of ``ledger`` by every accountant; the reason in words where one cannot state it.
+    """Epsilon of ``ledger`` by every accountant, or the reason why one cannot state it.
 
     Example:
         >>> from monitors import GaussianEvent, Ledger

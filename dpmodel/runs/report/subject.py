@@ -21,7 +21,7 @@ class ReportSubject:
         release: The mechanisms and what each step releases.
         norm_bound: The norm bound of the first step.
         planned_steps: Steps that were planned.
-        delta: The delta that epsilon is stated at.
+        delta: The delta at which epsilon is stated.
         accountant: The accountant that states epsilon.
         statement: Unit, relation and sampling in words; None for those of ``release``.
         target_epsilon: What the noise was solved for, or None.

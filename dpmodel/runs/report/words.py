@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from dpmodel.runs.report.privacy_report import PrivacyReport
     from monitors.spent import PrivacySpent
 
-#: Largest epsilon -> what may be said of it. After the tiers of Ponomareva et al. 2023, "How to DP-fy ML", section 5.2.
+#: Largest epsilon -> its description. After the tiers of Ponomareva et al. 2023, "How to DP-fy ML", section 5.2.
 _TIERS = (
     (1.0, "a strong formal guarantee"),
     (10.0, "a reasonable formal guarantee"),
@@ -40,7 +40,7 @@ def report_in_words(report: PrivacyReport) -> str:
         "## How the figure was obtained",
         _origin(report),
         "## What was verified",
-        _listed(report.verified) or "Nothing is recorded about it.",
+        _listed(report.verified) or "No verification is recorded.",
         "No check covers the following:",
         _listed(NOT_COVERED),
         "## What is not accounted for",
@@ -59,7 +59,7 @@ def _listed(sentences: Iterable[str]) -> str:
 
 
 def strength(epsilon: float) -> str:
-    """What may be said of a guarantee of ``epsilon``.
+    """How a guarantee of ``epsilon`` may be described.
 
     Example:
         >>> strength(3.0)
@@ -81,10 +81,10 @@ def _claim(report: PrivacyReport) -> str:
     if voided:
         return (
             f"**This training has NO guarantee: {'; '.join(voided)}.** With secret randomness it would satisfy "
-            f"{figures}; whoever knows the seed can undo that."
+            f"{figures}; anyone who knows the seed can undo that."
         )
     if _of_delta(report):
-        return f"**The training satisfies {figures}**, with a delta that is too large to mean much (see the caveats)."
+        return f"**The training satisfies {figures}**, but its delta is too large to mean much (see the caveats)."
     return f"**The training satisfies {figures}** ({strength(spent.epsilon)})."
 
 
@@ -95,9 +95,9 @@ def _of_delta(report: PrivacyReport) -> list[str]:
 
 def _lost(steps: int, without: PrivacySpent) -> str:
     return (
-        f"The training was interrupted and resumed. {steps:,} steps had been begun and were not saved. They were "
-        "released, perhaps not all of them; all are charged in the figure above, which is the one to state and to add "
-        "to other uses of the same training data. Nothing of them is in this model: the steps that it was made from "
+        f"The training was interrupted and resumed. {steps:,} steps had begun and were not saved. Some or all of them "
+        "were released; the figure above includes all of them. State that figure, and add it to other uses of the "
+        "same training data. The model contains nothing of the lost steps: the steps that made it "
         f"spent epsilon {epsilon_text(without.epsilon)} at delta {without.delta:g}."
     )
 
@@ -106,8 +106,8 @@ def _meaning(report: PrivacyReport) -> str:
     spent = report.spent
     if report.violations:
         return (
-            "Nothing: private data may have reached the released weights without noise, or one example may have moved "
-            "them by more than is accounted for. Do not publish this model; train again from fresh weights."
+            "Nothing: private data may have reached the released weights without noise, or one example may have "
+            "changed them by more than is accounted for. Do not publish this model; train again from fresh weights."
         )
     if math.isinf(spent.epsilon):
         return "Nothing: clipped gradients were used without noise. The model may reveal any training example."
@@ -115,8 +115,8 @@ def _meaning(report: PrivacyReport) -> str:
     factor = f"{most:.3g}" if most < 1e6 else "more than a million"
     sentence = (
         f"Take two training sets that are neighbours: they differ by one step of the kind '{spent.relation}'. Whatever "
-        f"someone concludes from the trained model and from every intermediate state of it, the chance of that "
-        f"conclusion is at most e^epsilon = {factor} times as large with the one set as with the other, "
+        f"someone concludes from the trained model and all its intermediate states, the probability of that "
+        f"conclusion is at most e^epsilon = {factor} times as large with one set as with the other, "
         f"plus {spent.delta:g}."
     )
     if spent.epsilon > 10:

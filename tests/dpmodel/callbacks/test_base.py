@@ -124,7 +124,9 @@ def test_every_callback_is_told_of_the_end_even_if_one_fails():
 )
 def test_a_hook_of_another_name_is_refused_with_the_right_one(name, meant):
     misnamed = type("Mine", (Callback,), {name: lambda self, run: None, "on_train_end": lambda self, run: None})
-    with pytest.raises(ValueError, match=f"Mine.{name} is no hook and would never be called; did you mean '{meant}'"):
+    with pytest.raises(
+        ValueError, match=f"Mine.{name} is not a hook and would never be called; did you mean '{meant}'"
+    ):
         CallbackList([misnamed()])
 
 

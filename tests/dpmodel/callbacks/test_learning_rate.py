@@ -50,7 +50,7 @@ def test_a_scheduler_object_is_stepped(fake_run):
 def test_a_scheduler_of_another_optimizer_is_refused_before_the_first_step(fake_run):
     other = torch.optim.SGD(torch.nn.Linear(1, 1).parameters(), lr=1.0)
     run = fake_run()
-    with pytest.raises(ValueError, match="belongs to another optimizer"):
+    with pytest.raises(ValueError, match="belongs to a different optimizer"):
         run.train([LearningRateScheduler(torch.optim.lr_scheduler.ExponentialLR(other, gamma=0.5))])
     assert run.ledger.total == 0
 
@@ -79,5 +79,5 @@ def test_a_scheduler_object_that_goes_by_a_measured_value_is_refused_when_it_is_
 
 def test_arguments_beside_an_object_are_refused(fake_run):
     scheduler = torch.optim.lr_scheduler.ExponentialLR(fake_run().optimizer, gamma=0.5)
-    with pytest.raises(ValueError, match="go with the name"):
+    with pytest.raises(ValueError, match="belong with the name"):
         LearningRateScheduler(scheduler, gamma=0.9)

@@ -52,7 +52,7 @@ def test_files_of_another_training_are_kept_and_the_suffix_is_said(tmp_path, fak
         [],
         *[
             [
-                f"checkpoints of another training are in {tmp_path} as CKP-*.ckpt: those of this one are called "
+                f"{tmp_path} already contains checkpoints CKP-*.ckpt of another training; this one saves "
                 f"CKP_{number}-*.ckpt"
             ]
             for number in (1, 2)

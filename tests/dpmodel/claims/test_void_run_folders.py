@@ -5,9 +5,9 @@ import json
 import pytest
 
 from dpmodel import Callback, StateKeeper, poisson_loader
-from dpmodel.saving.journal import ReleaseJournal
 from monitors import Ledger
 from monitors.errors import CheckpointError, UnprotectedUpdateError
+from monitors.journal import ReleaseJournal
 
 from .violating import At, in_place, network
 

@@ -57,7 +57,7 @@ def test_the_epsilon_that_is_shown_is_never_rounded_down(command, trained):
 def test_a_folder_without_a_training_is_bad_usage(command, tmp_path):
     code, _, error = command("eval", tmp_path)
     assert code == 2
-    assert "holds no training" in error
+    assert "contains no training" in error
     code, _, error = command("eval", tmp_path / "nothing")
     assert code == 2
     assert "does not exist" in error
@@ -72,7 +72,7 @@ def test_a_changed_ledger_is_refused(command, trained):
 
 
 @pytest.mark.parametrize(
-    ("name", "words"), [("ledger.json", "no epsilon can be stated"), ("checkpoint.safetensors", "is not there")]
+    ("name", "words"), [("ledger.json", "no epsilon can be stated"), ("checkpoint.safetensors", "is missing")]
 )
 def test_a_missing_file_is_named(command, trained, name, words):
     (trained / name).unlink()

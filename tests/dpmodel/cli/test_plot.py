@@ -13,10 +13,10 @@ from dpmodel.cli.application import run
 from dpmodel.config import make_config
 from dpmodel.figures import FIGURES
 from dpmodel.figures.curve import curve_of_run
-from dpmodel.runs.folder import RESERVED_NOTE
 from dpmodel.runs.train import train_from_config
 from dpmodel.training.history import History
 from monitors import Ledger, RDPAccountant
+from monitors.ledger import ANNOUNCED_NOTE
 
 
 @pytest.fixture(scope="module")
@@ -99,7 +99,7 @@ def test_all_charged_steps_of_an_interrupted_run_are_drawn(runs, tmp_path):
     (tmp_path / "run/privacy_report.json").unlink()
     ledger = Ledger.load(tmp_path / "run/ledger.json")
     ((event, _),) = ledger.rows
-    ledger.record(event, 3).add_note(RESERVED_NOTE)
+    ledger.record(event, 3).add_note(ANNOUNCED_NOTE)
     ledger.save(tmp_path / "run/ledger.json")
     privacy = curve_of_run(tmp_path / "run").privacy
     assert privacy.steps[-1] == 9

@@ -75,7 +75,7 @@ def test_examples_without_a_finite_gradient_are_told_of_once_and_counted(make_mo
     data.tensors[0][::4] = torch.nan
     make_model().fit(DataLoader(data, batch_size=16), epochs=3)
     shown = capsys.readouterr().out
-    assert shown.count("look for NaN or infinite numbers in the data") == 1
+    assert shown.count("check the data for NaN and infinite numbers") == 1
     assert "without a finite gradient were left out in all" in shown
 
 

@@ -30,7 +30,7 @@ def test_a_file_in_the_way_is_refused(tmp_path):
     (tmp_path / "a").write_text("")
     with pytest.raises(ConfigError, match="is not empty"):
         RunFolder(tmp_path / "a").claim()
-    with pytest.raises(ConfigError, match="cannot be made"):
+    with pytest.raises(ConfigError, match="cannot be created"):
         RunFolder(tmp_path / "a" / "b").claim()
 
 

@@ -5,9 +5,8 @@ import pytest
 from dpmodel.callbacks import Callback
 from dpmodel.config import make_config
 from dpmodel.runs.folder import RunFolder
-from dpmodel.runs.recorder import RESERVED_NOTE
 from dpmodel.runs.train import default_directory, train_from_config
-from monitors.ledger import Ledger
+from monitors.ledger import ANNOUNCED_NOTE, Ledger
 
 TINY = {
     "data": {"name": "synthetic", "shape": [1, 4, 4], "num_train": 60, "num_test": 20, "num_classes": 2},
@@ -28,7 +27,7 @@ class Watcher(Callback):
 
     def on_train_step_end(self, run):
         on_disk = Ledger.load(self.folder.ledger)
-        self.seen.append((run.step, run.ledger.total, on_disk.total, RESERVED_NOTE in on_disk.notes))
+        self.seen.append((run.step, run.ledger.total, on_disk.total, ANNOUNCED_NOTE in on_disk.notes))
 
 
 def test_the_ledger_on_disk_is_never_behind_the_training(tmp_path):

@@ -145,8 +145,8 @@ def test_a_setting_that_differs_is_said_once_with_what_to_do(change, settings, t
     cut_off(folder.path)
     with pytest.raises(CheckpointError) as caught:
         train_from_config(make_config(TINY, [change]), folder.path, resume=True, callbacks=[Quiet()])
-    remedy = "Resume with the settings of the run, or begin anew in another folder (--output)"
-    assert str(caught.value) == f"{folder.state} is of another training: {settings}. {remedy}"
+    remedy = "Resume with the settings of the run, or start again in another folder (--output)"
+    assert str(caught.value) == f"{folder.state} belongs to another training: {settings}. {remedy}"
 
 
 def test_a_folder_of_a_training_that_never_began_is_gone(tmp_path):
@@ -168,7 +168,7 @@ def test_speed_and_output_may_change(tmp_path):
 def test_a_finished_run_a_missing_one_and_a_contradiction_are_refused(tmp_path):
     config = make_config(TINY)
     train_from_config(config, tmp_path / "run", callbacks=[Quiet()])
-    with pytest.raises(ConfigError, match=r"has already ended \(finished\); there is nothing to resume"):
+    with pytest.raises(ConfigError, match=r"has already ended \(finished\)"):
         train_from_config(config, tmp_path / "run", resume=True)
     with pytest.raises(ConfigError, match="does not exist"):
         train_from_config(config, tmp_path / "other", resume=True)

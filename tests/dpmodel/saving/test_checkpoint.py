@@ -155,7 +155,7 @@ def test_another_optimizer_is_refused_and_the_network_is_left_alone(tmp_path):
     before = {name: item.clone() for name, item in other.state_dict().items()}
     with pytest.raises(CheckpointError, match="state of the optimizer SGD, the model uses Adam"):
         read_checkpoint(tmp_path / "a.ckpt").restore(other, build_optimizer("Adam", other.parameters()))
-    with pytest.raises(CheckpointError, match="moves parameters of shapes"):
+    with pytest.raises(CheckpointError, match="updates parameters of shapes"):
         read_checkpoint(tmp_path / "a.ckpt").restore(other, build_optimizer("SGD", other.parameters(), lr=0.1))
     assert equal(other.state_dict(), before)
 
@@ -238,7 +238,7 @@ def test_a_pickle_is_never_loaded(tmp_path):
 def test_a_file_of_torch_is_refused_with_the_call_that_reads_it(tmp_path, zipped):
     network, other = small(), small(seed=1)
     torch.save(network.state_dict(), tmp_path / "t.pt", _use_new_zipfile_serialization=zipped)
-    with pytest.raises(CheckpointError, match="where a safetensors file of save_checkpoint") as caught:
+    with pytest.raises(CheckpointError, match="but a safetensors file of save_checkpoint") as caught:
         load_checkpoint(tmp_path / "t.pt")
     exec(str(caught.value).partition("Weights from torch: ")[2], {"network": other, "torch": torch})
     assert equal(network.state_dict(), other.state_dict())
@@ -246,7 +246,7 @@ def test_a_file_of_torch_is_refused_with_the_call_that_reads_it(tmp_path, zipped
 
 def test_any_other_file_is_told_what_is_expected(tmp_path):
     (tmp_path / "a.ckpt").write_text("epoch,step\n")
-    with pytest.raises(CheckpointError, match=r"Expected is a safetensors file of save_checkpoint"):
+    with pytest.raises(CheckpointError, match=r"A safetensors file of save_checkpoint or ModelCheckpoint is expected"):
         load_checkpoint(tmp_path / "a.ckpt")
 
 
@@ -279,7 +279,7 @@ def test_safetensors_of_others_and_missing_files_are_refused(tmp_path):
     save_file(
         {"weight": torch.zeros(2)}, tmp_path / "fake.safetensors", metadata={"dpmodel": json.dumps({"aliases": 3})}
     )
-    with pytest.raises(CheckpointError, match="description has another form"):
+    with pytest.raises(CheckpointError, match="description has an unknown form"):
         load_checkpoint(tmp_path / "fake.safetensors")
     with pytest.raises(CheckpointError, match="cannot be read"):
         load_checkpoint(tmp_path / "missing.ckpt")

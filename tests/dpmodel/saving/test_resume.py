@@ -269,7 +269,7 @@ def test_secret_streams_leave_no_trace_in_the_state_and_are_fresh_after_a_resume
     with pytest.raises(KeyboardInterrupt):
         fit(build(SECRET, seed=0), SECRET, Remember(), PowerCut(6), keeper=StateKeeper(tmp_path, 4))
     state = read_state(RunFolder(tmp_path).state)
-    assert state.streams == {}
+    assert state.run["streams"] == {}
     assert state.settings["reproducible"] == []
     assert "key" not in {name.rpartition(".")[2] for name in read_tensor_file(RunFolder(tmp_path).state)[0]}
     fit(build(SECRET, seed=0), SECRET, Remember(), keeper=StateKeeper(tmp_path, 4, resume=True))
@@ -283,7 +283,7 @@ def test_secret_streams_leave_no_trace_in_the_state_and_are_fresh_after_a_resume
 def test_a_seeded_training_keeps_the_places_of_its_streams(tmp_path):
     with pytest.raises(KeyboardInterrupt):
         fit(build(SECRET), SECRET, PowerCut(6), keeper=StateKeeper(tmp_path, 4))
-    assert set(read_state(RunFolder(tmp_path).state).streams) == {"noise", "clip", "sampling"}
+    assert set(read_state(RunFolder(tmp_path).state).run["streams"]) == {"noise", "clip", "sampling"}
 
 
 def test_under_shuffled_batches_an_epoch_goes_on_in_its_own_order_and_lost_steps_are_an_epoch_apart(tmp_path):
@@ -393,9 +393,7 @@ def test_the_state_of_another_training_is_refused_by_what_differs(broken_off):
         resumed(broken_off, build({**SECRET, "optimizer": "Adam"}))
     with pytest.raises(CheckpointError, match="reproducible is"):
         resumed(broken_off, build(SECRET, seed=0))
-    with pytest.raises(
-        CheckpointError, match="callbacks EarlyStopping, but the training is given EarlyStopping, Learn"
-    ):
+    with pytest.raises(CheckpointError, match="callbacks EarlyStopping, but the training has EarlyStopping, Learn"):
         resumed(broken_off, build(SECRET), {**SECRET, "schedule": "falling"})
     # none of the refusals has spoilt anything
     torch.manual_seed(0)
@@ -405,7 +403,7 @@ def test_the_state_of_another_training_is_refused_by_what_differs(broken_off):
 def test_a_model_that_has_trained_already_is_refused(broken_off):
     used = build(SECRET)
     fit(used, SECRET)
-    with pytest.raises(CheckpointError, match="holds 12 releases already"):
+    with pytest.raises(CheckpointError, match="already holds 12 releases"):
         resumed(broken_off, used)
 
 
@@ -445,10 +443,18 @@ def test_a_journal_that_is_missing_older_or_changed_is_refused(broken_off):
     with pytest.raises(CheckpointError, match=r"releases\.jsonl is missing, or older"):
         resumed(broken_off)
     broken_off.journal.write_bytes(whole.replace(b'"step": 4', b'"step": 9'))
-    with pytest.raises(CheckpointError, match="line 2: the record of releases was changed"):
+    with pytest.raises(CheckpointError, match=r"line \d: the record of releases was changed"):
         resumed(broken_off)
     broken_off.journal.write_bytes(whole.splitlines(keepends=True)[1])
     with pytest.raises(CheckpointError, match="line 1: the record of releases was changed"):
+        resumed(broken_off)
+
+
+def test_a_state_of_another_format_is_refused_by_its_number(broken_off):
+    tensors, values = read_tensor_file(broken_off.state)
+    values["training"]["mapping"] = [entry for entry in values["training"]["mapping"] if entry[0] != "format"]
+    write_tensor_file(broken_off.state, tensors, values)
+    with pytest.raises(CheckpointError, match=r"format 'dpmodel-training-state/1'.*reads 'dpmodel-training-state/2'"):
         resumed(broken_off)
 
 

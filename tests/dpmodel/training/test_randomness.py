@@ -53,7 +53,7 @@ def test_the_state_keeps_the_generator_of_a_reproducible_training_alone(make_mod
     noise = NoiseMechanismsFactory.create("Gaussian", initial_noise_multiplier=1.0, seed=seed)
     model = make_model(noise_mech=noise)
     model.fit(poisson_loader(make_data(), batch_size=16), keeper=StateKeeper(tmp_path))
-    assert bool(read_state(tmp_path / "training_state.safetensors").randomness) is kept
+    assert bool(read_state(tmp_path / "training_state.safetensors").loop["generators"]) is kept
 
 
 def test_a_data_set_that_seeds_torch_does_not_give_the_masks_away(make_model):

@@ -146,4 +146,4 @@ def test_what_was_verified_and_what_no_check_covers_is_listed():
     words = report_in_words(verified)
     assert "## What was verified\n\n- Everything was looked at twice." in words
     assert all(f"- {sentence}" in words for sentence in NOT_COVERED)
-    assert "Nothing is recorded" in report_in_words(report())
+    assert "No verification is recorded" in report_in_words(report())

@@ -1,0 +1,255 @@
+"""The write-ahead record: what a process that is killed at any instant leaves behind."""
+
+import json
+import os
+import signal
+from itertools import count
+
+import pytest
+import torch
+from torch import nn
+from torch.utils.data import TensorDataset
+
+from dpmodel import Callback, DPModel, NoiseMechanismsFactory, StateKeeper
+from dpmodel.data.loader import PrivateLoader
+from dpmodel.runs.folder import RunFolder
+from dpmodel.saving.record import ReleaseRecord
+from dpmodel.training.step import PrivateStep
+from monitors.errors import CheckpointError
+from monitors.events import event_from_dict
+from monitors.ledger import ANNOUNCED_NOTE, Ledger
+from monitors.spent import privacy_spent
+
+EPOCHS, STEPS_PER_EPOCH, BLOCK = 2, 3, 2
+STEPS = EPOCHS * STEPS_PER_EPOCH
+KILLED = 9
+
+
+class Quiet(Callback):
+    """Keeps a run from printing."""
+
+    def on_train_begin(self, run):
+        run.printer = lambda text: None
+
+
+class Stop(Callback):
+    """Ends the training politely after a step."""
+
+    def __init__(self, step):
+        self.step = step
+
+    def on_train_step_end(self, run):
+        if run.step == self.step:
+            run.stop("interrupted (test)")
+
+
+def build(sampling="poisson"):
+    """A model whose noise decays, so that every step has an event of its own."""
+    torch.manual_seed(0)
+    network = nn.Linear(3, 2)
+    noise = NoiseMechanismsFactory.create(
+        "AdaGaussian", initial_noise_multiplier=1.5, decay_policy="Exp", noise_decay_rate=0.05
+    )
+    optimizer = torch.optim.SGD(network.parameters(), lr=0.1)
+    return DPModel(network, nn.CrossEntropyLoss(), optimizer, noise_mech=noise, engine="vmap", sampling=sampling)
+
+
+def fit(where, *callbacks, resume=False, sampling="poisson", model=None):
+    model = build(sampling) if model is None else model
+    data = TensorDataset(torch.randn(12, 3), torch.arange(12) % 2)
+    where = {name: path for name, path in where.items() if path is not None}
+    if "keeper" in where:
+        where["keeper"] = StateKeeper(where["keeper"], BLOCK, resume=resume)
+    loader = PrivateLoader(data, 12 // STEPS_PER_EPOCH, sampling=sampling)
+    model.fit(loader, EPOCHS, callbacks=[Quiet(), *callbacks], **where)
+    return model
+
+
+def killed_at(instant, witness, action):
+    """Whether ``action`` came to its end in a process that is killed at its ``instant``-th write, rename or release."""
+    process = os.fork()
+    if process == 0:
+        status = 1
+        try:
+            signal.alarm(60)
+            torch.set_num_threads(1)
+            _kill_at(instant, witness)
+            action()
+            status = 0
+        finally:
+            os._exit(status)
+    status = os.waitstatus_to_exitcode(os.waitpid(process, 0)[1])
+    assert status in (0, KILLED)
+    return status == 0
+
+
+def _kill_at(instant, witness):
+    passed, fsync, replace, descend = count(), os.fsync, os.replace, PrivateStep._descend
+
+    def pass_instant():
+        if next(passed) == instant:
+            os._exit(KILLED)
+
+    def before_fsync(handle):
+        pass_instant()  # what was written may or may not be there after a power cut; here it is
+        fsync(handle)
+
+    def after_replace(source, target, **options):
+        replace(source, target, **options)
+        pass_instant()
+
+    def after_release(self, gradient, step):
+        with witness.open("ab") as stream:
+            stream.write(json.dumps(self.plan.event(step).to_dict()).encode() + b"\n")
+        pass_instant()
+        descend(self, gradient, step)
+
+    os.fsync, os.replace, PrivateStep._descend = before_fsync, after_replace, after_release
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _warm(tmp_path_factory):
+    """Import once what a training needs, rather than in each child."""
+    folder = tmp_path_factory.mktemp("warm") / "run"
+    fit({"output": folder, "keeper": folder})
+
+
+def witnessed(witness):
+    """The ledger of what really left the steps of all processes."""
+    lines = witness.read_bytes().splitlines() if witness.exists() else []
+    ledger = Ledger()
+    for line in lines:
+        ledger.record(event_from_dict(json.loads(line)))
+    return ledger
+
+
+def require_covered(folder, witness):
+    """The ledger on the disk states all that was released; it may be missing only while nothing was."""
+    released = witnessed(witness)
+    if not folder.ledger.exists():
+        assert released.total == 0
+        return
+    stated = Ledger.load(folder.ledger)
+    assert stated.covers(released)
+    assert privacy_spent(stated, 1e-5).epsilon >= privacy_spent(released, 1e-5).epsilon
+
+
+WHERE = {
+    "output": lambda path: {"output": path / "run", "keeper": None},
+    "keeper": lambda path: {"output": None, "keeper": path / "run"},
+    "both": lambda path: {"output": path / "run", "keeper": path / "run"},
+    "apart": lambda path: {"output": path / "run", "keeper": path / "state"},
+}
+
+
+def folders(where):
+    return {RunFolder(path) for path in where.values() if path is not None}
+
+
+#: Every 11th instant is tried; all of them take minutes.
+STRIDES = [11, pytest.param(1, marks=pytest.mark.slow)]
+
+
+@pytest.mark.parametrize("stride", STRIDES)
+@pytest.mark.parametrize("name", WHERE)
+def test_the_ledger_on_the_disk_covers_what_was_released_after_a_kill_at_any_instant(name, stride, tmp_path):
+    for instant in count(0, stride):
+        where, witness = WHERE[name](tmp_path / str(instant)), tmp_path / f"released-{instant}"
+        ended = killed_at(instant, witness, lambda where=where: fit(where))
+        for folder in folders(where):
+            require_covered(folder, witness)
+        if ended:
+            break
+    assert witnessed(witness).total == STEPS
+    assert instant > 2 * STEPS
+
+
+#: Releases of the first process: it is killed before its first, within a block, and after an epoch; 0 stops politely.
+@pytest.mark.parametrize("stride", STRIDES)
+@pytest.mark.parametrize("first", [1, 2, 4, 0])
+def test_a_resumed_process_may_be_killed_at_any_instant_too(first, stride, tmp_path):
+    for instant in count(first, stride):
+        where, witness = WHERE["both"](tmp_path / str(instant)), tmp_path / f"released-{instant}"
+        callback = Stop(3) if first == 0 else Kill(first)
+        assert killed_at(None, witness, lambda where=where, callback=callback: fit(where, callback)) == (first == 0)
+        before = witnessed(witness).total
+        assert before == (first or 3)
+        callback.step = None
+        ended = killed_at(instant, witness, lambda where=where, callback=callback: fit(where, callback, resume=True))
+        (folder,) = folders(where)
+        require_covered(folder, witness)
+        if ended:
+            break
+        if folder.ended() is None:
+            model = fit(where, callback, resume=True)
+            assert model.ledger.covers(witnessed(witness))
+            assert model.ledger.kept.total == STEPS
+            assert model.ledger.lost.total <= 2 * BLOCK  # each killed process loses at most one block
+    assert instant > 2 * STEPS
+
+
+class Kill(Callback):
+    """Kills the process after a step."""
+
+    def __init__(self, step):
+        self.step = step
+
+    def on_train_step_end(self, run):
+        if run.step == self.step:
+            os._exit(KILLED)
+
+
+def test_lost_epochs_of_shuffled_batches_are_charged_one_by_one_from_the_disk(tmp_path):
+    where = {"output": None, "keeper": tmp_path}
+    with pytest.raises(KeyboardInterrupt):
+        fit(where, Cut(2), sampling="shuffle")
+    ledger = Ledger.load(RunFolder(tmp_path).ledger)
+    assert ledger.total == 2
+    model = fit(where, resume=True, sampling="shuffle")
+    assert [event.partition for event, _ in model.ledger.lost] == [EPOCHS] * len(model.ledger.lost)
+    assert Ledger.load(RunFolder(tmp_path).ledger) == model.ledger
+
+
+class Cut(Callback):
+    """Breaks off at a step, as a second Ctrl-C does."""
+
+    def __init__(self, step):
+        self.step = step
+
+    def on_train_step_end(self, run):
+        if run.step == self.step:
+            raise KeyboardInterrupt
+
+
+def test_while_a_training_runs_its_ledger_needs_the_journal_beside_it(tmp_path):
+    folder, seen = RunFolder(tmp_path / "run"), []
+
+    class Watcher(Callback):
+        def on_train_step_end(self, run):
+            seen.append(Ledger.load(folder.ledger))
+            text = folder.ledger.read_text()
+            with pytest.raises(ValueError, match="under way or was killed"):
+                Ledger.from_json(text)
+            (tmp_path / "ledger.json").write_text(text)
+            with pytest.raises(ValueError, match=r"releases\.jsonl beside it is missing"):
+                Ledger.load(tmp_path / "ledger.json")
+
+    model = fit({"output": folder.path, "keeper": None}, Watcher())
+    assert [ledger.total for ledger in seen] == [STEPS] * STEPS
+    assert all(ANNOUNCED_NOTE in ledger.notes for ledger in seen)
+    assert Ledger.load(folder.ledger) == Ledger.from_json(folder.ledger.read_text()) == model.ledger
+    assert not folder.journal.exists()
+
+
+def test_the_ledger_of_another_training_is_not_written_over(tmp_path):
+    fit({"output": tmp_path / "run", "keeper": None})
+    before, model = (tmp_path / "run/ledger.json").read_bytes(), build()
+    with pytest.raises(CheckpointError, match="already holds the ledger of a training"):
+        fit({"output": None, "keeper": tmp_path / "run"}, model=model)
+    assert model.ledger.total == 0
+    assert (tmp_path / "run/ledger.json").read_bytes() == before
+
+
+def test_a_record_needs_blocks_of_at_least_one_step(tmp_path):
+    with pytest.raises(ValueError, match="every_n_steps"):
+        ReleaseRecord(tmp_path, 0)
