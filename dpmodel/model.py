@@ -12,26 +12,16 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from dpmodel import preflight
 from dpmodel.callbacks.base import CallbackList
 from dpmodel.claims.claimed import ClaimedModel
 from dpmodel.claims.verification import verified_by
 from dpmodel.claims.weights import record_training
-from dpmodel.data.collation import Collation
 from dpmodel.data.inference import evaluation_batches, predictions
-from dpmodel.data.loader import PrivateLoader, private_loader
-from dpmodel.data.row_choice import require_held_out
-from dpmodel.data.targets import require_class_targets, require_same_shape
+from dpmodel.data.loader import PrivateLoader
 from dpmodel.metrics import MetricSet
 from dpmodel.planning.release import NOT_VERIFIED, ReleasePlan, large_delta
 from dpmodel.preflight.arguments import check_keeper, check_types, refuse_unknown, require_agreement, usable_device
-from dpmodel.preflight.batches import require_unmixed_batches
-from dpmodel.preflight.loss import try_loss
-from dpmodel.preflight.mechanisms import require_sound_mechanisms
-from dpmodel.preflight.network import require_valid
-from dpmodel.preflight.optimizer import require_steps
-from dpmodel.preflight.outputs import TRIED, require_evaluable, require_measurable, tried_outputs
-from dpmodel.preflight.refusal import looking_at_examples
-from dpmodel.preflight.rows import require_no_memory, require_separate_rows
 from dpmodel.runs.recorder import recording
 from dpmodel.training.guard import UpdateGuard
 from dpmodel.training.history import History
@@ -41,15 +31,13 @@ from dpmodel.training.randomness import secret_randomness
 from dpmodel.training.run import Run
 from dpmodel.training.step import PrivateStep
 from mechanisms.clipping import ClipMechanism, Fixed
-from mechanisms.engines.base import ENGINES, Engine
-from mechanisms.engines.batch import Batch, first_tensor
+from mechanisms.engines.base import ENGINES
+from mechanisms.engines.batch import first_tensor
 from mechanisms.engines.bookkeeping.engine import PRECISIONS
-from mechanisms.engines.choose import Choice, choose_engine
-from mechanisms.engines.modes import plain_modes, require_no_modes
-from mechanisms.engines.padding import padding_rows
-from mechanisms.engines.parameters import FlatLayout
+from mechanisms.engines.choose import Choice
+from mechanisms.engines.modes import plain_modes
 from mechanisms.engines.power_iterations import PowerIterations
-from mechanisms.engines.probing import inference, mode, preserve_state, shared_recordings
+from mechanisms.engines.probing import inference, mode
 from mechanisms.engines.state.pass_boundary import ISOLATION
 from mechanisms.noise import NoiseMechanism, NoNoise
 from mechanisms.sampling import SAMPLERS
@@ -60,6 +48,7 @@ from monitors.ledger import Ledger
 from monitors.relation import relation_of
 
 if TYPE_CHECKING:
+    from dpmodel.preflight.trial import Trial
     from dpmodel.saving.keeper import StateKeeper
     from dpmodel.saving.state import TrainingState
 
@@ -167,7 +156,7 @@ class DPModel(ClaimedModel):
         self.isolation = isolation
         self.seed = seed
         self.metrics = MetricSet("loss" if metrics is None else metrics, loss_fn=loss_fn)
-        self._asked_metrics = metrics is not None
+        self.metrics_asked = metrics is not None
         self._claim_weights(ledger)
         self.steps_done = 0
         self._choice: Choice | None = None
@@ -217,46 +206,23 @@ class DPModel(ClaimedModel):
         """
         refuse_unknown(unknown, self.fit)
         checks.positive_int(epochs=epochs)
+        check_keeper(keeper)
         if self._in_training:
             raise UnprotectedUpdateError("fit was called while this model is training; call it when fit has returned")
-        check_keeper(keeper)
         continues = self._continue_claim()
-        private, message = private_loader(loader, self.sampling)
-        require_held_out(valid_loader, private.dataset)
-        require_valid(self.network)
-        require_no_modes(self.network)
         iterations = PowerIterations(self.network)
         opened = nullcontext() if keeper is None else keeper.open()
         with recording(output, keeper) as recorder, plain_modes() as set_aside, iterations.held(), opened:
             listeners = CallbackList(callbacks, last=recorder)
-            state = None if keeper is None else keeper.state
-            run = Run(self, self._plan(private, epochs, state), epochs, private.steps_per_epoch, listeners)
-            run.has_validation = valid_loader is not None
-            run.sources = (private.dataset, private.fetcher.collate_fn)
-            if keeper is not None:
-                keeper.admit(run, listeners)
-                run.on_violation(partial(keeper.violated, run))
-            with looking_at_examples():
-                require_no_memory(private, secret=run.plan.secret)
-            step = self._prepare(run, private, iterations)
-            with looking_at_examples():
-                equal_rows = require_separate_rows(private, secret=run.plan.secret)
-                require_unmixed_batches(private, secret=run.plan.secret)
-            collation = Collation(private, self.network, self.loss_fn, self.device, run.plan.secret, self.clip_mech)
-            with looking_at_examples():
-                collation.check()
-            measured, unmeasured = (self.network, self.metrics, self.loss_fn), None
-            if valid_loader is not None:
-                require_evaluable(*measured, valid_loader, epochs, self.device)
-            else:
-                with looking_at_examples():
-                    tried = (to_device(part, self.device) for part in private.example(TRIED))
-                    unmeasured = require_measurable(*measured, *tried, asked=self._asked_metrics)
-            for line in filter(None, (continues, message, equal_rows, set_aside, unmeasured)):
-                run.say(line)
-            evaluate = None if valid_loader is None else lambda: self.eval(valid_loader)
-            self._carry_out(TrainingLoop(run, private, collation, step, listeners, evaluate, self.device, keeper))
-        return run.history
+            begin = partial(self._begin, epochs=epochs, keeper=keeper, listeners=listeners)
+            trial = preflight.check(self, loader, valid_loader, begin)
+            step = self._first_step(trial, iterations)
+            for line in filter(None, (continues, set_aside, *trial.lines)):
+                trial.run.say(line)
+            evaluate = None if valid_loader is None else lambda: self.evaluate(valid_loader)
+            drawn = trial.run, trial.loader, trial.collation
+            self._carry_out(TrainingLoop(*drawn, step, listeners, evaluate, self.device, keeper))
+        return trial.run.history
 
     def train(
         self, epochs: int, loader: Any, callbacks: Any = (), *, dataset_sink_mode: bool = False, **options: Any
@@ -265,25 +231,28 @@ class DPModel(ClaimedModel):
         _refuse_sink_mode(dataset_sink_mode)
         return self.fit(loader, epochs, callbacks=callbacks, **options)
 
-    def eval(self, loader: Any, *, batch_size: int | None = None, dataset_sink_mode: bool = False) -> dict[str, float]:
+    def evaluate(self, loader: Any, *, batch_size: int | None = None) -> dict[str, float]:
         """Metrics over all of ``loader``, each example once.
 
         Args:
             loader: A ``DataLoader``, a data set, or ``(inputs, targets)``.
-            batch_size: Examples per call of the network, where the loader does not say. Default: at most 1,000, and no
-                more than ``physical_batch_size``.
-            dataset_sink_mode: MindSpore's argument, which may be False.
+            batch_size: Examples per call of the network, if the loader does not say. Default: at most 1,000, and at
+                most ``physical_batch_size``.
 
         Returns:
-            Name to value; the mean loss under ``"loss"`` where the model has no metrics.
+            Name to value; the mean loss under ``"loss"`` if the model has no metrics.
         """
-        _refuse_sink_mode(dataset_sink_mode)
         self.metrics.reset()
         with inference(self.network):
             for x, y in evaluation_batches(loader, self._inference_batch(batch_size)):
                 if first_tensor(x).shape[0]:
                     self.metrics.measure(self.network, to_device(x, self.device), to_device(y, self.device))
         return self.metrics.compute()
+
+    def eval(self, loader: Any, *, dataset_sink_mode: bool = False, **options: Any) -> dict[str, float]:
+        """MindSpore's spelling of ``evaluate``; there is no sink mode to turn on."""
+        _refuse_sink_mode(dataset_sink_mode)
+        return self.evaluate(loader, **options)
 
     def predict(self, inputs: Any, *, batch_size: int | None = None) -> Any:
         """The network's outputs for ``inputs`` in evaluation mode, in the order given, without gradients.
@@ -292,9 +261,10 @@ class DPModel(ClaimedModel):
 
         Args:
             inputs: A tensor or NumPy array whose first dimension counts examples, a tuple, list or dict of them (one
-                per argument of the network), or what ``eval`` takes: a ``DataLoader``, a data set, or, for a network of
-                one input, ``(inputs, targets)``. Targets are left out; a loader that shuffles is read in order.
-            batch_size: Examples per call of the network; default as in ``eval``.
+                per argument of the network), or what ``evaluate`` takes: a ``DataLoader``, a data set, or, if the
+                network has one input, ``(inputs, targets)``. Targets are ignored; a loader that shuffles is read in
+                order.
+            batch_size: Examples per call of the network; default: as in ``evaluate``.
 
         Returns:
             A tensor, or what the network returns: tensors in tuples, lists, dicts and ``ModelOutput`` objects.
@@ -310,6 +280,16 @@ class DPModel(ClaimedModel):
             return "the engine is chosen when fit sees the first examples"
         engine = self._choice.engine
         return "\n".join([self._choice.reason, engine.explain_isolation(), engine.explain()])
+
+    def _begin(self, loader: PrivateLoader, *, epochs: int, keeper: StateKeeper | None, listeners: CallbackList) -> Run:
+        """The run of this call of ``fit``; a resumed training is restored."""
+        state = None if keeper is None else keeper.state
+        run = Run(self, self._plan(loader, epochs, state), epochs, loader.steps_per_epoch, listeners)
+        run.sources = (loader.dataset, loader.fetcher.collate_fn)
+        if keeper is not None:
+            keeper.admit(run, listeners)
+            run.on_violation(partial(keeper.violated, run))
+        return run
 
     def _plan(self, loader: PrivateLoader, epochs: int, state: TrainingState | None) -> ReleasePlan:
         unit = ClippedUnit.of(loader.batch_size, self.micro_batches)
@@ -356,43 +336,14 @@ class DPModel(ClaimedModel):
             claim.end(run.violated)
             self._in_training = False
 
-    def _prepare(self, run: Run, loader: PrivateLoader, iterations: PowerIterations) -> PrivateStep:
+    def _first_step(self, trial: Trial, iterations: PowerIterations) -> PrivateStep:
+        self._choice = trial.choice
         guard = UpdateGuard(self.network, self.optimizer, self.loss_fn, self.claim.violate)
-        run.guarded_by(guard)
-        require_steps(self.optimizer)
-        with looking_at_examples(), shared_recordings(), preserve_state(self.network, self.loss_fn):
-            engine = self._tried_engine(run, loader)
-            example = Batch(*(to_device(value, self.device) for value in loader.example(1)))
-            padding = {} if engine.shows_values else padding_rows(self.network, self.loss_fn, example)
-        guard.protected()
-        trained = (self.network, self.loss_fn, self.optimizer)
-        step = PrivateStep(*trained, engine, run.plan, self.ledger, guard, padding, iterations)
+        trial.run.guarded_by(guard)
+        trained = self.network, self.loss_fn, self.optimizer
+        step = PrivateStep(*trained, trial.engine, trial.run.plan, self.ledger, guard, trial.padding, iterations)
         self.claim.verified(verified_by(step))
         return step
-
-    def _tried_engine(self, run: Run, loader: PrivateLoader) -> Engine:
-        x, y = (to_device(value, self.device) for value in loader.example(TRIED))
-        outputs = tried_outputs(self.network, x, lambda: to_device(loader.spread(loader.batch_size)[0], self.device))
-        require_class_targets(loader.dataset, outputs, self.loss_fn)
-        require_same_shape(outputs, y, self.loss_fn)
-        for note in try_loss(self.network, self.loss_fn, loader, self.device, self.clip_mech.norm_bound):
-            run.say(note)
-        steps, layout = range(run.first_step, run.planned_steps), FlatLayout.of(self.network)
-        run.notes = require_sound_mechanisms(run.plan, steps, self.sampling, layout)
-        with mode(self.network, training=True):
-            self._choice = choose_engine(
-                self.engine,
-                self.network,
-                self.loss_fn,
-                run.plan.unit,
-                Batch(x, y),
-                physical_batch_size=self.physical_batch_size,
-                options=self._engine_options(),
-                isolation=self.isolation,
-            )
-        if self._choice.slower:
-            run.say(self._choice.slower)
-        return self._choice.engine
 
     def _inference_batch(self, batch_size: int | None) -> int:
         if batch_size is not None:
@@ -400,11 +351,6 @@ class DPModel(ClaimedModel):
             return batch_size
         stated = self.physical_batch_size
         return min(INFERENCE_BATCH, stated) if isinstance(stated, int) else INFERENCE_BATCH
-
-    def _engine_options(self) -> dict[str, Any]:
-        # Only what is asked for: an engine that cannot do it is passed over.
-        asked = {"precision": self.precision != "fp32", "timed_plans": self.timed_plans}
-        return {name: getattr(self, name) for name, wanted in asked.items() if wanted}
 
     def _state_claim(self, run: Run) -> None:
         if run.plan.statement not in self.statements:

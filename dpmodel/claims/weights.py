@@ -123,5 +123,5 @@ def _held(module: nn.Module) -> Iterator[Any]:
 def _place(value: Tensor) -> int | None:
     try:
         return int(value.untyped_storage()._cdata)
-    except (NotImplementedError, RuntimeError):  # sparse tensors have none
+    except (NotImplementedError, RuntimeError, ValueError):  # sparse tensors and lazy parameters have none
         return None

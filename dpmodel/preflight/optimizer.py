@@ -15,13 +15,62 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler, MultiplicativeLR
 
 from dpmodel.optimizers import WAYS_TO_RUN
-from monitors.errors import ConfigError
+from dpmodel.preflight.refusal import listed
+from mechanisms.engines.parameters import trainable_parameters
+from monitors.errors import ConfigError, UnprotectedUpdateError
 
 #: Schedules of functions: a function may count its own calls, so only the last step is computed.
 _OF_FUNCTIONS = (LambdaLR, MultiplicativeLR)
 
 #: Seconds after which a schedule is not followed further.
 _SECONDS = 2.0
+
+
+def require_same_parameters(network: nn.Module, optimizer: Optimizer, loss_fn: object = None) -> None:
+    """Refuse an optimizer that does not hold exactly the trainable parameters of the network.
+
+    Args:
+        network: The network to be trained.
+        optimizer: Its optimizer.
+        loss_fn: The loss, to name a parameter that belongs to it.
+
+    Raises:
+        UnprotectedUpdateError: A parameter is missing from the optimizer, or the optimizer holds one of another module.
+
+    Example:
+        >>> require_same_parameters(nn.Linear(2, 1), optim.SGD(nn.Linear(2, 1).parameters(), lr=0.1))
+        Traceback (most recent call last):
+            ...
+        monitors.errors.UnprotectedUpdateError: the optimizer holds no parameter of this network: it was built from ...
+    """
+    parameters = trainable_parameters(network)
+    held = {id(p): p for group in optimizer.param_groups for p in group["params"]}
+    missing = [name for name, p in parameters.items() if id(p) not in held]
+    if missing and not any(id(p) in held for p in network.parameters()):
+        raise UnprotectedUpdateError(
+            "the optimizer holds no parameter of this network: it was built from a different one (before fix()?). "
+            "Build it from network.parameters()"
+        )
+    if missing:
+        raise UnprotectedUpdateError(
+            f"the optimizer does not hold trainable parameter(s) {listed(missing)} of the network. Build it from "
+            "network.parameters(), or freeze these with requires_grad_(False)"
+        )
+    known = {id(parameter) for parameter in parameters.values()}
+    foreign = [p for key, p in held.items() if p.requires_grad and key not in known]
+    if foreign:
+        of_loss = loss_fn.named_parameters() if isinstance(loss_fn, nn.Module) else ()
+        name = next((name for name, parameter in of_loss if parameter is foreign[0]), None)
+        raise UnprotectedUpdateError(
+            f"the optimizer holds {len(foreign)} trainable parameter(s) that are not the network's, the first of shape "
+            f"{tuple(foreign[0].shape)}; they would get no clipped, noised gradient. "
+            + (
+                "Build the optimizer from network.parameters()"
+                if name is None
+                else f"The first is {name!r} of the loss: make it a parameter of the network, which returns it with "
+                "its outputs (one row per example: value.expand(len(x), ...)), or leave it out of the optimizer"
+            )
+        )
 
 
 def require_steps(optimizer: Optimizer) -> None:

@@ -2,13 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
 from monitors.errors import DPModelError
 
 #: Ends every such refusal: nothing was released, but that there was a refusal says something of the data.
 LOOKED = "The check looked at private examples; the refusal itself is not accounted for"
+
+#: Names that an error lists; the others are counted.
+MOST_LISTED = 5
+
+
+def listed(names: Iterable[str]) -> str:
+    """The first names, and how many more there are.
+
+    Example:
+        >>> listed("abcdefg")
+        'a, b, c, d, e and 2 more'
+    """
+    found = list(names)
+    more = f" and {len(found) - MOST_LISTED} more" if len(found) > MOST_LISTED else ""
+    return ", ".join(found[:MOST_LISTED]) + more
 
 
 def say_also(error: BaseException, sentence: str) -> None:

@@ -14,7 +14,7 @@ from torch.optim.optimizer import register_optimizer_step_post_hook
 from dpmodel.claims.claim import FRESH_WEIGHTS
 from dpmodel.claims.snapshot import COPIED_BYTES, Snapshot, digest
 from dpmodel.claims.structure import Places, Structure
-from dpmodel.preflight.refusal import LOOKED, say_also
+from dpmodel.preflight.refusal import LOOKED, MOST_LISTED, listed, say_also
 from mechanisms.engines.parameters import trainable_parameters
 from monitors.errors import DataError, UnprotectedUpdateError
 
@@ -24,9 +24,6 @@ COMPARED_STEPS = 100
 #: Networks of up to this many bytes keep a digest of every step, larger ones of the steps that are compared in full.
 DIGESTED_BYTES = 2**14
 KEPT_DIGESTS = 100_000
-
-#: Names that an error lists; the others are counted.
-NAMED = 5
 
 #: Under which prefix the tensors of the loss are named.
 _LOSS = "(loss)"
@@ -51,9 +48,6 @@ class UpdateGuard:
         optimizer: Its optimizer.
         loss_fn: The loss; what it keeps as a module (buffers, parameters) is watched too.
         violated: Called with the reason when the claim is void. Default: nothing.
-
-    Raises:
-        UnprotectedUpdateError: The optimizer does not hold exactly the trainable parameters of the network.
     """
 
     def __init__(
@@ -69,7 +63,6 @@ class UpdateGuard:
         #: The trainable parameters by name.
         self.parameters = trainable_parameters(network)
         self._known = {id(parameter) for parameter in self.parameters.values()}
-        self._require_same_parameters()
         self._violated = violated
         self._reason: str | None = None
         self._steps = 0
@@ -127,7 +120,7 @@ class UpdateGuard:
             raise
         changed = self._changed_tensors(thorough=self._due)
         if changed or written:
-            found = f"the forward pass changed {_quoted(changed or [*dict.fromkeys(written)])}"
+            found = f"the forward pass changed {listed(map(repr, changed or dict.fromkeys(written)))}"
             # Without a trace it may have been a callback, or an earlier pass that was not compared in full.
             seen_at_once = self._done is None or self._compared_in_full or self._left_traces(changed)
             harmless = not changed or (self._put_back(changed) and seen_at_once)
@@ -241,7 +234,7 @@ class UpdateGuard:
             self._take()
             return
         when = "before the first step" if self._done is None else "between two private steps"
-        found = f"{_quoted(changed)} changed {when}"
+        found = f"{listed(map(repr, changed))} changed {when}"
         released = self._done is not None and self._reason is None
         consequence = self._record(found, self._verified(self._done or 0)) if released else ""
         raise UnprotectedUpdateError(
@@ -268,8 +261,8 @@ class UpdateGuard:
         changes += self._structure.changes()
         if changes:
             raise UnprotectedUpdateError(
-                f"the network is not the one that was examined before training: {'; '.join(changes[:NAMED])}. Add, "
-                "replace, freeze or unfreeze layers and register hooks between two calls of fit, and give the "
+                f"the network is not the one that was checked before training: {'; '.join(changes[:MOST_LISTED])}. "
+                "Add, replace, freeze or unfreeze layers and register hooks between two calls of fit, and give the "
                 "optimizer the same parameters"
             )
 
@@ -394,47 +387,6 @@ class UpdateGuard:
             self._named_updated += [("of the optimizer alone", value) for value in group["params"]]
         self._updated = [value for _, value in self._named_updated]
         self._flags = [value.requires_grad for value in self._updated]
-
-    def _require_same_parameters(self) -> None:
-        held = {id(p): p for group in self.optimizer.param_groups for p in group["params"]}
-        missing = [name for name, p in self.parameters.items() if id(p) not in held]
-        if missing and not any(id(p) in held for p in self.network.parameters()):
-            raise UnprotectedUpdateError(
-                "the optimizer holds no parameter of this network: it was built from another one (before fix()?); "
-                "build it from network.parameters()"
-            )
-        if missing:
-            raise UnprotectedUpdateError(
-                f"the optimizer does not hold trainable parameter(s) {_some(missing)} of the network; build it "
-                "from network.parameters(), or freeze them with requires_grad_(False)"
-            )
-        foreign = [p for key, p in held.items() if p.requires_grad and key not in self._known]
-        if foreign:
-            of_loss = {id(p): name for name, p in _parameters_of(self._roots.get(_LOSS))}
-            name = of_loss.get(id(foreign[0]))
-            raise UnprotectedUpdateError(
-                f"the optimizer holds {len(foreign)} trainable parameter(s) that are not the network's, the first of "
-                f"shape {tuple(foreign[0].shape)}; they would get no clipped, noised gradient. "
-                + (
-                    "Build the optimizer from network.parameters()"
-                    if name is None
-                    else f"It is {name!r} of the loss: make it a parameter of the network, which returns it beside its "
-                    "outputs (one row per example: value.expand(len(x), ...)), or leave it out of the optimizer"
-                )
-            )
-
-
-def _parameters_of(module: nn.Module | None) -> list[tuple[str, nn.Parameter]]:
-    return [] if module is None else list(module.named_parameters())
-
-
-def _some(names: list[str]) -> str:
-    more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
-    return ", ".join(names[:NAMED]) + more
-
-
-def _quoted(names: list[str]) -> str:
-    return _some([repr(name) for name in names])
 
 
 #: The guards that live. One hook tells them all and stays: to remove a hook when its guard is collected, perhaps in the

@@ -243,3 +243,9 @@ def test_what_was_verified_is_stated_once_and_joined(make_model, loader):
     second.fit(loader)
     assert any("passes through the network by itself" in sentence for sentence in first.verification)
     assert isinstance(first, DPModel)
+
+
+def test_a_lazy_network_is_taken_after_a_private_training_in_the_same_process(make_model, loader):
+    trained = make_model()
+    trained.fit(loader)
+    assert len(make_model(nn.LazyLinear(3)).ledger) == 0

@@ -69,7 +69,7 @@ def test_wrong_noise_and_samplers_may_train_without_privacy(make_model, loader):
 
 def trained(make_model, loader, monkeypatch, *, tried):
     if not tried:
-        monkeypatch.setattr("dpmodel.model.require_sound_mechanisms", lambda *given: ())
+        monkeypatch.setattr("dpmodel.preflight.trial.require_sound_mechanisms", lambda *given: ())
     torch.manual_seed(1)
     network = nn.Linear(4, 3)
     model = make_model(

@@ -9,7 +9,8 @@ from torch.optim import lr_scheduler
 
 from dpmodel import LearningRateScheduler
 from dpmodel.optimizers import optimizer_names
-from dpmodel.preflight.optimizer import require_long_enough, require_steps
+from dpmodel.preflight.optimizer import require_long_enough, require_same_parameters, require_steps
+from monitors.errors import UnprotectedUpdateError
 
 
 def made(name="SGD", lr=0.1, **options):
@@ -121,3 +122,16 @@ def test_a_schedule_that_is_too_short_by_its_arguments_is_refused_too(make_model
     with pytest.raises(ValueError, match="ends before the training"):
         model.fit(loader, epochs=2, callbacks=[LearningRateScheduler("OneCycleLR", max_lr=1.0, total_steps=3)])
     assert len(model.ledger) == 0
+
+
+@pytest.mark.parametrize(
+    ("layers", "named"),
+    [
+        (3, r"parameter\(s\) 1\.weight, 1\.bias, 2\.weight, 2\.bias of the network"),
+        (5, r"parameter\(s\) 1\.weight, 1\.bias, 2\.weight, 2\.bias, 3\.weight and 3 more of the network"),
+    ],
+)
+def test_parameters_that_the_optimizer_lacks_are_named_five_at_most(layers, named):
+    network = nn.Sequential(*[nn.Linear(1, 1) for _ in range(layers)])
+    with pytest.raises(UnprotectedUpdateError, match=named):
+        require_same_parameters(network, torch.optim.SGD(network[0].parameters(), lr=0.1))
