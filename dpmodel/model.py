@@ -1,4 +1,4 @@
-"""``DPModel``: train, evaluate and predict with differential privacy, in MindSpore's manner."""
+"""``DPModel``: train, evaluate and predict with differential privacy."""
 
 from __future__ import annotations
 
@@ -52,46 +52,46 @@ if TYPE_CHECKING:
     from dpmodel.saving.keeper import StateKeeper
     from dpmodel.saving.state import TrainingState
 
-#: Rows per call of ``predict`` and of evaluation, which keep no gradients, unless fewer are asked for.
+#: Largest default number of examples per call of the network in ``predict`` and ``evaluate``.
 INFERENCE_BATCH = 1000
 
 
 class DPModel(ClaimedModel):
     """A network with its loss and optimizer, trained with differential privacy.
 
-    Guarantees: each example's gradient (or each micro-batch group's) is clipped to the clip mechanism's bound; the
-    noise follows that bound; every release is an event on ``ledger`` before it is used; a gradient that is not finite
-    contributes exactly zero; an empty Poisson batch is a noise-only step; the sum is divided by the expected, never the
-    drawn, batch size.
+    Guarantees: the gradient of each example (or of each micro-batch group) is clipped to the bound of the clip
+    mechanism; the noise follows that bound; every release is recorded on ``ledger`` before it is used; a gradient that
+    is not finite contributes exactly zero; an empty Poisson batch is a noise-only step; the sum is divided by the
+    expected batch size, never by the drawn one.
 
     Args:
-        network: Any module whose layers treat examples independently (``dpmodel.validate`` tells).
+        network: A module whose layers treat examples independently; ``dpmodel.validate`` checks this.
         loss_fn: ``loss_fn(outputs, targets)``, any reduction; see ``mechanisms.engines.ExampleLosses``.
         optimizer: A torch optimizer over the network's trainable parameters.
-        micro_batches: None clips each example. A number k splits each batch into k groups, whose mean gradients are
-            clipped: then one example can move the sum by twice the bound and the ledger says so.
+        micro_batches: None clips each example. A number k splits each batch into k groups and clips the mean
+            gradient of each group. One example can then move the sum by twice the bound, and the ledger says so.
         norm_bound: Initial L2 norm bound, positive.
         noise_mech: From ``NoiseMechanismsFactory``; None trains without noise, at infinite epsilon.
         clip_mech: From ``ClipMechanismsFactory``; None is ``"Fixed"``.
-        metrics: Names or torchmetrics objects, alone, in a list, or in a dict under your own names.
+        metrics: A name or a torchmetrics object, a list of them, or a dict under your own names.
         sampling: ``"poisson"`` (amplified) or ``"shuffle"`` (no amplification claimed).
         engine: ``"auto"``, or the name of an engine.
-        physical_batch_size: Most examples in memory at once; changes no number. None: the whole batch; ``"auto"``: what
-            fits half of the free memory.
+        physical_batch_size: Largest number of examples in memory at once; it changes no result. None: the whole batch;
+            ``"auto"``: what fits half of the free memory.
         precision: ``"fp32"``, or ``"bf16"``: forward and backward pass under autocast, with norms, clipping, sum and
             noise in float32 (engine ``"bookkeeping"``).
-        timed_plans: Time each layer's exact plans on the first batch instead of estimating which is the fastest (engine
-            ``"bookkeeping"``). Two runs may then differ in their last bits.
-        isolation: ``"verified"``: network and loss are shown one example at a time, and their Python state is put back
-            after each pass; what keeps something of an example elsewhere is refused. ``"trust"`` trains that too, and
-            marks the ledger and the report "isolation not verified".
-        device: Where to train; default: where the network is.
+        timed_plans: Time the exact formulas of each layer on the first batch instead of estimating which is fastest
+            (engine ``"bookkeeping"``). Two runs may then differ in their last bits.
+        isolation: ``"verified"``: network and loss see one example at a time, and their Python state is restored after
+            each pass; a network that keeps something of an example elsewhere is refused. ``"trust"`` trains it too,
+            and marks the ledger and the report "isolation not verified".
+        device: Where to train. Default: the device of the network.
         seed: None: secret sampling. An integer makes sampling reproducible and voids the guarantee (tests only).
         ledger: Where releases are recorded. Default: the ledger of the weights if this process has trained them
-            privately before, else a new one. Pass ``Ledger()`` for other data.
+            privately before, otherwise a new one. Pass ``Ledger()`` for different data.
 
     Raises:
-        ValueError: A value out of range, or mechanisms that contradict each other.
+        ValueError: A value is out of range, or mechanisms contradict each other.
 
     Example:
         >>> from mechanisms import NoiseMechanismsFactory
@@ -171,7 +171,7 @@ class DPModel(ClaimedModel):
         return f"DPModel({', '.join(parts)}, {self.steps_done:,} steps done)"
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_choice": None}  # an engine belongs to one network; the next fit chooses again
+        return {**self.__dict__, "_choice": None}  # an engine serves one network; the next fit chooses again
 
     def fit(
         self,
@@ -191,24 +191,25 @@ class DPModel(ClaimedModel):
             epochs: At least 1; an epoch is ``num_examples // batch_size`` steps.
             valid_loader: Held-out data for the metrics after each epoch; the training data are refused.
             callbacks: Callbacks and privacy monitors.
-            keeper: ``StateKeeper(folder)`` saves the training as it runs, and resumes it with ``resume=True``.
+            keeper: ``StateKeeper(folder)`` saves the state of the training; with ``resume=True`` it resumes one.
             output: A new folder for ledger, privacy report, history, weights and training curve. Default: none.
-            **unknown: Refused, with what to do instead.
+            **unknown: Refused; the message names the argument to use instead.
 
         Returns:
             One record per finished epoch.
 
         Raises:
-            ValueError: Before any budget is spent, as ``UnsupportedModuleError``, ``CheckpointError`` or a plain one.
-            UnprotectedUpdateError: While training; what was released stays on the ledger. Where something un-noised may
-                have reached weights, the ledger states a violation and an infinite epsilon. Later calls refuse them.
-            NonFiniteGradientsError: Likewise.
+            ValueError, UnprotectedUpdateError: Before any budget is spent; ``docs/refused.md`` lists every refusal.
+            UnprotectedUpdateError: While training; what was released stays on the ledger. If something without noise
+                may have reached the weights, the ledger states a violation and an infinite epsilon, and later calls
+                refuse to train these weights.
+            NonFiniteGradientsError: While training: most gradients were NaN or infinite for many steps.
         """
         refuse_unknown(unknown, self.fit)
         checks.positive_int(epochs=epochs)
         check_keeper(keeper)
         if self._in_training:
-            raise UnprotectedUpdateError("fit was called while this model is training; call it when fit has returned")
+            raise UnprotectedUpdateError("fit was called while this model is training; call it after fit has returned")
         continues = self._continue_claim()
         iterations = PowerIterations(self.network)
         opened = nullcontext() if keeper is None else keeper.open()
@@ -216,7 +217,7 @@ class DPModel(ClaimedModel):
             listeners = CallbackList(callbacks, last=recorder)
             begin = partial(self._begin, epochs=epochs, keeper=keeper, listeners=listeners)
             trial = preflight.check(self, loader, valid_loader, begin)
-            step = self._first_step(trial, iterations)
+            step = self._private_step(trial, iterations)
             for line in filter(None, (continues, set_aside, *trial.lines)):
                 trial.run.say(line)
             evaluate = None if valid_loader is None else lambda: self.evaluate(valid_loader)
@@ -227,7 +228,7 @@ class DPModel(ClaimedModel):
     def train(
         self, epochs: int, loader: Any, callbacks: Any = (), *, dataset_sink_mode: bool = False, **options: Any
     ) -> History:
-        """MindSpore's spelling of ``fit``; there is no sink mode to turn on."""
+        """``fit``, by MindSpore's name; there is no sink mode."""
         _refuse_sink_mode(dataset_sink_mode)
         return self.fit(loader, epochs, callbacks=callbacks, **options)
 
@@ -250,14 +251,14 @@ class DPModel(ClaimedModel):
         return self.metrics.compute()
 
     def eval(self, loader: Any, *, dataset_sink_mode: bool = False, **options: Any) -> dict[str, float]:
-        """MindSpore's spelling of ``evaluate``; there is no sink mode to turn on."""
+        """``evaluate``, by MindSpore's name; there is no sink mode."""
         _refuse_sink_mode(dataset_sink_mode)
         return self.evaluate(loader, **options)
 
     def predict(self, inputs: Any, *, batch_size: int | None = None) -> Any:
         """The network's outputs for ``inputs`` in evaluation mode, in the order given, without gradients.
 
-        Post-processing of a private model: costs nothing.
+        This is post-processing of a private model and costs no budget.
 
         Args:
             inputs: A tensor or NumPy array whose first dimension counts examples, a tuple, list or dict of them (one
@@ -270,12 +271,12 @@ class DPModel(ClaimedModel):
             A tensor, or what the network returns: tensors in tuples, lists, dicts and ``ModelOutput`` objects.
 
         Raises:
-            DataError: The inputs hold anything but tensors and arrays, or outputs of several batches cannot be joined.
+            DataError: The inputs are not tensors or arrays, or the outputs of several batches cannot be joined.
         """
         return predictions(self.network, inputs, self.device, self._inference_batch(batch_size))
 
     def explain_engine(self) -> str:
-        """Which engine computes the clipped sums, why, and how it treats each layer; known once ``fit`` has run."""
+        """Which engine computes the clipped sums, why, and how it treats each layer; known after ``fit``."""
         if self._choice is None:
             return "the engine is chosen when fit sees the first examples"
         engine = self._choice.engine
@@ -297,7 +298,7 @@ class DPModel(ClaimedModel):
         first_step = self.steps_done if state is None else state.first_step
         sampler = loader.make_sampler(self.seed, partition)
         plan = ReleasePlan(self.noise_mech, self.clip_mech, unit, sampler, first_step)
-        relation_of([*self.ledger, (plan.event(first_step), 1)])  # what cannot be stated together is not trained
+        relation_of([*self.ledger, (plan.event(first_step), 1)])  # one ledger, one statement
         return plan
 
     def _carry_out(self, loop: TrainingLoop) -> None:
@@ -336,7 +337,7 @@ class DPModel(ClaimedModel):
             claim.end(run.violated)
             self._in_training = False
 
-    def _first_step(self, trial: Trial, iterations: PowerIterations) -> PrivateStep:
+    def _private_step(self, trial: Trial, iterations: PowerIterations) -> PrivateStep:
         self._choice = trial.choice
         guard = UpdateGuard(self.network, self.optimizer, self.loss_fn, self.claim.violate)
         trial.run.guarded_by(guard)
@@ -375,7 +376,7 @@ class DPModel(ClaimedModel):
 
 def _refuse_sink_mode(wanted: bool) -> None:
     if wanted:
-        raise ValueError("dataset_sink_mode=True is of MindSpore's devices; leave it out, or give False")
+        raise ValueError("dataset_sink_mode=True exists for MindSpore's devices only; leave it out or pass False")
 
 
 def _device_of(network: nn.Module) -> torch.device:

@@ -1,4 +1,4 @@
-"""Whether the optimizer can take its steps, and the learning-rate schedule all of them."""
+"""The parameters and the step of an optimizer, and the length of a learning-rate schedule."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ from dpmodel.preflight.refusal import listed
 from mechanisms.engines.parameters import trainable_parameters
 from monitors.errors import ConfigError, UnprotectedUpdateError
 
-#: Schedules of functions: a function may count its own calls, so only the last step is computed.
+#: Schedules of functions: a function may count its calls, so only the last step is computed.
 _OF_FUNCTIONS = (LambdaLR, MultiplicativeLR)
 
-#: Seconds after which a schedule is not followed further.
+#: Seconds after which a schedule is not stepped further.
 _SECONDS = 2.0
 
 
@@ -74,11 +74,10 @@ def require_same_parameters(network: nn.Module, optimizer: Optimizer, loss_fn: o
 
 
 def require_steps(optimizer: Optimizer) -> None:
-    """Refuse an optimizer whose step would fail once the first private gradient has been paid for.
+    """Refuse an optimizer whose step would fail after the first release.
 
-    An optimizer of ``torch.optim`` takes a step on a copy of the parameters, with zero gradients. One of another
-    package, which may keep state that cannot be copied, is only asked whether ``step()`` can be called without
-    arguments.
+    An optimizer of ``torch.optim`` takes a step on a copy of the parameters, with zero gradients. For an optimizer of a
+    different package, whose state may not be copyable, only the signature of ``step()`` is checked.
 
     Args:
         optimizer: Left as it was.
@@ -99,7 +98,7 @@ def require_steps(optimizer: Optimizer) -> None:
     except TypeError as error:
         raise ConfigError(
             f"optimizer {name!r} cannot train with differential privacy: step() {error}. A closure would compute the "
-            "loss again, and every such pass would be a release of its own; use an optimizer whose step() needs none"
+            "loss again, and each such pass would be a further release. Use an optimizer whose step() needs no closure"
         ) from error
     if not step.__module__.startswith(optim.__name__):
         return
@@ -109,19 +108,19 @@ def require_steps(optimizer: Optimizer) -> None:
     except Exception as error:
         raise ConfigError(
             f"optimizer {name!r} cannot take a step{_settings(optimizer)}: {str(error).rstrip('.')}. "
-            "Build it without these settings, or with ones that the device of the parameters supports"
+            "Build it without these settings, or with settings that the device of the parameters supports"
         ) from error
 
 
 def require_long_enough(scheduler: LRScheduler, steps: int, unit: str) -> None:
     """Refuse a learning-rate scheduler that fails before the training ends.
 
-    A copy of the scheduler is stepped to the end. Functions of ``LambdaLR`` and ``MultiplicativeLR`` are called for
+    A copy of the scheduler is stepped to the end. The functions of ``LambdaLR`` and ``MultiplicativeLR`` are called for
     the last step only.
 
     Args:
         scheduler: Left as it was.
-        steps: How often the training will step it.
+        steps: Number of its steps in the training.
         unit: ``"step"`` or ``"epoch"``, for the message.
 
     Raises:
@@ -154,7 +153,7 @@ def require_long_enough(scheduler: LRScheduler, steps: int, unit: str) -> None:
 
 
 def _copied(optimizer: Optimizer) -> Any:
-    """A copy with parameters of its own and gradients of zero."""
+    """A copy with copied parameters and zero gradients."""
     memo: dict[int, Any] = {}
     for group in optimizer.param_groups:
         for parameter in group["params"]:
@@ -164,13 +163,13 @@ def _copied(optimizer: Optimizer) -> Any:
 
 
 def _settings(optimizer: Optimizer) -> str:
-    """The ways to run that were asked for, in words."""
+    """The ways to run that are switched on, in words."""
     switched = {name for group in optimizer.param_groups for name in WAYS_TO_RUN if group.get(name) is True}
     return f" with {', '.join(f'{name}=True' for name in sorted(switched))}" if switched else ""
 
 
 def _on_stand_in(scheduler: LRScheduler) -> LRScheduler | None:
-    """A copy of the scheduler that moves the rates of another optimizer; None if it cannot be copied."""
+    """A copy of the scheduler on a stand-in optimizer; None if it cannot be copied."""
     optimizer = scheduler.optimizer
     groups = [{**group, "params": [nn.Parameter(torch.zeros(1))]} for group in optimizer.param_groups]
     stand_in = optim.SGD([nn.Parameter(torch.zeros(1))], lr=0.0)

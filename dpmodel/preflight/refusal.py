@@ -1,4 +1,4 @@
-"""What a refusal says that comes from looking at private examples."""
+"""Words that refusals share."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from contextlib import contextmanager
 
 from monitors.errors import DPModelError
 
-#: Ends every such refusal: nothing was released, but that there was a refusal says something of the data.
+#: Ends every such refusal: nothing was released, but the refusal itself says something about the data.
 LOOKED = "The check looked at private examples; the refusal itself is not accounted for"
 
 #: Names that an error lists; the others are counted.
@@ -42,7 +42,7 @@ def say_also(error: BaseException, sentence: str) -> None:
 
 @contextmanager
 def looking_at_examples() -> Iterator[None]:
-    """A refusal that is raised inside says that private examples were looked at.
+    """Errors raised inside say that private examples were read.
 
     Example:
         >>> from monitors.errors import DataError

@@ -1,4 +1,4 @@
-"""Whether data, network and metrics of a configuration fit together, seen before any budget is spent."""
+"""The data, the network and the metrics of a configuration: whether they fit together."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from monitors.errors import ConfigError, UnsupportedModuleError
 
 
 def require_stated_size(config: Config, data: DataSplits) -> None:
-    """Refuse data of another size than ``data.num_examples`` states.
+    """Refuse data whose size differs from ``data.num_examples``.
 
     Raises:
         ConfigError: The sizes differ.
@@ -75,17 +75,15 @@ def locating_refusals(config: Config, setting: str | None = None) -> Iterator[No
         found = setting or getattr(error, "setting", None)
         if found is None:
             raise
-        remedy = (
-            "\nIn a configuration, network.fix: true does what dpmodel.fix does" if "dpmodel.fix" in str(error) else ""
-        )
+        remedy = "\nIn a configuration, network.fix: true calls dpmodel.fix" if "dpmodel.fix" in str(error) else ""
         raise ConfigError(f"{config.where(found)}: {found}: {error}{remedy}") from error
 
 
 def require_metrics_fit(config: Config, data: DataSplits) -> None:
-    """Refuse metrics of classes where the targets are numbers, or several labels per example.
+    """Refuse metrics of classes if the targets are numbers, or several labels per example.
 
     Raises:
-        ConfigError: There is such a metric; says which to take instead.
+        ConfigError: There is such a metric; says what to use instead.
     """
     targets = data.test.y
     if not targets.is_floating_point() or _are_two_classes(targets):
@@ -106,7 +104,7 @@ def _is_of_classes(entry: Any) -> bool:
 
 
 def _telling(x: Tensor) -> Tensor:
-    """The first example; of whole numbers also those with the smallest and the largest, which a table may not have."""
+    """The first example, and for whole numbers those with the smallest and the largest: an embedding may lack them."""
     if x.is_floating_point() or x.dtype == torch.uint8:
         return x[:1]
     values = x.flatten(1)
