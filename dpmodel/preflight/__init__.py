@@ -1,7 +1,7 @@
-"""The checks that every training passes before its first release, in order.
+"""The list of checks that a training passes before its first release, in order.
 
-Nothing of the training is released before the last of them has passed. The page ``docs/refused.md`` is generated from
-this list.
+Nothing is released, and no budget is spent, before the last check has passed. ``docs/refused.md`` is generated from
+this list (``dpmodel.preflight.table``).
 """
 
 from __future__ import annotations
@@ -75,13 +75,14 @@ class Check(NamedTuple):
 
 
 def check(model: DPModel, loader: Any, valid_loader: Any, begin: Callable[[PrivateLoader], Run]) -> Trial:
-    """Run all checks in order; network, loss, optimizer, data set and generators are as before afterwards.
+    """Run all checks in order. Network, loss, optimizer, data set and generators are left as they were.
 
     Args:
         model: The model to be trained.
         loader: The training data, as ``fit`` takes them.
         valid_loader: Held-out data, or None.
-        begin: Makes the run once the settings have passed; restores the model of a resumed training.
+        begin: Makes the run, and restores the model of a resumed training. Called once the network's layers and torch's
+            modes have passed.
 
     Returns:
         The private loader, the run, the engine, and the lines to tell the user.
@@ -134,7 +135,7 @@ CHECKS: tuple[Check, ...] = (
             "Call `dpmodel.fix(network)`: `GroupNorm`, or `FrozenBatchNorm` for frozen layers."),
         Refusal("InstanceNorm with `track_running_stats=True`: statistics of the data without noise.",
             "Call `dpmodel.fix(network)`, or set `track_running_stats=False`."),
-        Refusal("Embedding with `max_norm` or `scale_grad_by_freq`: it rescales by what the batch looked up.",
+        Refusal("Embedding with `max_norm` or `scale_grad_by_freq`: it rescales by the rows that a batch looks up.",
             "Call `dpmodel.fix(network)`, or leave both out."),
         Refusal("Lazy layers that have not seen a batch: their parameters have no shape yet.",
             "Call the network once, for example on zeros, before you build `DPModel`."),
@@ -164,7 +165,7 @@ CHECKS: tuple[Check, ...] = (
     Check("optimizer", UnprotectedUpdateError, [
         Refusal("An optimizer that lacks trainable parameters of the network, or was built before `fix`.",
             "Build it from `network.parameters()`, or freeze the missing parameters."),
-        Refusal("An optimizer with trainable parameters of the loss or another module: they would get no noise.",
+        Refusal("An optimizer with trainable parameters of the loss or a different module: they get no noise.",
             "Make them parameters of the network, or leave them out of the optimizer."),
         Refusal("An optimizer whose `step()` fails or cannot be called without arguments.",
             "Change the settings that the message names, or use a different optimizer.", ConfigError),
@@ -226,7 +227,7 @@ CHECKS: tuple[Check, ...] = (
             "Make each row of the batch from one example."),
     ], reads="examples"),
     Check("collation", DataError, [
-        Refusal("Padding to the longest example of a batch that changes the gradients of the others.",
+        Refusal("Padding to the longest example of a batch, if it changes the gradients of shorter ones.",
             "Pad to one fixed length, or mask the padding in network and loss."),
     ], reads="examples"),
     Check("metrics", DataError, [

@@ -53,8 +53,8 @@ def refuse_unknown(unknown: Mapping[str, Any], owner: Callable[..., Any]) -> Non
     for name, value in unknown.items():
         parameters = inspect.signature(owner).parameters.values()
         known = [parameter.name for parameter in parameters if parameter.kind is not parameter.VAR_KEYWORD]
-        told = _ELSEWHERE.get(name)
-        hint = f": {told}" if told else checks.nearest_hint(name, known) or f"; it takes {', '.join(known)}"
+        instead = _ELSEWHERE.get(name)
+        hint = f": {instead}" if instead else checks.nearest_hint(name, known) or f"; it takes {', '.join(known)}"
         raise TypeError(f"{owner.__name__} has no argument {name}={value!r}{hint}")
 
 

@@ -35,7 +35,7 @@ def require_same_parameters(network: nn.Module, optimizer: Optimizer, loss_fn: o
         loss_fn: The loss, to name a parameter that belongs to it.
 
     Raises:
-        UnprotectedUpdateError: A parameter is missing from the optimizer, or the optimizer holds one of another module.
+        UnprotectedUpdateError: The optimizer lacks a parameter, or holds a parameter of a different module.
 
     Example:
         >>> require_same_parameters(nn.Linear(2, 1), optim.SGD(nn.Linear(2, 1).parameters(), lr=0.1))

@@ -75,7 +75,7 @@ class Readings:
             self[row]
 
     @contextmanager
-    def undisturbed(self) -> Iterator[None]:
+    def preserved(self) -> Iterator[None]:
         """Restore the generators, and the attributes of the data set and of the data sets within it.
 
         A file that the first reading opens is therefore opened again in each worker process.

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from monitors.errors import DPModelError
 
 #: Ends every such refusal: nothing was released, but the refusal itself says something about the data.
-LOOKED = "The check looked at private examples; the refusal itself is not accounted for"
+LOOKED = "The check read private examples; the refusal itself is not accounted for"
 
 #: Names that an error lists; the others are counted.
 MOST_LISTED = 5
@@ -50,7 +50,7 @@ def looking_at_examples() -> Iterator[None]:
         ...     raise DataError("example 3 has no target")
         Traceback (most recent call last):
             ...
-        monitors.errors.DataError: example 3 has no target. The check looked at private examples; the refusal itself ...
+        monitors.errors.DataError: example 3 has no target. The check read private examples; the refusal itself is ...
     """
     try:
         yield

@@ -57,7 +57,7 @@ def require_separate_rows(loader: PrivateLoader, *, secret: bool = True) -> str 
         return _told(equal_rows(hashes), loader.num_examples)
     draw = np.random.default_rng(None if secret else 0)
     readings = Readings(loader)
-    with readings.undisturbed():
+    with readings.preserved():
         return _require_separate_examples(loader, readings, draw)
 
 
@@ -80,7 +80,7 @@ def require_no_memory(loader: PrivateLoader, *, secret: bool) -> None:
         raise DataError(
             f"{type(loader.dataset).__name__} remembers what it has read: {ordered}. One record would move the "
             "gradients of later examples, which the ledger does not account for. Let __getitem__ depend on its index "
-            "alone"
+            "only"
         )
 
 

@@ -13,15 +13,18 @@ from dpmodel.preflight import CHECKS
 _INTRODUCTION = """\
 # What is refused before training
 
-`fit` checks a training before its first step. What would make the stated epsilon untrue is refused, and so is what
-would spend budget on a training that cannot work. A refusal costs no budget: nothing is on the ledger, and the network,
-the optimizer and the data set are as before.
+`fit` checks a training before its first step. It refuses a training whose stated epsilon would be wrong, and a training
+that would spend its budget without a chance to learn. A refusal costs no budget: the ledger, the network, the optimizer
+and the data set stay as they were.
 
-The checks run in the order of this table, and the first refusal is raised. Its message names the layer, the argument or
-the row, and the remedy. A message that ends with "The check looked at private examples" was found by reading training
-data: that a training was refused is then itself information about the data, which the ledger does not account for.
+The checks run in the order of this table, and the first refusal is raised. The message names the layer, the argument or
+the row, and the remedy. Some checks read training data. Their messages end with "The check read private examples": the
+refusal itself then says something about the data, and the ledger does not account for that.
 
-Not everything can be found by looking; see what each privacy report lists under "not covered".
+No check finds everything. Each privacy report lists what is not covered.
+
+`dpmodel.validate(network, example)` checks a network without training it, and `dpmodel.fix(network)` replaces layers
+that are refused.
 
 """
 

@@ -99,7 +99,7 @@ class Trial:
         return Batch(*(to_device(value, self.device) for value in self.loader.example(count)))
 
     def say(self, line: str | None) -> None:
-        """Tell the user once all checks have passed; None says nothing."""
+        """Add a line that ``fit`` prints once all checks have passed; None adds nothing."""
         if line:
             self.lines.append(line)
 
@@ -110,7 +110,7 @@ def _passes(trial: Trial) -> Iterator[None]:
         yield
 
 
-#: What a check may read -> the context that checks of that kind run in.
+#: What a check reads -> the context in which it runs.
 CONTEXTS: Mapping[str, Callable[[Trial], Any]] = {
     "settings": lambda trial: nullcontext(),
     "examples": lambda trial: looking_at_examples(),
@@ -152,7 +152,7 @@ def run(trial: Trial) -> None:
 
 
 def memory(trial: Trial) -> None:
-    """Reading one example does not change another; called before anything else is read."""
+    """Items do not depend on the items read before; called before anything else is read."""
     require_no_memory(trial.loader, secret=trial.secret)
 
 
@@ -212,7 +212,7 @@ def engine(trial: Trial) -> None:
 
 
 def rows(trial: Trial) -> None:
-    """Each row of the data set is an example of its own."""
+    """Each record counts in one example."""
     trial.say(require_separate_rows(trial.loader, secret=trial.secret))
 
 

@@ -208,7 +208,7 @@ def test_a_metric_that_fails_on_all_validation_data_is_refused_before_anything_i
 
 
 def test_the_trial_on_training_examples_says_that_it_looked_at_them_and_leaves_no_trace(make_model, make_data):
-    with pytest.raises(DataError, match="looked at private examples"):
+    with pytest.raises(DataError, match="read private examples"):
         make_model(metrics="mae").fit(DataLoader(make_data(), 16))
     data = make_data(n=50)
     model = make_model(metrics=["accuracy", "loss"])
