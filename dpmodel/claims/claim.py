@@ -77,7 +77,8 @@ class Claim:
         """
         if self.ledger.violations:
             raise UnprotectedUpdateError(
-                f"these weights cannot be trained on: {self.ledger.caveats[0]}. To train again, {FRESH_WEIGHTS}"
+                f"these weights cannot be trained further: {self.ledger.caveats[0]}. To train again, "
+                f"{FRESH_WEIGHTS}"
             )
 
     def verified(self, sentences: Iterable[str]) -> None:

@@ -96,7 +96,7 @@ class Steers(Callback):
         (larger_bound, "the norm bound"),
     ],
 )
-def test_a_choice_after_a_look_at_the_training_loss_is_noted_once(fitted, read, act, what, later):
+def test_a_choice_after_reading_the_training_loss_is_noted_once(fitted, read, act, what, later):
     model = fitted(Steers(READS[read], act, later))
     if later is False and act in (less_momentum, less_noise, larger_bound):
         # The first of the two changes is made before anything was read, and the second one changes nothing.
@@ -116,7 +116,7 @@ class Acts(Callback):
         slower(run)
 
 
-def test_one_callback_may_have_told_another(fitted):
+def test_a_choice_is_noted_even_if_a_different_callback_read_the_loss(fitted):
     assert any("Acts changed the learning rate" in note for note in fitted(Reads(), Acts()).ledger.notes)
 
 

@@ -37,7 +37,7 @@ def test_a_training_on_the_same_ledger_covers_the_queries(asked, capsys):
     assert model.report().figures["pld"] == model.privacy_spent(1e-5, "pld").epsilon
 
 
-def test_a_training_on_a_ledger_of_its_own_says_that_it_does_not(asked, capsys):
+def test_a_training_on_a_separate_ledger_says_that_it_does_not_cover_them(asked, capsys):
     model = fitted()
     assert TOLD in capsys.readouterr().out
     assert any(TOLD in note for note in model.report().spent.notes)

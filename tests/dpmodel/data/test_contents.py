@@ -66,7 +66,7 @@ def test_sparse_inputs_are_refused_with_to_dense(make_model, form, collated):
         make_model().fit(loader)
 
 
-def test_arrays_are_told_how_to_become_tensors():
+def test_the_error_for_arrays_says_how_to_convert_them():
     with pytest.raises(DataError, match=r"example\[0\] is a ndarray.*torch\.as_tensor\(array\)"):
         require_dense_tensors((np.zeros((2, 3)), torch.zeros(2)))
 

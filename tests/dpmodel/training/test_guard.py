@@ -47,7 +47,7 @@ def test_a_guard_that_is_collected_in_the_middle_of_a_step_does_not_disturb_it()
         last.check()
 
 
-def test_a_guard_counts_the_steps_of_other_optimizers_over_its_parameters_alone():
+def test_a_guard_counts_steps_of_other_optimizers_only_if_they_hold_its_parameters():
     network, _, guard = guarded()
     stepped(*guarded()[:2])
     guard.check()
@@ -77,7 +77,7 @@ def test_a_gradient_of_a_frozen_parameter_never_reaches_the_optimizer(make_model
 
 @pytest.mark.parametrize("replaced", [False, True])
 @pytest.mark.parametrize("engine", ["bookkeeping", "loop"])
-def test_a_buffer_that_is_written_to_late_never_holds_the_data(make_model, make_data, engine, replaced):
+def test_a_buffer_that_is_written_late_never_holds_the_data(make_model, make_data, engine, replaced):
     class Late(nn.Module):
         def __init__(self):
             super().__init__()
@@ -111,7 +111,7 @@ def test_a_buffer_that_is_written_to_late_never_holds_the_data(make_model, make_
 
 @pytest.mark.parametrize("kind", ["frozen parameter", "data of a buffer", "data of a weight"])
 @pytest.mark.parametrize("width", [4, 40_000])
-def test_statistics_of_the_data_are_noticed_wherever_they_are_kept(make_model, make_data, kind, width):
+def test_statistics_of_the_data_are_found_wherever_they_are_kept(make_model, make_data, kind, width):
     class Late(nn.Module):
         def __init__(self):
             super().__init__()
@@ -175,7 +175,7 @@ def test_a_buffer_that_a_callback_sets_between_two_steps_must_be_declared(make_m
     assert "not verified since step 1" in model.ledger.violations[0]
 
 
-class TestNothingUnNoisedReachesTheOptimizer:
+class TestNothingWithoutNoiseReachesTheOptimizer:
     def run_with(self, make_model, loader, act, *, violates=True):
         class Acting(Callback):
             def on_train_step_end(self, run):
