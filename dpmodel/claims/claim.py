@@ -77,8 +77,7 @@ class Claim:
         """
         if self.ledger.violations:
             raise UnprotectedUpdateError(
-                f"these weights cannot be trained further: {self.ledger.caveats[0]}. To train again, "
-                f"{FRESH_WEIGHTS}"
+                f"these weights cannot be trained further: {self.ledger.caveats[0]}. To train again, {FRESH_WEIGHTS}"
             )
 
     def verified(self, sentences: Iterable[str]) -> None:

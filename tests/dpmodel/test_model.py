@@ -319,10 +319,11 @@ def test_predict_keeps_order_mode_and_gradients(make_model):
     assert model.predict(x[:0]).shape == (0, 3)
 
 
-def test_eval_takes_loaders_data_sets_and_pairs_of_tensors(make_model, make_data):
+def test_evaluate_takes_loaders_data_sets_and_pairs_of_tensors(make_model, make_data):
     data = make_data(n=50)
     model = make_model(metrics=["accuracy", "loss"])
-    answers = [model.eval(given) for given in (data, DataLoader(data, 7), poisson_loader(data, 7), data.tensors)]
+    answers = [model.evaluate(given) for given in (data, DataLoader(data, 7), poisson_loader(data, 7), data.tensors)]
+    answers += [model.eval(data), model.eval(data, batch_size=3)]
     assert all(answer == pytest.approx(answers[0]) for answer in answers)
     assert set(answers[0]) == {"accuracy", "loss"}
 

@@ -122,7 +122,8 @@ def test_losses_that_a_network_gives_in_training_mode_only_are_trained(make_mode
     model = make_model(InTrainingOnly(), loss_fn=lambda losses, targets: losses["classifier"])
     model.fit(data)
     assert model.ledger.total == 2
-    assert "evaluate() cannot compute the loss: in evaluation mode, loss_fn(outputs, targets) fails" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "evaluate() cannot compute the loss: in evaluation mode, loss_fn(outputs, targets) fails" in said
     model = make_model(InTrainingOnly(), loss_fn=lambda losses, targets: losses["classifier"], metrics="loss")
     with pytest.raises(DataError, match=r"in evaluation mode, loss_fn\(outputs, targets\) fails"):
         model.fit(data)
@@ -169,7 +170,7 @@ def test_a_language_model_with_cache_and_model_outputs_trains_as_it_comes(make_m
 
 
 class Several:
-    """A metric that gives what it is told."""
+    """A metric with a given value."""
 
     def __init__(self, value):
         self.value = value

@@ -210,7 +210,7 @@ def test_a_class_loss_for_a_single_output_is_refused(make_model):
     ("options", "message"),
     [
         ({"engine": "bookeeping"}, "did you mean 'bookkeeping'"),
-        ({"device": "gpu"}, "device='gpu' cannot be used here: .* Leave it out, or give 'cpu'"),
+        ({"device": "gpu"}, "device='gpu' cannot be used here: .* Leave it out, or pass 'cpu'"),
     ],
 )
 def test_unusable_options_are_refused_when_the_model_is_built(make_model, options, message):

@@ -102,7 +102,7 @@ def test_a_choice_after_reading_the_training_loss_is_noted_once(fitted, read, ac
         # The first of the two changes is made before anything was read, and the second one changes nothing.
         assert model.ledger.notes == ()
         return
-    expected = f"Steers changed {what} after a callback had read the training loss: that choice is not accounted for"
+    expected = f"Steers changed {what} after a callback had read the training loss: this choice is not accounted for"
     assert model.ledger.notes == (expected,)
 
 

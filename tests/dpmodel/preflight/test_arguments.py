@@ -38,7 +38,7 @@ def test_the_error_for_an_unknown_argument_says_what_to_use(argument, words):
     ],
 )
 @pytest.mark.parametrize("way", ["fit", "train"])
-def test_the_error_for_an_unknown_argument_of_fit_says_what_to_use(argument, told, way):
+def test_the_error_for_an_unknown_argument_of_fit_says_what_to_use(argument, words, way):
     network = nn.Linear(2, 1)
     model = DPModel(network, nn.MSELoss(), torch.optim.SGD(network.parameters(), lr=0.1))
     given = {"fit": (None,), "train": (1, None)}[way]

@@ -118,7 +118,7 @@ def test_the_remedy_for_whole_numbers_in_a_binary_loss_is_float(make_model, loss
     ],
 )
 def test_the_remedy_is_the_first_conversion_of_the_targets_that_works(outputs, targets, loss_fn, words):
-    assert remedy(loss_fn, outputs, targets).endswith(f"give it {words}")
+    assert remedy(loss_fn, outputs, targets).endswith(f"pass {words}")
 
 
 def test_there_is_no_remedy_if_the_targets_are_not_the_cause():

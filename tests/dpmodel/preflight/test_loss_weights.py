@@ -104,7 +104,7 @@ def test_a_loss_of_two_that_is_neither_sum_nor_mean_of_their_losses_is_announced
 def test_class_weights_above_the_bound_are_announced(loss_fn, largest):
     (note,) = notes(loss_fn, bound=1.0)
     assert note.startswith(f"the loss has class weights up to {largest}, ")
-    assert "clipped to norm_bound=1:" in note
+    assert "clipped to norm_bound=1, so" in note
     assert notes(loss_fn, bound=float(largest)) == []
 
 

@@ -134,7 +134,7 @@ class Folding(nn.Module):
         (Mixing(), "depends on the other examples"),
         (Counting(), "buffer 'mean_seen' changes in the forward pass"),
         (Remembering(), "depends on the other examples"),
-        (Folding(), "must count examples"),
+        (Folding(), "must be the number of examples"),
         (Writing(), "parameter 'linear.weight' is written to in the forward pass"),
     ],
 )
@@ -185,7 +185,7 @@ def test_frozen_and_uninitialised_networks_are_named():
     for lazy in (nn.LazyLinear(3), nn.Sequential(nn.Linear(2, 2), nn.LazyBatchNorm1d()), nn.LazyInstanceNorm1d()):
         (problem,) = validate(lazy, torch.randn(4, 2))
         assert "not initialised yet" in problem
-        assert "call the network once" in problem
+        assert "Call the network once" in problem
         with pytest.raises(UnsupportedModuleError, match="not initialised yet"):
             fix(lazy)
 

@@ -11,7 +11,7 @@ from mechanisms.engines import ENGINES, BookKeepingEngine
 from mechanisms.noise import Gaussian
 from monitors.errors import UnprotectedUpdateError
 
-REFUSED = "the sums of its halves differ by"
+REFUSED = "differs from the sums of its halves by"
 
 
 class FromEightRowsOn(nn.Module):
