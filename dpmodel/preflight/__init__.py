@@ -141,6 +141,8 @@ CHECKS: tuple[Check, ...] = (
             "Call the network once, for example on zeros, before you build `DPModel`."),
         Refusal("A network without a trainable parameter.",
             "Unfreeze some parameters with `requires_grad_(True)`."),
+        Refusal("Complex parameters.",
+            "Use real ones with a last dimension of 2, and `torch.view_as_complex`."),
     ], setting="network"),
     Check("modes", ConfigError, [
         Refusal("A `TorchDispatchMode` or `TorchFunctionMode` around `fit`: it could change norms and noise.",

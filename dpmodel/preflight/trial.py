@@ -29,7 +29,7 @@ from mechanisms.engines.batch import Batch
 from mechanisms.engines.choose import Choice, choose_engine
 from mechanisms.engines.modes import require_no_modes
 from mechanisms.engines.padding import padding_rows
-from mechanisms.engines.parameters import FlatLayout
+from mechanisms.engines.parameters import FlatLayout, trainable_parameters
 from mechanisms.engines.probing import mode, preserve_state, shared_recordings
 
 if TYPE_CHECKING:
@@ -136,8 +136,9 @@ def validation_data(trial: Trial) -> None:
 
 
 def layers(trial: Trial) -> None:
-    """Every layer of a known type treats examples independently."""
+    """Every layer of a known type treats examples independently, and some parameter can be trained."""
     require_valid(trial.network)
+    trainable_parameters(trial.network)
 
 
 def modes(trial: Trial) -> None:

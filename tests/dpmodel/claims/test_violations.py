@@ -269,7 +269,7 @@ def test_an_interrupted_update_is_not_a_violation(make_model, make_data):
 )
 def test_a_changed_structure_is_refused_before_the_next_step_and_costs_nothing(fitted, act):
     model, error = fitted([At("on_train_step_end", act)])
-    assert "not the one that was examined" in str(error)
+    assert "not the one that was checked" in str(error)
     assert model.ledger.total == 2
     assert model.ledger.violations == ()
 
