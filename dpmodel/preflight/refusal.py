@@ -41,12 +41,12 @@ def say_also(error: BaseException, sentence: str) -> None:
 
 
 @contextmanager
-def looking_at_examples() -> Iterator[None]:
+def reading_examples() -> Iterator[None]:
     """Errors raised inside say that private examples were read.
 
     Example:
         >>> from monitors.errors import DataError
-        >>> with looking_at_examples():
+        >>> with reading_examples():
         ...     raise DataError("example 3 has no target")
         Traceback (most recent call last):
             ...

@@ -21,7 +21,7 @@ from dpmodel.preflight.mechanisms import require_sound_mechanisms
 from dpmodel.preflight.network import require_valid
 from dpmodel.preflight.optimizer import require_same_parameters, require_steps
 from dpmodel.preflight.outputs import TRIED, require_evaluable, require_measurable, tried_outputs
-from dpmodel.preflight.refusal import looking_at_examples
+from dpmodel.preflight.refusal import reading_examples
 from dpmodel.preflight.rows import require_no_memory, require_separate_rows
 from dpmodel.training.loop import to_device
 from mechanisms.engines.base import Engine
@@ -106,14 +106,14 @@ class Trial:
 
 @contextmanager
 def _passes(trial: Trial) -> Iterator[None]:
-    with looking_at_examples(), shared_recordings(), preserve_state(trial.network, trial.model.loss_fn):
+    with reading_examples(), shared_recordings(), preserve_state(trial.network, trial.model.loss_fn):
         yield
 
 
 #: What a check reads -> the context in which it runs.
 CONTEXTS: Mapping[str, Callable[[Trial], Any]] = {
     "settings": lambda trial: nullcontext(),
-    "examples": lambda trial: looking_at_examples(),
+    "examples": lambda trial: reading_examples(),
     "passes": _passes,
 }
 
@@ -236,6 +236,6 @@ def metrics(trial: Trial) -> None:
     if trial.valid_loader is not None:
         require_evaluable(*measured, trial.valid_loader, trial.run.epochs, trial.device)
         return
-    with looking_at_examples():
+    with reading_examples():
         examples = trial.examples(TRIED)
         trial.say(require_measurable(*measured, examples.x, examples.y, asked=model.metrics_asked))

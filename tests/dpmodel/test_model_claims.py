@@ -1,4 +1,4 @@
-"""What a model states of what it has spent, and what it leaves behind."""
+"""The privacy statements of a model, and what it leaves behind."""
 
 import itertools
 

@@ -1,4 +1,4 @@
-"""Networks that return more than one tensor, or a loss: trained, evaluated, or refused in words about the outputs."""
+"""Networks that return several tensors, or a loss: trained, evaluated, or refused with a message about the outputs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a model refuses before any budget is spent, and in which words."""
+"""Refusals before any budget is spent, and their messages."""
 
 from __future__ import annotations
 

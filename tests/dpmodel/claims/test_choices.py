@@ -1,4 +1,4 @@
-"""A choice that a callback makes after it has read a private value leaves a note; showing and schedules leave none."""
+"""A choice that follows a private value leaves a note; showing values and schedules leave none."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""Answers to queries are in the epsilon of a training, or it says that they are not."""
+"""The epsilon of a training covers the answers to queries, or says that it does not."""
 
 import pytest
 import torch

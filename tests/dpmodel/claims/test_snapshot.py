@@ -1,4 +1,4 @@
-"""What a snapshot finds, in each of its three sizes: compared in full, copied, and neither."""
+"""Changes that a snapshot finds, in each of its three sizes: compared in full, copied, and neither."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""Swapped modules, forward methods and hooks are named; what does not concern the passes is not."""
+"""Swapped modules, forward methods and hooks are named; changes that do not affect the passes are not."""
 
 import types
 

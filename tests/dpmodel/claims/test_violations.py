@@ -1,4 +1,4 @@
-"""What voids the claim of a training, whoever catches the error, and what must not."""
+"""Changes that void the claim of a training, even if the error is caught, and changes that must not."""
 
 import copy
 import math

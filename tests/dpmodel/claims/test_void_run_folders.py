@@ -1,4 +1,4 @@
-"""What is on the disk of a training whose claim is void."""
+"""The run folder of a training whose claim is void."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""Batches are put together such that an example is the same whichever others were drawn."""
+"""Padding must not change the gradient of an example."""
 
 import math
 

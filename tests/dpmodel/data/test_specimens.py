@@ -1,4 +1,4 @@
-"""Specimens are taken of batches whose shape is new, and do not disturb the others."""
+"""Specimens are taken from batches with a new shape, and change nothing else."""
 
 from __future__ import annotations
 
@@ -97,7 +97,7 @@ def test_only_some_examples_are_measured_after_many_batches_without_padding(rows
 
 def test_a_shape_that_was_often_unpadded_is_compared_when_it_is_padded():
     def read(examples):
-        """Reads what the names stand for: their sizes do not tell those of the examples."""
+        """Reads the examples by name: the names do not show their sizes."""
         return padded([{"x": torch.ones(int(name[1:])), "y": 0} for name in examples])
 
     names = ["a60"] * 2 + ["a04"] * 2

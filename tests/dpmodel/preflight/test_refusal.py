@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from dpmodel import poisson_loader
-from dpmodel.preflight.refusal import LOOKED, looking_at_examples, say_also
+from dpmodel.preflight.refusal import LOOKED, reading_examples, say_also
 from monitors.errors import DPModelError
 
 
@@ -19,7 +19,7 @@ def test_a_sentence_is_added_once_and_further_arguments_are_kept():
 
 
 def test_errors_that_are_not_refusals_are_unchanged():
-    with pytest.raises(KeyError) as caught, looking_at_examples():
+    with pytest.raises(KeyError) as caught, reading_examples():
         raise KeyError("x")
     assert caught.value.args == ("x",)
 
