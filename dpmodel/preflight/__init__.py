@@ -7,6 +7,7 @@ this list (``dpmodel.preflight.table``).
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from itertools import groupby
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from monitors.errors import (
@@ -90,8 +91,6 @@ def check(model: DPModel, loader: Any, valid_loader: Any, begin: Callable[[Priva
     Raises:
         DPModelError, ValueError: The first refusal.
     """
-    from itertools import groupby
-
     from dpmodel.preflight.trial import CONTEXTS, Trial
 
     trial = Trial(model, loader, valid_loader, begin)
