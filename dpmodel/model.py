@@ -1,36 +1,27 @@
-"""``DPModel``: train, evaluate and predict with differential privacy, in MindSpore's manner."""
+"""``DPModel``: train, evaluate and predict with differential privacy."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from dpmodel import preflight
 from dpmodel.callbacks.base import CallbackList
 from dpmodel.claims.claimed import ClaimedModel
 from dpmodel.claims.verification import verified_by
 from dpmodel.claims.weights import record_training
-from dpmodel.data.collation import Collation
 from dpmodel.data.inference import evaluation_batches, predictions
-from dpmodel.data.loader import PrivateLoader, private_loader
-from dpmodel.data.row_choice import require_held_out
-from dpmodel.data.targets import require_class_targets, require_same_shape
+from dpmodel.data.loader import PrivateLoader
 from dpmodel.metrics import MetricSet
 from dpmodel.planning.release import NOT_VERIFIED, ReleasePlan, large_delta
 from dpmodel.preflight.arguments import check_keeper, check_types, refuse_unknown, require_agreement, usable_device
-from dpmodel.preflight.batches import require_unmixed_batches
-from dpmodel.preflight.loss import try_loss
-from dpmodel.preflight.mechanisms import require_sound_mechanisms
-from dpmodel.preflight.network import require_valid
-from dpmodel.preflight.optimizer import require_steps
-from dpmodel.preflight.outputs import TRIED, require_evaluable, require_measurable, tried_outputs
-from dpmodel.preflight.refusal import looking_at_examples
-from dpmodel.preflight.rows import require_no_memory, require_separate_rows
 from dpmodel.runs.recorder import recording
 from dpmodel.training.guard import UpdateGuard
 from dpmodel.training.history import History
@@ -40,15 +31,13 @@ from dpmodel.training.randomness import secret_randomness
 from dpmodel.training.run import Run
 from dpmodel.training.step import PrivateStep
 from mechanisms.clipping import ClipMechanism, Fixed
-from mechanisms.engines.base import ENGINES, Engine
-from mechanisms.engines.batch import Batch, first_tensor
+from mechanisms.engines.base import ENGINES
+from mechanisms.engines.batch import first_tensor
 from mechanisms.engines.bookkeeping.engine import PRECISIONS
-from mechanisms.engines.choose import Choice, choose_engine
-from mechanisms.engines.modes import plain_modes, require_no_modes
-from mechanisms.engines.padding import padding_rows
-from mechanisms.engines.parameters import FlatLayout
+from mechanisms.engines.choose import Choice
+from mechanisms.engines.modes import plain_modes
 from mechanisms.engines.power_iterations import PowerIterations
-from mechanisms.engines.probing import inference, mode, preserve_state, shared_recordings
+from mechanisms.engines.probing import inference, mode
 from mechanisms.engines.state.pass_boundary import ISOLATION
 from mechanisms.noise import NoiseMechanism, NoNoise
 from mechanisms.sampling import SAMPLERS
@@ -59,49 +48,50 @@ from monitors.ledger import Ledger
 from monitors.relation import relation_of
 
 if TYPE_CHECKING:
+    from dpmodel.preflight.trial import Trial
     from dpmodel.saving.record import ReleaseRecord
     from dpmodel.saving.state import TrainingState
 
-#: Rows per call of ``predict`` and of evaluation, which keep no gradients, unless fewer are asked for.
+#: Largest default number of examples per call of the network in ``predict`` and ``evaluate``.
 INFERENCE_BATCH = 1000
 
 
 class DPModel(ClaimedModel):
     """A network with its loss and optimizer, trained with differential privacy.
 
-    Guarantees: each example's gradient (or each micro-batch group's) is clipped to the clip mechanism's bound; the
-    noise follows that bound; every release is an event on ``ledger`` before it is used; a gradient that is not finite
-    contributes exactly zero; an empty Poisson batch is a noise-only step; the sum is divided by the expected, never the
-    drawn, batch size.
+    Guarantees: the gradient of each example (or of each micro-batch group) is clipped to the bound of the clip
+    mechanism; the noise follows that bound; every release is recorded on ``ledger`` before it is used; a gradient that
+    is not finite contributes exactly zero; an empty Poisson batch is a noise-only step; the sum is divided by the
+    expected batch size, never by the drawn one.
 
     Args:
-        network: Any module whose layers treat examples independently (``dpmodel.validate`` tells).
+        network: A module whose layers treat examples independently; ``dpmodel.validate`` checks this.
         loss_fn: ``loss_fn(outputs, targets)``, any reduction; see ``mechanisms.engines.ExampleLosses``.
         optimizer: A torch optimizer over the network's trainable parameters.
-        micro_batches: None clips each example. A number k splits each batch into k groups, whose mean gradients are
-            clipped: then one example can move the sum by twice the bound and the ledger says so.
+        micro_batches: None clips each example. A number k splits each batch into k groups and clips the mean
+            gradient of each group. One example can then move the sum by twice the bound, and the ledger says so.
         norm_bound: Initial L2 norm bound, positive.
         noise_mech: From ``NoiseMechanismsFactory``; None trains without noise, at infinite epsilon.
         clip_mech: From ``ClipMechanismsFactory``; None is ``"Fixed"``.
-        metrics: Names or torchmetrics objects, alone, in a list, or in a dict under your own names.
+        metrics: A name or a torchmetrics object, a list of them, or a dict under your own names.
         sampling: ``"poisson"`` (amplified) or ``"shuffle"`` (no amplification claimed).
         engine: ``"auto"``, or the name of an engine.
-        physical_batch_size: Most examples in memory at once; changes no number. None: the whole batch; ``"auto"``: what
-            fits half of the free memory.
+        physical_batch_size: Largest number of examples in memory at once; it changes no result. None: the whole batch;
+            ``"auto"``: what fits half of the free memory.
         precision: ``"fp32"``, or ``"bf16"``: forward and backward pass under autocast, with norms, clipping, sum and
             noise in float32 (engine ``"bookkeeping"``).
-        timed_plans: Time each layer's exact plans on the first batch instead of estimating which is the fastest (engine
-            ``"bookkeeping"``). Two runs may then differ in their last bits.
-        isolation: ``"verified"``: network and loss are shown one example at a time, and their Python state is put back
-            after each pass; what keeps something of an example elsewhere is refused. ``"trust"`` trains that too, and
-            marks the ledger and the report "isolation not verified".
-        device: Where to train; default: where the network is.
+        timed_plans: Time the exact formulas of each layer on the first batch instead of estimating which is fastest
+            (engine ``"bookkeeping"``). Two runs may then differ in their last bits.
+        isolation: ``"verified"``: network and loss see one example at a time, and their Python state is restored after
+            each pass; a network that keeps something of an example elsewhere is refused. ``"trust"`` trains it too,
+            and marks the ledger and the report "isolation not verified".
+        device: Where to train. Default: the device of the network.
         seed: None: secret sampling. An integer makes sampling reproducible and voids the guarantee (tests only).
         ledger: Where releases are recorded. Default: the ledger of the weights if this process has trained them
-            privately before, else a new one. Pass ``Ledger()`` for other data.
+            privately before, otherwise a new one. Pass ``Ledger()`` for different data.
 
     Raises:
-        ValueError: A value out of range, or mechanisms that contradict each other.
+        ValueError: A value is out of range, or mechanisms contradict each other.
 
     Example:
         >>> from mechanisms import NoiseMechanismsFactory
@@ -166,7 +156,7 @@ class DPModel(ClaimedModel):
         self.isolation = isolation
         self.seed = seed
         self.metrics = MetricSet("loss" if metrics is None else metrics, loss_fn=loss_fn)
-        self._asked_metrics = metrics is not None
+        self.metrics_asked = metrics is not None
         self._claim_weights(ledger)
         self.steps_done = 0
         self._choice: Choice | None = None
@@ -181,7 +171,7 @@ class DPModel(ClaimedModel):
         return f"DPModel({', '.join(parts)}, {self.steps_done:,} steps done)"
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_choice": None}  # an engine belongs to one network; the next fit chooses again
+        return {**self.__dict__, "_choice": None}  # an engine serves one network; the next fit chooses again
 
     def fit(
         self,
@@ -201,81 +191,58 @@ class DPModel(ClaimedModel):
             epochs: At least 1; an epoch is ``num_examples // batch_size`` steps.
             valid_loader: Held-out data for the metrics after each epoch; the training data are refused.
             callbacks: Callbacks and privacy monitors.
-            keeper: ``StateKeeper(folder)`` saves the training as it runs, and resumes it with ``resume=True``.
+            keeper: ``StateKeeper(folder)`` saves the state of the training; with ``resume=True`` it resumes one.
             output: A new folder for ledger, privacy report, history, weights and training curve. Default: none.
-            **unknown: Refused, with what to do instead.
+            **unknown: Refused; the message names the argument to use instead.
 
         Returns:
             One record per finished epoch.
 
         Raises:
-            ValueError: Before any budget is spent, as ``UnsupportedModuleError``, ``CheckpointError`` or a plain one.
-            UnprotectedUpdateError: While training; what was released stays on the ledger. Where something un-noised may
-                have reached weights, the ledger states a violation and an infinite epsilon. Later calls refuse them.
-            NonFiniteGradientsError: Likewise.
+            ValueError, UnprotectedUpdateError: Before any budget is spent; ``docs/refused.md`` lists every refusal.
+            UnprotectedUpdateError: While training; what was released stays on the ledger. If something without noise
+                may have reached the weights, the ledger states a violation and an infinite epsilon, and later calls
+                refuse to train these weights.
+            NonFiniteGradientsError: While training: most gradients were NaN or infinite for many steps.
         """
         refuse_unknown(unknown, self.fit)
         checks.positive_int(epochs=epochs)
-        if self._in_training:
-            raise UnprotectedUpdateError("fit was called while this model is training; call it when fit has returned")
         check_keeper(keeper)
+        if self._in_training:
+            raise UnprotectedUpdateError("fit was called while this model is training; call it after fit has returned")
         continues = self._continue_claim()
-        private, message = private_loader(loader, self.sampling)
-        require_held_out(valid_loader, private.dataset)
-        require_valid(self.network)
-        require_no_modes(self.network)
         iterations = PowerIterations(self.network)
         recorded = recording(output, keeper)
         with recorded as (recorder, keepers), plain_modes() as set_aside, iterations.held():
             listeners = CallbackList(callbacks, last=[*keepers, *recorder])
-            state = None if keeper is None else keeper.state
-            run = Run(self, self._plan(private, epochs, state), epochs, private.steps_per_epoch, listeners)
-            run.has_validation = valid_loader is not None
-            run.sources = (private.dataset, private.fetcher.collate_fn)
-            for entry in keepers:
-                entry.restore(run, listeners)
-            with looking_at_examples():
-                require_no_memory(private, secret=run.plan.secret)
-            step = self._prepare(run, private, iterations)
-            with looking_at_examples():
-                equal_rows = require_separate_rows(private, secret=run.plan.secret)
-                require_unmixed_batches(private, secret=run.plan.secret)
-            collation = Collation(private, self.network, self.loss_fn, self.device, run.plan.secret, self.clip_mech)
-            with looking_at_examples():
-                collation.check()
-            measured, unmeasured = (self.network, self.metrics, self.loss_fn), None
-            if valid_loader is not None:
-                require_evaluable(*measured, valid_loader, epochs, self.device)
-            else:
-                with looking_at_examples():
-                    tried = (to_device(part, self.device) for part in private.example(TRIED))
-                    unmeasured = require_measurable(*measured, *tried, asked=self._asked_metrics)
-            for line in filter(None, (continues, message, equal_rows, set_aside, unmeasured)):
-                run.say(line)
-            evaluate = None if valid_loader is None else lambda: self.eval(valid_loader)
-            self._carry_out(TrainingLoop(run, private, collation, step, listeners, evaluate, self.device, keepers))
-        return run.history
+            begin = partial(self._begin, epochs=epochs, keepers=keepers, listeners=listeners)
+            trial = preflight.check(self, loader, valid_loader, begin)
+            step = self._private_step(trial, iterations)
+            for line in filter(None, (continues, set_aside, *trial.lines)):
+                trial.run.say(line)
+            evaluate = None if valid_loader is None else lambda: self.evaluate(valid_loader)
+            drawn = trial.run, trial.loader, trial.collation
+            self._carry_out(TrainingLoop(*drawn, step, listeners, evaluate, self.device, keepers))
+        return trial.run.history
 
     def train(
         self, epochs: int, loader: Any, callbacks: Any = (), *, dataset_sink_mode: bool = False, **options: Any
     ) -> History:
-        """MindSpore's spelling of ``fit``; there is no sink mode to turn on."""
+        """``fit``, by MindSpore's name; there is no sink mode."""
         _refuse_sink_mode(dataset_sink_mode)
         return self.fit(loader, epochs, callbacks=callbacks, **options)
 
-    def eval(self, loader: Any, *, batch_size: int | None = None, dataset_sink_mode: bool = False) -> dict[str, float]:
+    def evaluate(self, loader: Any, *, batch_size: int | None = None) -> dict[str, float]:
         """Metrics over all of ``loader``, each example once.
 
         Args:
             loader: A ``DataLoader``, a data set, or ``(inputs, targets)``.
-            batch_size: Examples per call of the network, where the loader does not say. Default: at most 1,000, and no
-                more than ``physical_batch_size``.
-            dataset_sink_mode: MindSpore's argument, which may be False.
+            batch_size: Examples per call of the network, if the loader does not say. Default: at most 1,000, and at
+                most ``physical_batch_size``.
 
         Returns:
-            Name to value; the mean loss under ``"loss"`` where the model has no metrics.
+            Name to value; the mean loss under ``"loss"`` if the model has no metrics.
         """
-        _refuse_sink_mode(dataset_sink_mode)
         self.metrics.reset()
         with inference(self.network):
             for x, y in evaluation_batches(loader, self._inference_batch(batch_size)):
@@ -283,31 +250,48 @@ class DPModel(ClaimedModel):
                     self.metrics.measure(self.network, to_device(x, self.device), to_device(y, self.device))
         return self.metrics.compute()
 
+    def eval(self, loader: Any, *, dataset_sink_mode: bool = False, **options: Any) -> dict[str, float]:
+        """``evaluate``, by MindSpore's name; there is no sink mode."""
+        _refuse_sink_mode(dataset_sink_mode)
+        return self.evaluate(loader, **options)
+
     def predict(self, inputs: Any, *, batch_size: int | None = None) -> Any:
         """The network's outputs for ``inputs`` in evaluation mode, in the order given, without gradients.
 
-        Post-processing of a private model: costs nothing.
+        This is post-processing of a private model and costs no budget.
 
         Args:
             inputs: A tensor or NumPy array whose first dimension counts examples, a tuple, list or dict of them (one
-                per argument of the network), or what ``eval`` takes: a ``DataLoader``, a data set, or, for a network of
-                one input, ``(inputs, targets)``. Targets are left out; a loader that shuffles is read in order.
-            batch_size: Examples per call of the network; default as in ``eval``.
+                per argument of the network), or what ``evaluate`` takes: a ``DataLoader``, a data set, or, if the
+                network has one input, ``(inputs, targets)``. Targets are ignored; a loader that shuffles is read in
+                order.
+            batch_size: Examples per call of the network; default: as in ``evaluate``.
 
         Returns:
             A tensor, or what the network returns: tensors in tuples, lists, dicts and ``ModelOutput`` objects.
 
         Raises:
-            DataError: The inputs hold anything but tensors and arrays, or outputs of several batches cannot be joined.
+            DataError: The inputs are not tensors or arrays, or the outputs of several batches cannot be joined.
         """
         return predictions(self.network, inputs, self.device, self._inference_batch(batch_size))
 
     def explain_engine(self) -> str:
-        """Which engine computes the clipped sums, why, and how it treats each layer; known once ``fit`` has run."""
+        """Which engine computes the clipped sums, why, and how it treats each layer; known after ``fit``."""
         if self._choice is None:
             return "the engine is chosen when fit sees the first examples"
         engine = self._choice.engine
         return "\n".join([self._choice.reason, engine.explain_isolation(), engine.explain()])
+
+    def _begin(
+        self, loader: PrivateLoader, *, epochs: int, keepers: Sequence[ReleaseRecord], listeners: CallbackList
+    ) -> Run:
+        """The run of this call of ``fit``; a resumed training is restored."""
+        state = next((keeper.state for keeper in keepers if keeper.state is not None), None)
+        run = Run(self, self._plan(loader, epochs, state), epochs, loader.steps_per_epoch, listeners)
+        run.sources = (loader.dataset, loader.fetcher.collate_fn)
+        for keeper in keepers:
+            keeper.restore(run, listeners)
+        return run
 
     def _plan(self, loader: PrivateLoader, epochs: int, state: TrainingState | None) -> ReleasePlan:
         unit = ClippedUnit.of(loader.batch_size, self.micro_batches)
@@ -315,7 +299,7 @@ class DPModel(ClaimedModel):
         first_step = self.steps_done if state is None else state.run["first_step"]
         sampler = loader.make_sampler(self.seed, partition)
         plan = ReleasePlan(self.noise_mech, self.clip_mech, unit, sampler, first_step)
-        relation_of([*self.ledger, (plan.event(first_step), 1)])  # what cannot be stated together is not trained
+        relation_of([*self.ledger, (plan.event(first_step), 1)])  # one ledger, one statement
         return plan
 
     def _carry_out(self, loop: TrainingLoop) -> None:
@@ -352,43 +336,14 @@ class DPModel(ClaimedModel):
             claim.end(run.violated)
             self._in_training = False
 
-    def _prepare(self, run: Run, loader: PrivateLoader, iterations: PowerIterations) -> PrivateStep:
+    def _private_step(self, trial: Trial, iterations: PowerIterations) -> PrivateStep:
+        self._choice = trial.choice
         guard = UpdateGuard(self.network, self.optimizer, self.loss_fn, self.claim.violate)
-        run.guarded_by(guard)
-        require_steps(self.optimizer)
-        with looking_at_examples(), shared_recordings(), preserve_state(self.network, self.loss_fn):
-            engine = self._tried_engine(run, loader)
-            example = Batch(*(to_device(value, self.device) for value in loader.example(1)))
-            padding = {} if engine.shows_values else padding_rows(self.network, self.loss_fn, example)
-        guard.protected()
-        trained = (self.network, self.loss_fn, self.optimizer)
-        step = PrivateStep(*trained, engine, run.plan, self.ledger, guard, padding, iterations)
+        trial.run.guarded_by(guard)
+        trained = self.network, self.loss_fn, self.optimizer
+        step = PrivateStep(*trained, trial.engine, trial.run.plan, self.ledger, guard, trial.padding, iterations)
         self.claim.verified(verified_by(step))
         return step
-
-    def _tried_engine(self, run: Run, loader: PrivateLoader) -> Engine:
-        x, y = (to_device(value, self.device) for value in loader.example(TRIED))
-        outputs = tried_outputs(self.network, x, lambda: to_device(loader.spread(loader.batch_size)[0], self.device))
-        require_class_targets(loader.dataset, outputs, self.loss_fn)
-        require_same_shape(outputs, y, self.loss_fn)
-        for note in try_loss(self.network, self.loss_fn, loader, self.device, self.clip_mech.norm_bound):
-            run.say(note)
-        steps, layout = range(run.first_step, run.planned_steps), FlatLayout.of(self.network)
-        run.notes = require_sound_mechanisms(run.plan, steps, self.sampling, layout)
-        with mode(self.network, training=True):
-            self._choice = choose_engine(
-                self.engine,
-                self.network,
-                self.loss_fn,
-                run.plan.unit,
-                Batch(x, y),
-                physical_batch_size=self.physical_batch_size,
-                options=self._engine_options(),
-                isolation=self.isolation,
-            )
-        if self._choice.slower:
-            run.say(self._choice.slower)
-        return self._choice.engine
 
     def _inference_batch(self, batch_size: int | None) -> int:
         if batch_size is not None:
@@ -396,11 +351,6 @@ class DPModel(ClaimedModel):
             return batch_size
         stated = self.physical_batch_size
         return min(INFERENCE_BATCH, stated) if isinstance(stated, int) else INFERENCE_BATCH
-
-    def _engine_options(self) -> dict[str, Any]:
-        # Only what is asked for: an engine that cannot do it is passed over.
-        asked = {"precision": self.precision != "fp32", "timed_plans": self.timed_plans}
-        return {name: getattr(self, name) for name, wanted in asked.items() if wanted}
 
     def _state_claim(self, run: Run) -> None:
         if run.plan.statement not in self.statements:
@@ -425,7 +375,7 @@ class DPModel(ClaimedModel):
 
 def _refuse_sink_mode(wanted: bool) -> None:
     if wanted:
-        raise ValueError("dataset_sink_mode=True is of MindSpore's devices; leave it out, or give False")
+        raise ValueError("dataset_sink_mode=True exists for MindSpore's devices only; leave it out or pass False")
 
 
 def _device_of(network: nn.Module) -> torch.device:

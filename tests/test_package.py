@@ -88,6 +88,7 @@ def _fresh(code):
         "monitors.factory",
         "dpmodel.config",
         "dpmodel.planning.training_plan",
+        "dpmodel.preflight",
         "dpmodel.budget",
     ],
 )

@@ -1,4 +1,4 @@
-"""What callbacks choose after they have seen private values: nothing on the ledger pays for such a choice."""
+"""Choices of callbacks that have read private values, which no event on the ledger accounts for."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from torch import Tensor
 if TYPE_CHECKING:
     from dpmodel.training.run import Run
 
-#: Packages whose callbacks show private values but choose nothing by them.
+#: Packages whose callbacks show private values but make no choices with them.
 _OWN = ("dpmodel", "monitors")
 
 _WATCHED: ContextVar[tuple[Choices, Run] | None] = ContextVar("watched", default=None)
 
 
 def private_value_read(name: str) -> None:
-    """Call where a value that is not private is handed out, such as the training loss.
+    """Report that a callback reads a value without privacy protection, such as the training loss.
 
     Args:
-        name: What it is, in words.
+        name: The value, in words.
     """
     watched = _WATCHED.get()
     if watched is not None:
@@ -33,11 +33,10 @@ def private_value_read(name: str) -> None:
 class Choices:
     """Watches the callbacks of one training.
 
-    Guarantees: from the moment at which a callback reads a private value through the run or its history, a change that
-    any callback makes to the options of the optimizer, to the noise, the clipping or the sampling, or to attributes of
-    the network or the loss, leaves a note on the ledger. Callbacks of ``dpmodel`` and ``monitors`` itself are left out:
-    they show the values and choose by nothing that they show. What a callback computes from the data by itself is not
-    seen.
+    Guarantees: once a callback has read a private value through the run or its history, any callback that changes the
+    options of the optimizer, the noise, the clipping, the sampling, or attributes of the network or the loss, leaves a
+    note on the ledger. Callbacks of ``dpmodel`` and ``monitors`` are exempt: they only show values. Values that a
+    callback computes from the data directly are not seen.
     """
 
     def __init__(self) -> None:
@@ -58,7 +57,7 @@ class Choices:
             self._note_changes(listener, run)
 
     def seen(self, name: str, run: Run) -> None:
-        """A private value was read by the callback that is being called."""
+        """The running callback has read a private value."""
         self._seen = self._seen or name
         self._before = self._before or settings_of(run)
 
@@ -68,17 +67,17 @@ class Choices:
         after = settings_of(run)
         for name in (name for name in after if after[name] != self._before.get(name)):
             run.ledger.add_note(
-                f"{_name(listener)} changed {name} after a callback had read {self._seen}: that choice is not "
+                f"{_name(listener)} changed {name} after a callback had read {self._seen}: this choice is not "
                 "accounted for"
             )
 
 
-#: How deep containers are looked into, and the most items of one.
+#: Depth to which containers are compared, and the largest number of items in one.
 _DEPTH, _MOST_ITEMS = 3, 1_000
 
 
 def settings_of(run: Run) -> dict[str, Any]:
-    """What steers a training, by what it is in words."""
+    """The settings that steer a training, by their names in words."""
     plan = run.plan
     groups = run.optimizer.param_groups
     options = dict.fromkeys(name for group in groups for name in group if name != "params")
@@ -96,7 +95,7 @@ def settings_of(run: Run) -> dict[str, Any]:
 
 
 def _contents(value: Any, depth: int = _DEPTH) -> Any:
-    """Numbers and texts by value, containers by what they hold, and all else by identity."""
+    """Numbers and texts by value, containers by their items, and everything else by identity."""
     if value is None or isinstance(value, (bool, int, float, str)):
         return value
     if isinstance(value, Tensor):

@@ -1,4 +1,4 @@
-"""What is claimed of trained weights: the ledger, the statements that go with it, and what was verified."""
+"""The privacy claim of trained weights: the ledger, its statements, and what was verified."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from monitors.events import ViolationEvent
 from monitors.ledger import Ledger
 from monitors.spent import describe_sampling
 
-#: Stands on a ledger that the user chose although the weights have been trained on another one.
+#: Note on a ledger that the user chose although the weights have been trained on a different one.
 NOT_CONTAINED = "the weights were trained privately before; this ledger does not contain it"
 
-#: Ends the refusal to train on.
+#: Ends each refusal to train further.
 FRESH_WEIGHTS = (
-    "build network, optimizer and model anew, so that training starts from fresh weights; keep the ledger: what was "
-    "released counts for the data"
+    "build a new network, optimizer and model, so that training starts from fresh weights. Keep the ledger: its "
+    "releases count for the data"
 )
 
 
@@ -26,15 +26,15 @@ class Claim:
 
     Args:
         ledger: Where their releases are recorded.
-        chosen: Whether the user chose this ledger; it is then never joined with another one.
+        chosen: Whether the user chose this ledger; such a ledger is never joined with a different one.
     """
 
     def __init__(self, ledger: Ledger | None = None, *, chosen: bool = False) -> None:
         self.ledger = Ledger() if ledger is None else ledger
         self.chosen = chosen
-        #: Unit, relation and sampling in words, one entry for each kind of training.
+        #: Unit, relation and sampling in words, one entry per kind of training.
         self.statements: list[dict[str, str]] = stated(self.ledger)
-        #: What was verified, how and when; one sentence each, for the report.
+        #: What was verified, how and when; sentences for the report.
         self.verification: list[str] = []
         self._trainings = 0
         self._listeners: list[Callable[[str], None]] = []
@@ -45,26 +45,26 @@ class Claim:
 
     @property
     def current(self) -> Claim:
-        """The claim that holds now: this one, or the one that it was joined with."""
+        """The claim in force: this one, or the one that it was joined with."""
         return self if self._joined is None else self._joined.current
 
     @property
     def in_training(self) -> bool:
-        """Whether a training records on the ledger at this moment."""
+        """Whether a training is recording on the ledger."""
         return self._trainings > 0
 
     def begin(self, *listeners: Callable[[str], None]) -> None:
-        """A training begins; ``listeners`` are called at once with the reason if the claim is violated."""
+        """Start a training; ``listeners`` are called immediately with the reason if the claim is violated."""
         self._trainings += 1
         self._listeners += listeners
 
     def end(self, *listeners: Callable[[str], None]) -> None:
-        """The training of these ``listeners`` has ended."""
+        """End the training of these ``listeners``."""
         self._trainings -= 1
         self._listeners = [known for known in self._listeners if known not in listeners]
 
     def violate(self, reason: str) -> None:
-        """Record that the claim does not hold, and tell the listeners so that it is on the disk at once."""
+        """Record that the claim does not hold, and call the listeners, which write it to disk immediately."""
         self.ledger.record(ViolationEvent(reason))
         for listener in tuple(self._listeners):
             listener(reason)
@@ -73,19 +73,19 @@ class Claim:
         """Refuse to train on a ledger with a violation.
 
         Raises:
-            UnprotectedUpdateError: There is one; says which.
+            UnprotectedUpdateError: The ledger has a violation; names it.
         """
         if self.ledger.violations:
             raise UnprotectedUpdateError(
-                f"these weights are not trained further: {self.ledger.caveats[0]}. To train again, {FRESH_WEIGHTS}"
+                f"these weights cannot be trained further: {self.ledger.caveats[0]}. To train again, {FRESH_WEIGHTS}"
             )
 
     def verified(self, sentences: Iterable[str]) -> None:
-        """Add to what was verified, each sentence once."""
+        """Add sentences to what was verified, each once."""
         self.verification += [text for text in dict.fromkeys(sentences) if text not in self.verification]
 
     def join(self, other: Claim) -> Claim:
-        """One claim for both, from now on: that of a training under way, or else this one.
+        """Join both claims, and return the joint claim: that of a running training, or else this one.
 
         Raises:
             UnprotectedUpdateError: Both are in training.
@@ -94,8 +94,8 @@ class Claim:
             return self
         if other.in_training and self.in_training:
             raise UnprotectedUpdateError(
-                "two models that share trained weights are both being trained, each on a ledger of its own; train them "
-                "one after the other, or give both the same ledger="
+                "two models that share trained weights are being trained at once on different ledgers; train them one "
+                "after the other, or pass the same ledger= to both"
             )
         if other.in_training:
             return other.join(self)
@@ -107,24 +107,24 @@ class Claim:
         return self
 
     def note_if_missing(self, other: Claim) -> None:
-        """Say on the ledger that it does not contain what ``other`` spent on the same weights."""
+        """Note on the ledger that it does not contain what ``other`` spent on the same weights."""
         if not self.ledger.covers(other.ledger):
             self.ledger.add_note(NOT_CONTAINED)
 
 
 def forgotten_queries(ledger: Ledger) -> str | None:
-    """What must be said if queries of this process stand on another ledger only; None if they do not."""
+    """The note if queries of this process are on a different ledger only; otherwise None."""
     missing = [asked for asked in asked_ledgers() if asked is not ledger and not ledger.covers(asked)]
     if not missing:
         return None
     return (
-        "private queries were answered on another ledger in this process; their cost is not in this epsilon. If they "
-        "asked the same data, give DPModel that ledger (ledger=...); if not, give it one of its own (ledger=Ledger())"
+        "private queries were answered on a different ledger in this process; their cost is not in this epsilon. If "
+        "they used the same data, pass that ledger to DPModel (ledger=...); otherwise pass a new one (ledger=Ledger())"
     )
 
 
 def stated(ledger: Ledger) -> list[dict[str, str]]:
-    """What can be said of a ledger whose trainings are not known."""
+    """The statements for a ledger whose trainings are unknown."""
     return [{"unit": "example", "sampling": describe_sampling(ledger)}] if len(ledger) else []
 
 

@@ -1,4 +1,4 @@
-"""The part of a model that states what its training has spent."""
+"""The part of a model that states its privacy: ledger, epsilon and report."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ if TYPE_CHECKING:
 class ClaimedModel:
     """Base of models whose ledger follows the weights of their network.
 
-    A second model on a network, or on parts of a network, that was trained privately in this process continues with
-    the ledger of that training.
+    If a network, or parts of it, was trained privately in this process, a second model on it continues with the ledger
+    of that training.
 
     Attributes:
         network: The network that is trained.
@@ -35,14 +35,14 @@ class ClaimedModel:
     network: nn.Module
     _claim: Claim
     _in_training: bool = False
-    #: Whether ``fit`` still has to say that it continues with the ledger of an earlier training.
+    #: Whether ``fit`` must still announce that it continues with the ledger of an earlier training.
     _continues: bool = False
-    #: The last training, as its report describes it, and how it ended; None before the first.
+    #: The last training as its report describes it, and how it ended; None before the first.
     _trained: tuple[ReportSubject, str] | None = None
     steps_done: int
 
     def _claim_weights(self, ledger: Ledger | None) -> None:
-        """Call once the network is there."""
+        """Call it once the network is set."""
         if ledger is None:
             self._claim = claim_for(self.network)
             self._continues = bool(len(self._claim.ledger))
@@ -50,24 +50,24 @@ class ClaimedModel:
             self.ledger = ledger
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        # A copy, and what a pickle is read back to, has parameters of its own: they must be known like the others.
+        # A copy or an unpickled model has new parameters, which must be known like the old ones.
         self.__dict__.update(state)
         if len(self.ledger):
             record_training(self.network, self.claim)
 
     @property
     def claim(self) -> Claim:
-        """The claim that holds for the weights."""
+        """The claim in force for the weights."""
         return self._claim.current
 
     @property
     def ledger(self) -> Ledger:
-        """Everything released so far. May be set between trainings, to continue from what was spent before.
+        """Everything released so far. It may be set between trainings, to continue an earlier ledger.
 
         A ledger that does not contain what these weights have spent gets a note that says so.
 
         Raises:
-            UnprotectedUpdateError: It is set while a training records on the one that is there.
+            UnprotectedUpdateError: It is set while a training records on the present ledger.
             ValueError: It is set to something that is not a ledger.
         """
         return self.claim.ledger
@@ -86,7 +86,7 @@ class ClaimedModel:
 
     @property
     def statements(self) -> list[dict[str, str]]:
-        """Unit, relation and sampling in words, one entry for each kind of training on the ledger."""
+        """Unit, relation and sampling in words, one entry per kind of training on the ledger."""
         return self.claim.statements
 
     @statements.setter
@@ -95,14 +95,14 @@ class ClaimedModel:
 
     @property
     def verification(self) -> list[str]:
-        """What was verified about the trainings on the ledger, how and when: one sentence each, for the report."""
+        """What was verified about the trainings on the ledger, how and when: sentences for the report."""
         return self.claim.verification
 
     def _continue_claim(self) -> str | None:
-        """Call before each training; a line that says with which ledger it continues, or None.
+        """Call before each training; returns a line that says with which ledger it continues, or None.
 
         Raises:
-            UnprotectedUpdateError: The claim was violated: these weights are not trained further.
+            UnprotectedUpdateError: The claim was violated: these weights cannot be trained further.
         """
         before = self.claim
         for claim in (before, *claims_of(self.network)):
@@ -113,7 +113,7 @@ class ClaimedModel:
             return None
         return (
             f"weights of this network were trained privately before: the ledger continues from those "
-            f"{self.ledger.total:,} releases. For other data, pass ledger=Ledger() to DPModel"
+            f"{self.ledger.total:,} releases. For different data, pass ledger=Ledger() to DPModel"
         )
 
     def privacy_spent(self, delta: float, accountant: str | Accountant = "rdp") -> PrivacySpent:
@@ -138,13 +138,13 @@ class ClaimedModel:
     def report(self, delta: float | None = None, accountant: str | Accountant | None = None) -> PrivacyReport:
         """The privacy report: what was spent, under which conditions, and what it does not cover.
 
-        ``print(report)`` shows it in plain words, ``report.save(folder)`` writes it as Markdown and JSON,
-        ``report.to_dict()`` gives plain values. The mechanisms are those of the last call of ``fit``; the figures are
-        of everything on the ledger.
+        ``print(report)`` shows it in plain words, ``report.save(folder)`` writes it as Markdown and JSON, and
+        ``report.to_dict()`` returns plain values. The mechanisms are those of the last call of ``fit``; the figures
+        cover everything on the ledger.
 
         Args:
-            delta: Default: that of the privacy monitor of the last training, or 1e-5.
-            accountant: A name or an object; default: that of the monitor, or ``"rdp"``.
+            delta: Default: the delta of the last training's privacy monitor, or 1e-5.
+            accountant: A name or an object. Default: the accountant of the monitor, or ``"rdp"``.
 
         Raises:
             ValueError: The model has not been trained, or ``delta`` is out of range.
@@ -164,8 +164,8 @@ class ClaimedModel:
         """
         if self._trained is None:
             raise ValueError(
-                "a report describes a training, and this model has not been trained: call fit first. "
-                "privacy_spent(delta) states what the ledger holds"
+                "a report describes a training, but this model has not been trained: call fit first. "
+                "privacy_spent(delta) states what is on the ledger"
             )
         from dpmodel.runs.report import make_report
 
@@ -180,7 +180,7 @@ class ClaimedModel:
 
     @contextmanager
     def _described(self, run: Run) -> Iterator[None]:
-        """Keep what the report says about ``run``, which is carried out inside the block."""
+        """Keep the report's description of ``run``, which is carried out inside the block."""
         self._trained = run.subject, "under way"
         forgotten = None if self.claim.chosen else forgotten_queries(self.ledger)
         if forgotten is not None:

@@ -1,4 +1,4 @@
-"""The values that tensors had at one moment, kept so that a later change of any kind is found."""
+"""Snapshots of tensors, with which later changes of any kind are found."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ from torch import Tensor
 #: Up to this many bytes, all tensors are compared in full each time.
 COMPARED_BYTES = 2**16
 
-#: Up to this many bytes, all tensors are copied, so that any change can be judged by value and undone.
+#: Up to this many bytes, all tensors are copied, so that any change can be compared by value and undone.
 COPIED_BYTES = 2**22
 
-#: Of each tensor in larger sets a secret stretch of so many entries, or of this share, is compared each time.
+#: Of each tensor in larger sets, a secret part of this many entries, or this share, is compared each time.
 SAMPLED_ENTRIES = 1024
 SAMPLED_SHARE = 1 / 256
 
-#: Tensors of more entries are projected instead of hashed byte by byte, so many entries at a time.
+#: Tensors with more entries are projected instead of hashed byte by byte, this many entries at a time.
 PROJECTED_ENTRIES = 2**18
 
-#: Draws the places of stretches; nobody knows where it began.
+#: Draws the places of the parts, from a secret seed.
 _PLACES = random.Random(secrets.randbits(256))
 
 _Group = tuple[torch.device, torch.dtype]
@@ -34,17 +34,17 @@ _BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
 class Snapshot:
-    """What named tensors held when it was taken.
+    """The values of named tensors when it was taken.
 
-    A write that goes through torch raises a tensor's version; one through ``.data``, a NumPy view or a fused kernel
-    leaves nothing but the values. Small sets of tensors are compared in full. Of larger ones a stretch of each tensor,
-    at a place drawn secretly each time, is compared: a write to the whole of a tensor is always found, one to a few
-    entries when the next thorough comparison is made.
+    A write through torch raises the version of a tensor; a write through ``.data``, a NumPy view or a fused kernel
+    changes only the values. Small sets of tensors are compared in full. Of larger sets, a part of each tensor is
+    compared, at a place drawn secretly each time: a write to a whole tensor is always found, and a write to a few
+    entries at the next thorough comparison.
 
     Args:
-        tensors: Name to tensor. Those without a strided layout are known by object and version only.
-        partly: Whether to copy, and to compare stretches of, what is too large to be compared in full; if not,
-            versions alone are compared.
+        tensors: Name to tensor. Tensors without a strided layout are compared by identity and version only.
+        partly: Whether to copy, and to compare parts of, tensors that are too large to compare in full; if not, only
+            versions are compared.
 
     Example:
         >>> weight = torch.zeros(3)
@@ -74,7 +74,7 @@ class Snapshot:
         self.take()
 
     def take(self) -> None:
-        """Take the values anew."""
+        """Take the present values."""
         self._versions = [value._version for value in self._tensors.values()]
         self._digest: int | None = None
         if self._copies:
@@ -88,11 +88,11 @@ class Snapshot:
         self._stretches = self._gathered()
 
     def holds(self, tensors: Mapping[str, Tensor]) -> bool:
-        """Whether it is a snapshot of these very tensors."""
+        """Whether it is a snapshot of these tensor objects."""
         return self._tensors.keys() == tensors.keys() and all(map(is_, self._tensors.values(), tensors.values()))
 
     def keep_digest(self) -> int:
-        """Let the next thorough comparison see every entry, also of tensors that are too large to be copied.
+        """Let the next thorough comparison cover every entry, even of tensors that are too large to copy.
 
         Returns:
             The digest.
@@ -103,12 +103,12 @@ class Snapshot:
     def changed(
         self, tensors: Mapping[str, Tensor] | None = None, *, values: bool = True, thorough: bool = False
     ) -> list[str]:
-        """Names of tensors that are others, or hold other values, than when the snapshot was taken; empty for none.
+        """Names of tensors that were replaced or have changed since the snapshot was taken; empty for none.
 
         Args:
-            tensors: What the names stand for now. Default: the same objects.
-            values: Compare values where versions are as they were.
-            thorough: Compare every entry that is known.
+            tensors: The tensors that now have these names. Default: the same objects.
+            values: Compare values if versions have not changed.
+            thorough: Compare every known entry.
         """
         others = [] if tensors is None else self._others(tensors)
         written = [value._version for value in self._tensors.values()] != self._versions
@@ -118,7 +118,7 @@ class Snapshot:
         return others + differing if others or differing else self._by_digest(thorough)
 
     def restore(self, names: Iterable[str]) -> bool:
-        """Write the values of ``names`` back; False, and nothing is written, if one of them was not copied."""
+        """Restore the values of ``names``; False, and nothing is written, if one of them was not copied."""
         copies = {name: self._copy_of(name) for name in names}
         if any(copy is None for copy in copies.values()):
             return False
@@ -129,7 +129,7 @@ class Snapshot:
         return True
 
     def written(self, name: str, value: Tensor | None) -> bool:
-        """Whether ``value`` under that name is another tensor, or was written to in a way that raised its version."""
+        """Whether ``value`` is a different tensor than had this name, or was written to through torch."""
         return self._tensors.get(name) is not value or (value is not None and value._version != self._version(name))
 
     def tensor(self, name: str) -> Tensor | None:
@@ -146,8 +146,8 @@ class Snapshot:
     def _by_digest(self, thorough: bool) -> list[str]:
         if self.copied:
             return []
-        # Without a copy a version that rose says that something was written, and only a digest can say that it was
-        # what was there before.
+        # Without a copy, a raised version says that something was written, and only a digest can show that the values
+        # are the same as before.
         doubtful = [name for name, value in self._read.items() if value._version != self._version(name)]
         if self._digest is None:
             return doubtful
@@ -176,7 +176,7 @@ class Snapshot:
         return entries if self.compared_in_full else min(entries, max(SAMPLED_ENTRIES, int(entries * SAMPLED_SHARE)))
 
     def _gathered(self) -> dict[_Group, Tensor]:
-        """The stretches of all tensors of one device and type as one tensor: one comparison, and one wait for a GPU."""
+        """The parts of all tensors of one device and type as one tensor: one comparison, and one wait for a GPU."""
         with torch.no_grad():
             return {group: torch.cat(list(map(self._stretch, names))) for group, names in self._groups.items()}
 
@@ -205,10 +205,10 @@ class Snapshot:
 
 
 def digest(tensors: Iterable[Tensor]) -> int:
-    """A digest over types, shapes and values, in their order; it means something in this process only.
+    """A digest of types, shapes and values, in their order; valid in this process only.
 
-    Of large tensors it takes a secret random projection: the bits as integers, times secret odd multipliers, added up
-    where the tensor is. Two states that differ have the same digest with a chance below one in a billion.
+    Large tensors enter by a secret random projection: the bits as integers, times secret odd multipliers, summed on the
+    device of the tensor. Two different states have the same digest with probability below one in a billion.
 
     Example:
         >>> digest([torch.zeros(2)]) == digest([torch.zeros(2)]), digest([torch.zeros(2)]) == digest([torch.ones(2)])
@@ -260,20 +260,20 @@ def _channels_last(value: Tensor) -> bool:
 
 
 def _flat(value: Tensor) -> Tensor:
-    """The entries, in the order of memory where that costs no copy."""
+    """The entries, in the order of memory if that needs no copy."""
     value = value.detach()
     return value.as_strided((value.numel(),), (1,)) if _channels_last(value) else value.reshape(-1)
 
 
 def _shaped(flat: Tensor, like: Tensor) -> Tensor:
-    """What ``_flat`` made of a tensor such as ``like``, in its shape."""
+    """Undo ``_flat`` for a tensor such as ``like``."""
     return flat.as_strided(like.shape, like.stride()) if _channels_last(like) else flat.view(like.shape)
 
 
 def _same(one: Tensor, other: Tensor) -> bool:
     if torch.equal(one, other):
         return True
-    # NaN is not equal to itself, but its bits are.
+    # NaN differs from itself, but its bits do not.
     if not (one.is_floating_point() or one.is_complex()) or one.shape != other.shape:
         return False
     return torch.equal(_bits(_flat(one)), _bits(_flat(other)))

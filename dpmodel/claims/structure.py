@@ -1,4 +1,4 @@
-"""Which modules, forward methods and hooks a network is made of."""
+"""The modules, forward methods and hooks of a network, compared during training."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ _HOOKS = (
     "_backward_pre_hooks",
 )
 _OPTIMIZER_HOOKS = ("_optimizer_step_pre_hooks", "_optimizer_step_post_hooks")
-#: Those of torch itself, which run for every module.
+#: Hooks that torch runs for every module.
 _GLOBAL_HOOKS = tuple(f"_global{name}" for name in _HOOKS)
 
 
 class Structure:
     """The modules of a network and of a loss, and the hooks of an optimizer, as they are now.
 
-    Training must see the modules that were examined before it: a layer that is swapped, a forward method that is
-    replaced on an object, or a hook that is added could tie examples together or keep something of them.
+    Training must use the modules that were checked before it: a swapped layer, a replaced forward method or an added
+    hook could mix examples or keep something of them.
 
     Args:
-        roots: Name to module (the network under ``""``), or to any other callable, which is passed over.
-        optimizer: Whose hooks are looked at.
+        roots: Name to module (the network under ``""``), or to any other callable, which is ignored.
+        optimizer: The optimizer whose hooks are compared.
 
     Example:
         >>> network = nn.Sequential(nn.Linear(2, 2), nn.ReLU())
@@ -38,7 +38,7 @@ class Structure:
         >>> structure = Structure({"": network}, optimizer)
         >>> network[1] = nn.Tanh()
         >>> structure.changes()
-        ["'1' was replaced (ReLU by Tanh)"]
+        ["'1' was replaced (ReLU with Tanh)"]
     """
 
     def __init__(self, roots: Mapping[str, object], optimizer: Optimizer) -> None:
@@ -50,11 +50,11 @@ class Structure:
         self._outer = self._outer_hooks()
 
     def changed(self) -> bool:
-        """Whether forward methods or hooks of the known modules are not as they were; quicker than ``changes``."""
+        """Whether forward methods or hooks of the known modules have changed; faster than ``changes``."""
         return any(_marks(module) != marks for module, marks in self._marked) or self._outer_hooks() != self._outer
 
     def changes(self) -> list[str]:
-        """What is not as it was, in words; empty for nothing."""
+        """What has changed, in words; empty for nothing."""
         current = self._named()
         found = [f"{name!r} was removed" for name in self._modules if name not in current]
         found += [f"{name!r} was added" for name in current if name not in self._modules]
@@ -63,7 +63,7 @@ class Structure:
             if before is None:
                 continue
             if before is not module:
-                found.append(f"{name!r} was replaced ({type(before).__name__} by {type(module).__name__})")
+                found.append(f"{name!r} was replaced ({type(before).__name__} with {type(module).__name__})")
             elif _marks(module) != self._marks[name]:
                 found.append(f"the forward method or the hooks of {name or 'the network'!r} were changed")
         if self._outer_hooks() != self._outer:
@@ -80,7 +80,7 @@ class Structure:
 
 
 class Places:
-    """Which tensor or module lies in each place for a parameter, a buffer or a submodule.
+    """The tensors and modules that are registered as parameters, buffers and submodules.
 
     Args:
         roots: Modules.
@@ -101,7 +101,7 @@ class Places:
         self._held = [tuple(table.values()) for table in self._tables]
 
     def intact(self) -> bool:
-        """Whether each place holds the same object as before, and there are no others."""
+        """Whether the same objects are registered, and no others."""
         return all(
             len(table) == len(held) and all(map(is_, table.values(), held))
             for table, held in zip(self._tables, self._held, strict=True)
@@ -110,9 +110,9 @@ class Places:
 
 def _marks(module: nn.Module) -> tuple[Any, ...]:
     values = module.__dict__
-    # The objects and not their ids: an id may be used again once its object is gone.
+    # Objects, not ids: an id may be reused once its object is gone.
     kind = type(module)
-    forward = getattr_static(kind, "forward", None)  # a scripted one cannot be asked for by its class
+    forward = getattr_static(kind, "forward", None)  # that of a scripted module is not on its class
     replaced = [item for item in values.items() if callable(item[1]) and hasattr(kind, item[0])]
     for parameter in values["_parameters"].values():
         if parameter is not None and parameter._backward_hooks:

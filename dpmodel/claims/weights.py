@@ -1,4 +1,4 @@
-"""Which claim holds for which weights: the ledger follows the parameters, whatever model holds them."""
+"""The claim of each trained weight: the ledger follows the parameters, whatever model holds them."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ _State = tuple[tuple[str, ...], int]
 
 @dataclass(frozen=True)
 class _Trained:
-    """What is known of a parameter that was trained privately.
+    """A parameter that was trained privately.
 
     Args:
         claim: The claim of its training.
-        before: The network's state before its first private training; None if that is not known.
+        before: The state of the network before its first private training; None if unknown.
     """
 
     claim: Claim
@@ -35,9 +35,9 @@ _TRAINED = WeakTensorKeyDictionary()
 
 
 def record_training(network: nn.Module, claim: Claim) -> None:
-    """From now on ``claim`` holds for the trainable parameters of ``network``."""
+    """Let ``claim`` hold for the trainable parameters of ``network`` from now on."""
     known = [entry.before for entry in _entries(network)]
-    # With releases on the ledger they may be in the weights already, as those of a resumed training are.
+    # Releases on the ledger may be in the weights already, as in a resumed training.
     first = None if len(claim.ledger) else _state_of(network)
     before = known[0] if known else first
     for parameter in network.parameters():
@@ -46,9 +46,9 @@ def record_training(network: nn.Module, claim: Claim) -> None:
 
 
 def claims_of(network: nn.Module) -> list[Claim]:
-    """The claims of the private trainings that parameters of ``network`` went through in this process.
+    """The claims of the private trainings of ``network``'s parameters in this process.
 
-    There is none if parameters and buffers are again what they were before the first of them.
+    Empty if parameters and buffers are again as before the first training.
     """
     entries = list(_entries(network))
     befores = {entry.before for entry in entries} - {None}
@@ -62,11 +62,11 @@ def claim_for(network: nn.Module, own: Claim | None = None) -> Claim:
 
     Args:
         network: The network.
-        own: The claim of the model so far. One that the user chose is kept; a note says so on its ledger where the
-            weights have been trained on others. Any other one is joined with those of the weights.
+        own: The claim of the model so far. A claim that the user chose is kept, with a note on its ledger if the
+            weights have been trained on different ledgers. Any other claim is joined with those of the weights.
 
     Raises:
-        UnprotectedUpdateError: Several trainings under way would have to be joined.
+        UnprotectedUpdateError: Several running trainings would have to be joined.
     """
     claim = own
     for found in claims_of(network):
@@ -87,7 +87,7 @@ def _state_of(network: nn.Module) -> _State:
 
 
 def _entries(network: nn.Module) -> Iterator[_Trained]:
-    """What is known of the memory that the tensors of ``network`` lie in: buffers may share that of parameters."""
+    """The trained parameters in whose memory tensors of ``network`` lie: buffers may share it."""
     trained = {_place(parameter): entry for parameter, entry in _TRAINED.items()}
     if trained:
         found = (trained.get(_place(value)) for value in _tensors(network))
@@ -95,7 +95,7 @@ def _entries(network: nn.Module) -> Iterator[_Trained]:
 
 
 def _tensors(network: nn.Module) -> Iterator[Tensor]:
-    """Parameters and buffers, also those of modules that are kept out of ``named_modules`` in a list or a dict."""
+    """Parameters and buffers, including those of modules that a list or a dict hides from ``named_modules``."""
     ahead, seen = [network], {id(network)}
     while ahead:
         root = ahead.pop()
@@ -123,5 +123,5 @@ def _held(module: nn.Module) -> Iterator[Any]:
 def _place(value: Tensor) -> int | None:
     try:
         return int(value.untyped_storage()._cdata)
-    except (NotImplementedError, RuntimeError):  # sparse tensors have none
+    except (NotImplementedError, RuntimeError, ValueError):  # sparse tensors and lazy parameters have none
         return None

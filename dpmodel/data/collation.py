@@ -1,4 +1,4 @@
-"""Whether a batch is put together such that an example is the same whichever others were drawn."""
+"""Padding: the gradient of an example must not depend on the other examples of its batch."""
 
 from __future__ import annotations
 
@@ -22,33 +22,33 @@ from mechanisms.engines.probing import draws, preserve_state, without_dropout
 from mechanisms.units import ClippedUnit
 from monitors.errors import DataError
 
-#: Examples, spread over the data set, among which a short and a long one are looked for before training.
-LOOKED_AT = 64
+#: Examples, spread over the data set, from which a short and a long one are chosen before training.
+MEASURED = 64
 
-#: Largest accepted change of an example's gradient, relative to its largest entry: in full and in reduced precision.
+#: Largest accepted change of a gradient, relative to its largest entry: in full and in reduced precision.
 TOLERANCE = 1e-3
 _COARSE_TOLERANCE = 0.03
 
-#: A change this small over the norm bound is that of rounding: gradients of examples that are learnt are differences.
+#: A change this small over the norm bound is rounding: gradients of examples that are learnt are small differences.
 _ROUNDING = 1e-5
 
 
 @dataclass
 class Collation:
-    """Refuses a ``collate_fn`` by which an example's gradient depends on the other examples of the batch.
+    """Refuses a ``collate_fn`` that makes an example's gradient depend on the other examples of the batch.
 
-    Padding to the longest of the batch is the usual case: if the network or the loss averages over the padding, a long
-    example makes the gradients of all others smaller, which no clipping bounds. If the network counts positions from
-    the end, or scales them by the length, a long example changes the others even behind a mask. Padding is accepted
-    as long as it changes nothing. ``require_unmixed_batches`` finds what mixes examples of one length before.
+    The usual case is padding to the longest example: if the network or the loss averages over the padding, a long
+    example makes the gradients of all others smaller, and clipping does not bound that. If the network counts positions
+    from the end, or scales them by the length, a long example changes the others even behind a mask. Padding that
+    changes no gradient is accepted. ``require_unmixed_batches`` finds mixing among examples of one length.
 
     Args:
-        loader: Data sets that make whole batches themselves are not looked at.
-        network: As it will be trained; left as it was.
+        loader: The private loader; batches of plain tensors are not checked.
+        network: The network to be trained; left as it was.
         loss_fn: The user's loss.
         device: Where the network is.
-        secret: Whether the examples that are tried are chosen secretly; otherwise they are the same in each run.
-        clip: Its norm bound tells which changes are too small to matter. Default: none are.
+        secret: Whether to choose the examples secretly; otherwise they are the same in each run.
+        clip: Changes far below its norm bound are ignored. Default: every change counts.
     """
 
     loader: PrivateLoader
@@ -60,10 +60,10 @@ class Collation:
     _seen: ShapeRange = field(default_factory=ShapeRange, init=False)
 
     def check(self) -> None:
-        """Compare a short and a long example in batches of their own with the same ones side by side.
+        """Compare a short and a long example, each in its own batch, with both in one batch.
 
         Raises:
-            DataError: A gradient differs; says what to do.
+            DataError: A gradient differs.
         """
         fetcher, size = self.loader.fetcher, self.loader.num_examples
         if fetcher.plain or size < 2:
@@ -76,18 +76,18 @@ class Collation:
         self.watch(self.wrap(fetcher)[chosen], strict=True)
 
     def wrap(self, fetcher: RowFetcher) -> SpecimenFetcher:
-        """A fetcher of what ``watch`` takes."""
+        """A fetcher of batches for ``watch``."""
         return SpecimenFetcher(fetcher, self._seen, secret=self.secret)
 
     def watch(self, drawn: Drawn, *, strict: bool = False) -> None:
-        """Look at each batch before its step: if its shape is outside of what was accepted, padding may be at work.
+        """Check a batch before its step if its shape is outside of the accepted range: padding may differ.
 
         Args:
             drawn: The batch.
-            strict: Whether every specimen must pass through the network alone; otherwise one of them must.
+            strict: Whether every specimen must pass through the network alone; otherwise one must.
 
         Raises:
-            DataError: An example's gradient differs from that of the example alone.
+            DataError: The gradient of an example differs from that of the example alone.
         """
         pair = drawn[:2]
         if not drawn.specimens or self._seen.covers(pair):
@@ -105,12 +105,12 @@ class Collation:
 
     def _require_same(self, specimen: Specimen) -> None:
         alone, beside = specimen.alone, specimen.beside
-        if not specimen.steady:  # another draw of the same example: take away the padding of this one instead
+        if not specimen.steady:  # random: remove the padding of this draw instead
             alone = cut(beside, alone)
             if row_shapes(alone) != row_shapes(specimen.alone):
                 raise DataError(
                     f"the collate_fn gives an example shapes {row_shapes(specimen.alone)} alone and "
-                    f"{row_shapes(beside)} beside others: what it adds may depend on them. Collate to one fixed shape"
+                    f"{row_shapes(beside)} beside others: its padding may depend on them. Collate to one fixed shape"
                 )
         for training in (False, True):
             change = self._change(alone, beside, training=training)
@@ -118,13 +118,13 @@ class Collation:
                 raise DataError(
                     "the collate_fn pads to the longest example of a batch, and padding changes an example's gradient "
                     f"(by {change:.2g} of its largest entry, beside a longer example): leaving one example out would "
-                    "move the gradients of others, which clipping does not bound. Pad all examples to one fixed length "
-                    "that is chosen without looking at the data, or let the network and the loss leave padding out (a "
-                    "mask, ignore_index, positions counted from the first token)"
+                    "move the gradients of others, which clipping does not bound. Pad all examples to a fixed length, "
+                    "chosen without looking at the data, or exclude padding in the network and the loss (a mask, "
+                    "ignore_index, positions counted from the first token)"
                 )
 
     def _change(self, alone: Pair, beside: Pair, *, training: bool) -> float:
-        """By how much padding changes the gradient of an example, relative to its largest entry."""
+        """The change of an example's gradient by padding, relative to its largest entry."""
         with self._passes(training=training):
             first = self._gradient(alone)
             if training and self._is_random(alone, first):
@@ -145,11 +145,11 @@ class Collation:
     def _passes(self, *, training: bool) -> Iterator[None]:
         with preserve_state(self.network, self.loss_fn), full_float32():
             self.network.eval()
-            with without_dropout(self.network) if training else nullcontext():  # which would change a gradient too
+            with without_dropout(self.network) if training else nullcontext():  # dropout would change a gradient too
                 yield
 
     def _is_random(self, pair: Pair, gradient: Tensor) -> bool:
-        """Whether a pass draws: then it draws something else for a padded example, which says nothing."""
+        """Whether a pass draws random numbers: these differ for a padded example, so the comparison shows nothing."""
         x, y = self._on_device(pair)
         if draws(self.network, lambda: self.loss_fn(call_network(self.network, x), y)):
             return True
@@ -162,7 +162,7 @@ class Collation:
         clip = Fixed()
         clip.start(torch.finfo(torch.float32).max / 2.0)
         engine = LoopEngine(ClippedUnit(1, 1))
-        engine.boundary.isolation = "trust"  # one example, and everything is put back after the pass
+        engine.boundary.isolation = "trust"  # one example, and everything is restored after the pass
         try:
             return engine.clipped_sum(self.network, self.loss_fn, Batch(*self._on_device(pair)), clip).flat_grad
         except RuntimeError as error:
@@ -180,6 +180,6 @@ class _NotAloneError(DataError):
 
 
 def _spread_rows(size: int, draw: np.random.Generator) -> np.ndarray:
-    """One row, chosen at random, of each of ``LOOKED_AT`` parts of the data set."""
-    ends = np.linspace(0, size, min(LOOKED_AT, size) + 1).astype(int)
+    """One random row from each of ``MEASURED`` parts of the data set."""
+    ends = np.linspace(0, size, min(MEASURED, size) + 1).astype(int)
     return draw.integers(ends[:-1], ends[1:])

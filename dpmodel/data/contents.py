@@ -1,4 +1,4 @@
-"""What a batch may hold: dense tensors, in tuples, lists and dicts."""
+"""The contents of a batch: dense tensors, in tuples, lists and dicts."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from torch.utils.data import default_collate
 
 from monitors.errors import DataError
 
-#: What to do about a part of another kind.
+#: Type of a part that is not a tensor -> what to do.
 _REMEDIES: dict[type, str] = {
-    np.ndarray: "Make a tensor of it: torch.as_tensor(array)",
+    np.ndarray: "Convert it: torch.as_tensor(array)",
 }
 _LEAVE_OUT = (
     "Leave it out of what the data set returns, or in a collate_fn: DataLoader(..., collate_fn=lambda examples: "
@@ -24,14 +24,14 @@ _LEAVE_OUT = (
 
 
 def require_dense_tensors(value: Any, place: str = "example") -> None:
-    """Refuse a batch that holds anything but dense tensors.
+    """Refuse a batch that holds anything except dense tensors.
 
     Args:
         value: A nest of tuples, lists and dicts.
-        place: Where the value lies, for the message, which shows no private value.
+        place: Name of the place, for the message, which shows no private value.
 
     Raises:
-        DataError: Names the place, the kind of what lies there, and the remedy.
+        DataError: Names the place, the type found there, and the remedy.
 
     Example:
         >>> require_dense_tensors((torch.zeros(1, 6), ["patient 0"], torch.zeros(1)))
@@ -44,7 +44,7 @@ def require_dense_tensors(value: Any, place: str = "example") -> None:
             kind = "nested" if value.is_nested else str(value.layout).removeprefix("torch.")
             raise DataError(
                 f"{place} is a {kind} tensor, but examples must be dense to be isolated from each other. Convert it "
-                "with to_dense(), for all data at once or for each batch in a collate_fn"
+                "with to_dense(), for all data at once or per batch in a collate_fn"
             )
     elif isinstance(value, Mapping):
         for key, part in value.items():
@@ -62,13 +62,13 @@ def collated(collate_fn: Callable[[list[Any]], Any], examples: list[Any]) -> Any
     """``collate_fn(examples)``.
 
     Raises:
-        DataError: torch's own ``default_collate`` cannot make a batch of them.
+        DataError: torch's ``default_collate`` cannot make a batch of them.
 
     Example:
         >>> collated(default_collate, [(torch.zeros(3), None)])
         Traceback (most recent call last):
             ...
-        monitors.errors.DataError: the examples cannot be put into one batch: default_collate: batch must contain ...
+        monitors.errors.DataError: the examples cannot be collated into a batch: default_collate: batch must contain ...
     """
     if collate_fn is not default_collate:
         return collate_fn(examples)
@@ -76,13 +76,13 @@ def collated(collate_fn: Callable[[list[Any]], Any], examples: list[Any]) -> Any
         return default_collate(examples)
     except (TypeError, RuntimeError, NotImplementedError) as error:
         raise DataError(
-            f"the examples cannot be put into one batch: {str(error).rstrip('.')}. Return tensors of one "
-            "shape from the data set, or give the DataLoader a collate_fn that makes such tensors"
+            f"the examples cannot be collated into a batch: {str(error).rstrip('.')}. Return tensors of one "
+            "shape from the data set, or pass a collate_fn that makes such tensors"
         ) from error
 
 
 def copied(value: Any) -> Any:
-    """A nest with copies of its tensors, arrays and mappings, to which a ``collate_fn`` may write.
+    """A copy of a nest with its tensors, arrays and mappings, to which a ``collate_fn`` may write.
 
     Example:
         >>> example = {"x": torch.zeros(2), "y": [1]}
@@ -104,5 +104,5 @@ def copied(value: Any) -> Any:
 
 
 def _is_column(value: Any) -> bool:
-    """Whether a list holds one plain value per example, such as names, and not the parts of an example."""
+    """Whether a list holds one plain value per example, such as names, rather than the parts of an example."""
     return not any(isinstance(part, (Tensor, Mapping, tuple, list)) for part in value)

@@ -36,10 +36,10 @@ def evaluation_batches(loader: Any, batch_size: int = 1000) -> Iterable[Pair]:
         batch_size: Examples per batch if the loader does not say.
 
     Raises:
-        DataError: None of these, or something that is not made of tensors and arrays.
+        DataError: It is none of these, or does not hold tensors and arrays.
     """
     if _is_array(loader) or isinstance(loader, Mapping):
-        raise DataError(f"eval needs the targets too: eval((inputs, targets)), got {type(loader).__name__} alone")
+        raise DataError(f"evaluate needs targets too: evaluate((inputs, targets)), got only {type(loader).__name__}")
     if isinstance(loader, PrivateLoader):
         return loader.in_order(batch_size)
     if isinstance(loader, DataLoader):
@@ -57,7 +57,7 @@ def evaluation_batches(loader: Any, batch_size: int = 1000) -> Iterable[Pair]:
         return PrivateLoader(loader, 1).in_order(batch_size) if len(loader) else ()
     if isinstance(loader, Iterable):
         return (_pair(batch) for batch in loader)
-    raise DataError(f"cannot evaluate on {type(loader).__name__}; give a DataLoader, a data set, or (inputs, targets)")
+    raise DataError(f"cannot evaluate on {type(loader).__name__}; pass a DataLoader, a data set, or (inputs, targets)")
 
 
 def prediction_batches(given: Any, network: nn.Module, batch_size: int) -> Iterator[Any]:
@@ -71,7 +71,7 @@ def prediction_batches(given: Any, network: nn.Module, batch_size: int) -> Itera
         batch_size: Examples per batch if the loader does not say.
 
     Raises:
-        DataError: Something that is not made of tensors and arrays, or tensors of different lengths.
+        DataError: It does not hold tensors and arrays, or holds tensors of different lengths.
 
     Example:
         >>> network, x, y = nn.Linear(4, 2), torch.zeros(5, 4), torch.zeros(5)
@@ -105,12 +105,12 @@ def predictions(network: nn.Module, given: Any, device: torch.device, batch_size
 
     Args:
         network: Left in its mode.
-        given: As of ``prediction_batches``.
+        given: As in ``prediction_batches``.
         device: Where the network is.
-        batch_size: As of ``prediction_batches``.
+        batch_size: As in ``prediction_batches``.
 
     Raises:
-        DataError: As of ``prediction_batches`` and ``join_outputs``, or there is no batch.
+        DataError: As in ``prediction_batches`` and ``join_outputs``, or there is no batch.
     """
     parts, dims = [], None
     with inference(network):
@@ -121,7 +121,7 @@ def predictions(network: nn.Module, given: Any, device: torch.device, batch_size
                 plain = isinstance(parts[0], torch.Tensor) and parts[0].dim() > 0
                 dims = [0] if plain else dimensions_of(network, x)
     if not parts:
-        raise DataError("predict was given no batch: the loader or data set is empty")
+        raise DataError("predict received no batch: the loader or the data set is empty")
     return join_outputs(parts, dims)
 
 
@@ -135,7 +135,7 @@ def _is_array(value: Any) -> bool:
 
 
 def _is_pair(value: Any) -> bool:
-    """Whether this is ``(inputs, targets)`` and not a data set or a list of batches."""
+    """Whether this is ``(inputs, targets)`` rather than a data set or a list of batches."""
     if not isinstance(value, (tuple, list)) or len(value) != 2:
         return False
     return all(_is_array(part) or (isinstance(value, tuple) and _is_nest(part)) for part in value)
@@ -147,10 +147,10 @@ def _is_nest(value: Any) -> bool:
 
 
 def _slices(nest: Any, batch_size: int) -> Iterator[Any]:
-    """Copies of the rows, so that a network that writes to its input does not change the caller's."""
+    """Copies of the rows: a network may write to its input."""
     sizes = {len(tensor) if tensor.dim() else 0 for tensor in all_tensors(nest)}
     if len(sizes) != 1:
-        raise DataError(f"the first dimension must count the same examples in all tensors, got {sorted(sizes)}")
+        raise DataError(f"the first dimension of all tensors must be the number of examples, got {sorted(sizes)}")
     for start in range(0, max(len(first_tensor(nest)), 1), batch_size):
         yield map_tensors(lambda value: value[start : start + batch_size].clone(), nest)  # noqa: B023
 
@@ -180,7 +180,7 @@ def _alone(parts: Any) -> Any:
 
 
 def _inputs_of(network: nn.Module) -> tuple[float, float]:
-    """The least and the largest number of positional arguments of the network's forward pass."""
+    """The smallest and the largest number of positional arguments of the network's forward pass."""
     try:
         parameters = list(inspect.signature(network.forward).parameters.values())
     except (TypeError, ValueError):

@@ -1,4 +1,4 @@
-"""From rows to batches: private loaders, and the rebuilding of a plain ``DataLoader`` into one."""
+"""Private loaders: from rows to batches, and from a plain ``DataLoader`` to a private one."""
 
 from __future__ import annotations
 
@@ -37,16 +37,16 @@ WORKER_OPTIONS = ("worker_init_fn", "timeout", "prefetch_factor", "multiprocessi
 class RowFetcher(Dataset):
     """Turns an array of row indices into ``(inputs, targets)``; no row at all gives tensors of length 0.
 
-    Three ways, the fastest that gives the same: an ``InMemoryDataset``'s own ``batch(rows)``, one ``index_select`` per
-    tensor of a ``TensorDataset`` (both where ``collate_fn`` is torch's), or the examples one by one through
-    ``collate_fn``.
+    It uses the fastest of three ways with the same result: ``batch(rows)`` of an ``InMemoryDataset``, one
+    ``index_select`` per tensor of a ``TensorDataset`` (both only with torch's ``collate_fn``), or the examples one by
+    one through ``collate_fn``.
 
-    What a ``collate_fn`` keeps of a batch is put back after it: a running statistic, or the longest length so far,
-    would carry something of one example to the others.
+    The state of a ``collate_fn`` is restored after each batch: a running statistic, or the longest length so far, would
+    carry something of one example to others.
 
     Args:
         dataset: Map-style data set.
-        collate_fn: Makes a batch of a list of examples; default ``torch``'s.
+        collate_fn: Makes a batch of a list of examples. Default: ``default_collate`` of torch.
     """
 
     def __init__(self, dataset: Any, collate_fn: Callable[[list[Any]], Any] = default_collate) -> None:
@@ -56,16 +56,16 @@ class RowFetcher(Dataset):
         self._told = False
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_state": None}  # recorded anew, of the collate_fn in the other process
+        return {**self.__dict__, "_state": None}  # recorded again in the other process
 
     @property
     def collates(self) -> bool:
-        """Whether batches are made by ``collate_fn``, of examples one by one."""
+        """Whether ``collate_fn`` makes the batches from single examples."""
         return not self._takes_rows(InMemoryDataset) and not self._takes_rows(TorchTensorDataset)
 
     @property
     def plain(self) -> bool:
-        """Whether batches are rows of tensors, with no code of the user's in between."""
+        """Whether batches are rows of tensors, without user code in between."""
         kind = type(self.dataset)
         own = any(
             getattr(kind, name, None) is not getattr(InMemoryDataset, name) for name in ("batch", "transform_batch")
@@ -73,7 +73,7 @@ class RowFetcher(Dataset):
         return self._takes_rows(TorchTensorDataset) or (self._takes_rows(InMemoryDataset) and not own)
 
     def _takes_rows(self, kind: type) -> bool:
-        """Whether the data set is of a kind whose rows can be had at once, and nothing of the user's is passed by."""
+        """Whether the rows of the data set can be read at once without bypassing user code."""
         own = getattr(type(self.dataset), "__getitem__", None) is not getattr(kind, "__getitem__", None)
         return isinstance(self.dataset, kind) and not own and self.collate_fn is default_collate
 
@@ -83,10 +83,10 @@ class RowFetcher(Dataset):
         return _pair_of(self._fetched(index), len(index))
 
     def begin(self) -> None:
-        """Called before the rows of each batch are read."""
+        """Hook that is called before the rows of each batch are read."""
 
     def examples(self, rows: np.ndarray) -> list[Any]:
-        """The rows as the data set gives them, one by one."""
+        """The examples of the data set, one by one."""
         return [self.dataset[int(row)] for row in rows]
 
     def collate(self, examples: list[Any]) -> Pair:
@@ -98,7 +98,7 @@ class RowFetcher(Dataset):
             before = dict(vars(self.dataset))
             try:
                 return self.dataset.batch(index)
-            finally:  # what a transform_batch keeps of a batch
+            finally:  # a transform_batch may have kept something of the batch
                 vars(self.dataset).clear()
                 vars(self.dataset).update(before)
         if self._takes_rows(TorchTensorDataset):
@@ -120,7 +120,7 @@ class RowFetcher(Dataset):
             if changed and not self._told:
                 self._told = True
                 warnings.warn(
-                    f"the collate_fn changes {', '.join(changed[:3])}: this is put back after each batch, because it "
+                    f"the collate_fn changes {', '.join(changed[:3])}: this is restored after each batch, because it "
                     "would carry something of one example to others. Keep state that must advance in a callback",
                     PrivacyWarning,
                     stacklevel=2,
@@ -128,10 +128,10 @@ class RowFetcher(Dataset):
 
 
 class SecretRowFetcher(RowFetcher):
-    """A ``RowFetcher`` for worker processes, in which all generators get new, secret seeds before each batch.
+    """A ``RowFetcher`` for worker processes that gives all generators new, secret seeds before each batch.
 
-    Neither the seed that ``DataLoader`` gives a worker, nor a ``worker_init_fn``, nor a data set that seeds generators
-    then decides how an example is augmented.
+    Augmentation then depends neither on the seed that ``DataLoader`` gives a worker, nor on a ``worker_init_fn`` or a
+    data set that seeds generators.
     """
 
     def __init__(self, dataset: Any, collate_fn: Callable[[list[Any]], Any] = default_collate) -> None:
@@ -139,8 +139,8 @@ class SecretRowFetcher(RowFetcher):
         self._generators: Generators | None = None
 
     def begin(self) -> None:
-        """Seed all generators anew."""
-        if self._generators is None:  # made in the worker, of the data set that lies there
+        """Give all generators new seeds."""
+        if self._generators is None:  # made in the worker, for its copy of the data set
             self._generators = Generators(self.dataset, self.collate_fn)
         self._generators.renew()
 
@@ -151,15 +151,15 @@ def _pair_of(batch: Any, count: int) -> Pair:
     for tensor in all_tensors(pair):
         if tensor.shape[:1] != (count,):
             raise DataError(
-                f"{count} rows were asked for, but the data set or its collate_fn gave a tensor of shape "
-                f"{tuple(tensor.shape)}: its first dimension must count examples, each row once. Several views of an "
-                "example are one example: stack them in a dimension of their own"
+                f"{count} rows were requested, but the data set or its collate_fn returned a tensor of shape "
+                f"{tuple(tensor.shape)}: its first dimension must be the number of examples, each row once. Several "
+                "views of an example are one example: stack them in an additional dimension"
             )
     return pair
 
 
 def split_pair(batch: Any) -> Pair:
-    """``(inputs, targets)`` of what a data set yields: the last item is the target, several inputs stay a tuple.
+    """``(inputs, targets)`` of a batch: the last item is the target, several inputs stay a tuple.
 
     Raises:
         DataError: The batch has no target.
@@ -168,16 +168,16 @@ def split_pair(batch: Any) -> Pair:
         raise DataError(
             f"a batch must be (inputs, targets), got {type(batch).__name__}"
             + (f" of length {len(batch)}" if isinstance(batch, (tuple, list)) else "")
-            + "; let the data set or collate_fn return both"
+            + "; return both from the data set or the collate_fn"
         )
     return (batch[0] if len(batch) == 2 else tuple(batch[:-1])), batch[-1]
 
 
 def dense_pair(batch: Any) -> Pair:
-    """``split_pair``, of dense tensors only.
+    """``split_pair`` for dense tensors only.
 
     Raises:
-        DataError: There is anything else, or no target.
+        DataError: The batch holds anything else, or no target.
     """
     pair = split_pair(batch)
     require_dense_tensors((*pair[0], pair[1]) if isinstance(pair[0], tuple) else pair)
@@ -185,17 +185,17 @@ def dense_pair(batch: Any) -> Pair:
 
 
 class PrivateLoader:
-    """Batches for private training: rows from a sampler with a privacy statement, fetched from a data set.
+    """Batches for private training: rows of a data set, drawn by a sampler with a privacy statement.
 
     Iterating gives ``steps_per_epoch`` pairs ``(inputs, targets)`` drawn as in training; a Poisson batch may be empty.
-    ``DPModel.fit`` draws through ``batches`` instead, with a sampler of its own.
+    ``DPModel.fit`` calls ``batches`` instead, with its own sampler.
 
     Args:
         dataset: Map-style data set with a length.
         batch_size: Expected (Poisson) or exact (shuffle) examples per step.
         sampling: ``"poisson"`` or ``"shuffle"``.
         collate_fn: As in ``DataLoader``.
-        num_workers: Processes that fetch ahead; 0 fetches in this one. The random draws stay in this process.
+        num_workers: Number of processes that fetch ahead; 0 fetches in this process. Rows are drawn in this process.
         pin_memory: As in ``DataLoader``, for CUDA.
         worker_options: Further arguments of the ``DataLoader`` that fetches with ``num_workers``, by name:
             ``WORKER_OPTIONS``.
@@ -233,7 +233,7 @@ class PrivateLoader:
         self.steps_per_epoch = self.make_sampler().steps_per_epoch
 
     def make_sampler(self, seed: int | None = None, first_partition: int = 0) -> Sampler:
-        """A fresh sampler over this loader's rows."""
+        """A new sampler over the rows of this loader."""
         sampler: Sampler = SAMPLERS.create(self.sampling, self.num_examples, self.batch_size, seed, first_partition)
         return sampler
 
@@ -246,7 +246,7 @@ class PrivateLoader:
         secret: bool = False,
         wrap: Callable[[RowFetcher], Dataset] = lambda fetcher: fetcher,
     ) -> Iterator[Any]:
-        """Pairs for the sampler's steps ``first`` .. ``first + steps - 1``, possibly empty ones.
+        """Pairs for the steps ``first`` .. ``first + steps - 1`` of the sampler; pairs may be empty.
 
         Args:
             sampler: Gives the rows of each step.
@@ -276,11 +276,11 @@ class PrivateLoader:
         )
 
     def example(self, count: int = 2) -> Pair:
-        """The first ``count`` examples, to learn shapes and types from; nothing of them may be released."""
+        """The first ``count`` examples, for shapes and types; nothing of them may be released."""
         return self.fetcher[np.arange(min(count, self.num_examples))]
 
     def spread(self, count: int) -> Pair:
-        """At most ``count`` examples from all over the data set, where neighbours may be of one class."""
+        """At most ``count`` examples from all over the data set: neighbours may be of one class."""
         return self.fetcher[np.linspace(0, self.num_examples - 1, min(count, self.num_examples)).astype(int)]
 
     def in_order(self, batch_size: int | None = None) -> Iterator[Pair]:
@@ -336,7 +336,7 @@ def poisson_loader(
 
 
 def private_loader(loader: Any, sampling: str) -> tuple[PrivateLoader, str | None]:
-    """The private loader for what the user gave to ``fit``, and what to tell them about it (None: nothing).
+    """The private loader for the loader passed to ``fit``, and what to tell the user about it, or None.
 
     Args:
         loader: A ``PrivateLoader``, or a plain ``DataLoader`` (sequential, shuffled, or over the rows of a
@@ -344,13 +344,13 @@ def private_loader(loader: Any, sampling: str) -> tuple[PrivateLoader, str | Non
         sampling: The model's sampling.
 
     Raises:
-        UnsupportedLoaderError: The loader's sampling has no privacy statement; says which and what to do.
+        UnsupportedLoaderError: The sampling of the loader has no privacy statement; says what to do.
     """
     if isinstance(loader, PrivateLoader):
         if loader.sampling != sampling:
             raise UnsupportedLoaderError(
-                f"the loader samples by {loader.sampling!r} but the model was built with sampling={sampling!r}; "
-                f"use DPModel(sampling={loader.sampling!r}) or another loader"
+                f"the loader samples with {loader.sampling!r} but the model was built with sampling={sampling!r}; "
+                f"use DPModel(sampling={loader.sampling!r}) or a different loader"
             )
         require_each_row_once(loader.dataset)
         return loader, None
@@ -373,7 +373,7 @@ def _length(dataset: Any) -> int:
     if isinstance(dataset, IterableDataset) or not hasattr(dataset, "__len__"):
         raise UnsupportedLoaderError(
             f"{type(dataset).__name__} is a stream without a length; private sampling needs a map-style data set "
-            "(__getitem__ and __len__), since the number of examples enters the privacy statement"
+            "(__getitem__ and __len__), because the number of examples enters the privacy statement"
         )
     return len(dataset)
 
@@ -381,20 +381,20 @@ def _length(dataset: Any) -> int:
 def _require_plain(loader: Any) -> None:
     if not isinstance(loader, DataLoader):
         raise UnsupportedLoaderError(
-            "fit takes a torch DataLoader or poisson_loader(...), which say the batch size, got "
-            f"{type(loader).__name__}; make one: DataLoader(dataset, batch_size=64), or "
+            "fit takes a torch DataLoader or poisson_loader(...), which has a batch size, got "
+            f"{type(loader).__name__}; pass DataLoader(dataset, batch_size=64), or "
             "DataLoader(TensorDataset(x, y), batch_size=64)"
         )
     if loader.batch_size is None and loader.batch_sampler is None:
         raise UnsupportedLoaderError(
-            "the DataLoader has batch_size=None; give it a batch_size, which sets the sampling rate"
+            "the DataLoader has batch_size=None; pass a batch_size, which sets the sampling rate"
         )
     _length(loader.dataset)
     plain = draws_all(loader.sampler) or chosen_rows(loader.sampler) is not None
     if loader.batch_size is None or type(loader.batch_sampler) is not BatchSampler or not plain:
         sampler = loader.batch_sampler if plain else loader.sampler
         raise UnsupportedLoaderError(
-            f"the DataLoader draws through {type(sampler).__name__}, which has no privacy statement here (weighted, "
+            f"the DataLoader draws with {type(sampler).__name__}, which has no privacy statement here (weighted, "
             "distributed, with replacement or custom sampling). Pass DataLoader(dataset, batch_size=...), or "
             "poisson_loader(dataset, batch_size); to train on some rows, SubsetRandomSampler(rows) or "
             "Subset(dataset, rows)"

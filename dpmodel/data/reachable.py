@@ -1,4 +1,4 @@
-"""Which objects a data set, a transform or a network holds, directly or through others."""
+"""The objects that a data set, a transform or a network holds, directly or indirectly."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from typing import Any
 import numpy as np
 import torch
 
-#: Objects visited at most, so that a search stays short whatever the data set holds.
+#: Largest number of visited objects, so that a search stays short.
 MAX_OBJECTS = 10_000
 
-#: Elements of a long container that tell whether the others are worth visiting.
+#: Elements of a long container that decide whether it is visited.
 _PROBED = 32
 
 _LEAVES = (
@@ -48,7 +48,7 @@ _LEAVES = (
 )
 _CONTAINERS = (list, tuple, set, frozenset, deque)
 
-#: Where packages are installed: their functions and class bodies hold nothing of the user's.
+#: Folders of installed packages: their functions and class bodies hold nothing of the user's.
 _INSTALLED = frozenset({"site-packages", "dist-packages"})
 
 
@@ -62,10 +62,10 @@ def _is_library(module_name: str) -> bool:
 
 
 def reachable(*roots: Any) -> list[Any]:
-    """All objects that ``roots`` hold: through attributes, containers, closures, partials and the globals they name.
+    """All objects that ``roots`` hold through attributes, containers, closures, partials and global names.
 
     The nearest objects come first. At most ``MAX_OBJECTS`` are visited, and containers of plain numbers, strings and
-    arrays are not entered. Tensors, arrays and generators of random numbers are among the results.
+    arrays are skipped. The results include tensors, arrays and random number generators.
 
     Args:
         *roots: Any objects.
@@ -81,7 +81,7 @@ def reachable(*roots: Any) -> list[Any]:
     while waiting and len(found) < MAX_OBJECTS:
         value = waiting.popleft()
         found.append(value)
-        with suppress(Exception):  # proxies may fail at any look at them
+        with suppress(Exception):  # proxies may fail at any access
             for child in _children(value):
                 if id(child) not in seen and not isinstance(child, _WORTHLESS):
                     seen.add(id(child))
@@ -89,7 +89,7 @@ def reachable(*roots: Any) -> list[Any]:
     return found
 
 
-#: Leaves that no caller looks for.
+#: Leaves that no caller needs.
 _WORTHLESS = (str, bytes, numbers.Number, type(None), type, types.ModuleType, PurePath, torch.dtype, torch.device)
 
 
@@ -114,7 +114,7 @@ def _children(value: Any) -> Iterable[Any]:
 
 
 def _elements(container: Any) -> list[Any]:
-    """The elements of a container; none of a long one that begins with plain data."""
+    """The elements of a container; empty for a long one that begins with plain data."""
     values = container.values() if isinstance(container, Mapping) else container
     if len(values) > _PROBED and all(_is_plain(element) for element in islice(values, _PROBED)):
         return []
@@ -149,7 +149,7 @@ def _of_function(function: types.FunctionType) -> Iterator[Any]:
     for cell in function.__closure__ or ():
         try:
             yield cell.cell_contents
-        except ValueError:  # not filled yet
+        except ValueError:  # an empty cell
             continue
     yield from (function.__defaults__, function.__kwdefaults__, function.__dict__)
     names = _names_in(function.__code__)
@@ -167,6 +167,6 @@ def _of_module(module: types.ModuleType, names: set[str]) -> Iterator[Any]:
 
 
 def _names_in(code: types.CodeType) -> set[str]:
-    """Global names that a function and the functions within it use."""
+    """Global names that a function and its inner functions use."""
     inner = (constant for constant in code.co_consts if isinstance(constant, types.CodeType))
     return set(code.co_names).union(*(_names_in(part) for part in inner))

@@ -1,4 +1,4 @@
-"""Which rows of a data set are chosen, by subsets and by samplers, and whether two choices have rows in common."""
+"""The rows that subsets and samplers choose, and whether two choices share rows."""
 
 from __future__ import annotations
 
@@ -22,27 +22,31 @@ from monitors.errors import UnsupportedLoaderError
 
 
 def require_held_out(valid_loader: Any, train_dataset: Any) -> None:
-    """Refuse the training data as validation data; None is no validation.
+    """Refuse the training data as validation data.
 
-    Recognised are the same data set, parts of one that have rows in common (a ``Subset``, or the rows of a
-    ``SubsetRandomSampler``), and tensors in the same memory. Copies of the training data are not.
+    The same data set is recognised, and so are parts of it that share rows (a ``Subset``, or the rows of a
+    ``SubsetRandomSampler``) and tensors in the same memory. Copies of the training data are not recognised.
+
+    Args:
+        valid_loader: The validation data; None for no validation.
+        train_dataset: The training data.
 
     Raises:
-        UnsupportedLoaderError: They are, or share rows.
+        UnsupportedLoaderError: They are the training data, or share rows with them.
     """
     held_out = drawn_from(valid_loader)
     if valid_loader is not None and _share_rows(held_out, train_dataset):
         raise UnsupportedLoaderError(
-            "valid_loader holds the training data: metrics on them, and whatever is stopped or chosen by those, would "
-            "be released without noise. Give held-out data; eval shows the trainer how the training data are fitted"
+            "valid_loader holds the training data: their metrics, and any choice that depends on these, would be "
+            "released without noise. Pass held-out data; evaluate shows how well the training data are fitted"
         )
 
 
 def drawn_from(loader: Any) -> Any:
-    """The data set that ``loader`` reads: a ``Subset`` if its sampler is known to choose rows, else all of it.
+    """The data set that ``loader`` reads: a ``Subset`` if its sampler is known to choose rows, otherwise all of it.
 
     Args:
-        loader: A loader, or data without one, which are returned as they are.
+        loader: A loader, or data, which are returned unchanged.
 
     Example:
         >>> data = torch.utils.data.TensorDataset(torch.zeros(10, 3))
@@ -58,7 +62,7 @@ def drawn_from(loader: Any) -> Any:
 
 
 def chosen_rows(sampler: Any) -> list[int] | None:
-    """The rows that a sampler draws in each pass; None if they are not known or are all rows."""
+    """The rows that a sampler draws in each pass; None if these are unknown or all rows."""
     if type(sampler) is BatchSampler:
         return chosen_rows(sampler.sampler)
     rows = sampler.indices if type(sampler) is SubsetRandomSampler else sampler
@@ -97,32 +101,32 @@ def require_each_row_once(dataset: Any) -> None:
         if repeated or any(_share_rows(part, other) for other in parts[:at]):
             raise UnsupportedLoaderError(
                 f"{type(dataset).__name__} holds rows of its data more than once: an example would be drawn and would "
-                "count several times, though the ledger accounts for one. Give each row once (to weight a class, "
-                "weight its loss)"
+                "count several times, but the ledger accounts for one. Give each row once (to weight a class, weight "
+                "its loss)"
             )
 
 
 def _parts(dataset: Any) -> list[Any]:
-    """The data sets that are put one after the other in ``dataset``."""
+    """The data sets that ``dataset`` concatenates."""
     if not isinstance(dataset, ConcatDataset):
         return [dataset]
     return [part for inner in dataset.datasets for part in _parts(inner)]
 
 
 def _rows_of(dataset: Any) -> tuple[Any, np.ndarray | None]:
-    """The data set that lies under all subsets, and the rows that they choose; None for all."""
+    """The data set under all subsets, and the rows that they choose; None for all rows."""
     rows: np.ndarray | None = None
     while isinstance(dataset, Subset):
         chosen = np.asarray(dataset.indices)
         if hasattr(dataset.dataset, "__len__"):
-            chosen = chosen % len(dataset.dataset)  # rows may be counted from the end
+            chosen = chosen % len(dataset.dataset)  # negative rows count from the end
         rows = chosen if rows is None else chosen[rows]
         dataset = dataset.dataset
     return dataset, rows
 
 
 def _inputs(dataset: Any) -> Tensor | None:
-    """The first of the tensors that are the data, if they are in memory."""
+    """The first tensor of the data, if they are in memory."""
     tensors = getattr(dataset, "tensors", dataset if isinstance(dataset, (tuple, list)) else ())
     first = next(iter(tensors), None)
     first = torch.from_numpy(first) if _is_memory(first) else first
@@ -130,13 +134,13 @@ def _inputs(dataset: Any) -> Tensor | None:
 
 
 def _is_memory(value: Any) -> bool:
-    """Whether torch can see the memory of an array."""
+    """Whether torch can share the memory of an array."""
     positive = isinstance(value, np.ndarray) and all(stride >= 0 for stride in value.strides)
     return positive and value.dtype.kind in "biuf" and value.flags.writeable
 
 
 def _rows_apart(first: Tensor, second: Tensor) -> int | None:
-    """The row of ``first`` that lies where ``second`` begins in memory; None if they have no row in common."""
+    """The row of ``first`` at which ``second`` begins in memory; None if they share no row."""
     if first.device != second.device or first.stride(0) != second.stride(0):
         return None
     step = first.stride(0) * first.element_size()

@@ -1,4 +1,4 @@
-"""Batches whose shape is new, with a few of their examples collated alone beside them."""
+"""Specimens of batches with a new shape: some of their examples, collated alone."""
 
 from __future__ import annotations
 
@@ -20,24 +20,24 @@ from dpmodel.data.loader import Pair, RowFetcher
 from mechanisms.engines.batch import all_tensors, map_tensors
 from monitors.errors import DataError
 
-#: Examples of a batch that are collated alone: the shortest, the longest, and others chosen secretly.
+#: Examples of a batch that are collated alone: the shortest, the longest, and secretly chosen ones.
 SPECIMENS = 4
 
-#: Batches of one shape without a padded example after which not all examples of the next ones are measured.
+#: Batches of one shape without a padded example, after which only some examples of such batches are measured.
 UNPADDED = 16
 
-#: Seeds of generators must be below this for all kinds of them.
+#: Seeds below this suit every kind of generator.
 _SEEDS = 2**32
 
 
 @dataclass(frozen=True)
 class Specimen:
-    """One example, as it is in a batch and as it is alone.
+    """One example in a batch and alone.
 
     Args:
         beside: A batch of one, cut out of a larger batch.
         alone: A batch of one, collated under the same seeds.
-        steady: Whether another seed gives the same.
+        steady: Whether a different seed gives the same.
     """
 
     beside: Pair
@@ -46,17 +46,17 @@ class Specimen:
 
     @property
     def padded(self) -> bool:
-        """Whether it has another shape in the batch than alone."""
+        """Whether its shape in the batch differs from its shape alone."""
         return row_shapes(self.beside) != row_shapes(self.alone)
 
 
 class Drawn(NamedTuple):
-    """A batch as it is drawn.
+    """A drawn batch.
 
     Args:
         x: Inputs.
         y: Targets.
-        specimens: Some of its examples; empty if the shape of the batch is within what was seen before.
+        specimens: Some of its examples; empty if the shape of the batch is within the range seen before.
     """
 
     x: Any
@@ -80,7 +80,7 @@ class ShapeRange:
     _unpadded: Counter[bytes] = field(default_factory=Counter)
 
     def covers(self, batch: Any) -> bool:
-        """Whether no dimension of the rows of ``batch`` is smaller or larger than all that are included."""
+        """Whether every dimension of the rows of ``batch`` is within the range."""
         kind, sizes = _sizes(batch)
         if kind not in self._ends:
             return False
@@ -88,10 +88,10 @@ class ShapeRange:
         return bool((low <= sizes).all() and (sizes <= high).all())
 
     def include_compared(self, batch: Any, specimens: Sequence[Specimen]) -> None:
-        """Extend the range to the rows of ``batch``, if one of its specimens tells what padding to this shape does.
+        """Extend the range to the rows of ``batch``, if one of its specimens shows the effect of padding to this shape.
 
-        A long example that is alone in its batch tells nothing of what it does to shorter ones beside it, however often
-        it comes: such a shape is never included.
+        A long example that is alone in its batch does not show its effect on shorter ones, however often it is drawn:
+        such a shape is never included.
         """
         if any(specimen.padded for specimen in specimens):
             self.include(batch)
@@ -99,7 +99,7 @@ class ShapeRange:
             self._unpadded[_sizes(batch)[1].tobytes()] += 1
 
     def often_unpadded(self, batch: Any) -> bool:
-        """Whether examples of many batches of this shape had it alone."""
+        """Whether many batches of this shape had no padded specimen."""
         return self._unpadded[_sizes(batch)[1].tobytes()] >= UNPADDED
 
     def include(self, batch: Any) -> None:
@@ -110,15 +110,15 @@ class ShapeRange:
 
 
 class SpecimenFetcher(Dataset):
-    """Fetches batches like ``fetcher``, and takes specimens of those whose shape is new.
+    """Fetches batches like ``fetcher``, and takes specimens of batches with a new shape.
 
-    Padding depends on what else is in a batch, so it must be looked at where the examples of the batch are still there
-    one by one: in the process that reads them.
+    Padding depends on the other examples of a batch, so it must be checked while the examples are still separate: in
+    the process that reads them.
 
     Args:
         fetcher: Reads and collates rows.
-        seen: Shapes of which no specimens are needed.
-        secret: Whether the specimens are chosen secretly.
+        seen: Shapes that need no specimens.
+        secret: Whether to choose the specimens secretly.
     """
 
     def __init__(self, fetcher: RowFetcher, seen: ShapeRange, *, secret: bool) -> None:
@@ -128,14 +128,14 @@ class SpecimenFetcher(Dataset):
 
     @property
     def dataset(self) -> Any:
-        """The data set whose rows are read; a ``worker_init_fn`` may look for it."""
+        """The data set whose rows are read; a ``worker_init_fn`` may use it."""
         return self._fetcher.dataset
 
     def __getitem__(self, rows: np.ndarray) -> Drawn:
         fetcher = self._fetcher
         if not fetcher.collates:
             return self._of_own_batches(rows)
-        # torch's own collation takes examples of one shape only.
+        # torch's default_collate takes examples of one shape only.
         if fetcher.collate_fn is default_collate or not len(rows):
             return Drawn(*fetcher[rows], [])
         fetcher.begin()
@@ -145,7 +145,7 @@ class SpecimenFetcher(Dataset):
         return self._drawn(pair, kept, fetcher.collate, alike=_alike(kept))
 
     def _of_own_batches(self, rows: np.ndarray) -> Drawn:
-        """Of a data set that makes whole batches itself, which may cut or pad them."""
+        """A batch of a data set that makes whole batches itself, and may cut or pad them."""
         alike = self._fetcher.plain or len(rows) < 2
         return self._drawn(self._fetcher[rows], list(rows), lambda some: self._fetcher[np.array(some)], alike=alike)
 
@@ -157,7 +157,7 @@ class SpecimenFetcher(Dataset):
         return Drawn(*pair, specimens)
 
     def _specimens(self, examples: list[Any], collate: Callable[[list[Any]], Pair], *, some: bool) -> list[Specimen]:
-        """Of all examples those that tell most, or only ``some`` that are chosen secretly."""
+        """Specimens of the shortest, the longest and secretly chosen examples; with ``some``, of the latter only."""
         generators = Generators(self._fetcher.collate_fn, *([] if self._fetcher.collates else [self._fetcher.dataset]))
         draw = np.random.default_rng(None if self._secret else 0)
         with generators.preserved():
@@ -169,9 +169,9 @@ class SpecimenFetcher(Dataset):
                     return collate(copied(some))
                 except Exception as error:
                     raise DataError(
-                        f"the collate_fn takes a batch, but not {len(some)} of its examples when they are collated "
-                        f"again ({type(error).__name__}: {error}). It must take a single example, and must not write "
-                        "to the examples that it is given"
+                        f"the collate_fn takes a batch, but fails for {len(some)} of its examples collated again "
+                        f"({type(error).__name__}: {error}). It must accept a single example, and must not write "
+                        "to its examples"
                     ) from error
 
             measured: list[int] = []
@@ -188,15 +188,15 @@ class SpecimenFetcher(Dataset):
 
 
 def _alike(examples: list[Any]) -> bool:
-    """Whether all examples are known to be of one size, so that none of them is padded for the others."""
+    """Whether all examples are known to have one size, so that none is padded."""
     sizes = [_size_of(example) for example in examples]
     return len(examples) == 1 or (None not in sizes and len(set(map(str, sizes))) == 1)
 
 
 def _size_of(example: Any) -> tuple[Any, ...] | None:
-    """The structure of an example with the sizes of what it holds; None where that is not known.
+    """The structure of an example with the sizes of its tensors; None if unknown.
 
-    A text tells nothing of the number of its tokens, nor a number or a name alone of what the collation reads by it.
+    A text does not show the number of its tokens, nor a single number or name what the ``collate_fn`` reads with it.
     """
     leaves, structure = tree_flatten(example)
     arrays = [leaf for leaf in leaves if isinstance(leaf, (Tensor, np.ndarray))]
@@ -212,7 +212,7 @@ def one_row(pair: Pair, place: int) -> Any:
 
 
 def cut(nest: Any, like: Any) -> Any:
-    """``nest`` without what its tensors have beyond the sizes of those of ``like``."""
+    """``nest`` with its tensors cut to the sizes of those of ``like``."""
     sizes = iter([tensor.shape for tensor in all_tensors(like)])
     return map_tensors(lambda tensor: tensor[tuple(map(slice, next(sizes)))], nest)
 
@@ -229,7 +229,7 @@ def equal(left: Any, right: Any) -> bool:
 
 
 def _row_of(together: Pair, place: int, alone: Pair) -> Any:
-    """The row of a batch that holds an example: the one at its place, unless the collation sorts."""
+    """The row of a batch that holds an example: the row at its place, unless the ``collate_fn`` sorts."""
     count = all_tensors(together)[0].shape[0]
     for row in (place, *range(count)):
         found = one_row(together, row)
@@ -243,6 +243,6 @@ def _numbers(value: Tensor) -> Tensor:
 
 
 def _sizes(batch: Any) -> tuple[tuple[int, ...], np.ndarray]:
-    """Numbers of dimensions of the tensors of a batch, and all their sizes but the first."""
+    """Numbers of dimensions of the tensors of a batch, and their sizes without the first dimension."""
     shapes = row_shapes(batch)
     return tuple(map(len, shapes)), np.array([size for shape in shapes for size in shape], dtype=np.int64)

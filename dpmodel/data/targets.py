@@ -1,4 +1,4 @@
-"""Checks of the targets against what the network gives, before any budget is spent."""
+"""Checks of the targets against the outputs of the network."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from monitors.errors import DataError
 
-#: Losses whose targets are class numbers when they are not floating point.
+#: Losses whose targets are class numbers unless they are floating point.
 _CLASS_LOSSES = (nn.CrossEntropyLoss, nn.NLLLoss)
 
 #: Losses that compare outputs and targets element by element.
@@ -17,7 +17,7 @@ _ELEMENTWISE_LOSSES = (nn.MSELoss, nn.L1Loss, nn.SmoothL1Loss, nn.HuberLoss, nn.
 
 
 def all_targets(dataset: Any) -> Tensor | None:
-    """The targets of an in-memory data set as one tensor, None where they cannot be had without reading the data."""
+    """The targets of an in-memory data set as one tensor; None if the data must be read to get them."""
     if isinstance(dataset, torch.utils.data.TensorDataset):
         return dataset.tensors[-1]
     targets = getattr(dataset, "y", None)
@@ -25,7 +25,7 @@ def all_targets(dataset: Any) -> Tensor | None:
 
 
 def require_class_targets(dataset: Any, outputs: Any, loss_fn: Any) -> None:
-    """Refuse targets that a classification loss cannot take; other losses are left to themselves.
+    """Refuse targets that a classification loss cannot take; other losses are not checked.
 
     Args:
         dataset: The training data.
@@ -33,7 +33,7 @@ def require_class_targets(dataset: Any, outputs: Any, loss_fn: Any) -> None:
         loss_fn: The user's loss.
 
     Raises:
-        DataError: A class number is out of range, the targets are not whole numbers, or there is one class only.
+        DataError: A class number is out of range, the targets are not whole numbers, or there is a single output.
 
     Example:
         >>> data = torch.utils.data.TensorDataset(torch.zeros(2, 4), torch.tensor([0, 7]))
@@ -47,8 +47,8 @@ def require_class_targets(dataset: Any, outputs: Any, loss_fn: Any) -> None:
         return
     if outputs.dim() > 1 and outputs.shape[1] == 1:
         raise DataError(
-            f"{type(loss_fn).__name__} needs one output per class, but the network has a single output, for which it "
-            "is always 0. Use BCEWithLogitsLoss for two classes, or a loss for numbers (mse, mae)"
+            f"{type(loss_fn).__name__} needs one output per class, but the network has a single output, for which the "
+            "loss is always 0. Use BCEWithLogitsLoss for two classes, or MSELoss or L1Loss for numbers"
         )
     if targets is None:
         return
@@ -66,14 +66,14 @@ def require_class_targets(dataset: Any, outputs: Any, loss_fn: Any) -> None:
         row = tuple(wrong[0].tolist())
         raise DataError(
             f"target {int(targets[row])} at row {row[0]} is out of range: the network gives {classes} classes, so "
-            f"targets must be in [0, {classes - 1}]. Mend the labels, or give the network more outputs"
+            f"targets must be in [0, {classes - 1}]. Correct the labels, or give the network more outputs"
         )
 
 
 def require_same_shape(outputs: Any, targets: Any, loss_fn: Any) -> None:
-    """Refuse targets that an element-wise loss would spread over outputs of another shape; other losses are left alone.
+    """Refuse targets that an element-wise loss would broadcast over the outputs; other losses are not checked.
 
-    Outputs (B, 1) with targets (B,) are the usual case: over a batch each output would meet every target.
+    The usual case is outputs (B, 1) with targets (B,): each output would be compared with every target of the batch.
 
     Args:
         outputs: The network's outputs for some examples.

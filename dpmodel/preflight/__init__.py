@@ -1,1 +1,241 @@
-"""What is checked before the first release."""
+"""The list of checks that a training passes before its first release, in order.
+
+Nothing is released, and no budget is spent, before the last check has passed. ``docs/refused.md`` is generated from
+this list (``dpmodel.preflight.table``).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from itertools import groupby
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from monitors.errors import (
+    CheckpointError,
+    ConfigError,
+    DataError,
+    DPModelError,
+    UnprotectedUpdateError,
+    UnsupportedEventError,
+    UnsupportedLoaderError,
+    UnsupportedModuleError,
+)
+
+if TYPE_CHECKING:
+    from dpmodel.data.loader import PrivateLoader
+    from dpmodel.model import DPModel
+    from dpmodel.preflight.trial import Trial
+    from dpmodel.training.run import Run
+
+
+class Refusal(NamedTuple):
+    """One thing that a check refuses.
+
+    Args:
+        what: What is refused, and why.
+        instead: What to do instead.
+        error: What is raised, if it is not the error of the check.
+    """
+
+    what: str
+    instead: str
+    error: type[Exception] | None = None
+
+
+class Check(NamedTuple):
+    """One check.
+
+    Args:
+        name: That of its function in ``dpmodel.preflight.trial``.
+        error: What it raises.
+        refusals: What it refuses.
+        reads: ``"settings"``, ``"examples"`` (it reads private examples), or ``"passes"`` (it also passes them through
+            the network).
+        setting: The setting of a configuration that an ``UnsupportedModuleError`` concerns.
+    """
+
+    name: str
+    error: type[Exception]
+    refusals: Sequence[Refusal]
+    reads: str = "settings"
+    setting: str | None = None
+
+    def __call__(self, trial: Trial) -> None:
+        """Run the check.
+
+        Raises:
+            Exception: One of ``refusals``. Errors of dpmodel have ``setting`` as an attribute.
+        """
+        from dpmodel.preflight import trial as functions  # late: this list needs no torch
+
+        try:
+            getattr(functions, self.name)(trial)
+        except DPModelError as error:
+            error.setting = self.setting  # type: ignore[attr-defined]
+            raise
+
+
+def check(model: DPModel, loader: Any, valid_loader: Any, begin: Callable[[PrivateLoader], Run]) -> Trial:
+    """Run all checks in order. Network, loss, optimizer, data set and generators are left as they were.
+
+    Args:
+        model: The model to be trained.
+        loader: The training data, as ``fit`` takes them.
+        valid_loader: Held-out data, or None.
+        begin: Makes the run, and restores the model of a resumed training. Called once the network's layers and torch's
+            modes have passed.
+
+    Returns:
+        The private loader, the run, the engine, and the lines to tell the user.
+
+    Raises:
+        DPModelError, ValueError: The first refusal.
+    """
+    from dpmodel.preflight.trial import CONTEXTS, Trial
+
+    trial = Trial(model, loader, valid_loader, begin)
+    for reads, entries in groupby(CHECKS, key=lambda entry: entry.reads):
+        with CONTEXTS[reads](trial):
+            for entry in entries:
+                entry(trial)
+    return trial
+
+
+# fmt: off
+#: The order matters: what costs nothing comes first, the memory of a data set is tested before anything else is read,
+#: and the network is probed before the loss, the mechanisms and the engine are tried on it.
+CHECKS: tuple[Check, ...] = (
+    Check("arguments", ValueError, [
+        Refusal("A class or a name in place of an object: `loss_fn=nn.MSELoss`, `noise_mech='Gaussian'`.",
+            "Pass an object: `nn.MSELoss()`, `NoiseMechanismsFactory.create('Gaussian', ...)`."),
+        Refusal("An optimizer that needs a closure (LBFGS) or sparse gradients (SparseAdam).",
+            "Use one whose `step()` takes a single dense gradient, such as SGD or Adam."),
+    ]),
+    Check("loader", UnsupportedLoaderError, [
+        Refusal("A stream without a length (`IterableDataset`): the number of examples enters the statement.",
+            "Use a map-style data set with `__getitem__` and `__len__`."),
+        Refusal("A weighted, distributed or custom sampler, replacement, or a `batch_sampler`: no privacy statement.",
+            "Pass `DataLoader(dataset, batch_size=...)`; for some rows, `Subset` or `SubsetRandomSampler`."),
+        Refusal("Tensors, a list of batches, or `batch_size=None`: the batch size sets the sampling rate.",
+            "Pass `DataLoader(TensorDataset(x, y), batch_size=64)` or `poisson_loader(dataset, 64)`."),
+        Refusal("A `poisson_loader` for a model with `sampling='shuffle'`.",
+            "Build the model with the sampling of the loader."),
+        Refusal("A `Subset` or `ConcatDataset` that holds a row more than once: the ledger accounts for one.",
+            "Give each row once. To weight a class, weight its loss."),
+        Refusal("A batch size larger than the data set.",
+            "Choose a smaller batch size.", ValueError),
+    ]),
+    Check("validation_data", UnsupportedLoaderError, [
+        Refusal("Validation data that share rows with the training data: their metrics would get no noise.",
+            "Give held-out data. `evaluate` shows how well the training data are fitted."),
+    ]),
+    Check("layers", UnsupportedModuleError, [
+        Refusal("BatchNorm and SyncBatchNorm: they mix the examples of a batch.",
+            "Call `dpmodel.fix(network)`: `GroupNorm`, or `FrozenBatchNorm` for frozen layers."),
+        Refusal("InstanceNorm with `track_running_stats=True`: statistics of the data without noise.",
+            "Call `dpmodel.fix(network)`, or set `track_running_stats=False`."),
+        Refusal("Embedding with `max_norm` or `scale_grad_by_freq`: it rescales by the rows that a batch looks up.",
+            "Call `dpmodel.fix(network)`, or leave both out."),
+        Refusal("Lazy layers that have not seen a batch: their parameters have no shape yet.",
+            "Call the network once, for example on zeros, before you build `DPModel`."),
+        Refusal("A network without a trainable parameter.",
+            "Unfreeze some parameters with `requires_grad_(True)`."),
+        Refusal("Complex parameters.",
+            "Use real ones with a last dimension of 2, and `torch.view_as_complex`."),
+    ], setting="network"),
+    Check("modes", ConfigError, [
+        Refusal("A `TorchDispatchMode` or `TorchFunctionMode` around `fit`: it could change norms and noise.",
+            "Call `fit` outside of it."),
+        Refusal("A PyTorch operator with a replaced kernel: it would compute norms and noise too.",
+            "Remove the kernel before `fit`, or register it for an operator of your own."),
+        Refusal("Parameters that were created in `torch.inference_mode()`: they have no gradient.",
+            "Build the network outside of inference mode.", UnsupportedModuleError),
+    ], setting="network"),
+    Check("run", ValueError, [
+        Refusal("A batch size that is not a multiple of `micro_batches`.",
+            "Choose a batch size that `micro_batches` divides."),
+        Refusal("A ledger with releases for a different neighbour relation: no single epsilon covers both.",
+            "Use the same sampling for all trainings on these data, or two ledgers.", UnsupportedEventError),
+        Refusal("A saved state that is damaged or belongs to a different training.",
+            "Resume with the settings of the interrupted training, or use a new folder.", CheckpointError),
+    ]),
+    Check("memory", DataError, [
+        Refusal("A data set whose items depend on the items read before, such as a running mean.",
+            "Let `__getitem__` depend on its index only."),
+    ], reads="examples"),
+    Check("optimizer", UnprotectedUpdateError, [
+        Refusal("An optimizer that lacks trainable parameters of the network, or was built before `fix`.",
+            "Build it from `network.parameters()`, or freeze the missing parameters."),
+        Refusal("An optimizer with trainable parameters of the loss or a different module: they get no noise.",
+            "Make them parameters of the network, or leave them out of the optimizer."),
+        Refusal("An optimizer whose `step()` fails or cannot be called without arguments.",
+            "Change the settings that the message names, or use a different optimizer.", ConfigError),
+    ]),
+    Check("network", UnsupportedModuleError, [
+        Refusal("A layer of any type that mixes examples, such as attention over the first dimension.",
+            "Make each layer treat every example separately."),
+        Refusal("A forward pass that writes to buffers or parameters: what it keeps of the data gets no noise.",
+            "Use a layer that keeps no statistics of the data, or freeze them."),
+        Refusal("A network that remembers earlier data in Python attributes.",
+            "Keep no state of the data in `forward`."),
+        Refusal("Examples that are not dense tensors (text, objects, sparse or nested tensors).",
+            "Convert them in the data set or in a `collate_fn`.", DataError),
+        Refusal("Inputs that the network cannot take, or a batch size written into the network.",
+            "Fix their shape or type; take the batch size from `x.shape[0]`.", DataError),
+    ], reads="passes", setting="network"),
+    Check("targets", DataError, [
+        Refusal("Class numbers that are out of range or of floating point.",
+            "Correct the labels, convert them with `targets.long()`, or add outputs."),
+        Refusal("`CrossEntropyLoss` for a network with a single output: it is always 0.",
+            "Use `BCEWithLogitsLoss` for two classes, `MSELoss` or `L1Loss` for numbers."),
+        Refusal("Targets that an element-wise loss would broadcast, such as (B,) over outputs (B, 1).",
+            "Give both the same shape: `targets.unsqueeze(1)`, or `outputs.squeeze(1)`."),
+    ], reads="passes"),
+    Check("loss", UnsupportedModuleError, [
+        Refusal("A loss that compares the examples of a batch (contrastive, in-batch negatives, ranking).",
+            "Put everything an example is compared with into the example."),
+        Refusal("A loss that depends on no trainable parameter: training would add noise only.",
+            "Look for `detach()`, `.item()`, `torch.no_grad()` or `argmax` in network and loss."),
+        Refusal("A loss that fails on the network's outputs and the targets.",
+            "Apply the conversion that the message suggests, such as `targets.float()`.", DataError),
+    ], reads="passes", setting="loss"),
+    Check("mechanisms", UnprotectedUpdateError, [
+        Refusal("A noise mechanism that adds less noise than its event states, or correlated noise.",
+            "Make mechanism and event agree; the message says what was measured."),
+        Refusal("A clip mechanism that exceeds its bound, or whose bound follows the norms unaccounted.",
+            "Make mechanism and event agree; the message says what was measured."),
+        Refusal("A sampler whose rows are not drawn as it states.",
+            "Draw from `self.generator`, and state what is drawn."),
+    ], reads="passes"),
+    Check("engine", UnsupportedModuleError, [
+        Refusal("An engine, requested by name, that cannot compute this network exactly.",
+            "Use `engine='auto'` or `engine='loop'`."),
+        Refusal("A network or loss that keeps something of an example in a file or a thread.",
+            "Remove it; `isolation='trust'` trains it, and marks the ledger and the report."),
+        Refusal("`torch.utils.checkpoint` with `use_reentrant=True`: it hides gradients of single examples.",
+            "Use `use_reentrant=False`."),
+        Refusal("TF32 and other reduced float32 products: a clipped gradient could exceed its bound.",
+            "Call `torch.set_float32_matmul_precision('highest')`, or use `precision='bf16'`.", ConfigError),
+    ], reads="passes", setting="performance.engine"),
+    Check("rows", DataError, [
+        Refusal("A data set that repeats its rows, as oversampling does: the ledger accounts for one.",
+            "Give each row once. To weight a class, weight its loss."),
+        Refusal("A data set in which one stored row reaches several examples: overlapping windows, mixup.",
+            "Let example i depend on row i only; keep public tables outside of the data set."),
+    ], reads="examples"),
+    Check("batches", DataError, [
+        Refusal("A `collate_fn`, `batch` or `transform_batch` that mixes the examples of a batch.",
+            "Make each row of the batch from one example."),
+    ], reads="examples"),
+    Check("collation", DataError, [
+        Refusal("Padding to the longest example of a batch, if it changes the gradients of shorter ones.",
+            "Pad to one fixed length, or mask the padding in network and loss."),
+    ], reads="examples"),
+    Check("metrics", DataError, [
+        Refusal("Validation data that are empty, or an iterator for several epochs.",
+            "Give a `DataLoader`, a data set, or `(inputs, targets)`."),
+        Refusal("Metrics that cannot be computed from the outputs and the targets.",
+            "Name metrics that fit: `DPModel(..., metrics=...)`."),
+    ]),
+)
+# fmt: on

@@ -1,4 +1,4 @@
-"""Whether an example in a batch is the same whichever others are there."""
+"""Batches that mix their examples: an example must be the same beside any others."""
 
 from __future__ import annotations
 
@@ -15,44 +15,44 @@ from dpmodel.data.loader import Pair, PrivateLoader
 from mechanisms.engines.batch import all_tensors, map_tensors
 from monitors.errors import DataError
 
-#: Sizes of the batches that are compared with their examples alone, and the most of the loader's own size.
+#: Batch sizes that are compared with single examples, and the largest, up to the batch size of the loader.
 _SIZES = (2, 8)
 _LARGEST = 64
 
-#: Seconds after which no larger batch is made.
+#: Seconds after which no larger batch is tried.
 _SECONDS = 0.5
 
 #: Examples of each batch that are compared.
 _COMPARED = 4
 
-#: Further readings before a difference is held to be no chance of augmentation.
+#: Further readings before a difference is not put down to random augmentation.
 _REREAD = 12
 
-#: Examples in a batch one of which is replaced, and the seeds under which that is done.
+#: Size of the batch in which one example is replaced, and the seeds.
 _REPLACED_IN = 8
 _SEEDS = range(8)
 
-#: Largest change that rounding may explain, relative to the largest entry: kernels go by the size of a batch.
+#: Largest change that rounding may explain, relative to the largest entry: kernels depend on the batch size.
 _ROUNDING = 1e-5
 
 _MIXES = (
-    "mixes the examples of a batch: what one of them adds would be in the clipped gradients of others, though the "
-    "ledger accounts for one. Make each row of the batch from one example"
+    "mixes the examples of a batch: one example would be in the clipped gradients of several, but the ledger accounts "
+    "for one. Make each row of the batch from one example"
 )
 
 
 def require_unmixed_batches(loader: PrivateLoader, *, secret: bool = True) -> None:
     """Refuse a ``collate_fn``, ``batch`` or ``transform_batch`` that mixes the examples of a batch.
 
-    Examples are compared alone and in batches of several sizes. Mixing at random is found by replacing the last example
-    of a batch under equal seeds: no other may change.
+    Examples are compared alone and in batches of several sizes. Random mixing is found by replacing the last example of
+    a batch under equal seeds: no other example may change.
 
     Args:
-        loader: What torch and dpmodel make of tensors themselves is not looked at.
-        secret: Whether the examples are chosen secretly; otherwise they are the same in each run.
+        loader: Batches that torch or dpmodel cut from tensors are not checked.
+        secret: Whether to choose the examples secretly; otherwise they are the same in each run.
 
     Raises:
-        DataError: Examples are mixed.
+        DataError: It mixes examples.
     """
     if loader.fetcher.plain or loader.num_examples < 2:
         return
@@ -76,7 +76,7 @@ def _same_alone(loader: PrivateLoader, rows: np.ndarray, draw: np.random.Generat
     for place in draw.permutation(len(rows))[:_COMPARED].tolist():
         alone, beside = fetcher[rows[place : place + 1]], _row(together, place)
         if _shapes(alone) != _shapes(beside) or _close(alone, beside) or _holds(together, len(rows), alone):
-            continue  # padding is compared by the gradients that it gives, and rows may be sorted
+            continue  # padding is judged by its gradients (Collation), and a collate_fn may sort
         if all(
             _close(alone, fetcher[rows[place : place + 1]]) and _close(beside, _row(fetcher[rows], place))
             for _ in range(_REREAD)
@@ -86,7 +86,7 @@ def _same_alone(loader: PrivateLoader, rows: np.ndarray, draw: np.random.Generat
 
 
 def _same_beside_another(loader: PrivateLoader, rows: np.ndarray, generators: Generators) -> bool:
-    """Whether no example changes when the last one of a batch is another, under equal seeds."""
+    """Whether replacing the last example of a batch changes no other example, under equal seeds."""
     if len(rows) < 3:
         return True
     make = _maker(loader, rows)
@@ -101,7 +101,7 @@ def _same_beside_another(loader: PrivateLoader, rows: np.ndarray, generators: Ge
             return True
         one, other, one_again, other_again = pairs
         if not _close(one, one_again) or not _close(other, other_again):
-            return True  # draws that no seed reaches
+            return True  # randomness that no seed reaches
         changed = sum(not _close(_row(one, place), _row(other, place)) for place in range(count))
         if changed > 1 and sum(not _holds(other, count, _row(one, place)) for place in range(count)) > 1:
             return False
@@ -109,7 +109,7 @@ def _same_beside_another(loader: PrivateLoader, rows: np.ndarray, generators: Ge
 
 
 def _maker(loader: PrivateLoader, rows: np.ndarray) -> Callable[[list[int]], Pair]:
-    """Makes a batch of some of ``rows``; where a ``collate_fn`` does, of examples that are read once."""
+    """Makes a batch of some of ``rows``; for a ``collate_fn``, the examples are read once."""
     fetcher = loader.fetcher
     if not fetcher.collates:
         return lambda chosen: fetcher[rows[chosen]]

@@ -1,4 +1,4 @@
-"""The loss of single examples, tried before anything is spent."""
+"""The loss of single examples."""
 
 from __future__ import annotations
 
@@ -23,38 +23,40 @@ from mechanisms.engines.slices import slices
 from monitors.errors import DataError, DPModelError, UnsupportedModuleError
 
 _REMEDY = (
-    "Private training clips the gradient of each example by itself, so it would spend the budget on noise. Let an "
-    "example hold everything that it is compared with (anchor, positive and negatives in a dimension of their own), or "
-    "use a loss of single examples (F.one_hot with num_classes, not with the classes that a batch happens to hold)"
+    "Private training clips the gradient of each example separately, so it would spend the budget on noise. Put "
+    "everything that an example is compared with into the example (anchor, positive and negatives in a dimension of "
+    "their own), or use a loss of single examples (F.one_hot with num_classes, not with the classes in the batch)"
 )
 
-#: Examples, from all over the data set, whose losses are looked at, and the most whose gradients are.
+#: Examples from all over the data set: those whose losses are computed, and those whose gradients are in doubt.
 SPREAD = 16
 DOUBTED = 32
 
-#: Examples on which a loss is tried that fails for one.
+#: Examples on which a loss is tried again if it fails for one.
 _SEVERAL = 3
 
-#: Examples with a gradient of their own that may be among them where a loss is refused: what one example can change by
-#: itself decides nothing.
+#: A loss is refused although this many of the examples have a usable gradient: a single example must not decide.
 _EXCEPTIONS = 1
 
 
 def try_loss(
     network: nn.Module, loss_fn: LossFunction, loader: PrivateLoader, device: torch.device, norm_bound: float
 ) -> list[str]:
-    """Refuse a loss that cannot train this network on single examples; what to tell the user about others.
+    """Refuse a loss that cannot train this network on single examples.
 
     Args:
         network: Left as it was.
         loss_fn: The user's loss.
         loader: Of the training data.
         device: Where the network is.
-        norm_bound: To which the gradient of an example is clipped.
+        norm_bound: Bound of an example's gradient.
+
+    Returns:
+        What to tell the user about a loss that is accepted.
 
     Raises:
         DataError: The loss fails on the network's output and the example's target.
-        UnsupportedModuleError: It is no tensor, depends on no trainable parameter, or needs other examples.
+        UnsupportedModuleError: It is not a tensor, depends on no trainable parameter, or needs other examples.
     """
 
     def spread(count: int) -> Batch:
@@ -68,7 +70,7 @@ def try_loss(
             ]
         except DataError as error:
             if any(_works(network, loss_fn, spread(count)) for count in (_SEVERAL, max(1, loader.batch_size - 1))):
-                raise DataError(f"{error}; with several examples, it works: it needs others. {_REMEDY}") from error
+                raise DataError(f"{error}; it works with several examples, so it needs others. {_REMEDY}") from error
             if _works(network, loss_fn, spread(loader.batch_size)):
                 raise DataError(f"{error}; {fixed_size('the loss', loader.batch_size)}") from error
             raise
@@ -89,7 +91,7 @@ def _works(network: nn.Module, loss_fn: LossFunction, batch: Batch) -> bool:
 def require_trainable(network: nn.Module, loss_fn: LossFunction, example: Batch) -> bool:
     """Refuse a loss that cannot be computed, or that no trainable parameter can change.
 
-    A training without gradients would spend its whole budget on noise.
+    Training without gradients would spend the whole budget on noise.
 
     Args:
         network: In training mode; left as it was.
@@ -101,21 +103,21 @@ def require_trainable(network: nn.Module, loss_fn: LossFunction, example: Batch)
 
     Raises:
         DataError: The loss fails on the network's output and the example's target.
-        UnsupportedModuleError: It is no tensor, or depends on no trainable parameter.
+        UnsupportedModuleError: It is not a tensor, or depends on no trainable parameter.
     """
     with preserve_state(network, loss_fn):
         found = _gradients(network, loss_fn, example)
     if all(gradient is None for gradient in found):
         raise UnsupportedModuleError(
-            "the loss depends on no trainable parameter of the network, so that training would add noise alone; look "
-            "for detach(), .item(), torch.no_grad() or argmax in the network and the loss, and for a network that does "
-            "not use its parameters"
+            "the loss depends on no trainable parameter of the network, so training would add noise only. Look for "
+            "detach(), .item(), torch.no_grad() or argmax in the network and the loss, and for a network that does not "
+            "use its parameters"
         )
     return _usable(found)
 
 
 def require_single_losses(network: nn.Module, loss_fn: LossFunction, examples: Batch) -> list[str]:
-    """Refuse a loss whose gradient is of no use for single examples, but is for several of them together.
+    """Refuse a loss whose gradient is useless for single examples but not for several of them together.
 
     Args:
         network: In training mode; left as it was.
@@ -123,13 +125,13 @@ def require_single_losses(network: nn.Module, loss_fn: LossFunction, examples: B
         examples: Some examples of the training data.
 
     Returns:
-        What to tell the user where the gradients are zero for another reason, such as the examples' targets.
+        What to tell the user if the gradients are zero for a different reason, such as the targets.
 
     Raises:
         UnsupportedModuleError: The loss needs other examples.
     """
     looks = [_look(network, loss_fn, examples)]
-    # What lies behind weights of zero has no gradient yet. Weights may have a domain that moving them leaves.
+    # Layers behind zero weights have no gradient yet. Perturbed weights may leave their domain.
     with suppress(Exception), perturbed_weights(network):
         looks.append(_look(network, loss_fn, examples))
     if any(look.usable > _EXCEPTIONS for look in looks):
@@ -138,24 +140,24 @@ def require_single_losses(network: nn.Module, loss_fn: LossFunction, examples: B
     if any(look.usable_together for look in looks):
         raise UnsupportedModuleError(
             f"the loss needs other examples: its gradient is {kind} for {examples.size} single examples, but not for "
-            "several of them together (a contrastive loss, in-batch negatives, a ranking, a statistic of the batch). "
+            "several of them together (contrastive loss, in-batch negatives, ranking, statistics of the batch). "
             f"{_REMEDY}"
         )
     if not all(look.finite for look in looks):
-        return []  # examples without a finite gradient are counted, and announced, when they are trained
+        return []  # training counts and announces examples without a finite gradient
     return [
-        f"the gradient of the loss is exactly zero for the {examples.size} examples that were tried. If it is for all "
-        "(targets that the loss ignores, a saturated loss, round() or sign()), training adds noise alone"
+        f"the gradient of the loss is exactly zero for the {examples.size} examples that were tried. If it is zero for "
+        "all examples (targets that the loss ignores, a saturated loss, round() or sign()), training adds noise only"
     ]
 
 
 class _Look(NamedTuple):
-    """What was seen of the gradients of some examples.
+    """The gradients of some examples.
 
     Args:
-        usable: Number of examples whose gradient by itself is finite and not zero.
-        usable_together: Whether the gradients of the others are so in two batches that have no example in common.
-        finite: Whether those of single examples are finite.
+        usable: Number of examples whose own gradient is finite and not zero.
+        usable_together: Whether the other examples have usable gradients in two batches without a common example.
+        finite: Whether the gradients of single examples are finite.
     """
 
     usable: int
@@ -181,7 +183,7 @@ def _look(network: nn.Module, loss_fn: LossFunction, examples: Batch) -> _Look:
 
 
 def _usable_together(network: nn.Module, loss_fn: LossFunction, examples: Batch) -> bool:
-    with suppress(Exception), preserve_state(network, loss_fn):  # it may take single examples only
+    with suppress(Exception), preserve_state(network, loss_fn):  # the loss may take single examples only
         return _usable(_gradients(network, loss_fn, examples, together=True))
     return False
 
@@ -201,7 +203,7 @@ def _parts(gradients: Sequence[Tensor | None]) -> Iterator[Tensor]:
 def _gradients(
     network: nn.Module, loss_fn: LossFunction, batch: Batch, *, together: bool = False
 ) -> Sequence[Tensor | None]:
-    """The gradient of each trainable parameter; None where the loss does not depend on it."""
+    """The gradient of each trainable parameter; None for a parameter that the loss does not depend on."""
     parameters = list(trainable_parameters(network).values())
     with torch.enable_grad():
         outputs = call_network(network, batch.x)

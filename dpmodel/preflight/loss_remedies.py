@@ -1,4 +1,4 @@
-"""What is wrong with a loss that fails, and what to give it instead."""
+"""Why a loss fails, and the conversion that makes it work."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from monitors.errors import DataError
 
 
 def failed_loss(loss_fn: LossFunction, outputs: Any, targets: Any, error: Exception) -> DataError:
-    """The error of a loss that raised ``error``: what it was given, and a remedy if one is known."""
+    """The error for a loss that raised ``error``: its arguments, and a remedy if one is known."""
     return DataError(
         f"loss_fn(outputs, targets) fails for outputs {describe_batch(outputs)} and targets {describe_batch(targets)}: "
         f"{error}{remedy(loss_fn, outputs, targets)}"
@@ -23,7 +23,7 @@ def failed_loss(loss_fn: LossFunction, outputs: Any, targets: Any, error: Except
 
 
 def remedy(loss_fn: LossFunction, outputs: Any, targets: Any) -> str:
-    """A sentence with the first change with which a loss that fails succeeds; empty if none is known.
+    """The first conversion of the targets that makes a failing loss work, as a sentence; empty if none is known.
 
     Args:
         loss_fn: Fails on ``outputs`` and ``targets``.
@@ -32,12 +32,12 @@ def remedy(loss_fn: LossFunction, outputs: Any, targets: Any) -> str:
 
     Example:
         >>> remedy(nn.BCEWithLogitsLoss(), torch.zeros(1, 1), torch.ones(1, 1, dtype=torch.int64))
-        '. This loss takes targets of another kind: give it targets.float()'
+        '. This loss needs different targets: pass targets.float()'
     """
     if not _takes_two(loss_fn):
         return (
-            ". Training calls loss_fn(outputs, targets): wrap a loss of other arguments in a function of these two, "
-            "such as lambda outputs, targets: loss(outputs[0], targets, outputs[1])"
+            ". Training calls loss_fn(outputs, targets): wrap a loss with different arguments in a function of these "
+            "two, such as lambda outputs, targets: loss(outputs[0], targets, outputs[1])"
         )
     if not isinstance(targets, Tensor) or _computes(loss_fn, outputs, targets):
         return ""
@@ -47,11 +47,11 @@ def remedy(loss_fn: LossFunction, outputs: Any, targets: Any) -> str:
         except (IndexError, RuntimeError):
             continue
         if _computes(loss_fn, outputs, changed):
-            return f". This loss takes targets of another kind: give it {words}"
+            return f". This loss needs different targets: pass {words}"
     return ""
 
 
-#: Changes of the targets that are tried, in this order.
+#: Conversions of the targets, in the order in which they are tried.
 _REMEDIES: dict[str, Callable[[Tensor], Tensor]] = {
     "targets.float()": lambda targets: targets.float(),
     "targets.long()": lambda targets: targets.long(),

@@ -1,4 +1,4 @@
-"""What becomes of the weights in a loss: those that one example cancels, and those that clipping takes away."""
+"""Class weights that do not act in private training: they cancel for one example, or clipping removes them."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from mechanisms.engines.losses import ExampleLosses, LossFunction
 #: Largest relative difference that rounding may explain.
 _ROUNDING = 1e-4
 
-#: Arguments of torch's losses that hold weights of classes.
+#: Arguments of torch's losses for class weights.
 _WEIGHTS = ("weight", "pos_weight")
 
 #: ATen's code of the reduction that divides by the weights of the batch (``at::Reduction::Mean``).
@@ -29,24 +29,23 @@ _NORMALISING = (torch.ops.aten.nll_loss_forward.default, torch.ops.aten.nll_loss
 
 CANCELLED = (
     "the loss divides by the class weights of its batch: for one example, the weight cancels, and private training, "
-    "which takes the loss of each example by itself, is unweighted. Pass nn.CrossEntropyLoss(weight=...) itself, or "
-    "write cross_entropy(outputs, targets, weight=..., reduction='none').mean()"
+    "which computes the loss of each example separately, is unweighted. Pass nn.CrossEntropyLoss(weight=...) directly, "
+    "or write cross_entropy(outputs, targets, weight=..., reduction='none').mean()"
 )
 
 NORMALISED = (
-    "the loss of two examples together is not the sum or the mean of their losses (weights that are divided by their "
-    "sum, ignored targets, a statistic of the batch): private training takes the loss of each example by itself, where "
-    "that cancels and all examples count alike. To weight examples, multiply each one's loss by its weight and take "
-    "the mean"
+    "the loss of two examples together is not the sum or the mean of their losses (weights divided by their sum, "
+    "ignored targets, statistics of the batch): private training computes the loss of each example separately, so this "
+    "cancels and all examples count alike. To weight examples, multiply the loss of each by its weight, then average"
 )
 
 
 class _Weights(TorchDispatchMode):
-    """Records the class weights that torch's losses are given while it is active.
+    """Records the class weights that are passed to torch's losses while it is active.
 
     Attributes:
         found: The weights.
-        cancelled: Whether the loss was divided by those of its batch.
+        cancelled: Whether the loss was divided by the weights of its batch.
     """
 
     def __init__(self) -> None:
@@ -65,12 +64,12 @@ class _Weights(TorchDispatchMode):
 
 
 def weight_notes(loss_fn: LossFunction, examples: Batch, norm_bound: float) -> Iterator[str]:
-    """What to tell the user of weights that will not act as they do in plain training.
+    """What to tell the user about weights that act differently than in plain training.
 
     Args:
-        loss_fn: The user's loss; the caller puts its state back.
+        loss_fn: The user's loss; the caller restores its state.
         examples: Outputs of the network for some examples, as ``x``, and their targets.
-        norm_bound: To which the gradient of an example is clipped.
+        norm_bound: Bound of an example's gradient.
 
     Example:
         >>> from torch.nn import functional
@@ -81,7 +80,7 @@ def weight_notes(loss_fn: LossFunction, examples: Batch, norm_bound: float) -> I
         ['the loss divides by the class weights of its batch:']
     """
     weights, losses = _Weights(), ExampleLosses(loss_fn)
-    with suppress(Exception), torch.no_grad():  # what fails is said by whoever trains it
+    with suppress(Exception), torch.no_grad():  # try_loss reports a loss that fails
         with weights:
             losses(*_rows(examples, slice(1)))
         largest = max((float(value.max()) for value in weights.found if _unequal(value)), default=0.0)
@@ -89,9 +88,9 @@ def weight_notes(loss_fn: LossFunction, examples: Batch, norm_bound: float) -> I
             yield CANCELLED
         elif largest > norm_bound:
             yield (
-                f"the loss has class weights up to {largest:g}, and the gradient of each example, weight included, is "
-                f"clipped to norm_bound={norm_bound:g}: what exceeds the bound is clipped away, so that large weights "
-                "hardly act. Divide the weights by the largest of them, or raise norm_bound"
+                f"the loss has class weights up to {largest:g}, but the gradient of each example, weight included, is "
+                f"clipped to norm_bound={norm_bound:g}, so large weights have little effect. Divide the weights by the "
+                "largest of them, or raise norm_bound"
             )
         if not (weights.cancelled or losses.vectorised or _additive(loss_fn, examples)):
             yield NORMALISED
@@ -102,7 +101,7 @@ def _unequal(weight: Tensor) -> bool:
 
 
 def _additive(loss_fn: LossFunction, examples: Batch) -> bool:
-    """Whether the losses of pairs of examples go by the sums of their single losses alone, as one linear function."""
+    """Whether the losses of pairs of examples are one linear function of the sums of their single losses."""
 
     def value(first: int, last: int) -> float:
         return float(loss_fn(*_rows(examples, slice(first, last))))
@@ -114,7 +113,7 @@ def _additive(loss_fn: LossFunction, examples: Batch) -> bool:
     sums = torch.tensor([one + other for one, other in pairwise(single)], dtype=torch.float64)
     found = torch.tensor(pairs, dtype=torch.float64)
     if count < 4 or pairs != again or not bool(torch.isfinite(sums + found).all()):
-        return True  # nothing can be said: too few examples, or a loss that draws at random
+        return True  # undecided: too few examples, or a random loss
     design = torch.stack([sums, torch.ones_like(sums)], dim=1)
     fitted = design @ torch.linalg.lstsq(design, found.unsqueeze(1)).solution
     size = max(float(sums.abs().max()), float(found.abs().max()))

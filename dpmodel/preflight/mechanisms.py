@@ -1,4 +1,4 @@
-"""The mechanisms of a training, tried before it."""
+"""Trials of the clip mechanism, the noise mechanism and the sampler."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ if TYPE_CHECKING:
 
 
 def require_sound_mechanisms(plan: ReleasePlan, steps: range, sampling: str, layout: FlatLayout) -> tuple[str, ...]:
-    """Try the clip mechanism, the noise mechanism and the sampler of a plan; nothing of them is changed or used up.
+    """Try the clip mechanism, the noise mechanism and the sampler of a plan; their state stays as it is.
 
-    Noise and sampler of a training that states no privacy are not tried.
+    Without privacy, only the clip mechanism is tried.
 
     Args:
         plan: The mechanisms of the training.
@@ -27,7 +27,7 @@ def require_sound_mechanisms(plan: ReleasePlan, steps: range, sampling: str, lay
         layout: Where the trained parameters lie in the sum.
 
     Returns:
-        Notes on what could not be tried.
+        Notes about what could not be tried.
 
     Raises:
         UnprotectedUpdateError: A mechanism does not do what its event states.

@@ -1,4 +1,4 @@
-"""Whether a network can be trained with per-example privacy, and how to mend it where it cannot."""
+"""``validate`` and ``fix``: whether a network can be trained with per-example privacy, and layers that can."""
 
 from __future__ import annotations
 
@@ -26,16 +26,16 @@ MAX_GROUPS = 32
 
 
 def _groups(layer: Any) -> int:
-    """Groups of the replacement; one for vectors, where a group of one channel would be a single number."""
+    """Groups of the replacement; one for vectors, in which a group of one channel would be a single number."""
     if isinstance(layer, nn.BatchNorm1d):
         return 1
     groups = math.gcd(MAX_GROUPS, layer.num_features)
-    # A group of one channel is a constant where images have shrunk to one position (squeeze and excitation).
+    # A group of one channel is constant once images have shrunk to one position (squeeze and excitation).
     return max(1, groups // 2) if groups == layer.num_features else groups
 
 
 def _is_frozen(layer: Any) -> bool:
-    """Whether a layer's weights are not trained and it has statistics to keep: part of a pretrained network."""
+    """Whether a layer has frozen weights and statistics to keep, as in a pretrained network."""
     trained = any(parameter.requires_grad for parameter in layer.parameters())
     return bool(layer.affine) and not trained and layer.running_mean is not None
 
@@ -56,33 +56,33 @@ def _renormalises(layer: Any) -> bool:
 def _plain_table(layer: Any) -> nn.Module:
     plain: Any = copy.deepcopy(layer)
     plain.max_norm, plain.scale_grad_by_freq = None, False
-    mended: nn.Module = plain
-    return mended
+    table: nn.Module = plain
+    return table
 
 
 _TABLE_RULE = (
-    "rescales its weights or gradients by what the batch looked up",
+    "rescales its weights or gradients by the rows that the batch looks up",
     _renormalises,
     "the same layer with max_norm=None and scale_grad_by_freq=False",
     _plain_table,
 )
 
-#: Seeds with which a network is run: what mixes examples at random may leave them in place by chance.
+#: Seeds with which a network is run: random mixing may leave examples in place by chance.
 _SEEDS = 4
 
 _UNSTEADY = (
-    "two equal calls give different outputs: the network remembers something of the data that it has seen, which would "
-    "reach later gradients without clipping and noise, or draws randomness that is not torch's; let it do neither"
+    "two equal calls give different outputs: the network remembers data, which would reach later gradients without "
+    "clipping and noise, or it draws random numbers outside of torch. Keep no state in forward, and draw from torch"
 )
 
-#: Layer class -> rules, of which the first that applies counts: (why it cannot be private, when that is so, its
-#: replacement in words, how to build it)
+#: Layer class -> rules, the first of which applies: (why it cannot be private, when that is so, its replacement in
+#: words, how to build it)
 _RULES: dict[type[nn.Module], list[tuple[str, Callable[[Any], bool], str, Replace]]] = {
     nn.modules.batchnorm._BatchNorm: [
         (
             "mixes the examples of a batch",
             _is_frozen,
-            "FrozenBatchNorm({channels}), which keeps its statistics, as its weights are frozen",
+            "FrozenBatchNorm({channels}), which keeps its statistics because its weights are frozen",
             FrozenBatchNorm.of,
         ),
         (
@@ -119,12 +119,12 @@ def validate(network: nn.Module, example: Any = None) -> list[str]:
 
     Args:
         network: Any module.
-        example: Inputs of at least two examples; with them the network is also run, to find layers of any type that
-            mix examples, remember data that they have seen, or write statistics of it into buffers.
+        example: Inputs of at least two examples. The network is then also run, to find layers of any type that mix
+            examples, remember data, or write statistics of the data into buffers.
 
     Example:
         >>> validate(nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8)))
-        ["layer '1' (BatchNorm1d) mixes the examples of a batch; replace it by GroupNorm(1, 8), or call dpmodel.fix"]
+        ["layer '1' (BatchNorm1d) mixes the examples of a batch; replace it with GroupNorm(1, 8), or call dpmodel.fix"]
     """
     problems = _uninitialised(network)
     if problems:
@@ -133,7 +133,7 @@ def validate(network: nn.Module, example: Any = None) -> list[str]:
         rule = _rule(layer)
         if rule is not None:
             label = f"layer {name!r} ({type(layer).__name__})"
-            problems.append(f"{label} {rule[0]}; replace it by {rule[1]}, or call dpmodel.fix")
+            problems.append(f"{label} {rule[0]}; replace it with {rule[1]}, or call dpmodel.fix")
     if not any(parameter.requires_grad for parameter in network.parameters()):
         problems.append("no parameter requires a gradient; unfreeze some with requires_grad_(True)")
     if example is not None and not problems:
@@ -144,8 +144,8 @@ def validate(network: nn.Module, example: Any = None) -> list[str]:
 def _uninitialised(network: nn.Module) -> list[str]:
     tensors = (*network.named_parameters(), *network.named_buffers())
     return [
-        f"{name!r} is not initialised yet, as layers of torch.nn.Lazy... are until they have seen a batch; call the "
-        "network once, for instance on zeros of the shape of the data, before DPModel is built"
+        f"{name!r} is not initialised yet: layers of torch.nn.Lazy... get their shape from the first batch. Call the "
+        "network once, for example on zeros of the shape of the data, before you build DPModel"
         for name, value in tensors
         if nn.parameter.is_lazy(value)
     ][:1]
@@ -165,14 +165,14 @@ def require_valid(network: nn.Module, example: Any = None) -> None:
 
 
 def fix(network: nn.Module) -> nn.Module:
-    """A copy of ``network`` in which every layer that ``validate`` can name has its replacement.
+    """A copy of ``network`` in which every layer that ``validate`` names is replaced.
 
-    The replaced layers start anew: their weights and statistics are not taken over. Batch normalisation whose weights
-    are frozen keeps both (``FrozenBatchNorm``), so that a frozen, pretrained backbone gives the features that it gave.
-    Build the optimizer from the copy.
+    Replaced layers are initialised anew, without the old weights and statistics. Batch normalisation with frozen
+    weights keeps both (``FrozenBatchNorm``), so a frozen, pretrained backbone gives the same features. Build the
+    optimizer from the copy.
 
     Raises:
-        UnsupportedModuleError: A layer is lazy and has not seen a batch, so that its size is not known.
+        UnsupportedModuleError: A lazy layer has not seen a batch, so its size is unknown.
 
     Example:
         >>> fix(nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8)))[1].num_groups
@@ -181,16 +181,16 @@ def fix(network: nn.Module) -> nn.Module:
     problems = _uninitialised(network)
     if problems:
         raise UnsupportedModuleError(problems[0])
-    mended = copy.deepcopy(network)
-    rule = _rule(mended)
+    fixed = copy.deepcopy(network)
+    rule = _rule(fixed)
     if rule is not None:
-        return rule[2](mended)
-    for name, layer in list(mended.named_modules()):
+        return rule[2](fixed)
+    for name, layer in list(fixed.named_modules()):
         rule = _rule(layer)
         if rule is not None:
             parent, _, child = name.rpartition(".")
-            setattr(mended.get_submodule(parent), child, rule[2](layer).to(_device(layer)))
-    return mended
+            setattr(fixed.get_submodule(parent), child, rule[2](layer).to(_device(layer)))
+    return fixed
 
 
 def _device(layer: nn.Module) -> torch.device | None:
@@ -198,7 +198,7 @@ def _device(layer: nn.Module) -> torch.device | None:
 
 
 def _probe(network: nn.Module, example: Any) -> list[str]:
-    """Run the network in training mode on examples together, on others, and on the first alone, and compare."""
+    """Compare the outputs in training mode of the examples together, of other examples, and of the first one alone."""
     buffers = {name: value.clone() for name, value in network.named_buffers()}
     parameters = {name: value.detach().clone() for name, value in network.named_parameters()}
     held = PowerIterations(network).held()
@@ -210,7 +210,7 @@ def _probe(network: nn.Module, example: Any) -> list[str]:
         steady = _equal_nests(together, again, exact=True)
         mixed = steady and _mixes(network, example)
         if steady and not mixed:
-            # What lies behind a layer of zero weights cannot be seen yet. Weights may have a domain that this leaves.
+            # Layers behind zero weights show nothing yet. Perturbed weights may leave their domain.
             with suppress(Exception), perturbed_weights(network):
                 mixed = _mixes(network, example)
         written = [name for name, value in network.named_parameters() if not same_values(value, parameters[name])]
@@ -218,7 +218,7 @@ def _probe(network: nn.Module, example: Any) -> list[str]:
             if name in written:
                 value.copy_(parameters[name])
     problems = [
-        f"buffer {name!r} changes in the forward pass: statistics of the data would leave without noise; freeze them"
+        f"buffer {name!r} changes in the forward pass: statistics of the data would get no noise; freeze them"
         for name in changed
     ]
     problems += [
@@ -231,14 +231,14 @@ def _probe(network: nn.Module, example: Any) -> list[str]:
     if any(shapes) and (size,) not in [shape[:1] for shape in shapes]:
         problems.append(
             f"the output's first dimension is {tuple(next(filter(None, shapes)))[:1]} for {size} examples; "
-            "it must count examples (is a batch size written into the network?)"
+            "it must be the number of examples (is a batch size written into the network?)"
         )
     elif not (changed or written) and not _equal_nests(together, again, exact=False):
         problems.append(_UNSTEADY)
     elif mixed:
         problems.append(
             "the output of one example depends on the other examples of its batch; find the layer that mixes them "
-            "(a normalisation, attention or mean over the first dimension) and make it work on each example by itself"
+            "(normalisation, attention or a mean over the first dimension) and let it treat each example separately"
         )
     return problems
 
@@ -249,13 +249,13 @@ def _mixes(network: nn.Module, example: Any) -> bool:
     size = first_tensor(example).shape[0]
     outputs = [[_seeded_call(network, x, seed) for seed in range(_SEEDS)] for x in (example, others)]
     place = _rows_at(outputs[0][0], size)
-    if place is None:  # a number for the whole batch, of which each example computes its own in training
+    if place is None:  # one number for the batch; in training, each example computes its own
         return False
     if not all(_equal_rows(a, b, place) for a, b in zip(*outputs, strict=True)):
         return True
     with preserve_state(network):
         if draws(network, lambda: outputs_of(network, example)):
-            network.eval()  # what is drawn for an example in training depends on how many there are
+            network.eval()  # random draws in training depend on the number of examples
             if draws(network, lambda: outputs_of(network, example)):
                 return False
         together, alone = (_seeded_call(network, x) for x in (example, map_tensors(lambda t: t[:1], example)))
@@ -263,20 +263,20 @@ def _mixes(network: nn.Module, example: Any) -> bool:
 
 
 def _rows_at(outputs: Any, size: int) -> int | None:
-    """Which tensor of the outputs is the first that holds one row per example."""
+    """The place of the first output tensor with one row per example."""
     return next((at for at, tensor in enumerate(output_tensors(outputs)) if tensor.shape[:1] == (size,)), None)
 
 
 def _equal_rows(left: Any, right: Any, place: int) -> bool:
-    """Whether the first rows of the same tensor of two outputs are equal."""
+    """Whether the first rows of one tensor are equal in two outputs."""
     return _close(*(output_tensors(outputs)[place][:1] for outputs in (left, right)))
 
 
 def _seeded_call(network: nn.Module, example: Any, seed: int = 0, *, keep_buffers: bool = False) -> Any:
-    """The outputs under a seed; the network's state is put back, but for the buffers where they are kept."""
+    """The outputs under a seed; the state of the network is restored, apart from buffers if ``keep_buffers``."""
     with preserve_state(network, keep_buffers=keep_buffers):
         seed_generators(network, seed)
-        return outputs_of(network, map_tensors(torch.clone, example))  # some write to their inputs
+        return outputs_of(network, map_tensors(torch.clone, example))  # some networks write to their inputs
 
 
 def _equal_nests(left: Any, right: Any, *, exact: bool) -> bool:

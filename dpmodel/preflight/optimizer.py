@@ -1,4 +1,4 @@
-"""Whether the optimizer can take its steps, and the learning-rate schedule all of them."""
+"""The parameters and the step of an optimizer, and the length of a learning-rate schedule."""
 
 from __future__ import annotations
 
@@ -15,21 +15,69 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler, MultiplicativeLR
 
 from dpmodel.optimizers import WAYS_TO_RUN
-from monitors.errors import ConfigError
+from dpmodel.preflight.refusal import listed
+from mechanisms.engines.parameters import trainable_parameters
+from monitors.errors import ConfigError, UnprotectedUpdateError
 
-#: Schedules of functions: a function may count its own calls, so only the last step is computed.
+#: Schedules of functions: a function may count its calls, so only the last step is computed.
 _OF_FUNCTIONS = (LambdaLR, MultiplicativeLR)
 
-#: Seconds after which a schedule is not followed further.
+#: Seconds after which a schedule is not stepped further.
 _SECONDS = 2.0
 
 
-def require_steps(optimizer: Optimizer) -> None:
-    """Refuse an optimizer whose step would fail once the first private gradient has been paid for.
+def require_same_parameters(network: nn.Module, optimizer: Optimizer, loss_fn: object = None) -> None:
+    """Refuse an optimizer that does not hold exactly the trainable parameters of the network.
 
-    An optimizer of ``torch.optim`` takes a step on a copy of the parameters, with zero gradients. One of another
-    package, which may keep state that cannot be copied, is only asked whether ``step()`` can be called without
-    arguments.
+    Args:
+        network: The network to be trained.
+        optimizer: Its optimizer.
+        loss_fn: The loss, to name a parameter that belongs to it.
+
+    Raises:
+        UnprotectedUpdateError: The optimizer lacks a parameter, or holds a parameter of a different module.
+
+    Example:
+        >>> require_same_parameters(nn.Linear(2, 1), optim.SGD(nn.Linear(2, 1).parameters(), lr=0.1))
+        Traceback (most recent call last):
+            ...
+        monitors.errors.UnprotectedUpdateError: the optimizer holds no parameter of this network: it was built from ...
+    """
+    parameters = trainable_parameters(network)
+    held = {id(p): p for group in optimizer.param_groups for p in group["params"]}
+    missing = [name for name, p in parameters.items() if id(p) not in held]
+    if missing and not any(id(p) in held for p in network.parameters()):
+        raise UnprotectedUpdateError(
+            "the optimizer holds no parameter of this network: it was built from a different one (before fix()?). "
+            "Build it from network.parameters()"
+        )
+    if missing:
+        raise UnprotectedUpdateError(
+            f"the optimizer does not hold trainable parameter(s) {listed(missing)} of the network. Build it from "
+            "network.parameters(), or freeze these with requires_grad_(False)"
+        )
+    known = {id(parameter) for parameter in parameters.values()}
+    foreign = [p for key, p in held.items() if p.requires_grad and key not in known]
+    if foreign:
+        of_loss = loss_fn.named_parameters() if isinstance(loss_fn, nn.Module) else ()
+        name = next((name for name, parameter in of_loss if parameter is foreign[0]), None)
+        raise UnprotectedUpdateError(
+            f"the optimizer holds {len(foreign)} trainable parameter(s) that are not the network's, the first of shape "
+            f"{tuple(foreign[0].shape)}; they would get no clipped, noised gradient. "
+            + (
+                "Build the optimizer from network.parameters()"
+                if name is None
+                else f"The first is {name!r} of the loss: make it a parameter of the network, which returns it with "
+                "its outputs (one row per example: value.expand(len(x), ...)), or leave it out of the optimizer"
+            )
+        )
+
+
+def require_steps(optimizer: Optimizer) -> None:
+    """Refuse an optimizer whose step would fail after the first release.
+
+    An optimizer of ``torch.optim`` takes a step on a copy of the parameters, with zero gradients. For an optimizer of a
+    different package, whose state may not be copyable, only the signature of ``step()`` is checked.
 
     Args:
         optimizer: Left as it was.
@@ -50,7 +98,7 @@ def require_steps(optimizer: Optimizer) -> None:
     except TypeError as error:
         raise ConfigError(
             f"optimizer {name!r} cannot train with differential privacy: step() {error}. A closure would compute the "
-            "loss again, and every such pass would be a release of its own; use an optimizer whose step() needs none"
+            "loss again, and each such pass would be a further release. Use an optimizer whose step() needs no closure"
         ) from error
     if not step.__module__.startswith(optim.__name__):
         return
@@ -60,19 +108,19 @@ def require_steps(optimizer: Optimizer) -> None:
     except Exception as error:
         raise ConfigError(
             f"optimizer {name!r} cannot take a step{_settings(optimizer)}: {str(error).rstrip('.')}. "
-            "Build it without these settings, or with ones that the device of the parameters supports"
+            "Build it without these settings, or with settings that the device of the parameters supports"
         ) from error
 
 
 def require_long_enough(scheduler: LRScheduler, steps: int, unit: str) -> None:
     """Refuse a learning-rate scheduler that fails before the training ends.
 
-    A copy of the scheduler is stepped to the end. Functions of ``LambdaLR`` and ``MultiplicativeLR`` are called for
+    A copy of the scheduler is stepped to the end. The functions of ``LambdaLR`` and ``MultiplicativeLR`` are called for
     the last step only.
 
     Args:
         scheduler: Left as it was.
-        steps: How often the training will step it.
+        steps: Number of its steps in the training.
         unit: ``"step"`` or ``"epoch"``, for the message.
 
     Raises:
@@ -105,7 +153,7 @@ def require_long_enough(scheduler: LRScheduler, steps: int, unit: str) -> None:
 
 
 def _copied(optimizer: Optimizer) -> Any:
-    """A copy with parameters of its own and gradients of zero."""
+    """A copy with copied parameters and zero gradients."""
     memo: dict[int, Any] = {}
     for group in optimizer.param_groups:
         for parameter in group["params"]:
@@ -115,13 +163,13 @@ def _copied(optimizer: Optimizer) -> Any:
 
 
 def _settings(optimizer: Optimizer) -> str:
-    """The ways to run that were asked for, in words."""
+    """The ways to run that are switched on, in words."""
     switched = {name for group in optimizer.param_groups for name in WAYS_TO_RUN if group.get(name) is True}
     return f" with {', '.join(f'{name}=True' for name in sorted(switched))}" if switched else ""
 
 
 def _on_stand_in(scheduler: LRScheduler) -> LRScheduler | None:
-    """A copy of the scheduler that moves the rates of another optimizer; None if it cannot be copied."""
+    """A copy of the scheduler on a stand-in optimizer; None if it cannot be copied."""
     optimizer = scheduler.optimizer
     groups = [{**group, "params": [nn.Parameter(torch.zeros(1))]} for group in optimizer.param_groups]
     stand_in = optim.SGD([nn.Parameter(torch.zeros(1))], lr=0.0)

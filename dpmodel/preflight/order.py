@@ -1,4 +1,4 @@
-"""Whether an example depends on the examples that were read before it."""
+"""Data sets with a memory: examples that depend on the examples read before them."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from dpmodel.preflight.readings import SHORT, digest
 
 _SEED = 20_011
 
-#: Larger objects, and longer containers, are shared with the copies of a data set: they hold data, not its state.
+#: Copies of a data set share larger objects and longer containers: these hold data, not state.
 _SHARED_BYTES = 2**16
 
 #: Triples of examples that are read.
@@ -23,9 +23,9 @@ _TRIED = 8
 
 
 def depends_on_order(dataset: Any, draw: np.random.Generator) -> str | None:
-    """How an example changes with what was read before it, in words; None where that does not show.
+    """How an example changes with the example read before it, in words; None if it does not.
 
-    Each reading is on a fresh copy of the data set, under equal seeds. A data set that cannot be copied is passed over.
+    Each reading uses a fresh copy of the data set and equal seeds. A data set that cannot be copied is not checked.
 
     Args:
         dataset: Map-style data set.
@@ -42,8 +42,8 @@ def depends_on_order(dataset: Any, draw: np.random.Generator) -> str | None:
                 continue
             again = [_after(dataset, shared, row, before) for before in (one, other)]
             if again == [after_one, after_other]:
-                return f"example {row} is another after example {one} was read than after example {other}"
-    except Exception:  # what cannot be copied or read
+                return f"example {row} differs after example {one} was read and after example {other} was read"
+    except Exception:  # it cannot be copied or read
         return None
     return None
 
@@ -60,7 +60,7 @@ def _after(dataset: Any, shared: dict[int, Any], row: int, before: int) -> bytes
 
 
 def _shared(dataset: Any) -> dict[int, Any] | None:
-    """Large objects that copies share, by identity, as ``copy.deepcopy`` takes them; None if there are too many."""
+    """Large objects that copies share, as the memo of ``copy.deepcopy``; None if there are too many objects."""
     objects = reachable(dataset)
     if len(objects) >= MAX_OBJECTS:
         return None
@@ -69,7 +69,7 @@ def _shared(dataset: Any) -> dict[int, Any] | None:
 
 def _is_large(value: Any) -> bool:
     if isinstance(value, torch.Tensor):
-        return value.untyped_storage().nbytes() > _SHARED_BYTES  # all of it is copied with a part
+        return value.untyped_storage().nbytes() > _SHARED_BYTES  # a copy of a part copies all of it
     if isinstance(value, (list, tuple, dict, set)) and len(value) > SHORT:
         return True
     return sys.getsizeof(value) > _SHARED_BYTES

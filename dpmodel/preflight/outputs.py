@@ -1,4 +1,4 @@
-"""Some examples through the network, so that what cannot be trained or evaluated is found before anything is spent."""
+"""Passes of a few examples through the network and the metrics."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ TRIED = 4
 
 
 def fixed_size(what: str, size: int) -> str:
-    """What to say where ``what`` takes batches of ``size`` examples only."""
+    """The message for something that works for batches of ``size`` examples only."""
     return (
-        f"with {size} examples, the batch size of the loader, it works: {what} has a batch size written into it. "
-        "Batches of private training vary in size, and each example is passed through by itself; take the size from "
+        f"it works with {size} examples, the batch size of the loader: {what} has a batch size written into it. "
+        "Batches of private training vary in size, and each example is passed through separately. Take the size from "
         "the tensors (x.shape[0])"
     )
 
@@ -40,11 +40,11 @@ def tried_outputs(network: nn.Module, x: Any, whole: Callable[[], Any] | None = 
     Args:
         network: Left as it was.
         x: Inputs of some examples.
-        whole: Gives the inputs of a batch of the loader's size, with which a network that fails is tried again.
+        whole: Returns the inputs of a full batch, on which a network that fails is tried again.
 
     Raises:
         UnsupportedModuleError: The network cannot be trained with per-example privacy.
-        DataError: It cannot take the inputs.
+        DataError: The network cannot take the inputs.
     """
     try:
         require_valid(network, x)
@@ -71,31 +71,31 @@ def _runs(network: nn.Module, x: Any) -> bool:
 def require_evaluable(
     network: nn.Module, metrics: MetricSet, loss_fn: LossFunction, loader: Any, epochs: int, device: torch.device
 ) -> None:
-    """Take the first validation examples into the metrics, compute them, and forget them.
+    """Compute the metrics on the first validation examples, and reset them.
 
-    All validation examples are taken if a metric cannot be computed of a few.
+    All validation examples are used if a metric cannot be computed from a few.
 
     Args:
         network: Left as it was.
-        metrics: Of the model; reset afterwards.
+        metrics: The metrics of the model; reset afterwards.
         loss_fn: The user's loss.
         loader: The validation data.
-        epochs: How often they will be read.
+        epochs: Number of times that they will be read.
         device: Where the network is.
 
     Raises:
-        DataError: They are empty, can be read once only, or the metrics cannot be computed on them.
+        DataError: The data are empty or can be read only once, or the metrics cannot be computed on them.
     """
     if isinstance(loader, Iterator):
         if epochs > 1:
             raise DataError(
-                f"valid_loader is an iterator, which can be read once, but there are {epochs} epochs; give a "
+                f"valid_loader is an iterator, which can be read once, but there are {epochs} epochs; pass a "
                 "DataLoader, a data set, or (inputs, targets)"
             )
         return
     pair = next(iter(evaluation_batches(loader, TRIED)), None)
     if pair is None or not len(first_tensor(pair[0])):
-        raise DataError("valid_loader holds no example; leave it out, or give held-out data")
+        raise DataError("valid_loader holds no example; leave it out, or pass held-out data")
     x, y = (to_device(map_tensors(itemgetter(slice(TRIED)), value), device) for value in pair)
     with _trying(network, metrics, loss_fn, x, "on the validation data"):
         require_class_targets(getattr(loader, "dataset", loader), outputs_of(network, x), loss_fn)
@@ -113,11 +113,11 @@ def require_evaluable(
 def require_measurable(
     network: nn.Module, metrics: MetricSet, loss_fn: LossFunction, x: Any, y: Any, *, asked: bool = True
 ) -> str | None:
-    """Take some training examples into the metrics, for want of validation data, and forget them.
+    """Compute the metrics on some training examples if there are no validation data, and reset them.
 
     Args:
         network: Left as it was.
-        metrics: Of the model; reset afterwards.
+        metrics: The metrics of the model; reset afterwards.
         loss_fn: The user's loss.
         x: Inputs of a few examples.
         y: Their targets.
@@ -125,19 +125,19 @@ def require_measurable(
             training mode only.
 
     Returns:
-        What to tell the user if metrics that nobody asked for cannot be computed; else None.
+        What to tell the user if the default metrics cannot be computed; otherwise None.
 
     Raises:
-        DataError: The metrics cannot be computed on them, or one of them gives anything but one number.
+        DataError: The metrics cannot be computed on them, or one of them is not a single number.
     """
     try:
         with _trying(network, metrics, loss_fn, x, "on the first training examples"):
             metrics.measure(network, x, y)
-            metrics.try_compute()  # a metric that needs more than a few examples is not refused
+            metrics.try_compute()  # a metric may need more than a few examples
     except DPModelError as error:
         if asked:
             raise
-        return f"eval() cannot give the loss: {error}. Name what it can give: DPModel(..., metrics=...)"
+        return f"evaluate() cannot compute the loss: {error}. Name other metrics: DPModel(..., metrics=...)"
     return None
 
 

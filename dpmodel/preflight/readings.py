@@ -1,4 +1,4 @@
-"""Examples read for a check: under equal seeds, each once, and not longer than a check may take."""
+"""Examples read for a check: each once, under equal seeds, in limited time."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from torch.utils.data import Dataset
 from dpmodel.data.generators import Generators
 from dpmodel.data.loader import PrivateLoader
 
-#: Seconds that the examples read for one check may take, and how many are read however long it takes.
+#: Seconds that reading may take in one check, and the number of examples that are read in any case.
 SECONDS = 0.2
 AT_LEAST = 24
 
@@ -29,7 +29,7 @@ _MOST_HOLDERS = 100
 class Readings:
     """Reads examples such that equal examples have equal digests, augmentation included.
 
-    All generators that can be reached are seeded alike before each reading.
+    All reachable generators get the same seed before each reading.
 
     Args:
         loader: Its data set is read, without ``collate_fn``.
@@ -49,25 +49,25 @@ class Readings:
         return [row for row, digest in self._digests.items() if digest is not None]
 
     def __getitem__(self, row: int) -> bytes | None:
-        """The digest of example ``row``; None if it cannot be read, or holds objects that cannot be compared."""
+        """The digest of example ``row``; None if it cannot be read or compared."""
         if row not in self._digests:
             self._digests[row] = self.again(row)
         return self._digests[row]
 
     def again(self, row: int) -> bytes | None:
-        """As ``self[row]``, read anew."""
+        """``self[row]``, read again."""
         fetcher = self._loader.fetcher
         self._generators.seed(_SEED)
         self.watch(row)
         try:
             return digest(self._loader.dataset[row] if fetcher.collates else fetcher[np.array([row])])
-        except Exception:  # what cannot be read will fail in the training with the user's own error
+        except Exception:  # training will raise the user's own error
             return None
         finally:
             self.watch(None)
 
     def read(self, rows: Iterable[int]) -> None:
-        """Read ``rows`` in this order, as far as time allows."""
+        """Read ``rows`` in this order while time allows."""
         started = time.perf_counter()
         for count, row in enumerate(rows):
             if count >= AT_LEAST and time.perf_counter() - started > SECONDS:
@@ -75,10 +75,10 @@ class Readings:
             self[row]
 
     @contextmanager
-    def undisturbed(self) -> Iterator[None]:
-        """Generators, and the attributes of the data set and those within it, are as before afterwards.
+    def preserved(self) -> Iterator[None]:
+        """Restore the generators, and the attributes of the data set and of the data sets within it.
 
-        A file that the first reading opens is thus opened anew in each worker process.
+        A file that the first reading opens is therefore opened again in each worker process.
         """
         dataset = self._loader.dataset
         inner = [holder for holder in holders(dataset) if holder is dataset or isinstance(holder, Dataset)]
@@ -96,7 +96,7 @@ class Readings:
 def holders(dataset: Any) -> list[Any]:
     """The data set, and the objects with attributes that it holds directly, in short containers or through others.
 
-    Functions, modules, classes and what they refer to are no part of it.
+    Functions, modules, classes and what they refer to are not part of it.
     """
     found: dict[int, Any] = {}
     waiting = [(dataset, 0)]
@@ -111,13 +111,13 @@ def holders(dataset: Any) -> list[Any]:
 
 
 def parts_of(value: Any) -> list[Any]:
-    """The elements of a short list, tuple or dict; none of anything else."""
+    """The elements of a short list, tuple or dict; an empty list for anything else."""
     if type(value) not in (list, tuple, dict) or len(value) > SHORT:
         return []
     return list(value.values()) if isinstance(value, dict) else list(value)
 
 
-#: Elements of a container that is looked into; a longer one is held to be data.
+#: Largest container whose elements are visited; a longer one holds data.
 SHORT = 31
 
 

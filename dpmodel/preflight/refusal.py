@@ -1,14 +1,29 @@
-"""What a refusal says that comes from looking at private examples."""
+"""Words that refusals share."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
 from monitors.errors import DPModelError
 
-#: Ends every such refusal: nothing was released, but that there was a refusal says something of the data.
-LOOKED = "The check looked at private examples; the refusal itself is not accounted for"
+#: Ends every such refusal: nothing was released, but the refusal itself says something about the data.
+LOOKED = "The check read private examples; the refusal itself is not accounted for"
+
+#: Names that an error lists; the others are counted.
+MOST_LISTED = 5
+
+
+def listed(names: Iterable[str]) -> str:
+    """The first names, and how many more there are.
+
+    Example:
+        >>> listed("abcdefg")
+        'a, b, c, d, e and 2 more'
+    """
+    found = list(names)
+    more = f" and {len(found) - MOST_LISTED} more" if len(found) > MOST_LISTED else ""
+    return ", ".join(found[:MOST_LISTED]) + more
 
 
 def say_also(error: BaseException, sentence: str) -> None:
@@ -26,16 +41,16 @@ def say_also(error: BaseException, sentence: str) -> None:
 
 
 @contextmanager
-def looking_at_examples() -> Iterator[None]:
-    """A refusal that is raised inside says that private examples were looked at.
+def reading_examples() -> Iterator[None]:
+    """Errors raised inside say that private examples were read.
 
     Example:
         >>> from monitors.errors import DataError
-        >>> with looking_at_examples():
+        >>> with reading_examples():
         ...     raise DataError("example 3 has no target")
         Traceback (most recent call last):
             ...
-        monitors.errors.DataError: example 3 has no target. The check looked at private examples; the refusal itself ...
+        monitors.errors.DataError: example 3 has no target. The check read private examples; the refusal itself is ...
     """
     try:
         yield

@@ -1,4 +1,4 @@
-"""Whether the rows of a data set repeat as a wrapper makes them repeat."""
+"""Rows that a wrapper repeats."""
 
 from __future__ import annotations
 
@@ -13,23 +13,23 @@ from dpmodel.preflight.readings import Readings
 
 Rows = npt.NDArray[np.int64]
 
-#: Bytes of a data set in memory that are compared; of a larger one a slice of each row.
+#: Bytes of a data set in memory that are compared; of a larger data set, a slice of each row.
 MAX_BYTES = 2**29
 
-#: Distinct rows that must repeat in the same way before this is no chance of a data set with few values.
+#: Distinct rows that must repeat in the same way: a data set with few values repeats rows by chance.
 MIN_DISTINCT = 32
-#: As many where rows are read one by one, of which few can be compared.
+#: The same if rows are read one by one, when few can be compared.
 MIN_DISTINCT_READ = 16
 
 #: Share of the repetitions that one repeated block must explain.
 _SHARE = 0.9
 
-#: Largest number of times that a row repeats in succession, among those that are tried.
+#: Largest number of successive repetitions that is tried.
 _MAX_RUN = 16
 
 _CONFIRMED = 256
 
-#: 64-bit words that are mixed at a time, few enough for the cache.
+#: 64-bit words that are mixed at a time; they fit into the cache.
 _CHUNK = 2**15
 
 
@@ -49,14 +49,14 @@ def row_hashes(tensors: Sequence[Tensor]) -> Rows:
         step = max(1, _CHUNK // max(words.shape[1], 1))
         for begin in range(0, size, step):
             part = words[begin : begin + step]
-            # Round floating-point numbers end in zeros, which a product modulo 2**64 would leave at the end.
+            # Round floating-point numbers end in zeros, and a product modulo 2**64 would keep these.
             total[begin : begin + step] += (part ^ (part >> 23) ^ (part >> 55)) @ factors
         total *= np.int64(6_364_136_223_846_793_005)
     return total
 
 
 def _words(rows: Tensor, most_bytes: int) -> Rows:
-    """The bytes of each row as 64-bit words; a slice at a random place of rows that are longer than ``most_bytes``."""
+    """The bytes of each row as 64-bit words; a random slice of rows longer than ``most_bytes``."""
     entries = max(1, most_bytes // rows.element_size())
     if rows.shape[1] > entries:
         begin = int(np.random.default_rng().integers(rows.shape[1] - entries + 1))
@@ -69,7 +69,7 @@ def _words(rows: Tensor, most_bytes: int) -> Rows:
 
 
 def repetition(hashes: Rows) -> str | None:
-    """How rows repeat, in words, if a wrapper explains it; None if they do not, or only by chance.
+    """How a wrapper repeats rows, in words; None if rows do not repeat, or only by chance.
 
     Args:
         hashes: A number for each row; equal rows have equal numbers.
@@ -95,7 +95,7 @@ def repetition(hashes: Rows) -> str | None:
 
 
 def _repeated_block(value: Rows, counts: Rows) -> tuple[int, int, int] | None:
-    """First and last row and distance of one block of rows that is there again, if it explains what repeats."""
+    """First row, last row and distance of one repeated block of rows, if it explains the repetitions."""
     order = np.argsort(value, kind="stable")
     ties = value[order][1:] == value[order][:-1]
     rows, strides = order[:-1][ties], np.diff(order)[ties]
@@ -111,13 +111,13 @@ def _repeated_block(value: Rows, counts: Rows) -> tuple[int, int, int] | None:
 
 
 def equal_rows(hashes: Rows) -> int:
-    """The number of rows that are equal to another one."""
+    """The number of rows that equal some other row."""
     counts = np.unique(hashes, return_counts=True)[1]
     return int(counts[counts > 1].sum())
 
 
 def confirmed(tensors: Sequence[Tensor], hashes: Rows) -> bool:
-    """Whether rows of equal hashes are equal indeed, as far as some of them tell."""
+    """Whether rows with equal hashes are equal; checked for some of them."""
     order = np.argsort(hashes, kind="stable")
     ties = np.flatnonzero(hashes[order][1:] == hashes[order][:-1])
     chosen = np.random.default_rng().permutation(ties)[:_CONFIRMED]
@@ -132,11 +132,11 @@ def confirmed(tensors: Sequence[Tensor], hashes: Rows) -> bool:
 
 
 def read_repetition(readings: Readings, strides: Sequence[int], size: int, draw: np.random.Generator) -> str | None:
-    """As ``repetition``, from rows that are read in pairs.
+    """``repetition``, from rows that are read in pairs.
 
     Args:
-        readings: Of the data set.
-        strides: Distances at which rows may occur again.
+        readings: Readings of the data set.
+        strides: Distances at which rows may repeat.
         size: Length of the data set.
         draw: Chooses the rows.
     """
@@ -153,7 +153,7 @@ def read_repetition(readings: Readings, strides: Sequence[int], size: int, draw:
 
 
 def _all_equal(readings: Readings, pairs: list[tuple[int, int]]) -> bool:
-    """Whether pairs of rows are equal, enough distinct ones among them to be no chance."""
+    """Whether the pairs of rows are equal, with too many distinct rows for chance."""
     distinct: set[bytes] = set()
     for one, other in pairs:
         value = readings[one]

@@ -1,4 +1,4 @@
-"""Whether each row of a data set is an example of its own: there once, and independent of the other rows."""
+"""Data sets in which one record counts in several examples, or that remember what they have read."""
 
 from __future__ import annotations
 
@@ -17,35 +17,34 @@ from dpmodel.preflight.sharing import Sharing
 from dpmodel.preflight.stores import SMALLEST, watched
 from monitors.errors import DataError
 
-#: Examples that it takes to see whether one depends on which of two others was read before it.
+#: Examples needed to see whether one depends on which of two others was read before it.
 _FEWEST = 3
 
-#: Most rows that are read: all rows of a smaller data set, if time allows.
+#: Largest number of rows that are read; a smaller data set is read completely if time allows.
 MOST_READ = 2_000
 
-#: Examples whose neighbours, and the examples at likely distances, are read first.
+#: Examples whose neighbours, and the examples at likely distances from them, are read first.
 _BASES = 8
 _MOST_STRIDES = 12
 _DIVISORS = range(2, 9)
 
 
 def require_separate_rows(loader: PrivateLoader, *, secret: bool = True) -> str | None:
-    """Refuse a data set in which one record counts in several examples, as far as that shows.
+    """Refuse a data set in which one record counts in several examples, as far as this can be seen.
 
-    Rows in memory are compared with each other. Other data sets are read under equal seeds, a few hundred to
-    ``MOST_READ`` examples, and watched for the stored rows that each example reads. The data set and all generators are
-    as before afterwards.
+    Rows in memory are compared with each other. Of other data sets a few hundred to ``MOST_READ`` examples
+    are read under equal seeds, and the stored rows that each example reads are recorded. The data set and all
+    generators are restored.
 
     Args:
         loader: Its data set is read.
-        secret: Whether the examples are chosen secretly; otherwise they are the same in each run.
+        secret: Whether to choose the examples secretly; otherwise they are the same in each run.
 
     Returns:
-        What to tell the trainer about equal rows; private. None for nothing.
+        What to tell the trainer about equal rows, which is private; or None.
 
     Raises:
-        DataError: Rows repeat as a wrapper repeats them, several examples depend on one stored row, or an example
-            depends on what was read before it; says which.
+        DataError: A wrapper repeats rows, or several examples depend on one stored row; says which.
     """
     if loader.num_examples < SMALLEST:
         return None
@@ -58,21 +57,21 @@ def require_separate_rows(loader: PrivateLoader, *, secret: bool = True) -> str 
         return _told(equal_rows(hashes), loader.num_examples)
     draw = np.random.default_rng(None if secret else 0)
     readings = Readings(loader)
-    with readings.undisturbed():
+    with readings.preserved():
         return _require_separate_examples(loader, readings, draw)
 
 
 def require_no_memory(loader: PrivateLoader, *, secret: bool) -> None:
-    """Refuse a data set whose items depend on what was read before, as far as that shows.
+    """Refuse a data set whose items depend on what was read before, as far as this can be seen.
 
-    Call before anything else is read: a running maximum settles soon.
+    Call it before anything else is read: a running maximum settles soon.
 
     Args:
-        loader: Of the training.
-        secret: Whether the examples that are read are chosen secretly.
+        loader: The loader of the training.
+        secret: Whether to choose the examples secretly.
 
     Raises:
-        DataError: An item is another after one example was read than after another.
+        DataError: An item changes with the item read before it.
     """
     if loader.fetcher.plain or loader.num_examples < _FEWEST:
         return
@@ -81,7 +80,7 @@ def require_no_memory(loader: PrivateLoader, *, secret: bool) -> None:
         raise DataError(
             f"{type(loader.dataset).__name__} remembers what it has read: {ordered}. One record would move the "
             "gradients of later examples, which the ledger does not account for. Let __getitem__ depend on its index "
-            "alone"
+            "only"
         )
 
 
@@ -94,9 +93,9 @@ def _require_separate_examples(loader: PrivateLoader, readings: Readings, draw: 
     if shared is not None:
         raise DataError(
             f"{kind} mixes its rows: {shared}. One record would move the gradients of several examples, each by up to "
-            "the norm bound, though the ledger accounts for one. Let example i depend on row i alone (windows must not "
-            "overlap). Public tables are no rows: keep them outside of the data set's attributes, for example in a "
-            "module-level variable or in the network"
+            "the norm bound, but the ledger accounts for one. Let example i depend on row i only (windows must not "
+            "overlap). Keep public tables outside of the attributes of the data set, for example in a module-level "
+            "variable or in the network"
         )
     known = readings.rows
     if len(known) == size:
@@ -112,7 +111,7 @@ def _require_separate_examples(loader: PrivateLoader, readings: Readings, draw: 
 
 
 def _plain_tensors(loader: PrivateLoader) -> list[Any] | None:
-    """The tensors whose rows are the examples, where nothing of the user's lies between."""
+    """The tensors whose rows are the examples; None if user code makes the examples."""
     dataset = loader.dataset
     if loader.fetcher.collates or type(dataset).__len__ not in (TensorDataset.__len__, InMemoryDataset.__len__):
         return None
@@ -120,7 +119,7 @@ def _plain_tensors(loader: PrivateLoader) -> list[Any] | None:
 
 
 def _strides(dataset: Any, size: int) -> list[int]:
-    """Distances at which a wrapper may show a row again: lengths of what it holds, and parts of its own."""
+    """Distances at which a wrapper may repeat a row: lengths of what it holds, and fractions of its own length."""
     inner = holders(dataset)
     lengths = [len(holder) for holder in inner if hasattr(type(holder), "__len__")]
     ends = chain.from_iterable(holder.cumulative_sizes for holder in inner if isinstance(holder, ConcatDataset))
@@ -132,7 +131,7 @@ def _strides(dataset: Any, size: int) -> list[int]:
 
 
 def _order(size: int, strides: list[int], draw: np.random.Generator) -> list[int]:
-    """The rows to read: some with those beside them and at likely distances, then others at random."""
+    """The rows to read: some with their neighbours and the rows at likely distances, then random ones."""
     shuffled = draw.permutation(size)[:MOST_READ].tolist()
     first = (
         row
@@ -145,8 +144,8 @@ def _order(size: int, strides: list[int], draw: np.random.Generator) -> list[int
 def _refuse_repetition(dataset: Any, repeated: str) -> None:
     raise DataError(
         f"{type(dataset).__name__} holds its rows more than once: {repeated}. A record would be drawn and would count "
-        "several times, though the ledger accounts for one. Give each row once (more epochs read it more often; to "
-        "weight a class, weight its loss)"
+        "several times, but the ledger accounts for one. Give each row once (more epochs read it more often; to weight "
+        "a class, weight its loss)"
     )
 
 
@@ -154,6 +153,6 @@ def _told(equal: int, among: int) -> str | None:
     if not equal:
         return None
     return (
-        f"{equal:,} of {among:,} rows that were compared are equal to another one: if they are records of one person, "
-        "that person's epsilon is larger, as for a group"
+        f"{equal:,} of {among:,} compared rows equal some other row. If they are records of one person, the epsilon of "
+        "that person is larger, as for a group"
     )

@@ -1,4 +1,4 @@
-"""Whether one stored row reaches several examples."""
+"""Stored rows that reach several examples."""
 
 from __future__ import annotations
 
@@ -14,27 +14,27 @@ import torch
 from dpmodel.preflight.readings import Readings
 from dpmodel.preflight.stores import Row, Store, Watch
 
-#: Rows that several examples read, and examples, that are tried with something else in their place.
+#: Rows that several examples read, and rows of a container read as a whole, that are replaced on trial.
 _TRIED = 24
 _TRIED_WHOLE = 4
 
-#: Examples that are read because another one reads the row of their number.
+#: Examples that are read because a different example reads the row with their number.
 _FOLLOWED = 64
 
-#: Most bytes of a container of which a changed copy is made.
+#: Largest container, in bytes, of which a changed copy is made.
 _MOST_BYTES = 2**26
 
 
 class Sharing:
     """Finds stored rows that reach several examples.
 
-    A row that several examples read is replaced by another row, and they are read again: they depend on it if they
-    change. Not seen are rows in files, and what was computed of several rows before.
+    A row that several examples read is replaced with a different row, and they are read again: they depend on it if
+    they change. Rows in files, and values computed from several rows earlier, are not seen.
 
     Args:
-        readings: Of the data set.
-        watch: What is read of the rows that it holds.
-        draw: Chooses what is shown in place of a row.
+        readings: Readings of the data set.
+        watch: Records the stored rows that are read.
+        draw: Chooses the replacement of a row.
     """
 
     def __init__(self, readings: Readings, watch: Watch, draw: np.random.Generator) -> None:
@@ -44,7 +44,7 @@ class Sharing:
         self._partners: list[int] = []
 
     def find(self, rows: Iterable[int], size: int) -> str | None:
-        """Read ``rows`` in this order, as far as time allows; how two examples share a stored row, in words, or None.
+        """How two examples share a stored row, in words, or None; reads ``rows`` in this order while time allows.
 
         Args:
             rows: Numbers of examples.
@@ -120,7 +120,7 @@ class Sharing:
         return []
 
     def _steady(self, rows: list[int]) -> list[bytes | None]:
-        """The digests of examples that are the same in each reading; empty if one is not."""
+        """The digests of the examples; empty if one differs from reading to reading."""
         before = [self._readings[row] for row in rows]
         return [] if None in before or [self._readings.again(row) for row in rows] != before else before
 

@@ -1,4 +1,4 @@
-"""Where a data set keeps its rows, and containers that tell which of them are read and can show others instead."""
+"""The containers in which a data set stores its rows, and stand-ins that record which rows are read."""
 
 from __future__ import annotations
 
@@ -14,25 +14,25 @@ from torch.utils.data import ConcatDataset, Dataset, Subset
 
 from dpmodel.preflight.readings import holders, parts_of
 
-#: A row that is kept: the container, or the memory it lies in, and its place.
+#: A stored row: the container, or the memory it lies in, and its place.
 Row = tuple[Hashable, int]
 
 #: Fewest rows of a container that may hold the examples.
 SMALLEST = 32
 
-#: Rows of one reading that are recorded one by one; a reading of more counts as one of all.
+#: Largest number of rows of one reading that are recorded one by one; a larger reading counts as one of all rows.
 _MOST_ROWS = 4_096
 
 
 @dataclass
 class Watch:
-    """What is read during one reading of an example, and what is shown in place of a row.
+    """The rows that are read during one reading of an example, and the replacement that is shown.
 
     Args:
         rows: The rows that were read, each with its store and its number there.
-        whole: Stores that were read otherwise than by rows, by identity.
-        shown: A row, and the number of the row of the same store that is shown in its place.
-        altered: A store, and a changed copy of its container that is shown in its place.
+        whole: Stores that were not read row by row, by identity.
+        shown: A row, and the number of the row of the same store that replaces it.
+        altered: A store, and the changed copy of its container that replaces it.
     """
 
     rows: dict[Row, tuple[Store, int]] = field(default_factory=dict)
@@ -50,10 +50,11 @@ class Store:
     """A container with rows of the data set.
 
     Args:
-        name: Attribute that holds it.
+        name: The attribute that holds it.
         value: The container.
-        limit: Most rows for which a read by single rows counts: a longer one may be a public table.
-        watch: Is told what is read.
+        limit: Largest number of rows of a container for which reads of single rows count: a longer one may be a public
+            table.
+        watch: Records what is read.
     """
 
     name: str
@@ -67,17 +68,17 @@ class Store:
 
     @property
     def now(self) -> Any:
-        """The container that is shown now."""
+        """The container or its replacement."""
         altered = self.watch.altered
         return altered[1] if altered is not None and altered[0] is self else self.value
 
     def key(self, row: int) -> Row:
-        """The same for two containers that share the memory of a row."""
+        """The key of a row; two containers that share the memory of a row have the same."""
         kind, address = self._place
         return (kind, address + row * self._step) if self._step else (self._place, row)
 
     def read(self, rows: Any, *, by_slice: bool = False) -> None:
-        """Call with the row numbers of a reading: a number, or an array of numbers."""
+        """Record a reading of these rows: a number, or an array of numbers."""
         numbers = np.ravel(rows)
         if by_slice or self.size <= self.limit:
             if len(numbers) > _MOST_ROWS:
@@ -86,13 +87,13 @@ class Store:
                 self.watch.rows.update((self.key(int(number)), (self, int(number))) for number in numbers)
 
     def whole(self) -> Any:
-        """Call when the container is read otherwise than by rows; gives what is shown."""
+        """Record a reading of the whole container, and return it or its replacement."""
         if self.size <= self.limit:
             self.watch.whole[id(self.value)] = self
         return self.now
 
     def in_place_of(self, rows: Any) -> Any:
-        """Row numbers with the one that is shown in place of another."""
+        """Row numbers, the replaced row exchanged for its replacement."""
         if self.watch.shown is None:
             return rows
         hidden, shown = self.watch.shown
@@ -101,7 +102,7 @@ class Store:
 
 
 def _memory(value: Any) -> tuple[tuple[Hashable, int], int]:
-    """Where row 0 lies, and how far the next is; distance 0 for rows without an address of their own."""
+    """The place of row 0 and the distance to the next row; distance 0 for rows without an address."""
     if isinstance(value, torch.Tensor):
         return ("memory", value.data_ptr()), value.stride(0) * value.element_size()
     if isinstance(value, np.ndarray):
@@ -110,7 +111,7 @@ def _memory(value: Any) -> tuple[tuple[Hashable, int], int]:
 
 
 def first_rows(index: Any, size: int) -> tuple[Any, tuple[Any, ...]] | None:
-    """The row numbers that ``index`` selects, and the rest of the index; None where it does not begin with rows.
+    """The row numbers that ``index`` selects, and the rest of the index; None if it does not begin with rows.
 
     Example:
         >>> first_rows((slice(1, 3), 0), 10)
@@ -133,7 +134,7 @@ def first_rows(index: Any, size: int) -> tuple[Any, tuple[Any, ...]] | None:
 
 
 def _select(store: Store, index: Any, take: Callable[[Any], Any]) -> Any:
-    """What ``take(index)`` gives, recorded, or what it would give with another row shown."""
+    """The result of ``take(index)``, recorded, with the replaced row exchanged."""
     selected = first_rows(index, store.size)
     if selected is None:
         store.whole()
@@ -148,7 +149,7 @@ def _select(store: Store, index: Any, take: Callable[[Any], Any]) -> Any:
 
 
 class _RecordedTensor(torch.Tensor):
-    """A tensor that records which of its rows are read. What is taken from it is plain, and a copy."""
+    """A tensor that records which of its rows are read. Reading it gives plain copies."""
 
     store: Store
 
@@ -173,7 +174,7 @@ class _RecordedTensor(torch.Tensor):
 
 
 def _whole(value: Any) -> Any:
-    """What is shown of a recorded tensor, or of those in a list or tuple."""
+    """The plain value of a recorded tensor, or of those in a list or tuple."""
     if isinstance(value, _RecordedTensor) and hasattr(value, "store"):
         return value.store.whole()
     if type(value) in (list, tuple):
@@ -181,15 +182,15 @@ def _whole(value: Any) -> Any:
     return value
 
 
-#: Functions of a tensor whose first argument is a dimension along which rows are taken.
+#: Functions of a tensor that select along the dimension in their first argument.
 _BY_ROW = ("select", "index_select", "narrow")
 
-#: Functions of a tensor that do not look at its entries, if they give no tensor; ``__get__`` is that of attributes.
+#: Functions of a tensor that do not read its entries, unless they return a tensor; ``__get__`` reads attributes.
 _METADATA = ("__get__", "__len__", "size", "dim", "numel", "stride", "is_floating_point", "element_size")
 
 
 class _RecordedArray(np.ndarray):
-    """The same for arrays."""
+    """``_RecordedTensor`` for arrays."""
 
     store: Store | None
 
@@ -228,7 +229,7 @@ def _unwatched(value: Any) -> Any:
 
 
 class _RecordedList(list):
-    """The same for lists."""
+    """``_RecordedTensor`` for lists."""
 
     store: Store
 
@@ -246,7 +247,7 @@ class _RecordedList(list):
 
 
 def recorded(store: Store) -> Any:
-    """A container like ``store.value`` that records what is read; a data set itself, of a class that records."""
+    """A container like ``store.value`` that records what is read."""
     value = store.value
     if isinstance(value, torch.Tensor):
         with torch._C.DisableTorchFunctionSubclass():
@@ -263,7 +264,7 @@ def recorded(store: Store) -> Any:
 
 
 def _recording_class(kind: type, store: Store) -> type:
-    """A subclass of a data set's class, in whose ``__getitem__`` rows are recorded, and shown in place of others."""
+    """A subclass of a data set's class whose ``__getitem__`` records rows and exchanges the replaced one."""
 
     def read(self: Any, index: Any) -> Any:
         if isinstance(index, (int, np.integer)) or (isinstance(index, torch.Tensor) and index.dim() == 0):
@@ -278,9 +279,9 @@ def _recording_class(kind: type, store: Store) -> type:
 
 @contextmanager
 def watched(dataset: Any) -> Iterator[Watch]:
-    """Within, what is read of the rows that ``dataset`` holds is told to the watch.
+    """Record the rows that ``dataset`` reads from its containers inside the block.
 
-    Containers that cannot be replaced for that time are left out.
+    Containers that cannot be replaced meanwhile are left out.
     """
     recorder = _Recorder(dataset)
     try:
@@ -292,7 +293,7 @@ def watched(dataset: Any) -> Iterator[Watch]:
 
 
 class _Recorder:
-    """Puts containers that record in the place of those of a data set."""
+    """Replaces the containers of a data set with containers that record."""
 
     def __init__(self, dataset: Any) -> None:
         self.dataset = dataset
@@ -335,14 +336,14 @@ class _Recorder:
         kind = type(value)
         if any(value is other for other, _ in self._kinds):
             return
-        with suppress(TypeError):  # a class whose objects cannot change it
+        with suppress(TypeError):  # objects of some classes cannot change their class
             value.__class__ = _recording_class(kind, Store(name, value, len(value), self.watch))
             self._kinds.append((value, kind))
 
 
 def _may_hold_rows(value: Any) -> bool:
     if isinstance(value, torch.Tensor):
-        # A row that is the same memory as the next, such as a constant label, is no row of its own.
+        # Rows that share their memory, such as a constant label, are not separate rows.
         return value.layout == torch.strided and value.dim() > 0 and value.stride(0) != 0 and not _are_offsets(value)
     if isinstance(value, np.ndarray):
         return value.ndim > 0 and value.strides[0] != 0 and not _are_offsets(value)
@@ -350,7 +351,7 @@ def _may_hold_rows(value: Any) -> bool:
 
 
 def _are_offsets(value: Any) -> bool:
-    """Whether these are increasing whole numbers, such as where each example begins in another array."""
+    """Whether these are increasing whole numbers, such as the start of each example in a different array."""
     if value.ndim != 1 or "int" not in str(value.dtype):
         return False
     return bool((value[1:] >= value[:-1]).all())

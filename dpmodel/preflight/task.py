@@ -1,7 +1,9 @@
-"""Whether data, network and metrics of a configuration fit together, seen before any budget is spent."""
+"""The data, the network and the metrics of a configuration: whether they fit together."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -11,11 +13,12 @@ from dpmodel.config import Config, locating_errors
 from dpmodel.data import DataSplits
 from dpmodel.metrics.names import MetricSpec, is_loss, named_metrics
 from dpmodel.preflight.network import require_valid
+from mechanisms.engines.probing import inference, preserve_state
 from monitors.errors import ConfigError, UnsupportedModuleError
 
 
 def require_stated_size(config: Config, data: DataSplits) -> None:
-    """Refuse data of another size than ``data.num_examples`` states.
+    """Refuse data whose size differs from ``data.num_examples``.
 
     Raises:
         ConfigError: The sizes differ.
@@ -29,31 +32,25 @@ def require_stated_size(config: Config, data: DataSplits) -> None:
 
 
 def require_network_fits(config: Config, network: nn.Module, data: DataSplits, device: torch.device) -> None:
-    """Try the network on some examples, so that a wrong shape is found before the calibration and the training.
+    """Pass some examples through the network, so that a wrong shape is found before the noise is calibrated.
+
+    What only a probe of the network shows, such as layers that mix examples, ``fit`` refuses (``locating_refusals``).
 
     Raises:
-        ConfigError: It cannot be trained with differential privacy, cannot take the inputs, or has too few outputs.
+        ConfigError: It has a layer that cannot be trained privately, cannot take the inputs, or has too few outputs.
     """
-    x, _ = data.train.batch(torch.arange(1))
-    was_training = network.training
-    network.eval()
+    with locating_refusals(config, "network"):
+        require_valid(network)
+    x = data.train.batch(torch.arange(1))[0]
     try:
-        require_valid(network, x.to(device))
-        with torch.no_grad():
+        with inference(network), preserve_state(network):
             for inputs in (_telling(data.test.x), _telling(data.train.x)):
                 outputs = network(data.train.transform_batch(inputs).to(device))
-    except UnsupportedModuleError as error:
-        remedy = (
-            "\nIn a configuration, network.fix: true does what dpmodel.fix does" if "dpmodel.fix" in str(error) else ""
-        )
-        raise ConfigError(f"{config.where('network')}: network: {error}{remedy}") from error
     except Exception as error:
         raise ConfigError(
             f"{config.where('network')}: network: it cannot take inputs of shape {tuple(x.shape[1:])}{_range(data)} "
             f"from data set {data.name!r}: {error}"
         ) from error
-    finally:
-        network.train(was_training)
     if isinstance(outputs, Tensor) and outputs.dim() == 2 and 1 < outputs.shape[1] < data.num_classes:
         raise ConfigError(
             f"{config.where('network')}: network: it has {outputs.shape[1]} outputs, but data set {data.name!r} has "
@@ -61,11 +58,32 @@ def require_network_fits(config: Config, network: nn.Module, data: DataSplits, d
         )
 
 
-def require_metrics_fit(config: Config, data: DataSplits) -> None:
-    """Refuse metrics of classes where the targets are numbers, or several labels per example.
+@contextmanager
+def locating_refusals(config: Config, setting: str | None = None) -> Iterator[None]:
+    """Turn the refusal of a network, a loss or an engine into a ``ConfigError`` with its place in the configuration.
+
+    Args:
+        config: The configuration.
+        setting: What is refused inside; default: what the check says that refused it.
 
     Raises:
-        ConfigError: There is such a metric; says which to take instead.
+        ConfigError: Instead of an ``UnsupportedModuleError``.
+    """
+    try:
+        yield
+    except UnsupportedModuleError as error:
+        found = setting or getattr(error, "setting", None)
+        if found is None:
+            raise
+        remedy = "\nIn a configuration, network.fix: true calls dpmodel.fix" if "dpmodel.fix" in str(error) else ""
+        raise ConfigError(f"{config.where(found)}: {found}: {error}{remedy}") from error
+
+
+def require_metrics_fit(config: Config, data: DataSplits) -> None:
+    """Refuse metrics of classes if the targets are numbers, or several labels per example.
+
+    Raises:
+        ConfigError: There is such a metric; says what to use instead.
     """
     targets = data.test.y
     if not targets.is_floating_point() or _are_two_classes(targets):
@@ -86,7 +104,7 @@ def _is_of_classes(entry: Any) -> bool:
 
 
 def _telling(x: Tensor) -> Tensor:
-    """The first example; of whole numbers also those with the smallest and the largest, which a table may not have."""
+    """The first example, and for whole numbers those with the smallest and the largest: an embedding may lack them."""
     if x.is_floating_point() or x.dtype == torch.uint8:
         return x[:1]
     values = x.flatten(1)

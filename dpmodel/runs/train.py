@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from dpmodel.config import Config
 from dpmodel.data.fingerprint import Fingerprint
 from dpmodel.planning.from_config import with_noise_multiplier
+from dpmodel.preflight.task import locating_refusals
 from dpmodel.runs.build import SOLVED_FOR, Training, build_training
 from dpmodel.runs.folder import RunFolder
 from dpmodel.runs.recorder import RunRecorder
@@ -164,7 +165,7 @@ def _carry_out(
     try:
         if announce is not None:
             announce(training, folder)
-        with interrupt.listening():
+        with interrupt.listening(), locating_refusals(training.config):
             history = training.model.fit(
                 training.loader,
                 training.config.training.epochs,

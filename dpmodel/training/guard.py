@@ -1,4 +1,4 @@
-"""Watches that nothing un-noised reaches the weights, and records it when something may have."""
+"""The guard of the weights: finds updates that dpmodel did not make, and records a violation."""
 
 from __future__ import annotations
 
@@ -14,46 +14,41 @@ from torch.optim.optimizer import register_optimizer_step_post_hook
 from dpmodel.claims.claim import FRESH_WEIGHTS
 from dpmodel.claims.snapshot import COPIED_BYTES, Snapshot, digest
 from dpmodel.claims.structure import Places, Structure
-from dpmodel.preflight.refusal import LOOKED, say_also
+from dpmodel.preflight.refusal import LOOKED, MOST_LISTED, listed, say_also
 from mechanisms.engines.parameters import trainable_parameters
 from monitors.errors import DataError, UnprotectedUpdateError
 
-#: Large networks are compared entry by entry once in so many steps, before each validation and at the end.
+#: Large networks are compared entry by entry once in this many steps, before each validation and at the end.
 COMPARED_STEPS = 100
 
-#: Networks of up to this many bytes keep a digest of every step, larger ones of the steps that are compared in full.
+#: Networks of up to this many bytes keep a digest of every step; larger ones, of the steps that are compared in full.
 DIGESTED_BYTES = 2**14
 KEPT_DIGESTS = 100_000
 
-#: Names that an error lists; the others are counted.
-NAMED = 5
-
-#: Under which prefix the tensors of the loss are named.
+#: Prefix of the names of the loss's tensors.
 _LOSS = "(loss)"
 
 _DECLARE = (
-    "If no private data went into the change, make it inside `with run.post_processing('what it is'):`, or between two "
-    "calls of fit"
+    "If the change does not depend on private data, make it inside `with run.post_processing('what it is'):`, or "
+    "between two calls of fit"
 )
 
 
 class UpdateGuard:
-    """Compares network and optimizer with what the last protected update left: values, modules, hooks, gradients.
+    """Compares the network and the optimizer with their state after the last protected update.
 
-    Guarantees. A change of any entry that goes through torch is found before the next step, and a change of any kind in
-    small networks (``COMPARED_BYTES``); in larger ones a write past torch (``.data``, NumPy) to the whole of a tensor
-    is, and one to a few entries in one step of ``COMPARED_STEPS``, before each validation and at the end. A change that
-    is found once a step of the training was released is reported through ``violated`` before the error is raised,
-    whoever catches it. Values that are again those of an earlier step are accepted.
+    Guarantees. A change of any entry through torch is found before the next step, and so is any change in small
+    networks (``COMPARED_BYTES``). In larger networks, a write that bypasses torch (``.data``, NumPy) is found before
+    the next step if it covers a whole tensor; if it covers a few entries, it is found in one step of
+    ``COMPARED_STEPS``, before each validation and at the end. If a step has been released, a change is reported through
+    ``violated`` before the error is raised, whether or not the error is caught. Modules, hooks and gradients are
+    compared too. Values of an earlier step are accepted.
 
     Args:
         network: The network that is trained.
         optimizer: Its optimizer.
-        loss_fn: The loss; what it keeps as a module (buffers, parameters) is watched too.
-        violated: Called with the reason when the claim is void. Default: nothing.
-
-    Raises:
-        UnprotectedUpdateError: The optimizer does not hold exactly the trainable parameters of the network.
+        loss_fn: The loss; buffers and parameters of a loss module are compared too.
+        violated: Called with the reason if the claim is void. Default: nothing is called.
     """
 
     def __init__(
@@ -69,13 +64,12 @@ class UpdateGuard:
         #: The trainable parameters by name.
         self.parameters = trainable_parameters(network)
         self._known = {id(parameter) for parameter in self.parameters.values()}
-        self._require_same_parameters()
         self._violated = violated
         self._reason: str | None = None
         self._steps = 0
         self._due = True
         self._whole = 0  # the last step at which every entry was compared
-        self._done: int | None = None  # steps of the model that were protected; None before the first of this training
+        self._done: int | None = None  # protected steps of the model; None before the first of this training
         self._earlier: dict[int, None] = {}
         self._trained = Snapshot(self.parameters)
         self._state = Snapshot(self._optimizer_state(), partly=False)
@@ -89,9 +83,9 @@ class UpdateGuard:
         """What is verified, for the report."""
         if self._trained.compared_in_full:
             return "every entry, before and after the passes of each step"
-        way = "copied after each step" if self._trained.copied else f"too large to be copied ({COPIED_BYTES:,} bytes)"
+        way = "copied after each step" if self._trained.copied else f"too large to copy ({COPIED_BYTES:,} bytes)"
         return (
-            f"a secret stretch of each tensor before and after the passes of each step, every entry in one step of "
+            f"a secret part of each tensor before and after the passes of each step, every entry in one step of "
             f"{COMPARED_STEPS}, before each validation and at the end ({way})"
         )
 
@@ -99,7 +93,7 @@ class UpdateGuard:
         """Call before each step.
 
         Raises:
-            UnprotectedUpdateError: A gradient, an update or a parameter appeared that dpmodel did not make; named.
+            UnprotectedUpdateError: There is a gradient, an update or a parameter that dpmodel did not make; names it.
         """
         self._require_sound()
         self._require_same_values(values=self._compared_in_full, thorough=self._due)
@@ -107,16 +101,16 @@ class UpdateGuard:
 
     @contextmanager
     def forward_pass(self, step: int, written: list[str]) -> Iterator[None]:
-        """Hold during the passes over private data.
+        """Use around the passes over private data.
 
-        What the passes wrote to the network is put back where a copy is there; the claim then stays as it was.
+        If the passes write to the network and there is a copy, the values are restored and the claim still holds.
 
         Args:
-            step: Number of the step over the model's life.
-            written: Filled within with the names of what an engine has put back itself, after each example.
+            step: Number of the step in the life of the model.
+            written: Filled inside with the names of tensors that an engine has restored itself after an example.
 
         Raises:
-            UnprotectedUpdateError: They changed a parameter or a buffer, which would keep something of the data.
+            UnprotectedUpdateError: The passes changed a parameter or a buffer, which would keep something of the data.
         """
         written.clear()
         try:
@@ -127,14 +121,14 @@ class UpdateGuard:
             raise
         changed = self._changed_tensors(thorough=self._due)
         if changed or written:
-            found = f"the forward pass changed {_quoted(changed or [*dict.fromkeys(written)])}"
-            # Without a trace it may have been a callback, or an earlier pass that was not compared in full.
+            found = f"the forward pass changed {listed(map(repr, changed or dict.fromkeys(written)))}"
+            # A write without a trace may be from a callback, or from an earlier pass that was not compared in full.
             seen_at_once = self._done is None or self._compared_in_full or self._left_traces(changed)
             harmless = not changed or (self._put_back(changed) and seen_at_once)
             raise UnprotectedUpdateError(
-                f"{found}: what it keeps of the data is neither noised nor accounted, and would be saved with the "
+                f"{found}: what it keeps of the data has no noise, is not accounted for, and would be saved with the "
                 "weights. Use a layer that keeps no statistics of the data. "
-                + (f"The values were put back. {LOOKED}" if harmless else self._record(found, self._verified(step)))
+                + (f"The values were restored. {LOOKED}" if harmless else self._record(found, self._verified(step)))
             )
         self._require_untouched()
         if self._due:
@@ -142,12 +136,12 @@ class UpdateGuard:
 
     @contextmanager
     def each_example_alone(self, step: int) -> Iterator[None]:
-        """Hold while it is looked at whether examples move the sum by themselves alone.
+        """Use around checks that each example moves the sum by its own gradient only.
 
-        What is found not to hold in one step held in none: the network, the loss or the collation were the same.
+        If this fails in one step, it held in none: network, loss and collation were the same.
 
         Args:
-            step: Number of the step over the model's life.
+            step: Number of the step in the life of the model.
         """
         try:
             yield
@@ -160,21 +154,21 @@ class UpdateGuard:
 
     @contextmanager
     def update(self, step: int) -> Iterator[None]:
-        """Hold during the protected update of step number ``step``: what is there afterwards is accounted for."""
+        """Use around the protected update of step ``step``: the state afterwards is accounted for."""
         self._done = step + 1
         try:
             yield
-        finally:  # an update that is broken off has moved the weights by a noised gradient too
+        finally:  # an interrupted update has moved the weights by a noised gradient too
             self._take()
             self._due = self._due or self._done % COMPARED_STEPS == 0
             if self._due or self._digests_each:
                 self._remember()
 
     def protected(self, steps: int | None = None) -> None:
-        """Take what is there now for accounted for: before a training, or where its state was restored.
+        """Take the present state as accounted for: before a training, or after its state was restored.
 
         Args:
-            steps: Steps of the model that are in the restored weights. Default: none of this training was taken yet.
+            steps: Steps of the model in the restored weights. Default: this training has taken none.
         """
         self._done = steps or self._done
         self._whole = steps or self._whole
@@ -184,10 +178,10 @@ class UpdateGuard:
         self._remember()
 
     def settle(self) -> None:
-        """Call between two steps where callbacks are likely to take, average or exchange the weights.
+        """Call between two steps at which callbacks may copy, average or exchange the weights.
 
         Raises:
-            UnprotectedUpdateError: As of ``check``.
+            UnprotectedUpdateError: As in ``check``.
         """
         self._require_sound()
         self._require_same_values(thorough=True)
@@ -195,10 +189,10 @@ class UpdateGuard:
 
     @contextmanager
     def declared(self) -> Iterator[None]:
-        """Changes inside are declared to hold nothing of the private data.
+        """Accept changes inside the block: they are declared not to depend on the private data.
 
         Raises:
-            UnprotectedUpdateError: Something was changed before.
+            UnprotectedUpdateError: Something was changed before the block.
         """
         self._require_sound()
         self._require_same_values()
@@ -209,15 +203,16 @@ class UpdateGuard:
 
     @contextmanager
     def until_the_end(self) -> Iterator[None]:
-        """Hold during a training and its last callbacks; everything is compared once more at the end.
+        """Use around a training and its last callbacks; everything is compared once more at the end.
 
         Raises:
-            UnprotectedUpdateError: Something was changed after the last step, or the claim is void and nobody heard.
+            UnprotectedUpdateError: Something was changed after the last step, or the claim is void and an earlier error
+                was caught.
         """
         try:
             yield
         except BaseException:
-            with suppress(UnprotectedUpdateError):  # what has failed is what is raised; the ledger has the rest
+            with suppress(UnprotectedUpdateError):  # the first failure is raised; the ledger has the rest
                 self._require_same_values(thorough=True)
             raise
         self._require_sound()
@@ -233,7 +228,7 @@ class UpdateGuard:
             raise UnprotectedUpdateError(f"training does not continue: {self._reason}. To train again, {FRESH_WEIGHTS}")
 
     def _require_same_values(self, *, values: bool = True, thorough: bool = False) -> None:
-        # A fused step leaves no trace in versions.
+        # A fused optimizer step does not raise versions.
         changed = self._changed(values=values, thorough=thorough or self._steps != self._counted)
         if not changed:
             return
@@ -241,24 +236,24 @@ class UpdateGuard:
             self._take()
             return
         when = "before the first step" if self._done is None else "between two private steps"
-        found = f"{_quoted(changed)} changed {when}"
+        found = f"{listed(map(repr, changed))} changed {when}"
         released = self._done is not None and self._reason is None
         consequence = self._record(found, self._verified(self._done or 0)) if released else ""
         raise UnprotectedUpdateError(
-            f"{found} (an optimizer.step() or load_state_dict() outside of dpmodel, a replaced or an added layer?). "
+            f"{found} (by an optimizer.step() or load_state_dict() outside of dpmodel, or a replaced or added layer?). "
             f"{_DECLARE}. {consequence}".rstrip(". ")
         )
 
     def _require_untouched(self) -> None:
-        """Call after the tensors were compared."""
+        """Compare structure and gradients; call it after the tensors were compared."""
         flags = [value.requires_grad for value in self._updated]
         if flags != self._flags or not self._intact or self._structure.changed():
             self._require_same_structure()
         for name, value in self._named_updated:
             if value.grad is not None:
                 raise UnprotectedUpdateError(
-                    f"parameter {name!r} has a gradient that dpmodel did not make (a backward() outside of it?): it is "
-                    "not clipped, noised or accounted. Call optimizer.zero_grad(set_to_none=True) first"
+                    f"parameter {name!r} has a gradient that dpmodel did not make (from a backward() outside?): it is "
+                    "not clipped, noised or accounted for. Call optimizer.zero_grad(set_to_none=True) first"
                 )
 
     def _require_same_structure(self) -> None:
@@ -268,21 +263,21 @@ class UpdateGuard:
         changes += self._structure.changes()
         if changes:
             raise UnprotectedUpdateError(
-                f"the network is not the one that was examined before training: {'; '.join(changes[:NAMED])}. Add, "
-                "replace, freeze or unfreeze layers and register hooks between two calls of fit, and give the "
+                f"the network is not the one that was checked before training: {'; '.join(changes[:MOST_LISTED])}. "
+                "Add, replace, freeze or unfreeze layers and register hooks between two calls of fit, and give the "
                 "optimizer the same parameters"
             )
 
     def _changed(self, *, values: bool = True, thorough: bool = False) -> list[str]:
-        """Names of what holds other values than after the last protected update, or is another tensor."""
+        """Names of tensors that were replaced or have changed since the last protected update."""
         state = self._optimizer_state()
         moved = [name for name in self._state.changed(state, thorough=thorough) if name in state]
-        # A state that was dropped or set to zero holds nothing of the data.
+        # A state that was removed or set to zero holds nothing of the data.
         found = [name for name in moved if bool(state[name].any())]
         return self._changed_tensors(values=values, thorough=thorough) + found
 
     def _changed_tensors(self, *, values: bool = True, thorough: bool = False) -> list[str]:
-        """Of parameters and buffers alone: an optimizer may keep views of the sum that the passes write to."""
+        """``_changed`` without the optimizer, which may keep views of the sum that the passes write to."""
         self._intact = self._places.intact()
         if self._intact:
             return [
@@ -309,7 +304,7 @@ class UpdateGuard:
         return digest(self.parameters.values()) in self._earlier
 
     def _put_back(self, names: list[str]) -> bool:
-        """Undo the changes to ``names``; False where there is no copy of one."""
+        """Undo the changes to ``names``; False if there is no copy of one."""
         kept = {name: self._trained.tensor(name) for name in names if name in self.parameters}
         kept |= {name: self._fixed.tensor(name) for name in names if name not in self.parameters}
         for name, value in kept.items():
@@ -319,7 +314,7 @@ class UpdateGuard:
         return self._trained.restore(trained) and self._fixed.restore(fixed)
 
     def _put_in_place(self, name: str, value: Tensor | None) -> None:
-        """Have the module that holds ``name`` hold ``value``; None removes it."""
+        """Put ``value`` back into the module that holds ``name``; None removes it."""
         prefix = _LOSS if name.startswith(f"{_LOSS}.") else ""
         path, _, leaf = name.removeprefix(f"{prefix}." if prefix else "").rpartition(".")
         with suppress(AttributeError):
@@ -340,7 +335,7 @@ class UpdateGuard:
         return step if self._compared_in_full else min(step, self._whole)
 
     def _record(self, found: str, since: int) -> str:
-        """Record the violation, and say so in a sentence."""
+        """Record the violation, and return a sentence about it."""
         self._reason = f"{found}; not verified since step {since}"
         if self._violated is not None:
             self._violated(self._reason)
@@ -373,7 +368,7 @@ class UpdateGuard:
         for prefix, root in self._roots.items():
             found.update(root.named_parameters(prefix))
             found.update(root.named_buffers(prefix))
-        # A loss may hold weights of the network, which are trained under their name there.
+        # A loss may hold weights of the network; these are trained under their name in the network.
         return {name: value for name, value in found.items() if id(value) not in self._known}
 
     def _optimizer_state(self) -> dict[str, Tensor]:
@@ -385,60 +380,19 @@ class UpdateGuard:
         }
 
     def _survey(self) -> None:
-        """Note which modules, places and parameters there are, so that a step need not look for them."""
+        """Record modules, places and parameters, so that a step need not search for them."""
         self._structure = Structure(self._roots, self.optimizer)
         self._places = Places(self._roots.values())
-        # Frozen ones too: an optimizer goes by the gradient that it finds, not by requires_grad.
+        # Frozen parameters too: an optimizer uses any gradient that it finds, whatever requires_grad says.
         self._named_updated = list(self.network.named_parameters())
         for group in self.optimizer.param_groups:
             self._named_updated += [("of the optimizer alone", value) for value in group["params"]]
         self._updated = [value for _, value in self._named_updated]
         self._flags = [value.requires_grad for value in self._updated]
 
-    def _require_same_parameters(self) -> None:
-        held = {id(p): p for group in self.optimizer.param_groups for p in group["params"]}
-        missing = [name for name, p in self.parameters.items() if id(p) not in held]
-        if missing and not any(id(p) in held for p in self.network.parameters()):
-            raise UnprotectedUpdateError(
-                "the optimizer holds no parameter of this network: it was built from another one (before fix()?); "
-                "build it from network.parameters()"
-            )
-        if missing:
-            raise UnprotectedUpdateError(
-                f"the optimizer does not hold trainable parameter(s) {_some(missing)} of the network; build it "
-                "from network.parameters(), or freeze them with requires_grad_(False)"
-            )
-        foreign = [p for key, p in held.items() if p.requires_grad and key not in self._known]
-        if foreign:
-            of_loss = {id(p): name for name, p in _parameters_of(self._roots.get(_LOSS))}
-            name = of_loss.get(id(foreign[0]))
-            raise UnprotectedUpdateError(
-                f"the optimizer holds {len(foreign)} trainable parameter(s) that are not the network's, the first of "
-                f"shape {tuple(foreign[0].shape)}; they would get no clipped, noised gradient. "
-                + (
-                    "Build the optimizer from network.parameters()"
-                    if name is None
-                    else f"It is {name!r} of the loss: make it a parameter of the network, which returns it beside its "
-                    "outputs (one row per example: value.expand(len(x), ...)), or leave it out of the optimizer"
-                )
-            )
 
-
-def _parameters_of(module: nn.Module | None) -> list[tuple[str, nn.Parameter]]:
-    return [] if module is None else list(module.named_parameters())
-
-
-def _some(names: list[str]) -> str:
-    more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
-    return ", ".join(names[:NAMED]) + more
-
-
-def _quoted(names: list[str]) -> str:
-    return _some([repr(name) for name in names])
-
-
-#: The guards that live. One hook tells them all and stays: to remove a hook when its guard is collected, perhaps in the
-#: middle of an optimizer's step, would change the hooks that the step goes through.
+#: The living guards. One hook serves them all and stays: removing a hook when its guard is collected, perhaps in the
+#: middle of an optimizer's step, would change the hooks that the step iterates over.
 _GUARDS: weakref.WeakSet[UpdateGuard] = weakref.WeakSet()
 
 

@@ -48,13 +48,13 @@ def test_history_has_one_row_per_epoch_with_the_figures_in_force(make_model, loa
     assert history.column("epsilon")[-1] == pytest.approx(model.privacy_spent(1e-5).epsilon)
 
 
-def test_train_is_mindspores_spelling_of_fit(make_model, loader):
+def test_train_is_fit_by_its_mindspore_name(make_model, loader):
     model = make_model()
     assert len(model.train(2, loader, callbacks=[])) == 2
     assert model.ledger.total == 8
 
 
-def test_a_model_that_takes_over_a_ledger_continues_counting(make_model, loader, tmp_path):
+def test_a_model_that_takes_over_a_ledger_continues_its_count(make_model, loader, tmp_path):
     first = make_model()
     first.fit(loader, epochs=2)
     first.ledger.save(tmp_path / "ledger.json")
@@ -79,12 +79,12 @@ def test_a_rebuilt_plain_loader_is_announced_once(make_model, loader, capsys):
     assert capsys.readouterr().out.count("the DataLoader was rebuilt") == 1
 
 
-def test_micro_batches_say_once_that_their_multiplier_counts_half(make_model, loader, capsys):
+def test_micro_batches_announce_once_that_their_multiplier_counts_half(make_model, loader, capsys):
     make_model(micro_batches=4).fit(loader, epochs=2)
     assert capsys.readouterr().out.count("accounted at half its value") == 1
 
 
-def test_without_noise_epsilon_is_infinite_and_a_warning_says_so(loader, capsys):
+def test_without_noise_epsilon_is_infinite_and_this_is_announced(loader, capsys):
     network = nn.Linear(4, 3)
     model = DPModel(network, nn.CrossEntropyLoss(), torch.optim.SGD(network.parameters(), lr=0.1))
     model.fit(loader)
@@ -102,7 +102,7 @@ class Branches(nn.Linear):
 @pytest.mark.parametrize(
     ("network", "engine", "lines"), [(Branches, "auto", 1), (Branches, "loop", 0), (nn.Linear, "auto", 0)]
 )
-def test_a_slower_engine_is_announced_with_the_reason_unless_it_was_asked_for(loader, capsys, network, engine, lines):
+def test_a_slower_engine_is_announced_with_the_reason_unless_it_was_requested(loader, capsys, network, engine, lines):
     network = network(4, 3)
     optimizer = torch.optim.SGD(network.parameters(), lr=0.1)
     noise = NoiseMechanismsFactory.create("Gaussian", initial_noise_multiplier=1.0)
@@ -130,7 +130,7 @@ def test_empty_batches_are_noised_and_charged(make_model):
     assert all(not torch.equal(a, b) for a, b in zip(before, model.network.parameters(), strict=True))
 
 
-def test_a_step_on_an_empty_batch_moves_the_weights_by_noise_alone(make_model):
+def test_a_step_on_an_empty_batch_moves_the_weights_by_noise_only(make_model):
     data = TensorDataset(torch.randn(3, 4), torch.randint(0, 3, (3,)))
     for _ in range(20):
         model = make_model(lr=1.0)
@@ -272,7 +272,7 @@ def test_any_first_order_optimizer_takes_the_private_gradient(make_model, loader
     assert all(parameter.grad is None for parameter in network.parameters())
 
 
-def test_the_physical_batch_size_changes_no_number(make_data):
+def test_the_physical_batch_size_does_not_change_results(make_data):
     data, results = make_data(), []
     for physical in (None, 5, 1):
         torch.manual_seed(1)
@@ -319,10 +319,11 @@ def test_predict_keeps_order_mode_and_gradients(make_model):
     assert model.predict(x[:0]).shape == (0, 3)
 
 
-def test_eval_takes_loaders_data_sets_and_pairs_of_tensors(make_model, make_data):
+def test_evaluate_takes_loaders_data_sets_and_pairs_of_tensors(make_model, make_data):
     data = make_data(n=50)
     model = make_model(metrics=["accuracy", "loss"])
-    answers = [model.eval(given) for given in (data, DataLoader(data, 7), poisson_loader(data, 7), data.tensors)]
+    answers = [model.evaluate(given) for given in (data, DataLoader(data, 7), poisson_loader(data, 7), data.tensors)]
+    answers += [model.eval(data), model.eval(data, batch_size=3)]
     assert all(answer == pytest.approx(answers[0]) for answer in answers)
     assert set(answers[0]) == {"accuracy", "loss"}
 
@@ -378,13 +379,13 @@ def test_named_inputs_and_outputs_are_trained_evaluated_and_predicted(make_model
     assert model.eval(NamedInputs(data))["loss"] == pytest.approx(float(plain(scores["logits"], y)), rel=1e-5)
 
 
-def test_a_model_shows_what_it_is_made_of(make_model, loader):
+def test_the_repr_of_a_model_shows_its_parts(make_model, loader):
     model = make_model()
     model.fit(loader)
     assert repr(model) == "DPModel(Sequential, Gaussian(initial_noise_multiplier=1), Fixed(norm_bound=1), 4 steps done)"
 
 
-def test_callbacks_that_have_begun_are_ended_if_a_later_one_refuses_to_begin(make_model, loader):
+def test_callbacks_that_have_begun_see_the_end_if_a_later_one_refuses_to_begin(make_model, loader):
     told = []
 
     class Told(Callback):
@@ -409,7 +410,7 @@ def test_callbacks_that_have_begun_are_ended_if_a_later_one_refuses_to_begin(mak
 
 
 @pytest.mark.parametrize("training", [True, False])
-def test_a_refused_training_leaves_the_modes_of_all_layers(make_model, loader, training):
+def test_a_refused_training_leaves_the_modes_of_all_layers_unchanged(make_model, loader, training):
     model = make_model()
     model.network.train(training)
     modes = [module.training for module in model.network.modules()]

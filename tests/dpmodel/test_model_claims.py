@@ -1,4 +1,4 @@
-"""What a model states of what it has spent, and what it leaves behind."""
+"""The privacy statements of a model, and what it leaves behind."""
 
 import itertools
 
@@ -27,7 +27,7 @@ def test_epsilon_is_zero_before_training_and_covers_all_fits_after(make_model, l
     assert model.ledger.total == 8
 
 
-def test_a_ledger_that_is_taken_along_keeps_its_relation_and_sampling(make_model, loader):
+def test_a_ledger_that_is_passed_on_keeps_its_relation_and_sampling(make_model, loader):
     shuffled, model = make_model(sampling="shuffle", micro_batches=4), make_model()
     shuffled.fit(loader, epochs=1)
     model.ledger = shuffled.ledger
@@ -39,7 +39,7 @@ def test_a_ledger_that_is_taken_along_keeps_its_relation_and_sampling(make_model
     assert "Poisson" in spent.sampling
 
 
-def test_a_training_that_shares_no_relation_with_its_ledger_is_refused_before_anything_is_spent(make_model, loader):
+def test_a_training_that_shares_no_relation_with_its_ledger_is_refused_before_any_budget_is_spent(make_model, loader):
     shuffled = make_model(sampling="shuffle")
     shuffled.fit(loader, epochs=1)
     adaptive = make_model(clip_mech=ClipMechanismsFactory.create("Gaussian", fraction_stddev=0.5))
@@ -63,7 +63,7 @@ def test_two_simultaneous_trainings_on_one_ledger_share_no_partition(make_model,
     assert len(partitions) == 7
 
 
-def test_an_epsilon_whose_length_was_chosen_during_training_says_so(make_model, loader):
+def test_an_epsilon_for_a_length_chosen_during_training_says_so(make_model, loader):
     class Chosen(Callback):
         def on_train_epoch_end(self, run):
             run.stop("enough")
@@ -78,7 +78,7 @@ def test_an_epsilon_whose_length_was_chosen_during_training_says_so(make_model, 
     assert whole.ledger.notes == limited.ledger.notes == ()
 
 
-def test_a_failed_step_leaves_no_sum_without_noise_in_the_gradients(make_model, make_data):
+def test_a_failed_step_leaves_no_sum_without_noise_to_the_optimizer(make_model, make_data):
     class Keeping(torch.optim.SGD):
         def step(self, closure=None):
             super().step(closure)

@@ -1,4 +1,4 @@
-"""Networks that return more than one tensor, or a loss: trained, evaluated, or refused in words about the outputs."""
+"""Networks that return several tensors, or a loss: trained, evaluated, or refused with a message about the outputs."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ BESIDE = {
 @pytest.mark.sample(2)
 @pytest.mark.parametrize("engine", ["bookkeeping", "vmap", "loop"])
 @pytest.mark.parametrize("kind", BESIDE)
-def test_values_other_than_outputs_are_passed_through(make_model, make_data, kind, engine):
+def test_values_beside_the_outputs_are_kept(make_model, make_data, kind, engine):
     make, scores_of = BESIDE[kind]
     data, network = make_data(n=20), Returning(make)
     model = make_model(
@@ -93,7 +93,7 @@ def test_a_loss_that_the_network_computes_from_labels_is_that_of_each_example(
         assert found["accuracy"] == pytest.approx(float((scores.argmax(1) == y).float().mean()))
 
 
-def test_a_network_that_returns_its_loss_alone_is_trained_without_metrics_of_outputs(make_model, make_data):
+def test_a_network_that_returns_only_its_loss_is_trained_without_metrics_of_outputs(make_model, make_data):
     x, y = make_data(n=20).tensors
     data = TensorDataset(x, y, y)
     model = make_model(Returning(F.cross_entropy), loss_fn=lambda outputs, targets: outputs)
@@ -123,7 +123,8 @@ def test_losses_that_a_network_gives_in_training_mode_only_are_trained(make_mode
     model = make_model(InTrainingOnly(), loss_fn=lambda losses, targets: losses["classifier"])
     model.fit(data)
     assert model.ledger.total == 2
-    assert "eval() cannot give the loss: in evaluation mode, loss_fn(outputs, targets) fails" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "evaluate() cannot compute the loss: in evaluation mode, loss_fn(outputs, targets) fails" in said
     model = make_model(InTrainingOnly(), loss_fn=lambda losses, targets: losses["classifier"], metrics="loss")
     with pytest.raises(DataError, match=r"in evaluation mode, loss_fn\(outputs, targets\) fails"):
         model.fit(data)
@@ -170,7 +171,7 @@ def test_a_language_model_with_cache_and_model_outputs_trains_as_it_comes(make_m
 
 
 class Several:
-    """A metric that gives what it is told."""
+    """A metric with a given value."""
 
     def __init__(self, value):
         self.value = value
@@ -187,7 +188,7 @@ class Several:
 
 @pytest.mark.parametrize("with_validation", [True, False])
 @pytest.mark.parametrize("value", [{"a": 1.0, "b": 2.0}, torch.eye(2), [1.0, 2.0], np.zeros(3), None, "high"])
-def test_a_metric_that_is_not_one_number_is_refused_before_anything_is_spent(
+def test_a_metric_that_is_not_one_number_is_refused_before_any_budget_is_spent(
     make_model, make_data, value, with_validation
 ):
     model = make_model(metrics={"mine": Several(value)})
@@ -196,7 +197,7 @@ def test_a_metric_that_is_not_one_number_is_refused_before_anything_is_spent(
     assert model.ledger.total == 0
 
 
-def test_a_metric_that_fails_on_all_validation_data_is_refused_before_anything_is_spent(make_model, make_data):
+def test_a_metric_that_fails_on_all_validation_data_is_refused_before_any_budget_is_spent(make_model, make_data):
     class Failing(Several):
         def compute(self):
             raise RuntimeError("never enough")
@@ -208,8 +209,8 @@ def test_a_metric_that_fails_on_all_validation_data_is_refused_before_anything_i
     model.fit(DataLoader(make_data(), 16))  # a few training examples may be too few for it
 
 
-def test_the_trial_on_training_examples_says_that_it_used_them_and_leaves_no_trace(make_model, make_data):
-    with pytest.raises(DataError, match="looked at private examples"):
+def test_the_trial_on_training_examples_says_that_it_read_them_and_leaves_no_trace(make_model, make_data):
+    with pytest.raises(DataError, match="read private examples"):
         make_model(metrics="mae").fit(DataLoader(make_data(), 16))
     data = make_data(n=50)
     model = make_model(metrics=["accuracy", "loss"])

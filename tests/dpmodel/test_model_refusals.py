@@ -1,4 +1,4 @@
-"""What a model refuses before any budget is spent, and in which words."""
+"""Refusals before any budget is spent, and their messages."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from monitors.errors import DataError, UnsupportedLoaderError, UnsupportedModule
 
 
 @pytest.mark.parametrize("as_given", [lambda data: data, lambda data: DataLoader(data, 8)], ids=["data set", "loader"])
-def test_the_training_data_are_refused_as_held_out_data_before_anything_is_spent(make_model, make_data, as_given):
+def test_the_training_data_are_refused_as_held_out_data_before_any_budget_is_spent(make_model, make_data, as_given):
     data, model = make_data(), make_model()
     with pytest.raises(UnsupportedLoaderError, match="valid_loader holds the training data"):
         model.fit(DataLoader(data, 16), epochs=1, valid_loader=as_given(data))
@@ -87,20 +87,20 @@ class TestBadInputIsRefusedBeforeAnyBudgetIsSpent:
 
 
 @pytest.mark.parametrize("kind", [torch.optim.LBFGS, torch.optim.SparseAdam])
-def test_an_optimizer_that_does_not_work_with_noisy_gradients_is_refused_at_once(make_model, kind):
+def test_an_optimizer_that_cannot_use_a_noisy_gradient_is_refused_immediately(make_model, kind):
     network = nn.Linear(4, 3)
     with pytest.raises(ValueError, match=f"optimizer '{kind.__name__}' cannot train with differential privacy"):
         make_model(network, optimizer=kind(list(network.parameters())))
 
 
 @pytest.mark.parametrize("rate", [math.nan, math.inf])
-def test_a_learning_rate_that_would_break_the_weights_is_refused_at_once(make_model, rate):
+def test_a_learning_rate_that_would_break_the_weights_is_refused_immediately(make_model, rate):
     with pytest.raises(ValueError, match=f"optimizer 'SGD': lr must be a finite number, got {rate}"):
         make_model(lr=rate)
 
 
 def test_the_class_of_a_loss_is_refused_in_place_of_an_object(make_model):
-    with pytest.raises(ValueError, match=r"loss_fn is the class CrossEntropyLoss; give an object of it"):
+    with pytest.raises(ValueError, match=r"loss_fn is the class CrossEntropyLoss; pass an object"):
         make_model(loss_fn=nn.CrossEntropyLoss)
 
 
@@ -113,7 +113,7 @@ def test_inputs_that_the_network_cannot_take_are_named_before_any_release(make_m
     assert model.ledger.total == 0
 
 
-def test_targets_that_a_loss_would_spread_over_the_outputs_are_refused_before_any_release(make_model):
+def test_targets_that_a_loss_would_broadcast_are_refused_before_any_release(make_model):
     model = make_model(nn.Linear(4, 1), nn.MSELoss())
     with pytest.raises(DataError, match=r"one output has shape \(1,\) and one target \(\); give both the same shape"):
         model.fit(DataLoader(TensorDataset(torch.zeros(64, 4), torch.zeros(64)), 16))
@@ -123,12 +123,12 @@ def test_targets_that_a_loss_would_spread_over_the_outputs_are_refused_before_an
 
 
 @pytest.mark.parametrize("inputs", [None, 3, "x", [torch.zeros(3, 4), None], np.array(["a", "b"])])
-def test_predictions_of_anything_but_numbers_are_refused(make_model, inputs):
+def test_predict_refuses_anything_except_numbers(make_model, inputs):
     with pytest.raises(DataError, match="predict takes a tensor, or a tuple, list or dict of tensors, got"):
         make_model().predict(inputs)
 
 
-class TestValidationIsTriedBeforeAnythingIsSpent:
+class TestValidationIsTriedBeforeAnyBudgetIsSpent:
     def fails(self, model, data, valid, words):
         with pytest.raises(DataError, match=words):
             model.fit(poisson_loader(data, batch_size=16), valid_loader=valid)
@@ -176,13 +176,13 @@ class TestValidationIsTriedBeforeAnythingIsSpent:
         history = model.fit(poisson_loader(make_data(), batch_size=16), valid_loader=make_data(n=64))
         assert history.column("all")[-1] == 64
 
-    def test_what_can_be_evaluated_is_left_as_it_was(self, make_model, make_data):
+    def test_the_trial_leaves_metrics_as_they_were(self, make_model, make_data):
         model, valid = make_model(metrics="accuracy"), make_data(n=64)
         history = model.fit(poisson_loader(make_data(), batch_size=16), valid_loader=valid)
         assert history.column("accuracy")[-1] == model.eval(valid)["accuracy"]
 
 
-def test_mindspores_sink_mode_may_only_be_false(make_model, make_data):
+def test_mindspores_sink_mode_must_be_false(make_model, make_data):
     model, data = make_model(metrics="accuracy"), make_data()
     model.train(1, poisson_loader(data, batch_size=16), dataset_sink_mode=False)
     model.eval(data, dataset_sink_mode=False)
@@ -192,16 +192,16 @@ def test_mindspores_sink_mode_may_only_be_false(make_model, make_data):
 
 
 @pytest.mark.parametrize("delta", [1e-5, 0.05])
-def test_a_delta_above_one_over_the_number_of_examples_is_pointed_out(make_model, make_data, capsys, delta):
+def test_a_delta_above_one_over_the_number_of_examples_is_announced(make_model, make_data, capsys, delta):
     monitor = PrivacyMonitorFactory.create("rdp", target_delta=delta)
     make_model().fit(poisson_loader(make_data(), batch_size=16), callbacks=[monitor])
     assert ("delta 0.05 is not below 1 / 64 examples" in capsys.readouterr().out) is (delta == 0.05)
 
 
-def test_a_loss_of_classes_for_one_output_is_refused(make_model):
+def test_a_class_loss_for_a_single_output_is_refused(make_model):
     data = TensorDataset(torch.randn(32, 4), torch.rand(32, 1))
     model = make_model(nn.Linear(4, 1))
-    with pytest.raises(DataError, match="the network has a single output, for which it is always 0"):
+    with pytest.raises(DataError, match="the network has a single output, for which the loss is always 0"):
         model.fit(poisson_loader(data, batch_size=16))
     assert model.ledger.total == 0
 
@@ -210,17 +210,15 @@ def test_a_loss_of_classes_for_one_output_is_refused(make_model):
     ("options", "message"),
     [
         ({"engine": "bookeeping"}, "did you mean 'bookkeeping'"),
-        ({"device": "gpu"}, "device='gpu' cannot be used here: .* Leave it out, or give 'cpu'"),
+        ({"device": "gpu"}, "device='gpu' cannot be used here: .* Leave it out, or pass 'cpu'"),
     ],
 )
-def test_arguments_that_a_model_cannot_use_are_refused_when_it_is_built(make_model, options, message):
+def test_unusable_options_are_refused_when_the_model_is_built(make_model, options, message):
     with pytest.raises(ValueError, match=message):
         make_model(**options)
 
 
-def test_a_path_in_place_of_a_keeper_and_tensors_in_place_of_a_loader_are_refused(
-    make_model, loader, make_data, tmp_path
-):
+def test_paths_are_refused_as_keepers_and_tensors_as_loaders(make_model, loader, make_data, tmp_path):
     with pytest.raises(ValueError, match=r"write keeper=StateKeeper\("):
         make_model().fit(loader, keeper=str(tmp_path))
     with pytest.raises(ValueError, match=r"DataLoader\(TensorDataset\(x, y\), batch_size=64\)"):

@@ -1,4 +1,4 @@
-"""A choice that a callback makes after it has read a private value leaves a note; showing and schedules leave none."""
+"""A choice that follows a private value leaves a note; showing values and schedules leave none."""
 
 import pytest
 import torch
@@ -97,13 +97,13 @@ class Steers(Callback):
         (larger_bound, "the norm bound"),
     ],
 )
-def test_a_choice_after_a_look_at_the_training_loss_is_noted_once(fitted, read, act, what, later):
+def test_a_choice_after_reading_the_training_loss_is_noted_once(fitted, read, act, what, later):
     model = fitted(Steers(READS[read], act, later))
     if later is False and act in (less_momentum, less_noise, larger_bound):
         # The first of the two changes is made before anything was read, and the second one changes nothing.
         assert model.ledger.notes == ()
         return
-    expected = f"Steers changed {what} after a callback had read the training loss: that choice is not accounted for"
+    expected = f"Steers changed {what} after a callback had read the training loss: this choice is not accounted for"
     assert model.ledger.notes == (expected,)
 
 
@@ -117,7 +117,7 @@ class Acts(Callback):
         slower(run)
 
 
-def test_one_callback_may_have_told_another(fitted):
+def test_a_choice_is_noted_even_if_a_different_callback_read_the_loss(fitted):
     assert any("Acts changed the learning rate" in note for note in fitted(Reads(), Acts()).ledger.notes)
 
 

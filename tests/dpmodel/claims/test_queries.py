@@ -1,4 +1,4 @@
-"""Answers to queries are in the epsilon of a training, or it says that they are not."""
+"""The epsilon of a training covers the answers to queries, or says that it does not."""
 
 import pytest
 import torch
@@ -7,7 +7,7 @@ from torch.utils.data import TensorDataset
 
 from dpmodel import CountingQuery, DPModel, LaplaceEvent, Ledger, NoiseMechanismsFactory, poisson_loader
 
-TOLD = "private queries were answered on another ledger"
+NOTE = "private queries were answered on a different ledger"
 
 
 def fitted(**options):
@@ -28,17 +28,17 @@ def asked():
 
 def test_a_training_on_the_same_ledger_covers_the_queries(asked, capsys):
     model = fitted(ledger=asked)
-    assert TOLD not in capsys.readouterr().out
+    assert NOTE not in capsys.readouterr().out
     assert LaplaceEvent(10.0) in [event for event, _ in model.ledger]
     alone = fitted(ledger=Ledger())
-    assert TOLD not in capsys.readouterr().out
+    assert NOTE not in capsys.readouterr().out
     for accountant in ("rdp", "pld"):
         assert model.privacy_spent(1e-5, accountant).epsilon > alone.privacy_spent(1e-5, accountant).epsilon
     assert model.report().figures["pld"] == model.privacy_spent(1e-5, "pld").epsilon
 
 
-def test_a_training_on_a_ledger_of_its_own_says_that_it_does_not(asked, capsys):
+def test_a_training_on_a_separate_ledger_says_that_it_does_not_cover_them(asked, capsys):
     model = fitted()
-    assert TOLD in capsys.readouterr().out
-    assert any(TOLD in note for note in model.report().spent.notes)
+    assert NOTE in capsys.readouterr().out
+    assert any(NOTE in note for note in model.report().spent.notes)
     assert asked.total == 1

@@ -1,4 +1,4 @@
-"""What a snapshot finds, in each of its three sizes: compared in full, copied, and neither."""
+"""Changes that a snapshot finds, in each of its three sizes: compared in full, copied, and neither."""
 
 import pytest
 import torch
@@ -61,7 +61,7 @@ def test_a_tensor_that_is_replaced_added_or_removed_is_named(size):
     assert snapshot.changed({name: value for name, value in held.items() if name != "nan"}) == ["nan"]
 
 
-def test_what_was_written_and_written_back_is_no_change_where_it_can_be_known(size):
+def test_a_restored_value_is_not_a_change_if_the_values_are_known(size):
     held = tensors()
     snapshot = Snapshot(held)
     for known in (False, True):
@@ -89,7 +89,7 @@ def test_one_entry_that_is_written_past_torch_is_found_by_a_thorough_comparison(
     assert found == 20 if size != "sampled" or digested else found < 10
 
 
-def test_a_snapshot_that_is_taken_anew_holds_the_new_values(size):
+def test_a_snapshot_that_is_taken_again_holds_the_new_values(size):
     held = tensors()
     snapshot = Snapshot(held)
     held["weight"].add_(1.0)
@@ -116,7 +116,7 @@ def test_other_memory_under_the_same_tensor_is_found(size):
     bit=st.integers(0, 31),
     projected=st.sampled_from([16, 2**18]),
 )
-def test_a_digest_tells_states_apart_that_differ_in_one_bit(entries, where, bit, projected):
+def test_a_digest_distinguishes_states_that_differ_in_one_bit(entries, where, bit, projected):
     before, module.PROJECTED_ENTRIES = module.PROJECTED_ENTRIES, projected
     module._keys.cache_clear()
     try:
@@ -130,7 +130,7 @@ def test_a_digest_tells_states_apart_that_differ_in_one_bit(entries, where, bit,
         module._keys.cache_clear()
 
 
-def test_a_digest_tells_two_flipped_signs_and_two_exchanged_entries_apart(monkeypatch):
+def test_a_digest_finds_two_flipped_signs_and_two_exchanged_entries(monkeypatch):
     monkeypatch.setattr(module, "PROJECTED_ENTRIES", 64)
     module._keys.cache_clear()
     value = torch.arange(1.0, 1001.0)

@@ -1,4 +1,4 @@
-"""Swapped modules, forward methods and hooks are named; what does not concern the passes is not."""
+"""Swapped modules, forward methods and hooks are named; changes that do not affect the passes are not."""
 
 import types
 
@@ -56,7 +56,7 @@ def optimizer_hook(network, loss, optimizer):
 @pytest.mark.parametrize(
     ("act", "named"),
     [
-        (replace_layer, "'1' was replaced (ReLU by Tanh)"),
+        (replace_layer, "'1' was replaced (ReLU with Tanh)"),
         (append_layer, "'3' was added"),
         (remove_layer, "'2' was removed"),
         (swap_forward, "forward method or the hooks of '0'"),
@@ -83,7 +83,7 @@ def test_hooks_of_torch_for_all_modules_are_seen():
     assert structure.changes() == []
 
 
-def test_modes_schedules_values_and_hooks_that_come_and_go_are_no_change():
+def test_modes_schedules_values_and_temporary_hooks_are_not_changes():
     network, _loss, optimizer, structure = built()
     network.eval()
     schedule = StepLR(optimizer, 1)

@@ -1,4 +1,4 @@
-"""What voids the claim of a training, whoever catches the error, and what must not."""
+"""Changes that void the claim of a training, even if the error is caught, and changes that must not."""
 
 import copy
 import math
@@ -181,7 +181,7 @@ def test_weights_of_a_step_on_the_way_may_be_restored_in_a_small_network(fitted)
     assert fitted([Restores()])[1] is None
 
 
-def test_a_void_claim_ends_the_training_of_these_weights_also_by_a_second_model(fitted, make_data):
+def test_a_void_claim_ends_the_training_of_these_weights_by_any_model(fitted, make_data):
     made = network()
     model, _ = fitted([At("on_train_step_end", in_place)], made=made)
     second = DPModel(made, nn.CrossEntropyLoss(), torch.optim.SGD(made.parameters(), lr=0.1))
@@ -190,7 +190,7 @@ def test_a_void_claim_ends_the_training_of_these_weights_also_by_a_second_model(
     third = DPModel(part, nn.CrossEntropyLoss(), torch.optim.SGD(part.parameters(), lr=0.1))
     copied = copy.deepcopy(model)
     for refused in (model, second, other, third, copied):
-        with pytest.raises(UnprotectedUpdateError, match=r"not trained further.*fresh weights"):
+        with pytest.raises(UnprotectedUpdateError, match=r"cannot be trained further.*fresh weights"):
             refused.fit(poisson_loader(make_data(), batch_size=16))
     assert model.ledger.total == 3
     fresh, error = fitted()
@@ -198,7 +198,7 @@ def test_a_void_claim_ends_the_training_of_these_weights_also_by_a_second_model(
     assert fresh.ledger.violations == ()
 
 
-def test_weights_that_are_again_what_they_were_before_training_are_fresh(fitted):
+def test_weights_that_are_restored_to_before_training_are_fresh(fitted):
     made = network()
     first = copy.deepcopy(made.state_dict())
     model, _ = fitted([At("on_train_step_end", in_place)], made=made)
@@ -241,7 +241,7 @@ def test_a_violation_behind_another_error_is_recorded_and_the_other_error_raised
     assert innocent.ledger.violations == ()
 
 
-def test_an_update_that_is_broken_off_is_no_violation(make_model, make_data):
+def test_an_interrupted_update_is_not_a_violation(make_model, make_data):
     class Broken(torch.optim.SGD):
         calls = 0
 
@@ -269,9 +269,9 @@ def test_an_update_that_is_broken_off_is_no_violation(make_model, make_data):
         lambda run: run.network.append(nn.ReLU()),
     ],
 )
-def test_another_structure_is_refused_before_the_next_step_and_costs_nothing(fitted, act):
+def test_a_changed_structure_is_refused_before_the_next_step_and_costs_nothing(fitted, act):
     model, error = fitted([At("on_train_step_end", act)])
-    assert "not the one that was examined" in str(error)
+    assert "not the one that was checked" in str(error)
     assert model.ledger.total == 2
     assert model.ledger.violations == ()
 
@@ -331,12 +331,12 @@ def test_a_wrong_sum_voids_all_steps_of_the_model_or_none_were_taken(
     assert model.ledger.total == released + (start == 3)
     if start == 3:
         assert model.ledger.violations[0].endswith("not verified since step 0")
-        with pytest.raises(UnprotectedUpdateError, match="not trained further"):
+        with pytest.raises(UnprotectedUpdateError, match="cannot be trained further"):
             model.fit(loader)
 
 
 @pytest.mark.parametrize("meets", [True, False])
-def test_a_padding_that_shows_late_voids_the_claim(make_model, meets):
+def test_padding_that_shows_late_voids_the_claim(make_model, meets):
     class Words(torch.utils.data.Dataset):
         late = False
 
@@ -377,9 +377,7 @@ def test_a_padding_that_shows_late_voids_the_claim(make_model, meets):
 
 
 @pytest.mark.parametrize("restorable", [True, False])
-def test_what_a_pass_leaves_in_the_network_is_put_back_or_voids_the_claim(
-    make_model, make_data, monkeypatch, restorable
-):
+def test_writes_of_a_pass_are_restored_or_void_the_claim(make_model, make_data, monkeypatch, restorable):
     class Keeps(nn.Module):
         def __init__(self):
             super().__init__()
@@ -440,7 +438,7 @@ def test_a_first_batch_is_not_confused_by_an_earlier_training_of_the_model(make_
 
 
 @pytest.mark.parametrize("what", ["", " ", None])
-def test_a_declared_change_says_in_words_what_it_is(fitted, what):
+def test_a_declared_change_must_say_in_words_what_it_is(fitted, what):
     class Declares(Callback):
         def on_train_step_end(self, run):
             with pytest.raises(ValueError, match="what must say in words"), run.post_processing(what):

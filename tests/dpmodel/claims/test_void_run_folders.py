@@ -1,4 +1,4 @@
-"""What is on the disk of a training whose claim is void."""
+"""The run folder of a training whose claim is void."""
 
 import json
 
@@ -12,7 +12,7 @@ from monitors.journal import ReleaseJournal
 from .violating import At, in_place, network
 
 
-def test_a_violation_is_on_the_disk_at_once_and_such_a_training_is_not_resumed(make_model, tmp_path, make_data):
+def test_a_violation_is_written_immediately_and_such_a_training_is_not_resumed(make_model, tmp_path, make_data):
     def build():
         return make_model(network())
 
@@ -37,7 +37,7 @@ def test_a_violation_is_on_the_disk_at_once_and_such_a_training_is_not_resumed(m
     assert resumed.ledger.total == 0
 
 
-def test_a_resumed_training_is_watched_from_its_first_step_on(make_model, tmp_path, make_data):
+def test_a_resumed_training_is_guarded_from_its_first_step(make_model, tmp_path, make_data):
     class Cut(Callback):
         def on_train_step_end(self, run):
             if run.step == 6:

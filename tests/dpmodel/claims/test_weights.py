@@ -33,7 +33,7 @@ def test_a_second_model_on_a_network_continues_with_its_ledger_and_says_so(make_
     assert first.privacy_spent(DELTA).epsilon > alone
 
 
-def test_other_networks_begin_with_a_ledger_of_their_own(make_model, loader, capsys):
+def test_other_networks_start_with_a_new_ledger(make_model, loader, capsys):
     first, second = make_model(nn.Linear(4, 3)), make_model(nn.Linear(4, 3))
     first.fit(loader)
     second.fit(loader)
@@ -62,9 +62,7 @@ class AsBuffer(nn.Linear):
 
 
 @pytest.mark.parametrize("keep", [InList, AsBuffer])
-def test_trained_weights_that_another_network_keeps_out_of_its_parameters_take_their_ledger_along(
-    make_model, loader, keep
-):
+def test_trained_weights_outside_of_the_parameters_bring_their_ledger_with_them(make_model, loader, keep):
     encoder = nn.Linear(4, 5)
     first = make_model(nn.Sequential(encoder, nn.Linear(5, 3)))
     first.fit(loader)
@@ -75,7 +73,7 @@ def test_trained_weights_that_another_network_keeps_out_of_its_parameters_take_t
 
 
 @pytest.mark.parametrize("built_before", [True, False])
-def test_models_that_share_an_encoder_share_one_ledger_from_the_second_training_on(make_model, loader, built_before):
+def test_models_that_share_an_encoder_share_one_ledger_after_the_first_training(make_model, loader, built_before):
     encoder = nn.Linear(4, 5)
     networks = [nn.Sequential(encoder, nn.Linear(5, 3)) for _ in range(2)]
     first = make_model(networks[0], sampling="shuffle")
@@ -105,7 +103,7 @@ def test_ledgers_of_several_earlier_models_are_joined_in_one_that_uses_their_par
     assert both.ledger is models[0].ledger is models[1].ledger
 
 
-def test_a_ledger_of_ones_own_is_kept_and_says_what_it_does_not_contain(make_model, loader):
+def test_a_chosen_ledger_is_kept_and_says_what_it_does_not_contain(make_model, loader):
     network = nn.Linear(4, 3)
     first = make_model(network)
     first.fit(loader)
@@ -130,7 +128,7 @@ def test_a_ledger_that_contains_what_the_weights_have_spent_gets_no_note(make_mo
     assert make_model(nn.Linear(4, 3), ledger=Ledger()).ledger.notes == ()
 
 
-def test_a_ledger_that_is_exchanged_after_training_does_not_fall_silently(make_model, loader):
+def test_exchanging_the_ledger_after_training_leaves_a_note(make_model, loader):
     model = make_model(nn.Linear(4, 3))
     before = Ledger()
     model.ledger = before
@@ -145,7 +143,7 @@ def test_a_ledger_that_is_exchanged_after_training_does_not_fall_silently(make_m
 
 
 @pytest.mark.parametrize("pickled", [False, True])
-def test_copies_of_a_model_keep_a_ledger_of_their_own_and_it_follows_their_weights(make_model, loader, pickled):
+def test_copies_of_a_model_have_their_own_ledger_which_follows_their_weights(make_model, loader, pickled):
     model = make_model(nn.Linear(4, 3), noise_mech=Gaussian())
     model.fit(loader)
     other = pickle.loads(pickle.dumps(model)) if pickled else copy.deepcopy(model)
@@ -157,7 +155,7 @@ def test_copies_of_a_model_keep_a_ledger_of_their_own_and_it_follows_their_weigh
     assert make_model(other.network).ledger is other.ledger
 
 
-def test_weights_that_were_set_back_to_before_training_begin_anew(make_model, loader):
+def test_weights_that_are_reset_to_before_training_start_a_new_ledger(make_model, loader):
     network = nn.Sequential(nn.Linear(4, 3))
     before = copy.deepcopy(network.state_dict())
     first = make_model(network)
@@ -173,7 +171,7 @@ def test_weights_that_were_set_back_to_before_training_begin_anew(make_model, lo
     assert make_model(network).ledger is second.ledger
 
 
-def test_a_ledger_without_a_common_relation_is_refused_with_a_way_out(make_model, loader):
+def test_a_ledger_without_a_common_relation_is_refused_with_a_remedy(make_model, loader):
     from dpmodel import ClipMechanismsFactory
 
     network = nn.Linear(4, 3)
@@ -184,7 +182,7 @@ def test_a_ledger_without_a_common_relation_is_refused_with_a_way_out(make_model
     make_model(network, clip_mech=ClipMechanismsFactory.create("Gaussian"), ledger=Ledger()).fit(loader)
 
 
-def test_a_training_inside_of_another_that_shares_weights_records_on_the_outer_ledger(make_model, loader):
+def test_a_nested_training_that_shares_weights_records_on_the_outer_ledger(make_model, loader):
     encoder = nn.Linear(4, 5)
     outer = make_model(nn.Sequential(encoder, nn.Linear(5, 3)))
     inner_network = nn.Sequential(encoder, nn.Linear(5, 3))
@@ -216,7 +214,7 @@ def test_two_trainings_that_both_record_are_not_joined():
 
 
 @pytest.mark.parametrize("wrong", [[], "ledger.json", 3])
-def test_what_is_no_ledger_is_refused(make_model, wrong):
+def test_anything_except_a_ledger_is_refused(make_model, wrong):
     with pytest.raises(ValueError, match=r"ledger must be a monitors\.Ledger"):
         make_model(ledger=wrong)
     with pytest.raises(ValueError, match=r"ledger must be a monitors\.Ledger"):
@@ -243,3 +241,9 @@ def test_what_was_verified_is_stated_once_and_joined(make_model, loader):
     second.fit(loader)
     assert any("passes through the network alone" in sentence for sentence in first.verification)
     assert isinstance(first, DPModel)
+
+
+def test_a_lazy_network_is_taken_after_a_private_training_in_the_same_process(make_model, loader):
+    trained = make_model()
+    trained.fit(loader)
+    assert len(make_model(nn.LazyLinear(3)).ledger) == 0

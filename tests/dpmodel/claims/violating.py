@@ -1,4 +1,4 @@
-"""A small network, and a callback that writes data into it behind the back of the noise."""
+"""A small network, and a callback that writes data into it without noise."""
 
 import torch
 from torch import nn

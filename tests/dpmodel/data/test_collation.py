@@ -1,4 +1,4 @@
-"""Collation gives each example independently of the others in the batch."""
+"""Padding must not change the gradient of an example."""
 
 import math
 
@@ -67,15 +67,15 @@ def model_of(network, loss_fn=None):
 
 
 @pytest.mark.parametrize("lengths", [[3, 9, 4, 3] * 10, [3] * 39 + [9]])
-def test_padding_that_scales_an_example_is_refused_before_anything_is_spent(lengths):
+def test_padding_that_scales_an_example_is_refused_before_any_budget_is_spent(lengths):
     model = model_of(Mean(masked=False))
     with pytest.raises(DataError, match="pads to the longest example of a batch, and padding changes"):
         model.fit(DataLoader(Texts(lengths), batch_size=8, collate_fn=pad))
     assert model.ledger.total == 0
 
 
-def test_padding_that_comes_late_is_found_before_the_step_in_which_it_is_seen():
-    lengths = [3] * 997 + [9] + [3] * 2  # not among those that are checked first
+def test_late_padding_is_found_before_its_step():
+    lengths = [3] * 997 + [9] + [3] * 2  # not among those that are looked at first
     model = model_of(Mean(masked=False))
     with pytest.raises(DataError, match="padding changes an example's gradient"):
         model.fit(poisson_loader(Texts(lengths), batch_size=250, collate_fn=pad), epochs=40)
@@ -106,7 +106,7 @@ def test_ignored_labels_make_padding_harmless_and_one_row_moves_the_sum_by_the_b
 
 
 def test_random_masks_of_tokens_are_not_padding():
-    """The collation of a masked language model, which draws new masks each time."""
+    """The collation of a masked language model: what is masked is drawn anew each time."""
 
     def masking(examples):
         x = pad_sequence([tokens for tokens, _ in examples], batch_first=True)
@@ -166,7 +166,7 @@ def see(collation, fetcher, *rows):
     return len(drawn.specimens)
 
 
-def test_every_batch_that_is_longer_than_all_before_is_checked():
+def test_every_batch_longer_than_all_before_is_checked():
     collation, fetcher = collation_of(Window())
     assert see(collation, fetcher, 0, 1) == 2
     assert see(collation, fetcher, 1, 0) == 0
@@ -176,7 +176,7 @@ def test_every_batch_that_is_longer_than_all_before_is_checked():
     assert see(*collation_of(Window(last=False)), 0, 1, 3) == 3
 
 
-def test_a_longer_batch_that_couples_examples_voids_the_guarantee():
+def test_a_longer_batch_that_mixes_examples_voids_what_was_released():
     data = Texts([3, 9, 4, 3] * 10)
     model = model_of(Window())
     with pytest.raises(DataError, match="claim is void since step 0"):
@@ -185,7 +185,7 @@ def test_a_longer_batch_that_couples_examples_voids_the_guarantee():
     assert model.privacy_spent(1e-3).epsilon == math.inf
 
 
-def test_a_longer_batch_that_couples_no_examples_is_trained():
+def test_a_longer_batch_that_mixes_nothing_is_trained():
     data = Texts([3, 9, 4, 3] * 10)
     model = model_of(Window(last=False))
     model.fit(poisson_loader(data, batch_size=39, collate_fn=pad), epochs=9, callbacks=[Growing(data, 40)])
@@ -193,7 +193,7 @@ def test_a_longer_batch_that_couples_no_examples_is_trained():
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_batches_read_by_workers_are_checked_too(workers):
+def test_batches_that_workers_read_are_checked_too(workers):
     data = Texts([3] * 500 + [40] * 4)
     model = model_of(Window())
     with pytest.raises(DataError, match="padding changes an example's gradient"):
@@ -201,12 +201,12 @@ def test_batches_read_by_workers_are_checked_too(workers):
 
 
 @pytest.mark.parametrize("dropout", [0.0, 0.5])
-def test_behaviour_of_training_mode_is_compared_without_dropout(dropout):
+def test_passes_in_training_mode_are_compared_without_dropout(dropout):
     with pytest.raises(DataError, match="padding changes an example's gradient"):
         see(*collation_of(Window(only_in_training=True, dropout=dropout)), 0, 3)
 
 
-def test_behaviour_of_training_mode_is_not_compared_if_it_still_draws():
+def test_passes_in_training_mode_that_still_draw_are_not_compared():
     class Draws(Window):
         def forward(self, tokens):
             return super().forward(tokens) * (1 + 0.1 * torch.rand(())) if self.training else super().forward(tokens)
@@ -215,7 +215,7 @@ def test_behaviour_of_training_mode_is_not_compared_if_it_still_draws():
 
 
 def test_changes_far_below_the_norm_bound_count_as_rounding():
-    """Near the optimum, a gradient is the difference of two numbers close to one."""
+    """Near the optimum a gradient is a difference of two numbers that are almost one."""
 
     class Longer(Mean):
         def forward(self, tokens):

@@ -29,8 +29,8 @@ class Yields(Dataset):
         (lambda row: (torch.randn(4), "cat" if row % 2 else "dog"), r"example\[1\] is a str"),
         (lambda row: ({"x": torch.randn(4), "id": f"patient {row}"}, row % 3), r"example\[0\]\['id'\] is a str"),
         (lambda row: (torch.randn(4), ("patient", "ward"), row % 3), r"example\[1\]\[0\] is a str"),
-        (lambda row: (torch.randn(4), None, row % 3), "cannot be put into one batch: .*NoneType"),
-        (lambda row: (torch.randn(4 + row % 2), row % 3), "cannot be put into one batch: stack expects"),
+        (lambda row: (torch.randn(4), None, row % 3), "cannot be collated into a batch: .*NoneType"),
+        (lambda row: (torch.randn(4 + row % 2), row % 3), "cannot be collated into a batch: stack expects"),
     ],
 )
 @pytest.mark.parametrize("workers", [0, 1])
@@ -66,7 +66,7 @@ def test_sparse_inputs_are_refused_with_to_dense(make_model, form, collated):
         make_model().fit(loader)
 
 
-def test_arrays_are_refused_with_how_to_make_tensors():
+def test_the_error_for_arrays_says_how_to_convert_them():
     with pytest.raises(DataError, match=r"example\[0\] is a ndarray.*torch\.as_tensor\(array\)"):
         require_dense_tensors((np.zeros((2, 3)), torch.zeros(2)))
 

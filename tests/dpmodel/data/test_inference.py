@@ -82,7 +82,7 @@ def test_batches_of_arrays_are_taken_from_loaders_and_iterables():
         iter([(X[:6], Y[:6]), (X[6:], Y[6:])]),
     ],
 )
-def test_predictions_are_made_of_whatever_can_be_evaluated_in_order_and_without_targets(given):
+def test_predict_takes_whatever_evaluate_takes_in_order_and_without_targets(given):
     torch.testing.assert_close(predictions(nn.Identity(), given, torch.device("cpu"), 4), X)
 
 
@@ -107,7 +107,7 @@ def test_a_network_that_writes_to_its_input_does_not_change_the_callers_data():
 
 @pytest.mark.parametrize("given", [(X, Y[:5]), {"a": X, "b": Y[:5]}])
 def test_inputs_of_different_lengths_are_refused(given):
-    with pytest.raises(DataError, match=r"must count the same examples in all tensors, got \[5, 11\]"):
+    with pytest.raises(DataError, match=r"of all tensors must be the number of examples, got \[5, 11\]"):
         list(prediction_batches(given, Two(), 4))
 
 
@@ -117,7 +117,7 @@ def test_an_empty_loader_is_refused():
 
 
 @pytest.mark.parametrize("make", [lambda x: (x, object()), lambda x: {"loss": x.mean(), "x": x}, lambda x: x.mean()])
-def test_outputs_of_a_whole_batch_are_returned_for_one_batch_and_refused_for_several(make):
+def test_outputs_for_a_whole_batch_are_returned_for_one_batch_and_refused_for_several(make):
     class Made(nn.Module):
         def forward(self, x):
             return make(x)
@@ -136,5 +136,5 @@ def test_states_of_a_recurrent_network_are_joined_along_the_dimension_of_example
 
 @pytest.mark.parametrize("given", [torch.zeros(5, 4), torch.zeros(5, 4).numpy(), {"x": torch.zeros(5, 4)}])
 def test_inputs_without_targets_cannot_be_evaluated(given):
-    with pytest.raises(DataError, match=r"eval needs the targets too: eval\(\(inputs, targets\)\)"):
+    with pytest.raises(DataError, match=r"evaluate needs targets too: evaluate\(\(inputs, targets\)\)"):
         evaluation_batches(given)

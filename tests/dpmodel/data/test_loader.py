@@ -98,7 +98,7 @@ def test_an_empty_batch_keeps_shapes_and_types(dataset, workers):
 
 @pytest.mark.parametrize("loader", [DataLoader(Listed(), 8), DataLoader(Listed(), 8, shuffle=True, drop_last=True)])
 @pytest.mark.parametrize("sampling", ["poisson", "shuffle"])
-def test_plain_loaders_are_rebuilt_and_announced(loader, sampling):
+def test_plain_loaders_are_rebuilt_and_this_is_announced(loader, sampling):
     rebuilt, message = private_loader(loader, sampling)
     assert rebuilt.num_examples == 40
     assert rebuilt.batch_size == 8
@@ -146,7 +146,7 @@ def test_a_collate_function_is_used_whatever_the_data_set(dataset):
     assert next(iter(evaluation_batches(loader)))[0].min().item() >= 100
 
 
-def test_the_transform_of_a_data_set_is_not_bypassed():
+def test_the_getitem_of_a_data_set_is_not_bypassed():
     tensors = DATASETS["tensors"].tensors
     assert private_loader(DataLoader(Doubled(*tensors), 8), "poisson")[0].example()[0][1, 0].item() == 2
     assert private_loader(DataLoader(Batched(), 8), "poisson")[0].example()[0].shape == (2, 2)
@@ -164,7 +164,7 @@ class NeedsTelling(Listed):
         return super().__getitem__(row)
 
 
-def test_workers_of_a_rebuilt_loader_are_set_up_as_requested():
+def test_workers_of_a_rebuilt_loader_keep_their_options():
     loader = DataLoader(NeedsTelling(), 8, num_workers=1, worker_init_fn=told, prefetch_factor=3, timeout=60)
     rebuilt, _ = private_loader(loader, "poisson")
     assert rebuilt.worker_options["prefetch_factor"] == 3
@@ -172,14 +172,14 @@ def test_workers_of_a_rebuilt_loader_are_set_up_as_requested():
     assert len(list(rebuilt)) == 5
 
 
-def test_a_poisson_loader_is_taken_as_it_is():
+def test_a_poisson_loader_is_used_unchanged():
     loader = poisson_loader(Listed(), 8)
     assert private_loader(loader, "poisson") == (loader, None)
     assert len(list(loader)) == len(loader) == 5
 
 
-def test_a_poisson_loader_in_a_shuffling_model_is_a_contradiction():
-    with pytest.raises(UnsupportedLoaderError, match=r"samples by 'poisson' but .* sampling='shuffle'"):
+def test_a_poisson_loader_is_refused_by_a_shuffling_model():
+    with pytest.raises(UnsupportedLoaderError, match=r"samples with 'poisson' but .* sampling='shuffle'"):
         private_loader(poisson_loader(Listed(), 8), "shuffle")
 
 
@@ -247,7 +247,7 @@ def test_a_repeated_row_is_refused(dataset):
             private_loader(loader, "poisson")
 
 
-def test_parts_that_share_no_row_are_combined():
+def test_parts_that_share_no_row_may_be_concatenated():
     dataset = ConcatDataset([Subset(TENSORS, [0, 3]), Subset(TENSORS, [1, 2]), Listed()])
     assert private_loader(DataLoader(dataset, 2), "poisson")[0].num_examples == 44
 
@@ -269,7 +269,7 @@ class ManyRows(InMemoryDataset):
 def test_one_row_of_the_data_is_one_row_of_the_batch(loader, rows):
     rebuilt, _ = private_loader(loader, "poisson")
     if rows:
-        with pytest.raises(DataError, match="its first dimension must count examples, each row once"):
+        with pytest.raises(DataError, match="its first dimension must be the number of examples, each row once"):
             rebuilt.fetcher[np.array(rows)]
     else:
         assert rebuilt.fetcher[np.array(rows, dtype=np.int64)][1].shape == (0,)

@@ -69,14 +69,14 @@ def test_globals_that_functions_and_classes_name_are_found(root):
     assert any(found is AT_MODULE_LEVEL for found in reachable(root))
 
 
-def test_circles_and_large_structures_end_the_search():
+def test_cycles_and_large_structures_end_the_search():
     circle = [Holder(None)]
     circle[0].held = circle
     assert sum(found is circle for found in reachable(circle)) == 1
     assert len(reachable([[Holder(None)] for _ in range(2 * MAX_OBJECTS)])) == MAX_OBJECTS
 
 
-def test_objects_that_raise_when_inspected_are_skipped():
+def test_objects_that_fail_when_accessed_are_skipped():
     class Broken(dict):
         def values(self):
             raise RuntimeError("not now")

@@ -48,7 +48,7 @@ def test_held_out_rows_are_accepted_if_and_only_if_none_is_trained_on(rows, othe
             require_held_out(held_out, Subset(DATA, rows))
 
 
-def test_rows_may_be_counted_from_the_end():
+def test_negative_rows_count_from_the_end():
     with pytest.raises(UnsupportedLoaderError, match="holds the training data"):
         require_held_out(Subset(DATA, [-1]), Subset(DATA, [SIZE - 1]))
 
@@ -70,7 +70,7 @@ def test_repeated_rows_of_a_sampler_are_refused():
         private_loader(DataLoader(DATA, 2, sampler=SubsetRandomSampler([1, 1, 2])), "poisson")
 
 
-def test_random_samplers_are_still_refused_and_count_as_the_whole_data_set():
+def test_random_samplers_are_still_refused_and_count_as_all_rows():
     weighted = DataLoader(DATA, 2, sampler=WeightedRandomSampler([1.0] * SIZE, 3))
     assert drawn_from(weighted) is DATA
     with pytest.raises(UnsupportedLoaderError, match="WeightedRandomSampler"):
@@ -86,7 +86,7 @@ def test_evaluation_sees_only_the_rows_of_the_sampler():
         assert sorted(seen.tolist()) == [3.0, 5.0, 8.0]
 
 
-def test_validation_on_other_rows_of_the_same_data_set_is_accepted(make_model, make_data):
+def test_other_rows_of_the_training_data_set_may_be_validation_data(make_model, make_data):
     data = make_data(n=64)
     held_out = DataLoader(data, 10, sampler=SubsetRandomSampler(range(50, 64)))
     train = DataLoader(data, 10, sampler=SubsetRandomSampler(range(50)))

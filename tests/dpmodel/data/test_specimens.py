@@ -1,4 +1,4 @@
-"""Specimens are taken from batches with a new shape, and do not disturb the others."""
+"""Specimens are taken from batches with a new shape, and change nothing else."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def fetcher_of(lengths, collate=padded, seen=None):
     return SpecimenFetcher(RowFetcher(Lengths(lengths), collate), seen or ShapeRange(), secret=True)
 
 
-def test_the_shortest_and_the_longest_are_among_the_specimens_each_alone_and_as_it_is_in_the_batch():
+def test_the_shortest_and_the_longest_example_are_specimens_alone_and_in_the_batch():
     drawn = fetcher_of([5, 2, 9, 4, 6, 7, 3, 8])[np.arange(8)]
     lengths = [one.alone[0].shape[1] for one in drawn.specimens]
     assert len(lengths) == SPECIMENS
@@ -52,7 +52,7 @@ def test_the_shortest_and_the_longest_are_among_the_specimens_each_alone_and_as_
 
 
 @given(st.lists(st.lists(st.integers(1, 9), min_size=1, max_size=4), min_size=1, max_size=8))
-def test_specimens_are_taken_exactly_if_a_batch_pads_to_a_length_outside_of_those_before(batches):
+def test_specimens_are_taken_if_and_only_if_a_batch_pads_to_a_new_length(batches):
     lengths = [length for batch in batches for length in batch]
     fetcher, seen, at = fetcher_of(lengths), [], 0
     for batch in batches:
@@ -63,7 +63,7 @@ def test_specimens_are_taken_exactly_if_a_batch_pads_to_a_length_outside_of_thos
         at += len(batch)
 
 
-def test_a_long_example_that_was_alone_in_its_batch_is_compared_when_it_is_beside_others():
+def test_a_long_example_is_compared_once_it_is_beside_others():
     fetcher = fetcher_of([3, 60, 4])
     assert not fetcher[np.array([1])].specimens
     assert fetcher[np.array([0, 1])].specimens
@@ -97,7 +97,7 @@ def test_only_some_examples_are_measured_after_many_batches_without_padding(rows
 
 def test_a_shape_that_was_often_unpadded_is_compared_when_it_is_padded():
     def read(examples):
-        """Reads the files that the names stand for; sizes of names say nothing about sizes of examples."""
+        """Reads the examples by name: the names do not show their sizes."""
         return padded([{"x": torch.ones(int(name[1:])), "y": 0} for name in examples])
 
     names = ["a60"] * 2 + ["a04"] * 2
@@ -124,7 +124,7 @@ def test_data_sets_that_make_whole_batches_are_checked_too():
     assert not fetcher[np.array([1, 3])].specimens
 
 
-def test_the_state_that_a_collation_keeps_is_restored_and_reported():
+def test_the_state_of_a_collate_function_is_restored_and_this_is_announced():
     class ToTheLongestSoFar:
         longest = 0
 
@@ -135,14 +135,14 @@ def test_the_state_that_a_collation_keeps_is_restored_and_reported():
 
     collate = ToTheLongestSoFar()
     fetcher = RowFetcher(Lengths([3, 9, 4]), collate)
-    with pytest.warns(PrivacyWarning, match="the collate_fn changes .*longest: this is put back after each batch"):
+    with pytest.warns(PrivacyWarning, match="the collate_fn changes .*longest: this is restored after each batch"):
         assert fetcher[np.array([0, 1])][0].shape == (2, 9)
     assert fetcher[np.array([0, 2])][0].shape == (2, 4)
     assert collate.longest == 0
     assert pickle.loads(pickle.dumps(RowFetcher([], default_collate)))._state is None
 
 
-def test_torchs_own_collation_and_empty_batches_need_no_specimens():
+def test_default_collate_and_empty_batches_need_no_specimens():
     assert fetcher_of([3, 4], lambda rows: padded(rows))[np.arange(2)].specimens
     assert not fetcher_of([3, 3], lambda rows: padded(rows))[np.arange(2)].specimens
     assert not fetcher_of([3, 4], lambda rows: padded(rows))[np.arange(0)].specimens
@@ -150,7 +150,7 @@ def test_torchs_own_collation_and_empty_batches_need_no_specimens():
     assert not SpecimenFetcher(RowFetcher(pairs, default_collate), ShapeRange(), secret=True)[np.arange(2)].specimens
 
 
-def test_shapes_seen_elsewhere_need_no_specimens_and_are_not_changed():
+def test_shapes_seen_elsewhere_need_no_specimens():
     seen = ShapeRange()
     seen.include(torch.zeros(1, 3)), seen.include(torch.zeros(1, 5))
     seen.include((torch.zeros(1, 3), torch.zeros(1))), seen.include((torch.zeros(1, 5), torch.zeros(1)))
@@ -160,7 +160,7 @@ def test_shapes_seen_elsewhere_need_no_specimens_and_are_not_changed():
     assert not seen.covers((torch.zeros(1, 9), torch.zeros(1)))
 
 
-def test_a_collation_that_sorts_gives_the_row_of_the_example():
+def test_the_row_of_an_example_is_found_if_the_collate_function_sorts():
     drawn = fetcher_of([2, 9, 4], lambda rows: padded(sorted(rows, key=lambda one: -len(one["x"]))))[np.arange(3)]
     assert all(equal(cut(one.beside, one.alone), one.alone) for one in drawn.specimens)
 
@@ -169,7 +169,7 @@ class Encoding(UserDict):
     """A mapping that is not a dict, as returned by tokenizers."""
 
 
-def test_a_collation_that_modifies_its_examples_is_given_copies():
+def test_a_collate_function_that_changes_its_examples_gets_copies():
     fetcher = SpecimenFetcher(
         RowFetcher([Encoding(x=torch.ones(size), y=0) for size in (2, 5)], padded), ShapeRange(), secret=True
     )
@@ -178,7 +178,7 @@ def test_a_collation_that_modifies_its_examples_is_given_copies():
 
 
 @pytest.mark.parametrize("most", [1, 2])
-def test_a_collation_that_cannot_be_repeated_is_reported(most):
+def test_a_collate_function_that_cannot_be_repeated_is_refused(most):
     calls = itertools.count()
 
     def failing(examples):
@@ -186,11 +186,11 @@ def test_a_collation_that_cannot_be_repeated_is_reported(most):
             raise KeyError("x")
         return padded(examples)
 
-    with pytest.raises(DataError, match=rf"not {most} of its examples .*KeyError: 'x'.*must not write"):
+    with pytest.raises(DataError, match=rf"fails for {most} of its examples .*KeyError: 'x'.*must not write"):
         fetcher_of([2, 5], failing)[np.arange(2)]
 
 
-def test_random_draws_of_the_collation_are_noticed_and_not_disturbed_by_specimens():
+def test_specimens_do_not_change_the_draws_of_the_collate_function():
     def masked(examples):
         x, y = padded(examples)
         return x * (torch.rand(x.shape) < 0.5), y
@@ -205,7 +205,7 @@ def test_random_draws_of_the_collation_are_noticed_and_not_disturbed_by_specimen
 
 
 @pytest.mark.parametrize("size", [3, 9])
-def test_a_range_covers_what_lies_between_its_ends(size):
+def test_a_range_covers_everything_between_its_ends(size):
     seen = ShapeRange()
     seen.include(torch.zeros(2, 4, 7)), seen.include(torch.zeros(2, 8, 7))
     assert seen.covers(torch.zeros(1, 5, 7))

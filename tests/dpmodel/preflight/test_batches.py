@@ -73,7 +73,7 @@ def test_a_collate_function_that_mixes_examples_is_refused(function):
 
 
 @pytest.mark.parametrize("function", SEPARATE.values(), ids=SEPARATE.keys())
-def test_a_collate_function_that_treats_examples_alone_is_accepted(function):
+def test_a_collate_function_that_treats_examples_separately_is_accepted(function):
     for _ in range(10):
         require_unmixed_batches(PrivateLoader(OneByOne(), 32, collate_fn=collated(function)))
 
@@ -85,7 +85,7 @@ def test_examples_may_be_sorted_in_a_batch():
     require_unmixed_batches(PrivateLoader(OneByOne(), 32, collate_fn=by_first_entry))
 
 
-def test_examples_that_draw_differently_much_are_accepted():
+def test_examples_that_draw_different_amounts_of_randomness_are_accepted():
     class Draws(OneByOne):
         def __getitem__(self, row):
             return torch.rand(row % 7 + 1).sum() + torch.rand(4), row % 3
@@ -114,12 +114,12 @@ def test_a_transform_of_whole_batches_that_mixes_examples_is_refused(function):
 
 
 @pytest.mark.parametrize("function", SEPARATE.values(), ids=SEPARATE.keys())
-def test_a_transform_of_whole_batches_that_treats_examples_alone_is_accepted(function):
+def test_a_transform_of_whole_batches_that_treats_examples_separately_is_accepted(function):
     for _ in range(10):
         require_unmixed_batches(PrivateLoader(Transformed(function), 32))
 
 
-def test_generators_are_as_before_and_unseeded_choices_differ():
+def test_generators_are_restored_and_unseeded_choices_differ():
     chosen = []
 
     class Watched(OneByOne):

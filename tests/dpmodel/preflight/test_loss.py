@@ -57,20 +57,20 @@ def test_a_network_whose_parameters_change_nothing_is_refused(make_model, loader
         (lambda o, t: o.missing, DataError, "has no attribute 'missing'"),
     ],
 )
-def test_a_loss_that_cannot_train_is_refused_with_what_it_was_given(make_model, loader, loss_fn, error, message):
+def test_the_error_for_a_loss_that_cannot_train_shows_its_arguments(make_model, loader, loss_fn, error, message):
     model = make_model(loss_fn=loss_fn)
     with pytest.raises(error, match=message):
         model.fit(loader)
     assert model.ledger.total == 0
 
 
-def test_targets_in_a_column_are_told_to_be_squeezed(make_model):
+def test_the_remedy_for_targets_in_a_column_is_to_squeeze_them(make_model):
     data = TensorDataset(torch.randn(32, 4), torch.randint(0, 3, (32, 1)))
     with pytest.raises(DataError, match=r"targets\.squeeze\(1\)"):
         make_model().fit(DataLoader(data, batch_size=8))
 
 
-def test_examples_without_a_finite_gradient_are_told_of_once_and_counted(make_model, make_data, capsys):
+def test_examples_without_a_finite_gradient_are_announced_once_and_counted(make_model, make_data, capsys):
     data = make_data(n=64)
     data.tensors[0][::4] = torch.nan
     make_model().fit(DataLoader(data, batch_size=16), epochs=3)
@@ -100,10 +100,10 @@ def test_a_packed_network_with_dropout_between_its_layers_trains(make_model):
 
 
 @pytest.mark.parametrize("loss_fn", [nn.BCEWithLogitsLoss(), nn.BCEWithLogitsLoss(reduction="sum")])
-def test_whole_numbers_as_targets_of_a_binary_loss_are_told_to_be_floats(make_model, loss_fn):
+def test_the_remedy_for_whole_numbers_in_a_binary_loss_is_float(make_model, loss_fn):
     data = TensorDataset(torch.randn(32, 4), torch.randint(0, 2, (32, 1)))
     model = make_model(nn.Linear(4, 1), loss_fn=loss_fn)
-    with pytest.raises(DataError, match=r"give it targets\.float\(\)") as caught:
+    with pytest.raises(DataError, match=r"pass targets\.float\(\)") as caught:
         model.fit(DataLoader(data, batch_size=8))
     assert "squeeze" not in str(caught.value)
 
@@ -117,11 +117,11 @@ def test_whole_numbers_as_targets_of_a_binary_loss_are_told_to_be_floats(make_mo
         (torch.zeros(1, 3), torch.zeros(1, dtype=torch.float64), nn.NLLLoss(), "targets.long()"),
     ],
 )
-def test_the_remedy_is_the_first_change_of_the_targets_that_serves(outputs, targets, loss_fn, words):
-    assert remedy(loss_fn, outputs, targets).endswith(f"give it {words}")
+def test_the_remedy_is_the_first_conversion_of_the_targets_that_works(outputs, targets, loss_fn, words):
+    assert remedy(loss_fn, outputs, targets).endswith(f"pass {words}")
 
 
-def test_there_is_no_remedy_where_the_targets_are_not_at_fault():
+def test_there_is_no_remedy_if_the_targets_are_not_the_cause():
     assert remedy(lambda outputs, targets: outputs.missing, torch.zeros(1, 1), torch.zeros(1)) == ""
     assert remedy(nn.MSELoss(), torch.zeros(1, 1), torch.zeros(1, 1)) == ""
     assert remedy(nn.MSELoss(), torch.zeros(1, 1), {"y": torch.zeros(1, 1)}) == ""
@@ -175,11 +175,11 @@ def test_a_loss_that_needs_other_examples_is_refused_with_the_reason(make_model,
     assert model.ledger.total == 0
 
 
-def test_a_loss_that_fails_for_a_single_example_is_said_to_need_others(make_model, loader):
+def test_the_error_for_a_loss_that_fails_on_a_single_example_says_that_it_needs_others(make_model, loader):
     def paired(outputs, targets):
         return F.pdist(outputs)[0] * targets.sum()
 
-    with pytest.raises(DataError, match="with several examples, it works: it needs others"):
+    with pytest.raises(DataError, match="it works with several examples, so it needs others"):
         make_model(loss_fn=paired).fit(loader)
 
 
@@ -188,13 +188,13 @@ class Signs(nn.Linear):
         return super().forward(x).sign()
 
 
-def test_a_network_that_passes_no_gradient_on_is_announced(make_model, loader, capsys):
+def test_a_network_that_passes_no_gradient_is_announced(make_model, loader, capsys):
     make_model(Signs(4, 3)).fit(loader)
     assert "exactly zero for the 32 examples that were tried" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("labelled", [0, 1, 2])
-def test_one_example_decides_nothing_of_a_refusal(make_model, loader, labelled):
+def test_a_single_example_does_not_decide_a_refusal(make_model, loader, labelled):
     """A loss whose gradient is zero for single examples but for those of class 2, of which there are few."""
 
     def coupled(outputs, targets):
@@ -213,14 +213,14 @@ def test_one_example_decides_nothing_of_a_refusal(make_model, loader, labelled):
         fit()
 
 
-def test_targets_that_the_loss_ignores_are_no_reason_to_refuse(make_model, make_data, capsys):
+def test_targets_that_the_loss_ignores_are_accepted(make_model, make_data, capsys):
     data = make_data(n=64)
     data.tensors[1][torch.arange(64) != 5] = -100
     assert len(make_model().fit(DataLoader(data, batch_size=16))) == 1
     assert "exactly zero for the 32 examples that were tried" in capsys.readouterr().out
 
 
-def test_weights_of_zero_are_no_reason_to_refuse(make_model, loader, capsys):
+def test_zero_weights_are_accepted(make_model, loader, capsys):
     network = nn.Sequential(nn.Linear(4, 5), nn.Tanh(), nn.Linear(5, 1))
     for parameter in network.parameters():
         nn.init.zeros_(parameter)
@@ -246,8 +246,8 @@ class Sixteen(nn.Module):
         (lambda: nn.Linear(4, 3), lambda o, t: F.cross_entropy(o.view(16, 3), t), "loss"),
     ],
 )
-def test_a_batch_size_that_is_written_in_is_named_as_the_reason(make_model, loader, network, loss_fn, what):
-    with pytest.raises(DataError, match=f"with 16 examples, .* the {what} has a batch size written into it"):
+def test_a_hard_coded_batch_size_is_named_as_the_reason(make_model, loader, network, loss_fn, what):
+    with pytest.raises(DataError, match=f"works with 16 examples, .* the {what} has a batch size written into it"):
         make_model(network(), loss_fn=loss_fn).fit(loader)
 
 

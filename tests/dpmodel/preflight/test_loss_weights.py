@@ -73,7 +73,7 @@ def test_class_weights_that_one_example_cancels_are_announced(loss_fn):
 )
 @settings(max_examples=5, deadline=None)
 @given(seed=st.integers(0, 2**31))
-def test_losses_whose_weights_act_are_passed_over(loss_fn, seed):
+def test_losses_whose_weights_have_their_effect_need_no_note(loss_fn, seed):
     assert notes(loss_fn, seed=seed) == []
 
 
@@ -101,19 +101,19 @@ def test_a_loss_of_two_that_is_neither_sum_nor_mean_of_their_losses_is_announced
         ),
     ],
 )
-def test_class_weights_above_the_bound_are_said_to_be_clipped_away(loss_fn, largest):
+def test_class_weights_above_the_bound_are_announced(loss_fn, largest):
     (note,) = notes(loss_fn, bound=1.0)
     assert note.startswith(f"the loss has class weights up to {largest}, ")
-    assert "clipped to norm_bound=1:" in note
+    assert "clipped to norm_bound=1, so" in note
     assert notes(loss_fn, bound=float(largest)) == []
 
 
-def test_equal_weights_and_weights_within_the_bound_are_passed_over():
+def test_equal_weights_and_weights_within_the_bound_need_no_note():
     assert notes(nn.CrossEntropyLoss(weight=torch.full((CLASSES,), 5.0)), bound=1.0) == []
     assert notes(nn.CrossEntropyLoss(weight=WEIGHT / 8), bound=1.0) == []
 
 
-def test_fit_says_so_before_the_first_step_and_finds_weights_though_neighbours_are_of_one_class(make_model, capsys):
+def test_fit_announces_class_weights_before_the_first_step_even_if_neighbours_share_a_class(make_model, capsys):
     targets = torch.arange(60) // 20
     loader = DataLoader(TensorDataset(torch.randn(60, 4), targets), batch_size=15)
     make_model(loss_fn=own_mean).fit(loader)

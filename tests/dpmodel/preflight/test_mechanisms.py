@@ -69,7 +69,7 @@ def test_wrong_noise_and_samplers_may_train_without_privacy(make_model, loader):
 
 def trained(make_model, loader, monkeypatch, *, tried):
     if not tried:
-        monkeypatch.setattr("dpmodel.model.require_sound_mechanisms", lambda *given: ())
+        monkeypatch.setattr("dpmodel.preflight.trial.require_sound_mechanisms", lambda *given: ())
     torch.manual_seed(1)
     network = nn.Linear(4, 3)
     model = make_model(
@@ -90,7 +90,7 @@ def test_a_seeded_training_is_the_same_with_and_without_the_trials(make_model, l
     assert (bound, ledger) == (other_bound, other_ledger)
 
 
-def test_what_could_not_be_tried_is_said_and_stays_on_the_ledger(make_model, loader, capsys):
+def test_parts_that_could_not_be_tried_are_announced_and_noted_on_the_ledger(make_model, loader, capsys):
     @register_event
     @dataclass(frozen=True)
     class StrangeEvent(PrivacyEvent):

@@ -134,7 +134,7 @@ class Folding(nn.Module):
         (Mixing(), "depends on the other examples"),
         (Counting(), "buffer 'mean_seen' changes in the forward pass"),
         (Remembering(), "depends on the other examples"),
-        (Folding(), "must count examples"),
+        (Folding(), "must be the number of examples"),
         (Writing(), "parameter 'linear.weight' is written to in the forward pass"),
     ],
 )
@@ -168,7 +168,7 @@ class Shuffling(nn.Module):
 
 
 @pytest.mark.parametrize("examples", [2, 4])
-def test_what_is_drawn_for_each_example_is_told_from_what_mixes_them(examples):
+def test_random_draws_for_each_example_are_distinguished_from_mixing(examples):
     x = torch.randn(examples, 3)
     assert validate(Dropping(), x) == []
     assert ["depends on the other examples" in problem for problem in validate(Shuffling(), x)] == [True]
@@ -185,7 +185,7 @@ def test_frozen_and_uninitialised_networks_are_named():
     for lazy in (nn.LazyLinear(3), nn.Sequential(nn.Linear(2, 2), nn.LazyBatchNorm1d()), nn.LazyInstanceNorm1d()):
         (problem,) = validate(lazy, torch.randn(4, 2))
         assert "not initialised yet" in problem
-        assert "call the network once" in problem
+        assert "Call the network once" in problem
         with pytest.raises(UnsupportedModuleError, match="not initialised yet"):
             fix(lazy)
 
@@ -251,7 +251,7 @@ def test_the_replacement_for_vectors_gives_more_than_signs_and_takes_one_example
 
 
 @pytest.mark.parametrize("dropout", [0.0, 0.5])
-def test_mixing_behind_weights_that_are_zero_is_found(dropout):
+def test_mixing_behind_zero_weights_is_found(dropout):
     class Gated(nn.Module):
         def __init__(self):
             super().__init__()
@@ -267,7 +267,7 @@ def test_mixing_behind_weights_that_are_zero_is_found(dropout):
 
 
 @pytest.mark.parametrize("features", [3, 40])
-def test_noise_that_is_added_in_evaluation_too_is_no_mixing(features):
+def test_noise_in_evaluation_mode_is_not_mixing(features):
     class Noisy(nn.Module):
         def __init__(self):
             super().__init__()
@@ -301,7 +301,7 @@ def test_a_frozen_backbone_keeps_its_features_and_only_its_head_trains(make_mode
     assert torch.equal(network[1].scale, before)
 
 
-def test_batch_normalisation_that_trains_or_has_nothing_to_keep_gives_way_to_group_norm():
+def test_batch_normalisation_that_trains_or_has_no_statistics_becomes_group_norm():
     trained, bare = nn.BatchNorm2d(4), nn.BatchNorm2d(4, track_running_stats=False).requires_grad_(False)
     assert isinstance(fix(nn.Sequential(trained))[0], nn.GroupNorm)
     assert isinstance(fix(nn.Sequential(bare))[0], nn.GroupNorm)
@@ -311,7 +311,7 @@ def test_batch_normalisation_that_trains_or_has_nothing_to_keep_gives_way_to_gro
 
 
 @given(st.integers(2, 96))
-def test_what_fix_puts_in_takes_one_example_whose_images_have_shrunk_to_one_position(channels):
+def test_the_replacement_takes_one_example_whose_images_have_shrunk_to_one_position(channels):
     layer = fix(nn.BatchNorm2d(channels)).train()
     x = torch.randn(1, channels, 1, 1)
     assert float(layer(x).std()) > 0

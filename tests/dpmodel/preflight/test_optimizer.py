@@ -9,7 +9,8 @@ from torch.optim import lr_scheduler
 
 from dpmodel import LearningRateScheduler
 from dpmodel.optimizers import optimizer_names
-from dpmodel.preflight.optimizer import require_long_enough, require_steps
+from dpmodel.preflight.optimizer import require_long_enough, require_same_parameters, require_steps
+from monitors.errors import UnprotectedUpdateError
 
 
 def made(name="SGD", lr=0.1, **options):
@@ -53,7 +54,7 @@ def test_an_optimizer_whose_step_needs_a_closure_is_refused():
         require_steps(optimizer)
 
 
-def test_the_step_of_another_package_is_not_tried():
+def test_the_step_of_a_different_package_is_not_tried():
     class Counting(optim.SGD):
         steps = 0
 
@@ -65,7 +66,7 @@ def test_the_step_of_another_package_is_not_tried():
     assert Counting.steps == 0
 
 
-def test_flags_are_refused_before_anything_is_spent(make_model, loader):
+def test_flags_are_refused_before_any_budget_is_spent(make_model, loader):
     network = nn.Linear(4, 3)
     model = make_model(network, optimizer=optim.Adam(network.parameters(), lr=0.1, differentiable=True))
     with pytest.raises(ValueError, match="differentiable=True"):
@@ -99,7 +100,7 @@ def test_a_schedule_is_refused_if_and_only_if_it_ends_before_the_training(kind, 
     assert (optimizer.param_groups[0]["lr"], schedule.last_epoch) == (rate, stand)
 
 
-def test_a_function_that_counts_its_calls_is_called_once_more_only():
+def test_a_function_that_counts_its_calls_is_called_only_once_more():
     calls = []
     schedule = lr_scheduler.LambdaLR(made(), lambda step: calls.append(step) or 1.0)
     before = len(calls)
@@ -108,7 +109,7 @@ def test_a_function_that_counts_its_calls_is_called_once_more_only():
 
 
 @pytest.mark.parametrize(("interval", "length"), [("step", 7), ("epoch", 1)])
-def test_a_short_schedule_is_refused_before_anything_is_spent(make_model, loader, interval, length):
+def test_a_short_schedule_is_refused_before_any_budget_is_spent(make_model, loader, interval, length):
     model = make_model()
     schedule = lr_scheduler.OneCycleLR(model.optimizer, 1.0, total_steps=length)
     with pytest.raises(ValueError, match=f"at {interval} {length + 1} of "):
@@ -121,3 +122,16 @@ def test_a_schedule_that_is_too_short_by_its_arguments_is_refused_too(make_model
     with pytest.raises(ValueError, match="ends before the training"):
         model.fit(loader, epochs=2, callbacks=[LearningRateScheduler("OneCycleLR", max_lr=1.0, total_steps=3)])
     assert len(model.ledger) == 0
+
+
+@pytest.mark.parametrize(
+    ("layers", "named"),
+    [
+        (3, r"parameter\(s\) 1\.weight, 1\.bias, 2\.weight, 2\.bias of the network"),
+        (5, r"parameter\(s\) 1\.weight, 1\.bias, 2\.weight, 2\.bias, 3\.weight and 3 more of the network"),
+    ],
+)
+def test_at_most_five_missing_parameters_of_the_optimizer_are_named(layers, named):
+    network = nn.Sequential(*[nn.Linear(1, 1) for _ in range(layers)])
+    with pytest.raises(UnprotectedUpdateError, match=named):
+        require_same_parameters(network, torch.optim.SGD(network[0].parameters(), lr=0.1))

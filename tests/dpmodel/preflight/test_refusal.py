@@ -1,15 +1,15 @@
-"""A refusal that looked at private examples says so; one that did not does not."""
+"""A refusal says that private examples were read if, and only if, they were."""
 
 import pytest
 import torch
 from torch import nn
 
 from dpmodel import poisson_loader
-from dpmodel.preflight.refusal import LOOKED, looking_at_examples, say_also
+from dpmodel.preflight.refusal import LOOKED, reading_examples, say_also
 from monitors.errors import DPModelError
 
 
-def test_a_sentence_is_added_once_and_further_arguments_stay():
+def test_a_sentence_is_added_once_and_further_arguments_are_kept():
     error = OSError("no target.", 3)
     error.args = ("no target.", 3)
     say_also(error, LOOKED)
@@ -18,8 +18,8 @@ def test_a_sentence_is_added_once_and_further_arguments_stay():
     assert error.args[0].count(LOOKED) == 1
 
 
-def test_errors_that_are_not_refusals_pass_as_they_are():
-    with pytest.raises(KeyError) as caught, looking_at_examples():
+def test_errors_that_are_not_refusals_are_unchanged():
+    with pytest.raises(KeyError) as caught, reading_examples():
         raise KeyError("x")
     assert caught.value.args == ("x",)
 
@@ -30,7 +30,7 @@ class Detached(nn.CrossEntropyLoss):
 
 
 @pytest.mark.parametrize("looked", [True, False])
-def test_fit_says_whether_a_refusal_came_from_looking_at_examples(make_model, make_data, looked):
+def test_fit_says_whether_a_refusal_is_based_on_private_examples(make_model, make_data, looked):
     if looked:
         model = make_model(loss_fn=Detached())
     else:

@@ -38,7 +38,7 @@ def test_rows_that_a_wrapper_repeats_are_found(hashes):
 
 
 @pytest.mark.parametrize("hashes", SINGLE.values(), ids=SINGLE.keys())
-def test_rows_that_are_equal_by_themselves_are_no_repetition(hashes):
+def test_rows_that_are_equal_by_chance_are_not_a_repetition(hashes):
     assert repetition(hashes) is None
 
 
@@ -56,7 +56,7 @@ def test_independent_records_are_never_taken_for_repetition(values, size, seed):
     st.integers(1, 19),
     st.integers(0, 2**32 - 1),
 )
-def test_hashes_are_equal_where_rows_are(dtype, values, width, seed):
+def test_equal_rows_have_equal_hashes(dtype, values, width, seed):
     generator = torch.Generator().manual_seed(seed)
     x = torch.randint(values, (200, width), generator=generator).to(dtype)
     y = torch.randint(2, (200,), generator=generator)

@@ -161,7 +161,7 @@ class RunningMaximum(Dataset):
 
 
 @pytest.mark.parametrize("size", [8, 24, 300])
-def test_a_running_maximum_is_found_before_it_settles_also_in_few_rows(size):
+def test_a_running_maximum_is_found_before_it_settles_even_in_few_rows(size):
     with pytest.raises(DataError, match="RunningMaximum remembers what it has read"):
         require_no_memory(PrivateLoader(RunningMaximum(size), 4), secret=False)
 
@@ -307,7 +307,7 @@ def test_data_sets_of_separate_examples_are_accepted(dataset):
         require_separate_rows(PrivateLoader(dataset, 2))
 
 
-def test_a_file_that_the_first_reading_opens_is_opened_anew_afterwards(tmp_path):
+def test_a_file_that_the_first_reading_opens_is_opened_again_afterwards(tmp_path):
     path = tmp_path / "rows"
     path.write_bytes(X.numpy().tobytes())
     data = Lazy(path)
@@ -356,7 +356,7 @@ def test_a_row_that_cannot_be_read_is_left_to_the_training():
     assert require_separate_rows(PrivateLoader(held(broken), 8)) is None
 
 
-def test_data_sets_and_generators_are_as_before():
+def test_data_sets_and_generators_are_restored():
     base = TensorDataset(X, Y)
     data = wrapped(
         lambda data, row: (data.base[row][0] + data.x[row] + data.rng.random() + torch.rand(()), 0),
@@ -382,10 +382,10 @@ def test_examples_are_chosen_secretly_unless_the_training_is_reproducible():
     assert chosen(secret=False) == chosen(secret=False) != chosen(secret=True) != chosen(secret=True)
 
 
-def test_the_trainer_alone_is_told_of_equal_rows(make_model, capsys):
+def test_only_the_trainer_is_told_about_equal_rows(make_model, capsys):
     model = make_model(nn.Linear(6, 3))
     model.fit(DataLoader(HONEST["some twins"], 20))
-    assert "10 of 101 rows that were compared are equal to another one" in capsys.readouterr().out
+    assert "10 of 101 compared rows equal some other row" in capsys.readouterr().out
     assert not [note for note in model.ledger.notes if "equal" in note or "10" in note]
 
 

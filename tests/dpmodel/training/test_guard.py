@@ -47,26 +47,13 @@ def test_a_guard_that_is_collected_in_the_middle_of_a_step_does_not_disturb_it()
         last.check()
 
 
-def test_a_guard_counts_the_steps_of_other_optimizers_over_its_parameters_alone():
+def test_a_guard_counts_steps_of_other_optimizers_only_if_they_hold_its_parameters():
     network, _, guard = guarded()
     stepped(*guarded()[:2])
     guard.check()
     stepped(network, torch.optim.Adam(network.parameters(), fused=True))
     with pytest.raises(UnprotectedUpdateError):
         guard.check()
-
-
-@pytest.mark.parametrize(
-    ("layers", "named"),
-    [
-        (3, r"parameter\(s\) 1\.weight, 1\.bias, 2\.weight, 2\.bias of the network"),
-        (5, r"parameter\(s\) 1\.weight, 1\.bias, 2\.weight, 2\.bias, 3\.weight and 3 more of the network"),
-    ],
-)
-def test_parameters_that_the_optimizer_lacks_are_named_five_at_most(layers, named):
-    network = nn.Sequential(*[nn.Linear(1, 1) for _ in range(layers)])
-    with pytest.raises(UnprotectedUpdateError, match=named):
-        UpdateGuard(network, torch.optim.SGD(network[0].parameters(), lr=0.1))
 
 
 def test_a_gradient_of_a_frozen_parameter_never_reaches_the_optimizer(make_model, make_data):
@@ -90,7 +77,7 @@ def test_a_gradient_of_a_frozen_parameter_never_reaches_the_optimizer(make_model
 
 @pytest.mark.parametrize("replaced", [False, True])
 @pytest.mark.parametrize("engine", ["bookkeeping", "loop"])
-def test_a_buffer_that_is_written_to_late_never_holds_the_data(make_model, make_data, engine, replaced):
+def test_a_buffer_that_is_written_late_never_holds_the_data(make_model, make_data, engine, replaced):
     class Late(nn.Module):
         def __init__(self):
             super().__init__()
@@ -124,7 +111,7 @@ def test_a_buffer_that_is_written_to_late_never_holds_the_data(make_model, make_
 
 @pytest.mark.parametrize("kind", ["frozen parameter", "data of a buffer", "data of a weight"])
 @pytest.mark.parametrize("width", [4, 40_000])
-def test_statistics_of_the_data_are_noticed_wherever_they_are_kept(make_model, make_data, kind, width):
+def test_statistics_of_the_data_are_found_wherever_they_are_kept(make_model, make_data, kind, width):
     class Late(nn.Module):
         def __init__(self):
             super().__init__()
@@ -188,7 +175,7 @@ def test_a_buffer_that_a_callback_sets_between_two_steps_must_be_declared(make_m
     assert "not verified since step 1" in model.ledger.violations[0]
 
 
-class TestNothingUnNoisedReachesTheOptimizer:
+class TestNothingWithoutNoiseReachesTheOptimizer:
     def run_with(self, make_model, loader, act, *, violates=True):
         class Acting(Callback):
             def on_train_step_end(self, run):
@@ -253,7 +240,7 @@ class TestNothingUnNoisedReachesTheOptimizer:
         network, other = nn.Linear(4, 3), nn.Linear(4, 3)
         model = make_model(network, optimizer=torch.optim.SGD(other.parameters(), lr=0.1))
         with pytest.raises(
-            UnprotectedUpdateError, match=r"holds no parameter of this network.*before fix\(\)\?.*build it"
+            UnprotectedUpdateError, match=r"holds no parameter of this network.*before fix\(\)\?.*Build it"
         ):
             model.fit(loader)
         assert model.ledger.total == 0

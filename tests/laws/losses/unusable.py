@@ -35,7 +35,7 @@ UNUSABLE = [
         dense(),
         features,
         rows(CLASSES),
-        refused=("the loss", "depends on no trainable parameter", "look for detach()"),
+        refused=("the loss", "depends on no trainable parameter", "Look for detach()"),
     ),
     LossCase(
         "of chosen classes",
