@@ -23,6 +23,9 @@ BOUND_UPDATES: Registry[Callable[[float, float, float], float]] = Registry("norm
 #: By default, the bound stays within this factor of its initial value, in either direction.
 DEFAULT_RANGE = 10.0
 
+#: Keeps the update finite if the count is drowned in noise; the range of the bound ends far below it.
+_LARGEST_EXPONENT = 700.0
+
 
 @BOUND_UPDATES.register("Linear")
 def linear_update(bound: float, learning_rate: float, excess: float) -> float:
@@ -33,7 +36,7 @@ def linear_update(bound: float, learning_rate: float, excess: float) -> float:
 @BOUND_UPDATES.register("Geometric")
 def geometric_update(bound: float, learning_rate: float, excess: float) -> float:
     """``C exp(-lr (fraction - target))``."""
-    return bound * math.exp(-learning_rate * excess)
+    return bound * math.exp(min(-learning_rate * excess, _LARGEST_EXPONENT))
 
 
 @CLIP.register("Gaussian")

@@ -106,7 +106,7 @@ class RandomStopping(Charge):
         """Every accountant but Renyi's."""
         if name == "rdp":
             return None
-        return f"random stopping can only be stated by Renyi accounting; set accountant: rdp instead of {name!r}"
+        return f"random stopping can only be charged by accountant 'rdp', got {name!r}; set accountant: rdp"
 
 
 @CHARGES.register("all")

@@ -192,7 +192,7 @@ def test_a_metric_that_is_not_one_number_is_refused_before_any_budget_is_spent(
     make_model, make_data, value, with_validation
 ):
     model = make_model(metrics={"mine": Several(value)})
-    with pytest.raises(DataError, match="the metric 'mine' gives"):
+    with pytest.raises(DataError, match="the metric 'mine' returns"):
         model.fit(DataLoader(make_data(), 16), valid_loader=make_data(n=9) if with_validation else None)
     assert model.ledger.total == 0
 

@@ -33,6 +33,7 @@ def test_it_was_run_once_from_top_to_bottom_and_is_small(committed):
     assert NOTEBOOK.stat().st_size < 150_000
 
 
+@pytest.mark.slow
 def test_a_run_gives_the_committed_outputs_but_for_what_is_random(committed):
     spec = importlib.util.spec_from_file_location("execute_notebook", EXAMPLES / "execute_notebook.py")
     script = importlib.util.module_from_spec(spec)

@@ -51,7 +51,7 @@ def require_exact(make, pair, steps=3, engine=None):
     assert engine in (None, one.engine), one.explained
 
 
-@pytest.mark.sample(5)
+@pytest.mark.sample(7)
 @pytest.mark.parametrize("member", MEMBERS, ids=str)
 def test_no_coupling_moves_a_sum_beyond_its_bound_or_leaves_state_in_network_or_loss(member):
     one, other = require_true_claim(member)
@@ -78,7 +78,7 @@ def test_no_coupling_moves_a_sum_beyond_its_bound_in_any_engine(member, engine):
     require_true_claim(member, engine=engine)
 
 
-@pytest.mark.sample(5)
+@pytest.mark.sample(7)
 @pytest.mark.parametrize("member", TWINS, ids=str)
 def test_similar_code_that_treats_examples_independently_trains_exactly(member):
     require_exact(member.benign, member.pair(), member.steps, member.engine)
@@ -90,7 +90,7 @@ def test_common_code_trains_exactly(sound):
     require_exact(sound.make, sound.pair(), engine=sound.engine)
 
 
-@pytest.mark.sample(5)
+@pytest.mark.sample(7)
 @pytest.mark.parametrize("member", [member for member in MEMBERS if member.seen], ids=str)
 def test_without_protection_the_coupling_breaks_the_claim(member):
     pair = member.pair()
@@ -98,7 +98,7 @@ def test_without_protection_the_coupling_breaks_the_claim(member):
     assert max(ratios(*sums, pair.moves)) > 1.0 + 10 * ROUNDING
 
 
-@pytest.mark.sample(5)
+@pytest.mark.sample(7)
 @pytest.mark.parametrize("member", TWINS, ids=str)
 def test_without_protection_the_benign_twin_keeps_the_claim(member):
     pair = member.pair()

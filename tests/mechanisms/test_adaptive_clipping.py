@@ -150,3 +150,10 @@ def test_a_mechanism_started_again_takes_its_range_from_the_new_bound():
     clip.start(1.0)
     clip.start(0.05)
     assert (clip.min_norm_bound, clip.max_norm_bound) == (0.005, 20.0)
+
+
+def test_a_count_that_is_drowned_in_noise_moves_the_bound_to_the_end_of_its_range():
+    assert math.isfinite(BOUND_UPDATES.get("Geometric")(1.0, 5.0, -1e6))
+    clip = started(1.0, decay_policy="Geometric", learning_rate=5.0, fraction_stddev=1e6)
+    clip.update(torch.ones(1), ClippedUnit(1, 1), 0)
+    assert clip.norm_bound in (clip.min_norm_bound, clip.max_norm_bound)

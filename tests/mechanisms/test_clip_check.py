@@ -224,7 +224,7 @@ WRONG = [
     (ByTheRow, r"ByTheRow\.factors gives a unit a different factor"),
     (RunningMean, "RunningMean"),
     (CountsCalls, "CountsCalls"),
-    (LooseBlocks, r"LooseBlocks\.block_bounds\(1\) gives 1 bounds"),
+    (LooseBlocks, r"LooseBlocks\.block_bounds\(1\) returns 1 bounds"),
     (LeavesNoBound, "update left a norm bound of 0"),
     (Spy, r"Spy\.update uses the norms that factors received"),
     (SpyOnBlocks, r"SpyOnBlocks\.update uses the norms that factors received"),

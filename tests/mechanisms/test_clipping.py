@@ -122,7 +122,7 @@ def test_block_bounds_that_exceed_the_norm_bound_are_refused():
 
     clip = Generous()
     clip.start(0.1)
-    with pytest.raises(UnprotectedUpdateError, match=r"block_bounds\(9\) gives 9 bounds with root sum of squares 0.3"):
+    with pytest.raises(UnprotectedUpdateError, match=r"block_bounds\(9\) returns 9 bounds with root sum of squares"):
         bounded_factors(torch.ones(2, 9), clip, 9)
 
 

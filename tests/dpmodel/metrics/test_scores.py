@@ -105,6 +105,7 @@ def test_targets_of_a_hinge_may_be_minus_one_and_one(loss_fn):
     assert measured(loss_fn, LOG_ODDS, 2 * LABELS - 1) == pytest.approx(RIGHT)
 
 
+@pytest.mark.sample(3)
 @pytest.mark.parametrize("dtype", [torch.int64, torch.int32, torch.bool])
 def test_targets_may_be_of_any_type_that_the_loss_takes(dtype):
     def loss_fn(outputs, targets):
@@ -113,6 +114,7 @@ def test_targets_may_be_of_any_type_that_the_loss_takes(dtype):
     assert measured(loss_fn, LOG_ODDS.sigmoid()[:, None], LABELS.to(dtype)) == pytest.approx(RIGHT)
 
 
+@pytest.mark.sample(4)
 @pytest.mark.parametrize("metric", ["f1", "precision", "recall", "auroc"])
 def test_the_other_metrics_read_probabilities_likewise(metric):
     of_odds = measured(nn.BCEWithLogitsLoss(), LOG_ODDS, LABELS, metric)

@@ -165,6 +165,7 @@ def test_the_ledger_on_the_disk_covers_what_was_released_after_a_kill_at_any_ins
 
 
 #: Releases of the first process: it is killed before its first, within a block, and after an epoch; 0 stops politely.
+@pytest.mark.sample(2)
 @pytest.mark.parametrize("stride", STRIDES)
 @pytest.mark.parametrize("first", [1, 2, 4, 0])
 def test_a_resumed_process_may_be_killed_at_any_instant_too(first, stride, tmp_path):
