@@ -238,8 +238,8 @@ def _scalar(name: str, value: Any) -> float:
         size = len(value) if isinstance(value, (Mapping, Sequence)) and not isinstance(value, str) else 1
     if size != 1 or isinstance(value, (Mapping, str)):
         raise ValueError(
-            f"the metric {name!r} returns {f'a {type(value).__name__} of ' if isinstance(value, Mapping) else ''}{size} "
-            "numbers, but a metric must be a single number; make it a scalar (average='macro'), or pass one metric for "
+            f"the metric {name!r} returns {f'a {type(value).__name__} of ' if isinstance(value, Mapping) else ''}"
+            f"{size} numbers, but a metric must be a single number; make it a scalar (average='macro'), or pass one metric for "
             "each number"
         )
     try:

@@ -283,7 +283,7 @@ def test_a_metric_with_many_numbers_is_refused():
 
     metrics = MetricSet({"each": MulticlassAccuracy(num_classes=3, average=None)})
     metrics.update(torch.eye(3), torch.arange(3))
-    with pytest.raises(ValueError, match="'each' gives 3 numbers"):
+    with pytest.raises(ValueError, match="'each' returns 3 numbers"):
         metrics.compute()
 
 
