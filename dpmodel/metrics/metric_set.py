@@ -239,8 +239,8 @@ def _scalar(name: str, value: Any) -> float:
     if size != 1 or isinstance(value, (Mapping, str)):
         raise ValueError(
             f"the metric {name!r} returns {f'a {type(value).__name__} of ' if isinstance(value, Mapping) else ''}"
-            f"{size} numbers, but a metric must be a single number; make it a scalar (average='macro'), or pass one metric for "
-            "each number"
+            f"{size} numbers, but a metric must be a single number; make it a scalar (average='macro'), or pass one "
+            "metric for each number"
         )
     try:
         return float(value[0] if isinstance(value, (list, tuple)) else value)
