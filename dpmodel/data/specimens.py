@@ -196,7 +196,7 @@ def _alike(examples: list[Any]) -> bool:
 def _size_of(example: Any) -> tuple[Any, ...] | None:
     """The structure of an example with the sizes of its tensors; None if unknown.
 
-    A text does not show the number of its tokens, nor a single number or name what the ``collate_fn`` reads with it.
+    A string does not show how many tokens it has, nor a number or a name what the ``collate_fn`` reads for it.
     """
     leaves, structure = tree_flatten(example)
     arrays = [leaf for leaf in leaves if isinstance(leaf, (Tensor, np.ndarray))]

@@ -84,7 +84,7 @@ def evaluate_run(path: str | os.PathLike[str], overrides: Iterable[Override] = (
 
     Raises:
         ConfigError: Not a run folder, a wrong setting, or a changed setting that the claim depends on.
-        CheckpointError: Weights or ledger are missing, damaged, or belong to another training.
+        CheckpointError: Weights or ledger are missing, damaged, or belong to a different training.
         DataError: The data are missing or damaged.
     """
     folder = RunFolder.existing(path)

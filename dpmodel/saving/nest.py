@@ -24,7 +24,7 @@ def pack_nest(value: Any, name: str, tensors: dict[str, Tensor], owner: str) -> 
         owner: Owner of the value, for messages.
 
     Raises:
-        CheckpointError: A part is of another type; it is named.
+        CheckpointError: A part is of a different type; the message names it.
 
     Example:
         >>> tensors = {}

@@ -31,10 +31,10 @@ class ReleaseRecord:
 
     The writes, in their order, each flushed to the disk before the next; all but 3 between two steps:
 
-    1. ``begun`` in the journal. After a kill here ``ledger.json`` is missing (nothing was released yet) or that of an
+    1. ``begun`` in the journal. After a kill here ``ledger.json`` is missing (nothing was released yet) or is that of an
        earlier process, with all that it had announced.
     2. ``ledger.json``: all releases so far, and the head of the journal. From here on readers add what the journal
-       announced after that head. The rename is the commit: before it, the older file with its older head holds.
+       announced after that head. The rename is the commit: before it, the older file with its older head is in force.
     3. ``block`` in the journal, then the steps of the block. After a kill here the whole block is charged.
     4. ``ledger.json`` again after an epoch, or the training state (see ``StateKeeper``) after a block. Each names the
        head, so blocks before it no longer count beyond the file; the rest of a block is announced anew (3).
@@ -46,7 +46,7 @@ class ReleaseRecord:
         lock: The folder's lock, if the caller already holds it.
 
     Raises:
-        ValueError: ``every_n_steps`` is not a whole number of at least 1.
+        ValueError: ``every_n_steps`` is not an integer of at least 1.
     """
 
     #: Whether a resumed process can continue from what is kept.
@@ -68,7 +68,7 @@ class ReleaseRecord:
         self._reset()
 
     def _reset(self) -> None:
-        # A record belongs to one training; the next one, of whatever model, must find its own in the folder.
+        # A record belongs to one training; the next training, of any model, must read its own from the folder.
         self.state = None
         self._journal: ReleaseJournal | None = None
         self._run: Run | None = None  # once something was written about it
@@ -83,7 +83,7 @@ class ReleaseRecord:
 
         Raises:
             ConfigError: Another process holds the folder.
-            CheckpointError: The folder holds another training, or nothing to resume, or a damaged file.
+            CheckpointError: The folder holds a different training, or nothing to resume, or a damaged file.
         """
         lock = FolderLock(self.folder.path) if self._lock is None else None
         if lock is not None:
@@ -114,7 +114,7 @@ class ReleaseRecord:
         return None
 
     def restore(self, run: Run, listeners: CallbackList) -> None:
-        """Take up ``run`` before it is checked and begins."""
+        """Follow ``run`` from before it is checked and begins."""
         del listeners
         run.on_violation(lambda: self._violated(run))
 
@@ -154,13 +154,13 @@ class ReleaseRecord:
         folder = self.folder
         if folder.state.exists() or folder.journal.exists():
             raise CheckpointError(
-                f"{folder.path} already holds the state of a training; continue it with resume=True, or choose another "
+                f"{folder.path} already holds the state of a training; resume it with resume=True, or choose a different "
                 "folder. Keep this one: its releases count for the data"
             )
         if folder.ledger.exists():
             raise CheckpointError(
-                f"{folder.path} already holds the ledger of a training; choose another folder, and keep this one: its "
-                "releases count for the data"
+                f"{folder.path} already holds the ledger of a training; choose a different folder, and keep this one: "
+                "its releases count for the data"
             )
 
     def _announce(self, run: Run) -> None:

@@ -165,7 +165,7 @@ class UpdateGuard:
                 self._remember()
 
     def protected(self, steps: int | None = None) -> None:
-        """Take the present state as accounted for: before a training, or after its state was restored.
+        """Accept the present state as accounted for: before a training, or after its state was restored.
 
         Args:
             steps: Steps of the model in the restored weights. Default: this training has taken none.

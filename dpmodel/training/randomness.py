@@ -29,7 +29,7 @@ def secret_randomness(device: torch.device, *sources: Any) -> Iterator[Callable[
 
     Args:
         device: Where the training runs; its generator and the CPU's are reseeded.
-        *sources: Data set, ``collate_fn``, network and loss, which may have generators of their own.
+        *sources: Data set, ``collate_fn``, network and loss, which may hold further generators.
     """
     on_gpu = device.type == "cuda"
     generators = Generators(*sources)

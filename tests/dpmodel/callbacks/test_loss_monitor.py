@@ -37,5 +37,5 @@ def test_an_empty_batch_has_no_loss_and_is_said_so(fake_run, loss):
 
 @pytest.mark.parametrize("wrong", [-1, 1.5, True, "1"])
 def test_a_wrong_number_is_refused(wrong):
-    with pytest.raises(ValueError, match=r"per_print_times must be a whole number of at least 0, got "):
+    with pytest.raises(ValueError, match=r"per_print_times must be an integer of at least 0, got "):
         LossMonitor(wrong)

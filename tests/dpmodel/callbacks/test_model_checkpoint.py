@@ -52,7 +52,7 @@ def test_files_of_another_training_are_kept_and_the_suffix_is_said(tmp_path, fak
         [],
         *[
             [
-                f"{tmp_path} already contains checkpoints CKP-*.ckpt of another training; this one saves "
+                f"{tmp_path} already contains checkpoints CKP-*.ckpt of a different training; this one saves "
                 f"CKP_{number}-*.ckpt"
             ]
             for number in (1, 2)
@@ -129,8 +129,8 @@ def test_an_interrupted_training_leaves_its_last_state(tmp_path, fake_run):
     [
         ({"prefix": "a/b"}, "give the folder as directory="),
         ({"prefix": ""}, "prefix must be a file name"),
-        ({"every_n_steps": 0}, "every_n_steps must be a whole number"),
-        ({"keep_checkpoint_max": -1}, "keep_checkpoint_max must be a whole number"),
+        ({"every_n_steps": 0}, "every_n_steps must be an integer"),
+        ({"keep_checkpoint_max": -1}, "keep_checkpoint_max must be an integer"),
         ({"config": CheckpointConfig(), "every_n_steps": 2}, "not both"),
         ({"config": {"save_checkpoint_steps": 1}}, "must be a CheckpointConfig"),
     ],
@@ -141,5 +141,5 @@ def test_wrong_settings_are_refused_with_the_remedy(wrong, message):
 
 
 def test_the_configuration_checks_its_numbers():
-    with pytest.raises(ValueError, match="save_checkpoint_steps must be a whole number of at least 1, got 0"):
+    with pytest.raises(ValueError, match="save_checkpoint_steps must be an integer of at least 1, got 0"):
         CheckpointConfig(save_checkpoint_steps=0)

@@ -32,7 +32,7 @@ def test_a_violation_is_written_immediately_and_such_a_training_is_not_resumed(m
         )
     assert tuple(seen) == model.ledger.violations != ()
     resumed = build()
-    with pytest.raises(CheckpointError, match=r"is not resumed: the guarantee is void: .*fresh weights"):
+    with pytest.raises(CheckpointError, match=r"cannot be resumed: the guarantee is void: .*fresh weights"):
         resumed.fit(loader, epochs=2, keeper=StateKeeper(tmp_path, every_n_steps=2, resume=True))
     assert resumed.ledger.total == 0
 

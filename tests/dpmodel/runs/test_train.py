@@ -145,8 +145,8 @@ def test_a_setting_that_differs_is_said_once_with_what_to_do(change, settings, t
     cut_off(folder.path)
     with pytest.raises(CheckpointError) as caught:
         train_from_config(make_config(TINY, [change]), folder.path, resume=True, callbacks=[Quiet()])
-    remedy = "Resume with the settings of the run, or start again in another folder (--output)"
-    assert str(caught.value) == f"{folder.state} belongs to another training: {settings}. {remedy}"
+    remedy = "Resume with the settings of the run, or start again in a different folder (--output)"
+    assert str(caught.value) == f"{folder.state} belongs to a different training: {settings}. {remedy}"
 
 
 def test_a_folder_of_a_training_that_never_began_is_gone(tmp_path):

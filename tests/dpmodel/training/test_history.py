@@ -70,8 +70,8 @@ def test_steps_never_go_back(history):
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"epoch": 0, "step": 1}, "epoch must be a whole number of at least 1"),
-        ({"epoch": 1, "step": -1}, "step must be a whole number of at least 0"),
+        ({"epoch": 0, "step": 1}, "epoch must be an integer of at least 1"),
+        ({"epoch": 1, "step": -1}, "step must be an integer of at least 0"),
         ({"epoch": 1, "step": 1, "metrics": {"loss": 0.1}}, "'loss' has the name of a history column"),
     ],
 )
