@@ -113,7 +113,8 @@ class ReleaseJournal:
             if digest != _digest(self.head, text):
                 raise CheckpointError(
                     f"{self.path}, line {number}: the record of releases was changed after it was written, so what was "
-                    "released cannot be stated. Restore the original file, or train in a different folder and keep this one"
+                    "released cannot be stated. Restore the original file, or train in a different folder and keep "
+                    "this one"
                 )
             self._lines.append(json.loads(text))
             self._digests.append(digest)

@@ -84,7 +84,7 @@ def train_from_config(
     Raises:
         ConfigError, DataError: Before any budget is spent; also if the training in the folder has finished, or a
             different process uses the folder.
-        CheckpointError: Likewise: there is no state to resume from, or it is damaged or belongs to a different training.
+        CheckpointError: Likewise: the state is missing, damaged, or belongs to a different training.
         ValueError: Both ``force`` and ``resume`` are given.
         DPModelError: During the training; ledger and report are still written.
     """
@@ -139,8 +139,8 @@ def _as_begun(config: Config, state: TrainingState) -> Training:
     if given is not None:
         if given != target or solved is None:
             raise CheckpointError(
-                f"{state.path} belongs to a different training: privacy.target_epsilon is {given!r} here and {target!r} in "
-                f"the state. {WHAT_TO_DO}"
+                f"{state.path} belongs to a different training: privacy.target_epsilon is {given!r} here and "
+                f"{target!r} in the state. {WHAT_TO_DO}"
             )
         config = with_noise_multiplier(config, solved)
     training = build_training(config)

@@ -31,8 +31,8 @@ class ReleaseRecord:
 
     The writes, in their order, each flushed to the disk before the next; all but 3 between two steps:
 
-    1. ``begun`` in the journal. After a kill here ``ledger.json`` is missing (nothing was released yet) or is that of an
-       earlier process, with all that it had announced.
+    1. ``begun`` in the journal. After a kill here ``ledger.json`` is missing (nothing was released yet) or is that of
+       an earlier process, with all that it had announced.
     2. ``ledger.json``: all releases so far, and the head of the journal. From here on readers add what the journal
        announced after that head. The rename is the commit: before it, the older file with its older head is in force.
     3. ``block`` in the journal, then the steps of the block. After a kill here the whole block is charged.
@@ -154,8 +154,8 @@ class ReleaseRecord:
         folder = self.folder
         if folder.state.exists() or folder.journal.exists():
             raise CheckpointError(
-                f"{folder.path} already holds the state of a training; resume it with resume=True, or choose a different "
-                "folder. Keep this one: its releases count for the data"
+                f"{folder.path} already holds the state of a training; resume it with resume=True, or choose a "
+                "different folder. Keep this one: its releases count for the data"
             )
         if folder.ledger.exists():
             raise CheckpointError(

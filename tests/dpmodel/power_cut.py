@@ -4,7 +4,7 @@ from dpmodel import Callback
 
 
 class PowerCut(Callback):
-    """Breaks off at a step, as a second Ctrl-C does: nothing more is written."""
+    """Interrupts the training at a step, as a second Ctrl-C does: nothing more is written."""
 
     def __init__(self, step):
         self.step = step

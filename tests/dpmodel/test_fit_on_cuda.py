@@ -32,7 +32,7 @@ class Quiet(Callback):
 
 
 class PowerCut(Callback):
-    """Breaks off at a step."""
+    """Interrupts the training at a step."""
 
     def __init__(self, step):
         self.step = step
@@ -137,7 +137,7 @@ def test_evaluation_and_prediction_take_data_from_the_cpu():
     assert model.predict(x).shape == (SIZE, 3)
 
 
-def test_a_configuration_trains_on_the_device_by_itself():
+def test_a_configuration_trains_on_the_device_automatically():
     config = load_config(CONFIG, ["data.limit=256", "training.batch_size=64", "training.epochs=1"])
     training = build_training(config)
     assert training.task.device.type == DEVICE

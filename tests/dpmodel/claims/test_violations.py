@@ -225,7 +225,7 @@ def test_a_violation_that_a_callback_hides_is_recorded_and_raised_at_the_end(fit
     assert len(model.ledger.violations) == 1
 
 
-def test_a_violation_behind_another_error_is_recorded_and_the_other_error_raised(make_model, make_data):
+def test_a_violation_hidden_by_a_different_error_is_recorded_and_that_error_raised(make_model, make_data):
     class Fails(Callback):
         def on_train_step_end(self, run):
             in_place(run)
@@ -417,7 +417,7 @@ def test_a_loss_that_holds_weights_of_the_network_trains(make_model, make_data):
     assert model.ledger.total == 4
 
 
-def test_a_filter_hears_of_a_violation_and_lets_no_other_training_through(fitted, make_model, make_data):
+def test_a_filter_is_notified_of_a_violation_and_allows_no_further_training(fitted, make_model, make_data):
     guard = BudgetGuard(PrivacyFilter(30.0, 1e-5))
     _, error = fitted([At("on_train_step_end", in_place), guard])
     assert "void" in str(error)

@@ -106,7 +106,7 @@ def test_ignored_labels_make_padding_harmless_and_one_row_moves_the_sum_by_the_b
 
 
 def test_random_masks_of_tokens_are_not_padding():
-    """The collation of a masked language model: what is masked is drawn anew each time."""
+    """The collation of a masked language model: the mask is drawn again each time."""
 
     def masking(examples):
         x = pad_sequence([tokens for tokens, _ in examples], batch_first=True)

@@ -100,7 +100,7 @@ def test_a_packed_network_with_dropout_between_its_layers_trains(make_model):
 
 
 @pytest.mark.parametrize("loss_fn", [nn.BCEWithLogitsLoss(), nn.BCEWithLogitsLoss(reduction="sum")])
-def test_the_remedy_for_whole_numbers_in_a_binary_loss_is_float(make_model, loss_fn):
+def test_the_remedy_for_integers_in_a_binary_loss_is_float(make_model, loss_fn):
     data = TensorDataset(torch.randn(32, 4), torch.randint(0, 2, (32, 1)))
     model = make_model(nn.Linear(4, 1), loss_fn=loss_fn)
     with pytest.raises(DataError, match=r"pass targets\.float\(\)") as caught:

@@ -382,7 +382,7 @@ def test_examples_are_chosen_secretly_unless_the_training_is_reproducible():
     assert chosen(secret=False) == chosen(secret=False) != chosen(secret=True) != chosen(secret=True)
 
 
-def test_only_the_trainer_is_told_about_equal_rows(make_model, capsys):
+def test_the_note_about_equal_rows_is_printed_and_not_recorded(make_model, capsys):
     model = make_model(nn.Linear(6, 3))
     model.fit(DataLoader(HONEST["some twins"], 20))
     assert "10 of 101 compared rows equal some other row" in capsys.readouterr().out

@@ -93,7 +93,7 @@ def read_epsilon(folder):
     return json.loads(folder.report.read_text())
 
 
-def test_the_configuration_that_was_resolved_goes_on_with_the_run_too(tmp_path):
+def test_the_resolved_configuration_resumes_the_run_too(tmp_path):
     folder = RunFolder(tmp_path / "run")
     config = cut_off(folder.path)
     result = train_from_config(load_config(folder.config), folder.path, resume=True, callbacks=[Quiet()])
@@ -101,7 +101,7 @@ def test_the_configuration_that_was_resolved_goes_on_with_the_run_too(tmp_path):
     assert result.report.target_epsilon == 8.0
 
 
-def test_a_run_without_losses_says_nothing_of_them(tmp_path):
+def test_a_report_without_lost_steps_does_not_mention_them(tmp_path):
     result = train_from_config(make_config(TINY), tmp_path / "run", callbacks=[Quiet()])
     assert (result.report.lost_steps, result.report.without_lost) == (0, None)
     report = read_epsilon(result.folder)
@@ -123,7 +123,7 @@ def test_a_run_without_losses_says_nothing_of_them(tmp_path):
         ("privacy.noise={name: Gaussian, seed: 4}", r"privacy\.noise\.seed is 4 here and not stated in the state"),
     ],
 )
-def test_another_configuration_is_refused_by_the_field_that_differs(change, message, tmp_path):
+def test_a_different_configuration_is_refused_and_the_field_is_named(change, message, tmp_path):
     folder = RunFolder(tmp_path / "run")
     cut_off(folder.path)
     before = {path.name: path.read_bytes() for path in folder.path.iterdir()}
@@ -140,7 +140,7 @@ def test_another_configuration_is_refused_by_the_field_that_differs(change, mess
         ("privacy.target_epsilon=7", "privacy.target_epsilon is 7.0 here and 8.0 in the state"),
     ],
 )
-def test_a_setting_that_differs_is_said_once_with_what_to_do(change, settings, tmp_path):
+def test_a_setting_that_differs_is_named_once_with_the_remedy(change, settings, tmp_path):
     folder = RunFolder(tmp_path / "run")
     cut_off(folder.path)
     with pytest.raises(CheckpointError) as caught:
@@ -149,7 +149,7 @@ def test_a_setting_that_differs_is_said_once_with_what_to_do(change, settings, t
     assert str(caught.value) == f"{folder.state} belongs to a different training: {settings}. {remedy}"
 
 
-def test_a_folder_of_a_training_that_never_began_is_gone(tmp_path):
+def test_the_folder_of_a_training_that_never_began_is_removed(tmp_path):
     def refuse(training, folder):
         raise BrokenPipeError
 
@@ -177,7 +177,7 @@ def test_a_finished_run_a_missing_one_and_a_contradiction_are_refused(tmp_path):
         train_from_config(config, tmp_path / "run", resume=True, force=True)
 
 
-def test_a_run_that_keeps_no_state_cannot_go_on_and_says_why(tmp_path):
+def test_a_run_that_keeps_no_state_cannot_be_resumed_and_says_why(tmp_path):
     output = {"curve": False, "save_every_steps": None}
     config = cut_off(tmp_path / "run", output=output)
     with pytest.raises(CheckpointError, match="save_every_steps is null"):
@@ -186,7 +186,7 @@ def test_a_run_that_keeps_no_state_cannot_go_on_and_says_why(tmp_path):
         train_from_config(config, tmp_path / "run")
 
 
-def test_a_folder_in_use_by_another_process_is_refused_by_its_number(tmp_path):
+def test_a_folder_in_use_by_another_process_is_refused_with_the_process_id(tmp_path):
     config = cut_off(tmp_path / "run")
     code = f"""
         import sys, time
@@ -227,7 +227,7 @@ KILLED = """
 
 
 def killed_at(step, config, folder, *, resume):
-    """Train in another process and kill it soon after ``step``; the steps it had done, by their numbers."""
+    """Train in another process and kill it soon after ``step``; return the numbers of the steps that it had done."""
     command = [sys.executable, "-c", textwrap.dedent(KILLED), str(config), str(folder.path)]
     process = subprocess.Popen(
         command + ["--resume"] * resume,
@@ -247,7 +247,7 @@ def killed_at(step, config, folder, *, resume):
 
 
 @pytest.mark.slow
-def test_a_kill_at_any_instant_is_charged_and_the_resumed_run_spends_the_plan(tmp_path):
+def test_a_kill_at_any_moment_is_charged_and_the_resumed_run_spends_the_plan(tmp_path):
     config, folder = tmp_path / "tiny.yaml", RunFolder(tmp_path / "run")
     config.write_text(yaml.safe_dump({**TINY, "training": {"epochs": 9, "batch_size": 6}}))
     first = killed_at(23, config, folder, resume=False)
@@ -275,7 +275,7 @@ class Count(Callback):
         self.steps.append(run.step)
 
 
-def test_the_command_goes_on_with_a_run_that_was_broken_off(tmp_path, capsys):
+def test_the_command_resumes_an_interrupted_run(tmp_path, capsys):
     from dpmodel.cli.application import run
 
     config, out = tmp_path / "tiny.yaml", tmp_path / "run"

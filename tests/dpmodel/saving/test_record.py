@@ -152,7 +152,7 @@ STRIDES = [11, pytest.param(1, marks=pytest.mark.slow)]
 
 @pytest.mark.parametrize("stride", STRIDES)
 @pytest.mark.parametrize("name", WHERE)
-def test_the_ledger_on_the_disk_covers_what_was_released_after_a_kill_at_any_instant(name, stride, tmp_path):
+def test_the_ledger_on_disk_covers_every_release_after_a_kill_at_any_moment(name, stride, tmp_path):
     for instant in count(0, stride):
         where, witness = WHERE[name](tmp_path / str(instant)), tmp_path / f"released-{instant}"
         ended = killed_at(instant, witness, lambda where=where: fit(where))
@@ -167,7 +167,7 @@ def test_the_ledger_on_the_disk_covers_what_was_released_after_a_kill_at_any_ins
 #: Releases of the first process: it is killed before its first, within a block, and after an epoch; 0 stops politely.
 @pytest.mark.parametrize("stride", STRIDES)
 @pytest.mark.parametrize("first", [1, 2, 4, 0])
-def test_a_resumed_process_may_be_killed_at_any_instant_too(first, stride, tmp_path):
+def test_a_resumed_process_may_be_killed_at_any_moment_too(first, stride, tmp_path):
     for instant in count(first, stride):
         where, witness = WHERE["both"](tmp_path / str(instant)), tmp_path / f"released-{instant}"
         callback = Stop(3) if first == 0 else Kill(first)
@@ -199,7 +199,7 @@ class Kill(Callback):
             os._exit(KILLED)
 
 
-def test_lost_epochs_of_shuffled_batches_are_charged_one_by_one_from_the_disk(tmp_path):
+def test_lost_epochs_of_shuffled_batches_are_charged_one_by_one_from_disk(tmp_path):
     where = {"output": None, "keeper": tmp_path}
     with pytest.raises(KeyboardInterrupt):
         fit(where, Cut(2), sampling="shuffle")
@@ -211,7 +211,7 @@ def test_lost_epochs_of_shuffled_batches_are_charged_one_by_one_from_the_disk(tm
 
 
 class Cut(Callback):
-    """Breaks off at a step, as a second Ctrl-C does."""
+    """Interrupts the training at a step, as a second Ctrl-C does."""
 
     def __init__(self, step):
         self.step = step
@@ -241,7 +241,7 @@ def test_while_a_training_runs_its_ledger_needs_the_journal_beside_it(tmp_path):
     assert not folder.journal.exists()
 
 
-def test_the_ledger_of_another_training_is_not_written_over(tmp_path):
+def test_the_ledger_of_a_different_training_is_not_overwritten(tmp_path):
     fit({"output": tmp_path / "run", "keeper": None})
     before, model = (tmp_path / "run/ledger.json").read_bytes(), build()
     with pytest.raises(CheckpointError, match="already holds the ledger of a training"):

@@ -60,7 +60,7 @@ def same(one, other):
     assert one.steps_done == other.steps_done
 
 
-def begun_anew(case, breaks, every, folder):
+def with_breaks(case, breaks, every, folder):
     """Train with a break at each of ``breaks``, every process with other global randomness."""
     for number, stop in enumerate(breaks):
         torch.manual_seed(0 if number == 0 else 100 + number)
@@ -87,7 +87,7 @@ def test_a_resumed_training_is_the_uninterrupted_one_bit_for_bit(part, case, eve
     torch.manual_seed(0)
     whole = build(case)
     history = fit(whole, case)
-    resumed, resumed_history = begun_anew(case, breaks, every, tmp_path_factory.mktemp("run"))
+    resumed, resumed_history = with_breaks(case, breaks, every, tmp_path_factory.mktemp("run"))
     same(whole, resumed)
     assert str(rows(history)) == str(rows(resumed_history))
     assert nowhere_less(resumed_history, history)
@@ -98,16 +98,16 @@ def test_a_resumed_training_is_the_uninterrupted_one_bit_for_bit(part, case, eve
 @pytest.mark.sample(5)
 @pytest.mark.parametrize("step", range(1, STEPS + 1))
 @pytest.mark.parametrize("kind", [PowerCut, Interrupt])
-def test_every_step_may_be_the_last_one_of_a_process(kind, step, tmp_path):
+def test_a_process_may_end_after_any_step(kind, step, tmp_path):
     case = {**dict.fromkeys(("micro_batches",)), "clip": "adaptive", "sampling": "poisson", "optimizer": "Momentum"}
     case |= {"schedule": "falling", "decay": True}
     torch.manual_seed(0)
     whole = build(case)
     history = fit(whole, case)
-    resumed, resumed_history = begun_anew(case, [kind(step)], STEPS_PER_EPOCH, tmp_path)
+    resumed, resumed_history = with_breaks(case, [kind(step)], STEPS_PER_EPOCH, tmp_path)
     same(whole, resumed)
     assert str(rows(history)) == str(rows(resumed_history))
-    # a polite stop loses nothing; a kill loses the block that was running, and no more
+    # an interrupt loses nothing; a kill loses the running block and no more
     assert resumed.ledger.lost.total == (STEPS_PER_EPOCH if kind is PowerCut else 0)
 
 
@@ -191,7 +191,7 @@ def test_secret_streams_leave_no_trace_in_the_state_and_are_fresh_after_a_resume
     fit(build(SECRET, seed=0), SECRET, Remember(), keeper=StateKeeper(tmp_path, 4, resume=True))
     steps = [step for step, _ in noise]
     assert steps == [0, 1, 2, 3, 4, 5, *range(4, STEPS)]
-    # neither that of the same step, nor that of the same place in a stream under another norm bound
+    # neither the noise of the same step, nor that of the same place in a stream at a different norm bound
     for _, before in noise[:6]:
         assert all(torch.cosine_similarity(before, after, dim=0).abs() < 0.95 for _, after in noise[6:])
 
@@ -202,7 +202,7 @@ def test_a_seeded_training_keeps_the_places_of_its_streams(tmp_path):
     assert set(read_state(RunFolder(tmp_path).state).run["streams"]) == {"noise", "clip", "sampling"}
 
 
-def test_under_shuffled_batches_an_epoch_goes_on_in_its_own_order_and_lost_steps_are_an_epoch_apart(tmp_path):
+def test_a_shuffled_epoch_keeps_its_order_and_lost_steps_count_as_a_separate_epoch(tmp_path):
     case = {**SECRET, "sampling": "shuffle"}
     drawn = []
 
@@ -242,7 +242,7 @@ def test_epochs_that_were_lost_in_two_processes_are_charged_one_by_one(tmp_path)
     assert privacy_spent(lost, 1e-5, "zcdp").epsilon > privacy_spent(once, 1e-5, "zcdp").epsilon
 
 
-def test_a_second_fit_of_a_model_is_resumed_with_what_the_first_had_released(tmp_path):
+def test_a_second_fit_is_resumed_with_the_releases_of_the_first(tmp_path):
     case = SECRET
     torch.manual_seed(0)
     whole = build(case)
@@ -259,7 +259,7 @@ def test_a_second_fit_of_a_model_is_resumed_with_what_the_first_had_released(tmp
     assert (resumed.ledger.kept.total, resumed.ledger.lost.total) == (2 * STEPS, 5)
 
 
-def test_a_training_that_is_done_is_restored_and_no_step_is_taken(tmp_path):
+def test_a_finished_training_is_restored_and_no_step_is_taken(tmp_path):
     model = build(SECRET)
     history = fit(model, SECRET, keeper=StateKeeper(tmp_path, 5))
     again = build(SECRET)

@@ -19,7 +19,7 @@ class Run:
         self.reasons.append(reason)
 
 
-def test_the_first_signal_stops_the_run_and_the_second_breaks_off():
+def test_the_first_signal_stops_the_run_and_the_second_interrupts_at_once():
     interrupt, run = InterruptStop(), Run()
     with interrupt.listening():
         interrupt.on_train_begin(run)
@@ -30,12 +30,12 @@ def test_the_first_signal_stops_the_run_and_the_second_breaks_off():
     assert interrupt.interrupted
 
 
-def test_before_the_run_begins_a_signal_breaks_off_at_once():
+def test_before_the_run_begins_a_signal_interrupts_at_once():
     with InterruptStop().listening(), pytest.raises(KeyboardInterrupt):
         os.kill(os.getpid(), signal.SIGTERM)
 
 
-def test_the_handlers_of_others_are_put_back():
+def test_earlier_signal_handlers_are_restored():
     before = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
     with InterruptStop().listening():
         assert signal.getsignal(signal.SIGINT) != before[0]
