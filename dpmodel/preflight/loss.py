@@ -35,7 +35,7 @@ DOUBTED = 32
 #: Examples on which a loss is tried again if it fails for one.
 _SEVERAL = 3
 
-#: A loss is refused although this many of the examples have a usable gradient: a single example must not decide.
+#: A loss is refused even if this many of the examples have a usable gradient: a single example must not decide.
 _EXCEPTIONS = 1
 
 

@@ -116,7 +116,7 @@ def _recorded(folder: RunFolder) -> Fingerprint | None:
 
 
 def _require_same_training(stored: Config, config: Config) -> None:
-    """The claim is about the training in the folder: of its privacy settings, only how it is stated may change."""
+    """The claim is about the training in the folder: only the settings that choose how it is stated may change."""
     before, after = ({**asked.privacy.model_dump(), **_STATED_ANEW} for asked in (stored, config))
     changed = next((name for name in before if before[name] != after[name]), None)
     if changed is not None:

@@ -84,7 +84,7 @@ def train_from_config(
     Raises:
         ConfigError, DataError: Before any budget is spent; also if the training in the folder has finished, or a
             different process uses the folder.
-        CheckpointError: Likewise: the state is missing, damaged, or belongs to a different training.
+        CheckpointError: Before any budget is spent: the state is missing, damaged, or belongs to a different training.
         ValueError: Both ``force`` and ``resume`` are given.
         DPModelError: During the training; ledger and report are still written.
     """

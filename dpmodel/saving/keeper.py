@@ -90,7 +90,7 @@ class StateKeeper(ReleaseRecord):
         self._lost = 0
 
     def load(self) -> TrainingState | None:
-        """Read what is in the folder, which must be held; the state to resume from, None for a new training."""
+        """Read the folder, which must be held; return the state to resume from, or None for a new training."""
         if self.resume and self._journal is None:
             self._read()
         elif not self.resume:

@@ -37,7 +37,7 @@ class ReleaseRecord:
        announced after that head. The rename is the commit: before it, the older file with its older head is in force.
     3. ``block`` in the journal, then the steps of the block. After a kill here the whole block is charged.
     4. ``ledger.json`` again after an epoch, or the training state (see ``StateKeeper``) after a block. Each names the
-       head, so blocks before it no longer count beyond the file; the rest of a block is announced anew (3).
+       head, so blocks before it no longer count beyond the file; the rest of a block is announced again (3).
     5. ``ledger.json`` without a head, when nothing more will be released: it is complete, and the journal may go.
 
     Args:
@@ -103,7 +103,7 @@ class ReleaseRecord:
                     lock.release()
 
     def load(self) -> TrainingState | None:
-        """Read what is in the folder, which must be held; the state to resume from, None for a new training.
+        """Read the folder, which must be held; return the state to resume from, or None for a new training.
 
         Raises:
             CheckpointError: As ``open``.
@@ -119,7 +119,7 @@ class ReleaseRecord:
         run.on_violation(lambda: self._violated(run))
 
     def before_release(self, loop: TrainingLoop) -> None:
-        """Announce a block before its first step, and the rest of it anew after a change of the schedule."""
+        """Announce a block before its first step, and the rest of it again after a change of the schedule."""
         run = loop.run
         if run.step >= self._end:
             self._end = min(run.step + self.every_n_steps, run.planned_steps)

@@ -1,4 +1,4 @@
-"""A training that ends without a word."""
+"""A training that ends without writing anything."""
 
 from dpmodel import Callback
 

@@ -15,7 +15,7 @@ LIMIT, DELTA = 3.0, 1e-5
 
 
 class LessNoise(Callback):
-    """Takes a tenth of the noise from a step on."""
+    """Uses a tenth of the noise from a step on."""
 
     def __init__(self, at):
         self.at = at

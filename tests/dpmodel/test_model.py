@@ -93,7 +93,7 @@ def test_without_noise_epsilon_is_infinite_and_this_is_announced(loader, capsys)
 
 
 class Branches(nn.Linear):
-    """Looks at its input, which only the engine of one example at a time can show it."""
+    """Reads the values of its input, which only the engine of one example at a time shows."""
 
     def forward(self, x):
         return super().forward(x) if float(x.detach().abs().max()) < 1e9 else x[:, :3]

@@ -156,7 +156,7 @@ def test_a_ledger_under_way_is_read_with_all_that_its_journal_announced_since(tm
     journal.begin(0)
     journal.announce(0, [event] * 4)
     ledger = Ledger().record(event, 2)
-    ledger.save(path, journal=journal.head)  # what was announced before counts no further
+    ledger.save(path, journal=journal.head)  # earlier announcements no longer count
     assert Ledger.load(path) == ledger
     journal.announce(2, [event] * 2)
     assert Ledger.load(path).rows == ((event, 4),)

@@ -11,7 +11,7 @@ from torch.utils.data import TensorDataset
 
 from dpmodel import Callback, DPModel, poisson_loader
 from dpmodel.claims import snapshot
-from dpmodel.preflight.refusal import LOOKED
+from dpmodel.preflight.refusal import HAS_READ
 from mechanisms.engines import BookKeepingEngine
 from monitors import BudgetGuard, Ledger, PrivacyFilter
 from monitors.errors import DataError, UnprotectedUpdateError
@@ -58,7 +58,7 @@ ACTS = [in_place, past_torch, by_numpy, to_frozen, to_buffer, to_momentum, by_lo
 
 @pytest.fixture(params=["full", "copied", "sampled"])
 def size(request, monkeypatch):
-    """The three ways in which networks of different sizes are kept, on a small one."""
+    """The three ways in which networks of different sizes are compared, on a small network."""
     if request.param != "full":
         monkeypatch.setattr(snapshot, "COMPARED_BYTES", 0)
     if request.param == "sampled":
@@ -109,7 +109,7 @@ def test_un_noised_values_void_the_claim_wherever_they_are_written(fitted, size,
 
 
 class AveragesForValidation(Callback):
-    """Other weights are swapped in for the validation and out again."""
+    """Swaps different weights in for the validation, and out again."""
 
     def on_eval_begin(self, run):
         self.kept = copy.deepcopy(run.network.state_dict())
@@ -287,7 +287,7 @@ def test_what_a_callback_does_before_the_first_release_is_refused_and_costs_noth
 
 
 class Counted(nn.Module):
-    """Knows the step, and from which one on the engine is wrong."""
+    """Holds the step, and the first step at which the engine is wrong."""
 
     def __init__(self, start):
         super().__init__()
@@ -299,7 +299,7 @@ class Counted(nn.Module):
 
 @pytest.fixture
 def wrong_engine(monkeypatch):
-    """Adds something to every chunk from the step on that the network says."""
+    """Adds something to every chunk, from the step on that the network states."""
     right = BookKeepingEngine.partial_sum
 
     def wrong(self, network, losses, batch, clip, layout, total):
@@ -326,7 +326,7 @@ def test_a_wrong_sum_voids_all_steps_of_the_model_or_none_were_taken(
     except UnprotectedUpdateError as found:
         error = found
     assert (error is None) == (start < 0)
-    assert (LOOKED in str(error)) == (start == 0)
+    assert (HAS_READ in str(error)) == (start == 0)
     assert model.ledger.head(released).violations == ()
     assert model.ledger.total == released + (start == 3)
     if start == 3:

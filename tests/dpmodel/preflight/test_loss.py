@@ -25,7 +25,7 @@ class Chosen(nn.Linear):
 
 
 class Elsewhere(nn.Module):
-    """Makes its output of nothing that is trained."""
+    """Computes its output without any trained parameter."""
 
     def __init__(self):
         super().__init__()
@@ -195,7 +195,7 @@ def test_a_network_that_passes_no_gradient_is_announced(make_model, loader, caps
 
 @pytest.mark.parametrize("labelled", [0, 1, 2])
 def test_a_single_example_does_not_decide_a_refusal(make_model, loader, labelled):
-    """A loss whose gradient is zero for single examples but for those of class 2, of which there are few."""
+    """A loss whose gradient is zero for single examples except for those of class 2, which are few."""
 
     def coupled(outputs, targets):
         alone = (outputs[targets == 2] ** 2).sum()

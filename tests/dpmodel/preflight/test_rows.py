@@ -20,7 +20,7 @@ N = 96
 
 @pytest.fixture(autouse=True)
 def _time_enough(monkeypatch):
-    """What is found does not depend on how busy the machine is."""
+    """Removes the time limit, so that findings do not depend on how busy the machine is."""
     monkeypatch.setattr("dpmodel.preflight.readings.SECONDS", 60.0)
 
 
@@ -147,7 +147,7 @@ def test_data_sets_in_which_a_row_reaches_several_examples_are_refused(dataset):
 
 
 class RunningMaximum(Dataset):
-    """Scales each item by the largest entry that was read so far."""
+    """Scales each item by the largest entry read so far."""
 
     def __init__(self, size):
         self.x, self.top = torch.rand(size, 3, generator=torch.Generator().manual_seed(0)), 0.0

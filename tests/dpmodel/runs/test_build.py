@@ -1,4 +1,4 @@
-"""Networks of other packages, and layers that are replaced, in a configuration."""
+"""Configurations with networks of other packages, and with layers that are replaced."""
 
 import pytest
 from torch import nn
@@ -21,7 +21,7 @@ TINY = {
 
 
 def normalised(**options):
-    """Written as those of torchvision: any keyword, and what has no meaning is refused inside."""
+    """Like a builder of torchvision: takes any keyword, and refuses unknown ones inside."""
     return _normalised(**options)
 
 

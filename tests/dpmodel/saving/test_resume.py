@@ -61,7 +61,7 @@ def same(one, other):
 
 
 def with_breaks(case, breaks, every, folder):
-    """Train with a break at each of ``breaks``, every process with other global randomness."""
+    """Train with a break at each of ``breaks``; every process has different global randomness."""
     for number, stop in enumerate(breaks):
         torch.manual_seed(0 if number == 0 else 100 + number)
         with contextlib.suppress(KeyboardInterrupt):
@@ -126,7 +126,7 @@ def test_epsilon_covers_every_step_that_any_process_took_and_never_falls(
     accountant, witnesses, shown = "zcdp" if sampling == "shuffle" else "rdp", [], []
 
     class Witness(Callback):
-        """Sees what really leaves the steps, and the epsilon that users see."""
+        """Records what the steps really release, and the epsilon that users see."""
 
         def on_train_begin(self, run):
             self.first, self.released, record = run.step, [], run.ledger.record
@@ -237,7 +237,7 @@ def test_epochs_that_were_lost_in_two_processes_are_charged_one_by_one(tmp_path)
     lost = model.ledger.lost
     once = Ledger().record(*lost.rows[0])
     assert lost.total == 4
-    # beyond those of all epochs that are planned
+    # numbered after all planned epochs
     assert [event.partition for event, _ in lost] == [EPOCHS, EPOCHS + 1]
     assert privacy_spent(lost, 1e-5, "zcdp").epsilon > privacy_spent(once, 1e-5, "zcdp").epsilon
 

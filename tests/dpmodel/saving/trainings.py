@@ -5,13 +5,13 @@ from torch import nn
 from torch.utils.data import TensorDataset
 
 from dpmodel import (
-    Callback,
     ClipMechanismsFactory,
     DPModel,
     EarlyStopping,
     LearningRateScheduler,
     NoiseMechanismsFactory,
 )
+from dpmodel.callbacks import Silence
 from dpmodel.data.loader import PrivateLoader
 from dpmodel.optimizers import build_optimizer
 
@@ -77,12 +77,5 @@ def callbacks_of(case):
 
 def fit(model, case, *extra, keeper=None, epochs=EPOCHS):
     loader = PrivateLoader(data(), 6, sampling=case["sampling"])
-    callbacks = [Quiet(), *callbacks_of(case), *extra]
+    callbacks = [Silence(), *callbacks_of(case), *extra]
     return model.fit(loader, epochs, valid_loader=data(), callbacks=callbacks, keeper=keeper)
-
-
-class Quiet(Callback):
-    """Keeps a run from printing."""
-
-    def on_train_begin(self, run):
-        run.printer = lambda text: None

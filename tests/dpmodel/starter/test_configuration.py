@@ -1,4 +1,4 @@
-"""A first configuration is valid and trains, whatever the data."""
+"""A first configuration is valid and trains on every kind of data."""
 
 import numpy as np
 import pytest
@@ -14,7 +14,7 @@ from monitors.errors import ConfigError
 N = 90
 GENERATOR = np.random.default_rng(0)
 
-#: Kind of data -> inputs, targets, what stands in the configuration.
+#: Kind of data -> inputs, targets, texts of the configuration.
 ARRAYS = {
     "vectors": (GENERATOR.random((N, 5), np.float32), GENERATOR.integers(0, 3, N), ["mlp", "cross_entropy"]),
     "images": (GENERATOR.integers(0, 256, (N, 20, 20), np.uint8), GENERATOR.integers(0, 2, N), ["small_cnn"]),
@@ -29,7 +29,7 @@ ARRAYS = {
 
 
 class Tokens(nn.Module):
-    """A network of one's own, with a layer that is replaced."""
+    """A user's network, with a layer that is replaced."""
 
     def __init__(self, num_classes):
         super().__init__()

@@ -60,14 +60,14 @@ def test_outside_of_the_main_thread_it_does_nothing():
 
 @pytest.fixture
 def _pythons_own_handler():
-    """As in a program that a user runs; whoever runs the tests in the background may have Ctrl-C ignored."""
+    """Handles Ctrl-C as in a program that a user runs; tests in the background may have it ignored."""
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
     signal.signal(signal.SIGINT, before)
 
 
 class TestBrokenOffBetweenTwoSteps:
-    """Nothing is lost where the process lives to write."""
+    """Nothing is lost if the process survives to write."""
 
     def resumed(self, folder, make_model, make_data):
         model = make_model()

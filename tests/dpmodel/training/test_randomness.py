@@ -76,7 +76,7 @@ def test_a_data_set_that_seeds_torch_does_not_reveal_the_masks(make_model):
 
 
 class Shifted(Dataset):
-    """Shifts each example as a global generator says."""
+    """Shifts each example by a draw of a global generator."""
 
     def __init__(self, draw):
         self.draw, self.shifts = draw, []
