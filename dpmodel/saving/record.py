@@ -106,7 +106,7 @@ class ReleaseRecord:
         """Read the folder, which must be held; return the state to resume from, or None for a new training.
 
         Raises:
-            CheckpointError: As ``open``.
+            CheckpointError: As for ``open``.
         """
         if self._journal is None:
             self._require_unused()

@@ -124,7 +124,7 @@ def write_starter(
 
     Raises:
         ConfigError: ``file`` exists, or the configuration would not be valid.
-        ValueError, DataError: As of ``starter_configuration``.
+        ValueError, DataError: As for ``starter_configuration``.
     """
     path = Path(file)
     if path.exists():
