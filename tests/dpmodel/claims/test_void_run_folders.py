@@ -81,4 +81,4 @@ def test_the_run_folder_of_a_void_training_says_so_and_the_command_fails(tmp_pat
     assert tuple(report["violations"]) == Ledger.load(folder / "ledger.json").violations != ()
     assert "The guarantee is void" in (folder / "privacy_report.md").read_text()
     assert run_command(["train", str(config), "--output", str(folder), "--resume", "--quiet"]) == 1
-    assert "not resumed" in capsys.readouterr().err
+    assert "cannot be resumed" in capsys.readouterr().err
