@@ -65,17 +65,17 @@ def sampling_rate(**named: Any) -> None:
 
 
 def positive_int(**named: Any) -> None:
-    """Require each value to be a whole number of at least 1."""
+    """Require each value to be an integer of at least 1."""
     for name, value in named.items():
         ok = _is_whole(value) and int(value) >= 1
-        _require(ok, name, "a whole number of at least 1", value)
+        _require(ok, name, "an integer of at least 1", value)
 
 
 def non_negative_int(**named: Any) -> None:
-    """Require each value to be a whole number of at least 0."""
+    """Require each value to be an integer of at least 0."""
     for name, value in named.items():
         ok = _is_whole(value) and int(value) >= 0
-        _require(ok, name, "a whole number of at least 0", value)
+        _require(ok, name, "an integer of at least 0", value)
 
 
 def one_of(choices: Iterable[Any], **named: Any) -> None:

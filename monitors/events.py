@@ -52,7 +52,7 @@ def register_event(cls: E) -> E:
     known = _TYPES.get(cls.__name__)
     if known is not None and (known.__module__, known.__qualname__) != (cls.__module__, cls.__qualname__):
         raise ValueError(
-            f"event type {cls.__name__!r} is already registered by {known.__module__}; choose another name"
+            f"event type {cls.__name__!r} is already registered by {known.__module__}; choose a different name"
         )
     _TYPES[cls.__name__] = cls
     return cls

@@ -86,7 +86,7 @@ class ReleaseJournal:
             if line["kind"] == "begun":
                 processes.append([])
             elif line["kind"] == "block":
-                # The process announces the rest of a block anew when its schedule changes: those steps had not begun.
+                # The process announces the rest of a block again when its schedule changes: those steps had not begun.
                 earlier = [entry for entry in processes[-1] if entry[0] < line["step"]]
                 processes[-1] = [*earlier, *zip(count(line["step"]), _events(line["rows"]), strict=False)]
         return [[event for _, event in process] for process in processes]
@@ -113,7 +113,8 @@ class ReleaseJournal:
             if digest != _digest(self.head, text):
                 raise CheckpointError(
                     f"{self.path}, line {number}: the record of releases was changed after it was written, so what was "
-                    "released cannot be stated. Restore the original file, or train in another folder and keep this one"
+                    "released cannot be stated. Restore the original file, or train in a different folder and keep "
+                    "this one"
                 )
             self._lines.append(json.loads(text))
             self._digests.append(digest)

@@ -65,7 +65,7 @@ class Ledger:
 
         Raises:
             UnsupportedEventError: ``event`` is not a ``PrivacyEvent``.
-            ValueError: ``count`` is not a whole number of at least 1.
+            ValueError: ``count`` is not an integer of at least 1.
         """
         if not isinstance(event, PrivacyEvent):
             raise UnsupportedEventError(f"only privacy events can be recorded, got {event!r} of {type(event).__name__}")
@@ -227,7 +227,7 @@ class Ledger:
         return not _counted(other) - _counted(self)
 
     def digest(self) -> str:
-        """SHA-256 of rows and notes, as hex: two ledgers with one digest state the same."""
+        """SHA-256 of rows and notes, as hex; ledgers with equal digests have equal rows and notes."""
         return _digest(self._content())
 
     def to_json(self) -> str:
@@ -303,7 +303,7 @@ class Ledger:
             released = Ledger([ANNOUNCED_NOTE] if events else ())
             for event in events:
                 released.record(event)
-            # The process that wrote this ledger continues its partitions; a later one gets numbers of its own.
+            # The process that wrote this ledger continues its partitions; a later process gets new numbers.
             self.extend(released, None if process else 0)
         for reason in journal.violations:
             if reason not in self.violations:

@@ -67,7 +67,7 @@ class Registry(Generic[T]):
             known = self._builders.get(name)
             if known is not None and _identity(known) != _identity(builder):
                 raise ValueError(
-                    f"{self.kind} {name!r} is already registered by {_identity(known)}; choose another name"
+                    f"{self.kind} {name!r} is already registered by {_identity(known)}; choose a different name"
                 )
             self._builders[name] = builder
             return builder

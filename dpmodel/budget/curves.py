@@ -87,7 +87,7 @@ def draw_curves(
         size: Width of the figure in inches, 2.5 to 40. Default: what the two panels need.
 
     Raises:
-        ConfigError: As of ``require_drawable``.
+        ConfigError: As for ``require_drawable``.
     """
     require_drawable(path, style=style, size=size)
     curves = epsilon_curves(plan)

@@ -18,9 +18,9 @@ class Callback:
 
     The order within a training is ``on_train_begin``, then for each epoch ``on_train_epoch_begin``, for each step
     ``on_train_step_begin`` and ``on_train_step_end``, then (with validation data) ``on_eval_begin`` and
-    ``on_eval_end``, ``on_train_epoch_end``; at last ``on_train_end``. ``run.stop(reason)`` ends the training before
+    ``on_eval_end``, ``on_train_epoch_end``; finally ``on_train_end``. ``run.stop(reason)`` ends the training before
     the next step. Weights, buffers and optimizer state are compared before each step and after ``on_train_end``:
-    a callback that changes them does so inside ``run.post_processing(what)``.
+    a callback that changes them must do so inside ``run.post_processing(what)``.
 
     Example:
         >>> class Hello(Callback):
@@ -34,7 +34,7 @@ class Callback:
         """Called once before the first step."""
 
     def on_train_end(self, run: Run) -> None:
-        """Called once after the last step, also when the training was stopped or failed."""
+        """Called once after the last step, even if the training was stopped or failed."""
 
     def on_train_epoch_begin(self, run: Run) -> None:
         """Called before the first step of each epoch."""
@@ -55,7 +55,7 @@ class Callback:
         """Called after each validation; ``run.metrics`` is fresh."""
 
     def state_dict(self) -> dict[str, Any]:
-        """What a resumed training must know of this callback: plain values and tensors; nothing by default.
+        """The state that a resumed training restores: plain values and tensors; nothing by default.
 
         ``load_state_dict`` restores it after ``on_train_begin``.
         """
@@ -90,8 +90,8 @@ MINDSPORE_HOOKS: Mapping[str, str] = {
 class CallbackList:
     """Callbacks in the order given, with a table of the listeners of each hook.
 
-    Before a step, those with ``asked_last`` (monitors and guards that keep a limit) come after all others, whatever
-    their position: they always see the noise that another callback has set for the step.
+    Before a step, callbacks with ``asked_last`` (monitors and guards that enforce a limit) come after all others,
+    whatever their position, so that they see the noise that other callbacks have set for the step.
 
     Objects of any class are accepted if they have at least one of the hooks, as privacy monitors do. Hooks that a
     callback leaves empty cost nothing.

@@ -23,7 +23,7 @@ class LossMonitor(Callback):
         per_print_times: Steps between two lines; 1 prints every step, 0 prints nothing.
 
     Raises:
-        ValueError: ``per_print_times`` is negative or not a whole number.
+        ValueError: ``per_print_times`` is not an integer of at least 0.
     """
 
     def __init__(self, per_print_times: int = 1) -> None:

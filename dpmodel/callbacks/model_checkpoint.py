@@ -141,7 +141,7 @@ class ModelCheckpoint(Callback):
         if self._announced != self._prefix_in_force:
             self._announced = self._prefix_in_force
             run.say(
-                f"{self.directory} already contains checkpoints {self.prefix}-*.ckpt of another training; this one "
+                f"{self.directory} already contains checkpoints {self.prefix}-*.ckpt of a different training; this one "
                 f"saves {self._prefix_in_force}-*.ckpt"
             )
 

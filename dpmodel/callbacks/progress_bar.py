@@ -26,10 +26,10 @@ class ProgressBar(Callback):
     """One line that moves: epoch, step, loss, latest metric, epsilon, time left.
 
     It is redrawn at intervals and computes epsilon rarely, so that it does not slow down a training of many short
-    steps; an epsilon older than the step beside it names its own step. At the end of each epoch it is that of the
-    history. Terminals of fewer than ``WIDE_COLUMNS`` columns leave out the delta, the bar and the epoch. The loss shown
-    is not private. A run shows one bar, that of the first callback, and none if it is silent. If the output is a file
-    or a pipe, it writes one line per epoch.
+    steps; an epsilon older than the displayed step is shown with its own step. At the end of each epoch, the epsilon
+    is that of the history. Terminals of fewer than ``WIDE_COLUMNS`` columns leave out the delta, the bar and the epoch.
+    The loss shown is not private. A run shows one bar, that of its first ``ProgressBar``, and none if it is silent. If
+    the output is a file or a pipe, it writes one line per epoch.
 
     Args:
         refresh_seconds: Time between two redraws, positive.

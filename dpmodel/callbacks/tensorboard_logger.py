@@ -24,7 +24,7 @@ class TensorBoardLogger(Callback):
 
     Raises:
         ImportError: TensorBoard is not installed; says how to install it.
-        ValueError: ``every_n_steps`` is not a whole number of at least 1.
+        ValueError: ``every_n_steps`` is not an integer of at least 1.
     """
 
     def __init__(self, directory: str | os.PathLike[str] = "runs", every_n_steps: int = 50) -> None:

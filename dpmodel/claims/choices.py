@@ -95,7 +95,7 @@ def settings_of(run: Run) -> dict[str, Any]:
 
 
 def _contents(value: Any, depth: int = _DEPTH) -> Any:
-    """Numbers and texts by value, containers by their items, and everything else by identity."""
+    """Numbers and strings by value, containers by their items, and everything else by identity."""
     if value is None or isinstance(value, (bool, int, float, str)):
         return value
     if isinstance(value, Tensor):

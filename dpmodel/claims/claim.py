@@ -12,7 +12,7 @@ from monitors.ledger import Ledger
 from monitors.spent import describe_sampling
 
 #: Note on a ledger that the user chose although the weights have been trained on a different one.
-NOT_CONTAINED = "the weights were trained privately before; this ledger does not contain it"
+NOT_CONTAINED = "the weights were trained privately before; this ledger does not contain that training"
 
 #: Ends each refusal to train further.
 FRESH_WEIGHTS = (

@@ -18,7 +18,7 @@ COMPARED_BYTES = 2**16
 #: Up to this many bytes, all tensors are copied, so that any change can be compared by value and undone.
 COPIED_BYTES = 2**22
 
-#: Of each tensor in larger sets, a secret part of this many entries, or this share, is compared each time.
+#: In larger sets, a secret part of each tensor is compared each time: this many entries, or this share.
 SAMPLED_ENTRIES = 1024
 SAMPLED_SHARE = 1 / 256
 
@@ -37,7 +37,7 @@ class Snapshot:
     """The values of named tensors when it was taken.
 
     A write through torch raises the version of a tensor; a write through ``.data``, a NumPy view or a fused kernel
-    changes only the values. Small sets of tensors are compared in full. Of larger sets, a part of each tensor is
+    changes only the values. Small sets of tensors are compared in full. In larger sets, a part of each tensor is
     compared, at a place drawn secretly each time: a write to a whole tensor is always found, and a write to a few
     entries at the next thorough comparison.
 
@@ -242,7 +242,7 @@ def _keys(device: torch.device) -> Tensor:
 
 
 def _bits(value: Tensor) -> Tensor:
-    """A flat tensor as whole numbers of the same bits."""
+    """A flat tensor as integers of the same bits."""
     value = torch.view_as_real(value).reshape(-1) if value.is_complex() else value
     return value.view(_BITS[value.element_size()])
 

@@ -73,7 +73,7 @@ _NARROWEST_RULE = 28
 #: More columns than any table needs.
 _WIDE = 1000
 
-#: What a plan without a configuration file does not depend on.
+#: Sections that a plan without a configuration file does not depend on.
 _PLACEHOLDERS: dict[str, Any] = {"data": "npz", "network": "linear", "optimizer": "SGD"}
 
 

@@ -25,7 +25,7 @@ EXAMPLES = """
   dpmodel compare configs/compare_all.yaml --epsilon 1 --seeds 1,2 --jobs 2
 
   # A quick trial on part of the data
-  dpmodel compare configs/compare_all.yaml --set data.limit=3000 -o runs/look
+  dpmodel compare configs/compare_all.yaml --set data.limit=3000 -o runs/trial
 
   # Show what would be trained and with how much noise, without training
   dpmodel compare configs/compare_all.yaml --dry-run

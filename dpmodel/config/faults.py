@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 #: pydantic's type of error -> what the value must be
 _MUST_BE: Mapping[str, str] = {
     "float_type": "a number",
-    "int_type": "a whole number",
-    "int_from_float": "a whole number",
+    "int_type": "an integer",
+    "int_from_float": "an integer",
     "bool_type": "true or false",
     "string_type": "text",
     "tuple_type": "a list",

@@ -37,7 +37,7 @@ def apply_overrides(
 
     Args:
         marked: Settings of a file.
-        overrides: Texts as given to ``--set``, or pairs of path and value.
+        overrides: Strings as given to ``--set``, or pairs of path and value.
         place: Where the pairs were written, for errors; default: the command line.
 
     Raises:

@@ -30,7 +30,7 @@ def load_config(path: str | os.PathLike[str], overrides: Iterable[Override] = ()
 
     Args:
         path: YAML file.
-        overrides: Texts ``"path.to.key=value"`` (the value is YAML), or pairs of path and value.
+        overrides: Strings ``"path.to.key=value"`` (the value is YAML), or pairs of path and value.
 
     Raises:
         ConfigError: The file does not exist or is not YAML, or a setting is unknown, missing, out of range or

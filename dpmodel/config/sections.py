@@ -95,7 +95,7 @@ def _part_of_batch(value: Any) -> Any:
         if value not in (None, "auto"):
             checks.positive_int(physical_batch_size=value)
     except ValueError:
-        wanted = "a whole number of at least 1, 'auto' or null"
+        wanted = "an integer of at least 1, 'auto' or null"
         raise ValueError(f"physical_batch_size must be {wanted}, got {value!r}") from None
     return value
 

@@ -253,8 +253,8 @@ class PrivateLoader:
             first: First step.
             steps: Number of steps.
             secret: Whether worker processes draw from secret seeds, whatever ``generator``, ``worker_init_fn`` and the
-                data set say. In this process the caller sees to that.
-            wrap: Makes, of what fetches the rows of a step, what is asked for them instead.
+                data set say. In this process, that is up to the caller.
+            wrap: Turns the fetcher of rows into the object that is indexed instead, with the rows of each step.
         """
         rows = _StepRows(sampler, first, steps)
         if not self.num_workers:
@@ -336,7 +336,7 @@ def poisson_loader(
 
 
 def private_loader(loader: Any, sampling: str) -> tuple[PrivateLoader, str | None]:
-    """The private loader for the loader passed to ``fit``, and what to tell the user about it, or None.
+    """The private loader for the loader passed to ``fit``, and a note for the user about it, or None.
 
     Args:
         loader: A ``PrivateLoader``, or a plain ``DataLoader`` (sequential, shuffled, or over the rows of a

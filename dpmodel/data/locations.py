@@ -22,7 +22,7 @@ def cache_folder() -> Path:
 
 
 def full_path(root: str | os.PathLike[str]) -> Path:
-    """``root`` as an absolute path, so that an error names the searched folder whatever the current one."""
+    """``root`` as an absolute path, so that an error names the folder that was searched."""
     return Path(root).expanduser().absolute()
 
 

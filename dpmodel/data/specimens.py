@@ -196,7 +196,7 @@ def _alike(examples: list[Any]) -> bool:
 def _size_of(example: Any) -> tuple[Any, ...] | None:
     """The structure of an example with the sizes of its tensors; None if unknown.
 
-    A text does not show the number of its tokens, nor a single number or name what the ``collate_fn`` reads with it.
+    Strings, numbers and names do not show the sizes of the tensors that the ``collate_fn`` makes of them.
     """
     leaves, structure = tree_flatten(example)
     arrays = [leaf for leaf in leaves if isinstance(leaf, (Tensor, np.ndarray))]

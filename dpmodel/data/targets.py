@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from monitors.errors import DataError
 
-#: Losses whose targets are class numbers unless they are floating point.
+#: Losses whose targets are class indices unless they are floating point.
 _CLASS_LOSSES = (nn.CrossEntropyLoss, nn.NLLLoss)
 
 #: Losses that compare outputs and targets element by element.
@@ -33,7 +33,7 @@ def require_class_targets(dataset: Any, outputs: Any, loss_fn: Any) -> None:
         loss_fn: The user's loss.
 
     Raises:
-        DataError: A class number is out of range, the targets are not whole numbers, or there is a single output.
+        DataError: A class index is out of range, the targets are not integers, or there is a single output.
 
     Example:
         >>> data = torch.utils.data.TensorDataset(torch.zeros(2, 4), torch.tensor([0, 7]))
@@ -55,7 +55,7 @@ def require_class_targets(dataset: Any, outputs: Any, loss_fn: Any) -> None:
     if targets.is_floating_point():
         if targets.shape[1:] != outputs.shape[1:]:
             raise DataError(
-                f"{type(loss_fn).__name__} takes class numbers (int64) or one probability per class, got targets of "
+                f"{type(loss_fn).__name__} takes class indices (int64) or one probability per class, got targets of "
                 f"type {targets.dtype} and shape {tuple(targets.shape)}; convert them with targets.long()"
             )
         return

@@ -225,9 +225,9 @@ def say_in(axes: Axes, text: str) -> None:
 
 
 def from_zero(axes: Axes) -> None:
-    """Start both axes at zero, and write steps as whole numbers with thousands separators."""
+    """Start both axes at zero, and write steps as integers with thousands separators."""
     begin_at_zero(axes)
-    whole_numbers(axes)
+    integer_ticks(axes)
 
 
 def begin_at_zero(axes: Axes) -> None:
@@ -239,8 +239,8 @@ def begin_at_zero(axes: Axes) -> None:
         axes.set_ylim(bottom=0)
 
 
-def whole_numbers(axes: Axes) -> None:
-    """Start the horizontal axis at zero, with a few whole-number ticks."""
+def integer_ticks(axes: Axes) -> None:
+    """Start the horizontal axis at zero, with a few integer ticks."""
     from matplotlib.ticker import FuncFormatter, MaxNLocator
 
     axes.set_xlim(left=0)

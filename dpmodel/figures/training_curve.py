@@ -18,10 +18,10 @@ from dpmodel.figures.style import (
     begin_at_zero,
     dress,
     from_zero,
+    integer_ticks,
     make_panels,
     repaint,
     require_style,
-    whole_numbers,
     whole_range,
 )
 from monitors.spent import epsilon_text
@@ -114,7 +114,7 @@ def _lines(axes: Axes, history: History, curves: Sequence[tuple[str, Sequence[fl
         finite = [value if value is not None and math.isfinite(value) else math.nan for value in values]
         label = f"{name} (not finite)" if all(map(math.isnan, finite)) else name
         axes.plot(epochs, finite, label=label, **line, **marks(len(epochs)))
-    whole_numbers(axes)
+    integer_ticks(axes)
     add_panel_legend(axes)
 
 

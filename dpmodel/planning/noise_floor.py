@@ -47,5 +47,5 @@ def falls_away(noise: NoiseMechanism, steps: int) -> bool:
 
 
 def no_noise() -> Ledger:
-    """The ledger that a search is given for a schedule that falls to nothing."""
+    """The ledger that a search evaluates in place of that of a schedule that falls to nothing."""
     return Ledger().record(NonPrivateEvent())

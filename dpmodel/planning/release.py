@@ -84,7 +84,7 @@ class ReleasePlan:
         return ledger
 
     def ledger_to_search(self, steps: int) -> Ledger:
-        """The ledger that a search for a noise multiplier is given: not private if the noise falls to nothing.
+        """The ledger that a search for a noise multiplier evaluates: not private if the noise falls to nothing.
 
         That sends the search to higher multipliers; the true epsilon of such a schedule would take minutes.
         """

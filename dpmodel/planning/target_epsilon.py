@@ -37,7 +37,7 @@ def noise_for_epsilon(
     """The noise mechanism with the smallest initial multiplier that keeps ``fit(loader, epochs)`` within the target.
 
     Solved on the ledger that the training will write, before any data are read. Give the arguments that ``DPModel``
-    will get, under the same names: the training is charged for what it really does, and a difference misses the target.
+    will get, under the same names: the training is charged for what it really does, so other arguments miss the target.
 
     Args:
         target_epsilon: Positive.

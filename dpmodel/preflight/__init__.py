@@ -34,7 +34,7 @@ class Refusal(NamedTuple):
     Args:
         what: What is refused, and why.
         instead: What to do instead.
-        error: What is raised, if it is not the error of the check.
+        error: The exception, if it differs from that of the check.
     """
 
     what: str
@@ -46,8 +46,8 @@ class Check(NamedTuple):
     """One check.
 
     Args:
-        name: That of its function in ``dpmodel.preflight.trial``.
-        error: What it raises.
+        name: Name of its function in ``dpmodel.preflight.trial``.
+        error: The exception that it raises.
         refusals: What it refuses.
         reads: ``"settings"``, ``"examples"`` (it reads private examples), or ``"passes"`` (it also passes them through
             the network).
@@ -86,7 +86,7 @@ def check(model: DPModel, loader: Any, valid_loader: Any, begin: Callable[[Priva
             modes have passed.
 
     Returns:
-        The private loader, the run, the engine, and the lines to tell the user.
+        The private loader, the run, the engine, and notes for the user.
 
     Raises:
         DPModelError, ValueError: The first refusal.
@@ -184,7 +184,7 @@ CHECKS: tuple[Check, ...] = (
             "Fix their shape or type; take the batch size from `x.shape[0]`.", DataError),
     ], reads="passes", setting="network"),
     Check("targets", DataError, [
-        Refusal("Class numbers that are out of range or of floating point.",
+        Refusal("Class indices that are out of range or floating-point.",
             "Correct the labels, convert them with `targets.long()`, or add outputs."),
         Refusal("`CrossEntropyLoss` for a network with a single output: it is always 0.",
             "Use `BCEWithLogitsLoss` for two classes, `MSELoss` or `L1Loss` for numbers."),
@@ -235,7 +235,7 @@ CHECKS: tuple[Check, ...] = (
         Refusal("Validation data that are empty, or an iterator for several epochs.",
             "Give a `DataLoader`, a data set, or `(inputs, targets)`."),
         Refusal("Metrics that cannot be computed from the outputs and the targets.",
-            "Name metrics that fit: `DPModel(..., metrics=...)`."),
+            "Choose metrics that fit: `DPModel(..., metrics=...)`."),
     ]),
 )
 # fmt: on

@@ -25,7 +25,7 @@ _SECONDS = 0.5
 #: Examples of each batch that are compared.
 _COMPARED = 4
 
-#: Further readings before a difference is not put down to random augmentation.
+#: Further readings before a difference is no longer attributed to random augmentation.
 _REREAD = 12
 
 #: Size of the batch in which one example is replaced, and the seeds.

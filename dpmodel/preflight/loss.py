@@ -35,7 +35,7 @@ DOUBTED = 32
 #: Examples on which a loss is tried again if it fails for one.
 _SEVERAL = 3
 
-#: A loss is refused although this many of the examples have a usable gradient: a single example must not decide.
+#: A loss is refused even if this many of the examples have a usable gradient: a single example must not decide.
 _EXCEPTIONS = 1
 
 
@@ -52,7 +52,7 @@ def try_loss(
         norm_bound: Bound of an example's gradient.
 
     Returns:
-        What to tell the user about a loss that is accepted.
+        Notes for the user about a loss that is accepted.
 
     Raises:
         DataError: The loss fails on the network's output and the example's target.
@@ -125,7 +125,7 @@ def require_single_losses(network: nn.Module, loss_fn: LossFunction, examples: B
         examples: Some examples of the training data.
 
     Returns:
-        What to tell the user if the gradients are zero for a different reason, such as the targets.
+        Notes for the user if the gradients are zero for a different reason, such as the targets.
 
     Raises:
         UnsupportedModuleError: The loss needs other examples.

@@ -64,7 +64,7 @@ class _Weights(TorchDispatchMode):
 
 
 def weight_notes(loss_fn: LossFunction, examples: Batch, norm_bound: float) -> Iterator[str]:
-    """What to tell the user about weights that act differently than in plain training.
+    """Notes for the user about weights that act differently than in plain training.
 
     Args:
         loss_fn: The user's loss; the caller restores its state.

@@ -167,7 +167,7 @@ def require_valid(network: nn.Module, example: Any = None) -> None:
 def fix(network: nn.Module) -> nn.Module:
     """A copy of ``network`` in which every layer that ``validate`` names is replaced.
 
-    Replaced layers are initialised anew, without the old weights and statistics. Batch normalisation with frozen
+    Replaced layers are newly initialised, without the old weights and statistics. Batch normalisation with frozen
     weights keeps both (``FrozenBatchNorm``), so a frozen, pretrained backbone gives the same features. Build the
     optimizer from the copy.
 

@@ -125,7 +125,7 @@ def require_measurable(
             training mode only.
 
     Returns:
-        What to tell the user if the default metrics cannot be computed; otherwise None.
+        A note for the user if the default metrics cannot be computed; otherwise None.
 
     Raises:
         DataError: The metrics cannot be computed on them, or one of them is not a single number.

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from monitors.errors import DPModelError
 
 #: Ends every such refusal: nothing was released, but the refusal itself says something about the data.
-LOOKED = "The check read private examples; the refusal itself is not accounted for"
+HAS_READ = "The check read private examples; the refusal itself is not accounted for"
 
 #: Names that an error lists; the others are counted.
 MOST_LISTED = 5
@@ -55,5 +55,5 @@ def reading_examples() -> Iterator[None]:
     try:
         yield
     except DPModelError as error:
-        say_also(error, LOOKED)
+        say_also(error, HAS_READ)
         raise

@@ -13,7 +13,7 @@ from dpmodel.preflight.readings import Readings
 
 Rows = npt.NDArray[np.int64]
 
-#: Bytes of a data set in memory that are compared; of a larger data set, a slice of each row.
+#: Bytes of a data set in memory that are compared; in a larger data set, a slice of each row is compared.
 MAX_BYTES = 2**29
 
 #: Distinct rows that must repeat in the same way: a data set with few values repeats rows by chance.

@@ -32,7 +32,7 @@ _DIVISORS = range(2, 9)
 def require_separate_rows(loader: PrivateLoader, *, secret: bool = True) -> str | None:
     """Refuse a data set in which one record counts in several examples, as far as this can be seen.
 
-    Rows in memory are compared with each other. Of other data sets a few hundred to ``MOST_READ`` examples
+    Rows in memory are compared with each other. In other data sets, a few hundred to ``MOST_READ`` examples
     are read under equal seeds, and the stored rows that each example reads are recorded. The data set and all
     generators are restored.
 
@@ -41,7 +41,7 @@ def require_separate_rows(loader: PrivateLoader, *, secret: bool = True) -> str 
         secret: Whether to choose the examples secretly; otherwise they are the same in each run.
 
     Returns:
-        What to tell the trainer about equal rows, which is private; or None.
+        A private note about equal rows, for the user who trains; or None.
 
     Raises:
         DataError: A wrapper repeats rows, or several examples depend on one stored row; says which.

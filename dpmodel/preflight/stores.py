@@ -351,7 +351,7 @@ def _may_hold_rows(value: Any) -> bool:
 
 
 def _are_offsets(value: Any) -> bool:
-    """Whether these are increasing whole numbers, such as the start of each example in a different array."""
+    """Whether these are increasing integers, such as the start of each example in a different array."""
     if value.ndim != 1 or "int" not in str(value.dtype):
         return False
     return bool((value[1:] >= value[:-1]).all())

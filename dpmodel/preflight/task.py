@@ -34,7 +34,8 @@ def require_stated_size(config: Config, data: DataSplits) -> None:
 def require_network_fits(config: Config, network: nn.Module, data: DataSplits, device: torch.device) -> None:
     """Pass some examples through the network, so that a wrong shape is found before the noise is calibrated.
 
-    What only a probe of the network shows, such as layers that mix examples, ``fit`` refuses (``locating_refusals``).
+    Faults that only a probe of the network shows, such as layers that mix examples, are left to ``fit`` (see
+    ``locating_refusals``).
 
     Raises:
         ConfigError: It has a layer that cannot be trained privately, cannot take the inputs, or has too few outputs.
@@ -64,7 +65,7 @@ def locating_refusals(config: Config, setting: str | None = None) -> Iterator[No
 
     Args:
         config: The configuration.
-        setting: What is refused inside; default: what the check says that refused it.
+        setting: The setting that is at fault; default: the setting of the check that raised the error.
 
     Raises:
         ConfigError: Instead of an ``UnsupportedModuleError``.
@@ -93,7 +94,7 @@ def require_metrics_fit(config: Config, data: DataSplits) -> None:
         wrong = next((name for name, entry in named.items() if _is_of_classes(entry)), None)
         if wrong is not None:
             raise ValueError(
-                f"{wrong!r} takes one class number per example, but data set {data.name!r} has {data.num_classes} "
+                f"{wrong!r} takes one class index per example, but data set {data.name!r} has {data.num_classes} "
                 f"float{'s' if data.num_classes > 1 else ''} each: use training.metrics: [mae, mse] for numbers to "
                 "predict, and [loss] for several labels per example, or a metric that a plugin registers (plugins)"
             )
@@ -104,7 +105,7 @@ def _is_of_classes(entry: Any) -> bool:
 
 
 def _telling(x: Tensor) -> Tensor:
-    """The first example, and for whole numbers those with the smallest and the largest: an embedding may lack them."""
+    """The first example, and for integers those with the smallest and the largest: an embedding may lack them."""
     if x.is_floating_point() or x.dtype == torch.uint8:
         return x[:1]
     values = x.flatten(1)
@@ -115,7 +116,7 @@ def _range(data: DataSplits) -> str:
     x = [part.x for part in (data.train, data.test)]
     if x[0].is_floating_point() or x[0].dtype == torch.uint8:
         return ""
-    return f" with whole numbers from {min(int(part.min()) for part in x)} to {max(int(part.max()) for part in x)}"
+    return f" with integers from {min(int(part.min()) for part in x)} to {max(int(part.max()) for part in x)}"
 
 
 def _are_two_classes(targets: Tensor) -> bool:

@@ -58,7 +58,7 @@ class Trial:
         choice: The engine, and why it was chosen.
         padding: Rows of embeddings whose gradient is always zero, by parameter.
         collation: Checks the batches of the training too.
-        lines: What to tell the user.
+        lines: Notes for the user.
     """
 
     model: DPModel

@@ -84,7 +84,7 @@ def evaluate_run(path: str | os.PathLike[str], overrides: Iterable[Override] = (
 
     Raises:
         ConfigError: Not a run folder, a wrong setting, or a changed setting that the claim depends on.
-        CheckpointError: Weights or ledger are missing, damaged, or belong to another training.
+        CheckpointError: Weights or ledger are missing, damaged, or belong to a different training.
         DataError: The data are missing or damaged.
     """
     folder = RunFolder.existing(path)
@@ -116,7 +116,7 @@ def _recorded(folder: RunFolder) -> Fingerprint | None:
 
 
 def _require_same_training(stored: Config, config: Config) -> None:
-    """The claim is about the training in the folder: of its privacy settings, only how it is stated may change."""
+    """The claim is about the training in the folder: only the settings that choose how it is stated may change."""
     before, after = ({**asked.privacy.model_dump(), **_STATED_ANEW} for asked in (stored, config))
     changed = next((name for name in before if before[name] != after[name]), None)
     if changed is not None:

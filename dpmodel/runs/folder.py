@@ -83,7 +83,7 @@ class RunFolder:
         return self.path / JOURNAL_NAME
 
     def ended(self) -> str | None:
-        """How the training in here ended; None if it is under way, was interrupted, or failed."""
+        """How the training in this folder ended; None if it is under way, was interrupted, or failed."""
         try:
             status = str(json.loads(self.report.read_text(encoding="utf-8"))["status"])
         except (OSError, ValueError, KeyError, TypeError):
@@ -154,7 +154,7 @@ class RunFolder:
 
     def _in_use_text(self) -> str:
         text = (
-            f"the run folder {self.path} is not empty. Choose another with --output (or output.directory), "
+            f"the run folder {self.path} is not empty. Choose a different one with --output (or output.directory), "
             "or use --force to move it aside; nothing is deleted"
         )
         if self.state.is_file():

@@ -94,8 +94,8 @@ def recording(
         shared = keeper is not None and keeper.folder.path.resolve() == folder.path.resolve()
         if folder.in_use and not (shared and keeper is not None and keeper.resume):
             raise ConfigError(
-                f"the run folder {folder.path} is not empty. Choose another with output=, and keep this one: its "
-                "ledger counts for the data"
+                f"the run folder {folder.path} is not empty. Choose a different one with output=, and keep this one: "
+                "its ledger counts for the data"
             )
         recorders = [RunRecorder(folder)]
         if not shared:

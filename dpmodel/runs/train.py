@@ -84,7 +84,7 @@ def train_from_config(
     Raises:
         ConfigError, DataError: Before any budget is spent; also if the training in the folder has finished, or a
             different process uses the folder.
-        CheckpointError: Likewise: there is no state to resume from, it is damaged, or it is of a different training.
+        CheckpointError: Before any budget is spent: the state is missing, damaged, or belongs to a different training.
         ValueError: Both ``force`` and ``resume`` are given.
         DPModelError: During the training; ledger and report are still written.
     """
@@ -120,7 +120,7 @@ def _resumed(config: Config, folder: RunFolder) -> Iterator[_Begun]:
         ended = folder.ended()
         if ended is not None:
             raise ConfigError(
-                f"the training in {folder.path} has already ended ({ended}). Choose another folder with --output "
+                f"the training in {folder.path} has already ended ({ended}). Choose a different folder with --output "
                 "(or output.directory) for a new training"
             )
         every = config.output.save_every_steps or DEFAULT_EVERY_N_STEPS
@@ -139,8 +139,8 @@ def _as_begun(config: Config, state: TrainingState) -> Training:
     if given is not None:
         if given != target or solved is None:
             raise CheckpointError(
-                f"{state.path} belongs to another training: privacy.target_epsilon is {given!r} here and {target!r} in "
-                f"the state. {WHAT_TO_DO}"
+                f"{state.path} belongs to a different training: privacy.target_epsilon is {given!r} here and "
+                f"{target!r} in the state. {WHAT_TO_DO}"
             )
         config = with_noise_multiplier(config, solved)
     training = build_training(config)

@@ -89,7 +89,7 @@ class Checkpoint:
         """Restore weights and optimizer state; everything is checked before anything changes.
 
         Raises:
-            CheckpointError: The checkpoint belongs to another network or optimizer, or holds no optimizer state.
+            CheckpointError: The checkpoint belongs to a different network or optimizer, or holds no optimizer state.
         """
         self.check(network, optimizer)
         network.load_state_dict(self.weights)
@@ -148,7 +148,7 @@ def read_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
     """Read a checkpoint and check that it is complete.
 
     Raises:
-        CheckpointError: Missing, truncated, changed, or of another kind; the path is named.
+        CheckpointError: Missing, truncated, changed, or of a different kind; the path is named.
     """
     try:
         content = read_tensor_file(path)
@@ -169,7 +169,7 @@ def checkpoint_in(path: str | os.PathLike[str], tensors: Mapping[str, Tensor], v
         packed = values["optimizer"]
         optimizer = None if packed is None else {**packed, "state": unpack_nest(packed["state"], tensors)}
     except (KeyError, TypeError) as error:
-        raise CheckpointError(f"{path} was written by another version of dpmodel: {error}") from error
+        raise CheckpointError(f"{path} was written by a different version of dpmodel: {error}") from error
     return Checkpoint(str(path), info, weights, optimizer)
 
 
@@ -180,7 +180,7 @@ def load_weights(network: nn.Module, path: str | os.PathLike[str]) -> Checkpoint
         What the checkpoint states besides its tensors.
 
     Raises:
-        CheckpointError: The file is damaged or belongs to another network (says what differs); nothing is changed.
+        CheckpointError: The file is damaged or belongs to a different network (says what differs); nothing is changed.
     """
     checkpoint = read_checkpoint(path)
     checkpoint.restore(network)
@@ -239,7 +239,7 @@ def load_param_into_net(
         )
     tied = _untied(own, fitting)
     if tied:
-        raise CheckpointError(f"parameter_dict is of another network than {type(network).__name__}: {'; '.join(tied)}")
+        raise CheckpointError(f"parameter_dict does not belong to this {type(network).__name__}: {'; '.join(tied)}")
     network.load_state_dict(fitting, strict=False)
     return [name for name in own if name not in fitting]
 
@@ -298,7 +298,7 @@ def _check_weights(network: nn.Module, weights: Mapping[str, Tensor], source: st
     if differences:
         more = f"; and {len(differences) - MAX_DIFFERENCES} more" if len(differences) > MAX_DIFFERENCES else ""
         listing = "; ".join(sorted(differences)[:MAX_DIFFERENCES])
-        raise CheckpointError(f"{source} is of another network than {type(network).__name__}: {listing}{more}")
+        raise CheckpointError(f"{source} does not belong to this {type(network).__name__}: {listing}{more}")
 
 
 def _check_optimizer(optimizer: Optimizer, values: Mapping[str, Any]) -> None:

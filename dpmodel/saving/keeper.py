@@ -31,7 +31,7 @@ class StateKeeper(ReleaseRecord):
     limit on epsilon may therefore end a resumed training earlier.
 
     One process at a time holds the folder. The state contains the training losses, which are not private. Events that
-    a callback itself records on the ledger are saved with the state; the journal does not know those recorded since.
+    a callback itself records on the ledger are saved with the state; the journal does not contain those recorded since.
 
     Args:
         directory: Folder of state, journal and ledger.
@@ -41,7 +41,7 @@ class StateKeeper(ReleaseRecord):
         lock: The folder's lock, if the caller already holds it.
 
     Raises:
-        ValueError: ``every_n_steps`` is not a whole number of at least 1.
+        ValueError: ``every_n_steps`` is not an integer of at least 1.
 
     Example:
         >>> import tempfile, torch
@@ -90,7 +90,7 @@ class StateKeeper(ReleaseRecord):
         self._lost = 0
 
     def load(self) -> TrainingState | None:
-        """Read what is in the folder, which must be held; the state to resume from, None for a new training."""
+        """Read the folder, which must be held; return the state to resume from, or None for a new training."""
         if self.resume and self._journal is None:
             self._read()
         elif not self.resume:
@@ -101,7 +101,7 @@ class StateKeeper(ReleaseRecord):
         """Check the state that ``run`` is resumed from, restore the run, and charge what was lost.
 
         Raises:
-            CheckpointError: The state belongs to another training; nothing was changed.
+            CheckpointError: The state belongs to a different training; nothing was changed.
         """
         super().restore(run, listeners)
         settings = {**self.settings, **run_settings(run)}
@@ -114,7 +114,7 @@ class StateKeeper(ReleaseRecord):
         self._writer = StateWriter(self.folder.state, settings)
 
     def between_steps(self, loop: TrainingLoop, *, rest: bool = False) -> None:
-        """Restore or save the training at its begin; save it at the end of each block, and at rest."""
+        """Restore or save the training at its beginning; save it at the end of each block, and at rest."""
         begins, run, state = not self._begun, loop.run, self.state
         super().between_steps(loop, rest=rest)
         if begins and state is None:
@@ -141,13 +141,13 @@ class StateKeeper(ReleaseRecord):
         if not journal.follows(state.journal_head):
             raise CheckpointError(
                 f"{folder.journal} is missing, or older than {folder.state}: how many steps were lost cannot be stated."
-                " Restore the original file, or train in another folder and keep this one"
+                " Restore the original file, or train in a different folder and keep this one"
             )
         violations = (*journal.violations, *state.ledger.violations)
         if violations:
             raise CheckpointError(
-                f"the training in {folder.path} is not resumed: {VOID}: {violations[0]}. Train in another folder, from "
-                "fresh weights, and keep this one: its releases count for the data"
+                f"the training in {folder.path} cannot be resumed: {VOID}: {violations[0]}. Train in a different "
+                "folder, from fresh weights, and keep this one: its releases count for the data"
             )
         self.state = state
 
@@ -155,7 +155,7 @@ class StateKeeper(ReleaseRecord):
         try:
             self._save(loop)
         except CheckpointError as error:
-            # Nothing was released yet: the folder is left as it was found, for another try.
+            # Nothing was released yet: leave the folder as it was found, for the next attempt.
             self.discard()
             self.folder.ledger.unlink(missing_ok=True)
             self._run = None

@@ -27,7 +27,7 @@ class FolderLock:
         path: The folder.
 
     Raises:
-        ConfigError: Another process holds it (its number is named), or the folder cannot be created.
+        ConfigError: Another process holds it (the message gives its ID), or the folder cannot be created.
 
     Example:
         >>> import tempfile
@@ -73,8 +73,8 @@ class FolderLock:
                 holder = os.read(handle, 32).decode("ascii", "replace").strip()
                 os.close(handle)
                 raise ConfigError(
-                    f"the folder {self.path} is in use by process {holder or 'of unknown number'}; wait until it is "
-                    "done, or choose another folder"
+                    f"the folder {self.path} is in use by process {holder or '(unknown ID)'}; wait until it is "
+                    "done, or choose a different folder"
                 ) from None
             except BaseException:
                 os.close(handle)

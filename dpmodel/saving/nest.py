@@ -18,13 +18,13 @@ def pack_nest(value: Any, name: str, tensors: dict[str, Tensor], owner: str) -> 
     """JSON values for ``value``; its tensors go into ``tensors`` under names that start with ``name``.
 
     Args:
-        value: Mappings, lists and tuples of tensors, arrays, numbers, texts and None.
+        value: Mappings, lists and tuples of tensors, arrays, numbers, strings and None.
         name: Start of the names of its tensors.
         tensors: Receives the tensors.
         owner: Owner of the value, for messages.
 
     Raises:
-        CheckpointError: A part is of another type; it is named.
+        CheckpointError: A part is of a different type; the message names it.
 
     Example:
         >>> tensors = {}
@@ -62,7 +62,7 @@ def unpack_nest(value: Any, tensors: Mapping[str, Tensor]) -> Any:
 
 
 def join_outputs(parts: Sequence[Any], dims: Sequence[int | None] | None) -> Any:
-    """Joins what a network returned for several batches, as if there had been one batch.
+    """Joins the outputs of a network for several batches, as if there had been one batch.
 
     Args:
         parts: At least one.
@@ -103,7 +103,7 @@ def as_tensors(value: Any, owner: str) -> Any:
         owner: The caller, for messages.
 
     Raises:
-        DataError: It contains anything else, such as texts; it is named.
+        DataError: It contains anything else, such as strings; the message names it.
 
     Example:
         >>> as_tensors((np.zeros(2), torch.ones(1)), "predict")

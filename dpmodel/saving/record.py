@@ -31,13 +31,13 @@ class ReleaseRecord:
 
     The writes, in their order, each flushed to the disk before the next; all but 3 between two steps:
 
-    1. ``begun`` in the journal. After a kill here ``ledger.json`` is missing (nothing was released yet) or that of an
-       earlier process, with all that it had announced.
+    1. ``begun`` in the journal. After a kill here ``ledger.json`` is missing (nothing was released yet) or is that of
+       an earlier process, with all that it had announced.
     2. ``ledger.json``: all releases so far, and the head of the journal. From here on readers add what the journal
-       announced after that head. The rename is the commit: before it, the older file with its older head holds.
+       announced after that head. The rename is the commit: before it, the older file with its older head is in force.
     3. ``block`` in the journal, then the steps of the block. After a kill here the whole block is charged.
     4. ``ledger.json`` again after an epoch, or the training state (see ``StateKeeper``) after a block. Each names the
-       head, so blocks before it no longer count beyond the file; the rest of a block is announced anew (3).
+       head, so blocks before it no longer count beyond the file; the rest of a block is announced again (3).
     5. ``ledger.json`` without a head, when nothing more will be released: it is complete, and the journal may go.
 
     Args:
@@ -46,7 +46,7 @@ class ReleaseRecord:
         lock: The folder's lock, if the caller already holds it.
 
     Raises:
-        ValueError: ``every_n_steps`` is not a whole number of at least 1.
+        ValueError: ``every_n_steps`` is not an integer of at least 1.
     """
 
     #: Whether a resumed process can continue from what is kept.
@@ -68,7 +68,7 @@ class ReleaseRecord:
         self._reset()
 
     def _reset(self) -> None:
-        # A record belongs to one training; the next one, of whatever model, must find its own in the folder.
+        # A record belongs to one training; the next training, of any model, must read its own from the folder.
         self.state = None
         self._journal: ReleaseJournal | None = None
         self._run: Run | None = None  # once something was written about it
@@ -83,7 +83,7 @@ class ReleaseRecord:
 
         Raises:
             ConfigError: Another process holds the folder.
-            CheckpointError: The folder holds another training, or nothing to resume, or a damaged file.
+            CheckpointError: The folder holds a different training, or nothing to resume, or a damaged file.
         """
         lock = FolderLock(self.folder.path) if self._lock is None else None
         if lock is not None:
@@ -103,10 +103,10 @@ class ReleaseRecord:
                     lock.release()
 
     def load(self) -> TrainingState | None:
-        """Read what is in the folder, which must be held; the state to resume from, None for a new training.
+        """Read the folder, which must be held; return the state to resume from, or None for a new training.
 
         Raises:
-            CheckpointError: As ``open``.
+            CheckpointError: As for ``open``.
         """
         if self._journal is None:
             self._require_unused()
@@ -114,12 +114,12 @@ class ReleaseRecord:
         return None
 
     def restore(self, run: Run, listeners: CallbackList) -> None:
-        """Take up ``run`` before it is checked and begins."""
+        """Follow ``run`` from before it is checked and begins."""
         del listeners
         run.on_violation(lambda: self._violated(run))
 
     def before_release(self, loop: TrainingLoop) -> None:
-        """Announce a block before its first step, and the rest of it anew after a change of the schedule."""
+        """Announce a block before its first step, and the rest of it again after a change of the schedule."""
         run = loop.run
         if run.step >= self._end:
             self._end = min(run.step + self.every_n_steps, run.planned_steps)
@@ -154,13 +154,13 @@ class ReleaseRecord:
         folder = self.folder
         if folder.state.exists() or folder.journal.exists():
             raise CheckpointError(
-                f"{folder.path} already holds the state of a training; continue it with resume=True, or choose another "
-                "folder. Keep this one: its releases count for the data"
+                f"{folder.path} already holds the state of a training; resume it with resume=True, or choose a "
+                "different folder. Keep this one: its releases count for the data"
             )
         if folder.ledger.exists():
             raise CheckpointError(
-                f"{folder.path} already holds the ledger of a training; choose another folder, and keep this one: its "
-                "releases count for the data"
+                f"{folder.path} already holds the ledger of a training; choose a different folder, and keep this one: "
+                "its releases count for the data"
             )
 
     def _announce(self, run: Run) -> None:

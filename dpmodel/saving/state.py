@@ -35,8 +35,8 @@ LOST_NOTE = (
     "nothing of them"
 )
 
-#: Ends the refusal of a state that belongs to another training.
-WHAT_TO_DO = "Resume with the settings of the run, or start again in another folder (--output)"
+#: Ends the refusal of a state that belongs to a different training.
+WHAT_TO_DO = "Resume with the settings of the run, or start again in a different folder (--output)"
 
 MAX_DIFFERENCES = 5
 COMPARED_RELEASES = 64
@@ -53,7 +53,7 @@ class TrainingState:
 
     Args:
         checkpoint: Weights and buffers, optimizer state, steps done.
-        settings: What the training was; a training with other settings must not resume from here.
+        settings: The settings of the training; a training with different settings must not resume from here.
         journal_head: Digest of the release journal when the state was saved.
         ledger: Everything released so far, including steps that were lost before.
         loop: ``TrainingLoop.state_dict()``: the nest of the states of its parts.
@@ -86,7 +86,7 @@ def read_state(path: str | os.PathLike[str]) -> TrainingState:
     """Read a training state and check that it is complete.
 
     Raises:
-        CheckpointError: Missing, truncated, changed, or a file of another kind or format; the path is named.
+        CheckpointError: Missing, truncated, changed, or a file of a different kind or format; the path is named.
     """
     tensors, values = read_tensor_file(path)
     if KEY not in values:
@@ -101,7 +101,8 @@ def read_state(path: str | os.PathLike[str]) -> TrainingState:
         if found != FORMAT:
             raise CheckpointError(
                 f"{path} has the format {found!r}, and this version of dpmodel reads {FORMAT!r}. Resume with the "
-                "version that saved it, or train in another folder and keep this one: its releases count for the data"
+                "version that saved it, or train in a different folder and keep this one: its releases count for the "
+                "data"
             )
         rows, notes = stored.pop("rows"), stored.pop("notes")
         ledger = Ledger.from_rows(json.loads(np.asarray(rows).tobytes()), notes)
@@ -109,16 +110,16 @@ def read_state(path: str | os.PathLike[str]) -> TrainingState:
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         if isinstance(error, CheckpointError):
             raise
-        raise CheckpointError(f"{path} was written by another version of dpmodel: {error}") from error
+        raise CheckpointError(f"{path} was written by a different version of dpmodel: {error}") from error
 
 
 @dataclass
 class StateWriter:
-    """Writes the state of one training, again and again.
+    """Saves the state of one training repeatedly.
 
     Args:
         path: The file; replaced as a whole each time.
-        settings: What the training is.
+        settings: The settings of the training.
     """
 
     path: str | os.PathLike[str]
@@ -152,7 +153,7 @@ class StateWriter:
 
 
 def run_settings(run: Run) -> dict[str, Any]:
-    """What a training is, as far as its objects show it, by names for messages."""
+    """The settings of a training that its objects show, under the names used in messages."""
     plan, model = run.plan, run.model
     return {
         "network": type(model.network).__name__,
@@ -180,7 +181,7 @@ def check_state(state: TrainingState, run: Run, listeners: CallbackList, setting
     """
     if settings != state.settings:
         differences = _worded(settings, state.settings, run_settings(run))
-        raise CheckpointError(f"{state.path} belongs to another training: {'; '.join(differences)}. {WHAT_TO_DO}")
+        raise CheckpointError(f"{state.path} belongs to a different training: {'; '.join(differences)}. {WHAT_TO_DO}")
     model = run.model
     state.checkpoint.check(model.network, model.optimizer)
     given, stated = [name for name, _ in listeners.state_dict()], [name for name, _ in state.loop["callbacks"]]
@@ -191,7 +192,7 @@ def check_state(state: TrainingState, run: Run, listeners: CallbackList, setting
         )
     if model.ledger.total:
         raise CheckpointError(
-            f"a training is resumed on a newly built model, but the ledger of this one already holds "
+            f"a training must be resumed on a newly built model, but the ledger of this one already holds "
             f"{model.ledger.total} releases; build network, optimizer and model again"
         )
 

@@ -45,7 +45,7 @@ def read_tensor_file(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], d
     """Read back ``write_tensor_file``, every byte of content checked.
 
     Raises:
-        CheckpointError: The file is missing, of another kind, truncated, or was changed; the path is named.
+        CheckpointError: The file is missing, of a different kind, truncated, or was changed; the path is named.
     """
     from safetensors import SafetensorError
     from safetensors.torch import load

@@ -124,7 +124,7 @@ def write_starter(
 
     Raises:
         ConfigError: ``file`` exists, or the configuration would not be valid.
-        ValueError, DataError: As of ``starter_configuration``.
+        ValueError, DataError: As for ``starter_configuration``.
     """
     path = Path(file)
     if path.exists():
@@ -157,7 +157,7 @@ def _network(facts: DataFacts, chosen: str | None) -> str:
         return f"\n  name: {chosen}"
     if facts.tokens:
         raise ConfigError(
-            f"the inputs of {facts.name!r} are whole numbers, such as tokens, which no built-in network accepts; give "
+            f"the inputs of {facts.name!r} are integers, such as tokens, which no built-in network accepts; give "
             "your own with --network package.module:Class"
         )
     large = facts.image_size is not None and facts.image_size >= _SMALLEST_IMAGE

@@ -35,7 +35,7 @@ class DataFacts:
         shape: Shape of one input, for images (channels, height, width).
         num_classes: Classes, or targets per example.
         targets: ``"classes"``, ``"labels"`` (several of 0 and 1 per example) or ``"numbers"``.
-        tokens: Whether the inputs are whole numbers.
+        tokens: Whether the inputs are integers.
         options: Arguments of the reader.
     """
 

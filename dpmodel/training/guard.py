@@ -14,7 +14,7 @@ from torch.optim.optimizer import register_optimizer_step_post_hook
 from dpmodel.claims.claim import FRESH_WEIGHTS
 from dpmodel.claims.snapshot import COPIED_BYTES, Snapshot, digest
 from dpmodel.claims.structure import Places, Structure
-from dpmodel.preflight.refusal import LOOKED, MOST_LISTED, listed, say_also
+from dpmodel.preflight.refusal import HAS_READ, MOST_LISTED, listed, say_also
 from mechanisms.engines.parameters import trainable_parameters
 from monitors.errors import DataError, UnprotectedUpdateError
 
@@ -128,7 +128,7 @@ class UpdateGuard:
             raise UnprotectedUpdateError(
                 f"{found}: what it keeps of the data has no noise, is not accounted for, and would be saved with the "
                 "weights. Use a layer that keeps no statistics of the data. "
-                + (f"The values were restored. {LOOKED}" if harmless else self._record(found, self._verified(step)))
+                + (f"The values were restored. {HAS_READ}" if harmless else self._record(found, self._verified(step)))
             )
         self._require_untouched()
         if self._due:
@@ -147,7 +147,7 @@ class UpdateGuard:
             yield
         except (UnprotectedUpdateError, DataError) as error:
             if not step:
-                say_also(error, LOOKED)
+                say_also(error, HAS_READ)
             elif self._reason is None:
                 say_also(error, self._record(str(error).split(". ")[0], 0))
             raise
@@ -165,7 +165,7 @@ class UpdateGuard:
                 self._remember()
 
     def protected(self, steps: int | None = None) -> None:
-        """Take the present state as accounted for: before a training, or after its state was restored.
+        """Accept the present state as accounted for: before a training, or after its state was restored.
 
         Args:
             steps: Steps of the model in the restored weights. Default: this training has taken none.

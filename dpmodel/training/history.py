@@ -220,7 +220,7 @@ class History:
             path: Also save the picture here; the suffix chooses the format (``.png``, ``.svg``, ``.pdf``).
             ledger: Ledger of the training, for epsilon after each step. Default: the epsilon at the end of each epoch
                 is drawn over the whole epoch, which is never too small.
-            accountant: Who reads ``ledger``: a name or an object.
+            accountant: The accountant that reads ``ledger``: a name or an object.
             style: ``"light"`` or ``"dark"``.
             size: Width of the picture in inches, 2.5 to 40; a column of a paper is about 3.4 wide. Default: as wide as
                 the panels require.

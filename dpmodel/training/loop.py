@@ -121,7 +121,7 @@ class TrainingLoop:
     def __call__(self) -> None:
         """Train until the planned steps are done or ``run.stop`` was called.
 
-        If a callback or the validation fails between two steps, the state is saved all the same.
+        If a callback or the validation fails between two steps, the state is saved anyway.
         """
         run = self.run
         self._keep()
@@ -243,11 +243,11 @@ class TrainingLoop:
             self._announced.add("not compared")
             self.run.say(self.step.not_compared)
         put_back = self.step.engine.boundary.put_back
-        if put_back and "put back" not in self._announced:
-            self._announced.add("put back")
+        if put_back and "restored" not in self._announced:
+            self._announced.add("restored")
             self.run.say(
-                f"the network or the loss changes {', '.join(sorted(put_back)[:3])}; dpmodel puts that back after each "
-                "pass, so that nothing of one example reaches others. Count steps in a callback"
+                f"the network or the loss changes {', '.join(sorted(put_back)[:3])}; dpmodel restores this after "
+                "each pass, so that nothing of one example reaches others. Count steps in a callback"
             )
 
     def _validate(self) -> None:

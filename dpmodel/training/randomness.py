@@ -29,7 +29,7 @@ def secret_randomness(device: torch.device, *sources: Any) -> Iterator[Callable[
 
     Args:
         device: Where the training runs; its generator and the CPU's are reseeded.
-        *sources: Data set, ``collate_fn``, network and loss, which may have generators of their own.
+        *sources: Data set, ``collate_fn``, network and loss, which may hold further generators.
     """
     on_gpu = device.type == "cuda"
     generators = Generators(*sources)
@@ -47,7 +47,7 @@ def secret_randomness(device: torch.device, *sources: Any) -> Iterator[Callable[
 
 @dataclass(frozen=True)
 class TorchGenerators:
-    """Torch's own generators, which draw dropout and the like, as part of a training's state.
+    """Torch's own generators, which draw dropout masks, for example, as part of a training's state.
 
     Args:
         device: Where the training runs.

@@ -213,7 +213,7 @@ def _shared_multiplier(tuning: Tuning, plans: Sequence[TrainingPlan], target: fl
 
 
 def _charge(tuning: Tuning, folder: Path, trials: Sequence[Trial]) -> Ledger:
-    """The ledger of the search: as charged, plus every run that was broken off."""
+    """The ledger of the search: as charged, plus every run that was interrupted."""
     with locating_errors(trials[0].plan.config, "privacy"):
         ledger = tuning.charge.ledger([trial.plan.ledger() for trial in trials], tuning.definition.runs)
     broken_off = [Ledger.load(path) for path in sorted(folder.glob("trials/*.previous-*/ledger.json"))]

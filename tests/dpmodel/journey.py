@@ -1,4 +1,4 @@
-"""Counts the calls that hand a configuration on, from ``train_from_config`` to the first step.
+"""Counts the calls that pass a configuration on, from ``train_from_config`` to the first step.
 
     python tests/dpmodel/journey.py
 

@@ -1,10 +1,10 @@
-"""A training that ends without a word."""
+"""A training that ends without writing anything."""
 
 from dpmodel import Callback
 
 
 class PowerCut(Callback):
-    """Breaks off at a step, as a second Ctrl-C does: nothing more is written."""
+    """Interrupts the training at a step, as a second Ctrl-C does: nothing more is written."""
 
     def __init__(self, step):
         self.step = step

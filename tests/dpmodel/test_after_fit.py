@@ -58,7 +58,7 @@ def attributes(network):
 
 @pytest.mark.parametrize("engine", ["auto", "loop"])
 @pytest.mark.parametrize("build", [Remembers, Recurrent, normalised])
-def test_nothing_is_left_but_readable_weights(build, engine):
+def test_nothing_remains_except_readable_weights(build, engine):
     network = build()
     before = [path for path, _ in attributes(network)]
     noise = NoiseMechanismsFactory.create("Gaussian", initial_noise_multiplier=1.0)

@@ -10,6 +10,7 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from dpmodel import Callback, ClipMechanismsFactory, DPModel, NoiseMechanismsFactory, StateKeeper
+from dpmodel.callbacks import Silence
 from dpmodel.config import load_config
 from dpmodel.data.in_memory import InMemoryDataset
 from dpmodel.data.loader import PrivateLoader
@@ -24,15 +25,8 @@ DEVICE, SIZE = "cuda", 48
 CONFIG = Path(__file__).parents[2] / "configs" / "lenet5_mnist.yaml"
 
 
-class Quiet(Callback):
-    """Keeps a run from printing."""
-
-    def on_train_begin(self, run):
-        run.printer = lambda text: None
-
-
 class PowerCut(Callback):
-    """Breaks off at a step."""
+    """Interrupts the training at a step."""
 
     def __init__(self, step):
         self.step = step
@@ -82,7 +76,7 @@ def test_without_noise_the_weights_match_those_of_the_cpu(engine, physical):
         model = model_of(
             network, device=device, noisy=False, engine=engine, physical_batch_size=physical, sampling="shuffle"
         )
-        model.fit(DataLoader(data_of(torch.float64), batch_size=SIZE), epochs=3, callbacks=Quiet())
+        model.fit(DataLoader(data_of(torch.float64), batch_size=SIZE), epochs=3, callbacks=Silence())
         found.append(weights(network))
     assert not torch.allclose(found[0], weights(network_of(torch.float64)), atol=1e-3)
     assert torch.allclose(found[0], found[1], rtol=1e-7, atol=1e-9)
@@ -101,7 +95,7 @@ def test_the_ledger_matches_that_of_the_cpu(sampling, micro_batches, resident):
         )
         model = model_of(network, device=device, seed=0, sampling=sampling, micro_batches=micro_batches, clip_mech=clip)
         data = InMemoryDataset(*data_of().tensors).to(device if resident else "cpu")
-        history = model.fit(PrivateLoader(data, 12, sampling=sampling), 2, callbacks=Quiet())
+        history = model.fit(PrivateLoader(data, 12, sampling=sampling), 2, callbacks=Silence())
         assert len(history) == 2
         assert torch.isfinite(weights(network)).all()
         assert all(value.device.type == device for value in network.parameters())
@@ -114,7 +108,7 @@ def test_a_resumed_training_is_the_uninterrupted_one(stop, sampling, tmp_path):
     def fit(*callbacks, keeper=None):
         model = model_of(network_of(dropout=0.3), sampling=sampling)
         loader = PrivateLoader(data_of(), 12, sampling=sampling)
-        model.fit(loader, 3, callbacks=[Quiet(), *callbacks], keeper=keeper)
+        model.fit(loader, 3, callbacks=[Silence(), *callbacks], keeper=keeper)
         return model
 
     torch.manual_seed(0)
@@ -131,13 +125,13 @@ def test_a_resumed_training_is_the_uninterrupted_one(stop, sampling, tmp_path):
 
 def test_evaluation_and_prediction_take_data_from_the_cpu():
     model = model_of(network_of(), seed=0)
-    model.fit(DataLoader(data_of(), batch_size=12), callbacks=Quiet())
+    model.fit(DataLoader(data_of(), batch_size=12), callbacks=Silence())
     x, y = data_of().tensors
     assert model.eval((x, y))["loss"] > 0
     assert model.predict(x).shape == (SIZE, 3)
 
 
-def test_a_configuration_trains_on_the_device_by_itself():
+def test_a_configuration_trains_on_the_device_automatically():
     config = load_config(CONFIG, ["data.limit=256", "training.batch_size=64", "training.epochs=1"])
     training = build_training(config)
     assert training.task.device.type == DEVICE

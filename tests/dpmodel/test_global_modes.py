@@ -34,7 +34,7 @@ MODES = {
 
 @pytest.fixture
 def train(make_model):
-    """Trains the same small network under a mode; gives its weights and its model."""
+    """Trains the same small network under a mode; returns its weights and its model."""
 
     def run(mode, **options):
         torch.manual_seed(0)

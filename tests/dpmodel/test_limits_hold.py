@@ -15,7 +15,7 @@ LIMIT, DELTA = 3.0, 1e-5
 
 
 class LessNoise(Callback):
-    """Takes a tenth of the noise from a step on."""
+    """Uses a tenth of the noise from a step on."""
 
     def __init__(self, at):
         self.at = at
@@ -35,7 +35,7 @@ def monitor():
 
 @pytest.mark.parametrize("limit", [guard, monitor])
 @pytest.mark.parametrize("limit_first", [True, False])
-def test_a_callback_that_changes_the_noise_is_judged_wherever_it_stands(make_model, make_data, limit, limit_first):
+def test_a_limit_holds_if_a_callback_changes_the_noise_before_or_after_it(make_model, make_data, limit, limit_first):
     model = make_model()
     model.noise_mech.schedule = lambda step: 20.0
     callbacks = [limit(), LessNoise(3)] if limit_first else [LessNoise(3), limit()]
@@ -44,7 +44,7 @@ def test_a_callback_that_changes_the_noise_is_judged_wherever_it_stands(make_mod
     assert model.privacy_spent(DELTA).epsilon <= LIMIT
 
 
-def test_one_budget_is_charged_for_every_model_that_is_trained_under_it(make_model, make_data):
+def test_all_models_trained_under_one_filter_are_charged_to_it(make_model, make_data):
     spent, shared = Ledger(), guard()
     loader = poisson_loader(make_data(), batch_size=64)
     for _ in range(12):
@@ -92,7 +92,7 @@ def test_a_changed_schedule_is_announced_before_its_steps(make_model, make_data,
     assert resumed.privacy_spent(DELTA).epsilon > model.privacy_spent(DELTA).epsilon
 
 
-def test_the_ledger_cannot_be_replaced_while_it_is_written_to(make_model, make_data):
+def test_the_ledger_cannot_be_replaced_during_training(make_model, make_data):
     class Forget(Callback):
         def on_train_step_end(self, run):
             run.model.ledger = Ledger()
@@ -105,7 +105,7 @@ def test_the_ledger_cannot_be_replaced_while_it_is_written_to(make_model, make_d
     assert model.ledger.total == 0
 
 
-def test_a_model_is_not_trained_while_it_trains(make_model, make_data):
+def test_fit_cannot_be_called_while_the_model_trains(make_model, make_data):
     data = make_data()
 
     class Again(Callback):

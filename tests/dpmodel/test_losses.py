@@ -10,7 +10,7 @@ def test_every_loss_is_built_by_name(name):
     assert isinstance(build_loss(name), torch.nn.Module)
 
 
-def test_mindspores_loss_is_cross_entropy_for_class_numbers_and_for_rows():
+def test_mindspores_loss_is_cross_entropy_for_class_indices_and_for_rows():
     outputs, targets = torch.randn(5, 4), torch.tensor([0, 1, 2, 3, 0])
     expected = torch.nn.functional.cross_entropy(outputs, targets)
     rows = torch.nn.functional.one_hot(targets, 4).float()

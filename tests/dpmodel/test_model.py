@@ -54,7 +54,7 @@ def test_train_is_fit_by_its_mindspore_name(make_model, loader):
     assert model.ledger.total == 8
 
 
-def test_a_model_that_takes_over_a_ledger_continues_its_count(make_model, loader, tmp_path):
+def test_a_model_that_is_given_a_ledger_continues_its_count(make_model, loader, tmp_path):
     first = make_model()
     first.fit(loader, epochs=2)
     first.ledger.save(tmp_path / "ledger.json")
@@ -93,7 +93,7 @@ def test_without_noise_epsilon_is_infinite_and_this_is_announced(loader, capsys)
 
 
 class Branches(nn.Linear):
-    """Looks at its input, which only the engine of one example at a time can show it."""
+    """Reads the values of its input, which only the engine of one example at a time shows."""
 
     def forward(self, x):
         return super().forward(x) if float(x.detach().abs().max()) < 1e9 else x[:, :3]
@@ -386,26 +386,26 @@ def test_the_repr_of_a_model_shows_its_parts(make_model, loader):
 
 
 def test_callbacks_that_have_begun_see_the_end_if_a_later_one_refuses_to_begin(make_model, loader):
-    told = []
+    calls = []
 
-    class Told(Callback):
+    class Recording(Callback):
         def __init__(self, name):
             self.name = name
 
         def on_train_begin(self, run):
-            told.append(f"{self.name} begins")
+            calls.append(f"{self.name} begins")
 
         def on_train_end(self, run):
-            told.append(f"{self.name} ends")
+            calls.append(f"{self.name} ends")
 
-    class Refusing(Told):
+    class Refusing(Recording):
         def on_train_begin(self, run):
             raise RuntimeError("no")
 
     model = make_model()
     with pytest.raises(RuntimeError, match="no"):
-        model.fit(loader, callbacks=[Told("first"), Refusing("second"), Told("third")])
-    assert told == ["first begins", "first ends"]
+        model.fit(loader, callbacks=[Recording("first"), Refusing("second"), Recording("third")])
+    assert calls == ["first begins", "first ends"]
     assert model.ledger.total == 0
 
 

@@ -78,7 +78,7 @@ def test_an_epsilon_for_a_length_chosen_during_training_says_so(make_model, load
     assert whole.ledger.notes == limited.ledger.notes == ()
 
 
-def test_a_failed_step_leaves_no_sum_without_noise_to_the_optimizer(make_model, make_data):
+def test_a_failed_step_leaves_no_unnoised_sum_for_the_optimizer(make_model, make_data):
     class Keeping(torch.optim.SGD):
         def step(self, closure=None):
             super().step(closure)

@@ -144,7 +144,7 @@ class Tokens(Dataset):
 
 
 @pytest.mark.parametrize("labels", [True, False])
-def test_a_language_model_with_cache_and_model_outputs_trains_as_it_comes(make_model, labels):
+def test_a_language_model_with_cache_and_model_outputs_trains_unchanged(make_model, labels):
     transformers = pytest.importorskip("transformers")
     config = transformers.GPT2Config(
         vocab_size=11, n_positions=8, n_embd=8, n_layer=1, n_head=2, bos_token_id=1, eos_token_id=1

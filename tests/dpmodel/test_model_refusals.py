@@ -34,7 +34,7 @@ class TestBadInputIsRefusedBeforeAnyBudgetIsSpent:
             make_model(noise_mech=noise)
 
     def test_epochs(self, make_model, loader):
-        with pytest.raises(ValueError, match="epochs must be a whole number of at least 1, got 0"):
+        with pytest.raises(ValueError, match="epochs must be an integer of at least 1, got 0"):
             make_model().fit(loader, epochs=0)
 
     def test_unknown_engine_and_sampling_suggest_the_nearest(self, make_model):

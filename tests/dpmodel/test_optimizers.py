@@ -164,5 +164,5 @@ def test_wrong_schedulers_are_refused_with_the_reason(name, arguments, message):
 
 
 def test_a_training_without_steps_has_no_schedule():
-    with pytest.raises(ValueError, match="total_steps must be a whole number of at least 1, got 0"):
+    with pytest.raises(ValueError, match="total_steps must be an integer of at least 1, got 0"):
         build_scheduler("LinearLR", sgd(), 0)

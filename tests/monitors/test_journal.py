@@ -17,7 +17,7 @@ def journal(tmp_path):
 
 @settings(max_examples=40, deadline=None)
 @given(data=st.data())
-def test_what_was_announced_since_a_file_is_at_least_what_was_released_since(data, tmp_path_factory):
+def test_the_journal_announces_at_least_what_was_released_since_a_file(data, tmp_path_factory):
     """Trains in blocks, writes a file now and then, is killed anywhere, and starts again from the latest file."""
     path = tmp_path_factory.mktemp("journal") / "releases.jsonl"
     saved, head, expected = 0, None, []
@@ -40,7 +40,7 @@ def test_what_was_announced_since_a_file_is_at_least_what_was_released_since(dat
         assert sum(found) >= released
 
 
-def test_the_rest_of_a_block_is_announced_anew_after_a_change_of_the_schedule(journal):
+def test_the_rest_of_a_block_is_announced_again_after_a_change_of_the_schedule(journal):
     head = journal.head
     journal.announce(0, [EVENT] * 4)
     journal.announce(1, [OTHER] * 3)

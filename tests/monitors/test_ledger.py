@@ -87,7 +87,7 @@ def test_lost_rows_count_like_all_others_and_stay_marked(first, second):
     assert (unmarked.digest() == ledger.digest()) == (unmarked == ledger)
 
 
-def test_a_ledger_can_be_extended_by_itself():
+def test_a_ledger_can_be_extended_with_itself():
     ledger = Ledger().record(DisjointEvent(0, GaussianEvent(2.0)), 2)
     ledger.extend(ledger, shift=1)
     assert [(event.partition, count) for event, count in ledger] == [(0, 2), (1, 2)]
@@ -156,12 +156,12 @@ def test_a_ledger_under_way_is_read_with_all_that_its_journal_announced_since(tm
     journal.begin(0)
     journal.announce(0, [event] * 4)
     ledger = Ledger().record(event, 2)
-    ledger.save(path, journal=journal.head)  # what was announced before counts no further
+    ledger.save(path, journal=journal.head)  # earlier announcements no longer count
     assert Ledger.load(path) == ledger
     journal.announce(2, [event] * 2)
     assert Ledger.load(path).rows == ((event, 4),)
     assert Ledger.load(path).notes == (ANNOUNCED_NOTE,)
-    journal.begin(2)  # another process draws other batches, so its part of the epoch is a partition of its own
+    journal.begin(2)  # a different process draws different batches, so its part of the epoch is a separate partition
     journal.announce(2, [event] * 2)
     journal.violate(3, "the weights were overwritten")
     found = Ledger.load(path)

@@ -72,7 +72,7 @@ def test_a_violation_inside_any_event_counts_and_survives_serialisation(event):
         assert math.isinf(resolve_accountant(name).epsilon(ledger, 1e-5))
 
 
-def test_ledgers_with_a_violation_are_stored_merged_and_cut_like_others():
+def test_ledgers_with_a_violation_are_saved_merged_and_shortened_like_others():
     ledger = Ledger(["a note"]).record(SAMPLED, 3).record(SAMPLED, 2, lost=True).record(VIOLATION)
     again = Ledger.from_json(ledger.to_json())
     assert again == ledger

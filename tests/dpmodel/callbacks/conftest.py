@@ -10,7 +10,7 @@ from monitors import events, ledger
 
 
 class FakeRun:
-    """What callbacks see of a training, driven by hand through ``train``."""
+    """The part of a training that callbacks see; ``train`` calls their hooks."""
 
     def __init__(self, epochs=2, steps_per_epoch=3, first_step=0, metrics=None):
         self.network = torch.nn.Linear(3, 2)

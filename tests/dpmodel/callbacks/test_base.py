@@ -81,7 +81,7 @@ def test_a_list_of_callbacks_can_be_wrapped_again():
         ("LossMonitor", "has none of the hooks"),
     ],
 )
-def test_what_is_no_callback_is_refused_with_the_remedy(wrong, message):
+def test_what_is_not_a_callback_is_refused_with_the_remedy(wrong, message):
     with pytest.raises(ValueError, match=message):
         CallbackList(wrong)
 
@@ -97,7 +97,7 @@ def test_an_unknown_hook_is_refused_with_the_nearest():
         CallbackList([]).notify("on_train_stepend", None)
 
 
-def test_every_callback_is_told_of_the_end_even_if_one_fails():
+def test_every_callback_sees_the_end_even_if_one_fails():
     class Failing(Callback):
         def on_train_end(self, run):
             raise RuntimeError("disk full")
@@ -122,7 +122,7 @@ def test_every_callback_is_told_of_the_end_even_if_one_fails():
         ("on_train_step_ends", "on_train_step_end"),
     ],
 )
-def test_a_hook_of_another_name_is_refused_with_the_right_one(name, meant):
+def test_a_misspelt_hook_is_refused_with_the_right_name(name, meant):
     misnamed = type("Mine", (Callback,), {name: lambda self, run: None, "on_train_end": lambda self, run: None})
     with pytest.raises(
         ValueError, match=f"Mine.{name} is not a hook and would never be called; did you mean '{meant}'"
@@ -130,7 +130,7 @@ def test_a_hook_of_another_name_is_refused_with_the_right_one(name, meant):
         CallbackList([misnamed()])
 
 
-def test_those_who_keep_a_limit_are_asked_last_before_a_step_and_in_order_otherwise():
+def test_callbacks_with_a_limit_are_called_last_before_a_step_and_in_order_otherwise():
     calls = []
 
     def listener(name, last):
@@ -147,7 +147,7 @@ def test_those_who_keep_a_limit_are_asked_last_before_a_step_and_in_order_otherw
     assert [name for name, hook in calls if hook == "on_train_step_end"] == ["limit", "first", "second"]
 
 
-def test_other_methods_of_a_callback_are_its_own_business():
+def test_other_methods_of_a_callback_are_accepted():
     class Mine(Callback):
         def on_train_step_end(self, run):
             self.on_improvement()

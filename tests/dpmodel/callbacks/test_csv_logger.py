@@ -22,7 +22,7 @@ def test_a_folder_is_refused(tmp_path):
         CSVLogger(tmp_path)
 
 
-def test_a_place_that_cannot_be_written_is_found_before_the_first_step(tmp_path, fake_run):
+def test_a_path_that_cannot_be_written_is_found_before_the_first_step(tmp_path, fake_run):
     (tmp_path / "file").write_text("")
     run = fake_run()
     with pytest.raises(OSError, match="file"):

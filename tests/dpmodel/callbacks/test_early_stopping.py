@@ -11,25 +11,25 @@ def accuracies(*values):
     return [{"accuracy": value} for value in values]
 
 
-def test_training_stops_after_the_borne_validations_without_improvement(fake_run):
+def test_training_stops_after_the_tolerated_validations_without_improvement(fake_run):
     run = fake_run(epochs=9, metrics=accuracies(0.5, 0.7, 0.6, 0.65, 0.69, 0.9)).train([EarlyStopping(patience=2)])
     assert run.epoch == 5
     assert "accuracy has not improved on 0.7" in run.stop_reason
 
 
-def test_training_goes_on_while_it_gets_better(fake_run):
+def test_training_continues_while_the_metric_improves(fake_run):
     run = fake_run(epochs=4, metrics=accuracies(0.1, 0.2, 0.3, 0.4)).train([EarlyStopping(patience=0)])
     assert run.epoch == 4
     assert run.stop_reason is None
 
 
-def test_a_small_change_is_no_improvement(fake_run):
+def test_a_small_change_is_not_an_improvement(fake_run):
     stopping = EarlyStopping(patience=0, min_delta=0.05)
     run = fake_run(epochs=3, metrics=accuracies(0.5, 0.54, 0.9)).train([stopping])
     assert run.epoch == 2
 
 
-def test_less_is_better_for_losses_without_being_told(fake_run):
+def test_lower_is_better_for_losses_by_default(fake_run):
     metrics = [{"valid_loss": value} for value in (1.0, 0.5, 0.6)]
     run = fake_run(epochs=3, metrics=metrics).train([EarlyStopping("valid_loss", patience=0)])
     assert run.epoch == 3
@@ -41,7 +41,7 @@ def test_mode_overrules_the_name(fake_run):
     assert run.stop_reason is None
 
 
-def test_the_metric_is_found_in_any_case_of_letters(fake_run):
+def test_the_metric_is_found_in_any_case(fake_run):
     metrics = [{"Accuracy": 0.5}, {"Accuracy": 0.4}]
     assert fake_run(metrics=metrics).train([EarlyStopping("accuracy", patience=0)]).stop_reason
 
@@ -54,12 +54,12 @@ def test_the_validation_loss_may_be_called_as_in_the_history(fake_run):
     assert "has not improved on 0.5" in run.stop_reason
 
 
-def test_nan_is_no_improvement(fake_run):
+def test_nan_is_not_an_improvement(fake_run):
     run = fake_run(epochs=4, metrics=accuracies(math.nan, math.nan, math.nan)).train([EarlyStopping(patience=1)])
     assert run.epoch == 2
 
 
-def test_a_second_training_starts_with_a_clean_slate(fake_run):
+def test_a_second_training_forgets_the_first(fake_run):
     stopping = EarlyStopping(patience=0)
     fake_run(epochs=1, metrics=accuracies(0.9)).train([stopping])
     assert fake_run(epochs=2, metrics=accuracies(0.5, 0.6)).train([stopping]).stop_reason is None
@@ -88,7 +88,7 @@ def test_wrong_settings_are_refused_by_name(wrong):
 
 @settings(deadline=None)
 @given(st.lists(st.floats(0, 1), min_size=1, max_size=12), st.integers(0, 3))
-def test_it_stops_exactly_where_a_plain_count_says(values, patience):
+def test_it_stops_exactly_when_a_plain_count_says(values, patience):
     class Run:
         stop_reason = None
 

@@ -15,7 +15,7 @@ def rates_of(run):
     return Reader()
 
 
-def test_a_scheduler_by_name_gets_the_length_of_the_training(fake_run):
+def test_a_scheduler_by_name_spans_the_training(fake_run):
     run = fake_run(epochs=2, steps_per_epoch=5)
     reader = rates_of(run)
     run.train([LearningRateScheduler("LinearLR", start_factor=1.0, end_factor=0.0), reader])
@@ -30,7 +30,7 @@ def test_by_epoch_the_rate_holds_within_the_epoch(fake_run):
     assert reader.rates == pytest.approx([0.5, 0.5, 0.05, 0.05, 0.005, 0.005])
 
 
-def test_each_training_begins_anew_from_the_same_rate(fake_run):
+def test_each_training_starts_again_from_the_same_rate(fake_run):
     run = fake_run(epochs=1, steps_per_epoch=4)
     callback = LearningRateScheduler("CosineAnnealingLR")
     first, second = rates_of(run), rates_of(run)
@@ -47,7 +47,7 @@ def test_a_scheduler_object_is_stepped(fake_run):
     assert run.optimizer.param_groups[0]["lr"] == pytest.approx(0.5**4)
 
 
-def test_a_scheduler_of_another_optimizer_is_refused_before_the_first_step(fake_run):
+def test_a_scheduler_of_a_different_optimizer_is_refused_before_the_first_step(fake_run):
     other = torch.optim.SGD(torch.nn.Linear(1, 1).parameters(), lr=1.0)
     run = fake_run()
     with pytest.raises(ValueError, match="belongs to a different optimizer"):
@@ -66,18 +66,18 @@ def test_a_scheduler_of_another_optimizer_is_refused_before_the_first_step(fake_
         ({"scheduler": "ReduceLROnPlateau"}, "needs a measured value"),
     ],
 )
-def test_wrong_settings_are_refused_when_they_are_written(arguments, message):
+def test_wrong_settings_are_refused_immediately(arguments, message):
     with pytest.raises(ValueError, match=message):
         LearningRateScheduler(**arguments)
 
 
-def test_a_scheduler_object_that_goes_by_a_measured_value_is_refused_when_it_is_given(fake_run):
+def test_a_scheduler_object_that_depends_on_a_measured_value_is_refused_immediately(fake_run):
     scheduler = torch.optim.lr_scheduler.ReduceLROnPlateau(fake_run().optimizer)
     with pytest.raises(ValueError, match=r"ReduceLROnPlateau\.step\(\) cannot be called .*'metrics'.* measured value"):
         LearningRateScheduler(scheduler)
 
 
-def test_arguments_beside_an_object_are_refused(fake_run):
+def test_arguments_given_with_an_object_are_refused(fake_run):
     scheduler = torch.optim.lr_scheduler.ExponentialLR(fake_run().optimizer, gamma=0.5)
     with pytest.raises(ValueError, match="belong with the name"):
         LearningRateScheduler(scheduler, gamma=0.9)

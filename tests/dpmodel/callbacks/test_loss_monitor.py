@@ -13,7 +13,7 @@ def test_every_step_is_printed_by_default_in_the_form_of_mindspore(fake_run):
     ]
 
 
-def test_a_line_comes_every_so_many_steps_across_epochs(fake_run):
+def test_a_line_is_printed_every_few_steps_across_epochs(fake_run):
     run = fake_run(epochs=3, steps_per_epoch=3).train([LossMonitor(per_print_times=4)])
     assert [line.split(",")[0] for line in run.lines] == ["epoch: 2 step: 1", "epoch: 3 step: 2"]
 
@@ -28,7 +28,7 @@ def test_zero_prints_nothing(fake_run):
 
 
 @pytest.mark.parametrize("loss", [None, float("nan")])
-def test_an_empty_batch_has_no_loss_and_is_said_so(fake_run, loss):
+def test_an_empty_batch_has_no_loss_and_the_line_says_so(fake_run, loss):
     run = fake_run()
     run.step, run.loss = 1, loss
     LossMonitor().on_train_step_end(run)
@@ -37,5 +37,5 @@ def test_an_empty_batch_has_no_loss_and_is_said_so(fake_run, loss):
 
 @pytest.mark.parametrize("wrong", [-1, 1.5, True, "1"])
 def test_a_wrong_number_is_refused(wrong):
-    with pytest.raises(ValueError, match=r"per_print_times must be a whole number of at least 0, got "):
+    with pytest.raises(ValueError, match=r"per_print_times must be an integer of at least 0, got "):
         LossMonitor(wrong)

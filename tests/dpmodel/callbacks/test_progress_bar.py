@@ -49,7 +49,7 @@ def test_an_epsilon_of_an_earlier_step_says_so_and_a_fresh_one_does_not(console,
     assert all("at step" in text for step, text in shown if step not in "15")
 
 
-def test_steps_are_counted_from_the_begin_of_the_fit_in_both_figures(console, fake_run):
+def test_steps_are_counted_from_the_start_of_the_fit_in_both_figures(console, fake_run):
     run = fake_run(epochs=1, steps_per_epoch=3, first_step=100)
     run.train([ProgressBar(refresh_seconds=1e-9, console=console)])
     assert "epsilon 10.101 at step 1" in console.file.getvalue()
@@ -73,7 +73,7 @@ def test_an_empty_draw_keeps_the_last_known_loss(console, fake_run):
     assert "nan" not in console.file.getvalue()
 
 
-def test_messages_of_the_run_appear_above_the_bar_and_the_printer_is_given_back(console, fake_run):
+def test_messages_of_the_run_appear_above_the_bar_and_the_printer_is_restored(console, fake_run):
     class Speaker:
         def on_train_step_end(self, run):
             run.say(f"step {run.step} [not markup]")
@@ -132,7 +132,7 @@ def test_wrong_settings_are_refused_by_name(wrong):
         ProgressBar(**wrong)
 
 
-def test_a_run_shows_one_bar_and_gives_the_printer_back(console, fake_run):
+def test_a_run_shows_one_bar_and_restores_the_printer(console, fake_run):
     other, run = Console(file=io.StringIO(), width=160), fake_run()
     run.train([ProgressBar(console=console), ProgressBar(console=other)])
     assert "6/6" in console.file.getvalue()
@@ -147,7 +147,7 @@ def test_a_silent_run_shows_no_bar(console, fake_run, silence_first):
     assert console.file.getvalue() == ""
 
 
-def test_a_log_that_is_no_terminal_gets_one_line_per_epoch_and_messages_between(fake_run):
+def test_without_a_terminal_one_line_per_epoch_is_printed_and_the_messages_between(fake_run):
     log = Console(file=io.StringIO(), width=40)
     run = fake_run(epochs=3, metrics=[{"accuracy": 0.875}])
     printer = run.printer

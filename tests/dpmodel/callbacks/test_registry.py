@@ -56,7 +56,7 @@ def test_every_hook_of_every_callback_takes_the_run_and_nothing_else_and_is_docu
 
 
 @pytest.mark.parametrize("name", CALLBACKS.names())
-def test_every_callback_lives_through_two_trainings_and_records_nothing_on_the_ledger(name, built, fake_run):
+def test_every_callback_survives_two_trainings_and_records_nothing_on_the_ledger(name, built, fake_run):
     callback = built(name)
     metrics = [{"accuracy": 0.5}, {"accuracy": 0.6}]
     first = fake_run(metrics=metrics).train([callback])

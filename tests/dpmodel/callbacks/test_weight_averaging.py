@@ -1,4 +1,4 @@
-"""The average is validated and kept, and training goes on as if nothing were averaged."""
+"""The average is validated and kept, and training continues as if nothing were averaged."""
 
 import pytest
 import torch
@@ -69,7 +69,7 @@ def test_the_average_is_that_of_the_weights_of_the_steps():
     assert trained.ledger.violations == ()
 
 
-def test_training_goes_on_with_the_weights_as_they_are():
+def test_training_continues_with_the_weights_themselves():
     plain, averaged = Recorder(), Recorder()
     fit(plain)
     fit(averaged, WeightAveraging(decay=0.9))
@@ -118,10 +118,10 @@ def test_a_resumed_training_keeps_its_average(tmp_path):
 
 
 @pytest.mark.parametrize("decay", [-0.1, 1, 1.5, float("nan")])
-def test_a_decay_is_a_share(decay):
+def test_a_decay_must_be_in_the_unit_interval(decay):
     with pytest.raises(ValueError, match="decay must be"):
         WeightAveraging(decay)
 
 
-def test_a_configuration_knows_it_by_name():
+def test_a_configuration_builds_it_by_name():
     assert build_callback("WeightAveraging", decay=0.5, keep=False).decay == 0.5

@@ -11,7 +11,7 @@ from torch.utils.data import TensorDataset
 
 from dpmodel import Callback, DPModel, poisson_loader
 from dpmodel.claims import snapshot
-from dpmodel.preflight.refusal import LOOKED
+from dpmodel.preflight.refusal import HAS_READ
 from mechanisms.engines import BookKeepingEngine
 from monitors import BudgetGuard, Ledger, PrivacyFilter
 from monitors.errors import DataError, UnprotectedUpdateError
@@ -58,7 +58,7 @@ ACTS = [in_place, past_torch, by_numpy, to_frozen, to_buffer, to_momentum, by_lo
 
 @pytest.fixture(params=["full", "copied", "sampled"])
 def size(request, monkeypatch):
-    """The three ways in which networks of different sizes are kept, on a small one."""
+    """The three ways in which networks of different sizes are compared, on a small network."""
     if request.param != "full":
         monkeypatch.setattr(snapshot, "COMPARED_BYTES", 0)
     if request.param == "sampled":
@@ -109,7 +109,7 @@ def test_un_noised_values_void_the_claim_wherever_they_are_written(fitted, size,
 
 
 class AveragesForValidation(Callback):
-    """Other weights are swapped in for the validation and out again."""
+    """Swaps different weights in for the validation, and out again."""
 
     def on_eval_begin(self, run):
         self.kept = copy.deepcopy(run.network.state_dict())
@@ -225,7 +225,7 @@ def test_a_violation_that_a_callback_hides_is_recorded_and_raised_at_the_end(fit
     assert len(model.ledger.violations) == 1
 
 
-def test_a_violation_behind_another_error_is_recorded_and_the_other_error_raised(make_model, make_data):
+def test_a_violation_hidden_by_a_different_error_is_recorded_and_that_error_raised(make_model, make_data):
     class Fails(Callback):
         def on_train_step_end(self, run):
             in_place(run)
@@ -287,7 +287,7 @@ def test_what_a_callback_does_before_the_first_release_is_refused_and_costs_noth
 
 
 class Counted(nn.Module):
-    """Knows the step, and from which one on the engine is wrong."""
+    """Holds the step, and the first step at which the engine is wrong."""
 
     def __init__(self, start):
         super().__init__()
@@ -299,7 +299,7 @@ class Counted(nn.Module):
 
 @pytest.fixture
 def wrong_engine(monkeypatch):
-    """Adds something to every chunk from the step on that the network says."""
+    """Adds something to every chunk, from the step on that the network states."""
     right = BookKeepingEngine.partial_sum
 
     def wrong(self, network, losses, batch, clip, layout, total):
@@ -326,7 +326,7 @@ def test_a_wrong_sum_voids_all_steps_of_the_model_or_none_were_taken(
     except UnprotectedUpdateError as found:
         error = found
     assert (error is None) == (start < 0)
-    assert (LOOKED in str(error)) == (start == 0)
+    assert (HAS_READ in str(error)) == (start == 0)
     assert model.ledger.head(released).violations == ()
     assert model.ledger.total == released + (start == 3)
     if start == 3:
@@ -417,7 +417,7 @@ def test_a_loss_that_holds_weights_of_the_network_trains(make_model, make_data):
     assert model.ledger.total == 4
 
 
-def test_a_filter_hears_of_a_violation_and_lets_no_other_training_through(fitted, make_model, make_data):
+def test_a_filter_is_notified_of_a_violation_and_allows_no_further_training(fitted, make_model, make_data):
     guard = BudgetGuard(PrivacyFilter(30.0, 1e-5))
     _, error = fitted([At("on_train_step_end", in_place), guard])
     assert "void" in str(error)

@@ -32,7 +32,7 @@ def test_a_violation_is_written_immediately_and_such_a_training_is_not_resumed(m
         )
     assert tuple(seen) == model.ledger.violations != ()
     resumed = build()
-    with pytest.raises(CheckpointError, match=r"is not resumed: the guarantee is void: .*fresh weights"):
+    with pytest.raises(CheckpointError, match=r"cannot be resumed: the guarantee is void: .*fresh weights"):
         resumed.fit(loader, epochs=2, keeper=StateKeeper(tmp_path, every_n_steps=2, resume=True))
     assert resumed.ledger.total == 0
 
@@ -81,4 +81,4 @@ def test_the_run_folder_of_a_void_training_says_so_and_the_command_fails(tmp_pat
     assert tuple(report["violations"]) == Ledger.load(folder / "ledger.json").violations != ()
     assert "The guarantee is void" in (folder / "privacy_report.md").read_text()
     assert run_command(["train", str(config), "--output", str(folder), "--resume", "--quiet"]) == 1
-    assert "not resumed" in capsys.readouterr().err
+    assert "cannot be resumed" in capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""The ledger follows the weights, whatever model holds them."""
+"""The ledger follows the weights into every model that holds them."""
 
 import copy
 import math

@@ -5,7 +5,7 @@ from torch import nn
 
 from dpmodel import Callback
 
-DATA = torch.arange(12.0).reshape(3, 4)  # what must not reach the weights
+DATA = torch.arange(12.0).reshape(3, 4)  # data that must not reach the weights
 
 
 def network():

@@ -172,7 +172,7 @@ def test_a_figure_that_cannot_be_drawn_is_refused_with_the_reason(command, optio
             [*MNIST, "-e", "10", "--noise-multiplier", "nan"],
             "noise_multiplier must be a positive finite number, got nan",
         ),
-        ([*MNIST, "-e", "0", "--noise-multiplier", "1"], "training.epochs must be a whole number of at least 1, got 0"),
+        ([*MNIST, "-e", "0", "--noise-multiplier", "1"], "training.epochs must be an integer of at least 1, got 0"),
         (
             [*MNIST, "-e", "1", "--noise-multiplier", "1", "--delta", "1"],
             "delta must be strictly between 0 and 1, got 1",

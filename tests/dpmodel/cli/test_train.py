@@ -231,7 +231,7 @@ REFUSED = [
     ("privacy.noise={name: AdaGaussian, decay_policy: Sine}", 2, ["privacy.noise", "'Sine'", "Time"]),
     ("privacy.clip={name: Gaussian, target_unclipped_quantile: 90}", 2, ["privacy.clip", "90", "did you mean 0.9?"]),
     ("privacy.clip={name: Gaussian, min_norm_bound: 3}", 2, ["norm_bound=0.5 must lie in"]),
-    ("performance.physical_batch_size=autoo", 2, ["physical_batch_size must be a whole number", "'auto' or null"]),
+    ("performance.physical_batch_size=autoo", 2, ["physical_batch_size must be an integer", "'auto' or null"]),
     ("performance.engine=lop", 2, ["performance.engine", "did you mean 'loop'"]),
     ("performance.device=tpu9", 2, ["performance.device", "'tpu9'", "use 'auto' or 'cpu'"]),
     ("data={name: npz, root: nowhere.npz}", 1, ["nowhere.npz"]),

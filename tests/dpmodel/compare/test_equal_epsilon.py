@@ -28,7 +28,7 @@ def test_every_schedule_and_clip_mechanism_spends_the_target_and_never_more(tiny
     for variant in found:
         spent = variant.plan.privacy_spent(accountant).epsilon
         assert epsilon * (1 - TOLERANCE) <= spent <= epsilon
-    # decaying noise must start higher, the charged count and the doubled sensitivity need more of it
+    # decaying noise must start higher; the charged count and the doubled sensitivity need more noise
     first = {variant.name: variant.plan.noise_multiplier for variant in found}
     assert first["Time"] > first["fixed"] > first["rising"]
     assert first["Linear"] == first["Geometric"] > first["fixed"] == first["Automatic"]

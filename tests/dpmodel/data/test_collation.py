@@ -36,7 +36,7 @@ def pad(examples):
 
 
 class Mean(nn.Module):
-    """Averages over all positions including padding, or over the others only."""
+    """Averages over all positions including padding, or over those without padding."""
 
     def __init__(self, masked):
         super().__init__()
@@ -75,7 +75,7 @@ def test_padding_that_scales_an_example_is_refused_before_any_budget_is_spent(le
 
 
 def test_late_padding_is_found_before_its_step():
-    lengths = [3] * 997 + [9] + [3] * 2  # not among those that are looked at first
+    lengths = [3] * 997 + [9] + [3] * 2  # not among those that are compared first
     model = model_of(Mean(masked=False))
     with pytest.raises(DataError, match="padding changes an example's gradient"):
         model.fit(poisson_loader(Texts(lengths), batch_size=250, collate_fn=pad), epochs=40)
@@ -106,7 +106,7 @@ def test_ignored_labels_make_padding_harmless_and_one_row_moves_the_sum_by_the_b
 
 
 def test_random_masks_of_tokens_are_not_padding():
-    """The collation of a masked language model: what is masked is drawn anew each time."""
+    """The collation of a masked language model: the mask is drawn again each time."""
 
     def masking(examples):
         x = pad_sequence([tokens for tokens, _ in examples], batch_first=True)

@@ -300,11 +300,11 @@ def test_synthetic_classes_can_be_learned():
         ({"name": "minst"}, "did you mean 'mnist'"),
         ({"name": "synthetic", "num_trian": 3}, "did you mean 'num_train'"),
         ({"name": "npz"}, "data set 'npz' needs the argument 'root'"),
-        ({"name": "synthetic", "limit": 0}, "limit must be a whole number of at least 1"),
+        ({"name": "synthetic", "limit": 0}, "limit must be an integer of at least 1"),
         ({"name": "synthetic", "num_train": 10, "limit": 11}, "limit is 11, but there are only 10 examples"),
         ({"name": "synthetic", "num_test": 10, "test_limit": 11}, "test_limit is 11"),
         ({"name": "synthetic", "std": [1.0, 2.0]}, "one for each of 1 channels"),
-        ({"name": "synthetic", "image_size": -3}, "image_size must be a whole number"),
+        ({"name": "synthetic", "image_size": -3}, "image_size must be an integer"),
     ],
 )
 def test_wrong_options_are_refused(options, message):

@@ -64,5 +64,5 @@ def test_anything_but_byte_images_is_refused(wrong):
 
 
 def test_a_wrong_size_is_refused_by_the_option_name():
-    with pytest.raises(ValueError, match="image_size must be a whole number of at least 1, got 0"):
+    with pytest.raises(ValueError, match="image_size must be an integer of at least 1, got 0"):
         resize_images(torch.zeros(2, 1, 8, 8, dtype=torch.uint8), 0)

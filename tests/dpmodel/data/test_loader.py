@@ -40,7 +40,7 @@ def test_held_out_data_share_no_row_with_the_training_data():
     for shared in refused:
         with pytest.raises(UnsupportedLoaderError, match="valid_loader holds the training data"):
             require_held_out(shared, first)
-    columns = torch.randn(3, 40).t()  # rows that interleave in memory
+    columns = torch.randn(3, 40).t()  # rows that are interleaved in memory
     for rows, others in ((slice(30), slice(30, 40)), (slice(0, 40, 2), slice(1, 40, 2))):
         require_held_out((columns[others], targets[others]), TensorDataset(columns[rows], targets[rows]))
     require_held_out((torch.randn(40, 2), targets), whole)  # labels alone show nothing

@@ -71,7 +71,7 @@ def test_a_long_example_is_compared_once_it_is_beside_others():
 
 
 class Texts(Dataset):
-    """Texts of different lengths, which the collation pads to one length."""
+    """Strings of different lengths, which the collation pads to one length."""
 
     def __len__(self):
         return 100

@@ -79,7 +79,7 @@ def require_legible(figure):
 
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("case", CASES)
-def test_no_text_of_a_figure_overlaps_another_or_leaves_the_figure(case, size):
+def test_texts_of_a_figure_do_not_overlap_or_leave_the_figure(case, size):
     metric = None if case == "no validation" else "accuracy"
     for count in (1, len(NAMES)):
         for figure in draw_all([a_curve(name, case) for name in NAMES[:count]], metric, size).values():
@@ -88,7 +88,7 @@ def test_no_text_of_a_figure_overlaps_another_or_leaves_the_figure(case, size):
 
 
 @pytest.mark.parametrize("size", [*SIZES, 3.4, 7.0])
-def test_no_text_of_the_spread_over_seeds_overlaps_another(size):
+def test_texts_of_the_spread_over_seeds_do_not_overlap(size):
     require_legible(a_spread(size))
 
 

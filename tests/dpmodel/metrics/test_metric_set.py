@@ -189,7 +189,7 @@ def test_a_builder_gets_the_arguments_it_names_and_the_users_options(registered)
         (lambda: 3, {}, "the builder of metric 'mine' returned 3; it must return an object"),
     ],
 )
-def test_a_builder_that_returns_no_metric_is_refused_with_the_reason(registered, builder, options, message):
+def test_a_builder_that_does_not_return_a_metric_is_refused_with_the_reason(registered, builder, options, message):
     registered("mine", builder)
     with pytest.raises(ValueError, match=message):
         MetricSet(MetricSpec("mine", options)).update(torch.zeros(2, 2), torch.tensor([0, 1]))

@@ -129,7 +129,7 @@ def test_a_users_class_is_found_in_the_folder_of_the_configuration(tmp_path, mon
         ({"name": "lenet5", "activatoin": "tanh"}, "did you mean 'activation'"),
         ({"name": "lenet5", "activation": "tanhh"}, "did you mean 'tanh'"),
         ({"name": "lenet5", "init": "truncated"}, "did you mean 'truncated_normal'"),
-        ({"name": "lenet5", "num_classes": 0}, "num_classes must be a whole number of at least 1, got 0"),
+        ({"name": "lenet5", "num_classes": 0}, "num_classes must be an integer of at least 1, got 0"),
         ({"name": "small_cnn", "image_size": 10}, "image_size must be at least 20"),
         ({"name": "mlp"}, "network 'mlp' needs the argument 'in_features'"),
         ({"module": "nn.Linear"}, "must have the form 'package.module:Class', got 'nn.Linear'"),

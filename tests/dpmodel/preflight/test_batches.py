@@ -62,7 +62,7 @@ SEPARATE = {
     "dropped entries": lambda x: x * (torch.rand_like(x) < 0.9),
     "flipped each by a coin": lambda x: torch.where(torch.rand(len(x), 1) < 0.5, x.flip(1), x),
     "flipped all by a rare coin": lambda x: x.flip(1) if torch.rand(()) < 0.05 else x,
-    "multiplied in another order": lambda x: x @ torch.ones(4, 4) / 3,
+    "multiplied in a different order": lambda x: x @ torch.ones(4, 4) / 3,
 }
 
 

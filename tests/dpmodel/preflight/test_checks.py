@@ -13,7 +13,7 @@ from dpmodel import poisson_loader
 from dpmodel.callbacks import Silence
 from dpmodel.config import make_config
 from dpmodel.preflight import CHECKS, Check, network, trial
-from dpmodel.preflight.refusal import LOOKED
+from dpmodel.preflight.refusal import HAS_READ
 from dpmodel.preflight.table import page
 from dpmodel.runs.train import train_from_config
 from mechanisms.noise import Gaussian
@@ -164,7 +164,7 @@ def test_each_check_raises_an_error_that_the_list_states(make_model, make_data, 
         model.fit(loader, valid_loader=valid)
     assert called == list(CHECKS[: CHECKS.index(check) + 1])
     assert type(caught.value) in {check.error, *(refusal.error for refusal in check.refusals)}
-    assert (LOOKED in str(caught.value)) == (check.reads != "settings")
+    assert (HAS_READ in str(caught.value)) == (check.reads != "settings")
     assert model.ledger.total == 0
 
 

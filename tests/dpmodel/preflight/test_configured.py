@@ -51,7 +51,7 @@ def test_every_unknown_name_and_argument_is_named_with_its_line_before_data_are_
         assert remedy in line
 
 
-def test_a_wrong_name_of_privacy_brings_the_others_with_it(tmp_path):
+def test_a_wrong_name_in_privacy_is_reported_with_the_other_faults(tmp_path):
     wrong = WRONG.replace("1.0}", "1.0, accountant: rpd, noise: {name: Gausian}, clip: Fixd, sampling: poison}")
     with pytest.raises(ConfigError) as caught:
         load_config(write(tmp_path, wrong))
@@ -70,15 +70,15 @@ def test_what_is_known_passes():
 
 
 @pytest.mark.parametrize(
-    ("name", "told"),
+    ("name", "remedy"),
     [("prv", "use 'pld'"), ("PRV", "use 'pld'"), ("gdp", "understate epsilon; use 'pld'"), ("moments", "use 'rdp'")],
 )
-def test_accountants_of_other_libraries_are_answered_with_the_one_to_use(name, told):
-    with pytest.raises(ValueError, match=told):
+def test_accountants_of_other_libraries_are_answered_with_the_one_to_use(name, remedy):
+    with pytest.raises(ValueError, match=remedy):
         resolve_accountant(name)
 
 
-def test_the_command_line_answers_likewise_and_names_nothing_that_was_not_asked_for(capsys):
+def test_the_command_line_answers_alike_and_names_nothing_unrelated(capsys):
     assert run(["budget", "-n", "600", "-b", "60", "-e", "1", "--noise-multiplier", "1", "--accountant", "prv"]) == 2
     error = capsys.readouterr().err
     assert "use 'pld'" in error

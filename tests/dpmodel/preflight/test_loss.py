@@ -25,7 +25,7 @@ class Chosen(nn.Linear):
 
 
 class Elsewhere(nn.Module):
-    """Makes its output of nothing that is trained."""
+    """Computes its output without any trained parameter."""
 
     def __init__(self):
         super().__init__()
@@ -100,7 +100,7 @@ def test_a_packed_network_with_dropout_between_its_layers_trains(make_model):
 
 
 @pytest.mark.parametrize("loss_fn", [nn.BCEWithLogitsLoss(), nn.BCEWithLogitsLoss(reduction="sum")])
-def test_the_remedy_for_whole_numbers_in_a_binary_loss_is_float(make_model, loss_fn):
+def test_the_remedy_for_integers_in_a_binary_loss_is_float(make_model, loss_fn):
     data = TensorDataset(torch.randn(32, 4), torch.randint(0, 2, (32, 1)))
     model = make_model(nn.Linear(4, 1), loss_fn=loss_fn)
     with pytest.raises(DataError, match=r"pass targets\.float\(\)") as caught:
@@ -195,7 +195,7 @@ def test_a_network_that_passes_no_gradient_is_announced(make_model, loader, caps
 
 @pytest.mark.parametrize("labelled", [0, 1, 2])
 def test_a_single_example_does_not_decide_a_refusal(make_model, loader, labelled):
-    """A loss whose gradient is zero for single examples but for those of class 2, of which there are few."""
+    """A loss whose gradient is zero for single examples except for those of class 2, which are few."""
 
     def coupled(outputs, targets):
         alone = (outputs[targets == 2] ** 2).sum()

@@ -107,7 +107,7 @@ class Counting(nn.Module):
 
 
 class Remembering(nn.Module):
-    """Keeps a running mean where neither buffers nor parameters show it."""
+    """Keeps a running mean outside of buffers and parameters."""
 
     def __init__(self):
         super().__init__()
@@ -145,7 +145,7 @@ def test_unknown_layers_are_found_by_running_them(network, words):
 
 
 class Dropping(nn.Module):
-    """Dropout by function, of which no module tells."""
+    """Dropout by function, which no module shows."""
 
     def __init__(self):
         super().__init__()
@@ -157,7 +157,7 @@ class Dropping(nn.Module):
 
 
 class Shuffling(nn.Module):
-    """Mixes examples at random, in training alone."""
+    """Mixes examples at random, in training mode only."""
 
     def __init__(self):
         super().__init__()

@@ -24,7 +24,7 @@ def test_an_optimizer_is_refused_before_training_if_and_only_if_its_step_would_f
     try:
         optimizer = made(name, **({flag: True} if flag else {}))
     except (TypeError, ValueError, RuntimeError):
-        return  # torch refuses it itself
+        return  # torch itself refuses it
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     before = [p.detach().clone() for p in parameters]
     refused, state = "", str(optimizer.state_dict())

@@ -44,7 +44,7 @@ def test_rows_that_are_equal_by_chance_are_not_a_repetition(hashes):
 
 @settings(deadline=None, max_examples=60)
 @given(st.integers(2, 200), st.integers(1, 400), st.integers(0, 2**32 - 1))
-def test_independent_records_are_never_taken_for_repetition(values, size, seed):
+def test_independent_records_never_count_as_repetition(values, size, seed):
     """Whatever the number of values: the chance is below 1e-9 for each."""
     assert repetition(np.random.default_rng(seed).integers(0, values, size)) is None
 

@@ -20,7 +20,7 @@ N = 96
 
 @pytest.fixture(autouse=True)
 def _time_enough(monkeypatch):
-    """What is found does not depend on how busy the machine is."""
+    """Removes the time limit, so that findings do not depend on how busy the machine is."""
     monkeypatch.setattr("dpmodel.preflight.readings.SECONDS", 60.0)
 
 
@@ -147,7 +147,7 @@ def test_data_sets_in_which_a_row_reaches_several_examples_are_refused(dataset):
 
 
 class RunningMaximum(Dataset):
-    """Scales each item by the largest entry that was read so far."""
+    """Scales each item by the largest entry read so far."""
 
     def __init__(self, size):
         self.x, self.top = torch.rand(size, 3, generator=torch.Generator().manual_seed(0)), 0.0
@@ -382,7 +382,7 @@ def test_examples_are_chosen_secretly_unless_the_training_is_reproducible():
     assert chosen(secret=False) == chosen(secret=False) != chosen(secret=True) != chosen(secret=True)
 
 
-def test_only_the_trainer_is_told_about_equal_rows(make_model, capsys):
+def test_the_note_about_equal_rows_is_printed_and_not_recorded(make_model, capsys):
     model = make_model(nn.Linear(6, 3))
     model.fit(DataLoader(HONEST["some twins"], 20))
     assert "10 of 101 compared rows equal some other row" in capsys.readouterr().out

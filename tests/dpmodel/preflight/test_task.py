@@ -51,7 +51,7 @@ def test_a_token_that_the_network_has_no_row_for_is_found_wherever_it_is(build, 
     tokens, labels = np.ones((12, 3), int), np.arange(12) % 2
     build(tokens, labels, network=embedding(9))
     tokens[row, 1] = token
-    numbers = f"with whole numbers from {min(token, 1)} to {max(token, 1)}"
+    numbers = f"with integers from {min(token, 1)} to {max(token, 1)}"
     with pytest.raises(ConfigError, match=rf"cannot take inputs of shape \(3,\) {numbers} from data set 'npz'"):
         build(tokens, labels, network=embedding(9))
 
@@ -61,7 +61,7 @@ def test_a_token_that_the_network_has_no_row_for_is_found_wherever_it_is(build, 
 )
 def test_metrics_of_classes_are_refused_for_numbers_and_several_labels(build, targets, loss):
     for metrics in (["accuracy"], ["loss", "f1"]):
-        with pytest.raises(ConfigError, match=rf"training\.metrics: '{metrics[-1]}' takes one class number") as caught:
+        with pytest.raises(ConfigError, match=rf"training\.metrics: '{metrics[-1]}' takes one class index") as caught:
             build(FLOATS, targets, loss=loss, training={"metrics": metrics})
         assert "[loss] for several labels" in str(caught.value)
     build(FLOATS, targets, loss=loss, training={"metrics": ["loss", "mae"]})

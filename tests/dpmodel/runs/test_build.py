@@ -1,4 +1,4 @@
-"""Networks of other packages, and layers that are replaced, in a configuration."""
+"""Configurations with networks of other packages, and with layers that are replaced."""
 
 import pytest
 from torch import nn
@@ -21,7 +21,7 @@ TINY = {
 
 
 def normalised(**options):
-    """Written as those of torchvision: any keyword, and what has no meaning is refused inside."""
+    """Like a builder of torchvision: takes any keyword, and refuses unknown ones inside."""
     return _normalised(**options)
 
 
@@ -62,7 +62,7 @@ def test_fix_must_be_true_or_false():
         make_config(TINY, ["network.fix=yes please"])
 
 
-def test_a_builder_that_takes_any_keyword_is_told_the_number_of_classes():
+def test_a_builder_that_takes_any_keyword_gets_the_number_of_classes():
     network = build_task(make_config(TINY, ["network.fix=true", "network.width=4"])).network
     assert (network[0].out_channels, network[-1].out_features) == (4, 3)
 

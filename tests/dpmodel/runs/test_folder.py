@@ -34,7 +34,7 @@ def test_a_file_in_the_way_is_refused(tmp_path):
         RunFolder(tmp_path / "a" / "b").claim()
 
 
-def test_a_training_that_never_began_leaves_nothing_but_what_others_wrote(tmp_path):
+def test_a_training_that_never_began_leaves_only_files_that_it_did_not_write(tmp_path):
     folder = RunFolder(tmp_path / "a")
     folder.claim()
     folder.config.write_text("")

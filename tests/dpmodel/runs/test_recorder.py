@@ -46,7 +46,7 @@ def test_the_ledger_on_disk_is_never_behind_the_training(tmp_path):
 
 
 @pytest.mark.parametrize(("key", "name"), [("checkpoint", "checkpoint"), ("history", "history")])
-def test_what_is_not_wanted_is_not_written(tmp_path, key, name):
+def test_files_that_are_switched_off_are_not_written(tmp_path, key, name):
     folder = RunFolder(tmp_path / "run")
     train_from_config(make_config(TINY, [f"output.{key}=false"]), folder.path)
     assert not getattr(folder, name).exists()
@@ -68,7 +68,7 @@ def test_the_run_folder_is_named_after_the_configuration():
     assert default_directory(make_config(TINY, ["output.directory=out/a"])).as_posix() == "out/a"
 
 
-def test_early_stopping_is_a_status_and_no_failure(tmp_path):
+def test_early_stopping_is_a_status_and_not_a_failure(tmp_path):
     config = make_config(
         TINY, ["callbacks=[{name: EarlyStopping, monitor: accuracy, patience: 1}]", "training.epochs=50"]
     )

@@ -1,4 +1,4 @@
-"""Run folders that are resumed, from Python, from the command line, and after a kill."""
+"""Run folders are resumed from Python, from the command line, and after a kill."""
 
 import json
 import os
@@ -14,6 +14,7 @@ import pytest
 import yaml
 
 from dpmodel import Callback
+from dpmodel.callbacks import Silence
 from dpmodel.config import load_config, make_config
 from dpmodel.planning.training_plan import plan_training
 from dpmodel.runs.folder import RunFolder
@@ -26,13 +27,6 @@ from monitors.spent import privacy_spent
 from ..power_cut import PowerCut
 
 ROOT = Path(__file__).parents[3]
-
-
-class Quiet(Callback):
-    """Keeps a run from printing."""
-
-    def on_train_begin(self, run):
-        run.printer = lambda text: None
 
 
 TINY = {
@@ -55,14 +49,14 @@ def test_a_regression_is_trained_from_a_file_of_floats(tmp_path):
         "privacy": {"noise_multiplier": 0.5, "norm_bound": 2.0},
         "training": {"epochs": 6, "batch_size": 50, "metrics": ["mae"]},
     }
-    result = train_from_config(make_config({**TINY, **changes}), tmp_path / "run", callbacks=[Quiet()])
+    result = train_from_config(make_config({**TINY, **changes}), tmp_path / "run", callbacks=[Silence()])
     assert result.metrics["mae"] < 0.5 * abs(y[300:]).mean()
 
 
 def cut_off(folder, step=17, **changes):
     config = make_config({**TINY, **changes})
     with pytest.raises(KeyboardInterrupt):
-        train_from_config(config, folder, callbacks=[Quiet(), PowerCut(step)])
+        train_from_config(config, folder, callbacks=[Silence(), PowerCut(step)])
     return config
 
 
@@ -70,7 +64,7 @@ def test_a_resumed_run_has_the_planned_ledger_and_its_report_states_what_was_los
     folder = RunFolder(tmp_path / "run")
     config = cut_off(folder.path)
     multiplier = plan_training(config, 60).noise_multiplier
-    result = train_from_config(config, folder.path, resume=True, callbacks=[Quiet()])
+    result = train_from_config(config, folder.path, resume=True, callbacks=[Silence()])
     planned = plan_training(config, 60)
     ledger, report = Ledger.load(folder.ledger), read_epsilon(folder)
     assert ledger.kept == planned.ledger()
@@ -83,7 +77,7 @@ def test_a_resumed_run_has_the_planned_ledger_and_its_report_states_what_was_los
     assert report["target_epsilon"] == 8.0
     assert "Steps that were lost" in folder.statement.read_text()
     assert [row.epoch for row in result.history] == [1, 2, 3]
-    # what only an unfinished training needs is gone
+    # files that only an unfinished training needs are removed
     assert not folder.state.exists()
     assert not folder.journal.exists()
     assert not (folder.path / LOCK_NAME).exists()
@@ -93,16 +87,16 @@ def read_epsilon(folder):
     return json.loads(folder.report.read_text())
 
 
-def test_the_configuration_that_was_resolved_goes_on_with_the_run_too(tmp_path):
+def test_the_resolved_configuration_resumes_the_run_too(tmp_path):
     folder = RunFolder(tmp_path / "run")
     config = cut_off(folder.path)
-    result = train_from_config(load_config(folder.config), folder.path, resume=True, callbacks=[Quiet()])
+    result = train_from_config(load_config(folder.config), folder.path, resume=True, callbacks=[Silence()])
     assert Ledger.load(folder.ledger).kept == plan_training(config, 60).ledger()
     assert result.report.target_epsilon == 8.0
 
 
-def test_a_run_without_losses_says_nothing_of_them(tmp_path):
-    result = train_from_config(make_config(TINY), tmp_path / "run", callbacks=[Quiet()])
+def test_a_report_without_lost_steps_does_not_mention_them(tmp_path):
+    result = train_from_config(make_config(TINY), tmp_path / "run", callbacks=[Silence()])
     assert (result.report.lost_steps, result.report.without_lost) == (0, None)
     report = read_epsilon(result.folder)
     assert report["epsilon_without_lost_steps"] == report["epsilon"]
@@ -123,12 +117,12 @@ def test_a_run_without_losses_says_nothing_of_them(tmp_path):
         ("privacy.noise={name: Gaussian, seed: 4}", r"privacy\.noise\.seed is 4 here and not stated in the state"),
     ],
 )
-def test_another_configuration_is_refused_by_the_field_that_differs(change, message, tmp_path):
+def test_a_different_configuration_is_refused_and_the_field_is_named(change, message, tmp_path):
     folder = RunFolder(tmp_path / "run")
     cut_off(folder.path)
     before = {path.name: path.read_bytes() for path in folder.path.iterdir()}
     with pytest.raises(CheckpointError, match=message):
-        train_from_config(make_config(TINY, [change]), folder.path, resume=True, callbacks=[Quiet()])
+        train_from_config(make_config(TINY, [change]), folder.path, resume=True, callbacks=[Silence()])
     assert {path.name: path.read_bytes() for path in folder.path.iterdir()} == before
 
 
@@ -140,16 +134,16 @@ def test_another_configuration_is_refused_by_the_field_that_differs(change, mess
         ("privacy.target_epsilon=7", "privacy.target_epsilon is 7.0 here and 8.0 in the state"),
     ],
 )
-def test_a_setting_that_differs_is_said_once_with_what_to_do(change, settings, tmp_path):
+def test_a_setting_that_differs_is_named_once_with_the_remedy(change, settings, tmp_path):
     folder = RunFolder(tmp_path / "run")
     cut_off(folder.path)
     with pytest.raises(CheckpointError) as caught:
-        train_from_config(make_config(TINY, [change]), folder.path, resume=True, callbacks=[Quiet()])
-    remedy = "Resume with the settings of the run, or start again in another folder (--output)"
-    assert str(caught.value) == f"{folder.state} belongs to another training: {settings}. {remedy}"
+        train_from_config(make_config(TINY, [change]), folder.path, resume=True, callbacks=[Silence()])
+    remedy = "Resume with the settings of the run, or start again in a different folder (--output)"
+    assert str(caught.value) == f"{folder.state} belongs to a different training: {settings}. {remedy}"
 
 
-def test_a_folder_of_a_training_that_never_began_is_gone(tmp_path):
+def test_the_folder_of_a_training_that_never_began_is_removed(tmp_path):
     def refuse(training, folder):
         raise BrokenPipeError
 
@@ -161,13 +155,13 @@ def test_a_folder_of_a_training_that_never_began_is_gone(tmp_path):
 def test_speed_and_output_may_change(tmp_path):
     config = cut_off(tmp_path / "run")
     changed = make_config(TINY, ["performance.engine=loop", "output.save_every_steps=3"])
-    train_from_config(changed, tmp_path / "run", resume=True, callbacks=[Quiet()])
+    train_from_config(changed, tmp_path / "run", resume=True, callbacks=[Silence()])
     assert Ledger.load(tmp_path / "run" / "ledger.json").kept == plan_training(config, 60).ledger()
 
 
 def test_a_finished_run_a_missing_one_and_a_contradiction_are_refused(tmp_path):
     config = make_config(TINY)
-    train_from_config(config, tmp_path / "run", callbacks=[Quiet()])
+    train_from_config(config, tmp_path / "run", callbacks=[Silence()])
     with pytest.raises(ConfigError, match=r"has already ended \(finished\)"):
         train_from_config(config, tmp_path / "run", resume=True)
     with pytest.raises(ConfigError, match="does not exist"):
@@ -177,7 +171,7 @@ def test_a_finished_run_a_missing_one_and_a_contradiction_are_refused(tmp_path):
         train_from_config(config, tmp_path / "run", resume=True, force=True)
 
 
-def test_a_run_that_keeps_no_state_cannot_go_on_and_says_why(tmp_path):
+def test_a_run_that_keeps_no_state_cannot_be_resumed_and_says_why(tmp_path):
     output = {"curve": False, "save_every_steps": None}
     config = cut_off(tmp_path / "run", output=output)
     with pytest.raises(CheckpointError, match="save_every_steps is null"):
@@ -186,7 +180,7 @@ def test_a_run_that_keeps_no_state_cannot_go_on_and_says_why(tmp_path):
         train_from_config(config, tmp_path / "run")
 
 
-def test_a_folder_in_use_by_another_process_is_refused_by_its_number(tmp_path):
+def test_a_folder_in_use_by_another_process_is_refused_with_the_process_id(tmp_path):
     config = cut_off(tmp_path / "run")
     code = f"""
         import sys, time
@@ -204,8 +198,8 @@ def test_a_folder_in_use_by_another_process_is_refused_by_its_number(tmp_path):
     finally:
         holder.kill()
         holder.wait()
-    # the system takes the lock of a killed process back
-    train_from_config(config, tmp_path / "run", resume=True, callbacks=[Quiet()])
+    # the system releases the lock of a killed process
+    train_from_config(config, tmp_path / "run", resume=True, callbacks=[Silence()])
 
 
 KILLED = """
@@ -227,7 +221,7 @@ KILLED = """
 
 
 def killed_at(step, config, folder, *, resume):
-    """Train in another process and kill it soon after ``step``; the steps it had done, by their numbers."""
+    """Train in another process and kill it soon after ``step``; return the numbers of the steps that it had done."""
     command = [sys.executable, "-c", textwrap.dedent(KILLED), str(config), str(folder.path)]
     process = subprocess.Popen(
         command + ["--resume"] * resume,
@@ -247,14 +241,16 @@ def killed_at(step, config, folder, *, resume):
 
 
 @pytest.mark.slow
-def test_a_kill_at_any_instant_is_charged_and_the_resumed_run_spends_the_plan(tmp_path):
+def test_a_kill_at_any_moment_is_charged_and_the_resumed_run_spends_the_plan(tmp_path):
     config, folder = tmp_path / "tiny.yaml", RunFolder(tmp_path / "run")
     config.write_text(yaml.safe_dump({**TINY, "training": {"epochs": 9, "batch_size": 6}}))
     first = killed_at(23, config, folder, resume=False)
     second = killed_at(51, config, folder, resume=True)
-    # at most the running block of 4 is made again
+    # at most the running block of 4 steps is repeated
     assert first[-1] - 4 < second[0] <= first[-1] + 1
-    result = train_from_config(load_config(config), folder.path, resume=True, callbacks=[Quiet(), counting := Count()])
+    result = train_from_config(
+        load_config(config), folder.path, resume=True, callbacks=[Silence(), counting := Count()]
+    )
     assert second[-1] - 4 < counting.steps[0] <= second[-1] + 1
     planned = plan_training(load_config(config), 60)
     ledger = Ledger.load(folder.ledger)
@@ -275,7 +271,7 @@ class Count(Callback):
         self.steps.append(run.step)
 
 
-def test_the_command_goes_on_with_a_run_that_was_broken_off(tmp_path, capsys):
+def test_the_command_resumes_an_interrupted_run(tmp_path, capsys):
     from dpmodel.cli.application import run
 
     config, out = tmp_path / "tiny.yaml", tmp_path / "run"

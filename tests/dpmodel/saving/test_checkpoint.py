@@ -60,7 +60,7 @@ def equal(first, second):
 
 
 @pytest.mark.parametrize("name", optimizer_names())
-def test_a_restored_training_goes_on_bit_for_bit(tmp_path, name):
+def test_a_restored_training_continues_bit_for_bit(tmp_path, name):
     network = small()
     model = FakeModel(network, trained(name, network))
     save_checkpoint(tmp_path / "a.ckpt", model)
@@ -140,7 +140,7 @@ def test_the_tutorials_two_calls_load_a_network(tmp_path):
         (small().double(), "float64 in the network"),
     ],
 )
-def test_a_checkpoint_of_another_network_says_what_differs_and_changes_nothing(tmp_path, foreign, message):
+def test_a_checkpoint_of_a_different_network_is_refused_with_the_differences(tmp_path, foreign, message):
     save_checkpoint(tmp_path / "a.ckpt", small())
     before = {name: item.clone() for name, item in foreign.state_dict().items()}
     with pytest.raises(CheckpointError, match=message):
@@ -148,7 +148,7 @@ def test_a_checkpoint_of_another_network_says_what_differs_and_changes_nothing(t
     assert equal(foreign.state_dict(), before)
 
 
-def test_another_optimizer_is_refused_and_the_network_is_left_alone(tmp_path):
+def test_a_different_optimizer_is_refused_and_the_network_is_unchanged(tmp_path):
     network = small()
     save_checkpoint(tmp_path / "a.ckpt", FakeModel(network, trained("SGD", network)))
     other = small(seed=1)
@@ -244,13 +244,13 @@ def test_a_file_of_torch_is_refused_with_the_call_that_reads_it(tmp_path, zipped
     assert equal(network.state_dict(), other.state_dict())
 
 
-def test_any_other_file_is_told_what_is_expected(tmp_path):
+def test_the_error_for_any_other_file_says_what_is_expected(tmp_path):
     (tmp_path / "a.ckpt").write_text("epoch,step\n")
     with pytest.raises(CheckpointError, match=r"A safetensors file of save_checkpoint or ModelCheckpoint is expected"):
         load_checkpoint(tmp_path / "a.ckpt")
 
 
-def test_a_network_with_a_new_head_takes_the_rest_and_names_what_it_did_not(tmp_path):
+def test_a_network_with_a_new_head_loads_the_rest_and_names_what_is_missing(tmp_path):
     old = small()
     new = nn.Sequential(*small(seed=1)[:2], nn.Linear(4, 5), nn.Linear(5, 2))
     before = new[2].weight.clone()
@@ -265,14 +265,14 @@ def test_a_network_with_a_new_head_takes_the_rest_and_names_what_it_did_not(tmp_
     assert load_param_into_net(small(seed=2), weights) == []
 
 
-def test_weights_of_which_none_fits_are_refused_though_not_strict():
+def test_weights_of_which_none_fits_are_refused_even_if_not_strict():
     with pytest.raises(
         CheckpointError, match=r"none of the 2 tensors in parameter_dict \(module\.weight, module\.bias\)"
     ):
         load_param_into_net(nn.Linear(2, 1), {f"module.{k}": v for k, v in nn.Linear(2, 1).state_dict().items()}, False)
 
 
-def test_safetensors_of_others_and_missing_files_are_refused(tmp_path):
+def test_foreign_safetensors_and_missing_files_are_refused(tmp_path):
     save_file({"weight": torch.zeros(2)}, tmp_path / "other.safetensors")
     with pytest.raises(CheckpointError, match="without dpmodel's description"):
         load_checkpoint(tmp_path / "other.safetensors")
@@ -287,7 +287,7 @@ def test_safetensors_of_others_and_missing_files_are_refused(tmp_path):
         load_checkpoint(tmp_path)
 
 
-def test_what_cannot_be_saved_is_refused_and_no_file_is_left(tmp_path):
+def test_a_value_that_cannot_be_saved_is_refused_and_no_file_is_left(tmp_path):
     with pytest.raises(CheckpointError, match="a run, a DPModel or a network"):
         save_checkpoint(tmp_path / "a.ckpt", object())
     with pytest.raises(CheckpointError, match="cannot be written"):

@@ -6,7 +6,7 @@ from dpmodel.saving.lock import LOCK_NAME, FolderLock
 from monitors.errors import ConfigError
 
 
-def test_a_lock_is_given_back_with_its_file_and_an_empty_folder_that_it_made(tmp_path):
+def test_a_released_lock_removes_its_file_and_an_empty_folder_that_it_created(tmp_path):
     with FolderLock(tmp_path / "new" / "folder") as lock:
         assert (tmp_path / "new" / "folder" / LOCK_NAME).read_text() == str(os.getpid())
         with pytest.raises(ConfigError, match="in use"):

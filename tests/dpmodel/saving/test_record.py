@@ -1,4 +1,4 @@
-"""The write-ahead record: what a process that is killed at any instant leaves behind."""
+"""The write-ahead record: what a process leaves behind that is killed at any moment."""
 
 import json
 import os
@@ -11,6 +11,7 @@ from torch import nn
 from torch.utils.data import TensorDataset
 
 from dpmodel import Callback, DPModel, NoiseMechanismsFactory, StateKeeper
+from dpmodel.callbacks import Silence
 from dpmodel.data.loader import PrivateLoader
 from dpmodel.runs.folder import RunFolder
 from dpmodel.saving.record import ReleaseRecord
@@ -25,15 +26,8 @@ STEPS = EPOCHS * STEPS_PER_EPOCH
 KILLED = 9
 
 
-class Quiet(Callback):
-    """Keeps a run from printing."""
-
-    def on_train_begin(self, run):
-        run.printer = lambda text: None
-
-
 class Stop(Callback):
-    """Ends the training politely after a step."""
+    """Stops the training after a step."""
 
     def __init__(self, step):
         self.step = step
@@ -44,7 +38,7 @@ class Stop(Callback):
 
 
 def build(sampling="poisson"):
-    """A model whose noise decays, so that every step has an event of its own."""
+    """A model whose noise decays, so that every step has a different event."""
     torch.manual_seed(0)
     network = nn.Linear(3, 2)
     noise = NoiseMechanismsFactory.create(
@@ -61,12 +55,12 @@ def fit(where, *callbacks, resume=False, sampling="poisson", model=None):
     if "keeper" in where:
         where["keeper"] = StateKeeper(where["keeper"], BLOCK, resume=resume)
     loader = PrivateLoader(data, 12 // STEPS_PER_EPOCH, sampling=sampling)
-    model.fit(loader, EPOCHS, callbacks=[Quiet(), *callbacks], **where)
+    model.fit(loader, EPOCHS, callbacks=[Silence(), *callbacks], **where)
     return model
 
 
 def killed_at(instant, witness, action):
-    """Whether ``action`` came to its end in a process that is killed at its ``instant``-th write, rename or release."""
+    """Whether ``action`` finished in a process that is killed at its ``instant``-th write, rename or release."""
     process = os.fork()
     if process == 0:
         status = 1
@@ -91,7 +85,7 @@ def _kill_at(instant, witness):
             os._exit(KILLED)
 
     def before_fsync(handle):
-        pass_instant()  # what was written may or may not be there after a power cut; here it is
+        pass_instant()  # after a power cut, the written bytes may or may not be there; here they are
         fsync(handle)
 
     def after_replace(source, target, **options):
@@ -109,13 +103,13 @@ def _kill_at(instant, witness):
 
 @pytest.fixture(scope="module", autouse=True)
 def _warm(tmp_path_factory):
-    """Import once what a training needs, rather than in each child."""
+    """Import the modules of a training once, rather than in each child."""
     folder = tmp_path_factory.mktemp("warm") / "run"
     fit({"output": folder, "keeper": folder})
 
 
 def witnessed(witness):
-    """The ledger of what really left the steps of all processes."""
+    """The ledger of what the steps of all processes really released."""
     lines = witness.read_bytes().splitlines() if witness.exists() else []
     ledger = Ledger()
     for line in lines:
@@ -124,7 +118,7 @@ def witnessed(witness):
 
 
 def require_covered(folder, witness):
-    """The ledger on the disk states all that was released; it may be missing only while nothing was."""
+    """The ledger on disk states everything that was released; it may be missing only before the first release."""
     released = witnessed(witness)
     if not folder.ledger.exists():
         assert released.total == 0
@@ -146,13 +140,13 @@ def folders(where):
     return {RunFolder(path) for path in where.values() if path is not None}
 
 
-#: Every 11th instant is tried; all of them take minutes.
+#: Every 11th moment is tried; all of them take minutes.
 STRIDES = [11, pytest.param(1, marks=pytest.mark.slow)]
 
 
 @pytest.mark.parametrize("stride", STRIDES)
 @pytest.mark.parametrize("name", WHERE)
-def test_the_ledger_on_the_disk_covers_what_was_released_after_a_kill_at_any_instant(name, stride, tmp_path):
+def test_the_ledger_on_disk_covers_every_release_after_a_kill_at_any_moment(name, stride, tmp_path):
     for instant in count(0, stride):
         where, witness = WHERE[name](tmp_path / str(instant)), tmp_path / f"released-{instant}"
         ended = killed_at(instant, witness, lambda where=where: fit(where))
@@ -164,11 +158,11 @@ def test_the_ledger_on_the_disk_covers_what_was_released_after_a_kill_at_any_ins
     assert instant > 2 * STEPS
 
 
-#: Releases of the first process: it is killed before its first, within a block, and after an epoch; 0 stops politely.
 @pytest.mark.sample(2)
+#: Releases of the first process: killed before its first, within a block, and after an epoch; 0 stops without a kill.
 @pytest.mark.parametrize("stride", STRIDES)
 @pytest.mark.parametrize("first", [1, 2, 4, 0])
-def test_a_resumed_process_may_be_killed_at_any_instant_too(first, stride, tmp_path):
+def test_a_resumed_process_may_be_killed_at_any_moment_too(first, stride, tmp_path):
     for instant in count(first, stride):
         where, witness = WHERE["both"](tmp_path / str(instant)), tmp_path / f"released-{instant}"
         callback = Stop(3) if first == 0 else Kill(first)
@@ -200,7 +194,7 @@ class Kill(Callback):
             os._exit(KILLED)
 
 
-def test_lost_epochs_of_shuffled_batches_are_charged_one_by_one_from_the_disk(tmp_path):
+def test_lost_epochs_of_shuffled_batches_are_charged_one_by_one_from_disk(tmp_path):
     where = {"output": None, "keeper": tmp_path}
     with pytest.raises(KeyboardInterrupt):
         fit(where, Cut(2), sampling="shuffle")
@@ -212,7 +206,7 @@ def test_lost_epochs_of_shuffled_batches_are_charged_one_by_one_from_the_disk(tm
 
 
 class Cut(Callback):
-    """Breaks off at a step, as a second Ctrl-C does."""
+    """Interrupts the training at a step, as a second Ctrl-C does."""
 
     def __init__(self, step):
         self.step = step
@@ -242,7 +236,7 @@ def test_while_a_training_runs_its_ledger_needs_the_journal_beside_it(tmp_path):
     assert not folder.journal.exists()
 
 
-def test_the_ledger_of_another_training_is_not_written_over(tmp_path):
+def test_the_ledger_of_a_different_training_is_not_overwritten(tmp_path):
     fit({"output": tmp_path / "run", "keeper": None})
     before, model = (tmp_path / "run/ledger.json").read_bytes(), build()
     with pytest.raises(CheckpointError, match="already holds the ledger of a training"):

@@ -1,4 +1,4 @@
-"""A first configuration is valid and trains, whatever the data."""
+"""A first configuration is valid and trains on every kind of data."""
 
 import numpy as np
 import pytest
@@ -14,7 +14,7 @@ from monitors.errors import ConfigError
 N = 90
 GENERATOR = np.random.default_rng(0)
 
-#: Kind of data -> inputs, targets, what stands in the configuration.
+#: Kind of data -> inputs, targets, texts of the configuration.
 ARRAYS = {
     "vectors": (GENERATOR.random((N, 5), np.float32), GENERATOR.integers(0, 3, N), ["mlp", "cross_entropy"]),
     "images": (GENERATOR.integers(0, 256, (N, 20, 20), np.uint8), GENERATOR.integers(0, 2, N), ["small_cnn"]),
@@ -29,7 +29,7 @@ ARRAYS = {
 
 
 class Tokens(nn.Module):
-    """A network of one's own, with a layer that is replaced."""
+    """A user's network, with a layer that is replaced."""
 
     def __init__(self, num_classes):
         super().__init__()
@@ -46,7 +46,7 @@ def saved(folder, x, y):
 
 
 @pytest.mark.parametrize("kind", ARRAYS)
-def test_what_is_written_trains(tmp_path, kind):
+def test_the_written_configuration_trains(tmp_path, kind):
     x, y, expected = ARRAYS[kind]
     path = write_starter(tmp_path / "run.yaml", root=saved(tmp_path, x, y), target_epsilon=8)
     assert all(words in path.read_text() for words in expected)
@@ -55,7 +55,7 @@ def test_what_is_written_trains(tmp_path, kind):
     assert 0 < result.report.spent.epsilon <= 8
 
 
-def test_tokens_need_a_network_of_ones_own_and_train_with_it(tmp_path):
+def test_tokens_need_your_own_network_and_train_with_it(tmp_path):
     root = saved(tmp_path, GENERATOR.integers(0, 10, (N, 7)), GENERATOR.integers(0, 2, N))
     with pytest.raises(ConfigError, match=r"--network package\.module:Class"):
         write_starter(tmp_path / "run.yaml", root=root)
@@ -72,7 +72,7 @@ def test_public_data_sets_are_not_read(tmp_path, name):
     assert plan.config.training.batch_size == 512
 
 
-def test_a_relative_place_of_the_data_is_found_from_the_folder_of_the_configuration(tmp_path, monkeypatch):
+def test_a_relative_root_is_relative_to_the_folder_of_the_configuration(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     saved(tmp_path, *ARRAYS["vectors"][:2])
     write_starter("configs/run.yaml", root="data.npz")
@@ -80,7 +80,7 @@ def test_a_relative_place_of_the_data_is_found_from_the_folder_of_the_configurat
     assert load_config("run.yaml").data.options["root"] == str(tmp_path / "data.npz")
 
 
-def test_pictures_in_folders_are_recognised_and_brought_to_one_size(tmp_path):
+def test_images_in_folders_are_recognised_and_resized_to_one_size(tmp_path):
     image = pytest.importorskip("PIL.Image")
     for place, side in (("train/a", 24), ("train/b", 30), ("test/a", 24), ("test/b", 40)):
         (tmp_path / "pictures" / place).mkdir(parents=True)
@@ -105,7 +105,7 @@ def test_nothing_is_overwritten_and_a_wrong_configuration_is_not_written(tmp_pat
         starter_configuration(target_epsilon=0)
 
 
-def test_the_command_writes_it_and_says_what_comes_next(tmp_path, capsys):
+def test_the_command_writes_it_and_shows_the_next_commands(tmp_path, capsys):
     path = tmp_path / "first.yaml"
     assert run(["init", "--output", str(path)]) == 0
     assert f"dpmodel train {path}" in capsys.readouterr().out
@@ -139,7 +139,7 @@ def test_the_command_takes_the_name_of_a_data_set_as_an_argument(tmp_path):
         (["flat", "--root", "flat"], "DATA 'flat' and --root flat both say what to read"),
     ],
 )
-def test_data_that_no_reader_takes_are_refused_with_what_to_do(tmp_path, monkeypatch, capsys, options, words):
+def test_data_that_no_reader_can_read_are_refused_with_the_remedy(tmp_path, monkeypatch, capsys, options, words):
     monkeypatch.chdir(tmp_path)
     for name in ("cat", "dog"):
         (tmp_path / "flat" / name).mkdir(parents=True)

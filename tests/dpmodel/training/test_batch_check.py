@@ -15,7 +15,7 @@ REFUSED = "differs from the sums of its halves by"
 
 
 class FromEightRowsOn(nn.Module):
-    """A normalisation over the batch that a trial with few examples does not meet."""
+    """A normalisation over the batch that a trial with few examples does not reveal."""
 
     def forward(self, x):
         return x if len(x) < 8 else (x - x.mean(0)) / (x.var(0, unbiased=False) + 1e-5).sqrt()

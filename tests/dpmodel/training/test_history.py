@@ -30,7 +30,7 @@ def history():
     return history
 
 
-def test_columns_hold_one_value_per_epoch_and_none_where_there_is_none(history):
+def test_columns_hold_one_value_per_epoch_and_none_if_it_is_missing(history):
     assert history.column("accuracy") == [0.8, 0.9]
     assert history.column("f1") == [None, 0.85]
     assert history.column("norm_bound") == [None, None]
@@ -70,8 +70,8 @@ def test_steps_never_go_back(history):
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"epoch": 0, "step": 1}, "epoch must be a whole number of at least 1"),
-        ({"epoch": 1, "step": -1}, "step must be a whole number of at least 0"),
+        ({"epoch": 0, "step": 1}, "epoch must be an integer of at least 1"),
+        ({"epoch": 1, "step": -1}, "step must be an integer of at least 0"),
         ({"epoch": 1, "step": 1, "metrics": {"loss": 0.1}}, "'loss' has the name of a history column"),
     ],
 )
@@ -99,7 +99,7 @@ def test_csv_and_json_give_back_the_same_history(tmp_path_factory, rows):
     assert History.from_dict(json.loads(json.dumps(history.to_dict()))).epochs == history.epochs
 
 
-def test_a_file_that_is_no_history_is_refused_by_name(tmp_path):
+def test_a_file_that_is_not_a_history_is_refused_by_name(tmp_path):
     path = tmp_path / "other.csv"
     path.write_text("a,b\n1,2\n")
     with pytest.raises(ValueError, match=r"other\.csv is not a training history"):
@@ -143,7 +143,7 @@ def test_a_bound_that_moves_very_often_takes_bounded_memory():
     assert all(bound == 1.0 + step for step, bound in history.norm_bounds)
 
 
-def test_a_file_that_holds_no_norm_bounds_is_refused_and_none_is_no_fault(tmp_path):
+def test_a_file_without_norm_bounds_is_refused_and_a_missing_file_is_accepted(tmp_path):
     history = History()
     history.read_norm_bounds(tmp_path / "nothing.csv")
     assert history.norm_bounds == []

@@ -19,7 +19,7 @@ class Run:
         self.reasons.append(reason)
 
 
-def test_the_first_signal_stops_the_run_and_the_second_breaks_off():
+def test_the_first_signal_stops_the_run_and_the_second_interrupts_at_once():
     interrupt, run = InterruptStop(), Run()
     with interrupt.listening():
         interrupt.on_train_begin(run)
@@ -30,12 +30,12 @@ def test_the_first_signal_stops_the_run_and_the_second_breaks_off():
     assert interrupt.interrupted
 
 
-def test_before_the_run_begins_a_signal_breaks_off_at_once():
+def test_before_the_run_begins_a_signal_interrupts_at_once():
     with InterruptStop().listening(), pytest.raises(KeyboardInterrupt):
         os.kill(os.getpid(), signal.SIGTERM)
 
 
-def test_the_handlers_of_others_are_put_back():
+def test_earlier_signal_handlers_are_restored():
     before = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
     with InterruptStop().listening():
         assert signal.getsignal(signal.SIGINT) != before[0]
@@ -60,14 +60,14 @@ def test_outside_of_the_main_thread_it_does_nothing():
 
 @pytest.fixture
 def _pythons_own_handler():
-    """As in a program that a user runs; whoever runs the tests in the background may have Ctrl-C ignored."""
+    """Handles Ctrl-C as in a program that a user runs; tests in the background may have it ignored."""
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
     signal.signal(signal.SIGINT, before)
 
 
 class TestBrokenOffBetweenTwoSteps:
-    """Nothing is lost where the process lives to write."""
+    """Nothing is lost if the process survives to write."""
 
     def resumed(self, folder, make_model, make_data):
         model = make_model()

@@ -30,33 +30,33 @@ def drawn(make_model, make_data, **noise):
     model = make_model(network, noise_mech=mechanism, engine="loop")
     loader = poisson_loader(make_data(), batch_size=64)
     before = torch.get_rng_state()
-    # PyTorch's own names are not followed: what is kept behind one of them is not put back after a pass.
+    # PyTorch's own names are not followed: a generator behind one of them is not restored after a pass.
     with mock.patch.object(torch, "rand", lambda size: values.append(rand(size)) or values[-1]):
         model.fit(loader, epochs=1)
     unchanged = torch.equal(before, torch.get_rng_state())
     return values[-64:], unchanged
 
 
-def test_masks_of_a_private_training_do_not_follow_from_the_users_seed(make_model, make_data):
+def test_masks_of_a_private_training_do_not_depend_on_the_users_seed(make_model, make_data):
     (first, kept), (second, _) = drawn(make_model, make_data), drawn(make_model, make_data)
     assert first != second
     assert kept
 
 
 @pytest.mark.parametrize("noise", [{"seed": 5}, {"absent": True}])
-def test_they_do_where_the_noise_is_reproducible_or_absent(make_model, make_data, noise):
+def test_masks_depend_on_the_users_seed_if_the_noise_is_reproducible_or_absent(make_model, make_data, noise):
     assert drawn(make_model, make_data, **noise)[0] == drawn(make_model, make_data, **noise)[0]
 
 
 @pytest.mark.parametrize(("seed", "kept"), [(0, False), (7, True)])
-def test_the_state_keeps_the_generator_of_a_reproducible_training_alone(make_model, make_data, tmp_path, seed, kept):
+def test_only_a_reproducible_training_saves_its_generator(make_model, make_data, tmp_path, seed, kept):
     noise = NoiseMechanismsFactory.create("Gaussian", initial_noise_multiplier=1.0, seed=seed)
     model = make_model(noise_mech=noise)
     model.fit(poisson_loader(make_data(), batch_size=16), keeper=StateKeeper(tmp_path))
     assert bool(read_state(tmp_path / "training_state.safetensors").loop["generators"]) is kept
 
 
-def test_a_data_set_that_seeds_torch_does_not_give_the_masks_away(make_model):
+def test_a_data_set_that_seeds_torch_does_not_reveal_the_masks(make_model):
     class Seeding(torch.utils.data.Dataset):
         def __len__(self):
             return 64
@@ -76,7 +76,7 @@ def test_a_data_set_that_seeds_torch_does_not_give_the_masks_away(make_model):
 
 
 class Shifted(Dataset):
-    """Shifts each example as a global generator says."""
+    """Shifts each example by a draw of a global generator."""
 
     def __init__(self, draw):
         self.draw, self.shifts = draw, []
@@ -98,7 +98,7 @@ class Shifted(Dataset):
     ],
     ids=["random", "numpy", "torch"],
 )
-def test_augmentation_does_not_follow_a_seed_that_is_known(make_model, seed, draw):
+def test_augmentation_does_not_depend_on_a_known_seed(make_model, seed, draw):
     def shifts():
         seed(3)
         data = Shifted(draw)
@@ -108,7 +108,7 @@ def test_augmentation_does_not_follow_a_seed_that_is_known(make_model, seed, dra
     assert shifts() != shifts()
 
 
-def test_the_users_generators_go_on_as_before():
+def test_the_users_generators_continue_as_before():
     def state():
         return random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist()
 
