@@ -1,4 +1,4 @@
-"""Laws of the whole package: arrows, cheap imports, honest lists of names."""
+"""Laws of the whole repository: direction of imports, cheap imports, correct lists of names."""
 
 import ast
 import subprocess
@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-#: Each package may import those on its right.
+#: The packages that each package may import.
 ARROWS = {"monitors": set(), "mechanisms": {"monitors"}, "dpmodel": {"monitors", "mechanisms"}}
 MODULES = [path for package in ARROWS for path in sorted((ROOT / package).rglob("*.py"))]
 
@@ -65,7 +65,7 @@ def test_no_modules_import_each_other():
             break
         left = {name: needs for name, needs in left.items() if name not in leaves}
     needed = set().union(*(needs & left.keys() for needs in left.values())) if left else set()
-    assert not left, f"a circle among {sorted(needed & left.keys())}"
+    assert not left, f"circular imports among {sorted(needed & left.keys())}"
 
 
 def test_the_accounting_knows_no_torch():

@@ -1,4 +1,4 @@
-"""The documentation site: its pages, its API reference, and the build of all of it."""
+"""The documentation site: its pages, its API reference, and its build."""
 
 import ast
 import re

@@ -41,12 +41,12 @@ def wheel(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def installed(wheel, tmp_path_factory):
-    """A new environment with the wheel; the dependencies are those of the running one, without its editable install."""
+    """A new environment with the wheel; the dependencies are those of the current environment, without its editable install."""
     place = tmp_path_factory.mktemp("elsewhere")
     _run(sys.executable, "-m", "venv", "--without-pip", place / "venv", cwd=place)
     python = place / "venv" / "bin" / "python"
     _run(sys.executable, "-m", "pip", "--python", python, "install", "--no-deps", "--no-index", wheel, cwd=place)
-    # A folder that a .pth file names joins the path, but its own .pth files (the editable install) are not read.
+    # A folder named in a .pth file is added to the path, but .pth files in it (the editable install) are not read.
     (own,) = (place / "venv" / "lib").glob("python*/site-packages")
     paths = {sysconfig.get_path(kind) for kind in ("purelib", "platlib")}
     (own / "dependencies.pth").write_text("".join(f"{path}\n" for path in sorted(paths)))

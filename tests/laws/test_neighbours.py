@@ -44,11 +44,11 @@ def test_a_claim_that_holds_is_identified(one, other, found):
     [
         (EXACT, trained(2.1, 2.0), "one example moves the sum by 1.1 times"),
         (EXACT, trained(1.0, math.nan), "one example moves the sum by inf times"),
-        (EXACT, trained(1.0, 2.0, weights=1.0), "what is left in the network differs"),
+        (EXACT, trained(1.0, 2.0, weights=1.0), "the values left in the network differ"),
         (EXACT, trained(1.0), "one example moves the sum by 0 times"),
-        (EXACT, REFUSED, "the endings tell the data sets apart"),
-        (EXACT, VOIDED, "the endings tell the data sets apart"),
-        (trained(1.0, error=ValueError()), trained(1.0, error=ValueError()), "broken off"),
+        (EXACT, REFUSED, "the trainings end differently"),
+        (EXACT, VOIDED, "the trainings end differently"),
+        (trained(1.0, error=ValueError()), trained(1.0, error=ValueError()), "failed"),
     ],
 )
 def test_a_claim_that_does_not_hold_is_described(one, other, found):

@@ -62,7 +62,7 @@ UNUSABLE = [
         refused=("loss_fn(outputs, targets) fails", "int64", "targets.float()"),
     ),
     LossCase(
-        "a class that there is not",
+        "a class that does not exist",
         lambda: nn.CrossEntropyLoss(),
         dense(),
         features,
