@@ -1,8 +1,8 @@
 """Run every Python block of a page: ``python tests/page_session.py docs/guide.md``, in an empty folder.
 
-Blocks of the long pages use names that a reader already has, such as a model and a loader. Small objects with these names
-are made anew for each block; names that a block defines remain for later blocks. If a block would download weights or
-train for minutes, ``STAND_INS`` replaces that part.
+Blocks of the long pages use names that a reader already has, such as a model and a loader. Small objects with these
+names are made anew for each block; names that a block defines remain for later blocks. If a block would download
+weights or train for minutes, ``STAND_INS`` replaces that part.
 """
 
 from __future__ import annotations

@@ -79,7 +79,7 @@ def _stated_output(snippet):
 
 
 @pytest.mark.parametrize("page", SESSIONS, ids=_place)
-def test_python_on_a_page_runs_in_order_and_prints_what_it_says(page, tmp_path, monkeypatch, capsys):
+def test_python_on_a_page_runs_in_order_and_prints_the_stated_output(page, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     names = {"__name__": __name__}
     for snippet in _snippets(page, "python"):
@@ -131,7 +131,7 @@ def test_the_monitor_of_the_readme_stops_at_the_stated_step():
     assert all(f"{epsilon:.4f}" in text for epsilon in (last, next_one))
 
 
-def test_the_arrays_of_the_guide_can_be_read(tmp_path, monkeypatch):
+def test_the_arrays_in_the_guide_can_be_read(tmp_path, monkeypatch):
     from dpmodel.data import load_dataset
 
     monkeypatch.chdir(tmp_path)
@@ -146,7 +146,7 @@ def test_the_training_on_the_opacus_page_spends_its_target(capsys):
     assert 2.99 < epsilon <= 3.0
 
 
-def test_the_regression_of_the_guide_trains(capsys):
+def test_the_regression_in_the_guide_trains(capsys):
     exec(_python("docs/guide.md", "MSELoss"), {})
     assert "torch.Size([400, 1])" in capsys.readouterr().out
 

@@ -314,7 +314,7 @@ def _collect(path: str, value: Any, found: dict[str, Any]) -> None:
 
 
 def ratios(one: Sequence[Tensor], other: Sequence[Tensor], moves: float = 1.0) -> list[float]:
-    """How far the one example moves the sum, relative to the accounted sensitivity, in each step that both have taken."""
+    """How far the example moves the sum, relative to the accounted sensitivity, in each step that both have taken."""
     differences = (a - b for a, b in zip(one, other, strict=False))
     return [float(torch.nan_to_num(difference, nan=math.inf).norm()) / (moves * BOUND) for difference in differences]
 
@@ -341,7 +341,7 @@ def outcome(one: Trained, other: Trained, moves: float = 1.0, *, one_sided: bool
         return f"one example moves the sum by {moved:.3g} times the accounted sensitivity{left}"
     if one_sided and within and endings in ({"trained", "refused"}, {"trained", "voided"}):
         return "refused" if "refused" in endings else "voided"
-    return f"the trainings end differently: {one.ending} and {other.ending}, moved by {moved:.3g}"
+    return f"the trainings end as {one.ending} and {other.ending}, moved by {moved:.3g}"
 
 
 def _equal(left: dict[str, Tensor], right: dict[str, Tensor]) -> bool:
@@ -351,7 +351,8 @@ def _equal(left: dict[str, Tensor], right: dict[str, Tensor]) -> bool:
 def report(one: Trained, other: Trained, moves: float = 1.0) -> str:
     """Both trainings in words, for the message of a failed assertion."""
     moved = ", ".join(f"{ratio:.3g}" for ratio in ratios(one.sums, other.sums, moves))
-    return f"moved by [{moved}] times the accounted sensitivity\n  one:   {one}\n  other: {other}\n  notes: {other.notes}"
+    moves_of = f"moved by [{moved}] times the accounted sensitivity"
+    return f"{moves_of}\n  one:   {one}\n  other: {other}\n  notes: {other.notes}"
 
 
 def unprotected(make: Callable[[], Training], rows: Rows, *, steps: int = 3) -> list[Tensor]:

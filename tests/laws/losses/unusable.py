@@ -70,7 +70,7 @@ UNUSABLE = [
         refused=("target 4 at row 3", "targets must be in [0, 3]", "give the network more outputs"),
     ),
     LossCase(
-        "weights of its own",
+        "trained weights in the loss",
         formulas.OwnWeights,
         dense(),
         features,
@@ -82,7 +82,7 @@ UNUSABLE = [
         ),
     ),
     LossCase(
-        "a batch size of its own",
+        "a fixed batch size",
         of(lambda o, y: F.mse_loss(o.reshape(24, -1), y.reshape(24, -1))),
         dense(),
         features,
