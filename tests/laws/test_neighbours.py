@@ -58,7 +58,8 @@ def test_a_claim_that_does_not_hold_is_described(one, other, found):
 def test_a_violation_on_one_side_is_accepted_if_no_step_moved_too_far():
     assert outcome(EXACT, REFUSED, one_sided=True) == "refused"
     assert outcome(EXACT, VOIDED, one_sided=True) == "voided"
-    assert "end as trained and voided" in outcome(EXACT, trained(5.0, error=ValueError(), epsilon=math.inf), one_sided=True)
+    moved_too_far = trained(5.0, error=ValueError(), epsilon=math.inf)
+    assert "end as trained and voided" in outcome(EXACT, moved_too_far, one_sided=True)
 
 
 @pytest.mark.parametrize("pair", [one_more_last, one_replaced])
