@@ -132,15 +132,15 @@ def _engines(report: Report) -> Iterator[str]:
     found = report.of("engine")
     if found:
         yield from ("## What `auto` chose", "")
-        rows = ([f"{r['section']} ({r['size']})", r["row"], r["why"], _plans(r["plans"])] for r in found)
-        yield from table(("workload (batch)", "row", "why", "plans"), rows)
+        rows = ([f"{r['section']} ({r['size']})", r["row"], r["why"], _formulas(r["plans"])] for r in found)
+        yield from table(("workload (batch)", "row", "why", "formulas"), rows)
 
 
-def _plans(lines: list[str]) -> str:
-    """Number of parameters for each plan."""
+def _formulas(lines: list[str]) -> str:
+    """Number of parameters for each formula."""
     chosen = (re.search(r"\)\): ([^(]+)", line) for line in lines)
     counts = Counter(match[1].strip() for match in chosen if match)
-    return ", ".join(f"{count} {plan}" for plan, count in counts.items())
+    return ", ".join(f"{count} {formula}" for formula, count in counts.items())
 
 
 def _noise(report: Report) -> Iterator[str]:

@@ -70,7 +70,7 @@ class Section:
 
 
 def auto_step(workload: Workload, size: int, device: str, note: Callable[[str, str], None], **options: Any) -> Step:
-    """A step of the default engine; ``note`` receives the reason for the choice and the plans once they are known."""
+    """A step of the default engine; ``note`` receives the reason for the choice, and the formulas once known."""
     made = private_step("auto", workload, size, device=device, **options)
     made.step()
     note(made.reason, made.engine.explain())

@@ -25,7 +25,7 @@ ROOT = Path(__file__).resolve().parent.parent
 #: Workload to batch size.
 SIZES = {"lenet5": 512, "mlp": 512, "resnet18-gn": 32, "text-encoder": 64}
 
-#: Warm-up steps; the first ones choose plans and allocate memory.
+#: Warm-up steps; the first ones choose formulas and allocate memory.
 WARM_UP = 3
 
 ROWS = ("engine", "plain")

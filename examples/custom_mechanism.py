@@ -165,7 +165,7 @@ def main(epochs: int = 3) -> dict[str, float]:
         )
         model.fit(poisson_loader(data.train, batch_size=100), epochs)
         spent[name] = model.privacy_spent(delta=1e-5).epsilon
-        print(f"{name}: accuracy {model.eval(data.test)['accuracy']:.3f}, {model.privacy_spent(delta=1e-5)}")
+        print(f"{name}: accuracy {model.evaluate(data.test)['accuracy']:.3f}, {model.privacy_spent(delta=1e-5)}")
     return spent
 
 

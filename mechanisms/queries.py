@@ -184,7 +184,7 @@ class CountingQuery(LaplaceMechanism):
         """The noisy number of examples in each class, shape (num_classes,); costs as much as one count.
 
         Args:
-            classes: One whole number per example, shape (N,); those outside of [0, num_classes) are not counted.
+            classes: One integer per example, shape (N,); those outside of [0, num_classes) are not counted.
             num_classes: Number of classes; it must be known without the data.
             ledger: Ledger on which the cost is recorded.
         """
@@ -192,7 +192,7 @@ class CountingQuery(LaplaceMechanism):
         given = np.asarray(classes)
         if given.ndim != 1 or not np.issubdtype(given.dtype, np.integer):
             raise ValueError(
-                f"classes must be one whole number per example, shape (N,), got shape {given.shape} of {given.dtype}"
+                f"classes must be one integer per example, shape (N,), got shape {given.shape} of {given.dtype}"
             )
         inside = given[(given >= 0) & (given < num_classes)]
         counts = np.bincount(inside, minlength=num_classes).astype(np.float64)

@@ -93,7 +93,7 @@ class SecureGenerator:
         """Move a reproducible stream to ``position``.
 
         Raises:
-            ValueError: The stream is secret, or ``position`` is not a whole number of at least 0.
+            ValueError: The stream is secret, or ``position`` is not an integer of at least 0.
         """
         checks.non_negative_int(position=position)
         if not self.reproducible:

@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items):
-    """Keep one in n cases of a test marked ``sample(n)`` among the quick tests, evenly spread; the others are slow."""
+    """Run every n-th case of a test marked ``sample(n)`` as a quick test, and mark the others as slow."""
     seen = Counter()
     for item in items:
         mark = item.get_closest_marker("sample")
@@ -26,7 +26,7 @@ def pytest_collection_modifyitems(items):
 
 @pytest.fixture(autouse=True)
 def _fixed_public_randomness():
-    """Weights and test data are the same in each run; secret streams (noise, sampling) are not touched by this."""
+    """Weights and test data are the same in each run. Secret streams (noise, sampling) are not affected."""
     torch.manual_seed(0)
 
 
@@ -44,7 +44,7 @@ def make_data():
 
 @pytest.fixture
 def make_model():
-    """Builds a small ``DPModel``; keyword arguments override."""
+    """Builds a small ``DPModel``; keyword arguments override its settings."""
     from dpmodel import DPModel, NoiseMechanismsFactory
 
     def build(network=None, loss_fn=None, lr=0.5, **options):

@@ -1,8 +1,8 @@
 """Run every Python block of a page: ``python tests/page_session.py docs/guide.md``, in an empty folder.
 
-Blocks of the long pages speak of a model, a loader and the like that the reader has. They are made anew, and small, for
-each block; what a block defines itself stays for the blocks after it. A block that would download weights or train for
-minutes runs with the smaller thing that ``STAND_INS`` names.
+Blocks of the long pages use names that a reader already has, such as a model and a loader. Small objects with these
+names are made anew for each block; names that a block defines remain for later blocks. If a block would download
+weights or train for minutes, ``STAND_INS`` replaces that part.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from dpmodel import DPModel, NoiseMechanismsFactory
 
-#: What a block says -> what runs in its place.
+#: Text of a block -> the text that runs instead.
 STAND_INS = {
     'weights="DEFAULT"': "weights=None",
     'model.fit(loader, epochs=10, keeper=StateKeeper("runs/mine", resume': (
@@ -59,7 +59,7 @@ def built(network: torch.nn.Module) -> DPModel:
 
 
 def readers_own(snippet: str) -> dict[str, Any]:
-    """The names that a reader has before the block."""
+    """The names that a reader already has before the block."""
     x, y = torch.randn(80, 4), torch.arange(80) % 3
     if "input_ids" in snippet:
         mask = torch.ones(6)
@@ -79,7 +79,7 @@ def run(page: Path) -> int:
     Path("configs/compare_schedules.yaml").write_text(COMPARISON)
     np.random.seed(0)
     names: dict[str, Any] = {"__name__": "page_session", "built": built, "torch": torch}
-    sys.modules["page_session"] = sys.modules["__main__"]  # dataclasses look for the module of their class
+    sys.modules["page_session"] = sys.modules["__main__"]  # dataclasses look up the module of their class
     snippets = re.findall(r"```python\n(.*?)```", page.read_text(encoding="utf-8"), flags=re.DOTALL)
     for number, snippet in enumerate(snippets, 1):
         for long, short in STAND_INS.items():

@@ -1,4 +1,4 @@
-"""Every configuration of the repository: it loads, it plans, and it says what it spends."""
+"""Every configuration of the repository loads, can be planned, and meets its target epsilon."""
 
 import re
 from pathlib import Path
@@ -10,7 +10,7 @@ from dpmodel.config.marked_yaml import read_yaml
 from dpmodel.planning.training_plan import plan_training
 
 ROOT = Path(__file__).parents[1]
-#: Trainings; comparisons and searches, which hold a training in them, have tests of their own.
+#: Trainings only; comparisons and searches, which contain a training, have separate tests.
 CONFIGS = [
     path
     for path in sorted((ROOT / "configs").glob("*.yaml"))
@@ -30,13 +30,13 @@ def test_a_configuration_builds_and_keeps_its_target(path):
     assert f"dpmodel train configs/{path.name}" in path.read_text()
 
 
-def test_the_published_configurations_are_here():
+def test_the_published_configurations_exist():
     expected = {"lenet5_mnist", "lenet5_mnist_relu", "lenet5_mnist_adaptive", "lenet5_mindarmour"}
     assert expected <= {path.stem for path in CONFIGS}
 
 
 @pytest.mark.parametrize("name", ["lenet5_mnist", "lenet5_mnist_relu", "lenet5_mnist_adaptive"])
-def test_the_main_configurations_promise_epsilon_3(name):
+def test_the_main_configurations_target_epsilon_3(name):
     privacy = load_config(ROOT / "configs" / f"{name}.yaml").privacy
     assert (privacy.target_epsilon, privacy.delta) == (3.0, 1e-5)
 
@@ -47,7 +47,7 @@ def test_the_adaptive_configuration_adapts_both_noise_and_bound():
     assert plan.release.clip.event(0, plan.release.unit) is not None
 
 
-def test_the_tutorials_own_settings_are_unchanged_and_cost_thousands():
+def test_the_settings_of_the_tutorial_are_unchanged_and_spend_over_a_thousand():
     config = load_config(ROOT / "configs" / "lenet5_mindarmour.yaml")
     privacy, training = config.privacy, config.training
     assert (training.batch_size, training.epochs, privacy.micro_batches, privacy.norm_bound) == (256, 10, 32, 1.0)
@@ -63,7 +63,7 @@ def test_the_tutorials_own_settings_are_unchanged_and_cost_thousands():
 
 
 @pytest.mark.parametrize("path", [*CONFIGS, ROOT / "examples" / "custom_mechanism.yaml"], ids=lambda path: path.stem)
-def test_a_configuration_needs_nothing_outside_of_a_clone(path):
+def test_a_configuration_needs_no_file_outside_a_clone(path):
     assert not re.search(r"(^|\s)(/|~)\w", path.read_text())
 
 

@@ -1,4 +1,4 @@
-"""The documentation: every setting is described, every snippet is real, every link leads somewhere."""
+"""The documentation: every setting is described, every snippet runs, every link has a target."""
 
 import os
 import re
@@ -26,7 +26,7 @@ _SLOW = [ROOT / "docs" / "quickstart.md", ROOT / "docs" / "howto" / "compare.md"
 SESSIONS = [pytest.param(page, marks=pytest.mark.slow) if page in _SLOW else page for page in SESSIONS]
 
 
-#: Pages whose blocks speak of names that the reader has: each runs in a process of its own, see ``page_session.py``.
+#: Pages whose blocks use names that the reader already has; each runs in a separate process (``page_session.py``).
 LONG = [ROOT / "docs" / f"{name}.md" for name in ("guide", "accounting", "comparing", "extending", "performance")]
 
 
@@ -72,14 +72,14 @@ def test_python_in_the_documentation_compiles_and_its_imports_exist(page):
 
 
 def _stated_output(snippet):
-    """What a block says that it prints: comments behind its ``print`` calls, or the comments that end it."""
+    """The output that a block states: comments after its ``print`` calls, or the comments at its end."""
     lines = snippet.rstrip().splitlines()
     start = next((number for number in range(len(lines), 0, -1) if not lines[number - 1].startswith("# ")), 0)
     return [line[2:] for line in lines[start:]] or re.findall(r"^print\(.*\)  # (.+)$", snippet, flags=re.MULTILINE)
 
 
 @pytest.mark.parametrize("page", SESSIONS, ids=_place)
-def test_python_on_a_page_runs_in_order_and_prints_what_it_says(page, tmp_path, monkeypatch, capsys):
+def test_python_on_a_page_runs_in_order_and_prints_the_stated_output(page, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     names = {"__name__": __name__}
     for snippet in _snippets(page, "python"):
@@ -90,7 +90,7 @@ def test_python_on_a_page_runs_in_order_and_prints_what_it_says(page, tmp_path, 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("page", LONG, ids=_place)
-def test_python_on_a_long_page_runs_with_names_of_the_readers_own(page, tmp_path):
+def test_python_on_a_long_page_runs_with_names_that_the_reader_has(page, tmp_path):
     command = [sys.executable, str(ROOT / "tests" / "page_session.py"), str(page)]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
@@ -114,13 +114,13 @@ def _python(page, phrase):
     return found
 
 
-def test_the_solved_multipliers_in_the_guide_are_those_that_are_printed(capsys):
-    snippet = _python("docs/guide.md", "calibrate_noise_multiplier")
+def test_the_guide_prints_the_multipliers_that_are_solved_for(capsys):
+    snippet = _python("docs/guide.md", "multiplier_for")
     exec(snippet, {})
     assert capsys.readouterr().out.split() == re.findall(r"# ([\d.]+)$", snippet, flags=re.MULTILINE)
 
 
-def test_the_monitor_of_the_readme_stops_where_it_says():
+def test_the_monitor_of_the_readme_stops_at_the_stated_step():
     snippet, text = _python("README.md", "max_eps"), (ROOT / "README.md").read_text()
     multiplier, max_eps = (float(re.search(rf"{name}=([\d.]+)", snippet)[1]) for name in ("multiplier", "max_eps"))
     batch_size, epochs = (int(re.search(rf"{name}=(\d+)", snippet)[1]) for name in ("batch_size", "epochs"))
@@ -131,7 +131,7 @@ def test_the_monitor_of_the_readme_stops_where_it_says():
     assert all(f"{epsilon:.4f}" in text for epsilon in (last, next_one))
 
 
-def test_the_arrays_of_the_guide_can_be_read(tmp_path, monkeypatch):
+def test_the_arrays_in_the_guide_can_be_read(tmp_path, monkeypatch):
     from dpmodel.data import load_dataset
 
     monkeypatch.chdir(tmp_path)
@@ -140,18 +140,18 @@ def test_the_arrays_of_the_guide_can_be_read(tmp_path, monkeypatch):
     assert (len(data.train), len(data.test), data.num_classes) == (300, 100, 2)
 
 
-def test_the_training_for_those_who_come_from_opacus_spends_its_target(capsys):
+def test_the_training_on_the_opacus_page_spends_its_target(capsys):
     exec(_python("docs/from_opacus.md", "noise_for_epsilon"), {})
     epsilon = float(re.search(r"epsilon ([\d.]+) at delta", capsys.readouterr().out)[1])
     assert 2.99 < epsilon <= 3.0
 
 
-def test_the_regression_of_the_guide_trains(capsys):
+def test_the_regression_in_the_guide_trains(capsys):
     exec(_python("docs/guide.md", "MSELoss"), {})
     assert "torch.Size([400, 1])" in capsys.readouterr().out
 
 
-def test_the_guard_counts_both_models_and_callbacks_are_as_described():
+def test_the_guard_counts_both_models_and_callbacks_match_their_description():
     import torch
     from torch.utils.data import TensorDataset
 
@@ -181,7 +181,7 @@ def test_the_guard_counts_both_models_and_callbacks_are_as_described():
     assert all(hasattr(seen.run, name) for row in named for name in re.findall(r"`(\w+)", row))
 
 
-def test_the_reader_of_the_documentation_makes_a_regression():
+def test_the_documented_reader_makes_a_regression():
     import torch
 
     from dpmodel.data import DATASETS
@@ -198,7 +198,7 @@ def test_the_reader_of_the_documentation_makes_a_regression():
 
 @pytest.fixture
 def own_names():
-    """The registries that the page on extending writes to, left as they were."""
+    """Restores the registries that the page on extending changes."""
     from dpmodel.losses import LOSSES
     from dpmodel.metrics import METRICS
     from dpmodel.optimizers import OPTIMIZERS
@@ -232,7 +232,7 @@ def _small_training(**settings):
     return model, DataLoader(TensorDataset(x[:60], y[:60]), batch_size=10), TensorDataset(x[60:], y[60:])
 
 
-def test_the_loop_of_ones_own_spends_its_target_and_is_reported_whole(capsys):
+def test_the_custom_loop_spends_its_target_and_the_report_covers_it(capsys):
     import torch
 
     model, loader, held_out = _small_training()
@@ -247,14 +247,14 @@ def test_the_loop_of_ones_own_spends_its_target_and_is_reported_whole(capsys):
     assert any("moving average" in note for note in names["model"].ledger.notes)
 
 
-def test_queries_of_the_page_on_accounting_are_on_the_ledger():
+def test_queries_on_the_accounting_page_are_on_the_ledger():
     names = {}
     exec(_python("docs/accounting.md", "CountingQuery"), names)
     assert names["ledger"].total == 3
     assert names["decades"].shape == (12,)
 
 
-def test_loss_metrics_optimizer_and_sampler_of_ones_own_train_as_the_documentation_says(own_names):
+def test_custom_losses_metrics_optimizers_and_samplers_train_as_documented(own_names):
     from dpmodel.losses import build_loss
     from dpmodel.optimizers import build_optimizer
 
@@ -271,7 +271,7 @@ def test_loss_metrics_optimizer_and_sampler_of_ones_own_train_as_the_documentati
     assert rates == pytest.approx([min(1.0, (step + 1) / 20) / 6 for step in range(30)])
 
 
-def test_the_page_on_extending_says_how_to_register_each_kind_that_it_announces():
+def test_the_page_on_extending_shows_how_to_register_each_kind():
     text = (ROOT / "docs" / "extending.md").read_text()
     announced = re.search(r"is a registry: (.+?)\.", text, flags=re.DOTALL)[1].replace("\n", " ").split(", ")
     kinds = dict.fromkeys(" and ".join(announced).replace("noise and clip mechanisms", "noise and clip").split(" and "))
@@ -295,7 +295,7 @@ _REGISTERED_BY = {
 }
 
 
-def test_the_history_of_the_guide_is_read_as_it_says(tmp_path, monkeypatch):
+def test_the_history_is_read_as_the_guide_says(tmp_path, monkeypatch):
     from dpmodel import History
 
     model, loader, held_out = _small_training(metrics="accuracy")
@@ -314,7 +314,7 @@ def test_every_callback_is_in_the_reference():
 
 
 @pytest.mark.parametrize("page", PAGES, ids=_place)
-def test_links_to_files_and_to_their_headings_lead_somewhere(page):
+def test_links_to_files_and_headings_have_a_target(page):
     for target, heading in re.findall(r"\]\(([^)#]*)#?([^)]*)\)", page.read_text()):
         if not target.startswith("http"):
             assert not target or (page.parent / target).exists(), target
@@ -329,7 +329,7 @@ def _headings(page):
 
 
 @pytest.mark.parametrize("page", [*PAGES, ROOT / ".ci" / "run"], ids=_place)
-def test_commands_in_the_documentation_name_options_that_exist(page, capsys):
+def test_options_of_commands_in_the_documentation_exist(page, capsys):
     from dpmodel.cli.application import app, run
 
     known = {}

@@ -1,4 +1,4 @@
-"""Laws of the whole package: arrows, cheap imports, honest lists of names."""
+"""Laws of the whole repository: direction of imports, cheap imports, correct lists of names."""
 
 import ast
 import subprocess
@@ -9,13 +9,13 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-#: Each package may import those on its right.
+#: The packages that each package may import.
 ARROWS = {"monitors": set(), "mechanisms": {"monitors"}, "dpmodel": {"monitors", "mechanisms"}}
 MODULES = [path for package in ARROWS for path in sorted((ROOT / package).rglob("*.py"))]
 
 
 def _imported(path):
-    """Top-level names of all that a module imports, wherever in the file the statement stands."""
+    """Top-level names of everything that a module imports, anywhere in the file."""
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
             yield from (alias.name.split(".")[0] for alias in node.names)
@@ -36,7 +36,7 @@ def test_imports_run_one_way_only(path):
 
 
 def _modules_imported(path):
-    """Our own modules that a module imports when it runs, wherever the statement stands; not those for types alone."""
+    """Modules of this repository that a module imports at run time, anywhere in the file; not those for types only."""
     known = {_name(other) for other in MODULES}
     tree = ast.parse(path.read_text(encoding="utf-8"))
     guarded = {
@@ -56,7 +56,7 @@ def _modules_imported(path):
                         break
 
 
-def test_no_modules_import_each_other():
+def test_no_imports_are_circular():
     imported = {_name(path): set(_modules_imported(path)) for path in MODULES}
     left = dict(imported)
     while True:
@@ -65,10 +65,10 @@ def test_no_modules_import_each_other():
             break
         left = {name: needs for name, needs in left.items() if name not in leaves}
     needed = set().union(*(needs & left.keys() for needs in left.values())) if left else set()
-    assert not left, f"a circle among {sorted(needed & left.keys())}"
+    assert not left, f"circular imports among {sorted(needed & left.keys())}"
 
 
-def test_the_accounting_knows_no_torch():
+def test_the_accounting_does_not_import_torch():
     for path in (ROOT / "monitors").rglob("*.py"):
         assert not {"torch", "torchvision", "torchmetrics"} & set(_imported(path)), path
 
@@ -97,19 +97,19 @@ def test_importing_loads_no_torch(module):
 
 
 @pytest.mark.parametrize("package", ["dpmodel", "mechanisms", "monitors"])
-def test_star_import_gives_every_name_of_the_list(package):
+def test_a_star_import_gives_every_listed_name(package):
     code = f"from {package} import *; import {package} as p; print(sorted(n for n in p.__all__ if n not in globals()))"
     assert _fresh(code) == "[]"
 
 
 @pytest.mark.parametrize("package", ["dpmodel", "mechanisms", "monitors"])
-def test_lists_of_names_are_sorted_and_without_repetition(package):
+def test_lists_of_names_are_sorted_and_have_no_duplicates(package):
     names = __import__(package).__all__
     assert list(names) == sorted(set(names))
 
 
 @pytest.mark.parametrize("package", ["dpmodel", "monitors"])
-def test_every_name_of_a_stub_file_loads_from_its_module(package):
+def test_every_name_in_a_stub_file_loads_from_its_module(package):
     tree = ast.parse((ROOT / package / "__init__.pyi").read_text(encoding="utf-8"))
     module = __import__(package)
     listed = [
@@ -122,7 +122,7 @@ def test_every_name_of_a_stub_file_loads_from_its_module(package):
 
 @pytest.mark.slow  # mypy reads the libraries too
 @pytest.mark.parametrize("package", ["dpmodel", "mechanisms", "monitors"])
-def test_type_checkers_know_every_name_and_no_other(package, tmp_path):
+def test_type_checkers_know_exactly_the_public_names(package, tmp_path):
     known = tmp_path / "known.py"
     names = [name for name in __import__(package).__all__ if not name.startswith("_")]
     known.write_text(f"from {package} import {', '.join(names)}\nfrom {package} import this_does_not_exist\n")
@@ -132,7 +132,7 @@ def test_type_checkers_know_every_name_and_no_other(package, tmp_path):
     assert f'Module "{package}" has no attribute "this_does_not_exist"' in found
 
 
-def test_an_unknown_name_is_an_attribute_error():
+def test_an_unknown_name_raises_an_attribute_error():
     import dpmodel
 
     with pytest.raises(AttributeError, match="no attribute 'Nothing'"):

@@ -1,4 +1,4 @@
-"""The documentation site: its pages, its API reference, and the build of all of it."""
+"""The documentation site: its pages, its API reference, and its build."""
 
 import ast
 import re
@@ -13,7 +13,7 @@ import yaml
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
-#: Packages whose names are in the reference: all that their ``__init__`` exports.
+#: Packages whose exported names are all in the reference.
 DOCUMENTED = ["monitors", "mechanisms", "mechanisms.engines", "dpmodel", "dpmodel.runs.report"]
 DOCUMENTED += [
     f"dpmodel.{name}"
@@ -50,7 +50,7 @@ def test_every_public_name_is_in_the_reference_once(package):
     assert not {name: number for name, number in times.items() if number != 1}
 
 
-def test_no_package_that_exports_names_is_left_out():
+def test_every_package_that_exports_names_is_included():
     inits = [path for top in ("monitors", "mechanisms", "dpmodel") for path in (ROOT / top).rglob("__init__.py")]
     packages = {".".join(path.parent.relative_to(ROOT).parts) for path in inits}
     internal = {"mechanisms.engines.bookkeeping.layers"}

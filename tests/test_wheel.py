@@ -41,25 +41,25 @@ def wheel(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def installed(wheel, tmp_path_factory):
-    """A new environment with the wheel; the dependencies are those of the running one, without its editable install."""
+    """A new environment with the wheel, and the current dependencies without the editable install."""
     place = tmp_path_factory.mktemp("elsewhere")
     _run(sys.executable, "-m", "venv", "--without-pip", place / "venv", cwd=place)
     python = place / "venv" / "bin" / "python"
     _run(sys.executable, "-m", "pip", "--python", python, "install", "--no-deps", "--no-index", wheel, cwd=place)
-    # A folder that a .pth file names joins the path, but its own .pth files (the editable install) are not read.
+    # A folder named in a .pth file is added to the path, but .pth files in it (the editable install) are not read.
     (own,) = (place / "venv" / "lib").glob("python*/site-packages")
     paths = {sysconfig.get_path(kind) for kind in ("purelib", "platlib")}
     (own / "dependencies.pth").write_text("".join(f"{path}\n" for path in sorted(paths)))
     return place
 
 
-def test_the_wheel_holds_the_packages_and_nothing_else(wheel):
+def test_the_wheel_contains_only_the_packages(wheel):
     names = zipfile.ZipFile(wheel).namelist()
     assert {name.split("/")[0] for name in names} == {*PACKAGES, f"{wheel.name.split('-py3')[0]}.dist-info"}
     assert all(f"{package}/py.typed" in names for package in PACKAGES)
 
 
-def test_the_packages_are_those_of_the_wheel(installed):
+def test_the_packages_are_imported_from_the_wheel(installed):
     code = f"import {', '.join(PACKAGES)}; print(*(p.__file__ for p in ({', '.join(PACKAGES)})), sep='\\n')"
     found = _run(installed / "venv/bin/python", "-c", code, cwd=installed).split()
     assert len(found) == 3

@@ -15,11 +15,11 @@ _INTRODUCTION = """\
 
 `fit` checks a training before its first step. It refuses a training whose stated epsilon would be wrong, and a training
 that would spend its budget without a chance to learn. A refusal costs no budget: the ledger, the network, the optimizer
-and the data set stay as they were.
+and the data set remain unchanged.
 
 The checks run in the order of this table, and the first refusal is raised. The message names the layer, the argument or
-the row, and the remedy. Some checks read training data. Their messages end with "The check read private examples": the
-refusal itself then says something about the data, and the ledger does not account for that.
+the row, and the remedy. Some checks read training data. Their messages end with "The check read private examples; the
+refusal itself is not accounted for", because such a refusal reveals something about the data.
 
 No check finds everything. Each privacy report lists what is not covered.
 

@@ -79,9 +79,7 @@ def choose_engine(
     """
     require_full_products()
     if isinstance(physical_batch_size, str) and physical_batch_size != "auto":
-        raise ValueError(
-            f"physical_batch_size must be a positive whole number, 'auto' or None, got {physical_batch_size!r}"
-        )
+        raise ValueError(f"physical_batch_size must be a positive integer, 'auto' or None, got {physical_batch_size!r}")
     example = Batch(
         *(map_tensors(torch.clone, value) for value in (example.x, example.y))
     )  # networks may write to their input

@@ -1,4 +1,4 @@
-"""Public architectures at a small size, with random weights: none of them mixes examples."""
+"""Small versions of public architectures, with random weights; none of them mixes examples."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ import dpmodel
 
 CLASSES, VOCABULARY, LENGTH = 4, 40, 10
 
-#: Sizes that most configurations of ``transformers`` know by these names.
+#: Sizes, by the names that most configurations of ``transformers`` use.
 TINY = {
     "vocab_size": VOCABULARY,
     "hidden_size": 16,
@@ -40,7 +40,7 @@ TINY = {
     "eos_token_id": 2,
 }
 
-#: The same under the names of the vision models.
+#: The subset that vision models accept.
 SEES = {name: TINY[name] for name in ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size")}
 
 group_norm = partial(nn.GroupNorm, 1)
@@ -51,10 +51,10 @@ class Architecture:
     """A network and inputs for it.
 
     Args:
-        name: The name of its authors.
-        network: Makes it, with random weights.
-        inputs: Makes the inputs of a number of examples.
-        slow: Whether it is larger than the others.
+        name: The name that its authors gave it.
+        network: Makes the network, with random weights.
+        inputs: Makes inputs for a given number of examples.
+        slow: Whether the network is larger than the others.
     """
 
     name: str
@@ -75,7 +75,7 @@ def videos(count: int) -> tuple[Tensor, ...]:
 
 
 def texts(count: int) -> tuple[Tensor, ...]:
-    """Tokens and their mask; some rows are padded at the end."""
+    """Tokens and their mask; every other row is padded at the end."""
     tokens = torch.randint(3, VOCABULARY, (count, LENGTH))
     mask = torch.ones_like(tokens)
     tokens[::2, -3:] = mask[::2, -3:] = 0
@@ -95,7 +95,7 @@ class Classifies(nn.Module):
 
     Args:
         model: The model.
-        names: Its names for the inputs.
+        names: Names of the inputs, as the model calls them.
         width: Width of the last states, if the model has no head.
         options: Further arguments of each call.
     """
@@ -116,7 +116,7 @@ def fixed(make: Callable[[], nn.Module]) -> Callable[[], nn.Module]:
 
 
 def narrow(network: Any, places: tuple[int, ...], width: int = 32) -> nn.Module:
-    """The network with a classifier of few hidden units in place of its thousands."""
+    """The network with a classifier of few hidden units instead of thousands."""
     sizes = [network.classifier[places[0]].in_features, width, width, CLASSES]
     for place, (before, after) in zip(places, pairwise(sizes), strict=True):
         network.classifier[place] = nn.Linear(before, after)
@@ -196,7 +196,7 @@ def of_vision() -> list[Architecture]:
 
 
 def by_timm(name: str, **options: Any) -> Callable[[], nn.Module]:
-    """A model of ``timm``, by its name, of other size."""
+    """A model of ``timm`` by name, with a different size."""
     return lambda: timm.create_model(name, num_classes=CLASSES, **options)
 
 
@@ -242,7 +242,7 @@ def of_timm() -> list[Architecture]:
 
 
 def reads(kind: str, width: int | None = None, config: str | None = None, **changes: Any) -> Callable[[], nn.Module]:
-    """A model of ``transformers`` for texts, by its name, of tiny size."""
+    """A tiny model of ``transformers`` for texts, by name."""
 
     def make() -> nn.Module:
         import transformers
@@ -255,7 +255,7 @@ def reads(kind: str, width: int | None = None, config: str | None = None, **chan
 
 
 def sees(kind: str, **options: Any) -> Callable[[], nn.Module]:
-    """A model of ``transformers`` for images, by its name, of tiny size."""
+    """A tiny model of ``transformers`` for images, by name."""
 
     def make() -> nn.Module:
         import transformers
@@ -345,7 +345,7 @@ def of_language() -> list[Architecture]:
 
 
 def _without_mask(model: Classifies) -> nn.Module:
-    """Some take no mask."""
+    """The model without its mask argument, which some models lack."""
     forward, model.names = model.forward, model.names[:1]
     model.forward = lambda tokens, mask: forward(tokens)
     return model

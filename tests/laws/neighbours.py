@@ -1,8 +1,8 @@
-"""Neighbouring trainings through the public ``fit``: what one example moves, beside what the ledger accounts for.
+"""Neighbouring trainings through the public ``fit``: how far one example moves the sum, and what the ledger states.
 
-Two data sets that differ in one example are trained on with one noise stream, every row in every step, and an optimizer
-that keeps the weights where they are. The noise cancels, so that the difference of two released gradients is the
-difference of the two clipped sums.
+The trainings use two data sets that differ in one example, the same noise stream, every row in every step, and an
+optimizer that leaves the weights unchanged. The noise cancels, so the difference between two released gradients is the
+difference between the two clipped sums.
 """
 
 from __future__ import annotations
@@ -35,15 +35,15 @@ Rows = tuple[Tensor, ...]
 
 @dataclass
 class Training:
-    """What a user brings to a training; made anew for each one.
+    """What a user provides for a training; made anew for each training.
 
     Args:
         network: The network.
         loss: ``loss(outputs, targets)``.
-        dataset: Makes the data set of the rows.
+        dataset: Makes a data set from the rows.
         collate: As in ``DataLoader``.
-        callbacks: Makes the callbacks of the rows: some callbacks hold the data.
-        close: Called afterwards, to undo what reaches beyond the training.
+        callbacks: Makes the callbacks from the rows, because some callbacks hold the data.
+        close: Called afterwards, to undo changes outside the training.
     """
 
     network: nn.Module
@@ -59,10 +59,10 @@ class Neighbours:
     """Two data sets that differ in one example.
 
     Args:
-        rows: Tensors of the one.
-        others: Tensors of the other.
-        moves: Norm bounds by which the clipped sum may differ: 1 where an example was added or removed, 2 where one
-            took the place of another.
+        rows: Tensors of the first.
+        others: Tensors of the second.
+        moves: Number of norm bounds by which the clipped sums may differ: 1 if an example is added or removed, 2 if one
+            is replaced.
     """
 
     rows: Rows
@@ -71,7 +71,7 @@ class Neighbours:
 
 
 def drawn(count: int = EXAMPLES, seed: int = 1) -> Rows:
-    """Standard normal inputs; most labels are 0, so that gradients point one way, and none is of the last class."""
+    """Standard normal inputs; most labels are 0, so that gradients are aligned, and none is the last class."""
     generator = torch.Generator().manual_seed(seed)
     x = torch.randn(count, FEATURES, generator=generator)
     others = torch.randint(0, CLASSES - 1, (count,), generator=generator)
@@ -79,23 +79,23 @@ def drawn(count: int = EXAMPLES, seed: int = 1) -> Rows:
 
 
 def extreme(size: float = 1000.0) -> Rows:
-    """One example of large inputs, the only one of the last class."""
+    """One example with large inputs, the only one of the last class."""
     x, _ = drawn(1, seed=5)
     return x * size, torch.tensor([CLASSES - 1])
 
 
 def one_more_first() -> Neighbours:
-    """The neighbour has one more example, which is read before all others."""
+    """The neighbour has one more example, which comes before all others."""
     return Neighbours(drawn(), join(extreme(), drawn()))
 
 
 def one_more_last(size: float = 1000.0) -> Neighbours:
-    """The neighbour has one more example, which is read after all others: their places do not change."""
+    """The neighbour has one more example, which comes after all others, so their places do not change."""
     return Neighbours(drawn(), join(drawn(), extreme(size)))
 
 
 def one_replaced(row: int = 7, size: float = 1000.0, count: int = EXAMPLES) -> Neighbours:
-    """An example of the neighbour is another one; places and the size of the batch stay."""
+    """The neighbour has a different example in one row; places and batch size are the same."""
     rows = drawn(count)
     others = tuple(value.clone() for value in rows)
     for value, new in zip(others, extreme(size), strict=True):
@@ -115,7 +115,7 @@ def join(*parts: Rows) -> Rows:
 
 
 class Apply(nn.Module):
-    """A layer without parameters, from a function."""
+    """A layer without parameters that applies a function."""
 
     def __init__(self, function: Callable[..., Any]) -> None:
         super().__init__()
@@ -126,7 +126,7 @@ class Apply(nn.Module):
 
 
 def body(*before: nn.Module, after: Sequence[nn.Module] = (), bias: bool = True) -> nn.Sequential:
-    """A small dense network with layers of the user's before it, and after its hidden layer."""
+    """A small dense network with the given layers before it, and after its hidden layer."""
     hidden = [nn.Linear(FEATURES, 16, bias=bias), nn.ReLU(), *after]
     return nn.Sequential(*before, *hidden, nn.Linear(16, CLASSES, bias=bias))
 
@@ -148,20 +148,20 @@ def under(make: Callable[[], Callable[..., Tensor]]) -> Callable[[], Training]:
 
 @dataclass(frozen=True)
 class Member:
-    """A way to tie examples together, and its benign twin: code of the same shape that treats each by itself.
+    """A way in which examples affect each other, and its benign twin: similar code that treats each example alone.
 
     Args:
-        name: What it does.
-        kind: Its kind.
+        name: What the code does.
+        kind: Where the coupling is: network, loss, data, ...
         coupled: Makes the training in which an example reaches the gradients of others.
-        benign: Makes the twin; None where there is none of its own.
+        benign: Makes the twin; None if a different member has the same one.
         pair: The neighbouring data sets.
-        steps: Steps of a training.
-        accepts: What may become of it; see ``outcome``.
-        one_sided: Whether it may be found on one of the two data sets alone. A network or a loss is found by what it
-            is, but what a data set or a collation does shows in the data only.
+        steps: Number of steps of a training.
+        accepts: The accepted outcomes; see ``outcome``.
+        one_sided: Whether the coupling may be detected on only one of the two data sets. A network or a loss is
+            examined itself, but the effect of a data set or a collation depends on the data.
         seen: Whether ``unprotected`` shows the coupling.
-        engine: The engine that ``"auto"`` takes for the twin; None where that is left open.
+        engine: The engine that ``"auto"`` chooses for the twin; None for any.
     """
 
     name: str
@@ -180,7 +180,7 @@ class Member:
 
 
 class KeepsWeights(torch.optim.Optimizer):
-    """Records the gradients that it is given and moves nothing."""
+    """Records the gradients that it receives, and leaves the weights unchanged."""
 
     def __init__(self, parameters: Any) -> None:
         super().__init__(list(parameters), {"lr": 0.0})
@@ -194,7 +194,7 @@ class KeepsWeights(torch.optim.Optimizer):
 
 
 class SameDraws(Callback):
-    """The same randomness in step n of every training, so that masks do not differ between neighbours."""
+    """The same random numbers in step n of every training, so that neighbours have the same masks."""
 
     def on_train_step_begin(self, run: Any) -> None:
         seed_all(1000 + run.step)
@@ -208,16 +208,16 @@ def seed_all(seed: int) -> None:
 
 @dataclass(frozen=True)
 class Trained:
-    """What became of a training.
+    """The result of a training.
 
     Args:
-        sums: The clipped sum with its noise, of each step.
+        sums: The noisy clipped sum of each step.
         weights: Parameters and buffers afterwards.
-        attributes: What network and loss hold beside them, by its path.
-        epsilon: Of its ledger.
-        released: Events on its ledger.
-        error: What it ended with, or None.
-        notes: Statements on the ledger beside those of reproducible streams.
+        attributes: Other values that network and loss hold, by path.
+        epsilon: Epsilon of the ledger.
+        released: Number of events on the ledger.
+        error: The error that ended the training, or None.
+        notes: Notes on the ledger, without those about reproducible streams.
         engine: Name of the engine, or None.
         explained: What ``explain_engine`` says.
     """
@@ -234,12 +234,12 @@ class Trained:
 
     @property
     def ending(self) -> str:
-        """``trained``, ``refused`` (nothing released), ``voided`` (epsilon is infinite) or ``broken off``."""
+        """``trained``, ``refused`` (nothing released), ``voided`` (epsilon is infinite) or ``failed``."""
         if math.isinf(self.epsilon):
             return "voided"
         if self.error is None:
             return "trained"
-        return "broken off" if self.released else "refused"
+        return "failed" if self.released else "refused"
 
     def __str__(self) -> str:
         error = "" if self.error is None else f", {type(self.error).__name__}: {self.error}"[:300]
@@ -248,7 +248,7 @@ class Trained:
 
 
 def fit(make: Callable[[], Training], rows: Rows, *, steps: int = 3, engine: str = "auto", **options: Any) -> Trained:
-    """Train by ``DPModel.fit`` with reproducible noise, on every row in each step."""
+    """Train with ``DPModel.fit`` and reproducible noise, on every row in each step."""
     seed_all(0)
     training = make()
     dataset = training.dataset(*rows)
@@ -289,9 +289,9 @@ def fit(make: Callable[[], Training], rows: Rows, *, steps: int = 3, engine: str
 
 
 def attributes(training: Training) -> dict[str, Any]:
-    """What network and loss hold in plain attributes: tensors, arrays and numbers with a fraction, by their path.
+    """Tensors, arrays and floats in plain attributes of network and loss, by path.
 
-    Whole numbers count calls, of which there may be one for each example.
+    Integers are left out: they count calls, and there may be one call per example.
     """
     found: dict[str, Any] = {}
     owners = {f"network.{name}": module for name, module in training.network.named_modules()}
@@ -314,18 +314,18 @@ def _collect(path: str, value: Any, found: dict[str, Any]) -> None:
 
 
 def ratios(one: Sequence[Tensor], other: Sequence[Tensor], moves: float = 1.0) -> list[float]:
-    """What the one example moves over what is accounted for, of each step that both have taken."""
+    """How far the example moves the sum, relative to the accounted sensitivity, in each step that both have taken."""
     differences = (a - b for a, b in zip(one, other, strict=False))
     return [float(torch.nan_to_num(difference, nan=math.inf).norm()) / (moves * BOUND) for difference in differences]
 
 
 def outcome(one: Trained, other: Trained, moves: float = 1.0, *, one_sided: bool = False) -> str:
-    """What became of a pair of neighbouring trainings.
+    """The outcome of a pair of neighbouring trainings.
 
     Returns:
-        ``exact``: both trained, and no step moved by more than is accounted for. ``refused``: nothing was released.
-        ``voided``: both ledgers say that epsilon is infinite. ``noted``: the ledger says what it does not cover.
-        Anything else is a claim that is not true, in words: also that the endings tell the data sets apart.
+        ``exact``: both trained, and no step moved the sum by more than the accounted sensitivity. ``refused``: nothing
+        was released. ``voided``: both ledgers state an infinite epsilon. ``noted``: the ledger says what it does not
+        cover. Any other string describes a false claim, for example that the trainings end differently.
     """
     endings = {one.ending, other.ending}
     moved = max(ratios(one.sums, other.sums, moves), default=0.0)
@@ -337,11 +337,11 @@ def outcome(one: Trained, other: Trained, moves: float = 1.0, *, one_sided: bool
             return "exact"
         if one.notes and other.notes:
             return "noted"
-        left = "" if _equal(one.weights, other.weights) else ", and what is left in the network differs"
-        return f"one example moves the sum by {moved:.3g} times what is accounted for{left}"
+        left = "" if _equal(one.weights, other.weights) else ", and the values left in the network differ"
+        return f"one example moves the sum by {moved:.3g} times the accounted sensitivity{left}"
     if one_sided and within and endings in ({"trained", "refused"}, {"trained", "voided"}):
         return "refused" if "refused" in endings else "voided"
-    return f"the endings tell the data sets apart: {one.ending} and {other.ending}, moved by {moved:.3g}"
+    return f"the trainings end as {one.ending} and {other.ending}, moved by {moved:.3g}"
 
 
 def _equal(left: dict[str, Tensor], right: dict[str, Tensor]) -> bool:
@@ -351,13 +351,14 @@ def _equal(left: dict[str, Tensor], right: dict[str, Tensor]) -> bool:
 def report(one: Trained, other: Trained, moves: float = 1.0) -> str:
     """Both trainings in words, for the message of a failed assertion."""
     moved = ", ".join(f"{ratio:.3g}" for ratio in ratios(one.sums, other.sums, moves))
-    return f"moved by [{moved}] of what is accounted for\n  one:   {one}\n  other: {other}\n  notes: {other.notes}"
+    moves_of = f"moved by [{moved}] times the accounted sensitivity"
+    return f"{moves_of}\n  one:   {one}\n  other: {other}\n  notes: {other.notes}"
 
 
 def unprotected(make: Callable[[], Training], rows: Rows, *, steps: int = 3) -> list[Tensor]:
-    """The clipped sums of a training that trusts the network: whole batches, and per-example gradients by hooks.
+    """The clipped sums of a training without any protection: whole batches, and per-example gradients from hooks.
 
-    It knows dense layers only. What it shows is the coupling that the law is about, with no protection at all.
+    It supports dense layers only. It shows the coupling that the law is about.
     """
     seed_all(0)
     training = make()

@@ -44,11 +44,11 @@ def test_a_claim_that_holds_is_identified(one, other, found):
     [
         (EXACT, trained(2.1, 2.0), "one example moves the sum by 1.1 times"),
         (EXACT, trained(1.0, math.nan), "one example moves the sum by inf times"),
-        (EXACT, trained(1.0, 2.0, weights=1.0), "what is left in the network differs"),
+        (EXACT, trained(1.0, 2.0, weights=1.0), "the values left in the network differ"),
         (EXACT, trained(1.0), "one example moves the sum by 0 times"),
-        (EXACT, REFUSED, "the endings tell the data sets apart"),
-        (EXACT, VOIDED, "the endings tell the data sets apart"),
-        (trained(1.0, error=ValueError()), trained(1.0, error=ValueError()), "broken off"),
+        (EXACT, REFUSED, "the trainings end as trained and refused"),
+        (EXACT, VOIDED, "the trainings end as trained and voided"),
+        (trained(1.0, error=ValueError()), trained(1.0, error=ValueError()), "failed"),
     ],
 )
 def test_a_claim_that_does_not_hold_is_described(one, other, found):
@@ -58,7 +58,8 @@ def test_a_claim_that_does_not_hold_is_described(one, other, found):
 def test_a_violation_on_one_side_is_accepted_if_no_step_moved_too_far():
     assert outcome(EXACT, REFUSED, one_sided=True) == "refused"
     assert outcome(EXACT, VOIDED, one_sided=True) == "voided"
-    assert "apart" in outcome(EXACT, trained(5.0, error=ValueError(), epsilon=math.inf), one_sided=True)
+    moved_too_far = trained(5.0, error=ValueError(), epsilon=math.inf)
+    assert "end as trained and voided" in outcome(EXACT, moved_too_far, one_sided=True)
 
 
 @pytest.mark.parametrize("pair", [one_more_last, one_replaced])

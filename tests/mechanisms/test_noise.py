@@ -64,7 +64,7 @@ def test_decay_policies_follow_their_formulas_and_the_first_step_is_undecayed(po
         ("ShapedGaussian", {"last_step": 8, "final_ratio": 0.25, "path": "Cosine"}),
     ],
 )
-def test_a_mechanism_at_a_different_multiplier_is_the_one_that_the_factory_builds_there(name, options):
+def test_a_mechanism_at_a_different_multiplier_equals_the_one_that_the_factory_builds(name, options):
     first = NoiseMechanismsFactory.create(name, initial_noise_multiplier=4.0, norm_bound=0.5, **options)
     scaled = first.at(1.5).at(2.0)
     built = NoiseMechanismsFactory.create(name, initial_noise_multiplier=2.0, norm_bound=0.5, **options)
@@ -74,7 +74,7 @@ def test_a_mechanism_at_a_different_multiplier_is_the_one_that_the_factory_build
     assert first.noise_multiplier(0) == 4.0
 
 
-def test_a_mechanism_at_a_different_multiplier_has_a_secret_stream_of_its_own_or_its_seed_from_the_start():
+def test_a_mechanism_at_a_different_multiplier_has_a_new_secret_stream_or_restarts_its_seed():
     secret = NoiseMechanismsFactory.create("Gaussian")
     assert not torch.equal(secret.at(1.0).sample(64, 0), secret.at(1.0).sample(64, 0))
     seeded = NoiseMechanismsFactory.create("Gaussian", seed=5)
@@ -83,7 +83,7 @@ def test_a_mechanism_at_a_different_multiplier_has_a_secret_stream_of_its_own_or
     assert seeded.at(1.0).generator.reproducible
 
 
-def test_a_mechanism_that_a_registered_function_builds_is_built_by_it_again():
+def test_a_mechanism_built_by_a_registered_function_is_rebuilt_by_it():
     @NoiseMechanismsFactory.register("Doubled")
     def doubled(initial_noise_multiplier, seed=0):
         return Gaussian(initial_noise_multiplier=2 * initial_noise_multiplier, seed=seed)
@@ -96,7 +96,7 @@ def test_a_mechanism_that_a_registered_function_builds_is_built_by_it_again():
         del NOISE._builders["Doubled"]
 
 
-def test_a_mechanism_that_no_factory_built_is_refused_a_different_multiplier():
+def test_a_mechanism_that_no_factory_built_cannot_get_a_different_multiplier():
     with pytest.raises(ValueError, match=r"Flat\(.*initial_noise_multiplier=2, .*NoiseMechanismsFactory\.create"):
         Flat().at(2.0)
 

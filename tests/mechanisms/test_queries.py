@@ -61,7 +61,7 @@ def test_a_count_is_a_whole_number_and_a_histogram_costs_one_release():
     [
         (lambda ledger: CountingQuery(1.0).count(np.ones(3), ledger), "one boolean per example"),
         (lambda ledger: CountingQuery(1.0).count(np.ones((3, 2), bool), ledger), r"shape \(3, 2\)"),
-        (lambda ledger: CountingQuery(1.0).histogram([0.5], 2, ledger), "one whole number per example"),
+        (lambda ledger: CountingQuery(1.0).histogram([0.5], 2, ledger), "one integer per example"),
         (lambda ledger: CountingQuery(1.0).histogram([0], 0, ledger), "num_classes must be"),
         (lambda ledger: LaplaceMechanism(1.0).release(math.nan, ledger), "all finite"),
         (lambda ledger: LaplaceMechanism(1.0).release([], ledger), "at least one number"),

@@ -4,7 +4,7 @@ From the cheapest to the most general; ``sites`` chooses:
 
 - ``ByRule``: the layer has a rule; its parameters are constants and its call is recorded.
 - ``ByRewrite``: the module (attention, LSTM) runs as an equal composition of layers with rules.
-- ``ByOwnParameters``: a module with parameters of its own around other modules; only its own parameters get views.
+- ``ByOwnParameters``: a module with both parameters and submodules; only its own parameters get views.
 - ``ByExample``: anything else; autograd differentiates with respect to per-example views of all its parameters.
 
 The views are leaves of shape (B, *shape) expanded from one parameter: they cost no memory, and since example b uses row

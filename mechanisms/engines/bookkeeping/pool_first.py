@@ -1,7 +1,7 @@
 """Moves activations behind the max-pooling that follows them: the same numbers for a quarter of the work.
 
-A function f that never falls commutes with the maximum: ``max_pool(f(x)) = f(max_pool(x))``. After a 2 x 2 pooling, f
-and its derivative are evaluated on a quarter of the entries, and the full-size activation is never stored.
+A function f that never decreases commutes with the maximum: ``max_pool(f(x)) = f(max_pool(x))``. After a 2 x 2 pooling,
+f and its derivative are evaluated on a quarter of the entries, and the full-size activation is never stored.
 
 A network calls f first, so the result of f must be deferred: the call returns a ``Waiting`` placeholder. If the next
 function of torch is a max-pooling of the placeholder, the two are swapped. Any other call computes the activation
@@ -34,7 +34,7 @@ from mechanisms.engines.isolation.rows import on_rows
 
 _POOLS = (F.max_pool1d, F.max_pool2d, F.max_pool3d, torch.max_pool1d, torch.max_pool2d, torch.max_pool3d)
 
-#: Elementwise functions that never fall: they commute with the maximum.
+#: Elementwise functions that never decrease: they commute with the maximum.
 _RISING = (
     *(torch.relu, Tensor.relu, F.relu),
     *(torch.tanh, Tensor.tanh),

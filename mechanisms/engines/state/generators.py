@@ -11,7 +11,7 @@ import torch
 
 
 class GeneratorKind(NamedTuple):
-    """How to read, set and seed one kind of generator; seeds are whole numbers below 2**64."""
+    """How to read, set and seed one kind of generator; seeds are integers below 2**64."""
 
     type: type
     state: Callable[[Any], Any]

@@ -54,7 +54,7 @@ UNUSABLE = [
         refused=("loss_fn must return one number", "(1, 4)", "average or sum over"),
     ),
     LossCase(
-        "whole numbers as targets of probabilities",
+        "integers as targets of probabilities",
         lambda: nn.BCEWithLogitsLoss(),
         dense(1),
         features,
@@ -62,7 +62,7 @@ UNUSABLE = [
         refused=("loss_fn(outputs, targets) fails", "int64", "targets.float()"),
     ),
     LossCase(
-        "a class that there is not",
+        "a class that does not exist",
         lambda: nn.CrossEntropyLoss(),
         dense(),
         features,
@@ -70,7 +70,7 @@ UNUSABLE = [
         refused=("target 4 at row 3", "targets must be in [0, 3]", "give the network more outputs"),
     ),
     LossCase(
-        "weights of its own",
+        "trained weights in the loss",
         formulas.OwnWeights,
         dense(),
         features,
@@ -82,7 +82,7 @@ UNUSABLE = [
         ),
     ),
     LossCase(
-        "a batch size of its own",
+        "a fixed batch size",
         of(lambda o, y: F.mse_loss(o.reshape(24, -1), y.reshape(24, -1))),
         dense(),
         features,

@@ -51,7 +51,7 @@ WORKING = [
     LossCase(
         "cross entropy, label smoothing", lambda: nn.CrossEntropyLoss(label_smoothing=0.1), dense(), features, labels
     ),
-    LossCase("label smoothing of one's own", formulas.LabelSmoothing, dense(), features, labels),
+    LossCase("custom label smoothing", formulas.LabelSmoothing, dense(), features, labels),
     LossCase(
         "cross entropy, soft targets",
         lambda: nn.CrossEntropyLoss(),
@@ -227,7 +227,7 @@ WORKING = [
         lambda: {"kind": labels(), "size": rows(1)()},
     ),
     LossCase(
-        "tasks weighed by uncertainty",
+        "tasks weighted by uncertainty",
         of(formulas.uncertainty),
         lambda: Weighing().double(),
         features,

@@ -126,7 +126,7 @@ def of(dataset):
 
 
 MEMBERS = [
-    DATA("mixes each row with one and the same", coupled=of(WithRowSeven), benign=of(Scaled)),
+    DATA("mixes each row with the same row", coupled=of(WithRowSeven), benign=of(Scaled)),
     DATA("adds the rows around each row", coupled=of(WithTheNext), benign=of(Rows)),
     DATA("adds the rows that were read before", coupled=of(WithTheLastRead), benign=of(Counted)),
     DATA("centres by a running mean of what was read", coupled=of(RunningMean), benign=of(Counted)),

@@ -28,8 +28,8 @@ class Parts(nn.Module):
     """Attention within an example of two parts, by a function of the module and queries, keys and values.
 
     Args:
-        attend: What is done where ``strength`` is set, which a callback may do; else plain attention.
-        strength: Of the beginning.
+        attend: The attention that is used while ``strength`` is not 0, which a callback may set; else plain attention.
+        strength: Initial value.
     """
 
     def __init__(self, attend, strength=0.0):

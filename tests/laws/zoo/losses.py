@@ -167,7 +167,7 @@ MEMBERS = [
         benign=plain(lambda o, t: fixed_negatives(o, t).mean()),
     ),
     LOSS("examples are ranked in pairs", coupled=reduced(ranking), benign=reduced(margin)),
-    LOSS("classes are weighed by the batch", coupled=reduced(weighted_by_batch), benign=reduced(weighted)),
+    LOSS("classes are weighted by the batch", coupled=reduced(weighted_by_batch), benign=reduced(weighted)),
     LOSS("only the hardest examples count", coupled=reduced(hardest), benign=reduced(hard)),
     LOSS("losses are divided by the largest", coupled=reduced(over_the_largest), benign=reduced(focal)),
     LOSS("weights of all examples add up to one", coupled=reduced(over_all_weights), benign=reduced(focal)),

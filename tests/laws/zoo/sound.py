@@ -47,7 +47,7 @@ class Sound:
         name: What is unusual about it.
         make: Makes the training.
         pair: The neighbouring data sets.
-        engine: The engine that ``"auto"`` takes; None where that is left open.
+        engine: The engine that ``"auto"`` chooses; None for any.
     """
 
     name: str

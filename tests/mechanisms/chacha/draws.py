@@ -1,6 +1,6 @@
 """Draws under fixed keys, written to an npz file: ``python draws.py DEVICE SAMPLES FILE``, for tests to compare.
 
-Triton decides on its first import whether it interprets, so that each backend draws in a process of its own.
+Triton decides on its first import whether to interpret, so each backend draws in a separate process.
 """
 
 import hashlib

@@ -1,8 +1,8 @@
 """Half-precision passes: the bound on the influence of an example is the same; norms, factors and sums stay in float32.
 
 A lower precision adds one way to break the bound that float32 hides: if the rounding of the OTHER examples' gradients
-depended on who else is in the batch, all of them would move when one is added. So neighbours are compared as a whole,
-and with and without chunks.
+depended on who else is in the batch, all of them would move when one is added. Therefore neighbours are compared as
+whole batches, with and without chunks.
 """
 
 from __future__ import annotations

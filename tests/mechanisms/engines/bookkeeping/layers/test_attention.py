@@ -1,8 +1,8 @@
 """Fused attention receives tensors of all examples, which know whether they require a gradient.
 
-On a GPU the kernel keeps the logarithms of its sums, which its backward pass needs, only where queries, keys or values
-say so. The tensor of one example under ``torch.func.vmap`` never does, and the backward pass then fails with "LSE is
-not correctly aligned (strideH)".
+On a GPU, the kernel keeps the logarithms of its sums, which its backward pass needs, only if queries, keys or values
+require a gradient. The tensor of one example under ``torch.func.vmap`` never does, and the backward pass then fails
+with "LSE is not correctly aligned (strideH)".
 """
 
 from __future__ import annotations
