@@ -291,6 +291,8 @@ class DPModel(ClaimedModel):
         run.sources = (loader.dataset, loader.fetcher.collate_fn)
         for keeper in keepers:
             keeper.restore(run, listeners)
+        if state is not None:
+            record_training(self.network, self._claim)  # the restored weights are those of a private training
         return run
 
     def _plan(self, loader: PrivateLoader, epochs: int, state: TrainingState | None) -> ReleasePlan:

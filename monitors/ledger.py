@@ -226,6 +226,25 @@ class Ledger:
         """
         return not _counted(other) - _counted(self)
 
+    def beyond(self, other: Ledger) -> Ledger:
+        """A new ledger of the releases that ``other`` lacks, each disjoint one in a separate partition.
+
+        Example:
+            >>> from monitors.events import GaussianEvent
+            >>> one, more = Ledger().record(GaussianEvent(2.0), 3), Ledger().record(GaussianEvent(2.0), 5)
+            >>> more.beyond(one).total, one.beyond(more).total
+            (2, 0)
+        """
+        disjoint = {event.event for event, _ in self._rows if isinstance(event, DisjointEvent)}
+        found = Ledger()
+        for event, count in (_counted(self) - _counted(other)).items():
+            if event in disjoint:
+                for _ in range(count):
+                    found.record(DisjointEvent(found.next_partition, event))
+            else:
+                found.record(event, count)
+        return found
+
     def digest(self) -> str:
         """SHA-256 of rows and notes, as hex; ledgers with equal digests have equal rows and notes."""
         return _digest(self._content())

@@ -101,8 +101,8 @@ def require_each_row_once(dataset: Any) -> None:
         if repeated or any(_share_rows(part, other) for other in parts[:at]):
             raise UnsupportedLoaderError(
                 f"{type(dataset).__name__} holds rows of its data more than once: an example would be drawn and would "
-                "count several times, but the ledger accounts for one. Include each row once (to weight a class, weight "
-                "its loss)"
+                "count several times, but the ledger accounts for one. Include each row once (to weight a class, "
+                "weight its loss)"
             )
 
 

@@ -68,6 +68,11 @@ def noise_for_epsilon(
     from dpmodel.data.loader import private_loader
 
     checks.positive_int(epochs=epochs)
+    if "initial_noise_multiplier" in options:
+        raise ValueError(
+            f"initial_noise_multiplier={options['initial_noise_multiplier']!r} is what noise_for_epsilon solves for; "
+            "leave it out, or build the mechanism with NoiseMechanismsFactory.create"
+        )
     clip = copy.deepcopy(clip_mech) if clip_mech is not None else Fixed()
     clip.start(norm_bound)
     private, _ = private_loader(loader, sampling)

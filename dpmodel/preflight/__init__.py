@@ -76,7 +76,7 @@ class Check(NamedTuple):
 
 
 def check(model: DPModel, loader: Any, valid_loader: Any, begin: Callable[[PrivateLoader], Run]) -> Trial:
-    """Run all checks in order. Network, loss, optimizer, data set and generators are left as they were.
+    """Run all checks in order. They leave network, loss, optimizer and data set as they were.
 
     Args:
         model: The model to be trained.

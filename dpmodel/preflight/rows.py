@@ -144,8 +144,8 @@ def _order(size: int, strides: list[int], draw: np.random.Generator) -> list[int
 def _refuse_repetition(dataset: Any, repeated: str) -> None:
     raise DataError(
         f"{type(dataset).__name__} holds its rows more than once: {repeated}. A record would be drawn and would count "
-        "several times, but the ledger accounts for one. Include each row once (more epochs read it more often; to weight "
-        "a class, weight its loss)"
+        "several times, but the ledger accounts for one. Include each row once (more epochs read it more often; to "
+        "weight a class, weight its loss)"
     )
 
 

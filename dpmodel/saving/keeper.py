@@ -11,7 +11,7 @@ from dpmodel.saving.record import DEFAULT_EVERY_N_STEPS, ReleaseRecord
 from dpmodel.saving.state import StateWriter, TrainingState, charge_lost, check_state, read_state, run_settings
 from monitors.errors import CheckpointError
 from monitors.journal import ReleaseJournal
-from monitors.ledger import VOID
+from monitors.ledger import VOID, Ledger
 
 if TYPE_CHECKING:
     from dpmodel.callbacks.base import CallbackList
@@ -31,7 +31,8 @@ class StateKeeper(ReleaseRecord):
     limit on epsilon may therefore end a resumed training earlier.
 
     One process at a time holds the folder. The state contains the training losses, which are not private. Events that
-    a callback itself records on the ledger are saved with the state; the journal does not contain those recorded since.
+    a callback itself records on the ledger are saved with the state and, after each epoch, with the ledger; the journal
+    does not contain those recorded since.
 
     Args:
         directory: Folder of state, journal and ledger.
@@ -88,6 +89,7 @@ class StateKeeper(ReleaseRecord):
         self._writer: StateWriter | None = None
         self._saved: int | None = None
         self._lost = 0
+        self._stated = Ledger()
 
     def load(self) -> TrainingState | None:
         """Read the folder, which must be held; return the state to resume from, or None for a new training."""
@@ -110,7 +112,7 @@ class StateKeeper(ReleaseRecord):
             self.state.checkpoint.restore(run.network)
             run.ledger.extend(self.state.ledger)
             run.load_state_dict(self.state.run)
-            self._lost = charge_lost(run, self.journal.announced(self.state.journal_head))
+            self._lost = charge_lost(run, self.journal.announced(self.state.journal_head), self._stated)
         self._writer = StateWriter(self.folder.state, settings)
 
     def between_steps(self, loop: TrainingLoop, *, rest: bool = False) -> None:
@@ -143,7 +145,13 @@ class StateKeeper(ReleaseRecord):
                 f"{folder.journal} is missing, or older than {folder.state}: how many steps were lost cannot be stated."
                 " Restore the original file, or train in a different folder and keep this one"
             )
-        violations = (*journal.violations, *state.ledger.violations)
+        try:
+            self._stated = Ledger.load(folder.ledger) if folder.ledger.exists() else Ledger()
+        except ValueError as error:
+            raise CheckpointError(
+                f"{error}. The training cannot be resumed; train in a different folder and keep this one"
+            ) from error
+        violations = (*journal.violations, *state.ledger.violations, *self._stated.violations)
         if violations:
             raise CheckpointError(
                 f"the training in {folder.path} cannot be resumed: {VOID}: {violations[0]}. Train in a different "

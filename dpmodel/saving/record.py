@@ -132,6 +132,8 @@ class ReleaseRecord:
         del rest
         if not self._begun:
             self.journal.begin(loop.run.step)
+            for stale in (self.folder.report, self.folder.statement):
+                stale.unlink(missing_ok=True)  # they state an epsilon without the steps that come now
             self._write_ledger(loop.run)
             self._begun, self._end = True, loop.run.step
 

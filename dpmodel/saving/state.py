@@ -224,23 +224,31 @@ def setting_differences(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> l
     return found[:MAX_DIFFERENCES]
 
 
-def charge_lost(run: Run, processes: Iterable[Sequence[PrivacyEvent]]) -> int:
-    """Charge what earlier processes released and lost; returns how many steps that is.
+def charge_lost(run: Run, processes: Iterable[Sequence[PrivacyEvent]], stated: Ledger) -> int:
+    """Charge what earlier processes released and lost; return the number of lost steps.
 
     Args:
         run: The resumed run, its ledger restored.
         processes: What each process had announced beyond the state. Each gets partition numbers that neither the ledger
             nor the rest of the run uses: under shuffled batches these are different epochs.
+        stated: The ledger on the disk. It may know releases that are not steps of the run, such as those of a callback.
     """
     ledger, planned, lost = run.ledger, Ledger(), 0
     if run.planned_steps > run.first_step:
         planned.record(run.event(run.planned_steps - 1))
-    for events in filter(None, processes):
+
+    def charge(rows: Iterable[tuple[PrivacyEvent, int]]) -> None:
         segment = Ledger([LOST_NOTE])
-        for event in events:
-            segment.record(event, lost=True)
+        for event, count in rows:
+            segment.record(event, count, lost=True)
         ledger.extend(segment, max(ledger.next_partition, planned.next_partition))
+
+    for events in filter(None, processes):
+        charge((event, 1) for event in events)
         lost += len(events)
+    unknown = stated.beyond(ledger)
+    if unknown.total:
+        charge(unknown)
     return lost
 
 

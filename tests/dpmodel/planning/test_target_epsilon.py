@@ -43,3 +43,8 @@ def test_the_clip_mechanism_is_left_as_it_is(loader):
     assert not clip.started
     with pytest.raises(ValueError, match="epochs must be"):
         noise_for_epsilon(3.0, 1e-5, loader, epochs=0)
+
+
+def test_the_multiplier_that_is_solved_for_cannot_be_given(loader):
+    with pytest.raises(ValueError, match=r"initial_noise_multiplier=9\.0 is what noise_for_epsilon solves for"):
+        noise_for_epsilon(1.0, 1e-5, loader, 2, initial_noise_multiplier=9.0)

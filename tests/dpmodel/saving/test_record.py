@@ -17,7 +17,7 @@ from dpmodel.runs.folder import RunFolder
 from dpmodel.saving.record import ReleaseRecord
 from dpmodel.training.step import PrivateStep
 from monitors.errors import CheckpointError
-from monitors.events import event_from_dict
+from monitors.events import GaussianEvent, event_from_dict
 from monitors.ledger import ANNOUNCED_NOTE, Ledger
 from monitors.spent import privacy_spent
 
@@ -248,3 +248,43 @@ def test_the_ledger_of_a_different_training_is_not_overwritten(tmp_path):
 def test_a_record_needs_blocks_of_at_least_one_step(tmp_path):
     with pytest.raises(ValueError, match="every_n_steps"):
         ReleaseRecord(tmp_path, 0)
+
+
+class Publishes(Callback):
+    """Records a release of its own after the first epoch, and is killed an epoch later if asked to."""
+
+    def __init__(self, *, dies):
+        self.dies = dies
+
+    def on_train_epoch_begin(self, run):
+        if run.epoch == 2:
+            run.ledger.record(GaussianEvent(0.3))
+
+    def on_train_end(self, run):
+        if self.dies:
+            os._exit(KILLED)
+
+
+def test_a_resumed_training_charges_what_only_the_ledger_on_disk_states(tmp_path):
+    folder, witness = RunFolder(tmp_path / "run"), tmp_path / "released"
+    where = WHERE["keeper"](tmp_path)
+    assert not killed_at(10_000, witness, lambda: fit(where, Publishes(dies=True)))
+    stated = Ledger.load(folder.ledger)
+    stated.record(GaussianEvent(0.7)).save(folder.ledger)  # as another training on this ledger would
+    resumed = fit(where, resume=True)
+    assert resumed.ledger.covers(stated)
+    assert resumed.ledger.lost.covers(Ledger().record(GaussianEvent(0.7)))
+    assert Ledger.load(folder.ledger) == resumed.ledger
+
+
+def test_the_report_is_withdrawn_before_the_steps_that_it_does_not_state(tmp_path):
+    folder, witness = RunFolder(tmp_path / "run"), tmp_path / "released"
+    where = WHERE["both"](tmp_path)
+    fit(where, Stop(3))
+    assert folder.report.exists()
+    assert folder.statement.exists()
+    assert not killed_at(10_000, witness, lambda: fit(where, Publishes(dies=True), resume=True))
+    assert not folder.report.exists()
+    assert not folder.statement.exists()
+    fit(where, resume=True)
+    assert json.loads(folder.report.read_text())["ledger_digest"] == Ledger.load(folder.ledger).digest()

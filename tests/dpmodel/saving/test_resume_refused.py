@@ -5,16 +5,20 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import nn
+from torch.utils.data import TensorDataset
 
-from dpmodel import Callback, StateKeeper
+from dpmodel import Callback, DPModel, EarlyStopping, StateKeeper
+from dpmodel.callbacks import Silence
+from dpmodel.data.loader import PrivateLoader
 from dpmodel.optimizers import build_optimizer
 from dpmodel.runs.folder import RunFolder
 from dpmodel.saving.state import read_state
 from dpmodel.saving.tensor_file import read_tensor_file, write_tensor_file
-from monitors.errors import CheckpointError
+from mechanisms.noise import Gaussian
+from monitors.errors import CheckpointError, DataError
 
 from ..power_cut import PowerCut
-from .trainings import SECRET, build, fit
+from .trainings import EPOCHS, SECRET, build, data, fit
 
 
 @pytest.fixture
@@ -140,3 +144,15 @@ def test_a_keeper_that_is_used_again_finds_the_state_in_its_folder(make_model, l
         other.fit(loader, epochs=1, keeper=keeper)
     assert other.ledger.total == 0
     assert read_state(RunFolder(tmp_path).state).step == before
+
+
+def test_weights_restored_before_a_refusal_keep_their_claim(interrupted):
+    model, empty = build(SECRET), TensorDataset(torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64))
+    loader, keeper = PrivateLoader(data(), 6), StateKeeper(interrupted.path, 4, resume=True)
+    callbacks = [Silence(), EarlyStopping("accuracy", patience=50)]
+    with pytest.raises(DataError, match="holds no example"):
+        model.fit(loader, EPOCHS, valid_loader=empty, keeper=keeper, callbacks=callbacks)
+    optimizer = torch.optim.SGD(model.network.parameters(), lr=0.1)
+    again = DPModel(model.network, nn.CrossEntropyLoss(), optimizer, noise_mech=Gaussian())
+    again.fit(loader, 1, callbacks=[Silence()])
+    assert again.ledger.covers(read_state(interrupted.state).ledger)
