@@ -257,7 +257,7 @@ def test_factors_that_remember_earlier_calls_are_refused():
         require_sound_clip(started(Remembers()), NAMES, ClippedUnit(1, 8))
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=15, deadline=None)
 @given(
     name=st.sampled_from([name for name in CLIP.names() if CLIP.get(name).__module__.startswith("mechanisms.")]),
     norm_bound=st.floats(1e-4, 1e4),

@@ -124,6 +124,7 @@ def test_every_built_in_mechanism_passes(data, name, multiplier, norm_bound, fir
     assert require_sound_noise(noise, unit, range(first, first + count), norm_bound=norm_bound, like=like) == ()
 
 
+@pytest.mark.slow
 def test_hundreds_of_trials_of_correct_noise_pass():
     for number in range(200):
         # A different multiplier makes a different mechanism, so no trial is skipped.

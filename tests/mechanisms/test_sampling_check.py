@@ -261,6 +261,7 @@ def test_every_built_in_sampler_passes(kind, num_examples, share, steps, groups)
     assert tried(kind, num_examples, batch, unit, steps) == ()
 
 
+@pytest.mark.slow
 def test_hundreds_of_trials_of_poisson_sampling_pass():
     for number in range(200):
         assert tried(PoissonSampler, 300 + number, 30) == ()

@@ -190,6 +190,7 @@ def next_token(outputs, targets):
     return F.cross_entropy(outputs[:, :-1].flatten(0, 1), targets[:, 1:].flatten())
 
 
+@pytest.mark.sample(4)
 @pytest.mark.parametrize("classes", [2, 6, 9])
 @pytest.mark.parametrize("loss_fn", [flat, lambda o, t: F.cross_entropy(o.transpose(1, 2), t), functools.partial(flat)])
 def test_classes_of_tokens_may_be_the_last_dimension_even_with_as_many_tokens(classes, loss_fn):
@@ -223,6 +224,7 @@ def dice(outputs, targets):
     return 1 - (2 * overlap / (sizes + 1e-6)).mean()
 
 
+@pytest.mark.sample(3)
 @pytest.mark.parametrize("size", [(4, 5), (3, 3)])
 @pytest.mark.parametrize("loss_fn", [nn.CrossEntropyLoss(), dice])
 def test_pixels_are_counted_one_by_one(loss_fn, size):
