@@ -9,12 +9,14 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from dpmodel import Callback, ClipMechanismsFactory, DPModel, NoiseMechanismsFactory, StateKeeper
+from dpmodel import ClipMechanismsFactory, DPModel, NoiseMechanismsFactory, StateKeeper
 from dpmodel.callbacks import Silence
 from dpmodel.config import load_config
 from dpmodel.data.in_memory import InMemoryDataset
 from dpmodel.data.loader import PrivateLoader
 from dpmodel.runs.build import build_training
+
+from .power_cut import PowerCut
 
 pytestmark = [
     pytest.mark.cuda,
@@ -23,17 +25,6 @@ pytestmark = [
 
 DEVICE, SIZE = "cuda", 48
 CONFIG = Path(__file__).parents[2] / "configs" / "lenet5_mnist.yaml"
-
-
-class PowerCut(Callback):
-    """Interrupts the training at a step."""
-
-    def __init__(self, step):
-        self.step = step
-
-    def on_train_step_end(self, run):
-        if run.step == self.step:
-            raise KeyboardInterrupt
 
 
 def network_of(dtype=torch.float32, dropout=0.0):

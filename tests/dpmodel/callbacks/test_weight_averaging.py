@@ -8,6 +8,8 @@ from torch.utils.data import TensorDataset
 from dpmodel import Callback, DPModel, NoiseMechanismsFactory, StateKeeper, WeightAveraging, poisson_loader
 from dpmodel.callbacks.registry import build_callback
 
+from ..power_cut import PowerCut
+
 STEPS = 12
 
 
@@ -40,15 +42,6 @@ class Recorder(Callback):
 
     def on_train_step_end(self, run):
         self.weights.append([value.detach().clone() for value in run.network.parameters()])
-
-
-class PowerCut(Callback):
-    def __init__(self, step):
-        self.step = step
-
-    def on_train_step_end(self, run):
-        if run.step == self.step:
-            raise KeyboardInterrupt
 
 
 def values(network):

@@ -24,19 +24,10 @@ from monitors.errors import CheckpointError, ConfigError
 from monitors.ledger import Ledger
 from monitors.spent import privacy_spent
 
+from ..journey import SETTINGS as TINY
 from ..power_cut import PowerCut
 
 ROOT = Path(__file__).parents[3]
-
-
-TINY = {
-    "data": {"name": "synthetic", "shape": [1, 4, 4], "num_train": 60, "num_test": 20, "num_classes": 2},
-    "network": "linear",
-    "optimizer": {"name": "Momentum", "lr": 0.5, "schedule": {"name": "LinearLR", "end_factor": 0.0}},
-    "privacy": {"target_epsilon": 8.0},
-    "training": {"epochs": 3, "batch_size": 6},
-    "output": {"curve": False, "save_every_steps": 4},
-}
 
 
 def test_a_regression_is_trained_from_a_file_of_floats(tmp_path):

@@ -21,6 +21,8 @@ from monitors.events import GaussianEvent, event_from_dict
 from monitors.ledger import ANNOUNCED_NOTE, Ledger
 from monitors.spent import privacy_spent
 
+from ..power_cut import PowerCut
+
 EPOCHS, STEPS_PER_EPOCH, BLOCK = 2, 3, 2
 STEPS = EPOCHS * STEPS_PER_EPOCH
 KILLED = 9
@@ -197,23 +199,12 @@ class Kill(Callback):
 def test_lost_epochs_of_shuffled_batches_are_charged_one_by_one_from_disk(tmp_path):
     where = {"output": None, "keeper": tmp_path}
     with pytest.raises(KeyboardInterrupt):
-        fit(where, Cut(2), sampling="shuffle")
+        fit(where, PowerCut(2), sampling="shuffle")
     ledger = Ledger.load(RunFolder(tmp_path).ledger)
     assert ledger.total == 2
     model = fit(where, resume=True, sampling="shuffle")
     assert [event.partition for event, _ in model.ledger.lost] == [EPOCHS] * len(model.ledger.lost)
     assert Ledger.load(RunFolder(tmp_path).ledger) == model.ledger
-
-
-class Cut(Callback):
-    """Interrupts the training at a step, as a second Ctrl-C does."""
-
-    def __init__(self, step):
-        self.step = step
-
-    def on_train_step_end(self, run):
-        if run.step == self.step:
-            raise KeyboardInterrupt
 
 
 def test_while_a_training_runs_its_ledger_needs_the_journal_beside_it(tmp_path):
