@@ -1,39 +1,119 @@
-"""Atomic file writes: after a crash, a file holds either its old content or all of its new content."""
+"""Files that a crash, a link or another user of the machine cannot damage: atomic, private, never through a link."""
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import os
+import re
+import secrets
+import stat
 from pathlib import Path
 
+#: Mode of a file that may contain training losses; the umask may restrict it further.
+PRIVATE_FILE = 0o600
+PRIVATE_FOLDER = 0o700
 
-def write_atomically(path: str | os.PathLike[str], content: bytes | str) -> None:
+#: Mode of a file that is made to be shared, such as a configuration; the umask restricts it.
+SHARED_FILE = 0o666
+
+_NO_LINKS = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0)
+
+#: Temporary files of interrupted writes; earlier versions named them by process ID.
+_LEFTOVER = re.compile(r"\..+\.([0-9a-f]{16}|\d+)\.tmp")
+
+
+def write_atomically(
+    path: str | os.PathLike[str], content: bytes | str, *, mode: int = PRIVATE_FILE, folder: int | None = None
+) -> None:
     """Write ``content`` to a temporary file beside ``path``, flush it to disk, and rename it over ``path``.
 
-    Missing parent folders are created. A crash leaves the old file or the new one, never a partial one.
+    Missing parent folders are created. A crash leaves the old file or the new one, never a partial one. The temporary
+    file has a random name and is never opened through a link; a link at ``path`` is replaced, not followed.
+
+    Args:
+        path: The file.
+        content: Its new content; text is encoded as UTF-8.
+        mode: Permissions of the new file, before the umask.
+        folder: Handle of the open folder of ``path``, which then stays the same folder if it is moved.
     """
     target = Path(path)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+    if folder is None:
+        target.parent.mkdir(parents=True, exist_ok=True)
     data = content.encode("utf-8") if isinstance(content, str) else content
+    temporary = target.with_name(f".{target.name}.{secrets.token_hex(8)}.tmp")
+    opened, named = (temporary, target) if folder is None else (Path(temporary.name), Path(target.name))
+    handle = os.open(opened, os.O_WRONLY | os.O_CREAT | os.O_EXCL | _NO_LINKS, mode, dir_fd=folder)
     try:
-        with temporary.open("wb") as stream:
+        with os.fdopen(handle, "wb") as stream:
             stream.write(data)
             stream.flush()
             os.fsync(stream.fileno())
-        temporary.replace(target)
+        os.replace(opened, named, src_dir_fd=folder, dst_dir_fd=folder)
     except BaseException:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(opened, dir_fd=folder)
         raise
-    sync_folder(target.parent)
+    sync_folder(target.parent if folder is None else folder)
 
 
-def sync_folder(folder: Path) -> None:
+def open_for_appending(path: str | os.PathLike[str], *, mode: int = PRIVATE_FILE, folder: int | None = None) -> int:
+    """A handle that appends to the regular file ``path``, which is created if missing and never opened through a link.
+
+    Args:
+        path: The file.
+        mode: Permissions of a new file, before the umask.
+        folder: Handle of the open folder of ``path``.
+
+    Raises:
+        OSError: The file is a link or not a regular file, or cannot be opened.
+    """
+    # Without O_NONBLOCK, opening a named pipe would wait for a reader.
+    flags = os.O_RDWR | os.O_APPEND | os.O_CREAT | _NO_LINKS | getattr(os, "O_NONBLOCK", 0)
+    name = Path(path) if folder is None else Path(path).name
+    handle = os.open(name, flags, mode, dir_fd=folder)
+    try:
+        require_regular(handle, path)
+    except BaseException:
+        os.close(handle)
+        raise
+    return handle
+
+
+def require_regular(handle: int, path: str | os.PathLike[str]) -> None:
+    """Refuse an open file that is not a regular one, such as a named pipe or a device.
+
+    Raises:
+        OSError: It is not a regular file; ``path`` is named.
+    """
+    if not stat.S_ISREG(os.fstat(handle).st_mode):
+        raise OSError(errno.EINVAL, "not a regular file", os.fspath(path))
+
+
+def sync_folder(folder: Path | int) -> None:
     """Flush the directory entries of ``folder`` to disk, so that a new or renamed file survives a power cut."""
     # Systems without directory handles (Windows) flush the entries themselves.
     if not hasattr(os, "O_DIRECTORY"):
+        return
+    if isinstance(folder, int):
+        os.fsync(folder)
         return
     handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+def remove_leftovers(folder: Path) -> list[str]:
+    """Remove the temporary files of writes that a killed process never finished, and return their names.
+
+    The caller holds the folder: another process may be writing there otherwise.
+    """
+    if not folder.is_dir():
+        return []
+    found = sorted(entry.name for entry in os.scandir(folder) if _LEFTOVER.fullmatch(entry.name))
+    for name in found:
+        with contextlib.suppress(FileNotFoundError, IsADirectoryError, PermissionError):
+            os.unlink(folder / name)
+    return found

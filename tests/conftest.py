@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import os
+import tempfile
 from collections import Counter
 
 import pytest
 import torch
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
+
+
+def pytest_configure():
+    """Tests leave no marks in the user's folder."""
+    os.environ["DPMODEL_MARKS"] = os.path.join(tempfile.gettempdir(), f"dpmodel-test-marks-{os.getuid()}")
 
 
 @pytest.hookimpl(tryfirst=True)

@@ -1,6 +1,9 @@
+import os
+import stat
+
 import pytest
 
-from monitors.atomic import write_atomically
+from monitors.atomic import open_for_appending, remove_leftovers, write_atomically
 
 
 def test_text_and_bytes_are_written_and_folders_are_created(tmp_path):
@@ -10,16 +13,69 @@ def test_text_and_bytes_are_written_and_folders_are_created(tmp_path):
     assert (tmp_path / "new" / "bytes").read_bytes() == b"\0\1"
 
 
-@pytest.mark.parametrize("failing", ["os.fsync", "Path.replace"])
+@pytest.mark.parametrize("failing", ["fsync", "replace"])
 def test_a_failure_leaves_the_old_file_and_no_temporary_file(tmp_path, monkeypatch, failing):
     path = tmp_path / "file"
     write_atomically(path, "old")
 
-    def fail(*arguments):
+    def fail(*arguments, **options):
         raise OSError("no space left on device")
 
-    monkeypatch.setattr(f"monitors.atomic.{failing}", fail)
+    monkeypatch.setattr(f"monitors.atomic.os.{failing}", fail)
     with pytest.raises(OSError, match="no space"):
         write_atomically(path, "new")
     assert path.read_text() == "old"
     assert [entry.name for entry in tmp_path.iterdir()] == ["file"]
+
+
+def test_files_are_private_and_a_stricter_umask_is_respected(tmp_path):
+    write_atomically(tmp_path / "file", "x")
+    assert stat.S_IMODE((tmp_path / "file").stat().st_mode) == 0o600
+    before = os.umask(0o277)
+    try:
+        write_atomically(tmp_path / "strict", "x")
+    finally:
+        os.umask(before)
+    assert stat.S_IMODE((tmp_path / "strict").stat().st_mode) == 0o400
+
+
+def test_a_link_in_the_place_of_the_file_is_replaced_and_not_followed(tmp_path):
+    (tmp_path / "other").write_text("other")
+    (tmp_path / "file").symlink_to(tmp_path / "other")
+    write_atomically(tmp_path / "file", "new")
+    assert (tmp_path / "other").read_text() == "other"
+    assert not (tmp_path / "file").is_symlink()
+
+
+def test_a_write_through_a_handle_stays_in_the_folder_that_was_opened(tmp_path):
+    (tmp_path / "run").mkdir()
+    handle = os.open(tmp_path / "run", os.O_RDONLY)
+    try:
+        (tmp_path / "run").rename(tmp_path / "moved")
+        (tmp_path / "run").mkdir()
+        write_atomically(tmp_path / "run" / "file", "x", folder=handle)
+    finally:
+        os.close(handle)
+    assert (tmp_path / "moved" / "file").read_text() == "x"
+    assert not any((tmp_path / "run").iterdir())
+
+
+def test_appending_refuses_links_and_pipes(tmp_path):
+    (tmp_path / "link").symlink_to(tmp_path / "other")
+    os.mkfifo(tmp_path / "pipe")
+    for name in ("link", "pipe"):
+        with pytest.raises(OSError, match=r"link|regular"):
+            open_for_appending(tmp_path / name)
+    assert not (tmp_path / "other").exists()
+    handle = open_for_appending(tmp_path / "file")
+    os.write(handle, b"x")
+    os.close(handle)
+    assert (tmp_path / "file").read_bytes() == b"x"
+
+
+def test_leftovers_of_killed_writes_are_removed_and_nothing_else(tmp_path):
+    kept = ["ledger.json", ".lock", "x.tmp", ".ledger.json.swp"]
+    for name in [*kept, ".ledger.json.0123456789abcdef.tmp", ".training_state.safetensors.4711.tmp"]:
+        (tmp_path / name).touch()
+    assert len(remove_leftovers(tmp_path)) == 2
+    assert sorted(entry.name for entry in tmp_path.iterdir()) == sorted(kept)

@@ -1,0 +1,85 @@
+"""Marks of the trainings of this user, kept outside their folders: how far each has gone, and that it was made here."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import os
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from monitors.atomic import PRIVATE_FOLDER, write_atomically
+from monitors.untrusted import read_json
+
+#: Folder of the marks; an empty value or "off" keeps none.
+VARIABLE = "DPMODEL_MARKS"
+
+_ID = re.compile(r"[0-9a-f]{32,64}")
+
+
+@dataclass(frozen=True)
+class TrainingMark:
+    """How far a training has gone, as the process that trained it saw.
+
+    A folder that states less than its mark was rolled back, for example by restoring a backup, and would understate
+    what was spent. A training without a mark was made by a different user or on a different machine.
+
+    Args:
+        training: Random ID of the training, as hex.
+        lines: Lines of its release journal.
+        head: Digest over these lines.
+        config: SHA-256 of its ``config.resolved.yaml``, as hex; None for a training from Python.
+    """
+
+    training: str
+    lines: int
+    head: str
+    config: str | None = None
+
+    def save(self) -> None:
+        """Write the mark, unless this user keeps none or the folder of the marks cannot be written."""
+        folder = marks_folder()
+        if folder is None:
+            return
+        with contextlib.suppress(OSError):  # a home that cannot be written must not stop a training
+            folder.mkdir(parents=True, exist_ok=True, mode=PRIVATE_FOLDER)
+            write_atomically(folder / f"{self.training}.json", json.dumps(dataclasses.asdict(self)) + "\n")
+
+    @classmethod
+    def of(cls, training: str) -> TrainingMark | None:
+        """The mark of ``training``; None if this user has none, or it cannot be read."""
+        folder = marks_folder()
+        if folder is None or not _ID.fullmatch(training):
+            return None
+        try:
+            values = read_json(folder / f"{training}.json", limit=4096)
+            mark = cls(**values)
+            sound = mark.training == training and isinstance(mark.lines, int) and isinstance(mark.head, str)
+        except (OSError, ValueError, TypeError):
+            return None
+        return mark if sound and (mark.config is None or isinstance(mark.config, str)) else None
+
+
+def marks_folder() -> Path | None:
+    """Folder of the marks: ``$DPMODEL_MARKS``, or ``dpmodel/trainings`` in the user's folder for state.
+
+    Returns:
+        None if ``$DPMODEL_MARKS`` is empty or ``off``.
+
+    Example:
+        >>> os.environ["DPMODEL_MARKS"] = "off"
+        >>> print(marks_folder())
+        None
+        >>> del os.environ["DPMODEL_MARKS"]
+    """
+    given = os.environ.get(VARIABLE)
+    if given is not None:
+        return None if given.strip().lower() in ("", "off") else Path(given).expanduser()
+    base = os.environ.get("XDG_STATE_HOME")
+    try:
+        home = Path(base) if base and Path(base).is_absolute() else Path.home() / ".local" / "state"
+    except RuntimeError:  # no home folder
+        return None
+    return home / "dpmodel" / "trainings"
