@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mechanisms.box_muller import CIPHER_BYTES, add_normal
+from mechanisms.fork import process_identity
 from monitors import checks
 
 if TYPE_CHECKING:
@@ -42,9 +43,9 @@ class SecureGenerator:
     """Random numbers from AES-256 in counter mode and, for tensors on a CUDA device, from ChaCha20 on that device.
 
     Guarantees: with ``seed=0``, the key is fresh entropy from the operating system; it is never stored, shown or
-    restored. After a fork, the child process uses a new key, so two processes never share a stream. A copied or
-    unpickled secret generator also gets a fresh key; a seeded one continues from the same position. Each device has a
-    separate key. Without Triton, torch operations make the same numbers.
+    restored. After a fork, the child process uses a new key, whatever its process ID, so two processes never share a
+    stream. A copied or unpickled secret generator also gets a fresh key; a seeded one continues from the same position.
+    Each device has a separate key. Without Triton, torch operations make the same numbers.
 
     A CUDA graph may capture ``add_normal_`` and ``bernoulli_mask``; each replay draws fresh numbers. Draw once with the
     same shapes before the capture.
@@ -99,7 +100,7 @@ class SecureGenerator:
         if not self.reproducible:
             raise ValueError(f"a secret stream is never repeated, so it cannot be moved to position {position}")
         on_devices, position = divmod(position, 1 << _POSITION_BITS)
-        kept = {} if self._forked or os.getpid() != self._process else self._on_devices
+        kept = {} if self._forked or process_identity() != self._process else self._on_devices
         self._stream = self._new_stream(forked=False, counter=position // CIPHER_BYTES)
         self._stream.update(bytes(position % CIPHER_BYTES))
         self._position = position
@@ -250,20 +251,20 @@ class SecureGenerator:
         return self._on_devices[device]
 
     def _renew_in_child(self) -> None:
-        if os.getpid() != self._process:
+        if process_identity() != self._process:
             self._stream = self._new_stream(forked=True)
             self._on_devices, self._device_blocks = {}, {}
 
     def _new_stream(self, *, forked: bool, counter: int = 0) -> CipherContext:
-        self._process, self._forked, self._position = os.getpid(), forked, 0
+        self._process, self._forked, self._position = process_identity(), forked, 0
         if self._seed == 0:
             return _open_stream(os.urandom(_KEY_BYTES + CIPHER_BYTES))
         return _open_stream(self._material(), counter)
 
     def _material(self, *place: str) -> bytes:
         """64 bytes derived from the seed and the place of use."""
-        process = self._process if self._forked else ""
-        named = ":".join(["dpmodel", str(self._seed), self._purpose, str(process), *place])
+        process = self._process[1].hex() if self._forked else ""
+        named = ":".join(["dpmodel", str(self._seed), self._purpose, process, *place])
         return hashlib.sha512(named.encode()).digest()
 
 

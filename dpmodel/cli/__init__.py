@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Sequence
 
@@ -12,6 +13,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     Args:
         arguments: Default: ``sys.argv[1:]``.
     """
+    # Threads that wait for work leave their cores to others: with spinning threads, two trainings on two cores take
+    # several times as long as one after the other. OpenMP reads this when torch is imported.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
         # Imports take most of a short command's time, so Ctrl-C must be handled while they run.
         from dpmodel.cli.application import run

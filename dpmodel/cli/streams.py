@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import io
 import os
 import sys
@@ -9,6 +10,9 @@ from collections.abc import Callable
 from typing import TypeVar
 
 T = TypeVar("T")
+
+#: Name of the error handler of the streams.
+READABLE = "dpmodel.readable"
 
 
 class PatientStream(io.TextIOWrapper):
@@ -54,7 +58,7 @@ def make_patient() -> None:
         stream = getattr(sys, name)
         if not isinstance(stream, io.TextIOWrapper):
             continue
-        stream.reconfigure(errors="replace")
+        stream.reconfigure(errors=READABLE)
         # Tests and notebooks install streams of other classes, or without a descriptor.
         if type(stream) is io.TextIOWrapper and _has_descriptor(stream):
             stream.flush()
@@ -67,3 +71,16 @@ def _has_descriptor(stream: io.TextIOWrapper) -> bool:
     except (OSError, ValueError):
         return False
     return True
+
+
+def _readable(error: UnicodeError) -> tuple[str | bytes, int]:
+    """Write undecodable bytes of a path as they are, and other characters as escapes; "?" would hide the path."""
+    if not isinstance(error, UnicodeEncodeError):
+        raise error
+    character = error.object[error.start]
+    if 0xDC80 <= ord(character) <= 0xDCFF:
+        return bytes([ord(character) - 0xDC00]), error.start + 1
+    return character.encode("ascii", "backslashreplace"), error.start + 1
+
+
+codecs.register_error(READABLE, _readable)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from functools import partial
 from typing import Any, NoReturn
 
@@ -12,6 +11,7 @@ from torch import Tensor
 from mechanisms.chacha.backends import backend_for, input_words
 from mechanisms.chacha.reference import COINS, MATERIAL_BYTES, SINGLES
 from mechanisms.chacha.tensor_ops import add_doubles, blocks_of_doubles
+from mechanisms.fork import process_identity
 
 #: Outside of this range, the transform would leave the normal numbers of float32.
 _SINGLE_SCALES = (1e-30, 1e30)
@@ -41,7 +41,7 @@ class DeviceStream:
             raise ValueError(f"key and nonce must be {MATERIAL_BYTES} bytes together, got {len(material)}")
         self.device = device
         self._refuse_capture("start a secure stream")
-        self._process = os.getpid()
+        self._process = process_identity()
         # Tensors created in inference mode cannot be modified in place outside of it.
         with torch.inference_mode(False):
             self.backend_name, self._backend = backend_for(device)
@@ -115,7 +115,7 @@ class DeviceStream:
         return out
 
     def _reserve(self, blocks: int) -> Tensor:
-        if os.getpid() != self._process:
+        if process_identity() != self._process:
             raise RuntimeError(
                 "a DeviceStream cannot be used in a forked process, where its numbers would repeat. Draw from its "
                 "SecureGenerator"

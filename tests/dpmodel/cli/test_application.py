@@ -1,4 +1,5 @@
 import io
+import os
 import sys
 from pathlib import Path
 
@@ -88,12 +89,33 @@ def test_help_paragraphs_are_wrapped_to_the_terminal(command, monkeypatch):
     assert "(as JSON and in words), the history, the weights and the training curve." in lines
 
 
-def test_a_character_that_the_terminal_cannot_show_does_not_end_a_command(monkeypatch):
-    screen = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
+@pytest.mark.parametrize(
+    ("text", "encoding", "shown"),
+    [
+        ("runs/räks", "ascii", b"runs/r\\xe4ks"),
+        ("\u2026 \U0001f600", "ascii", b"\\u2026 \\U0001f600"),
+        ("runs/r\udce4ks", "ascii", b"runs/r\xe4ks"),
+        ("runs/r\udce4ks ä", "utf-8", b"runs/r\xe4ks \xc3\xa4"),
+    ],
+    ids=["accents", "symbols", "bytes in ascii", "bytes in utf-8"],
+)
+def test_a_path_that_the_terminal_cannot_show_stays_readable(monkeypatch, text, encoding, shown):
+    screen = io.TextIOWrapper(io.BytesIO(), encoding=encoding)
     monkeypatch.setattr(sys, "stdout", screen)
     make_patient()
-    print("\u2026", file=screen, flush=True)
-    assert screen.buffer.getvalue() == b"?\n"
+    print(text, end="", file=screen, flush=True)
+    assert screen.buffer.getvalue() == shown
+
+
+def test_threads_of_a_command_wait_passively_unless_the_user_chose(monkeypatch):
+    monkeypatch.setattr(application, "run", lambda arguments: 0)
+    for chosen, found in ((None, "PASSIVE"), ("ACTIVE", "ACTIVE")):
+        monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
+        if chosen:
+            monkeypatch.setenv("OMP_WAIT_POLICY", chosen)
+        with pytest.raises(SystemExit):
+            main([])
+        assert os.environ["OMP_WAIT_POLICY"] == found
 
 
 @pytest.mark.parametrize("name", ["compare", "tune"])
