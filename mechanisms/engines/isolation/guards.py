@@ -60,7 +60,7 @@ _REREADING = frozenset(
 _REREADING_OPERATORS = frozenset(f"aten::{func.__name__}" for func in _REREADING)
 
 #: Device types that autocast supports.
-AUTOCAST_DEVICES = ("cpu", "cuda", "mps", "xpu")
+AUTOCAST_DEVICES = tuple(filter(torch.amp.is_autocast_available, ("cpu", "cuda", "mps", "xpu")))
 
 #: Errors of functions of torch that may depend on values.
 _FAILURES = (RuntimeError, ValueError, IndexError, ArithmeticError)
