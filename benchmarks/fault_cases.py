@@ -374,9 +374,7 @@ def damaged_checkpoint(case: str, kind: type[Training], folder: Path, phase: str
     return loading(kind, folder, path, {})
 
 
-def loading(
-    kind: type[Training], folder: Path, path: Path, observed: dict[str, Callable[[], Any]]
-) -> dict[str, Any]:
+def loading(kind: type[Training], folder: Path, path: Path, observed: dict[str, Callable[[], Any]]) -> dict[str, Any]:
     training, error = kind(folder), None
     before = [value.clone() for value in training.network.parameters()]
     try:
