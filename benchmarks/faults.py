@@ -2,8 +2,8 @@
 
     PYTHONPATH=. python benchmarks/faults.py [--only CASE ...] [--output docs/results/faults.md]
 
-Every case is a small training (see ``fault_cases.py``) in a process of its own. An observer counts the private steps; the
-table compares this count with the number of steps that the accountant charges.
+Every case is a small training (see ``fault_cases.py``) in a process of its own. An observer counts the private steps;
+the table compares this count with the number of steps that the accountant charges.
 """
 
 from __future__ import annotations
@@ -102,7 +102,7 @@ def main() -> None:
         "",
         f"Measured by `python benchmarks/faults.py --output {options.output or 'FILE'}`. {description('opacus')}",
         "",
-        "A small training of 12 steps; its steps are counted from outside, and compared with what the accountant charges.",
+        "A small training of 12 steps. They are counted from outside and compared with what the accountant charges.",
         "",
         "| fault | dpmodel | Opacus |",
         "|---|---|---|",

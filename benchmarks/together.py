@@ -1,6 +1,6 @@
 """Two trainings at once on one machine, compared with one after the other.
 
-    PYTHONPATH=. python benchmarks/together.py [--config configs/lenet5_mnist.yaml] [--set training.epochs=3] [--output FILE]
+    PYTHONPATH=. python benchmarks/together.py [--config FILE] [--set training.epochs=3] [--output FILE]
 
 Each training is one `dpmodel train` in a process of its own, with start-up. The same is measured with threads that spin
 while they wait (`OMP_WAIT_POLICY=ACTIVE`) and with one thread each.
@@ -56,8 +56,8 @@ def main() -> None:
     lines = [
         "# Two trainings at once",
         "",
-        f"`python benchmarks/together.py --output {options.output or 'FILE'}` on {options.config}, {' '.join(settings)}. "
-        f"{description()}",
+        f"`python benchmarks/together.py --output {options.output or 'FILE'}` on {options.config} with "
+        f"{' '.join(settings)}. {description()}",
         "",
         "| threads | one | two, one after the other | two at once | at once over one after the other |",
         "|---|---|---|---|---|",
