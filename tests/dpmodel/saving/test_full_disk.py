@@ -17,7 +17,6 @@ from monitors.ledger import Ledger
 
 from .test_record import WHERE, fit, folders
 
-
 #: Number of flushes of a whole training, by case.
 _WRITES = {}
 
