@@ -154,16 +154,17 @@ class RunFolder:
         return folder
 
     def refuse_links(self) -> None:
-        """Refuse a ledger, journal or state that is a link to a file elsewhere.
+        """Refuse a ledger, journal or state that is a link, or not a regular file, such as a named pipe.
 
         Raises:
             CheckpointError: One is; the file is named.
         """
         for file in (self.ledger, self.journal, self.state):
-            if file.is_symlink():
+            if file.is_symlink() or (file.exists() and not file.is_file()):
+                kind = "a link, which is not followed" if file.is_symlink() else "not a regular file"
                 raise CheckpointError(
-                    f"{file} is a link, which is not followed: the record of a training lies in its folder. Put the "
-                    "file itself there, or choose a different folder"
+                    f"{file} is {kind}. The record of a training lies in its folder: put the file itself there, or "
+                    "choose a different folder"
                 )
 
     def _in_use_text(self) -> str:

@@ -70,6 +70,8 @@ class RunRecorder(Callback):
         if self.output.curve and len(run.history):
             figure = run.history.plot(ledger=run.ledger, accountant=run.accountant)
             lock.write(self.folder.curve, figure_bytes(figure, self.folder.curve))
+        if lock.moved:
+            run.say(f"{self.folder.path} was moved while training; its files are in the moved folder")
         return report
 
     def _write_progress(self, run: Run) -> None:

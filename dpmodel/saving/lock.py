@@ -131,6 +131,19 @@ class FolderLock:
             return True
         return False
 
+    def require_in_place(self) -> None:
+        """Refuse to continue by name in a folder that was moved or removed.
+
+        Raises:
+            CheckpointError: The folder is not at its path.
+        """
+        self.handle()
+        if self.moved:
+            raise CheckpointError(
+                f"{self.path} was moved while it was in use, so its results cannot be collected. Move it back, together "
+                "with everything that was written at its path since, and repeat the command"
+            )
+
     @property
     def moved(self) -> bool:
         """Whether the folder is no longer at its path."""

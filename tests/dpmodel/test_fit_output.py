@@ -1,6 +1,7 @@
 """The run folder and the privacy report of a training that was written in Python."""
 
 import json
+import os
 import pickle
 import shutil
 
@@ -268,6 +269,15 @@ def test_a_training_whose_record_is_removed_ends_before_its_next_release_and_bri
         assert not (tmp_path / "run").exists()
     else:
         assert Ledger.load(tmp_path / "run" / "ledger.json").total == 3
+
+
+@pytest.mark.parametrize("name", ["ledger.json", "releases.jsonl", "training_state.safetensors"])
+def test_a_record_that_is_a_named_pipe_is_refused_without_waiting_for_its_other_end(tmp_path, name):
+    (tmp_path / "run").mkdir()
+    os.mkfifo(tmp_path / "run" / name)
+    for resume in (False, True):
+        with pytest.raises(CheckpointError, match=f"run/{name} is not a regular file"):
+            model_of().fit(loader(), keeper=StateKeeper(tmp_path / "run", resume=resume))
 
 
 @pytest.mark.parametrize("name", ["ledger.json", "releases.jsonl", "training_state.safetensors"])
