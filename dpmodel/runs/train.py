@@ -103,8 +103,12 @@ def _new(config: Config, folder: RunFolder, *, force: bool) -> Iterator[_Begun]:
     with lock:
         if folder.claim(force=force) is not None:
             lock.acquire()  # the locked folder has been moved aside
-        lock.write(folder.config, training.resolved_yaml)
-        lock.write(folder.test_data, json.dumps(Fingerprint.of(training.task.data.test).to_dict()) + "\n")
+        try:
+            lock.write(folder.config, training.resolved_yaml)
+            lock.write(folder.test_data, json.dumps(Fingerprint.of(training.task.data.test).to_dict()) + "\n")
+        except BaseException:
+            folder.abandon(lock)
+            raise
         every = config.output.save_every_steps
         if every is None:
             yield training, ReleaseRecord(folder.path, lock=lock)

@@ -140,8 +140,8 @@ class FolderLock:
         self.handle()
         if self.moved:
             raise CheckpointError(
-                f"{self.path} was moved while it was in use, so its results cannot be collected. Move it back, together "
-                "with everything that was written at its path since, and repeat the command"
+                f"{self.path} was moved while it was in use, so its results cannot be collected. Runs that began later "
+                "are in a new folder at this path: merge the two folders, and repeat the command"
             )
 
     @property

@@ -9,12 +9,16 @@ import signal
 import pytest
 import torch
 
+from dpmodel.callbacks import Silence
+from dpmodel.config import make_config
 from dpmodel.runs.folder import RunFolder
+from dpmodel.runs.train import train_from_config
 from dpmodel.training.step import PrivateStep
 from monitors.errors import DPModelError
 from monitors.events import event_from_dict
 from monitors.ledger import Ledger
 
+from ..journey import SETTINGS as TINY
 from .test_record import WHERE, fit, folders
 
 #: Number of flushes of a whole training, by case.
@@ -128,3 +132,19 @@ def test_a_state_that_cannot_be_saved_at_first_leaves_the_folder_as_found(tmp_pa
         fit(where, Unsaved())
     assert not RunFolder(tmp_path / "run").path.exists()
     fit(where)
+
+
+@pytest.mark.parametrize("part", range(10))
+@pytest.mark.sample(4)
+def test_a_run_from_a_configuration_on_a_full_disk_can_be_started_again_or_resumed(part, tmp_path, monkeypatch):
+    config, folder = make_config(TINY), RunFolder(tmp_path / "run")
+    with monkeypatch.context() as patch:
+        full = Full(patch, first=(1, 2, 3, 4, 5, 6, 8, 12, 15, 20)[part])
+        with pytest.raises((OSError, DPModelError), match=r"No space left on device: '.*run/\w+/?"):
+            train_from_config(config, folder.path, callbacks=[Silence()])
+    if full.released.total == 0:
+        assert not folder.path.exists()
+    else:
+        assert Ledger.load(folder.ledger).covers(full.released)
+    train_from_config(config, folder.path, resume=full.released.total > 0, callbacks=[Silence()])
+    assert Ledger.load(folder.ledger).covers(full.released)

@@ -1,6 +1,7 @@
 import errno
 import os
 import shutil
+import signal
 import stat
 
 import pytest
@@ -70,6 +71,19 @@ def test_temporary_files_of_killed_writes_are_removed_by_the_next_holder_and_by_
         with pytest.raises(ConfigError, match="in use"):
             FolderLock(tmp_path).acquire()
         assert all((tmp_path / name).exists() for name in names)
+    with FolderLock(tmp_path):
+        assert [path.name for path in tmp_path.iterdir()] == [LOCK_NAME]
+
+
+def test_a_process_that_is_killed_in_the_middle_of_a_write_leaves_nothing_for_the_next_holder(tmp_path):
+    process = os.fork()
+    if process == 0:
+        with FolderLock(tmp_path) as lock:
+            os.fsync = lambda handle: os.kill(os.getpid(), signal.SIGKILL)
+            lock.write(tmp_path / "training_state.safetensors", b"x")
+        os._exit(0)
+    assert os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]) == -signal.SIGKILL
+    assert len(list(tmp_path.iterdir())) == 2
     with FolderLock(tmp_path):
         assert [path.name for path in tmp_path.iterdir()] == [LOCK_NAME]
 
