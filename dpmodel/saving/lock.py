@@ -60,6 +60,7 @@ class FolderLock:
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = Path(path)
+        self._place = self.path  # as an absolute path, whatever the current folder is later
         self._folder: int | None = None
         self._lock: int | None = None
         self._made = False
@@ -67,6 +68,7 @@ class FolderLock:
     def acquire(self) -> None:
         """Take the lock, again if the folder was moved since."""
         self._close()
+        self._place = self.path.absolute()
         try:
             self._made = self._made or not self.path.exists()
             self.path.mkdir(mode=PRIVATE_FOLDER, parents=True, exist_ok=True)
@@ -148,7 +150,7 @@ class FolderLock:
     def moved(self) -> bool:
         """Whether the folder is no longer at its path."""
         try:
-            return self._folder is not None and not os.path.samestat(os.fstat(self._folder), self.path.stat())
+            return self._folder is not None and not os.path.samestat(os.fstat(self._folder), self._place.stat())
         except OSError:
             return True
 
@@ -198,8 +200,10 @@ class FolderLock:
         try:
             name = self.path / LOCK_NAME if self._folder is None else LOCK_NAME
             return os.path.samestat(os.fstat(handle), os.stat(name, dir_fd=self._folder, follow_symlinks=False))
-        except FileNotFoundError:
-            return False
+        except OSError as error:
+            if error.errno in (errno.ENOENT, errno.ESTALE):
+                return False
+            raise
 
     def _unlink(self, name: str) -> None:
         os.unlink(self.path / name if self._folder is None else name, dir_fd=self._folder)
@@ -209,7 +213,7 @@ class FolderLock:
         self._close()
         if made:
             with contextlib.suppress(OSError):  # it is not empty
-                self.path.rmdir()
+                self._place.rmdir()
 
     def _close(self) -> None:
         for handle in (self._lock, self._folder):

@@ -228,6 +228,21 @@ def test_a_folder_that_is_moved_takes_its_training_along_and_the_new_one_at_its_
     assert moved.curve.is_file()
 
 
+def test_the_files_of_a_training_stay_in_its_folder_if_the_current_folder_changes(tmp_path, monkeypatch):
+    class Leaves(Callback):
+        def on_train_step_end(self, run):
+            if run.step == 3:
+                os.chdir(tmp_path / "elsewhere")
+
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path)
+    model = model_of()
+    model.fit(loader(), 2, output="run", keeper=StateKeeper("run", 2), callbacks=Leaves())
+    assert Ledger.load(tmp_path / "run" / "ledger.json").digest() == model.ledger.digest()
+    assert json.loads((tmp_path / "run" / "privacy_report.json").read_text())["status"] == "finished"
+    assert not any((tmp_path / "elsewhere").iterdir())
+
+
 def test_a_moved_folder_whose_training_fails_is_resumed_where_it_is(tmp_path):
     class Fails(Moves):
         def on_train_epoch_begin(self, run):
