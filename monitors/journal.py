@@ -110,8 +110,6 @@ class ReleaseJournal:
                 self._write(handle, written)
         finally:
             os.close(handle)
-        if not self._lines:
-            sync_folder(self.path.parent if self._folder is None else self._folder)
         self._size += len(written)
         self._lines.append(line)
         self._digests.append(digest)
@@ -124,6 +122,8 @@ class ReleaseJournal:
             while content:  # mostly one write: a crash can only leave a part of this line
                 content = content[os.write(handle, content) :]
             os.fsync(handle)
+            if not self._lines:
+                sync_folder(self.path.parent if self._folder is None else self._folder)
         except BaseException:
             # On a full disk, for example. What this process writes next must still be a whole line.
             self._torn = max(0, os.fstat(handle).st_size - self._size)
