@@ -137,5 +137,5 @@ def test_a_journal_that_somebody_else_changes_or_removes_is_not_continued(journa
     assert (tmp_path / "other").read_bytes() == content
     assert os.path.lexists(journal.path) == (change != "removed")
     if change in ("link", "pipe"):
-        with pytest.raises(CheckpointError, match="cannot be read: (it is a link|not a regular)"):
+        with pytest.raises(CheckpointError, match=r"cannot be read: (it is a link|not a regular)"):
             ReleaseJournal(journal.path)
