@@ -8,6 +8,7 @@ import os
 import re
 import secrets
 import stat
+from collections.abc import Iterator
 from pathlib import Path
 
 #: Mode of a file that may contain training losses; the umask may restrict it further.
@@ -19,8 +20,11 @@ SHARED_FILE = 0o666
 
 _NO_LINKS = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0)
 
-#: Temporary files of interrupted writes; earlier versions named them by process ID.
-_LEFTOVER = re.compile(r"\..+\.([0-9a-f]{16}|\d+)\.tmp")
+#: Errors of opening a link without following it.
+_IS_A_LINK = {errno.ELOOP, errno.EMLINK}
+
+#: Temporary files of interrupted writes, of the kinds that are written here; earlier versions named them by process ID.
+_LEFTOVER = re.compile(r"\..+\.(json|jsonl|csv|md|html|yaml|safetensors|ckpt|png|svg|pdf)\.([0-9a-f]{16}|\d+)\.tmp")
 
 
 def write_atomically(
@@ -28,14 +32,17 @@ def write_atomically(
 ) -> None:
     """Write ``content`` to a temporary file beside ``path``, flush it to disk, and rename it over ``path``.
 
-    Missing parent folders are created. A crash leaves the old file or the new one, never a partial one. The temporary
-    file has a random name and is never opened through a link; a link at ``path`` is replaced, not followed.
+    A crash leaves the old file or the new one, never a partial one. The temporary file has a random name and is never
+    opened through a link; a link at ``path`` is replaced, not followed.
 
     Args:
-        path: The file.
+        path: The file. Missing parent folders are created, unless ``folder`` is given.
         content: Its new content; text is encoded as UTF-8.
         mode: Permissions of the new file, before the umask.
         folder: Handle of the open folder of ``path``, which then stays the same folder if it is moved.
+
+    Raises:
+        OSError: The file cannot be written; it is named, and its old content is unchanged.
     """
     target = Path(path)
     if folder is None:
@@ -43,41 +50,83 @@ def write_atomically(
     data = content.encode("utf-8") if isinstance(content, str) else content
     temporary = target.with_name(f".{target.name}.{secrets.token_hex(8)}.tmp")
     opened, named = (temporary, target) if folder is None else (Path(temporary.name), Path(target.name))
-    handle = os.open(opened, os.O_WRONLY | os.O_CREAT | os.O_EXCL | _NO_LINKS, mode, dir_fd=folder)
-    try:
-        with os.fdopen(handle, "wb") as stream:
-            stream.write(data)
-            stream.flush()
-            os.fsync(stream.fileno())
-        os.replace(opened, named, src_dir_fd=folder, dst_dir_fd=folder)
-    except BaseException:
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(opened, dir_fd=folder)
-        raise
-    sync_folder(target.parent if folder is None else folder)
+    with naming(target):
+        handle = os.open(opened, os.O_WRONLY | os.O_CREAT | os.O_EXCL | _NO_LINKS, mode, dir_fd=folder)
+        try:
+            with os.fdopen(handle, "wb") as stream:
+                stream.write(data)
+                stream.flush()
+                os.fsync(stream.fileno())
+            os.replace(opened, named, src_dir_fd=folder, dst_dir_fd=folder)
+        except BaseException:
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(opened, dir_fd=folder)
+            raise
+        sync_folder(target.parent if folder is None else folder)
 
 
-def open_for_appending(path: str | os.PathLike[str], *, mode: int = PRIVATE_FILE, folder: int | None = None) -> int:
-    """A handle that appends to the regular file ``path``, which is created if missing and never opened through a link.
+def open_for_appending(
+    path: str | os.PathLike[str], *, create: bool = True, mode: int = PRIVATE_FILE, folder: int | None = None
+) -> int:
+    """A handle that reads and appends to the regular file ``path``.
 
     Args:
         path: The file.
+        create: Whether to create a missing file.
         mode: Permissions of a new file, before the umask.
         folder: Handle of the open folder of ``path``.
 
     Raises:
         OSError: The file is a link or not a regular file, or cannot be opened.
     """
-    # Without O_NONBLOCK, opening a named pipe would wait for a reader.
-    flags = os.O_RDWR | os.O_APPEND | os.O_CREAT | _NO_LINKS | getattr(os, "O_NONBLOCK", 0)
+    return _open_regular(path, os.O_RDWR | os.O_APPEND | (os.O_CREAT if create else 0), mode, folder)
+
+
+def read_without_links(path: str | os.PathLike[str], *, folder: int | None = None) -> bytes:
+    """Content of the regular file ``path``.
+
+    Args:
+        path: The file.
+        folder: Handle of the open folder of ``path``.
+
+    Raises:
+        OSError: The file is a link or not a regular file, or cannot be opened.
+    """
+    with os.fdopen(_open_regular(path, os.O_RDONLY, 0, folder), "rb") as stream:
+        return stream.read()
+
+
+def _open_regular(path: str | os.PathLike[str], flags: int, mode: int, folder: int | None) -> int:
     name = Path(path) if folder is None else Path(path).name
-    handle = os.open(name, flags, mode, dir_fd=folder)
-    try:
-        require_regular(handle, path)
-    except BaseException:
-        os.close(handle)
-        raise
+    with naming(path):
+        # Without O_NONBLOCK, opening a named pipe would wait for its other end.
+        handle = os.open(name, flags | _NO_LINKS | getattr(os, "O_NONBLOCK", 0), mode, dir_fd=folder)
+        try:
+            require_regular(handle, path)
+        except BaseException:
+            os.close(handle)
+            raise
     return handle
+
+
+@contextlib.contextmanager
+def naming(path: str | os.PathLike[str]) -> Iterator[None]:
+    """Name the file ``path`` in the errors of the system, instead of none or of a temporary one.
+
+    Example:
+        >>> with naming("ledger.json"):
+        ...     raise OSError(errno.ENOSPC, "No space left on device")
+        Traceback (most recent call last):
+            ...
+        OSError: [Errno 28] No space left on device: 'ledger.json'
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno is None:
+            raise
+        words = "it is a link, which is not followed" if error.errno in _IS_A_LINK else error.strerror
+        raise OSError(error.errno, words, os.fspath(path)) from error
 
 
 def require_regular(handle: int, path: str | os.PathLike[str]) -> None:
@@ -105,15 +154,17 @@ def sync_folder(folder: Path | int) -> None:
         os.close(handle)
 
 
-def remove_leftovers(folder: Path) -> list[str]:
+def remove_leftovers(folder: Path | int) -> list[str]:
     """Remove the temporary files of writes that a killed process never finished, and return their names.
 
-    The caller holds the folder: another process may be writing there otherwise.
+    The caller must hold the lock of the folder, given by its path or handle: otherwise another process may be writing.
     """
-    if not folder.is_dir():
-        return []
-    found = sorted(entry.name for entry in os.scandir(folder) if _LEFTOVER.fullmatch(entry.name))
+    with os.scandir(folder) as entries:
+        found = sorted(entry.name for entry in entries if _LEFTOVER.fullmatch(entry.name))
     for name in found:
         with contextlib.suppress(FileNotFoundError, IsADirectoryError, PermissionError):
-            os.unlink(folder / name)
+            if isinstance(folder, int):
+                os.unlink(name, dir_fd=folder)
+            else:
+                os.unlink(folder / name)
     return found

@@ -10,7 +10,7 @@ from itertools import chain, count, groupby, repeat
 from pathlib import Path
 from typing import Any
 
-from monitors.atomic import sync_folder
+from monitors.atomic import naming, open_for_appending, read_without_links, sync_folder
 from monitors.errors import CheckpointError
 from monitors.events import PrivacyEvent, event_from_dict
 
@@ -34,19 +34,22 @@ class ReleaseJournal:
     file is refused. An incomplete last line belongs to a block that had not begun and is ignored.
 
     Args:
-        path: The file; the first line creates it.
+        path: The file; the first line creates it. It is never read or written through a link.
+        folder: Handle of its open folder, which then stays the same folder if it is moved.
 
     Raises:
-        CheckpointError: The file was changed after it was written; the line is named.
+        CheckpointError: The file was changed after it was written (the line is named), or is a link or not a regular
+            file.
     """
 
-    def __init__(self, path: str | os.PathLike[str]) -> None:
+    def __init__(self, path: str | os.PathLike[str], *, folder: int | None = None) -> None:
         self.path = Path(path)
+        self._folder = folder
+        self._size = 0  # of the whole lines, in bytes
         self._lines: list[dict[str, Any]] = []
         self._digests = [_digest("", FORMAT)]
         self._torn = 0
-        if self.path.is_file():
-            self._read()
+        self._read()
 
     @property
     def head(self) -> str:
@@ -94,20 +97,54 @@ class ReleaseJournal:
     def _append(self, line: dict[str, Any]) -> None:
         text = json.dumps(line, sort_keys=True)
         digest = _digest(self.head, text)
-        with self.path.open("ab") as stream:
-            if self._torn:  # the new line must not be glued to an incomplete one
-                stream.truncate(stream.seek(0, os.SEEK_END) - self._torn)
-            stream.write(f"{digest} {text}\n".encode())  # one write: a crash can only leave a part of this line
-            stream.flush()
-            os.fsync(stream.fileno())
-        if not self._lines:
-            sync_folder(self.path.parent)
-        self._torn = 0
+        written = f"{digest} {text}\n".encode()
+        try:
+            handle = open_for_appending(self.path, create=not self._size + self._torn, folder=self._folder)
+        except OSError as error:
+            raise CheckpointError(
+                f"{self.path} cannot be written: {error.strerror}; nothing more is released"
+            ) from error
+        try:
+            self._require_unchanged(os.fstat(handle).st_size)
+            with naming(self.path):
+                self._write(handle, written)
+        finally:
+            os.close(handle)
+        self._size += len(written)
         self._lines.append(line)
         self._digests.append(digest)
 
+    def _write(self, handle: int, content: bytes) -> None:
+        if self._torn:  # the new line must not be glued to an incomplete one
+            os.ftruncate(handle, self._size)
+            self._torn = 0
+        try:
+            while content:  # mostly one write: a crash can only leave a part of this line
+                content = content[os.write(handle, content) :]
+            os.fsync(handle)
+            if not self._lines:
+                sync_folder(self.path.parent if self._folder is None else self._folder)
+        except BaseException:
+            # On a full disk, for example. What this process writes next must still be a whole line.
+            self._torn = max(0, os.fstat(handle).st_size - self._size)
+            raise
+
+    def _require_unchanged(self, size: int) -> None:
+        if size != self._size + self._torn:
+            raise CheckpointError(
+                f"{self.path} has {size:,} bytes instead of {self._size + self._torn:,}: the record of releases was "
+                "removed, or changed by a different process, while it was in use, so nothing more is released. "
+                "Restore the original file, or train in a different folder and keep this one"
+            )
+
     def _read(self) -> None:
-        whole, _, torn = self.path.read_bytes().rpartition(b"\n")
+        try:
+            content = read_without_links(self.path, folder=self._folder)
+        except FileNotFoundError:
+            return
+        except OSError as error:
+            raise CheckpointError(f"{self.path} cannot be read: {error.strerror or error}") from error
+        whole, _, torn = content.rpartition(b"\n")
         for number, raw in enumerate(whole.split(b"\n") if whole else [], start=1):
             digest, _, text = raw.decode("utf-8", "replace").partition(" ")
             if digest != _digest(self.head, text):
@@ -118,7 +155,7 @@ class ReleaseJournal:
                 )
             self._lines.append(json.loads(text))
             self._digests.append(digest)
-        self._torn = len(torn)
+        self._size, self._torn = len(content) - len(torn), len(torn)
 
 
 def _digest(before: str, text: str) -> str:

@@ -268,7 +268,7 @@ class Ledger:
             )
         return ledger
 
-    def save(self, path: str | os.PathLike[str], *, journal: str | None = None) -> None:
+    def save(self, path: str | os.PathLike[str], *, journal: str | None = None, folder: int | None = None) -> None:
         """Write the ledger to ``path`` atomically and flush it to the disk.
 
         Args:
@@ -276,8 +276,9 @@ class Ledger:
             journal: While a training is under way: the ``head`` of the ``ReleaseJournal`` in the same folder. ``load``
                 then adds what the journal announced since, and refuses the file if the journal is missing. None: the
                 ledger is complete.
+            folder: Handle of the open folder of ``path``, which then stays the same folder if it is moved.
         """
-        write_atomically(path, self._text(journal))
+        write_atomically(path, self._text(journal), folder=folder)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Ledger:

@@ -7,15 +7,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dpmodel.callbacks.base import Callback
+from dpmodel.training.table_file import TableFile
 
 if TYPE_CHECKING:
     from dpmodel.training.run import Run
 
 
 class CSVLogger(Callback):
-    """Write ``run.history`` to a CSV file after every epoch; the file is always complete.
+    """Keep ``run.history`` in a CSV file, one line per epoch; an epoch is appended when it ends.
 
-    The file contains the training loss, which is not private: keep it with the data, not with the published model.
+    The file contains the training loss, which is not private: keep it with the data, not with the published model. Only
+    the user can read it (mode 0600).
 
     Args:
         path: The file; an existing one is replaced. Missing folders are created.
@@ -28,11 +30,13 @@ class CSVLogger(Callback):
         self.path = Path(path)
         if self.path.is_dir():
             raise ValueError(f"path must be a file, {self.path} is a folder")
+        self._file = TableFile(self.path)
 
     def on_train_begin(self, run: Run) -> None:
         """Write the header, so that a wrong path fails before any budget is spent."""
-        run.history.to_csv(self.path)
+        self._file = TableFile(self.path)
+        self.on_train_epoch_end(run)
 
     def on_train_epoch_end(self, run: Run) -> None:
-        """Write all epochs so far."""
-        run.history.to_csv(self.path)
+        """Write the epochs that the file lacks."""
+        self._file.update(run.history.columns, run.history.cells)

@@ -138,13 +138,13 @@ def _dry_run(comparison: Any, console: Console, as_json: bool) -> None:
 def _write(run: ComparisonRun, docs: Path | None, console: Console) -> None:
     from dpmodel.compare.output import write_outputs
     from dpmodel.compare.tables import to_markdown
-    from monitors.atomic import write_atomically
+    from monitors.atomic import SHARED_FILE, write_atomically
 
     assert run.result is not None
     with console.status("drawing figures"):
         write_outputs(run.result, run.folder)
     if docs is not None:
-        write_atomically(docs, to_markdown(run.result))
+        write_atomically(docs, to_markdown(run.result), mode=SHARED_FILE)
 
 
 def _summary(run: ComparisonRun) -> dict[str, Any]:

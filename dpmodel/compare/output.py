@@ -11,7 +11,7 @@ from dpmodel.compare.pictures import draw_comparison
 from dpmodel.compare.results import ComparisonResult
 from dpmodel.compare.tables import to_csv, to_markdown
 from dpmodel.figures.files import save_figures
-from monitors.atomic import write_atomically
+from monitors.atomic import PRIVATE_FILE, write_atomically
 
 
 def write_outputs(result: ComparisonResult, folder: ComparisonFolder) -> list[Path]:
@@ -29,6 +29,6 @@ def write_outputs(result: ComparisonResult, folder: ComparisonFolder) -> list[Pa
     for path, text in texts.items():
         write_atomically(path, text)
     figures = draw_comparison(result, folder.curves)
-    pictures = save_figures(figures, folder.figures)
+    pictures = save_figures(figures, folder.figures, mode=PRIVATE_FILE)
     write_atomically(folder.html, to_html(result, figures))
     return [*texts, *pictures, folder.html]

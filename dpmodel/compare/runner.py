@@ -108,11 +108,12 @@ def run_comparison(
     checks.positive_int(jobs=processes)
     observer = NullWatcher() if watcher is None else watcher
     folder = ComparisonFolder(Path(directory) if directory is not None else comparison.directory)
-    with FolderLock(folder.path):
+    with FolderLock(folder.path) as lock:
         variants = calibrate_variants(comparison, folder.multipliers, observer.calibrating)
         all_jobs, reused = _jobs(comparison, variants, folder, processes)
         observer.training(all_jobs, reused)
         outcomes = run_jobs(all_jobs, processes, observer) if all_jobs else []
+        lock.require_in_place()
         result = collect(comparison, variants, folder)
     done = 0 if result is None else sum(len(row.runs) for row in result.variants)
     wanted = len(variants) * len(comparison.definition.seeds)

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from monitors.atomic import write_atomically
+from monitors.atomic import SHARED_FILE, write_atomically
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -32,8 +32,23 @@ def require_format(path: str | os.PathLike[str]) -> str:
     return ending
 
 
-def save_figure(figure: Figure, path: str | os.PathLike[str]) -> None:
+def save_figure(figure: Figure, path: str | os.PathLike[str], *, mode: int = SHARED_FILE) -> None:
     """Write ``figure`` to ``path`` atomically; the extension chooses the format (``.png``, ``.svg``, ``.pdf``).
+
+    Args:
+        figure: The figure.
+        path: The file.
+        mode: Permissions of the file, before the umask. Default: those of any file, because figures are made to be
+            shown.
+
+    Raises:
+        ValueError: Unknown extension.
+    """
+    write_atomically(path, figure_bytes(figure, path), mode=mode)
+
+
+def figure_bytes(figure: Figure, path: str | os.PathLike[str]) -> bytes:
+    """Content of the file of ``figure`` in the format that the extension of ``path`` names.
 
     Raises:
         ValueError: Unknown extension.
@@ -44,12 +59,18 @@ def save_figure(figure: Figure, path: str | os.PathLike[str]) -> None:
     # TrueType fonts, because many publishers refuse matplotlib's default, Type 3.
     with matplotlib.rc_context({"pdf.fonttype": 42}):
         figure.savefig(picture, format=kind, dpi=DOTS_PER_INCH, facecolor=figure.get_facecolor())
-    write_atomically(path, picture.getvalue())
+    return picture.getvalue()
 
 
-def save_figures(figures: Mapping[str, Figure], folder: Path, formats: Sequence[str] = DEFAULT_FORMATS) -> list[Path]:
-    """Write every figure into ``folder`` in each of ``formats`` and return the paths."""
+def save_figures(
+    figures: Mapping[str, Figure],
+    folder: Path,
+    formats: Sequence[str] = DEFAULT_FORMATS,
+    *,
+    mode: int = SHARED_FILE,
+) -> list[Path]:
+    """Write every figure into ``folder`` in each of ``formats``, as ``save_figure`` does, and return the paths."""
     written = [(folder / f"{name}.{kind}", figure) for name, figure in figures.items() for kind in formats]
     for path, figure in written:
-        save_figure(figure, path)
+        save_figure(figure, path, mode=mode)
     return [path for path, _ in written]

@@ -11,6 +11,7 @@ from dpmodel.figures.gallery import draw_all
 from dpmodel.figures.style import repaint, require_size, require_style
 from dpmodel.figures.training_curve import draw_history
 from monitors import checks
+from monitors.atomic import PRIVATE_FILE, SHARED_FILE
 from monitors.errors import ConfigError
 
 
@@ -59,7 +60,8 @@ def draw_runs(
         figures[name] = draw_history(curve.histories[0], privacy=curve.privacy, size=size)
     for figure in figures.values():
         repaint(figure, style)
-    return save_figures(figures, folder, formats)
+    # A run folder is private, because it holds training losses; elsewhere, figures are made to be shown.
+    return save_figures(figures, folder, formats, mode=PRIVATE_FILE if output is None else SHARED_FILE)
 
 
 def _require_look(style: str, formats: Sequence[str], size: float | None) -> None:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from dpmodel.saving.lock import LOCK_NAME
+from dpmodel.saving.lock import LOCK_NAME, FolderLock
 from dpmodel.training.interrupt import INTERRUPTED
-from monitors.errors import ConfigError
+from monitors.atomic import PRIVATE_FOLDER
+from monitors.errors import CheckpointError, ConfigError
 from monitors.journal import JOURNAL_NAME
 
 
@@ -88,8 +90,7 @@ class RunFolder:
             status = str(json.loads(self.report.read_text(encoding="utf-8"))["status"])
         except (OSError, ValueError, KeyError, TypeError):
             return None
-        stopped = status.startswith("stopped: ") and INTERRUPTED not in status
-        return status if stopped or status == "finished" else None
+        return status if is_final(status) else None
 
     @property
     def in_use(self) -> bool:
@@ -118,18 +119,18 @@ class RunFolder:
                 moved = self._free_name()
                 self.path.rename(moved)
                 (moved / LOCK_NAME).unlink(missing_ok=True)
-            self.path.mkdir(parents=True, exist_ok=True)
+            self.path.mkdir(mode=PRIVATE_FOLDER, parents=True, exist_ok=True)
         except OSError as error:
             raise ConfigError(f"the run folder {self.path} cannot be created: {error.strerror}") from error
         return moved
 
-    def abandon(self) -> None:
-        """Remove the folder of a training that never began; other files in it stay."""
-        for file in (self.config, self.test_data):
-            file.unlink(missing_ok=True)
-        if self.path.is_dir() and not self.in_use:
-            (self.path / LOCK_NAME).unlink(missing_ok=True)
-            self.path.rmdir()
+    def abandon(self, lock: FolderLock) -> None:
+        """Remove the folder of a training that released nothing, which ``lock`` holds; other files in it stay."""
+        lock.remove(self.config, self.test_data)
+        if not lock.moved and not self.in_use:
+            lock.release()
+            with suppress(OSError):  # removed with the lock, or in use again
+                self.path.rmdir()
 
     @classmethod
     def existing(cls, path: str | os.PathLike[str]) -> RunFolder:
@@ -152,6 +153,20 @@ class RunFolder:
             )
         return folder
 
+    def refuse_links(self) -> None:
+        """Refuse a ledger, journal or state that is a link, or not a regular file, such as a named pipe.
+
+        Raises:
+            CheckpointError: One is; the file is named.
+        """
+        for file in (self.ledger, self.journal, self.state):
+            if file.is_symlink() or (file.exists() and not file.is_file()):
+                kind = "a link, which is not followed" if file.is_symlink() else "not a regular file"
+                raise CheckpointError(
+                    f"{file} is {kind}. The record of a training lies in its folder: put the file itself there, or "
+                    "choose a different folder"
+                )
+
     def _in_use_text(self) -> str:
         text = (
             f"the run folder {self.path} is not empty. Choose a different one with --output (or output.directory), "
@@ -166,3 +181,8 @@ class RunFolder:
         while (candidate := self.path.with_name(f"{self.path.name}.previous-{number}")).exists():
             number += 1
         return candidate
+
+
+def is_final(status: str) -> bool:
+    """Whether a training with this ``status`` is over: finished or stopped, but not interrupted or failed."""
+    return status == "finished" or (status.startswith("stopped: ") and INTERRUPTED not in status)

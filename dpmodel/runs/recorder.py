@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dpmodel.callbacks.base import Callback
 from dpmodel.config.sections import OutputSection
+from dpmodel.figures.files import figure_bytes
 from dpmodel.runs.folder import RunFolder
 from dpmodel.runs.report import PrivacyReport, ReportSubject, make_report
-from dpmodel.saving.checkpoint import save_checkpoint
+from dpmodel.saving.checkpoint import checkpoint_content
 from dpmodel.saving.record import ReleaseRecord
-from monitors.errors import ConfigError
+from dpmodel.saving.tensor_file import write_tensor_file
+from dpmodel.training.history import NORM_BOUND_COLUMNS
+from dpmodel.training.table_file import TableFile
+from monitors.errors import CheckpointError, ConfigError
 
 if TYPE_CHECKING:
     from dpmodel.training.run import Run
@@ -24,15 +28,17 @@ class RunRecorder(Callback):
     """Keeps history, weights and report in a run folder up to date; the ledger is written by ``ReleaseRecord``.
 
     Args:
-        folder: Where to write.
+        record: The record of releases that holds the folder.
         output: What to write besides the report. Default: all of it.
         subject: The training as its report describes it. Default: as the run describes itself.
     """
 
     def __init__(
-        self, folder: RunFolder, output: OutputSection | None = None, subject: ReportSubject | None = None
+        self, record: ReleaseRecord, output: OutputSection | None = None, subject: ReportSubject | None = None
     ) -> None:
-        self.folder = folder
+        self.record = record
+        self.folder = record.folder
+        self._history, self._norm_bounds = TableFile(self.folder.history), TableFile(self.folder.norm_bounds)
         self.output = OutputSection() if output is None else output
         self.subject = subject
         self.run: Run | None = None
@@ -45,30 +51,37 @@ class RunRecorder(Callback):
         """Write the history and the weights."""
         self._write_progress(run)
 
-    def finish(self, status: str) -> PrivacyReport | None:
-        """Write everything once more, with the report; None if the training never began.
+    def finish(self, status: str, *, failed: bool = False) -> PrivacyReport | None:
+        """Write everything once more, with the report; None if the training failed before it released anything.
 
         Args:
             status: ``"finished"``, or why the training ended early.
+            failed: Whether an exception ended it.
         """
         run = self.run
-        if run is None:
+        if run is None or (failed and not self.record.released(run)):
             return None
         subject = run.subject if self.subject is None else self.subject
         report = make_report(subject, run.ledger, run.step, status=status, verified=run.verification)
-        report.save(self.folder.path)
+        lock = self.record.lock
+        lock.write(self.folder.report, report.to_json())
+        lock.write(self.folder.statement, str(report))
         self._write_progress(run)
         if self.output.curve and len(run.history):
-            run.history.plot(self.folder.curve, ledger=run.ledger, accountant=run.accountant)
+            figure = run.history.plot(ledger=run.ledger, accountant=run.accountant)
+            lock.write(self.folder.curve, figure_bytes(figure, self.folder.curve))
+        if lock.moved:
+            run.say(f"{self.folder.path} was moved while training; its files are in the moved folder")
         return report
 
     def _write_progress(self, run: Run) -> None:
         if self.output.history:
-            run.history.to_csv(self.folder.history)
-            if len(run.history.norm_bounds) > 1:
-                run.history.norm_bounds_to_csv(self.folder.norm_bounds)
+            history, folder = run.history, self.record.lock.handle()
+            self._history.update(history.columns, history.cells, folder=folder)
+            if len(history.norm_bounds) > 1:
+                self._norm_bounds.update(NORM_BOUND_COLUMNS, lambda first: history.norm_bounds[first:], folder=folder)
         if self.output.checkpoint:
-            save_checkpoint(self.folder.checkpoint, run)
+            write_tensor_file(self.folder.checkpoint, *checkpoint_content(run), folder=self.record.lock.handle())
 
 
 @contextmanager
@@ -97,16 +110,17 @@ def recording(
                 f"the run folder {folder.path} is not empty. Choose a different one with output=, and keep this one: "
                 "its ledger counts for the data"
             )
-        recorders = [RunRecorder(folder)]
         if not shared:
             keepers.append(ReleaseRecord(folder.path))
+        recorders = [RunRecorder(keepers[-1])]
     with ExitStack() as opened:
         for entry in keepers:
             opened.enter_context(entry.open())
         try:
             yield recorders, keepers
         except BaseException as error:
-            _finish(recorders, error)
+            with suppress(OSError, CheckpointError):  # the first failure is the one to report
+                _finish(recorders, error)
             raise
         _finish(recorders)
 
@@ -114,4 +128,4 @@ def recording(
 def _finish(recorders: list[RunRecorder], error: BaseException | None = None) -> None:
     for recorder in recorders:
         if recorder.run is not None:
-            recorder.finish(recorder.run.status(error))
+            recorder.finish(recorder.run.status(error), failed=error is not None)

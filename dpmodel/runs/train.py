@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -16,14 +16,13 @@ from dpmodel.data.fingerprint import Fingerprint
 from dpmodel.planning.from_config import with_noise_multiplier
 from dpmodel.preflight.task import locating_refusals
 from dpmodel.runs.build import SOLVED_FOR, Training, build_training
-from dpmodel.runs.folder import RunFolder
+from dpmodel.runs.folder import RunFolder, is_final
 from dpmodel.runs.recorder import RunRecorder
 from dpmodel.saving.keeper import StateKeeper
 from dpmodel.saving.lock import FolderLock
 from dpmodel.saving.record import DEFAULT_EVERY_N_STEPS, ReleaseRecord
 from dpmodel.saving.state import WHAT_TO_DO
 from dpmodel.training.interrupt import InterruptStop
-from monitors.atomic import write_atomically
 from monitors.errors import CheckpointError, ConfigError
 
 if TYPE_CHECKING:
@@ -104,8 +103,12 @@ def _new(config: Config, folder: RunFolder, *, force: bool) -> Iterator[_Begun]:
     with lock:
         if folder.claim(force=force) is not None:
             lock.acquire()  # the locked folder has been moved aside
-        write_atomically(folder.config, training.resolved_yaml)
-        write_atomically(folder.test_data, json.dumps(Fingerprint.of(training.task.data.test).to_dict()) + "\n")
+        try:
+            lock.write(folder.config, training.resolved_yaml)
+            lock.write(folder.test_data, json.dumps(Fingerprint.of(training.task.data.test).to_dict()) + "\n")
+        except BaseException:
+            folder.abandon(lock)
+            raise
         every = config.output.save_every_steps
         if every is None:
             yield training, ReleaseRecord(folder.path, lock=lock)
@@ -159,7 +162,7 @@ def _carry_out(
     keeper: ReleaseRecord,
     announce: Callable[[Training, RunFolder], None] | None,
 ) -> TrainingResult:
-    recorder, interrupt = RunRecorder(folder, training.config.output, training.plan.subject), InterruptStop()
+    recorder, interrupt = RunRecorder(keeper, training.config.output, training.plan.subject), InterruptStop()
     # The recorder comes last, so that nothing is written if a callback refuses to begin.
     listeners = [interrupt, *training.callbacks, *callbacks, recorder]
     try:
@@ -174,14 +177,15 @@ def _carry_out(
                 keeper=keeper,
             )
     except BaseException as error:
-        never_began = recorder.finish(f"failed: {type(error).__name__}: {error}") is None
-        if never_began and not keeper.resume:
-            folder.abandon()
+        with suppress(OSError, CheckpointError):  # the first failure is the one to report
+            nothing_released = recorder.finish(f"failed: {type(error).__name__}: {error}", failed=True) is None
+            if nothing_released and not keeper.resume:
+                folder.abandon(keeper.lock)
         raise
     run = recorder.run
     assert run is not None
     report = recorder.finish(run.status())
     assert report is not None
-    if folder.ended() is not None:
+    if is_final(report.status):
         keeper.discard()
     return TrainingResult(folder, history, report, dict(run.metrics), interrupt.interrupted)

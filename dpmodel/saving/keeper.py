@@ -139,7 +139,7 @@ class StateKeeper(ReleaseRecord):
                 "state while it runs, unless output.save_every_steps is null"
             )
         state = read_state(folder.state)
-        self._journal = journal = ReleaseJournal(folder.journal)
+        self._journal = journal = ReleaseJournal(folder.journal, folder=self.lock.handle())
         if not journal.follows(state.journal_head):
             raise CheckpointError(
                 f"{folder.journal} is missing, or older than {folder.state}: how many steps were lost cannot be stated."
@@ -163,17 +163,13 @@ class StateKeeper(ReleaseRecord):
         try:
             self._save(loop)
         except CheckpointError as error:
-            # Nothing was released yet: leave the folder as it was found, for the next attempt.
-            self.discard()
-            self.folder.ledger.unlink(missing_ok=True)
-            self._run = None
             raise CheckpointError(
                 f"{error}. Train without saving a state: output.save_every_steps: null, or no keeper"
             ) from error
 
     def _save(self, loop: TrainingLoop) -> None:
         assert self._writer is not None
-        self._writer.write(loop, self.journal.head)
+        self._writer.write(loop, self.journal.head, folder=self.lock.handle())
         self._saved, self._stale = loop.run.step, True
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -65,11 +65,15 @@ class ReleaseRecord:
         self.every_n_steps = every_n_steps
         self.state: TrainingState | None = None
         self._lock = lock
+        # Of the last training: they outlive its end, when the caller decides whether to keep the folder.
+        self._found: str | None = None
+        self._announced = False
         self._reset()
 
     def _reset(self) -> None:
         # A record belongs to one training; the next training, of any model, must read its own from the folder.
         self.state = None
+        self._opened: FolderLock | None = None
         self._journal: ReleaseJournal | None = None
         self._run: Run | None = None  # once something was written about it
         self._begun = False
@@ -85,22 +89,30 @@ class ReleaseRecord:
             ConfigError: Another process holds the folder.
             CheckpointError: The folder holds a different training, or nothing to resume, or a damaged file.
         """
-        lock = FolderLock(self.folder.path) if self._lock is None else None
-        if lock is not None:
-            lock.acquire()
-        try:
-            self.load()
-            yield
-        finally:
+        opened = nullcontext(self._lock) if self._lock is not None else FolderLock(self.folder.path)
+        with opened as self._opened:
             try:
-                if self._run is not None:
-                    self._run.ledger.save(self.folder.ledger)
-                    if not self.folder.state.exists():
-                        self.folder.journal.unlink(missing_ok=True)
+                self.folder.refuse_links()
+                self.load()
+                yield
+                self._complete()
+            except BaseException:
+                with suppress(OSError, CheckpointError):  # the first failure is the one to report
+                    self._complete(failed=True)
+                raise
             finally:
                 self._reset()
-                if lock is not None:
-                    lock.release()
+
+    def released(self, run: Run) -> bool:
+        """Whether ``run``, or the training that it resumes, may have released anything."""
+        return self.resume or self._announced or run.ledger.digest() != self._found
+
+    @property
+    def lock(self) -> FolderLock:
+        """The lock of the folder, which is open."""
+        lock = self._lock if self._opened is None else self._opened
+        assert lock is not None
+        return lock
 
     def load(self) -> TrainingState | None:
         """Read the folder, which must be held; return the state to resume from, or None for a new training.
@@ -110,17 +122,19 @@ class ReleaseRecord:
         """
         if self._journal is None:
             self._require_unused()
-            self._journal = ReleaseJournal(self.folder.journal)
+            self._journal = ReleaseJournal(self.folder.journal, folder=self.lock.handle())
         return None
 
     def restore(self, run: Run, listeners: CallbackList) -> None:
         """Follow ``run`` from before it is checked and begins."""
         del listeners
+        self._announced, self._found = False, run.ledger.digest()
         run.on_violation(lambda: self._violated(run))
 
     def before_release(self, loop: TrainingLoop) -> None:
         """Announce a block before its first step, and the rest of it again after a change of the schedule."""
         run = loop.run
+        self.lock.handle()  # without the folder, the record of this release would be lost
         if run.step >= self._end:
             self._end = min(run.step + self.every_n_steps, run.planned_steps)
             self._announce(run)
@@ -131,9 +145,10 @@ class ReleaseRecord:
         """Called before the first step, after each step, and with ``rest`` when no step follows."""
         del rest
         if not self._begun:
+            self._run = loop.run
             self.journal.begin(loop.run.step)
-            for stale in (self.folder.report, self.folder.statement):
-                stale.unlink(missing_ok=True)  # they state an epsilon without the steps that come now
+            # They state an epsilon without the steps that come now.
+            self.lock.remove(self.folder.report, self.folder.statement)
             self._write_ledger(loop.run)
             self._begun, self._end = True, loop.run.step
 
@@ -143,8 +158,7 @@ class ReleaseRecord:
 
     def discard(self) -> None:
         """Remove state and journal of a training whose results are written."""
-        self.folder.state.unlink(missing_ok=True)
-        self.folder.journal.unlink(missing_ok=True)
+        self.lock.remove(self.folder.state, self.folder.journal)
 
     @property
     def journal(self) -> ReleaseJournal:
@@ -168,11 +182,23 @@ class ReleaseRecord:
     def _announce(self, run: Run) -> None:
         self._events = [run.event(step) for step in range(run.step, self._end)]
         self.journal.announce(run.step, self._events)
-        self._stale = False
+        self._announced, self._stale = True, False
 
     def _write_ledger(self, run: Run) -> None:
         self._run, self._stale = run, True
-        run.ledger.save(self.folder.ledger, journal=self.journal.head)
+        run.ledger.save(self.folder.ledger, journal=self.journal.head, folder=self.lock.handle())
+
+    def _complete(self, *, failed: bool = False) -> None:
+        """State the ledger without the journal; after a failure before the first release, leave the folder as found."""
+        if self._run is None:
+            return
+        if failed and not self.released(self._run):
+            self.discard()
+            self.lock.remove(self.folder.ledger)
+            return
+        self._run.ledger.save(self.folder.ledger, folder=self.lock.handle())
+        if not self.lock.holds(self.folder.state):
+            self.lock.remove(self.folder.journal)
 
     def _violated(self, run: Run) -> None:
         # The journal first: a state is not resumed if the journal names a violation.

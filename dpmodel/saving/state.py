@@ -126,8 +126,10 @@ class StateWriter:
     settings: Mapping[str, Any]
     _rows: list[str] = field(default_factory=list, init=False, repr=False)
 
-    def write(self, loop: TrainingLoop, journal_head: str) -> None:
+    def write(self, loop: TrainingLoop, journal_head: str, *, folder: int | None = None) -> None:
         """Save the state of ``loop`` between two steps, atomically and flushed to the disk.
+
+        For ``folder``, see ``write_atomically``.
 
         Raises:
             CheckpointError: Something in the state cannot be saved; it is named.
@@ -143,7 +145,7 @@ class StateWriter:
             "loop": loop.state_dict(),
         }
         values[KEY] = pack_nest(stored, KEY, tensors, "the training")
-        write_tensor_file(self.path, tensors, values)
+        write_tensor_file(self.path, tensors, values, folder=folder)
 
     def _encoded(self, ledger: Ledger) -> str:
         # A decaying schedule has one row per step: each is encoded once, except the last, which may have grown.

@@ -20,10 +20,16 @@ METADATA_KEY = "dpmodel"
 HEADER_LENGTH_BYTES = 8
 
 
-def write_tensor_file(path: str | os.PathLike[str], tensors: Mapping[str, Tensor], values: Mapping[str, Any]) -> None:
+def write_tensor_file(
+    path: str | os.PathLike[str],
+    tensors: Mapping[str, Tensor],
+    values: Mapping[str, Any],
+    *,
+    folder: int | None = None,
+) -> None:
     """Write ``tensors`` and JSON ``values`` to ``path``, atomically and flushed to the disk.
 
-    Identical tensors (tied weights) are stored once.
+    Identical tensors (tied weights) are stored once. For ``folder``, see ``write_atomically``.
 
     Raises:
         CheckpointError: A value is not JSON, or a tensor has a type that the format does not support.
@@ -38,7 +44,7 @@ def write_tensor_file(path: str | os.PathLike[str], tensors: Mapping[str, Tensor
         content = save(stored, metadata={METADATA_KEY: text})
     except (TypeError, ValueError, KeyError, SafetensorError) as error:
         raise CheckpointError(f"{path} cannot be written: {error}") from error
-    write_atomically(path, content)
+    write_atomically(path, content, folder=folder)
 
 
 def read_tensor_file(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], dict[str, Any]]:

@@ -12,7 +12,7 @@ from dpmodel.config.marked_yaml import read_yaml
 from dpmodel.config.reader import checked_config
 from dpmodel.starter.data_facts import DataFacts, facts_of, kind_of
 from monitors import checks
-from monitors.atomic import write_atomically
+from monitors.atomic import SHARED_FILE, write_atomically
 from monitors.errors import ConfigError
 
 #: Smallest image that ``small_cnn`` accepts.
@@ -127,7 +127,7 @@ def write_starter(
         ValueError, DataError: As for ``starter_configuration``.
     """
     path = Path(file)
-    if path.exists():
+    if os.path.lexists(path):
         raise ConfigError(f"{path} already exists; choose a different file with --output, or remove it")
     text = starter_configuration(data, root, network=network, target_epsilon=target_epsilon, file=path)
     config = checked_config(read_yaml(text, str(path)), str(path))
@@ -135,7 +135,7 @@ def write_starter(
 
     require_known_names(config)
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(path, text)
+    write_atomically(path, text, mode=SHARED_FILE)
     load_config(path)
     return path
 

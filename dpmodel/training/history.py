@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, overload
 
 from dpmodel.claims.choices import private_value_read
+from dpmodel.training.table_file import TableFile, without_torn_line
 from monitors import checks
-from monitors.atomic import write_atomically
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -67,6 +67,8 @@ class EpochRecord:
 #: Most changes of the norm bound that a history keeps.
 MOST_NORM_BOUNDS = 4096
 
+NORM_BOUND_COLUMNS = ("step", "norm_bound")
+
 FIELDS = tuple(item.name for item in dataclasses.fields(EpochRecord) if item.name != "metrics")
 
 
@@ -94,6 +96,8 @@ class History:
         self.epochs: list[EpochRecord] = []
         #: Steps done and norm bound from there on, one pair for each change; empty if it was not recorded.
         self.norm_bounds: list[tuple[int, float]] = []
+        self._names: dict[str, None] = {}  # of the metrics of the first `_named` epochs
+        self._named = 0
 
     def append(self, record: EpochRecord | None = None, **fields: Any) -> EpochRecord:
         """Add one epoch, given as a record or as its fields, and return the record.
@@ -125,7 +129,12 @@ class History:
     @property
     def metric_names(self) -> tuple[str, ...]:
         """Names of all metrics seen, in order of first appearance."""
-        return tuple(dict.fromkeys(name for row in self.epochs for name in row.metrics))
+        if self._named > len(self.epochs):
+            self._named, self._names = 0, {}
+        for row in self.epochs[self._named :]:
+            self._names.update(dict.fromkeys(row.metrics))
+        self._named = len(self.epochs)
+        return tuple(self._names)
 
     @property
     def columns(self) -> tuple[str, ...]:
@@ -159,12 +168,16 @@ class History:
         return history
 
     def to_csv(self, path: str | os.PathLike[str]) -> None:
-        """Write one line per epoch to ``path``, atomically; absent values are empty cells."""
-        text = io.StringIO()
-        writer = csv.writer(text, lineterminator="\n")
-        writer.writerow(self.columns)
-        writer.writerows([_value(row, name) for name in self.columns] for row in self.epochs)
-        write_atomically(path, text.getvalue())
+        """Write one line per epoch to ``path``, atomically; absent values are empty cells.
+
+        The file is private to the user, because it contains the training loss.
+        """
+        TableFile(path).update(self.columns, self.cells)
+
+    def cells(self, first: int = 0) -> list[list[Any]]:
+        """The values of all columns, one list for each epoch from index ``first`` on; None if an epoch has none."""
+        names = self.columns
+        return [[_value(row, name) for name in names] for row in self.epochs[first:]]
 
     @classmethod
     def from_csv(cls, path: str | os.PathLike[str], delta: float | None = None) -> History:
@@ -175,7 +188,7 @@ class History:
         """
         history = cls(delta)
         with Path(path).open(encoding="utf-8", newline="") as stream:
-            reader = csv.DictReader(stream)
+            reader = csv.DictReader(io.StringIO(without_torn_line(stream.read())))
             if not {"epoch", "step"} <= set(reader.fieldnames or ()):
                 raise ValueError(
                     f"{path} is not a training history: its header is {reader.fieldnames}, without epoch and step"
@@ -189,8 +202,7 @@ class History:
 
     def norm_bounds_to_csv(self, path: str | os.PathLike[str]) -> None:
         """Write one line per change of the norm bound to ``path``, atomically."""
-        lines = ["step,norm_bound", *(f"{step},{bound!r}" for step, bound in self.norm_bounds)]
-        write_atomically(path, "\n".join(lines) + "\n")
+        TableFile(path).update(NORM_BOUND_COLUMNS, lambda first: self.norm_bounds[first:])
 
     def read_norm_bounds(self, path: str | os.PathLike[str]) -> None:
         """Read back ``norm_bounds_to_csv``; without such a file, the bound is known only at the ends of the epochs.
@@ -200,7 +212,8 @@ class History:
         """
         with suppress(FileNotFoundError), Path(path).open(encoding="utf-8", newline="") as stream:
             try:
-                rows = [(int(row["step"]), float(row["norm_bound"])) for row in csv.DictReader(stream)]
+                table = csv.DictReader(io.StringIO(without_torn_line(stream.read())))
+                rows = [(int(row["step"]), float(row["norm_bound"])) for row in table]
             except (KeyError, TypeError, ValueError) as error:
                 raise ValueError(f"{path} is not a list of norm bounds: {error}") from error
             self.norm_bounds = rows

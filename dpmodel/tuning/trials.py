@@ -127,7 +127,7 @@ def run_tuning(
     progress = NullWatcher() if watcher is None else watcher
     folder = Path(directory) if directory is not None else tuning.directory
     _require_buildable(tuning)
-    with FolderLock(folder):
+    with FolderLock(folder) as lock:
         progress.calibrating(tuning.name)
         trials = _planned(tuning, folder, *_drawn(tuning, folder))
         _charge(tuning, folder, trials).save(folder / "ledger.json")
@@ -135,6 +135,7 @@ def run_tuning(
         work = [_job(index, trial) for index, trial in enumerate(todo)]
         progress.training(work, len(trials) - len(work))
         outcomes = run_jobs(work, processes, progress) if work else []
+        lock.require_in_place()
         return _concluded(tuning, folder, trials, outcomes)
 
 

@@ -1,7 +1,9 @@
 """The run folder and the privacy report of a training that was written in Python."""
 
 import json
+import os
 import pickle
+import shutil
 
 import pytest
 import torch
@@ -22,7 +24,8 @@ from dpmodel import (
 )
 from dpmodel.runs.evaluate import evaluate_run
 from dpmodel.runs.folder import RunFolder
-from monitors.errors import ConfigError
+from monitors.atomic import write_atomically
+from monitors.errors import CheckpointError, ConfigError
 from monitors.ledger import ANNOUNCED_NOTE
 
 
@@ -193,3 +196,169 @@ def test_a_report_can_be_saved_separately_and_after_pickling(tmp_path):
     model.fit(loader())
     written = pickle.loads(pickle.dumps(model)).report().save(tmp_path / "new")
     assert written.read_text() == str(model.report())
+
+
+class Moves(Callback):
+    """Moves the run folder after a step, and fills a new one at the old path."""
+
+    def __init__(self, folder, step=3):
+        self.folder, self.step = folder, step
+
+    def on_train_step_end(self, run):
+        if run.step == self.step:
+            self.folder.path.rename(self.folder.path.with_name("moved"))
+            model_of().fit(loader(30), output=self.folder.path, keeper=StateKeeper(self.folder.path))
+            self.before = contents(self.folder.path)
+
+
+def contents(folder):
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+@pytest.mark.parametrize("every", [1, 2, 100])
+def test_a_folder_that_is_moved_takes_its_training_along_and_the_new_one_at_its_path_is_unchanged(tmp_path, every):
+    folder, moved, model = RunFolder(tmp_path / "run"), RunFolder(tmp_path / "moved"), model_of()
+    moves = Moves(folder)
+    model.fit(loader(), 2, output=folder.path, callbacks=moves, keeper=StateKeeper(folder.path, every))
+    assert contents(folder.path) == moves.before
+    assert Ledger.load(moved.ledger).digest() == model.ledger.digest()
+    assert json.loads(moved.report.read_text())["status"] == "finished"
+    assert History.from_csv(moved.history).column("epoch") == [1, 2]
+    assert torch.equal(load_checkpoint(moved.checkpoint)["weight"], model.network.weight)
+    assert moved.curve.is_file()
+
+
+def test_the_files_of_a_training_stay_in_its_folder_if_the_current_folder_changes(tmp_path, monkeypatch):
+    class Leaves(Callback):
+        def on_train_step_end(self, run):
+            if run.step == 3:
+                os.chdir(tmp_path / "elsewhere")
+
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path)
+    model = model_of()
+    model.fit(loader(), 2, output="run", keeper=StateKeeper("run", 2), callbacks=Leaves())
+    assert Ledger.load(tmp_path / "run" / "ledger.json").digest() == model.ledger.digest()
+    assert json.loads((tmp_path / "run" / "privacy_report.json").read_text())["status"] == "finished"
+    assert not any((tmp_path / "elsewhere").iterdir())
+
+
+def test_a_moved_folder_whose_training_fails_is_resumed_where_it_is(tmp_path):
+    class Fails(Moves):
+        def on_train_epoch_begin(self, run):
+            if run.epoch == 2:
+                raise RuntimeError("no more")
+
+    class Goes(Callback):
+        pass
+
+    Goes.__name__ = "Fails"
+    folder, moves = RunFolder(tmp_path / "run"), Fails(RunFolder(tmp_path / "run"))
+    with pytest.raises(RuntimeError, match="no more"):
+        model_of().fit(loader(), 2, output=folder.path, callbacks=moves, keeper=StateKeeper(folder.path, 2))
+    assert contents(folder.path) == moves.before
+    resumed, moved = model_of(), tmp_path / "moved"
+    resumed.fit(loader(), 2, output=moved, callbacks=Goes(), keeper=StateKeeper(moved, resume=True))
+    assert Ledger.load(moved / "ledger.json").total == resumed.ledger.total == 12
+
+
+@pytest.mark.parametrize("removed", ["folder", "lock file", "journal"])
+def test_a_training_whose_record_is_removed_ends_before_its_next_release_and_brings_nothing_back(tmp_path, removed):
+    class Removes(Callback):
+        def on_train_step_end(self, run):
+            if run.step == 3:
+                names = {"lock file": ".lock", "journal": "releases.jsonl"}
+                if removed == "folder":
+                    shutil.rmtree(tmp_path / "run")
+                else:
+                    (tmp_path / "run" / names[removed]).unlink()
+                self.left = contents(tmp_path / "run") if removed == "lock file" else {}
+
+    model, removes = model_of(), Removes()
+    with pytest.raises(CheckpointError, match=r"run/(\.lock was removed|releases\.jsonl cannot be written)"):
+        model.fit(loader(), 2, output=tmp_path / "run", keeper=StateKeeper(tmp_path / "run", 3), callbacks=removes)
+    assert model.ledger.total == 3
+    if removed == "lock file":
+        assert contents(tmp_path / "run") == removes.left
+    elif removed == "folder":
+        assert not (tmp_path / "run").exists()
+    else:
+        assert Ledger.load(tmp_path / "run" / "ledger.json").total == 3
+
+
+@pytest.mark.parametrize("name", ["ledger.json", "releases.jsonl", "training_state.safetensors"])
+def test_a_record_that_is_a_named_pipe_is_refused_without_waiting_for_its_other_end(tmp_path, name):
+    (tmp_path / "run").mkdir()
+    os.mkfifo(tmp_path / "run" / name)
+    for resume in (False, True):
+        with pytest.raises(CheckpointError, match=f"run/{name} is not a regular file"):
+            model_of().fit(loader(), keeper=StateKeeper(tmp_path / "run", resume=resume))
+
+
+@pytest.mark.parametrize("name", ["ledger.json", "releases.jsonl", "training_state.safetensors"])
+@pytest.mark.parametrize("resume", [False, True])
+def test_a_record_that_is_a_link_is_refused_and_its_target_is_unchanged(tmp_path, name, resume):
+    other = tmp_path / "other"
+    other.write_text("mine")
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / name).symlink_to(other)
+    model = model_of()
+    with pytest.raises(CheckpointError, match=f"run/{name} is a link"):
+        model.fit(loader(), keeper=StateKeeper(tmp_path / "run", resume=resume))
+    assert model.ledger.total == 0
+    assert other.read_text() == "mine"
+    assert [path.name for path in (tmp_path / "run").iterdir()] == [name]
+
+
+def test_a_link_that_appears_while_training_is_replaced_or_refused_and_its_target_is_unchanged(tmp_path):
+    folder, other = RunFolder(tmp_path / "run"), tmp_path / "other"
+    other.write_text("mine")
+
+    class Links(Callback):
+        def __init__(self, *names):
+            self.names = names
+
+        def on_train_step_end(self, run):
+            if run.step == 4:
+                for name in self.names:
+                    (folder.path / name).unlink(missing_ok=True)
+                    (folder.path / name).symlink_to(other)
+
+    replaced = ["ledger.json", "privacy_report.md", "checkpoint.safetensors", "history.csv", "training_curve.png"]
+    model_of().fit(loader(), 2, output=folder.path, callbacks=Links(*replaced))
+    assert not any((folder.path / name).is_symlink() for name in replaced)
+    for name in ("releases.jsonl", "history.csv"):
+        folder = RunFolder(tmp_path / f"with {name}")
+        links = Links(name)
+        with pytest.raises((CheckpointError, OSError), match=f"{name}.*it is a link|it is a link.*{name}") as caught:
+            model_of().fit(loader(20), 4, output=folder.path, keeper=StateKeeper(folder.path, 3), callbacks=links)
+        assert "\n" not in str(caught.value)
+    assert other.read_text() == "mine"
+
+
+def test_a_run_folder_and_its_files_are_private(tmp_path):
+    model_of().fit(loader(), output=tmp_path / "run", keeper=StateKeeper(tmp_path / "state"))
+    assert {path.stat().st_mode & 0o777 for path in (tmp_path / "run", tmp_path / "state")} == {0o700}
+    assert {path.stat().st_mode & 0o777 for path in tmp_path.glob("*/*")} == {0o600}
+
+
+def test_the_history_grows_by_a_line_per_epoch_and_keeps_up_with_new_metrics(tmp_path, monkeypatch):
+    written = []
+    monkeypatch.setattr(
+        "dpmodel.training.table_file.write_atomically",
+        lambda path, content, **options: (written.append(path.name), write_atomically(path, content, **options)),
+    )
+
+    class Measures(Callback):
+        def on_eval_end(self, run):
+            if run.epoch >= 4:
+                run.metrics = {**run.metrics, "late": 1.0}
+
+    history = model_of(clip_mech=ClipMechanismsFactory.create("Gaussian", learning_rate=0.3)).fit(
+        loader(60), 8, output=tmp_path / "run", callbacks=Measures(), valid_loader=loader().dataset
+    )
+    read = History.from_csv(tmp_path / "run" / "history.csv")
+    assert read.to_dict()["epochs"] == history.to_dict()["epochs"]
+    read.read_norm_bounds(tmp_path / "run" / "norm_bounds.csv")
+    assert read.norm_bounds == history.norm_bounds
+    assert sorted(written) == ["history.csv", "history.csv", "norm_bounds.csv"]

@@ -1,9 +1,10 @@
 import os
+import signal
 import stat
 
 import pytest
 
-from monitors.atomic import open_for_appending, remove_leftovers, write_atomically
+from monitors.atomic import open_for_appending, read_without_links, remove_leftovers, write_atomically
 
 
 def test_text_and_bytes_are_written_and_folders_are_created(tmp_path):
@@ -79,3 +80,53 @@ def test_leftovers_of_killed_writes_are_removed_and_nothing_else(tmp_path):
         (tmp_path / name).touch()
     assert len(remove_leftovers(tmp_path)) == 2
     assert sorted(entry.name for entry in tmp_path.iterdir()) == sorted(kept)
+
+
+def test_an_error_of_the_system_names_the_file_and_not_the_temporary_one(tmp_path):
+    (tmp_path / "gone").mkdir()
+    handle = os.open(tmp_path / "gone", os.O_RDONLY)
+    (tmp_path / "gone").rmdir()
+    try:
+        with pytest.raises(FileNotFoundError) as caught:
+            write_atomically(tmp_path / "gone" / "file", "x", folder=handle)
+    finally:
+        os.close(handle)
+    assert caught.value.filename == str(tmp_path / "gone" / "file")
+    assert not (tmp_path / "gone").exists()
+
+
+def test_reading_refuses_links_and_pipes(tmp_path):
+    (tmp_path / "file").write_bytes(b"x")
+    (tmp_path / "link").symlink_to(tmp_path / "file")
+    os.mkfifo(tmp_path / "pipe")
+    assert read_without_links(tmp_path / "file") == b"x"
+    for name in ("link", "pipe"):
+        with pytest.raises(OSError, match=r"is a link|regular"):
+            read_without_links(tmp_path / name)
+
+
+def test_leftovers_are_removed_from_a_folder_that_was_moved(tmp_path):
+    (tmp_path / "run").mkdir()
+    handle = os.open(tmp_path / "run", os.O_RDONLY)
+    (tmp_path / "run").rename(tmp_path / "moved")
+    (tmp_path / "moved" / ".history.csv.0123456789abcdef.tmp").touch()
+    (tmp_path / "moved" / ".notes.4711.tmp").touch()
+    try:
+        assert remove_leftovers(handle) == [".history.csv.0123456789abcdef.tmp"]
+    finally:
+        os.close(handle)
+    assert [entry.name for entry in (tmp_path / "moved").iterdir()] == [".notes.4711.tmp"]
+
+
+def test_a_killed_write_leaves_the_old_file_and_a_temporary_one_that_is_removed_later(tmp_path):
+    write_atomically(tmp_path / "ledger.json", "old")
+    process = os.fork()
+    if process == 0:
+        os.fsync = lambda handle: os.kill(os.getpid(), signal.SIGKILL)
+        write_atomically(tmp_path / "ledger.json", "new")
+        os._exit(0)
+    assert os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]) == -signal.SIGKILL
+    assert len(list(tmp_path.iterdir())) == 2
+    assert len(remove_leftovers(tmp_path)) == 1
+    assert (tmp_path / "ledger.json").read_text() == "old"
+    assert len(list(tmp_path.iterdir())) == 1

@@ -1,3 +1,6 @@
+import errno
+import os
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -90,3 +93,49 @@ def test_a_violation_is_kept_and_changes_nothing_about_what_was_announced(journa
     again = ReleaseJournal(journal.path)
     assert again.violations == ("the weights were overwritten",)
     assert again.announced(head) == [[EVENT] * 4]
+
+
+@pytest.mark.parametrize("failing", ["write", "fsync", "sync_folder"])
+@pytest.mark.parametrize("lines", [0, 2])
+def test_a_line_that_a_full_disk_cut_off_is_not_glued_to_the_next(journal, monkeypatch, failing, lines):
+    for step in range(lines):
+        journal.begin(step)
+    head, write = journal.head, os.write
+
+    def fail(*arguments):
+        if failing == "write":
+            write(arguments[0], arguments[1][:7])
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("monitors.journal.sync_folder" if failing == "sync_folder" else f"os.{failing}", fail)
+        if failing != "sync_folder" or not lines:
+            with pytest.raises(OSError, match=r"No space left on device: '.*releases\.jsonl'"):
+                journal.begin(7)
+            assert journal.head == head
+    journal.begin(8)
+    assert ReleaseJournal(journal.path).head == journal.head
+    assert len(journal.path.read_bytes().splitlines()) == lines + 1
+
+
+@pytest.mark.parametrize("change", ["removed", "longer", "shorter", "link", "pipe"])
+def test_a_journal_that_somebody_else_changes_or_removes_is_not_continued(journal, tmp_path, change):
+    journal.begin(0)
+    journal.begin(1)
+    content = journal.path.read_bytes()
+    (tmp_path / "other").write_bytes(content)
+    journal.path.unlink()
+    {
+        "removed": lambda: None,
+        "longer": lambda: journal.path.write_bytes(content + content.splitlines(keepends=True)[-1]),
+        "shorter": lambda: journal.path.write_bytes(content.splitlines(keepends=True)[0]),
+        "link": lambda: journal.path.symlink_to(tmp_path / "other"),
+        "pipe": lambda: os.mkfifo(journal.path),
+    }[change]()
+    with pytest.raises(CheckpointError, match=r"releases\.jsonl (cannot be written|has [\d,]+ bytes instead of)"):
+        journal.begin(2)
+    assert (tmp_path / "other").read_bytes() == content
+    assert os.path.lexists(journal.path) == (change != "removed")
+    if change in ("link", "pipe"):
+        with pytest.raises(CheckpointError, match=r"cannot be read: (it is a link|not a regular)"):
+            ReleaseJournal(journal.path)

@@ -17,7 +17,7 @@ from dpmodel.runs.report.not_accounted import not_accounted
 from mechanisms.clipping import CLIP
 from mechanisms.noise import NOISE
 from monitors.accountant import ACCOUNTANTS
-from monitors.atomic import write_atomically
+from monitors.atomic import SHARED_FILE, write_atomically
 from monitors.errors import UnsupportedEventError
 from monitors.spent import PrivacySpent, privacy_spent, resolve_accountant
 
@@ -110,8 +110,8 @@ class PrivacyReport:
 
         folder = RunFolder(Path(directory))
         folder.path.mkdir(parents=True, exist_ok=True)
-        write_atomically(folder.report, self.to_json())
-        write_atomically(folder.statement, str(self))
+        for path, text in ((folder.report, self.to_json()), (folder.statement, str(self))):
+            write_atomically(path, text, mode=SHARED_FILE)
         return folder.statement
 
 

@@ -37,6 +37,8 @@ def test_compare_prints_one_json_object_and_a_second_call_reuses_everything(file
     assert (first["ok"], first["reused"], first["missing"]) == (True, 0, 0)
     assert [row["name"] for row in first["comparison"]["variants"]] == ["fixed", "tight"]
     assert (tmp_path / "t.md").read_text() == (tmp_path / "out/comparison.md").read_text()
+    assert (tmp_path / "t.md").stat().st_mode == file.stat().st_mode
+    assert {path.stat().st_mode & 0o077 for path in (tmp_path / "out").rglob("*") if path.is_file()} == {0}
     assert run([*command, "--seeds", "1,2,3"]) == 0
     second = json.loads(capsys.readouterr().out)
     assert second["reused"] == 4

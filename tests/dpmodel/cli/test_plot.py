@@ -46,6 +46,7 @@ def test_one_run_is_drawn_into_its_own_folder(runs, capsys):
     written = json.loads(capsys.readouterr().out)["written"]
     names = {f"{name}.{kind}" for name in (*FIGURES, "training_curve") for kind in ("png", "svg")}
     assert {path.name for path in (runs / "quiet/figures").iterdir()} == names
+    assert {path.stat().st_mode & 0o777 for path in (runs / "quiet/figures").iterdir()} == {0o600}
     assert len(written) == len(names)
 
 
@@ -53,6 +54,9 @@ def test_format_size_and_style_are_as_requested(runs, tmp_path):
     question = ["plot", str(runs / "quiet"), "-o", str(tmp_path), "--format", "png", "--format", "pdf"]
     assert run([*question, "--size", "3.4", "--style", "dark"]) == 0
     assert {path.suffix for path in tmp_path.iterdir()} == {".png", ".pdf"}
+    modes = {path.stat().st_mode for path in tmp_path.iterdir()}
+    (tmp_path / "usual").touch()
+    assert modes == {(tmp_path / "usual").stat().st_mode}
     for path in tmp_path.glob("*.png"):
         pixels = matplotlib.image.imread(path)
         assert pixels.shape[1] == pytest.approx(3.4 * 150, abs=1)

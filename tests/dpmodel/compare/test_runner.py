@@ -1,6 +1,7 @@
 import os
 import shutil
 import signal
+import stat
 
 import pytest
 
@@ -8,7 +9,7 @@ from dpmodel.compare import make_comparison, run_comparison
 from dpmodel.compare.runner import NullWatcher
 from dpmodel.saving.lock import FolderLock
 from monitors import Ledger, RDPAccountant
-from monitors.errors import ConfigError, DataError
+from monitors.errors import CheckpointError, ConfigError, DataError
 
 
 class Watching(NullWatcher):
@@ -198,3 +199,25 @@ def test_several_processes_find_the_same_rows(tiny, tmp_path):
     assert found.ok
     assert sorted(watching.labels) == sorted(outcome.job.label for outcome in found.outcomes)
     assert [len(row.runs) for row in found.result.variants] == [2, 2]
+
+
+def test_a_comparison_that_is_moved_while_it_runs_ends_with_an_error_and_collects_nothing(tiny, tmp_path):
+    class Moves(Watching):
+        def stepped(self, job, step):
+            super().stepped(job, step)
+            if (tmp_path / "old").exists() and not (tmp_path / "new").exists():
+                (tmp_path / "old").rename(tmp_path / "new")
+
+    tiny["seeds"] = [1]
+    with pytest.raises(CheckpointError, match="old was moved while it was in use"):
+        run_comparison(make_comparison(tiny), tmp_path / "old", jobs=1, watcher=Moves())
+    assert Ledger.load(tmp_path / "new/runs/fixed/seed-1/ledger.json").total > 0
+    assert not list(tmp_path.glob("*/comparison.*"))
+
+
+def test_the_folder_of_a_comparison_and_its_files_are_private(tiny, tmp_path):
+    tiny["seeds"] = [1]
+    run_comparison(make_comparison(tiny), tmp_path / "new", jobs=1)
+    assert stat.S_IMODE((tmp_path / "new").stat().st_mode) == 0o700
+    files = [path for path in (tmp_path / "new").rglob("*") if path.is_file()]
+    assert {stat.S_IMODE(path.stat().st_mode) for path in files} == {0o600}

@@ -1,6 +1,7 @@
 import pytest
 
 from dpmodel.runs.folder import RunFolder
+from dpmodel.saving.lock import FolderLock
 from monitors.errors import ConfigError
 
 
@@ -38,9 +39,11 @@ def test_a_training_that_never_began_leaves_only_files_that_it_did_not_write(tmp
     folder = RunFolder(tmp_path / "a")
     folder.claim()
     folder.config.write_text("")
-    folder.abandon()
+    with FolderLock(folder.path) as lock:
+        folder.abandon(lock)
     assert not folder.path.exists()
     folder.claim()
     (folder.path / "mine.txt").write_text("")
-    folder.abandon()
+    with FolderLock(folder.path) as lock:
+        folder.abandon(lock)
     assert (folder.path / "mine.txt").exists()

@@ -1,5 +1,7 @@
 """A first configuration is valid and trains on every kind of data."""
 
+import os
+
 import numpy as np
 import pytest
 from torch import nn
@@ -149,3 +151,16 @@ def test_data_that_no_reader_can_read_are_refused_with_the_remedy(tmp_path, monk
     assert words in error
     assert "bug in dpmodel" not in error
     assert not (tmp_path / "run.yaml").exists()
+
+
+def test_the_configuration_has_the_mode_of_any_file_and_replaces_no_link(tmp_path):
+    before = os.umask(0o027)
+    try:
+        write_starter(tmp_path / "run.yaml")
+    finally:
+        os.umask(before)
+    assert (tmp_path / "run.yaml").stat().st_mode & 0o777 == 0o640
+    (tmp_path / "link.yaml").symlink_to(tmp_path / "other.yaml")
+    with pytest.raises(ConfigError, match="already exists"):
+        write_starter(tmp_path / "link.yaml")
+    assert not (tmp_path / "other.yaml").exists()
