@@ -1,0 +1,120 @@
+"""Modules that a configuration names: which may be imported, which file they come from, and their import."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import os
+import sys
+import sysconfig
+from importlib.machinery import ModuleSpec, PathFinder
+from pathlib import Path
+from types import ModuleType
+
+_INSTALLED = {"site-packages", "dist-packages"}
+_STANDARD = [Path(sysconfig.get_path(name)).resolve() for name in ("stdlib", "platstdlib")]
+_SCRIPTS = Path(sysconfig.get_path("scripts")).resolve()
+
+
+def import_named(name: str, owner: str) -> ModuleType:
+    """Import a module of the user's project or of an installed package; the current folder is searched last.
+
+    Args:
+        name: ``package.module``.
+        owner: What names it, for errors (``"plugin 'my_plugin'"``).
+
+    Raises:
+        ValueError: The name is malformed, or belongs to the standard library (nothing is imported then); the module is
+            not found, or it fails to import.
+
+    Example:
+        >>> import_named("os", "plugin 'os'")
+        Traceback (most recent call last):
+            ...
+        ValueError: plugin 'os': 'os' belongs to Python's standard library and is not imported; ...
+    """
+    require_importable(name, owner)
+    # The path of a console script lacks the current folder, where the user's module may be.
+    here = os.getcwd()
+    if here not in sys.path and "" not in sys.path:
+        sys.path.append(here)
+    try:
+        return importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        missing = error.name or name
+        if name != missing and not name.startswith(f"{missing}."):
+            raise ValueError(f"{owner}: importing {name!r} failed: it needs {missing!r}") from error
+        raise ValueError(
+            f"{owner}: there is no module {missing!r}. Run the command in the folder of {name.split('.')[0]}.py "
+            f"(now: {here}), or install its package"
+        ) from error
+    except (Exception, SystemExit) as error:
+        raise ValueError(f"{owner}: importing {name!r} failed: {type(error).__name__}: {error}") from error
+
+
+def require_importable(name: str, owner: str) -> None:
+    """Refuse a name that is malformed or belongs to the standard library; nothing is imported.
+
+    Raises:
+        ValueError: The name is refused; says what to name instead.
+    """
+    parts = name.split(".")
+    if not all(part.isidentifier() and not part.startswith("__") for part in parts):
+        raise ValueError(f"{owner}: {name!r} is not the name of a module; give it as package.module")
+    require_not_standard(parts[0], owner)
+    file = source_of(parts[0])
+    if file is not None and (_is_standard(file) or file.parent.resolve() == _SCRIPTS):
+        raise ValueError(f"{owner}: {file} belongs to the Python installation and is not imported; {_INSTEAD}")
+
+
+def require_not_standard(name: str, owner: str) -> None:
+    """Refuse the top-level name of a module of the standard library, also for a file that would shadow it.
+
+    Raises:
+        ValueError: The name is refused.
+    """
+    if name in sys.stdlib_module_names:
+        raise ValueError(
+            f"{owner}: {name!r} belongs to Python's standard library and is not imported; {_INSTEAD}. A file of your "
+            "own must have a different name"
+        )
+
+
+_INSTEAD = "name a module of your project or of an installed package"
+
+
+def source_of(name: str) -> Path | None:
+    """The file or folder that ``import name`` would run, found without running anything of it; None if not found.
+
+    Example:
+        >>> source_of("dpmodel.nets.lenet5").name
+        'lenet5.py'
+    """
+    top, *inner = name.split(".")
+    try:
+        spec = importlib.util.find_spec(top) or PathFinder.find_spec(top, [os.getcwd()])
+        for position in range(len(inner)):
+            if spec is None:
+                return None
+            path = ".".join([top, *inner[: position + 1]])
+            spec = PathFinder.find_spec(path, list(spec.submodule_search_locations or ()))
+    except (ImportError, ValueError, KeyError, AttributeError, OSError):
+        return None
+    return None if spec is None else _place(spec)
+
+
+def is_own(file: str | os.PathLike[str] | None) -> bool:
+    """Whether a file of code is part of a project, and not of an installed package or of Python itself."""
+    return file is not None and not _INSTALLED & set(Path(file).parts) and not _is_standard(Path(file))
+
+
+def _place(spec: ModuleSpec) -> Path | None:
+    if spec.has_location and spec.origin is not None:
+        return Path(spec.origin)
+    folders = list(spec.submodule_search_locations or ())
+    return Path(folders[0]) if folders else None
+
+
+def _is_standard(file: Path) -> bool:
+    full = file.resolve()
+    return not _INSTALLED & set(full.parts) and any(full.is_relative_to(folder) for folder in _STANDARD)
