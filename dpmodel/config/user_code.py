@@ -91,6 +91,7 @@ def source_of(name: str) -> Path | None:
         'lenet5.py'
     """
     top, *inner = name.split(".")
+    importlib.invalidate_caches()  # a file may be newer than the last listing of its folder
     try:
         spec = importlib.util.find_spec(top) or PathFinder.find_spec(top, [os.getcwd()])
         for position in range(len(inner)):

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
 from dpmodel.config import Config, load_config
 from dpmodel.config.plugins import FILE_ENDING
@@ -15,7 +13,7 @@ from dpmodel.config.user_code import source_of
 from dpmodel.runs.folder import RunFolder
 from dpmodel.saving.marks import TrainingMark
 from monitors.errors import ConfigError
-from monitors.untrusted import parse_json, read_json, read_untrusted
+from monitors.untrusted import parse_json, read_untrusted
 
 #: Networks that come with dpmodel.
 _BUILT_IN = "dpmodel."
@@ -76,23 +74,20 @@ def made_here(folder: RunFolder) -> bool:
         digest = hashlib.sha256(read_untrusted(folder.config)).hexdigest()
     except (OSError, ValueError):
         return False
-    marks = (TrainingMark.of(training) for training in _training_ids(folder))
-    return any(mark is not None and mark.config == digest for mark in marks)
+    mark = TrainingMark.of(_training_id(folder))
+    return mark is not None and mark.config == digest
 
 
-def _training_ids(folder: RunFolder) -> Iterator[str]:
-    """The IDs that journal and ledger state, which may be those of different trainings."""
-    stated: list[Any] = []
-    with contextlib.suppress(OSError, ValueError):
-        if folder.journal.is_file():
-            with folder.journal.open("rb") as stream:
-                _, _, text = stream.readline(_LONGEST_LINE).decode("utf-8").partition(" ")
-            stated.append(parse_json(text))
-    with contextlib.suppress(OSError, ValueError):
-        stated.append(read_json(folder.ledger))
-    for values in stated:
-        if isinstance(values, dict) and isinstance(values.get("training"), str):
-            yield values["training"]
+def _training_id(folder: RunFolder) -> str:
+    """The ID that the first line of the journal states; empty if there is none."""
+    try:
+        if not folder.journal.is_file():
+            return ""
+        with folder.journal.open("rb") as stream:
+            _, _, text = stream.readline(_LONGEST_LINE).decode("utf-8").partition(" ")
+        return str(parse_json(text)["training"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return ""
 
 
 def _named_code(config: Config) -> dict[str, tuple[str, Path | None]]:
@@ -113,5 +108,5 @@ def _is_inside(file: Path | None, folder: Path) -> bool:
 
 def _origin(name: str, file: Path | None) -> str:
     if file is None:
-        return " (not found here)"
+        return " (no file found)"
     return "" if name == str(file) else f" (from {str(file)!r})"
