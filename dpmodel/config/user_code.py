@@ -34,9 +34,10 @@ def import_named(name: str, owner: str) -> ModuleType:
         ValueError: plugin 'os': 'os' belongs to Python's standard library and is not imported; ...
     """
     require_importable(name, owner)
-    # The path of a console script lacks the current folder, where the user's module may be.
     here = os.getcwd()
-    if here not in sys.path and "" not in sys.path:
+    # The path of a console script lacks the current folder, where the user's module may be. It is added only for such a
+    # module: optional imports of any library would find files there, too.
+    if here not in sys.path and "" not in sys.path and not _is_found(name.split(".")[0]):
         sys.path.append(here)
     try:
         return importlib.import_module(name)
@@ -107,6 +108,10 @@ def source_of(name: str) -> Path | None:
 def is_own(file: str | os.PathLike[str] | None) -> bool:
     """Whether a file of code is part of a project, and not of an installed package or of Python itself."""
     return file is not None and not _INSTALLED & set(Path(file).parts) and not _is_standard(Path(file))
+
+
+def _is_found(top: str) -> bool:
+    return top in sys.modules or importlib.util.find_spec(top) is not None
 
 
 def _place(spec: ModuleSpec) -> Path | None:

@@ -51,9 +51,8 @@ def trained(tmp_path_factory):
 def trace(tmp_path, monkeypatch):
     """A file that exists once foreign code has run; modules imported by the test are forgotten after it."""
     monkeypatch.setenv("TRACE", str(tmp_path / "trace"))
-    path, known = list(sys.path), set(sys.modules)
+    known = set(sys.modules)
     yield tmp_path / "trace"
-    sys.path[:] = path
     for name in set(sys.modules) - known:
         if "foreign" in name:
             del sys.modules[name]
@@ -70,6 +69,7 @@ def foreign(trained, tmp_path, monkeypatch):
         values = yaml.safe_load(file.read_text())
         file.write_text(yaml.safe_dump({**values, **settings}, sort_keys=False))
         (folder / "foreign_nets.py").write_text(FOREIGN)
+        monkeypatch.setattr(sys, "path", [entry for entry in sys.path if entry])
         monkeypatch.chdir(folder)
         return folder
 
@@ -135,7 +135,10 @@ def test_trust_does_not_extend_to_what_is_not_a_network(foreign, trace):
 
 
 def test_a_foreign_folder_with_built_in_names_is_evaluated(foreign):
-    assert evaluate_run(foreign(network={"module": "dpmodel.nets:Linear"})).metrics
+    folder = foreign(network={"module": "dpmodel.nets:Linear"})
+    assert evaluate_run(folder).metrics
+    # A library that tries to import an optional package must not find a file of the folder.
+    assert str(folder) not in sys.path
 
 
 def test_code_that_the_user_names_on_the_command_line_is_his_own(foreign, trace):
