@@ -11,6 +11,7 @@ from importlib.machinery import ModuleSpec, PathFinder
 from pathlib import Path
 from types import ModuleType
 
+_INSTEAD = "name a module of your project or of an installed package"
 _INSTALLED = {"site-packages", "dist-packages"}
 _STANDARD = [Path(sysconfig.get_path(name)).resolve() for name in ("stdlib", "platstdlib")]
 _SCRIPTS = Path(sysconfig.get_path("scripts")).resolve()
@@ -64,7 +65,7 @@ def require_importable(name: str, owner: str) -> None:
         raise ValueError(f"{owner}: {name!r} is not the name of a module; give it as package.module")
     require_not_standard(parts[0], owner)
     file = source_of(parts[0])
-    if file is not None and (_is_standard(file) or file.parent.resolve() == _SCRIPTS):
+    if file is not None and (_is_standard(file) or _SCRIPTS in file.resolve().parents):
         raise ValueError(f"{owner}: {file} belongs to the Python installation and is not imported; {_INSTEAD}")
 
 
@@ -81,9 +82,6 @@ def require_not_standard(name: str, owner: str) -> None:
         )
 
 
-_INSTEAD = "name a module of your project or of an installed package"
-
-
 def source_of(name: str) -> Path | None:
     """The file or folder that ``import name`` would run, found without running anything of it; None if not found.
 
@@ -95,14 +93,18 @@ def source_of(name: str) -> Path | None:
     importlib.invalidate_caches()  # a file may be newer than the last listing of its folder
     try:
         spec = importlib.util.find_spec(top) or PathFinder.find_spec(top, [os.getcwd()])
-        for position in range(len(inner)):
-            if spec is None:
-                return None
-            path = ".".join([top, *inner[: position + 1]])
-            spec = PathFinder.find_spec(path, list(spec.submodule_search_locations or ()))
-    except (ImportError, ValueError, KeyError, AttributeError, OSError):
+    except (ImportError, ValueError, AttributeError, OSError):
         return None
-    return None if spec is None else _place(spec)
+    place, folders = _parts(spec)
+    path = top
+    for part in inner:
+        path = f"{path}.{part}"
+        try:
+            place, folders = _parts(PathFinder.find_spec(path, folders))
+        except KeyError:  # a namespace package inside a package asks for its parent, which is not imported
+            folders = [inside for folder in folders if os.path.isdir(inside := os.path.join(folder, part))]
+            place = Path(folders[0])
+    return place
 
 
 def is_own(file: str | os.PathLike[str] | None) -> bool:
@@ -114,11 +116,12 @@ def _is_found(top: str) -> bool:
     return top in sys.modules or importlib.util.find_spec(top) is not None
 
 
-def _place(spec: ModuleSpec) -> Path | None:
-    if spec.has_location and spec.origin is not None:
-        return Path(spec.origin)
-    folders = list(spec.submodule_search_locations or ())
-    return Path(folders[0]) if folders else None
+def _parts(spec: ModuleSpec | None) -> tuple[Path | None, list[str]]:
+    """The file or folder of a module, and the folders in which its submodules are searched."""
+    folders = [] if spec is None else list(spec.submodule_search_locations or ())
+    if spec is not None and spec.has_location and spec.origin is not None:
+        return Path(spec.origin), folders
+    return (Path(folders[0]) if folders else None), folders
 
 
 def _is_standard(file: Path) -> bool:
