@@ -85,7 +85,7 @@ def _training_id(folder: RunFolder) -> str:
             return ""
         with folder.journal.open("rb") as stream:
             _, _, text = stream.readline(_LONGEST_LINE).decode("utf-8").partition(" ")
-        return str(parse_json(text)["training"])
+        return str(parse_json(text)["id"])
     except (OSError, ValueError, KeyError, TypeError):
         return ""
 

@@ -179,7 +179,7 @@ def test_a_comparison_does_not_import_the_plugins_of_runs_in_its_folder(foreign,
 def as_made_here(folder, config=None, training=ID):
     """Give a folder the first line of a journal, and this user the mark of its training."""
     digest = hashlib.sha256((folder / "config.resolved.yaml").read_bytes()).hexdigest()
-    line = json.dumps({"kind": "begun", "step": 0, "training": training})
+    line = json.dumps({"kind": "begun", "step": 0, "id": training})
     (folder / "releases.jsonl").write_text(f"{'0' * 64} {line}\n")
     TrainingMark(ID, 1, "0" * 64, config or digest).save()
 
@@ -195,7 +195,7 @@ def test_a_folder_is_made_here_if_the_mark_has_its_configuration(foreign, monkey
     assert not trust.made_here(RunFolder(folder))
 
 
-@pytest.mark.parametrize("line", ["", "{}", "0 {}", "0 []", '0 {"training": 3}', "0 " + "[" * 10_000, "\0" * 100_000])
+@pytest.mark.parametrize("line", ["", "{}", "0 {}", "0 []", '0 {"id": 3}', "0 " + "[" * 10_000, "\0" * 100_000])
 def test_a_journal_that_cannot_be_read_gives_no_trust(foreign, monkeypatch, tmp_path, line):
     monkeypatch.setenv("DPMODEL_MARKS", str(tmp_path / "marks"))
     folder = foreign()
