@@ -80,7 +80,11 @@ def build_loss(name: str, **args: Any) -> nn.Module:
 
 
 def _torch_loss(name: str) -> Any:
-    known = {key: item for key, item in vars(nn).items() if key.endswith("Loss") and inspect.isclass(item)}
+    known = {
+        key: item
+        for key, item in vars(nn).items()
+        if key.endswith("Loss") and inspect.isclass(item) and issubclass(item, nn.Module)
+    }
     if name in known:
         return known[name]
     names = (*LOSSES.names(), *sorted(known))

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from dpmodel.cli.options import AsJson, Overrides
+from dpmodel.cli.options import AsJson, Overrides, TrustCode
 
 if TYPE_CHECKING:
     from dpmodel.runs.folder import RunFolder
@@ -29,15 +29,19 @@ def evaluate(
         Path, typer.Argument(metavar="RUN_DIR", help="A folder written by `dpmodel train`.", show_default=False)
     ],
     overrides: Overrides = [],  # noqa: B006 - typer copies it
+    trust_code: TrustCode = False,
     as_json: AsJson = False,
 ) -> None:
     """Evaluate the network in RUN_DIR on its test data and state the privacy that its ledger records as spent.
 
     If the test data differ from those of the training, they are evaluated with a warning.
+
+    If RUN_DIR was not made here and its configuration names code (network.module, plugins), that code runs only with
+    --trust-code.
     """
     from dpmodel.runs.evaluate import evaluate_run
 
-    result, progress = evaluate_run(run_dir, overrides), _progress(run_dir)
+    result, progress = evaluate_run(run_dir, overrides, trust_code=trust_code), _progress(run_dir)
     if as_json:
         privacy = result.spent.to_dict()
         answer = {"run": str(run_dir), "training": progress, "metrics": result.metrics, "privacy": privacy}
@@ -71,7 +75,7 @@ def _progress(path: Path) -> dict[str, Any]:
     report = _report(folder)
     if report:
         return {name: report.get(name) for name in ("status", "steps", "planned_steps")}
-    plan = plan_training(load_config(folder.config))
+    plan = plan_training(load_config(folder.config, import_plugins=False))
     return {"status": None, "steps": _last_step(folder, plan.config.privacy.delta), "planned_steps": plan.steps}
 
 

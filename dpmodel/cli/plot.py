@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from dpmodel.cli.options import AsJson, Size, Style
+from dpmodel.cli.options import AsJson, Size, Style, TrustCode
 
 EXAMPLES = """
 [b]Examples[/b]
@@ -40,18 +40,23 @@ def plot(
         list[str], typer.Option("--format", help=r"png, svg or pdf. Repeatable. \[default: png and svg]")
     ] = [],  # noqa: B006 - typer copies it
     size: Size = None,
+    trust_code: TrustCode = False,
     as_json: AsJson = False,
 ) -> None:
     """Plot one or more run folders.
 
     Draws the test metric against the epsilon spent; the noise multiplier and norm bound against the step; epsilon
     against the step; and the training curve of each run.
+
+    No network is built. The plugins of a RUN_DIR that was not made here are imported only with --trust-code, which is
+    needed only if a plugin has events of its own.
     """
     from dpmodel.figures.files import DEFAULT_FORMATS
     from dpmodel.figures.gallery import METRIC_FIGURE
     from dpmodel.figures.runs import draw_runs
 
-    written = draw_runs(run_dirs, output, metric, style=style, formats=formats or DEFAULT_FORMATS, size=size)
+    kinds = formats or DEFAULT_FORMATS
+    written = draw_runs(run_dirs, output, metric, style=style, formats=kinds, size=size, trust_code=trust_code)
     if as_json:
         typer.echo(json.dumps({"written": [str(path) for path in written]}))
         return

@@ -77,7 +77,7 @@ def can_resume(folder: RunFolder, config: Config) -> bool:
 
 def _is_of(folder: RunFolder, config: Config) -> bool:
     try:
-        return config_digest(load_config(folder.config)) == config_digest(config)
+        return config_digest(load_config(folder.config, import_plugins=False)) == config_digest(config)
     except (OSError, ValueError):
         return False
 

@@ -69,7 +69,7 @@ def locating_errors(config: Config, path: str) -> Iterator[None]:
     """Turn a ``ValueError`` raised in the block into a ``ConfigError`` that names ``path`` and where it was written.
 
     If a setting inside ``path`` was overridden (``--set``, a search), the error names the override. A ``DataError``
-    passes unchanged, because the data are at fault and not the configuration.
+    stays one, because the data are at fault and not the configuration, and names the place too.
 
     Example:
         >>> config = Config.model_validate({
@@ -83,7 +83,10 @@ def locating_errors(config: Config, path: str) -> Iterator[None]:
     """
     try:
         yield
-    except (ConfigError, DataError):
+    except ConfigError:
+        raise
+    except DataError as error:
+        error.args = (f"{config.where(path)}: {path}: {error}",)
         raise
     except (ValueError, TypeError) as error:
         raise ConfigError(f"{_blamed(config, path, str(error))}: {path}: {error}") from error

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import importlib
 import importlib.util
-import os
 import sys
 from pathlib import Path
 
-from monitors.errors import ConfigError
+from dpmodel.config.user_code import import_named, require_not_standard
 
 FILE_ENDING = ".py"
 
@@ -27,45 +25,32 @@ def import_plugin(plugin: str) -> None:
     """Import a plugin that ``locate_plugin`` has located, once.
 
     Raises:
-        ConfigError: There is no such file or module, or it fails to import; the message says where it was searched.
+        ValueError: There is no such file or module, it belongs to the standard library, or it fails to import; the
+            message says where it was searched.
     """
+    owner = f"plugin {plugin!r}"
+    if not plugin.endswith(FILE_ENDING):
+        import_named(plugin, owner)
+        return
     try:
-        if plugin.endswith(FILE_ENDING):
-            _import_file(Path(plugin))
-        else:
-            _import_module(plugin)
-    except ConfigError:
-        raise
+        _import_file(Path(plugin), owner)
     except ModuleNotFoundError as error:
-        raise ConfigError(f"plugin {plugin!r} failed to import: it needs {error.name!r}") from error
-    except Exception as error:
-        raise ConfigError(f"plugin {plugin!r} failed to import: {type(error).__name__}: {error}") from error
+        raise ValueError(f"{owner} failed to import: it needs {error.name!r}") from error
+    except (Exception, SystemExit) as error:
+        if isinstance(error, ValueError) and str(error).startswith(owner):
+            raise
+        raise ValueError(f"{owner} failed to import: {type(error).__name__}: {error}") from error
 
 
-def _import_module(name: str) -> None:
-    # The path of a console script lacks the current folder, where the user's module may be.
-    here = os.getcwd()
-    if here not in sys.path and "" not in sys.path:
-        sys.path.append(here)
-    try:
-        importlib.import_module(name)
-    except ModuleNotFoundError as error:
-        if error.name is not None and (name == error.name or name.startswith(f"{error.name}.")):
-            raise ConfigError(
-                f"plugin {name!r} was not found: there is no module {error.name!r}. Install its package, run the "
-                f"command in the folder of the module (now: {here}), or give the path of a {FILE_ENDING} file"
-            ) from error
-        raise
-
-
-def _import_file(path: Path) -> None:
+def _import_file(path: Path, owner: str) -> None:
     if not path.is_file():
-        raise ConfigError(f"plugin {str(path)!r} does not exist; paths are relative to the configuration file")
+        raise ValueError(f"{owner} does not exist; paths are relative to the configuration file")
     known = sys.modules.get(path.stem)
     if known is not None and Path(getattr(known, "__file__", None) or "").resolve() == path:
         return
     if known is not None:
-        raise ConfigError(f"plugin {str(path)!r} has the same name as the loaded module {path.stem!r}; rename the file")
+        raise ValueError(f"{owner} has the same name as the loaded module {path.stem!r}; rename the file")
+    require_not_standard(path.stem, owner)
     spec = importlib.util.spec_from_file_location(path.stem, path)
     assert spec is not None and spec.loader is not None  # noqa: PT018 - a path to a .py file always has both
     module = importlib.util.module_from_spec(spec)

@@ -10,7 +10,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from dpmodel.config.faults import config_error, faults_in, one_error
+from dpmodel.config.faults import config_error, faults_in, locating_errors, one_error
 from dpmodel.config.kinds import require_kind
 from dpmodel.config.marked_yaml import Marked, read_yaml
 from dpmodel.config.overrides import apply_overrides
@@ -25,12 +25,15 @@ from monitors.spent import resolve_accountant
 Override = str | tuple[Sequence[str], Any]
 
 
-def load_config(path: str | os.PathLike[str], overrides: Iterable[Override] = ()) -> Config:
+def load_config(
+    path: str | os.PathLike[str], overrides: Iterable[Override] = (), *, import_plugins: bool = True
+) -> Config:
     """Read a configuration file.
 
     Args:
         path: YAML file.
         overrides: Strings ``"path.to.key=value"`` (the value is YAML), or pairs of path and value.
+        import_plugins: Import the plugins, and check the names of mechanisms. False runs no code that the file names.
 
     Raises:
         ConfigError: The file does not exist or is not YAML, or a setting is unknown, missing, out of range or
@@ -44,7 +47,7 @@ def load_config(path: str | os.PathLike[str], overrides: Iterable[Override] = ()
     marked = read_yaml(text, str(path))
     if isinstance(marked.values, dict):
         require_kind("training", marked.values, str(path))
-    return checked_config(marked, str(path), overrides)
+    return checked_config(marked, str(path), overrides, import_plugins=import_plugins)
 
 
 def make_config(values: Mapping[str, Any], overrides: Iterable[Override] = (), source: str = "configuration") -> Config:
@@ -60,8 +63,10 @@ def make_config(values: Mapping[str, Any], overrides: Iterable[Override] = (), s
     return checked_config(Marked(dict(values)), source, overrides)
 
 
-def checked_config(marked: Marked, source: str, overrides: Iterable[Override] = ()) -> Config:
-    """Validate the settings, import the plugins, and check every name that can be checked without torch."""
+def checked_config(
+    marked: Marked, source: str, overrides: Iterable[Override] = (), *, import_plugins: bool = True
+) -> Config:
+    """Validate the settings; unless told otherwise, ``require_names`` too."""
     if not isinstance(marked.values, dict):
         raise ConfigError(f"{source}: a configuration is a mapping of sections, got {type(marked.values).__name__}")
     final = apply_overrides(marked, overrides)
@@ -71,9 +76,8 @@ def checked_config(marked: Marked, source: str, overrides: Iterable[Override] = 
         raise config_error(error, final.marks, source) from None
     config = _located(config, final, source)
     config._source, config._marks = source, final.marks
-    for plugin in config.plugins:
-        import_plugin(plugin)
-    _check_names(config)
+    if import_plugins:
+        require_names(config)
     return config
 
 
@@ -87,7 +91,15 @@ def _located(config: Config, marked: Marked, source: str) -> Config:
     return config.model_copy(update={"plugins": plugins, "data": config.data.model_copy(update={"root": full})})
 
 
-def _check_names(config: Config) -> None:
+def require_names(config: Config) -> None:
+    """Import the plugins, and check every name that can be checked without torch.
+
+    Raises:
+        ConfigError: A plugin cannot be imported, or a name is unknown; with file and line.
+    """
+    for index, plugin in enumerate(config.plugins):
+        with locating_errors(config, f"plugins.{index}"):
+            import_plugin(plugin)
     privacy = config.privacy
     checks: dict[str, Callable[[], object]] = {
         "privacy.accountant": partial(resolve_accountant, privacy.accountant),

@@ -27,7 +27,7 @@ class Config(Section):
 
     Args:
         plugins: Module names, or paths of ``.py`` files relative to the configuration. They are imported first, so that
-            the mechanisms, data sets and networks that they register can be used by name.
+            the mechanisms, data sets and networks that they register can be used by name. Plugins run code.
         data: The data set.
         network: The network.
         loss: The loss.

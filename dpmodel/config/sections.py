@@ -37,7 +37,8 @@ class NetworkSection(NamedSection):
 
     Args:
         name: A registered network.
-        module: A class or function, as ``package.module:Class``; give this or ``name``.
+        module: A class or function, as ``package.module:Class``; give this or ``name``. It is called only if it builds
+            a network: see ``dpmodel.nets.user_module.import_network``.
         fix: Replace layers that cannot be trained privately, as ``dpmodel.fix`` does: for example, batch normalisation
             with group normalisation.
     """

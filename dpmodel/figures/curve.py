@@ -14,8 +14,10 @@ import numpy as np
 from dpmodel.figures.epsilon_curve import Floats, Privacy, epsilon_over
 from dpmodel.planning.training_plan import TrainingPlan, plan_training
 from dpmodel.runs.folder import RunFolder
+from dpmodel.runs.trust import require_trusted, untrusted_code
 from dpmodel.training.history import History
-from monitors.errors import ConfigError
+from mechanisms.units import ClippedUnit
+from monitors.errors import ConfigError, UnsupportedEventError
 from monitors.events import ViolationEvent
 from monitors.ledger import ANNOUNCED_NOTE, Ledger
 
@@ -66,8 +68,11 @@ def curve_of_plan(name: str, plan: TrainingPlan, histories: Sequence[History], p
     return Curve(name, tuple(histories), steps, multipliers, privacy, plan.config.privacy.norm_bound)
 
 
-def curve_of_run(path: str | os.PathLike[str], name: str | None = None) -> Curve:
+def curve_of_run(path: str | os.PathLike[str], name: str | None = None, *, trust_code: bool = False) -> Curve:
     """The curve of a run folder written by ``dpmodel train`` or ``fit(output=...)``; epsilon comes from its ledger.
+
+    Plugins of a folder that was not made here are imported only with ``trust_code``. Without them, the noise
+    multipliers come from the ledger too.
 
     Raises:
         ConfigError: ``path`` is not a run folder, or its history or report is missing.
@@ -76,13 +81,26 @@ def curve_of_run(path: str | os.PathLike[str], name: str | None = None) -> Curve
     if folder.ledger.is_file() and not folder.config.is_file():
         return _curve_of_python(folder, label)
     from dpmodel.config import load_config
+    from dpmodel.config.reader import require_names
 
-    config = load_config(RunFolder.existing(path).config)
-    plan, privacy = plan_training(config), config.privacy
-    ledger, history = _read(folder, privacy.delta)
+    config = load_config(RunFolder.existing(path).config, import_plugins=False)
+    has_names = not config.plugins or trust_code or not untrusted_code(folder, config)
+    if has_names:
+        require_names(config)
+    privacy = config.privacy
+    try:
+        ledger, history = _read(folder, privacy.delta)
+    except ConfigError as error:
+        if not has_names and isinstance(error.__cause__, UnsupportedEventError):
+            require_trusted(folder, config)  # an event of a plugin can only be read with the plugin
+        raise
     done = _steps_done(folder, ledger)
     spent = epsilon_over(ledger, history.column("step"), privacy.delta, privacy.accountant, done)
-    return curve_of_plan(label, plan, [history], spent)
+    if has_names:
+        return curve_of_plan(label, plan_training(config), [history], spent)
+    factor = ClippedUnit.of(config.training.batch_size, privacy.micro_batches).sensitivity_factor
+    drawn = _schedule(ledger, spent.steps[-1], factor, history, privacy.noise_multiplier or 0.0)
+    return Curve(label, (history,), *drawn, spent, privacy.norm_bound)
 
 
 def _curve_of_python(folder: RunFolder, name: str) -> Curve:

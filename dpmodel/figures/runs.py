@@ -23,6 +23,7 @@ def draw_runs(
     style: str = "light",
     formats: Sequence[str] = DEFAULT_FORMATS,
     size: float | None = None,
+    trust_code: bool = False,
 ) -> list[Path]:
     """Draw the figures of one or several run folders.
 
@@ -34,6 +35,7 @@ def draw_runs(
         style: ``"light"`` or ``"dark"``.
         formats: One or more of ``"png"``, ``"svg"`` and ``"pdf"``.
         size: Width of each figure in inches, 2.5 to 40; default: as wide as its panels need.
+        trust_code: Import the plugins of run folders that were not made here.
 
     Returns:
         Paths of the figures: those of all runs together, then the training curve of each run.
@@ -49,7 +51,7 @@ def draw_runs(
         raise ConfigError("several run folders were given; choose a folder for the figures with --output")
     _require_look(style, formats, size)
     folder = paths[0] / "figures" if output is None else output
-    curves = [curve_of_run(path, name) for path, name in zip(paths, _labels(paths), strict=True)]
+    curves = [curve_of_run(path, name, trust_code=trust_code) for path, name in zip(paths, _labels(paths), strict=True)]
     _require_alike(curves)
     if metric is not None:
         _require_metric(curves, metric)

@@ -51,14 +51,15 @@ class Check(NamedTuple):
         refusals: What it refuses.
         reads: ``"settings"``, ``"examples"`` (it reads private examples), or ``"passes"`` (it also passes them through
             the network).
-        setting: The setting of a configuration that an ``UnsupportedModuleError`` concerns.
+        setting: The setting of a configuration that an UnsupportedModuleError or DataError concerns; of several,
+            the first that is written.
     """
 
     name: str
     error: type[Exception]
     refusals: Sequence[Refusal]
     reads: str = "settings"
-    setting: str | None = None
+    setting: str | tuple[str, ...] | None = None
 
     def __call__(self, trial: Trial) -> None:
         """Run the check.
@@ -162,7 +163,7 @@ CHECKS: tuple[Check, ...] = (
     Check("memory", DataError, [
         Refusal("A data set whose items depend on the items read before, such as a running mean.",
             "Let `__getitem__` depend on its index only."),
-    ], reads="examples"),
+    ], reads="examples", setting="data"),
     Check("optimizer", UnprotectedUpdateError, [
         Refusal("An optimizer that lacks trainable parameters of the network, or was built before `fix`.",
             "Build it from `network.parameters()`, or freeze the missing parameters."),
@@ -190,7 +191,7 @@ CHECKS: tuple[Check, ...] = (
             "Use `BCEWithLogitsLoss` for two classes, `MSELoss` or `L1Loss` for numbers."),
         Refusal("Targets that an element-wise loss would broadcast, such as (B,) over outputs (B, 1).",
             "Give both the same shape: `targets.unsqueeze(1)`, or `outputs.squeeze(1)`."),
-    ], reads="passes"),
+    ], reads="passes", setting=("network.num_classes", "loss", "network")),
     Check("loss", UnsupportedModuleError, [
         Refusal("A loss that compares the examples of a batch (contrastive, in-batch negatives, ranking).",
             "Put everything that an example is compared with into the example."),
@@ -222,20 +223,20 @@ CHECKS: tuple[Check, ...] = (
             "Include each row once. To weight a class, weight its loss."),
         Refusal("A data set that uses one stored row in several examples: overlapping windows, mixup.",
             "Let example i depend on row i only; keep public tables outside the data set."),
-    ], reads="examples"),
+    ], reads="examples", setting="data"),
     Check("batches", DataError, [
         Refusal("A `collate_fn`, `batch` or `transform_batch` that mixes the examples of a batch.",
             "Make each row of the batch from one example."),
-    ], reads="examples"),
+    ], reads="examples", setting="data"),
     Check("collation", DataError, [
         Refusal("Padding to the longest example of a batch, if it changes the gradients of shorter ones.",
             "Pad to one fixed length, or mask the padding in network and loss."),
-    ], reads="examples"),
+    ], reads="examples", setting="data"),
     Check("metrics", DataError, [
         Refusal("Validation data that are empty, or an iterator that is used for several epochs.",
             "Pass a `DataLoader`, a data set, or `(inputs, targets)`."),
         Refusal("Metrics that cannot be computed from the outputs and the targets.",
             "Choose metrics that fit: `DPModel(..., metrics=...)`."),
-    ]),
+    ], setting="training.metrics"),
 )
 # fmt: on

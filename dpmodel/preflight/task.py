@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -14,7 +14,7 @@ from dpmodel.data import DataSplits
 from dpmodel.metrics.names import MetricSpec, is_loss, named_metrics
 from dpmodel.preflight.network import require_valid
 from mechanisms.engines.probing import inference, preserve_state
-from monitors.errors import ConfigError, UnsupportedModuleError
+from monitors.errors import ConfigError, DataError, UnsupportedModuleError
 
 
 def require_stated_size(config: Config, data: DataSplits) -> None:
@@ -61,7 +61,7 @@ def require_network_fits(config: Config, network: nn.Module, data: DataSplits, d
 
 @contextmanager
 def locating_refusals(config: Config, setting: str | None = None) -> Iterator[None]:
-    """Turn the refusal of a network, a loss or an engine into a ``ConfigError`` with its place in the configuration.
+    """Add the place in the configuration to the refusal of a network, a loss, an engine, data or metrics.
 
     Args:
         config: The configuration.
@@ -69,15 +69,33 @@ def locating_refusals(config: Config, setting: str | None = None) -> Iterator[No
 
     Raises:
         ConfigError: Instead of an ``UnsupportedModuleError``.
+        DataError: The same error, with its place.
     """
     try:
         yield
-    except UnsupportedModuleError as error:
-        found = setting or getattr(error, "setting", None)
-        if found is None:
+    except (UnsupportedModuleError, DataError) as error:
+        settings = setting or getattr(error, "setting", None)
+        if settings is None:
             raise
-        remedy = "\nIn a configuration, network.fix: true calls dpmodel.fix" if "dpmodel.fix" in str(error) else ""
-        raise ConfigError(f"{config.where(found)}: {found}: {error}{remedy}") from error
+        found = _first_written(config, (settings,) if isinstance(settings, str) else settings)
+        text = f"{config.where(found)}: {found}: {error}"
+        if isinstance(error, DataError):
+            error.args = (text,)
+            raise
+        remedy = "\nIn a configuration, network.fix: true calls dpmodel.fix" if "dpmodel.fix" in text else ""
+        raise ConfigError(text + remedy) from error
+
+
+def _first_written(config: Config, settings: Sequence[str]) -> str:
+    """The first setting that the configuration states; the last one if it states none."""
+    stated = config.model_dump(exclude_unset=True)
+    for path in settings:
+        value: Any = stated
+        for key in path.split("."):
+            value = value.get(key) if isinstance(value, dict) else None
+        if value is not None:
+            return path
+    return settings[-1]
 
 
 def require_metrics_fit(config: Config, data: DataSplits) -> None:

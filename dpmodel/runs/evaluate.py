@@ -14,6 +14,7 @@ from dpmodel.data.fingerprint import Fingerprint
 from dpmodel.planning.training_plan import plan_training
 from dpmodel.runs.build import build_model, build_task
 from dpmodel.runs.folder import RunFolder
+from dpmodel.runs.trust import load_run
 from dpmodel.saving.checkpoint import load_weights
 from monitors.errors import CheckpointError, ConfigError
 from monitors.ledger import Ledger
@@ -75,20 +76,26 @@ class Evaluation:
     num_examples: int
 
 
-def evaluate_run(path: str | os.PathLike[str], overrides: Iterable[Override] = ()) -> Evaluation:
+def evaluate_run(
+    path: str | os.PathLike[str], overrides: Iterable[Override] = (), *, trust_code: bool = False
+) -> Evaluation:
     """Rebuild network and data of a run folder, load its weights, measure, and read the ledger.
 
     Args:
         path: Folder of ``dpmodel train``.
         overrides: Settings to change, such as ``"performance.device=cpu"`` or ``"privacy.delta=1e-6"``.
+        trust_code: Run the code that the configuration names (``network.module``, ``plugins``), even if the folder was
+            not made here.
 
     Raises:
-        ConfigError: Not a run folder, a wrong setting, or a changed setting that the claim depends on.
+        ConfigError: Not a run folder, a wrong setting, or a changed setting that the claim depends on; or the folder
+            was not made here and names code, and ``trust_code`` is not given.
         CheckpointError: Weights or ledger are missing, damaged, or belong to a different training.
         DataError: The data are missing or damaged.
     """
     folder = RunFolder.existing(path)
-    stored, config = load_config(folder.config), load_config(folder.config, overrides)
+    config = load_run(folder, overrides, trust_code=trust_code)
+    stored = load_config(folder.config, import_plugins=False)
     _require_same_training(stored, config)
     ledger = _ledger(folder)
     task = build_task(config)

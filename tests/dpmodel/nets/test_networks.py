@@ -133,7 +133,7 @@ def test_a_users_class_is_found_in_the_folder_of_the_configuration(tmp_path, mon
         ({"name": "small_cnn", "image_size": 10}, "image_size must be at least 20"),
         ({"name": "mlp"}, "network 'mlp' needs the argument 'in_features'"),
         ({"module": "nn.Linear"}, "must have the form 'package.module:Class', got 'nn.Linear'"),
-        ({"module": "torch.nnn:Linear"}, "there is no module 'torch.nnn'"),
+        ({"module": "torch.nn.moduless:Linear"}, "there is no module 'torch.nn.moduless'"),
         (
             {"module": "no_such_package.nets:Net"},
             r"there is no module 'no_such_package'. Run the command in the folder of no_such_package.py",
@@ -141,8 +141,8 @@ def test_a_users_class_is_found_in_the_folder_of_the_configuration(tmp_path, mon
         ({"module": "torch.nn:Liner"}, "no attribute 'Liner'; did you mean 'Linear'"),
         ({"module": "torch.nn:Linear", "in_features": 3}, "needs the argument 'out_features'"),
         ({"module": "torch.nn:Linear", "in_features": 3, "out_feature": 2}, "did you mean 'out_features'"),
-        ({"module": "torch:Tensor"}, "is not a torch.nn.Module"),
-        ({"module": "torch:__version__"}, "not a class or function"),
+        ({"module": "torch.nn:Parameter"}, "is not a torch.nn.Module"),
+        ({"module": "numpy:pi"}, "not a class or function"),
         ({"module": f"{__name__}:not_a_network"}, "built dict, which is not a torch.nn.Module"),
     ],
 )

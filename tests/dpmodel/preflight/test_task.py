@@ -3,10 +3,12 @@ import sys
 import numpy as np
 import pytest
 import torch
+import yaml
 
-from dpmodel.config import make_config
+from dpmodel.config import load_config, make_config
 from dpmodel.runs.build import build_task
-from monitors.errors import ConfigError, DataError
+from dpmodel.runs.train import train_from_config
+from monitors.errors import ConfigError, DataError, MissingDataError
 
 BASE = {
     "network": "linear",
@@ -77,3 +79,26 @@ def test_a_test_label_beyond_the_training_classes_does_not_widen_the_network(bui
     labels[10] = 9
     with pytest.raises(DataError, match=r"npz test: label 9 in row 2 is not in \[0, 2\)"):
         build(FLOATS, labels)
+
+
+@pytest.mark.parametrize(
+    ("change", "place"),
+    [
+        ("network: {name: linear, num_classes: 1}", r"run\.yaml:1: network\.num_classes: CrossEntropyLoss"),
+        ("loss: mse\nnetwork: linear", r"run\.yaml:1: loss: MSELoss compares"),
+        ("training:\n  epochs: 1\n  batch_size: 4\n  metrics: [mae]", r"run\.yaml:4: training\.metrics"),
+    ],
+)
+def test_data_that_do_not_fit_a_setting_are_refused_with_its_line(tmp_path, change, place):
+    rest = {key: value for key, value in BASE.items() if f"{key}:" not in change}
+    rest["data"] = {"name": "synthetic", "shape": [1, 2, 2], "num_train": 12, "num_test": 4, "num_classes": 2}
+    (tmp_path / "run.yaml").write_text(f"{change}\n{yaml.safe_dump(rest)}")
+    with pytest.raises(DataError, match=place):
+        train_from_config(load_config(tmp_path / "run.yaml"), tmp_path / "run")
+
+
+def test_missing_data_are_named_with_the_line_of_the_data(tmp_path):
+    text = yaml.safe_dump({**BASE, "data": {"name": "npz", "root": str(tmp_path / "none.npz")}}, sort_keys=False)
+    (tmp_path / "run.yaml").write_text(text)
+    with pytest.raises(MissingDataError, match=r"run\.yaml:\d+: data: .*none\.npz does not exist"):
+        build_task(load_config(tmp_path / "run.yaml"))
