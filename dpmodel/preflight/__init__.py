@@ -110,6 +110,8 @@ CHECKS: tuple[Check, ...] = (
             "Pass an object: `nn.MSELoss()`, `NoiseMechanismsFactory.create('Gaussian', ...)`."),
         Refusal("An optimizer that needs a closure (LBFGS) or sparse gradients (SparseAdam).",
             "Use one whose `step()` takes a single dense gradient, such as SGD or Adam."),
+        Refusal("An optimizer with a NaN or infinite setting, a negative learning rate, or momentum of 1 or more.",
+            "Correct the setting that the message names."),
     ]),
     Check("loader", UnsupportedLoaderError, [
         Refusal("A stream without a length (`IterableDataset`): epsilon depends on the number of examples.",
@@ -140,6 +142,8 @@ CHECKS: tuple[Check, ...] = (
             "Call the network once, for example on zeros, before you build `DPModel`."),
         Refusal("A network without trainable parameters.",
             "Unfreeze some parameters with `requires_grad_(True)`."),
+        Refusal("Parameters that are NaN or infinite before training.",
+            "Initialise the network again, or load finite weights."),
         Refusal("Complex parameters.",
             "Use real ones with a last dimension of 2, and `torch.view_as_complex`."),
     ], setting="network"),
@@ -170,6 +174,8 @@ CHECKS: tuple[Check, ...] = (
             "Make them parameters of the network, or leave them out of the optimizer."),
         Refusal("An optimizer whose `step()` fails or cannot be called without arguments.",
             "Change the settings that the message names, or use a different optimizer.", ConfigError),
+        Refusal("An optimizer whose settings make the weights NaN or infinite within a few steps.",
+            "Lower the learning rate or weight decay, or use the defaults.", ConfigError),
     ]),
     Check("network", UnsupportedModuleError, [
         Refusal("A layer of any type that mixes examples, such as attention over the first dimension.",

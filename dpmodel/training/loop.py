@@ -15,11 +15,14 @@ from dpmodel.callbacks.base import CallbackList
 from dpmodel.data.collation import Collation
 from dpmodel.data.loader import PrivateLoader
 from dpmodel.data.specimens import Drawn
+from dpmodel.optimizers import require_finite
+from dpmodel.preflight.refusal import listed, not_finite
 from dpmodel.training.interrupt import INTERRUPTED
 from dpmodel.training.randomness import TorchGenerators
 from dpmodel.training.run import Run
 from dpmodel.training.step import PrivateStep
 from mechanisms.engines.batch import Batch, first_tensor, map_tensors
+from monitors.errors import NonFiniteGradientsError
 
 if TYPE_CHECKING:
     from dpmodel.saving.record import ReleaseRecord
@@ -138,7 +141,7 @@ class TrainingLoop:
                 with suppress(Exception):  # the first failure is the one to report
                     self._keep(rest=True)
             raise
-        self.step.guard.settle()
+        self._settle()
         self._keep(rest=True)
         if self.step.left_out:
             run.say(f"{self.step.left_out:,} clipped units without a finite gradient were left out in all")
@@ -152,7 +155,7 @@ class TrainingLoop:
         self._steps()
         if not self.progress.losses:
             return
-        self.step.guard.settle()
+        self._settle()
         self._validate()
         self._record(self.progress)
         self.progress = EpochProgress()
@@ -182,6 +185,7 @@ class TrainingLoop:
 
     def _one_step(self, batches: Iterator[Drawn]) -> None:
         run = self.run
+        require_finite(run.optimizer)  # a schedule or a callback may have changed it
         for keeper in self.keepers:
             keeper.before_release(self)
         self._renew()
@@ -198,6 +202,15 @@ class TrainingLoop:
         self._announce_isolation()
         self.listeners.notify("on_train_step_end", run)
         self._keep()
+
+    def _settle(self) -> None:
+        self.step.guard.settle()
+        broken = not_finite(self.step.guard.parameters)
+        if broken:
+            raise NonFiniteGradientsError(
+                f"after {self.run.step} steps, which are charged, the parameter(s) {listed(broken)} are NaN or infinite. "
+                "Lower the learning rate, and train from fresh weights"
+            )
 
     def _note_choice(self) -> None:
         """A limit stops by the schedule, known in advance; other stops may depend on what the training showed."""
