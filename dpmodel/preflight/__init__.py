@@ -78,6 +78,8 @@ class Check(NamedTuple):
 def check(model: DPModel, loader: Any, valid_loader: Any, begin: Callable[[PrivateLoader], Run]) -> Trial:
     """Run all checks in order. They leave network, loss, optimizer and data set as they were.
 
+    If one refuses, the random generators are left as they were too.
+
     Args:
         model: The model to be trained.
         loader: The training data, as ``fit`` takes them.
@@ -91,13 +93,15 @@ def check(model: DPModel, loader: Any, valid_loader: Any, begin: Callable[[Priva
     Raises:
         DPModelError, ValueError: The first refusal.
     """
+    from dpmodel.data.generators import Generators
     from dpmodel.preflight.trial import CONTEXTS, Trial
 
     trial = Trial(model, loader, valid_loader, begin)
-    for reads, entries in groupby(CHECKS, key=lambda entry: entry.reads):
-        with CONTEXTS[reads](trial):
-            for entry in entries:
-                entry(trial)
+    with Generators(loader, valid_loader).preserved(if_refused=True):
+        for reads, entries in groupby(CHECKS, key=lambda entry: entry.reads):
+            with CONTEXTS[reads](trial):
+                for entry in entries:
+                    entry(trial)
     return trial
 
 

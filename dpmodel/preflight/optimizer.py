@@ -236,10 +236,8 @@ def _copied_function(function: Any, memo: dict[int, Any]) -> Any:
         _share_data(function, memo)
         return copy.deepcopy(function, memo)
     if id(function) not in memo:
-        names = {
-            name: function.__globals__[name] for name in function.__code__.co_names if name in function.__globals__
-        }
         scope = dict(function.__globals__)
+        names = {name: scope[name] for name in function.__code__.co_names if name in scope}
         cells = tuple(CellType() for _ in function.__closure__ or ())
         twin = FunctionType(function.__code__, scope, function.__name__, function.__defaults__, cells)
         twin.__kwdefaults__ = function.__kwdefaults__

@@ -208,8 +208,8 @@ class TrainingLoop:
         broken = not_finite(self.step.guard.parameters)
         if broken:
             raise NonFiniteGradientsError(
-                f"after {self.run.step} steps, which are charged, the parameter(s) {listed(broken)} are NaN or infinite. "
-                "Lower the learning rate, and train from fresh weights"
+                f"after {self.run.step} steps, which are charged, the parameter(s) {listed(broken)} are NaN or infinite"
+                ". Lower the learning rate, and train from fresh weights"
             )
 
     def _note_choice(self) -> None:

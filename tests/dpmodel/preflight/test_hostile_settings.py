@@ -1,4 +1,4 @@
-"""Every optimizer and schedule of torch either trains to the end with finite weights, or is refused before a release."""
+"""Optimizers and schedules of torch train to the end with finite weights, or are refused before the first release."""
 
 import inspect
 
