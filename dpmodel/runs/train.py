@@ -45,7 +45,8 @@ class TrainingResult:
         history: Its epochs.
         report: Its privacy report.
         metrics: The last validation metrics.
-        interrupted: Whether the user interrupted it.
+        interrupted: Whether a signal interrupted it.
+        signal: The number of that signal.
     """
 
     folder: RunFolder
@@ -53,6 +54,7 @@ class TrainingResult:
     report: PrivacyReport
     metrics: dict[str, float]
     interrupted: bool = False
+    signal: int | None = None
 
 
 def train_from_config(
@@ -184,4 +186,4 @@ def _carry_out(
     assert report is not None
     if folder.ended() is not None:
         keeper.discard()
-    return TrainingResult(folder, history, report, dict(run.metrics), interrupt.interrupted)
+    return TrainingResult(folder, history, report, dict(run.metrics), interrupt.interrupted, interrupt.signal)

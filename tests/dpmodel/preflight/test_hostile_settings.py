@@ -12,6 +12,7 @@ from dpmodel import DPModel, LearningRateScheduler, NoiseMechanismsFactory
 from dpmodel.callbacks import Silence
 from dpmodel.data.loader import PrivateLoader
 from dpmodel.optimizers import build_optimizer
+from monitors.errors import NonFiniteGradientsError
 
 NAN, INF = float("nan"), float("inf")
 
@@ -148,6 +149,9 @@ def require_trained_or_refused(build, schedule=None):
         callbacks = [Silence()] + ([] if schedule is None else [schedule(optimizer)])
         loader = PrivateLoader(TensorDataset(torch.randn(12, 3), torch.arange(12) % 2), 4)
         model.fit(loader, 3, callbacks=callbacks)
+    except NonFiniteGradientsError:
+        # Whether the largest finite rate breaks the weights depends on the gradients: an error after the epoch.
+        assert optimizer.param_groups[0]["lr"] == 1e38
     except Exception:
         assert model is None or model.ledger.total == 0
     else:
@@ -158,8 +162,6 @@ def require_trained_or_refused(build, schedule=None):
 @pytest.mark.sample(8)
 @pytest.mark.parametrize(("kind", "options"), optimizers())
 def test_optimizers_with_hostile_options(kind, options):
-    if kind is optim.NAdam and options == {"lr": 1e38}:
-        pytest.skip("its weights become infinite after more steps than are tried: an error after the epoch")
     if kind is optim.SGD:
         options = {"lr": 0.1} | options
     require_trained_or_refused(lambda parameters: kind(parameters, **options))
