@@ -104,8 +104,8 @@ def read_with_workers(run: Run, action: Callable[[], T], what: str) -> T | None:
         if str(run.stop_reason).startswith(INTERRUPTED):
             return None
         raise DataError(
-            f"{what} could not be read, because a worker process has ended: {str(error).rstrip('. ')}. What was released is charged. Resume the training, "
-            "with fewer workers if the memory does not suffice"
+            f"{what} could not be read, because a worker process has ended: {str(error).rstrip('. ')}. What was "
+            "released is charged. Resume the training, with fewer workers if the memory does not suffice"
         ) from error
 
 

@@ -122,9 +122,7 @@ class TestBrokenOffBetweenTwoSteps:
                         os.kill(child.pid, number)
 
         model, before = make_model(), signal.getsignal(signal.SIGCHLD)
-        with pytest.raises(
-            DataError, match=r"the batch of step \d+ could not be read, because a worker process has ended"
-        ):
+        with pytest.raises(DataError, match=r"the batch of step \d+ could not be read, because a worker"):
             model.fit(
                 PrivateLoader(make_data(), 16, num_workers=1),
                 epochs=4,
