@@ -185,6 +185,16 @@ def test_a_layer_that_only_a_probe_finds_is_refused_at_its_place_in_the_configur
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.parametrize("held_out", [tuple, lambda pair: tuple(part.numpy() for part in pair), list])
+def test_a_label_out_of_range_in_a_validation_pair_is_refused_before_any_budget_is_spent(make_model, loader, held_out):
+    x, y = torch.randn(300, 4), torch.zeros(300, dtype=torch.int64)
+    y[-1] = 7
+    model = make_model()
+    with pytest.raises(ValueError, match="target 7 at row 299 is out of range"):
+        model.fit(loader, valid_loader=held_out((x, y)))
+    assert model.ledger.total == 0
+
+
 @pytest.mark.parametrize("workers", [0, 1])
 def test_a_refusal_leaves_all_random_generators_as_they_were(make_model, workers):
     class Augmented(Rows):
