@@ -12,6 +12,7 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from monitors import checks
 from monitors.arguments import accepted_names, check_arguments
+from monitors.errors import ConfigError
 from monitors.registry import Registry
 
 OPTIMIZERS: Registry[Callable[..., optim.Optimizer]] = Registry("optimizer")
@@ -50,6 +51,9 @@ WAYS_TO_RUN = ("fused", "foreach", "differentiable", "capturable")
 
 #: The names of the learning rate in torch and in MindSpore.
 _RATE_NAMES = ("lr", "learning_rate")
+
+#: A schedule that falls to 0 may end this far below it.
+_ROUNDING = 1e-9
 
 #: Types of device on which the fused form runs.
 _FUSED_DEVICES = ("cpu", "cuda")
@@ -177,8 +181,28 @@ def require_usable(optimizer: optim.Optimizer) -> None:
     """
     for kind in type(optimizer).__mro__:
         _refuse(kind.__name__)
+    require_finite(optimizer)
     for group in optimizer.param_groups:
-        _require_finite(type(optimizer).__name__, {key: value for key, value in group.items() if key != "params"})
+        momentum = group.get("momentum")
+        if isinstance(momentum, (int, float)) and momentum >= 1:
+            raise ValueError(
+                f"optimizer {type(optimizer).__name__!r}: momentum must be below 1, got {momentum}, with which the "
+                "steps would add up without bound"
+            )
+
+
+def require_finite(optimizer: optim.Optimizer) -> None:
+    """Refuse an optimizer with a setting that is not finite, or a negative learning rate, in any group.
+
+    Raises:
+        ConfigError: Names the setting and its value.
+    """
+    for group in optimizer.param_groups:
+        for key, value in group.items():
+            if key != "params" and not _is_finite(value):
+                raise ConfigError(f"optimizer {type(optimizer).__name__!r}: {key} must be a finite number, got {value}")
+        if group.get("lr", 0.0) < -_ROUNDING:
+            raise ConfigError(f"optimizer {type(optimizer).__name__!r}: lr must be at least 0, got {group['lr']}")
 
 
 def scheduler_names() -> tuple[str, ...]:
@@ -231,11 +255,13 @@ def _refuse(name: str) -> None:
         raise ValueError(f"optimizer {name!r} cannot train with differential privacy: {REFUSED_OPTIMIZERS[name]}")
 
 
-def _require_finite(name: str, settings: Mapping[str, Any]) -> None:
+def _is_finite(value: Any) -> bool:
     # torch accepts a learning rate of NaN, because every comparison with NaN is false.
-    for key, value in settings.items():
-        if isinstance(value, float) and not math.isfinite(value):
-            raise ValueError(f"optimizer {name!r}: {key} must be a finite number, got {value}")
+    if isinstance(value, (tuple, list)):
+        return all(map(_is_finite, value))
+    if isinstance(value, Tensor):
+        return bool(value.isfinite().all())
+    return not isinstance(value, float) or math.isfinite(value)
 
 
 def _listed(parameters: Iterable[Any]) -> list[Any]:

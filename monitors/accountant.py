@@ -110,6 +110,16 @@ class Tracker:
         """
         return self._accountant.epsilon(self._ledger.copy().record(event), delta) <= epsilon
 
+    def within(self, rows: Rows, epsilon: float, delta: float) -> bool:
+        """Whether all of ``rows``, as further releases, certainly leave epsilon at ``delta`` at or below ``epsilon``.
+
+        An upper bound decides, so that the answer is cheap: near the limit, it may be False for releases that fit.
+        """
+        after = self._ledger.copy()
+        for event, count in rows:
+            after.record(event, count)
+        return self._accountant.epsilon(after, delta) <= epsilon
+
     def epsilon_with(self, event: PrivacyEvent, delta: float, count: int = 1) -> float:
         """Epsilon at ``delta`` after ``count`` hypothetical further releases of ``event``; nothing is added."""
         return self._accountant.epsilon(self._ledger.copy().record(event, count), delta)

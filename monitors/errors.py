@@ -52,7 +52,7 @@ class UnprotectedUpdateError(DPModelError, RuntimeError):
 
 
 class NonFiniteGradientsError(DPModelError, ArithmeticError):
-    """Too many steps in a row were dominated by NaN or infinite gradients."""
+    """Too many steps in a row were dominated by NaN or infinite gradients, or the weights became NaN or infinite."""
 
 
 class CheckpointError(DPModelError, ValueError):

@@ -16,6 +16,7 @@ from monitors.limits import Limit, limits_of
 from monitors.relation import stated_relation
 from monitors.run_view import RunView
 from monitors.spent import PrivacySpent, epsilon_text
+from monitors.terms import Rows
 
 _LOOK_AHEAD = 128  # steps whose events are evaluated together
 _STATEMENT = ("unit", "relation", "sampling")
@@ -178,6 +179,17 @@ class PrivacyMonitor:
 
     def on_eval_end(self, run: RunView) -> None:
         """Nothing to do."""
+
+    def within_limits(self, run: RunView, rows: Rows) -> bool:
+        """Whether all of ``rows``, as further releases of ``run``, certainly leave every limit kept.
+
+        A training announces only blocks of steps for which this holds: if it is killed, a whole block is charged.
+        """
+        if self._run is not run:
+            self.attach(run)
+        self._read()
+        further = list(rows)
+        return all(self._tracker.within(further, limit.epsilon, limit.delta) for limit in self.limits)
 
     # inside
 

@@ -291,6 +291,11 @@ class PLDTracker(Tracker):
             return True
         return self._clear(limit) if expected else super().stays_within(event, epsilon, delta)
 
+    def within(self, rows: Rows, epsilon: float, delta: float) -> bool:
+        """Whether all of ``rows``, as further releases, certainly keep epsilon at ``delta`` within ``epsilon``."""
+        further = list(rows)
+        return self._renyi.within(further, epsilon, delta) or super().within(further, epsilon, delta)
+
     def _clear(self, limit: tuple[float, float]) -> bool:
         """Find, by halving, how many announced events fit; returns whether at least the first one does."""
         epsilon, delta = limit

@@ -15,6 +15,7 @@ from monitors.ledger import Ledger
 from monitors.rdp import RDPAccountant
 from monitors.renyi import curves_of
 from monitors.run_view import RunView
+from monitors.terms import Rows
 
 _ORDERS = 1.0 + np.geomspace(1e-3, 1e5, 4000)
 
@@ -160,6 +161,14 @@ class BudgetGuard:
 
     def on_eval_end(self, run: RunView) -> None:
         """Nothing to do."""
+
+    def within_limits(self, run: RunView, rows: Rows) -> bool:
+        """Whether all of ``rows``, as further releases of ``run``, fit into the filter together."""
+        self._read(run)
+        further = list(rows)
+        costs = curves_of([event for event, _ in further], np.array([self.filter.order]))[:, 0]
+        cost = float(costs @ np.array([count for _, count in further]))
+        return self.filter.spent + cost <= self.filter.budget
 
     def _read(self, run: RunView) -> None:
         ledger = run.ledger

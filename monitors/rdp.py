@@ -191,6 +191,13 @@ class RDPTracker(Tracker):
         self.tighten(delta)
         return self.epsilon_with(event, delta) <= clearly or super().stays_within(event, epsilon, delta)
 
+    def within(self, rows: Rows, epsilon: float, delta: float) -> bool:
+        """Whether all of ``rows``, as further releases, certainly keep epsilon at ``delta`` within ``epsilon``."""
+        further = list(rows)
+        self.prepare(event for event, _ in further)
+        at_orders = self._rdp.conversion.epsilon(self._sum_after(further), self._orders, delta)
+        return bool(at_orders.min() <= epsilon) or self._epsilon(lambda: self._sum_after(further), delta) <= epsilon
+
     def tighten(self, delta: float) -> None:
         """Add the accountant's current best order to the orders: slow, but then as tight as the accountant."""
         if self._fixed or not len(self._ledger):
@@ -250,11 +257,30 @@ class RDPTracker(Tracker):
         curve = self._curve(event)
         if not isinstance(event, DisjointEvent):
             return self._sum + count * curve, curve
-        before = self._partitions.get(event.partition, np.zeros(curve.shape))
+        rise, after = self._rise(curve, self._partitions.get(event.partition))
+        return self._sum + rise, after
+
+    def _sum_after(self, rows: Rows) -> Floats:
+        """The sum after all of ``rows``."""
+        total, partitions = self._sum, dict[int, Floats]()
+        for event, count in rows:
+            curve = self._curve(event)
+            if isinstance(event, DisjointEvent):
+                before = partitions.get(event.partition, self._partitions.get(event.partition))
+                rise, partitions[event.partition] = self._rise(curve, before)
+                total = total + rise
+            else:
+                total = total + count * curve
+        return total
+
+    @staticmethod
+    def _rise(curve: Floats, before: Floats | None) -> tuple[Floats, Floats]:
+        """How much a release of ``curve`` raises the cost of its partition, and the new cost."""
+        if before is None:
+            return curve, curve
         after = np.maximum(before, curve)
         # an infinite cost must not change: infinity minus infinity is NaN
-        rise = np.subtract(after, before, out=np.zeros(curve.shape), where=after > before)
-        return self._sum + rise, after
+        return np.subtract(after, before, out=np.zeros(curve.shape), where=after > before), after
 
     def _curve(self, event: PrivacyEvent) -> Floats:
         inner = _inner(event)

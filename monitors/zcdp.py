@@ -203,6 +203,20 @@ class ZCDPTracker(Tracker):
             return True
         return super().stays_within(event, epsilon, delta)
 
+    def within(self, rows: Rows, epsilon: float, delta: float) -> bool:
+        """Whether all of ``rows``, as further releases, certainly keep epsilon at ``delta`` within ``epsilon``."""
+        total, partitions, further = self._mu_squared, dict[int, float](), list(rows)
+        for event, count in further:
+            share = self._share(event, count)
+            if isinstance(event, DisjointEvent):
+                before = partitions.get(event.partition, self._partitions.get(event.partition, 0.0))
+                partitions[event.partition] = max(before, share)
+                share = max(0.0, share - before)
+            total += share
+        if not (self._only_gaussians and math.isfinite(total)):
+            return super().within(further, epsilon, delta)
+        return gaussian_epsilon(math.sqrt(total), delta) <= epsilon
+
     def epsilon_with(self, event: PrivacyEvent, delta: float, count: int = 1) -> float:
         """Epsilon at ``delta`` after ``count`` hypothetical further releases of ``event``; nothing is added."""
         total, _ = self._with(event, count)
@@ -219,12 +233,14 @@ class ZCDPTracker(Tracker):
 
     def _with(self, event: PrivacyEvent, count: int) -> tuple[float, float]:
         """The sum after ``count`` more releases of ``event`` (infinite: not Gaussian), and its partition's share."""
-        disjoint = isinstance(event, DisjointEvent)
-        terms = gather([(event, 1 if disjoint else count)])
-        if not terms.only_unsampled or terms.unprotected:
-            return math.inf, math.inf
-        if not isinstance(event, DisjointEvent):
-            return self._mu_squared + terms.mu_squared, terms.mu_squared
+        share = self._share(event, count)
+        if math.isinf(share) or not isinstance(event, DisjointEvent):
+            return self._mu_squared + share, share
         before = self._partitions.get(event.partition, 0.0)
-        after = max(before, terms.mu_squared)
+        after = max(before, share)
         return self._mu_squared + (after - before), after
+
+    def _share(self, event: PrivacyEvent, count: int) -> float:
+        """``sum 1 / sigma^2`` of the releases, of one if they share a partition; infinite: not Gaussian."""
+        terms = gather([(event, 1 if isinstance(event, DisjointEvent) else count)])
+        return terms.mu_squared if terms.only_unsampled and not terms.unprotected else math.inf

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from dpmodel.callbacks.base import Callback
-from dpmodel.preflight.optimizer import require_long_enough
+from dpmodel.preflight.optimizer import require_whole_schedule
 from monitors import checks
 
 if TYPE_CHECKING:
@@ -63,7 +63,7 @@ class LearningRateScheduler(Callback):
             )
         if self.scheduler is not None:
             steps = run.epochs * (run.steps_per_epoch if self.interval == "step" else 1)
-            require_long_enough(self.scheduler, steps, self.interval)
+            require_whole_schedule(self.scheduler, steps, self.interval)
 
     def on_train_step_end(self, run: Run) -> None:
         """Step, if the interval is the step."""

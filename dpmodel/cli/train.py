@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -18,6 +19,9 @@ if TYPE_CHECKING:
     from dpmodel.runs.build import Training
     from dpmodel.runs.folder import RunFolder
     from dpmodel.runs.train import TrainingResult
+
+#: Exit code after SIGTERM, as of a program that the signal ends.
+TERMINATED = 128 + signal.SIGTERM
 
 EXAMPLES = """
 [b]Examples[/b]
@@ -79,7 +83,7 @@ def train(
     else:
         _show(Console(), result)
     if result.interrupted:
-        raise typer.Exit(1)
+        raise typer.Exit(TERMINATED if result.signal == signal.SIGTERM else 1)
 
 
 def _announce(console: Console, training: Training, folder: RunFolder) -> None:

@@ -72,12 +72,18 @@ class Generators:
             kind.seed(generator, number)
 
     @contextmanager
-    def preserved(self) -> Iterator[None]:
-        """Restore afterwards the state of every generator that exists at the beginning of the block."""
+    def preserved(self, *, if_refused: bool = False) -> Iterator[None]:
+        """Restore afterwards the state of every generator that exists at the beginning of the block.
+
+        Args:
+            if_refused: Restore them only after an exception.
+        """
         self.find()
         kept = [(generator, kind, kind.state(generator)) for generator, kind in self._known]
+        refused = True
         try:
             yield
+            refused = False
         finally:
-            for generator, kind, state in kept:
+            for generator, kind, state in kept if refused or not if_refused else []:
                 kind.restore(generator, state)

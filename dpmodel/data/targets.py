@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -17,9 +18,11 @@ _ELEMENTWISE_LOSSES = (nn.MSELoss, nn.L1Loss, nn.SmoothL1Loss, nn.HuberLoss, nn.
 
 
 def all_targets(dataset: Any) -> Tensor | None:
-    """The targets of an in-memory data set as one tensor; None if the data must be read to get them."""
+    """The targets of an in-memory data set or a pair of arrays as one tensor; None if the data must be read first."""
     if isinstance(dataset, torch.utils.data.TensorDataset):
         return dataset.tensors[-1]
+    if isinstance(dataset, (tuple, list)) and len(dataset) == 2 and isinstance(dataset[1], (Tensor, np.ndarray)):
+        return torch.as_tensor(dataset[1])
     targets = getattr(dataset, "y", None)
     return targets if isinstance(targets, Tensor) else None
 

@@ -79,6 +79,8 @@ class Check(NamedTuple):
 def check(model: DPModel, loader: Any, valid_loader: Any, begin: Callable[[PrivateLoader], Run]) -> Trial:
     """Run all checks in order. They leave network, loss, optimizer and data set as they were.
 
+    If one refuses, the random generators are left as they were too.
+
     Args:
         model: The model to be trained.
         loader: The training data, as ``fit`` takes them.
@@ -92,13 +94,15 @@ def check(model: DPModel, loader: Any, valid_loader: Any, begin: Callable[[Priva
     Raises:
         DPModelError, ValueError: The first refusal.
     """
+    from dpmodel.data.generators import Generators
     from dpmodel.preflight.trial import CONTEXTS, Trial
 
     trial = Trial(model, loader, valid_loader, begin)
-    for reads, entries in groupby(CHECKS, key=lambda entry: entry.reads):
-        with CONTEXTS[reads](trial):
-            for entry in entries:
-                entry(trial)
+    with Generators(loader, valid_loader).preserved(if_refused=True):
+        for reads, entries in groupby(CHECKS, key=lambda entry: entry.reads):
+            with CONTEXTS[reads](trial):
+                for entry in entries:
+                    entry(trial)
     return trial
 
 
@@ -111,6 +115,8 @@ CHECKS: tuple[Check, ...] = (
             "Pass an object: `nn.MSELoss()`, `NoiseMechanismsFactory.create('Gaussian', ...)`."),
         Refusal("An optimizer that needs a closure (LBFGS) or sparse gradients (SparseAdam).",
             "Use one whose `step()` takes a single dense gradient, such as SGD or Adam."),
+        Refusal("An optimizer with a NaN or infinite setting, a negative learning rate, or momentum of 1 or more.",
+            "Correct the setting that the message names."),
     ]),
     Check("loader", UnsupportedLoaderError, [
         Refusal("A stream without a length (`IterableDataset`): epsilon depends on the number of examples.",
@@ -141,6 +147,8 @@ CHECKS: tuple[Check, ...] = (
             "Call the network once, for example on zeros, before you build `DPModel`."),
         Refusal("A network without trainable parameters.",
             "Unfreeze some parameters with `requires_grad_(True)`."),
+        Refusal("Parameters that are NaN or infinite before training.",
+            "Initialise the network again, or load finite weights."),
         Refusal("Complex parameters.",
             "Use real ones with a last dimension of 2, and `torch.view_as_complex`."),
     ], setting="network"),
@@ -171,6 +179,8 @@ CHECKS: tuple[Check, ...] = (
             "Make them parameters of the network, or leave them out of the optimizer."),
         Refusal("An optimizer whose `step()` fails or cannot be called without arguments.",
             "Change the settings that the message names, or use a different optimizer.", ConfigError),
+        Refusal("An optimizer whose settings make the weights NaN or infinite within a few steps.",
+            "Lower the learning rate or weight decay, or use the defaults.", ConfigError),
     ]),
     Check("network", UnsupportedModuleError, [
         Refusal("A layer of any type that mixes examples, such as attention over the first dimension.",

@@ -6,24 +6,33 @@ import copy
 import inspect
 import time
 import warnings
+from collections import defaultdict
+from collections.abc import Callable, Iterator
 from contextlib import suppress
+from types import CellType, FunctionType, ModuleType
 from typing import Any
 
+import numpy as np
 import torch
-from torch import nn, optim
+from torch import Tensor, nn, optim
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LambdaLR, LRScheduler, MultiplicativeLR
+from torch.optim.lr_scheduler import LRScheduler
+from torch.utils.data import DataLoader, Dataset
 
-from dpmodel.optimizers import WAYS_TO_RUN
+from dpmodel.optimizers import WAYS_TO_RUN, require_finite
 from dpmodel.preflight.refusal import listed
 from mechanisms.engines.parameters import trainable_parameters
 from monitors.errors import ConfigError, UnprotectedUpdateError
 
-#: Schedules of functions: a function may count its calls, so only the last step is computed.
-_OF_FUNCTIONS = (LambdaLR, MultiplicativeLR)
-
 #: Seconds after which a schedule is not stepped further.
-_SECONDS = 2.0
+_SECONDS = 5.0
+
+#: What a function of the step may refer to without being copied: data, networks and packages count no steps.
+_SHARED = (nn.Module, Tensor, Optimizer, Dataset, DataLoader, np.ndarray, ModuleType, type)
+_MOST_COPIED = 100_000
+
+#: Steps with gradients like noise, on this many entries of each dimension.
+_TRIED, _SMALL = 4, 4
 
 
 def require_same_parameters(network: nn.Module, optimizer: Optimizer, loss_fn: object = None) -> None:
@@ -74,10 +83,11 @@ def require_same_parameters(network: nn.Module, optimizer: Optimizer, loss_fn: o
 
 
 def require_steps(optimizer: Optimizer) -> None:
-    """Refuse an optimizer whose step would fail after the first release.
+    """Refuse an optimizer whose step would fail, or make the weights NaN or infinite, after the first release.
 
-    An optimizer of ``torch.optim`` takes a step on a copy of the parameters, with zero gradients. For an optimizer of a
-    different package, whose state may not be copyable, only the signature of ``step()`` is checked.
+    An optimizer of ``torch.optim`` takes a step on a copy of the parameters, and a few steps with gradients like noise
+    on a small part of each. For an optimizer of a different package, whose state may not be copyable, only the
+    signature of ``step()`` is checked.
 
     Args:
         optimizer: Left as it was.
@@ -102,21 +112,30 @@ def require_steps(optimizer: Optimizer) -> None:
         ) from error
     if not step.__module__.startswith(optim.__name__):
         return
-    trial = _copied(optimizer)
+    small = _copied(optimizer, lambda value: value[(slice(_SMALL),) * value.dim()])
+    small.state = defaultdict(dict)
     try:
-        step(trial)
+        step(_copied(optimizer))
+        broken = _first_broken(small)
     except Exception as error:
         raise ConfigError(
             f"optimizer {name!r} cannot take a step{_settings(optimizer)}: {str(error).rstrip('.')}. "
             "Build it without these settings, or with settings that the device of the parameters supports"
         ) from error
+    if broken is not None:
+        group = {key: value for key, value in optimizer.param_groups[0].items() if key != "params"}
+        raise ConfigError(
+            f"optimizer {name!r} makes the weights NaN or infinite in step {broken}, with gradients of size 1. Its "
+            f"settings are {group}. Lower the learning rate or the weight decay, or use the defaults of the others"
+        )
 
 
-def require_long_enough(scheduler: LRScheduler, steps: int, unit: str) -> None:
-    """Refuse a learning-rate scheduler that fails before the training ends.
+def require_whole_schedule(scheduler: LRScheduler, steps: int, unit: str) -> None:
+    """Refuse a learning-rate scheduler that fails before the training ends, or sets a rate that is not finite.
 
-    A copy of the scheduler is stepped to the end. The functions of ``LambdaLR`` and ``MultiplicativeLR`` are called for
-    the last step only.
+    A copy of the scheduler is stepped to the end, for at most ``_SECONDS``. The functions of ``LambdaLR`` and
+    ``MultiplicativeLR`` are copied with what they refer to, because they may count their calls. A scheduler that cannot
+    be copied is not tried: a rate that is not finite then ends the training before the step that would use it.
 
     Args:
         scheduler: Left as it was.
@@ -124,42 +143,64 @@ def require_long_enough(scheduler: LRScheduler, steps: int, unit: str) -> None:
         unit: ``"step"`` or ``"epoch"``, for the message.
 
     Raises:
-        ConfigError: It fails; says at which step.
+        ConfigError: It fails, or a setting of the optimizer becomes NaN, infinite or negative; says at which step.
 
     Example:
         >>> optimizer = optim.SGD([nn.Parameter(torch.zeros(2))], lr=0.1)
-        >>> require_long_enough(optim.lr_scheduler.OneCycleLR(optimizer, 1.0, total_steps=8), 16, "step")
+        >>> require_whole_schedule(optim.lr_scheduler.OneCycleLR(optimizer, 1.0, total_steps=8), 16, "step")
         Traceback (most recent call last):
             ...
         monitors.errors.ConfigError: OneCycleLR ends before the training: it fails at step 9 of 16 (...
     """
-    trial = _on_stand_in(scheduler)
+    trial, name = _on_stand_in(scheduler), type(scheduler).__name__
     if trial is None:
         return
-    started, jumps = time.perf_counter(), isinstance(trial, _OF_FUNCTIONS)
+    started = time.perf_counter()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # no optimizer steps in between
-        for done in [steps] if jumps else range(1, steps + 1):
+        for done in range(1, steps + 1):
+            try:
+                require_finite(trial.optimizer)
+            except (TypeError, ValueError) as error:
+                raise ConfigError(
+                    f"{name} cannot be used: at {unit} {done} of {steps}, {error}. Correct its arguments"
+                ) from error
             if time.perf_counter() - started > _SECONDS:
                 return
             try:
-                trial.step(*([trial.last_epoch + steps] if jumps else []))
+                trial.step()
             except Exception as error:
                 raise ConfigError(
-                    f"{type(scheduler).__name__} ends before the training: it fails at {unit} {done} of {steps} "
+                    f"{name} ends before the training: it fails at {unit} {done} of {steps} "
                     f"({type(error).__name__}: {error}). Give it the length of the whole training, {steps} "
                     f"{unit}s"
                 ) from error
 
 
-def _copied(optimizer: Optimizer) -> Any:
-    """A copy with copied parameters and zero gradients."""
+def _copied(optimizer: Optimizer, part: Callable[[Tensor], Tensor] = lambda value: value) -> Any:
+    """A copy with copies of ``part`` of each parameter, and zero gradients."""
     memo: dict[int, Any] = {}
     for group in optimizer.param_groups:
         for parameter in group["params"]:
-            own = memo[id(parameter)] = nn.Parameter(parameter.detach().clone(), parameter.requires_grad)
+            own = memo[id(parameter)] = nn.Parameter(part(parameter.detach()).clone(), parameter.requires_grad)
             own.grad = torch.zeros_like(own) if parameter.requires_grad else None
     return copy.deepcopy(optimizer, memo)
+
+
+def _first_broken(optimizer: Optimizer) -> int | None:
+    """The first of ``_TRIED`` steps that leaves a parameter that is not finite; None if there is none."""
+    parameters = [value for group in optimizer.param_groups for value in group["params"] if value.requires_grad]
+    finite = [bool(value.isfinite().all()) for value in parameters]
+    for number in range(1, _TRIED + 1):
+        for value in parameters:
+            # Both signs, and different ones in the next step, as noise has.
+            value.grad = torch.linspace(-1, 1, value.numel() + 1, dtype=value.dtype, device=value.device)[1:].view(
+                value.shape
+            ) * (-1) ** (number // 2)
+        type(optimizer).step(optimizer)
+        if [bool(value.isfinite().all()) for value in parameters] != finite:
+            return number
+    return None
 
 
 def _settings(optimizer: Optimizer) -> str:
@@ -175,6 +216,54 @@ def _on_stand_in(scheduler: LRScheduler) -> LRScheduler | None:
     stand_in = optim.SGD([nn.Parameter(torch.zeros(1))], lr=0.0)
     stand_in.param_groups[:] = copy.deepcopy(groups)
     stand_in.defaults = dict(optimizer.defaults)
+    memo: dict[int, Any] = {id(optimizer): stand_in}
     with suppress(Exception):
-        return copy.deepcopy(scheduler, {id(optimizer): stand_in})
+        for function in _functions_of(scheduler):
+            _copied_function(function, memo)
+        return copy.deepcopy(scheduler, memo)
     return None
+
+
+def _functions_of(scheduler: Any) -> Iterator[Any]:
+    yield from getattr(scheduler, "lr_lambdas", ())
+    for part in getattr(scheduler, "_schedulers", ()):
+        yield from _functions_of(part)
+
+
+def _copied_function(function: Any, memo: dict[int, Any]) -> Any:
+    """A copy of a function and of what it refers to, which ``copy.deepcopy`` would share; noted in ``memo``."""
+    if not isinstance(function, FunctionType):
+        _share_data(function, memo)
+        return copy.deepcopy(function, memo)
+    if id(function) not in memo:
+        scope = dict(function.__globals__)
+        names = {name: scope[name] for name in function.__code__.co_names if name in scope}
+        cells = tuple(CellType() for _ in function.__closure__ or ())
+        twin = FunctionType(function.__code__, scope, function.__name__, function.__defaults__, cells)
+        twin.__kwdefaults__ = function.__kwdefaults__
+        memo[id(function)] = twin  # first: it may refer to itself
+        scope.update({name: _copied_function(value, memo) for name, value in names.items()})
+        for cell, original in zip(cells, function.__closure__ or (), strict=True):
+            cell.cell_contents = _copied_function(original.cell_contents, memo)
+    return memo[id(function)]
+
+
+def _share_data(value: Any, memo: dict[int, Any]) -> None:
+    """Let a copy of ``value`` share data and networks, which are large and count no steps.
+
+    Raises:
+        TypeError: It refers to too many objects to be copied.
+    """
+    seen, left = set[int](), [value]
+    while left:
+        item = left.pop()
+        if id(item) in seen or isinstance(item, (int, float, str)):
+            continue
+        seen.add(id(item))
+        if isinstance(item, _SHARED):
+            memo[id(item)] = item
+            continue
+        if len(seen) > _MOST_COPIED:
+            raise TypeError(f"more than {_MOST_COPIED} objects")
+        parts = item.values() if isinstance(item, dict) else item if isinstance(item, (list, tuple, set)) else ()
+        left += [*parts, *getattr(item, "__dict__", {}).values()]

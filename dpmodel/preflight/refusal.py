@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
 from monitors.errors import DPModelError
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 #: Ends every such refusal: nothing was released, but the refusal itself says something about the data.
 HAS_READ = "The check read private examples; the refusal itself is not accounted for"
@@ -24,6 +28,11 @@ def listed(names: Iterable[str]) -> str:
     found = list(names)
     more = f" and {len(found) - MOST_LISTED} more" if len(found) > MOST_LISTED else ""
     return ", ".join(found[:MOST_LISTED]) + more
+
+
+def not_finite(tensors: Mapping[str, Tensor]) -> list[str]:
+    """The names of the tensors with an entry that is NaN or infinite."""
+    return [name for name, value in tensors.items() if not bool(value.isfinite().all())]
 
 
 def say_also(error: BaseException, sentence: str) -> None:

@@ -21,7 +21,7 @@ from dpmodel.preflight.mechanisms import require_sound_mechanisms
 from dpmodel.preflight.network import require_valid
 from dpmodel.preflight.optimizer import require_same_parameters, require_steps
 from dpmodel.preflight.outputs import TRIED, require_evaluable, require_measurable, tried_outputs
-from dpmodel.preflight.refusal import reading_examples
+from dpmodel.preflight.refusal import listed, not_finite, reading_examples
 from dpmodel.preflight.rows import require_no_memory, require_separate_rows
 from dpmodel.training.loop import to_device
 from mechanisms.engines.base import Engine
@@ -31,6 +31,7 @@ from mechanisms.engines.modes import require_no_modes
 from mechanisms.engines.padding import padding_rows
 from mechanisms.engines.parameters import FlatLayout, trainable_parameters
 from mechanisms.engines.probing import mode, preserve_state, shared_recordings
+from monitors.errors import UnsupportedModuleError
 
 if TYPE_CHECKING:
     from dpmodel.model import DPModel
@@ -138,7 +139,12 @@ def validation_data(trial: Trial) -> None:
 def layers(trial: Trial) -> None:
     """Every layer of a known type treats examples independently, and some parameter can be trained."""
     require_valid(trial.network)
-    trainable_parameters(trial.network)
+    broken = not_finite(trainable_parameters(trial.network))
+    if broken:
+        raise UnsupportedModuleError(
+            f"the parameter(s) {listed(broken)} of the network are NaN or infinite before training. Initialise the "
+            "network again, or load weights that are finite"
+        )
 
 
 def modes(trial: Trial) -> None:

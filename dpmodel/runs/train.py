@@ -44,7 +44,8 @@ class TrainingResult:
         history: Its epochs.
         report: Its privacy report.
         metrics: The last validation metrics.
-        interrupted: Whether the user interrupted it.
+        interrupted: Whether a signal interrupted it.
+        signal: The number of that signal.
     """
 
     folder: RunFolder
@@ -52,6 +53,7 @@ class TrainingResult:
     report: PrivacyReport
     metrics: dict[str, float]
     interrupted: bool = False
+    signal: int | None = None
 
 
 def train_from_config(
@@ -188,4 +190,4 @@ def _carry_out(
     assert report is not None
     if is_final(report.status):
         keeper.discard()
-    return TrainingResult(folder, history, report, dict(run.metrics), interrupt.interrupted)
+    return TrainingResult(folder, history, report, dict(run.metrics), interrupt.interrupted, interrupt.signal)

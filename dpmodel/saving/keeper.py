@@ -112,7 +112,9 @@ class StateKeeper(ReleaseRecord):
             self.state.checkpoint.restore(run.network)
             run.ledger.extend(self.state.ledger)
             run.load_state_dict(self.state.run)
-            self._lost = charge_lost(run, self.journal.announced(self.state.journal_head), self._stated)
+            announced = self.journal.announced(self.state.journal_head)
+            limits = [entry.within_limits for entry in listeners if hasattr(entry, "within_limits")]
+            self._lost = charge_lost(run, announced, self._stated, limits)
         self._writer = StateWriter(self.folder.state, settings)
 
     def between_steps(self, loop: TrainingLoop, *, rest: bool = False) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext, suppress
+from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -43,6 +44,9 @@ class ReleaseRecord:
     Args:
         directory: Folder of the journal and the ledger.
         every_n_steps: Steps of a block, at least 1: a killed process is charged for at most this many it did not take.
+            Near a limit on epsilon, blocks are smaller: a block is announced only if it fits into every limit twice,
+            once lost and once repeated, down to blocks of one step. So limits hold over any number of kills, and a kill
+            near a limit loses little.
         lock: The folder's lock, if the caller already holds it.
 
     Raises:
@@ -78,6 +82,7 @@ class ReleaseRecord:
         self._run: Run | None = None  # once something was written about it
         self._begun = False
         self._events: list[PrivacyEvent] = []  # announced, up to step `_end`
+        self._block = self.every_n_steps  # halved near a limit
         self._end = 0
         self._stale = False  # a file has named the head within the block
 
@@ -136,10 +141,10 @@ class ReleaseRecord:
         run = loop.run
         self.lock.handle()  # without the folder, the record of this release would be lost
         if run.step >= self._end:
-            self._end = min(run.step + self.every_n_steps, run.planned_steps)
-            self._announce(run)
+            self._end = min(run.step + self._block, run.planned_steps)
+            self._announce(loop)
         elif self._stale or run.event(run.step) != self._events[run.step - self._end]:
-            self._announce(run)
+            self._announce(loop)
 
     def between_steps(self, loop: TrainingLoop, *, rest: bool = False) -> None:
         """Called before the first step, after each step, and with ``rest`` when no step follows."""
@@ -179,8 +184,14 @@ class ReleaseRecord:
                 "its releases count for the data"
             )
 
-    def _announce(self, run: Run) -> None:
+    def _announce(self, loop: TrainingLoop) -> None:
+        run, limits = loop.run, [entry.within_limits for entry in loop.listeners if hasattr(entry, "within_limits")]
         self._events = [run.event(step) for step in range(run.step, self._end)]
+        # The monitors have allowed one step. More are charged if the process is killed, and are then repeated.
+        while len(self._events) > 1 and not all(within(run, _twice(self._events)) for within in limits):
+            self._block = len(self._events) // 2
+            del self._events[self._block :]
+        self._end = run.step + len(self._events)
         self.journal.announce(run.step, self._events)
         self._announced, self._stale = True, False
 
@@ -204,3 +215,7 @@ class ReleaseRecord:
         # The journal first: a state is not resumed if the journal names a violation.
         self.journal.violate(run.step, run.ledger.violations[-1])
         self._write_ledger(run)
+
+
+def _twice(events: list[PrivacyEvent]) -> list[tuple[PrivacyEvent, int]]:
+    return [(event, 2 * len(list(same))) for event, same in groupby(events)]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -33,6 +33,12 @@ FORMAT = "dpmodel-training-state/2"
 LOST_NOTE = (
     "steps were released and lost when a process was killed: this figure includes them, although the model contains "
     "nothing of them"
+)
+
+#: Why a resumed training stops before its first step.
+CANNOT_CONTINUE = (
+    "to continue the interrupted epoch would repeat steps that were lost when a process was killed, and charge them "
+    "twice: that exceeds a limit. Raise the limit, or keep these weights"
 )
 
 #: Ends the refusal of a state that belongs to a different training.
@@ -226,7 +232,9 @@ def setting_differences(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> l
     return found[:MAX_DIFFERENCES]
 
 
-def charge_lost(run: Run, processes: Iterable[Sequence[PrivacyEvent]], stated: Ledger) -> int:
+def charge_lost(
+    run: Run, processes: Iterable[Sequence[PrivacyEvent]], stated: Ledger, limits: Iterable[Callable[..., bool]] = ()
+) -> int:
     """Charge what earlier processes released and lost; return the number of lost steps.
 
     Args:
@@ -234,19 +242,27 @@ def charge_lost(run: Run, processes: Iterable[Sequence[PrivacyEvent]], stated: L
         processes: What each process had announced beyond the state. Each gets partition numbers that neither the ledger
             nor the rest of the run uses: under shuffled batches these are different epochs.
         stated: The ledger on the disk. It may know releases that are not steps of the run, such as those of a callback.
+        limits: ``within_limits`` of the monitors. If an epoch of shuffled batches cannot be continued within them, the
+            run is stopped before its first step: what the last process lost then stays a part of that epoch.
     """
     ledger, planned, lost = run.ledger, Ledger(), 0
     if run.planned_steps > run.first_step:
         planned.record(run.event(run.planned_steps - 1))
 
-    def charge(rows: Iterable[tuple[PrivacyEvent, int]]) -> None:
+    def charge(rows: Iterable[tuple[PrivacyEvent, int]], *, last: bool = False) -> None:
         segment = Ledger([LOST_NOTE])
         for event, count in rows:
             segment.record(event, count, lost=True)
-        ledger.extend(segment, max(ledger.next_partition, planned.next_partition))
+        shift = max(ledger.next_partition, planned.next_partition)
+        repeated = Ledger().extend(segment, shift)
+        if last and segment.next_partition and not all(within(run, repeated) for within in limits):
+            run.stop(CANNOT_CONTINUE)
+            shift = 0
+        ledger.extend(segment, shift)
 
-    for events in filter(None, processes):
-        charge((event, 1) for event in events)
+    lists = list(filter(None, processes))
+    for number, events in enumerate(lists, start=1):
+        charge(((event, 1) for event in events), last=number == len(lists))
         lost += len(events)
     unknown = stated.beyond(ledger)
     if unknown.total:

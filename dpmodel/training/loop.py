@@ -15,11 +15,14 @@ from dpmodel.callbacks.base import CallbackList
 from dpmodel.data.collation import Collation
 from dpmodel.data.loader import PrivateLoader
 from dpmodel.data.specimens import Drawn
-from dpmodel.training.interrupt import INTERRUPTED
+from dpmodel.optimizers import require_finite
+from dpmodel.preflight.refusal import listed, not_finite
+from dpmodel.training.interrupt import INTERRUPTED, finishing_despite_workers, read_with_workers
 from dpmodel.training.randomness import TorchGenerators
 from dpmodel.training.run import Run
 from dpmodel.training.step import PrivateStep
 from mechanisms.engines.batch import Batch, first_tensor, map_tensors
+from monitors.errors import NonFiniteGradientsError
 
 if TYPE_CHECKING:
     from dpmodel.saving.record import ReleaseRecord
@@ -138,7 +141,7 @@ class TrainingLoop:
                 with suppress(Exception):  # the first failure is the one to report
                     self._keep(rest=True)
             raise
-        self.step.guard.settle()
+        self._settle()
         self._keep(rest=True)
         if self.step.left_out:
             run.say(f"{self.step.left_out:,} clipped units without a finite gradient were left out in all")
@@ -152,7 +155,7 @@ class TrainingLoop:
         self._steps()
         if not self.progress.losses:
             return
-        self.step.guard.settle()
+        self._settle()
         self._validate()
         self._record(self.progress)
         self.progress = EpochProgress()
@@ -170,22 +173,28 @@ class TrainingLoop:
         # The batches have drawn from the generators too, as they had when the state was saved.
         self._generators.load_state_dict(self._generator_state)
         self._generator_state = {}
-        for _ in range(left):
-            asked_before = run.stop_reason is not None
-            self.listeners.notify("on_train_step_begin", run)
-            if run.stop_reason is not None:
-                self._limit_reached = not asked_before
-                # Before a partial epoch is validated: a resumed training must not know these metrics.
-                self._keep(rest=True)
-                break
-            self._one_step(batches)
+        with finishing_despite_workers():
+            for _ in range(left):
+                asked_before = run.stop_reason is not None
+                self.listeners.notify("on_train_step_begin", run)
+                if run.stop_reason is not None:
+                    self._limit_reached = not asked_before
+                if run.stop_reason is not None or not self._one_step(batches):
+                    # Before a partial epoch is validated: a resumed training must not know these metrics.
+                    self._keep(rest=True)
+                    break
 
-    def _one_step(self, batches: Iterator[Drawn]) -> None:
+    def _one_step(self, batches: Iterator[Drawn]) -> bool:
+        """Take the next step; False if its batch cannot be read because of an interruption."""
         run = self.run
+        require_finite(run.optimizer)  # a schedule or a callback may have changed it
         for keeper in self.keepers:
             keeper.before_release(self)
         self._renew()
-        batch = self._batch(next(batches))
+        drawn = read_with_workers(run, lambda: next(batches), f"the batch of step {run.step}")
+        if drawn is None:
+            return False
+        batch = self._batch(drawn)
         self._renew()  # the data set may have seeded the generators for its own purposes
         self._in_step = True
         run.history.record_norm_bound(run.step, run.norm_bound)
@@ -198,6 +207,16 @@ class TrainingLoop:
         self._announce_isolation()
         self.listeners.notify("on_train_step_end", run)
         self._keep()
+        return True
+
+    def _settle(self) -> None:
+        self.step.guard.settle()
+        broken = not_finite(self.step.guard.parameters)
+        if broken:
+            raise NonFiniteGradientsError(
+                f"after {self.run.step} steps, which are charged, the parameter(s) {listed(broken)} are NaN or infinite"
+                ". Lower the learning rate, and train from fresh weights"
+            )
 
     def _note_choice(self) -> None:
         """A limit stops by the schedule, known in advance; other stops may depend on what the training showed."""
@@ -253,7 +272,7 @@ class TrainingLoop:
     def _validate(self) -> None:
         if self.evaluate is not None:
             self.listeners.notify("on_eval_begin", self.run)
-            self.run.metrics = self.evaluate()
+            self.run.metrics = read_with_workers(self.run, self.evaluate, "the validation data") or {}
             self.listeners.notify("on_eval_end", self.run)
 
     def _record(self, progress: EpochProgress) -> None:

@@ -314,7 +314,7 @@ def test_a_failure_while_training_leaves_ledger_and_report(tiny, tmp_path):
     assert report["steps"] == 5
 
 
-def _start(tiny, out):
+def _start(tiny, out, *overrides, **options):
     command = [
         sys.executable,
         "-m",
@@ -325,10 +325,11 @@ def _start(tiny, out):
         str(out),
         "--set",
         "training.epochs=100000",
+        *(part for override in overrides for part in ("--set", override)),
     ]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     process = subprocess.Popen(
-        command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, **options
     )
     deadline = time.monotonic() + 60
     while not (out / "history.csv").exists():
@@ -345,7 +346,7 @@ def test_an_interrupt_finishes_the_step_and_writes_everything(tiny, tmp_path, nu
     process = _start(tiny, out)
     process.send_signal(number)
     text, _ = process.communicate(timeout=60)
-    assert process.returncode == 1
+    assert process.returncode == (143 if number == signal.SIGTERM else 1)
     assert f"interrupted ({number.name})" in text
     assert {path.name for path in out.iterdir()} == (FILES - {"training_curve.png"}) | STATE
     assert "repeat the command with --resume to continue" in text
@@ -353,6 +354,20 @@ def test_an_interrupt_finishes_the_step_and_writes_everything(tiny, tmp_path, nu
     assert report["steps"] == Ledger.load(out / "ledger.json").total
     assert 0 < report["steps"] < report["planned_steps"]
     assert f"interrupted ({number.name})" in report["status"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=lambda number: number.name)
+def test_a_signal_to_the_workers_too_finishes_the_step_and_writes_everything(tiny, tmp_path, number):
+    out = tmp_path / "run"
+    process = _start(tiny, out, "performance.workers=1", "performance.in_memory=false", start_new_session=True)
+    os.killpg(process.pid, number)
+    text, _ = process.communicate(timeout=60)
+    assert process.returncode == (143 if number == signal.SIGTERM else 1), text
+    assert "Traceback" not in text
+    assert "repeat the command with --resume to continue" in text
+    report = json.loads((out / "privacy_report.json").read_text())
+    assert report["steps"] == Ledger.load(out / "ledger.json").total > 0
 
 
 def test_a_killed_training_is_charged_for_at_least_the_steps_that_it_made(tiny, tmp_path):

@@ -1,8 +1,10 @@
 """The list of checks: complete, in order, and the same as the page of the documentation."""
 
+import random
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -181,3 +183,39 @@ def test_a_layer_that_only_a_probe_finds_is_refused_at_its_place_in_the_configur
     with pytest.raises(ConfigError, match=r"^configuration: network: [\s\S]*the output of one example depends on"):
         train_from_config(config, tmp_path / "run", callbacks=[Silence()])
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("held_out", [tuple, lambda pair: tuple(part.numpy() for part in pair), list])
+def test_a_label_out_of_range_in_a_validation_pair_is_refused_before_any_budget_is_spent(make_model, loader, held_out):
+    x, y = torch.randn(300, 4), torch.zeros(300, dtype=torch.int64)
+    y[-1] = 7
+    model = make_model()
+    with pytest.raises(ValueError, match="target 7 at row 299 is out of range"):
+        model.fit(loader, valid_loader=held_out((x, y)))
+    assert model.ledger.total == 0
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_refusal_leaves_all_random_generators_as_they_were(make_model, workers):
+    class Augmented(Rows):
+        own = np.random.default_rng(3)
+
+        def __getitem__(self, row):
+            jitter = torch.rand(4) + random.random() + np.random.rand() + self.own.random()
+            return self.x[row] + jitter, self.y[row]
+
+    def mixed(examples):
+        x, y = torch.utils.data.default_collate(examples)
+        return x + torch.rand(()) + x.mean(0), y
+
+    def states():
+        _, keys, *rest = np.random.get_state()
+        return torch.get_rng_state().tolist(), random.getstate(), keys.tolist(), rest, Augmented.own.bit_generator.state
+
+    model, loader = make_model(), DataLoader(Augmented(None), 16, collate_fn=mixed, num_workers=workers)
+    held_out = DataLoader(Rows(lambda data, row: (data.x[row], data.y[row])), 16)
+    before = states()
+    with pytest.raises(ValueError, match="collate_fn"):
+        model.fit(loader, valid_loader=held_out)
+    assert states() == before
+    assert model.ledger.total == 0

@@ -6,11 +6,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn, optim
 from torch.optim import lr_scheduler
+from torch.utils.data import TensorDataset
 
-from dpmodel import LearningRateScheduler
+from dpmodel import Callback, LearningRateScheduler
 from dpmodel.optimizers import optimizer_names
-from dpmodel.preflight.optimizer import require_long_enough, require_same_parameters, require_steps
-from monitors.errors import UnprotectedUpdateError
+from dpmodel.preflight.optimizer import require_same_parameters, require_steps, require_whole_schedule
+from monitors.errors import ConfigError, NonFiniteGradientsError, UnprotectedUpdateError, UnsupportedModuleError
 
 
 def made(name="SGD", lr=0.1, **options):
@@ -94,18 +95,77 @@ def test_a_schedule_is_refused_if_and_only_if_it_ends_before_the_training(kind, 
     rate, stand = optimizer.param_groups[0]["lr"], schedule.last_epoch
     if steps > length:
         with pytest.raises(ValueError, match=rf"ends before the training: it fails at step \d+ of {steps}"):
-            require_long_enough(schedule, steps, "step")
+            require_whole_schedule(schedule, steps, "step")
     else:
-        require_long_enough(schedule, steps, "step")
+        require_whole_schedule(schedule, steps, "step")
     assert (optimizer.param_groups[0]["lr"], schedule.last_epoch) == (rate, stand)
 
 
-def test_a_function_that_counts_its_calls_is_called_only_once_more():
-    calls = []
-    schedule = lr_scheduler.LambdaLR(made(), lambda step: calls.append(step) or 1.0)
-    before = len(calls)
-    require_long_enough(schedule, 100, "epoch")
-    assert calls[before:] == [100]
+def test_a_function_that_counts_its_calls_does_not_notice_the_trial():
+    calls, rates = [], iter([1.0] * 6)
+
+    class Warm:
+        data = TensorDataset(torch.zeros(3))
+
+        def __init__(self):
+            self.seen = 0
+
+        def rate(self, step):
+            self.seen += 1
+            return step / len(self.data)
+
+    def counted(step):
+        calls.append(step)
+        return 1.0
+
+    warm = Warm()
+    for function in (counted, lambda step: counted(step), lambda step: next(rates), warm.rate):
+        schedule = lr_scheduler.LambdaLR(made(), function)
+        before = len(calls), warm.seen
+        require_whole_schedule(schedule, 5, "epoch")
+        assert (len(calls), warm.seen) == before
+    assert len(list(rates)) == 5
+
+
+def test_a_schedule_that_cannot_be_copied_ends_the_training_before_a_rate_that_is_not_finite(make_model, loader):
+    class Fixed(lr_scheduler.LRScheduler):
+        def get_lr(self):
+            return [float("nan") if self.last_epoch == 6 else 0.1]
+
+        def __deepcopy__(self, memo):
+            raise TypeError("no copies")
+
+    model = make_model()
+    with pytest.raises(ConfigError, match="lr must be a finite number, got nan"):
+        model.fit(loader, epochs=2, callbacks=[LearningRateScheduler(Fixed(model.optimizer))])
+    assert model.ledger.total == 6
+
+
+def test_a_rate_below_zero_is_refused_but_rounding_is_not():
+    require_whole_schedule(lr_scheduler.LambdaLR(made(), lambda step: 1 - step / 7 - 1e-12), 8, "step")
+    with pytest.raises(ConfigError, match=r"at step 8 of 8, optimizer 'SGD': lr must be at least 0, got -0\.016"):
+        require_whole_schedule(lr_scheduler.LambdaLR(made(), lambda step: 1 - step / 6), 8, "step")
+    require_whole_schedule(lr_scheduler.LambdaLR(made(), lambda step: 1 - step / 6), 7, "step")
+
+
+def test_weights_that_are_not_finite_are_refused_before_any_budget_is_spent(make_model, loader):
+    model = make_model(network := nn.Linear(4, 3))
+    with torch.no_grad():
+        network.weight[0, 0] = float("nan")
+    with pytest.raises(UnsupportedModuleError, match=r"parameter\(s\) weight of the network are NaN"):
+        model.fit(loader)
+    assert model.ledger.total == 0
+
+
+def test_weights_that_become_infinite_end_the_training_with_an_error(make_model, loader):
+    class Explode(Callback):
+        def on_train_step_begin(self, run):
+            run.optimizer.param_groups[0]["weight_decay"] = 1e38
+
+    model = make_model()
+    with pytest.raises(NonFiniteGradientsError, match=r"after 4 steps, which are charged, the parameter\(s\) 0"):
+        model.fit(loader, epochs=3, callbacks=[Explode()])
+    assert model.ledger.total == 4
 
 
 @pytest.mark.parametrize(("interval", "length"), [("step", 7), ("epoch", 1)])

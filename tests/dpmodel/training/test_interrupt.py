@@ -1,3 +1,4 @@
+import multiprocessing
 import os
 import signal
 import threading
@@ -6,7 +7,8 @@ import pytest
 
 from dpmodel import Callback, StateKeeper
 from dpmodel.data.loader import PrivateLoader
-from dpmodel.training.interrupt import InterruptStop
+from dpmodel.training.interrupt import InterruptStop, read_with_workers
+from monitors.errors import DataError
 
 
 class Run:
@@ -109,3 +111,47 @@ class TestBrokenOffBetweenTwoSteps:
                 keeper=StateKeeper(tmp_path, every_n_steps=16),
             )
         self.resumed(tmp_path, make_model, make_data)
+
+    @pytest.mark.slow  # torch notices a dead worker after five seconds
+    @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL], ids=lambda number: number.name)
+    def test_a_worker_that_is_killed(self, make_model, make_data, tmp_path, number):
+        class KillWorker(Callback):
+            def on_train_step_begin(self, run):
+                if run.step == 6:
+                    for child in multiprocessing.active_children():
+                        os.kill(child.pid, number)
+
+        model, before = make_model(), signal.getsignal(signal.SIGCHLD)
+        with pytest.raises(DataError, match=r"the batch of step \d+ could not be read, because a worker"):
+            model.fit(
+                PrivateLoader(make_data(), 16, num_workers=1),
+                epochs=4,
+                callbacks=[KillWorker()],
+                keeper=StateKeeper(tmp_path, every_n_steps=16),
+            )
+        assert 6 <= model.ledger.total < 16
+        assert before in (signal.SIG_DFL, signal.getsignal(signal.SIGCHLD))
+        self.resumed(tmp_path, make_model, make_data)
+
+
+@pytest.mark.parametrize("interrupted", [False, True])
+def test_a_dead_worker_ends_a_training_with_an_error_unless_a_signal_has_reached_both(interrupted):
+    class Reached(Run):
+        stop_reason = "interrupted (SIGTERM)" if interrupted else None
+
+    def read():
+        raise RuntimeError("DataLoader worker (pid 7) is killed by signal: Terminated. ")
+
+    if interrupted:
+        assert read_with_workers(Reached(), read, "the batch") is None
+    else:
+        with pytest.raises(DataError, match=r"the batch could not be read, .*Terminated\. What was released is"):
+            read_with_workers(Reached(), read, "the batch")
+
+
+def test_other_errors_of_a_data_set_are_raised_unchanged():
+    def read():
+        raise RuntimeError("Caught RuntimeError in DataLoader worker process 0.")
+
+    with pytest.raises(RuntimeError, match="Caught"):
+        read_with_workers(Run(), read, "the batch")
