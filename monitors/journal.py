@@ -13,6 +13,7 @@ from typing import Any
 from monitors.atomic import sync_folder
 from monitors.errors import CheckpointError
 from monitors.events import PrivacyEvent, event_from_dict
+from monitors.untrusted import parse_json, read_untrusted
 
 #: Name of the journal; it lies beside the ledger that it runs ahead of.
 JOURNAL_NAME = "releases.jsonl"
@@ -107,7 +108,7 @@ class ReleaseJournal:
         self._digests.append(digest)
 
     def _read(self) -> None:
-        whole, _, torn = self.path.read_bytes().rpartition(b"\n")
+        whole, _, torn = read_untrusted(self.path).rpartition(b"\n")
         for number, raw in enumerate(whole.split(b"\n") if whole else [], start=1):
             digest, _, text = raw.decode("utf-8", "replace").partition(" ")
             if digest != _digest(self.head, text):
@@ -116,7 +117,7 @@ class ReleaseJournal:
                     "released cannot be stated. Restore the original file, or train in a different folder and keep "
                     "this one"
                 )
-            self._lines.append(json.loads(text))
+            self._lines.append(parse_json(text))
             self._digests.append(digest)
         self._torn = len(torn)
 

@@ -78,9 +78,10 @@ def _progress(path: Path) -> dict[str, Any]:
 def _report(folder: RunFolder) -> dict[str, Any]:
     """The report of the folder; empty if there is none, or if it describes an earlier part of the training."""
     from monitors.ledger import Ledger
+    from monitors.untrusted import read_json
 
     try:
-        report: dict[str, Any] = json.loads(folder.report.read_text(encoding="utf-8"))
+        report: dict[str, Any] = read_json(folder.report)
     except (OSError, ValueError):
         return {}
     return report if report.get("ledger_digest") == Ledger.load(folder.ledger).digest() else {}

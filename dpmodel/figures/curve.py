@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import os
 from collections.abc import Sequence
@@ -18,6 +17,7 @@ from dpmodel.training.history import History
 from monitors.errors import ConfigError
 from monitors.events import ViolationEvent
 from monitors.ledger import ANNOUNCED_NOTE, Ledger
+from monitors.untrusted import read_json
 
 _MOST_POINTS = 400
 
@@ -88,7 +88,7 @@ def curve_of_run(path: str | os.PathLike[str], name: str | None = None) -> Curve
 def _curve_of_python(folder: RunFolder, name: str) -> Curve:
     """The curve of a training with ``fit(output=...)``, whose report takes the place of a configuration."""
     try:
-        report = json.loads(folder.report.read_text(encoding="utf-8"))
+        report = read_json(folder.report)
         delta, accountant, mechanism = float(report["delta"]), str(report["accountant"]), report["mechanism"]
         bound, factor = float(mechanism["initial_norm_bound"]), float(mechanism["sensitivity_factor"])
         first = float(mechanism["initial_noise_multiplier"])
@@ -142,7 +142,7 @@ def _steps_done(folder: RunFolder, ledger: Ledger) -> int | None:
     if ANNOUNCED_NOTE in ledger.notes:
         return None
     try:
-        return int(json.loads(folder.report.read_text(encoding="utf-8"))["steps"])
+        return int(read_json(folder.report)["steps"])
     except (OSError, ValueError, KeyError, TypeError):
         return None
 

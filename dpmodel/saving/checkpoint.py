@@ -8,7 +8,6 @@ import json
 import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -18,6 +17,7 @@ from torch.optim import Optimizer
 from dpmodel.saving.nest import pack_nest, unpack_nest
 from dpmodel.saving.tensor_file import read_tensor_file, write_tensor_file
 from monitors.errors import CheckpointError
+from monitors.untrusted import open_untrusted
 
 if TYPE_CHECKING:
     from dpmodel.model import DPModel
@@ -343,7 +343,7 @@ def _some(names: Iterable[str]) -> str:
 def _remedy(path: str | os.PathLike[str]) -> str:
     """What to do with a foreign file, as far as its first bytes show."""
     try:
-        with Path(path).open("rb") as stream:
+        with open_untrusted(path) as stream:
             begin = stream.read(4)
     except OSError:
         return ""

@@ -17,6 +17,7 @@ from dpmodel.saving.nest import pack_nest, unpack_nest
 from dpmodel.saving.tensor_file import read_tensor_file, write_tensor_file
 from monitors.errors import CheckpointError
 from monitors.ledger import Ledger
+from monitors.untrusted import parse_json
 
 if TYPE_CHECKING:
     from dpmodel.callbacks.base import CallbackList
@@ -105,7 +106,7 @@ def read_state(path: str | os.PathLike[str]) -> TrainingState:
                 "data"
             )
         rows, notes = stored.pop("rows"), stored.pop("notes")
-        ledger = Ledger.from_rows(json.loads(np.asarray(rows).tobytes()), notes)
+        ledger = Ledger.from_rows(parse_json(np.asarray(rows, dtype=np.uint8).tobytes().decode("utf-8")), notes)
         return TrainingState(checkpoint, ledger=ledger, **stored)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         if isinstance(error, CheckpointError):
