@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
 import math
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, cast
 
-from torch import Tensor, optim
+import torch
+from torch import Tensor, nn, optim
 from torch.optim.lr_scheduler import LRScheduler
 
 from monitors import checks
@@ -101,6 +104,18 @@ def can_fuse(parameters: Iterable[Any]) -> bool:
         isinstance(value, Tensor) and value.is_floating_point() and value.device.type in _FUSED_DEVICES
         for value in tensors
     )
+
+
+def stepped_copy(optimizer: optim.Optimizer) -> optim.Optimizer:
+    """A copy of ``optimizer``, without its state, after a step with zero gradients on copies of its parameters."""
+    memo: dict[int, Any] = {id(optimizer.state): defaultdict(dict)}
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            own = memo[id(parameter)] = nn.Parameter(parameter.detach().clone(), parameter.requires_grad)
+            own.grad = torch.zeros_like(own) if parameter.requires_grad else None
+    copied = copy.deepcopy(optimizer, memo)
+    type(optimizer).step(copied)
+    return copied
 
 
 def optimizer_names() -> tuple[str, ...]:

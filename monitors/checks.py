@@ -66,6 +66,12 @@ def numbers(**named: Any) -> None:
         _require(_is_real(value), name, "a number", value)
 
 
+def finite(**named: Any) -> None:
+    """Require each value to be a finite number."""
+    for name, value in named.items():
+        _require(_is_real(value) and _is_finite(value), name, "a finite number", value)
+
+
 def positive(**named: Any) -> None:
     """Require each value to be a finite number above 0."""
     for name, value in named.items():

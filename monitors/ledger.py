@@ -343,8 +343,12 @@ class Ledger:
         Raises:
             ValueError, KeyError, TypeError: A row is malformed.
         """
+        if not isinstance(notes, (list, tuple)) or not all(isinstance(note, str) for note in notes):
+            raise TypeError(f"the notes must be a list of texts, got {checks.shown(notes)}")
         ledger = cls(notes)
         for row in rows:
+            if not isinstance(row, Mapping) or not isinstance(row.get("lost", False), bool):
+                raise TypeError(f"a row must be a mapping of event, count and lost, got {checks.shown(row)}")
             ledger.record(event_from_dict(row["event"]), row["count"], lost=row.get("lost", False))
         return ledger
 

@@ -143,9 +143,9 @@ def read_yaml(text: str, source: str) -> Marked:
     try:
         loader = _Loader(text)
     except yaml.reader.ReaderError as error:
-        line = text.count("\n", 0, error.position) + 1
+        line, code = text.count("\n", 0, error.position) + 1, ord(text[error.position])
         raise ConfigError(
-            f"{source}:{line}: not valid YAML: the character U+{ord(text[error.position]):04X} is not allowed; remove it"
+            f"{source}:{line}: not valid YAML: the character U+{code:04X} is not allowed; remove it"
         ) from error
     try:
         node = loader.get_single_node()

@@ -7,14 +7,13 @@ import inspect
 import time
 import warnings
 from contextlib import suppress
-from typing import Any
 
 import torch
 from torch import nn, optim
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler, MultiplicativeLR
 
-from dpmodel.optimizers import WAYS_TO_RUN
+from dpmodel.optimizers import WAYS_TO_RUN, stepped_copy
 from dpmodel.preflight.refusal import listed
 from mechanisms.engines.parameters import trainable_parameters
 from monitors.errors import ConfigError, UnprotectedUpdateError
@@ -102,9 +101,8 @@ def require_steps(optimizer: Optimizer) -> None:
         ) from error
     if not step.__module__.startswith(optim.__name__):
         return
-    trial = _copied(optimizer)
     try:
-        step(trial)
+        stepped_copy(optimizer)
     except Exception as error:
         raise ConfigError(
             f"optimizer {name!r} cannot take a step{_settings(optimizer)}: {str(error).rstrip('.')}. "
@@ -150,16 +148,6 @@ def require_long_enough(scheduler: LRScheduler, steps: int, unit: str) -> None:
                     f"({type(error).__name__}: {error}). Give it the length of the whole training, {steps} "
                     f"{unit}s"
                 ) from error
-
-
-def _copied(optimizer: Optimizer) -> Any:
-    """A copy with copied parameters and zero gradients."""
-    memo: dict[int, Any] = {}
-    for group in optimizer.param_groups:
-        for parameter in group["params"]:
-            own = memo[id(parameter)] = nn.Parameter(parameter.detach().clone(), parameter.requires_grad)
-            own.grad = torch.zeros_like(own) if parameter.requires_grad else None
-    return copy.deepcopy(optimizer, memo)
 
 
 def _settings(optimizer: Optimizer) -> str:

@@ -52,7 +52,7 @@ class RunRecorder(Callback):
             status: ``"finished"``, or why the training ended early.
         """
         run = self.run
-        if run is None:
+        if run is None or not run.begun:
             return None
         subject = run.subject if self.subject is None else self.subject
         report = make_report(subject, run.ledger, run.step, status=status, verified=run.verification)
