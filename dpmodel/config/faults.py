@@ -89,8 +89,18 @@ def locating_errors(config: Config, path: str) -> Iterator[None]:
         yield
     except (ConfigError, DataError):
         raise
-    except (ValueError, TypeError) as error:
-        raise ConfigError(f"{_blamed(config, path, str(error))}: {path}: {error}") from error
+    except MemoryError as error:
+        raise ConfigError(f"{config.where(path)}: {path}: this does not fit into memory") from error
+    except (ValueError, TypeError, ArithmeticError, RuntimeError) as error:
+        if isinstance(error, DPModelError) and not isinstance(error, ValueError):
+            raise
+        text = _first_part(error)
+        raise ConfigError(f"{_blamed(config, path, text)}: {path}: {text}") from error
+
+
+def _first_part(error: Exception) -> str:
+    """The message of ``error`` in one line, without the places in C++ that torch adds."""
+    return " ".join(str(error).partition("\nException raised from")[0].split())
 
 
 @contextmanager

@@ -36,6 +36,8 @@ def locate_data(root: str, place: str) -> str:
     if "://" in root:
         return root
     try:
+        if "\0" in root:
+            raise ValueError("it holds a NUL character")
         given = Path(root).expanduser()
         written = _FILE_AND_LINE.fullmatch(place)
         beside = (Path(written["file"]).parent if written else Path()) / given

@@ -57,7 +57,8 @@ class EpochRecord:
                 f"metric {clash[0]!r} has the name of a history column; rename it, for example 'valid_{clash[0]}'"
             )
         object.__setattr__(self, "metrics", dict(self.metrics))
-        stated = {name: getattr(self, name) for name in FIELDS if name not in ("epoch", "step")} | self.metrics
+        # From the dictionary: reading the loss as an attribute is noted as reading a private value.
+        stated = {name: value for name, value in vars(self).items() if name in FIELDS} | dict(self.metrics)
         checks.numbers(**{name: value for name, value in stated.items() if value is not None})
 
     def __getattribute__(self, name: str) -> Any:
@@ -185,8 +186,8 @@ class History:
             names = list(reader.fieldnames or ())
             if not {"epoch", "step"} <= set(names) or len(set(names)) < len(names):
                 raise ValueError(
-                    f"it is not a training history: its header is {checks.shown(names)}, but must name epoch, step and "
-                    "each other column once"
+                    f"the file is not a training history: its header is {checks.shown(names)}, but must name epoch, "
+                    "step and each other column once"
                 )
             for cells in reader:
                 history.append(_record_of(cells))

@@ -102,7 +102,7 @@ def test_csv_and_json_give_back_the_same_history(tmp_path_factory, rows):
 def test_a_file_that_is_not_a_history_is_refused_by_name(tmp_path):
     path = tmp_path / "other.csv"
     path.write_text("a,b\n1,2\n")
-    with pytest.raises(ValueError, match=r"other\.csv is not a training history"):
+    with pytest.raises(ValueError, match=r"other\.csv, line 1: the file is not a training history"):
         History.from_csv(path)
     path.write_text("epoch,step\n1,ten\n")
     with pytest.raises(ValueError, match=r"other\.csv, line 2"):
