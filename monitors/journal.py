@@ -125,7 +125,7 @@ class ReleaseJournal:
             self._digests.append(digest)
         self._torn = len(torn)
 
-    def _checked(self, line: Any, number: int) -> dict[str, Any]:
+    def _checked(self, line: dict[str, Any], number: int) -> dict[str, Any]:
         """``line``, if it has the form of what is written here, whoever wrote it."""
         try:
             checks.non_negative_int(step=line["step"])

@@ -49,7 +49,7 @@ class _Loader(yaml.SafeLoader):
     def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
         """Compose one node, no deeper than ``MAX_DEPTH``."""
         if self._depth > MAX_DEPTH:
-            mark = self.peek_event().start_mark
+            mark = self.peek_event().start_mark  # type: ignore[no-untyped-call]
             raise yaml.composer.ComposerError(None, None, f"nested deeper than {MAX_DEPTH} levels", mark)
         self._depth += 1
         try:
@@ -197,7 +197,7 @@ class _Reader:
         finally:
             self._open.pop()
 
-    def _scalar(self, node: yaml.ScalarNode) -> Any:
+    def _scalar(self, node: yaml.Node) -> Any:
         kind = node.tag.removeprefix(_TAG)
         if kind == "int" and len(node.value) > MAX_DIGITS:
             raise ConfigError(

@@ -14,9 +14,11 @@ from dpmodel.figures.epsilon_curve import Floats, Privacy, epsilon_over
 from dpmodel.planning.training_plan import TrainingPlan, plan_training
 from dpmodel.runs.folder import RunFolder
 from dpmodel.training.history import History
+from monitors import checks
 from monitors.errors import ConfigError
 from monitors.events import ViolationEvent
 from monitors.ledger import ANNOUNCED_NOTE, Ledger
+from monitors.spent import resolve_accountant
 from monitors.untrusted import read_json
 
 _MOST_POINTS = 400
@@ -92,7 +94,11 @@ def _curve_of_python(folder: RunFolder, name: str) -> Curve:
         delta, accountant, mechanism = float(report["delta"]), str(report["accountant"]), report["mechanism"]
         bound, factor = float(mechanism["initial_norm_bound"]), float(mechanism["sensitivity_factor"])
         first = float(mechanism["initial_noise_multiplier"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        checks.open_unit(delta=delta)
+        checks.positive(initial_norm_bound=bound, sensitivity_factor=factor)
+        checks.non_negative(initial_noise_multiplier=first)
+        resolve_accountant(accountant)
+    except (OSError, ValueError, LookupError, TypeError, OverflowError) as error:
         raise ConfigError(
             f"{folder.path} cannot be drawn: it needs the {folder.report.name} that fit(output=...) writes when the "
             f"training ends ({error})"
@@ -142,9 +148,11 @@ def _steps_done(folder: RunFolder, ledger: Ledger) -> int | None:
     if ANNOUNCED_NOTE in ledger.notes:
         return None
     try:
-        return int(read_json(folder.report)["steps"])
+        steps = read_json(folder.report)["steps"]
+        checks.non_negative_int(steps=steps)
     except (OSError, ValueError, KeyError, TypeError):
         return None
+    return int(steps)
 
 
 def _read(folder: RunFolder, delta: float) -> tuple[Ledger, History]:

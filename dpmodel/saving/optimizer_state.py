@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from contextlib import suppress
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, optim
 from torch.optim import Optimizer
 
 from dpmodel.optimizers import WAYS_TO_RUN, stepped_copy
@@ -86,27 +86,32 @@ def _check_buffers(optimizer: Optimizer, buffers: Any, what: str) -> None:
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     if not isinstance(buffers, dict) or not all(type(key) is int and 0 <= key < len(parameters) for key in buffers):
         raise CheckpointError(f"{what} must be of parameters 0 to {len(parameters) - 1}, got {checks.shown(buffers)}")
-    expected = None
+    expected: dict[int, dict[str, Any]] = {}
     with suppress(Exception):  # an optimizer of a different package may not be copyable
         expected = stepped_copy(optimizer).state_dict()["state"]
+    # Optimizers of other packages may add buffers in later steps.
+    exact = type(optimizer).step.__module__.startswith(optim.__name__)
     for key, found in buffers.items():
-        like = None if expected is None else expected.get(key, {})
-        if not isinstance(found, dict) or (found and like is not None and found.keys() != like.keys()):
-            names = "nothing" if not like else ", ".join(map(str, like))
+        like = expected.get(key, {})
+        if not isinstance(found, dict) or (exact and found and found.keys() != like.keys()):
+            names = ", ".join(map(str, like)) or "nothing"
             raise CheckpointError(f"{what} of parameter {key} must hold {names}, got {checks.shown(found)}")
         for name, value in found.items():
-            if not _fits(value, parameters[key], None if like is None else like[name]):
+            if not (_same_kind(like[name], value) if name in like else _possible(value, parameters[key])):
                 raise CheckpointError(f"{what} of parameter {key}: {name} does not fit, got {_described(value)}")
 
 
-def _fits(value: Any, parameter: Tensor, like: Any) -> bool:
-    if isinstance(like, Tensor):
-        return _same_form(like, value)
-    if like is not None or value is None:
-        return type(value) is type(like) and (not isinstance(value, (int, float)) or math.isfinite(value))
+def _same_kind(own: Any, value: Any) -> bool:
+    if isinstance(own, Tensor):
+        return _same_form(own, value)
+    return type(value) is type(own) and (not isinstance(value, (int, float)) or math.isfinite(value))
+
+
+def _possible(value: Any, parameter: Tensor) -> bool:
+    """Whether a buffer of unknown form may belong to ``parameter``: no dimension that the parameter lacks."""
     if isinstance(value, Tensor):
-        return value.shape == parameter.shape or value.dim() == 0
-    return _is_number(value) or isinstance(value, (bool, str))
+        return value.dim() <= parameter.dim() and {*value.shape} <= {*parameter.shape, 1}
+    return value is None or isinstance(value, (bool, str)) or _is_number(value)
 
 
 def _described(value: Any) -> str:

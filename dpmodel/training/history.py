@@ -57,9 +57,6 @@ class EpochRecord:
                 f"metric {clash[0]!r} has the name of a history column; rename it, for example 'valid_{clash[0]}'"
             )
         object.__setattr__(self, "metrics", dict(self.metrics))
-        # From the dictionary: reading the loss as an attribute is noted as reading a private value.
-        stated = {name: value for name, value in vars(self).items() if name in FIELDS} | dict(self.metrics)
-        checks.numbers(**{name: value for name, value in stated.items() if value is not None})
 
     def __getattribute__(self, name: str) -> Any:
         if name == "loss":
@@ -161,6 +158,9 @@ class History:
         """
         history = cls(values.get("delta"))
         for row in values["epochs"]:
+            stated = {**row, **row["metrics"]}
+            del stated["metrics"]
+            checks.numbers(**{name: value for name, value in stated.items() if value is not None})
             history.append(EpochRecord(**row))
         history.norm_bounds = _checked_bounds(values.get("norm_bounds", ()))
         return history

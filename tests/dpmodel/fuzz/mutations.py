@@ -7,7 +7,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Container, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -223,15 +223,21 @@ def replaced_by_something_else(path: Path, rng: Rng) -> None:
             stream.truncate(2**40)
 
 
-def damage(folder: Path, number: int) -> tuple[str, bool]:
+def damage(folder: Path, number: int, names: Container[str] | None = None) -> tuple[str, bool]:
     """Damage one file in ``folder``, as ``number`` determines.
+
+    Args:
+        folder: The folder.
+        number: Seed.
+        names: Names of the files that may be damaged; None for all.
 
     Returns:
         What was done, and whether the checks of content (digests, checksums) were made to fit.
     """
     rng = np.random.default_rng(number)
     files = sorted(path for path in folder.iterdir() if path.is_file() and path.suffix != ".md")
-    path = files[rng.integers(len(files))]
+    candidates = [path for path in files if names is None or path.name in names]
+    path = candidates[rng.integers(len(candidates))]
     signed = {".safetensors": [tensors_resigned] * 6, ".json": [], ".jsonl": [], ".csv": [], ".yaml": []}
     content, kinds = path.read_bytes(), [bytes_damaged, bytes_damaged]
     if path.suffix != ".safetensors":
