@@ -14,7 +14,7 @@ from monitors import checks
 from monitors.atomic import sync_folder
 from monitors.errors import CheckpointError
 from monitors.events import PrivacyEvent, ViolationEvent, event_from_dict
-from monitors.untrusted import parse_json, read_untrusted
+from monitors.untrusted import MAX_LEDGER_BYTES, parse_json, read_untrusted
 
 #: Name of the journal; it lies beside the ledger that it runs ahead of.
 JOURNAL_NAME = "releases.jsonl"
@@ -112,7 +112,7 @@ class ReleaseJournal:
         self._digests.append(digest)
 
     def _read(self) -> None:
-        whole, _, torn = read_untrusted(self.path).rpartition(b"\n")
+        whole, _, torn = read_untrusted(self.path, MAX_LEDGER_BYTES).rpartition(b"\n")
         for number, raw in enumerate(whole.split(b"\n") if whole else [], start=1):
             digest, _, text = raw.decode("utf-8", "replace").partition(" ")
             if digest != _digest(self.head, text):
@@ -121,7 +121,8 @@ class ReleaseJournal:
                     "released cannot be stated. Restore the original file, or train in a different folder and keep "
                     "this one"
                 )
-            self._lines.append(self._checked(parse_json(text), number))
+            line: dict[str, Any] = parse_json(text)
+            self._lines.append(self._checked(line, number))
             self._digests.append(digest)
         self._torn = len(torn)
 

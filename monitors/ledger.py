@@ -17,7 +17,7 @@ from monitors.atomic import write_atomically
 from monitors.errors import UnsupportedEventError
 from monitors.events import DisjointEvent, PrivacyEvent, ViolationEvent, event_from_dict, parts_of
 from monitors.journal import JOURNAL_NAME, ReleaseJournal
-from monitors.untrusted import parse_json, read_text
+from monitors.untrusted import MAX_LEDGER_BYTES, parse_json, read_text
 
 FORMAT = "dpmodel-ledger/1"
 
@@ -288,7 +288,7 @@ class Ledger:
             ValueError: The file is not an unchanged ledger, or its journal is missing or changed; the path is named.
         """
         try:
-            ledger, head = cls._parsed(read_text(path))
+            ledger, head = cls._parsed(read_text(path, MAX_LEDGER_BYTES))
             if head is not None:
                 ledger._add_announced(ReleaseJournal(Path(path).with_name(JOURNAL_NAME)), head)
         except (ValueError, KeyError, TypeError) as error:

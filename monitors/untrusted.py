@@ -12,8 +12,11 @@ from typing import Any, BinaryIO
 
 from monitors.atomic import require_regular
 
-#: Largest file that is read as text: 64 MiB. A ledger of 100,000 different steps has about 20 MB.
+#: Largest file that is read as text: 64 MiB.
 MAX_TEXT_BYTES = 2**26
+
+#: Largest ledger or journal: 1 GiB. With a million different steps, a ledger has about 200 MB.
+MAX_LEDGER_BYTES = 2**30
 
 #: Deepest nesting of JSON values; what dpmodel writes is at most about 20 deep.
 MAX_DEPTH = 64

@@ -12,8 +12,8 @@ import traceback
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
-#: Seconds after which a case counts as hanging.
-PATIENCE = 20
+#: Seconds after which a case counts as hanging; it takes less than one on an idle machine.
+PATIENCE = 120
 
 #: Memory that a child may add to its parent's.
 MEMORY = 3 * 2**30

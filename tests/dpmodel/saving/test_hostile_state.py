@@ -103,6 +103,32 @@ def test_the_way_an_optimizer_runs_is_that_of_the_live_one():
     assert [loaded[name] for name in ("fused", "foreach", "capturable", "differentiable")] == [None, None, False, False]
 
 
+class Lookahead(torch.optim.SGD):
+    """An optimizer of a different package, which adds a buffer in its second step."""
+
+    def step(self, closure=None):
+        super().step(closure)
+        for state in self.state.values():
+            state["taken"] = state.get("taken", 0) + 1
+            if state["taken"] == 2:
+                state["slow"] = torch.zeros_like(state["momentum_buffer"])
+
+
+def test_buffers_that_an_optimizer_adds_later_are_accepted_if_their_shape_is_possible():
+    network = nn.Linear(3, 2)
+    optimizer = Lookahead(network.parameters(), lr=0.1, momentum=0.9)
+    for _ in range(2):
+        network(torch.ones(1, 3)).sum().backward()
+        optimizer.step()
+    state = optimizer.state_dict()
+    assert (
+        fitting_state(Lookahead(network.parameters(), lr=0.1, momentum=0.9), state, "file")["state"] == state["state"]
+    )
+    state["state"][0]["slow"] = torch.zeros(5, 3)
+    with pytest.raises(CheckpointError, match=r"of parameter 0: slow does not fit, got \(5, 3\) of torch.float32"):
+        fitting_state(optimizer, state, "file")
+
+
 @pytest.mark.parametrize("name", sorted({*optimizer_names(), *OPTIMIZERS.names()}))
 def test_the_state_of_every_optimizer_is_accepted_back(tmp_path, name):
     network = nn.Sequential(nn.Linear(3, 2, bias=False), nn.Linear(2, 2, bias=False))
