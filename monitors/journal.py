@@ -121,14 +121,14 @@ class ReleaseJournal:
                     "released cannot be stated. Restore the original file, or train in a different folder and keep "
                     "this one"
                 )
-            line: dict[str, Any] = parse_json(text)
-            self._lines.append(self._checked(line, number))
+            self._lines.append(self._checked(text, number))
             self._digests.append(digest)
         self._torn = len(torn)
 
-    def _checked(self, line: dict[str, Any], number: int) -> dict[str, Any]:
-        """``line``, if it has the form of what is written here, whoever wrote it."""
+    def _checked(self, text: str, number: int) -> dict[str, Any]:
+        """The line that ``text`` states, if it has the form of what is written here, whoever wrote it."""
         try:
+            line: dict[str, Any] = parse_json(text)
             checks.non_negative_int(step=line["step"])
             checks.one_of(("begun", "block", "violation"), kind=line["kind"])
             if line["kind"] == "violation":
