@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
 import math
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, cast
 
-from torch import Tensor, optim
+import torch
+from torch import Tensor, nn, optim
 from torch.optim.lr_scheduler import LRScheduler
 
 from monitors import checks
@@ -105,6 +108,16 @@ def can_fuse(parameters: Iterable[Any]) -> bool:
         isinstance(value, Tensor) and value.is_floating_point() and value.device.type in _FUSED_DEVICES
         for value in tensors
     )
+
+
+def copied(optimizer: optim.Optimizer, part: Callable[[Tensor], Tensor] = lambda value: value) -> optim.Optimizer:
+    """A copy of ``optimizer`` without its state, on copies of ``part`` of each parameter, with zero gradients."""
+    memo: dict[int, Any] = {id(optimizer.state): defaultdict(dict)}
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            own = memo[id(parameter)] = nn.Parameter(part(parameter.detach()).clone(), parameter.requires_grad)
+            own.grad = torch.zeros_like(own) if parameter.requires_grad else None
+    return copy.deepcopy(optimizer, memo)
 
 
 def optimizer_names() -> tuple[str, ...]:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
 
 from mechanisms.clipping import CLIP, ClipMechanism, shrink
 from mechanisms.rng import SecureGenerator
@@ -113,6 +113,22 @@ class QuantileClip(ClipMechanism):
             )
         super().start(norm_bound)
         self.min_norm_bound, self.max_norm_bound = low, high
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restore the bound in force; the public range stays that of the initial bound.
+
+        Raises:
+            ValueError: The bound lies outside the range.
+        """
+        bound, low, high = state["norm_bound"], self.min_norm_bound, self.max_norm_bound
+        if not self.started:
+            self.start(bound)
+        checks.positive(norm_bound=bound)
+        if low is not None and high is not None and not low <= bound <= high:
+            raise ValueError(
+                f"norm_bound={bound:g} lies outside [min_norm_bound, max_norm_bound] = [{low:g}, {high:g}]"
+            )
+        self._norm_bound = float(bound)
 
     def factors(self, norms: torch.Tensor) -> torch.Tensor:
         """``min(1, bound / norm)``, shape (units, 1)."""

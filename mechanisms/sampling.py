@@ -170,8 +170,15 @@ class ShuffleSampler(Sampler):
         """Restore the state returned by ``state_dict``."""
         import numpy as np
 
-        self._epoch = int(state["epoch"])
-        self._order = None if state["order"] is None else np.asarray(state["order"])
+        epoch, order = state["epoch"], state["order"]
+        checks.finite(epoch=epoch)
+        if order is not None:
+            order = np.asarray(order)
+            if order.dtype != np.int64 or not np.array_equal(np.sort(order, axis=None), np.arange(self.num_examples)):
+                raise ValueError(f"order must hold each of the rows 0 to {self.num_examples - 1} once, as int64")
+        if (order is None) != (epoch < 0):
+            raise ValueError(f"order and epoch contradict each other: epoch {epoch!r}, order {checks.shown(order)}")
+        self._epoch, self._order = int(epoch), order
 
     def amplify(self, step: int, *events: PrivacyEvent) -> PrivacyEvent:
         """The event of one part of the epoch's partition of the data."""

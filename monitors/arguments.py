@@ -49,7 +49,7 @@ def check_arguments(
     open_names = [name for name in known if name not in filled]
     unknown = [name for name in given if name not in open_names]
     if unknown:
-        parts = [f"{name!r}{checks.nearest_hint(name, open_names)}" for name in unknown]
+        parts = [f"{checks.shown(name)}{checks.nearest_hint(name, open_names)}" for name in unknown]
         listing, stop = ", ".join(open_names) or "none", " It" if parts[-1].endswith("?") else "; it"
         raise ValueError(f"{owner} has no argument {', '.join(parts)}{stop} takes: {listing}")
     missing = [name for name in _required_names(builder) if name not in filled and name not in given]

@@ -8,6 +8,7 @@ import os
 import re
 import secrets
 import stat
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -82,17 +83,20 @@ def open_for_appending(
     return _open_regular(path, os.O_RDWR | os.O_APPEND | (os.O_CREAT if create else 0), mode, folder)
 
 
-def read_without_links(path: str | os.PathLike[str], *, folder: int | None = None) -> bytes:
+def read_without_links(path: str | os.PathLike[str], *, folder: int | None = None, limit: int = sys.maxsize) -> bytes:
     """Content of the regular file ``path``.
 
     Args:
         path: The file.
         folder: Handle of the open folder of ``path``.
+        limit: Largest accepted size in bytes.
 
     Raises:
-        OSError: The file is a link or not a regular file, or cannot be opened.
+        OSError: The file is a link, not a regular file or larger than ``limit``, or cannot be opened.
     """
     with os.fdopen(_open_regular(path, os.O_RDONLY, 0, folder), "rb") as stream:
+        if os.fstat(stream.fileno()).st_size > limit:
+            raise OSError(errno.EFBIG, f"larger than {limit:,} bytes", os.fspath(path))
         return stream.read()
 
 

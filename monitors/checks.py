@@ -14,6 +14,12 @@ from collections.abc import Iterable
 from numbers import Integral, Real
 from typing import Any
 
+#: Largest integer of 64 bits: no count is larger, and arrays hold none that is.
+LARGEST = 2**63 - 1
+
+#: Most characters of a value in a message.
+_SHOWN = 200
+
 
 def _is_real(value: Any) -> bool:
     # Test the plain types first, for speed: a schedule of a million steps is checked step by step.
@@ -26,20 +32,57 @@ def _is_whole(value: Any) -> bool:
 
 def _require(condition: bool, name: str, what: str, value: Any, hint: str = "") -> None:
     if not condition:
-        raise ValueError(f"{name} must be {what}, got {value!r}{hint}")
+        raise ValueError(f"{name} must be {what}, got {shown(value)}{hint}")
+
+
+def shown(value: Any) -> str:
+    """The ``repr`` of ``value`` for a message, shortened if it is long.
+
+    Example:
+        >>> shown("x" * 300) == "'" + "x" * 99 + "..."
+        True
+    """
+    try:
+        return shortened(repr(value))
+    except (ValueError, RecursionError):  # an integer of more digits than Python converts, or a deep nest
+        return f"a {type(value).__name__} too long to show"
+
+
+def shortened(text: str) -> str:
+    """``text`` of at most 200 characters; a longer one is cut after 100."""
+    return text if len(text) <= _SHOWN else f"{text[: _SHOWN // 2]}..."
+
+
+def _is_finite(value: Any) -> bool:
+    try:
+        return math.isfinite(value)
+    except OverflowError:  # an integer above the largest float
+        return False
+
+
+def numbers(**named: Any) -> None:
+    """Require each value to be a number; infinite ones and NaN are numbers."""
+    for name, value in named.items():
+        _require(_is_real(value), name, "a number", value)
+
+
+def finite(**named: Any) -> None:
+    """Require each value to be a finite number."""
+    for name, value in named.items():
+        _require(_is_real(value) and _is_finite(value), name, "a finite number", value)
 
 
 def positive(**named: Any) -> None:
     """Require each value to be a finite number above 0."""
     for name, value in named.items():
-        ok = _is_real(value) and math.isfinite(value) and value > 0
+        ok = _is_real(value) and _is_finite(value) and value > 0
         _require(ok, name, "a positive finite number", value)
 
 
 def non_negative(**named: Any) -> None:
     """Require each value to be a finite number of at least 0."""
     for name, value in named.items():
-        ok = _is_real(value) and math.isfinite(value) and value >= 0
+        ok = _is_real(value) and _is_finite(value) and value >= 0
         _require(ok, name, "a finite number of at least 0", value)
 
 
@@ -65,10 +108,11 @@ def sampling_rate(**named: Any) -> None:
 
 
 def positive_int(**named: Any) -> None:
-    """Require each value to be an integer of at least 1."""
+    """Require each value to be an integer of at least 1, and below 2**63."""
     for name, value in named.items():
         ok = _is_whole(value) and int(value) >= 1
         _require(ok, name, "an integer of at least 1", value)
+        _require(int(value) <= LARGEST, name, "an integer below 2**63", value)
 
 
 def non_negative_int(**named: Any) -> None:
@@ -98,6 +142,8 @@ def nearest_hint(value: Any, choices: Iterable[Any]) -> str:
     """``"; did you mean 'X'?"`` for the choice nearest to ``value``, or an empty string if none is near."""
     import difflib
 
+    if len(str(value)) > _SHOWN:
+        return ""
     by_lower = {str(choice).lower(): str(choice) for choice in choices}
     close = difflib.get_close_matches(str(value).lower(), list(by_lower), n=1, cutoff=0.5)
     return f"; did you mean {by_lower[close[0]]!r}?" if close else ""

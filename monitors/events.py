@@ -21,6 +21,9 @@ from monitors.errors import UnsupportedEventError
 
 E = TypeVar("E", bound="type[PrivacyEvent]")
 
+#: Most events around an event in a file; dpmodel nests about four.
+MAX_DEPTH = 16
+
 _TYPES: dict[str, type[PrivacyEvent]] = {}
 
 
@@ -184,7 +187,9 @@ class ViolationEvent(NonPrivateEvent):
 
     def __post_init__(self) -> None:
         if not isinstance(self.reason, str) or not self.reason.strip():
-            raise ValueError(f"reason must be a non-empty string that says what was found, got {self.reason!r}")
+            raise ValueError(
+                f"reason must be a non-empty string that says what was found, got {checks.shown(self.reason)}"
+            )
 
 
 @register_event
@@ -267,25 +272,34 @@ def compose(events: Iterable[PrivacyEvent]) -> PrivacyEvent:
     return parts[0] if len(parts) == 1 else ComposedEvent(parts)
 
 
-def event_from_dict(values: Mapping[str, Any]) -> PrivacyEvent:
+def event_from_dict(values: Mapping[str, Any], depth: int = 0) -> PrivacyEvent:
     """Read back what ``PrivacyEvent.to_dict`` wrote.
+
+    Args:
+        values: The plain values.
+        depth: Number of events around this one.
 
     Raises:
         UnsupportedEventError: The type is unknown (import the package that defines it first).
         ValueError: A field is missing, unknown, or out of range.
     """
+    if not isinstance(values, Mapping) or depth > MAX_DEPTH:
+        what = (
+            "an event must be a mapping" if depth <= MAX_DEPTH else f"events are nested deeper than {MAX_DEPTH} levels"
+        )
+        raise ValueError(f"{what}, got {checks.shown(values)}")
     fields = dict(values)
     name = fields.pop("type", None)
-    if name not in _TYPES:
+    if not isinstance(name, str) or name not in _TYPES:
         hint = checks.nearest_hint(name, _TYPES) or ";"
         raise UnsupportedEventError(
-            f"unknown event type {name!r}{hint} known: {', '.join(sorted(_TYPES))}. "
+            f"unknown event type {checks.shown(name)}{hint} known: {', '.join(sorted(_TYPES))}. "
             "If an extension defines it, import that extension before reading the ledger."
         )
     try:
-        return _TYPES[name](**{key: _revive(value) for key, value in fields.items()})
+        return _TYPES[name](**{key: _revive(value, depth + 1) for key, value in fields.items()})
     except TypeError as error:
-        raise ValueError(f"event {name!r} cannot be read from {values!r}: {error}") from error
+        raise ValueError(f"event {name!r} cannot be read from {checks.shown(values)}: {error}") from error
 
 
 def _plain(value: Any) -> Any:
@@ -296,15 +310,15 @@ def _plain(value: Any) -> Any:
     return value
 
 
-def _revive(value: Any) -> Any:
+def _revive(value: Any, depth: int) -> Any:
     if isinstance(value, Mapping):
-        return event_from_dict(value)
+        return event_from_dict(value, depth)
     if isinstance(value, list):
-        return tuple(_revive(part) for part in value)
+        return tuple(_revive(part, depth) for part in value)
     return value
 
 
 def _require_events(**named: Any) -> None:
     for name, value in named.items():
         if not isinstance(value, PrivacyEvent):
-            raise ValueError(f"{name} must be a PrivacyEvent, got {value!r} of type {type(value).__name__}")
+            raise ValueError(f"{name} must be a PrivacyEvent, got {checks.shown(value)} of type {type(value).__name__}")

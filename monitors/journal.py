@@ -10,12 +10,17 @@ from itertools import chain, count, groupby, repeat
 from pathlib import Path
 from typing import Any
 
+from monitors import checks
 from monitors.atomic import naming, open_for_appending, read_without_links, sync_folder
 from monitors.errors import CheckpointError
-from monitors.events import PrivacyEvent, event_from_dict
+from monitors.events import PrivacyEvent, ViolationEvent, event_from_dict
+from monitors.untrusted import MAX_LEDGER_BYTES, parse_json
 
 #: Name of the journal; it lies beside the ledger that it runs ahead of.
 JOURNAL_NAME = "releases.jsonl"
+
+#: Most equal events of one line: far more than a block of steps.
+MOST_ANNOUNCED = 10**7
 
 #: First link of the chain of digests.
 FORMAT = "dpmodel-releases/2"
@@ -139,7 +144,7 @@ class ReleaseJournal:
 
     def _read(self) -> None:
         try:
-            content = read_without_links(self.path, folder=self._folder)
+            content = read_without_links(self.path, folder=self._folder, limit=MAX_LEDGER_BYTES)
         except FileNotFoundError:
             return
         except OSError as error:
@@ -153,9 +158,26 @@ class ReleaseJournal:
                     "released cannot be stated. Restore the original file, or train in a different folder and keep "
                     "this one"
                 )
-            self._lines.append(json.loads(text))
+            self._lines.append(self._checked(text, number))
             self._digests.append(digest)
         self._size, self._torn = len(content) - len(torn), len(torn)
+
+    def _checked(self, text: str, number: int) -> dict[str, Any]:
+        """The line that ``text`` states, if it has the form of what is written here, whoever wrote it."""
+        try:
+            line: dict[str, Any] = parse_json(text)
+            checks.non_negative_int(step=line["step"])
+            checks.one_of(("begun", "block", "violation"), kind=line["kind"])
+            if line["kind"] == "violation":
+                ViolationEvent(line["reason"])
+            for event, times in line["rows"] if line["kind"] == "block" else ():
+                event_from_dict(event)
+                checks.positive_int(times=times)
+                if times > MOST_ANNOUNCED:
+                    raise ValueError(f"{times} equal releases are more than {MOST_ANNOUNCED}")
+        except (KeyError, TypeError, ValueError) as error:
+            raise CheckpointError(f"{self.path}, line {number}: {type(error).__name__}: {error}") from error
+        return line
 
 
 def _digest(before: str, text: str) -> str:

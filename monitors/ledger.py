@@ -17,6 +17,7 @@ from monitors.atomic import write_atomically
 from monitors.errors import UnsupportedEventError
 from monitors.events import DisjointEvent, PrivacyEvent, ViolationEvent, event_from_dict, parts_of
 from monitors.journal import JOURNAL_NAME, ReleaseJournal
+from monitors.untrusted import MAX_LEDGER_BYTES, parse_json, read_text
 
 FORMAT = "dpmodel-ledger/1"
 
@@ -288,7 +289,7 @@ class Ledger:
             ValueError: The file is not an unchanged ledger, or its journal is missing or changed; the path is named.
         """
         try:
-            ledger, head = cls._parsed(Path(path).read_text(encoding="utf-8"))
+            ledger, head = cls._parsed(read_text(path, MAX_LEDGER_BYTES))
             if head is not None:
                 ledger._add_announced(ReleaseJournal(Path(path).with_name(JOURNAL_NAME)), head)
         except (ValueError, KeyError, TypeError) as error:
@@ -298,17 +299,17 @@ class Ledger:
     @classmethod
     def _parsed(cls, text: str) -> tuple[Ledger, str | None]:
         try:
-            values = json.loads(text)
-        except json.JSONDecodeError as error:
+            values = parse_json(text)
+        except ValueError as error:
             raise ValueError(f"not a ledger: the text is not JSON ({error})") from error
         if not isinstance(values, dict) or values.get("format") != FORMAT:
             found = values.get("format") if isinstance(values, dict) else type(values).__name__
-            raise ValueError(f"not a ledger of format {FORMAT!r}: found {found!r}")
+            raise ValueError(f"not a ledger of format {FORMAT!r}: found {checks.shown(found)}")
         ledger, journal = cls.from_rows(values.get("rows", ()), values.get("notes", ())), values.get("journal")
         found = _digest(ledger._content(journal))
         if found != values.get("digest"):
             raise ValueError(
-                f"the ledger was changed after it was written: digest {values.get('digest')!r} is stated, "
+                f"the ledger was changed after it was written: digest {checks.shown(values.get('digest'))} is stated, "
                 f"its rows give {found!r}. Restore the original file; epsilon cannot be stated from this one."
             )
         return ledger, journal
@@ -343,8 +344,12 @@ class Ledger:
         Raises:
             ValueError, KeyError, TypeError: A row is malformed.
         """
+        if not isinstance(notes, (list, tuple)) or not all(isinstance(note, str) for note in notes):
+            raise TypeError(f"the notes must be a list of texts, got {checks.shown(notes)}")
         ledger = cls(notes)
         for row in rows:
+            if not isinstance(row, Mapping) or not isinstance(row.get("lost", False), bool):
+                raise TypeError(f"a row must be a mapping of event, count and lost, got {checks.shown(row)}")
             ledger.record(event_from_dict(row["event"]), row["count"], lost=row.get("lost", False))
         return ledger
 

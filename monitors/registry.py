@@ -90,7 +90,7 @@ class Registry(Generic[T]):
         if name not in self._builders:
             advice = self.elsewhere.get(name.lower()) if isinstance(name, str) else None
             hint = f": {advice}." if advice else checks.nearest_hint(name, self._builders) or ";"
-            raise ValueError(f"unknown {self.kind} {name!r}{hint} Known: {', '.join(self.names())}")
+            raise ValueError(f"unknown {self.kind} {checks.shown(name)}{hint} Known: {', '.join(self.names())}")
         return self._builders[name]
 
     def name_of(self, builder: Callable[..., Any]) -> str:

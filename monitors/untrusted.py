@@ -2,51 +2,80 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
+import stat
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from monitors.atomic import require_regular
 
-#: Largest file that is read as text: 64 MiB. A ledger of 100,000 different steps has about 20 MB.
+#: Largest file that is read as text: 64 MiB.
 MAX_TEXT_BYTES = 2**26
+
+#: Largest ledger or journal: 1 GiB. With a million different steps, a ledger has about 200 MB.
+MAX_LEDGER_BYTES = 2**30
 
 #: Deepest nesting of JSON values; what dpmodel writes is at most about 20 deep.
 MAX_DEPTH = 64
 
-#: Longest integer, in characters: one of 64 bits has at most 20.
-MAX_DIGITS = 64
+#: Longest integer, in characters. Every such integer is also a finite float.
+MAX_DIGITS = 308
 
 _TOO_DEEP = object()
 
 
+def open_untrusted(path: str | os.PathLike[str]) -> BinaryIO:
+    """The regular file ``path``, opened for reading without waiting for a pipe or opening a device.
+
+    Args:
+        path: The file. Links are followed.
+
+    Raises:
+        OSError: The file is missing or not a regular file, or the path holds a NUL character.
+
+    Example:
+        >>> open_untrusted("/dev/zero")
+        Traceback (most recent call last):
+            ...
+        OSError: [Errno 22] not a regular file: '/dev/zero'
+    """
+    name = os.fspath(path)
+    if "\0" in name:
+        raise FileNotFoundError(errno.ENOENT, "a path cannot hold a NUL character", name)
+    mode = os.stat(path).st_mode
+    if stat.S_ISDIR(mode):
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), name)
+    if not stat.S_ISREG(mode):
+        raise OSError(errno.EINVAL, "not a regular file", name)
+    flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0)
+    handle = os.open(path, flags)
+    try:
+        require_regular(handle, path)  # it may have been replaced since
+    except BaseException:
+        os.close(handle)
+        raise
+    return os.fdopen(handle, "rb")
+
+
 def read_untrusted(path: str | os.PathLike[str], limit: int = MAX_TEXT_BYTES) -> bytes:
-    """Content of the regular file ``path``, without waiting for a pipe or reading a device.
+    """Content of the regular file ``path``.
 
     Args:
         path: The file. Links are followed.
         limit: Largest accepted size in bytes.
 
     Raises:
-        OSError: The file is missing or not a regular file, or the path holds a NUL character.
+        OSError: As for ``open_untrusted``.
         ValueError: The file is larger than ``limit``; path and sizes are named.
-
-    Example:
-        >>> read_untrusted("/dev/zero")
-        Traceback (most recent call last):
-            ...
-        OSError: [Errno 22] not a regular file: '/dev/zero'
     """
-    flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0)
-    if "\0" in os.fspath(path):
-        raise FileNotFoundError(2, "a path cannot hold a NUL character", os.fspath(path))
-    handle = os.open(path, flags)
-    with os.fdopen(handle, "rb") as stream:
-        require_regular(handle, path)
-        content = stream.read(limit + 1)
-    if len(content) > limit:
+    with open_untrusted(path) as stream:
+        # A size that is stated is not read in vain; a file that grows meanwhile is not read to its end.
+        size = os.fstat(stream.fileno()).st_size
+        content = b"" if size > limit else stream.read(limit + 1)
+    if max(size, len(content)) > limit:
         raise ValueError(f"{path} is larger than {limit:,} bytes, the largest size that is read here")
     return content
 

@@ -67,4 +67,6 @@ class EarlyStopping(Callback):
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restore ``state_dict``."""
+        checks.numbers(best=state["best"])
+        checks.non_negative_int(waited=state["waited"])
         self.best, self._waited = float(state["best"]), int(state["waited"])

@@ -51,6 +51,7 @@ class LearningRateScheduler(Callback):
         self._name = scheduler if isinstance(scheduler, str) else None
         self._args = args
         self._initial: list[float] | None = None
+        self._left = 0
 
     def on_train_begin(self, run: Run) -> None:
         """Build a scheduler given by name; check one that was given as an object."""
@@ -64,6 +65,8 @@ class LearningRateScheduler(Callback):
         if self.scheduler is not None:
             steps = run.epochs * (run.steps_per_epoch if self.interval == "step" else 1)
             require_whole_schedule(self.scheduler, steps, self.interval)
+        steps_left = run.planned_steps - run.step
+        self._left = steps_left if self.interval == "step" else steps_left // run.steps_per_epoch
 
     def on_train_step_end(self, run: Run) -> None:
         """Step, if the interval is the step."""
@@ -84,9 +87,15 @@ class LearningRateScheduler(Callback):
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restore ``state_dict``; the rate itself is the optimizer's."""
-        self._initial = state["initial"]
-        if self.scheduler is not None and state["schedule"] is not None:
-            self.scheduler.load_state_dict(state["schedule"])
+        initial, schedule = state["initial"], state["schedule"]
+        if initial is not None:
+            checks.non_negative(**{f"rate {i}": rate for i, rate in enumerate(initial)})
+        if self.scheduler is not None:
+            # The scheduler would take over any attribute, whatever its name and type.
+            _require_alike(self.scheduler.state_dict(), schedule, type(self.scheduler).__name__)
+            self.scheduler.load_state_dict(schedule)
+            require_whole_schedule(self.scheduler, self._left, self.interval)
+        self._initial = initial
 
     def _start_from_initial_rate(self, optimizer: Any) -> None:
         groups = optimizer.param_groups
@@ -95,6 +104,23 @@ class LearningRateScheduler(Callback):
         for group, rate in zip(groups, self._initial, strict=True):
             group["lr"] = rate
             group.pop("initial_lr", None)
+
+
+def _require_alike(own: Any, value: Any, what: str) -> None:
+    """Refuse a state with different entries than the live one, or of different types; finite numbers may differ."""
+    if isinstance(own, dict) and isinstance(value, dict) and own.keys() == value.keys():
+        for key in own:
+            _require_alike(own[key], value[key], f"{what}.{key}")
+    elif isinstance(own, (list, tuple)) and type(own) is type(value) and len(own) == len(value):
+        for index, pair in enumerate(zip(own, value, strict=True)):
+            _require_alike(*pair, f"{what}.{index}")
+    elif isinstance(own, (int, float)) and not isinstance(own, bool):
+        checks.finite(**{what: value})
+    elif hasattr(own, "shape"):
+        if getattr(value, "shape", None) != own.shape:
+            raise ValueError(f"{what} must be a tensor of shape {tuple(own.shape)}, got {checks.shown(value)}")
+    elif type(own) is not type(value) or own != value:
+        raise ValueError(f"{what} is {checks.shown(own)} here, got {checks.shown(value)}")
 
 
 def _require_step_alone(scheduler: Any) -> None:

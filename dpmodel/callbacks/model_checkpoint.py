@@ -124,9 +124,17 @@ class ModelCheckpoint(Callback):
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restore ``state_dict``."""
-        self.saved = [Path(path) for path in state["saved"]]
-        self._last_step = state["last_step"]
-        self._prefix_in_force = self._announced = state.get("prefix", self.prefix)
+        prefix, saved = state.get("prefix", self.prefix), [Path(path) for path in state["saved"]]
+        if not isinstance(prefix, str) or not re.fullmatch(rf"{re.escape(self.prefix)}(_\d+)?", prefix):
+            raise ValueError(f"prefix must be {self.prefix!r} or start with it, got {checks.shown(prefix)}")
+        # Old files are deleted: a list that names other files must not be believed.
+        foreign = [path for path in saved if path.parent != self.directory or not _is_of(prefix, path.name)]
+        if foreign:
+            raise ValueError(f"{checks.shown(str(foreign[0]))} is not a checkpoint {prefix}-*.ckpt in {self.directory}")
+        if state["last_step"] is not None:
+            checks.non_negative_int(last_step=state["last_step"])
+        self.saved, self._last_step = saved, state["last_step"]
+        self._prefix_in_force = self._announced = prefix
 
     def _goes_on(self, run: Run) -> bool:
         """Whether names continue to count where the last training of this object ended."""

@@ -89,9 +89,13 @@ class WeightAveraging(Callback):
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restore ``state_dict``."""
+        checks.non_negative_int(steps=state["steps"])
+        own, average = self.averaged_weights, state["average"]
+        if average.keys() != own.keys() or any(average[name].shape != own[name].shape for name in own):
+            raise ValueError("the averaged weights are not those of this network")
         self._steps = state["steps"]
-        for name, value in state["average"].items():
-            self.averaged_weights[name].copy_(value)
+        for name, value in average.items():
+            own[name].copy_(value)
 
     def _put_back(self, run: Run) -> None:
         if self._own:

@@ -74,29 +74,41 @@ def _progress(path: Path) -> dict[str, Any]:
     folder = RunFolder(path)
     report = _report(folder)
     if report:
-        return {name: report.get(name) for name in ("status", "steps", "planned_steps")}
+        return report
     plan = plan_training(load_config(folder.config, import_plugins=False))
     return {"status": None, "steps": _last_step(folder, plan.config.privacy.delta), "planned_steps": plan.steps}
 
 
 def _report(folder: RunFolder) -> dict[str, Any]:
-    """The report of the folder; empty if there is none, or if it describes an earlier part of the training."""
+    """Status and steps in the report of the folder.
+
+    Empty if there is no such report, or if it describes an earlier part of the training.
+    """
+    from monitors import checks
     from monitors.ledger import Ledger
+    from monitors.untrusted import read_json
 
     try:
-        report: dict[str, Any] = json.loads(folder.report.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        report = read_json(folder.report)
+        if report["ledger_digest"] != Ledger.load(folder.ledger).digest():
+            return {}
+        checks.non_negative_int(steps=report["steps"], planned_steps=report["planned_steps"])
+    except (OSError, ValueError, KeyError, TypeError):
         return {}
-    return report if report.get("ledger_digest") == Ledger.load(folder.ledger).digest() else {}
+    return {"status": str(report.get("status")), "steps": report["steps"], "planned_steps": report["planned_steps"]}
 
 
 def _last_step(folder: RunFolder, delta: float) -> int | None:
     """The step after which the weights were written; None if no history was written."""
     from dpmodel.training.history import History
+    from monitors.errors import ConfigError
 
     if not folder.history.is_file():
         return None
-    steps = History.from_csv(folder.history, delta).column("step")
+    try:
+        steps = History.from_csv(folder.history, delta).column("step")
+    except ValueError as error:
+        raise ConfigError(f"{error}; remove the file to evaluate without it") from error
     return int(steps[-1]) if steps else 0
 
 

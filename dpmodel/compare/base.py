@@ -5,23 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-from dpmodel.config.marked_yaml import Marked, read_yaml
+from dpmodel.config.marked_yaml import Marked, read_yaml_file
 from dpmodel.config.marked_yaml import Path as Keys
 from dpmodel.config.schema import place_of
 from monitors.errors import ConfigError
 
 
 def read_marked(path: Path) -> Marked:
-    """Read a YAML file with its lines.
-
-    Raises:
-        ConfigError: The file cannot be read, or is not YAML.
-    """
-    try:
-        return read_yaml(path.read_text(encoding="utf-8"), str(path))
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
-        raise ConfigError(f"{path} cannot be read: {reason}") from error
+    """Read a YAML file with its lines; the errors are those of ``read_yaml_file``."""
+    return read_yaml_file(path)
 
 
 def read_base(marked: Marked, path: Path) -> Marked:
@@ -41,7 +33,7 @@ def read_base(marked: Marked, path: Path) -> Marked:
     if not found.is_file():
         place = place_of(marked.marks, ("base",), str(path))
         raise ConfigError(f"{place}: base: there is no file {found}; paths are relative to the file that names them")
-    read = read_marked(found)
+    read = read_yaml_file(found)
     if not isinstance(read.values, dict):
         raise ConfigError(f"{found}: a configuration is a mapping of sections, got {type(read.values).__name__}")
     return read

@@ -18,6 +18,9 @@ from monitors.errors import ConfigError, DataError, DPModelError
 if TYPE_CHECKING:
     from dpmodel.config.marked_yaml import Path
 
+#: Most faults that one error lists.
+MOST_FAULTS = 20
+
 #: pydantic's type of error -> what the value must be
 _MUST_BE: Mapping[str, str] = {
     "float_type": "a number",
@@ -36,8 +39,9 @@ def config_error(
     error: ValidationError, marks: dict[Path, str], source: str, root: type[BaseModel] = Config
 ) -> ConfigError:
     """One error that lists every fault with its place; ``root`` is the model that was validated."""
-    lines = [f"{place_of(marks, fault['loc'], source)}: {_words(fault, root)}" for fault in error.errors()]
-    return one_error(lines, source)
+    faults = error.errors()
+    lines = [f"{place_of(marks, fault['loc'], source)}: {_words(fault, root)}" for fault in faults[:MOST_FAULTS]]
+    return one_error(lines + ["..."] * (len(faults) > MOST_FAULTS), source)
 
 
 def one_error(faults: Sequence[str], source: str) -> ConfigError:
@@ -88,8 +92,18 @@ def locating_errors(config: Config, path: str) -> Iterator[None]:
     except DataError as error:
         error.args = (f"{config.where(path)}: {path}: {error}",)
         raise
-    except (ValueError, TypeError) as error:
-        raise ConfigError(f"{_blamed(config, path, str(error))}: {path}: {error}") from error
+    except MemoryError as error:
+        raise ConfigError(f"{config.where(path)}: {path}: this does not fit into memory") from error
+    except (ValueError, TypeError, ArithmeticError, RuntimeError) as error:
+        if isinstance(error, DPModelError) and not isinstance(error, ValueError):
+            raise
+        text = _first_part(error)
+        raise ConfigError(f"{_blamed(config, path, text)}: {path}: {text}") from error
+
+
+def _first_part(error: Exception) -> str:
+    """The message of ``error`` in one line, without the places in C++ that torch adds."""
+    return " ".join(str(error).partition("\nException raised from")[0].split())
 
 
 @contextmanager
@@ -145,7 +159,7 @@ def _on_one_branch(named: FilePath, file: FilePath) -> bool:
 
 
 def _words(fault: Any, root: type[BaseModel]) -> str:
-    path = ".".join(str(part) for part in fault["loc"]) or "the configuration"
+    path = checks.shortened(".".join(str(part) for part in fault["loc"])) or "the configuration"
     kind = fault["type"]
     if kind == "extra_forbidden":
         known = _known_keys(fault["loc"][:-1], root)
@@ -156,11 +170,8 @@ def _words(fault: Any, root: type[BaseModel]) -> str:
     if kind == "value_error":
         return _joined(path, str(fault["loc"][-1]) if fault["loc"] else "", str(fault["ctx"]["error"]))
     wanted = _MUST_BE.get(kind)
-    return (
-        f"{path} must be {wanted}, got {fault['input']!r}"
-        if wanted
-        else f"{path}: {fault['msg']}, got {fault['input']!r}"
-    )
+    given = checks.shown(fault["input"])
+    return f"{path} must be {wanted}, got {given}" if wanted else f"{path}: {fault['msg']}, got {given}"
 
 
 def _joined(path: str, field: str, message: str) -> str:

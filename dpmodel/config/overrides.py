@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import copy
+import re
 from collections.abc import Iterable, Sequence
 from typing import Any
 
 from dpmodel.config.marked_yaml import Marked, Path, read_yaml
+from monitors import checks
 from monitors.errors import ConfigError
+from monitors.untrusted import MAX_DEPTH
 
 
 def parse_override(text: str) -> tuple[tuple[str, ...], Any]:
@@ -26,6 +29,8 @@ def parse_override(text: str) -> tuple[tuple[str, ...], Any]:
     keys = tuple(part.strip() for part in path.split("."))
     if not equals or not all(keys):
         raise ConfigError(f"--set takes path.to.key=value, got {text!r}; for example --set training.epochs=5")
+    if len(keys) > MAX_DEPTH:
+        raise ConfigError(f"--set {text[:40]}...: a path has at most {MAX_DEPTH} keys, got {len(keys)}")
     given = read_yaml(value, f"--set {text}").values
     return keys, None if given == {} and not value.strip() else given
 
@@ -81,8 +86,9 @@ def _index(here: Any, key: str, label: str) -> Any:
     if isinstance(here, dict):
         return key
     if not isinstance(here, list):
-        raise ConfigError(f"{label}: {key!r} cannot be set inside {here!r}, which has no keys")
-    if not key.isdigit() or int(key) >= len(here):
+        raise ConfigError(f"{label}: {key!r} cannot be set inside {checks.shown(here)}, which has no keys")
+    # Not isdigit: it accepts characters that int refuses.
+    if not re.fullmatch("[0-9]{1,9}", key) or int(key) >= len(here):
         raise ConfigError(
             f"{label}: the list has entries 0 to {len(here) - 1}, got {key!r}; set the whole list instead"
         )

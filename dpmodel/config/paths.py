@@ -6,6 +6,9 @@ import os
 import re
 from pathlib import Path
 
+from monitors import checks
+from monitors.errors import ConfigError
+
 #: Place of a setting that was read from a file, as ``marked_yaml`` writes it.
 _FILE_AND_LINE = re.compile(r"(?!--set )(?P<file>.+):\d+", re.DOTALL)
 
@@ -21,6 +24,9 @@ def locate_data(root: str, place: str) -> str:
         root: A file or folder; ``~`` is the home folder.
         place: Where it was written, such as ``"runs/mine.yaml:3"``.
 
+    Raises:
+        ConfigError: ``root`` cannot be a path: it holds a NUL character, names an unknown user, or is too long.
+
     Example:
         >>> locate_data("/data/digits.npz", "run.yaml:3")
         '/data/digits.npz'
@@ -29,7 +35,12 @@ def locate_data(root: str, place: str) -> str:
     """
     if "://" in root:
         return root
-    given = Path(root).expanduser()
-    written = _FILE_AND_LINE.fullmatch(place)
-    beside = (Path(written["file"]).parent if written else Path()) / given
-    return os.path.abspath(beside if beside.exists() or not given.exists() else given)
+    try:
+        if "\0" in root:
+            raise ValueError("it holds a NUL character")
+        given = Path(root).expanduser()
+        written = _FILE_AND_LINE.fullmatch(place)
+        beside = (Path(written["file"]).parent if written else Path()) / given
+        return os.path.abspath(beside if beside.exists() or not given.exists() else given)
+    except (OSError, RuntimeError, ValueError) as error:  # an unknown user, a name that is too long, a NUL character
+        raise ConfigError(f"{place}: data.root {checks.shown(root)} is not a path: {error}") from error

@@ -12,7 +12,7 @@ from pydantic import ValidationError
 
 from dpmodel.config.faults import config_error, faults_in, locating_errors, one_error
 from dpmodel.config.kinds import require_kind
-from dpmodel.config.marked_yaml import Marked, read_yaml
+from dpmodel.config.marked_yaml import Marked, read_yaml_file
 from dpmodel.config.overrides import apply_overrides
 from dpmodel.config.paths import locate_data
 from dpmodel.config.plugins import import_plugin, locate_plugin
@@ -39,12 +39,7 @@ def load_config(
         ConfigError: The file does not exist or is not YAML, or a setting is unknown, missing, out of range or
             contradicts another. The message lists every fault with its line.
     """
-    try:
-        text = Path(path).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
-        raise ConfigError(f"the configuration {path} cannot be read: {reason}") from error
-    marked = read_yaml(text, str(path))
+    marked = read_yaml_file(path)
     if isinstance(marked.values, dict):
         require_kind("training", marked.values, str(path))
     return checked_config(marked, str(path), overrides, import_plugins=import_plugins)

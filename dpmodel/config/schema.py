@@ -91,7 +91,7 @@ class Config(Section):
 
 
 def _keys(path: str) -> tuple[Any, ...]:
-    return tuple(int(key) if key.isdigit() else key for key in path.split("."))
+    return tuple(int(key) if key.isdecimal() else key for key in path.split("."))
 
 
 def _value_at(values: Any, path: Path) -> Any:

@@ -6,6 +6,8 @@ import hashlib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from monitors import checks
+
 if TYPE_CHECKING:
     from dpmodel.data.in_memory import InMemoryDataset
 
@@ -51,7 +53,9 @@ class Fingerprint:
         """
         examples, digest = (values.get("examples"), values.get("sha256")) if isinstance(values, dict) else (None, None)
         if not isinstance(examples, int) or not isinstance(digest, str):
-            raise ValueError(f"a fingerprint must have an integer 'examples' and a string 'sha256', got {values!r}")
+            raise ValueError(
+                f"a fingerprint must have an integer 'examples' and a string 'sha256', got {checks.shown(values)}"
+            )
         return cls(examples, digest)
 
     def to_dict(self) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from typing import IO, Any, cast
 import numpy as np
 
 from monitors.errors import DataError, MissingDataError
+from monitors.untrusted import open_untrusted
 
 TYPES: dict[int, str] = {0x08: ">u1", 0x09: ">i1", 0x0B: ">i2", 0x0C: ">i4", 0x0D: ">f4", 0x0E: ">f8"}
 GZIP_MAGIC = b"\x1f\x8b"
@@ -35,7 +36,7 @@ def read_idx(path: str | os.PathLike[str], dimensions: int | None = None) -> np.
         DataError: The file is not an IDX file, has the wrong number of dimensions or the wrong length, or is damaged.
     """
     file = Path(path)
-    if not file.is_file():
+    if not file.exists():
         raise MissingDataError(f"data file {file} does not exist")
     try:
         with _opened(file) as stream:
@@ -45,6 +46,10 @@ def read_idx(path: str | os.PathLike[str], dimensions: int | None = None) -> np.
             content = _read_at_most(stream, expected + 1)
     except (OSError, EOFError, zlib.error) as error:
         raise DataError(f"data file {file} is damaged or cannot be read: {error}. Download it again.") from error
+    except MemoryError as error:
+        raise DataError(
+            f"data file {file} states {expected:,} bytes of data for shape {shape}, which do not fit into memory"
+        ) from error
     if len(content) != expected:
         much = "more" if len(content) > expected else f"only {len(content):,}"
         raise DataError(
@@ -55,9 +60,10 @@ def read_idx(path: str | os.PathLike[str], dimensions: int | None = None) -> np.
 
 
 def _opened(file: Path) -> IO[bytes]:
-    with file.open("rb") as stream:
-        compressed = stream.read(2) == GZIP_MAGIC
-    return cast(IO[bytes], gzip.open(file, "rb")) if compressed else file.open("rb")
+    stream = open_untrusted(file)
+    compressed = stream.read(2) == GZIP_MAGIC
+    stream.seek(0)
+    return cast(IO[bytes], gzip.GzipFile(fileobj=stream)) if compressed else stream
 
 
 def _read_at_most(stream: IO[bytes], count: int) -> bytes:

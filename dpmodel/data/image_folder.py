@@ -16,8 +16,15 @@ from dpmodel.data import locations
 from dpmodel.data.splits import RawSplits
 from monitors import checks
 from monitors.errors import DataError, MissingDataError
+from monitors.untrusted import open_untrusted
 
 ENDINGS = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".ppm", ".pgm", ".tif", ".tiff"})
+#: The formats of these endings, as Pillow names them. Others, such as EPS, start further programs.
+FORMATS = ("PNG", "JPEG", "BMP", "GIF", "WEBP", "PPM", "TIFF")
+
+#: Most pixels of one image: 64 million, as of a large camera.
+MOST_PIXELS = 2**26
+
 MODES = {1: "L", 3: "RGB"}
 LAYOUT = "train/<class>/*.png and test/<class>/*.png"
 
@@ -79,14 +86,22 @@ def _decoded(path: Path, mode: str, size: int | None) -> np.ndarray[Any, np.dtyp
     from PIL import Image
 
     try:
-        with Image.open(path) as image:
+        with open_untrusted(path) as stream, Image.open(stream, formats=FORMATS) as image:
+            _require_few_pixels(image.size, size)
             converted = image.convert(mode)
             if size is not None and converted.size != (size, size):
                 converted = converted.resize((size, size), Image.Resampling.BILINEAR)
             pixels = np.asarray(converted, dtype=np.uint8)
-    except Exception as error:  # Pillow raises a dozen types of exception for damaged files
+    except (Exception, MemoryError) as error:  # Pillow raises a dozen types of exception for damaged files
         raise DataError(f"image {path} cannot be read: {error}. Repair or remove it.") from error
     return pixels[None] if pixels.ndim == 2 else np.ascontiguousarray(pixels.transpose(2, 0, 1))
+
+
+def _require_few_pixels(shape: tuple[int, int], size: int | None) -> None:
+    # Before decoding: a file of a few kilobytes can state billions of pixels.
+    if shape[0] * shape[1] > MOST_PIXELS:
+        remedy = "" if size is None else "; resize it before training"
+        raise ValueError(f"it states {shape[0]:,} x {shape[1]:,} pixels, more than {MOST_PIXELS:,}{remedy}")
 
 
 def _check_sizes(files: Sequence[Path], images: Sequence[np.ndarray[Any, Any]]) -> None:

@@ -8,6 +8,7 @@ import socket
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
+from monitors import checks
 from monitors.errors import MissingDataError
 
 DOWNLOAD_TIMEOUT_S = 30.0
@@ -23,7 +24,10 @@ def cache_folder() -> Path:
 
 def full_path(root: str | os.PathLike[str]) -> Path:
     """``root`` as an absolute path, so that an error names the folder that was searched."""
-    return Path(root).expanduser().absolute()
+    try:
+        return Path(root).expanduser().absolute()
+    except (RuntimeError, TypeError) as error:  # the home of an unknown user, or no path
+        raise MissingDataError(f"data.root {checks.shown(root)} is not a path: {error}") from error
 
 
 def embedded_folders() -> tuple[Path, ...]:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import os
 import zipfile
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import torch
@@ -15,6 +16,7 @@ from dpmodel.data import locations
 from dpmodel.data.splits import RawSplits
 from monitors import checks
 from monitors.errors import DataError, MissingDataError
+from monitors.untrusted import open_untrusted
 
 KEYS = ("x_train", "y_train", "x_test", "y_test")
 
@@ -22,6 +24,10 @@ KEYS = ("x_train", "y_train", "x_test", "y_test")
 ZIP_MAGIC = (b"PK\x03\x04", b"PK\x05\x06")
 
 HOW_TO_MAKE = f"make one with numpy.savez('data.npz', {', '.join(f'{key}=...' for key in KEYS)})"
+
+#: Readers of the header of an array, by the version of its format, and its longest length in characters.
+_HEADERS = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
+MAX_HEADER = 10_000
 
 #: Types of inputs that are used as integers, such as tokens.
 _WHOLE = (np.dtype(np.int64), np.dtype(np.int32))
@@ -47,7 +53,7 @@ def npz(root: str | os.PathLike[str], num_classes: int | None = None) -> RawSpli
             never loaded.
     """
     file = locations.full_path(root)
-    if not file.is_file():
+    if not _exists(file):
         raise MissingDataError(
             f"{file} does not exist; data.root must be an .npz file with the arrays {', '.join(KEYS)}"
         )
@@ -66,8 +72,7 @@ def _largest(labels: Tensor) -> int:
 
 def _arrays(file: Path) -> dict[str, np.ndarray[Any, Any]]:
     try:
-        _require_archive(file)
-        with np.load(file, allow_pickle=False) as archive:
+        with open_untrusted(file) as stream, _archive(stream, file) as archive:
             names = list(archive.files)
             absent = [key for key in KEYS if key not in names]
             if absent:
@@ -77,15 +82,46 @@ def _arrays(file: Path) -> dict[str, np.ndarray[Any, Any]]:
             return {key: archive[key] for key in KEYS}
     except DataError:
         raise
-    except (OSError, ValueError, EOFError, AttributeError, TypeError, zipfile.BadZipFile) as error:
-        raise DataError(f"{file} is not a readable .npz archive of plain arrays: {error}") from error
+    except MemoryError as error:
+        raise DataError(f"{file} states arrays that do not fit into memory") from error
+    except Exception as error:  # zipfile, zlib and NumPy raise a dozen types of exception for damaged files
+        reason = checks.shortened(" ".join(str(error).split()))
+        raise DataError(f"{file} is not a readable .npz archive of plain arrays: {reason}") from error
 
 
-def _require_archive(file: Path) -> None:
+def _archive(stream: BinaryIO, file: Path) -> Any:
     # NumPy treats anything other than an archive as a pickle and suggests loading it, which would run its code.
-    with file.open("rb") as stream:
-        if stream.read(len(ZIP_MAGIC[0])) not in ZIP_MAGIC:
-            raise DataError(f"{file} is not an .npz archive; {HOW_TO_MAKE}")
+    if stream.read(len(ZIP_MAGIC[0])) not in ZIP_MAGIC:
+        raise DataError(f"{file} is not an .npz archive; {HOW_TO_MAKE}")
+    stream.seek(0)
+    with zipfile.ZipFile(stream) as archive:
+        for key in KEYS:
+            if f"{key}.npy" in archive.namelist():
+                _require_stated_size(archive, key, file)
+    stream.seek(0)
+    return np.load(stream, allow_pickle=False)
+
+
+def _require_stated_size(archive: zipfile.ZipFile, key: str, file: Path) -> None:
+    """Refuse an array whose shape and type do not give the bytes it has: NumPy would allocate what the shape states."""
+    with archive.open(f"{key}.npy") as member:
+        version = np.lib.format.read_magic(member)
+        if version not in _HEADERS:
+            raise DataError(f"{file}: {key} has the unknown format {version}")
+        shape, _, dtype = _HEADERS[version](member, max_header_size=MAX_HEADER)
+        stated = math.prod(shape) * dtype.itemsize
+        left = archive.getinfo(f"{key}.npy").file_size - member.tell()
+    if dtype.hasobject:
+        raise DataError(f"{file} is not a readable .npz archive of plain arrays: {key} holds Python objects")
+    if stated != left:
+        raise DataError(f"{file}: {key} states {stated:,} bytes for shape {shape} of {dtype}, but has {left:,}")
+
+
+def _exists(file: Path) -> bool:
+    try:
+        return file.exists()
+    except OSError:  # a name that is too long
+        return False
 
 
 def _inputs(values: np.ndarray[Any, Any], name: str) -> Tensor:

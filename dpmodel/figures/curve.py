@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import os
 from collections.abc import Sequence
@@ -17,9 +16,12 @@ from dpmodel.runs.folder import RunFolder
 from dpmodel.runs.trust import require_trusted, untrusted_code
 from dpmodel.training.history import History
 from mechanisms.units import ClippedUnit
+from monitors import checks
 from monitors.errors import ConfigError, UnsupportedEventError
 from monitors.events import ViolationEvent
 from monitors.ledger import ANNOUNCED_NOTE, Ledger
+from monitors.spent import resolve_accountant
+from monitors.untrusted import read_json
 
 _MOST_POINTS = 400
 
@@ -106,11 +108,15 @@ def curve_of_run(path: str | os.PathLike[str], name: str | None = None, *, trust
 def _curve_of_python(folder: RunFolder, name: str) -> Curve:
     """The curve of a training with ``fit(output=...)``, whose report takes the place of a configuration."""
     try:
-        report = json.loads(folder.report.read_text(encoding="utf-8"))
+        report = read_json(folder.report)
         delta, accountant, mechanism = float(report["delta"]), str(report["accountant"]), report["mechanism"]
         bound, factor = float(mechanism["initial_norm_bound"]), float(mechanism["sensitivity_factor"])
         first = float(mechanism["initial_noise_multiplier"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        checks.open_unit(delta=delta)
+        checks.positive(initial_norm_bound=bound, sensitivity_factor=factor)
+        checks.non_negative(initial_noise_multiplier=first)
+        resolve_accountant(accountant)
+    except (OSError, ValueError, LookupError, TypeError, OverflowError) as error:
         raise ConfigError(
             f"{folder.path} cannot be drawn: it needs the {folder.report.name} that fit(output=...) writes when the "
             f"training ends ({error})"
@@ -160,9 +166,11 @@ def _steps_done(folder: RunFolder, ledger: Ledger) -> int | None:
     if ANNOUNCED_NOTE in ledger.notes:
         return None
     try:
-        return int(json.loads(folder.report.read_text(encoding="utf-8"))["steps"])
+        steps = read_json(folder.report)["steps"]
+        checks.non_negative_int(steps=steps)
     except (OSError, ValueError, KeyError, TypeError):
         return None
+    return int(steps)
 
 
 def _read(folder: RunFolder, delta: float) -> tuple[Ledger, History]:

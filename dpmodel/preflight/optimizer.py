@@ -19,7 +19,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 from torch.utils.data import DataLoader, Dataset
 
-from dpmodel.optimizers import WAYS_TO_RUN, require_finite
+from dpmodel.optimizers import WAYS_TO_RUN, copied, require_finite
 from dpmodel.preflight.refusal import listed
 from mechanisms.engines.parameters import trainable_parameters
 from monitors.errors import ConfigError, UnprotectedUpdateError
@@ -112,11 +112,9 @@ def require_steps(optimizer: Optimizer) -> None:
         ) from error
     if not step.__module__.startswith(optim.__name__):
         return
-    small = _copied(optimizer, lambda value: value[(slice(_SMALL),) * value.dim()])
-    small.state = defaultdict(dict)
     try:
-        step(_copied(optimizer))
-        broken = _first_broken(small)
+        step(copied(optimizer))
+        broken = _first_broken(copied(optimizer, lambda value: value[(slice(_SMALL),) * value.dim()]))
     except Exception as error:
         raise ConfigError(
             f"optimizer {name!r} cannot take a step{_settings(optimizer)}: {str(error).rstrip('.')}. "
@@ -175,16 +173,6 @@ def require_whole_schedule(scheduler: LRScheduler, steps: int, unit: str) -> Non
                     f"({type(error).__name__}: {error}). Give it the length of the whole training, {steps} "
                     f"{unit}s"
                 ) from error
-
-
-def _copied(optimizer: Optimizer, part: Callable[[Tensor], Tensor] = lambda value: value) -> Any:
-    """A copy with copies of ``part`` of each parameter, and zero gradients."""
-    memo: dict[int, Any] = {}
-    for group in optimizer.param_groups:
-        for parameter in group["params"]:
-            own = memo[id(parameter)] = nn.Parameter(part(parameter.detach()).clone(), parameter.requires_grad)
-            own.grad = torch.zeros_like(own) if parameter.requires_grad else None
-    return copy.deepcopy(optimizer, memo)
 
 
 def _first_broken(optimizer: Optimizer) -> int | None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ from dpmodel.saving.checkpoint import load_weights
 from monitors.errors import CheckpointError, ConfigError
 from monitors.ledger import Ledger
 from monitors.spent import PrivacySpent, privacy_spent
+from monitors.untrusted import read_json
 
 #: Settings of the privacy section that choose how the ledger is read, not what was released.
 _STATED_ANEW = {"delta": None, "accountant": None}
@@ -113,7 +113,7 @@ def evaluate_run(
 
 def _recorded(folder: RunFolder) -> Fingerprint | None:
     try:
-        return Fingerprint.from_dict(json.loads(folder.test_data.read_text(encoding="utf-8")))
+        return Fingerprint.from_dict(read_json(folder.test_data))
     except FileNotFoundError:
         return None
     except (OSError, ValueError) as error:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from contextlib import suppress
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ from dpmodel.training.interrupt import INTERRUPTED
 from monitors.atomic import PRIVATE_FOLDER
 from monitors.errors import CheckpointError, ConfigError
 from monitors.journal import JOURNAL_NAME
+from monitors.untrusted import read_json
 
 
 @dataclass(frozen=True)
@@ -87,7 +87,7 @@ class RunFolder:
     def ended(self) -> str | None:
         """How the training in this folder ended; None if it is under way, was interrupted, or failed."""
         try:
-            status = str(json.loads(self.report.read_text(encoding="utf-8"))["status"])
+            status = str(read_json(self.report)["status"])
         except (OSError, ValueError, KeyError, TypeError):
             return None
         return status if is_final(status) else None

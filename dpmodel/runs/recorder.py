@@ -59,7 +59,7 @@ class RunRecorder(Callback):
             failed: Whether an exception ended it.
         """
         run = self.run
-        if run is None or (failed and not self.record.released(run)):
+        if run is None or not run.begun or (failed and not self.record.released(run)):
             return None
         subject = run.subject if self.subject is None else self.subject
         report = make_report(subject, run.ledger, run.step, status=status, verified=run.verification)

@@ -8,16 +8,19 @@ import json
 import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from dpmodel.saving.form import restoring
 from dpmodel.saving.nest import pack_nest, unpack_nest
+from dpmodel.saving.optimizer_state import fitting_state
 from dpmodel.saving.tensor_file import read_tensor_file, write_tensor_file
+from monitors import checks
 from monitors.errors import CheckpointError
+from monitors.untrusted import open_untrusted
 
 if TYPE_CHECKING:
     from dpmodel.model import DPModel
@@ -56,6 +59,14 @@ class CheckpointInfo:
     ledger_total: int = 0
     extra: Mapping[str, Any] = field(default_factory=dict)
 
+    def __post_init__(self) -> None:
+        checks.non_negative_int(step=self.step, epoch=self.epoch or 0, ledger_total=self.ledger_total)
+        if self.norm_bound is not None:
+            checks.positive(norm_bound=self.norm_bound)
+        texts = self.architecture, self.network, self.ledger_digest or ""
+        if not all(isinstance(text, str) for text in texts) or not isinstance(self.extra, Mapping):
+            raise TypeError(f"architecture, network and ledger_digest must be text, got {checks.shown(texts)}")
+
 
 @dataclass(frozen=True)
 class Checkpoint:
@@ -83,7 +94,7 @@ class Checkpoint:
         if optimizer is not None:
             if self.optimizer is None:
                 raise CheckpointError(f"{self.path} holds no optimizer state; it was saved from a bare network")
-            _check_optimizer(optimizer, self.optimizer)
+            _check_optimizer(optimizer, self.optimizer, self.path)
 
     def restore(self, network: nn.Module, optimizer: Optimizer | None = None) -> None:
         """Restore weights and optimizer state; everything is checked before anything changes.
@@ -92,9 +103,10 @@ class Checkpoint:
             CheckpointError: The checkpoint belongs to a different network or optimizer, or holds no optimizer state.
         """
         self.check(network, optimizer)
-        network.load_state_dict(self.weights)
-        if optimizer is not None and self.optimizer is not None:
-            optimizer.load_state_dict(self.optimizer["state"])
+        with restoring(self.path):
+            network.load_state_dict(self.weights)
+            if optimizer is not None and self.optimizer is not None:
+                optimizer.load_state_dict(fitting_state(optimizer, self.optimizer["state"], self.path))
 
 
 def save_checkpoint(
@@ -168,7 +180,11 @@ def checkpoint_in(path: str | os.PathLike[str], tensors: Mapping[str, Tensor], v
         info = CheckpointInfo(**values["info"])
         packed = values["optimizer"]
         optimizer = None if packed is None else {**packed, "state": unpack_nest(packed["state"], tensors)}
-    except (KeyError, TypeError) as error:
+        if optimizer is not None and not {"class", "shapes", "state"} <= optimizer.keys():
+            raise ValueError("the optimizer's class, shapes or state is missing")
+    except CheckpointError as error:
+        raise CheckpointError(f"{path}: {error}") from error
+    except (KeyError, TypeError, ValueError) as error:
         raise CheckpointError(f"{path} was written by a different version of dpmodel: {error}") from error
     return Checkpoint(str(path), info, weights, optimizer)
 
@@ -301,15 +317,18 @@ def _check_weights(network: nn.Module, weights: Mapping[str, Tensor], source: st
         raise CheckpointError(f"{source} does not belong to this {type(network).__name__}: {listing}{more}")
 
 
-def _check_optimizer(optimizer: Optimizer, values: Mapping[str, Any]) -> None:
+def _check_optimizer(optimizer: Optimizer, values: Mapping[str, Any], path: str) -> None:
     found, stated = type(optimizer).__name__, values["class"]
     if found != stated:
-        raise CheckpointError(f"the checkpoint holds the state of the optimizer {stated}, the model uses {found}")
+        raise CheckpointError(
+            f"the checkpoint holds the state of the optimizer {checks.shortened(str(stated))}, the model uses {found}"
+        )
     if _shapes(optimizer) != values["shapes"]:
         raise CheckpointError(
-            f"the checkpoint's optimizer updates parameters of shapes {values['shapes']}, "
+            f"the checkpoint's optimizer updates parameters of shapes {checks.shown(values['shapes'])}, "
             f"the model's {_shapes(optimizer)}"
         )
+    fitting_state(optimizer, values["state"], path)
 
 
 def _shapes(optimizer: Optimizer) -> list[list[list[int]]]:
@@ -343,7 +362,7 @@ def _some(names: Iterable[str]) -> str:
 def _remedy(path: str | os.PathLike[str]) -> str:
     """What to do with a foreign file, as far as its first bytes show."""
     try:
-        with Path(path).open("rb") as stream:
+        with open_untrusted(path) as stream:
             begin = stream.read(4)
     except OSError:
         return ""

@@ -6,6 +6,7 @@ import os
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from dpmodel.saving.form import restoring
 from dpmodel.saving.lock import FolderLock
 from dpmodel.saving.record import DEFAULT_EVERY_N_STEPS, ReleaseRecord
 from dpmodel.saving.state import StateWriter, TrainingState, charge_lost, check_state, read_state, run_settings
@@ -111,7 +112,8 @@ class StateKeeper(ReleaseRecord):
             check_state(self.state, run, listeners, settings)
             self.state.checkpoint.restore(run.network)
             run.ledger.extend(self.state.ledger)
-            run.load_state_dict(self.state.run)
+            with restoring(self.state.path):
+                run.load_state_dict(self.state.run)
             announced = self.journal.announced(self.state.journal_head)
             limits = [entry.within_limits for entry in listeners if hasattr(entry, "within_limits")]
             self._lost = charge_lost(run, announced, self._stated, limits)
@@ -120,13 +122,16 @@ class StateKeeper(ReleaseRecord):
     def between_steps(self, loop: TrainingLoop, *, rest: bool = False) -> None:
         """Restore or save the training at its beginning; save it at the end of each block, and at rest."""
         begins, run, state = not self._begun, loop.run, self.state
+        if begins and state is not None:
+            # Before anything is written: a state that does not fit leaves the folder as it was.
+            with restoring(state.path):
+                loop.load_state_dict(state.loop)
+            # After the schedules, which set the first learning rate when the training begins.
+            state.checkpoint.restore(run.network, run.optimizer)
         super().between_steps(loop, rest=rest)
         if begins and state is None:
             self._save_first(loop)
         elif begins and state is not None:
-            loop.load_state_dict(state.loop)
-            # After the schedules, which set the first learning rate when the training begins.
-            state.checkpoint.restore(run.network, run.optimizer)
             loop.step.guard.protected(state.step)
             self._saved, self.state = state.step, None
             run.say(_resuming(state, self._lost))

@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from mechanisms.engines.outputs import same_leaf
+from monitors import checks
 from monitors.errors import CheckpointError, DataError
 
 
@@ -49,16 +50,27 @@ def pack_nest(value: Any, name: str, tensors: dict[str, Tensor], owner: str) -> 
 
 
 def unpack_nest(value: Any, tensors: Mapping[str, Tensor]) -> Any:
-    """The nest that ``pack_nest`` split; arrays come back as tensors."""
+    """The nest that ``pack_nest`` split; arrays come back as tensors.
+
+    Raises:
+        CheckpointError: ``value`` is not the output of ``pack_nest``, or names a tensor that ``tensors`` lacks.
+    """
     if isinstance(value, list):
         return [unpack_nest(item, tensors) for item in value]
     if not isinstance(value, dict):
         return value
-    if "tensor" in value:
-        return tensors[value["tensor"]]
-    if "tuple" in value:
-        return tuple(unpack_nest(item, tensors) for item in value["tuple"])
-    return {key: unpack_nest(item, tensors) for key, item in value["mapping"]}
+    kind, content = next(iter(value.items())) if len(value) == 1 else (None, None)
+    if kind == "tensor" and isinstance(content, str) and content in tensors:
+        return tensors[content]
+    if kind == "tuple" and isinstance(content, list):
+        return tuple(unpack_nest(item, tensors) for item in content)
+    if kind == "mapping" and isinstance(content, list) and all(map(_is_entry, content)):
+        return {key: unpack_nest(item, tensors) for key, item in content}
+    raise CheckpointError(f"the saved state holds {checks.shown(value)}, which is not a tensor, tuple or mapping of it")
+
+
+def _is_entry(pair: Any) -> bool:
+    return isinstance(pair, list) and len(pair) == 2 and isinstance(pair[0], (str, int, float, bool, type(None)))
 
 
 def join_outputs(parts: Sequence[Any], dims: Sequence[int | None] | None) -> Any:

@@ -13,10 +13,13 @@ import numpy as np
 import torch
 
 from dpmodel.saving.checkpoint import Checkpoint, checkpoint_content, checkpoint_in
+from dpmodel.saving.form import require_charged, require_form
 from dpmodel.saving.nest import pack_nest, unpack_nest
 from dpmodel.saving.tensor_file import read_tensor_file, write_tensor_file
+from monitors import checks
 from monitors.errors import CheckpointError
 from monitors.ledger import Ledger
+from monitors.untrusted import parse_json
 
 if TYPE_CHECKING:
     from dpmodel.callbacks.base import CallbackList
@@ -111,12 +114,16 @@ def read_state(path: str | os.PathLike[str]) -> TrainingState:
                 "data"
             )
         rows, notes = stored.pop("rows"), stored.pop("notes")
-        ledger = Ledger.from_rows(json.loads(np.asarray(rows).tobytes()), notes)
-        return TrainingState(checkpoint, ledger=ledger, **stored)
+        ledger = Ledger.from_rows(parse_json(np.asarray(rows, dtype=np.uint8).tobytes().decode("utf-8")), notes)
+        state = TrainingState(checkpoint, ledger=ledger, **stored)
+    except CheckpointError as error:
+        raise CheckpointError(str(error) if str(error).startswith(str(path)) else f"{path}: {error}") from error
     except (KeyError, TypeError, ValueError, AttributeError) as error:
-        if isinstance(error, CheckpointError):
-            raise
-        raise CheckpointError(f"{path} was written by a different version of dpmodel: {error}") from error
+        raise CheckpointError(
+            f"{path} was written by a different version of dpmodel: {checks.shortened(str(error))}"
+        ) from error
+    require_form(state)
+    return state
 
 
 @dataclass
@@ -192,6 +199,7 @@ def check_state(state: TrainingState, run: Run, listeners: CallbackList, setting
         raise CheckpointError(f"{state.path} belongs to a different training: {'; '.join(differences)}. {WHAT_TO_DO}")
     model = run.model
     state.checkpoint.check(model.network, model.optimizer)
+    require_charged(state, run)
     given, stated = [name for name, _ in listeners.state_dict()], [name for name, _ in state.loop["callbacks"]]
     if given != stated:
         raise CheckpointError(

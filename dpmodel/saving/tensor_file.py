@@ -12,12 +12,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from monitors import checks
 from monitors.atomic import write_atomically
 from monitors.errors import CheckpointError
+from monitors.untrusted import open_untrusted, parse_json
 
 FORMAT = "dpmodel-tensors/1"
 METADATA_KEY = "dpmodel"
 HEADER_LENGTH_BYTES = 8
+
+#: Longest header that the format allows.
+MAX_HEADER_BYTES = 100_000_000
 
 
 def write_tensor_file(
@@ -58,26 +63,32 @@ def read_tensor_file(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], d
 
     file = Path(path)
     try:
-        content = file.read_bytes()
+        content, body = _content(file)
+        tensors = load(content)
     except OSError as error:
         raise CheckpointError(f"checkpoint {file} cannot be read: {error.strerror or error}") from error
-    try:
-        tensors = load(content)
-        body = _metadata(content)
-    except (SafetensorError, ValueError, KeyError, TypeError, RecursionError) as error:
-        raise CheckpointError(f"{file} is not a checkpoint, or is truncated or damaged: {error}") from error
+    except MemoryError as error:
+        raise CheckpointError(f"checkpoint {file} cannot be read: it does not fit into memory") from error
+    except (SafetensorError, ValueError, LookupError, TypeError, AttributeError) as error:
+        reason = checks.shortened(str(error))
+        raise CheckpointError(f"{file} is not a checkpoint, or is truncated or damaged: {reason}") from error
     if body.get("format") != FORMAT:
         raise CheckpointError(
-            f"{file} was not written by dpmodel as {FORMAT!r}: it states the format {body.get('format')!r}"
+            f"{file} was not written by dpmodel as {FORMAT!r}: it states the format {checks.shown(body.get('format'))}"
         )
     stated = body.pop("sha256", None)
     if stated != _checksum(tensors, body):
         raise CheckpointError(
             f"{file} was damaged or changed after it was written: its checksum does not match its content"
         )
-    for name, target in body["aliases"].items():
-        tensors[name] = tensors[target]
-    return tensors, body["values"]
+    aliases = body["aliases"]
+    for name, target in aliases.items():
+        if name in tensors or not isinstance(target, str) or target not in tensors:
+            raise CheckpointError(
+                f"{file} is damaged: {checks.shown(name)} stands for the tensor {checks.shown(target)}, which the file "
+                "does not hold"
+            )
+    return {**tensors, **{name: tensors[target] for name, target in aliases.items()}}, body["values"]
 
 
 def _without_duplicates(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -106,13 +117,29 @@ def _checksum(tensors: Mapping[str, Tensor], body: Mapping[str, Any]) -> str:
     return digest.hexdigest()
 
 
-def _metadata(content: bytes) -> dict[str, Any]:
-    length = int.from_bytes(content[:HEADER_LENGTH_BYTES], "little")
-    header = json.loads(content[HEADER_LENGTH_BYTES : HEADER_LENGTH_BYTES + length])
+def _content(file: Path) -> tuple[bytes, dict[str, Any]]:
+    """The bytes of the file and dpmodel's description; the header is checked before the tensors are read."""
+    with open_untrusted(file) as stream:
+        size = os.fstat(stream.fileno()).st_size
+        begin = stream.read(HEADER_LENGTH_BYTES)
+        length = int.from_bytes(begin, "little")
+        if length > min(size, MAX_HEADER_BYTES):
+            raise ValueError(f"its first bytes state a header of {length:,} bytes")
+        text = stream.read(length)
+        header = parse_json(text.decode("utf-8"))
+        body = _description(header)
+        ends = [item["data_offsets"][1] for name, item in header.items() if name != "__metadata__"]
+        stated = len(begin) + length + max(ends, default=0)
+        if stated != size:
+            raise ValueError(f"its header states {stated:,} bytes, but it has {size:,}")
+        return begin + text + stream.read(max(ends, default=0)), body
+
+
+def _description(header: Mapping[str, Any]) -> dict[str, Any]:
     text = header.get("__metadata__", {}).get(METADATA_KEY)
     if text is None:
         raise ValueError("it is a safetensors file without dpmodel's description")
-    body = json.loads(text)
+    body = parse_json(text)
     if (
         not isinstance(body, dict)
         or not isinstance(body.get("aliases"), dict)

@@ -6,15 +6,15 @@ import csv
 import dataclasses
 import io
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, overload
 
 from dpmodel.claims.choices import private_value_read
 from dpmodel.training.table_file import TableFile, without_torn_line
 from monitors import checks
+from monitors.untrusted import read_text
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -160,11 +160,18 @@ class History:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> History:
-        """Read back ``to_dict``."""
+        """Read back ``to_dict``.
+
+        Raises:
+            ValueError, TypeError, KeyError, AttributeError: ``values`` is not the output of ``to_dict``.
+        """
         history = cls(values.get("delta"))
         for row in values["epochs"]:
+            stated = {**row, **row["metrics"]}
+            del stated["metrics"]
+            checks.numbers(**{name: value for name, value in stated.items() if value is not None})
             history.append(EpochRecord(**row))
-        history.norm_bounds = [(int(step), float(bound)) for step, bound in values.get("norm_bounds", ())]
+        history.norm_bounds = _checked_bounds(values.get("norm_bounds", ()))
         return history
 
     def to_csv(self, path: str | os.PathLike[str]) -> None:
@@ -187,17 +194,18 @@ class History:
             ValueError: The file is not a history; the path and what is wrong are named.
         """
         history = cls(delta)
-        with Path(path).open(encoding="utf-8", newline="") as stream:
-            reader = csv.DictReader(io.StringIO(without_torn_line(stream.read())))
-            if not {"epoch", "step"} <= set(reader.fieldnames or ()):
+        reader = csv.DictReader(io.StringIO(without_torn_line(read_text(path)), newline=""), strict=True)
+        try:
+            names = list(reader.fieldnames or ())
+            if not {"epoch", "step"} <= set(names) or len(set(names)) < len(names):
                 raise ValueError(
-                    f"{path} is not a training history: its header is {reader.fieldnames}, without epoch and step"
+                    f"the file is not a training history: its header is {checks.shown(names)}, but must name epoch, "
+                    "step and each other column once"
                 )
             for cells in reader:
-                try:
-                    history.append(_record_of(cells))
-                except (TypeError, ValueError) as error:
-                    raise ValueError(f"{path}, line {reader.line_num}: {error}") from error
+                history.append(_record_of(cells))
+        except (TypeError, ValueError, OverflowError, csv.Error) as error:
+            raise ValueError(f"{path}, line {reader.line_num}: {error}") from error
         return history
 
     def norm_bounds_to_csv(self, path: str | os.PathLike[str]) -> None:
@@ -210,13 +218,13 @@ class History:
         Raises:
             ValueError: The file holds something else.
         """
-        with suppress(FileNotFoundError), Path(path).open(encoding="utf-8", newline="") as stream:
+        with suppress(FileNotFoundError):
+            text = read_text(path)
             try:
-                table = csv.DictReader(io.StringIO(without_torn_line(stream.read())))
-                rows = [(int(row["step"]), float(row["norm_bound"])) for row in table]
-            except (KeyError, TypeError, ValueError) as error:
+                rows = csv.DictReader(io.StringIO(without_torn_line(text), newline=""), strict=True)
+                self.norm_bounds = _checked_bounds((int(row["step"]), float(row["norm_bound"])) for row in rows)
+            except (KeyError, TypeError, ValueError, csv.Error) as error:
                 raise ValueError(f"{path} is not a list of norm bounds: {error}") from error
-            self.norm_bounds = rows
 
     def plot(
         self,
@@ -288,7 +296,17 @@ def _value(row: EpochRecord, name: str) -> Any:
     return getattr(row, name) if name in FIELDS else row.metrics.get(name)
 
 
+def _checked_bounds(pairs: Iterable[tuple[int, float]]) -> list[tuple[int, float]]:
+    found = [(step, bound) for step, bound in pairs]
+    for step, bound in found:
+        checks.non_negative_int(step=step)
+        checks.positive(norm_bound=bound)
+    return found
+
+
 def _record_of(cells: Mapping[str, str | None]) -> EpochRecord:
+    if None in cells or None in cells.values():
+        raise ValueError(f"the line does not have {len(cells) - (None in cells)} cells, as many as the header")
     values = {name: float(text) for name, text in cells.items() if text}
     fields: dict[str, Any] = {name: value for name, value in values.items() if name in FIELDS}
     metrics = {name: value for name, value in values.items() if name not in FIELDS}

@@ -22,6 +22,7 @@ from dpmodel.training.randomness import TorchGenerators
 from dpmodel.training.run import Run
 from dpmodel.training.step import PrivateStep
 from mechanisms.engines.batch import Batch, first_tensor, map_tensors
+from monitors import checks
 from monitors.errors import NonFiniteGradientsError
 
 if TYPE_CHECKING:
@@ -63,8 +64,11 @@ class EpochProgress:
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restore ``state_dict``."""
-        self.losses[:] = state["losses"].tolist()
-        self.seconds = state["seconds"]
+        losses, seconds = state["losses"], state["seconds"]
+        checks.non_negative(seconds=seconds)
+        if losses.dim() != 1 or losses.dtype != torch.float64:
+            raise ValueError(f"losses must be float64 of one dimension, got {tuple(losses.shape)} of {losses.dtype}")
+        self.losses[:], self.seconds = losses.tolist(), seconds
 
 
 @dataclass
@@ -128,6 +132,7 @@ class TrainingLoop:
         """
         run = self.run
         self._keep()
+        run.begun = True
         try:
             for epoch in range(run.epoch, run.epochs + 1):
                 run.epoch = epoch

@@ -42,6 +42,7 @@ class Run:
         has_validation: Whether held-out data were given to ``fit``.
         metrics: Latest validation metrics.
         notes: What could not be checked of the mechanisms; on the ledger from the first step on.
+        begun: Whether the training began: its state was restored or saved.
         stop_reason: Why the run was stopped early, else None.
         printer: Where ``say`` writes; a progress bar may replace it.
 
@@ -70,6 +71,7 @@ class Run:
         self.sources: tuple[object, ...] = ()
         self.metrics: dict[str, float] = {}
         self.notes: tuple[str, ...] = ()
+        self.begun = False
         self.stop_reason: str | None = None
         self.printer: Callable[[str], None] = print
         deltas = (getattr(callback, "target_delta", None) for callback in callbacks)
@@ -171,6 +173,9 @@ class Run:
         self.plan.sampler.load_state_dict(state["sampler"])
         for name, stream in state["streams"].items():
             self.streams[name].load_state_dict(stream)
+        for name, stream in self.streams.items():
+            if stream.reproducible and not state["streams"].get(name):
+                raise ValueError(f"the position of the reproducible stream {name!r} is missing")
 
     def advance(self) -> None:
         """Count one finished step."""

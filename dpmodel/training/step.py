@@ -17,6 +17,7 @@ from mechanisms.engines.base import ClippedSum, Engine
 from mechanisms.engines.batch import Batch
 from mechanisms.engines.parameters import FlatLayout
 from mechanisms.engines.power_iterations import PowerIterations
+from monitors import checks
 from monitors.errors import NonFiniteGradientsError, UnprotectedUpdateError
 from monitors.ledger import Ledger
 
@@ -100,6 +101,7 @@ class PrivateStep:
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restore ``state_dict``."""
+        checks.non_negative_int(broken_steps=state["broken_steps"])
         self.broken_steps = state["broken_steps"]
 
     @property

@@ -157,3 +157,16 @@ def test_a_count_that_is_drowned_in_noise_moves_the_bound_to_the_end_of_its_rang
     clip = started(1.0, decay_policy="Geometric", learning_rate=5.0, fraction_stddev=1e6)
     clip.update(torch.ones(1), ClippedUnit(1, 1), 0)
     assert clip.norm_bound in (clip.min_norm_bound, clip.max_norm_bound)
+
+
+def test_a_restored_bound_keeps_the_range_of_the_initial_bound_and_must_lie_in_it():
+    clip = QuantileClip()
+    clip.start(1.0)
+    low, high = clip.min_norm_bound, clip.max_norm_bound
+    clip.load_state_dict({"norm_bound": 2.0})
+    assert (clip.norm_bound, clip.min_norm_bound, clip.max_norm_bound) == (2.0, low, high)
+    for bound in (high * 2, low / 2):
+        with pytest.raises(ValueError, match="lies outside"):
+            clip.load_state_dict({"norm_bound": bound})
+    with pytest.raises(ValueError, match="positive finite"):
+        clip.load_state_dict({"norm_bound": float("nan")})

@@ -139,3 +139,36 @@ def test_a_journal_that_somebody_else_changes_or_removes_is_not_continued(journa
     if change in ("link", "pipe"):
         with pytest.raises(CheckpointError, match=r"cannot be read: (it is a link|not a regular)"):
             ReleaseJournal(journal.path)
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        3,
+        [],
+        {},
+        {"kind": "begun", "step": -1},
+        {"kind": "begun", "step": True},
+        {"kind": "other", "step": 0},
+        {"kind": "violation", "step": 0, "reason": ""},
+        {"kind": "block", "step": 0, "rows": 3},
+        {"kind": "block", "step": 0, "rows": [3]},
+        {"kind": "block", "step": 0, "rows": [[EVENT.to_dict(), 10**12]]},
+        {"kind": "block", "step": 0, "rows": [[EVENT.to_dict(), -1]]},
+        {"kind": "block", "step": 0, "rows": [[{"type": "x"}, 1]]},
+    ],
+)
+def test_a_line_that_no_journal_writes_is_refused_even_with_the_right_digest(journal, line):
+    journal._append(line)
+    with pytest.raises(CheckpointError, match=r"releases.jsonl, line 1: \w+Error: ") as caught:
+        ReleaseJournal(journal.path)
+    assert "\n" not in str(caught.value)
+
+
+def test_deeply_nested_lines_are_refused(journal):
+    value = []
+    for _ in range(200):
+        value = [value]
+    journal._append(value)
+    with pytest.raises(CheckpointError, match="line 1: ValueError: JSON nested deeper than 64 levels"):
+        ReleaseJournal(journal.path)

@@ -185,3 +185,52 @@ def test_a_ledger_under_way_is_refused_without_its_journal_and_after_a_change(tm
     journal.path.unlink()
     with pytest.raises(ValueError, match=r"releases\.jsonl beside it is missing or older"):
         Ledger.load(path)
+
+
+GAUSSIAN = {"type": "GaussianEvent", "noise_multiplier": 1.0}
+
+
+def nested(levels):
+    event = GAUSSIAN
+    for _ in range(levels):
+        event = {"type": "ComposedEvent", "events": [event]}
+    return event
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        *({"event": GAUSSIAN, "count": count} for count in (True, 1.5, 0, -1, 10**400, 2**63, "1", None, [1])),
+        *(
+            {"event": {"type": "GaussianEvent", "noise_multiplier": value}, "count": 1}
+            for value in (float("nan"), float("inf"), -1, 0, 10**400, True, "1", None, [], GAUSSIAN)
+        ),
+        *(
+            {"event": {"type": "PoissonSampledEvent", "sampling_rate": rate, "event": GAUSSIAN}, "count": 1}
+            for rate in (1.5, 0, -1, float("nan"), 10**400, "1", True)
+        ),
+        {"event": {"type": "DisjointEvent", "partition": -1, "event": GAUSSIAN}, "count": 1},
+        {"event": {"type": "RepeatedEvent", "count": 10**400, "event": GAUSSIAN}, "count": 1},
+        {"event": {"type": ["GaussianEvent"], "noise_multiplier": 1.0}, "count": 1},
+        {"event": GAUSSIAN | {"more": 1}, "count": 1},
+        {"event": nested(1000), "count": 1},
+        {"event": nested(20), "count": 1},
+        {"event": GAUSSIAN, "count": 1, "lost": 1},
+        {"event": [], "count": 1},
+        {"count": 1},
+        [],
+        3,
+        None,
+    ],
+)
+def test_a_row_that_no_ledger_writes_is_refused_in_one_line(row):
+    with pytest.raises((ValueError, KeyError, TypeError)) as caught:
+        Ledger.from_rows([row])
+    assert "\n" not in str(caught.value)
+    assert len(str(caught.value)) < 500
+
+
+@pytest.mark.parametrize("notes", ["x", [1], {"a": 1}, 3])
+def test_notes_are_a_list_of_texts(notes):
+    with pytest.raises(TypeError, match="the notes must be a list of texts"):
+        Ledger.from_rows([], notes)

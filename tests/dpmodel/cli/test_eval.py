@@ -179,6 +179,19 @@ def test_a_damaged_record_of_the_test_data_is_named(command, elsewhere):
     assert "test_data.json cannot be read" in error
 
 
+@pytest.mark.parametrize(
+    "content", ["[]", "[" * 100_000, '{"ledger_digest": 3}', "\0", "1" * 400, {"steps": "x"}, {"planned_steps": -1}]
+)
+def test_a_report_of_a_different_form_is_not_believed(command, elsewhere, content):
+    report = elsewhere / "privacy_report.json"
+    if isinstance(content, dict):
+        content = json.dumps(json.loads(report.read_text()) | content)
+    report.write_text(content)
+    code, text, _ = command("eval", elsewhere, "--json")
+    assert code == 0
+    assert json.loads(text)["training"]["status"] is None
+
+
 def test_nothing_in_the_run_folder_is_a_digest_of_the_training_data(elsewhere):
     with np.load(elsewhere.parent / "data.npz") as data:
         train = InMemoryDataset(torch.from_numpy(data["x_train"]), torch.from_numpy(data["y_train"]))

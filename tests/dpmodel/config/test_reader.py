@@ -129,7 +129,7 @@ def test_a_missing_file_and_a_folder_are_refused(tmp_path):
 
 def test_a_binary_file_is_refused(tmp_path):
     (tmp_path / "run.yaml").write_bytes(b"\xff\xfe\x00\x80")
-    with pytest.raises(ConfigError, match="it is not UTF-8 text"):
+    with pytest.raises(ConfigError, match="is not text in UTF-8"):
         load_config(tmp_path / "run.yaml")
 
 

@@ -102,7 +102,7 @@ def test_csv_and_json_give_back_the_same_history(tmp_path_factory, rows):
 def test_a_file_that_is_not_a_history_is_refused_by_name(tmp_path):
     path = tmp_path / "other.csv"
     path.write_text("a,b\n1,2\n")
-    with pytest.raises(ValueError, match=r"other\.csv is not a training history"):
+    with pytest.raises(ValueError, match=r"other\.csv, line 1: the file is not a training history"):
         History.from_csv(path)
     path.write_text("epoch,step\n1,ten\n")
     with pytest.raises(ValueError, match=r"other\.csv, line 2"):
@@ -150,3 +150,30 @@ def test_a_file_without_norm_bounds_is_refused_and_a_missing_file_is_accepted(tm
     (tmp_path / "other.csv").write_text("step,loss\n1,2\n")
     with pytest.raises(ValueError, match=r"other\.csv is not a list of norm bounds"):
         history.read_norm_bounds(tmp_path / "other.csv")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("epoch,step\n1\n", "line 2: the line does not have 2 cells"),
+        ("epoch,step\n1,2,3\n", "line 2: the line does not have 2 cells"),
+        ("epoch,step\n1,inf\n", "line 2: cannot convert float infinity"),
+        ("epoch,step\n1,-1\n", "line 2: step must be an integer of at least 0"),
+        ("epoch,step\n1,x\n", "line 2: could not convert"),
+        ("epoch,step,step\n1,2,3\n", "line 1: the file is not a training history"),
+        ("", "line 0: the file is not a training history"),
+        ('epoch,step\n1,"2', "line 1: unexpected end of data"),
+        ("epoch,step\n" + "1" * 200_000, "line 1: field larger than field limit"),
+    ],
+)
+def test_a_damaged_line_of_a_history_is_refused_with_its_number(tmp_path, text, message):
+    (tmp_path / "history.csv").write_text(text)
+    with pytest.raises(ValueError, match=message):
+        History.from_csv(tmp_path / "history.csv")
+
+
+@pytest.mark.parametrize("row", ["1,-1.0", "1,nan", "-1,1.0", "x,1.0", "1"])
+def test_norm_bounds_are_positive(tmp_path, row):
+    (tmp_path / "norm_bounds.csv").write_text(f"step,norm_bound\n{row}\n")
+    with pytest.raises(ValueError, match="is not a list of norm bounds"):
+        History().read_norm_bounds(tmp_path / "norm_bounds.csv")
