@@ -6,8 +6,7 @@ import copy
 import inspect
 import time
 import warnings
-from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import suppress
 from types import CellType, FunctionType, ModuleType
 from typing import Any
