@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import secrets
 from collections.abc import Iterable, Sequence
 from itertools import chain, count, groupby, repeat
 from pathlib import Path
@@ -25,16 +26,23 @@ class ReleaseJournal:
     """A file of lines, each flushed to the disk before what it announces takes place.
 
     ``begun``: a process starts at ``step``; of what was announced before, only the first ``step`` steps are part of its
-    training. ``block``: the steps from ``step`` on are about to be released, with these events. ``violation``: the
-    claim is void for this reason.
+    training. ``block``: the steps from ``step`` on are about to be released, with these events. ``recorded``: this
+    event, which is not a step, is about to be released. ``violation``: the claim is void for this reason. ``ended``:
+    the process has written its results, and its ledger has this digest.
 
     Guarantee: a step is released only after the line of its block is on the disk. A file that states what was released
     up to a moment between two steps names the ``head`` of that moment; ``announced(head)`` is at least what was
     released since, whenever the process was killed. Each line carries a digest over all lines before it, so a changed
     file is refused. An incomplete last line belongs to a block that had not begun and is ignored.
 
+    The first line holds a random ID, so two trainings never have a head in common: the head alone states to which
+    training a file belongs, and to which moment of it. The journal stays when the training ends.
+
     Args:
         path: The file; the first line creates it.
+
+    Attributes:
+        training: ID of the training, as hex; None in a journal of an earlier version.
 
     Raises:
         CheckpointError: The file was changed after it was written; the line is named.
@@ -45,17 +53,32 @@ class ReleaseJournal:
         self._lines: list[dict[str, Any]] = []
         self._digests = [_digest("", FORMAT)]
         self._torn = 0
+        self._unfinished = False  # the last line is whole, except that its newline is missing
         if self.path.is_file():
             self._read()
+        self.training: str | None = self._lines[0].get("training") if self._lines else secrets.token_hex(16)
+
+    def __len__(self) -> int:
+        return len(self._lines)
 
     @property
     def head(self) -> str:
         """Digest over all lines."""
         return self._digests[-1]
 
-    def follows(self, head: str) -> bool:
-        """Whether the journal once had this ``head`` and has only grown since."""
-        return head in self._digests
+    def follows(self, *heads: str) -> bool:
+        """Whether the journal once had one of these heads and has only grown since."""
+        return not set(heads).isdisjoint(self._digests)
+
+    def has(self, lines: int, head: str) -> bool:
+        """Whether the digest over the first ``lines`` lines is ``head``."""
+        return 0 <= lines < len(self._digests) and self._digests[lines] == head
+
+    @property
+    def end(self) -> tuple[str, str] | None:
+        """How the last process ended, and the digest of its ledger; None if it is running or was killed."""
+        last = self._lines[-1] if self._lines else {}
+        return (str(last["status"]), str(last["ledger"])) if last.get("kind") == "ended" else None
 
     def begin(self, step: int) -> None:
         """State that a process starts at ``step``; steps announced beyond it by earlier processes are lost."""
@@ -65,6 +88,19 @@ class ReleaseJournal:
         """Announce the release of ``events``, one per step, from step number ``step`` on."""
         rows = [[event.to_dict(), len(list(same))] for event, same in groupby(events)]
         self._append({"kind": "block", "step": step, "rows": rows})
+
+    def record(self, event: PrivacyEvent, count: int = 1) -> None:
+        """Announce ``count`` releases of ``event`` that are not steps, such as answers to queries of a callback."""
+        self._append({"kind": "recorded", "rows": [[event.to_dict(), count]]})
+
+    def finish(self, status: str, ledger: str) -> None:
+        """State that the results of a process are written.
+
+        Args:
+            status: How it ended.
+            ledger: Digest of its ledger.
+        """
+        self._append({"kind": "ended", "status": status, "ledger": ledger})
 
     def violate(self, step: int, reason: str) -> None:
         """State that the claim was found to be void when ``step`` steps were done."""
@@ -81,7 +117,7 @@ class ReleaseJournal:
         The first list belongs to the process that was running at that moment. Different processes release different
         things, even for the same step.
         """
-        processes: list[list[tuple[int, PrivacyEvent]]] = [[]]
+        processes: list[list[tuple[int, PrivacyEvent]]] = [[]]  # the step of an event that is not a step is -1
         for line in self._lines[self._digests.index(head) :]:
             if line["kind"] == "begun":
                 processes.append([])
@@ -89,36 +125,48 @@ class ReleaseJournal:
                 # The process announces the rest of a block again when its schedule changes: those steps had not begun.
                 earlier = [entry for entry in processes[-1] if entry[0] < line["step"]]
                 processes[-1] = [*earlier, *zip(count(line["step"]), _events(line["rows"]), strict=False)]
+            elif line["kind"] == "recorded":
+                processes[-1] += zip(repeat(-1), _events(line["rows"]), strict=False)
         return [[event for _, event in process] for process in processes]
 
     def _append(self, line: dict[str, Any]) -> None:
+        line = line if self._lines else {**line, "training": self.training}
         text = json.dumps(line, sort_keys=True)
         digest = _digest(self.head, text)
         with self.path.open("ab") as stream:
             if self._torn:  # the new line must not be glued to an incomplete one
                 stream.truncate(stream.seek(0, os.SEEK_END) - self._torn)
-            stream.write(f"{digest} {text}\n".encode())  # one write: a crash can only leave a part of this line
+            before = "\n" if self._unfinished else ""
+            stream.write(f"{before}{digest} {text}\n".encode())  # one write: a crash can only leave a part of this line
             stream.flush()
             os.fsync(stream.fileno())
         if not self._lines:
             sync_folder(self.path.parent)
-        self._torn = 0
+        self._torn, self._unfinished = 0, False
         self._lines.append(line)
         self._digests.append(digest)
 
     def _read(self) -> None:
         whole, _, torn = self.path.read_bytes().rpartition(b"\n")
         for number, raw in enumerate(whole.split(b"\n") if whole else [], start=1):
-            digest, _, text = raw.decode("utf-8", "replace").partition(" ")
-            if digest != _digest(self.head, text):
+            if not self._take(raw):
                 raise CheckpointError(
                     f"{self.path}, line {number}: the record of releases was changed after it was written, so what was "
                     "released cannot be stated. Restore the original file, or train in a different folder and keep "
                     "this one"
                 )
-            self._lines.append(json.loads(text))
-            self._digests.append(digest)
-        self._torn = len(torn)
+        # Without its newline, a line with the right digest is complete: its block may have been released.
+        self._unfinished = self._take(torn)
+        self._torn = 0 if self._unfinished else len(torn)
+
+    def _take(self, raw: bytes) -> bool:
+        """Add the line ``raw`` if its digest is right."""
+        digest, _, text = raw.decode("utf-8", "replace").partition(" ")
+        if digest != _digest(self.head, text):
+            return False
+        self._lines.append(json.loads(text))
+        self._digests.append(digest)
+        return True
 
 
 def _digest(before: str, text: str) -> str:

@@ -49,7 +49,7 @@ def evaluate(
 
     console = Console()
     console.print(str(run_dir), style="italic", highlight=False, markup=False, soft_wrap=True)
-    warnings = [] if result.test_data.warning is None else [result.test_data.warning]
+    warnings = [text for text in (result.test_data.warning, _incomplete(run_dir, progress)) if text is not None]
     table = result_table(
         None,
         result.metrics,
@@ -77,13 +77,22 @@ def _progress(path: Path) -> dict[str, Any]:
 
 def _report(folder: RunFolder) -> dict[str, Any]:
     """The report of the folder; empty if there is none, or if it describes an earlier part of the training."""
-    from monitors.ledger import Ledger
-
     try:
         report: dict[str, Any] = json.loads(folder.report.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
-    return report if report.get("ledger_digest") == Ledger.load(folder.ledger).digest() else {}
+    return report if report.get("ledger_digest") == folder.read_ledger().digest() else {}
+
+
+def _incomplete(path: Path, progress: dict[str, Any]) -> str | None:
+    """What to do with a folder without a current report; None if it has one."""
+    from dpmodel.runs.folder import RunFolder
+
+    if progress["status"] is not None:
+        return None
+    folder = RunFolder(path)
+    remedy = "`dpmodel train` with --resume writes it" if folder.state.is_file() else "the training cannot be resumed"
+    return f"{folder.report.name} is missing, or states an earlier part of the training; {remedy}"
 
 
 def _last_step(folder: RunFolder, delta: float) -> int | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -36,6 +37,7 @@ class RunRecorder(Callback):
         self.output = OutputSection() if output is None else output
         self.subject = subject
         self.run: Run | None = None
+        self.report: PrivacyReport | None = None
 
     def on_train_begin(self, run: Run) -> None:
         """Note the run; before this, there is nothing to report."""
@@ -56,11 +58,12 @@ class RunRecorder(Callback):
             return None
         subject = run.subject if self.subject is None else self.subject
         report = make_report(subject, run.ledger, run.step, status=status, verified=run.verification)
-        report.save(self.folder.path)
+        self.report = dataclasses.replace(report, journals=run.heads)
+        self.report.save(self.folder.path)
         self._write_progress(run)
         if self.output.curve and len(run.history):
             run.history.plot(self.folder.curve, ledger=run.ledger, accountant=run.accountant)
-        return report
+        return self.report
 
     def _write_progress(self, run: Run) -> None:
         if self.output.history:
@@ -73,12 +76,12 @@ class RunRecorder(Callback):
 
 @contextmanager
 def recording(
-    output: str | os.PathLike[str] | None, keeper: ReleaseRecord | None
+    output: str | os.PathLike[str] | RunRecorder | None, keeper: ReleaseRecord | None
 ) -> Iterator[tuple[list[RunRecorder], list[ReleaseRecord]]]:
     """Write the training inside the block into the run folder ``output``.
 
     Args:
-        output: The folder; None writes nothing.
+        output: The folder, or the recorder of the keeper's folder; None writes nothing.
         keeper: The keeper given to ``fit``, which may use the same folder.
 
     Yields:
@@ -89,7 +92,9 @@ def recording(
         ConfigError: The folder is in use; nothing is overwritten.
     """
     recorders, keepers = [], [] if keeper is None else [keeper]
-    if output is not None:
+    if isinstance(output, RunRecorder):
+        recorders = [output]
+    elif output is not None:
         folder = RunFolder(Path(output))
         shared = keeper is not None and keeper.folder.path.resolve() == folder.path.resolve()
         if folder.in_use and not (shared and keeper is not None and keeper.resume):

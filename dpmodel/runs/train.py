@@ -119,6 +119,7 @@ def _resumed(config: Config, folder: RunFolder) -> Iterator[_Begun]:
     with FolderLock(RunFolder.existing(folder.path).path) as lock:
         ended = folder.ended()
         if ended is not None:
+            folder.state.unlink(missing_ok=True)  # a process that was killed after its end has left it
             raise ConfigError(
                 f"the training in {folder.path} has already ended ({ended}). Choose a different folder with --output "
                 "(or output.directory) for a new training"
@@ -160,8 +161,7 @@ def _carry_out(
     announce: Callable[[Training, RunFolder], None] | None,
 ) -> TrainingResult:
     recorder, interrupt = RunRecorder(folder, training.config.output, training.plan.subject), InterruptStop()
-    # The recorder comes last, so that nothing is written if a callback refuses to begin.
-    listeners = [interrupt, *training.callbacks, *callbacks, recorder]
+    listeners = [interrupt, *training.callbacks, *callbacks]
     try:
         if announce is not None:
             announce(training, folder)
@@ -172,16 +172,15 @@ def _carry_out(
                 valid_loader=training.test_data,
                 callbacks=listeners,
                 keeper=keeper,
+                output=recorder,
             )
-    except BaseException as error:
-        never_began = recorder.finish(f"failed: {type(error).__name__}: {error}") is None
-        if never_began and not keeper.resume:
+    except BaseException:
+        if recorder.run is None and not keeper.resume:
             folder.abandon()
         raise
-    run = recorder.run
+    run, report = recorder.run, recorder.report
     assert run is not None
-    report = recorder.finish(run.status())
     assert report is not None
     if folder.ended() is not None:
-        keeper.discard()
+        folder.state.unlink(missing_ok=True)
     return TrainingResult(folder, history, report, dict(run.metrics), interrupt.interrupted)

@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from monitors.atomic import PRIVATE_FOLDER, write_atomically
+from monitors.errors import CheckpointError
+from monitors.journal import ReleaseJournal
 from monitors.untrusted import read_json
 
 #: Folder of the marks; an empty value or "off" keeps none.
@@ -60,6 +62,26 @@ class TrainingMark:
         except (OSError, ValueError, TypeError):
             return None
         return mark if sound and (mark.config is None or isinstance(mark.config, str)) else None
+
+
+def require_marked_lines(path: Path) -> ReleaseJournal:
+    """The journal at ``path``, unless this user has seen it further on.
+
+    Raises:
+        CheckpointError: It was changed, or is older than its mark, or went a different way since.
+    """
+    journal = ReleaseJournal(path)
+    mark = TrainingMark.of(journal.training) if path.is_file() and journal.training is not None else None
+    if mark is None or journal.has(mark.lines, mark.head):
+        return journal
+    journal = ReleaseJournal(path)  # a mark follows its line: a training that is running may have written both just now
+    if journal.has(mark.lines, mark.head):
+        return journal
+    raise CheckpointError(
+        f"{path.parent} is an older copy of its training: {path.name} has {len(journal)} lines, and this user has seen "
+        f"{mark.lines} lines, or different ones. What was released since counts for the data. Use the folder that has "
+        f"gone on, or restore the latest copy. With {VARIABLE}=off nothing is compared, and epsilon may be too small"
+    )
 
 
 def marks_folder() -> Path | None:

@@ -74,6 +74,22 @@ def read_tensor_file(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], d
     return tensors, body["values"]
 
 
+def read_values(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """The JSON values of a file of ``write_tensor_file``, without reading its tensors or comparing its checksum.
+
+    Raises:
+        CheckpointError: The file is missing, or its description is damaged; the path is named.
+    """
+    try:
+        with Path(path).open("rb") as stream:
+            length = stream.read(HEADER_LENGTH_BYTES)
+            header = stream.read(min(int.from_bytes(length, "little"), Path(path).stat().st_size))
+        values: dict[str, Any] = _metadata(length + header)["values"]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise CheckpointError(f"{path} is not a checkpoint, or is truncated or damaged: {error}") from error
+    return values
+
+
 def _without_duplicates(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, str]]:
     stored: dict[str, Tensor] = {}
     aliases: dict[str, str] = {}

@@ -216,13 +216,15 @@ def _charge(tuning: Tuning, folder: Path, trials: Sequence[Trial]) -> Ledger:
     """The ledger of the search: as charged, plus every run that was interrupted."""
     with locating_errors(trials[0].plan.config, "privacy"):
         ledger = tuning.charge.ledger([trial.plan.ledger() for trial in trials], tuning.definition.runs)
-    broken_off = [Ledger.load(path) for path in sorted(folder.glob("trials/*.previous-*/ledger.json"))]
+    broken_off = [
+        RunFolder(path.parent).read_ledger() for path in sorted(folder.glob("trials/*.previous-*/ledger.json"))
+    ]
     return ledger.merge(*broken_off, *(_beside_the_plan(trial) for trial in trials if trial.folder.ledger.is_file()))
 
 
 def _beside_the_plan(trial: Trial) -> Ledger:
     """The lost steps of a finished run; all steps of an unfinished one."""
-    ledger = Ledger.load(trial.folder.ledger)
+    ledger = trial.folder.read_ledger()
     return ledger.lost if is_finished(trial.folder, trial.plan.config) else ledger
 
 
