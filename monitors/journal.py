@@ -35,14 +35,15 @@ class ReleaseJournal:
     released since, whenever the process was killed. Each line carries a digest over all lines before it, so a changed
     file is refused. An incomplete last line belongs to a block that had not begun and is ignored.
 
-    The first line holds a random ID, so two trainings never have a head in common: the head alone states to which
-    training a file belongs, and to which moment of it. The journal stays when the training ends.
+    Each ``begun`` holds a random ID, so two trainings never have a head in common, and neither have two copies of one
+    training that both go on: the head alone states to which training a file belongs, and to which moment of it. The
+    journal stays when the training ends.
 
     Args:
         path: The file; the first line creates it.
 
     Attributes:
-        training: ID of the training, as hex; None in a journal of an earlier version.
+        training: ID in the first line, as hex; None in a journal of an earlier version.
 
     Raises:
         CheckpointError: The file was changed after it was written; the line is named.
@@ -56,7 +57,7 @@ class ReleaseJournal:
         self._unfinished = False  # the last line is whole, except that its newline is missing
         if self.path.is_file():
             self._read()
-        self.training: str | None = self._lines[0].get("training") if self._lines else secrets.token_hex(16)
+        self.training: str | None = self._lines[0].get("id") if self._lines else secrets.token_hex(16)
 
     def __len__(self) -> int:
         return len(self._lines)
@@ -82,7 +83,7 @@ class ReleaseJournal:
 
     def begin(self, step: int) -> None:
         """State that a process starts at ``step``; steps announced beyond it by earlier processes are lost."""
-        self._append({"kind": "begun", "step": step})
+        self._append({"kind": "begun", "step": step, "id": secrets.token_hex(16)})
 
     def announce(self, step: int, events: Iterable[PrivacyEvent]) -> None:
         """Announce the release of ``events``, one per step, from step number ``step`` on."""
@@ -130,7 +131,7 @@ class ReleaseJournal:
         return [[event for _, event in process] for process in processes]
 
     def _append(self, line: dict[str, Any]) -> None:
-        line = line if self._lines else {**line, "training": self.training}
+        line = line if self._lines else {**line, "id": self.training}
         text = json.dumps(line, sort_keys=True)
         digest = _digest(self.head, text)
         with self.path.open("ab") as stream:

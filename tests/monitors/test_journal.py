@@ -63,6 +63,51 @@ def test_an_incomplete_line_is_ignored_and_does_not_spoil_the_next(journal):
     assert [len(events) for events in journal.announced(head)][:2] == [0, 3]
 
 
+def test_a_last_line_without_its_newline_counts(journal):
+    head = journal.head
+    journal.begin(0)
+    journal.announce(0, [EVENT] * 3)
+    journal.path.write_bytes(journal.path.read_bytes()[:-1])
+    again = ReleaseJournal(journal.path)
+    assert again.head == journal.head
+    assert again.announced(head)[-1] == [EVENT] * 3
+    again.begin(3)
+    again.announce(3, [EVENT])
+    assert ReleaseJournal(journal.path).head == again.head
+    assert ReleaseJournal(journal.path).announced(head)[-1] == [EVENT]
+
+
+def test_two_trainings_have_no_head_in_common(tmp_path):
+    one, other = (ReleaseJournal(tmp_path / name) for name in "ab")
+    for journal in (one, other):
+        journal.begin(0)
+        journal.announce(0, [EVENT])
+    assert one.training != other.training
+    assert not one.follows(other.head)
+    assert ReleaseJournal(one.path).training == one.training
+    assert one.has(2, one.head)
+    assert not one.has(1, one.head)
+    assert not one.has(9, one.head)
+
+
+def test_releases_that_are_not_steps_count_besides_the_steps(journal):
+    journal.begin(0)
+    head = journal.head
+    journal.announce(0, [EVENT] * 3)
+    journal.record(GaussianEvent(0.5), 2)
+    journal.announce(1, [OTHER] * 2)
+    assert journal.announced(head) == [[EVENT, GaussianEvent(0.5), GaussianEvent(0.5), OTHER, OTHER]]
+
+
+def test_a_journal_has_an_end_until_the_next_process_begins(journal):
+    journal.begin(0)
+    assert journal.end is None
+    journal.finish("finished", "abc")
+    assert ReleaseJournal(journal.path).end == ("finished", "abc")
+    journal.begin(2)
+    assert ReleaseJournal(journal.path).end is None
+
+
 def test_reading_changes_nothing_in_the_file(journal):
     journal.announce(0, [EVENT])
     torn = journal.path.read_bytes() + b"12"
