@@ -51,12 +51,7 @@ class ReleaseJournal:
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = Path(path)
-        self._lines: list[dict[str, Any]] = []
-        self._digests = [_digest("", FORMAT)]
-        self._torn = 0
-        self._unfinished = False  # the last line is whole, except that its newline is missing
-        if self.path.is_file():
-            self._read()
+        self._read()
         self.training: str | None = self._lines[0].get("id") if self._lines else secrets.token_hex(16)
 
     def __len__(self) -> int:
@@ -133,22 +128,31 @@ class ReleaseJournal:
     def _append(self, line: dict[str, Any]) -> None:
         line = line if self._lines else {**line, "id": self.training}
         text = json.dumps(line, sort_keys=True)
-        digest = _digest(self.head, text)
+        raw = f"{_digest(self.head, text)} {text}"
+        try:
+            self._write(raw + "\n")
+            self._torn, self._unfinished = 0, False
+            self._take(raw.encode())
+        except BaseException:
+            self._read()  # an interrupt or a full disk may have left the line, or a part of it
+            raise
+
+    def _write(self, line: str) -> None:
         with self.path.open("ab") as stream:
             if self._torn:  # the new line must not be glued to an incomplete one
                 stream.truncate(stream.seek(0, os.SEEK_END) - self._torn)
             before = "\n" if self._unfinished else ""
-            stream.write(f"{before}{digest} {text}\n".encode())  # one write: a crash can only leave a part of this line
+            stream.write((before + line).encode())  # one write: a crash can only leave a part of this line
             stream.flush()
             os.fsync(stream.fileno())
         if not self._lines:
             sync_folder(self.path.parent)
-        self._torn, self._unfinished = 0, False
-        self._lines.append(line)
-        self._digests.append(digest)
 
     def _read(self) -> None:
-        whole, _, torn = self.path.read_bytes().rpartition(b"\n")
+        self._lines: list[dict[str, Any]] = []
+        self._digests = [_digest("", FORMAT)]
+        content = self.path.read_bytes() if self.path.is_file() else b""
+        whole, _, torn = content.rpartition(b"\n")
         for number, raw in enumerate(whole.split(b"\n") if whole else [], start=1):
             if not self._take(raw):
                 raise CheckpointError(
@@ -158,7 +162,7 @@ class ReleaseJournal:
                 )
         # Without its newline, a line with the right digest is complete: its block may have been released.
         self._unfinished = self._take(torn)
-        self._torn = 0 if self._unfinished else len(torn)
+        self._torn = 0 if self._unfinished else len(torn)  # bytes of an incomplete last line
 
     def _take(self, raw: bytes) -> bool:
         """Add the line ``raw`` if its digest is right."""

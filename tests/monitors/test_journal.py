@@ -1,3 +1,5 @@
+import os
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -75,6 +77,26 @@ def test_a_last_line_without_its_newline_counts(journal):
     again.announce(3, [EVENT])
     assert ReleaseJournal(journal.path).head == again.head
     assert ReleaseJournal(journal.path).announced(head)[-1] == [EVENT]
+
+
+@pytest.mark.parametrize("written", [True, False])
+def test_an_append_that_was_interrupted_does_not_spoil_the_next(journal, written, monkeypatch):
+    journal.begin(0)
+    head = journal.head
+
+    def interrupted(handle):
+        if not written:
+            os.ftruncate(handle, os.fstat(handle).st_size - 30)  # as on a full disk
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "fsync", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            journal.announce(0, [EVENT] * 3)
+    journal.finish("failed", "abc")
+    again = ReleaseJournal(journal.path)
+    assert (again.head, again.end) == (journal.head, ("failed", "abc"))
+    assert again.announced(head) == [[EVENT] * 3 if written else []]
 
 
 def test_two_trainings_have_no_head_in_common(tmp_path):

@@ -228,7 +228,7 @@ def test_an_emptied_or_foreign_or_earlier_ledger_beside_a_journal_is_refused(tra
 
 
 def test_an_earlier_ledger_of_a_training_gets_all_that_was_announced_since(trained):
-    path, ledger, journal = trained
+    path, _, journal = trained
     journal.begin(4)
     journal.announce(4, [GaussianEvent(2.0)] * 3)
     assert Ledger.load(path).total == 7

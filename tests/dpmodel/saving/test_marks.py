@@ -15,7 +15,6 @@ from monitors.journal import ReleaseJournal
 from ..power_cut import PowerCut
 from .trainings import SECRET, build, fit
 
-
 ID = "0123456789abcdef" * 2
 
 
