@@ -34,6 +34,8 @@ from monitors.errors import ConfigError
 from monitors.ledger import Ledger
 from monitors.spent import PrivacySpent, privacy_spent
 
+#: Reports of a search, in words and as data.
+REPORTS = ("tuning.md", "tuning.json")
 #: Length of a run's name, which reveals nothing about its place among the runs.
 _NAME_BYTES = 4
 
@@ -134,6 +136,8 @@ def run_tuning(
         todo = [trial for trial in trials if not is_finished(trial.folder, trial.plan.config)]
         work = [_job(index, trial) for index, trial in enumerate(todo)]
         progress.training(work, len(trials) - len(work))
+        for name in REPORTS if work else ():
+            (folder / name).unlink(missing_ok=True)  # they state an epsilon without the trainings that come now
         outcomes = run_jobs(work, processes, progress) if work else []
         return _concluded(tuning, folder, trials, outcomes)
 

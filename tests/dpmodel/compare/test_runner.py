@@ -54,8 +54,10 @@ def test_an_interrupted_comparison_keeps_finished_runs_and_resumes_when_repeated
     done = {path: path.stat().st_mtime_ns for path in tmp_path.glob("runs/fixed/seed-1/*")}
 
     watching = Watching()
+    broken_off.folder.markdown.write_text("the total of the trainings so far")
     resumed = run_comparison(comparison, tmp_path, jobs=1, watcher=watching)
     assert resumed.ok
+    assert not resumed.folder.markdown.exists()
     assert watching.reused == resumed.reused == 1
     assert watching.labels == ["Exp strong, seed 1", "fixed, seed 2", "Exp strong, seed 2"]
     assert {path: path.stat().st_mtime_ns for path in done} == done
