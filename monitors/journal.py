@@ -14,6 +14,7 @@ from typing import Any
 from monitors.atomic import sync_folder
 from monitors.errors import CheckpointError
 from monitors.events import PrivacyEvent, event_from_dict
+from monitors.untrusted import parse_json
 
 #: Name of the journal; it lies beside the ledger that it runs ahead of.
 JOURNAL_NAME = "releases.jsonl"
@@ -52,7 +53,11 @@ class ReleaseJournal:
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = Path(path)
         self._read()
-        self.training: str | None = self._lines[0].get("id") if self._lines else secrets.token_hex(16)
+        self.training: str | None = self._first_id() if self._lines else secrets.token_hex(16)
+
+    def _first_id(self) -> str | None:
+        found = self._lines[0].get("id")
+        return None if found is None else str(found)
 
     def __len__(self) -> int:
         return len(self._lines)
@@ -169,7 +174,7 @@ class ReleaseJournal:
         digest, _, text = raw.decode("utf-8", "replace").partition(" ")
         if digest != _digest(self.head, text):
             return False
-        self._lines.append(json.loads(text))
+        self._lines.append(parse_json(text))
         self._digests.append(digest)
         return True
 

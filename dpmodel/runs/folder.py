@@ -129,11 +129,11 @@ class RunFolder:
         for file, info in named.items():
             own = journal.follows(*info.heads) if info.heads else info.ledger_digest == digest
             if not own or ledger.total < info.ledger_total:
-                raise self._foreign(file)
+                raise self._foreign(file, journal)
         heads, current = report.get("journals"), report.get("ledger_digest") == digest
         ended = journal.end is not None or not self.journal.exists()
         if report and ((ended and not current) or (heads and not journal.follows(*heads))):
-            raise self._foreign(self.report)
+            raise self._foreign(self.report, journal)
         return ledger
 
     def _weights(self) -> dict[Path, CheckpointInfo]:
@@ -149,7 +149,12 @@ class RunFolder:
             return {}
         return report if isinstance(report, dict) else {}
 
-    def _foreign(self, file: Path) -> CheckpointError:
+    def _foreign(self, file: Path, journal: ReleaseJournal) -> CheckpointError:
+        if journal.training is None:
+            return CheckpointError(
+                f"{file} does not match {self.ledger.name}: an earlier version of dpmodel wrote this folder and the "
+                "training has not ended. Read it with that version; its releases count for the data"
+            )
         return CheckpointError(
             f"{file} does not match {self.ledger.name} and {self.journal.name} beside it: they belong to different "
             "trainings, or to different moments of one. What was spent on it cannot be stated. Restore the latest copy "

@@ -42,12 +42,18 @@ class TrainingMark:
 
     def save(self) -> None:
         """Write the mark, unless this user keeps none or the folder of the marks cannot be written."""
-        folder = marks_folder()
-        if folder is None:
+        path = self.path
+        if path is None:
             return
         with contextlib.suppress(OSError):  # a home that cannot be written must not stop a training
-            folder.mkdir(parents=True, exist_ok=True, mode=PRIVATE_FOLDER)
-            write_atomically(folder / f"{self.training}.json", json.dumps(dataclasses.asdict(self)) + "\n")
+            path.parent.mkdir(parents=True, exist_ok=True, mode=PRIVATE_FOLDER)
+            write_atomically(path, json.dumps(dataclasses.asdict(self)) + "\n")
+
+    @property
+    def path(self) -> Path | None:
+        """The file of the mark; None if this user keeps none."""
+        folder = marks_folder()
+        return None if folder is None else folder / f"{self.training}.json"
 
     @classmethod
     def of(cls, training: str) -> TrainingMark | None:
@@ -80,7 +86,8 @@ def require_marked_lines(path: Path) -> ReleaseJournal:
     raise CheckpointError(
         f"{path.parent} is an older copy of its training: {path.name} has {len(journal)} lines, and this user has seen "
         f"{mark.lines} lines, or different ones. What was released since counts for the data. Use the folder that has "
-        f"gone on, or restore the latest copy. With {VARIABLE}=off nothing is compared, and epsilon may be too small"
+        f"gone on, or restore the latest copy. To use this one anyway, remove {mark.path}, or set {VARIABLE}=off: its "
+        "epsilon then lacks what was released since"
     )
 
 

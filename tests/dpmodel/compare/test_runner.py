@@ -159,7 +159,9 @@ def test_a_run_folder_whose_report_does_not_match_its_ledger_is_refused(tiny, tm
     found = run_comparison(make_comparison(tiny), tmp_path, jobs=1)
     fixed, other = (row.runs[0].folder for row in found.result.variants)
     shutil.copy(other.ledger, fixed.ledger)
-    with pytest.raises(DataError, match="does not match"):
+    with pytest.raises(
+        DataError, match=r"seed-1/ledger\.json: releases\.jsonl beside it is .* of a different training"
+    ):
         run_comparison(make_comparison(tiny), tmp_path, jobs=1)
 
 
