@@ -286,7 +286,7 @@ def _state_of(source: Any, with_digest: bool) -> tuple[nn.Module, CheckpointInfo
             norm_bound=model.clip_mech.norm_bound,
             ledger_digest=model.ledger.digest() if with_digest else None,
             ledger_total=model.ledger.total,
-            heads=() if source is model else source.heads,
+            heads=getattr(source, "heads", ()),
         )
         return model.network, info, model.optimizer
     except AttributeError as error:
