@@ -49,6 +49,7 @@ from monitors.relation import relation_of
 
 if TYPE_CHECKING:
     from dpmodel.preflight.trial import Trial
+    from dpmodel.runs.recorder import RunRecorder
     from dpmodel.saving.record import ReleaseRecord
     from dpmodel.saving.state import TrainingState
 
@@ -181,7 +182,7 @@ class DPModel(ClaimedModel):
         valid_loader: Any = None,
         callbacks: Any = (),
         keeper: ReleaseRecord | None = None,
-        output: str | os.PathLike[str] | None = None,
+        output: str | os.PathLike[str] | RunRecorder | None = None,
         **unknown: Any,
     ) -> History:
         """Train for ``epochs`` epochs.

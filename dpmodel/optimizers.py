@@ -56,7 +56,7 @@ WAYS_TO_RUN = ("fused", "foreach", "differentiable", "capturable")
 _RATE_NAMES = ("lr", "learning_rate")
 
 #: A schedule that falls to 0 may end this far below it.
-_ROUNDING = 1e-9
+ROUNDING = 1e-9
 
 #: Types of device on which the fused form runs.
 _FUSED_DEVICES = ("cpu", "cuda")
@@ -118,6 +118,13 @@ def copied(optimizer: optim.Optimizer, part: Callable[[Tensor], Tensor] = lambda
             own = memo[id(parameter)] = nn.Parameter(part(parameter.detach()).clone(), parameter.requires_grad)
             own.grad = torch.zeros_like(own) if parameter.requires_grad else None
     return copy.deepcopy(optimizer, memo)
+
+
+def stepped_copy(optimizer: optim.Optimizer) -> optim.Optimizer:
+    """``copied``, after a step."""
+    stepped = copied(optimizer)
+    type(optimizer).step(stepped)
+    return stepped
 
 
 def optimizer_names() -> tuple[str, ...]:
@@ -214,7 +221,7 @@ def require_finite(optimizer: optim.Optimizer) -> None:
         for key, value in group.items():
             if key != "params" and not _is_finite(value):
                 raise ConfigError(f"optimizer {type(optimizer).__name__!r}: {key} must be a finite number, got {value}")
-        if group.get("lr", 0.0) < -_ROUNDING:
+        if group.get("lr", 0.0) < -ROUNDING:
             raise ConfigError(f"optimizer {type(optimizer).__name__!r}: lr must be at least 0, got {group['lr']}")
 
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Sequence
+import secrets
+from collections.abc import Callable, Iterable, Sequence
 from itertools import chain, count, groupby, repeat
 from pathlib import Path
 from typing import Any
@@ -30,17 +31,25 @@ class ReleaseJournal:
     """A file of lines, each flushed to the disk before what it announces takes place.
 
     ``begun``: a process starts at ``step``; of what was announced before, only the first ``step`` steps are part of its
-    training. ``block``: the steps from ``step`` on are about to be released, with these events. ``violation``: the
-    claim is void for this reason.
+    training. ``block``: the steps from ``step`` on are about to be released, with these events. ``recorded``: this
+    event, which is not a step, is about to be released. ``violation``: the claim is void for this reason. ``ended``:
+    the process has written its results, and its ledger has this digest.
 
     Guarantee: a step is released only after the line of its block is on the disk. A file that states what was released
     up to a moment between two steps names the ``head`` of that moment; ``announced(head)`` is at least what was
     released since, whenever the process was killed. Each line carries a digest over all lines before it, so a changed
     file is refused. An incomplete last line belongs to a block that had not begun and is ignored.
 
+    Each ``begun`` holds a random ID, so two trainings never have a head in common, and neither have two copies of one
+    training that both go on: the head alone states to which training a file belongs, and to which moment of it. The
+    journal stays when the training ends.
+
     Args:
         path: The file; the first line creates it. It is never read or written through a link.
         folder: Handle of its open folder, which then stays the same folder if it is moved.
+
+    Attributes:
+        training: ID in the first line, as hex; None in a journal of an earlier version.
 
     Raises:
         CheckpointError: The file was changed after it was written (the line is named), or is a link or not a regular
@@ -50,29 +59,58 @@ class ReleaseJournal:
     def __init__(self, path: str | os.PathLike[str], *, folder: int | None = None) -> None:
         self.path = Path(path)
         self._folder = folder
-        self._size = 0  # of the whole lines, in bytes
-        self._lines: list[dict[str, Any]] = []
-        self._digests = [_digest("", FORMAT)]
-        self._torn = 0
+        self._size = self._torn = 0  # bytes of the whole lines, and of an incomplete last one
+        self._unfinished = False  # the last line lacks its newline
         self._read()
+        self.training: str | None = self._first_id() if self._lines else secrets.token_hex(16)
+
+    def _first_id(self) -> str | None:
+        found = self._lines[0].get("id")
+        return None if found is None else str(found)
+
+    def __len__(self) -> int:
+        return len(self._lines)
 
     @property
     def head(self) -> str:
         """Digest over all lines."""
         return self._digests[-1]
 
-    def follows(self, head: str) -> bool:
-        """Whether the journal once had this ``head`` and has only grown since."""
-        return head in self._digests
+    def follows(self, *heads: str) -> bool:
+        """Whether the journal once had one of these heads and has only grown since."""
+        return not set(heads).isdisjoint(self._digests)
+
+    def has(self, lines: int, head: str) -> bool:
+        """Whether the digest over the first ``lines`` lines is ``head``."""
+        return 0 <= lines < len(self._digests) and self._digests[lines] == head
+
+    @property
+    def end(self) -> tuple[str, str] | None:
+        """How the last process ended, and the digest of its ledger; None if it is running or was killed."""
+        last = self._lines[-1] if self._lines else {}
+        return (str(last["status"]), str(last["ledger"])) if last.get("kind") == "ended" else None
 
     def begin(self, step: int) -> None:
         """State that a process starts at ``step``; steps announced beyond it by earlier processes are lost."""
-        self._append({"kind": "begun", "step": step})
+        self._append({"kind": "begun", "step": step, "id": secrets.token_hex(16)})
 
     def announce(self, step: int, events: Iterable[PrivacyEvent]) -> None:
         """Announce the release of ``events``, one per step, from step number ``step`` on."""
         rows = [[event.to_dict(), len(list(same))] for event, same in groupby(events)]
         self._append({"kind": "block", "step": step, "rows": rows})
+
+    def record(self, event: PrivacyEvent, count: int = 1) -> None:
+        """Announce ``count`` releases of ``event`` that are not steps, such as answers to queries of a callback."""
+        self._append({"kind": "recorded", "rows": [[event.to_dict(), count]]})
+
+    def finish(self, status: str, ledger: str) -> None:
+        """State that the results of a process are written.
+
+        Args:
+            status: How it ended.
+            ledger: Digest of its ledger.
+        """
+        self._append({"kind": "ended", "status": status, "ledger": ledger})
 
     def violate(self, step: int, reason: str) -> None:
         """State that the claim was found to be void when ``step`` steps were done."""
@@ -89,7 +127,7 @@ class ReleaseJournal:
         The first list belongs to the process that was running at that moment. Different processes release different
         things, even for the same step.
         """
-        processes: list[list[tuple[int, PrivacyEvent]]] = [[]]
+        processes: list[list[tuple[int, PrivacyEvent]]] = [[]]  # the step of an event that is not a step is -1
         for line in self._lines[self._digests.index(head) :]:
             if line["kind"] == "begun":
                 processes.append([])
@@ -97,12 +135,14 @@ class ReleaseJournal:
                 # The process announces the rest of a block again when its schedule changes: those steps had not begun.
                 earlier = [entry for entry in processes[-1] if entry[0] < line["step"]]
                 processes[-1] = [*earlier, *zip(count(line["step"]), _events(line["rows"]), strict=False)]
+            elif line["kind"] == "recorded":
+                processes[-1] += zip(repeat(-1), _events(line["rows"]), strict=False)
         return [[event for _, event in process] for process in processes]
 
     def _append(self, line: dict[str, Any]) -> None:
+        line = line if self._lines else {**line, "id": self.training}
         text = json.dumps(line, sort_keys=True)
-        digest = _digest(self.head, text)
-        written = f"{digest} {text}\n".encode()
+        raw = f"{_digest(self.head, text)} {text}".encode()
         try:
             handle = open_for_appending(self.path, create=not self._size + self._torn, folder=self._folder)
         except OSError as error:
@@ -112,27 +152,26 @@ class ReleaseJournal:
         try:
             self._require_unchanged(os.fstat(handle).st_size)
             with naming(self.path):
-                self._write(handle, written)
+                self._write(handle, raw + b"\n")
         finally:
             os.close(handle)
-        self._size += len(written)
-        self._lines.append(line)
-        self._digests.append(digest)
+        self._take(raw)
 
-    def _write(self, handle: int, content: bytes) -> None:
-        if self._torn:  # the new line must not be glued to an incomplete one
-            os.ftruncate(handle, self._size)
-            self._torn = 0
+    def _write(self, handle: int, line: bytes) -> None:
+        content = b"\n" * self._unfinished + line
         try:
-            while content:  # mostly one write: a crash can only leave a part of this line
-                content = content[os.write(handle, content) :]
+            if self._torn:  # the new line must not be glued to an incomplete one
+                os.ftruncate(handle, self._size)
+            written = 0
+            while written < len(content):  # mostly one write: a crash can only leave a part of this line
+                written += os.write(handle, content[written:])
             os.fsync(handle)
             if not self._lines:
                 sync_folder(self.path.parent if self._folder is None else self._folder)
         except BaseException:
-            # On a full disk, for example. What this process writes next must still be a whole line.
-            self._torn = max(0, os.fstat(handle).st_size - self._size)
+            self._read()  # an interrupt or a full disk may have left the line, or a part of it
             raise
+        self._size, self._torn, self._unfinished = self._size + len(content), 0, False
 
     def _require_unchanged(self, size: int) -> None:
         if size != self._size + self._torn:
@@ -143,40 +182,46 @@ class ReleaseJournal:
             )
 
     def _read(self) -> None:
+        self._lines: list[dict[str, Any]] = []
+        self._digests = [_digest("", FORMAT)]
         try:
             content = read_without_links(self.path, folder=self._folder, limit=MAX_LEDGER_BYTES)
         except FileNotFoundError:
-            return
+            content = b""
         except OSError as error:
             raise CheckpointError(f"{self.path} cannot be read: {error.strerror or error}") from error
         whole, _, torn = content.rpartition(b"\n")
         for number, raw in enumerate(whole.split(b"\n") if whole else [], start=1):
-            digest, _, text = raw.decode("utf-8", "replace").partition(" ")
-            if digest != _digest(self.head, text):
+            if not self._take(raw):
                 raise CheckpointError(
                     f"{self.path}, line {number}: the record of releases was changed after it was written, so what was "
                     "released cannot be stated. Restore the original file, or train in a different folder and keep "
                     "this one"
                 )
-            self._lines.append(self._checked(text, number))
-            self._digests.append(digest)
-        self._size, self._torn = len(content) - len(torn), len(torn)
+        # Without its newline, a line with the right digest is complete: its block may have been released.
+        self._unfinished = self._take(torn)
+        self._torn = 0 if self._unfinished else len(torn)
+        self._size = len(content) - self._torn
 
-    def _checked(self, text: str, number: int) -> dict[str, Any]:
+    def _take(self, raw: bytes) -> bool:
+        """Add the line ``raw`` if its digest is right."""
+        digest, _, text = raw.decode("utf-8", "replace").partition(" ")
+        if digest != _digest(self.head, text):
+            return False
+        self._lines.append(self._checked(text))
+        self._digests.append(digest)
+        return True
+
+    def _checked(self, text: str) -> dict[str, Any]:
         """The line that ``text`` states, if it has the form of what is written here, whoever wrote it."""
         try:
             line: dict[str, Any] = parse_json(text)
-            checks.non_negative_int(step=line["step"])
-            checks.one_of(("begun", "block", "violation"), kind=line["kind"])
-            if line["kind"] == "violation":
-                ViolationEvent(line["reason"])
-            for event, times in line["rows"] if line["kind"] == "block" else ():
-                event_from_dict(event)
-                checks.positive_int(times=times)
-                if times > MOST_ANNOUNCED:
-                    raise ValueError(f"{times} equal releases are more than {MOST_ANNOUNCED}")
+            checks.one_of(_FORMS, kind=line["kind"])
+            _FORMS[line["kind"]](line)
         except (KeyError, TypeError, ValueError) as error:
-            raise CheckpointError(f"{self.path}, line {number}: {type(error).__name__}: {error}") from error
+            raise CheckpointError(
+                f"{self.path}, line {len(self._lines) + 1}: {type(error).__name__}: {error}"
+            ) from error
         return line
 
 
@@ -186,3 +231,40 @@ def _digest(before: str, text: str) -> str:
 
 def _events(rows: Sequence[tuple[dict[str, Any], int]]) -> Iterable[PrivacyEvent]:
     return chain.from_iterable(repeat(event_from_dict(values), times) for values, times in rows)
+
+
+def _check_step(line: dict[str, Any]) -> None:
+    checks.non_negative_int(step=line["step"])
+
+
+def _check_rows(line: dict[str, Any]) -> None:
+    for event, times in line["rows"]:
+        event_from_dict(event)
+        checks.positive_int(times=times)
+        if times > MOST_ANNOUNCED:
+            raise ValueError(f"{times} equal releases are more than {MOST_ANNOUNCED}")
+
+
+def _check_block(line: dict[str, Any]) -> None:
+    _check_step(line)
+    _check_rows(line)
+
+
+def _check_violation(line: dict[str, Any]) -> None:
+    _check_step(line)
+    ViolationEvent(line["reason"])
+
+
+def _check_end(line: dict[str, Any]) -> None:
+    if not isinstance(line["status"], str) or not isinstance(line["ledger"], str):
+        raise TypeError("status and ledger must be text")
+
+
+#: What a line of each kind must hold.
+_FORMS: dict[str, Callable[[dict[str, Any]], None]] = {
+    "begun": _check_step,
+    "block": _check_block,
+    "recorded": _check_rows,
+    "violation": _check_violation,
+    "ended": _check_end,
+}

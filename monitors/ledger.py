@@ -7,7 +7,8 @@ import json
 import os
 from bisect import bisect_right
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
@@ -50,6 +51,7 @@ class Ledger:
         self._lost: list[bool] = []
         self._notes: list[str] = []
         self._reserved = 0
+        self._listeners: list[Callable[[PrivacyEvent, int], None]] = []
         for text in notes:
             self.add_note(text)
 
@@ -71,12 +73,23 @@ class Ledger:
         if not isinstance(event, PrivacyEvent):
             raise UnsupportedEventError(f"only privacy events can be recorded, got {event!r} of {type(event).__name__}")
         checks.positive_int(count=count)
+        for listener in self._listeners:
+            listener(event, int(count))
         if self._rows and self._rows[-1][0] == event and self._lost[-1] == lost:
             self._rows[-1] = (event, self._rows[-1][1] + int(count))
         else:
             self._rows.append((event, int(count)))
             self._lost.append(bool(lost))
         return self
+
+    @contextmanager
+    def announcing(self, listener: Callable[[PrivacyEvent, int], None]) -> Iterator[None]:
+        """Inside the block, call ``listener`` with event and count before each ``record``; copies have no listener."""
+        self._listeners.append(listener)
+        try:
+            yield
+        finally:
+            self._listeners.remove(listener)
 
     def add_note(self, text: str) -> None:
         """Attach a statement, unless it is attached already; notes are never removed."""
@@ -261,43 +274,60 @@ class Ledger:
         Raises:
             ValueError: Not a ledger, damaged, changed since it was written, or not complete without its journal.
         """
-        ledger, journal = cls._parsed(text)
-        if journal is not None:
+        ledger, head, complete = cls._parsed(text)
+        if head is not None and not complete:
             raise ValueError(
                 f"the training of this ledger is under way or was killed, and {JOURNAL_NAME} beside the file states "
                 "its latest releases: read the file in its folder, with Ledger.load(path)"
             )
         return ledger
 
-    def save(self, path: str | os.PathLike[str], *, journal: str | None = None, folder: int | None = None) -> None:
+    def save(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        journal: str | None = None,
+        complete: bool = False,
+        folder: int | None = None,
+    ) -> None:
         """Write the ledger to ``path`` atomically and flush it to the disk.
 
         Args:
             path: The file.
-            journal: While a training is under way: the ``head`` of the ``ReleaseJournal`` in the same folder. ``load``
-                then adds what the journal announced since, and refuses the file if the journal is missing. None: the
-                ledger is complete.
+            journal: The ``head`` of the ``ReleaseJournal`` in the same folder, for the ledger of a training. ``load``
+                then adds what the journal announced since, and refuses a journal of a different training. None: the
+                ledger stands alone.
+            complete: Whether nothing more will be released, so that a copy can be read without the journal.
             folder: Handle of the open folder of ``path``, which then stays the same folder if it is moved.
         """
-        write_atomically(path, self._text(journal), folder=folder)
+        write_atomically(path, self._text(journal, complete), folder=folder)
 
     @classmethod
-    def load(cls, path: str | os.PathLike[str]) -> Ledger:
+    def load(cls, path: str | os.PathLike[str], *, alone: bool = True) -> Ledger:
         """Read a ledger that ``save`` wrote; if its training is under way or was killed, with all that it announced.
 
+        Args:
+            path: The file.
+            alone: Whether the complete ledger of a training may be read without the journal beside it.
+
         Raises:
-            ValueError: The file is not an unchanged ledger, or its journal is missing or changed; the path is named.
+            ValueError: The file is not an unchanged ledger, or contradicts the journal beside it, or the journal is
+                missing or changed; the path is named.
         """
+        file, beside, text = Path(path), Path(path).with_name(JOURNAL_NAME), None
         try:
-            ledger, head = cls._parsed(read_text(path, MAX_LEDGER_BYTES))
-            if head is not None:
-                ledger._add_announced(ReleaseJournal(Path(path).with_name(JOURNAL_NAME)), head)
+            # A training that is running may write both files meanwhile: the journal must be of the time of the ledger.
+            while text != (text := read_text(file, MAX_LEDGER_BYTES)):
+                journal = ReleaseJournal(beside)
+            ledger, head, complete = cls._parsed(text)
+            if beside.exists() or (head is not None and not (alone and complete)):
+                ledger._add_announced(journal, head)
         except (ValueError, KeyError, TypeError) as error:
             raise ValueError(f"{path}: {error}") from error
         return ledger
 
     @classmethod
-    def _parsed(cls, text: str) -> tuple[Ledger, str | None]:
+    def _parsed(cls, text: str) -> tuple[Ledger, str | None, bool]:
         try:
             values = parse_json(text)
         except ValueError as error:
@@ -305,20 +335,28 @@ class Ledger:
         if not isinstance(values, dict) or values.get("format") != FORMAT:
             found = values.get("format") if isinstance(values, dict) else type(values).__name__
             raise ValueError(f"not a ledger of format {FORMAT!r}: found {checks.shown(found)}")
-        ledger, journal = cls.from_rows(values.get("rows", ()), values.get("notes", ())), values.get("journal")
-        found = _digest(ledger._content(journal))
+        ledger, head = cls.from_rows(values.get("rows", ()), values.get("notes", ())), values.get("journal")
+        complete = values.get("complete") is True
+        found = _digest(ledger._content(head, complete))
         if found != values.get("digest"):
             raise ValueError(
                 f"the ledger was changed after it was written: digest {checks.shown(values.get('digest'))} is stated, "
                 f"its rows give {found!r}. Restore the original file; epsilon cannot be stated from this one."
             )
-        return ledger, journal
+        return ledger, head, complete
 
-    def _add_announced(self, journal: ReleaseJournal, head: str) -> None:
+    def _add_announced(self, journal: ReleaseJournal, head: str | None) -> None:
+        if head is None:
+            if journal.training is not None:
+                raise ValueError(
+                    f"it was not written by the training of {JOURNAL_NAME} beside it, so what that training released "
+                    "cannot be stated. Restore the original file"
+                )
+            return  # an earlier version did not name the head in a complete ledger
         if not journal.follows(head):
             raise ValueError(
-                f"{JOURNAL_NAME} beside it is missing or older, so what the training released since cannot be stated. "
-                "Restore the original file"
+                f"{JOURNAL_NAME} beside it is missing, older, or of a different training, so what the training "
+                "released since cannot be stated. Restore the original file"
             )
         for process, events in enumerate(journal.announced(head)):
             released = Ledger([ANNOUNCED_NOTE] if events else ())
@@ -329,6 +367,12 @@ class Ledger:
         for reason in journal.violations:
             if reason not in self.violations:
                 self.record(ViolationEvent(reason))
+        if journal.end is not None and journal.end[1] != self.digest():
+            raise ValueError(
+                f"it is not the ledger that {JOURNAL_NAME} beside it states for the end of the training: digest "
+                f"{journal.end[1]!r} is stated there, and the releases give {self.digest()!r}. Restore the original "
+                "file"
+            )
 
     def row_dicts(self, row: int = 0) -> list[dict[str, Any]]:
         """Rows from index ``row`` on as plain JSON values, which ``from_rows`` reads."""
@@ -360,16 +404,20 @@ class Ledger:
                 found.record(event, count)
         return found
 
-    def _content(self, journal: str | None = None) -> dict[str, Any]:
-        return {"rows": self.row_dicts(), "notes": self._notes} | ({} if journal is None else {"journal": journal})
+    def _content(self, journal: str | None = None, complete: bool = False) -> dict[str, Any]:
+        bound = {} if journal is None else {"journal": journal} | ({"complete": True} if complete else {})
+        return {"rows": self.row_dicts(), "notes": self._notes} | bound
 
-    def _text(self, journal: str | None = None) -> str:
-        content = self._content(journal)
+    def _text(self, journal: str | None = None, complete: bool = False) -> str:
+        content = self._content(journal, complete)
         return json.dumps({"format": FORMAT, **content, "digest": _digest(content)}, indent=1)
 
     @property
     def _stated(self) -> tuple[Any, ...]:
         return self._rows, self._lost, self._notes
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_listeners": []}  # a copy must not write into the journal of the original
 
     def __iter__(self) -> Iterator[tuple[PrivacyEvent, int]]:
         return iter(self._rows)

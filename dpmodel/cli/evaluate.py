@@ -53,7 +53,7 @@ def evaluate(
 
     console = Console()
     console.print(str(run_dir), style="italic", highlight=False, markup=False, soft_wrap=True)
-    warnings = [] if result.test_data.warning is None else [result.test_data.warning]
+    warnings = [text for text in (result.test_data.warning, _incomplete(run_dir, progress)) if text is not None]
     table = result_table(
         None,
         result.metrics,
@@ -85,17 +85,27 @@ def _report(folder: RunFolder) -> dict[str, Any]:
     Empty if there is no such report, or if it describes an earlier part of the training.
     """
     from monitors import checks
-    from monitors.ledger import Ledger
     from monitors.untrusted import read_json
 
     try:
         report = read_json(folder.report)
-        if report["ledger_digest"] != Ledger.load(folder.ledger).digest():
+        if report["ledger_digest"] != folder.read_ledger().digest():
             return {}
         checks.non_negative_int(steps=report["steps"], planned_steps=report["planned_steps"])
     except (OSError, ValueError, KeyError, TypeError):
         return {}
     return {"status": str(report.get("status")), "steps": report["steps"], "planned_steps": report["planned_steps"]}
+
+
+def _incomplete(path: Path, progress: dict[str, Any]) -> str | None:
+    """What to do with a folder without a current report; None if it has one."""
+    from dpmodel.runs.folder import RunFolder
+
+    if progress["status"] is not None:
+        return None
+    folder = RunFolder(path)
+    remedy = "`dpmodel train` with --resume writes it" if folder.state.is_file() else "the training cannot be resumed"
+    return f"{folder.report.name} is missing, or states an earlier part of the training; {remedy}"
 
 
 def _last_step(folder: RunFolder, delta: float) -> int | None:

@@ -59,14 +59,14 @@ def tune(
     tuning = load_tuning(config, overrides, **changes)
     from dpmodel.cli.comparison_view import ComparisonView
     from dpmodel.tuning.report import report_in_words
-    from dpmodel.tuning.trials import run_tuning
+    from dpmodel.tuning.trials import REPORTS, run_tuning
     from monitors.atomic import write_atomically
 
     with ComparisonView(Console(stderr=True, quiet=quiet or as_json)) as view:
         found = run_tuning(tuning, output, jobs=jobs, watcher=view)
     words = report_in_words(found)
-    write_atomically(found.folder / "tuning.md", words)
-    write_atomically(found.folder / "tuning.json", json.dumps(found.to_dict(), indent=1) + "\n")
+    for name, text in zip(REPORTS, (words, json.dumps(found.to_dict(), indent=1) + "\n"), strict=True):
+        write_atomically(found.folder / name, text)
     typer.echo(json.dumps(found.to_dict()) if as_json else words)
     if not found.ok:
         raise typer.Exit(1)

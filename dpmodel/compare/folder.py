@@ -66,6 +66,11 @@ class ComparisonFolder:
         """The run folder of a variant and a seed."""
         return RunFolder(self.runs / slug / f"seed-{seed}")
 
+    def withdraw(self) -> None:
+        """Remove the results before further trainings: they state an epsilon without those."""
+        for path in (self.csv, self.markdown, self.json, self.html):
+            path.unlink(missing_ok=True)
+
     def ledgers(self) -> list[Path]:
         """Ledgers of all trainings ever made in this folder, including interrupted ones that were moved aside."""
         return sorted(self.runs.glob("*/*/ledger.json"))

@@ -17,7 +17,6 @@ from dpmodel.planning.training_plan import TrainingPlan
 from dpmodel.runs.folder import RunFolder
 from dpmodel.training.history import History
 from monitors.errors import DataError
-from monitors.ledger import Ledger
 from monitors.spent import PrivacySpent, describe_sampling, epsilon_text, privacy_spent
 
 FORMAT = "dpmodel-comparison/1"
@@ -211,7 +210,7 @@ def _run(comparison: Comparison, seed: int, folder: RunFolder) -> RunRow:
     definition = comparison.definition
     try:
         report = json.loads(folder.report.read_text(encoding="utf-8"))
-        ledger = Ledger.load(folder.ledger)
+        ledger = folder.read_ledger()
         history = History.from_csv(folder.history, definition.target.delta)
         history.read_norm_bounds(folder.norm_bounds)
         column = "valid_loss" if definition.metric == "loss" else definition.metric
@@ -232,7 +231,7 @@ def _run(comparison: Comparison, seed: int, folder: RunFolder) -> RunRow:
 def _composed(comparison: Comparison, row: VariantRow, folder: ComparisonFolder) -> tuple[PrivacySpent, int, int]:
     target, release = comparison.definition.target, row.plan.release
     try:
-        ledgers = [Ledger.load(path) for path in folder.ledgers()]
+        ledgers = [RunFolder(path.parent).read_ledger() for path in folder.ledgers()]
     except (OSError, ValueError) as error:
         raise DataError(f"cannot compute the total epsilon of the trainings in {folder.path}: {error}") from error
     merged = ledgers[0].merge(*ledgers[1:])

@@ -112,6 +112,8 @@ def run_comparison(
         variants = calibrate_variants(comparison, folder.multipliers, observer.calibrating)
         all_jobs, reused = _jobs(comparison, variants, folder, processes)
         observer.training(all_jobs, reused)
+        if all_jobs:
+            folder.withdraw()
         outcomes = run_jobs(all_jobs, processes, observer) if all_jobs else []
         lock.require_in_place()
         result = collect(comparison, variants, folder)

@@ -177,7 +177,7 @@ def _read(folder: RunFolder, delta: float) -> tuple[Ledger, History]:
     try:
         history = History.from_csv(folder.history, delta)
         history.read_norm_bounds(folder.norm_bounds)
-        ledger = Ledger.load(folder.ledger)
+        ledger = folder.read_ledger()
     except (OSError, ValueError) as error:
         raise ConfigError(f"{folder.path} cannot be drawn: {error}") from error
     if not len(history):

@@ -18,7 +18,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 from torch.utils.data import DataLoader, Dataset
 
-from dpmodel.optimizers import WAYS_TO_RUN, copied, require_finite
+from dpmodel.optimizers import WAYS_TO_RUN, copied, require_finite, stepped_copy
 from dpmodel.preflight.refusal import listed
 from mechanisms.engines.parameters import trainable_parameters
 from monitors.errors import ConfigError, UnprotectedUpdateError
@@ -112,7 +112,7 @@ def require_steps(optimizer: Optimizer) -> None:
     if not step.__module__.startswith(optim.__name__):
         return
     try:
-        step(copied(optimizer))
+        stepped_copy(optimizer)
         broken = _first_broken(copied(optimizer, lambda value: value[(slice(_SMALL),) * value.dim()]))
     except Exception as error:
         raise ConfigError(

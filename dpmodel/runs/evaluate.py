@@ -16,7 +16,6 @@ from dpmodel.runs.folder import RunFolder
 from dpmodel.runs.trust import load_run
 from dpmodel.saving.checkpoint import load_weights
 from monitors.errors import CheckpointError, ConfigError
-from monitors.ledger import Ledger
 from monitors.spent import PrivacySpent, privacy_spent
 from monitors.untrusted import read_json
 
@@ -97,7 +96,7 @@ def evaluate_run(
     config = load_run(folder, overrides, trust_code=trust_code)
     stored = load_config(folder.config, import_plugins=False)
     _require_same_training(stored, config)
-    ledger = _ledger(folder)
+    ledger = folder.read_ledger()
     task = build_task(config)
     plan = plan_training(stored, stored.data.num_examples or len(task.data.train))
     model = build_model(task, plan.release)
@@ -131,14 +130,3 @@ def _require_same_training(stored: Config, config: Config) -> None:
             f"{config.where(f'privacy.{changed}')}: privacy.{changed} is a fact of the training in the folder; only "
             f"{' and '.join(f'privacy.{name}' for name in _STATED_ANEW)} may be changed"
         )
-
-
-def _ledger(folder: RunFolder) -> Ledger:
-    try:
-        return Ledger.load(folder.ledger)
-    except FileNotFoundError as error:
-        raise CheckpointError(
-            f"{folder.ledger} is missing; without the ledger no epsilon can be stated for this model"
-        ) from error
-    except ValueError as error:
-        raise CheckpointError(str(error)) from error

@@ -6,13 +6,19 @@ import os
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from dpmodel.saving.lock import LOCK_NAME, FolderLock
+from dpmodel.saving.marks import require_marked_lines
 from dpmodel.training.interrupt import INTERRUPTED
 from monitors.atomic import PRIVATE_FOLDER
 from monitors.errors import CheckpointError, ConfigError
-from monitors.journal import JOURNAL_NAME
+from monitors.journal import JOURNAL_NAME, ReleaseJournal
+from monitors.ledger import Ledger
 from monitors.untrusted import read_json
+
+if TYPE_CHECKING:
+    from dpmodel.saving.checkpoint import CheckpointInfo
 
 
 @dataclass(frozen=True)
@@ -81,16 +87,80 @@ class RunFolder:
 
     @property
     def journal(self) -> Path:
-        """The blocks of steps that were begun, each written before its first step; exists until the training ends."""
+        """The blocks of steps that were begun, each written before its first step, and how each process ended."""
         return self.path / JOURNAL_NAME
 
     def ended(self) -> str | None:
-        """How the training in this folder ended; None if it is under way, was interrupted, or failed."""
-        try:
-            status = str(read_json(self.report)["status"])
-        except (OSError, ValueError, KeyError, TypeError):
-            return None
+        """How the training in this folder ended; None if it is under way, was interrupted, or failed.
+
+        A training has ended when the journal says so, which it does last, after all results are written.
+
+        Raises:
+            CheckpointError: The journal was changed.
+        """
+        if self.journal.exists():
+            end = ReleaseJournal(self.journal).end
+            status = end[0] if end is not None else ""
+        else:
+            report = self._report()  # an earlier version removed the journal, and its reports name no head
+            status = "" if report.get("journals") else str(report.get("status"))
         return status if is_final(status) else None
+
+    def read_ledger(self) -> Ledger:
+        """The ledger of this training, if all files of the folder belong together.
+
+        Weights, state and report name the head of the journal at the moment when they were written, and the number of
+        releases up to then. None of them may be ahead of journal and ledger, or belong to a different training; the
+        journal may not be older than this user has seen it (see ``TrainingMark``).
+
+        Raises:
+            CheckpointError: A file is missing or damaged, or contradicts the others; the message names it.
+        """
+        # Read in the order opposite to that of writing, so that no file of a running training is ahead of the journal.
+        named, report = self._weights(), self._report()
+        try:
+            ledger = Ledger.load(self.ledger, alone=False)
+        except FileNotFoundError as error:
+            raise CheckpointError(
+                f"{self.ledger} is missing; without the ledger no epsilon can be stated for this model"
+            ) from error
+        except (OSError, ValueError) as error:
+            raise CheckpointError(str(error)) from error
+        journal, digest = require_marked_lines(self.journal), ledger.digest()
+        for file, info in named.items():
+            own = journal.follows(*info.heads) if info.heads else info.ledger_digest == digest
+            if not own or ledger.total < info.ledger_total:
+                raise self._foreign(file, journal)
+        heads, current = report.get("journals"), report.get("ledger_digest") == digest
+        ended = journal.end is not None or not self.journal.exists()
+        if report and ((ended and not current) or (heads and not journal.follows(*heads))):
+            raise self._foreign(self.report, journal)
+        return ledger
+
+    def _weights(self) -> dict[Path, CheckpointInfo]:
+        from dpmodel.saving.checkpoint import read_info
+
+        return {file: read_info(file) for file in (self.checkpoint, self.state) if file.is_file()}
+
+    def _report(self) -> dict[str, Any]:
+        """The report; empty if there is none."""
+        try:
+            report = read_json(self.report)
+        except (OSError, ValueError):
+            return {}
+        return report if isinstance(report, dict) else {}
+
+    def _foreign(self, file: Path, journal: ReleaseJournal) -> CheckpointError:
+        if journal.training is None:
+            return CheckpointError(
+                f"{file} does not match {self.ledger.name}: an earlier version of dpmodel wrote this folder and the "
+                "training has not ended. Read it with that version; its releases count for the data"
+            )
+        return CheckpointError(
+            f"{file} does not match {self.ledger.name} and {self.journal.name} beside it: they belong to different "
+            "trainings, or to different moments of one. What was spent on it cannot be stated. Restore the latest copy "
+            "of all files"
+        )
 
     @property
     def in_use(self) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
@@ -42,6 +43,7 @@ class RunRecorder(Callback):
         self.output = OutputSection() if output is None else output
         self.subject = subject
         self.run: Run | None = None
+        self.report: PrivacyReport | None = None
 
     def on_train_begin(self, run: Run) -> None:
         """Note the run; before this, there is nothing to report."""
@@ -63,16 +65,16 @@ class RunRecorder(Callback):
             return None
         subject = run.subject if self.subject is None else self.subject
         report = make_report(subject, run.ledger, run.step, status=status, verified=run.verification)
-        lock = self.record.lock
-        lock.write(self.folder.report, report.to_json())
-        lock.write(self.folder.statement, str(report))
+        lock, self.report = self.record.lock, dataclasses.replace(report, journals=run.heads)
+        lock.write(self.folder.report, self.report.to_json())
+        lock.write(self.folder.statement, str(self.report))
         self._write_progress(run)
         if self.output.curve and len(run.history):
             figure = run.history.plot(ledger=run.ledger, accountant=run.accountant)
             lock.write(self.folder.curve, figure_bytes(figure, self.folder.curve))
         if lock.moved:
             run.say(f"{self.folder.path} was moved while training; its files are in the moved folder")
-        return report
+        return self.report
 
     def _write_progress(self, run: Run) -> None:
         if self.output.history:
@@ -86,12 +88,12 @@ class RunRecorder(Callback):
 
 @contextmanager
 def recording(
-    output: str | os.PathLike[str] | None, keeper: ReleaseRecord | None
+    output: str | os.PathLike[str] | RunRecorder | None, keeper: ReleaseRecord | None
 ) -> Iterator[tuple[list[RunRecorder], list[ReleaseRecord]]]:
     """Write the training inside the block into the run folder ``output``.
 
     Args:
-        output: The folder; None writes nothing.
+        output: The folder, or the recorder of the keeper's folder; None writes nothing.
         keeper: The keeper given to ``fit``, which may use the same folder.
 
     Yields:
@@ -102,7 +104,9 @@ def recording(
         ConfigError: The folder is in use; nothing is overwritten.
     """
     recorders, keepers = [], [] if keeper is None else [keeper]
-    if output is not None:
+    if isinstance(output, RunRecorder):
+        recorders = [output]
+    elif output is not None:
         folder = RunFolder(Path(output))
         shared = keeper is not None and keeper.folder.path.resolve() == folder.path.resolve()
         if folder.in_use and not (shared and keeper is not None and keeper.resume):

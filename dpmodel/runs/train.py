@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -124,6 +124,7 @@ def _resumed(config: Config, folder: RunFolder) -> Iterator[_Begun]:
     with FolderLock(RunFolder.existing(folder.path).path) as lock:
         ended = folder.ended()
         if ended is not None:
+            lock.remove(folder.state)  # a process that was killed after its end has left it
             raise ConfigError(
                 f"the training in {folder.path} has already ended ({ended}). Choose a different folder with --output "
                 "(or output.directory) for a new training"
@@ -165,8 +166,7 @@ def _carry_out(
     announce: Callable[[Training, RunFolder], None] | None,
 ) -> TrainingResult:
     recorder, interrupt = RunRecorder(keeper, training.config.output, training.plan.subject), InterruptStop()
-    # The recorder comes last, so that nothing is written if a callback refuses to begin.
-    listeners = [interrupt, *training.callbacks, *callbacks, recorder]
+    listeners = [interrupt, *training.callbacks, *callbacks]
     try:
         if announce is not None:
             announce(training, folder)
@@ -177,17 +177,16 @@ def _carry_out(
                 valid_loader=training.test_data,
                 callbacks=listeners,
                 keeper=keeper,
+                output=recorder,
             )
-    except BaseException as error:
-        with suppress(OSError, CheckpointError):  # the first failure is the one to report
-            nothing_released = recorder.finish(f"failed: {type(error).__name__}: {error}", failed=True) is None
-            if nothing_released and not keeper.resume:
-                folder.abandon(keeper.lock)
+    except BaseException:
+        released = recorder.run is not None and recorder.run.begun and keeper.released(recorder.run)
+        if not released and not keeper.resume:
+            folder.abandon(keeper.lock)
         raise
-    run = recorder.run
+    run, report = recorder.run, recorder.report
     assert run is not None
-    report = recorder.finish(run.status())
     assert report is not None
     if is_final(report.status):
-        keeper.discard()
+        keeper.lock.remove(folder.state)
     return TrainingResult(folder, history, report, dict(run.metrics), interrupt.interrupted, interrupt.signal)

@@ -6,7 +6,7 @@ import dataclasses
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +17,7 @@ from torch.optim import Optimizer
 from dpmodel.saving.form import restoring
 from dpmodel.saving.nest import pack_nest, unpack_nest
 from dpmodel.saving.optimizer_state import fitting_state
-from dpmodel.saving.tensor_file import read_tensor_file, write_tensor_file
+from dpmodel.saving.tensor_file import read_tensor_file, read_values, write_tensor_file
 from monitors import checks
 from monitors.errors import CheckpointError
 from monitors.untrusted import open_untrusted
@@ -47,6 +47,8 @@ class CheckpointInfo:
         ledger_digest: Digest of the ledger at that moment. The ledger itself is kept outside checkpoints: what was
             spent stays spent, whichever checkpoint survives.
         ledger_total: Number of releases on that ledger.
+        heads: Heads of the release journals at that moment; they state to which training the file belongs, and to
+            which moment of it.
         extra: Further JSON values that the caller saved.
     """
 
@@ -57,6 +59,7 @@ class CheckpointInfo:
     norm_bound: float | None = None
     ledger_digest: str | None = None
     ledger_total: int = 0
+    heads: Sequence[str] = ()
     extra: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -169,6 +172,22 @@ def read_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
     return checkpoint_in(path, *content)
 
 
+def read_info(path: str | os.PathLike[str]) -> CheckpointInfo:
+    """What the checkpoint at ``path`` states besides its tensors, which are neither read nor checked.
+
+    Raises:
+        CheckpointError: The file is missing, damaged, or of a different kind; the path is named.
+    """
+    return _info_in(path, read_values(path))
+
+
+def _info_in(path: str | os.PathLike[str], values: Mapping[str, Any]) -> CheckpointInfo:
+    try:
+        return CheckpointInfo(**values["info"])
+    except (KeyError, TypeError) as error:
+        raise CheckpointError(f"{path} was written by a different version of dpmodel: {error}") from error
+
+
 def checkpoint_in(path: str | os.PathLike[str], tensors: Mapping[str, Tensor], values: Mapping[str, Any]) -> Checkpoint:
     """The checkpoint among the contents of the file at ``path``.
 
@@ -177,7 +196,6 @@ def checkpoint_in(path: str | os.PathLike[str], tensors: Mapping[str, Tensor], v
     """
     weights = {name[len(NETWORK_PREFIX) :]: item for name, item in tensors.items() if name.startswith(NETWORK_PREFIX)}
     try:
-        info = CheckpointInfo(**values["info"])
         packed = values["optimizer"]
         optimizer = None if packed is None else {**packed, "state": unpack_nest(packed["state"], tensors)}
         if optimizer is not None and not {"class", "shapes", "state"} <= optimizer.keys():
@@ -186,7 +204,7 @@ def checkpoint_in(path: str | os.PathLike[str], tensors: Mapping[str, Tensor], v
         raise CheckpointError(f"{path}: {error}") from error
     except (KeyError, TypeError, ValueError) as error:
         raise CheckpointError(f"{path} was written by a different version of dpmodel: {error}") from error
-    return Checkpoint(str(path), info, weights, optimizer)
+    return Checkpoint(str(path), _info_in(path, values), weights, optimizer)
 
 
 def load_weights(network: nn.Module, path: str | os.PathLike[str]) -> CheckpointInfo:
@@ -284,6 +302,7 @@ def _state_of(source: Any, with_digest: bool) -> tuple[nn.Module, CheckpointInfo
             norm_bound=model.clip_mech.norm_bound,
             ledger_digest=model.ledger.digest() if with_digest else None,
             ledger_total=model.ledger.total,
+            heads=getattr(source, "heads", ()),
         )
         return model.network, info, model.optimizer
     except AttributeError as error:

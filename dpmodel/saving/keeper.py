@@ -29,11 +29,10 @@ class StateKeeper(ReleaseRecord):
     Epsilon never falls. The journal announces each block of steps before it is released (see ``ReleaseRecord``). Steps
     that a killed process had begun and not saved are charged in full on resuming: they are rows of the ledger, marked
     as lost (``ledger.lost``), and count in every epsilon from then on, although the model contains nothing of them. A
-    limit on epsilon may therefore end a resumed training earlier.
+    limit on epsilon may therefore end a resumed training earlier. Files that contradict each other are refused (see
+    ``RunFolder.read_ledger``).
 
-    One process at a time holds the folder. The state contains the training losses, which are not private. Events that
-    a callback itself records on the ledger are saved with the state and, after each epoch, with the ledger; the journal
-    does not contain those recorded since.
+    One process at a time holds the folder. The state contains the training losses, which are not private.
 
     Args:
         directory: Folder of state, journal and ledger.
@@ -146,18 +145,13 @@ class StateKeeper(ReleaseRecord):
                 "state while it runs, unless output.save_every_steps is null"
             )
         state = read_state(folder.state)
-        self._journal = journal = ReleaseJournal(folder.journal, folder=self.lock.handle())
-        if not journal.follows(state.journal_head):
-            raise CheckpointError(
-                f"{folder.journal} is missing, or older than {folder.state}: how many steps were lost cannot be stated."
-                " Restore the original file, or train in a different folder and keep this one"
-            )
         try:
-            self._stated = Ledger.load(folder.ledger) if folder.ledger.exists() else Ledger()
-        except ValueError as error:
+            self._stated = folder.read_ledger()
+        except CheckpointError as error:
             raise CheckpointError(
                 f"{error}. The training cannot be resumed; train in a different folder and keep this one"
             ) from error
+        self._journal = journal = ReleaseJournal(folder.journal, folder=self.lock.handle())
         violations = (*journal.violations, *state.ledger.violations, *self._stated.violations)
         if violations:
             raise CheckpointError(

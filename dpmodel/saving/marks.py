@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from monitors.atomic import PRIVATE_FOLDER, write_atomically
+from monitors.errors import CheckpointError
+from monitors.journal import ReleaseJournal
 from monitors.untrusted import read_json
 
 #: Folder of the marks; an empty value or "off" keeps none.
@@ -40,12 +42,18 @@ class TrainingMark:
 
     def save(self) -> None:
         """Write the mark, unless this user keeps none or the folder of the marks cannot be written."""
-        folder = marks_folder()
-        if folder is None:
+        path = self.path
+        if path is None:
             return
         with contextlib.suppress(OSError):  # a home that cannot be written must not stop a training
-            folder.mkdir(parents=True, exist_ok=True, mode=PRIVATE_FOLDER)
-            write_atomically(folder / f"{self.training}.json", json.dumps(dataclasses.asdict(self)) + "\n")
+            path.parent.mkdir(parents=True, exist_ok=True, mode=PRIVATE_FOLDER)
+            write_atomically(path, json.dumps(dataclasses.asdict(self)) + "\n")
+
+    @property
+    def path(self) -> Path | None:
+        """The file of the mark; None if this user keeps none."""
+        folder = marks_folder()
+        return None if folder is None else folder / f"{self.training}.json"
 
     @classmethod
     def of(cls, training: str) -> TrainingMark | None:
@@ -60,6 +68,27 @@ class TrainingMark:
         except (OSError, ValueError, TypeError):
             return None
         return mark if sound and (mark.config is None or isinstance(mark.config, str)) else None
+
+
+def require_marked_lines(path: Path) -> ReleaseJournal:
+    """The journal at ``path``, unless this user has seen it further on.
+
+    Raises:
+        CheckpointError: It was changed, or is older than its mark, or went a different way since.
+    """
+    journal = ReleaseJournal(path)
+    mark = TrainingMark.of(journal.training) if path.is_file() and journal.training is not None else None
+    if mark is None or journal.has(mark.lines, mark.head):
+        return journal
+    journal = ReleaseJournal(path)  # a mark follows its line: a training that is running may have written both just now
+    if journal.has(mark.lines, mark.head):
+        return journal
+    raise CheckpointError(
+        f"{path.parent} is an older copy of its training: {path.name} has {len(journal)} lines, and this user has seen "
+        f"{mark.lines} lines, or different ones. What was released since counts for the data. Use the folder that has "
+        f"gone on, or restore the latest copy. To use this one anyway, remove {mark.path}, or set {VARIABLE}=off: its "
+        "epsilon then lacks what was released since"
+    )
 
 
 def marks_folder() -> Path | None:

@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor, optim
 from torch.optim import Optimizer
 
-from dpmodel.optimizers import WAYS_TO_RUN, copied
+from dpmodel.optimizers import ROUNDING, WAYS_TO_RUN, stepped_copy
 from monitors import checks
 from monitors.errors import CheckpointError
 
@@ -66,7 +66,8 @@ def _alike(own: Any, value: Any) -> bool:
         pairs = zip(own, value, strict=False) if type(own) is type(value) and len(own) == len(value) else [(0, None)]
         return all(_alike(*pair) and (_is_share(pair[1]) or not _is_share(pair[0])) for pair in pairs)
     if isinstance(own, (int, float)) and not isinstance(own, bool):
-        return _is_number(value) and (value >= 0 or own < 0)
+        # A rate that falls to 0 may end slightly below it.
+        return _is_number(value) and (value >= -ROUNDING or own < 0)
     return type(own) is type(value) and bool(own == value)
 
 
@@ -88,9 +89,7 @@ def _check_buffers(optimizer: Optimizer, buffers: Any, what: str) -> None:
         raise CheckpointError(f"{what} must be of parameters 0 to {len(parameters) - 1}, got {checks.shown(buffers)}")
     expected: dict[int, dict[str, Any]] = {}
     with suppress(Exception):  # an optimizer of a different package may not be copyable
-        stepped = copied(optimizer)
-        type(optimizer).step(stepped)
-        expected = stepped.state_dict()["state"]
+        expected = stepped_copy(optimizer).state_dict()["state"]
     # Optimizers of other packages may add buffers in later steps.
     exact = type(optimizer).step.__module__.startswith(optim.__name__)
     for key, found in buffers.items():

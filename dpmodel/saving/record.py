@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
+from functools import partial
 from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dpmodel.runs.folder import RunFolder
 from dpmodel.saving.lock import FolderLock
+from dpmodel.saving.marks import TrainingMark
 from monitors import checks
+from monitors.atomic import read_without_links
 from monitors.errors import CheckpointError
+from monitors.events import ViolationEvent
 from monitors.journal import ReleaseJournal
 
 if TYPE_CHECKING:
@@ -32,14 +37,19 @@ class ReleaseRecord:
 
     The writes, in their order, each flushed to the disk before the next; all but 3 between two steps:
 
-    1. ``begun`` in the journal. After a kill here ``ledger.json`` is missing (nothing was released yet) or is that of
-       an earlier process, with all that it had announced.
+    1. ``begun`` in the journal; the first one gives the training its ID. After a kill here ``ledger.json`` is missing
+       (nothing was released yet) or is that of an earlier process, with all that it had announced.
     2. ``ledger.json``: all releases so far, and the head of the journal. From here on readers add what the journal
        announced after that head. The rename is the commit: before it, the older file with its older head is in force.
     3. ``block`` in the journal, then the steps of the block. After a kill here the whole block is charged.
     4. ``ledger.json`` again after an epoch, or the training state (see ``StateKeeper``) after a block. Each names the
        head, so blocks before it no longer count beyond the file; the rest of a block is announced again (3).
-    5. ``ledger.json`` without a head, when nothing more will be released: it is complete, and the journal may go.
+    5. ``ledger.json`` as complete, when nothing more will be released and the results are written.
+    6. ``ended`` in the journal, with the digest of that ledger. Without this line, the results may be missing.
+
+    After each line of the journal, a mark outside the folder follows (see ``TrainingMark``), so that a folder that is
+    restored from an older copy is noticed. A release that is not a step, such as the answer to a query of a callback,
+    gets a line of its own.
 
     Args:
         directory: Folder of the journal and the ledger.
@@ -85,6 +95,8 @@ class ReleaseRecord:
         self._block = self.every_n_steps  # halved near a limit
         self._end = 0
         self._stale = False  # a file has named the head within the block
+        self._recorded = -1  # number of the last step on the ledger
+        self._config: str | None = None
 
     @contextmanager
     def open(self) -> Iterator[None]:
@@ -95,18 +107,18 @@ class ReleaseRecord:
             CheckpointError: The folder holds a different training, or nothing to resume, or a damaged file.
         """
         opened = nullcontext(self._lock) if self._lock is not None else FolderLock(self.folder.path)
-        with opened as self._opened:
+        with ExitStack() as self._held:
+            self._opened = self._held.enter_context(opened)
+            self._held.callback(self._reset)
             try:
                 self.folder.refuse_links()
                 self.load()
                 yield
                 self._complete()
-            except BaseException:
+            except BaseException as error:
                 with suppress(OSError, CheckpointError):  # the first failure is the one to report
-                    self._complete(failed=True)
+                    self._complete(error)
                 raise
-            finally:
-                self._reset()
 
     def released(self, run: Run) -> bool:
         """Whether ``run``, or the training that it resumes, may have released anything."""
@@ -134,6 +146,7 @@ class ReleaseRecord:
         """Follow ``run`` from before it is checked and begins."""
         del listeners
         self._announced, self._found = False, run.ledger.digest()
+        run.journals.append(self.journal)
         run.on_violation(lambda: self._violated(run))
 
     def before_release(self, loop: TrainingLoop) -> None:
@@ -150,20 +163,19 @@ class ReleaseRecord:
         """Called before the first step, after each step, and with ``rest`` when no step follows."""
         del rest
         if not self._begun:
-            self._run = loop.run
-            self.journal.begin(loop.run.step)
+            run = self._run = loop.run
+            self._config = self._config_digest()
+            self.journal.begin(run.step)
+            self._mark()
             # They state an epsilon without the steps that come now.
-            self.lock.remove(self.folder.report, self.folder.statement)
-            self._write_ledger(loop.run)
-            self._begun, self._end = True, loop.run.step
+            self.lock.remove(self.folder.report, self.folder.statement, self.folder.curve)
+            self._write_ledger(run)
+            self._begun, self._end = True, run.step
+            self._held.enter_context(run.ledger.announcing(partial(self._announce_other, run)))
 
     def on_train_epoch_end(self, run: Run) -> None:
         """Write the ledger, with the notes and the events that callbacks have recorded."""
         self._write_ledger(run)
-
-    def discard(self) -> None:
-        """Remove state and journal of a training whose results are written."""
-        self.lock.remove(self.folder.state, self.folder.journal)
 
     @property
     def journal(self) -> ReleaseJournal:
@@ -173,16 +185,22 @@ class ReleaseRecord:
 
     def _require_unused(self) -> None:
         folder = self.folder
-        if folder.state.exists() or folder.journal.exists():
+        if folder.state.exists():
             raise CheckpointError(
                 f"{folder.path} already holds the state of a training; resume it with resume=True, or choose a "
                 "different folder. Keep this one: its releases count for the data"
             )
-        if folder.ledger.exists():
+        if folder.ledger.exists() or folder.journal.exists():
             raise CheckpointError(
                 f"{folder.path} already holds the ledger of a training; choose a different folder, and keep this one: "
                 "its releases count for the data"
             )
+
+    def _config_digest(self) -> str | None:
+        config = self.folder.config
+        if not self.lock.holds(config):
+            return None
+        return hashlib.sha256(read_without_links(config, folder=self.lock.handle())).hexdigest()
 
     def _announce(self, loop: TrainingLoop) -> None:
         run, limits = loop.run, [entry.within_limits for entry in loop.listeners if hasattr(entry, "within_limits")]
@@ -193,28 +211,46 @@ class ReleaseRecord:
             del self._events[self._block :]
         self._end = run.step + len(self._events)
         self.journal.announce(run.step, self._events)
+        self._mark()
         self._announced, self._stale = True, False
+
+    def _announce_other(self, run: Run, event: PrivacyEvent, count: int) -> None:
+        """Announce a release that is about to be recorded, unless it is the step that was announced."""
+        step = run.step
+        announced = self._recorded < step < self._end and count == 1 and event == self._events[step - self._end]
+        if announced:
+            self._recorded = step
+        elif not isinstance(event, ViolationEvent):  # has a line of its own
+            self.journal.record(event, count)
+            self._mark()
+            self._announced = True
+
+    def _mark(self) -> None:
+        journal = self.journal
+        if journal.training is not None:
+            TrainingMark(journal.training, len(journal), journal.head, self._config).save()
 
     def _write_ledger(self, run: Run) -> None:
         self._run, self._stale = run, True
         run.ledger.save(self.folder.ledger, journal=self.journal.head, folder=self.lock.handle())
 
-    def _complete(self, *, failed: bool = False) -> None:
-        """State the ledger without the journal; after a failure before the first release, leave the folder as found."""
-        if self._run is None:
-            return
-        if failed and not self.released(self._run):
-            self.discard()
-            self.lock.remove(self.folder.ledger)
-            return
-        self._run.ledger.save(self.folder.ledger, folder=self.lock.handle())
-        if not self.lock.holds(self.folder.state):
-            self.lock.remove(self.folder.journal)
-
     def _violated(self, run: Run) -> None:
         # The journal first: a state is not resumed if the journal names a violation.
         self.journal.violate(run.step, run.ledger.violations[-1])
+        self._mark()
         self._write_ledger(run)
+
+    def _complete(self, failure: BaseException | None = None) -> None:
+        """Complete ledger and journal; after a failure before the first release, leave the folder as it was found."""
+        run = self._run
+        if run is None:
+            return
+        if failure is not None and not self.released(run):
+            self.lock.remove(self.folder.state, self.folder.journal, self.folder.ledger)
+            return
+        run.ledger.save(self.folder.ledger, journal=self.journal.head, complete=True, folder=self.lock.handle())
+        self.journal.finish(run.status(failure), run.ledger.digest())
+        self._mark()
 
 
 def _twice(events: list[PrivacyEvent]) -> list[tuple[PrivacyEvent, int]]:

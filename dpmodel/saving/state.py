@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 KEY = "training"
 
 #: States of other formats are refused. The first format stated none.
-FORMAT = "dpmodel-training-state/2"
+FORMAT = "dpmodel-training-state/3"
 
 #: Accompanies every epsilon that includes lost steps.
 LOST_NOTE = (

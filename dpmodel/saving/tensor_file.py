@@ -7,7 +7,7 @@ import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 from torch import Tensor
@@ -91,6 +91,21 @@ def read_tensor_file(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], d
     return {**tensors, **{name: tensors[target] for name, target in aliases.items()}}, body["values"]
 
 
+def read_values(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """The JSON values of a file of ``write_tensor_file``, without reading its tensors or comparing its checksum.
+
+    Raises:
+        CheckpointError: The file is missing, or its description is damaged; the path is named.
+    """
+    try:
+        with open_untrusted(path) as stream:
+            values: dict[str, Any] = _description(_header(stream)[1])["values"]
+    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
+        reason = checks.shortened(str(error))
+        raise CheckpointError(f"{path} is not a checkpoint, or is truncated or damaged: {reason}") from error
+    return values
+
+
 def _without_duplicates(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, str]]:
     stored: dict[str, Tensor] = {}
     aliases: dict[str, str] = {}
@@ -120,19 +135,24 @@ def _checksum(tensors: Mapping[str, Tensor], body: Mapping[str, Any]) -> str:
 def _content(file: Path) -> tuple[bytes, dict[str, Any]]:
     """The bytes of the file and dpmodel's description; the header is checked before the tensors are read."""
     with open_untrusted(file) as stream:
-        size = os.fstat(stream.fileno()).st_size
-        begin = stream.read(HEADER_LENGTH_BYTES)
-        length = int.from_bytes(begin, "little")
-        if length > min(size, MAX_HEADER_BYTES):
-            raise ValueError(f"its first bytes state a header of {length:,} bytes")
-        text = stream.read(length)
-        header = parse_json(text.decode("utf-8"))
-        body = _description(header)
+        begin, header = _header(stream)
+        size, body = os.fstat(stream.fileno()).st_size, _description(header)
         ends = [item["data_offsets"][1] for name, item in header.items() if name != "__metadata__"]
-        stated = len(begin) + length + max(ends, default=0)
+        stated = len(begin) + max(ends, default=0)
         if stated != size:
             raise ValueError(f"its header states {stated:,} bytes, but it has {size:,}")
-        return begin + text + stream.read(max(ends, default=0)), body
+        return begin + stream.read(max(ends, default=0)), body
+
+
+def _header(stream: BinaryIO) -> tuple[bytes, dict[str, Any]]:
+    """The bytes up to the first tensor, and the header in them."""
+    size, begin = os.fstat(stream.fileno()).st_size, stream.read(HEADER_LENGTH_BYTES)
+    length = int.from_bytes(begin, "little")
+    if length > min(size, MAX_HEADER_BYTES):
+        raise ValueError(f"its first bytes state a header of {length:,} bytes")
+    text = stream.read(length)
+    header: dict[str, Any] = parse_json(text.decode("utf-8"))
+    return begin + text, header
 
 
 def _description(header: Mapping[str, Any]) -> dict[str, Any]:

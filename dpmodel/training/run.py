@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from mechanisms.rng import SecureGenerator
     from monitors.accountant import Accountant
     from monitors.events import PrivacyEvent
+    from monitors.journal import ReleaseJournal
     from monitors.ledger import Ledger
     from monitors.spent import PrivacySpent
 
@@ -40,6 +41,7 @@ class Run:
         epoch: Current epoch of this call, from 1.
         epochs: Epochs asked for.
         has_validation: Whether held-out data were given to ``fit``.
+        journals: Release journals of the folders that the run is kept in.
         metrics: Latest validation metrics.
         notes: What could not be checked of the mechanisms; on the ledger from the first step on.
         begun: Whether the training began: its state was restored or saved.
@@ -67,6 +69,7 @@ class Run:
         self._loss: float | None = None
         self._guard: UpdateGuard | None = None
         self._when_violated: list[Callable[[], None]] = []
+        self.journals: list[ReleaseJournal] = []
         self.has_validation = False
         self.sources: tuple[object, ...] = ()
         self.metrics: dict[str, float] = {}
@@ -110,6 +113,11 @@ class Run:
     def ledger(self) -> Ledger:
         """Everything released so far, over the model's life, including processes that were killed."""
         return self.model.ledger
+
+    @property
+    def heads(self) -> tuple[str, ...]:
+        """Heads of the release journals, which each file of the training names."""
+        return tuple(journal.head for journal in self.journals)
 
     @property
     def verification(self) -> list[str]:

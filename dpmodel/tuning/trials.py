@@ -34,6 +34,8 @@ from monitors.errors import ConfigError
 from monitors.ledger import Ledger
 from monitors.spent import PrivacySpent, privacy_spent
 
+#: Reports of a search, in words and as data.
+REPORTS = ("tuning.md", "tuning.json")
 #: Length of a run's name, which reveals nothing about its place among the runs.
 _NAME_BYTES = 4
 
@@ -134,6 +136,8 @@ def run_tuning(
         todo = [trial for trial in trials if not is_finished(trial.folder, trial.plan.config)]
         work = [_job(index, trial) for index, trial in enumerate(todo)]
         progress.training(work, len(trials) - len(work))
+        for name in REPORTS if work else ():
+            (folder / name).unlink(missing_ok=True)  # they state an epsilon without the trainings that come now
         outcomes = run_jobs(work, processes, progress) if work else []
         lock.require_in_place()
         return _concluded(tuning, folder, trials, outcomes)
@@ -217,13 +221,15 @@ def _charge(tuning: Tuning, folder: Path, trials: Sequence[Trial]) -> Ledger:
     """The ledger of the search: as charged, plus every run that was interrupted."""
     with locating_errors(trials[0].plan.config, "privacy"):
         ledger = tuning.charge.ledger([trial.plan.ledger() for trial in trials], tuning.definition.runs)
-    broken_off = [Ledger.load(path) for path in sorted(folder.glob("trials/*.previous-*/ledger.json"))]
+    broken_off = [
+        RunFolder(path.parent).read_ledger() for path in sorted(folder.glob("trials/*.previous-*/ledger.json"))
+    ]
     return ledger.merge(*broken_off, *(_beside_the_plan(trial) for trial in trials if trial.folder.ledger.is_file()))
 
 
 def _beside_the_plan(trial: Trial) -> Ledger:
     """The lost steps of a finished run; all steps of an unfinished one."""
-    ledger = Ledger.load(trial.folder.ledger)
+    ledger = trial.folder.read_ledger()
     return ledger.lost if is_finished(trial.folder, trial.plan.config) else ledger
 
 

@@ -26,6 +26,7 @@ from dpmodel.runs.evaluate import evaluate_run
 from dpmodel.runs.folder import RunFolder
 from monitors.atomic import write_atomically
 from monitors.errors import CheckpointError, ConfigError
+from monitors.journal import ReleaseJournal
 from monitors.ledger import ANNOUNCED_NOTE
 
 
@@ -49,10 +50,20 @@ def test_the_folder_holds_the_files_of_the_command_line_except_the_configuration
     assert torch.equal(load_checkpoint(folder.checkpoint)["weight"], model.network.weight)
     assert folder.curve.is_file()
     assert folder.statement.read_text() == str(model.report())
-    assert json.loads(folder.report.read_text()) == model.report().to_dict()
+    report = json.loads(folder.report.read_text())
+    assert ReleaseJournal(folder.journal).follows(*report.pop("journals"))
+    assert report.items() <= model.report().to_dict().items()
     assert sorted(path.name for path in folder.path.iterdir()) == sorted(
         path.name
-        for path in (folder.ledger, folder.history, folder.checkpoint, folder.curve, folder.statement, folder.report)
+        for path in (
+            folder.ledger,
+            folder.journal,
+            folder.history,
+            folder.checkpoint,
+            folder.curve,
+            folder.statement,
+            folder.report,
+        )
     )
 
 

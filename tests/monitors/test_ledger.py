@@ -167,7 +167,7 @@ def test_a_ledger_under_way_is_read_with_all_that_its_journal_announced_since(tm
     found = Ledger.load(path)
     assert found.rows[:2] == ((event, 4), (DisjointEvent(1, GaussianEvent(2.0)), 2))
     assert found.violations == ("the weights were overwritten",)
-    found.save(path)
+    found.save(path, journal=journal.head, complete=True)
     assert Ledger.load(path) == found
 
 
@@ -183,7 +183,7 @@ def test_a_ledger_under_way_is_refused_without_its_journal_and_after_a_change(tm
         Ledger.load(path)
     path.write_text(text)
     journal.path.unlink()
-    with pytest.raises(ValueError, match=r"releases\.jsonl beside it is missing or older"):
+    with pytest.raises(ValueError, match=r"releases\.jsonl beside it is missing, older"):
         Ledger.load(path)
 
 
@@ -234,3 +234,68 @@ def test_a_row_that_no_ledger_writes_is_refused_in_one_line(row):
 def test_notes_are_a_list_of_texts(notes):
     with pytest.raises(TypeError, match="the notes must be a list of texts"):
         Ledger.from_rows([], notes)
+
+
+@pytest.fixture
+def trained(tmp_path):
+    """Path, ledger and journal of a training that has ended."""
+    path, journal = tmp_path / "ledger.json", ReleaseJournal(tmp_path / JOURNAL_NAME)
+    journal.begin(0)
+    journal.announce(0, [GaussianEvent(2.0)] * 4)
+    ledger = Ledger().record(GaussianEvent(2.0), 4)
+    ledger.save(path, journal=journal.head, complete=True)
+    journal.finish("finished", ledger.digest())
+    return path, ledger, journal
+
+
+def test_the_complete_ledger_of_a_training_can_be_copied_alone(trained, tmp_path):
+    path, ledger, journal = trained
+    assert Ledger.load(path) == ledger
+    assert Ledger.from_json(path.read_text()) == ledger
+    journal.path.unlink()
+    assert Ledger.load(path) == ledger
+    with pytest.raises(ValueError, match=r"releases\.jsonl beside it is missing"):
+        Ledger.load(path, alone=False)
+
+
+def test_an_emptied_or_foreign_or_earlier_ledger_beside_a_journal_is_refused(trained, tmp_path):
+    path, ledger, journal = trained
+    Ledger().save(path)
+    with pytest.raises(ValueError, match=r"not written by the training of releases\.jsonl"):
+        Ledger.load(path)
+    Ledger().save(path, journal=journal.head, complete=True)
+    with pytest.raises(ValueError, match="for the end of the training"):
+        Ledger.load(path)
+    other = ReleaseJournal(tmp_path / "other.jsonl")
+    other.begin(0)
+    ledger.save(path, journal=other.head, complete=True)
+    with pytest.raises(ValueError, match="of a different training"):
+        Ledger.load(path)
+    path.write_text("")
+    with pytest.raises(ValueError, match="not JSON"):
+        Ledger.load(path)
+
+
+def test_an_earlier_ledger_of_a_training_gets_all_that_was_announced_since(trained):
+    path, _, journal = trained
+    journal.begin(4)
+    journal.announce(4, [GaussianEvent(2.0)] * 3)
+    assert Ledger.load(path).total == 7
+
+
+def test_a_ledger_may_be_read_while_its_training_ends(trained, monkeypatch, tmp_path):
+    path, ledger, journal = trained
+    journal.begin(4)
+    ledger.save(path, journal=journal.head)
+    journal.announce(4, [GaussianEvent(2.0)] * 5)
+    final, seen = ledger.copy().record(GaussianEvent(2.0), 2), []
+
+    def ends_first(beside):
+        if not seen:
+            final.save(path, journal=journal.head, complete=True)
+            journal.finish("stopped", final.digest())
+        seen.append(beside)
+        return ReleaseJournal(beside)
+
+    monkeypatch.setattr("monitors.ledger.ReleaseJournal", ends_first)
+    assert Ledger.load(path) == final

@@ -47,6 +47,7 @@ class PrivacyReport:
         without_lost: What the steps that made the model spent; None if no steps were lost.
         violations: Why the guarantee is void; empty if it is not.
         verified: What was verified about the training, how and when.
+        journals: Heads of the release journals when the report was made (see ``ReleaseJournal``).
     """
 
     spent: PrivacySpent
@@ -63,6 +64,7 @@ class PrivacyReport:
     without_lost: PrivacySpent | None = None
     violations: tuple[str, ...] = ()
     verified: tuple[str, ...] = ()
+    journals: tuple[str, ...] = ()
 
     @property
     def guarantee(self) -> str:
@@ -92,6 +94,7 @@ class PrivacyReport:
             "verified": list(self.verified),
             "not_covered": list(NOT_COVERED),
             "ledger_digest": self.ledger_digest,
+            "journals": list(self.journals),
             "software": dict(self.software),
         }
 

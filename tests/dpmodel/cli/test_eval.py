@@ -116,10 +116,17 @@ def test_a_killed_training_is_evaluated_at_its_last_complete_epoch_and_says_so(c
     assert "stopped at step 10 of 20 (still running, or killed)" in " ".join(command("eval", trained)[1].split())
 
 
-def test_the_report_of_an_earlier_part_of_the_training_is_ignored(command, trained):
+def test_a_finished_folder_with_the_report_of_a_different_ledger_is_refused(command, trained):
     path = trained / "privacy_report.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), "ledger_digest": "another"}))
-    assert json.loads(command("eval", trained, "--json")[1])["training"]["status"] is None
+    code, _, error = command("eval", trained)
+    assert code == 1
+    assert "privacy_report.json does not match ledger.json and releases.jsonl beside it" in " ".join(error.split())
+
+
+def test_eval_says_how_to_complete_a_folder_without_a_report(command, trained):
+    (trained / "privacy_report.json").unlink()
+    assert "privacy_report.json is missing, or states" in " ".join(command("eval", trained)[1].split())
 
 
 @pytest.fixture

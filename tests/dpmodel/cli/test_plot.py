@@ -16,7 +16,7 @@ from dpmodel.figures.curve import curve_of_run
 from dpmodel.runs.train import train_from_config
 from dpmodel.training.history import History
 from monitors import Ledger, RDPAccountant
-from monitors.ledger import ANNOUNCED_NOTE
+from monitors.journal import ReleaseJournal
 
 
 @pytest.fixture(scope="module")
@@ -101,10 +101,11 @@ def test_the_figure_of_a_run_has_epsilon_and_norm_bound_after_each_step(tmp_path
 def test_all_charged_steps_of_an_interrupted_run_are_drawn(runs, tmp_path):
     shutil.copytree(runs / "loud", tmp_path / "run")
     (tmp_path / "run/privacy_report.json").unlink()
+    ((event, _),) = Ledger.load(tmp_path / "run/ledger.json").rows
+    journal = ReleaseJournal(tmp_path / "run/releases.jsonl")
+    journal.begin(6)
+    journal.announce(6, [event] * 3)
     ledger = Ledger.load(tmp_path / "run/ledger.json")
-    ((event, _),) = ledger.rows
-    ledger.record(event, 3).add_note(ANNOUNCED_NOTE)
-    ledger.save(tmp_path / "run/ledger.json")
     privacy = curve_of_run(tmp_path / "run").privacy
     assert privacy.steps[-1] == 9
     assert privacy.epsilons[-1] == RDPAccountant().epsilon(ledger, 1e-5)

@@ -55,8 +55,10 @@ def test_an_interrupted_comparison_keeps_finished_runs_and_resumes_when_repeated
     done = {path: path.stat().st_mtime_ns for path in tmp_path.glob("runs/fixed/seed-1/*")}
 
     watching = Watching()
+    broken_off.folder.markdown.write_text("the total of the trainings so far")
     resumed = run_comparison(comparison, tmp_path, jobs=1, watcher=watching)
     assert resumed.ok
+    assert not resumed.folder.markdown.exists()
     assert watching.reused == resumed.reused == 1
     assert watching.labels == ["Exp strong, seed 1", "fixed, seed 2", "Exp strong, seed 2"]
     assert {path: path.stat().st_mtime_ns for path in done} == done
@@ -158,7 +160,9 @@ def test_a_run_folder_whose_report_does_not_match_its_ledger_is_refused(tiny, tm
     found = run_comparison(make_comparison(tiny), tmp_path, jobs=1)
     fixed, other = (row.runs[0].folder for row in found.result.variants)
     shutil.copy(other.ledger, fixed.ledger)
-    with pytest.raises(DataError, match="does not match"):
+    with pytest.raises(
+        DataError, match=r"seed-1/ledger\.json: releases\.jsonl beside it is .* of a different training"
+    ):
         run_comparison(make_comparison(tiny), tmp_path, jobs=1)
 
 

@@ -1,7 +1,10 @@
 """The write-ahead record: what a process leaves behind that is killed at any moment."""
 
+import copy
+import hashlib
 import json
 import os
+import pickle
 import signal
 from itertools import count
 
@@ -14,10 +17,12 @@ from dpmodel import Callback, DPModel, NoiseMechanismsFactory, StateKeeper
 from dpmodel.callbacks import Silence
 from dpmodel.data.loader import PrivateLoader
 from dpmodel.runs.folder import RunFolder
+from dpmodel.saving.marks import TrainingMark
 from dpmodel.saving.record import ReleaseRecord
 from dpmodel.training.step import PrivateStep
 from monitors.errors import CheckpointError
 from monitors.events import GaussianEvent, event_from_dict
+from monitors.journal import ReleaseJournal
 from monitors.ledger import ANNOUNCED_NOTE, Ledger
 from monitors.spent import privacy_spent
 
@@ -125,7 +130,7 @@ def require_covered(folder, witness):
     if not folder.ledger.exists():
         assert released.total == 0
         return
-    stated = Ledger.load(folder.ledger)
+    stated = folder.read_ledger()  # no kill leaves files or marks that contradict each other
     assert stated.covers(released)
     assert privacy_spent(stated, 1e-5).epsilon >= privacy_spent(released, 1e-5).epsilon
 
@@ -224,7 +229,6 @@ def test_while_a_training_runs_its_ledger_needs_the_journal_beside_it(tmp_path):
     assert [ledger.total for ledger in seen] == [STEPS] * STEPS
     assert all(ANNOUNCED_NOTE in ledger.notes for ledger in seen)
     assert Ledger.load(folder.ledger) == Ledger.from_json(folder.ledger.read_text()) == model.ledger
-    assert not folder.journal.exists()
 
 
 def test_the_ledger_of_a_different_training_is_not_overwritten(tmp_path):
@@ -261,11 +265,55 @@ def test_a_resumed_training_charges_what_only_the_ledger_on_disk_states(tmp_path
     where = WHERE["keeper"](tmp_path)
     assert not killed_at(10_000, witness, lambda: fit(where, Publishes(dies=True)))
     stated = Ledger.load(folder.ledger)
-    stated.record(GaussianEvent(0.7)).save(folder.ledger)  # as another training on this ledger would
+    head = ReleaseJournal(folder.journal).head
+    stated.record(GaussianEvent(0.7)).save(folder.ledger, journal=head)  # as a training without a line for it would
     resumed = fit(where, resume=True)
     assert resumed.ledger.covers(stated)
     assert resumed.ledger.lost.covers(Ledger().record(GaussianEvent(0.7)))
     assert Ledger.load(folder.ledger) == resumed.ledger
+
+
+class Asks(Callback):
+    """Records a release that is not a step, and is killed at once."""
+
+    def on_train_step_end(self, run):
+        if run.step == 3:
+            run.ledger.record(GaussianEvent(0.3), 2)
+            os._exit(KILLED)
+
+
+@pytest.mark.parametrize("name", WHERE)
+def test_a_release_of_a_callback_is_on_the_disk_at_once(name, tmp_path):
+    where = WHERE[name](tmp_path)
+    assert not killed_at(10_000, tmp_path / "released", lambda: fit(where, Asks()))
+    for folder in folders(where):
+        assert folder.read_ledger().covers(Ledger().record(GaussianEvent(0.3), 2))
+    if name in ("keeper", "both"):
+        resumed = fit(where, resume=True)
+        assert resumed.ledger.lost.covers(Ledger().record(GaussianEvent(0.3), 2))
+
+
+def test_a_copy_of_a_ledger_announces_nothing(tmp_path):
+    folder = RunFolder(tmp_path)
+
+    class Copies(Callback):
+        def on_train_step_end(self, run):
+            before = folder.journal.read_bytes()
+            for ledger in (run.ledger.copy(), copy.deepcopy(run.ledger), pickle.loads(pickle.dumps(run.ledger))):
+                ledger.record(GaussianEvent(0.3))
+            assert folder.journal.read_bytes() == before
+
+    fit({"keeper": folder.path, "output": None}, Copies())
+
+
+def test_marks_are_written_after_the_lines_and_name_the_configuration(tmp_path):
+    folder = RunFolder(tmp_path)
+    folder.config.write_text("network: linear\n")
+    fit({"keeper": folder.path, "output": None})
+    journal = ReleaseJournal(folder.journal)
+    assert TrainingMark.of(journal.training) == TrainingMark(
+        journal.training, len(journal), journal.head, hashlib.sha256(folder.config.read_bytes()).hexdigest()
+    )
 
 
 def test_the_report_is_withdrawn_before_the_steps_that_it_does_not_state(tmp_path):

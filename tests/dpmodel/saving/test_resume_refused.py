@@ -99,7 +99,7 @@ def test_a_missing_state_and_a_plain_checkpoint_are_refused(interrupted):
 def test_a_journal_that_is_missing_older_or_changed_is_refused(interrupted):
     whole = interrupted.journal.read_bytes()
     interrupted.journal.unlink()
-    with pytest.raises(CheckpointError, match=r"releases\.jsonl is missing, or older"):
+    with pytest.raises(CheckpointError, match=r"releases\.jsonl beside it is missing, older"):
         resumed(interrupted)
     interrupted.journal.write_bytes(whole.replace(b'"step": 4', b'"step": 9'))
     with pytest.raises(CheckpointError, match=r"line \d: the record of releases was changed"):
@@ -113,7 +113,7 @@ def test_a_state_of_a_different_format_is_refused_with_its_version(interrupted):
     tensors, values = read_tensor_file(interrupted.state)
     values["training"]["mapping"] = [entry for entry in values["training"]["mapping"] if entry[0] != "format"]
     write_tensor_file(interrupted.state, tensors, values)
-    with pytest.raises(CheckpointError, match=r"format 'dpmodel-training-state/1'.*reads 'dpmodel-training-state/2'"):
+    with pytest.raises(CheckpointError, match=r"format 'dpmodel-training-state/1'.*reads 'dpmodel-training-state/3'"):
         resumed(interrupted)
 
 
