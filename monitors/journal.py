@@ -112,7 +112,10 @@ class ReleaseJournal:
         self._digests.append(digest)
 
     def _read(self) -> None:
-        whole, _, torn = read_untrusted(self.path, MAX_LEDGER_BYTES).rpartition(b"\n")
+        try:
+            whole, _, torn = read_untrusted(self.path, MAX_LEDGER_BYTES).rpartition(b"\n")
+        except (OSError, ValueError) as error:
+            raise CheckpointError(f"the record of releases cannot be read: {error}") from error
         for number, raw in enumerate(whole.split(b"\n") if whole else [], start=1):
             digest, _, text = raw.decode("utf-8", "replace").partition(" ")
             if digest != _digest(self.head, text):
