@@ -299,7 +299,8 @@ def event_from_dict(values: Mapping[str, Any], depth: int = 0) -> PrivacyEvent:
     try:
         return _TYPES[name](**{key: _revive(value, depth + 1) for key, value in fields.items()})
     except TypeError as error:
-        raise ValueError(f"event {name!r} cannot be read from {checks.shown(values)}: {error}") from error
+        reason = checks.shortened(" ".join(str(error).split()))  # it repeats the keys, whatever they are
+        raise ValueError(f"event {name!r} cannot be read from {checks.shown(values)}: {reason}") from error
 
 
 def _plain(value: Any) -> Any:

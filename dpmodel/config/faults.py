@@ -18,6 +18,9 @@ from monitors.errors import ConfigError, DataError, DPModelError
 if TYPE_CHECKING:
     from dpmodel.config.marked_yaml import Path
 
+#: A value without spaces that no reader wants to see in full; longer than any path.
+_LONG_WORD = re.compile(r"(\S{100})\S{1000,}")
+
 #: Most faults that one error lists.
 MOST_FAULTS = 20
 
@@ -46,6 +49,7 @@ def config_error(
 
 def one_error(faults: Sequence[str], source: str) -> ConfigError:
     """One error that lists every fault; there must be at least one."""
+    faults = [_LONG_WORD.sub(r"\1...", fault) for fault in faults]
     if len(faults) == 1:
         return ConfigError(faults[0])
     return ConfigError("\n  ".join([f"{len(faults)} faults in {source}:", *faults]))
@@ -103,7 +107,8 @@ def locating_errors(config: Config, path: str) -> Iterator[None]:
 
 def _first_part(error: Exception) -> str:
     """The message of ``error`` in one line, without the places in C++ that torch adds."""
-    return " ".join(str(error).partition("\nException raised from")[0].split())
+    text = " ".join(str(error).partition("\nException raised from")[0].split())
+    return _LONG_WORD.sub(r"\1...", text)
 
 
 @contextmanager

@@ -248,3 +248,10 @@ def test_deeply_nested_lines_are_refused(journal):
     append_line(journal, value)
     with pytest.raises(CheckpointError, match="line 1: ValueError: JSON nested deeper than 64 levels"):
         ReleaseJournal(journal.path)
+
+
+def test_a_journal_of_any_size_is_refused_without_reading_it(journal):
+    with journal.path.open("wb") as stream:
+        stream.truncate(2**40)
+    with pytest.raises(CheckpointError, match=r"the record of releases cannot be read: .* is larger than"):
+        ReleaseJournal(journal.path)

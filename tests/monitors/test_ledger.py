@@ -213,6 +213,7 @@ def nested(levels):
         {"event": {"type": "RepeatedEvent", "count": 10**400, "event": GAUSSIAN}, "count": 1},
         {"event": {"type": ["GaussianEvent"], "noise_multiplier": 1.0}, "count": 1},
         {"event": GAUSSIAN | {"more": 1}, "count": 1},
+        {"event": GAUSSIAN | {"a\nb": 1}, "count": 1},
         {"event": nested(1000), "count": 1},
         {"event": nested(20), "count": 1},
         {"event": GAUSSIAN, "count": 1, "lost": 1},
