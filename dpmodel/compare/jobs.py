@@ -10,13 +10,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dpmodel.callbacks.silence import Silence
+from dpmodel.compare.folder import begun_mark
 from dpmodel.compare.identity import config_digest
 from dpmodel.config import load_config
 from dpmodel.config.marked_yaml import read_yaml
 from dpmodel.config.reader import checked_config
 from dpmodel.runs.folder import RunFolder
 from dpmodel.saving.lock import FolderLock
+from monitors.atomic import write_atomically
 from monitors.errors import ConfigError, DPModelError
+from monitors.untrusted import read_text
 
 if TYPE_CHECKING:
     from dpmodel.config.schema import Config
@@ -82,8 +85,11 @@ def can_resume(folder: RunFolder, config: Config) -> bool:
 
 def _is_of(folder: RunFolder, config: Config) -> bool:
     try:
+        # Before it is loaded, because loading imports them: a changed file must not name code to run.
+        if read_yaml(read_text(folder.config), str(folder.config)).values.get("plugins", []) != list(config.plugins):
+            return False
         return config_digest(load_config(folder.config)) == config_digest(config)
-    except (OSError, ValueError):
+    except (OSError, ValueError, AttributeError, RecursionError):
         return False
 
 
@@ -107,7 +113,7 @@ def train_job(job: Job, stepped: Stepped, stop_reason: Callable[[], str | None] 
     source = f"{job.label} (as solved)"
     try:
         config = checked_config(read_yaml(job.settings, source), source)
-        folder, watcher = RunFolder(Path(job.directory)), _StepReporter(job.number, stepped, stop_reason)
+        folder, watcher = RunFolder(Path(job.directory)), _StepReporter(job, stepped, stop_reason)
         _await_orphan(folder)
         if is_finished(folder, config):  # by the worker of a killed process, after the job was made
             return JobOutcome(job)
@@ -140,19 +146,23 @@ def _place(error: Exception) -> str:
 
 
 class _StepReporter(Silence):
-    """Reports each step, stops the training on request, and silences it."""
+    """Marks the run as begun, reports each step, stops the training on request, and silences it."""
 
-    def __init__(self, number: int, stepped: Stepped, stop_reason: Callable[[], str | None]) -> None:
-        self.number = number
+    def __init__(self, job: Job, stepped: Stepped, stop_reason: Callable[[], str | None]) -> None:
+        self.job = job
         self.stepped = stepped
         self.stop_reason = stop_reason
+        self._marked = False
 
     def on_train_step_begin(self, run: Run) -> None:
-        """Stop before this step if there is a reason."""
+        """Stop before this step if there is a reason; leave a mark before the first one."""
         reason = self.stop_reason()
         if reason is not None:
             run.stop(reason)
+        elif not self._marked:
+            self._marked = True
+            write_atomically(begun_mark(RunFolder(Path(self.job.directory))), "")
 
     def on_train_step_end(self, run: Run) -> None:
         """Report the step."""
-        self.stepped(self.number, run.step)
+        self.stepped(self.job.number, run.step)

@@ -92,7 +92,8 @@ class _Forward:
 
 
 def _in_processes(jobs: Sequence[Job], count: int, listener: Listener) -> list[JobOutcome]:
-    waiting, workers, outcomes = deque(jobs), _Workers(count), []
+    waiting, workers = deque(jobs), _Workers(count)
+    outcomes: list[JobOutcome] = []
     with _counted() as signals, workers.ending():
         while True:
             interrupted = signals or any(outcome.interrupted for outcome in outcomes)

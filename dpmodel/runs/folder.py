@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +10,7 @@ from dpmodel.saving.lock import LOCK_NAME
 from dpmodel.training.interrupt import INTERRUPTED
 from monitors.errors import ConfigError
 from monitors.journal import JOURNAL_NAME
+from monitors.untrusted import read_json
 
 
 @dataclass(frozen=True)
@@ -85,7 +85,7 @@ class RunFolder:
     def ended(self) -> str | None:
         """How the training in this folder ended; None if it is under way, was interrupted, or failed."""
         try:
-            status = str(json.loads(self.report.read_text(encoding="utf-8"))["status"])
+            status = str(read_json(self.report)["status"])
         except (OSError, ValueError, KeyError, TypeError):
             return None
         stopped = status.startswith("stopped: ") and INTERRUPTED not in status

@@ -32,8 +32,8 @@ def test_every_run_spends_the_target_by_its_own_ledger(carried_out):
     assert carried_out.ok
     assert carried_out.missing == 0
     accountant = RDPAccountant()
-    for path in carried_out.folder.ledgers():
-        assert 3.0 * 0.999 <= accountant.epsilon(Ledger.load(path), 1e-5) <= 3.0
+    for ledger in carried_out.folder.ledgers().values():
+        assert 3.0 * 0.999 <= accountant.epsilon(ledger, 1e-5) <= 3.0
 
 
 def test_runs_of_one_seed_share_their_initial_weights_and_not_their_noise(carried_out):
@@ -89,7 +89,7 @@ def test_a_killed_run_resumes_from_its_last_save_and_lost_steps_count_in_the_tot
     assert Ledger.load(tmp_path / "runs/fixed/seed-1/ledger.json").lost.total == resumed.result.lost_steps == 2
     assert resumed.result.equal
     assert "including 2 steps lost with killed processes" in " ".join(resumed.result.caveats)
-    whole = Ledger().merge(*map(Ledger.load, resumed.folder.ledgers()))
+    whole = Ledger().merge(*resumed.folder.ledgers().values())
     assert whole.total == 14
     assert resumed.result.composed.epsilon == pytest.approx(RDPAccountant().epsilon(whole, 1e-5))
     assert resumed.result.to_dict()["composed"]["lost_steps"] == 2
@@ -105,7 +105,7 @@ def test_a_run_without_a_saved_state_is_repeated_and_its_releases_count(tiny, tm
     aside = tmp_path / "runs/exp-strong/seed-1.previous-1/ledger.json"
     assert Ledger.load(aside).total == 1
     assert resumed.result.trainings == 5
-    whole = RDPAccountant().epsilon(Ledger().merge(*map(Ledger.load, resumed.folder.ledgers())), 1e-5)
+    whole = RDPAccountant().epsilon(Ledger().merge(*resumed.folder.ledgers().values()), 1e-5)
     assert resumed.result.composed.epsilon == pytest.approx(whole)
     assert whole > resumed.result.variants[0].epsilon
 
@@ -118,7 +118,8 @@ def test_a_comparison_that_a_different_process_runs_is_refused_before_any_traini
     assert not list(tmp_path.glob("runs/*"))
 
 
-def test_a_run_that_an_orphaned_worker_still_trains_is_left_alone_and_named(tiny, tmp_path):
+def test_a_run_that_a_different_process_still_trains_is_left_alone_and_named(tiny, tmp_path, monkeypatch):
+    monkeypatch.setattr("dpmodel.compare.jobs.ORPHAN_SECONDS", 0.1)
     tiny["seeds"] = [1]
     with FolderLock(tmp_path / "runs/fixed/seed-1"):
         found = run_comparison(make_comparison(tiny), tmp_path, jobs=1)
