@@ -197,7 +197,7 @@ def _charge(tuning: Tuning, folder: Path, trials: Sequence[Trial]) -> Ledger:
         elif ledger is not None:
             charged.extend(_beyond_the_plan(trial, ledger))
             if not is_finished(trial.folder, trial.plan.config):
-                unfinished.append(ledger.kept)
+                unfinished.append(Ledger(ledger.notes).extend(ledger.kept))
     for ledger in ledgers.values():
         charged.extend(ledger)
     if tuning.charge.as_one:
@@ -207,10 +207,7 @@ def _charge(tuning: Tuning, folder: Path, trials: Sequence[Trial]) -> Ledger:
 
 def _beyond_the_plan(trial: Trial, ledger: Ledger) -> Ledger:
     """What the run released and its plan lacks: lost steps, as a rule."""
-    found = ledger.lost.merge(ledger.kept.beyond(trial.plan.ledger()))
-    for note in ledger.notes:
-        found.add_note(note)
-    return found
+    return ledger.lost.merge(ledger.kept.beyond(trial.plan.ledger()))
 
 
 def _at_least_as_before(charged: Ledger, path: Path) -> Ledger:
@@ -221,7 +218,10 @@ def _at_least_as_before(charged: Ledger, path: Path) -> Ledger:
     """
     try:
         before = Ledger.load(path) if path.exists() else Ledger()
-        charged = charged.merge(before.beyond(charged))
+        missing = before.beyond(charged)
+        if missing.total:
+            missing.add_note("runs that are no longer in the folder of this search are charged")
+        charged = charged.merge(missing)
         charged.save(path)
     except (OSError, ValueError) as error:
         raise DataError(

@@ -2,6 +2,7 @@
 
 import json
 import os
+import random
 import signal
 import subprocess
 import sys
@@ -85,15 +86,17 @@ def ledgers(out):
 class Started:
     """A command with two workers in a session of its own, observed while both train."""
 
-    def __init__(self, tmp_path, command="compare", workers=0):
+    def __init__(self, tmp_path, command="compare", workers=0, epochs=5000):
         trace, self.traces, self.out = tmp_path / "trace.py", tmp_path / "traces", tmp_path / "out"
         values = json.loads(json.dumps(FILES[command]))
         self.traces.mkdir(exist_ok=True)
         trace.write_text(TRACE)
+        values["base"]["training"]["epochs"] = epochs
+        self.before = len(list(self.traces.iterdir()))
         values["base"] |= {
             "plugins": [str(trace)],
             "callbacks": [{"name": "Trace", "folder": str(self.traces)}],
-            "performance": {"threads": 1, "workers": workers},
+            "performance": {"threads": 1, "workers": workers, **({"in_memory": False} if workers else {})},
         }
         path = tmp_path / f"{command}.yaml"
         path.write_text(yaml.safe_dump(values))
@@ -116,8 +119,12 @@ class Started:
                 os.kill(process, signal.SIGKILL)
         self.process.wait()
 
+    def new_traces(self):
+        """Number of processes that have trained since this start."""
+        return len(list(self.traces.iterdir())) - self.before
+
     def both_train(self):
-        until(lambda: self.process.poll() is not None or len(list(self.traces.iterdir())) >= 2, "they do not train")
+        until(lambda: self.process.poll() is not None or self.new_traces() >= 2, "they do not train")
         assert self.process.poll() is None, self.process.stdout.read()
         return self
 
@@ -131,14 +138,16 @@ class Started:
         self.process.wait()
         return self.process.stdout.read()
 
+    def traced(self):
+        """Steps that all processes have taken, by their own trace."""
+        return sum(path.stat().st_size for path in self.traces.iterdir())
+
     def require_charged(self):
         """Ledgers no longer grow, and state at least what was traced."""
-        before = ledgers(self.out)
-        traced = sum(path.stat().st_size for path in self.traces.iterdir())
-        assert sum(ledger.total for ledger in before.values()) >= traced > 0
+        before, traced = ledgers(self.out), self.traced()
+        assert sum(ledger.total for ledger in before.values()) >= traced
         time.sleep(0.3)
-        assert ledgers(self.out) == before
-        assert sum(path.stat().st_size for path in self.traces.iterdir()) == traced
+        assert (ledgers(self.out), self.traced()) == (before, traced)
 
 
 @pytest.mark.slow
@@ -156,8 +165,7 @@ def test_the_first_signal_finishes_the_step_of_each_worker_and_saves(tmp_path, n
         found = ledgers(started.out)
         assert len(found) == 2
         # nothing was lost: as many steps are charged as were taken
-        traced = sum(path.stat().st_size for path in started.traces.iterdir())
-        assert sum(ledger.total for ledger in found.values()) == traced
+        assert sum(ledger.total for ledger in found.values()) == started.traced()
         for path in found:
             status = json.loads((path.parent / "privacy_report.json").read_text())["status"]
             assert f"interrupted ({number.name})" in status
@@ -194,8 +202,7 @@ def test_workers_and_their_children_end_when_their_parent_is_killed(tmp_path, co
         assert time.monotonic() - began < GRACE_SECONDS + 30  # far less than the minutes of the training
         started.require_charged()
         # they finished their step and saved: nothing was lost
-        traced = sum(path.stat().st_size for path in started.traces.iterdir())
-        assert sum(ledger.total for ledger in ledgers(started.out).values()) == traced
+        assert sum(ledger.total for ledger in ledgers(started.out).values()) == started.traced()
 
 
 @pytest.mark.slow
@@ -206,7 +213,7 @@ def test_a_killed_worker_fails_its_job_alone(tmp_path, workers):
         victim = started.workers()[0]
         os.kill(victim, signal.SIGKILL)
         # a fresh worker takes the next job; the other one goes on
-        until(lambda: len(list(started.traces.iterdir())) >= 3, "no fresh worker")
+        until(lambda: started.new_traces() >= 3, "no fresh worker")
         assert started.process.poll() is None
         until(lambda: victim not in members(started.process.pid).values(), "its children live on")
         started.process.send_signal(signal.SIGTERM)
@@ -222,9 +229,8 @@ def test_a_comparison_started_right_after_a_kill_waits_for_the_last_step_of_its_
     with Started(tmp_path) as started:
         started.both_train()
         started.process.kill()
-        began = len(list(started.traces.iterdir()))
         with Started(tmp_path) as again:
-            until(lambda: len(list(again.traces.iterdir())) >= began + 2, "they do not continue")
+            again.both_train()
             again.process.send_signal(signal.SIGTERM)
             text = again.all_end()
             assert "in use" not in text
@@ -252,3 +258,37 @@ def test_workers_draw_independent_noise(tmp_path):
     assert found.ok
     weights = [row.runs[0].folder.checkpoint.read_bytes() for row in found.result.variants]
     assert weights[0] != weights[1]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("command", ["compare", "tune"])
+@pytest.mark.parametrize("seed", range(3))
+def test_kills_at_random_instants_leave_no_ledger_below_what_was_released(tmp_path, seed, command):
+    generator = random.Random(seed)
+    for _ in range(5):
+        with Started(tmp_path, command, epochs=150) as started:
+            until(lambda: started.new_traces() or started.process.poll() is not None, "they do not train")  # noqa: B023
+            time.sleep(generator.uniform(0.0, 1.0))
+            if generator.random() < 0.5:
+                started.process.kill()
+            else:
+                with suppress(ProcessLookupError):
+                    os.killpg(started.process.pid, signal.SIGKILL)
+            started.all_end()
+            started.require_charged()
+    with Started(tmp_path, command, epochs=150) as started:
+        text = started.all_end()
+        assert started.process.returncode == 0, text
+        started.require_charged()
+    # the same table as without a kill, and the lost steps in addition
+    found = ledgers(started.out)
+    assert len(found) == 4
+    assert all(ledger.kept.total == 900 for ledger in found.values())
+    lost = sum(ledger.lost.total for ledger in found.values())
+    assert sum(ledger.total for ledger in found.values()) == 3600 + lost
+    if command == "compare":
+        stated = json.loads((started.out / "comparison.json").read_text())
+        assert stated["equal_epsilon"] is True
+        assert stated["composed"]["trainings"] == 4
+        assert stated["composed"]["lost_steps"] == lost
+        assert stated["caveats"][0].startswith("comparison of 4 runs")
