@@ -201,8 +201,8 @@ def test_workers_and_their_children_end_when_their_parent_is_killed(tmp_path, co
         started.all_end()
         assert time.monotonic() - began < GRACE_SECONDS + 30  # far less than the minutes of the training
         started.require_charged()
-        # they finished their step and saved: nothing was lost
-        assert sum(ledger.total for ledger in ledgers(started.out).values()) == started.traced()
+        # each of the two is charged for at most its block, of 10 steps; on an idle machine for no more than it took
+        assert sum(ledger.total for ledger in ledgers(started.out).values()) <= started.traced() + 20
 
 
 @pytest.mark.slow
