@@ -17,6 +17,7 @@ from monitors.atomic import write_atomically
 from monitors.errors import UnsupportedEventError
 from monitors.events import DisjointEvent, PrivacyEvent, ViolationEvent, event_from_dict, parts_of
 from monitors.journal import JOURNAL_NAME, ReleaseJournal
+from monitors.untrusted import parse_json, read_text
 
 FORMAT = "dpmodel-ledger/1"
 
@@ -287,7 +288,7 @@ class Ledger:
             ValueError: The file is not an unchanged ledger, or its journal is missing or changed; the path is named.
         """
         try:
-            ledger, head = cls._parsed(Path(path).read_text(encoding="utf-8"))
+            ledger, head = cls._parsed(read_text(path))
             if head is not None:
                 ledger._add_announced(ReleaseJournal(Path(path).with_name(JOURNAL_NAME)), head)
         except (ValueError, KeyError, TypeError) as error:
@@ -297,8 +298,8 @@ class Ledger:
     @classmethod
     def _parsed(cls, text: str) -> tuple[Ledger, str | None]:
         try:
-            values = json.loads(text)
-        except json.JSONDecodeError as error:
+            values = parse_json(text)
+        except ValueError as error:
             raise ValueError(f"not a ledger: the text is not JSON ({error})") from error
         if not isinstance(values, dict) or values.get("format") != FORMAT:
             found = values.get("format") if isinstance(values, dict) else type(values).__name__

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import glob
 import os
+import textwrap
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -93,8 +94,20 @@ def ledgers_below(path: Path) -> dict[Path, Ledger]:
             elif _has_begun(run, files):
                 raise DataError(f"{run.ledger} is missing beside a training that began; restore the file")
         except (OSError, ValueError) as error:
-            raise DataError(f"cannot compute the total epsilon of the trainings in {path}: {error}") from error
+            raise DataError(
+                f"cannot compute the total epsilon of the trainings in {path}: {in_short(error)}"
+            ) from error
     return found
+
+
+def in_short(error: Exception) -> str:
+    """The message of an error on one line, without all of a long value that somebody wrote into a file.
+
+    Example:
+        >>> in_short(ValueError("the status is " + "x" * 5000))
+        'the status is ...'
+    """
+    return textwrap.shorten(str(error), 600, placeholder=" ...")
 
 
 def begun_mark(folder: RunFolder) -> Path:

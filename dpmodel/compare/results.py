@@ -10,7 +10,7 @@ from typing import Any
 
 from dpmodel.compare.comparison import Comparison
 from dpmodel.compare.equal_epsilon import TOLERANCE, CalibratedVariant, within_target
-from dpmodel.compare.folder import ComparisonFolder, vanished_below
+from dpmodel.compare.folder import ComparisonFolder, in_short, vanished_below
 from dpmodel.compare.jobs import is_finished
 from dpmodel.compare.statistics import Summary, paired_difference, summarise, verdict
 from dpmodel.planning.training_plan import TrainingPlan
@@ -239,7 +239,7 @@ def _run(comparison: Comparison, variant: CalibratedVariant, seed: int, folder: 
         if rows not in known:
             known[rows] = resolve_accountant(target.accountant).epsilon(ledger.kept, target.delta)
     except (OSError, ValueError, TypeError, LookupError, OverflowError, csv.Error) as error:
-        raise DataError(f"{folder.path} cannot be read as a finished run: {error}; {_TRAIN_AGAIN}") from error
+        raise DataError(f"{folder.path} cannot be read as a finished run: {in_short(error)}; {_TRAIN_AGAIN}") from error
     if ledger.digest() != digest:
         raise DataError(
             f"{folder.report} does not match {folder.ledger}: its digest is {str(digest)[:80]!r}, not "

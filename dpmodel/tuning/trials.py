@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from dpmodel.callbacks.watched_metric import direction
-from dpmodel.compare.folder import ledgers_below, vanished_below
+from dpmodel.compare.folder import in_short, ledgers_below, vanished_below
 from dpmodel.compare.jobs import Job, JobOutcome, is_finished
 from dpmodel.compare.pool import default_jobs, run_jobs
 from dpmodel.compare.runner import NullWatcher, Watcher
@@ -225,7 +225,7 @@ def _at_least_as_before(charged: Ledger, path: Path) -> Ledger:
         charged.save(path)
     except (OSError, ValueError) as error:
         raise DataError(
-            f"what this search was charged before cannot be read: {error}; restore the original file, or choose a "
+            f"what this search was charged before cannot be read: {in_short(error)}; restore the original file, or choose a "
             "different folder with --output"
         ) from error
     return charged
@@ -269,5 +269,5 @@ def _score(tuning: Tuning, trial: Trial) -> float | None:
         return None if value is None else float(value)
     except (OSError, ValueError, LookupError, csv.Error) as error:
         raise DataError(
-            f"the score of {trial.folder.path} cannot be read: {error}; restore the original file"
+            f"the score of {trial.folder.path} cannot be read: {in_short(error)}; restore the original file"
         ) from error

@@ -122,7 +122,7 @@ def mutate(draw, root):
         path.mkdir()
     elif kind == "link":
         path.unlink()
-        path.symlink_to("/dev/zero")
+        path.symlink_to("/dev/zero" if path.parent == root else "/dev/null")
     return f"{kind} {path.relative_to(root)}"
 
 
