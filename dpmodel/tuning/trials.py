@@ -225,8 +225,8 @@ def _at_least_as_before(charged: Ledger, path: Path) -> Ledger:
         charged.save(path)
     except (OSError, ValueError) as error:
         raise DataError(
-            f"what this search was charged before cannot be read: {in_short(error)}; restore the original file, or choose a "
-            "different folder with --output"
+            f"what this search was charged before cannot be read: {in_short(error)}; restore the original file, or "
+            "choose a different folder with --output"
         ) from error
     return charged
 
