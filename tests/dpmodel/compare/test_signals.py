@@ -266,7 +266,7 @@ def test_workers_draw_independent_noise(tmp_path):
 def test_kills_at_random_instants_leave_no_ledger_below_what_was_released(tmp_path, seed, command):
     generator = random.Random(seed)
     for _ in range(5):
-        with Started(tmp_path, command, epochs=150) as started:
+        with Started(tmp_path, command, epochs=60) as started:
             until(lambda: started.new_traces() or started.process.poll() is not None, "they do not train")
             time.sleep(generator.uniform(0.0, 1.0))
             if generator.random() < 0.5:
@@ -276,16 +276,16 @@ def test_kills_at_random_instants_leave_no_ledger_below_what_was_released(tmp_pa
                     os.killpg(started.process.pid, signal.SIGKILL)
             started.all_end()
             started.require_charged()
-    with Started(tmp_path, command, epochs=150) as started:
+    with Started(tmp_path, command, epochs=60) as started:
         text = started.all_end()
         assert started.process.returncode == 0, text
         started.require_charged()
     # the same table as without a kill, and the lost steps in addition
     found = ledgers(started.out)
     assert len(found) == 4
-    assert all(ledger.kept.total == 900 for ledger in found.values())
+    assert all(ledger.kept.total == 360 for ledger in found.values())
     lost = sum(ledger.lost.total for ledger in found.values())
-    assert sum(ledger.total for ledger in found.values()) == 3600 + lost
+    assert sum(ledger.total for ledger in found.values()) == 1440 + lost
     if command == "compare":
         stated = json.loads((started.out / "comparison.json").read_text())
         assert stated["equal_epsilon"] is True
