@@ -123,7 +123,7 @@ def train_job(job: Job, stepped: Stepped, stop_reason: Callable[[], str | None] 
         return JobOutcome(job, interrupted=True)
     except Exception as error:
         return JobOutcome(job, f"{type(error).__name__}: {error}{_place(error)}")
-    return JobOutcome(job, interrupted=result.interrupted)
+    return JobOutcome(job, interrupted=result.interrupted or folder.ended() is None)
 
 
 def _await_orphan(folder: RunFolder) -> None:

@@ -5,6 +5,8 @@ import signal
 import pytest
 
 from dpmodel.compare import make_comparison, run_comparison
+from dpmodel.compare.equal_epsilon import calibrate_variants
+from dpmodel.compare.jobs import Job, JobOutcome, train_job
 from dpmodel.compare.runner import NullWatcher
 from dpmodel.saving.lock import FolderLock
 from monitors import Ledger, RDPAccountant
@@ -160,6 +162,20 @@ def test_a_run_folder_whose_report_does_not_match_its_ledger_is_refused(tiny, tm
     shutil.copy(other.ledger, fixed.ledger)
     with pytest.raises(DataError, match="does not match"):
         run_comparison(make_comparison(tiny), tmp_path, jobs=1)
+
+
+def test_a_reason_to_stop_interrupts_a_job_before_its_next_step(tiny, tmp_path):
+    config = calibrate_variants(make_comparison(tiny), None)[0].config(1)
+    job = Job(0, "fixed", 1, 6, str(tmp_path / "run"), config.to_yaml())
+    steps = []
+    reason = lambda: "interrupted (SIGTERM)" if len(steps) == 2 else None  # noqa: E731
+    outcome = train_job(job, lambda number, step: steps.append(step), reason)
+    assert (outcome.interrupted, outcome.fault, steps) == (True, None, [1, 2])
+    assert Ledger.load(tmp_path / "run/ledger.json").total == 2
+    assert (tmp_path / "run.begun").exists()
+    resumed = train_job(job, lambda number, step: steps.append(step))
+    assert (resumed.interrupted, resumed.fault, steps) == (False, None, [1, 2, 3, 4, 5, 6])
+    assert train_job(job, lambda number, step: pytest.fail("it was trained again")) == JobOutcome(job)
 
 
 def test_a_failed_training_is_named_and_the_others_continue(tiny, tmp_path, monkeypatch):
