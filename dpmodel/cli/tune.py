@@ -68,5 +68,9 @@ def tune(
     for name, text in zip(REPORTS, (words, json.dumps(found.to_dict(), indent=1) + "\n"), strict=True):
         write_atomically(found.folder / name, text)
     typer.echo(json.dumps(found.to_dict()) if as_json else words)
+    for outcome in found.outcomes:
+        if outcome.fault is not None and (quiet or as_json):  # otherwise the view has shown it
+            typer.echo(f"failed: {outcome.job.label}: {outcome.fault}", err=True)
     if not found.ok:
+        typer.echo("the search is not finished; repeat the command to continue", err=True)
         raise typer.Exit(1)

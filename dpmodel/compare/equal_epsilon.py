@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from dpmodel.planning.training_plan import TrainingPlan
 from dpmodel.runs.build import Task, build_task, build_training
 from monitors.atomic import write_atomically
 from monitors.errors import ConfigError
+from monitors.untrusted import read_json
 
 #: Largest relative gap between a variant's epsilon and the target. Calibration is accurate to one part in ten thousand.
 TOLERANCE = 1e-3
@@ -121,10 +123,10 @@ def _require_one_meaning(comparison: Comparison, found: list[CalibratedVariant])
 
 
 def _read(cache: Path) -> dict[str, float]:
+    """The usable multipliers in ``cache``; whether they meet the target is for the caller to compute."""
     try:
-        values = json.loads(cache.read_text(encoding="utf-8"))
+        values = read_json(cache)
     except (OSError, ValueError):
         return {}
-    if not isinstance(values, Mapping):
-        return {}
-    return {str(key): float(value) for key, value in values.items() if isinstance(value, (int, float))}
+    known = values.items() if isinstance(values, dict) else ()
+    return {key: value for key, value in known if isinstance(value, float) and 0 < value < math.inf}

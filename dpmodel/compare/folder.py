@@ -2,10 +2,19 @@
 
 from __future__ import annotations
 
+import glob
+import os
+import textwrap
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from dpmodel.runs.folder import RunFolder
+from monitors.errors import DataError
+from monitors.ledger import Ledger
+from monitors.untrusted import read_untrusted
+
+_BEGUN = ".begun"
 
 
 @dataclass(frozen=True)
@@ -71,6 +80,79 @@ class ComparisonFolder:
         for path in (self.csv, self.markdown, self.json, self.html):
             path.unlink(missing_ok=True)
 
-    def ledgers(self) -> list[Path]:
+    def ledgers(self) -> dict[Path, Ledger]:
         """Ledgers of all trainings ever made in this folder, including interrupted ones that were moved aside."""
-        return sorted(self.runs.glob("*/*/ledger.json"))
+        return ledgers_below(self.runs)
+
+
+def ledgers_below(path: Path) -> dict[Path, Ledger]:
+    """The ledger of each run folder at any depth below ``path``, by the path of that folder.
+
+    Raises:
+        DataError: A run folder has no ledger although its training began, or its ledger cannot be read.
+    """
+    found: dict[Path, Ledger] = {}
+    for run, files in _folders_below(path):
+        try:
+            if run.ledger.name in files:
+                found[run.path] = run.read_ledger()
+            elif _has_begun(run, files):
+                raise DataError(f"{run.ledger} is missing beside a training that began; restore the file")
+        except (OSError, ValueError) as error:
+            raise DataError(
+                f"cannot compute the total epsilon of the trainings in {path}: {in_short(error)}"
+            ) from error
+    return found
+
+
+def in_short(error: Exception) -> str:
+    """The message of an error on one line, without all of a long value that somebody wrote into a file.
+
+    Example:
+        >>> in_short(ValueError("the status is " + "x" * 5000))
+        'the status is ...'
+    """
+    return textwrap.shorten(str(error), 600, placeholder=" ...")
+
+
+def begun_mark(folder: RunFolder) -> Path:
+    """A file beside a run folder that is there once its job has begun, whatever becomes of the folder."""
+    return folder.path.with_name(f"{folder.path.name}{_BEGUN}")
+
+
+def vanished_below(path: Path) -> list[RunFolder]:
+    """Run folders below ``path`` that are marked as begun and exist no more, not even moved aside."""
+    marks = sorted(path.rglob(f"*{_BEGUN}"))
+    runs = [RunFolder(mark.with_name(mark.name.removesuffix(_BEGUN))) for mark in marks]
+    return [
+        run
+        for run in runs
+        if not run.ledger.exists() and not any(run.path.parent.glob(f"{glob.escape(run.path.name)}.previous-*"))
+    ]
+
+
+def _folders_below(path: Path) -> Iterator[tuple[RunFolder, list[str]]]:
+    """Every folder, linked ones too, and the names of its files; a folder that cannot be read is an error."""
+    seen: set[str] = set()
+    for name, folders, files in os.walk(path, followlinks=True, onerror=_refuse):
+        # A link to a folder above would be followed for ever.
+        real = os.path.realpath(name)
+        if real in seen:
+            folders.clear()
+            continue
+        seen.add(real)
+        folders.sort()
+        yield RunFolder(Path(name)), files
+
+
+def _refuse(error: OSError) -> None:
+    if not isinstance(error, FileNotFoundError):
+        raise DataError(f"{error.filename} cannot be read: {error.strerror}, so its trainings cannot be counted")
+
+
+def _has_begun(run: RunFolder, files: list[str]) -> bool:
+    """Whether a run folder without a ledger shows that something was released."""
+    if not {run.state.name, run.checkpoint.name, run.history.name, run.report.name}.isdisjoint(files):
+        return True
+    # The journal is there a moment before the ledger; the first release is announced after both.
+    return run.journal.name in files and b'"block"' in read_untrusted(run.journal)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 import traceback
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -9,16 +10,22 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dpmodel.callbacks.silence import Silence
+from dpmodel.compare.folder import begun_mark
 from dpmodel.compare.identity import config_digest
 from dpmodel.config import load_config
 from dpmodel.config.marked_yaml import read_yaml
 from dpmodel.config.reader import checked_config
 from dpmodel.runs.folder import RunFolder
-from monitors.errors import DPModelError
+from dpmodel.saving.lock import FolderLock
+from monitors.atomic import write_atomically
+from monitors.errors import ConfigError, DPModelError
 
 if TYPE_CHECKING:
     from dpmodel.config.schema import Config
     from dpmodel.training.run import Run
+
+#: A worker ends this many seconds after its parent at the latest.
+ORPHAN_SECONDS = 6.0
 
 #: Called with (job number, steps done) after each step.
 Stepped = Callable[[int, int], None]
@@ -78,29 +85,52 @@ def can_resume(folder: RunFolder, config: Config) -> bool:
 def _is_of(folder: RunFolder, config: Config) -> bool:
     try:
         return config_digest(load_config(folder.config, import_plugins=False)) == config_digest(config)
-    except (OSError, ValueError):
+    except (OSError, ValueError, AttributeError, RecursionError):
         return False
 
 
-def train_job(job: Job, stepped: Stepped) -> JobOutcome:
+def never() -> None:
+    """No reason to stop."""
+
+
+def train_job(job: Job, stepped: Stepped, stop_reason: Callable[[], str | None] = never) -> JobOutcome:
     """Train ``job`` in this process; an interrupted training is resumed if its state was saved.
 
     Anything else in its folder is moved aside, never deleted. An error becomes part of the outcome, so that the other
     jobs continue.
+
+    Args:
+        job: The job.
+        stepped: Is called after each step.
+        stop_reason: Is called before each step; a reason stops the training there.
     """
     from dpmodel.runs.train import train_from_config
 
     source = f"{job.label} (as solved)"
     try:
         config = checked_config(read_yaml(job.settings, source), source)
-        folder, watcher = RunFolder(Path(job.directory)), _StepReporter(job.number, stepped)
+        folder, watcher = RunFolder(Path(job.directory)), _StepReporter(job, stepped, stop_reason)
+        _await_orphan(folder)
+        if is_finished(folder, config):  # by the worker of a killed process, after the job was made
+            return JobOutcome(job)
         resume = can_resume(folder, config)
         result = train_from_config(config, folder.path, force=not resume, resume=resume, callbacks=[watcher])
     except KeyboardInterrupt:
         return JobOutcome(job, interrupted=True)
     except Exception as error:
         return JobOutcome(job, f"{type(error).__name__}: {error}{_place(error)}")
-    return JobOutcome(job, interrupted=result.interrupted)
+    return JobOutcome(job, interrupted=result.interrupted or folder.ended() is None)
+
+
+def _await_orphan(folder: RunFolder) -> None:
+    """Give the worker of a killed process the time in which it ends; whoever holds the folder after that is refused."""
+    deadline = time.monotonic() + ORPHAN_SECONDS
+    while folder.path.is_dir() and time.monotonic() < deadline:
+        try:
+            with FolderLock(folder.path):
+                return
+        except ConfigError:
+            time.sleep(0.1)
 
 
 def _place(error: Exception) -> str:
@@ -112,12 +142,23 @@ def _place(error: Exception) -> str:
 
 
 class _StepReporter(Silence):
-    """Reports each step, and silences the training."""
+    """Marks the run as begun, reports each step, stops the training on request, and silences it."""
 
-    def __init__(self, number: int, stepped: Stepped) -> None:
-        self.number = number
+    def __init__(self, job: Job, stepped: Stepped, stop_reason: Callable[[], str | None]) -> None:
+        self.job = job
         self.stepped = stepped
+        self.stop_reason = stop_reason
+        self._marked = False
+
+    def on_train_step_begin(self, run: Run) -> None:
+        """Stop before this step if there is a reason; leave a mark before the first one."""
+        reason = self.stop_reason()
+        if reason is not None:
+            run.stop(reason)
+        elif not self._marked:
+            self._marked = True
+            write_atomically(begun_mark(RunFolder(Path(self.job.directory))), "")
 
     def on_train_step_end(self, run: Run) -> None:
         """Report the step."""
-        self.stepped(self.number, run.step)
+        self.stepped(self.job.number, run.step)

@@ -4,29 +4,29 @@ from __future__ import annotations
 
 import multiprocessing
 import os
-import queue
 import signal
-import time
-from collections.abc import Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
-from concurrent.futures.process import BrokenProcessPool
-from dataclasses import dataclass
-from typing import Any, Protocol
+from collections import deque
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from multiprocessing import resource_tracker
+from multiprocessing.connection import wait
+from multiprocessing.context import SpawnContext
+from types import FrameType
+from typing import Protocol
 
 from dpmodel.compare.jobs import Job, JobOutcome, train_job
+from dpmodel.compare.worker import GRACE_SECONDS, work
+from dpmodel.training.interrupt import handling
 
 _POLL_SECONDS = 0.2
-_REPORT_SECONDS = 0.3
-
-#: Set in worker processes: the channel on which they report their steps.
-_channel: Any = None
 
 
 class Listener(Protocol):
     """An observer of jobs."""
 
     def began(self, job: Job) -> None:
-        """A job is about to take its first step."""
+        """A job is about to begin."""
 
     def stepped(self, job: Job, step: int) -> None:
         """A job has done ``step`` steps."""
@@ -53,8 +53,10 @@ def available_cores() -> int:
 def run_jobs(jobs: Sequence[Job], processes: int, listener: Listener) -> list[JobOutcome]:
     """Run ``jobs`` and return their outcomes in any order.
 
-    On an interrupt, the running jobs finish their step and write their results, and no further jobs start. The outcomes
-    of all jobs that ran are returned; those that were cut short are marked as interrupted.
+    On Ctrl-C, SIGTERM or SIGHUP, the running jobs finish their step and write their results, and no further jobs start.
+    A second signal kills them; the steps that they had announced are charged. The outcomes of all jobs that ran are
+    returned; those that were cut short are marked as interrupted. A job whose process was killed has failed, and a new
+    process takes the next one. If this process is killed, its workers end too (see ``worker.work``).
 
     Args:
         jobs: The jobs, started in this order.
@@ -90,70 +92,186 @@ class _Forward:
 
 
 def _in_processes(jobs: Sequence[Job], count: int, listener: Listener) -> list[JobOutcome]:
-    # Threads of torch do not survive a fork, so processes are spawned.
-    context = multiprocessing.get_context("spawn")
-    channel = context.Queue()
-    by_number = {job.number: job for job in jobs}
+    waiting, workers = deque(jobs), _Workers(count)
     outcomes: list[JobOutcome] = []
-    pool = ProcessPoolExecutor(count, mp_context=context, initializer=_start_worker, initargs=(channel,))
-    futures: dict[Future[JobOutcome], Job] = {pool.submit(_work, job): job for job in jobs}
-    waiting = set(futures)
-    try:
-        while waiting:
-            try:
-                done, waiting = wait(waiting, timeout=_POLL_SECONDS, return_when=FIRST_COMPLETED)
-            except KeyboardInterrupt:
-                # The workers receive the same signal, finish their step and write everything.
-                waiting = {future for future in waiting if not future.cancel()}
-                continue
-            _forward(channel, by_number, listener)
-            for future in done:
-                outcomes.append(_outcome(future, futures[future]))
+    with _counted() as signals, workers.ending():
+        while True:
+            interrupted = signals or any(outcome.interrupted for outcome in outcomes)
+            if interrupted:
+                waiting.clear()
+                workers.stop(signals[0] if signals else "a different run was interrupted", kill=len(signals) > 1)
+            while waiting and (worker := workers.free()) is not None:
+                worker.take(waiting.popleft())
+                listener.began(worker.current)
+            if not workers.busy:
+                break
+            for job, news in workers.news(_POLL_SECONDS):
+                if isinstance(news, int):
+                    listener.stepped(job, news)
+                    continue
+                outcomes.append(JobOutcome(job, interrupted=True) if news.fault and interrupted else news)
                 listener.ended(outcomes[-1])
-            if any(outcome.interrupted for outcome in outcomes):
-                waiting = {future for future in waiting if not future.cancel()}
-    finally:
-        pool.shutdown(wait=True, cancel_futures=True)
-        channel.close()
+        # Without a worker that starts, the others cannot be trained either.
+        outcomes += [JobOutcome(job, workers.never_started) for job in waiting]
     return outcomes
 
 
-def _outcome(future: Future[JobOutcome], job: Job) -> JobOutcome:
+@contextmanager
+def _counted() -> Iterator[list[str]]:
+    """Collects the names of the signals that would end this process, instead of being ended by them."""
+    received: list[str] = []
+
+    def receive(number: int, frame: FrameType | None) -> None:
+        del frame
+        received.append(signal.Signals(number).name)
+
+    with handling(receive):
+        yield received
+
+
+@contextmanager
+def _blocked() -> Iterator[None]:
+    """Blocks the signals of a terminal, for this thread and for the processes that it starts inside the block.
+
+    A terminal sends them to every process at once. The parent decides what they mean, and a worker must not hear them a
+    second time, nor die of them while it starts.
+    """
+    if not hasattr(signal, "pthread_sigmask"):
+        yield
+        return
+    # Starting this helper of multiprocessing would unblock the signals again.
+    resource_tracker.ensure_running()
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT, signal.SIGHUP])
     try:
-        return future.result()
-    except BrokenProcessPool:
-        return JobOutcome(job, "its process was killed, perhaps for lack of memory; use fewer --jobs")
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def _forward(channel: Any, by_number: dict[int, Job], listener: Listener) -> None:
-    while True:
+class _Worker:
+    """A worker process as its parent sees it."""
+
+    def __init__(self, context: SpawnContext) -> None:
+        self.orders, theirs = context.Pipe()
+        # Not a daemon: those may not start processes that fetch data.
+        self.process = context.Process(target=work, args=(theirs, os.getpid()), name="dpmodel worker")
+        with _blocked():
+            self.process.start()
+        theirs.close()
+        self.job: Job | None = None
+        self.ready = False
+        self.told = False
+
+    @property
+    def current(self) -> Job:
+        """The job that it trains."""
+        assert self.job is not None
+        return self.job
+
+    def take(self, job: Job) -> None:
+        """Give it a job; if it has died, ``news`` says so."""
+        self.job = job
+        self._order(job)
+
+    def stop(self, reason: str) -> None:
+        """Let it finish its step and write its results."""
+        if not self.told:
+            self.told = True
+            self._order(reason)
+
+    def news(self) -> Iterator[int | JobOutcome]:
+        """Steps done and the outcome of its job, if it has sent them since; a fault if it has died."""
+        dead = self.process.exitcode is not None  # asked first: it may send and then die
         try:
-            number, step = channel.get_nowait()
-        except queue.Empty:
-            return
-        job = by_number[number]
-        if step == 0:
-            listener.began(job)
-        else:
-            listener.stepped(job, step)
+            while self.job is not None and self.orders.poll():
+                message = self.orders.recv()
+                if isinstance(message, JobOutcome):
+                    self.job = None
+                if message is None:
+                    self.ready = True
+                else:
+                    yield message
+        except (EOFError, OSError):
+            self.process.join(GRACE_SECONDS)
+            dead = True
+        if dead and self.job is not None:
+            job, self.job = self.job, None
+            yield JobOutcome(job, self._death())
+
+    def _order(self, order: object) -> None:
+        with suppress(OSError):
+            self.orders.send(order)
+
+    def _death(self) -> str:
+        code = self.process.exitcode
+        if code is not None and code < 0:
+            text = f"its process was killed ({signal.Signals(-code).name})"
+            return f"{text}, perhaps for lack of memory; use fewer --jobs" if code == -signal.SIGKILL else text
+        if self.ready:
+            return f"its process ended unexpectedly (exit code {code})"
+        return (
+            f"its process could not start (exit code {code}); its error is shown above. In a script, call "
+            'run_comparison or run_tuning under `if __name__ == "__main__":`, or with jobs=1'
+        )
 
 
-def _start_worker(channel: Any) -> None:
-    global _channel
-    _channel = channel
-    # Between jobs, the parent handles the signal; during a job, the training does.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+@dataclass
+class _Workers:
+    """The worker processes, at most ``count`` at a time."""
 
+    count: int
+    alive: list[_Worker] = field(default_factory=list)
+    never_started: str | None = None
 
-def _work(job: Job) -> JobOutcome:
-    last = 0.0
+    @property
+    def busy(self) -> list[_Worker]:
+        """Those that have a job."""
+        return [worker for worker in self.alive if worker.job is not None]
 
-    def stepped(number: int, step: int) -> None:
-        nonlocal last
-        now = time.monotonic()
-        if now - last > _REPORT_SECONDS or step == job.steps:
-            last = now
-            _channel.put((number, step))
+    def free(self) -> _Worker | None:
+        """One without a job, started if there is room; None if there is none."""
+        for worker in list(self.alive):
+            if worker.job is None and worker.process.exitcode is None:
+                return worker
+            if worker.job is None:
+                self._remove(worker)
+        if len(self.alive) == self.count or self.never_started is not None:
+            return None
+        # Threads of torch do not survive a fork, so processes are spawned.
+        self.alive.append(_Worker(multiprocessing.get_context("spawn")))
+        return self.alive[-1]
 
-    _channel.put((job.number, 0))
-    return train_job(job, stepped)
+    def stop(self, reason: str, *, kill: bool) -> None:
+        """Let all of them finish their step, or kill them."""
+        for worker in self.busy:
+            worker.process.kill() if kill else worker.stop(reason)
+
+    def news(self, timeout: float) -> list[tuple[Job, int | JobOutcome]]:
+        """What the workers have to say, after at most ``timeout`` seconds."""
+        found: list[tuple[Job, int | JobOutcome]] = []
+        wait([worker.orders for worker in self.busy], timeout)
+        for worker in self.busy:
+            job = worker.current
+            found += [(job, news) for news in worker.news()]
+            if worker.process.exitcode is not None:
+                self._remove(worker)
+                if not worker.ready and found and isinstance(found[-1][1], JobOutcome):
+                    self.never_started = found[-1][1].fault
+        return found
+
+    def _remove(self, worker: _Worker) -> None:
+        self.alive.remove(worker)
+        worker.orders.close()
+
+    @contextmanager
+    def ending(self) -> Iterator[None]:
+        """End all workers at the end of the block, as if this process had died."""
+        try:
+            yield
+        finally:
+            for worker in self.alive:
+                worker.orders.close()
+            for worker in self.alive:
+                worker.process.join(2 * GRACE_SECONDS)
+                worker.process.kill()
+                worker.process.join()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import csv
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,16 +10,29 @@ from typing import Any
 
 from dpmodel.compare.comparison import Comparison
 from dpmodel.compare.equal_epsilon import CalibratedVariant, within_target
-from dpmodel.compare.folder import ComparisonFolder
+from dpmodel.compare.folder import ComparisonFolder, in_short, vanished_below
 from dpmodel.compare.jobs import is_finished
 from dpmodel.compare.statistics import Summary, paired_difference, summarise, verdict
 from dpmodel.planning.training_plan import TrainingPlan
 from dpmodel.runs.folder import RunFolder
 from dpmodel.training.history import History
 from monitors.errors import DataError
-from monitors.spent import PrivacySpent, describe_sampling, epsilon_text, privacy_spent
+from monitors.events import PrivacyEvent
+from monitors.ledger import Ledger
+from monitors.spent import PrivacySpent, describe_sampling, epsilon_text, privacy_spent, resolve_accountant
+from monitors.untrusted import read_json
 
 FORMAT = "dpmodel-comparison/1"
+
+_TRAIN_AGAIN = "move the run folder away and repeat the command to train it again"
+
+#: A report may come from a different version of an accountant, whose bound is a little tighter or looser.
+_SAME_EPSILON = 0.01
+
+_VANISHED = "has vanished"
+
+#: Rows of a ledger -> their epsilon.
+_Known = dict[tuple[tuple[PrivacyEvent, int], ...], float]
 
 
 @dataclass(frozen=True)
@@ -31,9 +44,10 @@ class RunRow:
         folder: Run folder.
         history: Its history.
         value: The compared metric after the last epoch.
-        epsilon: Epsilon of the steps that led to the model. Steps lost with a killed process are not part of the
-            comparison; ``ComparisonResult.composed`` includes them.
+        epsilon: Epsilon of the steps that led to the model, computed from its ledger. Steps lost with a killed process
+            are not part of the comparison; ``ComparisonResult.composed`` includes them.
         status: ``"finished"``, or why it ended early.
+        note: A contradiction between its report and its ledger, which counts; None if there is none.
     """
 
     seed: int
@@ -42,6 +56,7 @@ class RunRow:
     value: float
     epsilon: float
     status: str
+    note: str | None = None
 
     @property
     def seconds(self) -> float:
@@ -136,6 +151,8 @@ class ComparisonResult:
         missing = len(definition.variants) * len(definition.seeds) - count
         if missing:
             found.insert(0, f"NOT COMPLETE: {missing} runs are not finished; rows with fewer runs are less certain.")
+        found += [note for note in self.composed.notes if _VANISHED in note]
+        found += [run.note for row in self.variants for run in row.runs if run.note is not None]
         if not self.equal:
             found.insert(0, "NOT AT EQUAL EPSILON: " + "; ".join(self._unequal()))
         return tuple(found)
@@ -194,50 +211,77 @@ def collect(
         difference = None if is_base else paired_difference(values, base, limits)
         summary = summarise(list(values.values()), limits)
         rows.append(VariantRow(variant.name, variant.plan, done, summary, difference))
-    return ComparisonResult(comparison, tuple(rows), *_composed(comparison, rows[0], folder)) if rows else None
+    return ComparisonResult(comparison, tuple(rows), *_composed(comparison, variants, folder)) if rows else None
 
 
 def _runs(
     comparison: Comparison, variant: CalibratedVariant, folder: ComparisonFolder, seeds: Sequence[int]
 ) -> tuple[RunRow, ...]:
     targets = [(seed, folder.run(variant.slug, seed)) for seed in seeds]
+    # Every whole run of a variant has the same kept ledger, and a tight epsilon takes seconds.
+    known = {variant.plan.ledger().rows: variant.epsilon}
     return tuple(
-        _run(comparison, seed, target) for seed, target in targets if is_finished(target, variant.config(seed))
+        _run(comparison, variant, seed, target, known)
+        for seed, target in targets
+        if is_finished(target, variant.config(seed))
     )
 
 
-def _run(comparison: Comparison, seed: int, folder: RunFolder) -> RunRow:
+def _run(comparison: Comparison, variant: CalibratedVariant, seed: int, folder: RunFolder, known: _Known) -> RunRow:
     definition = comparison.definition
+    target = definition.target
     try:
-        report = json.loads(folder.report.read_text(encoding="utf-8"))
+        report = read_json(folder.report)
         ledger = folder.read_ledger()
-        history = History.from_csv(folder.history, definition.target.delta)
+        history = History.from_csv(folder.history, target.delta)
         history.read_norm_bounds(folder.norm_bounds)
         column = "valid_loss" if definition.metric == "loss" else definition.metric
         value = float(history.column(column)[-1])
-    except (OSError, ValueError, TypeError, IndexError) as error:
+        digest, status, stated = report["ledger_digest"], str(report["status"]), report["epsilon_without_lost_steps"]
+        rows = ledger.kept.rows
+        if rows not in known:
+            known[rows] = resolve_accountant(target.accountant).epsilon(ledger.kept, target.delta)
+    except (OSError, ValueError, TypeError, LookupError, OverflowError, csv.Error) as error:
+        raise DataError(f"{folder.path} cannot be read as a finished run: {in_short(error)}; {_TRAIN_AGAIN}") from error
+    if ledger.digest() != digest:
         raise DataError(
-            f"{folder.path} cannot be read as a finished run: {error}; move it away and repeat the command to train it "
-            "again"
-        ) from error
-    if ledger.digest() != report.get("ledger_digest"):
-        raise DataError(
-            f"{folder.report} does not match {folder.ledger}: its digest is {report.get('ledger_digest')!r}, not "
-            f"{ledger.digest()!r}; move the run folder away and repeat the command to train it again"
+            f"{folder.report} does not match {folder.ledger}: its digest is {str(digest)[:80]!r}, not "
+            f"{ledger.digest()!r}; {_TRAIN_AGAIN}"
         )
-    return RunRow(seed, folder, history, value, float(report["epsilon_without_lost_steps"]), str(report["status"]))
+    if status == "finished" and ledger.kept.total < variant.plan.steps:
+        raise DataError(
+            f"{folder.report} says that the training is finished, but {folder.ledger.name} holds {ledger.kept.total:,} "
+            f"of {variant.plan.steps:,} steps; {_TRAIN_AGAIN}"
+        )
+    return RunRow(seed, folder, history, value, known[rows], status, _contradiction(folder, stated, known[rows]))
 
 
-def _composed(comparison: Comparison, row: VariantRow, folder: ComparisonFolder) -> tuple[PrivacySpent, int, int]:
-    target, release = comparison.definition.target, row.plan.release
+def _contradiction(folder: RunFolder, stated: Any, epsilon: float) -> str | None:
     try:
-        ledgers = [RunFolder(path.parent).read_ledger() for path in folder.ledgers()]
-    except (OSError, ValueError) as error:
-        raise DataError(f"cannot compute the total epsilon of the trainings in {folder.path}: {error}") from error
+        if math.isclose(float(stated), epsilon, rel_tol=_SAME_EPSILON):
+            return None
+    except (TypeError, ValueError, OverflowError):
+        pass
+    return f"{folder.report} states epsilon {str(stated)[:40]}, but its ledger gives {epsilon:.6g}, which counts."
+
+
+def _composed(
+    comparison: Comparison, variants: Sequence[CalibratedVariant], folder: ComparisonFolder
+) -> tuple[PrivacySpent, int, int]:
+    target, release = comparison.definition.target, variants[0].plan.release
+    plans = {variant.slug: variant.plan for variant in variants}
+    ledgers = list(folder.ledgers().values())
+    for run in vanished_below(folder.runs):
+        plan = plans.get(run.path.parent.name)
+        note = f"{run.path} {_VANISHED}: its run is " + ("charged in full" if plan else "NOT part of this epsilon")
+        ledgers.append(Ledger([note]) if plan is None else plan.ledger().merge(Ledger([note])))
     merged = ledgers[0].merge(*ledgers[1:])
     meaning = {"unit": release.unit.describe(), "relation": release.sampler.relation}
     statement = {**meaning, "sampling": describe_sampling(merged)}
-    spent = privacy_spent(merged, target.delta, target.accountant, statement)
+    try:
+        spent = privacy_spent(merged, target.delta, target.accountant, statement)
+    except ValueError as error:
+        raise DataError(f"cannot compute the total epsilon of the trainings in {folder.path}: {error}") from error
     return spent, len(ledgers), merged.lost.total
 
 

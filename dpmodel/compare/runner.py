@@ -103,12 +103,14 @@ def run_comparison(
 
     Raises:
         ConfigError: A variant is invalid or cannot meet the target, or a different process is using the folder.
+        DataError: A ledger in the folder is missing or damaged, or contradicts the report beside it.
     """
     processes = default_jobs() if jobs is None else jobs
     checks.positive_int(jobs=processes)
     observer = NullWatcher() if watcher is None else watcher
     folder = ComparisonFolder(Path(directory) if directory is not None else comparison.directory)
     with FolderLock(folder.path) as lock:
+        folder.ledgers()  # a damaged one is refused before more is spent
         variants = calibrate_variants(comparison, folder.multipliers, observer.calibrating)
         all_jobs, reused = _jobs(comparison, variants, folder, processes)
         observer.training(all_jobs, reused)

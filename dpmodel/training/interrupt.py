@@ -1,4 +1,4 @@
-"""Ctrl-C or SIGTERM during training: the step is finished, everything is written, then the training ends."""
+"""Ctrl-C, SIGTERM or SIGHUP during training: the step is finished, everything is written, then the training ends."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from monitors.errors import DataError
 if TYPE_CHECKING:
     from dpmodel.training.run import Run
 
-#: Ctrl-C, and the signal that cluster managers send before they kill a process.
-SIGNALS = (signal.SIGINT, signal.SIGTERM)
+#: Ctrl-C, the signal that cluster managers send before they kill a process, and that of a closed terminal.
+SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
 
 #: How the errors of torch about a dead worker process begin.
 _DEAD_WORKER = "DataLoader worker (pid"
@@ -30,6 +30,30 @@ T = TypeVar("T")
 
 #: Start of the stop reason of an interrupted run.
 INTERRUPTED = "interrupted"
+
+
+@contextmanager
+def handling(
+    handler: Callable[[int, FrameType | None], None], signals: Sequence[signal.Signals] = SIGNALS
+) -> Iterator[None]:
+    """Call ``handler`` for ``signals`` inside the block; does nothing outside the main thread.
+
+    A signal that the process ignores, such as SIGHUP under ``nohup``, stays ignored, except for SIGINT, which a shell
+    ignores for every command in the background.
+    """
+    before = {}
+    if threading.current_thread() is threading.main_thread():
+        before = {number: signal.getsignal(number) for number in signals}
+    for number, earlier in list(before.items()):
+        if earlier is signal.SIG_IGN and number != signal.SIGINT:
+            del before[number]
+        else:
+            signal.signal(number, handler)
+    try:
+        yield
+    finally:
+        for number, earlier in before.items():
+            signal.signal(number, earlier)
 
 
 class InterruptStop(Callback):
@@ -51,15 +75,8 @@ class InterruptStop(Callback):
     @contextmanager
     def listening(self, signals: Sequence[signal.Signals] = SIGNALS) -> Iterator[None]:
         """Handle the signals inside the block; does nothing outside the main thread, which receives no signals."""
-        if threading.current_thread() is not threading.main_thread():
+        with handling(self._handle, signals):
             yield
-            return
-        before = {number: signal.signal(number, self._handle) for number in signals}
-        try:
-            yield
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         del frame

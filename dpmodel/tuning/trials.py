@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
+import csv
 import math
 import os
-import random
-import secrets
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from dpmodel.callbacks.watched_metric import direction
+from dpmodel.compare.folder import in_short, ledgers_below, vanished_below
 from dpmodel.compare.jobs import Job, JobOutcome, is_finished
 from dpmodel.compare.pool import default_jobs, run_jobs
 from dpmodel.compare.runner import NullWatcher, Watcher
@@ -24,20 +22,24 @@ from dpmodel.planning.noise_floor import HIGHEST_FIRST
 from dpmodel.planning.training_plan import TrainingPlan
 from dpmodel.runs.build import build_training
 from dpmodel.runs.folder import RunFolder
-from dpmodel.saving.lock import LOCK_NAME, FolderLock
+from dpmodel.saving.lock import FolderLock
 from dpmodel.training.history import History
+from dpmodel.tuning.drawn import DrawnRuns
 from dpmodel.tuning.search import Tuning
 from monitors import checks
-from monitors.atomic import write_atomically
 from monitors.calibration import calibrate_noise_multiplier
-from monitors.errors import ConfigError
+from monitors.errors import DataError
 from monitors.ledger import Ledger
 from monitors.spent import PrivacySpent, privacy_spent
 
 #: Reports of a search, in words and as data.
 REPORTS = ("tuning.md", "tuning.json")
-#: Length of a run's name, which reveals nothing about its place among the runs.
-_NAME_BYTES = 4
+
+#: Subfolder of the run folders.
+TRIALS = "trials"
+
+#: The ledger of what a search is charged for good: unlike the steps of an unfinished run, it never becomes less.
+CHARGED = "charged.json"
 
 
 @dataclass(frozen=True)
@@ -123,6 +125,7 @@ def run_tuning(
 
     Raises:
         ConfigError: A setting is wrong, the target cannot be met, or the folder holds a different search.
+        DataError: A ledger in the folder is missing or damaged.
     """
     processes = default_jobs() if jobs is None else jobs
     checks.positive_int(jobs=processes)
@@ -131,7 +134,7 @@ def run_tuning(
     _require_buildable(tuning)
     with FolderLock(folder) as lock:
         progress.calibrating(tuning.name)
-        trials = _planned(tuning, folder, *_drawn(tuning, folder))
+        trials = _planned(tuning, folder, DrawnRuns.of(tuning, folder))
         _charge(tuning, folder, trials).save(folder / "ledger.json")
         todo = [trial for trial in trials if not is_finished(trial.folder, trial.plan.config)]
         work = [_job(index, trial) for index, trial in enumerate(todo)]
@@ -149,46 +152,9 @@ def _require_buildable(tuning: Tuning) -> None:
         build_training(_provisional(config))
 
 
-def _drawn(tuning: Tuning, folder: Path) -> tuple[list[dict[str, Any]], list[str]]:
-    """Values and name of every run: drawn once, then read back, so that a resumed search is the same search."""
-    path, digest = folder / "search.json", _digest(tuning)
-    if path.is_file():
-        return _stored(path, digest)
-    if any(file.name != LOCK_NAME for file in folder.iterdir()):
-        raise ConfigError(f"{folder} is not empty and does not hold a search; choose a different folder with --output")
-    # The price of random stopping holds only if the number of runs is secret.
-    secret = random.SystemRandom()
-    runs = [tuning.draw(secret) for _ in range(tuning.charge.number(tuning.definition.runs, secret))]
-    # The place of the best run must be secret too, because it reveals how many runs there are.
-    names = [secrets.token_hex(_NAME_BYTES) for _ in runs]
-    for values in runs:
-        tuning.config(values)
-    write_atomically(path, json.dumps({"digest": digest, "runs": runs, "names": names}, indent=1) + "\n")
-    return runs, names
-
-
-def _stored(path: Path, digest: str) -> tuple[list[dict[str, Any]], list[str]]:
-    try:
-        stored = json.loads(path.read_text(encoding="utf-8"))
-        found, runs, names = stored["digest"], list(stored["runs"]), list(stored["names"])
-    except (ValueError, KeyError, TypeError) as error:
-        raise ConfigError(f"{path} is damaged ({error}); choose a different folder with --output") from error
-    if found != digest:
-        raise ConfigError(
-            f"{path.parent} holds a different search, or this one before its file was changed; choose a different "
-            "folder with --output"
-        )
-    return runs, names
-
-
-def _digest(tuning: Tuning) -> str:
-    content = [tuning.definition.model_dump(mode="json"), tuning.base.values]
-    return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()
-
-
-def _planned(tuning: Tuning, folder: Path, runs: Sequence[Mapping[str, Any]], names: Sequence[str]) -> list[Trial]:
+def _planned(tuning: Tuning, folder: Path, drawn: DrawnRuns) -> list[Trial]:
     """Every run with its multiplier; each is built once, so that faults show before the first training."""
-    plans = [build_training(_provisional(tuning.config(values))).plan for values in runs]
+    plans = [build_training(_provisional(tuning.config(values))).plan for values in drawn.values]
     target = tuning.config().privacy.target_epsilon
     if target is not None and tuning.charge.as_one:
         multiplier = _shared_multiplier(tuning, plans, target)
@@ -196,8 +162,8 @@ def _planned(tuning: Tuning, folder: Path, runs: Sequence[Mapping[str, Any]], na
     elif target is not None:
         plans = [plan.solved_for(target) for plan in plans]
     return [
-        Trial(number, values, RunFolder(folder / "trials" / name), plan)
-        for number, (values, name, plan) in enumerate(zip(runs, names, plans, strict=True), start=1)
+        Trial(number, values, RunFolder(folder / TRIALS / name), plan)
+        for number, (values, name, plan) in enumerate(zip(drawn.values, drawn.names, plans, strict=True), start=1)
     ]
 
 
@@ -218,19 +184,55 @@ def _shared_multiplier(tuning: Tuning, plans: Sequence[TrainingPlan], target: fl
 
 
 def _charge(tuning: Tuning, folder: Path, trials: Sequence[Trial]) -> Ledger:
-    """The ledger of the search: as charged, plus every run that was interrupted."""
+    """The ledger of the search: as charged, plus all that was released beyond the plan.
+
+    Beyond the plan are lost steps, runs that were moved aside or that no drawn run is named after, all steps of
+    unfinished runs, and runs whose folder has vanished although they had begun.
+    """
     with locating_errors(trials[0].plan.config, "privacy"):
-        ledger = tuning.charge.ledger([trial.plan.ledger() for trial in trials], tuning.definition.runs)
-    broken_off = [
-        RunFolder(path.parent).read_ledger() for path in sorted(folder.glob("trials/*.previous-*/ledger.json"))
-    ]
-    return ledger.merge(*broken_off, *(_beside_the_plan(trial) for trial in trials if trial.folder.ledger.is_file()))
+        charged = tuning.charge.ledger([trial.plan.ledger() for trial in trials], tuning.definition.runs)
+    ledgers, vanished = ledgers_below(folder / TRIALS), vanished_below(folder / TRIALS)
+    unfinished = []
+    for trial in trials:
+        ledger = ledgers.pop(trial.folder.path, None)
+        if trial.folder in vanished:
+            charged.extend(trial.plan.ledger())
+            charged.add_note(f"{trial.folder.path} has vanished: its run is charged in full, in addition")
+        elif ledger is not None:
+            charged.extend(_beyond_the_plan(trial, ledger))
+            if not is_finished(trial.folder, trial.plan.config):
+                unfinished.append(Ledger(ledger.notes).extend(ledger.kept))
+    for ledger in ledgers.values():
+        charged.extend(ledger)
+    if tuning.charge.as_one:
+        charged = _at_least_as_before(charged, folder / CHARGED)
+    return charged.merge(*unfinished)
 
 
-def _beside_the_plan(trial: Trial) -> Ledger:
-    """The lost steps of a finished run; all steps of an unfinished one."""
-    ledger = trial.folder.read_ledger()
-    return ledger.lost if is_finished(trial.folder, trial.plan.config) else ledger
+def _beyond_the_plan(trial: Trial, ledger: Ledger) -> Ledger:
+    """What the run released and its plan lacks: lost steps, as a rule."""
+    return ledger.lost.merge(ledger.kept.beyond(trial.plan.ledger()))
+
+
+def _at_least_as_before(charged: Ledger, path: Path) -> Ledger:
+    """``charged``, with all that was charged before and is missing now, such as a run whose folder was deleted.
+
+    Raises:
+        DataError: The earlier charge cannot be read.
+    """
+    try:
+        before = Ledger.load(path) if path.exists() else Ledger()
+        missing = before.beyond(charged)
+        if missing.total:
+            missing.add_note("runs that are no longer in the folder of this search are charged")
+        charged = charged.merge(missing)
+        charged.save(path)
+    except (OSError, ValueError) as error:
+        raise DataError(
+            f"what this search was charged before cannot be read: {in_short(error)}; restore the original file, or "
+            "choose a different folder with --output"
+        ) from error
+    return charged
 
 
 def _job(number: int, trial: Trial) -> Job:
@@ -244,7 +246,8 @@ def _concluded(tuning: Tuning, folder: Path, trials: Sequence[Trial], outcomes: 
     best = _best(scored, direction(tuning.definition.metric, "auto"))
     ledger = _charge(tuning, folder, scored)
     if not tuning.charge.as_one and best is not None:
-        ledger = tuning.charge.ledger([best.plan.ledger().merge(_beside_the_plan(best))], 1)
+        beside = _beyond_the_plan(best, Ledger.load(best.folder.ledger))
+        ledger = tuning.charge.ledger([best.plan.ledger().merge(beside)], 1)
     ledger.save(folder / "ledger.json")
     privacy, statement = trials[0].plan.config.privacy, trials[0].plan.release.statement
     spent = privacy_spent(ledger, privacy.delta, privacy.accountant, statement)
@@ -263,7 +266,12 @@ def _best(trials: Sequence[Trial], sign: int) -> Trial | None:
 def _score(tuning: Tuning, trial: Trial) -> float | None:
     if not is_finished(trial.folder, trial.plan.config):
         return None
-    history = History.from_csv(trial.folder.history, trial.plan.config.privacy.delta)
     metric = tuning.definition.metric
-    value = history.column("valid_loss" if metric == "loss" else metric)[-1]
-    return None if value is None else float(value)
+    try:
+        history = History.from_csv(trial.folder.history, trial.plan.config.privacy.delta)
+        value = history.column("valid_loss" if metric == "loss" else metric)[-1]
+        return None if value is None else float(value)
+    except (OSError, ValueError, LookupError, csv.Error) as error:
+        raise DataError(
+            f"the score of {trial.folder.path} cannot be read: {in_short(error)}; restore the original file"
+        ) from error

@@ -6,6 +6,8 @@ import stat
 import pytest
 
 from dpmodel.compare import make_comparison, run_comparison
+from dpmodel.compare.equal_epsilon import calibrate_variants
+from dpmodel.compare.jobs import Job, JobOutcome, train_job
 from dpmodel.compare.runner import NullWatcher
 from dpmodel.saving.lock import FolderLock
 from monitors import Ledger, RDPAccountant
@@ -33,8 +35,8 @@ def test_every_run_spends_the_target_by_its_own_ledger(carried_out):
     assert carried_out.ok
     assert carried_out.missing == 0
     accountant = RDPAccountant()
-    for path in carried_out.folder.ledgers():
-        assert 3.0 * 0.999 <= accountant.epsilon(Ledger.load(path), 1e-5) <= 3.0
+    for ledger in carried_out.folder.ledgers().values():
+        assert 3.0 * 0.999 <= accountant.epsilon(ledger, 1e-5) <= 3.0
 
 
 def test_runs_of_one_seed_share_their_initial_weights_and_not_their_noise(carried_out):
@@ -92,7 +94,7 @@ def test_a_killed_run_resumes_from_its_last_save_and_lost_steps_count_in_the_tot
     assert Ledger.load(tmp_path / "runs/fixed/seed-1/ledger.json").lost.total == resumed.result.lost_steps == 2
     assert resumed.result.equal
     assert "including 2 steps lost with killed processes" in " ".join(resumed.result.caveats)
-    whole = Ledger().merge(*map(Ledger.load, resumed.folder.ledgers()))
+    whole = Ledger().merge(*resumed.folder.ledgers().values())
     assert whole.total == 14
     assert resumed.result.composed.epsilon == pytest.approx(RDPAccountant().epsilon(whole, 1e-5))
     assert resumed.result.to_dict()["composed"]["lost_steps"] == 2
@@ -108,7 +110,7 @@ def test_a_run_without_a_saved_state_is_repeated_and_its_releases_count(tiny, tm
     aside = tmp_path / "runs/exp-strong/seed-1.previous-1/ledger.json"
     assert Ledger.load(aside).total == 1
     assert resumed.result.trainings == 5
-    whole = RDPAccountant().epsilon(Ledger().merge(*map(Ledger.load, resumed.folder.ledgers())), 1e-5)
+    whole = RDPAccountant().epsilon(Ledger().merge(*resumed.folder.ledgers().values()), 1e-5)
     assert resumed.result.composed.epsilon == pytest.approx(whole)
     assert whole > resumed.result.variants[0].epsilon
 
@@ -121,7 +123,8 @@ def test_a_comparison_that_a_different_process_runs_is_refused_before_any_traini
     assert not list(tmp_path.glob("runs/*"))
 
 
-def test_a_run_that_an_orphaned_worker_still_trains_is_left_alone_and_named(tiny, tmp_path):
+def test_a_run_that_a_different_process_still_trains_is_left_alone_and_named(tiny, tmp_path, monkeypatch):
+    monkeypatch.setattr("dpmodel.compare.jobs.ORPHAN_SECONDS", 0.1)
     tiny["seeds"] = [1]
     with FolderLock(tmp_path / "runs/fixed/seed-1"):
         found = run_comparison(make_comparison(tiny), tmp_path, jobs=1)
@@ -164,6 +167,20 @@ def test_a_run_folder_whose_report_does_not_match_its_ledger_is_refused(tiny, tm
         DataError, match=r"seed-1/ledger\.json: releases\.jsonl beside it is .* of a different training"
     ):
         run_comparison(make_comparison(tiny), tmp_path, jobs=1)
+
+
+def test_a_reason_to_stop_interrupts_a_job_before_its_next_step(tiny, tmp_path):
+    config = calibrate_variants(make_comparison(tiny), None)[0].config(1)
+    job = Job(0, "fixed", 1, 6, str(tmp_path / "run"), config.to_yaml())
+    steps = []
+    reason = lambda: "interrupted (SIGTERM)" if len(steps) == 2 else None  # noqa: E731
+    outcome = train_job(job, lambda number, step: steps.append(step), reason)
+    assert (outcome.interrupted, outcome.fault, steps) == (True, None, [1, 2])
+    assert Ledger.load(tmp_path / "run/ledger.json").total == 2
+    assert (tmp_path / "run.begun").exists()
+    resumed = train_job(job, lambda number, step: steps.append(step))
+    assert (resumed.interrupted, resumed.fault, steps) == (False, None, [1, 2, 3, 4, 5, 6])
+    assert train_job(job, lambda number, step: pytest.fail("it was trained again")) == JobOutcome(job)
 
 
 def test_a_failed_training_is_named_and_the_others_continue(tiny, tmp_path, monkeypatch):

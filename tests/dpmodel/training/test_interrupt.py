@@ -44,6 +44,20 @@ def test_earlier_signal_handlers_are_restored():
     assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == before
 
 
+@pytest.mark.skipif(not hasattr(signal, "SIGHUP"), reason="has no SIGHUP")
+@pytest.mark.parametrize("ignored", [False, True], ids=["a closed terminal", "nohup"])
+def test_a_closed_terminal_stops_the_run_unless_the_process_ignores_it(ignored):
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN if ignored else signal.SIG_DFL)
+    try:
+        interrupt, run = InterruptStop(), Run()
+        with interrupt.listening():
+            interrupt.on_train_begin(run)
+            os.kill(os.getpid(), signal.SIGHUP)
+        assert run.reasons == ([] if ignored else ["interrupted (SIGHUP)"])
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
 def test_outside_of_the_main_thread_it_does_nothing():
     failures = []
 

@@ -1,0 +1,294 @@
+"""Real processes and real signals: workers end with their parent, and every step that they took is charged."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+import yaml
+
+from dpmodel.compare import make_comparison, run_comparison
+from dpmodel.compare.worker import GRACE_SECONDS
+from monitors import Ledger
+
+pytestmark = pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="reads the processes of a session")
+
+ROOT = Path(__file__).parents[3]
+#: Far more than the longest time that anything here takes on a busy machine.
+PATIENCE = 300
+
+#: Notes each step in a file that dpmodel does not know, when its release has happened.
+TRACE = """
+import os
+from dpmodel.callbacks import CALLBACKS, Callback
+
+@CALLBACKS.register("Trace")
+class Trace(Callback):
+    def __init__(self, folder):
+        self.folder = folder
+
+    def on_train_step_end(self, run):
+        handle = os.open(os.path.join(self.folder, str(os.getpid())), os.O_WRONLY | os.O_APPEND | os.O_CREAT)
+        os.write(handle, b".")
+        os.close(handle)
+"""
+
+LONG = {
+    "base": {
+        "data": {"name": "synthetic", "num_train": 120, "num_test": 60, "num_classes": 3, "shape": [1, 4, 4]},
+        "network": {"name": "linear"},
+        "optimizer": {"name": "SGD", "lr": 0.5},
+        "privacy": {"noise_multiplier": 1.0},
+        "training": {"epochs": 5000, "batch_size": 20},
+        "output": {"curve": False, "save_every_steps": 10},
+    },
+    "target": {"epsilon": 3.0, "accountant": "rdp"},
+    "seeds": [1, 2],
+    "variants": [{"name": "fixed"}, {"name": "tight", "set": {"privacy.norm_bound": 0.5}}],
+}
+SEARCH = {
+    "base": {**LONG["base"], "privacy": {"target_epsilon": 3.0}},
+    "search": {"optimizer.lr": {"values": [0.1, 0.2]}},
+    "runs": 4,
+    "charge": "all",
+}
+FILES = {"compare": LONG, "tune": SEARCH}
+
+
+def members(session):
+    """Processes of a session that have not ended."""
+    found = {}
+    for entry in Path("/proc").iterdir():
+        with suppress(OSError, ValueError):
+            state, parent, _, sid = (entry / "stat").read_text().rpartition(")")[2].split()[:4]
+            if int(sid) == session and state != "Z":
+                found[int(entry.name)] = int(parent)
+    return found
+
+
+def until(condition, what):
+    deadline = time.monotonic() + PATIENCE
+    while not condition():
+        assert time.monotonic() < deadline, what
+        time.sleep(0.05)
+
+
+def ledgers(out):
+    return {path: Ledger.load(path) for path in out.rglob("ledger.json") if path.parent != out}
+
+
+class Started:
+    """A command with two workers in a session of its own, observed while both train."""
+
+    def __init__(self, tmp_path, command="compare", workers=0, epochs=5000):
+        trace, self.traces, self.out = tmp_path / "trace.py", tmp_path / "traces", tmp_path / "out"
+        values = json.loads(json.dumps(FILES[command]))
+        self.traces.mkdir(exist_ok=True)
+        trace.write_text(TRACE)
+        values["base"]["training"]["epochs"] = epochs
+        self.before = len(list(self.traces.iterdir()))
+        values["base"] |= {
+            "plugins": [str(trace)],
+            "callbacks": [{"name": "Trace", "folder": str(self.traces)}],
+            "performance": {"threads": 1, "workers": workers, **({"in_memory": False} if workers else {})},
+        }
+        path = tmp_path / f"{command}.yaml"
+        path.write_text(yaml.safe_dump(values))
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "dpmodel", command, str(path), "-o", str(self.out), "--jobs", "2", "--quiet"],
+            cwd=ROOT,
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            start_new_session=True,
+        )
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *error):
+        for process in members(self.process.pid):
+            with suppress(ProcessLookupError):
+                os.kill(process, signal.SIGKILL)
+        self.process.wait()
+
+    def new_traces(self):
+        """Number of processes that have trained since this start."""
+        return len(list(self.traces.iterdir())) - self.before
+
+    def both_train(self):
+        until(lambda: self.process.poll() is not None or self.new_traces() >= 2, "they do not train")
+        assert self.process.poll() is None, self.process.stdout.read()
+        return self
+
+    def workers(self):
+        """The worker processes: those that train."""
+        return [int(path.name) for path in self.traces.iterdir() if int(path.name) in members(self.process.pid)]
+
+    def all_end(self):
+        """Wait for the end of all processes, and return what the command said."""
+        until(lambda: not members(self.process.pid), f"still there: {members(self.process.pid)}")
+        self.process.wait()
+        return self.process.stdout.read()
+
+    def traced(self):
+        """Steps that all processes have taken, by their own trace."""
+        return sum(path.stat().st_size for path in self.traces.iterdir())
+
+    def require_charged(self):
+        """Ledgers no longer grow, and state at least what was traced."""
+        before, traced = ledgers(self.out), self.traced()
+        assert sum(ledger.total for ledger in before.values()) >= traced
+        time.sleep(0.3)
+        assert (ledgers(self.out), self.traced()) == (before, traced)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("command", ["compare", "tune"])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT], ids=lambda number: number.name)
+def test_the_first_signal_finishes_the_step_of_each_worker_and_saves(tmp_path, number, command):
+    with Started(tmp_path, command) as started:
+        started.both_train()
+        started.process.send_signal(number)
+        text = started.all_end()
+        assert started.process.returncode == 1
+        assert "repeat the command to continue" in text
+        assert "Traceback" not in text
+        started.require_charged()
+        found = ledgers(started.out)
+        assert len(found) == 2
+        # nothing was lost: as many steps are charged as were taken
+        assert sum(ledger.total for ledger in found.values()) == started.traced()
+        for path in found:
+            status = json.loads((path.parent / "privacy_report.json").read_text())["status"]
+            assert f"interrupted ({number.name})" in status
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("whole_group", [False, True], ids=["parent", "group"])
+@pytest.mark.parametrize("times", [1, 2, 3])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=lambda number: number.name)
+def test_repeated_signals_end_everything_without_a_traceback(tmp_path, number, times, whole_group):
+    with Started(tmp_path) as started:
+        started.both_train()
+        for _ in range(times):
+            with suppress(ProcessLookupError):
+                os.killpg(started.process.pid, number) if whole_group else started.process.send_signal(number)
+            time.sleep(0.05)
+        text = started.all_end()
+        assert "Traceback" not in text
+        started.require_charged()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("command", ["compare", "tune"])
+@pytest.mark.parametrize("workers", [0, 2])
+def test_workers_and_their_children_end_when_their_parent_is_killed(tmp_path, command, workers):
+    with Started(tmp_path, command, workers) as started:
+        started.both_train()
+        if workers:
+            trainers = started.workers()
+            assert sum(parent in trainers for parent in members(started.process.pid).values()) >= 2
+        began = time.monotonic()
+        started.process.kill()
+        started.all_end()
+        assert time.monotonic() - began < GRACE_SECONDS + 30  # far less than the minutes of the training
+        started.require_charged()
+        # each of the two is charged for at most its block, of 10 steps; on an idle machine for no more than it took
+        assert sum(ledger.total for ledger in ledgers(started.out).values()) <= started.traced() + 20
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_killed_worker_fails_its_job_alone(tmp_path, workers):
+    with Started(tmp_path, workers=workers) as started:
+        started.both_train()
+        victim = started.workers()[0]
+        os.kill(victim, signal.SIGKILL)
+        # a fresh worker takes the next job; the other one goes on
+        until(lambda: started.new_traces() >= 3, "no fresh worker")
+        assert started.process.poll() is None
+        until(lambda: victim not in members(started.process.pid).values(), "its children live on")
+        started.process.send_signal(signal.SIGTERM)
+        text = started.all_end()
+        assert "its process was killed (SIGKILL), perhaps for lack of memory" in text
+        assert started.process.returncode == 1
+        started.require_charged()
+        assert len(ledgers(started.out)) == 3
+
+
+@pytest.mark.slow
+def test_a_comparison_started_right_after_a_kill_waits_for_the_last_step_of_its_orphans(tmp_path):
+    with Started(tmp_path) as started:
+        started.both_train()
+        started.process.kill()
+        with Started(tmp_path) as again:
+            again.both_train()
+            again.process.send_signal(signal.SIGTERM)
+            text = again.all_end()
+            assert "in use" not in text
+            again.require_charged()
+            assert not list(again.out.rglob("*previous*"))
+
+
+@pytest.mark.slow
+def test_a_second_command_in_the_same_folder_is_refused(tmp_path):
+    with Started(tmp_path) as started:
+        started.both_train()
+        with Started(tmp_path) as second:
+            text, _ = second.process.communicate(timeout=PATIENCE)
+            assert second.process.returncode == 2
+            assert f"in use by process {started.process.pid}; wait until it is done" in text
+
+
+@pytest.mark.slow
+def test_workers_draw_independent_noise(tmp_path):
+    values = json.loads(json.dumps(LONG))
+    values["base"]["training"]["epochs"] = 1
+    values["seeds"] = [1]
+    values["variants"] = [{"name": "one"}, {"name": "two"}]
+    found = run_comparison(make_comparison(values), tmp_path, jobs=2)
+    assert found.ok
+    weights = [row.runs[0].folder.checkpoint.read_bytes() for row in found.result.variants]
+    assert weights[0] != weights[1]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("command", ["compare", "tune"])
+@pytest.mark.parametrize("seed", range(3))
+def test_kills_at_random_instants_leave_no_ledger_below_what_was_released(tmp_path, seed, command):
+    generator = random.Random(seed)
+    for _ in range(5):
+        with Started(tmp_path, command, epochs=60) as started:
+            until(lambda: started.new_traces() or started.process.poll() is not None, "they do not train")
+            time.sleep(generator.uniform(0.0, 1.0))
+            if generator.random() < 0.5:
+                started.process.kill()
+            else:
+                with suppress(ProcessLookupError):
+                    os.killpg(started.process.pid, signal.SIGKILL)
+            started.all_end()
+            started.require_charged()
+    with Started(tmp_path, command, epochs=60) as started:
+        text = started.all_end()
+        assert started.process.returncode == 0, text
+        started.require_charged()
+    # the same table as without a kill, and the lost steps in addition
+    found = ledgers(started.out)
+    assert len(found) == 4
+    assert all(ledger.kept.total == 360 for ledger in found.values())
+    lost = sum(ledger.lost.total for ledger in found.values())
+    assert sum(ledger.total for ledger in found.values()) == 1440 + lost
+    if command == "compare":
+        stated = json.loads((started.out / "comparison.json").read_text())
+        assert stated["equal_epsilon"] is True
+        assert stated["composed"]["trainings"] == 4
+        assert stated["composed"]["lost_steps"] == lost
+        assert stated["caveats"][0].startswith("comparison of 4 runs")
