@@ -132,14 +132,18 @@ class PLDAccountant(Accountant):
         others = sum(count for _, count in terms.others)
         step = choose_step(nodes, question, 0.4 * self.precision, others)
         tail = _normal_tail(question.delta * _LOST / max(1.0, float(nodes.counts.sum())))
-        pairs = [
-            loss_masses(rate, sigma, step, tail) for rate, sigma in zip(nodes.rates, nodes.multipliers, strict=True)
-        ]
-        pairs += [event_losses(event, step) for event, _ in terms.others]
-        nodes = nodes.with_others([count for _, count in terms.others])
+        whole = nodes.with_others([count for _, count in terms.others])
+
+        def losses(direction: int) -> list[LossMasses]:
+            pairs = (
+                loss_masses(rate, sigma, step, tail) for rate, sigma in zip(nodes.rates, nodes.multipliers, strict=True)
+            )
+            others = (event_losses(event, step) for event, _ in terms.others)
+            return [pair[direction] for pair in (*pairs, *others)]
+
         return [
-            compose_losses(nodes, list(losses), step, question.tilt, _LOST * question.delta, lowest)
-            for losses in zip(*pairs, strict=True)
+            compose_losses(whole, losses(direction), step, question.tilt, _LOST * question.delta, lowest)
+            for direction in (0, 1)
         ]
 
 
