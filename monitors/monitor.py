@@ -130,18 +130,14 @@ class PrivacyMonitor:
     def _plan(self) -> tuple[int, Callable[[int], Ledger]]:
         """Number of completed steps, and a function from a number of further steps to the ledger after them."""
         run = self._run
-        if run is None and self.claims.constant and self._plans_sampled:
-            event = self.claims.event(0)
-            return 0, lambda steps: Ledger().record(event, steps)
-        longest, done = (Ledger(), 0) if run is None else (run.ledger.copy(), run.step)
+        if run is None:
+            return 0, lambda steps: self.claims.ledger(steps, sampled=self._plans_sampled)
+        longest, done = run.ledger.copy(), run.step
         before = longest.total
-
-        def event_at(step: int) -> PrivacyEvent:
-            return self.claims.event(step, sampled=self._plans_sampled) if run is None else run.event(step)
 
         def make_ledger(steps: int) -> Ledger:
             for index in range(longest.total - before, steps):
-                longest.record(event_at(done + index))
+                longest.record(run.event(done + index))
             return longest.head(before + steps)
 
         return done, make_ledger
