@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import ClassVar
 
 from monitors import checks
-from monitors.accountant import DEFAULT_DELTA, Accountant, Tracker
+from monitors.accountant import DEFAULT_DELTA, Accountant, LedgerFollower, Tracker
 from monitors.calibration import max_steps
 from monitors.claims import Claims
 from monitors.events import PrivacyEvent
@@ -66,7 +66,7 @@ class PrivacyMonitor:
 
     def _forget(self) -> None:
         self._tracker: Tracker = self.accountant.tracker()
-        self._row, self._seen = 0, 0
+        self._follower: LedgerFollower | None = None
         self._prepared_to = -1
 
     def attach(self, run: RunView) -> None:
@@ -184,15 +184,9 @@ class PrivacyMonitor:
 
     def _read(self) -> None:
         """Count the rows added to the ledger since the last call."""
-        ledger = self._attached().ledger
-        for event, count in ledger.rows_from(self._row):
-            if count > self._seen:
-                self._tracker.add(event, count - self._seen)
-            self._row, self._seen = self._row + 1, 0
-        if self._row:
-            # the last row may still grow
-            self._row -= 1
-            self._seen = ledger.rows_from(self._row)[0][1]
+        if self._follower is None:
+            self._follower = LedgerFollower(self._tracker, self._attached().ledger)
+        self._follower.read()
 
     def _guard(self, run: RunView) -> None:
         if not self.limits or run.step >= run.planned_steps:

@@ -122,6 +122,8 @@ class PLDAccountant(Accountant):
 
     def coarse(self) -> Accountant:
         """The same accountant with a precision of 0.01, or its own if coarser; fewer passes, so only approximately."""
+        if self._passes == _COARSE_PASSES:
+            return self
         coarse = copy.copy(self)
         coarse.precision, coarse._passes = max(self.precision, _COARSE_PRECISION), _COARSE_PASSES
         return coarse
