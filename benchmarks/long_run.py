@@ -17,6 +17,7 @@ import argparse
 import io
 import itertools
 import json
+import math
 import os
 import subprocess
 import sys
@@ -46,6 +47,7 @@ class Windows:
         self._begun = time.process_time()
 
     def on_train_step_end(self, run: Any) -> None:
+        """Note a window that ends here."""
         if run.step % self.length == 0:
             now = time.process_time()
             self.seconds.append((now - self._begun) / self.length)
@@ -59,8 +61,6 @@ def resident_mib() -> float:
 
 
 def train(noise: str, clip: str, policy: str, steps: int) -> dict[str, list[float]]:
-    import math
-
     from rich.console import Console
 
     from dpmodel import DPModel, PrivacyMonitorFactory, ProgressBar, poisson_loader
@@ -137,7 +137,9 @@ def draw(rows: dict[str, dict[str, list[float]]], steps: int, folder: Path) -> N
     add_legend(figure, left)
     folder.mkdir(parents=True, exist_ok=True)
     save_figure(figure, folder / "long_run.png")
-    words = "Processor time of a step and growth of memory over a long training, for each schedule, clipping and monitor"
+    words = (
+        "Processor time of a step and growth of memory over a long training, for each schedule, clipping and monitor"
+    )
     (folder / "long_run.svg").write_text(standalone_svg(figure, "long_run", words), encoding="utf-8")
 
 
@@ -169,7 +171,7 @@ def main() -> None:
         description(),
         f"{options.steps:,} steps of a linear model, epochs of {EPOCH} steps, in {WINDOWS} windows: milliseconds of",
         "processor time per step, and growth of the resident memory from the second to the last window. Each training",
-        f"has a monitor that prints every 50 steps, a progress bar, a history and a state keeper. Decaying noise falls",
+        "has a monitor that prints every 50 steps, a progress bar, a history and a state keeper. Decaying noise falls",
         f"to {LAST_SHARE:g} of its first multiplier.",
         "",
         *table(rows),

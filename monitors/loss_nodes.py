@@ -13,10 +13,10 @@ coordinate in which the odds are linear:
 
 The error is of second order in the spacing of the nodes.
 
-A ledger of very many different releases has few lotteries that differ noticeably, so similar ones are merged. Between
-two nodes, only the NUMBER of releases at the worse node counts, and more of them are never better. That number is a sum
-of independent coins of odds ``1 - q_i``. It is dominated by a binomial whose ``q`` is the geometric mean of the ``q_i``:
-for two coins, the mean keeps the odds of no worse release and raises those of two, as ``(1 - q)^2 >= (1 - q_1) (1 -
+Very many different releases have few lotteries that differ noticeably, so similar ones are merged. Between two nodes,
+only the NUMBER of releases at the worse node counts, and more of them are never better. That number is a sum of
+independent coins of odds ``1 - q_i``. A binomial whose ``q`` is the geometric mean of the ``q_i`` dominates it: for two
+coins, the mean keeps the odds of no worse release and raises those of two, as ``(1 - q)^2 >= (1 - q_1) (1 -
 q_2)``; repeated, that leads to the mean of all (Pledger and Proschan 1971). This error is of second order too, in the
 width of a bin of odds.
 """
@@ -125,7 +125,7 @@ def _merged(
     to the highest of them: the releases must be alike in all but one of the two coins.
     """
     levels = min(_LEVELS[1], max(_LEVELS[0], MOST_LOTTERIES // np.unique(cell).size))
-    # Bins of square roots: the error, variance / (2 mean), is the same in all of them. Odds of zero have a separate one.
+    # In bins of square roots, the error, variance / (2 mean), is about the same. Odds of zero have a separate bin.
     bins = [np.ceil(np.sqrt(odds) * levels).astype(np.int64) for odds in (1 - rate_odds, sigma_odds)]
     _, member = np.unique((cell * (levels + 1) + bins[0]) * (levels + 1) + bins[1], return_inverse=True)
     size = int(member.max()) + 1

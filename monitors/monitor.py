@@ -10,7 +10,6 @@ from monitors import checks
 from monitors.accountant import DEFAULT_DELTA, Accountant, LedgerFollower, Tracker
 from monitors.calibration import max_steps
 from monitors.claims import Claims
-from monitors.events import PrivacyEvent
 from monitors.ledger import VOID, Ledger
 from monitors.limits import Limit, limits_of
 from monitors.relation import stated_relation

@@ -87,7 +87,7 @@ class ReleasePlan:
     def summary(self, steps: int) -> Ledger:
         """A short ledger that costs at least as much as ``ledger(steps)``, for figures of long trainings.
 
-        The steps of a stretch in which the noise hardly changes are recorded as the most expensive of them, which raises
+        The steps of a stretch of almost constant noise are recorded as the most expensive of them. This raises
         epsilon by about one part in ten thousand. Short trainings, constant noise and shuffled epochs are exact.
 
         Example:
