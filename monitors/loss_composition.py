@@ -164,8 +164,7 @@ def _spectrum(
         amplitudes = sum(share * np.abs(transforms[c]) for share, c in zip(mean, corners, strict=True))
         with np.errstate(divide="ignore"):
             bound += total * np.log(amplitudes)
-        active = np.flatnonzero(bound > math.log(_NEGLIGIBLE_AMPLITUDE))
-        kept = int(active[-1]) + 1
+        kept = int(np.flatnonzero(bound > math.log(_NEGLIGIBLE_AMPLITUDE))[-1]) + 1
         if kept < 0.8 * bound.size:
             dropped += float(np.exp(bound[kept:]).sum())
             bound = bound[:kept].copy()
@@ -222,7 +221,7 @@ def _cell_product(transforms: Complexes, shares: Floats, counts: NDArray[np.int6
             having = (counts[part] >> place) & 1 == 1
             if having.any():
                 digits[place] *= np.multiply.reduce(mixed[having], axis=0)
-    product = digits[-1]
+    product: Complexes = digits[-1]
     for digit in digits[-2::-1]:
         product = product * product * digit
     return product

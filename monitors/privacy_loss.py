@@ -45,7 +45,7 @@ class LossMasses:
         """``masses * exp(exponent * loss)``, normalised; shape (points,)."""
         with np.errstate(divide="ignore"):
             heights = np.log(self.masses) + exponent * step * np.arange(self.masses.size)
-        weights = np.exp(heights - heights.max())
+        weights: Floats = np.exp(heights - heights.max())
         weights /= weights.sum()
         return weights
 
