@@ -127,3 +127,28 @@ class Tracker:
     def delta_with(self, event: PrivacyEvent, epsilon: float, count: int = 1) -> float:
         """Delta at ``epsilon`` after ``count`` hypothetical further releases of ``event``; nothing is added."""
         return self._accountant.delta(self._ledger.copy().record(event, count), epsilon)
+
+
+class LedgerFollower:
+    """Passes the rows of a ledger that grows on to a tracker, each release once.
+
+    Args:
+        tracker: Receives the releases.
+        ledger: What is followed; its last row may grow.
+    """
+
+    def __init__(self, tracker: Tracker, ledger: Ledger) -> None:
+        self.tracker, self.ledger = tracker, ledger
+        self._row, self._seen = 0, 0
+
+    def read(self) -> Tracker:
+        """The tracker, with everything that is on the ledger now."""
+        for event, count in self.ledger.rows_from(self._row):
+            if count > self._seen:
+                self.tracker.add(event, count - self._seen)
+            self._row, self._seen = self._row + 1, 0
+        if self._row:
+            # the last row may still grow
+            self._row -= 1
+            self._seen = self.ledger.rows_from(self._row)[0][1]
+        return self.tracker

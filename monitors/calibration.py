@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from contextlib import suppress
 
 from monitors import checks
 from monitors.accountant import Accountant
@@ -20,6 +21,7 @@ from monitors.spent import resolve_accountant
 SMALLEST_MULTIPLIER, LARGEST_MULTIPLIER = 1e-2, 1e6
 _MARGIN = 1e-6  # below the target, so that a monitor that computes the same figure differently still agrees
 _TOLERANCE = 1e-4
+_NEAR = 1e-2  # tolerance of a first search with a coarse accountant
 
 
 def calibrate_noise_multiplier(
@@ -58,18 +60,24 @@ def calibrate_noise_multiplier(
     chosen = _checked(target_epsilon, target_delta, accountant)
     checks.open_unit(tolerance=tolerance)
 
-    def height(place: float) -> float:
-        epsilon = chosen.epsilon(make_ledger(math.exp(place)), target_delta)
-        return log_ratio(epsilon, target_epsilon * (1 - _MARGIN))
+    def search(judge: Accountant, start: float, tolerance: float) -> tuple[Point, Point | None]:
+        def height(place: float) -> float:
+            epsilon = judge.epsilon(make_ledger(math.exp(place)), target_delta)
+            return log_ratio(epsilon, target_epsilon * (1 - _MARGIN))
 
-    met, missed = crossing(
-        height,
-        0.0,
-        low=math.log(SMALLEST_MULTIPLIER),
-        high=math.log(LARGEST_MULTIPLIER),
-        done=lambda good, bad: good.height > -tolerance or good.place - bad.place < 1e-12,
-        aim=-tolerance / 2,
-    )
+        return crossing(
+            height,
+            start,
+            low=math.log(SMALLEST_MULTIPLIER),
+            high=math.log(LARGEST_MULTIPLIER),
+            done=lambda good, bad: good.height > -tolerance or good.place - bad.place < 1e-12,
+            aim=-tolerance / 2,
+        )
+
+    coarse, start = chosen.coarse(), 0.0
+    if coarse is not chosen:  # a slow accountant is asked near the answer only
+        start = search(coarse, start, _NEAR)[0].place
+    met, missed = search(chosen, start, tolerance)
     if met.height > 0:
         raise CalibrationError(
             f"no noise multiplier meets epsilon {target_epsilon:g} at delta {target_delta:g}: at the largest one, "
@@ -168,12 +176,18 @@ def max_steps(
     def fits(steps: int) -> float:
         return log_ratio(chosen.epsilon(make_ledger(steps), target_delta), target_epsilon)
 
-    good, bad = (1, fits(1)), None
+    coarse, start = chosen.coarse(), 1
+    if coarse is not chosen:  # a slow accountant is asked near the answer only
+        with suppress(CalibrationError):
+            start = max(1, max_steps(target_epsilon, target_delta, make_ledger, coarse, limit=limit))
+    good, bad = (start, fits(start)), None
+    if good[1] > 0 and start > 1:
+        good, bad = (1, fits(1)), good
     if good[1] > 0:
         return 0
     while bad is None and good[0] < limit:
         # epsilon grows about like sqrt(steps): aim slightly past the crossing that this predicts
-        growth = math.exp(min(max(-2.2 * good[1], math.log(1.5)), math.log(64.0)))
+        growth = math.exp(min(max(-2.2 * good[1], math.log(1.5 if good[0] == 1 else 1.02)), math.log(64.0)))
         steps = min(limit, math.ceil(good[0] * growth))
         point = (steps, fits(steps))
         good, bad = (point, None) if point[1] <= 0 else (good, point)

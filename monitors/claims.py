@@ -13,7 +13,8 @@ from typing import Any
 from monitors import checks
 from monitors.errors import MonitorMismatchError
 from monitors.events import DisjointEvent, GaussianEvent, NonPrivateEvent, PoissonSampledEvent, PrivacyEvent
-from monitors.schedules import DECAYS, Schedule, decayed
+from monitors.ledger import Ledger
+from monitors.schedules import DECAYS, Schedule, decayed, stretches
 
 
 @dataclass(frozen=True)
@@ -101,6 +102,19 @@ class Claims:
         if sampled:
             return PoissonSampledEvent(self.batch_size / self.num_samples, inner)
         return DisjointEvent(step // self.steps_per_epoch, inner)
+
+    def ledger(self, steps: int, *, sampled: bool = True) -> Ledger:
+        """The ledger of the first ``steps`` planned steps, or of a long training a short one that costs more, hardly.
+
+        Args:
+            steps: Number of steps.
+            sampled: As in ``event``.
+        """
+        found = Ledger()
+        self.event(0, sampled=sampled)  # names a missing number
+        for step, count in stretches(self._schedule, 0, steps) if sampled else ((step, 1) for step in range(steps)):
+            found.record(self.event(step, sampled=sampled), count)
+        return found
 
     @cached_property
     def _schedule(self) -> Schedule:

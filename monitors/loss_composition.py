@@ -26,6 +26,7 @@ _NEGLIGIBLE_AMPLITUDE = 1e-22
 _UNDERFLOW = float(np.finfo(np.float64).tiny)
 MOST_POINTS = 1 << 20  # most grid points of the window
 _BLOCK = 1 << 18  # complex numbers multiplied at once
+_MOST_PHASES = 1 << 20  # factors of the lowest frequencies that are kept
 _CHERNOFF_FACTORS = (1.0, 1.6, 2.6, 6.0)  # of the tilt
 
 
@@ -146,43 +147,81 @@ def _spectrum(
     nodes: LossNodes, losses: list[LossMasses], shares: Floats, step: float, tilt: float, size: int
 ) -> tuple[Complexes, float]:
     """Transform of the tilted composition, and a bound on the error of each value due to the dropped frequencies."""
-    transforms = np.array([np.fft.rfft(loss.tilted(tilt, step, size)) for loss in losses])
     cells, member = np.unique(nodes.corners, axis=0, return_inverse=True)
     member = member.ravel()
-    rows_of = [np.flatnonzero(member == cell) for cell in range(len(cells))]
-    amplitudes = np.abs(transforms)
-    bound = np.zeros(amplitudes.shape[1])
-    with np.errstate(divide="ignore"):
-        for corners, rows in zip(cells, rows_of, strict=True):
-            # the logarithm is concave, so the average lottery bounds the product over all lotteries
-            counts = nodes.counts[rows]
-            bound += counts.sum() * np.log(counts @ shares[rows] / counts.sum() @ amplitudes[corners])
+    rows_of = np.split(np.argsort(member, kind="stable"), np.cumsum(np.bincount(member))[:-1])
+    totals = [nodes.counts[rows].sum() for rows in rows_of]
+    bound, dropped = np.zeros(size // 2 + 1), 0.0
+    transforms: dict[int, Complexes] = {}
+    transform = _Transform(tilt, step, size)
+    # The cells of most releases come first: they show which frequencies need not be kept for the others.
+    for number in np.argsort(totals, kind="stable")[::-1]:
+        corners, rows, total = cells[number], rows_of[number], totals[number]
+        for corner in corners[[corner not in transforms for corner in corners]]:
+            transforms[corner] = transform(losses[corner], bound.size)
+        # the logarithm is concave, so the average lottery bounds the product over all lotteries
+        mean = nodes.counts[rows] @ shares[rows] / total
+        amplitudes = sum(share * np.abs(transforms[c]) for share, c in zip(mean, corners, strict=True))
+        with np.errstate(divide="ignore"):
+            bound += total * np.log(amplitudes)
+        kept = int(np.flatnonzero(bound > math.log(_NEGLIGIBLE_AMPLITUDE))[-1]) + 1
+        if kept < 0.8 * bound.size:
+            dropped += float(np.exp(bound[kept:]).sum())
+            bound = bound[:kept].copy()
+            transforms = {corner: values[:kept].copy() for corner, values in transforms.items()}
     active = bound > math.log(_NEGLIGIBLE_AMPLITUDE)
-    dropped = 2 * float(np.exp(bound[~active]).sum()) / size
+    dropped = 2 * (dropped + float(np.exp(bound[~active]).sum())) / size
     product = np.ones(int(active.sum()), dtype=np.complex128)
     for corners, rows in zip(cells, rows_of, strict=True):
-        product *= _cell_product(transforms[corners][:, active], shares[rows], nodes.counts[rows].astype(np.int64))
-    spectrum = np.zeros(bound.shape, dtype=np.complex128)
-    spectrum[active] = product
+        mixed = np.array([transforms[corner][active] for corner in corners])
+        product *= _cell_product(mixed, shares[rows], nodes.counts[rows].astype(np.int64))
+    spectrum = np.zeros(size // 2 + 1, dtype=np.complex128)
+    spectrum[np.flatnonzero(active)] = product
     return spectrum, dropped
 
 
+class _Transform:
+    """Transforms of tilted masses: all frequencies by a fast transform, or the few lowest ones by their definition."""
+
+    def __init__(self, tilt: float, step: float, size: int) -> None:
+        self._tilt, self._step, self._size = tilt, step, size
+        self._phases: Floats = np.zeros((0, 0))  # a real and an imaginary column for each frequency
+
+    def __call__(self, loss: LossMasses, kept: int) -> Complexes:
+        """The ``kept`` lowest frequencies of ``loss``, shape (kept,)."""
+        points = loss.masses.size
+        if points * kept > _MOST_PHASES:
+            return np.fft.rfft(loss.folded(self._tilt, self._step, self._size))[:kept]
+        if points > self._phases.shape[0]:
+            self._phases = self._powers(np.arange(min(2 * points, _MOST_PHASES // kept)), kept).view(np.float64)
+        shift = self._powers(np.array([loss.first % self._size]), kept)[0]
+        parts = loss.tilted(self._tilt, self._step) @ self._phases[:points, : 2 * kept]
+        found: Complexes = shift * parts.view(np.complex128)
+        return found
+
+    def _powers(self, indices: NDArray[np.int64], kept: int) -> Complexes:
+        # the product is reduced as an integer, so that every angle is exact
+        turns = np.outer(indices, np.arange(kept)) % self._size
+        powers: Complexes = np.exp(-2j * math.pi / self._size * turns)
+        return powers
+
+
 def _cell_product(transforms: Complexes, shares: Floats, counts: NDArray[np.int64]) -> Complexes:
-    """Product over the releases of each lottery's transform to the power of its count; shape (frequencies,)."""
-    product = np.ones(transforms.shape[1], dtype=np.complex128)
+    """Product over the releases of each lottery's transform to the power of its count; shape (frequencies,).
+
+    The powers share their squarings: for each binary digit of the counts, the transforms of the counts that have it are
+    multiplied once. The relative error is bounded by three ulps for each release.
+    """
+    digits = np.ones((int(counts.max()).bit_length(), transforms.shape[1]), dtype=np.complex128)
     rows = max(1, _BLOCK // max(1, transforms.shape[1]))
     for start in range(0, counts.size, rows):
         part = slice(start, start + rows)
-        product *= np.multiply.reduce(_power(shares[part] @ transforms, counts[part]), axis=0)
+        mixed = shares[part] @ transforms
+        for place in range(digits.shape[0]):
+            having = (counts[part] >> place) & 1 == 1
+            if having.any():
+                digits[place] *= np.multiply.reduce(mixed[having], axis=0)
+    product: Complexes = digits[-1]
+    for digit in digits[-2::-1]:
+        product = product * product * digit
     return product
-
-
-def _power(base: Complexes, exponents: NDArray[np.int64]) -> Complexes:
-    """Row-wise integer power by repeated squaring, which bounds the relative error by ``exponent`` ulps."""
-    result = np.where((exponents & 1)[:, None] == 1, base, 1.0 + 0.0j)
-    left = exponents >> 1
-    while left.any():
-        base = base * base
-        result = np.where((left & 1)[:, None] == 1, result * base, result)
-        left = left >> 1
-    return result

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from monitors.loss_composition import MOST_POINTS
-from monitors.loss_nodes import LossNodes, place_nodes
+from monitors.loss_nodes import MOST_LOTTERIES, LossNodes, place_nodes
 from monitors.privacy_loss import loss_at, rounding_variance
 from monitors.sampled_gaussian import log_moment_excess
 from monitors.terms import Terms
@@ -48,13 +48,16 @@ def choose_nodes(terms: Terms, question: Question, precision: float) -> LossNode
 
     All unsampled releases together form one additional node.
     """
-    nodes, distance = place_nodes(terms.rates, terms.multipliers, terms.counts), 1.0
+    sample, distance = _sample(terms), 1.0
+    nodes = place_nodes(sample.rates, sample.multipliers, sample.counts)
     allowed = precision * question.epsilon
     for _ in range(3):
-        added = _lottery_cost(nodes, terms, question.tilt)
-        if added <= allowed or nodes.rates.size >= terms.rates.size:
+        added = _lottery_cost(nodes, sample, question.tilt)
+        if added <= allowed or nodes.rates.size >= sample.rates.size:
             break
         distance *= min(0.7, 0.9 * math.sqrt(allowed / added))
+        nodes = place_nodes(sample.rates, sample.multipliers, sample.counts, distance)
+    if sample is not terms:
         nodes = place_nodes(terms.rates, terms.multipliers, terms.counts, distance)
     if terms.mu_squared == 0:
         return nodes
@@ -91,6 +94,19 @@ def choose_step(nodes: LossNodes, question: Question, precision: float, others: 
             break
         step = max(finest, step * min(0.9, 0.95 * math.sqrt(allowed / added)))
     return max(finest, step * question.width)
+
+
+def _sample(terms: Terms) -> Terms:
+    """Evenly spaced releases in the order of their multipliers, which stand for those between; few ones are all kept.
+
+    The ends are kept, so that the same distance gives the same nodes.
+    """
+    if terms.counts.size <= MOST_LOTTERIES:
+        return terms
+    order = np.argsort(terms.multipliers, kind="stable")
+    chosen = order[np.linspace(0, order.size - 1, MOST_LOTTERIES).astype(np.int64)]
+    counts = terms.counts[chosen] * (terms.counts.sum() / terms.counts[chosen].sum())
+    return replace(terms, rates=terms.rates[chosen], multipliers=terms.multipliers[chosen], counts=counts)
 
 
 def _lottery_cost(nodes: LossNodes, terms: Terms, tilt: float) -> float:

@@ -12,6 +12,13 @@ coordinate in which the odds are linear:
 * It is convex in the rate ``q``: one of the two distributions is linear in it, and the divergence is jointly convex.
 
 The error is of second order in the spacing of the nodes.
+
+Very many different releases have few lotteries that differ noticeably, so similar ones are merged. Between two nodes,
+only the NUMBER of releases at the worse node counts, and more of them are never better. That number is a sum of
+independent coins of odds ``1 - q_i``. A binomial whose ``q`` is the geometric mean of the ``q_i`` dominates it: for two
+coins, the mean keeps the odds of no worse release and raises those of two, as ``(1 - q)^2 >= (1 - q_1) (1 -
+q_2)``; repeated, that leads to the mean of all (Pledger and Proschan 1971). This error is of second order too, in the
+width of a bin of odds.
 """
 
 from __future__ import annotations
@@ -30,6 +37,8 @@ _DISTANCE, _COARSEST = 0.02, 0.04  # relative spacing of nodes at multiplier 1 (
 _RATE_DISTANCE = 0.03
 _MOST_NODES = 400
 _EXACT = 24  # up to this many distinct values, each value is a node
+MOST_LOTTERIES = 2048  # if there are more, similar ones are merged
+_LEVELS = 8, 64  # bins of similar odds between two nodes: the error of the odds is below 1 / (2 levels^2)
 
 
 @dataclass(frozen=True)
@@ -41,7 +50,7 @@ class LossNodes:
         multipliers: Noise multiplier of each node, shape (nodes,).
         corners: Node indices, shape (releases, 4).
         odds: Probabilities, shape (releases, 4); rows sum to 1.
-        counts: Number of repetitions of each release, shape (releases,).
+        counts: Number of repetitions of each release, shape (releases,). One row may stand for many similar releases.
     """
 
     rates: Floats
@@ -89,6 +98,10 @@ def place_nodes(rates: Floats, multipliers: Floats, counts: Floats, distance: fl
     sigma_nodes = _multiplier_nodes(multipliers, distance)
     rate_low, rate_odds = _linear_odds(rates, rate_nodes)
     sigma_low, sigma_odds = _power_odds(multipliers, sigma_nodes)
+    if counts.size > MOST_LOTTERIES:
+        cell = rate_low * sigma_nodes.size + sigma_low
+        cell, rate_odds, sigma_odds, counts = _merged(cell, rate_odds, sigma_odds, counts)
+        rate_low, sigma_low = np.divmod(cell, sigma_nodes.size)
     rate_high = np.minimum(rate_low + 1, rate_nodes.size - 1)
     sigma_high = np.minimum(sigma_low + 1, sigma_nodes.size - 1)
     pairs = [(rate_low, sigma_low), (rate_low, sigma_high), (rate_high, sigma_low), (rate_high, sigma_high)]
@@ -101,6 +114,39 @@ def place_nodes(rates: Floats, multipliers: Floats, counts: Floats, distance: fl
     used, renumbered = np.unique(corners, return_inverse=True)
     node_rates, node_multipliers = rate_nodes[used // sigma_nodes.size], sigma_nodes[used % sigma_nodes.size]
     return LossNodes(node_rates, node_multipliers, renumbered.reshape(corners.shape), odds, counts)
+
+
+def _merged(
+    cell: Indices, rate_odds: Floats, sigma_odds: Floats, counts: Floats
+) -> tuple[Indices, Floats, Floats, Floats]:
+    """Merge similar lotteries of one cell: cell, odds of the higher rate and multiplier, and count of each group.
+
+    The result dominates the given lotteries (see the module). If both odds differ within a group, its rates are raised
+    to the highest of them: the releases must be alike in all but one of the two coins.
+    """
+    levels = min(_LEVELS[1], max(_LEVELS[0], MOST_LOTTERIES // np.unique(cell).size))
+    # In bins of square roots, the error, variance / (2 mean), is about the same. Odds of zero have a separate bin.
+    bins = [np.ceil(np.sqrt(odds) * levels).astype(np.int64) for odds in (1 - rate_odds, sigma_odds)]
+    _, member = np.unique((cell * (levels + 1) + bins[0]) * (levels + 1) + bins[1], return_inverse=True)
+    size = int(member.max()) + 1
+    order = np.argsort(member, kind="stable")
+    starts = np.searchsorted(member[order], np.arange(size))
+    totals = np.add.reduceat(counts[order], starts)
+
+    def spread(values: Floats) -> tuple[Floats, Floats]:
+        return np.minimum.reduceat(values[order], starts), np.maximum.reduceat(values[order], starts)
+
+    def geometric(values: Floats, ends: tuple[Floats, Floats]) -> Floats:
+        with np.errstate(divide="ignore"):
+            mean = np.exp(np.add.reduceat((counts * np.log(values))[order], starts) / totals)
+        # a mean of equal values is that value, to the last digit
+        found: Floats = np.where(ends[0] == ends[1], ends[0], np.clip(mean * (1 - 1e-12), *ends))
+        return found
+
+    rate_ends, sigma_ends = spread(rate_odds), spread(sigma_odds)
+    alike = sigma_ends[0] == sigma_ends[1]
+    rates = np.where(alike, 1 - geometric(1 - rate_odds, spread(1 - rate_odds)), rate_ends[1])
+    return cell[order][starts], np.maximum(rates, rate_ends[0]), geometric(sigma_odds, sigma_ends), totals
 
 
 def _rate_nodes(rates: Floats, distance: float) -> Floats:

@@ -7,10 +7,9 @@ from collections.abc import Callable
 from typing import ClassVar
 
 from monitors import checks
-from monitors.accountant import DEFAULT_DELTA, Accountant, Tracker
+from monitors.accountant import DEFAULT_DELTA, Accountant, LedgerFollower, Tracker
 from monitors.calibration import max_steps
 from monitors.claims import Claims
-from monitors.events import PrivacyEvent
 from monitors.ledger import VOID, Ledger
 from monitors.limits import Limit, limits_of
 from monitors.relation import stated_relation
@@ -67,7 +66,7 @@ class PrivacyMonitor:
 
     def _forget(self) -> None:
         self._tracker: Tracker = self.accountant.tracker()
-        self._row, self._seen = 0, 0
+        self._follower: LedgerFollower | None = None
         self._prepared_to = -1
 
     def attach(self, run: RunView) -> None:
@@ -131,18 +130,14 @@ class PrivacyMonitor:
     def _plan(self) -> tuple[int, Callable[[int], Ledger]]:
         """Number of completed steps, and a function from a number of further steps to the ledger after them."""
         run = self._run
-        if run is None and self.claims.constant and self._plans_sampled:
-            event = self.claims.event(0)
-            return 0, lambda steps: Ledger().record(event, steps)
-        longest, done = (Ledger(), 0) if run is None else (run.ledger.copy(), run.step)
+        if run is None:
+            return 0, lambda steps: self.claims.ledger(steps, sampled=self._plans_sampled)
+        longest, done = run.ledger.copy(), run.step
         before = longest.total
-
-        def event_at(step: int) -> PrivacyEvent:
-            return self.claims.event(step, sampled=self._plans_sampled) if run is None else run.event(step)
 
         def make_ledger(steps: int) -> Ledger:
             for index in range(longest.total - before, steps):
-                longest.record(event_at(done + index))
+                longest.record(run.event(done + index))
             return longest.head(before + steps)
 
         return done, make_ledger
@@ -200,15 +195,9 @@ class PrivacyMonitor:
 
     def _read(self) -> None:
         """Count the rows added to the ledger since the last call."""
-        ledger = self._attached().ledger
-        for event, count in ledger.rows_from(self._row):
-            if count > self._seen:
-                self._tracker.add(event, count - self._seen)
-            self._row, self._seen = self._row + 1, 0
-        if self._row:
-            # the last row may still grow
-            self._row -= 1
-            self._seen = ledger.rows_from(self._row)[0][1]
+        if self._follower is None:
+            self._follower = LedgerFollower(self._tracker, self._attached().ledger)
+        self._follower.read()
 
     def _guard(self, run: RunView) -> None:
         if not self.limits or run.step >= run.planned_steps:

@@ -122,6 +122,8 @@ class PLDAccountant(Accountant):
 
     def coarse(self) -> Accountant:
         """The same accountant with a precision of 0.01, or its own if coarser; fewer passes, so only approximately."""
+        if self._passes == _COARSE_PASSES:
+            return self
         coarse = copy.copy(self)
         coarse.precision, coarse._passes = max(self.precision, _COARSE_PRECISION), _COARSE_PASSES
         return coarse
@@ -132,14 +134,18 @@ class PLDAccountant(Accountant):
         others = sum(count for _, count in terms.others)
         step = choose_step(nodes, question, 0.4 * self.precision, others)
         tail = _normal_tail(question.delta * _LOST / max(1.0, float(nodes.counts.sum())))
-        pairs = [
-            loss_masses(rate, sigma, step, tail) for rate, sigma in zip(nodes.rates, nodes.multipliers, strict=True)
-        ]
-        pairs += [event_losses(event, step) for event, _ in terms.others]
-        nodes = nodes.with_others([count for _, count in terms.others])
+        whole = nodes.with_others([count for _, count in terms.others])
+
+        def losses(direction: int) -> list[LossMasses]:
+            pairs = (
+                loss_masses(rate, sigma, step, tail) for rate, sigma in zip(nodes.rates, nodes.multipliers, strict=True)
+            )
+            others = (event_losses(event, step) for event, _ in terms.others)
+            return [pair[direction] for pair in (*pairs, *others)]
+
         return [
-            compose_losses(nodes, list(losses), step, question.tilt, _LOST * question.delta, lowest)
-            for losses in zip(*pairs, strict=True)
+            compose_losses(whole, losses(direction), step, question.tilt, _LOST * question.delta, lowest)
+            for direction in (0, 1)
         ]
 
 

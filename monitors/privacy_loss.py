@@ -41,12 +41,17 @@ class LossMasses:
         top = float(heights.max())
         return top + math.log(float(np.exp(heights - top).sum()))
 
-    def tilted(self, exponent: float, step: float, size: int) -> Floats:
-        """``masses * exp(exponent * loss)``, normalised and folded onto indices modulo ``size``; shape (size,)."""
+    def tilted(self, exponent: float, step: float) -> Floats:
+        """``masses * exp(exponent * loss)``, normalised; shape (points,)."""
         with np.errstate(divide="ignore"):
             heights = np.log(self.masses) + exponent * step * np.arange(self.masses.size)
-        weights = np.exp(heights - heights.max())
+        weights: Floats = np.exp(heights - heights.max())
         weights /= weights.sum()
+        return weights
+
+    def folded(self, exponent: float, step: float, size: int) -> Floats:
+        """``tilted``, folded onto indices modulo ``size``; shape (size,)."""
+        weights = self.tilted(exponent, step)
         start = self.first % size
         padded = np.zeros(-(-(start + weights.size) // size) * size)
         padded[start : start + weights.size] = weights

@@ -6,6 +6,7 @@ Gaussian of ``(s1^-2 + s2^-2)^-1/2``. All unsampled Gaussians together equal one
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import singledispatch
@@ -147,14 +148,13 @@ def gather(rows: Rows) -> Terms:
         >>> gather(Ledger().record(step, 100)).multipliers.round(4)
         array([0.7071])
     """
-    sampled: dict[tuple[float, float], int] = {}
+    sampled = _Columns()
     others: list[tuple[PrivacyEvent, int]] = []
     partitions: dict[int, dict[PrivacyEvent, None]] = {}
     mu_squared, unprotected = 0.0, False
     for event, count in rows:
         if type(event) is PoissonSampledEvent and type(event.event) is GaussianEvent and event.sampling_rate < 1:
-            key = (event.sampling_rate, event.event.noise_multiplier)
-            sampled[key] = sampled.get(key, 0) + count
+            sampled.add(event.sampling_rate, event.event.noise_multiplier, count)
             continue
         unprotected = unprotected or _is_unprotected(event)
         if isinstance(event, DisjointEvent):
@@ -168,7 +168,7 @@ def gather(rows: Rows) -> Terms:
             if rate == 1:
                 mu_squared += count * times * _inverse_square(multiplier)
             else:
-                sampled[rate, multiplier] = sampled.get((rate, multiplier), 0) + count * times
+                sampled.add(rate, multiplier, count * times)
     hard = []
     for events in partitions.values():
         costs = [_unsampled_mu_squared(event) for event in events]
@@ -177,19 +177,32 @@ def gather(rows: Rows) -> Terms:
             mu_squared += max(known)
         else:
             hard.append(tuple(events))
-    return _build(sampled, mu_squared, others, hard, unprotected)
+    rates, multipliers, counts = sampled.distinct()
+    return Terms(rates, multipliers, counts, mu_squared, tuple(others), tuple(hard), unprotected)
 
 
-def _build(
-    sampled: dict[tuple[float, float], int],
-    mu_squared: float,
-    others: list[tuple[PrivacyEvent, int]],
-    partitions: list[tuple[PrivacyEvent, ...]],
-    unprotected: bool,
-) -> Terms:
-    pairs = np.array(list(sampled), dtype=np.float64).reshape(-1, 2)
-    counts = np.array(list(sampled.values()), dtype=np.float64)
-    return Terms(pairs[:, 0], pairs[:, 1], counts, mu_squared, tuple(others), tuple(partitions), unprotected)
+class _Columns:
+    """Rates, multipliers and counts in the order of recording: 24 bytes a row, because a ledger may have millions."""
+
+    def __init__(self) -> None:
+        self._rates, self._multipliers, self._counts = array("d"), array("d"), array("d")
+
+    def add(self, rate: float, multiplier: float, count: int) -> None:
+        self._rates.append(rate)
+        self._multipliers.append(multiplier)
+        self._counts.append(count)
+
+    def distinct(self) -> tuple[Floats, Floats, Floats]:
+        """The distinct pairs of rate and multiplier, in the order of their first appearance, and their counts."""
+        columns = self._rates, self._multipliers, self._counts
+        rates, multipliers, counts = (np.array(column, dtype=np.float64) for column in columns)
+        order = np.lexsort((multipliers, rates))
+        begins = np.ones(order.size, dtype=bool)
+        begins[1:] = (np.diff(rates[order]) != 0) | (np.diff(multipliers[order]) != 0)
+        first = order[begins]  # the sort is stable
+        totals = np.bincount(np.cumsum(begins) - 1, counts[order], first.size)
+        back = np.argsort(first, kind="stable")
+        return rates[first[back]], multipliers[first[back]], totals[back].astype(np.float64)
 
 
 def _unsampled_mu_squared(event: PrivacyEvent) -> float | None:

@@ -109,7 +109,7 @@ def answer_budget(
     else:
         asked = "epsilon" if config.privacy.target_epsilon is None else "noise_multiplier"
         plan = plan_training(config, num_examples)
-    figures = figures_of(plan.ledger(), plan.config.privacy.delta, chosen)
+    figures = figures_of(plan.summary(), plan.config.privacy.delta, chosen)
     if not any(isinstance(value, float) for value in figures.values()):
         raise ConfigError(f"{config.where('privacy.accountant')}: {'; '.join(map(str, figures.values()))}")
     return BudgetAnswer(asked, plan, figures, scenarios(plan, chosen, figures, tuning_runs))

@@ -157,7 +157,7 @@ def _solved(plan: TrainingPlan, noise: NoiseSection, target: float) -> TrainingP
 def _curve(name: str, plan: TrainingPlan) -> EpsilonCurve:
     privacy = plan.config.privacy
     ends = range(plan.steps_per_epoch, plan.steps + 1, plan.steps_per_epoch)
-    curve = epsilon_over(plan.ledger(), ends, privacy.delta, privacy.accountant, plan.steps)
+    curve = epsilon_over(plan.summary(), ends, privacy.delta, privacy.accountant, plan.steps)
     multipliers = tuple(plan.release.noise.noise_multiplier(step - 1) for step in curve.steps[1:])
     return EpsilonCurve(name, curve.steps[1:], curve.epsilons[1:], multipliers)
 

@@ -139,7 +139,7 @@ def _shuffled(plan: TrainingPlan, accountants: Sequence[str], known: dict[str, f
 def _tuned(plan: TrainingPlan, accountants: Sequence[str], runs: int | None) -> list[Scenario]:
     if runs is None or runs == 1:
         return []
-    one, delta = plan.ledger(), plan.config.privacy.delta
+    one, delta = plan.summary(), plan.config.privacy.delta
     with_rdp = tuple(dict.fromkeys((*accountants, RANDOM_STOPPING)))
     return [
         Scenario(
@@ -169,7 +169,7 @@ def _sampled_figures(
 def _ledger(plan: TrainingPlan, sampling: str, micro_batches: int | None) -> Ledger:
     release, batch_size = plan.release, plan.config.training.batch_size
     sampler = SAMPLERS.create(sampling, release.sampler.num_examples, batch_size)
-    return replace(release, unit=ClippedUnit.of(batch_size, micro_batches), sampler=sampler).ledger(plan.steps)
+    return replace(release, unit=ClippedUnit.of(batch_size, micro_batches), sampler=sampler).summary(plan.steps)
 
 
 def _halves(batch_size: int) -> int | None:

@@ -47,4 +47,4 @@ def _spent_by_count(plan: TrainingPlan, fraction_stddev: float) -> float:
     clip = ClipMechanismsFactory.create(privacy.clip.name, **{**privacy.clip.options, SETTING: fraction_stddev})
     clip.start(privacy.norm_bound)
     release = replace(plan.release.at(LARGEST_MULTIPLIER), clip=clip)
-    return resolve_accountant(privacy.accountant).epsilon(release.ledger(plan.steps), privacy.delta)
+    return resolve_accountant(privacy.accountant).epsilon(release.summary(plan.steps), privacy.delta)

@@ -50,7 +50,7 @@ def longest_training(config: Config, max_epsilon: float, num_examples: int | Non
 
     def ledger_of(epochs: int) -> Ledger:
         steps = epochs * plan.steps_per_epoch
-        return no_noise() if falls_away(plan.release.noise, steps) else plan.ledger(steps)
+        return no_noise() if falls_away(plan.release.noise, steps) else plan.summary(steps)
 
     try:
         with locating_errors(config, "privacy"):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from dpmodel.planning.stretches import is_steady
 from monitors.calibration import SMALLEST_MULTIPLIER
 from monitors.events import NonPrivateEvent
 from monitors.ledger import Ledger
@@ -42,8 +43,9 @@ def falls_away(noise: NoiseMechanism, steps: int) -> bool:
     if not noise.private:
         return False
     bound = min(SMALLEST_MULTIPLIER, noise.noise_multiplier(0))
-    # Nearly every falling schedule is lowest at its end, so the first comparison finds it.
-    return any(noise.noise_multiplier(step) < bound for step in reversed(range(steps)))
+    # A monotone schedule is lowest at an end. Nearly every other one is lowest at its last step.
+    chosen = (steps - 1, 0) if is_steady(noise) else reversed(range(steps))
+    return steps > 0 and any(noise.noise_multiplier(step) < bound for step in chosen)
 
 
 def no_noise() -> Ledger:

@@ -53,6 +53,13 @@ class TrainingPlan:
         """Noise standard deviation over the norm bound at the first step; 0 without privacy."""
         return self.release.noise.noise_multiplier(0)
 
+    def summary(self, steps: int | None = None) -> Ledger:
+        """A short ledger that costs at least as much as ``ledger(steps)``; see ``ReleasePlan.summary``."""
+        found = self.release.summary(self.steps if steps is None else steps)
+        for caveat in self.release.caveats:
+            found.add_note(caveat)
+        return found
+
     @property
     def subject(self) -> ReportSubject:
         """The training as its privacy report describes it."""
@@ -108,7 +115,7 @@ class TrainingPlan:
         privacy = self.config.privacy
         steps = None if epochs is None else epochs * self.steps_per_epoch
         name = accountant or privacy.accountant
-        return privacy_spent(self.ledger(steps), privacy.delta, name, self.release.statement)
+        return privacy_spent(self.summary(steps), privacy.delta, name, self.release.statement)
 
 
 def plan_training(config: Config, num_examples: int | None = None) -> TrainingPlan:

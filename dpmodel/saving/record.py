@@ -9,7 +9,7 @@ from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from functools import partial
 from itertools import groupby
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from dpmodel.runs.folder import RunFolder
 from dpmodel.saving.lock import FolderLock
@@ -28,6 +28,9 @@ if TYPE_CHECKING:
     from monitors.events import PrivacyEvent
 
 DEFAULT_EVERY_N_STEPS = 100
+
+#: A ledger of up to this many rows is written after each epoch.
+_SHORT = 1000
 
 
 class ReleaseRecord:
@@ -94,6 +97,7 @@ class ReleaseRecord:
         self._events: list[PrivacyEvent] = []  # announced, up to step `_end`
         self._block = self.every_n_steps  # halved near a limit
         self._end = 0
+        self._written: tuple[int, Any] = (0, None)  # rows of the ledger on the disk, and what else it states
         self._stale = False  # a file has named the head within the block
         self._recorded = -1  # number of the last step on the ledger
         self._config: str | None = None
@@ -174,7 +178,14 @@ class ReleaseRecord:
             self._held.enter_context(run.ledger.announcing(partial(self._announce_other, run)))
 
     def on_train_epoch_end(self, run: Run) -> None:
-        """Write the ledger, with the notes and the events that callbacks have recorded."""
+        """Write the ledger, with the notes and the events that callbacks have recorded.
+
+        A long ledger that holds nothing but further steps is written after each growth by a tenth only, because readers
+        add what the journal has announced since: written after each epoch, it would take longer and longer.
+        """
+        rows, beside = self._written
+        if len(run.ledger) <= max(_SHORT, 1.1 * rows) and rows > _SHORT and beside == _beside_steps(run):
+            return
         self._write_ledger(run)
 
     @property
@@ -232,6 +243,7 @@ class ReleaseRecord:
 
     def _write_ledger(self, run: Run) -> None:
         self._run, self._stale = run, True
+        self._written = len(run.ledger), _beside_steps(run)
         run.ledger.save(self.folder.ledger, journal=self.journal.head, folder=self.lock.handle())
 
     def _violated(self, run: Run) -> None:
@@ -255,3 +267,8 @@ class ReleaseRecord:
 
 def _twice(events: list[PrivacyEvent]) -> list[tuple[PrivacyEvent, int]]:
     return [(event, 2 * len(list(same))) for event, same in groupby(events)]
+
+
+def _beside_steps(run: Run) -> tuple[int, tuple[str, ...]]:
+    """What the ledger states beside the steps of the run: the number of other releases, and the notes."""
+    return run.ledger.total - run.step, run.ledger.notes

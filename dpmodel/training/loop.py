@@ -288,7 +288,7 @@ class TrainingLoop:
             step=run.step,
             loss=sum(seen) / len(seen) if seen else None,
             metrics={name if name != "loss" else "valid_loss": value for name, value in run.metrics.items()},
-            epsilon=run.privacy_spent().epsilon,
+            epsilon=run.epsilon(),
             noise_multiplier=run.noise_multiplier,
             norm_bound=run.norm_bound,
             seconds=progress.seconds_so_far(),

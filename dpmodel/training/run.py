@@ -10,7 +10,8 @@ from dpmodel.claims.choices import private_value_read
 from dpmodel.claims.claim import joined_statement
 from dpmodel.runs.report.subject import ReportSubject
 from dpmodel.training.history import History
-from monitors.accountant import DEFAULT_DELTA
+from monitors.accountant import DEFAULT_DELTA, LedgerFollower
+from monitors.spent import resolve_accountant
 
 if TYPE_CHECKING:
     from torch import nn
@@ -28,6 +29,10 @@ if TYPE_CHECKING:
 
 #: Accountant of the epsilon shown during training if no monitor names one.
 DEFAULT_ACCOUNTANT = "rdp"
+
+
+#: Rows of a ledger up to which the history states epsilon to the last digit after each epoch.
+MOST_ROWS = 1000
 
 
 class Run:
@@ -68,6 +73,7 @@ class Run:
         self.epoch = 1
         self._loss: float | None = None
         self._guard: UpdateGuard | None = None
+        self._follower: LedgerFollower | None = None
         self._when_violated: list[Callable[[], None]] = []
         self.journals: list[ReleaseJournal] = []
         self.has_validation = False
@@ -228,6 +234,19 @@ class Run:
         return self.model.privacy_spent(
             self.delta if delta is None else delta, self.accountant if accountant is None else accountant
         )
+
+    def epsilon(self) -> float:
+        """Epsilon of everything on the ledger, for the history.
+
+        As ``privacy_spent`` states it for a ledger of up to ``MOST_ROWS`` different rows and after the last step. In
+        between, a longer ledger is followed by the tracker of a coarse accountant, which is an upper bound too: reading
+        the whole ledger after each epoch would take longer and longer.
+        """
+        if len(self.ledger) <= MOST_ROWS or self.step >= self.planned_steps:
+            return self.privacy_spent().epsilon
+        if self._follower is None:
+            self._follower = LedgerFollower(resolve_accountant(self.accountant).coarse().tracker(), self.ledger)
+        return self._follower.read().epsilon(self.delta)
 
     def guarded_by(self, guard: UpdateGuard) -> None:
         """The guard that watches the weights of this run."""

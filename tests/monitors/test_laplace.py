@@ -5,7 +5,7 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from monitors import (
@@ -63,6 +63,7 @@ def test_exact_zcdp_is_the_divergence_of_order_one():
 
 
 @given(st.floats(0.01, 8.0), st.floats(1e-8, 0.3))
+@settings(deadline=None)
 def test_one_release_has_the_closed_form_epsilon(epsilon, delta):
     """The hockey-stick divergence of one Laplace release is ``1 - exp((e - epsilon) / 2)``."""
     exact = max(0.0, epsilon + 2 * math.log1p(-delta))

@@ -4,7 +4,15 @@ from hypothesis import strategies as st
 
 from dpmodel.config import make_config
 from dpmodel.planning.longest import longest_training
+from dpmodel.planning.release import ReleasePlan
+from dpmodel.planning.stretches import is_steady, plan_stretches
 from dpmodel.planning.training_plan import KNOWN_SIZES, expected_examples, plan_training
+from mechanisms.clipping import Fixed
+from mechanisms.factory import NoiseMechanismsFactory
+from mechanisms.noise import Gaussian
+from mechanisms.sampling import PoissonSampler, ShuffleSampler
+from mechanisms.units import ClippedUnit
+from monitors import RDPAccountant, ZCDPAccountant
 from monitors.errors import ConfigError
 from monitors.events import GaussianEvent, PoissonSampledEvent
 
@@ -86,3 +94,36 @@ def test_a_fault_is_named_with_its_setting():
         plan_training(config("privacy.micro_batches=7"), 1000)
     with pytest.raises(ConfigError, match=r"--set privacy\.noise\.name=AdaGaussian.*: privacy\.noise: "):
         plan_training(config("privacy.noise.name=AdaGaussian", "privacy.noise.decay_policy=Sine"), 1000)
+
+
+@pytest.mark.parametrize(("policy", "rate"), [("Exp", 1e-5), ("Time", 3e-5), ("Step", 1e-5)])
+def test_a_summary_costs_at_least_what_the_ledger_does_and_hardly_more(policy, rate):
+    noise = NoiseMechanismsFactory.create(
+        "AdaGaussian", initial_noise_multiplier=6.0, decay_policy=policy, noise_decay_rate=rate
+    )
+    plan = ReleasePlan(noise, Fixed(), ClippedUnit(1, 50), PoissonSampler(10_000, 50))
+    full, short = plan.ledger(40_000), plan.summary(40_000)
+    assert (len(full), short.total) == (40_000, 40_000)
+    assert len(short) < 20_000
+    exact = RDPAccountant().epsilon(full, 1e-5)
+    assert exact <= RDPAccountant().epsilon(short, 1e-5) <= exact * (1 + 2e-4)
+
+
+def test_mechanisms_of_unknown_events_are_summarised_step_by_step():
+    class Own(Gaussian):
+        def event(self, step, sensitivity_factor=1.0):
+            return super().event(step, sensitivity_factor)
+
+    plan = ReleasePlan(Own(), Fixed(), ClippedUnit(1, 50), PoissonSampler(10_000, 50))
+    assert not is_steady(plan.noise)
+    assert is_steady(Gaussian())
+    assert len(list(plan_stretches(plan, 20_001))) == 20_001
+
+
+def test_shuffled_epochs_are_summarised_exactly():
+    noise = NoiseMechanismsFactory.create("AdaGaussian", noise_decay_rate=1e-6)
+    plan = ReleasePlan(noise, Fixed(), ClippedUnit(1, 10), ShuffleSampler(1000, 10))
+    full, short = plan.ledger(30_000), plan.summary(30_000)
+    assert len(short) == 300
+    accountant = ZCDPAccountant()
+    assert accountant.epsilon(short, 1e-5) == pytest.approx(accountant.epsilon(full, 1e-5), rel=1e-9)
