@@ -122,10 +122,7 @@ class StateKeeper(ReleaseRecord):
         if begins and state is None:
             self._save_first(loop)
         elif begins and state is not None:
-            loop.load_state_dict(state.loop)
-            # After the schedules, which set the first learning rate when the training begins.
-            state.checkpoint.restore(run.network, run.optimizer)
-            loop.step.guard.protected(state.step)
+            state.resume(loop)
             self._saved, self.state = state.step, None
             run.say(_resuming(state, self._lost))
         elif self._saved != run.step and (rest or run.step >= self._end):

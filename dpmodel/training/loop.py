@@ -15,13 +15,16 @@ from dpmodel.callbacks.base import CallbackList
 from dpmodel.data.collation import Collation
 from dpmodel.data.loader import PrivateLoader
 from dpmodel.data.specimens import Drawn
+from dpmodel.distributed.agreement import join_notes, state_weights
+from dpmodel.distributed.shared_rows import SharedRows
 from dpmodel.training.interrupt import INTERRUPTED
 from dpmodel.training.randomness import TorchGenerators
 from dpmodel.training.run import Run
 from dpmodel.training.step import PrivateStep
-from mechanisms.engines.batch import Batch, first_tensor, map_tensors
+from mechanisms.engines.batch import Batch, map_tensors
 
 if TYPE_CHECKING:
+    from dpmodel.distributed.follower import Follower
     from dpmodel.saving.record import ReleaseRecord
 
 #: Note of a training that something other than a limit has ended.
@@ -89,17 +92,20 @@ class TrainingLoop:
     listeners: CallbackList
     evaluate: Callable[[], dict[str, float]] | None
     device: torch.device
-    keepers: Sequence[ReleaseRecord] = ()
+    keepers: Sequence[ReleaseRecord | Follower] = ()
     before_pass: Callable[[], None] | None = field(default=None, init=False)
     progress: EpochProgress = field(default_factory=EpochProgress, init=False)
     _announced: set[str] = field(default_factory=set, init=False)
     _in_step: bool = field(default=False, init=False)
     _limit_reached: bool = field(default=False, init=False)
     _generators: TorchGenerators = field(init=False)
+    _rows: SharedRows = field(init=False)
     _generator_state: Mapping[str, Any] = field(default_factory=dict, init=False)  # of a resumed training
 
     def __post_init__(self) -> None:
-        self._generators = TorchGenerators(self.device, self.run.plan.secret)
+        run = self.run
+        self._generators = TorchGenerators(self.device, run.plan.secret)
+        self._rows = SharedRows(run.plan.sampler, run.plan.unit, run.ranks)
 
     def state_dict(self) -> dict[str, Any]:
         """The states of its parts: all that the next step depends on, besides weights, optimizer and ledger."""
@@ -129,6 +135,7 @@ class TrainingLoop:
             for epoch in range(run.epoch, run.epochs + 1):
                 run.epoch = epoch
                 self._epoch()
+                run.ranks.agree_to_stop(run)
                 if run.stop_reason is not None:
                     run.say(f"training stopped after {run.step - run.first_step} steps: {run.stop_reason}")
                     self._note_choice()
@@ -153,6 +160,8 @@ class TrainingLoop:
         if not self.progress.losses:
             return
         self.step.guard.settle()
+        state_weights(run)
+        join_notes(run)
         self._validate()
         self._record(self.progress)
         self.progress = EpochProgress()
@@ -166,13 +175,14 @@ class TrainingLoop:
         run, left = self.run, self._steps_left()
         self.step.network.train()
         done, secret = run.step - run.first_step, run.plan.secret
-        batches = self.loader.batches(run.plan.sampler, done, left, secret=secret, wrap=self.collation.wrap)
+        batches = self.loader.batches(self._rows, done, left, secret=secret, wrap=self.collation.wrap)
         # The batches have drawn from the generators too, as they had when the state was saved.
         self._generators.load_state_dict(self._generator_state)
         self._generator_state = {}
         for _ in range(left):
             asked_before = run.stop_reason is not None
             self.listeners.notify("on_train_step_begin", run)
+            asked_before = run.ranks.agree_to_stop(run, asked_before)
             if run.stop_reason is not None:
                 self._limit_reached = not asked_before
                 # Before a partial epoch is validated: a resumed training must not know these metrics.
@@ -217,12 +227,10 @@ class TrainingLoop:
     def _batch(self, drawn: Drawn) -> Batch:
         with self.step.guard.each_example_alone(self.run.step):
             self.collation.watch(drawn)
-        x, y = to_device(drawn.x, self.device), to_device(drawn.y, self.device)
-        plan = self.run.plan
-        if not plan.unit.grouped:
+        x, y, ids = to_device(drawn.x, self.device), to_device(drawn.y, self.device), self._rows.take()
+        if ids is None:
             return Batch(x, y)
-        ids = plan.sampler.group_ids(first_tensor(x).shape[0], plan.unit.expected_units)
-        return Batch(x, y, torch.from_numpy(ids).to(self.device), plan.unit.expected_units)
+        return Batch(x, y, torch.from_numpy(ids).to(self.device), self._rows.units)
 
     def _announce_limit(self) -> None:
         limit = self.run.plan.clip.at_limit
@@ -253,7 +261,7 @@ class TrainingLoop:
     def _validate(self) -> None:
         if self.evaluate is not None:
             self.listeners.notify("on_eval_begin", self.run)
-            self.run.metrics = self.evaluate()
+            self.run.metrics = self.run.ranks.once(self.evaluate)
             self.listeners.notify("on_eval_end", self.run)
 
     def _record(self, progress: EpochProgress) -> None:
