@@ -27,12 +27,19 @@ class RunRecorder(Callback):
         folder: Where to write.
         output: What to write besides the report. Default: all of it.
         subject: The training as its report describes it. Default: as the run describes itself.
+        writes: Whether this process writes the folder; False on all ranks but the first.
     """
 
     def __init__(
-        self, folder: RunFolder, output: OutputSection | None = None, subject: ReportSubject | None = None
+        self,
+        folder: RunFolder,
+        output: OutputSection | None = None,
+        subject: ReportSubject | None = None,
+        *,
+        writes: bool = True,
     ) -> None:
         self.folder = folder
+        self.writes = writes
         self.output = OutputSection() if output is None else output
         self.subject = subject
         self.run: Run | None = None
@@ -56,6 +63,8 @@ class RunRecorder(Callback):
             return None
         subject = run.subject if self.subject is None else self.subject
         report = make_report(subject, run.ledger, run.step, status=status, verified=run.verification)
+        if not self.writes:
+            return report
         report.save(self.folder.path)
         self._write_progress(run)
         if self.output.curve and len(run.history):
@@ -63,6 +72,8 @@ class RunRecorder(Callback):
         return report
 
     def _write_progress(self, run: Run) -> None:
+        if not self.writes:
+            return
         if self.output.history:
             run.history.to_csv(self.folder.history)
             if len(run.history.norm_bounds) > 1:
