@@ -105,7 +105,7 @@ def _shown(run: Run, trial: Trial) -> dict[str, str]:
         "the noise": f"{plan.noise!r}, {plan.event(run.first_step)!r} to {plan.event(last)!r}",
         "the clipping": f"{plan.clip!r}, {plan.unit!r}",
         "the sampling": f"{plan.sampler.describe()}, batches of {plan.sampler.batch_size}",
-        "the seeds": str(sorted((name, stream.position) for name, stream in run.streams.items())),
+        "the seeds": f"{model.seed}, {sorted((name, stream.position) for name, stream in run.streams.items())}",
         "the number of examples": str(loader.num_examples),
         "the workers of the loader": f"{loader.num_workers}, {loader.worker_options.get('prefetch_factor')}",
         "the steps": f"{run.first_step} to {run.planned_steps}, {run.steps_per_epoch} per epoch, from {run.step}",

@@ -25,9 +25,9 @@ if int(size) > 1:
         "gloo", init_method="file://" + meeting, rank=int(rank), world_size=int(size),
         timeout=timedelta(seconds=float(timeout)),
     )
-spec = spec_from_file_location("ranks_of_a_test", path)
+spec = spec_from_file_location("ranks", path)
 module = module_from_spec(spec)
-sys.modules["ranks_of_a_test"] = module
+sys.modules["ranks"] = module
 spec.loader.exec_module(module)
 found = getattr(module, name)(int(rank), folder)
 open(f"{folder}/{name}-{size}-{rank}.json", "w").write(json.dumps(found))
