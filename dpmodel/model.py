@@ -19,6 +19,7 @@ from dpmodel.claims.verification import verified_by
 from dpmodel.claims.weights import record_training
 from dpmodel.data.inference import evaluation_batches, predictions
 from dpmodel.data.loader import PrivateLoader
+from dpmodel.distributed.agreement import join_notes
 from dpmodel.distributed.follower import Follower
 from dpmodel.distributed.group import current_ranks
 from dpmodel.metrics import MetricSet
@@ -332,6 +333,7 @@ class DPModel(ClaimedModel):
             finally:
                 loop.step.engine.release()  # per-example gradients do not outlive the training
                 loop.listeners.notify("on_train_end", run)
+        join_notes(run)
 
     @contextmanager
     def _training(self, run: Run, loader: PrivateLoader) -> Iterator[Callable[[], None] | None]:

@@ -22,7 +22,8 @@ class Callback:
     the next step. Weights, buffers and optimizer state are compared before each step and after ``on_train_end``:
     a callback that changes them must do so inside ``run.post_processing(what)``.
 
-    In a training of several processes, each rank calls its own callbacks, unless ``first_rank_only`` is set.
+    In a training of several processes, each rank calls its own callbacks, unless ``first_rank_only`` is set. A callback
+    that writes files or releases something of the data should set it: each rank would release, and be charged.
 
     Example:
         >>> class Hello(Callback):
@@ -32,7 +33,7 @@ class Callback:
         training starts
     """
 
-    #: Whether only rank 0 calls the callback, because it writes files.
+    #: Whether only rank 0 calls the callback.
     first_rank_only: ClassVar[bool] = False
 
     def on_train_begin(self, run: Run) -> None:

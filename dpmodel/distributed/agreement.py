@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from dpmodel.data.loader import PrivateLoader
     from dpmodel.preflight.trial import Trial
     from dpmodel.training.run import Run
+    from monitors.ledger import Ledger
 
 #: Rows, spread over the data set, whose contents are compared.
 COMPARED_ROWS = 64
@@ -81,6 +82,36 @@ def state_weights(run: Run) -> None:
         run.ranks.same("the weights", _digest(_named(run.network)), shown=False)
 
 
+def agree(run: Run, accounted: Ledger, asked_before: bool = False) -> bool:
+    """Call it before each step: what the callbacks of one rank have done counts for all.
+
+    A stop on one rank stops all, for the same reason. Releases that callbacks have recorded are charged on every ledger
+    once for each rank that made them: each rank has answered with noise of its own.
+
+    Args:
+        run: The run.
+        accounted: The releases of the steps, and of callbacks that were joined before; updated.
+        asked_before: Whether the stop was asked for before the callbacks of the step were called.
+
+    Returns:
+        ``asked_before`` of the rank whose reason counts.
+    """
+    ranks = run.ranks
+    if ranks.size == 1:
+        return asked_before
+    stop, further = run.stop_reason is not None, run.ledger.total - accounted.total
+    facts = ranks.meet("the next step", stop, further)
+    if any(fact[1] for fact in facts):
+        for rank, found in enumerate(ranks.gather(run.ledger.beyond(accounted))):
+            accounted.extend(found)
+            if rank != ranks.rank:
+                run.ledger.extend(found)
+    if any(fact[0] for fact in facts):
+        wishes = ranks.gather((run.stop_reason, asked_before))
+        run.stop_reason, asked_before = next(wish for wish in wishes if wish[0] is not None)
+    return asked_before
+
+
 def join_notes(run: Run) -> None:
     """Put the notes of every rank on every ledger: a callback or an engine may have added one on one rank only."""
     if run.ranks.size > 1:
@@ -120,7 +151,7 @@ def _not_shown(trial: Trial) -> dict[str, str]:
     held = _named(loss) if isinstance(loss, nn.Module) else []
     state = [(f"{i}.{key}", value) for i, entry in _states(model.optimizer) for key, value in sorted(entry.items())]
     return {
-        "the ledger": trial.run.ledger.digest(),
+        "the ledger": hashlib.sha256("".join(sorted(map(repr, trial.run.ledger))).encode()).hexdigest(),
         "the loss's parameters": _digest(held),
         "the optimizer's state": _digest([(key, value) for key, value in state if isinstance(value, Tensor)]),
         "the data set": data_digest(trial.loader),

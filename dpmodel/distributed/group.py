@@ -22,7 +22,6 @@ from monitors.errors import DistributedError
 
 if TYPE_CHECKING:
     from dpmodel.claims.claimed import ClaimedModel
-    from dpmodel.training.run import Run
     from mechanisms.engines.base import ClippedSum
 
 T = TypeVar("T")
@@ -119,15 +118,6 @@ class GroupRanks(Ranks):
                 if not self.first and not torch.equal(found, tensor):
                     with torch.no_grad():
                         tensor.copy_(found)
-
-    def agree_to_stop(self, run: Run, asked_before: bool = False) -> bool:
-        """Stop ``run`` on all ranks, for the reason of the first rank that has one."""
-        if not any(row[0] for row in self.meet("whether to stop", float(run.stop_reason is not None))):
-            return asked_before
-        wishes = self.gather((run.stop_reason, asked_before))
-        reason, before = next(wish for wish in wishes if wish[0] is not None)
-        run.stop_reason = reason
-        return before
 
     def whole(self, summed: ClippedSum, examples: int) -> ClippedSum:
         """The clipped sum of the logical batch; the sum of gradients is on rank 0 alone."""

@@ -10,7 +10,6 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from dpmodel.claims.claimed import ClaimedModel
-    from dpmodel.training.run import Run
     from mechanisms.engines.base import ClippedSum
 
 T = TypeVar("T")
@@ -89,19 +88,6 @@ class Ranks:
     def spread(self, tensors: Iterable[Tensor]) -> None:
         """Give ``tensors`` the values that they have on rank 0."""
         del tensors
-
-    def agree_to_stop(self, run: Run, asked_before: bool = False) -> bool:
-        """Stop ``run`` on all ranks, for one reason, if it is stopped on one of them.
-
-        Args:
-            run: The run.
-            asked_before: Whether the stop was asked for before the callbacks of the step were called.
-
-        Returns:
-            ``asked_before`` of the rank whose reason counts.
-        """
-        del run
-        return asked_before
 
     def whole(self, summed: ClippedSum, examples: int) -> ClippedSum:
         """The clipped sum of the logical batch.

@@ -15,13 +15,14 @@ from dpmodel.callbacks.base import CallbackList
 from dpmodel.data.collation import Collation
 from dpmodel.data.loader import PrivateLoader
 from dpmodel.data.specimens import Drawn
-from dpmodel.distributed.agreement import join_notes, state_weights
+from dpmodel.distributed.agreement import agree, join_notes, state_weights
 from dpmodel.distributed.shared_rows import SharedRows
 from dpmodel.training.interrupt import INTERRUPTED
 from dpmodel.training.randomness import TorchGenerators
 from dpmodel.training.run import Run
 from dpmodel.training.step import PrivateStep
 from mechanisms.engines.batch import Batch, map_tensors
+from monitors.ledger import Ledger
 
 if TYPE_CHECKING:
     from dpmodel.distributed.follower import Follower
@@ -100,6 +101,7 @@ class TrainingLoop:
     _limit_reached: bool = field(default=False, init=False)
     _generators: TorchGenerators = field(init=False)
     _rows: SharedRows = field(init=False)
+    _accounted: Ledger = field(default_factory=Ledger, init=False)  # with several ranks
     _generator_state: Mapping[str, Any] = field(default_factory=dict, init=False)  # of a resumed training
 
     def __post_init__(self) -> None:
@@ -131,11 +133,12 @@ class TrainingLoop:
         """
         run = self.run
         self._keep()
+        self._accounted = run.ledger.copy()
         try:
             for epoch in range(run.epoch, run.epochs + 1):
                 run.epoch = epoch
                 self._epoch()
-                run.ranks.agree_to_stop(run)
+                agree(run, self._accounted)
                 if run.stop_reason is not None:
                     run.say(f"training stopped after {run.step - run.first_step} steps: {run.stop_reason}")
                     self._note_choice()
@@ -182,7 +185,7 @@ class TrainingLoop:
         for _ in range(left):
             asked_before = run.stop_reason is not None
             self.listeners.notify("on_train_step_begin", run)
-            asked_before = run.ranks.agree_to_stop(run, asked_before)
+            asked_before = agree(run, self._accounted, asked_before)
             if run.stop_reason is not None:
                 self._limit_reached = not asked_before
                 # Before a partial epoch is validated: a resumed training must not know these metrics.
@@ -200,6 +203,8 @@ class TrainingLoop:
         self._in_step = True
         run.history.record_norm_bound(run.step, run.norm_bound)
         run.loss = self.step(batch, run.step)
+        if run.ranks.size > 1:
+            self._accounted.record(run.event(run.step))
         run.advance()
         self.progress.losses.append(run.loss)
         self._in_step = False

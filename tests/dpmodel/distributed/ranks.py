@@ -6,11 +6,13 @@ import hashlib
 import time
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from dpmodel import Callback, ClipMechanismsFactory, DPModel, NoiseMechanismsFactory
+from mechanisms import CountingQuery
 from monitors import DistributedError
 
 
@@ -105,6 +107,10 @@ def tampered(run):
         next(run.network.parameters()).add_(1.0)
 
 
+def queried(run):
+    CountingQuery(epsilon=0.1).count(np.ones(60, dtype=bool), run.ledger)
+
+
 def stopped(run):
     run.stop("enough")
 
@@ -175,6 +181,7 @@ def disturbed(rank, folder):
         "broken": attempt(broken),
         "tampered": attempt(tampered),
         "stopped": attempt(stopped),
+        "queried": attempt(queried),
         "refused": refused(rank),
         "afterwards": trained()["digest"],
     }

@@ -44,6 +44,11 @@ def test_a_stop_on_one_rank_stops_all_at_the_same_step(disturbed):
     assert "stopped before its planned end" in first[5][0]  # the choice of a callback, on whichever rank
 
 
+def test_a_release_of_a_callback_on_one_rank_is_charged_on_every_ledger(disturbed):
+    for one in disturbed:
+        assert one["queried"][:4] == ["finished", "2", 10, 11]
+
+
 @pytest.mark.parametrize(
     ("name", "message"),
     [
