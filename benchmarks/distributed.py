@@ -37,9 +37,11 @@ class Clock:
         self._begun = 0.0
 
     def on_train_step_begin(self, run) -> None:
+        """Start the clock."""
         self._begun = time.perf_counter()
 
     def on_train_step_end(self, run) -> None:
+        """Stop it."""
         if run.step > WARM_UP:
             self.seconds.append(time.perf_counter() - self._begun)
 
@@ -99,8 +101,8 @@ def table(options: argparse.Namespace) -> list[str]:
     lines = [
         "# Several processes",
         "",
-        "`python benchmarks/distributed.py`: a private step in one process with two threads, and shared by two processes",
-        "with one thread each. " + description(),
+        "`python benchmarks/distributed.py`: a private step in one process with two threads, and shared by two",
+        "processes with one thread each. " + description(),
         "",
         "| workload (batch) | one process, ms | two processes, ms | speed-up | exchange alone, ms |",
         "|---|---|---|---|---|",
