@@ -4,8 +4,8 @@
     python benchmarks/distributed.py --only lenet5 --rounds 7 --output benchmarks/results/distributed.md
 
 One process has two threads, two processes have one thread each, and both train on the same logical batches through
-`DPModel.fit` with a Gloo group on this machine. The runs alternate. "speed-up" is the ratio of the medians: 1 means that
-sharing costs what it gains. The last column is the time of a step in which the ranks have nothing to compute: the
+`DPModel.fit` with a Gloo group on this machine. The runs alternate. "speed-up" is the ratio of the medians: 1 means
+that sharing costs what it gains. The last column is the time of a step in which the ranks have nothing to compute: the
 exchange of headers, sums and noise, for a network of the same size.
 """
 
