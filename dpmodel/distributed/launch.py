@@ -10,8 +10,8 @@ from datetime import timedelta
 #: What torchrun tells each process that it starts.
 VARIABLES = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 
-#: A rank that does not answer for this long is lost.
-TIMEOUT = timedelta(minutes=10)
+#: A rank that does not answer for this long is lost; rank 0 validates for all, while the others wait.
+TIMEOUT = timedelta(minutes=30)
 
 
 def launched_processes(environment: Mapping[str, str] = os.environ) -> int:

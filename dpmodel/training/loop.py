@@ -133,7 +133,8 @@ class TrainingLoop:
         """
         run = self.run
         self._keep()
-        self._accounted = run.ledger.copy()
+        if run.ranks.size > 1:
+            self._accounted = run.ledger.copy()
         try:
             for epoch in range(run.epoch, run.epochs + 1):
                 run.epoch = epoch
