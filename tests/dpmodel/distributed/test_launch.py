@@ -78,7 +78,9 @@ def test_a_wrong_configuration_ends_all_ranks(tmp_path):
 
 @pytest.mark.slow
 def test_a_signal_stops_all_ranks_and_one_process_resumes(tmp_path, monkeypatch):
-    longer = ["-o", "run", "--set", "training.epochs=1000", "--set", "output.save_every_steps=50"]
+    longer = ["-o", "run"]
+    for setting in ("training.epochs=50", "training.batch_size=1", "output.save_every_steps=50"):
+        longer += ["--set", setting]
     process = _torchrun(tmp_path, "train", "tiny.yaml", *longer)
     state = tmp_path / "run" / "training_state.safetensors"
     begun, end = 0.0, time.monotonic() + 100
