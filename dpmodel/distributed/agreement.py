@@ -82,7 +82,7 @@ def state_weights(run: Run) -> None:
         run.ranks.same("the weights", _digest(_named(run.network)), shown=False)
 
 
-def agree(run: Run, accounted: Ledger, asked_before: bool = False) -> bool:
+def agree(run: Run, accounted: Ledger, asked_before: bool = False) -> tuple[bool, bool]:
     """Call it before each step: what the callbacks of one rank have done counts for all.
 
     A stop on one rank stops all, for the same reason. Releases that callbacks have recorded are charged on every ledger
@@ -94,11 +94,12 @@ def agree(run: Run, accounted: Ledger, asked_before: bool = False) -> bool:
         asked_before: Whether the stop was asked for before the callbacks of the step were called.
 
     Returns:
-        ``asked_before`` of the rank whose reason counts.
+        Whether to stop, and ``asked_before`` of the rank whose reason counts. A signal may have set a reason on this
+        rank since the ranks met; it counts at the next call.
     """
     ranks = run.ranks
     if ranks.size == 1:
-        return asked_before
+        return run.stop_reason is not None, asked_before
     stop, further = run.stop_reason is not None, run.ledger.total - accounted.total
     facts = ranks.meet("the next step", stop, further)
     if any(fact[1] for fact in facts):
@@ -106,10 +107,11 @@ def agree(run: Run, accounted: Ledger, asked_before: bool = False) -> bool:
             accounted.extend(found)
             if rank != ranks.rank:
                 run.ledger.extend(found)
-    if any(fact[0] for fact in facts):
-        wishes = ranks.gather((run.stop_reason, asked_before))
-        run.stop_reason, asked_before = next(wish for wish in wishes if wish[0] is not None)
-    return asked_before
+    if not any(fact[0] for fact in facts):
+        return False, asked_before
+    wishes = ranks.gather((run.stop_reason, asked_before))
+    run.stop_reason, asked_before = next(wish for wish in wishes if wish[0] is not None)
+    return True, asked_before
 
 
 def join_notes(run: Run) -> None:

@@ -139,8 +139,7 @@ class TrainingLoop:
             for epoch in range(run.epoch, run.epochs + 1):
                 run.epoch = epoch
                 self._epoch()
-                agree(run, self._accounted)
-                if run.stop_reason is not None:
+                if agree(run, self._accounted)[0]:
                     run.say(f"training stopped after {run.step - run.first_step} steps: {run.stop_reason}")
                     self._note_choice()
                     break
@@ -186,8 +185,8 @@ class TrainingLoop:
         for _ in range(left):
             asked_before = run.stop_reason is not None
             self.listeners.notify("on_train_step_begin", run)
-            asked_before = agree(run, self._accounted, asked_before)
-            if run.stop_reason is not None:
+            stop, asked_before = agree(run, self._accounted, asked_before)
+            if stop:
                 self._limit_reached = not asked_before
                 # Before a partial epoch is validated: a resumed training must not know these metrics.
                 self._keep(rest=True)
