@@ -52,6 +52,10 @@ def launched() -> Iterator[int]:
     if gpu:
         torch.cuda.set_device(local_rank())
     dist.init_process_group("cpu:gloo,cuda:nccl" if gpu else "gloo", timeout=TIMEOUT)
-    yield dist.get_rank()
-    # Not after an error: leaving a group whose ranks are lost may wait for them.
-    dist.destroy_process_group()
+    ended = False
+    try:
+        yield dist.get_rank()
+        ended = True
+    finally:
+        if ended or not gpu:  # NCCL would wait for ranks that are lost
+            dist.destroy_process_group()
