@@ -242,8 +242,8 @@ class GroupRanks(Ranks):
             ) from error
 
 
-#: The ranks of the process group, as long as it is the default group.
-_KNOWN: list[tuple[Any, GroupRanks]] = []
+#: Identity, rank and size of the default group -> its ranks. Not the group: it must end before Python does.
+_KNOWN: dict[tuple[int, int, int], GroupRanks] = {}
 
 
 def current_ranks() -> Ranks:
@@ -255,10 +255,11 @@ def current_ranks() -> Ranks:
     """
     if not dist.is_available() or not dist.is_initialized() or dist.get_world_size() == 1:
         return ALONE
-    world = dist.group.WORLD
-    if not _KNOWN or _KNOWN[0][0] is not world:
-        _KNOWN[:] = [(world, GroupRanks())]
-    return _KNOWN[0][1]
+    key = id(dist.group.WORLD), dist.get_rank(), dist.get_world_size()
+    if key not in _KNOWN:
+        _KNOWN.clear()
+        _KNOWN[key] = GroupRanks()
+    return _KNOWN[key]
 
 
 @contextmanager
