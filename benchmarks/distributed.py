@@ -56,7 +56,7 @@ def measure(options: argparse.Namespace) -> None:
     from dpmodel import DPModel, NoiseMechanismsFactory
     from dpmodel.callbacks import Silence
 
-    torch.set_num_threads(2 // options.size)
+    torch.set_num_threads(1 if options.empty else 2 // options.size)
     torch.manual_seed(0)
     if options.size > 1:
         dist.init_process_group(
@@ -86,7 +86,7 @@ def seconds(name: str, size: int, steps: int, *, empty: bool = False) -> list[fl
     with tempfile.TemporaryDirectory() as folder:
         command = [sys.executable, "-W", "ignore", str(Path(__file__).resolve()), f"--measure={name}"]
         command += [f"--size={size}", f"--steps={steps}", f"--meeting={folder}/meeting"] + ["--empty"] * empty
-        environment = {**os.environ, "PYTHONPATH": str(root), "OMP_NUM_THREADS": str(2 // size)}
+        environment = {**os.environ, "PYTHONPATH": str(root), "OMP_NUM_THREADS": str(1 if empty else 2 // size)}
         ranks = [
             subprocess.Popen([*command, f"--rank={rank}"], env=environment, stdout=subprocess.PIPE, text=True)
             for rank in range(size)
