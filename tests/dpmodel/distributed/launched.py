@@ -12,7 +12,7 @@ ROOT = Path(__file__).parents[3]
 
 #: Runs ``function(rank, folder)`` of a module in a process of the group, and writes what it returns.
 _RANK = """
-import json, sys
+import json, os, sys
 from datetime import timedelta
 from importlib.util import module_from_spec, spec_from_file_location
 import torch
@@ -30,9 +30,12 @@ module = module_from_spec(spec)
 sys.modules["ranks"] = module
 spec.loader.exec_module(module)
 found = getattr(module, name)(int(rank), folder)
-open(f"{folder}/{name}-{size}-{rank}.json", "w").write(json.dumps(found))
+with open(f"{folder}/{name}-{size}-{rank}.json", "w") as file:
+    file.write(json.dumps(found))
 if int(size) > 1:
     dist.destroy_process_group()
+sys.stdout.flush()
+os._exit(0)  # threads of torch that are still running may abort an interpreter that ends (seen with torch 2.14)
 """
 
 
