@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -19,6 +19,9 @@ from dpmodel.claims.verification import verified_by
 from dpmodel.claims.weights import record_training
 from dpmodel.data.inference import evaluation_batches, predictions
 from dpmodel.data.loader import PrivateLoader
+from dpmodel.distributed.agreement import join_notes
+from dpmodel.distributed.follower import Follower
+from dpmodel.distributed.group import current_ranks
 from dpmodel.metrics import MetricSet
 from dpmodel.planning.release import NOT_VERIFIED, ReleasePlan, large_delta
 from dpmodel.preflight.arguments import check_keeper, check_types, refuse_unknown, require_agreement, usable_device
@@ -211,11 +214,16 @@ class DPModel(ClaimedModel):
         check_keeper(keeper)
         if self._in_training:
             raise UnprotectedUpdateError("fit was called while this model is training; call it after fit has returned")
-        continues = self._continue_claim()
-        iterations = PowerIterations(self.network)
-        recorded = recording(output, keeper)
-        with recorded as (recorder, keepers), plain_modes() as set_aside, iterations.held():
-            listeners = CallbackList(callbacks, last=[*keepers, *recorder])
+        ranks, iterations = current_ranks(), PowerIterations(self.network)
+        with (
+            ranks.together(self),
+            recording(output, keeper, ranks) as (recorder, records),
+            plain_modes() as set_aside,
+            iterations.held(),
+        ):
+            continues = self._continue_claim()
+            keepers: list[ReleaseRecord | Follower] = [*records]
+            listeners = CallbackList(callbacks, last=[*records, *recorder], first_rank=ranks.first)
             begin = partial(self._begin, epochs=epochs, keepers=keepers, listeners=listeners)
             trial = preflight.check(self, loader, valid_loader, begin)
             step = self._private_step(trial, iterations)
@@ -284,14 +292,18 @@ class DPModel(ClaimedModel):
         return "\n".join([self._choice.reason, engine.explain_isolation(), engine.explain()])
 
     def _begin(
-        self, loader: PrivateLoader, *, epochs: int, keepers: Sequence[ReleaseRecord], listeners: CallbackList
+        self, loader: PrivateLoader, *, epochs: int, keepers: list[ReleaseRecord | Follower], listeners: CallbackList
     ) -> Run:
         """The run of this call of ``fit``; a resumed training is restored."""
-        state = next((keeper.state for keeper in keepers if keeper.state is not None), None)
-        run = Run(self, self._plan(loader, epochs, state), epochs, loader.steps_per_epoch, listeners)
+        ranks = current_ranks()
+        state = ranks.share(next((keeper.state for keeper in keepers if keeper.state is not None), None))
+        run = Run(self, self._plan(loader, epochs, state), epochs, loader.steps_per_epoch, listeners, ranks)
         run.sources = (loader.dataset, loader.fetcher.collate_fn)
         for keeper in keepers:
             keeper.restore(run, listeners)
+        ledger, saves_state = ranks.share((run.ledger, any(keeper.saves_state for keeper in keepers)))
+        if not ranks.first:
+            keepers.append(Follower(run, state, ledger, saves_state=saves_state))
         if state is not None:
             record_training(self.network, self._claim)  # the restored weights are those of a private training
         return run
@@ -311,6 +323,7 @@ class DPModel(ClaimedModel):
             self._described(run),
             mode(self.network, training=True),
             self._training(run, loop.loader) as loop.before_pass,
+            run.ranks.together(self),
             loop.step.guard.until_the_end(),
             finishing_steps(run) if any(keeper.saves_state for keeper in loop.keepers) else nullcontext(),
         ):
@@ -321,6 +334,7 @@ class DPModel(ClaimedModel):
             finally:
                 loop.step.engine.release()  # per-example gradients do not outlive the training
                 loop.listeners.notify("on_train_end", run)
+        join_notes(run)
 
     @contextmanager
     def _training(self, run: Run, loader: PrivateLoader) -> Iterator[Callable[[], None] | None]:
@@ -344,7 +358,8 @@ class DPModel(ClaimedModel):
         guard = UpdateGuard(self.network, self.optimizer, self.loss_fn, self.claim.violate)
         trial.run.guarded_by(guard)
         trained = self.network, self.loss_fn, self.optimizer
-        step = PrivateStep(*trained, trial.engine, trial.run.plan, self.ledger, guard, trial.padding, iterations)
+        plan, ranks = trial.run.plan, trial.run.ranks
+        step = PrivateStep(*trained, trial.engine, plan, self.ledger, guard, trial.padding, iterations, ranks)
         self.claim.verified(verified_by(step))
         return step
 

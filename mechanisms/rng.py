@@ -119,6 +119,24 @@ class SecureGenerator:
         if state:
             self.seek(state["position"])
 
+    def follow(self, material: bytes) -> None:
+        """Continue a secret stream with a new key, under which several processes draw the same numbers.
+
+        Args:
+            material: At least 48 secret bytes from the operating system, which no other stream uses.
+
+        Raises:
+            ValueError: The stream is reproducible, or the key is too short.
+        """
+        if self.reproducible or len(material) < _KEY_BYTES + CIPHER_BYTES:
+            raise ValueError(
+                f"a secret stream follows a key of at least {_KEY_BYTES + CIPHER_BYTES} bytes, got {len(material)}"
+                + (" for a reproducible stream, which follows its seed" if self.reproducible else "")
+            )
+        self._process, self._forked, self._position = process_identity(), False, 0
+        self._stream = _open_stream(material)
+        self._on_devices, self._device_blocks = {}, {}
+
     def words(self, count: int) -> np.ndarray:
         """``count`` uniform 64-bit words as a fresh ``uint64`` array."""
         return np.frombuffer(bytearray(self._bytes(count * _WORD_BYTES)), dtype=np.uint64)

@@ -12,6 +12,7 @@ from monitors.errors import CalibrationError as CalibrationError
 from monitors.errors import CheckpointError as CheckpointError
 from monitors.errors import ConfigError as ConfigError
 from monitors.errors import DataError as DataError
+from monitors.errors import DistributedError as DistributedError
 from monitors.errors import DPModelError as DPModelError
 from monitors.errors import MissingDataError as MissingDataError
 from monitors.errors import MonitorMismatchError as MonitorMismatchError

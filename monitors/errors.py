@@ -59,5 +59,9 @@ class CheckpointError(DPModelError, ValueError):
     """A checkpoint is truncated, modified, of a foreign format, or does not match the object it is loaded into."""
 
 
+class DistributedError(DPModelError, RuntimeError):
+    """The processes of one training differ in what must be equal, or one of them has failed or is lost."""
+
+
 class PrivacyWarning(UserWarning):
     """Something the user should know about the privacy claim; the claim itself stays true."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from dpmodel.claims.choices import Choices
 from monitors import checks
@@ -22,6 +22,9 @@ class Callback:
     the next step. Weights, buffers and optimizer state are compared before each step and after ``on_train_end``:
     a callback that changes them must do so inside ``run.post_processing(what)``.
 
+    In a training of several processes, each rank calls its own callbacks, unless ``first_rank_only`` is set. A callback
+    that writes files or releases something of the data should set it: each rank would release, and be charged.
+
     Example:
         >>> class Hello(Callback):
         ...     def on_train_begin(self, run):
@@ -29,6 +32,9 @@ class Callback:
         >>> CallbackList([Hello()]).notify("on_train_begin", run=None)
         training starts
     """
+
+    #: Whether only rank 0 calls the callback.
+    first_rank_only: ClassVar[bool] = False
 
     def on_train_begin(self, run: Run) -> None:
         """Called once before the first step."""
@@ -99,20 +105,24 @@ class CallbackList:
     Args:
         callbacks: Callbacks, or a single one.
         last: Callbacks that come after all of these.
+        first_rank: Whether this process is rank 0. On other ranks, callbacks with ``first_rank_only`` are not called.
 
     Raises:
         ValueError: An entry is None, a class instead of an object, has no hook, or is given twice; or a method of a
             ``Callback`` has almost the name of a hook.
     """
 
-    def __init__(self, callbacks: Iterable[Any] | Any = (), last: Iterable[Any] = ()) -> None:
+    def __init__(
+        self, callbacks: Iterable[Any] | Any = (), last: Iterable[Any] = (), *, first_rank: bool = True
+    ) -> None:
         entries = callbacks if isinstance(callbacks, Iterable) else (callbacks,)
         self._callbacks: tuple[Any, ...] = tuple(_checked(entry) for entry in (*entries, *last))
         _refuse_twice(self._callbacks)
+        self._first_rank = first_rank
         self._begun: list[Any] = list(self._callbacks)
         self._choices = Choices()
         self._listeners: dict[str, tuple[Callable[[Any], None], ...]] = {
-            hook: tuple(getattr(entry, hook) for entry in self._in_order(hook) if _listens(entry, hook))
+            hook: tuple(getattr(entry, hook) for entry in self._in_order(hook) if self._listens(entry, hook))
             for hook in HOOKS
         }
 
@@ -134,7 +144,7 @@ class CallbackList:
         if hook == "on_train_begin":
             self._begin(run)
         elif hook == "on_train_end":
-            _call_all([entry.on_train_end for entry in self._begun if _listens(entry, hook)], run, self._choices)
+            _call_all([entry.on_train_end for entry in self._begun if self._listens(entry, hook)], run, self._choices)
         else:
             for listener in listeners:
                 self._choices.call(listener, run)
@@ -142,9 +152,12 @@ class CallbackList:
     def _begin(self, run: Any) -> None:
         self._begun, self._choices = [], Choices()
         for entry in self._callbacks:
-            if _listens(entry, "on_train_begin"):
+            if self._listens(entry, "on_train_begin"):
                 self._choices.call(entry.on_train_begin, run)
             self._begun.append(entry)
+
+    def _listens(self, entry: Any, hook: str) -> bool:
+        return (self._first_rank or not getattr(entry, "first_rank_only", False)) and _listens(entry, hook)
 
     def _in_order(self, hook: str) -> Iterable[Any]:
         if hook != "on_train_step_begin":

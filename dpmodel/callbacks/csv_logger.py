@@ -26,6 +26,8 @@ class CSVLogger(Callback):
         ValueError: ``path`` is a folder.
     """
 
+    first_rank_only = True
+
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = Path(path)
         if self.path.is_dir():

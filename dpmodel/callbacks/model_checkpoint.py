@@ -54,6 +54,8 @@ class ModelCheckpoint(Callback):
         ValueError: A setting is out of range, or both ``config`` and its parts are given.
     """
 
+    first_rank_only = True
+
     def __init__(
         self,
         prefix: str = "CKP",

@@ -27,6 +27,8 @@ class TensorBoardLogger(Callback):
         ValueError: ``every_n_steps`` is not an integer of at least 1.
     """
 
+    first_rank_only = True
+
     def __init__(self, directory: str | os.PathLike[str] = "runs", every_n_steps: int = 50) -> None:
         checks.positive_int(every_n_steps=every_n_steps)
         self.directory = Path(directory)

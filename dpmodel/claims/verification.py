@@ -34,8 +34,13 @@ def verified_by(step: PrivateStep) -> list[str]:
         CHECKED_EXAMPLES,
     )
 
-    engine = step.engine
+    engine, size = step.engine, step.ranks.size
+    shared = [
+        f"{size} processes shared each batch: the drawn rows were compared at each step and the weights after each "
+        "epoch, and the noise of each step was drawn once, on rank 0."
+    ]
     return [
+        *(shared if size > 1 else []),
         f"Each example moves the sum by its own clipped gradient only: {engine.explain_isolation()}.",
         f"Clipped sums add up: the first batch, and {CHECKED_EXAMPLES} "
         f"secretly chosen examples of one batch in {CHECKED_EVERY}, were compared with the sums of their halves.",

@@ -12,6 +12,7 @@ import typer
 
 from dpmodel.cli import budget, compare, evaluate, init, plot, train, tune
 from dpmodel.cli.streams import make_patient
+from dpmodel.distributed.launch import launched_processes
 from monitors.errors import ConfigError, DPModelError
 
 OK, FAILED, BAD_USAGE = 0, 1, 2
@@ -44,12 +45,20 @@ _add("tune", tune.tune, tune.EXAMPLES)
 
 
 @app.callback(invoke_without_command=True)
-def _options(version: bool = typer.Option(False, "--version", help="Print the version and exit.")) -> None:
+def _options(
+    context: typer.Context, version: bool = typer.Option(False, "--version", help="Print the version and exit.")
+) -> None:
     if version:
         import dpmodel
 
         typer.echo(f"dpmodel {dpmodel.__version__}")
         raise typer.Exit
+    processes = launched_processes()
+    if processes > 1 and context.invoked_subcommand != "train":
+        raise ConfigError(
+            f"torchrun has started {processes} processes, which only `dpmodel train` shares; start `dpmodel "
+            f"{context.invoked_subcommand}` without torchrun (compare and tune have --jobs)"
+        )
 
 
 def run(arguments: Sequence[str] | None = None) -> int:
@@ -80,5 +89,6 @@ def run(arguments: Sequence[str] | None = None) -> int:
 def _say(error: BaseException, code: int, cause: BaseException | None = None) -> int:
     if os.environ.get(DEBUG_VARIABLE):
         traceback.print_exception(cause or error)
-    print(f"dpmodel: error: {error}", file=sys.stderr)
+    rank = f"rank {os.environ['RANK']}: " if launched_processes() > 1 else ""
+    print(f"dpmodel: {rank}error: {error}", file=sys.stderr)
     return code

@@ -12,6 +12,7 @@ import typer
 from dpmodel.cli.options import AsJson, ConfigFile, Overrides
 from dpmodel.config import load_config
 from dpmodel.config.faults import locating_file_errors
+from dpmodel.distributed.launch import launched
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -33,6 +34,9 @@ EXAMPLES = """
 
   # After Ctrl-C or a crash
   dpmodel train configs/lenet5_mnist.yaml --resume
+
+  # Two processes on this machine, which share each batch
+  torchrun --nproc_per_node=2 -m dpmodel train configs/lenet5_mnist.yaml
 
   # A quick trial on part of the data
   dpmodel train run.yaml --set data.limit=2000 --set training.epochs=1
@@ -67,9 +71,9 @@ def train(
     from dpmodel.callbacks import ProgressBar, Silence
     from dpmodel.runs.train import train_from_config
 
-    silent = quiet or as_json
-    console = Console(stderr=as_json, quiet=silent)
-    with locating_file_errors(settings):
+    with launched() as rank, locating_file_errors(settings):
+        silent = quiet or as_json or rank > 0
+        console = Console(stderr=as_json, quiet=silent)
         result = train_from_config(
             settings,
             output,
@@ -78,9 +82,9 @@ def train(
             callbacks=[Silence()] if silent else [ProgressBar(console=console)],
             announce=lambda training, folder: _announce(console, training, folder),
         )
-    if as_json:
+    if as_json and rank == 0:
         typer.echo(json.dumps(_summary(result)))
-    else:
+    elif rank == 0:
         _show(Console(), result)
     if result.interrupted:
         raise typer.Exit(TERMINATED if result.signal == signal.SIGTERM else 1)

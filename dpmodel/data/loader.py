@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -29,6 +29,15 @@ from monitors import checks
 from monitors.errors import DataError, PrivacyWarning, UnsupportedLoaderError
 
 Pair = tuple[Any, Any]
+
+
+class StepRows(Protocol):
+    """Gives the rows of each step: a sampler, or the part of one rank."""
+
+    def rows(self, step: int) -> np.ndarray:
+        """``int64`` row indices of ``step``."""
+        ...
+
 
 #: What a rebuilt ``DataLoader`` keeps for its worker processes.
 WORKER_OPTIONS = ("worker_init_fn", "timeout", "prefetch_factor", "multiprocessing_context", "generator")
@@ -239,7 +248,7 @@ class PrivateLoader:
 
     def batches(
         self,
-        sampler: Sampler,
+        sampler: StepRows,
         first: int,
         steps: int,
         *,
@@ -298,7 +307,7 @@ class PrivateLoader:
 class _StepRows:
     """Iterable of the rows of successive steps: a ``Sampler`` in the sense of ``DataLoader``."""
 
-    def __init__(self, sampler: Sampler, first: int, steps: int) -> None:
+    def __init__(self, sampler: StepRows, first: int, steps: int) -> None:
         self.sampler, self.first, self.steps = sampler, first, steps
 
     def __iter__(self) -> Iterator[np.ndarray]:

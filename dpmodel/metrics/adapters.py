@@ -131,6 +131,21 @@ class MeanLoss:
         self._sum, self._count = 0.0, 0
 
 
+def compute_alone(metric: Any) -> None:
+    """Let a torchmetrics object compute from its own batches, also inside a process group.
+
+    It would otherwise wait for all ranks to compute, but a rank may evaluate alone, and rank 0 validates for all.
+    """
+    held = metric._metric if isinstance(metric, PreparedMetric) else metric
+    for part in held.modules() if hasattr(held, "modules") else [held]:
+        if hasattr(part, "distributed_available_fn"):
+            part.distributed_available_fn = _not_distributed
+
+
+def _not_distributed() -> bool:
+    return False
+
+
 def function_name(function: Any) -> str:
     """Name of a function in results and errors; for a callable object, the name of its class."""
     return str(getattr(function, "__name__", type(function).__name__))

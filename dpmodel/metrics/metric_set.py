@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from dpmodel.metrics.adapters import MeanLoss, PreparedMetric, count_rows
+from dpmodel.metrics.adapters import MeanLoss, PreparedMetric, compute_alone, count_rows
 from dpmodel.metrics.names import Metric, MetricSpec, is_loss, named_metrics
 from monitors.errors import DataError, DPModelError
 
@@ -184,6 +184,7 @@ class MetricSet:
         # Some objects create their state only in reset.
         for metric in built.values():
             metric.reset()
+            compute_alone(metric)
         self._built = built
 
     def _metric(self, name: str, entry: MetricSpec | Metric, outputs: Any, targets: Any) -> Metric:

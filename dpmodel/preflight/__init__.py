@@ -14,6 +14,7 @@ from monitors.errors import (
     CheckpointError,
     ConfigError,
     DataError,
+    DistributedError,
     DPModelError,
     UnprotectedUpdateError,
     UnsupportedEventError,
@@ -145,6 +146,8 @@ CHECKS: tuple[Check, ...] = (
             "Call `dpmodel.fix(network)`, or leave both out."),
         Refusal("Lazy layers that have not seen a batch: their parameters have no shape yet.",
             "Call the network once, for example on zeros, before you build `DPModel`."),
+        Refusal("A network in `DistributedDataParallel`, `DataParallel` or FSDP: they mix unclipped gradients.",
+            "Pass the bare module; dpmodel adds up the clipped sums of the processes itself."),
         Refusal("A network without trainable parameters.",
             "Unfreeze some parameters with `requires_grad_(True)`."),
         Refusal("Parameters that are NaN or infinite before training.",
@@ -248,5 +251,9 @@ CHECKS: tuple[Check, ...] = (
         Refusal("Metrics that cannot be computed from the outputs and the targets.",
             "Choose metrics that fit: `DPModel(..., metrics=...)`."),
     ], setting="training.metrics"),
+    Check("ranks", DistributedError, [
+        Refusal("Processes of one training that differ in settings, versions, ledger or data set.",
+            "Start each with the same script and the whole data set, in the same order."),
+    ], reads="examples"),
 )
 # fmt: on

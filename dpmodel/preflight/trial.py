@@ -14,6 +14,7 @@ from dpmodel.data.collation import Collation
 from dpmodel.data.loader import PrivateLoader, private_loader
 from dpmodel.data.row_choice import require_held_out
 from dpmodel.data.targets import require_class_targets, require_same_shape
+from dpmodel.distributed.agreement import require_agreement, require_bare
 from dpmodel.preflight.arguments import check_types
 from dpmodel.preflight.batches import require_unmixed_batches
 from dpmodel.preflight.loss import try_loss
@@ -138,6 +139,7 @@ def validation_data(trial: Trial) -> None:
 
 def layers(trial: Trial) -> None:
     """Every layer of a known type treats examples independently, and some parameter can be trained."""
+    require_bare(trial.network)
     require_valid(trial.network)
     broken = not_finite(trainable_parameters(trial.network))
     if broken:
@@ -245,3 +247,8 @@ def metrics(trial: Trial) -> None:
     with reading_examples():
         examples = trial.examples(TRIED)
         trial.say(require_measurable(*measured, examples.x, examples.y, asked=model.metrics_asked))
+
+
+def ranks(trial: Trial) -> None:
+    """All processes of the training train the same; they get the weights of rank 0."""
+    require_agreement(trial)

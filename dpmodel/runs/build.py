@@ -17,6 +17,7 @@ from dpmodel.config.identity import settings_by_path
 from dpmodel.data import DataSplits, load_dataset
 from dpmodel.data.in_memory import InMemoryDataset
 from dpmodel.data.loader import PrivateLoader
+from dpmodel.distributed.launch import launched_processes, local_rank
 from dpmodel.losses import build_loss
 from dpmodel.metrics import MetricSet
 from dpmodel.model import DPModel
@@ -230,7 +231,9 @@ def _callbacks(config: Config) -> Iterator[Any]:
 
 def _device(name: str) -> torch.device:
     if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name == "cuda" and launched_processes() > 1:
+        name = f"cuda:{local_rank()}"
     try:
         device = torch.device(name)
         torch.empty(1, device=device)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from dpmodel.callbacks.base import Callback
 from dpmodel.config.sections import OutputSection
+from dpmodel.distributed.ranks import ALONE, Ranks
 from dpmodel.figures.files import figure_bytes
 from dpmodel.runs.folder import RunFolder
 from dpmodel.runs.report import PrivacyReport, ReportSubject, make_report
@@ -29,17 +30,20 @@ class RunRecorder(Callback):
     """Keeps history, weights and report in a run folder up to date; the ledger is written by ``ReleaseRecord``.
 
     Args:
-        record: The record of releases that holds the folder.
+        record: The record of releases that holds the folder; None writes nothing, on all ranks but the first.
         output: What to write besides the report. Default: all of it.
         subject: The training as its report describes it. Default: as the run describes itself.
     """
 
     def __init__(
-        self, record: ReleaseRecord, output: OutputSection | None = None, subject: ReportSubject | None = None
+        self,
+        record: ReleaseRecord | None,
+        output: OutputSection | None = None,
+        subject: ReportSubject | None = None,
     ) -> None:
         self.record = record
-        self.folder = record.folder
-        self._history, self._norm_bounds = TableFile(self.folder.history), TableFile(self.folder.norm_bounds)
+        if record is not None:
+            self._history, self._norm_bounds = TableFile(record.folder.history), TableFile(record.folder.norm_bounds)
         self.output = OutputSection() if output is None else output
         self.subject = subject
         self.run: Run | None = None
@@ -51,7 +55,8 @@ class RunRecorder(Callback):
 
     def on_train_epoch_end(self, run: Run) -> None:
         """Write the history and the weights."""
-        self._write_progress(run)
+        if self.record is not None:
+            self._write_progress(run, self.record)
 
     def finish(self, status: str, *, failed: bool = False) -> PrivacyReport | None:
         """Write everything once more, with the report; None if the training failed before it released anything.
@@ -60,41 +65,48 @@ class RunRecorder(Callback):
             status: ``"finished"``, or why the training ended early.
             failed: Whether an exception ended it.
         """
-        run = self.run
-        if run is None or not run.begun or (failed and not self.record.released(run)):
+        run, record = self.run, self.record
+        if run is None or not run.begun or (failed and record is not None and not record.released(run)):
             return None
         subject = run.subject if self.subject is None else self.subject
         report = make_report(subject, run.ledger, run.step, status=status, verified=run.verification)
-        lock, self.report = self.record.lock, dataclasses.replace(report, journals=run.heads)
-        lock.write(self.folder.report, self.report.to_json())
-        lock.write(self.folder.statement, str(self.report))
-        self._write_progress(run)
-        if self.output.curve and len(run.history):
-            figure = run.history.plot(ledger=run.ledger, accountant=run.accountant)
-            lock.write(self.folder.curve, figure_bytes(figure, self.folder.curve))
-        if lock.moved:
-            run.say(f"{self.folder.path} was moved while training; its files are in the moved folder")
+        self.report = dataclasses.replace(report, journals=run.heads)
+        if record is not None:
+            self._write_report(run, record)
         return self.report
 
-    def _write_progress(self, run: Run) -> None:
+    def _write_report(self, run: Run, record: ReleaseRecord) -> None:
+        assert self.report is not None
+        folder, lock = record.folder, record.lock
+        lock.write(folder.report, self.report.to_json())
+        lock.write(folder.statement, str(self.report))
+        self._write_progress(run, record)
+        if self.output.curve and len(run.history):
+            figure = run.history.plot(ledger=run.ledger, accountant=run.accountant)
+            lock.write(folder.curve, figure_bytes(figure, folder.curve))
+        if lock.moved:
+            run.say(f"{folder.path} was moved while training; its files are in the moved folder")
+
+    def _write_progress(self, run: Run, record: ReleaseRecord) -> None:
         if self.output.history:
-            history, folder = run.history, self.record.lock.handle()
+            history, folder = run.history, record.lock.handle()
             self._history.update(history.columns, history.cells, folder=folder)
             if len(history.norm_bounds) > 1:
                 self._norm_bounds.update(NORM_BOUND_COLUMNS, lambda first: history.norm_bounds[first:], folder=folder)
         if self.output.checkpoint:
-            write_tensor_file(self.folder.checkpoint, *checkpoint_content(run), folder=self.record.lock.handle())
+            write_tensor_file(record.folder.checkpoint, *checkpoint_content(run), folder=record.lock.handle())
 
 
 @contextmanager
 def recording(
-    output: str | os.PathLike[str] | RunRecorder | None, keeper: ReleaseRecord | None
+    output: str | os.PathLike[str] | RunRecorder | None, keeper: ReleaseRecord | None, ranks: Ranks = ALONE
 ) -> Iterator[tuple[list[RunRecorder], list[ReleaseRecord]]]:
     """Write the training inside the block into the run folder ``output``.
 
     Args:
         output: The folder, or the recorder of the keeper's folder; None writes nothing.
         keeper: The keeper given to ``fit``, which may use the same folder.
+        ranks: The processes that train together: only the first one writes.
 
     Yields:
         The recorder, in a list that is empty without ``output``, and the open records of releases. The recorder must be
@@ -103,10 +115,10 @@ def recording(
     Raises:
         ConfigError: The folder is in use; nothing is overwritten.
     """
-    recorders, keepers = [], [] if keeper is None else [keeper]
+    recorders, keepers = [], [] if keeper is None or not ranks.first else [keeper]
     if isinstance(output, RunRecorder):
         recorders = [output]
-    elif output is not None:
+    elif output is not None and ranks.first:
         folder = RunFolder(Path(output))
         shared = keeper is not None and keeper.folder.path.resolve() == folder.path.resolve()
         if folder.in_use and not (shared and keeper is not None and keeper.resume):

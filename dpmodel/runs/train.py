@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from dpmodel.config import Config
 from dpmodel.data.fingerprint import Fingerprint
+from dpmodel.distributed.group import current_ranks
 from dpmodel.planning.from_config import with_noise_multiplier
 from dpmodel.preflight.task import locating_refusals
 from dpmodel.runs.build import SOLVED_FOR, Training, build_training
@@ -22,7 +23,7 @@ from dpmodel.saving.keeper import StateKeeper
 from dpmodel.saving.lock import FolderLock
 from dpmodel.saving.record import DEFAULT_EVERY_N_STEPS, ReleaseRecord
 from dpmodel.saving.state import WHAT_TO_DO
-from dpmodel.training.interrupt import InterruptStop
+from dpmodel.training.interrupt import INTERRUPTED, InterruptStop
 from monitors.errors import CheckpointError, ConfigError
 
 if TYPE_CHECKING:
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
     from dpmodel.saving.state import TrainingState
     from dpmodel.training.history import History
 
-    _Begun = tuple[Training, ReleaseRecord]
+    _Begun = tuple[Training, ReleaseRecord | None]
 
 RUNS = Path("runs")
 
@@ -73,6 +74,8 @@ def train_from_config(
     A resumed training has the same planned ledger as one that was never interrupted; see ``StateKeeper`` for what is
     restored and how steps that were lost with a killed process are charged.
 
+    In a process group, every rank calls this function with the same arguments; rank 0 alone uses the folder.
+
     Args:
         config: The configuration.
         directory: The run folder; default: that of the configuration, or ``runs/<its name>``.
@@ -92,8 +95,11 @@ def train_from_config(
     folder = RunFolder(Path(directory) if directory is not None else default_directory(config))
     if force and resume:
         raise ValueError("force moves the training in the folder aside, and resume continues it; give one of them")
+    ranks = current_ranks()
     begin = _resumed if resume else partial(_new, force=force)
-    with begin(config, folder) as (training, keeper):
+    if not ranks.first:
+        begin = partial(_followed, resume=resume)
+    with ranks.together(), begin(config, folder) as (training, keeper):
         return _carry_out(training, folder, list(callbacks), keeper, announce)
 
 
@@ -138,6 +144,17 @@ def _resumed(config: Config, folder: RunFolder) -> Iterator[_Begun]:
         yield training, keeper
 
 
+@contextmanager
+def _followed(config: Config, folder: RunFolder, *, resume: bool) -> Iterator[_Begun]:
+    """The training of a rank that uses no folder."""
+    del folder
+    if resume:
+        config, target = current_ranks().share((config, None))
+        yield _with_target(config, target), None
+    else:
+        yield build_training(config), None
+
+
 def _as_begun(config: Config, state: TrainingState) -> Training:
     """The training of ``config`` with the noise multiplier that was solved for when it began."""
     target, solved = state.settings.get(SOLVED_FOR), state.settings.get("privacy.noise_multiplier")
@@ -149,6 +166,11 @@ def _as_begun(config: Config, state: TrainingState) -> Training:
                 f"{target!r} in the state. {WHAT_TO_DO}"
             )
         config = with_noise_multiplier(config, solved)
+    return _with_target(*current_ranks().share((config, target)))
+
+
+def _with_target(config: Config, target: float | None) -> Training:
+    """The training of a configuration whose noise multiplier was solved for ``target``."""
     training = build_training(config)
     return replace(training, plan=replace(training.plan, target_epsilon=target))
 
@@ -162,7 +184,7 @@ def _carry_out(
     training: Training,
     folder: RunFolder,
     callbacks: list[Any],
-    keeper: ReleaseRecord,
+    keeper: ReleaseRecord | None,
     announce: Callable[[Training, RunFolder], None] | None,
 ) -> TrainingResult:
     recorder, interrupt = RunRecorder(keeper, training.config.output, training.plan.subject), InterruptStop()
@@ -180,13 +202,14 @@ def _carry_out(
                 output=recorder,
             )
     except BaseException:
-        released = recorder.run is not None and recorder.run.begun and keeper.released(recorder.run)
-        if not released and not keeper.resume:
+        run = recorder.run
+        if keeper is not None and not keeper.resume and not (run and run.begun and keeper.released(run)):
             folder.abandon(keeper.lock)
         raise
     run, report = recorder.run, recorder.report
     assert run is not None
     assert report is not None
-    if is_final(report.status):
+    if keeper is not None and is_final(report.status):
         keeper.lock.remove(folder.state)
-    return TrainingResult(folder, history, report, dict(run.metrics), interrupt.interrupted, interrupt.signal)
+    interrupted = (run.stop_reason or "").startswith(INTERRUPTED)  # on whichever rank
+    return TrainingResult(folder, history, report, dict(run.metrics), interrupted, interrupt.signal)

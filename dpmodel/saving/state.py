@@ -90,6 +90,13 @@ class TrainingState:
         state: Mapping[str, Any] = self.loop["run"]
         return state
 
+    def resume(self, loop: TrainingLoop) -> None:
+        """Restore callbacks, counters, weights and optimizer of a training that begins, its run restored before."""
+        loop.load_state_dict(self.loop)
+        # After the schedules, which set the first learning rate when the training begins.
+        self.checkpoint.restore(loop.run.network, loop.run.optimizer)
+        loop.step.guard.protected(self.step)
+
 
 def read_state(path: str | os.PathLike[str]) -> TrainingState:
     """Read a training state and check that it is complete.

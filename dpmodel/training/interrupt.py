@@ -102,7 +102,8 @@ def finishing_steps(run: Run) -> Iterator[None]:
     stop.on_train_begin(run)
     with stop.listening([signal.SIGINT]):
         yield
-    if stop.interrupted:
+    elsewhere = run.ranks.size > 1 and (run.stop_reason or "").startswith(INTERRUPTED)
+    if stop.interrupted or elsewhere:
         raise KeyboardInterrupt
 
 

@@ -15,17 +15,21 @@ from dpmodel.callbacks.base import CallbackList
 from dpmodel.data.collation import Collation
 from dpmodel.data.loader import PrivateLoader
 from dpmodel.data.specimens import Drawn
+from dpmodel.distributed.agreement import agree, join_notes, state_weights
+from dpmodel.distributed.shared_rows import SharedRows
 from dpmodel.optimizers import require_finite
 from dpmodel.preflight.refusal import listed, not_finite
 from dpmodel.training.interrupt import INTERRUPTED, finishing_despite_workers, read_with_workers
 from dpmodel.training.randomness import TorchGenerators
 from dpmodel.training.run import Run
 from dpmodel.training.step import PrivateStep
-from mechanisms.engines.batch import Batch, first_tensor, map_tensors
+from mechanisms.engines.batch import Batch, map_tensors
 from monitors import checks
 from monitors.errors import NonFiniteGradientsError
+from monitors.ledger import Ledger
 
 if TYPE_CHECKING:
+    from dpmodel.distributed.follower import Follower
     from dpmodel.saving.record import ReleaseRecord
 
 #: Note of a training that something other than a limit has ended.
@@ -96,17 +100,21 @@ class TrainingLoop:
     listeners: CallbackList
     evaluate: Callable[[], dict[str, float]] | None
     device: torch.device
-    keepers: Sequence[ReleaseRecord] = ()
+    keepers: Sequence[ReleaseRecord | Follower] = ()
     before_pass: Callable[[], None] | None = field(default=None, init=False)
     progress: EpochProgress = field(default_factory=EpochProgress, init=False)
     _announced: set[str] = field(default_factory=set, init=False)
     _in_step: bool = field(default=False, init=False)
     _limit_reached: bool = field(default=False, init=False)
     _generators: TorchGenerators = field(init=False)
+    _rows: SharedRows = field(init=False)
+    _accounted: Ledger = field(default_factory=Ledger, init=False)  # with several ranks
     _generator_state: Mapping[str, Any] = field(default_factory=dict, init=False)  # of a resumed training
 
     def __post_init__(self) -> None:
-        self._generators = TorchGenerators(self.device, self.run.plan.secret)
+        run = self.run
+        self._generators = TorchGenerators(self.device, run.plan.secret)
+        self._rows = SharedRows(run.plan.sampler, run.plan.unit, run.ranks)
 
     def state_dict(self) -> dict[str, Any]:
         """The states of its parts: all that the next step depends on, besides weights, optimizer and ledger."""
@@ -133,11 +141,13 @@ class TrainingLoop:
         run = self.run
         self._keep()
         run.begun = True
+        if run.ranks.size > 1:
+            self._accounted = run.ledger.copy()
         try:
             for epoch in range(run.epoch, run.epochs + 1):
                 run.epoch = epoch
                 self._epoch()
-                if run.stop_reason is not None:
+                if agree(run, self._accounted)[0]:
                     run.say(f"training stopped after {run.step - run.first_step} steps: {run.stop_reason}")
                     self._note_choice()
                     break
@@ -161,6 +171,8 @@ class TrainingLoop:
         if not self.progress.losses:
             return
         self._settle()
+        state_weights(run)
+        join_notes(run)
         self._validate()
         self._record(self.progress)
         self.progress = EpochProgress()
@@ -174,7 +186,7 @@ class TrainingLoop:
         run, left = self.run, self._steps_left()
         self.step.network.train()
         done, secret = run.step - run.first_step, run.plan.secret
-        batches = self.loader.batches(run.plan.sampler, done, left, secret=secret, wrap=self.collation.wrap)
+        batches = self.loader.batches(self._rows, done, left, secret=secret, wrap=self.collation.wrap)
         # The batches have drawn from the generators too, as they had when the state was saved.
         self._generators.load_state_dict(self._generator_state)
         self._generator_state = {}
@@ -182,9 +194,10 @@ class TrainingLoop:
             for _ in range(left):
                 asked_before = run.stop_reason is not None
                 self.listeners.notify("on_train_step_begin", run)
-                if run.stop_reason is not None:
+                stop, asked_before = agree(run, self._accounted, asked_before)
+                if stop:
                     self._limit_reached = not asked_before
-                if run.stop_reason is not None or not self._one_step(batches):
+                if stop or not self._one_step(batches):
                     # Before a partial epoch is validated: a resumed training must not know these metrics.
                     self._keep(rest=True)
                     break
@@ -204,6 +217,8 @@ class TrainingLoop:
         self._in_step = True
         run.history.record_norm_bound(run.step, run.norm_bound)
         run.loss = self.step(batch, run.step)
+        if run.ranks.size > 1:
+            self._accounted.record(run.event(run.step))
         run.advance()
         self.progress.losses.append(run.loss)
         self._in_step = False
@@ -241,12 +256,10 @@ class TrainingLoop:
     def _batch(self, drawn: Drawn) -> Batch:
         with self.step.guard.each_example_alone(self.run.step):
             self.collation.watch(drawn)
-        x, y = to_device(drawn.x, self.device), to_device(drawn.y, self.device)
-        plan = self.run.plan
-        if not plan.unit.grouped:
+        x, y, ids = to_device(drawn.x, self.device), to_device(drawn.y, self.device), self._rows.take()
+        if ids is None:
             return Batch(x, y)
-        ids = plan.sampler.group_ids(first_tensor(x).shape[0], plan.unit.expected_units)
-        return Batch(x, y, torch.from_numpy(ids).to(self.device), plan.unit.expected_units)
+        return Batch(x, y, torch.from_numpy(ids).to(self.device), self._rows.units)
 
     def _announce_limit(self) -> None:
         limit = self.run.plan.clip.at_limit
@@ -275,10 +288,11 @@ class TrainingLoop:
             )
 
     def _validate(self) -> None:
-        if self.evaluate is not None:
-            self.listeners.notify("on_eval_begin", self.run)
-            self.run.metrics = read_with_workers(self.run, self.evaluate, "the validation data") or {}
-            self.listeners.notify("on_eval_end", self.run)
+        evaluate, run = self.evaluate, self.run
+        if evaluate is not None:
+            self.listeners.notify("on_eval_begin", run)
+            run.metrics = run.ranks.once(lambda: read_with_workers(run, evaluate, "the validation data") or {})
+            self.listeners.notify("on_eval_end", run)
 
     def _record(self, progress: EpochProgress) -> None:
         run = self.run

@@ -6,8 +6,10 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
 
+from dpmodel.callbacks.silence import say_nothing
 from dpmodel.claims.choices import private_value_read
 from dpmodel.claims.claim import joined_statement
+from dpmodel.distributed.ranks import ALONE, Ranks
 from dpmodel.runs.report.subject import ReportSubject
 from dpmodel.training.history import History
 from monitors.accountant import DEFAULT_DELTA, LedgerFollower
@@ -51,7 +53,8 @@ class Run:
         notes: What could not be checked of the mechanisms; on the ledger from the first step on.
         begun: Whether the training began: its state was restored or saved.
         stop_reason: Why the run was stopped early, else None.
-        printer: Where ``say`` writes; a progress bar may replace it.
+        printer: Where ``say`` writes; a progress bar may replace it. Only rank 0 prints.
+        ranks: The processes that train together; ``run.ranks.rank`` is the number of this one.
 
     Args:
         model: The ``DPModel``.
@@ -59,12 +62,20 @@ class Run:
         epochs: Epochs asked for.
         steps_per_epoch: Steps per epoch.
         callbacks: Searched for a privacy monitor, whose ``target_delta`` and ``accountant`` are then those of the run.
+        ranks: The processes that train together. Default: this process only.
     """
 
     def __init__(
-        self, model: DPModel, plan: ReleasePlan, epochs: int, steps_per_epoch: int, callbacks: Iterable[Any] = ()
+        self,
+        model: DPModel,
+        plan: ReleasePlan,
+        epochs: int,
+        steps_per_epoch: int,
+        callbacks: Iterable[Any] = (),
+        ranks: Ranks = ALONE,
     ) -> None:
         self.model = model
+        self.ranks = ranks
         self.plan = plan
         self.epochs = epochs
         self.steps_per_epoch = steps_per_epoch
@@ -82,7 +93,7 @@ class Run:
         self.notes: tuple[str, ...] = ()
         self.begun = False
         self.stop_reason: str | None = None
-        self.printer: Callable[[str], None] = print
+        self.printer: Callable[[str], None] = print if ranks.first else say_nothing
         deltas = (getattr(callback, "target_delta", None) for callback in callbacks)
         self.delta: float = next((delta for delta in deltas if delta is not None), DEFAULT_DELTA)
         accountants = (getattr(callback, "accountant", None) for callback in callbacks)

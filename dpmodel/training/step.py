@@ -10,6 +10,7 @@ from typing import Any
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from dpmodel.distributed.ranks import ALONE, Ranks
 from dpmodel.planning.release import ReleasePlan
 from dpmodel.training.batch_check import Additivity
 from dpmodel.training.guard import UpdateGuard
@@ -40,6 +41,7 @@ class PrivateStep:
         padding: Rows of parameters, by name, whose gradient is always zero (``padding_rows``): their noise is removed,
             which is post-processing of the release.
         iterations: Power iterations of the network's spectral normalisations; None for none.
+        ranks: The processes that train together; each passes its part of the batch.
     """
 
     network: nn.Module
@@ -51,6 +53,7 @@ class PrivateStep:
     guard: UpdateGuard
     padding: Mapping[str, Sequence[int]] = field(default_factory=dict)
     iterations: PowerIterations | None = None
+    ranks: Ranks = ALONE
     broken_steps: int = field(default=0, init=False)
     left_out: int = field(default=0, init=False)  # units without a finite gradient, in all steps; private
     _layout: FlatLayout = field(init=False)
@@ -86,12 +89,11 @@ class PrivateStep:
                     self.ledger.add_note(self.not_compared)
                 summed = self.engine.clipped_sum(self.network, self.loss_fn, batch, plan.clip, self._sum)
             self._require_accounted(summed)
+            summed = self.ranks.whole(summed, batch.size)
             self.ledger.record(plan.event(step))
-            noisy = plan.noise.add(summed, step)
+            noisy = self.ranks.released(lambda: plan.noise.add(summed, step), summed)
         self._descend(noisy.div_(plan.unit.expected_units), step)
-        # A mechanism with no event of its own never sees the norms.
-        shown = summed.norms if plan.clip_event(step) is not None else summed.norms[:0]
-        plan.clip.update(shown, plan.unit, step)
+        self._update_bound(summed, step)
         self._watch(summed)
         return summed.loss
 
@@ -126,6 +128,17 @@ class PrivateStep:
             self.guard.parameters[name].grad[list(rows)] = 0.0  # type: ignore[index]
         with self.guard.update(step):
             self.optimizer.step()
+
+    def _update_bound(self, summed: ClippedSum, step: int) -> None:
+        plan = self.plan
+        if plan.clip_event(step) is None:  # a mechanism with no event of its own never sees the norms
+            plan.clip.update(summed.norms[:0], plan.unit, step)
+            return
+        if self.ranks.first:  # the noise of the count is drawn once
+            plan.clip.update(summed.norms, plan.unit, step)
+        bound = self.ranks.share(plan.clip.state_dict())
+        if not self.ranks.first:
+            plan.clip.load_state_dict(bound)
 
     def _require_accounted(self, summed: ClippedSum) -> None:
         accounted = self.plan.unit.sensitivity_factor * self.plan.clip.norm_bound

@@ -52,6 +52,19 @@ def test_secret_generators_never_repeat_and_seeded_ones_do():
     assert not np.array_equal(SecureGenerator(11, "noise").words(8), SecureGenerator(11, "clip").words(8))
 
 
+def test_two_secret_generators_follow_one_key_and_a_seeded_one_refuses():
+    one, other, key = SecureGenerator(), SecureGenerator(), os.urandom(48)
+    for generator in (one, other):
+        generator.follow(key)
+    assert one.words(9).tolist() == other.words(9).tolist()
+    assert one.position is None
+    assert copy.deepcopy(one).words(9).tolist() != one.words(9).tolist()
+    with pytest.raises(ValueError, match="follows its seed"):
+        SecureGenerator(seed=3).follow(key)
+    with pytest.raises(ValueError, match="got 8"):
+        one.follow(key[:8])
+
+
 def test_successive_draws_of_one_generator_differ():
     generator = SecureGenerator(4)
     assert not np.array_equal(generator.words(16), generator.words(16))

@@ -156,3 +156,16 @@ def test_other_methods_of_a_callback_are_accepted():
             pass
 
     assert len(CallbackList([Mine()])) == 1
+
+
+def test_callbacks_of_rank_0_are_called_on_that_rank_only():
+    class Writer(Recorder):
+        first_rank_only = True
+
+    for first_rank, calls in ((True, 3), (False, 0)):
+        writer, plain = Writer(), Recorder()
+        callbacks = CallbackList([writer, plain], first_rank=first_rank)
+        for hook in ("on_train_begin", "on_train_step_end", "on_train_step_end", "on_train_end"):
+            callbacks.notify(hook, run=None)
+        assert len(writer.calls) == calls
+        assert len(plain.calls) == 3

@@ -14,12 +14,13 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset
 from dpmodel import poisson_loader
 from dpmodel.callbacks import Silence
 from dpmodel.config import make_config
+from dpmodel.distributed.ranks import Ranks
 from dpmodel.preflight import CHECKS, Check, network, trial
 from dpmodel.preflight.refusal import HAS_READ
 from dpmodel.preflight.table import page
 from dpmodel.runs.train import train_from_config
 from mechanisms.noise import Gaussian
-from monitors.errors import ConfigError
+from monitors.errors import ConfigError, DistributedError
 
 TINY = {
     "data": {"name": "synthetic", "shape": [1, 4, 4], "num_train": 60, "num_test": 20, "num_classes": 3},
@@ -150,8 +151,26 @@ DATA = {
     "batches": lambda model, data: poisson_loader(data, batch_size=16, collate_fn=mixing),
     "collation": lambda model, data: poisson_loader(Rows(lengths), batch_size=16, collate_fn=padded),
 }
-#: Name of a check -> a setting of torch that it refuses.
-AROUND = {"modes": Plain, "engine": coarse}
+
+
+class Differing(Ranks):
+    """Two ranks of which the other states different values."""
+
+    size = 2
+
+    def meet(self, purpose, *facts):
+        raise DistributedError("rank 0 and other ranks differ")
+
+
+@contextmanager
+def differing():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("dpmodel.model.current_ranks", Differing)
+        yield
+
+
+#: Name of a check -> a setting of torch, or of the process group, that it refuses.
+AROUND = {"modes": Plain, "engine": coarse, "ranks": differing}
 
 
 @pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.name)

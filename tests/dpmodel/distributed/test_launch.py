@@ -1,0 +1,100 @@
+"""``torchrun -m dpmodel``: one run folder, one writer, and the ledger of one process."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from dpmodel.cli.application import run
+from dpmodel.distributed.launch import local_rank
+from monitors import Ledger
+
+from .launched import ROOT
+
+CONFIG = """\
+data: {name: synthetic, shape: [1, 4, 4], num_train: 60, num_test: 20, num_classes: 3}
+network: linear
+optimizer: {name: SGD, lr: 0.5}
+privacy: {target_epsilon: 5, delta: 1.0e-5}
+training: {epochs: 3, batch_size: 20}
+performance: {device: cpu}
+output: {curve: false, save_every_steps: 2}
+"""
+
+
+def _torchrun(folder, *arguments):
+    (folder / "tiny.yaml").write_text(CONFIG)
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    return subprocess.Popen(
+        [*launcher, "-m", "dpmodel", *arguments],
+        cwd=folder,
+        env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def _output(process, limit=100):
+    try:
+        return process.communicate(timeout=limit)[0]
+    except subprocess.TimeoutExpired:
+        process.terminate()
+        raise AssertionError("torchrun hangs:\n" + process.communicate(timeout=60)[0]) from None
+
+
+def test_other_commands_refuse_torchrun(monkeypatch, capsys):
+    for name, value in {"RANK": "1", "WORLD_SIZE": "2", "MASTER_ADDR": "localhost", "MASTER_PORT": "1"}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    assert run(["compare", "compare.yaml"]) == 2
+    assert "rank 1: error: torchrun has started 2 processes" in capsys.readouterr().err
+    assert local_rank() == 1
+
+
+@pytest.mark.slow
+def test_two_processes_of_torchrun_write_one_folder_like_one_process(tmp_path):
+    process = _torchrun(tmp_path, "train", "tiny.yaml", "-o", "two")
+    output = _output(process)
+    assert process.returncode == 0, output
+    assert output.count("Training finished") == 1
+    assert run(["train", str(tmp_path / "tiny.yaml"), "-o", str(tmp_path / "one"), "-q"]) == 0
+    one, two = (Ledger.load(tmp_path / name / "ledger.json") for name in ("one", "two"))
+    assert one.digest() == two.digest()
+    files = [sorted(path.name for path in (tmp_path / name).iterdir()) for name in ("one", "two")]
+    assert files[0] == files[1]
+
+
+@pytest.mark.slow
+def test_a_wrong_configuration_ends_all_ranks(tmp_path):
+    process = _torchrun(tmp_path, "train", "tiny.yaml", "--set", "training.batch_size=1000")
+    output = _output(process)
+    assert process.returncode != 0
+    assert "training.batch_size" in output
+
+
+@pytest.mark.slow
+def test_a_signal_stops_all_ranks_and_one_process_resumes(tmp_path, monkeypatch):
+    longer = ["-o", "run"]
+    for setting in ("training.epochs=50", "training.batch_size=1", "output.save_every_steps=50"):
+        longer += ["--set", setting]
+    process = _torchrun(tmp_path, "train", "tiny.yaml", *longer)
+    state = tmp_path / "run" / "training_state.safetensors"
+    begun, end = 0.0, time.monotonic() + 100
+    while not begun or state.stat().st_mtime == begun:  # until the state is saved for the second time
+        if process.poll() is not None or time.monotonic() > end:
+            raise AssertionError(_output(process, 5))
+        begun = begun or (state.stat().st_mtime if state.exists() else 0.0)
+        time.sleep(0.05)
+    process.send_signal(signal.SIGTERM)
+    output = _output(process)
+    assert "interrupted (SIGTERM)" in output
+    taken = Ledger.load(tmp_path / "run" / "ledger.json")
+    assert 50 <= taken.total < 3000
+    monkeypatch.chdir(tmp_path)
+    assert run(["train", "tiny.yaml", *longer, "--resume", "-q"]) == 0
+    after = Ledger.load(tmp_path / "run" / "ledger.json")
+    assert (after.total, after.lost.total) == (3000, 0)
