@@ -99,7 +99,8 @@ class ReleasePlan:
             (1000000, True)
         """
         ledger = Ledger()
-        for step, count in plan_stretches(self, steps):
+        first, last = self.first_step, self.first_step + steps
+        for step, count in plan_stretches(self.noise, self.clip, self.sampler, first, last):
             ledger.record(self.event(step), count)
         return ledger
 

@@ -8,34 +8,34 @@ from typing import TYPE_CHECKING
 from mechanisms.adaptive_clipping import QuantileClip
 from mechanisms.clipping import ClipMechanism
 from mechanisms.noise import ScheduledGaussian
-from mechanisms.sampling import PoissonSampler, ShuffleSampler
+from mechanisms.sampling import PoissonSampler, Sampler, ShuffleSampler
 from monitors.schedules import MOST_SEPARATE, is_monotone, stretches
 
 if TYPE_CHECKING:
-    from dpmodel.planning.release import ReleasePlan
     from mechanisms.noise import NoiseMechanism
 
 #: Implementations of ``ClipMechanism.event`` that give the same event at every step.
 _SAME_EVENT = (ClipMechanism.event, QuantileClip.event)
 
 
-def plan_stretches(plan: ReleasePlan, steps: int) -> Iterator[tuple[int, int]]:
-    """The most expensive step and the number of steps of each stretch, over the first ``steps`` steps of ``plan``.
+def plan_stretches(
+    noise: NoiseMechanism, clip: ClipMechanism, sampler: Sampler, first: int, last: int
+) -> Iterator[tuple[int, int]]:
+    """The most expensive step and the number of steps of each stretch of the steps from ``first`` to before ``last``.
 
     Mechanisms whose events are not known to follow a monotone schedule have one stretch for each step.
     """
-    first, last = plan.first_step, plan.first_step + steps
-    known = is_steady(plan.noise) and type(plan.clip).event in _SAME_EVENT
-    if steps <= MOST_SEPARATE or not known or type(plan.sampler) not in (PoissonSampler, ShuffleSampler):
+    known = is_steady(noise) and type(clip).event in _SAME_EVENT
+    if last - first <= MOST_SEPARATE or not known or type(sampler) not in (PoissonSampler, ShuffleSampler):
         yield from ((step, 1) for step in range(first, last))
         return
-    schedule = plan.noise.noise_multiplier
-    if type(plan.sampler) is PoissonSampler:
+    schedule = noise.noise_multiplier
+    if type(sampler) is PoissonSampler:
         yield from stretches(schedule, first, last)
         return
-    for begin in range(first, last, plan.sampler.steps_per_epoch):
+    for begin in range(first, last, sampler.steps_per_epoch):
         # only the most expensive step of a shuffled epoch counts
-        end = min(begin + plan.sampler.steps_per_epoch, last) - 1
+        end = min(begin + sampler.steps_per_epoch, last) - 1
         yield min(begin, end, key=schedule), end - begin + 1
 
 

@@ -117,7 +117,7 @@ def test_mechanisms_of_unknown_events_are_summarised_step_by_step():
     plan = ReleasePlan(Own(), Fixed(), ClippedUnit(1, 50), PoissonSampler(10_000, 50))
     assert not is_steady(plan.noise)
     assert is_steady(Gaussian())
-    assert len(list(plan_stretches(plan, 20_001))) == 20_001
+    assert len(list(plan_stretches(plan.noise, plan.clip, plan.sampler, 0, 20_001))) == 20_001
 
 
 def test_shuffled_epochs_are_summarised_exactly():
