@@ -382,9 +382,9 @@ def loading(kind: type[Training], folder: Path, path: Path, observed: dict[str, 
             training.prepare()
             training.engine.load_checkpoint(path=path, module=training.private)
         else:
-            from dpmodel import load_weights
+            from dpmodel import load_checkpoint, load_param_into_net
 
-            load_weights(training.network, path)
+            load_param_into_net(training.network, load_checkpoint(path))
     except Exception as fault:
         error = f"{type(fault).__name__}: {fault}"
     same = all(torch.equal(old, new) for old, new in zip(before, training.network.parameters(), strict=True))

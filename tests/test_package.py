@@ -1,6 +1,7 @@
 """Laws of the whole repository: direction of imports, cheap imports, correct lists of names."""
 
 import ast
+import re
 import subprocess
 import sys
 from importlib import import_module
@@ -137,3 +138,13 @@ def test_an_unknown_name_raises_an_attribute_error():
 
     with pytest.raises(AttributeError, match="no attribute 'Nothing'"):
         _ = dpmodel.Nothing
+
+
+def test_the_oldest_versions_that_are_tested_are_those_that_are_stated():
+    root = Path(__file__).parents[1]
+    required = (root / "pyproject.toml").read_text(encoding="utf-8").partition("[project.optional")[0]
+    constraints = (root / "constraints-oldest.txt").read_text(encoding="utf-8")
+    stated = dict(re.findall(r'^  "([a-z]+)>=([\d.]+)",$', required, re.MULTILINE))
+    tested = dict(re.findall(r"^([a-z]+)==([\d.]+)$", constraints, re.MULTILINE))
+    padded = {name: version + ".0" * (2 - version.count(".")) for name, version in stated.items()}
+    assert tested == padded
