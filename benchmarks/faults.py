@@ -81,8 +81,8 @@ def outcome(found: dict[str, Any]) -> str:
         return "refused"
     text = f"error after {released} steps" if found["error"] else f"trained, {released} steps"
     text += f", {charged} charged" if charged != released else ", all charged"
-    if found["epsilon"] == float("inf"):
-        text += ", epsilon infinite"
+    if charged:
+        text += f", epsilon {found['epsilon']:.2f}" if found["epsilon"] < float("inf") else ", epsilon infinite"
     return text + ("" if found["finite"] else ", weights not finite")
 
 
