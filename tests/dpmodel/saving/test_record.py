@@ -147,8 +147,8 @@ def folders(where):
     return {RunFolder(path) for path in where.values() if path is not None}
 
 
-#: Every 11th moment is tried; all of them take minutes.
-STRIDES = [11, pytest.param(1, marks=pytest.mark.slow)]
+#: Every 11th moment is tried, or every third or fifth in the slow tests; all of them take minutes.
+STRIDES = [11, pytest.param(3, marks=pytest.mark.slow)]
 
 
 @pytest.mark.parametrize("stride", STRIDES)
@@ -167,7 +167,7 @@ def test_the_ledger_on_disk_covers_every_release_after_a_kill_at_any_moment(name
 
 @pytest.mark.sample(2)
 #: Releases of the first process: killed before its first, within a block, and after an epoch; 0 stops without a kill.
-@pytest.mark.parametrize("stride", STRIDES)
+@pytest.mark.parametrize("stride", [11, pytest.param(5, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("first", [1, 2, 4, 0])
 def test_a_resumed_process_may_be_killed_at_any_moment_too(first, stride, tmp_path):
     for instant in count(first, stride):
