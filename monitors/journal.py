@@ -128,13 +128,16 @@ class ReleaseJournal:
         things, even for the same step.
         """
         processes: list[list[tuple[int, PrivacyEvent]]] = [[]]  # the step of an event that is not a step is -1
+        end = 0  # of the steps that the process has announced
         for line in self._lines[self._digests.index(head) :]:
             if line["kind"] == "begun":
                 processes.append([])
+                end = 0
             elif line["kind"] == "block":
-                # The process announces the rest of a block again when its schedule changes: those steps had not begun.
-                earlier = [entry for entry in processes[-1] if entry[0] < line["step"]]
-                processes[-1] = [*earlier, *zip(count(line["step"]), _events(line["rows"]), strict=False)]
+                if line["step"] < end:  # the rest of a block, after a change of its schedule: it had not begun
+                    processes[-1] = [entry for entry in processes[-1] if entry[0] < line["step"]]
+                processes[-1] += zip(count(line["step"]), _events(line["rows"]), strict=False)
+                end = line["step"] + sum(times for _, times in line["rows"])
             elif line["kind"] == "recorded":
                 processes[-1] += zip(repeat(-1), _events(line["rows"]), strict=False)
         return [[event for _, event in process] for process in processes]
@@ -142,7 +145,7 @@ class ReleaseJournal:
     def _append(self, line: dict[str, Any]) -> None:
         line = line if self._lines else {**line, "id": self.training}
         text = json.dumps(line, sort_keys=True)
-        raw = f"{_digest(self.head, text)} {text}".encode()
+        digest, checked = _digest(self.head, text), self._checked(text)  # an unreadable line would spoil the file
         try:
             handle = open_for_appending(self.path, create=not self._size + self._torn, folder=self._folder)
         except OSError as error:
@@ -151,26 +154,27 @@ class ReleaseJournal:
             ) from error
         try:
             self._require_unchanged(os.fstat(handle).st_size)
-            with naming(self.path):
-                self._write(handle, raw + b"\n")
+            try:
+                with naming(self.path):
+                    self._write(handle, f"{digest} {text}\n".encode())
+                self._lines.append(checked)
+                self._digests.append(digest)
+            except BaseException:
+                self._read()  # an interrupt or a full disk may have left the line, or a part of it
+                raise
         finally:
             os.close(handle)
-        self._take(raw)
 
     def _write(self, handle: int, line: bytes) -> None:
         content = b"\n" * self._unfinished + line
-        try:
-            if self._torn:  # the new line must not be glued to an incomplete one
-                os.ftruncate(handle, self._size)
-            written = 0
-            while written < len(content):  # mostly one write: a crash can only leave a part of this line
-                written += os.write(handle, content[written:])
-            os.fsync(handle)
-            if not self._lines:
-                sync_folder(self.path.parent if self._folder is None else self._folder)
-        except BaseException:
-            self._read()  # an interrupt or a full disk may have left the line, or a part of it
-            raise
+        if self._torn:  # the new line must not be glued to an incomplete one
+            os.ftruncate(handle, self._size)
+        written = 0
+        while written < len(content):  # mostly one write: a crash can only leave a part of this line
+            written += os.write(handle, content[written:])
+        os.fsync(handle)
+        if not self._lines:
+            sync_folder(self.path.parent if self._folder is None else self._folder)
         self._size, self._torn, self._unfinished = self._size + len(content), 0, False
 
     def _require_unchanged(self, size: int) -> None:
@@ -182,6 +186,7 @@ class ReleaseJournal:
             )
 
     def _read(self) -> None:
+        self._size, self._torn = -1, 0  # if the reading is interrupted, nothing more can be appended
         self._lines: list[dict[str, Any]] = []
         self._digests = [_digest("", FORMAT)]
         try:

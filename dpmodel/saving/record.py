@@ -45,8 +45,9 @@ class ReleaseRecord:
     2. ``ledger.json``: all releases so far, and the head of the journal. From here on readers add what the journal
        announced after that head. The rename is the commit: before it, the older file with its older head is in force.
     3. ``block`` in the journal, then the steps of the block. After a kill here the whole block is charged.
-    4. ``ledger.json`` again after an epoch, or the training state (see ``StateKeeper``) after a block. Each names the
-       head, so blocks before it no longer count beyond the file; the rest of a block is announced again (3).
+    4. ``ledger.json`` again after an epoch (a long one: after further growth), or the training state (see
+       ``StateKeeper``) after a block. Each names the head, so blocks before it no longer count beyond the file; the
+       rest of a block is announced again (3).
     5. ``ledger.json`` as complete, when nothing more will be released and the results are written.
     6. ``ended`` in the journal, with the digest of that ledger. Without this line, the results may be missing.
 
@@ -83,7 +84,7 @@ class ReleaseRecord:
         self.state: TrainingState | None = None
         self._lock = lock
         # Of the last training: they outlive its end, when the caller decides whether to keep the folder.
-        self._found: str | None = None
+        self._found = 0
         self._announced = False
         self._reset()
 
@@ -126,7 +127,7 @@ class ReleaseRecord:
 
     def released(self, run: Run) -> bool:
         """Whether ``run``, or the training that it resumes, may have released anything."""
-        return self.resume or self._announced or run.ledger.digest() != self._found
+        return self.resume or self._announced or run.ledger.total != self._found
 
     @property
     def lock(self) -> FolderLock:
@@ -149,7 +150,7 @@ class ReleaseRecord:
     def restore(self, run: Run, listeners: CallbackList) -> None:
         """Follow ``run`` from before it is checked and begins."""
         del listeners
-        self._announced, self._found = False, run.ledger.digest()
+        self._announced, self._found = False, run.ledger.total
         run.journals.append(self.journal)
         run.on_violation(lambda: self._violated(run))
 
@@ -184,7 +185,7 @@ class ReleaseRecord:
         add what the journal has announced since: written after each epoch, it would take longer and longer.
         """
         rows, beside = self._written
-        if len(run.ledger) <= max(_SHORT, 1.1 * rows) and rows > _SHORT and beside == _beside_steps(run):
+        if rows > _SHORT and len(run.ledger) <= 1.1 * rows and beside == _beside_steps(run):
             return
         self._write_ledger(run)
 
@@ -231,10 +232,14 @@ class ReleaseRecord:
         announced = self._recorded < step < self._end and count == 1 and event == self._events[step - self._end]
         if announced:
             self._recorded = step
-        elif not isinstance(event, ViolationEvent):  # has a line of its own
-            self.journal.record(event, count)
-            self._mark()
-            self._announced = True
+            return
+        if isinstance(event, ViolationEvent):
+            with suppress(OSError, CheckpointError):  # the claim is void, whether or not this can be written
+                self._void(step, event.reason)
+            return
+        self.journal.record(event, count)
+        self._mark()
+        self._announced = True
 
     def _mark(self) -> None:
         journal = self.journal
@@ -247,10 +252,14 @@ class ReleaseRecord:
         run.ledger.save(self.folder.ledger, journal=self.journal.head, folder=self.lock.handle())
 
     def _violated(self, run: Run) -> None:
-        # The journal first: a state is not resumed if the journal names a violation.
-        self.journal.violate(run.step, run.ledger.violations[-1])
-        self._mark()
+        self._void(run.step, run.ledger.violations[-1])
         self._write_ledger(run)
+
+    def _void(self, step: int, reason: str) -> None:
+        # The journal first: a state is not resumed if the journal names a violation.
+        if reason not in self.journal.violations:
+            self.journal.violate(step, reason)
+            self._mark()
 
     def _complete(self, failure: BaseException | None = None) -> None:
         """Complete ledger and journal; after a failure before the first release, leave the folder as it was found."""

@@ -253,5 +253,51 @@ def test_deeply_nested_lines_are_refused(journal):
 def test_a_journal_of_any_size_is_refused_without_reading_it(journal):
     with journal.path.open("wb") as stream:
         stream.truncate(2**40)
-    with pytest.raises(CheckpointError, match=r"the record of releases cannot be read: .* is larger than"):
+    with pytest.raises(CheckpointError, match=r"releases\.jsonl cannot be read: larger than"):
         ReleaseJournal(journal.path)
+
+
+@pytest.mark.parametrize("times", [0, 10**7 + 1])
+def test_a_line_that_could_not_be_read_back_is_not_written(journal, times):
+    journal.begin(0)
+    before = journal.path.read_bytes()
+    with pytest.raises(CheckpointError, match=r"releases\.jsonl, line 2: ValueError: "):
+        journal.record(EVENT, times)
+    assert journal.path.read_bytes() == before
+    journal.announce(0, [EVENT])
+    assert len(ReleaseJournal(journal.path)) == 2
+
+
+@pytest.mark.parametrize("name", ["write", "fsync", "close"])
+def test_an_interrupt_anywhere_in_a_write_leaves_a_journal_that_goes_on(journal, name, monkeypatch):
+    journal.begin(0)
+    real = getattr(os, name)
+
+    def interrupted(*arguments):
+        real(*arguments)
+        monkeypatch.setattr(os, name, real)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(os, name, interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        journal.announce(0, [EVENT])
+    journal.announce(1, [EVENT])
+    again = ReleaseJournal(journal.path)
+    assert (again.head, len(again)) == (journal.head, 3)
+
+
+def test_a_journal_whose_reading_was_interrupted_is_not_continued(journal, monkeypatch):
+    journal.begin(0)
+    before = journal.path.read_bytes()
+
+    def interrupted(*arguments, **options):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(os, "write", interrupted)
+    monkeypatch.setattr("monitors.journal.read_without_links", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        journal.announce(0, [EVENT])
+    monkeypatch.undo()
+    with pytest.raises(CheckpointError, match="nothing more is released"):
+        journal.announce(0, [EVENT])
+    assert journal.path.read_bytes() == before

@@ -21,7 +21,7 @@ from dpmodel.saving.marks import TrainingMark
 from dpmodel.saving.record import ReleaseRecord
 from dpmodel.training.step import PrivateStep
 from monitors.errors import CheckpointError
-from monitors.events import GaussianEvent, event_from_dict
+from monitors.events import GaussianEvent, ViolationEvent, event_from_dict
 from monitors.journal import ReleaseJournal
 from monitors.ledger import ANNOUNCED_NOTE, Ledger
 from monitors.spent import privacy_spent
@@ -147,8 +147,8 @@ def folders(where):
     return {RunFolder(path) for path in where.values() if path is not None}
 
 
-#: Every 11th moment is tried; all of them take minutes.
-STRIDES = [11, pytest.param(1, marks=pytest.mark.slow)]
+#: Every 11th moment is tried, or every third or fifth in the slow tests; all of them take minutes.
+STRIDES = [11, pytest.param(3, marks=pytest.mark.slow)]
 
 
 @pytest.mark.parametrize("stride", STRIDES)
@@ -167,7 +167,7 @@ def test_the_ledger_on_disk_covers_every_release_after_a_kill_at_any_moment(name
 
 @pytest.mark.sample(2)
 #: Releases of the first process: killed before its first, within a block, and after an epoch; 0 stops without a kill.
-@pytest.mark.parametrize("stride", STRIDES)
+@pytest.mark.parametrize("stride", [11, pytest.param(5, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("first", [1, 2, 4, 0])
 def test_a_resumed_process_may_be_killed_at_any_moment_too(first, stride, tmp_path):
     for instant in count(first, stride):
@@ -291,6 +291,47 @@ def test_a_release_of_a_callback_is_on_the_disk_at_once(name, tmp_path):
     if name in ("keeper", "both"):
         resumed = fit(where, resume=True)
         assert resumed.ledger.lost.covers(Ledger().record(GaussianEvent(0.3), 2))
+
+
+class Voids(Callback):
+    """Declares the claim void, and is killed at once."""
+
+    def on_train_step_end(self, run):
+        run.ledger.record(ViolationEvent("the labels were read"))
+        os._exit(KILLED)
+
+
+def test_a_violation_that_a_callback_records_is_on_the_disk_at_once(tmp_path):
+    where = WHERE["both"](tmp_path)
+    assert not killed_at(10_000, tmp_path / "released", lambda: fit(where, Voids()))
+    (folder,) = folders(where)
+    assert folder.read_ledger().violations == ("the labels were read",)
+    with pytest.raises(CheckpointError, match="the labels were read"):
+        fit(where, resume=True)
+
+
+def test_a_violation_counts_even_if_it_cannot_be_written(tmp_path):
+    class Blocks(Callback):
+        def on_train_step_end(self, run):
+            (tmp_path / "run/releases.jsonl").unlink(missing_ok=True)
+            run.ledger.record(ViolationEvent("the labels were read"))
+
+    model = build()
+    with pytest.raises(CheckpointError):
+        fit(WHERE["both"](tmp_path), Blocks(), model=model)
+    assert model.ledger.violations == ("the labels were read",)
+
+
+def test_a_failure_before_the_first_release_leaves_no_record_even_after_a_note(tmp_path):
+    class Fails(Callback):
+        def on_train_epoch_begin(self, run):
+            run.ledger.add_note("a note")
+            raise RuntimeError("no disk for the logs")
+
+    where = WHERE["both"](tmp_path)
+    with pytest.raises(RuntimeError):
+        fit(where, Fails())
+    assert not RunFolder(tmp_path / "run").in_use
 
 
 def test_a_copy_of_a_ledger_announces_nothing(tmp_path):
