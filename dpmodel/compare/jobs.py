@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -65,11 +65,18 @@ class JobOutcome:
         job: The job.
         fault: What went wrong; None if nothing did.
         interrupted: Whether the user interrupted it.
+        signal: The number of a signal that arrived meanwhile, to this process or to its parent.
     """
 
     job: Job
     fault: str | None = None
     interrupted: bool = False
+    signal: int | None = None
+
+
+def received(outcomes: Iterable[JobOutcome]) -> int | None:
+    """The number of the signal that arrived during some jobs; None if there was none."""
+    return next((outcome.signal for outcome in outcomes if outcome.signal is not None), None)
 
 
 def is_finished(folder: RunFolder, config: Config) -> bool:
@@ -119,7 +126,7 @@ def train_job(job: Job, stepped: Stepped, stop_reason: Callable[[], str | None] 
         return JobOutcome(job, interrupted=True)
     except Exception as error:
         return JobOutcome(job, f"{type(error).__name__}: {error}{_place(error)}")
-    return JobOutcome(job, interrupted=result.interrupted or folder.ended() is None)
+    return JobOutcome(job, interrupted=result.interrupted or folder.ended() is None, signal=result.signal)
 
 
 def _await_orphan(folder: RunFolder) -> None:

@@ -11,7 +11,7 @@ from typing import Protocol
 from dpmodel.compare.comparison import Comparison
 from dpmodel.compare.equal_epsilon import CalibratedVariant, calibrate_variants
 from dpmodel.compare.folder import ComparisonFolder
-from dpmodel.compare.jobs import Job, JobOutcome, is_finished
+from dpmodel.compare.jobs import Job, JobOutcome, is_finished, received
 from dpmodel.compare.pool import Listener, available_cores, default_jobs, run_jobs
 from dpmodel.compare.results import ComparisonResult, collect
 from dpmodel.config.schema import Config
@@ -70,6 +70,11 @@ class ComparisonRun:
     def interrupted(self) -> bool:
         """Whether the user interrupted it."""
         return any(outcome.interrupted for outcome in self.outcomes)
+
+    @property
+    def signal(self) -> int | None:
+        """The number of the signal that interrupted it, if one did."""
+        return received(self.outcomes)
 
     @property
     def faults(self) -> tuple[JobOutcome, ...]:

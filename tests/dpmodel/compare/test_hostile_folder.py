@@ -37,7 +37,7 @@ SEARCH = {
     "charge": "all",
 }
 FUZZ = settings(
-    max_examples=60,
+    max_examples=40,
     deadline=None,
     derandomize=True,
     database=None,
