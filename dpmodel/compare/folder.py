@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import glob
 import os
 import textwrap
 from collections.abc import Iterator
@@ -13,8 +12,6 @@ from dpmodel.runs.folder import RunFolder
 from monitors.errors import DataError
 from monitors.ledger import Ledger
 from monitors.untrusted import read_untrusted
-
-_BEGUN = ".begun"
 
 
 @dataclass(frozen=True)
@@ -92,7 +89,7 @@ def ledgers_below(path: Path) -> dict[Path, Ledger]:
         DataError: A run folder has no ledger although its training began, or its ledger cannot be read.
     """
     found: dict[Path, Ledger] = {}
-    for run, files in _folders_below(path):
+    for run, files in folders_below(path):
         try:
             if run.ledger.name in files:
                 found[run.path] = run.read_ledger()
@@ -115,23 +112,7 @@ def in_short(error: Exception) -> str:
     return textwrap.shorten(str(error), 600, placeholder=" ...")
 
 
-def begun_mark(folder: RunFolder) -> Path:
-    """A file beside a run folder that is there once its job has begun, whatever becomes of the folder."""
-    return folder.path.with_name(f"{folder.path.name}{_BEGUN}")
-
-
-def vanished_below(path: Path) -> list[RunFolder]:
-    """Run folders below ``path`` that are marked as begun and exist no more, not even moved aside."""
-    marks = sorted(path.rglob(f"*{_BEGUN}"))
-    runs = [RunFolder(mark.with_name(mark.name.removesuffix(_BEGUN))) for mark in marks]
-    return [
-        run
-        for run in runs
-        if not run.ledger.exists() and not any(run.path.parent.glob(f"{glob.escape(run.path.name)}.previous-*"))
-    ]
-
-
-def _folders_below(path: Path) -> Iterator[tuple[RunFolder, list[str]]]:
+def folders_below(path: Path) -> Iterator[tuple[RunFolder, list[str]]]:
     """Every folder, linked ones too, and the names of its files; a folder that cannot be read is an error."""
     seen: set[str] = set()
     for name, folders, files in os.walk(path, followlinks=True, onerror=_refuse):

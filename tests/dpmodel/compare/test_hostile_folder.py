@@ -279,7 +279,23 @@ class TestComparison:
             found.comparison, calibrate_variants(found.comparison, None), ComparisonFolder(comparison_folder)
         )
         assert result.composed.epsilon == pytest.approx(found.composed.epsilon)
-        assert f"{run} has vanished: its run is charged in full" in result.caveats
+        assert f"an earlier training in {run} has vanished: it is charged in full" in result.caveats
+
+    def test_each_deletion_of_a_run_folder_stays_charged_after_it_was_trained_again(self, compared, comparison_folder):
+        run, epsilons = comparison_folder / "runs/fixed/seed-1", [compared.result.composed.epsilon]
+        for deleted in (1, 2):
+            shutil.rmtree(run)
+            result = run_comparison(compared.result.comparison, comparison_folder, jobs=1).result
+            assert result.trainings == 6 + deleted
+            epsilons.append(result.composed.epsilon)
+        assert epsilons == sorted(set(epsilons))
+
+    def test_a_run_folder_that_is_deleted_beside_one_that_was_moved_aside_is_charged(self, compared, comparison_folder):
+        run = comparison_folder / "runs/fixed/seed-1"
+        run.rename(run.with_name("seed-1.previous-1"))
+        run_comparison(compared.result.comparison, comparison_folder, jobs=1)
+        shutil.rmtree(run)
+        assert run_comparison(compared.result.comparison, comparison_folder, jobs=1).result.trainings == 8
 
     def test_a_changed_configuration_runs_no_plugin(self, compared, comparison_folder, tmp_path):
         (tmp_path / "evil.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')")
@@ -352,12 +368,14 @@ class TestSearch:
     def test_a_run_whose_folder_vanished_is_charged_again(self, searched, search_folder):
         run = search_folder / "trials" / searched.best.folder.path.name
         one = Ledger.load(run / "ledger.json")
-        shutil.rmtree(run)
-        found = self.again(search_folder)
-        assert found.ok
-        together = Ledger.load(searched.folder / "ledger.json").merge(one)
-        assert found.spent.epsilon == pytest.approx(RDPAccountant().epsilon(together, 1e-5))
-        assert "runs that are no longer in the folder of this search are charged" in found.spent.notes
+        together = Ledger.load(searched.folder / "ledger.json")
+        for _ in range(2):
+            shutil.rmtree(run)
+            found = self.again(search_folder)
+            assert found.ok
+            together = together.merge(one)
+            assert found.spent.epsilon == pytest.approx(RDPAccountant().epsilon(together, 1e-5))
+        assert f"an earlier training in {run} has vanished: it is charged in full" in found.spent.notes
 
     def test_an_unchanged_search_states_the_same_again(self, searched, search_folder):
         for _ in range(2):
