@@ -6,24 +6,30 @@ from pathlib import Path
 
 from dpmodel.compare.folder import folders_below
 from dpmodel.runs.folder import RunFolder
-from monitors.atomic import write_atomically
+from monitors.atomic import PRIVATE_FOLDER, write_atomically
 from monitors.errors import DataError
 from monitors.journal import ReleaseJournal
 from monitors.untrusted import read_text
 
-_SUFFIX = ".begun"
+#: Folder of the marks. It lies beside the folder of the runs, to survive the deletion of a run or of all of them.
+_MARKS = "begun"
 _MOST_BYTES = 1 << 16
 
 
 class BegunMark:
-    """A file beside a run folder: the ID of each training that has begun there, one per line.
+    """The trainings that began in one run folder: a file with their IDs, one per line.
 
     Args:
-        folder: The run folder.
+        path: The file.
     """
 
-    def __init__(self, folder: RunFolder) -> None:
-        self.path = folder.path.with_name(f"{folder.path.name}{_SUFFIX}")
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    @classmethod
+    def of(cls, run: RunFolder, runs: Path) -> BegunMark:
+        """The mark of ``run``, a run folder below ``runs``."""
+        return cls(runs.with_name(_MARKS) / run.path.relative_to(runs))
 
     def trainings(self) -> list[str]:
         """The IDs.
@@ -38,6 +44,7 @@ class BegunMark:
 
     def add(self, journal: ReleaseJournal) -> None:
         """Note the training of ``journal``, before its first release."""
+        self.path.parent.mkdir(mode=PRIVATE_FOLDER, parents=True, exist_ok=True)
         self._write(dict.fromkeys([*self.trainings(), str(journal.training)]))
 
     def withdraw(self, journal: ReleaseJournal) -> None:
@@ -49,8 +56,8 @@ class BegunMark:
         write_atomically(self.path, "".join(f"{training}\n" for training in trainings))
 
 
-def vanished_below(path: Path) -> list[RunFolder]:
-    """The run folder of each training that began below ``path`` and lies nowhere below it any more.
+def vanished_below(runs: Path) -> list[RunFolder]:
+    """The run folder of each training that began below ``runs`` and lies nowhere below it any more.
 
     A run folder is named once for each of its vanished trainings.
 
@@ -58,10 +65,13 @@ def vanished_below(path: Path) -> list[RunFolder]:
         DataError: A mark cannot be read.
         CheckpointError: A journal was changed.
     """
-    begun: list[RunFolder] = []
-    present: set[str | None] = set()
-    for run, files in folders_below(path):
-        begun += [RunFolder(run.path / name.removesuffix(_SUFFIX)) for name in sorted(files) if name.endswith(_SUFFIX)]
-        if run.journal.name in files:
-            present.add(ReleaseJournal(run.journal).training)
-    return [run for run in begun for training in BegunMark(run).trainings() if training not in present]
+    marks = runs.with_name(_MARKS)
+    begun = [
+        (RunFolder(runs / folder.path.relative_to(marks) / name), training)
+        for folder, files in folders_below(marks)
+        for name in sorted(files)
+        if not name.startswith(".")  # a temporary file of a killed process
+        for training in BegunMark(folder.path / name).trainings()
+    ]
+    present = {ReleaseJournal(run.journal).training for run, files in folders_below(runs) if run.journal.name in files}
+    return [run for run, training in begun if training not in present]

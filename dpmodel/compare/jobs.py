@@ -41,6 +41,7 @@ class Job:
         seed: Seed of the initial weights.
         steps: Number of steps.
         directory: Run folder.
+        begun: File that names the trainings that began in this folder; see ``BegunMark``.
         settings: Configuration as YAML.
     """
 
@@ -49,6 +50,7 @@ class Job:
     seed: int
     steps: int
     directory: str
+    begun: str
     settings: str = field(repr=False)
 
     @property
@@ -157,7 +159,7 @@ class _StepReporter(Silence):
         self.job = job
         self.stepped = stepped
         self.stop_reason = stop_reason
-        self._mark = BegunMark(RunFolder(Path(job.directory)))
+        self._mark = BegunMark(Path(job.begun))
         self._journal: ReleaseJournal | None = None
 
     def on_train_step_begin(self, run: Run) -> None:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
+from dpmodel.compare.begun import BegunMark
 from dpmodel.compare.comparison import Comparison
 from dpmodel.compare.equal_epsilon import CalibratedVariant, calibrate_variants
 from dpmodel.compare.folder import ComparisonFolder
@@ -139,7 +140,8 @@ def _jobs(
         config, target = variant.config(seed), folder.run(variant.slug, seed)
         if not is_finished(target, config):
             settings = _with_threads(config, processes).to_yaml()
-            jobs.append(Job(len(jobs), variant.name, seed, variant.plan.steps, str(target.path), settings))
+            begun = BegunMark.of(target, folder.runs).path
+            jobs.append(Job(len(jobs), variant.name, seed, variant.plan.steps, str(target.path), str(begun), settings))
     return jobs, len(wanted) - len(jobs)
 
 

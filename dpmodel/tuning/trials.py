@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from dpmodel.callbacks.watched_metric import direction
-from dpmodel.compare.begun import vanished_below
+from dpmodel.compare.begun import BegunMark, vanished_below
 from dpmodel.compare.folder import in_short, ledgers_below
 from dpmodel.compare.jobs import Job, JobOutcome, is_finished
 from dpmodel.compare.pool import default_jobs, run_jobs
@@ -239,7 +239,8 @@ def _at_least_as_before(charged: Ledger, path: Path) -> Ledger:
 def _job(number: int, trial: Trial) -> Job:
     config, seed = trial.plan.config, trial.plan.config.training.seed
     label, path = f"run {trial.folder.path.name}", str(trial.folder.path)
-    return Job(number, label, seed or 0, trial.plan.steps, path, config.to_yaml())
+    begun = BegunMark.of(trial.folder, trial.folder.path.parent).path
+    return Job(number, label, seed or 0, trial.plan.steps, path, str(begun), config.to_yaml())
 
 
 def _concluded(tuning: Tuning, folder: Path, trials: Sequence[Trial], outcomes: Sequence[JobOutcome]) -> TuningRun:

@@ -230,7 +230,10 @@ class TestComparison:
         run = comparison_folder / "runs/fixed/seed-1"
         ledger = Ledger.load(run / "ledger.json").head(4)
         ledger.save(run / "ledger.json")
-        rewritten(run / "privacy_report.json", lambda values: values.update(ledger_digest=ledger.digest()))
+        # as an earlier version of dpmodel left it: nothing but the report is bound to the ledger
+        for file in (run / "releases.jsonl", run / "checkpoint.safetensors"):
+            file.unlink()
+        rewritten(run / "privacy_report.json", lambda values: values.update(ledger_digest=ledger.digest(), journals=[]))
         with pytest.raises(DataError, match=r"says that the training is finished, but ledger\.json holds 4 of 6 steps"):
             run_comparison(compared.result.comparison, comparison_folder, jobs=1)
 
@@ -282,11 +285,11 @@ class TestComparison:
         assert f"an earlier training in {run} has vanished: it is charged in full" in result.caveats
 
     def test_each_deletion_of_a_run_folder_stays_charged_after_it_was_trained_again(self, compared, comparison_folder):
-        run, epsilons = comparison_folder / "runs/fixed/seed-1", [compared.result.composed.epsilon]
-        for deleted in (1, 2):
-            shutil.rmtree(run)
+        epsilons = [compared.result.composed.epsilon]
+        for deleted, trainings in (("runs/fixed/seed-1", 7), ("runs/fixed/seed-1", 8), ("runs", 14)):
+            shutil.rmtree(comparison_folder / deleted)
             result = run_comparison(compared.result.comparison, comparison_folder, jobs=1).result
-            assert result.trainings == 6 + deleted
+            assert result.trainings == trainings
             epsilons.append(result.composed.epsilon)
         assert epsilons == sorted(set(epsilons))
 
@@ -362,7 +365,7 @@ class TestSearch:
 
         rewritten(search_folder / "search.json", change)
         shutil.rmtree(search_folder / "trials" / name)
-        (search_folder / "trials" / f"{name}.begun").unlink()
+        (search_folder / "begun" / name).unlink()
         assert self.again(search_folder).spent.epsilon >= searched.spent.epsilon * (1 - 1e-3)
 
     def test_a_run_whose_folder_vanished_is_charged_again(self, searched, search_folder):
