@@ -11,7 +11,7 @@ from typing import Protocol
 from dpmodel.compare.begun import BegunMark
 from dpmodel.compare.comparison import Comparison
 from dpmodel.compare.equal_epsilon import CalibratedVariant, calibrate_variants
-from dpmodel.compare.folder import ComparisonFolder
+from dpmodel.compare.folder import ComparisonFolder, require_distinct
 from dpmodel.compare.jobs import Job, JobOutcome, is_finished, received
 from dpmodel.compare.pool import Listener, available_cores, default_jobs, run_jobs
 from dpmodel.compare.results import ComparisonResult, collect
@@ -117,6 +117,8 @@ def run_comparison(
     folder = ComparisonFolder(Path(directory) if directory is not None else comparison.directory)
     with FolderLock(folder.path) as lock:
         folder.ledgers()  # a damaged one is refused before more is spent
+        seeds = comparison.definition.seeds
+        require_distinct(folder.run(variant.slug, seed) for variant in comparison.variants for seed in seeds)
         variants = calibrate_variants(comparison, folder.multipliers, observer.calibrating)
         all_jobs, reused = _jobs(comparison, variants, folder, processes)
         observer.training(all_jobs, reused)

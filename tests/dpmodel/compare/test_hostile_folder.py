@@ -300,6 +300,13 @@ class TestComparison:
         shutil.rmtree(run)
         assert run_comparison(compared.result.comparison, comparison_folder, jobs=1).result.trainings == 8
 
+    def test_one_training_does_not_stand_for_two_runs(self, compared, comparison_folder):
+        runs = comparison_folder / "runs/fixed"
+        shutil.rmtree(runs / "seed-2")
+        shutil.copytree(runs / "seed-1", runs / "seed-2")
+        with pytest.raises(DataError, match="fixed/seed-1 hold the same training"):
+            run_comparison(compared.result.comparison, comparison_folder, jobs=1)
+
     def test_a_changed_configuration_runs_no_plugin(self, compared, comparison_folder, tmp_path):
         (tmp_path / "evil.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')")
         for config in comparison_folder.rglob("config.resolved.yaml"):

@@ -187,6 +187,18 @@ def test_a_reason_to_stop_interrupts_a_job_before_its_next_step(tiny, tmp_path):
     assert vanished_below(tmp_path / "runs") == []
 
 
+def test_a_copy_of_a_run_folder_that_was_made_before_it_was_resumed_is_not_counted_twice(tiny, tmp_path):
+    class Interrupting(Watching):
+        def stepped(self, job, step):
+            if step == 3:
+                os.kill(os.getpid(), signal.SIGINT)
+
+    tiny["seeds"] = [1]
+    assert run_comparison(make_comparison(tiny), tmp_path, jobs=1, watcher=Interrupting()).missing == 2
+    shutil.copytree(tmp_path / "runs/fixed/seed-1", tmp_path / "runs/fixed/seed-1.bak")
+    assert run_comparison(make_comparison(tiny), tmp_path, jobs=1).result.trainings == 2
+
+
 def test_a_training_that_fails_before_its_first_release_is_not_charged(tiny, tmp_path, monkeypatch):
     config = calibrate_variants(make_comparison(tiny), None)[0].config(1)
     job = Job(0, "fixed", 1, 6, str(tmp_path / "runs/a"), str(tmp_path / "begun/a"), config.to_yaml())
