@@ -175,7 +175,7 @@ def test_the_first_signal_finishes_the_step_of_each_worker_and_saves(tmp_path, c
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("number", "times", "whole_group"),
-    [(signal.SIGTERM, 1, True), (signal.SIGTERM, 2, False), (signal.SIGINT, 2, True), (signal.SIGINT, 3, False)],
+    [(signal.SIGTERM, 1, True), (signal.SIGTERM, 2, False), (signal.SIGINT, 3, True)],
 )
 def test_repeated_signals_end_everything_without_a_traceback(tmp_path, number, times, whole_group):
     with Started(tmp_path) as started:
@@ -262,7 +262,7 @@ def test_workers_draw_independent_noise(tmp_path):
 @pytest.mark.parametrize(("seed", "command"), [(0, "compare"), (1, "tune")])
 def test_kills_at_random_instants_leave_no_ledger_below_what_was_released(tmp_path, seed, command):
     generator = random.Random(seed)
-    for _ in range(3):
+    for _ in range(2):
         with Started(tmp_path, command, epochs=60) as started:
             until(lambda: started.new_traces() or started.process.poll() is not None, "they do not train")
             time.sleep(generator.uniform(0.0, 1.0))
