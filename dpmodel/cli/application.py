@@ -11,11 +11,11 @@ from collections.abc import Callable, Sequence
 import typer
 
 from dpmodel.cli import budget, compare, evaluate, init, plot, train, tune
+from dpmodel.cli.exit_codes import BAD_USAGE, FAILED, OK
 from dpmodel.cli.streams import make_patient
 from dpmodel.distributed.launch import launched_processes
 from monitors.errors import ConfigError, DPModelError
 
-OK, FAILED, BAD_USAGE = 0, 1, 2
 INTERRUPTED = 130
 DEBUG_VARIABLE = "DPMODEL_DEBUG"
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from dpmodel.cli.exit_codes import after_signal
 from dpmodel.cli.options import AsJson, Overrides
 
 if TYPE_CHECKING:
@@ -79,7 +80,7 @@ def compare(
     else:
         _show(Console(), run)
     if not run.ok:
-        raise typer.Exit(1)
+        raise typer.Exit(after_signal(run.signal))
 
 
 def _require_comparison(path: Path) -> None:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-import signal
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from dpmodel.cli.exit_codes import after_signal
 from dpmodel.cli.options import AsJson, ConfigFile, Overrides
 from dpmodel.config import load_config
 from dpmodel.config.faults import locating_file_errors
@@ -20,9 +20,6 @@ if TYPE_CHECKING:
     from dpmodel.runs.build import Training
     from dpmodel.runs.folder import RunFolder
     from dpmodel.runs.train import TrainingResult
-
-#: Exit code after SIGTERM, as of a program that the signal ends.
-TERMINATED = 128 + signal.SIGTERM
 
 EXAMPLES = """
 [b]Examples[/b]
@@ -87,7 +84,7 @@ def train(
     elif rank == 0:
         _show(Console(), result)
     if result.interrupted:
-        raise typer.Exit(TERMINATED if result.signal == signal.SIGTERM else 1)
+        raise typer.Exit(after_signal(result.signal))
 
 
 def _announce(console: Console, training: Training, folder: RunFolder) -> None:

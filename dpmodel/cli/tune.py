@@ -8,6 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
+from dpmodel.cli.exit_codes import after_signal
 from dpmodel.cli.options import AsJson, Overrides
 
 EXAMPLES = """
@@ -58,6 +59,7 @@ def tune(
     changes: dict[str, Any] = {"runs": runs, "charge": "none" if not_accounted else charge}
     tuning = load_tuning(config, overrides, **changes)
     from dpmodel.cli.comparison_view import ComparisonView
+    from dpmodel.compare.jobs import received
     from dpmodel.tuning.report import report_in_words
     from dpmodel.tuning.trials import REPORTS, run_tuning
     from monitors.atomic import write_atomically
@@ -73,4 +75,4 @@ def tune(
             typer.echo(f"failed: {outcome.job.label}: {outcome.fault}", err=True)
     if not found.ok:
         typer.echo("the search is not finished; repeat the command to continue", err=True)
-        raise typer.Exit(1)
+        raise typer.Exit(after_signal(received(found.outcomes)))

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import glob
 import os
 import textwrap
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from dpmodel.runs.folder import RunFolder
 from monitors.errors import DataError
+from monitors.journal import ReleaseJournal
 from monitors.ledger import Ledger
 from monitors.untrusted import read_untrusted
-
-_BEGUN = ".begun"
 
 
 @dataclass(frozen=True)
@@ -88,21 +86,49 @@ class ComparisonFolder:
 def ledgers_below(path: Path) -> dict[Path, Ledger]:
     """The ledger of each run folder at any depth below ``path``, by the path of that folder.
 
+    A copy of a run folder that went on after it was copied is left out: the other folder states all of its releases.
+
     Raises:
         DataError: A run folder has no ledger although its training began, or its ledger cannot be read.
     """
     found: dict[Path, Ledger] = {}
-    for run, files in _folders_below(path):
-        try:
+    try:
+        folders = list(folders_below(path))
+        journals = {run.path: ReleaseJournal(run.journal) for run, files in folders if run.journal.name in files}
+        for run, files in folders:
+            if run.path in journals and _goes_on(journals[run.path], journals.values()):
+                continue
             if run.ledger.name in files:
                 found[run.path] = run.read_ledger()
             elif _has_begun(run, files):
                 raise DataError(f"{run.ledger} is missing beside a training that began; restore the file")
-        except (OSError, ValueError) as error:
-            raise DataError(
-                f"cannot compute the total epsilon of the trainings in {path}: {in_short(error)}"
-            ) from error
+    except (OSError, ValueError) as error:
+        raise DataError(f"cannot compute the total epsilon of the trainings in {path}: {in_short(error)}") from error
     return found
+
+
+def _goes_on(journal: ReleaseJournal, others: Iterable[ReleaseJournal]) -> bool:
+    """Whether one of ``others`` holds all lines of ``journal`` and more."""
+    return len(journal) > 0 and any(
+        len(other) > len(journal) and other.has(len(journal), journal.head) for other in others
+    )
+
+
+def require_distinct(runs: Iterable[RunFolder]) -> None:
+    """Refuse run folders that hold copies of one training, which would count as independent runs.
+
+    Raises:
+        DataError: Two do; both are named.
+    """
+    holders: dict[str | None, RunFolder] = {}
+    for run in runs:
+        training = ReleaseJournal(run.journal).training if run.journal.exists() else None
+        other = holders.setdefault(training, run)
+        if training is not None and other is not run:
+            raise DataError(
+                f"{run.path} and {other.path} hold the same training, but a comparison needs a separate one for each "
+                "run; move the copy away and repeat the command"
+            )
 
 
 def in_short(error: Exception) -> str:
@@ -115,23 +141,7 @@ def in_short(error: Exception) -> str:
     return textwrap.shorten(str(error), 600, placeholder=" ...")
 
 
-def begun_mark(folder: RunFolder) -> Path:
-    """A file beside a run folder that is there once its job has begun, whatever becomes of the folder."""
-    return folder.path.with_name(f"{folder.path.name}{_BEGUN}")
-
-
-def vanished_below(path: Path) -> list[RunFolder]:
-    """Run folders below ``path`` that are marked as begun and exist no more, not even moved aside."""
-    marks = sorted(path.rglob(f"*{_BEGUN}"))
-    runs = [RunFolder(mark.with_name(mark.name.removesuffix(_BEGUN))) for mark in marks]
-    return [
-        run
-        for run in runs
-        if not run.ledger.exists() and not any(run.path.parent.glob(f"{glob.escape(run.path.name)}.previous-*"))
-    ]
-
-
-def _folders_below(path: Path) -> Iterator[tuple[RunFolder, list[str]]]:
+def folders_below(path: Path) -> Iterator[tuple[RunFolder, list[str]]]:
     """Every folder, linked ones too, and the names of its files; a folder that cannot be read is an error."""
     seen: set[str] = set()
     for name, folders, files in os.walk(path, followlinks=True, onerror=_refuse):

@@ -4,25 +4,25 @@ from __future__ import annotations
 
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dpmodel.callbacks.silence import Silence
-from dpmodel.compare.folder import begun_mark
+from dpmodel.compare.begun import BegunMark
 from dpmodel.compare.identity import config_digest
 from dpmodel.config import load_config
 from dpmodel.config.marked_yaml import read_yaml
 from dpmodel.config.reader import checked_config
 from dpmodel.runs.folder import RunFolder
 from dpmodel.saving.lock import FolderLock
-from monitors.atomic import write_atomically
 from monitors.errors import ConfigError, DPModelError
 
 if TYPE_CHECKING:
     from dpmodel.config.schema import Config
     from dpmodel.training.run import Run
+    from monitors.journal import ReleaseJournal
 
 #: A worker ends this many seconds after its parent at the latest.
 ORPHAN_SECONDS = 6.0
@@ -41,6 +41,7 @@ class Job:
         seed: Seed of the initial weights.
         steps: Number of steps.
         directory: Run folder.
+        begun: File that names the trainings that began in this folder; see ``BegunMark``.
         settings: Configuration as YAML.
     """
 
@@ -49,6 +50,7 @@ class Job:
     seed: int
     steps: int
     directory: str
+    begun: str
     settings: str = field(repr=False)
 
     @property
@@ -65,11 +67,18 @@ class JobOutcome:
         job: The job.
         fault: What went wrong; None if nothing did.
         interrupted: Whether the user interrupted it.
+        signal: The number of a signal that arrived meanwhile, to this process or to its parent.
     """
 
     job: Job
     fault: str | None = None
     interrupted: bool = False
+    signal: int | None = None
+
+
+def received(outcomes: Iterable[JobOutcome]) -> int | None:
+    """The number of the signal that arrived during some jobs; None if there was none."""
+    return next((outcome.signal for outcome in outcomes if outcome.signal is not None), None)
 
 
 def is_finished(folder: RunFolder, config: Config) -> bool:
@@ -107,19 +116,21 @@ def train_job(job: Job, stepped: Stepped, stop_reason: Callable[[], str | None] 
     from dpmodel.runs.train import train_from_config
 
     source = f"{job.label} (as solved)"
+    folder, watcher = RunFolder(Path(job.directory)), _StepReporter(job, stepped, stop_reason)
     try:
         config = checked_config(read_yaml(job.settings, source), source)
-        folder, watcher = RunFolder(Path(job.directory)), _StepReporter(job, stepped, stop_reason)
         _await_orphan(folder)
         if is_finished(folder, config):  # by the worker of a killed process, after the job was made
             return JobOutcome(job)
         resume = can_resume(folder, config)
         result = train_from_config(config, folder.path, force=not resume, resume=resume, callbacks=[watcher])
     except KeyboardInterrupt:
+        watcher.withdraw()
         return JobOutcome(job, interrupted=True)
     except Exception as error:
+        watcher.withdraw()
         return JobOutcome(job, f"{type(error).__name__}: {error}{_place(error)}")
-    return JobOutcome(job, interrupted=result.interrupted or folder.ended() is None)
+    return JobOutcome(job, interrupted=result.interrupted or folder.ended() is None, signal=result.signal)
 
 
 def _await_orphan(folder: RunFolder) -> None:
@@ -148,17 +159,23 @@ class _StepReporter(Silence):
         self.job = job
         self.stepped = stepped
         self.stop_reason = stop_reason
-        self._marked = False
+        self._mark = BegunMark(Path(job.begun))
+        self._journal: ReleaseJournal | None = None
 
     def on_train_step_begin(self, run: Run) -> None:
         """Stop before this step if there is a reason; leave a mark before the first one."""
         reason = self.stop_reason()
         if reason is not None:
             run.stop(reason)
-        elif not self._marked:
-            self._marked = True
-            write_atomically(begun_mark(RunFolder(Path(self.job.directory))), "")
+        elif self._journal is None:
+            self._journal = run.journals[0]
+            self._mark.add(self._journal)
 
     def on_train_step_end(self, run: Run) -> None:
         """Report the step."""
         self.stepped(self.job.number, run.step)
+
+    def withdraw(self) -> None:
+        """Remove the mark of a training that failed before its first release; its folder is removed too."""
+        if self._journal is not None:
+            self._mark.withdraw(self._journal)

@@ -8,7 +8,7 @@ import signal
 from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from multiprocessing import resource_tracker
 from multiprocessing.connection import wait
 from multiprocessing.context import SpawnContext
@@ -99,7 +99,7 @@ def _in_processes(jobs: Sequence[Job], count: int, listener: Listener) -> list[J
             interrupted = signals or any(outcome.interrupted for outcome in outcomes)
             if interrupted:
                 waiting.clear()
-                workers.stop(signals[0] if signals else "a different run was interrupted", kill=len(signals) > 1)
+                workers.stop(signals[0].name if signals else "a different run was interrupted", kill=len(signals) > 1)
             while waiting and (worker := workers.free()) is not None:
                 worker.take(waiting.popleft())
                 listener.began(worker.current)
@@ -113,17 +113,17 @@ def _in_processes(jobs: Sequence[Job], count: int, listener: Listener) -> list[J
                 listener.ended(outcomes[-1])
         # Without a worker that starts, the others cannot be trained either.
         outcomes += [JobOutcome(job, workers.never_started) for job in waiting]
-    return outcomes
+    return [replace(outcome, signal=signals[0]) for outcome in outcomes] if signals else outcomes
 
 
 @contextmanager
-def _counted() -> Iterator[list[str]]:
-    """Collects the names of the signals that would end this process, instead of being ended by them."""
-    received: list[str] = []
+def _counted() -> Iterator[list[signal.Signals]]:
+    """Collects the signals that would end this process, instead of being ended by them."""
+    received: list[signal.Signals] = []
 
     def receive(number: int, frame: FrameType | None) -> None:
         del frame
-        received.append(signal.Signals(number).name)
+        received.append(signal.Signals(number))
 
     with handling(receive):
         yield received

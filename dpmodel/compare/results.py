@@ -8,9 +8,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from dpmodel.compare.begun import vanished_below
 from dpmodel.compare.comparison import Comparison
 from dpmodel.compare.equal_epsilon import CalibratedVariant, within_target
-from dpmodel.compare.folder import ComparisonFolder, in_short, vanished_below
+from dpmodel.compare.folder import ComparisonFolder, in_short
 from dpmodel.compare.jobs import is_finished
 from dpmodel.compare.statistics import Summary, paired_difference, summarise, verdict
 from dpmodel.planning.training_plan import TrainingPlan
@@ -273,7 +274,8 @@ def _composed(
     ledgers = list(folder.ledgers().values())
     for run in vanished_below(folder.runs):
         plan = plans.get(run.path.parent.name)
-        note = f"{run.path} {_VANISHED}: its run is " + ("charged in full" if plan else "NOT part of this epsilon")
+        what = "charged in full" if plan else "NOT part of this epsilon"
+        note = f"an earlier training in {run.path} {_VANISHED}: it is {what}"
         ledgers.append(Ledger([note]) if plan is None else plan.ledger().merge(Ledger([note])))
     merged = ledgers[0].merge(*ledgers[1:])
     meaning = {"unit": release.unit.describe(), "relation": release.sampler.relation}

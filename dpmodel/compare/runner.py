@@ -8,10 +8,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
+from dpmodel.compare.begun import BegunMark
 from dpmodel.compare.comparison import Comparison
 from dpmodel.compare.equal_epsilon import CalibratedVariant, calibrate_variants
-from dpmodel.compare.folder import ComparisonFolder
-from dpmodel.compare.jobs import Job, JobOutcome, is_finished
+from dpmodel.compare.folder import ComparisonFolder, require_distinct
+from dpmodel.compare.jobs import Job, JobOutcome, is_finished, received
 from dpmodel.compare.pool import Listener, available_cores, default_jobs, run_jobs
 from dpmodel.compare.results import ComparisonResult, collect
 from dpmodel.config.schema import Config
@@ -72,6 +73,11 @@ class ComparisonRun:
         return any(outcome.interrupted for outcome in self.outcomes)
 
     @property
+    def signal(self) -> int | None:
+        """The number of the signal that interrupted it, if one did."""
+        return received(self.outcomes)
+
+    @property
     def faults(self) -> tuple[JobOutcome, ...]:
         """Trainings that failed."""
         return tuple(outcome for outcome in self.outcomes if outcome.fault is not None)
@@ -111,6 +117,8 @@ def run_comparison(
     folder = ComparisonFolder(Path(directory) if directory is not None else comparison.directory)
     with FolderLock(folder.path) as lock:
         folder.ledgers()  # a damaged one is refused before more is spent
+        seeds = comparison.definition.seeds
+        require_distinct(folder.run(variant.slug, seed) for variant in comparison.variants for seed in seeds)
         variants = calibrate_variants(comparison, folder.multipliers, observer.calibrating)
         all_jobs, reused = _jobs(comparison, variants, folder, processes)
         observer.training(all_jobs, reused)
@@ -134,7 +142,8 @@ def _jobs(
         config, target = variant.config(seed), folder.run(variant.slug, seed)
         if not is_finished(target, config):
             settings = _with_threads(config, processes).to_yaml()
-            jobs.append(Job(len(jobs), variant.name, seed, variant.plan.steps, str(target.path), settings))
+            begun = BegunMark.of(target, folder.runs).path
+            jobs.append(Job(len(jobs), variant.name, seed, variant.plan.steps, str(target.path), str(begun), settings))
     return jobs, len(wanted) - len(jobs)
 
 

@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from dpmodel.callbacks.watched_metric import direction
-from dpmodel.compare.folder import in_short, ledgers_below, vanished_below
+from dpmodel.compare.begun import BegunMark, vanished_below
+from dpmodel.compare.folder import in_short, ledgers_below
 from dpmodel.compare.jobs import Job, JobOutcome, is_finished
 from dpmodel.compare.pool import default_jobs, run_jobs
 from dpmodel.compare.runner import NullWatcher, Watcher
@@ -187,7 +188,7 @@ def _charge(tuning: Tuning, folder: Path, trials: Sequence[Trial]) -> Ledger:
     """The ledger of the search: as charged, plus all that was released beyond the plan.
 
     Beyond the plan are lost steps, runs that were moved aside or that no drawn run is named after, all steps of
-    unfinished runs, and runs whose folder has vanished although they had begun.
+    unfinished runs, and trainings that began and whose folder has vanished.
     """
     with locating_errors(trials[0].plan.config, "privacy"):
         charged = tuning.charge.ledger([trial.plan.ledger() for trial in trials], tuning.definition.runs)
@@ -195,10 +196,10 @@ def _charge(tuning: Tuning, folder: Path, trials: Sequence[Trial]) -> Ledger:
     unfinished = []
     for trial in trials:
         ledger = ledgers.pop(trial.folder.path, None)
-        if trial.folder in vanished:
+        for _ in range(vanished.count(trial.folder)):
             charged.extend(trial.plan.ledger())
-            charged.add_note(f"{trial.folder.path} has vanished: its run is charged in full, in addition")
-        elif ledger is not None:
+            charged.add_note(f"an earlier training in {trial.folder.path} has vanished: it is charged in full")
+        if ledger is not None:
             charged.extend(_beyond_the_plan(trial, ledger))
             if not is_finished(trial.folder, trial.plan.config):
                 unfinished.append(Ledger(ledger.notes).extend(ledger.kept))
@@ -238,7 +239,8 @@ def _at_least_as_before(charged: Ledger, path: Path) -> Ledger:
 def _job(number: int, trial: Trial) -> Job:
     config, seed = trial.plan.config, trial.plan.config.training.seed
     label, path = f"run {trial.folder.path.name}", str(trial.folder.path)
-    return Job(number, label, seed or 0, trial.plan.steps, path, config.to_yaml())
+    begun = BegunMark.of(trial.folder, trial.folder.path.parent).path
+    return Job(number, label, seed or 0, trial.plan.steps, path, str(begun), config.to_yaml())
 
 
 def _concluded(tuning: Tuning, folder: Path, trials: Sequence[Trial], outcomes: Sequence[JobOutcome]) -> TuningRun:

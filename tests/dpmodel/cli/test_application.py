@@ -7,7 +7,7 @@ import pytest
 import typer
 
 from dpmodel.cli import application, main
-from dpmodel.cli.application import BAD_USAGE, FAILED, OK
+from dpmodel.cli.exit_codes import BAD_USAGE, FAILED, OK
 from dpmodel.cli.streams import make_patient
 from monitors.errors import BudgetExceededError, ConfigError
 

@@ -6,7 +6,7 @@ from rich.console import Console
 from dpmodel.cli.comparison_view import ComparisonView
 from dpmodel.compare.jobs import Job, JobOutcome
 
-JOB = Job(number=0, variant="fixed", seed=1, steps=3, directory="nowhere", settings="")
+JOB = Job(number=0, variant="fixed", seed=1, steps=3, directory="nowhere", begun="", settings="")
 
 
 def shown(terminal, outcome=None):

@@ -13,7 +13,7 @@ from dpmodel.compare.worker import Supervision
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="forks")
 
-JOB = Job(0, "fixed", 1, 10, "nowhere", "")
+JOB = Job(0, "fixed", 1, 10, "nowhere", "", "")
 
 
 def train_until_stopped(orders, parent, news):
