@@ -88,14 +88,23 @@ def compared(name):
 
 
 class Failing(Callback):
-    """Calls ``action`` at one step of one rank."""
+    """Calls ``action`` at one step, at the beginning or at the end of one rank."""
 
     def __init__(self, rank, action, step=3):
         self.rank, self.action, self.step = rank, action, step
 
-    def on_train_step_end(self, run):
-        if run.ranks.rank == self.rank and run.step == self.step:
+    def _call(self, run, place):
+        if run.ranks.rank == self.rank and place == self.step:
             self.action(run)
+
+    def on_train_begin(self, run):
+        self._call(run, "begin")
+
+    def on_train_step_end(self, run):
+        self._call(run, run.step)
+
+    def on_train_end(self, run):
+        self._call(run, "end")
 
 
 def broken(run):
@@ -111,14 +120,18 @@ def queried(run):
     CountingQuery(epsilon=0.1).count(np.ones(60, dtype=bool), run.ledger)
 
 
+def louder(run):
+    run.plan.noise.schedule = lambda step: 100.0
+
+
 def stopped(run):
     run.stop("enough")
 
 
-def attempt(action=None, **options):
-    """What a training on rank 1 that is disturbed ends with, on this rank."""
+def attempt(action=None, rank=1, step=3, **options):
+    """What a training that is disturbed on one rank ends with, on this rank."""
     made = model(**options)
-    callbacks = [] if action is None else [Failing(1, action)]
+    callbacks = [] if action is None else [Failing(rank, action, step)]
     try:
         history = made.fit(loader(), 2, callbacks=callbacks)
     except Exception as error:
@@ -175,13 +188,23 @@ def quick(rank, folder):
     return found
 
 
+def twice():
+    """Two calls of ``fit`` with a seed for the noise, which rank 0 alone draws."""
+    made = model(noise=gaussian(seed=3))
+    for _ in range(2):
+        made.fit(loader(), 1)
+    return made.ledger.total
+
+
 def disturbed(rank, folder):
     """Failures of one rank."""
     return {
         "broken": attempt(broken),
         "tampered": attempt(tampered),
         "stopped": attempt(stopped),
-        "queried": attempt(queried),
+        "louder": attempt(louder),
+        "queried": {f"{place} {one}": attempt(queried, one, place) for place in ("begin", 3, "end") for one in (0, 1)},
+        "twice": twice(),
         "refused": refused(rank),
         "afterwards": trained()["digest"],
     }

@@ -44,9 +44,30 @@ def test_a_stop_on_one_rank_stops_all_at_the_same_step(disturbed):
     assert "stopped before its planned end" in first[5][0]  # the choice of a callback, on whichever rank
 
 
-def test_a_release_of_a_callback_on_one_rank_is_charged_on_every_ledger(disturbed):
+@pytest.mark.parametrize("place", ["begin", "3", "end"])
+def test_a_release_of_a_callback_on_rank_0_is_charged_on_every_ledger(disturbed, place):
     for one in disturbed:
-        assert one["queried"][:4] == ["finished", "2", 10, 11]
+        assert one["queried"][f"{place} 0"][:4] == ["finished", "2", 10, 11]
+
+
+@pytest.mark.parametrize(("place", "steps"), [("begin", 0), ("3", 3), ("end", 10)])
+def test_a_release_of_a_callback_on_another_rank_is_refused_before_it_is_made(disturbed, place, steps):
+    for one in disturbed:
+        found = one["queried"][f"{place} 1"]
+        assert found[0] == "DistributedError"
+        assert "first_rank_only = True" in found[1]
+        assert found[2:4] == [steps, steps]
+
+
+def test_noise_that_differs_is_refused_before_the_step_is_released(disturbed):
+    for one in disturbed:
+        assert one["louder"][0] == "DistributedError"
+        assert "the release of the step" in one["louder"][1]
+        assert one["louder"][2:4] == [3, 3]
+
+
+def test_fit_can_be_called_twice_with_a_seed_for_the_noise(disturbed):
+    assert [one["twice"] for one in disturbed] == [10, 10]
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """``torchrun -m dpmodel``: one run folder, one writer, and the ledger of one process."""
 
+import atexit
 import os
 import signal
 import subprocess
@@ -8,6 +9,7 @@ import time
 
 import pytest
 
+from dpmodel.cli import main
 from dpmodel.cli.application import run
 from dpmodel.distributed.launch import local_rank
 from monitors import Ledger
@@ -46,10 +48,24 @@ def _output(process, limit=100):
         raise AssertionError("torchrun hangs:\n" + process.communicate(timeout=60)[0]) from None
 
 
-def test_other_commands_refuse_torchrun(monkeypatch, capsys):
+@pytest.fixture
+def in_torchrun(monkeypatch):
+    """The variables that torchrun sets for rank 1."""
     for name, value in {"RANK": "1", "WORLD_SIZE": "2", "MASTER_ADDR": "localhost", "MASTER_PORT": "1"}.items():
         monkeypatch.setenv(name, value)
     monkeypatch.setenv("LOCAL_RANK", "1")
+
+
+def test_a_process_of_torchrun_ends_without_the_shutdown_of_the_interpreter(in_torchrun, monkeypatch):
+    codes = []
+    monkeypatch.setattr(atexit, "_run_exitfuncs", lambda: codes.append("exit handlers"))
+    monkeypatch.setattr(os, "_exit", codes.append)
+    with pytest.raises(SystemExit):
+        main(["--version"])
+    assert codes == ["exit handlers", 0]
+
+
+def test_other_commands_refuse_torchrun(in_torchrun, capsys):
     assert run(["compare", "compare.yaml"]) == 2
     assert "rank 1: error: torchrun has started 2 processes" in capsys.readouterr().err
     assert local_rank() == 1
