@@ -12,6 +12,7 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from dpmodel import Callback, ClipMechanismsFactory, DPModel, NoiseMechanismsFactory
+from dpmodel.training import loop
 from mechanisms import CountingQuery
 from monitors import DistributedError
 
@@ -219,10 +220,22 @@ def engines(rank, folder):
 
 
 def workers(rank, folder):
-    """Worker processes draw batches ahead."""
-    made = model(noise=None, seed=5)
-    made.fit(DataLoader(data(), batch_size=12, num_workers=2), 2)
-    return weights(made).tolist()
+    """Worker processes draw batches ahead; then an interruption ends those of rank 1."""
+    made, ended = model(noise=None, seed=5), model()
+    prefetched = DataLoader(data(), batch_size=12, num_workers=2)
+    made.fit(prefetched, 2)
+    read = loop.read_with_workers
+
+    def interrupted(run, action, what):
+        if rank == 1 and run.step == 3:
+            run.stop("interrupted (SIGTERM)")
+            return None
+        return read(run, action, what)
+
+    loop.read_with_workers = interrupted
+    history = ended.fit(prefetched, 2)
+    loop.read_with_workers = read
+    return weights(made).tolist(), [ended.steps_done, ended.ledger.total, len(history), digest(ended)]
 
 
 def save_at(folder, *, cut=None, resume=False):

@@ -93,7 +93,7 @@ def test_the_group_can_be_used_again_after_a_failure(disturbed):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("before", "after"), [(2, 1), (2, 3), (1, 2), (2, 2)])
+@pytest.mark.parametrize(("before", "after"), [(2, 1), (1, 3)])
 def test_a_training_resumes_with_a_different_number_of_ranks(tmp_path, before, after):
     whole = ranks.save_at(f"{tmp_path}/whole")
     results(FILE, "interrupted", tmp_path, before)
@@ -109,7 +109,7 @@ def _steps(folder, rank):
         return 0
 
 
-def _wait_until(condition, seconds=60):
+def _wait_until(condition, seconds=200):
     end = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < end, "waited in vain"
@@ -117,14 +117,13 @@ def _wait_until(condition, seconds=60):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("lost", [signal.SIGKILL, signal.SIGSTOP], ids=["killed", "too slow"])
-@pytest.mark.parametrize("after", [1, 3])
+@pytest.mark.parametrize(("lost", "after"), [(signal.SIGKILL, 3), (signal.SIGSTOP, 1)], ids=["killed", "too slow"])
 def test_a_lost_rank_is_an_error_and_a_folder_that_resumes(tmp_path, lost, after):
-    first, second = start(FILE, "long", tmp_path, 2, timeout=6)
+    first, second = start(FILE, "long", tmp_path, 2, timeout=15)  # too slow by this
     try:
         _wait_until(lambda: min(_steps(tmp_path, rank) for rank in (0, 1)) >= 6)
         os.kill(second.pid, lost)
-        output = finish([first], 40)[0][0]
+        output = finish([first])[0][0]
     finally:
         second.kill()
         first.kill()

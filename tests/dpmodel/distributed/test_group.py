@@ -65,4 +65,5 @@ def test_every_engine_adds_up_over_the_ranks(tmp_path):
 def test_worker_processes_draw_ahead_on_every_rank(tmp_path):
     first, second = results(FILE, "workers", tmp_path, 2)
     assert first == second
-    assert _close(ranks.workers(0, tmp_path), first)
+    assert first[1][:3] == [3, 3, 1]  # the interruption of rank 1 has stopped both before the fourth step
+    assert _close(ranks.workers(0, tmp_path)[0], first[0])

@@ -40,7 +40,7 @@ def _torchrun(folder, *arguments):
     )
 
 
-def _output(process, limit=100):
+def _output(process, limit=200):
     try:
         return process.communicate(timeout=limit)[0]
     except subprocess.TimeoutExpired:
@@ -99,7 +99,7 @@ def test_a_signal_stops_all_ranks_and_one_process_resumes(tmp_path, monkeypatch)
         longer += ["--set", setting]
     process = _torchrun(tmp_path, "train", "tiny.yaml", *longer)
     state = tmp_path / "run" / "training_state.safetensors"
-    begun, end = 0.0, time.monotonic() + 100
+    begun, end = 0.0, time.monotonic() + 200
     while not begun or state.stat().st_mtime == begun:  # until the state is saved for the second time
         if process.poll() is not None or time.monotonic() > end:
             raise AssertionError(_output(process, 5))
