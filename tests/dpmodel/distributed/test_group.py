@@ -1,6 +1,12 @@
 """Two processes train like one: the same rows, ledger and epsilon, and noise that is drawn once."""
 
+import os
+import signal
+
 import pytest
+
+from dpmodel.distributed.group import _uninterrupted
+from dpmodel.training.interrupt import SIGNALS, handling
 
 from . import ranks
 from .launched import results
@@ -51,6 +57,17 @@ def test_the_noise_has_the_stated_standard_deviation_whole(both):
 def test_the_adaptive_bound_is_that_of_rank_0(both):
     assert both[0]["adaptive"]["bound"] != 1.0
     assert both[0]["adaptive"]["ledger"] != both[0]["secret"]["ledger"]
+
+
+@pytest.mark.parametrize("number", SIGNALS)
+def test_a_signal_waits_until_an_exchange_is_complete(number):
+    received = []
+    with handling(lambda number, frame: received.append(number), [number]):
+        signal.signal(number, lambda number, frame: received.append(number))  # also if the tests run under nohup
+        with _uninterrupted():
+            os.kill(os.getpid(), number)
+            assert not received
+        assert received == [number]
 
 
 @pytest.mark.slow
