@@ -19,7 +19,6 @@ from dpmodel.claims.verification import verified_by
 from dpmodel.claims.weights import record_training
 from dpmodel.data.inference import evaluation_batches, predictions
 from dpmodel.data.loader import PrivateLoader
-from dpmodel.distributed.agreement import join_notes
 from dpmodel.distributed.follower import Follower
 from dpmodel.distributed.group import current_ranks
 from dpmodel.metrics import MetricSet
@@ -324,6 +323,7 @@ class DPModel(ClaimedModel):
             mode(self.network, training=True),
             self._training(run, loop.loader) as loop.before_pass,
             run.ranks.together(self),
+            loop.releases.watched(),
             loop.step.guard.until_the_end(),
             finishing_steps(run) if any(keeper.saves_state for keeper in loop.keepers) else nullcontext(),
         ):
@@ -334,7 +334,7 @@ class DPModel(ClaimedModel):
             finally:
                 loop.step.engine.release()  # per-example gradients do not outlive the training
                 loop.listeners.notify("on_train_end", run)
-        join_notes(run)
+        loop.releases.settle()
 
     @contextmanager
     def _training(self, run: Run, loader: PrivateLoader) -> Iterator[Callable[[], None] | None]:

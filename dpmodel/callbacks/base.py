@@ -22,8 +22,9 @@ class Callback:
     the next step. Weights, buffers and optimizer state are compared before each step and after ``on_train_end``:
     a callback that changes them must do so inside ``run.post_processing(what)``.
 
-    In a training of several processes, each rank calls its own callbacks, unless ``first_rank_only`` is set. A callback
-    that writes files or releases something of the data should set it: each rank would release, and be charged.
+    In a training of several processes, each rank calls its own callbacks, unless ``first_rank_only`` is set: for a
+    callback that writes files or releases something of the data. A release on a different rank is refused; if every
+    rank needs the released value, call ``run.ranks.once(function)`` on every rank.
 
     Example:
         >>> class Hello(Callback):

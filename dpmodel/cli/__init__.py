@@ -6,6 +6,8 @@ import os
 import sys
 from collections.abc import Sequence
 
+from dpmodel.distributed.launch import launched_processes, leave
+
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line and exit: 0 ok, 1 failed, 2 bad usage or configuration.
@@ -24,4 +26,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except KeyboardInterrupt:
         print("dpmodel: error: interrupted", file=sys.stderr)
         code = 1
+    if launched_processes() > 1:
+        leave(code)
     raise SystemExit(code)

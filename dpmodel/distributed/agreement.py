@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     from dpmodel.data.loader import PrivateLoader
     from dpmodel.preflight.trial import Trial
     from dpmodel.training.run import Run
-    from monitors.ledger import Ledger
 
 #: Rows, spread over the data set, whose contents are compared.
 COMPARED_ROWS = 64
@@ -82,45 +81,6 @@ def state_weights(run: Run) -> None:
         run.ranks.same("the weights", _digest(_named(run.network)), shown=False)
 
 
-def agree(run: Run, accounted: Ledger, asked_before: bool = False) -> tuple[bool, bool]:
-    """Call it before each step: what the callbacks of one rank have done counts for all.
-
-    A stop on one rank stops all, for the same reason. Releases that callbacks have recorded are charged on every ledger
-    once for each rank that made them: each rank has answered with noise of its own.
-
-    Args:
-        run: The run.
-        accounted: The releases of the steps, and of callbacks that were joined before; updated.
-        asked_before: Whether the stop was asked for before the callbacks of the step were called.
-
-    Returns:
-        Whether to stop, and ``asked_before`` of the rank whose reason counts. A signal may have set a reason on this
-        rank since the ranks met; it counts at the next call.
-    """
-    ranks = run.ranks
-    if ranks.size == 1:
-        return run.stop_reason is not None, asked_before
-    stop, further = run.stop_reason is not None, run.ledger.total - accounted.total
-    facts = ranks.meet("the next step", stop, further)
-    if any(fact[1] for fact in facts):
-        for rank, found in enumerate(ranks.gather(run.ledger.beyond(accounted))):
-            accounted.extend(found)
-            if rank != ranks.rank:
-                run.ledger.extend(found)
-    if not any(fact[0] for fact in facts):
-        return False, asked_before
-    wishes = ranks.gather((run.stop_reason, asked_before))
-    run.stop_reason, asked_before = next(wish for wish in wishes if wish[0] is not None)
-    return True, asked_before
-
-
-def join_notes(run: Run) -> None:
-    """Put the notes of every rank on every ledger: a callback or an engine may have added one on one rank only."""
-    if run.ranks.size > 1:
-        for note in dict.fromkeys(chain(*run.ranks.gather(run.ledger.notes))):
-            run.ledger.add_note(note)
-
-
 def _shown(run: Run, trial: Trial) -> dict[str, str]:
     import dpmodel
 
@@ -138,7 +98,7 @@ def _shown(run: Run, trial: Trial) -> dict[str, str]:
         "the noise": f"{plan.noise!r}, {plan.event(run.first_step)!r} to {plan.event(last)!r}",
         "the clipping": f"{plan.clip!r}, {plan.unit!r}",
         "the sampling": f"{plan.sampler.describe()}, batches of {plan.sampler.batch_size}",
-        "the seeds": f"{model.seed}, {sorted((name, stream.position) for name, stream in run.streams.items())}",
+        "the seeds": f"{model.seed}, {_positions(run)}",
         "the number of examples": str(loader.num_examples),
         "the workers of the loader": f"{loader.num_workers}, {loader.worker_options.get('prefetch_factor')}",
         "the steps": f"{run.first_step} to {run.planned_steps}, {run.steps_per_epoch} per epoch, from {run.step}",
@@ -146,6 +106,14 @@ def _shown(run: Run, trial: Trial) -> dict[str, str]:
         "the settings of DPModel": f"{model.precision}, {model.isolation}, on {model.device.type}",
         "the delta": repr(run.delta),
     }
+
+
+def _positions(run: Run) -> list[tuple[str, bool, int | None]]:
+    """Positions of the streams that all ranks draw from; rank 0 alone draws the noise, so the others stay behind."""
+    return [
+        (name, stream.reproducible, stream.position if name == "sampling" else None)
+        for name, stream in sorted(run.streams.items())
+    ]
 
 
 def _not_shown(trial: Trial) -> dict[str, str]:

@@ -18,6 +18,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from dpmodel.distributed.ranks import ALONE, Ranks
+from dpmodel.training.interrupt import SIGNALS
 from monitors.errors import DistributedError
 
 if TYPE_CHECKING:
@@ -269,7 +270,7 @@ def _uninterrupted() -> Iterator[None]:
         yield
         return
     waiting: list[tuple[int, FrameType | None]] = []
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    before = {number: signal.getsignal(number) for number in SIGNALS}
     held = {number: handler for number, handler in before.items() if callable(handler)}
     for number in held:
         signal.signal(number, lambda signum, frame: waiting.append((signum, frame)))

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import atexit
 import os
+import sys
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import timedelta
+from typing import NoReturn
 
 #: What torchrun tells each process that it starts.
 VARIABLES = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
@@ -59,3 +62,19 @@ def launched() -> Iterator[int]:
     finally:
         if ended or not gpu:  # NCCL would wait for ranks that are lost
             dist.destroy_process_group()
+
+
+def leave(code: int) -> NoReturn:
+    """End this process without the shutdown of the interpreter, once everything is written.
+
+    With torch 2.14, a process that has left a Gloo group sometimes aborts while the interpreter shuts down ("terminate
+    called without an active exception"), and torchrun would call a finished training failed.
+
+    Args:
+        code: The exit code.
+    """
+    atexit._run_exitfuncs()  # temporary files, worker processes, logging
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(OSError, ValueError):  # closed, as the interpreter would ignore it
+            stream.flush()
+    os._exit(code)

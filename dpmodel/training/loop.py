@@ -15,7 +15,8 @@ from dpmodel.callbacks.base import CallbackList
 from dpmodel.data.collation import Collation
 from dpmodel.data.loader import PrivateLoader
 from dpmodel.data.specimens import Drawn
-from dpmodel.distributed.agreement import agree, join_notes, state_weights
+from dpmodel.distributed.agreement import state_weights
+from dpmodel.distributed.shared_releases import SharedReleases, join_notes
 from dpmodel.distributed.shared_rows import SharedRows
 from dpmodel.optimizers import require_finite
 from dpmodel.preflight.refusal import listed, not_finite
@@ -26,7 +27,6 @@ from dpmodel.training.step import PrivateStep
 from mechanisms.engines.batch import Batch, map_tensors
 from monitors import checks
 from monitors.errors import NonFiniteGradientsError
-from monitors.ledger import Ledger
 
 if TYPE_CHECKING:
     from dpmodel.distributed.follower import Follower
@@ -91,6 +91,7 @@ class TrainingLoop:
 
     Attributes:
         before_pass: Called before each batch is read and before its forward pass; None for nothing.
+        releases: Keeps the ledgers of several processes equal.
     """
 
     run: Run
@@ -102,18 +103,19 @@ class TrainingLoop:
     device: torch.device
     keepers: Sequence[ReleaseRecord | Follower] = ()
     before_pass: Callable[[], None] | None = field(default=None, init=False)
+    releases: SharedReleases = field(init=False)
     progress: EpochProgress = field(default_factory=EpochProgress, init=False)
     _announced: set[str] = field(default_factory=set, init=False)
     _in_step: bool = field(default=False, init=False)
     _limit_reached: bool = field(default=False, init=False)
     _generators: TorchGenerators = field(init=False)
     _rows: SharedRows = field(init=False)
-    _accounted: Ledger = field(default_factory=Ledger, init=False)  # with several ranks
     _generator_state: Mapping[str, Any] = field(default_factory=dict, init=False)  # of a resumed training
 
     def __post_init__(self) -> None:
         run = self.run
         self._generators = TorchGenerators(self.device, run.plan.secret)
+        self.releases = SharedReleases(run)
         self._rows = SharedRows(run.plan.sampler, run.plan.unit, run.ranks)
 
     def state_dict(self) -> dict[str, Any]:
@@ -141,13 +143,11 @@ class TrainingLoop:
         run = self.run
         self._keep()
         run.begun = True
-        if run.ranks.size > 1:
-            self._accounted = run.ledger.copy()
         try:
             for epoch in range(run.epoch, run.epochs + 1):
                 run.epoch = epoch
                 self._epoch()
-                if agree(run, self._accounted)[0]:
+                if self.releases.agree()[0]:
                     run.say(f"training stopped after {run.step - run.first_step} steps: {run.stop_reason}")
                     self._note_choice()
                     break
@@ -194,7 +194,7 @@ class TrainingLoop:
             for _ in range(left):
                 asked_before = run.stop_reason is not None
                 self.listeners.notify("on_train_step_begin", run)
-                stop, asked_before = agree(run, self._accounted, asked_before)
+                stop, asked_before = self.releases.agree(asked_before)
                 if stop:
                     self._limit_reached = not asked_before
                 if stop or not self._one_step(batches):
@@ -210,15 +210,15 @@ class TrainingLoop:
             keeper.before_release(self)
         self._renew()
         drawn = read_with_workers(run, lambda: next(batches), f"the batch of step {run.step}")
-        if drawn is None:
+        if not self._all_have(drawn):
             return False
+        assert drawn is not None
         batch = self._batch(drawn)
         self._renew()  # the data set may have seeded the generators for its own purposes
         self._in_step = True
         run.history.record_norm_bound(run.step, run.norm_bound)
-        run.loss = self.step(batch, run.step)
-        if run.ranks.size > 1:
-            self._accounted.record(run.event(run.step))
+        with self.releases.step():
+            run.loss = self.step(batch, run.step)
         run.advance()
         self.progress.losses.append(run.loss)
         self._in_step = False
@@ -228,6 +228,13 @@ class TrainingLoop:
         self.listeners.notify("on_train_step_end", run)
         self._keep()
         return True
+
+    def _all_have(self, drawn: Drawn | None) -> bool:
+        """Whether every rank has read its batch; an interruption may end the worker processes of one rank only."""
+        ranks, read = self.run.ranks, drawn is not None
+        if ranks.size > 1 and self.loader.num_workers:
+            return all(fact[0] for fact in ranks.meet("the batches of the workers", read))
+        return read
 
     def _settle(self) -> None:
         self.step.guard.settle()

@@ -89,8 +89,11 @@ class PrivateStep:
                     self.ledger.add_note(self.not_compared)
                 summed = self.engine.clipped_sum(self.network, self.loss_fn, batch, plan.clip, self._sum)
             self._require_accounted(summed)
+            event = plan.event(step)
+            if self.ranks.size > 1:  # a callback may have changed the noise on one rank
+                self.ranks.same("the release of the step", repr(event))
             summed = self.ranks.whole(summed, batch.size)
-            self.ledger.record(plan.event(step))
+            self.ledger.record(event)
             noisy = self.ranks.released(lambda: plan.noise.add(summed, step), summed)
         self._descend(noisy.div_(plan.unit.expected_units), step)
         self._update_bound(summed, step)

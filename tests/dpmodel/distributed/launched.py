@@ -39,7 +39,7 @@ os._exit(0)  # threads of torch that are still running may abort an interpreter 
 """
 
 
-def start(path, name, folder, size, timeout=60):
+def start(path, name, folder, size, timeout=120):
     """The processes of ``size`` ranks that call ``name(rank, folder)`` of the module at ``path``."""
     meeting = Path(folder) / f"meeting-{name}-{size}-{os.urandom(4).hex()}"
     arguments = [str(path), name, str(folder)]
@@ -57,7 +57,7 @@ def start(path, name, folder, size, timeout=60):
     ]
 
 
-def finish(processes, limit=100):
+def finish(processes, limit=200):
     """Output and exit code of each process; all are killed if one does not end in time."""
     try:
         outputs = [process.communicate(timeout=limit)[0] for process in processes]
@@ -69,7 +69,7 @@ def finish(processes, limit=100):
     return outputs, [process.returncode for process in processes]
 
 
-def results(path, name, folder, size, limit=100):
+def results(path, name, folder, size, limit=200):
     """What ``name`` returns on each of ``size`` ranks."""
     outputs, codes = finish(start(path, name, folder, size), limit)
     assert not any(codes), "\n----\n".join(outputs)

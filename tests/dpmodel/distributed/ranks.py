@@ -12,6 +12,7 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from dpmodel import Callback, ClipMechanismsFactory, DPModel, NoiseMechanismsFactory
+from dpmodel.training import loop
 from mechanisms import CountingQuery
 from monitors import DistributedError
 
@@ -88,14 +89,23 @@ def compared(name):
 
 
 class Failing(Callback):
-    """Calls ``action`` at one step of one rank."""
+    """Calls ``action`` at one step, at the beginning or at the end of one rank."""
 
     def __init__(self, rank, action, step=3):
         self.rank, self.action, self.step = rank, action, step
 
-    def on_train_step_end(self, run):
-        if run.ranks.rank == self.rank and run.step == self.step:
+    def _call(self, run, place):
+        if run.ranks.rank == self.rank and place == self.step:
             self.action(run)
+
+    def on_train_begin(self, run):
+        self._call(run, "begin")
+
+    def on_train_step_end(self, run):
+        self._call(run, run.step)
+
+    def on_train_end(self, run):
+        self._call(run, "end")
 
 
 def broken(run):
@@ -111,14 +121,18 @@ def queried(run):
     CountingQuery(epsilon=0.1).count(np.ones(60, dtype=bool), run.ledger)
 
 
+def louder(run):
+    run.plan.noise.schedule = lambda step: 100.0
+
+
 def stopped(run):
     run.stop("enough")
 
 
-def attempt(action=None, **options):
-    """What a training on rank 1 that is disturbed ends with, on this rank."""
+def attempt(action=None, rank=1, step=3, **options):
+    """What a training that is disturbed on one rank ends with, on this rank."""
     made = model(**options)
-    callbacks = [] if action is None else [Failing(1, action)]
+    callbacks = [] if action is None else [Failing(rank, action, step)]
     try:
         history = made.fit(loader(), 2, callbacks=callbacks)
     except Exception as error:
@@ -175,13 +189,23 @@ def quick(rank, folder):
     return found
 
 
+def twice():
+    """Two calls of ``fit`` with a seed for the noise, which rank 0 alone draws."""
+    made = model(noise=gaussian(seed=3))
+    for _ in range(2):
+        made.fit(loader(), 1)
+    return made.ledger.total
+
+
 def disturbed(rank, folder):
     """Failures of one rank."""
     return {
         "broken": attempt(broken),
         "tampered": attempt(tampered),
         "stopped": attempt(stopped),
-        "queried": attempt(queried),
+        "louder": attempt(louder),
+        "queried": {f"{place} {one}": attempt(queried, one, place) for place in ("begin", 3, "end") for one in (0, 1)},
+        "twice": twice(),
         "refused": refused(rank),
         "afterwards": trained()["digest"],
     }
@@ -196,10 +220,22 @@ def engines(rank, folder):
 
 
 def workers(rank, folder):
-    """Worker processes draw batches ahead."""
-    made = model(noise=None, seed=5)
-    made.fit(DataLoader(data(), batch_size=12, num_workers=2), 2)
-    return weights(made).tolist()
+    """Worker processes draw batches ahead; then an interruption ends those of rank 1."""
+    made, ended = model(noise=None, seed=5), model()
+    prefetched = DataLoader(data(), batch_size=12, num_workers=2)
+    made.fit(prefetched, 2)
+    read = loop.read_with_workers
+
+    def interrupted(run, action, what):
+        if rank == 1 and run.step == 3:
+            run.stop("interrupted (SIGTERM)")
+            return None
+        return read(run, action, what)
+
+    loop.read_with_workers = interrupted
+    history = ended.fit(prefetched, 2)
+    loop.read_with_workers = read
+    return weights(made).tolist(), [ended.steps_done, ended.ledger.total, len(history), digest(ended)]
 
 
 def save_at(folder, *, cut=None, resume=False):

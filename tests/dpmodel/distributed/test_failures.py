@@ -44,9 +44,30 @@ def test_a_stop_on_one_rank_stops_all_at_the_same_step(disturbed):
     assert "stopped before its planned end" in first[5][0]  # the choice of a callback, on whichever rank
 
 
-def test_a_release_of_a_callback_on_one_rank_is_charged_on_every_ledger(disturbed):
+@pytest.mark.parametrize("place", ["begin", "3", "end"])
+def test_a_release_of_a_callback_on_rank_0_is_charged_on_every_ledger(disturbed, place):
     for one in disturbed:
-        assert one["queried"][:4] == ["finished", "2", 10, 11]
+        assert one["queried"][f"{place} 0"][:4] == ["finished", "2", 10, 11]
+
+
+@pytest.mark.parametrize(("place", "steps"), [("begin", 0), ("3", 3), ("end", 10)])
+def test_a_release_of_a_callback_on_another_rank_is_refused_before_it_is_made(disturbed, place, steps):
+    for one in disturbed:
+        found = one["queried"][f"{place} 1"]
+        assert found[0] == "DistributedError"
+        assert "first_rank_only = True" in found[1]
+        assert found[2:4] == [steps, steps]
+
+
+def test_noise_that_differs_is_refused_before_the_step_is_released(disturbed):
+    for one in disturbed:
+        assert one["louder"][0] == "DistributedError"
+        assert "the release of the step" in one["louder"][1]
+        assert one["louder"][2:4] == [3, 3]
+
+
+def test_fit_can_be_called_twice_with_a_seed_for_the_noise(disturbed):
+    assert [one["twice"] for one in disturbed] == [10, 10]
 
 
 @pytest.mark.parametrize(
@@ -72,7 +93,7 @@ def test_the_group_can_be_used_again_after_a_failure(disturbed):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("before", "after"), [(2, 1), (2, 3), (1, 2), (2, 2)])
+@pytest.mark.parametrize(("before", "after"), [(2, 1), (1, 3)])
 def test_a_training_resumes_with_a_different_number_of_ranks(tmp_path, before, after):
     whole = ranks.save_at(f"{tmp_path}/whole")
     results(FILE, "interrupted", tmp_path, before)
@@ -88,7 +109,7 @@ def _steps(folder, rank):
         return 0
 
 
-def _wait_until(condition, seconds=60):
+def _wait_until(condition, seconds=200):
     end = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < end, "waited in vain"
@@ -96,14 +117,13 @@ def _wait_until(condition, seconds=60):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("lost", [signal.SIGKILL, signal.SIGSTOP], ids=["killed", "too slow"])
-@pytest.mark.parametrize("after", [1, 3])
+@pytest.mark.parametrize(("lost", "after"), [(signal.SIGKILL, 3), (signal.SIGSTOP, 1)], ids=["killed", "too slow"])
 def test_a_lost_rank_is_an_error_and_a_folder_that_resumes(tmp_path, lost, after):
-    first, second = start(FILE, "long", tmp_path, 2, timeout=6)
+    first, second = start(FILE, "long", tmp_path, 2, timeout=15)  # too slow by this
     try:
         _wait_until(lambda: min(_steps(tmp_path, rank) for rank in (0, 1)) >= 6)
         os.kill(second.pid, lost)
-        output = finish([first], 40)[0][0]
+        output = finish([first])[0][0]
     finally:
         second.kill()
         first.kill()

@@ -1,6 +1,12 @@
 """Two processes train like one: the same rows, ledger and epsilon, and noise that is drawn once."""
 
+import os
+import signal
+
 import pytest
+
+from dpmodel.distributed.group import _uninterrupted
+from dpmodel.training.interrupt import SIGNALS, handling
 
 from . import ranks
 from .launched import results
@@ -53,6 +59,17 @@ def test_the_adaptive_bound_is_that_of_rank_0(both):
     assert both[0]["adaptive"]["ledger"] != both[0]["secret"]["ledger"]
 
 
+@pytest.mark.parametrize("number", SIGNALS)
+def test_a_signal_waits_until_an_exchange_is_complete(number):
+    received = []
+    with handling(lambda number, frame: received.append(number), [number]):
+        signal.signal(number, lambda number, frame: received.append(number))  # also if the tests run under nohup
+        with _uninterrupted():
+            os.kill(os.getpid(), number)
+            assert not received
+        assert received == [number]
+
+
 @pytest.mark.slow
 def test_every_engine_adds_up_over_the_ranks(tmp_path):
     first, second = results(FILE, "engines", tmp_path, 2)
@@ -65,4 +82,5 @@ def test_every_engine_adds_up_over_the_ranks(tmp_path):
 def test_worker_processes_draw_ahead_on_every_rank(tmp_path):
     first, second = results(FILE, "workers", tmp_path, 2)
     assert first == second
-    assert _close(ranks.workers(0, tmp_path), first)
+    assert first[1][:3] == [3, 3, 1]  # the interruption of rank 1 has stopped both before the fourth step
+    assert _close(ranks.workers(0, tmp_path)[0], first[0])

@@ -1,5 +1,6 @@
 """``torchrun -m dpmodel``: one run folder, one writer, and the ledger of one process."""
 
+import atexit
 import os
 import signal
 import subprocess
@@ -8,6 +9,7 @@ import time
 
 import pytest
 
+from dpmodel.cli import main
 from dpmodel.cli.application import run
 from dpmodel.distributed.launch import local_rank
 from monitors import Ledger
@@ -38,7 +40,7 @@ def _torchrun(folder, *arguments):
     )
 
 
-def _output(process, limit=100):
+def _output(process, limit=200):
     try:
         return process.communicate(timeout=limit)[0]
     except subprocess.TimeoutExpired:
@@ -46,10 +48,24 @@ def _output(process, limit=100):
         raise AssertionError("torchrun hangs:\n" + process.communicate(timeout=60)[0]) from None
 
 
-def test_other_commands_refuse_torchrun(monkeypatch, capsys):
+@pytest.fixture
+def in_torchrun(monkeypatch):
+    """The variables that torchrun sets for rank 1."""
     for name, value in {"RANK": "1", "WORLD_SIZE": "2", "MASTER_ADDR": "localhost", "MASTER_PORT": "1"}.items():
         monkeypatch.setenv(name, value)
     monkeypatch.setenv("LOCAL_RANK", "1")
+
+
+def test_a_process_of_torchrun_ends_without_the_shutdown_of_the_interpreter(in_torchrun, monkeypatch):
+    codes = []
+    monkeypatch.setattr(atexit, "_run_exitfuncs", lambda: codes.append("exit handlers"))
+    monkeypatch.setattr(os, "_exit", codes.append)
+    with pytest.raises(SystemExit):
+        main(["--version"])
+    assert codes == ["exit handlers", 0]
+
+
+def test_other_commands_refuse_torchrun(in_torchrun, capsys):
     assert run(["compare", "compare.yaml"]) == 2
     assert "rank 1: error: torchrun has started 2 processes" in capsys.readouterr().err
     assert local_rank() == 1
@@ -79,11 +95,11 @@ def test_a_wrong_configuration_ends_all_ranks(tmp_path):
 @pytest.mark.slow
 def test_a_signal_stops_all_ranks_and_one_process_resumes(tmp_path, monkeypatch):
     longer = ["-o", "run"]
-    for setting in ("training.epochs=50", "training.batch_size=1", "output.save_every_steps=50"):
+    for setting in ("training.epochs=20", "training.batch_size=1", "output.save_every_steps=50"):
         longer += ["--set", setting]
     process = _torchrun(tmp_path, "train", "tiny.yaml", *longer)
     state = tmp_path / "run" / "training_state.safetensors"
-    begun, end = 0.0, time.monotonic() + 100
+    begun, end = 0.0, time.monotonic() + 200
     while not begun or state.stat().st_mtime == begun:  # until the state is saved for the second time
         if process.poll() is not None or time.monotonic() > end:
             raise AssertionError(_output(process, 5))
@@ -93,8 +109,8 @@ def test_a_signal_stops_all_ranks_and_one_process_resumes(tmp_path, monkeypatch)
     output = _output(process)
     assert "interrupted (SIGTERM)" in output
     taken = Ledger.load(tmp_path / "run" / "ledger.json")
-    assert 50 <= taken.total < 3000
+    assert 50 <= taken.total < 1200
     monkeypatch.chdir(tmp_path)
     assert run(["train", "tiny.yaml", *longer, "--resume", "-q"]) == 0
     after = Ledger.load(tmp_path / "run" / "ledger.json")
-    assert (after.total, after.lost.total) == (3000, 0)
+    assert (after.total, after.lost.total) == (1200, 0)
