@@ -215,8 +215,9 @@ def measured(base: Path, kills: int, seed: int) -> dict[str, Counter[str]]:
             counts["after a release"] += training.traced_bytes() > before
             _judge(training, draw, counts)
             if not training.folder.state.exists():
-                if training.folder.path.exists():
-                    shutil.rmtree(training.folder.path)  # killed before the first release
+                if training.traced_bytes():
+                    break  # it had finished; a new training would not belong to this trace
+                shutil.rmtree(training.folder.path, ignore_errors=True)
                 continue
             training.back_up()
         if training.folder.state.exists() and training.folder.ended() is None:
