@@ -6,8 +6,8 @@ import hashlib
 import json
 import os
 import secrets
-from collections.abc import Callable, Iterable, Sequence
-from itertools import chain, count, groupby, repeat
+from collections.abc import Callable, Iterable
+from itertools import chain, groupby, repeat
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +20,18 @@ from monitors.untrusted import MAX_LEDGER_BYTES, parse_json
 #: Name of the journal; it lies beside the ledger that it runs ahead of.
 JOURNAL_NAME = "releases.jsonl"
 
-#: Most equal events of one line: far more than a block of steps.
-MOST_ANNOUNCED = 10**7
+#: Most events of one line, and of all lines since a head: far more than a block of steps.
+MOST_ANNOUNCED = 10**6
 
 #: First link of the chain of digests.
 FORMAT = "dpmodel-releases/2"
+
+
+#: First step of events that are not steps.
+_NO_STEP = -1
+
+#: First step of equal events, the event, and their number.
+_Run = tuple[int, dict[str, Any], int]
 
 
 class ReleaseJournal:
@@ -126,20 +133,31 @@ class ReleaseJournal:
 
         The first list belongs to the process that was running at that moment. Different processes release different
         things, even for the same step.
+
+        Raises:
+            CheckpointError: There are more than ``MOST_ANNOUNCED`` events.
         """
-        processes: list[list[tuple[int, PrivacyEvent]]] = [[]]  # the step of an event that is not a step is -1
+        processes: list[list[_Run]] = [[]]
         for line in self._lines[self._digests.index(head) :]:
             if line["kind"] == "begun":
                 processes.append([])
             elif line["kind"] == "block":
                 # The process announces the rest of a block again when its schedule changes: those steps had not begun.
-                earlier = [entry for entry in processes[-1] if entry[0] < line["step"]]
-                processes[-1] = [*earlier, *zip(count(line["step"]), _events(line["rows"]), strict=False)]
+                processes[-1] = _before(processes[-1], line["step"])
+                step = line["step"]
+                for event, times in line["rows"]:
+                    processes[-1].append((step, event, times))
+                    step += times
             elif line["kind"] == "recorded":
-                processes[-1] += zip(repeat(-1), _events(line["rows"]), strict=False)
-        return [[event for _, event in process] for process in processes]
+                processes[-1] += [(_NO_STEP, event, times) for event, times in line["rows"]]
+        total = sum(times for process in processes for _, _, times in process)
+        if total > MOST_ANNOUNCED:
+            raise CheckpointError(f"{self.path}: {total:,} releases beyond its ledger are more than {MOST_ANNOUNCED:,}")
+        return [[*chain.from_iterable(repeat(event_from_dict(e), n) for _, e, n in process)] for process in processes]
 
     def _append(self, line: dict[str, Any]) -> None:
+        if _total(line) > MOST_ANNOUNCED:
+            raise ValueError(f"at most {MOST_ANNOUNCED:,} releases can be announced in one go, got {_total(line):,}")
         line = line if self._lines else {**line, "id": self.training}
         text = json.dumps(line, sort_keys=True)
         raw = f"{_digest(self.head, text)} {text}".encode()
@@ -229,8 +247,14 @@ def _digest(before: str, text: str) -> str:
     return hashlib.sha256(f"{before} {text}".encode()).hexdigest()
 
 
-def _events(rows: Sequence[tuple[dict[str, Any], int]]) -> Iterable[PrivacyEvent]:
-    return chain.from_iterable(repeat(event_from_dict(values), times) for values, times in rows)
+def _before(runs: Iterable[_Run], step: int) -> list[_Run]:
+    """The steps before ``step``, and all events that are not steps."""
+    kept = [(first, event, times if first == _NO_STEP else min(times, step - first)) for first, event, times in runs]
+    return [run for run in kept if run[2] > 0]
+
+
+def _total(line: dict[str, Any]) -> int:
+    return sum(times for _, times in line.get("rows", ()))
 
 
 def _check_step(line: dict[str, Any]) -> None:
@@ -241,8 +265,8 @@ def _check_rows(line: dict[str, Any]) -> None:
     for event, times in line["rows"]:
         event_from_dict(event)
         checks.positive_int(times=times)
-        if times > MOST_ANNOUNCED:
-            raise ValueError(f"{times} equal releases are more than {MOST_ANNOUNCED}")
+    if _total(line) > MOST_ANNOUNCED:
+        raise ValueError(f"{_total(line)} releases are more than {MOST_ANNOUNCED}")
 
 
 def _check_block(line: dict[str, Any]) -> None:
