@@ -208,6 +208,9 @@ class ReleaseRecord:
             )
 
     def _config_digest(self) -> str | None:
+        if self.resume:  # only the process that began the training knows that it wrote the file
+            mark = None if self.journal.training is None else TrainingMark.of(self.journal.training)
+            return None if mark is None else mark.config
         config = self.folder.config
         if not self.lock.holds(config):
             return None
