@@ -6,8 +6,8 @@ import hashlib
 import json
 import os
 import secrets
-from collections.abc import Callable, Iterable, Sequence
-from itertools import chain, count, groupby, repeat
+from collections.abc import Callable, Iterable
+from itertools import chain, groupby, repeat
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +20,18 @@ from monitors.untrusted import MAX_LEDGER_BYTES, parse_json
 #: Name of the journal; it lies beside the ledger that it runs ahead of.
 JOURNAL_NAME = "releases.jsonl"
 
-#: Most equal events of one line: far more than a block of steps.
+#: Most events of one line, and of all lines since a head: far more than a block of steps.
 MOST_ANNOUNCED = 10**7
 
 #: First link of the chain of digests.
 FORMAT = "dpmodel-releases/2"
+
+
+#: First step of events that are not steps.
+_NO_STEP = -1
+
+#: First step of equal events, the event, and their number.
+_Run = tuple[int, dict[str, Any], int]
 
 
 class ReleaseJournal:
@@ -126,8 +133,11 @@ class ReleaseJournal:
 
         The first list belongs to the process that was running at that moment. Different processes release different
         things, even for the same step.
+
+        Raises:
+            CheckpointError: There are more than ``MOST_ANNOUNCED`` events.
         """
-        processes: list[list[tuple[int, PrivacyEvent]]] = [[]]  # the step of an event that is not a step is -1
+        processes: list[list[_Run]] = [[]]
         end = 0  # of the steps that the process has announced
         for line in self._lines[self._digests.index(head) :]:
             if line["kind"] == "begun":
@@ -135,12 +145,17 @@ class ReleaseJournal:
                 end = 0
             elif line["kind"] == "block":
                 if line["step"] < end:  # the rest of a block, after a change of its schedule: it had not begun
-                    processes[-1] = [entry for entry in processes[-1] if entry[0] < line["step"]]
-                processes[-1] += zip(count(line["step"]), _events(line["rows"]), strict=False)
-                end = line["step"] + sum(times for _, times in line["rows"])
+                    processes[-1] = _before(processes[-1], line["step"])
+                end = line["step"]
+                for event, times in line["rows"]:
+                    processes[-1].append((end, event, times))
+                    end += times
             elif line["kind"] == "recorded":
-                processes[-1] += zip(repeat(-1), _events(line["rows"]), strict=False)
-        return [[event for _, event in process] for process in processes]
+                processes[-1] += [(_NO_STEP, event, times) for event, times in line["rows"]]
+        total = sum(times for process in processes for _, _, times in process)
+        if total > MOST_ANNOUNCED:
+            raise CheckpointError(f"{self.path}: {total:,} releases beyond its ledger are more than {MOST_ANNOUNCED:,}")
+        return [[*chain.from_iterable(repeat(event_from_dict(e), n) for _, e, n in process)] for process in processes]
 
     def _append(self, line: dict[str, Any]) -> None:
         line = line if self._lines else {**line, "id": self.training}
@@ -234,8 +249,14 @@ def _digest(before: str, text: str) -> str:
     return hashlib.sha256(f"{before} {text}".encode()).hexdigest()
 
 
-def _events(rows: Sequence[tuple[dict[str, Any], int]]) -> Iterable[PrivacyEvent]:
-    return chain.from_iterable(repeat(event_from_dict(values), times) for values, times in rows)
+def _before(runs: Iterable[_Run], step: int) -> list[_Run]:
+    """The steps before ``step``, and all events that are not steps."""
+    kept = [(first, event, times if first == _NO_STEP else min(times, step - first)) for first, event, times in runs]
+    return [run for run in kept if run[2] > 0]
+
+
+def _total(line: dict[str, Any]) -> int:
+    return sum(times for _, times in line.get("rows", ()))
 
 
 def _check_step(line: dict[str, Any]) -> None:
@@ -246,8 +267,8 @@ def _check_rows(line: dict[str, Any]) -> None:
     for event, times in line["rows"]:
         event_from_dict(event)
         checks.positive_int(times=times)
-        if times > MOST_ANNOUNCED:
-            raise ValueError(f"{times} equal releases are more than {MOST_ANNOUNCED}")
+    if _total(line) > MOST_ANNOUNCED:
+        raise ValueError(f"{_total(line)} releases are more than {MOST_ANNOUNCED}")
 
 
 def _check_block(line: dict[str, Any]) -> None:

@@ -21,6 +21,9 @@ if TYPE_CHECKING:
 #: A value without spaces that no reader wants to see in full; longer than any path.
 _LONG_WORD = re.compile(r"(\S{100})\S{1000,}")
 
+#: Longest description of one fault; more is a value of very many parts.
+_LONGEST = 1500
+
 #: Most faults that one error lists.
 MOST_FAULTS = 20
 
@@ -49,7 +52,7 @@ def config_error(
 
 def one_error(faults: Sequence[str], source: str) -> ConfigError:
     """One error that lists every fault; there must be at least one."""
-    faults = [_LONG_WORD.sub(r"\1...", fault) for fault in faults]
+    faults = [_readable(fault) for fault in faults]
     if len(faults) == 1:
         return ConfigError(faults[0])
     return ConfigError("\n  ".join([f"{len(faults)} faults in {source}:", *faults]))
@@ -107,8 +110,12 @@ def locating_errors(config: Config, path: str) -> Iterator[None]:
 
 def _first_part(error: Exception) -> str:
     """The message of ``error`` in one line, without the places in C++ that torch adds."""
-    text = " ".join(str(error).partition("\nException raised from")[0].split())
-    return _LONG_WORD.sub(r"\1...", text)
+    return _readable(" ".join(str(error).partition("\nException raised from")[0].split()))
+
+
+def _readable(text: str) -> str:
+    text = _LONG_WORD.sub(r"\1...", text)
+    return text if len(text) <= _LONGEST else f"{text[: _LONGEST - 300]} ... {text[-300:]}"
 
 
 @contextmanager

@@ -18,7 +18,7 @@ from monitors import checks
 from monitors.atomic import read_without_links
 from monitors.errors import CheckpointError
 from monitors.events import ViolationEvent
-from monitors.journal import ReleaseJournal
+from monitors.journal import MOST_ANNOUNCED, ReleaseJournal
 
 if TYPE_CHECKING:
     from dpmodel.callbacks.base import CallbackList
@@ -96,7 +96,7 @@ class ReleaseRecord:
         self._run: Run | None = None  # once something was written about it
         self._begun = False
         self._events: list[PrivacyEvent] = []  # announced, up to step `_end`
-        self._block = self.every_n_steps  # halved near a limit
+        self._block = min(self.every_n_steps, MOST_ANNOUNCED)  # halved near a limit
         self._end = 0
         self._written: tuple[int, Any] = (0, None)  # rows of the ledger on the disk, and what else it states
         self._stale = False  # a file has named the head within the block
@@ -209,6 +209,9 @@ class ReleaseRecord:
             )
 
     def _config_digest(self) -> str | None:
+        if self.resume:  # only the process that began the training knows that it wrote the file
+            mark = None if self.journal.training is None else TrainingMark.of(self.journal.training)
+            return None if mark is None else mark.config
         config = self.folder.config
         if not self.lock.holds(config):
             return None

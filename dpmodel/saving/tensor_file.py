@@ -166,4 +166,6 @@ def _description(header: Mapping[str, Any]) -> dict[str, Any]:
         or not isinstance(body.get("values"), dict)
     ):
         raise ValueError("its description has an unknown form")
+    if text != json.dumps(body, sort_keys=True):  # a digit beyond the precision of a number changes no checksum
+        raise ValueError("its description was changed after it was written")
     return body

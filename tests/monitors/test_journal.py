@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from monitors.errors import CheckpointError
 from monitors.events import GaussianEvent, PoissonSampledEvent
-from monitors.journal import ReleaseJournal
+from monitors.journal import MOST_ANNOUNCED, ReleaseJournal
 
 EVENT = PoissonSampledEvent(0.1, GaussianEvent(1.5))
 OTHER = PoissonSampledEvent(0.1, GaussianEvent(0.5))
@@ -301,3 +301,27 @@ def test_a_journal_whose_reading_was_interrupted_is_not_continued(journal, monke
     with pytest.raises(CheckpointError, match="nothing more is released"):
         journal.announce(0, [EVENT])
     assert journal.path.read_bytes() == before
+
+
+def test_more_releases_since_a_file_than_can_be_held_are_refused(journal):
+    head = journal.head
+    for _ in range(2):
+        journal.record(EVENT, MOST_ANNOUNCED // 2)
+    assert len(journal.announced(head)[0]) == MOST_ANNOUNCED
+    journal.record(EVENT)
+    with pytest.raises(CheckpointError, match="10,000,001 releases beyond its ledger are more than 10,000,000"):
+        journal.announced(head)
+
+
+def test_a_line_of_more_releases_than_can_be_held_is_refused(journal):
+    row = [EVENT.to_dict(), MOST_ANNOUNCED // 2]
+    append_line(journal, {"kind": "recorded", "rows": [row, row, row]})
+    with pytest.raises(CheckpointError, match="line 1: ValueError: 15000000 releases are more than"):
+        ReleaseJournal(journal.path)
+
+
+def test_a_rest_that_is_announced_again_counts_once(journal):
+    head = journal.head
+    for step in range(5):
+        journal.announce(step, [EVENT] * 300_000)
+    assert len(journal.announced(head)[0]) == 300_004

@@ -186,9 +186,7 @@ def test_a_damaged_record_of_the_test_data_is_named(command, elsewhere):
     assert "test_data.json cannot be read" in error
 
 
-@pytest.mark.parametrize(
-    "content", ["[]", "[" * 100_000, '{"ledger_digest": 3}', "\0", "1" * 400, {"steps": "x"}, {"planned_steps": -1}]
-)
+@pytest.mark.parametrize("content", ["[]", "[" * 100_000, "\0", "1" * 400, {"steps": "x"}, {"planned_steps": -1}])
 def test_a_report_of_a_different_form_is_not_believed(command, elsewhere, content):
     report = elsewhere / "privacy_report.json"
     if isinstance(content, dict):
@@ -197,6 +195,14 @@ def test_a_report_of_a_different_form_is_not_believed(command, elsewhere, conten
     code, text, _ = command("eval", elsewhere, "--json")
     assert code == 0
     assert json.loads(text)["training"]["status"] is None
+
+
+@pytest.mark.parametrize("content", ['{"ledger_digest": 3}', '{"steps": 3}'])
+def test_a_report_of_a_different_ledger_is_refused(command, elsewhere, content):
+    (elsewhere / "privacy_report.json").write_text(content)
+    code, _, error = command("eval", elsewhere)
+    assert code == 1
+    assert "privacy_report.json does not match ledger.json" in " ".join(error.split())
 
 
 def test_nothing_in_the_run_folder_is_a_digest_of_the_training_data(elsewhere):

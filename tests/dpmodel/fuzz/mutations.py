@@ -130,21 +130,77 @@ def ledger_resigned(content: bytes, rng: Rng) -> bytes:
     """A ledger with damaged rows and a digest that fits them."""
     value = json.loads(json_damaged(content, rng))
     if isinstance(value, dict):
-        stated = {name: value[name] for name in value if name not in ("digest", "format")}
-        value["digest"] = ledger._digest(stated)
+        value["digest"] = _ledger_digest(value)
     return json.dumps(value).encode()
+
+
+def _lines(content: bytes) -> list[Any]:
+    return [json.loads(line.partition(b" ")[2]) for line in content.split(b"\n") if line]
+
+
+def _chained(values: Any) -> tuple[bytes, list[str]]:
+    """A journal of these lines, and its heads."""
+    heads, lines = [journal._digest("", journal.FORMAT)], []
+    for value in values if isinstance(values, list) else [values]:
+        text = json.dumps(value, sort_keys=True)
+        heads.append(journal._digest(heads[-1], text))
+        lines.append(f"{heads[-1]} {text}\n")
+    return "".join(lines).encode("utf-8", "replace"), heads
+
+
+def _journal_damaged(values: list[Any], rng: Rng) -> Any:
+    """Lines of which one is replaced by a line of a different kind, some are left out, or a value is damaged."""
+    place, kind = int(rng.integers(len(values))), rng.integers(4)
+    if kind == 0:
+        step = int(rng.integers(12))
+        rows = [[{"type": "GaussianEvent", "noise_multiplier": 1.1}, int(10.0 ** rng.integers(1, 9))]]
+        others = [
+            {"kind": "begun", "step": step, "id": "ab" * 16},
+            {"kind": "recorded", "rows": rows},
+            {"kind": "block", "step": step, "rows": rows},
+            {"kind": "violation", "step": step, "reason": "a reason"},
+            {"kind": "ended", "status": "finished", "ledger": "0" * 64},
+        ]
+        values.insert(place + 1, others[rng.integers(len(others))])
+    elif kind == 1:
+        del values[place : place + int(rng.integers(1, 3))]
+    else:
+        return value_damaged(values, rng)
+    return values
 
 
 def journal_resigned(content: bytes, rng: Rng) -> bytes:
     """A journal with damaged lines and digests that fit them."""
-    values = [json.loads(line.partition(b" ")[2]) for line in content.split(b"\n") if line]
-    values = value_damaged(values, rng)
-    head, lines = journal._digest("", journal.FORMAT), []
-    for value in values if isinstance(values, list) else [values]:
-        text = json.dumps(value, sort_keys=True)
-        head = journal._digest(head, text)
-        lines.append(f"{head} {text}\n")
-    return "".join(lines).encode("utf-8", "replace")
+    return _chained(_journal_damaged(_lines(content), rng))[0]
+
+
+def forge(folder: Path, rng: Rng) -> None:
+    """Change the journal, and let ledger, report, weights and state name its new heads, as an attacker would."""
+    file = folder / journal.JOURNAL_NAME
+    values = _lines(file.read_bytes())
+    old = _chained(values)[1]
+    content, new = _chained(_journal_damaged(values, rng))
+    file.write_bytes(content)
+    new += [new[-1]] * max(0, len(old) - len(new))
+
+    def renamed(text: str) -> str:
+        for before, after in zip(old[1:], new[1:], strict=False):
+            text = text.replace(before, after)
+        return text
+
+    for path in sorted(folder.iterdir()):
+        if path.suffix == ".safetensors":
+            tensors, inside = read_tensor_file(path)
+            path.write_bytes(_tensors_signed(tensors, {}, json.loads(renamed(json.dumps(inside)))))
+        elif path.name in ("ledger.json", "privacy_report.json"):
+            value = json.loads(renamed(path.read_text(encoding="utf-8")))
+            if "digest" in value:
+                value["digest"] = _ledger_digest(value)
+            path.write_text(json.dumps(value), encoding="utf-8")
+
+
+def _ledger_digest(value: dict[str, Any]) -> str:
+    return ledger._digest({name: value[name] for name in value if name not in ("digest", "format")})
 
 
 def _tensor_damaged(tensor: torch.Tensor, rng: Rng) -> torch.Tensor:
@@ -167,10 +223,18 @@ def _tensor_damaged(tensor: torch.Tensor, rng: Rng) -> torch.Tensor:
     return kinds[rng.integers(len(kinds))]()
 
 
-def tensors_resigned(path: Path, rng: Rng) -> bytes:
-    """A file of tensors whose values or tensors are damaged, with a checksum that fits them."""
+def _tensors_signed(tensors: dict[str, torch.Tensor], aliases: Any, values: Any) -> bytes:
     from safetensors.torch import save
 
+    body = {"format": FORMAT, "aliases": aliases, "values": values}
+    tensors = {key: value.contiguous().clone() for key, value in tensors.items()}
+    text = json.dumps({**body, "sha256": _checksum(tensors, body)}, sort_keys=True)
+    content: bytes = save(tensors, metadata={METADATA_KEY: text.encode("ascii", "replace").decode()})
+    return content
+
+
+def tensors_resigned(path: Path, rng: Rng) -> bytes:
+    """A file of tensors whose values or tensors are damaged, with a checksum that fits them."""
     tensors, values = read_tensor_file(path)
     aliases: Any = {}
     names, kind = sorted(tensors), rng.integers(8)
@@ -184,26 +248,16 @@ def tensors_resigned(path: Path, rng: Rng) -> bytes:
     else:
         for _ in range(int(rng.integers(1, 4))):
             values = value_damaged(values, rng)
-    body = {"format": FORMAT, "aliases": aliases, "values": values}
-    tensors = {key: value.contiguous().clone() for key, value in tensors.items()}
-    text = json.dumps({**body, "sha256": _checksum(tensors, body)}, sort_keys=True)
-    content: bytes = save(tensors, metadata={METADATA_KEY: text.encode("ascii", "replace").decode()})
-    return content
+    return _tensors_signed(tensors, aliases, values)
 
 
 def rows_resigned(path: Path, rng: Rng) -> bytes:
     """A training state whose ledger rows, which are JSON in a tensor, are damaged, with a fitting checksum."""
-    from safetensors.torch import save
-
     tensors, values = read_tensor_file(path)
     name = "training.rows"
     rows = value_damaged(json.loads(tensors[name].numpy().tobytes()), rng)
     tensors[name] = torch.frombuffer(bytearray(json.dumps(rows).encode()), dtype=torch.uint8)
-    body = {"format": FORMAT, "aliases": {}, "values": values}
-    tensors = {key: value.contiguous().clone() for key, value in tensors.items()}
-    text = json.dumps({**body, "sha256": _checksum(tensors, body)}, sort_keys=True)
-    content: bytes = save(tensors, metadata={METADATA_KEY: text})
-    return content
+    return _tensors_signed(tensors, {}, values)
 
 
 def replaced_by_something_else(path: Path, rng: Rng) -> None:
@@ -255,6 +309,9 @@ def damage(folder: Path, number: int, names: Container[str] | None = None) -> tu
     if place < 0.03:
         replaced_by_something_else(path, rng)
         return f"{number}: {path.name} replaced", False
+    if place > 0.85:
+        forge(folder, rng)
+        return f"{number}: forged from the journal on", True
     if place < 0.06:
         other = files[rng.integers(len(files))]
         path.write_bytes(other.read_bytes())

@@ -195,6 +195,35 @@ def test_a_folder_is_made_here_if_the_mark_has_its_configuration(foreign, monkey
     assert not trust.made_here(RunFolder(folder))
 
 
+class Cut:
+    def on_train_step_end(self, run):
+        if run.step == 2:
+            raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("whose", ["own", "changed", "foreign"])
+def test_resuming_a_folder_gives_no_trust_to_a_configuration_that_was_not_written_here(
+    monkeypatch, tmp_path, trace, whose
+):
+    monkeypatch.setenv("DPMODEL_MARKS", str(tmp_path / "marks"))
+    (tmp_path / "foreign_own.py").write_text(FOREIGN)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "tiny.yaml").write_text(TINY.replace("linear", "{module: 'foreign_own:Net'}"))
+    config, folder = load_config(tmp_path / "tiny.yaml"), RunFolder(tmp_path / "run")
+    with pytest.raises(KeyboardInterrupt):
+        train_from_config(config, folder.path, callbacks=[Cut()])
+    assert trust.made_here(folder)
+    if whose != "own":
+        folder.config.write_text(folder.config.read_text() + "# changed\n")
+    if whose == "foreign":
+        shutil.rmtree(tmp_path / "marks")
+    folder = RunFolder(folder.path.rename(tmp_path / "moved"))
+    assert train_from_config(config, folder.path, resume=True).report.status == "finished"
+    assert trust.made_here(folder) == (whose == "own")
+    if whose == "own":
+        assert evaluate_run(folder.path, ["performance.device=cpu"]).metrics
+
+
 @pytest.mark.parametrize("line", ["", "{}", "0 {}", "0 []", '0 {"id": 3}', "0 " + "[" * 10_000, "\0" * 100_000])
 def test_a_journal_that_cannot_be_read_gives_no_trust(foreign, monkeypatch, tmp_path, line):
     monkeypatch.setenv("DPMODEL_MARKS", str(tmp_path / "marks"))

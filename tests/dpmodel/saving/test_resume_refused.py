@@ -86,6 +86,14 @@ def test_a_damaged_state_is_refused_and_named(where, truncated, tmp_path_factory
         folder.state.write_bytes(whole)
 
 
+def test_a_digit_beyond_the_precision_of_a_number_is_refused_as_a_change(interrupted):
+    content = interrupted.state.read_bytes()
+    place = content.index(b'4.0, "') + 1
+    interrupted.state.write_bytes(content[:place] + b"." + content[place:])
+    with pytest.raises(CheckpointError, match="training_state"):
+        resumed(interrupted)
+
+
 def test_a_missing_state_and_a_plain_checkpoint_are_refused(interrupted):
     tensors, values = read_tensor_file(interrupted.state)
     write_tensor_file(interrupted.state, tensors, {key: values[key] for key in ("info", "optimizer")})
