@@ -65,7 +65,7 @@ class ReleaseJournal:
         self.training: str | None = self._first_id() if self._lines else secrets.token_hex(16)
 
     def _first_id(self) -> str | None:
-        found = self._lines[0].get("id")
+        found = parse_json(self._lines[0]).get("id")
         return None if found is None else str(found)
 
     def __len__(self) -> int:
@@ -87,7 +87,7 @@ class ReleaseJournal:
     @property
     def end(self) -> tuple[str, str] | None:
         """How the last process ended, and the digest of its ledger; None if it is running or was killed."""
-        last = self._lines[-1] if self._lines else {}
+        last = parse_json(self._lines[-1]) if self._lines else {}
         return (str(last["status"]), str(last["ledger"])) if last.get("kind") == "ended" else None
 
     def begin(self, step: int) -> None:
@@ -119,7 +119,7 @@ class ReleaseJournal:
     @property
     def violations(self) -> tuple[str, ...]:
         """Reasons of the violations."""
-        return tuple(str(line["reason"]) for line in self._lines if line["kind"] == "violation")
+        return tuple(self._violations)
 
     def announced(self, head: str) -> list[list[PrivacyEvent]]:
         """Events announced since the journal had this ``head``: one list per process, possibly empty, oldest first.
@@ -128,7 +128,7 @@ class ReleaseJournal:
         things, even for the same step.
         """
         processes: list[list[tuple[int, PrivacyEvent]]] = [[]]  # the step of an event that is not a step is -1
-        for line in self._lines[self._digests.index(head) :]:
+        for line in map(parse_json, self._lines[self._digests.index(head) :]):
             if line["kind"] == "begun":
                 processes.append([])
             elif line["kind"] == "block":
@@ -182,7 +182,8 @@ class ReleaseJournal:
             )
 
     def _read(self) -> None:
-        self._lines: list[dict[str, Any]] = []
+        self._lines: list[str] = []  # as text, which is much smaller than what it states
+        self._violations: list[str] = []
         self._digests = [_digest("", FORMAT)]
         try:
             content = read_without_links(self.path, folder=self._folder, limit=MAX_LEDGER_BYTES)
@@ -208,7 +209,10 @@ class ReleaseJournal:
         digest, _, text = raw.decode("utf-8", "replace").partition(" ")
         if digest != _digest(self.head, text):
             return False
-        self._lines.append(self._checked(text))
+        line = self._checked(text)
+        if line["kind"] == "violation":
+            self._violations.append(str(line["reason"]))
+        self._lines.append(text)
         self._digests.append(digest)
         return True
 

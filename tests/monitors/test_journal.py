@@ -253,5 +253,5 @@ def test_deeply_nested_lines_are_refused(journal):
 def test_a_journal_of_any_size_is_refused_without_reading_it(journal):
     with journal.path.open("wb") as stream:
         stream.truncate(2**40)
-    with pytest.raises(CheckpointError, match=r"the record of releases cannot be read: .* is larger than"):
+    with pytest.raises(CheckpointError, match=r"cannot be read: larger than"):
         ReleaseJournal(journal.path)
