@@ -161,6 +161,9 @@ class Tracker:
         return after
 
 
+_TOGETHER = 256  # most rows whose events are evaluated as one vector
+
+
 class LedgerFollower:
     """Passes the rows of a ledger that grows on to a tracker, each release once.
 
@@ -175,10 +178,15 @@ class LedgerFollower:
 
     def read(self) -> Tracker:
         """The tracker, with everything that is on the ledger now."""
-        for event, count in self.ledger.rows_from(self._row):
-            if count > self._seen:
-                self.tracker.add(event, count - self._seen)
-            self._row, self._seen = self._row + 1, 0
+        new = self.ledger.rows_from(self._row)
+        for start in range(0, len(new), _TOGETHER):
+            block = new[start : start + _TOGETHER]
+            if len(block) > 1:
+                self.tracker.prepare(event for event, _ in block)
+            for event, count in block:
+                if count > self._seen:
+                    self.tracker.add(event, count - self._seen)
+                self._row, self._seen = self._row + 1, 0
         if self._row:
             # the last row may still grow
             self._row -= 1
