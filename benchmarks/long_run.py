@@ -52,7 +52,12 @@ class Windows:
             now = time.process_time()
             self.seconds.append((now - self._begun) / self.length)
             self.mib.append(resident_mib())
-            self._begun = now
+            self._begun = time.process_time()
+            print(
+                f"{run.step} steps: {1e3 * self.seconds[-1]:.2f} ms, {self.mib[-1]:.0f} MiB",
+                file=sys.stderr,
+                flush=True,
+            )
 
 
 def resident_mib() -> float:

@@ -72,7 +72,7 @@ class ReleaseJournal:
         self.training: str | None = self._first_id() if self._lines else secrets.token_hex(16)
 
     def _first_id(self) -> str | None:
-        found = self._lines[0].get("id")
+        found = parse_json(self._lines[0]).get("id")
         return None if found is None else str(found)
 
     def __len__(self) -> int:
@@ -94,7 +94,7 @@ class ReleaseJournal:
     @property
     def end(self) -> tuple[str, str] | None:
         """How the last process ended, and the digest of its ledger; None if it is running or was killed."""
-        last = self._lines[-1] if self._lines else {}
+        last = parse_json(self._lines[-1]) if self._lines else {}
         return (str(last["status"]), str(last["ledger"])) if last.get("kind") == "ended" else None
 
     def begin(self, step: int) -> None:
@@ -126,7 +126,7 @@ class ReleaseJournal:
     @property
     def violations(self) -> tuple[str, ...]:
         """Reasons of the violations."""
-        return tuple(str(line["reason"]) for line in self._lines if line["kind"] == "violation")
+        return tuple(self._violations)
 
     def announced(self, head: str) -> list[list[PrivacyEvent]]:
         """Events announced since the journal had this ``head``: one list per process, possibly empty, oldest first.
@@ -139,7 +139,7 @@ class ReleaseJournal:
         """
         processes: list[list[_Run]] = [[]]
         end = 0  # of the steps that the process has announced
-        for line in self._lines[self._digests.index(head) :]:
+        for line in map(parse_json, self._lines[self._digests.index(head) :]):
             if line["kind"] == "begun":
                 processes.append([])
                 end = 0
@@ -172,8 +172,7 @@ class ReleaseJournal:
             try:
                 with naming(self.path):
                     self._write(handle, f"{digest} {text}\n".encode())
-                self._lines.append(checked)
-                self._digests.append(digest)
+                self._add(checked, text, digest)
             except BaseException:
                 self._read()  # an interrupt or a full disk may have left the line, or a part of it
                 raise
@@ -202,7 +201,8 @@ class ReleaseJournal:
 
     def _read(self) -> None:
         self._size, self._torn = -1, 0  # if the reading is interrupted, nothing more can be appended
-        self._lines: list[dict[str, Any]] = []
+        self._lines: list[str] = []  # as text, which is much smaller than what it states
+        self._violations: list[str] = []
         self._digests = [_digest("", FORMAT)]
         try:
             content = read_without_links(self.path, folder=self._folder, limit=MAX_LEDGER_BYTES)
@@ -228,9 +228,14 @@ class ReleaseJournal:
         digest, _, text = raw.decode("utf-8", "replace").partition(" ")
         if digest != _digest(self.head, text):
             return False
-        self._lines.append(self._checked(text))
-        self._digests.append(digest)
+        self._add(self._checked(text), text, digest)
         return True
+
+    def _add(self, line: dict[str, Any], text: str, digest: str) -> None:
+        if line["kind"] == "violation":
+            self._violations.append(str(line["reason"]))
+        self._lines.append(text)
+        self._digests.append(digest)
 
     def _checked(self, text: str) -> dict[str, Any]:
         """The line that ``text`` states, if it has the form of what is written here, whoever wrote it."""

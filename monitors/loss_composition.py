@@ -21,7 +21,7 @@ Floats = NDArray[np.floating]
 Complexes = NDArray[np.complex128]
 
 _MACHINE = 2.3e-16
-_WIDENING = 1 + 1e-9  # covers the rounding of the masses themselves, 1e-13 relative per release
+_ROUNDING = 1e-13  # of the masses themselves, relative, of each release
 _NEGLIGIBLE_AMPLITUDE = 1e-22
 _UNDERFLOW = float(np.finfo(np.float64).tiny)
 MOST_POINTS = 1 << 20  # most grid points of the window
@@ -108,7 +108,8 @@ def compose_losses(
     tilted = np.maximum(np.fft.irfft(spectrum, size)[indices % size], 0.0) + error
     points = indices * step
     log_scale = moments - tilt * float(points[0])
-    masses = tilted * np.exp(tilt * (points[0] - points)) * _WIDENING
+    widening = math.exp(1e-9 + _ROUNDING * float(nodes.counts.sum()))
+    masses = tilted * np.exp(tilt * (points[0] - points)) * widening
     infinite = float(
         nodes.counts @ (nodes.odds * np.array([loss.infinite for loss in losses])[nodes.corners]).sum(axis=1)
     )

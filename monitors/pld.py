@@ -8,6 +8,7 @@ from collections import Counter, deque
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from functools import singledispatch
+from itertools import islice
 
 import numpy as np
 from numpy.typing import NDArray
@@ -247,7 +248,7 @@ _BLOCK = 512  # most announced events cleared together
 
 
 class PLDTracker(Tracker):
-    """Caches the last figure, and clears many announced events with one composition.
+    """Clears many announced events with one composition.
 
     Guarantees: epsilon never falls with more releases, so a ledger of all announced events that stays within a limit
     clears each of them. The nearly free Renyi bound is tried first.
@@ -261,13 +262,11 @@ class PLDTracker(Tracker):
         self._renyi = RDPAccountant().tracker()
         self._announced: deque[PrivacyEvent] = deque()
         self._cleared: dict[tuple[float, float], int] = {}
-        self._known: dict[float, float] = {}
 
     def add(self, event: PrivacyEvent, count: int = 1) -> None:
         """Count ``count`` more releases of ``event``."""
         super().add(event, count)
         self._renyi.add(event, count)
-        self._known.clear()
         if count == 1 and self._announced and self._announced[0] == event:
             self._announced.popleft()
             self._cleared = {limit: left - 1 for limit, left in self._cleared.items()}
@@ -280,12 +279,6 @@ class PLDTracker(Tracker):
         self._announced = deque(events)
         self._cleared.clear()
         self._renyi.prepare(self._announced)
-
-    def epsilon(self, delta: float) -> float:
-        """Epsilon at ``delta`` of all added releases."""
-        if delta not in self._known:
-            self._known[delta] = super().epsilon(delta)
-        return self._known[delta]
 
     def stays_within(self, event: PrivacyEvent, epsilon: float, delta: float) -> bool:
         """Whether one more release of ``event`` leaves epsilon at ``delta`` at or below ``epsilon``."""
@@ -307,10 +300,7 @@ class PLDTracker(Tracker):
         epsilon, delta = limit
         ahead = min(len(self._announced), _BLOCK)
         while ahead:
-            ledger = self._ledger.copy()
-            for _, event in zip(range(ahead), self._announced, strict=False):
-                ledger.record(event)
-            if self._accountant.epsilon(ledger, delta) <= epsilon:
+            if self._fits([(event, 1) for event in islice(self._announced, ahead)], epsilon, delta):
                 self._cleared[limit] = ahead
                 return True
             ahead //= 2

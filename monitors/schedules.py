@@ -149,7 +149,7 @@ def is_monotone(schedule: Schedule) -> bool:
         >>> is_monotone(exp_decay(2.0, 1e-3)), is_monotone(lambda step: 1.0 + step % 2)
         (True, False)
     """
-    if not isinstance(schedule, partial):
+    if type(schedule) is not partial or schedule.keywords:
         return False
     paths = linear_path, cosine_path
     return schedule.func in _MONOTONE or (schedule.func is _between and schedule.args[2] in paths)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import zlib
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -19,7 +20,7 @@ from dpmodel.saving.tensor_file import read_tensor_file, write_tensor_file
 from monitors import checks
 from monitors.errors import CheckpointError
 from monitors.ledger import Ledger
-from monitors.untrusted import parse_json
+from monitors.untrusted import MAX_LEDGER_BYTES, parse_json
 
 if TYPE_CHECKING:
     from dpmodel.callbacks.base import CallbackList
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
 KEY = "training"
 
 #: States of other formats are refused. The first format stated none.
-FORMAT = "dpmodel-training-state/3"
+FORMAT = "dpmodel-training-state/4"
 
 #: Accompanies every epsilon that includes lost steps.
 LOST_NOTE = (
@@ -121,7 +122,7 @@ def read_state(path: str | os.PathLike[str]) -> TrainingState:
                 "data"
             )
         rows, notes = stored.pop("rows"), stored.pop("notes")
-        ledger = Ledger.from_rows(parse_json(np.asarray(rows, dtype=np.uint8).tobytes().decode("utf-8")), notes)
+        ledger = Ledger.from_rows(_decoded_rows(rows), notes)
         state = TrainingState(checkpoint, ledger=ledger, **stored)
     except CheckpointError as error:
         raise CheckpointError(str(error) if str(error).startswith(str(path)) else f"{path}: {error}") from error
@@ -144,7 +145,7 @@ class StateWriter:
 
     path: str | os.PathLike[str]
     settings: Mapping[str, Any]
-    _rows: list[str] = field(default_factory=list, init=False, repr=False)
+    _encoder: RowsEncoder = field(default_factory=lambda: RowsEncoder(), init=False, repr=False)
 
     def write(self, loop: TrainingLoop, journal_head: str, *, folder: int | None = None) -> None:
         """Save the state of ``loop`` between two steps, atomically and flushed to the disk.
@@ -160,18 +161,44 @@ class StateWriter:
             "format": FORMAT,
             "settings": dict(self.settings),
             "journal_head": journal_head,
-            "rows": torch.frombuffer(bytearray(self._encoded(ledger).encode()), dtype=torch.uint8),
+            "rows": torch.frombuffer(self._encoder(ledger), dtype=torch.uint8),
             "notes": ledger.notes,
             "loop": loop.state_dict(),
         }
         values[KEY] = pack_nest(stored, KEY, tensors, "the training")
         write_tensor_file(self.path, tensors, values, folder=folder)
 
-    def _encoded(self, ledger: Ledger) -> str:
-        # A decaying schedule has one row per step: each is encoded once, except the last, which may have grown.
-        del self._rows[-1:]
-        self._rows += [json.dumps(row) for row in ledger.row_dicts(len(self._rows))]
-        return f"[{','.join(self._rows)}]"
+
+class RowsEncoder:
+    """Rows of a ledger that grows, as compressed JSON; each row is encoded once.
+
+    A decaying schedule has one row for each step: without compression, most of the time of a late save would be theirs.
+    """
+
+    def __init__(self) -> None:
+        self._compressor = zlib.compressobj(1)
+        self._compressed = bytearray(self._compressor.compress(b"["))
+        self._rows = 0
+
+    def __call__(self, ledger: Ledger) -> bytearray:
+        """All rows of ``ledger``, which must continue the ledger of the last call."""
+        # the last row may still grow
+        *done, last = [json.dumps(row) for row in ledger.row_dicts(self._rows)] or [""]
+        self._rows += len(done)
+        self._compressed += self._compressor.compress("".join(f"{row}," for row in done).encode())
+        ending = self._compressor.copy()
+        return self._compressed + ending.compress(f"{last}]".encode()) + ending.flush()
+
+
+def _decoded_rows(rows: Any) -> Any:
+    decompressor = zlib.decompressobj()
+    try:
+        text = decompressor.decompress(np.asarray(rows, dtype=np.uint8).tobytes(), MAX_LEDGER_BYTES)
+    except zlib.error as error:
+        raise ValueError(f"the rows of the ledger are damaged: {error}") from error
+    if not decompressor.eof:
+        raise ValueError(f"the rows of the ledger are incomplete, or have more than {MAX_LEDGER_BYTES:,} bytes")
+    return parse_json(text.decode("utf-8"))
 
 
 def run_settings(run: Run) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from dpmodel.claims.claim import joined_statement
 from dpmodel.distributed.ranks import ALONE, Ranks
 from dpmodel.runs.report.subject import ReportSubject
 from dpmodel.training.history import History
-from monitors.accountant import DEFAULT_DELTA, LedgerFollower
+from monitors.accountant import DEFAULT_DELTA, MOST_ROWS, LedgerFollower, Tracker
 from monitors.spent import resolve_accountant
 
 if TYPE_CHECKING:
@@ -31,10 +31,6 @@ if TYPE_CHECKING:
 
 #: Accountant of the epsilon shown during training if no monitor names one.
 DEFAULT_ACCOUNTANT = "rdp"
-
-
-#: Rows of a ledger up to which the history states epsilon to the last digit after each epoch.
-MOST_ROWS = 1000
 
 
 class Run:
@@ -250,13 +246,13 @@ class Run:
         """Epsilon of everything on the ledger, for the history.
 
         As ``privacy_spent`` states it for a ledger of up to ``MOST_ROWS`` different rows and after the last step. In
-        between, a longer ledger is followed by the tracker of a coarse accountant, which is an upper bound too: reading
-        the whole ledger after each epoch would take longer and longer.
+        between, it is the bound of a ``Tracker``: to read a long ledger after each epoch would take longer and longer.
+        It depends on the ledger alone, so that a resumed run has the same history.
         """
         if len(self.ledger) <= MOST_ROWS or self.step >= self.planned_steps:
             return self.privacy_spent().epsilon
         if self._follower is None:
-            self._follower = LedgerFollower(resolve_accountant(self.accountant).coarse().tracker(), self.ledger)
+            self._follower = LedgerFollower(Tracker(resolve_accountant(self.accountant)), self.ledger)
         return self._follower.read().epsilon(self.delta)
 
     def guarded_by(self, guard: UpdateGuard) -> None:

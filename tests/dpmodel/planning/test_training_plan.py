@@ -13,6 +13,7 @@ from mechanisms.noise import Gaussian
 from mechanisms.sampling import PoissonSampler, ShuffleSampler
 from mechanisms.units import ClippedUnit
 from monitors import RDPAccountant, ZCDPAccountant
+from monitors.accountant import ACCOUNTANTS
 from monitors.errors import ConfigError
 from monitors.events import GaussianEvent, PoissonSampledEvent
 
@@ -117,6 +118,9 @@ def test_mechanisms_of_unknown_events_are_summarised_step_by_step():
     plan = ReleasePlan(Own(), Fixed(), ClippedUnit(1, 50), PoissonSampler(10_000, 50))
     assert not is_steady(plan.noise)
     assert is_steady(Gaussian())
+    changed = Gaussian()
+    changed.event = lambda step, sensitivity_factor=1.0: GaussianEvent(1.0 + step % 2)
+    assert not is_steady(changed)
     assert len(list(plan_stretches(plan.noise, plan.clip, plan.sampler, 0, 20_001))) == 20_001
 
 
@@ -127,3 +131,17 @@ def test_shuffled_epochs_are_summarised_exactly():
     assert len(short) == 300
     accountant = ZCDPAccountant()
     assert accountant.epsilon(short, 1e-5) == pytest.approx(accountant.epsilon(full, 1e-5), rel=1e-9)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("policy", "rate", "accountant"), [("Exp", 3e-5, "pld"), ("Time", 3e-5, "rdp"), ("Step", 3e-5, "rdp")]
+)
+def test_a_multiplier_solved_from_a_summary_keeps_the_target_step_by_step(policy, rate, accountant):
+    steps, target = 21_000, 2.0
+    noise = NoiseMechanismsFactory.create("AdaGaussian", decay_policy=policy, noise_decay_rate=rate)
+    plan = ReleasePlan(noise, Fixed(), ClippedUnit(1, 10), PoissonSampler(50_000, 10))
+    multiplier = plan.multiplier_for(target, 1e-6, steps, accountant)
+    # the events of a training, step by step
+    spent = ACCOUNTANTS.get(accountant)().epsilon(plan.at(multiplier).ledger(steps), 1e-6)
+    assert target * (1 - 1e-3) <= spent <= target

@@ -121,7 +121,7 @@ def test_a_state_of_a_different_format_is_refused_with_its_version(interrupted):
     tensors, values = read_tensor_file(interrupted.state)
     values["training"]["mapping"] = [entry for entry in values["training"]["mapping"] if entry[0] != "format"]
     write_tensor_file(interrupted.state, tensors, values)
-    with pytest.raises(CheckpointError, match=r"format 'dpmodel-training-state/1'.*reads 'dpmodel-training-state/3'"):
+    with pytest.raises(CheckpointError, match=r"format 'dpmodel-training-state/1'.*reads 'dpmodel-training-state/4'"):
         resumed(interrupted)
 
 
