@@ -102,7 +102,8 @@ def main() -> None:
         "",
         f"Measured by `python benchmarks/faults.py --output {options.output or 'FILE'}`. {description('opacus')}",
         "",
-        "A small training of 12 steps. They are counted from outside and compared with what the accountant charges.",
+        "A small training of 12 steps. They are counted from outside and compared with what the accountant charges. "
+        "Each library\nuses its default accountant: dpmodel RDP, Opacus PRV.",
         "",
         "| fault | dpmodel | Opacus |",
         "|---|---|---|",
