@@ -37,7 +37,7 @@ SEARCH = {
     "charge": "all",
 }
 FUZZ = settings(
-    max_examples=40,
+    max_examples=30,
     deadline=None,
     derandomize=True,
     database=None,
