@@ -23,6 +23,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -151,7 +152,10 @@ def draw(rows: dict[str, dict[str, list[float]]], steps: int, folder: Path) -> N
 def options_from_command_line() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", type=int, default=100_000)
+    parser.add_argument("--noises", nargs="+", default=["fixed", "decaying"])
+    parser.add_argument("--clips", nargs="+", default=["fixed", "adaptive"])
     parser.add_argument("--policies", nargs="+", default=["rdp", "pld"])
+    parser.add_argument("--jobs", type=int, default=1, help="trainings at the same time")
     parser.add_argument("--one", nargs=3, metavar=("NOISE", "CLIP", "POLICY"), help=argparse.SUPPRESS)
     parser.add_argument("--no-figure", action="store_true", help="do not draw the figure")
     parser.add_argument("--output", type=Path, default=ROOT / "benchmarks" / "results" / "long_run.md")
@@ -165,11 +169,11 @@ def main() -> None:
     if options.one:
         print(json.dumps(train(*options.one, options.steps)))
         return
-    rows = {}
-    for noise, clip, policy in itertools.product(("fixed", "decaying"), ("fixed", "adaptive"), options.policies):
-        name = f"{noise} noise, {clip} clipping, {policy}"
-        rows[name] = measured(noise, clip, policy, options.steps)
-        print("\n".join(table({name: rows[name]})[2:]), flush=True)
+    trainings = list(itertools.product(options.noises, options.clips, options.policies))
+    with ThreadPoolExecutor(options.jobs) as pool:
+        found = list(pool.map(lambda training: measured(*training, options.steps), trainings))
+    names = [f"{noise} noise, {clip} clipping, {policy}" for noise, clip, policy in trainings]
+    rows = dict(zip(names, found, strict=True))
     lines = [
         "# Time and memory over a long training",
         "",
