@@ -131,7 +131,8 @@ class RunFolder:
             own = journal.follows(*info.heads) if info.heads else info.ledger_digest == digest
             if not own or ledger.total < info.ledger_total:
                 raise self._foreign(file, journal)
-        heads, current = report.get("journals"), report.get("ledger_digest") == digest
+        stated, current = report.get("journals"), report.get("ledger_digest") == digest
+        heads = stated if isinstance(stated, list) else [stated] if stated else []
         ended = journal.end is not None or not self.journal.exists()
         if report and ((ended and not current) or (heads and not journal.follows(*heads))):
             raise self._foreign(self.report, journal)
@@ -226,6 +227,8 @@ class RunFolder:
     def refuse_links(self) -> None:
         """Refuse a ledger, journal or state that is a link, or not a regular file, such as a named pipe.
 
+        A folder in place of a result is refused, too: it could not be replaced.
+
         Raises:
             CheckpointError: One is; the file is named.
         """
@@ -236,6 +239,9 @@ class RunFolder:
                     f"{file} is {kind}. The record of a training lies in its folder: put the file itself there, or "
                     "choose a different folder"
                 )
+        for file in (self.report, self.statement, self.curve, self.checkpoint, self.history, self.norm_bounds):
+            if file.is_dir() and not file.is_symlink():
+                raise CheckpointError(f"{file} is a folder, in place of a result; move it away")
 
     def _in_use_text(self) -> str:
         text = (

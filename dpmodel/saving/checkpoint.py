@@ -69,6 +69,8 @@ class CheckpointInfo:
         texts = self.architecture, self.network, self.ledger_digest or ""
         if not all(isinstance(text, str) for text in texts) or not isinstance(self.extra, Mapping):
             raise TypeError(f"architecture, network and ledger_digest must be text, got {checks.shown(texts)}")
+        if not isinstance(self.heads, (list, tuple)) or not all(isinstance(head, str) for head in self.heads):
+            raise TypeError(f"heads must be a list of texts, got {checks.shown(self.heads)}")
 
 
 @dataclass(frozen=True)
@@ -184,7 +186,7 @@ def read_info(path: str | os.PathLike[str]) -> CheckpointInfo:
 def _info_in(path: str | os.PathLike[str], values: Mapping[str, Any]) -> CheckpointInfo:
     try:
         return CheckpointInfo(**values["info"])
-    except (KeyError, TypeError) as error:
+    except (KeyError, TypeError, ValueError) as error:
         raise CheckpointError(f"{path} was written by a different version of dpmodel: {error}") from error
 
 

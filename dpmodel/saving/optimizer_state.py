@@ -92,6 +92,9 @@ def _check_buffers(optimizer: Optimizer, buffers: Any, what: str) -> None:
         expected = stepped_copy(optimizer).state_dict()["state"]
     # Optimizers of other packages may add buffers in later steps.
     exact = type(optimizer).step.__module__.startswith(optim.__name__)
+    bare = [key for key, like in expected.items() if like and not buffers.get(key)]
+    if exact and bare and any(buffers.values()):  # a fused step takes the buffers of all parameters or of none
+        raise CheckpointError(f"{what} has nothing for parameter {bare[0]}, unlike for others")
     for key, found in buffers.items():
         like = expected.get(key, {})
         if not isinstance(found, dict) or (exact and found and found.keys() != like.keys()):
@@ -104,7 +107,7 @@ def _check_buffers(optimizer: Optimizer, buffers: Any, what: str) -> None:
 
 def _same_kind(own: Any, value: Any) -> bool:
     if isinstance(own, Tensor):
-        return _same_form(own, value)
+        return _same_form(own, value) and not value.isnan().any()
     return type(value) is type(own) and (not isinstance(value, (int, float)) or math.isfinite(value))
 
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from dpmodel.saving.checkpoint import Checkpoint, checkpoint_content, checkpoint_in
 from dpmodel.saving.form import require_charged, require_form
@@ -233,6 +234,9 @@ def check_state(state: TrainingState, run: Run, listeners: CallbackList, setting
         raise CheckpointError(f"{state.path} belongs to a different training: {'; '.join(differences)}. {WHAT_TO_DO}")
     model = run.model
     state.checkpoint.check(model.network, model.optimizer)
+    broken = [name for name, _ in model.network.named_parameters() if _has_nan(state.checkpoint.weights[name])]
+    if broken:
+        raise CheckpointError(f"{state.path}: {', '.join(broken[:MAX_DIFFERENCES])} holds values that are not numbers")
     require_charged(state, run)
     given, stated = [name for name, _ in listeners.state_dict()], [name for name, _ in state.loop["callbacks"]]
     if given != stated:
@@ -245,6 +249,10 @@ def check_state(state: TrainingState, run: Run, listeners: CallbackList, setting
             f"a training must be resumed on a newly built model, but the ledger of this one already holds "
             f"{model.ledger.total} releases; build network, optimizer and model again"
         )
+
+
+def _has_nan(weights: Tensor) -> bool:
+    return bool(weights.isnan().any())
 
 
 def _worded(ours: Mapping[str, Any], theirs: Mapping[str, Any], derived: Collection[str]) -> list[str]:
