@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 import shutil
+import zlib
 from collections.abc import Callable, Container, Iterator
 from pathlib import Path
 from typing import Any
@@ -192,13 +193,13 @@ def tensors_resigned(path: Path, rng: Rng) -> bytes:
 
 
 def rows_resigned(path: Path, rng: Rng) -> bytes:
-    """A training state whose ledger rows, which are JSON in a tensor, are damaged, with a fitting checksum."""
+    """A training state whose ledger rows, which are compressed JSON in a tensor, are damaged, with a fitting checksum."""
     from safetensors.torch import save
 
     tensors, values = read_tensor_file(path)
     name = "training.rows"
-    rows = value_damaged(json.loads(tensors[name].numpy().tobytes()), rng)
-    tensors[name] = torch.frombuffer(bytearray(json.dumps(rows).encode()), dtype=torch.uint8)
+    rows = value_damaged(json.loads(zlib.decompress(tensors[name].numpy().tobytes())), rng)
+    tensors[name] = torch.frombuffer(bytearray(zlib.compress(json.dumps(rows).encode())), dtype=torch.uint8)
     body = {"format": FORMAT, "aliases": {}, "values": values}
     tensors = {key: value.contiguous().clone() for key, value in tensors.items()}
     text = json.dumps({**body, "sha256": _checksum(tensors, body)}, sort_keys=True)
