@@ -193,7 +193,7 @@ def tensors_resigned(path: Path, rng: Rng) -> bytes:
 
 
 def rows_resigned(path: Path, rng: Rng) -> bytes:
-    """A training state whose ledger rows, which are compressed JSON in a tensor, are damaged, with a fitting checksum."""
+    """A training state whose ledger rows (compressed JSON in a tensor) are damaged, with a fitting checksum."""
     from safetensors.torch import save
 
     tensors, values = read_tensor_file(path)
