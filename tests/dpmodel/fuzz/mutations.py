@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 import shutil
+import zlib
 from collections.abc import Callable, Container, Iterator
 from pathlib import Path
 from typing import Any
@@ -252,11 +253,11 @@ def tensors_resigned(path: Path, rng: Rng) -> bytes:
 
 
 def rows_resigned(path: Path, rng: Rng) -> bytes:
-    """A training state whose ledger rows, which are JSON in a tensor, are damaged, with a fitting checksum."""
+    """A training state whose ledger rows (compressed JSON in a tensor) are damaged, with a fitting checksum."""
     tensors, values = read_tensor_file(path)
     name = "training.rows"
-    rows = value_damaged(json.loads(tensors[name].numpy().tobytes()), rng)
-    tensors[name] = torch.frombuffer(bytearray(json.dumps(rows).encode()), dtype=torch.uint8)
+    rows = value_damaged(json.loads(zlib.decompress(tensors[name].numpy().tobytes())), rng)
+    tensors[name] = torch.frombuffer(bytearray(zlib.compress(json.dumps(rows).encode())), dtype=torch.uint8)
     return _tensors_signed(tensors, {}, values)
 
 

@@ -1,6 +1,7 @@
 """States whose checksum is right but whose content does not fit: refused before anything is used or written."""
 
 import re
+import zlib
 
 import pytest
 import torch
@@ -190,9 +191,17 @@ def test_an_order_that_is_not_of_all_rows_is_refused(tmp_path, order):
 
 def test_a_state_with_fewer_releases_than_steps_is_refused(tmp_path):
     folder = interrupted(tmp_path, SECRET)
-    empty = torch.frombuffer(bytearray(b"[]"), dtype=torch.uint8)
+    empty = torch.frombuffer(bytearray(zlib.compress(b"[]")), dtype=torch.uint8)
     rewritten(folder, lambda tensors, _: tensors.update({"training.rows": empty}))
     refused(folder, SECRET, "states 4 steps, but its ledger charges only 0 releases")
+
+
+@pytest.mark.parametrize("content", [b"[]", zlib.compress(b"[]")[:-3]], ids=["not compressed", "incomplete"])
+def test_rows_that_are_not_compressed_or_incomplete_are_refused(tmp_path, content):
+    folder = interrupted(tmp_path, SECRET)
+    damaged = torch.frombuffer(bytearray(content), dtype=torch.uint8)
+    rewritten(folder, lambda tensors, _: tensors.update({"training.rows": damaged}))
+    refused(folder, SECRET, "the rows of the ledger are")
 
 
 def test_files_that_a_checkpoint_callback_did_not_write_are_never_deleted(tmp_path):
