@@ -4,7 +4,8 @@ import os
 
 import pytest
 
-from dpmodel.config import load_config
+from dpmodel.config import load_config, make_config
+from dpmodel.config.faults import locating_errors
 from dpmodel.config.marked_yaml import MAX_BYTES, read_yaml, read_yaml_file
 from dpmodel.config.overrides import parse_override
 from monitors.errors import ConfigError
@@ -100,3 +101,17 @@ def test_a_root_that_is_not_a_path_is_refused_or_missing(tmp_path, root):
     )
     with pytest.raises(ConfigError, match=r"run.yaml:1: data.root .* is not a path"):
         load_config(path)
+
+
+def test_a_list_of_very_many_entries_does_not_fill_the_error():
+    config = make_config(
+        {
+            "network": "linear",
+            "optimizer": "SGD",
+            "privacy": {"noise_multiplier": 1.0},
+            "training": {"epochs": 1, "batch_size": 4},
+        }
+    )
+    with pytest.raises(ConfigError, match="data: shape must be") as caught, locating_errors(config, "data"):
+        raise ValueError(f"shape must be (channels, height, width), got {('x',) * 5000}")
+    assert len(str(caught.value)) < 2000

@@ -1,5 +1,6 @@
 """States whose checksum is right but whose content does not fit: refused before anything is used or written."""
 
+import json
 import re
 import zlib
 
@@ -62,12 +63,66 @@ def rewritten(folder, change):
 
 
 @pytest.mark.parametrize(
-    "value", [torch.zeros(1), torch.zeros(2, 6).double(), torch.zeros(6, 2), torch.zeros(2, 6).int()]
+    "value",
+    [
+        torch.zeros(1),
+        torch.zeros(2, 6).double(),
+        torch.zeros(6, 2),
+        torch.zeros(2, 6).int(),
+        torch.full((2, 6), torch.nan),
+    ],
 )
 def test_a_momentum_buffer_of_another_form_is_refused_before_native_code_sees_it(tmp_path, value):
     folder = interrupted(tmp_path, SECRET)
     rewritten(folder, lambda tensors, _: tensors.update({"optimizer.state.state.2.momentum_buffer": value}))
     refused(folder, SECRET, "of parameter 2: momentum_buffer does not fit, got")
+
+
+def test_a_parameter_without_the_buffers_that_others_have_is_refused(tmp_path):
+    folder = interrupted(tmp_path, SECRET)
+
+    def change(_, values):
+        buffers = dict(values["optimizer"]["state"]["mapping"])["state"]["mapping"]
+        next(pair for pair in buffers if pair[0] == 2)[1] = {"mapping": []}
+
+    rewritten(folder, change)
+    refused(folder, SECRET, "has nothing for parameter 2, unlike for others")
+
+
+def test_weights_that_are_not_numbers_are_refused(tmp_path):
+    folder = interrupted(tmp_path, SECRET)
+    rewritten(folder, lambda tensors, _: tensors["network.0.weight"].fill_(torch.nan))
+    refused(folder, SECRET, r"0\.weight holds values that are not numbers")
+
+
+@pytest.mark.parametrize("name", ["privacy_report.json", "privacy_report.md", "history.csv"])
+def test_a_folder_in_place_of_a_result_is_refused_before_anything_is_written(tmp_path, name):
+    folder = interrupted(tmp_path, SECRET)
+    (tmp_path / name).unlink(missing_ok=True)
+    (tmp_path / name).mkdir()
+    with pytest.raises(CheckpointError, match="is a folder, in place of a result"):
+        fit(build(SECRET), SECRET, keeper=StateKeeper(tmp_path, 4, resume=True))
+    assert folder.state.is_file()
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("step", 1.5), ("ledger_total", []), ("heads", [{}]), ("heads", "ab"), ("heads", 3), ("step", -1)],
+)
+def test_a_description_of_a_wrong_type_is_refused(tmp_path, name, value):
+    folder = interrupted(tmp_path, SECRET)
+    rewritten(folder, lambda _, values: values["info"].update({name: value}))
+    refused(folder, SECRET, name)
+    with pytest.raises(CheckpointError, match=name):
+        folder.read_ledger()
+
+
+@pytest.mark.parametrize("heads", [[{}], [[]], {"x": 1}, 3, "ab", [3, None]])
+def test_heads_of_a_wrong_type_in_a_report_belong_to_no_training(tmp_path, heads):
+    folder = interrupted(tmp_path, SECRET)
+    folder.report.write_text(json.dumps({"journals": heads}))
+    with pytest.raises(CheckpointError, match="does not match ledger"):
+        folder.read_ledger()
 
 
 @pytest.mark.parametrize(
