@@ -20,6 +20,9 @@ def test_each_example_in_the_help_is_one_line_that_the_command_understands(name,
     examples = [line for line in shown if not line.startswith("#")]
     assert examples
     for line in examples:
-        program, command, *arguments = shlex.split(line)
+        words = shlex.split(line)
+        if words[0] == "torchrun":
+            words = words[words.index("-m") + 1 :]
+        program, command, *arguments = words
         assert (program, command) == ("dpmodel", name)
         COMMANDS[name].make_context(name, arguments)

@@ -1,5 +1,7 @@
 """States that are not resumed: damaged ones, and those of a different training."""
 
+import re
+
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
@@ -88,8 +90,14 @@ def test_a_damaged_state_is_refused_and_named(where, truncated, tmp_path_factory
 
 def test_a_digit_beyond_the_precision_of_a_number_is_refused_as_a_change(interrupted):
     content = interrupted.state.read_bytes()
-    place = content.index(b'4.0, "') + 1
-    interrupted.state.write_bytes(content[:place] + b"." + content[place:])
+    numbers = (match for match in re.finditer(rb"0\.\d{16,}", content))
+    place, digit = next(
+        (match.end() - 1, digit)
+        for match in numbers
+        for digit in b"0123456789"
+        if digit != content[match.end() - 1] and float(match[0][:-1] + bytes([digit])) == float(match[0])
+    )
+    interrupted.state.write_bytes(content[:place] + bytes([digit]) + content[place + 1 :])
     with pytest.raises(CheckpointError, match="training_state"):
         resumed(interrupted)
 
