@@ -64,7 +64,7 @@ def test_merging_hardly_changes_epsilon(monkeypatch, low, same_rate):
     assert abs(merged / separate - 1) <= TOLERANCE
 
 
-@pytest.mark.parametrize("alike", [True, False])
+@pytest.mark.parametrize("alike", [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_a_merged_epsilon_is_never_below_what_the_composition_certainly_has(monkeypatch, alike):
     draw = np.random.default_rng(3)
     multipliers = draw.uniform(1.0, 1.1, 30)
@@ -72,6 +72,7 @@ def test_a_merged_epsilon_is_never_below_what_the_composition_certainly_has(monk
     assert certified_lower_bound(ledger) <= merged_and_separate(monkeypatch, ledger)[0]
 
 
+@pytest.mark.slow
 def test_rates_and_multipliers_that_both_differ_are_merged_upwards(monkeypatch):
     draw = np.random.default_rng(1)
     ledger = ledger_of(draw.uniform(0.01, 0.011, 100), draw.uniform(1.0, 1.1, 100))

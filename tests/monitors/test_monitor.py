@@ -89,7 +89,7 @@ def test_training_stops_before_the_step_that_would_exceed_max_eps(policy, mode, 
     assert f"max_eps={limit:g}" in run.reasons[0]
 
 
-@pytest.mark.parametrize("policy", ["rdp", "pld"])
+@pytest.mark.parametrize("policy", ["rdp", pytest.param("pld", marks=pytest.mark.slow)])
 def test_a_training_planned_to_the_limit_runs_to_its_end(policy):
     run = Run(planned=150, mode="Time", rate=1e-3)
     planned = Ledger()

@@ -16,6 +16,10 @@ from .launched import finish, results, start
 FILE = ranks.__file__
 
 
+#: The quick tests of two processes are those of ``test_group``; starting more of them takes long.
+pytestmark = pytest.mark.slow
+
+
 @pytest.fixture(scope="module")
 def disturbed(tmp_path_factory):
     return results(FILE, "disturbed", tmp_path_factory.mktemp("disturbed"), 2)
@@ -92,7 +96,6 @@ def test_the_group_can_be_used_again_after_a_failure(disturbed):
     assert disturbed[0]["afterwards"] == disturbed[1]["afterwards"]
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(("before", "after"), [(2, 1), (1, 3)])
 def test_a_training_resumes_with_a_different_number_of_ranks(tmp_path, before, after):
     whole = ranks.save_at(f"{tmp_path}/whole")
@@ -116,7 +119,6 @@ def _wait_until(condition, seconds=200):
         time.sleep(0.02)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(("lost", "after"), [(signal.SIGKILL, 3), (signal.SIGSTOP, 1)], ids=["killed", "too slow"])
 def test_a_lost_rank_is_an_error_and_a_folder_that_resumes(tmp_path, lost, after):
     first, second = start(FILE, "long", tmp_path, 2, timeout=15)  # too slow by this

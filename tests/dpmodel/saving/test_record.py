@@ -165,7 +165,7 @@ def test_the_ledger_on_disk_covers_every_release_after_a_kill_at_any_moment(name
     assert instant > 2 * STEPS
 
 
-@pytest.mark.sample(2)
+@pytest.mark.sample(4)
 #: Releases of the first process: killed before its first, within a block, and after an epoch; 0 stops without a kill.
 @pytest.mark.parametrize("stride", [11, pytest.param(5, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("first", [1, 2, 4, 0])
