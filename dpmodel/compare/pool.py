@@ -153,8 +153,9 @@ class _Worker:
 
     def __init__(self, context: SpawnContext) -> None:
         self.orders, theirs = context.Pipe()
+        arguments = (theirs, os.getpid(), multiprocessing.get_start_method(allow_none=True))
         # Not a daemon: those may not start processes that fetch data.
-        self.process = context.Process(target=work, args=(theirs, os.getpid()), name="dpmodel worker")
+        self.process = context.Process(target=work, args=arguments, name="dpmodel worker")
         with _blocked():
             self.process.start()
         theirs.close()

@@ -27,7 +27,7 @@ _REPORT_SECONDS = 0.3
 _PR_SET_PDEATHSIG = 1
 
 
-def work(orders: Connection, parent: int) -> None:
+def work(orders: Connection, parent: int, start_method: str | None) -> None:
     """Train the jobs that arrive on ``orders`` until it is closed.
 
     The worker sends None when it is ready, the number of steps done now and then, and a ``JobOutcome`` for each job.
@@ -38,7 +38,11 @@ def work(orders: Connection, parent: int) -> None:
     Args:
         orders: Connection to the parent, which sends jobs, or the reason to stop the current one.
         parent: ID of the parent process.
+        start_method: How the parent starts processes by default; None: as the system does.
     """
+    # A spawned process would spawn those that fetch its data, slowly and anew in each epoch. One whose parent is killed
+    # while it starts would not end; forked ones do (see `_end_with_parent`).
+    multiprocessing.set_start_method(start_method, force=True)
     supervision = Supervision(orders, parent)
     _heed_signals(supervision)
     _end_with_parent()

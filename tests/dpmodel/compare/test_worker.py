@@ -1,5 +1,8 @@
+import multiprocessing
 import os
 import signal
+import subprocess
+import sys
 import time
 from contextlib import suppress
 from multiprocessing import Pipe
@@ -14,6 +17,26 @@ from dpmodel.compare.worker import Supervision
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="forks")
 
 JOB = Job(0, "fixed", 1, 10, "nowhere", "", "")
+
+#: Starts a worker as the pool does, and prints how that worker starts processes.
+SCRIPT = """
+import multiprocessing
+import os
+from dpmodel.compare.worker import work
+
+def working(orders, parent, start_method, news):
+    work(orders, parent, start_method)
+    news.send(multiprocessing.get_start_method())
+
+if __name__ == "__main__":
+    context = multiprocessing.get_context("spawn")
+    (ours, theirs), (told, news) = context.Pipe(), context.Pipe(duplex=False)
+    arguments = (theirs, os.getpid(), multiprocessing.get_start_method(), news)
+    context.Process(target=working, args=arguments).start()
+    ours.close()
+    theirs.close()
+    print(told.recv())
+"""
 
 
 def train_until_stopped(orders, parent, news):
@@ -67,6 +90,14 @@ def test_orders_stop_the_training_once_and_a_closed_connection_ends_the_jobs(mon
     assert list(supervision.jobs()) == [JOB]
     assert supervision.stop_reason() == "interrupted (SIGTERM)"
     supervision.send(1)  # nobody listens any more; the training must still save
+
+
+@pytest.mark.slow
+def test_a_worker_starts_the_processes_that_fetch_its_data_as_its_parent_would(tmp_path):
+    script = tmp_path / "script.py"
+    script.write_text(SCRIPT)
+    found = subprocess.run([sys.executable, script], capture_output=True, text=True, timeout=300, check=False)
+    assert found.stdout == f"{multiprocessing.get_start_method()}\n", found.stderr
 
 
 def test_terminal_signals_are_blocked_for_a_worker_and_for_nothing_else():
