@@ -22,13 +22,14 @@ FILES = {
     "history.csv",
     "checkpoint.safetensors",
     "ledger.json",
+    "releases.jsonl",
     "privacy_report.json",
     "privacy_report.md",
     "test_data.json",
     "training_curve.png",
 }
 #: Present while a training runs and after it was interrupted.
-STATE = {"training_state.safetensors", "releases.jsonl"}
+STATE = {"training_state.safetensors"}
 
 
 @pytest.mark.slow
