@@ -202,8 +202,8 @@ def _carry_out(
                 output=recorder,
             )
     except BaseException:
-        run = recorder.run
-        if keeper is not None and not keeper.resume and not (run and run.begun and keeper.released(run)):
+        # The record removes its files if nothing was released.
+        if keeper is not None and not keeper.resume and not keeper.lock.holds(folder.ledger):
             folder.abandon(keeper.lock)
         raise
     run, report = recorder.run, recorder.report

@@ -105,7 +105,6 @@ class StateKeeper(ReleaseRecord):
         Raises:
             CheckpointError: The state belongs to a different training; nothing was changed.
         """
-        super().restore(run, listeners)
         settings = {**self.settings, **run_settings(run)}
         if self.state is not None:
             check_state(self.state, run, listeners, settings)
@@ -117,6 +116,7 @@ class StateKeeper(ReleaseRecord):
             limits = [entry.within_limits for entry in listeners if hasattr(entry, "within_limits")]
             self._lost = charge_lost(run, announced, self._stated, limits)
         self._writer = StateWriter(self.folder.state, settings)
+        super().restore(run, listeners)  # from here on, what is recorded is new
 
     def between_steps(self, loop: TrainingLoop, *, rest: bool = False) -> None:
         """Restore or save the training at its beginning; save it at the end of each block, and at rest."""

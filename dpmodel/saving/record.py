@@ -94,7 +94,8 @@ class ReleaseRecord:
         self._opened: FolderLock | None = None
         self._journal: ReleaseJournal | None = None
         self._run: Run | None = None  # once something was written about it
-        self._begun = False
+        self._entered = False  # the journal has a line of this process
+        self._begun = False  # the first step may come
         self._events: list[PrivacyEvent] = []  # announced, up to step `_end`
         self._block = min(self.every_n_steps, MOST_ANNOUNCED)  # halved near a limit
         self._end = 0
@@ -148,11 +149,12 @@ class ReleaseRecord:
         return None
 
     def restore(self, run: Run, listeners: CallbackList) -> None:
-        """Follow ``run`` from before it is checked and begins."""
+        """Follow ``run`` from before it is checked and begins: any callback may release something from then on."""
         del listeners
         self._announced, self._found = False, run.ledger.total
         run.journals.append(self.journal)
         run.on_violation(lambda: self._violated(run))
+        self._held.enter_context(run.ledger.announcing(partial(self._announce_other, run)))
 
     def before_release(self, loop: TrainingLoop) -> None:
         """Announce a block before its first step, and the rest of it again after a change of the schedule."""
@@ -168,15 +170,8 @@ class ReleaseRecord:
         """Called before the first step, after each step, and with ``rest`` when no step follows."""
         del rest
         if not self._begun:
-            run = self._run = loop.run
-            self._config = self._config_digest()
-            self.journal.begin(run.step)
-            self._mark()
-            # They state an epsilon without the steps that come now.
-            self.lock.remove(self.folder.report, self.folder.statement, self.folder.curve)
-            self._write_ledger(run)
-            self._begun, self._end = True, run.step
-            self._held.enter_context(run.ledger.announcing(partial(self._announce_other, run)))
+            self._begin(loop.run)
+            self._begun, self._end = True, loop.run.step
 
     def on_train_epoch_end(self, run: Run) -> None:
         """Write the ledger, with the notes and the events that callbacks have recorded.
@@ -217,6 +212,18 @@ class ReleaseRecord:
             return None
         return hashlib.sha256(read_without_links(config, folder=self.lock.handle())).hexdigest()
 
+    def _begin(self, run: Run) -> None:
+        """State that this process begins, unless a release before its first step has done so."""
+        if self._entered:
+            return
+        self._entered, self._run = True, run
+        self._config = self._config_digest()
+        self.journal.begin(run.step)
+        self._mark()
+        # They state an epsilon without the steps that come now.
+        self.lock.remove(self.folder.report, self.folder.statement, self.folder.curve)
+        self._write_ledger(run)
+
     def _announce(self, loop: TrainingLoop) -> None:
         run, limits = loop.run, [entry.within_limits for entry in loop.listeners if hasattr(entry, "within_limits")]
         self._events = [run.event(step) for step in range(run.step, self._end)]
@@ -240,6 +247,7 @@ class ReleaseRecord:
             with suppress(OSError, CheckpointError):  # the claim is void, whether or not this can be written
                 self._void(step, event.reason)
             return
+        self._begin(run)
         self.journal.record(event, count)
         self._mark()
         self._announced = True

@@ -276,10 +276,49 @@ def test_a_resumed_training_charges_what_only_the_ledger_on_disk_states(tmp_path
 class Asks(Callback):
     """Records a release that is not a step, and is killed at once."""
 
-    def on_train_step_end(self, run):
-        if run.step == 3:
-            run.ledger.record(GaussianEvent(0.3), 2)
-            os._exit(KILLED)
+    def __init__(self, hook="on_train_step_end", step=3):
+        setattr(self, hook, lambda run: self._ask(run) if run.step == step else None)
+
+    def _ask(self, run):
+        run.ledger.record(GaussianEvent(0.3), 2)
+        self._leave()
+
+    def _leave(self):
+        os._exit(KILLED)
+
+
+class AsksAndFails(Asks):
+    """Records a release that is not a step, and raises an error."""
+
+    def _leave(self):
+        raise RuntimeError("the answer is lost")
+
+
+HOOKS = [("on_train_begin", 0), ("on_train_epoch_begin", 0), ("on_train_step_begin", 0), ("on_train_end", STEPS)]
+
+
+@pytest.mark.parametrize("name", WHERE)
+@pytest.mark.parametrize(("hook", "step"), HOOKS)
+def test_a_release_of_a_callback_is_on_the_disk_at_every_hook(name, hook, step, tmp_path):
+    where, asked = WHERE[name](tmp_path), Ledger().record(GaussianEvent(0.3), 2)
+    assert not killed_at(10_000, tmp_path / "released", lambda: fit(where, Asks(hook, step)))
+    for folder in folders(where):
+        assert folder.read_ledger().covers(asked)
+    failing = WHERE[name](tmp_path / "failing")
+    with pytest.raises(RuntimeError, match="the answer is lost"):
+        fit(failing, AsksAndFails(hook, step))
+    for folder in folders(failing):
+        assert folder.read_ledger().covers(asked)
+
+
+def test_a_release_before_the_first_step_of_a_resumed_training_is_on_the_disk(tmp_path):
+    where, asked = WHERE["both"](tmp_path), Ledger().record(GaussianEvent(0.3), 2)
+    assert not killed_at(10_000, tmp_path / "released", lambda: fit(where, Asks()))
+    (folder,) = folders(where)
+    before = folder.read_ledger()
+    assert not killed_at(10_000, tmp_path / "released", lambda: fit(where, Asks("on_train_begin", 2), resume=True))
+    assert folder.read_ledger().covers(before.merge(asked))
+    assert fit(where, resume=True).ledger.covers(before.merge(asked))
 
 
 @pytest.mark.parametrize("name", WHERE)
