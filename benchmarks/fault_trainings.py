@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ DELTA = 1e-5
 EachStep = Callable[["Training"], None]
 
 
-class Training:
+class Training(ABC):
     """One training by one library, and what an observer outside of it sees.
 
     Args:
@@ -58,17 +59,17 @@ class Training:
         self.each_step = each_step
         self.released = 0
 
+    @abstractmethod
     def run(self) -> None:
         """Train to the end."""
-        raise NotImplementedError
 
+    @abstractmethod
     def charged(self) -> int:
         """Releases that its accountant counts."""
-        raise NotImplementedError
 
+    @abstractmethod
     def epsilon(self) -> float:
         """What it states at ``DELTA``."""
-        raise NotImplementedError
 
     def seen(self) -> None:
         self.released += 1

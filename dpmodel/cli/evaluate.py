@@ -82,7 +82,7 @@ def _progress(path: Path) -> dict[str, Any]:
 def _report(folder: RunFolder) -> dict[str, Any]:
     """Status and steps in the report of the folder.
 
-    Empty if there is no such report, or if it describes an earlier part of the training.
+    Empty if the folder has no report, or one of an earlier part of the training.
     """
     from monitors import checks
     from monitors.untrusted import read_json

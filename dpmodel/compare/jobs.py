@@ -134,7 +134,7 @@ def train_job(job: Job, stepped: Stepped, stop_reason: Callable[[], str | None] 
 
 
 def _await_orphan(folder: RunFolder) -> None:
-    """Give the worker of a killed process the time in which it ends; whoever holds the folder after that is refused."""
+    """Wait until the worker of a killed process has ended; if a process still holds the folder then, refuse."""
     deadline = time.monotonic() + ORPHAN_SECONDS
     while folder.path.is_dir() and time.monotonic() < deadline:
         try:

@@ -25,7 +25,7 @@ def import_plugin(plugin: str) -> None:
     """Import a plugin that ``locate_plugin`` has located, once.
 
     Raises:
-        ValueError: There is no such file or module, it belongs to the standard library, or it fails to import; the
+        ValueError: The file or module does not exist, belongs to the standard library, or fails to import; the
             message says where it was searched.
     """
     owner = f"plugin {plugin!r}"

@@ -148,7 +148,7 @@ class FolderLock:
 
     @property
     def moved(self) -> bool:
-        """Whether the folder is no longer at its path."""
+        """Whether the path now names a different folder, or none."""
         try:
             return self._folder is not None and not os.path.samestat(os.fstat(self._folder), self._place.stat())
         except OSError:

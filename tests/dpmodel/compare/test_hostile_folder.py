@@ -167,19 +167,9 @@ def compare_again(compared, folder):
     return found.result.composed.epsilon
 
 
-def test_a_changed_file_of_a_comparison_is_refused_or_harmless(compared):
-    @QUICK
-    @given(st.data())
-    def check(data):
-        again = lambda folder: compare_again(compared, folder)  # noqa: E731
-        require_harmless(compared.folder.path, data.draw, again, compared.result.composed.epsilon)
-
-    check()
-
-
-@pytest.mark.slow
-def test_many_changed_files_of_a_comparison_are_refused_or_harmless(compared):
-    @FUZZ
+@pytest.mark.parametrize("amount", [QUICK, pytest.param(FUZZ, marks=pytest.mark.slow)], ids=["few", "many"])
+def test_a_changed_file_of_a_comparison_is_refused_or_harmless(compared, amount):
+    @amount
     @given(st.data())
     def check(data):
         again = lambda folder: compare_again(compared, folder)  # noqa: E731
