@@ -19,6 +19,7 @@ CONFIGS = [
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+@pytest.mark.sample(2)
 def test_a_configuration_builds_and_keeps_its_target(path):
     from dpmodel.runs.build import build_training
 

@@ -227,6 +227,7 @@ def contents(folder):
 
 
 @pytest.mark.parametrize("every", [1, 2, 100])
+@pytest.mark.sample(3)
 def test_a_folder_that_is_moved_takes_its_training_along_and_the_new_one_at_its_path_is_unchanged(tmp_path, every):
     folder, moved, model = RunFolder(tmp_path / "run"), RunFolder(tmp_path / "moved"), model_of()
     moves = Moves(folder)

@@ -51,7 +51,7 @@ BESIDE = {
 }
 
 
-@pytest.mark.sample(2)
+@pytest.mark.sample(8)
 @pytest.mark.parametrize("engine", ["bookkeeping", "vmap", "loop"])
 @pytest.mark.parametrize("kind", BESIDE)
 def test_values_beside_the_outputs_are_kept(make_model, make_data, kind, engine):
@@ -70,6 +70,7 @@ def test_values_beside_the_outputs_are_kept(make_model, make_data, kind, engine)
 
 @pytest.mark.parametrize("engine", ["bookkeeping", "vmap", "loop"])
 @pytest.mark.parametrize("micro_batches", [None, 2])
+@pytest.mark.sample(3)
 def test_a_loss_that_the_network_computes_from_labels_is_that_of_each_example(
     make_model, make_data, engine, micro_batches
 ):
@@ -188,6 +189,7 @@ class Several:
 
 @pytest.mark.parametrize("with_validation", [True, False])
 @pytest.mark.parametrize("value", [{"a": 1.0, "b": 2.0}, torch.eye(2), [1.0, 2.0], np.zeros(3), None, "high"])
+@pytest.mark.sample(3)
 def test_a_metric_that_is_not_one_number_is_refused_before_any_budget_is_spent(
     make_model, make_data, value, with_validation
 ):

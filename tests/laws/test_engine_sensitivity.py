@@ -100,6 +100,7 @@ def test_one_example_of_a_group_moves_the_sum_by_at_most_twice_the_bound(engine_
 @pytest.mark.parametrize("group_size", [1, 4])
 @pytest.mark.parametrize("physical", [1, 2, 5])
 @pytest.mark.parametrize("engine_name", ENGINES.names())
+@pytest.mark.sample(3)
 def test_the_sensitivity_also_holds_for_chunked_batches(engine_name, physical, group_size):
     farthest = farthest_move(engine_name, "Fixed", group_size, relation="add or remove", physical=physical)
     assert farthest <= (1 if group_size == 1 else 2) * BOUND * ROUNDING

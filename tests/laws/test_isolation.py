@@ -51,7 +51,7 @@ def require_exact(make, pair, steps=3, engine=None):
     assert engine in (None, one.engine), one.explained
 
 
-@pytest.mark.sample(7)
+@pytest.mark.sample(21)
 @pytest.mark.parametrize("member", MEMBERS, ids=str)
 def test_no_coupling_moves_a_sum_beyond_its_bound_or_leaves_state_in_network_or_loss(member):
     one, other = require_true_claim(member)
@@ -78,13 +78,13 @@ def test_no_coupling_moves_a_sum_beyond_its_bound_in_any_engine(member, engine):
     require_true_claim(member, engine=engine)
 
 
-@pytest.mark.sample(7)
+@pytest.mark.sample(21)
 @pytest.mark.parametrize("member", TWINS, ids=str)
 def test_similar_code_that_treats_examples_independently_trains_exactly(member):
     require_exact(member.benign, member.pair(), member.steps, member.engine)
 
 
-@pytest.mark.sample(3)
+@pytest.mark.sample(9)
 @pytest.mark.parametrize("sound", SOUND, ids=str)
 def test_common_code_trains_exactly(sound):
     require_exact(sound.make, sound.pair(), engine=sound.engine)

@@ -75,6 +75,7 @@ ACCOUNTANT_OF = {"rdp": RDPAccountant(), "pld": PLDAccountant(), "zcdp": ZCDPAcc
 
 @pytest.mark.parametrize("policy", ["rdp", "pld", "zcdp"])
 @pytest.mark.parametrize(("mode", "rate"), [(None, 0.0), ("Exp", 5e-3)])
+@pytest.mark.sample(3)
 def test_training_stops_before_the_step_that_would_exceed_max_eps(policy, mode, rate):
     accountant = ACCOUNTANT_OF[policy]
     shuffled = policy == "zcdp"

@@ -85,7 +85,7 @@ def fitted(make_model, make_data):
     return fit
 
 
-@pytest.mark.sample(4)
+@pytest.mark.sample(12)
 @pytest.mark.parametrize(
     "hook",
     [

@@ -202,6 +202,7 @@ class Cut:
 
 
 @pytest.mark.parametrize("whose", ["own", "changed", "foreign"])
+@pytest.mark.sample(3)
 def test_resuming_a_folder_gives_no_trust_to_a_configuration_that_was_not_written_here(
     monkeypatch, tmp_path, trace, whose
 ):

@@ -64,7 +64,7 @@ def require_covered_and_continued(where, released):
 @pytest.mark.parametrize("times", [None, 1], ids=["for good", "once"])
 @pytest.mark.parametrize("name", ["output", "both", "apart"])
 @pytest.mark.parametrize("part", range(12))
-@pytest.mark.sample(13)
+@pytest.mark.sample(39)
 def test_a_full_disk_at_any_write_leaves_a_record_and_a_way_to_continue(name, times, part, tmp_path, monkeypatch):
     monkeypatch.setenv("DPMODEL_MARKS", "off")  # a mark that cannot be written stops nothing
     if name not in _WRITES:
@@ -83,7 +83,7 @@ def test_a_full_disk_at_any_write_leaves_a_record_and_a_way_to_continue(name, ti
 
 
 @pytest.mark.parametrize("limit", [40, 700, 2500, 5000, 20_000])
-@pytest.mark.sample(2)
+@pytest.mark.sample(6)
 def test_files_that_cannot_grow_leave_a_record_and_a_way_to_continue(limit, tmp_path):
     where = WHERE["both"](tmp_path)
     reading, writing = os.pipe()
@@ -136,7 +136,7 @@ def test_a_state_that_cannot_be_saved_at_first_leaves_the_folder_as_found(tmp_pa
 
 
 @pytest.mark.parametrize("part", range(10))
-@pytest.mark.sample(4)
+@pytest.mark.sample(12)
 def test_a_run_from_a_configuration_on_a_full_disk_can_be_started_again_or_resumed(part, tmp_path, monkeypatch):
     config, folder = make_config(TINY), RunFolder(tmp_path / "run")
     with monkeypatch.context() as patch:

@@ -118,6 +118,7 @@ def test_a_description_of_a_wrong_type_is_refused(tmp_path, name, value):
 
 
 @pytest.mark.parametrize("heads", [[{}], [[]], {"x": 1}, 3, "ab", [3, None]])
+@pytest.mark.sample(3)
 def test_heads_of_a_wrong_type_in_a_report_belong_to_no_training(tmp_path, heads):
     folder = interrupted(tmp_path, SECRET)
     folder.report.write_text(json.dumps({"journals": heads}))
@@ -137,6 +138,7 @@ def test_heads_of_a_wrong_type_in_a_report_belong_to_no_training(tmp_path, heads
         ("maximize", True),
     ],
 )
+@pytest.mark.sample(3)
 def test_an_option_of_the_optimizer_that_does_not_fit_is_refused(tmp_path, name, value):
     folder = interrupted(tmp_path, SECRET)
 
@@ -220,6 +222,7 @@ def test_the_state_of_every_optimizer_is_accepted_back(tmp_path, name):
         ({"mapping": [[1]]}, ("loop",), "which is not a tensor, tuple or mapping"),
     ],
 )
+@pytest.mark.sample(4)
 def test_a_value_that_does_not_fit_is_refused_and_nothing_is_written(tmp_path, value, path, message):
     folder = interrupted(tmp_path, SECRET)
     rewritten(folder, lambda _, values: put(values, value, *path))

@@ -106,7 +106,7 @@ def _warm(tmp_path_factory):
     train("pld", tmp_path_factory.mktemp("warm"))
 
 
-@pytest.mark.sample(3)
+@pytest.mark.sample(9)
 @pytest.mark.parametrize("case", CASES)
 def test_limits_hold_after_kills_at_random_moments(case, tmp_path):
     train_over_kills(case, tmp_path / "kills", random.Random(case), kills=3)
@@ -121,6 +121,7 @@ def test_limits_hold_after_many_kills(case, seed, tmp_path):
 
 
 @pytest.mark.parametrize("case", CASES)
+@pytest.mark.sample(3)
 def test_an_uninterrupted_training_takes_as_many_steps_with_a_record(case, tmp_path):
     plain, recorded = train(case), train(case, tmp_path, block=1000)
     assert 1 < plain.ledger.total < 8 * EPOCHS

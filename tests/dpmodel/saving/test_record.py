@@ -153,6 +153,7 @@ STRIDES = [11, pytest.param(3, marks=pytest.mark.slow)]
 
 @pytest.mark.parametrize("stride", STRIDES)
 @pytest.mark.parametrize("name", WHERE)
+@pytest.mark.sample(4)
 def test_the_ledger_on_disk_covers_every_release_after_a_kill_at_any_moment(name, stride, tmp_path):
     for instant in count(0, stride):
         where, witness = WHERE[name](tmp_path / str(instant)), tmp_path / f"released-{instant}"
@@ -165,7 +166,7 @@ def test_the_ledger_on_disk_covers_every_release_after_a_kill_at_any_moment(name
     assert instant > 2 * STEPS
 
 
-@pytest.mark.sample(4)
+@pytest.mark.slow
 #: Releases of the first process: killed before its first, within a block, and after an epoch; 0 stops without a kill.
 @pytest.mark.parametrize("stride", [11, pytest.param(5, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("first", [1, 2, 4, 0])
@@ -299,6 +300,7 @@ HOOKS = [("on_train_begin", 0), ("on_train_epoch_begin", 0), ("on_train_step_beg
 
 @pytest.mark.parametrize("name", WHERE)
 @pytest.mark.parametrize(("hook", "step"), HOOKS)
+@pytest.mark.sample(4)
 def test_a_release_of_a_callback_is_on_the_disk_at_every_hook(name, hook, step, tmp_path):
     where, asked = WHERE[name](tmp_path), Ledger().record(GaussianEvent(0.3), 2)
     assert not killed_at(10_000, tmp_path / "released", lambda: fit(where, Asks(hook, step)))

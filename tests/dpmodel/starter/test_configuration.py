@@ -48,6 +48,7 @@ def saved(folder, x, y):
 
 
 @pytest.mark.parametrize("kind", ARRAYS)
+@pytest.mark.sample(3)
 def test_the_written_configuration_trains(tmp_path, kind):
     x, y, expected = ARRAYS[kind]
     path = write_starter(tmp_path / "run.yaml", root=saved(tmp_path, x, y), target_epsilon=8)

@@ -78,6 +78,7 @@ def test_sums_of_a_network_that_always_draws_are_not_compared_and_the_ledger_say
 
 @pytest.mark.parametrize("engine", ["auto", "bookkeeping", "vmap", "loop"])
 @pytest.mark.parametrize("layer", [FromEightRowsOn, OfTheLargest, nn.Identity])
+@pytest.mark.sample(3)
 def test_a_layer_that_mixes_a_batch_sees_each_example_alone(make_model, quiet_start, engine, layer):
     model = make_model(network(layer()), engine=engine, norm_bound=0.01)
     model.fit(quiet_start, epochs=1)
@@ -86,6 +87,7 @@ def test_a_layer_that_mixes_a_batch_sees_each_example_alone(make_model, quiet_st
 
 @pytest.mark.parametrize("options", [{}, {"micro_batches": 4}, {"sampling": "shuffle"}, {"precision": "bf16"}], ids=str)
 @pytest.mark.parametrize("layer", [nn.Identity, lambda: nn.Dropout(0.5)])
+@pytest.mark.sample(4)
 def test_sound_networks_are_accepted_over_many_batches(make_model, quiet_start, options, layer):
     model = make_model(network(layer()), engine="bookkeeping", norm_bound=0.01, **options)
     model.fit(quiet_start, epochs=30)
@@ -121,6 +123,7 @@ class Remembering(nn.Module):
 
 
 @pytest.mark.parametrize("engine", ["auto", "vmap", "loop"])
+@pytest.mark.sample(3)
 def test_a_loss_that_keeps_statistics_of_the_data_trains_nothing(make_model, loader, engine):
     loss = Remembering()
     model = make_model(network(), loss_fn=loss, engine=engine)

@@ -77,7 +77,7 @@ def clipped_sum(engine, network, x, y, unit):
     return ENGINES.get(engine)(unit).clipped_sum(network, nn.CrossEntropyLoss(), batch, clip)
 
 
-@pytest.mark.sample(4)
+@pytest.mark.sample(12)
 @pytest.mark.parametrize("mode", MODES.values(), ids=MODES.keys())
 @pytest.mark.parametrize("make", [images, texts])
 @pytest.mark.parametrize("engine", ["bookkeeping", "vmap", "loop"])

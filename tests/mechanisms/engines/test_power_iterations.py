@@ -72,6 +72,7 @@ def test_every_engine_gives_the_clipped_gradients_of_plain_torch_for_any_batch_s
 
 
 @pytest.mark.parametrize("form", FORMS)
+@pytest.mark.sample(2)
 def test_the_estimates_of_a_trained_network_depend_only_on_weights_and_steps(make_model, form):
     torch.manual_seed(1)
     network = built(form)

@@ -96,6 +96,7 @@ class Carrying(nn.Module):
 
 
 @pytest.mark.parametrize("name", [pytest.param("auto", marks=pytest.mark.slow), *ENGINES.names()])
+@pytest.mark.sample(3)
 def test_an_escaped_tensor_is_refused_unless_isolation_is_trusted(name):
     def choose(isolation):
         ELSEWHERE.kept.clear()

@@ -117,6 +117,7 @@ GRAM_OPTIONS = [
 
 @pytest.mark.parametrize("add", ["_add_by_library", "_add_by_windows"])
 @pytest.mark.parametrize("options", GRAM_OPTIONS, ids=str)
+@pytest.mark.sample(2)
 def test_both_sums_of_gram_convolutions_are_exact(assert_exact, monkeypatch, options, add):
     used, original = [], getattr(convolution, add)
     monkeypatch.setattr(convolution, "GRAM_LIMIT", float("inf"))
@@ -289,6 +290,7 @@ def test_norm_layers_are_exact(assert_exact, name, dtype):
         lambda bf: nn.RNN(5, 4, batch_first=bf, nonlinearity="relu"),
     ],
 )
+@pytest.mark.sample(2)
 def test_recurrent_layers_are_exact(assert_exact, make, batch_first, dtype):
     class Reader(nn.Module):
         def __init__(self):
