@@ -23,6 +23,7 @@ from dpmodel.distributed.follower import Follower
 from dpmodel.distributed.group import current_ranks
 from dpmodel.metrics import MetricSet
 from dpmodel.planning.release import NOT_VERIFIED, ReleasePlan, large_delta
+from dpmodel.planning.workload import training_workload
 from dpmodel.preflight.arguments import check_keeper, check_types, refuse_unknown, require_agreement, usable_device
 from dpmodel.runs.recorder import recording
 from dpmodel.training.guard import UpdateGuard
@@ -296,7 +297,8 @@ class DPModel(ClaimedModel):
         """The run of this call of ``fit``; a resumed training is restored."""
         ranks = current_ranks()
         state = ranks.share(next((keeper.state for keeper in keepers if keeper.state is not None), None))
-        run = Run(self, self._plan(loader, epochs, state), epochs, loader.steps_per_epoch, listeners, ranks)
+        plan = self._plan(loader, epochs, state, listeners)
+        run = Run(self, plan, epochs, loader.steps_per_epoch, listeners, ranks)
         run.sources = (loader.dataset, loader.fetcher.collate_fn)
         for keeper in keepers:
             keeper.restore(run, listeners)
@@ -307,12 +309,20 @@ class DPModel(ClaimedModel):
             record_training(self.network, self._claim)  # the restored weights are those of a private training
         return run
 
-    def _plan(self, loader: PrivateLoader, epochs: int, state: TrainingState | None) -> ReleasePlan:
+    def _plan(
+        self, loader: PrivateLoader, epochs: int, state: TrainingState | None, listeners: CallbackList
+    ) -> ReleasePlan:
         unit = ClippedUnit.of(loader.batch_size, self.micro_batches)
-        partition = self.ledger.reserve_partitions(epochs) if state is None else state.run["first_partition"]
+        partition = self.ledger.next_partition if state is None else state.run["first_partition"]
         first_step = self.steps_done if state is None else state.run["first_step"]
         sampler = loader.make_sampler(self.seed, partition)
-        plan = ReleasePlan(self.noise_mech, self.clip_mech, unit, sampler, first_step)
+        noise = self.noise_mech
+        if noise.bands != 1:
+            workload = training_workload(self.optimizer, listeners, epochs, loader.steps_per_epoch)
+            noise = noise.prepared(workload)
+        plan = ReleasePlan(noise, self.clip_mech, unit, sampler, first_step)
+        if state is None:
+            self.ledger.reserve_partitions(max(1, sampler.partitions(epochs * loader.steps_per_epoch)))
         relation_of([*self.ledger, (plan.event(first_step), 1)])  # one ledger, one statement
         return plan
 

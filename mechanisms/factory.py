@@ -9,6 +9,7 @@ from typing import Any, ClassVar, TypeVar
 
 from mechanisms import adaptive_clipping, shaped_noise
 from mechanisms.clipping import CLIP, ClipMechanism
+from mechanisms.correlated import banded, samplers
 from mechanisms.noise import NOISE, NoiseMechanism
 from monitors import checks
 from monitors.registry import Registry
@@ -19,7 +20,7 @@ _NAMED = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONL
 
 __all__ = ["ClipMechanismsFactory", "NoiseMechanismsFactory"]
 
-del adaptive_clipping, shaped_noise  # importing them registered their mechanisms
+del adaptive_clipping, banded, samplers, shaped_noise  # importing them registered their mechanisms
 
 
 class _Factory:
@@ -102,7 +103,7 @@ class NoiseMechanismsFactory(_Factory):
         """Build a noise mechanism.
 
         Args:
-            name: ``"Gaussian"``, ``"AdaGaussian"``, or a registered name.
+            name: ``"Gaussian"``, ``"AdaGaussian"``, ``"ShapedGaussian"``, ``"BandedMF"``, or a registered name.
             norm_bound: None, or the expected norm bound; ``DPModel`` refuses one that contradicts the clip mechanism.
             initial_noise_multiplier: Noise standard deviation over the norm bound at the first step, positive.
             seed: 0 (or None) for secret noise. Any other integer makes it reproducible and voids the guarantee (tests

@@ -14,11 +14,19 @@ from monitors.registry import Registry
 from monitors.schedules import DECAYS, Schedule, constant
 
 if TYPE_CHECKING:
+    import numpy as np
     import torch
+    from numpy.typing import NDArray
 
+    from mechanisms.correlated.workload import Workload
     from mechanisms.engines.base import ClippedSum
 
+    Floats = NDArray[np.floating]
+
 NOISE: Registry[type[NoiseMechanism]] = Registry("noise mechanism")
+
+#: The value of ``bands`` that leaves the number to a plan.
+AUTO = "auto"
 
 
 class NoiseMechanism(ABC):
@@ -37,6 +45,8 @@ class NoiseMechanism(ABC):
     decay_policy: str | None = None
     noise_decay_rate: float | None = None
     private: ClassVar[bool] = True
+    #: Number of steps over which the noise is correlated; 1 for independent noise.
+    bands: int | str = 1
     #: Builds the mechanism again from ``initial_noise_multiplier=...``; set by ``NoiseMechanismsFactory``.
     _rebuild: Callable[..., NoiseMechanism] | None = None
 
@@ -67,6 +77,28 @@ class NoiseMechanism(ABC):
                 "arguments are not known; build it with NoiseMechanismsFactory.create(...), or override at"
             )
         return self._rebuild(initial_noise_multiplier=initial_noise_multiplier)
+
+    def prepared(self, workload: Workload | None = None) -> NoiseMechanism:
+        """The mechanism that adds the noise of one training; independent noise needs no preparation.
+
+        Args:
+            workload: What the optimizer makes of the noise of each step; None if that is not known.
+        """
+        del workload
+        return self
+
+    def error(self, workload: Workload) -> float:
+        """Standard deviation of the noise in ``workload``, over that of independent noise of the same multiplier."""
+        del workload
+        return 1.0
+
+    def innovations(self, noise: Floats) -> Floats:
+        """The independent part of the noise of consecutive steps, shape (steps, n), as the event states it.
+
+        Args:
+            noise: Noise of the first steps of a training, over ``noise_multiplier``, shape (steps, n).
+        """
+        return noise
 
     @abstractmethod
     def noise_multiplier(self, step: int) -> float:

@@ -111,7 +111,8 @@ class _Trial:
     like: Tensor
 
     def __call__(self) -> tuple[str, ...]:
-        steps = list(filter(self._states_event, _tried_steps(self.steps, _DRAWS)))
+        tried = _tried_steps(self.steps, _DRAWS) if self.mechanism.bands == 1 else self.steps[:_DRAWS]
+        steps = list(filter(self._states_event, tried))
         events = self._events(steps)
         if any(isinstance(event, NonPrivateEvent) for event in events):
             return ()
@@ -156,13 +157,17 @@ class _Trial:
         if len(steps) == 1:
             self._require_new_noise_later(size or _NUMBERS // _DRAWS, steps[0])
         if known:
-            few = [
-                steps[at] for at in sorted({at * (len(steps) - 1) // (_LONG_DRAWS - 1) for at in range(_LONG_DRAWS)})
-            ]
+            few = self._few(steps)
             mixed = [cases[(5 * at) % len(cases)] for at in range(len(few))]
             samples = self._samples(size or _LONG_NUMBERS // len(few), few, mixed)
             self._require_normal(samples, _LONG_BLOCK // len(few))
             self._require_no_repetition(samples)
+
+    def _few(self, steps: Sequence[int]) -> list[int]:
+        """At most ``_LONG_DRAWS`` of the tried steps, with the first and the last; correlated noise needs the first."""
+        if self.mechanism.bands != 1:
+            return list(steps[:_LONG_DRAWS])
+        return [steps[at] for at in sorted({at * (len(steps) - 1) // (_LONG_DRAWS - 1) for at in range(_LONG_DRAWS)})]
 
     def _states_event(self, step: int) -> bool:
         """Whether ``step`` has an event; a schedule that has reached zero has none, and ends the training there."""
@@ -180,7 +185,7 @@ class _Trial:
     def _samples(self, size: int, steps: Sequence[int], cases: Sequence[tuple[float, str]]) -> _Samples:
         twin, sums = trial_copy(self.mechanism), SecureGenerator().normal(size)
         draws = tuple(_Draw(step, *case) for step, case in zip(steps, cases, strict=True))
-        noise = np.stack([self._noise(twin, draw, sums) for draw in draws])
+        noise = twin.innovations(np.stack([self._noise(twin, draw, sums) for draw in draws]))
         return _Samples(draws, noise, sums.numpy())
 
     def _noise(self, twin: NoiseMechanism, draw: _Draw, pattern: Tensor) -> Floats:

@@ -50,6 +50,34 @@ class Sampler(ABC):
         self.first_partition = int(first_partition)
         self.generator = SecureGenerator(seed, purpose="sampling")
 
+    #: Steps over which the noise of this training is correlated.
+    bands: int = 1
+
+    @property
+    def period(self) -> int:
+        """Number of steps that may share a partition of the ledger; an epoch by default."""
+        return self.steps_per_epoch
+
+    def partitions(self, steps: int) -> int:
+        """Most partition numbers that ``steps`` steps use on the ledger."""
+        return -(-steps // self.period)
+
+    def separate(self, bands: int) -> None:
+        """Draw each example only in steps that are at least ``bands`` steps apart, as correlated noise requires.
+
+        Args:
+            bands: Number of steps over which the noise is correlated; 1 for independent noise.
+
+        Raises:
+            ValueError: This sampling cannot do that.
+        """
+        if bands > 1:
+            raise ValueError(
+                f"noise that is correlated over {bands} steps does not go together with sampling={self.name!r}, which "
+                "may draw an example in two of these steps. Use sampling='cyclic_poisson' or 'fixed_order', or "
+                "independent noise ('Gaussian')"
+            )
+
     @property
     def sampling_rate(self) -> float:
         """Expected fraction of the data set that one step sees."""

@@ -15,13 +15,22 @@ from mechanisms.sampling import Sampler
 from mechanisms.significance import Floats, alike, repeated_at, unlikely_share
 from mechanisms.trial import PublicGenerators, once, refusal
 from mechanisms.units import ClippedUnit
-from monitors.events import ComposedEvent, DisjointEvent, GaussianEvent, PoissonSampledEvent, PrivacyEvent
+from monitors.events import (
+    ComposedEvent,
+    CorrelatedEvent,
+    DisjointEvent,
+    GaussianEvent,
+    PoissonSampledEvent,
+    PrivacyEvent,
+)
 
 #: ``(num_examples, batch_size, first_partition)`` -> a fresh, secret sampler.
 MakeSampler = Callable[[int, int, int], Sampler]
 
 #: The small data set of the trial, used for many steps: rows, batch size and steps.
 _EXAMPLES, _BATCH, _STEPS = 256, 64, 256
+#: Most steps of the small data set for correlated noise.
+_MOST_STEPS = 4096
 #: Number of steps in which two samplers are compared.
 _COMPARED_STEPS = 32
 #: Most rows of the real data set examined in all steps together, and most steps.
@@ -73,6 +82,7 @@ class _Claim:
 
     rate: float = 1.0
     partition: int | None = None
+    correlated: bool = False
 
 
 @dataclass(frozen=True)
@@ -146,11 +156,13 @@ class _Trial:
     def _try_small(self) -> _Drawn | None:
         """Many steps on a small data set; None if the sampler does not support it."""
         try:
-            probe = self.make(_EXAMPLES, _BATCH, _FIRST_PARTITION)
+            # several groups of correlated noise share the data set
+            batch, steps = max(1, _BATCH // self.sampler.bands), min(_STEPS * self.sampler.bands, _MOST_STEPS)
+            probe = self.make(_EXAMPLES, batch, _FIRST_PARTITION)
             probe.rows(0)
         except Exception:
             return None
-        drawn = self._drawn(_EXAMPLES, _BATCH, range(_STEPS))
+        drawn = self._drawn(_EXAMPLES, batch, range(steps))
         self._require_shares(drawn)
         self._require_parts(drawn)
         if drawn.rates.min() < 1:
@@ -159,11 +171,51 @@ class _Trial:
 
     def _drawn(self, num_examples: int, batch_size: int, steps: Sequence[int]) -> _Drawn:
         sampler = self.make(num_examples, batch_size, _FIRST_PARTITION)
-        claims, rows = [], []
+        first = self._claim(sampler, steps[0])
+        if first.correlated and first.partition is not None and first.rate < 1:
+            return self._rounds(sampler, sorted({step // sampler.period for step in steps}))
+        drawn = _Drawn(sampler, steps, [], [])
+        last = np.full(num_examples, -sampler.bands)
         for step in steps:
-            claims.append(self._claim(sampler, step))
-            rows.append(self._rows(sampler, step))
-        return _Drawn(sampler, steps, rows, claims)
+            drawn.claims.append(self._claim(sampler, step))
+            drawn.rows.append(self._rows(sampler, step))
+            self._require_apart(drawn.rows[-1], step, last, sampler.bands)
+        return drawn
+
+    def _rounds(self, sampler: Sampler, rounds: Sequence[int]) -> _Drawn:
+        """The rows of whole rounds: a row joins a round independently, at the stated rate, and always at one place."""
+        drawn = _Drawn(sampler, [number * sampler.period for number in rounds], [], [])
+        last, most = (
+            np.full(sampler.num_examples, -sampler.bands),
+            sampler.partitions((rounds[-1] + 1) * sampler.period),
+        )
+        for begin in drawn.steps:
+            rows, claims = [], set()
+            for step in range(begin, begin + sampler.period):
+                claims.add(self._claim(sampler, step))
+                rows.append(self._rows(sampler, step))
+                self._require_apart(rows[-1], step, last, sampler.bands)
+            claim = min(claims, key=lambda claim: claim.rate)
+            if len({claim.partition for claim in claims}) > 1 or not 0 <= claim.partition - _FIRST_PARTITION < most:
+                raise self._refusal(
+                    f"the steps {begin} to {step} state the partitions {sorted(claim.partition for claim in claims)}, "
+                    f"but each round is one partition, from {_FIRST_PARTITION} to {_FIRST_PARTITION + most - 1}",
+                    "Number rounds from first_partition on",
+                )
+            drawn.rows.append(np.sort(np.concatenate(rows)))
+            drawn.claims.append(_Claim(rate=claim.rate))
+        return drawn
+
+    def _require_apart(self, rows: NDArray[np.int64], step: int, last: NDArray[np.int64], bands: int) -> None:
+        """No row is drawn again within ``bands`` steps; ``last`` is the step at which each row was drawn last."""
+        soon = rows[step - last[rows] < bands] if bands > 1 else rows[:0]
+        if soon.size:
+            raise self._refusal(
+                f"step {step} drew row {soon[0]} again, {step - last[soon[0]]} steps after step {last[soon[0]]}, but "
+                f"the noise is correlated over {bands} steps",
+                "Draw each row only in steps that are at least that far apart",
+            )
+        last[rows] = step
 
     def _rows(self, sampler: Sampler, step: int) -> NDArray[np.int64]:
         try:
@@ -208,7 +260,7 @@ class _Trial:
                 f"amplify({step}) of two releases returned {event!r}, which costs less than they do",
                 "Include all events that amplify receives: compose(events)",
             )
-        if claim.partition is not None and not sampler.zeroes:
+        if claim.partition is not None and claim.rate == 1 and not sampler.zeroes:
             raise self._refusal(
                 "amplify states parts of a partition, which hold for zeroing out an example, but zeroes is False",
                 "Set zeroes = True and relation = ZERO_OUT on the class",
@@ -267,7 +319,7 @@ class _Trial:
 
     def _require_parts(self, drawn: _Drawn) -> None:
         """Parts of a partition share no row, and only reserved partitions are used."""
-        epochs = math.ceil((drawn.steps[-1] + 1) / drawn.sampler.steps_per_epoch)
+        epochs = drawn.sampler.partitions(drawn.steps[-1] + 1)
         seen: dict[int, NDArray[np.bool_]] = {}
         for claim, rows, step in zip(drawn.claims, drawn.rows, drawn.steps, strict=True):
             if claim.partition is None:
@@ -339,6 +391,9 @@ def _read(event: PrivacyEvent) -> tuple[_Claim, PrivacyEvent]:
     """What an event states about the rows, and the event of what is released from them."""
     if isinstance(event, PoissonSampledEvent):
         return _Claim(rate=event.sampling_rate), event.event
+    if isinstance(event, CorrelatedEvent):
+        inner, released = _read(event.event)
+        return _Claim(inner.rate, event.partition, correlated=True), released
     if isinstance(event, DisjointEvent):
         return _Claim(partition=event.partition), event.event
     return _Claim(), event

@@ -23,6 +23,7 @@ from monitors.errors import UnsupportedEventError as UnsupportedEventError
 from monitors.errors import UnsupportedLoaderError as UnsupportedLoaderError
 from monitors.errors import UnsupportedModuleError as UnsupportedModuleError
 from monitors.events import ComposedEvent as ComposedEvent
+from monitors.events import CorrelatedEvent as CorrelatedEvent
 from monitors.events import DisjointEvent as DisjointEvent
 from monitors.events import GaussianEvent as GaussianEvent
 from monitors.events import LaplaceEvent as LaplaceEvent

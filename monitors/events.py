@@ -161,6 +161,38 @@ class DisjointEvent(PrivacyEvent):
         checks.non_negative_int(partition=self.partition)
         _require_events(event=self.event)
 
+    def in_partition(self, partition: int) -> DisjointEvent:
+        """The same release as a part of a different partition."""
+        return dataclasses.replace(self, partition=partition)
+
+
+@register_event
+@dataclass(frozen=True)
+class CorrelatedEvent(DisjointEvent):
+    """A part of a partition whose noise is correlated with that of the ``bands - 1`` steps before it.
+
+    The noise of the steps is ``sigma C^-1 z`` for white noise z and a lower-triangular C with ``bands`` diagonals and
+    columns of norm at most 1. The steps of one partition (a round, or a pass over the data) share no example, and two
+    steps that share one are at least ``bands`` steps apart. The released steps then cost as much as their partitions
+    would with independent noise of standard deviation sigma: one ``event`` for each partition, the most expensive of
+    its steps (Choquette-Choo et al. 2023, theorem 4). This holds for any number of steps.
+
+    The relation is add or remove one example if ``event`` is Poisson-sampled, otherwise zero-out.
+
+    Args:
+        partition: Number of the round or pass within its ledger.
+        event: What one step of it costs.
+        bands: Number of diagonals of C, at least 2.
+    """
+
+    bands: int
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        checks.positive_int(bands=self.bands)
+        if self.bands < 2:
+            raise ValueError(f"bands must be at least 2, got {self.bands}: noise of 1 band is independent")
+
 
 @register_event
 @dataclass(frozen=True)

@@ -249,12 +249,11 @@ class Ledger:
             >>> more.beyond(one).total, one.beyond(more).total
             (2, 0)
         """
-        disjoint = {event.event for event, _ in self._rows if isinstance(event, DisjointEvent)}
         found = Ledger()
         for event, count in (_counted(self) - _counted(other)).items():
-            if event in disjoint:
+            if isinstance(event, DisjointEvent):
                 for _ in range(count):
-                    found.record(DisjointEvent(found.next_partition, event))
+                    found.record(event.in_partition(found.next_partition))
             else:
                 found.record(event, count)
         return found
@@ -448,9 +447,9 @@ def _reasons(event: PrivacyEvent) -> Iterator[str]:
 def _counted(ledger: Ledger) -> Counter[PrivacyEvent]:
     counted: Counter[PrivacyEvent] = Counter()
     for event, count in ledger:
-        counted[event.event if isinstance(event, DisjointEvent) else event] += count
+        counted[event.in_partition(0) if isinstance(event, DisjointEvent) else event] += count
     return counted
 
 
 def _renumbered(event: PrivacyEvent, shift: int) -> PrivacyEvent:
-    return DisjointEvent(event.partition + shift, event.event) if isinstance(event, DisjointEvent) else event
+    return event.in_partition(event.partition + shift) if isinstance(event, DisjointEvent) else event

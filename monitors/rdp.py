@@ -278,6 +278,8 @@ class RDPTracker(Tracker):
         """How much a release of ``curve`` raises the cost of its partition, and the new cost."""
         if before is None:
             return curve, curve
+        if before is curve:  # steps of a round or an epoch cost the same
+            return np.zeros(curve.shape), curve
         after = np.maximum(before, curve)
         # an infinite cost must not change: infinity minus infinity is NaN
         return np.subtract(after, before, out=np.zeros(curve.shape), where=after > before), after
@@ -311,7 +313,7 @@ class RDPTracker(Tracker):
             if isinstance(event, DisjointEvent):
                 before = self._partitions.get(event.partition)
                 curve = self._curve(event)
-                self._partitions[event.partition] = curve if before is None else np.maximum(before, curve)
+                self._partitions[event.partition] = self._rise(curve, before)[1]
 
 
 def _inner(event: PrivacyEvent) -> PrivacyEvent:

@@ -5,12 +5,12 @@ from __future__ import annotations
 from monitors.errors import UnsupportedEventError
 from monitors.events import (
     ComposedEvent,
+    CorrelatedEvent,
     DisjointEvent,
     GaussianEvent,
     NonPrivateEvent,
     PoissonSampledEvent,
     PrivacyEvent,
-    holds_partition,
     parts_of,
 )
 from monitors.terms import Rows
@@ -40,7 +40,7 @@ def relation_of(rows: Rows) -> str:
         'zero out one example'
     """
     events = [event for event, _ in rows]
-    if not any(map(holds_partition, events)):
+    if not any(map(_needs_zero_out, events)):
         return ADD_OR_REMOVE
     for event in events:
         if not _holds_for_zero_out(event):
@@ -50,6 +50,13 @@ def relation_of(rows: Rows) -> str:
                 "the same sampling for all runs on this data"
             )
     return ZERO_OUT
+
+
+def _needs_zero_out(event: PrivacyEvent) -> bool:
+    """Whether ``event`` does not hold for adding or removing an example."""
+    if isinstance(event, CorrelatedEvent) and isinstance(event.event, PoissonSampledEvent):
+        return False  # the group of an example is drawn independently of the others
+    return isinstance(event, DisjointEvent) or any(map(_needs_zero_out, parts_of(event)))
 
 
 def _holds_for_zero_out(event: PrivacyEvent) -> bool:

@@ -13,7 +13,7 @@ from monitors import pld as _pld  # noqa: F401  (importing the accountants regis
 from monitors import rdp as _rdp  # noqa: F401
 from monitors import zcdp as _zcdp  # noqa: F401
 from monitors.accountant import ACCOUNTANTS, Accountant
-from monitors.events import DisjointEvent, PoissonSampledEvent, ViolationEvent
+from monitors.events import CorrelatedEvent, DisjointEvent, PoissonSampledEvent, ViolationEvent
 from monitors.ledger import Ledger
 from monitors.relation import ADD_OR_REMOVE, stated_relation
 from monitors.terms import Rows
@@ -135,7 +135,9 @@ def describe_sampling(ledger: Rows) -> str:
     """
     rates, kinds = set(), []
     for event, _ in ledger:
-        if isinstance(event, PoissonSampledEvent) and event.sampling_rate < 1:
+        if isinstance(event, CorrelatedEvent):
+            kinds.append(_correlated(event))
+        elif isinstance(event, PoissonSampledEvent) and event.sampling_rate < 1:
             rates.add(event.sampling_rate)
         elif not isinstance(event, ViolationEvent):
             kinds.append("disjoint batches, no amplification" if isinstance(event, DisjointEvent) else "none")
@@ -143,3 +145,13 @@ def describe_sampling(ledger: Rows) -> str:
         span = f"rate {min(rates):.6g}" if len(rates) == 1 else f"rates {min(rates):.6g} to {max(rates):.6g}"
         kinds.insert(0, f"Poisson, {span}")
     return "; ".join(dict.fromkeys(kinds)) or "nothing was released"
+
+
+def _correlated(event: CorrelatedEvent) -> str:
+    sampled = event.event
+    drawn = (
+        f"cyclic Poisson, rate {sampled.sampling_rate:.6g} of a group"
+        if isinstance(sampled, PoissonSampledEvent)
+        else "fixed order, no amplification"
+    )
+    return f"{drawn}, noise correlated over {event.bands} steps"

@@ -121,7 +121,7 @@ class Terms:
         counts: Number of releases of each, shape (n,).
         mu_squared: ``sum 1 / sigma^2`` of the unsampled Gaussian releases; of each partition, only the largest counts.
         others: Non-Gaussian events with counts; an accountant needs a specific rule for each.
-        partitions: The distinct events of each partition that does not consist of unsampled Gaussians only.
+        partitions: The distinct events of each partition of several that are not all unsampled Gaussians.
         unprotected: Whether something was released without any privacy.
     """
 
@@ -164,13 +164,13 @@ def gather(rows: Rows) -> Terms:
         if terms is None:
             others.append((event, count))
             continue
-        for rate, multiplier, times in terms:
-            if rate == 1:
-                mu_squared += count * times * _inverse_square(multiplier)
-            else:
-                sampled.add(rate, multiplier, count * times)
+        mu_squared += sampled.add_terms(terms, count)
     hard = []
     for events in partitions.values():
+        only = gaussian_terms(next(iter(events))) if len(events) == 1 else None
+        if only is not None:  # it costs as much as its only event
+            mu_squared += sampled.add_terms(only, 1)
+            continue
         costs = [_unsampled_mu_squared(event) for event in events]
         known = [cost for cost in costs if cost is not None]
         if len(known) == len(costs):
@@ -191,6 +191,16 @@ class _Columns:
         self._rates.append(rate)
         self._multipliers.append(multiplier)
         self._counts.append(count)
+
+    def add_terms(self, terms: list[SampledGaussian], count: int) -> float:
+        """Append the sampled ones of ``count`` times ``terms``; return ``sum 1 / sigma^2`` of the others."""
+        mu_squared = 0.0
+        for rate, multiplier, times in terms:
+            if rate == 1:
+                mu_squared += count * times * _inverse_square(multiplier)
+            else:
+                self.add(rate, multiplier, count * times)
+        return mu_squared
 
     def distinct(self) -> tuple[Floats, Floats, Floats]:
         """The distinct pairs of rate and multiplier, in the order of their first appearance, and their counts."""

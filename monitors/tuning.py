@@ -9,6 +9,7 @@ from monitors.events import (
     ComposedEvent,
     DisjointEvent,
     GaussianEvent,
+    PoissonSampledEvent,
     PrivacyEvent,
     RandomStoppingEvent,
     RepeatedEvent,
@@ -21,7 +22,7 @@ def training_event(ledger: Ledger) -> PrivacyEvent:
     """All releases of a ledger as one event; a partition becomes one Gaussian with the cost of its worst part.
 
     Raises:
-        UnsupportedEventError: A partition contains events other than unsampled Gaussians.
+        UnsupportedEventError: A partition contains different events that are not all unsampled Gaussians.
         ValueError: The ledger is empty.
 
     Example:
@@ -34,11 +35,14 @@ def training_event(ledger: Ledger) -> PrivacyEvent:
     shuffled = gather((event, count) for event, count in ledger if isinstance(event, DisjointEvent))
     if shuffled.partitions:
         raise UnsupportedEventError(
-            f"a partition contains events other than unsampled Gaussians: {shuffled.partitions[0]!r}. "
+            f"a partition contains different events that are not all unsampled Gaussians: {shuffled.partitions[0]!r}. "
             "Repeat runs whose shuffled steps have Gaussian noise, or use Poisson sampling"
         )
     if shuffled.mu_squared:
         parts.append(GaussianEvent(1 / math.sqrt(shuffled.mu_squared)))
+    for rate, multiplier, times in zip(shuffled.rates, shuffled.multipliers, shuffled.counts, strict=True):
+        sampled = PoissonSampledEvent(float(rate), GaussianEvent(float(multiplier)))
+        parts.append(RepeatedEvent(sampled, int(times)))
     if not parts:
         raise ValueError("the ledger is empty: record a run before repeating it")
     return ComposedEvent(tuple(parts))

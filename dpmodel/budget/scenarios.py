@@ -193,7 +193,7 @@ def _at_twice_the_sensitivity(event: PrivacyEvent) -> PrivacyEvent | None:
         return GaussianEvent(event.noise_multiplier / 2)
     if isinstance(event, DisjointEvent):
         inner = _at_twice_the_sensitivity(event.event)
-        return None if inner is None else DisjointEvent(event.partition, inner)
+        return None if inner is None else replace(event, event=inner)
     if isinstance(event, ComposedEvent):
         parts = [_at_twice_the_sensitivity(part) for part in event.events]
         known = tuple(part for part in parts if part is not None)

@@ -7,10 +7,11 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from dpmodel.callbacks.base import Callback
-from dpmodel.preflight.optimizer import require_whole_schedule
+from dpmodel.preflight.optimizer import on_stand_in, require_whole_schedule
 from monitors import checks
 
 if TYPE_CHECKING:
+    from torch.optim import Optimizer
     from torch.optim.lr_scheduler import LRScheduler
 
     from dpmodel.training.run import Run
@@ -53,11 +54,28 @@ class LearningRateScheduler(Callback):
         self._initial: list[float] | None = None
         self._left = 0
 
+    def look_ahead(self, optimizer: Optimizer, epochs: int, steps_per_epoch: int) -> LRScheduler | None:
+        """A copy of the schedule on a stand-in optimizer, to be stepped freely; None if it cannot be copied.
+
+        Args:
+            optimizer: The optimizer of the training, left as it was.
+            epochs: Planned epochs.
+            steps_per_epoch: Steps of each.
+        """
+        if self._name is None:
+            return on_stand_in(self.scheduler) if self.scheduler is not None else None
+        from dpmodel.optimizers import copied
+
+        stand_in = copied(optimizer, lambda value: value.reshape(-1)[:1])
+        self._set_rates(stand_in, self._initial or [float(group["lr"]) for group in stand_in.param_groups])
+        return _build(self._name, stand_in, epochs, steps_per_epoch, self.interval, self._args)
+
     def on_train_begin(self, run: Run) -> None:
         """Build a scheduler given by name; check one that was given as an object."""
         if self._name is not None:
             self._start_from_initial_rate(run.optimizer)
-            self.scheduler = _build(self._name, run, self.interval, self._args)
+            planned = run.epochs, run.steps_per_epoch
+            self.scheduler = _build(self._name, run.optimizer, *planned, self.interval, self._args)
         elif self.scheduler is not None and self.scheduler.optimizer is not run.optimizer:
             raise ValueError(
                 "the learning-rate scheduler belongs to a different optimizer; build it for the optimizer of the model"
@@ -101,7 +119,11 @@ class LearningRateScheduler(Callback):
         groups = optimizer.param_groups
         if self._initial is None:
             self._initial = [float(group["lr"]) for group in groups]
-        for group, rate in zip(groups, self._initial, strict=True):
+        self._set_rates(optimizer, self._initial)
+
+    @staticmethod
+    def _set_rates(optimizer: Any, rates: list[float]) -> None:
+        for group, rate in zip(optimizer.param_groups, rates, strict=True):
             group["lr"] = rate
             group.pop("initial_lr", None)
 
@@ -134,11 +156,13 @@ def _require_step_alone(scheduler: Any) -> None:
         ) from error
 
 
-def _build(name: str, run: Run, interval: str, args: dict[str, Any]) -> LRScheduler:
+def _build(
+    name: str, optimizer: Any, epochs: int, steps_per_epoch: int, interval: str, args: dict[str, Any]
+) -> LRScheduler:
     from dpmodel.optimizers import build_scheduler
 
-    per_epoch = run.steps_per_epoch if interval == "step" else 1
-    return build_scheduler(name, run.optimizer, run.epochs * per_epoch, per_epoch, **args)
+    per_epoch = steps_per_epoch if interval == "step" else 1
+    return build_scheduler(name, optimizer, epochs * per_epoch, per_epoch, **args)
 
 
 def _try_out(name: str, args: dict[str, Any]) -> None:

@@ -344,8 +344,8 @@ def poisson_loader(
     )
 
 
-def private_loader(loader: Any, sampling: str) -> tuple[PrivateLoader, str | None]:
-    """The private loader for the loader passed to ``fit``, and a note for the user about it, or None.
+def private_loader(loader: Any, sampling: str) -> tuple[PrivateLoader, bool]:
+    """The private loader for the loader passed to ``fit``, and whether it was rebuilt.
 
     Args:
         loader: A ``PrivateLoader``, or a plain ``DataLoader`` (sequential, shuffled, or over the rows of a
@@ -362,7 +362,7 @@ def private_loader(loader: Any, sampling: str) -> tuple[PrivateLoader, str | Non
                 f"use DPModel(sampling={loader.sampling!r}) or a different loader"
             )
         require_each_row_once(loader.dataset)
-        return loader, None
+        return loader, False
     _require_plain(loader)
     dataset = drawn_from(loader)
     require_each_row_once(dataset)
@@ -375,7 +375,7 @@ def private_loader(loader: Any, sampling: str) -> tuple[PrivateLoader, str | Non
         pin_memory=loader.pin_memory,
         worker_options={name: getattr(loader, name) for name in WORKER_OPTIONS} if loader.num_workers else None,
     )
-    return rebuilt, f"the DataLoader was rebuilt; sampling is now: {rebuilt.make_sampler().describe()}"
+    return rebuilt, True
 
 
 def _length(dataset: Any) -> int:

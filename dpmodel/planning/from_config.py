@@ -43,7 +43,8 @@ def release_plan(config: Config, num_examples: int, noise_multiplier: float) -> 
         unit = ClippedUnit.of(batch_size, privacy.micro_batches)
     with locating_errors(config, "training.batch_size"):
         sampler = SAMPLERS.create(privacy.sampling, num_examples, batch_size, privacy.sampling_seed)
-    return ReleasePlan(noise, clip, unit, sampler)
+    with locating_errors(config, "privacy.noise"):
+        return ReleasePlan(noise, clip, unit, sampler)
 
 
 def with_noise_multiplier(config: Config, noise_multiplier: float) -> Config:

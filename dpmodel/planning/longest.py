@@ -79,8 +79,8 @@ def _surely_fits(plan: TrainingPlan, epochs: int, max_epsilon: float) -> bool:
         return False
     event, last, count = release.event(0), release.event(steps - 1), steps
     if isinstance(event, DisjointEvent) and isinstance(last, DisjointEvent):
-        # The steps of an epoch share no example: together they cost what one of them costs.
-        event, last, count = event.event, last.event, epochs
+        # The steps of an epoch or a round share no example: together they cost what one of them costs.
+        event, last, count = event.event, last.event, release.sampler.partitions(steps)
     if last != event:
         return False
     with locating_errors(plan.config, "privacy"):

@@ -34,6 +34,29 @@ def large_delta(delta: float, num_examples: int) -> str:
     )
 
 
+def require_combinable(noise: NoiseMechanism, clip: ClipMechanism, unit: ClippedUnit) -> None:
+    """Refuse clipping for which the cost of correlated noise is not proven.
+
+    Raises:
+        ValueError: The bound follows the norms, or groups of examples are clipped; names the pair and what fits.
+    """
+    if noise.bands == 1:
+        return
+    name = type(noise).__name__
+    if unit.grouped:
+        raise ValueError(
+            f"{name} with bands={noise.bands} does not go together with micro-batches of {unit.group_size}: its cost "
+            "is proven for examples that are clipped one by one. Use micro_batches=None, or independent noise "
+            "('Gaussian')"
+        )
+    if clip.event(0, unit) is not None:
+        raise ValueError(
+            f"{name} with bands={noise.bands} does not go together with adaptive clipping ({type(clip).__name__}): the "
+            "noise of a step is to cancel that of earlier steps, at the same bound. Use the clip mechanism 'Fixed', "
+            "'Automatic' or 'PerLayer', or independent noise ('Gaussian')"
+        )
+
+
 @dataclass(frozen=True)
 class ReleasePlan:
     """The mechanisms of a run and the event that each of its steps will record; needs neither data nor torch.
@@ -44,6 +67,9 @@ class ReleasePlan:
         unit: The clipped unit.
         sampler: Sampler of the rows.
         first_step: Step number (over the model's life) at which the sampler starts.
+
+    Raises:
+        ValueError: Correlated noise does not go together with the clipping or the sampling.
 
     Example:
         >>> from mechanisms import ClippedUnit, Fixed, Gaussian, PoissonSampler
@@ -57,6 +83,11 @@ class ReleasePlan:
     unit: ClippedUnit
     sampler: Sampler
     first_step: int = 0
+
+    def __post_init__(self) -> None:
+        require_combinable(self.noise, self.clip, self.unit)
+        if isinstance(self.noise.bands, int):
+            self.sampler.separate(self.noise.bands)
 
     def at(self, initial_noise_multiplier: float) -> ReleasePlan:
         """This plan with its noise re-scaled by ``NoiseMechanism.at``.

@@ -7,12 +7,16 @@ from typing import TYPE_CHECKING
 
 from mechanisms.adaptive_clipping import QuantileClip
 from mechanisms.clipping import ClipMechanism
+from mechanisms.correlated.samplers import CyclicPoissonSampler, FixedOrderSampler
 from mechanisms.noise import ScheduledGaussian
 from mechanisms.sampling import PoissonSampler, Sampler, ShuffleSampler
+from monitors.events import DisjointEvent, GaussianEvent
 from monitors.schedules import MOST_SEPARATE, is_monotone, stretches
 
 if TYPE_CHECKING:
     from mechanisms.noise import NoiseMechanism
+
+_KNOWN_SAMPLERS = (PoissonSampler, ShuffleSampler, CyclicPoissonSampler, FixedOrderSampler)
 
 #: Implementations of ``ClipMechanism.event`` that give the same event at every step.
 _SAME_EVENT = (ClipMechanism.event, QuantileClip.event)
@@ -26,16 +30,16 @@ def plan_stretches(
     Mechanisms whose events are not known to follow a monotone schedule have one stretch for each step.
     """
     known = is_steady(noise) and type(clip).event in _SAME_EVENT
-    if last - first <= MOST_SEPARATE or not known or type(sampler) not in (PoissonSampler, ShuffleSampler):
+    if last - first <= MOST_SEPARATE or not known or type(sampler) not in _KNOWN_SAMPLERS:
         yield from ((step, 1) for step in range(first, last))
         return
     schedule = noise.noise_multiplier
-    if type(sampler) is PoissonSampler:
+    if not isinstance(sampler.amplify(0, GaussianEvent(1.0)), DisjointEvent):
         yield from stretches(schedule, first, last)
         return
-    for begin in range(first, last, sampler.steps_per_epoch):
-        # only the most expensive step of a shuffled epoch counts
-        end = min(begin + sampler.steps_per_epoch, last) - 1
+    for begin in range(first, last, sampler.period):
+        # only the most expensive step of a round or an epoch counts
+        end = min(begin + sampler.period, last) - 1
         yield min(begin, end, key=schedule), end - begin + 1
 
 

@@ -3,18 +3,25 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
+from dpmodel.planning.bands import bands_table, best_bands
 from dpmodel.planning.noise_floor import HIGHEST_FIRST, require_noise_left
 from dpmodel.planning.release import ReleasePlan
+from dpmodel.planning.workload import training_workload
 from mechanisms.clipping import ClipMechanism, Fixed
+from mechanisms.correlated.workload import Workload
 from mechanisms.factory import NoiseMechanismsFactory
+from mechanisms.noise import AUTO
 from mechanisms.units import ClippedUnit
 from monitors import checks
 from monitors.errors import CalibrationError
 from monitors.ledger import Ledger
 
 if TYPE_CHECKING:
+    from torch.optim import Optimizer
+
     from mechanisms.noise import NoiseMechanism
     from monitors.accountant import Accountant
 
@@ -32,6 +39,8 @@ def noise_for_epsilon(
     sampling: str = "poisson",
     accountant: str | Accountant = "rdp",
     spent: Ledger | None = None,
+    optimizer: Optimizer | None = None,
+    callbacks: Iterable[Any] = (),
     **options: Any,
 ) -> NoiseMechanism:
     """The noise mechanism with the smallest initial multiplier that keeps ``fit(loader, epochs)`` within the target.
@@ -48,9 +57,12 @@ def noise_for_epsilon(
         clip_mech: Adaptive clipping spends a part of the target; default ``Fixed``. It is not changed.
         norm_bound: Initial L2 norm bound.
         micro_batches: Groups per batch; one example then counts twice.
-        sampling: ``"poisson"`` or ``"shuffle"``.
+        sampling: ``"poisson"``, ``"shuffle"``, ``"cyclic_poisson"`` or ``"fixed_order"``.
         accountant: The accountant that epsilon will be stated with.
         spent: What earlier trainings on these data released; the target then covers all of them together.
+        optimizer: For ``bands="auto"``: the optimizer of the training, whose momentum and rates decide. Default: the
+            sums of the gradients count.
+        callbacks: For ``bands="auto"``: a ``LearningRateScheduler`` among them sets the rates.
         **options: Further arguments of the mechanism, such as ``decay_policy``; the schedule keeps its shape.
 
     Raises:
@@ -78,8 +90,28 @@ def noise_for_epsilon(
     private, _ = private_loader(loader, sampling)
     before = spent if spent is not None else Ledger()
     mechanism, steps = NoiseMechanismsFactory.create(noise, **options), epochs * private.steps_per_epoch
-    sampler = private.make_sampler(first_partition=before.next_partition)
-    plan = ReleasePlan(mechanism, clip, ClippedUnit.of(private.batch_size, micro_batches), sampler)
+    unit = ClippedUnit.of(private.batch_size, micro_batches)
+
+    def plan_with(noise: NoiseMechanism) -> ReleasePlan:
+        sampler = private.make_sampler(first_partition=before.next_partition)
+        return ReleasePlan(noise, clip, unit, sampler)
+
+    if mechanism.bands == AUTO:
+        workload = (
+            Workload.of_prefix_sums(steps)
+            if optimizer is None
+            else training_workload(optimizer, callbacks, epochs, private.steps_per_epoch)
+        )
+        rows = bands_table(
+            lambda bands: plan_with(NoiseMechanismsFactory.create(noise, **options | {"bands": bands})),
+            workload,
+            target_epsilon,
+            delta,
+            accountant,
+            before,
+        )
+        mechanism = NoiseMechanismsFactory.create(noise, **options | {"bands": best_bands(rows).bands})
+    plan = plan_with(mechanism)
     try:
         return mechanism.at(plan.multiplier_for(target_epsilon, delta, steps, accountant, before))
     except CalibrationError:

@@ -7,10 +7,12 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from dpmodel.config.faults import locating_errors
+from dpmodel.planning.bands import best_bands, configured_bands, with_bands
 from dpmodel.planning.count_noise import count_remedy
 from dpmodel.planning.from_config import release_plan, with_noise_multiplier
 from dpmodel.planning.noise_floor import HIGHEST_FIRST, require_noise_left
 from dpmodel.runs.report.subject import ReportSubject
+from mechanisms.noise import AUTO
 from monitors.errors import CalibrationError, ConfigError
 from monitors.ledger import Ledger
 from monitors.spent import PrivacySpent, privacy_spent
@@ -132,6 +134,10 @@ def plan_training(config: Config, num_examples: int | None = None) -> TrainingPl
     privacy = config.privacy
     target, stated = privacy.target_epsilon, privacy.noise_multiplier
     plan = TrainingPlan(config, release_plan(config, size, HIGHEST_FIRST if stated is None else stated))
+    if plan.release.noise.bands == AUTO:
+        with locating_errors(config, "privacy.noise"):
+            config = with_bands(config, best_bands(configured_bands(plan)).bands)
+        plan = TrainingPlan(config, release_plan(config, size, plan.noise_multiplier))
     noise = plan.release.noise
     with locating_errors(
         config, "privacy.noise" if noise.noise_decay_rate is None else "privacy.noise.noise_decay_rate"

@@ -38,6 +38,7 @@ def require_sound_mechanisms(plan: ReleasePlan, steps: range, sampling: str, lay
 
     def fresh(num_examples: int, batch_size: int, first_partition: int) -> Sampler:
         sampler: Sampler = SAMPLERS.create(sampling, num_examples, batch_size, None, first_partition)
+        sampler.separate(plan.sampler.bands)
         return sampler
 
     like = layout.zeros(1).expand(layout.size)

@@ -149,7 +149,7 @@ def require_whole_schedule(scheduler: LRScheduler, steps: int, unit: str) -> Non
             ...
         monitors.errors.ConfigError: OneCycleLR ends before the training: it fails at step 9 of 16 (...
     """
-    trial, name = _on_stand_in(scheduler), type(scheduler).__name__
+    trial, name = on_stand_in(scheduler), type(scheduler).__name__
     if trial is None:
         return
     started = time.perf_counter()
@@ -196,7 +196,7 @@ def _settings(optimizer: Optimizer) -> str:
     return f" with {', '.join(f'{name}=True' for name in sorted(switched))}" if switched else ""
 
 
-def _on_stand_in(scheduler: LRScheduler) -> LRScheduler | None:
+def on_stand_in(scheduler: LRScheduler) -> LRScheduler | None:
     """A copy of the scheduler on a stand-in optimizer; None if it cannot be copied."""
     optimizer = scheduler.optimizer
     groups = [{**group, "params": [nn.Parameter(torch.zeros(1))]} for group in optimizer.param_groups]

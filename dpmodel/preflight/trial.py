@@ -54,6 +54,7 @@ class Trial:
 
     Attributes:
         loader: The private loader.
+        rebuilt: Whether it was made of a ``DataLoader``.
         run: The run.
         tried: The first ``TRIED`` examples.
         outputs: The network's outputs for them.
@@ -68,6 +69,7 @@ class Trial:
     valid_loader: Any
     begin: Callable[[PrivateLoader], Run]
     loader: PrivateLoader = field(init=False)
+    rebuilt: bool = field(default=False, init=False)
     run: Run = field(init=False)
     tried: Batch = field(init=False)
     outputs: Any = field(init=False)
@@ -128,8 +130,7 @@ def arguments(trial: Trial) -> None:
 
 def loader(trial: Trial) -> None:
     """The loader has a privacy statement; a ``DataLoader`` is rebuilt."""
-    trial.loader, rebuilt = private_loader(trial.given, trial.model.sampling)
-    trial.say(rebuilt)
+    trial.loader, trial.rebuilt = private_loader(trial.given, trial.model.sampling)
 
 
 def validation_data(trial: Trial) -> None:
@@ -157,6 +158,8 @@ def modes(trial: Trial) -> None:
 def run(trial: Trial) -> None:
     """The training can be planned, stated together with the ledger, and resumed."""
     trial.run = trial.begin(trial.loader)
+    if trial.rebuilt:
+        trial.say(f"the DataLoader was rebuilt; sampling is now: {trial.run.plan.sampler.describe()}")
     trial.run.has_validation = trial.valid_loader is not None
 
 

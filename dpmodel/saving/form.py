@@ -88,14 +88,16 @@ def require_charged(state: TrainingState, run: Run) -> None:
         if isinstance(event, DisjointEvent):
             charged[event.partition] = charged.get(event.partition, 0) + count
     used = {event.partition for event, _ in state.ledger if isinstance(event, DisjointEvent)}
-    for epoch in range(run.epochs):
-        event = run.event(run.first_step + epoch * run.steps_per_epoch)
+    sampler, planned = run.plan.sampler, run.planned_steps - run.first_step
+    for number in range(sampler.partitions(planned)):
+        begin = number * sampler.period
+        event = run.event(run.first_step + begin)
         if not isinstance(event, DisjointEvent):
             return
-        steps = min(max(done - epoch * run.steps_per_epoch, 0), run.steps_per_epoch)
+        steps = min(max(done - begin, 0), sampler.period)
         if charged.get(event.partition, 0) < steps or (not steps and event.partition in used):
             raise CheckpointError(
-                f"{state.path} states {done} steps, but its ledger does not charge those of epoch {epoch + 1} as "
+                f"{state.path} states {done} steps, but its ledger does not charge those from step {begin} on as "
                 f"partition {event.partition} of the data"
             )
 

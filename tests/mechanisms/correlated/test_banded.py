@@ -1,0 +1,139 @@
+import copy
+import os
+import pickle
+
+import numpy as np
+import pytest
+import torch
+from scipy.linalg import toeplitz
+from scipy.stats import chi2
+
+from mechanisms import ClippedUnit, Gaussian, NoiseMechanismsFactory
+from mechanisms.correlated.banded import MOST_BANDS, BandedMF
+from mechanisms.correlated.workload import Workload
+from mechanisms.engines.base import ClippedSum
+from mechanisms.noise_check import require_sound_noise
+from monitors import GaussianEvent
+from monitors.errors import UnprotectedUpdateError
+
+WORKLOAD = Workload.of_last_iterate(np.linspace(1, 0, 60, endpoint=False), momentum=0.9)
+
+
+def prepared(bands, **options):
+    return NoiseMechanismsFactory.create("BandedMF", bands=bands, **options).prepared(WORKLOAD)
+
+
+def release(noise, step, size=50, bound=1.0, value=0.0):
+    summed = ClippedSum(torch.full((size,), value), torch.zeros(0, 1), bound, bound, 0.0, 0)
+    return noise.add(summed, step).double().numpy()
+
+
+def drawn(noise, steps, size, bound=1.0):
+    return np.stack([release(noise, step, size, bound) for step in range(steps)])
+
+
+def test_one_band_is_gaussian_noise_bit_for_bit():
+    one, other = prepared(1, seed=5, initial_noise_multiplier=1.3), Gaussian(seed=5, initial_noise_multiplier=1.3)
+    for step in range(3):
+        assert np.array_equal(release(one, step, bound=0.7, value=2.0), release(other, step, bound=0.7, value=2.0))
+    assert one.event(0) == other.event(0)
+
+
+@pytest.mark.parametrize("bands", [2, 3, 8])
+def test_c_times_the_noise_is_white_with_exactly_the_stated_scale(bands):
+    steps, size, sigma, bound = 20, 20_000, 1.7, 0.4
+    noise = drawn(prepared(bands, initial_noise_multiplier=sigma), steps, size, bound)
+    coefficients = prepared(bands).coefficients
+    white = toeplitz(np.r_[coefficients, np.zeros(steps - bands)], np.zeros(steps)) @ noise / (sigma * bound)
+    covariance = white @ white.T / size
+    # each diagonal entry is chi-squared, two-sided; each other one is normal
+    low, high = chi2.ppf([1e-7, 1 - 1e-7], size) / size
+    assert (np.diag(covariance) > low).all()
+    assert (np.diag(covariance) < high).all()
+    assert np.abs(covariance - np.diag(np.diag(covariance))).max() < 6 / np.sqrt(size)
+    assert np.linalg.norm(coefficients) == pytest.approx(1.0)
+
+
+def test_the_last_weights_contain_the_stated_share_of_noise():
+    size, weights = 20_000, WORKLOAD.signal[::-1]
+    stated = prepared(8).error(WORKLOAD) * np.linalg.norm(weights)
+    found = np.std(weights @ drawn(prepared(8), 60, size))
+    assert found == pytest.approx(stated, rel=0.03)
+    assert prepared(8).error(WORKLOAD) < 0.5
+
+
+@pytest.mark.parametrize("bands", [1, 2, 8])
+def test_the_trial_before_training_accepts_it(bands):
+    assert require_sound_noise(prepared(bands), ClippedUnit(1, 8), range(40)) == ()
+
+
+def test_the_trial_refuses_noise_that_is_not_what_c_makes_white():
+    class Weak(BandedMF):
+        def add(self, summed, step):
+            noisy = super().add(summed, step)
+            return noisy.mul_(0.97)
+
+    class Independent(BandedMF):
+        def add(self, summed, step):
+            return self.generator.add_normal_(summed.flat_grad, self.schedule(step) * summed.norm_bound)
+
+    for kind in (Weak, Independent):
+        with pytest.raises(UnprotectedUpdateError):
+            require_sound_noise(kind(bands=4).prepared(WORKLOAD), ClippedUnit(1, 8), range(40))
+
+
+def test_each_training_begins_without_the_noise_of_another():
+    noise = NoiseMechanismsFactory.create("BandedMF", bands=4, seed=3)
+    first = noise.prepared(WORKLOAD)
+    drawn(first, 5, 10)
+    second = first.prepared(WORKLOAD)
+    assert second._recent is None
+    assert first._recent is not None
+
+
+def test_recent_noise_is_never_copied_or_pickled():
+    noise = prepared(4)
+    drawn(noise, 5, 10)
+    for twin in (copy.deepcopy(noise), pickle.loads(pickle.dumps(noise))):
+        assert twin._recent is None
+        assert twin.coefficients.tolist() == noise.coefficients.tolist()
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_a_forked_child_does_not_continue_with_the_noise_of_its_parent():
+    noise = prepared(4)
+    drawn(noise, 5, 10)
+    read, write = os.pipe()
+    child = os.fork()
+    if not child:
+        release(noise, 5, 10)
+        os.write(write, bytes([noise._taken]))
+        os._exit(0)
+    os.waitpid(child, 0)
+    assert os.read(read, 1) == b"\x01"
+    os.close(read)
+    os.close(write)
+
+
+def test_its_event_is_that_of_independent_noise():
+    assert prepared(8, initial_noise_multiplier=1.5).event(7) == GaussianEvent(1.5)
+    assert prepared(8).at(2.0).event(0) == GaussianEvent(2.0)
+    assert prepared(8).at(2.0).bands == 8
+
+
+def test_a_mechanism_that_is_not_prepared_draws_nothing():
+    with pytest.raises(RuntimeError, match="call prepared"):
+        release(NoiseMechanismsFactory.create("BandedMF", bands=4), 0)
+    with pytest.raises(ValueError, match="chosen by a plan"):
+        NoiseMechanismsFactory.create("BandedMF", bands="auto").prepared(WORKLOAD)
+
+
+@pytest.mark.parametrize("bands", [0, -1, 1.5, MOST_BANDS + 1, "many", None, True])
+def test_a_wrong_number_of_bands_is_refused(bands):
+    with pytest.raises((ValueError, TypeError), match="bands"):
+        NoiseMechanismsFactory.create("BandedMF", bands=bands)
+
+
+def test_a_decay_is_refused():
+    with pytest.raises(ValueError, match="no meaning for noise mechanism 'BandedMF'"):
+        NoiseMechanismsFactory.create("BandedMF", bands=2, noise_decay_rate=0.1)
