@@ -14,9 +14,7 @@ from monitors.registry import Registry
 from monitors.schedules import DECAYS, Schedule, constant
 
 if TYPE_CHECKING:
-    import numpy as np
     import torch
-    from numpy.typing import NDArray
 
     from mechanisms.correlated.workload import Workload
     from mechanisms.engines.base import ClippedSum

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from dpmodel.budget.scenarios import Scenario, figures_of, scenarios
 from dpmodel.config.schema import Config
+from dpmodel.planning.bands import BandsRow, configured_bands
 from dpmodel.planning.longest import longest_training
 from dpmodel.planning.training_plan import TrainingPlan, plan_training
+from mechanisms.correlated.banded import BandedMF
 from monitors import checks
 from monitors.accountant import ACCOUNTANTS
 from monitors.calibration import SMALLEST_MULTIPLIER
@@ -28,12 +30,14 @@ class BudgetAnswer:
         plan: The plan, with multiplier and epochs solved.
         figures: Epsilon by accountant, at least one; the reason if an accountant cannot state one.
         scenarios: The same noise under different sampling and clipping rules.
+        bands: For correlated noise: what each number of bands needs at the same epsilon.
     """
 
     asked: str
     plan: TrainingPlan
     figures: dict[str, float | str]
     scenarios: tuple[Scenario, ...]
+    bands: tuple[BandsRow, ...] = ()
 
     @property
     def epsilon(self) -> float:
@@ -69,6 +73,7 @@ class BudgetAnswer:
             "epsilon_by_accountant": {name: json_number(value) for name, value in self.figures.items()},
             "notes": list(self.notes),
             "side_by_side": [scenario.to_dict() for scenario in self.scenarios],
+            "bands": [asdict(row) for row in self.bands],
         }
 
 
@@ -112,7 +117,8 @@ def answer_budget(
     figures = figures_of(plan.summary(), plan.config.privacy.delta, chosen)
     if not any(isinstance(value, float) for value in figures.values()):
         raise ConfigError(f"{config.where('privacy.accountant')}: {'; '.join(map(str, figures.values()))}")
-    return BudgetAnswer(asked, plan, figures, scenarios(plan, chosen, figures, tuning_runs))
+    bands = tuple(configured_bands(plan)) if isinstance(plan.release.noise, BandedMF) else ()
+    return BudgetAnswer(asked, plan, figures, scenarios(plan, chosen, figures, tuning_runs), bands)
 
 
 def known_accountants(name: str) -> tuple[str, ...]:

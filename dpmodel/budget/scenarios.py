@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from dpmodel.planning.training_plan import TrainingPlan
+from mechanisms.noise import Gaussian
 from mechanisms.sampling import SAMPLERS
 from mechanisms.units import ClippedUnit
 from monitors.errors import UnsupportedEventError
@@ -169,7 +170,9 @@ def _sampled_figures(
 def _ledger(plan: TrainingPlan, sampling: str, micro_batches: int | None) -> Ledger:
     release, batch_size = plan.release, plan.config.training.batch_size
     sampler = SAMPLERS.create(sampling, release.sampler.num_examples, batch_size)
-    return replace(release, unit=ClippedUnit.of(batch_size, micro_batches), sampler=sampler).summary(plan.steps)
+    unit = ClippedUnit.of(batch_size, micro_batches)
+    noise = release.noise if release.noise.bands == 1 else Gaussian(initial_noise_multiplier=plan.noise_multiplier)
+    return replace(release, noise=noise, unit=unit, sampler=sampler).summary(plan.steps)
 
 
 def _halves(batch_size: int) -> int | None:

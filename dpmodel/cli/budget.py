@@ -29,6 +29,9 @@ EXAMPLES = """
   # The most epochs that fit the budget
   dpmodel budget -n 60000 -b 256 --noise-multiplier 1.5 --max-epsilon 3
 
+  # How many steps correlated noise should span
+  dpmodel budget -n 60000 -b 512 -e 10 --target-epsilon 3 --bands auto
+
   # What it costs to publish the best of ten trainings
   dpmodel budget -n 60000 -b 512 -e 10 --noise-multiplier 2 --tuning-runs 10
 
@@ -49,17 +52,19 @@ _PLACES = {
     "sampling": ("privacy", "sampling"),
     "micro_batches": ("privacy", "micro_batches"),
     "noise": ("privacy", "noise", "name"),
+    "bands": ("privacy", "noise", "bands"),
     "decay_policy": ("privacy", "noise", "decay_policy"),
     "decay_rate": ("privacy", "noise", "noise_decay_rate"),
     "clip": ("privacy", "clip", "name"),
     "fraction_stddev": ("privacy", "clip", "fraction_stddev"),
 }
 
-#: Option -> the option and value it implies when that option is not given.
+#: Option -> the options and values it implies when they are not given.
 _IMPLIES = {
-    "decay_policy": ("noise", "AdaGaussian"),
-    "decay_rate": ("noise", "AdaGaussian"),
-    "fraction_stddev": ("clip", "Gaussian"),
+    "bands": {"noise": "BandedMF", "sampling": "cyclic_poisson"},
+    "decay_policy": {"noise": "AdaGaussian"},
+    "decay_rate": {"noise": "AdaGaussian"},
+    "fraction_stddev": {"clip": "Gaussian"},
 }
 
 #: Options that exclude each other: the one on the command line replaces the other one in the file.
@@ -97,11 +102,17 @@ def budget(
     ] = None,
     delta: Annotated[float | None, typer.Option(help=r"Delta \[default: 1e-5]")] = None,
     accountant: Annotated[str | None, typer.Option(help=r"rdp, pld, zcdp, or all \[default: rdp]")] = None,
-    sampling: Annotated[str | None, typer.Option(help=r"poisson or shuffle \[default: poisson]")] = None,
+    sampling: Annotated[
+        str | None, typer.Option(help=r"poisson, shuffle, cyclic_poisson or fixed_order \[default: poisson]")
+    ] = None,
     micro_batches: Annotated[
         int | None, typer.Option(help=r"Clip this many groups per batch \[default: clip each example]")
     ] = None,
     noise: Annotated[str | None, typer.Option(help=r"Noise mechanism \[default: Gaussian]")] = None,
+    bands: Annotated[
+        str | None,
+        typer.Option(help="Correlate the noise over this many steps, or auto (implies BandedMF, cyclic_poisson)."),
+    ] = None,
     decay_policy: Annotated[
         str | None, typer.Option(help="How the noise decays: Time, Step or Exp (implies AdaGaussian).")
     ] = None,
@@ -130,6 +141,8 @@ def budget(
     accounting rules and says what each of them assumes.
     """
     given = {name: value for name, value in locals().items() if name in _PLACES and value is not None}
+    if bands is not None and bands.isdigit():
+        given["bands"] = int(bands)
     from dpmodel.budget.answer import answer_budget, known_accountants
 
     _refuse_two_lengths(epochs, max_epsilon)
@@ -184,7 +197,8 @@ def _refuse_two_lengths(epochs: int | None, max_epsilon: float | None) -> None:
 
 
 def _implied(given: dict[str, Any]) -> dict[str, Any]:
-    return {other: value for name, (other, value) in _IMPLIES.items() if name in given and other not in given}
+    implied = [implied for name, implied in _IMPLIES.items() if name in given]
+    return {other: value for options in implied for other, value in options.items() if other not in given}
 
 
 def _require(
@@ -215,6 +229,8 @@ def _show(answer: BudgetAnswer, plot: Path | None) -> None:
         console.print(table, highlight=False)
     else:
         console.print(_one_below_the_other(answer), highlight=False, markup=False)
+    if answer.bands:
+        console.print(_bands(answer), highlight=False)
     if plot is not None:
         console.print(f"figure: {plot}", highlight=False, markup=False, soft_wrap=True)
 
@@ -233,6 +249,23 @@ def _side_by_side(answer: BudgetAnswer) -> Table:
         name = f"{scenario.name} (configured)" if scenario.configured else scenario.name
         rule = Text(name, style="bold" if scenario.configured else "").append(f"\n{scenario.assumes}", style="dim")
         table.add_row(rule, *_cells(scenario, accountants))
+    return table
+
+
+def _bands(answer: BudgetAnswer) -> Table:
+    """What each number of bands needs; the numbers fit any terminal."""
+    from rich import box
+    from rich.table import Table
+
+    table = Table(box=box.SIMPLE_HEAD, title="bands of correlated noise at equal epsilon", title_justify="left")
+    for heading in ("bands", "noise multiplier", "noise in the last weights"):
+        table.add_column(heading, justify="right")
+    for row in answer.bands:
+        chosen = row.bands == answer.plan.release.noise.bands
+        style = "bold" if chosen else None
+        table.add_row(
+            f"{'> ' if chosen else ''}{row.bands}", f"{row.noise_multiplier:.4g}", f"{row.noise:.3f}", style=style
+        )
     return table
 
 

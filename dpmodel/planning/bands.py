@@ -107,7 +107,7 @@ def configured_bands(plan: TrainingPlan, target_epsilon: float | None = None) ->
 
     Args:
         plan: A plan whose noise mechanism takes ``bands``.
-        target_epsilon: Default: that of the configuration or, if it states a multiplier, the epsilon of 1 band.
+        target_epsilon: Default: that of the plan or, if it states a multiplier, the epsilon of 1 band.
     """
     from dpmodel.planning.from_config import release_plan
     from dpmodel.planning.workload import configured_workload
@@ -117,7 +117,7 @@ def configured_bands(plan: TrainingPlan, target_epsilon: float | None = None) ->
     def plan_of(bands: int) -> ReleasePlan:
         return release_plan(with_bands(config, bands), size, plan.noise_multiplier)
 
-    target = target_epsilon or privacy.target_epsilon
+    target = target_epsilon or plan.target_epsilon or privacy.target_epsilon
     if target is None:
         target = target_of_one_band(plan_of, plan.steps, privacy.delta, privacy.accountant)
     workload = configured_workload(config, plan.steps_per_epoch)

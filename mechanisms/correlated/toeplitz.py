@@ -63,9 +63,9 @@ def optimal_coefficients(bands: int, workload: Workload) -> Floats:
     if bands == 1:
         return start
     found = minimize(
-        lambda tail: _log_error_and_gradient(tail, workload),
+        lambda tail: _log_error_and_gradient(tail, workload)[0],
         start[1:] / start[0],
-        jac=True,
+        jac=lambda tail: _log_error_and_gradient(tail, workload)[1],
         bounds=[(0.0, _LARGEST)] * (bands - 1),
         method="L-BFGS-B",
         options={"maxiter": 200},

@@ -1,0 +1,195 @@
+"""Laws of correlated noise: its cost holds for every participation pattern, is planned, and survives kills."""
+
+import contextlib
+import itertools
+from collections import defaultdict
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.linalg import toeplitz
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
+
+from dpmodel import DPModel, NoiseMechanismsFactory
+from dpmodel.callbacks.base import Callback
+from dpmodel.planning.release import ReleasePlan
+from dpmodel.saving.keeper import StateKeeper
+from mechanisms import Fixed
+from mechanisms.correlated.samplers import CyclicPoissonSampler, FixedOrderSampler
+from mechanisms.correlated.toeplitz import optimal_coefficients
+from mechanisms.correlated.workload import Workload
+from mechanisms.engines import ENGINES, Batch
+from mechanisms.sampling import SAMPLERS
+from mechanisms.units import ClippedUnit
+from monitors import Ledger, relation_of
+from monitors.events import CorrelatedEvent
+from monitors.relation import ADD_OR_REMOVE, ZERO_OUT
+
+SAMPLINGS = ("cyclic_poisson", "fixed_order")
+BOUND = 0.7
+
+
+def c_matrix(bands, steps):
+    workload = Workload.of_last_iterate(np.linspace(1, 0, steps, endpoint=False), momentum=0.9)
+    column = np.zeros(max(steps, bands))
+    column[:bands] = optimal_coefficients(bands, workload)
+    return toeplitz(column[:steps], np.zeros(steps))
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    bands=st.integers(1, 9), steps=st.integers(1, 40), gaps=st.lists(st.integers(0, 12), max_size=40), data=st.data()
+)
+def test_participations_that_far_apart_cost_what_independent_noise_would(bands, steps, gaps, data):
+    # one example, with any gradients within the bound and any pattern that the samplings allow, stopped at any step
+    matrix, at, pattern = c_matrix(bands, steps), data.draw(st.integers(0, bands - 1)), []
+    for gap in [0, *gaps]:
+        at += gap if not pattern else bands + gap
+        if at >= steps:
+            break
+        pattern.append(at)
+    lengths = data.draw(st.lists(st.floats(0, 1), min_size=len(pattern), max_size=len(pattern)))
+    directions = np.random.default_rng(0).normal(size=(len(pattern), 3))
+    moved = np.zeros((steps, 3))
+    for step, length, direction in zip(pattern, lengths, directions, strict=True):
+        moved[step] = length * BOUND * direction / np.linalg.norm(direction)
+    seen = matrix @ moved
+    assert np.linalg.norm(seen) <= BOUND * np.sqrt(len(pattern)) * (1 + 1e-9)
+    # the rows that one participation moves are moved by no other
+    for one, other in itertools.pairwise(pattern):
+        assert not (matrix[:, one] * matrix[:, other]).any()
+    # the bound is reached where the noise of later steps still follows
+    if pattern and steps >= bands:
+        whole = np.zeros(steps)
+        whole[0] = BOUND
+        assert np.linalg.norm(matrix @ whole) == pytest.approx(BOUND)
+
+
+@pytest.mark.parametrize("make", [CyclicPoissonSampler, FixedOrderSampler])
+@pytest.mark.parametrize("engine", ["loop", "bookkeeping"])
+def test_no_neighbour_moves_the_sums_of_a_training_by_more_than_its_rounds_allow(make, engine):
+    torch.manual_seed(0)
+    bands, steps, n = 3, 24, 60
+    network, loss, clip = nn.Linear(4, 2), nn.CrossEntropyLoss(), Fixed()
+    clip.start(BOUND)
+    x, y = torch.randn(n, 4) * 5, torch.randint(0, 2, (n,))
+    engine = ENGINES.create(engine, ClippedUnit(1, 6), None)
+    sampler = make(n, 6)
+    sampler.separate(bands)
+    batches = [torch.from_numpy(sampler.rows(step)) for step in range(steps)]
+    matrix, reached = c_matrix(bands, steps), 0.0
+    for example in range(0, n, 13):
+        moved = np.zeros((steps, 10))
+        for step, rows in enumerate(batches):
+            with_it, without = (
+                engine.clipped_sum(network, loss, Batch(x[part], y[part]), clip).flat_grad.clone()
+                for part in (rows, rows[rows != example])
+            )
+            moved[step] = (with_it - without).double().numpy()
+        drawn = sum(bool((rows == example).any()) for rows in batches)
+        assert np.linalg.norm(matrix @ moved) <= BOUND * np.sqrt(drawn) * (1 + 1e-4)
+        assert drawn <= -(-steps // sampler.period)
+        reached = max(reached, np.linalg.norm(matrix @ moved) / (BOUND * np.sqrt(max(drawn, 1))))
+    assert reached > 0.9
+
+
+def build(sampling, bands, *, sigma=1.2, seed=0, network=None):
+    network = network or nn.Linear(2, 2)
+    return DPModel(
+        network,
+        nn.CrossEntropyLoss(),
+        torch.optim.SGD(network.parameters(), lr=0.1, momentum=0.9),
+        noise_mech=NoiseMechanismsFactory.create("BandedMF", initial_noise_multiplier=sigma, bands=bands, seed=seed),
+        sampling=sampling,
+        engine="loop",
+    )
+
+
+def loader(n=40, batch=4):
+    return DataLoader(TensorDataset(torch.randn(n, 2), torch.randint(0, 2, (n,))), batch_size=batch)
+
+
+@pytest.mark.parametrize("sampling", SAMPLINGS)
+@pytest.mark.parametrize("bands", [2, 3])
+def test_the_planned_ledger_is_the_trained_ledger(sampling, bands):
+    model, planned = build(sampling, bands), Ledger()
+    for epochs in (2, 1):
+        model.fit(loader(), epochs=epochs)
+        sampler = SAMPLERS.create(sampling, 40, 4)
+        noise = NoiseMechanismsFactory.create("BandedMF", initial_noise_multiplier=1.2, bands=bands)
+        plan = ReleasePlan(noise, Fixed(), ClippedUnit(1, 4), sampler)
+        assert plan.at(3.0).at(1.2).ledger(10 * epochs) == plan.ledger(10 * epochs)
+        planned.extend(plan.ledger(10 * epochs))
+    assert model.ledger == planned
+    assert relation_of(model.ledger) == (ADD_OR_REMOVE if sampling == "cyclic_poisson" else ZERO_OUT)
+
+
+class PowerCut(Callback):
+    """Ends the process after a step."""
+
+    def __init__(self, step):
+        self.step = step
+
+    def on_train_step_end(self, run):
+        if run.step == self.step:
+            raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("sampling", SAMPLINGS)
+@settings(max_examples=3, deadline=None)
+@given(every=st.integers(1, 7), breaks=st.lists(st.integers(1, 29), min_size=1, max_size=3))
+def test_over_any_kills_an_example_is_released_in_no_more_steps_than_there_are_partitions(
+    sampling, every, breaks, tmp_path_factory
+):
+    folder, released = tmp_path_factory.mktemp("run"), defaultdict(int)
+    torch.manual_seed(0)
+    data = loader()
+
+    def train(stop, number):
+        torch.manual_seed(0)
+        model, used = build(sampling, 3), []
+
+        class Witness(Callback):
+            """Counts the rows of each step that was released."""
+
+            def on_train_begin(self, run):
+                draw = run.plan.sampler.rows
+                run.plan.sampler.rows = lambda step: used.append(draw(step)) or used[-1]
+
+            def on_train_step_end(self, run):
+                for row in used[-1]:
+                    released[int(row)] += 1
+
+        keeper = StateKeeper(folder, every, resume=number > 0)
+        with contextlib.suppress(KeyboardInterrupt):
+            model.fit(data, epochs=3, keeper=keeper, callbacks=[Witness(), *([PowerCut(stop)] if stop else [])])
+        return model
+
+    for number, stop in enumerate(breaks):
+        train(stop, number)
+    model = train(None, len(breaks))
+    partitions = {event.partition for event, _ in model.ledger if isinstance(event, CorrelatedEvent)}
+    assert model.steps_done == 30
+    assert max(released.values()) <= len(partitions)
+    assert len(partitions) >= (10 if sampling == "cyclic_poisson" else 3)
+
+
+def test_one_band_trains_like_gaussian_noise_bit_for_bit():
+    weights = []
+    for name, options in (("BandedMF", {"bands": 1}), ("Gaussian", {})):
+        torch.manual_seed(0)
+        network = nn.Linear(2, 2)
+        model = DPModel(
+            network,
+            nn.CrossEntropyLoss(),
+            torch.optim.SGD(network.parameters(), lr=0.1),
+            noise_mech=NoiseMechanismsFactory.create(name, initial_noise_multiplier=1.2, seed=4, **options),
+            sampling="cyclic_poisson",
+            seed=7,
+        )
+        model.fit(loader(), epochs=1)
+        weights.append(torch.cat([value.detach().flatten() for value in network.parameters()]))
+    assert torch.equal(*weights)
