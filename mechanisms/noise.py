@@ -16,10 +16,8 @@ from monitors.schedules import DECAYS, Schedule, constant
 if TYPE_CHECKING:
     import torch
 
-    from mechanisms.correlated.workload import Workload
+    from mechanisms.correlated.workload import Floats, Workload
     from mechanisms.engines.base import ClippedSum
-
-    Floats = NDArray[np.floating]
 
 NOISE: Registry[type[NoiseMechanism]] = Registry("noise mechanism")
 

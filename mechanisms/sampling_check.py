@@ -196,10 +196,11 @@ class _Trial:
                 rows.append(self._rows(sampler, step))
                 self._require_apart(rows[-1], step, last, sampler.bands)
             claim = min(claims, key=lambda claim: claim.rate)
-            if len({claim.partition for claim in claims}) > 1 or not 0 <= claim.partition - _FIRST_PARTITION < most:
+            stated = {-1 if claim.partition is None else claim.partition for claim in claims}
+            if len(stated) > 1 or not 0 <= min(stated) - _FIRST_PARTITION < most:
                 raise self._refusal(
-                    f"the steps {begin} to {step} state the partitions {sorted(claim.partition for claim in claims)}, "
-                    f"but each round is one partition, from {_FIRST_PARTITION} to {_FIRST_PARTITION + most - 1}",
+                    f"the steps {begin} to {step} state the partitions {sorted(stated)}, but each round is one "
+                    f"partition, from {_FIRST_PARTITION} to {_FIRST_PARTITION + most - 1}",
                     "Number rounds from first_partition on",
                 )
             drawn.rows.append(np.sort(np.concatenate(rows)))

@@ -12,7 +12,7 @@ run's report says otherwise.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -286,6 +286,14 @@ def parts_of(event: PrivacyEvent) -> tuple[PrivacyEvent, ...]:
         candidates = value if isinstance(value, tuple) else (value,)
         found.extend(part for part in candidates if isinstance(part, PrivacyEvent))
     return tuple(found)
+
+
+def reasons_of(event: PrivacyEvent) -> Iterator[str]:
+    """The reasons of all violations in ``event``."""
+    if isinstance(event, ViolationEvent):
+        yield event.reason
+    for part in parts_of(event):
+        yield from reasons_of(part)
 
 
 def holds_partition(event: PrivacyEvent) -> bool:

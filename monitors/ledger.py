@@ -16,7 +16,7 @@ from typing import Any
 from monitors import checks
 from monitors.atomic import write_atomically
 from monitors.errors import UnsupportedEventError
-from monitors.events import DisjointEvent, PrivacyEvent, ViolationEvent, event_from_dict, parts_of
+from monitors.events import DisjointEvent, PrivacyEvent, ViolationEvent, event_from_dict, reasons_of
 from monitors.journal import JOURNAL_NAME, ReleaseJournal
 from monitors.untrusted import MAX_LEDGER_BYTES, parse_json, read_text
 
@@ -51,6 +51,8 @@ class Ledger:
         self._lost: list[bool] = []
         self._notes: list[str] = []
         self._reserved = 0
+        self._violations: dict[str, None] = {}  # in the first ``_searched`` rows
+        self._searched = 0
         self._listeners: list[Callable[[PrivacyEvent, int], None]] = []
         for text in notes:
             self.add_note(text)
@@ -111,7 +113,11 @@ class Ledger:
             >>> ledger.violations, ledger.head(8).violations
             (('the weights were overwritten',), ())
         """
-        return tuple(dict.fromkeys(reason for event, _ in self._rows for reason in _reasons(event)))
+        # Monitors ask after each step: read only the rows that were added since.
+        for event, _ in self._rows[self._searched :]:
+            self._violations.update(dict.fromkeys(reasons_of(event)))
+        self._searched = len(self._rows)
+        return tuple(self._violations)
 
     @property
     def caveats(self) -> tuple[str, ...]:
@@ -220,7 +226,9 @@ class Ledger:
         """
         added = self.next_partition if shift is None else shift
         for (event, count), lost in list(zip(other._rows, other._lost, strict=True)):
-            self.record(_renumbered(event, added), count, lost=lost)
+            if isinstance(event, DisjointEvent):
+                event = event.in_partition(event.partition + added)
+            self.record(event, count, lost=lost)
         for text in other.notes:
             self.add_note(text)
         return self
@@ -411,10 +419,6 @@ class Ledger:
         content = self._content(journal, complete)
         return json.dumps({"format": FORMAT, **content, "digest": _digest(content)}, indent=1)
 
-    @property
-    def _stated(self) -> tuple[Any, ...]:
-        return self._rows, self._lost, self._notes
-
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_listeners": []}  # a copy must not write into the journal of the original
 
@@ -425,7 +429,8 @@ class Ledger:
         return len(self._rows)
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, Ledger) and self._stated == other._stated
+        own = self._rows, self._lost, self._notes
+        return isinstance(other, Ledger) and own == (other._rows, other._lost, other._notes)
 
     __hash__ = None  # type: ignore[assignment]
 
@@ -437,19 +442,8 @@ def _digest(content: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
-def _reasons(event: PrivacyEvent) -> Iterator[str]:
-    if isinstance(event, ViolationEvent):
-        yield event.reason
-    for part in parts_of(event):
-        yield from _reasons(part)
-
-
 def _counted(ledger: Ledger) -> Counter[PrivacyEvent]:
     counted: Counter[PrivacyEvent] = Counter()
     for event, count in ledger:
         counted[event.in_partition(0) if isinstance(event, DisjointEvent) else event] += count
     return counted
-
-
-def _renumbered(event: PrivacyEvent, shift: int) -> PrivacyEvent:
-    return event.in_partition(event.partition + shift) if isinstance(event, DisjointEvent) else event

@@ -16,6 +16,7 @@ from monitors import (
     RandomStoppingEvent,
     RepeatedEvent,
     UnsupportedEventError,
+    ViolationEvent,
     event_from_dict,
 )
 from monitors.journal import JOURNAL_NAME, ReleaseJournal
@@ -300,3 +301,21 @@ def test_a_ledger_may_be_read_while_its_training_ends(trained, monkeypatch, tmp_
 
     monkeypatch.setattr("monitors.ledger.ReleaseJournal", ends_first)
     assert Ledger.load(path) == final
+
+
+@given(st.lists(st.tuples(st.sampled_from([None, "a", "b", "c"]), st.booleans()), max_size=20), st.integers(0, 20))
+def test_violations_are_those_of_the_rows_whenever_they_are_read(records, kept):
+    ledger, expected = Ledger(), []
+    for number, (reason, read) in enumerate(records):
+        inside = (
+            RepeatedEvent(ViolationEvent(reason), 2) if reason and number % 2 else reason and ViolationEvent(reason)
+        )
+        ledger.record(inside or GaussianEvent(2.0))
+        if reason and reason not in expected:
+            expected.append(reason)
+        if read:
+            assert ledger.violations == tuple(expected)
+            ledger.add_note("read")
+    assert ledger.violations == ledger.copy().violations == Ledger.from_json(ledger.to_json()).violations
+    part = ledger.head(kept)
+    assert part.violations == Ledger.from_rows(part.row_dicts()).violations
