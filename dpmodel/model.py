@@ -22,6 +22,7 @@ from dpmodel.data.loader import PrivateLoader
 from dpmodel.distributed.follower import Follower
 from dpmodel.distributed.group import current_ranks
 from dpmodel.metrics import MetricSet
+from dpmodel.planning.bands import best_for_multiplier
 from dpmodel.planning.release import NOT_VERIFIED, ReleasePlan, large_delta
 from dpmodel.planning.workload import training_workload
 from dpmodel.preflight.arguments import check_keeper, check_types, refuse_unknown, require_agreement, usable_device
@@ -42,7 +43,7 @@ from mechanisms.engines.modes import plain_modes
 from mechanisms.engines.power_iterations import PowerIterations
 from mechanisms.engines.probing import inference, mode
 from mechanisms.engines.state.pass_boundary import ISOLATION
-from mechanisms.noise import NoiseMechanism, NoNoise
+from mechanisms.noise import AUTO, NoiseMechanism, NoNoise
 from mechanisms.sampling import SAMPLERS
 from mechanisms.units import ClippedUnit
 from monitors import checks
@@ -315,14 +316,20 @@ class DPModel(ClaimedModel):
         unit = ClippedUnit.of(loader.batch_size, self.micro_batches)
         partition = self.ledger.next_partition if state is None else state.run["first_partition"]
         first_step = self.steps_done if state is None else state.run["first_step"]
-        sampler = loader.make_sampler(self.seed, partition)
+
+        def plan_with(noise: NoiseMechanism) -> ReleasePlan:
+            return ReleasePlan(noise, self.clip_mech, unit, loader.make_sampler(self.seed, partition), first_step)
+
         noise = self.noise_mech
         if noise.bands != 1:
             workload = training_workload(self.optimizer, listeners, epochs, loader.steps_per_epoch)
+            if noise.bands == AUTO:
+                auto = noise
+                noise = auto.with_bands(best_for_multiplier(lambda bands: plan_with(auto.with_bands(bands)), workload))
             noise = noise.prepared(workload)
-        plan = ReleasePlan(noise, self.clip_mech, unit, sampler, first_step)
+        plan = plan_with(noise)
         if state is None:
-            self.ledger.reserve_partitions(max(1, sampler.partitions(epochs * loader.steps_per_epoch)))
+            self.ledger.reserve_partitions(max(1, plan.sampler.partitions(epochs * loader.steps_per_epoch)))
         relation_of([*self.ledger, (plan.event(first_step), 1)])  # one ledger, one statement
         return plan
 

@@ -74,6 +74,10 @@ class NoiseMechanism(ABC):
             )
         return self._rebuild(initial_noise_multiplier=initial_noise_multiplier)
 
+    def with_bands(self, bands: int) -> NoiseMechanism:
+        """This mechanism with that number of bands, if it takes one."""
+        raise ValueError(f"{self!r} takes no bands, got {bands}")
+
     def prepared(self, workload: Workload | None = None) -> NoiseMechanism:
         """The mechanism that adds the noise of one training; independent noise needs no preparation.
 

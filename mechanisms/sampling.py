@@ -54,6 +54,11 @@ class Sampler(ABC):
     bands: int = 1
 
     @property
+    def most_bands(self) -> int | None:
+        """Most steps over which noise may be correlated; None if this sampling is for independent noise only."""
+        return None
+
+    @property
     def period(self) -> int:
         """Number of steps that may share a partition of the ledger; an epoch by default."""
         return self.steps_per_epoch

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from monitors.accountant import DEFAULT_DELTA
 from monitors.errors import CalibrationError
 from monitors.spent import resolve_accountant
 
@@ -50,7 +51,7 @@ def bands_table(
     """What each number of bands in ``CANDIDATES`` that the sampling allows needs to meet a target epsilon.
 
     Args:
-        plan_of: The plan for a number of bands; raises ``ValueError`` if the sampling does not allow it.
+        plan_of: The plan for a number of bands.
         workload: What the optimizer makes of the noise.
         target_epsilon: Epsilon of the whole training.
         delta: Its delta.
@@ -58,20 +59,17 @@ def bands_table(
         before: Earlier releases, which the target covers too.
 
     Raises:
-        ValueError: The sampling allows 1 band only.
+        ValueError: The sampling is for independent noise only.
         CalibrationError: No multiplier meets the target.
     """
+    sampler = plan_of(1).sampler
+    if sampler.most_bands is None:
+        sampler.separate(2)  # raises
+    most = min(sampler.most_bands or 1, workload.steps)
     rows: list[BandsRow] = []
     first = None
-    for bands in CANDIDATES:
-        if bands > workload.steps:
-            break
-        try:
-            plan = plan_of(bands)
-        except ValueError:
-            if bands == 2:
-                raise  # the sampling does not go together with correlated noise
-            break
+    for bands in (bands for bands in CANDIDATES if bands <= most):
+        plan = plan_of(bands)
         try:
             multiplier = plan.multiplier_for(target_epsilon, delta, workload.steps, accountant, before)
         except CalibrationError:
@@ -100,6 +98,12 @@ def target_of_one_band(
 ) -> float:
     """Epsilon of ``steps`` steps with 1 band: where numbers of bands are compared if a multiplier is stated."""
     return resolve_accountant(accountant).epsilon(plan_of(1).summary(steps), delta)
+
+
+def best_for_multiplier(plan_of: Callable[[int], ReleasePlan], workload: Workload) -> int:
+    """The best number of bands at the epsilon (``rdp``) that 1 band costs with the multiplier of the plans."""
+    target = target_of_one_band(plan_of, workload.steps, DEFAULT_DELTA)
+    return best_bands(bands_table(plan_of, workload, target, DEFAULT_DELTA)).bands
 
 
 def configured_bands(plan: TrainingPlan, target_epsilon: float | None = None) -> list[BandsRow]:

@@ -102,15 +102,10 @@ def noise_for_epsilon(
             if optimizer is None
             else training_workload(optimizer, callbacks, epochs, private.steps_per_epoch)
         )
-        rows = bands_table(
-            lambda bands: plan_with(NoiseMechanismsFactory.create(noise, **options | {"bands": bands})),
-            workload,
-            target_epsilon,
-            delta,
-            accountant,
-            before,
+        table = bands_table(
+            lambda bands: plan_with(mechanism.with_bands(bands)), workload, target_epsilon, delta, accountant, before
         )
-        mechanism = NoiseMechanismsFactory.create(noise, **options | {"bands": best_bands(rows).bands})
+        mechanism = mechanism.with_bands(best_bands(table).bands)
     plan = plan_with(mechanism)
     try:
         return mechanism.at(plan.multiplier_for(target_epsilon, delta, steps, accountant, before))

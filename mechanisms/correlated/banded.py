@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -79,6 +79,14 @@ class BandedMF(ScheduledGaussian):
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_recent": None, "_taken": 0}  # noise of a release is never copied or saved
+
+    def with_bands(self, bands: int) -> BandedMF:
+        """This mechanism with that number of bands, drawing from the same stream."""
+        twin = copy.copy(self)
+        twin.bands = int(bands)
+        if self._rebuild is not None:
+            twin._rebuild = partial(self._rebuild, bands=twin.bands)
+        return twin
 
     def prepared(self, workload: Workload | None = None) -> BandedMF:
         """A copy for one training, with no earlier noise and with coefficients that suit ``workload``.

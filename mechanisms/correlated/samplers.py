@@ -35,6 +35,11 @@ class CyclicPoissonSampler(PoissonSampler):
         super().__init__(num_examples, batch_size, seed, first_partition)
         self._groups: np.ndarray | None = None
 
+    @property
+    def most_bands(self) -> int:
+        """Number of groups of the size of a batch."""
+        return self.num_examples // self.batch_size
+
     def separate(self, bands: int) -> None:
         """Divide the rows into ``bands`` groups.
 
@@ -42,11 +47,10 @@ class CyclicPoissonSampler(PoissonSampler):
             ValueError: A batch is larger than a group.
         """
         checks.positive_int(bands=bands)
-        if bands * self.batch_size > self.num_examples:
-            most = self.num_examples // self.batch_size
+        if bands > self.most_bands:
             raise ValueError(
                 f"in bands={bands} groups, {self.num_examples} examples are {self.num_examples / bands:.6g} per group, "
-                f"fewer than batch_size={self.batch_size}; use at most bands={most}, or smaller batches"
+                f"fewer than batch_size={self.batch_size}; use at most bands={self.most_bands}, or smaller batches"
             )
         if self._groups is not None and bands != self.bands:
             raise ValueError(f"the rows are already in {self.bands} groups; use a new sampler for bands={bands}")
@@ -130,6 +134,11 @@ class FixedOrderSampler(ShuffleSampler):
 
     name = "fixed_order"
 
+    @property
+    def most_bands(self) -> int:
+        """Number of steps of a pass."""
+        return self.steps_per_epoch
+
     def separate(self, bands: int) -> None:
         """Allow noise that is correlated over ``bands`` steps.
 
@@ -137,7 +146,7 @@ class FixedOrderSampler(ShuffleSampler):
             ValueError: A pass has fewer steps.
         """
         checks.positive_int(bands=bands)
-        if bands > self.steps_per_epoch:
+        if bands > self.most_bands:
             raise ValueError(
                 f"bands={bands} is more than the {self.steps_per_epoch} steps of a pass over the data, after which an "
                 f"example is drawn again; use at most bands={self.steps_per_epoch}"

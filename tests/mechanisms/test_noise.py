@@ -178,8 +178,9 @@ def test_unknown_names_suggest_the_nearest():
 
 @pytest.mark.parametrize("name", NOISE.names())
 def test_a_pickled_mechanism_keeps_its_schedule_but_not_the_key_of_its_noise(name):
-    options = {"final_ratio": 0.5, "first_step": 2, "last_step": 9} if name == "ShapedGaussian" else {}
-    mechanism = NOISE.create(name, initial_noise_multiplier=1.5, **options)
+    shape = {"final_ratio": 0.5, "first_step": 2, "last_step": 9}
+    options = {"ShapedGaussian": shape, "BandedMF": {"bands": 4}}.get(name, {})
+    mechanism = NOISE.create(name, initial_noise_multiplier=1.5, **options).prepared()
     copied = pickle.loads(pickle.dumps(mechanism))
     assert [copied.event(step) for step in range(20)] == [mechanism.event(step) for step in range(20)]
     assert not torch.equal(copied.sample(50, 0), mechanism.sample(50, 0))

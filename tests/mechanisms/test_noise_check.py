@@ -112,6 +112,7 @@ def test_sound_custom_mechanisms_pass(right):
 def test_every_built_in_mechanism_passes(data, name, multiplier, norm_bound, first, count, unit, dtype, seed):
     options = {
         "Gaussian": st.just({}),
+        "BandedMF": st.fixed_dictionaries({"bands": st.integers(1, 40)}),
         "AdaGaussian": st.fixed_dictionaries(
             {"decay_policy": st.sampled_from(DECAYS.names()), "noise_decay_rate": st.floats(0, 1e-3)}
         ),
@@ -119,7 +120,8 @@ def test_every_built_in_mechanism_passes(data, name, multiplier, norm_bound, fir
             {"path": st.sampled_from(PATHS.names()), "final_ratio": st.floats(0.1, 10), "last_step": st.integers(1, 99)}
         ),
     }[name]
-    noise = NoiseMechanismsFactory.create(name, initial_noise_multiplier=multiplier, seed=seed, **data.draw(options))
+    options = data.draw(options)
+    noise = NoiseMechanismsFactory.create(name, initial_noise_multiplier=multiplier, seed=seed, **options).prepared()
     like = torch.zeros(10, dtype=dtype)
     assert require_sound_noise(noise, unit, range(first, first + count), norm_bound=norm_bound, like=like) == ()
 
