@@ -79,7 +79,8 @@ class DPModel(ClaimedModel):
         noise_mech: From ``NoiseMechanismsFactory``; None trains without noise, at infinite epsilon.
         clip_mech: From ``ClipMechanismsFactory``; None is ``"Fixed"``.
         metrics: A name or a torchmetrics object, a list of them, or a dict under your own names.
-        sampling: ``"poisson"`` (amplified) or ``"shuffle"`` (no amplification claimed).
+        sampling: ``"poisson"`` (amplified), ``"shuffle"`` (no amplification claimed), or ``"cyclic_poisson"`` and
+            ``"fixed_order"`` for correlated noise (``"BandedMF"``).
         engine: ``"auto"``, or the name of an engine.
         physical_batch_size: Largest number of examples in memory at once; it changes no result. None: the whole batch;
             ``"auto"``: what fits half of the free memory.

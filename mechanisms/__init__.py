@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from mechanisms.adaptive_clipping import QuantileClip
 from mechanisms.clipping import Automatic, ClipMechanism, Fixed, PerLayer
+from mechanisms.correlated.banded import BandedMF
+from mechanisms.correlated.samplers import CyclicPoissonSampler, FixedOrderSampler
+from mechanisms.correlated.workload import Workload
 from mechanisms.factory import ClipMechanismsFactory, NoiseMechanismsFactory
 from mechanisms.noise import AdaGaussian, Gaussian, NoiseMechanism
 from mechanisms.queries import CountingQuery, LaplaceMechanism
@@ -14,11 +17,14 @@ from mechanisms.units import ClippedUnit
 __all__ = [
     "AdaGaussian",
     "Automatic",
+    "BandedMF",
     "ClipMechanism",
     "ClipMechanismsFactory",
     "ClippedUnit",
     "CountingQuery",
+    "CyclicPoissonSampler",
     "Fixed",
+    "FixedOrderSampler",
     "Gaussian",
     "LaplaceMechanism",
     "NoiseMechanism",
@@ -29,4 +35,5 @@ __all__ = [
     "Sampler",
     "SecureGenerator",
     "ShuffleSampler",
+    "Workload",
 ]

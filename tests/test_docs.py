@@ -22,7 +22,10 @@ ROOT = Path(__file__).parents[1]
 BESIDE_THE_CONFIGS = str(ROOT / "configs" / "snippet.yaml")
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
 #: Pages whose blocks run one after the other in one session, as a reader would type them.
-SESSIONS = [ROOT / "docs" / name for name in ("index.md", "quickstart.md", "concepts.md", "from_opacus.md")]
+SESSIONS = [
+    ROOT / "docs" / name
+    for name in ("index.md", "quickstart.md", "concepts.md", "from_opacus.md", "correlated_noise.md")
+]
 SESSIONS += [page for page in sorted((ROOT / "docs" / "howto").glob("*.md")) if "```python" in page.read_text()]
 _SLOW = [ROOT / "docs" / "quickstart.md", ROOT / "docs" / "howto" / "compare.md"]  # MNIST; worker processes
 SESSIONS = [pytest.param(page, marks=pytest.mark.slow) if page in _SLOW else page for page in SESSIONS]

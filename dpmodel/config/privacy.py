@@ -25,7 +25,10 @@ class MechanismSection(NamedSection):
 
 
 class NoiseSection(MechanismSection):
-    """Noise mechanism: ``Gaussian``, ``AdaGaussian`` (``decay_policy``, ``noise_decay_rate``), or one of a plugin."""
+    """Noise mechanism: ``Gaussian``, ``AdaGaussian`` (``decay_policy``, ``noise_decay_rate``) or another one.
+
+    ``BandedMF`` takes ``bands``, ``ShapedGaussian`` the shape; a plugin may register others.
+    """
 
     name: str = "Gaussian"
 
@@ -58,7 +61,8 @@ class PrivacySection(Section):
             clipping and sampling in use.
         delta: Delta of every epsilon, strictly between 0 and 1; choose it well below one over the number of examples.
         accountant: ``rdp``, ``pld`` or ``zcdp``.
-        sampling: ``poisson``, or ``shuffle`` (which claims no amplification).
+        sampling: ``poisson``, ``shuffle`` (which claims no amplification), or ``cyclic_poisson`` and ``fixed_order``
+            for correlated noise.
         micro_batches: Number of groups per batch whose mean gradients are clipped; null clips each example.
         norm_bound: Initial L2 norm bound.
         noise: Noise mechanism; null trains WITHOUT privacy, as a baseline.

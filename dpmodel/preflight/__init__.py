@@ -166,6 +166,8 @@ CHECKS: tuple[Check, ...] = (
     Check("run", ValueError, [
         Refusal("A batch size that is not a multiple of `micro_batches`.",
             "Choose a multiple of `micro_batches` as batch size."),
+        Refusal("Correlated noise (`BandedMF`) with adaptive clipping, micro-batches, or too frequent examples.",
+            "Use `sampling='cyclic_poisson'` or `'fixed_order'` and a fixed bound, or `Gaussian` noise."),
         Refusal("A ledger with releases for a different neighbour relation: no single epsilon covers both.",
             "Use the same sampling for all trainings on these data, or two ledgers.", UnsupportedEventError),
         Refusal("A saved state that is damaged or belongs to a different training.",

@@ -15,11 +15,11 @@ Floats = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Workload:
-    """The squared error ``sum_s importance_s (sum_t>=s signal_t-s-reversed ...)^2`` that noise causes.
+    """A squared error that noise ``C^-1 z`` causes: ``sum_s importance_s (C^-1 signal)_s^2``.
 
     Args:
-        signal: Filtered by the inverse of the coefficients, shape (n,).
-        importance: Weight of each squared entry of the result, shape (n,).
+        signal: Shape (n,).
+        importance: Weight of each squared entry, shape (n,).
     """
 
     signal: Floats
