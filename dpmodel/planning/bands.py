@@ -6,6 +6,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from mechanisms.factory import NoiseMechanismsFactory
+from mechanisms.noise import AUTO
 from monitors.accountant import DEFAULT_DELTA
 from monitors.errors import CalibrationError
 from monitors.spent import resolve_accountant
@@ -126,6 +128,14 @@ def configured_bands(plan: TrainingPlan, target_epsilon: float | None = None) ->
         target = target_of_one_band(plan_of, plan.steps, privacy.delta, privacy.accountant)
     workload = configured_workload(config, plan.steps_per_epoch)
     return bands_table(plan_of, workload, target, privacy.delta, privacy.accountant)
+
+
+def leaves_bands_open(config: Config) -> bool:
+    """Whether the configuration leaves the number of bands to its plan."""
+    noise = config.privacy.noise
+    if noise is None:
+        return False
+    return NoiseMechanismsFactory.create(noise.name, **noise.options).bands == AUTO
 
 
 def with_bands(config: Config, bands: int) -> Config:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from dpmodel.config import Config
 from dpmodel.data.fingerprint import Fingerprint
 from dpmodel.distributed.group import current_ranks
+from dpmodel.planning.bands import leaves_bands_open, with_bands
 from dpmodel.planning.from_config import with_noise_multiplier
 from dpmodel.preflight.task import locating_refusals
 from dpmodel.runs.build import SOLVED_FOR, Training, build_training
@@ -156,9 +157,11 @@ def _followed(config: Config, folder: RunFolder, *, resume: bool) -> Iterator[_B
 
 
 def _as_begun(config: Config, state: TrainingState) -> Training:
-    """The training of ``config`` with the noise multiplier that was solved for when it began."""
+    """The training of ``config`` with the noise multiplier and the number of bands that it began with."""
     target, solved = state.settings.get(SOLVED_FOR), state.settings.get("privacy.noise_multiplier")
-    given = config.privacy.target_epsilon
+    given, bands = config.privacy.target_epsilon, state.settings.get("privacy.noise.bands")
+    if leaves_bands_open(config) and isinstance(bands, int):
+        config = with_bands(config, bands)
     if given is not None:
         if given != target or solved is None:
             raise CheckpointError(

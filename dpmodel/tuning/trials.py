@@ -18,6 +18,7 @@ from dpmodel.compare.pool import default_jobs, run_jobs
 from dpmodel.compare.runner import NullWatcher, Watcher
 from dpmodel.config.faults import locating_errors
 from dpmodel.config.schema import Config
+from dpmodel.planning.bands import leaves_bands_open
 from dpmodel.planning.from_config import with_noise_multiplier
 from dpmodel.planning.noise_floor import HIGHEST_FIRST
 from dpmodel.planning.training_plan import TrainingPlan
@@ -170,7 +171,9 @@ def _planned(tuning: Tuning, folder: Path, drawn: DrawnRuns) -> list[Trial]:
 
 def _provisional(config: Config) -> Config:
     """The configuration at a provisional multiplier, to be checked and planned before the right one is known."""
-    return config if config.privacy.target_epsilon is None else with_noise_multiplier(config, HIGHEST_FIRST)
+    if config.privacy.target_epsilon is None or leaves_bands_open(config):  # the target decides about the bands
+        return config
+    return with_noise_multiplier(config, HIGHEST_FIRST)
 
 
 def _shared_multiplier(tuning: Tuning, plans: Sequence[TrainingPlan], target: float) -> float:

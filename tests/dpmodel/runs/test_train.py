@@ -276,3 +276,16 @@ def test_the_command_resumes_an_interrupted_run(tmp_path, capsys):
     assert "4, charged; epsilon without them" in capsys.readouterr().out
     assert run(["eval", str(out), "--json"]) == 0
     assert "released and lost" in " ".join(json.loads(capsys.readouterr().out)["privacy"]["notes"])
+
+
+def test_a_run_that_chose_its_bands_resumes_with_them_and_spends_its_target(tmp_path):
+    noise = {"sampling": "cyclic_poisson", "noise": {"name": "BandedMF", "bands": "auto"}}
+    privacy = {**TINY["privacy"], "noise_multiplier": None, "target_epsilon": 3.0, **noise}
+    config = cut_off(tmp_path / "run", privacy=privacy)
+    chosen = plan_training(config, 60).config.privacy.noise.options["bands"]
+    train_from_config(config, tmp_path / "run", resume=True, callbacks=[Silence()])
+    ledger = Ledger.load(RunFolder(tmp_path / "run").ledger)
+    assert chosen > 1
+    assert {event.bands for event, _ in ledger} == {chosen}
+    assert 2.9 < privacy_spent(ledger.kept, config.privacy.delta).epsilon <= 3.0
+    assert privacy_spent(ledger, config.privacy.delta).epsilon > 3.0  # the lost steps are rounds of their own
