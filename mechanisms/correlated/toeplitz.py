@@ -15,6 +15,7 @@ from mechanisms.correlated.workload import Workload
 from monitors import checks
 
 Floats = NDArray[np.float64]
+Vector = np.ndarray[tuple[int], np.dtype[np.float64]]
 
 #: Range of the coefficients after the first, relative to it: non-negative, and small enough for a stable inverse.
 _LARGEST = 0.999
@@ -62,12 +63,19 @@ def optimal_coefficients(bands: int, workload: Workload) -> Floats:
     start = square_root_coefficients(bands)
     if bands == 1:
         return start
+
+    def error(tail: Vector) -> float:
+        return _log_error_and_gradient(tail, workload)[0]
+
+    def slope(tail: Vector) -> Vector:
+        return _log_error_and_gradient(tail, workload)[1].reshape(-1)
+
     found = minimize(
-        lambda tail: _log_error_and_gradient(tail, workload)[0],
+        error,
         start[1:] / start[0],
-        jac=lambda tail: _log_error_and_gradient(tail, workload)[1],
-        bounds=[(0.0, _LARGEST)] * (bands - 1),
         method="L-BFGS-B",
+        jac=slope,
+        bounds=[(0.0, _LARGEST)] * (bands - 1),
         options={"maxiter": 200},
     )
     best = _normalised(np.concatenate([[1.0], found.x]))
