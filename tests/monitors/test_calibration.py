@@ -93,7 +93,7 @@ def test_an_unknown_accountant_is_refused_with_the_nearest_name():
     assert ACCOUNTANTS.names() == ("pld", "rdp", "zcdp")
 
 
-@given(st.floats(0.3, 8), st.floats(0.002, 0.3), st.floats(0.7, 5))
+@given(st.floats(0.3, 8), st.floats(0.005, 0.3), st.floats(0.7, 5))
 @settings(max_examples=20, deadline=None)
 def test_one_step_more_than_max_steps_exceeds_the_target(epsilon, rate, sigma):
     def make_ledger(steps):
