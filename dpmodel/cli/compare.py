@@ -18,8 +18,6 @@ if TYPE_CHECKING:
     from dpmodel.compare.runner import ComparisonRun
 
 EXAMPLES = """
-[b]Examples[/b]
-
   dpmodel compare configs/compare_schedules.yaml
 
   # With a different epsilon and different seeds, two trainings in parallel

@@ -47,13 +47,15 @@ class ComparisonView:
         self._steps: dict[int, int] = {}
 
     def __enter__(self) -> ComparisonView:
-        self.progress.start()
+        if not self.progress.disable:
+            self.progress.start()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.progress.stop()
+        if not self.progress.disable:  # some versions of Rich end a disabled view with an empty line
+            self.progress.stop()
 
     def calibrating(self, name: str) -> None:
         """Show which variant is being calibrated."""
