@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
@@ -63,6 +64,47 @@ def test_a_process_of_torchrun_ends_without_the_shutdown_of_the_interpreter(in_t
     with pytest.raises(SystemExit):
         main(["--version"])
     assert codes == ["exit handlers", 0]
+
+
+def test_a_process_ends_with_the_torchrun_that_started_it_and_with_no_other_launcher():
+    # The launcher has a child of its own, which outlives it: the rank.
+    rank = "from dpmodel.distributed.launcher import end_with_torchrun as e; import time; e(); print(1, flush=True)"
+    launcher = (
+        "import os, subprocess, sys\n"
+        f"child = subprocess.Popen([sys.executable, '-c', {rank + '; time.sleep(60)'!r}], stdout=subprocess.PIPE)\n"
+        "child.stdout.read(1)\n"
+        "print(child.pid, flush=True)\n"
+        "os._exit(0)\n"
+    )
+
+    def survivor(**variables):
+        environment = {name: value for name, value in os.environ.items() if name != "TORCHELASTIC_RUN_ID"}
+        started = subprocess.run(
+            [sys.executable, "-c", launcher],
+            env={**environment, "PYTHONPATH": str(ROOT), **variables},
+            stdout=subprocess.PIPE,
+            check=True,
+        )
+        return int(started.stdout)
+
+    with_torchrun, by_itself = survivor(TORCHELASTIC_RUN_ID="1"), survivor()
+    try:
+        end = time.monotonic() + 60
+        while _alive(with_torchrun):
+            assert time.monotonic() < end, "it lives on"
+            time.sleep(0.05)
+        assert _alive(by_itself)
+    finally:
+        os.kill(by_itself, signal.SIGKILL)
+
+
+def _alive(process):
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    stat = Path(f"/proc/{process}/stat")  # nobody may wait for an orphan in a container
+    return not stat.exists() or stat.read_text().rpartition(")")[2].split()[0] != "Z"
 
 
 def test_other_commands_refuse_torchrun(in_torchrun, capsys):
