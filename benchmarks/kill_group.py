@@ -29,7 +29,7 @@ ONE = "one process"
 
 #: What happens: SIGKILL or SIGTERM to the process that was started, or SIGKILL to one that trains; and how often of ten
 #: times.
-VICTIMS = {"SIGKILL": 5, "SIGTERM": 2, ONE: 3}
+VICTIMS = {"SIGKILL": 5, "SIGTERM": 1, ONE: 4}
 
 
 class Kills:

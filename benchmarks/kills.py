@@ -10,7 +10,7 @@ folder, `comparison.json`, `comparison.md` and `report.html` of a comparison, an
 `tuning.json` and `tuning.md` of a search. Releases are counted one by one; figures of epsilon may differ by rounding
 (1e-12, relatively).
 
-A killed process loses what is in its memory, not what the system holds for the disk: this is not a power cut.
+Two commands are killed at a time, which makes the moments vary. A killed process loses what is in its memory, not what the system holds for the disk: this is not a power cut.
 
 ## One process
 
@@ -34,6 +34,7 @@ import random
 import shutil
 import tempfile
 from collections import Counter
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import torch
@@ -71,17 +72,24 @@ _FAULTS = ("wrong", "WRONG", "left", "not completed")
 Found = dict[str, Counter[str]]
 
 
-def kill_groups(base: Path, wanted: dict[str, int], draw: random.Random) -> Found:
-    """Counts by command; ``wanted`` kills for the commands whose name begins so, shared equally."""
+def kill_groups(base: Path, beginning: str, kills: int, seed: int) -> Found:
+    """Counts by command, for those whose name begins so, which share the kills."""
     found: Found = {}
-    for beginning, kills in wanted.items():
-        names = [name for name in COMMANDS if name.startswith(beginning)]
-        for number, name in enumerate(names):
-            (base / f"{beginning.strip('`')}-{number}").mkdir()
-            one = Kills(name, base / f"{beginning.strip('`')}-{number}", draw)
-            one(kills // len(names) + (number < kills % len(names)))
-            found[name] = one.counts
+    names = [name for name in COMMANDS if name.startswith(beginning)]
+    for number, name in enumerate(names):
+        folder = base / f"{number}"
+        folder.mkdir(parents=True)
+        one = Kills(name, folder, random.Random(f"{seed} {name}"))
+        one(kills // len(names) + (number < kills % len(names)))
+        found[name] = one.counts
     return found
+
+
+def kill_alone(base: Path, kills: int, seed: int) -> Found:
+    """Counts by case of a training in one process."""
+    torch.set_num_threads(1)
+    base.mkdir()
+    return measured(base, kills, random.Random(f"{seed} alone")) if kills else {}
 
 
 def table(columns: tuple[tuple[str, str], ...], found: Found) -> list[str]:
@@ -102,10 +110,16 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(1)
     conditions = description()
-    base, draw = Path(tempfile.mkdtemp(prefix="kills-")), random.Random(options.seed)
-    wanted = {"`train`": options.two_processes, "`compare": options.compare, "`tune": options.tune}
-    groups = kill_groups(base, wanted, draw)
-    alone = measured(base, options.train, draw) if options.train else {}
+    base, seed = Path(tempfile.mkdtemp(prefix="kills-")), options.seed
+    with ProcessPoolExecutor(2) as two:  # at once
+        parts = [
+            two.submit(kill_groups, base / "compare", "`compare", options.compare, seed),
+            two.submit(kill_groups, base / "tune", "`tune", options.tune, seed),
+            two.submit(kill_groups, base / "two", "`train", options.two_processes, seed),
+            two.submit(kill_alone, base / "alone", options.train, seed),
+        ]
+        compared, tuned, shared, alone = (part.result() for part in parts)
+    groups = {**compared, **tuned, **shared}
     total = sum([*groups.values(), *alone.values()], Counter[str]())
     command = (
         f"python benchmarks/kills.py --train {options.train} --compare {options.compare} --tune {options.tune} "

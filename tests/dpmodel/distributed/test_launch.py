@@ -1,6 +1,7 @@
 """``torchrun -m dpmodel``: one run folder, one writer, and the ledger of one process."""
 
 import atexit
+import json
 import os
 import signal
 import subprocess
@@ -134,19 +135,40 @@ def test_a_wrong_configuration_ends_all_ranks(tmp_path):
     assert "training.batch_size" in output
 
 
+def _await_second_state(folder, process):
+    state = folder / "training_state.safetensors"
+    begun, end = 0.0, time.monotonic() + 200
+    while not begun or state.stat().st_mtime == begun:
+        if process.poll() is not None or time.monotonic() > end:
+            raise AssertionError(_output(process, 5))
+        begun = begun or (state.stat().st_mtime if state.exists() else 0.0)
+        time.sleep(0.05)
+
+
+@pytest.mark.slow
+def test_the_ranks_of_a_killed_torchrun_save_and_end(tmp_path):
+    longer = ["-o", "run"]
+    for setting in ("training.epochs=200", "training.batch_size=1", "output.save_every_steps=50"):
+        longer += ["--set", setting]
+    process = _torchrun(tmp_path, "train", "tiny.yaml", *longer)
+    _await_second_state(tmp_path / "run", process)
+    process.kill()
+    output = _output(process)  # ends when no process holds it open any more
+    assert "interrupted (SIGTERM)" in output
+    taken = Ledger.load(tmp_path / "run" / "ledger.json")
+    assert 50 <= taken.total < 12000
+    assert taken.lost.total == 0
+    report = json.loads((tmp_path / "run" / "privacy_report.json").read_text())
+    assert report["ledger_digest"] == taken.digest()
+
+
 @pytest.mark.slow
 def test_a_signal_stops_all_ranks_and_one_process_resumes(tmp_path, monkeypatch):
     longer = ["-o", "run"]
     for setting in ("training.epochs=20", "training.batch_size=1", "output.save_every_steps=50"):
         longer += ["--set", setting]
     process = _torchrun(tmp_path, "train", "tiny.yaml", *longer)
-    state = tmp_path / "run" / "training_state.safetensors"
-    begun, end = 0.0, time.monotonic() + 200
-    while not begun or state.stat().st_mtime == begun:  # until the state is saved for the second time
-        if process.poll() is not None or time.monotonic() > end:
-            raise AssertionError(_output(process, 5))
-        begun = begun or (state.stat().st_mtime if state.exists() else 0.0)
-        time.sleep(0.05)
+    _await_second_state(tmp_path / "run", process)
     process.send_signal(signal.SIGTERM)
     output = _output(process)
     assert "interrupted (SIGTERM)" in output
