@@ -10,7 +10,8 @@ folder, `comparison.json`, `comparison.md` and `report.html` of a comparison, an
 `tuning.json` and `tuning.md` of a search. Releases are counted one by one; figures of epsilon may differ by rounding
 (1e-12, relatively).
 
-Two commands are killed at a time, which makes the moments vary. A killed process loses what is in its memory, not what the system holds for the disk: this is not a power cut.
+Two commands are killed at a time, which makes the moments vary. A killed process loses what is in its memory, not what
+the system holds for the disk: this is not a power cut.
 
 ## One process
 
