@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import ClassVar
 
 import yaml
+from kill_starts import Copy, Process, run_command, run_ranks
 from kill_statements import epsilon, json_understates, ledger_understates, run_understates, text_understates
 from kill_trace import Trace
 
@@ -45,6 +46,7 @@ class Command(ABC):
 
     #: Whether the command goes on without one of the processes that train.
     goes_on: ClassVar[bool] = True
+    launcher: ClassVar[tuple[str, ...]] = ()
 
     def __init__(self, base: Path) -> None:
         base.mkdir()
@@ -57,26 +59,38 @@ class Command(ABC):
         """The contents of its file."""
 
     @abstractmethod
-    def arguments(self) -> list[str]:
-        """What follows ``python`` on the command line."""
+    def command(self) -> list[str]:
+        """What follows ``dpmodel`` on the command line."""
 
     @abstractmethod
     def understated_in_all(self) -> str | None:
         """The first file about all trainings together that states less than was released."""
 
-    def start(self) -> subprocess.Popen[bytes]:
-        """Start it, or start it again, with a session of its own."""
+    def start(self, *, copied: bool) -> Process:
+        """Start it, or start it again, with a session of its own; ``copied`` as a copy of this process."""
         environment = {**os.environ, **self.trace.environment(), VARIABLE: str(self.marks), "OMP_NUM_THREADS": "1"}
-        with (self.base / "output").open("ab") as output:
+        command, output = self.command(), self.base / "output"
+        if copied:
+            return Copy(lambda: self.copied(command), environment, self.base, output)
+        with output.open("ab") as stream:
             return subprocess.Popen(
-                [sys.executable, *self.arguments()],
+                [sys.executable, "-m", *self.launcher, "dpmodel", *command],
                 cwd=self.base,
                 env=environment,
                 stdin=subprocess.DEVNULL,
-                stdout=output,
+                stdout=stream,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
             )
+
+    @property
+    def finished(self) -> bool:
+        """Whether the command must not be started again."""
+        return False
+
+    def copied(self, command: list[str]) -> int:
+        """What a copy of this process does, and its exit code."""
+        return run_command(command)
 
     def understated(self) -> str | None:
         """The first file that states less than was released."""
@@ -111,9 +125,9 @@ class Comparison(Command):
             "variants": [{"name": "fixed"}, {"name": "decaying", "set": {"privacy.noise": _DECAYING}}],
         }
 
-    def arguments(self) -> list[str]:
+    def command(self) -> list[str]:
         """The same for each start."""
-        return ["-m", "dpmodel", "compare", "settings.yaml", "-o", str(self.out), "--jobs", "2", "--quiet"]
+        return ["compare", "settings.yaml", "-o", str(self.out), "--jobs", "2", "--quiet"]
 
     def understated_in_all(self) -> str | None:
         """The results of the comparison, and the ledgers that the next results come from."""
@@ -143,9 +157,9 @@ class Search(Command):
             "accountant": "rdp",
         }
 
-    def arguments(self) -> list[str]:
+    def command(self) -> list[str]:
         """The same for each start."""
-        return ["-m", "dpmodel", "tune", "settings.yaml", "-o", str(self.out), "--jobs", "2", "--quiet"]
+        return ["tune", "settings.yaml", "-o", str(self.out), "--jobs", "2", "--quiet"]
 
     def least(self) -> Ledger:
         """What the search has to state at least, by its trace."""
@@ -212,20 +226,28 @@ class TwoProcesses(Command):
     """``torchrun --nproc_per_node=2 -m dpmodel train``: both processes share each batch."""
 
     goes_on = False
+    launcher = ("torch.distributed.run", "--standalone", "--nproc_per_node=2", "-m")
     noise: ClassVar[dict[str, object]] = {"noise": _DECAYING}
 
     def settings(self) -> dict[str, object]:
         """One training."""
         return {**BASE, "privacy": {"noise_multiplier": 1.5, "delta": 1e-5, **self.noise}}
 
-    def arguments(self) -> list[str]:
+    def command(self) -> list[str]:
         """Resume the training if its state was saved; a folder in which nothing was released is removed."""
         resume = RunFolder(self.out).state.exists()
         if not resume and not self.trace.size():
             shutil.rmtree(self.out, ignore_errors=True)
-        launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
-        command = ["-m", "dpmodel", "train", "settings.yaml", "-o", str(self.out), "--quiet"]
-        return [*launcher, *command, *["--resume"] * resume]
+        return ["train", "settings.yaml", "-o", str(self.out), "--quiet", *["--resume"] * resume]
+
+    @property
+    def finished(self) -> bool:
+        """Whether the training has ended."""
+        return RunFolder(self.out).ended() is not None
+
+    def copied(self, command: list[str]) -> int:
+        """Two ranks."""
+        return run_ranks(command)
 
     def understated_in_all(self) -> str | None:
         """There is one training."""

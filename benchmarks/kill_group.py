@@ -5,13 +5,13 @@ from __future__ import annotations
 import os
 import random
 import signal
-import subprocess
 import sys
 import time
 from collections import Counter
 from pathlib import Path
 
 from kill_commands import COMMANDS, Command
+from kill_starts import Process
 
 from monitors.errors import DPModelError
 
@@ -44,7 +44,7 @@ class Kills:
     def __init__(self, kind: str, base: Path, draw: random.Random) -> None:
         self.kind, self.base, self.draw = kind, base, draw
         self.counts = Counter[str]()
-        self._until_release = 8.0  # seconds, replaced by those that are seen
+        self._until_release = {False: 20.0, True: 2.0}  # seconds, replaced by those that are seen
 
     def __call__(self, kills: int) -> None:
         """Kill ``kills`` times, in as many folders as that takes."""
@@ -52,36 +52,41 @@ class Kills:
             command = COMMANDS[self.kind](self.base / f"{self.counts['commands']}")
             self.counts["commands"] += 1
             last = min(kills, self.counts["kills"] + self.draw.randint(5, 9))
-            while self.counts["kills"] < last and self._killed(command, last):
-                pass
-            self._complete(command)
+            # Every third folder takes the long way.
+            copied = self.counts["commands"] % 3 != 1
+            while self.counts["kills"] < last and not command.finished:
+                if not self._killed(command, last, copied=copied):
+                    break
+            self._complete(command, copied=copied)
             print(f"{self.kind}: {dict(self.counts)}", flush=True)
 
-    def _killed(self, command: Command, last: int) -> bool:
+    def _killed(self, command: Command, last: int, *, copied: bool) -> bool:
         """Whether the command, started once more, was killed before it ended by itself."""
         before, begin = command.trace.size(), time.monotonic()
-        process = command.start()
+        process = command.start(copied=copied)
         if self.draw.random() < 0.75:
             while command.trace.size() == before and process.poll() is None:
                 time.sleep(0.02)
-            self._until_release = time.monotonic() - begin
+            self._until_release[copied] = time.monotonic() - begin
             time.sleep(self.draw.uniform(0, TRAINING))
         else:
-            time.sleep(self.draw.uniform(0, self._until_release))
+            time.sleep(self.draw.uniform(0, self._until_release[copied]))
         while True:
             victim = self.draw.choices(list(VICTIMS), list(VICTIMS.values()))[0]
-            trainers = sorted(set(command.trace.trained()) & set(command.trace.members()))
+            trainers = sorted(set(command.trace.trained()) & set(command.trace.members(process.pid)))
             one = victim == ONE and bool(trainers)
             if process.poll() is not None:
                 break
             target = self.draw.choice(trainers) if one else process.pid
             os.kill(target, signal.SIGTERM if victim == "SIGTERM" else signal.SIGKILL)
             self.counts.update(["kills", ONE if one else "SIGTERM" if victim == "SIGTERM" else "SIGKILL"])
+            self.counts["copies"] += copied
             self.counts["after a release"] += command.trace.size() > before
             if not one or not command.goes_on:
                 self._await_end(command, process)
                 return True
-            self._await_end_of(target, command)
+            while target in command.trace.members(process.pid):
+                time.sleep(0.02)
             self._judge(command)  # while the others train
             if self.counts["kills"] == last:
                 break
@@ -89,18 +94,14 @@ class Kills:
         self._await_end(command, process)
         return False
 
-    def _await_end_of(self, target: int, command: Command) -> None:
-        while target in command.trace.members():
-            time.sleep(0.02)
-
-    def _await_end(self, command: Command, process: subprocess.Popen[bytes]) -> None:
+    def _await_end(self, command: Command, process: Process) -> None:
         """Wait until no process is left, and read the files."""
         process.wait(PATIENCE)  # at once after SIGKILL; after SIGTERM, it waits for its workers or ranks itself
         begin = time.monotonic()
-        while command.trace.members() and time.monotonic() < begin + SECONDS_LEFT:
+        while command.trace.members(process.pid) and time.monotonic() < begin + SECONDS_LEFT:
             time.sleep(0.05)
         self.counts["slowest"] = max(self.counts["slowest"], round(time.monotonic() - begin))
-        left = command.trace.members()
+        left = command.trace.members(process.pid)
         if left:
             self.counts["left"] += 1
             _say(f"left behind by {command.base}: {left}")
@@ -108,8 +109,8 @@ class Kills:
             os.kill(member, signal.SIGKILL)
         self._judge(command)
 
-    def _complete(self, command: Command) -> None:
-        if command.start().wait(PATIENCE):
+    def _complete(self, command: Command, *, copied: bool) -> None:
+        if not command.finished and command.start(copied=copied).wait(PATIENCE):
             self.counts["not completed"] += 1
             _say((command.base / "output").read_text(encoding="utf-8", errors="replace")[-2000:])
         self._judge(command)

@@ -59,17 +59,17 @@ class Trace:
         """The releases of all run folders."""
         return Ledger().merge(*self.released().values())
 
-    def members(self) -> list[int]:
-        """The living processes of the command, in whatever session: those that have inherited its variables."""
+    def members(self, session: int) -> list[int]:
+        """The living processes of a command: those that have inherited its variables, and those of its session."""
         mark, found = f"KILLS_TRACE={self.folder}\0".encode(), []
         for entry in Path("/proc").iterdir():
             try:
-                if entry.name.isdigit() and mark in (entry / "environ").read_bytes() and not _dead(entry):
+                if not entry.name.isdigit():
+                    continue
+                state, _, _, its_session = (entry / "stat").read_text().rpartition(")")[2].split()[:4]
+                ours = int(its_session) == session or mark in (entry / "environ").read_bytes()
+                if ours and state not in "ZX":
                     found.append(int(entry.name))
             except OSError:  # it has ended, or is somebody else's
                 continue
         return found
-
-
-def _dead(entry: Path) -> bool:
-    return (entry / "stat").read_text().rpartition(")")[2].split()[0] in "ZX"

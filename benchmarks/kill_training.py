@@ -152,11 +152,15 @@ def killed(training: Training, draw: random.Random, seconds: float) -> bool:
     return _exit_code(process) == -signal.SIGKILL
 
 
+def warm_up(base: Path) -> None:
+    """Import the modules of a training, once rather than in each process."""
+    Training(base, CASES["constant noise"]).train(resume=False)
+
+
 def measured(base: Path, kills: int, draw: random.Random) -> dict[str, Counter[str]]:
     """Counts of outcomes by case."""
     found = {name: Counter[str]() for name in CASES}
-    warm = Training(base / "warm", CASES["constant noise"])
-    warm.train(resume=False)  # the modules of a training are imported once, rather than in each process
+    warm_up(base / "warm")
     seconds, done = {name: _duration(base / f"full-{number}", CASES[name]) for number, name in enumerate(CASES)}, 0
     while done < kills:
         name = list(CASES)[sum(counts["trainings"] for counts in found.values()) % len(CASES)]

@@ -24,8 +24,11 @@ further copy, which must be refused or state at least the trace.
 At a random moment since the start, or within three seconds after the first release, the process that was started gets
 SIGKILL or SIGTERM, or one of the two that train gets SIGKILL (a worker of `compare` and `tune`, which go on without it;
 a rank of torchrun). Then no process of the command may be left. At last the command is started once more and must
-finish. A search with charge `random` has to state the price of the best run and all steps beyond the plan of a run;
-with charge `all`, all releases; with charge `none`, those of the best run.
+finish. In the first of three folders, the command is started as a user does, and its workers are spawned; in the next
+two it is a copy (a fork) of a process that has imported the modules, and so are its workers, and its ranks without
+torchrun, which saves the many seconds that three interpreters take to start. A search with charge `random` has to state
+the price of the best run and all steps beyond the plan of a run; with charge `all`, all releases; with charge `none`,
+those of the best run.
 """
 
 from __future__ import annotations
@@ -41,7 +44,7 @@ from pathlib import Path
 import torch
 from kill_commands import COMMANDS
 from kill_group import ONE, Kills
-from kill_training import measured
+from kill_training import measured, warm_up
 from machine import description
 
 _ALONE = (
@@ -57,6 +60,7 @@ _ALONE = (
 _GROUPS = (
     ("command", ""),
     ("kills", "kills"),
+    ("of copies", "copies"),
     ("SIGKILL", "SIGKILL"),
     ("SIGTERM", "SIGTERM"),
     ("SIGKILL of one", ONE),
@@ -77,9 +81,11 @@ def kill_groups(base: Path, beginning: str, kills: int, seed: int) -> Found:
     """Counts by command, for those whose name begins so, which share the kills."""
     found: Found = {}
     names = [name for name in COMMANDS if name.startswith(beginning)]
+    base.mkdir()
+    warm_up(base / "warm")
     for number, name in enumerate(names):
         folder = base / f"{number}"
-        folder.mkdir(parents=True)
+        folder.mkdir()
         one = Kills(name, folder, random.Random(f"{seed} {name}"))
         one(kills // len(names) + (number < kills % len(names)))
         found[name] = one.counts

@@ -34,7 +34,8 @@ def trace_steps(module: ModuleType) -> None:
     module.PrivateStep._descend = traced
 
 
-def _name_runs(module: ModuleType) -> None:
+def name_runs(module: ModuleType) -> None:
+    """Let ``train_from_config`` of ``dpmodel.runs.train`` state its run folder."""
     train = module.train_from_config
 
     @functools.wraps(train)
@@ -51,7 +52,7 @@ class _Finder:
 
     changes: ClassVar[dict[str, Callable[[ModuleType], None]]] = {
         "dpmodel.training.step": trace_steps,
-        "dpmodel.runs.train": _name_runs,
+        "dpmodel.runs.train": name_runs,
     }
 
     def find_spec(self, name: str, path: Sequence[str] | None, target: ModuleType | None = None) -> ModuleSpec | None:
