@@ -23,13 +23,13 @@ further copy, which must be refused or state at least the trace.
 
 At a random moment since the start, or within three seconds after the first release, the process that was started gets
 SIGKILL or SIGTERM, or one of the two that train gets SIGKILL (a worker of `compare` and `tune`, which go on without it;
-a rank of torchrun). Without the process that was started, no other may live for 60 s: on an idle machine they end
-within 5 s, but one that is still importing its modules notices the kill only after that. At last the command is started
-once more and must finish. In the first of three folders, the command is started as a user does, and its workers are spawned; in the next
-two it is a copy (a fork) of a process that has imported the modules, and so are its workers, and its ranks without
-torchrun, which saves the many seconds that three interpreters take to start. A search with charge `random` has to state
-the price of the best run and all steps beyond the plan of a run; with charge `all`, all releases; with charge `none`,
-those of the best run.
+a rank of torchrun). Without the process that was started, no other may live for 60 s: they end within 5 s of noticing
+its end, but one that is still importing its modules notices only after that. At last the command is started once more
+and must finish. In the first of three folders, the command is started as a user does, and its workers are spawned; in
+the next two it is a copy (a fork) of a process that has imported the modules, and so are its workers, and its ranks
+without torchrun, which saves the many seconds that three interpreters take to start. A search with
+charge `random` has to state the price of the best run and all steps beyond the plan of a run; with charge `all`, all
+releases; with charge `none`, those of the best run.
 """
 
 from __future__ import annotations
