@@ -258,11 +258,10 @@ def test_workers_draw_independent_noise(tmp_path):
     assert weights[0] != weights[1]
 
 
-@pytest.mark.slow
-def test_kills_at_random_instants_leave_no_ledger_below_what_was_released(tmp_path):
+def _kill_at_random_instants(tmp_path, command):
     generator = random.Random(0)
     for _ in range(2):
-        with Started(tmp_path, epochs=60) as started:
+        with Started(tmp_path, command, epochs=60) as started:
             until(lambda: started.new_traces() or started.process.poll() is not None, "they do not train")
             time.sleep(generator.uniform(0.0, 1.0))
             if generator.random() < 0.5:
@@ -272,10 +271,16 @@ def test_kills_at_random_instants_leave_no_ledger_below_what_was_released(tmp_pa
                     os.killpg(started.process.pid, signal.SIGKILL)
             started.all_end()
             started.require_charged()
-    with Started(tmp_path, epochs=60) as started:
+    with Started(tmp_path, command, epochs=60) as started:
         text = started.all_end()
         assert started.process.returncode == 0, text
         started.require_charged()
+    return started
+
+
+@pytest.mark.slow
+def test_kills_at_random_instants_leave_no_ledger_below_what_was_released(tmp_path):
+    started = _kill_at_random_instants(tmp_path, "compare")
     # the same table as without a kill, and the lost steps in addition
     found = ledgers(started.out)
     assert len(found) == 4
@@ -287,3 +292,13 @@ def test_kills_at_random_instants_leave_no_ledger_below_what_was_released(tmp_pa
     assert stated["composed"]["trainings"] == 4
     assert stated["composed"]["lost_steps"] == lost
     assert stated["caveats"][0].startswith("comparison of 4 runs")
+
+
+@pytest.mark.slow
+def test_a_search_over_kills_at_random_instants_is_charged_for_all_that_was_released(tmp_path):
+    started = _kill_at_random_instants(tmp_path, "tune")
+    whole, runs = Ledger.load(started.out / "ledger.json"), Ledger().merge(*ledgers(started.out).values())
+    assert runs.kept.total == 4 * 360
+    assert whole.covers(runs)
+    assert whole.total >= started.traced()
+    assert json.loads((started.out / "tuning.json").read_text())["finished"] is True
