@@ -82,5 +82,5 @@ class ComparisonView:
             self.progress.remove_task(task)
         if outcome.fault is not None:
             self.progress.console.print(f"failed: {outcome.job.label}: {outcome.fault}", markup=False, soft_wrap=True)
-        elif not outcome.interrupted:
+        elif outcome.finished:
             self.stepped(outcome.job, outcome.job.steps)
