@@ -116,7 +116,7 @@ def test_other_data_and_a_different_version_are_refused(tiny, tmp_path, monkeypa
     with Leading(tiny, tmp_path) as leading:
         with monkeypatch.context() as patched:
             patched.setattr("dpmodel.compare.equal_epsilon.Fingerprint.of", lambda data: Fingerprint(60, "0" * 64))
-            with pytest.raises(ConfigError, match=r"the test data of this process .*60 examples, SHA-256 0000):
+            with pytest.raises(ConfigError, match=r"the test data of this process .*60 examples, SHA-256 0000"):
                 join_comparison(leading.comparison, tmp_path, jobs=1)
         monkeypatch.setattr("dpmodel.__version__", "0.0.1")
         with pytest.raises(ConfigError, match=r"the versions of this process .* \"dpmodel 0\.0\.1, torch"):
