@@ -75,6 +75,11 @@ class ComparisonView:
             self.progress.update(self._tasks[job.number], completed=step)
         self.progress.update(self._whole, completed=sum(self._steps.values()))
 
+    def held(self, job: Job, holder: str) -> None:
+        """Say what the comparison waits for."""
+        text = f"waiting for {job.label}, which {holder} trains"
+        self.progress.console.print(text, markup=False, soft_wrap=True)
+
     def ended(self, outcome: JobOutcome) -> None:
         """Remove the line of a training; a failure stays on the screen."""
         task = self._tasks.pop(outcome.job.number, None)

@@ -40,6 +40,9 @@ class Listener(Protocol):
     def ended(self, outcome: JobOutcome) -> None:
         """A job has ended."""
 
+    def held(self, job: Job, holder: str) -> None:
+        """This process waits for a job that a different one trains, given in words."""
+
 
 def default_jobs() -> int:
     """Default number of processes: half of the cores, at least 1.
@@ -74,7 +77,7 @@ def run_jobs(jobs: Sequence[Job], processes: int, listener: Listener, *, wait: b
         wait: Whether to wait for jobs that other processes hold, and to train what these leave unfinished. Otherwise
             they have no outcome.
     """
-    count, waiting = min(processes, len(jobs)), _Waiting(deque(jobs), wait)
+    count, waiting = min(processes, len(jobs)), _Waiting(deque(jobs), wait, listener)
     return _in_this_process(waiting, listener) if count <= 1 else _in_processes(waiting, count, listener)
 
 
@@ -84,7 +87,9 @@ class _Waiting:
 
     jobs: deque[Job]
     wait: bool
+    listener: Listener
     _next_look: float = 0.0
+    _told: set[tuple[int, str]] = field(default_factory=set)
 
     def __bool__(self) -> bool:
         return bool(self.jobs)
@@ -93,11 +98,18 @@ class _Waiting:
         """A job whose folder no other process holds; None if there is none now."""
         if time.monotonic() < self._next_look:
             return None
+        held: list[tuple[Job, str]] = []
         for _ in range(len(self.jobs)):
             job = self.jobs.popleft()
-            if holder(Path(job.directory)) is None:
+            words = holder(Path(job.directory))
+            if words is None:
                 return job
             self.leave(job)
+            held.append((job, words))
+        for job, words in held if self.wait else ():
+            if (job.number, words) not in self._told:
+                self._told.add((job.number, words))
+                self.listener.held(job, words)
         self._next_look = time.monotonic() + _LOOK_SECONDS
         return None
 

@@ -49,6 +49,9 @@ class NullWatcher:
     def ended(self, outcome: JobOutcome) -> None:
         """Nothing."""
 
+    def held(self, job: Job, holder: str) -> None:
+        """Nothing."""
+
 
 @dataclass(frozen=True)
 class ComparisonRun:

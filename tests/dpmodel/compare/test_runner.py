@@ -131,12 +131,18 @@ def test_a_run_that_a_different_process_holds_comes_last(tiny, tmp_path):
     class Releases(Watching):
         def ended(self, outcome):
             if outcome.job.label == "Exp strong, seed 1":
-                held.release()
+                released.append(True)
 
+        def held(self, job, holder):
+            assert released
+            self.labels.append(f"{job.label}: {holder}")
+            held.release()
+
+    released = []
     tiny["seeds"], watching = [1], Releases()
     held.acquire()
     found = run_comparison(make_comparison(tiny), tmp_path, jobs=1, watcher=watching)
-    assert watching.labels == ["Exp strong, seed 1", "fixed, seed 1"]
+    assert watching.labels == ["Exp strong, seed 1", f"fixed, seed 1: process {os.getpid()}", "fixed, seed 1"]
     assert found.ok
 
 
