@@ -1,19 +1,23 @@
 """Two ranks with a shard of the network each release what one process would, and no coordinate twice."""
 
 import json
+import os
+import re
+import subprocess
+import sys
 
 import numpy as np
 import pytest
 import torch
 from scipy import stats
 
-from dpmodel import Ledger, ReleasePlan
+from dpmodel import Ledger, ReleasePlan, privacy_spent
 from dpmodel.distributed.sharded import NOT_VERIFIED
 from mechanisms.engines.batch import Batch
 from mechanisms.engines.loop import LoopEngine
 
 from . import sharded_ranks
-from .launched import finish, results, start
+from .launched import ROOT, finish, results, start
 
 FILE = sharded_ranks.__file__
 
@@ -151,3 +155,17 @@ REFUSED = {
 def test_what_cannot_be_done_in_shards_is_refused(found, case):
     for one in found("refusals"):
         assert REFUSED[case] in one[case]
+
+
+@pytest.mark.slow
+def test_the_loop_of_the_documentation_runs_under_torchrun(tmp_path):
+    page = (ROOT / "docs/howto/several_machines.md").read_text()
+    script = next(text for text in re.findall(r"```python\n(.*?)```", page, flags=re.DOTALL) if "ShardedStep" in text)
+    (tmp_path / "train.py").write_text(script + "\nimport sys; sys.stdout.flush(); os._exit(0)\n")
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "train.py"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    ended = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300)
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+    ledger = Ledger.load(tmp_path / "runs/sharded/ledger.json")
+    assert ledger.total == 20
+    assert ended.stdout.count(str(privacy_spent(ledger, 1e-5))) == 2, ended.stdout
