@@ -130,11 +130,12 @@ def train_job(job: Job, stepped: Stepped, stop_reason: Callable[[], str | None] 
                 return JobOutcome(job, held=True)
             with watcher.withdrawing():
                 return _train(job, watcher, lock)
-    except FolderInUseError:
-        return JobOutcome(job, held=True)
     except KeyboardInterrupt:
         return JobOutcome(job, interrupted=True)
     except Exception as error:
+        # Not that of a different folder, in the user's code: the job would be tried for ever.
+        if isinstance(error, FolderInUseError) and error.path == Path(job.directory):
+            return JobOutcome(job, held=True)
         return JobOutcome(job, f"{type(error).__name__}: {error}{_place(error)}")
 
 

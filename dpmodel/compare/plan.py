@@ -45,11 +45,12 @@ class Plan:
 
         import dpmodel
 
+        ordered = sorted(variants, key=lambda variant: variant.name)
         values = {
             "the versions": f"dpmodel {dpmodel.__version__}, torch {torch.__version__}",
             "the seeds": list(seeds),
-            "the variants": {variant.name: config_digest(variant.plan.config) for variant in variants},
-            "the test data": {variant.name: str(variant.test_data) for variant in variants},
+            "the variants": {variant.name: config_digest(variant.plan.config) for variant in ordered},
+            "the test data": {variant.name: str(variant.test_data) for variant in ordered},
         }
         return cls(folder.plan, json.dumps(values, indent=1) + "\n")
 
@@ -84,6 +85,9 @@ class Plan:
                     f"{_shown(others.get(name))} there ({self.path}). Give both the same CONFIG, options, data and "
                     "versions"
                 )
+        raise ConfigError(
+            f"{self.path} is not the plan of this version; give both processes the same version of dpmodel"
+        )
 
 
 def await_offer(path: Path) -> str:

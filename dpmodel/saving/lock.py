@@ -39,7 +39,9 @@ _ASKING_SECONDS = 0.05
 
 
 class FolderInUseError(ConfigError):
-    """A different process holds the folder."""
+    """A different process holds the folder ``path``."""
+
+    path: Path | None = None
 
 
 class FolderLock:
@@ -178,9 +180,11 @@ class FolderLock:
             except BlockingIOError:
                 words = _holder_in_words(handle)
                 os.close(handle)
-                raise FolderInUseError(
+                error = FolderInUseError(
                     f"the folder {self.path} is in use by {words}; wait until it is done, or choose a different folder"
-                ) from None
+                )
+                error.path = self.path
+                raise error from None
             except BaseException:
                 os.close(handle)
                 raise

@@ -6,6 +6,8 @@ import os
 import signal
 import threading
 import time
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import yaml
@@ -14,8 +16,11 @@ from dpmodel.cli.application import run
 from dpmodel.compare import join_comparison, make_comparison, run_comparison
 from dpmodel.compare.equal_epsilon import calibrate_variants
 from dpmodel.compare.folder import ComparisonFolder
+from dpmodel.compare.jobs import Job
 from dpmodel.compare.plan import Plan
+from dpmodel.compare.pool import run_jobs
 from dpmodel.compare.runner import NullWatcher
+from dpmodel.config import make_config
 from dpmodel.data.fingerprint import Fingerprint
 from dpmodel.runs.folder import RunFolder
 from dpmodel.saving.lock import FolderLock
@@ -121,6 +126,57 @@ def test_other_data_and_a_different_version_are_refused(tiny, tmp_path, monkeypa
         monkeypatch.setattr("dpmodel.__version__", "0.0.1")
         with pytest.raises(ConfigError, match=r"the versions of this process .* \"dpmodel 0\.0\.1, torch"):
             join_comparison(leading.comparison, tmp_path, jobs=1)
+
+
+def test_however_many_take_the_same_runs_each_is_trained_once(tiny, tmp_path, monkeypatch):
+    trained = []
+
+    def train(config, directory, **options):
+        assert options["lock"].handle() is not None
+        trained.append(directory.name)
+        time.sleep(0.002)
+        (directory / "done").touch()
+        return SimpleNamespace(interrupted=False, signal=None)
+
+    monkeypatch.setattr("dpmodel.runs.train.train_from_config", train)
+    monkeypatch.setattr("dpmodel.compare.jobs.is_finished", lambda folder, config: (folder.path / "done").exists())
+    monkeypatch.setattr("dpmodel.compare.jobs.can_resume", lambda folder, config: False)
+    monkeypatch.setattr(RunFolder, "ended", lambda folder: "finished")
+    settings = make_config(tiny["base"]).to_yaml()
+    jobs = [Job(n, "fixed", n, 6, str(tmp_path / f"seed-{n}"), str(tmp_path / "begun"), settings) for n in range(20)]
+    outcomes = []
+
+    def take(number):
+        outcomes.extend(run_jobs(jobs[number:] + jobs[:number], 1, NullWatcher(), wait=number % 2 == 0))
+
+    threads = [threading.Thread(target=take, args=(number,)) for number in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(PATIENCE)
+    assert sorted(trained) == sorted(Path(job.directory).name for job in jobs)
+    assert all(outcome.finished for outcome in outcomes)
+    assert sum(not outcome.reused for outcome in outcomes) == 20
+
+
+def test_the_order_of_the_variants_makes_no_difference(tiny, tmp_path):
+    with Leading(json.loads(json.dumps(tiny)), tmp_path) as leading:
+        tiny["baseline"], tiny["variants"] = "fixed", tiny["variants"][::-1]
+        variants = calibrate_variants(make_comparison(tiny), leading.folder.multipliers, solve=False)
+        plan = Plan.of(leading.folder, variants, [1, 2])
+        plan.require_offered()
+        assert plan.is_offered()
+
+
+def test_a_folder_that_the_code_of_a_user_finds_in_use_is_a_fault_and_not_tried_again(tiny, tmp_path, monkeypatch):
+    def other(*arguments, **options):
+        FolderLock(tmp_path / "other").acquire()
+
+    tiny["seeds"] = [1]
+    monkeypatch.setattr("dpmodel.runs.train.train_from_config", other)
+    with FolderLock(tmp_path / "other"):
+        found = run_comparison(make_comparison(tiny), tmp_path / "compared", jobs=1)
+    assert ["in use by process" in outcome.fault for outcome in found.faults] == [True, True]
 
 
 def test_a_process_waits_for_the_plan_while_the_leading_one_prepares(tiny, tmp_path):
