@@ -21,6 +21,7 @@ from dpmodel.compare.jobs import Job, JobOutcome, train_job
 from dpmodel.compare.worker import GRACE_SECONDS, work
 from dpmodel.saving.lock import holder
 from dpmodel.training.interrupt import handling
+from monitors.errors import ConfigError
 
 _POLL_SECONDS = 0.2
 
@@ -101,7 +102,9 @@ class _Waiting:
         held: list[tuple[Job, str]] = []
         for _ in range(len(self.jobs)):
             job = self.jobs.popleft()
-            words = holder(Path(job.directory))
+            words = None
+            with suppress(ConfigError):  # a damaged lock is a fault of that job alone, and is named when it begins
+                words = holder(Path(job.directory))
             if words is None:
                 return job
             self.leave(job)

@@ -168,6 +168,14 @@ def test_the_order_of_the_variants_makes_no_difference(tiny, tmp_path):
         assert plan.is_offered()
 
 
+def test_a_damaged_lock_is_a_fault_of_its_run_alone(tiny, tmp_path):
+    tiny["seeds"] = [1]
+    (tmp_path / "runs/fixed/seed-1/.lock").mkdir(parents=True)
+    found = run_comparison(make_comparison(tiny), tmp_path, jobs=1)
+    assert [(outcome.job.label, ".lock: " in outcome.fault) for outcome in found.faults] == [("fixed, seed 1", True)]
+    assert [row.name for row in found.result.variants] == ["Exp strong"]
+
+
 def test_a_folder_that_the_code_of_a_user_finds_in_use_is_a_fault_and_not_tried_again(tiny, tmp_path, monkeypatch):
     def other(*arguments, **options):
         FolderLock(tmp_path / "other").acquire()
