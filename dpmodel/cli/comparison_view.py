@@ -77,6 +77,11 @@ class ComparisonView:
             self.progress.update(self._tasks[job.number], completed=step)
         self.progress.update(self._whole, completed=sum(self._steps.values()))
 
+    def held(self, job: Job, holder: str) -> None:
+        """Say what the comparison waits for."""
+        text = f"waiting for {job.label}, which {holder} trains"
+        self.progress.console.print(text, markup=False, soft_wrap=True)
+
     def ended(self, outcome: JobOutcome) -> None:
         """Remove the line of a training; a failure stays on the screen."""
         task = self._tasks.pop(outcome.job.number, None)
@@ -84,5 +89,5 @@ class ComparisonView:
             self.progress.remove_task(task)
         if outcome.fault is not None:
             self.progress.console.print(f"failed: {outcome.job.label}: {outcome.fault}", markup=False, soft_wrap=True)
-        elif not outcome.interrupted:
+        elif outcome.finished:
             self.stepped(outcome.job, outcome.job.steps)
