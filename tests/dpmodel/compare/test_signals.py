@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from dpmodel.compare import make_comparison, run_comparison
+from monitors.ledger import Ledger
 
 from .started import LONG, PATIENCE, Started, ledgers, members, until
 
