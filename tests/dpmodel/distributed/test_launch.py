@@ -69,7 +69,7 @@ def test_a_process_of_torchrun_ends_without_the_shutdown_of_the_interpreter(in_t
 
 def test_a_process_ends_with_the_torchrun_that_started_it_and_with_no_other_launcher():
     # The launcher has a child of its own, which outlives it: the rank.
-    rank = "from dpmodel.distributed.launcher import end_with_torchrun as e; import time; e(); print(1, flush=True)"
+    rank = "from dpmodel.distributed.launcher import end_with_torchrun as e; import os, time; e(); os.write(1, b'1')"
     launcher = (
         "import os, subprocess, sys\n"
         f"child = subprocess.Popen([sys.executable, '-c', {rank + '; time.sleep(60)'!r}], stdout=subprocess.PIPE)\n"
