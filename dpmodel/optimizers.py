@@ -117,7 +117,11 @@ def copied(optimizer: optim.Optimizer, part: Callable[[Tensor], Tensor] = lambda
         for parameter in group["params"]:
             own = memo[id(parameter)] = nn.Parameter(part(parameter.detach()).clone(), parameter.requires_grad)
             own.grad = torch.zeros_like(own) if parameter.requires_grad else None
-    return copy.deepcopy(optimizer, memo)
+    twin = copy.deepcopy(optimizer, memo)
+    if isinstance(twin, optim.Adagrad):  # its step expected the constructor's buffers until PyTorch 2.10
+        groups = [{**group, "params": list(group["params"])} for group in twin.param_groups]
+        twin.state.update(optim.Adagrad(groups, **twin.defaults).state)
+    return twin
 
 
 def stepped_copy(optimizer: optim.Optimizer) -> optim.Optimizer:

@@ -13,6 +13,7 @@ from mechanisms.correlated import banded, samplers
 from mechanisms.noise import NOISE, NoiseMechanism
 from monitors import checks
 from monitors.registry import Registry
+from monitors.signatures import signature
 
 B = TypeVar("B", bound=type)
 
@@ -44,7 +45,7 @@ class _Factory:
     ) -> Any:
         """Build a mechanism; one that does not take an ``optional`` argument is built without it."""
         builder = cls.registry.get(name)
-        accepted = inspect.signature(builder).parameters
+        accepted = signature(builder).parameters
         free = any(parameter.kind is parameter.VAR_KEYWORD for parameter in accepted.values())
         taken = {key: value for key, value in arguments.items() if key in accepted or free or key not in optional}
         for key, value in {**taken, **options}.items():

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Iterator
 from typing import Any
+
+from monitors.signatures import signature
 
 #: Settings that are shown in a different form.
 _NOT_SHOWN = ("seed", "norm_bound")
@@ -36,7 +37,7 @@ def _settings(mechanism: Any) -> Iterator[tuple[str, Any]]:
     for kind in type(mechanism).__mro__:
         if "__init__" not in vars(kind) or kind is object:
             continue
-        for name in inspect.signature(kind).parameters:
+        for name in signature(kind).parameters:
             value = getattr(mechanism, name, None)
             if name not in _NOT_SHOWN and isinstance(value, (bool, int, float, str)):
                 yield name, value

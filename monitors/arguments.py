@@ -7,12 +7,13 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from monitors import checks
+from monitors.signatures import signature
 
 
 def accepted_names(builder: Callable[..., Any]) -> list[str] | None:
     """Names of the arguments that ``builder`` takes by keyword; None if it takes any or has no signature."""
     try:
-        parameters = inspect.signature(builder).parameters.values()
+        parameters = signature(builder).parameters.values()
     except (TypeError, ValueError):
         return None
     if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
@@ -60,5 +61,5 @@ def check_arguments(
 
 def _required_names(builder: Callable[..., Any]) -> list[str]:
     by_keyword = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
-    parameters = inspect.signature(builder).parameters.values()
+    parameters = signature(builder).parameters.values()
     return [item.name for item in parameters if item.kind in by_keyword and item.default is item.empty]

@@ -14,6 +14,7 @@ from monitors.claims import Claims
 from monitors.monitor import PrivacyMonitor
 from monitors.rdp import RDPAccountant
 from monitors.registry import Registry
+from monitors.signatures import signature
 from monitors.spent import resolve_accountant
 
 MONITORS: Registry[Callable[..., Any]] = Registry("privacy monitor policy", ELSEWHERE)
@@ -130,7 +131,7 @@ def _refusal(policy: str, builder: Callable[..., Any], options: Mapping[str, Any
 
 def _keywords(builder: Callable[..., Any]) -> list[str]:
     any_number = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
-    return [item.name for item in inspect.signature(builder).parameters.values() if item.kind not in any_number]
+    return [item.name for item in signature(builder).parameters.values() if item.kind not in any_number]
 
 
 def _refuse_orders(policy: str, orders: ArrayLike | None) -> None:

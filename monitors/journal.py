@@ -7,7 +7,7 @@ import json
 import os
 import secrets
 from collections.abc import Callable, Iterable
-from itertools import chain, groupby, repeat
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -128,8 +128,10 @@ class ReleaseJournal:
         """Reasons of the violations."""
         return tuple(self._violations)
 
-    def announced(self, head: str) -> list[list[PrivacyEvent]]:
-        """Events announced since the journal had this ``head``: one list per process, possibly empty, oldest first.
+    def announced(self, head: str) -> list[list[tuple[PrivacyEvent, int]]]:
+        """What was announced since the journal had this ``head``: one list per process, possibly empty, oldest first.
+
+        Each row is an event and its number: somebody else's journal may state millions.
 
         The first list belongs to the process that was running at that moment. Different processes release different
         things, even for the same step.
@@ -155,7 +157,7 @@ class ReleaseJournal:
         total = sum(times for process in processes for _, _, times in process)
         if total > MOST_ANNOUNCED:
             raise CheckpointError(f"{self.path}: {total:,} releases beyond its ledger are more than {MOST_ANNOUNCED:,}")
-        return [[*chain.from_iterable(repeat(event_from_dict(e), n) for _, e, n in process)] for process in processes]
+        return [[(event_from_dict(event), times) for _, event, times in process] for process in processes]
 
     def _append(self, line: dict[str, Any]) -> None:
         line = line if self._lines else {**line, "id": self.training}

@@ -365,10 +365,10 @@ class Ledger:
                 f"{JOURNAL_NAME} beside it is missing, older, or of a different training, so what the training "
                 "released since cannot be stated. Restore the original file"
             )
-        for process, events in enumerate(journal.announced(head)):
-            released = Ledger([ANNOUNCED_NOTE] if events else ())
-            for event in events:
-                released.record(event)
+        for process, rows in enumerate(journal.announced(head)):
+            released = Ledger([ANNOUNCED_NOTE] if rows else ())
+            for event, count in rows:
+                released.record(event, count)
             # The process that wrote this ledger continues its partitions; a later process gets new numbers.
             self.extend(released, None if process else 0)
         for reason in journal.violations:

@@ -74,6 +74,13 @@ def test_the_accounting_does_not_import_torch():
         assert not {"torch", "torchvision", "torchmetrics"} & set(_imported(path)), path
 
 
+@pytest.mark.parametrize("path", MODULES, ids=_name)
+def test_signatures_are_read_without_evaluating_annotations(path):
+    """Some annotations of users cannot be evaluated, which is what ``inspect.signature`` does from Python 3.14 on."""
+    if _name(path) != "monitors.signatures":
+        assert "inspect.signature(" not in path.read_text(encoding="utf-8")
+
+
 def _fresh(code):
     return subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True

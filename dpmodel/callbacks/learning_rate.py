@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from dpmodel.callbacks.base import Callback
 from dpmodel.preflight.optimizer import on_stand_in, require_whole_schedule
 from monitors import checks
+from monitors.signatures import signature
 
 if TYPE_CHECKING:
     from torch.optim import Optimizer
@@ -147,7 +147,7 @@ def _require_alike(own: Any, value: Any, what: str) -> None:
 
 def _require_step_alone(scheduler: Any) -> None:
     try:
-        inspect.signature(scheduler.step).bind()
+        signature(scheduler.step).bind()
     except TypeError as error:
         raise ValueError(
             f"{type(scheduler).__name__}.step() cannot be called without arguments ({error}): it depends on a "

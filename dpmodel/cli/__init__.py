@@ -7,6 +7,7 @@ import sys
 from collections.abc import Sequence
 
 from dpmodel.distributed.launch import launched_processes, leave
+from dpmodel.distributed.launcher import end_with_torchrun
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -15,6 +16,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     Args:
         arguments: Default: ``sys.argv[1:]``.
     """
+    end_with_torchrun()
     # Threads that wait for work leave their cores to others: with spinning threads, two trainings on two cores take
     # several times as long as one after the other. OpenMP reads this when torch is imported.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")

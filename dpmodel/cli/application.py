@@ -5,10 +5,13 @@ from __future__ import annotations
 import inspect
 import os
 import sys
+import textwrap
 import traceback
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import typer
+from typer.core import TyperCommand
 
 from dpmodel.cli import budget, compare, evaluate, init, plot, train, tune
 from dpmodel.cli.exit_codes import BAD_USAGE, FAILED, OK
@@ -28,11 +31,23 @@ app = typer.Typer(
 )
 
 
+class _Command(TyperCommand):
+    """Prints its epilog, the examples, line by line: some versions of Typer would wrap or join the lines."""
+
+    def format_help(self, ctx: Any, formatter: Any) -> None:
+        """Print the help, then the examples."""
+        examples, self.epilog = self.epilog, None
+        super().format_help(ctx, formatter)
+        self.epilog = examples
+        typer.echo(f" {typer.style('Examples', bold=True)}\n")
+        typer.echo(textwrap.indent(inspect.cleandoc(examples or ""), "   ") + "\n")
+
+
 def _add(name: str, command: Callable[..., None], examples: str) -> None:
     # Typer keeps the line breaks of a docstring; paragraphs should fill the terminal instead.
     paragraphs = inspect.cleandoc(command.__doc__ or "").split("\n\n")
     text = "\n\n".join(" ".join(paragraph.split()) for paragraph in paragraphs)
-    app.command(name, help=text, epilog=examples)(command)
+    app.command(name, help=text, epilog=examples, cls=_Command)(command)
 
 
 _add("init", init.init, init.EXAMPLES)

@@ -18,8 +18,6 @@ if TYPE_CHECKING:
     from dpmodel.config.schema import Config
 
 EXAMPLES = """
-[b]Examples[/b]
-
   # Epsilon for a noise multiplier
   dpmodel budget -n 60000 -b 256 -e 10 --noise-multiplier 1.5
 

@@ -18,8 +18,6 @@ if TYPE_CHECKING:
     from dpmodel.compare.runner import ComparisonRun
 
 EXAMPLES = """
-[b]Examples[/b]
-
   dpmodel compare configs/compare_schedules.yaml
 
   # With a different epsilon and different seeds, two trainings in parallel
@@ -27,6 +25,9 @@ EXAMPLES = """
 
   # A quick trial on part of the data
   dpmodel compare configs/compare_all.yaml --set data.limit=3000 -o runs/trial
+
+  # On another machine, which sees the same folder: help the command that runs
+  dpmodel compare configs/compare_all.yaml -o /shared/all --join
 
   # Show what would be trained and with how much noise, without training
   dpmodel compare configs/compare_all.yaml --dry-run
@@ -46,6 +47,10 @@ def compare(
     seeds: Annotated[
         str | None, typer.Option(help="Seeds separated by commas, such as 1,2,3; replace those in CONFIG.")
     ] = None,
+    join: Annotated[
+        bool,
+        typer.Option("--join", help="Train runs beside the command that runs in the same folder, maybe elsewhere."),
+    ] = False,
     docs: Annotated[Path | None, typer.Option(help="Also write the table to this file, as Markdown.")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Check and calibrate, but do not train.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Show no progress.")] = False,
@@ -61,6 +66,8 @@ def compare(
 
     from dpmodel.compare import load_comparison
 
+    if join and (dry_run or docs is not None):
+        raise typer.BadParameter("--join trains runs only; give --dry-run and --docs to the first command")
     _require_comparison(config)
     comparison = load_comparison(config, overrides, **_changes(config, epsilon, seeds))
     directory = output if output is not None else comparison.directory
@@ -69,8 +76,12 @@ def compare(
         _dry_run(comparison, console, as_json)
         return
     from dpmodel.cli.comparison_view import ComparisonView
-    from dpmodel.compare.runner import run_comparison
+    from dpmodel.compare import join_comparison, run_comparison
 
+    if join:
+        with ComparisonView(console) as view:
+            _conclude_joined(join_comparison(comparison, directory, jobs=jobs, watcher=view), as_json=as_json)
+        return
     with ComparisonView(console) as view:
         run = run_comparison(comparison, directory, jobs=jobs, watcher=view)
     if run.result is not None:
@@ -148,12 +159,28 @@ def _write(run: ComparisonRun, docs: Path | None, console: Console) -> None:
         write_atomically(docs, to_markdown(run.result), mode=SHARED_FILE)
 
 
+def _conclude_joined(run: ComparisonRun, *, as_json: bool) -> None:
+    trained = sum(outcome.finished and not outcome.reused for outcome in run.outcomes)
+    faults = {outcome.job.label: outcome.fault for outcome in run.faults}
+    if as_json:
+        summary = {"folder": str(run.folder.path), "joined": True, "trained": trained, "missing": run.missing}
+        typer.echo(json.dumps({**summary, "interrupted": run.interrupted, "faults": faults}))
+    else:
+        for label, fault in faults.items():
+            typer.echo(f"failed: {label}: {fault}")
+        runs = "1 run" if trained == 1 else f"{trained} runs"
+        typer.echo(f"trained {runs}; the command that was joined writes the results into {run.folder.path}")
+    if faults or run.interrupted:
+        raise typer.Exit(after_signal(run.signal))
+
+
 def _summary(run: ComparisonRun) -> dict[str, Any]:
     return {
         "folder": str(run.folder.path),
         "ok": run.ok,
         "reused": run.reused,
         "missing": run.missing,
+        "busy": {str(path): words for path, words in run.busy.items()},
         "interrupted": run.interrupted,
         "faults": {outcome.job.label: outcome.fault for outcome in run.faults},
         "comparison": None if run.result is None else run.result.to_dict(),
@@ -166,7 +193,10 @@ def _show(console: Console, run: ComparisonRun) -> None:
         console.print(f"report: {run.folder.html}", highlight=False, markup=False, soft_wrap=True)
     for outcome in run.faults:
         console.print(f"failed: {outcome.job.label}: {outcome.fault}", highlight=False, markup=False, soft_wrap=True)
-    if run.missing:
+    for path, words in run.busy.items():
+        text = f"{path} is still trained by {words}, so no results are written; repeat the command when it is done"
+        console.print(text, highlight=False, markup=False, soft_wrap=True)
+    if run.missing and not run.busy:
         text = f"{run.missing} runs are not finished; repeat the command to continue"
         console.print(text, highlight=False, markup=False, soft_wrap=True)
 

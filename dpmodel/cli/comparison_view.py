@@ -47,13 +47,15 @@ class ComparisonView:
         self._steps: dict[int, int] = {}
 
     def __enter__(self) -> ComparisonView:
-        self.progress.start()
+        if not self.progress.disable:
+            self.progress.start()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.progress.stop()
+        if not self.progress.disable:  # some versions of Rich end a disabled view with an empty line
+            self.progress.stop()
 
     def calibrating(self, name: str) -> None:
         """Show which variant is being calibrated."""
@@ -75,6 +77,11 @@ class ComparisonView:
             self.progress.update(self._tasks[job.number], completed=step)
         self.progress.update(self._whole, completed=sum(self._steps.values()))
 
+    def held(self, job: Job, holder: str) -> None:
+        """Say what the comparison waits for."""
+        text = f"waiting for {job.label}, which {holder} trains"
+        self.progress.console.print(text, markup=False, soft_wrap=True)
+
     def ended(self, outcome: JobOutcome) -> None:
         """Remove the line of a training; a failure stays on the screen."""
         task = self._tasks.pop(outcome.job.number, None)
@@ -82,5 +89,5 @@ class ComparisonView:
             self.progress.remove_task(task)
         if outcome.fault is not None:
             self.progress.console.print(f"failed: {outcome.job.label}: {outcome.fault}", markup=False, soft_wrap=True)
-        elif not outcome.interrupted:
+        elif outcome.finished:
             self.stepped(outcome.job, outcome.job.steps)

@@ -14,8 +14,6 @@ if TYPE_CHECKING:
     from dpmodel.runs.folder import RunFolder
 
 EXAMPLES = """
-[b]Examples[/b]
-
   dpmodel eval runs/lenet5_mnist
 
   dpmodel eval runs/lenet5_mnist --json

@@ -11,8 +11,6 @@ import typer
 from dpmodel.cli.options import AsJson
 
 EXAMPLES = """
-[b]Examples[/b]
-
   dpmodel init
 
   # For your own arrays, or a folder of images

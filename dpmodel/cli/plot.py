@@ -11,8 +11,6 @@ import typer
 from dpmodel.cli.options import AsJson, Size, Style, TrustCode
 
 EXAMPLES = """
-[b]Examples[/b]
-
   dpmodel plot runs/lenet5_mnist
 
   # Several runs in one figure

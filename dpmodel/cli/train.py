@@ -22,8 +22,6 @@ if TYPE_CHECKING:
     from dpmodel.runs.train import TrainingResult
 
 EXAMPLES = """
-[b]Examples[/b]
-
   dpmodel train configs/lenet5_mnist.yaml
 
   # The configuration written by `dpmodel init`, with a different epsilon

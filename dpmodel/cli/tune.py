@@ -12,8 +12,6 @@ from dpmodel.cli.exit_codes import after_signal
 from dpmodel.cli.options import AsJson, Overrides
 
 EXAMPLES = """
-[b]Examples[/b]
-
   dpmodel tune configs/tune_lenet5.yaml
 
   # Charge every run in full, so that all of them may be published

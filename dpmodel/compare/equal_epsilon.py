@@ -11,6 +11,7 @@ from pathlib import Path
 from dpmodel.compare.comparison import Comparison, Variant
 from dpmodel.compare.identity import config_digest
 from dpmodel.config.schema import Config
+from dpmodel.data.fingerprint import Fingerprint
 from dpmodel.planning.from_config import with_noise_multiplier
 from dpmodel.planning.training_plan import TrainingPlan
 from dpmodel.runs.build import Task, build_task, build_training
@@ -31,12 +32,14 @@ class CalibratedVariant:
         slug: The name of its folder.
         plan: What each of its runs releases, at the solved multiplier.
         epsilon: What a whole run spends.
+        test_data: Identifies the data that its metrics are of.
     """
 
     name: str
     slug: str
     plan: TrainingPlan
     epsilon: float
+    test_data: Fingerprint
 
     def config(self, seed: int) -> Config:
         """The configuration of the run whose initial weights have this seed."""
@@ -55,7 +58,11 @@ def within_target(epsilon: float, target: float) -> bool:
 
 
 def calibrate_variants(
-    comparison: Comparison, cache: Path | None, announce: Callable[[str], None] = lambda name: None
+    comparison: Comparison,
+    cache: Path | None,
+    announce: Callable[[str], None] = lambda name: None,
+    *,
+    solve: bool = True,
 ) -> tuple[CalibratedVariant, ...]:
     """Build every variant once and solve for its noise multiplier; nothing is trained.
 
@@ -63,6 +70,8 @@ def calibrate_variants(
         comparison: The comparison.
         cache: JSON file of solved multipliers; each is checked again before it is used. None: no file.
         announce: Called with the name of each variant before it is solved.
+        solve: Whether to solve for those that are not in ``cache``, and to write them into it. Otherwise they are
+            refused: the same search on a different machine may end at a multiplier that differs in its last digit.
 
     Raises:
         ConfigError: A variant is wrong in a way that shows before training, cannot meet the target, or protects
@@ -75,9 +84,9 @@ def calibrate_variants(
         announce(variant.name)
         if task is None or not _same_task(task.config, variant.config):
             task = build_task(variant.config)
-        found.append(_calibrate(variant, comparison.definition.target.epsilon, known, task))
+        found.append(_calibrate(variant, comparison.definition.target.epsilon, known, task, solve=solve))
     _require_one_meaning(comparison, found)
-    if cache is not None:
+    if cache is not None and solve:
         write_atomically(cache, json.dumps(known, indent=1) + "\n")
     return tuple(found)
 
@@ -88,12 +97,19 @@ def _same_task(one: Config, other: Config) -> bool:
     return stated == other.data and all(getattr(one, name) == getattr(other, name) for name in sections)
 
 
-def _calibrate(variant: Variant, target: float, known: dict[str, float], task: Task) -> CalibratedVariant:
+def _calibrate(
+    variant: Variant, target: float, known: dict[str, float], task: Task, *, solve: bool
+) -> CalibratedVariant:
     config, digest = variant.config, config_digest(variant.config)
     if digest in known:
         solved = _planned(variant, with_noise_multiplier(config, known[digest]), task)
         if within_target(solved.epsilon, target):
             return solved
+    if not solve:
+        raise ConfigError(
+            f"variant {variant.name!r} is not among those that the process to be joined has calibrated. Give both "
+            "processes the same CONFIG, options and version of dpmodel"
+        )
     solved = _planned(variant, config, task)
     if not within_target(solved.epsilon, target):
         raise ConfigError(
@@ -107,7 +123,8 @@ def _calibrate(variant: Variant, target: float, known: dict[str, float], task: T
 
 def _planned(variant: Variant, config: Config, task: Task) -> CalibratedVariant:
     plan = build_training(config, task).plan
-    return CalibratedVariant(variant.name, variant.slug, plan, plan.privacy_spent().epsilon)
+    data = Fingerprint.of(task.data.test)
+    return CalibratedVariant(variant.name, variant.slug, plan, plan.privacy_spent().epsilon, data)
 
 
 def _require_one_meaning(comparison: Comparison, found: list[CalibratedVariant]) -> None:

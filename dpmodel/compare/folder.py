@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dpmodel.runs.folder import RunFolder
+from dpmodel.saving.lock import LOCK_NAME, holder
 from monitors.errors import DataError
 from monitors.journal import ReleaseJournal
 from monitors.ledger import Ledger
@@ -33,6 +34,11 @@ class ComparisonFolder:
     def multipliers(self) -> Path:
         """Calibrated noise multipliers."""
         return self.path / "multipliers.json"
+
+    @property
+    def plan(self) -> Path:
+        """What the process that leads the comparison trains; exists while other processes may join it."""
+        return self.path / "plan.json"
 
     @property
     def curves(self) -> Path:
@@ -78,6 +84,13 @@ class ComparisonFolder:
         for path in (self.csv, self.markdown, self.json, self.html):
             path.unlink(missing_ok=True)
 
+    def busy(self) -> dict[Path, str]:
+        """The run folders that processes hold, and these processes in words."""
+        locked = [run.path for run, files in folders_below(self.runs) if LOCK_NAME in files]
+        # A link may lead back to the folder of the comparison, which the caller holds.
+        held = {path: holder(path) for path in locked if not path.samefile(self.path)}
+        return {path: words for path, words in held.items() if words is not None}
+
     def ledgers(self) -> dict[Path, Ledger]:
         """Ledgers of all trainings ever made in this folder, including interrupted ones that were moved aside."""
         return ledgers_below(self.runs)
@@ -98,7 +111,8 @@ def ledgers_below(path: Path) -> dict[Path, Ledger]:
         for run, files in folders:
             if run.path in journals and _goes_on(journals[run.path], journals.values()):
                 continue
-            if run.ledger.name in files:
+            # The files of a training that has begun since the folder was listed are looked for again.
+            if run.ledger.name in files or (_has_begun(run, files) and run.ledger.is_file()):
                 found[run.path] = run.read_ledger()
             elif _has_begun(run, files):
                 raise DataError(f"{run.ledger} is missing beside a training that began; restore the file")

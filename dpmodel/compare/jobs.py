@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import time
 import traceback
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,20 +12,18 @@ from typing import TYPE_CHECKING
 from dpmodel.callbacks.silence import Silence
 from dpmodel.compare.begun import BegunMark
 from dpmodel.compare.identity import config_digest
+from dpmodel.compare.plan import Plan
 from dpmodel.config import load_config
 from dpmodel.config.marked_yaml import read_yaml
 from dpmodel.config.reader import checked_config
 from dpmodel.runs.folder import RunFolder
-from dpmodel.saving.lock import FolderLock
-from monitors.errors import ConfigError, DPModelError
+from dpmodel.saving.lock import FolderInUseError, FolderLock
+from monitors.errors import DPModelError
 
 if TYPE_CHECKING:
     from dpmodel.config.schema import Config
     from dpmodel.training.run import Run
     from monitors.journal import ReleaseJournal
-
-#: A worker ends this many seconds after its parent at the latest.
-ORPHAN_SECONDS = 6.0
 
 #: Called with (job number, steps done) after each step.
 Stepped = Callable[[int, int], None]
@@ -43,6 +41,7 @@ class Job:
         directory: Run folder.
         begun: File that names the trainings that began in this folder; see ``BegunMark``.
         settings: Configuration as YAML.
+        plan: What the process that leads the comparison must still offer when this job begins; None for its own jobs.
     """
 
     number: int
@@ -52,6 +51,7 @@ class Job:
     directory: str
     begun: str
     settings: str = field(repr=False)
+    plan: Plan | None = field(default=None, repr=False)
 
     @property
     def label(self) -> str:
@@ -68,12 +68,21 @@ class JobOutcome:
         fault: What went wrong; None if nothing did.
         interrupted: Whether the user interrupted it.
         signal: The number of a signal that arrived meanwhile, to this process or to its parent.
+        reused: Whether a different process had finished it after the job was made.
+        held: Whether it was left to a different process: one that holds its folder, or one that now leads.
     """
 
     job: Job
     fault: str | None = None
     interrupted: bool = False
     signal: int | None = None
+    reused: bool = False
+    held: bool = False
+
+    @property
+    def finished(self) -> bool:
+        """Whether the training is finished."""
+        return self.fault is None and not self.interrupted and not self.held
 
 
 def received(outcomes: Iterable[JobOutcome]) -> int | None:
@@ -106,42 +115,40 @@ def train_job(job: Job, stepped: Stepped, stop_reason: Callable[[], str | None] 
     """Train ``job`` in this process; an interrupted training is resumed if its state was saved.
 
     Anything else in its folder is moved aside, never deleted. An error becomes part of the outcome, so that the other
-    jobs continue.
+    jobs continue. From the decision to the end, this process holds the folder: of all processes that have this job, on
+    whichever machine, one trains it, and the others find it finished.
 
     Args:
         job: The job.
         stepped: Is called after each step.
         stop_reason: Is called before each step; a reason stops the training there.
     """
-    from dpmodel.runs.train import train_from_config
-
-    source = f"{job.label} (as solved)"
-    folder, watcher = RunFolder(Path(job.directory)), _StepReporter(job, stepped, stop_reason)
+    watcher = _StepReporter(job, stepped, stop_reason)
     try:
-        config = checked_config(read_yaml(job.settings, source), source)
-        _await_orphan(folder)
-        if is_finished(folder, config):  # by the worker of a killed process, after the job was made
-            return JobOutcome(job)
-        resume = can_resume(folder, config)
-        result = train_from_config(config, folder.path, force=not resume, resume=resume, callbacks=[watcher])
+        with FolderLock(job.directory) as lock:
+            if lock.moved or (job.plan is not None and not job.plan.is_offered()):
+                return JobOutcome(job, held=True)
+            with watcher.withdrawing():
+                return _train(job, watcher, lock)
     except KeyboardInterrupt:
-        watcher.withdraw()
         return JobOutcome(job, interrupted=True)
     except Exception as error:
-        watcher.withdraw()
+        # Not that of a different folder, in the user's code: the job would be tried for ever.
+        if isinstance(error, FolderInUseError) and error.path == Path(job.directory):
+            return JobOutcome(job, held=True)
         return JobOutcome(job, f"{type(error).__name__}: {error}{_place(error)}")
+
+
+def _train(job: Job, watcher: _StepReporter, lock: FolderLock) -> JobOutcome:
+    from dpmodel.runs.train import train_from_config
+
+    source, folder = f"{job.label} (as solved)", RunFolder(Path(job.directory))
+    config = checked_config(read_yaml(job.settings, source), source)
+    if is_finished(folder, config):
+        return JobOutcome(job, reused=True)
+    resume = can_resume(folder, config)
+    result = train_from_config(config, folder.path, force=not resume, resume=resume, callbacks=[watcher], lock=lock)
     return JobOutcome(job, interrupted=result.interrupted or folder.ended() is None, signal=result.signal)
-
-
-def _await_orphan(folder: RunFolder) -> None:
-    """Wait until the worker of a killed process has ended; if a process still holds the folder then, refuse."""
-    deadline = time.monotonic() + ORPHAN_SECONDS
-    while folder.path.is_dir() and time.monotonic() < deadline:
-        try:
-            with FolderLock(folder.path):
-                return
-        except ConfigError:
-            time.sleep(0.1)
 
 
 def _place(error: Exception) -> str:
@@ -175,7 +182,12 @@ class _StepReporter(Silence):
         """Report the step."""
         self.stepped(self.job.number, run.step)
 
-    def withdraw(self) -> None:
-        """Remove the mark of a training that failed before its first release; its folder is removed too."""
-        if self._journal is not None:
-            self._mark.withdraw(self._journal)
+    @contextmanager
+    def withdrawing(self) -> Iterator[None]:
+        """Remove the mark of a training that fails before its first release; its folder is removed too."""
+        try:
+            yield
+        except BaseException:
+            if self._journal is not None:
+                self._mark.withdraw(self._journal)
+            raise

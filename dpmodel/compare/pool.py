@@ -5,6 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
+import time
 from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -12,14 +13,20 @@ from dataclasses import dataclass, field, replace
 from multiprocessing import resource_tracker
 from multiprocessing.connection import wait
 from multiprocessing.context import SpawnContext
+from pathlib import Path
 from types import FrameType
 from typing import Protocol
 
 from dpmodel.compare.jobs import Job, JobOutcome, train_job
 from dpmodel.compare.worker import GRACE_SECONDS, work
+from dpmodel.saving.lock import holder
 from dpmodel.training.interrupt import handling
+from monitors.errors import ConfigError
 
 _POLL_SECONDS = 0.2
+
+#: Time between two looks at the folders that other processes hold.
+_LOOK_SECONDS = 1.0
 
 
 class Listener(Protocol):
@@ -33,6 +40,9 @@ class Listener(Protocol):
 
     def ended(self, outcome: JobOutcome) -> None:
         """A job has ended."""
+
+    def held(self, job: Job, holder: str) -> None:
+        """This process waits for a job that a different one trains, given in words."""
 
 
 def default_jobs() -> int:
@@ -50,7 +60,7 @@ def available_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def run_jobs(jobs: Sequence[Job], processes: int, listener: Listener) -> list[JobOutcome]:
+def run_jobs(jobs: Sequence[Job], processes: int, listener: Listener, *, wait: bool = True) -> list[JobOutcome]:
     """Run ``jobs`` and return their outcomes in any order.
 
     On Ctrl-C, SIGTERM or SIGHUP, the running jobs finish their step and write their results, and no further jobs start.
@@ -58,21 +68,80 @@ def run_jobs(jobs: Sequence[Job], processes: int, listener: Listener) -> list[Jo
     returned; those that were cut short are marked as interrupted. A job whose process was killed has failed, and a new
     process takes the next one. If this process is killed, its workers end too (see ``worker.work``).
 
+    Other processes may hold some of the folders: a worker of a killed process during its last step, or a process that
+    has joined the comparison. Those jobs come last.
+
     Args:
         jobs: The jobs, started in this order.
         processes: Number of parallel processes, at least 1. With 1, the jobs run in this process.
         listener: Is notified of their progress.
+        wait: Whether to wait for jobs that other processes hold, and to train what these leave unfinished. Otherwise
+            they have no outcome.
     """
-    count = min(processes, len(jobs))
-    return _in_this_process(jobs, listener) if count <= 1 else _in_processes(jobs, count, listener)
+    count, waiting = min(processes, len(jobs)), _Waiting(deque(jobs), wait, listener)
+    return _in_this_process(waiting, listener) if count <= 1 else _in_processes(waiting, count, listener)
 
 
-def _in_this_process(jobs: Sequence[Job], listener: Listener) -> list[JobOutcome]:
-    outcomes = []
-    for job in jobs:
+@dataclass
+class _Waiting:
+    """The jobs that nobody trains, and those that other processes hold."""
+
+    jobs: deque[Job]
+    wait: bool
+    listener: Listener
+    _next_look: float = 0.0
+    _told: set[tuple[int, str]] = field(default_factory=set)
+
+    def __bool__(self) -> bool:
+        return bool(self.jobs)
+
+    def take(self) -> Job | None:
+        """A job whose folder no other process holds; None if there is none now."""
+        if time.monotonic() < self._next_look:
+            return None
+        held: list[tuple[Job, str]] = []
+        for _ in range(len(self.jobs)):
+            job = self.jobs.popleft()
+            words = None
+            with suppress(ConfigError):  # a damaged lock is a fault of that job alone, and is named when it begins
+                words = holder(Path(job.directory))
+            if words is None:
+                return job
+            self.leave(job)
+            held.append((job, words))
+        for job, words in held if self.wait else ():
+            if (job.number, words) not in self._told:
+                self._told.add((job.number, words))
+                self.listener.held(job, words)
+        self._next_look = time.monotonic() + _LOOK_SECONDS
+        return None
+
+    def leave(self, job: Job) -> None:
+        """Leave a job to the process that holds it."""
+        if self.wait:
+            self.jobs.append(job)
+
+    def interrupted(self, number: int) -> list[JobOutcome]:
+        """The outcomes of all jobs, after a signal."""
+        return [JobOutcome(job, interrupted=True, signal=number) for job in self.jobs]
+
+
+def _in_this_process(waiting: _Waiting, listener: Listener) -> list[JobOutcome]:
+    outcomes: list[JobOutcome] = []
+    while waiting:
+        job = waiting.take()
+        if job is None:
+            with _counted() as signals:
+                time.sleep(_POLL_SECONDS)
+            if signals:
+                return outcomes + waiting.interrupted(signals[0])
+            continue
         listener.began(job)
         outcome = train_job(job, _Forward(job, listener))
         listener.ended(outcome)
+        if outcome.held:
+            waiting.leave(job)
+            continue
         outcomes.append(outcome)
         if outcome.interrupted:
             break
@@ -91,28 +160,29 @@ class _Forward:
         self.listener.stepped(self.job, step)
 
 
-def _in_processes(jobs: Sequence[Job], count: int, listener: Listener) -> list[JobOutcome]:
-    waiting, workers = deque(jobs), _Workers(count)
-    outcomes: list[JobOutcome] = []
+def _in_processes(waiting: _Waiting, count: int, listener: Listener) -> list[JobOutcome]:
+    workers, outcomes = _Workers(count), list[JobOutcome]()
     with _counted() as signals, workers.ending():
         while True:
             interrupted = signals or any(outcome.interrupted for outcome in outcomes)
             if interrupted:
-                waiting.clear()
+                outcomes += waiting.interrupted(signals[0]) if signals and not workers.busy and not outcomes else []
+                waiting.jobs.clear()
                 workers.stop(signals[0].name if signals else "a different run was interrupted", kill=len(signals) > 1)
-            while waiting and (worker := workers.free()) is not None:
-                worker.take(waiting.popleft())
-                listener.began(worker.current)
-            if not workers.busy:
+            while waiting and (worker := workers.free()) is not None and (job := waiting.take()) is not None:
+                worker.take(job)
+                listener.began(job)
+            if not workers.busy and (not waiting or workers.never_started is not None):
                 break
             for job, news in workers.news(_POLL_SECONDS):
                 if isinstance(news, int):
                     listener.stepped(job, news)
                     continue
-                outcomes.append(JobOutcome(job, interrupted=True) if news.fault and interrupted else news)
-                listener.ended(outcomes[-1])
+                outcome = JobOutcome(job, interrupted=True) if news.fault and interrupted else news
+                listener.ended(outcome)
+                waiting.leave(job) if outcome.held else outcomes.append(outcome)
         # Without a worker that starts, the others cannot be trained either.
-        outcomes += [JobOutcome(job, workers.never_started) for job in waiting]
+        outcomes += [JobOutcome(job, workers.never_started) for job in waiting.jobs]
     return [replace(outcome, signal=signals[0]) for outcome in outcomes] if signals else outcomes
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
@@ -13,6 +13,7 @@ from dpmodel.compare.comparison import Comparison
 from dpmodel.compare.equal_epsilon import CalibratedVariant, calibrate_variants
 from dpmodel.compare.folder import ComparisonFolder, require_distinct
 from dpmodel.compare.jobs import Job, JobOutcome, is_finished, received
+from dpmodel.compare.plan import Plan
 from dpmodel.compare.pool import Listener, available_cores, default_jobs, run_jobs
 from dpmodel.compare.results import ComparisonResult, collect
 from dpmodel.config.schema import Config
@@ -48,6 +49,9 @@ class NullWatcher:
     def ended(self, outcome: JobOutcome) -> None:
         """Nothing."""
 
+    def held(self, job: Job, holder: str) -> None:
+        """Nothing."""
+
 
 @dataclass(frozen=True)
 class ComparisonRun:
@@ -55,10 +59,11 @@ class ComparisonRun:
 
     Args:
         folder: Folder of the comparison.
-        result: Results of the finished runs; None if there are none.
+        result: Results of the finished runs; None if there are none, or if other processes train some of the runs.
         reused: Number of runs that were already finished.
         outcomes: How each training of this call ended.
         missing: Number of runs that are not finished.
+        busy: The run folders that other processes train in, and these processes in words.
     """
 
     folder: ComparisonFolder
@@ -66,6 +71,7 @@ class ComparisonRun:
     reused: int
     outcomes: tuple[JobOutcome, ...] = field(default_factory=tuple)
     missing: int = 0
+    busy: Mapping[Path, str] = field(default_factory=dict)
 
     @property
     def interrupted(self) -> bool:
@@ -99,7 +105,9 @@ def run_comparison(
 
     Everything that can be refused is refused before the first training. A resumed run spends the target as if it had
     not been interrupted. Steps that were lost with a killed process, and runs that could not be resumed, are kept and
-    count towards the total of the comparison. Only one process at a time may work in a comparison folder.
+    count towards the total of the comparison. One process at a time leads the comparison: it states the results. Others
+    may train some of its runs (see ``join_comparison``); this one waits for them, and then trains what they have left
+    unfinished. If it is interrupted while they train, it states no results.
 
     Args:
         comparison: The comparison.
@@ -108,7 +116,7 @@ def run_comparison(
         watcher: Is notified of the progress.
 
     Raises:
-        ConfigError: A variant is invalid or cannot meet the target, or a different process is using the folder.
+        ConfigError: A variant is invalid or cannot meet the target, or a different process leads the comparison.
         DataError: A ledger in the folder is missing or damaged, or contradicts the report beside it.
     """
     processes = default_jobs() if jobs is None else jobs
@@ -116,24 +124,44 @@ def run_comparison(
     observer = NullWatcher() if watcher is None else watcher
     folder = ComparisonFolder(Path(directory) if directory is not None else comparison.directory)
     with FolderLock(folder.path) as lock:
+        lock.remove(folder.plan)  # of a killed process; those that joined it begin no further run
         folder.ledgers()  # a damaged one is refused before more is spent
         seeds = comparison.definition.seeds
         require_distinct(folder.run(variant.slug, seed) for variant in comparison.variants for seed in seeds)
         variants = calibrate_variants(comparison, folder.multipliers, observer.calibrating)
-        all_jobs, reused = _jobs(comparison, variants, folder, processes)
+        all_jobs, reused = missing_jobs(comparison, variants, folder, processes)
         observer.training(all_jobs, reused)
+        outcomes: list[JobOutcome] = []
         if all_jobs:
             folder.withdraw()
-        outcomes = run_jobs(all_jobs, processes, observer) if all_jobs else []
+            with Plan.of(folder, variants, seeds).offered(lock):
+                outcomes = run_jobs(all_jobs, processes, observer)
         lock.require_in_place()
-        result = collect(comparison, variants, folder)
-    done = 0 if result is None else sum(len(row.runs) for row in result.variants)
-    wanted = len(variants) * len(comparison.definition.seeds)
-    return ComparisonRun(folder, result, reused, tuple(outcomes), wanted - done)
+        busy, missing = _unfinished(comparison, variants, folder)
+        result = None if busy else collect(comparison, variants, folder)
+    return ComparisonRun(folder, result, reused, tuple(outcomes), missing, busy)
 
 
-def _jobs(
-    comparison: Comparison, variants: tuple[CalibratedVariant, ...], folder: ComparisonFolder, processes: int
+def _unfinished(
+    comparison: Comparison, variants: tuple[CalibratedVariant, ...], folder: ComparisonFolder
+) -> tuple[dict[Path, str], int]:
+    """The run folders in which other processes train, and the number of runs that are not finished."""
+    busy = folder.busy()  # before: what is finished since may still be held, but is not trained again
+    wanted = [
+        (folder.run(variant.slug, seed), variant.config(seed))
+        for variant in variants
+        for seed in comparison.definition.seeds
+    ]
+    finished = [target.path for target, config in wanted if is_finished(target, config)]
+    return {path: words for path, words in busy.items() if path not in finished}, len(wanted) - len(finished)
+
+
+def missing_jobs(
+    comparison: Comparison,
+    variants: tuple[CalibratedVariant, ...],
+    folder: ComparisonFolder,
+    processes: int,
+    plan: Plan | None = None,
 ) -> tuple[list[Job], int]:
     """The missing trainings, seed by seed so that an early end leaves complete pairs; the number of finished runs."""
     jobs: list[Job] = []
@@ -142,8 +170,8 @@ def _jobs(
         config, target = variant.config(seed), folder.run(variant.slug, seed)
         if not is_finished(target, config):
             settings = _with_threads(config, processes).to_yaml()
-            begun = BegunMark.of(target, folder.runs).path
-            jobs.append(Job(len(jobs), variant.name, seed, variant.plan.steps, str(target.path), str(begun), settings))
+            begun, steps = str(BegunMark.of(target, folder.runs).path), variant.plan.steps
+            jobs.append(Job(len(jobs), variant.name, seed, steps, str(target.path), begun, settings, plan))
     return jobs, len(wanted) - len(jobs)
 
 

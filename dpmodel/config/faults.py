@@ -6,6 +6,7 @@ import os
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from itertools import accumulate
 from pathlib import Path as FilePath
 from typing import TYPE_CHECKING, Any, get_args
 
@@ -24,8 +25,9 @@ _LONG_WORD = re.compile(r"(\S{100})\S{1000,}")
 #: Longest description of one fault; more is a value of very many parts.
 _LONGEST = 1500
 
-#: Most faults that one error lists.
+#: Most faults that one error lists, and most characters of their descriptions: the wrong file has faults everywhere.
 MOST_FAULTS = 20
+_LONGEST_LIST = 3000
 
 #: pydantic's type of error -> what the value must be
 _MUST_BE: Mapping[str, str] = {
@@ -47,15 +49,26 @@ def config_error(
     """One error that lists every fault with its place; ``root`` is the model that was validated."""
     faults = error.errors()
     lines = [f"{place_of(marks, fault['loc'], source)}: {_words(fault, root)}" for fault in faults[:MOST_FAULTS]]
-    return one_error(lines + ["..."] * (len(faults) > MOST_FAULTS), source)
+    return one_error(lines, source, len(faults))
 
 
-def one_error(faults: Sequence[str], source: str) -> ConfigError:
-    """One error that lists every fault; there must be at least one."""
-    faults = [_readable(fault) for fault in faults]
-    if len(faults) == 1:
-        return ConfigError(faults[0])
-    return ConfigError("\n  ".join([f"{len(faults)} faults in {source}:", *faults]))
+def one_error(faults: Sequence[str], source: str, total: int | None = None) -> ConfigError:
+    """One error that lists every fault, or the first of very many; there must be at least one.
+
+    Args:
+        faults: The faults, or the first ``MOST_FAULTS`` of them.
+        source: Where they are.
+        total: Their number; default: that of ``faults``.
+    """
+    total = len(faults) if total is None else total
+    listed = [_readable(fault) for fault in faults[:MOST_FAULTS]]
+    if total == 1:
+        return ConfigError(listed[0])
+    fitting = sum(length <= _LONGEST_LIST for length in accumulate(map(len, listed)))
+    listed = listed[: max(1, fitting)]
+    left = total - len(listed)
+    more = [f"... and {left:,} more"] if left else []
+    return ConfigError("\n  ".join([f"{total:,} faults in {source}:", *listed, *more]))
 
 
 def faults_in(config: Config, checks: Mapping[str, Callable[[], object]]) -> list[str]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import math
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
@@ -25,6 +24,7 @@ from mechanisms.engines.batch import all_tensors, first_tensor, map_tensors, out
 from mechanisms.engines.outputs import dimensions_of
 from mechanisms.engines.probing import inference
 from monitors.errors import DataError
+from monitors.signatures import signature
 
 
 def evaluation_batches(loader: Any, batch_size: int = 1000) -> Iterable[Pair]:
@@ -182,7 +182,7 @@ def _alone(parts: Any) -> Any:
 def _inputs_of(network: nn.Module) -> tuple[float, float]:
     """The smallest and the largest number of positional arguments of the network's forward pass."""
     try:
-        parameters = list(inspect.signature(network.forward).parameters.values())
+        parameters = list(signature(network.forward).parameters.values())
     except (TypeError, ValueError):
         return 0, math.inf
     positional = [p for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]

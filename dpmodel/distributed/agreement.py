@@ -35,15 +35,18 @@ _WRAPPERS = {
     "ranks itself",
     "DataParallel": "pass the module inside it (network.module), and start one process per device with torchrun",
     "FullyShardedDataParallel": "pass the module before it is wrapped; each rank holds the whole network",
-    "FSDPModule": "pass the module before fully_shard; each rank holds the whole network",
+    "FSDPModule": "pass the module before fully_shard; each rank holds the whole network. One that does not fit "
+    "trains in a loop of your own, with dpmodel.distributed.sharded.ShardedStep",
 }
 
 
 def require_bare(network: nn.Module) -> None:
     """Refuse a network inside a wrapper that reduces or shards gradients: they would be averaged without clipping.
 
+    Parameters that are sharded in any other way are refused as well.
+
     Raises:
-        UnsupportedModuleError: Names the module, and what to pass instead.
+        UnsupportedModuleError: Names the module or parameter, and what to pass instead.
     """
     for name, module in network.named_modules():
         found = next((base.__name__ for base in type(module).__mro__ if base.__name__ in _WRAPPERS), None)
@@ -51,6 +54,14 @@ def require_bare(network: nn.Module) -> None:
             where = f"the module {name!r} of the network" if name else "the network"
             raise UnsupportedModuleError(
                 f"{where} is wrapped by {found}, which exchanges gradients before they are clipped; {_WRAPPERS[found]}"
+            )
+    for name, parameter in network.named_parameters():
+        if any(base.__name__ == "DTensor" for base in type(parameter).__mro__):
+            raise UnsupportedModuleError(
+                f"the parameter {name!r} of the network is a DTensor, of which each rank may hold a part. Norms would "
+                "be those of the parts, and each part would get noise of its own. Pass a network of plain tensors; one "
+                "that does not fit on a device trains in a loop of your own, with "
+                "dpmodel.distributed.sharded.ShardedStep"
             )
 
 
@@ -78,7 +89,7 @@ def require_agreement(trial: Trial) -> None:
 def state_weights(run: Run) -> None:
     """State a digest of the weights and buffers, which all ranks must have; compared at the next meeting."""
     if run.ranks.size > 1:
-        run.ranks.same("the weights", _digest(_named(run.network)), shown=False)
+        run.ranks.same("the weights", digest_of(_named(run.network)), shown=False)
 
 
 def _shown(run: Run, trial: Trial) -> dict[str, str]:
@@ -122,8 +133,8 @@ def _not_shown(trial: Trial) -> dict[str, str]:
     state = [(f"{i}.{key}", value) for i, entry in _states(model.optimizer) for key, value in sorted(entry.items())]
     return {
         "the ledger": hashlib.sha256("".join(sorted(map(repr, trial.run.ledger))).encode()).hexdigest(),
-        "the loss's parameters": _digest(held),
-        "the optimizer's state": _digest([(key, value) for key, value in state if isinstance(value, Tensor)]),
+        "the loss's parameters": digest_of(held),
+        "the optimizer's state": digest_of([(key, value) for key, value in state if isinstance(value, Tensor)]),
         "the data set": data_digest(trial.loader),
     }
 
@@ -136,7 +147,7 @@ def _named(module: nn.Module) -> list[tuple[str, Tensor]]:
     return [*module.named_parameters(), *module.named_buffers()]
 
 
-def _digest(tensors: list[tuple[str, Tensor]]) -> str:
+def digest_of(tensors: list[tuple[str, Tensor]]) -> str:
     """SHA-256 of names, types, shapes and values."""
     digest = hashlib.sha256()
     for name, tensor in tensors:
@@ -160,7 +171,7 @@ def data_digest(loader: PrivateLoader) -> str:
             digest.update(f"{row} {len(first)};".encode())
             for one, other in zip(first, second, strict=False):
                 if one.shape == other.shape and torch.equal(torch.nan_to_num(one), torch.nan_to_num(other)):
-                    digest.update(_digest([("", one)]).encode())
+                    digest.update(digest_of([("", one)]).encode())
     return digest.hexdigest()
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol, runtime_checkable
@@ -11,6 +10,7 @@ from dpmodel.metrics.adapters import FunctionMetric, MeanLoss, PreparedMetric, f
 from monitors import checks
 from monitors.arguments import check_arguments
 from monitors.registry import Registry
+from monitors.signatures import signature
 
 
 @runtime_checkable
@@ -120,7 +120,7 @@ class MetricSpec:
     @property
     def asked(self) -> tuple[str, ...]:
         """The names in ``SEEN_IN_A_BATCH`` that the builder takes."""
-        parameters = inspect.signature(METRICS.get(self.key)).parameters
+        parameters = signature(METRICS.get(self.key)).parameters
         return tuple(name for name in SEEN_IN_A_BATCH if name in parameters)
 
     def build(self, **seen: Any) -> Metric:

@@ -146,8 +146,10 @@ CHECKS: tuple[Check, ...] = (
             "Call `dpmodel.fix(network)`, or leave both out."),
         Refusal("Lazy layers that have not seen a batch: their parameters have no shape yet.",
             "Call the network once, for example on zeros, before you build `DPModel`."),
-        Refusal("A network in `DistributedDataParallel`, `DataParallel` or FSDP: they mix unclipped gradients.",
-            "Pass the bare module; dpmodel adds up the clipped sums of the processes itself."),
+        Refusal("A network in `DistributedDataParallel`, `DataParallel` or FSDP (they mix unclipped gradients), or "
+            "with `DTensor` parameters.",
+            "Pass the bare module; dpmodel adds up the clipped sums of the processes itself. A network that does not "
+            "fit on a device trains with `ShardedStep`."),
         Refusal("A network without trainable parameters.",
             "Unfreeze some parameters with `requires_grad_(True)`."),
         Refusal("Parameters that are NaN or infinite before training.",

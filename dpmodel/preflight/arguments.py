@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import os
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -15,6 +14,7 @@ from dpmodel.optimizers import require_usable
 from mechanisms.clipping import ClipMechanism
 from mechanisms.noise import NoiseMechanism
 from monitors import checks
+from monitors.signatures import signature
 
 #: Arguments of other libraries -> what to write here.
 _SOLVE = (
@@ -51,7 +51,7 @@ def refuse_unknown(unknown: Mapping[str, Any], owner: Callable[..., Any]) -> Non
         TypeError: There is one; says what to use instead.
     """
     for name, value in unknown.items():
-        parameters = inspect.signature(owner).parameters.values()
+        parameters = signature(owner).parameters.values()
         known = [parameter.name for parameter in parameters if parameter.kind is not parameter.VAR_KEYWORD]
         instead = _ELSEWHERE.get(name)
         hint = f": {instead}" if instead else checks.nearest_hint(name, known) or f"; it takes {', '.join(known)}"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable
 from typing import Any
 
@@ -12,6 +11,7 @@ from torch import Tensor, nn
 from dpmodel.saving.nest import describe_batch
 from mechanisms.engines.losses import ExampleLosses, LossFunction
 from monitors.errors import DataError
+from monitors.signatures import signature
 
 
 def failed_loss(loss_fn: LossFunction, outputs: Any, targets: Any, error: Exception) -> DataError:
@@ -64,7 +64,7 @@ _REMEDIES: dict[str, Callable[[Tensor], Tensor]] = {
 
 def _takes_two(loss_fn: LossFunction) -> bool:
     try:
-        inspect.signature(loss_fn.forward if isinstance(loss_fn, nn.Module) else loss_fn).bind(None, None)
+        signature(loss_fn.forward if isinstance(loss_fn, nn.Module) else loss_fn).bind(None, None)
     except TypeError:
         return False
     except ValueError:  # a builtin without a signature

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import inspect
 import time
 import warnings
 from collections.abc import Iterator
@@ -22,6 +21,7 @@ from dpmodel.optimizers import WAYS_TO_RUN, copied, require_finite, stepped_copy
 from dpmodel.preflight.refusal import listed
 from mechanisms.engines.parameters import trainable_parameters
 from monitors.errors import ConfigError, UnprotectedUpdateError
+from monitors.signatures import signature
 
 #: Seconds after which a schedule is not stepped further.
 _SECONDS = 5.0
@@ -103,7 +103,7 @@ def require_steps(optimizer: Optimizer) -> None:
     """
     name, step = type(optimizer).__name__, type(optimizer).step
     try:
-        inspect.signature(step).bind(optimizer)
+        signature(step).bind(optimizer)
     except TypeError as error:
         raise ConfigError(
             f"optimizer {name!r} cannot train with differential privacy: step() {error}. A closure would compute the "

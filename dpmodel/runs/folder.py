@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -196,12 +195,12 @@ class RunFolder:
         return moved
 
     def abandon(self, lock: FolderLock) -> None:
-        """Remove the folder of a training that released nothing, which ``lock`` holds; other files in it stay."""
+        """Empty the folder of a training that released nothing, and remove it when ``lock`` is released.
+
+        Other files in it stay, and so does the folder then.
+        """
         lock.remove(self.config, self.test_data)
-        if not lock.moved and not self.in_use:
-            lock.release()
-            with suppress(OSError):  # removed with the lock, or in use again
-                self.path.rmdir()
+        lock.discard()
 
     @classmethod
     def existing(cls, path: str | os.PathLike[str]) -> RunFolder:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -28,11 +28,14 @@ from dpmodel.training.interrupt import INTERRUPTED, InterruptStop
 from monitors.errors import CheckpointError, ConfigError
 
 if TYPE_CHECKING:
+    from contextlib import AbstractContextManager
+
     from dpmodel.runs.report import PrivacyReport
     from dpmodel.saving.state import TrainingState
     from dpmodel.training.history import History
 
     _Begun = tuple[Training, ReleaseRecord | None]
+    _Held = AbstractContextManager[FolderLock]
 
 RUNS = Path("runs")
 
@@ -66,6 +69,7 @@ def train_from_config(
     resume: bool = False,
     callbacks: Iterable[Any] = (),
     announce: Callable[[Training, RunFolder], None] | None = None,
+    lock: FolderLock | None = None,
 ) -> TrainingResult:
     """Train what ``config`` describes and write it into a run folder.
 
@@ -85,6 +89,7 @@ def train_from_config(
             except for the sections ``performance`` and ``output``.
         callbacks: Further callbacks, such as a progress bar.
         announce: Called with the training and its folder before the first step.
+        lock: The folder's lock, if the caller already holds it.
 
     Raises:
         ConfigError, DataError: Before any budget is spent; also if the training in the folder has finished, or a
@@ -97,7 +102,8 @@ def train_from_config(
     if force and resume:
         raise ValueError("force moves the training in the folder aside, and resume continues it; give one of them")
     ranks = current_ranks()
-    begin = _resumed if resume else partial(_new, force=force)
+    held = FolderLock(folder.path) if lock is None else nullcontext(lock)
+    begin = partial(_resumed, held=held) if resume else partial(_new, force=force, held=held)
     if not ranks.first:
         begin = partial(_followed, resume=resume)
     with ranks.together(), begin(config, folder) as (training, keeper):
@@ -105,11 +111,10 @@ def train_from_config(
 
 
 @contextmanager
-def _new(config: Config, folder: RunFolder, *, force: bool) -> Iterator[_Begun]:
+def _new(config: Config, folder: RunFolder, *, force: bool, held: _Held) -> Iterator[_Begun]:
     """A new training; its folder is claimed and locked."""
     training = build_training(config)
-    lock = FolderLock(folder.path)
-    with lock:
+    with held as lock:
         if folder.claim(force=force) is not None:
             lock.acquire()  # the locked folder has been moved aside
         try:
@@ -126,9 +131,10 @@ def _new(config: Config, folder: RunFolder, *, force: bool) -> Iterator[_Begun]:
 
 
 @contextmanager
-def _resumed(config: Config, folder: RunFolder) -> Iterator[_Begun]:
+def _resumed(config: Config, folder: RunFolder, *, held: _Held) -> Iterator[_Begun]:
     """The training in ``folder``, continued from its state; the folder is locked."""
-    with FolderLock(RunFolder.existing(folder.path).path) as lock:
+    RunFolder.existing(folder.path)
+    with held as lock:
         ended = folder.ended()
         if ended is not None:
             lock.remove(folder.state)  # a process that was killed after its end has left it

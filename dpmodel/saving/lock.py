@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import socket
+import time
 from pathlib import Path
 from types import TracebackType
 
@@ -32,21 +34,32 @@ _NO_LOCKS = {errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOSYS, errno.
 _HAS_HANDLES = hasattr(os, "O_DIRECTORY") and {os.open, os.unlink, os.rename, os.stat} <= os.supports_dir_fd
 
 
+#: A process that only asks who holds a folder is done within this time.
+_ASKING_SECONDS = 0.05
+
+
+class FolderInUseError(ConfigError):
+    """A different process holds the folder ``path``."""
+
+    path: Path | None = None
+
+
 class FolderLock:
     """Holds a folder for this process, as a context manager; a missing folder is created, private to the user.
 
-    Guarantees: a folder has at most one holder at a time, among all processes of one machine; a killed process,
-    ``kill -9`` included, no longer holds it. The folder is held open: if it is moved, what is written and removed here
-    follows it, and a different folder at the old path is never touched. Temporary files that a killed process left are
-    removed. The lock file is removed on release. Windows has no such locks: do not start two trainings in one folder
-    there.
+    Guarantees: a folder has at most one holder at a time, among all processes of one machine, and of all machines
+    between which its file system passes ``flock``; a killed process, ``kill -9`` included, no longer holds it. The
+    folder is held open: if it is moved, what is written and removed here follows it, and a different folder at the old
+    path is never touched. Temporary files that a killed process left are removed. The lock file is removed on release.
+    Windows has no such locks: do not start two trainings in one folder there.
 
     Args:
         path: The folder. It may be a link; the files in it may not.
 
     Raises:
-        ConfigError: Another process holds it (the message gives its ID), the folder cannot be created, its lock file is
-            a link or not a regular file, or its file system has no locks.
+        FolderInUseError: Another process holds it; the message gives its ID.
+        ConfigError: The folder cannot be created, its lock file is a link or not a regular file, or its file system has
+            no locks.
 
     Example:
         >>> import tempfile
@@ -55,7 +68,7 @@ class FolderLock:
         ...     FolderLock(folder).acquire()
         Traceback (most recent call last):
             ...
-        monitors.errors.ConfigError: the folder ... is in use by process ...
+        dpmodel.saving.lock.FolderInUseError: the folder ... is in use by process ...
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
@@ -83,8 +96,12 @@ class FolderLock:
             self._give_up()
             raise
 
+    def discard(self) -> None:
+        """Remove the folder on release if it is empty then."""
+        self._made = True
+
     def release(self) -> None:
-        """Release the lock; a folder that was created for it and is still empty is removed."""
+        """Release the lock; a folder that was created for it or discarded, and is empty, is removed."""
         if self._lock is None:
             return
         if self._is_current(self._lock):
@@ -161,12 +178,13 @@ class FolderLock:
             try:
                 self._flock(handle)
             except BlockingIOError:
-                holder = os.read(handle, 32).decode("ascii", "replace").strip()
+                words = _holder_in_words(handle)
                 os.close(handle)
-                raise ConfigError(
-                    f"the folder {self.path} is in use by process {holder or '(unknown ID)'}; wait until it is "
-                    "done, or choose a different folder"
-                ) from None
+                error = FolderInUseError(
+                    f"the folder {self.path} is in use by {words}; wait until it is done, or choose a different folder"
+                )
+                error.path = self.path
+                raise error from None
             except BaseException:
                 os.close(handle)
                 raise
@@ -174,7 +192,7 @@ class FolderLock:
             if self._is_current(handle):
                 if os.fstat(handle).st_nlink == 1:
                     os.ftruncate(handle, 0)
-                    os.write(handle, str(os.getpid()).encode())
+                    os.write(handle, f"{os.getpid()} {socket.gethostname()}".encode())
                     return handle
                 self._unlink(LOCK_NAME)  # the other name of a hard link may be any file, which must not be changed
             os.close(handle)
@@ -183,8 +201,11 @@ class FolderLock:
         if fcntl is None:
             return
         try:
-            with naming(self.path / LOCK_NAME):
+            with naming(self.path / LOCK_NAME), contextlib.suppress(BlockingIOError):
                 fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                return
+            time.sleep(_ASKING_SECONDS)
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise
         except OSError as error:
@@ -229,6 +250,45 @@ class FolderLock:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.release()
+
+
+def holder(path: str | os.PathLike[str]) -> str | None:
+    """Who holds the folder ``path``, in words; None if nobody does.
+
+    Nothing is created or changed. Whoever takes the lock at this moment waits for the answer.
+
+    Raises:
+        ConfigError: The lock file cannot be opened, or its file system has no locks.
+
+    Example:
+        >>> import tempfile
+        >>> folder = tempfile.mkdtemp()
+        >>> with FolderLock(folder):
+        ...     holder(folder) == f"process {os.getpid()}"
+        True
+        >>> print(holder(folder))
+        None
+    """
+    if fcntl is None:
+        return None
+    try:
+        handle = open_for_appending(Path(path) / LOCK_NAME, create=False)
+        try:
+            fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return _holder_in_words(handle)
+        finally:
+            os.close(handle)
+    except OSError as error:
+        if error.errno not in (errno.ENOENT, errno.ENOTDIR, errno.ESTALE):
+            raise ConfigError(f"the folder {path} cannot be used: {_reason(error)}") from error
+    return None
+
+
+def _holder_in_words(handle: int) -> str:
+    number, _, host = os.pread(handle, 300, 0).decode("ascii", "replace").strip().partition(" ")
+    place = f" on {host}" if host and host != socket.gethostname() else ""
+    return f"process {number or '(unknown ID)'}{place}"
 
 
 def _reason(error: OSError) -> str:

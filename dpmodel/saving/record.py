@@ -176,11 +176,11 @@ class ReleaseRecord:
     def on_train_epoch_end(self, run: Run) -> None:
         """Write the ledger, with the notes and the events that callbacks have recorded.
 
-        A long ledger that holds nothing but further steps is written after each growth by a tenth only, because readers
+        A long ledger that holds nothing but further steps is written after each growth by a half only, because readers
         add what the journal has announced since: written after each epoch, it would take longer and longer.
         """
         rows, beside = self._written
-        if rows > _SHORT and len(run.ledger) <= 1.1 * rows and beside == _beside_steps(run):
+        if rows > _SHORT and len(run.ledger) <= 1.5 * rows and beside == _beside_steps(run):
             return
         self._write_ledger(run)
 

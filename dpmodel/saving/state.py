@@ -283,7 +283,10 @@ def setting_differences(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> l
 
 
 def charge_lost(
-    run: Run, processes: Iterable[Sequence[PrivacyEvent]], stated: Ledger, limits: Iterable[Callable[..., bool]] = ()
+    run: Run,
+    processes: Iterable[Sequence[tuple[PrivacyEvent, int]]],
+    stated: Ledger,
+    limits: Iterable[Callable[..., bool]] = (),
 ) -> int:
     """Charge what earlier processes released and lost; return the number of lost steps.
 
@@ -311,9 +314,9 @@ def charge_lost(
         ledger.extend(segment, shift)
 
     lists = list(filter(None, processes))
-    for number, events in enumerate(lists, start=1):
-        charge(((event, 1) for event in events), last=number == len(lists))
-        lost += len(events)
+    for number, rows in enumerate(lists, start=1):
+        charge(rows, last=number == len(lists))
+        lost += sum(count for _, count in rows)
     unknown = stated.beyond(ledger)
     if unknown.total:
         charge(unknown)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -19,6 +18,7 @@ from mechanisms.engines.precision import require_full_products
 from mechanisms.engines.probing import preserve_state
 from mechanisms.units import ClippedUnit
 from monitors.errors import UnsupportedModuleError
+from monitors.signatures import signature
 
 #: Fastest first; the last one supports everything.
 PREFERENCE: tuple[str, ...] = ("bookkeeping", "vmap", "loop")
@@ -127,7 +127,7 @@ def _refusal(
     name: str, options: Mapping[str, Any], network: nn.Module, loss_fn: LossFunction, unit: ClippedUnit, example: Batch
 ) -> str | None:
     engine = ENGINES.get(name)
-    unknown = [option for option in options if option not in inspect.signature(engine).parameters]
+    unknown = [option for option in options if option not in signature(engine).parameters]
     if unknown:
         return f"it has no option {', '.join(map(repr, unknown))}"
     with preserve_state(network, loss_fn):

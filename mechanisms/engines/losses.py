@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from mechanisms.engines.batch import first_tensor
 from mechanisms.engines.outputs import each_row, first_dimensions, has_rows_only
 from monitors.errors import UnsupportedModuleError
+from monitors.signatures import signature
 
 LossFunction = Callable[[Any, Any], Tensor]
 
@@ -142,7 +143,7 @@ def _described(loss: Any) -> str:
 
 def _parameters(loss_fn: LossFunction) -> Mapping[str, inspect.Parameter]:
     try:
-        return inspect.signature(loss_fn).parameters
+        return signature(loss_fn).parameters
     except (TypeError, ValueError):
         return {}
 

@@ -137,6 +137,6 @@ def test_radius_and_angle_of_the_pairs_have_their_distributions_and_are_independ
     cosines, sines = transformed(words, turns)
     squares, angles = (cosines**2 + sines**2) / 2, np.arctan2(sines, cosines)
     assert stats.kstest(squares, "expon").pvalue > 1e-3
-    assert stats.kstest(angles, "uniform", args=(-math.pi, 2 * math.pi)).pvalue > 1e-3
+    assert stats.kstest(angles, stats.uniform(-math.pi, 2 * math.pi).cdf).pvalue > 1e-3
     assert abs(np.corrcoef(squares, angles)[0, 1]) < 5 / math.sqrt(len(words))
     assert abs(np.corrcoef(cosines**2, sines**2)[0, 1]) < 5 / math.sqrt(len(words))

@@ -14,7 +14,6 @@ parameters for each example, which the first two modes avoid.
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
@@ -30,6 +29,7 @@ from mechanisms.engines.bookkeeping.pool_first import computed
 from mechanisms.engines.bookkeeping.recorder import Record, Recorder, positional
 from mechanisms.engines.isolation.isolated import example_of, on_batch
 from mechanisms.engines.parameters import slots
+from monitors.signatures import signature
 
 if TYPE_CHECKING:
     from mechanisms.engines.bookkeeping.sites import Site
@@ -193,7 +193,7 @@ class _PaddedTables(TorchFunctionMode):
         kwargs = kwargs or {}
         found = func(*args, **kwargs)
         if func is F.embedding:
-            given = inspect.signature(F.embedding).bind(*args, **kwargs).arguments
+            given = signature(F.embedding).bind(*args, **kwargs).arguments
             padding = given.get("padding_idx")
             if padding is not None:
                 hidden = given["input"] == padding % len(given["weight"])

@@ -16,7 +16,6 @@ References:
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -33,6 +32,7 @@ from mechanisms.engines.isolation.isolated import example_of, on_batch
 from mechanisms.engines.isolation.rows import Layout
 from mechanisms.engines.state.holders import version_of
 from monitors.errors import UnsupportedModuleError
+from monitors.signatures import signature
 
 if TYPE_CHECKING:
     from mechanisms.engines.bookkeeping.sites import Site
@@ -302,7 +302,7 @@ def positional(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any])
     """Arguments of a call in the order of ``forward``'s parameters."""
     if not kwargs:
         return args
-    bound = inspect.signature(type(module).forward).bind(module, *args, **kwargs)
+    bound = signature(type(module).forward).bind(module, *args, **kwargs)
     return tuple(bound.arguments.values())[1:]
 
 

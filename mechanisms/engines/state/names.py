@@ -6,8 +6,8 @@ import dis
 import functools
 import types
 
-#: Bytecode instructions that read a global name.
-_LOADING = frozenset({"LOAD_GLOBAL", "LOAD_NAME"})
+#: Bytecode instructions that read a global name; the last reads those in annotations of a class, from Python 3.14 on.
+_LOADING = frozenset({"LOAD_GLOBAL", "LOAD_NAME", "LOAD_FROM_DICT_OR_GLOBALS"})
 
 #: Names of functions and attributes that look objects up by name.
 _LOOKING_UP = frozenset(

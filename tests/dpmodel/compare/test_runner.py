@@ -125,14 +125,43 @@ def test_a_comparison_that_a_different_process_runs_is_refused_before_any_traini
     assert not list(tmp_path.glob("runs/*"))
 
 
-def test_a_run_that_a_different_process_still_trains_is_left_alone_and_named(tiny, tmp_path, monkeypatch):
-    monkeypatch.setattr("dpmodel.compare.jobs.ORPHAN_SECONDS", 0.1)
+def test_a_run_that_a_different_process_holds_comes_last(tiny, tmp_path):
+    held = FolderLock(tmp_path / "runs/fixed/seed-1")
+
+    class Releases(Watching):
+        def ended(self, outcome):
+            if outcome.job.label == "Exp strong, seed 1":
+                released.append(True)
+
+        def held(self, job, holder):
+            assert released
+            self.labels.append(f"{job.label}: {holder}")
+            held.release()
+
+    released = []
+    tiny["seeds"], watching = [1], Releases()
+    held.acquire()
+    found = run_comparison(make_comparison(tiny), tmp_path, jobs=1, watcher=watching)
+    assert watching.labels == ["Exp strong, seed 1", f"fixed, seed 1: process {os.getpid()}", "fixed, seed 1"]
+    assert found.ok
+
+
+def test_no_results_are_stated_while_a_different_process_holds_a_run(tiny, tmp_path, monkeypatch):
+    def interrupted(seconds):
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr("dpmodel.compare.pool.time.sleep", interrupted)
     tiny["seeds"] = [1]
     with FolderLock(tmp_path / "runs/fixed/seed-1"):
         found = run_comparison(make_comparison(tiny), tmp_path, jobs=1)
-    assert [outcome.job.label for outcome in found.faults] == ["fixed, seed 1"]
-    assert f"in use by process {os.getpid()}" in found.faults[0].fault
-    assert [row.name for row in found.result.variants] == ["Exp strong"]
+    assert found.result is None
+    assert not found.ok
+    assert (found.missing, found.signal, found.interrupted) == (1, signal.SIGTERM, True)
+    assert found.busy == {tmp_path / "runs/fixed/seed-1": f"process {os.getpid()}"}
+    # a run of other settings counts in the total as well
+    with FolderLock(tmp_path / "runs/further"):
+        assert run_comparison(make_comparison(tiny), tmp_path, jobs=1).result is None
+    assert run_comparison(make_comparison(tiny), tmp_path, jobs=1).ok
 
 
 def test_a_damaged_state_of_a_run_is_a_named_fault_and_spends_nothing(tiny, tmp_path):
@@ -182,7 +211,8 @@ def test_a_reason_to_stop_interrupts_a_job_before_its_next_step(tiny, tmp_path):
     assert BegunMark(tmp_path / "begun/a").trainings() == [ReleaseJournal(tmp_path / "runs/a/releases.jsonl").training]
     resumed = train_job(job, lambda number, step: steps.append(step))
     assert (resumed.interrupted, resumed.fault, steps) == (False, None, [1, 2, 3, 4, 5, 6])
-    assert train_job(job, lambda number, step: pytest.fail("it was trained again")) == JobOutcome(job)
+    again = train_job(job, lambda number, step: pytest.fail("it was trained again"))
+    assert again == JobOutcome(job, reused=True)
     assert len(BegunMark(tmp_path / "begun/a").trainings()) == 1
     assert vanished_below(tmp_path / "runs") == []
 

@@ -4,149 +4,18 @@ import json
 import os
 import random
 import signal
-import subprocess
-import sys
 import time
 from contextlib import suppress
 from pathlib import Path
 
 import pytest
-import yaml
 
 from dpmodel.compare import make_comparison, run_comparison
-from monitors import Ledger
+from monitors.ledger import Ledger
+
+from .started import LONG, PATIENCE, Started, ledgers, members, until
 
 pytestmark = pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="reads the processes of a session")
-
-ROOT = Path(__file__).parents[3]
-#: Far more than the longest time that anything here takes on a busy machine.
-PATIENCE = 300
-
-#: Notes each step in a file that dpmodel does not know, when its release has happened.
-TRACE = """
-import os
-from dpmodel.callbacks import CALLBACKS, Callback
-
-@CALLBACKS.register("Trace")
-class Trace(Callback):
-    def __init__(self, folder):
-        self.folder = folder
-
-    def on_train_step_end(self, run):
-        handle = os.open(os.path.join(self.folder, str(os.getpid())), os.O_WRONLY | os.O_APPEND | os.O_CREAT)
-        os.write(handle, b".")
-        os.close(handle)
-"""
-
-LONG = {
-    "base": {
-        "data": {"name": "synthetic", "num_train": 120, "num_test": 60, "num_classes": 3, "shape": [1, 4, 4]},
-        "network": {"name": "linear"},
-        "optimizer": {"name": "SGD", "lr": 0.5},
-        "privacy": {"noise_multiplier": 1.0},
-        "training": {"epochs": 5000, "batch_size": 20},
-        "output": {"curve": False, "save_every_steps": 10},
-    },
-    "target": {"epsilon": 3.0, "accountant": "rdp"},
-    "seeds": [1, 2],
-    "variants": [{"name": "fixed"}, {"name": "tight", "set": {"privacy.norm_bound": 0.5}}],
-}
-SEARCH = {
-    "base": {**LONG["base"], "privacy": {"target_epsilon": 3.0}},
-    "search": {"optimizer.lr": {"values": [0.1, 0.2]}},
-    "runs": 4,
-    "charge": "all",
-}
-FILES = {"compare": LONG, "tune": SEARCH}
-
-
-def members(session):
-    """Processes of a session that have not ended."""
-    found = {}
-    for entry in Path("/proc").iterdir():
-        with suppress(OSError, ValueError):
-            state, parent, _, sid = (entry / "stat").read_text().rpartition(")")[2].split()[:4]
-            if int(sid) == session and state != "Z":
-                found[int(entry.name)] = int(parent)
-    return found
-
-
-def until(condition, what):
-    deadline = time.monotonic() + PATIENCE
-    while not condition():
-        assert time.monotonic() < deadline, what
-        time.sleep(0.05)
-
-
-def ledgers(out):
-    return {path: Ledger.load(path) for path in out.rglob("ledger.json") if path.parent != out}
-
-
-class Started:
-    """A command with two workers in a session of its own, observed while both train."""
-
-    def __init__(self, tmp_path, command="compare", workers=0, epochs=5000):
-        trace, self.traces, self.out = tmp_path / "step_trace.py", tmp_path / "traces", tmp_path / "out"
-        values = json.loads(json.dumps(FILES[command]))
-        self.traces.mkdir(exist_ok=True)
-        trace.write_text(TRACE)
-        values["base"]["training"]["epochs"] = epochs
-        self.before = len(list(self.traces.iterdir()))
-        values["base"] |= {
-            "plugins": [str(trace)],
-            "callbacks": [{"name": "Trace", "folder": str(self.traces)}],
-            "performance": {"threads": 1, "workers": workers, **({"in_memory": False} if workers else {})},
-        }
-        path = tmp_path / f"{command}.yaml"
-        path.write_text(yaml.safe_dump(values))
-        self.process = subprocess.Popen(
-            [sys.executable, "-m", "dpmodel", command, str(path), "-o", str(self.out), "--jobs", "2", "--quiet"],
-            cwd=ROOT,
-            env={**os.environ, "OMP_NUM_THREADS": "1"},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            start_new_session=True,
-        )
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *error):
-        for process in members(self.process.pid):
-            with suppress(ProcessLookupError):
-                os.kill(process, signal.SIGKILL)
-        self.process.wait()
-
-    def new_traces(self):
-        """Number of processes that have trained since this start."""
-        return len(list(self.traces.iterdir())) - self.before
-
-    def both_train(self):
-        until(lambda: self.process.poll() is not None or self.new_traces() >= 2, "they do not train")
-        assert self.process.poll() is None, self.process.stdout.read()
-        return self
-
-    def workers(self):
-        """The worker processes: those that train."""
-        return [int(path.name) for path in self.traces.iterdir() if int(path.name) in members(self.process.pid)]
-
-    def all_end(self):
-        """Wait for the end of all processes, and return what the command said."""
-        until(lambda: not members(self.process.pid), f"still there: {members(self.process.pid)}")
-        self.process.wait()
-        return self.process.stdout.read()
-
-    def traced(self):
-        """Steps that all processes have taken, by their own trace."""
-        return sum(path.stat().st_size for path in self.traces.iterdir())
-
-    def require_charged(self):
-        """Ledgers no longer grow, and state at least what was traced."""
-        before, traced = ledgers(self.out), self.traced()
-        assert sum(ledger.total for ledger in before.values()) >= traced
-        time.sleep(0.3)
-        assert (ledgers(self.out), self.traced()) == (before, traced)
 
 
 @pytest.mark.slow
@@ -258,11 +127,10 @@ def test_workers_draw_independent_noise(tmp_path):
     assert weights[0] != weights[1]
 
 
-@pytest.mark.slow
-def test_kills_at_random_instants_leave_no_ledger_below_what_was_released(tmp_path):
+def _kill_at_random_instants(tmp_path, command):
     generator = random.Random(0)
     for _ in range(2):
-        with Started(tmp_path, epochs=60) as started:
+        with Started(tmp_path, command, epochs=60) as started:
             until(lambda: started.new_traces() or started.process.poll() is not None, "they do not train")
             time.sleep(generator.uniform(0.0, 1.0))
             if generator.random() < 0.5:
@@ -272,10 +140,16 @@ def test_kills_at_random_instants_leave_no_ledger_below_what_was_released(tmp_pa
                     os.killpg(started.process.pid, signal.SIGKILL)
             started.all_end()
             started.require_charged()
-    with Started(tmp_path, epochs=60) as started:
+    with Started(tmp_path, command, epochs=60) as started:
         text = started.all_end()
         assert started.process.returncode == 0, text
         started.require_charged()
+    return started
+
+
+@pytest.mark.slow
+def test_kills_at_random_instants_leave_no_ledger_below_what_was_released(tmp_path):
+    started = _kill_at_random_instants(tmp_path, "compare")
     # the same table as without a kill, and the lost steps in addition
     found = ledgers(started.out)
     assert len(found) == 4
@@ -287,3 +161,13 @@ def test_kills_at_random_instants_leave_no_ledger_below_what_was_released(tmp_pa
     assert stated["composed"]["trainings"] == 4
     assert stated["composed"]["lost_steps"] == lost
     assert stated["caveats"][0].startswith("comparison of 4 runs")
+
+
+@pytest.mark.slow
+def test_a_search_over_kills_at_random_instants_is_charged_for_all_that_was_released(tmp_path):
+    started = _kill_at_random_instants(tmp_path, "tune")
+    whole, runs = Ledger.load(started.out / "ledger.json"), Ledger().merge(*ledgers(started.out).values())
+    assert runs.kept.total == 4 * 360
+    assert whole.covers(runs)
+    assert whole.total >= started.traced()
+    assert json.loads((started.out / "tuning.json").read_text())["finished"] is True

@@ -108,6 +108,20 @@ def test_all_faults_are_named_at_once(write):
     assert "training.epochs must be" in message
 
 
+def test_of_very_many_faults_the_first_are_listed_and_the_rest_counted(tmp_path):
+    path = tmp_path / ("run" * 60) / "run.yaml"
+    path.parent.mkdir()
+    path.write_text("".join(f"unknown_{number}: 1\n" for number in range(2000)))
+    with pytest.raises(ConfigError) as caught:
+        load_config(path)
+    first, *listed, last = str(caught.value).splitlines()
+    total = int(first.split()[0].replace(",", ""))
+    assert total >= 2000
+    assert 1 <= len(listed) < 20
+    assert last == f"  ... and {total - len(listed):,} more"
+    assert len(str(caught.value)) < 4000
+
+
 def test_a_limit_below_the_target_is_a_contradiction(write):
     overrides = ["privacy.noise_multiplier=null", "privacy.target_epsilon=3", "privacy.monitor.max_eps=2"]
     with pytest.raises(ConfigError, match="use target_epsilon: 2"):

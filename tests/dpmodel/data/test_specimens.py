@@ -9,7 +9,7 @@ from collections import UserDict
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.utils.data import Dataset, default_collate
 
@@ -51,6 +51,7 @@ def test_the_shortest_and_the_longest_example_are_specimens_alone_and_in_the_bat
         assert equal(cut(one.beside, one.alone), one.alone)
 
 
+@settings(deadline=None)
 @given(st.lists(st.lists(st.integers(1, 9), min_size=1, max_size=4), min_size=1, max_size=8))
 def test_specimens_are_taken_if_and_only_if_a_batch_pads_to_a_new_length(batches):
     lengths = [length for batch in batches for length in batch]

@@ -1,11 +1,13 @@
 """``torchrun -m dpmodel``: one run folder, one writer, and the ledger of one process."""
 
 import atexit
+import json
 import os
 import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
@@ -65,6 +67,47 @@ def test_a_process_of_torchrun_ends_without_the_shutdown_of_the_interpreter(in_t
     assert codes == ["exit handlers", 0]
 
 
+def test_a_process_ends_with_the_torchrun_that_started_it_and_with_no_other_launcher():
+    # The launcher has a child of its own, which outlives it: the rank.
+    rank = "from dpmodel.distributed.launcher import end_with_torchrun as e; import os, time; e(); os.write(1, b'1')"
+    launcher = (
+        "import os, subprocess, sys\n"
+        f"child = subprocess.Popen([sys.executable, '-c', {rank + '; time.sleep(60)'!r}], stdout=subprocess.PIPE)\n"
+        "child.stdout.read(1)\n"
+        "print(child.pid, flush=True)\n"
+        "os._exit(0)\n"
+    )
+
+    def survivor(**variables):
+        environment = {name: value for name, value in os.environ.items() if name != "TORCHELASTIC_RUN_ID"}
+        started = subprocess.run(
+            [sys.executable, "-c", launcher],
+            env={**environment, "PYTHONPATH": str(ROOT), **variables},
+            stdout=subprocess.PIPE,
+            check=True,
+        )
+        return int(started.stdout)
+
+    with_torchrun, by_itself = survivor(TORCHELASTIC_RUN_ID="1"), survivor()
+    try:
+        end = time.monotonic() + 60
+        while _alive(with_torchrun):
+            assert time.monotonic() < end, "it lives on"
+            time.sleep(0.05)
+        assert _alive(by_itself)
+    finally:
+        os.kill(by_itself, signal.SIGKILL)
+
+
+def _alive(process):
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    stat = Path(f"/proc/{process}/stat")  # nobody may wait for an orphan in a container
+    return not stat.exists() or stat.read_text().rpartition(")")[2].split()[0] != "Z"
+
+
 def test_other_commands_refuse_torchrun(in_torchrun, capsys):
     assert run(["compare", "compare.yaml"]) == 2
     assert "rank 1: error: torchrun has started 2 processes" in capsys.readouterr().err
@@ -92,19 +135,40 @@ def test_a_wrong_configuration_ends_all_ranks(tmp_path):
     assert "training.batch_size" in output
 
 
+def _await_second_state(folder, process):
+    state = folder / "training_state.safetensors"
+    begun, end = 0.0, time.monotonic() + 200
+    while not begun or state.stat().st_mtime == begun:
+        if process.poll() is not None or time.monotonic() > end:
+            raise AssertionError(_output(process, 5))
+        begun = begun or (state.stat().st_mtime if state.exists() else 0.0)
+        time.sleep(0.05)
+
+
+@pytest.mark.slow
+def test_the_ranks_of_a_killed_torchrun_save_and_end(tmp_path):
+    longer = ["-o", "run"]
+    for setting in ("training.epochs=200", "training.batch_size=1", "output.save_every_steps=50"):
+        longer += ["--set", setting]
+    process = _torchrun(tmp_path, "train", "tiny.yaml", *longer)
+    _await_second_state(tmp_path / "run", process)
+    process.kill()
+    output = _output(process)  # ends when no process holds it open any more
+    assert "interrupted (SIGTERM)" in output
+    taken = Ledger.load(tmp_path / "run" / "ledger.json")
+    assert 50 <= taken.total < 12000
+    assert taken.lost.total == 0
+    report = json.loads((tmp_path / "run" / "privacy_report.json").read_text())
+    assert report["ledger_digest"] == taken.digest()
+
+
 @pytest.mark.slow
 def test_a_signal_stops_all_ranks_and_one_process_resumes(tmp_path, monkeypatch):
     longer = ["-o", "run"]
     for setting in ("training.epochs=20", "training.batch_size=1", "output.save_every_steps=50"):
         longer += ["--set", setting]
     process = _torchrun(tmp_path, "train", "tiny.yaml", *longer)
-    state = tmp_path / "run" / "training_state.safetensors"
-    begun, end = 0.0, time.monotonic() + 200
-    while not begun or state.stat().st_mtime == begun:  # until the state is saved for the second time
-        if process.poll() is not None or time.monotonic() > end:
-            raise AssertionError(_output(process, 5))
-        begun = begun or (state.stat().st_mtime if state.exists() else 0.0)
-        time.sleep(0.05)
+    _await_second_state(tmp_path / "run", process)
     process.send_signal(signal.SIGTERM)
     output = _output(process)
     assert "interrupted (SIGTERM)" in output

@@ -15,9 +15,9 @@ from .run_folders import KINDS, Folders
 
 QUICK = 15
 
-#: Each of two folders is damaged so many times for each action; 10,000 in all with ``DPMODEL_FUZZ=full``.
+#: Each of two folders is damaged this often for each action: 10,000 readings in all with ``DPMODEL_FUZZ=full``.
 FULL = os.environ.get("DPMODEL_FUZZ") == "full"
-MANY = {"check_reading": 4000 if FULL else 500, "check_resuming": 1000 if FULL else 100}
+MANY = {"check_reading": 5000 if FULL else 500, "check_resuming": 1000 if FULL else 100}
 
 
 @pytest.fixture(scope="module", params=sorted(KINDS))

@@ -2,17 +2,20 @@ import errno
 import os
 import shutil
 import signal
+import socket
 import stat
+import threading
+import time
 
 import pytest
 
-from dpmodel.saving.lock import LOCK_NAME, FolderLock
+from dpmodel.saving.lock import LOCK_NAME, FolderLock, holder
 from monitors.errors import CheckpointError, ConfigError
 
 
 def test_a_released_lock_removes_its_file_and_an_empty_folder_that_it_created(tmp_path):
     with FolderLock(tmp_path / "new" / "folder") as lock:
-        assert (tmp_path / "new" / "folder" / LOCK_NAME).read_text() == str(os.getpid())
+        assert (tmp_path / "new" / "folder" / LOCK_NAME).read_text() == f"{os.getpid()} {socket.gethostname()}"
         with pytest.raises(ConfigError, match="in use"):
             FolderLock(lock.path).acquire()
     assert not (tmp_path / "new" / "folder").exists()
@@ -57,7 +60,7 @@ def test_a_lock_file_with_a_second_name_is_replaced_and_the_other_file_is_unchan
     (tmp_path / "run").mkdir()
     os.link(tmp_path / "other", tmp_path / "run" / LOCK_NAME)
     with FolderLock(tmp_path / "run"):
-        assert (tmp_path / "run" / LOCK_NAME).read_text() == str(os.getpid())
+        assert (tmp_path / "run" / LOCK_NAME).read_text() == f"{os.getpid()} {socket.gethostname()}"
         with pytest.raises(ConfigError, match="in use"):
             FolderLock(tmp_path / "run").acquire()
     assert (tmp_path / "other").read_text() == "mine"
@@ -140,3 +143,39 @@ def test_without_handles_of_folders_the_files_are_named(tmp_path, monkeypatch):
         lock.remove(lock.path / "x", lock.path / "y")
         assert not lock.moved
     assert not (tmp_path / "run").exists()
+
+
+def test_the_holder_of_a_folder_is_named_with_its_machine_if_that_is_a_different_one(tmp_path):
+    assert holder(tmp_path / "nowhere") is None
+    with FolderLock(tmp_path):
+        assert holder(tmp_path) == f"process {os.getpid()}"
+        (tmp_path / LOCK_NAME).write_text("4711 elsewhere")
+        assert holder(tmp_path) == "process 4711 on elsewhere"
+        with pytest.raises(ConfigError, match="in use by process 4711 on elsewhere; wait"):
+            FolderLock(tmp_path).acquire()
+    (tmp_path / LOCK_NAME).write_text("4711 elsewhere")  # as a killed process leaves it
+    assert holder(tmp_path) is None
+    assert (tmp_path / LOCK_NAME).read_text() == "4711 elsewhere"
+
+
+def test_a_process_that_asks_who_holds_a_folder_does_not_keep_others_from_taking_it(tmp_path):
+    with FolderLock(tmp_path):
+        pass
+    (tmp_path / LOCK_NAME).touch()
+    ended = threading.Event()
+
+    def ask():
+        while not ended.is_set():
+            holder(tmp_path)
+            time.sleep(0.001)
+
+    asking = threading.Thread(target=ask)
+    asking.start()
+    try:
+        for _ in range(20):
+            with FolderLock(tmp_path):
+                pass
+            (tmp_path / LOCK_NAME).touch()
+    finally:
+        ended.set()
+        asking.join()

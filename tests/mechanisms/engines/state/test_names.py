@@ -39,3 +39,10 @@ def test_names_that_are_read_or_looked_up_are_found_even_in_nested_functions():
 
 def test_names_that_are_assigned_are_found_even_in_nested_functions():
     assert assigned_names(assigned.__code__) == {"FEATURES", "OTHERS"}
+
+
+def test_names_in_annotations_of_an_inner_class_are_found():
+    """Python 3.14 has instructions of its own for them."""
+    scope = {}
+    exec("def make():\n    class Kept:\n        seen: LOG.append(1)\n    return Kept.__annotations__", scope)
+    assert "LOG" in read_names(scope["make"].__code__)

@@ -1,0 +1,58 @@
+"""Joins a comparison that a different process leads, on this machine or another one, and trains some of its runs."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from dpmodel.compare.comparison import Comparison
+from dpmodel.compare.equal_epsilon import calibrate_variants
+from dpmodel.compare.folder import ComparisonFolder
+from dpmodel.compare.plan import Plan, await_offer
+from dpmodel.compare.pool import default_jobs, run_jobs
+from dpmodel.compare.runner import ComparisonRun, NullWatcher, Watcher, missing_jobs
+from monitors import checks
+
+
+def join_comparison(
+    comparison: Comparison,
+    directory: str | os.PathLike[str] | None = None,
+    *,
+    jobs: int | None = None,
+    watcher: Watcher | None = None,
+) -> ComparisonRun:
+    """Train runs of ``comparison`` beside the process that leads it (``run_comparison``), until none is left to take.
+
+    A run is taken by the lock of its folder, so no two processes train it at the same time. An interrupted run that
+    nobody holds is resumed. When the leading process ends, however it ends, this one finishes the runs that it has
+    begun and takes no others. It writes nothing but run folders and their marks; the leading process states the
+    results, which are those of one process.
+
+    Args:
+        comparison: The comparison, with the same settings as in the leading process.
+        directory: Its folder, on a file system that passes locks (``flock``) between the machines; default:
+            ``comparison.directory``.
+        jobs: Number of trainings in parallel; default: half of the cores. The cores are divided among them.
+        watcher: Is notified of the progress.
+
+    Returns:
+        How each training of this call ended, without results.
+
+    Raises:
+        ConfigError: No process leads the comparison, the lock of the one that does cannot be seen from here, or its
+            settings, data or versions differ.
+    """
+    processes = default_jobs() if jobs is None else jobs
+    checks.positive_int(jobs=processes)
+    observer = NullWatcher() if watcher is None else watcher
+    folder = ComparisonFolder(Path(directory) if directory is not None else comparison.directory)
+    await_offer(folder.plan)
+    variants = calibrate_variants(comparison, folder.multipliers, observer.calibrating, solve=False)
+    plan = Plan.of(folder, variants, comparison.definition.seeds)
+    plan.require_offered()
+    all_jobs, reused = missing_jobs(comparison, variants, folder, processes, plan)
+    observer.training(all_jobs, reused)
+    outcomes = run_jobs(all_jobs, processes, observer, wait=False) if all_jobs else []
+    wanted = len(variants) * len(comparison.definition.seeds)
+    done = reused + sum(outcome.finished for outcome in outcomes)
+    return ComparisonRun(folder, None, reused, tuple(outcomes), wanted - done)
