@@ -193,7 +193,7 @@ def _require_divisible(plan: ReleasePlan) -> None:
     for mechanism in (plan.noise, plan.clip, plan.sampler):
         if not type(mechanism).__module__.startswith("mechanisms."):
             raise ValueError(f"{mechanism!r} is not a mechanism of this library, and only DPModel tests others")
-    if not isinstance(plan.noise, ScheduledGaussian):
+    if not isinstance(plan.noise, ScheduledGaussian) or plan.noise.bands != 1:
         raise ValueError(
             f"{plan.noise!r} cannot be drawn shard by shard, because its numbers are not known to be independent; use "
             "Gaussian, AdaGaussian or ShapedGaussian"

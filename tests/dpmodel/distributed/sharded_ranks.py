@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from dpmodel import ClipMechanismsFactory, DPModel, Ledger, NoiseMechanismsFactory, ReleasePlan
 from dpmodel.distributed.sharded import ShardedStep
-from mechanisms import ClippedUnit, PoissonSampler
+from mechanisms import ClippedUnit, CyclicPoissonSampler, PoissonSampler
 from mechanisms.engines.batch import Batch
 
 BOUND, EXAMPLES, SIZE = 0.5, 40, 20_001
@@ -52,13 +52,20 @@ def data(dtype=torch.float32, broken=False):
     return x.to(dtype), y.to(dtype)
 
 
-def plan(clip="Fixed", noise_multiplier=1.0, sampling_seed=0, seed=0, unit=None, noise="Gaussian"):
+def plan(
+    clip="Fixed",
+    noise_multiplier=1.0,
+    sampling_seed=0,
+    seed=0,
+    unit=None,
+    noise="Gaussian",
+    sampler=PoissonSampler,
+    **options,
+):
     mechanism = ClipMechanismsFactory.create(clip)
     mechanism.start(BOUND)
-    made = NoiseMechanismsFactory.create(noise, initial_noise_multiplier=noise_multiplier, seed=seed)
-    return ReleasePlan(
-        made, mechanism, unit or ClippedUnit(1, 10), PoissonSampler(EXAMPLES, 10, seed=sampling_seed or None)
-    )
+    made = NoiseMechanismsFactory.create(noise, initial_noise_multiplier=noise_multiplier, seed=seed, **options)
+    return ReleasePlan(made, mechanism, unit or ClippedUnit(1, 10), sampler(EXAMPLES, 10, seed=sampling_seed or None))
 
 
 def gathered(local):
@@ -258,6 +265,9 @@ def refusals(rank, folder):
         "batch norm": refused(lambda: ShardedStep(_with(nn.BatchNorm1d(4)), loss_fn, plan())),
         "seed": refused(lambda: ShardedStep(made, loss_fn, plan(seed=3))),
         "groups": refused(lambda: ShardedStep(made, loss_fn, plan(unit=ClippedUnit(2, 5)))),
+        "correlated": refused(
+            lambda: ShardedStep(made, loss_fn, plan(noise="BandedMF", bands=2, sampler=CyclicPoissonSampler))
+        ),
         "adaptive": refused(lambda: ShardedStep(made, loss_fn, plan(clip="Gaussian"))),
         "differs": refused(lambda: ShardedStep(made, loss_fn, plan(noise_multiplier=1.0 + rank))),
         "no rows": refused(lambda: step(x, y)),

@@ -141,6 +141,7 @@ REFUSED = {
     "batch norm": "mixes the examples of a batch",
     "seed": "ValueError: the noise has a seed, with which all ranks would add the same numbers",
     "groups": "ValueError: a sharded step clips single examples",
+    "correlated": "BandedMF(initial_noise_multiplier=1, bands=2) cannot be drawn shard by shard",
     "adaptive": "releases a noisy count, which each rank would draw for itself",
     "differs": "DistributedError: rank 0 and other ranks differ in the noise",
     "no rows": "ValueError: the step has 40 examples, but no rows were drawn for it",
