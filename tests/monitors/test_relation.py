@@ -4,6 +4,7 @@ from monitors import privacy_spent
 from monitors.errors import UnsupportedEventError
 from monitors.events import (
     ComposedEvent,
+    CorrelatedEvent,
     DisjointEvent,
     GaussianEvent,
     NonPrivateEvent,
@@ -28,6 +29,10 @@ SUM_AND_COUNT = PoissonSampledEvent(0.1, ComposedEvent((SUM, GaussianEvent(20.0)
         ([RepeatedEvent(SHUFFLED, 3)], ZERO_OUT),
         ([SAMPLED, SHUFFLED, NonPrivateEvent(), DisjointEvent(1, ComposedEvent((SUM, SUM)))], ZERO_OUT),
         ([PoissonSampledEvent(0.1, NonPrivateEvent()), SHUFFLED], ZERO_OUT),
+        ([CorrelatedEvent(0, SAMPLED, 2), CorrelatedEvent(1, SUM_AND_COUNT, 2), SUM_AND_COUNT], ADD_OR_REMOVE),
+        ([CorrelatedEvent(0, SAMPLED, 2), DisjointEvent(1, SUM)], ZERO_OUT),
+        ([CorrelatedEvent(0, SUM, 2), SAMPLED], ZERO_OUT),
+        ([RepeatedEvent(CorrelatedEvent(0, SUM, 2), 3)], ZERO_OUT),
     ],
     ids=str,
 )
@@ -37,7 +42,13 @@ def test_the_relation_is_derived_from_the_events(events, relation):
 
 @pytest.mark.parametrize(
     "other",
-    [SUM_AND_COUNT, SUM_AND_COUNT.event, RepeatedEvent(SUM_AND_COUNT, 2), RandomStoppingEvent(SUM_AND_COUNT, 3)],
+    [
+        CorrelatedEvent(1, SUM_AND_COUNT, 2),
+        SUM_AND_COUNT,
+        SUM_AND_COUNT.event,
+        RepeatedEvent(SUM_AND_COUNT, 2),
+        RandomStoppingEvent(SUM_AND_COUNT, 3),
+    ],
 )
 @pytest.mark.parametrize("first", [True, False])
 def test_events_without_a_common_relation_have_no_epsilon(other, first):
