@@ -9,6 +9,7 @@ from dpmodel import DPModel, NoiseMechanismsFactory, noise_for_epsilon
 from dpmodel.callbacks import LearningRateScheduler
 from dpmodel.config import make_config
 from dpmodel.planning.bands import BandsRow, best_bands, configured_bands
+from dpmodel.planning.longest import longest_training
 from dpmodel.planning.training_plan import plan_training
 from dpmodel.planning.workload import configured_workload, planned_rates, training_workload
 from mechanisms.correlated.toeplitz import factorisation_error, optimal_coefficients
@@ -165,3 +166,17 @@ def test_a_schedule_that_ends_too_soon_keeps_its_last_rate():
     rates = planned_rates(optimizer, [short], 2, 5)
     assert len(rates) == 10
     assert rates[-1] == rates[5] < rates[1]
+
+
+def test_the_longest_training_needs_a_number_of_bands():
+    stated = {"noise_multiplier": 1.5, "sampling": "cyclic_poisson"}
+    config, fixed = (
+        make_config(SETTINGS | {"privacy": stated | {"noise": {"name": "BandedMF", "bands": bands}}})
+        for bands in ("auto", 4)
+    )
+    with pytest.raises(ConfigError, match="give bands a number"):
+        longest_training(config, 3.0)
+    longest = longest_training(fixed, 3.0)
+    trained = plan_training(longest.config)
+    assert trained.release.noise.bands == 4
+    assert 2.5 < trained.privacy_spent().epsilon == longest.privacy_spent().epsilon <= 3.0
