@@ -169,3 +169,34 @@ def test_a_change_of_the_bands_needs_new_coefficients():
 def test_one_band_draws_without_preparation():
     one, other = BandedMF(bands=1, seed=3), Gaussian(seed=3)
     assert torch.equal(one.sample(10, 0), other.sample(10, 0))
+
+
+class Stretched(BandedMF):
+    """Correct noise for a matrix C that is too large: an example moves the independent noise by more than 1."""
+
+    def prepared(self, workload=None):
+        own = super().prepared(workload)
+        own.coefficients = 1.2 * own.coefficients
+        return own
+
+
+class Early(BandedMF):
+    """States fewer bands than its noise has."""
+
+    @property
+    def _prepared_coefficients(self):
+        return BandedMF(bands=4).prepared().coefficients
+
+
+@pytest.mark.parametrize(("made", "found"), [(Stretched(bands=2), "norm 1.2"), (Early(bands=2), "outside of 2 bands")])
+def test_the_trial_refuses_a_matrix_that_the_event_does_not_cover(made, found):
+    with pytest.raises(UnprotectedUpdateError, match=found):
+        require_sound_noise(made.prepared(), ClippedUnit(1, 10), range(40))
+
+
+def test_correlated_noise_must_say_how_a_training_begins():
+    class Shared(Gaussian):
+        bands = 2
+
+    with pytest.raises(NotImplementedError, match="override prepared"):
+        Shared().prepared()
