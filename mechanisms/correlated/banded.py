@@ -150,6 +150,7 @@ class BandedMF(ScheduledGaussian):
         kept = len(coefficients) - 1
         if not self._continues(like, step):
             self._forget()
+        if self._recent is None:
             self._recent = torch.zeros(kept, like.numel(), dtype=like.dtype, device=like.device)
         slot = self._taken % max(kept, 1)
         # the step before is one place before ``slot``

@@ -245,3 +245,17 @@ def test_a_plan_with_open_bands_states_no_event():
     )
     with pytest.raises(ValueError, match="bands='auto'"):
         plan.ledger(3)
+
+
+def test_a_training_that_begins_while_the_bands_are_chosen_shares_no_partition(monkeypatch):
+    model, other = build("cyclic_poisson", "auto"), build("cyclic_poisson", 4)
+    other.ledger = model.ledger
+
+    def chosen(plan_of, workload):
+        other.fit(loader(), epochs=1)
+        return 4
+
+    monkeypatch.setattr("dpmodel.model.best_for_multiplier", chosen)
+    model.fit(loader(), epochs=1)
+    assert [count for _, count in model.ledger] == [4, 4, 2] * 2
+    assert len({event.partition for event, _ in model.ledger}) == 6
