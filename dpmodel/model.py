@@ -309,6 +309,8 @@ class DPModel(ClaimedModel):
             keepers.append(Follower(run, state, ledger, saves_state=saves_state))
         if state is not None:
             record_training(self.network, self._claim)  # the restored weights are those of a private training
+            end = plan.sampler.first_partition + plan.sampler.partitions(run.planned_steps - run.first_step)
+            self.ledger.reserve_partitions(max(1, end - self.ledger.next_partition))
         return run
 
     def _plan(
@@ -329,8 +331,9 @@ class DPModel(ClaimedModel):
                 noise = auto.with_bands(best_for_multiplier(lambda bands: plan_with(auto.with_bands(bands)), workload))
             noise = noise.prepared(workload)
         plan = plan_with(noise)
-        if state is None:
-            self.ledger.reserve_partitions(max(1, plan.sampler.partitions(epochs * loader.steps_per_epoch)))
+        if state is None:  # a training on this ledger may have begun while the bands were chosen
+            partition = self.ledger.reserve_partitions(plan.sampler.partitions(epochs * loader.steps_per_epoch))
+            plan = plan_with(noise)
         relation_of([*self.ledger, (plan.event(first_step), 1)])  # one ledger, one statement
         return plan
 

@@ -83,8 +83,16 @@ class NoiseMechanism(ABC):
 
         Args:
             workload: What the optimizer makes of the noise of each step; None if that is not known.
+
+        Raises:
+            NotImplementedError: The noise is correlated, and the subclass does not say how a training begins.
         """
         del workload
+        if self.bands != 1:
+            raise NotImplementedError(
+                f"{type(self).__name__} correlates the noise of several steps; override prepared so that it returns a "
+                "copy without the noise of earlier trainings"
+            )
         return self
 
     def error(self, workload: Workload) -> float:

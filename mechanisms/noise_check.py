@@ -117,6 +117,8 @@ class _Trial:
         if any(isinstance(event, NonPrivateEvent) for event in events):
             return ()
         known = all(stated_multiplier(event) is not None for event in events)
+        if self.mechanism.bands != 1:
+            self._require_banded(known)
         with PublicGenerators(self.like.device) as public:
             try:
                 self._try(None, steps, known)
@@ -327,6 +329,22 @@ class _Trial:
             if everywhere in found and distance[everywhere] + error[everywhere] >= distance[name] - error[name]:
                 name = everywhere
             raise self._scale_refusal(found[name][0], name, found[name][1])
+
+    def _require_banded(self, known: bool) -> None:
+        """The noise is normal, and one participation moves the independent noise by at most 1, in ``bands`` steps."""
+        bands = int(self.mechanism.bands)
+        matrix = trial_copy(self.mechanism).innovations(np.eye(2 * bands))  # C, by linearity
+        outside = np.abs(np.triu(matrix, 1) + np.tril(matrix, -bands)).max()
+        longest = float(np.linalg.norm(matrix, axis=0).max())
+        if not known or outside > 1e-9 or not longest <= 1 + 1e-9:
+            found = (
+                f"innovations(identity) has columns of norm {longest:.6g}, and {outside:.3g} outside of {bands} bands"
+            )
+            raise self._refusal(
+                found if known else "its event does not state normal noise",
+                "Correlated noise costs what the event states if it is normal noise C^-1 z, for a lower-triangular C "
+                "with that many diagonals and columns of norm at most 1",
+            )
 
     def _require_independent(self, samples: _Samples, *, with_neighbours: bool) -> None:
         noise = samples.noise

@@ -68,7 +68,7 @@ class Sampler(ABC):
         return -(-steps // self.period)
 
     def separate(self, bands: int) -> None:
-        """Draw each example only in steps that are at least ``bands`` steps apart, as correlated noise requires.
+        """Draw each example only in steps that are at least ``bands`` steps apart, and set ``self.bands``.
 
         Args:
             bands: Number of steps over which the noise is correlated; 1 for independent noise.

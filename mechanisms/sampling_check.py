@@ -82,7 +82,7 @@ class _Claim:
 
     rate: float = 1.0
     partition: int | None = None
-    correlated: bool = False
+    rounds: bool = False  # of correlated noise: a row joins a round at ``rate``
 
 
 @dataclass(frozen=True)
@@ -172,7 +172,7 @@ class _Trial:
     def _drawn(self, num_examples: int, batch_size: int, steps: Sequence[int]) -> _Drawn:
         sampler = self.make(num_examples, batch_size, _FIRST_PARTITION)
         first = self._claim(sampler, steps[0])
-        if first.correlated and first.partition is not None and first.rate < 1:
+        if first.rounds:
             return self._rounds(sampler, sorted({step // sampler.period for step in steps}))
         drawn = _Drawn(sampler, steps, [], [])
         last = np.full(num_examples, -sampler.bands)
@@ -261,7 +261,7 @@ class _Trial:
                 f"amplify({step}) of two releases returned {event!r}, which costs less than they do",
                 "Include all events that amplify receives: compose(events)",
             )
-        if claim.partition is not None and claim.rate == 1 and not sampler.zeroes:
+        if claim.partition is not None and not claim.rounds and not sampler.zeroes:
             raise self._refusal(
                 "amplify states parts of a partition, which hold for zeroing out an example, but zeroes is False",
                 "Set zeroes = True and relation = ZERO_OUT on the class",
@@ -394,7 +394,7 @@ def _read(event: PrivacyEvent) -> tuple[_Claim, PrivacyEvent]:
         return _Claim(rate=event.sampling_rate), event.event
     if isinstance(event, CorrelatedEvent):
         inner, released = _read(event.event)
-        return _Claim(inner.rate, event.partition, correlated=True), released
+        return _Claim(inner.rate, event.partition, isinstance(event.event, PoissonSampledEvent)), released
     if isinstance(event, DisjointEvent):
         return _Claim(partition=event.partition), event.event
     return _Claim(), event

@@ -60,6 +60,8 @@ def _needs_zero_out(event: PrivacyEvent) -> bool:
 
 
 def _holds_for_zero_out(event: PrivacyEvent) -> bool:
+    if isinstance(event, CorrelatedEvent) and isinstance(event.event, PoissonSampledEvent):
+        return _holds_for_zero_out(event.event)
     if isinstance(event, DisjointEvent):
         return True
     if isinstance(event, PoissonSampledEvent):

@@ -15,6 +15,7 @@ from monitors.events import (
     RepeatedEvent,
 )
 from monitors.ledger import Ledger
+from monitors.relation import ADD_OR_REMOVE, relation_of
 from monitors.terms import gather
 
 
@@ -45,7 +46,9 @@ def training_event(ledger: Ledger) -> PrivacyEvent:
         parts.append(RepeatedEvent(sampled, int(times)))
     if not parts:
         raise ValueError("the ledger is empty: record a run before repeating it")
-    return ComposedEvent(tuple(parts))
+    run = ComposedEvent(tuple(parts))
+    # a part of a partition outside of its ledger is charged in full, and keeps the neighbour relation of the run
+    return run if relation_of(ledger) == ADD_OR_REMOVE else DisjointEvent(0, run)
 
 
 def best_of(ledger: Ledger, runs: int) -> Ledger:

@@ -6,6 +6,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from dpmodel.config.faults import locating_errors
+from dpmodel.planning.bands import leaves_bands_open
 from dpmodel.planning.noise_floor import falls_away, no_noise
 from dpmodel.planning.training_plan import TrainingPlan, plan_training
 from monitors import checks
@@ -31,8 +32,8 @@ def longest_training(config: Config, max_epsilon: float, num_examples: int | Non
         num_examples: As for ``plan_training``.
 
     Raises:
-        ConfigError: The configuration has no noise multiplier, or more than ``MOST_EPOCHS`` epochs or ``MOST_STEPS``
-            steps fit.
+        ConfigError: The configuration has no noise multiplier, leaves the number of bands open, or more than
+            ``MOST_EPOCHS`` epochs or ``MOST_STEPS`` steps fit.
         CalibrationError: Not even one epoch fits.
     """
     with locating_errors(config, "training.epochs"):
@@ -41,6 +42,11 @@ def longest_training(config: Config, max_epsilon: float, num_examples: int | Non
     if privacy.noise_multiplier is None:
         raise ConfigError(
             f"{config.where('privacy')}: the most epochs follow from a noise multiplier; give privacy.noise_multiplier"
+        )
+    if leaves_bands_open(config):
+        raise ConfigError(
+            f"{config.where('privacy.noise')}: the most epochs follow from a number of bands, and the best number "
+            "follows from the epochs; give bands a number (a budget for --epochs shows what each number costs)"
         )
     one_epoch = config.model_copy(update={"training": training.model_copy(update={"epochs": 1})})
     plan = plan_training(one_epoch, num_examples)

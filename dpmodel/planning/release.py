@@ -57,6 +57,25 @@ def require_combinable(noise: NoiseMechanism, clip: ClipMechanism, unit: Clipped
         )
 
 
+def require_apart(noise: NoiseMechanism, sampler: Sampler) -> None:
+    """Refuse noise that is correlated over more steps than ``sampler`` keeps between two steps with a common example.
+
+    Raises:
+        ValueError: States both numbers, or that the number of bands is still open.
+    """
+    if isinstance(noise.bands, str):
+        raise ValueError(
+            f"bands={noise.bands!r} is chosen by a plan for a target epsilon: use target_epsilon or noise_for_epsilon, "
+            "or give a number of bands"
+        )
+    if noise.bands > sampler.bands:
+        raise ValueError(
+            f"the noise is correlated over {noise.bands} steps, but an example may be drawn again after "
+            f"{sampler.bands}: the sampler or the noise was changed after the plan was made. Give each plan a sampler "
+            "of its own"
+        )
+
+
 @dataclass(frozen=True)
 class ReleasePlan:
     """The mechanisms of a run and the event that each of its steps will record; needs neither data nor torch.
@@ -97,7 +116,14 @@ class ReleasePlan:
         return replace(self, noise=self.noise.at(initial_noise_multiplier))
 
     def event(self, step: int) -> PrivacyEvent:
-        """Everything that step ``step`` releases about its sample, amplified by the sampling as one event."""
+        """Everything that step ``step`` releases about its sample, amplified by the sampling as one event.
+
+        Raises:
+            ValueError: The noise is correlated over more steps than the sampler, which has been changed since, keeps
+                between two steps with a common example.
+        """
+        if self.noise.bands != self.sampler.bands:
+            require_apart(self.noise, self.sampler)
         released = [self.noise.event(step, self.unit.sensitivity_factor)]
         clip_event = self.clip_event(step)
         if clip_event is not None:

@@ -75,15 +75,21 @@ class BandedMF(ScheduledGaussian):
     def _forget(self) -> None:
         self._recent: torch.Tensor | None = None  # noise of the last steps, shape (bands - 1, n), at random places
         self._taken = 0
+        self._next_step: int | None = None
         self._process = process_identity()
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_recent": None, "_taken": 0}  # noise of a release is never copied or saved
+        return {
+            **self.__dict__,
+            "_recent": None,
+            "_taken": 0,
+            "_next_step": None,
+        }  # noise of a release is never copied or saved
 
     def with_bands(self, bands: int) -> BandedMF:
         """This mechanism with that number of bands, drawing from the same stream."""
         twin = copy.copy(self)
-        twin.bands = int(bands)
+        twin.bands, twin.coefficients = int(bands), None
         if self._rebuild is not None:
             twin._rebuild = partial(self._rebuild, bands=twin.bands)
         return twin
@@ -118,26 +124,32 @@ class BandedMF(ScheduledGaussian):
         return found
 
     def sample(self, size: int, step: int) -> torch.Tensor:
-        """The noise of the next step, for a norm bound of 1, shape (size,), float32."""
+        """The noise of ``step``, for a norm bound of 1, shape (size,), float32; see ``add``."""
         import torch
 
-        return self._next(torch.zeros(size, dtype=torch.float32, device="cpu")).mul_(self.schedule(step))
+        if self.bands == 1:
+            return super().sample(size, step)
+        return self._next(torch.zeros(size, dtype=torch.float32, device="cpu"), step).mul_(self.schedule(step))
 
     def add(self, summed: ClippedSum, step: int) -> torch.Tensor:
-        """The private release: the sum plus the noise of the next step, in place, shape (P,)."""
+        """The private release: the sum plus the noise of ``step``, in place, shape (P,).
+
+        Noise is correlated over consecutive steps of one training only. A step that does not follow the last one, or a
+        sum of a different size, type or device, begins with no earlier noise, as a resumed training does.
+        """
         scale = self.schedule(step) * summed.norm_bound
         if self.bands == 1:
             return self.generator.add_normal_(summed.flat_grad, scale)
-        return summed.flat_grad.add_(self._next(summed.flat_grad), alpha=scale)
+        return summed.flat_grad.add_(self._next(summed.flat_grad, step), alpha=scale)
 
-    def _next(self, like: torch.Tensor) -> torch.Tensor:
+    def _next(self, like: torch.Tensor, step: int) -> torch.Tensor:
         """``n_t = (z_t - sum_k c_k n_{t-k}) / c_0``, of the shape, type and device of ``like``; not to be changed."""
         import torch
 
         coefficients = self._prepared_coefficients
         kept = len(coefficients) - 1
-        if self._process != process_identity():
-            self._forget()  # the parent continues with this noise
+        if not self._continues(like, step):
+            self._forget()
         if self._recent is None:
             self._recent = torch.zeros(kept, like.numel(), dtype=like.dtype, device=like.device)
         slot = self._taken % max(kept, 1)
@@ -148,7 +160,18 @@ class BandedMF(ScheduledGaussian):
         if kept:
             self._recent[slot].copy_(drawn)
         self._taken += 1
+        self._next_step = step + 1
         return drawn
+
+    def _continues(self, like: torch.Tensor, step: int) -> bool:
+        """Whether ``step`` follows the last one, in the same training, as far as can be seen.
+
+        A different training may draw the same example again at once. After a fork, the parent continues with the noise.
+        """
+        recent = self._recent
+        if recent is None or step != self._next_step or self._process != process_identity():
+            return False
+        return (recent.shape[1:], recent.dtype, recent.device) == (like.shape, like.dtype, like.device)
 
     @property
     def _known_bands(self) -> int:
@@ -165,6 +188,10 @@ class BandedMF(ScheduledGaussian):
             raise RuntimeError(
                 f"{self!r} is not prepared for a training; call prepared() once for each training, and draw from the "
                 "copy that it returns"
+            )
+        if len(self.coefficients) != self.bands:
+            raise RuntimeError(
+                f"{self!r} was prepared for {len(self.coefficients)} bands and changed since; call prepared() again"
             )
         return self.coefficients
 

@@ -193,3 +193,69 @@ def test_one_band_trains_like_gaussian_noise_bit_for_bit():
         model.fit(loader(), epochs=1)
         weights.append(torch.cat([value.detach().flatten() for value in network.parameters()]))
     assert torch.equal(*weights)
+
+
+@pytest.mark.parametrize("sampling", [*SAMPLINGS, "shuffle"])
+def test_a_training_inside_a_resumed_one_shares_no_partition_with_it(sampling, tmp_path):
+    bands = 1 if sampling == "shuffle" else 4
+
+    class Rest(Callback):
+        def on_train_step_end(self, run):
+            if run.step == 6:
+                run.stop("rest")
+
+    class Inner(Callback):
+        def on_train_step_end(self, run):
+            if run.step == 7:
+                inner = build(sampling, bands)
+                inner.ledger = run.ledger
+                inner.fit(loader(), epochs=1)
+
+    data = loader()
+    torch.manual_seed(0)
+    build(sampling, bands).fit(data, epochs=4, callbacks=[Rest()], keeper=StateKeeper(tmp_path, 2))
+
+    class Rest(Inner):  # the callbacks of the state, by name
+        pass
+
+    torch.manual_seed(0)
+    model = build(sampling, bands)
+    model.fit(data, epochs=4, callbacks=[Rest()], keeper=StateKeeper(tmp_path, 2, resume=True))
+    steps = defaultdict(int)
+    for event, count in model.ledger:
+        steps[event.partition] += count
+    assert model.ledger.total == 50
+    assert max(steps.values()) <= (4 if sampling == "cyclic_poisson" else 10)
+
+
+@pytest.mark.parametrize("change", [{"bands": 2}, {"bands": 1}])
+def test_a_plan_refuses_a_sampler_that_another_plan_has_changed(change):
+    sampler = CyclicPoissonSampler(60, 4)
+    plan = ReleasePlan(NoiseMechanismsFactory.create("BandedMF", bands=8), Fixed(), ClippedUnit(1, 4), sampler)
+    plan.event(3)
+    other = ReleasePlan(NoiseMechanismsFactory.create("BandedMF", **change), Fixed(), ClippedUnit(1, 4), sampler)
+    assert other.event(3)
+    with pytest.raises(ValueError, match="correlated over 8 steps"):
+        plan.event(3)
+
+
+def test_a_plan_with_open_bands_states_no_event():
+    plan = ReleasePlan(
+        NoiseMechanismsFactory.create("BandedMF"), Fixed(), ClippedUnit(1, 4), CyclicPoissonSampler(60, 4)
+    )
+    with pytest.raises(ValueError, match="bands='auto'"):
+        plan.ledger(3)
+
+
+def test_a_training_that_begins_while_the_bands_are_chosen_shares_no_partition(monkeypatch):
+    model, other = build("cyclic_poisson", "auto"), build("cyclic_poisson", 4)
+    other.ledger = model.ledger
+
+    def chosen(plan_of, workload):
+        other.fit(loader(), epochs=1)
+        return 4
+
+    monkeypatch.setattr("dpmodel.model.best_for_multiplier", chosen)
+    model.fit(loader(), epochs=1)
+    assert [count for _, count in model.ledger] == [4, 4, 2] * 2
+    assert len({event.partition for event, _ in model.ledger}) == 6

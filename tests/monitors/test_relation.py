@@ -1,9 +1,10 @@
 import pytest
 
-from monitors import privacy_spent
+from monitors import RDPAccountant, best_of, best_of_random, privacy_spent
 from monitors.errors import UnsupportedEventError
 from monitors.events import (
     ComposedEvent,
+    CorrelatedEvent,
     DisjointEvent,
     GaussianEvent,
     NonPrivateEvent,
@@ -28,6 +29,10 @@ SUM_AND_COUNT = PoissonSampledEvent(0.1, ComposedEvent((SUM, GaussianEvent(20.0)
         ([RepeatedEvent(SHUFFLED, 3)], ZERO_OUT),
         ([SAMPLED, SHUFFLED, NonPrivateEvent(), DisjointEvent(1, ComposedEvent((SUM, SUM)))], ZERO_OUT),
         ([PoissonSampledEvent(0.1, NonPrivateEvent()), SHUFFLED], ZERO_OUT),
+        ([CorrelatedEvent(0, SAMPLED, 2), CorrelatedEvent(1, SUM_AND_COUNT, 2), SUM_AND_COUNT], ADD_OR_REMOVE),
+        ([CorrelatedEvent(0, SAMPLED, 2), DisjointEvent(1, SUM)], ZERO_OUT),
+        ([CorrelatedEvent(0, SUM, 2), SAMPLED], ZERO_OUT),
+        ([RepeatedEvent(CorrelatedEvent(0, SUM, 2), 3)], ZERO_OUT),
     ],
     ids=str,
 )
@@ -37,7 +42,13 @@ def test_the_relation_is_derived_from_the_events(events, relation):
 
 @pytest.mark.parametrize(
     "other",
-    [SUM_AND_COUNT, SUM_AND_COUNT.event, RepeatedEvent(SUM_AND_COUNT, 2), RandomStoppingEvent(SUM_AND_COUNT, 3)],
+    [
+        CorrelatedEvent(1, SUM_AND_COUNT, 2),
+        SUM_AND_COUNT,
+        SUM_AND_COUNT.event,
+        RepeatedEvent(SUM_AND_COUNT, 2),
+        RandomStoppingEvent(SUM_AND_COUNT, 3),
+    ],
 )
 @pytest.mark.parametrize("first", [True, False])
 def test_events_without_a_common_relation_have_no_epsilon(other, first):
@@ -51,3 +62,16 @@ def test_events_without_a_common_relation_have_no_epsilon(other, first):
 def test_a_mixed_ledger_states_the_relation_that_covers_all_its_events():
     ledger = Ledger().record(SHUFFLED).merge(Ledger().record(SAMPLED))
     assert privacy_spent(ledger, 1e-5, "rdp", {"relation": ADD_OR_REMOVE}).relation == ZERO_OUT
+
+
+@pytest.mark.parametrize("charged", [best_of, best_of_random])
+def test_a_search_keeps_the_relation_of_its_runs(charged):
+    accountant = RDPAccountant()
+    for event in (SHUFFLED, CorrelatedEvent(0, SUM, 2)):
+        run, unsampled = Ledger().record(event, 4), Ledger().record(SUM)
+        assert relation_of(charged(run, 5)) == ZERO_OUT
+        assert accountant.epsilon(charged(run, 5), 1e-5) == accountant.epsilon(charged(unsampled, 5), 1e-5)
+    sampled = Ledger().record(CorrelatedEvent(0, SAMPLED, 2), 2).record(CorrelatedEvent(1, SAMPLED, 2), 2)
+    assert relation_of(charged(sampled, 5)) == ADD_OR_REMOVE
+    with pytest.raises(UnsupportedEventError, match="no single epsilon covers both"):
+        charged(Ledger().record(SHUFFLED).record(SUM_AND_COUNT), 5)

@@ -1,5 +1,6 @@
 """The number of bands: at equal epsilon, for the optimizer and schedule in use."""
 
+import numpy as np
 import pytest
 import torch
 from torch.utils.data import DataLoader, TensorDataset
@@ -8,8 +9,10 @@ from dpmodel import DPModel, NoiseMechanismsFactory, noise_for_epsilon
 from dpmodel.callbacks import LearningRateScheduler
 from dpmodel.config import make_config
 from dpmodel.planning.bands import BandsRow, best_bands, configured_bands
+from dpmodel.planning.longest import longest_training
 from dpmodel.planning.training_plan import plan_training
 from dpmodel.planning.workload import configured_workload, planned_rates, training_workload
+from mechanisms.correlated.toeplitz import factorisation_error, optimal_coefficients
 from mechanisms.correlated.workload import Workload
 from monitors import privacy_spent
 from monitors.errors import ConfigError
@@ -105,7 +108,8 @@ def test_planned_rates_are_those_of_the_training(interval, by_name):
     assert planned_rates(optimizer, [object(), scheduled], 2, 3) == pytest.approx(expected)
     assert optimizer.param_groups[0]["lr"] == 0.4
     found = training_workload(optimizer, [scheduled], 2, 3)
-    assert found.signal == pytest.approx(Workload.of_last_iterate(expected, momentum=0.5).signal)
+    signal = Workload.of_last_iterate(expected, momentum=0.5).signal
+    assert found.signal == pytest.approx(signal / signal.max())
 
 
 def test_other_optimizers_are_planned_by_the_sums_of_the_gradients():
@@ -142,3 +146,37 @@ def test_fit_chooses_bands_for_a_stated_multiplier():
     model.fit(DataLoader(data, 20), epochs=2)
     assert {event.bands for event, _ in model.ledger} <= {2, 4, 8, 16, 32}
     assert noise.bands == "auto"
+
+
+@pytest.mark.parametrize("settings", [{"lr": 0.0}, {"lr": 1e-300}, {"lr": 1.0, "weight_decay": 1e30}, {"lr": 1e308}])
+def test_extreme_rates_leave_usable_coefficients(settings):
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], momentum=0.5, **settings)
+    found = training_workload(optimizer, [], 2, 30)
+    coefficients = optimal_coefficients(4, found)
+    assert np.linalg.norm(coefficients) == pytest.approx(1.0)
+    assert 0 < factorisation_error(coefficients, found) <= 1
+    if settings == {"lr": 1e-300}:  # the size of the rates does not matter
+        usual = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], momentum=0.5, lr=0.1)
+        assert coefficients == pytest.approx(optimal_coefficients(4, training_workload(usual, [], 2, 30)))
+
+
+def test_a_schedule_that_ends_too_soon_keeps_its_last_rate():
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=0.1)
+    short = LearningRateScheduler(torch.optim.lr_scheduler.OneCycleLR(optimizer, 1.0, total_steps=4), interval="step")
+    rates = planned_rates(optimizer, [short], 2, 5)
+    assert len(rates) == 10
+    assert rates[-1] == rates[5] < rates[1]
+
+
+def test_the_longest_training_needs_a_number_of_bands():
+    stated = {"noise_multiplier": 1.5, "sampling": "cyclic_poisson"}
+    config, fixed = (
+        make_config(SETTINGS | {"privacy": stated | {"noise": {"name": "BandedMF", "bands": bands}}})
+        for bands in ("auto", 4)
+    )
+    with pytest.raises(ConfigError, match="give bands a number"):
+        longest_training(config, 3.0)
+    longest = longest_training(fixed, 3.0)
+    trained = plan_training(longest.config)
+    assert trained.release.noise.bands == 4
+    assert 2.5 < trained.privacy_spent().epsilon == longest.privacy_spent().epsilon <= 3.0

@@ -137,3 +137,66 @@ def test_a_wrong_number_of_bands_is_refused(bands):
 def test_a_decay_is_refused():
     with pytest.raises(ValueError, match="no meaning for noise mechanism 'BandedMF'"):
         NoiseMechanismsFactory.create("BandedMF", bands=2, noise_decay_rate=0.1)
+
+
+def test_steps_that_do_not_follow_each_other_share_no_noise():
+    # two loops that draw from one mechanism in turn: an example may be in both of two consecutive draws
+    for order in ([0, 0, 1, 1], [3, 3, 3], [5, 7, 9], [4, 3, 2]):
+        noise, size = prepared(4), 20_000
+        rows = [release(noise, step, size) for step in order]
+        correlation = np.corrcoef(rows) - np.eye(len(rows))
+        free = [at for at in range(1, len(rows)) if order[at] != order[at - 1] + 1]
+        assert np.abs(correlation[free, [at - 1 for at in free]]).max() < 6 / np.sqrt(size)
+    noise = prepared(4)
+    assert abs(np.corrcoef([release(noise, 0, 20_000), release(noise, 1, 20_000)])[0, 1]) > 0.3
+
+
+def test_a_sum_of_another_size_begins_without_earlier_noise():
+    noise = prepared(4)
+    release(noise, 0, 20_000)
+    assert np.std(release(noise, 1, 30_000)) == pytest.approx(1 / prepared(4).coefficients[0], rel=0.03)
+
+
+def test_a_change_of_the_bands_needs_new_coefficients():
+    noise = prepared(8)
+    with pytest.raises(RuntimeError, match="not prepared"):
+        release(noise.with_bands(2), 0)
+    noise.bands = 2
+    with pytest.raises(RuntimeError, match="prepared for 8 bands"):
+        release(noise, 0)
+
+
+def test_one_band_draws_without_preparation():
+    one, other = BandedMF(bands=1, seed=3), Gaussian(seed=3)
+    assert torch.equal(one.sample(10, 0), other.sample(10, 0))
+
+
+class Stretched(BandedMF):
+    """Correct noise for a matrix C that is too large: an example moves the independent noise by more than 1."""
+
+    def prepared(self, workload=None):
+        own = super().prepared(workload)
+        own.coefficients = 1.2 * own.coefficients
+        return own
+
+
+class Early(BandedMF):
+    """States fewer bands than its noise has."""
+
+    @property
+    def _prepared_coefficients(self):
+        return BandedMF(bands=4).prepared().coefficients
+
+
+@pytest.mark.parametrize(("made", "found"), [(Stretched(bands=2), "norm 1.2"), (Early(bands=2), "outside of 2 bands")])
+def test_the_trial_refuses_a_matrix_that_the_event_does_not_cover(made, found):
+    with pytest.raises(UnprotectedUpdateError, match=found):
+        require_sound_noise(made.prepared(), ClippedUnit(1, 10), range(40))
+
+
+def test_correlated_noise_must_say_how_a_training_begins():
+    class Shared(Gaussian):
+        bands = 2
+
+    with pytest.raises(NotImplementedError, match="override prepared"):
+        Shared().prepared()

@@ -150,3 +150,12 @@ def test_bands_that_do_not_fit_are_refused_with_the_most_that_do():
     sampler.rows(0)
     with pytest.raises(ValueError, match="new sampler"):
         sampler.separate(5)
+
+
+@pytest.mark.parametrize(("examples", "batch", "bands"), [(64, 16, 4), (8, 2, 4), (2, 1, 2)])
+def test_the_trial_accepts_groups_of_the_size_of_a_batch(examples, batch, bands):
+    def make(examples, batch, first_partition):
+        return cyclic(examples, batch, bands, first_partition=first_partition)
+
+    assert make(examples, batch, 0).group_rate == 1
+    require_sound_sampler(make, examples, batch, ClippedUnit(1, batch), 12)
