@@ -67,11 +67,20 @@ class CyclicPoissonSampler(PoissonSampler):
         return self.bands * self.batch_size / self.num_examples
 
     def rows(self, step: int) -> np.ndarray:
-        """The drawn rows of the group of ``step``, ascending."""
+        """The drawn rows of the group of ``step``, ascending.
+
+        Raises:
+            ValueError: The groups are not drawn yet, and ``step`` lies within a round, which began with other groups.
+        """
         import numpy as np
 
         if self.bands == 1:
             return super().rows(step)
+        if self._groups is None and step % self.bands:
+            raise ValueError(
+                f"step {step} lies within a round of {self.bands} steps, whose groups are not known; begin with the "
+                "first step of a round, or load the state of the sampler that began it"
+            )
         members = np.flatnonzero(self._groups_of() == step % self.bands)
         return members[self.generator.bernoulli_rows(len(members), self.group_rate)] if len(members) else members
 

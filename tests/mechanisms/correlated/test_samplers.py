@@ -91,6 +91,15 @@ def test_a_resumed_training_keeps_groups_and_order(make):
         assert np.array_equal(sampler._groups_of(), resumed._groups_of())
 
 
+def test_a_round_is_not_continued_with_new_groups():
+    sampler = cyclic()
+    sampler.load_state_dict({"groups": None})
+    with pytest.raises(ValueError, match="lies within a round of 4 steps"):
+        sampler.rows(6)
+    sampler.rows(8)
+    sampler.rows(6)
+
+
 @pytest.mark.parametrize(
     "groups", [np.zeros(239, dtype=np.int64), np.full(240, 4), np.full(240, -1), np.zeros(240), np.zeros((240, 1), int)]
 )
@@ -115,7 +124,7 @@ def test_the_trial_before_training_accepts_them(make, bands):
 def test_the_trial_refuses_groups_that_change_and_rates_that_are_higher():
     class Moving(CyclicPoissonSampler):
         def rows(self, step):
-            self._groups = None
+            self._groups = self.generator.integers(self.bands, self.num_examples)
             return super().rows(step)
 
     class Greedy(CyclicPoissonSampler):
