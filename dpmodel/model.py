@@ -332,8 +332,8 @@ class DPModel(ClaimedModel):
             noise = noise.prepared(workload)
         plan = plan_with(noise)
         if state is None:  # a training on this ledger may have begun while the bands were chosen
-            partition = self.ledger.reserve_partitions(plan.sampler.partitions(epochs * loader.steps_per_epoch))
-            plan = plan_with(noise)
+            steps = epochs * loader.steps_per_epoch
+            plan.sampler.first_partition = self.ledger.reserve_partitions(plan.sampler.partitions(steps))
         relation_of([*self.ledger, (plan.event(first_step), 1)])  # one ledger, one statement
         return plan
 

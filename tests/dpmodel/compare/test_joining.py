@@ -1,9 +1,10 @@
 """A comparison whose runs are trained by the process that leads it and by others that join it."""
 
 import json
-import multiprocessing
 import os
 import signal
+import subprocess
+import sys
 import threading
 import time
 from pathlib import Path
@@ -197,23 +198,29 @@ def test_a_process_waits_for_the_plan_while_the_leading_one_prepares(tiny, tmp_p
         timer.join()
 
 
-def _join_and_die(values, path, at_step):
-    class Dies(NullWatcher):
-        def stepped(self, job, step):
-            if step == at_step:
-                os.kill(os.getpid(), signal.SIGKILL)
+#: A process that joins and kills itself: its arguments are the definition, the folder and the step.
+JOIN_AND_DIE = """
+import json, os, signal, sys
 
-    join_comparison(make_comparison(values), path, jobs=1, watcher=Dies())
+from dpmodel.compare import join_comparison, make_comparison
+from dpmodel.compare.runner import NullWatcher
+
+class Dies(NullWatcher):
+    def stepped(self, job, step):
+        if step == int(sys.argv[3]):
+            os.kill(os.getpid(), signal.SIGKILL)
+
+join_comparison(make_comparison(json.loads(sys.argv[1])), sys.argv[2], jobs=1, watcher=Dies())
+"""
 
 
 def test_the_run_of_a_killed_joined_process_is_resumed_and_its_lost_steps_are_charged_once(tiny, tmp_path):
     tiny["seeds"] = [1]
     tiny["base"]["output"]["save_every_steps"] = 2
     with Leading(tiny, tmp_path) as leading:
-        joined = multiprocessing.get_context("spawn").Process(target=_join_and_die, args=(tiny, tmp_path, 5))
-        joined.start()
-        joined.join(PATIENCE)
-        assert joined.exitcode == -signal.SIGKILL
+        command = [sys.executable, "-c", JOIN_AND_DIE, json.dumps(tiny), str(tmp_path), "5"]
+        joined = subprocess.run(command, timeout=PATIENCE, capture_output=True, text=True, check=False)
+        assert joined.returncode == -signal.SIGKILL, joined.stderr
     assert begun(tmp_path / "runs") == {"fixed/seed-1": 1}
     assert Ledger.load(tmp_path / "runs/fixed/seed-1/ledger.json").total == 6
     found = run_comparison(leading.comparison, tmp_path, jobs=1)
