@@ -70,6 +70,7 @@ def test_participations_that_far_apart_cost_what_independent_noise_would(bands, 
 
 @pytest.mark.parametrize("make", [CyclicPoissonSampler, FixedOrderSampler])
 @pytest.mark.parametrize("engine", ["loop", "bookkeeping"])
+@pytest.mark.sample(2)
 def test_no_neighbour_moves_the_sums_of_a_training_by_more_than_its_rounds_allow(make, engine):
     torch.manual_seed(0)
     bands, steps, n = 3, 24, 60
@@ -141,6 +142,7 @@ class PowerCut(Callback):
 @pytest.mark.parametrize("sampling", SAMPLINGS)
 @settings(max_examples=3, deadline=None)
 @given(every=st.integers(1, 7), breaks=st.lists(st.integers(1, 29), min_size=1, max_size=3))
+@pytest.mark.sample(2)
 def test_over_any_kills_an_example_is_released_in_no_more_steps_than_there_are_partitions(
     sampling, every, breaks, tmp_path_factory
 ):

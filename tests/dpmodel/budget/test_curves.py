@@ -58,6 +58,7 @@ def test_the_ending_chooses_the_format(plan, tmp_path, ending, begins):
 
 
 @pytest.mark.parametrize(("style", "page"), [("light", "#ffffff"), ("dark", "#0d1117")])
+@pytest.mark.sample(2)
 def test_style_and_size_are_those_that_are_asked_for(plan, tmp_path, style, page):
     figure = draw_curves(plan, tmp_path / "curves.png", style=style, size=3.4)
     assert figure.get_size_inches()[0] == 3.4

@@ -176,6 +176,7 @@ def test_a_training_in_python_without_a_report_is_refused(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("names", "metric"), [(["loud"], "f1"), (["loud", "quiet"], "accuracy"), (["lossy", "quiet"], "valid_loss")]
 )
+@pytest.mark.sample(3)
 def test_the_first_metric_that_all_runs_have_is_drawn(runs, tmp_path, monkeypatch, names, metric):
     drawn = []
     monkeypatch.setattr("dpmodel.figures.runs.draw_all", lambda curves, metric, size: drawn.append(metric) or {})

@@ -371,6 +371,7 @@ def test_a_signal_to_the_workers_too_finishes_the_step_and_writes_everything(tin
     assert report["steps"] == Ledger.load(out / "ledger.json").total > 0
 
 
+@pytest.mark.slow
 def test_a_killed_training_is_charged_for_at_least_the_steps_that_it_made(tiny, tmp_path):
     out = tmp_path / "run"
     process = _start(tiny, out)

@@ -214,6 +214,7 @@ join_comparison(make_comparison(json.loads(sys.argv[1])), sys.argv[2], jobs=1, w
 """
 
 
+@pytest.mark.slow
 def test_the_run_of_a_killed_joined_process_is_resumed_and_its_lost_steps_are_charged_once(tiny, tmp_path):
     tiny["seeds"] = [1]
     tiny["base"]["output"]["save_every_steps"] = 2

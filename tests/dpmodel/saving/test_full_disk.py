@@ -64,7 +64,7 @@ def require_covered_and_continued(where, released):
 @pytest.mark.parametrize("times", [None, 1], ids=["for good", "once"])
 @pytest.mark.parametrize("name", ["output", "both", "apart"])
 @pytest.mark.parametrize("part", range(12))
-@pytest.mark.sample(39)
+@pytest.mark.sample(78)
 def test_a_full_disk_at_any_write_leaves_a_record_and_a_way_to_continue(name, times, part, tmp_path, monkeypatch):
     monkeypatch.setenv("DPMODEL_MARKS", "off")  # a mark that cannot be written stops nothing
     if name not in _WRITES:

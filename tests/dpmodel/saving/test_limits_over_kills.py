@@ -121,7 +121,7 @@ def test_limits_hold_after_many_kills(case, seed, tmp_path):
 
 
 @pytest.mark.parametrize("case", CASES)
-@pytest.mark.sample(3)
+@pytest.mark.sample(9)
 def test_an_uninterrupted_training_takes_as_many_steps_with_a_record(case, tmp_path):
     plain, recorded = train(case), train(case, tmp_path, block=1000)
     assert 1 < plain.ledger.total < 8 * EPOCHS

@@ -324,6 +324,7 @@ def test_a_release_before_the_first_step_of_a_resumed_training_is_on_the_disk(tm
 
 
 @pytest.mark.parametrize("name", WHERE)
+@pytest.mark.sample(4)
 def test_a_release_of_a_callback_is_on_the_disk_at_once(name, tmp_path):
     where = WHERE[name](tmp_path)
     assert not killed_at(10_000, tmp_path / "released", lambda: fit(where, Asks()))

@@ -98,6 +98,7 @@ class Shifted(Dataset):
     ],
     ids=["random", "numpy", "torch"],
 )
+@pytest.mark.sample(3)
 def test_augmentation_does_not_depend_on_a_known_seed(make_model, seed, draw):
     def shifts():
         seed(3)
@@ -170,6 +171,7 @@ def test_no_public_seed_reaches_the_augmentation(make_model, workers):
 
 
 @pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.sample(2)
 def test_every_seed_reaches_the_augmentation_of_a_reproducible_training(make_model, workers):
     first, second = (crops_in_training(make_model, workers, seed=5) for _ in range(2))
     assert torch.equal(first, second)
