@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import tempfile
 from collections import Counter
 
@@ -13,7 +14,9 @@ from torch.utils.data import DataLoader, TensorDataset
 
 
 def pytest_configure():
-    """Tests leave no marks in the user's folder."""
+    """Tests leave no marks in the user's folder, and SIGHUP reaches them, also under nohup."""
+    if hasattr(signal, "SIGHUP"):
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)
     os.environ["DPMODEL_MARKS"] = os.path.join(tempfile.gettempdir(), f"dpmodel-test-marks-{os.getuid()}")
 
 
