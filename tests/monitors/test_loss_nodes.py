@@ -66,6 +66,7 @@ def test_merging_hardly_changes_epsilon(monkeypatch, low, same_rate):
 
 
 @pytest.mark.parametrize("alike", [True, pytest.param(False, marks=pytest.mark.slow)])
+@pytest.mark.slow
 def test_a_merged_epsilon_is_never_below_what_the_composition_certainly_has(monkeypatch, alike):
     draw = np.random.default_rng(3)
     multipliers = draw.uniform(1.0, 1.1, 30)

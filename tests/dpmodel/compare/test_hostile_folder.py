@@ -179,6 +179,7 @@ def test_a_changed_file_of_a_comparison_is_refused_or_harmless(compared, amount)
 
 
 @pytest.mark.parametrize("amount", [QUICK, pytest.param(FUZZ, marks=pytest.mark.slow)], ids=["few", "many"])
+@pytest.mark.slow
 def test_a_changed_file_of_a_search_is_refused_or_harmless(searched, amount):
     @amount
     @given(st.data())

@@ -37,7 +37,7 @@ needs_interpreter = pytest.mark.skipif(TRITON < (3, 2), reason="needs Triton 3.2
 #: Name of the backend, its device, and the sample size.
 WAYS = [
     pytest.param(("torch", "cpu", 240_000), id="torch-cpu"),
-    pytest.param(("triton", "cpu", 240_000), id="triton-interpreted", marks=needs_interpreter),
+    pytest.param(("triton", "cpu", 240_000), id="triton-interpreted", marks=[needs_interpreter, pytest.mark.slow]),
     pytest.param(("torch", "cuda", 3_000_000), id="torch-cuda", marks=[pytest.mark.cuda, needs_cuda]),
     pytest.param(("triton", "cuda", 3_000_000), id="triton-cuda", marks=[pytest.mark.cuda, needs_cuda, needs_triton]),
 ]

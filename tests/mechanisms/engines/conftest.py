@@ -48,7 +48,7 @@ def assert_exact():
 
     def check(network, x, y, loss_fn=None, group_ids=None, units=None, relative=None, **options):
         dtype = next(network.parameters()).dtype
-        relative = relative or (1e-10 if dtype == torch.float64 else 1e-5)
+        relative = relative or (1e-10 if dtype == torch.float64 else 5e-5)  # small norms amplify rounding
         unit = ClippedUnit(1 if group_ids is None else 2, units or len(y))
         batch, loss_fn = Batch(x, y, group_ids, units), loss_fn or nn.CrossEntropyLoss()
         for name in ("Fixed", "PerLayer"):
