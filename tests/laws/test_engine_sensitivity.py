@@ -75,7 +75,7 @@ def farthest_move(engine_name, clip_name, group_size, *, relation, dtype=torch.f
     return max(moves)
 
 
-@pytest.mark.sample(3)
+@pytest.mark.sample(6)
 @pytest.mark.parametrize("relation", ["add or remove", "zero out"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("clip_name", CLIP.names())
@@ -87,7 +87,7 @@ def test_one_example_moves_the_sum_by_at_most_the_bound_and_the_bound_is_reached
     assert 0.85 * BOUND <= farthest <= BOUND * ROUNDING
 
 
-@pytest.mark.sample(3)
+@pytest.mark.sample(6)
 @pytest.mark.parametrize("relation", ["add or remove", "zero out"])
 @pytest.mark.parametrize("group_size", [2, 8])
 @pytest.mark.parametrize("clip_name", CLIP.names())

@@ -114,6 +114,7 @@ def test_opacus_prv_agrees_within_its_stated_error():
 
 @given(st.floats(1e-3, 0.2), st.floats(0.5, 4), st.integers(1, 800), st.floats(1e-9, 1e-3))
 @settings(max_examples=20, deadline=None)
+@pytest.mark.slow
 def test_it_lies_below_the_renyi_bound_and_is_monotone(rate, multiplier, steps, delta):
     accountant = PLDAccountant()
     epsilon = accountant.epsilon(poisson(rate, multiplier, steps), delta)

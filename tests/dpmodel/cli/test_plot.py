@@ -130,6 +130,7 @@ def data_in_python(examples=60):
     return TensorDataset(torch.randn(examples, 4), torch.randint(0, 2, (examples,)))
 
 
+@pytest.mark.slow
 def test_a_training_in_python_is_drawn_from_its_ledger_and_schedule(tmp_path):
     model = model_in_python(metrics="accuracy", micro_batches=5)
     loader = poisson_loader(data_in_python(), batch_size=10)
@@ -158,6 +159,7 @@ def test_a_schedule_that_the_ledger_does_not_state_is_drawn_at_the_ends_of_the_e
     assert curve.multipliers == (1.5, 2.0, 2.0)
 
 
+@pytest.mark.slow
 def test_trainings_in_python_without_validation_share_the_other_figures(tmp_path, capsys):
     for name in ("one", "other"):
         model_in_python().fit(poisson_loader(data_in_python(), batch_size=10), output=tmp_path / name)

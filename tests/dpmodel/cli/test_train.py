@@ -340,7 +340,7 @@ def _start(tiny, out, *overrides, **options):
     return process
 
 
-@pytest.mark.sample(2)
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=lambda number: number.name)
 def test_an_interrupt_finishes_the_step_and_writes_everything(tiny, tmp_path, number):
     out = tmp_path / "run"

@@ -168,6 +168,7 @@ def compare_again(compared, folder):
 
 
 @pytest.mark.parametrize("amount", [QUICK, pytest.param(FUZZ, marks=pytest.mark.slow)], ids=["few", "many"])
+@pytest.mark.slow
 def test_a_changed_file_of_a_comparison_is_refused_or_harmless(compared, amount):
     @amount
     @given(st.data())

@@ -19,6 +19,7 @@ from mechanisms.engines.loop import LoopEngine
 from . import sharded_ranks
 from .launched import ROOT, finish, results, start
 
+pytestmark = pytest.mark.slow  # each start of the processes takes several seconds
 FILE = sharded_ranks.__file__
 
 

@@ -178,7 +178,7 @@ def test_schedules_with_hostile_functions_and_parts(name, schedule, interval):
     )
 
 
-@pytest.mark.sample(20)
+@pytest.mark.sample(40)
 @pytest.mark.parametrize("interval", ["step", "epoch"])
 @pytest.mark.parametrize(("schedule", "options"), [(name, options) for name in NAMED for options in NAMED[name]])
 @pytest.mark.parametrize("name", ["SGD", "Momentum", "Adam"])
