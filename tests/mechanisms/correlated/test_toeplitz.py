@@ -49,7 +49,7 @@ def test_the_error_is_that_of_the_whole_matrices(bands, steps, decay, prefix):
 
 @pytest.mark.parametrize("steps", [117, 1170])
 def test_optimal_coefficients_have_norm_one_and_the_errors_of_an_independent_optimiser(steps):
-    # Nelder-Mead and numerical gradients on the explicit recursion, from ten random starts
+    # L-BFGS with numerical gradients on the explicit recursion, from two random starts
     golden = {117: {2: 0.7120, 4: 0.5103, 8: 0.3706, 16: 0.2758}, 1170: {2: 0.7076, 4: 0.5010, 8: 0.3552, 16: 0.2524}}
     before = 1.0
     for bands, expected in golden[steps].items():
