@@ -44,7 +44,7 @@ class Command(ABC):
         base: Folder for everything that belongs to it.
     """
 
-    #: Whether the command goes on without one of the processes that train.
+    #: Whether the command continues if one of its training processes is killed.
     goes_on: ClassVar[bool] = True
     launcher: ClassVar[tuple[str, ...]] = ()
 

@@ -22,7 +22,7 @@ further copy, which must be refused or state at least the trace.
 ## Several processes
 
 At a random moment since the start, or within three seconds after the first release, the process that was started gets
-SIGKILL or SIGTERM, or one of the two that train gets SIGKILL (a worker of `compare` and `tune`, which go on without it;
+SIGKILL or SIGTERM, or one of the two that train gets SIGKILL (a worker of `compare` or `tune`, which continue; or
 a rank of torchrun). Without the process that was started, no other may live for 60 s: they end within 5 s of noticing
 its end, but one that is still importing its modules notices only after that. At last the command is started once more
 and must finish. In the first of three folders, the command is started as a user does, and its workers are spawned; in

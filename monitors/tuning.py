@@ -47,8 +47,9 @@ def training_event(ledger: Ledger) -> PrivacyEvent:
     if not parts:
         raise ValueError("the ledger is empty: record a run before repeating it")
     run = ComposedEvent(tuple(parts))
-    # a part of a partition outside of its ledger is charged in full, and keeps the neighbour relation of the run
-    return run if relation_of(ledger) == ADD_OR_REMOVE else DisjointEvent(0, run)
+    # The partition keeps the neighbour relation. It must not be the outer event: a ledger with a partition of the same
+    # number would charge only one of them.
+    return run if relation_of(ledger) == ADD_OR_REMOVE else RepeatedEvent(DisjointEvent(0, run), 1)
 
 
 def best_of(ledger: Ledger, runs: int) -> Ledger:

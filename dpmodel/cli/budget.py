@@ -1,4 +1,4 @@
-"""``dpmodel budget``: plan epsilon, noise and epochs without data and without torch."""
+"""``dpmodel budget``: plan epsilon, noise and epochs without data and, except for correlated noise, without torch."""
 
 from __future__ import annotations
 

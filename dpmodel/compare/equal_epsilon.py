@@ -12,9 +12,11 @@ from dpmodel.compare.comparison import Comparison, Variant
 from dpmodel.compare.identity import config_digest
 from dpmodel.config.schema import Config
 from dpmodel.data.fingerprint import Fingerprint
+from dpmodel.planning.bands import CANDIDATES, leaves_bands_open, with_bands
 from dpmodel.planning.from_config import with_noise_multiplier
 from dpmodel.planning.training_plan import TrainingPlan
 from dpmodel.runs.build import Task, build_task, build_training
+from mechanisms.sampling import SAMPLERS
 from monitors.atomic import write_atomically
 from monitors.errors import ConfigError
 from monitors.untrusted import read_json
@@ -102,8 +104,8 @@ def _calibrate(
 ) -> CalibratedVariant:
     config, digest = variant.config, config_digest(variant.config)
     if digest in known:
-        solved = _planned(variant, with_noise_multiplier(config, known[digest]), task)
-        if within_target(solved.epsilon, target):
+        solved = _at_known(variant, known[digest], target, task)
+        if solved is not None:
             return solved
     if not solve:
         raise ConfigError(
@@ -119,6 +121,23 @@ def _calibrate(
         )
     known[digest] = solved.plan.noise_multiplier
     return solved
+
+
+def _at_known(variant: Variant, multiplier: float, target: float, task: Task) -> CalibratedVariant | None:
+    """The variant at a multiplier that was solved before; None if that does not meet the target.
+
+    Of an open number of bands, the epsilon tells which number the multiplier was solved for.
+    """
+    config, candidates = variant.config, [variant.config]
+    if leaves_bands_open(config):
+        sampler = SAMPLERS.create(config.privacy.sampling, len(task.data.train), config.training.batch_size)
+        most = sampler.most_bands or 1
+        candidates = [with_bands(config, bands) for bands in CANDIDATES if bands <= most]
+    for candidate in candidates:
+        found = _planned(variant, with_noise_multiplier(candidate, multiplier), task)
+        if within_target(found.epsilon, target):
+            return found
+    return None
 
 
 def _planned(variant: Variant, config: Config, task: Task) -> CalibratedVariant:

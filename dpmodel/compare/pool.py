@@ -18,7 +18,8 @@ from types import FrameType
 from typing import Protocol
 
 from dpmodel.compare.jobs import Job, JobOutcome, train_job
-from dpmodel.compare.worker import GRACE_SECONDS, work
+from dpmodel.compare.worker import work
+from dpmodel.distributed.launcher import GRACE_SECONDS
 from dpmodel.saving.lock import holder
 from dpmodel.training.interrupt import handling
 from monitors.errors import ConfigError

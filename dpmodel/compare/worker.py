@@ -16,10 +16,8 @@ from multiprocessing.connection import Connection
 from types import FrameType
 
 from dpmodel.compare.jobs import Job, train_job
+from dpmodel.distributed.launcher import GRACE_SECONDS
 from dpmodel.training.interrupt import INTERRUPTED
-
-#: Time that a worker whose parent has died has to finish its step and to save.
-GRACE_SECONDS = 4.0
 
 _LOOK_SECONDS = 0.5
 _REPORT_SECONDS = 0.3

@@ -7,7 +7,7 @@ import signal
 import threading
 import time
 
-#: Time that a rank whose launcher has died has to finish its step and to save.
+#: Time that a process whose parent has died has to finish its step and to save.
 GRACE_SECONDS = 4.0
 
 _LOOK_SECONDS = 0.5

@@ -23,8 +23,9 @@ if TYPE_CHECKING:
 #: Numbers of bands from which a plan chooses.
 CANDIDATES = (1, 2, 4, 8, 16, 32)
 
-#: A larger number of bands is chosen only if it lowers the noise by more than this share.
-_WORTH = 0.01
+#: A larger number of bands is chosen only if it lowers the noise by more than this share: it costs memory, and single
+#: steps have more noise.
+_WORTH = 0.05
 
 
 @dataclass(frozen=True)
@@ -85,7 +86,7 @@ def bands_table(
 
 
 def best_bands(rows: Sequence[BandsRow]) -> BandsRow:
-    """The fewest bands whose noise is within 1 % of the least.
+    """The fewest bands whose noise is within 5 % of the least.
 
     Example:
         >>> best_bands([BandsRow(1, 1.0, 1.0), BandsRow(2, 1.3, 0.9), BandsRow(4, 1.7, 0.895)]).bands

@@ -1,4 +1,7 @@
-"""What a configured training will release and spend, known before it starts; needs neither data nor torch."""
+"""What a configured training will release and spend, known before it starts; needs no data.
+
+It needs torch only for an open number of bands, which depends on the optimizer and the learning-rate schedule.
+"""
 
 from __future__ import annotations
 

@@ -253,9 +253,9 @@ class FolderLock:
 
 
 def holder(path: str | os.PathLike[str]) -> str | None:
-    """Who holds the folder ``path``, in words; None if nobody does.
+    """The process that holds the folder ``path``, in words; None if there is none.
 
-    Nothing is created or changed. Whoever takes the lock at this moment waits for the answer.
+    Nothing is created or changed. A process that takes the lock at this moment waits for the answer.
 
     Raises:
         ConfigError: The lock file cannot be opened, or its file system has no locks.

@@ -79,12 +79,8 @@ class BandedMF(ScheduledGaussian):
         self._process = process_identity()
 
     def __getstate__(self) -> dict[str, Any]:
-        return {
-            **self.__dict__,
-            "_recent": None,
-            "_taken": 0,
-            "_next_step": None,
-        }  # noise of a release is never copied or saved
+        # Noise of a release is never copied or saved.
+        return {**self.__dict__, "_recent": None, "_taken": 0, "_next_step": None}
 
     def with_bands(self, bands: int) -> BandedMF:
         """This mechanism with that number of bands, drawing from the same stream."""

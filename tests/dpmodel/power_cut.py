@@ -1,6 +1,7 @@
-"""A training that ends without writing anything."""
+"""Trainings that end at a step: without writing anything, or after they have saved."""
 
 from dpmodel import Callback
+from dpmodel.training.interrupt import INTERRUPTED
 
 
 class PowerCut(Callback):
@@ -12,3 +13,14 @@ class PowerCut(Callback):
     def on_train_step_end(self, run):
         if run.step == self.step:
             raise KeyboardInterrupt
+
+
+class Interrupt(Callback):
+    """Stops after a step, as a first Ctrl-C does."""
+
+    def __init__(self, step):
+        self.step = step
+
+    def on_train_step_end(self, run):
+        if run.step == self.step:
+            run.stop(f"{INTERRUPTED} (test)")

@@ -2,12 +2,12 @@
 
 import contextlib
 import itertools
-from collections import defaultdict
+from collections import Counter
 
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from scipy.linalg import toeplitz
 from torch import nn
@@ -27,6 +27,8 @@ from mechanisms.units import ClippedUnit
 from monitors import Ledger, relation_of
 from monitors.events import CorrelatedEvent
 from monitors.relation import ADD_OR_REMOVE, ZERO_OUT
+
+from ..dpmodel.power_cut import Interrupt, PowerCut
 
 SAMPLINGS = ("cyclic_poisson", "fixed_order")
 BOUND = 0.7
@@ -82,15 +84,15 @@ def test_no_neighbour_moves_the_sums_of_a_training_by_more_than_its_rounds_allow
     sampler.separate(bands)
     batches = [torch.from_numpy(sampler.rows(step)) for step in range(steps)]
     matrix, reached = c_matrix(bands, steps), 0.0
-    for example in range(0, n, 13):
+    for one in range(0, n, 13):
         moved = np.zeros((steps, 10))
         for step, rows in enumerate(batches):
             with_it, without = (
                 engine.clipped_sum(network, loss, Batch(x[part], y[part]), clip).flat_grad.clone()
-                for part in (rows, rows[rows != example])
+                for part in (rows, rows[rows != one])
             )
             moved[step] = (with_it - without).double().numpy()
-        drawn = sum(bool((rows == example).any()) for rows in batches)
+        drawn = sum(bool((rows == one).any()) for rows in batches)
         assert np.linalg.norm(matrix @ moved) <= BOUND * np.sqrt(drawn) * (1 + 1e-4)
         assert drawn <= -(-steps // sampler.period)
         reached = max(reached, np.linalg.norm(matrix @ moved) / (BOUND * np.sqrt(max(drawn, 1))))
@@ -128,55 +130,69 @@ def test_the_planned_ledger_is_the_trained_ledger(sampling, bands):
     assert relation_of(model.ledger) == (ADD_OR_REMOVE if sampling == "cyclic_poisson" else ZERO_OUT)
 
 
-class PowerCut(Callback):
-    """Ends the process after a step."""
+class Witness(Callback):
+    """Keeps the rows of each step that was released, under the number of its process."""
 
-    def __init__(self, step):
-        self.step = step
+    def __init__(self, process, released):
+        self.process, self.released = process, released
+
+    def on_train_begin(self, run):
+        draw, self.drawn = run.plan.sampler.rows, {}
+        run.plan.sampler.rows = lambda step: self.drawn.setdefault(step, draw(step))
 
     def on_train_step_end(self, run):
-        if run.step == self.step:
-            raise KeyboardInterrupt
+        step = run.step - 1
+        self.released[self.process, step] = set(self.drawn[step].tolist())
 
 
-@pytest.mark.parametrize("sampling", SAMPLINGS)
-@settings(max_examples=3, deadline=None)
-@given(every=st.integers(1, 7), breaks=st.lists(st.integers(1, 29), min_size=1, max_size=3))
+def most_in_one_round(steps, period):
+    """How often an example is drawn in one round, at most; ``steps`` are pairs of number and rows."""
+    counted = Counter((step // period, row) for step, rows in steps for row in rows)
+    return max(counted.values(), default=0)
+
+
 @pytest.mark.sample(2)
-def test_over_any_kills_an_example_is_released_in_no_more_steps_than_there_are_partitions(
+@pytest.mark.parametrize("sampling", SAMPLINGS)
+@settings(max_examples=2, deadline=None)
+@given(
+    every=st.integers(1, 7),
+    breaks=st.lists(
+        st.builds(lambda kind, step: kind(step), st.sampled_from([PowerCut, Interrupt]), st.integers(1, 29)),
+        min_size=1,
+        max_size=3,
+    ),
+)
+@example(every=4, breaks=[Interrupt(4), Interrupt(11)])  # within a round and a pass, and nothing is lost
+def test_over_any_kills_no_example_is_released_twice_in_a_round_and_each_round_is_charged(
     sampling, every, breaks, tmp_path_factory
 ):
-    folder, released = tmp_path_factory.mktemp("run"), defaultdict(int)
+    folder, released, period = tmp_path_factory.mktemp("run"), {}, 3
     torch.manual_seed(0)
-    data = loader()
+    data = loader(n=39, batch=13)  # each row is drawn in each round and each pass
 
-    def train(stop, number):
+    def train(number, *ends):
         torch.manual_seed(0)
-        model, used = build(sampling, 3), []
-
-        class Witness(Callback):
-            """Counts the rows of each step that was released."""
-
-            def on_train_begin(self, run):
-                draw = run.plan.sampler.rows
-                run.plan.sampler.rows = lambda step: used.append(draw(step)) or used[-1]
-
-            def on_train_step_end(self, run):
-                for row in used[-1]:
-                    released[int(row)] += 1
-
-        keeper = StateKeeper(folder, every, resume=number > 0)
+        model, keeper = build(sampling, 3), StateKeeper(folder, every, resume=number > 0)
         with contextlib.suppress(KeyboardInterrupt):
-            model.fit(data, epochs=3, keeper=keeper, callbacks=[Witness(), *([PowerCut(stop)] if stop else [])])
+            model.fit(data, epochs=10, keeper=keeper, callbacks=[Witness(number, released), *ends])
         return model
 
-    for number, stop in enumerate(breaks):
-        train(stop, number)
-    model = train(None, len(breaks))
-    partitions = {event.partition for event, _ in model.ledger if isinstance(event, CorrelatedEvent)}
-    assert model.steps_done == 30
-    assert max(released.values()) <= len(partitions)
-    assert len(partitions) >= (10 if sampling == "cyclic_poisson" else 3)
+    for number, end in enumerate(breaks):
+        train(number, end)
+    model = train(len(breaks))
+    last = {step: max(process for process, other in released if other == step) for step in range(30)}
+    kept = [(step, released[last[step], step]) for step in range(30)]
+    assert most_in_one_round(kept, period) == 1
+    charged = {event.partition for event, _ in model.ledger.kept if isinstance(event, CorrelatedEvent)}
+    assert len(charged) == 10
+    lost_rounds = 0
+    for number in range(len(breaks)):
+        lost = [(step, rows) for (process, step), rows in released.items() if process == number < last[step]]
+        assert most_in_one_round(lost, period) <= 1
+        lost_rounds += len({step // period for step, _ in lost})
+    charged_as_lost = {event.partition for event, _ in model.ledger.lost}
+    assert len(charged_as_lost) >= lost_rounds
+    assert not charged & charged_as_lost
 
 
 def test_one_band_trains_like_gaussian_noise_bit_for_bit():
@@ -223,7 +239,7 @@ def test_a_training_inside_a_resumed_one_shares_no_partition_with_it(sampling, t
     torch.manual_seed(0)
     model = build(sampling, bands)
     model.fit(data, epochs=4, callbacks=[Rest()], keeper=StateKeeper(tmp_path, 2, resume=True))
-    steps = defaultdict(int)
+    steps = Counter()
     for event, count in model.ledger:
         steps[event.partition] += count
     assert model.ledger.total == 50

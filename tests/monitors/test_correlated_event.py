@@ -112,6 +112,16 @@ def test_a_search_repeats_rounds_and_the_sampling_is_described():
     assert describe_sampling(rounds(5, 4, rate=None)) == "fixed order, no amplification, noise correlated over 4 steps"
 
 
+@pytest.mark.parametrize("kind", [DisjointEvent, lambda partition, event: CorrelatedEvent(partition, event, 4)])
+def test_the_event_of_a_run_is_charged_beside_other_partitions_and_as_often_as_it_is_recorded(kind):
+    run = Ledger().record(kind(0, GaussianEvent(2.0)), 5).record(kind(1, GaussianEvent(2.0)), 5)
+    accountant, event = ZCDPAccountant(), training_event(run)
+    assert accountant.rho(Ledger().record(event)) == pytest.approx(accountant.rho(run))
+    assert accountant.rho(Ledger().record(event, 3)) == pytest.approx(3 * accountant.rho(run))
+    assert accountant.rho(run.copy().record(event)) == pytest.approx(2 * accountant.rho(run))
+    assert relation_of(Ledger().record(event)) == ZERO_OUT
+
+
 def test_a_partition_of_different_sampled_events_cannot_be_repeated():
     ledger = Ledger().record(CorrelatedEvent(0, PoissonSampledEvent(0.1, GaussianEvent(1.0)), 2))
     ledger.record(CorrelatedEvent(0, PoissonSampledEvent(0.2, GaussianEvent(1.0)), 2))

@@ -16,6 +16,7 @@ VARIANTS = {
     "Automatic": {"privacy.clip": {"name": "Automatic"}},
     "bigger batch": {"training.batch_size": 60},
     "groups": {"privacy.micro_batches": 5},
+    "banded": {"privacy.sampling": "cyclic_poisson", "privacy.noise": {"name": "BandedMF", "bands": "auto"}},
 }
 
 
@@ -58,6 +59,15 @@ def test_a_stored_multiplier_is_used_only_if_it_still_meets_the_target(tiny, tmp
     cache.write_text(json.dumps(dict.fromkeys(stored, 0.5)))
     again = calibrate_variants(comparison, cache)
     assert [variant.plan.noise_multiplier for variant in again] == [variant.plan.noise_multiplier for variant in first]
+
+
+def test_an_open_number_of_bands_is_found_again_at_a_stored_multiplier(tiny, tmp_path):
+    tiny["variants"] = [{"name": name, "set": VARIANTS[name]} for name in ("fixed", "banded")]
+    comparison, cache = make_comparison(tiny), tmp_path / "multipliers.json"
+    solved = calibrate_variants(comparison, cache)
+    for found in (calibrate_variants(comparison, cache), calibrate_variants(comparison, cache, solve=False)):
+        assert [one.plan.config for one in found] == [one.plan.config for one in solved]
+    assert solved[1].plan.release.noise.bands > 1
 
 
 def test_a_network_that_does_not_fit_the_data_is_refused_before_training(tiny):

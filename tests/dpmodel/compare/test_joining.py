@@ -317,11 +317,7 @@ def test_runs_of_a_joined_process_that_ends_are_taken_over(tmp_path, number):
         first.both_train()
         with Joined(tmp_path, epochs=30) as joined:
             joined.both_train()
-            joined.process.send_signal(number)
-            time.sleep(2)
-            joined.let_pass()
-            text = joined.all_end()
-            assert joined.process.returncode == (143 if number == signal.SIGTERM else -number), text
+            end_by(joined, number)
         first.let_pass()
         text = first.all_end()
         assert first.process.returncode == 0, text
@@ -345,11 +341,7 @@ def test_a_joined_process_finishes_its_runs_after_the_leading_one_has_ended_and_
         first.both_train()
         with Joined(tmp_path, epochs=30) as joined:
             joined.both_train()
-            first.process.send_signal(number)
-            time.sleep(2)
-            first.let_pass()
-            text = first.all_end()
-            assert first.process.returncode == (143 if number == signal.SIGTERM else -number), text
+            text = end_by(first, number)
             # the total would be too low as soon as the other process takes its next step
             assert not list(first.out.glob("comparison.*"))
             assert ("is still trained by process" in text) is (number == signal.SIGTERM)
@@ -365,6 +357,16 @@ def test_a_joined_process_finishes_its_runs_after_the_leading_one_has_ended_and_
                 assert "trained 2 runs" in text
                 again.require_charged()
     require_whole(first.out, 180)
+
+
+def end_by(started, number):
+    """Send a signal to a command whose runs are held, let them pass, and return its output."""
+    started.process.send_signal(number)
+    time.sleep(2)
+    started.let_pass()
+    text = started.all_end()
+    assert started.process.returncode == (143 if number == signal.SIGTERM else -number), text
+    return text
 
 
 def require_whole(out, steps):

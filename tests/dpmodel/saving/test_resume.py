@@ -11,11 +11,10 @@ from dpmodel import Callback, StateKeeper, load_checkpoint
 from dpmodel.runs.folder import RunFolder
 from dpmodel.saving.state import read_state
 from dpmodel.saving.tensor_file import read_tensor_file
-from dpmodel.training.interrupt import INTERRUPTED
 from monitors.ledger import Ledger
 from monitors.spent import privacy_spent
 
-from ..power_cut import PowerCut
+from ..power_cut import Interrupt, PowerCut
 from .trainings import CLIPS, EPOCHS, SCHEDULES, SECRET, STEPS, STEPS_PER_EPOCH, build, fit
 
 CASES = st.fixed_dictionaries(
@@ -28,17 +27,6 @@ CASES = st.fixed_dictionaries(
         "decay": st.booleans(),
     }
 )
-
-
-class Interrupt(Callback):
-    """Stops after a step, as a first Ctrl-C does."""
-
-    def __init__(self, step):
-        self.step = step
-
-    def on_train_step_end(self, run):
-        if run.step == self.step:
-            run.stop(f"{INTERRUPTED} (test)")
 
 
 def rows(history):
