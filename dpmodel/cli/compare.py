@@ -120,6 +120,9 @@ def _changes(config: Path, epsilon: float | None, seeds: str | None) -> dict[str
 def _dry_run(comparison: Any, console: Console, as_json: bool) -> None:
     from dpmodel.compare.equal_epsilon import calibrate_variants
 
+    tried = 0
+    if comparison.search is not None:
+        tried = len(calibrate_variants(comparison.search.trials, None)) * len(comparison.search.trials.definition.seeds)
     found = calibrate_variants(comparison, None)
     rows = [
         {
@@ -132,7 +135,7 @@ def _dry_run(comparison: Any, console: Console, as_json: bool) -> None:
         for variant in found
     ]
     if as_json:
-        typer.echo(json.dumps({"name": comparison.name, "variants": rows}))
+        typer.echo(json.dumps({"name": comparison.name, "variants": rows, "tune_trainings": tried}))
         return
     from rich.console import Console
     from rich.table import Table
@@ -145,6 +148,8 @@ def _dry_run(comparison: Any, console: Console, as_json: bool) -> None:
         name, *numbers = row.values()
         table.add_row(str(name), *(f"{number:.6g}" for number in numbers))
     Console().print(table, highlight=False)
+    if tried:
+        typer.echo(f"before them, {tried} trainings for the values that tune searches")
 
 
 def _write(run: ComparisonRun, docs: Path | None, console: Console) -> None:

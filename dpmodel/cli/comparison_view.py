@@ -64,6 +64,7 @@ class ComparisonView:
     def training(self, jobs: Sequence[Job], reused: int) -> None:
         """Show how many trainings are to be done."""
         text = f"{len(jobs)} training{'' if len(jobs) == 1 else 's'}" + (f", {reused} reused" if reused else "")
+        self._steps.clear()
         self.progress.update(self._whole, description=text, total=sum(job.steps for job in jobs), completed=0)
 
     def began(self, job: Job) -> None:

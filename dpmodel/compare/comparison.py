@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from pydantic import ValidationError
 
 from dpmodel.compare.base import marks_below, read_base, read_marked
 from dpmodel.compare.definition import ComparisonDefinition, VariantSection
+from dpmodel.compare.search import Search, make_search
 from dpmodel.config.faults import config_error
 from dpmodel.config.marked_yaml import Marked
 from dpmodel.config.marked_yaml import Path as Keys
@@ -51,11 +53,13 @@ class Variant:
         name: Its name.
         slug: Name of its folder.
         config: Its configuration, with the target epsilon of the comparison.
+        tuned: The values that it chose in a search, by path.
     """
 
     name: str
     slug: str
     config: Config
+    tuned: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -66,11 +70,13 @@ class Comparison:
         name: Its name, for headings and the default folder.
         definition: Contents of the file.
         variants: The variants, in the order of the file.
+        search: The search by which they choose some of their settings first; None: there is none.
     """
 
     name: str
     definition: ComparisonDefinition
     variants: tuple[Variant, ...]
+    search: Search | None = None
 
     @property
     def directory(self) -> Path:
@@ -124,6 +130,7 @@ def _checked(marked: Marked, path: Path, overrides: Iterable[str], changes: Mapp
     except ValidationError as error:
         raise config_error(error, final.marks, source, ComparisonDefinition) from None
     _require_distinct(definition, final, source)
+    _require_searchable(definition, final, source)
     overrides = tuple(overrides)
     _require_unstated(overrides)
     base = apply_overrides(read_base(final, path), overrides)
@@ -131,7 +138,13 @@ def _checked(marked: Marked, path: Path, overrides: Iterable[str], changes: Mapp
         Variant(section.name, section.slug, _variant_config(base, definition, final, index, source))
         for index, section in enumerate(definition.variants)
     )
-    return Comparison(path.stem, definition, variants)
+    comparison = Comparison(path.stem, definition, variants)
+
+    def configured(section: VariantSection, values: Mapping[str, Any]) -> Config:
+        return _variant_config(base, definition, final, definition.variants.index(section), source, values)
+
+    search = make_search(comparison, configured, place_of(final.marks, ("tune",), source))
+    return replace(comparison, search=search)
 
 
 def _require_unstated(overrides: Iterable[str]) -> None:
@@ -169,13 +182,19 @@ def _require_distinct(definition: ComparisonDefinition, marked: Marked, source: 
         )
 
 
-def _variant_config(base: Marked, definition: ComparisonDefinition, marked: Marked, index: int, source: str) -> Config:
+def _variant_config(
+    base: Marked,
+    definition: ComparisonDefinition,
+    marked: Marked,
+    index: int,
+    source: str,
+    searched: Mapping[str, Any] = MappingProxyType({}),
+) -> Config:
     section = definition.variants[index]
-    given: _Settings = {
-        tuple(path.split(".")): (("variants", index, "set", path), value) for path, value in section.set.items()
-    }
-    _require_free(section, given, marked, source)
-    settings: _Settings = {**given, **_common(definition)}
+    given = _settings(section.set, ("variants", index, "set"))
+    _require_free(f"variant {section.name!r} sets", given, marked, source)
+    tried = _settings(searched, ("tune", "search"))
+    settings: _Settings = {**given, **tried, **_common(definition)}
     final = apply_overrides(base, [(keys, value) for keys, (_, value) in settings.items()])
     marks = dict(final.marks)
     for keys, (written, _) in settings.items():
@@ -185,6 +204,23 @@ def _variant_config(base: Marked, definition: ComparisonDefinition, marked: Mark
     config = checked_config(Marked(final.values, marks), source)
     _require_metric(config, definition, marked, source)
     return config
+
+
+def _settings(values: Mapping[str, Any], written: Keys) -> _Settings:
+    return {tuple(path.split(".")): ((*written, path), value) for path, value in values.items()}
+
+
+def _require_searchable(definition: ComparisonDefinition, marked: Marked, source: str) -> None:
+    """Refuse a search that varies what is stated once, or what a variant states itself."""
+    search = {} if definition.tune is None else definition.tune.search
+    _require_free("tune searches", _settings(search, ("tune", "search")), marked, source)
+    for section in definition.variants:
+        for path in search:
+            if path in section.set:
+                place = place_of(marked.marks, ("tune", "search", path), source)
+                raise ConfigError(
+                    f"{place}: tune searches {path}, which variant {section.name!r} sets; remove one of the two"
+                )
 
 
 def _common(definition: ComparisonDefinition) -> _Settings:
@@ -201,18 +237,14 @@ def _common(definition: ComparisonDefinition) -> _Settings:
     }
 
 
-def _require_free(section: VariantSection, given: _Settings, marked: Marked, source: str) -> None:
+def _require_free(whoever: str, given: _Settings, marked: Marked, source: str) -> None:
     for keys, (written, _) in given.items():
         path, place = ".".join(keys), place_of(marked.marks, written, source)
         if (len(keys) < 2 and path not in _WHOLE) or not all(keys):
-            raise ConfigError(
-                f"{place}: variant {section.name!r} sets {path!r}; use section.key, such as privacy.norm_bound"
-            )
+            raise ConfigError(f"{place}: {whoever} {path!r}; use section.key, such as privacy.norm_bound")
         stated = _STATED_ONCE.get(".".join(keys[:2]))
         if stated is not None:
-            raise ConfigError(
-                f"{place}: variant {section.name!r} sets {path}, which is set once for all variants, by {stated}"
-            )
+            raise ConfigError(f"{place}: {whoever} {path}, which is set once for all variants, by {stated}")
 
 
 def _require_noise(settings: Marked, section: VariantSection, source: str) -> None:

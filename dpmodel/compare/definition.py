@@ -7,10 +7,20 @@ from typing import Annotated, Any
 
 from pydantic import Field, model_validator
 
-from dpmodel.config.fields import FromList, NonNegativeInt, OpenUnitFloat, PositiveFloat, Section
+from dpmodel.config.fields import FromList, NonNegativeInt, OpenUnitFloat, PositiveFloat, PositiveInt, Section
 from monitors.accountant import DEFAULT_DELTA
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9 ._+-]*")
+
+
+def is_variant_name(text: str) -> bool:
+    """Whether ``text`` can be the name of a variant, and thereby of its folder.
+
+    Example:
+        >>> is_variant_name("BandedMF 8"), is_variant_name("../8")
+        (True, False)
+    """
+    return _NAME.fullmatch(text) is not None
 
 
 class TargetSection(Section):
@@ -40,7 +50,7 @@ class VariantSection(Section):
 
     @model_validator(mode="after")
     def _usable_as_folder(self) -> VariantSection:
-        if not _NAME.fullmatch(self.name):
+        if not is_variant_name(self.name):
             raise ValueError(
                 "name must consist of letters, digits, spaces and . _ + - and begin with a letter or digit, got "
                 f"{self.name!r}"
@@ -51,6 +61,20 @@ class VariantSection(Section):
     def slug(self) -> str:
         """Name of the variant's folder."""
         return self.name.strip().replace(" ", "-").lower()
+
+
+class TuneSection(Section):
+    """How each variant chooses some of its settings before it is compared.
+
+    Args:
+        search: Path of a field to the values that it may take. Every combination is trained.
+        seeds: Seeds of the initial weights of these trainings; the mean over the seeds decides.
+        validation: Number of training examples that these trainings hold back, and on which the metric is measured.
+    """
+
+    search: dict[str, Annotated[tuple[Any, ...], FromList, Field(min_length=1)]] = Field(min_length=1)
+    seeds: Annotated[tuple[NonNegativeInt, ...], FromList] = Field((0,), min_length=1)
+    validation: PositiveInt
 
 
 class ComparisonDefinition(Section):
@@ -64,6 +88,7 @@ class ComparisonDefinition(Section):
         variants: At least two.
         baseline: The variant that the others are compared with; default: the first.
         metric: The test metric that is compared, after the last epoch.
+        tune: How each variant chooses some of its settings first; None: all are as stated.
         output: The comparison folder; default: ``runs/<name of the file>``.
 
     Example:
@@ -80,6 +105,7 @@ class ComparisonDefinition(Section):
     variants: Annotated[tuple[VariantSection, ...], FromList] = Field(min_length=2)
     baseline: str | None = None
     metric: str = "accuracy"
+    tune: TuneSection | None = None
     output: str | None = None
 
     @property

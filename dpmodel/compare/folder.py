@@ -75,6 +75,11 @@ class ComparisonFolder:
         """The run folders."""
         return self.path / "runs"
 
+    @property
+    def trials(self) -> ComparisonFolder:
+        """The folder of the search by which the variants choose some of their settings."""
+        return ComparisonFolder(self.path / "tune")
+
     def run(self, slug: str, seed: int) -> RunFolder:
         """The run folder of a variant and a seed."""
         return RunFolder(self.runs / slug / f"seed-{seed}")
@@ -86,14 +91,15 @@ class ComparisonFolder:
 
     def busy(self) -> dict[Path, str]:
         """The run folders that processes hold, and these processes in words."""
-        locked = [run.path for run, files in folders_below(self.runs) if LOCK_NAME in files]
+        below = [*folders_below(self.runs), *folders_below(self.trials.runs)]
+        locked = [run.path for run, files in below if LOCK_NAME in files]
         # A link may lead back to the folder of the comparison, which the caller holds.
         held = {path: holder(path) for path in locked if not path.samefile(self.path)}
         return {path: words for path, words in held.items() if words is not None}
 
     def ledgers(self) -> dict[Path, Ledger]:
         """Ledgers of all trainings ever made in this folder, including interrupted ones that were moved aside."""
-        return ledgers_below(self.runs)
+        return {**ledgers_below(self.runs), **ledgers_below(self.trials.runs)}
 
 
 def ledgers_below(path: Path) -> dict[Path, Ledger]:

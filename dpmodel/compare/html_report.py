@@ -11,7 +11,7 @@ import yaml
 from dpmodel.compare.pictures import SPREAD
 from dpmodel.compare.results import ComparisonResult, VariantRow
 from dpmodel.compare.statistics import verdict
-from dpmodel.compare.tables import cells, duration, headings
+from dpmodel.compare.tables import cells, duration, headings, trial_cells, trial_headings
 from dpmodel.figures.gallery import inline_svg
 from dpmodel.figures.page import web_page
 from monitors.spent import epsilon_text
@@ -45,6 +45,7 @@ def to_html(result: ComparisonResult, figures: Mapping[str, Figure]) -> str:
         *(_figure(name, figure) for name, figure in figures.items()),
         "<h2>What this comparison does not show</h2>",
         f"<ul>{''.join(f'<li>{escape(text)}</li>' for text in result.caveats)}</ul>",
+        _trials(result),
         "<h2>Every run</h2>",
         _runs(result),
         "<h2>Settings</h2>",
@@ -125,6 +126,14 @@ def _runs(result: ComparisonResult) -> str:
         for run in row.runs
     ]
     return f"<details><summary>{len(rows)} runs</summary>{_table(names, rows)}</details>"
+
+
+def _trials(result: ComparisonResult) -> str:
+    rows = trial_cells(result)
+    if not rows:
+        return ""
+    table = _table(trial_headings(result), rows)
+    return f"<h2>What each variant chose from</h2>\n<details><summary>{len(rows)} settings</summary>{table}</details>"
 
 
 def _settings(result: ComparisonResult, row: VariantRow) -> str:

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from pathlib import Path
 
 from dpmodel.compare.comparison import Comparison
 from dpmodel.compare.equal_epsilon import calibrate_variants
 from dpmodel.compare.folder import ComparisonFolder
-from dpmodel.compare.plan import Plan, await_offer
+from dpmodel.compare.jobs import JobOutcome
+from dpmodel.compare.plan import Plan, await_offer, next_offer
 from dpmodel.compare.pool import default_jobs, run_jobs
+from dpmodel.compare.results import collect
 from dpmodel.compare.runner import ComparisonRun, NullWatcher, Watcher, missing_jobs
 from monitors import checks
 
@@ -46,9 +49,31 @@ def join_comparison(
     checks.positive_int(jobs=processes)
     observer = NullWatcher() if watcher is None else watcher
     folder = ComparisonFolder(Path(directory) if directory is not None else comparison.directory)
-    await_offer(folder.plan)
+    offered = await_offer(folder.plan)
+    if comparison.search is None:
+        return _join(comparison, folder, folder.plan, processes, observer)
+    trials, place = comparison.search.trials, folder.trials
+    variants = calibrate_variants(trials, place.multipliers, observer.calibrating, solve=False)
+    plan = Plan.of(folder.plan, variants, trials.definition.seeds)
+    outcomes: tuple[JobOutcome, ...] = ()
+    if offered == plan.text:
+        tried = _join(trials, place, folder.plan, processes, observer)
+        if tried.interrupted or next_offer(folder.plan, after=plan.text) is None:
+            return replace(tried, folder=folder)
+        outcomes = tried.outcomes
+    result = collect(trials, variants, place)
+    if result is None or len(result.variants) < len(variants):
+        plan.require_offered()
+    assert result is not None
+    run = _join(comparison.search.chosen(comparison, result), folder, folder.plan, processes, observer)
+    return replace(run, outcomes=outcomes + run.outcomes)
+
+
+def _join(
+    comparison: Comparison, folder: ComparisonFolder, offered: Path, processes: int, observer: Watcher
+) -> ComparisonRun:
     variants = calibrate_variants(comparison, folder.multipliers, observer.calibrating, solve=False)
-    plan = Plan.of(folder, variants, comparison.definition.seeds)
+    plan = Plan.of(offered, variants, comparison.definition.seeds)
     plan.require_offered()
     all_jobs, reused = missing_jobs(comparison, variants, folder, processes, plan)
     observer.training(all_jobs, reused)

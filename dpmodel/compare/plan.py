@@ -17,7 +17,6 @@ from monitors.untrusted import parse_json, read_text
 
 if TYPE_CHECKING:
     from dpmodel.compare.equal_epsilon import CalibratedVariant
-    from dpmodel.compare.folder import ComparisonFolder
 
 _LOOK_SECONDS = 0.2
 
@@ -39,8 +38,8 @@ class Plan:
     text: str
 
     @classmethod
-    def of(cls, folder: ComparisonFolder, variants: Sequence[CalibratedVariant], seeds: Sequence[int]) -> Plan:
-        """The plan of a comparison."""
+    def of(cls, path: Path, variants: Sequence[CalibratedVariant], seeds: Sequence[int]) -> Plan:
+        """The plan, in the file ``path``, of a comparison or of its search."""
         import torch
 
         import dpmodel
@@ -52,7 +51,7 @@ class Plan:
             "the variants": {variant.name: config_digest(variant.plan.config) for variant in ordered},
             "the test data": {variant.name: str(variant.test_data) for variant in ordered},
         }
-        return cls(folder.plan, json.dumps(values, indent=1) + "\n")
+        return cls(path, json.dumps(values, indent=1) + "\n")
 
     @contextmanager
     def offered(self, lock: FolderLock) -> Iterator[None]:
@@ -96,16 +95,24 @@ def await_offer(path: Path) -> str:
     Raises:
         ConfigError: No process leads the comparison.
     """
+    text = next_offer(path)
+    if text is None:
+        raise ConfigError(
+            f"no process leads the comparison in {path.parent}, so there is nothing to join; start one without --join "
+            "first. If one runs on a different machine, the file system does not pass its lock (flock) on to this one, "
+            "and runs could be trained twice: use a file system that does"
+        )
+    return text
+
+
+def next_offer(path: Path, after: str | None = None) -> str | None:
+    """The plan that a process offers in the file ``path``, other than ``after``; None if no process leads."""
     while holder(path.parent) is not None:
         text = _content(path)
-        if text is not None:
+        if text is not None and text != after:
             return text
         time.sleep(_LOOK_SECONDS)
-    raise ConfigError(
-        f"no process leads the comparison in {path.parent}, so there is nothing to join; start one without --join "
-        "first. If one runs on a different machine, the file system does not pass its lock (flock) on to this one, and "
-        "runs could be trained twice: use a file system that does"
-    )
+    return None
 
 
 def _content(path: Path) -> str | None:

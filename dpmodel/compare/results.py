@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import csv
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from dpmodel.compare.begun import vanished_below
 from dpmodel.compare.comparison import Comparison
+from dpmodel.compare.definition import TuneSection
 from dpmodel.compare.equal_epsilon import CalibratedVariant, within_target
 from dpmodel.compare.folder import ComparisonFolder, in_short
 from dpmodel.compare.jobs import is_finished
@@ -115,6 +117,7 @@ class ComparisonResult:
         composed: Privacy spent by all trainings ever made in the folder, including interrupted ones.
         trainings: Number of these trainings.
         lost_steps: Number of their steps that were lost with killed processes.
+        trials: Results of the search by which the variants chose some of their settings; None: there was none.
     """
 
     comparison: Comparison
@@ -122,6 +125,7 @@ class ComparisonResult:
     composed: PrivacySpent
     trainings: int
     lost_steps: int = 0
+    trials: ComparisonResult | None = None
 
     @property
     def baseline(self) -> str:
@@ -149,6 +153,8 @@ class ComparisonResult:
             "the same seed share their initial weights; noise and sampling are drawn independently in every run.",
         ]
         definition = self.comparison.definition
+        if self.trials is not None and definition.tune is not None:
+            found.insert(1, tuned_in_words(definition.tune, definition.metric))
         missing = len(definition.variants) * len(definition.seeds) - count
         if missing:
             found.insert(0, f"NOT COMPLETE: {missing} runs are not finished; rows with fewer runs are less certain.")
@@ -185,14 +191,44 @@ class ComparisonResult:
             "equal_epsilon": self.equal,
             "variants": [_row_dict(row) for row in self.variants],
             "composed": {**composed, "trainings": self.trainings, "lost_steps": self.lost_steps},
+            "tune": self._tuned(),
             "caveats": list(self.caveats),
         }
 
+    def _tuned(self) -> dict[str, Any] | None:
+        """The search: what was tried, its scores, and the chosen values."""
+        definition = self.comparison.definition
+        if self.trials is None or definition.tune is None:
+            return None
+        return {
+            **definition.tune.model_dump(mode="json"),
+            "chosen": {variant.name: dict(variant.tuned) for variant in self.comparison.variants},
+            "trials": {row.name: row.summary.mean for row in self.trials.variants},
+        }
+
+
+def tuned_in_words(tune: TuneSection, metric: str) -> str:
+    """How the variants chose their settings, as a sentence."""
+    paths, seeds = ", ".join(tune.search), ", ".join(map(str, tune.seeds))
+    return (
+        f"Each variant chose {paths} by its mean {metric} on {tune.validation:,} training examples that were held out "
+        f"(seeds {seeds}), at the same epsilon. Nothing was chosen on the test examples."
+    )
+
 
 def collect(
-    comparison: Comparison, variants: Sequence[CalibratedVariant], folder: ComparisonFolder
+    comparison: Comparison,
+    variants: Sequence[CalibratedVariant],
+    folder: ComparisonFolder,
+    trials: ComparisonResult | None = None,
 ) -> ComparisonResult | None:
     """Read the finished runs of a comparison; None if there are none.
+
+    Args:
+        comparison: The comparison, whose variants have chosen their settings.
+        variants: Its variants.
+        folder: Its folder.
+        trials: Results of the search by which they chose.
 
     Raises:
         DataError: A run folder is damaged, or its report does not match its ledger.
@@ -212,7 +248,13 @@ def collect(
         difference = None if is_base else paired_difference(values, base, limits)
         summary = summarise(list(values.values()), limits)
         rows.append(VariantRow(variant.name, variant.plan, done, summary, difference))
-    return ComparisonResult(comparison, tuple(rows), *_composed(comparison, variants, folder)) if rows else None
+    if not rows:
+        return None
+    plans = {folder.runs / variant.slug: variant.plan for variant in variants}
+    if trials is not None:
+        slugs = {variant.name: variant.slug for variant in trials.comparison.variants}
+        plans |= {folder.trials.runs / slugs[row.name]: row.plan for row in trials.variants}
+    return ComparisonResult(comparison, tuple(rows), *_composed(comparison, plans, folder), trials)
 
 
 def _runs(
@@ -267,13 +309,12 @@ def _contradiction(folder: RunFolder, stated: Any, epsilon: float) -> str | None
 
 
 def _composed(
-    comparison: Comparison, variants: Sequence[CalibratedVariant], folder: ComparisonFolder
+    comparison: Comparison, plans: Mapping[Path, TrainingPlan], folder: ComparisonFolder
 ) -> tuple[PrivacySpent, int, int]:
-    target, release = comparison.definition.target, variants[0].plan.release
-    plans = {variant.slug: variant.plan for variant in variants}
+    target, release = comparison.definition.target, next(iter(plans.values())).release
     ledgers = list(folder.ledgers().values())
-    for run in vanished_below(folder.runs):
-        plan = plans.get(run.path.parent.name)
+    for run in [*vanished_below(folder.runs), *vanished_below(folder.trials.runs)]:
+        plan = plans.get(run.path.parent)
         what = "charged in full" if plan else "NOT part of this epsilon"
         note = f"an earlier training in {run.path} {_VANISHED}: it is {what}"
         ledgers.append(Ledger([note]) if plan is None else plan.ledger().merge(Ledger([note])))

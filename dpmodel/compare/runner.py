@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Protocol
 
@@ -109,6 +109,9 @@ def run_comparison(
     may train some of its runs (see ``join_comparison``); this one waits for them, and then trains what they have left
     unfinished. If it is interrupted while they train, it states no results.
 
+    If the comparison has a search, its trainings come first, in the sub-folder ``tune``; the variants then take the
+    values that they chose.
+
     Args:
         comparison: The comparison.
         directory: Its folder; default: ``comparison.directory``.
@@ -126,20 +129,44 @@ def run_comparison(
     with FolderLock(folder.path) as lock:
         lock.remove(folder.plan)  # of a killed process; those that joined it begin no further run
         folder.ledgers()  # a damaged one is refused before more is spent
+        lead = _Lead(lock, folder, processes, observer)
+        if comparison.search is None:
+            return lead.train(comparison, folder)
+        trials = lead.train(comparison.search.trials, folder.trials)
+        if trials.missing or trials.result is None:
+            untried = len(comparison.variants) * len(comparison.definition.seeds)
+            return replace(trials, folder=folder, result=None, missing=trials.missing + untried)
+        run = lead.train(comparison.search.chosen(comparison, trials.result), folder, trials.result)
+    return replace(run, outcomes=trials.outcomes + run.outcomes, reused=trials.reused + run.reused)
+
+
+@dataclass(frozen=True)
+class _Lead:
+    """The process that leads a comparison: it trains what is missing, and states the results."""
+
+    lock: FolderLock
+    main: ComparisonFolder
+    processes: int
+    observer: Watcher
+
+    def train(
+        self, comparison: Comparison, folder: ComparisonFolder, trials: ComparisonResult | None = None
+    ) -> ComparisonRun:
+        """Train the missing runs of ``comparison``, which may be the search of one, in ``folder``."""
         seeds = comparison.definition.seeds
         require_distinct(folder.run(variant.slug, seed) for variant in comparison.variants for seed in seeds)
-        variants = calibrate_variants(comparison, folder.multipliers, observer.calibrating)
-        all_jobs, reused = missing_jobs(comparison, variants, folder, processes)
-        observer.training(all_jobs, reused)
+        variants = calibrate_variants(comparison, folder.multipliers, self.observer.calibrating)
+        all_jobs, reused = missing_jobs(comparison, variants, folder, self.processes)
+        self.observer.training(all_jobs, reused)
         outcomes: list[JobOutcome] = []
         if all_jobs:
-            folder.withdraw()
-            with Plan.of(folder, variants, seeds).offered(lock):
-                outcomes = run_jobs(all_jobs, processes, observer)
-        lock.require_in_place()
+            self.main.withdraw()
+            with Plan.of(self.main.plan, variants, seeds).offered(self.lock):
+                outcomes = run_jobs(all_jobs, self.processes, self.observer)
+        self.lock.require_in_place()
         busy, missing = _unfinished(comparison, variants, folder)
-        result = None if busy else collect(comparison, variants, folder)
-    return ComparisonRun(folder, result, reused, tuple(outcomes), missing, busy)
+        result = None if busy else collect(comparison, variants, folder, trials)
+        return ComparisonRun(folder, result, reused, tuple(outcomes), missing, busy)
 
 
 def _unfinished(

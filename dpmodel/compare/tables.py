@@ -30,19 +30,51 @@ _CSV_COLUMNS = ("variant", "seed", "value", "epsilon", "seconds", "status", "fol
 def headings(result: ComparisonResult) -> list[str]:
     """Column headings of the table."""
     metric = result.comparison.definition.metric + (" (%)" if _in_percent(result) else "")
-    return [text.format(metric=metric, baseline=result.baseline) for text in _HEADINGS]
+    return [text.format(metric=metric, baseline=result.baseline) for text in _HEADINGS] + _searched(result)
 
 
 def cells(result: ComparisonResult) -> list[list[str]]:
     """The table as text, one row per variant."""
     scale = 100.0 if _in_percent(result) else 1.0
-    return [_cells(row, row.name == result.baseline, scale) for row in result.variants]
+    tuned = {variant.name: variant.tuned for variant in result.comparison.variants}
+    return [
+        _cells(row, row.name == result.baseline, scale) + [str(tuned[row.name][path]) for path in _searched(result)]
+        for row in result.variants
+    ]
+
+
+def trial_headings(result: ComparisonResult) -> list[str]:
+    """Column headings of the table of the search."""
+    metric = result.comparison.definition.metric + (" (%)" if _in_percent(result) else "")
+    return ["variant", *_searched(result), f"held-out {metric}", "chosen"]
+
+
+def trial_cells(result: ComparisonResult) -> list[list[str]]:
+    """The trials of the search, one row each; empty if there was no search."""
+    search = result.comparison.search
+    if result.trials is None or search is None:
+        return []
+    scale = 100.0 if _in_percent(result) else 1.0
+    chosen = {variant.name: variant.tuned for variant in result.comparison.variants}
+    found = []
+    for row in result.trials.variants:
+        variant = search.candidates[row.name]
+        taken = "yes" if chosen[variant.name] == variant.tuned else ""
+        values = [str(variant.tuned[path]) for path in _searched(result)]
+        found.append([variant.name, *values, _number(row.summary.mean, scale), taken])
+    return found
+
+
+def _searched(result: ComparisonResult) -> list[str]:
+    """Paths of the fields that the variants chose."""
+    tune = result.comparison.definition.tune
+    return [] if tune is None else list(tune.search)
 
 
 def compact(result: ComparisonResult) -> tuple[list[str], list[list[str]]]:
     """Headings and cells for a terminal: a number and its interval share a cell of two lines."""
     names, rows = headings(result), cells(result)
-    short = [names[0], f"{names[1]} ± sd", names[4], "epsilon", "noise multiplier", "time"]
+    short = [names[0], f"{names[1]} ± sd", names[4], "epsilon", "noise multiplier", "time", *names[len(_HEADINGS) :]]
     return short, [
         [
             row[0],
@@ -51,6 +83,7 @@ def compact(result: ComparisonResult) -> tuple[list[str], list[list[str]]]:
             row[7],
             row[8].replace(" to", "\nto"),
             row[10],
+            *row[len(_HEADINGS) :],
         ]
         for row in rows
     ]
@@ -60,7 +93,6 @@ def to_markdown(result: ComparisonResult) -> str:
     """The table as Markdown, with a heading and the caveats."""
     definition = result.comparison.definition
     target = definition.target
-    names = headings(result)
     lines = [
         f"# Comparison: {result.comparison.name}",
         "",
@@ -68,13 +100,18 @@ def to_markdown(result: ComparisonResult) -> str:
         f"{target.accountant}); the initial noise multiplier of each variant was calibrated to it. Seeds: "
         f"{', '.join(map(str, definition.seeds))}.",
         "",
-        f"| {' | '.join(names)} |",
-        f"|{'---|' * len(names)}",
-        *(f"| {' | '.join(row)} |" for row in cells(result)),
+        *_markdown(headings(result), cells(result)),
         "",
         *(f"- {text}" for text in result.caveats),
     ]
+    tried = trial_cells(result)
+    if tried:
+        lines += ["", "## What each variant chose from", "", *_markdown(trial_headings(result), tried)]
     return "\n".join(lines) + "\n"
+
+
+def _markdown(names: list[str], rows: list[list[str]]) -> list[str]:
+    return [f"| {' | '.join(row)} |" for row in (names, ["---"] * len(names), *rows)]
 
 
 def to_csv(result: ComparisonResult) -> str:

@@ -17,6 +17,7 @@ class DataSection(NamedSection):
         name: A registered data set.
         limit: Train on only this many examples, the first ones of a fixed public permutation.
         test_limit: The same for the test examples.
+        validation: Hold this many training examples back, and measure the metrics on them instead of the test examples.
         num_examples: The number of training examples, needed to plan without reading the data. An error is raised if
             it does not match the data.
     """
@@ -24,12 +25,14 @@ class DataSection(NamedSection):
     name: str = "mnist"
     limit: PositiveInt | None = None
     test_limit: PositiveInt | None = None
+    validation: PositiveInt | None = None
     num_examples: PositiveInt | None = None
 
     @property
     def reader_arguments(self) -> dict[str, Any]:
         """Keyword arguments of ``dpmodel.data.load_dataset``."""
-        return {"name": self.name, "limit": self.limit, "test_limit": self.test_limit, **self.options}
+        stated = {"limit": self.limit, "test_limit": self.test_limit, "validation": self.validation}
+        return {"name": self.name, **stated, **self.options}
 
 
 class NetworkSection(NamedSection):

@@ -32,6 +32,7 @@ def load_dataset(
     std: Constants = None,
     limit: int | None = None,
     test_limit: int | None = None,
+    validation: int | None = None,
     **options: Any,
 ) -> DataSplits:
     """Read a data set into memory.
@@ -45,6 +46,9 @@ def load_dataset(
         limit: Keep only this many training examples, the first ones of a fixed public permutation. The privacy
             guarantee then covers the examples that are kept.
         test_limit: The same for the test examples.
+        validation: Hold this many training examples back, chosen by the same permutation, and return them as the test
+            examples, in place of those of the data set. For choosing settings. The guarantee covers the remaining
+            examples; metrics on those held back are releases about them.
         **options: Arguments of the reader, such as ``root``.
 
     Raises:
@@ -62,4 +66,13 @@ def load_dataset(
         options = {**options, "image_size": image_size}
     check_arguments(reader, options, f"data set {name!r}")
     raw = reader(**options)
-    return finish_splits(name, raw, image_size=image_size, mean=mean, std=std, limit=limit, test_limit=test_limit)
+    return finish_splits(
+        name,
+        raw,
+        image_size=image_size,
+        mean=mean,
+        std=std,
+        limit=limit,
+        test_limit=test_limit,
+        validation=validation,
+    )

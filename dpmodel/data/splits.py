@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -85,8 +85,11 @@ def finish_splits(
     std: Constants = None,
     limit: int | None = None,
     test_limit: int | None = None,
+    validation: int | None = None,
 ) -> DataSplits:
-    """Check, limit and resize the data of a reader. See ``load_dataset`` for the arguments."""
+    """Check, split, limit and resize the data of a reader. See ``load_dataset`` for the arguments."""
+    if validation is not None:
+        raw = _held_out(name, raw, validation, limit)
     if raw.y_train.is_floating_point() != raw.y_test.is_floating_point():
         raise DataError(
             f"{name}: targets are {raw.y_train.dtype} in train and {raw.y_test.dtype} in test; convert them to one type"
@@ -103,6 +106,29 @@ def finish_splits(
     if parts[0].x.shape[1:] != parts[1].x.shape[1:] or parts[0].x.dtype != parts[1].x.dtype:
         raise DataError(f"{name}: train is {parts[0]!r} and test is {parts[1]!r}; shape and type must be the same")
     return DataSplits(name, parts[0], parts[1], raw.num_classes, raw.source)
+
+
+def _held_out(name: str, raw: RawSplits, validation: int, limit: int | None) -> RawSplits:
+    """The training data without ``validation`` of its rows, which take the place of the test data."""
+    checks.positive_int(validation=validation)
+    total, least = len(raw.x_train), 1 if limit is None else limit
+    if len(raw.y_train) != total:
+        raise DataError(f"{name} train: {total} inputs but {len(raw.y_train)} labels")
+    if total - validation < least:
+        raise ValueError(
+            f"validation is {validation}, but of {total} training examples at least {least} must be left to train on; "
+            f"use at most {max(0, total - least)}" + ("" if limit is None else ", or lower limit")
+        )
+    rows = _public_permutation(total)
+    train, held_out = rows[:-validation].sort().values, rows[-validation:].sort().values
+    x, y = raw.x_train, raw.y_train
+    return replace(
+        raw,
+        x_train=x.index_select(0, train),
+        y_train=y.index_select(0, train),
+        x_test=x.index_select(0, held_out),
+        y_test=y.index_select(0, held_out),
+    )
 
 
 def _check_examples(name: str, x: Tensor, y: Tensor, num_classes: int) -> None:
@@ -138,6 +164,9 @@ def _public_rows(total: int, most: int | None, name: str) -> Tensor | None:
     checks.positive_int(**{name: most})
     if most > total:
         raise ValueError(f"{name} is {most}, but there are only {total} examples; use at most {total}, or omit it")
-    generator = torch.Generator().manual_seed(PERMUTATION_SEED)
+    return _public_permutation(total)[:most].sort().values
+
+
+def _public_permutation(total: int) -> Tensor:
     # Files are often ordered by class, so the first rows might all be of one class.
-    return torch.randperm(total, generator=generator)[:most].sort().values
+    return torch.randperm(total, generator=torch.Generator().manual_seed(PERMUTATION_SEED))

@@ -156,8 +156,8 @@ def expected_examples(config: Config) -> int:
         ConfigError: The configuration does not say and the data set is not a public one.
     """
     data = config.data
-    known = data.num_examples or data.limit or KNOWN_SIZES.get(data.name)
-    if known is None:
+    known = data.num_examples or data.limit or KNOWN_SIZES.get(data.name, 0) - (data.validation or 0)
+    if known <= 0:
         raise ConfigError(
             f"{config.where('data')}: the number of training examples of {data.name!r} is not known without reading "
             "the data; set data.num_examples (or --num-examples)"

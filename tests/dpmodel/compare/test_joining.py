@@ -50,7 +50,7 @@ class Leading:
     def __enter__(self):
         self.lock.acquire()
         variants = calibrate_variants(self.comparison, self.folder.multipliers)
-        self.plan = Plan.of(self.folder, variants, self.comparison.definition.seeds)
+        self.plan = Plan.of(self.folder.plan, variants, self.comparison.definition.seeds)
         self.lock.write(self.plan.path, self.plan.text)
         return self
 
@@ -164,7 +164,7 @@ def test_the_order_of_the_variants_makes_no_difference(tiny, tmp_path):
     with Leading(json.loads(json.dumps(tiny)), tmp_path) as leading:
         tiny["baseline"], tiny["variants"] = "fixed", tiny["variants"][::-1]
         variants = calibrate_variants(make_comparison(tiny), leading.folder.multipliers, solve=False)
-        plan = Plan.of(leading.folder, variants, [1, 2])
+        plan = Plan.of(leading.folder.plan, variants, [1, 2])
         plan.require_offered()
         assert plan.is_offered()
 

@@ -294,6 +294,23 @@ def test_synthetic_classes_can_be_learned():
     assert (nearest == test_y).float().mean() > 0.95
 
 
+def rows_of(part):
+    return sorted(zip((row.flatten().tolist() for row in part.x), part.y.tolist(), strict=True))
+
+
+def test_validation_holds_training_examples_back_and_leaves_the_test_examples_unused():
+    options = {"num_train": 60, "num_test": 30, "num_classes": 3, "image_size": 28}
+    whole, part = load_dataset("synthetic", **options), load_dataset("synthetic", validation=20, **options)
+    assert (len(part.train), len(part.test)) == (40, 20)
+    assert sorted(rows_of(part.train) + rows_of(part.test)) == rows_of(whole.train)
+    again = load_dataset("synthetic", validation=20, **options)
+    assert torch.equal(part.test.x, again.test.x)
+    fewer = load_dataset("synthetic", validation=20, limit=10, test_limit=5, **options)
+    assert (len(fewer.train), len(fewer.test)) == (10, 5)
+    assert all(row in rows_of(part.train) for row in rows_of(fewer.train))
+    assert all(row in rows_of(part.test) for row in rows_of(fewer.test))
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -303,6 +320,12 @@ def test_synthetic_classes_can_be_learned():
         ({"name": "synthetic", "limit": 0}, "limit must be an integer of at least 1"),
         ({"name": "synthetic", "num_train": 10, "limit": 11}, "limit is 11, but there are only 10 examples"),
         ({"name": "synthetic", "num_test": 10, "test_limit": 11}, "test_limit is 11"),
+        ({"name": "synthetic", "validation": 0}, "validation must be an integer of at least 1"),
+        (
+            {"name": "synthetic", "num_train": 10, "validation": 10},
+            "at least 1 must be left to train on; use at most 9",
+        ),
+        ({"name": "synthetic", "num_train": 10, "limit": 8, "validation": 3}, "use at most 2, or lower limit"),
         ({"name": "synthetic", "std": [1.0, 2.0]}, "one for each of 1 channels"),
         ({"name": "synthetic", "image_size": -3}, "image_size must be an integer"),
     ],

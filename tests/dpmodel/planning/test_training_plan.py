@@ -76,6 +76,8 @@ def test_the_most_epochs_are_found_for_a_decaying_schedule():
 def test_the_number_of_examples_comes_from_the_configuration():
     assert expected_examples(config()) == KNOWN_SIZES["mnist"]
     assert expected_examples(config("data.limit=2000")) == 2000
+    assert expected_examples(config("data.validation=5000")) == KNOWN_SIZES["mnist"] - 5000
+    assert expected_examples(config("data.validation=5000", "data.limit=2000")) == 2000
     assert expected_examples(config("data.name=npz", "data.num_examples=77")) == 77
     with pytest.raises(ConfigError, match=r"'npz' is not known without reading the data; set data\.num_examples"):
         expected_examples(config("data.name=npz"))

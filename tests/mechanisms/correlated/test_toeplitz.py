@@ -63,6 +63,23 @@ def test_optimal_coefficients_have_norm_one_and_the_errors_of_an_independent_opt
         before = error
 
 
+@pytest.mark.parametrize(
+    ("steps", "last_iterate", "expected"),
+    [
+        (64, False, {2: 0.73704, 4: 0.56844, 8: 0.46729, 16: 0.41223}),
+        (64, True, {2: 0.72588, 4: 0.54378, 8: 0.42804, 16: 0.35844}),
+        (1000, False, {2: 0.71162, 4: 0.51095, 8: 0.37331, 16: 0.28063}),
+        (1000, True, {2: 0.70992, 4: 0.50688, 8: 0.36612, 16: 0.26985}),
+    ],
+)
+def test_the_errors_are_those_of_jax_privacy(steps, last_iterate, expected):
+    # optimize_banded_toeplitz of jax_privacy 2.0.0 in 64 bits, max_optimizer_steps=1000, reduction_fn jnp.mean or
+    # lambda v: v[-1]; the square root of the reduced per_query_error over that of one band
+    workload = Workload.of_last_iterate([1.0] * steps) if last_iterate else Workload.of_prefix_sums(steps)
+    found = {bands: factorisation_error(optimal_coefficients(bands, workload), workload) for bands in expected}
+    assert found == pytest.approx(expected, abs=2e-5)
+
+
 @settings(max_examples=30, deadline=None)
 @given(st.lists(st.floats(0.0, 0.9), min_size=1, max_size=6), st.integers(8, 50), st.booleans())
 def test_the_gradient_is_that_of_the_error(tail, steps, prefix):
