@@ -96,7 +96,7 @@ def _poisson(plan: TrainingPlan, accountants: Sequence[str], known: dict[str, fl
     figures = known or _sampled_figures(plan, accountants, None)
     assumes = "each example joins each step by its own coin and is clipped individually; add or remove one example"
     if plan.config.privacy.sampling != "poisson":
-        assumes = f"optimistic, NOT a guarantee for shuffled batches: {assumes}"
+        assumes = f"optimistic, NOT a guarantee for sampling: {plan.config.privacy.sampling}: {assumes}"
     elif plan.release.unit.grouped:
         assumes = f"not what is configured (groups are clipped): {assumes}"
     return Scenario("Poisson, per example", figures, assumes, configured=known is not None)

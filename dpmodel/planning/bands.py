@@ -50,6 +50,7 @@ def bands_table(
     delta: float,
     accountant: str | Accountant = "rdp",
     before: Ledger | None = None,
+    stated: int | None = None,
 ) -> list[BandsRow]:
     """What each number of bands in ``CANDIDATES`` that the sampling allows needs to meet a target epsilon.
 
@@ -60,6 +61,7 @@ def bands_table(
         delta: Its delta.
         accountant: Name or object.
         before: Earlier releases, which the target covers too.
+        stated: A further number of bands.
 
     Raises:
         ValueError: The sampling is for independent noise only.
@@ -71,7 +73,8 @@ def bands_table(
     most = min(sampler.most_bands or 1, workload.steps)
     rows: list[BandsRow] = []
     first = None
-    for bands in (bands for bands in CANDIDATES if bands <= most):
+    numbers = {*CANDIDATES, stated or 1}
+    for bands in (bands for bands in sorted(numbers) if bands <= most):
         plan = plan_of(bands)
         try:
             multiplier = plan.multiplier_for(target_epsilon, delta, workload.steps, accountant, before)
@@ -128,7 +131,8 @@ def configured_bands(plan: TrainingPlan, target_epsilon: float | None = None) ->
     if target is None:
         target = target_of_one_band(plan_of, plan.steps, privacy.delta, privacy.accountant)
     workload = configured_workload(config, plan.steps_per_epoch)
-    return bands_table(plan_of, workload, target, privacy.delta, privacy.accountant)
+    stated = None if leaves_bands_open(config) else plan.release.noise.bands
+    return bands_table(plan_of, workload, target, privacy.delta, privacy.accountant, stated=stated)
 
 
 def leaves_bands_open(config: Config) -> bool:

@@ -62,6 +62,14 @@ def test_each_number_of_bands_meets_the_same_target_and_the_best_is_planned():
     assert rows[0].noise == 1.0
 
 
+def test_a_stated_number_of_bands_is_among_those_compared():
+    plan = plan_training(config(privacy__noise={"name": "BandedMF", "bands": 5}))
+    rows = {row.bands: row for row in configured_bands(plan)}
+    assert list(rows) == [1, 2, 4, 5, 8, 16, 32]
+    assert rows[4].noise_multiplier < rows[5].noise_multiplier < rows[8].noise_multiplier
+    assert rows[5].noise_multiplier == pytest.approx(plan.noise_multiplier, rel=1e-3)
+
+
 def test_one_band_is_taken_if_little_is_gained_or_no_other_number_fits():
     large = config(training__epochs=40, training__batch_size=4096, data__num_examples=60_000)
     plan = plan_training(large)
