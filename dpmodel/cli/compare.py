@@ -123,6 +123,7 @@ def _dry_run(comparison: Any, console: Console, as_json: bool) -> None:
     tried = 0
     if comparison.search is not None:
         tried = len(calibrate_variants(comparison.search.trials, None)) * len(comparison.search.trials.definition.seeds)
+        comparison = comparison.search.finals
     found = calibrate_variants(comparison, None)
     rows = [
         {
@@ -149,7 +150,7 @@ def _dry_run(comparison: Any, console: Console, as_json: bool) -> None:
         table.add_row(str(name), *(f"{number:.6g}" for number in numbers))
     Console().print(table, highlight=False)
     if tried:
-        typer.echo(f"before them, {tried} trainings for the values that tune searches")
+        typer.echo(f"one of these for each variant, after {tried} trainings that choose it (tune)")
 
 
 def _write(run: ComparisonRun, docs: Path | None, console: Console) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import MappingProxyType
@@ -37,6 +37,10 @@ _STATED_ONCE = {
     "training.seed": "seeds",
     "output.directory": "output",
 }
+
+#: Sections in which ``tune`` searches, and settings there that no training depends on or that void its guarantee.
+SEARCHED = ("network", "loss", "optimizer", "privacy", "training", "callbacks")
+NOT_SEARCHED = ("privacy.monitor", "privacy.sampling_seed", "training.metrics", "training.valid_batch_size")
 
 #: Sections that a variant may replace entirely.
 _WHOLE = frozenset({"network", "loss", "optimizer", "callbacks"})
@@ -138,6 +142,7 @@ def _checked(marked: Marked, path: Path, overrides: Iterable[str], changes: Mapp
         Variant(section.name, section.slug, _variant_config(base, definition, final, index, source))
         for index, section in enumerate(definition.variants)
     )
+    _require_equal_data(variants, source)
     comparison = Comparison(path.stem, definition, variants)
 
     def configured(section: VariantSection, values: Mapping[str, Any]) -> Config:
@@ -167,18 +172,24 @@ def _require_distinct(definition: ComparisonDefinition, marked: Marked, source: 
                 f"({seen[variant.slug]}); names must differ in more than case and spaces"
             )
         seen[variant.slug] = place
-    repeated = sorted({seed for seed in definition.seeds if definition.seeds.count(seed) > 1})
-    if repeated:
-        raise ConfigError(
-            f"{place_of(marked.marks, ('seeds',), source)}: seeds: {repeated[0]} is given twice; remove one, because "
-            "counting the same initial weights twice would make the interval too narrow"
-        )
+    _require_each_once(definition.seeds, ("seeds",), marked, source)
+    if definition.tune is not None:
+        _require_each_once(definition.tune.seeds, ("tune", "seeds"), marked, source)
     names = [variant.name for variant in definition.variants]
     if definition.baseline_name not in names:
         hint = checks.nearest_hint(definition.baseline_name, names) or ";"
         raise ConfigError(
             f"{place_of(marked.marks, ('baseline',), source)}: baseline: there is no variant "
             f"{definition.baseline_name!r}{hint} variants: {', '.join(names)}"
+        )
+
+
+def _require_each_once(seeds: Sequence[int], written: Keys, marked: Marked, source: str) -> None:
+    repeated = sorted({seed for seed in seeds if seeds.count(seed) > 1})
+    if repeated:
+        raise ConfigError(
+            f"{place_of(marked.marks, written, source)}: {'.'.join(map(str, written))}: {repeated[0]} is given twice; "
+            "remove one, because counting the same initial weights twice would make a mean look more certain than it is"
         )
 
 
@@ -211,16 +222,40 @@ def _settings(values: Mapping[str, Any], written: Keys) -> _Settings:
 
 
 def _require_searchable(definition: ComparisonDefinition, marked: Marked, source: str) -> None:
-    """Refuse a search that varies what is stated once, or what a variant states itself."""
+    """Refuse a search that varies what is stated once, what a variant states itself, or what changes no training."""
     search = {} if definition.tune is None else definition.tune.search
     _require_free("tune searches", _settings(search, ("tune", "search")), marked, source)
-    for section in definition.variants:
-        for path in search:
-            if path in section.set:
-                place = place_of(marked.marks, ("tune", "search", path), source)
-                raise ConfigError(
-                    f"{place}: tune searches {path}, which variant {section.name!r} sets; remove one of the two"
-                )
+    for path in search:
+        place = place_of(marked.marks, ("tune", "search", path), source)
+        if path.split(".")[0] not in SEARCHED or path in NOT_SEARCHED:
+            raise ConfigError(
+                f"{place}: tune searches {path}; it can search settings of {', '.join(SEARCHED)} that the training "
+                f"depends on, and not {', '.join(NOT_SEARCHED)}"
+            )
+        others = {f"variant {section.name!r} sets": section.set for section in definition.variants}
+        for whoever, paths in (*others.items(), ("it also searches", set(search) - {path})):
+            for other in paths:
+                if _overlap(path, other):
+                    raise ConfigError(
+                        f"{place}: tune searches {path}, but {whoever} {other}, and one would replace the other; "
+                        "remove one of the two"
+                    )
+
+
+def _overlap(one: str, other: str) -> bool:
+    """Whether one path is the other or leads to it."""
+    return f"{one}.".startswith(f"{other}.") or f"{other}.".startswith(f"{one}.")
+
+
+def _require_equal_data(variants: Sequence[Variant], source: str) -> None:
+    held_out = {variant.config.data.validation: variant for variant in variants}
+    if len(held_out) > 1:
+        one, other = list(held_out.values())[:2]
+        raise ConfigError(
+            f"{source}: data.validation is {one.config.data.validation} in variant {one.name!r} but "
+            f"{other.config.data.validation} in {other.name!r}, so they would be measured on different examples; give "
+            "all variants the same"
+        )
 
 
 def _common(definition: ComparisonDefinition) -> _Settings:

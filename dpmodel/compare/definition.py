@@ -8,6 +8,7 @@ from typing import Annotated, Any
 from pydantic import Field, model_validator
 
 from dpmodel.config.fields import FromList, NonNegativeInt, OpenUnitFloat, PositiveFloat, PositiveInt, Section
+from monitors import checks
 from monitors.accountant import DEFAULT_DELTA
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9 ._+-]*")
@@ -70,11 +71,24 @@ class TuneSection(Section):
         search: Path of a field to the values that it may take. Every combination is trained.
         seeds: Seeds of the initial weights of these trainings; the mean over the seeds decides.
         validation: Number of training examples that these trainings hold back, and on which the metric is measured.
+        mode: ``"max"`` if a higher metric is better, ``"min"`` if a lower one is, ``"auto"`` for the built-in metrics.
     """
 
-    search: dict[str, Annotated[tuple[Any, ...], FromList, Field(min_length=1)]] = Field(min_length=1)
+    search: dict[str, Annotated[tuple[Any, ...], FromList, Field(min_length=1)]]
     seeds: Annotated[tuple[NonNegativeInt, ...], FromList] = Field((0,), min_length=1)
     validation: PositiveInt
+    mode: str = "auto"
+
+    @model_validator(mode="after")
+    def _usable(self) -> TuneSection:
+        if not self.search:
+            raise ValueError("search must name at least one field and its values: {optimizer.lr: [0.1, 1.0]}")
+        for path, values in self.search.items():
+            repeated = [value for index, value in enumerate(values) if values.index(value) != index]
+            if repeated:
+                raise ValueError(f"search has {path} {repeated[0]!r} twice; remove one")
+        checks.one_of(("auto", "max", "min"), mode=self.mode)
+        return self
 
 
 class ComparisonDefinition(Section):

@@ -107,6 +107,12 @@ def _calibrate(
         solved = _at_known(variant, known[digest], target, task)
         if solved is not None:
             return solved
+    releases = _releases(config, task)
+    if releases in known and solve:
+        solved = _at_known(variant, known[releases], target, task)
+        if solved is not None:
+            known[digest] = known[releases]
+            return solved
     if not solve:
         raise ConfigError(
             f"variant {variant.name!r} is not among those that the process to be joined has calibrated. Give both "
@@ -119,8 +125,16 @@ def _calibrate(
             f"{target:g}: at noise multiplier {solved.plan.noise_multiplier:g} it spends {solved.epsilon:.6g}. Set a "
             "target that every variant can meet"
         )
-    known[digest] = solved.plan.noise_multiplier
+    known[digest] = known[releases] = solved.plan.noise_multiplier
     return solved
+
+
+def _releases(config: Config, task: Task) -> str:
+    """A key that variants with the same releases share, such as those that differ in the learning rate."""
+    if leaves_bands_open(config):  # their number depends on the optimizer
+        return f"config {config_digest(config)}"
+    plan = build_training(with_noise_multiplier(config, 1.0), task).plan
+    return f"releases {plan.ledger().digest()}"
 
 
 def _at_known(variant: Variant, multiplier: float, target: float, task: Task) -> CalibratedVariant | None:

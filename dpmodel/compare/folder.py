@@ -15,6 +15,9 @@ from monitors.journal import ReleaseJournal
 from monitors.ledger import Ledger
 from monitors.untrusted import read_untrusted
 
+#: Subfolder of the marks of the trainings that began.
+BEGUN = "begun"
+
 
 @dataclass(frozen=True)
 class ComparisonFolder:
@@ -22,6 +25,7 @@ class ComparisonFolder:
 
     Args:
         path: The folder.
+        marks: Folder of the marks of the trainings that began in it; None: ``begun`` in it.
 
     Example:
         >>> ComparisonFolder(Path("runs/noise")).run("fixed", 1).path.as_posix()
@@ -29,6 +33,7 @@ class ComparisonFolder:
     """
 
     path: Path
+    marks: Path | None = None
 
     @property
     def multipliers(self) -> Path:
@@ -78,7 +83,13 @@ class ComparisonFolder:
     @property
     def trials(self) -> ComparisonFolder:
         """The folder of the search by which the variants choose some of their settings."""
-        return ComparisonFolder(self.path / "tune")
+        # Its marks lie outside, because its folder is what one deletes to search again.
+        return ComparisonFolder(self.path / "tune", self.path / "begun_tune")
+
+    @property
+    def begun(self) -> Path:
+        """Marks of the trainings that began here."""
+        return self.path / BEGUN if self.marks is None else self.marks
 
     def run(self, slug: str, seed: int) -> RunFolder:
         """The run folder of a variant and a seed."""

@@ -39,7 +39,7 @@ class Job:
         seed: Seed of the initial weights.
         steps: Number of steps.
         directory: Run folder.
-        begun: File that names the trainings that began in this folder; see ``BegunMark``.
+        begun: Mark of the trainings that began in this folder; see ``BegunMark``.
         settings: Configuration as YAML.
         plan: What the process that leads the comparison must still offer when this job begins; None for its own jobs.
     """
@@ -49,7 +49,7 @@ class Job:
     seed: int
     steps: int
     directory: str
-    begun: str
+    begun: BegunMark
     settings: str = field(repr=False)
     plan: Plan | None = field(default=None, repr=False)
 
@@ -166,7 +166,7 @@ class _StepReporter(Silence):
         self.job = job
         self.stepped = stepped
         self.stop_reason = stop_reason
-        self._mark = BegunMark(Path(job.begun))
+        self._mark = job.begun
         self._journal: ReleaseJournal | None = None
 
     def on_train_step_begin(self, run: Run) -> None:
@@ -176,7 +176,7 @@ class _StepReporter(Silence):
             run.stop(reason)
         elif self._journal is None:
             self._journal = run.journals[0]
-            self._mark.add(self._journal)
+            self._mark.add(self._journal, run.plan.ledger(run.planned_steps - run.first_step))
 
     def on_train_step_end(self, run: Run) -> None:
         """Report the step."""

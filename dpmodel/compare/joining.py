@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from dpmodel.compare.comparison import Comparison
-from dpmodel.compare.equal_epsilon import calibrate_variants
+from dpmodel.compare.equal_epsilon import CalibratedVariant, calibrate_variants
 from dpmodel.compare.folder import ComparisonFolder
 from dpmodel.compare.jobs import JobOutcome
 from dpmodel.compare.plan import Plan, await_offer, next_offer
@@ -51,30 +51,39 @@ def join_comparison(
     folder = ComparisonFolder(Path(directory) if directory is not None else comparison.directory)
     offered = await_offer(folder.plan)
     if comparison.search is None:
-        return _join(comparison, folder, folder.plan, processes, observer)
+        return _join(comparison, folder, processes, observer)
     trials, place = comparison.search.trials, folder.trials
     variants = calibrate_variants(trials, place.multipliers, observer.calibrating, solve=False)
     plan = Plan.of(folder.plan, variants, trials.definition.seeds)
     outcomes: tuple[JobOutcome, ...] = ()
     if offered == plan.text:
-        tried = _join(trials, place, folder.plan, processes, observer)
+        tried = _train(trials, variants, place, plan, processes, observer)
         if tried.interrupted or next_offer(folder.plan, after=plan.text) is None:
             return replace(tried, folder=folder)
         outcomes = tried.outcomes
     result = collect(trials, variants, place)
-    if result is None or len(result.variants) < len(variants):
+    if result is None or sum(len(row.runs) for row in result.variants) < len(variants) * len(trials.definition.seeds):
         plan.require_offered()
     assert result is not None
-    run = _join(comparison.search.chosen(comparison, result), folder, folder.plan, processes, observer)
+    run = _join(comparison.search.chosen(comparison, result), folder, processes, observer)
     return replace(run, outcomes=outcomes + run.outcomes)
 
 
-def _join(
-    comparison: Comparison, folder: ComparisonFolder, offered: Path, processes: int, observer: Watcher
-) -> ComparisonRun:
+def _join(comparison: Comparison, folder: ComparisonFolder, processes: int, observer: Watcher) -> ComparisonRun:
     variants = calibrate_variants(comparison, folder.multipliers, observer.calibrating, solve=False)
-    plan = Plan.of(offered, variants, comparison.definition.seeds)
+    plan = Plan.of(folder.plan, variants, comparison.definition.seeds)
     plan.require_offered()
+    return _train(comparison, variants, folder, plan, processes, observer)
+
+
+def _train(
+    comparison: Comparison,
+    variants: tuple[CalibratedVariant, ...],
+    folder: ComparisonFolder,
+    plan: Plan,
+    processes: int,
+    observer: Watcher,
+) -> ComparisonRun:
     all_jobs, reused = missing_jobs(comparison, variants, folder, processes, plan)
     observer.training(all_jobs, reused)
     outcomes = run_jobs(all_jobs, processes, observer, wait=False) if all_jobs else []

@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import csv
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-from dpmodel.compare.begun import vanished_below
+from dpmodel.compare.begun import vanished_in
 from dpmodel.compare.comparison import Comparison
 from dpmodel.compare.definition import TuneSection
 from dpmodel.compare.equal_epsilon import CalibratedVariant, within_target
 from dpmodel.compare.folder import ComparisonFolder, in_short
 from dpmodel.compare.jobs import is_finished
 from dpmodel.compare.statistics import Summary, paired_difference, summarise, verdict
+from dpmodel.planning.release import ReleasePlan
 from dpmodel.planning.training_plan import TrainingPlan
 from dpmodel.runs.folder import RunFolder
 from dpmodel.training.history import History
@@ -31,8 +31,6 @@ _TRAIN_AGAIN = "move the run folder away and repeat the command to train it agai
 
 #: A report may come from a different version of an accountant, whose bound is a little tighter or looser.
 _SAME_EPSILON = 0.01
-
-_VANISHED = "has vanished"
 
 #: Rows of a ledger -> their epsilon.
 _Known = dict[tuple[tuple[PrivacyEvent, int], ...], float]
@@ -148,21 +146,29 @@ class ComparisonResult:
             f"{self.trainings} trainings in this folder{self._lost_in_words} together spend epsilon {composed} at "
             f"delta {self.composed.delta:g} (accountant {self.composed.accountant}). On private data, publishing this "
             "table spends that much.",
-            "Metrics are those of the last epoch, computed on the test examples without noise; no epoch was selected.",
+            f"Metrics are those of the last epoch, computed on {self._measured_on} without noise; no epoch was "
+            "selected.",
             "Intervals are 95 % Student intervals over the seeds, each valid separately and not all jointly. Runs with "
             "the same seed share their initial weights; noise and sampling are drawn independently in every run.",
         ]
         definition = self.comparison.definition
         if self.trials is not None and definition.tune is not None:
-            found.insert(1, tuned_in_words(definition.tune, definition.metric))
+            found[1:1] = tuned_in_words(definition.tune, definition.metric)
+            if not self.trials.equal:
+                found.insert(0, "NOT AT EQUAL EPSILON in tune: " + "; ".join(self.trials._unequal()))
         missing = len(definition.variants) * len(definition.seeds) - count
         if missing:
             found.insert(0, f"NOT COMPLETE: {missing} runs are not finished; rows with fewer runs are less certain.")
-        found += [note for note in self.composed.notes if _VANISHED in note]
+        found += self.composed.notes
         found += [run.note for row in self.variants for run in row.runs if run.note is not None]
         if not self.equal:
             found.insert(0, "NOT AT EQUAL EPSILON: " + "; ".join(self._unequal()))
         return tuple(found)
+
+    @property
+    def _measured_on(self) -> str:
+        held_out = self.variants[0].plan.config.data.validation
+        return "the test examples" if held_out is None else f"{held_out:,} training examples that were held out"
 
     @property
     def _lost_in_words(self) -> str:
@@ -203,17 +209,21 @@ class ComparisonResult:
         return {
             **definition.tune.model_dump(mode="json"),
             "chosen": {variant.name: dict(variant.tuned) for variant in self.comparison.variants},
-            "trials": {row.name: row.summary.mean for row in self.trials.variants},
+            "trials": {
+                row.name: row.summary.mean if math.isfinite(row.summary.mean) else None for row in self.trials.variants
+            },
         }
 
 
-def tuned_in_words(tune: TuneSection, metric: str) -> str:
-    """How the variants chose their settings, as a sentence."""
+def tuned_in_words(tune: TuneSection, metric: str) -> list[str]:
+    """How the variants chose their settings, and what that releases, as sentences."""
     paths, seeds = ", ".join(tune.search), ", ".join(map(str, tune.seeds))
-    return (
+    return [
         f"Each variant chose {paths} by its mean {metric} on {tune.validation:,} training examples that were held out "
-        f"(seeds {seeds}), at the same epsilon. Nothing was chosen on the test examples."
-    )
+        f"(seeds {seeds}), at the same epsilon. Nothing was chosen on the test examples.",
+        "The held-out scores and the choice were released without noise about examples that the compared runs train "
+        "on; this is not part of any epsilon here.",
+    ]
 
 
 def collect(
@@ -250,11 +260,7 @@ def collect(
         rows.append(VariantRow(variant.name, variant.plan, done, summary, difference))
     if not rows:
         return None
-    plans = {folder.runs / variant.slug: variant.plan for variant in variants}
-    if trials is not None:
-        slugs = {variant.name: variant.slug for variant in trials.comparison.variants}
-        plans |= {folder.trials.runs / slugs[row.name]: row.plan for row in trials.variants}
-    return ComparisonResult(comparison, tuple(rows), *_composed(comparison, plans, folder), trials)
+    return ComparisonResult(comparison, tuple(rows), *_composed(comparison, variants[0].plan.release, folder), trials)
 
 
 def _runs(
@@ -308,16 +314,12 @@ def _contradiction(folder: RunFolder, stated: Any, epsilon: float) -> str | None
     return f"{folder.report} states epsilon {str(stated)[:40]}, but its ledger gives {epsilon:.6g}, which counts."
 
 
-def _composed(
-    comparison: Comparison, plans: Mapping[Path, TrainingPlan], folder: ComparisonFolder
-) -> tuple[PrivacySpent, int, int]:
-    target, release = comparison.definition.target, next(iter(plans.values())).release
+def _composed(comparison: Comparison, release: ReleasePlan, folder: ComparisonFolder) -> tuple[PrivacySpent, int, int]:
+    target = comparison.definition.target
     ledgers = list(folder.ledgers().values())
-    for run in [*vanished_below(folder.runs), *vanished_below(folder.trials.runs)]:
-        plan = plans.get(run.path.parent)
-        what = "charged in full" if plan else "NOT part of this epsilon"
-        note = f"an earlier training in {run.path} {_VANISHED}: it is {what}"
-        ledgers.append(Ledger([note]) if plan is None else plan.ledger().merge(Ledger([note])))
+    for run, planned in vanished_in(folder):
+        note = f"an earlier training in {run.path} has vanished: it is charged in full"
+        ledgers.append(planned.merge(Ledger([note])))
     merged = ledgers[0].merge(*ledgers[1:])
     meaning = {"unit": release.unit.describe(), "relation": release.sampler.relation}
     statement = {**meaning, "sampling": describe_sampling(merged)}

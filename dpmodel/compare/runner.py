@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Protocol
 
-from dpmodel.compare.begun import BegunMark
+from dpmodel.compare.begun import BegunMark, vanished_in
 from dpmodel.compare.comparison import Comparison
 from dpmodel.compare.equal_epsilon import CalibratedVariant, calibrate_variants
 from dpmodel.compare.folder import ComparisonFolder, require_distinct
@@ -128,12 +128,13 @@ def run_comparison(
     folder = ComparisonFolder(Path(directory) if directory is not None else comparison.directory)
     with FolderLock(folder.path) as lock:
         lock.remove(folder.plan)  # of a killed process; those that joined it begin no further run
-        folder.ledgers()  # a damaged one is refused before more is spent
+        folder.ledgers(), vanished_in(folder)  # a damaged one is refused before more is spent
         lead = _Lead(lock, folder, processes, observer)
         if comparison.search is None:
             return lead.train(comparison, folder)
+        calibrate_variants(comparison.search.finals, folder.multipliers, observer.calibrating)
         trials = lead.train(comparison.search.trials, folder.trials)
-        if trials.missing or trials.result is None:
+        if trials.missing or trials.result is None or trials.interrupted or trials.signal is not None:
             untried = len(comparison.variants) * len(comparison.definition.seeds)
             return replace(trials, folder=folder, result=None, missing=trials.missing + untried)
         run = lead.train(comparison.search.chosen(comparison, trials.result), folder, trials.result)
@@ -197,7 +198,7 @@ def missing_jobs(
         config, target = variant.config(seed), folder.run(variant.slug, seed)
         if not is_finished(target, config):
             settings = _with_threads(config, processes).to_yaml()
-            begun, steps = str(BegunMark.of(target, folder.runs).path), variant.plan.steps
+            begun, steps = BegunMark.of(target, folder.runs, folder.begun), variant.plan.steps
             jobs.append(Job(len(jobs), variant.name, seed, steps, str(target.path), begun, settings, plan))
     return jobs, len(wanted) - len(jobs)
 

@@ -8,9 +8,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from dpmodel.callbacks.watched_metric import direction
+from dpmodel.callbacks.watched_metric import LESS_IS_BETTER, direction
 from dpmodel.compare.definition import ComparisonDefinition, VariantSection, is_variant_name
-from monitors.errors import ConfigError
+from dpmodel.metrics.names import FRACTIONS
+from monitors.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
     from dpmodel.compare.comparison import Comparison, Variant
@@ -19,9 +20,6 @@ if TYPE_CHECKING:
 
 #: (section of the variant, values by path) -> its configuration.
 Configured = Callable[[VariantSection, Mapping[str, Any]], "Config"]
-
-#: The setting that holds examples back, and one that would contradict it.
-_VALIDATION, _NUM_EXAMPLES = "data.validation", "data.num_examples"
 
 
 @dataclass(frozen=True)
@@ -35,21 +33,36 @@ class Search:
     Args:
         trials: The trainings, as a comparison with one variant for each combination.
         candidates: For each variant of ``trials``, by name, the variant that it is a trial of, with its values.
+        sign: 1 if a higher metric is better, -1 if a lower one is.
     """
 
     trials: Comparison
     candidates: Mapping[str, Variant]
+    sign: int
+
+    @property
+    def finals(self) -> Comparison:
+        """Every training that the comparison may come to, to be checked before anything is trained."""
+        named = [replace(variant, name=trial) for trial, variant in self.candidates.items()]
+        return replace(self.trials, variants=tuple(named))
 
     def chosen(self, comparison: Comparison, result: ComparisonResult) -> Comparison:
-        """``comparison`` with the values that each variant chooses; ``result`` is that of all trials."""
-        sign = direction(self.trials.definition.metric, "auto")
+        """``comparison`` with the values that each variant chooses; ``result`` is that of all trials.
+
+        Raises:
+            DataError: No trial of a variant has a finite metric.
+        """
         best: dict[str, tuple[float, Variant]] = {}
         for row in result.variants:
-            candidate = self.candidates[row.name]
-            score = sign * row.summary.mean
-            score = -math.inf if math.isnan(score) else score
-            if candidate.name not in best or score > best[candidate.name][0]:
+            candidate, score = self.candidates[row.name], self.sign * row.summary.mean
+            if math.isfinite(score) and (candidate.name not in best or score > best[candidate.name][0]):
                 best[candidate.name] = score, candidate
+        for variant in comparison.variants:
+            if variant.name not in best:
+                raise DataError(
+                    f"no training of the search of variant {variant.name!r} ended with a finite "
+                    f"{self.trials.definition.metric}; add values to tune.search that it can be trained with"
+                )
         variants = tuple(best[variant.name][1] for variant in comparison.variants)
         sections = tuple(
             section.model_copy(update={"set": {**section.set, **variant.tuned}})
@@ -68,7 +81,8 @@ def make_search(comparison: Comparison, configured: Configured, place: str) -> S
         place: Where ``tune`` was written, for errors.
 
     Raises:
-        ConfigError: Two trials have the same name, or the base holds examples back itself.
+        ConfigError: Two trials have the same name, the base holds examples back itself, or it is not known whether a
+            higher metric is better.
     """
     definition = comparison.definition
     tune = definition.tune
@@ -79,12 +93,17 @@ def make_search(comparison: Comparison, configured: Configured, place: str) -> S
             f"{place}: tune: the base sets data.validation, so the variants would be compared on the examples on which "
             "their settings were chosen; remove data.validation, which tune sets for its own trainings"
         )
+    if tune.mode == "auto" and definition.metric not in FRACTIONS | LESS_IS_BETTER:
+        raise ConfigError(
+            f"{place}: tune: it is not known whether a higher {definition.metric!r} is better; set tune.mode to max or "
+            "min"
+        )
     sections: list[VariantSection] = []
     trials: list[Variant] = []
     candidates: dict[str, Variant] = {}
     for section, variant in zip(definition.variants, comparison.variants, strict=True):
         for values in _combinations(tune.search):
-            held_out = {**values, _VALIDATION: tune.validation, _NUM_EXAMPLES: None}
+            held_out = {**values, **_held_out(tune.validation)}
             name = _name(section.name, tune.search, values)
             trial = VariantSection(name=name, set={**section.set, **held_out})
             if trial.slug in {other.slug for other in sections}:
@@ -98,7 +117,12 @@ def make_search(comparison: Comparison, configured: Configured, place: str) -> S
     changes = {"variants": tuple(sections), "seeds": tune.seeds, "baseline": None, "tune": None, "output": None}
     whole: ComparisonDefinition = definition.model_copy(update=changes)
     searched = replace(comparison, name=f"{comparison.name} (tune)", definition=whole, variants=tuple(trials))
-    return Search(searched, candidates)
+    return Search(searched, candidates, direction(definition.metric, tune.mode))
+
+
+def _held_out(validation: int) -> dict[str, Any]:
+    """Settings of a training that holds examples back; numbers that were stated for the whole data set go."""
+    return {"data.validation": validation, "data.num_examples": None, "data.test_limit": None}
 
 
 def _combinations(search: Mapping[str, tuple[Any, ...]]) -> list[dict[str, Any]]:

@@ -89,7 +89,7 @@ def finish_splits(
 ) -> DataSplits:
     """Check, split, limit and resize the data of a reader. See ``load_dataset`` for the arguments."""
     if validation is not None:
-        raw = _held_out(name, raw, validation, limit)
+        raw, limit = _held_out(name, raw, validation, limit), None
     if raw.y_train.is_floating_point() != raw.y_test.is_floating_point():
         raise DataError(
             f"{name}: targets are {raw.y_train.dtype} in train and {raw.y_test.dtype} in test; convert them to one type"
@@ -120,7 +120,11 @@ def _held_out(name: str, raw: RawSplits, validation: int, limit: int | None) -> 
             f"use at most {max(0, total - least)}" + ("" if limit is None else ", or lower limit")
         )
     rows = _public_permutation(total)
-    train, held_out = rows[:-validation].sort().values, rows[-validation:].sort().values
+    # A limit keeps the first rows of the permutation, so that they are the same with and without validation.
+    train, held_out = (
+        rows[: total - validation if limit is None else limit].sort().values,
+        rows[-validation:].sort().values,
+    )
     x, y = raw.x_train, raw.y_train
     return replace(
         raw,

@@ -131,7 +131,8 @@ def configured_bands(plan: TrainingPlan, target_epsilon: float | None = None) ->
     if target is None:
         target = target_of_one_band(plan_of, plan.steps, privacy.delta, privacy.accountant)
     workload = configured_workload(config, plan.steps_per_epoch)
-    stated = None if leaves_bands_open(config) else plan.release.noise.bands
+    bands = plan.release.noise.bands
+    stated = bands if isinstance(bands, int) else None
     return bands_table(plan_of, workload, target, privacy.delta, privacy.accountant, stated=stated)
 
 

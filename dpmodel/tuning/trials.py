@@ -12,7 +12,7 @@ from typing import Any
 
 from dpmodel.callbacks.watched_metric import direction
 from dpmodel.compare.begun import BegunMark, vanished_below
-from dpmodel.compare.folder import in_short, ledgers_below
+from dpmodel.compare.folder import BEGUN, in_short, ledgers_below
 from dpmodel.compare.jobs import Job, JobOutcome, is_finished
 from dpmodel.compare.pool import default_jobs, run_jobs
 from dpmodel.compare.runner import NullWatcher, Watcher
@@ -195,19 +195,19 @@ def _charge(tuning: Tuning, folder: Path, trials: Sequence[Trial]) -> Ledger:
     """
     with locating_errors(trials[0].plan.config, "privacy"):
         charged = tuning.charge.ledger([trial.plan.ledger() for trial in trials], tuning.definition.runs)
-    ledgers, vanished = ledgers_below(folder / TRIALS), vanished_below(folder / TRIALS)
+    ledgers = ledgers_below(folder / TRIALS)
     unfinished = []
     for trial in trials:
         ledger = ledgers.pop(trial.folder.path, None)
-        for _ in range(vanished.count(trial.folder)):
-            charged.extend(trial.plan.ledger())
-            charged.add_note(f"an earlier training in {trial.folder.path} has vanished: it is charged in full")
         if ledger is not None:
             charged.extend(_beyond_the_plan(trial, ledger))
             if not is_finished(trial.folder, trial.plan.config):
                 unfinished.append(Ledger(ledger.notes).extend(ledger.kept))
     for ledger in ledgers.values():
         charged.extend(ledger)
+    for run, planned in vanished_below(folder / TRIALS, folder / BEGUN):
+        charged.extend(planned)
+        charged.add_note(f"an earlier training in {run.path} has vanished: it is charged in full")
     if tuning.charge.as_one:
         charged = _at_least_as_before(charged, folder / CHARGED)
     return charged.merge(*unfinished)
@@ -242,8 +242,9 @@ def _at_least_as_before(charged: Ledger, path: Path) -> Ledger:
 def _job(number: int, trial: Trial) -> Job:
     config, seed = trial.plan.config, trial.plan.config.training.seed
     label, path = f"run {trial.folder.path.name}", str(trial.folder.path)
-    begun = BegunMark.of(trial.folder, trial.folder.path.parent).path
-    return Job(number, label, seed or 0, trial.plan.steps, path, str(begun), config.to_yaml())
+    runs = trial.folder.path.parent
+    begun = BegunMark.of(trial.folder, runs, runs.parent / BEGUN)
+    return Job(number, label, seed or 0, trial.plan.steps, path, begun, config.to_yaml())
 
 
 def _concluded(tuning: Tuning, folder: Path, trials: Sequence[Trial], outcomes: Sequence[JobOutcome]) -> TuningRun:

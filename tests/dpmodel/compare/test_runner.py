@@ -202,19 +202,29 @@ def test_a_run_folder_whose_report_does_not_match_its_ledger_is_refused(tiny, tm
 
 def test_a_reason_to_stop_interrupts_a_job_before_its_next_step(tiny, tmp_path):
     config = calibrate_variants(make_comparison(tiny), None)[0].config(1)
-    job = Job(0, "fixed", 1, 6, str(tmp_path / "runs/a"), str(tmp_path / "begun/a"), config.to_yaml())
+    job = Job(
+        0,
+        "fixed",
+        1,
+        6,
+        str(tmp_path / "runs/a"),
+        BegunMark(tmp_path / "begun/a", tmp_path / "begun"),
+        config.to_yaml(),
+    )
     steps = []
     reason = lambda: "interrupted (SIGTERM)" if len(steps) == 2 else None  # noqa: E731
     outcome = train_job(job, lambda number, step: steps.append(step), reason)
     assert (outcome.interrupted, outcome.fault, steps) == (True, None, [1, 2])
     assert Ledger.load(tmp_path / "runs/a/ledger.json").total == 2
-    assert BegunMark(tmp_path / "begun/a").trainings() == [ReleaseJournal(tmp_path / "runs/a/releases.jsonl").training]
+    training = ReleaseJournal(tmp_path / "runs/a/releases.jsonl").training
+    assert list(job.begun.trainings()) == [training]
+    assert job.begun.planned(training).total == 6
     resumed = train_job(job, lambda number, step: steps.append(step))
     assert (resumed.interrupted, resumed.fault, steps) == (False, None, [1, 2, 3, 4, 5, 6])
     again = train_job(job, lambda number, step: pytest.fail("it was trained again"))
     assert again == JobOutcome(job, reused=True)
-    assert len(BegunMark(tmp_path / "begun/a").trainings()) == 1
-    assert vanished_below(tmp_path / "runs") == []
+    assert list(job.begun.trainings()) == [training]
+    assert vanished_below(tmp_path / "runs", tmp_path / "begun") == []
 
 
 def test_a_copy_of_a_run_folder_that_was_made_before_it_was_resumed_is_not_counted_twice(tiny, tmp_path):
@@ -231,11 +241,19 @@ def test_a_copy_of_a_run_folder_that_was_made_before_it_was_resumed_is_not_count
 
 def test_a_training_that_fails_before_its_first_release_is_not_charged(tiny, tmp_path, monkeypatch):
     config = calibrate_variants(make_comparison(tiny), None)[0].config(1)
-    job = Job(0, "fixed", 1, 6, str(tmp_path / "runs/a"), str(tmp_path / "begun/a"), config.to_yaml())
+    job = Job(
+        0,
+        "fixed",
+        1,
+        6,
+        str(tmp_path / "runs/a"),
+        BegunMark(tmp_path / "begun/a", tmp_path / "begun"),
+        config.to_yaml(),
+    )
     monkeypatch.setattr(ReleaseJournal, "announce", lambda *arguments: (_ for _ in ()).throw(OSError("no disk")))
     assert train_job(job, lambda number, step: None).fault == "OSError: no disk"
     assert not (tmp_path / "runs/a").exists()
-    assert vanished_below(tmp_path / "runs") == []
+    assert vanished_below(tmp_path / "runs", tmp_path / "begun") == []
 
 
 def test_a_failed_training_is_named_and_the_others_continue(tiny, tmp_path, monkeypatch):

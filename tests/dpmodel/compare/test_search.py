@@ -2,7 +2,9 @@
 
 import csv
 import json
+import os
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -15,8 +17,9 @@ from dpmodel.compare.folder import ComparisonFolder
 from dpmodel.compare.output import write_outputs
 from dpmodel.compare.runner import NullWatcher
 from dpmodel.data.datasets import load_dataset
+from dpmodel.metrics import METRICS
 from monitors import Ledger
-from monitors.errors import ConfigError
+from monitors.errors import ConfigError, DataError
 from monitors.spent import privacy_spent
 
 from .started import PATIENCE, ledgers, until
@@ -105,6 +108,7 @@ def test_the_mean_over_the_seeds_of_the_metric_decides(tuned, tmp_path, metric, 
         assert variant.tuned == {"optimizer.lr": best(read, variant.slug, better)}
 
 
+@pytest.mark.slow
 def test_the_outputs_state_the_rule_the_scores_and_the_choice(comparison, tmp_path):
     found = run_comparison(comparison, tmp_path, jobs=1)
     write_outputs(found.result, found.folder)
@@ -152,15 +156,93 @@ def test_an_interrupted_search_states_no_results_and_goes_on_where_it_stopped(co
     assert (found.ok, found.reused, len(found.outcomes)) == (True, 3, 5)
 
 
-def test_a_trial_whose_folder_vanished_stays_charged(comparison, tmp_path):
-    first = run_comparison(comparison, tmp_path, jobs=1).result
+def spent(folders):
+    """Epsilon of all ledgers that ever lay in the folders."""
+    return privacy_spent(Ledger().merge(*folders), 1e-5, "rdp").epsilon
+
+
+@pytest.mark.sample(2)
+@pytest.mark.parametrize("gone", ["tune/runs/fixed-lr-0.5", "tune", "runs"])
+def test_trainings_whose_folders_vanished_stay_charged_with_what_they_released(tuned, tmp_path, gone):
+    tuned["seeds"] = [1]
+    tuned["target"]["epsilon"] = 8.0
+    run_comparison(make_comparison(tuned), tmp_path, jobs=1)
+    ever = {path: ledger.copy() for path, ledger in ledgers(tmp_path).items()}
+    shutil.rmtree(tmp_path / gone)
+    lost = [ledger for path, ledger in ever.items() if not path.exists()]
+    assert lost
+    tuned["target"]["epsilon"] = 0.5
+    tuned["tune"]["search"]["optimizer.lr"] = [0.01, 0.3]
+    result = run_comparison(make_comparison(tuned), tmp_path, jobs=1).result
+    present = list(ledgers(tmp_path).values())
+    assert result.trainings == len(present) + len(lost)
+    assert result.composed.epsilon == pytest.approx(spent([*present, *lost]), rel=1e-12)
+    assert sum("has vanished: it is charged in full" in text for text in result.caveats) == len(lost)
+
+
+def test_a_damaged_mark_of_a_trial_is_refused_before_more_is_spent(tuned, tmp_path):
+    run_comparison(make_comparison(tuned), tmp_path, jobs=1)
+    before = len(ledgers(tmp_path))
+    (tmp_path / "begun_tune/fixed-lr-0.5/seed-7").write_text("garbage\n")
+    tuned["tune"]["search"]["optimizer.lr"] = [0.01, 0.5, 0.6]
+    with pytest.raises(DataError, match=r"fixed-lr-0.5/seed-7 has the line 'garbage' instead of an ID and a digest"):
+        run_comparison(make_comparison(tuned), tmp_path, jobs=1)
+    assert len(ledgers(tmp_path)) == before
+
+
+def test_a_changed_planned_ledger_of_a_vanished_training_is_refused(tuned, tmp_path):
+    run_comparison(make_comparison(tuned), tmp_path, jobs=1)
     shutil.rmtree(tmp_path / "tune/runs/fixed-lr-0.5")
-    second = run_comparison(comparison, tmp_path, jobs=1).result
-    assert second.trainings > first.trainings  # the new trial may choose otherwise, and runs are trained again
-    assert second.composed.epsilon > first.composed.epsilon
-    assert any("has vanished: it is charged in full" in text for text in second.caveats)
+    for path in (tmp_path / "begun_tune/.planned").iterdir():
+        path.write_text(Ledger().to_json())
+    with pytest.raises(DataError, match="was going to release cannot be read"):
+        run_comparison(make_comparison(tuned), tmp_path, jobs=1)
 
 
+@pytest.mark.slow
+def test_a_signal_during_the_last_trial_stops_before_the_comparison(comparison, tmp_path):
+    class AtTheLast(NullWatcher):
+        def ended(self, outcome):
+            if outcome.job.number == 3:
+                os.kill(os.getpid(), signal.SIGTERM)
+
+    found = run_comparison(comparison, tmp_path, jobs=2, watcher=AtTheLast())
+    assert (found.result, found.signal) == (None, signal.SIGTERM)
+    assert not (tmp_path / "runs").exists()
+
+
+def test_what_the_comparison_cannot_train_is_refused_before_the_search(tuned, tmp_path):
+    tuned["base"]["data"]["num_examples"] = 100  # 120 in truth
+    with pytest.raises(ConfigError, match=r"data\.num_examples is 100"):
+        run_comparison(make_comparison(tuned), tmp_path, jobs=1)
+    assert not (tmp_path / "tune/runs").exists()
+
+
+@pytest.mark.slow
+def test_trials_without_a_finite_metric_choose_nothing(tuned, tmp_path):
+    comparison = make_comparison({**tuned, "metric": "loss", "seeds": [1]})
+    run_comparison(comparison, tmp_path, jobs=1)
+    for path in (tmp_path / "tune/runs").glob("fixed-*/*/history.csv"):
+        rows = list(csv.DictReader(path.open()))
+        with path.open("w", newline="") as file:
+            writer = csv.DictWriter(file, rows[0])
+            writer.writeheader()
+            writer.writerows({**row, "valid_loss": "nan"} for row in rows)
+    with pytest.raises(DataError, match="no training of the search of variant 'fixed' ended with a finite loss"):
+        run_comparison(comparison, tmp_path, jobs=1)
+
+
+def test_whether_a_metric_of_ones_own_is_better_higher_or_lower_must_be_said(tuned, monkeypatch):
+    monkeypatch.setattr(METRICS, "_builders", dict(METRICS._builders))
+    METRICS.register("rmse")(lambda: None)
+    tuned["base"]["training"]["metrics"] = ["rmse"]
+    with pytest.raises(ConfigError, match=r"not known whether a higher .rmse. is better"):
+        make_comparison({**tuned, "metric": "rmse"})
+    tuned["tune"]["mode"] = "min"
+    assert make_comparison({**tuned, "metric": "rmse"}).search.sign == -1
+
+
+@pytest.mark.slow
 def test_a_process_joins_the_search_and_the_comparison(tuned, write, tmp_path):
     path, out = write(tuned), tmp_path / "out"
     command = [sys.executable, "-m", "dpmodel", "compare", str(path), "-o", str(out), "--jobs", "1", "--join", "--json"]
@@ -194,10 +276,31 @@ def test_a_process_joins_the_search_and_the_comparison(tuned, write, tmp_path):
         (lambda v: v["tune"]["search"].update({"privacy": [1]}), "tune searches 'privacy'; use section.key"),
         (
             lambda v: v["variants"][1]["set"].update({"optimizer.lr": 1.0}),
-            "tune searches optimizer.lr, which variant 'Exp strong' sets; remove one",
+            "tune searches optimizer.lr, but variant 'Exp strong' sets optimizer.lr",
         ),
         (lambda v: v["base"]["data"].update(validation=10), "tune: the base sets data.validation"),
-        (lambda v: v["tune"]["search"].update({"optimizer.lr": [0.5, 0.5]}), "both be called 'fixed lr 0.5'"),
+        (lambda v: v["tune"]["search"].update({"optimizer.lr": [1, 1.0]}), "search has optimizer.lr 1.0 twice"),
+        (lambda v: v["tune"].update(seeds=[7, 7]), "tune.seeds: 7 is given twice"),
+        (lambda v: v["tune"].update(search={}), "search must name at least one field"),
+        (lambda v: v["tune"].update(mode="best"), "mode"),
+        (lambda v: v["tune"]["search"].update({"data.validation": [30, 40]}), "tune searches data.validation; it can"),
+        (lambda v: v["tune"]["search"].update({"performance.threads": [1, 2]}), "tune searches performance.threads"),
+        (lambda v: v["tune"]["search"].update({"privacy.sampling_seed": [1, 2]}), "and not .*privacy.sampling_seed"),
+        (
+            lambda v: v["tune"].update(search={"optimizer": [{"name": "SGD", "lr": 0.1}], "optimizer.lr": [0.1]}),
+            "tune searches optimizer, but it also searches optimizer.lr",
+        ),
+        (
+            lambda v: (
+                v["tune"].update(search={"network": [{"name": "mlp"}]}),
+                v["variants"][1]["set"].update({"network.name": "mlp"}),
+            ),
+            "tune searches network, but variant 'Exp strong' sets network.name",
+        ),
+        (
+            lambda v: v["variants"][1]["set"].update({"data.validation": 10}),
+            "data.validation is None in variant 'fixed'",
+        ),
         (lambda v: v["tune"]["search"].update({"optimizer.lr": []}), "tune.search.optimizer.lr"),
         (lambda v: v["tune"].pop("validation"), "tune.validation"),
         (lambda v: v["tune"]["search"].update({"optimizer.lr": [0.5, -1.0]}), "lr"),
@@ -220,7 +323,7 @@ def test_a_validation_set_that_leaves_nothing_is_refused_before_anything_is_trai
 def test_the_command_counts_the_trainings_of_the_search(tuned, write, tmp_path, capsys):
     path = write(tuned)
     assert run(["compare", str(path), "--dry-run"]) == 0
-    assert "before them, 4 trainings for the values that tune searches" in capsys.readouterr().out
+    assert "one of these for each variant, after 4 trainings that choose it (tune)" in capsys.readouterr().out
     assert run(["compare", str(path), "-o", str(tmp_path / "out"), "--jobs", "1"]) == 0
     out = capsys.readouterr().out
     assert "optimizer.lr" in out

@@ -309,6 +309,7 @@ def test_validation_holds_training_examples_back_and_leaves_the_test_examples_un
     assert (len(fewer.train), len(fewer.test)) == (10, 5)
     assert all(row in rows_of(part.train) for row in rows_of(fewer.train))
     assert all(row in rows_of(part.test) for row in rows_of(fewer.test))
+    assert rows_of(fewer.train) == rows_of(load_dataset("synthetic", limit=10, **options).train)
 
 
 @pytest.mark.parametrize(
