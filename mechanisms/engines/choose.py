@@ -55,6 +55,7 @@ def choose_engine(
     options: Mapping[str, Any] | None = None,
     preference: Sequence[str] = PREFERENCE,
     isolation: str = "verified",
+    capacity: int | None = None,
 ) -> Choice:
     """The engine called ``name``, or for ``"auto"`` the first in ``preference`` that supports the network.
 
@@ -71,6 +72,7 @@ def choose_engine(
         preference: Order in which ``"auto"`` tries the engines.
         isolation: ``"verified"`` refuses a network that keeps state of an example that cannot be restored; ``"trust"``
             accepts it.
+        capacity: For static shapes, the number of rows of each chunk, unless the physical batch size is smaller.
 
     Raises:
         UnsupportedModuleError: The named engine, or every engine, does not support the network; says why.
@@ -86,7 +88,10 @@ def choose_engine(
     _refuse_reentrant(network, example)
     refusals: list[str] = []
     for candidate in preference if name == "auto" else (name,):
-        refusal = _refusal(candidate, options or {}, network, loss_fn, unit, example)
+        if capacity is not None and not ENGINES.get(candidate).takes_fillers:
+            refusal: str | None = "it does not give fillers weight 0 (takes_fillers), which static_shapes needs"
+        else:
+            refusal = _refusal(candidate, options or {}, network, loss_fn, unit, example)
         if refusal is None or (isolation == "trust" and candidate == _LAST_RESORT):
             limit = None if isinstance(physical_batch_size, str) else physical_batch_size
             engine: Engine = ENGINES.create(candidate, unit, limit, **(options or {}))
@@ -95,6 +100,7 @@ def choose_engine(
                 engine.physical_batch_size = auto_physical_batch_size(
                     engine, network, loss_fn, example, budget_bytes=memory_budget
                 )
+            engine.capacity = capacity
             return Choice(engine, _reason(candidate, refusals, asked=name != "auto"), _slower(candidate, refusals))
         refusals.append(f"not {candidate!r} because {refusal}")
         if name != "auto":
