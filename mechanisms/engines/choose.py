@@ -17,6 +17,7 @@ from mechanisms.engines.memory import auto_physical_batch_size
 from mechanisms.engines.precision import require_full_products
 from mechanisms.engines.probing import preserve_state
 from mechanisms.units import ClippedUnit
+from monitors import checks
 from monitors.errors import UnsupportedModuleError
 from monitors.signatures import signature
 
@@ -82,6 +83,8 @@ def choose_engine(
     require_full_products()
     if isinstance(physical_batch_size, str) and physical_batch_size != "auto":
         raise ValueError(f"physical_batch_size must be a positive integer, 'auto' or None, got {physical_batch_size!r}")
+    if capacity is not None:
+        checks.positive_int(capacity=capacity)
     example = Batch(
         *(map_tensors(torch.clone, value) for value in (example.x, example.y))
     )  # networks may write to their input
