@@ -88,6 +88,8 @@ class DPModel(ClaimedModel):
             noise in float32 (engine ``"bookkeeping"``).
         timed_plans: Time the exact formulas of each layer on the first batch instead of estimating which is fastest
             (engine ``"bookkeeping"``). Two runs may then differ in their last bits.
+        static_shapes: Pass the same number of examples through the network each time: rows of weight 0 make up for what
+            was not drawn, and a larger draw takes several passes. It changes no result.
         isolation: ``"verified"``: network and loss see one example at a time, and their Python state is restored after
             each pass; a network that keeps something of an example elsewhere is refused. ``"trust"`` trains it too,
             and marks the ledger and the report "isolation not verified".
@@ -130,6 +132,7 @@ class DPModel(ClaimedModel):
         physical_batch_size: int | str | None = None,
         precision: str = "fp32",
         timed_plans: bool = False,
+        static_shapes: bool = False,
         isolation: str = "verified",
         device: str | torch.device | None = None,
         seed: int | None = None,
@@ -159,6 +162,7 @@ class DPModel(ClaimedModel):
         self.physical_batch_size = physical_batch_size
         self.precision = precision
         self.timed_plans = bool(timed_plans)
+        self.static_shapes = bool(static_shapes)
         self.isolation = isolation
         self.seed = seed
         self.metrics = MetricSet("loss" if metrics is None else metrics, loss_fn=loss_fn)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -16,6 +17,20 @@ if TYPE_CHECKING:
     import numpy as np
 
 SAMPLERS: Registry[type[Sampler]] = Registry("sampling")
+
+
+#: Standard deviations above the mean: a sum of many independent draws exceeds them with a probability of about 1e-10.
+DEVIATIONS = 6.5
+
+
+def likely_most(mean: float, variance: float) -> int:
+    """A number that a sum of independent draws hardly ever exceeds.
+
+    Example:
+        >>> likely_most(256, 256)
+        360
+    """
+    return math.ceil(mean + DEVIATIONS * math.sqrt(variance))
 
 
 class Sampler(ABC):
@@ -87,6 +102,12 @@ class Sampler(ABC):
     def sampling_rate(self) -> float:
         """Expected fraction of the data set that one step sees."""
         return self.batch_size / self.num_examples
+
+    @property
+    def capacity(self) -> int:
+        """Number of rows that a step never or hardly ever exceeds; it is neither a limit nor a part of a statement."""
+        variance = self.batch_size * (1.0 - self.sampling_rate)
+        return min(self.num_examples, likely_most(self.batch_size, variance))
 
     @property
     def steps_per_epoch(self) -> int:
@@ -173,6 +194,11 @@ class ShuffleSampler(Sampler):
         super().__init__(num_examples, batch_size, seed, first_partition)
         self._epoch = -1
         self._order: np.ndarray | None = None
+
+    @property
+    def capacity(self) -> int:
+        """Number of rows of every step."""
+        return self.batch_size
 
     def rows(self, step: int) -> np.ndarray:
         """The batch of ``step``, in the order of its epoch.

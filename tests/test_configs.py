@@ -71,7 +71,8 @@ def test_a_configuration_needs_no_file_outside_a_clone(path):
 def test_every_speed_setting_reaches_the_model():
     from dpmodel.runs.build import build_training
 
-    asked = {"engine": "bookkeeping", "physical_batch_size": 8, "precision": "bf16", "timed_plans": True}
+    asked = {"engine": "bookkeeping", "physical_batch_size": 8, "precision": "bf16"}
+    asked |= {"timed_plans": True, "static_shapes": True}
     changes = [f"performance.{name}={str(value).lower()}" for name, value in asked.items()]
     model = build_training(
         load_config(ROOT / "configs/lenet5_mnist_short.yaml", ["data.limit=1024", "data.test_limit=10", *changes])

@@ -114,6 +114,8 @@ class PerformanceSection(Section):
         precision: ``fp32``, or ``bf16`` to run forward and backward passes under autocast (engine ``bookkeeping``).
         timed_plans: Time each layer's exact formulas on the first batch instead of estimating which one is fastest
             (engine ``bookkeeping``).
+        static_shapes: Pass the same number of examples through the network each time; rows of weight 0 make up for what
+            was not drawn.
         device: ``auto`` (CUDA if available), ``cpu``, ``cuda``, ``cuda:1``, ...
         in_memory: Keep the examples on the training device.
         workers: Number of processes that prefetch batches; needs ``in_memory: false``.
@@ -127,6 +129,7 @@ class PerformanceSection(Section):
     physical_batch_size: Annotated[int | Literal["auto"] | None, PlainValidator(_part_of_batch)] = None
     precision: Literal["fp32", "bf16"] = "fp32"
     timed_plans: bool = False
+    static_shapes: bool = False
     isolation: Literal["verified", "trust"] = "verified"
     device: str = "auto"
     in_memory: bool = True

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from dpmodel.distributed.ranks import ALONE, Ranks
+from mechanisms.sampling import likely_most
 
 if TYPE_CHECKING:
     from mechanisms.sampling import Sampler
@@ -55,6 +56,15 @@ class SharedRows:
     def units(self) -> int:
         """Number of groups of this rank in each batch."""
         return len(range(self.ranks.rank, self.unit.expected_units, self.ranks.size))
+
+    @property
+    def capacity(self) -> int:
+        """Number of rows of this rank that a step never or hardly ever exceeds."""
+        sampler, size = self.sampler, self.ranks.size
+        if size == 1 or not self.unit.grouped:
+            return -(-sampler.capacity // size)
+        mean = sampler.batch_size * self.units / self.unit.expected_units
+        return max(1, min(sampler.capacity, likely_most(mean, mean)))
 
     def _digest(self, rows: np.ndarray, ids: np.ndarray | None) -> str:
         if self.ranks.size == 1:

@@ -15,6 +15,7 @@ from dpmodel.data.loader import PrivateLoader, private_loader
 from dpmodel.data.row_choice import require_held_out
 from dpmodel.data.targets import require_class_targets, require_same_shape
 from dpmodel.distributed.agreement import require_agreement, require_bare
+from dpmodel.distributed.shared_rows import SharedRows
 from dpmodel.preflight.arguments import check_types
 from dpmodel.preflight.batches import require_unmixed_batches
 from dpmodel.preflight.loss import try_loss
@@ -205,18 +206,19 @@ def mechanisms(trial: Trial) -> None:
 
 def engine(trial: Trial) -> None:
     """An engine can compute the clipped sums of this network."""
-    model = trial.model
+    model, plan = trial.model, trial.run.plan
     asked = {name: getattr(model, name) for name in _ENGINE_DEFAULTS}
     with mode(model.network, training=True):
         trial.choice = choose_engine(
             model.engine,
             model.network,
             model.loss_fn,
-            trial.run.plan.unit,
+            plan.unit,
             trial.tried,
             physical_batch_size=model.physical_batch_size,
             options={name: value for name, value in asked.items() if value != _ENGINE_DEFAULTS[name]},
             isolation=model.isolation,
+            capacity=SharedRows(plan.sampler, plan.unit, trial.run.ranks).capacity if model.static_shapes else None,
         )
     trial.say(trial.choice.slower)
     if not trial.engine.shows_values:

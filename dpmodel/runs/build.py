@@ -204,6 +204,7 @@ def build_model(task: Task, release: ReleasePlan) -> DPModel:
             physical_batch_size=config.performance.physical_batch_size,
             precision=config.performance.precision,
             timed_plans=config.performance.timed_plans,
+            static_shapes=config.performance.static_shapes,
             isolation=config.performance.isolation,
             device=task.device,
             seed=config.privacy.sampling_seed,

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from mechanisms.clipping import ClipMechanism, Fixed, beside
 from mechanisms.engines.batch import Batch
+from mechanisms.engines.chunks import chunks, rows_of_chunk, static_chunks
 from mechanisms.engines.losses import ExampleLosses, LossFunction
 from mechanisms.engines.modes import plain_modes, require_unwatched
 from mechanisms.engines.parameters import FlatLayout
@@ -54,7 +55,10 @@ class ClippedSum:
 
 @dataclass(frozen=True)
 class PartialSum:
-    """Results of one physical chunk besides its sum: norms (units, blocks) and the sum of the examples' losses."""
+    """Results of one physical chunk besides its sum: norms (units, blocks) and the sum of the examples' losses.
+
+    Fillers have no part in the losses. Their norms come last, and are ignored; they may be missing.
+    """
 
     norms: Tensor
     loss_sum: Tensor
@@ -70,6 +74,11 @@ class Engine(ABC):
         unit: The clipped unit.
         physical_batch_size: Maximum number of examples (in expectation, for groups) in memory at once; None: the whole
             batch.
+
+    Attributes:
+        capacity: Static shapes: the number of rows of each chunk, unless ``physical_batch_size`` is smaller. Fillers of
+            weight 0 make up for missing rows, and larger batches take several chunks, so it changes nothing but the
+            order of additions. None: chunks have the size of what was drawn.
     """
 
     name: ClassVar[str]
@@ -79,12 +88,15 @@ class Engine(ABC):
     shows_values: ClassVar[bool] = False
     #: An independent engine that decides if this one and the one-example loop disagree.
     witness: ClassVar[type[Engine] | None] = None
+    #: Whether ``partial_sum`` gives fillers (``Batch.real``) weight 0; without that, the shapes cannot be static.
+    takes_fillers: ClassVar[bool] = False
 
     def __init__(self, unit: ClippedUnit, physical_batch_size: int | None = None) -> None:
         if physical_batch_size is not None:
             checks.positive_int(physical_batch_size=physical_batch_size)
         self.unit = unit
         self.physical_batch_size = physical_batch_size
+        self.capacity: int | None = None
         self.boundary = PassBoundary(by_value=self.shows_values)
 
     @classmethod
@@ -139,8 +151,17 @@ class Engine(ABC):
 
     def explain(self) -> str:
         """Say how this engine computes the sums; more is known after the first batch."""
-        limit = self.physical_batch_size
+        limit, rows = self.physical_batch_size, self.static_rows
+        if rows:
+            return f"engine {self.name!r}, static shapes: {rows} examples at once, some of weight 0"
         return f"engine {self.name!r}" + (f", at most {limit} examples at once" if limit else "")
+
+    @property
+    def static_rows(self) -> int | None:
+        """The number of rows of every chunk; None if it is not constant."""
+        if self.capacity is None or not self.takes_fillers:
+            return None
+        return rows_of_chunk(self.physical_batch_size, self.capacity)
 
     def explain_isolation(self) -> str:
         """Say why an example affects the sum through its own gradient only."""
@@ -181,10 +202,10 @@ class Engine(ABC):
         norms, losses = [like.new_zeros(0, blocks)], ExampleLosses(loss_fn)
         loss_sum, total = like.clone(), layout.zeros(layout.size) if out is None else out.zero_()
         self.boundary.begin_step(network, losses)
-        for chunk in chunks(batch, self.unit, self.physical_batch_size):
+        for chunk in self._chunks(batch):
             part = self.partial_sum(network, losses, chunk, clip, layout, total)
             loss_sum += part.loss_sum
-            norms.append(part.norms)
+            norms.append(part.norms[: chunk.num_units - chunk.fillers] if chunk.fillers else part.norms)
         all_norms = torch.cat(norms)
         broken = (~torch.isfinite(all_norms).all(dim=1)).sum()
         loss, rejected = torch.stack((loss_sum.double(), broken.double())).tolist()  # a single wait for the GPU
@@ -197,57 +218,39 @@ class Engine(ABC):
             rejected=int(rejected),
         )
 
-
-def chunks(batch: Batch, unit: ClippedUnit, physical_batch_size: int | None) -> Iterator[Batch]:
-    """Cut a batch into non-empty physical chunks without splitting a unit; group ids are renumbered from 0.
-
-    Each unit, even one without members, appears in exactly one chunk. Chunks have about the same size: a small last
-    chunk would take almost as long as the others.
-    """
-    limit = physical_batch_size or max(batch.size, batch.num_units, 1)
-    if batch.group_ids is None:
-        limit = even(batch.size, math.ceil(batch.size / limit))
-        for start in range(0, batch.size, limit):
-            yield batch if limit >= batch.size else batch.select(slice(start, start + limit))
-        return
-    per_chunk = max(1, limit // unit.group_size) if physical_batch_size else max(batch.num_units, 1)
-    for first in range(0, batch.num_units, per_chunk):
-        last = min(first + per_chunk, batch.num_units)
-        rows = torch.nonzero((batch.group_ids >= first) & (batch.group_ids < last)).flatten()
-        part = batch.select(rows)
-        assert part.group_ids is not None
-        yield Batch(part.x, part.y, part.group_ids - first, last - first)
+    def _chunks(self, batch: Batch) -> Iterator[Batch]:
+        if self.capacity is None or not self.takes_fillers:
+            return chunks(batch, self.unit, self.physical_batch_size)
+        return static_chunks(batch, self.unit, self.physical_batch_size, self.capacity)
 
 
-def even(size: int, parts: int) -> int:
-    """Size of the largest of ``parts`` nearly equal parts; at least 1."""
-    return max(1, math.ceil(size / max(parts, 1)))
-
-
-def bounded_factors(norms: Tensor, clip: ClipMechanism, entries: int) -> Tensor:
+def bounded_factors(norms: Tensor, clip: ClipMechanism, entries: int, real: Tensor | None = None) -> Tensor:
     """The clip mechanism's factors, made safe: shape (units, blocks) like ``norms``.
 
     Whatever the mechanism returns, no unit exceeds the bound of a block, and a unit with a non-finite norm in any block
-    gets factor 0 in all blocks.
+    gets factor 0 in all blocks, as does a filler. The mechanism sees norm 0 for both.
 
     Args:
         norms: Shape (units, blocks).
         clip: A started clip mechanism.
         entries: Number of entries of a unit's gradient. Their squares may underflow, so that a norm comes out too small
             by an amount that depends on it.
+        real: See ``Batch``.
 
     Raises:
         UnprotectedUpdateError: The bounds of the blocks together exceed the accounted bound, or the network has left a
             mode on.
     """
     require_unwatched()
-    finite = torch.isfinite(norms).all(dim=1, keepdim=True)
-    safe = torch.where(finite, norms, torch.zeros_like(norms))
+    weighs = torch.isfinite(norms).all(dim=1, keepdim=True)
+    if real is not None:
+        weighs = weighs & real.unsqueeze(1)
+    safe = torch.where(weighs, norms, torch.zeros_like(norms))
     limits = beside(norms, block_bounds_of(clip, norms.shape[1])) * (1.0 - ROUNDING_MARGIN)
     rounded_away = math.sqrt(entries * torch.finfo(norms.dtype).tiny)
     ceiling = limits / torch.hypot(safe, norms.new_full((), rounded_away))
     factors = torch.nan_to_num(clip.factors(safe), nan=0.0).clamp(min=0.0)
-    return torch.minimum(factors, ceiling) * finite
+    return torch.minimum(factors, ceiling) * weighs
 
 
 def block_bounds_of(clip: ClipMechanism, blocks: int) -> list[float]:
@@ -267,7 +270,9 @@ def block_bounds_of(clip: ClipMechanism, blocks: int) -> list[float]:
     return bounds
 
 
-def clip_rows(unit_grads: Tensor, clip: ClipMechanism, layout: FlatLayout, total: Tensor) -> Tensor:
+def clip_rows(
+    unit_grads: Tensor, clip: ClipMechanism, layout: FlatLayout, total: Tensor, real: Tensor | None = None
+) -> Tensor:
     """Clip materialised unit gradients and add them to a sum.
 
     Args:
@@ -275,6 +280,7 @@ def clip_rows(unit_grads: Tensor, clip: ClipMechanism, layout: FlatLayout, total
         clip: A started clip mechanism.
         layout: Position of each parameter.
         total: Shape (P,); receives the clipped gradients.
+        real: See ``Batch``.
 
     Returns:
         The norms before clipping, shape (units, blocks).
@@ -285,7 +291,7 @@ def clip_rows(unit_grads: Tensor, clip: ClipMechanism, layout: FlatLayout, total
     for block, column in zip(block_of, columns, strict=True):
         squared[:, block] += sum(part.square().sum(dim=1) for (part,) in slices(column))
     norms = squared.sqrt()
-    factors = bounded_factors(norms, clip, layout.size)
+    factors = bounded_factors(norms, clip, layout.size, real)
     unit_grads[~torch.isfinite(norms).all(dim=1)] = 0.0
     for block, column, part in zip(block_of, columns, total.split(layout.sizes), strict=True):
         part.addmv_(column.T, factors[:, block])

@@ -97,16 +97,21 @@ class Batch:
         group_ids: None if each example is a unit; else the unit of each example, int64 of shape (B,) with values in
             [0, ``units``).
         units: Number of units, including those without members; required with ``group_ids``.
+        real: None if every unit counts; else bool of shape (units,), False for fillers. Fillers have weight 0 and come
+            last; they make up for missing rows and units if shapes are static (see ``static_chunks``).
+        fillers: Number of fillers among the units.
     """
 
     x: Any
     y: Any
     group_ids: Tensor | None = None
     units: int | None = None
+    real: Tensor | None = None
+    fillers: int = 0
 
     @property
     def size(self) -> int:
-        """Number of drawn examples, possibly 0."""
+        """Number of rows: drawn examples, possibly 0, and fillers."""
         return first_tensor(self.x).shape[0]
 
     @property
@@ -115,6 +120,13 @@ class Batch:
         return self.size if self.group_ids is None else int(self.units or 0)
 
     def select(self, rows: Tensor | slice) -> Batch:
-        """The batch of only these ``rows``; group ids are not renumbered."""
+        """The batch of only these ``rows``, none of which may be a filler; group ids are not renumbered."""
         ids = None if self.group_ids is None else self.group_ids[rows]
         return Batch(map_tensors(lambda t: t[rows], self.x), map_tensors(lambda t: t[rows], self.y), ids, self.units)
+
+    def loss_sum(self, losses: Tensor) -> Tensor:
+        """Sum of the losses (B,) of the rows, without those of fillers."""
+        if self.real is None:
+            return losses.sum()
+        rows = self.real if self.group_ids is None else self.real[self.group_ids]
+        return torch.where(rows, losses, torch.zeros_like(losses)).sum()

@@ -17,6 +17,7 @@ from mechanisms.engines.memory import auto_physical_batch_size
 from mechanisms.engines.precision import require_full_products
 from mechanisms.engines.probing import preserve_state
 from mechanisms.units import ClippedUnit
+from monitors import checks
 from monitors.errors import UnsupportedModuleError
 from monitors.signatures import signature
 
@@ -55,6 +56,7 @@ def choose_engine(
     options: Mapping[str, Any] | None = None,
     preference: Sequence[str] = PREFERENCE,
     isolation: str = "verified",
+    capacity: int | None = None,
 ) -> Choice:
     """The engine called ``name``, or for ``"auto"`` the first in ``preference`` that supports the network.
 
@@ -71,6 +73,7 @@ def choose_engine(
         preference: Order in which ``"auto"`` tries the engines.
         isolation: ``"verified"`` refuses a network that keeps state of an example that cannot be restored; ``"trust"``
             accepts it.
+        capacity: For static shapes, the number of rows of each chunk, unless the physical batch size is smaller.
 
     Raises:
         UnsupportedModuleError: The named engine, or every engine, does not support the network; says why.
@@ -80,13 +83,18 @@ def choose_engine(
     require_full_products()
     if isinstance(physical_batch_size, str) and physical_batch_size != "auto":
         raise ValueError(f"physical_batch_size must be a positive integer, 'auto' or None, got {physical_batch_size!r}")
+    if capacity is not None:
+        checks.positive_int(capacity=capacity)
     example = Batch(
         *(map_tensors(torch.clone, value) for value in (example.x, example.y))
     )  # networks may write to their input
     _refuse_reentrant(network, example)
     refusals: list[str] = []
     for candidate in preference if name == "auto" else (name,):
-        refusal = _refusal(candidate, options or {}, network, loss_fn, unit, example)
+        if capacity is not None and not ENGINES.get(candidate).takes_fillers:
+            refusal: str | None = "it does not give fillers weight 0 (takes_fillers), which static_shapes needs"
+        else:
+            refusal = _refusal(candidate, options or {}, network, loss_fn, unit, example)
         if refusal is None or (isolation == "trust" and candidate == _LAST_RESORT):
             limit = None if isinstance(physical_batch_size, str) else physical_batch_size
             engine: Engine = ENGINES.create(candidate, unit, limit, **(options or {}))
@@ -95,6 +103,7 @@ def choose_engine(
                 engine.physical_batch_size = auto_physical_batch_size(
                     engine, network, loss_fn, example, budget_bytes=memory_budget
                 )
+            engine.capacity = capacity
             return Choice(engine, _reason(candidate, refusals, asked=name != "auto"), _slower(candidate, refusals))
         refusals.append(f"not {candidate!r} because {refusal}")
         if name != "auto":

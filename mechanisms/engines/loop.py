@@ -28,6 +28,7 @@ class LoopEngine(Engine):
     name: ClassVar[str] = "loop"
     proof: ClassVar[str] = "each unit passes through the network alone"
     shows_values: ClassVar[bool] = True
+    takes_fillers: ClassVar[bool] = True
 
     @classmethod
     def refuses(cls, network: nn.Module, loss_fn: LossFunction, unit: ClippedUnit, example: Batch) -> str | None:
@@ -52,9 +53,9 @@ class LoopEngine(Engine):
         layout: FlatLayout,
         total: Tensor,
     ) -> PartialSum:
-        """Clip one unit after the other and add them up."""
+        """Clip one unit after the other and add them up; fillers take no pass, and shapes are those of a unit."""
         loss_sum, norms, row = total.new_zeros(()), [], torch.empty_like(total)
-        for index in range(batch.num_units):
+        for index in range(batch.num_units - batch.fillers):
             members = _members(batch, index)
             with self.boundary.around(members):
                 loss_sum += self._unit_gradient(network, losses, members, layout, row)

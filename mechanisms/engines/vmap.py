@@ -28,6 +28,7 @@ class VmapEngine(Engine):
 
     name: ClassVar[str] = "vmap"
     proof: ClassVar[str] = "each example is differentiated alone under torch.func.vmap"
+    takes_fillers: ClassVar[bool] = True
 
     @classmethod
     def refuses(cls, network: nn.Module, loss_fn: LossFunction, unit: ClippedUnit, example: Batch) -> str | None:
@@ -66,8 +67,8 @@ class VmapEngine(Engine):
         with self.boundary.around(batch):
             with self.boundary.user_code():
                 gradients, values = example_gradients(network, losses, batch)
-            norms = clip_rows(group_rows(gradients, batch, self.unit), clip, layout, total)
-            loss_sum = values.sum().to(total.dtype)
+            norms = clip_rows(group_rows(gradients, batch, self.unit), clip, layout, total, batch.real)
+            loss_sum = batch.loss_sum(values).to(total.dtype)
             del gradients, values
         return PartialSum(norms, loss_sum)
 

@@ -61,12 +61,13 @@ def without(batch, relation):
     return Batch(batch.x, y, batch.group_ids, batch.units)
 
 
-def farthest_move(engine_name, clip_name, group_size, *, relation, dtype=torch.float32, physical=None):
+def farthest_move(engine_name, clip_name, group_size, *, relation, dtype=torch.float32, physical=None, capacity=None):
     torch.manual_seed(1)
     model = nn.Sequential(nn.Linear(6, 4), nn.Tanh(), nn.Linear(4, 2, bias=False)).to(dtype)
     clip = CLIP.create(clip_name)
     clip.start(BOUND)
     engine = ENGINES.create(engine_name, ClippedUnit(group_size, UNITS), physical)
+    engine.capacity = capacity
     moves = [0.0]
     for batch in batches(group_size, dtype):
         pair = [engine.clipped_sum(model, weighted, part, clip) for part in (batch, without(batch, relation))]
@@ -104,3 +105,15 @@ def test_one_example_of_a_group_moves_the_sum_by_at_most_twice_the_bound(engine_
 def test_the_sensitivity_also_holds_for_chunked_batches(engine_name, physical, group_size):
     farthest = farthest_move(engine_name, "Fixed", group_size, relation="add or remove", physical=physical)
     assert farthest <= (1 if group_size == 1 else 2) * BOUND * ROUNDING
+
+
+@pytest.mark.parametrize("group_size", [1, 4])
+@pytest.mark.parametrize(("capacity", "physical"), [(3, None), (8, None), (40, None), (40, 2)])
+@pytest.mark.parametrize("clip_name", CLIP.names())
+@pytest.mark.parametrize("engine_name", ENGINES.names())
+@pytest.mark.sample(7)
+def test_the_sensitivity_also_holds_for_static_shapes(engine_name, clip_name, capacity, physical, group_size):
+    shapes = {"capacity": capacity, "physical": physical}
+    farthest = farthest_move(engine_name, clip_name, group_size, relation="add or remove", **shapes)
+    assert farthest <= (1 if group_size == 1 else 2) * BOUND * ROUNDING
+    assert farthest >= (0.85 if group_size == 1 else 1.5) * BOUND

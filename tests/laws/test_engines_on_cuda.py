@@ -120,9 +120,10 @@ def test_every_engine_agrees_with_the_loop(engine_name):
         clip_name, kind, group, dtype, most = case
         network, batch, unit = drawn(kind, 6, group)
         network = network.to(DEVICE, dtype)
-        for scale, physical in ((0.05, None), (10.0, 4)):
+        for scale, physical, capacity in ((0.05, None, None), (10.0, 4, None), (10.0, None, 9)):
             expected = exact(network, batch, unit, clip_name, scale)
             engine = ENGINES.create(engine_name, unit, physical)
+            engine.capacity = capacity
             found = clipped_sum(engine, network, moved(batch, DEVICE, dtype), clip_name, scale)
             assert found.flat_grad.device.type == DEVICE
             assert error(found.flat_grad, expected.flat_grad) <= most, (case, scale, physical)

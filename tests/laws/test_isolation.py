@@ -44,8 +44,8 @@ def require_true_claim(member, **options):
     return one, other
 
 
-def require_exact(make, pair, steps=3, engine=None):
-    one, other = trained(make, pair, steps)
+def require_exact(make, pair, steps=3, engine=None, **options):
+    one, other = trained(make, pair, steps, **options)
     found = outcome(one, other, pair.moves)
     assert found == "exact", f"{found}\n  {report(one, other, pair.moves)}"
     assert engine in (None, one.engine), one.explained
@@ -88,6 +88,22 @@ def test_similar_code_that_treats_examples_independently_trains_exactly(member):
 @pytest.mark.parametrize("sound", SOUND, ids=str)
 def test_common_code_trains_exactly(sound):
     require_exact(sound.make, sound.pair(), engine=sound.engine)
+
+
+#: Rows of a pass: the last pass of a step has fillers, and fewer or more of them for a neighbour.
+STATIC = {"static_shapes": True, "physical_batch_size": 7}
+
+
+@pytest.mark.sample(31)
+@pytest.mark.parametrize("member", BY_PASSES, ids=str)
+def test_no_coupling_moves_a_sum_beyond_its_bound_with_static_shapes(member):
+    require_true_claim(member, **STATIC)
+
+
+@pytest.mark.sample(11)
+@pytest.mark.parametrize("sound", SOUND, ids=str)
+def test_common_code_trains_exactly_with_static_shapes(sound):
+    require_exact(sound.make, sound.pair(), engine=sound.engine, **STATIC)
 
 
 @pytest.mark.sample(7)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.modules import module as torch_modules
 
 from mechanisms.clipping import ClipMechanism
-from mechanisms.engines.base import ENGINES, ClippedSum, Engine, PartialSum, bounded_factors, even
+from mechanisms.engines.base import ENGINES, ClippedSum, Engine, PartialSum, bounded_factors
 from mechanisms.engines.batch import Batch, costs_a_wait
 from mechanisms.engines.bookkeeping.formulas import FormulaBook
 from mechanisms.engines.bookkeeping.layers.rules import Term
@@ -19,6 +19,7 @@ from mechanisms.engines.bookkeeping.passes import record_backward, record_forwar
 from mechanisms.engines.bookkeeping.scratch import Scratch
 from mechanisms.engines.bookkeeping.survey import Survey
 from mechanisms.engines.bookkeeping.terms import EarlyTerms, layer_uses, terms_of
+from mechanisms.engines.chunks import even
 from mechanisms.engines.losses import ExampleLosses, LossFunction
 from mechanisms.engines.parameters import FlatLayout
 from mechanisms.engines.verification import disagreement
@@ -64,6 +65,7 @@ class BookKeepingEngine(Engine):
     name: ClassVar[str] = "bookkeeping"
     witness: ClassVar[type[Engine] | None] = VmapEngine
     proof: ClassVar[str] = "each layer and the loss see one example at a time (torch.func.vmap with shared weights)"
+    takes_fillers: ClassVar[bool] = True
 
     def __init__(
         self,
@@ -109,12 +111,13 @@ class BookKeepingEngine(Engine):
         """See ``Engine``. On a CPU, chunks fit its caches, which is faster and changes no number.
 
         On a GPU, the engine does not wait to learn whether all norms are finite; if one is not, the sum is computed
-        again.
+        again. With static shapes it is not: what is not finite is always masked.
         """
         if batch.size:
             self._prepare(network, batch)
         found = self._cut_for_speed(network, loss_fn, batch, clip, out)
-        if found.rejected and not self._expects_broken and costs_a_wait(found.flat_grad):
+        trusted = self.capacity is None and not self._expects_broken
+        if found.rejected and trusted and costs_a_wait(found.flat_grad):
             self._expects_broken = True  # from now on, wait at once: more non-finite norms will follow
             found = self._cut_for_speed(network, loss_fn, batch, clip, out)
         return found
@@ -125,12 +128,22 @@ class BookKeepingEngine(Engine):
         if not batch.size or batch.group_ids is not None:
             return super().clipped_sum(network, loss_fn, batch, clip, out)
         stated = self.physical_batch_size
-        fast = self._fast_chunk and even(batch.size, math.ceil(batch.size / self._fast_chunk - SPARE))
+        fast = self._fast_rows(batch.size if self.capacity is None else self.capacity)
         self.physical_batch_size = min((size for size in (stated, fast) if size), default=None)
         try:
             return super().clipped_sum(network, loss_fn, batch, clip, out)
         finally:
             self.physical_batch_size = stated
+
+    def _fast_rows(self, size: int) -> int | None:
+        """Rows of the chunks, as large as each other, into which ``size`` rows are cut for speed; None: one chunk."""
+        return self._fast_chunk and even(size, math.ceil(size / self._fast_chunk - SPARE))
+
+    @property
+    def static_rows(self) -> int | None:
+        """See ``Engine``; known after the first batch, as chunks are also cut for speed."""
+        rows = super().static_rows
+        return rows if rows is None or self.unit.grouped else min(rows, self._fast_rows(self.capacity or rows) or rows)
 
     @property
     def held_bytes(self) -> int:
@@ -149,8 +162,10 @@ class BookKeepingEngine(Engine):
             lines.append(f"  {site.name or 'network'} ({kind}): {site.how.words}")
             chosen = {key: choice for key, choice in self.formulas.choices.items() if key[0] == site.name}
             lines += [f"    {key[1]} {key[2:]}: {choice.words()}" for key, choice in chosen.items()]
-        sizes = [size for size in (self.physical_batch_size, self._fast_chunk) if size]
-        if sizes:
+        sizes, rows = [size for size in (self.physical_batch_size, self._fast_chunk) if size], self.static_rows
+        if rows:
+            lines.append(f"  static shapes: chunks of {rows} examples, some of weight 0, which changes no number")
+        elif sizes:
             lines.append(f"  batches are processed in chunks of about {min(sizes)} examples, which changes no number")
         return "\n".join(lines)
 
@@ -185,23 +200,33 @@ class BookKeepingEngine(Engine):
         early = EarlyTerms(batch, self.formulas, self._scratch, layout.dtype)
         early.subscribe(recorded[0].records)
         done = record_backward(recorded, self._survey, PRECISIONS[self.precision])
-        loss_sum = done.losses.sum().to(layout.dtype)
+        loss_sum = batch.loss_sum(done.losses).to(layout.dtype)
         terms = early.terms | terms_of(layer_uses(done, batch.size, layout.dtype), batch, self.unit, self.formulas)
         for record in recorded[0].records:
             record.let_go()
         del done, recorded
         norms = _norms(terms, blocks, like, batch.num_units)
-        factors = bounded_factors(norms, clip, layout.size)
+        factors = bounded_factors(norms, clip, layout.size, batch.real)
         finite = torch.isfinite(norms)
-        # A factor of zero does not remove a NaN from a product, so examples that are not finite must be masked. The
-        # test makes the host wait for a GPU, so there it is skipped until the first such example (see clipped_sum).
-        trusted = costs_a_wait(total) and not self._expects_broken
-        if not trusted and not bool(finite.all()):
+        if self._must_mask(batch, finite):
             terms = {position: term.keep(finite.all(dim=1)) for position, term in terms.items()}
         for position, out in enumerate(total.split(layout.sizes)):
             if position in terms:
                 terms[position].add_to(out, factors[:, blocks[position]])
         return PartialSum(norms, loss_sum)
+
+    def _must_mask(self, batch: Batch, finite: Tensor) -> bool:
+        """Whether units that are not finite must be set to zero: a factor of zero does not remove a NaN from a product.
+
+        The test makes the host wait for a GPU. There it is skipped until the first such unit (see ``clipped_sum``).
+        With static shapes the host never waits, since fillers may be infinite too, and are not counted.
+        """
+        if costs_a_wait(finite):
+            if batch.real is not None:
+                return True
+            if not self._expects_broken:
+                return False
+        return not bool(finite.all())
 
     def _prepare(self, network: nn.Module, batch: Batch) -> None:
         """Survey the network if it, its mode or its trainable parameters have changed."""

@@ -212,10 +212,12 @@ def disturbed(rank, folder):
 
 
 def engines(rank, folder):
-    """Every engine, in chunks."""
+    """Every engine, in chunks, some of them of constant size."""
     names = ("loop", "vmap", "bookkeeping")
     found = {name: trained(noise=None, seed=5, engine=name, physical_batch_size=3) for name in names}
     found["groups"] = trained(noise=None, seed=5, engine="loop", micro_batches=1)
+    for groups in (None, 4):
+        found[f"static, {groups}"] = trained(noise=None, seed=5, static_shapes=True, micro_batches=groups)
     return found
 
 

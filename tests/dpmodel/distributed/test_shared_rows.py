@@ -38,3 +38,18 @@ def test_a_group_is_never_split(size):
             drawn |= {row: rank + size * int(group) for row, group in zip(rows.tolist(), ids, strict=True)}
         rows, ids = whole.rows(step), whole.take()
         assert drawn == dict(zip(rows.tolist(), ids.tolist(), strict=True))
+
+
+@pytest.mark.parametrize("unit", [ClippedUnit(1, 100), ClippedUnit(4, 25)])
+@pytest.mark.parametrize("kind", [PoissonSampler, ShuffleSampler])
+@pytest.mark.parametrize("size", [1, 2, 3])
+def test_a_step_hardly_ever_exceeds_the_capacity_of_a_rank(kind, unit, size):
+    for rank in range(size):
+        part = SharedRows(kind(1000, 100, seed=1), unit, Part(rank, size))
+        most = max(len(part.rows(step)) for step in range(10))
+        assert most <= part.capacity <= 100 / size + 8 * 10
+
+
+def test_the_capacity_is_exact_if_batches_are():
+    assert SharedRows(ShuffleSampler(50, 10), ClippedUnit(1, 10)).capacity == 10
+    assert SharedRows(PoissonSampler(10, 10), ClippedUnit(1, 10)).capacity == 10

@@ -66,6 +66,7 @@ def build(case, seed=3):
         sampling=case["sampling"],
         seed=seed or None,
         engine="vmap",
+        static_shapes=case.get("static_shapes", False),
     )
 
 

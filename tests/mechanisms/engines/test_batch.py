@@ -2,13 +2,9 @@ from __future__ import annotations
 
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 
 from mechanisms.engines import Batch
-from mechanisms.engines.base import chunks
 from mechanisms.engines.batch import call_network, first_tensor, map_tensors
-from mechanisms.units import ClippedUnit
 
 
 def test_nested_tensors_are_mapped_and_flattened():
@@ -37,27 +33,10 @@ def test_select_applies_to_all_tensors_and_keeps_units():
     assert Batch(torch.zeros(0, 2), torch.zeros(0)).size == 0
 
 
-@given(size=st.integers(0, 400), limit=st.integers(1, 300))
-def test_chunks_are_as_few_as_possible_and_of_similar_size(size, limit):
-    sizes = [part.size for part in chunks(Batch(torch.arange(size), torch.arange(size)), ClippedUnit(1, 4), limit)]
-    assert len(sizes) <= -(-size // limit)
-    assert all(part <= limit for part in sizes)
-    assert len(set(sizes[:-1])) <= 1
-    assert sum(sizes) == size
-    assert not sizes or sizes[0] - sizes[-1] < len(sizes)
-
-
-@pytest.mark.parametrize("limit", [None, 1, 2, 3, 100])
-@pytest.mark.parametrize("size", [0, 1, 7])
-def test_chunks_hold_every_unit_exactly_once(limit, size):
-    single = list(chunks(Batch(torch.arange(size), torch.arange(size)), ClippedUnit(1, 4), limit))
-    assert torch.cat([torch.zeros(0), *(part.x for part in single)]).tolist() == list(range(size))
-    assert all(part.size <= (limit or size) for part in single)
-    ids = torch.randint(0, 5, (size,))
-    grouped = list(chunks(Batch(torch.arange(size), torch.arange(size), ids, 5), ClippedUnit(2, 5), limit))
-    assert sum(part.num_units for part in grouped) == 5
-    first = 0
-    for part in grouped:
-        assert torch.equal(ids[part.x], part.group_ids + first)
-        first += part.num_units
-    assert sum(part.size for part in grouped) == size
+def test_the_losses_of_fillers_do_not_count():
+    losses = torch.tensor([1.0, 2.0, torch.nan])
+    rows = Batch(torch.zeros(3), torch.zeros(3), real=torch.tensor([True, True, False]), fillers=1)
+    assert rows.loss_sum(losses).item() == 3.0
+    ids, real = torch.tensor([0, 0, 2]), torch.tensor([True, False, False])
+    assert Batch(torch.zeros(3), torch.zeros(3), ids, 3, real, 2).loss_sum(losses).item() == 3.0
+    assert Batch(torch.zeros(3), torch.zeros(3)).loss_sum(losses).isnan()

@@ -102,3 +102,19 @@ def test_auto_falls_back_and_says_why():
     )
     assert choice.engine.name != "bookkeeping"
     assert "not 'bookkeeping' because" in choice.reason
+
+
+@pytest.mark.parametrize("name", ENGINES.names())
+def test_the_capacity_reaches_the_engine_and_what_it_explains(name):
+    engine = choose(name, nn.Linear(4, 3), capacity=40, physical_batch_size=16).engine
+    assert (engine.capacity, engine.static_rows) == (40, 16)
+    assert "static shapes" in engine.explain()
+    assert "16 examples" in engine.explain()
+    assert choose(name, nn.Linear(4, 3)).engine.static_rows is None
+
+
+def test_an_engine_that_would_count_fillers_is_refused(monkeypatch):
+    monkeypatch.setattr(ENGINES.get("vmap"), "takes_fillers", False)
+    with pytest.raises(UnsupportedModuleError, match="fillers weight 0"):
+        choose("vmap", nn.Linear(4, 3), capacity=40)
+    assert choose("auto", nn.Linear(4, 3), capacity=40, preference=("vmap", "loop")).engine.name == "loop"
