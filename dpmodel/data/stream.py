@@ -191,7 +191,7 @@ class StreamRows:
             raise DataError(
                 f"the stream {type(self.stream).__name__} ended after {self._arrived:,} examples, but its length is "
                 f"{self._size:,}. Steps that were taken are charged and kept; the others have no examples, and are not "
-                "taken. State the number of examples that arrive. That this one was wrong is not accounted for"
+                "taken. State a number of examples that arrive"
             ) from None
         self._arrived += 1
         if self.watch is not None:

@@ -66,7 +66,7 @@ class Arrivals:
         self._insert(new)
         if self._equal >= self._next or (last and self._equal >= MIN_DISTINCT):
             self._next = 2 * self._equal
-            self._require_no_pattern(last=last)
+            self._require_no_pattern()
 
     def told(self) -> str | None:
         """A private note about equal examples, for the user who trains; None if there are none."""
@@ -86,11 +86,11 @@ class Arrivals:
         while len(self._known) > 1 and len(self._known[-2]) <= 2 * len(self._known[-1]):
             self._known[-2:] = [np.sort(np.concatenate(self._known[-2:]))]
 
-    def _require_no_pattern(self, *, last: bool) -> None:
+    def _require_no_pattern(self) -> None:
         values = self._all()
-        if not last:  # the last example may be about to repeat
-            values = values[: int(np.flatnonzero(values != values[-1])[-1:].sum()) + 1]
-        repeated = repetition(values)
+        # The last example may be about to repeat.
+        ended = int(np.flatnonzero(values != values[-1])[-1:].sum()) + 1
+        repeated = repetition(values) or repetition(values[:ended])
         if repeated is not None:
             raise DataError(
                 f"the stream gives its examples more than once: {repeated}. A record would be in several steps, but "
