@@ -165,12 +165,9 @@ def run(trial: Trial) -> None:
 
 
 def memory(trial: Trial) -> None:
-    """Items do not depend on the items read before; called before anything else is read.
-
-    A stream is read once, so this is not checked for it; its first examples are read, for the checks that follow.
-    """
+    """Items do not depend on the items read before; called before anything else is read."""
     if trial.loader.stream is not None:
-        trial.loader.stream.peek()
+        trial.loader.stream.peek()  # what is read once cannot be compared; the checks that follow get these examples
         return
     require_no_memory(trial.loader, secret=trial.secret)
 

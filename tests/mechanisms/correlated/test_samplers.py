@@ -2,9 +2,11 @@ from collections import defaultdict
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from mechanisms import ClippedUnit, PoissonSampler
-from mechanisms.correlated.samplers import CyclicPoissonSampler, FixedOrderSampler
+from mechanisms.correlated.samplers import ArrivalOrderSampler, CyclicPoissonSampler, FixedOrderSampler
 from mechanisms.sampling_check import require_sound_sampler
 from mechanisms.significance import unlikely_share
 from monitors import GaussianEvent, PoissonSampledEvent
@@ -179,8 +181,8 @@ def test_the_order_of_arrival_costs_what_any_other_fixed_order_does(examples, ba
     for bands in {1, 2, steps} & set(range(1, steps + 1)):
         for sampler in (arriving, ordered):
             sampler.separate(bands)
-        assert [arriving.amplify(step, NOISE) for step in range(steps)] == [
-            ordered.amplify(step, NOISE) for step in range(steps)
+        assert [arriving.amplify(step, GaussianEvent(1.3)) for step in range(steps)] == [
+            ordered.amplify(step, GaussianEvent(1.3)) for step in range(steps)
         ]
     rows = np.concatenate([arriving.rows(step) for step in range(steps)])
     assert rows.tolist() == list(range(steps * batch))
