@@ -157,8 +157,8 @@ class FixedOrderSampler(ShuffleSampler):
         checks.positive_int(bands=bands)
         if bands > self.most_bands:
             raise ValueError(
-                f"bands={bands} is more than the {self.steps_per_epoch} steps of a pass over the data, after which an "
-                f"example is drawn again; use at most bands={self.steps_per_epoch}"
+                f"bands={bands} is more than the {self.steps_per_epoch} steps of a pass over the data; use at most "
+                f"bands={self.steps_per_epoch}, or smaller batches"
             )
         self.bands = int(bands)
 

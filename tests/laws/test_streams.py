@@ -7,10 +7,19 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.utils.data import DataLoader, IterableDataset, TensorDataset, default_collate
 
-from dpmodel import Callback, DPModel, Ledger, NoiseMechanismsFactory, StateKeeper
+from dpmodel import (
+    Callback,
+    DPModel,
+    Ledger,
+    NoiseMechanismsFactory,
+    StateKeeper,
+    load_checkpoint,
+    load_param_into_net,
+)
 from dpmodel.data import Stream
 from dpmodel.distributed.ranks import Ranks
 from dpmodel.planning.release import ReleasePlan
+from dpmodel.runs.folder import RunFolder
 from dpmodel.training.loop import TrainingLoop
 from mechanisms import ArrivalOrderSampler, Fixed
 from mechanisms.sampling import SAMPLERS
@@ -139,6 +148,30 @@ def test_a_pass_over_a_stream_is_not_continued_on_rows_nor_the_other_way_round(f
     build(seed=None).fit(loaders[first](), callbacks=[Rest()], keeper=StateKeeper(tmp_path, 2))
     with pytest.raises(CheckpointError, match=r"sampling is 'fixed_order' here and 'arrival_order'|cannot be resumed"):
         build(seed=None).fit(loaders[other](), callbacks=[Rest()], keeper=StateKeeper(tmp_path, 2, resume=True))
+
+
+def test_the_examples_that_are_left_train_from_the_saved_weights_at_a_cost_in_addition(tmp_path):
+    data = tensors()
+    with pytest.raises(DataError, match="ended after 75"):
+        build("BandedMF", bands=4, seed=None).fit(
+            DataLoader(Arriving(data, range(75), length=103), 10), keeper=StateKeeper(tmp_path, 1)
+        )
+    model = build("BandedMF", bands=2, seed=None)
+    model = DPModel(
+        model.network,
+        model.loss_fn,
+        model.optimizer,
+        noise_mech=model.noise_mech,
+        sampling="fixed_order",
+        engine="loop",
+        ledger=Ledger.load(tmp_path / "ledger.json"),
+    )
+    load_param_into_net(model.network, load_checkpoint(tmp_path / RunFolder(tmp_path).state.name))
+    assert model.ledger.total == 7
+    model.fit(DataLoader(Arriving(data, range(75, 103)), 10))
+    charged = [event.partition for event, _ in model.ledger]
+    assert len(set(charged)) == 2
+    assert model.ledger.total == 9
 
 
 def test_every_refusal_comes_before_anything_is_spent(monkeypatch):
