@@ -19,6 +19,7 @@ from dpmodel.claims.verification import verified_by
 from dpmodel.claims.weights import record_training
 from dpmodel.data.inference import evaluation_batches, predictions
 from dpmodel.data.loader import PrivateLoader
+from dpmodel.data.stream import require_one_pass
 from dpmodel.distributed.follower import Follower
 from dpmodel.distributed.group import current_ranks
 from dpmodel.metrics import MetricSet
@@ -197,7 +198,8 @@ class DPModel(ClaimedModel):
         """Train for ``epochs`` epochs.
 
         Args:
-            loader: ``DataLoader`` (rebuilt for private sampling, announced once) or ``poisson_loader(...)``.
+            loader: ``DataLoader`` (rebuilt for private sampling, announced once) or ``poisson_loader(...)``. That of an
+                ``IterableDataset`` is read once, in order, with ``sampling="fixed_order"`` and 1 epoch.
             epochs: At least 1; an epoch is ``num_examples // batch_size`` steps.
             valid_loader: Held-out data for the metrics after each epoch; the training data are refused.
             callbacks: Callbacks and privacy monitors.
@@ -303,9 +305,10 @@ class DPModel(ClaimedModel):
         """The run of this call of ``fit``; a resumed training is restored."""
         ranks = current_ranks()
         state = ranks.share(next((keeper.state for keeper in keepers if keeper.state is not None), None))
+        require_one_pass(loader.dataset, epochs, processes=ranks.size, resumed=state is not None)
         plan = self._plan(loader, epochs, state, listeners)
         run = Run(self, plan, epochs, loader.steps_per_epoch, listeners, ranks)
-        run.sources = (loader.dataset, loader.fetcher.collate_fn)
+        run.sources = loader.sources
         for keeper in keepers:
             keeper.restore(run, listeners)
         ledger, saves_state = ranks.share((run.ledger, any(keeper.saves_state for keeper in keepers)))
@@ -367,7 +370,7 @@ class DPModel(ClaimedModel):
         claim = self.claim
         claim.begin(run.violated)
         record_training(self.network, claim)
-        drawing = (loader.dataset, loader.fetcher.collate_fn, self.network, self.loss_fn)
+        drawing = (*loader.sources, self.network, self.loss_fn)
         try:
             with (
                 secret_randomness(self.device, *drawing) if run.plan.secret else nullcontext() as renew,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from mechanisms.adaptive_clipping import QuantileClip
 from mechanisms.clipping import Automatic, ClipMechanism, Fixed, PerLayer
 from mechanisms.correlated.banded import BandedMF
-from mechanisms.correlated.samplers import CyclicPoissonSampler, FixedOrderSampler
+from mechanisms.correlated.samplers import ArrivalOrderSampler, CyclicPoissonSampler, FixedOrderSampler
 from mechanisms.correlated.workload import Workload
 from mechanisms.factory import ClipMechanismsFactory, NoiseMechanismsFactory
 from mechanisms.noise import AdaGaussian, Gaussian, NoiseMechanism
@@ -16,6 +16,7 @@ from mechanisms.units import ClippedUnit
 
 __all__ = [
     "AdaGaussian",
+    "ArrivalOrderSampler",
     "Automatic",
     "BandedMF",
     "ClipMechanism",

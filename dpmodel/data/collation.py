@@ -22,7 +22,8 @@ from mechanisms.engines.probing import draws, preserve_state, without_dropout
 from mechanisms.units import ClippedUnit
 from monitors.errors import DataError
 
-#: Examples, spread over the data set, from which a short and a long one are chosen before training.
+#: Examples, spread over the data set, or first ones of a stream, from which a short and a long one are chosen before
+#: training.
 MEASURED = 64
 
 #: Largest accepted change of a gradient, relative to its largest entry: in full and in reduced precision.
@@ -65,7 +66,7 @@ class Collation:
         Raises:
             DataError: A gradient differs.
         """
-        fetcher, size = self.loader.fetcher, self.loader.num_examples
+        fetcher, size = self.loader.fetcher, self.loader.readable
         if fetcher.plain or size < 2:
             return
         rows = _spread_rows(size, np.random.default_rng(None if self.secret else 0))

@@ -13,7 +13,6 @@ from torch.utils.data import (
     BatchSampler,
     DataLoader,
     Dataset,
-    IterableDataset,
     default_collate,
 )
 from torch.utils.data import TensorDataset as TorchTensorDataset
@@ -22,6 +21,8 @@ from dpmodel.data.contents import collated, require_dense_tensors
 from dpmodel.data.generators import Generators, secret_seed
 from dpmodel.data.in_memory import InMemoryDataset
 from dpmodel.data.row_choice import chosen_rows, drawn_from, draws_all, require_each_row_once
+from dpmodel.data.stream import StreamRows, is_stream, streamed_by
+from mechanisms.correlated.samplers import ArrivalOrderSampler
 from mechanisms.engines.batch import all_tensors, map_tensors
 from mechanisms.engines.state.python_state import PythonState
 from mechanisms.sampling import SAMPLERS, Sampler
@@ -200,9 +201,9 @@ class PrivateLoader:
     ``DPModel.fit`` calls ``batches`` instead, with its own sampler.
 
     Args:
-        dataset: Map-style data set with a length.
+        dataset: Map-style data set with a length, or ``StreamRows``.
         batch_size: Expected (Poisson) or exact (shuffle) examples per step.
-        sampling: ``"poisson"`` or ``"shuffle"``.
+        sampling: Name of the sampler; ``"fixed_order"`` for ``StreamRows``.
         collate_fn: As in ``DataLoader``.
         num_workers: Number of processes that fetch ahead; 0 fetches in this process. Rows are drawn in this process.
         pin_memory: As in ``DataLoader``, for CUDA.
@@ -243,8 +244,28 @@ class PrivateLoader:
 
     def make_sampler(self, seed: int | None = None, first_partition: int = 0) -> Sampler:
         """A new sampler over the rows of this loader."""
-        sampler: Sampler = SAMPLERS.create(self.sampling, self.num_examples, self.batch_size, seed, first_partition)
+        sampler: Sampler = self.build_sampler(self.num_examples, self.batch_size, seed, first_partition)
         return sampler
+
+    @property
+    def build_sampler(self) -> Callable[..., Sampler]:
+        """What builds the samplers of this loader: the class of its sampling, or that for a stream."""
+        return SAMPLERS.get(self.sampling) if self.stream is None else ArrivalOrderSampler
+
+    @property
+    def stream(self) -> StreamRows | None:
+        """The rows of a stream, which are read once and in order; None for a map-style data set."""
+        return self.dataset if isinstance(self.dataset, StreamRows) else None
+
+    @property
+    def readable(self) -> int:
+        """Number of first examples that can be read in any order before training; all but those of a stream."""
+        return self.num_examples if self.stream is None else self.stream.readable
+
+    @property
+    def sources(self) -> tuple[Any, Any]:
+        """The user's data set and ``collate_fn``."""
+        return (self.dataset if self.stream is None else self.stream.stream), self.fetcher.collate_fn
 
     def batches(
         self,
@@ -266,6 +287,8 @@ class PrivateLoader:
             wrap: Turns the fetcher of rows into the object that is indexed instead, with the rows of each step.
         """
         rows = _StepRows(sampler, first, steps)
+        if self.stream is not None:
+            self.stream.begin(steps * self.batch_size)
         if not self.num_workers:
             wrapped = wrap(self.fetcher)
             return (wrapped[step_rows] for step_rows in rows)
@@ -284,13 +307,23 @@ class PrivateLoader:
             )
         )
 
+    def check_read(self) -> None:
+        """Raise if what was read of a stream shows that an example arrived more than once."""
+        if self.stream is not None and self.stream.watch is not None:
+            self.stream.watch.check(last=self.stream.complete)
+
+    def told(self) -> str | None:
+        """A private note about all examples of a stream that were read; None for nothing."""
+        watch = None if self.stream is None else self.stream.watch
+        return None if watch is None else watch.told()
+
     def example(self, count: int = 2) -> Pair:
         """The first ``count`` examples, for shapes and types; nothing of them may be released."""
-        return self.fetcher[np.arange(min(count, self.num_examples))]
+        return self.fetcher[np.arange(min(count, self.readable))]
 
     def spread(self, count: int) -> Pair:
-        """At most ``count`` examples from all over the data set: neighbours may be of one class."""
-        return self.fetcher[np.linspace(0, self.num_examples - 1, min(count, self.num_examples)).astype(int)]
+        """At most ``count`` examples from all over the readable data: neighbours may be of one class."""
+        return self.fetcher[np.linspace(0, self.readable - 1, min(count, self.readable)).astype(int)]
 
     def in_order(self, batch_size: int | None = None) -> Iterator[Pair]:
         """The whole data set once, in order: for evaluation."""
@@ -349,7 +382,7 @@ def private_loader(loader: Any, sampling: str) -> tuple[PrivateLoader, bool]:
 
     Args:
         loader: A ``PrivateLoader``, or a plain ``DataLoader`` (sequential, shuffled, or over the rows of a
-            ``SubsetRandomSampler``), which is rebuilt.
+            ``SubsetRandomSampler``, or of a stream), which is rebuilt.
         sampling: The model's sampling.
 
     Raises:
@@ -363,6 +396,10 @@ def private_loader(loader: Any, sampling: str) -> tuple[PrivateLoader, bool]:
             )
         require_each_row_once(loader.dataset)
         return loader, False
+    if isinstance(loader, DataLoader) and is_stream(loader.dataset):
+        rows = streamed_by(loader, sampling)
+        assert loader.batch_size is not None
+        return PrivateLoader(rows, loader.batch_size, sampling=sampling, collate_fn=loader.collate_fn), True
     _require_plain(loader)
     dataset = drawn_from(loader)
     require_each_row_once(dataset)
@@ -379,10 +416,11 @@ def private_loader(loader: Any, sampling: str) -> tuple[PrivateLoader, bool]:
 
 
 def _length(dataset: Any) -> int:
-    if isinstance(dataset, IterableDataset) or not hasattr(dataset, "__len__"):
+    if is_stream(dataset) or not hasattr(dataset, "__len__"):
         raise UnsupportedLoaderError(
-            f"{type(dataset).__name__} is a stream without a length; private sampling needs a map-style data set "
-            "(__getitem__ and __len__), because the number of examples enters the privacy statement"
+            f"{type(dataset).__name__} is a stream without a length, or without rows; private sampling needs a "
+            "map-style data set (__getitem__ and __len__), because the number of examples enters the privacy "
+            "statement. Pass DataLoader(stream, batch_size=...) to train one pass with sampling='fixed_order'"
         )
     return len(dataset)
 

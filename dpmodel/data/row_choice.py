@@ -18,6 +18,7 @@ from torch.utils.data import (
     SubsetRandomSampler,
 )
 
+from dpmodel.data.stream import read_from
 from monitors.errors import UnsupportedLoaderError
 
 
@@ -122,7 +123,7 @@ def _rows_of(dataset: Any) -> tuple[Any, np.ndarray | None]:
             chosen = chosen % len(dataset.dataset)  # negative rows count from the end
         rows = chosen if rows is None else chosen[rows]
         dataset = dataset.dataset
-    return dataset, rows
+    return read_from(dataset), rows
 
 
 def _inputs(dataset: Any) -> Tensor | None:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from mechanisms.adaptive_clipping import QuantileClip
 from mechanisms.clipping import ClipMechanism
-from mechanisms.correlated.samplers import CyclicPoissonSampler, FixedOrderSampler
+from mechanisms.correlated.samplers import ArrivalOrderSampler, CyclicPoissonSampler, FixedOrderSampler
 from mechanisms.noise import ScheduledGaussian
 from mechanisms.sampling import PoissonSampler, Sampler, ShuffleSampler
 from monitors.events import DisjointEvent, GaussianEvent
@@ -16,7 +16,7 @@ from monitors.schedules import MOST_SEPARATE, is_monotone, stretches
 if TYPE_CHECKING:
     from mechanisms.noise import NoiseMechanism
 
-_KNOWN_SAMPLERS = (PoissonSampler, ShuffleSampler, CyclicPoissonSampler, FixedOrderSampler)
+_KNOWN_SAMPLERS = (PoissonSampler, ShuffleSampler, CyclicPoissonSampler, FixedOrderSampler, ArrivalOrderSampler)
 
 #: Implementations of ``ClipMechanism.event`` that give the same event at every step.
 _SAME_EVENT = (ClipMechanism.event, QuantileClip.event)

@@ -78,6 +78,7 @@ def noise_for_epsilon(
         1.287
     """
     from dpmodel.data.loader import private_loader
+    from dpmodel.data.stream import require_one_pass
 
     checks.positive_int(epochs=epochs)
     if "initial_noise_multiplier" in options:
@@ -88,6 +89,7 @@ def noise_for_epsilon(
     clip = copy.deepcopy(clip_mech) if clip_mech is not None else Fixed()
     clip.start(norm_bound)
     private, _ = private_loader(loader, sampling)
+    require_one_pass(private.dataset, epochs)
     before = spent if spent is not None else Ledger()
     mechanism, steps = NoiseMechanismsFactory.create(noise, **options), epochs * private.steps_per_epoch
     unit = ClippedUnit.of(private.batch_size, micro_batches)

@@ -47,6 +47,8 @@ def require_unmixed_batches(loader: PrivateLoader, *, secret: bool = True) -> No
     Examples are compared alone and in batches of several sizes. Random mixing is found by replacing the last example of
     a batch under equal seeds: no other example may change.
 
+    Of a stream, only the first examples are compared.
+
     Args:
         loader: Batches that torch or dpmodel cut from tensors are not checked.
         secret: Whether to choose the examples secretly; otherwise they are the same in each run.
@@ -54,7 +56,7 @@ def require_unmixed_batches(loader: PrivateLoader, *, secret: bool = True) -> No
     Raises:
         DataError: It mixes examples.
     """
-    if loader.fetcher.plain or loader.num_examples < 2:
+    if loader.fetcher.plain or loader.readable < 2:
         return
     draw = np.random.default_rng(None if secret else 0)
     generators = Generators(loader.dataset, loader.fetcher.collate_fn)
@@ -64,9 +66,9 @@ def require_unmixed_batches(loader: PrivateLoader, *, secret: bool = True) -> No
         for size in sorted({*_SIZES, min(_LARGEST, loader.batch_size)}):
             if time.perf_counter() - started > _SECONDS:
                 break
-            if not _same_alone(loader, draw.permutation(loader.num_examples)[:size], draw):
+            if not _same_alone(loader, draw.permutation(loader.readable)[:size], draw):
                 raise DataError(f"{maker} {_MIXES}")
-        if not _same_beside_another(loader, draw.permutation(loader.num_examples)[: _REPLACED_IN + 1], generators):
+        if not _same_beside_another(loader, draw.permutation(loader.readable)[: _REPLACED_IN + 1], generators):
             raise DataError(f"{maker} {_MIXES}")
 
 

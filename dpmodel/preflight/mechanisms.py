@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from mechanisms.clip_check import require_sound_clip
 from mechanisms.noise_check import require_sound_noise
-from mechanisms.sampling import SAMPLERS, Sampler
+from mechanisms.sampling import Sampler
 from mechanisms.sampling_check import require_sound_sampler
 from monitors.events import NonPrivateEvent
 
@@ -15,7 +16,9 @@ if TYPE_CHECKING:
     from mechanisms.engines.parameters import FlatLayout
 
 
-def require_sound_mechanisms(plan: ReleasePlan, steps: range, sampling: str, layout: FlatLayout) -> tuple[str, ...]:
+def require_sound_mechanisms(
+    plan: ReleasePlan, steps: range, build_sampler: Callable[..., Sampler], layout: FlatLayout
+) -> tuple[str, ...]:
     """Try the clip mechanism, the noise mechanism and the sampler of a plan; their state stays as it is.
 
     Without privacy, only the clip mechanism is tried.
@@ -23,7 +26,7 @@ def require_sound_mechanisms(plan: ReleasePlan, steps: range, sampling: str, lay
     Args:
         plan: The mechanisms of the training.
         steps: The planned steps.
-        sampling: Name of the sampler.
+        build_sampler: Builds the sampler, like a class of ``SAMPLERS``.
         layout: Where the trained parameters lie in the sum.
 
     Returns:
@@ -37,7 +40,7 @@ def require_sound_mechanisms(plan: ReleasePlan, steps: range, sampling: str, lay
         return notes
 
     def fresh(num_examples: int, batch_size: int, first_partition: int) -> Sampler:
-        sampler: Sampler = SAMPLERS.create(sampling, num_examples, batch_size, None, first_partition)
+        sampler = build_sampler(num_examples, batch_size, None, first_partition)
         sampler.separate(plan.sampler.bands)
         return sampler
 

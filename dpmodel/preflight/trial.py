@@ -17,6 +17,7 @@ from dpmodel.data.targets import require_class_targets, require_same_shape
 from dpmodel.distributed.agreement import require_agreement, require_bare
 from dpmodel.distributed.shared_rows import SharedRows
 from dpmodel.preflight.arguments import check_types
+from dpmodel.preflight.arrivals import require_separate_arrivals
 from dpmodel.preflight.batches import require_unmixed_batches
 from dpmodel.preflight.loss import try_loss
 from dpmodel.preflight.mechanisms import require_sound_mechanisms
@@ -166,6 +167,9 @@ def run(trial: Trial) -> None:
 
 def memory(trial: Trial) -> None:
     """Items do not depend on the items read before; called before anything else is read."""
+    if trial.loader.stream is not None:
+        trial.loader.stream.peek()  # what is read once cannot be compared; the checks that follow get these examples
+        return
     require_no_memory(trial.loader, secret=trial.secret)
 
 
@@ -201,7 +205,7 @@ def mechanisms(trial: Trial) -> None:
     """Clipping, noise and sampling do what their events state."""
     run = trial.run
     steps, layout = range(run.first_step, run.planned_steps), FlatLayout.of(trial.network)
-    run.notes = require_sound_mechanisms(run.plan, steps, trial.model.sampling, layout)
+    run.notes = require_sound_mechanisms(run.plan, steps, trial.loader.build_sampler, layout)
 
 
 def engine(trial: Trial) -> None:
@@ -226,7 +230,10 @@ def engine(trial: Trial) -> None:
 
 
 def rows(trial: Trial) -> None:
-    """Each record counts in one example."""
+    """Each record counts in one example; those of a stream are compared as they arrive."""
+    if trial.loader.stream is not None:
+        require_separate_arrivals(trial.loader)
+        return
     trial.say(require_separate_rows(trial.loader, secret=trial.secret))
 
 

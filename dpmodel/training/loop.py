@@ -160,6 +160,9 @@ class TrainingLoop:
         self._keep(rest=True)
         if self.step.left_out:
             run.say(f"{self.step.left_out:,} clipped units without a finite gradient were left out in all")
+        told = self.loader.told()
+        if told is not None:
+            run.say(told)
 
     def _epoch(self) -> None:
         run = self.run
@@ -262,6 +265,7 @@ class TrainingLoop:
 
     def _batch(self, drawn: Drawn) -> Batch:
         with self.step.guard.each_example_alone(self.run.step):
+            self.loader.check_read()
             self.collation.watch(drawn)
         x, y, ids = to_device(drawn.x, self.device), to_device(drawn.y, self.device), self._rows.take()
         if ids is None:

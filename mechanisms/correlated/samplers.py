@@ -157,8 +157,8 @@ class FixedOrderSampler(ShuffleSampler):
         checks.positive_int(bands=bands)
         if bands > self.most_bands:
             raise ValueError(
-                f"bands={bands} is more than the {self.steps_per_epoch} steps of a pass over the data, after which an "
-                f"example is drawn again; use at most bands={self.steps_per_epoch}"
+                f"bands={bands} is more than the {self.steps_per_epoch} steps of a pass over the data; use at most "
+                f"bands={self.steps_per_epoch}, or smaller batches"
             )
         self.bands = int(bands)
 
@@ -178,3 +178,46 @@ class FixedOrderSampler(ShuffleSampler):
     def describe(self) -> str:
         """Description of the sampling in words."""
         return f"one fixed order of batches of {self.batch_size} from {self.num_examples}, no amplification claimed"
+
+
+class ArrivalOrderSampler(FixedOrderSampler):
+    """``fixed_order`` for a stream: batches of the examples in the order in which they arrive, which is not secret.
+
+    Nothing is drawn and nothing is kept: rows are numbered as they arrive. The cost is that of ``FixedOrderSampler``,
+    which holds for any order.
+
+    Example:
+        >>> sampler = ArrivalOrderSampler(num_examples=10, batch_size=4)
+        >>> [sampler.rows(step).tolist() for step in range(sampler.steps_per_epoch)]
+        [[0, 1, 2, 3], [4, 5, 6, 7]]
+    """
+
+    #: A saved state names it: the pass over a stream must not be continued in a different order.
+    name = "arrival_order"
+
+    def rows(self, step: int) -> np.ndarray:
+        """The batch of ``step``."""
+        import numpy as np
+
+        begin = step % self.steps_per_epoch * self.batch_size
+        return np.arange(begin, begin + self.batch_size)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Nothing: the order is known."""
+        return {}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Refuse the state of a sampler with an order of its own.
+
+        Raises:
+            ValueError: ``state`` holds an order.
+        """
+        if state:
+            raise ValueError(f"the order of arrival has no state, got {', '.join(state)}")
+
+    def describe(self) -> str:
+        """Description of the sampling in words."""
+        return (
+            f"one pass over a stream of {self.num_examples} examples in the order of arrival, in batches of "
+            f"{self.batch_size}, no amplification claimed"
+        )

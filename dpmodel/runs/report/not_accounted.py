@@ -21,8 +21,8 @@ def not_accounted(subject: ReportSubject) -> tuple[str, ...]:
         "without noise. Do not publish it.",
         "Broken gradients: a training ends early when most gradients are not finite for many steps in a row. Such an "
         "end reveals something about the data without noise; a training that ended as planned does not.",
-        "Evaluation data: metrics are measured on the test examples without noise; the guarantee covers only the "
-        "training examples.",
+        "Evaluation data: metrics are measured without noise on examples that this training does not use (test "
+        "examples, or training examples held back by data.validation); the guarantee does not cover those.",
         "Other uses of the same training data: earlier or later trainings, statistics and pre-processing add to what "
         "is spent; merge their ledgers (monitors.Ledger.merge) for the total.",
         "Persons with several examples: the unit is one example. A person with k examples is protected less, "

@@ -2,9 +2,11 @@ from collections import defaultdict
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from mechanisms import ClippedUnit, PoissonSampler
-from mechanisms.correlated.samplers import CyclicPoissonSampler, FixedOrderSampler
+from mechanisms.correlated.samplers import ArrivalOrderSampler, CyclicPoissonSampler, FixedOrderSampler
 from mechanisms.sampling_check import require_sound_sampler
 from mechanisms.significance import unlikely_share
 from monitors import GaussianEvent, PoissonSampledEvent
@@ -168,3 +170,33 @@ def test_the_trial_accepts_groups_of_the_size_of_a_batch(examples, batch, bands)
 
     assert make(examples, batch, 0).group_rate == 1
     require_sound_sampler(make, examples, batch, ClippedUnit(1, batch), 12)
+
+
+@settings(max_examples=40, deadline=None)
+@given(examples=st.integers(1, 300), batch=st.integers(1, 60), first=st.integers(0, 3))
+def test_the_order_of_arrival_costs_what_any_other_fixed_order_does(examples, batch, first):
+    batch = min(batch, examples)
+    arriving, ordered = (make(examples, batch, None, first) for make in (ArrivalOrderSampler, FixedOrderSampler))
+    steps = arriving.steps_per_epoch
+    for bands in {1, 2, steps} & set(range(1, steps + 1)):
+        for sampler in (arriving, ordered):
+            sampler.separate(bands)
+        assert [arriving.amplify(step, GaussianEvent(1.3)) for step in range(steps)] == [
+            ordered.amplify(step, GaussianEvent(1.3)) for step in range(steps)
+        ]
+    rows = np.concatenate([arriving.rows(step) for step in range(steps)])
+    assert rows.tolist() == list(range(steps * batch))
+    assert arriving.relation == ordered.relation
+
+
+def test_the_order_of_arrival_neither_takes_nor_gives_an_order():
+    arriving, ordered = ArrivalOrderSampler(40, 4), FixedOrderSampler(40, 4)
+    ordered.rows(0)
+    with pytest.raises(ValueError, match="no state"):
+        arriving.load_state_dict(ordered.state_dict())
+    with pytest.raises(KeyError):
+        ordered.load_state_dict(arriving.state_dict())
+    arriving.load_state_dict(arriving.state_dict())
+    assert arriving.rows(1).tolist() == [4, 5, 6, 7]
+    with pytest.raises(ValueError, match="bands=11 is more than the 10 steps"):
+        arriving.separate(11)
