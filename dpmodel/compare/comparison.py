@@ -40,7 +40,7 @@ _STATED_ONCE = {
 
 #: Sections in which ``tune`` searches, and settings there that no training depends on or that void its guarantee.
 SEARCHED = ("network", "loss", "optimizer", "privacy", "training", "callbacks")
-NOT_SEARCHED = ("privacy.monitor", "privacy.sampling_seed", "training.metrics", "training.valid_batch_size")
+NOT_SEARCHED = ("privacy.monitor", "privacy.sampling_seed", "training.metrics")
 
 #: Sections that a variant may replace entirely.
 _WHOLE = frozenset({"network", "loss", "optimizer", "callbacks"})
