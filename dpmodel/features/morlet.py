@@ -78,5 +78,6 @@ def _gabor(shape: tuple[int, int], width: float, angle: float, frequency: float,
     along = x * np.cos(angle) + y * np.sin(angle)
     across = y * np.cos(angle) - x * np.sin(angle)
     values = np.exp(-(along**2 + (slant * across) ** 2) / (2.0 * width**2) + 1j * frequency * along)
-    periodic = values.reshape(len(copies), shape[0], len(copies), shape[1]).sum((0, 2))
-    return periodic * slant / (2.0 * np.pi * width**2)
+    periodic: Array = values.reshape(len(copies), shape[0], len(copies), shape[1]).sum((0, 2))
+    periodic *= slant / (2.0 * np.pi * width**2)
+    return periodic

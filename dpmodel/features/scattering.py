@@ -22,8 +22,9 @@ class Scattering2D(nn.Module):
     """Scattering coefficients of order 0, 1 and 2 of each channel: fixed features that need no training.
 
     Order 0 is the image averaged over ``2^J`` pixels; order 1 averages ``|x * psi_1|`` and order 2
-    ``||x * psi_1| * psi_2|`` in the same way, for Morlet wavelets ``psi`` at ``J`` scales and ``L`` angles, ``psi_2`` coarser
-    than ``psi_1``. The averages are kept every ``2^J`` pixels. The image is continued by reflection at its border.
+    ``||x * psi_1| * psi_2|`` in the same way, for Morlet wavelets ``psi`` at ``J`` scales and ``L`` angles, ``psi_2``
+    coarser than ``psi_1``. The averages are kept every ``2^J`` pixels. The image is continued by reflection at its
+    border.
 
     The filters are public constants: the module has no parameters and an empty ``state_dict``, and transforms each
     image by itself. Conventions (order of the channels, borders, sampling) are those of kymatio 0.3.
@@ -102,14 +103,14 @@ class Scattering2D(nn.Module):
                 break
             # One angle at a time, so that the products with all coarser wavelets stay in the cache.
             for one_angle in torch.fft.fft2(modulus).split(1, dim=1):
-                for coarse in range(fine + 1, self.J):
-                    second.append(self._averaged(self._modulus(one_angle, fine, coarse), coarse))
+                coarser_ones = range(fine + 1, self.J)
+                second += [self._averaged(self._modulus(one_angle, fine, each), each) for each in coarser_ones]
         return torch.cat([*first, *second], dim=1)
 
     def _modulus(self, spectrum: Tensor, level: int, scale: int) -> Tensor:
         """``|u * psi|`` at all angles of ``scale``, at level ``scale``, for the ``spectrum`` of u at ``level``."""
         wavelets = getattr(self, f"wavelets_{level}_{scale}").to(spectrum.real.dtype)
-        values = torch.fft.ifft2(_subsampled(spectrum * wavelets, 1 << (scale - level)))
+        values: Tensor = torch.fft.ifft2(_subsampled(spectrum * wavelets, 1 << (scale - level)))
         if values.requires_grad:
             return values.abs()  # whose gradient at zero is zero
         return values.real.square().addcmul_(values.imag, values.imag).sqrt_()  # three times as fast as abs
@@ -117,7 +118,8 @@ class Scattering2D(nn.Module):
     def _averaged(self, values: Tensor, level: int) -> Tensor:
         """Gaussian averages every ``2^J`` pixels of ``values``, which are at ``level``."""
         rows, columns = (getattr(self, f"averages_{level}_{axis}").to(values.dtype) for axis in (0, 1))
-        return rows @ values @ columns.T
+        averages: Tensor = rows @ values @ columns.T
+        return averages
 
     def _keep(self, name: str, values: np.ndarray[Any, Any]) -> None:
         # Not saved, because the arguments determine it. In float64, so that both types of images get exact filters.
@@ -143,7 +145,8 @@ def _averages(size: int, kept: int, scales: int, level: int) -> np.ndarray[Any, 
     spectrum = coarser(low_pass(size, scales), 1 << level)
     window = np.fft.ifft(spectrum).real
     places = (np.arange(kept) + 1) << (scales - level)
-    return window[(places[:, None] - np.arange(len(window))) % len(window)]
+    matrix: np.ndarray[Any, Any] = window[(places[:, None] - np.arange(len(window))) % len(window)]
+    return matrix
 
 
 def _checked_shape(shape: Sequence[int], scales: int) -> tuple[int, int]:
@@ -154,5 +157,8 @@ def _checked_shape(shape: Sequence[int], scales: int) -> tuple[int, int]:
     if min(height, width) <= 1 << scales:
         most = (min(height, width) - 1).bit_length() - 1
         remedy = f"use J={most} or less" if most > 0 else "they are too small for any J"
-        raise ValueError(f"images of {height} x {width} are too small for J={scales}, which needs more than {1 << scales} pixels: {remedy}")
+        raise ValueError(
+            f"images of {height} x {width} are too small for J={scales}, which needs more than {1 << scales} pixels: "
+            f"{remedy}"
+        )
     return height, width

@@ -105,7 +105,7 @@ def evaluate_run(
     load_weights(task.network, folder.checkpoint)
     privacy = config.privacy
     spent = privacy_spent(ledger, privacy.delta, privacy.accountant, plan.release.statement)
-    test_data = MeasuredData(Fingerprint.of(task.data.test), _recorded(folder))
+    test_data = MeasuredData(task.data.test_fingerprint, _recorded(folder))
     metrics = model.eval(task.placed(task.data.test))
     return Evaluation(metrics, spent, test_data, plan.release.sampler.num_examples)
 
