@@ -11,7 +11,7 @@ from torch import Tensor
 
 from dpmodel.saving.tensor_file import read_tensor_file, write_tensor_file
 from monitors.atomic import PRIVATE_FOLDER
-from monitors.errors import CheckpointError, DataError
+from monitors.errors import CheckpointError
 
 FOLDER = "features"
 KIND = "features"
@@ -78,6 +78,8 @@ class FeatureCache:
             rows = self._part(part, filled)
             if joined is None:
                 joined = torch.empty((self.examples, *rows.shape[1:]), dtype=rows.dtype)
+            if rows.shape[1:] != joined.shape[1:]:
+                raise ValueError(f"{self.path(part)} holds features of another shape, {tuple(rows.shape[1:])}")
             joined[filled : filled + len(rows)] = rows
             filled, part = filled + len(rows), part + 1
         return joined
@@ -96,19 +98,3 @@ class FeatureCache:
 def warn_computed_again(reason: str) -> None:
     """Warn that features on disk are not used."""
     warnings.warn(f"{reason}. They are computed again", UserWarning, stacklevel=4)
-
-
-def require_finite(features: Tensor, first: int) -> None:
-    """Refuse NaN and infinite features.
-
-    Args:
-        features: Those of some successive examples.
-        first: Row of the first one.
-
-    Raises:
-        DataError: Names the row.
-    """
-    finite = features.flatten(1).isfinite().all(1)
-    if not bool(finite.all()):
-        row = first + int((~finite).nonzero()[0])
-        raise DataError(f"the features of row {row} are NaN or infinite; check the network and that input")

@@ -21,10 +21,10 @@ from dpmodel.data.in_memory import InMemoryDataset
 from dpmodel.data.loader import PrivateLoader
 from dpmodel.data.row_choice import require_each_row_once
 from dpmodel.data.splits import DataSplits
-from dpmodel.features.cache import FeatureCache, require_finite, warn_computed_again
+from dpmodel.features.cache import FeatureCache, warn_computed_again
 from dpmodel.features.digest import DataDigest, network_digest
 from dpmodel.features.progress import progress
-from dpmodel.features.row_check import COMPARED, RowSample
+from dpmodel.features.row_check import COMPARED, RowSample, require_finite
 from dpmodel.preflight.batches import require_unmixed_batches
 from dpmodel.preflight.rows import require_no_memory, require_separate_rows
 from mechanisms.engines.batch import map_tensors, outputs_of
@@ -167,7 +167,7 @@ def _computed(
     with progress(what, loader.num_examples) as advance:
         for x, y in loader.in_order(batch_size):
             found = outputs_of(network, on_device(x)).float().cpu()
-            require_finite(found, done)
+            require_finite(found, range(done, done + len(found)))
             if not done:
                 features = torch.empty((loader.num_examples, *found.shape[1:]))
             features[done : done + len(found)] = found

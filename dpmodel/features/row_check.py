@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -36,6 +37,7 @@ class RowSample:
         together = _features(network, x)
         alone = [_features(network, map_tensors(lambda part: part[k : k + 1], x)) for k in range(len(rows))]  # noqa: B023
         self.alone = torch.cat(alone)
+        require_finite(self.alone, rows.tolist())
         # Once more in reverse: neither the place in the batch nor what came before may matter.
         turned = _features(network, map_tensors(lambda part: part.flip(0), x)).flip(0)
         if not (self._agree(together) and self._agree(turned)):
@@ -56,6 +58,22 @@ class RowSample:
         allowed = max(_ROUNDING, 8 * torch.finfo(self.alone.dtype).eps)
         one, other = self.alone.double().cpu(), other.double().cpu()
         return bool(((one - other).abs().max() <= allowed * one.abs().max()) & one.isfinite().all())
+
+
+def require_finite(features: Tensor, rows: Sequence[int]) -> None:
+    """Refuse NaN and infinite features.
+
+    Args:
+        features: Those of some examples.
+        rows: Rows of these examples.
+
+    Raises:
+        DataError: Names the row.
+    """
+    finite = features.flatten(1).isfinite().all(1)
+    if not bool(finite.all()):
+        row = rows[int((~finite).nonzero()[0])]
+        raise DataError(f"the features of row {row} are NaN or infinite; check the network and that input")
 
 
 def _features(network: nn.Module, x: Any) -> Tensor:

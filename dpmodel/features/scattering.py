@@ -81,6 +81,8 @@ class Scattering2D(nn.Module):
                 f"Scattering2D(shape={self.shape}) takes float32 or float64 of shape (..., {self.shape[0]}, "
                 f"{self.shape[1]}), got {x.dtype} of shape {tuple(x.shape)}"
             )
+        if not x.numel():  # some libraries have no Fourier transform of nothing
+            return x.new_zeros(*x.shape[:-2], self.channels, *self.output_shape)
         images = x.reshape(-1, 1, *self.shape)
         most = max(1, (_IN_CACHE if x.device.type == "cpu" else _ON_DEVICE) // self._largest)
         with torch.autocast(x.device.type, enabled=False):  # its low precision would be that of the features

@@ -33,11 +33,9 @@ class ScatteringLinear(nn.Module):
         Tramèr and Boneh 2021, "Differentially Private Learning Needs Better Features (or Much More Data)".
 
     Example:
-        >>> ScatteringLinear(in_channels=81, in_features=81 * 7 * 7)
-        ScatteringLinear(
-          (norm): GroupNorm(27, 81, eps=1e-05, affine=False)
-          (linear): Linear(in_features=3969, out_features=10, bias=True)
-        )
+        >>> import torch
+        >>> ScatteringLinear(in_channels=81, in_features=81 * 7 * 7)(torch.rand(2, 81, 7, 7)).shape
+        torch.Size([2, 10])
     """
 
     def __init__(
