@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import cast
 
 from torch import Tensor, nn
@@ -19,7 +20,8 @@ class ScatteringLinear(nn.Module):
         in_channels: Channels of the features (81 per input channel for scattering with J = 2 and L = 8).
         in_features: Numbers per example.
         num_classes: Number of scores.
-        num_groups: Groups of channels that are normalised together; must divide ``in_channels``.
+        num_groups: Groups of channels that are normalised together; must divide ``in_channels``. None: the greatest
+            common divisor of 27 and ``in_channels``, which is 27 for scattering with J = 2 and L = 8.
         init: Name of the initialisation.
         seed: Seed of the initial weights; None uses torch's global generator.
 
@@ -43,14 +45,14 @@ class ScatteringLinear(nn.Module):
         in_channels: int,
         in_features: int,
         num_classes: int = 10,
-        num_groups: int = 27,
+        num_groups: int | None = None,
         init: str = "torch",
         seed: int | None = None,
     ) -> None:
         super().__init__()
-        checks.positive_int(
-            in_channels=in_channels, in_features=in_features, num_classes=num_classes, num_groups=num_groups
-        )
+        checks.positive_int(in_channels=in_channels, in_features=in_features, num_classes=num_classes)
+        num_groups = math.gcd(27, in_channels) if num_groups is None else num_groups
+        checks.positive_int(num_groups=num_groups)
         if in_channels % num_groups:
             raise ValueError(f"num_groups must divide the {in_channels} channels of the features, got {num_groups}")
         self.norm = nn.GroupNorm(num_groups, in_channels, affine=False)

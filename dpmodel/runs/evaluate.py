@@ -83,8 +83,8 @@ def evaluate_run(
     Args:
         path: Folder of ``dpmodel train``.
         overrides: Settings to change, such as ``"performance.device=cpu"`` or ``"privacy.delta=1e-6"``.
-        trust_code: Run the code that the configuration names (``network.module``, ``plugins``), even if the folder was
-            not made here.
+        trust_code: Run the code that the configuration names (``network.module``, ``features.module``, ``plugins``),
+            even if the folder was not made here.
 
     Raises:
         ConfigError: Not a run folder, a wrong setting, or a changed setting that the claim depends on; or the folder

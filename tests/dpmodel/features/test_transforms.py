@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from dpmodel import build_network, load_config, save_checkpoint, train_from_config
+from dpmodel.compare.equal_epsilon import _same_task
 from dpmodel.config import make_config
 from dpmodel.config.identity import settings_by_path
 from dpmodel.features import FEATURES, build_features
@@ -140,6 +141,12 @@ def test_where_features_are_kept_is_no_part_of_the_result():
     assert one == other
     assert settings_by_path(configured({"name": "scattering", "J": 3})) != one
     assert not any(path.startswith("features") for path in settings_by_path(configured(None)))
+
+
+def test_variants_with_different_features_do_not_share_their_data():
+    plain, fixed, coarser = configured(None), configured("scattering"), configured({"name": "scattering", "J": 1})
+    assert _same_task(fixed, configured("scattering"))
+    assert not any(_same_task(one, other) for one, other in ((plain, fixed), (fixed, coarser)))
 
 
 def test_weights_are_found_beside_the_configuration(tmp_path, monkeypatch):
