@@ -13,22 +13,23 @@ ROOT = Path(__file__).parents[1]
 #: Trainings only; comparisons and searches, which contain a training, have separate tests.
 CONFIGS = [
     path
-    for path in sorted((ROOT / "configs").glob("*.yaml"))
+    for path in sorted((ROOT / "configs").rglob("*.yaml"))
     if "training" in read_yaml(path.read_text(), path.name).values
 ]
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
 @pytest.mark.sample(2)
-def test_a_configuration_builds_and_keeps_its_target(path):
+def test_a_configuration_builds_and_keeps_its_target(path, tmp_path, monkeypatch):
     from dpmodel.runs.build import build_training
 
+    monkeypatch.setenv("DPMODEL_CACHE", str(tmp_path))  # features are kept there
     config = load_config(path)
     target = config.privacy.target_epsilon
     if target is not None:
         assert plan_training(config).privacy_spent().epsilon <= target
     assert build_training(load_config(path, ["data.limit=5000", "data.test_limit=10"])).plan.steps > 0
-    assert f"dpmodel train configs/{path.name}" in path.read_text()
+    assert f"dpmodel train {path.relative_to(ROOT).as_posix()}" in path.read_text()
 
 
 def test_the_published_configurations_exist():

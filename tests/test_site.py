@@ -17,7 +17,19 @@ DOCS = ROOT / "docs"
 DOCUMENTED = ["monitors", "mechanisms", "mechanisms.engines", "dpmodel", "dpmodel.runs.report"]
 DOCUMENTED += [
     f"dpmodel.{name}"
-    for name in ("budget", "callbacks", "compare", "config", "data", "figures", "metrics", "nets", "starter", "tuning")
+    for name in (
+        "budget",
+        "callbacks",
+        "compare",
+        "config",
+        "data",
+        "features",
+        "figures",
+        "metrics",
+        "nets",
+        "starter",
+        "tuning",
+    )
 ]
 
 

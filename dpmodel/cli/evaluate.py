@@ -34,8 +34,8 @@ def evaluate(
 
     If the test data differ from those of the training, they are evaluated with a warning.
 
-    If RUN_DIR was not made here and its configuration names code (network.module, plugins), that code runs only with
-    --trust-code.
+    If RUN_DIR was not made here and its configuration names code (network.module, features.module, plugins), that code
+    runs only with --trust-code.
     """
     from dpmodel.runs.evaluate import evaluate_run
 

@@ -15,8 +15,8 @@ TrustCode = Annotated[
     bool,
     typer.Option(
         "--trust-code",
-        help="Run the code that the configuration in RUN_DIR names (network.module, plugins), even if RUN_DIR was not "
-        "made here. Only for authors you trust.",
+        help="Run the code that the configuration in RUN_DIR names (network.module, features.module, plugins), "
+        "even if RUN_DIR was not made here. Only for authors you trust.",
     ),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON only.")]

@@ -43,7 +43,7 @@ SEARCHED = ("network", "loss", "optimizer", "privacy", "training", "callbacks")
 NOT_SEARCHED = ("privacy.monitor", "privacy.sampling_seed", "training.metrics")
 
 #: Sections that a variant may replace entirely.
-_WHOLE = frozenset({"network", "loss", "optimizer", "callbacks"})
+_WHOLE = frozenset({"features", "network", "loss", "optimizer", "callbacks"})
 
 #: Printing monitors would recompute epsilon for lines that nobody sees.
 _NEVER = 10**9

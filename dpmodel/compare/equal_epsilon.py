@@ -95,7 +95,7 @@ def calibrate_variants(
 
 def _same_task(one: Config, other: Config) -> bool:
     stated = one.data.model_copy(update={"num_examples": other.data.num_examples})
-    sections = ("plugins", "network", "loss", "performance")
+    sections = ("plugins", "features", "network", "loss", "performance")
     return stated == other.data and all(getattr(one, name) == getattr(other, name) for name in sections)
 
 
@@ -156,7 +156,7 @@ def _at_known(variant: Variant, multiplier: float, target: float, task: Task) ->
 
 def _planned(variant: Variant, config: Config, task: Task) -> CalibratedVariant:
     plan = build_training(config, task).plan
-    data = Fingerprint.of(task.data.test)
+    data = task.data.test_fingerprint
     return CalibratedVariant(variant.name, variant.slug, plan, plan.privacy_spent().epsilon, data)
 
 

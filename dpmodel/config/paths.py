@@ -12,8 +12,11 @@ from monitors.errors import ConfigError
 #: Place of a setting that was read from a file, as ``marked_yaml`` writes it.
 _FILE_AND_LINE = re.compile(r"(?!--set )(?P<file>.+):\d+", re.DOTALL)
 
+#: Endings of files of weights. Other values of ``features.weights`` are arguments of the network.
+CHECKPOINTS = (".safetensors", ".ckpt")
 
-def locate_data(root: str, place: str) -> str:
+
+def locate_data(root: str, place: str, setting: str = "data.root") -> str:
     """``root`` as a full path, so that a run folder leads to the same data from any current folder.
 
     A relative path in a file is relative to that file or, if only the current folder has such a path, to the current
@@ -23,6 +26,7 @@ def locate_data(root: str, place: str) -> str:
     Args:
         root: A file or folder; ``~`` is the home folder.
         place: Where it was written, such as ``"runs/mine.yaml:3"``.
+        setting: The setting, for errors.
 
     Raises:
         ConfigError: ``root`` cannot be a path: it holds a NUL character, names an unknown user, or is too long.
@@ -43,4 +47,4 @@ def locate_data(root: str, place: str) -> str:
         beside = (Path(written["file"]).parent if written else Path()) / given
         return os.path.abspath(beside if beside.exists() or not given.exists() else given)
     except (OSError, RuntimeError, ValueError) as error:  # an unknown user, a name that is too long, a NUL character
-        raise ConfigError(f"{place}: data.root {checks.shown(root)} is not a path: {error}") from error
+        raise ConfigError(f"{place}: {setting} {checks.shown(root)} is not a path: {error}") from error

@@ -14,7 +14,7 @@ from dpmodel.config.faults import config_error, faults_in, locating_errors, one_
 from dpmodel.config.kinds import require_kind
 from dpmodel.config.marked_yaml import Marked, read_yaml_file
 from dpmodel.config.overrides import apply_overrides
-from dpmodel.config.paths import locate_data
+from dpmodel.config.paths import CHECKPOINTS, locate_data
 from dpmodel.config.plugins import import_plugin, locate_plugin
 from dpmodel.config.schema import Config, place_of
 from mechanisms.factory import ClipMechanismsFactory, NoiseMechanismsFactory
@@ -79,11 +79,14 @@ def checked_config(
 def _located(config: Config, marked: Marked, source: str) -> Config:
     """The configuration with full paths, so that its resolved form means the same in every folder."""
     plugins = tuple(locate_plugin(plugin, Path(source).parent) for plugin in config.plugins)
-    root = config.data.options.get("root")
-    if not isinstance(root, str):
-        return config.model_copy(update={"plugins": plugins})
-    full = locate_data(root, place_of(marked.marks, ("data", "root"), source))
-    return config.model_copy(update={"plugins": plugins, "data": config.data.model_copy(update={"root": full})})
+    changed: dict[str, Any] = {"plugins": plugins}
+    for name, key in (("data", "root"), ("features", "weights")):
+        section = getattr(config, name)
+        value = None if section is None else section.options.get(key)
+        if isinstance(value, str) and (key == "root" or value.endswith(CHECKPOINTS)):
+            full = locate_data(value, place_of(marked.marks, (name, key), source), f"{name}.{key}")
+            changed[name] = section.model_copy(update={key: full})
+    return config.model_copy(update=changed)
 
 
 def require_names(config: Config) -> None:

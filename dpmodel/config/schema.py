@@ -13,6 +13,7 @@ from dpmodel.config.privacy import PrivacySection
 from dpmodel.config.sections import (
     CallbackSection,
     DataSection,
+    FeaturesSection,
     LossSection,
     NetworkSection,
     OptimizerSection,
@@ -29,6 +30,7 @@ class Config(Section):
         plugins: Module names, or paths of ``.py`` files relative to the configuration. They are imported first, so that
             the mechanisms, data sets and networks that they register can be used by name. Plugins run code.
         data: The data set.
+        features: Fixed features that replace the inputs of the data set; null trains on the inputs.
         network: The network.
         loss: The loss.
         optimizer: The optimizer and its learning-rate schedule.
@@ -48,6 +50,7 @@ class Config(Section):
 
     plugins: Annotated[tuple[str, ...], FromList] = ()
     data: DataSection = DataSection()
+    features: FeaturesSection | None = None
     network: NetworkSection
     loss: LossSection = LossSection()
     optimizer: OptimizerSection

@@ -35,6 +35,19 @@ class DataSection(NamedSection):
         return {"name": self.name, **stated, **self.options}
 
 
+class FeaturesSection(NamedSection):
+    """Features that replace the inputs, computed once; other keys are arguments (``J``, ``L``, ``module``, ...).
+
+    Args:
+        name: ``scattering``, ``network``, or other registered features. They must be public: see ``docs/features.md``.
+        cache: Keep the features on disk, in the cache folder.
+        batch_size: Examples per pass while they are computed.
+    """
+
+    cache: bool = True
+    batch_size: PositiveInt = 256
+
+
 class NetworkSection(NamedSection):
     """The network: a registered ``name``, or ``module: package.module:Class``; other keys are its arguments.
 

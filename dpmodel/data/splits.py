@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from dpmodel.data.fingerprint import Fingerprint
 from dpmodel.data.images import resize_images
 from dpmodel.data.in_memory import Constants, InMemoryDataset
 from monitors import checks
@@ -50,6 +51,8 @@ class DataSplits:
         test: The test examples.
         num_classes: Number of classes, or of numbers to predict per example; public.
         source: Where the data came from.
+        read_test: The fingerprint of the test data as read, if these are features of them. Features differ in their
+            last digits between devices.
     """
 
     name: str
@@ -57,11 +60,17 @@ class DataSplits:
     test: InMemoryDataset
     num_classes: int
     source: str = ""
+    read_test: Fingerprint | None = None
 
     @property
     def example_shape(self) -> tuple[int, ...]:
         """Shape of one input; (channels, height, width) for images."""
         return tuple(self.train.x.shape[1:])
+
+    @property
+    def test_fingerprint(self) -> Fingerprint:
+        """The fingerprint of the test data as they were read, before any features are computed."""
+        return Fingerprint.of(self.test) if self.read_test is None else self.read_test
 
     def describe(self) -> str:
         """Size and task of the data set: ``"300 training examples, 2 classes"``."""

@@ -9,4 +9,5 @@ from dpmodel.nets.initializers import INITIALIZERS as INITIALIZERS
 from dpmodel.nets.lenet5 import LeNet5 as LeNet5
 from dpmodel.nets.networks import NETWORKS as NETWORKS
 from dpmodel.nets.networks import build_network as build_network
+from dpmodel.nets.scattering_linear import ScatteringLinear as ScatteringLinear
 from dpmodel.nets.small_cnn import SmallCNN as SmallCNN

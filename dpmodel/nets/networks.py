@@ -10,6 +10,7 @@ from torch import nn
 from dpmodel.nets.dense import MLP, Linear
 from dpmodel.nets.initializers import seeded
 from dpmodel.nets.lenet5 import LeNet5
+from dpmodel.nets.scattering_linear import ScatteringLinear
 from dpmodel.nets.small_cnn import SmallCNN
 from dpmodel.nets.user_module import import_network
 from monitors.arguments import accepted_names, check_arguments
@@ -20,6 +21,7 @@ NETWORKS.register("lenet5")(LeNet5)
 NETWORKS.register("mlp")(MLP)
 NETWORKS.register("linear")(Linear)
 NETWORKS.register("small_cnn")(SmallCNN)
+NETWORKS.register("scattering_linear")(ScatteringLinear)
 
 
 #: Defaults that are tried with a builder that takes any keyword, such as those of torchvision and timm.
@@ -37,7 +39,8 @@ def build_network(
     """Build a registered network by ``name``, or the user's own class by ``module``.
 
     Args:
-        name: ``"lenet5"``, ``"mlp"``, ``"linear"``, ``"small_cnn"``, or any other registered name.
+        name: ``"lenet5"``, ``"mlp"``, ``"linear"``, ``"small_cnn"``, ``"scattering_linear"``, or any other
+            registered name.
         module: ``"package.module:Class"``.
         seed: Seed of the initial weights; None uses torch's global generator.
         defaults: Arguments that are passed if the class takes them and ``args`` does not contain them. They follow from

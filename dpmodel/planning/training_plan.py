@@ -68,7 +68,10 @@ class TrainingPlan:
     @property
     def subject(self) -> ReportSubject:
         """The training as its privacy report describes it."""
-        privacy, options = self.config.privacy, self.config.data.options
+        privacy, options, features = self.config.privacy, self.config.data.options, self.config.features
+        constants = [f"data.{name}" for name in ("mean", "std") if options.get(name) is not None]
+        if features is not None and features.name != "scattering":
+            constants.append("features")
         return ReportSubject(
             self.release,
             privacy.norm_bound,
@@ -76,7 +79,7 @@ class TrainingPlan:
             privacy.delta,
             privacy.accountant,
             target_epsilon=self.target_epsilon,
-            public_constants=tuple(f"data.{name}" for name in ("mean", "std") if options.get(name) is not None),
+            public_constants=tuple(constants),
         )
 
     def at(self, noise_multiplier: float) -> TrainingPlan:

@@ -10,6 +10,7 @@ from dpmodel.callbacks.registry import CALLBACKS
 from dpmodel.config.faults import faults_in, one_error
 from dpmodel.config.schema import Config
 from dpmodel.data.datasets import DATASETS
+from dpmodel.features.transforms import check_features
 from dpmodel.losses import build_loss
 from dpmodel.metrics.names import named_metrics
 from dpmodel.nets.networks import check_network
@@ -19,7 +20,7 @@ from monitors.arguments import check_arguments
 
 
 def require_known_names(config: Config) -> None:
-    """Refuse unknown names and arguments of data set, network, loss, optimizer, metrics, engine and callbacks.
+    """Refuse unknown names and arguments of data, features, network, loss, optimizer, metrics, engine and callbacks.
 
     Raises:
         ConfigError: There are unknown names; lists all of them with file, line and the nearest known name.
@@ -47,6 +48,8 @@ def unknown_names(config: Config) -> list[str]:
         "loss": partial(build_loss, config.loss.name, **config.loss.options),
         "optimizer": partial(check_optimizer, optimizer.name, optimizer.options),
     }
+    if config.features is not None:
+        checks["features"] = partial(check_features, config.features.name, config.features.options)
     if schedule is not None:
         checks["optimizer.schedule"] = partial(
             LearningRateScheduler, schedule.name, schedule.interval, **schedule.options

@@ -14,10 +14,13 @@ from dpmodel.callbacks import LearningRateScheduler
 from dpmodel.callbacks.registry import build_callback
 from dpmodel.config import Config, locating_errors
 from dpmodel.config.identity import settings_by_path
+from dpmodel.config.sections import FeaturesSection
 from dpmodel.data import DataSplits, load_dataset
 from dpmodel.data.in_memory import InMemoryDataset
 from dpmodel.data.loader import PrivateLoader
+from dpmodel.data.locations import cache_folder
 from dpmodel.distributed.launch import launched_processes, local_rank
+from dpmodel.features import build_features, extract_splits
 from dpmodel.losses import build_loss
 from dpmodel.metrics import MetricSet
 from dpmodel.model import DPModel
@@ -27,7 +30,7 @@ from dpmodel.planning.release import ReleasePlan
 from dpmodel.planning.training_plan import TrainingPlan, plan_training
 from dpmodel.preflight.configured import require_known_names
 from dpmodel.preflight.network import fix
-from dpmodel.preflight.task import require_metrics_fit, require_network_fits, require_stated_size
+from dpmodel.preflight.task import locating_refusals, require_metrics_fit, require_network_fits, require_stated_size
 from mechanisms.engines.base import ENGINES
 from monitors.errors import ConfigError
 from monitors.factory import PrivacyMonitorFactory
@@ -133,6 +136,8 @@ def build_task(config: Config) -> Task:
     with locating_errors(config, "data"):
         data = load_dataset(**config.data.reader_arguments)
     require_stated_size(config, data)
+    if config.features is not None:
+        data = _with_features(config.features, config, data, device)
     with locating_errors(config, "network"):
         network = build_network(
             config.network.name,
@@ -148,6 +153,15 @@ def build_task(config: Config) -> Task:
     require_network_fits(config, network, data, device)
     require_metrics_fit(config, data)
     return Task(_with_size(config, data), data, network, loss_fn, device)
+
+
+def _with_features(section: FeaturesSection, config: Config, data: DataSplits, device: torch.device) -> DataSplits:
+    """The data with features in place of the inputs, from the cache if it has them."""
+    facts = {**data.network_defaults(), "example_shape": data.example_shape}
+    with locating_errors(config, "features"), locating_refusals(config, "features"):
+        network = build_features(section.name, facts, **section.options).to(device)
+        cache = cache_folder() if section.cache else None
+        return extract_splits(network, data, cache=cache, batch_size=section.batch_size)
 
 
 def _with_size(config: Config, data: DataSplits) -> Config:

@@ -83,8 +83,8 @@ def evaluate_run(
     Args:
         path: Folder of ``dpmodel train``.
         overrides: Settings to change, such as ``"performance.device=cpu"`` or ``"privacy.delta=1e-6"``.
-        trust_code: Run the code that the configuration names (``network.module``, ``plugins``), even if the folder was
-            not made here.
+        trust_code: Run the code that the configuration names (``network.module``, ``features.module``, ``plugins``),
+            even if the folder was not made here.
 
     Raises:
         ConfigError: Not a run folder, a wrong setting, or a changed setting that the claim depends on; or the folder
@@ -105,7 +105,7 @@ def evaluate_run(
     load_weights(task.network, folder.checkpoint)
     privacy = config.privacy
     spent = privacy_spent(ledger, privacy.delta, privacy.accountant, plan.release.statement)
-    test_data = MeasuredData(Fingerprint.of(task.data.test), _recorded(folder))
+    test_data = MeasuredData(task.data.test_fingerprint, _recorded(folder))
     metrics = model.eval(task.placed(task.data.test))
     return Evaluation(metrics, spent, test_data, plan.release.sampler.num_examples)
 

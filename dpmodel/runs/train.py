@@ -11,9 +11,10 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from dpmodel.callbacks import Silence
 from dpmodel.config import Config
-from dpmodel.data.fingerprint import Fingerprint
 from dpmodel.distributed.group import current_ranks
+from dpmodel.features.progress import no_progress
 from dpmodel.planning.bands import leaves_bands_open, with_bands
 from dpmodel.planning.from_config import with_noise_multiplier
 from dpmodel.preflight.task import locating_refusals
@@ -106,8 +107,10 @@ def train_from_config(
     begin = partial(_resumed, held=held) if resume else partial(_new, force=force, held=held)
     if not ranks.first:
         begin = partial(_followed, resume=resume)
-    with ranks.together(), begin(config, folder) as (training, keeper):
-        return _carry_out(training, folder, list(callbacks), keeper, announce)
+    listeners = list(callbacks)
+    silent = any(isinstance(each, Silence) for each in listeners)
+    with ranks.together(), no_progress(silent), begin(config, folder) as (training, keeper):
+        return _carry_out(training, folder, listeners, keeper, announce)
 
 
 @contextmanager
@@ -119,7 +122,7 @@ def _new(config: Config, folder: RunFolder, *, force: bool, held: _Held) -> Iter
             lock.acquire()  # the locked folder has been moved aside
         try:
             lock.write(folder.config, training.resolved_yaml)
-            lock.write(folder.test_data, json.dumps(Fingerprint.of(training.task.data.test).to_dict()) + "\n")
+            lock.write(folder.test_data, json.dumps(training.task.data.test_fingerprint.to_dict()) + "\n")
         except BaseException:
             folder.abandon(lock)
             raise

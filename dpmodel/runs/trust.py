@@ -92,9 +92,11 @@ def _training_id(folder: RunFolder) -> str:
 
 def _named_code(config: Config) -> dict[str, tuple[str, Path | None]]:
     """Path of each setting of the folder itself that names code outside dpmodel, with the name and its file."""
-    module, named = config.network.module, {}
-    if module is not None and not module.startswith(_BUILT_IN):
-        named["network.module"] = (module, source_of(module.partition(":")[0]))
+    named = {}
+    features = {} if config.features is None else config.features.options
+    for path, module in (("network.module", config.network.module), ("features.module", features.get("module"))):
+        if isinstance(module, str) and not module.startswith(_BUILT_IN):
+            named[path] = (module, source_of(module.partition(":")[0]))
     for index, plugin in enumerate(config.plugins):
         file = Path(plugin) if plugin.endswith(FILE_ENDING) else source_of(plugin)
         named[f"plugins.{index}"] = (plugin, file)

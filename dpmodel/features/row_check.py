@@ -1,0 +1,92 @@
+"""Whether the features of an example are its own: independent of other examples, and of when they are computed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from mechanisms.engines.batch import first_tensor, map_tensors, outputs_of
+from monitors.errors import DataError, UnsupportedModuleError
+
+#: Examples that are compared, from all over the data set.
+COMPARED = 8
+
+#: Largest change that rounding may explain, relative to the largest entry; kernels depend on the batch size.
+_ROUNDING = 1e-4
+
+
+class RowSample:
+    """The features of a few examples, each computed alone, to compare with those computed with others.
+
+    Args:
+        network: In evaluation mode.
+        rows: Rows of the examples.
+        x: Their inputs.
+
+    Raises:
+        DataError: The network does not take a single example, or gives something other than one row of numbers.
+        UnsupportedModuleError: The features of a row depend on the other rows of its batch, or are random.
+    """
+
+    def __init__(self, network: nn.Module, rows: np.ndarray[Any, Any], x: Any) -> None:
+        self.rows = torch.from_numpy(rows)
+        together = _features(network, x)
+        alone = [_features(network, map_tensors(lambda part: part[k : k + 1], x)) for k in range(len(rows))]  # noqa: B023
+        self.alone = torch.cat(alone)
+        require_finite(self.alone, rows.tolist())
+        # Once more in reverse: neither the place in the batch nor what came before may matter.
+        turned = _features(network, map_tensors(lambda part: part.flip(0), x)).flip(0)
+        if not (self._agree(together) and self._agree(turned)):
+            raise UnsupportedModuleError(
+                f"{type(network).__name__} gives an example different features alone and beside others (or draws "
+                "random numbers): one example would move the features of several, but the ledger accounts for one. "
+                "Use a network that treats each example separately in evaluation mode; batch normalisation needs "
+                "running statistics"
+            )
+
+    def agrees(self, features: Tensor) -> bool:
+        """Whether ``features`` of the whole data set have the same values in these rows."""
+        return self._agree(features[self.rows])
+
+    def _agree(self, other: Tensor) -> bool:
+        if other.shape != self.alone.shape:
+            return False
+        allowed = max(_ROUNDING, 8 * torch.finfo(self.alone.dtype).eps)
+        one, other = self.alone.double().cpu(), other.double().cpu()
+        return bool(((one - other).abs().max() <= allowed * one.abs().max()) & one.isfinite().all())
+
+
+def require_finite(features: Tensor, rows: Sequence[int]) -> None:
+    """Refuse NaN and infinite features.
+
+    Args:
+        features: Those of some examples.
+        rows: Rows of these examples.
+
+    Raises:
+        DataError: Names the row.
+    """
+    finite = features.flatten(1).isfinite().all(1)
+    if not bool(finite.all()):
+        row = rows[int((~finite).nonzero()[0])]
+        raise DataError(f"the features of row {row} are NaN or infinite; check the network and that input")
+
+
+def _features(network: nn.Module, x: Any) -> Tensor:
+    count = len(first_tensor(x))
+    try:
+        found = outputs_of(network, x)
+    except (RuntimeError, ValueError, TypeError, IndexError, AssertionError) as error:
+        what = "one example at a time" if count == 1 else f"inputs of shape {tuple(first_tensor(x).shape)}"
+        raise DataError(f"{type(network).__name__} does not take {what}: {error}") from error
+    if not isinstance(found, Tensor) or not found.is_floating_point() or found.dim() < 2 or len(found) != count:
+        given = f"{found.dtype} of shape {tuple(found.shape)}" if isinstance(found, Tensor) else type(found).__name__
+        raise DataError(
+            f"{type(network).__name__} must give one tensor of floats with one row per example, got {given} for "
+            f"{count} examples. Wrap it in a module whose forward selects and flattens the features"
+        )
+    return found

@@ -1,0 +1,248 @@
+import copy
+import stat
+import warnings
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+from torch.utils.data import DataLoader, Dataset, TensorDataset
+
+from dpmodel import DPModel, NoiseMechanismsFactory
+from dpmodel.data import InMemoryDataset, load_dataset
+from dpmodel.features import Scattering2D, extract, extract_splits, extraction
+from monitors.errors import DataError, UnsupportedLoaderError, UnsupportedModuleError
+
+X, Y = torch.rand(40, 6, generator=torch.Generator().manual_seed(1)), torch.arange(40) % 3
+
+
+class Scaled(nn.Module):
+    """A network with a setting that neither its weights nor its description show."""
+
+    def __init__(self, scale=1.0):
+        super().__init__()
+        self.layer = nn.Linear(6, 4)
+        self.scale = scale
+
+    def forward(self, x):
+        return self.layer(x) * self.scale
+
+
+@pytest.fixture
+def network():
+    return Scaled()
+
+
+def data():
+    return TensorDataset(X, Y)
+
+
+class Own(Dataset):
+    def __init__(self, change=lambda row, x: x):
+        self.change = change
+
+    def __len__(self):
+        return len(X)
+
+    def __getitem__(self, row):
+        return self.change(row, X[row]), int(Y[row])
+
+
+@pytest.mark.parametrize("dataset", [data(), InMemoryDataset(X, Y), Own()], ids=["tensors", "in memory", "own"])
+@pytest.mark.parametrize("batch_size", [1, 7, 256])
+def test_features_are_the_networks_outputs_with_the_same_targets(network, dataset, batch_size):
+    features = extract(network, dataset, batch_size=batch_size)
+    assert torch.allclose(features.x, network(X).detach(), atol=1e-6)
+    assert features.x.dtype == torch.float32
+    assert not features.x.requires_grad
+    assert torch.equal(features.y, Y)
+
+
+def test_images_are_converted_before_the_transform():
+    images = torch.randint(0, 256, (5, 1, 12, 12), dtype=torch.uint8)
+    read = InMemoryDataset(images, torch.arange(5), mean=0.5, std=0.25)
+    transform = Scattering2D(1, (12, 12), 3)
+    wanted = transform((images / 255.0 - 0.5) / 0.25)
+    assert torch.allclose(extract(transform, read).x, wanted, atol=1e-5)
+
+
+def test_numbers_to_predict_and_other_types_of_features():
+    numbers = TensorDataset(X, torch.rand(40, 2, dtype=torch.float64))
+    features = extract(nn.Linear(6, 4).bfloat16(), TensorDataset(X.bfloat16(), numbers.tensors[1]))
+    assert (features.x.dtype, features.y.dtype, tuple(features.y.shape)) == (torch.float32, torch.float32, (40, 2))
+
+
+def test_the_network_runs_in_evaluation_mode_and_is_left_as_it_was():
+    network = nn.Sequential(nn.BatchNorm1d(6), nn.Linear(6, 4), nn.Dropout(0.5)).train()
+    network[1].eval()
+    before = copy.deepcopy(network.state_dict())
+    features = extract(network, data())
+    assert [module.training for module in network] == [True, False, True]
+    assert all(torch.equal(before[name], value) for name, value in network.state_dict().items())
+    assert torch.allclose(features.x, network.eval()(X).detach(), atol=1e-6)
+
+
+def test_a_cache_saves_the_passes_and_is_private(network, tmp_path, monkeypatch):
+    first = extract(network, data(), cache=tmp_path / "cache")
+    monkeypatch.delattr(extraction, "_computed")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        again = extract(network, Own(), cache=tmp_path / "cache", batch_size=7)
+    assert torch.equal(first.x, again.x)
+    assert torch.equal(first.y, again.y)
+    folder = tmp_path / "cache" / "features"
+    (file,) = folder.iterdir()
+    assert [stat.S_IMODE(path.stat().st_mode) for path in (folder, file)] == [0o700, 0o600]
+
+
+def test_other_data_weights_or_classes_have_other_files(network, tmp_path):
+    extract(network, data(), cache=tmp_path)
+    extract(network, TensorDataset(X + 1, Y), cache=tmp_path)
+    with torch.no_grad():
+        network.layer.bias += 1
+    changed = extract(network, data(), cache=tmp_path)
+    assert torch.allclose(changed.x, network(X).detach(), atol=1e-6)
+    assert len(list((tmp_path / "features").iterdir())) == 3
+    extract(Scattering2D(1, (8, 8), 2), TensorDataset(torch.rand(4, 1, 8, 8), torch.arange(4)), cache=tmp_path)
+    assert len(list((tmp_path / "features").iterdir())) == 4
+
+
+def test_targets_come_from_the_data_not_from_the_cache(network, tmp_path):
+    extract(network, data(), cache=tmp_path)
+    again = extract(network, TensorDataset(X, Y.flip(0)), cache=tmp_path)
+    assert torch.equal(again.y, Y.flip(0))
+    assert len(list((tmp_path / "features").iterdir())) == 1
+
+
+def test_a_change_that_no_digest_shows_is_found(network, tmp_path):
+    extract(network, data(), cache=tmp_path)
+    network.scale = 2.0
+    with pytest.warns(UserWarning, match="cached features are not those that this network gives. They are computed"):
+        changed = extract(network, data(), cache=tmp_path)
+    assert torch.allclose(changed.x, network(X).detach(), atol=1e-6)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        extract(network, data(), cache=tmp_path)
+
+
+@pytest.mark.parametrize("with_buffer", [False, True])
+def test_a_network_whose_rows_depend_on_each_other_is_refused(with_buffer):
+    class Mixing(nn.Module):
+        def forward(self, x):
+            return x - x.mean(0) if with_buffer else torch.softmax(x, 0)
+
+    with pytest.raises(UnsupportedModuleError, match="Mixing gives an example different features alone and beside"):
+        extract(Mixing(), data())
+
+
+def test_batch_normalisation_without_running_statistics_is_refused():
+    layer = nn.BatchNorm2d(2, track_running_stats=False)
+    images = TensorDataset(torch.rand(9, 2, 3, 3), torch.arange(9))
+    with pytest.raises(UnsupportedModuleError, match="batch normalisation needs running statistics"):
+        extract(layer, images)
+    with pytest.raises(DataError, match="does not take one example at a time: Expected more than 1 value"):
+        extract(nn.BatchNorm1d(6, track_running_stats=False), data())
+
+
+def test_random_features_and_kept_state_are_refused():
+    class Noisy(nn.Module):
+        def forward(self, x):
+            return F.dropout(x, 0.5)
+
+    class Remembering(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.seen = 0.0
+
+        def forward(self, x):
+            out = x + (self.seen if len(x) == 7 else 0.0)
+            self.seen = self.seen + float(x.sum())
+            return out
+
+    with pytest.raises(UnsupportedModuleError, match="draws random numbers"):
+        extract(Noisy(), data())
+    network = Remembering()
+    with pytest.raises(DataError, match="gives different values each time"):
+        extract(network, data(), batch_size=7)
+    assert network.seen == 0.0
+
+
+def test_a_data_set_that_changes_mixes_or_repeats_is_refused(network):
+    with pytest.raises(DataError, match="gives different values each time"):
+        extract(network, Own(lambda row, x: x + torch.rand(6)))
+    with pytest.raises(DataError, match="mixes its rows"):
+        extract(network, Mixup())
+    with pytest.raises(UnsupportedLoaderError, match="more than once"):
+        extract(network, torch.utils.data.Subset(data(), [0, 1, 1]))
+    with pytest.raises(DataError, match="must be a map-style data set"):
+        extract(network, DataLoader(data()))
+
+
+class Mixup(Dataset):
+    def __init__(self):
+        self.x = X
+
+    def __len__(self):
+        return len(self.x)
+
+    def __getitem__(self, row):
+        return (self.x[row] + self.x[(row + 1) % len(self.x)]) / 2, int(Y[row])
+
+
+@pytest.mark.parametrize(
+    ("forward", "message"),
+    [
+        (lambda x: x.sum(1), r"one row per example, got torch.float32 of shape \(8,\)"),
+        (lambda x: (x, x), "one tensor of floats with one row per example, got tuple"),
+        (lambda x: x[:1], "one row per example"),
+        (lambda x: x.long(), "one tensor of floats"),
+        (lambda x: x @ x.new_zeros(5, 5), "does not take inputs of shape"),
+        (lambda x: x / 0, "features of row 0 are NaN or infinite"),
+    ],
+)
+def test_unusable_outputs_are_refused(forward, message):
+    class Wrong(nn.Module):
+        def forward(self, x):
+            return forward(x)
+
+    with pytest.raises(ValueError, match=message):
+        extract(Wrong(), data())
+
+
+def test_infinite_features_are_refused_with_their_row():
+    class Root(nn.Module):
+        def forward(self, x):
+            return x.log()
+
+    x = X.clone() + 0.1
+    x[5, 0] = 0.0
+    with pytest.raises(DataError, match="the features of row 5 are NaN or infinite"):
+        extract(Root(), TensorDataset(x, Y))
+
+
+def test_a_privately_trained_network_is_refused():
+    network = nn.Sequential(nn.Linear(6, 4), nn.Linear(4, 3))
+    noise = NoiseMechanismsFactory.create("Gaussian", initial_noise_multiplier=2.0)
+    optimizer = torch.optim.SGD(network.parameters(), lr=0.1)
+    model = DPModel(network, nn.CrossEntropyLoss(), optimizer, noise_mech=noise)
+    extract(network, data())
+    model.fit(DataLoader(data(), batch_size=10), 1)
+    with pytest.raises(UnsupportedModuleError, match="Linear was trained privately"):
+        extract(network[0], data())
+
+
+def test_splits_keep_the_fingerprint_of_the_test_data_as_read():
+    read = load_dataset("synthetic", shape=[1, 8, 8], num_train=20, num_test=10, num_classes=3)
+    found = extract_splits(nn.Sequential(Scattering2D(1, (8, 8), 2), nn.Flatten(1, 2)), read)
+    assert found.example_shape == (3, 4, 4)
+    assert (len(found.train), len(found.test), found.num_classes) == (20, 10, 3)
+    assert found.test_fingerprint == read.test_fingerprint
+    assert found.network_defaults()["in_channels"] == 3
+
+
+@pytest.mark.cuda
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_another_device_gives_the_same_and_the_network_stays(network):
+    found = extract(network, data(), device="cuda")
+    assert torch.allclose(found.x, network(X).detach(), atol=1e-5)
+    assert found.x.device.type == network.layer.weight.device.type == "cpu"
