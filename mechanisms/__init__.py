@@ -8,11 +8,13 @@ from mechanisms.correlated.banded import BandedMF
 from mechanisms.correlated.samplers import ArrivalOrderSampler, CyclicPoissonSampler, FixedOrderSampler
 from mechanisms.correlated.workload import Workload
 from mechanisms.factory import ClipMechanismsFactory, NoiseMechanismsFactory
+from mechanisms.gaussian_query import GaussianMechanism
 from mechanisms.noise import AdaGaussian, Gaussian, NoiseMechanism
 from mechanisms.queries import CountingQuery, LaplaceMechanism
 from mechanisms.rng import SecureGenerator
 from mechanisms.sampling import PoissonSampler, Sampler, ShuffleSampler
 from mechanisms.units import ClippedUnit
+from mechanisms.vector_sum import ClippedVectorSum
 
 __all__ = [
     "AdaGaussian",
@@ -22,11 +24,13 @@ __all__ = [
     "ClipMechanism",
     "ClipMechanismsFactory",
     "ClippedUnit",
+    "ClippedVectorSum",
     "CountingQuery",
     "CyclicPoissonSampler",
     "Fixed",
     "FixedOrderSampler",
     "Gaussian",
+    "GaussianMechanism",
     "LaplaceMechanism",
     "NoiseMechanism",
     "NoiseMechanismsFactory",

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
     from mechanisms.correlated.workload import Floats, Workload
     from mechanisms.engines.base import ClippedSum
+    from monitors.ledger import Ledger
 
 NOISE: Registry[type[NoiseMechanism]] = Registry("noise mechanism")
 
@@ -43,6 +44,8 @@ class NoiseMechanism(ABC):
     private: ClassVar[bool] = True
     #: Number of steps over which the noise is correlated; 1 for independent noise.
     bands: int | str = 1
+    #: What had been spent when ``noise_for_epsilon`` solved for the multiplier; None if it was not solved for.
+    spent_before: Ledger | None = None
     #: Builds the mechanism again from ``initial_noise_multiplier=...``; set by ``NoiseMechanismsFactory``.
     _rebuild: Callable[..., NoiseMechanism] | None = None
 

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
-import weakref
 from fractions import Fraction
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from mechanisms.answers import record_answer
 from mechanisms.rng import SecureGenerator
 from monitors import checks
 from monitors.events import LaplaceEvent
@@ -17,16 +17,6 @@ from monitors.ledger import Ledger
 #: The grid of the answers is finer than the noise scale by a factor of at least 2^40.
 _FINENESS = 40
 _SCALES = (1e-200, 1e200)
-#: Note on a ledger if a user's seed determines the noise of its answers.
-REPRODUCIBLE = "reproducible query noise: no guarantee"
-#: Ledgers of this process on which queries were recorded.
-_ASKED: list[weakref.ref[Ledger]] = []
-
-
-def asked_ledgers() -> list[Ledger]:
-    """The ledgers on which queries were recorded in this process, and which still exist."""
-    _ASKED[:] = [known for known in _ASKED if known() is not None]
-    return [ledger for known in _ASKED if (ledger := known()) is not None]
 
 
 class LaplaceMechanism:
@@ -93,7 +83,7 @@ class LaplaceMechanism:
         given = np.asarray(values, dtype=np.float64)
         if given.size == 0 or not np.isfinite(given).all():
             raise ValueError("values must contain at least one number, all finite; clip or fill them before the query")
-        self._record(ledger)
+        record_answer(ledger, self.event, self.generator)
         grid = 2.0 ** (math.floor(math.log2(self.scale)) - _FINENESS)
         # Rounding can move each number by one more grid point.
         moved = Fraction(self.sensitivity) / Fraction(grid) + given.size
@@ -103,15 +93,6 @@ class LaplaceMechanism:
             for value in given.ravel().tolist()
         ]
         return noisy[0] if given.ndim == 0 else np.array(noisy).reshape(given.shape)
-
-    def _record(self, ledger: Ledger) -> None:
-        if not isinstance(ledger, Ledger):
-            raise ValueError(f"ledger must be a monitors.Ledger, got {ledger!r} of type {type(ledger).__name__}")
-        ledger.record(self.event)
-        if not any(known is ledger for known in asked_ledgers()):
-            _ASKED.append(weakref.ref(ledger))
-        if self.generator.reproducible:
-            ledger.add_note(REPRODUCIBLE)
 
     def _noise(self, scale: int) -> int:
         """Laplace noise of ``scale`` grid points, rounded to the nearest grid point, from the exact distribution.

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
-from mechanisms.queries import asked_ledgers
+from mechanisms.answers import asked_ledgers
 from monitors.errors import UnprotectedUpdateError
 from monitors.events import ViolationEvent
 from monitors.ledger import Ledger

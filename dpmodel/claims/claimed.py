@@ -112,7 +112,7 @@ class ClaimedModel:
         if not continues:
             return None
         return (
-            f"weights of this network were trained privately before: the ledger continues from those "
+            f"this network holds results of earlier private releases: the ledger continues from those "
             f"{self.ledger.total:,} releases. For different data, pass ledger=Ledger() to DPModel"
         )
 

@@ -12,6 +12,7 @@ from torch.utils.weak import WeakTensorKeyDictionary
 
 from dpmodel.claims.claim import Claim
 from dpmodel.claims.snapshot import digest
+from monitors.ledger import Ledger
 
 #: Names of parameters and buffers, and a digest of their values.
 _State = tuple[tuple[str, ...], int]
@@ -19,11 +20,11 @@ _State = tuple[tuple[str, ...], int]
 
 @dataclass(frozen=True)
 class _Trained:
-    """A parameter that was trained privately.
+    """A parameter that was trained privately, or a buffer of private statistics.
 
     Args:
         claim: The claim of its training.
-        before: The state of the network before its first private training; None if unknown.
+        before: The state of the network before its first private training; None if unknown, or for statistics.
     """
 
     claim: Claim
@@ -43,6 +44,13 @@ def record_training(network: nn.Module, claim: Claim) -> None:
     for parameter in network.parameters():
         if parameter.requires_grad:
             _TRAINED[parameter] = _Trained(claim, before)
+
+
+def record_statistics(module: nn.Module, ledger: Ledger) -> None:
+    """State that the buffers of ``module`` are private releases on ``ledger``: a model that holds them continues it."""
+    claim = Claim(ledger)
+    for buffer in module.buffers():
+        _TRAINED[buffer] = _Trained(claim, None)
 
 
 def claims_of(network: nn.Module) -> list[Claim]:

@@ -19,14 +19,12 @@ from dpmodel.claims.weights import claims_of
 from dpmodel.data.fingerprint import Fingerprint
 from dpmodel.data.in_memory import InMemoryDataset
 from dpmodel.data.loader import PrivateLoader
-from dpmodel.data.row_choice import require_each_row_once
 from dpmodel.data.splits import DataSplits
 from dpmodel.features.cache import FeatureCache, warn_computed_again
 from dpmodel.features.digest import DataDigest, network_digest
 from dpmodel.features.progress import progress
 from dpmodel.features.row_check import COMPARED, RowSample, require_finite
-from dpmodel.preflight.batches import require_unmixed_batches
-from dpmodel.preflight.rows import require_no_memory, require_separate_rows
+from dpmodel.preflight.own_rows import require_own_rows
 from mechanisms.engines.batch import map_tensors, outputs_of
 from mechanisms.engines.probing import inference, preserve_state
 from monitors import checks
@@ -78,7 +76,7 @@ def extract(
     if not hasattr(dataset, "__getitem__"):
         raise DataError(f"dataset must be a map-style data set of pairs (input, target), got {type(dataset).__name__}")
     loader = PrivateLoader(dataset, 1)
-    _require_own_rows(loader)
+    require_own_rows(loader)
     with _frozen(network, device) as (frozen, place):
         on_device = partial(map_tensors, lambda tensor: tensor.to(place))
         rows = np.linspace(0, len(dataset) - 1, min(COMPARED, len(dataset))).astype(int)
@@ -127,15 +125,6 @@ def _require_public(network: nn.Module) -> None:
             "those releases, and understate what was spent on the same data. Train one DPModel that holds both the "
             "frozen network and the new layers: its ledger continues"
         )
-
-
-def _require_own_rows(loader: PrivateLoader) -> None:
-    """Refuse a data set that mixes, repeats or remembers: ``fit`` would see only the features."""
-    require_each_row_once(loader.dataset)
-    if not loader.fetcher.plain:
-        require_no_memory(loader, secret=True)
-        require_separate_rows(loader)
-        require_unmixed_batches(loader)
 
 
 @contextmanager

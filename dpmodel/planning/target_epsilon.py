@@ -59,7 +59,8 @@ def noise_for_epsilon(
         micro_batches: Groups per batch; one example then counts twice.
         sampling: ``"poisson"``, ``"shuffle"``, ``"cyclic_poisson"`` or ``"fixed_order"``.
         accountant: The accountant that epsilon will be stated with.
-        spent: What earlier trainings on these data released; the target then covers all of them together.
+        spent: What was released about these data before, by trainings or statistics; the target then covers all of it
+            together. Pass the same ledger to ``DPModel(ledger=...)``: ``fit`` refuses one that lacks these releases.
         optimizer: For ``bands="auto"``: the optimizer of the training, whose momentum and rates decide. Default: the
             sums of the gradients count.
         callbacks: For ``bands="auto"``: a ``LearningRateScheduler`` among them sets the rates.
@@ -110,7 +111,9 @@ def noise_for_epsilon(
         mechanism = mechanism.with_bands(best_bands(table).bands)
     plan = plan_with(mechanism)
     try:
-        return mechanism.at(plan.multiplier_for(target_epsilon, delta, steps, accountant, before))
+        found = mechanism.at(plan.multiplier_for(target_epsilon, delta, steps, accountant, before))
     except CalibrationError:
         require_noise_left(mechanism.at(HIGHEST_FIRST), steps)
         raise
+    found.spent_before = before.copy()
+    return found

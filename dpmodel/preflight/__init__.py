@@ -184,6 +184,10 @@ CHECKS: tuple[Check, ...] = (
         Refusal("A saved state that is damaged or belongs to a different training.",
             "Resume with the settings of the interrupted training, or use a new folder.", CheckpointError),
     ]),
+    Check("calibration", UnprotectedUpdateError, [
+        Refusal("Noise from `noise_for_epsilon(..., spent=ledger)` for a model whose ledger lacks those releases.",
+            "Pass the same ledger to `DPModel(ledger=...)`."),
+    ]),
     Check("memory", DataError, [
         Refusal("A data set whose items depend on the items read before, such as a running mean.",
             "Let `__getitem__` depend on its index only."),

@@ -19,6 +19,7 @@ from dpmodel.distributed.shared_rows import SharedRows
 from dpmodel.preflight.arguments import check_types
 from dpmodel.preflight.arrivals import require_separate_arrivals
 from dpmodel.preflight.batches import require_unmixed_batches
+from dpmodel.preflight.calibration import require_counted
 from dpmodel.preflight.loss import try_loss
 from dpmodel.preflight.mechanisms import require_sound_mechanisms
 from dpmodel.preflight.network import require_valid
@@ -163,6 +164,13 @@ def run(trial: Trial) -> None:
     if trial.rebuilt:
         trial.say(f"the DataLoader was rebuilt; sampling is now: {trial.run.plan.sampler.describe()}")
     trial.run.has_validation = trial.valid_loader is not None
+
+
+def calibration(trial: Trial) -> None:
+    """The ledger holds what ``noise_for_epsilon`` counted as spent."""
+    trial.say(
+        require_counted(trial.model.noise_mech, trial.model.ledger, resumed=trial.run.step > trial.run.first_step)
+    )
 
 
 def memory(trial: Trial) -> None:

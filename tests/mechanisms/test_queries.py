@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mechanisms import CountingQuery, LaplaceMechanism
-from mechanisms.queries import REPRODUCIBLE, asked_ledgers
+from mechanisms.answers import REPRODUCIBLE, asked_ledgers
 from monitors import LaplaceEvent, Ledger
 
 DRAWS = 6000

@@ -1,0 +1,148 @@
+"""Mean and variance of a data set, from two noisy sums over all examples."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dpmodel.data.loader import PrivateLoader
+from dpmodel.preflight.own_rows import require_own_rows
+from dpmodel.statistics.private_statistics import PrivateStatistics
+from mechanisms.answers import require_ledger
+from mechanisms.gaussian_query import GaussianMechanism
+from mechanisms.vector_sum import ClippedVectorSum
+from monitors import checks
+from monitors.errors import DataError
+from monitors.ledger import Ledger
+
+#: Numbers of the data that are read at once, and most examples.
+_NUMBERS, _EXAMPLES = 1 << 22, 4096
+
+
+def private_mean_and_variance(
+    x: Any,
+    *,
+    noise_multiplier: float,
+    norm_bound: float,
+    square_bound: float,
+    ledger: Ledger,
+    dims: Sequence[int] | None = None,
+    min_variance: float | None = None,
+    seed: int | None = 0,
+) -> PrivateStatistics:
+    """Mean and variance of each channel or feature of ``x``, from two Gaussian releases on ``ledger``.
+
+    For each example, its values and their squares are averaged over ``dims``. The two vectors are clipped to
+    ``norm_bound`` and ``square_bound``, added up over all examples, noised, and divided by the number of examples. Both
+    releases are recorded before their noise is drawn. The variance is the second moment minus the squared mean.
+
+    An example with a NaN or infinite value contributes exactly zero, and counts in the number of examples.
+
+    Args:
+        x: Tensor (N, ...) of floats, or a map-style data set of pairs (input, target), which is read in chunks.
+        noise_multiplier: Standard deviation of the noise over the bound, positive, of each of the two releases.
+        norm_bound: Largest L2 norm of an example's vector of means. It must not depend on the data.
+        square_bound: Largest L2 norm of an example's vector of second moments. It must not depend on the data.
+        ledger: Where both releases are recorded. Pass it to ``DPModel(ledger=...)``, and to ``noise_for_epsilon`` as
+            ``spent``.
+        dims: Axes of ``x`` that are averaged within an example, counted as in ``x``. Default: all but examples (axis 0)
+            and channels (axis 1), so ``(2, 3)`` for images (N, C, H, W), and none for features (N, F).
+        min_variance: Smallest variance that is stated, positive. Default: the standard deviation of the noise in a
+            second moment, ``noise_multiplier * square_bound / N``; a smaller variance could not be told from noise.
+        seed: 0 for secret noise. Any other integer makes it reproducible and voids the guarantee (tests only).
+
+    Raises:
+        ValueError, DataError: An argument is wrong, or the data are not floats of one shape, or mix their rows. Nothing
+            was recorded.
+
+    Example:
+        >>> ledger = Ledger()
+        >>> images = torch.rand(1000, 3, 8, 8)
+        >>> statistics = private_mean_and_variance(
+        ...     images, noise_multiplier=8.0, norm_bound=1.0, square_bound=0.7, ledger=ledger)
+        >>> statistics.normalise(), ledger
+        (Standardise((3, 1, 1)), Ledger(2 releases in 1 rows))
+    """
+    require_ledger(ledger)
+    mechanism = GaussianMechanism(noise_multiplier, seed)
+    checks.positive(norm_bound=norm_bound, square_bound=square_bound)
+    if min_variance is not None:
+        checks.positive(min_variance=min_variance)
+    shape, chunks = _read(x)
+    num_examples, axes = shape[0], _axes(dims, shape)
+    sums = [ClippedVectorSum(bound, num_examples) for bound in (norm_bound, square_bound)]
+    for chunk in chunks():
+        _require_floats(chunk, shape)
+        values = chunk.detach().double()
+        for total, powers in zip(sums, (values, values.square()), strict=True):
+            vectors = powers.mean(dim=axes) if axes else powers
+            total.add(vectors.reshape(len(values), -1).cpu().numpy())
+    mean, square = (torch.from_numpy(mechanism.release(total, ledger)) / num_examples for total in sums)
+    floor = noise_multiplier * square_bound / num_examples if min_variance is None else min_variance
+    kept = [size for axis, size in enumerate(shape) if axis not in (0, *axes)]
+    return PrivateStatistics(
+        mean=mean.reshape(kept),
+        variance=(square - mean.square()).clamp(min=floor).reshape(kept),
+        shape=tuple(1 if axis in axes else size for axis, size in enumerate(shape) if axis),
+        num_examples=num_examples,
+        noise_multiplier=float(noise_multiplier),
+        norm_bound=float(norm_bound),
+        square_bound=float(square_bound),
+        min_variance=float(floor),
+        ledger=ledger,
+    )
+
+
+def _read(x: Any) -> tuple[tuple[int, ...], Callable[[], Iterable[Any]]]:
+    """The shape of all examples, and what reads them in chunks."""
+    if isinstance(x, Tensor):
+        if x.dim() < 2 or not x.numel():
+            raise DataError(f"x must hold one row of numbers per example, shape (N, ...), got {tuple(x.shape)}")
+        return tuple(x.shape), partial(x.split, _rows_at_once(x.shape[1:]))
+    if not hasattr(x, "__getitem__") or not hasattr(x, "__len__") or isinstance(x, (list, tuple)):
+        raise DataError(f"x must be a tensor or a map-style data set of pairs, got {type(x).__name__}")
+    if not len(x):
+        raise DataError("x has no examples")
+    loader = PrivateLoader(x, 1)
+    require_own_rows(loader)
+    first = loader.example(1)[0]
+    if not isinstance(first, Tensor) or first.dim() < 2:
+        raise DataError(f"the inputs must be one tensor per example, got {type(first).__name__}")
+    shape = (loader.num_examples, *first.shape[1:])
+    return shape, partial(_inputs, loader, _rows_at_once(first.shape[1:]))
+
+
+def _inputs(loader: PrivateLoader, rows: int) -> Iterator[Any]:
+    return (inputs for inputs, _ in loader.in_order(rows))
+
+
+def _rows_at_once(shape: Sequence[int]) -> int:
+    return min(_EXAMPLES, max(1, _NUMBERS // max(1, math.prod(shape))))
+
+
+def _axes(dims: Sequence[int] | None, shape: tuple[int, ...]) -> tuple[int, ...]:
+    if dims is None:
+        return tuple(range(2, len(shape)))
+    given = [dims] if isinstance(dims, int) else list(dims)
+    axes = [axis + len(shape) if isinstance(axis, int) and axis < 0 else axis for axis in given]
+    allowed = range(1, len(shape))
+    wrong = [axis for axis in axes if isinstance(axis, bool) or not isinstance(axis, int) or axis not in allowed]
+    if wrong or len(set(axes)) != len(axes):
+        raise ValueError(
+            f"dims must be different axes from 1 to {len(shape) - 1} of data of shape (N, "
+            f"{', '.join(map(str, shape[1:]))}), got {dims!r}; axis 0 counts the examples"
+        )
+    return tuple(axes)
+
+
+def _require_floats(chunk: Any, shape: tuple[int, ...]) -> None:
+    if not isinstance(chunk, Tensor) or not chunk.is_floating_point():
+        kind = chunk.dtype if isinstance(chunk, Tensor) else type(chunk).__name__
+        raise DataError(f"x must hold floats, got {kind}; convert the data first, as the network will see them")
+    if tuple(chunk.shape[1:]) != shape[1:]:
+        raise DataError(f"all examples must have the shape {shape[1:]}, got one of {tuple(chunk.shape[1:])}")

@@ -1,0 +1,79 @@
+"""A layer that subtracts a mean and divides by a standard deviation, both fixed."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from typing import Any
+from weakref import WeakKeyDictionary
+
+from torch import Tensor, nn
+
+from dpmodel.claims.weights import record_statistics
+from monitors.errors import DataError
+from monitors.ledger import Ledger
+
+#: Ledgers of the statistics. They are no attributes of the layers, because the state of a network is restored after
+#: each pass of a training, which records on them.
+_LEDGERS: WeakKeyDictionary[nn.Module, Ledger] = WeakKeyDictionary()
+
+
+class Standardise(nn.Module):
+    """Subtracts a fixed mean and divides by a fixed standard deviation; it has buffers and no parameters.
+
+    If the statistics are private releases, a ``DPModel`` whose network holds this layer continues with their ledger,
+    unless it is given a different one.
+
+    Args:
+        mean: Subtracted from each example; its shape broadcasts to that of an example, such as (C, 1, 1).
+        variance: Same shape, positive.
+        ledger: The ledger on which the statistics were recorded; None for public ones.
+
+    Raises:
+        DataError: The shapes differ, a number is not finite, or a variance is not positive.
+
+    Example:
+        >>> layer = Standardise(torch.tensor([1.0, 2.0]), torch.tensor([4.0, 0.25]))
+        >>> layer(torch.tensor([[3.0, 2.5]]))
+        tensor([[1., 1.]])
+    """
+
+    mean: Tensor
+    scale: Tensor
+
+    def __init__(self, mean: Tensor, variance: Tensor, ledger: Ledger | None = None) -> None:
+        super().__init__()
+        finite = bool(mean.isfinite().all()) and bool(variance.isfinite().all())
+        if mean.shape != variance.shape or not finite or not bool((variance > 0).all()):
+            raise DataError(
+                "mean and variance must be finite and of one shape, and each variance positive, got shapes "
+                f"{tuple(mean.shape)} and {tuple(variance.shape)}"
+            )
+        self.register_buffer("mean", mean.float().clone())
+        self.register_buffer("scale", variance.double().rsqrt().float())
+        self._released_on(ledger)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``(x - mean) / sqrt(variance)``."""
+        return (x - self.mean) * self.scale
+
+    def extra_repr(self) -> str:
+        """The shape of the statistics."""
+        return str(tuple(self.mean.shape))
+
+    def _released_on(self, ledger: Ledger | None) -> None:
+        if ledger is not None:
+            _LEDGERS[self] = ledger
+            record_statistics(self, ledger)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Standardise:
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        self._released_on(_LEDGERS.get(self))  # moving or converting replaces the buffers
+        return self
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Standardise:
+        twin = type(self).__new__(type(self))
+        memo[id(self)] = twin
+        twin.__dict__.update(copy.deepcopy(self.__dict__, memo))
+        twin._released_on(_LEDGERS.get(self))
+        return twin

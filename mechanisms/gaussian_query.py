@@ -1,0 +1,78 @@
+"""Private sums of vectors about the data, with Gaussian noise."""
+
+from __future__ import annotations
+
+from fractions import Fraction
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mechanisms.answers import record_answer, require_ledger
+from mechanisms.rng import SecureGenerator
+from mechanisms.vector_sum import ClippedVectorSum
+from monitors import checks
+from monitors.events import GaussianEvent
+from monitors.ledger import Ledger
+
+_MULTIPLIERS = (1e-100, 1e100)
+
+
+class GaussianMechanism:
+    """Adds Gaussian noise to sums of clipped vectors, and records the cost on a ledger before the noise is drawn.
+
+    The standard deviation of the noise is ``noise_multiplier`` times the norm bound of the sum. Sum and noise are whole
+    multiples of the grid of the sum, so the last bits of an answer tell nothing about the data.
+
+    Args:
+        noise_multiplier: Standard deviation of the noise over the L2 sensitivity, positive.
+        seed: 0 for secret noise. Any other integer makes it reproducible and voids the guarantee (tests only).
+
+    Example:
+        >>> rows, ledger = np.array([[3.0, 4.0], [1.0, 0.0]]), Ledger()
+        >>> clipped = ClippedVectorSum(norm_bound=5.0, num_examples=len(rows))
+        >>> clipped.add(rows)
+        >>> noisy = GaussianMechanism(noise_multiplier=2.0).release(clipped, ledger)
+        >>> noisy.shape, ledger.rows
+        ((2,), ((GaussianEvent(noise_multiplier=2.0), 1),))
+    """
+
+    def __init__(self, noise_multiplier: float, seed: int | None = 0) -> None:
+        checks.positive(noise_multiplier=noise_multiplier)
+        if not _MULTIPLIERS[0] < noise_multiplier < _MULTIPLIERS[1]:
+            raise ValueError(
+                f"noise_multiplier must lie between {_MULTIPLIERS[0]:g} and {_MULTIPLIERS[1]:g}, got "
+                f"{noise_multiplier:g}"
+            )
+        self.noise_multiplier = float(noise_multiplier)
+        self.generator = SecureGenerator(seed, purpose="vector query")
+
+    def __repr__(self) -> str:
+        return f"GaussianMechanism(noise_multiplier={self.noise_multiplier:g})"
+
+    @property
+    def event(self) -> GaussianEvent:
+        """Cost of one answer."""
+        return GaussianEvent(self.noise_multiplier)
+
+    def release(self, clipped: ClippedVectorSum, ledger: Ledger) -> NDArray[np.float64]:
+        """The sum with noise, shape (D,).
+
+        Args:
+            clipped: The sum over all examples; complete.
+            ledger: Ledger on which the cost is recorded. Pass it also to ``DPModel(..., ledger=...)`` if the model is
+                trained on the same data.
+
+        Raises:
+            ValueError: Examples are missing, or ``ledger`` is not a ledger. Nothing was recorded.
+        """
+        require_ledger(ledger)
+        if clipped.total is None or clipped.added != clipped.num_examples:
+            raise ValueError(
+                f"{clipped.num_examples} examples were stated, but {clipped.added} were added; add all of them before "
+                "the release"
+            )
+        record_answer(ledger, self.event, self.generator)
+        deviation = self.noise_multiplier * clipped.norm_bound / clipped.grid
+        noise = self.generator.normal(len(clipped.total), scale=deviation).tolist()
+        noisy = [whole + round(drawn) for whole, drawn in zip(clipped.total.tolist(), noise, strict=True)]
+        return np.array([float(multiple * Fraction(clipped.grid)) for multiple in noisy])

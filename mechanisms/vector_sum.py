@@ -1,0 +1,90 @@
+"""The sum of clipped vectors, one per example, whose sensitivity holds exactly in floating point."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from monitors import checks
+
+#: Bits of a clipped number below its bound, at most; the sum of all examples takes at most 61 bits.
+_FINENESS, _BITS = 40, 61
+#: Relative margin between clipped norms and their bound, so that rounding in float64 cannot exceed the bound.
+_MARGIN = 1e-9
+_BOUNDS = (1e-100, 1e100)
+
+
+class ClippedVectorSum:
+    """Adds up one vector per example, each clipped to an L2 norm of at most ``norm_bound``.
+
+    Guarantees: adding or removing one example moves the sum by at most ``norm_bound``, also in floating point. Clipped
+    numbers are rounded towards zero to multiples of ``grid`` and added as integers, so the sum does not depend on the
+    order of the examples, nor on how they were split into chunks. A vector whose norm is not finite contributes exactly
+    zero.
+
+    Args:
+        norm_bound: Largest L2 norm of the vector of one example, positive. It must not depend on the data.
+        num_examples: Number of examples that will be added, which is public.
+
+    Attributes:
+        total: The integers (D,), in multiples of ``grid``; None before the first ``add``. Private: it has no noise.
+        added: Number of examples that were added.
+
+    Example:
+        >>> clipped = ClippedVectorSum(norm_bound=5.0, num_examples=3)
+        >>> clipped.add([[3.0, 4.0], [30.0, 40.0], [np.nan, 1.0]])
+        >>> (clipped.total * clipped.grid).round(6).tolist()
+        [6.0, 8.0]
+    """
+
+    def __init__(self, norm_bound: float, num_examples: int) -> None:
+        checks.positive(norm_bound=norm_bound)
+        checks.positive_int(num_examples=num_examples)
+        if not _BOUNDS[0] < norm_bound < _BOUNDS[1]:
+            raise ValueError(f"norm_bound must lie between {_BOUNDS[0]:g} and {_BOUNDS[1]:g}, got {norm_bound:g}")
+        self.norm_bound = float(norm_bound)
+        self.num_examples = int(num_examples)
+        bits = min(_FINENESS, _BITS - self.num_examples.bit_length())
+        if bits < 1:
+            raise ValueError(f"num_examples must be below 2**{_BITS - 1}, got {num_examples}")
+        # frexp: norm_bound <= 2 ** exponent
+        self.grid = math.ldexp(1.0, math.frexp(self.norm_bound)[1] - bits)
+        self.total: NDArray[np.int64] | None = None
+        self.added = 0
+
+    def __repr__(self) -> str:
+        return f"ClippedVectorSum(norm_bound={self.norm_bound:g}, {self.added:,} of {self.num_examples:,} examples)"
+
+    def add(self, vectors: ArrayLike) -> None:
+        """Clip and add ``vectors``, one row per example, shape (n, D).
+
+        Raises:
+            ValueError: The shape is wrong, or there are more examples than ``num_examples``.
+        """
+        rows = np.array(vectors, dtype=np.float64)
+        length = None if self.total is None else len(self.total)
+        if rows.ndim != 2 or not rows.shape[1] or length not in (None, rows.shape[1]):
+            raise ValueError(
+                f"vectors must have shape (n, {'D' if length is None else length}), one row per example, got shape "
+                f"{rows.shape}"
+            )
+        if self.added + len(rows) > self.num_examples:
+            raise ValueError(
+                f"{self.added + len(rows)} examples were added, but num_examples={self.num_examples} was stated"
+            )
+        with np.errstate(over="ignore", invalid="ignore"):
+            norms = np.sqrt(np.square(rows).sum(axis=1))
+        rows[~np.isfinite(norms)] = 0.0
+        factors = self._factors(norms)
+        if self.total is None:
+            self.total = np.zeros(rows.shape[1], dtype=np.int64)
+        self.total += np.trunc(rows * factors[:, None] / self.grid).astype(np.int64).sum(axis=0)
+        self.added += len(rows)
+
+    def _factors(self, norms: NDArray[Any]) -> NDArray[np.float64]:
+        limit = self.norm_bound * (1.0 - _MARGIN)
+        safe = np.where(np.isfinite(norms), norms, 0.0)
+        return np.where(safe > limit, limit / np.maximum(safe, limit), 1.0)
