@@ -47,10 +47,12 @@ class BudgetAnswer:
     @property
     def notes(self) -> tuple[str, ...]:
         """How the answer differs from the question."""
-        target, noise = self.plan.target_epsilon, self.plan.noise_multiplier
+        target, noise, before = self.plan.target_epsilon, self.plan.noise_multiplier, self.plan.before.total
+        counted = (f"every figure covers the {before:,} releases of privacy.spent",) if before else ()
         if target is None or noise > SMALLEST_MULTIPLIER:
-            return ()
+            return counted
         return (
+            *counted,
             f"the search ends at a noise multiplier of {SMALLEST_MULTIPLIER:g}, which stays below the target epsilon "
             f"of {target:g}; to spend more, give a smaller one with --noise-multiplier",
         )

@@ -172,7 +172,7 @@ def _ledger(plan: TrainingPlan, sampling: str, micro_batches: int | None) -> Led
     sampler = SAMPLERS.create(sampling, release.sampler.num_examples, batch_size)
     unit = ClippedUnit.of(batch_size, micro_batches)
     noise = release.noise if release.noise.bands == 1 else Gaussian(initial_noise_multiplier=plan.noise_multiplier)
-    return replace(release, noise=noise, unit=unit, sampler=sampler).summary(plan.steps)
+    return plan.before.copy().extend(replace(release, noise=noise, unit=unit, sampler=sampler).summary(plan.steps))
 
 
 def _halves(batch_size: int) -> int | None:

@@ -66,6 +66,7 @@ def evaluate(
 def _progress(path: Path) -> dict[str, Any]:
     """How far the training in a run folder got: status (None if it wrote no report), steps and planned steps."""
     from dpmodel.config import load_config
+    from dpmodel.planning.spent_ledgers import without_spent
     from dpmodel.planning.training_plan import plan_training
     from dpmodel.runs.folder import RunFolder
 
@@ -73,7 +74,7 @@ def _progress(path: Path) -> dict[str, Any]:
     report = _report(folder)
     if report:
         return report
-    plan = plan_training(load_config(folder.config, import_plugins=False))
+    plan = plan_training(without_spent(load_config(folder.config, import_plugins=False)))
     return {"status": None, "steps": _last_step(folder, plan.config.privacy.delta), "planned_steps": plan.steps}
 
 

@@ -20,6 +20,7 @@ from dpmodel.config.marked_yaml import Path as Keys
 from dpmodel.config.overrides import apply_overrides, parse_override
 from dpmodel.config.reader import checked_config
 from dpmodel.config.schema import Config, place_of
+from dpmodel.planning.spent_ledgers import refuse_spent
 from monitors import checks
 from monitors.errors import ConfigError
 
@@ -143,6 +144,8 @@ def _checked(marked: Marked, path: Path, overrides: Iterable[str], changes: Mapp
         for index, section in enumerate(definition.variants)
     )
     _require_equal_data(variants, source)
+    for variant in variants:
+        refuse_spent(variant.config, "a comparison")
     comparison = Comparison(path.stem, definition, variants)
 
     def configured(section: VariantSection, values: Mapping[str, Any]) -> Config:

@@ -15,6 +15,8 @@ def result_settings(config: Config) -> dict[str, Any]:
     """Every setting in ``config`` that the result depends on, as nested plain values."""
     values = config.model_dump(mode="json", exclude=set(_NO_PART))
     values["privacy"].pop("monitor")
+    if not config.privacy.spent:  # earlier versions had no such setting
+        values["privacy"].pop("spent")
     features = values.pop("features")
     if features is not None:  # how they are computed and kept does not change them
         values["features"] = {key: value for key, value in features.items() if key not in ("cache", "batch_size")}

@@ -2,9 +2,19 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
 from pydantic import model_validator
 
-from dpmodel.config.fields import NamedSection, NonNegativeInt, OpenUnitFloat, PositiveFloat, PositiveInt, Section
+from dpmodel.config.fields import (
+    FromList,
+    NamedSection,
+    NonNegativeInt,
+    OpenUnitFloat,
+    PositiveFloat,
+    PositiveInt,
+    Section,
+)
 from monitors.accountant import DEFAULT_DELTA
 
 _NOT_AN_OPTION = {
@@ -68,6 +78,8 @@ class PrivacySection(Section):
         noise: Noise mechanism; null trains WITHOUT privacy, as a baseline.
         clip: Clip mechanism.
         monitor: Monitor.
+        spent: Files of ledgers with earlier releases about the same data, such as private statistics. The target
+            epsilon covers them, and the ledger of the training continues them.
         sampling_seed: Null: secret sampling. An integer makes sampling reproducible and voids the guarantee (tests
             only).
     """
@@ -82,6 +94,7 @@ class PrivacySection(Section):
     noise: NoiseSection | None = NoiseSection()
     clip: ClipSection = ClipSection()
     monitor: MonitorSection = MonitorSection()
+    spent: Annotated[tuple[str, ...], FromList] = ()
     sampling_seed: NonNegativeInt | None = None
 
     @model_validator(mode="after")

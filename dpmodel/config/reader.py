@@ -86,6 +86,11 @@ def _located(config: Config, marked: Marked, source: str) -> Config:
         if isinstance(value, str) and (key == "root" or value.endswith(CHECKPOINTS)):
             full = locate_data(value, place_of(marked.marks, (name, key), source), f"{name}.{key}")
             changed[name] = section.model_copy(update={key: full})
+    ledgers = tuple(
+        locate_data(path, place_of(marked.marks, ("privacy", "spent", index), source), f"privacy.spent.{index}")
+        for index, path in enumerate(config.privacy.spent)
+    )
+    changed["privacy"] = config.privacy.model_copy(update={"spent": ledgers})
     return config.model_copy(update=changed)
 
 

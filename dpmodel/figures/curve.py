@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from dpmodel.figures.epsilon_curve import Floats, Privacy, epsilon_over
+from dpmodel.planning.spent_ledgers import without_spent
 from dpmodel.planning.training_plan import TrainingPlan, plan_training
 from dpmodel.runs.folder import RunFolder
 from dpmodel.runs.trust import require_trusted, untrusted_code
@@ -99,7 +100,7 @@ def curve_of_run(path: str | os.PathLike[str], name: str | None = None, *, trust
     done = _steps_done(folder, ledger)
     spent = epsilon_over(ledger, history.column("step"), privacy.delta, privacy.accountant, done)
     if has_names:
-        return curve_of_plan(label, plan_training(config), [history], spent)
+        return curve_of_plan(label, plan_training(without_spent(config)), [history], spent)
     factor = ClippedUnit.of(config.training.batch_size, privacy.micro_batches).sensitivity_factor
     drawn = _schedule(ledger, spent.steps[-1], factor, history, privacy.noise_multiplier or 0.0)
     return Curve(label, (history,), *drawn, spent, privacy.norm_bound)

@@ -100,10 +100,16 @@ def best_bands(rows: Sequence[BandsRow]) -> BandsRow:
 
 
 def target_of_one_band(
-    plan_of: Callable[[int], ReleasePlan], steps: int, delta: float, accountant: str | Accountant = "rdp"
+    plan_of: Callable[[int], ReleasePlan],
+    steps: int,
+    delta: float,
+    accountant: str | Accountant = "rdp",
+    before: Ledger | None = None,
 ) -> float:
     """Epsilon of ``steps`` steps with 1 band: where numbers of bands are compared if a multiplier is stated."""
-    return resolve_accountant(accountant).epsilon(plan_of(1).summary(steps), delta)
+    planned = plan_of(1).summary(steps)
+    ledger = planned if before is None else before.copy().extend(planned, shift=0)
+    return resolve_accountant(accountant).epsilon(ledger, delta)
 
 
 def best_for_multiplier(plan_of: Callable[[int], ReleasePlan], workload: Workload) -> int:
@@ -125,15 +131,15 @@ def configured_bands(plan: TrainingPlan, target_epsilon: float | None = None) ->
     config, privacy, size = plan.config, plan.config.privacy, plan.release.sampler.num_examples
 
     def plan_of(bands: int) -> ReleasePlan:
-        return release_plan(with_bands(config, bands), size, plan.noise_multiplier)
+        return release_plan(with_bands(config, bands), size, plan.noise_multiplier, plan.before)
 
     target = target_epsilon or plan.target_epsilon or privacy.target_epsilon
     if target is None:
-        target = target_of_one_band(plan_of, plan.steps, privacy.delta, privacy.accountant)
+        target = target_of_one_band(plan_of, plan.steps, privacy.delta, privacy.accountant, plan.before)
     workload = configured_workload(config, plan.steps_per_epoch)
     bands = plan.release.noise.bands
     stated = bands if isinstance(bands, int) else None
-    return bands_table(plan_of, workload, target, privacy.delta, privacy.accountant, stated=stated)
+    return bands_table(plan_of, workload, target, privacy.delta, privacy.accountant, plan.before, stated)
 
 
 def leaves_bands_open(config: Config) -> bool:

@@ -13,15 +13,19 @@ from mechanisms.units import ClippedUnit
 
 if TYPE_CHECKING:
     from dpmodel.config.schema import Config
+    from monitors.ledger import Ledger
 
 
-def release_plan(config: Config, num_examples: int, noise_multiplier: float) -> ReleasePlan:
+def release_plan(
+    config: Config, num_examples: int, noise_multiplier: float, before: Ledger | None = None
+) -> ReleasePlan:
     """What each step of a configuration releases at a given noise multiplier.
 
     Args:
         config: The configuration; its own noise multiplier and target epsilon are not used.
         num_examples: Training examples.
         noise_multiplier: Initial noise multiplier, positive; not used if the configuration has no noise.
+        before: Releases before the training, whose partitions its steps do not share.
 
     Raises:
         ConfigError: An argument of a mechanism is wrong; with file and line.
@@ -42,7 +46,8 @@ def release_plan(config: Config, num_examples: int, noise_multiplier: float) -> 
     with locating_errors(config, "privacy.micro_batches"):
         unit = ClippedUnit.of(batch_size, privacy.micro_batches)
     with locating_errors(config, "training.batch_size"):
-        sampler = SAMPLERS.create(privacy.sampling, num_examples, batch_size, privacy.sampling_seed)
+        first = 0 if before is None else before.next_partition
+        sampler = SAMPLERS.create(privacy.sampling, num_examples, batch_size, privacy.sampling_seed, first)
     with locating_errors(config, "privacy.noise"):
         return ReleasePlan(noise, clip, unit, sampler)
 

@@ -90,7 +90,10 @@ def _surely_fits(plan: TrainingPlan, epochs: int, max_epsilon: float) -> bool:
     if last != event:
         return False
     with locating_errors(plan.config, "privacy"):
-        return privacy_spent(Ledger().record(event, count), privacy.delta, privacy.accountant).epsilon <= max_epsilon
+        return (
+            privacy_spent(plan.before.copy().record(event, count), privacy.delta, privacy.accountant).epsilon
+            <= max_epsilon
+        )
 
 
 def _endless(plan: TrainingPlan, epochs: int, max_epsilon: float) -> ConfigError:

@@ -14,6 +14,7 @@ from dpmodel.planning.bands import best_bands, configured_bands, with_bands
 from dpmodel.planning.count_noise import count_remedy
 from dpmodel.planning.from_config import release_plan, with_noise_multiplier
 from dpmodel.planning.noise_floor import HIGHEST_FIRST, require_noise_left
+from dpmodel.planning.spent_ledgers import spent_ledger
 from dpmodel.runs.report.subject import ReportSubject
 from mechanisms.noise import AUTO
 from monitors.errors import CalibrationError, ConfigError
@@ -36,11 +37,13 @@ class TrainingPlan:
         config: The configuration; it states the noise multiplier, not a target epsilon.
         release: What each step releases, with the mechanisms that will train.
         target_epsilon: The target that the multiplier was solved for, else None.
+        before: Releases about the same data before the training (``privacy.spent``), which every figure covers.
     """
 
     config: Config
     release: ReleasePlan
     target_epsilon: float | None = None
+    before: Ledger = field(default_factory=Ledger)
     _longest: Ledger = field(default_factory=Ledger, init=False, repr=False, compare=False)
 
     @property
@@ -60,7 +63,7 @@ class TrainingPlan:
 
     def summary(self, steps: int | None = None) -> Ledger:
         """A short ledger that costs at least as much as ``ledger(steps)``; see ``ReleasePlan.summary``."""
-        found = self.release.summary(self.steps if steps is None else steps)
+        found = self.before.copy().extend(self.release.summary(self.steps if steps is None else steps), shift=0)
         for caveat in self.release.caveats:
             found.add_note(caveat)
         return found
@@ -96,19 +99,21 @@ class TrainingPlan:
         privacy = self.config.privacy
         with locating_errors(self.config, "privacy.target_epsilon"):
             try:
-                multiplier = self.release.multiplier_for(target_epsilon, privacy.delta, self.steps, privacy.accountant)
+                multiplier = self.release.multiplier_for(
+                    target_epsilon, privacy.delta, self.steps, privacy.accountant, self.before
+                )
             except CalibrationError as error:
                 raise CalibrationError(f"{error} {count_remedy(self, target_epsilon)}".rstrip()) from error
         config = with_noise_multiplier(self.config, multiplier)
-        return TrainingPlan(config, self.release.at(multiplier), target_epsilon)
+        return TrainingPlan(config, self.release.at(multiplier), target_epsilon, self.before)
 
     def ledger(self, steps: int | None = None) -> Ledger:
-        """The ledger after ``steps`` steps (default: all of them), notes included."""
+        """The ledger after ``steps`` steps (default: all of them), earlier releases and notes included."""
         asked = self.steps if steps is None else steps
         # A search for the most epochs asks for many ledgers with the same first steps; make each event once.
         for step in range(self._longest.total, asked):
             self._longest.record(self.release.event(step))
-        found = self._longest.head(asked)
+        found = self.before.copy().extend(self._longest.head(asked), shift=0)
         for caveat in self.release.caveats:
             found.add_note(caveat)
         return found
@@ -139,11 +144,13 @@ def plan_training(config: Config, num_examples: int | None = None) -> TrainingPl
     size = expected_examples(config) if num_examples is None else num_examples
     privacy = config.privacy
     target, stated = privacy.target_epsilon, privacy.noise_multiplier
-    plan = TrainingPlan(config, release_plan(config, size, HIGHEST_FIRST if stated is None else stated))
+    before = spent_ledger(config)
+    multiplier = HIGHEST_FIRST if stated is None else stated
+    plan = TrainingPlan(config, release_plan(config, size, multiplier, before), before=before)
     if plan.release.noise.bands == AUTO:
         with locating_errors(config, "privacy.noise"):
             config = with_bands(config, best_bands(configured_bands(plan)).bands)
-        plan = TrainingPlan(config, release_plan(config, size, plan.noise_multiplier))
+        plan = TrainingPlan(config, release_plan(config, size, plan.noise_multiplier, before), before=before)
     noise = plan.release.noise
     with locating_errors(
         config, "privacy.noise" if noise.noise_decay_rate is None else "privacy.noise.noise_decay_rate"

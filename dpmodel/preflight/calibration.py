@@ -27,8 +27,8 @@ def require_counted(noise: NoiseMechanism, ledger: Ledger, *, resumed: bool) -> 
     missing = counted.beyond(ledger).total
     if missing:
         raise UnprotectedUpdateError(
-            f"noise_for_epsilon counted {counted.total:,} releases as spent, but the ledger of this model lacks "
-            f"{missing:,} of them, so its epsilon would be too small. Pass the same ledger to both: "
+            f"{counted.total:,} earlier releases were counted when the noise was solved for, but the ledger of this "
+            f"model lacks {missing:,} of them, so its epsilon would be too small. Pass the same ledger to both: "
             "noise_for_epsilon(..., spent=ledger) and DPModel(..., ledger=ledger)"
         )
     more = 0 if resumed else ledger.beyond(counted).total

@@ -34,6 +34,7 @@ from dpmodel.preflight.task import locating_refusals, require_metrics_fit, requi
 from mechanisms.engines.base import ENGINES
 from monitors.errors import ConfigError
 from monitors.factory import PrivacyMonitorFactory
+from monitors.ledger import Ledger
 from monitors.spent import epsilon_text, privacy_spent
 
 #: The setting that keeps the target that the noise multiplier was solved for.
@@ -170,12 +171,13 @@ def _with_size(config: Config, data: DataSplits) -> Config:
     return config.model_copy(update={"data": stated})
 
 
-def build_training(config: Config, task: Task | None = None) -> Training:
+def build_training(config: Config, task: Task | None = None, *, resumed: bool = False) -> Training:
     """Everything that ``dpmodel train`` needs, checked, before any budget is spent.
 
     Args:
         config: The configuration.
         task: A task with the same data, network and loss; default: build it.
+        resumed: Whether a saved state will be restored; its ledger holds the releases of ``privacy.spent`` already.
 
     Raises:
         ConfigError: A setting is wrong, or the privacy target cannot be met; with file and line.
@@ -188,13 +190,15 @@ def build_training(config: Config, task: Task | None = None) -> Training:
         # An accountant without a rule for these releases must say so now, not after the first step.
         plan.privacy_spent(epochs=1)
     _require_one_step(plan)
-    model = build_model(task, plan.release)
+    model = build_model(task, plan.release, None if resumed or not len(plan.before) else plan.before.copy())
+    if len(plan.before):
+        plan.release.noise.spent_before = plan.before.copy()
     callbacks = tuple(_callbacks(config))
     return Training(task, plan, model, task.loader(), callbacks)
 
 
-def build_model(task: Task, release: ReleasePlan) -> DPModel:
-    """The model of a task; it trains with the mechanisms of ``release``."""
+def build_model(task: Task, release: ReleasePlan, ledger: Ledger | None = None) -> DPModel:
+    """The model of a task; it trains with the mechanisms of ``release``, and its ledger continues ``ledger``."""
     config = task.config
     with locating_errors(config, "optimizer"):
         optimizer = build_optimizer(config.optimizer.name, task.network.parameters(), **config.optimizer.options)
@@ -222,6 +226,7 @@ def build_model(task: Task, release: ReleasePlan) -> DPModel:
             isolation=config.performance.isolation,
             device=task.device,
             seed=config.privacy.sampling_seed,
+            ledger=ledger,
         )
 
 

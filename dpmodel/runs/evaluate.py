@@ -10,6 +10,7 @@ from typing import Any
 from dpmodel.config import Config, load_config
 from dpmodel.config.reader import Override
 from dpmodel.data.fingerprint import Fingerprint
+from dpmodel.planning.spent_ledgers import without_spent
 from dpmodel.planning.training_plan import plan_training
 from dpmodel.runs.build import build_model, build_task
 from dpmodel.runs.folder import RunFolder
@@ -98,7 +99,7 @@ def evaluate_run(
     _require_same_training(stored, config)
     ledger = folder.read_ledger()
     task = build_task(config)
-    plan = plan_training(stored, stored.data.num_examples or len(task.data.train))
+    plan = plan_training(without_spent(stored), stored.data.num_examples or len(task.data.train))
     model = build_model(task, plan.release)
     if not folder.checkpoint.is_file():
         raise CheckpointError(f"{folder.checkpoint} is missing; train with output.checkpoint: true")

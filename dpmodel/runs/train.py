@@ -182,8 +182,8 @@ def _as_begun(config: Config, state: TrainingState) -> Training:
 
 
 def _with_target(config: Config, target: float | None) -> Training:
-    """The training of a configuration whose noise multiplier was solved for ``target``."""
-    training = build_training(config)
+    """The resumed training of a configuration whose noise multiplier was solved for ``target``."""
+    training = build_training(config, resumed=True)
     return replace(training, plan=replace(training.plan, target_epsilon=target))
 
 

@@ -18,6 +18,7 @@ from dpmodel.config.marked_yaml import Marked
 from dpmodel.config.overrides import apply_overrides
 from dpmodel.config.reader import checked_config
 from dpmodel.config.schema import Config, place_of
+from dpmodel.planning.spent_ledgers import refuse_spent
 from dpmodel.tuning.charge import CHARGES, Charge
 from dpmodel.tuning.definition import FieldSection, TuningDefinition
 from monitors import checks
@@ -82,7 +83,9 @@ class Tuning:
         # The monitor is not a setting of the user, so errors name the enclosing section.
         section = place_of(self.base.marks, ("privacy",), self.source)
         final = apply_overrides(drawn, [(("privacy", "monitor"), {"per_print_times": _NEVER})], section)
-        return checked_config(final, self.source)
+        config = checked_config(final, self.source)
+        refuse_spent(config, "a search")
+        return config
 
     def ends(self) -> list[Config]:
         """Two configurations: one with the first value (or low end) of every field, one with the last (or high end).
