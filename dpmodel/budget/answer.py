@@ -48,7 +48,11 @@ class BudgetAnswer:
     def notes(self) -> tuple[str, ...]:
         """How the answer differs from the question."""
         target, noise, before = self.plan.target_epsilon, self.plan.noise_multiplier, self.plan.before.total
-        counted = (f"every figure covers the {before:,} releases of privacy.spent",) if before else ()
+        counted = (
+            (f"every figure covers the {before:,} releases before the first step (privacy.spent, normalise)",)
+            if before
+            else ()
+        )
         if target is None or noise > SMALLEST_MULTIPLIER:
             return counted
         return (

@@ -16,6 +16,7 @@ from dpmodel.config.sections import (
     FeaturesSection,
     LossSection,
     NetworkSection,
+    NormaliseSection,
     OptimizerSection,
     OutputSection,
     PerformanceSection,
@@ -31,6 +32,7 @@ class Config(Section):
             the mechanisms, data sets and networks that they register can be used by name. Plugins run code.
         data: The data set.
         features: Fixed features that replace the inputs of the data set; null trains on the inputs.
+        normalise: Private normalisation of the inputs or features; null trains on them as they are.
         network: The network.
         loss: The loss.
         optimizer: The optimizer and its learning-rate schedule.
@@ -51,6 +53,7 @@ class Config(Section):
     plugins: Annotated[tuple[str, ...], FromList] = ()
     data: DataSection = DataSection()
     features: FeaturesSection | None = None
+    normalise: NormaliseSection | None = None
     network: NetworkSection
     loss: LossSection = LossSection()
     optimizer: OptimizerSection

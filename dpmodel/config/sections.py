@@ -6,8 +6,10 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, PlainValidator, model_validator
 
-from dpmodel.config.fields import FromList, NamedSection, NonNegativeInt, PositiveInt, Section
+from dpmodel.config.fields import FromList, NamedSection, NonNegativeInt, PositiveFloat, PositiveInt, Section
 from monitors import checks
+from monitors.events import GaussianEvent
+from monitors.ledger import Ledger
 
 
 class DataSection(NamedSection):
@@ -46,6 +48,29 @@ class FeaturesSection(NamedSection):
 
     cache: bool = True
     batch_size: PositiveInt = 256
+
+
+class NormaliseSection(Section):
+    """Normalisation of the inputs per channel, with statistics that are released when the training begins.
+
+    Args:
+        name: ``private``: noisy mean and variance of the training data, two releases on the ledger of the training.
+        noise_multiplier: Noise multiplier of each of the two releases.
+        norm_bound: Largest L2 norm of an example's means; it must not depend on the data.
+        square_bound: Largest L2 norm of an example's second moments; it must not depend on the data.
+        min_variance: Smallest variance that is used; null: the standard deviation of the noise of a second moment.
+    """
+
+    name: Literal["private"]
+    noise_multiplier: PositiveFloat
+    norm_bound: PositiveFloat
+    square_bound: PositiveFloat
+    min_variance: PositiveFloat | None = None
+
+    @property
+    def ledger(self) -> Ledger:
+        """What it releases."""
+        return Ledger().record(GaussianEvent(self.noise_multiplier), 2)
 
 
 class NetworkSection(NamedSection):

@@ -37,7 +37,8 @@ class TrainingPlan:
         config: The configuration; it states the noise multiplier, not a target epsilon.
         release: What each step releases, with the mechanisms that will train.
         target_epsilon: The target that the multiplier was solved for, else None.
-        before: Releases about the same data before the training (``privacy.spent``), which every figure covers.
+        before: Releases about the same data before the first step (``privacy.spent`` and ``normalise``), which every
+            figure covers.
     """
 
     config: Config
@@ -144,7 +145,9 @@ def plan_training(config: Config, num_examples: int | None = None) -> TrainingPl
     size = expected_examples(config) if num_examples is None else num_examples
     privacy = config.privacy
     target, stated = privacy.target_epsilon, privacy.noise_multiplier
-    before = spent_ledger(config)
+    before = spent_ledger(config) if privacy.spent else Ledger()
+    if config.normalise is not None:
+        before.extend(config.normalise.ledger)
     multiplier = HIGHEST_FIRST if stated is None else stated
     plan = TrainingPlan(config, release_plan(config, size, multiplier, before), before=before)
     if plan.release.noise.bands == AUTO:

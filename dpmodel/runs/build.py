@@ -31,6 +31,7 @@ from dpmodel.planning.training_plan import TrainingPlan, plan_training
 from dpmodel.preflight.configured import require_known_names
 from dpmodel.preflight.network import fix
 from dpmodel.preflight.task import locating_refusals, require_metrics_fit, require_network_fits, require_stated_size
+from dpmodel.statistics.normalisation import NormalisedNetwork, PrivateNormalisation
 from mechanisms.engines.base import ENGINES
 from monitors.errors import ConfigError
 from monitors.factory import PrivacyMonitorFactory
@@ -150,6 +151,11 @@ def build_task(config: Config) -> Task:
         network = fix(network) if config.network.fix else network
     with locating_errors(config, "loss"):
         loss_fn = build_loss(config.loss.name, **config.loss.options)
+    if config.normalise is not None:
+        with locating_errors(config, "normalise"):
+            if not data.train.transform_batch(data.train.x[:1]).is_floating_point():
+                raise ValueError(f"inputs of {data.train.x.dtype} cannot be normalised; remove normalise")
+        network = NormalisedNetwork(network, data.example_shape)
     network.to(device)
     require_network_fits(config, network, data, device)
     require_metrics_fit(config, data)
@@ -190,10 +196,14 @@ def build_training(config: Config, task: Task | None = None, *, resumed: bool = 
         # An accountant without a rule for these releases must say so now, not after the first step.
         plan.privacy_spent(epochs=1)
     _require_one_step(plan)
-    model = build_model(task, plan.release, None if resumed or not len(plan.before) else plan.before.copy())
-    if len(plan.before):
-        plan.release.noise.spent_before = plan.before.copy()
+    ledger, normalise = plan.before, config.normalise
     callbacks = tuple(_callbacks(config))
+    if normalise is not None:
+        ledger = ledger.head(ledger.total - normalise.ledger.total)
+        callbacks = callbacks if resumed else (PrivateNormalisation(task.data.train, normalise), *callbacks)
+    if len(ledger):
+        plan.release.noise.spent_before = ledger.copy()
+    model = build_model(task, plan.release, None if resumed or not len(ledger) else ledger.copy())
     return Training(task, plan, model, task.loader(), callbacks)
 
 

@@ -83,7 +83,7 @@ def test_a_budget_counts_them_in_every_figure(spent):
     with_them = answer_budget(config(spent, noise_multiplier=2.0), 60, accountants=("rdp", "pld"))
     without = answer_budget(make_config({**SETTINGS, "privacy": {"noise_multiplier": 2.0}}), 60)
     assert with_them.epsilon > without.epsilon
-    assert any("2 releases of privacy.spent" in note for note in with_them.notes)
+    assert any("2 releases before the first step" in note for note in with_them.notes)
     for ours, theirs in zip(with_them.scenarios, without.scenarios, strict=True):
         assert ours.figures["rdp"] > theirs.figures["rdp"]
 

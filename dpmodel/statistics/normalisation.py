@@ -1,0 +1,70 @@
+"""The normalisation of a configured training: a layer that the training fills with private statistics."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from dpmodel.callbacks.base import Callback
+from dpmodel.data.in_memory import InMemoryDataset
+from dpmodel.statistics.moments import private_mean_and_variance
+from dpmodel.statistics.standardise import Standardise
+
+if TYPE_CHECKING:
+    from dpmodel.config.sections import NormaliseSection
+    from dpmodel.training.run import Run
+
+
+class NormalisedNetwork(nn.Sequential):
+    """A network behind a layer that standardises its inputs; until statistics are set, the layer changes nothing.
+
+    Args:
+        network: The network.
+        example_shape: Shape of one example; the statistics are per channel, its first axis.
+    """
+
+    def __init__(self, network: nn.Module, example_shape: Sequence[int]) -> None:
+        super().__init__()
+        shape = (example_shape[0], *[1] * (len(example_shape) - 1))
+        self.normalise = Standardise(torch.zeros(shape), torch.ones(shape))
+        self.network = network
+
+
+class PrivateNormalisation(Callback):
+    """Releases mean and variance of the training data when the training begins, on its ledger, and sets the layer.
+
+    A resumed training does not use it: the layer is restored with the weights, and the ledger states the releases.
+
+    Args:
+        dataset: The training data.
+        section: Bounds and noise.
+    """
+
+    def __init__(self, dataset: InMemoryDataset, section: NormaliseSection) -> None:
+        self.dataset = dataset
+        self.section = section
+
+    def on_train_begin(self, run: Run) -> None:
+        """Release the statistics on rank 0, and set the layer on every rank."""
+        layer = run.network.normalise
+        assert isinstance(layer, Standardise)
+
+        def release() -> tuple[Tensor, Tensor]:
+            section = self.section
+            found = private_mean_and_variance(
+                self.dataset,
+                noise_multiplier=section.noise_multiplier,
+                norm_bound=section.norm_bound,
+                square_bound=section.square_bound,
+                min_variance=section.min_variance,
+                ledger=run.ledger,
+            ).normalise()
+            return found.mean, found.scale
+
+        mean, scale = run.ranks.once(release)
+        with run.post_processing("normalisation with private statistics, which are on the ledger"):
+            layer.mean.copy_(mean)
+            layer.scale.copy_(scale)
