@@ -26,6 +26,11 @@ def remember_asked(ledger: Ledger) -> None:
         _ASKED.append(weakref.ref(ledger))
 
 
+def forget_asked(ledger: Ledger) -> None:
+    """Remove a ledger from those of ``asked_ledgers``: it is that of a training, which states its cost itself."""
+    _ASKED[:] = [known for known in _ASKED if known() is not ledger]
+
+
 def require_ledger(ledger: Ledger) -> None:
     """Refuse anything but a ledger.
 

@@ -48,11 +48,8 @@ class BudgetAnswer:
     def notes(self) -> tuple[str, ...]:
         """How the answer differs from the question."""
         target, noise, before = self.plan.target_epsilon, self.plan.noise_multiplier, self.plan.before.total
-        counted = (
-            (f"every figure covers the {before:,} releases before the first step (privacy.spent, normalise)",)
-            if before
-            else ()
-        )
+        text = f"every figure covers the {before:,} releases before the first step (privacy.spent, normalise)"
+        counted = (text,) if before else ()
         if target is None or noise > SMALLEST_MULTIPLIER:
             return counted
         return (

@@ -12,6 +12,7 @@ from dpmodel.callbacks.base import Callback
 from dpmodel.data.in_memory import InMemoryDataset
 from dpmodel.statistics.moments import private_mean_and_variance
 from dpmodel.statistics.standardise import Standardise
+from mechanisms.answers import asked_ledgers, forget_asked
 
 if TYPE_CHECKING:
     from dpmodel.config.sections import NormaliseSection
@@ -53,7 +54,7 @@ class PrivateNormalisation(Callback):
         assert isinstance(layer, Standardise)
 
         def release() -> tuple[Tensor, Tensor]:
-            section = self.section
+            section, asked = self.section, asked_ledgers()
             found = private_mean_and_variance(
                 self.dataset,
                 noise_multiplier=section.noise_multiplier,
@@ -62,6 +63,8 @@ class PrivateNormalisation(Callback):
                 min_variance=section.min_variance,
                 ledger=run.ledger,
             ).normalise()
+            if not any(known is run.ledger for known in asked):
+                forget_asked(run.ledger)
             return found.mean, found.scale
 
         mean, scale = run.ranks.once(release)
