@@ -56,9 +56,15 @@ class PrivateStatistics:
         """Standard deviation of the noise in each second moment."""
         return self.noise_multiplier * self.square_bound / self.num_examples
 
-    def normalise(self) -> Standardise:
-        """A layer that standardises examples. A ``DPModel`` whose network holds it continues the ledger."""
-        return Standardise(self.mean.reshape(self.shape), self.variance.reshape(self.shape), self.ledger)
+    def normalise(self, *, resumed: bool = False) -> Standardise:
+        """A layer that standardises examples. A ``DPModel`` whose network holds it continues the ledger.
+
+        Args:
+            resumed: Whether ``StateKeeper(resume=True)`` will restore the training: the ledger in its state holds the
+                releases already, so the layer continues none.
+        """
+        ledger = None if resumed else self.ledger
+        return Standardise(self.mean.reshape(self.shape), self.variance.reshape(self.shape), ledger)
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the statistics to a safetensors file. Save the ledger as well: ``ledger.save(path)``."""
@@ -85,8 +91,8 @@ class PrivateStatistics:
         except (LookupError, TypeError, ValueError, AttributeError) as error:
             reason = checks.shortened(str(error))
             raise CheckpointError(f"{path} does not hold private statistics, or is damaged: {reason}") from error
+        remember_asked(found.ledger if ledger is None else ledger)
         if ledger is None:
-            remember_asked(found.ledger)
             return found
         if not ledger.covers(found.ledger):
             raise ValueError(

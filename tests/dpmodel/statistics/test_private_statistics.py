@@ -8,10 +8,20 @@ import torch
 from torch import nn
 from torch.utils.data import TensorDataset
 
-from dpmodel import DPModel, GaussianEvent, Ledger, NoiseMechanismsFactory, noise_for_epsilon, poisson_loader
+from dpmodel import (
+    DPModel,
+    GaussianEvent,
+    Ledger,
+    NoiseMechanismsFactory,
+    StateKeeper,
+    noise_for_epsilon,
+    poisson_loader,
+)
 from dpmodel.statistics import PrivateStatistics, Standardise, private_mean_and_variance
 from mechanisms.engines.base import ENGINES
 from monitors.errors import CheckpointError, DataError, UnprotectedUpdateError
+
+from ..power_cut import PowerCut
 
 X, Y = torch.rand(40, 3, 4, 4, generator=torch.Generator().manual_seed(1)), torch.arange(40) % 2
 DATA = TensorDataset(X, Y)
@@ -113,6 +123,34 @@ def test_a_file_gives_back_the_statistics_and_their_cost(tmp_path):
     assert PrivateStatistics.load(path, statistics.ledger).ledger is statistics.ledger
     with pytest.raises(ValueError, match="lacks the two releases"):
         PrivateStatistics.load(path, Ledger())
+
+
+def test_a_resumed_training_counts_the_statistics_once(tmp_path):
+    ledger, loader = Ledger(), poisson_loader(DATA, batch_size=10)
+    released(ledger).save(tmp_path / "statistics.safetensors")
+    ledger.save(tmp_path / "ledger.json")
+
+    def build(layer, spent, **options):
+        return model_on(layer, noise_for_epsilon(5.0, 1e-3, loader, epochs=3, spent=spent), **options)
+
+    layer = PrivateStatistics.load(tmp_path / "statistics.safetensors", ledger).normalise()
+    with pytest.raises(KeyboardInterrupt):
+        build(layer, ledger).fit(loader, epochs=3, callbacks=[PowerCut(6)], keeper=StateKeeper(tmp_path / "run", 4))
+    again = Ledger.load(tmp_path / "ledger.json")
+    layer = PrivateStatistics.load(tmp_path / "statistics.safetensors", again).normalise(resumed=True)
+    model = build(layer, again)
+    model.fit(loader, epochs=3, keeper=StateKeeper(tmp_path / "run", 4, resume=True))
+    assert model.ledger.rows[0] == (GaussianEvent(8.0), 2)
+    assert model.ledger.kept.total == 2 + 12
+    assert not any("different ledger" in note for note in model.ledger.notes)
+
+
+def test_a_layer_for_a_resumed_training_leaves_a_note_in_a_new_one(tmp_path):
+    released(Ledger()).save(tmp_path / "statistics.safetensors")
+    statistics = PrivateStatistics.load(tmp_path / "statistics.safetensors")
+    model = fitted(statistics.normalise(resumed=True))
+    assert statistics.ledger.total == 2
+    assert any("different ledger" in note for note in model.ledger.notes)
 
 
 @pytest.mark.parametrize("fault", ["missing", "cut", "other"])
