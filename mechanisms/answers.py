@@ -12,6 +12,8 @@ from monitors.ledger import Ledger
 REPRODUCIBLE = "reproducible query noise: no guarantee"
 #: Ledgers of this process on which answers were recorded.
 _ASKED: list[weakref.ref[Ledger]] = []
+#: Those that are not forgotten even if nothing else refers to them.
+_KEPT: list[Ledger] = []
 
 
 def asked_ledgers() -> list[Ledger]:
@@ -20,8 +22,16 @@ def asked_ledgers() -> list[Ledger]:
     return [ledger for known in _ASKED if (ledger := known()) is not None]
 
 
-def remember_asked(ledger: Ledger) -> None:
-    """Add a ledger to those on which answers were recorded."""
+def remember_asked(ledger: Ledger, *, keep: bool = False) -> None:
+    """Add a ledger to those on which answers were recorded.
+
+    Args:
+        ledger: The ledger.
+        keep: Keep it even if nothing else refers to it: a training on data that were changed with the answer must not
+            forget its cost.
+    """
+    if keep and not any(known is ledger for known in _KEPT):
+        _KEPT.append(ledger)
     if not any(known is ledger for known in asked_ledgers()):
         _ASKED.append(weakref.ref(ledger))
 
@@ -29,6 +39,7 @@ def remember_asked(ledger: Ledger) -> None:
 def forget_asked(ledger: Ledger) -> None:
     """Remove a ledger from those of ``asked_ledgers``: it is that of a training, which states its cost itself."""
     _ASKED[:] = [known for known in _ASKED if known() is not ledger]
+    _KEPT[:] = [known for known in _KEPT if known is not ledger]
 
 
 def require_ledger(ledger: Ledger) -> None:

@@ -40,16 +40,6 @@ def _fixed_public_randomness():
     torch.manual_seed(0)
 
 
-@pytest.fixture(autouse=True)
-def _no_answers_of_other_tests():
-    """A ledger of an earlier test may live until the next collection of garbage, and would be noted as forgotten."""
-    yield
-    from mechanisms.answers import asked_ledgers, forget_asked
-
-    for ledger in asked_ledgers():
-        forget_asked(ledger)
-
-
 @pytest.fixture
 def make_data():
     """Builds a small classification set that a linear model can learn."""

@@ -28,6 +28,7 @@ DOCUMENTED += [
         "metrics",
         "nets",
         "starter",
+        "statistics",
         "tuning",
     )
 ]

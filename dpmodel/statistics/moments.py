@@ -13,7 +13,7 @@ from torch import Tensor
 from dpmodel.data.loader import PrivateLoader
 from dpmodel.preflight.own_rows import require_own_rows
 from dpmodel.statistics.private_statistics import PrivateStatistics
-from mechanisms.answers import require_ledger
+from mechanisms.answers import remember_asked, require_ledger
 from mechanisms.gaussian_query import GaussianMechanism
 from mechanisms.vector_sum import ClippedVectorSum
 from monitors import checks
@@ -82,6 +82,7 @@ def private_mean_and_variance(
         for total, powers in zip(sums, (values, values.square()), strict=True):
             vectors = powers.mean(dim=axes) if axes else powers
             total.add(vectors.reshape(len(values), -1).cpu().numpy())
+    remember_asked(ledger, keep=True)
     mean, square = (torch.from_numpy(mechanism.release(total, ledger)) / num_examples for total in sums)
     floor = noise_multiplier * square_bound / num_examples if min_variance is None else min_variance
     kept = [size for axis, size in enumerate(shape) if axis not in (0, *axes)]

@@ -91,7 +91,7 @@ class PrivateStatistics:
         except (LookupError, TypeError, ValueError, AttributeError) as error:
             reason = checks.shortened(str(error))
             raise CheckpointError(f"{path} does not hold private statistics, or is damaged: {reason}") from error
-        remember_asked(found.ledger if ledger is None else ledger)
+        remember_asked(found.ledger if ledger is None else ledger, keep=True)
         if ledger is None:
             return found
         if not ledger.covers(found.ledger):

@@ -33,6 +33,7 @@ class Standardise(nn.Module):
         DataError: The shapes differ, a number is not finite, or a variance is not positive.
 
     Example:
+        >>> import torch
         >>> layer = Standardise(torch.tensor([1.0, 2.0]), torch.tensor([4.0, 0.25]))
         >>> layer(torch.tensor([[3.0, 2.5]]))
         tensor([[1., 1.]])

@@ -67,9 +67,9 @@ def test_with_a_different_ledger_the_training_says_that_it_lacks_them():
 
 
 def test_data_normalised_outside_the_network_leave_a_note(capsys):
-    statistics = released(Ledger())
+    released(Ledger())
+    gc.collect()  # nothing else refers to the ledger
     model = fitted(nn.Identity())
-    assert statistics.ledger.total == 2
     assert "private queries were answered on a different ledger" in capsys.readouterr().out
     assert any("different ledger" in note for note in model.ledger.notes)
 

@@ -1,0 +1,18 @@
+"""What tests and examples in docstrings share."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+
+import pytest
+
+
+@pytest.fixture(autouse=True)
+def _no_answers_of_other_tests() -> Iterator[None]:
+    """A ledger with answers is remembered by the process, and a later training would note that it was forgotten."""
+    yield
+    answers = sys.modules.get("mechanisms.answers")
+    if answers is not None:
+        for ledger in answers.asked_ledgers():
+            answers.forget_asked(ledger)
