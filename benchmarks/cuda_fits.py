@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from cuda_sections import Task
 
 BATCH_SIZES = (512, 4096)
-CONFIG = Path(__file__).parents[1] / "configs" / "lenet5_mnist.yaml"
+CONFIG = Path(__file__).parents[1] / "configs" / "lenet5_mnist_gaussian.yaml"
 
 
 def training_data(task: Task) -> tuple[InMemoryDataset, str]:

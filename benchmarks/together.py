@@ -48,7 +48,7 @@ def seconds(count: int, at_once: bool, command: list[str], environment: dict[str
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--config", default="configs/lenet5_mnist.yaml")
+    parser.add_argument("--config", default="configs/lenet5_mnist_gaussian.yaml")
     parser.add_argument("--set", dest="settings", action="append", default=[])
     parser.add_argument("--output", type=Path)
     options = parser.parse_args()

@@ -24,7 +24,7 @@ pytestmark = [
 ]
 
 DEVICE, SIZE = "cuda", 48
-CONFIG = Path(__file__).parents[2] / "configs" / "lenet5_mnist.yaml"
+CONFIG = Path(__file__).parents[2] / "configs" / "lenet5_mnist_gaussian.yaml"
 
 
 def network_of(dtype=torch.float32, dropout=0.0):

@@ -47,7 +47,7 @@ def trained(make_model, *, static, clip="Gaussian", sampling="poisson", micro_ba
     return model, model.fit(DataLoader(data, 8), epochs=2)
 
 
-@pytest.mark.sample(3)
+@pytest.mark.sample(5)
 @pytest.mark.parametrize("sampling", ["poisson", "shuffle"])
 @pytest.mark.parametrize("micro_batches", [None, 4])
 @pytest.mark.parametrize("physical", [None, 3])
@@ -75,6 +75,7 @@ def test_units_without_a_finite_gradient_are_counted_alike(make_model, capsys):
     assert lines[0] == lines[1] != []
 
 
+@pytest.mark.slow
 def test_a_resumed_training_equals_the_uninterrupted_one(tmp_path):
     case = {**SECRET, "static_shapes": True}
     torch.manual_seed(0)

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from kymatio.scattering2d.frontend.torch_frontend import ScatteringTorch2D
 
 from dpmodel.data import load_dataset
 
@@ -22,6 +21,8 @@ CASES = {
 
 
 def main():
+    from kymatio.scattering2d.frontend.torch_frontend import ScatteringTorch2D
+
     x = load_dataset("mnist", test_limit=4).test.x[:, 0].numpy()
     picture = np.block([[x[0], x[1]], [x[2], x[3]]])
     arrays = {"picture": picture}

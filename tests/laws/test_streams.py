@@ -69,7 +69,7 @@ def weights(model):
     return torch.cat([value.detach().flatten() for value in model.network.parameters()])
 
 
-@settings(max_examples=8, deadline=None)
+@settings(max_examples=4, deadline=None)
 @given(n=st.integers(2, 150), batch=st.integers(1, 60), more=st.integers(0, 30), own=st.booleans(), data=st.data())
 def test_each_example_is_in_exactly_one_step_in_order(n, batch, more, own, data):
     batch, seen, take = min(batch, n), [], TrainingLoop._batch

@@ -354,7 +354,7 @@ def test_a_missing_argument_of_a_mechanism_is_named(command):
 
 
 def test_the_epochs_of_a_configuration_do_not_matter_if_none_fits(command):
-    path = ROOT / "configs" / "lenet5_mnist.yaml"
+    path = ROOT / "configs" / "lenet5_mnist_gaussian.yaml"
     decay = ["--noise-multiplier", "1", "--decay-policy", "Exp", "--decay-rate", "0.01", "--set", "training.epochs=500"]
     code, _, error = command("budget", path, *decay, "--max-epsilon", "0.01")
     assert code == 1

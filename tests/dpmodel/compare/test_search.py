@@ -97,6 +97,7 @@ def test_the_better_value_is_taken_and_all_trainings_are_charged(comparison, tmp
     assert (again.reused, again.outcomes, again.result.to_dict()) == (8, (), result.to_dict())
 
 
+@pytest.mark.sample(2)
 @pytest.mark.parametrize(("metric", "column", "better"), [("accuracy", "accuracy", max), ("loss", "valid_loss", min)])
 def test_the_mean_over_the_seeds_of_the_metric_decides(tuned, tmp_path, metric, column, better):
     tuned["tune"]["seeds"] = [7, 8]
@@ -136,6 +137,7 @@ def test_the_outputs_state_the_rule_the_scores_and_the_choice(comparison, tmp_pa
     ]
 
 
+@pytest.mark.slow
 def test_an_interrupted_search_states_no_results_and_goes_on_where_it_stopped(comparison, tmp_path, monkeypatch):
     from dpmodel.compare import jobs
 
@@ -161,7 +163,7 @@ def spent(folders):
     return privacy_spent(Ledger().merge(*folders), 1e-5, "rdp").epsilon
 
 
-@pytest.mark.sample(2)
+@pytest.mark.sample(3)
 @pytest.mark.parametrize("gone", ["tune/runs/fixed-lr-0.5", "tune", "runs"])
 def test_trainings_whose_folders_vanished_stay_charged_with_what_they_released(tuned, tmp_path, gone):
     tuned["seeds"] = [1]
@@ -190,6 +192,7 @@ def test_a_damaged_mark_of_a_trial_is_refused_before_more_is_spent(tuned, tmp_pa
     assert len(ledgers(tmp_path)) == before
 
 
+@pytest.mark.slow
 def test_a_changed_planned_ledger_of_a_vanished_training_is_refused(tuned, tmp_path):
     run_comparison(make_comparison(tuned), tmp_path, jobs=1)
     shutil.rmtree(tmp_path / "tune/runs/fixed-lr-0.5")
@@ -320,6 +323,7 @@ def test_a_validation_set_that_leaves_nothing_is_refused_before_anything_is_trai
         run_comparison(make_comparison(tuned), tmp_path, jobs=1)
 
 
+@pytest.mark.slow
 def test_the_command_counts_the_trainings_of_the_search(tuned, write, tmp_path, capsys):
     path = write(tuned)
     assert run(["compare", str(path), "--dry-run"]) == 0
