@@ -20,6 +20,7 @@ from dpmodel.preflight.refusal import HAS_READ
 from dpmodel.preflight.table import page
 from dpmodel.runs.train import train_from_config
 from mechanisms.noise import Gaussian
+from monitors import GaussianEvent, Ledger
 from monitors.errors import ConfigError, DistributedError
 
 TINY = {
@@ -130,6 +131,13 @@ def loss_class(model, data):
     return data
 
 
+def counted():
+    """Noise that was solved for beside an earlier release."""
+    noise = Gaussian(initial_noise_multiplier=1.0)
+    noise.spent_before = Ledger().record(GaussianEvent(1.0))
+    return noise
+
+
 #: Name of a check -> options of a model that it refuses.
 MODELS = {
     "layers": lambda: {"network": nn.Sequential(nn.Linear(4, 3), nn.BatchNorm1d(3))},
@@ -139,6 +147,7 @@ MODELS = {
     "targets": lambda: {"network": nn.Linear(4, 1)},
     "loss": lambda: {"loss_fn": lambda outputs, targets: outputs.detach().sum()},
     "mechanisms": lambda: {"noise_mech": Weak(initial_noise_multiplier=1.0)},
+    "calibration": lambda: {"noise_mech": counted()},
     "collation": lambda: {"network": Mean()},
     "metrics": lambda: {"metrics": "mae"},
 }
