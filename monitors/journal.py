@@ -92,6 +92,11 @@ class ReleaseJournal:
         return 0 <= lines < len(self._digests) and self._digests[lines] == head
 
     @property
+    def released(self) -> bool:
+        """Whether anything was announced, or found to void the claim."""
+        return any(parse_json(line)["kind"] not in ("begun", "ended") for line in self._lines)
+
+    @property
     def end(self) -> tuple[str, str] | None:
         """How the last process ended, and the digest of its ledger; None if it is running or was killed."""
         last = parse_json(self._lines[-1]) if self._lines else {}

@@ -68,7 +68,7 @@ class BegunMark:
 
     def withdraw(self, journal: ReleaseJournal) -> None:
         """Forget the training of ``journal`` if it has announced no release."""
-        if len(journal) == 1:
+        if not journal.released:
             known = self.trainings()
             known.pop(str(journal.training), None)
             self._write(known)

@@ -236,11 +236,11 @@ def _require_searchable(definition: ComparisonDefinition, marked: Marked, source
                 f"depends on, and not {', '.join(NOT_SEARCHED)}"
             )
         others = {f"variant {section.name!r} sets": section.set for section in definition.variants}
-        for whoever, paths in (*others.items(), ("it also searches", set(search) - {path})):
+        for subject, paths in (*others.items(), ("it also searches", set(search) - {path})):
             for other in paths:
                 if _overlap(path, other):
                     raise ConfigError(
-                        f"{place}: tune searches {path}, but {whoever} {other}, and one would replace the other; "
+                        f"{place}: tune searches {path}, but {subject} {other}, and one would replace the other; "
                         "remove one of the two"
                     )
 
@@ -275,14 +275,14 @@ def _common(definition: ComparisonDefinition) -> _Settings:
     }
 
 
-def _require_free(whoever: str, given: _Settings, marked: Marked, source: str) -> None:
+def _require_free(subject: str, given: _Settings, marked: Marked, source: str) -> None:
     for keys, (written, _) in given.items():
         path, place = ".".join(keys), place_of(marked.marks, written, source)
         if (len(keys) < 2 and path not in _WHOLE) or not all(keys):
-            raise ConfigError(f"{place}: {whoever} {path!r}; use section.key, such as privacy.norm_bound")
+            raise ConfigError(f"{place}: {subject} {path!r}; use section.key, such as privacy.norm_bound")
         stated = _STATED_ONCE.get(".".join(keys[:2]))
         if stated is not None:
-            raise ConfigError(f"{place}: {whoever} {path}, which is set once for all variants, by {stated}")
+            raise ConfigError(f"{place}: {subject} {path}, which is set once for all variants, by {stated}")
 
 
 def _require_noise(settings: Marked, section: VariantSection, source: str) -> None:

@@ -19,9 +19,11 @@ from dpmodel.config.reader import checked_config
 from dpmodel.runs.folder import RunFolder
 from dpmodel.saving.lock import FolderInUseError, FolderLock
 from monitors.errors import DPModelError
+from monitors.ledger import Ledger
 
 if TYPE_CHECKING:
     from dpmodel.config.schema import Config
+    from dpmodel.runs.build import Training
     from dpmodel.training.run import Run
     from monitors.journal import ReleaseJournal
 
@@ -147,7 +149,9 @@ def _train(job: Job, watcher: _StepReporter, lock: FolderLock) -> JobOutcome:
     if is_finished(folder, config):
         return JobOutcome(job, reused=True)
     resume = can_resume(folder, config)
-    result = train_from_config(config, folder.path, force=not resume, resume=resume, callbacks=[watcher], lock=lock)
+    result = train_from_config(
+        config, folder.path, force=not resume, resume=resume, callbacks=[watcher], announce=watcher.plan, lock=lock
+    )
     return JobOutcome(job, interrupted=result.interrupted or folder.ended() is None, signal=result.signal)
 
 
@@ -167,16 +171,25 @@ class _StepReporter(Silence):
         self.stepped = stepped
         self.stop_reason = stop_reason
         self._mark = job.begun
+        self._planned = Ledger()
         self._journal: ReleaseJournal | None = None
 
+    def plan(self, training: Training, folder: RunFolder) -> None:
+        """Take note of what the training is going to release."""
+        del folder
+        self._planned = training.plan.ledger()
+
+    def on_train_begin(self, run: Run) -> None:
+        """Leave a mark before the first release."""
+        super().on_train_begin(run)
+        self._journal = run.journals[0]
+        self._mark.add(self._journal, self._planned)
+
     def on_train_step_begin(self, run: Run) -> None:
-        """Stop before this step if there is a reason; leave a mark before the first one."""
+        """Stop before this step if there is a reason."""
         reason = self.stop_reason()
         if reason is not None:
             run.stop(reason)
-        elif self._journal is None:
-            self._journal = run.journals[0]
-            self._mark.add(self._journal, run.plan.ledger(run.planned_steps - run.first_step))
 
     def on_train_step_end(self, run: Run) -> None:
         """Report the step."""
@@ -184,10 +197,9 @@ class _StepReporter(Silence):
 
     @contextmanager
     def withdrawing(self) -> Iterator[None]:
-        """Remove the mark of a training that fails before its first release; its folder is removed too."""
+        """Remove the mark of a training that ends before its first release."""
         try:
             yield
-        except BaseException:
+        finally:
             if self._journal is not None:
                 self._mark.withdraw(self._journal)
-            raise

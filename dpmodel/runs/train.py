@@ -25,6 +25,7 @@ from dpmodel.saving.keeper import StateKeeper
 from dpmodel.saving.lock import FolderLock
 from dpmodel.saving.record import DEFAULT_EVERY_N_STEPS, ReleaseRecord
 from dpmodel.saving.state import WHAT_TO_DO
+from dpmodel.statistics.normalisation import PrivateNormalisation
 from dpmodel.training.interrupt import INTERRUPTED, InterruptStop
 from monitors.errors import CheckpointError, ConfigError
 
@@ -200,7 +201,10 @@ def _carry_out(
     announce: Callable[[Training, RunFolder], None] | None,
 ) -> TrainingResult:
     recorder, interrupt = RunRecorder(keeper, training.config.output, training.plan.subject), InterruptStop()
-    listeners = [interrupt, *training.callbacks, *callbacks]
+    # What releases something before the first step comes last, after all that may take note of the beginning.
+    listeners = sorted(
+        [interrupt, *training.callbacks, *callbacks], key=lambda each: isinstance(each, PrivateNormalisation)
+    )
     try:
         if announce is not None:
             announce(training, folder)

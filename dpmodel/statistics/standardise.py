@@ -13,8 +13,8 @@ from dpmodel.claims.weights import record_statistics
 from monitors.errors import DataError
 from monitors.ledger import Ledger
 
-#: Ledgers of the statistics. They are no attributes of the layers, because the state of a network is restored after
-#: each pass of a training, which records on them.
+#: Ledgers of the statistics. The layers do not hold them as attributes, because the state of a network is restored
+#: after each pass of a training, which records on them.
 _LEDGERS: WeakKeyDictionary[nn.Module, Ledger] = WeakKeyDictionary()
 
 

@@ -180,7 +180,10 @@ def _shared_multiplier(tuning: Tuning, plans: Sequence[TrainingPlan], target: fl
     config = plans[0].config
 
     def ledger_of(multiplier: float) -> Ledger:
-        planned = [plan.release.at(multiplier).ledger_to_search(plan.steps) for plan in plans]
+        planned = [
+            plan.before.copy().extend(plan.release.at(multiplier).ledger_to_search(plan.steps), shift=0)
+            for plan in plans
+        ]
         return tuning.charge.ledger(planned, tuning.definition.runs)
 
     with locating_errors(config, "privacy.target_epsilon"):

@@ -19,15 +19,6 @@ ROUNDING = 1 + 1e-5
 SIZES, KINDS = (0.1, 1.0, 10.0), ("drawn", "alike", "opposed")
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread():
-    """Threads do not speed up tiny tensors, and slow them down on a busy machine."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 def weighted(outputs, targets, reduction="mean"):
     """Cross entropy times a weight given with the label; weight 0 zeroes out the example's gradient."""
     losses = nn.functional.cross_entropy(outputs, targets[:, 0].long(), reduction="none") * targets[:, 1]

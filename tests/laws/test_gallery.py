@@ -29,15 +29,6 @@ SLOWER = {"DeBERTa": "vmap"}
 TAKEN: dict[str, str] = {}
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread():
-    """Threads do not speed up tiny tensors, and slow them down on a busy machine."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 #: Architectures whose family has a different member among the quick tests.
 RELATED = {
     *("ResNeXt", "MobileNetV2", "MobileNetV3", "MNASNet", "Swin V2", "MaxViT", "AlexNet"),

@@ -22,15 +22,6 @@ TWINS = [member for member in MEMBERS if member.benign is not None]
 BY_PASSES = [member for member in MEMBERS if member.kind not in ("collate", "data set", "callback", "number kept")]
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread():
-    """Use one thread: tiny tensors gain nothing from more, and lose much on a busy machine."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 def trained(make, pair, steps=3, **options):
     return [fit(make, rows, steps=steps, **options) for rows in (pair.rows, pair.others)]
 

@@ -18,15 +18,6 @@ SIZES = (0, 1, CAPACITY - 1, CAPACITY, CAPACITY + 1, 3 * CAPACITY)
 FILLINGS = (None, float("nan"), 1e6, 1e30)
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread():
-    """Threads do not speed up tiny tensors, and slow them down on a busy machine."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 def network(dtype=torch.float32):
     layers = nn.Conv2d(1, 3, 3), nn.ReLU(), nn.GroupNorm(1, 3), nn.Flatten(), nn.Linear(48, 3, bias=False)
     return nn.Sequential(*layers).to(dtype)

@@ -182,6 +182,35 @@ def test_trainings_whose_folders_vanished_stay_charged_with_what_they_released(t
     assert sum("has vanished: it is charged in full" in text for text in result.caveats) == len(lost)
 
 
+NORMALISE = {"name": "private", "noise_multiplier": 8.0, "norm_bound": 2.0, "square_bound": 4.0}
+
+
+def test_private_statistics_of_a_vanished_training_stay_charged(tiny, tmp_path):
+    tiny["base"]["normalise"] = NORMALISE
+    tiny["seeds"] = [1]
+    comparison = make_comparison(tiny)
+    run_comparison(comparison, tmp_path, jobs=1)
+    ever = [ledger.copy() for ledger in ledgers(tmp_path).values()]
+    shutil.rmtree(tmp_path / "runs")
+    result = run_comparison(comparison, tmp_path, jobs=1).result
+    assert result.composed.epsilon == pytest.approx(spent([*ever, *ledgers(tmp_path).values()]), rel=1e-12)
+
+
+def test_the_mark_is_there_before_private_statistics_are_released(tiny, tmp_path, monkeypatch):
+    tiny["base"]["normalise"] = NORMALISE
+    tiny["seeds"] = [1]
+    found = []
+
+    def released(*arguments, **options):
+        found.append((tmp_path / "begun/fixed/seed-1").read_text())
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("dpmodel.statistics.normalisation.private_mean_and_variance", released)
+    run_comparison(make_comparison(tiny), tmp_path, jobs=1)
+    assert len(found[0].split()) == 2
+    assert (tmp_path / "begun/fixed/seed-1").read_text() == ""  # nothing was recorded, so nothing is charged
+
+
 def test_a_damaged_mark_of_a_trial_is_refused_before_more_is_spent(tuned, tmp_path):
     run_comparison(make_comparison(tuned), tmp_path, jobs=1)
     before = len(ledgers(tmp_path))

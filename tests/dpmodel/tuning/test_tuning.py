@@ -59,6 +59,13 @@ def test_random_stopping_spends_the_target_for_the_search_as_a_whole(values, tmp
     assert found.best.score == max(trial.score for trial in found.trials)
 
 
+def test_random_stopping_keeps_to_the_target_with_private_statistics(values, tmp_path, three_runs):
+    values["base"]["normalise"] = {"name": "private", "noise_multiplier": 8.0, "norm_bound": 2.0, "square_bound": 4.0}
+    result = run_tuning(make_tuning(values), tmp_path, jobs=1)
+    assert result.ok
+    assert 7.9 < result.spent.epsilon <= 8.0
+
+
 def test_the_statement_of_a_secret_search_names_only_the_best_run(values, tmp_path, three_runs):
     found = run_tuning(make_tuning(values), tmp_path, jobs=1)
     text = json.dumps(found.to_dict())
