@@ -47,7 +47,7 @@ def test_lenet5_on_a_subset_of_mnist(command, tmp_path):
     assert report["status"] == "finished"
     words = (out / "privacy_report.md").read_text()
     assert "add or remove one example" in words
-    assert "Poisson, rate 60/600" in words
+    assert "cyclic Poisson: 2 groups in turn, rate 2 x 60/600" in words
     assert "Hyper-parameter tuning" in words
     with (out / "history.csv").open() as stream:
         rows = list(csv.DictReader(stream))
