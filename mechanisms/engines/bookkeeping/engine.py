@@ -24,6 +24,7 @@ from mechanisms.engines.bookkeeping.terms import EarlyTerms, layer_uses, terms_o
 from mechanisms.engines.chunks import even
 from mechanisms.engines.losses import ExampleLosses, LossFunction
 from mechanisms.engines.parameters import FlatLayout
+from mechanisms.engines.precision import coarse_settings
 from mechanisms.engines.verification import disagreement
 from mechanisms.engines.vmap import VmapEngine
 from mechanisms.units import ClippedUnit
@@ -254,7 +255,7 @@ class BookKeepingEngine(Engine):
         if not self.graphs.records_on(total.device) or self.boundary.state is None:
             return None
         memory = [value.data_ptr() for value in (*network.parameters(), *network.buffers(), total)]
-        settings = torch.backends.cudnn.allow_tf32, torch.backends.cudnn.deterministic, torch.is_grad_enabled()
+        settings = [*(getattr(place, name) for place, name in coarse_settings()), torch.backends.cudnn.deterministic]
         masked = self._expects_broken
         return self.boundary.state, self._surveys, shapes_of(batch), masked, *settings, *blocks, *memory
 

@@ -17,7 +17,7 @@ from mechanisms.engines.bookkeeping.graphs import EQUAL_PASSES, KEPT, PassGraphs
 from mechanisms.units import ClippedUnit
 from monitors.errors import UnprotectedUpdateError
 
-UNIT = ClippedUnit(1, 4)
+UNIT, LOSS = ClippedUnit(1, 4), nn.CrossEntropyLoss()
 
 
 def rerun():
@@ -41,21 +41,24 @@ def network_of(*middle):
     return nn.Sequential(nn.Conv2d(1, 4, 3), nn.Tanh(), *middle, nn.Flatten(), nn.Linear(64, 3))
 
 
+def memory_of(network):
+    return torch.zeros(sum(value.numel() for value in network.parameters()))
+
+
 def started(name="Fixed", bound=0.5):
     clip = CLIP.create(name)
     clip.start(bound)
     return clip
 
 
-def steps(engine, network, count, *, size=4, clip=None, between=None, loss_fn=None):
+def steps(engine, network, count, *, size=4, clip=None, between=None, loss_fn=LOSS, total=None):
     """Sums of ``count`` steps on different batches, into the same vector as in training."""
-    clip, loss_fn, total, found = clip or started(), loss_fn or nn.CrossEntropyLoss(), None, []
+    clip, total, found = clip or started(), memory_of(network) if total is None else total, []
     for step in range(count):
         if between:
             between(step)
         sizes = size(step) if callable(size) else size
         summed = engine.clipped_sum(network, loss_fn, images(sizes, step), clip, total)
-        total = summed.flat_grad if total is None else total
         found.append((summed.flat_grad.clone(), summed.norms, summed.loss, summed.rejected))
     return found
 
@@ -116,14 +119,14 @@ def test_batches_of_changing_size_are_not_recorded():
 
 def test_groups_are_replayed():
     engine, plain, network = recording(), BookKeepingEngine(ClippedUnit(2, 2)), network_of()
-    engine.unit, loss_fn = plain.unit, nn.CrossEntropyLoss()
-    clip, total = started(), torch.zeros(sum(value.numel() for value in network.parameters()))
+    engine.unit = plain.unit
+    clip, total = started(), memory_of(network)
     for step in range(6):
         drawn = images(4, step)
         ids = torch.tensor([0, 1, 1, 0]) if step % 2 else torch.tensor([1, 0, 0, 0])
         batch = Batch(drawn.x, drawn.y, ids, 2)
-        found = engine.clipped_sum(network, loss_fn, batch, clip, total)
-        expected = plain.clipped_sum(network, loss_fn, batch, clip)
+        found = engine.clipped_sum(network, LOSS, batch, clip, total)
+        expected = plain.clipped_sum(network, LOSS, batch, clip)
         torch.testing.assert_close(found.flat_grad, expected.flat_grad, rtol=1e-5, atol=1e-6)
     assert engine.graphs.recorded == 1
 
@@ -193,6 +196,15 @@ class Scaled(nn.Module):
         return self.scale * x
 
 
+@pytest.mark.parametrize("passes", [4, 9])
+def test_without_a_change_a_recording_lasts(passes):
+    engine, network = recording(), network_of(Scaled())
+    total = memory_of(network)
+    for _ in range(2):
+        steps(engine, network, passes, total=total)
+    assert engine.graphs.recorded == 1
+
+
 @pytest.mark.parametrize(
     "change",
     [
@@ -208,9 +220,11 @@ class Scaled(nn.Module):
 def test_a_change_between_steps_ends_the_recording(change):
     def train(engine):
         network = network_of(Scaled()).train()
-        before = steps(engine, network, 4)
+        total = memory_of(network)
+        before = steps(engine, network, 4, total=total)
         change(network)
-        return before + steps(engine, network, 5)
+        frozen = len(total) - len(memory_of(network[0])) * (not network[0].weight.requires_grad)
+        return before + steps(engine, network, 5, total=total[:frozen])
 
     engine, plain = recording(), BookKeepingEngine(UNIT)
     require_equal(train(engine), train(plain))
@@ -219,13 +233,13 @@ def test_a_change_between_steps_ends_the_recording(change):
 
 def test_a_broken_example_has_no_part_in_a_replayed_sum():
     def train(engine):
-        network, clip, loss_fn, found = network_of(), started(), nn.CrossEntropyLoss(), []
-        total = torch.zeros(sum(value.numel() for value in network.parameters()))
+        network, clip, found = network_of(), started(), []
+        total = memory_of(network)
         for step in range(8):
             batch = images(4, step)
             if step in (4, 5, 7):
                 batch.x[1] = float("nan")
-            summed = engine.clipped_sum(network, loss_fn, batch, clip, total)
+            summed = engine.clipped_sum(network, LOSS, batch, clip, total)
             found.append((summed.flat_grad.clone(), summed.norms.nan_to_num(-1.0), 0.0, summed.rejected))
         return found
 
@@ -319,3 +333,12 @@ def test_releasing_the_engine_frees_its_recordings():
     engine.release()
     assert not engine.graphs._kept
     require_equal(steps(engine, network, 4), steps(BookKeepingEngine(UNIT), network, 4))
+
+
+def test_a_setting_of_the_convolutions_ends_the_recording(monkeypatch):
+    engine, network = recording(), network_of()
+    total = memory_of(network)
+    steps(engine, network, 4, total=total)
+    monkeypatch.setattr(torch.backends.cudnn, "deterministic", not torch.backends.cudnn.deterministic)
+    steps(engine, network, 4, total=total)
+    assert engine.graphs.recorded == 2
