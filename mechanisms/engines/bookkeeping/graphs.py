@@ -161,8 +161,8 @@ class PassGraphs:
 
     def words(self, device: torch.device | None) -> str | None:
         """How passes are launched, in words; None if there is nothing to say."""
-        if self._kept:
-            return "passes are replayed as CUDA graphs"
+        if self.recorded and self.refusal is None:
+            return f"equal passes are replayed as CUDA graphs ({self.recorded} recorded)"
         if not self.enabled or device is None or device.type != "cuda":
             return None
         if self.refusal is not None:
