@@ -17,7 +17,7 @@ from dpmodel.callbacks.base import CallbackList
 from dpmodel.claims.claimed import ClaimedModel
 from dpmodel.claims.verification import verified_by
 from dpmodel.claims.weights import record_training
-from dpmodel.data.inference import evaluation_batches, predictions
+from dpmodel.data.inference import INFERENCE_BATCH, evaluation_batches, predictions
 from dpmodel.data.loader import PrivateLoader
 from dpmodel.data.stream import require_one_pass
 from dpmodel.distributed.follower import Follower
@@ -57,9 +57,6 @@ if TYPE_CHECKING:
     from dpmodel.runs.recorder import RunRecorder
     from dpmodel.saving.record import ReleaseRecord
     from dpmodel.saving.state import TrainingState
-
-#: Largest default number of examples per call of the network in ``predict`` and ``evaluate``.
-INFERENCE_BATCH = 1000
 
 
 class DPModel(ClaimedModel):
