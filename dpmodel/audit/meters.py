@@ -1,0 +1,190 @@
+"""Meters: the noise, the contribution of a canary, correlations and the sampling, each against the ledger."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import stats
+
+from dpmodel.audit.bounds import (
+    CONFIDENCE,
+    Guesses,
+    f_dp_epsilon,
+    f_dp_p_value,
+    gaussian_mu_bound,
+    gaussian_p_value,
+    one_run_epsilon,
+    one_run_p_value,
+    split_errors,
+)
+from dpmodel.audit.draws import draw_lines
+from dpmodel.audit.lines import Line
+from dpmodel.audit.scores import joined, number_of_guesses, responses
+from dpmodel.audit.training import Observed
+from monitors.gaussian import gaussian_epsilon, gaussian_mu
+
+Floats = NDArray[np.float64]
+
+
+def all_lines(observed: Observed, found: Floats) -> list[Line]:
+    """All lines of the report.
+
+    Args:
+        observed: The audited training.
+        found: The scores of the canaries, shape (m,).
+    """
+    return [
+        *bound_lines(observed, found),
+        *noise_lines(observed),
+        contribution_line(observed),
+        *correlation_lines(observed),
+        *draw_lines(observed),
+    ]
+
+
+def bound_lines(observed: Observed, found: Floats) -> Iterator[Line]:
+    """The three lower bounds on epsilon, which the ledger's epsilon must not be below."""
+    epsilon, delta, coins = observed.epsilon, observed.delta, observed.included
+    mu = gaussian_mu(max(epsilon, 1e-6), delta)
+    stated = joined(observed.parts), observed.plan.rate, observed.share, len(coins)
+    percent = f"{CONFIDENCE:.0%}"
+
+    made = number_of_guesses(*stated, bound=lambda guesses: one_run_epsilon(guesses, delta))
+    guesses = Guesses.of(found, coins, made)
+    yield Line(
+        "bounds",
+        "epsilon, one run",
+        one_run_epsilon(guesses, delta),
+        epsilon,
+        "<=",
+        one_run_p_value(guesses, epsilon, delta),
+        f"{percent}, {guesses.correct:,} of {made:,} guesses correct",
+    )
+    made = number_of_guesses(*stated, bound=lambda guesses: f_dp_epsilon(guesses, delta))
+    guesses = Guesses.of(found, coins, made)
+    yield Line(
+        "bounds",
+        "epsilon, f-DP one run",
+        f_dp_epsilon(guesses, delta),
+        epsilon,
+        "<=",
+        f_dp_p_value(guesses, mu),
+        f"{percent}, {guesses.correct:,} of {made:,} guesses correct",
+    )
+    errors = split_errors(found, coins)
+    yield Line(
+        "bounds",
+        "epsilon, Gaussian",
+        gaussian_epsilon(gaussian_mu_bound(errors), delta),
+        epsilon,
+        "<=",
+        gaussian_p_value(errors, mu),
+        f"{percent}, {errors.false_positives} of {errors.outside} outside above the threshold, "
+        f"{errors.false_negatives} of {errors.inside} inside below",
+    )
+
+
+def noise_lines(observed: Observed) -> Iterator[Line]:
+    """Standard deviation of the noise over what the ledger states, in both tables and in every tensor."""
+    outside = ~observed.included
+    for table, name in enumerate(("first", "second")):
+        numbers = np.concatenate([part.innovations[:, table, outside].ravel() for part in observed.parts])
+        ratio, p_value = noise_ratio(numbers)
+        yield Line("noise", f"{name} canary tensor", ratio, 1.0, "=", p_value, f"{numbers.size:,} numbers")
+    blank = observed.blank.innovations
+    ratios = {}
+    for name, place in observed.tensors.items():
+        numbers = blank[:, place]
+        if name in observed.padded:
+            numbers = numbers[:, numbers.any(axis=0)]
+        ratios[name] = noise_ratio(numbers.ravel())
+    worst = min(ratios, key=lambda name: ratios[name][1])
+    yield Line(
+        "noise",
+        "tensors of the network",
+        ratios[worst][0],
+        1.0,
+        "=",
+        min(1.0, len(ratios) * ratios[worst][1]),
+        f"{worst}, the least likely of {len(ratios)}",
+    )
+
+
+def noise_ratio(numbers: Floats) -> tuple[float, float]:
+    """Standard deviation of numbers that should be standard normal, and the two-sided p-value of their sum of squares.
+
+    Example:
+        >>> ratio, p_value = noise_ratio(np.random.default_rng(0).normal(size=10_000) / 2)
+        >>> round(ratio, 2), p_value < 1e-9
+        (0.5, True)
+    """
+    square = float(np.square(numbers).sum())
+    curve = stats.chi2(numbers.size)
+    return float(np.sqrt(square / numbers.size)), min(1.0, 2 * float(min(curve.cdf(square), curve.sf(square))))
+
+
+def contribution_line(observed: Observed) -> Line:
+    """Mean contribution of a canary in a step that draws it, over the sensitivity that the ledger accounts for."""
+    sizes = sum((responses(part) * part.sigma[:, None]).sum(axis=0) for part in observed.parts)
+    inside, outside = sizes[observed.included], sizes[~observed.included]  # type: ignore[index]
+    draws = observed.plan.steps * observed.plan.rate
+    found = float(inside.mean() - outside.mean()) / draws
+    error = float(np.sqrt(inside.var(ddof=1) / len(inside) + outside.var(ddof=1) / len(outside))) / draws
+    excess = (found - 1.0) / error if error > 0 else float(np.sign(found - 1.0) * np.inf)
+    return Line(
+        "contribution",
+        "a canary over the sensitivity",
+        found,
+        1.0,
+        "<=",
+        float(stats.norm.sf(excess)),
+        f"standard error {error:.4f}; the clip mechanism states {observed.share:.3f}",
+    )
+
+
+def correlation_lines(observed: Observed) -> Iterator[Line]:
+    """Largest correlations of the noise across steps and across tensors, and the cost of the stated correlation."""
+    outside = ~observed.included
+    noise = np.concatenate([part.innovations[:, :, outside] for part in observed.parts])
+    steps = noise.reshape(len(noise), -1)
+    yield _correlation_line("across steps", _cosines(steps, steps), steps.shape[1], same=True)
+    cosines = _cosines(noise[:, 0], noise[:, 1])
+    yield _correlation_line("across tensors", cosines, noise.shape[2], same=False)
+    norm = float(np.linalg.norm(observed.parts[0].response))
+    note = "of the coefficients that correlate the noise"
+    yield Line("correlation", "sensitivity", norm, 1.0, "<=", 0.0 if norm > 1 + 1e-6 else 1.0, note)
+
+
+def _correlation_line(name: str, cosines: Floats, size: int, *, same: bool) -> Line:
+    if same:
+        cosines = cosines[np.triu_indices(len(cosines), 1)]
+    largest = min(1.0, float(np.abs(cosines).max()))
+    p_value = correlation_p_value(largest, size) * cosines.size
+    return Line(
+        "correlation", name, largest, 0.0, "=", min(1.0, p_value), f"largest of {cosines.size:,}, {size:,} numbers each"
+    )
+
+
+def correlation_p_value(correlation: float, size: int) -> float:
+    """Two-sided p-value of the cosine of two independent vectors of ``size`` centred normal numbers.
+
+    Example:
+        >>> correlation_p_value(1.0, 100), round(correlation_p_value(0.2, 101), 3)
+        (0.0, 0.044)
+    """
+    if correlation >= 1.0:
+        return 0.0
+    quantile = correlation * np.sqrt((size - 1) / (1.0 - correlation**2))
+    return 2.0 * float(stats.t.sf(quantile, size - 1))
+
+
+def _cosines(first: Floats, second: Floats) -> Floats:
+    def scaled(rows: Floats) -> Floats:
+        norms = np.linalg.norm(rows, axis=1, keepdims=True)
+        divided: Floats = np.divide(rows, norms, out=np.zeros_like(rows), where=norms > 0)
+        return divided
+
+    found: Floats = scaled(first) @ scaled(second).T
+    return found
