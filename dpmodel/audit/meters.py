@@ -21,7 +21,7 @@ from dpmodel.audit.bounds import (
 )
 from dpmodel.audit.draws import draw_lines
 from dpmodel.audit.lines import Line
-from dpmodel.audit.scores import joined, number_of_guesses, responses
+from dpmodel.audit.scores import joined, number_of_guesses
 from dpmodel.audit.training import Observed
 from monitors.gaussian import gaussian_epsilon, gaussian_mu
 
@@ -127,7 +127,7 @@ def noise_ratio(numbers: Floats) -> tuple[float, float]:
 
 def contribution_line(observed: Observed) -> Line:
     """Mean contribution of a canary in a step that draws it, over the sensitivity that the ledger accounts for."""
-    sizes = sum((responses(part) * part.sigma[:, None]).sum(axis=0) for part in observed.parts)
+    sizes = sum(part.sums.sum(axis=(0, 1)) / np.sqrt(2.0) for part in observed.parts)
     inside, outside = sizes[observed.included], sizes[~observed.included]  # type: ignore[index]
     draws = observed.plan.steps * observed.plan.rate
     found = float(inside.mean() - outside.mean()) / draws

@@ -49,8 +49,11 @@ BLANK_STEPS = 20
 #: Most coordinates of a tensor that are kept of each blank step, evenly spread.
 MOST_COORDINATES = 4096
 
-#: Bands of a mechanism that leaves their number open.
-OPEN_BANDS = 8
+#: Bands of a mechanism that leaves their number open, and most bands: more would take many small steps.
+OPEN_BANDS, MOST_BANDS = 8, 24
+
+#: Largest batch of correlated noise, over the rows of one of ``bands`` groups.
+_OF_A_GROUP = 0.75
 
 
 @dataclass(frozen=True)
@@ -100,24 +103,35 @@ def plan_audit(
     """
     rows = examples + canaries
     group = _group_size(model, rows)
+    noise, bands = _few_bands(model.noise_mech)
+    if bands > 1 and rate > _OF_A_GROUP / bands:  # as many draws of each row, in more and smaller steps
+        steps = round(steps * rate * bands / _OF_A_GROUP)
+        rate = _OF_A_GROUP / bands
     batch_size = max(group, round(rate * rows / group) * group)
     unit = ClippedUnit(group, batch_size // group)
     sampler = SAMPLERS.get(model.sampling)(rows, batch_size)
     epochs = max(1, -(-steps // sampler.steps_per_epoch))
-    noise, clip = model.noise_mech, copy.deepcopy(model.clip_mech)
+    clip = copy.deepcopy(model.clip_mech)
     clip.start(model.norm_bound)
-    if noise.bands == AUTO:
-        noise = noise.with_bands(min(OPEN_BANDS, sampler.most_bands or 1))
     total = epochs * sampler.steps_per_epoch
     try:
         plan = ReleasePlan(noise, clip, unit, sampler)
         # many different events take the exact accountant long
-        accountant = "pld" if len({repr(plan.event(0)), repr(plan.event(total - 1))}) == 1 else "rdp"
+        constant = noise.noise_multiplier(0) == noise.noise_multiplier(total - 1) and plan.clip_event(0) is None
+        accountant = "pld" if constant else "rdp"
         multiplier = plan.multiplier_for(epsilon, delta, total, accountant)
         noise = noise.at(multiplier)
     except ValueError as error:
         raise ConfigError(f"no noise for an audit at epsilon {epsilon:g}: {error}") from error
     return AuditPlan(rows, canaries, batch_size, epochs, total, unit, noise)
+
+
+def _few_bands(noise: NoiseMechanism) -> tuple[NoiseMechanism, int]:
+    """The mechanism with a moderate number of bands, and this number."""
+    if noise.bands == AUTO:
+        return noise.with_bands(OPEN_BANDS), OPEN_BANDS
+    bands = int(noise.bands)
+    return (noise, bands) if bands <= MOST_BANDS else (noise.with_bands(MOST_BANDS), MOST_BANDS)
 
 
 def _group_size(model: DPModel, rows: int) -> int:
@@ -170,15 +184,21 @@ class Stretch:
         return np.asarray(self.multipliers)
 
     @property
+    def sums(self) -> Floats:
+        """The released sums over the sensitivity, shape (steps, ...)."""
+        sums = np.stack(self.released).astype(np.float64)
+        sensitivity = self.sensitivity_factor * np.asarray(self.bounds)
+        found: Floats = sums / sensitivity.reshape(-1, *[1] * (sums.ndim - 1))
+        return found
+
+    @property
     def innovations(self) -> Floats:
         """The released sums in units of the stated noise, their correlation over the steps undone.
 
         Shape (steps, ...). Where there is no signal, these are independent standard normal numbers.
         """
-        stated = self.sigma * self.sensitivity_factor * np.asarray(self.bounds)
-        sums = np.stack(self.released).astype(np.float64)
-        flat = sums.reshape(len(sums), -1) / stated[:, None]
-        found: Floats = self.noise.innovations(flat).reshape(sums.shape)
+        sums = self.sums
+        found: Floats = self.noise.innovations(sums.reshape(len(sums), -1) / self.sigma[:, None]).reshape(sums.shape)
         return found
 
     @property
