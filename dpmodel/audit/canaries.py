@@ -96,11 +96,9 @@ class CanaryRows(Dataset[Any]):
         marks = np.arange(1, len(included) + 1) * np.where(included, 1, -1)
         self.index = torch.from_numpy(np.concatenate([np.full(len(examples), ORDINARY), marks]).astype(np.int64))
 
-    def blank(self) -> CanaryRows:
-        """As many rows, all blank: whatever is released of them is noise."""
-        found = CanaryRows(self.examples, np.zeros(len(self) - len(self.examples), dtype=bool))
-        found.index = -torch.arange(1, len(self) + 1)
-        return found
+    def blank(self) -> None:
+        """Make all rows blank: from now on, whatever is released of them is noise."""
+        self.index = -torch.arange(1, len(self) + 1)
 
     def __getitem__(self, row: int) -> tuple[tuple[Any, Tensor], Any]:
         inputs, targets = split_pair(self.examples[row % len(self.examples)])

@@ -21,7 +21,7 @@ from dpmodel.audit.bounds import (
 )
 from dpmodel.audit.draws import draw_lines
 from dpmodel.audit.lines import Line
-from dpmodel.audit.scores import joined, number_of_guesses
+from dpmodel.audit.scores import Expected
 from dpmodel.audit.training import Observed
 from monitors.gaussian import gaussian_epsilon, gaussian_mu
 
@@ -48,10 +48,10 @@ def bound_lines(observed: Observed, found: Floats) -> Iterator[Line]:
     """The three lower bounds on epsilon, which the ledger's epsilon must not be below."""
     epsilon, delta, coins = observed.epsilon, observed.delta, observed.included
     mu = gaussian_mu(max(epsilon, 1e-6), delta)
-    stated = joined(observed.parts), observed.plan.rate, observed.share, len(coins)
+    expected = Expected.of(observed)
     percent = f"{CONFIDENCE:.0%}"
 
-    made = number_of_guesses(*stated, bound=lambda guesses: one_run_epsilon(guesses, delta))
+    made = expected.number_of_guesses(lambda guesses: one_run_epsilon(guesses, delta))
     guesses = Guesses.of(found, coins, made)
     yield Line(
         "bounds",
@@ -62,7 +62,7 @@ def bound_lines(observed: Observed, found: Floats) -> Iterator[Line]:
         one_run_p_value(guesses, epsilon, delta),
         f"{percent}, {guesses.correct:,} of {made:,} guesses correct",
     )
-    made = number_of_guesses(*stated, bound=lambda guesses: f_dp_epsilon(guesses, delta))
+    made = expected.number_of_guesses(lambda guesses: f_dp_epsilon(guesses, delta))
     guesses = Guesses.of(found, coins, made)
     yield Line(
         "bounds",

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -62,26 +63,37 @@ def scores(observed: Observed) -> Floats:
     return total
 
 
-def number_of_guesses(
-    sigma: Floats, rate: float, share: float, canaries: int, bound: Callable[[Guesses], float]
-) -> int:
-    """The number of guesses with the largest expected ``bound`` if everything is as stated.
+@dataclass(frozen=True)
+class Expected:
+    """Simulated canaries of a training in which everything is as stated.
 
-    It is chosen on simulated canaries, so it does not depend on the coins.
+    Choices that are made on them do not depend on the coins.
 
     Args:
-        sigma: Noise multiplier over the sensitivity of each step, shape (steps,).
-        rate: Probability of a draw in a step.
-        share: Size of a canary over the sensitivity.
-        canaries: Number of canaries.
-        bound: The bound.
+        scores: Their scores.
+        included: Which are in the data.
+        canaries: Number of canaries of the audit.
     """
-    draw = np.random.default_rng(0)
-    simulated, included = simulated_scores(sigma, rate, share, _SIMULATED, draw)
-    return max(
-        (max(10, round(part * canaries)) for part in GUESSED),
-        key=lambda made: bound(_scaled(simulated, included, made, canaries)),
-    )
+
+    scores: Floats
+    included: Bools
+    canaries: int
+
+    @classmethod
+    def of(cls, observed: Observed) -> Expected:
+        """The simulation of an audit."""
+        sigma = np.concatenate([part.sigma for part in observed.parts])
+        draw, plan = np.random.default_rng(0), observed.plan
+        return cls(*simulated_scores(sigma, plan.rate, observed.share, _SIMULATED, draw), plan.canaries)
+
+    def number_of_guesses(self, bound: Callable[[Guesses], float]) -> int:
+        """The number of guesses with the largest expected ``bound``."""
+        numbers = (max(10, round(part * self.canaries)) for part in GUESSED)
+        return max(numbers, key=lambda made: bound(self._guesses(made)))
+
+    def _guesses(self, made: int) -> Guesses:
+        found = Guesses.of(self.scores, self.included, max(2, round(made * len(self.scores) / self.canaries)))
+        return Guesses(self.canaries, made, min(made, round(found.correct * made / found.made)))
 
 
 def simulated_scores(
@@ -95,13 +107,3 @@ def simulated_scores(
         found = draw.standard_normal(canaries) + drawn * share / sigma[step]
         total += log_likelihoods(found[None], sigma[step : step + 1], rate, share)
     return total, included
-
-
-def _scaled(simulated: Floats, included: Bools, made: int, canaries: int) -> Guesses:
-    guesses = Guesses.of(simulated, included, max(2, round(made * len(simulated) / canaries)))
-    return Guesses(canaries, made, min(made, round(guesses.correct * made / guesses.made)))
-
-
-def joined(parts: Sequence[Stretch]) -> Floats:
-    """The noise multipliers of all steps."""
-    return np.concatenate([part.sigma for part in parts])

@@ -219,11 +219,13 @@ class Watch(Callback):
         take: Gives the sums of a step, from the network; shape as it likes.
         stretches: Gets one ``Stretch`` per call of ``fit``.
         stop_at: Step at which the training is interrupted, or None.
+        begin: Called before the first step, when all checks before the training are done.
     """
 
     take: Callable[[CanaryNetwork], NDArray[np.float32]]
     stretches: list[Stretch] = field(default_factory=list)
     stop_at: int | None = None
+    begin: Callable[[], None] | None = None
 
     def follow(self, model: DPModel) -> Callable[[], None]:
         """Look at the gradients that the optimizer of ``model`` gets; returns what ends it."""
@@ -236,6 +238,8 @@ class Watch(Callback):
 
     def on_train_begin(self, run: Run) -> None:
         """Begin a stretch."""
+        if self.begin is not None:
+            self.begin()
         self.stretches.append(Stretch(run.plan.noise, run.plan.unit.sensitivity_factor))
 
     def on_train_step_begin(self, run: Run) -> None:
@@ -383,21 +387,22 @@ class AuditedTraining:
             self._fit(model, loader, self.plan.epochs, watch, StateKeeper(folder, self.plan.steps, resume=True))
         ledger = model.ledger.copy()
         epsilon = _epsilon(model, delta)
-        everything, blank = Watch(of_every_tensor), self._loader(self.rows.blank())
-        self._fit(model, blank, -(-BLANK_STEPS // blank.steps_per_epoch), everything, None)
+        description, drawn = self._describe(model), list(loader.drawn)
+        everything = Watch(of_every_tensor, begin=self.rows.blank)
+        self._fit(model, loader, -(-BLANK_STEPS // loader.steps_per_epoch), everything, None)
         return Observed(
             plan=self.plan,
             included=self.included,
             parts=watch.stretches,
             blank=everything.stretches[0],
             tensors=coordinates(model.network),  # type: ignore[arg-type]
-            drawn=loader.drawn,
+            drawn=drawn,
             ledger=ledger,
             epsilon=epsilon,
             delta=delta,
             padded=padded_tables(model.network),
             share=share,
-            description=self._describe(model),
+            description=description,
         )
 
     def copied(self) -> DPModel:
