@@ -255,7 +255,7 @@ def best_threshold(scores: Floats, included: Bools, judged: int, confidence: flo
     return float(candidates[int(np.argmax(np.where(np.isfinite(found), found, -np.inf)))])
 
 
-def split_errors(scores: Floats, included: Bools, chosen_on: float = 0.25) -> ErrorCounts:
+def split_errors(scores: Floats, included: Bools, chosen_on: float = 0.2) -> ErrorCounts:
     """The errors of the threshold that is best on the first part of the canaries, counted on the others.
 
     Args:

@@ -80,6 +80,11 @@ class AuditReport:
         raise ValueError(f"the report has no line {name!r}; it has {', '.join(line.name for line in self.lines)}")
 
     @property
+    def limits(self) -> str:
+        """What an audit does not show."""
+        return LIMITS
+
+    @property
     def verdict(self) -> str:
         """The result in a sentence."""
         if self.ok:

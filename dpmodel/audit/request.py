@@ -18,7 +18,7 @@ from monitors import checks
 from monitors.errors import ConfigError
 
 #: Defaults: about epsilon 4 in about half a minute for LeNet5 on two cores.
-EXAMPLES, CANARIES, STEPS, RATE, EPSILON = 2000, 2000, 150, 0.09, 4.0
+EXAMPLES, CANARIES, STEPS, RATE, EPSILON = 1000, 2000, 120, 0.2, 4.0
 
 #: Range of the epsilon of an audit: below, no bound can be expected; above, the noise is too weak to matter.
 _LEAST_EPSILON, _MOST_EPSILON = 0.1, 20.0
@@ -82,7 +82,9 @@ def audit(
             "epsilon. Set privacy.noise, or DPModel(noise_mech=...)"
         )
     read = read_examples(loader, examples)
-    plan = plan_audit(model, len(read), canaries, steps=steps, rate=rate, epsilon=epsilon, delta=delta)
+    plan = plan_audit(
+        model, loader.batch_size, len(read), canaries, steps=steps, rate=rate, epsilon=epsilon, delta=delta
+    )
     included = flip_coins(canaries)
     observed = AuditedTraining(model, plan, read, loader.fetcher.collate_fn, included)(delta)
     found = scores(observed)

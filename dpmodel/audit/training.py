@@ -85,12 +85,21 @@ class AuditPlan:
 
 
 def plan_audit(
-    model: DPModel, examples: int, canaries: int, *, steps: int, rate: float, epsilon: float, delta: float
+    model: DPModel,
+    batch_size: int,
+    examples: int,
+    canaries: int,
+    *,
+    steps: int,
+    rate: float,
+    epsilon: float,
+    delta: float,
 ) -> AuditPlan:
     """The plan whose ledger has about ``epsilon``.
 
     Args:
         model: The audited model; its mechanisms are not changed.
+        batch_size: Examples per step of the model's training, which tells the size of its micro-batches.
         examples: Ordinary examples.
         canaries: Canaries.
         steps: Steps, rounded up to whole epochs.
@@ -102,11 +111,11 @@ def plan_audit(
         ConfigError: The multiplier of the noise cannot be chosen, or no multiplier meets the target.
     """
     rows = examples + canaries
-    group = _group_size(model, rows)
     noise, bands = _few_bands(model.noise_mech)
     if bands > 1 and rate > _OF_A_GROUP / bands:  # as many draws of each row, in more and smaller steps
         steps = round(steps * rate * bands / _OF_A_GROUP)
         rate = _OF_A_GROUP / bands
+    group = _group_size(model, batch_size, int(rate * rows / 2))
     batch_size = max(group, round(rate * rows / group) * group)
     unit = ClippedUnit(group, batch_size // group)
     sampler = SAMPLERS.get(model.sampling)(rows, batch_size)
@@ -134,12 +143,11 @@ def _few_bands(noise: NoiseMechanism) -> tuple[NoiseMechanism, int]:
     return (noise, bands) if bands <= MOST_BANDS else (noise.with_bands(MOST_BANDS), MOST_BANDS)
 
 
-def _group_size(model: DPModel, rows: int) -> int:
-    """Examples per clipped unit: those of the model's micro-batches, but at most a twentieth of a batch."""
+def _group_size(model: DPModel, batch_size: int, most: int) -> int:
+    """Examples per clipped unit: those of the model's micro-batches, but at most ``most``."""
     if model.micro_batches is None:
         return 1
-    stated = getattr(model, "audited_group_size", None)
-    return int(stated) if stated else max(2, min(8, rows // 400))
+    return min(ClippedUnit.of(batch_size, model.micro_batches).group_size, max(1, most))
 
 
 def canary_share(clip: ClipMechanism, unit: ClippedUnit, names: list[str]) -> float:
