@@ -206,7 +206,7 @@ class ErrorCounts:
 
 
 def gaussian_mu_bound(errors: ErrorCounts, confidence: float = CONFIDENCE) -> float:
-    """Lower bound on the mu of Gaussian DP: ``-Phi^-1(FPR) - Phi^-1(FNR)`` at the upper limits of both rates, at least 0.
+    """Lower bound on the mu of Gaussian DP: ``-Phi^-1(FPR) - Phi^-1(FNR)`` at the upper limits of both error rates.
 
     References:
         Nasr et al. 2023, "Tight Auditing of Differentially Private Machine Learning" (arXiv 2302.07956).
@@ -246,7 +246,9 @@ def best_threshold(scores: Floats, included: Bools, judged: int, confidence: flo
         judged: Number of the other canaries.
         confidence: Of the bound.
     """
-    inside, outside = (stats.norm(part.mean(), part.std(ddof=1) or 1.0) for part in (scores[included], scores[~included]))
+    inside, outside = (
+        stats.norm(part.mean(), part.std(ddof=1) or 1.0) for part in (scores[included], scores[~included])
+    )
     candidates = np.linspace(scores.min(), scores.max(), 200)
     half, level = judged / 2, (1.0 - confidence) / 2
     rates = [_largest_rates(half * part, half, level) for part in (outside.sf(candidates), inside.cdf(candidates))]

@@ -120,7 +120,9 @@ class CanaryCollation:
 
     def __call__(self, rows: list[tuple[tuple[Any, Tensor], Any]]) -> tuple[tuple[Any, Tensor], Any]:
         """``((inputs, index), targets)``."""
-        examples = [(*inputs, targets) if isinstance(inputs, tuple) else (inputs, targets) for (inputs, _), targets in rows]
+        examples = [
+            (*inputs, targets) if isinstance(inputs, tuple) else (inputs, targets) for (inputs, _), targets in rows
+        ]
         inputs, targets = split_pair(self.collate(examples))
         return (inputs, torch.stack([index for (_, index), _ in rows])), targets
 

@@ -45,9 +45,7 @@ def draw_lines(observed: Observed) -> Iterator[Line]:
         sizes = np.array([len(rows) for rows in observed.drawn])
         off = int((sizes != observed.plan.batch_size).sum())
         mean, note = float(sizes.mean()), f"{off} steps of a different size"
-        yield Line(
-            "sampler", "batch size", mean, float(observed.plan.batch_size), "=", 0.0 if off else 1.0, note
-        )
+        yield Line("sampler", "batch size", mean, float(observed.plan.batch_size), "=", 0.0 if off else 1.0, note)
     early = drawn_too_early(events, observed.drawn)
     yield Line("sampler", "rows drawn again too early", float(early), 0.0, "=", 0.0 if early else 1.0)
 

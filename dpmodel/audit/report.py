@@ -109,12 +109,14 @@ class AuditReport:
 
     def to_markdown(self) -> str:
         """The report as a page."""
-        rows = [" | ".join(cells) for cells in (self._heading, ("---",) * 6, *(self._cells(line) for line in self.lines))]
+        rows = [
+            " | ".join(cells) for cells in (self._heading, ("---",) * 6, *(self._cells(line) for line in self.lines))
+        ]
         audited = "\n".join(f"- {name}: {words}" for name, words in self.description.items())
         table = "\n".join(f"| {row} |" for row in rows)
         return (
-            f"# Audit\n\n**{self.verdict[0].upper()}{self.verdict[1:]}.**\n\n{table}\n\n## What was audited\n\n{audited}"
-            f"\n\n## What an audit does not show\n\n{LIMITS}\n"
+            f"# Audit\n\n**{self.verdict[0].upper()}{self.verdict[1:]}.**\n\n{table}\n\n## What was audited\n\n"
+            f"{audited}\n\n## What an audit does not show\n\n{LIMITS}\n"
         )
 
     def table(self) -> Table:

@@ -8,9 +8,10 @@ from typing import Any
 
 from dpmodel.audit.canaries import FEWEST, flip_coins, read_examples
 from dpmodel.audit.meters import all_lines
+from dpmodel.audit.plan import plan_audit
 from dpmodel.audit.report import AuditReport
 from dpmodel.audit.scores import scores
-from dpmodel.audit.training import AuditedTraining, plan_audit
+from dpmodel.audit.training import AuditedTraining
 from dpmodel.config import Config, load_config
 from dpmodel.data.loader import PrivateLoader, private_loader
 from dpmodel.model import DPModel
@@ -123,9 +124,7 @@ def _subject(asked: Any, data: Any) -> tuple[DPModel, PrivateLoader]:
     if isinstance(asked, (str, os.PathLike)):
         asked = load_config(asked)
     if not isinstance(asked, Config):
-        raise ConfigError(
-            f"audit takes a DPModel, a configuration or the path of one, got {type(asked).__name__}"
-        )
+        raise ConfigError(f"audit takes a DPModel, a configuration or the path of one, got {type(asked).__name__}")
     from dpmodel.runs.build import build_training
 
     if asked.privacy.noise is None:

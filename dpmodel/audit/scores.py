@@ -9,7 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dpmodel.audit.bounds import Guesses
-from dpmodel.audit.training import Observed, Stretch
+from dpmodel.audit.training import Observed
+from dpmodel.audit.watch import Stretch
 
 Floats = NDArray[np.float64]
 Bools = NDArray[np.bool_]

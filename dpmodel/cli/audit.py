@@ -42,8 +42,9 @@ def audit(
     """Train what CONFIG describes on part of its data and on canaries, and compare what is released with the ledger.
 
     Network, loss, mechanisms, unit, sampling, engine and optimizer are those of CONFIG; the noise is chosen for
-    --epsilon. The exit code is 1 if a line of the report contradicts the ledger, which happens to a correct training
-    with a probability below 0.001. The defaults suit epsilon 4 and take less than a minute for LeNet5. No run folder is read or changed. The report is not private.
+    --epsilon. The defaults suit epsilon 4 and take less than a minute for LeNet5. The exit code is 1 if a line of the
+    report contradicts the ledger, which happens to a correct training with a probability below 0.001. No run folder is
+    read or changed. The report is not private.
     """
     from rich.console import Console
 

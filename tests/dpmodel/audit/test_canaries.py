@@ -113,5 +113,3 @@ def test_coins_are_fair_and_fresh():
     first, second = flip_coins(20_000), flip_coins(20_000)
     assert abs(first.mean() - 0.5) < 0.03
     assert (first != second).any()
-
-

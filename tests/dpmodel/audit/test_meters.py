@@ -4,12 +4,12 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from dpmodel.audit.draws import drawn_too_early, poisson_trials
 from dpmodel.audit.draws import _mean_line as mean_line
 from dpmodel.audit.draws import _spread_line as spread_line
+from dpmodel.audit.draws import drawn_too_early, poisson_trials
 from dpmodel.audit.lines import FAMILY_LEVEL, Line
 from dpmodel.audit.meters import correlation_p_value, noise_ratio
-from dpmodel.audit.training import stated_multiplier
+from dpmodel.audit.watch import stated_multiplier
 from mechanisms.sampling import SAMPLERS
 from monitors.errors import ConfigError
 from monitors.events import ComposedEvent, GaussianEvent, LaplaceEvent, PoissonSampledEvent

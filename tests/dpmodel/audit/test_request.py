@@ -1,4 +1,4 @@
-"""The audit of a model, of a configuration and from the command line; bad input is refused before anything is trained."""
+"""The audit of a model, of a configuration and from the command line; bad input is refused before any training."""
 
 import copy
 import json
@@ -110,9 +110,7 @@ def test_the_command_says_what_a_configuration_releases(tmp_path, monkeypatch, c
 
     right = SecureGenerator.add_normal_
     monkeypatch.setattr("dpmodel.preflight.mechanisms.require_sound_noise", lambda *args, **options: ())
-    monkeypatch.setattr(
-        SecureGenerator, "add_normal_", lambda self, target, scale=1.0: right(self, target, scale / 2)
-    )
+    monkeypatch.setattr(SecureGenerator, "add_normal_", lambda self, target, scale=1.0: right(self, target, scale / 2))
     assert run(["audit", str(path), *small, "-o", str(tmp_path / "report")]) == 1
     assert "CONTRADICTION" in (tmp_path / "report" / "audit.md").read_text()
     assert "the run contradicts its ledger" in capsys.readouterr().out
