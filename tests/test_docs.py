@@ -32,6 +32,7 @@ SESSIONS = [
         "correlated_noise.md",
         "features.md",
         "private_prediction.md",
+        "audit.md",
     )
 ]
 SESSIONS += [page for page in sorted((ROOT / "docs" / "howto").glob("*.md")) if "```python" in page.read_text()]

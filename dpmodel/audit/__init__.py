@@ -1,6 +1,5 @@
 """Audit of a training: canaries in the data, bounds on epsilon, and meters of what is released."""
 
-from dpmodel.audit.lines import FAMILY_LEVEL as FAMILY_LEVEL
 from dpmodel.audit.lines import Line as Line
 from dpmodel.audit.report import AuditReport as AuditReport
 from dpmodel.audit.request import audit as audit
