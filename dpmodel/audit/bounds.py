@@ -213,7 +213,7 @@ def gaussian_mu_bound(errors: ErrorCounts, confidence: float = CONFIDENCE) -> fl
 
     Example:
         >>> round(gaussian_mu_bound(ErrorCounts(50, 1000, 200, 1000)), 2)
-        2.28
+        2.26
     """
     false_positive_rate, false_negative_rate = errors.largest_rates(confidence)
     if false_positive_rate >= 1.0 or false_negative_rate >= 1.0:

@@ -56,8 +56,8 @@ class CanaryNetwork(nn.Module):
     def forward(self, inputs: Any, index: Tensor) -> tuple[Any, Tensor, Tensor]:
         """Outputs of the network, the loss of each row as a canary, and the index of each row."""
         row = index.clamp(min=0)
-        values = self.first_canaries(row).squeeze(-1) + self.second_canaries(row).squeeze(-1)
-        return call_network(self.network, inputs), self.scale * values, index
+        first, second = (self.get_submodule(name)(row).squeeze(-1) for name in TABLES)
+        return call_network(self.network, inputs), self.scale * (first + second), index
 
 
 class CanaryLoss(nn.Module):

@@ -127,8 +127,8 @@ def noise_ratio(numbers: Floats) -> tuple[float, float]:
 
 def contribution_line(observed: Observed) -> Line:
     """Mean contribution of a canary in a step that draws it, over the sensitivity that the ledger accounts for."""
-    sizes = sum(part.sums.sum(axis=(0, 1)) / np.sqrt(2.0) for part in observed.parts)
-    inside, outside = sizes[observed.included], sizes[~observed.included]  # type: ignore[index]
+    sizes = np.sum([part.sums.sum(axis=(0, 1)) for part in observed.parts], axis=0) / np.sqrt(2.0)
+    inside, outside = sizes[observed.included], sizes[~observed.included]
     draws = observed.plan.steps * observed.plan.rate
     found = float(inside.mean() - outside.mean()) / draws
     error = float(np.sqrt(inside.var(ddof=1) / len(inside) + outside.var(ddof=1) / len(outside))) / draws

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from dpmodel.audit.canaries import STRENGTH, TABLES
+from dpmodel.audit.watch import stated_multiplier
 from dpmodel.model import DPModel
 from dpmodel.planning.release import ReleasePlan
 from mechanisms.clipping import ClipMechanism
@@ -93,6 +94,7 @@ def plan_audit(
     total = epochs * sampler.steps_per_epoch
     try:
         plan = ReleasePlan(noise, clip, unit, sampler)
+        stated_multiplier(plan.event(0))
         # many different events take the exact accountant long
         constant = noise.noise_multiplier(0) == noise.noise_multiplier(total - 1) and plan.clip_event(0) is None
         accountant = "pld" if constant else "rdp"

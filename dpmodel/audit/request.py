@@ -114,6 +114,19 @@ def _require_sound(examples: int, canaries: int, steps: int, rate: float, epsilo
         raise ConfigError(f"epsilon must be from {_LEAST_EPSILON:g} to {_MOST_EPSILON:g}, got {epsilon:g}")
 
 
+def require_no_folder(path: str | os.PathLike[str]) -> None:
+    """Refuse a folder in place of a configuration.
+
+    Raises:
+        ConfigError: ``path`` is a folder.
+    """
+    if os.path.isdir(path):
+        raise ConfigError(
+            f"{os.fspath(path)} is a folder; an audit trains what a configuration describes, and reads no weights or "
+            "ledger of a run. Give the YAML file of the training"
+        )
+
+
 def _subject(asked: Any, data: Any) -> tuple[DPModel, PrivateLoader]:
     if isinstance(asked, DPModel):
         if data is None:
@@ -122,6 +135,7 @@ def _subject(asked: Any, data: Any) -> tuple[DPModel, PrivateLoader]:
     if data is not None:
         raise ConfigError("a configuration names its data; leave out data")
     if isinstance(asked, (str, os.PathLike)):
+        require_no_folder(asked)
         asked = load_config(asked)
     if not isinstance(asked, Config):
         raise ConfigError(f"audit takes a DPModel, a configuration or the path of one, got {type(asked).__name__}")

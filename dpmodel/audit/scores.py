@@ -28,11 +28,11 @@ def responses(stretch: Stretch) -> Floats:
     A canary has the same entry in both tensors. With correlated noise, a draw shows in later steps too, and is
     collected from them.
     """
-    along = stretch.innovations.sum(axis=1) / np.sqrt(2.0)
+    along: Floats = stretch.innovations.sum(axis=1) / np.sqrt(2.0)
     weights = stretch.response
     if len(weights) == 1:
         return along
-    collected = np.zeros_like(along)
+    collected: Floats = np.zeros_like(along)
     for later, weight in enumerate(weights):
         collected[: len(along) - later] += weight * along[later:]
     return collected

@@ -30,7 +30,7 @@ from dpmodel.audit.watch import Stretch, Watch, coordinates, of_canaries, of_eve
 from dpmodel.model import DPModel
 from dpmodel.saving.keeper import StateKeeper
 from mechanisms.sampling import SAMPLERS
-from monitors.errors import PrivacyWarning
+from monitors.errors import PrivacyWarning, UnsupportedEventError
 from monitors.ledger import Ledger
 
 #: Steps on blank rows only, in which every released number is noise.
@@ -193,4 +193,8 @@ def _name(loss_fn: Any) -> str:
 
 
 def _epsilon(model: DPModel, delta: float) -> float:
-    return model.privacy_spent(delta, accountant="pld").epsilon
+    """The tightest that the accountants know."""
+    try:
+        return model.privacy_spent(delta, accountant="pld").epsilon
+    except UnsupportedEventError:
+        return model.privacy_spent(delta, accountant="rdp").epsilon

@@ -49,11 +49,13 @@ def audit(
     from rich.console import Console
 
     from dpmodel.audit import audit as carry_out
+    from dpmodel.audit.request import require_no_folder
     from dpmodel.config import load_config
 
     asked: dict[str, float | None] = {"examples": examples, "canaries": canaries, "steps": steps}
     asked |= {"rate": rate, "epsilon": epsilon, "delta": delta}
     chosen: dict[str, Any] = {name: value for name, value in asked.items() if value is not None}
+    require_no_folder(config)
     if output is not None:
         _require_apart(output)
     with Console(stderr=True, quiet=as_json).status("training with canaries"):

@@ -125,6 +125,39 @@ def test_a_run_folder_is_not_changed(tmp_path, capsys):
     assert "is a run folder, which an audit does not change" in capsys.readouterr().err
 
 
+def test_a_folder_is_not_a_configuration(tmp_path, capsys):
+    assert run(["audit", str(tmp_path)]) == 2
+    assert "is a folder; an audit trains what a configuration describes" in capsys.readouterr().err
+
+
+class TwoInputs(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(4, 3)
+
+    def forward(self, left, right):
+        return {"scores": self.layer(left + right)}
+
+
+@pytest.mark.slow
+def test_several_inputs_and_outputs_and_an_own_collation_are_audited():
+    network = TwoInputs()
+    noise = NoiseMechanismsFactory.create("Gaussian", initial_noise_multiplier=1.0)
+    optimizer = torch.optim.SGD(network.parameters(), lr=0.1)
+
+    def loss(outputs, targets):
+        return nn.functional.cross_entropy(outputs["scores"], targets)
+
+    def swapped(rows):
+        left, right, y = torch.utils.data.default_collate(rows)
+        return right, left, y
+
+    data = TensorDataset(torch.randn(80, 4), torch.randn(80, 4), torch.randint(0, 3, (80,)))
+    model = DPModel(network, loss, optimizer, noise_mech=noise)
+    report = audit(model, DataLoader(data, batch_size=16, collate_fn=swapped), **QUICK)
+    assert report.ok, report.verdict
+
+
 def test_a_configuration_without_noise_is_refused(tmp_path):
     path = tmp_path / "run.yaml"
     path.write_text(CONFIG.replace("noise: Gaussian, noise_multiplier: 1.0", "noise: null"))
