@@ -1,3 +1,7 @@
+import math
+import re
+from pathlib import Path
+
 import pytest
 import torch
 from torch import nn
@@ -134,6 +138,19 @@ def test_networks_have_the_published_number_of_parameters(name, options, paramet
     network = build_network(name, **options)
     assert count(network) == parameters
     assert network(torch.rand(2, image[0], image[1], image[1])).shape == (2, options.get("num_classes", 10))
+
+
+def test_the_table_of_networks_is_complete_and_states_their_parameters():
+    page = (Path(__file__).parents[3] / "docs" / "config.md").read_text()
+    table = page.partition("### Networks by name")[2].partition("\n## ")[0]
+    rows = re.findall(r"^\| `(\w+)` \| .* \| ([\d,]+) \((\d+)x(\d+)x(\d+)\) \|", table, flags=re.MULTILINE)
+    assert tuple(sorted(row[0] for row in rows)) == NETWORKS.names()
+    for name, stated, *sides in rows:
+        shape = tuple(map(int, sides))
+        facts = {"num_classes": 10, "in_channels": shape[0], "in_features": math.prod(shape), "image_size": shape[2]}
+        assert count(build_network(name, defaults=facts)) == int(stated.replace(",", "")), name
+    listed = {name for line in table.splitlines() if not line.startswith("|") for name in re.findall(r"`(\w+)`", line)}
+    assert {*ACTIVATIONS.names(), *INITIALIZERS.names()} <= listed
 
 
 def test_resnet18_is_that_of_torchvision_after_fix():
