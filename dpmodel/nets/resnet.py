@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
+from typing import cast
 
 from torch import nn
 
@@ -52,4 +53,4 @@ def resnet18(
             network.conv1 = nn.Conv2d(in_channels, 64, 7, stride=2, padding=3, bias=False)
             nn.init.kaiming_normal_(network.conv1.weight, mode="fan_out", nonlinearity="relu")
         INITIALIZERS.create(init, network)
-    return network
+    return cast(nn.Module, network)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -49,11 +49,11 @@ class StandardisedConv2d(nn.Conv2d):
     def forward(self, x: Tensor) -> Tensor:
         """The convolution with the standardised weight."""
         rows = Standardised.of(self.weight, self.eps).rows * self.gain.unsqueeze(1)
-        return self._conv_forward(x, rows.view_as(self.weight), self.bias)
+        return cast(Tensor, self._conv_forward(x, rows.view_as(self.weight), self.bias))
 
     def extra_repr(self) -> str:
         """The arguments, for ``repr``."""
-        return f"{super().extra_repr()}, eps={self.eps:g}"
+        return f"{super().extra_repr()}, eps={self.eps:g}"  # type: ignore[no-untyped-call]
 
 
 layer_rule(StandardisedConv2d)(StandardisedConvolutionRule)
