@@ -24,7 +24,15 @@ PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").r
 #: Pages whose blocks run one after the other in one session, as a reader would type them.
 SESSIONS = [
     ROOT / "docs" / name
-    for name in ("index.md", "quickstart.md", "concepts.md", "from_opacus.md", "correlated_noise.md", "features.md")
+    for name in (
+        "index.md",
+        "quickstart.md",
+        "concepts.md",
+        "from_opacus.md",
+        "correlated_noise.md",
+        "features.md",
+        "private_prediction.md",
+    )
 ]
 SESSIONS += [page for page in sorted((ROOT / "docs" / "howto").glob("*.md")) if "```python" in page.read_text()]
 _SLOW = [ROOT / "docs" / "quickstart.md", ROOT / "docs" / "howto" / "compare.md"]  # MNIST; worker processes
