@@ -12,11 +12,14 @@ import torch
 from torch import Tensor
 
 from dpmodel.saving.tensor_file import read_tensor_file, write_tensor_file
-from monitors.atomic import PRIVATE_FOLDER
+from monitors.atomic import PRIVATE_FOLDER, remove_leftovers
 from monitors.errors import CheckpointError
 
 #: Bytes of a tensor in one file; writing needs about three times as much memory.
 PART_BYTES = 2**28
+
+#: Seconds after which an unfinished file is that of a killed process.
+_ABANDONED = 24 * 3600.0
 
 
 @dataclass(frozen=True)
@@ -114,6 +117,7 @@ class TensorCache:
         self.folder.mkdir(mode=PRIVATE_FOLDER, exist_ok=True)
         if self.folder.stat().st_mode & 0o077:
             self.folder.chmod(PRIVATE_FOLDER)
+        remove_leftovers(self.folder, older_than=_ABANDONED)
 
     def _joined(self) -> Tensor:
         joined: Tensor | None = None

@@ -73,6 +73,16 @@ def test_a_damaged_or_foreign_part_is_not_used(cache, damage):
     assert torch.equal(cache.read(), FEATURES)
 
 
+def test_what_a_killed_process_left_is_removed_after_a_day(cache):
+    old, new = (cache.folder / f".x.safetensors.{digit * 16}.tmp" for digit in "01")
+    old.write_text("private")
+    new.write_text("being written")
+    os.utime(old, (0, 0))
+    cache.write(FEATURES)
+    assert not old.exists()
+    assert new.exists()
+
+
 def test_an_open_folder_is_closed_to_others(tmp_path):
     (tmp_path / "features").mkdir(mode=0o755)
     TensorCache(tmp_path, "ab" * 32, 10, CACHED).write(FEATURES)
