@@ -5,9 +5,9 @@
     python benchmarks/startup.py --images cifar10_jpeg.zip [--runs 3]
 
 Commands are whole processes: best and median of several runs. Images are those of a zip archive of class folders, read
-as it is and as an unpacked folder, each time by a new process: seconds of ``load_dataset``, without imports. Trainings are measured on one thread in CPU time, in
-units of plain steps with the same batch size. Targets: ``dpmodel budget`` takes less than 0.7 s; ``import dpmodel``
-loads no torch; VGG11 (129 million weights) starts within 25 plain steps.
+as it is and as an unpacked folder, each time by a new process: seconds of ``load_dataset``, without imports. Trainings
+are measured on one thread in CPU time, in units of plain steps with the same batch size. Targets: ``dpmodel budget``
+takes less than 0.7 s; ``import dpmodel`` loads no torch; VGG11 (129 million weights) starts within 25 plain steps.
 """
 
 from __future__ import annotations

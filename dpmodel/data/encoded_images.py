@@ -32,6 +32,9 @@ _VERSION = "dpmodel-images/1"
 #: Images that are decoded and compared before cached ones are used.
 COMPARED = 8
 
+#: Largest ratio of all images to chosen ones at which the cache of all is read: a few images are decoded sooner.
+_MOST_UNUSED = 4
+
 #: Images that one thread decodes before it reports.
 _TASK = 64
 
@@ -92,10 +95,11 @@ class EncodedImages:
         return TensorCache(folder, self.digest(), len(self), CACHED)
 
     def _kept(self, folder: Path) -> Tensor | None:
-        """The cached images, or these rows of all images if only all are cached."""
+        """The cached images, or these rows of all images if they are many and only all are cached."""
         cached = self._cached(folder)
         images = cached.read()
-        if len(self) < len(self.files) and not cached.exists():
+        many = len(self) < len(self.files) <= _MOST_UNUSED * len(self)
+        if many and not cached.exists():
             images = replace(self, rows=torch.arange(len(self.files)))._cached(folder).read()
             images = None if images is None else images.index_select(0, self.rows)
         if images is None or self._agrees(images):

@@ -159,15 +159,20 @@ class TestRows:
         assert len(set(count)) == 12
         assert all(name.startswith("train/") for name in count)
 
-    def test_a_limit_takes_its_rows_from_the_cache_of_all(self, pictures, cache, count):
+    def test_many_rows_are_taken_from_the_cache_of_all(self, pictures, cache, count):
         read(pictures)
-        kept, expected = files(cache), read(pictures, cache=None, limit=3, validation=2)
+        kept, expected = files(cache), read(pictures, cache=None, limit=5, validation=3)
         count.clear()
-        assert same(expected, read(pictures, limit=3, validation=2))
-        assert len(count) == 3 + 2  # compared with the cached ones
+        assert same(expected, read(pictures, limit=5, validation=3))
+        assert len(count) == 5 + 3  # compared with the cached ones
         assert files(cache) == kept
 
-    def test_a_limit_has_a_cache_of_its_own_otherwise(self, pictures, cache, count):
+    def test_few_rows_are_decoded_even_if_all_are_cached(self, pictures, cache):
+        read(pictures)
+        assert same(read(pictures, cache=None, limit=2), read(pictures, limit=2))
+        assert len(files(cache)) == 3
+
+    def test_a_limit_has_a_cache_of_its_own(self, pictures, cache, count):
         first = read(pictures, limit=3, test_limit=2)
         assert len(files(cache)) == 2
         assert same(first, read(pictures, limit=3, test_limit=2))
