@@ -116,10 +116,21 @@ def facts_of(name: str, root: str | os.PathLike[str] | None) -> DataFacts:
     except ValueError as error:
         raise ConfigError(str(error)) from error
     if name == "image_folder":
-        options["image_size"] = FOLDER_IMAGE_SIZE
+        return _facts_of_images({**options, "image_size": FOLDER_IMAGE_SIZE})
     data = load_dataset(name, **options)
     tokens = data.train.x.dtype in (torch.int64, torch.int32)
     return DataFacts(name, len(data.train), data.example_shape, data.num_classes, _targets(data), tokens, options)
+
+
+def _facts_of_images(options: dict[str, Any]) -> DataFacts:
+    """Facts about images in folders, none of which is decoded."""
+    from dpmodel.data.image_folder import image_folder
+    from monitors.arguments import check_arguments
+
+    check_arguments(image_folder, options, "data set 'image_folder'")
+    raw = image_folder(**options)
+    shape = (3, FOLDER_IMAGE_SIZE, FOLDER_IMAGE_SIZE)
+    return DataFacts("image_folder", len(raw.x_train), shape, raw.num_classes, options=options)
 
 
 def _targets(data: DataSplits) -> str:

@@ -90,8 +90,10 @@ def test_images_in_folders_are_recognised_and_resized_to_one_size(tmp_path):
         (tmp_path / "pictures" / place).mkdir(parents=True)
         image.new("RGB", (side, side)).save(tmp_path / "pictures" / place / "1.png")
     shutil.make_archive(str(tmp_path / "pictures"), "zip", tmp_path / "pictures")
-    for root in ("pictures", "pictures.zip"):
+    (tmp_path / "pictures" / "train" / "a" / "2.png").write_bytes(b"never read")
+    for root, examples in (("pictures", 3), ("pictures.zip", 2)):
         text = starter_configuration(root=tmp_path / root)
+        assert f"for {examples} examples of shape 3 x 32 x 32 (2 classes)" in text
         assert "name: image_folder" in text
         assert "image_size: 32" in text
 
