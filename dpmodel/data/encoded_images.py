@@ -74,7 +74,7 @@ class EncodedImages:
         Raises:
             DataError: An image cannot be read, the sizes differ, or the images do not fit into memory.
         """
-        if self.cache is None or not len(self):
+        if self.cache is None:
             return self._decoded()
         images = self._kept(self.cache)
         if images is None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import math
+import os
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
@@ -76,10 +78,11 @@ class TensorCache:
         return self.folder / f"{self.digest}-{part:04d}.safetensors"
 
     def exists(self) -> bool:
-        """Whether there is a tensor of this digest. It may be damaged."""
+        """Whether there is a tensor of this digest that nobody else can have written. It may be damaged."""
         try:
-            return self.path(0).exists()
-        except OSError:  # a folder that may not be searched: writing states it
+            found = self.folder.stat()
+            return _is_own(found) and not found.st_mode & 0o022 and self.path(0).exists()
+        except OSError:  # there is no folder, or it may not be searched: writing states it
             return False
 
     def read(self) -> Tensor | None:
@@ -115,7 +118,10 @@ class TensorCache:
     def _make_folder(self) -> None:
         self.folder.parent.mkdir(parents=True, exist_ok=True)
         self.folder.mkdir(mode=PRIVATE_FOLDER, exist_ok=True)
-        if self.folder.stat().st_mode & 0o077:
+        found = self.folder.stat()
+        if not _is_own(found):
+            raise PermissionError(errno.EPERM, "the folder belongs to another user", str(self.folder))
+        if found.st_mode & 0o077:
             self.folder.chmod(PRIVATE_FOLDER)
         remove_leftovers(self.folder, older_than=_ABANDONED)
 
@@ -140,3 +146,7 @@ class TensorCache:
         if rows.dtype != self.kind.dtype or rows.dim() < 2 or not 0 < len(rows) <= self.examples - first:
             raise ValueError(f"{self.path(part)} holds {rows.dtype} of shape {tuple(rows.shape)}")
         return rows
+
+
+def _is_own(found: os.stat_result) -> bool:
+    return not hasattr(os, "getuid") or found.st_uid == os.getuid()

@@ -3,6 +3,7 @@
 import os
 import stat
 import threading
+import tracemalloc
 import warnings
 import zipfile
 
@@ -15,6 +16,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from dpmodel.data import encoded_images, load_dataset
+from dpmodel.data.class_folders import ClassFile, PlainClassFolders
 from dpmodel.data.encoded_images import EncodedImages
 from monitors.errors import DataError, MissingDataError
 
@@ -177,6 +179,13 @@ class TestRows:
         assert len(files(cache)) == 2
         assert same(first, read(pictures, limit=3, test_limit=2))
 
+    def test_every_image_is_in_its_row(self, pictures, monkeypatch):
+        monkeypatch.setattr(encoded_images, "_TASK", 5)
+        for part in (read(pictures, cache=None).train, read(pictures).train):
+            for row, name in enumerate(f"{folder}/{index}.png" for folder in ("cat", "dog") for index in range(6)):
+                pixels = np.asarray(Image.open(pictures / "train" / name))
+                assert np.array_equal(part.x[row].permute(1, 2, 0).numpy(), pixels)
+
     def test_a_plugin_can_read_late_too(self, monkeypatch):
         from dpmodel.data import RawSplits
         from dpmodel.data.splits import finish_splits
@@ -279,6 +288,13 @@ class TestCache:
             warnings.simplefilter("error")  # of images that differ from the cached ones
             assert same(read(pictures, cache=None), read(pictures))
 
+    def test_two_folders_with_the_same_listing_have_their_own_files(self, pictures, tmp_path, monkeypatch):
+        monkeypatch.setattr(PlainClassFolders, "_file", lambda self, entry, name: ClassFile(name, "same", entry.path))
+        other = save(tmp_path / "other", size=(4, 5))
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            assert not same(read(pictures), read(other))
+
     @pytest.mark.parametrize("options", [{"channels": 1}, {"image_size": 8}, {"channels": 1, "image_size": 3}])
     def test_settings_of_decoding_have_their_own_files(self, pictures, cache, options):
         read(pictures)
@@ -357,6 +373,14 @@ def write_entries(path, **changes):
     return path
 
 
+def outcome(path):
+    """The data without a message, or the message of a refusal."""
+    try:
+        return read(path, cache=None), None
+    except DataError as error:
+        return None, str(error)
+
+
 class TestBadArchives:
     @pytest.mark.parametrize(
         "name", ["../cat/1.png", "train/../../1.png", "/train/cat/2.png", "train\\cat\\2.png", "C:/train/cat/2.png"]
@@ -418,6 +442,18 @@ class TestBadArchives:
         with pytest.raises(DataError, match=r"image train/dog/3\.png in .*pictures\.zip cannot be read: .*Repair or"):
             read(archive)
 
+    @settings(max_examples=150, deadline=None)
+    @given(changes=st.lists(st.tuples(st.floats(0, 1), st.integers(0, 255)), min_size=1, max_size=4), cut=st.booleans())
+    def test_any_damage_gives_an_error_that_names_the_archive_or_sound_images(self, tmp_path_factory, changes, cut):
+        place = tmp_path_factory.mktemp("damage")
+        path = write_entries(place / "a.zip")
+        content = bytearray(path.read_bytes())
+        for at, value in changes:
+            content[int(at * (len(content) - 1))] = value
+        path.write_bytes(content[: int(changes[0][0] * len(content))] if cut else content)
+        found, message = outcome(path)
+        assert (not found.train.x.any()) if message is None else str(path) in message
+
     def test_a_file_that_is_no_image_is_named(self, tmp_path):
         with pytest.raises(DataError, match=r"image train/cat/1\.png in .*cannot identify image file"):
             read(write_entries(tmp_path / "a.zip", content=b"not an image"))
@@ -436,8 +472,12 @@ class TestBadArchives:
         at = content.find(b"PK\x01\x02")
         content[at + 24 : at + 28] = (100).to_bytes(4, "little")
         path.write_bytes(content)
+        tracemalloc.start()
         with pytest.raises(DataError, match=r"image train/cat/1\.png in .*cannot be read"):
             read(path)
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        assert peak < 1_000_000
 
 
 class TestBadImages:

@@ -89,6 +89,20 @@ def test_an_open_folder_is_closed_to_others(tmp_path):
     assert (tmp_path / "features").stat().st_mode & 0o077 == 0
 
 
+def test_a_folder_of_another_user_is_not_used(cache, monkeypatch):
+    monkeypatch.setattr(os, "getuid", lambda: cache.folder.stat().st_uid + 1)
+    assert cache.read() is None
+    with pytest.warns(UserWarning, match="not cached: .*the folder belongs to another user"):
+        cache.write(FEATURES)
+
+
+def test_a_folder_that_others_can_write_is_not_read(cache):
+    cache.folder.chmod(0o777)
+    assert cache.read() is None
+    cache.write(FEATURES)
+    assert torch.equal(cache.read(), FEATURES)
+
+
 def test_features_that_cannot_be_written_are_a_warning(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.warns(UserWarning, match="the features are not cached: "):
