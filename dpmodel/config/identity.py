@@ -19,6 +19,7 @@ def result_settings(config: Config) -> dict[str, Any]:
         values["privacy"].pop("spent")
     if config.normalise is None:
         values.pop("normalise")
+    values["data"].pop("cache", None)  # where images are kept does not change them
     features = values.pop("features")
     if features is not None:  # how they are computed and kept does not change them
         values["features"] = {key: value for key, value in features.items() if key not in ("cache", "batch_size")}

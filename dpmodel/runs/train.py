@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 from dpmodel.callbacks import Silence
 from dpmodel.config import Config
+from dpmodel.data.progress import no_progress
 from dpmodel.distributed.group import current_ranks
-from dpmodel.features.progress import no_progress
 from dpmodel.planning.bands import leaves_bands_open, with_bands
 from dpmodel.planning.from_config import with_noise_multiplier
 from dpmodel.preflight.task import locating_refusals
