@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from dpmodel.augmentation import build_transform
 from dpmodel.callbacks import LearningRateScheduler
 from dpmodel.callbacks.registry import build_callback
 from dpmodel.config import Config, locating_errors
@@ -234,10 +235,19 @@ def build_model(task: Task, release: ReleasePlan, ledger: Ledger | None = None) 
             timed_plans=config.performance.timed_plans,
             static_shapes=config.performance.static_shapes,
             isolation=config.performance.isolation,
+            **_augmentation(config),
             device=task.device,
             seed=config.privacy.sampling_seed,
             ledger=ledger,
         )
+
+
+def _augmentation(config: Config) -> dict[str, Any]:
+    section = config.augmentation
+    if section is None:
+        return {}
+    transforms = [build_transform(one.name, **one.options) for one in section.transforms]
+    return {"augmentation": transforms, "augmentation_multiplicity": section.multiplicity}
 
 
 def _callbacks(config: Config) -> Iterator[Any]:
