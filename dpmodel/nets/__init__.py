@@ -2,6 +2,7 @@
 
 from dpmodel.nets.activations import ACTIVATIONS as ACTIVATIONS
 from dpmodel.nets.activations import TemperedSigmoid as TemperedSigmoid
+from dpmodel.nets.activations import build_activation as build_activation
 from dpmodel.nets.dense import MLP as MLP
 from dpmodel.nets.dense import Linear as Linear
 from dpmodel.nets.frozen_batch_norm import FrozenBatchNorm as FrozenBatchNorm
