@@ -247,9 +247,7 @@ class DPModel(ClaimedModel):
                 trial.run.say(line)
             evaluate = None if valid_loader is None else lambda: self.evaluate(valid_loader)
             drawn = trial.run, trial.loader, trial.collation
-            self._carry_out(
-                TrainingLoop(*drawn, step, listeners, evaluate, self.device, keepers, trial.augmentation)
-            )
+            self._carry_out(TrainingLoop(*drawn, step, listeners, evaluate, self.device, keepers, trial.augmentation))
         return trial.run.history
 
     def train(

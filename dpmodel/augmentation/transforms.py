@@ -72,7 +72,9 @@ class RandomCrop:
         for axis in (-2, -1):
             size = images.shape[axis]
             if self.padding >= size:
-                raise ValueError(f"padding={self.padding} must be below height and width, got {tuple(images.shape[-2:])}")
+                raise ValueError(
+                    f"padding={self.padding} must be below height and width, got {tuple(images.shape[-2:])}"
+                )
             shift = (numbers[:, axis : axis + 1 or None] * (2 * self.padding + 1)).floor() - self.padding
             place = torch.arange(size, device=images.device) + shift.long()
             images = _entries(images, _reflected(place, size), axis)

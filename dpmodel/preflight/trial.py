@@ -16,9 +16,9 @@ from dpmodel.data.row_choice import require_held_out
 from dpmodel.data.targets import require_class_targets, require_same_shape
 from dpmodel.distributed.agreement import require_agreement, require_bare
 from dpmodel.distributed.shared_rows import SharedRows
-from dpmodel.preflight.augmentation import tried_views
 from dpmodel.preflight.arguments import check_types
 from dpmodel.preflight.arrivals import require_separate_arrivals
+from dpmodel.preflight.augmentation import tried_views
 from dpmodel.preflight.batches import require_unmixed_batches
 from dpmodel.preflight.calibration import require_counted
 from dpmodel.preflight.loss import try_loss

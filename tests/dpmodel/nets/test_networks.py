@@ -2,7 +2,16 @@ import pytest
 import torch
 from torch import nn
 
-from dpmodel.nets import ACTIVATIONS, INITIALIZERS, NETWORKS, LeNet5, SmallCNN, TemperedSigmoid, build_activation, build_network
+from dpmodel.nets import (
+    ACTIVATIONS,
+    INITIALIZERS,
+    NETWORKS,
+    LeNet5,
+    SmallCNN,
+    TemperedSigmoid,
+    build_activation,
+    build_network,
+)
 
 DEFAULTS = {"num_classes": 10, "in_channels": 1, "in_features": 1024, "image_size": 32}
 
