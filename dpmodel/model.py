@@ -95,8 +95,8 @@ class DPModel(ClaimedModel):
         isolation: ``"verified"``: network and loss see one example at a time, and their Python state is restored after
             each pass; a network that keeps something of an example elsewhere is refused. ``"trust"`` trains it too,
             and marks the ledger and the report "isolation not verified".
-        augmentation: Names of ``dpmodel.augmentation.AUGMENTATIONS`` or transforms, applied in this order on the device
-            to each example, before the network. None: none.
+        augmentation: Random transforms of each example, on the device: names of ``dpmodel.augmentation.AUGMENTATIONS``,
+            or what else ``dpmodel.augmentation.Augmentation`` takes. None: none.
         augmentation_multiplicity: Number of views (random augmentations) of each example whose gradients are averaged
             before the clip. They count as one example: a step takes longer, and epsilon is the same.
         device: Where to train. Default: the device of the network.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -21,7 +21,8 @@ class Augmentation:
     An example is clipped once, as a whole, so epsilon does not depend on K. A step takes K times as long.
 
     Args:
-        transforms: Applied one after the other: registered names or ``Transform`` objects; a single one will do.
+        transforms: Applied one after the other; a single one will do. Each is a registered name, a mapping with
+            ``name`` and arguments, or a ``Transform``.
         multiplicity: Number K of views of each example, at least 1.
 
     Raises:
@@ -38,20 +39,13 @@ class Augmentation:
         torch.Size([5, 8, 3, 32, 32])
     """
 
-    def __init__(self, transforms: str | Transform | Sequence[str | Transform], multiplicity: int = 1) -> None:
+    def __init__(self, transforms: Any, multiplicity: int = 1) -> None:
         checks.positive_int(augmentation_multiplicity=multiplicity)
         given = list(transforms) if isinstance(transforms, (list, tuple)) else [transforms]
-        self.transforms = [build_transform(one) if isinstance(one, str) else one for one in given]
+        self.transforms = [_built(one) for one in given]
         self.multiplicity = int(multiplicity)
         if not self.transforms:
             raise ValueError("augmentation must name at least one transform, or be None")
-        for one in self.transforms:
-            if isinstance(one, type) or not isinstance(one, Transform) or not callable(one):
-                raise ValueError(
-                    f"augmentation must be a registered name or an object with numbers and __call__(images, numbers), "
-                    f"got {one!r}"
-                )
-            checks.non_negative_int(numbers=one.numbers)
 
     @classmethod
     def of(cls, transforms: Any, multiplicity: int) -> Augmentation | None:
@@ -85,3 +79,17 @@ class Augmentation:
         for one, part in zip(self.transforms, parts, strict=True):
             copies = one(copies, part)
         return copies
+
+
+def _built(given: Any) -> Transform:
+    if isinstance(given, str):
+        return build_transform(given)
+    if isinstance(given, Mapping) and isinstance(given.get("name"), str):
+        return build_transform(**given)
+    if isinstance(given, type) or not isinstance(given, Transform) or not callable(given):
+        raise ValueError(
+            "augmentation must consist of registered names, mappings with a name and arguments, or objects with numbers "
+            f"and __call__(images, numbers), got {given!r}"
+        )
+    checks.non_negative_int(numbers=given.numbers)
+    return given

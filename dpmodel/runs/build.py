@@ -10,7 +10,6 @@ from typing import Any
 import torch
 from torch import nn
 
-from dpmodel.augmentation import build_transform
 from dpmodel.callbacks import LearningRateScheduler
 from dpmodel.callbacks.registry import build_callback
 from dpmodel.config import Config, locating_errors
@@ -210,7 +209,7 @@ def build_training(config: Config, task: Task | None = None, *, resumed: bool = 
 
 def build_model(task: Task, release: ReleasePlan, ledger: Ledger | None = None) -> DPModel:
     """The model of a task; it trains with the mechanisms of ``release``, and its ledger continues ``ledger``."""
-    config = task.config
+    config, views = task.config, task.config.augmentation
     with locating_errors(config, "optimizer"):
         optimizer = build_optimizer(config.optimizer.name, task.network.parameters(), **config.optimizer.options)
     with locating_errors(config, "training.metrics"):
@@ -235,19 +234,12 @@ def build_model(task: Task, release: ReleasePlan, ledger: Ledger | None = None) 
             timed_plans=config.performance.timed_plans,
             static_shapes=config.performance.static_shapes,
             isolation=config.performance.isolation,
-            **_augmentation(config),
+            augmentation=views and [{"name": one.name, **one.options} for one in views.transforms],
+            augmentation_multiplicity=views.multiplicity if views else 1,
             device=task.device,
             seed=config.privacy.sampling_seed,
             ledger=ledger,
         )
-
-
-def _augmentation(config: Config) -> dict[str, Any]:
-    section = config.augmentation
-    if section is None:
-        return {}
-    transforms = [build_transform(one.name, **one.options) for one in section.transforms]
-    return {"augmentation": transforms, "augmentation_multiplicity": section.multiplicity}
 
 
 def _callbacks(config: Config) -> Iterator[Any]:

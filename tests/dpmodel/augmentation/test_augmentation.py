@@ -161,8 +161,10 @@ def test_an_augmentation_that_does_not_work_is_refused_before_the_first_release(
         ({"augmentation": BOTH, "augmentation_multiplicity": 2.0}, "augmentation_multiplicity must be an integer"),
         ({"augmentation": []}, "at least one transform"),
         ({"augmentation": ["random_crip"]}, "did you mean 'random_crop'"),
-        ({"augmentation": RandomCrop}, "an object with numbers and __call__"),
-        ({"augmentation": [lambda images, numbers: images]}, "an object with numbers and __call__"),
+        ({"augmentation": [{"padding": 3}]}, "mappings with a name and arguments"),
+        ({"augmentation": {"name": "random_crop", "pading": 3}}, "did you mean 'padding'"),
+        ({"augmentation": RandomCrop}, "objects with numbers and __call__"),
+        ({"augmentation": [lambda images, numbers: images]}, "objects with numbers and __call__"),
     ],
 )
 def test_wrong_arguments_are_refused(options, message):
