@@ -88,8 +88,8 @@ def _built(given: Any) -> Transform:
         return build_transform(**given)
     if isinstance(given, type) or not isinstance(given, Transform) or not callable(given):
         raise ValueError(
-            "augmentation must consist of registered names, mappings with a name and arguments, or objects with numbers "
-            f"and __call__(images, numbers), got {given!r}"
+            "augmentation must consist of registered names, mappings with a name and arguments, or objects with numbers"
+            f" and __call__(images, numbers), got {given!r}"
         )
     checks.non_negative_int(numbers=given.numbers)
     return given
