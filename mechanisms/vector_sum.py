@@ -41,10 +41,8 @@ class ClippedVectorSum:
     """
 
     def __init__(self, norm_bound: float, num_examples: int) -> None:
-        checks.positive(norm_bound=norm_bound)
+        require_bound(norm_bound=norm_bound)
         checks.positive_int(num_examples=num_examples)
-        if not _BOUNDS[0] < norm_bound < _BOUNDS[1]:
-            raise ValueError(f"norm_bound must lie between {_BOUNDS[0]:g} and {_BOUNDS[1]:g}, got {norm_bound:g}")
         self.norm_bound = float(norm_bound)
         self.num_examples = int(num_examples)
         bits = min(_FINENESS, _BITS - self.num_examples.bit_length())
@@ -88,3 +86,15 @@ class ClippedVectorSum:
         limit = self.norm_bound * (1.0 - _MARGIN)
         safe = np.where(np.isfinite(norms), norms, 0.0)
         return np.where(safe > limit, limit / np.maximum(safe, limit), 1.0)
+
+
+def require_bound(**bounds: float) -> None:
+    """Refuse a bound whose square could overflow or underflow.
+
+    Raises:
+        ValueError: One is not positive, or too small or too large.
+    """
+    checks.positive(**bounds)
+    for name, bound in bounds.items():
+        if not _BOUNDS[0] < bound < _BOUNDS[1]:
+            raise ValueError(f"{name} must lie between {_BOUNDS[0]:g} and {_BOUNDS[1]:g}, got {bound:g}")
