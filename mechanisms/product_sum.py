@@ -95,8 +95,8 @@ class ClippedProductSum:
         for start in range(0, len(inputs), _AT_ONCE):
             left = self._integers(inputs[start : start + _AT_ONCE], self.x_bound)
             right = self._integers(targets[start : start + _AT_ONCE], self.y_bound)
-            finite = np.isfinite(left).all(axis=1) & np.isfinite(right).all(axis=1)
-            left, right = (np.where(finite[:, None], rows, 0.0) for rows in (left, right))
+            finite = (np.isfinite(left).all(axis=1) & np.isfinite(right).all(axis=1)).reshape(-1, 1)
+            left, right = (np.where(finite, rows, 0.0) for rows in (left, right))
             self._second += (left.T @ left).astype(np.int64)
             self._cross += (left.T @ right).astype(np.int64)
         self.added += len(inputs)

@@ -148,7 +148,8 @@ def private_least_squares(
 def _solve(second: Tensor, cross: Tensor, ridge: float) -> Tensor:
     """``(S + ridge I)^-1 C`` for the positive part ``S`` of ``second``."""
     values, vectors = torch.linalg.eigh(second)
-    return (vectors / (values.clamp(min=0.0) + ridge)) @ (vectors.T @ cross)
+    solved: Tensor = (vectors / (values.clamp(min=0.0) + ridge)) @ (vectors.T @ cross)
+    return solved
 
 
 def _read(x: Any, y: Tensor | None) -> tuple[int, Iterator[tuple[Any, Any]]]:
@@ -176,7 +177,8 @@ def _rows_of(features: Any) -> Tensor:
 
 def _clipped(rows: Tensor, bound: float) -> Tensor:
     """Rows of norm ``bound`` at most. The exact bound is that of ``ClippedProductSum``; this spares the constant."""
-    return rows * (bound / rows.norm(dim=1, keepdim=True).clamp(min=bound))
+    norms: Tensor = torch.linalg.vector_norm(rows, dim=1, keepdim=True)
+    return rows * (bound / norms.clamp(min=bound))
 
 
 def _targets_of(targets: Any, num_classes: int | None) -> Tensor:

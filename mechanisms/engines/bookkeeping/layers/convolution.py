@@ -68,7 +68,7 @@ class ConvolutionRule(LayerRule):
     def folded(self, call: Call, fold: int) -> Call:
         """A convolution of one more dimension, in which the kernel has one entry."""
         x, g = (value.unflatten(0, (-1, fold)).transpose(1, 2) for value in (call.inputs[0], call.output_grad))
-        return replace(call, layer=_FoldedConvolution.of(call.layer), inputs=(x,), output_grad=g)
+        return replace(call, layer=_FoldedConvolution(_conv(call.layer)), inputs=(x,), output_grad=g)
 
     def example_gradients(self, call: Call) -> Mapping[str, Tensor]:
         """``weight`` (B, O, C / groups, *kernel) and ``bias`` (B, O)."""
@@ -97,15 +97,14 @@ class ConvolutionRule(LayerRule):
 class _FoldedConvolution(nn.Module):
     """The settings of a convolution with a further dimension before the others, in which its kernel has one entry."""
 
-    @classmethod
-    def of(cls, layer: nn.Module) -> _FoldedConvolution:
-        conv, folded = _conv(layer), cls()
-        folded.groups, folded.padding_mode = conv.groups, conv.padding_mode
-        for name in ("kernel_size", "stride", "dilation"):
-            setattr(folded, name, (1, *_ints(getattr(conv, name))))
-        folded._reversed_padding_repeated_twice = [*_ints(conv._reversed_padding_repeated_twice), 0, 0]
-        folded.weight = nn.Parameter(conv.weight.detach().unsqueeze(2), requires_grad=False)
-        return folded
+    def __init__(self, layer: Any) -> None:
+        super().__init__()
+        self.groups, self.padding_mode = layer.groups, layer.padding_mode
+        self.kernel_size, self.stride, self.dilation = (
+            (1, *_ints(sizes)) for sizes in (layer.kernel_size, layer.stride, layer.dilation)
+        )
+        self._reversed_padding_repeated_twice: Any = [*_ints(layer._reversed_padding_repeated_twice), 0, 0]
+        self.weight = nn.Parameter(layer.weight.detach().unsqueeze(2), requires_grad=False)
 
 
 @layer_rule(nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
