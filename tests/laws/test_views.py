@@ -29,6 +29,10 @@ def networks():
             nn.Flatten(2), nn.Conv1d(2, 3, 5, stride=3, padding=2, padding_mode="circular"), nn.ReLU(),
             nn.Conv1d(3, 2, 3, padding=1, bias=False), nn.Flatten(), nn.LayerNorm(44), nn.Linear(44, CLASSES),
         ),
+        "of volumes": nn.Sequential(
+            nn.Unflatten(1, (1, 2)), nn.Conv3d(1, 2, 2, stride=2), nn.Tanh(), nn.Flatten(1, 2),
+            nn.ConvTranspose2d(2, 2, 3, padding=1), nn.Conv2d(2, 3, 1), nn.Flatten(), nn.Linear(48, CLASSES),
+        ),
         "dense": nn.Sequential(nn.Flatten(), nn.Linear(128, 5), nn.ReLU(), nn.LayerNorm(5), nn.Linear(5, CLASSES)),
     }  # fmt: skip
 
