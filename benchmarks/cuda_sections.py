@@ -90,6 +90,7 @@ def rows(
         "dpmodel": ours("dpmodel"),
         "plain-graph": partial(graphed_plain_step, workload, size, device),
         "dpmodel-quiet": ours("dpmodel-quiet", noisy=False),
+        "dpmodel-eager": ours("dpmodel-eager", cuda_graphs=False),
         "opacus-hooks": partial(build, "opacus-hooks", workload, size, device),
         "opacus-ghost": partial(build, "opacus-ghost", workload, size, device),
         "plain-bf16": partial(plain_step, PLAIN["plain-bf16"], workload, size, device),

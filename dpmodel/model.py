@@ -18,7 +18,7 @@ from dpmodel.callbacks.base import CallbackList
 from dpmodel.claims.claimed import ClaimedModel
 from dpmodel.claims.verification import verified_by
 from dpmodel.claims.weights import record_training
-from dpmodel.data.inference import evaluation_batches, predictions
+from dpmodel.data.inference import INFERENCE_BATCH, evaluation_batches, predictions
 from dpmodel.data.loader import PrivateLoader
 from dpmodel.data.stream import require_one_pass
 from dpmodel.distributed.follower import Follower
@@ -59,9 +59,6 @@ if TYPE_CHECKING:
     from dpmodel.saving.record import ReleaseRecord
     from dpmodel.saving.state import TrainingState
 
-#: Largest default number of examples per call of the network in ``predict`` and ``evaluate``.
-INFERENCE_BATCH = 1000
-
 
 class DPModel(ClaimedModel):
     """A network with its loss and optimizer, trained with differential privacy.
@@ -91,7 +88,11 @@ class DPModel(ClaimedModel):
         timed_plans: Time the exact formulas of each layer on the first batch instead of estimating which is fastest
             (engine ``"bookkeeping"``). Two runs may then differ in their last bits.
         static_shapes: Pass the same number of examples through the network each time: rows of weight 0 make up for what
-            was not drawn, and a larger draw takes several passes. It changes no result.
+            was not drawn, and a larger draw takes several passes. It changes no result. ``"auto"``: if passes can be
+            replayed as CUDA graphs.
+        cuda_graphs: On a GPU, replay passes that are equal in all but their data as CUDA graphs (engine
+            ``"bookkeeping"``). Code of the network and the loss does not run in a replay; ``explain_engine()`` says
+            whether passes are replayed, and why not.
         isolation: ``"verified"``: network and loss see one example at a time, and their Python state is restored after
             each pass; a network that keeps something of an example elsewhere is refused. ``"trust"`` trains it too,
             and marks the ledger and the report "isolation not verified".
@@ -138,7 +139,8 @@ class DPModel(ClaimedModel):
         physical_batch_size: int | str | None = None,
         precision: str = "fp32",
         timed_plans: bool = False,
-        static_shapes: bool = False,
+        static_shapes: bool | str = "auto",
+        cuda_graphs: bool = True,
         isolation: str = "verified",
         augmentation: Any = None,
         augmentation_multiplicity: int = 1,
@@ -156,6 +158,7 @@ class DPModel(ClaimedModel):
             checks.positive_int(physical_batch_size=physical_batch_size)
         checks.one_of(PRECISIONS, precision=precision)
         checks.one_of(ISOLATION, isolation=isolation)
+        checks.one_of((True, False, "auto"), static_shapes=static_shapes)
         SAMPLERS.get(sampling)
         if engine != "auto":
             ENGINES.get(engine)
@@ -170,7 +173,8 @@ class DPModel(ClaimedModel):
         self.physical_batch_size = physical_batch_size
         self.precision = precision
         self.timed_plans = bool(timed_plans)
-        self.static_shapes = bool(static_shapes)
+        self.static_shapes = static_shapes
+        self.cuda_graphs = bool(cuda_graphs)
         self.isolation = isolation
         self.augmentation = Augmentation.of(augmentation, augmentation_multiplicity)
         self.seed = seed

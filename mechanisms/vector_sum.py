@@ -45,11 +45,9 @@ class ClippedVectorSum:
         checks.positive_int(num_examples=num_examples)
         self.norm_bound = float(norm_bound)
         self.num_examples = int(num_examples)
-        bits = min(_FINENESS, _BITS - self.num_examples.bit_length())
-        if bits < 1:
+        if self.num_examples.bit_length() >= _BITS:
             raise ValueError(f"num_examples must be below 2**{_BITS - 1}, got {num_examples}")
-        # frexp: norm_bound <= 2 ** exponent
-        self.grid = math.ldexp(1.0, math.frexp(self.norm_bound)[1] - bits)
+        self.grid = grid_for(self.norm_bound, self.num_examples)
         self.total: NDArray[np.int64] | None = None
         self.added = 0
 
@@ -73,19 +71,41 @@ class ClippedVectorSum:
             raise ValueError(
                 f"{self.added + len(rows)} examples were added, but num_examples={self.num_examples} was stated"
             )
-        with np.errstate(over="ignore", invalid="ignore"):
-            norms = np.sqrt(np.square(rows).sum(axis=1))
-        rows[~np.isfinite(norms)] = 0.0
-        factors = self._factors(norms)
         if self.total is None:
             self.total = np.zeros(rows.shape[1], dtype=np.int64)
-        self.total += np.trunc(rows * factors[:, None] / self.grid).astype(np.int64).sum(axis=0)
+        self.total += clipped_to_grid(rows, self.norm_bound, self.grid).sum(axis=0)
         self.added += len(rows)
 
-    def _factors(self, norms: NDArray[Any]) -> NDArray[np.float64]:
-        limit = self.norm_bound * (1.0 - _MARGIN)
-        safe = np.where(np.isfinite(norms), norms, 0.0)
-        return np.where(safe > limit, limit / np.maximum(safe, limit), 1.0)
+
+def grid_for(norm_bound: float, terms: int) -> float:
+    """The grid on which ``terms`` vectors of at most this norm add up without rounding: a power of two.
+
+    Example:
+        >>> grid_for(1.0, 1000) == 2.0**-39
+        True
+    """
+    bits = min(_FINENESS, _BITS - terms.bit_length())
+    return math.ldexp(1.0, math.frexp(norm_bound)[1] - bits)  # frexp: norm_bound <= 2 ** exponent
+
+
+def clipped_to_grid(vectors: NDArray[Any], norm_bound: float, grid: float) -> NDArray[np.int64]:
+    """Vectors (..., D) clipped to an L2 norm of ``norm_bound``, in multiples of ``grid``, rounded towards zero.
+
+    Guarantee: the norm of each result is at most ``norm_bound``. A vector whose norm is not finite becomes zero.
+
+    Example:
+        >>> (clipped_to_grid(np.array([[3.0, 4.0], [np.inf, 0.0]]), 2.5, 0.5) * 0.5).tolist()
+        [[1.0, 1.5], [0.0, 0.0]]
+    """
+    rows = np.array(vectors, dtype=np.float64)
+    with np.errstate(over="ignore", invalid="ignore"):
+        norms = np.sqrt(np.square(rows).sum(axis=-1))
+    rows[~np.isfinite(norms)] = 0.0
+    limit = norm_bound * (1.0 - _MARGIN)
+    safe = np.where(np.isfinite(norms), norms, 0.0)
+    factors = np.where(safe > limit, limit / np.maximum(safe, limit), 1.0)
+    whole: NDArray[np.int64] = np.trunc(rows * factors[..., None] / grid).astype(np.int64)
+    return whole
 
 
 def require_bound(**bounds: float) -> None:

@@ -8,6 +8,7 @@ from monitors.calibration import calibrate_parameter as calibrate_parameter
 from monitors.calibration import decay_rate_for as decay_rate_for
 from monitors.calibration import max_steps as max_steps
 from monitors.errors import BudgetExceededError as BudgetExceededError
+from monitors.errors import BudgetExhausted as BudgetExhausted
 from monitors.errors import CalibrationError as CalibrationError
 from monitors.errors import CheckpointError as CheckpointError
 from monitors.errors import ConfigError as ConfigError

@@ -19,6 +19,28 @@ class BudgetExceededError(DPModelError):
     """The next release would spend more than the stated privacy budget."""
 
 
+class BudgetExhausted(BudgetExceededError):  # noqa: N818 - a public name
+    """The answers to a batch of queries do not fit the rest of the budget; none is given, and nothing is charged.
+
+    Args:
+        asked: Number of answers that were asked for.
+        left: Number of such answers that still fit.
+        spent: Epsilon spent so far, at ``delta``.
+        epsilon: Epsilon of the whole budget.
+        delta: Delta of the budget.
+    """
+
+    def __init__(self, asked: int, left: int, spent: float, epsilon: float, delta: float) -> None:
+        super().__init__(
+            f"{asked:,} answers do not fit the budget: epsilon {spent:.4g} of {epsilon:g} at delta {delta:g} is spent, "
+            f"and {left:,} such answers are left. Nothing was charged. Ask for fewer, or add more noise to each"
+        )
+        self.asked, self.left, self.spent, self.epsilon, self.delta = asked, left, spent, epsilon, delta
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return type(self), (self.asked, self.left, self.spent, self.epsilon, self.delta)
+
+
 class CalibrationError(DPModelError, ValueError):
     """No parameter value in the searched range meets the privacy target."""
 

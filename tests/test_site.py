@@ -28,6 +28,7 @@ DOCUMENTED += [
         "figures",
         "metrics",
         "nets",
+        "prediction",
         "starter",
         "statistics",
         "tuning",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import chain
@@ -12,7 +13,12 @@ from torch.utils.weak import WeakTensorKeyDictionary
 
 from dpmodel.claims.claim import Claim
 from dpmodel.claims.snapshot import digest
+from monitors.errors import UnprotectedUpdateError
 from monitors.ledger import Ledger
+from monitors.spent import privacy_spent
+
+#: Whether epsilon is finite does not depend on delta.
+_ANY_DELTA = 1e-5
 
 #: Names of parameters and buffers, and a digest of their values.
 _State = tuple[tuple[str, ...], int]
@@ -66,6 +72,24 @@ def claims_of(network: nn.Module) -> list[Claim]:
     if befores and _state_of(network) in befores:
         return []
     return list(dict.fromkeys(entry.claim.current for entry in entries))
+
+
+def is_trained_privately(network: nn.Module) -> bool:
+    """Whether all trainable parameters of ``network`` were trained privately in this process, at a finite epsilon.
+
+    Raises:
+        UnprotectedUpdateError: One of the trainings is running, or has voided its claim.
+    """
+    trained = [parameter for parameter in network.parameters() if parameter.requires_grad]
+    claims = claims_of(network)
+    if not trained or not claims or not all(parameter in _TRAINED for parameter in trained):
+        return False
+    for claim in claims:
+        if claim.in_training:
+            raise UnprotectedUpdateError("the network is being trained; query it after fit has returned")
+        if claim.ledger.violations:
+            raise UnprotectedUpdateError(f"the network has no valid claim: {claim.ledger.caveats[0]}")
+    return all(privacy_spent(claim.ledger, _ANY_DELTA).epsilon < math.inf for claim in claims)
 
 
 def claim_for(network: nn.Module, own: Claim | None = None) -> Claim:

@@ -170,7 +170,9 @@ class PerformanceSection(Section):
         timed_plans: Time each layer's exact formulas on the first batch instead of estimating which one is fastest
             (engine ``bookkeeping``).
         static_shapes: Pass the same number of examples through the network each time; rows of weight 0 make up for what
-            was not drawn.
+            was not drawn. ``auto``: if passes can be replayed as CUDA graphs.
+        cuda_graphs: On a GPU, replay passes that are equal in all but their data as CUDA graphs (engine
+            ``bookkeeping``).
         device: ``auto`` (CUDA if available), ``cpu``, ``cuda``, ``cuda:1``, ...
         in_memory: Keep the examples on the training device.
         workers: Number of processes that prefetch batches; needs ``in_memory: false``.
@@ -184,7 +186,8 @@ class PerformanceSection(Section):
     physical_batch_size: Annotated[int | Literal["auto"] | None, PlainValidator(_part_of_batch)] = None
     precision: Literal["fp32", "bf16"] = "fp32"
     timed_plans: bool = False
-    static_shapes: bool = False
+    static_shapes: bool | Literal["auto"] = "auto"
+    cuda_graphs: bool = True
     isolation: Literal["verified", "trust"] = "verified"
     device: str = "auto"
     in_memory: bool = True

@@ -26,8 +26,11 @@ from mechanisms.engines.probing import inference
 from monitors.errors import DataError
 from monitors.signatures import signature
 
+#: Largest default number of examples per call of the network.
+INFERENCE_BATCH = 1000
 
-def evaluation_batches(loader: Any, batch_size: int = 1000) -> Iterable[Pair]:
+
+def evaluation_batches(loader: Any, batch_size: int = INFERENCE_BATCH) -> Iterable[Pair]:
     """Each example of ``loader`` once, as ``(inputs, targets)``.
 
     Args:

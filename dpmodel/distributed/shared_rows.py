@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from collections import deque
 from typing import TYPE_CHECKING
 
@@ -14,6 +15,9 @@ from mechanisms.sampling import likely_most
 if TYPE_CHECKING:
     from mechanisms.sampling import Sampler
     from mechanisms.units import ClippedUnit
+
+#: The usual number of rows lies this many standard deviations above the mean: 2 % of the steps exceed it.
+USUAL_DEVIATIONS = 2.0
 
 
 class SharedRows:
@@ -65,6 +69,16 @@ class SharedRows:
             return -(-sampler.capacity // size)
         mean = sampler.batch_size * self.units / self.unit.expected_units
         return max(1, min(sampler.capacity, likely_most(mean, mean)))
+
+    @property
+    def usual(self) -> int:
+        """Number of rows of this rank that few steps exceed.
+
+        With more rows in a chunk, every step takes longer; with fewer, too many steps take a second chunk.
+        """
+        share = self.units / self.unit.expected_units if self.unit.grouped else 1.0 / self.ranks.size
+        mean = self.sampler.batch_size * share
+        return max(1, min(self.capacity, math.ceil(mean + USUAL_DEVIATIONS * math.sqrt(mean))))
 
     def _digest(self, rows: np.ndarray, ids: np.ndarray | None) -> str:
         if self.ranks.size == 1:

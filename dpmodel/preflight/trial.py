@@ -44,7 +44,7 @@ if TYPE_CHECKING:
     from dpmodel.training.run import Run
 
 #: Options of engines that are passed on only if they differ from these: "auto" skips an engine that lacks one.
-_ENGINE_DEFAULTS: Mapping[str, object] = {"precision": "fp32", "timed_plans": False}
+_ENGINE_DEFAULTS: Mapping[str, object] = {"precision": "fp32", "timed_plans": False, "cuda_graphs": True}
 
 
 @dataclass
@@ -231,6 +231,7 @@ def mechanisms(trial: Trial) -> None:
 def engine(trial: Trial) -> None:
     """An engine can compute the clipped sums of this network."""
     model, plan = trial.model, trial.run.plan
+    rows = SharedRows(plan.sampler, plan.unit, trial.run.ranks)
     asked = {name: getattr(model, name) for name in _ENGINE_DEFAULTS}
     with mode(model.network, training=True):
         trial.choice = choose_engine(
@@ -242,8 +243,10 @@ def engine(trial: Trial) -> None:
             physical_batch_size=model.physical_batch_size,
             options={name: value for name, value in asked.items() if value != _ENGINE_DEFAULTS[name]},
             isolation=model.isolation,
-            capacity=SharedRows(plan.sampler, plan.unit, trial.run.ranks).capacity if model.static_shapes else None,
+            capacity=rows.capacity if model.static_shapes is True else None,
         )
+    if model.static_shapes == "auto" and trial.engine.replays_on(trial.device):
+        trial.engine.capacity = rows.usual
     trial.say(trial.choice.slower)
     if not trial.engine.shows_values:
         trial.padding = padding_rows(model.network, model.loss_fn, trial.examples(1))

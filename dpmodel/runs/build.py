@@ -233,6 +233,7 @@ def build_model(task: Task, release: ReleasePlan, ledger: Ledger | None = None) 
             precision=config.performance.precision,
             timed_plans=config.performance.timed_plans,
             static_shapes=config.performance.static_shapes,
+            cuda_graphs=config.performance.cuda_graphs,
             isolation=config.performance.isolation,
             augmentation=views and [{"name": one.name, **one.options} for one in views.transforms],
             augmentation_multiplicity=views.multiplicity if views else 1,

@@ -79,6 +79,7 @@ class Engine(ABC):
         capacity: Static shapes: the number of rows of each chunk, unless ``physical_batch_size`` is smaller. Fillers of
             weight 0 make up for missing rows, and larger batches take several chunks, so it changes nothing but the
             order of additions. None: chunks have the size of what was drawn.
+        broken_fillers: Number of fillers whose gradient was not finite in the last sum.
     """
 
     name: ClassVar[str]
@@ -99,6 +100,7 @@ class Engine(ABC):
         self.unit = unit
         self.physical_batch_size = physical_batch_size
         self.capacity: int | None = None
+        self.broken_fillers = 0
         self.boundary = PassBoundary(by_value=self.shows_values)
 
     @classmethod
@@ -165,6 +167,11 @@ class Engine(ABC):
             return None
         return rows_of_chunk(self.physical_batch_size, self.capacity)
 
+    def replays_on(self, device: torch.device) -> bool:
+        """Whether passes with static shapes are recorded on this device and replayed."""
+        del device
+        return False
+
     def explain_isolation(self) -> str:
         """Say why an example affects the sum through its own gradient only."""
         if self.boundary.isolation == "trust":
@@ -201,16 +208,20 @@ class Engine(ABC):
         layout = FlatLayout.of(network)
         blocks = max(clip.blocks(layout.names)) + 1
         like = layout.zeros()
-        norms, losses = [like.new_zeros(0, blocks)], ExampleLosses(loss_fn)
+        norms, fillers, losses = [like.new_zeros(0, blocks)], [like.new_zeros(0, blocks)], ExampleLosses(loss_fn)
         loss_sum, total = like.clone(), layout.zeros(layout.size) if out is None else out.zero_()
         self.boundary.begin_step(network, losses)
         for chunk in self._chunks(batch):
             part = self.partial_sum(network, losses, chunk.made(), clip, layout, total)
             loss_sum += part.loss_sum
-            norms.append(part.norms[: chunk.num_units - chunk.fillers] if chunk.fillers else part.norms)
+            real = chunk.num_units - chunk.fillers
+            norms.append(part.norms[:real])
+            fillers.append(part.norms[real:])
         all_norms = torch.cat(norms)
-        broken = (~torch.isfinite(all_norms).all(dim=1)).sum()
-        loss, rejected = torch.stack((loss_sum.double(), broken.double())).tolist()  # a single wait for the GPU
+        broken = [(~torch.isfinite(values).all(dim=1)).sum().double() for values in (all_norms, torch.cat(fillers))]
+        # A single wait for the GPU.
+        loss, rejected, broken_fillers = torch.stack((loss_sum.double(), *broken)).tolist()
+        self.broken_fillers = int(broken_fillers)
         return ClippedSum(
             flat_grad=total,
             norms=all_norms,

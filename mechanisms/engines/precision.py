@@ -66,7 +66,7 @@ def full_float32() -> Iterator[None]:
         ...     torch.backends.cudnn.allow_tf32
         False
     """
-    before = [(place, name, getattr(place, name)) for place, name in _coarse_settings()]
+    before = [(place, name, getattr(place, name)) for place, name in coarse_settings()]
     for place, name, value in before:
         setattr(place, name, "ieee" if isinstance(value, str) else False)
     try:
@@ -76,7 +76,7 @@ def full_float32() -> Iterator[None]:
             setattr(place, name, value)
 
 
-def _coarse_settings() -> list[tuple[Any, str]]:
+def coarse_settings() -> list[tuple[Any, str]]:
     """Attributes that set the precision of cuDNN: one switch, or one per kind of layer if the user has set them."""
     try:
         torch.backends.cudnn.allow_tf32  # noqa: B018 - raises if the kinds have different settings

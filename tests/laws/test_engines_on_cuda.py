@@ -181,3 +181,65 @@ def test_an_empty_batch_gives_zeros_on_the_device():
         found = clipped_sum(ENGINES.create(engine_name, unit), network.to(DEVICE), empty, "Fixed")
         assert found.flat_grad.device.type == DEVICE
         assert not found.flat_grad.any()
+
+
+def replayed(engine, network, batches, clip_name, scale):
+    """The sums of several batches with one loss and one vector, as in training: later passes are replays."""
+    clip, loss_fn, total, found = CLIP.create(clip_name), Scaled(scale), None, []
+    clip.start(BOUND)
+    for batch in batches:
+        summed = engine.clipped_sum(network, loss_fn, batch, clip, total)
+        total = summed.flat_grad if total is None else total
+        found.append((summed.flat_grad.clone(), summed.norms, summed.loss))
+    return found
+
+
+@pytest.mark.parametrize(("dtype", "most"), [(torch.float64, 1e-9), (torch.float32, TF32)], ids=str)
+@pytest.mark.parametrize("clip_name", CLIP.names())
+@pytest.mark.parametrize("kind", NETWORKS)
+def test_replayed_passes_agree_with_the_loop(kind, clip_name, dtype, most):
+    network, _, unit = drawn(kind, 6)
+    network = network.to(DEVICE, dtype)
+    sizes = (6, 3, 6, 7, 14, 1)  # some take several chunks, some have fillers
+    batches = [moved(drawn(kind, size)[1], DEVICE, dtype) for size in sizes]
+    engine = ENGINES.create("bookkeeping", unit)
+    engine.capacity = 7
+    found = replayed(engine, network, batches, clip_name, 1.0)
+    assert engine.graphs.recorded == 1, engine.graphs.refusal
+    for (grad, norms, loss), batch in zip(found, batches, strict=True):
+        expected = exact(network, batch, unit, clip_name, 1.0)
+        assert error(grad, expected.flat_grad) <= most
+        assert error(norms, expected.norms) <= most
+        assert loss == pytest.approx(expected.loss, rel=most)
+
+
+@pytest.mark.parametrize("options", [{}, {"precision": "bf16"}], ids=str)
+@pytest.mark.parametrize("kind", NETWORKS)
+def test_no_example_moves_a_replayed_sum_by_more_than_the_bound(kind, options):
+    network = NETWORKS[kind][0]().to(DEVICE)
+    _, batch, unit = drawn(kind, 32)
+    batch = moved(batch, DEVICE, torch.float32)
+    engine = ENGINES.create("bookkeeping", unit, **options)
+    engine.capacity = 33
+    batches = [batch, batch, batch, *(batch.select(slice(0, others)) for others in (31, 8, 9, 1))]
+    sums = [grad.double() for grad, *_ in replayed(engine, network, batches, "Fixed", 20.0)]
+    assert engine.graphs.recorded == 1, engine.graphs.refusal
+    moves = [float((sums[2] - sums[3]).norm()), float((sums[5] - sums[4]).norm()), float(sums[6].norm())]
+    assert max(moves) >= 0.85 * BOUND
+    assert max(moves) <= ROUNDING * BOUND
+
+
+def test_a_broken_example_has_no_part_in_a_replayed_sum():
+    network, batch, unit = drawn("images", 6)
+    network, batch = network.to(DEVICE), moved(batch, DEVICE, torch.float32)
+    broken = moved(drawn("images", 6)[1], DEVICE, torch.float32)
+    expected = broken.select(slice(1, 6))
+    broken.x[0] = float("nan")  # fillers are copies of the first row
+    engine = ENGINES.create("bookkeeping", unit)
+    engine.capacity = 8
+    found = replayed(engine, network, [batch] * 4 + [broken] * 5, "Fixed", 1.0)
+    assert engine.graphs.recorded == 2, engine.graphs.refusal
+    rest = exact(network, expected, unit, "Fixed", 1.0)
+    for grad, norms, _ in found[4:]:
+        assert error(grad, rest.flat_grad) <= TF32
+        assert not norms[0].isfinite()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 from typing import ClassVar
 from weakref import ref
 
@@ -14,6 +15,7 @@ from mechanisms.clipping import ClipMechanism
 from mechanisms.engines.base import ENGINES, ClippedSum, Engine, PartialSum, bounded_factors
 from mechanisms.engines.batch import Batch, costs_a_wait
 from mechanisms.engines.bookkeeping.formulas import FormulaBook
+from mechanisms.engines.bookkeeping.graphs import PassGraphs, PassParts, shapes_of
 from mechanisms.engines.bookkeeping.layers.rules import Term
 from mechanisms.engines.bookkeeping.passes import record_backward, record_forward
 from mechanisms.engines.bookkeeping.scratch import Scratch
@@ -22,6 +24,7 @@ from mechanisms.engines.bookkeeping.terms import EarlyTerms, layer_uses, terms_o
 from mechanisms.engines.chunks import even
 from mechanisms.engines.losses import ExampleLosses, LossFunction
 from mechanisms.engines.parameters import FlatLayout
+from mechanisms.engines.precision import coarse_settings
 from mechanisms.engines.verification import disagreement
 from mechanisms.engines.vmap import VmapEngine
 from mechanisms.units import ClippedUnit
@@ -57,6 +60,9 @@ class BookKeepingEngine(Engine):
             factors and sums are in float32 either way, so the bound on the influence of an example is the same.
         timed_plans: Time each layer's exact formulas on the first batch instead of estimating their cost (on a GPU they
             are always timed). Can be faster on unusual hardware; two runs may then differ in the last bits.
+        cuda_graphs: On a GPU, replay passes that are equal in all but their data as CUDA graphs. Code of the network
+            and the loss does not run in a replay. A pass is replayed only if earlier ones neither drew random numbers
+            nor changed Python state, and as long as that state does not change.
 
     References:
         Bu et al. 2023, "Differentially Private Optimization on Large Model at Small Cost" (book-keeping).
@@ -75,14 +81,17 @@ class BookKeepingEngine(Engine):
         *,
         precision: str = "fp32",
         timed_plans: bool = False,
+        cuda_graphs: bool = True,
     ) -> None:
         super().__init__(unit, physical_batch_size)
         if precision not in PRECISIONS:
             raise ValueError(f"precision must be one of {', '.join(PRECISIONS)}, got {precision!r}")
         self.precision = precision
         self.formulas = FormulaBook(timed_plans)
+        self.graphs = PassGraphs(cuda_graphs)
         self._known: tuple[object, ...] | None = None
         self._survey = Survey()
+        self._surveys = 0
         self._scratch = Scratch()
         self._fast_chunk: int | None = None
         self._expects_broken = False
@@ -112,14 +121,14 @@ class BookKeepingEngine(Engine):
         """See ``Engine``. On a CPU, chunks fit its caches, which is faster and changes no number.
 
         On a GPU, the engine does not wait to learn whether all norms are finite; if one is not, the sum is computed
-        again. With static shapes it is not: what is not finite is always masked.
+        again, and what is not finite is masked from then on.
         """
         if batch.size:
             self._prepare(network, batch)
         found = self._cut_for_speed(network, loss_fn, batch, clip, out)
-        trusted = self.capacity is None and not self._expects_broken
-        if found.rejected and trusted and costs_a_wait(found.flat_grad):
-            self._expects_broken = True  # from now on, wait at once: more non-finite norms will follow
+        broken = found.rejected or self.broken_fillers
+        if broken and not self._expects_broken and costs_a_wait(found.flat_grad):
+            self._expects_broken = True  # more non-finite norms will follow
             found = self._cut_for_speed(network, loss_fn, batch, clip, out)
         return found
 
@@ -146,6 +155,10 @@ class BookKeepingEngine(Engine):
         rows = super().static_rows
         return rows if rows is None or self.unit.grouped else min(rows, self._fast_rows(self.capacity or rows) or rows)
 
+    def replays_on(self, device: torch.device) -> bool:
+        """See ``Engine``."""
+        return self.graphs.records_on(device) and self.boundary.isolation != "trust"
+
     @property
     def held_bytes(self) -> int:
         """See ``Engine``: per-example gradients of one chunk, of the layers that instantiate them."""
@@ -154,6 +167,7 @@ class BookKeepingEngine(Engine):
     def release(self) -> None:
         """See ``Engine``."""
         self._scratch = Scratch()
+        self.graphs.forget()
 
     def explain(self) -> str:
         """Say which formula each layer uses and why; the figures are known after the first batch."""
@@ -168,6 +182,10 @@ class BookKeepingEngine(Engine):
             lines.append(f"  static shapes: chunks of {rows} examples, some of weight 0, which changes no number")
         elif sizes:
             lines.append(f"  batches are processed in chunks of about {min(sizes)} examples, which changes no number")
+        device = next((value.device for value in self._survey.parameters.values()), None)
+        verified = self.boundary.isolation != "trust"
+        launched = self.graphs.words(device) if verified else None
+        lines += [f"  {launched}"] if launched else []
         return "\n".join(lines)
 
     def partial_sum(
@@ -183,19 +201,19 @@ class BookKeepingEngine(Engine):
         blocks, like = clip.blocks(layout.names), layout.zeros()
         if not batch.size:  # a chunk of empty groups
             return PartialSum(like.new_zeros(batch.num_units, max(blocks) + 1), like)
-        with self.boundary.around(batch):
-            return self._sum_of_pass(network, losses, batch, clip, layout, total)
+        parts = PassParts(
+            partial(self._terms_of_pass, network, losses, blocks, layout),
+            lambda norms: bounded_factors(norms, clip, layout.size, batch.real),
+            partial(self._add, blocks, layout, total),
+            total,
+        )
+        key = self._recording_key(network, batch, blocks, total)
+        return PartialSum(*self.graphs.run(key, parts, batch, self.boundary))
 
-    def _sum_of_pass(
-        self,
-        network: nn.Module,
-        losses: ExampleLosses,
-        batch: Batch,
-        clip: ClipMechanism,
-        layout: FlatLayout,
-        total: Tensor,
-    ) -> PartialSum:
-        blocks, like = clip.blocks(layout.names), layout.zeros()
+    def _terms_of_pass(
+        self, network: nn.Module, losses: ExampleLosses, blocks: list[int], layout: FlatLayout, batch: Batch
+    ) -> tuple[tuple[dict[int, Term], Tensor], Tensor, Tensor]:
+        """Terms and norms, the norms again, and the sum of the losses; see ``PassParts``."""
         with self.boundary.user_code():
             recorded = record_forward(network, losses, batch, self._survey, PRECISIONS[self.precision])
         early = EarlyTerms(batch, self.formulas, self._scratch, layout.dtype)
@@ -205,29 +223,42 @@ class BookKeepingEngine(Engine):
         terms = early.terms | terms_of(layer_uses(done, batch.size, layout.dtype), batch, self.unit, self.formulas)
         for record in recorded[0].records:
             record.let_go()
-        del done, recorded
-        norms = _norms(terms, blocks, like, batch.num_units)
-        factors = bounded_factors(norms, clip, layout.size, batch.real)
+        norms = _norms(terms, blocks, layout.zeros(), batch.num_units)
+        return (terms, norms), norms, loss_sum
+
+    def _add(
+        self,
+        blocks: list[int],
+        layout: FlatLayout,
+        total: Tensor,
+        found: tuple[dict[int, Term], Tensor],
+        factors: Tensor,
+    ) -> None:
+        terms, norms = found
         finite = torch.isfinite(norms)
-        if self._must_mask(batch, finite):
+        if self._must_mask(finite):
             terms = {position: term.keep(finite.all(dim=1)) for position, term in terms.items()}
         for position, out in enumerate(total.split(layout.sizes)):
             if position in terms:
                 terms[position].add_to(out, factors[:, blocks[position]])
-        return PartialSum(norms, loss_sum)
 
-    def _must_mask(self, batch: Batch, finite: Tensor) -> bool:
+    def _must_mask(self, finite: Tensor) -> bool:
         """Whether units that are not finite must be set to zero: a factor of zero does not remove a NaN from a product.
 
-        The test makes the host wait for a GPU. There it is skipped until the first such unit (see ``clipped_sum``).
-        With static shapes the host never waits, since fillers may be infinite too, and are not counted.
+        The test makes the host wait for a GPU. There it is skipped (see ``clipped_sum``).
         """
-        if costs_a_wait(finite):
-            if batch.real is not None:
-                return True
-            if not self._expects_broken:
-                return False
-        return not bool(finite.all())
+        return self._expects_broken if costs_a_wait(finite) else not bool(finite.all())
+
+    def _recording_key(
+        self, network: nn.Module, batch: Batch, blocks: list[int], total: Tensor
+    ) -> tuple[object, ...] | None:
+        """All that the kernels of a pass depend on but the values of its tensors; None if passes are not recorded."""
+        if not self.graphs.records_on(total.device) or self.boundary.state is None:
+            return None
+        memory = [value.data_ptr() for value in (*network.parameters(), *network.buffers(), total)]
+        settings = [*(getattr(place, name) for place, name in coarse_settings()), torch.backends.cudnn.deterministic]
+        masked = self._expects_broken
+        return self.boundary.state, self._surveys, shapes_of(batch), masked, *settings, *blocks, *memory
 
     def _prepare(self, network: nn.Module, batch: Batch) -> None:
         """Survey the network if it, its mode or its trainable parameters have changed."""
@@ -236,6 +267,7 @@ class BookKeepingEngine(Engine):
         if self._known is not None and self._known[0]() is network and self._known[1] == state:  # type: ignore[operator]
             return
         self._survey = Survey.of(network, batch)
+        self._surveys += 1
         self._known = (ref(network), state)
         on_cpu = all(value.device.type == "cpu" for value in network.parameters())
         self._fast_chunk = _cache_friendly_chunk(self._survey) if on_cpu else None

@@ -22,6 +22,7 @@ from torch.utils._pytree import tree_leaves
 from mechanisms.engines.isolation.originals import replaced_function, replaced_kernel
 from mechanisms.engines.isolation.patches import WAYS, Patches
 from mechanisms.engines.isolation.remains import Remains, is_remaining, remaining
+from mechanisms.engines.isolation.shared_draws import current_draws
 from monitors.errors import DPModelError, UnprotectedUpdateError, UnsupportedModuleError
 
 _functorch: Any = torch._C._functorch
@@ -196,6 +197,8 @@ class PassGuard(TorchFunctionMode):
         if all(torch.equal(generator.get_state(), seeded) for generator, (_, seeded) in pairs):
             for generator, (before, _) in zip(self._own, self._states, strict=True):
                 generator.set_state(before)
+        elif (draws := current_draws()) is not None:
+            draws.note()
 
     def _check(self) -> None:
         """Check once more, as at each function of torch."""
@@ -250,8 +253,8 @@ def seed_as_pass(device: torch.device | None = None) -> None:
 
 
 def _generators_on(device: torch.device | None) -> list[torch.Generator]:
-    if device is None or device.type != "cuda":
-        return [torch.default_generator]
+    if device is None or device.type != "cuda" or torch.cuda.is_current_stream_capturing():
+        return [torch.default_generator]  # the generator of a GPU cannot be read while its kernels are recorded
     return [torch.default_generator, torch.cuda.default_generators[device.index or 0]]
 
 

@@ -7,10 +7,11 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from mechanisms.engines.state.generators import each_once, global_generators
+from mechanisms.engines.state.generators import GeneratorKind, each_once, global_generators
 
 _CURRENT: ContextVar[SharedDraws | None] = ContextVar("draws of the step", default=None)
 
@@ -36,8 +37,9 @@ class SharedDraws:
     """
 
     def __init__(self) -> None:
-        self._states: list[tuple[Any, Callable[[Any, Any], Any], Any]] = []
+        self._states: list[tuple[Any, GeneratorKind, Any]] = []
         self._seed: int | None = None
+        self._noted = False
         self._of_torch = torch.Generator("cpu")
 
     def begin(self, generators: Iterable[Any] = ()) -> None:
@@ -48,10 +50,8 @@ class SharedDraws:
                 are ignored: under ``vmap``, they draw different numbers for each example.
         """
         kinds = each_once([*global_generators()[1:], *generators])
-        self._states = [
-            (one, kind.restore, kind.state(one)) for one, kind in kinds if not isinstance(one, torch.Generator)
-        ]
-        self._seed = None
+        self._states = [(one, kind, kind.state(one)) for one, kind in kinds if not isinstance(one, torch.Generator)]
+        self._seed, self._noted = None, False
 
     @contextmanager
     def of_step(self) -> Iterator[None]:
@@ -64,10 +64,19 @@ class SharedDraws:
 
     def restart(self) -> None:
         """Reset the generators to the state of the step."""
-        for generator, restore, state in self._states:
-            restore(generator, state)
+        for generator, kind, state in self._states:
+            kind.restore(generator, state)
         if self._seed is not None:
             self._of_torch.manual_seed(self._seed)
+
+    def note(self) -> None:
+        """Note that a pass of the step draws numbers from torch's generators."""
+        self._noted = True
+
+    def used(self) -> bool:
+        """Whether a pass of the step has drawn random numbers."""
+        drawn = (not _equal(kind.state(one), state) for one, kind, state in self._states)
+        return self._noted or self._seed is not None or any(drawn)
 
     def number(self, draw: Callable[..., Tensor], *args: Any, **kwargs: Any) -> Tensor:
         """The result of ``draw`` with the generator of the step, on the requested device."""
@@ -78,6 +87,13 @@ class SharedDraws:
                 self._of_torch.manual_seed(self._seed)
             made = draw(*args, **kwargs, generator=self._of_torch, device="cpu")
             return made if device is None else made.to(device)
+
+
+def _equal(state: Any, other: Any) -> bool:
+    """Whether two states of a generator, nests of numbers and arrays, are equal."""
+    if isinstance(state, dict):
+        return all(_equal(value, other[key]) for key, value in state.items())
+    return bool(np.array_equal(state, other)) if isinstance(state, np.ndarray) else bool(state == other)
 
 
 def restart_shared_draws() -> None:

@@ -26,6 +26,9 @@ from monitors.errors import UnprotectedUpdateError
 FIRST_WATCHED = 2
 WATCHED_SHARE = 0.005
 
+#: A reason why passes vary.
+DRAWS = "the network or the loss draws random numbers"
+
 #: Whether the isolation of examples is verified; "trust" takes the user's word for it.
 ISOLATION = ("verified", "trust")
 
@@ -44,12 +47,15 @@ class PassBoundary:
         isolation: ``"verified"``; or ``"trust"``: state is not restored, and escapes are not searched for.
         put_back: Names of the state that passes have changed and that was restored.
         written: The parameters and buffers among them, since the list was last emptied.
+        varies: Why a pass may differ from the last one in more than its data, for the same Python state: it changed
+            state or drew random numbers; None if neither.
     """
 
     def __init__(self, *, by_value: bool = False) -> None:
         self.isolation = "verified"
         self.put_back: set[str] = set()
         self.written: list[str] = []
+        self.varies: str | None = None
         self._by_value = by_value
         self._state: PythonState | None = None
         self._of: tuple[Any, ...] = ()
@@ -90,19 +96,27 @@ class PassBoundary:
         else:
             self._draws.begin(self._state.generators)
 
+    @property
+    def state(self) -> PythonState | None:
+        """The recorded state; the same object as long as the state is the same. None if isolation is not verified."""
+        return self._state
+
     @contextmanager
-    def around(self, batch: Batch) -> Iterator[None]:
+    def around(self, batch: Batch, *, watched: bool = False) -> Iterator[None]:
         """Surround one pass, from the first access to the examples until their clipped sum is computed.
+
+        Args:
+            batch: The batch.
+            watched: Look for escaped tensors; False: in a random share of the passes.
 
         Raises:
             UnprotectedUpdateError: Tensors computed from the examples are alive afterwards, or code that can read
                 values keeps state that cannot be restored.
         """
-        watch = self._is_watched()
-        if watch:
+        if self._is_watched() or watched:
             network = self._of[0]()
-            watched = (*network.parameters(), *network.buffers(), *(self._state.tensors if self._state else ()))
-            self._escapes = Escapes(all_tensors((batch.x, batch.y)), watched)
+            known = (*network.parameters(), *network.buffers(), *(self._state.tensors if self._state else ()))
+            self._escapes = Escapes(all_tensors((batch.x, batch.y)), known)
         try:
             with ExitStack() as stack:
                 for guard in self._guards():
@@ -110,13 +124,14 @@ class PassBoundary:
                 yield
         finally:
             escapes, self._escapes = self._escapes, None
+            self.varies = DRAWS if self._draws.used() else None
             if self._state is not None and self.isolation != "trust":
                 changed = self._state.restore()
-                self.put_back.update(changed)
                 self.written += self._state.weights.intersection(changed)
-                for holder in self._copied:
-                    if not holder.is_current():
-                        self.put_back.update(holder.put_back())
+                changed += [name for holder in self._copied if not holder.is_current() for name in holder.put_back()]
+                self.put_back.update(changed)
+                if changed:
+                    self.varies = f"a pass changes {changed[0]}"
                 self._reseed()
                 self._require_followed(self._state.kept)
         if escapes is not None and escapes.count():

@@ -1,0 +1,208 @@
+"""Private answers of an ensemble of teachers that were trained on disjoint parts of the data."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike, NDArray
+from torch import nn
+
+from dpmodel.data.inference import INFERENCE_BATCH
+from dpmodel.prediction.answer import Answer
+from dpmodel.prediction.clipped_logits import clipped_logits, device_of, logits_of
+from dpmodel.prediction.logits import SEEDED
+from dpmodel.prediction.partition import require_disjoint
+from dpmodel.prediction.query_ledger import QueryLedger
+from mechanisms.gaussian_answers import GaussianAnswers
+from mechanisms.vector_sum import grid_for
+from monitors import checks
+from monitors.errors import DataError
+
+MODES = ("votes", "logits")
+
+CLAIMED_DISJOINT = "that the teachers were trained on disjoint parts of the data is claimed by the user, not verified"
+
+#: Fewest teachers; one teacher alone decides every answer of two.
+FEWEST = 2
+
+
+@dataclass(frozen=True)
+class Confidence:
+    """Answers only queries on which many teachers agree (the first step of Confident-GNMax).
+
+    The largest count of votes gets Gaussian noise and is compared with the threshold; adding or removing one example
+    moves that count by at most 1. The comparison is charged for every query, the answer only for those that pass.
+
+    Args:
+        threshold: Number of votes, positive.
+        noise_multiplier: Standard deviation of the noise of the comparison, positive.
+
+    References:
+        Papernot et al. 2018, "Scalable Private Learning with PATE", algorithm 1.
+    """
+
+    threshold: float
+    noise_multiplier: float
+
+    def __post_init__(self) -> None:
+        checks.positive(threshold=self.threshold, noise_multiplier=self.noise_multiplier)
+
+
+class EnsembleLogits:
+    """Answers queries with the noisy votes, or the noisy mean logits, of teachers on disjoint parts of the data.
+
+    One example belongs to one teacher, so adding or removing it changes the scores of one teacher alone:
+
+    - ``"votes"``: each teacher votes for its best class. One vote moves from a class to another: L2 sensitivity
+      ``sqrt(2)``. The class with the most votes after noise is the answer (GNMax, Papernot et al. 2018).
+    - ``"logits"``: the centred logits of each teacher are clipped to ``norm_bound`` and averaged: sensitivity
+      ``2 norm_bound / teachers``.
+
+    The scores of the teachers never leave this object without noise.
+
+    Args:
+        networks: The teachers, at least 2; each returns logits (B, classes).
+        noise_multiplier: Standard deviation of the noise over the sensitivity, positive.
+        mode: ``"votes"`` or ``"logits"``.
+        norm_bound: L2 norm to which centred logits are clipped, positive; only for ``"logits"``.
+        confidence: Answer only queries on which many teachers agree; only for ``"votes"``. None: answer all.
+        ledger: The budget of the queries.
+        rows: The rows on which each teacher was trained, which are checked to be disjoint. None: that they are is your
+            claim, and the ledger says so.
+        device: Where to run the networks. Default: where each is.
+        seed: 0 for secret noise. Any other integer makes it reproducible and voids the guarantee (tests only).
+
+    Raises:
+        ValueError: An argument is out of range, or arguments contradict each other.
+        DataError: Teachers share rows.
+
+    Example:
+        >>> import tempfile
+        >>> teachers = [nn.Linear(4, 3) for _ in range(50)]
+        >>> ledger = QueryLedger(tempfile.mkdtemp(), epsilon=2.0, delta=1e-5)
+        >>> ensemble = EnsembleLogits(teachers, noise_multiplier=20.0, ledger=ledger)
+        >>> ensemble.query(torch.randn(6, 4)).labels.shape
+        torch.Size([6])
+        >>> ledger.close()
+
+    References:
+        Papernot et al. 2018, "Scalable Private Learning with PATE".
+    """
+
+    def __init__(
+        self,
+        networks: Sequence[nn.Module],
+        *,
+        noise_multiplier: float,
+        ledger: QueryLedger,
+        mode: str = "votes",
+        norm_bound: float = 1.0,
+        confidence: Confidence | None = None,
+        rows: Sequence[ArrayLike] | None = None,
+        device: str | torch.device | None = None,
+        seed: int | None = 0,
+    ) -> None:
+        checks.positive(noise_multiplier=noise_multiplier, norm_bound=norm_bound)
+        checks.one_of(MODES, mode=mode)
+        self.networks, self.ledger, self.mode = list(networks), ledger, mode
+        if len(self.networks) < FEWEST:
+            raise ValueError(f"an ensemble needs at least {FEWEST} teachers, got {len(self.networks)}")
+        if not isinstance(ledger, QueryLedger):
+            raise ValueError(f"ledger must be a QueryLedger(folder, epsilon=..., delta=...), got {ledger!r}")
+        if confidence is not None and mode != "votes":
+            raise ValueError("confidence counts votes; use mode='votes', or leave it out")
+        if rows is not None:
+            if len(rows) != len(self.networks):
+                raise ValueError(f"rows must have one entry per teacher, {len(self.networks)}, got {len(rows)}")
+            require_disjoint(rows)
+        self.device = None if device is None else torch.device(device)
+        self.norm_bound, self.confidence = float(norm_bound), confidence
+        moves = math.sqrt(2.0) if mode == "votes" else 2.0 * self.norm_bound / len(self.networks)
+        self.noise = GaussianAnswers(noise_multiplier, moves, seed)
+        self._check = None if confidence is None else GaussianAnswers(confidence.noise_multiplier, 1.0, seed)
+        if rows is None:
+            ledger.note(CLAIMED_DISJOINT)
+        if self.noise.generator.reproducible:
+            ledger.note(SEEDED)
+
+    def query(self, inputs: Any, batch_size: int = INFERENCE_BATCH) -> Answer:
+        """Noisy scores of each row of ``inputs``, charged as one query per row.
+
+        Args:
+            inputs: As for ``DPModel.predict``.
+            batch_size: Rows per pass.
+
+        Returns:
+            The answer; with ``confidence``, rows on which too few teachers agree have none.
+
+        Raises:
+            BudgetExhausted: The rows do not fit the rest of the budget. Nothing was charged.
+            DataError: A teacher does not return logits, or teachers have different classes. Nothing was charged.
+        """
+        multiples, grid = self._summed(inputs, batch_size)
+        if not len(multiples):
+            return Answer(torch.from_numpy(multiples * grid), self.mode == "votes")
+        answered = self._agreed(multiples, grid)
+        scores = np.full(multiples.shape, np.nan)
+        if answered.any():
+            self.ledger.charge(self.noise.event, int(answered.sum()))
+            scores[answered] = self.noise.noisy(multiples[answered], grid)
+        return Answer(torch.from_numpy(scores), self.mode == "votes")
+
+    def predict(self, inputs: Any, batch_size: int = INFERENCE_BATCH) -> torch.Tensor:
+        """Labels (B,) of the noisy scores, -1 without an answer; see ``query``."""
+        return self.query(inputs, batch_size).labels
+
+    def explain(self) -> str:
+        """What the answers claim, in words."""
+        what = "votes" if self.mode == "votes" else "mean logits"
+        words = (
+            f"noisy {what} of {len(self.networks)} teachers: each answer is a Gaussian release of multiplier "
+            f"{self.noise.noise_multiplier:g} at sensitivity {self.noise.sensitivity:.4g}"
+        )
+        if self.confidence is None:
+            return words
+        return (
+            f"{words}; only if about {self.confidence.threshold:g} teachers agree, which is compared at multiplier "
+            f"{self.confidence.noise_multiplier:g}"
+        )
+
+    def _agreed(self, counts: NDArray[np.int64], grid: float) -> NDArray[np.bool_]:
+        """Rows with an answer; charged as one comparison per row, if they are compared."""
+        if self.confidence is None or self._check is None:
+            return np.ones(len(counts), dtype=np.bool_)
+        self.ledger.charge(self._check.event, len(counts), room=[(self.noise.event, len(counts))])
+        agreed: NDArray[np.bool_] = self._check.noisy(counts.max(axis=1), grid) >= self.confidence.threshold
+        return agreed
+
+    def _summed(self, inputs: Any, batch_size: int) -> tuple[NDArray[np.int64], float]:
+        """Votes, or the mean of clipped logits, shape (B, classes), in multiples of a grid; private."""
+        teachers = len(self.networks)
+        fine = grid_for(self.norm_bound, teachers)
+        total: NDArray[np.int64] | None = None
+        for index, network in enumerate(self.networks):
+            device = self.device or device_of([network])
+            logits = logits_of(network, inputs, device, batch_size)
+            scores = _votes(logits) if self.mode == "votes" else clipped_logits(logits, self.norm_bound, fine)
+            if total is not None and scores.shape != total.shape:
+                raise DataError(f"teacher {index} returns scores of shape {scores.shape}, teacher 0 {total.shape}")
+            total = scores if total is None else total + scores
+        assert total is not None
+        if self.mode == "votes":
+            unit = grid_for(1.0, teachers)
+            return total * round(1.0 / unit), unit
+        return total, fine / teachers
+
+
+def _votes(logits: NDArray[np.float64]) -> NDArray[np.int64]:
+    """One vote per row for the best class; a teacher whose scores are not finite votes for none."""
+    finite = np.isfinite(logits).all(axis=1)
+    votes = np.zeros(logits.shape, dtype=np.int64)
+    rows = np.flatnonzero(finite)
+    votes[rows, logits[rows].argmax(axis=1)] = 1
+    return votes

@@ -1,0 +1,256 @@
+"""CUDA graphs of passes: the kernels of a pass, launched together and without Python.
+
+A pass on a GPU launches hundreds of small kernels, and Python may need longer to launch them than the GPU to run them.
+A pass that equals an earlier one in everything but its data launches the same kernels on the same memory, so they are
+recorded once and replayed from then on.
+
+The clip factors are not recorded: clip mechanisms are Python code, and their bound may change from step to step. So a
+pass is recorded in two parts, from the examples to the norms, and from the factors to the clipped sum.
+
+References:
+    Gray 2019, "Getting Started with CUDA Graphs" (NVIDIA).
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mechanisms.engines.batch import Batch, all_tensors, map_tensors
+from mechanisms.engines.state.pass_boundary import PassBoundary
+from monitors.errors import UnprotectedUpdateError
+
+#: Equal passes in a row after which a pass is recorded: the first ones choose formulas, and load kernels.
+EQUAL_PASSES = 2
+
+#: Recorded passes that are kept. Each holds the memory of a pass.
+KEPT = 2
+
+#: Largest relative difference between a pass and its first replay: the order of additions may differ.
+ROUNDING = 0.01
+
+#: Runs a function once while recording its kernels, and returns the function that replays them.
+Record = Callable[[Callable[[], None]], Callable[[], None]]
+
+
+@dataclass(frozen=True)
+class PassParts:
+    """The parts of a pass.
+
+    Args:
+        norms_of: From a batch to the terms of its clipped sum, the norms (units, blocks) and the sum of the losses.
+        factors_of: From the norms to the clip factors, both (units, blocks). Never recorded.
+        add: Adds the clipped sum of the terms, given the factors, to ``total``.
+        total: Shape (P,).
+    """
+
+    norms_of: Callable[[Batch], tuple[Any, Tensor, Tensor]]
+    factors_of: Callable[[Tensor], Tensor]
+    add: Callable[[Any, Tensor], None]
+    total: Tensor
+
+    def run(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Run the pass; return the norms and the sum of the losses."""
+        terms, norms, loss_sum = self.norms_of(batch)
+        self.add(terms, self.factors_of(norms))
+        return norms, loss_sum
+
+
+class RecordedPass:
+    """A pass whose kernels are recorded.
+
+    Args:
+        parts: The pass.
+        batch: A batch of the shapes to come, with memory of its own; later batches are copied into it.
+        norms: Memory for the norms.
+        loss_sum: Memory for the sum of the losses.
+        record: Records a function.
+    """
+
+    def __init__(self, parts: PassParts, batch: Batch, norms: Tensor, loss_sum: Tensor, record: Record) -> None:
+        self._batch, self._factors = batch, torch.zeros_like(norms)
+        self._norms, self._loss_sum = torch.zeros_like(norms), torch.zeros_like(loss_sum)
+        terms: list[Any] = []
+
+        def to_norms() -> None:
+            found, norms, loss_sum = parts.norms_of(self._batch)
+            self._norms.copy_(norms)
+            self._loss_sum.copy_(loss_sum)
+            terms.append(found)
+
+        def from_factors() -> None:
+            # Without the terms, the tensors of a pass can be reached by its replay only.
+            parts.add(terms.pop(), self._factors)
+
+        self._to_norms, self._from_factors = record(to_norms), record(from_factors)
+
+    def run(self, parts: PassParts, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Replay the pass on a batch, with the current factors; return the norms and the sum of the losses."""
+        for held, value in zip(_tensors(self._batch), _tensors(batch), strict=True):
+            held.copy_(value, non_blocking=True)
+        self._to_norms()
+        norms = self._norms.clone()
+        self._factors.copy_(parts.factors_of(norms))
+        self._from_factors()
+        return norms, self._loss_sum.clone()
+
+
+class PassGraphs:
+    """Runs passes, and decides which are recorded and replayed.
+
+    A pass is recorded after ``EQUAL_PASSES`` equal ones in a row that neither drew random numbers nor changed Python
+    state. A recording is used only if its first replay gives the norms and the sum of the pass itself.
+
+    Args:
+        enabled: Whether to record at all.
+        record: Makes a function that records; None: as CUDA graphs, on a GPU only.
+
+    Attributes:
+        refusal: Why passes are not recorded; None if nothing prevents it.
+        recorded: Number of recordings so far.
+    """
+
+    def __init__(self, enabled: bool = True, record: Callable[[], Record] | None = None) -> None:
+        self.enabled = enabled
+        self.refusal: str | None = None
+        self.recorded = 0
+        self._record = record
+        self._kept: OrderedDict[Hashable, RecordedPass] = OrderedDict()
+        self._last: Hashable = None
+        self._equal = 0
+
+    def records_on(self, device: torch.device) -> bool:
+        """Whether passes on this device are recorded once they are equal."""
+        return self.enabled and self.refusal is None and (self._record is not None or device.type == "cuda")
+
+    def run(self, key: Hashable, parts: PassParts, batch: Batch, boundary: PassBoundary) -> tuple[Tensor, Tensor]:
+        """Run or replay a pass.
+
+        Args:
+            key: All that its kernels depend on but the values of tensors; None if it must not be recorded.
+            parts: The pass.
+            batch: Non-empty.
+            boundary: Surrounds each pass that is not a replay.
+
+        Returns:
+            The norms (units, blocks) and the sum of the losses.
+        """
+        known = None if key is None else self._kept.get(key)
+        if known is not None:
+            self._kept.move_to_end(key)
+            return known.run(parts, batch)
+        due = key is not None and key == self._last and self._equal >= EQUAL_PASSES
+        before = parts.total.clone() if due else None
+        with boundary.around(batch):
+            found = parts.run(batch)
+        if due and before is not None:
+            self._make(key, parts, batch, boundary, before, found)
+        elif key is not None:
+            self._note(key, boundary.varies)
+        return found
+
+    def forget(self) -> None:
+        """Drop all recordings, and free their memory."""
+        self._kept.clear()
+        self._last, self._equal = None, 0
+
+    def words(self, device: torch.device | None) -> str | None:
+        """How passes are launched, in words; None if there is nothing to say."""
+        if self.recorded and self.refusal is None:
+            return f"equal passes are replayed as CUDA graphs ({self.recorded} recorded)"
+        if not self.enabled or device is None or device.type != "cuda":
+            return None
+        if self.refusal is not None:
+            return f"passes are not replayed as CUDA graphs: {self.refusal}"
+        return f"passes are replayed as CUDA graphs once {EQUAL_PASSES} in a row were equal in all but their data"
+
+    def _note(self, key: Hashable, varies: str | None) -> None:
+        """Note a pass that was not recorded, and why the next one with the same key may differ, if it may."""
+        if varies is not None:
+            self.refusal = varies
+            self.forget()
+        self._equal = self._equal + 1 if key == self._last else 1
+        self._last = key
+
+    def _make(
+        self,
+        key: Hashable,
+        parts: PassParts,
+        batch: Batch,
+        boundary: PassBoundary,
+        before: Tensor,
+        found: tuple[Tensor, Tensor],
+    ) -> None:
+        """Record a pass that has just run: it added to ``before`` and gave ``found``."""
+        own = _reversed(batch)  # a replay that read this batch instead of the next one would show at once
+        try:
+            with boundary.around(own, watched=True):  # a tensor that escaped would show all batches to come
+                made = RecordedPass(parts, own, *found, (self._record or _cuda_graphs)())
+        except UnprotectedUpdateError:
+            raise
+        except Exception as error:  # whatever in the network or in PyTorch cannot be recorded
+            lines = str(error).strip().splitlines()
+            self.refusal = f"recording failed ({type(error).__name__}: {lines[0] if lines else ''})"
+            return
+        total, expected = parts.total, parts.total.clone()
+        total.copy_(before)
+        replayed = made.run(parts, batch)
+        same = _close(total - before, expected - before) and all(map(_close, replayed, found))
+        total.copy_(expected)
+        if not same:
+            self.refusal = "the first replay differed from the pass"
+            return
+        self.recorded += 1
+        self._kept[key] = made
+        while len(self._kept) > KEPT:
+            self._kept.popitem(last=False)
+
+
+def shapes_of(batch: Batch) -> Hashable:
+    """All that the kernels of a pass depend on in its batch."""
+    layouts = ((value.shape, value.stride(), value.dtype, value.device) for value in _tensors(batch))
+    return batch.num_units, batch.real is None, *layouts
+
+
+def _tensors(batch: Batch) -> list[Tensor]:
+    of_units = [value for value in (batch.group_ids, batch.real) if value is not None]
+    return [*all_tensors(batch.x), *all_tensors(batch.y), *of_units]
+
+
+def _reversed(batch: Batch) -> Batch:
+    """The batch in reverse order, in memory of its own with the same layout."""
+
+    def backwards(value: Tensor) -> Tensor:
+        return torch.empty_like(value).copy_(value.flip(0))
+
+    group_ids, real = (None if value is None else backwards(value) for value in (batch.group_ids, batch.real))
+    x, y = map_tensors(backwards, batch.x), map_tensors(backwards, batch.y)
+    return replace(batch, x=x, y=y, group_ids=group_ids, real=real)
+
+
+def _close(found: Tensor, expected: Tensor) -> bool:
+    """Whether two tensors are equal but for rounding; what is not finite must be so in both."""
+    finite = found.isfinite()
+    if not torch.equal(finite, expected.isfinite()):
+        return False
+    found, expected = (torch.where(finite, value, 0.0) for value in (found, expected))
+    return float((found - expected).norm()) <= ROUNDING * float(expected.norm())
+
+
+def _cuda_graphs() -> Record:
+    """Records functions as CUDA graphs with a common pool of memory."""
+    pool = torch.cuda.graph_pool_handle()
+
+    def record(function: Callable[[], None]) -> Callable[[], None]:
+        graph = torch.cuda.CUDAGraph()
+        # Other threads, such as those of a data loader, may use the GPU meanwhile.
+        with torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local"):
+            function()
+        return graph.replay
+
+    return record

@@ -1,0 +1,245 @@
+"""Answers are charged before they leave; the record survives kills, and shows changes."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from dpmodel.prediction import BudgetExhausted, QueryLedger
+from dpmodel.saving.lock import FolderInUseError
+from monitors import GaussianEvent, Ledger, PoissonSampledEvent, gaussian_delta, privacy_spent
+from monitors.errors import CheckpointError, ConfigError
+
+DELTA = 1e-5
+EVENT = GaussianEvent(20.0)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    return tmp_path / "queries"
+
+
+def test_the_budget_is_exact(folder):
+    with QueryLedger(folder, 1.0, DELTA) as ledger:
+        count = ledger.left(EVENT)
+        assert gaussian_delta(math.sqrt(count) / 20.0, 1.0) <= DELTA < gaussian_delta(math.sqrt(count + 1) / 20.0, 1.0)
+        ledger.charge(EVENT, count)
+        assert ledger.left(EVENT) == 0
+        assert ledger.spent <= 1.0
+        assert privacy_spent(ledger.ledger, DELTA, "pld").epsilon == pytest.approx(ledger.spent, rel=1e-3)
+
+
+def test_a_batch_that_does_not_fit_is_refused_whole(folder):
+    with QueryLedger(folder, 1.0, DELTA) as ledger:
+        left = ledger.left(EVENT)
+        ledger.charge(EVENT, 3)
+        spent = ledger.spent
+        with pytest.raises(BudgetExhausted) as caught:
+            ledger.charge(EVENT, left)
+        assert (caught.value.asked, caught.value.left, caught.value.spent) == (left, left - 3, spent)
+        assert ledger.spent == spent
+        ledger.charge(EVENT, left - 3)
+    with QueryLedger(folder) as ledger, pytest.raises(BudgetExhausted):
+        ledger.charge(EVENT)
+
+
+def test_room_for_later_answers_is_required_but_not_charged(folder):
+    with QueryLedger(folder, 1.0, DELTA) as ledger:
+        left = ledger.left(EVENT)
+        with pytest.raises(BudgetExhausted) as caught:
+            ledger.charge(EVENT, left, room=[(EVENT, left)])
+        assert caught.value.left == left // 2
+        ledger.charge(EVENT, left // 2, room=[(EVENT, left // 2)])
+        assert ledger.left(EVENT) == left - left // 2
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    multipliers=st.lists(st.floats(2.0, 100.0), min_size=1, max_size=8),
+    epsilon=st.floats(0.1, 8.0),
+    delta=st.sampled_from([1e-3, 1e-5, 1e-8]),
+)
+def test_adaptive_charges_never_exceed_the_budget(tmp_path_factory, multipliers, epsilon, delta):
+    folder = tmp_path_factory.mktemp("queries")
+    with QueryLedger(folder, epsilon, delta) as ledger:
+        for multiplier in multipliers:
+            event = GaussianEvent(multiplier)
+            count = max(1, ledger.left(event) // 2)
+            if ledger.fits((event, count)):
+                ledger.charge(event, count)
+            else:
+                with pytest.raises(BudgetExhausted):
+                    ledger.charge(event, count)
+        assert privacy_spent(ledger.ledger, delta, "pld").epsilon <= epsilon * (1 + 1e-3)
+        assert ledger.spent <= epsilon
+
+
+def test_earlier_releases_are_part_of_the_budget(folder, tmp_path):
+    training = Ledger()
+    training.record(PoissonSampledEvent(0.01, GaussianEvent(1.0)), 500)
+    before = privacy_spent(training, DELTA, "pld").epsilon
+    with QueryLedger(folder, 3.0, DELTA, spent=training) as ledger, QueryLedger(tmp_path / "b", 3.0, DELTA) as alone:
+        assert ledger.spent == pytest.approx(before, rel=1e-6)
+        assert ledger.left(EVENT) < alone.left(EVENT)
+        ledger.charge(EVENT, ledger.left(EVENT))
+        total = privacy_spent(ledger.ledger, DELTA, "pld").epsilon
+        assert 2.99 <= total <= 3.0 * (1 + 1e-4)
+    with pytest.raises(BudgetExhausted, match="is spent"):
+        QueryLedger(tmp_path / "c", 0.5 * before, DELTA, spent=training)
+
+
+def test_what_was_charged_is_there_after_the_ledger_is_opened_again(folder):
+    with QueryLedger(folder, 2.0, DELTA) as ledger:
+        ledger.charge(EVENT, 5)
+        ledger.note("a note")
+        spent = ledger.spent
+    with QueryLedger(folder) as ledger:
+        assert (ledger.epsilon, ledger.delta, ledger.spent) == (2.0, DELTA, spent)
+        assert "a note" in ledger.ledger.notes
+        ledger.charge(EVENT, 5)
+    with QueryLedger(folder, 2.0, DELTA) as ledger:
+        assert sum(count for _, count in ledger.ledger) == 10
+
+
+def test_a_different_budget_is_refused(folder):
+    QueryLedger(folder, 2.0, DELTA).close()
+    with pytest.raises(ConfigError, match="have a budget of epsilon 2 at delta 1e-05"):
+        QueryLedger(folder, 3.0, DELTA)
+    with pytest.raises(ConfigError, match="spent is for a new folder"):
+        QueryLedger(folder, spent=Ledger())
+
+
+def test_a_new_folder_needs_a_budget(folder):
+    with pytest.raises(ConfigError, match="give epsilon and delta"):
+        QueryLedger(folder)
+    assert not folder.exists()
+
+
+def test_the_folder_of_a_training_is_refused(folder):
+    folder.mkdir()
+    Ledger().save(folder / "ledger.json")
+    with pytest.raises(ConfigError, match="belongs to a training"):
+        QueryLedger(folder, 1.0, DELTA)
+
+
+def test_one_process_at_a_time(folder):
+    with QueryLedger(folder, 1.0, DELTA), pytest.raises(FolderInUseError):
+        QueryLedger(folder)
+
+
+def test_a_closed_ledger_answers_nothing(folder):
+    ledger = QueryLedger(folder, 1.0, DELTA)
+    ledger.close()
+    ledger.close()
+    with pytest.raises(CheckpointError, match="is closed"):
+        ledger.charge(EVENT)
+
+
+@pytest.mark.parametrize("name", ["ledger.json", "releases.jsonl", "budget.json"])
+def test_a_missing_file_is_noticed(folder, name):
+    with QueryLedger(folder, 1.0, DELTA) as ledger:
+        ledger.charge(EVENT, 5)
+    (folder / name).unlink()
+    with pytest.raises((CheckpointError, ConfigError)):
+        QueryLedger(folder, 1.0, DELTA)
+
+
+def test_a_shortened_ledger_is_noticed(folder):
+    with QueryLedger(folder, 1.0, DELTA) as ledger:
+        ledger.charge(EVENT, 5)
+        ledger.charge(EVENT, 6)
+    lines = (folder / "releases.jsonl").read_text().splitlines(keepends=True)
+    (folder / "releases.jsonl").write_text("".join(lines[:-1]))
+    with pytest.raises(CheckpointError):
+        QueryLedger(folder)
+
+
+def test_a_changed_ledger_is_noticed(folder):
+    with QueryLedger(folder, 1.0, DELTA) as ledger:
+        ledger.charge(EVENT, 5)
+    path = folder / "ledger.json"
+    values = json.loads(path.read_text())
+    values["rows"][0]["count"] = 1
+    path.write_text(json.dumps(values))
+    with pytest.raises(CheckpointError, match="changed after it was written"):
+        QueryLedger(folder)
+
+
+def test_the_ledger_of_another_folder_is_noticed(folder, tmp_path):
+    for place in (folder, tmp_path / "other"):
+        with QueryLedger(place, 1.0, DELTA) as ledger:
+            ledger.charge(EVENT, 5)
+    (folder / "releases.jsonl").write_bytes((tmp_path / "other" / "releases.jsonl").read_bytes())
+    with pytest.raises(CheckpointError):
+        QueryLedger(folder)
+
+
+def test_a_charge_that_cannot_be_written_closes_the_ledger(folder, monkeypatch):
+    ledger = QueryLedger(folder, 1.0, DELTA)
+
+    def full(handle):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="No space left"):
+        ledger.charge(EVENT)
+    monkeypatch.undo()
+    with pytest.raises(CheckpointError, match="is closed"):
+        ledger.charge(EVENT)
+    ledger.close()
+    with QueryLedger(folder) as again:
+        assert sum(count for _, count in again.ledger) <= 1
+
+
+KILLED = textwrap.dedent(
+    """
+    import sys
+    from dpmodel.prediction import QueryLedger
+    from monitors import GaussianEvent
+    with QueryLedger(sys.argv[1], 1e3, 1e-5) as ledger:
+        while True:
+            ledger.charge(GaussianEvent(20.0), 3)
+            print("answered", flush=True)
+    """
+)
+
+
+def kill_once(folder, answers):
+    """Number of answers that a process gave before it was killed."""
+    process = subprocess.Popen([sys.executable, "-c", KILLED, str(folder)], stdout=subprocess.PIPE, text=True)
+    given = 0
+    for _ in process.stdout:
+        given += 3
+        if given >= 3 * answers:
+            process.send_signal(signal.SIGKILL)
+            break
+    given += 3 * len(process.stdout.readlines())
+    process.wait()
+    return given
+
+
+def test_a_killed_process_has_charged_all_that_it_answered(folder):
+    given = kill_once(folder, 5)
+    given += kill_once(folder, 3)
+    with QueryLedger(folder) as ledger:
+        charged = sum(count for _, count in ledger.ledger)
+    assert given <= charged <= given + 2 * 3
+
+
+@pytest.mark.slow
+def test_no_kill_leaves_too_small_a_charge(folder):
+    given = 0
+    for answers in range(1, 51):
+        given += kill_once(folder, answers % 7 + 1)
+        with QueryLedger(folder) as ledger:
+            charged = sum(count for _, count in ledger.ledger)
+        assert given <= charged <= given + 3 * answers
