@@ -18,6 +18,7 @@ DOCUMENTED = ["monitors", "mechanisms", "mechanisms.engines", "dpmodel", "dpmode
 DOCUMENTED += [
     f"dpmodel.{name}"
     for name in (
+        "augmentation",
         "budget",
         "callbacks",
         "compare",
@@ -27,6 +28,7 @@ DOCUMENTED += [
         "figures",
         "metrics",
         "nets",
+        "prediction",
         "starter",
         "statistics",
         "tuning",

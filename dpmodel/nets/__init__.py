@@ -2,6 +2,7 @@
 
 from dpmodel.nets.activations import ACTIVATIONS as ACTIVATIONS
 from dpmodel.nets.activations import TemperedSigmoid as TemperedSigmoid
+from dpmodel.nets.activations import build_activation as build_activation
 from dpmodel.nets.cifar_cnn import CifarCNN as CifarCNN
 from dpmodel.nets.dense import MLP as MLP
 from dpmodel.nets.dense import Linear as Linear

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import cast
+from collections.abc import Mapping
+from typing import Any, cast
 
 from torch import Tensor, nn
 
-from dpmodel.nets.activations import ACTIVATIONS
+from dpmodel.nets.activations import build_activation
 from dpmodel.nets.initializers import INITIALIZERS, seeded
 from monitors import checks
 
@@ -45,7 +46,7 @@ class CifarCNN(nn.Module):
         num_classes: int = 10,
         in_channels: int = 3,
         image_size: int = 32,
-        activation: str = "tanh",
+        activation: str | Mapping[str, Any] = "tanh",
         init: str = "torch",
         seed: int | None = None,
     ) -> None:
@@ -59,12 +60,12 @@ class CifarCNN(nn.Module):
             before = in_channels
             for width in CHANNELS:
                 for inputs in (before, width):
-                    layers += [nn.Conv2d(inputs, width, 3, padding=1), ACTIVATIONS.create(activation)]
+                    layers += [nn.Conv2d(inputs, width, 3, padding=1), build_activation(activation)]
                 layers.append(nn.MaxPool2d(2))
                 before = width
             self.features = nn.Sequential(*layers)
             self.classifier = nn.Sequential(
-                nn.Linear(before * side * side, HIDDEN), ACTIVATIONS.create(activation), nn.Linear(HIDDEN, num_classes)
+                nn.Linear(before * side * side, HIDDEN), build_activation(activation), nn.Linear(HIDDEN, num_classes)
             )
             INITIALIZERS.create(init, self)
 

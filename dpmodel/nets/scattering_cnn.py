@@ -2,39 +2,39 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import cast
+from collections.abc import Callable, Mapping
+from typing import Any, cast
 
 from torch import Tensor, nn
 
-from dpmodel.nets.activations import ACTIVATIONS
+from dpmodel.nets.activations import build_activation
 from dpmodel.nets.initializers import INITIALIZERS, seeded
 from dpmodel.nets.scattering_linear import feature_norm
 from monitors import checks
 from monitors.registry import Registry
 
 #: Layers after the normalisation, by size: ``build(in_channels, image_size, num_classes, activation)``.
-SIZES: Registry[Callable[[int, int, int, str], list[nn.Module]]] = Registry("size of the scattering CNN")
+SIZES: Registry[Callable[[int, int, int, Any], list[nn.Module]]] = Registry("size of the scattering CNN")
 
 
 @SIZES.register("small")
-def small(in_channels: int, image_size: int, num_classes: int, activation: str) -> list[nn.Module]:
+def small(in_channels: int, image_size: int, num_classes: int, activation: str | Mapping[str, Any]) -> list[nn.Module]:
     """Conv 16@3x3 (stride 2), conv 32@3x3, dense 32, dense: for MNIST and Fashion-MNIST."""
     side = (image_size + 1) // 2
     return [
-        *(nn.Conv2d(in_channels, 16, 3, stride=2, padding=1), ACTIVATIONS.create(activation)),
-        *(nn.Conv2d(16, 32, 3, padding=1), ACTIVATIONS.create(activation), nn.Flatten()),
-        *(nn.Linear(32 * side * side, 32), ACTIVATIONS.create(activation), nn.Linear(32, num_classes)),
+        *(nn.Conv2d(in_channels, 16, 3, stride=2, padding=1), build_activation(activation)),
+        *(nn.Conv2d(16, 32, 3, padding=1), build_activation(activation), nn.Flatten()),
+        *(nn.Linear(32 * side * side, 32), build_activation(activation), nn.Linear(32, num_classes)),
     ]
 
 
 @SIZES.register("large")
-def large(in_channels: int, image_size: int, num_classes: int, activation: str) -> list[nn.Module]:
+def large(in_channels: int, image_size: int, num_classes: int, activation: str | Mapping[str, Any]) -> list[nn.Module]:
     """Conv 64@3x3, pool 2, conv 64@3x3, dense: for CIFAR-10."""
     side = image_size // 2
     return [
-        *(nn.Conv2d(in_channels, 64, 3, padding=1), ACTIVATIONS.create(activation), nn.MaxPool2d(2)),
-        *(nn.Conv2d(64, 64, 3, padding=1), ACTIVATIONS.create(activation), nn.Flatten()),
+        *(nn.Conv2d(in_channels, 64, 3, padding=1), build_activation(activation), nn.MaxPool2d(2)),
+        *(nn.Conv2d(64, 64, 3, padding=1), build_activation(activation), nn.Flatten()),
         nn.Linear(64 * side * side, num_classes),
     ]
 
@@ -75,7 +75,7 @@ class ScatteringCNN(nn.Module):
         num_classes: int = 10,
         size: str = "small",
         num_groups: int | None = None,
-        activation: str = "tanh",
+        activation: str | Mapping[str, Any] = "tanh",
         init: str = "torch",
         seed: int | None = None,
     ) -> None:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import cast
+from collections.abc import Mapping
+from typing import Any, cast
 
 from torch import Tensor, nn
 
-from dpmodel.nets.activations import ACTIVATIONS
+from dpmodel.nets.activations import build_activation
 from dpmodel.nets.initializers import INITIALIZERS, seeded
 from dpmodel.nets.standardised_conv import StandardisedConv2d
 from monitors import checks
@@ -19,15 +20,21 @@ STAGES = 3
 class _Ahead(nn.Sequential):
     """Activation, normalisation, then a convolution."""
 
-    def __init__(self, activation: str, num_groups: int, conv: nn.Conv2d) -> None:
-        super().__init__(ACTIVATIONS.create(activation), nn.GroupNorm(num_groups, conv.in_channels), conv)
+    def __init__(self, activation: str | Mapping[str, Any], num_groups: int, conv: nn.Conv2d) -> None:
+        super().__init__(build_activation(activation), nn.GroupNorm(num_groups, conv.in_channels), conv)
 
 
 class _Block(nn.Module):
     """Two 3 x 3 convolutions beside a shortcut, which is a 1 x 1 convolution if the shape changes."""
 
     def __init__(
-        self, conv: type[nn.Conv2d], before: int, after: int, stride: int, activation: str, num_groups: int
+        self,
+        conv: type[nn.Conv2d],
+        before: int,
+        after: int,
+        stride: int,
+        activation: str | Mapping[str, Any],
+        num_groups: int,
     ) -> None:
         super().__init__()
         self.residual = nn.Sequential(
@@ -85,7 +92,7 @@ class WideResNet(nn.Module):
         width: int = 4,
         num_groups: int = 16,
         weight_standardisation: bool = True,
-        activation: str = "relu",
+        activation: str | Mapping[str, Any] = "relu",
         init: str = "torch",
         seed: int | None = None,
     ) -> None:
@@ -107,7 +114,7 @@ class WideResNet(nn.Module):
                     stride = 2 if stage and not index else 1
                     layers.append(_Block(conv, before, after, stride, activation, num_groups))
                     before = after
-            layers += [ACTIVATIONS.create(activation), nn.GroupNorm(num_groups, before)]
+            layers += [build_activation(activation), nn.GroupNorm(num_groups, before)]
             self.features = nn.Sequential(*layers)
             self.classifier = nn.Linear(before, num_classes)
             INITIALIZERS.create(init, self)

@@ -209,7 +209,7 @@ def build_training(config: Config, task: Task | None = None, *, resumed: bool = 
 
 def build_model(task: Task, release: ReleasePlan, ledger: Ledger | None = None) -> DPModel:
     """The model of a task; it trains with the mechanisms of ``release``, and its ledger continues ``ledger``."""
-    config = task.config
+    config, views = task.config, task.config.augmentation
     with locating_errors(config, "optimizer"):
         optimizer = build_optimizer(config.optimizer.name, task.network.parameters(), **config.optimizer.options)
     with locating_errors(config, "training.metrics"):
@@ -235,6 +235,8 @@ def build_model(task: Task, release: ReleasePlan, ledger: Ledger | None = None) 
             static_shapes=config.performance.static_shapes,
             cuda_graphs=config.performance.cuda_graphs,
             isolation=config.performance.isolation,
+            augmentation=views and [{"name": one.name, **one.options} for one in views.transforms],
+            augmentation_multiplicity=views.multiplicity if views else 1,
             device=task.device,
             seed=config.privacy.sampling_seed,
             ledger=ledger,

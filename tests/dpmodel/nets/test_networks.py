@@ -7,7 +7,16 @@ import torch
 from torch import nn
 
 import dpmodel
-from dpmodel.nets import ACTIVATIONS, INITIALIZERS, NETWORKS, LeNet5, SmallCNN, TemperedSigmoid, build_network
+from dpmodel.nets import (
+    ACTIVATIONS,
+    INITIALIZERS,
+    NETWORKS,
+    LeNet5,
+    SmallCNN,
+    TemperedSigmoid,
+    build_activation,
+    build_network,
+)
 
 DEFAULTS = {"num_classes": 10, "in_channels": 1, "in_features": 1024, "image_size": 32}
 
@@ -240,6 +249,30 @@ def test_networks_take_an_empty_batch():
 def test_tempered_sigmoid_with_its_defaults_is_tanh():
     x = torch.linspace(-4, 4, 50)
     torch.testing.assert_close(TemperedSigmoid()(x), torch.tanh(x))
+
+
+@pytest.mark.parametrize("network", ["lenet5", "small_cnn", "mlp"])
+def test_an_activation_takes_its_arguments_by_name(network):
+    paper = {"name": "tempered_sigmoid", "scale": 1.58, "temperature": 3.0, "offset": 0.71}
+    built = build_network(network, defaults=DEFAULTS, activation=paper, **({"hidden": [4]} if network == "mlp" else {}))
+    (found, *_) = [module for module in built.modules() if isinstance(module, TemperedSigmoid)]
+    x = torch.linspace(-4, 4, 50)
+    torch.testing.assert_close(found(x), 1.58 / (1 + torch.exp(-3.0 * x)) - 0.71)
+
+
+@pytest.mark.parametrize(
+    ("activation", "message"),
+    [
+        ({"name": "tempered_sigmoid", "scal": 2.0}, "no argument 'scal'; did you mean 'scale'"),
+        ({"name": "tempered_sigmoid", "temperature": 0.0}, "temperature must be a positive"),
+        ({"name": "tanh", "scale": 2.0}, "activation 'tanh' cannot be built from .* argument 'scale'"),
+        ({"scale": 2.0}, "the key 'name'"),
+        ("tahn", "did you mean 'tanh'"),
+    ],
+)
+def test_a_wrong_activation_is_refused(activation, message):
+    with pytest.raises(ValueError, match=message):
+        build_activation(activation)
 
 
 def test_defaults_fill_in_only_what_is_taken_and_not_given():

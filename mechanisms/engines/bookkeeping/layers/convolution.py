@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -59,6 +60,16 @@ class ConvolutionRule(LayerRule):
         """Rows, channels and positions."""
         return 2 + len(_conv(layer).kernel_size)
 
+    def folds(self, layer: nn.Module) -> bool:
+        """Up to two dimensions, padded with zeros: the rows of an example become a further dimension."""
+        conv = _conv(layer)
+        return len(conv.kernel_size) < 3 and (conv.padding_mode == "zeros" or not any(_ints(conv.padding)))
+
+    def folded(self, call: Call, fold: int) -> Call:
+        """A convolution of one more dimension, in which the kernel has one entry."""
+        x, g = (value.unflatten(0, (-1, fold)).transpose(1, 2) for value in (call.inputs[0], call.output_grad))
+        return replace(call, layer=_FoldedConvolution(_conv(call.layer)), inputs=(x,), output_grad=g)
+
     def example_gradients(self, call: Call) -> Mapping[str, Tensor]:
         """``weight`` (B, O, C / groups, *kernel) and ``bias`` (B, O)."""
         layer, g = _conv(call.layer), call.output_grad
@@ -81,6 +92,19 @@ class ConvolutionRule(LayerRule):
                 Formula("sum", lambda: Term.of_rows(g.flatten(2).sum(2)), elements=g.shape[0] * g.shape[1])
             ]
         return found
+
+
+class _FoldedConvolution(nn.Module):
+    """The settings of a convolution with a further dimension before the others, in which its kernel has one entry."""
+
+    def __init__(self, layer: Any) -> None:
+        super().__init__()
+        self.groups, self.padding_mode = layer.groups, layer.padding_mode
+        self.kernel_size, self.stride, self.dilation = (
+            (1, *_ints(sizes)) for sizes in (layer.kernel_size, layer.stride, layer.dilation)
+        )
+        self._reversed_padding_repeated_twice: Any = [*_ints(layer._reversed_padding_repeated_twice), 0, 0]
+        self.weight = nn.Parameter(layer.weight.detach().unsqueeze(2), requires_grad=False)
 
 
 @layer_rule(nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
