@@ -8,4 +8,6 @@ from dpmodel.prediction.ensemble import EnsembleLogits as EnsembleLogits
 from dpmodel.prediction.logits import DPLogits as DPLogits
 from dpmodel.prediction.partition import Partition as Partition
 from dpmodel.prediction.query_ledger import QueryLedger as QueryLedger
+from dpmodel.prediction.query_ledger import QueryStatus as QueryStatus
+from dpmodel.prediction.query_ledger import query_status as query_status
 from monitors.errors import BudgetExhausted as BudgetExhausted
