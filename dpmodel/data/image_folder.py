@@ -77,12 +77,22 @@ def _part(folder: Path, classes: Sequence[str], channels: int, size: int | None)
         raise MissingDataError(f"the class folders in {folder} contain no images ({', '.join(sorted(ENDINGS))})")
     # Pillow releases the interpreter lock while it decodes, so threads use every core.
     with ThreadPoolExecutor() as pool:
-        images = list(pool.map(lambda path: _decoded(path, MODES[channels], size), files))
+        images = list(pool.map(lambda path: decoded(path, MODES[channels], size), files))
     _check_sizes(files, images)
     return torch.from_numpy(np.stack(images)), torch.tensor(labels)
 
 
-def _decoded(path: Path, mode: str, size: int | None) -> np.ndarray[Any, np.dtype[np.uint8]]:
+def decoded(path: Path, mode: str, size: int | None) -> np.ndarray[Any, np.dtype[np.uint8]]:
+    """One image, uint8 of shape (channels, height, width).
+
+    Args:
+        path: The file.
+        mode: A value of ``MODES``.
+        size: Height and width to which it is resized; None keeps its size.
+
+    Raises:
+        DataError: It cannot be read, or is too large.
+    """
     from PIL import Image
 
     try:

@@ -119,6 +119,11 @@ class DPLogits:
             if self.noise.generator.reproducible:
                 ledger.note(SEEDED)
 
+    @property
+    def caches(self) -> bool:
+        """Whether identical queries are answered again for free, from the folder of the ledger."""
+        return self._digests is not None
+
     def query(self, inputs: Any, batch_size: int = INFERENCE_BATCH) -> Answer:
         """Noisy logits of each row of ``inputs``, charged as one query per row.
 

@@ -106,6 +106,11 @@ class QueryLedger:
             self._lock.release()
             raise
 
+    @staticmethod
+    def budget_of(path: str | os.PathLike[str]) -> tuple[float, float]:
+        """Epsilon and delta of the budget of an existing folder."""
+        return _read_budget(Path(path) / BUDGET_NAME)[:2]
+
     @property
     def spent(self) -> float:
         """Epsilon of everything on the ledger, at ``delta``."""

@@ -16,6 +16,7 @@ from dpmodel.config import Config, locating_errors
 from dpmodel.config.identity import settings_by_path
 from dpmodel.config.sections import FeaturesSection
 from dpmodel.data import DataSplits, load_dataset
+from dpmodel.data.input_form import InputForm
 from dpmodel.data.in_memory import InMemoryDataset
 from dpmodel.data.loader import PrivateLoader
 from dpmodel.data.locations import cache_folder
@@ -52,6 +53,7 @@ class Task:
         network: With its initial weights.
         loss_fn: The loss.
         device: Where network and loss run.
+        inputs: The form of the inputs as read, before any features are computed.
     """
 
     config: Config
@@ -59,6 +61,7 @@ class Task:
     network: nn.Module
     loss_fn: nn.Module
     device: torch.device
+    inputs: InputForm
 
     def of(self, config: Config) -> Task:
         """The same data, network and loss for a different ``config``, which must describe them in the same way."""
@@ -131,15 +134,28 @@ def build_task(config: Config) -> Task:
         ConfigError: A name, argument or combination is wrong; with file and line.
         DataError: Data are missing, damaged, or contradict the configuration.
     """
-    with locating_errors(config, "performance.device"):
-        device = _device(config.performance.device)
-    if config.performance.threads is not None:
-        torch.set_num_threads(config.performance.threads)
+    device = open_device(config)
     with locating_errors(config, "data"):
         data = load_dataset(**config.data.reader_arguments)
     require_stated_size(config, data)
+    inputs = InputForm.of(data)
     if config.features is not None:
         data = _with_features(config.features, config, data, device)
+    network = build_configured_network(config, data)
+    with locating_errors(config, "loss"):
+        loss_fn = build_loss(config.loss.name, **config.loss.options)
+    network.to(device)
+    require_network_fits(config, network, data, device)
+    require_metrics_fit(config, data)
+    return Task(_with_size(config, data), data, network, loss_fn, device, inputs)
+
+
+def build_configured_network(config: Config, data: DataSplits) -> nn.Module:
+    """The network of a configuration, for ``data`` whose features, if any, are computed.
+
+    Raises:
+        ConfigError: A name or an argument is wrong, or the inputs cannot be normalised; with file and line.
+    """
     with locating_errors(config, "network"):
         network = build_network(
             config.network.name,
@@ -149,17 +165,24 @@ def build_task(config: Config) -> Task:
             **config.network.options,
         )
         network = fix(network) if config.network.fix else network
-    with locating_errors(config, "loss"):
-        loss_fn = build_loss(config.loss.name, **config.loss.options)
     if config.normalise is not None:
         with locating_errors(config, "normalise"):
             if not data.train.transform_batch(data.train.x[:1]).is_floating_point():
                 raise ValueError(f"inputs of {data.train.x.dtype} cannot be normalised; remove normalise")
         network = NormalisedNetwork(network, data.example_shape)
-    network.to(device)
-    require_network_fits(config, network, data, device)
-    require_metrics_fit(config, data)
-    return Task(_with_size(config, data), data, network, loss_fn, device)
+    return network
+
+
+def open_device(config: Config) -> torch.device:
+    """The device that a configuration asks for; also sets the number of threads.
+
+    Raises:
+        ConfigError: It cannot be used here.
+    """
+    if config.performance.threads is not None:
+        torch.set_num_threads(config.performance.threads)
+    with locating_errors(config, "performance.device"):
+        return _device(config.performance.device)
 
 
 def _with_features(section: FeaturesSection, config: Config, data: DataSplits, device: torch.device) -> DataSplits:
