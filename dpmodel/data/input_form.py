@@ -145,7 +145,7 @@ class InputForm:
         decoding_size = size if "image_size" in (accepted_names(reader) or ()) else None
         pixels = decoded(file, MODES[self.shape[0]], decoding_size)
         try:
-            return self.rows(pixels[None], image_size=size)
+            return self.rows(pixels[None].copy(), image_size=size)
         except DataError as error:
             raise DataError(f"{file}: {error}") from error
 

@@ -120,6 +120,11 @@ class QueryLedger:
         return known[1]
 
     @property
+    def is_open(self) -> bool:
+        """Whether answers can be charged: not after ``close``, nor after a charge that could not be written."""
+        return self._open
+
+    @property
     def asked(self) -> int:
         """Number of answers that were charged, with the comparisons of ``Confidence``."""
         return self._ledger.total - self._before
