@@ -49,7 +49,16 @@ def bound_socket(host: str, port: int, *, has_tokens: bool) -> socket.socket:
         )
     try:
         family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0] if has_tokens else socket.AF_INET
-        return socket.create_server((host, port), family=family)
+        # asyncio sends small answers at once only if the protocol is stated.
+        listening = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
+        try:
+            listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            listening.bind((host, port))
+            listening.listen(CONNECTIONS)
+        except BaseException:
+            listening.close()
+            raise
+        return listening
     except (OSError, OverflowError) as error:
         raise ConfigError(f"the server cannot listen on {host} port {port}: {error}") from error
 
