@@ -24,7 +24,15 @@ PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").r
 #: Pages whose blocks run one after the other in one session, as a reader would type them.
 SESSIONS = [
     ROOT / "docs" / name
-    for name in ("index.md", "quickstart.md", "concepts.md", "from_opacus.md", "correlated_noise.md", "features.md")
+    for name in (
+        "index.md",
+        "quickstart.md",
+        "concepts.md",
+        "from_opacus.md",
+        "correlated_noise.md",
+        "features.md",
+        "private_prediction.md",
+    )
 ]
 SESSIONS += [page for page in sorted((ROOT / "docs" / "howto").glob("*.md")) if "```python" in page.read_text()]
 _SLOW = [ROOT / "docs" / "quickstart.md", ROOT / "docs" / "howto" / "compare.md"]  # MNIST; worker processes
@@ -146,7 +154,7 @@ def test_the_arrays_in_the_guide_can_be_read(tmp_path, monkeypatch):
 
 
 def test_the_training_on_the_opacus_page_spends_its_target(capsys):
-    exec(_python("docs/from_opacus.md", "noise_for_epsilon"), {})
+    exec(_python("docs/from_opacus.md", "model.fit("), {})
     epsilon = float(re.search(r"epsilon ([\d.]+) at delta", capsys.readouterr().out)[1])
     assert 2.99 < epsilon <= 3.0
 

@@ -10,4 +10,8 @@ from dpmodel.prediction.partition import Partition as Partition
 from dpmodel.prediction.query_ledger import QueryLedger as QueryLedger
 from dpmodel.prediction.query_ledger import QueryStatus as QueryStatus
 from dpmodel.prediction.query_ledger import query_status as query_status
+from dpmodel.prediction.repeated_queries import AttackPoint as AttackPoint
+from dpmodel.prediction.repeated_queries import SamplingAttack as SamplingAttack
+from dpmodel.prediction.repeated_queries import advantage_bound as advantage_bound
+from dpmodel.prediction.repeated_queries import sampling_attack as sampling_attack
 from monitors.errors import BudgetExhausted as BudgetExhausted

@@ -149,37 +149,49 @@ def _columns(layer: Any, x: Tensor) -> Tensor:
     return _windows(padded, layer, positions).reshape(x.shape[0], layer.groups, -1, math.prod(positions))
 
 
-def _weight_formulas(call: Call, x: Tensor, g: Tensor) -> list[Formula]:
+def whole_formulas(call: Call, x: Tensor, g: Tensor) -> list[Formula]:
+    """The formulas whose term holds each example's gradient of the weight, in the layout of the weight."""
     layer, batch, positions = _conv(call.layer), g.shape[0], math.prod(g.shape[2:])
-    window = math.prod(layer.weight.shape[1:])
-    copied = batch * layer.groups * window * positions
     instantiated = float(batch * layer.weight.numel())
-    seen = math.prod(x.shape[2:])
-    gram = batch * layer.groups * (seen**2 + positions**2)
     formulas = [
         Formula(
             "instantiate",
             partial(_instantiate, call, x, g),
-            instantiated * (positions + INSTANTIATED_COST) + COPY_COST * copied,
+            instantiated * (positions + INSTANTIATED_COST) + COPY_COST * _copied_entries(layer, batch, positions),
             instantiated,
         )
     ]
-    if _row_wise(layer):
-        rows = int(layer.kernel_size[0])
-        cost = instantiated * (ROW_WISE_FACTOR * positions + INSTANTIATED_COST) + COPY_COST * copied / rows
-        formulas.append(Formula("row-wise", partial(_instantiate_by_rows, call, x, g), cost, instantiated))
     if x.device.type == "cuda":  # has no estimated cost: formulas are timed there
         formulas.append(
             Formula("positions first", partial(_instantiate_by_positions, layer, x, g), elements=instantiated)
         )
     if torch.backends.cudnn.is_acceptable(x) and x.dtype == torch.float32:
         formulas.append(Formula("grouped", partial(_instantiate_by_groups, layer, x, g), elements=2 * instantiated))
+    return formulas
+
+
+def _weight_formulas(call: Call, x: Tensor, g: Tensor) -> list[Formula]:
+    layer, batch, positions = _conv(call.layer), g.shape[0], math.prod(g.shape[2:])
+    instantiated = float(batch * layer.weight.numel())
+    seen = math.prod(x.shape[2:])
+    gram = batch * layer.groups * (seen**2 + positions**2)
+    formulas = whole_formulas(call, x, g)
+    if _row_wise(layer):
+        rows = int(layer.kernel_size[0])
+        copied = COPY_COST * _copied_entries(layer, batch, positions) / rows
+        cost = instantiated * (ROW_WISE_FACTOR * positions + INSTANTIATED_COST) + copied
+        formulas.append(Formula("row-wise", partial(_instantiate_by_rows, call, x, g), cost, instantiated))
     if gram <= GRAM_LIMIT * instantiated:
         products = batch * (x.shape[1] * seen**2 + g.shape[1] * positions**2)
         moved = batch * layer.groups * seen * (seen + positions) * sum(_ints(layer.kernel_size))
         cost = DOUBLE_COST * (products + moved) + instantiated * positions
         formulas.append(Formula("Gram", partial(_gram, layer, x, g), cost, 2 * gram))
     return formulas
+
+
+def _copied_entries(layer: Any, batch: int, positions: int) -> int:
+    """Entries of all windows of a batch."""
+    return int(batch * layer.groups * math.prod(layer.weight.shape[1:]) * positions)
 
 
 def _instantiate(call: Call, x: Tensor, g: Tensor) -> Term:
