@@ -1,6 +1,7 @@
 """Requests a second of the server, with the ledger synced to the disk before the answers of each batch.
 
-    PYTHONPATH=. python benchmarks/serve.py [--seconds 8] [--connections 1 8 32 128] [--output benchmarks/results/serve.md]
+    PYTHONPATH=. python benchmarks/serve.py [--seconds 8] [--connections 1 8 32 128]
+        [--output benchmarks/results/serve.md]
 
 The server is a process of its own, as `dpmodel serve` runs it: LeNet5 with noise on its logits, one row of 32 x 32
 pixels per request, JSON over HTTP. The clients share one further process, and keep their connections. At most a minute.
@@ -59,6 +60,8 @@ def server(folder: Path, cache: bool) -> None:
 
 @dataclass
 class Measured:
+    """The requests that were answered, and the charges for them."""
+
     requests: int
     seconds: float
     latencies: list[float]
@@ -71,8 +74,8 @@ class Measured:
 
 async def ask(port: int, body: bytes, until: float, latencies: list[float]) -> None:
     """Requests over one connection, one after the other."""
-    head = f"POST /predict HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
-    request = head.encode() + body
+    head = ["POST /predict HTTP/1.1", "Host: 127.0.0.1", "Content-Type: application/json"]
+    request = "\r\n".join([*head, f"Content-Length: {len(body)}", "", ""]).encode() + body
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
     while (begin := time.perf_counter()) < until:
         writer.write(request)

@@ -32,9 +32,7 @@ Mechanism = Annotated[
 BudgetEpsilon = Annotated[
     float | None, typer.Option(help=r"Budget of all queries together \[default: that of the ledger]")
 ]
-BudgetDelta = Annotated[
-    float | None, typer.Option(help=r"Delta of the budget \[default: that of the ledger, or 1e-5]")
-]
+BudgetDelta = Annotated[float | None, typer.Option(help=r"Delta of the budget \[default: that of the ledger, or 1e-5]")]
 NoiseMultiplier = Annotated[float, typer.Option(help="Standard deviation of the noise over the sensitivity.")]
 QueryNormBound = Annotated[float, typer.Option("--norm-bound", help="L2 norm to which centred logits are clipped.")]
 Sensitivity = Annotated[

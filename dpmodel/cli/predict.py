@@ -167,8 +167,8 @@ def _show(result: dict[str, Any], output: Path | None, as_json: bool) -> None:
     if "budget" in result:
         budget = result["budget"]
         typer.echo(
-            f"charged: {result['charged']:,}; {budget['left']:,} such answers are left; epsilon {budget['spent']:.4g} of "
-            f"{budget['epsilon']:g} at delta {budget['delta']:g} is spent"
+            f"charged: {result['charged']:,}; {budget['left']:,} such answers are left; epsilon {budget['spent']:.4g} "
+            f"of {budget['epsilon']:g} at delta {budget['delta']:g} is spent"
         )
     if output is not None:
         typer.echo(f"answers: {output}")

@@ -37,9 +37,7 @@ def serve(
     token_file: Annotated[
         Path | None, typer.Option(help="Tokens of the clients, one a line, readable by you alone.")
     ] = None,
-    requests_per_minute: Annotated[
-        int, typer.Option(help="Requests a minute of each token; 0 for no limit.")
-    ] = 600,
+    requests_per_minute: Annotated[int, typer.Option(help="Requests a minute of each token; 0 for no limit.")] = 600,
     max_rows: Annotated[int, typer.Option(help="Most rows of one request.")] = 100,
     mechanism: Mechanism = None,
     budget_epsilon: BudgetEpsilon = None,

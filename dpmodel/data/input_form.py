@@ -130,7 +130,9 @@ class InputForm:
         place, size = locations.full_path(path), options.get("image_size")
         if not place.is_dir() and place.suffix.lower() not in ENDINGS:
             return self.rows(read_array(place), image_size=size), []
-        files = sorted(file for file in place.iterdir() if file.suffix.lower() in ENDINGS) if place.is_dir() else [place]
+        files = (
+            sorted(file for file in place.iterdir() if file.suffix.lower() in ENDINGS) if place.is_dir() else [place]
+        )
         if not files:
             raise MissingDataError(f"{place} holds no images ({', '.join(sorted(ENDINGS))})")
         images = torch.cat([self._image(file, options) for file in files])

@@ -95,7 +95,9 @@ def read_array(path: str | os.PathLike[str], key: str = "x") -> np.ndarray[Any, 
         names = zipfile.ZipFile(stream).namelist()
         name = names[0].removesuffix(".npy") if len(names) == 1 else key
         if f"{name}.npy" not in names:
-            raise DataError(f"{file} holds {', '.join(names) or 'no array'}; name one of its arrays {key!r}, or keep one")
+            raise DataError(
+                f"{file} holds {', '.join(names) or 'no array'}; name one of its arrays {key!r}, or keep one"
+            )
         stream.seek(0)
         with _archive(stream, file, (name,)) as archive:
             chosen: np.ndarray[Any, Any] = archive[name]

@@ -35,8 +35,8 @@ class AnswerCache:
     An answer is on the disk before it is given. A process that is killed between the charge and that moment loses the
     answer, and what was charged stays charged. An incomplete last line is such an answer, and is ignored.
 
-    A digest covers the bytes, shapes and types of the query, the network and the settings of the mechanism. Everyone who
-    asks the same query gets the same answer, and can see that it was not charged.
+    A digest covers the bytes, shapes and types of the query, the network and the settings of the mechanism. Everyone
+    who asks the same query gets the same answer, and can see that it was not charged.
 
     Args:
         path: The file; the first answer creates it, private to the user. It is never read or written through a link.

@@ -314,7 +314,9 @@ def query_status(path: str | os.PathLike[str]) -> QueryStatus:
     """
     folder = Path(path)
     if not (folder / BUDGET_NAME).is_file():
-        raise ConfigError(f"{folder} holds no query budget: {BUDGET_NAME} is missing; give the folder of a query ledger")
+        raise ConfigError(
+            f"{folder} holds no query budget: {BUDGET_NAME} is missing; give the folder of a query ledger"
+        )
     epsilon, delta, before = _read_budget(folder / BUDGET_NAME)
     try:
         ledger = Ledger.load(folder / LEDGER_NAME, alone=False)

@@ -16,8 +16,8 @@ from dpmodel.config import Config, locating_errors
 from dpmodel.config.identity import settings_by_path
 from dpmodel.config.sections import FeaturesSection
 from dpmodel.data import DataSplits, load_dataset
-from dpmodel.data.input_form import InputForm
 from dpmodel.data.in_memory import InMemoryDataset
+from dpmodel.data.input_form import InputForm
 from dpmodel.data.loader import PrivateLoader
 from dpmodel.data.locations import cache_folder
 from dpmodel.distributed.launch import launched_processes, local_rank

@@ -103,7 +103,9 @@ class _Service:
             words = f"at most {self.limits.max_rows} rows per request, got {len(query.rows)}; nothing was charged"
             raise _RefusedError(422, "bad_input", words)
         if query.top_k is not None and query.top_k > self.predictor.classes:
-            raise _RefusedError(422, "bad_input", f"top_k must be at most {self.predictor.classes}, the number of classes")
+            raise _RefusedError(
+                422, "bad_input", f"top_k must be at most {self.predictor.classes}, the number of classes"
+            )
         try:
             found = await self.batcher.ask(self.predictor.rows(query.rows))
         except BudgetExhausted as error:

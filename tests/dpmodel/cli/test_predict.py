@@ -306,4 +306,3 @@ def test_images_are_resized_and_features_computed_as_in_the_training(tmp_path):
         assert predictor.inputs.shape == (1, 16, 16)
     expected = training.model.predict(training.task.data.test)
     assert torch.allclose(scores.float(), expected, atol=1e-4)
-

@@ -86,8 +86,9 @@ def test_known_queries_are_answered_when_the_budget_is_exhausted(network, folder
 
 
 CHANGES = {
-    "weights": lambda network, ledger: (network.weight.data.add_(1.0), network.bias.detach().add_(0.0))
-    and private(network, ledger),
+    "weights": lambda network, ledger: (
+        (network.weight.data.add_(1.0), network.bias.detach().add_(0.0)) and private(network, ledger)
+    ),
     "noise": lambda network, ledger: DPLogits(network, noise_multiplier=20.0000001, ledger=ledger, cache=True),
     "norm bound": lambda network, ledger: private(network, ledger, norm_bound=2.0),
     "sensitivity": lambda network, ledger: private(network, ledger, sensitivity=0.5),

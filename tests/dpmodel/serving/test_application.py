@@ -7,6 +7,7 @@ import math
 import os
 import socket
 import threading
+from contextlib import suppress
 
 import pytest
 import torch
@@ -50,7 +51,9 @@ def test_logits_are_never_given(served):
     client = Client(served[0])
     _, answer = client.post({"rows": [ROW], "probabilities": True, "top_k": 3})
     scores = given[0].scores[0]
-    shown = [value for values in answer.values() for row in values for value in (row if isinstance(row, list) else [row])]
+    shown = [
+        value for values in answer.values() for row in values for value in (row if isinstance(row, list) else [row])
+    ]
     assert not any(value == score for value in shown for score in scores.tolist())
     assert answer["probabilities"][0] == pytest.approx(scores.softmax(0).tolist())
     exact = predictor.mechanism.network(torch.tensor([ROW]))[0]
@@ -150,15 +153,15 @@ def test_other_requests_are_refused_and_cost_nothing(shared):
 
 
 def test_a_body_of_unknown_length_is_limited(shared):
+    head = ("POST /predict HTTP/1.1", "Host: localhost", "Content-Type: application/json", "Transfer-Encoding: chunked")
+    chunk = b"10000\r\n" + b" " * 2**16 + b"\r\n"
     with socket.create_connection(("127.0.0.1", shared[0]), timeout=30) as connection:
-        head = "POST /predict HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nTransfer-Encoding: chunked\r\n\r\n"
-        connection.sendall(head.encode())
-        chunk = b"10000\r\n" + b" " * 2**16 + b"\r\n"
-        with pytest.raises(OSError), connection.makefile("rb") as answer:  # noqa: PT012
+        connection.sendall("\r\n".join([*head, "", ""]).encode())
+        with suppress(ConnectionError):  # the server closes the connection before it has read everything
             for _ in range(4):
                 connection.sendall(chunk)
+        with suppress(ConnectionError), connection.makefile("rb") as answer:
             assert b"413" in answer.readline()
-            raise OSError("the server has answered")
     assert Client(shared[0]).get("/health") == (200, {"status": "ok"})
 
 

@@ -63,7 +63,10 @@ def rows(count, value=0.0):
 def test_everyone_gets_the_answer_to_what_they_asked(sizes, most_rows):
     ledger = Ledger()
     found, passes = ask_all(ledger, [rows(size, value) for value, size in enumerate(sizes)], most_rows=most_rows)
-    assert all(torch.equal(answer.scores, rows(size, value)) for value, (answer, size) in enumerate(zip(found, sizes)))
+    assert all(
+        torch.equal(answer.scores, rows(size, value))
+        for value, (answer, size) in enumerate(zip(found, sizes, strict=True))
+    )
     assert ledger.asked == sum(sizes)
     assert ledger.charges == passes
 
