@@ -94,7 +94,7 @@ def predict(
         raise ConfigError("give RUN_DIR and INPUT, or --status FOLDER; see `dpmodel predict --help`")
     from dpmodel.runs.predict import QuerySettings, open_predictor, parsed_sensitivity
 
-    wanted = {"labels": labels, "probabilities": probabilities, "top_k": top_k, "threshold": threshold}
+    wanted: dict[str, Any] = {"labels": labels, "probabilities": probabilities, "top_k": top_k, "threshold": threshold}
     _check_wanted(wanted, output)
     settings = QuerySettings(
         mechanism,

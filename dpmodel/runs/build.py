@@ -127,35 +127,29 @@ class Training:
         return self.task.placed(self.task.data.test)
 
 
-def build_task(config: Config) -> Task:
+def build_task(config: Config, data: DataSplits | None = None) -> Task:
     """Read the data and build network and loss.
+
+    Args:
+        config: The configuration.
+        data: Data in place of those of the configuration, with any features computed. Default: read them.
 
     Raises:
         ConfigError: A name, argument or combination is wrong; with file and line.
         DataError: Data are missing, damaged, or contradict the configuration.
     """
-    device = open_device(config)
-    with locating_errors(config, "data"):
-        data = load_dataset(**config.data.reader_arguments)
-    require_stated_size(config, data)
+    with locating_errors(config, "performance.device"):
+        device = _device(config.performance.device)
+    if config.performance.threads is not None:
+        torch.set_num_threads(config.performance.threads)
+    read = data is None
+    if data is None:
+        with locating_errors(config, "data"):
+            data = load_dataset(**config.data.reader_arguments)
+        require_stated_size(config, data)
     inputs = InputForm.of(data)
-    if config.features is not None:
+    if read and config.features is not None:
         data = _with_features(config.features, config, data, device)
-    network = build_configured_network(config, data)
-    with locating_errors(config, "loss"):
-        loss_fn = build_loss(config.loss.name, **config.loss.options)
-    network.to(device)
-    require_network_fits(config, network, data, device)
-    require_metrics_fit(config, data)
-    return Task(_with_size(config, data), data, network, loss_fn, device, inputs)
-
-
-def build_configured_network(config: Config, data: DataSplits) -> nn.Module:
-    """The network of a configuration, for ``data`` whose features, if any, are computed.
-
-    Raises:
-        ConfigError: A name or an argument is wrong, or the inputs cannot be normalised; with file and line.
-    """
     with locating_errors(config, "network"):
         network = build_network(
             config.network.name,
@@ -165,24 +159,17 @@ def build_configured_network(config: Config, data: DataSplits) -> nn.Module:
             **config.network.options,
         )
         network = fix(network) if config.network.fix else network
+    with locating_errors(config, "loss"):
+        loss_fn = build_loss(config.loss.name, **config.loss.options)
     if config.normalise is not None:
         with locating_errors(config, "normalise"):
             if not data.train.transform_batch(data.train.x[:1]).is_floating_point():
                 raise ValueError(f"inputs of {data.train.x.dtype} cannot be normalised; remove normalise")
         network = NormalisedNetwork(network, data.example_shape)
-    return network
-
-
-def open_device(config: Config) -> torch.device:
-    """The device that a configuration asks for; also sets the number of threads.
-
-    Raises:
-        ConfigError: It cannot be used here.
-    """
-    if config.performance.threads is not None:
-        torch.set_num_threads(config.performance.threads)
-    with locating_errors(config, "performance.device"):
-        return _device(config.performance.device)
+    network.to(device)
+    require_network_fits(config, network, data, device)
+    require_metrics_fit(config, data)
+    return Task(_with_size(config, data), data, network, loss_fn, device, inputs)
 
 
 def _with_features(section: FeaturesSection, config: Config, data: DataSplits, device: torch.device) -> DataSplits:

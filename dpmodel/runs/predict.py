@@ -30,7 +30,7 @@ from dpmodel.prediction.answer import Answer
 from dpmodel.prediction.clipped_logits import device_of, logits_of
 from dpmodel.prediction.logits import AUTO, DPLogits
 from dpmodel.prediction.query_ledger import BUDGET_NAME, QueryLedger
-from dpmodel.runs.build import build_configured_network, open_device
+from dpmodel.runs.build import build_task
 from dpmodel.runs.evaluate import require_same_training
 from dpmodel.runs.folder import RunFolder
 from dpmodel.runs.trust import load_run
@@ -312,7 +312,7 @@ def _featured(features: nn.Module, x: Tensor) -> Tensor:
 
 def _prepared_network(folder: RunFolder, config: Config, data: DataSplits) -> nn.Module:
     """The trained network, which takes stored inputs."""
-    device, section, features, seen = open_device(config), config.features, None, data
+    section, features, seen = config.features, None, data
     if section is not None:
         facts = {**data.network_defaults(), "example_shape": data.example_shape}
         with locating_errors(config, "features"):
@@ -321,8 +321,8 @@ def _prepared_network(folder: RunFolder, config: Config, data: DataSplits) -> nn
             x = _featured(features, data.train.transform_batch(data.train.x[:1]))
         example = InMemoryDataset(x, data.train.y[:1])
         seen = DataSplits(data.name, example, example, data.num_classes)
-    network = build_configured_network(config, seen)
+    task = build_task(config, seen)
     if not folder.checkpoint.is_file():
         raise CheckpointError(f"{folder.checkpoint} is missing; train with output.checkpoint: true")
-    load_weights(network, folder.checkpoint)
-    return _Prepared(data.train, features, network).to(device)
+    load_weights(task.network, folder.checkpoint)
+    return _Prepared(data.train, features, task.network).to(task.device)
