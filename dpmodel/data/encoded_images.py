@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from dpmodel.data.class_folders import ClassFile, ClassFolders
-from dpmodel.data.image_decoding import UnfitImageError, decoded
+from dpmodel.data.image_decoding import read_image
 from dpmodel.data.progress import progress
 from dpmodel.data.tensor_cache import CachedKind, TensorCache
 from mechanisms.engines.memory import free_memory
@@ -136,13 +136,8 @@ class EncodedImages:
         return torch.from_numpy(images)
 
     def _image(self, row: int) -> np.ndarray[Any, np.dtype[np.uint8]]:
-        try:
-            with self.folders.open(self.files[row]) as stream:
-                return decoded(stream, self.channels, self.size)
-        except UnfitImageError as error:
-            raise DataError(f"image {self._where(row)} cannot be used: {error}. {error.remedy}") from error
-        except (Exception, MemoryError) as error:  # Pillow raises a dozen types of exception for damaged files
-            raise DataError(f"image {self._where(row)} cannot be read: {error}. Repair or remove it.") from error
+        file = self.files[row]
+        return read_image(lambda: self.folders.open(file), self._where(row), self.channels, self.size)
 
     def _where(self, row: int) -> str:
         return self.folders.where(self.files[row])

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from typing import Any, BinaryIO
 
 import numpy as np
+
+from monitors.errors import DataError
 
 ENDINGS = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".ppm", ".pgm", ".tif", ".tiff"})
 #: The formats of these endings, as Pillow names them. Others, such as EPS, start further programs.
@@ -58,6 +62,23 @@ def decoded(stream: BinaryIO, channels: int, size: int | None) -> np.ndarray[Any
             converted = converted.resize((size, size), Image.Resampling.BILINEAR)
         pixels = np.asarray(converted, dtype=np.uint8)
     return pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1)
+
+
+def read_image(
+    open_image: Callable[[], AbstractContextManager[BinaryIO]], where: str, channels: int, size: int | None
+) -> np.ndarray[Any, np.dtype[np.uint8]]:
+    """The image that ``open_image`` opens; see ``decoded``.
+
+    Raises:
+        DataError: It is damaged or cannot be used; names it as ``where``.
+    """
+    try:
+        with open_image() as stream:
+            return decoded(stream, channels, size)
+    except UnfitImageError as error:
+        raise DataError(f"image {where} cannot be used: {error}. {error.remedy}") from error
+    except (Exception, MemoryError) as error:  # Pillow raises a dozen types of exception for damaged files
+        raise DataError(f"image {where} cannot be read: {error}. Repair or remove it.") from error
 
 
 def _require_fit(image: Any) -> None:

@@ -8,6 +8,8 @@ from dpmodel.prediction.ensemble import EnsembleLogits as EnsembleLogits
 from dpmodel.prediction.logits import DPLogits as DPLogits
 from dpmodel.prediction.partition import Partition as Partition
 from dpmodel.prediction.query_ledger import QueryLedger as QueryLedger
+from dpmodel.prediction.query_ledger import QueryStatus as QueryStatus
+from dpmodel.prediction.query_ledger import query_status as query_status
 from dpmodel.prediction.repeated_queries import AttackPoint as AttackPoint
 from dpmodel.prediction.repeated_queries import SamplingAttack as SamplingAttack
 from dpmodel.prediction.repeated_queries import advantage_bound as advantage_bound

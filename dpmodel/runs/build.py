@@ -17,6 +17,7 @@ from dpmodel.config.identity import settings_by_path
 from dpmodel.config.sections import FeaturesSection
 from dpmodel.data import DataSplits, load_dataset
 from dpmodel.data.in_memory import InMemoryDataset
+from dpmodel.data.input_form import InputForm
 from dpmodel.data.loader import PrivateLoader
 from dpmodel.data.locations import cache_folder
 from dpmodel.distributed.launch import launched_processes, local_rank
@@ -52,6 +53,7 @@ class Task:
         network: With its initial weights.
         loss_fn: The loss.
         device: Where network and loss run.
+        inputs: The form of the inputs as read, before any features are computed.
     """
 
     config: Config
@@ -59,6 +61,7 @@ class Task:
     network: nn.Module
     loss_fn: nn.Module
     device: torch.device
+    inputs: InputForm
 
     def of(self, config: Config) -> Task:
         """The same data, network and loss for a different ``config``, which must describe them in the same way."""
@@ -124,8 +127,12 @@ class Training:
         return self.task.placed(self.task.data.test)
 
 
-def build_task(config: Config) -> Task:
+def build_task(config: Config, data: DataSplits | None = None) -> Task:
     """Read the data and build network and loss.
+
+    Args:
+        config: The configuration.
+        data: Data in place of those of the configuration, with any features computed. Default: read them.
 
     Raises:
         ConfigError: A name, argument or combination is wrong; with file and line.
@@ -135,10 +142,13 @@ def build_task(config: Config) -> Task:
         device = _device(config.performance.device)
     if config.performance.threads is not None:
         torch.set_num_threads(config.performance.threads)
-    with locating_errors(config, "data"):
-        data = load_dataset(**config.data.reader_arguments)
-    require_stated_size(config, data)
-    if config.features is not None:
+    read = data is None
+    if data is None:
+        with locating_errors(config, "data"):
+            data = load_dataset(**config.data.reader_arguments)
+        require_stated_size(config, data)
+    inputs = InputForm.of(data)
+    if read and config.features is not None:
         data = _with_features(config.features, config, data, device)
     with locating_errors(config, "network"):
         network = build_network(
@@ -159,7 +169,7 @@ def build_task(config: Config) -> Task:
     network.to(device)
     require_network_fits(config, network, data, device)
     require_metrics_fit(config, data)
-    return Task(_with_size(config, data), data, network, loss_fn, device)
+    return Task(_with_size(config, data), data, network, loss_fn, device, inputs)
 
 
 def _with_features(section: FeaturesSection, config: Config, data: DataSplits, device: torch.device) -> DataSplits:

@@ -124,6 +124,7 @@ def _new(config: Config, folder: RunFolder, *, force: bool, held: _Held) -> Iter
         try:
             lock.write(folder.config, training.resolved_yaml)
             lock.write(folder.test_data, json.dumps(training.task.data.test_fingerprint.to_dict()) + "\n")
+            lock.write(folder.inputs, json.dumps(training.task.inputs.to_dict()) + "\n")
         except BaseException:
             folder.abandon(lock)
             raise
