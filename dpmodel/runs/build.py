@@ -124,8 +124,12 @@ class Training:
         return self.task.placed(self.task.data.test)
 
 
-def build_task(config: Config) -> Task:
+def build_task(config: Config, *, private: bool = True) -> Task:
     """Read the data and build network and loss.
+
+    Args:
+        config: The configuration.
+        private: Whether the network is to be trained with privacy; layers that cannot be are then refused.
 
     Raises:
         ConfigError: A name, argument or combination is wrong; with file and line.
@@ -157,7 +161,7 @@ def build_task(config: Config) -> Task:
                 raise ValueError(f"inputs of {data.train.x.dtype} cannot be normalised; remove normalise")
         network = NormalisedNetwork(network, data.example_shape)
     network.to(device)
-    require_network_fits(config, network, data, device)
+    require_network_fits(config, network, data, device, private=private)
     require_metrics_fit(config, data)
     return Task(_with_size(config, data), data, network, loss_fn, device)
 
