@@ -8,4 +8,10 @@ from dpmodel.prediction.ensemble import EnsembleLogits as EnsembleLogits
 from dpmodel.prediction.logits import DPLogits as DPLogits
 from dpmodel.prediction.partition import Partition as Partition
 from dpmodel.prediction.query_ledger import QueryLedger as QueryLedger
+from dpmodel.prediction.student import Student as Student
+from dpmodel.prediction.student import train_student as train_student
+from dpmodel.prediction.teachers import Teachers as Teachers
+from dpmodel.prediction.teachers import TeachersRun as TeachersRun
+from dpmodel.prediction.teachers import load_teachers as load_teachers
+from dpmodel.prediction.teachers import train_teachers as train_teachers
 from monitors.errors import BudgetExhausted as BudgetExhausted

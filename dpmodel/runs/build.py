@@ -139,11 +139,7 @@ def build_task(config: Config, *, private: bool = True) -> Task:
         device = _device(config.performance.device)
     if config.performance.threads is not None:
         torch.set_num_threads(config.performance.threads)
-    with locating_errors(config, "data"):
-        data = load_dataset(**config.data.reader_arguments)
-    require_stated_size(config, data)
-    if config.features is not None:
-        data = _with_features(config.features, config, data, device)
+    data = read_data(config, device)
     with locating_errors(config, "network"):
         network = build_network(
             config.network.name,
@@ -164,6 +160,19 @@ def build_task(config: Config, *, private: bool = True) -> Task:
     require_network_fits(config, network, data, device, private=private)
     require_metrics_fit(config, data)
     return Task(_with_size(config, data), data, network, loss_fn, device)
+
+
+def read_data(config: Config, device: torch.device) -> DataSplits:
+    """The data of a configuration, with its features in place of the inputs; ``device`` computes them.
+
+    Raises:
+        ConfigError: A name, argument or combination is wrong; with file and line.
+        DataError: Data are missing, damaged, or contradict the configuration.
+    """
+    with locating_errors(config, "data"):
+        data = load_dataset(**config.data.reader_arguments)
+    require_stated_size(config, data)
+    return data if config.features is None else _with_features(config.features, config, data, device)
 
 
 def _with_features(section: FeaturesSection, config: Config, data: DataSplits, device: torch.device) -> DataSplits:
