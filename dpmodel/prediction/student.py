@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import copy
+import hashlib
+import json
 import math
 import os
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -12,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from dpmodel.config import Config
+from dpmodel.data.fingerprint import Fingerprint
 from dpmodel.data.in_memory import InMemoryDataset
 from dpmodel.data.inference import INFERENCE_BATCH
 from dpmodel.data.splits import DataSplits, public_permutation
@@ -19,17 +24,25 @@ from dpmodel.prediction.answer import Answer
 from dpmodel.prediction.clipped_logits import logits_of
 from dpmodel.prediction.ensemble import Confidence, EnsembleLogits
 from dpmodel.prediction.plain_training import PlainTraining
+from dpmodel.prediction.public_labels import PublicLabels
 from dpmodel.prediction.query_ledger import QueryLedger
 from dpmodel.prediction.teachers import config_of, holds_data, load_teachers
 from dpmodel.prediction.teachers_folder import Ensemble, TeachersFolder
 from dpmodel.preflight.configured import require_known_names
 from dpmodel.runs.build import Task, build_task, read_data
+from dpmodel.saving.checkpoint import save_checkpoint
+from dpmodel.saving.lock import FolderLock
 from monitors import checks
+from monitors.atomic import write_atomically
 from monitors.errors import BudgetExhausted, ConfigError, DataError
 from monitors.events import GaussianEvent
 
 #: Which examples of the configuration's data are public.
 PUBLIC = ("test", "train")
+
+LABELS = "labels.safetensors"
+NETWORK = "student.safetensors"
+REPORT = "student.json"
 
 #: Constants that turn stored inputs into those of the network; teachers and public inputs must agree in them.
 _SCALES = ("mean", "std", "image_size")
@@ -45,41 +58,39 @@ class Student:
 
     Args:
         network: The student, in evaluation mode. It may be published: it follows from public data and paid answers.
-        rows: The public rows that were queried, int64 of shape (queries,).
-        answer: The noisy votes for them.
+        labels: The noisy votes for the public inputs that were queried.
         epsilon: Epsilon of the whole query ledger: all answers of these teachers that are on it, earlier ones too.
         delta: Its delta.
-        noise_multiplier: Noise multiplier of each answer.
         label_accuracy: Share of the given labels that agree with those of the public data.
         accuracy: Accuracy of the student on public examples that were not queried.
         held_out: Number of those examples.
         notes: Notes of the query ledger, which limit the claim.
+        reused: Whether the labels are those of an earlier call.
     """
 
     network: nn.Module
-    rows: Tensor
-    answer: Answer
+    labels: PublicLabels
     epsilon: float
     delta: float
-    noise_multiplier: float
     label_accuracy: float
     accuracy: float
     held_out: int
     notes: tuple[str, ...] = ()
+    reused: bool = False
 
     @property
     def answered(self) -> int:
         """Number of queries with an answer."""
-        return int(self.answer.answered.sum())
+        return int(self.labels.answer.answered.sum())
 
     def to_dict(self) -> dict[str, Any]:
         """The figures as plain JSON values."""
         return {
             "epsilon": self.epsilon,
             "delta": self.delta,
-            "queries": len(self.rows),
+            "queries": len(self.labels.rows),
             "answered": self.answered,
-            "noise_multiplier": self.noise_multiplier,
+            "noise_multiplier": self.labels.noise_multiplier,
             "label_accuracy": self.label_accuracy,
             "accuracy": self.accuracy,
             "held_out": self.held_out,
@@ -97,6 +108,7 @@ def train_student(
     confidence: Confidence | None = None,
     public: str = "test",
     rounds: int = 0,
+    output: str | os.PathLike[str] | None = None,
     trust_code: bool = False,
 ) -> Student:
     """Let teachers label public inputs privately, and train a student on these labels.
@@ -118,10 +130,13 @@ def train_student(
             of the teachers; the student is evaluated on the test examples.
         rounds: Rounds of self-training: the student labels all public inputs, those on which it is evaluated too but
             never their labels, and is trained on that from its initial weights.
+        output: Folder for ``labels.safetensors``, written as soon as they are given, ``student.safetensors`` and
+            ``student.json``. Labels of the same queries that it holds are used again, at no cost. None: no files.
         trust_code: Run the code that the configuration of the teachers names, even if their folder was not made here.
 
     Raises:
-        ConfigError: A setting is wrong, or the public inputs are the data of the teachers.
+        ConfigError: A setting is wrong, the public inputs are the data of the teachers, or ``output`` holds the answers
+            to other queries.
         BudgetExhausted: The queries do not fit the budget. Nothing was charged.
         DataError: No query was answered, or networks and data do not fit.
 
@@ -148,26 +163,73 @@ def train_student(
     checks.one_of(PUBLIC, public=public)
     folder = TeachersFolder(Path(teachers))
     ensemble = Ensemble.load(folder)
+    teachers_config = config_of(folder, ensemble, trust_code=trust_code)
     require_known_names(config)
     task = build_task(config, private=False)
-    seen = _as_teachers_see(task, config_of(folder, ensemble, trust_code=trust_code), ensemble, public)
+    seen = _as_teachers_see(task, teachers_config, ensemble, public)
     pool, held_out = _public_rows(task.data, public, queries)
-    networks, rows = load_teachers(folder.path, trust_code=trust_code)
-    multiplier = _fitting(ledger, queries, confidence) if noise_multiplier is None else noise_multiplier
-    voters = EnsembleLogits(
-        networks, rows=rows, noise_multiplier=multiplier, confidence=confidence, ledger=ledger, device=task.device
-    )
-    queried = pool[:queries]
-    answer = voters.query(seen.batch(queried)[0])
-    if not bool(answer.answered.any()):
-        raise DataError("no query was answered: too few teachers agree. Lower the threshold, or ask without confidence")
     examples: InMemoryDataset = getattr(task.data, public)
-    network = _taught(task, examples, queried, answer, rounds)
-    label_accuracy = float((answer.labels == examples.y[queried])[answer.answered].double().mean())
-    accuracy = _accuracy(network, task.data.test, held_out, task.device)
-    spent, notes = ledger.spent, tuple(ledger.ledger.notes)
+    asked = _asked(ensemble, examples, public, queries, confidence)
+    with nullcontext() if output is None else FolderLock(output):
+        files = None if output is None else Path(output)
+        labels = None if files is None else PublicLabels.load(files / LABELS, asked, ledger.spent)
+        reused = labels is not None
+        if labels is None:
+            networks, rows = load_teachers(folder.path, trust_code=trust_code)
+            multiplier = _fitting(ledger, queries, confidence) if noise_multiplier is None else noise_multiplier
+            voters = EnsembleLogits(
+                networks, rows=rows, noise_multiplier=multiplier, confidence=confidence, ledger=ledger, device=task.device
+            )
+            answer = voters.query(seen.batch(pool[:queries])[0])
+            labels = PublicLabels(pool[:queries], answer, multiplier, ledger.spent, asked)
+            if files is not None:
+                labels.save(files / LABELS)
+        student = _student(task, examples, labels, rounds, held_out, ledger, reused)
+        if files is not None:
+            save_checkpoint(files / NETWORK, student.network)
+            write_atomically(files / REPORT, json.dumps(student.to_dict(), indent=1) + "\n")
+    return student
+
+
+def _asked(
+    ensemble: Ensemble, examples: InMemoryDataset, public: str, queries: int, confidence: Confidence | None
+) -> dict[str, Any]:
+    """What the teachers are asked, as JSON values; the data are public, and so is their digest."""
+    compared = None if confidence is None else [confidence.threshold, confidence.noise_multiplier]
+    digest = Fingerprint.of(examples).digest
+    return {"teachers": _name(ensemble), "public": public, "data": digest, "queries": queries, "confidence": compared}
+
+
+def _name(ensemble: Ensemble) -> str:
+    """A public name of an ensemble: its ID is the key of a digest of private data, and must stay secret."""
+    return hashlib.sha256(b"teachers " + bytes.fromhex(ensemble.ensemble_id)).hexdigest()
+
+
+def _student(
+    task: Task,
+    examples: InMemoryDataset,
+    labels: PublicLabels,
+    rounds: int,
+    held_out: Tensor,
+    ledger: QueryLedger,
+    reused: bool,
+) -> Student:
+    """Train and evaluate the student."""
+    answered = labels.answer.answered
+    if not bool(answered.any()):
+        raise DataError("no query was answered: too few teachers agree. Lower the threshold, or ask without confidence")
+    network = _taught(task, examples, labels.rows, labels.answer, rounds)
+    right = labels.answer.labels == examples.y[labels.rows]
     return Student(
-        network, queried, answer, spent, ledger.delta, multiplier, label_accuracy, accuracy, len(held_out), notes
+        network,
+        labels,
+        ledger.spent,
+        ledger.delta,
+        float(right[answered].double().mean()),
+        _accuracy(network, task.data.test, held_out, task.device),
+        len(held_out),
+        tuple(ledger.ledger.notes),
+        reused,
     )
 
 
@@ -186,7 +248,7 @@ def _as_teachers_see(task: Task, teachers: Config, ensemble: Ensemble, public: s
                 "need public inputs of the same scale"
             )
     same = config.features == teachers.features
-    asked = replace_sections(config, features=teachers.features)
+    asked = config.model_copy(update={"features": teachers.features})
     data = task.data if same else read_data(asked, task.device)
     if public == "train" and holds_data(ensemble, replace(task, config=asked, data=data)):
         raise ConfigError(
@@ -195,11 +257,6 @@ def _as_teachers_see(task: Task, teachers: Config, ensemble: Ensemble, public: s
         )
     examples: InMemoryDataset = getattr(data, public)
     return examples
-
-
-def replace_sections(config: Config, **sections: Any) -> Config:
-    """``config`` with other sections."""
-    return config.model_copy(update=sections)
 
 
 def _public_rows(data: DataSplits, public: str, queries: int) -> tuple[Tensor, Tensor]:
@@ -227,8 +284,6 @@ def _fitting(ledger: QueryLedger, queries: int, confidence: Confidence | None) -
 
 def _taught(task: Task, examples: InMemoryDataset, queried: Tensor, answer: Answer, rounds: int) -> nn.Module:
     """The student, trained on the answers; in further rounds, on what it says about all public inputs."""
-    import copy
-
     training, network = PlainTraining.of(task), copy.deepcopy(task.network)
     x = examples.batch(queried[answer.answered])[0].to(task.device)
     training.fit(network, x, answer.labels[answer.answered].to(task.device))

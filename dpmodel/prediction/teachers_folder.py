@@ -53,6 +53,16 @@ class TeachersFolder:
         """The query ledger of these teachers, if no other one is chosen."""
         return self.path / "queries"
 
+    def require_trained(self) -> None:
+        """Refuse a folder without teachers.
+
+        Raises:
+            ConfigError: There are none.
+        """
+        if not self.partition.is_file():
+            what = "holds no teachers" if self.path.exists() else "does not exist"
+            raise ConfigError(f"{self.path} {what}; give a folder of `dpmodel teachers`")
+
     def require_unused(self) -> None:
         """Refuse a folder with other files.
 
@@ -112,9 +122,7 @@ class Ensemble:
             ConfigError: The folder holds no teachers.
             CheckpointError: The file is damaged.
         """
-        if not folder.partition.is_file():
-            what = "holds no teachers" if folder.path.exists() else "does not exist"
-            raise ConfigError(f"{folder.path} {what}; give a folder of `dpmodel teachers`")
+        folder.require_trained()
         tensors, values = read_tensor_file(folder.partition)
         try:
             if values["format"] != FORMAT:
