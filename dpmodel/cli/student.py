@@ -105,7 +105,9 @@ def _show(trained: Student, directory: Path) -> None:
     from monitors.spent import epsilon_text
 
     table = Table(title="Student", title_justify="left", show_header=False)
-    labels = f"{trained.answered:,} of {len(trained.labels.rows):,} queries" + (", used again" if trained.reused else "")
+    labels = f"{trained.answered:,} of {len(trained.labels.rows):,} queries" + (
+        ", used again" if trained.reused else ""
+    )
     for name, value in (
         ("labels", labels),
         ("labels that are right", f"{trained.label_accuracy:.2%}"),

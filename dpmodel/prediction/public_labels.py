@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-
 from torch import Tensor
 
 from dpmodel.prediction.answer import Answer
@@ -84,5 +83,3 @@ class PublicLabels:
                 f"{spent:.4g}; give the ledger that holds its charge"
             )
         return labels
-
-

@@ -48,8 +48,11 @@ REPORT = "student.json"
 _SCALES = ("mean", "std", "image_size")
 
 #: Multipliers between which the noise of the answers is searched, and halvings of that range.
-_MULTIPLIERS = 1e-3, 1e9
+_MULTIPLIERS = 1e-3, 1e4
 _HALVINGS = 80
+
+#: A little more noise, so that the stated epsilon is not above the budget by its rounding.
+_SLACK = 1 + 1e-9
 
 
 @dataclass(frozen=True)
@@ -178,7 +181,12 @@ def train_student(
             networks, rows = load_teachers(folder.path, trust_code=trust_code)
             multiplier = _fitting(ledger, queries, confidence) if noise_multiplier is None else noise_multiplier
             voters = EnsembleLogits(
-                networks, rows=rows, noise_multiplier=multiplier, confidence=confidence, ledger=ledger, device=task.device
+                networks,
+                rows=rows,
+                noise_multiplier=multiplier,
+                confidence=confidence,
+                ledger=ledger,
+                device=task.device,
             )
             answer = voters.query(seen.batch(pool[:queries])[0])
             labels = PublicLabels(pool[:queries], answer, multiplier, ledger.spent, asked)
@@ -265,7 +273,9 @@ def _public_rows(data: DataSplits, public: str, queries: int) -> tuple[Tensor, T
     most = len(pool) - (public == "test")
     if queries > most:
         kept = " of which one at least is kept for the evaluation," if public == "test" else ""
-        raise ConfigError(f"queries must be at most {most:,}: there are {len(pool):,} public inputs,{kept} got {queries:,}")
+        raise ConfigError(
+            f"queries must be at most {most:,}: there are {len(pool):,} public inputs,{kept} got {queries:,}"
+        )
     return pool, pool[queries:] if public == "test" else torch.arange(len(data.test))
 
 
@@ -279,7 +289,7 @@ def _fitting(ledger: QueryLedger, queries: int, confidence: Confidence | None) -
     for _ in range(_HALVINGS):
         middle = math.sqrt(low * high)
         low, high = (low, middle) if ledger.fits(*compared, (GaussianEvent(middle), queries)) else (middle, high)
-    return high
+    return high * _SLACK
 
 
 def _taught(task: Task, examples: InMemoryDataset, queried: Tensor, answer: Answer, rounds: int) -> nn.Module:

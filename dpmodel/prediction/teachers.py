@@ -334,9 +334,7 @@ def _claimed(
         drawn.save(folder, lock)
         return drawn
     found = Ensemble.load(folder)
-    changed = sorted(
-        name for name in {*settings, *found.settings} if settings.get(name) != found.settings.get(name)
-    )
+    changed = sorted(name for name in {*settings, *found.settings} if settings.get(name) != found.settings.get(name))
     if changed:
         name = changed[0]
         raise ConfigError(

@@ -134,7 +134,9 @@ class Ensemble:
             settings, facts = dict(values["settings"]), dict(values["facts"])
             return cls(ensemble_id, partition, config, settings, data, facts, values["classes"])
         except (KeyError, TypeError, ValueError) as error:
-            raise CheckpointError(f"{folder.partition} was written by a different version of dpmodel: {error}") from error
+            raise CheckpointError(
+                f"{folder.partition} was written by a different version of dpmodel: {error}"
+            ) from error
 
     @property
     def made_here(self) -> bool:

@@ -299,7 +299,7 @@ def test_a_killed_command_goes_on_and_gives_the_teachers_of_an_uninterrupted_one
     process = command(tmp_path, jobs)
     out, err = process.communicate(timeout=120)
     assert process.returncode == 0, err
-    assert Ensemble.load(TeachersFolder(folder)) .ensemble_id == first.ensemble_id
+    assert Ensemble.load(TeachersFolder(folder)).ensemble_id == first.ensemble_id
     assert not list(folder.glob("*.tmp"))
     network = load_teachers(folder)
     job = TeacherJob(0, str(folder), first.ensemble_id, make_config(values).to_yaml())
