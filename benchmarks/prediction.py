@@ -36,8 +36,8 @@ MNIST, {parts} teachers on disjoint parts of the 60,000 training images, about 2
 
     python benchmarks/prediction.py --root DATA --work runs/prediction --output docs/results/private_prediction.md
 
-Each answer is a Gaussian release of the votes. Each set of teachers has its own random parts. In brackets: the lowest and
-the highest of {repeats} repetitions, which differ in the noise. All settings were chosen with the test images.
+Each answer is a Gaussian release of the votes. Each set of teachers has its own random parts. In brackets: the lowest
+and the highest of {repeats} repetitions, which differ in the noise. All settings were chosen with the test images.
 
 ## Labels
 
@@ -50,8 +50,8 @@ the highest of {repeats} repetitions, which differ in the noise. All settings we
 ## A student
 
 A linear classifier on scattering features, trained on the private labels of some test images, at a whole epsilon of
-{student_epsilon:g}. The teachers are trained in the same way. It is evaluated on the test images that were not queried. In
-self-training, it labels all 10,000 test images itself, and is trained on that: their true labels are never used.
+{student_epsilon:g}. The teachers are trained in the same way. It is evaluated on the test images that were not queried.
+In self-training, it labels all 10,000 test images itself, and is trained on that: their true labels are never used.
 
 | queries | private labels that are right | rounds of self-training | accuracy of the student | test images |
 |---|---|---|---|---|

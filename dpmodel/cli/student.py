@@ -18,7 +18,7 @@ EXAMPLES = """
   dpmodel student run.yaml --teachers runs/teachers --queries 1000 --budget-epsilon 2
 
   # Answers only where about 200 teachers agree
-  dpmodel student run.yaml --teachers runs/teachers --queries 500 --budget-epsilon 4 --threshold 200 --threshold-noise 100
+  dpmodel student run.yaml --teachers runs/teachers --queries 500 --threshold 200 --threshold-noise 99
 
   # The public inputs are the training examples of another data set
   dpmodel student public.yaml --teachers runs/teachers --queries 1000 --budget-epsilon 2 --public train
@@ -105,9 +105,8 @@ def _show(trained: Student, directory: Path) -> None:
     from monitors.spent import epsilon_text
 
     table = Table(title="Student", title_justify="left", show_header=False)
-    labels = f"{trained.answered:,} of {len(trained.labels.rows):,} queries" + (
-        ", used again" if trained.reused else ""
-    )
+    again = ", used again" if trained.reused else ""
+    labels = f"{trained.answered:,} of {len(trained.labels.rows):,} queries{again}"
     for name, value in (
         ("labels", labels),
         ("labels that are right", f"{trained.label_accuracy:.2%}"),

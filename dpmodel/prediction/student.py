@@ -272,9 +272,9 @@ def _public_rows(data: DataSplits, public: str, queries: int) -> tuple[Tensor, T
     pool = public_permutation(len(getattr(data, public)))
     most = len(pool) - (public == "test")
     if queries > most:
-        kept = " of which one at least is kept for the evaluation," if public == "test" else ""
+        kept = ", of which one at least is kept for the evaluation" if public == "test" else ""
         raise ConfigError(
-            f"queries must be at most {most:,}: there are {len(pool):,} public inputs,{kept} got {queries:,}"
+            f"queries must be at most {most:,}, got {queries:,}: there are {len(pool):,} public inputs{kept}"
         )
     return pool, pool[queries:] if public == "test" else torch.arange(len(data.test))
 

@@ -260,7 +260,7 @@ def load_teachers(directory: str | os.PathLike[str], *, trust_code: bool = False
     missing = sum(not ensemble.is_finished(folder, part) for part in parts)
     if missing:
         raise ConfigError(
-            f"{missing} of {len(parts)} teachers in {folder.path} are not trained; repeat `dpmodel teachers` to continue"
+            f"{missing} of {len(parts)} teachers in {folder.path} are not trained; repeat `dpmodel teachers`"
         )
     config = config_of(folder, ensemble, trust_code=trust_code)
     first = build_network(
@@ -376,7 +376,7 @@ def _classes_of(config: Config, task: Task) -> int:
         )
     some = task.data.test.batch(torch.arange(1))[0]
     try:
-        return logits_of(task.network, some, task.device, INFERENCE_BATCH).shape[1]
+        return int(logits_of(task.network, some, task.device, INFERENCE_BATCH).shape[1])
     except DataError as error:
         raise ConfigError(f"{config.where('network')}: network: {error}") from error
 
@@ -419,7 +419,8 @@ def _restored(first: nn.Module, folder: TeachersFolder, ensemble: Ensemble, part
     try:
         network.load_state_dict(saved)
     except RuntimeError as error:
+        reason = str(error).splitlines()[-1].strip()
         raise CheckpointError(
-            f"{folder.teacher(part)} does not fit the network of its configuration: {str(error).splitlines()[-1].strip()}"
+            f"{folder.teacher(part)} does not fit the network of its configuration: {reason}"
         ) from error
     return network.eval()

@@ -172,7 +172,7 @@ def test_a_second_student_is_refused_once_the_budget_is_spent(teachers, ledger):
 @pytest.mark.parametrize(
     ("changes", "arguments", "message"),
     [
-        ({}, {"queries": 100}, "queries must be at most 99: there are 100 public inputs"),
+        ({}, {"queries": 100}, "queries must be at most 99, got 100: there are 100 public inputs"),
         ({}, {"public": "train"}, "are those of the teachers, which are private"),
         ({"data": {**VALUES["data"], "mean": 0.5}}, {}, "need public inputs of the same scale"),
         ({}, {"public": "all"}, "public must be one of"),

@@ -98,7 +98,7 @@ def test_an_interrupted_command_goes_on_where_it_stopped(tmp_path, monkeypatch):
     monkeypatch.setattr(TeacherJob, "train", interrupted)
     run = train_teachers(configuration(), tmp_path / "t", PARTS, jobs=1, seed=5)
     assert (run.interrupted, run.ok, run.missing) == (True, False, 4)
-    with pytest.raises(ConfigError, match="4 of 6 teachers in .* are not trained"):
+    with pytest.raises(ConfigError, match=r"4 of 6 teachers in .* are not trained"):
         load_teachers(tmp_path / "t")
     monkeypatch.undo()
     again = train_teachers(configuration(), tmp_path / "t", PARTS, jobs=1)
@@ -297,7 +297,7 @@ def test_a_killed_command_goes_on_and_gives_the_teachers_of_an_uninterrupted_one
     first = Ensemble.load(TeachersFolder(folder))
     assert len(list(folder.glob("teacher-*.safetensors"))) < 40
     process = command(tmp_path, jobs)
-    out, err = process.communicate(timeout=120)
+    _, err = process.communicate(timeout=120)
     assert process.returncode == 0, err
     assert Ensemble.load(TeachersFolder(folder)).ensemble_id == first.ensemble_id
     assert not list(folder.glob("*.tmp"))
