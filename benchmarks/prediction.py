@@ -59,13 +59,14 @@ In self-training, it labels all 10,000 test images itself, and is trained on tha
 """
 
 
-def configuration(root: str, features: dict[str, Any] | None, **training: Any) -> Config:
+def configuration(root: str, features: dict[str, Any] | None, smoothing: float = 0.0, **training: Any) -> Config:
     """A linear classifier on the pixels, or on features."""
     return make_config(
         {
             "data": {"name": "mnist", "root": root},
             "features": features,
             "network": {"name": "linear" if features is None else "scattering_linear"},
+            "loss": {"name": "cross_entropy", **({"label_smoothing": smoothing} if smoothing else {})},
             "optimizer": {"name": "Momentum", "momentum": 0.9, **training.pop("optimizer")},
             "privacy": {"noise_multiplier": 1.0},
             "training": training,
@@ -124,6 +125,8 @@ def main() -> None:
     pixels = configuration(given.root, None, optimizer={"lr": 0.1}, epochs=20, batch_size=32)
     gentle = {"lr": 0.001, "weight_decay": 0.1}
     waves = configuration(given.root, SCATTERING, optimizer=gentle, epochs=10, batch_size=20)
+    # Smoothed targets keep the student from repeating its own labels, wrong ones too, in self-training.
+    learner = configuration(given.root, SCATTERING, 0.4, optimizer=gentle, epochs=5, batch_size=20)
     for name, config in (("linear", pixels), ("scattering", waves)):
         run = train_teachers(config, given.work / name, PARTS, jobs=given.jobs)
         assert run.ok, run.faults
@@ -133,7 +136,7 @@ def main() -> None:
     row = measured_labels(given.work / "linear", x, y, given.repeats)
     print(row, flush=True)
     students = [
-        measured_student(waves, given.work / "scattering", queries, rounds, given.repeats)
+        measured_student(learner, given.work / "scattering", queries, rounds, given.repeats)
         for queries, rounds in ((400, 0), (400, 4), (1000, 4))
     ]
     page = PAGE.format(

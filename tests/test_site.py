@@ -27,6 +27,7 @@ DOCUMENTED += [
         "figures",
         "metrics",
         "nets",
+        "prediction",
         "starter",
         "statistics",
         "tuning",
