@@ -168,6 +168,11 @@ def train_student(
     ensemble = Ensemble.load(folder)
     teachers_config = config_of(folder, ensemble, trust_code=trust_code)
     require_known_names(config)
+    if config.normalise is not None:
+        raise ConfigError(
+            f"{config.where('normalise')}: normalise releases statistics of private data, which a student does not use; "
+            "remove it"
+        )
     task = build_task(config, private=False)
     seen = _as_teachers_see(task, teachers_config, ensemble, public)
     pool, held_out = _public_rows(task.data, public, queries)

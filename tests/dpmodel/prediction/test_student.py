@@ -175,6 +175,11 @@ def test_a_second_student_is_refused_once_the_budget_is_spent(teachers, ledger):
         ({}, {"queries": 100}, "queries must be at most 99, got 100: there are 100 public inputs"),
         ({}, {"public": "train"}, "are those of the teachers, which are private"),
         ({"data": {**VALUES["data"], "mean": 0.5}}, {}, "need public inputs of the same scale"),
+        (
+            {"normalise": {"name": "private", "noise_multiplier": 1.0, "norm_bound": 1.0, "square_bound": 1.0}},
+            {},
+            "normalise releases statistics of private data",
+        ),
         ({}, {"public": "all"}, "public must be one of"),
         ({}, {"queries": 0}, "queries must be"),
         ({}, {"rounds": -1}, "rounds must be"),
