@@ -170,8 +170,8 @@ def train_student(
     require_known_names(config)
     if config.normalise is not None:
         raise ConfigError(
-            f"{config.where('normalise')}: normalise releases statistics of private data, which a student does not use; "
-            "remove it"
+            f"{config.where('normalise')}: normalise releases statistics of private data, which a student does not "
+            "use; remove it"
         )
     task = build_task(config, private=False)
     seen = _as_teachers_see(task, teachers_config, ensemble, public)
