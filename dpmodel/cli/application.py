@@ -13,7 +13,7 @@ from typing import Any
 import typer
 from typer.core import TyperCommand
 
-from dpmodel.cli import budget, compare, evaluate, init, plot, predict, serve, train, tune
+from dpmodel.cli import budget, compare, evaluate, init, plot, predict, serve, student, teachers, train, tune
 from dpmodel.cli.exit_codes import BAD_USAGE, FAILED, OK
 from dpmodel.cli.streams import make_patient
 from dpmodel.distributed.launch import launched_processes
@@ -59,6 +59,8 @@ _add("serve", serve.serve, serve.EXAMPLES)
 _add("compare", compare.compare, compare.EXAMPLES)
 _add("plot", plot.plot, plot.EXAMPLES)
 _add("tune", tune.tune, tune.EXAMPLES)
+_add("teachers", teachers.teachers, teachers.EXAMPLES)
+_add("student", student.student, student.EXAMPLES)
 
 
 @app.callback(invoke_without_command=True)

@@ -145,7 +145,7 @@ def _held_out(name: str, raw: RawSplits, validation: int, limit: int | None) -> 
             f"validation is {validation}, but of {total} training examples at least {least} must be left to train on; "
             f"use at most {max(0, total - least)}" + ("" if limit is None else ", or lower limit")
         )
-    rows = _public_permutation(total)
+    rows = public_permutation(total)
     # A limit keeps the first rows of the permutation, so that they are the same with and without validation.
     train, held_out = (
         rows[: total - validation if limit is None else limit].sort().values,
@@ -199,9 +199,10 @@ def _public_rows(total: int, most: int | None, name: str) -> Tensor | None:
     checks.positive_int(**{name: most})
     if most > total:
         raise ValueError(f"{name} is {most}, but there are only {total} examples; use at most {total}, or omit it")
-    return _public_permutation(total)[:most].sort().values
+    return public_permutation(total)[:most].sort().values
 
 
-def _public_permutation(total: int) -> Tensor:
+def public_permutation(total: int) -> Tensor:
+    """The rows from 0 to ``total`` in a fixed, public order."""
     # Files are often ordered by class, so the first rows might all be of one class.
     return torch.randperm(total, generator=torch.Generator().manual_seed(PERMUTATION_SEED))

@@ -14,4 +14,10 @@ from dpmodel.prediction.repeated_queries import AttackPoint as AttackPoint
 from dpmodel.prediction.repeated_queries import SamplingAttack as SamplingAttack
 from dpmodel.prediction.repeated_queries import advantage_bound as advantage_bound
 from dpmodel.prediction.repeated_queries import sampling_attack as sampling_attack
+from dpmodel.prediction.student import Student as Student
+from dpmodel.prediction.student import train_student as train_student
+from dpmodel.prediction.teachers import Teachers as Teachers
+from dpmodel.prediction.teachers import TeachersRun as TeachersRun
+from dpmodel.prediction.teachers import load_teachers as load_teachers
+from dpmodel.prediction.teachers import train_teachers as train_teachers
 from monitors.errors import BudgetExhausted as BudgetExhausted

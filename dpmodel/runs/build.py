@@ -127,12 +127,13 @@ class Training:
         return self.task.placed(self.task.data.test)
 
 
-def build_task(config: Config, data: DataSplits | None = None) -> Task:
+def build_task(config: Config, data: DataSplits | None = None, *, private: bool = True) -> Task:
     """Read the data and build network and loss.
 
     Args:
         config: The configuration.
         data: Data in place of those of the configuration, with any features computed. Default: read them.
+        private: Whether the network is to be trained with privacy; layers that cannot be are then refused.
 
     Raises:
         ConfigError: A name, argument or combination is wrong; with file and line.
@@ -142,14 +143,11 @@ def build_task(config: Config, data: DataSplits | None = None) -> Task:
         device = _device(config.performance.device)
     if config.performance.threads is not None:
         torch.set_num_threads(config.performance.threads)
-    read = data is None
     if data is None:
-        with locating_errors(config, "data"):
-            data = load_dataset(**config.data.reader_arguments)
-        require_stated_size(config, data)
-    inputs = InputForm.of(data)
-    if read and config.features is not None:
-        data = _with_features(config.features, config, data, device)
+        read = _raw_data(config)
+        inputs, data = InputForm.of(read), _with_any_features(config, read, device)
+    else:
+        inputs = InputForm.of(data)
     with locating_errors(config, "network"):
         network = build_network(
             config.network.name,
@@ -167,9 +165,30 @@ def build_task(config: Config, data: DataSplits | None = None) -> Task:
                 raise ValueError(f"inputs of {data.train.x.dtype} cannot be normalised; remove normalise")
         network = NormalisedNetwork(network, data.example_shape)
     network.to(device)
-    require_network_fits(config, network, data, device)
+    require_network_fits(config, network, data, device, private=private)
     require_metrics_fit(config, data)
     return Task(_with_size(config, data), data, network, loss_fn, device, inputs)
+
+
+def read_data(config: Config, device: torch.device) -> DataSplits:
+    """The data of a configuration, with its features in place of the inputs; ``device`` computes them.
+
+    Raises:
+        ConfigError: A name, argument or combination is wrong; with file and line.
+        DataError: Data are missing, damaged, or contradict the configuration.
+    """
+    return _with_any_features(config, _raw_data(config), device)
+
+
+def _raw_data(config: Config) -> DataSplits:
+    with locating_errors(config, "data"):
+        data = load_dataset(**config.data.reader_arguments)
+    require_stated_size(config, data)
+    return data
+
+
+def _with_any_features(config: Config, data: DataSplits, device: torch.device) -> DataSplits:
+    return data if config.features is None else _with_features(config.features, config, data, device)
 
 
 def _with_features(section: FeaturesSection, config: Config, data: DataSplits, device: torch.device) -> DataSplits:
