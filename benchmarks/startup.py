@@ -2,10 +2,12 @@
 
     python benchmarks/startup.py [--runs 9]
     python benchmarks/startup.py --trainings vgg11 lenet5 resnet18 [--runs 3]
+    python benchmarks/startup.py --images cifar10_jpeg.zip [--runs 3]
 
-Commands are whole processes: best and median of several runs. Trainings are measured on one thread in CPU time, in
-units of plain steps with the same batch size. Targets: ``dpmodel budget`` takes less than 0.7 s; ``import dpmodel``
-loads no torch; VGG11 (129 million weights) starts within 25 plain steps.
+Commands are whole processes: best and median of several runs. Images are those of a zip archive of class folders, read
+as it is and as an unpacked folder, each time by a new process: seconds of ``load_dataset``, without imports. Trainings
+are measured on one thread in CPU time, in units of plain steps with the same batch size. Targets: ``dpmodel budget``
+takes less than 0.7 s; ``import dpmodel`` loads no torch; VGG11 (129 million weights) starts within 25 plain steps.
 """
 
 from __future__ import annotations
@@ -13,10 +15,14 @@ from __future__ import annotations
 import argparse
 import contextlib
 import io
+import json
+import os
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -110,11 +116,56 @@ def trainings(names: list[str], runs: int) -> None:
         print(f"{name:<12}{1e3 * plain:16.1f}{start:20.1f}{first:21.1f}")
 
 
+READ = """
+import json, sys, time
+from dpmodel.data import load_dataset
+options = json.loads(sys.argv[1])
+begun, busy = time.perf_counter(), time.process_time()
+load_dataset("image_folder", **options)
+print(time.perf_counter() - begun, time.process_time() - busy)
+"""
+
+
+def read_seconds(**options: Any) -> tuple[float, float]:
+    """Seconds and seconds of CPU time of one reading, in a process of its own."""
+    command = [sys.executable, "-c", READ, json.dumps(options)]
+    shown = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=True).stdout
+    elapsed, busy = map(float, shown.split())
+    return elapsed, busy
+
+
+def images(archive: Path, runs: int) -> None:
+    few = {"limit": 1000, "test_limit": 1000}
+    print(f"{'images':<44}{'s':>8}{'CPU s':>8}")
+    with tempfile.TemporaryDirectory() as place:
+        with zipfile.ZipFile(archive) as opened:
+            opened.extractall(Path(place) / "folder")
+        for kind, root in (("zip archive", archive.absolute()), ("folder", Path(place) / "folder")):
+            cases = {
+                "all, no cache": {"cache": None},
+                "1,000 and 1,000, no cache": {"cache": None, **few},
+                "all, first start": {"cache": f"{place}/cache"},
+                "all, later starts": {"cache": f"{place}/cache"},
+                "1,000 and 1,000, later starts": {"cache": f"{place}/cache", **few},
+            }
+            for words, options in cases.items():
+                repeated = 1 if words.endswith("first start") else runs
+                found = [read_seconds(root=os.fspath(root), **options) for _ in range(repeated)]
+                elapsed, busy = (statistics.median(column) for column in zip(*found, strict=True))
+                print(f"{f'{kind}: {words}':<44}{elapsed:8.2f}{busy:8.2f}", flush=True)
+        kept = sum(path.stat().st_size for path in Path(place, "cache").rglob("*") if path.is_file())
+    print(f"files of the cache, two sources: {kept / 1e6:.0f} MB; archive: {archive.stat().st_size / 1e6:.0f} MB")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--runs", type=int, default=9, help="timed runs of each")
     parser.add_argument("--trainings", nargs="+", choices=TRAININGS, help="measure these instead of the commands")
+    parser.add_argument("--images", type=Path, help="measure reading this zip archive of class folders instead")
     options = parser.parse_args()
+    if options.images:
+        images(options.images, options.runs)
+        return
     if options.trainings:
         trainings(options.trainings, options.runs)
         return

@@ -10,8 +10,10 @@ import torch.nn.functional as F
 import torchvision
 from torch import Tensor, nn
 
+from dpmodel.nets.cifar_cnn import CifarCNN
 from dpmodel.nets.dense import Linear
 from dpmodel.nets.lenet5 import LeNet5
+from dpmodel.nets.resnet import resnet18
 from dpmodel.nets.small_cnn import SmallCNN
 
 VOCABULARY = 5000
@@ -49,26 +51,6 @@ class TokenLoss(nn.Module):
         losses = F.cross_entropy(scores.flatten(0, 1), tokens.flatten(), reduction="none")
         examples = losses.view(tokens.shape).mean(1)
         return examples if self.reduction == "none" else examples.mean()
-
-
-class CifarCNN(nn.Module):
-    """The tanh network of Papernot et al. 2021 for 3 x 32 x 32 images: six convolutions, two dense layers."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        layers: list[nn.Module] = []
-        channels = 3
-        for width in (32, 64, 128):
-            for _ in range(2):
-                layers += [nn.Conv2d(channels, width, 3, padding=1), nn.Tanh()]
-                channels = width
-            layers.append(nn.MaxPool2d(2))
-        self.features = nn.Sequential(*layers)
-        self.classifier = nn.Sequential(nn.Linear(128 * 4 * 4, 128), nn.Tanh(), nn.Linear(128, 10))
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Scores of each class."""
-        return self.classifier(self.features(x).flatten(1))
 
 
 class TextEncoder(nn.Module):
@@ -143,11 +125,6 @@ class DeepCNN(nn.Module):
         return self.head(self.features(x).mean((2, 3)))
 
 
-def resnet18_group_norm() -> nn.Module:
-    """ResNet18 with GroupNorm in place of BatchNorm."""
-    return torchvision.models.resnet18(num_classes=10, norm_layer=lambda channels: nn.GroupNorm(32, channels))
-
-
 def vit_b_16() -> nn.Module:
     """ViT-B/16 for 224 x 224 images."""
     return torchvision.models.vit_b_16(num_classes=10)
@@ -168,7 +145,7 @@ WORKLOADS: dict[str, Workload] = {
         Workload("mnist-cnn", SmallCNN, images(1, 28, 28), (512,)),
         Workload("linear", lambda: Linear(3969), images(3969), (4096,)),
         Workload("cifar-cnn", CifarCNN, images(3, 32, 32), (256,), gpu_batch_sizes=(1024,)),
-        Workload("resnet18-gn", resnet18_group_norm, images(3, 32, 32), (32,), gpu_batch_sizes=(256,)),
+        Workload("resnet18-gn", resnet18, images(3, 32, 32), (32,), gpu_batch_sizes=(256,)),
         Workload("text-encoder", TextEncoder, tokens(64), (64,), classes=2, gpu_batch_sizes=(512,)),
         Workload("vit-b16", vit_b_16, images(3, 224, 224), gpu_batch_sizes=(32,)),
         Workload("gpt2-small", CausalLM, tokens(256, 50257), gpu_batch_sizes=(8,), loss=TokenLoss),

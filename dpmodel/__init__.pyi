@@ -22,6 +22,9 @@ from dpmodel.planning.target_epsilon import noise_for_epsilon as noise_for_epsil
 from dpmodel.preflight.network import fix as fix
 from dpmodel.preflight.network import validate as validate
 from dpmodel.runs.evaluate import evaluate_run as evaluate_run
+from dpmodel.runs.predict import QuerySettings as QuerySettings
+from dpmodel.runs.predict import RunPredictor as RunPredictor
+from dpmodel.runs.predict import open_predictor as open_predictor
 from dpmodel.runs.train import train_from_config as train_from_config
 from dpmodel.saving.checkpoint import load_checkpoint as load_checkpoint
 from dpmodel.saving.checkpoint import load_param_into_net as load_param_into_net

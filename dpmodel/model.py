@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from dpmodel import preflight
+from dpmodel.augmentation import Augmentation
 from dpmodel.callbacks.base import CallbackList
 from dpmodel.claims.claimed import ClaimedModel
 from dpmodel.claims.verification import verified_by
@@ -95,6 +96,10 @@ class DPModel(ClaimedModel):
         isolation: ``"verified"``: network and loss see one example at a time, and their Python state is restored after
             each pass; a network that keeps something of an example elsewhere is refused. ``"trust"`` trains it too,
             and marks the ledger and the report "isolation not verified".
+        augmentation: Random transforms of each example, on the device: names of ``dpmodel.augmentation.AUGMENTATIONS``,
+            or what else ``dpmodel.augmentation.Augmentation`` takes. None: none.
+        augmentation_multiplicity: Number of views (random augmentations) of each example whose gradients are averaged
+            before the clip. They count as one example: a step takes longer, and epsilon is the same.
         device: Where to train. Default: the device of the network.
         seed: None: secret sampling. An integer makes sampling reproducible and voids the guarantee (tests only).
         ledger: Where releases are recorded. Default: the ledger of the weights if this process has trained them
@@ -137,6 +142,8 @@ class DPModel(ClaimedModel):
         static_shapes: bool | str = "auto",
         cuda_graphs: bool = True,
         isolation: str = "verified",
+        augmentation: Any = None,
+        augmentation_multiplicity: int = 1,
         device: str | torch.device | None = None,
         seed: int | None = None,
         ledger: Ledger | None = None,
@@ -169,6 +176,7 @@ class DPModel(ClaimedModel):
         self.static_shapes = static_shapes
         self.cuda_graphs = bool(cuda_graphs)
         self.isolation = isolation
+        self.augmentation = Augmentation.of(augmentation, augmentation_multiplicity)
         self.seed = seed
         self.metrics = MetricSet("loss" if metrics is None else metrics, loss_fn=loss_fn)
         self.metrics_asked = metrics is not None
@@ -243,7 +251,7 @@ class DPModel(ClaimedModel):
                 trial.run.say(line)
             evaluate = None if valid_loader is None else lambda: self.evaluate(valid_loader)
             drawn = trial.run, trial.loader, trial.collation
-            self._carry_out(TrainingLoop(*drawn, step, listeners, evaluate, self.device, keepers))
+            self._carry_out(TrainingLoop(*drawn, step, listeners, evaluate, self.device, keepers, trial.augmentation))
         return trial.run.history
 
     def train(

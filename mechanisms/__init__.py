@@ -10,6 +10,7 @@ from mechanisms.correlated.workload import Workload
 from mechanisms.factory import ClipMechanismsFactory, NoiseMechanismsFactory
 from mechanisms.gaussian_query import GaussianMechanism
 from mechanisms.noise import AdaGaussian, Gaussian, NoiseMechanism
+from mechanisms.product_sum import ClippedProductSum
 from mechanisms.queries import CountingQuery, LaplaceMechanism
 from mechanisms.rng import SecureGenerator
 from mechanisms.sampling import PoissonSampler, Sampler, ShuffleSampler
@@ -23,6 +24,7 @@ __all__ = [
     "BandedMF",
     "ClipMechanism",
     "ClipMechanismsFactory",
+    "ClippedProductSum",
     "ClippedUnit",
     "ClippedVectorSum",
     "CountingQuery",

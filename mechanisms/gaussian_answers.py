@@ -45,6 +45,11 @@ class GaussianAnswers:
         return f"GaussianAnswers(noise_multiplier={self.noise_multiplier:g}, sensitivity={self.sensitivity:g})"
 
     @property
+    def settings(self) -> str:
+        """Everything that the distribution of an answer depends on, exactly."""
+        return f"{self.noise_multiplier!r} {self.sensitivity!r}"
+
+    @property
     def event(self) -> GaussianEvent:
         """Cost of one vector."""
         return GaussianEvent(self.noise_multiplier)

@@ -3,18 +3,41 @@
 from __future__ import annotations
 
 from fractions import Fraction
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from mechanisms.answers import record_answer, require_ledger
 from mechanisms.rng import SecureGenerator
-from mechanisms.vector_sum import ClippedVectorSum
 from monitors import checks
 from monitors.events import GaussianEvent
 from monitors.ledger import Ledger
 
 _MULTIPLIERS = (1e-100, 1e100)
+
+#: Numbers up to this size are added as 64-bit integers, and larger ones one by one.
+_INT64 = float(2**61)
+
+
+class ExactSum(Protocol):
+    """A sum over all examples in whole multiples of a grid, such as ``ClippedVectorSum``.
+
+    Attributes:
+        norm_bound: L2 sensitivity to adding or removing one example.
+        grid: The grid.
+        num_examples: Number of examples, which is public.
+        added: Number of examples that were added.
+    """
+
+    norm_bound: float
+    grid: float
+    num_examples: int
+    added: int
+
+    @property
+    def total(self) -> NDArray[np.int64] | None:
+        """The integers (D,), in multiples of ``grid``; None before the first example."""
 
 
 class GaussianMechanism:
@@ -28,6 +51,7 @@ class GaussianMechanism:
         seed: 0 for secret noise. Any other integer makes it reproducible and voids the guarantee (tests only).
 
     Example:
+        >>> from mechanisms import ClippedVectorSum
         >>> rows, ledger = np.array([[3.0, 4.0], [1.0, 0.0]]), Ledger()
         >>> clipped = ClippedVectorSum(norm_bound=5.0, num_examples=len(rows))
         >>> clipped.add(rows)
@@ -54,7 +78,7 @@ class GaussianMechanism:
         """Cost of one answer."""
         return GaussianEvent(self.noise_multiplier)
 
-    def release(self, clipped: ClippedVectorSum, ledger: Ledger) -> NDArray[np.float64]:
+    def release(self, clipped: ExactSum, ledger: Ledger) -> NDArray[np.float64]:
         """The sum with noise, shape (D,).
 
         Args:
@@ -66,13 +90,17 @@ class GaussianMechanism:
             ValueError: Examples are missing, or ``ledger`` is not a ledger. Nothing was recorded.
         """
         require_ledger(ledger)
-        if clipped.total is None or clipped.added != clipped.num_examples:
+        total = clipped.total
+        if total is None or clipped.added != clipped.num_examples:
             raise ValueError(
                 f"{clipped.num_examples} examples were stated, but {clipped.added} were added; add all of them before "
                 "the release"
             )
         record_answer(ledger, self.event, self.generator)
         deviation = self.noise_multiplier * clipped.norm_bound / clipped.grid
-        noise = self.generator.normal(len(clipped.total), scale=deviation).tolist()
-        noisy = [whole + round(drawn) for whole, drawn in zip(clipped.total.tolist(), noise, strict=True)]
+        noise = np.rint(self.generator.normal(len(total), scale=deviation).numpy())
+        if clipped.grid == 1.0 and max(np.abs(noise).max(), np.abs(total).max()) < _INT64:
+            integers: NDArray[np.int64] = total + noise.astype(np.int64)
+            return integers.astype(np.float64)
+        noisy = [whole + int(drawn) for whole, drawn in zip(total.tolist(), noise.tolist(), strict=True)]
         return np.array([float(multiple * Fraction(clipped.grid)) for multiple in noisy])

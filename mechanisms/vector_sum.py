@@ -41,10 +41,8 @@ class ClippedVectorSum:
     """
 
     def __init__(self, norm_bound: float, num_examples: int) -> None:
-        checks.positive(norm_bound=norm_bound)
+        require_bound(norm_bound=norm_bound)
         checks.positive_int(num_examples=num_examples)
-        if not _BOUNDS[0] < norm_bound < _BOUNDS[1]:
-            raise ValueError(f"norm_bound must lie between {_BOUNDS[0]:g} and {_BOUNDS[1]:g}, got {norm_bound:g}")
         self.norm_bound = float(norm_bound)
         self.num_examples = int(num_examples)
         if self.num_examples.bit_length() >= _BITS:
@@ -108,3 +106,15 @@ def clipped_to_grid(vectors: NDArray[Any], norm_bound: float, grid: float) -> ND
     factors = np.where(safe > limit, limit / np.maximum(safe, limit), 1.0)
     whole: NDArray[np.int64] = np.trunc(rows * factors[..., None] / grid).astype(np.int64)
     return whole
+
+
+def require_bound(**bounds: float) -> None:
+    """Refuse a bound whose square could overflow or underflow.
+
+    Raises:
+        ValueError: One is not positive, or too small or too large.
+    """
+    checks.positive(**bounds)
+    for name, bound in bounds.items():
+        if not _BOUNDS[0] < bound < _BOUNDS[1]:
+            raise ValueError(f"{name} must lie between {_BOUNDS[0]:g} and {_BOUNDS[1]:g}, got {bound:g}")

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import math
 import os
 import re
 import secrets
 import stat
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -100,6 +102,13 @@ def read_without_links(path: str | os.PathLike[str], *, folder: int | None = Non
         return stream.read()
 
 
+def _changed(entry: os.DirEntry[str]) -> float:
+    try:
+        return entry.stat(follow_symlinks=False).st_mtime
+    except FileNotFoundError:  # written to its end meanwhile
+        return math.inf
+
+
 def _open_regular(path: str | os.PathLike[str], flags: int, mode: int, folder: int | None) -> int:
     name = Path(path) if folder is None else Path(path).name
     with naming(path):
@@ -158,13 +167,18 @@ def sync_folder(folder: Path | int) -> None:
         os.close(handle)
 
 
-def remove_leftovers(folder: Path | int) -> list[str]:
+def remove_leftovers(folder: Path | int, *, older_than: float | None = None) -> list[str]:
     """Remove the temporary files of writes that a killed process never finished, and return their names.
 
-    The caller must hold the lock of the folder, given by its path or handle: otherwise another process may be writing.
+    Args:
+        folder: Path or handle of the folder.
+        older_than: Seconds since their last change, more than any write takes. None: all; the caller must then hold the
+            lock of the folder, as another process may be writing.
     """
+    latest = math.inf if older_than is None else time.time() - older_than
     with os.scandir(folder) as entries:
-        found = sorted(entry.name for entry in entries if _LEFTOVER.fullmatch(entry.name))
+        leftovers = [entry for entry in entries if _LEFTOVER.fullmatch(entry.name)]
+        found = sorted(entry.name for entry in leftovers if older_than is None or _changed(entry) < latest)
     for name in found:
         with contextlib.suppress(FileNotFoundError, IsADirectoryError, PermissionError):
             if isinstance(folder, int):

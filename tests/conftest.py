@@ -34,6 +34,14 @@ def pytest_collection_modifyitems(items):
         seen[test] += 1
 
 
+@pytest.fixture(autouse=True, scope="session")
+def _own_cache(tmp_path_factory):
+    """Nothing is kept in the user's cache folder."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("DPMODEL_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
 @pytest.fixture(autouse=True)
 def _fixed_public_randomness():
     """Weights and test data are the same in each run. Secret streams (noise, sampling) are not affected."""

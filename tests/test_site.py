@@ -19,6 +19,7 @@ DOCUMENTED += [
     f"dpmodel.{name}"
     for name in (
         "audit",
+        "augmentation",
         "budget",
         "callbacks",
         "compare",
@@ -28,6 +29,7 @@ DOCUMENTED += [
         "figures",
         "metrics",
         "nets",
+        "prediction",
         "starter",
         "statistics",
         "tuning",

@@ -53,10 +53,13 @@ def record_training(network: nn.Module, claim: Claim) -> None:
 
 
 def record_statistics(module: nn.Module, ledger: Ledger) -> None:
-    """State that the buffers of ``module`` are private releases on ``ledger``: a model that holds them continues it."""
+    """State that parameters and buffers of ``module`` are private releases on ``ledger``.
+
+    A model that holds them continues the ledger.
+    """
     claim = Claim(ledger)
-    for buffer in module.buffers():
-        _TRAINED[buffer] = _Trained(claim, None)
+    for value in (*module.parameters(), *module.buffers()):
+        _TRAINED[value] = _Trained(claim, None)
 
 
 def claims_of(network: nn.Module) -> list[Claim]:

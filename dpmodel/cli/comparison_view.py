@@ -20,7 +20,7 @@ from rich.progress import (
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from dpmodel.compare.jobs import Job, JobOutcome
+    from dpmodel.compare.jobs import JobOutcome, PooledJob
 
 
 class ComparisonView:
@@ -61,24 +61,24 @@ class ComparisonView:
         """Show which variant is being calibrated."""
         self.progress.update(self._whole, description=f"calibrating {name}")
 
-    def training(self, jobs: Sequence[Job], reused: int) -> None:
+    def training(self, jobs: Sequence[PooledJob], reused: int) -> None:
         """Show how many trainings are to be done."""
         text = f"{len(jobs)} training{'' if len(jobs) == 1 else 's'}" + (f", {reused} reused" if reused else "")
         self._steps.clear()
         self.progress.update(self._whole, description=text, total=sum(job.steps for job in jobs), completed=0)
 
-    def began(self, job: Job) -> None:
+    def began(self, job: PooledJob) -> None:
         """Add a line for a training."""
         self._tasks[job.number] = self.progress.add_task(job.label, total=job.steps)
 
-    def stepped(self, job: Job, step: int) -> None:
+    def stepped(self, job: PooledJob, step: int) -> None:
         """Advance the line of a training, and that of the whole."""
         self._steps[job.number] = step
         if job.number in self._tasks:
             self.progress.update(self._tasks[job.number], completed=step)
         self.progress.update(self._whole, completed=sum(self._steps.values()))
 
-    def held(self, job: Job, holder: str) -> None:
+    def held(self, job: PooledJob, holder: str) -> None:
         """Say what the comparison waits for."""
         text = f"waiting for {job.label}, which {holder} trains"
         self.progress.console.print(text, markup=False, soft_wrap=True)

@@ -13,7 +13,7 @@ from dpmodel.cli.options import AsJson
 EXAMPLES = """
   dpmodel init
 
-  # For your own arrays, or a folder of images
+  # For your own arrays, or a folder or .zip of images
   dpmodel init data.npz --output mine.yaml
   dpmodel init pictures --target-epsilon 1 --output pictures.yaml
 
@@ -27,7 +27,7 @@ def init(
         str | None,
         typer.Argument(
             metavar="DATA",
-            help=r"An .npz file, a folder of images, or a name such as fashion_mnist \[default: mnist]",
+            help=r"An .npz file, a folder or .zip of images, or a name such as fashion_mnist \[default: mnist]",
             show_default=False,
         ),
     ] = None,
@@ -36,7 +36,7 @@ def init(
         typer.Option(help=r"mnist, fashion_mnist, cifar10, npz, image_folder, ... \[default: inferred from --root]"),
     ] = None,
     root: Annotated[
-        Path | None, typer.Option(help="Location of your data: an .npz file or a folder of images.")
+        Path | None, typer.Option(help="Location of your data: an .npz file, or a folder or .zip of images.")
     ] = None,
     network: Annotated[
         str | None, typer.Option(help=r"A name, or package.module:Class \[default: one that fits the data]")

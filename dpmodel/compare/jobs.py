@@ -1,4 +1,4 @@
-"""A job: one training of a comparison or search, ready to be sent to a worker process."""
+"""A job: one training, ready to be sent to a worker process; here, those of comparisons and searches."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from dpmodel.callbacks.silence import Silence
 from dpmodel.compare.begun import BegunMark
@@ -29,6 +29,29 @@ if TYPE_CHECKING:
 
 #: Called with (job number, steps done) after each step.
 Stepped = Callable[[int, int], None]
+
+
+class PooledJob(Protocol):
+    """What a pool of processes runs: plain values that can be sent to a different process."""
+
+    @property
+    def number(self) -> int:
+        """Position in the list of jobs."""
+
+    @property
+    def steps(self) -> int:
+        """Number of steps."""
+
+    @property
+    def directory(self) -> str:
+        """The folder that a process holds while it does this job."""
+
+    @property
+    def label(self) -> str:
+        """What it trains, for messages."""
+
+    def train(self, stepped: Stepped, stop_reason: Callable[[], str | None]) -> JobOutcome:
+        """Do the job in this process; an error becomes part of the outcome."""
 
 
 @dataclass(frozen=True)
@@ -60,6 +83,10 @@ class Job:
         """Variant and seed, for messages."""
         return f"{self.variant}, seed {self.seed}"
 
+    def train(self, stepped: Stepped, stop_reason: Callable[[], str | None]) -> JobOutcome:
+        """Train it in this process; see ``train_job``."""
+        return train_job(self, stepped, stop_reason)
+
 
 @dataclass(frozen=True)
 class JobOutcome:
@@ -74,7 +101,7 @@ class JobOutcome:
         held: Whether it was left to a different process: one that holds its folder, or one that now leads.
     """
 
-    job: Job
+    job: PooledJob
     fault: str | None = None
     interrupted: bool = False
     signal: int | None = None
@@ -138,7 +165,7 @@ def train_job(job: Job, stepped: Stepped, stop_reason: Callable[[], str | None] 
         # Not that of a different folder, in the user's code: the job would be tried for ever.
         if isinstance(error, FolderInUseError) and error.path == Path(job.directory):
             return JobOutcome(job, held=True)
-        return JobOutcome(job, f"{type(error).__name__}: {error}{_place(error)}")
+        return JobOutcome(job, fault_of(error))
 
 
 def _train(job: Job, watcher: _StepReporter, lock: FolderLock) -> JobOutcome:
@@ -155,12 +182,13 @@ def _train(job: Job, watcher: _StepReporter, lock: FolderLock) -> JobOutcome:
     return JobOutcome(job, interrupted=result.interrupted or folder.ended() is None, signal=result.signal)
 
 
-def _place(error: Exception) -> str:
-    """Where an unexpected error was raised: in the user's code, or in a bug of this library."""
+def fault_of(error: Exception) -> str:
+    """An error in words, with the place of an unexpected one: in the user's code, or in a bug of this library."""
+    text = f"{type(error).__name__}: {error}"
     if isinstance(error, (DPModelError, OSError)):
-        return ""
+        return text
     frame = traceback.extract_tb(error.__traceback__)[-1]
-    return f" ({frame.filename}, line {frame.lineno})"
+    return f"{text} ({frame.filename}, line {frame.lineno})"
 
 
 class _StepReporter(Silence):

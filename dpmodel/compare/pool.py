@@ -17,7 +17,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Protocol
 
-from dpmodel.compare.jobs import Job, JobOutcome, train_job
+from dpmodel.compare.jobs import JobOutcome, PooledJob, never
 from dpmodel.compare.worker import work
 from dpmodel.distributed.launcher import GRACE_SECONDS
 from dpmodel.saving.lock import holder
@@ -33,16 +33,16 @@ _LOOK_SECONDS = 1.0
 class Listener(Protocol):
     """An observer of jobs."""
 
-    def began(self, job: Job) -> None:
+    def began(self, job: PooledJob) -> None:
         """A job is about to begin."""
 
-    def stepped(self, job: Job, step: int) -> None:
+    def stepped(self, job: PooledJob, step: int) -> None:
         """A job has done ``step`` steps."""
 
     def ended(self, outcome: JobOutcome) -> None:
         """A job has ended."""
 
-    def held(self, job: Job, holder: str) -> None:
+    def held(self, job: PooledJob, holder: str) -> None:
         """This process waits for a job that a different one trains, given in words."""
 
 
@@ -61,7 +61,7 @@ def available_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def run_jobs(jobs: Sequence[Job], processes: int, listener: Listener, *, wait: bool = True) -> list[JobOutcome]:
+def run_jobs(jobs: Sequence[PooledJob], processes: int, listener: Listener, *, wait: bool = True) -> list[JobOutcome]:
     """Run ``jobs`` and return their outcomes in any order.
 
     On Ctrl-C, SIGTERM or SIGHUP, the running jobs finish their step and write their results, and no further jobs start.
@@ -87,7 +87,7 @@ def run_jobs(jobs: Sequence[Job], processes: int, listener: Listener, *, wait: b
 class _Waiting:
     """The jobs that nobody trains, and those that other processes hold."""
 
-    jobs: deque[Job]
+    jobs: deque[PooledJob]
     wait: bool
     listener: Listener
     _next_look: float = 0.0
@@ -96,11 +96,11 @@ class _Waiting:
     def __bool__(self) -> bool:
         return bool(self.jobs)
 
-    def take(self) -> Job | None:
+    def take(self) -> PooledJob | None:
         """A job whose folder no other process holds; None if there is none now."""
         if time.monotonic() < self._next_look:
             return None
-        held: list[tuple[Job, str]] = []
+        held: list[tuple[PooledJob, str]] = []
         for _ in range(len(self.jobs)):
             job = self.jobs.popleft()
             words = None
@@ -117,7 +117,7 @@ class _Waiting:
         self._next_look = time.monotonic() + _LOOK_SECONDS
         return None
 
-    def leave(self, job: Job) -> None:
+    def leave(self, job: PooledJob) -> None:
         """Leave a job to the process that holds it."""
         if self.wait:
             self.jobs.append(job)
@@ -138,7 +138,7 @@ def _in_this_process(waiting: _Waiting, listener: Listener) -> list[JobOutcome]:
                 return outcomes + waiting.interrupted(signals[0])
             continue
         listener.began(job)
-        outcome = train_job(job, _Forward(job, listener))
+        outcome = job.train(_Forward(job, listener), never)
         listener.ended(outcome)
         if outcome.held:
             waiting.leave(job)
@@ -153,7 +153,7 @@ def _in_this_process(waiting: _Waiting, listener: Listener) -> list[JobOutcome]:
 class _Forward:
     """Forwards the steps of one job to a listener in the same process."""
 
-    job: Job
+    job: PooledJob
     listener: Listener
 
     def __call__(self, number: int, step: int) -> None:
@@ -230,17 +230,17 @@ class _Worker:
         with _blocked():
             self.process.start()
         theirs.close()
-        self.job: Job | None = None
+        self.job: PooledJob | None = None
         self.ready = False
         self.told = False
 
     @property
-    def current(self) -> Job:
+    def current(self) -> PooledJob:
         """The job that it trains."""
         assert self.job is not None
         return self.job
 
-    def take(self, job: Job) -> None:
+    def take(self, job: PooledJob) -> None:
         """Give it a job; if it has died, ``news`` says so."""
         self.job = job
         self._order(job)
@@ -282,8 +282,8 @@ class _Worker:
         if self.ready:
             return f"its process ended unexpectedly (exit code {code})"
         return (
-            f"its process could not start (exit code {code}); its error is shown above. In a script, call "
-            'run_comparison or run_tuning under `if __name__ == "__main__":`, or with jobs=1'
+            f"its process could not start (exit code {code}); its error is shown above. In a script, start "
+            'trainings under `if __name__ == "__main__":`, or with jobs=1'
         )
 
 
@@ -318,9 +318,9 @@ class _Workers:
         for worker in self.busy:
             worker.process.kill() if kill else worker.stop(reason)
 
-    def news(self, timeout: float) -> list[tuple[Job, int | JobOutcome]]:
+    def news(self, timeout: float) -> list[tuple[PooledJob, int | JobOutcome]]:
         """What the workers have to say, after at most ``timeout`` seconds."""
-        found: list[tuple[Job, int | JobOutcome]] = []
+        found: list[tuple[PooledJob, int | JobOutcome]] = []
         wait([worker.orders for worker in self.busy], timeout)
         for worker in self.busy:
             job = worker.current

@@ -12,7 +12,7 @@ from dpmodel.compare.begun import BegunMark, vanished_in
 from dpmodel.compare.comparison import Comparison
 from dpmodel.compare.equal_epsilon import CalibratedVariant, calibrate_variants
 from dpmodel.compare.folder import ComparisonFolder, require_distinct
-from dpmodel.compare.jobs import Job, JobOutcome, is_finished, received
+from dpmodel.compare.jobs import Job, JobOutcome, PooledJob, is_finished, received
 from dpmodel.compare.plan import Plan
 from dpmodel.compare.pool import Listener, available_cores, default_jobs, run_jobs
 from dpmodel.compare.results import ComparisonResult, collect
@@ -27,7 +27,7 @@ class Watcher(Listener, Protocol):
     def calibrating(self, name: str) -> None:
         """A variant is being calibrated."""
 
-    def training(self, jobs: Sequence[Job], reused: int) -> None:
+    def training(self, jobs: Sequence[PooledJob], reused: int) -> None:
         """Calibration is done: ``jobs`` are to be trained, and ``reused`` runs are already finished."""
 
 
@@ -37,19 +37,19 @@ class NullWatcher:
     def calibrating(self, name: str) -> None:
         """Nothing."""
 
-    def training(self, jobs: Sequence[Job], reused: int) -> None:
+    def training(self, jobs: Sequence[PooledJob], reused: int) -> None:
         """Nothing."""
 
-    def began(self, job: Job) -> None:
+    def began(self, job: PooledJob) -> None:
         """Nothing."""
 
-    def stepped(self, job: Job, step: int) -> None:
+    def stepped(self, job: PooledJob, step: int) -> None:
         """Nothing."""
 
     def ended(self, outcome: JobOutcome) -> None:
         """Nothing."""
 
-    def held(self, job: Job, holder: str) -> None:
+    def held(self, job: PooledJob, holder: str) -> None:
         """Nothing."""
 
 
@@ -197,13 +197,13 @@ def missing_jobs(
     for seed, variant in wanted:
         config, target = variant.config(seed), folder.run(variant.slug, seed)
         if not is_finished(target, config):
-            settings = _with_threads(config, processes).to_yaml()
+            settings = with_threads(config, processes).to_yaml()
             begun, steps = BegunMark.of(target, folder.runs, folder.begun), variant.plan.steps
             jobs.append(Job(len(jobs), variant.name, seed, steps, str(target.path), begun, settings, plan))
     return jobs, len(wanted) - len(jobs)
 
 
-def _with_threads(config: Config, processes: int) -> Config:
+def with_threads(config: Config, processes: int) -> Config:
     """The configuration with its share of the cores, unless it sets the number of threads itself."""
     if config.performance.threads is not None or processes == 1:
         return config

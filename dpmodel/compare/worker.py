@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator
 from multiprocessing.connection import Connection
 from types import FrameType
 
-from dpmodel.compare.jobs import Job, train_job
+from dpmodel.compare.jobs import PooledJob
 from dpmodel.distributed.launcher import GRACE_SECONDS
 from dpmodel.training.interrupt import INTERRUPTED
 
@@ -47,7 +47,7 @@ def work(orders: Connection, parent: int, start_method: str | None) -> None:
     supervision.start()
     supervision.send(None)
     for job in supervision.jobs():
-        supervision.send(train_job(job, _reporter(job, supervision), supervision.stop_reason))
+        supervision.send(job.train(_reporter(job, supervision), supervision.stop_reason))
 
 
 class Supervision(threading.Thread):
@@ -62,10 +62,10 @@ class Supervision(threading.Thread):
         super().__init__(daemon=True, name="dpmodel supervision")
         self.orders = orders
         self.parent = parent
-        self._jobs: queue.SimpleQueue[Job | None] = queue.SimpleQueue()
+        self._jobs: queue.SimpleQueue[PooledJob | None] = queue.SimpleQueue()
         self._reason: str | None = None
 
-    def jobs(self) -> Iterator[Job]:
+    def jobs(self) -> Iterator[PooledJob]:
         """The jobs, as they arrive, until the parent needs no more."""
         while (job := self._jobs.get()) is not None:
             yield job
@@ -93,7 +93,7 @@ class Supervision(threading.Thread):
             while os.getppid() == self.parent:
                 if self.orders.poll(_LOOK_SECONDS):
                     order = self.orders.recv()
-                    self._jobs.put(order) if isinstance(order, Job) else self.stop(str(order))
+                    self.stop(order) if isinstance(order, str) else self._jobs.put(order)
         self.stop("the parent process ended")
         self._jobs.put(None)
         time.sleep(GRACE_SECONDS)
@@ -103,7 +103,7 @@ class Supervision(threading.Thread):
         os._exit(1)
 
 
-def _reporter(job: Job, supervision: Supervision) -> Callable[[int, int], None]:
+def _reporter(job: PooledJob, supervision: Supervision) -> Callable[[int, int], None]:
     last = 0.0
 
     def stepped(number: int, step: int) -> None:

@@ -17,8 +17,10 @@ def result_settings(config: Config) -> dict[str, Any]:
     values["privacy"].pop("monitor")
     if not config.privacy.spent:  # earlier versions had no such setting
         values["privacy"].pop("spent")
-    if config.normalise is None:
-        values.pop("normalise")
+    for section in ("normalise", "augmentation"):
+        if values[section] is None:
+            values.pop(section)
+    values["data"].pop("cache", None)  # where images are kept does not change them
     features = values.pop("features")
     if features is not None:  # how they are computed and kept does not change them
         values["features"] = {key: value for key, value in features.items() if key not in ("cache", "batch_size")}

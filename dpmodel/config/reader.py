@@ -80,10 +80,10 @@ def _located(config: Config, marked: Marked, source: str) -> Config:
     """The configuration with full paths, so that its resolved form means the same in every folder."""
     plugins = tuple(locate_plugin(plugin, Path(source).parent) for plugin in config.plugins)
     changed: dict[str, Any] = {"plugins": plugins}
-    for name, key in (("data", "root"), ("features", "weights")):
-        section = getattr(config, name)
+    for name, key in (("data", "root"), ("data", "cache"), ("features", "weights")):
+        section = changed.get(name, getattr(config, name))
         value = None if section is None else section.options.get(key)
-        if isinstance(value, str) and (key == "root" or value.endswith(CHECKPOINTS)):
+        if isinstance(value, str) and (key == "root" or (key == "cache" and value) or value.endswith(CHECKPOINTS)):
             full = locate_data(value, place_of(marked.marks, (name, key), source), f"{name}.{key}")
             changed[name] = section.model_copy(update={key: full})
     ledgers = tuple(

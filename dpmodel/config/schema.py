@@ -11,6 +11,7 @@ from dpmodel.config.fields import FromList, Section
 from dpmodel.config.marked_yaml import Path
 from dpmodel.config.privacy import PrivacySection
 from dpmodel.config.sections import (
+    AugmentationSection,
     CallbackSection,
     DataSection,
     FeaturesSection,
@@ -33,6 +34,7 @@ class Config(Section):
         data: The data set.
         features: Fixed features that replace the inputs of the data set; null trains on the inputs.
         normalise: Private normalisation of the inputs or features; null trains on them as they are.
+        augmentation: Random augmentation of the training examples; null trains on them as they are.
         network: The network.
         loss: The loss.
         optimizer: The optimizer and its learning-rate schedule.
@@ -54,6 +56,7 @@ class Config(Section):
     data: DataSection = DataSection()
     features: FeaturesSection | None = None
     normalise: NormaliseSection | None = None
+    augmentation: AugmentationSection | None = None
     network: NetworkSection
     loss: LossSection = LossSection()
     optimizer: OptimizerSection

@@ -50,6 +50,23 @@ class FeaturesSection(NamedSection):
     batch_size: PositiveInt = 256
 
 
+class TransformSection(NamedSection):
+    """A random transform by its registered name; other keys are its arguments (``padding``, ...)."""
+
+
+class AugmentationSection(Section):
+    """Random augmentation of the examples on the training device.
+
+    Args:
+        transforms: Applied one after the other to each example.
+        multiplicity: Number of random views of each example, whose gradients are averaged before the clip. It does not
+            affect epsilon.
+    """
+
+    transforms: Annotated[tuple[TransformSection, ...], FromList] = Field(min_length=1)
+    multiplicity: PositiveInt = 1
+
+
 class NormaliseSection(Section):
     """Normalisation of the inputs per channel, with statistics that are released when the training begins.
 

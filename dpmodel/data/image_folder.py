@@ -4,110 +4,104 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from dpmodel.data import locations
+from dpmodel.data.class_folders import ClassFile, ClassFolders, class_folders
+from dpmodel.data.encoded_images import CACHED, EncodedImages
+from dpmodel.data.image_decoding import ENDINGS, MODES
 from dpmodel.data.splits import RawSplits
 from monitors import checks
 from monitors.errors import DataError, MissingDataError
-from monitors.untrusted import open_untrusted
 
-ENDINGS = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".ppm", ".pgm", ".tif", ".tiff"})
-#: The formats of these endings, as Pillow names them. Others, such as EPS, start further programs.
-FORMATS = ("PNG", "JPEG", "BMP", "GIF", "WEBP", "PPM", "TIFF")
-
-#: Most pixels of one image: 64 million, as of a large camera.
-MOST_PIXELS = 2**26
-
-MODES = {1: "L", 3: "RGB"}
 LAYOUT = "train/<class>/*.png and test/<class>/*.png"
 
 
-def image_folder(root: str | os.PathLike[str], channels: int = 3, image_size: int | None = None) -> RawSplits:
-    """Images in ``root/train/<class>/`` and ``root/test/<class>/``, decoded once into memory.
+def image_folder(
+    root: str | os.PathLike[str],
+    channels: int = 3,
+    image_size: int | None = None,
+    cache: bool | str | os.PathLike[str] | None = True,
+) -> RawSplits:
+    """Images in ``root/train/<class>/`` and ``root/test/<class>/``, decoded once.
 
-    Classes are numbered in the alphabetical order of the folders in ``train``.
+    Classes are numbered in the alphabetical order of the folders in ``train``, and examples are sorted by class and
+    name. Files with other endings, names that begin with a dot and ``__MACOSX`` are ignored. Images are decoded after
+    ``limit``, ``test_limit`` and ``validation`` have chosen the rows: others are not read.
+
+    Decoded images are kept on disk by a digest of names, sizes, times of change and settings. They are private data
+    outside ``root``: uncompressed, in files that their owner alone can read, until somebody deletes them. Before they
+    are used, their checksum is compared, and some of the images are decoded and compared.
 
     Args:
-        root: The folder.
+        root: The folder, or a zip archive of it, which is read without unpacking. In an archive, ``train`` and ``test``
+            may be in a folder that holds both.
         channels: 3 for colour, 1 for grey; other images are converted.
         image_size: Height and width to which every image is resized; None requires that all have the same size.
+        cache: The folder that keeps decoded images, in its subfolder ``decoded_images``. True: ``$DPMODEL_CACHE``, or
+            ``~/.cache/dpmodel``. None or False: no files.
 
     Raises:
         MissingDataError: A folder does not exist or is empty.
-        DataError: A class has no training folder, an image cannot be read, or the sizes differ.
+        DataError: A class has no training folder, an image or the archive cannot be read, the sizes differ, or the
+            images do not fit into memory.
     """
     checks.one_of(MODES, channels=channels)
-    folder = locations.full_path(root)
+    folders, place = class_folders(locations.full_path(root)), _cache_place(cache)
     for part in ("train", "test"):
-        if not (folder / part).is_dir():
-            raise MissingDataError(f"{folder / part} does not exist; an image folder must contain {LAYOUT}")
-    classes = _classes(folder / "train")
-    train = _part(folder / "train", classes, channels, image_size)
-    test = _part(folder / "test", classes, channels, image_size)
-    return RawSplits(*train, *test, num_classes=len(classes), source=f"{folder} ({', '.join(classes)})")
+        if folders.classes(part) is None:
+            raise MissingDataError(f"{folders.part(part)} does not exist; an image folder must contain {LAYOUT}")
+    classes = _classes(folders, "train")
+
+    def read(part: str) -> tuple[EncodedImages, Tensor]:
+        files, labels = _listed(folders, part, classes)
+        rows = torch.arange(len(files))
+        return EncodedImages(folders, files, rows, channels, image_size, place, f"decoding {part}"), labels
+
+    source = f"{folders.path} ({', '.join(classes)})"
+    return RawSplits(*read("train"), *read("test"), num_classes=len(classes), source=source)
 
 
-def _classes(folder: Path) -> list[str]:
-    names = sorted(entry.name for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith("."))
+def _classes(folders: ClassFolders, part: str) -> list[str]:
+    names = folders.classes(part)
     if not names:
-        raise MissingDataError(f"{folder} contains no class folders; an image folder must contain {LAYOUT}")
+        raise MissingDataError(f"{folders.part(part)} contains no class folders; an image folder must contain {LAYOUT}")
     return names
 
 
-def _part(folder: Path, classes: Sequence[str], channels: int, size: int | None) -> tuple[Tensor, Tensor]:
-    strangers = sorted(set(_classes(folder)) - set(classes))
+def _listed(folders: ClassFolders, part: str, classes: Sequence[str]) -> tuple[list[ClassFile], Tensor]:
+    """The image files of a part and their labels."""
+    strangers = sorted(set(_classes(folders, part)) - set(classes))
     if strangers:
         raise DataError(
-            f"{folder} has the class {strangers[0]!r}, which has no training folder; classes: {', '.join(classes)}"
+            f"{folders.part(part)} has the class {strangers[0]!r}, which has no training folder; classes: "
+            f"{', '.join(classes)}"
         )
-    files: list[Path] = []
+    files: list[ClassFile] = []
     labels: list[int] = []
     for number, name in enumerate(classes):
-        found = sorted(path for path in (folder / name).glob("*") if path.suffix.lower() in ENDINGS)
+        found = folders.files(part, name, ENDINGS)
         files += found
         labels += [number] * len(found)
     if not files:
-        raise MissingDataError(f"the class folders in {folder} contain no images ({', '.join(sorted(ENDINGS))})")
-    # Pillow releases the interpreter lock while it decodes, so threads use every core.
-    with ThreadPoolExecutor() as pool:
-        images = list(pool.map(lambda path: _decoded(path, MODES[channels], size), files))
-    _check_sizes(files, images)
-    return torch.from_numpy(np.stack(images)), torch.tensor(labels)
+        raise MissingDataError(
+            f"the class folders in {folders.part(part)} contain no images ({', '.join(sorted(ENDINGS))})"
+        )
+    return files, torch.tensor(labels)
 
 
-def _decoded(path: Path, mode: str, size: int | None) -> np.ndarray[Any, np.dtype[np.uint8]]:
-    from PIL import Image
-
-    try:
-        with open_untrusted(path) as stream, Image.open(stream, formats=FORMATS) as image:
-            _require_few_pixels(image.size, size)
-            converted = image.convert(mode)
-            if size is not None and converted.size != (size, size):
-                converted = converted.resize((size, size), Image.Resampling.BILINEAR)
-            pixels = np.asarray(converted, dtype=np.uint8)
-    except (Exception, MemoryError) as error:  # Pillow raises a dozen types of exception for damaged files
-        raise DataError(f"image {path} cannot be read: {error}. Repair or remove it.") from error
-    return pixels[None] if pixels.ndim == 2 else np.ascontiguousarray(pixels.transpose(2, 0, 1))
-
-
-def _require_few_pixels(shape: tuple[int, int], size: int | None) -> None:
-    # Before decoding: a file of a few kilobytes can state billions of pixels.
-    if shape[0] * shape[1] > MOST_PIXELS:
-        remedy = "" if size is None else "; resize it before training"
-        raise ValueError(f"it states {shape[0]:,} x {shape[1]:,} pixels, more than {MOST_PIXELS:,}{remedy}")
-
-
-def _check_sizes(files: Sequence[Path], images: Sequence[np.ndarray[Any, Any]]) -> None:
-    for path, image in zip(files, images, strict=True):
-        if image.shape != images[0].shape:
-            raise DataError(
-                f"images differ in size: {files[0]} is {images[0].shape[1:]} and {path} is {image.shape[1:]}; "
-                "set data.image_size"
-            )
+def _cache_place(cache: bool | str | os.PathLike[str] | None) -> Path | None:
+    if cache is None or cache is False:
+        return None
+    if cache is True:
+        try:
+            return locations.cache_folder()
+        except RuntimeError as error:  # a user without a home folder, as in many containers
+            CACHED.warn_not_kept(error)
+            return None
+    if not isinstance(cache, (str, os.PathLike)) or not os.fspath(cache) or "://" in os.fspath(cache):
+        raise ValueError(f"data.cache must be a folder, true, or null for no cache, got {checks.shown(cache)}")
+    return locations.full_path(cache, "data.cache")

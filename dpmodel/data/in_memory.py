@@ -47,6 +47,12 @@ class InMemoryDataset(Dataset[tuple[Tensor, Tensor]]):
         if self._std is not None and not bool((self._std > 0).all()):
             raise DataError(f"std must be positive, got {self._std.flatten().tolist()}")
 
+    @property
+    def constants(self) -> tuple[list[float] | None, list[float] | None]:
+        """The constants ``mean`` and ``std``; None for none."""
+        mean, std = (None if each is None else each.flatten().tolist() for each in (self._mean, self._std))
+        return mean, std
+
     def transform_batch(self, x: Tensor) -> Tensor:
         """Convert a batch of stored inputs for the network; the shape is kept.
 

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import nn
+from torch.utils._pytree import tree_flatten, tree_unflatten
 from torch.utils.data import (
     BatchSampler,
     DataLoader,
@@ -28,6 +29,8 @@ from monitors.signatures import signature
 
 #: Largest default number of examples per call of the network.
 INFERENCE_BATCH = 1000
+
+NO_BATCH = "predict received no batch: the loader or the data set is empty"
 
 
 def evaluation_batches(loader: Any, batch_size: int = INFERENCE_BATCH) -> Iterable[Pair]:
@@ -103,6 +106,29 @@ def prediction_batches(given: Any, network: nn.Module, batch_size: int) -> Itera
         yield _without_target(as_tensors(batch, "predict"), network)
 
 
+def joined_inputs(given: Any, network: nn.Module, batch_size: int) -> Any:
+    """All of ``prediction_batches`` as one batch, in memory.
+
+    Raises:
+        DataError: As in ``prediction_batches``, or there is no batch.
+
+    Example:
+        >>> joined_inputs(iter([torch.zeros(3, 2), torch.ones(1, 2)]), nn.Linear(2, 2), 3).shape
+        torch.Size([4, 2])
+    """
+    leaves, forms = zip(*map(tree_flatten, _some(prediction_batches(given, network, batch_size))), strict=True)
+    if any(form != forms[0] for form in forms):
+        raise DataError("the batches differ in their parts; give the same parts in each")
+    return tree_unflatten([torch.cat(column) for column in zip(*leaves, strict=True)], forms[0])
+
+
+def _some(batches: Iterable[Any]) -> list[Any]:
+    found = list(batches)
+    if not found:
+        raise DataError(NO_BATCH)
+    return found
+
+
 def predictions(network: nn.Module, given: Any, device: torch.device, batch_size: int) -> Any:
     """The outputs of ``network`` in evaluation mode for all of ``prediction_batches``, joined.
 
@@ -124,7 +150,7 @@ def predictions(network: nn.Module, given: Any, device: torch.device, batch_size
                 plain = isinstance(parts[0], torch.Tensor) and parts[0].dim() > 0
                 dims = [0] if plain else dimensions_of(network, x)
     if not parts:
-        raise DataError("predict received no batch: the loader or the data set is empty")
+        raise DataError(NO_BATCH)
     return join_outputs(parts, dims)
 
 

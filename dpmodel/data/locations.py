@@ -22,12 +22,12 @@ def cache_folder() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache").expanduser() / "dpmodel"
 
 
-def full_path(root: str | os.PathLike[str]) -> Path:
-    """``root`` as an absolute path, so that an error names the folder that was searched."""
+def full_path(root: str | os.PathLike[str], setting: str = "data.root") -> Path:
+    """``root`` as an absolute path, so that an error names the folder that was searched; it states ``setting``."""
     try:
         return Path(root).expanduser().absolute()
     except (RuntimeError, TypeError) as error:  # the home of an unknown user, or no path
-        raise MissingDataError(f"data.root {checks.shown(root)} is not a path: {error}") from error
+        raise MissingDataError(f"{setting} {checks.shown(root)} is not a path: {error}") from error
 
 
 def embedded_folders() -> tuple[Path, ...]:

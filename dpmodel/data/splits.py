@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -18,13 +18,27 @@ from monitors.errors import DataError
 PERMUTATION_SEED = 0
 
 
+class LazyRows(Protocol):
+    """Inputs that are read after the rows to keep were chosen."""
+
+    def __len__(self) -> int:
+        """Number of rows."""
+
+    def index_select(self, dim: int, index: Tensor, /) -> LazyRows:
+        """Some of the rows, still unread; ``dim`` is 0."""
+
+    def load(self) -> Tensor:
+        """Read the rows."""
+
+
 @dataclass(frozen=True)
 class RawSplits:
     """The data that a reader returns, as stored in the files.
 
     Args:
         x_train: (N, ...) uint8 images (N, channels, height, width), float32, or integers such as tokens (int64 or
-            int32).
+            int32). Or an object with ``__len__``, ``index_select(0, rows)`` and ``load()``, which gives such a tensor:
+            ``load`` is called after ``limit``, ``test_limit`` and ``validation`` have chosen the rows.
         y_train: (N,) integers in [0, num_classes), or (N, num_classes) floats for regression and multi-label
             classification.
         x_test: Like ``x_train``.
@@ -33,9 +47,9 @@ class RawSplits:
         source: Where the data came from.
     """
 
-    x_train: Tensor
+    x_train: Tensor | LazyRows
     y_train: Tensor
-    x_test: Tensor
+    x_test: Tensor | LazyRows
     y_test: Tensor
     num_classes: int
     source: str
@@ -109,6 +123,9 @@ def finish_splits(
         rows = _public_rows(len(x), most, "limit" if part == "train" else "test_limit")
         if rows is not None:
             x, y = x.index_select(0, rows), y.index_select(0, rows)
+        if not isinstance(x, Tensor):
+            x = x.load()
+            _check_inputs(f"{name} {part}", x)
         if image_size is not None:
             x = resize_images(x, image_size)
         parts.append(InMemoryDataset(x, y, mean=mean, std=std))
@@ -128,7 +145,7 @@ def _held_out(name: str, raw: RawSplits, validation: int, limit: int | None) -> 
             f"validation is {validation}, but of {total} training examples at least {least} must be left to train on; "
             f"use at most {max(0, total - least)}" + ("" if limit is None else ", or lower limit")
         )
-    rows = _public_permutation(total)
+    rows = public_permutation(total)
     # A limit keeps the first rows of the permutation, so that they are the same with and without validation.
     train, held_out = (
         rows[: total - validation if limit is None else limit].sort().values,
@@ -144,7 +161,7 @@ def _held_out(name: str, raw: RawSplits, validation: int, limit: int | None) -> 
     )
 
 
-def _check_examples(name: str, x: Tensor, y: Tensor, num_classes: int) -> None:
+def _check_examples(name: str, x: Tensor | LazyRows, y: Tensor, num_classes: int) -> None:
     checks.positive_int(num_classes=num_classes)
     if len(x) == 0:
         raise DataError(f"{name}: there are no examples")
@@ -155,6 +172,11 @@ def _check_examples(name: str, x: Tensor, y: Tensor, num_classes: int) -> None:
             raise DataError(f"{name}: targets must be {num_classes} finite numbers each, got shape {tuple(y.shape)}")
     elif y.dim() == 1:
         _check_labels(name, y, num_classes)
+    if isinstance(x, Tensor):
+        _check_inputs(name, x)
+
+
+def _check_inputs(name: str, x: Tensor) -> None:
     if x.is_floating_point() and not bool(x.isfinite().all()):
         row = int((~x.flatten(1).isfinite().all(1)).nonzero()[0])
         raise DataError(f"{name}: the input in row {row} has NaN or infinite values; remove or repair it")
@@ -177,9 +199,10 @@ def _public_rows(total: int, most: int | None, name: str) -> Tensor | None:
     checks.positive_int(**{name: most})
     if most > total:
         raise ValueError(f"{name} is {most}, but there are only {total} examples; use at most {total}, or omit it")
-    return _public_permutation(total)[:most].sort().values
+    return public_permutation(total)[:most].sort().values
 
 
-def _public_permutation(total: int) -> Tensor:
+def public_permutation(total: int) -> Tensor:
+    """The rows from 0 to ``total`` in a fixed, public order."""
     # Files are often ordered by class, so the first rows might all be of one class.
     return torch.randperm(total, generator=torch.Generator().manual_seed(PERMUTATION_SEED))

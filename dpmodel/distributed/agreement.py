@@ -115,6 +115,7 @@ def _shown(run: Run, trial: Trial) -> dict[str, str]:
         "the steps": f"{run.first_step} to {run.planned_steps}, {run.steps_per_epoch} per epoch, from {run.step}",
         "the validation data": str(run.has_validation),
         "the settings of DPModel": f"{model.precision}, {model.isolation}, on {model.device.type}",
+        "the augmentation": repr(trial.augmentation),
         "the delta": repr(run.delta),
     }
 

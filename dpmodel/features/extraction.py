@@ -19,16 +19,19 @@ from dpmodel.claims.weights import claims_of
 from dpmodel.data.fingerprint import Fingerprint
 from dpmodel.data.in_memory import InMemoryDataset
 from dpmodel.data.loader import PrivateLoader
+from dpmodel.data.progress import progress
 from dpmodel.data.splits import DataSplits
-from dpmodel.features.cache import FeatureCache, warn_computed_again
+from dpmodel.data.tensor_cache import CachedKind, TensorCache
 from dpmodel.features.digest import DataDigest, network_digest
-from dpmodel.features.progress import progress
 from dpmodel.features.row_check import COMPARED, RowSample, require_finite
 from dpmodel.preflight.own_rows import require_own_rows
 from mechanisms.engines.batch import map_tensors, outputs_of
 from mechanisms.engines.probing import inference, preserve_state
 from monitors import checks
 from monitors.errors import DataError, UnsupportedModuleError
+
+#: How features are kept on disk.
+CACHED = CachedKind("features", torch.float32, "computed")
 
 
 def extract(
@@ -84,12 +87,13 @@ def extract(
         known = None
         if cache is not None:
             digest, targets = _read(loader, batch_size)
-            known = FeatureCache(Path(cache).expanduser(), f"{digest[:32]}{network_digest(frozen)[:32]}", len(dataset))
+            both = f"{digest[:32]}{network_digest(frozen)[:32]}"
+            known = TensorCache(Path(cache).expanduser(), both, len(dataset), CACHED)
             features = known.read()
             if features is not None and sample.agrees(features):
                 return InMemoryDataset(features, targets)
             if features is not None:
-                warn_computed_again("the cached features are not those that this network gives")
+                CACHED.warn_made_again("the cached features are not those that this network gives")
         features, targets = _computed(frozen, loader, batch_size, on_device, what)
         if not sample.agrees(features):
             raise DataError(

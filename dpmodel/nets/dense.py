@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
-from typing import cast
+from typing import Any, cast
 
 from torch import Tensor, nn
 
-from dpmodel.nets.activations import ACTIVATIONS
+from dpmodel.nets.activations import build_activation
 from dpmodel.nets.initializers import INITIALIZERS, seeded
 from monitors import checks
 
@@ -20,7 +20,7 @@ class MLP(nn.Module):
         in_features: Numbers per example (a 1 x 28 x 28 image has 784).
         hidden: Widths of the hidden layers; may be empty.
         num_classes: Width of the last layer.
-        activation: Name of the activation.
+        activation: Name of the activation, or a mapping with its name and arguments (``build_activation``).
         init: Name of the initialisation.
         seed: Seed of the initial weights; None uses torch's global generator.
 
@@ -41,7 +41,7 @@ class MLP(nn.Module):
         in_features: int,
         hidden: Sequence[int] = (128,),
         num_classes: int = 10,
-        activation: str = "tanh",
+        activation: str | Mapping[str, Any] = "tanh",
         init: str = "torch",
         seed: int | None = None,
     ) -> None:
@@ -52,7 +52,7 @@ class MLP(nn.Module):
         layers: list[nn.Module] = []
         with seeded(seed):
             for left, right in pairwise(widths):
-                layers += [nn.Linear(left, right), ACTIVATIONS.create(activation)]
+                layers += [nn.Linear(left, right), build_activation(activation)]
             self.layers = nn.Sequential(*layers[:-1])
             INITIALIZERS.create(init, self)
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import cast
+from collections.abc import Mapping
+from typing import Any, cast
 
 from torch import Tensor, nn
 
-from dpmodel.nets.activations import ACTIVATIONS
+from dpmodel.nets.activations import build_activation
 from dpmodel.nets.initializers import INITIALIZERS, seeded
 from monitors import checks
 
@@ -17,7 +18,8 @@ class LeNet5(nn.Module):
     Args:
         num_classes: Width of the last layer.
         in_channels: Channels of the image.
-        activation: Name of the activation: ``"relu"`` as in the tutorial, ``"tanh"`` as in 1998, or any other.
+        activation: Name of the activation: ``"relu"`` as in the tutorial, ``"tanh"`` as in 1998, or any other;
+            or a mapping with its name and arguments (``build_activation``).
         init: Name of the initialisation: ``"truncated_normal"`` (0.05, as in the tutorial), ``"torch"``, or any other.
         seed: Seed of the initial weights; None uses torch's global generator.
 
@@ -36,13 +38,13 @@ class LeNet5(nn.Module):
         self,
         num_classes: int = 10,
         in_channels: int = 1,
-        activation: str = "relu",
+        activation: str | Mapping[str, Any] = "relu",
         init: str = "truncated_normal",
         seed: int | None = None,
     ) -> None:
         super().__init__()
         checks.positive_int(num_classes=num_classes, in_channels=in_channels)
-        self.activation = ACTIVATIONS.create(activation)
+        self.activation = build_activation(activation)
         self.max_pool2d = nn.MaxPool2d(kernel_size=2, stride=2)
         with seeded(seed):
             self.conv1 = nn.Conv2d(in_channels, 6, 5, bias=False)

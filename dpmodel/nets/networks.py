@@ -7,12 +7,16 @@ from typing import Any
 
 from torch import nn
 
+from dpmodel.nets.cifar_cnn import CifarCNN
 from dpmodel.nets.dense import MLP, Linear
 from dpmodel.nets.initializers import seeded
 from dpmodel.nets.lenet5 import LeNet5
+from dpmodel.nets.resnet import resnet18
+from dpmodel.nets.scattering_cnn import ScatteringCNN
 from dpmodel.nets.scattering_linear import ScatteringLinear
 from dpmodel.nets.small_cnn import SmallCNN
 from dpmodel.nets.user_module import import_network
+from dpmodel.nets.wide_resnet import WideResNet
 from monitors.arguments import accepted_names, check_arguments
 from monitors.registry import Registry
 
@@ -21,7 +25,11 @@ NETWORKS.register("lenet5")(LeNet5)
 NETWORKS.register("mlp")(MLP)
 NETWORKS.register("linear")(Linear)
 NETWORKS.register("small_cnn")(SmallCNN)
+NETWORKS.register("cifar_cnn")(CifarCNN)
+NETWORKS.register("resnet18")(resnet18)
+NETWORKS.register("wide_resnet")(WideResNet)
 NETWORKS.register("scattering_linear")(ScatteringLinear)
+NETWORKS.register("scattering_cnn")(ScatteringCNN)
 
 
 #: Defaults that are tried with a builder that takes any keyword, such as those of torchvision and timm.
@@ -39,8 +47,8 @@ def build_network(
     """Build a registered network by ``name``, or the user's own class by ``module``.
 
     Args:
-        name: ``"lenet5"``, ``"mlp"``, ``"linear"``, ``"small_cnn"``, ``"scattering_linear"``, or any other
-            registered name.
+        name: ``"lenet5"``, ``"small_cnn"``, ``"cifar_cnn"``, ``"resnet18"``, ``"wide_resnet"``, ``"mlp"``,
+            ``"linear"``, ``"scattering_linear"``, ``"scattering_cnn"``, or any other registered name.
         module: ``"package.module:Class"``.
         seed: Seed of the initial weights; None uses torch's global generator.
         defaults: Arguments that are passed if the class takes them and ``args`` does not contain them. They follow from

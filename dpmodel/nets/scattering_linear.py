@@ -21,7 +21,8 @@ class ScatteringLinear(nn.Module):
         in_features: Numbers per example.
         num_classes: Number of scores.
         num_groups: Groups of channels that are normalised together; must divide ``in_channels``. None: the greatest
-            common divisor of 27 and ``in_channels``, which is 27 for scattering with J = 2 and L = 8.
+            common divisor of 27 and ``in_channels``, which is 27 for scattering with J = 2 and L = 8. 0: no
+            normalisation, for features that are normalised already.
         init: Name of the initialisation.
         seed: Seed of the initial weights; None uses torch's global generator.
 
@@ -51,11 +52,7 @@ class ScatteringLinear(nn.Module):
     ) -> None:
         super().__init__()
         checks.positive_int(in_channels=in_channels, in_features=in_features, num_classes=num_classes)
-        num_groups = math.gcd(27, in_channels) if num_groups is None else num_groups
-        checks.positive_int(num_groups=num_groups)
-        if in_channels % num_groups:
-            raise ValueError(f"num_groups must divide the {in_channels} channels of the features, got {num_groups}")
-        self.norm = nn.GroupNorm(num_groups, in_channels, affine=False)
+        self.norm = feature_norm(in_channels, num_groups)
         with seeded(seed):
             self.linear = nn.Linear(in_features, num_classes)
             INITIALIZERS.create(init, self)
@@ -63,3 +60,14 @@ class ScatteringLinear(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Scores of each class."""
         return cast(Tensor, self.linear(self.norm(x).flatten(1)))
+
+
+def feature_norm(in_channels: int, num_groups: int | None) -> nn.Module:
+    """Group normalisation of features without parameters; see ``ScatteringLinear`` for the arguments."""
+    groups = math.gcd(27, in_channels) if num_groups is None else num_groups
+    checks.non_negative_int(num_groups=groups)
+    if groups == 0:
+        return nn.Identity()
+    if in_channels % groups:
+        raise ValueError(f"num_groups must divide the {in_channels} channels of the features, got {groups}")
+    return nn.GroupNorm(groups, in_channels, affine=False)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import cast
+from collections.abc import Mapping
+from typing import Any, cast
 
 from torch import Tensor, nn
 
-from dpmodel.nets.activations import ACTIVATIONS
+from dpmodel.nets.activations import build_activation
 from dpmodel.nets.initializers import INITIALIZERS, seeded
 from monitors import checks
 
@@ -22,7 +23,8 @@ class SmallCNN(nn.Module):
         num_classes: Width of the last layer.
         in_channels: Channels of the image.
         image_size: Height and width of the image, at least 20.
-        activation: Name of the activation; the paper uses ``"tanh"``.
+        activation: Name of the activation; the paper uses ``"tanh"``. Or a mapping with its name and arguments
+            (``build_activation``).
         init: Name of the initialisation; the paper uses ``"torch"``.
         seed: Seed of the initial weights; None uses torch's global generator.
 
@@ -42,7 +44,7 @@ class SmallCNN(nn.Module):
         num_classes: int = 10,
         in_channels: int = 1,
         image_size: int = 28,
-        activation: str = "tanh",
+        activation: str | Mapping[str, Any] = "tanh",
         init: str = "torch",
         seed: int | None = None,
     ) -> None:
@@ -54,14 +56,14 @@ class SmallCNN(nn.Module):
         with seeded(seed):
             self.features = nn.Sequential(
                 nn.Conv2d(in_channels, 16, 8, stride=2, padding=2),
-                ACTIVATIONS.create(activation),
+                build_activation(activation),
                 nn.MaxPool2d(2, stride=1),
                 nn.Conv2d(16, 32, 4, stride=2),
-                ACTIVATIONS.create(activation),
+                build_activation(activation),
                 nn.MaxPool2d(2, stride=1),
             )
             self.classifier = nn.Sequential(
-                nn.Linear(32 * side * side, HIDDEN), ACTIVATIONS.create(activation), nn.Linear(HIDDEN, num_classes)
+                nn.Linear(32 * side * side, HIDDEN), build_activation(activation), nn.Linear(HIDDEN, num_classes)
             )
             INITIALIZERS.create(init, self)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -62,6 +63,36 @@ class Answer:
             raise ValueError(f"k must be at most the number of classes, {self.scores.shape[1]}, got {k}")
         order = self.scores.nan_to_num().topk(k, dim=1).indices
         return torch.where(self.answered.unsqueeze(1), order, NO_LABEL)
+
+    def to_dict(
+        self,
+        *,
+        labels: bool = True,
+        probabilities: bool = False,
+        top_k: int | None = None,
+        threshold: float | None = None,
+    ) -> dict[str, list[Any]]:
+        """Plain JSON values, one list per question with one entry per row.
+
+        Args:
+            labels: Whether to give ``labels``.
+            probabilities: Whether to give ``probabilities``; None for rows without an answer.
+            top_k: Number of classes of ``top_k``; None leaves it out.
+            threshold: Probability of ``confident``; None leaves it out.
+
+        Example:
+            >>> Answer(torch.tensor([[2.0, 0.0, 1.0]], dtype=torch.float64)).to_dict(top_k=2, threshold=0.9)
+            {'labels': [0], 'top_k': [[0, 2]], 'confident': [-1]}
+        """
+        found: dict[str, list[Any]] = {"labels": self.labels.tolist()} if labels else {}
+        if probabilities:
+            rows = zip(self.probabilities.tolist(), self.answered.tolist(), strict=True)
+            found["probabilities"] = [row if answered else None for row, answered in rows]
+        if top_k is not None:
+            found["top_k"] = self.top_k(top_k).tolist()
+        if threshold is not None:
+            found["confident"] = self.confident(threshold).tolist()
+        return found
 
     def confident(self, threshold: float) -> Tensor:
         """Labels (B,) whose probability is at least ``threshold``; ``NO_LABEL`` elsewhere."""

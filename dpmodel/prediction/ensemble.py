@@ -12,8 +12,9 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import nn
 
-from dpmodel.data.inference import INFERENCE_BATCH
+from dpmodel.data.inference import INFERENCE_BATCH, joined_inputs
 from dpmodel.prediction.answer import Answer
+from dpmodel.prediction.answer_cache import NetworkDigests
 from dpmodel.prediction.clipped_logits import clipped_logits, device_of, logits_of
 from dpmodel.prediction.logits import SEEDED
 from dpmodel.prediction.partition import require_disjoint
@@ -74,6 +75,8 @@ class EnsembleLogits:
         ledger: The budget of the queries.
         rows: The rows on which each teacher was trained, which are checked to be disjoint. None: that they are is your
             claim, and the ledger says so.
+        cache: Keep answers in the folder of the ledger: an identical query gets the same answer again, and costs
+            nothing. False: each query is charged, and gets fresh noise.
         device: Where to run the networks. Default: where each is.
         seed: 0 for secret noise. Any other integer makes it reproducible and voids the guarantee (tests only).
 
@@ -104,6 +107,7 @@ class EnsembleLogits:
         norm_bound: float = 1.0,
         confidence: Confidence | None = None,
         rows: Sequence[ArrayLike] | None = None,
+        cache: bool = False,
         device: str | torch.device | None = None,
         seed: int | None = 0,
     ) -> None:
@@ -125,6 +129,7 @@ class EnsembleLogits:
         moves = math.sqrt(2.0) if mode == "votes" else 2.0 * self.norm_bound / len(self.networks)
         self.noise = GaussianAnswers(noise_multiplier, moves, seed)
         self._check = None if confidence is None else GaussianAnswers(confidence.noise_multiplier, 1.0, seed)
+        self._digests = NetworkDigests(self.networks) if cache else None
         if rows is None:
             ledger.note(CLAIMED_DISJOINT)
         if self.noise.generator.reproducible:
@@ -144,6 +149,16 @@ class EnsembleLogits:
             BudgetExhausted: The rows do not fit the rest of the budget. Nothing was charged.
             DataError: A teacher does not return logits, or teachers have different classes. Nothing was charged.
         """
+        if self._digests is None:
+            return self._fresh(inputs, batch_size)
+        settings = f"EnsembleLogits {self._digests.current()} {self.mode} {self.noise.settings} {self.norm_bound!r} "
+        settings += repr(self.confidence)
+        x = joined_inputs(inputs, self.networks[0], batch_size)
+        scores = self.ledger.answers.answer(x, settings, lambda rows: self._fresh(rows, batch_size).scores)
+        return Answer(scores, self.mode == "votes")
+
+    def _fresh(self, inputs: Any, batch_size: int) -> Answer:
+        """Noisy scores with fresh noise, charged."""
         multiples, grid = self._summed(inputs, batch_size)
         if not len(multiples):
             return Answer(torch.from_numpy(multiples * grid), self.mode == "votes")

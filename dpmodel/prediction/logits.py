@@ -8,8 +8,9 @@ import torch
 from torch import nn
 
 from dpmodel.claims.weights import is_trained_privately
-from dpmodel.data.inference import INFERENCE_BATCH
+from dpmodel.data.inference import INFERENCE_BATCH, joined_inputs
 from dpmodel.prediction.answer import Answer
+from dpmodel.prediction.answer_cache import NetworkDigests
 from dpmodel.prediction.clipped_logits import clipped_logits, device_of, logits_of
 from dpmodel.prediction.convex import ConvexHead
 from dpmodel.prediction.query_ledger import QueryLedger
@@ -60,6 +61,8 @@ class DPLogits:
         norm_bound: L2 norm to which centred logits are clipped, positive; chosen without the private data.
         sensitivity: See above.
         ledger: The budget of the queries; required if there is a guarantee.
+        cache: Keep answers in the folder of the ledger: an identical query gets the same answer again, and costs
+            nothing. False: each query is charged, and gets fresh noise.
         device: Where to run the network. Default: where it is.
         seed: 0 for secret noise. Any other integer makes it reproducible and voids the guarantee (tests only).
 
@@ -94,6 +97,7 @@ class DPLogits:
         norm_bound: float = 1.0,
         sensitivity: str | float | None = AUTO,
         ledger: QueryLedger | None = None,
+        cache: bool = False,
         device: str | torch.device | None = None,
         seed: int | None = 0,
     ) -> None:
@@ -106,13 +110,19 @@ class DPLogits:
         self.sensitivity = "worst_case" if sensitivity == AUTO else sensitivity
         moves = self._moves()
         if self.why_free is None:
-            self._require_matching_ledger()
+            self._require_matching_ledger(cache)
             self.noise = GaussianAnswers(noise_multiplier, moves, seed)
+        self._digests = NetworkDigests([network]) if cache and self.noise is not None else None
         if ledger is not None and self.noise is not None:
             if self.sensitivity not in PROVEN:
                 ledger.note(CLAIMED.format(moves))
             if self.noise.generator.reproducible:
                 ledger.note(SEEDED)
+
+    @property
+    def caches(self) -> bool:
+        """Whether identical queries are answered again for free, from the folder of the ledger."""
+        return self._digests is not None
 
     def query(self, inputs: Any, batch_size: int = INFERENCE_BATCH) -> Answer:
         """Noisy logits of each row of ``inputs``, charged as one query per row.
@@ -125,6 +135,14 @@ class DPLogits:
             BudgetExhausted: The rows do not fit the rest of the budget. Nothing was charged.
             DataError: The network does not return logits. Nothing was charged.
         """
+        if self._digests is None or self.ledger is None or self.noise is None:
+            return self._fresh(inputs, batch_size)
+        settings = f"DPLogits {self._digests.current()} {self.noise.settings} {self.norm_bound!r}"
+        x = joined_inputs(inputs, self.network, batch_size)
+        return Answer(self.ledger.answers.answer(x, settings, lambda rows: self._fresh(rows, batch_size).scores))
+
+    def _fresh(self, inputs: Any, batch_size: int) -> Answer:
+        """Noisy logits with fresh noise, charged."""
         logits = logits_of(self.network, inputs, self.device, batch_size)
         if self.noise is None:
             return Answer(torch.from_numpy(logits))
@@ -183,9 +201,11 @@ class DPLogits:
         """The sensitivity of clipped logits on the grid, given that of the logits; clipping is a projection."""
         return min(2.0 * self.norm_bound, sensitivity + _ROUNDING * self.norm_bound)
 
-    def _require_matching_ledger(self) -> None:
+    def _require_matching_ledger(self, cache: bool) -> None:
         if self.sensitivity is None and self.ledger is not None:
             raise ValueError("sensitivity=None has no guarantee, so there is nothing to charge; leave ledger out")
+        if cache and self.ledger is None:
+            raise ValueError("cache=True keeps answers in the folder of a ledger, and there is none; leave cache out")
         if self.sensitivity is not None and self.ledger is None:
             raise ValueError(
                 "answers about private data need a budget: pass ledger=QueryLedger(folder, epsilon=..., delta=...). "

@@ -7,10 +7,12 @@ import math
 import os
 import threading
 from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from dpmodel.prediction.answer_cache import ANSWERS_NAME, AnswerCache
 from dpmodel.saving.lock import FolderLock
 from monitors import checks
 from monitors.accountant import ACCOUNTANTS
@@ -46,7 +48,7 @@ class QueryLedger:
 
     Args:
         path: The folder; created if missing, private to the user. It holds ``ledger.json``, its journal and
-            ``budget.json``.
+            ``budget.json``; and ``answers.txt`` if answers are kept.
         epsilon: The budget, positive. None: that of an existing folder.
         delta: Strictly between 0 and 1. None: that of an existing folder.
         spent: Releases on the same data before the queries: the ledger of a training, or of private statistics. Only
@@ -90,11 +92,13 @@ class QueryLedger:
         self._lock.acquire()
         self._open = True
         try:
-            self.epsilon, self.delta = self._budget(epsilon, delta)
+            self.epsilon, self.delta, self._before = self._budget(epsilon, delta, spent)
             self._journal = ReleaseJournal(self.path / JOURNAL_NAME, folder=self._lock.handle())
             self._ledger = self._load(spent)
             self._limit = _most_squared(self._others(), self.epsilon, self.delta)
             self._squared = _squared(self._ledger)
+            self._answers: AnswerCache | None = None
+            self._known_spent: tuple[float, float] | None = None
             if self._limit <= 0:
                 raise BudgetExhausted(1, 0, self.spent, self.epsilon, self.delta)
         except BaseException:
@@ -102,10 +106,41 @@ class QueryLedger:
             self._lock.release()
             raise
 
+    @staticmethod
+    def budget_of(path: str | os.PathLike[str]) -> tuple[float, float]:
+        """Epsilon and delta of the budget of an existing folder."""
+        return _read_budget(Path(path) / BUDGET_NAME)[:2]
+
     @property
     def spent(self) -> float:
         """Epsilon of everything on the ledger, at ``delta``."""
-        return _epsilon(self._others(), self._squared, self.delta)
+        squared, known = self._squared, self._known_spent
+        if known is None or known[0] != squared:  # beside releases of a training, it takes seconds
+            known = self._known_spent = squared, _epsilon(self._others(), squared, self.delta)
+        return known[1]
+
+    @property
+    def is_open(self) -> bool:
+        """Whether answers can be charged: not after ``close``, nor after a charge that could not be written."""
+        return self._open
+
+    @property
+    def asked(self) -> int:
+        """Number of answers that were charged, with the comparisons of ``Confidence``."""
+        return self._ledger.total - self._before
+
+    @property
+    def answers(self) -> AnswerCache:
+        """The answers that are kept in this folder.
+
+        Raises:
+            CheckpointError: The ledger is closed, or the file of answers was changed.
+        """
+        with self._guard:
+            self._require_open()
+            if self._answers is None:
+                self._answers = AnswerCache(self.path / ANSWERS_NAME, self._lock)
+            return self._answers
 
     @property
     def ledger(self) -> Ledger:
@@ -115,7 +150,7 @@ class QueryLedger:
 
     def left(self, event: GaussianEvent) -> int:
         """Number of answers of this cost that still fit."""
-        return max(0, math.floor((self._limit - self._squared) / _cost(event, 1)))
+        return _fitting(self._limit - self._squared, _cost(event, 1))
 
     def fits(self, *rows: tuple[GaussianEvent, int]) -> bool:
         """Whether answers of these costs and numbers fit together."""
@@ -185,12 +220,13 @@ class QueryLedger:
     def _left_with(self, event: GaussianEvent, room: Iterable[tuple[GaussianEvent, int]]) -> int:
         """How many answers fit, if each needs its share of the room."""
         each = _cost(event, 1) + math.fsum(_cost(other, 1) for other, _ in room)
-        return max(0, math.floor((self._limit - self._squared) / each))
+        return _fitting(self._limit - self._squared, each)
 
     def _others(self) -> list[tuple[Any, int]]:
         return [(event, count) for event, count in self._ledger if not isinstance(event, GaussianEvent)]
 
-    def _budget(self, epsilon: float | None, delta: float | None) -> tuple[float, float]:
+    def _budget(self, epsilon: float | None, delta: float | None, spent: Ledger | None) -> tuple[float, float, int]:
+        """Epsilon, delta, and the number of releases before the queries."""
         place = self.path / BUDGET_NAME
         if not self._lock.holds(place):
             if epsilon is None or delta is None:
@@ -200,22 +236,18 @@ class QueryLedger:
                     f"{self.path} holds a ledger without {BUDGET_NAME}: it belongs to a training, or the file was "
                     "removed. Use a folder of its own, and pass the ledger of a training as spent"
                 )
-            values = {"format": FORMAT, "epsilon": float(epsilon), "delta": float(delta)}
+            before = 0 if spent is None else spent.total
+            values = {"format": FORMAT, "epsilon": float(epsilon), "delta": float(delta), "before": before}
             self._lock.write(place, json.dumps(values, indent=1) + "\n")
-            return float(epsilon), float(delta)
-        values = parse_json(read_text(place, MAX_LEDGER_BYTES))
-        if not isinstance(values, dict) or values.get("format") != FORMAT:
-            raise CheckpointError(f"{place} is not a query budget of format {FORMAT!r}")
-        found: tuple[Any, Any] = values.get("epsilon"), values.get("delta")
-        checks.positive(epsilon=found[0])
-        checks.open_unit(delta=found[1])
-        if (epsilon, delta) not in ((None, None), found):
+            return float(epsilon), float(delta), before
+        found = _read_budget(place)
+        if (epsilon, delta) not in ((None, None), found[:2]):
             raise ConfigError(
                 f"the queries of {self.path} have a budget of epsilon {found[0]:g} at delta {found[1]:g}, but "
                 f"epsilon={epsilon}, delta={delta} was asked for; leave both out, or use a new folder and pass this "
                 "ledger as spent"
             )
-        return float(found[0]), float(found[1])
+        return found
 
     def _load(self, spent: Ledger | None) -> Ledger:
         place = self.path / LEDGER_NAME
@@ -241,6 +273,79 @@ class QueryLedger:
 
     def _write(self, ledger: Ledger) -> None:
         ledger.save(self.path / LEDGER_NAME, journal=self._journal.head, folder=self._lock.handle())
+
+
+@dataclass(frozen=True)
+class QueryStatus:
+    """The state of a query ledger.
+
+    Args:
+        asked: Number of answers that were charged.
+        left: Number of further answers that cost as much as the last one; None if there was none.
+        spent: Epsilon of everything on the ledger.
+        epsilon: The budget.
+        delta: Delta of the budget.
+        notes: Notes on the ledger.
+    """
+
+    asked: int
+    left: int | None
+    spent: float
+    epsilon: float
+    delta: float
+    notes: tuple[str, ...] = ()
+
+
+def query_status(path: str | os.PathLike[str]) -> QueryStatus:
+    """What was charged to the query ledger in the folder ``path``, which a different process may be using.
+
+    Raises:
+        ConfigError: The folder holds no query budget.
+        CheckpointError: The ledger was changed or shortened.
+
+    Example:
+        >>> import tempfile
+        >>> folder = tempfile.mkdtemp()
+        >>> with QueryLedger(folder, epsilon=1.0, delta=1e-5) as ledger:
+        ...     ledger.charge(GaussianEvent(40.0), 100)
+        ...     status = query_status(folder)
+        >>> status.asked, status.left, round(status.spent, 2)
+        (100, 14, 0.93)
+    """
+    folder = Path(path)
+    if not (folder / BUDGET_NAME).is_file():
+        raise ConfigError(
+            f"{folder} holds no query budget: {BUDGET_NAME} is missing; give the folder of a query ledger"
+        )
+    epsilon, delta, before = _read_budget(folder / BUDGET_NAME)
+    try:
+        ledger = Ledger.load(folder / LEDGER_NAME, alone=False)
+    except (OSError, ValueError) as error:
+        raise CheckpointError(str(error)) from error
+    others = [(event, count) for event, count in ledger if not isinstance(event, GaussianEvent)]
+    squared, left, asked = _squared(ledger), None, ledger.total - before
+    last = ledger.rows[-1][0] if asked > 0 else None
+    if isinstance(last, GaussianEvent):
+        left = _fitting(_most_squared(others, epsilon, delta) - squared, _cost(last, 1))
+    return QueryStatus(asked, left, _epsilon(others, squared, delta), epsilon, delta, ledger.notes)
+
+
+def _read_budget(place: Path) -> tuple[float, float, int]:
+    """Epsilon, delta, and the number of releases before the queries."""
+    values = parse_json(read_text(place, MAX_LEDGER_BYTES))
+    if not isinstance(values, dict) or values.get("format") != FORMAT:
+        raise CheckpointError(f"{place} is not a query budget of format {FORMAT!r}")
+    epsilon: Any = values.get("epsilon")
+    delta: Any = values.get("delta")
+    before: Any = values.get("before", 0)
+    checks.positive(epsilon=epsilon)
+    checks.open_unit(delta=delta)
+    checks.non_negative_int(before=before)
+    return float(epsilon), float(delta), int(before)
+
+
+def _fitting(room: float, each: float) -> int:
+    return max(0, math.floor(room / each))
 
 
 def _cost(event: GaussianEvent, count: int) -> float:

@@ -216,6 +216,14 @@ CHECKS: tuple[Check, ...] = (
         Refusal("Inputs that the network does not accept, or a network that works for one batch size only.",
             "Fix their shape or type; take the batch size from `x.shape[0]`.", DataError),
     ], reads="passes", setting="network"),
+    Check("augmentation", DataError, [
+        Refusal("An augmentation that does not fit the examples, such as a crop of vectors.",
+            "Give the examples the shape (channels, height, width), or leave the augmentation out."),
+        Refusal("An augmentation that changes shape or type of an example, or makes its values NaN or infinite.",
+            "Return views in shape, type and device like the copies that it is given."),
+        Refusal("An augmentation that combines examples, keeps state, or decides by the values of an example.",
+            "Compute each view from one image and the given random numbers alone."),
+    ], reads="passes", setting="augmentation"),
     Check("targets", DataError, [
         Refusal("Class indices that are out of range or not integers.",
             "Correct the labels, convert them with `targets.long()`, or add outputs."),

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 
+from dpmodel.augmentation import build_transform
 from dpmodel.callbacks import LearningRateScheduler
 from dpmodel.callbacks.registry import CALLBACKS
 from dpmodel.config.faults import faults_in, one_error
@@ -20,7 +21,7 @@ from monitors.arguments import check_arguments
 
 
 def require_known_names(config: Config) -> None:
-    """Refuse unknown names and arguments of data, features, network, loss, optimizer, metrics, engine and callbacks.
+    """Refuse unknown names, and unknown arguments beside them, in all sections but ``privacy``.
 
     Raises:
         ConfigError: There are unknown names; lists all of them with file, line and the nearest known name.
@@ -56,6 +57,10 @@ def unknown_names(config: Config) -> list[str]:
         )
     if config.performance.engine != "auto":
         checks["performance.engine"] = partial(ENGINES.get, config.performance.engine)
+    if config.augmentation is not None:
+        for index, transform in enumerate(config.augmentation.transforms):
+            at = f"augmentation.transforms.{index}"
+            checks[at] = partial(build_transform, transform.name, **transform.options)
     checks["training.metrics"] = partial(named_metrics, list(config.training.metrics))
     for index, callback in enumerate(config.callbacks):
         checks[f"callbacks.{index}"] = partial(_check_callback, callback.name, callback.options)

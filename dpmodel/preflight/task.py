@@ -31,7 +31,9 @@ def require_stated_size(config: Config, data: DataSplits) -> None:
         )
 
 
-def require_network_fits(config: Config, network: nn.Module, data: DataSplits, device: torch.device) -> None:
+def require_network_fits(
+    config: Config, network: nn.Module, data: DataSplits, device: torch.device, *, private: bool = True
+) -> None:
     """Pass some examples through the network, so that a wrong shape is found before the noise is calibrated.
 
     Faults that only a probe of the network shows, such as layers that mix examples, are left to ``fit`` (see
@@ -40,8 +42,9 @@ def require_network_fits(config: Config, network: nn.Module, data: DataSplits, d
     Raises:
         ConfigError: It has a layer that cannot be trained privately, cannot take the inputs, or has too few outputs.
     """
-    with locating_refusals(config, "network"):
-        require_valid(network)
+    if private:
+        with locating_refusals(config, "network"):
+            require_valid(network)
     x = data.train.batch(torch.arange(1))[0]
     try:
         with inference(network), preserve_state(network):

@@ -18,6 +18,7 @@ from dpmodel.distributed.agreement import require_agreement, require_bare
 from dpmodel.distributed.shared_rows import SharedRows
 from dpmodel.preflight.arguments import check_types
 from dpmodel.preflight.arrivals import require_separate_arrivals
+from dpmodel.preflight.augmentation import tried_views
 from dpmodel.preflight.batches import require_unmixed_batches
 from dpmodel.preflight.calibration import require_counted
 from dpmodel.preflight.loss import try_loss
@@ -38,6 +39,7 @@ from mechanisms.engines.probing import mode, preserve_state, shared_recordings
 from monitors.errors import UnsupportedModuleError
 
 if TYPE_CHECKING:
+    from dpmodel.augmentation import Augmentation
     from dpmodel.model import DPModel
     from dpmodel.training.run import Run
 
@@ -60,6 +62,8 @@ class Trial:
         rebuilt: Whether it was made of a ``DataLoader``.
         run: The run.
         tried: The first ``TRIED`` examples.
+        augmentation: Draws views of the examples, or None.
+        viewed: ``tried``, or views of it, as the engine gets them in training.
         outputs: The network's outputs for them.
         choice: The engine, and why it was chosen.
         padding: Rows of embeddings whose gradient is always zero, by parameter.
@@ -75,6 +79,8 @@ class Trial:
     rebuilt: bool = field(default=False, init=False)
     run: Run = field(init=False)
     tried: Batch = field(init=False)
+    augmentation: Augmentation | None = field(default=None, init=False)
+    viewed: Batch = field(init=False)
     outputs: Any = field(init=False)
     choice: Choice = field(init=False)
     padding: Mapping[str, Sequence[int]] = field(default_factory=dict, init=False)
@@ -196,6 +202,12 @@ def network(trial: Trial) -> None:
     )
 
 
+def augmentation(trial: Trial) -> None:
+    """Augmentation gives views that are like the examples, each of one example."""
+    trial.augmentation = trial.model.augmentation
+    trial.viewed = tried_views(trial.augmentation, trial.tried)
+
+
 def targets(trial: Trial) -> None:
     """The targets fit the loss and the outputs."""
     require_class_targets(trial.loader.dataset, trial.outputs, trial.model.loss_fn)
@@ -227,7 +239,7 @@ def engine(trial: Trial) -> None:
             model.network,
             model.loss_fn,
             plan.unit,
-            trial.tried,
+            trial.viewed,
             physical_batch_size=model.physical_batch_size,
             options={name: value for name, value in asked.items() if value != _ENGINE_DEFAULTS[name]},
             isolation=model.isolation,

@@ -17,6 +17,7 @@ from dpmodel.config.identity import settings_by_path
 from dpmodel.config.sections import FeaturesSection
 from dpmodel.data import DataSplits, load_dataset
 from dpmodel.data.in_memory import InMemoryDataset
+from dpmodel.data.input_form import InputForm
 from dpmodel.data.loader import PrivateLoader
 from dpmodel.data.locations import cache_folder
 from dpmodel.distributed.launch import launched_processes, local_rank
@@ -52,6 +53,7 @@ class Task:
         network: With its initial weights.
         loss_fn: The loss.
         device: Where network and loss run.
+        inputs: The form of the inputs as read, before any features are computed.
     """
 
     config: Config
@@ -59,6 +61,7 @@ class Task:
     network: nn.Module
     loss_fn: nn.Module
     device: torch.device
+    inputs: InputForm
 
     def of(self, config: Config) -> Task:
         """The same data, network and loss for a different ``config``, which must describe them in the same way."""
@@ -124,8 +127,13 @@ class Training:
         return self.task.placed(self.task.data.test)
 
 
-def build_task(config: Config) -> Task:
+def build_task(config: Config, data: DataSplits | None = None, *, private: bool = True) -> Task:
     """Read the data and build network and loss.
+
+    Args:
+        config: The configuration.
+        data: Data in place of those of the configuration, with any features computed. Default: read them.
+        private: Whether the network is to be trained with privacy; layers that cannot be are then refused.
 
     Raises:
         ConfigError: A name, argument or combination is wrong; with file and line.
@@ -135,11 +143,11 @@ def build_task(config: Config) -> Task:
         device = _device(config.performance.device)
     if config.performance.threads is not None:
         torch.set_num_threads(config.performance.threads)
-    with locating_errors(config, "data"):
-        data = load_dataset(**config.data.reader_arguments)
-    require_stated_size(config, data)
-    if config.features is not None:
-        data = _with_features(config.features, config, data, device)
+    if data is None:
+        read = _raw_data(config)
+        inputs, data = InputForm.of(read), _with_any_features(config, read, device)
+    else:
+        inputs = InputForm.of(data)
     with locating_errors(config, "network"):
         network = build_network(
             config.network.name,
@@ -157,9 +165,30 @@ def build_task(config: Config) -> Task:
                 raise ValueError(f"inputs of {data.train.x.dtype} cannot be normalised; remove normalise")
         network = NormalisedNetwork(network, data.example_shape)
     network.to(device)
-    require_network_fits(config, network, data, device)
+    require_network_fits(config, network, data, device, private=private)
     require_metrics_fit(config, data)
-    return Task(_with_size(config, data), data, network, loss_fn, device)
+    return Task(_with_size(config, data), data, network, loss_fn, device, inputs)
+
+
+def read_data(config: Config, device: torch.device) -> DataSplits:
+    """The data of a configuration, with its features in place of the inputs; ``device`` computes them.
+
+    Raises:
+        ConfigError: A name, argument or combination is wrong; with file and line.
+        DataError: Data are missing, damaged, or contradict the configuration.
+    """
+    return _with_any_features(config, _raw_data(config), device)
+
+
+def _raw_data(config: Config) -> DataSplits:
+    with locating_errors(config, "data"):
+        data = load_dataset(**config.data.reader_arguments)
+    require_stated_size(config, data)
+    return data
+
+
+def _with_any_features(config: Config, data: DataSplits, device: torch.device) -> DataSplits:
+    return data if config.features is None else _with_features(config.features, config, data, device)
 
 
 def _with_features(section: FeaturesSection, config: Config, data: DataSplits, device: torch.device) -> DataSplits:
@@ -209,7 +238,7 @@ def build_training(config: Config, task: Task | None = None, *, resumed: bool = 
 
 def build_model(task: Task, release: ReleasePlan, ledger: Ledger | None = None) -> DPModel:
     """The model of a task; it trains with the mechanisms of ``release``, and its ledger continues ``ledger``."""
-    config = task.config
+    config, views = task.config, task.config.augmentation
     with locating_errors(config, "optimizer"):
         optimizer = build_optimizer(config.optimizer.name, task.network.parameters(), **config.optimizer.options)
     with locating_errors(config, "training.metrics"):
@@ -235,6 +264,8 @@ def build_model(task: Task, release: ReleasePlan, ledger: Ledger | None = None) 
             static_shapes=config.performance.static_shapes,
             cuda_graphs=config.performance.cuda_graphs,
             isolation=config.performance.isolation,
+            augmentation=views and [{"name": one.name, **one.options} for one in views.transforms],
+            augmentation_multiplicity=views.multiplicity if views else 1,
             device=task.device,
             seed=config.privacy.sampling_seed,
             ledger=ledger,

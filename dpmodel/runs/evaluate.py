@@ -96,7 +96,7 @@ def evaluate_run(
     folder = RunFolder.existing(path)
     config = load_run(folder, overrides, trust_code=trust_code)
     stored = load_config(folder.config, import_plugins=False)
-    _require_same_training(stored, config)
+    require_same_training(stored, config)
     ledger = folder.read_ledger()
     task = build_task(config)
     plan = plan_training(without_spent(stored), stored.data.num_examples or len(task.data.train))
@@ -122,8 +122,12 @@ def _recorded(folder: RunFolder) -> Fingerprint | None:
         ) from error
 
 
-def _require_same_training(stored: Config, config: Config) -> None:
-    """The claim is about the training in the folder: only the settings that choose how it is stated may change."""
+def require_same_training(stored: Config, config: Config) -> None:
+    """The claim is about the training in the folder: only the settings that choose how it is stated may change.
+
+    Raises:
+        ConfigError: ``config`` changes another setting of the section ``privacy`` of ``stored``.
+    """
     before, after = ({**asked.privacy.model_dump(), **_STATED_ANEW} for asked in (stored, config))
     changed = next((name for name in before if before[name] != after[name]), None)
     if changed is not None:

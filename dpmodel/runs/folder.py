@@ -75,6 +75,11 @@ class RunFolder:
         return self.path / "test_data.json"
 
     @property
+    def inputs(self) -> Path:
+        """Shape and type of the inputs, and the number of classes: what queries need to know of the data."""
+        return self.path / "inputs.json"
+
+    @property
     def curve(self) -> Path:
         """The training curve."""
         return self.path / "training_curve.png"
@@ -199,7 +204,7 @@ class RunFolder:
 
         Other files in it stay, and so does the folder then.
         """
-        lock.remove(self.config, self.test_data)
+        lock.remove(self.config, self.test_data, self.inputs)
         lock.discard()
 
     @classmethod

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 from dpmodel.callbacks import Silence
 from dpmodel.config import Config
+from dpmodel.data.progress import no_progress
 from dpmodel.distributed.group import current_ranks
-from dpmodel.features.progress import no_progress
 from dpmodel.planning.bands import leaves_bands_open, with_bands
 from dpmodel.planning.from_config import with_noise_multiplier
 from dpmodel.preflight.task import locating_refusals
@@ -124,6 +124,7 @@ def _new(config: Config, folder: RunFolder, *, force: bool, held: _Held) -> Iter
         try:
             lock.write(folder.config, training.resolved_yaml)
             lock.write(folder.test_data, json.dumps(training.task.data.test_fingerprint.to_dict()) + "\n")
+            lock.write(folder.inputs, json.dumps(training.task.inputs.to_dict()) + "\n")
         except BaseException:
             folder.abandon(lock)
             raise

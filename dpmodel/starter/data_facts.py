@@ -68,10 +68,12 @@ def kind_of(root: str | os.PathLike[str] | None) -> str:
         return "mnist"
     path = Path(root)
     if not path.exists():
-        raise ConfigError(f"{path} does not exist; give an .npz file, a folder of images, or the name of a data set")
+        raise ConfigError(
+            f"{path} does not exist; give an .npz file, a folder or .zip of images, or the name of a data set"
+        )
     if path.suffix == ".npz":
         return "npz"
-    if (path / "train").is_dir():
+    if path.suffix.lower() == ".zip" or (path / "train").is_dir():
         return "image_folder"
     raise ConfigError(f"{path} is {_description(path)}")
 
@@ -80,8 +82,9 @@ def _description(path: Path) -> str:
     """What is at ``path``, which no reader can read, and what to do."""
     if not path.is_dir():
         return (
-            "not an .npz file. Save inputs and targets as arrays once, such as numpy.savez('data.npz', x_train=..., "
-            "y_train=..., x_test=..., y_test=...), and give that file; or name a reader with --data"
+            "neither an .npz nor a .zip file. Save inputs and targets as arrays once, such as "
+            "numpy.savez('data.npz', x_train=..., y_train=..., x_test=..., y_test=...), "
+            "and give that file; or name a reader with --data"
         )
     inside = sorted(entry.name for entry in path.iterdir() if entry.is_dir())
     found = f"has the folders {', '.join(inside[:5])}" if inside else "has no folders"
@@ -113,10 +116,21 @@ def facts_of(name: str, root: str | os.PathLike[str] | None) -> DataFacts:
     except ValueError as error:
         raise ConfigError(str(error)) from error
     if name == "image_folder":
-        options["image_size"] = FOLDER_IMAGE_SIZE
+        return _facts_of_images({**options, "image_size": FOLDER_IMAGE_SIZE})
     data = load_dataset(name, **options)
     tokens = data.train.x.dtype in (torch.int64, torch.int32)
     return DataFacts(name, len(data.train), data.example_shape, data.num_classes, _targets(data), tokens, options)
+
+
+def _facts_of_images(options: dict[str, Any]) -> DataFacts:
+    """Facts about images in folders, none of which is decoded."""
+    from dpmodel.data.image_folder import image_folder
+    from monitors.arguments import check_arguments
+
+    check_arguments(image_folder, options, "data set 'image_folder'")
+    raw = image_folder(**options)
+    shape = (3, FOLDER_IMAGE_SIZE, FOLDER_IMAGE_SIZE)
+    return DataFacts("image_folder", len(raw.x_train), shape, raw.num_classes, options=options)
 
 
 def _targets(data: DataSplits) -> str:

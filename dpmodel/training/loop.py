@@ -29,6 +29,7 @@ from monitors import checks
 from monitors.errors import NonFiniteGradientsError
 
 if TYPE_CHECKING:
+    from dpmodel.augmentation import Augmentation
     from dpmodel.distributed.follower import Follower
     from dpmodel.saving.record import ReleaseRecord
 
@@ -88,6 +89,7 @@ class TrainingLoop:
         evaluate: Returns validation metrics after each epoch; None for no validation.
         device: Device of the network.
         keepers: Keep the training on the disk; each is called before every release and between the steps.
+        augmentation: Draws views of the examples; None: the network gets the examples themselves.
 
     Attributes:
         before_pass: Called before each batch is read and before its forward pass; None for nothing.
@@ -102,6 +104,7 @@ class TrainingLoop:
     evaluate: Callable[[], dict[str, float]] | None
     device: torch.device
     keepers: Sequence[ReleaseRecord | Follower] = ()
+    augmentation: Augmentation | None = None
     before_pass: Callable[[], None] | None = field(default=None, init=False)
     releases: SharedReleases = field(init=False)
     progress: EpochProgress = field(default_factory=EpochProgress, init=False)
@@ -218,6 +221,8 @@ class TrainingLoop:
         assert drawn is not None
         batch = self._batch(drawn)
         self._renew()  # the data set may have seeded the generators for its own purposes
+        if self.augmentation is not None:
+            batch = self.augmentation.drawn(batch)
         self._in_step = True
         run.history.record_norm_bound(run.step, run.norm_bound)
         with self.releases.step():

@@ -91,6 +91,8 @@ class Engine(ABC):
     witness: ClassVar[type[Engine] | None] = None
     #: Whether ``partial_sum`` gives fillers (``Batch.real``) weight 0; without that, the shapes cannot be static.
     takes_fillers: ClassVar[bool] = False
+    #: Whether ``partial_sum`` averages the losses of an example's views (``Batch.multiplicity``).
+    takes_views: ClassVar[bool] = False
 
     def __init__(self, unit: ClippedUnit, physical_batch_size: int | None = None) -> None:
         if physical_batch_size is not None:
@@ -123,7 +125,7 @@ class Engine(ABC):
         layout: FlatLayout,
         total: Tensor,
     ) -> PartialSum:
-        """Add the clipped sum of one non-empty chunk to ``total``, shape (P,).
+        """Add the clipped sum of one non-empty chunk to ``total``, shape (P,). Its views, if any, have been made.
 
         Implementations run each pass inside ``boundary.around``, and call the network inside
         ``boundary.user_code``. Unit ids of the chunk are 0 .. ``batch.num_units`` - 1.
@@ -140,7 +142,7 @@ class Engine(ABC):
         engine.boundary.isolation = "trust"
         clip.start(1.0)
         with preserve_state(network, loss_fn):
-            engine.clipped_sum(network, loss_fn, Batch(example.x, example.y).select(slice(1)), clip)
+            engine.clipped_sum(network, loss_fn, example.with_examples(example.x, example.y).select(slice(1)), clip)
 
     @property
     def held_bytes(self) -> int:
@@ -210,7 +212,7 @@ class Engine(ABC):
         loss_sum, total = like.clone(), layout.zeros(layout.size) if out is None else out.zero_()
         self.boundary.begin_step(network, losses)
         for chunk in self._chunks(batch):
-            part = self.partial_sum(network, losses, chunk, clip, layout, total)
+            part = self.partial_sum(network, losses, chunk.made(), clip, layout, total)
             loss_sum += part.loss_sum
             real = chunk.num_units - chunk.fillers
             norms.append(part.norms[:real])

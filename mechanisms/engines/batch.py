@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
+
+if TYPE_CHECKING:
+    from mechanisms.engines.views import Views
 
 #: Part of PyTorch's error for differentiating something without a graph.
 _NO_GRAPH = "does not require grad"
@@ -100,6 +103,9 @@ class Batch:
         real: None if every unit counts; else bool of shape (units,), False for fillers. Fillers have weight 0 and come
             last; they make up for missing rows and units if shapes are static (see ``static_chunks``).
         fillers: Number of fillers among the units.
+        views: Random views that take the place of the examples, still to be made; None: the examples as they are.
+        multiplicity: Number K of views of each example, if they have been made: tensors of ``x`` are (B, K, ...). None:
+            ``x`` holds the examples themselves.
     """
 
     x: Any
@@ -108,6 +114,8 @@ class Batch:
     units: int | None = None
     real: Tensor | None = None
     fillers: int = 0
+    views: Views | None = None
+    multiplicity: int | None = None
 
     @property
     def size(self) -> int:
@@ -121,8 +129,42 @@ class Batch:
 
     def select(self, rows: Tensor | slice) -> Batch:
         """The batch of only these ``rows``, none of which may be a filler; group ids are not renumbered."""
-        ids = None if self.group_ids is None else self.group_ids[rows]
-        return Batch(map_tensors(lambda t: t[rows], self.x), map_tensors(lambda t: t[rows], self.y), ids, self.units)
+        return replace(
+            self.with_examples(map_tensors(lambda t: t[rows], self.x), map_tensors(lambda t: t[rows], self.y)),
+            group_ids=None if self.group_ids is None else self.group_ids[rows],
+            units=self.units,
+            views=None if self.views is None else self.views.select(rows),
+        )
+
+    def with_examples(self, x: Any, y: Any) -> Batch:
+        """A batch of other examples with as many views, each of which is a unit."""
+        return Batch(x, y, multiplicity=self.multiplicity)
+
+    def made(self) -> Batch:
+        """The batch with its views in place of its examples, if it has any."""
+        if self.views is None:
+            return self
+        return replace(self, x=self.views.of(self.x), views=None, multiplicity=self.views.multiplicity)
+
+    @property
+    def rows(self) -> Any:
+        """The inputs as the network takes them: each view is a row."""
+        return self.rows_of(self.x)
+
+    def rows_of(self, x: Any) -> Any:
+        """Inputs of examples of this batch, ``x`` or a part of it, as the network takes them."""
+        return x if self.multiplicity is None else map_tensors(lambda t: t.flatten(0, 1), x)
+
+    def targets_of(self, y: Any) -> Any:
+        """Targets of examples of this batch, ``y`` or a part of it, for each row that the network takes."""
+        views = self.multiplicity
+        if views is None:
+            return y
+        return map_tensors(lambda t: t.unsqueeze(1).expand(-1, views, *t.shape[1:]).flatten(0, 1), y)
+
+    def mean_over_views(self, losses: Tensor) -> Tensor:
+        """Losses of examples of this batch from those of the rows that the network takes."""
+        return losses if self.multiplicity is None else losses.unflatten(0, (-1, self.multiplicity)).mean(1)
 
     def loss_sum(self, losses: Tensor) -> Tensor:
         """Sum of the losses (B,) of the rows, without those of fillers."""

@@ -85,7 +85,7 @@ def choose_engine(
         raise ValueError(f"physical_batch_size must be a positive integer, 'auto' or None, got {physical_batch_size!r}")
     if capacity is not None:
         checks.positive_int(capacity=capacity)
-    example = Batch(
+    example = example.with_examples(
         *(map_tensors(torch.clone, value) for value in (example.x, example.y))
     )  # networks may write to their input
     _refuse_reentrant(network, example)
@@ -93,6 +93,8 @@ def choose_engine(
     for candidate in preference if name == "auto" else (name,):
         if capacity is not None and not ENGINES.get(candidate).takes_fillers:
             refusal: str | None = "it does not give fillers weight 0 (takes_fillers), which static_shapes needs"
+        elif example.multiplicity is not None and not ENGINES.get(candidate).takes_views:
+            refusal = "it does not average over the views of an example (takes_views), which augmentation needs"
         else:
             refusal = _refusal(candidate, options or {}, network, loss_fn, unit, example)
         if refusal is None or (isolation == "trust" and candidate == _LAST_RESORT):
@@ -146,7 +148,7 @@ def _refusal(
 def _refuse_reentrant(network: nn.Module, example: Batch) -> None:
     with preserve_state(network), torch.enable_grad():
         try:
-            outputs = call_network(network, example.x)
+            outputs = call_network(network, example.rows)
         except Exception:
             return  # the engines give a better message
     require_no_reentrant(outputs)

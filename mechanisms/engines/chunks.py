@@ -75,7 +75,7 @@ def _of_units(batch: Batch, first: int, last: int) -> Batch:
     rows = torch.nonzero((batch.group_ids >= first) & (batch.group_ids < last)).flatten()
     part = batch.select(rows)
     assert part.group_ids is not None
-    return Batch(part.x, part.y, part.group_ids - first, last - first)
+    return replace(part, group_ids=part.group_ids - first, units=last - first)
 
 
 def _spans(batch: Batch, rows: int, units: int) -> Iterator[tuple[int, int]]:
@@ -108,6 +108,8 @@ def _filled(part: Batch, rows: int, units: int) -> Batch:
             (torch.arange(part.size, device=device), torch.zeros(missing, dtype=torch.long, device=device))
         )
         filled = replace(filled, **{at: map_tensors(lambda t: t[index], getattr(part, at)) for at in ("x", "y")})
+        if part.views is not None:
+            filled = replace(filled, views=part.views.select(index))
     if part.group_ids is None:
         return filled
     ids = torch.cat((part.group_ids, part.group_ids.new_full((missing,), units - 1)))

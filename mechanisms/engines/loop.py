@@ -29,13 +29,14 @@ class LoopEngine(Engine):
     proof: ClassVar[str] = "each unit passes through the network alone"
     shows_values: ClassVar[bool] = True
     takes_fillers: ClassVar[bool] = True
+    takes_views: ClassVar[bool] = True
 
     @classmethod
     def refuses(cls, network: nn.Module, loss_fn: LossFunction, unit: ClippedUnit, example: Batch) -> str | None:
         """Refuse a network or loss that keeps state of an example that cannot be restored."""
         clip = Fixed()
         clip.start(1.0)
-        probe = Batch(example.x, example.y)
+        probe = example.with_examples(example.x, example.y)
         try:
             cls(ClippedUnit(1, example.size)).clipped_sum(network, loss_fn, probe, clip)
         except UnprotectedUpdateError as error:
@@ -82,11 +83,12 @@ class LoopEngine(Engine):
 
 
 def _summed_loss(network: nn.Module, losses: ExampleLosses, members: Batch) -> Tensor:
-    outputs = call_network(network, members.x)
-    if members.size == 1 or has_rows_only(outputs, members.size):
-        return losses(outputs, members.y).sum()
-    singles = (_members(members, row) for row in range(members.size))
-    return torch.stack([losses(call_network(network, one.x), one.y).sum() for one in singles]).sum()
+    rows = Batch(members.rows, members.targets_of(members.y))
+    outputs = call_network(network, rows.x)
+    if rows.size == 1 or has_rows_only(outputs, rows.size):
+        return members.mean_over_views(losses(outputs, rows.y)).sum()
+    singles = (_members(rows, row) for row in range(rows.size))
+    return members.mean_over_views(torch.cat([losses(call_network(network, one.x), one.y) for one in singles])).sum()
 
 
 def _members(batch: Batch, unit: int) -> Batch:
@@ -95,7 +97,7 @@ def _members(batch: Batch, unit: int) -> Batch:
         found = batch.select(slice(unit, unit + 1))
     else:
         found = batch.select(torch.nonzero(batch.group_ids == unit).flatten())
-    return Batch(map_tensors(_copied, found.x), map_tensors(_copied, found.y))
+    return found.with_examples(map_tensors(_copied, found.x), map_tensors(_copied, found.y))
 
 
 def _copied(value: Tensor) -> Tensor:

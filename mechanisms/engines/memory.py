@@ -6,6 +6,7 @@ import math
 import os
 import weakref
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -119,9 +120,8 @@ def _copies(example: Batch, units: int, group: int) -> Batch:
 
     device = first_tensor(example.x).device
     ids = None if group == 1 else torch.arange(units, device=device).repeat_interleave(group)
-    return Batch(
-        map_tensors(repeated, example.x), map_tensors(repeated, example.y), ids, None if ids is None else units
-    )
+    copies = example.with_examples(map_tensors(repeated, example.x), map_tensors(repeated, example.y))
+    return replace(copies, group_ids=ids, units=None if ids is None else units)
 
 
 def _peak_of_step(device: torch.device, engine: Engine, network: nn.Module, loss_fn: LossFunction, batch: Batch) -> int:

@@ -91,7 +91,7 @@ def _plain_attention() -> Iterator[None]:
 def _runs(network: nn.Module, probe: Batch) -> bool:
     """Whether the network accepts the perturbed weights: some weights have a restricted domain."""
     try:
-        outputs_of(network, probe.x)
+        outputs_of(network, probe.rows)
     except Exception:
         return False
     return True
@@ -166,7 +166,7 @@ def _is_rounding(
     try:
         wide, loss = copy.deepcopy(network).double(), copy.deepcopy(loss_fn)
         loss = loss.double() if isinstance(loss, nn.Module) else loss
-        batch = Batch(*(map_tensors(_in_double, value) for value in (probe.x, probe.y)))
+        batch = probe.with_examples(*(map_tensors(_in_double, value) for value in (probe.x, probe.y)))
         parameters = list(trainable_parameters(wide).items())
         exact = loop.clipped_sum(wide, loss, batch, clip)
         in_double = engine.clipped_sum(wide, loss, _copy(batch), clip)
@@ -177,7 +177,7 @@ def _is_rounding(
         for _ in range(DRAWS):
             for (_, parameter), value in zip(parameters, values, strict=True):
                 parameter.data = _rounded(value, draws)
-            moved = Batch(map_tensors(lambda value: _rounded(value, draws), batch.x), batch.y)
+            moved = batch.with_examples(map_tensors(lambda value: _rounded(value, draws), batch.x), batch.y)
             off = _largest_difference(parameters, exact, loop.clipped_sum(wide, loss, moved, clip))
             of_rounding = max(of_rounding, off)
     except Exception:  # the network cannot be copied or run in double precision
@@ -200,7 +200,7 @@ def _largest_difference(
 
 
 def _copy(batch: Batch) -> Batch:
-    return Batch(map_tensors(Tensor.clone, batch.x), map_tensors(Tensor.clone, batch.y))
+    return batch.with_examples(map_tensors(Tensor.clone, batch.x), map_tensors(Tensor.clone, batch.y))
 
 
 def _in_double(value: Tensor) -> Tensor:
@@ -246,13 +246,13 @@ def _largest(values: Tensor, others: Tensor | None = None) -> float:
 def _two_examples(example: Batch) -> Batch:
     """At least two examples; a single one is repeated with its floating-point inputs halved."""
     if example.size > 1:
-        return Batch(example.x, example.y)
+        return example.with_examples(example.x, example.y)
 
     def doubled(value: Tensor) -> Tensor:
         return torch.cat([value, value / 2 if value.is_floating_point() else value])
 
-    return Batch(map_tensors(doubled, example.x), map_tensors(lambda y: torch.cat([y, y]), example.y))
+    return example.with_examples(map_tensors(doubled, example.x), map_tensors(lambda y: torch.cat([y, y]), example.y))
 
 
 def _is_random(network: nn.Module, probe: Batch) -> bool:
-    return draws(network, lambda: outputs_of(network, probe.x))
+    return draws(network, lambda: outputs_of(network, probe.rows))

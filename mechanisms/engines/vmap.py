@@ -29,6 +29,7 @@ class VmapEngine(Engine):
     name: ClassVar[str] = "vmap"
     proof: ClassVar[str] = "each example is differentiated alone under torch.func.vmap"
     takes_fillers: ClassVar[bool] = True
+    takes_views: ClassVar[bool] = True
 
     @classmethod
     def refuses(cls, network: nn.Module, loss_fn: LossFunction, unit: ClippedUnit, example: Batch) -> str | None:
@@ -44,7 +45,9 @@ class VmapEngine(Engine):
         try:
             clip = Fixed()
             clip.start(1.0)
-            cls(ClippedUnit(1, example.size)).clipped_sum(network, loss_fn, Batch(example.x, example.y), clip)
+            cls(ClippedUnit(1, example.size)).clipped_sum(
+                network, loss_fn, example.with_examples(example.x, example.y), clip
+            )
             cls.run_unwatched(network, loss_fn, example)
         except Exception as error:
             reason = " ".join(str(error).split())[:200]
@@ -82,11 +85,13 @@ def example_gradients(network: nn.Module, losses: ExampleLosses, batch: Batch) -
     def loss_of(weights: dict[str, Tensor], x: Any, y: Any) -> Tensor:
         # Each slot separately: with tie_weights, functional_call leaves replacements in a module that has two names.
         values = {at: weights[names[id(v)]] if id(v) in names else v.detach() for at, v in places.items()}
-        outputs = call_network(
-            lambda *args, **kwargs: functional_call(network, values, args, kwargs, tie_weights=False),
-            map_tensors(lambda t: t.unsqueeze(0), x),
-        )
-        return losses(outputs, map_tensors(lambda t: t.unsqueeze(0), y)).sum()
+
+        def bound(*args: Any, **kwargs: Any) -> Any:
+            return functional_call(network, values, args, kwargs, tie_weights=False)
+
+        x, y = (map_tensors(lambda t: t.unsqueeze(0), value) for value in (x, y))
+        found = losses(call_network(bound, batch.rows_of(x)), batch.targets_of(y))
+        return batch.mean_over_views(found).sum()
 
     per_example = vmap(grad_and_value(loss_of), in_dims=(None, 0, 0), randomness="different")
     with examples_only(batch.x):

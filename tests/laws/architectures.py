@@ -23,6 +23,7 @@ from torchvision.models.video.resnet import BasicBlock as VideoBlock
 from torchvision.models.video.resnet import BasicStem, Conv3DSimple, VideoResNet
 
 import dpmodel
+from dpmodel.nets import WideResNet
 
 CLASSES, VOCABULARY, LENGTH = 4, 40, 10
 
@@ -195,6 +196,11 @@ def of_vision() -> list[Architecture]:
     ]
 
 
+def of_dpmodel() -> list[Architecture]:
+    """Networks of this library with layers of its own."""
+    return [Architecture("WideResNet", lambda: WideResNet(CLASSES, depth=10, width=1), images())]
+
+
 def by_timm(name: str, **options: Any) -> Callable[[], nn.Module]:
     """A model of ``timm`` by name, with a different size."""
     return lambda: timm.create_model(name, num_classes=CLASSES, **options)
@@ -351,4 +357,4 @@ def _without_mask(model: Classifies) -> nn.Module:
     return model
 
 
-ARCHITECTURES = [*of_vision(), *of_language(), *of_timm()]
+ARCHITECTURES = [*of_vision(), *of_language(), *of_timm(), *of_dpmodel()]

@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
+from dpmodel.nets import StandardisedConv2d
 from mechanisms.clipping import CLIP
 from mechanisms.engines import ENGINES, Batch, LoopEngine
 from mechanisms.units import ClippedUnit
@@ -17,6 +18,9 @@ def networks():
     return {
         "convolutional": nn.Sequential(
             nn.Conv2d(1, 3, 3), nn.Tanh(), nn.MaxPool2d(2), nn.GroupNorm(1, 3), nn.Flatten(), nn.Linear(27, 3)
+        ),
+        "standardised": nn.Sequential(
+            StandardisedConv2d(1, 3, 3), nn.Tanh(), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(27, 3)
         ),
         "dense": nn.Sequential(nn.Flatten(), nn.Linear(64, 5), nn.ReLU(), nn.LayerNorm(5), nn.Linear(5, 3)),
     }

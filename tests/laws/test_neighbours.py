@@ -72,6 +72,27 @@ def test_the_noise_of_neighbours_cancels_and_the_sums_match_those_of_fit(pair):
     assert 0.1 < max(found) <= 1.0 + 1e-3
 
 
+class Shifted:
+    """Adds a random number to each view."""
+
+    numbers = 1
+
+    def __call__(self, examples, numbers):
+        return examples + numbers
+
+
+@pytest.mark.parametrize("multiplicity", [1, 4])
+@pytest.mark.parametrize("engine", ["bookkeeping", "vmap"])
+@pytest.mark.parametrize(("pair", "least"), [(one_more_last, 0.99), (one_replaced, 0.6)])
+def test_an_example_moves_the_sum_by_at_most_the_bound_with_all_its_views(pair, least, engine, multiplicity):
+    rows, views = pair(), {"augmentation": Shifted(), "augmentation_multiplicity": multiplicity}
+    make = under(torch.nn.CrossEntropyLoss)
+    one, other = (fit(make, part, engine=engine, **views) for part in (rows.rows, rows.others))
+    assert outcome(one, other, rows.moves) == "exact"
+    assert least < max(ratios(one.sums, other.sums, rows.moves)) <= 1.0 + 1e-3
+    assert one.epsilon == fit(make, rows.rows, engine=engine).epsilon
+
+
 def test_a_run_without_noise_is_void(monkeypatch):
     monkeypatch.setattr(NoiseMechanismsFactory, "create", lambda *args, **options: NoNoise())
     assert fit(under(torch.nn.CrossEntropyLoss), one_replaced().rows).ending == "voided"

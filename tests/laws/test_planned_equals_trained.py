@@ -21,6 +21,15 @@ NOISES = [
 ]
 
 
+class Shifted:
+    """Adds a random number to each view."""
+
+    numbers = 1
+
+    def __call__(self, examples, numbers):
+        return examples + numbers
+
+
 def build(noise, options, clip):
     return (
         NoiseMechanismsFactory.create(noise, initial_noise_multiplier=1.2, **options),
@@ -39,8 +48,9 @@ def build(noise, options, clip):
     n=st.integers(8, 30),
     epochs=st.integers(1, 3),
     fits=st.integers(1, 2),
+    views=st.sampled_from([None, 1, 3]),
 )
-def test_planned_ledger_equals_trained_ledger(part, noise, clip, sampling, micro_batches, n, epochs, fits):
+def test_planned_ledger_equals_trained_ledger(part, noise, clip, sampling, micro_batches, n, epochs, fits, views):
     network = nn.Linear(2, 2)
     noise_mech, clip_mech = build(*noise, clip)
     model = DPModel(
@@ -53,6 +63,8 @@ def test_planned_ledger_equals_trained_ledger(part, noise, clip, sampling, micro
         clip_mech=clip_mech,
         sampling=sampling,
         engine="loop",
+        augmentation=views and Shifted(),
+        augmentation_multiplicity=views or 1,
     )
     data = TensorDataset(torch.randn(n, 2), torch.randint(0, 2, (n,)))
     for _ in range(fits):

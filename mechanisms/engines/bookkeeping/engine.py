@@ -72,6 +72,7 @@ class BookKeepingEngine(Engine):
     witness: ClassVar[type[Engine] | None] = VmapEngine
     proof: ClassVar[str] = "each layer and the loss see one example at a time (torch.func.vmap with shared weights)"
     takes_fillers: ClassVar[bool] = True
+    takes_views: ClassVar[bool] = True
 
     def __init__(
         self,

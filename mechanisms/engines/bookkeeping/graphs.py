@@ -214,7 +214,7 @@ class PassGraphs:
 def shapes_of(batch: Batch) -> Hashable:
     """All that the kernels of a pass depend on in its batch."""
     layouts = ((value.shape, value.stride(), value.dtype, value.device) for value in _tensors(batch))
-    return batch.num_units, batch.real is None, *layouts
+    return batch.num_units, batch.real is None, batch.multiplicity, *layouts
 
 
 def _tensors(batch: Batch) -> list[Tensor]:

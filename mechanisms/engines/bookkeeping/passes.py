@@ -119,7 +119,8 @@ def _attempt(
     recorder = Recorder(batch.size)
 
     def loss_of(x: Any, y: Any) -> Tensor:
-        return losses(call_network(network, x), y).squeeze(0)
+        found = losses(call_network(network, batch.rows_of(x)), batch.targets_of(y))
+        return batch.mean_over_views(found).squeeze(0)
 
     with recorder.watching(survey.sites), _autocast(batch, precision), order if survey.pools else nullcontext():
         return recorder, isolated(loss_of, batch.x, batch.y)

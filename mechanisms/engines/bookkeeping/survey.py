@@ -54,11 +54,11 @@ class Survey:
         Raises:
             UnsupportedModuleError: A layer mixes examples, or has no per-example gradient with its settings.
         """
-        x = _copies(batch.x)
+        tried = _copies(batch.select(slice(1)).made())
         with preserve_state(network), torch.enable_grad():
-            sites, recorder, shared = _tried(network, x)
+            sites, recorder, shared = _tried(network, tried)
             with draws_of(shared):
-                pools, before_pools = pooling_of(lambda: _pass(network, x))
+                pools, before_pools = pooling_of(lambda: _pass(network, tried))
         shapes = [shape for record in recorder.records for shape in record.shapes]
         return cls(
             trainable_parameters(network),
@@ -76,20 +76,20 @@ def draws_of(shared: bool) -> AbstractContextManager[None]:
     return shared_draws() if shared else nullcontext()
 
 
-def _tried(network: nn.Module, x: Any) -> tuple[list[Site], Recorder, bool]:
+def _tried(network: nn.Module, tried: Batch) -> tuple[list[Site], Recorder, bool]:
     """The sites, the recorder of a trial pass, and whether it works only if examples share scalar random numbers."""
     problem: UnsupportedModuleError | None = None
     for shared in (False, True):
         try:
             with draws_of(shared):
-                return *_tried_sites(network, x), shared
+                return *_tried_sites(network, tried), shared
         except UnsupportedModuleError as error:
             problem = problem or error
     assert problem is not None
     raise problem
 
 
-def _tried_sites(network: nn.Module, x: Any) -> tuple[list[Site], Recorder]:
+def _tried_sites(network: nn.Module, tried: Batch) -> tuple[list[Site], Recorder]:
     """The sites, and the recorder of a trial pass.
 
     A module is one whole site if something inside uses parameters of something else inside.
@@ -98,13 +98,13 @@ def _tried_sites(network: nn.Module, x: Any) -> tuple[list[Site], Recorder]:
     if any(isinstance(site.how, ByOwnParameters) for site in sites):
         try:
             with recorder.watching(sites), PoolFirst():
-                if not _strays(_pass(network, x), network):
+                if not _strays(_pass(network, tried), network):
                     return sites, recorder
         except Exception:  # if whole modules do not help, the error is raised again below
             sites = []
         sites, recorder = find_sites(network, whole=True), Recorder(_TRIED)
     with recorder.watching(sites), PoolFirst():
-        _pass(network, x)
+        _pass(network, tried)
     return sites, recorder
 
 
@@ -129,19 +129,19 @@ def _has_attention_aside(network: nn.Module, sites: list[Site]) -> bool:
     return any(id(layer) not in rewritten and layer.out_proj.weight.device.type != "cpu" for layer in layers)
 
 
-def _pass(network: nn.Module, x: Any) -> list[Any]:
+def _pass(network: nn.Module, tried: Batch) -> list[Any]:
     """Run a pass without a loss; return the autograd nodes of its outputs."""
     nodes: list[Any] = []
 
     def of_one(example: Any) -> Tensor:
-        outputs = tree_leaves(call_network(network, example))
+        outputs = tree_leaves(call_network(network, tried.rows_of(example)))
         for value in (*outputs, *(part for output in outputs for part in tree_leaves(getattr(output, "__dict__", {})))):
             rows = rows_of(value)
             if rows is not None and rows.grad_fn is not None:
                 nodes.append(rows.grad_fn)
         return torch.zeros((), device="cpu")
 
-    isolated(of_one, x)
+    isolated(of_one, tried.x)
     return nodes
 
 
@@ -149,8 +149,8 @@ def _pass(network: nn.Module, x: Any) -> list[Any]:
 _TRIED = 2
 
 
-def _copies(x: Any) -> Any:
+def _copies(batch: Batch) -> Batch:
     def copied(value: Tensor) -> Tensor:
         return value[:1].expand(_TRIED, *value.shape[1:]).clone()
 
-    return map_tensors(copied, x)
+    return batch.with_examples(map_tensors(copied, batch.x), map_tensors(copied, batch.y))

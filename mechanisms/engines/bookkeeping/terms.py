@@ -170,8 +170,15 @@ def _per_unit(rows: Tensor, batch: Batch, unit: ClippedUnit) -> Tensor:
 
 
 def _fold(record: Record) -> int:
+    """Rows per example that the rule does not treat as positions."""
     assert record.rule is not None
-    return 1 if record.rule.positional else record.fold  # such a rule treats further rows as positions
+    return 1 if record.rule.positional or _is_folded(record) else record.fold
+
+
+def _is_folded(record: Record) -> bool:
+    assert record.rule is not None
+    assert record.layer is not None
+    return record.fold > 1 and not record.rule.positional and record.rule.folds(record.layer)
 
 
 def _call(record: Record, grad: Tensor, batch_size: int, dtype: torch.dtype, scratch: Scratch | None = None) -> Call:
@@ -183,7 +190,8 @@ def _call(record: Record, grad: Tensor, batch_size: int, dtype: torch.dtype, scr
     inputs = tuple(_rows(value, divided, dtype) for value in record.inputs)
     output_grad = _rows(grad.flatten(0, 1) if record.leading else grad, divided, dtype)
     wanted, key = tuple(record.flat_index), tuple(record.flat_index.values())
-    return Call(layer, inputs, output_grad, wanted, scratch or Scratch(), key)
+    call = Call(layer, inputs, output_grad, wanted, scratch or Scratch(), key)
+    return rule.folded(call, record.fold) if _is_folded(record) else call
 
 
 def _rows(value: Any, divided: tuple[int, int] | None, dtype: torch.dtype) -> Any:

@@ -26,6 +26,7 @@ FILES = {
     "privacy_report.json",
     "privacy_report.md",
     "test_data.json",
+    "inputs.json",
     "training_curve.png",
 }
 #: Present while a training runs and after it was interrupted.

@@ -3,6 +3,7 @@ from pathlib import Path
 import pytest
 
 from dpmodel.config import load_config, make_config
+from dpmodel.config.identity import settings_by_path
 from dpmodel.config.paths import locate_data
 
 TRAINING = """\
@@ -62,6 +63,20 @@ def test_the_home_folder_full_paths_and_addresses_are_kept(folders):
     assert root_of(folders, "data.root=/data/data.npz") == "/data/data.npz"
     assert root_of(folders, "data.root=s3://bucket/data.npz") == "s3://bucket/data.npz"
     assert root_of(folders, "data.root=null") is None
+
+
+def test_a_cache_of_images_is_relative_to_the_configuration_and_no_part_of_the_result(folders):
+    def configured(*overrides):
+        return load_config(folders / "beside" / "run.yaml", ["data.name=image_folder", *overrides])
+
+    (folders / "beside" / "run.yaml").write_text("data: {name: image_folder, root: p, cache: kept}\n" + TRAINING)
+    options = configured().data.options
+    assert options == {"root": str(folders / "beside" / "p"), "cache": str(folders / "beside" / "kept")}
+    assert configured("data.cache=kept").data.options["cache"] == str(folders / "here" / "kept")
+    for value in (None, True, False, ""):
+        assert configured((("data", "cache"), value)).data.options["cache"] == value
+        assert settings_by_path(configured((("data", "cache"), value))) == settings_by_path(configured())
+    assert settings_by_path(configured("data.root=q")) != settings_by_path(configured())
 
 
 def test_the_resolved_form_means_the_same_in_every_folder(folders, monkeypatch):

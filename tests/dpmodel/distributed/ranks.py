@@ -75,8 +75,19 @@ def trained(epochs=2, n=60, batch_size=12, callbacks=(), **options):
     }
 
 
+class Shifts:
+    """Views that are shifted by 0, 1, 2, ... tenths; nothing is drawn."""
+
+    numbers = 0
+
+    def __call__(self, images, numbers):
+        return images + torch.arange(len(images)).unsqueeze(1) / 10
+
+
 CASES = {
     "plain": {},
+    "views": {"augmentation": Shifts(), "augmentation_multiplicity": 3},
+    "groups of views": {"augmentation": Shifts(), "augmentation_multiplicity": 2, "micro_batches": 4},
     "groups": {"micro_batches": 4},
     "shuffle": {"sampling": "shuffle"},
     "empty batches": {"batch_size": 1, "epochs": 1, "n": 30},

@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dpmodel.prediction import BudgetExhausted, QueryLedger
+from dpmodel.prediction import BudgetExhausted, QueryLedger, QueryStatus, query_status
 from dpmodel.saving.lock import FolderInUseError
 from monitors import GaussianEvent, Ledger, PoissonSampledEvent, gaussian_delta, privacy_spent
 from monitors.errors import CheckpointError, ConfigError
@@ -243,3 +243,21 @@ def test_no_kill_leaves_too_small_a_charge(folder):
         with QueryLedger(folder) as ledger:
             charged = sum(count for _, count in ledger.ledger)
         assert given <= charged <= given + 3 * answers
+
+
+def test_the_status_is_read_while_a_process_uses_the_ledger(folder):
+    training = Ledger()
+    training.record(PoissonSampledEvent(0.01, GaussianEvent(1.0)), 50)
+    training.record(GaussianEvent(50.0), 2)
+    with QueryLedger(folder, 3.0, DELTA, spent=training) as ledger:
+        assert query_status(folder).left is None
+        ledger.charge(EVENT, 5)
+        status = query_status(folder)
+        assert (status.asked, status.left) == (ledger.asked, ledger.left(EVENT)) == (5, status.left)
+        assert status.spent == ledger.spent
+    assert query_status(folder) == QueryStatus(5, status.left, status.spent, 3.0, DELTA, ledger.ledger.notes)
+
+
+def test_there_is_no_status_of_other_folders(tmp_path):
+    with pytest.raises(ConfigError, match="holds no query budget"):
+        query_status(tmp_path)

@@ -140,6 +140,7 @@ def counted():
 
 #: Name of a check -> options of a model that it refuses.
 MODELS = {
+    "augmentation": lambda: {"augmentation": "random_crop"},
     "layers": lambda: {"network": nn.Sequential(nn.Linear(4, 3), nn.BatchNorm1d(3))},
     "run": lambda: {"micro_batches": 5},
     "optimizer": lambda: {"optimizer": torch.optim.SGD(nn.Linear(4, 3).parameters(), lr=0.1)},

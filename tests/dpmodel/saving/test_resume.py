@@ -25,6 +25,7 @@ CASES = st.fixed_dictionaries(
         "optimizer": st.sampled_from(["Momentum", "Adam"]),
         "schedule": st.sampled_from(sorted(SCHEDULES)),
         "decay": st.booleans(),
+        "views": st.sampled_from([None, 1, 3]),
     }
 )
 

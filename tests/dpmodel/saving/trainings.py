@@ -40,6 +40,15 @@ SECRET = {
 }
 
 
+class Shifted:
+    """Adds a random number to each view."""
+
+    numbers = 1
+
+    def __call__(self, examples, numbers):
+        return examples + numbers
+
+
 def data():
     generator = torch.Generator().manual_seed(5)
     x = torch.randn(24, 4, generator=generator)
@@ -67,6 +76,8 @@ def build(case, seed=3):
         seed=seed or None,
         engine="vmap",
         static_shapes=case.get("static_shapes", False),
+        augmentation=Shifted() if case.get("views") else None,
+        augmentation_multiplicity=case.get("views") or 1,
     )
 
 

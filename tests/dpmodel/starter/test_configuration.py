@@ -1,6 +1,7 @@
 """A first configuration is valid and trains on every kind of data."""
 
 import os
+import shutil
 
 import numpy as np
 import pytest
@@ -88,9 +89,13 @@ def test_images_in_folders_are_recognised_and_resized_to_one_size(tmp_path):
     for place, side in (("train/a", 24), ("train/b", 30), ("test/a", 24), ("test/b", 40)):
         (tmp_path / "pictures" / place).mkdir(parents=True)
         image.new("RGB", (side, side)).save(tmp_path / "pictures" / place / "1.png")
-    text = starter_configuration(root=tmp_path / "pictures")
-    assert "name: image_folder" in text
-    assert "image_size: 32" in text
+    shutil.make_archive(str(tmp_path / "pictures"), "zip", tmp_path / "pictures")
+    (tmp_path / "pictures" / "train" / "a" / "2.png").write_bytes(b"never read")
+    for root, examples in (("pictures", 3), ("pictures.zip", 2)):
+        text = starter_configuration(root=tmp_path / root)
+        assert f"for {examples} examples of shape 3 x 32 x 32 (2 classes)" in text
+        assert "name: image_folder" in text
+        assert "image_size: 32" in text
 
 
 def test_nothing_is_overwritten_and_a_wrong_configuration_is_not_written(tmp_path):
@@ -134,8 +139,8 @@ def test_the_command_takes_the_name_of_a_data_set_as_an_argument(tmp_path):
     [
         (["mnits"], "no file, folder or data set is named 'mnits'; did you mean 'mnist'?"),
         (["--data", "mnits"], "unknown data set 'mnits'; did you mean 'mnist'?"),
-        (["gone"], "gone does not exist; give an .npz file, a folder of images, or the name of a data set"),
-        (["table.csv"], "table.csv is not an .npz file. Save inputs and targets as arrays once"),
+        (["gone"], "gone does not exist; give an .npz file, a folder or .zip of images, or the name of a data set"),
+        (["table.csv"], "table.csv is neither an .npz nor a .zip file. Save inputs and targets as arrays once"),
         (["flat"], "(it has the folders cat, dog). Move the images of each class into them"),
         (["flat/cat"], "(it has no folders)"),
         (["mnist", "--data", "cifar10"], "DATA 'mnist' and --data cifar10 both say what to read"),

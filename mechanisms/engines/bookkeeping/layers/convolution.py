@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -59,6 +60,16 @@ class ConvolutionRule(LayerRule):
         """Rows, channels and positions."""
         return 2 + len(_conv(layer).kernel_size)
 
+    def folds(self, layer: nn.Module) -> bool:
+        """Up to two dimensions, padded with zeros: the rows of an example become a further dimension."""
+        conv = _conv(layer)
+        return len(conv.kernel_size) < 3 and (conv.padding_mode == "zeros" or not any(_ints(conv.padding)))
+
+    def folded(self, call: Call, fold: int) -> Call:
+        """A convolution of one more dimension, in which the kernel has one entry."""
+        x, g = (value.unflatten(0, (-1, fold)).transpose(1, 2) for value in (call.inputs[0], call.output_grad))
+        return replace(call, layer=_FoldedConvolution(_conv(call.layer)), inputs=(x,), output_grad=g)
+
     def example_gradients(self, call: Call) -> Mapping[str, Tensor]:
         """``weight`` (B, O, C / groups, *kernel) and ``bias`` (B, O)."""
         layer, g = _conv(call.layer), call.output_grad
@@ -81,6 +92,19 @@ class ConvolutionRule(LayerRule):
                 Formula("sum", lambda: Term.of_rows(g.flatten(2).sum(2)), elements=g.shape[0] * g.shape[1])
             ]
         return found
+
+
+class _FoldedConvolution(nn.Module):
+    """The settings of a convolution with a further dimension before the others, in which its kernel has one entry."""
+
+    def __init__(self, layer: Any) -> None:
+        super().__init__()
+        self.groups, self.padding_mode = layer.groups, layer.padding_mode
+        self.kernel_size, self.stride, self.dilation = (
+            (1, *_ints(sizes)) for sizes in (layer.kernel_size, layer.stride, layer.dilation)
+        )
+        self._reversed_padding_repeated_twice: Any = [*_ints(layer._reversed_padding_repeated_twice), 0, 0]
+        self.weight = nn.Parameter(layer.weight.detach().unsqueeze(2), requires_grad=False)
 
 
 @layer_rule(nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
@@ -149,37 +173,49 @@ def _columns(layer: Any, x: Tensor) -> Tensor:
     return _windows(padded, layer, positions).reshape(x.shape[0], layer.groups, -1, math.prod(positions))
 
 
-def _weight_formulas(call: Call, x: Tensor, g: Tensor) -> list[Formula]:
+def whole_formulas(call: Call, x: Tensor, g: Tensor) -> list[Formula]:
+    """The formulas whose term holds each example's gradient of the weight, in the layout of the weight."""
     layer, batch, positions = _conv(call.layer), g.shape[0], math.prod(g.shape[2:])
-    window = math.prod(layer.weight.shape[1:])
-    copied = batch * layer.groups * window * positions
     instantiated = float(batch * layer.weight.numel())
-    seen = math.prod(x.shape[2:])
-    gram = batch * layer.groups * (seen**2 + positions**2)
     formulas = [
         Formula(
             "instantiate",
             partial(_instantiate, call, x, g),
-            instantiated * (positions + INSTANTIATED_COST) + COPY_COST * copied,
+            instantiated * (positions + INSTANTIATED_COST) + COPY_COST * _copied_entries(layer, batch, positions),
             instantiated,
         )
     ]
-    if _row_wise(layer):
-        rows = int(layer.kernel_size[0])
-        cost = instantiated * (ROW_WISE_FACTOR * positions + INSTANTIATED_COST) + COPY_COST * copied / rows
-        formulas.append(Formula("row-wise", partial(_instantiate_by_rows, call, x, g), cost, instantiated))
     if x.device.type == "cuda":  # has no estimated cost: formulas are timed there
         formulas.append(
             Formula("positions first", partial(_instantiate_by_positions, layer, x, g), elements=instantiated)
         )
     if torch.backends.cudnn.is_acceptable(x) and x.dtype == torch.float32:
         formulas.append(Formula("grouped", partial(_instantiate_by_groups, layer, x, g), elements=2 * instantiated))
+    return formulas
+
+
+def _weight_formulas(call: Call, x: Tensor, g: Tensor) -> list[Formula]:
+    layer, batch, positions = _conv(call.layer), g.shape[0], math.prod(g.shape[2:])
+    instantiated = float(batch * layer.weight.numel())
+    seen = math.prod(x.shape[2:])
+    gram = batch * layer.groups * (seen**2 + positions**2)
+    formulas = whole_formulas(call, x, g)
+    if _row_wise(layer):
+        rows = int(layer.kernel_size[0])
+        copied = COPY_COST * _copied_entries(layer, batch, positions) / rows
+        cost = instantiated * (ROW_WISE_FACTOR * positions + INSTANTIATED_COST) + copied
+        formulas.append(Formula("row-wise", partial(_instantiate_by_rows, call, x, g), cost, instantiated))
     if gram <= GRAM_LIMIT * instantiated:
         products = batch * (x.shape[1] * seen**2 + g.shape[1] * positions**2)
         moved = batch * layer.groups * seen * (seen + positions) * sum(_ints(layer.kernel_size))
         cost = DOUBLE_COST * (products + moved) + instantiated * positions
         formulas.append(Formula("Gram", partial(_gram, layer, x, g), cost, 2 * gram))
     return formulas
+
+
+def _copied_entries(layer: Any, batch: int, positions: int) -> int:
+    """Entries of all windows of a batch."""
+    return int(batch * layer.groups * math.prod(layer.weight.shape[1:]) * positions)
 
 
 def _instantiate(call: Call, x: Tensor, g: Tensor) -> Term:

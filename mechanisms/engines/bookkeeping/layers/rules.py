@@ -176,6 +176,15 @@ class LayerRule(ABC):
         del calls
         return None
 
+    def folds(self, layer: nn.Module) -> bool:
+        """Whether ``folded`` supports the layer."""
+        del layer
+        return False
+
+    def folded(self, call: Call, fold: int) -> Call:
+        """The call with ``fold`` rows of each example as further positions, so that each example is a single row."""
+        raise NotImplementedError(f"{type(self).__name__} cannot fold the rows of {type(call.layer).__name__}")
+
     def refuses(self, layer: nn.Module) -> str | None:
         """Why this layer has no per-example gradient with its settings; None if it has one."""
         del layer

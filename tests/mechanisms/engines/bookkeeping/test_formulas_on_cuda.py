@@ -6,10 +6,9 @@ import warnings
 
 import pytest
 import torch
-import torchvision
 from torch import nn
 
-from dpmodel.nets.lenet5 import LeNet5
+from dpmodel.nets import LeNet5, StandardisedConv2d, resnet18
 from dpmodel.training.batch_check import Additivity
 from mechanisms.engines import Batch, BookKeepingEngine, choose_engine
 from mechanisms.engines.bookkeeping.layers.rules import Call, rule_for
@@ -21,7 +20,7 @@ pytestmark = [
 ]
 
 DEVICE = "cuda"
-#: Layers of LeNet5, a CIFAR network, ResNet18 and vision transformers: layer, shape of the input, examples.
+#: Layers of LeNet5, a CIFAR network, ResNet18, vision transformers and a wide ResNet: layer, shape of inputs, examples.
 CONVOLUTIONS = [
     (lambda: nn.Conv2d(1, 6, 5), (1, 32, 32), 512),
     (lambda: nn.Conv2d(6, 16, 5), (6, 14, 14), 100),
@@ -33,6 +32,7 @@ CONVOLUTIONS = [
     (lambda: nn.Conv2d(48, 48, 3, padding=1, groups=48), (48, 14, 14), 16),
     (lambda: nn.Conv2d(3, 96, 16, stride=16), (3, 64, 64), 8),
     (lambda: nn.Conv1d(16, 32, 5, padding=2), (16, 100), 64),
+    (lambda: StandardisedConv2d(64, 128, 3, stride=2, padding=1), (64, 32, 32), 32),
 ]
 
 
@@ -56,10 +56,6 @@ def test_every_formula_has_the_norms_of_what_it_adds(number):
             term.add_to(out, torch.eye(batch, device=DEVICE)[alone])
             added, stated = float(out.double().norm()), float(term.squared_norms[alone].double().sqrt())
             assert added <= stated * (1 + 1e-5), (formula.name, alone)
-
-
-def resnet18():
-    return torchvision.models.resnet18(num_classes=10, norm_layer=lambda channels: nn.GroupNorm(32, channels))
 
 
 def test_convolutions_in_tf32_are_not_refused(clip, monkeypatch):

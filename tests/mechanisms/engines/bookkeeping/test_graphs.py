@@ -14,6 +14,7 @@ from mechanisms.clipping import CLIP
 from mechanisms.engines import Batch, BookKeepingEngine
 from mechanisms.engines.bookkeeping import graphs
 from mechanisms.engines.bookkeeping.graphs import EQUAL_PASSES, KEPT, PassGraphs
+from mechanisms.engines.views import Views
 from mechanisms.units import ClippedUnit
 from monitors.errors import UnprotectedUpdateError
 
@@ -342,3 +343,17 @@ def test_a_setting_of_the_convolutions_ends_the_recording(monkeypatch):
     monkeypatch.setattr(torch.backends.cudnn, "deterministic", not torch.backends.cudnn.deterministic)
     steps(engine, network, 4, total=total)
     assert engine.graphs.recorded == 2
+
+
+def test_views_are_made_anew_for_each_replay():
+    network, clip = network_of(), started()
+    engine, plain, total = recording(), BookKeepingEngine(UNIT), memory_of(network)
+    for step in range(6):
+        numbers = torch.randn(4, 3, 1, generator=torch.Generator().manual_seed(step))
+        drawn = images(4, step)
+        views = Views(numbers, lambda copies, numbers: copies + numbers.view(-1, 1, 1, 1))
+        batch = Batch(drawn.x, drawn.y, views=views)
+        found = engine.clipped_sum(network, LOSS, batch, clip, total)
+        expected = plain.clipped_sum(network, LOSS, batch, clip)
+        torch.testing.assert_close(found.flat_grad, expected.flat_grad, rtol=1e-5, atol=1e-6)
+    assert engine.graphs.recorded == 1

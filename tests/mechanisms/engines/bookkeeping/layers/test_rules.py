@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
+from dpmodel.nets import StandardisedConv2d
 from mechanisms.engines import LAYER_RULES, Batch, BookKeepingEngine, layer_rule
 from mechanisms.engines.bookkeeping.call_modes import ByExample, ByRewrite, ByRule
 from mechanisms.engines.bookkeeping.layers import REWRITES, convolution, embedding, linear
@@ -422,6 +423,7 @@ def test_a_subclass_with_its_own_forward_does_not_inherit_the_rule(assert_exact)
 def test_every_registered_rule_and_rewrite_has_a_test():
     covered = {nn.Linear, *CONVOLUTIONS, *TRANSPOSED, nn.Embedding, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm}
     covered |= {nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d}
+    covered |= {StandardisedConv2d}  # in test_standardised.py
     assert set(LAYER_RULES) == covered
     recurrent = {nn.LSTM, nn.GRU, nn.RNN, nn.LSTMCell, nn.GRUCell, nn.RNNCell}
     assert set(REWRITES) == recurrent | {nn.MultiheadAttention, nn.EmbeddingBag}

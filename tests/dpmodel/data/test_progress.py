@@ -1,6 +1,6 @@
 import pytest
 
-from dpmodel.features.progress import no_progress, progress
+from dpmodel.data.progress import no_progress, progress
 
 
 def advance(what="features, training data"):

@@ -4,8 +4,9 @@ import warnings
 import pytest
 import torch
 
-from dpmodel.features import cache as module
-from dpmodel.features.cache import FeatureCache
+from dpmodel.data import tensor_cache as module
+from dpmodel.data.tensor_cache import TensorCache
+from dpmodel.features.extraction import CACHED
 from dpmodel.saving.tensor_file import write_tensor_file
 
 FEATURES = torch.rand(10, 3, 2, generator=torch.Generator().manual_seed(2))
@@ -14,7 +15,7 @@ FEATURES = torch.rand(10, 3, 2, generator=torch.Generator().manual_seed(2))
 @pytest.fixture
 def cache(tmp_path, monkeypatch):
     monkeypatch.setattr(module, "PART_BYTES", 4 * 6 * 4)
-    found = FeatureCache(tmp_path, "ab" * 32, 10)
+    found = TensorCache(tmp_path, "ab" * 32, 10, CACHED)
     found.write(FEATURES)
     return found
 
@@ -27,7 +28,7 @@ def test_parts_are_joined(cache):
 def test_a_missing_cache_is_none_without_a_word(tmp_path):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        assert FeatureCache(tmp_path, "cd" * 32, 10).read() is None
+        assert TensorCache(tmp_path, "cd" * 32, 10, CACHED).read() is None
 
 
 def _flip(path):
@@ -72,14 +73,38 @@ def test_a_damaged_or_foreign_part_is_not_used(cache, damage):
     assert torch.equal(cache.read(), FEATURES)
 
 
+def test_what_a_killed_process_left_is_removed_after_a_day(cache):
+    old, new = (cache.folder / f".x.safetensors.{digit * 16}.tmp" for digit in "01")
+    old.write_text("private")
+    new.write_text("being written")
+    os.utime(old, (0, 0))
+    cache.write(FEATURES)
+    assert not old.exists()
+    assert new.exists()
+
+
 def test_an_open_folder_is_closed_to_others(tmp_path):
     (tmp_path / "features").mkdir(mode=0o755)
-    FeatureCache(tmp_path, "ab" * 32, 10).write(FEATURES)
+    TensorCache(tmp_path, "ab" * 32, 10, CACHED).write(FEATURES)
     assert (tmp_path / "features").stat().st_mode & 0o077 == 0
+
+
+def test_a_folder_of_another_user_is_not_used(cache, monkeypatch):
+    monkeypatch.setattr(os, "getuid", lambda: cache.folder.stat().st_uid + 1)
+    assert cache.read() is None
+    with pytest.warns(UserWarning, match="not cached: .*the folder belongs to another user"):
+        cache.write(FEATURES)
+
+
+def test_a_folder_that_others_can_write_is_not_read(cache):
+    cache.folder.chmod(0o777)
+    assert cache.read() is None
+    cache.write(FEATURES)
+    assert torch.equal(cache.read(), FEATURES)
 
 
 def test_features_that_cannot_be_written_are_a_warning(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.warns(UserWarning, match="the features are not cached: "):
-        FeatureCache(tmp_path / "file", "ab" * 32, 10).write(FEATURES)
+        TensorCache(tmp_path / "file", "ab" * 32, 10, CACHED).write(FEATURES)
     assert os.listdir(tmp_path) == ["file"]
