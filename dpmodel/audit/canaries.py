@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
+from dpmodel.augmentation.transforms import Transform
 from dpmodel.data.loader import PrivateLoader, StepRows, split_pair
 from mechanisms.engines.batch import call_network, first_tensor
 from mechanisms.engines.losses import ExampleLosses
@@ -58,6 +59,27 @@ class CanaryNetwork(nn.Module):
         row = index.clamp(min=0)
         first, second = (self.get_submodule(name)(row).squeeze(-1) for name in TABLES)
         return call_network(self.network, inputs), self.scale * (first + second), index
+
+
+@dataclass(frozen=True)
+class OfInputs:
+    """A transform of the inputs of rows, which leaves their indices alone.
+
+    Args:
+        transform: The transform of the audited training's augmentation.
+    """
+
+    transform: Transform
+
+    @property
+    def numbers(self) -> int:
+        """Random numbers that one view takes."""
+        return self.transform.numbers
+
+    def __call__(self, rows: Sequence[Any], numbers: Tensor) -> tuple[Any, Tensor]:
+        """``(transformed inputs, index)``."""
+        inputs, index = rows
+        return self.transform(inputs, numbers), index
 
 
 class CanaryLoss(nn.Module):

@@ -23,6 +23,7 @@ from dpmodel.audit.canaries import (
     CanaryLoss,
     CanaryNetwork,
     CanaryRows,
+    OfInputs,
     WatchedLoader,
 )
 from dpmodel.audit.plan import AuditPlan, canary_share
@@ -126,7 +127,7 @@ class AuditedTraining:
 
     def copied(self) -> DPModel:
         """A model like the audited one, for a network with canaries; it shares nothing with the audited one."""
-        model, plan = self.model, self.plan
+        model, plan, views = self.model, self.plan, self.model.augmentation
         network, optimizer, loss_fn, clip = copy.deepcopy(
             (model.network, model.optimizer, model.loss_fn, model.clip_mech)
         )
@@ -151,6 +152,8 @@ class AuditedTraining:
             static_shapes=model.static_shapes,
             cuda_graphs=model.cuda_graphs,
             isolation=model.isolation,
+            augmentation=views and [OfInputs(one) for one in views.transforms],
+            augmentation_multiplicity=views.multiplicity if views else 1,
             device=model.device,
             seed=model.seed,
             ledger=Ledger(),

@@ -158,6 +158,17 @@ def test_several_inputs_and_outputs_and_an_own_collation_are_audited():
     assert report.ok, report.verdict
 
 
+@pytest.mark.slow
+def test_averaged_views_of_an_example_are_audited():
+    network = nn.Sequential(nn.Flatten(), nn.Linear(16, 3))
+    noise = NoiseMechanismsFactory.create("Gaussian", initial_noise_multiplier=1.0)
+    optimizer, views = torch.optim.SGD(network.parameters(), lr=0.1), {"augmentation": "horizontal_flip"}
+    model = DPModel(network, nn.CrossEntropyLoss(), optimizer, noise_mech=noise, **views, augmentation_multiplicity=3)
+    data = TensorDataset(torch.rand(80, 1, 4, 4), torch.randint(0, 3, (80,)))
+    report = audit(model, DataLoader(data, batch_size=16), **QUICK)
+    assert report.ok, report.verdict
+
+
 def test_a_configuration_without_noise_is_refused(tmp_path):
     path = tmp_path / "run.yaml"
     path.write_text(CONFIG.replace("noise: Gaussian, noise_multiplier: 1.0", "noise: null"))
