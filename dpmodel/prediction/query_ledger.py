@@ -16,7 +16,8 @@ from dpmodel.prediction.answer_cache import ANSWERS_NAME, AnswerCache
 from dpmodel.saving.lock import FolderLock
 from monitors import checks
 from monitors.accountant import ACCOUNTANTS
-from monitors.errors import BudgetExhausted, CheckpointError, ConfigError
+from monitors.calibration import calibrate_noise_multiplier
+from monitors.errors import BudgetExhausted, CalibrationError, CheckpointError, ConfigError
 from monitors.events import GaussianEvent
 from monitors.gaussian import gaussian_epsilon, gaussian_mu
 from monitors.journal import JOURNAL_NAME, ReleaseJournal
@@ -26,9 +27,6 @@ from monitors.untrusted import MAX_LEDGER_BYTES, parse_json, read_text
 LEDGER_NAME = "ledger.json"
 BUDGET_NAME = "budget.json"
 FORMAT = "dpmodel-query-budget/1"
-
-#: Halvings in the search for the rest of a budget that other releases share.
-_HALVINGS = 40
 
 #: Rounding of sums of costs, which is added to what an answer costs.
 _OUTWARD = 1 + 1e-12
@@ -370,13 +368,16 @@ def _epsilon(others: list[tuple[Any, int]], squared: float, delta: float) -> flo
 
 def _most_squared(others: list[tuple[Any, int]], epsilon: float, delta: float) -> float:
     """The largest sum of squared inverse multipliers that fits beside the other releases; 0 if nothing fits."""
-    most = gaussian_mu(epsilon, delta) ** 2
     if not others:
-        return most
-    if _epsilon(others, 0.0, delta) > epsilon:
+        return gaussian_mu(epsilon, delta) ** 2
+
+    def ledger_with(multiplier: float) -> Ledger:
+        ledger = Ledger()
+        for event, count in (*others, (GaussianEvent(multiplier), 1)):
+            ledger.record(event, count)
+        return ledger
+
+    try:
+        return calibrate_noise_multiplier(epsilon, delta, ledger_with, "pld") ** -2
+    except CalibrationError:  # the other releases alone exceed the budget
         return 0.0
-    low, high = 0.0, most
-    for _ in range(_HALVINGS):
-        middle = (low + high) / 2
-        low, high = (middle, high) if _epsilon(others, middle, delta) <= epsilon else (low, middle)
-    return low

@@ -262,7 +262,7 @@ def _as_teachers_see(task: Task, teachers: Config, ensemble: Ensemble, public: s
             )
     same = config.features == teachers.features
     asked = config.model_copy(update={"features": teachers.features})
-    data = task.data if same else read_data(asked, task.device)
+    data = task.data if same else read_data(asked, task.device)[0]
     if public == "train" and holds_data(ensemble, replace(task, config=asked, data=data)):
         raise ConfigError(
             f"{config.where('data')}: the training examples of data are those of the teachers, which are private; "

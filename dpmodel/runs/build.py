@@ -143,11 +143,7 @@ def build_task(config: Config, data: DataSplits | None = None, *, private: bool 
         device = _device(config.performance.device)
     if config.performance.threads is not None:
         torch.set_num_threads(config.performance.threads)
-    if data is None:
-        read = _raw_data(config)
-        inputs, data = InputForm.of(read), _with_any_features(config, read, device)
-    else:
-        inputs = InputForm.of(data)
+    data, inputs = read_data(config, device) if data is None else (data, InputForm.of(data))
     with locating_errors(config, "network"):
         network = build_network(
             config.network.name,
@@ -170,25 +166,24 @@ def build_task(config: Config, data: DataSplits | None = None, *, private: bool 
     return Task(_with_size(config, data), data, network, loss_fn, device, inputs)
 
 
-def read_data(config: Config, device: torch.device) -> DataSplits:
-    """The data of a configuration, with its features in place of the inputs; ``device`` computes them.
+def read_data(config: Config, device: torch.device) -> tuple[DataSplits, InputForm]:
+    """The data of a configuration, with its features in place of the inputs, and the form of the inputs as read.
+
+    Args:
+        config: The configuration.
+        device: Computes the features.
 
     Raises:
         ConfigError: A name, argument or combination is wrong; with file and line.
         DataError: Data are missing, damaged, or contradict the configuration.
     """
-    return _with_any_features(config, _raw_data(config), device)
-
-
-def _raw_data(config: Config) -> DataSplits:
     with locating_errors(config, "data"):
         data = load_dataset(**config.data.reader_arguments)
     require_stated_size(config, data)
-    return data
-
-
-def _with_any_features(config: Config, data: DataSplits, device: torch.device) -> DataSplits:
-    return data if config.features is None else _with_features(config.features, config, data, device)
+    inputs = InputForm.of(data)
+    if config.features is not None:
+        data = _with_features(config.features, config, data, device)
+    return data, inputs
 
 
 def _with_features(section: FeaturesSection, config: Config, data: DataSplits, device: torch.device) -> DataSplits:
@@ -224,7 +219,8 @@ def build_training(config: Config, task: Task | None = None, *, resumed: bool = 
     with locating_errors(config, "privacy.accountant"):
         # An accountant without a rule for these releases must say so now, not after the first step.
         plan.privacy_spent(epochs=1)
-    _require_one_step(plan)
+    if plan.config.privacy.monitor.max_eps is not None:
+        _require_one_step(plan, plan.config.privacy.monitor.max_eps)
     ledger, normalise = plan.before, config.normalise
     callbacks = tuple(_callbacks(config))
     if normalise is not None:
@@ -305,10 +301,9 @@ def _device(name: str) -> torch.device:
     return device
 
 
-def _require_one_step(plan: TrainingPlan) -> None:
+def _require_one_step(plan: TrainingPlan, most: float) -> None:
     privacy = plan.config.privacy
-    most = privacy.monitor.max_eps
-    if most is None or privacy.noise is None:
+    if privacy.noise is None:
         return
     first = privacy_spent(plan.ledger(1), privacy.delta, privacy.accountant).epsilon
     if first > most:
