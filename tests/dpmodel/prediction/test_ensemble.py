@@ -100,11 +100,11 @@ def test_only_queries_on_which_teachers_agree_are_answered(ledger):
     logits = np.random.default_rng(0).normal(size=(100, 40, CLASSES))
     logits[:, :20, 3] = 50.0
     confidence = Confidence(threshold=75.0, noise_multiplier=12.0)
-    ensemble = EnsembleLogits(teachers(logits), noise_multiplier=15.0, confidence=confidence, ledger=ledger)
+    ensemble = EnsembleLogits(teachers(logits), noise_multiplier=8.0, confidence=confidence, ledger=ledger)
     answer = ensemble.query(torch.zeros(40, 1))
     counts = dict(ledger.ledger)
     assert counts[GaussianEvent(12.0)] == 40
-    assert counts[GaussianEvent(15.0)] == int(answer.answered.sum())
+    assert counts[GaussianEvent(8.0)] == int(answer.answered.sum())
     assert int(answer.answered[:20].sum()) >= 12
     assert int(answer.answered[20:].sum()) <= 4
     assert (answer.labels[~answer.answered] == -1).all()

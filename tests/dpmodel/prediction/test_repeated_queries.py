@@ -73,7 +73,7 @@ def test_certainty_and_guessing():
     assert point.interval[0] > 0.8
     shuffled = np.random.default_rng(0).permutation(members.numpy())
     (point,) = sampling_attack(certain, x, y, shuffled, (1,)).points
-    assert point.interval[0] < 0.0 < point.interval[1] or abs(point.advantage) < 0.2
+    assert point.interval[0] < 0.0 < point.interval[1] or abs(point.advantage) < 0.35
 
 
 @pytest.mark.parametrize("repeats", [(2, 1), (1, 1), (0,)])

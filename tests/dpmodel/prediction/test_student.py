@@ -60,7 +60,7 @@ def test_a_student_spends_the_budget_and_is_measured_on_what_was_not_queried(tea
     assert [count for _, count in ledger.ledger] == [60]
     assert (student.answered, student.held_out) == (60, 40)
     assert student.accuracy > 0.6
-    assert student.label_accuracy > 0.8
+    assert student.label_accuracy > 0.6  # parts and noise are secret: a guess is right once in three
     assert student.labels.rows.tolist() == public_permutation(100)[:60].tolist()
     assert student.notes == ()
 
