@@ -7,6 +7,7 @@ import math
 import numpy as np
 from numpy.typing import NDArray
 
+from mechanisms.integer_noise import normal_integers
 from mechanisms.rng import SecureGenerator
 from monitors import checks
 from monitors.events import GaussianEvent
@@ -59,22 +60,30 @@ class GaussianAnswers:
         """Standard deviation of the noise."""
         return self.noise_multiplier * self.sensitivity
 
+    def require_grid(self, grid: float) -> None:
+        """Refuse a grid that is too fine for this noise, before anything is charged.
+
+        Raises:
+            ValueError: The noise would not fit into 64 bits.
+        """
+        most = _MOST / 2 / _LARGEST_DRAW * grid
+        if not self.deviation < most:
+            raise ValueError(
+                f"noise of standard deviation {self.deviation:g} does not fit a grid of {grid:g}; use a "
+                f"noise_multiplier below {most / self.sensitivity:.3g}"
+            )
+
     def noisy(self, multiples: NDArray[np.int64], grid: float) -> NDArray[np.float64]:
         """The vectors with noise.
 
         Args:
-            multiples: Vectors of any shape, in multiples of ``grid``.
-            grid: A power of two.
+            multiples: Vectors of any shape, in multiples of ``grid``, below 2**60.
+            grid: The grid.
 
         Raises:
-            ValueError: The grid is too fine for this noise: the sum would not fit into 64 bits.
+            ValueError: See ``require_grid``.
         """
-        deviation = self.deviation / grid
-        if not deviation * _LARGEST_DRAW + float(np.abs(multiples).max(initial=0)) < _MOST:
-            raise ValueError(
-                f"noise of standard deviation {self.deviation:g} does not fit a grid of {grid:g}; use a "
-                f"noise_multiplier below {_MOST / 4 / _LARGEST_DRAW * grid / self.sensitivity:.3g}"
-            )
-        noise = self.generator.normal(math.prod(multiples.shape), scale=deviation).numpy().reshape(multiples.shape)
-        found: NDArray[np.float64] = (multiples + np.rint(noise).astype(np.int64)) * grid
+        self.require_grid(grid)
+        drawn = normal_integers(self.generator, math.prod(multiples.shape), self.deviation / grid)
+        found: NDArray[np.float64] = (multiples + drawn.reshape(multiples.shape)).astype(np.float64) * grid
         return found

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mechanisms.answers import record_answer, require_ledger
+from mechanisms.integer_noise import normal_integers
 from mechanisms.rng import SecureGenerator
 from monitors import checks
 from monitors.events import GaussianEvent
@@ -98,9 +99,10 @@ class GaussianMechanism:
             )
         record_answer(ledger, self.event, self.generator)
         deviation = self.noise_multiplier * clipped.norm_bound / clipped.grid
-        noise = np.rint(self.generator.normal(len(total), scale=deviation).numpy())
-        if clipped.grid == 1.0 and max(np.abs(noise).max(), np.abs(total).max()) < _INT64:
-            integers: NDArray[np.int64] = total + noise.astype(np.int64)
+        noise = normal_integers(self.generator, len(total), deviation)
+        fits = noise.dtype == np.int64 and max(np.abs(noise).max(), np.abs(total).max()) < _INT64
+        if clipped.grid == 1.0 and fits:
+            integers: NDArray[np.int64] = total + noise
             return integers.astype(np.float64)
         noisy = [whole + int(drawn) for whole, drawn in zip(total.tolist(), noise.tolist(), strict=True)]
         return np.array([float(multiple * Fraction(clipped.grid)) for multiple in noisy])

@@ -110,7 +110,7 @@ def one_run_epsilon(guesses: Guesses, delta: float, confidence: float = CONFIDEN
 
 
 def f_dp_rejects(guesses: Guesses, mu: float, level: float) -> bool:
-    """Whether so many correct guesses contradict mu-Gaussian DP at ``level``.
+    """Whether the number of correct guesses contradicts mu-Gaussian DP at ``level``.
 
     Let p_i be the probability of exactly i correct guesses out of r, of m canaries. For each set of counts T and each
     f-DP mechanism, ``sum_T i p_i / m <= 1 - f(sum_T (r - i + 1) p_{i-1} / m)``. Beginning with a tail of probability

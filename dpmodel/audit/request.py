@@ -58,7 +58,7 @@ def audit(
         probability below 0.001.
 
     Raises:
-        ConfigError: Before anything is trained: a value is out of range, or there is no noise to audit.
+        ConfigError: Before anything is trained: a value is out of range, or the training adds no noise.
         ValueError: Before anything is trained: ``fit`` would refuse the model or its data.
 
     Example:
@@ -79,7 +79,7 @@ def audit(
     model, loader = _subject(model_or_config, data)
     if not model.noise_mech.private:
         raise ConfigError(
-            "there is no noise to audit: the training has no noise mechanism, and its ledger says so with an infinite "
+            "nothing can be audited: the training adds no noise, and its ledger says so with an infinite "
             "epsilon. Set privacy.noise, or DPModel(noise_mech=...)"
         )
     read = read_examples(loader, examples)
@@ -142,6 +142,6 @@ def _subject(asked: Any, data: Any) -> tuple[DPModel, PrivateLoader]:
     from dpmodel.runs.build import build_training
 
     if asked.privacy.noise is None:
-        raise ConfigError(f"{asked.where('privacy')}: there is no noise to audit; set privacy.noise")
+        raise ConfigError(f"{asked.where('privacy')}: nothing can be audited without noise; set privacy.noise")
     training = build_training(asked)
     return training.model, training.loader

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from typing import Any
 
+from dpmodel.planning.release import NO_GUARANTEE
 from mechanisms.answers import asked_ledgers
-from monitors.errors import UnprotectedUpdateError
+from monitors.errors import UnprotectedUpdateError, UnsupportedEventError
 from monitors.events import ViolationEvent
 from monitors.ledger import Ledger
-from monitors.spent import describe_sampling
+from monitors.spent import describe_sampling, privacy_spent
 
 #: Note on a ledger that the user chose although the weights have been trained on a different one.
 NOT_CONTAINED = "the weights were trained privately before; this ledger does not contain that training"
@@ -19,6 +22,11 @@ FRESH_WEIGHTS = (
     "build a new network, optimizer and model, so that training starts from fresh weights. Keep the ledger: its "
     "releases count for the data"
 )
+
+
+#: Whether epsilon is finite does not depend on delta; a plugin may support one accountant only.
+_ANY_DELTA = 1e-5
+_ACCOUNTANTS = ("rdp", "pld")
 
 
 class Claim:
@@ -110,6 +118,31 @@ class Claim:
         """Note on the ledger that it does not contain what ``other`` spent on the same weights."""
         if not self.ledger.covers(other.ledger):
             self.ledger.add_note(NOT_CONTAINED)
+
+
+def without_guarantee(ledger: Ledger) -> str | None:
+    """Why the releases on a ledger have no guarantee; None if they have one.
+
+    Example:
+        >>> from monitors.events import GaussianEvent
+        >>> ledger = Ledger().record(GaussianEvent(2.0))
+        >>> without_guarantee(ledger) is None
+        True
+        >>> ledger.add_note("reproducible noise: no guarantee")
+        >>> without_guarantee(ledger)
+        'reproducible noise: no guarantee'
+    """
+    known = [note for note in ledger.notes if note.endswith(NO_GUARANTEE)]
+    if ledger.violations or known:
+        return [*ledger.caveats[: len(ledger.violations)], *known][0]
+    return None if any(map(partial(_is_finite, ledger), _ACCOUNTANTS)) else "its ledger states no finite epsilon"
+
+
+def _is_finite(ledger: Ledger, accountant: str) -> bool:
+    try:
+        return math.isfinite(privacy_spent(ledger, _ANY_DELTA, accountant).epsilon)
+    except UnsupportedEventError:
+        return False
 
 
 def forgotten_queries(ledger: Ledger) -> str | None:

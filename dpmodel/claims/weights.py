@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import chain
@@ -11,14 +10,10 @@ from typing import Any
 from torch import Tensor, nn
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from dpmodel.claims.claim import Claim
+from dpmodel.claims.claim import Claim, without_guarantee
 from dpmodel.claims.snapshot import digest
 from monitors.errors import UnprotectedUpdateError
 from monitors.ledger import Ledger
-from monitors.spent import privacy_spent
-
-#: Whether epsilon is finite does not depend on delta.
-_ANY_DELTA = 1e-5
 
 #: Names of parameters and buffers, and a digest of their values.
 _State = tuple[tuple[str, ...], int]
@@ -75,7 +70,7 @@ def claims_of(network: nn.Module) -> list[Claim]:
 
 
 def is_trained_privately(network: nn.Module) -> bool:
-    """Whether all trainable parameters of ``network`` were trained privately in this process, at a finite epsilon.
+    """Whether all trainable parameters of ``network`` were trained privately in this process, with a guarantee.
 
     Raises:
         UnprotectedUpdateError: One of the trainings is running, or has voided its claim.
@@ -89,7 +84,7 @@ def is_trained_privately(network: nn.Module) -> bool:
             raise UnprotectedUpdateError("the network is being trained; query it after fit has returned")
         if claim.ledger.violations:
             raise UnprotectedUpdateError(f"the network has no valid claim: {claim.ledger.caveats[0]}")
-    return all(privacy_spent(claim.ledger, _ANY_DELTA).epsilon < math.inf for claim in claims)
+    return all(without_guarantee(claim.ledger) is None for claim in claims)
 
 
 def claim_for(network: nn.Module, own: Claim | None = None) -> Claim:

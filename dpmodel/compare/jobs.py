@@ -119,6 +119,31 @@ def received(outcomes: Iterable[JobOutcome]) -> int | None:
     return next((outcome.signal for outcome in outcomes if outcome.signal is not None), None)
 
 
+class PooledRun:
+    """What the outcomes of several jobs say together.
+
+    Attributes:
+        outcomes: How each job ended.
+    """
+
+    outcomes: tuple[JobOutcome, ...]
+
+    @property
+    def interrupted(self) -> bool:
+        """Whether the user interrupted it."""
+        return any(outcome.interrupted for outcome in self.outcomes)
+
+    @property
+    def signal(self) -> int | None:
+        """The number of the signal that interrupted it, if one did."""
+        return received(self.outcomes)
+
+    @property
+    def faults(self) -> tuple[JobOutcome, ...]:
+        """Trainings that failed."""
+        return tuple(outcome for outcome in self.outcomes if outcome.fault is not None)
+
+
 def is_finished(folder: RunFolder, config: Config) -> bool:
     """Whether ``folder`` holds a finished training of ``config``."""
     return folder.ended() is not None and folder.history.is_file() and _is_of(folder, config)

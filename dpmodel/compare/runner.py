@@ -12,7 +12,7 @@ from dpmodel.compare.begun import BegunMark, vanished_in
 from dpmodel.compare.comparison import Comparison
 from dpmodel.compare.equal_epsilon import CalibratedVariant, calibrate_variants
 from dpmodel.compare.folder import ComparisonFolder, require_distinct
-from dpmodel.compare.jobs import Job, JobOutcome, PooledJob, is_finished, received
+from dpmodel.compare.jobs import Job, JobOutcome, PooledJob, PooledRun, is_finished
 from dpmodel.compare.plan import Plan
 from dpmodel.compare.pool import Listener, available_cores, default_jobs, run_jobs
 from dpmodel.compare.results import ComparisonResult, collect
@@ -54,7 +54,7 @@ class NullWatcher:
 
 
 @dataclass(frozen=True)
-class ComparisonRun:
+class ComparisonRun(PooledRun):
     """Outcome of ``run_comparison``.
 
     Args:
@@ -72,21 +72,6 @@ class ComparisonRun:
     outcomes: tuple[JobOutcome, ...] = field(default_factory=tuple)
     missing: int = 0
     busy: Mapping[Path, str] = field(default_factory=dict)
-
-    @property
-    def interrupted(self) -> bool:
-        """Whether the user interrupted it."""
-        return any(outcome.interrupted for outcome in self.outcomes)
-
-    @property
-    def signal(self) -> int | None:
-        """The number of the signal that interrupted it, if one did."""
-        return received(self.outcomes)
-
-    @property
-    def faults(self) -> tuple[JobOutcome, ...]:
-        """Trainings that failed."""
-        return tuple(outcome for outcome in self.outcomes if outcome.fault is not None)
 
     @property
     def ok(self) -> bool:

@@ -128,7 +128,10 @@ class EnsembleLogits:
         self.norm_bound, self.confidence = float(norm_bound), confidence
         moves = math.sqrt(2.0) if mode == "votes" else 2.0 * self.norm_bound / len(self.networks)
         self.noise = GaussianAnswers(noise_multiplier, moves, seed)
+        self.noise.require_grid(self._grid)
         self._check = None if confidence is None else GaussianAnswers(confidence.noise_multiplier, 1.0, seed)
+        if self._check is not None:
+            self._check.require_grid(self._grid)
         self._digests = NetworkDigests(self.networks) if cache else None
         if rows is None:
             ledger.note(CLAIMED_DISJOINT)
@@ -159,14 +162,14 @@ class EnsembleLogits:
 
     def _fresh(self, inputs: Any, batch_size: int) -> Answer:
         """Noisy scores with fresh noise, charged."""
-        multiples, grid = self._summed(inputs, batch_size)
+        multiples = self._summed(inputs, batch_size)
         if not len(multiples):
-            return Answer(torch.from_numpy(multiples * grid), self.mode == "votes")
-        answered = self._agreed(multiples, grid)
+            return Answer(torch.from_numpy(multiples * self._grid), self.mode == "votes")
+        answered = self._agreed(multiples)
         scores = np.full(multiples.shape, np.nan)
         if answered.any():
             self.ledger.charge(self.noise.event, int(answered.sum()))
-            scores[answered] = self.noise.noisy(multiples[answered], grid)
+            scores[answered] = self.noise.noisy(multiples[answered], self._grid)
         return Answer(torch.from_numpy(scores), self.mode == "votes")
 
     def predict(self, inputs: Any, batch_size: int = INFERENCE_BATCH) -> torch.Tensor:
@@ -187,31 +190,36 @@ class EnsembleLogits:
             f"{self.confidence.noise_multiplier:g}"
         )
 
-    def _agreed(self, counts: NDArray[np.int64], grid: float) -> NDArray[np.bool_]:
+    def _agreed(self, counts: NDArray[np.int64]) -> NDArray[np.bool_]:
         """Rows with an answer; charged as one comparison per row, if they are compared."""
         if self.confidence is None or self._check is None:
             return np.ones(len(counts), dtype=np.bool_)
         self.ledger.charge(self._check.event, len(counts), room=[(self.noise.event, len(counts))])
-        agreed: NDArray[np.bool_] = self._check.noisy(counts.max(axis=1), grid) >= self.confidence.threshold
+        agreed: NDArray[np.bool_] = self._check.noisy(counts.max(axis=1), self._grid) >= self.confidence.threshold
         return agreed
 
-    def _summed(self, inputs: Any, batch_size: int) -> tuple[NDArray[np.int64], float]:
-        """Votes, or the mean of clipped logits, shape (B, classes), in multiples of a grid; private."""
+    @property
+    def _grid(self) -> float:
+        """What ``_summed`` counts in."""
         teachers = len(self.networks)
-        fine = grid_for(self.norm_bound, teachers)
+        return grid_for(1.0, teachers) if self.mode == "votes" else grid_for(self.norm_bound, teachers) / teachers
+
+    def _summed(self, inputs: Any, batch_size: int) -> NDArray[np.int64]:
+        """Votes, or the mean of clipped logits, shape (B, classes), in multiples of the grid; private."""
+        teachers = len(self.networks)
         total: NDArray[np.int64] | None = None
         for index, network in enumerate(self.networks):
             device = self.device or device_of([network])
             logits = logits_of(network, inputs, device, batch_size)
-            scores = _votes(logits) if self.mode == "votes" else clipped_logits(logits, self.norm_bound, fine)
+            if self.mode == "votes":
+                scores = _votes(logits) * round(1.0 / self._grid)
+            else:
+                scores = clipped_logits(logits, self.norm_bound, grid_for(self.norm_bound, teachers))
             if total is not None and scores.shape != total.shape:
                 raise DataError(f"teacher {index} returns scores of shape {scores.shape}, teacher 0 {total.shape}")
             total = scores if total is None else total + scores
         assert total is not None
-        if self.mode == "votes":
-            unit = grid_for(1.0, teachers)
-            return total * round(1.0 / unit), unit
-        return total, fine / teachers
+        return total
 
 
 def _votes(logits: NDArray[np.float64]) -> NDArray[np.int64]:

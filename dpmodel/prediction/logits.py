@@ -112,6 +112,7 @@ class DPLogits:
         if self.why_free is None:
             self._require_matching_ledger(cache)
             self.noise = GaussianAnswers(noise_multiplier, moves, seed)
+            self.noise.require_grid(self._grid)
         self._digests = NetworkDigests([network]) if cache and self.noise is not None else None
         if ledger is not None and self.noise is not None:
             if self.sensitivity not in PROVEN:
@@ -146,11 +147,10 @@ class DPLogits:
         logits = logits_of(self.network, inputs, self.device, batch_size)
         if self.noise is None:
             return Answer(torch.from_numpy(logits))
-        grid = grid_for(self.norm_bound, 1)
-        clipped = clipped_logits(logits, self.norm_bound, grid)
+        clipped = clipped_logits(logits, self.norm_bound, self._grid)
         if self.ledger is not None and len(clipped):
             self.ledger.charge(self.noise.event, len(clipped))
-        return Answer(torch.from_numpy(self.noise.noisy(clipped, grid)))
+        return Answer(torch.from_numpy(self.noise.noisy(clipped, self._grid)))
 
     def predict(self, inputs: Any, batch_size: int = INFERENCE_BATCH) -> torch.Tensor:
         """Labels (B,) of noisy logits; see ``query``."""
@@ -177,6 +177,10 @@ class DPLogits:
             f"each answer is a Gaussian release of multiplier {self.noise.noise_multiplier:g}; sensitivity of the "
             f"logits {self.noise.sensitivity:.4g}, {proof}"
         )
+
+    @property
+    def _grid(self) -> float:
+        return grid_for(self.norm_bound, 1)
 
     def _moves(self) -> float:
         """L2 distance between the clipped logits of neighbouring data sets."""

@@ -17,7 +17,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from dpmodel.compare.jobs import JobOutcome, PooledJob, Stepped, fault_of, never, received
+from dpmodel.compare.jobs import JobOutcome, PooledJob, PooledRun, Stepped, fault_of, never
 from dpmodel.compare.pool import default_jobs, run_jobs
 from dpmodel.compare.runner import NullWatcher, Watcher, with_threads
 from dpmodel.config import Config
@@ -132,7 +132,7 @@ class TeacherJob:
 
 
 @dataclass(frozen=True)
-class TeachersRun:
+class TeachersRun(PooledRun):
     """Outcome of ``train_teachers``.
 
     Args:
@@ -148,21 +148,6 @@ class TeachersRun:
     reused: int
     outcomes: tuple[JobOutcome, ...] = ()
     missing: int = 0
-
-    @property
-    def interrupted(self) -> bool:
-        """Whether the user interrupted it."""
-        return any(outcome.interrupted for outcome in self.outcomes)
-
-    @property
-    def signal(self) -> int | None:
-        """The number of the signal that interrupted it, if one did."""
-        return received(self.outcomes)
-
-    @property
-    def faults(self) -> tuple[JobOutcome, ...]:
-        """Trainings that failed."""
-        return tuple(outcome for outcome in self.outcomes if outcome.fault is not None)
 
     @property
     def ok(self) -> bool:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -14,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dpmodel.claims.claim import Claim
+from dpmodel.claims.claim import Claim, without_guarantee
 from dpmodel.claims.weights import record_training
 from dpmodel.config import Config, load_config, locating_errors
 from dpmodel.config.reader import Override
@@ -162,7 +161,7 @@ def open_predictor(
 ) -> RunPredictor:
     """Open the network of a run folder for queries. The data of the training are not needed, except by old folders.
 
-    A network whose training has a finite epsilon answers exactly and for free (post-processing). Any other one needs a
+    A network whose training has a guarantee answers exactly and for free (post-processing). Any other one needs a
     mechanism, and each answer is charged to a query ledger.
 
     Args:
@@ -185,12 +184,13 @@ def open_predictor(
     data, inputs = _blank_data(folder, config)
     plan = plan_training(without_spent(stored), stored.data.num_examples or len(data.train))
     spent = privacy_spent(releases, config.privacy.delta, config.privacy.accountant, plan.release.statement)
-    private = math.isfinite(spent.epsilon)
+    lacking = without_guarantee(releases)
+    private = lacking is None
     if settings.mechanism is not None:
         with _naming_settings():
             MECHANISMS.get(settings.mechanism)
-    elif not private:
-        raise ConfigError(_not_private(folder))
+    elif lacking is not None:
+        raise ConfigError(_not_private(folder, lacking))
     network = _prepared_network(folder, config, data)
     if private:
         record_training(network, Claim(releases))
@@ -212,11 +212,11 @@ def _naming_settings() -> Iterator[None]:
         raise ConfigError(str(error)) from error
 
 
-def _not_private(folder: RunFolder) -> str:
+def _not_private(folder: RunFolder, lacking: str) -> str:
     return (
-        f"{folder.path} was not trained with differential privacy: its ledger states no finite epsilon, and exact "
-        "answers can reveal training data. Charge noisy answers to a budget: --mechanism dp_logits --budget-epsilon 5 "
-        "(in Python: QuerySettings); or train with privacy.noise, and answers are exact and free"
+        f"{folder.path} was not trained with differential privacy ({lacking}), and exact answers can reveal training "
+        "data. Charge noisy answers to a budget: --mechanism dp_logits --budget-epsilon 5 (in Python: QuerySettings); "
+        "or train with privacy.noise, and answers are exact and free"
     )
 
 

@@ -115,6 +115,18 @@ def test_a_run_without_privacy_is_refused_with_what_to_do(command, plain, rows):
     assert "--mechanism dp_logits --budget-epsilon" in error
 
 
+def test_a_run_with_known_randomness_is_refused_like_one_without_privacy(command, tmp_path, rows):
+    from dpmodel import load_config, train_from_config
+
+    (tmp_path / "seeded.yaml").write_text(TINY)
+    train_from_config(load_config(tmp_path / "seeded.yaml", ["privacy.sampling_seed=3"]), tmp_path / "run")
+    code, text, error = command("predict", tmp_path / "run", rows)
+    assert (code, text) == (2, "")
+    assert "(reproducible sampling: no guarantee)" in error
+    assert command("predict", tmp_path / "run", rows, *CHARGED)[0] == 0
+    assert query_status(tmp_path / "run" / "queries").asked == 5
+
+
 def test_each_row_is_charged(command, plain, rows):
     code, text, _ = command("predict", plain, rows, *CHARGED, "--json")
     assert code == 0

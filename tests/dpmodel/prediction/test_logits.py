@@ -15,29 +15,13 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from dpmodel import DPModel, NoiseMechanismsFactory
 from dpmodel.callbacks import Silence
-from dpmodel.prediction import BudgetExhausted, ConvexHead, DPLogits, QueryLedger
+from dpmodel.prediction import BudgetExhausted, ConvexHead, DPLogits
 from dpmodel.prediction.clipped_logits import clipped_logits
 from mechanisms.vector_sum import grid_for
 from monitors import GaussianEvent
 from monitors.errors import DataError, UnprotectedUpdateError
 
-
-@pytest.fixture
-def ledger(tmp_path):
-    with QueryLedger(tmp_path / "queries", 8.0, 1e-5) as opened:
-        yield opened
-
-
-class Fixed(nn.Module):
-    """Returns the given logits, whatever the input."""
-
-    def __init__(self, logits):
-        super().__init__()
-        self.logits = torch.as_tensor(logits)
-
-    def forward(self, x):
-        return self.logits[: len(x)]
-
+from .fixed_network import Fixed
 
 FLOATS = st.floats(allow_nan=True, allow_infinity=True, width=64)
 
@@ -142,12 +126,12 @@ def test_a_seed_is_noted(ledger):
     assert any("no guarantee" in note for note in ledger.ledger.notes)
 
 
-def trained(noisy=True):
+def trained(noisy=True, **options):
     torch.manual_seed(0)
     network = nn.Linear(4, 3)
     noise = NoiseMechanismsFactory.create("Gaussian", initial_noise_multiplier=1.0) if noisy else None
     optimizer = torch.optim.SGD(network.parameters(), lr=0.1)
-    model = DPModel(network, nn.CrossEntropyLoss(), optimizer, noise_mech=noise)
+    model = DPModel(network, nn.CrossEntropyLoss(), optimizer, noise_mech=noise, **options)
     data = TensorDataset(torch.randn(32, 4), torch.randint(3, (32,)))
     model.fit(DataLoader(data, batch_size=8), callbacks=Silence())
     return model
@@ -163,11 +147,12 @@ def test_a_privately_trained_network_answers_exactly_and_for_free():
 
 def test_only_networks_that_were_trained_privately_answer_for_free(ledger):
     untrained = nn.Sequential(trained().network, nn.Linear(3, 3))
-    for network in (nn.Linear(4, 3), untrained, trained(noisy=False).network):
+    seeded, trusted = trained(seed=7).network, trained(isolation="trust").network
+    for network in (nn.Linear(4, 3), untrained, trained(noisy=False).network, seeded, trusted):
         private = DPLogits(network, ledger=ledger)
         assert private.why_free is None
         private.query(torch.randn(1, 4))
-    assert sum(count for _, count in ledger.ledger) == 3
+    assert sum(count for _, count in ledger.ledger) == 5
 
 
 def test_noise_that_was_asked_for_is_charged_even_if_the_network_was_trained_privately(ledger):
@@ -245,3 +230,9 @@ def test_convex_answers_need_a_convex_head(ledger):
 def test_data_that_do_not_fit_a_convex_head_are_refused(x, y):
     with pytest.raises(DataError):
         ConvexHead(2, 3, regularization=1.0).fit(x, y)
+
+
+def test_noise_that_does_not_fit_is_refused_before_anything_is_charged(ledger):
+    with pytest.raises(ValueError, match="use a noise_multiplier below"):
+        DPLogits(nn.Linear(4, 3), noise_multiplier=1e12, ledger=ledger)
+    assert ledger.spent == 0.0
