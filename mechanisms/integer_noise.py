@@ -39,7 +39,8 @@ def normal_integers(generator: SecureGenerator, count: int, deviation: float) ->
         True
     """
     further = max(0, math.frexp(deviation)[1] - _BITS)
-    coarse = np.rint(generator.normal(count, scale=math.ldexp(deviation, -further)).numpy()).astype(np.int64)
+    drawn = generator.normal(count, scale=math.ldexp(deviation, -further)).numpy()
+    coarse: NDArray[Any] = np.rint(drawn).astype(np.int64)
     if not further:
         return coarse
     if further <= _MOST_FURTHER:
@@ -47,7 +48,7 @@ def normal_integers(generator: SecureGenerator, count: int, deviation: float) ->
         found: NDArray[Any] = (coarse << further) + below - (1 << (further - 1))
         return found
     words = -(-further // _WORD)
-    drawn = generator.words(count * words).reshape(count, words).tolist()
-    bits = [sum(word << (_WORD * place) for place, word in enumerate(row)) % (1 << further) for row in drawn]
+    rows = generator.words(count * words).reshape(count, words).tolist()
+    bits = [sum(word << (_WORD * place) for place, word in enumerate(row)) % (1 << further) for row in rows]
     whole = [(value << further) + low - (1 << (further - 1)) for value, low in zip(coarse.tolist(), bits, strict=True)]
     return np.array(whole, dtype=object)
