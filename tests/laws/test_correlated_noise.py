@@ -213,6 +213,7 @@ def test_one_band_trains_like_gaussian_noise_bit_for_bit():
     assert torch.equal(*weights)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sampling", [*SAMPLINGS, "shuffle"])
 def test_a_training_inside_a_resumed_one_shares_no_partition_with_it(sampling, tmp_path):
     bands = 1 if sampling == "shuffle" else 4

@@ -125,6 +125,7 @@ def test_it_lies_below_the_renyi_bound_and_is_monotone(rate, multiplier, steps, 
     assert accountant.epsilon(poisson(rate, multiplier, steps), min(delta * 2, 0.5)) <= epsilon * rounding
 
 
+@pytest.mark.slow
 @given(st.floats(1e-3, 0.2), st.floats(0.6, 4), st.integers(1, 800), st.floats(1e-9, 1e-3))
 @settings(max_examples=15, deadline=None)
 def test_epsilon_to_delta_and_back(rate, multiplier, steps, delta):
@@ -134,6 +135,7 @@ def test_epsilon_to_delta_and_back(rate, multiplier, steps, delta):
         assert accountant.delta(ledger, epsilon) == pytest.approx(delta, rel=0.05)
 
 
+@pytest.mark.slow
 def test_interpolating_many_multipliers_costs_less_than_a_thousandth():
     schedule = decayed(2.0, "Exp", 5e-3)
     ledger = Ledger()

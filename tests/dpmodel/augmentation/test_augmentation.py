@@ -48,6 +48,7 @@ def test_the_ledger_does_not_depend_on_the_number_of_views(micro_batches):
     assert ledgers[0].total == 4
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("options", [{"physical_batch_size": 1}, {"physical_batch_size": 5}, {"static_shapes": True}])
 def test_how_a_batch_is_cut_changes_no_view(options):
     views = {"augmentation": BOTH, "augmentation_multiplicity": 3}

@@ -115,6 +115,7 @@ def test_a_figure_of_an_unknown_format_is_refused(command, tmp_path):
     assert "bug in dpmodel" not in error
 
 
+@pytest.mark.slow
 def test_options_change_what_a_configuration_says(command):
     path = ROOT / "configs" / "lenet5_mnist.yaml"
     answer = json.loads(command("budget", path, "--noise-multiplier", "1.1", "--set", "training.epochs=3", "--json")[1])

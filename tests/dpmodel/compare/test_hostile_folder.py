@@ -277,6 +277,7 @@ class TestComparison:
         assert result.composed.epsilon == pytest.approx(found.composed.epsilon)
         assert f"an earlier training in {run} has vanished: it is charged in full" in result.caveats
 
+    @pytest.mark.slow
     def test_each_deletion_of_a_run_folder_stays_charged_after_it_was_trained_again(self, compared, comparison_folder):
         epsilons = [compared.result.composed.epsilon]
         for deleted, trainings in (("runs/fixed/seed-1", 7), ("runs/fixed/seed-1", 8), ("runs", 14)):
@@ -300,6 +301,7 @@ class TestComparison:
         with pytest.raises(DataError, match="fixed/seed-1 hold the same training"):
             run_comparison(compared.result.comparison, comparison_folder, jobs=1)
 
+    @pytest.mark.slow
     def test_a_changed_configuration_runs_no_plugin(self, compared, comparison_folder, tmp_path):
         (tmp_path / "evil.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')")
         for config in comparison_folder.rglob("config.resolved.yaml"):

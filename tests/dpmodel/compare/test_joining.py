@@ -75,6 +75,7 @@ def test_without_a_leading_process_nothing_is_joined_and_nothing_is_written(tiny
         join_comparison(make_comparison(tiny), tmp_path)
 
 
+@pytest.mark.slow
 def test_a_joined_process_trains_all_that_nobody_holds_and_the_leading_one_collects_it(tiny, tmp_path):
     watching = Labels()
     with Leading(tiny, tmp_path) as leading, FolderLock(tmp_path / "runs/fixed/seed-2"):

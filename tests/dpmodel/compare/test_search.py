@@ -211,6 +211,7 @@ def test_the_mark_is_there_before_private_statistics_are_released(tiny, tmp_path
     assert (tmp_path / "begun/fixed/seed-1").read_text() == ""  # nothing was recorded, so nothing is charged
 
 
+@pytest.mark.slow
 def test_a_damaged_mark_of_a_trial_is_refused_before_more_is_spent(tuned, tmp_path):
     run_comparison(make_comparison(tuned), tmp_path, jobs=1)
     before = len(ledgers(tmp_path))

@@ -113,6 +113,7 @@ def test_the_tight_accountant_composes_once_per_point_and_only_the_last_at_full_
     assert curve.epsilons[-1] == PLDAccountant().epsilon(ledger, DELTA)
 
 
+@pytest.mark.slow
 def test_the_coarse_points_of_the_tight_accountant_are_bounds_and_close():
     ledger, precise = Ledger(), PLDAccountant(1e-4)
     for multiplier in (1.4, 1.1):

@@ -231,6 +231,7 @@ def test_epochs_that_were_lost_in_two_processes_are_charged_one_by_one(tmp_path)
     assert privacy_spent(lost, 1e-5, "zcdp").epsilon > privacy_spent(once, 1e-5, "zcdp").epsilon
 
 
+@pytest.mark.slow
 def test_a_second_fit_is_resumed_with_the_releases_of_the_first(tmp_path):
     case = SECRET
     torch.manual_seed(0)

@@ -115,6 +115,7 @@ def test_no_kill_under_load_leaves_too_small_a_charge(folder):
     kills(folder, [1 + 37 * number % 400 for number in range(20)])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=["SIGTERM", "SIGINT"])
 def test_a_signal_answers_what_has_begun_and_closes_the_ledger(folder, number):
     received, sent, printed, code = end_under_load(folder, 40, number)
