@@ -60,14 +60,18 @@ def held_bytes(device: str) -> int:
 
 
 def peak_bytes_of(step: Step, device: str) -> int | None:
-    """Peak bytes of tensors on the GPU while ``step`` runs, including earlier allocations; None on the CPU."""
+    """Peak bytes on the GPU while ``step`` runs, including earlier allocations; None on the CPU.
+
+    Tensors inside a recorded graph are not allocated in a replay, but the memory of the graph remains reserved.
+    """
     if not on_gpu(device):
         return None
     torch.cuda.synchronize()
     torch.cuda.reset_peak_memory_stats()
     step()
     torch.cuda.synchronize()
-    return torch.cuda.max_memory_allocated()
+    torch.cuda.empty_cache()
+    return max(torch.cuda.max_memory_allocated(), torch.cuda.memory_reserved())
 
 
 @dataclass(frozen=True)

@@ -60,9 +60,14 @@ class Generators:
                 self._found[index] = [value for value in objects if kind_of(value) is not None]
         self._known = each_once([*global_generators(), *(value for found in self._found for value in found)])
 
-    def renew(self) -> None:
-        """Search, then seed each generator from the operating system."""
-        self.find()
+    def renew(self, *, search: bool = True) -> None:
+        """Search, then seed each generator from the operating system.
+
+        Args:
+            search: Whether to search; if not, only generators found so far are seeded.
+        """
+        if search:
+            self.find()
         for generator, kind in self._known:
             kind.seed(generator, secret_seed())
 

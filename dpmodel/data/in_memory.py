@@ -68,7 +68,7 @@ class InMemoryDataset(Dataset[tuple[Tensor, Tensor]]):
 
     def batch(self, rows: Tensor) -> tuple[Tensor, Tensor]:
         """Inputs and labels of ``rows`` (int64, may be empty), ready for the network."""
-        rows = rows.to(self.x.device)
+        rows = index_on(self.x.device, rows)
         return self.transform_batch(self.x.index_select(0, rows)), self.y.index_select(0, rows)
 
     def to(self, device: torch.device | str) -> InMemoryDataset:
@@ -126,3 +126,10 @@ def _constant(name: str, value: Constants, x: Tensor) -> Tensor | None:
             f"{name} must be one number or one for each of {x.shape[1]} channels, got {len(numbers)}: {value!r}"
         )
     return numbers.reshape(1, -1, *[1] * (x.dim() - 2))
+
+
+def index_on(device: torch.device, rows: Tensor) -> Tensor:
+    """Rows of a data set on ``device``; the host does not wait until a GPU has finished its earlier work."""
+    if device.type != "cuda" or rows.device.type != "cpu":
+        return rows.to(device)
+    return rows.pin_memory().to(device, non_blocking=True)

@@ -83,7 +83,7 @@ def reachable(*roots: Any) -> list[Any]:
         found.append(value)
         with suppress(Exception):  # proxies may fail at any access
             for child in _children(value):
-                if id(child) not in seen and not isinstance(child, _WORTHLESS):
+                if id(child) not in seen and not _is_a(child, _WORTHLESS):
                     seen.add(id(child))
                     waiting.append(child)
     return found
@@ -93,12 +93,20 @@ def reachable(*roots: Any) -> list[Any]:
 _WORTHLESS = (str, bytes, numbers.Number, type(None), type, types.ModuleType, PurePath, torch.dtype, torch.device)
 
 
+def _is_a(value: Any, kinds: tuple[type, ...]) -> bool:
+    """``isinstance``, remembered for each type: abstract classes such as ``Mapping`` take long to decide."""
+    return _is_subclass(type(value), kinds)  # type: ignore[arg-type] # classes are hashable
+
+
+_is_subclass = functools.lru_cache(maxsize=4096)(issubclass)
+
+
 def _children(value: Any) -> Iterable[Any]:
-    if isinstance(value, _LEAVES):
+    if _is_a(value, _LEAVES):
         return ()
-    if isinstance(value, Mapping):
+    if _is_a(value, (Mapping,)):
         return _elements(value)
-    if isinstance(value, _CONTAINERS):
+    if _is_a(value, _CONTAINERS):
         return (*_elements(value), *_attributes(value))
     if isinstance(value, functools.partial):
         return (value.func, value.args, value.keywords)
@@ -123,23 +131,23 @@ def _elements(container: Any) -> list[Any]:
 
 def _is_plain(element: Any) -> bool:
     if isinstance(element, _CONTAINERS):
-        return all(isinstance(part, _LEAVES) for part in element)
+        return all(_is_a(part, _LEAVES) for part in element)
     if isinstance(element, dict):
-        return all(isinstance(part, _LEAVES) for part in element.values())
-    return isinstance(element, _LEAVES) and not isinstance(element, (torch.Generator, np.random.Generator))
+        return all(_is_a(part, _LEAVES) for part in element.values())
+    return _is_a(element, _LEAVES) and not isinstance(element, (torch.Generator, np.random.Generator))
 
 
 def _attributes(value: Any) -> Iterator[Any]:
     yield from list(getattr(value, "__dict__", {}).values())
     for kind in type(value).__mro__:
-        for name in _names_of_slots(kind):
+        for name in _names_of_slots(kind) if "__slots__" in kind.__dict__ else ():
             yield getattr(value, name, None)
         if not _is_library(kind.__module__):
             yield from list(kind.__dict__.values())
 
 
 def _names_of_slots(kind: type) -> tuple[str, ...]:
-    slots = kind.__dict__.get("__slots__", ())
+    slots = kind.__dict__["__slots__"]
     return (slots,) if isinstance(slots, str) else tuple(slots)
 
 
@@ -166,6 +174,7 @@ def _of_module(module: types.ModuleType, names: set[str]) -> Iterator[Any]:
         yield from (vars(module)[name] for name in names if name in vars(module))
 
 
+@functools.lru_cache(maxsize=4096)
 def _names_in(code: types.CodeType) -> set[str]:
     """Global names that a function and its inner functions use."""
     inner = (constant for constant in code.co_consts if isinstance(constant, types.CodeType))

@@ -92,7 +92,8 @@ class TrainingLoop:
         augmentation: Draws views of the examples; None: the network gets the examples themselves.
 
     Attributes:
-        before_pass: Called before each batch is read and before its forward pass; None for nothing.
+        before_pass: Called before each batch is read and before its forward pass, see ``secret_randomness``; None for
+            nothing.
         releases: Keeps the ledgers of several processes equal.
     """
 
@@ -105,7 +106,7 @@ class TrainingLoop:
     device: torch.device
     keepers: Sequence[ReleaseRecord | Follower] = ()
     augmentation: Augmentation | None = None
-    before_pass: Callable[[], None] | None = field(default=None, init=False)
+    before_pass: Callable[..., None] | None = field(default=None, init=False)
     releases: SharedReleases = field(init=False)
     progress: EpochProgress = field(default_factory=EpochProgress, init=False)
     _announced: set[str] = field(default_factory=set, init=False)
@@ -220,7 +221,7 @@ class TrainingLoop:
             return False
         assert drawn is not None
         batch = self._batch(drawn)
-        self._renew()  # the data set may have seeded the generators for its own purposes
+        self._renew(search=False)  # the data set may have seeded the generators for its own purposes
         if self.augmentation is not None:
             batch = self.augmentation.drawn(batch)
         self._in_step = True
@@ -260,9 +261,9 @@ class TrainingLoop:
         if chosen and run.step < run.planned_steps:
             run.ledger.add_note(STOPPED_BY_CHOICE)
 
-    def _renew(self) -> None:
+    def _renew(self, *, search: bool = True) -> None:
         if self.before_pass is not None:
-            self.before_pass()
+            self.before_pass(search=search)
 
     def _keep(self, *, rest: bool = False) -> None:
         for keeper in self.keepers:

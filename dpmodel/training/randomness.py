@@ -14,7 +14,7 @@ from dpmodel.data.generators import Generators, secret_seed
 
 
 @contextmanager
-def secret_randomness(device: torch.device, *sources: Any) -> Iterator[Callable[[], None]]:
+def secret_randomness(device: torch.device, *sources: Any) -> Iterator[Callable[..., None]]:
     """Gives a function that reseeds all generators from the operating system.
 
     These are the global generators of torch, NumPy and Python, and those that can be reached from ``sources``. After
@@ -22,8 +22,9 @@ def secret_randomness(device: torch.device, *sources: Any) -> Iterator[Callable[
 
     The dropout mask of an example depends on its position in the batch, and so on the other examples drawn. Secret
     masks look the same to anyone who does not know the batch; with a known seed, leaving one example out would change
-    the gradients of others in a known way, which no clipping bounds. Call the function before each batch is read:
-    augmentation draws from these generators too, and a data set may have seeded them for its own purposes.
+    the gradients of others in a known way, which no clipping bounds. Call the function before each batch is read, since
+    augmentation draws from these generators too, and afterwards, since a data set may have seeded them for its own
+    purposes. With ``search=False``, it seeds the generators that it has found before.
 
     They are not ciphers: this keeps masks and crops secret; the noise does not depend on them.
 
@@ -34,8 +35,8 @@ def secret_randomness(device: torch.device, *sources: Any) -> Iterator[Callable[
     on_gpu = device.type == "cuda"
     generators = Generators(*sources)
 
-    def renew() -> None:
-        generators.renew()
+    def renew(search: bool = True) -> None:
+        generators.renew(search=search)
         if on_gpu:
             with torch.cuda.device(device):
                 torch.cuda.manual_seed(secret_seed())

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from mechanisms.clipping import ClipMechanism, Fixed, beside
 from mechanisms.engines.batch import Batch
 from mechanisms.engines.chunks import chunks, rows_of_chunk, static_chunks
+from mechanisms.engines.host_copy import HostCopy
 from mechanisms.engines.losses import ExampleLosses, LossFunction
 from mechanisms.engines.modes import plain_modes, require_unwatched
 from mechanisms.engines.parameters import FlatLayout
@@ -21,6 +22,7 @@ from mechanisms.engines.precision import require_full_products
 from mechanisms.engines.probing import preserve_state
 from mechanisms.engines.slices import slices
 from mechanisms.engines.state.pass_boundary import PassBoundary
+from mechanisms.engines.state.python_state import PythonState
 from mechanisms.units import ClippedUnit
 from monitors import checks
 from monitors.errors import UnprotectedUpdateError
@@ -55,13 +57,28 @@ class ClippedSum:
 
 @dataclass(frozen=True)
 class PartialSum:
-    """Results of one physical chunk besides its sum: norms (units, blocks) and the sum of the examples' losses.
+    """Results of one physical chunk besides its sum.
 
-    Fillers have no part in the losses. Their norms come last, and are ignored; they may be missing.
+    Args:
+        norms: Norms before clipping, shape (units, blocks). Those of fillers come last; they may be missing.
+        tally: See ``tally``; made before the sum, so that the host need not wait for the sum.
     """
 
     norms: Tensor
-    loss_sum: Tensor
+    tally: HostCopy
+
+
+def tally(norms: Tensor, loss_sum: Tensor, real: Tensor | None = None) -> Tensor:
+    """The sum of the losses, and the numbers of units and of fillers whose gradient is not finite: float64, shape (3,).
+
+    Args:
+        norms: Shape (units, blocks).
+        loss_sum: Sum of the losses, without those of fillers.
+        real: See ``Batch``.
+    """
+    broken = ~torch.isfinite(norms).all(dim=1)
+    units = broken.sum() if real is None else (broken & real).sum()
+    return torch.stack((loss_sum.double(), units.double(), (broken.sum() - units).double()))
 
 
 class Engine(ABC):
@@ -102,6 +119,10 @@ class Engine(ABC):
         self.capacity: int | None = None
         self.broken_fillers = 0
         self.boundary = PassBoundary(by_value=self.shows_values)
+        self._layout: FlatLayout | None = None
+        self._state: PythonState | None = None  # in which the network had this layout
+        self._parameters: list[nn.Parameter] = []
+        self._kinds: list[tuple[object, ...]] = []
 
     @classmethod
     @abstractmethod
@@ -205,36 +226,52 @@ class Engine(ABC):
             ConfigError: torch is set to reduced-precision float32 products.
         """
         require_full_products()
-        layout = FlatLayout.of(network)
-        blocks = max(clip.blocks(layout.names)) + 1
-        like = layout.zeros()
-        norms, fillers, losses = [like.new_zeros(0, blocks)], [like.new_zeros(0, blocks)], ExampleLosses(loss_fn)
-        loss_sum, total = like.clone(), layout.zeros(layout.size) if out is None else out.zero_()
+        losses = ExampleLosses(loss_fn)
         self.boundary.begin_step(network, losses)
+        layout = self._layout_of(network)
+        total = layout.zeros(layout.size) if out is None else out.zero_()
+        self._prepare(network, batch)
+        norms, tallies = [], []
         for chunk in self._chunks(batch):
             part = self.partial_sum(network, losses, chunk.made(), clip, layout, total)
-            loss_sum += part.loss_sum
-            real = chunk.num_units - chunk.fillers
-            norms.append(part.norms[:real])
-            fillers.append(part.norms[real:])
-        all_norms = torch.cat(norms)
-        broken = [(~torch.isfinite(values).all(dim=1)).sum().double() for values in (all_norms, torch.cat(fillers))]
-        # A single wait for the GPU.
-        loss, rejected, broken_fillers = torch.stack((loss_sum.double(), *broken)).tolist()
+            norms.append(part.norms[: chunk.num_units - chunk.fillers])
+            tallies.append(part.tally)
+        if not norms:
+            norms.append(layout.zeros(0, max(clip.blocks(layout.names)) + 1))
+        loss_sum, rejected, broken_fillers = map(sum, zip((0.0, 0, 0), *(each.read() for each in tallies), strict=True))
         self.broken_fillers = int(broken_fillers)
         return ClippedSum(
             flat_grad=total,
-            norms=all_norms,
+            norms=norms[0] if len(norms) == 1 else torch.cat(norms),
             sensitivity=self.unit.sensitivity_factor * clip.norm_bound,
             norm_bound=clip.norm_bound,
-            loss=loss / batch.size if batch.size else float("nan"),
+            loss=loss_sum / batch.size if batch.size else float("nan"),
             rejected=int(rejected),
         )
 
+    def _layout_of(self, network: nn.Module) -> FlatLayout:
+        """The layout of the parameters; the same object as long as nothing of the network has changed."""
+        state = None if self.boundary.isolation == "trust" else self.boundary.state
+        kinds = [(each.requires_grad, each.dtype, each.device, each.shape) for each in self._parameters]
+        if self._layout is None or state is None or state is not self._state or kinds != self._kinds:
+            self._state, self._parameters, self._layout = state, list(network.parameters()), FlatLayout.of(network)
+            self._kinds = [(each.requires_grad, each.dtype, each.device, each.shape) for each in self._parameters]
+        return self._layout
+
+    def _prepare(self, network: nn.Module, batch: Batch) -> None:
+        """Prepare for the passes of a step, after the layout is known."""
+        del network, batch
+
     def _chunks(self, batch: Batch) -> Iterator[Batch]:
+        rows = self._rows_at_once(batch)
         if self.capacity is None or not self.takes_fillers:
-            return chunks(batch, self.unit, self.physical_batch_size)
-        return static_chunks(batch, self.unit, self.physical_batch_size, self.capacity)
+            return chunks(batch, self.unit, rows)
+        return static_chunks(batch, self.unit, rows, self.capacity)
+
+    def _rows_at_once(self, batch: Batch) -> int | None:
+        """The largest number of examples per chunk; None: the whole batch."""
+        del batch
+        return self.physical_batch_size
 
 
 def bounded_factors(norms: Tensor, clip: ClipMechanism, entries: int, real: Tensor | None = None) -> Tensor:
@@ -258,7 +295,7 @@ def bounded_factors(norms: Tensor, clip: ClipMechanism, entries: int, real: Tens
     weighs = torch.isfinite(norms).all(dim=1, keepdim=True)
     if real is not None:
         weighs = weighs & real.unsqueeze(1)
-    safe = torch.where(weighs, norms, torch.zeros_like(norms))
+    safe = norms.where(weighs, 0.0)
     limits = beside(norms, block_bounds_of(clip, norms.shape[1])) * (1.0 - ROUNDING_MARGIN)
     rounded_away = math.sqrt(entries * torch.finfo(norms.dtype).tiny)
     ceiling = limits / torch.hypot(safe, norms.new_full((), rounded_away))

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from mechanisms.clipping import ClipMechanism, Fixed
-from mechanisms.engines.base import ENGINES, Engine, PartialSum, clip_rows
+from mechanisms.engines.base import ENGINES, Engine, PartialSum, clip_rows, tally
 from mechanisms.engines.batch import Batch, call_network, map_tensors
+from mechanisms.engines.host_copy import HostCopy
 from mechanisms.engines.losses import ExampleLosses, LossFunction
 from mechanisms.engines.outputs import has_rows_only
 from mechanisms.engines.parameters import FlatLayout, trainable_parameters
@@ -61,7 +62,8 @@ class LoopEngine(Engine):
             with self.boundary.around(members):
                 loss_sum += self._unit_gradient(network, losses, members, layout, row)
             norms.append(clip_rows(row.unsqueeze(0), clip, layout, total))
-        return PartialSum(torch.cat(norms), loss_sum)
+        found = torch.cat(norms)
+        return PartialSum(found, HostCopy(tally(found, loss_sum)))
 
     def _unit_gradient(
         self, network: nn.Module, losses: ExampleLosses, members: Batch, layout: FlatLayout, out: Tensor

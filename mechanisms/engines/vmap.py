@@ -9,8 +9,9 @@ from torch import Tensor, nn
 from torch.func import functional_call, grad_and_value, vmap
 
 from mechanisms.clipping import ClipMechanism, Fixed
-from mechanisms.engines.base import ENGINES, Engine, PartialSum, clip_rows, group_rows
+from mechanisms.engines.base import ENGINES, Engine, PartialSum, clip_rows, group_rows, tally
 from mechanisms.engines.batch import Batch, call_network, map_tensors
+from mechanisms.engines.host_copy import HostCopy
 from mechanisms.engines.isolation.isolated import examples_only
 from mechanisms.engines.losses import ExampleLosses, LossFunction
 from mechanisms.engines.parameters import FlatLayout, hooked_parameter, slots, trainable_parameters
@@ -66,14 +67,15 @@ class VmapEngine(Engine):
         """Compute all gradients of the chunk, then clip and add them."""
         if not batch.size:  # a chunk of empty groups
             empty = layout.zeros(batch.num_units, layout.size)
-            return PartialSum(clip_rows(empty, clip, layout, total), layout.zeros())
+            norms = clip_rows(empty, clip, layout, total, batch.real)
+            return PartialSum(norms, HostCopy(tally(norms, layout.zeros(), batch.real)))
         with self.boundary.around(batch):
             with self.boundary.user_code():
                 gradients, values = example_gradients(network, losses, batch)
             norms = clip_rows(group_rows(gradients, batch, self.unit), clip, layout, total, batch.real)
-            loss_sum = batch.loss_sum(values).to(total.dtype)
+            counts = HostCopy(tally(norms, batch.loss_sum(values).to(total.dtype), batch.real))
             del gradients, values
-        return PartialSum(norms, loss_sum)
+        return PartialSum(norms, counts)
 
 
 def example_gradients(network: nn.Module, losses: ExampleLosses, batch: Batch) -> tuple[Tensor, Tensor]:

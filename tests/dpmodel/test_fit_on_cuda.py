@@ -114,6 +114,18 @@ def test_a_resumed_training_is_the_uninterrupted_one(stop, sampling, tmp_path):
     assert resumed.steps_done == whole.steps_done
 
 
+@pytest.mark.parametrize("sampling", ["poisson", "shuffle"])
+def test_a_data_set_of_tensors_on_the_device_is_read_there(sampling):
+    found = []
+    for device in ("cpu", DEVICE):
+        network = network_of(torch.float64)
+        data = TensorDataset(*(tensor.to(device) for tensor in data_of(torch.float64).tensors))
+        model = model_of(network, noisy=False, sampling=sampling)
+        model.fit(DataLoader(data, batch_size=12), 2, callbacks=Silence())
+        found.append(weights(network))
+    assert torch.allclose(found[0], found[1], rtol=1e-7, atol=1e-9)
+
+
 def test_evaluation_and_prediction_take_data_from_the_cpu():
     model = model_of(network_of(), seed=0)
     model.fit(DataLoader(data_of(), batch_size=12), callbacks=Silence())

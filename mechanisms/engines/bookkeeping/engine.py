@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn.modules import module as torch_modules
 
 from mechanisms.clipping import ClipMechanism
-from mechanisms.engines.base import ENGINES, ClippedSum, Engine, PartialSum, bounded_factors
+from mechanisms.engines.base import ENGINES, ClippedSum, Engine, PartialSum, bounded_factors, tally
 from mechanisms.engines.batch import Batch, costs_a_wait
 from mechanisms.engines.bookkeeping.formulas import FormulaBook
 from mechanisms.engines.bookkeeping.graphs import PassGraphs, PassParts, shapes_of
@@ -22,6 +22,7 @@ from mechanisms.engines.bookkeeping.scratch import Scratch
 from mechanisms.engines.bookkeeping.survey import Survey
 from mechanisms.engines.bookkeeping.terms import EarlyTerms, layer_uses, terms_of
 from mechanisms.engines.chunks import even
+from mechanisms.engines.host_copy import HostCopy
 from mechanisms.engines.losses import ExampleLosses, LossFunction
 from mechanisms.engines.parameters import FlatLayout
 from mechanisms.engines.precision import coarse_settings
@@ -90,6 +91,8 @@ class BookKeepingEngine(Engine):
         self.formulas = FormulaBook(timed_plans)
         self.graphs = PassGraphs(cuda_graphs)
         self._known: tuple[object, ...] | None = None
+        self._surveyed: FlatLayout | None = None
+        self._tensors: list[Tensor] = []
         self._survey = Survey()
         self._surveys = 0
         self._scratch = Scratch()
@@ -123,27 +126,18 @@ class BookKeepingEngine(Engine):
         On a GPU, the engine does not wait to learn whether all norms are finite; if one is not, the sum is computed
         again, and what is not finite is masked from then on.
         """
-        if batch.size:
-            self._prepare(network, batch)
-        found = self._cut_for_speed(network, loss_fn, batch, clip, out)
+        found = super().clipped_sum(network, loss_fn, batch, clip, out)
         broken = found.rejected or self.broken_fillers
         if broken and not self._expects_broken and costs_a_wait(found.flat_grad):
             self._expects_broken = True  # more non-finite norms will follow
-            found = self._cut_for_speed(network, loss_fn, batch, clip, out)
+            found = super().clipped_sum(network, loss_fn, batch, clip, out)
         return found
 
-    def _cut_for_speed(
-        self, network: nn.Module, loss_fn: LossFunction, batch: Batch, clip: ClipMechanism, out: Tensor | None
-    ) -> ClippedSum:
+    def _rows_at_once(self, batch: Batch) -> int | None:
         if not batch.size or batch.group_ids is not None:
-            return super().clipped_sum(network, loss_fn, batch, clip, out)
-        stated = self.physical_batch_size
+            return self.physical_batch_size
         fast = self._fast_rows(batch.size if self.capacity is None else self.capacity)
-        self.physical_batch_size = min((size for size in (stated, fast) if size), default=None)
-        try:
-            return super().clipped_sum(network, loss_fn, batch, clip, out)
-        finally:
-            self.physical_batch_size = stated
+        return min((size for size in (self.physical_batch_size, fast) if size), default=None)
 
     def _fast_rows(self, size: int) -> int | None:
         """Rows of the chunks, as large as each other, into which ``size`` rows are cut for speed; None: one chunk."""
@@ -200,20 +194,21 @@ class BookKeepingEngine(Engine):
         """Run one forward pass and one backward pass to the layers' outputs, then add up the layers' terms."""
         blocks, like = clip.blocks(layout.names), layout.zeros()
         if not batch.size:  # a chunk of empty groups
-            return PartialSum(like.new_zeros(batch.num_units, max(blocks) + 1), like)
+            norms = like.new_zeros(batch.num_units, max(blocks) + 1)
+            return PartialSum(norms, HostCopy(tally(norms, like, batch.real)))
         parts = PassParts(
             partial(self._terms_of_pass, network, losses, blocks, layout),
             lambda norms: bounded_factors(norms, clip, layout.size, batch.real),
             partial(self._add, blocks, layout, total),
             total,
         )
-        key = self._recording_key(network, batch, blocks, total)
+        key = self._recording_key(batch, blocks, total)
         return PartialSum(*self.graphs.run(key, parts, batch, self.boundary))
 
     def _terms_of_pass(
         self, network: nn.Module, losses: ExampleLosses, blocks: list[int], layout: FlatLayout, batch: Batch
     ) -> tuple[tuple[dict[int, Term], Tensor], Tensor, Tensor]:
-        """Terms and norms, the norms again, and the sum of the losses; see ``PassParts``."""
+        """Terms and norms, the norms again, and the tally; see ``PassParts``."""
         with self.boundary.user_code():
             recorded = record_forward(network, losses, batch, self._survey, PRECISIONS[self.precision])
         early = EarlyTerms(batch, self.formulas, self._scratch, layout.dtype)
@@ -224,7 +219,7 @@ class BookKeepingEngine(Engine):
         for record in recorded[0].records:
             record.let_go()
         norms = _norms(terms, blocks, layout.zeros(), batch.num_units)
-        return (terms, norms), norms, loss_sum
+        return (terms, norms), norms, tally(norms, loss_sum, batch.real)
 
     def _add(
         self,
@@ -249,27 +244,29 @@ class BookKeepingEngine(Engine):
         """
         return self._expects_broken if costs_a_wait(finite) else not bool(finite.all())
 
-    def _recording_key(
-        self, network: nn.Module, batch: Batch, blocks: list[int], total: Tensor
-    ) -> tuple[object, ...] | None:
+    def _recording_key(self, batch: Batch, blocks: list[int], total: Tensor) -> tuple[object, ...] | None:
         """All that the kernels of a pass depend on but the values of its tensors; None if passes are not recorded."""
         if not self.graphs.records_on(total.device) or self.boundary.state is None:
             return None
-        memory = [value.data_ptr() for value in (*network.parameters(), *network.buffers(), total)]
+        memory = [value.data_ptr() for value in (*self._tensors, total)]
         settings = [*(getattr(place, name) for place, name in coarse_settings()), torch.backends.cudnn.deterministic]
         masked = self._expects_broken
         return self.boundary.state, self._surveys, shapes_of(batch), masked, *settings, *blocks, *memory
 
     def _prepare(self, network: nn.Module, batch: Batch) -> None:
         """Survey the network if it, its mode or its trainable parameters have changed."""
-        trained = [id(value) for value in network.parameters() if value.requires_grad]
+        known = self._known is not None and self._known[0]() is network  # type: ignore[operator]
+        if not batch.size or (known and self._surveyed is self._layout):
+            return
+        self._surveyed, self._tensors = self._layout, [*network.parameters(), *network.buffers()]
+        trained = [id(value) for value in self._parameters if value.requires_grad]
         state = (*trained, *(module.training for module in network.modules()))
-        if self._known is not None and self._known[0]() is network and self._known[1] == state:  # type: ignore[operator]
+        if known and self._known[1] == state:  # type: ignore[index]
             return
         self._survey = Survey.of(network, batch)
         self._surveys += 1
         self._known = (ref(network), state)
-        on_cpu = all(value.device.type == "cpu" for value in network.parameters())
+        on_cpu = all(value.device.type == "cpu" for value in self._parameters)
         self._fast_chunk = _cache_friendly_chunk(self._survey) if on_cpu else None
 
 

@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from mechanisms.engines.batch import Batch, all_tensors, map_tensors
+from mechanisms.engines.host_copy import HostCopy
 from mechanisms.engines.state.pass_boundary import PassBoundary
 from monitors.errors import UnprotectedUpdateError
 
@@ -43,7 +44,7 @@ class PassParts:
     """The parts of a pass.
 
     Args:
-        norms_of: From a batch to the terms of its clipped sum, the norms (units, blocks) and the sum of the losses.
+        norms_of: From a batch to the terms of its clipped sum, the norms (units, blocks) and the tally.
         factors_of: From the norms to the clip factors, both (units, blocks). Never recorded.
         add: Adds the clipped sum of the terms, given the factors, to ``total``.
         total: Shape (P,).
@@ -54,11 +55,12 @@ class PassParts:
     add: Callable[[Any, Tensor], None]
     total: Tensor
 
-    def run(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Run the pass; return the norms and the sum of the losses."""
-        terms, norms, loss_sum = self.norms_of(batch)
+    def run(self, batch: Batch) -> tuple[Tensor, HostCopy]:
+        """Run the pass; return the norms and the tally."""
+        terms, norms, tally = self.norms_of(batch)
+        counts = HostCopy(tally)
         self.add(terms, self.factors_of(norms))
-        return norms, loss_sum
+        return norms, counts
 
 
 class RecordedPass:
@@ -67,20 +69,19 @@ class RecordedPass:
     Args:
         parts: The pass.
         batch: A batch of the shapes to come, with memory of its own; later batches are copied into it.
-        norms: Memory for the norms.
-        loss_sum: Memory for the sum of the losses.
+        norms: Norms of an equal pass.
         record: Records a function.
     """
 
-    def __init__(self, parts: PassParts, batch: Batch, norms: Tensor, loss_sum: Tensor, record: Record) -> None:
+    def __init__(self, parts: PassParts, batch: Batch, norms: Tensor, record: Record) -> None:
         self._batch, self._factors = batch, torch.zeros_like(norms)
-        self._norms, self._loss_sum = torch.zeros_like(norms), torch.zeros_like(loss_sum)
+        self._norms, self._tally = torch.zeros_like(norms), norms.new_zeros(3, dtype=torch.float64)
         terms: list[Any] = []
 
         def to_norms() -> None:
-            found, norms, loss_sum = parts.norms_of(self._batch)
+            found, norms, tally = parts.norms_of(self._batch)
             self._norms.copy_(norms)
-            self._loss_sum.copy_(loss_sum)
+            self._tally.copy_(tally)
             terms.append(found)
 
         def from_factors() -> None:
@@ -89,15 +90,15 @@ class RecordedPass:
 
         self._to_norms, self._from_factors = record(to_norms), record(from_factors)
 
-    def run(self, parts: PassParts, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Replay the pass on a batch, with the current factors; return the norms and the sum of the losses."""
+    def run(self, parts: PassParts, batch: Batch) -> tuple[Tensor, HostCopy]:
+        """Replay the pass on a batch, with the current factors; return the norms and the tally."""
         for held, value in zip(_tensors(self._batch), _tensors(batch), strict=True):
             held.copy_(value, non_blocking=True)
         self._to_norms()
-        norms = self._norms.clone()
+        norms, counts = self._norms.clone(), HostCopy(self._tally)
         self._factors.copy_(parts.factors_of(norms))
         self._from_factors()
-        return norms, self._loss_sum.clone()
+        return norms, counts
 
 
 class PassGraphs:
@@ -128,7 +129,7 @@ class PassGraphs:
         """Whether passes on this device are recorded once they are equal."""
         return self.enabled and self.refusal is None and (self._record is not None or device.type == "cuda")
 
-    def run(self, key: Hashable, parts: PassParts, batch: Batch, boundary: PassBoundary) -> tuple[Tensor, Tensor]:
+    def run(self, key: Hashable, parts: PassParts, batch: Batch, boundary: PassBoundary) -> tuple[Tensor, HostCopy]:
         """Run or replay a pass.
 
         Args:
@@ -138,7 +139,7 @@ class PassGraphs:
             boundary: Surrounds each pass that is not a replay.
 
         Returns:
-            The norms (units, blocks) and the sum of the losses.
+            The norms (units, blocks) and the tally.
         """
         known = None if key is None else self._kept.get(key)
         if known is not None:
@@ -184,13 +185,13 @@ class PassGraphs:
         batch: Batch,
         boundary: PassBoundary,
         before: Tensor,
-        found: tuple[Tensor, Tensor],
+        found: tuple[Tensor, HostCopy],
     ) -> None:
         """Record a pass that has just run: it added to ``before`` and gave ``found``."""
         own = _reversed(batch)  # a replay that read this batch instead of the next one would show at once
         try:
             with boundary.around(own, watched=True):  # a tensor that escaped would show all batches to come
-                made = RecordedPass(parts, own, *found, (self._record or _cuda_graphs)())
+                made = RecordedPass(parts, own, found[0], (self._record or _cuda_graphs)())
         except UnprotectedUpdateError:
             raise
         except Exception as error:  # whatever in the network or in PyTorch cannot be recorded
@@ -199,8 +200,9 @@ class PassGraphs:
             return
         total, expected = parts.total, parts.total.clone()
         total.copy_(before)
-        replayed = made.run(parts, batch)
-        same = _close(total - before, expected - before) and all(map(_close, replayed, found))
+        norms, counts = made.run(parts, batch)
+        tallies = (torch.tensor(each.read()) for each in (counts, found[1]))
+        same = _close(total - before, expected - before) and _close(norms, found[0]) and _close(*tallies)
         total.copy_(expected)
         if not same:
             self.refusal = "the first replay differed from the pass"

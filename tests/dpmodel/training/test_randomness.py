@@ -109,6 +109,27 @@ def test_augmentation_does_not_depend_on_a_known_seed(make_model, seed, draw):
     assert shifts() != shifts()
 
 
+def test_known_generators_are_seeded_again_without_a_search():
+    class Holder:
+        known = random.Random(0)
+
+    holder = Holder()
+    with secret_randomness(torch.device("cpu"), holder) as renew:
+        renew()
+        holder.new = random.Random(0)
+        for generator in (Holder.known, random, holder.new):
+            generator.seed(0)
+        renew(search=False)
+        first = random.Random(0).random()
+        assert Holder.known.random() != first
+        assert random.random() != first
+        assert holder.new.random() == first
+        renew()
+        holder.new.seed(0)
+        renew(search=False)
+        assert holder.new.random() != first
+
+
 def test_the_users_generators_continue_as_before():
     def state():
         return random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist()
