@@ -109,6 +109,18 @@ def one_tensor_without_noise(monkeypatch):
     monkeypatch.setattr(PrivateStep, "_descend", wrong)
 
 
+def the_step_before_again(monkeypatch):
+    accounted = PrivateStep._require_accounted
+
+    def wrong(self, summed):
+        now = summed.flat_grad.clone()
+        summed.flat_grad.add_(getattr(self, "before", torch.zeros_like(now)))
+        self.before = now
+        return accounted(self, summed)
+
+    monkeypatch.setattr(PrivateStep, "_require_accounted", wrong)
+
+
 def seeded_noise(generator_of):
     def fault(monkeypatch):
         def wrong(self, target, scale=1.0):
@@ -140,6 +152,7 @@ FAULTS = {
     ),
     "clipping at twice the bound": (at_bounds(2.0), {}, {"a canary over the sensitivity"}),
     "each layer clipped at the whole bound": (at_bounds(1.0), PER_LAYER, {"a canary over the sensitivity"}),
+    "the sum of the step before released again": (the_step_before_again, {}, {"a canary that is not drawn"}),
     "noise divided by the batch size": (scaled_noise(1 / 300), {}, {"first canary tensor"}),
     "every row in every batch": (every_row, {}, {"mean batch size"}),
     "one tensor without noise": (one_tensor_without_noise, {}, {"tensors of the network"}),
