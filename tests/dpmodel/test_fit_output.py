@@ -255,6 +255,7 @@ def test_the_files_of_a_training_stay_in_its_folder_if_the_current_folder_change
     assert not any((tmp_path / "elsewhere").iterdir())
 
 
+@pytest.mark.slow
 def test_a_moved_folder_whose_training_fails_is_resumed_where_it_is(tmp_path):
     class Fails(Moves):
         def on_train_epoch_begin(self, run):

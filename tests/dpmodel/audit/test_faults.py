@@ -169,7 +169,7 @@ def built(options):
     return {**options, **({"clip_mech": ClipMechanismsFactory.create("PerLayer")} if "clip_mech" in options else {})}
 
 
-@pytest.mark.sample(6)
+@pytest.mark.sample(12)
 @pytest.mark.parametrize("name", FAULTS)
 def test_a_planted_fault_turns_the_audit_red(name, plant):
     _, options, expected = FAULTS[name]
@@ -177,12 +177,8 @@ def test_a_planted_fault_turns_the_audit_red(name, plant):
     assert expected <= red_lines(built(options)), name
 
 
-def test_correct_code_stays_green():
-    assert red_lines() == set()
-
-
 @pytest.mark.slow
-@pytest.mark.parametrize("seed", range(100))
+@pytest.mark.parametrize("seed", range(30))
 def test_correct_code_stays_green_over_many_seeds(seed):
     torch.manual_seed(seed)
     report = audit(*softmax_regression(), **QUICK)
@@ -203,7 +199,7 @@ def registered():
     yield {"micro_batches": 10}
 
 
-@pytest.mark.sample(8)
+@pytest.mark.sample(16)
 @pytest.mark.parametrize("choice", list(registered()), ids=lambda choice: "-".join(map(str, choice.values())))
 def test_every_registered_mechanism_clip_sampler_and_engine_is_audited(choice):
     chosen = dict(choice)

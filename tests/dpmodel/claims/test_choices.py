@@ -81,7 +81,7 @@ class Steers(Callback):
             self.act(run)
 
 
-@pytest.mark.sample(3)
+@pytest.mark.sample(24)
 @pytest.mark.parametrize("later", [False, True])
 @pytest.mark.parametrize(
     "read", [pytest.param(name, marks=[pytest.mark.slow] if name != "run.loss" else []) for name in READS]

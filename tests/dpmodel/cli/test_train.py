@@ -79,7 +79,7 @@ PLANS = {
 }
 
 
-@pytest.mark.sample(3)
+@pytest.mark.sample(7)
 @pytest.mark.parametrize("settings", PLANS.values(), ids=PLANS)
 def test_the_planned_ledger_is_the_trained_ledger(command, tiny, tmp_path, settings):
     overrides = [part for setting in settings for part in ("--set", setting)]
@@ -102,7 +102,7 @@ SPEED = [
 ]
 
 
-@pytest.mark.sample(3)
+@pytest.mark.sample(7)
 @pytest.mark.parametrize("setting", SPEED)
 def test_the_performance_section_changes_no_epsilon(command, tiny, tmp_path, setting):
     code, text, error = command("train", tiny, "--set", setting, "--output", tmp_path / "run", "--json")

@@ -231,6 +231,7 @@ def test_the_run_of_a_killed_joined_process_is_resumed_and_its_lost_steps_are_ch
     assert begun(tmp_path / "runs") == {"fixed/seed-1": 2, "exp-strong/seed-1": 1}
 
 
+@pytest.mark.slow
 def test_a_run_resumes_on_a_machine_without_its_mark_and_then_again_on_the_first_one(tiny, tmp_path, monkeypatch):
     class Interrupts(NullWatcher):
         def __init__(self, at):

@@ -125,6 +125,7 @@ def test_a_comparison_that_a_different_process_runs_is_refused_before_any_traini
     assert not list(tmp_path.glob("runs/*"))
 
 
+@pytest.mark.slow
 def test_a_run_that_a_different_process_holds_comes_last(tiny, tmp_path):
     held = FolderLock(tmp_path / "runs/fixed/seed-1")
 
@@ -227,6 +228,7 @@ def test_a_reason_to_stop_interrupts_a_job_before_its_next_step(tiny, tmp_path):
     assert vanished_below(tmp_path / "runs", tmp_path / "begun") == []
 
 
+@pytest.mark.slow
 def test_a_copy_of_a_run_folder_that_was_made_before_it_was_resumed_is_not_counted_twice(tiny, tmp_path):
     class Interrupting(Watching):
         def stepped(self, job, step):
@@ -309,6 +311,7 @@ def test_a_comparison_that_is_moved_while_it_runs_ends_with_an_error_and_collect
     assert not list(tmp_path.glob("*/comparison.*"))
 
 
+@pytest.mark.slow
 def test_the_folder_of_a_comparison_and_its_files_are_private(tiny, tmp_path):
     tiny["seeds"] = [1]
     run_comparison(make_comparison(tiny), tmp_path / "new", jobs=1)

@@ -166,6 +166,7 @@ def standardised(outputs, targets):
     return (one.T @ outputs[1] / len(targets) - torch.eye(3)).square().sum()
 
 
+@pytest.mark.sample(2)
 @pytest.mark.filterwarnings("ignore:std")
 @pytest.mark.parametrize("loss_fn", [ntxent, clip, batch_hard, cox, standardised])
 def test_a_loss_that_needs_other_examples_is_refused_with_the_reason(make_model, loader, loss_fn):

@@ -107,7 +107,7 @@ def test_a_report_without_lost_steps_does_not_mention_them(tmp_path):
         ("privacy.noise={name: Gaussian, seed: 4}", r"privacy\.noise\.seed is 4 here and not stated in the state"),
     ],
 )
-@pytest.mark.sample(3)
+@pytest.mark.sample(7)
 def test_a_different_configuration_is_refused_and_the_field_is_named(change, message, tmp_path):
     folder = RunFolder(tmp_path / "run")
     cut_off(folder.path)

@@ -49,7 +49,7 @@ def saved(folder, x, y):
 
 
 @pytest.mark.parametrize("kind", ARRAYS)
-@pytest.mark.sample(3)
+@pytest.mark.sample(5)
 def test_the_written_configuration_trains(tmp_path, kind):
     x, y, expected = ARRAYS[kind]
     path = write_starter(tmp_path / "run.yaml", root=saved(tmp_path, x, y), target_epsilon=8)

@@ -111,7 +111,7 @@ def test_a_buffer_that_is_written_late_never_holds_the_data(make_model, make_dat
 
 @pytest.mark.parametrize("kind", ["frozen parameter", "data of a buffer", "data of a weight"])
 @pytest.mark.parametrize("width", [4, 40_000])
-@pytest.mark.sample(2)
+@pytest.mark.sample(5)
 def test_statistics_of_the_data_are_found_wherever_they_are_kept(make_model, make_data, kind, width):
     class Late(nn.Module):
         def __init__(self):

@@ -59,6 +59,7 @@ def test_random_stopping_spends_the_target_for_the_search_as_a_whole(values, tmp
     assert found.best.score == max(trial.score for trial in found.trials)
 
 
+@pytest.mark.slow
 def test_random_stopping_keeps_to_the_target_with_private_statistics(values, tmp_path, three_runs):
     values["base"]["normalise"] = {"name": "private", "noise_multiplier": 8.0, "norm_bound": 2.0, "square_bound": 4.0}
     result = run_tuning(make_tuning(values), tmp_path, jobs=1)
