@@ -267,6 +267,7 @@ def test_a_plan_with_open_bands_states_no_event():
         plan.ledger(3)
 
 
+@pytest.mark.slow
 def test_a_training_that_begins_while_the_bands_are_chosen_shares_no_partition(monkeypatch):
     model, other = build("cyclic_poisson", "auto"), build("cyclic_poisson", 4)
     other.ledger = model.ledger

@@ -438,6 +438,7 @@ def test_a_first_batch_is_not_confused_by_an_earlier_training_of_the_model(make_
     assert model.ledger.violations
 
 
+@pytest.mark.sample(3)
 @pytest.mark.parametrize("what", ["", " ", None])
 def test_a_declared_change_must_say_in_words_what_it_is(fitted, what):
     class Declares(Callback):

@@ -73,6 +73,7 @@ def test_an_interrupted_comparison_keeps_finished_runs_and_resumes_when_repeated
     assert resumed.result.equal
 
 
+@pytest.mark.slow
 def test_a_killed_run_resumes_from_its_last_save_and_lost_steps_count_in_the_total(tiny, tmp_path):
     class PowerCut(NullWatcher):
         def stepped(self, job, step):
@@ -147,6 +148,7 @@ def test_a_run_that_a_different_process_holds_comes_last(tiny, tmp_path):
     assert found.ok
 
 
+@pytest.mark.slow
 def test_no_results_are_stated_while_a_different_process_holds_a_run(tiny, tmp_path, monkeypatch):
     def interrupted(seconds):
         os.kill(os.getpid(), signal.SIGTERM)
@@ -276,6 +278,7 @@ def test_a_failed_training_is_named_and_the_others_continue(tiny, tmp_path, monk
     assert [row.name for row in found.result.variants] == ["fixed"]
 
 
+@pytest.mark.slow
 def test_a_training_that_stops_early_is_reported_as_unequal(tiny, tmp_path):
     tiny["seeds"] = [1]
     tiny["base"]["training"]["epochs"] = 4

@@ -201,6 +201,7 @@ class Kill(Callback):
             os._exit(KILLED)
 
 
+@pytest.mark.slow
 def test_lost_epochs_of_shuffled_batches_are_charged_one_by_one_from_disk(tmp_path):
     where = {"output": None, "keeper": tmp_path}
     with pytest.raises(KeyboardInterrupt):
@@ -312,6 +313,7 @@ def test_a_release_of_a_callback_is_on_the_disk_at_every_hook(name, hook, step, 
         assert folder.read_ledger().covers(asked)
 
 
+@pytest.mark.slow
 def test_a_release_before_the_first_step_of_a_resumed_training_is_on_the_disk(tmp_path):
     where, asked = WHERE["both"](tmp_path), Ledger().record(GaussianEvent(0.3), 2)
     assert not killed_at(10_000, tmp_path / "released", lambda: fit(where, Asks()))

@@ -191,6 +191,7 @@ def test_a_seeded_training_keeps_the_places_of_its_streams(tmp_path):
     assert set(read_state(RunFolder(tmp_path).state).run["streams"]) == {"noise", "clip", "sampling"}
 
 
+@pytest.mark.slow
 def test_a_shuffled_epoch_keeps_its_order_and_lost_steps_count_as_a_separate_epoch(tmp_path):
     case = {**SECRET, "sampling": "shuffle"}
     drawn = []

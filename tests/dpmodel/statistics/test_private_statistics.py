@@ -45,6 +45,7 @@ def fitted(layer, **options):
     return model
 
 
+@pytest.mark.sample(3)
 @pytest.mark.parametrize("engine", ENGINES.names())
 def test_every_engine_trains_behind_the_layer_and_leaves_it_as_it_was(engine):
     layer = released(Ledger()).normalise()

@@ -75,6 +75,7 @@ def test_a_gradient_of_a_frozen_parameter_never_reaches_the_optimizer(make_model
     assert torch.equal(network[0].weight, before)
 
 
+@pytest.mark.sample(2)
 @pytest.mark.parametrize("replaced", [False, True])
 @pytest.mark.parametrize("engine", ["bookkeeping", "loop"])
 def test_a_buffer_that_is_written_late_never_holds_the_data(make_model, make_data, engine, replaced):

@@ -75,6 +75,7 @@ def test_the_statement_of_a_secret_search_names_only_the_best_run(values, tmp_pa
     assert "trials" not in found.to_dict()
 
 
+@pytest.mark.slow
 def test_nothing_publishable_reveals_the_position_of_the_best_run(values, tmp_path, three_runs):
     found = run_tuning(make_tuning(values), tmp_path, jobs=1)
     names = [trial.folder.path.name for trial in found.trials]
@@ -165,6 +166,7 @@ def test_a_search_that_a_different_process_runs_is_refused(values, tmp_path, thr
         run_tuning(make_tuning(values), tmp_path, jobs=1)
 
 
+@pytest.mark.slow
 def test_a_folder_of_a_different_search_is_refused(values, tmp_path, three_runs):
     run_tuning(make_tuning(values), tmp_path, jobs=1)
     values["runs"] = 5
