@@ -189,6 +189,7 @@ def test_a_folder_that_the_code_of_a_user_finds_in_use_is_a_fault_and_not_tried_
     assert ["in use by process" in outcome.fault for outcome in found.faults] == [True, True]
 
 
+@pytest.mark.slow
 def test_a_process_waits_for_the_plan_while_the_leading_one_prepares(tiny, tmp_path):
     tiny["seeds"] = [1]
     with Leading(tiny, tmp_path) as leading:

@@ -148,7 +148,7 @@ def folders(where):
 
 
 #: Every 11th moment is tried, or every third or fifth in the slow tests; all of them take minutes.
-STRIDES = [11, pytest.param(3, marks=pytest.mark.slow)]
+STRIDES = [19, pytest.param(3, marks=pytest.mark.slow)]
 
 
 @pytest.mark.parametrize("stride", STRIDES)

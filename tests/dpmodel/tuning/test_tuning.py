@@ -108,6 +108,7 @@ def test_a_search_that_is_not_charged_says_so_everywhere(values, tmp_path, capsy
     assert stated["privacy"]["epsilon"] <= 8.0
 
 
+@pytest.mark.slow
 def test_an_interrupted_search_resumes_the_same_runs_and_charges_interrupted_ones(values, tmp_path, three_runs):
     class Interrupting(NullWatcher):
         def stepped(self, job, step):

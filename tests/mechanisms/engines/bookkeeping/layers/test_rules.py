@@ -72,7 +72,7 @@ def test_convolutions_are_exact_for_all_strides_paddings_dilations_and_groups(as
     assert_exact(Pooled(before, layer, 4).to(dtype), *batch(dtype, 2, *[side] * dims))
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=12, deadline=None)
 @given(st.data(), DTYPES, st.integers(1, 3))
 def test_transposed_convolutions_are_exact(assert_exact, data, dtype, dims):
     stride, groups = data.draw(st.integers(1, 2)), data.draw(st.sampled_from([1, 2]))
@@ -431,7 +431,7 @@ def test_every_registered_rule_and_rewrite_has_a_test():
     assert isinstance(find_sites(nn.LSTM(2, 2))[0].how, ByRewrite)
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=12, deadline=None)
 @given(st.integers(1, 3), st.integers(1, 3), st.integers(0, 3), st.integers(1, 2), st.integers(1, 2))
 def test_kernels_with_offsets_that_see_only_padding_are_exact(assert_exact, side, kernel, padding, stride, dilation):
     if side + 2 * padding < dilation * (kernel - 1) + 1:
