@@ -36,7 +36,21 @@ SESSIONS = [
     )
 ]
 SESSIONS += [page for page in sorted((ROOT / "docs" / "howto").glob("*.md")) if "```python" in page.read_text()]
-_SLOW = [ROOT / "docs" / "quickstart.md", ROOT / "docs" / "howto" / "compare.md"]  # MNIST; worker processes
+#: MNIST, worker processes, or several trainings.
+_SLOW = [
+    ROOT / "docs" / f"{name}.md"
+    for name in (
+        "quickstart",
+        "howto/compare",
+        "concepts",
+        "correlated_noise",
+        "from_opacus",
+        "howto/target_epsilon",
+        "howto/private_prediction_serving",
+        "howto/yaml",
+        "howto/statistics",
+    )
+]
 SESSIONS = [pytest.param(page, marks=pytest.mark.slow) if page in _SLOW else page for page in SESSIONS]
 
 
@@ -165,6 +179,7 @@ def test_the_regression_in_the_guide_trains(capsys):
     assert "torch.Size([400, 1])" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_the_guard_counts_both_models_and_callbacks_match_their_description():
     import torch
     from torch.utils.data import TensorDataset
@@ -246,6 +261,7 @@ def _small_training(**settings):
     return model, DataLoader(TensorDataset(x[:60], y[:60]), batch_size=10), TensorDataset(x[60:], y[60:])
 
 
+@pytest.mark.slow
 def test_the_custom_loop_spends_its_target_and_the_report_covers_it(capsys):
     import torch
 

@@ -21,8 +21,9 @@ from dpmodel.audit.bounds import (
 )
 from dpmodel.audit.draws import draw_lines
 from dpmodel.audit.lines import Line
-from dpmodel.audit.scores import Expected
+from dpmodel.audit.scores import Expected, responses
 from dpmodel.audit.training import Observed
+from dpmodel.audit.watch import Stretch
 from monitors.gaussian import gaussian_epsilon, gaussian_mu
 
 Floats = NDArray[np.float64]
@@ -38,7 +39,7 @@ def all_lines(observed: Observed, found: Floats) -> list[Line]:
     return [
         *bound_lines(observed, found),
         *noise_lines(observed),
-        contribution_line(observed),
+        *contribution_lines(observed),
         *correlation_lines(observed),
         *draw_lines(observed),
     ]
@@ -125,23 +126,62 @@ def noise_ratio(numbers: Floats) -> tuple[float, float]:
     return float(np.sqrt(square / numbers.size)), min(1.0, 2 * float(min(curve.cdf(square), curve.sf(square))))
 
 
-def contribution_line(observed: Observed) -> Line:
-    """Mean contribution of a canary in a step that draws it, over the sensitivity that the ledger accounts for."""
-    sizes = np.sum([part.sums.sum(axis=(0, 1)) for part in observed.parts], axis=0) / np.sqrt(2.0)
-    inside, outside = sizes[observed.included], sizes[~observed.included]
-    draws = observed.plan.steps * observed.plan.rate
-    found = float(inside.mean() - outside.mean()) / draws
-    error = float(np.sqrt(inside.var(ddof=1) / len(inside) + outside.var(ddof=1) / len(outside))) / draws
-    excess = (found - 1.0) / error if error > 0 else float(np.sign(found - 1.0) * np.inf)
-    return Line(
-        "contribution",
-        "a canary over the sensitivity",
-        found,
-        1.0,
-        "<=",
-        float(stats.norm.sf(excess)),
-        f"standard error {error:.4f}; the clip mechanism states {observed.share:.3f}",
-    )
+def contribution_lines(observed: Observed) -> Iterator[Line]:
+    """What a canary adds to a step that draws it, over the sensitivity on the ledger, and to all the other steps.
+
+    Rows of canaries that are not in the data are drawn too: what is released there is the noise.
+    """
+    drawn, inside = drawn_canaries(observed), observed.included
+    numbers = np.concatenate([responses(part) / part.sigma[:, None] for part in observed.parts])
+    weights = np.concatenate([_collected(part) / np.square(part.sigma) for part in observed.parts])
+    found, error, freedom = _mean_of_some(numbers[:, inside], drawn[:, inside], weights)
+    noise, spread, others = _mean_of_some(numbers[:, ~inside], drawn[:, ~inside], weights)
+    error = float(np.hypot(error, spread))
+    p_value = float(stats.t.sf(_standardised(found - noise - 1.0, error), min(freedom, others)))
+    note = f"standard error {error:.4f}; the clip mechanism states {observed.share:.3f}"
+    yield Line("contribution", "a canary over the sensitivity", found - noise, 1.0, "<=", p_value, note)
+    idle = ~drawn[:, inside]
+    if idle.any():
+        sums = np.concatenate([part.sums for part in observed.parts]).sum(axis=1)[:, inside] / np.sqrt(2.0)
+        found, error, freedom = _mean_of_some(sums, idle, np.ones(len(sums)))
+        p_value = 2.0 * float(stats.t.sf(_standardised(abs(found), error), freedom))
+        note = f"standard error {error:.4f}"
+        yield Line("contribution", "a canary that is not drawn", found, 0.0, "=", p_value, note)
+
+
+def drawn_canaries(observed: Observed) -> NDArray[np.bool_]:
+    """Whether each step drew the row of each canary, shape (steps, m)."""
+    plan = observed.plan
+    found = np.zeros((len(observed.drawn), plan.rows), dtype=bool)
+    for step, rows in enumerate(observed.drawn):
+        found[step, rows] = True
+    return found[:, -plan.canaries :]
+
+
+def _collected(part: Stretch) -> Floats:
+    """How much of a draw in each step shows until the end of the stretch, shape (steps,): 1 but for the last bands."""
+    shares = np.cumsum(np.square(part.response))
+    left = np.arange(len(part.sigma), 0, -1)
+    found: Floats = shares[np.minimum(left, len(shares)) - 1]
+    return found
+
+
+def _mean_of_some(numbers: Floats, chosen: NDArray[np.bool_], weights: Floats) -> tuple[float, float, int]:
+    """Sum of the chosen numbers over that of the weights of their steps, its standard error, and degrees of freedom.
+
+    Canaries, which are columns, are independent of each other; steps need not be.
+    """
+    totals = np.where(chosen, numbers, 0.0).sum(axis=0)
+    shares = weights @ chosen
+    columns, whole = int((shares > 0).sum()), float(shares.sum()) or 1.0
+    mean = float(totals.sum()) / whole
+    freedom = max(1, columns - 1)
+    square = float(np.square(totals - mean * shares).sum()) * columns / freedom
+    return mean, float(np.sqrt(square)) / whole, freedom
+
+
+def _standardised(excess: float, error: float) -> float:
+    return excess / error if error > 0 else float(np.sign(excess) * np.inf)
 
 
 def correlation_lines(observed: Observed) -> Iterator[Line]:

@@ -255,6 +255,7 @@ def test_the_files_of_a_training_stay_in_its_folder_if_the_current_folder_change
     assert not any((tmp_path / "elsewhere").iterdir())
 
 
+@pytest.mark.slow
 def test_a_moved_folder_whose_training_fails_is_resumed_where_it_is(tmp_path):
     class Fails(Moves):
         def on_train_epoch_begin(self, run):
@@ -274,6 +275,7 @@ def test_a_moved_folder_whose_training_fails_is_resumed_where_it_is(tmp_path):
     assert Ledger.load(moved / "ledger.json").total == resumed.ledger.total == 12
 
 
+@pytest.mark.sample(3)
 @pytest.mark.parametrize("removed", ["folder", "lock file", "journal"])
 def test_a_training_whose_record_is_removed_ends_before_its_next_release_and_brings_nothing_back(tmp_path, removed):
     class Removes(Callback):
@@ -322,6 +324,7 @@ def test_a_record_that_is_a_link_is_refused_and_its_target_is_unchanged(tmp_path
     assert [path.name for path in (tmp_path / "run").iterdir()] == [name]
 
 
+@pytest.mark.slow
 def test_a_link_that_appears_while_training_is_replaced_or_refused_and_its_target_is_unchanged(tmp_path):
     folder, other = RunFolder(tmp_path / "run"), tmp_path / "other"
     other.write_text("mine")

@@ -54,6 +54,7 @@ def test_train_is_fit_by_its_mindspore_name(make_model, loader):
     assert model.ledger.total == 8
 
 
+@pytest.mark.slow
 def test_a_model_that_is_given_a_ledger_continues_its_count(make_model, loader, tmp_path):
     first = make_model()
     first.fit(loader, epochs=2)
@@ -130,6 +131,7 @@ def test_empty_batches_are_noised_and_charged(make_model):
     assert all(not torch.equal(a, b) for a, b in zip(before, model.network.parameters(), strict=True))
 
 
+@pytest.mark.slow
 def test_a_step_on_an_empty_batch_moves_the_weights_by_noise_only(make_model):
     data = TensorDataset(torch.randn(3, 4), torch.randint(0, 3, (3,)))
     for _ in range(20):
@@ -182,6 +184,7 @@ def test_a_monitor_stops_before_the_step_that_would_pass_its_budget(make_model, 
     assert RDPAccountant().epsilon(one_more, 1e-5) > 4.0
 
 
+@pytest.mark.sample(2)
 @pytest.mark.parametrize(
     "given", [{"num_samples": 65}, {"batch_size": 8}, {"initial_noise_multiplier": 2.0}, {"noise_decay_mode": "Time"}]
 )
@@ -263,6 +266,7 @@ def test_an_unseeded_model_never_repeats_itself(make_data):
     assert not torch.equal(*results)
 
 
+@pytest.mark.sample(3)
 @pytest.mark.parametrize("optimizer", ["SGD", "Adam", "RMSprop", "AdamW", "Adagrad", "NAdam"])
 def test_any_first_order_optimizer_takes_the_private_gradient(make_model, loader, optimizer):
     network = nn.Linear(4, 3)
@@ -272,6 +276,7 @@ def test_any_first_order_optimizer_takes_the_private_gradient(make_model, loader
     assert all(parameter.grad is None for parameter in network.parameters())
 
 
+@pytest.mark.slow
 def test_the_physical_batch_size_does_not_change_results(make_data):
     data, results = make_data(), []
     for physical in (None, 5, 1):

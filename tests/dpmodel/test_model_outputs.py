@@ -51,7 +51,7 @@ BESIDE = {
 }
 
 
-@pytest.mark.sample(8)
+@pytest.mark.sample(14)
 @pytest.mark.parametrize("engine", ["bookkeeping", "vmap", "loop"])
 @pytest.mark.parametrize("kind", BESIDE)
 def test_values_beside_the_outputs_are_kept(make_model, make_data, kind, engine):
@@ -144,6 +144,7 @@ class Tokens(Dataset):
         return inputs, inputs.get("labels", inputs["input_ids"])
 
 
+@pytest.mark.sample(2)
 @pytest.mark.parametrize("labels", [True, False])
 def test_a_language_model_with_cache_and_model_outputs_trains_unchanged(make_model, labels):
     transformers = pytest.importorskip("transformers")

@@ -115,6 +115,7 @@ def loader(n=40, batch=4):
     return DataLoader(TensorDataset(torch.randn(n, 2), torch.randint(0, 2, (n,))), batch_size=batch)
 
 
+@pytest.mark.sample(3)
 @pytest.mark.parametrize("sampling", SAMPLINGS)
 @pytest.mark.parametrize("bands", [2, 3])
 def test_the_planned_ledger_is_the_trained_ledger(sampling, bands):
@@ -153,7 +154,7 @@ def most_in_one_round(steps, period):
 
 @pytest.mark.sample(2)
 @pytest.mark.parametrize("sampling", SAMPLINGS)
-@settings(max_examples=2, deadline=None)
+@settings(max_examples=1, deadline=None)
 @given(
     every=st.integers(1, 7),
     breaks=st.lists(
@@ -266,6 +267,7 @@ def test_a_plan_with_open_bands_states_no_event():
         plan.ledger(3)
 
 
+@pytest.mark.slow
 def test_a_training_that_begins_while_the_bands_are_chosen_shares_no_partition(monkeypatch):
     model, other = build("cyclic_poisson", "auto"), build("cyclic_poisson", 4)
     other.ledger = model.ledger

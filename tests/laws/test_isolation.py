@@ -42,7 +42,7 @@ def require_exact(make, pair, steps=3, engine=None, **options):
     assert engine in (None, one.engine), one.explained
 
 
-@pytest.mark.sample(21)
+@pytest.mark.sample(63)
 @pytest.mark.parametrize("member", MEMBERS, ids=str)
 def test_no_coupling_moves_a_sum_beyond_its_bound_or_leaves_state_in_network_or_loss(member):
     one, other = require_true_claim(member)
@@ -63,19 +63,19 @@ def same(left, right):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("engine", ["bookkeeping", "vmap", "loop"])
+@pytest.mark.parametrize("engine", ["vmap", "loop"])  # the test above takes bookkeeping, where it does not refuse
 @pytest.mark.parametrize("member", BY_PASSES, ids=str)
 def test_no_coupling_moves_a_sum_beyond_its_bound_in_any_engine(member, engine):
     require_true_claim(member, engine=engine)
 
 
-@pytest.mark.sample(21)
+@pytest.mark.sample(63)
 @pytest.mark.parametrize("member", TWINS, ids=str)
 def test_similar_code_that_treats_examples_independently_trains_exactly(member):
     require_exact(member.benign, member.pair(), member.steps, member.engine)
 
 
-@pytest.mark.sample(9)
+@pytest.mark.sample(18)
 @pytest.mark.parametrize("sound", SOUND, ids=str)
 def test_common_code_trains_exactly(sound):
     require_exact(sound.make, sound.pair(), engine=sound.engine)
@@ -85,19 +85,19 @@ def test_common_code_trains_exactly(sound):
 STATIC = {"static_shapes": True, "physical_batch_size": 7}
 
 
-@pytest.mark.sample(31)
+@pytest.mark.sample(140)
 @pytest.mark.parametrize("member", BY_PASSES, ids=str)
 def test_no_coupling_moves_a_sum_beyond_its_bound_with_static_shapes(member):
     require_true_claim(member, **STATIC)
 
 
-@pytest.mark.sample(11)
+@pytest.mark.sample(53)
 @pytest.mark.parametrize("sound", SOUND, ids=str)
 def test_common_code_trains_exactly_with_static_shapes(sound):
     require_exact(sound.make, sound.pair(), engine=sound.engine, **STATIC)
 
 
-@pytest.mark.sample(7)
+@pytest.mark.sample(20)
 @pytest.mark.parametrize("member", [member for member in MEMBERS if member.seen], ids=str)
 def test_without_protection_the_coupling_breaks_the_claim(member):
     pair = member.pair()
@@ -105,7 +105,7 @@ def test_without_protection_the_coupling_breaks_the_claim(member):
     assert max(ratios(*sums, pair.moves)) > 1.0 + 10 * ROUNDING
 
 
-@pytest.mark.sample(7)
+@pytest.mark.sample(20)
 @pytest.mark.parametrize("member", TWINS, ids=str)
 def test_without_protection_the_benign_twin_keeps_the_claim(member):
     pair = member.pair()

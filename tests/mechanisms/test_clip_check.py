@@ -287,6 +287,7 @@ def test_every_built_in_mechanism_passes(
     assert require_sound_clip(clip, NAMES, unit, range(steps), zeroed=zeroed and group_size == 1) == ()
 
 
+@pytest.mark.slow
 def test_hundreds_of_trials_of_adaptive_clipping_pass():
     for number in range(100):
         clip = QuantileClip(learning_rate=0.1 + number / 1000)

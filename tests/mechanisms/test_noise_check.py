@@ -97,7 +97,7 @@ def test_sound_custom_mechanisms_pass(right):
     assert require_sound_noise(right(), GROUP, range(30), like=torch.zeros(300)) == ()
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=20, deadline=None)
 @given(
     data=st.data(),
     name=st.sampled_from([name for name in NOISE.names() if NOISE.get(name).__module__.startswith("mechanisms.")]),

@@ -1,5 +1,7 @@
 """Meters accept what the ledger states, and notice what it does not."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 from scipy import stats
@@ -8,7 +10,7 @@ from dpmodel.audit.draws import _mean_line as mean_line
 from dpmodel.audit.draws import _spread_line as spread_line
 from dpmodel.audit.draws import drawn_too_early, poisson_trials
 from dpmodel.audit.lines import FAMILY_LEVEL, Line
-from dpmodel.audit.meters import correlation_p_value, noise_ratio
+from dpmodel.audit.meters import contribution_lines, correlation_p_value, noise_ratio
 from dpmodel.audit.watch import stated_multiplier
 from mechanisms.sampling import SAMPLERS
 from monitors.errors import ConfigError
@@ -39,6 +41,39 @@ def test_p_values_of_a_correlation_are_uniform():
         return correlation_p_value(abs(a @ b) / np.linalg.norm(a) / np.linalg.norm(b), 30)
 
     assert uniform([one() for _ in range(400)])
+
+
+def contributions(draw, in_drawn=1.0, in_others=0.0, canaries=60):
+    """The lines of a training in which the canaries add that much to the steps that draw them and to the others."""
+    included = np.arange(canaries) % 2 == 0
+    drawn = draw.random((STEPS, ROWS)) < BATCH / ROWS
+    signal = np.where(drawn[:, -canaries:], in_drawn, in_others) * included / np.sqrt(2)
+    sums = 0.5 * draw.normal(size=(STEPS, 2, canaries)) + signal[:, None]
+    return contribution_lines(
+        SimpleNamespace(
+            plan=SimpleNamespace(rows=ROWS, canaries=canaries),
+            parts=[
+                SimpleNamespace(sums=part, innovations=2.0 * part, sigma=np.full(len(part), 0.5), response=np.ones(1))
+                for part in (sums[: STEPS // 2], sums[STEPS // 2 :])
+            ],
+            drawn=[np.flatnonzero(rows) for rows in drawn],
+            included=included,
+            share=1.0,
+        )
+    )
+
+
+def test_p_values_of_the_contributions_are_uniform():
+    draw = np.random.default_rng(0)
+    for p_values in zip(*([line.p_value for line in contributions(draw)] for _ in range(400)), strict=True):
+        assert uniform(p_values)
+
+
+def test_contributions_are_those_of_drawn_and_of_other_steps():
+    over, idle = contributions(np.random.default_rng(0), in_drawn=1.4, in_others=0.2, canaries=300)
+    assert over.value == pytest.approx(1.4, abs=0.1)
+    assert idle.value == pytest.approx(0.2, abs=0.1)
+    assert max(over.p_value, idle.p_value) < 1e-9
 
 
 @pytest.mark.parametrize("scale", [0.7, 1.0, 1.4])

@@ -38,6 +38,7 @@ def weights(model):
     return torch.cat([value.detach().flatten() for value in model.network.parameters()])
 
 
+@pytest.mark.sample(2)
 @pytest.mark.parametrize("micro_batches", [None, 4])
 def test_the_ledger_does_not_depend_on_the_number_of_views(micro_batches):
     ledgers = [
@@ -55,6 +56,7 @@ def test_how_a_batch_is_cut_changes_no_view(options):
     torch.testing.assert_close(weights(trained(**views, **options)), weights(trained(**views)), rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_the_fast_engines_train_alike():
     one, other = (trained(engine=name, augmentation=BOTH, augmentation_multiplicity=3) for name in ("vmap", "auto"))
     assert "'bookkeeping'" in other.explain_engine()
@@ -74,6 +76,7 @@ class Identity:
         return images
 
 
+@pytest.mark.sample(2)
 @pytest.mark.parametrize("multiplicity", [1, 3])
 def test_views_that_are_the_examples_train_as_without(multiplicity):
     found = trained(augmentation=Identity(), augmentation_multiplicity=multiplicity)

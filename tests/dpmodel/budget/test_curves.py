@@ -50,6 +50,7 @@ def test_the_decays_fall_as_far_as_the_planned_one(plan):
         assert curve.multipliers[-1] / first == pytest.approx(expected, rel=0.02)
 
 
+@pytest.mark.sample(2)
 @pytest.mark.parametrize(("ending", "begins"), [("svg", b"<?xml"), ("pdf", b"%PDF")])
 def test_the_ending_chooses_the_format(plan, tmp_path, ending, begins):
     path = tmp_path / f"curves.{ending}"

@@ -102,6 +102,7 @@ def test_a_validation_that_fails_leaves_the_weights_of_the_training():
     assert trained.ledger.violations == ()
 
 
+@pytest.mark.slow
 def test_a_resumed_training_keeps_its_average(tmp_path):
     whole, _ = fit(WeightAveraging(decay=0.9), PowerCut(99))
     with pytest.raises(KeyboardInterrupt):

@@ -81,7 +81,7 @@ class Steers(Callback):
             self.act(run)
 
 
-@pytest.mark.sample(3)
+@pytest.mark.sample(24)
 @pytest.mark.parametrize("later", [False, True])
 @pytest.mark.parametrize(
     "read", [pytest.param(name, marks=[pytest.mark.slow] if name != "run.loss" else []) for name in READS]
@@ -133,7 +133,7 @@ def test_a_choice_is_noted_even_if_a_different_callback_read_the_loss(fitted):
         lambda path: [Steers(READS["run.loss"], nothing)],
     ],
 )
-@pytest.mark.sample(3)
+@pytest.mark.sample(7)
 def test_showing_schedules_and_validation_metrics_leave_no_note(fitted, callbacks, tmp_path, capsys):
     assert fitted(*callbacks(tmp_path)).ledger.notes == ()
 

@@ -85,7 +85,7 @@ def fitted(make_model, make_data):
     return fit
 
 
-@pytest.mark.sample(12)
+@pytest.mark.sample(24)
 @pytest.mark.parametrize(
     "hook",
     [
@@ -159,7 +159,7 @@ class Schedules(Callback):
 BENIGN = [AveragesForValidation, RestoresBest, Declares, DropsMomentum, ZeroesMomentum, Schedules]
 
 
-@pytest.mark.sample(4)
+@pytest.mark.sample(7)
 @pytest.mark.parametrize("make", BENIGN)
 def test_values_of_earlier_steps_schedules_and_declared_changes_pass(fitted, size, make):
     model, error = fitted([make()])
@@ -259,6 +259,7 @@ def test_an_interrupted_update_is_not_a_violation(make_model, make_data):
     assert model.ledger.violations == ()
 
 
+@pytest.mark.sample(2)
 @pytest.mark.parametrize(
     "act",
     [
@@ -314,7 +315,7 @@ class Counts(Callback):
         run.network.now = run.step
 
 
-@pytest.mark.parametrize(("start", "released"), [(0, 0), (3, 100), (-1, 120)])
+@pytest.mark.parametrize(("start", "released"), [(0, 0), (3, 100), pytest.param(-1, 120, marks=pytest.mark.slow)])
 def test_a_wrong_sum_voids_all_steps_of_the_model_or_none_were_taken(
     make_model, make_data, wrong_engine, start, released
 ):
@@ -437,6 +438,7 @@ def test_a_first_batch_is_not_confused_by_an_earlier_training_of_the_model(make_
     assert model.ledger.violations
 
 
+@pytest.mark.sample(3)
 @pytest.mark.parametrize("what", ["", " ", None])
 def test_a_declared_change_must_say_in_words_what_it_is(fitted, what):
     class Declares(Callback):

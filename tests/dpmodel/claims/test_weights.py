@@ -61,6 +61,7 @@ class AsBuffer(nn.Linear):
         return super().forward(x @ self.encoder.T)
 
 
+@pytest.mark.sample(2)
 @pytest.mark.parametrize("keep", [InList, AsBuffer])
 def test_trained_weights_outside_of_the_parameters_bring_their_ledger_with_them(make_model, loader, keep):
     encoder = nn.Linear(4, 5)
@@ -72,6 +73,7 @@ def test_trained_weights_outside_of_the_parameters_bring_their_ledger_with_them(
     assert second.ledger.total == 8
 
 
+@pytest.mark.sample(2)
 @pytest.mark.parametrize("built_before", [True, False])
 def test_models_that_share_an_encoder_share_one_ledger_after_the_first_training(make_model, loader, built_before):
     encoder = nn.Linear(4, 5)
@@ -142,6 +144,7 @@ def test_exchanging_the_ledger_after_training_leaves_a_note(make_model, loader):
     assert model.ledger.notes == ()
 
 
+@pytest.mark.sample(2)
 @pytest.mark.parametrize("pickled", [False, True])
 def test_copies_of_a_model_have_their_own_ledger_which_follows_their_weights(make_model, loader, pickled):
     model = make_model(nn.Linear(4, 3), noise_mech=Gaussian())

@@ -139,6 +139,7 @@ def test_a_figure_of_epsilon_against_the_step_is_drawn(command, tmp_path):
     assert path.read_bytes().startswith(b"\x89PNG")
 
 
+@pytest.mark.slow
 def test_style_and_size_reach_the_figure(command, tmp_path):
     path = tmp_path / "epsilon.svg"
     question = ["budget", "-n", "1000", "-b", "50", "-e", "2", "--noise-multiplier", "1.5"]
@@ -334,6 +335,7 @@ def test_a_figure_that_cannot_be_written_is_refused_before_anything_is_computed(
     assert words in error
 
 
+@pytest.mark.sample(3)
 @pytest.mark.parametrize("columns", [24, 40, 60])
 def test_a_narrow_terminal_breaks_no_word_and_hides_no_figure(command, monkeypatch, columns):
     question = ["budget", *MNIST, "-e", "1", "--noise-multiplier", "1", "--accountant", "all"]

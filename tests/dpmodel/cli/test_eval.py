@@ -187,7 +187,7 @@ def test_a_damaged_record_of_the_test_data_is_named(command, elsewhere):
 
 
 @pytest.mark.parametrize("content", ["[]", "[" * 100_000, "\0", "1" * 400, {"steps": "x"}, {"planned_steps": -1}])
-@pytest.mark.sample(3)
+@pytest.mark.sample(8)
 def test_a_report_of_a_different_form_is_not_believed(command, elsewhere, content):
     report = elsewhere / "privacy_report.json"
     if isinstance(content, dict):

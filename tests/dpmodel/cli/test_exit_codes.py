@@ -39,7 +39,7 @@ class SignalAtStep2(Callback):
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGHUP, 129), (signal.SIGINT, 1)])
 @pytest.mark.parametrize("command", FILES)
-@pytest.mark.sample(3)
+@pytest.mark.sample(9)
 def test_the_exit_code_names_the_signal_that_interrupted_a_command(tmp_path, command, number, code):
     path = tmp_path / "file.yaml"
     base = {**BASE, "callbacks": [{"name": "SignalAtStep2", "number": int(number)}]}

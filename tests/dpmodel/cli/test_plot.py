@@ -50,6 +50,7 @@ def test_one_run_is_drawn_into_its_own_folder(runs, capsys):
     assert len(written) == len(names)
 
 
+@pytest.mark.slow
 def test_format_size_and_style_are_as_requested(runs, tmp_path):
     question = ["plot", str(runs / "quiet"), "-o", str(tmp_path), "--format", "png", "--format", "pdf"]
     assert run([*question, "--size", "3.4", "--style", "dark"]) == 0
@@ -149,6 +150,7 @@ def test_a_training_in_python_is_drawn_from_its_ledger_and_schedule(tmp_path):
     assert {path.stem for path in (tmp_path / "both").iterdir()} == names
 
 
+@pytest.mark.slow
 def test_a_schedule_that_the_ledger_does_not_state_is_drawn_at_the_ends_of_the_epochs(tmp_path):
     model_in_python().fit(poisson_loader(data_in_python(), batch_size=10), 2, output=tmp_path / "run")
     history = History.from_csv(tmp_path / "run/history.csv").to_dict()
@@ -168,6 +170,7 @@ def test_trainings_in_python_without_validation_share_the_other_figures(tmp_path
     assert (tmp_path / "both/epsilon_against_step.png").is_file()
 
 
+@pytest.mark.slow
 def test_a_training_in_python_without_a_report_is_refused(tmp_path, capsys):
     model_in_python().fit(poisson_loader(data_in_python(), batch_size=10), output=tmp_path / "run")
     (tmp_path / "run/privacy_report.json").unlink()

@@ -24,6 +24,7 @@ def test_a_missing_package_is_named_with_its_extra(command, trained_once, monkey
     assert f"serving needs {module}: pip install 'dpmodel[serve]'" in error
 
 
+@pytest.mark.slow
 def test_other_commands_import_none_of_the_extra():
     code = "import sys, dpmodel, dpmodel.cli.application, dpmodel.runs.predict; print(sorted(sys.modules))"
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT).stdout

@@ -79,7 +79,7 @@ PLANS = {
 }
 
 
-@pytest.mark.sample(3)
+@pytest.mark.sample(7)
 @pytest.mark.parametrize("settings", PLANS.values(), ids=PLANS)
 def test_the_planned_ledger_is_the_trained_ledger(command, tiny, tmp_path, settings):
     overrides = [part for setting in settings for part in ("--set", setting)]
@@ -102,7 +102,7 @@ SPEED = [
 ]
 
 
-@pytest.mark.sample(3)
+@pytest.mark.sample(7)
 @pytest.mark.parametrize("setting", SPEED)
 def test_the_performance_section_changes_no_epsilon(command, tiny, tmp_path, setting):
     code, text, error = command("train", tiny, "--set", setting, "--output", tmp_path / "run", "--json")
@@ -126,6 +126,7 @@ def test_the_same_seed_gives_the_same_first_weights_and_no_caveat(tiny):
     assert plan_training(load_config(tiny), 120).ledger().notes == ()
 
 
+@pytest.mark.sample(2)
 @pytest.mark.parametrize(
     ("setting", "note"),
     [
@@ -421,6 +422,7 @@ def test_an_error_about_an_unrelated_file_names_no_callback(tiny):
         raise FileNotFoundError(2, "gone", str(Path.cwd()))
 
 
+@pytest.mark.sample(2)
 @pytest.mark.parametrize("columns", ["30", "60"])
 def test_the_path_of_the_report_is_complete_in_a_narrow_terminal(command, tiny, tmp_path, monkeypatch, columns):
     monkeypatch.setenv("COLUMNS", columns)

@@ -43,7 +43,6 @@ FUZZ = settings(
     database=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture],
 )
-QUICK = settings(FUZZ, max_examples=4)
 
 #: Values that a JSON file of this library never holds in that place.
 ODD = [
@@ -167,10 +166,9 @@ def compare_again(compared, folder):
     return found.result.composed.epsilon
 
 
-@pytest.mark.parametrize("amount", [QUICK, pytest.param(FUZZ, marks=pytest.mark.slow)], ids=["few", "many"])
 @pytest.mark.slow
-def test_a_changed_file_of_a_comparison_is_refused_or_harmless(compared, amount):
-    @amount
+def test_a_changed_file_of_a_comparison_is_refused_or_harmless(compared):
+    @FUZZ
     @given(st.data())
     def check(data):
         again = lambda folder: compare_again(compared, folder)  # noqa: E731
@@ -179,10 +177,9 @@ def test_a_changed_file_of_a_comparison_is_refused_or_harmless(compared, amount)
     check()
 
 
-@pytest.mark.parametrize("amount", [QUICK, pytest.param(FUZZ, marks=pytest.mark.slow)], ids=["few", "many"])
 @pytest.mark.slow
-def test_a_changed_file_of_a_search_is_refused_or_harmless(searched, amount):
-    @amount
+def test_a_changed_file_of_a_search_is_refused_or_harmless(searched):
+    @FUZZ
     @given(st.data())
     def check(data):
         again = lambda folder: run_tuning(make_tuning(SEARCH), folder, jobs=1).spent.epsilon  # noqa: E731
@@ -230,6 +227,7 @@ class TestComparison:
         with pytest.raises(DataError, match=r"says that the training is finished, but ledger\.json holds 4 of 6 steps"):
             run_comparison(compared.result.comparison, comparison_folder, jobs=1)
 
+    @pytest.mark.sample(4)
     @pytest.mark.parametrize("value", [0.5, 1e6, -1.0, 0, "1", None, [1.0], True])
     def test_a_wrong_multiplier_in_the_cache_is_solved_again(self, compared, comparison_folder, value):
         cache = comparison_folder / "multipliers.json"
@@ -287,6 +285,7 @@ class TestComparison:
             epsilons.append(result.composed.epsilon)
         assert epsilons == sorted(set(epsilons))
 
+    @pytest.mark.slow
     def test_a_run_folder_that_is_deleted_beside_one_that_was_moved_aside_is_charged(self, compared, comparison_folder):
         run = comparison_folder / "runs/fixed/seed-1"
         run.rename(run.with_name("seed-1.previous-1"))
@@ -339,6 +338,7 @@ class TestSearch:
         with pytest.raises(ConfigError, match=r"search\.json was changed after it was written"):
             self.again(search_folder)
 
+    @pytest.mark.sample(3)
     @pytest.mark.parametrize("name", ["../../x", "/tmp/x", "a\0b", "x" * 5000, 7, None, "", "."])
     def test_a_name_that_leaves_the_folder_is_refused_even_if_it_is_sealed(self, search_folder, name):
         def change(values):
@@ -350,6 +350,7 @@ class TestSearch:
         with pytest.raises(ConfigError, match=r"search\.json"):
             self.again(search_folder)
 
+    @pytest.mark.slow
     def test_a_run_that_the_list_does_not_name_counts(self, searched, search_folder):
         def change(values):
             del values["seal"], values["runs"][0], values["names"][0]
@@ -358,6 +359,7 @@ class TestSearch:
         rewritten(search_folder / "search.json", change)
         assert self.again(search_folder).spent.epsilon >= searched.spent.epsilon
 
+    @pytest.mark.slow
     def test_a_run_that_was_removed_from_the_list_and_the_disk_keeps_its_charge(self, searched, search_folder):
         name = json.loads((search_folder / "search.json").read_text())["names"][0]
 

@@ -189,6 +189,7 @@ def test_a_folder_that_the_code_of_a_user_finds_in_use_is_a_fault_and_not_tried_
     assert ["in use by process" in outcome.fault for outcome in found.faults] == [True, True]
 
 
+@pytest.mark.slow
 def test_a_process_waits_for_the_plan_while_the_leading_one_prepares(tiny, tmp_path):
     tiny["seeds"] = [1]
     with Leading(tiny, tmp_path) as leading:
@@ -231,6 +232,7 @@ def test_the_run_of_a_killed_joined_process_is_resumed_and_its_lost_steps_are_ch
     assert begun(tmp_path / "runs") == {"fixed/seed-1": 2, "exp-strong/seed-1": 1}
 
 
+@pytest.mark.slow
 def test_a_run_resumes_on_a_machine_without_its_mark_and_then_again_on_the_first_one(tiny, tmp_path, monkeypatch):
     class Interrupts(NullWatcher):
         def __init__(self, at):

@@ -73,6 +73,7 @@ def test_an_interrupted_comparison_keeps_finished_runs_and_resumes_when_repeated
     assert resumed.result.equal
 
 
+@pytest.mark.slow
 def test_a_killed_run_resumes_from_its_last_save_and_lost_steps_count_in_the_total(tiny, tmp_path):
     class PowerCut(NullWatcher):
         def stepped(self, job, step):
@@ -125,6 +126,7 @@ def test_a_comparison_that_a_different_process_runs_is_refused_before_any_traini
     assert not list(tmp_path.glob("runs/*"))
 
 
+@pytest.mark.slow
 def test_a_run_that_a_different_process_holds_comes_last(tiny, tmp_path):
     held = FolderLock(tmp_path / "runs/fixed/seed-1")
 
@@ -146,6 +148,7 @@ def test_a_run_that_a_different_process_holds_comes_last(tiny, tmp_path):
     assert found.ok
 
 
+@pytest.mark.slow
 def test_no_results_are_stated_while_a_different_process_holds_a_run(tiny, tmp_path, monkeypatch):
     def interrupted(seconds):
         os.kill(os.getpid(), signal.SIGTERM)
@@ -227,6 +230,7 @@ def test_a_reason_to_stop_interrupts_a_job_before_its_next_step(tiny, tmp_path):
     assert vanished_below(tmp_path / "runs", tmp_path / "begun") == []
 
 
+@pytest.mark.slow
 def test_a_copy_of_a_run_folder_that_was_made_before_it_was_resumed_is_not_counted_twice(tiny, tmp_path):
     class Interrupting(Watching):
         def stepped(self, job, step):
@@ -274,6 +278,7 @@ def test_a_failed_training_is_named_and_the_others_continue(tiny, tmp_path, monk
     assert [row.name for row in found.result.variants] == ["fixed"]
 
 
+@pytest.mark.slow
 def test_a_training_that_stops_early_is_reported_as_unequal(tiny, tmp_path):
     tiny["seeds"] = [1]
     tiny["base"]["training"]["epochs"] = 4
@@ -309,6 +314,7 @@ def test_a_comparison_that_is_moved_while_it_runs_ends_with_an_error_and_collect
     assert not list(tmp_path.glob("*/comparison.*"))
 
 
+@pytest.mark.slow
 def test_the_folder_of_a_comparison_and_its_files_are_private(tiny, tmp_path):
     tiny["seeds"] = [1]
     run_comparison(make_comparison(tiny), tmp_path / "new", jobs=1)

@@ -97,7 +97,7 @@ def test_the_better_value_is_taken_and_all_trainings_are_charged(comparison, tmp
     assert (again.reused, again.outcomes, again.result.to_dict()) == (8, (), result.to_dict())
 
 
-@pytest.mark.sample(2)
+@pytest.mark.slow
 @pytest.mark.parametrize(("metric", "column", "better"), [("accuracy", "accuracy", max), ("loss", "valid_loss", min)])
 def test_the_mean_over_the_seeds_of_the_metric_decides(tuned, tmp_path, metric, column, better):
     tuned["tune"]["seeds"] = [7, 8]
@@ -163,7 +163,7 @@ def spent(folders):
     return privacy_spent(Ledger().merge(*folders), 1e-5, "rdp").epsilon
 
 
-@pytest.mark.sample(3)
+@pytest.mark.slow
 @pytest.mark.parametrize("gone", ["tune/runs/fixed-lr-0.5", "tune", "runs"])
 def test_trainings_whose_folders_vanished_stay_charged_with_what_they_released(tuned, tmp_path, gone):
     tuned["seeds"] = [1]
@@ -185,6 +185,7 @@ def test_trainings_whose_folders_vanished_stay_charged_with_what_they_released(t
 NORMALISE = {"name": "private", "noise_multiplier": 8.0, "norm_bound": 2.0, "square_bound": 4.0}
 
 
+@pytest.mark.slow
 def test_private_statistics_of_a_vanished_training_stay_charged(tiny, tmp_path):
     tiny["base"]["normalise"] = NORMALISE
     tiny["seeds"] = [1]

@@ -97,6 +97,7 @@ def test_a_ledger_of_many_rows_gets_fewer_points():
     assert {1, 10_000, 20_000} <= set(curve.steps)
 
 
+@pytest.mark.slow
 def test_the_tight_accountant_composes_once_per_point_and_only_the_last_at_full_precision(monkeypatch):
     asked = []
 

@@ -23,6 +23,7 @@ def history():
     return history
 
 
+@pytest.mark.sample(3)
 @pytest.mark.parametrize(("ending", "magic"), [("png", b"\x89PNG"), ("svg", b"<?xml"), ("pdf", b"%PDF")])
 def test_the_figure_is_saved_in_the_format_of_its_extension(tmp_path, history, ending, magic):
     path = tmp_path / f"curves.{ending}"

@@ -17,7 +17,7 @@ QUICK = 15
 
 #: Each of two folders is damaged this often for each action: 10,000 readings in all with ``DPMODEL_FUZZ=full``.
 FULL = os.environ.get("DPMODEL_FUZZ") == "full"
-MANY = {"check_reading": 5000 if FULL else 500, "check_resuming": 1000 if FULL else 100}
+MANY = {"check_reading": 5000 if FULL else 200, "check_resuming": 1000 if FULL else 40}
 
 
 @pytest.fixture(scope="module", params=sorted(KINDS))

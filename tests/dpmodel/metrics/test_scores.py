@@ -85,7 +85,7 @@ OF_LOG_ODDS = [
 ]
 
 
-@pytest.mark.sample(12)
+@pytest.mark.sample(20)
 @pytest.mark.parametrize("shape", [(N,), (N, 1), (N, 1, 1)])
 @pytest.mark.parametrize("loss_fn", OF_PROBABILITIES)
 def test_scores_that_the_loss_reads_as_probabilities_are_cut_at_one_half(loss_fn, shape):
@@ -93,13 +93,14 @@ def test_scores_that_the_loss_reads_as_probabilities_are_cut_at_one_half(loss_fn
     assert measured(loss_fn, outputs, targets) == pytest.approx(RIGHT)
 
 
-@pytest.mark.sample(6)
+@pytest.mark.sample(8)
 @pytest.mark.parametrize("shape", [(N,), (N, 1)])
 @pytest.mark.parametrize("loss_fn", OF_LOG_ODDS)
 def test_scores_that_the_loss_reads_as_log_odds_are_cut_at_zero(loss_fn, shape):
     assert measured(loss_fn, LOG_ODDS.reshape(shape), LABELS.reshape(shape)) == pytest.approx(RIGHT)
 
 
+@pytest.mark.sample(2)
 @pytest.mark.parametrize("loss_fn", [lambda o, t: F.relu(1 - t * o).mean(), nn.SoftMarginLoss()])
 def test_targets_of_a_hinge_may_be_minus_one_and_one(loss_fn):
     assert measured(loss_fn, LOG_ODDS, 2 * LABELS - 1) == pytest.approx(RIGHT)
@@ -154,7 +155,7 @@ SCORES, CLASSES, FOUND = of_classes((N, 5), 1)
         (lambda o, t: F.cross_entropy(o["logits"], t), {"hidden": torch.zeros(N, 7), "logits": SCORES}, CLASSES),
     ],
 )
-@pytest.mark.sample(3)
+@pytest.mark.sample(6)
 def test_accuracy_of_classes_is_the_share_of_largest_scores(loss_fn, outputs, targets):
     assert measured(loss_fn, outputs, targets) == share(FOUND)
 
@@ -177,7 +178,7 @@ def picks(outputs, targets):
         (-1, picks),
     ],
 )
-@pytest.mark.sample(2)
+@pytest.mark.sample(4)
 def test_targets_that_the_loss_ignores_are_not_counted(ignored, loss_fn):
     targets = CLASSES.clone()
     targets[::3] = ignored
@@ -192,7 +193,7 @@ def next_token(outputs, targets):
     return F.cross_entropy(outputs[:, :-1].flatten(0, 1), targets[:, 1:].flatten())
 
 
-@pytest.mark.sample(4)
+@pytest.mark.sample(5)
 @pytest.mark.parametrize("classes", [2, 6, 9])
 @pytest.mark.parametrize("loss_fn", [flat, lambda o, t: F.cross_entropy(o.transpose(1, 2), t), functools.partial(flat)])
 def test_classes_of_tokens_may_be_the_last_dimension_even_with_as_many_tokens(classes, loss_fn):
@@ -226,7 +227,7 @@ def dice(outputs, targets):
     return 1 - (2 * overlap / (sizes + 1e-6)).mean()
 
 
-@pytest.mark.sample(3)
+@pytest.mark.sample(4)
 @pytest.mark.parametrize("size", [(4, 5), (3, 3)])
 @pytest.mark.parametrize("loss_fn", [nn.CrossEntropyLoss(), dice])
 def test_pixels_are_counted_one_by_one(loss_fn, size):
@@ -261,6 +262,7 @@ def masked(outputs, targets):
     return ((outputs[counted] - targets[counted]) ** 2).mean()
 
 
+@pytest.mark.sample(2)
 @pytest.mark.parametrize("loss_fn", [masked, lambda o, t: (torch.nan_to_num(o - t) ** 2).mean()])
 def test_errors_of_numbers_exclude_targets_that_the_loss_ignores(loss_fn):
     outputs, targets = torch.randn(N, 2), torch.randn(N, 2)

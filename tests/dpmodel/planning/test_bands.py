@@ -129,6 +129,7 @@ def test_other_optimizers_are_planned_by_the_sums_of_the_gradients():
     assert training_workload(optimizer, [], 2, 3).importance == pytest.approx(Workload.of_prefix_sums(6).importance)
 
 
+@pytest.mark.slow
 def test_python_chooses_and_meets_the_target():
     data = TensorDataset(torch.randn(1200, 4), torch.randint(0, 3, (1200,)))
     network = torch.nn.Linear(4, 3)

@@ -33,6 +33,7 @@ def config(spent, **privacy):
     return make_config({**SETTINGS, "privacy": {**stated, "spent": [spent], **privacy}})
 
 
+@pytest.mark.sample(2)
 @pytest.mark.parametrize("sampling", ["poisson", "shuffle"])
 def test_the_target_covers_them_and_the_training_continues_them(tmp_path, spent, sampling):
     plan = plan_training(config(spent, sampling=sampling), 60)
@@ -55,6 +56,7 @@ def test_steps_of_an_earlier_shuffled_training_do_not_share_the_partitions(tmp_p
     assert plan.privacy_spent("zcdp").epsilon == pytest.approx(privacy_spent(twice, 1e-5, "zcdp").epsilon)
 
 
+@pytest.mark.slow
 def test_a_resumed_training_counts_them_once(tmp_path, spent):
     folder = RunFolder(tmp_path / "run")
     with pytest.raises(KeyboardInterrupt):

@@ -99,6 +99,7 @@ def test_a_fault_is_named_with_its_setting():
         plan_training(config("privacy.noise.name=AdaGaussian", "privacy.noise.decay_policy=Sine"), 1000)
 
 
+@pytest.mark.sample(3)
 @pytest.mark.parametrize(("policy", "rate"), [("Exp", 1e-5), ("Time", 3e-5), ("Step", 1e-5)])
 def test_a_summary_costs_at_least_what_the_ledger_does_and_hardly_more(policy, rate):
     noise = NoiseMechanismsFactory.create(

@@ -229,16 +229,15 @@ def kill_once(folder, answers):
 
 def test_a_killed_process_has_charged_all_that_it_answered(folder):
     given = kill_once(folder, 5)
-    given += kill_once(folder, 3)
     with QueryLedger(folder) as ledger:
         charged = sum(count for _, count in ledger.ledger)
-    assert given <= charged <= given + 2 * 3
+    assert given <= charged <= given + 3
 
 
 @pytest.mark.slow
 def test_no_kill_leaves_too_small_a_charge(folder):
     given = 0
-    for answers in range(1, 51):
+    for answers in range(1, 22):
         given += kill_once(folder, answers % 7 + 1)
         with QueryLedger(folder) as ledger:
             charged = sum(count for _, count in ledger.ledger)

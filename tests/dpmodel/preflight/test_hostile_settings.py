@@ -159,7 +159,7 @@ def require_trained_or_refused(build, schedule=None):
         assert bool(network.weight.isfinite().all())
 
 
-@pytest.mark.sample(32)
+@pytest.mark.sample(128)
 @pytest.mark.parametrize(("kind", "options"), optimizers())
 def test_optimizers_with_hostile_options(kind, options):
     if kind is optim.SGD:
@@ -167,10 +167,10 @@ def test_optimizers_with_hostile_options(kind, options):
     require_trained_or_refused(lambda parameters: kind(parameters, **options))
 
 
-@pytest.mark.sample(12)
+@pytest.mark.sample(36)
 @pytest.mark.parametrize("interval", ["step", "epoch"])
 @pytest.mark.parametrize("schedule", range(len(SCHEDULES)))
-@pytest.mark.parametrize("name", ["SGD", "Momentum", "Adam"])
+@pytest.mark.parametrize("name", ["Momentum", "Adam"])
 def test_schedules_with_hostile_functions_and_parts(name, schedule, interval):
     require_trained_or_refused(
         lambda parameters: build_optimizer(name, parameters, lr=0.1),
@@ -178,10 +178,10 @@ def test_schedules_with_hostile_functions_and_parts(name, schedule, interval):
     )
 
 
-@pytest.mark.sample(40)
+@pytest.mark.sample(120)
 @pytest.mark.parametrize("interval", ["step", "epoch"])
 @pytest.mark.parametrize(("schedule", "options"), [(name, options) for name in NAMED for options in NAMED[name]])
-@pytest.mark.parametrize("name", ["SGD", "Momentum", "Adam"])
+@pytest.mark.parametrize("name", ["Momentum", "Adam"])
 def test_schedules_by_name_with_hostile_options(name, schedule, options, interval):
     require_trained_or_refused(
         lambda parameters: build_optimizer(name, parameters, lr=0.1),

@@ -77,6 +77,7 @@ def read_epsilon(folder):
     return json.loads(folder.report.read_text())
 
 
+@pytest.mark.slow
 def test_the_resolved_configuration_resumes_the_run_too(tmp_path):
     folder = RunFolder(tmp_path / "run")
     config = cut_off(folder.path)
@@ -107,7 +108,7 @@ def test_a_report_without_lost_steps_does_not_mention_them(tmp_path):
         ("privacy.noise={name: Gaussian, seed: 4}", r"privacy\.noise\.seed is 4 here and not stated in the state"),
     ],
 )
-@pytest.mark.sample(3)
+@pytest.mark.sample(7)
 def test_a_different_configuration_is_refused_and_the_field_is_named(change, message, tmp_path):
     folder = RunFolder(tmp_path / "run")
     cut_off(folder.path)
@@ -117,6 +118,7 @@ def test_a_different_configuration_is_refused_and_the_field_is_named(change, mes
     assert {path.name: path.read_bytes() for path in folder.path.iterdir()} == before
 
 
+@pytest.mark.sample(3)
 @pytest.mark.parametrize(
     ("change", "settings"),
     [
@@ -171,6 +173,7 @@ def test_a_run_that_keeps_no_state_cannot_be_resumed_and_says_why(tmp_path):
         train_from_config(config, tmp_path / "run")
 
 
+@pytest.mark.slow
 def test_a_folder_in_use_by_another_process_is_refused_with_the_process_id(tmp_path):
     config = cut_off(tmp_path / "run")
     code = f"""
@@ -278,6 +281,7 @@ def test_the_command_resumes_an_interrupted_run(tmp_path, capsys):
     assert "released and lost" in " ".join(json.loads(capsys.readouterr().out)["privacy"]["notes"])
 
 
+@pytest.mark.slow
 def test_a_run_that_chose_its_bands_resumes_with_them_and_spends_its_target(tmp_path):
     noise = {"sampling": "cyclic_poisson", "noise": {"name": "BandedMF", "bands": "auto"}}
     privacy = {**TINY["privacy"], "noise_multiplier": None, "target_epsilon": 3.0, **noise}

@@ -117,6 +117,7 @@ def test_files_that_cannot_grow_leave_a_record_and_a_way_to_continue(limit, tmp_
     require_covered_and_continued(where, released)
 
 
+@pytest.mark.slow
 def test_a_state_that_cannot_be_saved_at_first_leaves_the_folder_as_found(tmp_path):
     class Unsaved:
         def on_train_step_end(self, run):

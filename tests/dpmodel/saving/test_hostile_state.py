@@ -62,6 +62,7 @@ def rewritten(folder, change):
     write_tensor_file(folder.state, tensors, values)
 
 
+@pytest.mark.sample(3)
 @pytest.mark.parametrize(
     "value",
     [
@@ -95,6 +96,7 @@ def test_weights_that_are_not_numbers_are_refused(tmp_path):
     refused(folder, SECRET, r"0\.weight holds values that are not numbers")
 
 
+@pytest.mark.sample(3)
 @pytest.mark.parametrize("name", ["privacy_report.json", "privacy_report.md", "history.csv"])
 def test_a_folder_in_place_of_a_result_is_refused_before_anything_is_written(tmp_path, name):
     folder = interrupted(tmp_path, SECRET)
@@ -105,6 +107,7 @@ def test_a_folder_in_place_of_a_result_is_refused_before_anything_is_written(tmp
     assert folder.state.is_file()
 
 
+@pytest.mark.sample(3)
 @pytest.mark.parametrize(
     ("name", "value"),
     [("step", 1.5), ("ledger_total", []), ("heads", [{}]), ("heads", "ab"), ("heads", 3), ("step", -1)],
@@ -138,7 +141,7 @@ def test_heads_of_a_wrong_type_in_a_report_belong_to_no_training(tmp_path, heads
         ("maximize", True),
     ],
 )
-@pytest.mark.sample(3)
+@pytest.mark.sample(7)
 def test_an_option_of_the_optimizer_that_does_not_fit_is_refused(tmp_path, name, value):
     folder = interrupted(tmp_path, SECRET)
 
@@ -219,13 +222,14 @@ def test_the_state_of_every_optimizer_is_accepted_back(tmp_path, name):
         ({"mapping": [[1]]}, ("loop",), "which is not a tensor, tuple or mapping"),
     ],
 )
-@pytest.mark.sample(4)
+@pytest.mark.sample(8)
 def test_a_value_that_does_not_fit_is_refused_and_nothing_is_written(tmp_path, value, path, message):
     folder = interrupted(tmp_path, SECRET)
     rewritten(folder, lambda _, values: put(values, value, *path))
     refused(folder, SECRET, message)
 
 
+@pytest.mark.sample(3)
 @pytest.mark.parametrize("partition", [1, 2, 5])
 def test_a_partition_that_moved_cannot_make_two_epochs_one(tmp_path, partition):
     folder = interrupted(tmp_path, SHUFFLED)
@@ -237,6 +241,7 @@ def test_a_partition_that_moved_cannot_make_two_epochs_one(tmp_path, partition):
     refused(folder, SHUFFLED, "does not charge those from step 0 on")
 
 
+@pytest.mark.sample(3)
 @pytest.mark.parametrize("order", [torch.zeros(24, dtype=torch.int64), torch.arange(23), torch.arange(24).double()])
 def test_an_order_that_is_not_of_all_rows_is_refused(tmp_path, order):
     folder = interrupted(tmp_path, SHUFFLED)

@@ -60,9 +60,9 @@ def with_breaks(case, breaks, every, folder):
     return resumed, fit(resumed, case, keeper=StateKeeper(folder, every, resume=True))
 
 
-@pytest.mark.sample(4)
-@pytest.mark.parametrize("part", range(4))
-@settings(max_examples=2, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@pytest.mark.sample(8)
+@pytest.mark.parametrize("part", range(8))
+@settings(max_examples=1, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     case=CASES,
     every=st.integers(1, STEPS + 2),
@@ -84,7 +84,7 @@ def test_a_resumed_training_is_the_uninterrupted_one_bit_for_bit(part, case, eve
         assert [row.epsilon for row in resumed_history] == [row.epsilon for row in history]
 
 
-@pytest.mark.sample(10)
+@pytest.mark.sample(12)
 @pytest.mark.parametrize("step", range(1, STEPS + 1))
 @pytest.mark.parametrize("kind", [PowerCut, Interrupt])
 def test_a_process_may_end_after_any_step(kind, step, tmp_path):
@@ -100,9 +100,9 @@ def test_a_process_may_end_after_any_step(kind, step, tmp_path):
     assert resumed.ledger.lost.total == (STEPS_PER_EPOCH if kind is PowerCut else 0)
 
 
-@pytest.mark.sample(4)
-@pytest.mark.parametrize("part", range(4))
-@settings(max_examples=2, deadline=None)
+@pytest.mark.sample(8)
+@pytest.mark.parametrize("part", range(8))
+@settings(max_examples=1, deadline=None)
 @given(
     every=st.integers(1, 6),
     breaks=st.lists(st.integers(1, STEPS), min_size=1, max_size=3),
@@ -191,6 +191,7 @@ def test_a_seeded_training_keeps_the_places_of_its_streams(tmp_path):
     assert set(read_state(RunFolder(tmp_path).state).run["streams"]) == {"noise", "clip", "sampling"}
 
 
+@pytest.mark.slow
 def test_a_shuffled_epoch_keeps_its_order_and_lost_steps_count_as_a_separate_epoch(tmp_path):
     case = {**SECRET, "sampling": "shuffle"}
     drawn = []
@@ -216,6 +217,7 @@ def test_a_shuffled_epoch_keeps_its_order_and_lost_steps_count_as_a_separate_epo
     assert model.privacy_spent(1e-5, "zcdp").epsilon > alone
 
 
+@pytest.mark.slow
 def test_epochs_that_were_lost_in_two_processes_are_charged_one_by_one(tmp_path):
     case = {**SECRET, "sampling": "shuffle"}
     for number in range(2):

@@ -49,7 +49,7 @@ def saved(folder, x, y):
 
 
 @pytest.mark.parametrize("kind", ARRAYS)
-@pytest.mark.sample(3)
+@pytest.mark.sample(5)
 def test_the_written_configuration_trains(tmp_path, kind):
     x, y, expected = ARRAYS[kind]
     path = write_starter(tmp_path / "run.yaml", root=saved(tmp_path, x, y), target_epsilon=8)
@@ -68,6 +68,7 @@ def test_tokens_need_your_own_network_and_train_with_it(tmp_path):
     assert train_from_config(config, tmp_path / "run").report.guarantee == "holds"
 
 
+@pytest.mark.sample(3)
 @pytest.mark.parametrize("name", ["mnist", "fashion_mnist", "cifar10"])
 def test_public_data_sets_are_not_read(tmp_path, name):
     config = load_config(write_starter(tmp_path / "run.yaml", name, "nowhere"))

@@ -52,6 +52,7 @@ def test_the_statistics_are_those_of_the_training_data(tmp_path):
     assert layer["scale"].item() == pytest.approx(1 / x.std(unbiased=False).item(), rel=1e-4)
 
 
+@pytest.mark.sample(2)
 @pytest.mark.parametrize("step", [1, 17])
 def test_a_resumed_training_keeps_the_statistics_and_releases_none(tmp_path, step):
     folder = RunFolder(tmp_path / "run")
@@ -64,6 +65,7 @@ def test_a_resumed_training_keeps_the_statistics_and_releases_none(tmp_path, ste
     assert torch.equal(layer_of(folder.path)["mean"], saved[0])
 
 
+@pytest.mark.slow
 def test_trainings_one_after_the_other_have_a_ledger_each(tmp_path, capsys):
     for name in ("one", "two"):
         result = train_from_config(config(), tmp_path / name, callbacks=[Silence()])

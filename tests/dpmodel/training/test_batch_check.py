@@ -87,7 +87,7 @@ def test_a_layer_that_mixes_a_batch_sees_each_example_alone(make_model, quiet_st
 
 @pytest.mark.parametrize("options", [{}, {"micro_batches": 4}, {"sampling": "shuffle"}, {"precision": "bf16"}], ids=str)
 @pytest.mark.parametrize("layer", [nn.Identity, lambda: nn.Dropout(0.5)])
-@pytest.mark.sample(4)
+@pytest.mark.sample(8)
 def test_sound_networks_are_accepted_over_many_batches(make_model, quiet_start, options, layer):
     model = make_model(network(layer()), engine="bookkeeping", norm_bound=0.01, **options)
     model.fit(quiet_start, epochs=30)

@@ -43,6 +43,7 @@ def test_masks_of_a_private_training_do_not_depend_on_the_users_seed(make_model,
     assert kept
 
 
+@pytest.mark.sample(2)
 @pytest.mark.parametrize("noise", [{"seed": 5}, {"absent": True}])
 def test_masks_depend_on_the_users_seed_if_the_noise_is_reproducible_or_absent(make_model, make_data, noise):
     assert drawn(make_model, make_data, **noise)[0] == drawn(make_model, make_data, **noise)[0]
@@ -184,6 +185,7 @@ def crops_in_training(make_model, workers, **noise):
     return torch.stack(loader.seen)
 
 
+@pytest.mark.sample(2)
 @pytest.mark.parametrize("workers", [0, 2])
 def test_no_public_seed_reaches_the_augmentation(make_model, workers):
     first, second = (crops_in_training(make_model, workers) for _ in range(2))

@@ -59,6 +59,7 @@ def test_random_stopping_spends_the_target_for_the_search_as_a_whole(values, tmp
     assert found.best.score == max(trial.score for trial in found.trials)
 
 
+@pytest.mark.slow
 def test_random_stopping_keeps_to_the_target_with_private_statistics(values, tmp_path, three_runs):
     values["base"]["normalise"] = {"name": "private", "noise_multiplier": 8.0, "norm_bound": 2.0, "square_bound": 4.0}
     result = run_tuning(make_tuning(values), tmp_path, jobs=1)
@@ -74,6 +75,7 @@ def test_the_statement_of_a_secret_search_names_only_the_best_run(values, tmp_pa
     assert "trials" not in found.to_dict()
 
 
+@pytest.mark.slow
 def test_nothing_publishable_reveals_the_position_of_the_best_run(values, tmp_path, three_runs):
     found = run_tuning(make_tuning(values), tmp_path, jobs=1)
     names = [trial.folder.path.name for trial in found.trials]
@@ -106,6 +108,7 @@ def test_a_search_that_is_not_charged_says_so_everywhere(values, tmp_path, capsy
     assert stated["privacy"]["epsilon"] <= 8.0
 
 
+@pytest.mark.slow
 def test_an_interrupted_search_resumes_the_same_runs_and_charges_interrupted_ones(values, tmp_path, three_runs):
     class Interrupting(NullWatcher):
         def stepped(self, job, step):
@@ -164,6 +167,7 @@ def test_a_search_that_a_different_process_runs_is_refused(values, tmp_path, thr
         run_tuning(make_tuning(values), tmp_path, jobs=1)
 
 
+@pytest.mark.slow
 def test_a_folder_of_a_different_search_is_refused(values, tmp_path, three_runs):
     run_tuning(make_tuning(values), tmp_path, jobs=1)
     values["runs"] = 5

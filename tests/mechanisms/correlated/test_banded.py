@@ -62,6 +62,7 @@ def test_the_last_weights_contain_the_stated_share_of_noise():
     assert prepared(8).error(WORKLOAD) < 0.5
 
 
+@pytest.mark.sample(3)
 @pytest.mark.parametrize("bands", [1, 2, 8])
 def test_the_trial_before_training_accepts_it(bands):
     assert require_sound_noise(prepared(bands), ClippedUnit(1, 8), range(40)) == ()

@@ -53,6 +53,7 @@ def test_held_passes_do_not_change_the_estimates_and_one_advance_is_one_forward_
     assert not equal(buffers(network), after)  # no longer held
 
 
+@pytest.mark.sample(3)
 @pytest.mark.parametrize("engine", ENGINES.names())
 @pytest.mark.parametrize("form", FORMS)
 def test_every_engine_gives_the_clipped_gradients_of_plain_torch_for_any_batch_size(engine, form):
@@ -72,7 +73,7 @@ def test_every_engine_gives_the_clipped_gradients_of_plain_torch_for_any_batch_s
 
 
 @pytest.mark.parametrize("form", FORMS)
-@pytest.mark.sample(2)
+@pytest.mark.sample(4)
 def test_the_estimates_of_a_trained_network_depend_only_on_weights_and_steps(make_model, form):
     torch.manual_seed(1)
     network = built(form)

@@ -112,6 +112,7 @@ def test_one_example_moves_the_sum_by_at_most_the_bound_and_the_bound_is_attaine
     assert 0.85 <= farthest_move(kind, clip_name) <= ROUNDING
 
 
+@pytest.mark.sample(2)
 @pytest.mark.parametrize("kind", NETWORKS)
 def test_shifted_chunk_boundaries_do_not_change_the_other_examples(kind):
     assert farthest_move(kind, "Fixed", physical_batch_size=4) <= ROUNDING

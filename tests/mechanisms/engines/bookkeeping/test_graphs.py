@@ -206,6 +206,7 @@ def test_without_a_change_a_recording_lasts(passes):
     assert engine.graphs.recorded == 1
 
 
+@pytest.mark.sample(2)
 @pytest.mark.parametrize(
     "change",
     [

@@ -55,7 +55,7 @@ CONVOLUTIONS = [nn.Conv1d, nn.Conv2d, nn.Conv3d]
 TRANSPOSED = [nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d]
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=24, deadline=None)
 @given(st.data(), DTYPES, st.integers(1, 3))
 def test_convolutions_are_exact_for_all_strides_paddings_dilations_and_groups(assert_exact, data, dtype, dims):
     groups = data.draw(st.sampled_from([1, 2]))
@@ -72,7 +72,7 @@ def test_convolutions_are_exact_for_all_strides_paddings_dilations_and_groups(as
     assert_exact(Pooled(before, layer, 4).to(dtype), *batch(dtype, 2, *[side] * dims))
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=12, deadline=None)
 @given(st.data(), DTYPES, st.integers(1, 3))
 def test_transposed_convolutions_are_exact(assert_exact, data, dtype, dims):
     stride, groups = data.draw(st.integers(1, 2)), data.draw(st.sampled_from([1, 2]))
@@ -118,7 +118,7 @@ GRAM_OPTIONS = [
 
 @pytest.mark.parametrize("add", ["_add_by_library", "_add_by_windows"])
 @pytest.mark.parametrize("options", GRAM_OPTIONS, ids=str)
-@pytest.mark.sample(2)
+@pytest.mark.sample(5)
 def test_both_sums_of_gram_convolutions_are_exact(assert_exact, monkeypatch, options, add):
     used, original = [], getattr(convolution, add)
     monkeypatch.setattr(convolution, "GRAM_LIMIT", float("inf"))
@@ -222,6 +222,7 @@ class Positions(nn.Module):
         return self.head((x * self.table(self.shared.unsqueeze(0))).sum(1))
 
 
+@pytest.mark.sample(3)
 @pytest.mark.parametrize("tokens", [[0, 1, 2, 3, 4], [7, 2, 5, 1, 8], [1, 1, 3, 0, 1]])
 @pytest.mark.parametrize("padding_idx", [None, 1])
 @pytest.mark.parametrize("on_gpu", [False, True])
@@ -291,7 +292,7 @@ def test_norm_layers_are_exact(assert_exact, name, dtype):
         lambda bf: nn.RNN(5, 4, batch_first=bf, nonlinearity="relu"),
     ],
 )
-@pytest.mark.sample(2)
+@pytest.mark.sample(5)
 def test_recurrent_layers_are_exact(assert_exact, make, batch_first, dtype):
     class Reader(nn.Module):
         def __init__(self):
@@ -430,7 +431,7 @@ def test_every_registered_rule_and_rewrite_has_a_test():
     assert isinstance(find_sites(nn.LSTM(2, 2))[0].how, ByRewrite)
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=12, deadline=None)
 @given(st.integers(1, 3), st.integers(1, 3), st.integers(0, 3), st.integers(1, 2), st.integers(1, 2))
 def test_kernels_with_offsets_that_see_only_padding_are_exact(assert_exact, side, kernel, padding, stride, dilation):
     if side + 2 * padding < dilation * (kernel - 1) + 1:

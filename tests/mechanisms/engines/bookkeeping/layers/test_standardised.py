@@ -40,7 +40,7 @@ def test_each_channel_has_the_mean_and_the_variance_of_the_paper():
     torch.testing.assert_close(layer(x), nn.functional.conv2d(x, expected))
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=12, deadline=None)
 @given(st.data(), st.sampled_from([torch.float32, torch.float64]))
 def test_gradients_are_exact_for_all_strides_paddings_dilations_and_groups(assert_exact, data, dtype):
     layer = StandardisedConv2d(
