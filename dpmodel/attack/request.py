@@ -43,6 +43,13 @@ RUN, EACH_SHADOW = "run", "shadows"
 #: Shadows that do not help to attack one of them: itself, and that of the complementary half.
 _PAIR = 2
 
+#: How the limit follows from the ledger.
+_LIMIT_OF_RUN = (
+    "the ledger's trade-off curve, applied twice: a member and an example that is not in the training differ by two "
+    "steps, one removed and one added"
+)
+_LIMIT_OF_SHADOWS = "the trade-off curve of the trainings' ledgers, the largest of all"
+
 #: Attacks that are made by default; without references, those that need none.
 METHODS = ("loss_threshold", "lira", "rmia", "label_only_sampling")
 
@@ -265,6 +272,7 @@ class _Request:
         if self.trains:
             kind = "" if self.noise else ", without noise"
             described["shadows"] = f"{self.shadows}, each on a random half of {pool.size:,} examples{kind}"
+        described["limit"] = _LIMIT_OF_SHADOWS if own else _LIMIT_OF_RUN
         return described
 
     def _notes(self) -> tuple[str, ...]:

@@ -100,7 +100,7 @@ class OperatingPoint:
     @property
     def true_positive_rate(self) -> float:
         """Part of the members that is taken for members."""
-        return 1.0 - self.errors.false_negatives / self.errors.inside
+        return (self.errors.inside - self.errors.false_negatives) / self.errors.inside
 
     def interval(self, confidence: float = CONFIDENCE) -> tuple[float, float]:
         """Clopper-Pearson interval of the true-positive rate at this threshold."""

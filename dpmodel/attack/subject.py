@@ -112,7 +112,7 @@ def _of_run(path: Path, examples: int | None, overrides: Iterable[Override], tru
     ledger = folder.read_ledger()
     if not folder.checkpoint.is_file():
         raise CheckpointError(f"{folder.checkpoint} is missing; train with output.checkpoint: true")
-    task = build_task(config, private=config.privacy.noise is not None)
+    task = build_task(config)
     load_weights(task.network, folder.checkpoint)
     lacking = without_guarantee(ledger)
     notes = (HELD_OUT, *([] if lacking is None else [f"the ledger gives no guarantee: {lacking}"]))
