@@ -225,9 +225,9 @@ class AttackReport:
         from rich import box
         from rich.table import Table
 
-        found = Table(box=box.SIMPLE_HEAD, title="membership inference", title_justify="left")
+        found = Table(box=box.SIMPLE_HEAD, title="membership inference", title_justify="left", collapse_padding=True)
         for index, name in enumerate(_HEADING):
-            found.add_column(name, justify="right" if index in (2, 3, 4) else "left", no_wrap=index < 2)
+            found.add_column(name, justify="right" if index in (2, 3, 4) else "left", no_wrap=index not in (3, 4))
         for measure in self.measures:
             found.add_row(*self._cells(measure), style="bold red" if measure.contradicts else None)
         return found

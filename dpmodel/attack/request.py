@@ -157,33 +157,37 @@ class _Request:
 
     def require_possible(self) -> None:
         """Refuse what can say nothing, before anything is trained."""
-        pool, own = self.subject.pool, self.targets == EACH_SHADOW
-        others = self.shadows * pool.size // 2 if own else pool.held_out
-        smallest = min(self.rates)
-        if others * smallest < 1.0 - 1e-9:
-            raise ConfigError(
-                f"{others:,} examples that are not members cannot show a false-positive rate of {100 * smallest:g} %: "
-                f"at least {int(np.ceil(1 / smallest - 1e-9)):,} are needed. Use more held-out data (data.test_limit, "
-                "data.validation, --examples), or a larger rate (--fpr 0.01)"
-            )
         if self.trains and self.subject.config is None:
             names = ", ".join(name for name, attack in self.attacks.items() if attack.references)
             raise ConfigError(
                 f"{names or 'targets=shadows'} trains shadow models, which needs a configuration: attack a run folder "
                 "or a configuration, or use loss_threshold or label_only_sampling"
             )
+        self._require_shadows()
+        self._require_others()
+        few = self._outputs(self.subject.pool.data.batch(torch.arange(2))[0])
+        for asked in self.attacks.values():
+            asked.require_fits(self.subject.pool, few)
+
+    def _require_shadows(self) -> None:
+        own = self.targets == EACH_SHADOW
         for name, asked in self.attacks.items():
-            least = asked.references + (_PAIR if own and asked.references else 0)
-            if own:
-                least = max(least, 1)
+            least = asked.references + _PAIR if own and asked.references else max(asked.references, int(own))
             if self.shadows < least:
                 raise ConfigError(
-                    f"{name} needs at least {least} shadow models here, got {self.shadows}: raise --shadows, or use "
-                    "--method loss_threshold, which needs none"
+                    f"{name} needs at least {least} shadow models here, got {self.shadows}: raise --shadows"
+                    + ("" if own else ", or use --method loss_threshold, which needs none")
                 )
-        few = self._outputs(pool.data.batch(torch.arange(2))[0])
-        for asked in self.attacks.values():
-            asked.require_fits(pool, few)
+
+    def _require_others(self) -> None:
+        pool, smallest = self.subject.pool, min(self.rates)
+        others = self.shadows * pool.size // 2 if self.targets == EACH_SHADOW else pool.held_out
+        if others * smallest < 1.0 - 1e-9:
+            raise ConfigError(
+                f"{others:,} examples that are not members cannot show a false-positive rate of {100 * smallest:g} %: "
+                f"at least {int(np.ceil(1 / smallest - 1e-9)):,} are needed. Use more held-out data (data.test_limit, "
+                "data.validation, --examples), or a larger rate (--fpr 0.01)"
+            )
 
     def train(self, folder: Path, processes: int, watcher: Watcher) -> list[Shadow]:
         """The trained shadows; none if no attack needs them."""

@@ -307,7 +307,14 @@ def _prepared(settings: str, examples: int | None) -> tuple[Config, Pool]:
 
 
 def train_shadows(
-    config: Config, pool: Pool, count: int, folder: Path, *, examples: int | None, processes: int, watcher: Watcher
+    config: Config,
+    pool: Pool,
+    count: int,
+    folder: Path,
+    *,
+    examples: int | None = None,
+    processes: int = 1,
+    watcher: Watcher,
 ) -> tuple[Shadows, list[JobOutcome]]:
     """Train the first ``count`` shadows, unless the folder holds them.
 
