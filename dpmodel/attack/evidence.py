@@ -60,7 +60,9 @@ class Evidence:
         losses = ExampleLosses(self.loss_fn)(self.outputs[: self.pool.size], self.pool.targets[: self.pool.size].cpu())
         found = losses.detach().double().numpy()
         finite = found[np.isfinite(found)]
-        return np.nan_to_num(found, nan=np.inf, posinf=float(finite.max()) if finite.size else 0.0)
+        largest = float(finite.max()) if finite.size else 0.0
+        bounded: Floats = np.where(np.isfinite(found), found, largest)
+        return bounded
 
     @property
     def confidences(self) -> Floats:

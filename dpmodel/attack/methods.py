@@ -98,8 +98,8 @@ class LiRA(Attack):
         """The log-likelihood ratios."""
         found, known, included = evidence.confidences, evidence.reference_confidences, evidence.included
         inside, outside = (normals(known, chosen) for chosen in (included, ~included))
-        ratios: Floats = stats.norm.logpdf(found, *inside) - stats.norm.logpdf(found, *outside)
-        return ratios
+        ratios = stats.norm.logpdf(found, *inside) - stats.norm.logpdf(found, *outside)
+        return np.asarray(ratios, dtype=np.float64)
 
 
 @ATTACKS.register("lira_offline")

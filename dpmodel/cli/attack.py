@@ -90,9 +90,9 @@ def attack(
     for path, option in ((output, "output"), (scores, "scores"), (cache, "cache")):
         if path is not None:
             require_apart(path, option)
-    asked = {"methods": method or None, "shadows": shadows, "targets": targets, "rates": rates or None, "jobs": jobs}
-    asked |= {"examples": examples, "cache": cache}
-    chosen: dict[str, Any] = {name: value for name, value in asked.items() if value is not None}
+    asked: dict[str, Any] = {"shadows": shadows, "targets": targets, "jobs": jobs, "examples": examples, "cache": cache}
+    asked |= {"methods": method or None, "rates": rates or None}
+    chosen = {name: value for name, value in asked.items() if value is not None}
     with ComparisonView(Console(stderr=True, quiet=quiet or as_json)) as view:
         report = carry_out(run_dir, noise=noise, overrides=overrides, trust_code=trust_code, watcher=view, **chosen)
     files = [] if output is None else report.save(output)
