@@ -189,3 +189,34 @@ def test_correct_trainings_do_not_contradict_their_ledgers():
         settings = {**SMALL, "data": {**SMALL["data"], "seed": seed}}
         report = attack(make_config(settings), **QUICK)
         assert report.ok, report.verdict
+
+
+@pytest.mark.slow
+def test_where_hardly_anything_is_released_attacks_guess():
+    settings = {**SMALL, "privacy": {"noise_multiplier": 60.0}}
+    areas = []
+    for seed in range(6):
+        report = attack(make_config({**settings, "data": {**SMALL["data"], "seed": seed}}), **QUICK)
+        areas.append([one.roc.auc for one in report.scored])
+    # The area of 240 members and 240 others that are guessed has a standard deviation of 0.026.
+    assert np.mean(areas, axis=0) == pytest.approx(np.full(4, 0.5), abs=4 * 0.026 / np.sqrt(6))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"normalise": {"name": "private", "noise_multiplier": 5.0, "norm_bound": 4.0, "square_bound": 4.0}},
+        {"privacy": {"target_epsilon": 3.0, "sampling": "cyclic_poisson", "noise": {"name": "BandedMF"}}},
+        {"privacy": {"noise_multiplier": 3.0, "sampling": "shuffle"}},
+        {"privacy": {"noise_multiplier": 3.0, "clip": {"name": "Gaussian"}}},
+        {"callbacks": [{"name": "WeightAveraging"}, {"name": "EarlyStopping"}]},
+    ],
+    ids=["normalise", "correlated noise", "shuffle", "adaptive clipping", "callbacks"],
+)
+def test_shadows_are_trained_as_the_configuration_says(changes):
+    report = attack(make_config({**SMALL, **changes}), methods=["lira", "label_only_sampling"], **QUICK)
+    assert report.ok, report.verdict
+    assert report.limit.exists
+    dropped = "shadows are trained without the callbacks EarlyStopping"
+    assert report.notes == ((dropped,) if "callbacks" in changes else ())
