@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -32,6 +32,7 @@ class Pool:
         held_out: Number of held-out examples that are attacked.
         num_classes: Number of classes, or of numbers to predict.
         name: Name of the data set.
+        rows: Row of each attacked example in its part of the data set, shape (train + held_out,).
     """
 
     data: InMemoryDataset
@@ -39,6 +40,7 @@ class Pool:
     held_out: int
     num_classes: int
     name: str
+    rows: NDArray[np.int64]
 
     @classmethod
     def of(cls, splits: DataSplits, examples: int | None = None) -> Pool:
@@ -71,6 +73,7 @@ class Pool:
             len(attacked),
             splits.num_classes,
             splits.name,
+            torch.cat([members, attacked]).numpy(),
         )
 
     @property
@@ -95,8 +98,9 @@ class Pool:
         return self.data.y
 
     def names(self) -> list[str]:
-        """A name for each attacked example: its kind and its place among the attacked ones of that kind."""
-        return [f"train {row}" for row in range(self.train)] + [f"held-out {row}" for row in range(self.held_out)]
+        """A name for each attacked example: its part of the data set, and its row there."""
+        parts = ["train"] * self.train + ["held-out"] * self.held_out
+        return [f"{part} {row}" for part, row in zip(parts, self.rows, strict=True)]
 
     def splits(self, included: Bools) -> DataSplits:
         """A data set whose training examples are the ``included`` ones, shape (``size``,).
@@ -108,10 +112,6 @@ class Pool:
         return DataSplits(
             self.name, _part(self.data, rows), _part(self.data, torch.from_numpy(rest)), self.num_classes, "attack"
         )
-
-    def on(self, device: torch.device | str) -> Pool:
-        """The same pool with its examples on ``device``."""
-        return replace(self, data=self.data.to(device))
 
 
 def _part(data: InMemoryDataset, rows: Tensor) -> InMemoryDataset:

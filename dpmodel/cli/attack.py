@@ -42,7 +42,9 @@ def attack(
             r"\[default: all but lira_offline]",
         ),
     ] = [],  # noqa: B006 - typer copies it
-    shadows: Annotated[int | None, typer.Option(help="Number of shadow models, if an attack needs any.")] = None,
+    shadows: Annotated[
+        int | None, typer.Option(help=r"Number of shadow models, if an attack needs any \[default: 16]")
+    ] = None,
     targets: Annotated[
         str | None,
         typer.Option(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -22,7 +23,7 @@ LEARNT = {
 def pool_of(train, held_out, population=0, features=2, classes=2):
     total = train + held_out + population
     data = InMemoryDataset(torch.randn(total, features), torch.randint(0, classes, (total,)))
-    return Pool(data, train, held_out, classes, "test")
+    return Pool(data, train, held_out, classes, "test", np.arange(train + held_out))
 
 
 def scores_of(logits, targets):

@@ -54,7 +54,10 @@ def test_the_pool_holds_members_others_and_a_population_apart():
     splits = pool.splits(included)
     assert (splits.train.x == pool.data.x[[0, 41]]).all()
     assert (splits.test.x == pool.data.x[80:]).all()
-    assert (Pool.of(task.data, 25).train, Pool.of(task.data, 25).held_out) == (25, 25)
+    few = Pool.of(task.data, 25)
+    assert (few.train, few.held_out, len(few.names())) == (25, 25, 50)
+    for place, part in ((3, task.data.train), (30, task.data.test)):
+        assert (few.data.x[place] == part.x[int(few.names()[place].split()[-1])]).all()
     with pytest.raises(ConfigError, match="at least 20 training examples, got 5"):
         Pool.of(task.data, 5)
 
