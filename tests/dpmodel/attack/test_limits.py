@@ -16,7 +16,7 @@ def of(*multipliers, hops=1):
     return Limit.of([Ledger().record(GaussianEvent(multiplier)) for multiplier in multipliers], hops)
 
 
-@settings(max_examples=8)
+@settings(max_examples=8, deadline=None)
 @given(st.floats(0.3, 10.0), st.floats(1e-4, 0.9), st.sampled_from([1, 2]))
 def test_a_gaussian_mechanism_allows_what_two_normal_distributions_do(multiplier, rate, hops):
     mu = hops / multiplier

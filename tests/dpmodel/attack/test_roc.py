@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
@@ -17,6 +17,7 @@ def normal_curve(distance, members, others, seed=0):
 SCORES = st.lists(st.integers(-3, 3).map(float), min_size=1, max_size=30).map(np.array)
 
 
+@settings(deadline=None)
 @given(SCORES, SCORES)
 def test_the_area_is_the_statistic_of_mann_and_whitney(inside, outside):
     expected = stats.mannwhitneyu(inside, outside).statistic / (inside.size * outside.size)
@@ -58,6 +59,7 @@ def test_equal_scores_reach_nothing_at_a_small_rate():
     assert curve.auc == 0.5
 
 
+@settings(deadline=None)
 @given(SCORES, SCORES)
 def test_the_drawn_curve_rises_from_few_false_positives_to_all(inside, outside):
     curve = RocCurve(inside, outside)
