@@ -18,6 +18,7 @@ DOCUMENTED = ["monitors", "mechanisms", "mechanisms.engines", "dpmodel", "dpmode
 DOCUMENTED += [
     f"dpmodel.{name}"
     for name in (
+        "attack",
         "audit",
         "augmentation",
         "budget",

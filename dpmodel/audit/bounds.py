@@ -205,6 +205,21 @@ class ErrorCounts:
         )
 
 
+def clopper_pearson(count: int, total: int, confidence: float = CONFIDENCE) -> tuple[float, float]:
+    """The interval of a probability, from ``count`` successes in ``total`` independent trials.
+
+    References:
+        Clopper and Pearson 1934.
+
+    Example:
+        >>> low, high = clopper_pearson(0, 100)
+        >>> low, round(high, 3)
+        (0.0, 0.036)
+    """
+    level = (1.0 - confidence) / 2
+    return 1.0 - _largest_rate(total - count, total, level), _largest_rate(count, total, level)
+
+
 def gaussian_mu_bound(errors: ErrorCounts, confidence: float = CONFIDENCE) -> float:
     """Lower bound on the mu of Gaussian DP: ``-Phi^-1(FPR) - Phi^-1(FNR)`` at the upper limits of both error rates.
 

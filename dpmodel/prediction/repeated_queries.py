@@ -87,16 +87,43 @@ def sampling_attack(
         raise ValueError(f"repeats must ascend, got {list(repeats)}")
     if inside.shape != (len(x),) or min(inside.sum(), (~inside).sum()) < 4:
         raise ValueError("members must say for each example whether it is one, with at least 4 members and 4 others")
-    total, done = torch.zeros((), dtype=torch.float64), 0
+    asked = RepeatedQueries(query, x)
     points: list[AttackPoint] = []
     for mark in repeats:
-        while done < mark:
-            answers = _answers(query, x, min(mark - done, _AT_ONCE))
-            if answers is None:
-                return SamplingAttack(points, done)
-            total, done = total + answers.sum(dim=0), done + len(answers)
-        points.append(_judged(mark, _margins(total / mark, y), inside))
+        if not asked.up_to(mark):
+            return SamplingAttack(points, asked.done)
+        points.append(_judged(mark, asked.margins(y), inside))
     return SamplingAttack(points, None)
+
+
+class RepeatedQueries:
+    """The sum of all answers to the same inputs, which are queried again and again.
+
+    Args:
+        query: The interface under attack.
+        x: Examples, shape (N, ...).
+
+    Attributes:
+        done: Number of queries for each example so far.
+    """
+
+    def __init__(self, query: Callable[[Tensor], Answer], x: Tensor) -> None:
+        self._query, self._x = query, x
+        self._total = torch.zeros((), dtype=torch.float64)
+        self.done = 0
+
+    def up_to(self, mark: int) -> bool:
+        """Query until there are ``mark`` answers for each example; False if the budget ends before."""
+        while self.done < mark:
+            answers = _answers(self._query, self._x, min(mark - self.done, _AT_ONCE))
+            if answers is None:
+                return False
+            self._total, self.done = self._total + answers.sum(dim=0), self.done + len(answers)
+        return True
+
+    def margins(self, y: Tensor) -> NDArray[np.float64]:
+        """Mean score of the class ``y`` over the best other mean score, shape (N,)."""
+        return _margins(self._total / self.done, y)
 
 
 def _answers(query: Callable[[Tensor], Answer], x: Tensor, count: int) -> Tensor | None:
