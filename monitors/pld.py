@@ -76,7 +76,7 @@ class PLDAccountant(Accountant):
     def epsilon(self, ledger: Rows, delta: float) -> float:
         """Epsilon at ``delta``; see ``Accountant.epsilon``."""
         checks.open_unit(delta=delta)
-        terms = _composable(ledger)
+        terms = composable(ledger)
         if terms.unprotected:
             return math.inf
         if terms.only_unsampled:
@@ -97,7 +97,7 @@ class PLDAccountant(Accountant):
     def delta(self, ledger: Rows, epsilon: float) -> float:
         """Delta at ``epsilon``; see ``Accountant.delta``."""
         checks.non_negative(epsilon=epsilon)
-        terms = _composable(ledger)
+        terms = composable(ledger)
         if terms.unprotected:
             return 1.0
         if terms.only_unsampled:
@@ -116,6 +116,28 @@ class PLDAccountant(Accountant):
                 break
             width *= 0.5
         return math.exp(min(0.0, found))
+
+    def compositions(self, ledger: Rows, deltas: Iterable[float], width: float) -> list[list[ComposedLoss]]:
+        """Bounds on the whole privacy curve, each tight around one delta.
+
+        Args:
+            ledger: A ``Ledger``, or any ``(event, count)`` pairs, with at least one release by sampling.
+            deltas: Where the bounds are tight. One at which a Renyi bound already shows epsilon 0 is left out.
+            width: Factor on the grid step; the error grows with its square.
+
+        Returns:
+            For each delta, one bound for removing and one for adding an example.
+
+        Raises:
+            UnsupportedEventError: There is no rule for an event.
+        """
+        terms = composable(ledger)
+        found = []
+        for delta in deltas:
+            guess, order, _ = _RENYI.best_epsilon(terms, delta)
+            if 0 < guess < math.inf:
+                found.append(self._curves(terms, Question(guess, delta, order, width), 0.0))
+        return found
 
     def tracker(self) -> Tracker:
         """A tracker that computes the full composition as rarely as possible."""
@@ -177,7 +199,7 @@ def _(event: LaplaceEvent, step: float) -> tuple[LossMasses, LossMasses]:
     return losses, losses
 
 
-def _composable(ledger: Rows) -> Terms:
+def composable(ledger: Rows) -> Terms:
     """The releases, with each partition replaced by one dominating release; events without a rule are refused."""
     terms = gather(ledger)
     if terms.others and not terms.unprotected:
