@@ -17,6 +17,8 @@ def result_settings(config: Config) -> dict[str, Any]:
     values["privacy"].pop("monitor")
     if not config.privacy.spent:  # earlier versions had no such setting
         values["privacy"].pop("spent")
+    if config.privacy.num_examples_public is None:
+        values["privacy"].pop("num_examples_public")
     for section in ("normalise", "augmentation"):
         if values[section] is None:
             values.pop(section)

@@ -142,6 +142,7 @@ def plan_training(config: Config, num_examples: int | None = None) -> TrainingPl
     Raises:
         ConfigError: A value is out of range, settings contradict each other, or the target cannot be met.
     """
+    _require_only_stated_size(config)
     size = expected_examples(config) if num_examples is None else num_examples
     privacy = config.privacy
     target, stated = privacy.target_epsilon, privacy.noise_multiplier
@@ -162,6 +163,24 @@ def plan_training(config: Config, num_examples: int | None = None) -> TrainingPl
     return plan if target is None else plan.solved_for(target)
 
 
+def _require_only_stated_size(config: Config) -> None:
+    """Refuse settings that depend on the true number of rows, if a public number is stated in its place."""
+    stated = config.privacy.num_examples_public
+    if stated is None:
+        return
+    if config.data.num_examples is not None:
+        raise ConfigError(
+            f"{config.where('data.num_examples')}: data.num_examples={config.data.num_examples} states the true number "
+            f"of rows, but privacy.num_examples_public={stated} keeps it private; give one of them"
+        )
+    if config.normalise is not None:
+        raise ConfigError(
+            f"{config.where('normalise')}: the private mean and variance are divided by the true number of rows, which "
+            f"privacy.num_examples_public={stated} keeps private. Remove normalise or privacy.num_examples_public, or "
+            "normalise with public constants (data.mean, data.std)"
+        )
+
+
 def expected_examples(config: Config) -> int:
     """Training examples that a configuration implies, without reading the data.
 
@@ -169,6 +188,8 @@ def expected_examples(config: Config) -> int:
         ConfigError: The configuration does not say and the data set is not a public one.
     """
     data = config.data
+    if config.privacy.num_examples_public is not None:
+        return config.privacy.num_examples_public
     known = data.num_examples or data.limit or KNOWN_SIZES.get(data.name, 0) - (data.validation or 0)
     if known <= 0:
         raise ConfigError(

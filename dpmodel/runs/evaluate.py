@@ -67,7 +67,7 @@ class Evaluation:
         metrics: Name to value, over the test data.
         spent: Epsilon of the ledger in the folder, with its conditions.
         test_data: Whether the test data are those of the training.
-        num_examples: Training examples.
+        num_examples: Training examples, or the stated number that sets the sampling rate.
     """
 
     metrics: dict[str, float]
@@ -108,7 +108,7 @@ def evaluate_run(
     spent = privacy_spent(ledger, privacy.delta, privacy.accountant, plan.release.statement)
     test_data = MeasuredData(task.data.test_fingerprint, _recorded(folder))
     metrics = model.eval(task.placed(task.data.test))
-    return Evaluation(metrics, spent, test_data, plan.release.sampler.num_examples)
+    return Evaluation(metrics, spent, test_data, plan.release.sampler.stated_examples)
 
 
 def _recorded(folder: RunFolder) -> Fingerprint | None:

@@ -66,6 +66,14 @@ class CyclicPoissonSampler(PoissonSampler):
         """Probability with which a row is drawn at a step of its group."""
         return self.bands * self.batch_size / self.num_examples
 
+    def rely_on(self, num_examples_public: int) -> None:
+        """Refuse: the groups, of which each round draws one, are of the true number of rows.
+
+        Raises:
+            ValueError: Always.
+        """
+        ShuffleSampler.rely_on(self, num_examples_public)  # type: ignore[arg-type]
+
     def rows(self, step: int) -> np.ndarray:
         """The drawn rows of the group of ``step``, ascending.
 

@@ -184,7 +184,7 @@ def _mechanism(subject: ReportSubject, last_step: int) -> dict[str, Any]:
         "clipping": CLIP.name_of(type(release.clip)),
         "initial_norm_bound": subject.norm_bound,
         "clip_count_event": None if count_event is None else count_event.to_dict(),
-        "num_examples": release.sampler.num_examples,
+        "num_examples": release.sampler.stated_examples,
         "batch_size": release.sampler.batch_size,
         "sampling_rate": release.sampler.sampling_rate,
         "micro_batches": release.unit.expected_units if release.unit.grouped else None,
