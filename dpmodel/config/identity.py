@@ -7,8 +7,8 @@ from typing import Any
 
 from dpmodel.config.schema import Config
 
-#: Sections that do not change the result: speed and output files.
-_NO_PART = ("performance", "output")
+#: Sections that do not change the result: speed, output files, and what is said about the training.
+_NO_PART = ("performance", "output", "card")
 
 
 def result_settings(config: Config) -> dict[str, Any]:

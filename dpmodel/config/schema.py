@@ -7,6 +7,7 @@ from typing import Annotated, Any
 import yaml
 from pydantic import PrivateAttr
 
+from dpmodel.config.card import CardSection
 from dpmodel.config.fields import FromList, Section
 from dpmodel.config.marked_yaml import Path
 from dpmodel.config.privacy import PrivacySection
@@ -43,6 +44,7 @@ class Config(Section):
         training: Epochs, batch size, seed of the initial weights, metrics.
         callbacks: Additional callbacks.
         output: Which files are written.
+        card: What the privacy card states on the user's word.
 
     Example:
         >>> config = Config.model_validate({
@@ -65,6 +67,7 @@ class Config(Section):
     training: TrainingSection
     callbacks: Annotated[tuple[CallbackSection, ...], FromList] = ()
     output: OutputSection = OutputSection()
+    card: CardSection = CardSection()
 
     _source: str = PrivateAttr(default="configuration")
     _marks: dict[Path, str] = PrivateAttr(default_factory=dict)
