@@ -38,8 +38,9 @@ LOSS_FORMAT = "dpmodel-privacy-loss/1"
 
 _POINTS = 2000
 _FOCUS = (1e-2, 1e-5, 1e-9, 1e-3 * FLOOR)
-#: Different releases above which the grid of the composition is coarser, and both widths of its step.
-_MANY, _WIDTHS = 64, (0.5, 1.0)
+_WIDTH = 0.5
+#: Precision of the accountant for a schedule of up to ``_MANY`` different releases, and for more.
+_MANY, _PRECISIONS = 64, (1e-3, 1e-2)
 
 
 @dataclass(frozen=True, eq=False)
@@ -82,8 +83,8 @@ class TradeOffCurve:
             return None
         if terms.only_unsampled:
             return cls._of_gaussian(math.sqrt(terms.mu_squared))
-        width = _WIDTHS[terms.rates.size > _MANY]
-        directions = list(zip(*PLDAccountant().compositions(rows, _FOCUS, width), strict=True))
+        accountant = PLDAccountant(_PRECISIONS[terms.rates.size > _MANY])
+        directions = list(zip(*accountant.compositions(rows, _FOCUS, _WIDTH), strict=True))
         if not directions:
             return cls._of_divergence(terms)
         # An error rate of at least FLOOR is decided by an epsilon of at most log(1 / FLOOR).

@@ -13,7 +13,7 @@ from typing import Any
 import typer
 from typer.core import TyperCommand
 
-from dpmodel.cli import audit, budget, compare, evaluate, init, plot, predict, serve, student, teachers, train, tune
+from dpmodel.cli import audit, budget, card, compare, evaluate, init, plot, predict, serve, student, teachers, train, tune
 from dpmodel.cli.exit_codes import BAD_USAGE, FAILED, OK
 from dpmodel.cli.streams import make_patient
 from dpmodel.distributed.launch import launched_processes
@@ -54,6 +54,7 @@ _add("init", init.init, init.EXAMPLES)
 _add("train", train.train, train.EXAMPLES)
 _add("eval", evaluate.evaluate, evaluate.EXAMPLES)
 _add("audit", audit.audit, audit.EXAMPLES)
+_add("card", card.card, card.EXAMPLES)
 _add("budget", budget.budget, budget.EXAMPLES)
 _add("predict", predict.predict, predict.EXAMPLES)
 _add("serve", serve.serve, serve.EXAMPLES)

@@ -96,6 +96,24 @@ def _located(config: Config, marked: Marked, source: str) -> Config:
     return config.model_copy(update=changed)
 
 
+def declared_card(values: Mapping[str, Any]) -> CardSection:
+    """The section ``card`` from plain values, with full paths.
+
+    Raises:
+        ConfigError: A value is unknown or wrong.
+
+    Example:
+        >>> declared_card({"contributions_per_person": 3}).contributions_per_person
+        3
+    """
+    marked = Marked({"card": dict(values)})
+    try:
+        card = CardSection.model_validate(dict(values))
+    except ValidationError as error:
+        raise config_error(error, {}, "card", CardSection) from None
+    return _located_card(card, marked, "card")
+
+
 def _located_card(card: CardSection, marked: Marked, source: str) -> CardSection:
     changed: dict[str, Any] = {}
     if card.audit is not None:

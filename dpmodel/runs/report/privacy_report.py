@@ -80,7 +80,7 @@ class PrivacyReport:
         """``"holds"``; ``"void"`` after a violation; ``"none"`` without noise or with known randomness."""
         if self.violations:
             return "void"
-        return "holds" if _holds(self.spent) else "none"
+        return "holds" if holds(self.spent) else "none"
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values; an infinite epsilon is the string ``"inf"``."""
@@ -179,8 +179,8 @@ def make_report(
         return privacy_spent(released, subject.delta, subject.accountant, statement)
 
     lost_steps, total = ledger.lost.total, spent(ledger)
-    holds = _holds(total) and not ledger.violations
-    trade_off = privacy_curve(ledger) if holds else NO_FIGURE
+    valid = holds(total)
+    trade_off = privacy_curve(ledger) if valid else NO_FIGURE
     return PrivacyReport(
         spent=total,
         figures=epsilon_by_accountant(ledger, subject.delta),
@@ -196,12 +196,12 @@ def make_report(
         without_lost=spent(ledger.kept) if lost_steps else None,
         violations=ledger.violations,
         verified=tuple(verified),
-        card=card_values(subject, ledger, total, trade_off, holds=holds, measured=metrics),
+        card=card_values(subject, ledger, total, trade_off, holds=valid, measured=metrics),
         trade_off=trade_off,
     )
 
 
-def _holds(spent: PrivacySpent) -> bool:
+def holds(spent: PrivacySpent) -> bool:
     """Whether ``spent`` is a guarantee: epsilon is finite, and no note takes it back."""
     return not math.isinf(spent.epsilon) and not any(note.endswith(NO_GUARANTEE) for note in spent.notes)
 
