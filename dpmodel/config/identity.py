@@ -39,12 +39,13 @@ def settings_by_path(config: Config) -> dict[str, Any]:
         >>> settings_by_path(config)["training.batch_size"]
         8
     """
-    return dict(_flat(result_settings(config), ""))
+    return dict(flat_settings(result_settings(config)))
 
 
-def _flat(values: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:
+def flat_settings(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Path and value of each setting in nested plain values."""
     for key, value in values.items():
         if isinstance(value, Mapping):
-            yield from _flat(value, f"{prefix}{key}.")
+            yield from flat_settings(value, f"{prefix}{key}.")
         else:
             yield f"{prefix}{key}", value

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dpmodel.config import Config, load_config
+from dpmodel.config.identity import flat_settings
 from dpmodel.config.reader import Override, require_names
 from dpmodel.planning.spent_ledgers import without_spent
 from dpmodel.planning.training_plan import plan_training
@@ -97,8 +98,8 @@ def _configured(folder: RunFolder, overrides: list[Override]) -> Config:
     """The configuration of the folder; only what the card says may be changed."""
     stored = load_config(folder.config, import_plugins=False)
     config = load_config(folder.config, overrides, import_plugins=False)
-    before, after = (_fixed(each) for each in (stored, config))
-    changed = next((name for name in before if before[name] != after[name]), None)
+    before, after = (dict(flat_settings(_fixed(each))) for each in (stored, config))
+    changed = next((name for name in {**before, **after} if before.get(name) != after.get(name)), None)
     if changed is not None:
         raise ConfigError(
             f"{config.where(changed)}: {changed} is a fact of the training in the folder; only settings of the section "

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from mechanisms.sampling import SAMPLERS, PoissonSampler, ShuffleSampler
+from mechanisms.sampling import SAMPLERS, PoissonSampler, Sampler, ShuffleSampler
 from monitors import checks
 from monitors.events import CorrelatedEvent, PoissonSampledEvent, PrivacyEvent, compose
 
@@ -72,7 +72,7 @@ class CyclicPoissonSampler(PoissonSampler):
         Raises:
             ValueError: Always.
         """
-        ShuffleSampler.rely_on(self, num_examples_public)  # type: ignore[arg-type]
+        Sampler.rely_on(self, num_examples_public)
 
     def rows(self, step: int) -> np.ndarray:
         """The drawn rows of the group of ``step``, ascending.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
@@ -48,6 +49,25 @@ def configured_accesses(config: Config) -> tuple[DataAccess, ...]:
     return (*_of_statistics(config), *_of_evaluation(config), *_of_pretrained(config))
 
 
+def run_accesses(callbacks: Iterable[str]) -> tuple[DataAccess, ...]:
+    """The accesses of a training in Python with validation data, from the names of its callbacks.
+
+    Example:
+        >>> [each.kind for each in run_accesses(["LossMonitor", "EarlyStopping"])]
+        ['validation', 'early_stopping']
+    """
+    of = "the validation data"
+    measured = DataAccess("validation", f"metrics of {of} after each epoch, without noise", "not accounted")
+    return (measured, *_choices(callbacks, of))
+
+
+def _choices(callbacks: Iterable[str], of: str) -> list[DataAccess]:
+    choosers = dict.fromkeys(name for name in callbacks if name in _CHOOSERS)
+    if not choosers:
+        return []
+    return [DataAccess("early_stopping", f"{' and '.join(choosers)}, by metrics of {of}", "not accounted")]
+
+
 def _of_statistics(config: Config) -> list[DataAccess]:
     found = []
     if config.normalise is not None:
@@ -67,11 +87,7 @@ def _of_evaluation(config: Config) -> list[DataAccess]:
     of = f"{held_back:,} examples held back from the training data" if held_back else "the test examples"
     metrics = ", ".join(config.training.metrics)
     found = [DataAccess("validation", f"{metrics} of {of} after each epoch, without noise", "not accounted")]
-    choosers = [one.name for one in config.callbacks if one.name in _CHOOSERS]
-    if choosers:
-        names = " and ".join(dict.fromkeys(choosers))
-        found.append(DataAccess("early_stopping", f"{names}, by metrics of {of}", "not accounted"))
-    return found
+    return found + _choices([one.name for one in config.callbacks], of)
 
 
 def _of_pretrained(config: Config) -> list[DataAccess]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -121,8 +122,6 @@ def _percent(value: Any, section: Mapping[str, Any]) -> str:
 
 def _up(share: float) -> str:
     """A share in per cent, never rounded down."""
-    import math
-
     return f"{min(100.0, math.ceil(share * 1e4 - 1e-9) / 1e2):.2f}"
 
 
@@ -231,7 +230,7 @@ SECTIONS = (
         "curve",
         "The whole curve",
         (
-            CardField("profile", "Epsilon at delta", _profile),
+            CardField("profile", "Epsilon at delta, by accountant pld", _profile),
             CardField("mu", "mu of Gaussian DP", _mu),
             CardField("regret", "Regret of mu (distance of the trade-off curves)", _number(2)),
             CardField("rho", "rho of zCDP", _number(6)),

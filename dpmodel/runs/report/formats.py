@@ -46,7 +46,7 @@ def huggingface_card(report: PrivacyReport) -> str:
     """
     import yaml
 
-    stated = _governance(report)
+    stated = {key: " ".join(text.split()) for key, text in _governance(report).items()}
     metadata: dict[str, Any] = {
         "library_name": "dpmodel",
         "tags": ["differential-privacy", "dpmodel", "pytorch"],
