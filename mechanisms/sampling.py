@@ -32,6 +32,7 @@ def likely_most(mean: float, variance: float) -> int:
     """
     return math.ceil(mean + DEVIATIONS * math.sqrt(variance))
 
+
 #: Most rows of a data set, as a multiple of the number that was stated for it.
 _MOST_ROWS = 2
 

@@ -117,13 +117,16 @@ class PLDAccountant(Accountant):
             width *= 0.5
         return math.exp(min(0.0, found))
 
-    def compositions(self, ledger: Rows, deltas: Iterable[float], width: float) -> list[list[ComposedLoss]]:
+    def compositions(
+        self, ledger: Rows, deltas: Iterable[float], width: float, highest: float = math.inf
+    ) -> list[list[ComposedLoss]]:
         """Bounds on the whole privacy curve, each tight around one delta.
 
         Args:
             ledger: A ``Ledger``, or any ``(event, count)`` pairs, with at least one release by sampling.
             deltas: Where the bounds are tight. One at which a Renyi bound already shows epsilon 0 is left out.
             width: Factor on the grid step; the error grows with its square.
+            highest: Largest epsilon of interest. Of the deltas with a larger one, only the first is used.
 
         Returns:
             For each delta, one bound for removing and one for adding an example.
@@ -135,7 +138,7 @@ class PLDAccountant(Accountant):
         found = []
         for delta in deltas:
             guess, order, _ = _RENYI.best_epsilon(terms, delta)
-            if 0 < guess < math.inf:
+            if 0 < guess < math.inf and (not found or guess <= highest):
                 found.append(self._curves(terms, Question(guess, delta, order, width), 0.0))
         return found
 

@@ -7,13 +7,12 @@ tells two neighbours apart, at each false-positive rate) state the same (Dong, R
 
 ``delta`` is here the larger one for removing and for adding an example, so ``f`` is symmetric and holds for both. It is
 known as an upper bound at the points of a grid. The true profile is convex in ``e^epsilon``, so the lower hull of these
-points is an upper bound too; and the maximum over the points of the hull is a lower bound on ``f``, with straight pieces
+points is an upper bound too. The maximum over the points of the hull is a lower bound on ``f``, with straight pieces
 between corners.
 """
 
 from __future__ import annotations
 
-import json
 import math
 from dataclasses import dataclass
 from typing import Any
@@ -39,8 +38,10 @@ LOSS_FORMAT = "dpmodel-privacy-loss/1"
 _POINTS = 2000
 _FOCUS = (1e-2, 1e-5, 1e-9, 1e-3 * FLOOR)
 _WIDTH = 0.5
+#: Far above the largest epsilon that decides an error rate of at least ``FLOOR``.
+_HIGHEST = -3.0 * math.log(FLOOR)
 #: Precision of the accountant for a schedule of up to ``_MANY`` different releases, and for more.
-_MANY, _PRECISIONS = 64, (1e-3, 1e-2)
+_MANY, _PRECISIONS = 8, (1e-3, 1e-2)
 
 
 @dataclass(frozen=True, eq=False)
@@ -84,7 +85,7 @@ class TradeOffCurve:
         if terms.only_unsampled:
             return cls._of_gaussian(math.sqrt(terms.mu_squared))
         accountant = PLDAccountant(_PRECISIONS[terms.rates.size > _MANY])
-        directions = list(zip(*accountant.compositions(rows, _FOCUS, _WIDTH), strict=True))
+        directions = list(zip(*accountant.compositions(rows, _FOCUS, _WIDTH, _HIGHEST), strict=True))
         if not directions:
             return cls._of_divergence(terms)
         # An error rate of at least FLOOR is decided by an epsilon of at most log(1 / FLOOR).
@@ -223,10 +224,6 @@ class TradeOffCurve:
             "probabilities": [*below[::-1].tolist(), middle, *above.tolist()],
             "infinite": infinite,
         }
-
-    def losses_json(self) -> str:
-        """``losses`` as JSON text."""
-        return json.dumps(self.losses()) + "\n"
 
 
 def _deltas(curve: ComposedLoss, epsilons: Floats) -> Floats:

@@ -187,13 +187,12 @@ class ClaimedModel:
         if card is None:
             return make_report(stated, self.ledger, self.steps_done, status=status, verified=self.verification)
         from dpmodel.config.reader import declared_card
-        from dpmodel.runs.card import with_card
         from dpmodel.runs.report.audit_result import audit_result
 
         stated = replace(stated, card=declared_card(card))
         result = audit_result(self.ledger.digest(), None, stated.card.audit)
         made = make_report(stated, self.ledger, self.steps_done, status=status, verified=self.verification)
-        return with_card(made, "audit", result=result)
+        return made.with_values("audit", result=result)
 
     @contextmanager
     def _described(self, run: Run) -> Iterator[None]:

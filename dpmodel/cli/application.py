@@ -13,7 +13,21 @@ from typing import Any
 import typer
 from typer.core import TyperCommand
 
-from dpmodel.cli import audit, budget, card, compare, evaluate, init, plot, predict, serve, student, teachers, train, tune
+from dpmodel.cli import (
+    audit,
+    budget,
+    card,
+    compare,
+    evaluate,
+    init,
+    plot,
+    predict,
+    serve,
+    student,
+    teachers,
+    train,
+    tune,
+)
 from dpmodel.cli.exit_codes import BAD_USAGE, FAILED, OK
 from dpmodel.cli.streams import make_patient
 from dpmodel.distributed.launch import launched_processes

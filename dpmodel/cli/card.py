@@ -27,9 +27,7 @@ EXAMPLES = """
 def card(
     run_dir: Annotated[
         Path,
-        typer.Argument(
-            metavar="RUN_DIR", help="A folder of `dpmodel train` or `fit(output=...)`.", show_default=False
-        ),
+        typer.Argument(metavar="RUN_DIR", help="A folder of `dpmodel train` or `fit(output=...)`.", show_default=False),
     ],
     overrides: Overrides = [],  # noqa: B006 - typer copies it
     output: Annotated[

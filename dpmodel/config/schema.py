@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Annotated, Any
 
 import yaml
-from pydantic import PrivateAttr
+from pydantic import PrivateAttr, model_validator
 
 from dpmodel.config.card import CardSection
 from dpmodel.config.fields import FromList, Section
@@ -71,6 +71,22 @@ class Config(Section):
 
     _source: str = PrivateAttr(default="configuration")
     _marks: dict[Path, str] = PrivateAttr(default_factory=dict)
+
+    @model_validator(mode="after")
+    def _only_the_stated_size(self) -> Config:
+        stated = self.privacy.num_examples_public
+        if stated is not None and self.data.num_examples is not None:
+            raise ValueError(
+                f"data.num_examples={self.data.num_examples} states the true number of rows, but "
+                f"privacy.num_examples_public={stated} keeps it private; give one of them"
+            )
+        if stated is not None and self.normalise is not None:
+            raise ValueError(
+                "normalise divides its private mean and variance by the true number of rows, which "
+                f"privacy.num_examples_public={stated} keeps private; remove one of them, or normalise with public "
+                "constants (data.mean, data.std)"
+            )
+        return self
 
     @property
     def source(self) -> str:

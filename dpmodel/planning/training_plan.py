@@ -85,7 +85,7 @@ class TrainingPlan:
             privacy.accountant,
             target_epsilon=self.target_epsilon,
             public_constants=tuple(constants),
-            accesses=configured_accesses(self.config),
+            accesses=configured_accesses(self.config.model_dump()),
             card=self.config.card,
         )
 
@@ -145,7 +145,6 @@ def plan_training(config: Config, num_examples: int | None = None) -> TrainingPl
     Raises:
         ConfigError: A value is out of range, settings contradict each other, or the target cannot be met.
     """
-    _require_only_stated_size(config)
     size = expected_examples(config) if num_examples is None else num_examples
     privacy = config.privacy
     target, stated = privacy.target_epsilon, privacy.noise_multiplier
@@ -164,24 +163,6 @@ def plan_training(config: Config, num_examples: int | None = None) -> TrainingPl
     ):
         require_noise_left(noise, plan.steps)
     return plan if target is None else plan.solved_for(target)
-
-
-def _require_only_stated_size(config: Config) -> None:
-    """Refuse settings that depend on the true number of rows, if a public number is stated in its place."""
-    stated = config.privacy.num_examples_public
-    if stated is None:
-        return
-    if config.data.num_examples is not None:
-        raise ConfigError(
-            f"{config.where('data.num_examples')}: data.num_examples={config.data.num_examples} states the true number "
-            f"of rows, but privacy.num_examples_public={stated} keeps it private; give one of them"
-        )
-    if config.normalise is not None:
-        raise ConfigError(
-            f"{config.where('normalise')}: the private mean and variance are divided by the true number of rows, which "
-            f"privacy.num_examples_public={stated} keeps private. Remove normalise or privacy.num_examples_public, or "
-            "normalise with public constants (data.mean, data.std)"
-        )
 
 
 def expected_examples(config: Config) -> int:

@@ -63,13 +63,7 @@ def card_of_run(
         config = _configured(folder, changes)
         report, given = _of_config(folder, config, values, ledger, trust_code=trust_code), config.card.audit
     result = audit_result(report.ledger_digest, folder.path, given)
-    return with_card(report, "audit", result=result)
-
-
-def with_card(report: PrivacyReport, section: str, **values: Any) -> PrivacyReport:
-    """``report`` with other values in a section of its card."""
-    changed = {**report.card, section: {**report.card.get(section, {}), **values}}
-    return dataclasses.replace(report, card=changed)
+    return report.with_values("audit", result=result)
 
 
 def _stored(folder: RunFolder, ledger: Ledger) -> Mapping[str, Any]:
@@ -123,7 +117,7 @@ def _of_config(
     require_names(config)
     subject = dataclasses.replace(
         plan_training(without_spent(config)).subject,
-        accesses=configured_accesses(config),
+        accesses=configured_accesses(config.model_dump()),
         target_epsilon=_optional(values.get("target_epsilon"), folder),
     )
     public = config.card.evaluation_data == "public"
@@ -138,7 +132,7 @@ def _of_config(
     report = dataclasses.replace(report, journals=_texts(values.get("journals")))
     if config.card.subgroups is None:
         return report
-    return with_card(report, "utility", subgroups=_by_subgroup(folder, config, trust_code=trust_code))
+    return report.with_values("utility", subgroups=_by_subgroup(folder, config, trust_code=trust_code))
 
 
 def _texts(value: Any) -> tuple[str, ...]:

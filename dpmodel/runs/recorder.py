@@ -81,7 +81,10 @@ class RunRecorder(Callback):
         assert self.report is not None
         folder, lock = record.folder, record.lock
         for path, text in self.report.files(folder).items():
-            lock.write(path, text)
+            if text is None:
+                lock.remove(path)
+            else:
+                lock.write(path, text)
         self._write_progress(run, record)
         if self.output.curve and len(run.history):
             figure = run.history.plot(ledger=run.ledger, accountant=run.accountant)

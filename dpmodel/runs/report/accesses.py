@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from dpmodel.config.card import AccessKind, Cover
-    from dpmodel.config.schema import Config
 
 #: Callbacks that choose by what was measured on the evaluation data.
 _CHOOSERS = ("EarlyStopping", "ModelCheckpoint")
@@ -35,18 +34,31 @@ class DataAccess:
         return asdict(self)
 
 
-def configured_accesses(config: Config) -> tuple[DataAccess, ...]:
+def configured_accesses(settings: Mapping[str, Any]) -> tuple[DataAccess, ...]:
     """The accesses that a configuration names; tuning and other work on the same data cannot be seen.
+
+    Args:
+        settings: The settings as plain values, with every default (``config.model_dump()``).
 
     Example:
         >>> from dpmodel.config import make_config
         >>> config = make_config({
         ...     "network": "lenet5", "optimizer": "SGD", "privacy": {"noise_multiplier": 1},
         ...     "training": {"epochs": 1, "batch_size": 8}})
-        >>> [(each.kind, each.privacy) for each in configured_accesses(config)]
+        >>> [(each.kind, each.privacy) for each in configured_accesses(config.model_dump())]
         [('validation', 'not accounted')]
     """
-    return (*_of_statistics(config), *_of_evaluation(config), *_of_pretrained(config))
+    data, network, features = settings["data"], settings["network"], settings["features"] or {}
+    constants = [f"data.{name}" for name in ("mean", "std") if data.get(name) is not None]
+    weights = [f"network.{key}: {network[key]}" for key in ("weights", "pretrained") if network.get(key)]
+    held = data["validation"]
+    of = f"{held:,} examples held back from the training data" if held else "the test examples"
+    return (
+        *_of_statistics(settings["normalise"] is not None, len(settings["privacy"]["spent"]), constants),
+        _measured(", ".join(settings["training"]["metrics"]), of),
+        *_choices([one["name"] for one in settings["callbacks"]], of),
+        *_of_pretrained(features.get("name"), weights),
+    )
 
 
 def run_accesses(callbacks: Iterable[str]) -> tuple[DataAccess, ...]:
@@ -57,8 +69,11 @@ def run_accesses(callbacks: Iterable[str]) -> tuple[DataAccess, ...]:
         ['validation', 'early_stopping']
     """
     of = "the validation data"
-    measured = DataAccess("validation", f"metrics of {of} after each epoch, without noise", "not accounted")
-    return (measured, *_choices(callbacks, of))
+    return (_measured("metrics", of), *_choices(callbacks, of))
+
+
+def _measured(metrics: str, of: str) -> DataAccess:
+    return DataAccess("validation", f"{metrics} of {of} after each epoch, without noise", "not accounted")
 
 
 def _choices(callbacks: Iterable[str], of: str) -> list[DataAccess]:
@@ -68,35 +83,21 @@ def _choices(callbacks: Iterable[str], of: str) -> list[DataAccess]:
     return [DataAccess("early_stopping", f"{' and '.join(choosers)}, by metrics of {of}", "not accounted")]
 
 
-def _of_statistics(config: Config) -> list[DataAccess]:
+def _of_statistics(normalised: bool, ledgers: int, constants: list[str]) -> list[DataAccess]:
     found = []
-    if config.normalise is not None:
+    if normalised:
         found.append(DataAccess("statistics", "private mean and variance of the inputs (normalise)", "charged"))
-    if config.privacy.spent:
-        number = len(config.privacy.spent)
-        found.append(DataAccess("statistics", f"earlier releases on {number} ledgers (privacy.spent)", "charged"))
-    constants = [name for name in ("mean", "std") if config.data.options.get(name) is not None]
+    if ledgers:
+        found.append(DataAccess("statistics", f"earlier releases on {ledgers} ledgers (privacy.spent)", "charged"))
     if constants:
-        names = " and ".join(f"data.{name}" for name in constants)
-        found.append(DataAccess("statistics", f"{names}, stated as public constants", "public"))
+        stated = f"{' and '.join(constants)}, stated as public constants"
+        found.append(DataAccess("statistics", stated, "public"))
     return found
 
 
-def _of_evaluation(config: Config) -> list[DataAccess]:
-    held_back = config.data.validation
-    of = f"{held_back:,} examples held back from the training data" if held_back else "the test examples"
-    metrics = ", ".join(config.training.metrics)
-    found = [DataAccess("validation", f"{metrics} of {of} after each epoch, without noise", "not accounted")]
-    return found + _choices([one.name for one in config.callbacks], of)
-
-
-def _of_pretrained(config: Config) -> list[DataAccess]:
-    features, options = config.features, config.network.options
+def _of_pretrained(features: str | None, weights: list[str]) -> list[DataAccess]:
     found = []
-    if features is not None and features.name != "scattering":
-        what = f"features by {features.name!r}, which must not have been trained on the private data"
+    if features not in (None, "scattering"):
+        what = f"features by {features!r}, which must not have been trained on the private data"
         found.append(DataAccess("pretrained", what, "public"))
-    named = [key for key in ("weights", "pretrained") if options.get(key)]
-    if named:
-        found.append(DataAccess("pretrained", f"network.{named[0]}: {options[named[0]]}", "not accounted"))
-    return found
+    return found + [DataAccess("pretrained", named, "not accounted") for named in weights]

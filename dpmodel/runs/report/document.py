@@ -77,11 +77,11 @@ Block = Heading | Text | Facts | Items
 
 
 def to_markdown(blocks: Iterable[Block]) -> str:
-    """The blocks as Markdown.
+    r"""The blocks as Markdown.
 
     Example:
         >>> to_markdown([Heading("Title", 1), Facts((("name", "a | b"),))]).splitlines()
-        ['# Title', '', '| | |', '|---|---|', '| name | a \\\\| b |']
+        ['# Title', '', '| | |', '|---|---|', '| name | a \\| b |']
     """
     return "\n\n".join(block.markdown() for block in blocks) + "\n"
 

@@ -60,7 +60,9 @@ def huggingface_card(report: PrivacyReport) -> str:
         },
     }
     metadata |= {key: stated[key] for key in ("license", "language", "pipeline_tag") if key in stated}
-    metrics = [{"type": one["metric"], "value": one["value"]} for one in report.card.get("utility", {}).get("declared", [])]
+    metrics = [
+        {"type": one["metric"], "value": one["value"]} for one in report.card.get("utility", {}).get("declared", [])
+    ]
     if metrics:
         metadata["metrics"] = sorted({one["type"] for one in metrics})
     head = yaml.safe_dump(metadata, sort_keys=False, allow_unicode=True)
@@ -172,18 +174,20 @@ def write_card(
     from dpmodel.figures.files import figure_bytes
     from dpmodel.figures.gallery import inline_svg
 
-    folder, figure, losses = Path(directory), card_figure(report, ledger), report.losses_json()
-    files: dict[str, str | bytes] = {form.file: form.text(report) for form in forms.values()}
+    folder, figure = Path(directory), card_figure(report, ledger)
+    files: dict[str, str | bytes | None] = {form.file: form.text(report) for form in forms.values()}
+    files |= {"privacy_card.png": None, "privacy_loss.json": report.losses_json()}
     if figure is not None:
         files["privacy_card.png"] = figure_bytes(figure, "privacy_card.png")
         if "html" in forms:
             files[forms["html"].file] = report.to_html({CAPTION: inline_svg(figure, "card", CAPTION)})
-    if losses is not None:
-        files["privacy_loss.json"] = losses
     folder.mkdir(parents=True, exist_ok=True)
     for name, content in files.items():
-        write_atomically(folder / name, content, mode=SHARED_FILE)
-    return [folder / name for name in files]
+        if content is None:
+            (folder / name).unlink(missing_ok=True)  # of an earlier card
+        else:
+            write_atomically(folder / name, content, mode=SHARED_FILE)
+    return [folder / name for name, content in files.items() if content is not None]
 
 
 FORMATS.register("markdown")(CardFormat("privacy_report.md", str))

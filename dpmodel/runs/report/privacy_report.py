@@ -122,22 +122,29 @@ class PrivacyReport:
 
         return to_html(report_blocks(self), figures)
 
+    def with_values(self, section: str, **values: Any) -> PrivacyReport:
+        """This report with other values in a section of its card."""
+        return dataclasses.replace(self, card={**self.card, section: {**self.card.get(section, {}), **values}})
+
     def losses_json(self) -> str | None:
         """The distribution of the privacy loss as JSON text; None without a guarantee or a curve."""
         if self.guarantee != "holds" or isinstance(self.trade_off, str):
             return None
-        return self.trade_off.losses_json()
+        return json.dumps({**self.trade_off.losses(), "ledger_digest": self.ledger_digest}) + "\n"
 
     def __str__(self) -> str:
         from dpmodel.runs.report.words import report_in_words
 
         return report_in_words(self)
 
-    def files(self, folder: RunFolder) -> dict[Path, str]:
-        """The files of the report in a run folder, with their contents."""
-        losses = self.losses_json()
-        found = {folder.report: self.to_json(), folder.statement: str(self), folder.page: self.to_html()}
-        return found if losses is None else {**found, folder.losses: losses}
+    def files(self, folder: RunFolder) -> dict[Path, str | None]:
+        """The files of the report in a run folder, with their contents; None for one that must not be there."""
+        return {
+            folder.report: self.to_json(),
+            folder.statement: str(self),
+            folder.page: self.to_html(),
+            folder.losses: self.losses_json(),
+        }
 
     def save(self, directory: str | os.PathLike[str]) -> Path:
         """Write ``privacy_report`` as Markdown, JSON and HTML, and ``privacy_loss.json``, into ``directory``.
@@ -150,7 +157,10 @@ class PrivacyReport:
         folder = RunFolder(Path(directory))
         folder.path.mkdir(parents=True, exist_ok=True)
         for path, text in self.files(folder).items():
-            write_atomically(path, text, mode=SHARED_FILE)
+            if text is None:
+                path.unlink(missing_ok=True)
+            else:
+                write_atomically(path, text, mode=SHARED_FILE)
         return folder.statement
 
 

@@ -33,7 +33,8 @@ def read_groups(section: SubgroupsSection, examples: int) -> list[str]:
     columns = list(lines[0]) if lines else []
     if section.column not in columns:
         raise ConfigError(
-            f"card.subgroups.column: {section.file} has no column {section.column!r}; it has {', '.join(map(str, columns))}"
+            f"card.subgroups.column: {section.file} has no column {section.column!r}; it has "
+            f"{', '.join(map(str, columns))}"
         )
     if len(lines) != examples:
         raise ConfigError(
@@ -43,9 +44,7 @@ def read_groups(section: SubgroupsSection, examples: int) -> list[str]:
     return [str(line[section.column]) for line in lines]
 
 
-def accuracy_by_group(
-    predicted: torch.Tensor, targets: torch.Tensor, groups: Sequence[str]
-) -> list[dict[str, Any]]:
+def accuracy_by_group(predicted: torch.Tensor, targets: torch.Tensor, groups: Sequence[str]) -> list[dict[str, Any]]:
     """Accuracy and number of examples of each group, by name.
 
     Args:
