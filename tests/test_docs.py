@@ -33,6 +33,7 @@ SESSIONS = [
         "features.md",
         "private_prediction.md",
         "audit.md",
+        "card.md",
     )
 ]
 SESSIONS += [page for page in sorted((ROOT / "docs" / "howto").glob("*.md")) if "```python" in page.read_text()]
