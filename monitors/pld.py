@@ -135,7 +135,7 @@ class PLDAccountant(Accountant):
             UnsupportedEventError: There is no rule for an event.
         """
         terms = composable(ledger)
-        found = []
+        found: list[list[ComposedLoss]] = []
         for delta in deltas:
             guess, order, _ = _RENYI.best_epsilon(terms, delta)
             if 0 < guess < math.inf and (not found or guess <= highest):

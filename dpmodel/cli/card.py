@@ -60,7 +60,7 @@ def card(
             raise ConfigError(f"{len(formats)} formats cannot be printed at once; use --output DIR, or one --format")
         report = card_of_run(run_dir, overrides, trust_code=trust_code)
         form = chosen["json"] if as_json else chosen[formats[0] if formats else "markdown"]
-        typer.echo(form.text(report), nl=False)
+        typer.echo(form(report), nl=False)
         return
     if RunFolder(output).ledger.exists():
         raise ConfigError(

@@ -77,7 +77,7 @@ def card_values(
 def person_values(declared: CardSection, ledger: Ledger, spent: PrivacySpent, *, holds: bool) -> dict[str, Any]:
     """The bound on contributions, and epsilon of a person who reaches it."""
     bound = declared.contributions_per_person
-    epsilon = None if bound is None else figures.NO_GUARANTEE
+    epsilon: float | str | None = None if bound is None else figures.NO_GUARANTEE
     if bound is not None and holds:
         epsilon = figures.person_epsilon(ledger, spent.delta, bound)
     return {"contributions_per_person": bound, "person_epsilon": epsilon, "person_delta": spent.delta}

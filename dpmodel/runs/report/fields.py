@@ -111,7 +111,7 @@ def _number(digits: int) -> Callable[[Any, Mapping[str, Any]], str]:
 
 def _mu(value: Any, section: Mapping[str, Any]) -> str:
     if _is_text(value):
-        return value
+        return str(value)
     return f"{float(value):.4g}, compared for error rates from {section.get('smallest_rate', 0):g} on"
 
 

@@ -35,6 +35,10 @@ class CardFormat:
     file: str
     text: Callable[[PrivacyReport], str]
 
+    def __call__(self, report: PrivacyReport) -> str:
+        """The content of the file."""
+        return self.text(report)
+
 
 FORMATS: Registry[CardFormat] = Registry("format of a card")
 
@@ -175,7 +179,7 @@ def write_card(
     from dpmodel.figures.gallery import inline_svg
 
     folder, figure = Path(directory), card_figure(report, ledger)
-    files: dict[str, str | bytes | None] = {form.file: form.text(report) for form in forms.values()}
+    files: dict[str, str | bytes | None] = {form.file: form(report) for form in forms.values()}
     files |= {"privacy_card.png": None, "privacy_loss.json": report.losses_json()}
     if figure is not None:
         files["privacy_card.png"] = figure_bytes(figure, "privacy_card.png")
