@@ -21,6 +21,7 @@ from dpmodel.planning.release import ReleasePlan as ReleasePlan
 from dpmodel.planning.target_epsilon import noise_for_epsilon as noise_for_epsilon
 from dpmodel.preflight.network import fix as fix
 from dpmodel.preflight.network import validate as validate
+from dpmodel.runs.card import card_of_run as card_of_run
 from dpmodel.runs.evaluate import evaluate_run as evaluate_run
 from dpmodel.runs.predict import QuerySettings as QuerySettings
 from dpmodel.runs.predict import RunPredictor as RunPredictor

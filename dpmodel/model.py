@@ -420,8 +420,8 @@ class DPModel(ClaimedModel):
             run.say(NOT_VERIFIED)
         for note in run.notes:
             run.say(note)
-        if self.noise_mech.private and run.delta * run.plan.sampler.num_examples >= 1:
-            run.say(large_delta(run.delta, run.plan.sampler.num_examples))
+        if self.noise_mech.private and run.delta * run.plan.sampler.stated_examples >= 1:
+            run.say(large_delta(run.delta, run.plan.sampler.stated_examples))
         if not self.noise_mech.private:
             run.say("no noise mechanism: this training is NOT private (epsilon is infinite)")
         elif run.plan.unit.grouped:

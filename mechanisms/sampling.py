@@ -33,6 +33,10 @@ def likely_most(mean: float, variance: float) -> int:
     return math.ceil(mean + DEVIATIONS * math.sqrt(variance))
 
 
+#: Most rows of a data set, as a multiple of the number that was stated for it.
+_MOST_ROWS = 2
+
+
 class Sampler(ABC):
     """Base of all samplers. ``num_examples`` and ``batch_size`` are public constants.
 
@@ -68,6 +72,29 @@ class Sampler(ABC):
     #: Steps over which the noise of this training is correlated.
     bands: int = 1
 
+    #: The stated number of examples that sets the sampling rate; None: the number of rows does.
+    num_examples_public: int | None = None
+
+    @property
+    def stated_examples(self) -> int:
+        """The number of examples that steps and reports depend on, in place of the true one if that is not public."""
+        return self.num_examples if self.num_examples_public is None else self.num_examples_public
+
+    def rely_on(self, num_examples_public: int) -> None:
+        """Draw at the rate of a stated, public number of examples, so that no released number depends on the true one.
+
+        Args:
+            num_examples_public: At least the batch size, and at least half the number of rows.
+
+        Raises:
+            ValueError: The number is out of range, or the cost of this sampling depends on the number of rows.
+        """
+        raise ValueError(
+            f"num_examples_public={num_examples_public!r} does not go together with sampling={self.name!r}, whose "
+            "batches or groups depend on the true number of rows. Use sampling='poisson', or treat that number as "
+            "public"
+        )
+
     @property
     def most_bands(self) -> int | None:
         """Most steps over which noise may be correlated; None if this sampling is for independent noise only."""
@@ -101,18 +128,18 @@ class Sampler(ABC):
     @property
     def sampling_rate(self) -> float:
         """Expected fraction of the data set that one step sees."""
-        return self.batch_size / self.num_examples
+        return self.batch_size / self.stated_examples
 
     @property
     def capacity(self) -> int:
         """Number of rows that a step never or hardly ever exceeds; it is neither a limit nor a part of a statement."""
-        variance = self.batch_size * (1.0 - self.sampling_rate)
-        return min(self.num_examples, likely_most(self.batch_size, variance))
+        mean = self.num_examples * self.sampling_rate
+        return min(self.num_examples, likely_most(mean, mean * (1.0 - self.sampling_rate)))
 
     @property
     def steps_per_epoch(self) -> int:
-        """Number of steps in one epoch: the number of whole batches in the data set."""
-        return self.num_examples // self.batch_size
+        """Number of steps in one epoch: the number of whole batches in the data set, or in the stated one."""
+        return self.stated_examples // self.batch_size
 
     @abstractmethod
     def rows(self, step: int) -> np.ndarray:
@@ -143,7 +170,8 @@ class Sampler(ABC):
 class PoissonSampler(Sampler):
     """Each row joins each step independently with probability ``batch_size / num_examples``.
 
-    A step may see no rows at all; it gets noise and is charged like any other.
+    A step may see no rows at all; it gets noise and is charged like any other. After ``rely_on``, the probability is
+    ``batch_size / num_examples_public``.
 
     Example:
         >>> sampler = PoissonSampler(num_examples=100, batch_size=10)
@@ -156,6 +184,31 @@ class PoissonSampler(Sampler):
 
     relation = ADD_OR_REMOVE
     name = "poisson"
+
+    def rely_on(self, num_examples_public: int) -> None:
+        """Draw at the rate of a stated number of examples; see ``Sampler.rely_on``.
+
+        Each row still joins by an independent coin, of a rate that is the same for neighbouring data sets.
+
+        Example:
+            >>> sampler = PoissonSampler(num_examples=97, batch_size=10)
+            >>> sampler.rely_on(100)
+            >>> sampler.sampling_rate, sampler.steps_per_epoch
+            (0.1, 10)
+        """
+        checks.positive_int(num_examples_public=num_examples_public)
+        if num_examples_public < self.batch_size:
+            raise ValueError(
+                f"num_examples_public={num_examples_public} is smaller than batch_size={self.batch_size}: no rate "
+                f"above 1 exists. State at least {self.batch_size}, or use smaller batches"
+            )
+        if self.num_examples > _MOST_ROWS * num_examples_public:
+            raise ValueError(
+                f"num_examples_public={num_examples_public} is less than half the number of rows of the data: batches "
+                f"would be more than {_MOST_ROWS} times as large as batch_size={self.batch_size}. State the size "
+                "that is publicly known of the data, such as a rounded one"
+            )
+        self.num_examples_public = int(num_examples_public)
 
     def rows(self, step: int) -> np.ndarray:
         """The drawn rows, ascending."""
@@ -170,7 +223,8 @@ class PoissonSampler(Sampler):
 
     def describe(self) -> str:
         """Description of the sampling in words."""
-        return f"Poisson, rate {self.batch_size}/{self.num_examples} = {self.sampling_rate:.6g} per step"
+        of = "" if self.num_examples_public is None else " of a stated number of examples"
+        return f"Poisson, rate {self.batch_size}/{self.stated_examples}{of} = {self.sampling_rate:.6g} per step"
 
 
 @SAMPLERS.register("shuffle")

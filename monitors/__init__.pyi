@@ -62,6 +62,7 @@ from monitors.spent import privacy_spent as privacy_spent
 from monitors.spent import resolve_accountant as resolve_accountant
 from monitors.terms import SampledGaussian as SampledGaussian
 from monitors.terms import gaussian_terms as gaussian_terms
+from monitors.trade_off import TradeOffCurve as TradeOffCurve
 from monitors.tuning import best_of as best_of
 from monitors.tuning import best_of_random as best_of_random
 from monitors.tuning import training_event as training_event

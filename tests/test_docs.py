@@ -34,6 +34,7 @@ SESSIONS = [
         "private_prediction.md",
         "audit.md",
         "attack.md",
+        "card.md",
     )
 ]
 SESSIONS += [page for page in sorted((ROOT / "docs" / "howto").glob("*.md")) if "```python" in page.read_text()]

@@ -44,6 +44,7 @@ class AuditReport:
         scores: The score of each canary, shape (m,).
         included: Whether it was in the data, shape (m,).
         seconds: Duration.
+        run_digest: Digest of the ledger of the run whose configuration was audited; None if no run was named.
     """
 
     lines: tuple[Line, ...]
@@ -53,6 +54,7 @@ class AuditReport:
     scores: NDArray[np.float64]
     included: NDArray[np.bool_]
     seconds: float
+    run_digest: str | None = None
 
     @property
     def contradictions(self) -> tuple[Line, ...]:
@@ -105,6 +107,7 @@ class AuditReport:
             "lines": [{**asdict(line), "contradicts": self.contradicts(line)} for line in self.lines],
             "limits": LIMITS,
             "seconds": self.seconds,
+            "run_ledger_digest": self.run_digest,
         }
 
     def to_markdown(self) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+from pathlib import Path
 from typing import Any
 
 from dpmodel.audit.canaries import FEWEST, flip_coins, read_examples
@@ -41,7 +42,10 @@ def audit(
     A copy of the network is trained through ``DPModel.fit``, with the loss, noise mechanism, clip mechanism, unit,
     sampling, engine and optimizer of what is audited, on part of its data. The multiplier of the noise is chosen so
     that the ledger's epsilon is about ``epsilon``. Nothing of what is audited is changed: the model keeps its weights
-    and its ledger, and no run folder is read or written. The report itself is not private.
+    and its ledger, and no run folder is written. The report itself is not private.
+
+    The report of the ``config.resolved.yaml`` in a run folder names the digest of that run's ledger, so that the
+    privacy card of the run counts it.
 
     Args:
         model_or_config: A model, a configuration, or the path of a YAML file.
@@ -82,6 +86,7 @@ def audit(
             "nothing can be audited: the training adds no noise, and its ledger says so with an infinite "
             "epsilon. Set privacy.noise, or DPModel(noise_mech=...)"
         )
+    digest = run_digest(model_or_config)
     read = read_examples(loader, examples)
     plan = plan_audit(
         model, loader.batch_size, len(read), canaries, steps=steps, rate=rate, epsilon=epsilon, delta=delta
@@ -91,7 +96,7 @@ def audit(
     found = scores(observed)
     lines = tuple(all_lines(observed, found))
     seconds = time.perf_counter() - started
-    return AuditReport(lines, observed.epsilon, delta, observed.description, found, included, seconds)
+    return AuditReport(lines, observed.epsilon, delta, observed.description, found, included, seconds, digest)
 
 
 def _require_sound(examples: int, canaries: int, steps: int, rate: float, epsilon: float, delta: float) -> None:
@@ -125,6 +130,28 @@ def require_no_folder(path: str | os.PathLike[str]) -> None:
             f"{os.fspath(path)} is a folder; an audit trains what a configuration describes, and reads no weights or "
             "ledger of a run. Give the YAML file of the training"
         )
+
+
+def run_digest(asked: Any) -> str | None:
+    """Digest of the ledger of the run whose resolved configuration is audited, unchanged; None if it is of no run.
+
+    The report then belongs to that run: its privacy card counts it. The folder is only read.
+
+    Raises:
+        CheckpointError: The files of the run folder do not belong together.
+    """
+    from dpmodel.runs.folder import RunFolder
+
+    if isinstance(asked, Config):
+        path, changed = Path(asked.source), any(place.startswith("--set ") for place in asked._marks.values())
+    elif isinstance(asked, (str, os.PathLike)):
+        path, changed = Path(asked), False
+    else:
+        return None
+    folder = RunFolder(path.parent)
+    if changed or path.name != folder.config.name or not folder.ledger.is_file():
+        return None
+    return folder.read_ledger().digest()
 
 
 def _subject(asked: Any, data: Any) -> tuple[DPModel, PrivateLoader]:

@@ -70,7 +70,7 @@ class BudgetAnswer:
             "last_noise_multiplier": release.noise.noise_multiplier(plan.steps - 1),
             "epochs": config.training.epochs,
             "steps": plan.steps,
-            "num_examples": release.sampler.num_examples,
+            "num_examples": release.sampler.stated_examples,
             "batch_size": release.sampler.batch_size,
             **release.statement,
             "epsilon_by_accountant": {name: json_number(value) for name, value in self.figures.items()},

@@ -135,19 +135,27 @@ class ClaimedModel:
 
         return privacy_spent(self.ledger, delta, accountant, joined_statement(self.statements))
 
-    def report(self, delta: float | None = None, accountant: str | Accountant | None = None) -> PrivacyReport:
+    def report(
+        self,
+        delta: float | None = None,
+        accountant: str | Accountant | None = None,
+        *,
+        card: Mapping[str, Any] | None = None,
+    ) -> PrivacyReport:
         """The privacy report: what was spent, under which conditions, and what it does not cover.
 
-        ``print(report)`` shows it in plain words, ``report.save(folder)`` writes it as Markdown and JSON, and
+        ``print(report)`` shows it in plain words, ``report.save(folder)`` writes it as Markdown, JSON and HTML, and
         ``report.to_dict()`` returns plain values. The mechanisms are those of the last call of ``fit``; the figures
         cover everything on the ledger.
 
         Args:
             delta: Default: the delta of the last training's privacy monitor, or 1e-5.
             accountant: A name or an object. Default: the accountant of the monitor, or ``"rdp"``.
+            card: What you declare for the privacy card: the keys of the section ``card`` of a configuration.
 
         Raises:
             ValueError: The model has not been trained, or ``delta`` is out of range.
+            ConfigError: ``card`` has unknown or wrong values, or names an audit of a different ledger.
 
         Example:
             >>> import torch
@@ -176,7 +184,15 @@ class ClaimedModel:
             accountant=subject.accountant if accountant is None else accountant,
             statement=joined_statement(self.statements),
         )
-        return make_report(stated, self.ledger, self.steps_done, status=status, verified=self.verification)
+        if card is None:
+            return make_report(stated, self.ledger, self.steps_done, status=status, verified=self.verification)
+        from dpmodel.config.reader import declared_card
+        from dpmodel.runs.report.audit_result import audit_result
+
+        stated = replace(stated, card=declared_card(card))
+        result = audit_result(self.ledger.digest(), None, stated.card.audit)
+        made = make_report(stated, self.ledger, self.steps_done, status=status, verified=self.verification)
+        return made.with_values("audit", result=result)
 
     @contextmanager
     def _described(self, run: Run) -> Iterator[None]:

@@ -17,6 +17,7 @@ from dpmodel.cli import (
     attack,
     audit,
     budget,
+    card,
     compare,
     evaluate,
     init,
@@ -69,6 +70,7 @@ _add("train", train.train, train.EXAMPLES)
 _add("eval", evaluate.evaluate, evaluate.EXAMPLES)
 _add("audit", audit.audit, audit.EXAMPLES)
 _add("attack", attack.attack, attack.EXAMPLES)
+_add("card", card.card, card.EXAMPLES)
 _add("budget", budget.budget, budget.EXAMPLES)
 _add("predict", predict.predict, predict.EXAMPLES)
 _add("serve", serve.serve, serve.EXAMPLES)

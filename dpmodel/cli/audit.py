@@ -17,6 +17,9 @@ EXAMPLES = """
   # Write audit.json, audit.md and audit.png
   dpmodel audit configs/lenet5_mnist_gaussian.yaml -o audits/lenet5
 
+  # For the privacy card of a run: it finds the report there
+  dpmodel audit runs/lenet5/config.resolved.yaml -o audits/lenet5
+
   # With more canaries, which give tighter bounds
   dpmodel audit configs/lenet5_mnist_gaussian.yaml --canaries 5000
 
@@ -44,7 +47,7 @@ def audit(
     Network, loss, mechanisms, unit, sampling, engine and optimizer are those of CONFIG; the noise is chosen for
     --epsilon. The defaults suit epsilon 4 and take less than a minute for LeNet5. The exit code is 1 if a line of the
     report contradicts the ledger, which happens to a correct training with a probability below 0.001. No run folder is
-    read or changed. The report is not private.
+    changed. The report is not private.
     """
     from rich.console import Console
 

@@ -300,7 +300,7 @@ def _headline(answer: BudgetAnswer) -> str:
     figures = [
         f"{epsilon_text(value) if isinstance(value, float) else '-'} ({name})" for name, value in answer.figures.items()
     ]
-    caveats = claim_caveats(answer.epsilon, privacy.delta, release.sampler.num_examples)
+    caveats = claim_caveats(answer.epsilon, privacy.delta, release.sampler.stated_examples)
     return "\n".join(
         [
             f"epsilon           {', '.join(figures)} at delta {privacy.delta:g}",

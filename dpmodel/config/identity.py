@@ -7,8 +7,8 @@ from typing import Any
 
 from dpmodel.config.schema import Config
 
-#: Sections that do not change the result: speed and output files.
-_NO_PART = ("performance", "output")
+#: Sections that do not change the result: speed, output files, and what is said about the training.
+_NO_PART = ("performance", "output", "card")
 
 
 def result_settings(config: Config) -> dict[str, Any]:
@@ -17,6 +17,8 @@ def result_settings(config: Config) -> dict[str, Any]:
     values["privacy"].pop("monitor")
     if not config.privacy.spent:  # earlier versions had no such setting
         values["privacy"].pop("spent")
+    if config.privacy.num_examples_public is None:
+        values["privacy"].pop("num_examples_public")
     for section in ("normalise", "augmentation"):
         if values[section] is None:
             values.pop(section)
@@ -37,12 +39,13 @@ def settings_by_path(config: Config) -> dict[str, Any]:
         >>> settings_by_path(config)["training.batch_size"]
         8
     """
-    return dict(_flat(result_settings(config), ""))
+    return dict(flat_settings(result_settings(config)))
 
 
-def _flat(values: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:
+def flat_settings(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Path and value of each setting in nested plain values."""
     for key, value in values.items():
         if isinstance(value, Mapping):
-            yield from _flat(value, f"{prefix}{key}.")
+            yield from flat_settings(value, f"{prefix}{key}.")
         else:
             yield f"{prefix}{key}", value

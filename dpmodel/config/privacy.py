@@ -73,6 +73,8 @@ class PrivacySection(Section):
         accountant: ``rdp``, ``pld`` or ``zcdp``.
         sampling: ``poisson``, ``shuffle`` (which claims no amplification), or ``cyclic_poisson`` and ``fixed_order``
             for correlated noise.
+        num_examples_public: A public number of examples that sets the sampling rate and the steps of an epoch, so that
+            neither depends on the private number of rows. null: the number of rows is treated as public.
         micro_batches: Number of groups per batch whose mean gradients are clipped; null clips each example.
         norm_bound: Initial L2 norm bound.
         noise: Noise mechanism; null trains WITHOUT privacy, as a baseline.
@@ -89,6 +91,7 @@ class PrivacySection(Section):
     delta: OpenUnitFloat = DEFAULT_DELTA
     accountant: str = "rdp"
     sampling: str = "poisson"
+    num_examples_public: PositiveInt | None = None
     micro_batches: PositiveInt | None = None
     norm_bound: PositiveFloat = 1.0
     noise: NoiseSection | None = NoiseSection()

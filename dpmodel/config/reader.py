@@ -10,6 +10,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from dpmodel.config.card import CardSection
 from dpmodel.config.faults import config_error, faults_in, locating_errors, one_error
 from dpmodel.config.kinds import require_kind
 from dpmodel.config.marked_yaml import Marked, read_yaml_file
@@ -91,7 +92,37 @@ def _located(config: Config, marked: Marked, source: str) -> Config:
         for index, path in enumerate(config.privacy.spent)
     )
     changed["privacy"] = config.privacy.model_copy(update={"spent": ledgers})
+    changed["card"] = _located_card(config.card, marked, source)
     return config.model_copy(update=changed)
+
+
+def declared_card(values: Mapping[str, Any]) -> CardSection:
+    """The section ``card`` from plain values, with full paths.
+
+    Raises:
+        ConfigError: A value is unknown or wrong.
+
+    Example:
+        >>> declared_card({"contributions_per_person": 3}).contributions_per_person
+        3
+    """
+    marked = Marked({"card": dict(values)})
+    try:
+        card = CardSection.model_validate(dict(values))
+    except ValidationError as error:
+        raise config_error(error, {}, "card", CardSection) from None
+    return _located_card(card, marked, "card")
+
+
+def _located_card(card: CardSection, marked: Marked, source: str) -> CardSection:
+    changed: dict[str, Any] = {}
+    if card.audit is not None:
+        changed["audit"] = locate_data(card.audit, place_of(marked.marks, ("card", "audit"), source), "card.audit")
+    if card.subgroups is not None:
+        place = place_of(marked.marks, ("card", "subgroups", "file"), source)
+        full = locate_data(card.subgroups.file, place, "card.subgroups.file")
+        changed["subgroups"] = card.subgroups.model_copy(update={"file": full})
+    return card.model_copy(update=changed)
 
 
 def require_names(config: Config) -> None:

@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import Annotated, Any
 
 import yaml
-from pydantic import PrivateAttr
+from pydantic import PrivateAttr, model_validator
 
+from dpmodel.config.card import CardSection
 from dpmodel.config.fields import FromList, Section
 from dpmodel.config.marked_yaml import Path
 from dpmodel.config.privacy import PrivacySection
@@ -43,6 +44,7 @@ class Config(Section):
         training: Epochs, batch size, seed of the initial weights, metrics.
         callbacks: Additional callbacks.
         output: Which files are written.
+        card: What the privacy card states on the user's word.
 
     Example:
         >>> config = Config.model_validate({
@@ -65,9 +67,26 @@ class Config(Section):
     training: TrainingSection
     callbacks: Annotated[tuple[CallbackSection, ...], FromList] = ()
     output: OutputSection = OutputSection()
+    card: CardSection = CardSection()
 
     _source: str = PrivateAttr(default="configuration")
     _marks: dict[Path, str] = PrivateAttr(default_factory=dict)
+
+    @model_validator(mode="after")
+    def _only_the_stated_size(self) -> Config:
+        stated = self.privacy.num_examples_public
+        if stated is not None and self.data.num_examples is not None:
+            raise ValueError(
+                f"data.num_examples={self.data.num_examples} states the true number of rows, but "
+                f"privacy.num_examples_public={stated} keeps it private; give one of them"
+            )
+        if stated is not None and self.normalise is not None:
+            raise ValueError(
+                "normalise divides its private mean and variance by the true number of rows, which "
+                f"privacy.num_examples_public={stated} keeps private; remove one of them, or normalise with public "
+                "constants (data.mean, data.std)"
+            )
+        return self
 
     @property
     def source(self) -> str:

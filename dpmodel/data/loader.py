@@ -204,6 +204,8 @@ class PrivateLoader:
         dataset: Map-style data set with a length, or ``StreamRows``.
         batch_size: Expected (Poisson) or exact (shuffle) examples per step.
         sampling: Name of the sampler; ``"fixed_order"`` for ``StreamRows``.
+        num_examples_public: A public number of examples that sets the sampling rate in place of the true one; see
+            ``Sampler.rely_on``.
         collate_fn: As in ``DataLoader``.
         num_workers: Number of processes that fetch ahead; 0 fetches in this process. Rows are drawn in this process.
         pin_memory: As in ``DataLoader``, for CUDA.
@@ -211,7 +213,8 @@ class PrivateLoader:
             ``WORKER_OPTIONS``.
 
     Raises:
-        ValueError: The batch size exceeds the data set, or the sampling is unknown.
+        ValueError: The batch size exceeds the data set, the sampling is unknown, or it does not go together with
+            ``num_examples_public``.
 
     Example:
         >>> data = TorchTensorDataset(torch.zeros(100, 3), torch.zeros(100))
@@ -226,6 +229,7 @@ class PrivateLoader:
         batch_size: int,
         *,
         sampling: str = "poisson",
+        num_examples_public: int | None = None,
         collate_fn: Callable[[list[Any]], Any] | None = None,
         num_workers: int = 0,
         pin_memory: bool = False,
@@ -236,6 +240,7 @@ class PrivateLoader:
         self.num_examples = _length(dataset)
         self.batch_size = int(batch_size)
         self.sampling = sampling
+        self.num_examples_public = num_examples_public
         self.fetcher = RowFetcher(dataset, collate_fn or default_collate)
         self.num_workers = num_workers
         self.pin_memory = pin_memory
@@ -245,6 +250,8 @@ class PrivateLoader:
     def make_sampler(self, seed: int | None = None, first_partition: int = 0) -> Sampler:
         """A new sampler over the rows of this loader."""
         sampler: Sampler = self.build_sampler(self.num_examples, self.batch_size, seed, first_partition)
+        if self.num_examples_public is not None:
+            sampler.rely_on(self.num_examples_public)
         return sampler
 
     @property
@@ -354,6 +361,7 @@ def poisson_loader(
     dataset: Any,
     batch_size: int,
     *,
+    num_examples_public: int | None = None,
     collate_fn: Callable[[list[Any]], Any] | None = None,
     num_workers: int = 0,
     pin_memory: bool = False,
@@ -363,6 +371,8 @@ def poisson_loader(
     Args:
         dataset: Map-style data set with a length.
         batch_size: Expected examples per step, at most ``len(dataset)``.
+        num_examples_public: A public number of examples, such as a rounded one, to divide by in place of
+            ``len(dataset)``. The rate and the number of steps then do not depend on the true number.
         collate_fn: As in ``DataLoader``.
         num_workers: Processes that fetch ahead.
         pin_memory: As in ``DataLoader``.
@@ -373,7 +383,13 @@ def poisson_loader(
         'poisson'
     """
     return PrivateLoader(
-        dataset, batch_size, sampling="poisson", collate_fn=collate_fn, num_workers=num_workers, pin_memory=pin_memory
+        dataset,
+        batch_size,
+        sampling="poisson",
+        num_examples_public=num_examples_public,
+        collate_fn=collate_fn,
+        num_workers=num_workers,
+        pin_memory=pin_memory,
     )
 
 

@@ -48,6 +48,9 @@ def release_plan(
     with locating_errors(config, "training.batch_size"):
         first = 0 if before is None else before.next_partition
         sampler = SAMPLERS.create(privacy.sampling, num_examples, batch_size, privacy.sampling_seed, first)
+    if privacy.num_examples_public is not None:
+        with locating_errors(config, "privacy.num_examples_public"):
+            sampler.rely_on(privacy.num_examples_public)
     with locating_errors(config, "privacy.noise"):
         return ReleasePlan(noise, clip, unit, sampler)
 

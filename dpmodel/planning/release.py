@@ -216,7 +216,7 @@ class ReleasePlan:
     def facts(self) -> dict[str, int | float | str | None]:
         """The true values of the numbers that a monitor may have been given."""
         return {
-            "num_samples": self.sampler.num_examples,
+            "num_samples": self.sampler.stated_examples,
             "batch_size": self.sampler.batch_size,
             "initial_noise_multiplier": self.noise.initial_noise_multiplier if self.noise.private else 0.0,
             "noise_decay_mode": self.noise.decay_policy,

@@ -15,6 +15,7 @@ from dpmodel.planning.count_noise import count_remedy
 from dpmodel.planning.from_config import release_plan, with_noise_multiplier
 from dpmodel.planning.noise_floor import HIGHEST_FIRST, require_noise_left
 from dpmodel.planning.spent_ledgers import spent_ledger
+from dpmodel.runs.report.accesses import configured_accesses
 from dpmodel.runs.report.subject import ReportSubject
 from mechanisms.noise import AUTO
 from monitors.errors import CalibrationError, ConfigError
@@ -84,6 +85,8 @@ class TrainingPlan:
             privacy.accountant,
             target_epsilon=self.target_epsilon,
             public_constants=tuple(constants),
+            accesses=configured_accesses(self.config.model_dump()),
+            card=self.config.card,
         )
 
     def at(self, noise_multiplier: float) -> TrainingPlan:
@@ -169,6 +172,8 @@ def expected_examples(config: Config) -> int:
         ConfigError: The configuration does not say and the data set is not a public one.
     """
     data = config.data
+    if config.privacy.num_examples_public is not None:
+        return config.privacy.num_examples_public
     known = data.num_examples or data.limit or KNOWN_SIZES.get(data.name, 0) - (data.validation or 0)
     if known <= 0:
         raise ConfigError(

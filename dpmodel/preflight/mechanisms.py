@@ -39,12 +39,16 @@ def require_sound_mechanisms(
     if isinstance(plan.noise.event(steps[0], plan.unit.sensitivity_factor), NonPrivateEvent):
         return notes
 
+    examples, batch = plan.sampler.num_examples, plan.sampler.batch_size
+
     def fresh(num_examples: int, batch_size: int, first_partition: int) -> Sampler:
         sampler = build_sampler(num_examples, batch_size, None, first_partition)
         sampler.separate(plan.sampler.bands)
+        stated = plan.sampler.num_examples_public
+        if stated is not None and (num_examples, batch_size) == (examples, batch):
+            sampler.rely_on(stated)
         return sampler
 
     like = layout.zeros(1).expand(layout.size)
     notes += require_sound_noise(plan.noise, plan.unit, steps, norm_bound=plan.clip.norm_bound, like=like)
-    examples, batch = plan.sampler.num_examples, plan.sampler.batch_size
     return notes + require_sound_sampler(fresh, examples, batch, plan.unit, len(steps))

@@ -48,7 +48,7 @@ class Task:
     """What a configuration trains or evaluates: data, network and loss, on a device.
 
     Args:
-        config: The configuration; it states the number of training examples.
+        config: The configuration; it states the number of training examples if that is public.
         data: Training and test data.
         network: With its initial weights.
         loss_fn: The loss.
@@ -79,6 +79,7 @@ class Task:
                 self.placed(self.data.train),
                 config.training.batch_size,
                 sampling=config.privacy.sampling,
+                num_examples_public=config.privacy.num_examples_public,
                 num_workers=performance.workers,
                 pin_memory=not performance.in_memory and self.device.type == "cuda",
             )
@@ -196,7 +197,9 @@ def _with_features(section: FeaturesSection, config: Config, data: DataSplits, d
 
 
 def _with_size(config: Config, data: DataSplits) -> Config:
-    """The configuration with the number of training examples stated."""
+    """The configuration with the number of training examples stated, if it is public."""
+    if config.privacy.num_examples_public is not None:
+        return config  # the run folder must not state the true number
     stated = config.data.model_copy(update={"num_examples": len(data.train)})
     return config.model_copy(update={"data": stated})
 

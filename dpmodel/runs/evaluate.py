@@ -5,7 +5,10 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
 
 from dpmodel.config import Config, load_config
 from dpmodel.config.reader import Override
@@ -19,6 +22,11 @@ from dpmodel.saving.checkpoint import load_weights
 from monitors.errors import CheckpointError, ConfigError
 from monitors.spent import PrivacySpent, privacy_spent
 from monitors.untrusted import read_json
+
+if TYPE_CHECKING:
+    from dpmodel.model import DPModel
+    from dpmodel.planning.training_plan import TrainingPlan
+    from dpmodel.runs.build import Task
 
 #: Settings of the privacy section that choose how the ledger is read, not what was released.
 _STATED_ANEW = {"delta": None, "accountant": None}
@@ -67,7 +75,7 @@ class Evaluation:
         metrics: Name to value, over the test data.
         spent: Epsilon of the ledger in the folder, with its conditions.
         test_data: Whether the test data are those of the training.
-        num_examples: Training examples.
+        num_examples: Training examples, or the stated number that sets the sampling rate.
     """
 
     metrics: dict[str, float]
@@ -98,17 +106,48 @@ def evaluate_run(
     stored = load_config(folder.config, import_plugins=False)
     require_same_training(stored, config)
     ledger = folder.read_ledger()
+    task, plan, model = _rebuilt(folder, config, stored)
+    privacy = config.privacy
+    spent = privacy_spent(ledger, privacy.delta, privacy.accountant, plan.release.statement)
+    test_data = MeasuredData(task.data.test_fingerprint, _recorded(folder))
+    metrics = model.eval(task.placed(task.data.test))
+    return Evaluation(metrics, spent, test_data, plan.release.sampler.stated_examples)
+
+
+def _rebuilt(folder: RunFolder, config: Config, stored: Config) -> tuple[Task, TrainingPlan, DPModel]:
+    """Data and network, the plan, and the model with the weights of the folder."""
     task = build_task(config)
     plan = plan_training(without_spent(stored), stored.data.num_examples or len(task.data.train))
     model = build_model(task, plan.release)
     if not folder.checkpoint.is_file():
         raise CheckpointError(f"{folder.checkpoint} is missing; train with output.checkpoint: true")
     load_weights(task.network, folder.checkpoint)
-    privacy = config.privacy
-    spent = privacy_spent(ledger, privacy.delta, privacy.accountant, plan.release.statement)
-    test_data = MeasuredData(task.data.test_fingerprint, _recorded(folder))
-    metrics = model.eval(task.placed(task.data.test))
-    return Evaluation(metrics, spent, test_data, plan.release.sampler.num_examples)
+    return task, plan, model
+
+
+def evaluated_classes(path: str | os.PathLike[str], *, trust_code: bool = False) -> tuple[Tensor, Tensor]:
+    """Predicted and true classes of the evaluation data of a run folder, both of shape (n,).
+
+    Args:
+        path: Folder of ``dpmodel train``.
+        trust_code: As in ``evaluate_run``.
+
+    Raises:
+        ConfigError: As in ``evaluate_run``; or the evaluation data changed since, or have no classes.
+    """
+    folder = RunFolder.existing(path)
+    config = load_run(folder, trust_code=trust_code)
+    task, _, model = _rebuilt(folder, config, config)
+    warning = MeasuredData(task.data.test_fingerprint, _recorded(folder)).warning
+    if warning is not None:
+        raise ConfigError(f"{folder.path}: accuracy by subgroup cannot be measured: {warning}")
+    test = task.data.test
+    inputs, targets = test.batch(torch.arange(len(test)))
+    outputs = model.predict(test.transform_batch(inputs))
+    if not isinstance(outputs, Tensor) or outputs.dim() != 2 or targets.dim() != 1 or targets.is_floating_point():
+        raise ConfigError(f"{folder.path}: accuracy by subgroup needs a network with one output per class")
+    predicted = outputs.argmax(dim=1) if outputs.shape[1] > 1 else (outputs[:, 0] > 0).long()
+    return predicted, targets
 
 
 def _recorded(folder: RunFolder) -> Fingerprint | None:

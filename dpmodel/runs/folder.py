@@ -70,6 +70,16 @@ class RunFolder:
         return self.path / "privacy_report.md"
 
     @property
+    def page(self) -> Path:
+        """The privacy report as a web page."""
+        return self.path / "privacy_report.html"
+
+    @property
+    def losses(self) -> Path:
+        """The distribution of the privacy loss; exists if there is a guarantee."""
+        return self.path / "privacy_loss.json"
+
+    @property
     def test_data(self) -> Path:
         """Size and digest of the test data that the metrics are of."""
         return self.path / "test_data.json"
@@ -243,7 +253,8 @@ class RunFolder:
                     f"{file} is {kind}. The record of a training lies in its folder: put the file itself there, or "
                     "choose a different folder"
                 )
-        for file in (self.report, self.statement, self.curve, self.checkpoint, self.history, self.norm_bounds):
+        results = (self.report, self.statement, self.page, self.losses, self.curve, self.checkpoint, self.history)
+        for file in (*results, self.norm_bounds):
             if file.is_dir() and not file.is_symlink():
                 raise CheckpointError(f"{file} is a folder, in place of a result; move it away")
 

@@ -69,7 +69,9 @@ class RunRecorder(Callback):
         if run is None or not run.begun or (failed and record is not None and not record.released(run)):
             return None
         subject = run.subject if self.subject is None else self.subject
-        report = make_report(subject, run.ledger, run.step, status=status, verified=run.verification)
+        report = make_report(
+            subject, run.ledger, run.step, status=status, verified=run.verification, metrics=run.metrics
+        )
         self.report = dataclasses.replace(report, journals=run.heads)
         if record is not None:
             self._write_report(run, record)
@@ -78,8 +80,11 @@ class RunRecorder(Callback):
     def _write_report(self, run: Run, record: ReleaseRecord) -> None:
         assert self.report is not None
         folder, lock = record.folder, record.lock
-        lock.write(folder.report, self.report.to_json())
-        lock.write(folder.statement, str(self.report))
+        for path, text in self.report.files(folder).items():
+            if text is None:
+                lock.remove(path)
+            else:
+                lock.write(path, text)
         self._write_progress(run, record)
         if self.output.curve and len(run.history):
             figure = run.history.plot(ledger=run.ledger, accountant=run.accountant)

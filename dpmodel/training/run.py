@@ -10,6 +10,7 @@ from dpmodel.callbacks.silence import say_nothing
 from dpmodel.claims.choices import private_value_read
 from dpmodel.claims.claim import joined_statement
 from dpmodel.distributed.ranks import ALONE, Ranks
+from dpmodel.runs.report.accesses import run_accesses
 from dpmodel.runs.report.subject import ReportSubject
 from dpmodel.training.history import History
 from monitors.accountant import DEFAULT_DELTA, MOST_ROWS, LedgerFollower, Tracker
@@ -97,6 +98,7 @@ class Run:
             (found for found in accountants if found is not None), DEFAULT_ACCOUNTANT
         )
         self.history = History(delta=self.delta)
+        self._listeners = tuple(type(callback).__name__ for callback in callbacks)
 
     @property
     def loss(self) -> float | None:
@@ -222,7 +224,13 @@ class Run:
         """The training as its privacy report describes it."""
         words = joined_statement(self.model.statements or [self.plan.statement])
         return ReportSubject(
-            self.plan, self.model.norm_bound, self.planned_steps, self.delta, self.accountant, statement=words
+            self.plan,
+            self.model.norm_bound,
+            self.planned_steps,
+            self.delta,
+            self.accountant,
+            statement=words,
+            accesses=run_accesses(self._listeners) if self.has_validation else (),
         )
 
     def status(self, error: BaseException | None = None) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from mechanisms.sampling import SAMPLERS, PoissonSampler, ShuffleSampler
+from mechanisms.sampling import SAMPLERS, PoissonSampler, Sampler, ShuffleSampler
 from monitors import checks
 from monitors.events import CorrelatedEvent, PoissonSampledEvent, PrivacyEvent, compose
 
@@ -65,6 +65,14 @@ class CyclicPoissonSampler(PoissonSampler):
     def group_rate(self) -> float:
         """Probability with which a row is drawn at a step of its group."""
         return self.bands * self.batch_size / self.num_examples
+
+    def rely_on(self, num_examples_public: int) -> None:
+        """Refuse: the groups, of which each round draws one, are of the true number of rows.
+
+        Raises:
+            ValueError: Always.
+        """
+        Sampler.rely_on(self, num_examples_public)
 
     def rows(self, step: int) -> np.ndarray:
         """The drawn rows of the group of ``step``, ascending.

@@ -63,6 +63,8 @@ def test_the_folder_holds_the_files_of_the_command_line_except_the_configuration
             folder.curve,
             folder.statement,
             folder.report,
+            folder.page,
+            folder.losses,
         )
     )
 

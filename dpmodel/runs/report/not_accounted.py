@@ -29,9 +29,20 @@ def not_accounted(subject: ReportSubject) -> tuple[str, ...]:
         "roughly as if epsilon were k times as large.",
         "Rows that are not independent: repeated rows and rows read by several examples are detected before "
         "training. Modified copies of a record, and statistics computed earlier over all rows, cannot be detected.",
-        "The number of training examples, the batch size and all settings are treated as public.",
+        _of_the_size(subject.release.sampler.num_examples_public),
     )
     return (*general, *_of_the_data(subject.public_constants))
+
+
+def _of_the_size(stated: int | None) -> str:
+    if stated is None:
+        return "The number of training examples, the batch size and all settings are treated as public."
+    return (
+        f"The batch size, all settings and the stated number of examples ({stated:,}) are treated as public. The true "
+        "number of training examples changes no rate and no number of steps; whoever can measure the running time or "
+        "the memory of the training learns something about it. Earlier releases (privacy.spent) hold under their own "
+        "conditions."
+    )
 
 
 def _of_the_data(constants: tuple[str, ...]) -> tuple[str, ...]:

@@ -13,7 +13,10 @@ from typing import TYPE_CHECKING, Any
 
 from dpmodel.claims.verification import NOT_COVERED
 from dpmodel.planning.release import NO_GUARANTEE
+from dpmodel.runs.report.card import card_values
 from dpmodel.runs.report.not_accounted import not_accounted
+from dpmodel.runs.report.privacy_figures import NO_GUARANTEE as NO_FIGURE
+from dpmodel.runs.report.privacy_figures import privacy_curve
 from mechanisms.clipping import CLIP
 from mechanisms.noise import NOISE
 from monitors.accountant import ACCOUNTANTS
@@ -22,8 +25,10 @@ from monitors.errors import UnsupportedEventError
 from monitors.spent import PrivacySpent, privacy_spent, resolve_accountant
 
 if TYPE_CHECKING:
+    from dpmodel.runs.folder import RunFolder
     from dpmodel.runs.report.subject import ReportSubject
     from monitors.ledger import Ledger
+    from monitors.trade_off import TradeOffCurve
 
 FORMAT = "dpmodel-privacy-report/1"
 
@@ -48,6 +53,8 @@ class PrivacyReport:
         violations: Why the guarantee is void; empty if it is not.
         verified: What was verified about the training, how and when.
         journals: Heads of the release journals when the report was made (see ``ReleaseJournal``).
+        card: The sections of the privacy card, as plain JSON values.
+        trade_off: The trade-off curve of the ledger, or why there is none.
     """
 
     spent: PrivacySpent
@@ -65,14 +72,15 @@ class PrivacyReport:
     violations: tuple[str, ...] = ()
     verified: tuple[str, ...] = ()
     journals: tuple[str, ...] = ()
+    card: Mapping[str, Mapping[str, Any]] = dataclasses.field(default_factory=dict)
+    trade_off: TradeOffCurve | str = "no curve"
 
     @property
     def guarantee(self) -> str:
         """``"holds"``; ``"void"`` after a violation; ``"none"`` without noise or with known randomness."""
         if self.violations:
             return "void"
-        known = any(note.endswith(NO_GUARANTEE) for note in self.spent.notes)
-        return "none" if known or math.isinf(self.spent.epsilon) else "holds"
+        return "holds" if holds(self.spent) else "none"
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values; an infinite epsilon is the string ``"inf"``."""
@@ -89,6 +97,7 @@ class PrivacyReport:
             "target_epsilon": self.target_epsilon,
             "epsilon_by_accountant": {name: _plain(value) for name, value in self.figures.items()},
             "mechanism": dict(self.mechanism),
+            "card": {name: dict(section) for name, section in self.card.items()},
             "tuning": "not accounted",
             "not_accounted": list(self.not_accounted),
             "verified": list(self.verified),
@@ -102,24 +111,67 @@ class PrivacyReport:
         """The report as JSON text."""
         return json.dumps(self.to_dict(), indent=1, ensure_ascii=False) + "\n"
 
+    def to_html(self, figures: Mapping[str, str] | None = None) -> str:
+        """The report as one web page.
+
+        Args:
+            figures: ``<svg>`` elements by caption.
+        """
+        from dpmodel.runs.report.document import to_html
+        from dpmodel.runs.report.words import report_blocks
+
+        return to_html(report_blocks(self), figures)
+
+    def with_values(self, section: str, **values: Any) -> PrivacyReport:
+        """This report with other values in a section of its card."""
+        return dataclasses.replace(self, card={**self.card, section: {**self.card.get(section, {}), **values}})
+
+    def losses_json(self) -> str | None:
+        """The distribution of the privacy loss as JSON text; None without a guarantee or a curve."""
+        if self.guarantee != "holds" or isinstance(self.trade_off, str):
+            return None
+        return json.dumps({**self.trade_off.losses(), "ledger_digest": self.ledger_digest}) + "\n"
+
     def __str__(self) -> str:
         from dpmodel.runs.report.words import report_in_words
 
         return report_in_words(self)
 
+    def files(self, folder: RunFolder) -> dict[Path, str | None]:
+        """The files of the report in a run folder, with their contents; None for one that must not be there."""
+        return {
+            folder.report: self.to_json(),
+            folder.statement: str(self),
+            folder.page: self.to_html(),
+            folder.losses: self.losses_json(),
+        }
+
     def save(self, directory: str | os.PathLike[str]) -> Path:
-        """Write ``privacy_report.json`` and ``privacy_report.md`` into ``directory``, and return the latter's path."""
+        """Write ``privacy_report`` as Markdown, JSON and HTML, and ``privacy_loss.json``, into ``directory``.
+
+        Returns:
+            The path of the Markdown file.
+        """
         from dpmodel.runs.folder import RunFolder
 
         folder = RunFolder(Path(directory))
         folder.path.mkdir(parents=True, exist_ok=True)
-        for path, text in ((folder.report, self.to_json()), (folder.statement, str(self))):
-            write_atomically(path, text, mode=SHARED_FILE)
+        for path, text in self.files(folder).items():
+            if text is None:
+                path.unlink(missing_ok=True)
+            else:
+                write_atomically(path, text, mode=SHARED_FILE)
         return folder.statement
 
 
 def make_report(
-    subject: ReportSubject, ledger: Ledger, steps: int, *, status: str = "finished", verified: Iterable[str] = ()
+    subject: ReportSubject,
+    ledger: Ledger,
+    steps: int,
+    *,
+    status: str = "finished",
+    verified: Iterable[str] = (),
+    metrics: Mapping[str, float] | None = None,
 ) -> PrivacyReport:
     """The report of a training that left ``ledger``.
 
@@ -129,15 +181,18 @@ def make_report(
         steps: Steps that were done.
         status: ``"finished"``, or why the training ended early.
         verified: What was verified, one sentence each (``Run.verification``).
+        metrics: Metrics on the evaluation data. They are stated only if ``subject.card`` declares these data public.
     """
     statement = subject.release.statement if subject.statement is None else subject.statement
 
     def spent(released: Ledger) -> PrivacySpent:
         return privacy_spent(released, subject.delta, subject.accountant, statement)
 
-    lost_steps = ledger.lost.total
+    lost_steps, total = ledger.lost.total, spent(ledger)
+    valid = holds(total)
+    trade_off = privacy_curve(ledger) if valid else NO_FIGURE
     return PrivacyReport(
-        spent=spent(ledger),
+        spent=total,
         figures=epsilon_by_accountant(ledger, subject.delta),
         mechanism=_mechanism(subject, max(steps - 1, 0)),
         steps=steps,
@@ -151,7 +206,14 @@ def make_report(
         without_lost=spent(ledger.kept) if lost_steps else None,
         violations=ledger.violations,
         verified=tuple(verified),
+        card=card_values(subject, ledger, total, trade_off, holds=valid, measured=metrics),
+        trade_off=trade_off,
     )
+
+
+def holds(spent: PrivacySpent) -> bool:
+    """Whether ``spent`` is a guarantee: epsilon is finite, and no note takes it back."""
+    return not math.isinf(spent.epsilon) and not any(note.endswith(NO_GUARANTEE) for note in spent.notes)
 
 
 def epsilon_by_accountant(ledger: Ledger, delta: float) -> dict[str, float | str]:
@@ -184,7 +246,7 @@ def _mechanism(subject: ReportSubject, last_step: int) -> dict[str, Any]:
         "clipping": CLIP.name_of(type(release.clip)),
         "initial_norm_bound": subject.norm_bound,
         "clip_count_event": None if count_event is None else count_event.to_dict(),
-        "num_examples": release.sampler.num_examples,
+        "num_examples": release.sampler.stated_examples,
         "batch_size": release.sampler.batch_size,
         "sampling_rate": release.sampler.sampling_rate,
         "micro_batches": release.unit.expected_units if release.unit.grouped else None,

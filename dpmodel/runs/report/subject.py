@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from dpmodel.config.card import CardSection
 from monitors.accountant import DEFAULT_DELTA
 
 if TYPE_CHECKING:
     from dpmodel.planning.release import ReleasePlan
+    from dpmodel.runs.report.accesses import DataAccess
     from monitors.accountant import Accountant
 
 
@@ -26,6 +28,8 @@ class ReportSubject:
         statement: Unit, relation and sampling in words; None for those of ``release``.
         target_epsilon: What the noise was solved for, or None.
         public_constants: Settings that are treated as public constants.
+        accesses: Accesses to data that are known from the configuration.
+        card: What the user declares for the privacy card.
     """
 
     release: ReleasePlan
@@ -36,3 +40,5 @@ class ReportSubject:
     statement: Mapping[str, str] | None = None
     target_epsilon: float | None = None
     public_constants: tuple[str, ...] = ()
+    accesses: tuple[DataAccess, ...] = ()
+    card: CardSection = field(default_factory=CardSection)

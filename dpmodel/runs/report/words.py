@@ -1,13 +1,14 @@
-"""The privacy report in plain words, as Markdown."""
+"""The privacy report in plain words, as blocks of text."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 from dpmodel.claims.verification import NOT_COVERED
 from dpmodel.planning.release import NO_GUARANTEE, large_delta
+from dpmodel.runs.report.document import Block, Facts, Heading, Items, Text, to_markdown
+from dpmodel.runs.report.fields import card_blocks
 from monitors.spent import epsilon_text
 
 if TYPE_CHECKING:
@@ -29,33 +30,36 @@ def report_in_words(report: PrivacyReport) -> str:
     Args:
         report: The report.
     """
+    return to_markdown(report_blocks(report))
+
+
+def report_blocks(report: PrivacyReport) -> list[Block]:
+    """The report as blocks, for Markdown and for a web page."""
     spent = report.spent
-    parts = [
-        "# Privacy report",
-        _claim(report),
-        "## What the guarantee says",
-        _meaning(report),
-        "## Under which conditions",
-        _table(_conditions(report)),
-        "## How the figure was obtained",
-        _origin(report),
-        "## What was verified",
-        _listed(report.verified) or "No verification is recorded.",
-        "No check covers the following:",
-        _listed(NOT_COVERED),
-        "## What is not accounted for",
-        _listed(report.not_accounted),
+    verified = Items(report.verified) if report.verified else Text("No verification is recorded.")
+    parts: list[Block] = [
+        Heading("Privacy report", 1),
+        Text(claim_of(report)),
+        Heading("What the guarantee says"),
+        Text(_meaning(report)),
+        Heading("Under which conditions"),
+        Facts(tuple(_conditions(report))),
+        *card_blocks(report.card),
+        Heading("How the figure was obtained"),
+        Text(_origin(report)),
+        Heading("What was verified"),
+        verified,
+        Text("No check covers the following:"),
+        Items(NOT_COVERED),
+        Heading("What is not accounted for"),
+        Items(report.not_accounted),
     ]
     if report.without_lost is not None:
-        parts[2:2] = ["## Steps that were lost", _lost(report.lost_steps, report.without_lost)]
+        parts[2:2] = [Heading("Steps that were lost"), Text(_lost(report.lost_steps, report.without_lost))]
     caveats = [*spent.notes, *_of_delta(report)]
     if caveats:
-        parts += ["## Caveats", "\n".join(f"- **{note}**" for note in caveats)]
-    return "\n\n".join(parts) + "\n"
-
-
-def _listed(sentences: Iterable[str]) -> str:
-    return "\n".join(f"- {sentence}" for sentence in sentences)
+        parts += [Heading("Caveats"), Items(tuple(f"**{note}**" for note in caveats))]
+    return parts
 
 
 def strength(epsilon: float) -> str:
@@ -70,7 +74,8 @@ def strength(epsilon: float) -> str:
     return next(words for most, words in _TIERS if epsilon <= most)
 
 
-def _claim(report: PrivacyReport) -> str:
+def claim_of(report: PrivacyReport) -> str:
+    """The first sentence of the report."""
     spent = report.spent
     if report.violations:
         return f"**The guarantee is void: {'; '.join(report.violations)}.** Epsilon is infinite."
@@ -185,11 +190,3 @@ def _origin(report: PrivacyReport) -> str:
 
 def _figure(value: float | str) -> str:
     return value if isinstance(value, str) else epsilon_text(value)
-
-
-def _table(rows: list[tuple[str, str]]) -> str:
-    return "\n".join(["| | |", "|---|---|", *(f"| {name} | {_cell(value)} |" for name, value in rows)])
-
-
-def _cell(text: str) -> str:
-    return " ".join(text.replace("|", "\\|").split())

@@ -25,6 +25,8 @@ FILES = {
     "releases.jsonl",
     "privacy_report.json",
     "privacy_report.md",
+    "privacy_report.html",
+    "privacy_loss.json",
     "test_data.json",
     "inputs.json",
     "training_curve.png",
