@@ -204,17 +204,14 @@ class PrivateLoader:
         dataset: Map-style data set with a length, or ``StreamRows``.
         batch_size: Expected (Poisson) or exact (shuffle) examples per step.
         sampling: Name of the sampler; ``"fixed_order"`` for ``StreamRows``.
-        num_examples_public: A public number of examples that sets the sampling rate in place of the true one; see
-            ``Sampler.rely_on``.
+        num_examples_public: A public number that sets the sampling rate in place of the true one (``Sampler.rely_on``).
         collate_fn: As in ``DataLoader``.
         num_workers: Number of processes that fetch ahead; 0 fetches in this process. Rows are drawn in this process.
         pin_memory: As in ``DataLoader``, for CUDA.
-        worker_options: Further arguments of the ``DataLoader`` that fetches with ``num_workers``, by name:
-            ``WORKER_OPTIONS``.
+        worker_options: Further arguments of the ``DataLoader`` of the workers, by name: ``WORKER_OPTIONS``.
 
     Raises:
-        ValueError: The batch size exceeds the data set, the sampling is unknown, or it does not go together with
-            ``num_examples_public``.
+        ValueError: The batch size exceeds the data set, or the sampling is unknown or needs the true number.
 
     Example:
         >>> data = TorchTensorDataset(torch.zeros(100, 3), torch.zeros(100))
@@ -239,11 +236,9 @@ class PrivateLoader:
         self.dataset = dataset
         self.num_examples = _length(dataset)
         self.batch_size = int(batch_size)
-        self.sampling = sampling
-        self.num_examples_public = num_examples_public
+        self.sampling, self.num_examples_public = sampling, num_examples_public
         self.fetcher = RowFetcher(dataset, collate_fn or default_collate)
-        self.num_workers = num_workers
-        self.pin_memory = pin_memory
+        self.num_workers, self.pin_memory = num_workers, pin_memory
         self.worker_options = dict(worker_options or {})
         self.steps_per_epoch = self.make_sampler().steps_per_epoch
 
@@ -371,26 +366,17 @@ def poisson_loader(
     Args:
         dataset: Map-style data set with a length.
         batch_size: Expected examples per step, at most ``len(dataset)``.
-        num_examples_public: A public number of examples, such as a rounded one, to divide by in place of
-            ``len(dataset)``. The rate and the number of steps then do not depend on the true number.
+        num_examples_public: A public number of examples, such as a rounded one, that takes the place of that length.
         collate_fn: As in ``DataLoader``.
         num_workers: Processes that fetch ahead.
         pin_memory: As in ``DataLoader``.
 
     Example:
-        >>> loader = poisson_loader(TorchTensorDataset(torch.zeros(50, 3), torch.zeros(50)), batch_size=5)
-        >>> loader.sampling
+        >>> poisson_loader(TorchTensorDataset(torch.zeros(50, 3), torch.zeros(50)), batch_size=5).sampling
         'poisson'
     """
-    return PrivateLoader(
-        dataset,
-        batch_size,
-        sampling="poisson",
-        num_examples_public=num_examples_public,
-        collate_fn=collate_fn,
-        num_workers=num_workers,
-        pin_memory=pin_memory,
-    )
+    fetching: dict[str, Any] = {"collate_fn": collate_fn, "num_workers": num_workers, "pin_memory": pin_memory}
+    return PrivateLoader(dataset, batch_size, num_examples_public=num_examples_public, **fetching)
 
 
 def private_loader(loader: Any, sampling: str) -> tuple[PrivateLoader, bool]:
