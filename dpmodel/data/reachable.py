@@ -95,7 +95,13 @@ _WORTHLESS = (str, bytes, numbers.Number, type(None), type, types.ModuleType, Pu
 
 def _is_a(value: Any, kinds: tuple[type, ...]) -> bool:
     """``isinstance``, remembered for each type: abstract classes such as ``Mapping`` take long to decide."""
-    return _is_subclass(type(value), kinds)  # type: ignore[arg-type] # classes are hashable
+    kind = type(value)
+    if type(kind) is type and value.__class__ is kind:  # neither a proxy nor a class with an ``__eq__`` of its own
+        return _is_subclass(kind, kinds)
+    try:
+        return isinstance(value, kinds)
+    except TypeError:  # abstract classes cannot decide about classes that cannot be hashed
+        return False
 
 
 _is_subclass = functools.lru_cache(maxsize=4096)(issubclass)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from functools import partial
+from operator import is_
 from typing import ClassVar
 from weakref import ref
 
@@ -15,7 +17,7 @@ from mechanisms.clipping import ClipMechanism
 from mechanisms.engines.base import ENGINES, ClippedSum, Engine, PartialSum, bounded_factors, tally
 from mechanisms.engines.batch import Batch, costs_a_wait
 from mechanisms.engines.bookkeeping.formulas import FormulaBook
-from mechanisms.engines.bookkeeping.graphs import PassGraphs, PassParts, shapes_of
+from mechanisms.engines.bookkeeping.graphs import PassGraphs, PassParts, cannot_replay, place_of, shapes_of
 from mechanisms.engines.bookkeeping.layers.rules import Term
 from mechanisms.engines.bookkeeping.passes import record_backward, record_forward
 from mechanisms.engines.bookkeeping.scratch import Scratch
@@ -25,10 +27,11 @@ from mechanisms.engines.chunks import even
 from mechanisms.engines.host_copy import HostCopy
 from mechanisms.engines.losses import ExampleLosses, LossFunction
 from mechanisms.engines.parameters import FlatLayout
-from mechanisms.engines.precision import coarse_settings
+from mechanisms.engines.state.settings import computing_settings
 from mechanisms.engines.verification import disagreement
 from mechanisms.engines.vmap import VmapEngine
 from mechanisms.units import ClippedUnit
+from monitors.errors import UnsupportedModuleError
 
 #: Working set of one chunk on a CPU: larger chunks spill out of the caches, smaller ones repeat the fixed cost of a
 #: pass more often.
@@ -42,6 +45,8 @@ SMALLEST_CHUNK = 32
 
 #: Convolution weights with more entries are seldom instantiated, and then not for all layers at once.
 LARGEST_INSTANTIATED = 2**18
+
+_HOOKED = "has a backward hook, which would receive the gradients of the whole batch"
 
 #: Values of ``precision``, with their autocast types.
 PRECISIONS: dict[str, torch.dtype | None] = {"fp32": None, "bf16": torch.bfloat16}
@@ -90,9 +95,10 @@ class BookKeepingEngine(Engine):
         self.precision = precision
         self.formulas = FormulaBook(timed_plans)
         self.graphs = PassGraphs(cuda_graphs)
-        self._known: tuple[object, ...] | None = None
+        self._known: ref[nn.Module] | None = None
+        self._structure: list[object] = []
         self._surveyed: FlatLayout | None = None
-        self._tensors: list[Tensor] = []
+        self._of_step: tuple[object, ...] | None = None
         self._survey = Survey()
         self._surveys = 0
         self._scratch = Scratch()
@@ -105,7 +111,7 @@ class BookKeepingEngine(Engine):
         del unit
         hooked = _hooked_backwards(network, loss_fn)
         if hooked is not None:
-            return f"{hooked} has a backward hook, which would receive the gradients of the whole batch"
+            return f"{hooked} {_HOOKED}"
         try:
             cls.run_unwatched(network, loss_fn, example)
             return disagreement(cls, network, loss_fn, example)
@@ -246,35 +252,58 @@ class BookKeepingEngine(Engine):
 
     def _recording_key(self, batch: Batch, blocks: list[int], total: Tensor) -> tuple[object, ...] | None:
         """All that the kernels of a pass depend on but the values of its tensors; None if passes are not recorded."""
-        if not self.graphs.records_on(total.device) or self.boundary.state is None:
+        if self._of_step is None or not self.graphs.records_on(total.device):
             return None
-        memory = [value.data_ptr() for value in (*self._tensors, total)]
-        settings = [*(getattr(place, name) for place, name in coarse_settings()), torch.backends.cudnn.deterministic]
-        masked = self._expects_broken
-        return self.boundary.state, self._surveys, shapes_of(batch), masked, *settings, *blocks, *memory
+        return shapes_of(batch), self._expects_broken, total.data_ptr(), *blocks, *self._of_step
 
     def _prepare(self, network: nn.Module, batch: Batch) -> None:
-        """Survey the network if it, its mode or its trainable parameters have changed."""
-        known = self._known is not None and self._known[0]() is network  # type: ignore[operator]
-        if not batch.size or (known and self._surveyed is self._layout):
+        """Survey the network if its structure, its mode or its trainable parameters have changed."""
+        if not batch.size:
             return
-        self._surveyed, self._tensors = self._layout, [*network.parameters(), *network.buffers()]
-        trained = [id(value) for value in self._parameters if value.requires_grad]
-        state = (*trained, *(module.training for module in network.modules()))
-        if known and self._known[1] == state:  # type: ignore[index]
-            return
+        known = self._known is not None and self._known() is network
+        if not (known and self._surveyed is self._layout):
+            hooked = _hooked_backwards(network)
+            if hooked is not None:
+                raise UnsupportedModuleError(f"{hooked} {_HOOKED}; use engine='loop'")
+            structure, self._surveyed = _structure(network), self._layout
+            if not (known and _are_same(structure, self._structure)):
+                self._survey_anew(network, batch, structure)
+        state = self.boundary.state
+        device = self._parameters[0].device
+        self._of_step = None
+        if state is not None and self.graphs.records_on(device):
+            refusal = cannot_replay(state, device)
+            if refusal is not None:
+                self.graphs.refuse(refusal)
+            self._of_step = state, self._surveys, *computing_settings(), *map(place_of, state.read)
+
+    def _survey_anew(self, network: nn.Module, batch: Batch, structure: list[object]) -> None:
         self._survey = Survey.of(network, batch)
         self._surveys += 1
-        self._known = (ref(network), state)
+        self._known, self._structure = ref(network), structure
         on_cpu = all(value.device.type == "cpu" for value in self._parameters)
         self._fast_chunk = _cache_friendly_chunk(self._survey) if on_cpu else None
 
 
-def _hooked_backwards(network: nn.Module, loss_fn: LossFunction) -> str | None:
+def _structure(network: nn.Module) -> list[object]:
+    """What decides how the calls of a network's modules are run, to be compared by identity."""
+    found: list[object] = [value for value in network.parameters() if value.requires_grad]
+    for module in network.modules():
+        found += [module, type(module), module.training]
+        if module._parameters:  # a layer, whose settings count
+            found += (value for value in vars(module).values() if not isinstance(value, Tensor))
+    return found
+
+
+def _are_same(some: Sequence[object], others: Sequence[object]) -> bool:
+    return len(some) == len(others) and all(map(is_, some, others))
+
+
+def _hooked_backwards(*roots: object) -> str | None:
     """Name of a module with a backward hook; None if there is none."""
     if torch_modules._global_backward_hooks or torch_modules._global_backward_pre_hooks:
         return "every module"
-    for root in (network, loss_fn):
+    for root in roots:
         for name, module in root.named_modules() if isinstance(root, nn.Module) else ():
             if module._backward_hooks or module._backward_pre_hooks:
                 return f"module {name or type(module).__name__!r}"

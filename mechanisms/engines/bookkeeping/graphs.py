@@ -24,6 +24,7 @@ from torch import Tensor
 from mechanisms.engines.batch import Batch, all_tensors, map_tensors
 from mechanisms.engines.host_copy import HostCopy
 from mechanisms.engines.state.pass_boundary import PassBoundary
+from mechanisms.engines.state.python_state import PythonState
 from monitors.errors import UnprotectedUpdateError
 
 #: Equal passes in a row after which a pass is recorded: the first ones choose formulas, and load kernels.
@@ -149,11 +150,16 @@ class PassGraphs:
         before = parts.total.clone() if due else None
         with boundary.around(batch):
             found = parts.run(batch)
-        if due and before is not None:
+        if due and before is not None and boundary.varies is None:
             self._make(key, parts, batch, boundary, before, found)
         elif key is not None:
             self._note(key, boundary.varies)
         return found
+
+    def refuse(self, reason: str) -> None:
+        """Record and replay no more passes."""
+        self.refusal = reason
+        self.forget()
 
     def forget(self) -> None:
         """Drop all recordings, and free their memory."""
@@ -173,8 +179,7 @@ class PassGraphs:
     def _note(self, key: Hashable, varies: str | None) -> None:
         """Note a pass that was not recorded, and why the next one with the same key may differ, if it may."""
         if varies is not None:
-            self.refusal = varies
-            self.forget()
+            self.refuse(varies)
         self._equal = self._equal + 1 if key == self._last else 1
         self._last = key
 
@@ -188,6 +193,7 @@ class PassGraphs:
         found: tuple[Tensor, HostCopy],
     ) -> None:
         """Record a pass that has just run: it added to ``before`` and gave ``found``."""
+        total, expected = parts.total, parts.total.clone()
         own = _reversed(batch)  # a replay that read this batch instead of the next one would show at once
         try:
             with boundary.around(own, watched=True):  # a tensor that escaped would show all batches to come
@@ -196,21 +202,40 @@ class PassGraphs:
             raise
         except Exception as error:  # whatever in the network or in PyTorch cannot be recorded
             lines = str(error).strip().splitlines()
-            self.refusal = f"recording failed ({type(error).__name__}: {lines[0] if lines else ''})"
+            self.refuse(f"recording failed ({type(error).__name__}: {lines[0] if lines else ''})")
             return
-        total, expected = parts.total, parts.total.clone()
+        finally:
+            total.copy_(expected)
+        if boundary.varies is not None:
+            self.refuse(boundary.varies)
+            return
         total.copy_(before)
         norms, counts = made.run(parts, batch)
         tallies = (torch.tensor(each.read()) for each in (counts, found[1]))
         same = _close(total - before, expected - before) and _close(norms, found[0]) and _close(*tallies)
         total.copy_(expected)
         if not same:
-            self.refusal = "the first replay differed from the pass"
+            self.refuse("the first replay differed from the pass")
             return
         self.recorded += 1
         self._kept[key] = made
         while len(self._kept) > KEPT:
             self._kept.popitem(last=False)
+
+
+def cannot_replay(state: PythonState, device: torch.device) -> str | None:
+    """Why a replay on a device may differ from a pass without notice; None if it cannot."""
+    if state.opaque:
+        return f"the network or the loss reads {state.opaque[0]}, whose changes are not noticed"
+    elsewhere = next((value.device for value in state.read if value.device != device), None)
+    if elsewhere is not None:  # kernels take single numbers from the host as constants
+        return f"a tensor of the network or the loss is on {elsewhere}, not on {device}"
+    return None
+
+
+def place_of(value: Tensor) -> tuple[object, ...]:
+    """The memory of a tensor, and its layout there."""
+    return value.data_ptr(), value.shape, value.stride(), value.dtype
 
 
 def shapes_of(batch: Batch) -> Hashable:

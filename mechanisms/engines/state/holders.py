@@ -154,6 +154,34 @@ class Empty(Holder):
         return [name.removesuffix("[Ellipsis]") for name in names]
 
 
+class Classes(Holder):
+    """The classes of objects, which code can exchange: one test covers them all."""
+
+    __slots__ = ("_kinds", "_names", "_objects")
+
+    def __init__(self) -> None:
+        super().__init__("")
+        self._names: list[str] = []
+        self._objects: list[Any] = []
+        self._kinds: list[type] = []
+
+    def add(self, name: str, value: Any) -> None:
+        """Include an object."""
+        self._names.append(f"{name}.__class__")
+        self._objects.append(value)
+        self._kinds.append(type(value))
+
+    def is_current(self) -> bool:
+        return all(map(is_, map(type, self._objects), self._kinds))
+
+    def put_back(self) -> list[str]:
+        held = zip(self._names, self._objects, self._kinds, strict=True)
+        changed = [(name, value, kind) for name, value, kind in held if type(value) is not kind]
+        for _, value, kind in changed:
+            object.__setattr__(value, "__class__", kind)
+        return [name for name, *_ in changed]
+
+
 class Place(Holder):
     """A place that functions read, write and empty: a cell of a closure, a slot, a global name.
 

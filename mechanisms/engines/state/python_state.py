@@ -3,24 +3,19 @@
 from __future__ import annotations
 
 import array
+import builtins
 import contextvars
 import ctypes
-import datetime
 import functools
 import gc
-import io
 import logging
-import numbers
-import operator
-import re
 import sys
 import sysconfig
 import threading
 import types
 import weakref
-from abc import ABC
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import PurePath
 from typing import Any
@@ -33,6 +28,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from mechanisms.engines.state import holders
 from mechanisms.engines.state.generators import GENERATORS
+from mechanisms.engines.state.hidden import hides_changes, hides_state, is_fixed, is_inert, slots_of
 from mechanisms.engines.state.holders import ATOMS, Holder, label
 from mechanisms.engines.state.names import assigned_names, mentioned_names, read_names
 from mechanisms.engines.state.settings import hooks_of_all_modules, process_settings
@@ -76,6 +72,9 @@ class PythonState:
         kept: Names of objects that ``restore`` could not restore.
         tensors: Tensors, other than parameters and buffers, whose values are restored.
         generators: Random generators.
+        read: All tensors with strided layout, parameters and buffers included.
+        opaque: Names of objects whose content may change without notice. None of them can keep a value of an example,
+            or they are among ``unfollowed``.
         complete: Whether everything else was followed; False beyond ``MOST_OBJECTS`` objects or ``MOST_BYTES``.
 
     Example:
@@ -99,10 +98,13 @@ class PythonState:
         self.kept: list[str] = []
         self.tensors: list[Tensor] = []
         self.generators: list[Any] = []
+        self.read: list[Tensor] = []
+        self.opaque: list[str] = []
         self._by_value, self._with_weights = by_value, weights
         self._bytes = 0
         self._empty = holders.Empty()
-        self._holders: list[Holder] = [self._empty]
+        self._classes = holders.Classes()
+        self._holders: list[Holder] = [self._empty, self._classes]
         self._seen: dict[int, Any] = {}  # keeps seen objects alive, so that no id is reused
         modules = [root for root in roots if isinstance(root, nn.Module)]
         named = (pair for root in modules for pair in (*root.named_buffers(), *root.named_parameters()))
@@ -145,13 +147,15 @@ class PythonState:
                 break
         else:
             self._object(name, value)
+        if isinstance(value, (type, types.ModuleType, logging.Logger)):
+            return
         if not self._is_sealed(value):
             self._attributes(name, value)
+        elif not is_fixed(value):
+            self.opaque.append(name)
 
     def _is_sealed(self, value: Any) -> bool:
         """Whether the attributes of ``value`` are ignored."""
-        if isinstance(value, (type, types.ModuleType, logging.Logger)):
-            return True
         package = type(value).__module__.partition(".")[0]
         if package in _OWN:
             return not isinstance(value, nn.Module)
@@ -200,8 +204,11 @@ class PythonState:
             self._attribute(name, value, "grad")
             self._attribute(name, value, "_backward_hooks")
         if value.layout != torch.strided:
+            self.opaque.append(name)
             self.unfollowed += [name] if self._by_value else []
-        elif weight is not None:
+            return
+        self.read.append(value)
+        if weight is not None:
             self._holders += [holders.TensorValue(weight, value, self._by_value)] if self._with_weights else []
         elif self._has_room(value):
             self._holders.append(holders.TensorValue(name, value, self._by_value))
@@ -211,14 +218,12 @@ class PythonState:
         if isinstance(attributes := getattr(value, "__dict__", None), dict):
             self._mapping(name, attributes)
         kind = type(value)
-        for slot in _slots(kind):
+        for slot in slots_of(kind):
             self._attribute(name, value, slot)
         for base in kind.__mro__:
             if id(base) not in self._seen:
                 self._visit(base.__name__, base)
-        if self._by_value and _is_users(kind.__module__):
-            write = partial(setattr, value, "__class__")
-            self._holders.append(holders.Place(f"{name}.__class__", partial(type, value), write))
+        self._classes.add(name, value)
 
     def _attribute(self, name: str, value: Any, key: str, *, of_value: bool = True) -> None:
         functions = (partial(function, value, key) for function in (getattr, setattr, delattr))
@@ -226,10 +231,14 @@ class PythonState:
 
     def _object(self, name: str, value: Any) -> None:
         """State hidden in compiled code; only code that can read values can store information there."""
-        if not self._by_value or not _hides_state(type(value)):
+        if not hides_state(type(value)):
+            return
+        if not self._by_value:
+            self._later([(name, getattr(value, "__self__", None))])  # a method of a compiled type
+            self.opaque += [name] if hides_changes(value) else []
             return
         self._later((name, part) for part in gc.get_referents(value))
-        if _is_inert(value):
+        if is_inert(value):
             return
         try:
             self._holders.append(holders.Pickled(name, value))
@@ -243,6 +252,7 @@ class PythonState:
             self._holders.append(holders.Mapping(name, vars(value), write, delete))
         if users:
             self._later((f"{name}.{key}", part) for key, part in vars(value).items())
+            self._later([(type(value).__name__, type(value))])
 
     def _place(self, name: str, *functions: Callable[..., Any]) -> None:
         place = holders.Place(name, *functions)
@@ -258,7 +268,8 @@ class PythonState:
         if _is_users(value.__module__):
             names = value.__globals__
             mentioned, read = mentioned_names(value.__code__), read_names(value.__code__)
-            for known in read & names.keys() | assigned_names(value.__code__):
+            absent = read - names.keys() - _BUILTIN  # may be defined later
+            for known in read & names.keys() | absent | assigned_names(value.__code__):
                 functions = (getattr(names, method) for method in ("__getitem__", "__setitem__", "__delitem__"))
                 self._place(known, *(partial(function, known) for function in functions))
             self._new_names("", names)
@@ -306,11 +317,11 @@ class PythonState:
         self._later([(name, value())])
 
     def _variable(self, name: str, value: contextvars.ContextVar[Any]) -> None:
-        if self._by_value:
-            self._place(name, value.get, value.set)
+        self._place(name, value.get, value.set)
 
     def _scripted(self, name: str, value: torch.jit.ScriptModule) -> None:
         compiled = vars(value).get("_c")  # a traced module holds it one level deeper
+        self.opaque.append(name)
         if self._by_value and compiled is not None:
             for key in value._concrete_type.get_attributes():
                 self._holders.append(holders.Attribute(name, compiled, key))
@@ -320,6 +331,7 @@ class PythonState:
 
     def _memory(self, name: str, value: Any) -> None:
         if not self._by_value:
+            self.opaque.append(name)
             return
         try:
             self._holders.append(holders.Buffer(name, value))
@@ -359,54 +371,15 @@ def _is_of_users(operator: Any) -> bool:
     return _is_users(operator._init_fn.__module__)
 
 
-def _slots(kind: type) -> Iterator[str]:
-    for base in kind.__mro__:
-        slots = vars(base).get("__slots__", ())
-        names = (slots,) if isinstance(slots, str) else slots
-        yield from (name for name in names if name not in ("__dict__", "__weakref__"))
-
-
-def _hides_state(kind: type) -> bool:
-    """Whether an instance holds more than ``__dict__`` and ``__slots__`` account for, in compiled code."""
-    pointers = len([*_slots(kind)]) + sum(offset > 0 for offset in (kind.__dictoffset__, kind.__weakrefoffset__))
-    return kind.__itemsize__ > 0 or kind.__basicsize__ > object.__basicsize__ + pointers * _POINTER
-
-
-def _is_inert(value: Any) -> bool:
-    """Whether an object cannot change, or code cannot read back what changes in it."""
-    if isinstance(value, io.IOBase):
-        return value.closed or not value.readable()
-    if isinstance(value, types.GeneratorType):
-        return value.gi_frame is None
-    kind = type(value)
-    if kind.__module__.startswith(("torch", "pybind11_builtins")):
-        return kind.__name__ not in _OF_TORCH
-    return isinstance(value, _INERT)
-
-
 _CODE = (types.ModuleType, types.FunctionType, type)
-_OWN = ("mechanisms", "dpmodel", "monitors")
 
 #: Bits of ``__flags__`` of a type: created at run time; attributes cannot be set.
 _HEAP, _IMMUTABLE = 1 << 9, 1 << 8
 
-_POINTER = ctypes.sizeof(ctypes.c_void_p)
+_BUILTIN = frozenset(vars(builtins))
 
 #: Standard library packages whose objects may hold state of a network even if the code cannot read values.
 _HOLDING = frozenset(("builtins", "types", "collections", "functools", "queue", "argparse"))
-
-#: Compiled types without state; the objects that they refer to are followed.
-_INERT = (
-    *(numbers.Number, str, bytes, np.generic, np.dtype, np.ufunc, re.Pattern, re.Match),
-    *(datetime.date, datetime.time, datetime.timedelta, datetime.tzinfo, slice, types.MappingProxyType),
-    *(types.BuiltinFunctionType, types.MethodWrapperType, types.WrapperDescriptorType, types.MethodDescriptorType),
-    *(types.ClassMethodDescriptorType, types.GetSetDescriptorType, types.MemberDescriptorType, types.CodeType),
-    *(types.GenericAlias, types.UnionType, operator.itemgetter, operator.attrgetter, operator.methodcaller),
-    *(weakref.ref, contextvars.ContextVar, type(vars(ABC)["_abc_impl"])),
-)
-
-#: Compiled types of torch whose content code can read back.
-_OF_TORCH = frozenset(("ScriptObject", "ScriptDict", "ScriptList", "Future", "Event"))
 
 #: How to follow an object, by the first matching type; its attributes come after that.
 _FOLLOWED: tuple[tuple[Any, Callable[[PythonState, str, Any], None]], ...] = (

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch.nn.modules import module as torch_modules
 
+from mechanisms.engines.precision import coarse_settings
 from mechanisms.engines.state.holders import Holder, Place, Sequence
 
 #: Smallest normal number; half of it is zero if denormal numbers are flushed.
@@ -32,6 +33,13 @@ def process_settings() -> list[Holder]:
         True
     """
     return [*(Place(*setting) for setting in _SETTINGS), Sequence("warnings.filters", warnings.filters)]
+
+
+def computing_settings() -> tuple[Any, ...]:
+    """The current values of the settings that decide how numbers are computed, to be compared."""
+    switches = (read() for name, read, _ in _SETTINGS if name != "warnings.filters")
+    reduced = (getattr(place, name) for place, name in coarse_settings())
+    return *switches, *reduced, torch.get_default_device()
 
 
 def hooks_of_all_modules() -> Iterator[tuple[str, Any]]:

@@ -83,3 +83,18 @@ def test_objects_that_fail_when_accessed_are_skipped():
 
     value = random.Random(1)
     assert any(found is value for found in reachable([Broken(), value]))
+
+
+def test_objects_of_a_class_that_cannot_be_hashed_are_searched():
+    class Compared(type):
+        def __eq__(cls, other):
+            return cls is other
+
+    class Odd(metaclass=Compared):
+        pass
+
+    odd, inside, after = Odd(), random.Random(1), random.Random(2)
+    odd.held = inside
+    found = reachable([odd, after])
+    assert any(value is inside for value in found)
+    assert any(value is after for value in found)

@@ -11,6 +11,7 @@ from torch import nn
 from mechanisms.clipping import Fixed
 from mechanisms.engines import ENGINES, Batch
 from mechanisms.units import ClippedUnit
+from monitors.errors import UnsupportedModuleError
 
 UNIT, LOSS = ClippedUnit(1, 4), nn.CrossEntropyLoss()
 
@@ -31,6 +32,23 @@ def batch_of(size, dtype):
     return Batch(torch.randn(size, 4, dtype=dtype), torch.randint(3, (size,)))
 
 
+class Doubled(nn.Linear):
+    """Doubles the output of its base."""
+
+    def forward(self, x):
+        return 2 * super().forward(x)
+
+
+def patched(layer):
+    layer.forward = lambda x: 2 * nn.functional.linear(x, layer.weight, layer.bias)
+
+
+def same_parameters(layer):
+    made = nn.Linear(5, 3)
+    made.weight, made.bias = layer.weight, layer.bias
+    return made
+
+
 CHANGES = {
     "nothing": lambda network: None,
     "mode": lambda network: network.train(not network.training),
@@ -38,6 +56,9 @@ CHANGES = {
     "type": lambda network: network.to(torch.float32 if network[0].weight.dtype == torch.float64 else torch.float64),
     "parameter": lambda network: setattr(network[3], "weight", nn.Parameter(2 * network[3].weight.detach())),
     "layer": lambda network: network.__setitem__(1, nn.Softsign()),
+    "layer with the same parameters": lambda network: network.__setitem__(3, same_parameters(network[3])),
+    "class": lambda network: setattr(network[0], "__class__", Doubled),
+    "patch": lambda network: patched(network[3]),
     "memory": lambda network: setattr(network[3].bias, "data", network[3].bias.data + 1.0),
 }
 
@@ -65,3 +86,12 @@ def test_each_step_gives_the_sum_of_a_new_engine(name, isolation, empty):
         torch.testing.assert_close(found.flat_grad, expected.flat_grad)
         torch.testing.assert_close(found.norms, expected.norms)
         assert found.loss == pytest.approx(expected.loss, rel=1e-6)
+
+
+def test_a_backward_hook_between_steps_is_refused():
+    network, clip, engine = network_of(1), Fixed(), ENGINES.create("bookkeeping", UNIT)
+    clip.start(0.5)
+    engine.clipped_sum(network, LOSS, batch_of(4, torch.float32), clip)
+    network[1].register_full_backward_hook(lambda module, inputs, outputs: (2 * inputs[0],))
+    with pytest.raises(UnsupportedModuleError, match="backward hook"):
+        engine.clipped_sum(network, LOSS, batch_of(4, torch.float32), clip)

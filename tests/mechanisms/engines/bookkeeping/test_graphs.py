@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 import threading
 
@@ -13,7 +14,8 @@ from torch import nn
 from mechanisms.clipping import CLIP
 from mechanisms.engines import Batch, BookKeepingEngine
 from mechanisms.engines.bookkeeping import graphs
-from mechanisms.engines.bookkeeping.graphs import EQUAL_PASSES, KEPT, PassGraphs
+from mechanisms.engines.bookkeeping.graphs import EQUAL_PASSES, KEPT, PassGraphs, cannot_replay
+from mechanisms.engines.state.python_state import PythonState
 from mechanisms.engines.views import Views
 from mechanisms.units import ClippedUnit
 from monitors.errors import UnprotectedUpdateError
@@ -197,6 +199,21 @@ class Scaled(nn.Module):
         return self.scale * x
 
 
+class Negated(nn.Module):
+    def forward(self, x):
+        return -x
+
+
+class Tabled(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.table = torch.ones(4, 4)
+        self.register_buffer("square", torch.randn(4, 4))
+
+    def forward(self, x):
+        return (2 if torch.are_deterministic_algorithms_enabled() else 1) * (self.table * self.square) @ x
+
+
 @pytest.mark.parametrize("passes", [4, 9])
 def test_without_a_change_a_recording_lasts(passes):
     engine, network = recording(), network_of(Scaled())
@@ -231,6 +248,46 @@ def test_a_change_between_steps_ends_the_recording(change):
     engine, plain = recording(), BookKeepingEngine(UNIT)
     require_equal(train(engine), train(plain))
     assert engine.graphs.recorded == 2
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda layers, loss: setattr(layers[2], "__class__", Negated),
+        lambda layers, loss: setattr(layers[1], "__class__", nn.Softsign),
+        lambda layers, loss: setattr(layers[2].table, "data", 3 * layers[2].table.data),
+        lambda layers, loss: setattr(layers[2].square, "data", layers[2].square.data.t()),
+        lambda layers, loss: setattr(loss.weight, "data", torch.tensor([3.0, 1.0, 2.0])),
+        lambda layers, loss: torch.use_deterministic_algorithms(True),
+    ],
+    ids=["class", "class of torch", "memory", "strides", "memory of the loss", "mode"],
+)
+def test_a_change_outside_the_attributes_ends_the_recording(change):
+    engine, network, loss = recording(), network_of(Tabled()), nn.CrossEntropyLoss(torch.ones(3))
+    total = memory_of(network)
+    steps(engine, network, 4, loss_fn=loss, total=total)
+    try:
+        change(network, loss)
+        steps(engine, network, 4, loss_fn=loss, total=total)
+    finally:
+        torch.use_deterministic_algorithms(False)
+    assert engine.graphs.recorded == 2
+
+
+def test_a_network_that_reads_what_may_change_unnoticed_is_not_recorded():
+    numbers = itertools.count()
+    engine = recording()
+    steps(engine, network_of(Shaky(lambda x: 1e-6 * next(numbers))), 5)
+    assert engine.graphs.recorded == 0
+    assert "numbers, whose changes are not noticed" in engine.graphs.refusal
+
+
+def test_a_tensor_on_another_device_prevents_a_recording():
+    network, loss = network_of(), nn.BCEWithLogitsLoss(pos_weight=torch.tensor(2.0))
+    assert cannot_replay(PythonState(network, loss), torch.device("cpu")) is None
+    network.to("meta")  # the weight of the loss stays where it is
+    refusal = cannot_replay(PythonState(network, loss), torch.device("meta"))
+    assert refusal == "a tensor of the network or the loss is on cpu, not on meta"
 
 
 def test_a_broken_example_has_no_part_in_a_replayed_sum():

@@ -6,6 +6,7 @@ import itertools
 import random
 import sys
 from collections import OrderedDict, deque
+from contextvars import ContextVar
 from functools import partial
 
 import numpy as np
@@ -300,3 +301,50 @@ def test_functions_that_packages_load_late_are_kept():
     names.update(late=keeping_in_names, new=2)
     assert held.put_back() == ["package.new"]
     assert "late" in names
+
+
+@pytest.mark.parametrize("by_value", [False, True])
+def test_classes_of_installed_packages_are_restored_on_their_objects(by_value):
+    network = nn.Sequential(nn.ReLU(), nn.Tanh())
+    state = PythonState(network, by_value=by_value)
+    network[0].__class__ = nn.Softsign
+    assert not state.is_current()
+    assert state.restore() == ["Sequential.0.__class__"]
+    assert type(network[0]) is nn.ReLU
+    assert state.is_current()
+
+
+class Kind(type):
+    scale = 1.0
+
+
+CHOSEN = ContextVar("chosen", default=1.0)
+
+
+class Outside(nn.Module, metaclass=Kind):
+    """Reads what lies outside its attributes."""
+
+    def forward(self, x):
+        try:
+            return x * DEFINED_LATE
+        except NameError:
+            return x * type(self).scale * CHOSEN.get()
+
+
+@pytest.mark.parametrize("by_value", [False, True])
+@pytest.mark.parametrize("place", ["metaclass", "context", "global"])
+def test_what_is_outside_the_attributes_is_restored(place, by_value, monkeypatch):
+    network, token = Outside(), CHOSEN.set(1.0)
+    state = PythonState(network, by_value=by_value)
+    assert state.is_current()
+    if place == "metaclass":
+        monkeypatch.setattr(Kind, "scale", 3.0)
+    elif place == "context":
+        CHOSEN.set(3.0)
+    else:
+        monkeypatch.setitem(globals(), "DEFINED_LATE", 3.0)
+    assert not state.is_current()
+    state.restore()
+    assert state.is_current()
+    assert network(torch.ones(())) == 1.0
+    CHOSEN.reset(token)
