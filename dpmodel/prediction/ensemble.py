@@ -116,6 +116,8 @@ class EnsembleLogits:
         self.networks, self.ledger, self.mode = list(networks), ledger, mode
         if len(self.networks) < FEWEST:
             raise ValueError(f"an ensemble needs at least {FEWEST} teachers, got {len(self.networks)}")
+        if len(set(map(id, self.networks))) < len(self.networks):
+            raise ValueError("a network is listed twice; one example may change each teacher only once")
         if not isinstance(ledger, QueryLedger):
             raise ValueError(f"ledger must be a QueryLedger(folder, epsilon=..., delta=...), got {ledger!r}")
         if confidence is not None and mode != "votes":
@@ -152,11 +154,11 @@ class EnsembleLogits:
             BudgetExhausted: The rows do not fit the rest of the budget. Nothing was charged.
             DataError: A teacher does not return logits, or teachers have different classes. Nothing was charged.
         """
+        x = joined_inputs(inputs, self.networks[0], batch_size)  # a loader may read them only once, or in any order
         if self._digests is None:
-            return self._fresh(inputs, batch_size)
+            return self._fresh(x, batch_size)
         settings = f"EnsembleLogits {self._digests.current()} {self.mode} {self.noise.settings} {self.norm_bound!r} "
         settings += repr(self.confidence)
-        x = joined_inputs(inputs, self.networks[0], batch_size)
         scores = self.ledger.answers.answer(x, settings, lambda rows: self._fresh(rows, batch_size).scores)
         return Answer(scores, self.mode == "votes")
 
@@ -165,11 +167,12 @@ class EnsembleLogits:
         multiples = self._summed(inputs, batch_size)
         if not len(multiples):
             return Answer(torch.from_numpy(multiples * self._grid), self.mode == "votes")
-        answered = self._agreed(multiples)
         scores = np.full(multiples.shape, np.nan)
-        if answered.any():
-            self.ledger.charge(self.noise.event, int(answered.sum()))
-            scores[answered] = self.noise.noisy(multiples[answered], self._grid)
+        with self.ledger.alone():  # nobody takes the room of the answers between the comparison and them
+            answered = self._agreed(multiples)
+            if answered.any():
+                self.ledger.charge(self.noise.event, int(answered.sum()))
+        scores[answered] = self.noise.noisy(multiples[answered], self._grid)
         return Answer(torch.from_numpy(scores), self.mode == "votes")
 
     def predict(self, inputs: Any, batch_size: int = INFERENCE_BATCH) -> torch.Tensor:

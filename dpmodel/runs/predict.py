@@ -28,7 +28,8 @@ from dpmodel.planning.training_plan import plan_training
 from dpmodel.prediction.answer import Answer
 from dpmodel.prediction.clipped_logits import device_of, logits_of
 from dpmodel.prediction.logits import AUTO, DPLogits
-from dpmodel.prediction.query_ledger import BUDGET_NAME, QueryLedger
+from dpmodel.prediction.query_budget import BUDGET_NAME
+from dpmodel.prediction.query_ledger import QueryLedger
 from dpmodel.runs.build import build_task
 from dpmodel.runs.evaluate import require_same_training
 from dpmodel.runs.folder import RunFolder
