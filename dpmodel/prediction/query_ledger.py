@@ -139,6 +139,15 @@ class QueryLedger:
         return self._ledger.total - self._before
 
     @property
+    def head(self) -> str:
+        """Digest over everything that was written to this ledger, which no other ledger has; see ``holds``."""
+        return self._journal.head
+
+    def holds(self, head: str) -> bool:
+        """Whether this is the ledger that had this ``head``, with all that was charged by then."""
+        return self._journal.follows(head)
+
+    @property
     def answers(self) -> AnswerCache:
         """The answers that are kept in this folder.
 
