@@ -157,7 +157,7 @@ class QueryLedger:
         with self._guard:
             self._require_open()
             if self._answers is None:
-                self._answers = AnswerCache(self.path / ANSWERS_NAME, self._lock)
+                self._answers = AnswerCache(self.path / ANSWERS_NAME, self._lock, str(self._journal.training))
             return self._answers
 
     @property

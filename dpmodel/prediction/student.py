@@ -125,9 +125,10 @@ def train_student(
             ``privacy`` is not used.
         teachers: Folder of ``train_teachers``.
         queries: Number of public inputs to label: the first ones of a fixed permutation.
-        ledger: The budget. Count all answers of the same teachers on one ledger.
+        ledger: The budget. Count all answers about the same data on one ledger, those of other teachers too.
         noise_multiplier: Noise multiplier of the votes; None: the smallest that fits the rest of the budget.
-        confidence: Answer only queries on which many teachers agree. The comparison is charged for all queries.
+        confidence: Answer only queries on which many teachers agree. The comparison is charged for all queries, and the
+            guarantee is the budget of the ledger; see ``Confidence``.
         public: ``"test"``: the public inputs are the test examples, and the student is evaluated on those that were not
             queried. ``"train"``: they are the training examples of ``config``, which then must be other data than those
             of the teachers; the student is evaluated on the test examples.

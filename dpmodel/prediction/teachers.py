@@ -80,6 +80,10 @@ class ConstantVote(nn.Module):
         super().__init__()
         self.label, self.classes = label, classes
 
+    def extra_repr(self) -> str:
+        """The vote, on which answers depend."""
+        return f"label={self.label}, classes={self.classes}"
+
     def forward(self, x: Tensor) -> Tensor:
         """Scores (N, classes)."""
         scores = torch.zeros(len(x), self.classes, device=x.device)

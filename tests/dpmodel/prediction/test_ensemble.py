@@ -99,6 +99,14 @@ def test_only_queries_on_which_teachers_agree_are_answered(ledger):
     assert (answer.labels[answer.answered][:12] == 3).all()
 
 
+def test_a_random_number_of_answers_is_noted(ledger):
+    networks = teachers(np.zeros((4, 1, CLASSES)))
+    EnsembleLogits(networks, noise_multiplier=5.0, ledger=ledger, rows=[[0], [1], [2], [3]])
+    assert not ledger.ledger.notes
+    EnsembleLogits(networks, noise_multiplier=5.0, ledger=ledger, confidence=Confidence(3.0, 5.0))
+    assert any("the guarantee is the budget of the queries, epsilon 8 at" in note for note in ledger.ledger.notes)
+
+
 def test_a_batch_whose_answers_might_not_fit_is_refused_whole(ledger):
     confidence = Confidence(threshold=1.0, noise_multiplier=5.0)
     ensemble = EnsembleLogits(

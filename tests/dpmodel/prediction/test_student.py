@@ -91,7 +91,7 @@ def test_self_training_never_reads_the_labels_of_the_public_data(tmp_path, monke
     (tmp_path / "t").mkdir()
     for turn in range(2):
         test_labels = np.tile([0, 1, 2] if turn else [2, 2, 0], 20)
-        np.savez(tmp_path / f"{turn}.npz", x_train=x, y_train=np.tile([0, 1, 2], 20), x_test=x, y_test=test_labels)
+        np.savez(tmp_path / f"{turn}.npz", x_train=x, y_train=np.tile([0, 1, 2], 20), x_test=-x, y_test=test_labels)
         config = configuration(
             data={"name": "npz", "root": str(tmp_path / f"{turn}.npz"), "num_classes": 3},
         )
