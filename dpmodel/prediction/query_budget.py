@@ -57,11 +57,8 @@ class QueryBudget:
         values = parse_json(text)
         if not isinstance(values, dict) or values.get("format") != FORMAT:
             raise ValueError(f"it is not a query budget of format {FORMAT!r}")
-        epsilon, delta, before, journal = (values.get(name) for name in ("epsilon", "delta", "before", "journal"))
-        checks.positive(epsilon=epsilon)  # type: ignore[arg-type]
-        checks.open_unit(delta=delta)  # type: ignore[arg-type]
-        checks.non_negative_int(before=before)  # type: ignore[arg-type]
-        found = cls(float(epsilon), float(delta), int(before), str(journal))  # type: ignore[arg-type]
+        stated: dict[str, Any] = {name: values.get(name) for name in ("epsilon", "delta", "before", "journal")}
+        found = cls(**stated)
         if values.get("digest") != found._digest:
             raise ValueError("it was changed after it was written; restore the original file")
         return found

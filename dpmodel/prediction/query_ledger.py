@@ -34,6 +34,9 @@ _UNSAVED = MOST_ANNOUNCED // 10
 #: Rounding of sums of costs, which is added to what an answer costs.
 _OUTWARD = 1 + 1e-12
 
+#: No answer costs less, however large its noise.
+_LEAST_COST = 1e-200
+
 
 class QueryLedger:
     """The releases of a query interface: one budget, one folder, one process at a time.
@@ -206,12 +209,12 @@ class QueryLedger:
             try:
                 self._lock.handle()  # the folder may have been taken away
                 self._journal.record(event, count)
+                self._ledger.record(event, count)
+                self._squared += _cost(event, count)
+                self._unsaved += count
             except BaseException:
-                self._open = False  # the line may be on the disk or not: only reading it again tells
+                self._open = False  # what is on the disk counts, and only reading it again tells
                 raise
-            self._ledger.record(event, count)
-            self._squared += _cost(event, count)
-            self._unsaved += count
 
     def note(self, text: str) -> None:
         """Add a note to the ledger, once, and write it."""
@@ -388,7 +391,8 @@ def _fitting(room: float, each: float) -> int:
 
 
 def _cost(event: GaussianEvent, count: int) -> float:
-    return count / event.noise_multiplier**2 * _OUTWARD
+    inverse = 1.0 / event.noise_multiplier
+    return count * max(inverse * inverse, _LEAST_COST) * _OUTWARD
 
 
 def _squared(rows: Iterable[tuple[Any, int]]) -> float:

@@ -201,6 +201,34 @@ def test_a_charge_that_cannot_be_written_closes_the_ledger(folder, monkeypatch):
         assert sum(count for _, count in again.ledger) <= 1
 
 
+def test_a_charge_that_was_interrupted_after_it_was_written_is_not_refunded(folder, monkeypatch):
+    def interrupted(*args, **options):
+        raise KeyboardInterrupt
+
+    ledger = QueryLedger(folder, 1.0, DELTA)
+    monkeypatch.setattr(ledger._ledger, "record", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        ledger.charge(EVENT, 5)
+    monkeypatch.undo()
+    with pytest.raises(CheckpointError, match="is closed"):
+        ledger.charge(EVENT)
+    ledger.close()
+    assert query_status(folder).asked == 5
+
+
+@pytest.mark.parametrize("multiplier", [5e-324, 1e-200, 1e-160])
+def test_an_answer_with_next_to_no_noise_does_not_fit(folder, multiplier):
+    with QueryLedger(folder, 1.0, DELTA) as ledger, pytest.raises(BudgetExhausted):
+        ledger.charge(GaussianEvent(multiplier))
+
+
+def test_no_answer_is_free_however_much_noise_it_has(folder):
+    with QueryLedger(folder, 1.0, DELTA) as ledger:
+        ledger.charge(GaussianEvent(1e300))
+        assert 0 < ledger._squared < 1e-100
+        assert ledger.left(GaussianEvent(1e300)) > 10**100
+
+
 KILLED = textwrap.dedent(
     """
     import sys
