@@ -72,10 +72,12 @@ def claims_of(network: nn.Module) -> list[Claim]:
 def is_trained_privately(network: nn.Module) -> bool:
     """Whether all trainable parameters of ``network`` were trained privately in this process, with a guarantee.
 
+    Parameters of modules that a list or a dict hides count too.
+
     Raises:
         UnprotectedUpdateError: One of the trainings is running, or has voided its claim.
     """
-    trained = [parameter for parameter in network.parameters() if parameter.requires_grad]
+    trained = [value for value in _tensors(network) if value.requires_grad and value.is_leaf]
     claims = claims_of(network)
     if not trained or not claims or not all(parameter in _TRAINED for parameter in trained):
         return False

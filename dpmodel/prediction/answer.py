@@ -76,7 +76,7 @@ class Answer:
 
         Args:
             labels: Whether to give ``labels``.
-            probabilities: Whether to give ``probabilities``; None for rows without an answer.
+            probabilities: Whether to give ``probabilities``; None for rows without an answer, or where they are NaN.
             top_k: Number of classes of ``top_k``; None leaves it out.
             threshold: Probability of ``confident``; None leaves it out.
 
@@ -86,8 +86,9 @@ class Answer:
         """
         found: dict[str, list[Any]] = {"labels": self.labels.tolist()} if labels else {}
         if probabilities:
-            rows = zip(self.probabilities.tolist(), self.answered.tolist(), strict=True)
-            found["probabilities"] = [row if answered else None for row, answered in rows]
+            shares = self.probabilities  # NaN too for infinite exact logits, which JSON cannot hold
+            rows = zip(shares.tolist(), shares.isfinite().all(dim=1).tolist(), strict=True)
+            found["probabilities"] = [row if finite else None for row, finite in rows]
         if top_k is not None:
             found["top_k"] = self.top_k(top_k).tolist()
         if threshold is not None:

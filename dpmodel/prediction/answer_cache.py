@@ -35,20 +35,22 @@ class AnswerCache:
     An answer is on the disk before it is given. A process that is killed between the charge and that moment loses the
     answer, and what was charged stays charged. An incomplete last line is such an answer, and is ignored.
 
-    A digest covers the bytes, shapes and types of the query, the network and the settings of the mechanism. Everyone
-    who asks the same query gets the same answer, and can see that it was not charged.
+    A digest covers the bytes, shapes and types of the query, the network, the settings of the mechanism and the ledger
+    that was charged: an answer that another ledger has paid for is not free here. Everyone who asks the same query gets
+    the same answer, and can see that it was not charged.
 
     Args:
         path: The file; the first answer creates it, private to the user. It is never read or written through a link.
         lock: The lock of its folder, which is held.
+        ledger: ID of the ledger.
 
     Raises:
         CheckpointError: The file is not readable, or a line was changed.
     """
 
-    def __init__(self, path: Path, lock: FolderLock) -> None:
+    def __init__(self, path: Path, lock: FolderLock, ledger: str) -> None:
         self.path = path
-        self._lock = lock
+        self._lock, self._ledger = lock, ledger
         self._guard = threading.Lock()
         self._size = self._torn = 0  # bytes of the whole lines, and of an incomplete last one
         self._known: dict[str, bytes] = {}
@@ -71,7 +73,7 @@ class AnswerCache:
         Raises:
             CheckpointError: A new answer cannot be written; it is not given, but charged.
         """
-        keys = row_digests(x, context)
+        keys = row_digests(x, f"{self._ledger} {context}")
         with self._guard:
             first = {key: row for row, key in reversed(list(enumerate(keys))) if key not in self._known}
             if first or not keys:

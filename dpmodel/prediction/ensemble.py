@@ -28,6 +28,12 @@ MODES = ("votes", "logits")
 
 CLAIMED_DISJOINT = "that the teachers were trained on disjoint parts of the data is claimed by the user, not verified"
 
+#: A sum of charges whose number was random has no exact epsilon; the limit that it could not pass has one.
+CONFIDENT = (
+    "which queries were answered depended on noisy comparisons, so the guarantee is the budget of the queries, epsilon "
+    "{:g} at delta {:g}, and not the epsilon of what was charged"
+)
+
 #: Fewest teachers; one teacher alone decides every answer of two.
 FEWEST = 2
 
@@ -37,7 +43,9 @@ class Confidence:
     """Answers only queries on which many teachers agree (the first step of Confident-GNMax).
 
     The largest count of votes gets Gaussian noise and is compared with the threshold; adding or removing one example
-    moves that count by at most 1. The comparison is charged for every query, the answer only for those that pass.
+    moves that count by at most 1. The comparison is charged for every query, the answer only for those that pass. How
+    much is charged is then random, so the guarantee is the budget of the ledger, as a note on it says; epsilon of what
+    was charged (``spent``) is below it.
 
     Args:
         threshold: Number of votes, positive.
@@ -114,16 +122,11 @@ class EnsembleLogits:
         checks.positive(noise_multiplier=noise_multiplier, norm_bound=norm_bound)
         checks.one_of(MODES, mode=mode)
         self.networks, self.ledger, self.mode = list(networks), ledger, mode
-        if len(self.networks) < FEWEST:
-            raise ValueError(f"an ensemble needs at least {FEWEST} teachers, got {len(self.networks)}")
+        _require_teachers(self.networks, rows)
         if not isinstance(ledger, QueryLedger):
             raise ValueError(f"ledger must be a QueryLedger(folder, epsilon=..., delta=...), got {ledger!r}")
         if confidence is not None and mode != "votes":
             raise ValueError("confidence counts votes; use mode='votes', or leave it out")
-        if rows is not None:
-            if len(rows) != len(self.networks):
-                raise ValueError(f"rows must have one entry per teacher, {len(self.networks)}, got {len(rows)}")
-            require_disjoint(rows)
         self.device = None if device is None else torch.device(device)
         self.norm_bound, self.confidence = float(norm_bound), confidence
         moves = math.sqrt(2.0) if mode == "votes" else 2.0 * self.norm_bound / len(self.networks)
@@ -135,6 +138,8 @@ class EnsembleLogits:
         self._digests = NetworkDigests(self.networks) if cache else None
         if rows is None:
             ledger.note(CLAIMED_DISJOINT)
+        if confidence is not None:
+            ledger.note(CONFIDENT.format(ledger.epsilon, ledger.delta))
         if self.noise.generator.reproducible:
             ledger.note(SEEDED)
 
@@ -152,11 +157,11 @@ class EnsembleLogits:
             BudgetExhausted: The rows do not fit the rest of the budget. Nothing was charged.
             DataError: A teacher does not return logits, or teachers have different classes. Nothing was charged.
         """
+        x = joined_inputs(inputs, self.networks[0], batch_size)  # a loader may read them only once, or in any order
         if self._digests is None:
-            return self._fresh(inputs, batch_size)
+            return self._fresh(x, batch_size)
         settings = f"EnsembleLogits {self._digests.current()} {self.mode} {self.noise.settings} {self.norm_bound!r} "
         settings += repr(self.confidence)
-        x = joined_inputs(inputs, self.networks[0], batch_size)
         scores = self.ledger.answers.answer(x, settings, lambda rows: self._fresh(rows, batch_size).scores)
         return Answer(scores, self.mode == "votes")
 
@@ -165,11 +170,12 @@ class EnsembleLogits:
         multiples = self._summed(inputs, batch_size)
         if not len(multiples):
             return Answer(torch.from_numpy(multiples * self._grid), self.mode == "votes")
-        answered = self._agreed(multiples)
         scores = np.full(multiples.shape, np.nan)
-        if answered.any():
-            self.ledger.charge(self.noise.event, int(answered.sum()))
-            scores[answered] = self.noise.noisy(multiples[answered], self._grid)
+        with self.ledger.alone():  # nobody takes the room of the answers between the comparison and them
+            answered = self._agreed(multiples)
+            if answered.any():
+                self.ledger.charge(self.noise.event, int(answered.sum()))
+        scores[answered] = self.noise.noisy(multiples[answered], self._grid)
         return Answer(torch.from_numpy(scores), self.mode == "votes")
 
     def predict(self, inputs: Any, batch_size: int = INFERENCE_BATCH) -> torch.Tensor:
@@ -220,6 +226,17 @@ class EnsembleLogits:
             total = scores if total is None else total + scores
         assert total is not None
         return total
+
+
+def _require_teachers(networks: Sequence[nn.Module], rows: Sequence[ArrayLike] | None) -> None:
+    if len(networks) < FEWEST:
+        raise ValueError(f"an ensemble needs at least {FEWEST} teachers, got {len(networks)}")
+    if len(set(map(id, networks))) < len(networks):
+        raise ValueError("a network is listed twice, so one example could change two votes; list each teacher once")
+    if rows is not None:
+        if len(rows) != len(networks):
+            raise ValueError(f"rows must have one entry per teacher, {len(networks)}, got {len(rows)}")
+        require_disjoint(rows)
 
 
 def _votes(logits: NDArray[np.float64]) -> NDArray[np.int64]:

@@ -67,11 +67,16 @@ def require_disjoint(rows: Sequence[ArrayLike]) -> None:
     """Refuse parts that share rows.
 
     Raises:
-        DataError: A row belongs to two parts; names them.
+        DataError: A row belongs to two parts, which are named; or rows are not numbers from 0 on.
     """
     owner: dict[int, int] = {}
     for part, members in enumerate(rows):
-        for row in np.asarray(members).tolist():
+        numbers = np.asarray(members)
+        if numbers.ndim != 1 or (len(numbers) and (numbers.dtype.kind not in "iu" or numbers.min() < 0)):
+            raise DataError(
+                f"the rows of teacher {part} must be a vector of whole numbers, at least 0, got {members!r}"
+            )
+        for row in numbers.tolist():
             if row in owner:
                 raise DataError(
                     f"teachers {owner[row]} and {part} were both trained on row {row}; one example would change the "

@@ -2,34 +2,40 @@
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import threading
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 from dpmodel.prediction.answer_cache import ANSWERS_NAME, AnswerCache
+from dpmodel.prediction.query_budget import BUDGET_NAME, QueryBudget
 from dpmodel.saving.lock import FolderLock
+from dpmodel.saving.marks import TrainingMark, require_marked
+from mechanisms.fork import process_identity
 from monitors import checks
 from monitors.accountant import ACCOUNTANTS
 from monitors.calibration import calibrate_noise_multiplier
 from monitors.errors import BudgetExhausted, CalibrationError, CheckpointError, ConfigError
 from monitors.events import GaussianEvent
 from monitors.gaussian import gaussian_epsilon, gaussian_mu
-from monitors.journal import JOURNAL_NAME, ReleaseJournal
+from monitors.journal import JOURNAL_NAME, MOST_ANNOUNCED, ReleaseJournal
 from monitors.ledger import Ledger
-from monitors.untrusted import MAX_LEDGER_BYTES, parse_json, read_text
 
 LEDGER_NAME = "ledger.json"
-BUDGET_NAME = "budget.json"
-FORMAT = "dpmodel-query-budget/1"
+
+#: Most answers that the journal alone states, unless they are one charge: with too many, it could not be read again.
+_UNSAVED = MOST_ANNOUNCED // 10
 
 #: Rounding of sums of costs, which is added to what an answer costs.
 _OUTWARD = 1 + 1e-12
+
+#: No answer costs less, however large its noise.
+_LEAST_COST = 1e-200
 
 
 class QueryLedger:
@@ -37,12 +43,14 @@ class QueryLedger:
 
     Guarantees: an answer is charged before it is given, and the charge is on the disk before it is used; charges are
     never refunded; a batch that does not fit is refused as a whole. A process that was killed, ``kill -9`` included,
-    has charged at least what it answered.
+    has charged at least what it answered. A forked process cannot use the ledger of its parent. A folder that this user
+    has seen further on, such as a copy from before the last use, is refused (see ``TrainingMark``).
 
     Queries may depend on earlier answers. Each charge is a Gaussian release of the whole data, and their sum of squared
     inverse multipliers stays below a limit that is fixed in advance: the whole then is a Gaussian mechanism of that
     limit, whichever queries were asked (Smith and Thakurta 2022). Releases before the queries (``spent``) are part of
-    the budget.
+    the budget. ``spent`` is the epsilon of what was charged so far; where earlier answers decide what is asked later,
+    or when to stop, the guarantee is the budget.
 
     Args:
         path: The folder; created if missing, private to the user. It holds ``ledger.json``, its journal and
@@ -85,16 +93,21 @@ class QueryLedger:
         checks.positive(**{} if epsilon is None else {"epsilon": epsilon})
         checks.open_unit(**{} if delta is None else {"delta": delta})
         self.path = Path(path)
-        self._guard = threading.Lock()
+        self._guard = threading.RLock()
+        self._process = process_identity()
         self._lock = FolderLock(self.path)
         self._lock.acquire()
         self._open = True
         try:
-            self.epsilon, self.delta, self._before = self._budget(epsilon, delta, spent)
             self._journal = ReleaseJournal(self.path / JOURNAL_NAME, folder=self._lock.handle())
-            self._ledger = self._load(spent)
+            if self._lock.holds(self.path / BUDGET_NAME):
+                budget, self._ledger = self._found(epsilon, delta, spent)
+            else:
+                budget, self._ledger = self._made(epsilon, delta, spent)
+            self.epsilon, self.delta, self._before = budget.epsilon, budget.delta, budget.before
             self._limit = _most_squared(self._others(), self.epsilon, self.delta)
             self._squared = _squared(self._ledger)
+            self._unsaved = 0
             self._answers: AnswerCache | None = None
             self._known_spent: tuple[float, float] | None = None
             if self._limit <= 0:
@@ -107,7 +120,8 @@ class QueryLedger:
     @staticmethod
     def budget_of(path: str | os.PathLike[str]) -> tuple[float, float]:
         """Epsilon and delta of the budget of an existing folder."""
-        return _read_budget(Path(path) / BUDGET_NAME)[:2]
+        found = QueryBudget.load(Path(path) / BUDGET_NAME)
+        return found.epsilon, found.delta
 
     @property
     def spent(self) -> float:
@@ -119,13 +133,22 @@ class QueryLedger:
 
     @property
     def is_open(self) -> bool:
-        """Whether answers can be charged: not after ``close``, nor after a charge that could not be written."""
-        return self._open
+        """Whether answers can be charged: not after ``close``, after a charge that could not be written, or a fork."""
+        return self._open and self._process == process_identity()
 
     @property
     def asked(self) -> int:
         """Number of answers that were charged, with the comparisons of ``Confidence``."""
         return self._ledger.total - self._before
+
+    @property
+    def head(self) -> str:
+        """Digest over everything that was written to this ledger, which no other ledger has; see ``holds``."""
+        return self._journal.head
+
+    def holds(self, head: str) -> bool:
+        """Whether this is the ledger that had this ``head``, with all that was charged by then."""
+        return self._journal.follows(head)
 
     @property
     def answers(self) -> AnswerCache:
@@ -137,7 +160,7 @@ class QueryLedger:
         with self._guard:
             self._require_open()
             if self._answers is None:
-                self._answers = AnswerCache(self.path / ANSWERS_NAME, self._lock)
+                self._answers = AnswerCache(self.path / ANSWERS_NAME, self._lock, str(self._journal.training))
             return self._answers
 
     @property
@@ -154,12 +177,18 @@ class QueryLedger:
         """Whether answers of these costs and numbers fit together."""
         return self._squared + math.fsum(_cost(event, count) for event, count in rows) <= self._limit
 
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """Inside the block, no other thread charges: what has room at its beginning has room until its end."""
+        with self._guard:
+            yield
+
     def charge(self, event: GaussianEvent, count: int = 1, *, room: Iterable[tuple[GaussianEvent, int]] = ()) -> None:
         """Charge ``count`` answers; call this before their noise is drawn.
 
         Args:
             event: Cost of one answer.
-            count: Number of answers.
+            count: Number of answers, at most 10,000,000.
             room: What must fit besides, without being charged: answers that may follow from these.
 
         Raises:
@@ -169,18 +198,23 @@ class QueryLedger:
         if not isinstance(event, GaussianEvent):
             raise TypeError(f"the cost of an answer must be a GaussianEvent, got {event!r}")
         checks.positive_int(count=count)
+        if count > MOST_ANNOUNCED:
+            raise ValueError(f"at most {MOST_ANNOUNCED:,} answers can be charged at once, got {count:,}; divide them")
         with self._guard:
             self._require_open()
             if not self.fits((event, count), *room):
                 raise BudgetExhausted(count, self._left_with(event, room), self.spent, self.epsilon, self.delta)
+            if self._unsaved and self._unsaved + count > _UNSAVED:
+                self._save()
             try:
                 self._lock.handle()  # the folder may have been taken away
                 self._journal.record(event, count)
+                self._ledger.record(event, count)
+                self._squared += _cost(event, count)
+                self._unsaved += count
             except BaseException:
-                self._open = False  # the line may be on the disk or not: only reading it again tells
+                self._open = False  # what is on the disk counts, and only reading it again tells
                 raise
-            self._ledger.record(event, count)
-            self._squared += _cost(event, count)
 
     def note(self, text: str) -> None:
         """Add a note to the ledger, once, and write it."""
@@ -191,7 +225,9 @@ class QueryLedger:
                 self._save()
 
     def close(self) -> None:
-        """Write the ledger and release the folder."""
+        """Write the ledger and release the folder; in a forked process, do nothing."""
+        if self._process != process_identity():
+            return
         with self._guard:
             if self._open:
                 self._open = False
@@ -212,6 +248,11 @@ class QueryLedger:
         )
 
     def _require_open(self) -> None:
+        if self._process != process_identity():
+            raise CheckpointError(
+                f"the query ledger in {self.path} belongs to the process that opened it, from which this one was "
+                "forked: both would spend the same budget. Answer queries in one process"
+            )
         if not self._open:
             raise CheckpointError(f"the query ledger in {self.path} is closed; open it again to answer further queries")
 
@@ -223,51 +264,67 @@ class QueryLedger:
     def _others(self) -> list[tuple[Any, int]]:
         return [(event, count) for event, count in self._ledger if not isinstance(event, GaussianEvent)]
 
-    def _budget(self, epsilon: float | None, delta: float | None, spent: Ledger | None) -> tuple[float, float, int]:
-        """Epsilon, delta, and the number of releases before the queries."""
-        place = self.path / BUDGET_NAME
-        if not self._lock.holds(place):
-            if epsilon is None or delta is None:
-                raise ConfigError(f"{self.path} holds no query budget yet; give epsilon and delta")
-            if self._lock.holds(self.path / LEDGER_NAME) or self._lock.holds(self.path / JOURNAL_NAME):
-                raise ConfigError(
-                    f"{self.path} holds a ledger without {BUDGET_NAME}: it belongs to a training, or the file was "
-                    "removed. Use a folder of its own, and pass the ledger of a training as spent"
-                )
-            before = 0 if spent is None else spent.total
-            values = {"format": FORMAT, "epsilon": float(epsilon), "delta": float(delta), "before": before}
-            self._lock.write(place, json.dumps(values, indent=1) + "\n")
-            return float(epsilon), float(delta), before
-        found = _read_budget(place)
-        if (epsilon, delta) not in ((None, None), found[:2]):
+    def _made(self, epsilon: float | None, delta: float | None, spent: Ledger | None) -> tuple[QueryBudget, Ledger]:
+        """A new budget and its ledger; the budget is written last, so that nothing before the queries is lost."""
+        if epsilon is None or delta is None:
+            raise ConfigError(f"{self.path} holds no query budget yet; give epsilon and delta")
+        if self._lock.holds(self.path / LEDGER_NAME) or len(self._journal):
             raise ConfigError(
-                f"the queries of {self.path} have a budget of epsilon {found[0]:g} at delta {found[1]:g}, but "
-                f"epsilon={epsilon}, delta={delta} was asked for; leave both out, or use a new folder and pass this "
-                "ledger as spent"
+                f"{self.path} holds a ledger without {BUDGET_NAME}: it belongs to a training, the file was removed, or "
+                "the process that made it was killed before the first query. Use a folder of its own, and pass the "
+                "ledger of a training as spent"
             )
-        return found
+        ledger = Ledger() if spent is None else spent.copy()
+        self._begin()
+        self._write(ledger)
+        journal = self._journal.training
+        assert journal is not None
+        budget = QueryBudget(float(epsilon), float(delta), ledger.total, journal)
+        self._lock.write(self.path / BUDGET_NAME, budget.to_json())
+        return budget, ledger
 
-    def _load(self, spent: Ledger | None) -> Ledger:
-        place = self.path / LEDGER_NAME
-        if not self._lock.holds(place):
-            if len(self._journal) > 1:
-                raise CheckpointError(f"{place} was removed, so what was answered cannot be stated; restore it")
-            if not len(self._journal):
-                self._journal.begin(0)  # with a random ID: no other journal can take its place
-            ledger = Ledger() if spent is None else spent.copy()
-            self._write(ledger)
-            return ledger
+    def _found(self, epsilon: float | None, delta: float | None, spent: Ledger | None) -> tuple[QueryBudget, Ledger]:
+        """The budget and the ledger of the folder."""
+        budget = QueryBudget.load(self.path / BUDGET_NAME)
+        if (epsilon, delta) not in ((None, None), (budget.epsilon, budget.delta)):
+            raise ConfigError(
+                f"the queries of {self.path} have a budget of epsilon {budget.epsilon:g} at delta {budget.delta:g}, "
+                f"but epsilon={epsilon}, delta={delta} was asked for; leave both out, or use a new folder and pass "
+                "this ledger as spent"
+            )
         if spent is not None:
             raise ConfigError(
                 f"{self.path} already holds the ledger of its queries; spent is for a new folder. Leave it out"
             )
+        place = self.path / LEDGER_NAME
+        if not self._lock.holds(place):
+            raise CheckpointError(f"{place} was removed, so what was answered cannot be stated; restore it")
+        if budget.journal != self._journal.training:
+            raise CheckpointError(
+                f"{self.path / BUDGET_NAME} is the budget of a different ledger, or {JOURNAL_NAME} beside it was "
+                "removed; restore the original files"
+            )
+        require_marked(self._journal)
         try:
-            return Ledger.load(place, alone=False)
+            ledger = Ledger.load(place, alone=False)
         except ValueError as error:
             raise CheckpointError(str(error)) from error
+        self._begin()
+        return budget, ledger
+
+    def _begin(self) -> None:
+        """State that a process opens the ledger: two copies that are opened differ from then on."""
+        self._journal.begin(0)
+        self._mark()
+
+    def _mark(self) -> None:
+        assert self._journal.training is not None
+        TrainingMark(self._journal.training, len(self._journal), self._journal.head).save()
 
     def _save(self) -> None:
         self._write(self._ledger)
+        self._unsaved = 0
+        self._mark()
 
     def _write(self, ledger: Ledger) -> None:
         ledger.save(self.path / LEDGER_NAME, journal=self._journal.head, folder=self._lock.handle())
@@ -315,31 +372,18 @@ def query_status(path: str | os.PathLike[str]) -> QueryStatus:
         raise ConfigError(
             f"{folder} holds no query budget: {BUDGET_NAME} is missing; give the folder of a query ledger"
         )
-    epsilon, delta, before = _read_budget(folder / BUDGET_NAME)
+    budget = QueryBudget.load(folder / BUDGET_NAME)
+    epsilon, delta = budget.epsilon, budget.delta
     try:
         ledger = Ledger.load(folder / LEDGER_NAME, alone=False)
     except (OSError, ValueError) as error:
         raise CheckpointError(str(error)) from error
     others = [(event, count) for event, count in ledger if not isinstance(event, GaussianEvent)]
-    squared, left, asked = _squared(ledger), None, ledger.total - before
+    squared, left, asked = _squared(ledger), None, ledger.total - budget.before
     last = ledger.rows[-1][0] if asked > 0 else None
     if isinstance(last, GaussianEvent):
         left = _fitting(_most_squared(others, epsilon, delta) - squared, _cost(last, 1))
     return QueryStatus(asked, left, _epsilon(others, squared, delta), epsilon, delta, ledger.notes)
-
-
-def _read_budget(place: Path) -> tuple[float, float, int]:
-    """Epsilon, delta, and the number of releases before the queries."""
-    values = parse_json(read_text(place, MAX_LEDGER_BYTES))
-    if not isinstance(values, dict) or values.get("format") != FORMAT:
-        raise CheckpointError(f"{place} is not a query budget of format {FORMAT!r}")
-    epsilon: Any = values.get("epsilon")
-    delta: Any = values.get("delta")
-    before: Any = values.get("before", 0)
-    checks.positive(epsilon=epsilon)
-    checks.open_unit(delta=delta)
-    checks.non_negative_int(before=before)
-    return float(epsilon), float(delta), int(before)
 
 
 def _fitting(room: float, each: float) -> int:
@@ -347,7 +391,8 @@ def _fitting(room: float, each: float) -> int:
 
 
 def _cost(event: GaussianEvent, count: int) -> float:
-    return count / event.noise_multiplier**2 * _OUTWARD
+    inverse = 1.0 / event.noise_multiplier
+    return count * max(inverse * inverse, _LEAST_COST) * _OUTWARD
 
 
 def _squared(rows: Iterable[tuple[Any, int]]) -> float:

@@ -8,7 +8,7 @@ import json
 import math
 import os
 from contextlib import nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,7 @@ from dpmodel.prediction.ensemble import Confidence, EnsembleLogits
 from dpmodel.prediction.plain_training import PlainTraining
 from dpmodel.prediction.public_labels import PublicLabels
 from dpmodel.prediction.query_ledger import QueryLedger
-from dpmodel.prediction.teachers import config_of, holds_data, load_teachers
+from dpmodel.prediction.teachers import config_of, holds_data, load_teachers, stored_data
 from dpmodel.prediction.teachers_folder import Ensemble, TeachersFolder
 from dpmodel.preflight.configured import require_known_names
 from dpmodel.runs.build import Task, build_task, read_data
@@ -125,9 +125,10 @@ def train_student(
             ``privacy`` is not used.
         teachers: Folder of ``train_teachers``.
         queries: Number of public inputs to label: the first ones of a fixed permutation.
-        ledger: The budget. Count all answers of the same teachers on one ledger.
+        ledger: The budget. Count all answers about the same data on one ledger, those of other teachers too.
         noise_multiplier: Noise multiplier of the votes; None: the smallest that fits the rest of the budget.
-        confidence: Answer only queries on which many teachers agree. The comparison is charged for all queries.
+        confidence: Answer only queries on which many teachers agree. The comparison is charged for all queries, and the
+            guarantee is the budget of the ledger; see ``Confidence``.
         public: ``"test"``: the public inputs are the test examples, and the student is evaluated on those that were not
             queried. ``"train"``: they are the training examples of ``config``, which then must be other data than those
             of the teachers; the student is evaluated on the test examples.
@@ -180,7 +181,7 @@ def train_student(
     asked = _asked(ensemble, examples, public, queries, confidence)
     with nullcontext() if output is None else FolderLock(output):
         files = None if output is None else Path(output)
-        labels = None if files is None else PublicLabels.load(files / LABELS, asked, ledger.spent)
+        labels = None if files is None else PublicLabels.load(files / LABELS, asked, ledger)
         reused = labels is not None
         if labels is None:
             networks, rows = load_teachers(folder.path, trust_code=trust_code)
@@ -194,7 +195,7 @@ def train_student(
                 device=task.device,
             )
             answer = voters.query(seen.batch(pool[:queries])[0])
-            labels = PublicLabels(pool[:queries], answer, multiplier, ledger.spent, asked)
+            labels = PublicLabels(pool[:queries], answer, multiplier, ledger.spent, ledger.head, asked)
             if files is not None:
                 labels.save(files / LABELS)
         student = _student(task, examples, labels, rounds, held_out, ledger, reused)
@@ -263,9 +264,9 @@ def _as_teachers_see(task: Task, teachers: Config, ensemble: Ensemble, public: s
     same = config.features == teachers.features
     asked = config.model_copy(update={"features": teachers.features})
     data = task.data if same else read_data(asked, task.device)[0]
-    if public == "train" and holds_data(ensemble, replace(task, config=asked, data=data)):
+    if holds_data(ensemble, getattr(stored_data(task), public)):
         raise ConfigError(
-            f"{config.where('data')}: the training examples of data are those of the teachers, which are private; "
+            f"{config.where('data')}: the {public} examples of data are those of the teachers, which are private; "
             "name a public data set, or use its test examples (public: test)"
         )
     examples: InMemoryDataset = getattr(data, public)

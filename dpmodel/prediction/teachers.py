@@ -24,7 +24,9 @@ from dpmodel.config import Config
 from dpmodel.config.identity import settings_by_path
 from dpmodel.config.marked_yaml import read_yaml
 from dpmodel.config.reader import checked_config, require_names
+from dpmodel.data.in_memory import InMemoryDataset
 from dpmodel.data.inference import INFERENCE_BATCH
+from dpmodel.data.splits import DataSplits
 from dpmodel.nets import build_network
 from dpmodel.prediction.clipped_logits import logits_of
 from dpmodel.prediction.convex import ConvexHead
@@ -33,7 +35,7 @@ from dpmodel.prediction.plain_training import PlainTraining
 from dpmodel.prediction.teachers_folder import Ensemble, TeachersFolder, keyed_digest, new_id
 from dpmodel.preflight.configured import require_known_names
 from dpmodel.preflight.network import fix
-from dpmodel.runs.build import Task, build_task
+from dpmodel.runs.build import Task, build_task, read_data
 from dpmodel.runs.folder import RunFolder
 from dpmodel.runs.trust import require_trusted
 from dpmodel.saving.lock import FolderLock
@@ -78,6 +80,10 @@ class ConstantVote(nn.Module):
         super().__init__()
         self.label, self.classes = label, classes
 
+    def extra_repr(self) -> str:
+        """The vote, on which answers depend."""
+        return f"label={self.label}, classes={self.classes}"
+
     def forward(self, x: Tensor) -> Tensor:
         """Scores (N, classes)."""
         scores = torch.zeros(len(x), self.classes, device=x.device)
@@ -119,7 +125,7 @@ class TeacherJob:
             ensemble = _ensemble(self.folder, self.ensemble_id)
             if ensemble.is_finished(folder, self.number):
                 return JobOutcome(self, reused=True)
-            teacher = _trained(_task(self.settings), ensemble, self.number, stop_reason)
+            teacher = _trained(_task(self.settings, ensemble), ensemble, self.number, stop_reason)
             if teacher is None:
                 return JobOutcome(self, interrupted=True)
             ensemble.save_teacher(folder, self.number, teacher)
@@ -274,27 +280,43 @@ def config_of(folder: TeachersFolder, ensemble: Ensemble, *, trust_code: bool = 
     return config
 
 
-def data_digest(task: Task, key: str) -> str:
-    """Keyed digest of the training data; of the targets alone if there are features, which differ between devices."""
-    data = task.data.train
-    return keyed_digest([data.y] if task.config.features is not None else [data.x, data.y], key)
+def stored_data(task: Task) -> DataSplits:
+    """The data of ``task`` as stored, before any features, which differ between devices."""
+    if task.config.features is None:
+        return task.data
+    return read_data(task.config.model_copy(update={"features": None}), task.device)[0]
 
 
-def holds_data(ensemble: Ensemble, task: Task) -> bool:
-    """Whether the teachers were trained on the training data of ``task``."""
-    return hmac.compare_digest(data_digest(task, ensemble.ensemble_id), ensemble.data)
+def holds_data(ensemble: Ensemble, examples: InMemoryDataset) -> bool:
+    """Whether the teachers were trained on these stored examples, in this order."""
+    return hmac.compare_digest(_data_digest(examples, ensemble.ensemble_id), ensemble.data)
+
+
+def _data_digest(examples: InMemoryDataset, key: str) -> str:
+    """Keyed digest of inputs and targets."""
+    return keyed_digest([examples.x, examples.y], key)
 
 
 #: The task that this process trains teachers of, by its configuration: there are many teachers of one.
 _KEPT: dict[str, Task] = {}
 
 
-def _task(settings: str) -> Task:
-    """Data, network and loss of a configuration."""
+def _task(settings: str, ensemble: Ensemble) -> Task:
+    """Data, network and loss of a configuration.
+
+    Raises:
+        DataError: The data are not those whose rows were assigned to parts.
+    """
     if settings not in _KEPT:
         source = "configuration of the teachers"
         _KEPT.clear()
-        _KEPT[settings] = build_task(checked_config(read_yaml(settings, source), source), private=False)
+        task = build_task(checked_config(read_yaml(settings, source), source), private=False)
+        if not holds_data(ensemble, stored_data(task).train):
+            raise DataError(
+                "the training data are not the same each time they are read, so teachers would share rows; their "
+                "reader must give the same examples in the same order"
+            )
+        _KEPT[settings] = task
     return _KEPT[settings]
 
 
@@ -315,7 +337,8 @@ def _claimed(
         folder.require_unused()
         key, facts = new_id(), task.data.network_defaults()
         partition = Partition.draw(len(task.data.train), parts, seed)
-        drawn = Ensemble(key, partition, config.to_yaml(), settings, data_digest(task, key), facts, classes)
+        digest = _data_digest(stored_data(task).train, key)
+        drawn = Ensemble(key, partition, config.to_yaml(), settings, digest, facts, classes)
         drawn.save(folder, lock)
         return drawn
     found = Ensemble.load(folder)
@@ -326,7 +349,7 @@ def _claimed(
             f"{folder.path} holds teachers of another configuration: {name} is {settings.get(name)!r} here and "
             f"{found.settings.get(name)!r} there. Choose a different folder with --output"
         )
-    if not holds_data(found, task):
+    if not holds_data(found, stored_data(task).train):
         raise ConfigError(
             f"{folder.path} holds teachers of other training data. Choose a different folder with --output"
         )

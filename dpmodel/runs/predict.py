@@ -28,7 +28,8 @@ from dpmodel.planning.training_plan import plan_training
 from dpmodel.prediction.answer import Answer
 from dpmodel.prediction.clipped_logits import device_of, logits_of
 from dpmodel.prediction.logits import AUTO, DPLogits
-from dpmodel.prediction.query_ledger import BUDGET_NAME, QueryLedger
+from dpmodel.prediction.query_budget import BUDGET_NAME
+from dpmodel.prediction.query_ledger import QueryLedger
 from dpmodel.runs.build import build_task
 from dpmodel.runs.evaluate import require_same_training
 from dpmodel.runs.folder import RunFolder
@@ -227,6 +228,14 @@ def _mechanism(network: nn.Module, folder: RunFolder, settings: QuerySettings, p
         "norm_bound": settings.norm_bound,
         "sensitivity": settings.sensitivity,
     }
+    if (
+        settings.sensitivity is None
+        and (settings.budget_epsilon, settings.budget_delta, settings.ledger) != (None,) * 3
+    ):
+        raise ConfigError(
+            f"sensitivity {NO_SENSITIVITY!r} has no guarantee, so no budget can be kept; leave out budget and ledger, or "
+            "state a sensitivity"
+        )
     free = private and settings.sensitivity == AUTO
     if free or settings.sensitivity is None:
         return build(network, cache=settings.cache and not free, **chosen)

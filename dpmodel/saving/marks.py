@@ -77,18 +77,34 @@ def require_marked_lines(path: Path) -> ReleaseJournal:
         CheckpointError: It was changed, or is older than its mark, or went a different way since.
     """
     journal = ReleaseJournal(path)
-    mark = TrainingMark.of(journal.training) if path.is_file() and journal.training is not None else None
-    if mark is None or journal.has(mark.lines, mark.head):
-        return journal
-    journal = ReleaseJournal(path)  # a mark follows its line: a training that is running may have written both just now
-    if journal.has(mark.lines, mark.head):
-        return journal
+    if path.is_file() and not _has_its_mark(journal):
+        journal = ReleaseJournal(path)  # a mark follows its line: a training may have written both just now
+        require_marked(journal)
+    return journal
+
+
+def require_marked(journal: ReleaseJournal) -> None:
+    """Refuse a journal that this user has seen further on.
+
+    Raises:
+        CheckpointError: It is older than its mark, or went a different way since.
+    """
+    if _has_its_mark(journal):
+        return
+    mark = TrainingMark.of(str(journal.training))
+    assert mark is not None
+    path = journal.path
     raise CheckpointError(
-        f"{path.parent} is an older copy of its training: {path.name} has {len(journal)} lines, and this user has seen "
+        f"{path.parent} is an older copy of its ledger: {path.name} has {len(journal)} lines, and this user has seen "
         f"{mark.lines} lines, or different ones. What was released since counts for the data. Use the folder that has "
         f"gone on, or restore the latest copy. To use this one anyway, remove {mark.path}, or set {VARIABLE}=off: its "
         "epsilon then lacks what was released since"
     )
+
+
+def _has_its_mark(journal: ReleaseJournal) -> bool:
+    mark = None if journal.training is None else TrainingMark.of(journal.training)
+    return mark is None or journal.has(mark.lines, mark.head)
 
 
 def marks_folder() -> Path | None:

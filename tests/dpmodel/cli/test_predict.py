@@ -190,6 +190,7 @@ def test_an_empirical_defence_has_no_ledger_and_says_so(command, plain, rows):
         ((*CHARGED, "--output", "answers.txt"), "must end in"),
         ((*CHARGED, "--output", "missing/answers.csv"), "cannot be written"),
         (("--mechanism", "dp_logits", "--sensitivity", "none", "--cache"), "leave cache out"),
+        ((*CHARGED, "--sensitivity", "none"), "so no budget can be kept"),
     ],
 )
 def test_bad_settings_are_refused_and_cost_nothing(command, plain, rows, arguments, words, monkeypatch):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 
 import numpy as np
 import pytest
@@ -48,6 +49,15 @@ def test_a_repeated_query_gets_the_same_answer_for_free(network, ledger):
     again = private(network, ledger).query(x[[3, 0]]).scores
     assert torch.equal(again, first[[3, 0]])
     assert ledger.asked == 5
+
+
+def test_an_answer_that_another_ledger_has_paid_for_is_not_free(network, ledger, tmp_path):
+    x = torch.randn(2, 4)
+    with QueryLedger(tmp_path / "other", 8.0, DELTA) as other:
+        private(network, other).query(x)
+    shutil.copy(tmp_path / "other" / ANSWERS_NAME, ledger.path)
+    private(network, ledger).query(x)
+    assert ledger.asked == 2
 
 
 def test_without_the_cache_each_query_is_charged_and_gets_fresh_noise(network, ledger):

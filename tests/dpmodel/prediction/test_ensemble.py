@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import copy
 import math
+import threading
 
 import numpy as np
 import pytest
@@ -10,6 +13,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
+from torch import nn
 
 from dpmodel.prediction import Answer, BudgetExhausted, Confidence, EnsembleLogits, Partition, QueryLedger
 from monitors import GaussianEvent
@@ -95,6 +99,14 @@ def test_only_queries_on_which_teachers_agree_are_answered(ledger):
     assert (answer.labels[answer.answered][:12] == 3).all()
 
 
+def test_a_random_number_of_answers_is_noted(ledger):
+    networks = teachers(np.zeros((4, 1, CLASSES)))
+    EnsembleLogits(networks, noise_multiplier=5.0, ledger=ledger, rows=[[0], [1], [2], [3]])
+    assert not ledger.ledger.notes
+    EnsembleLogits(networks, noise_multiplier=5.0, ledger=ledger, confidence=Confidence(3.0, 5.0))
+    assert any("the guarantee is the budget of the queries, epsilon 8 at" in note for note in ledger.ledger.notes)
+
+
 def test_a_batch_whose_answers_might_not_fit_is_refused_whole(ledger):
     confidence = Confidence(threshold=1.0, noise_multiplier=5.0)
     ensemble = EnsembleLogits(
@@ -103,6 +115,63 @@ def test_a_batch_whose_answers_might_not_fit_is_refused_whole(ledger):
     with pytest.raises(BudgetExhausted):
         ensemble.query(torch.zeros(10_000, 1))
     assert ledger.spent == 0.0
+
+
+def test_no_other_thread_takes_the_room_between_a_comparison_and_its_answers(ledger):
+    confidence = Confidence(threshold=1.0, noise_multiplier=50.0)
+    ensemble = EnsembleLogits(
+        teachers(np.zeros((500, 3, CLASSES))), noise_multiplier=20.0, confidence=confidence, ledger=ledger
+    )
+    compared, others = ensemble._check.noisy, []
+
+    def spend():
+        with contextlib.suppress(BudgetExhausted):
+            ledger.charge(GaussianEvent(1000.0), 5000)
+
+    def interrupted(*args):
+        others.append(threading.Thread(target=spend))
+        others[0].start()
+        others[0].join(0.1)
+        return compared(*args)
+
+    ensemble._check.noisy = interrupted
+    ledger.charge(GaussianEvent(20.0), ledger.left(GaussianEvent(20.0)) - 4)
+    assert ensemble.query(torch.zeros(3, 1)).answered.all()
+    others[0].join()
+
+
+def test_all_teachers_see_the_same_inputs_of_a_loader(ledger):
+    sign = nn.Linear(1, 2)
+    with torch.no_grad():
+        sign.weight.copy_(torch.tensor([[1.0], [-1.0]]))
+        sign.bias.zero_()
+    ensemble = EnsembleLogits([copy.deepcopy(sign) for _ in range(200)], noise_multiplier=5.0, ledger=ledger)
+    x = torch.tensor([[1.0], [-1.0]]).repeat(10, 1)
+    any_order = [torch.utils.data.DataLoader(x, batch_size=4, sampler=AnyOrder(len(x))), iter(x.split(4))]
+    for inputs in any_order:
+        assert ensemble.query(inputs).scores.amax(dim=1).min() > 150
+
+
+class AnyOrder(torch.utils.data.Sampler):
+    def __init__(self, count):
+        self.count = count
+
+    def __iter__(self):
+        return iter(torch.randperm(self.count).tolist())
+
+    def __len__(self):
+        return self.count
+
+
+@pytest.mark.parametrize("rows", [[[0, 1], [-1]], [[0.0], [1.0]], [[True], [False]], [[[0]], [[1]]]])
+def test_rows_must_be_numbers_from_zero_on(ledger, rows):
+    with pytest.raises(DataError, match="must be a vector of whole numbers"):
+        EnsembleLogits(teachers(np.zeros((2, 1, CLASSES))), noise_multiplier=5.0, ledger=ledger, rows=rows)
+
+
+def test_one_network_is_not_two_teachers(ledger):
+    with pytest.raises(ValueError, match="listed twice"):
+        EnsembleLogits(teachers(np.zeros((1, 1, CLASSES))) * 2, noise_multiplier=5.0, ledger=ledger, rows=[[0], [1]])
 
 
 def test_teachers_that_share_rows_are_refused(ledger):

@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from dpmodel import DPModel, NoiseMechanismsFactory
 from dpmodel.callbacks import Silence
-from dpmodel.prediction import BudgetExhausted, ConvexHead, DPLogits
+from dpmodel.prediction import Answer, BudgetExhausted, ConvexHead, DPLogits
 from dpmodel.prediction.clipped_logits import clipped_logits
 from mechanisms.vector_sum import grid_for
 from monitors import GaussianEvent
@@ -143,6 +143,25 @@ def test_a_privately_trained_network_answers_exactly_and_for_free():
     assert torch.equal(private.query(x).scores, model.network(x).detach().double())
     assert private.epsilon(10**6, 1e-5) == 0.0
     assert "post-processing" in private.why_free
+
+
+def test_a_network_that_hides_others_is_not_free(ledger):
+    class Hiding(nn.Module):
+        def __init__(self, first, hidden):
+            super().__init__()
+            self.first, self.hidden = first, [hidden]
+
+        def forward(self, x):
+            return self.hidden[0](x) + 0 * self.first(x)
+
+    network = trained().network
+    assert DPLogits(Hiding(network, nn.Linear(4, 3)), ledger=ledger).why_free is None
+    assert DPLogits(Hiding(network, nn.Linear(4, 3).requires_grad_(False))).why_free is not None
+
+
+def test_infinite_exact_logits_have_no_probabilities_in_json():
+    answer = Answer(torch.tensor([[math.inf, 0.0], [-math.inf, 1.0]], dtype=torch.float64))
+    assert answer.to_dict(probabilities=True) == {"labels": [0, 1], "probabilities": [None, [0.0, 1.0]]}
 
 
 def test_only_networks_that_were_trained_privately_answer_for_free(ledger):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -200,6 +201,34 @@ def test_a_charge_that_cannot_be_written_closes_the_ledger(folder, monkeypatch):
         assert sum(count for _, count in again.ledger) <= 1
 
 
+def test_a_charge_that_was_interrupted_after_it_was_written_is_not_refunded(folder, monkeypatch):
+    def interrupted(*args, **options):
+        raise KeyboardInterrupt
+
+    ledger = QueryLedger(folder, 1.0, DELTA)
+    monkeypatch.setattr(ledger._ledger, "record", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        ledger.charge(EVENT, 5)
+    monkeypatch.undo()
+    with pytest.raises(CheckpointError, match="is closed"):
+        ledger.charge(EVENT)
+    ledger.close()
+    assert query_status(folder).asked == 5
+
+
+@pytest.mark.parametrize("multiplier", [5e-324, 1e-200, 1e-160])
+def test_an_answer_with_next_to_no_noise_does_not_fit(folder, multiplier):
+    with QueryLedger(folder, 1.0, DELTA) as ledger, pytest.raises(BudgetExhausted):
+        ledger.charge(GaussianEvent(multiplier))
+
+
+def test_no_answer_is_free_however_much_noise_it_has(folder):
+    with QueryLedger(folder, 1.0, DELTA) as ledger:
+        ledger.charge(GaussianEvent(1e300))
+        assert 0 < ledger._squared < 1e-100
+        assert ledger.left(GaussianEvent(1e300)) > 10**100
+
+
 KILLED = textwrap.dedent(
     """
     import sys
@@ -260,3 +289,101 @@ def test_the_status_is_read_while_a_process_uses_the_ledger(folder):
 def test_there_is_no_status_of_other_folders(tmp_path):
     with pytest.raises(ConfigError, match="holds no query budget"):
         query_status(tmp_path)
+
+
+def forked(action):
+    """What ``action`` returns or raises in a forked process, as text."""
+    read, write = os.pipe()
+    child = os.fork()
+    if child == 0:
+        try:
+            found = repr(action())
+        except BaseException as error:
+            found = str(error)
+        os.write(write, found.encode())
+        os._exit(0)
+    os.close(write)
+    with os.fdopen(read) as pipe:
+        text = pipe.read()
+    os.waitpid(child, 0)
+    return text
+
+
+def test_a_forked_process_spends_nothing_of_the_budget_of_its_parent(folder):
+    with QueryLedger(folder, 1.0, DELTA) as ledger:
+        ledger.charge(EVENT, 5)
+        assert "one process" in forked(lambda: ledger.charge(EVENT, 5))
+        assert "one process" in forked(lambda: ledger.answers)
+        assert forked(lambda: ledger.is_open) == "False"
+        assert forked(ledger.close) == "None"
+        ledger.charge(EVENT, 5)
+    assert query_status(folder).asked == 10
+
+
+def test_a_copy_from_before_the_last_use_is_refused(folder, tmp_path):
+    QueryLedger(folder, 1.0, DELTA).close()
+    shutil.copytree(folder, tmp_path / "copy")
+    with QueryLedger(folder) as ledger:
+        ledger.charge(EVENT, 5)
+    with pytest.raises(CheckpointError, match="an older copy of its ledger"):
+        QueryLedger(tmp_path / "copy")
+
+
+def test_two_copies_are_not_both_used_even_if_the_first_was_killed(folder, tmp_path):
+    QueryLedger(folder, 1.0, DELTA).close()
+    shutil.copytree(folder, tmp_path / "copy")
+    with QueryLedger(folder), pytest.raises(CheckpointError, match="an older copy of its ledger"):
+        QueryLedger(tmp_path / "copy")
+
+
+@pytest.mark.parametrize("names", [["ledger.json"], ["ledger.json", "releases.jsonl"], ["releases.jsonl"]])
+def test_releases_before_the_queries_are_never_forgotten(folder, names):
+    QueryLedger(folder, 3.0, DELTA, spent=Ledger().record(GaussianEvent(2.0), 2)).close()
+    for name in names:
+        (folder / name).unlink()
+    with pytest.raises(CheckpointError):
+        QueryLedger(folder)
+
+
+def test_a_folder_whose_making_was_interrupted_holds_no_budget(folder, monkeypatch):
+    def killed(*args, **options):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Ledger, "save", killed)
+    with pytest.raises(KeyboardInterrupt):
+        QueryLedger(folder, 3.0, DELTA, spent=Ledger().record(GaussianEvent(2.0), 2))
+    monkeypatch.undo()
+    with pytest.raises(ConfigError, match="killed before the first query"):
+        QueryLedger(folder, 3.0, DELTA)
+
+
+@pytest.mark.parametrize("name", ["epsilon", "delta", "before", "journal", "digest"])
+def test_a_changed_budget_is_refused(folder, name):
+    QueryLedger(folder, 1.0, DELTA).close()
+    path = folder / "budget.json"
+    values = json.loads(path.read_text())
+    values[name] = {"epsilon": 100.0, "delta": 0.1, "before": 3}.get(name, "00" * 16)
+    path.write_text(json.dumps(values))
+    for use in (QueryLedger, query_status, QueryLedger.budget_of):
+        with pytest.raises(CheckpointError, match=r"budget\.json"):
+            use(folder)
+
+
+def test_the_budget_of_another_ledger_is_refused(folder, tmp_path):
+    QueryLedger(folder, 1.0, DELTA).close()
+    QueryLedger(tmp_path / "rich", 100.0, DELTA).close()
+    shutil.copy(tmp_path / "rich" / "budget.json", folder)
+    with pytest.raises(CheckpointError, match="the budget of a different ledger"):
+        QueryLedger(folder)
+
+
+def test_any_number_of_answers_can_be_read_again_after_a_kill(folder):
+    cheap = GaussianEvent(1e6)
+    ledger = QueryLedger(folder, 1.0, DELTA)
+    for _ in range(3):
+        ledger.charge(cheap, 6_000_000)
+    with pytest.raises(ValueError, match="at most 10,000,000 answers can be charged at once"):
+        ledger.charge(cheap, 10_000_001)
+    ledger._lock.release()  # as after a kill: nothing more is written
+    with QueryLedger(folder) as again:
+        assert again.asked == 18_000_000

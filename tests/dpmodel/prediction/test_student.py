@@ -25,6 +25,7 @@ from dpmodel.prediction import (
 )
 from dpmodel.prediction.teachers_folder import Ensemble, TeachersFolder
 from dpmodel.saving.checkpoint import load_checkpoint
+from monitors import GaussianEvent
 from monitors.errors import ConfigError, DataError
 
 VALUES = {
@@ -90,7 +91,7 @@ def test_self_training_never_reads_the_labels_of_the_public_data(tmp_path, monke
     (tmp_path / "t").mkdir()
     for turn in range(2):
         test_labels = np.tile([0, 1, 2] if turn else [2, 2, 0], 20)
-        np.savez(tmp_path / f"{turn}.npz", x_train=x, y_train=np.tile([0, 1, 2], 20), x_test=x, y_test=test_labels)
+        np.savez(tmp_path / f"{turn}.npz", x_train=x, y_train=np.tile([0, 1, 2], 20), x_test=-x, y_test=test_labels)
         config = configuration(
             data={"name": "npz", "root": str(tmp_path / f"{turn}.npz"), "num_classes": 3},
         )
@@ -140,11 +141,13 @@ def test_labels_that_were_paid_for_are_used_again(teachers, ledger, tmp_path):
     assert all(torch.equal(weights[name], value) for name, value in second.network.state_dict().items())
     with pytest.raises(ConfigError, match="queries is 50 here and 60 there"):
         train_student(configuration(), teachers, queries=50, ledger=ledger, output=tmp_path / "s")
-    with (
-        QueryLedger(tmp_path / "other", 20.0, 1e-5) as other,
-        pytest.raises(ConfigError, match="give the ledger that holds its charge"),
-    ):
-        train_student(configuration(), teachers, queries=60, ledger=other, output=tmp_path / "s")
+    for charged in (0, 50):  # another ledger that has spent as much does not hold their charge either
+        with QueryLedger(tmp_path / f"other{charged}", 90.0, 1e-12) as other:
+            if charged:
+                other.charge(GaussianEvent(2.0), charged)
+                assert other.spent > ledger.spent
+            with pytest.raises(ConfigError, match="give the ledger that holds its charge"):
+                train_student(configuration(), teachers, queries=60, ledger=other, output=tmp_path / "s")
 
 
 def test_labels_are_kept_although_the_training_failed(teachers, ledger, tmp_path, monkeypatch):
@@ -192,6 +195,20 @@ def test_a_second_student_is_refused_once_the_budget_is_spent(teachers, ledger):
 def test_bad_input_is_refused_for_free(changes, arguments, message, teachers, ledger):
     with pytest.raises(ValueError, match=message):
         train_student(configuration(**changes), teachers, **{"queries": 10, "ledger": ledger, **arguments})
+    assert ledger.spent == 0.0
+
+
+def test_the_data_of_the_teachers_are_not_public_inputs_under_another_name(tmp_path, ledger):
+    x, y = np.random.default_rng(0).normal(size=(2, 30, 4)).astype(np.float32), np.tile([0, 1, 2], 10)
+    for name, train, test in (("private", 0, 1), ("exchanged", 1, 0)):
+        np.savez(tmp_path / f"{name}.npz", x_train=x[train], y_train=y, x_test=x[test], y_test=y)
+    private, exchanged = (
+        configuration(data={"name": "npz", "root": str(tmp_path / f"{name}.npz"), "num_classes": 3})
+        for name in ("private", "exchanged")
+    )
+    train_teachers(private, tmp_path / "t", 4, jobs=1)
+    with pytest.raises(ConfigError, match="the test examples of data are those of the teachers"):
+        train_student(exchanged, tmp_path / "t", queries=5, ledger=ledger)
     assert ledger.spent == 0.0
 
 

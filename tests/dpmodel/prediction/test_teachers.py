@@ -18,7 +18,7 @@ from torch import nn
 
 from dpmodel.config import make_config
 from dpmodel.prediction import ConvexHead, EnsembleLogits, QueryLedger, load_teachers, train_teachers
-from dpmodel.prediction.teachers import ConstantVote, TeacherJob
+from dpmodel.prediction.teachers import _KEPT, ConstantVote, TeacherJob
 from dpmodel.prediction.teachers_folder import Ensemble, TeachersFolder
 from monitors.errors import CheckpointError, ConfigError, DataError
 
@@ -223,6 +223,34 @@ def test_a_folder_of_other_data_is_refused(tmp_path):
             train_teachers(configuration(data=data), tmp_path / "t", 2, jobs=1)
     with pytest.raises(ConfigError, match="other training data"):
         train_teachers(configuration(data=data), tmp_path / "t", 2, jobs=1)
+
+
+def test_rows_in_another_order_are_other_data_although_only_features_are_trained_on(tmp_path):
+    x = np.random.default_rng(0).normal(size=(30, 4)).astype(np.float32)
+    features = {"name": "network", "network": "linear", "num_classes": 6}
+    for order in (np.arange(30), np.arange(30)[::-1]):
+        data = npz(tmp_path / "d.npz", x[order], np.zeros(30, np.int64))
+        if order[0] == 0:
+            train_teachers(configuration(data=data, features=features), tmp_path / "t", 2, jobs=1)
+    with pytest.raises(ConfigError, match="other training data"):
+        train_teachers(configuration(data=data, features=features), tmp_path / "t", 2, jobs=1)
+
+
+def test_data_that_change_from_one_reading_to_the_next_are_refused(tmp_path, monkeypatch):
+    x, train, begun = np.arange(120.0, dtype=np.float32).reshape(30, 4), TeacherJob.train, []
+    data = npz(tmp_path / "d.npz", x, np.tile([0, 1, 2], 10))
+
+    def in_another_process(job, *args):
+        begun.append(job.number)
+        if len(begun) == 3:
+            npz(tmp_path / "d.npz", np.roll(x, 3, axis=0), np.tile([0, 1, 2], 10))
+            _KEPT.clear()
+        return train(job, *args)
+
+    monkeypatch.setattr(TeacherJob, "train", in_another_process)
+    run = train_teachers(configuration(data=data), tmp_path / "t", 4, jobs=1)
+    assert run.missing == 2
+    assert all("so teachers would share rows" in outcome.fault for outcome in run.faults)
 
 
 def test_a_folder_of_other_files_is_refused_and_kept(tmp_path):

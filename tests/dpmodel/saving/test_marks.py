@@ -71,9 +71,7 @@ def test_a_folder_that_was_rolled_back_is_refused_with_the_remedy(interrupted, t
     older.read_ledger()
     resume(interrupted)
     for use in (RunFolder.read_ledger, resume):
-        with pytest.raises(
-            CheckpointError, match=r"an older copy of its training.*, or set DPMODEL_MARKS=off"
-        ) as caught:
+        with pytest.raises(CheckpointError, match=r"an older copy of its ledger.*, or set DPMODEL_MARKS=off") as caught:
             use(older)
         assert str(TrainingMark.of(ReleaseJournal(older.journal).training).path) in str(caught.value)
     monkeypatch.setenv(VARIABLE, "off")
