@@ -233,8 +233,8 @@ def _mechanism(network: nn.Module, folder: RunFolder, settings: QuerySettings, p
         and (settings.budget_epsilon, settings.budget_delta, settings.ledger) != (None,) * 3
     ):
         raise ConfigError(
-            f"sensitivity {NO_SENSITIVITY!r} has no guarantee, so no budget can be kept; leave out budget and ledger, or "
-            "state a sensitivity"
+            f"sensitivity {NO_SENSITIVITY!r} has no guarantee, so no budget can be kept; leave out budget and ledger, "
+            "or state a sensitivity"
         )
     free = private and settings.sensitivity == AUTO
     if free or settings.sensitivity is None:
