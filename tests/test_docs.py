@@ -46,6 +46,7 @@ _SLOW = [
         "howto/compare",
         "concepts",
         "correlated_noise",
+        "attack",
         "from_opacus",
         "howto/target_epsilon",
         "howto/private_prediction_serving",

@@ -17,7 +17,7 @@ EXAMPLES = """
   dpmodel card runs/lenet5_mnist -o cards/lenet5_mnist
 
   # A model card for the Hugging Face Hub
-  dpmodel card runs/lenet5_mnist --format huggingface > README.md
+  dpmodel card runs/lenet5_mnist --format huggingface
 
   # Declare what only you know
   dpmodel card runs/lenet5_mnist --set card.contributions_per_person=3 --set card.governance.owner=ACME

@@ -290,7 +290,7 @@ def damage(folder: Path, number: int, names: Container[str] | None = None) -> tu
         What was done, and whether the checks of content (digests, checksums) were made to fit.
     """
     rng = np.random.default_rng(number)
-    files = sorted(path for path in folder.iterdir() if path.is_file() and path.suffix != ".md")
+    files = sorted(path for path in folder.iterdir() if path.is_file() and path.suffix not in (".md", ".html"))
     candidates = [path for path in files if names is None or path.name in names]
     path = candidates[rng.integers(len(candidates))]
     signed = {".safetensors": [tensors_resigned] * 6, ".json": [], ".jsonl": [], ".csv": [], ".yaml": []}
