@@ -10,6 +10,7 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
+import dpmodel.audit
 from dpmodel import DPModel
 from dpmodel.attack import ATTACKS, Attack, attack
 from dpmodel.config import make_config
@@ -220,3 +221,7 @@ def test_shadows_are_trained_as_the_configuration_says(changes):
     assert report.limit.exists
     dropped = "shadows are trained without the callbacks EarlyStopping"
     assert report.notes == ((dropped,) if "callbacks" in changes else ())
+
+
+def test_the_attack_is_also_found_beside_the_audit():
+    assert dpmodel.audit.attack is attack
