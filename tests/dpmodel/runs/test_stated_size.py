@@ -33,7 +33,8 @@ def test_a_run_folder_states_the_public_number_and_never_the_true_one(tmp_path):
     assert ledger.total == 2 * (PUBLIC // 6)
     assert result.report.spent.epsilon <= 8.0
     assert result.report.mechanism["num_examples"] == PUBLIC
-    # Digests and times may contain the digits. Here, the configuration itself makes the data, and so states their size; nothing else does.
+    # Digests and times may contain the digits. The configuration itself makes the data here, and so states their size;
+    # nothing else does.
     said = folder.config.read_text().replace(f"num_train: {ROWS}", "")
     for text in (said, folder.report.read_text(), folder.statement.read_text(), folder.ledger.read_text()):
         assert not re.search(rf"(?<![\w.:-]){ROWS}(?![\w.:-])", text.replace(str(ledger.digest()), ""))
