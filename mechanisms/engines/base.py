@@ -85,7 +85,7 @@ class Engine(ABC):
     """Computes ``sum_u min(1, bound / |g_u|) g_u`` over the units of a batch.
 
     Law: each engine gives the numbers of the one-example loop. ``physical_batch_size`` bounds memory and changes
-    nothing but the order of additions.
+    nothing but the order of additions. An engine remembers the network from step to step: use it in one thread.
 
     Args:
         unit: The clipped unit.
