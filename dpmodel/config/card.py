@@ -90,7 +90,7 @@ class CardSection(Section):
         contributions_per_person: Most examples of one person in the training data, if you enforce a bound. The card
             then also states epsilon for a person.
         release: What is released, to whom.
-        threat_model: Who is to be protected from whom.
+        threat_model: The threats that were considered.
         accesses: Accesses to data that the library cannot see.
         evaluation_data: ``public``: metrics on the evaluation data may stand on the card, because these data are
             public or the metrics are covered elsewhere. ``private`` (default): they are left out.

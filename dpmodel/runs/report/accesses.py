@@ -21,7 +21,7 @@ class DataAccess:
         kind: What it was for.
         description: In words.
         privacy: ``"charged"``, ``"public"`` or ``"not accounted"``.
-        source: Who states it: ``"dpmodel"`` or ``"declared"``.
+        source: Origin of the statement, ``"dpmodel"`` or ``"declared"``.
     """
 
     kind: AccessKind

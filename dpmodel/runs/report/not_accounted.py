@@ -39,9 +39,8 @@ def _of_the_size(stated: int | None) -> str:
         return "The number of training examples, the batch size and all settings are treated as public."
     return (
         f"The batch size, all settings and the stated number of examples ({stated:,}) are treated as public. The true "
-        "number of training examples changes no rate and no number of steps; whoever can measure the running time or "
-        "the memory of the training learns something about it. Earlier releases (privacy.spent) hold under their own "
-        "conditions."
+        "number of training examples changes no rate and no number of steps, but the running time and the memory of "
+        "the training depend on it. Earlier releases (privacy.spent) hold under their own conditions."
     )
 
 

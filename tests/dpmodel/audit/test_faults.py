@@ -28,14 +28,6 @@ FEATURES, CLASSES, ROWS = 12, 4, 400
 QUICK = {"examples": 300, "canaries": 900, "steps": 40, "rate": 0.25}
 
 
-@pytest.fixture(autouse=True)
-def _one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 def softmax_regression(**options):
     network = nn.Linear(FEATURES, CLASSES)
     options.setdefault("noise_mech", NoiseMechanismsFactory.create("Gaussian", initial_noise_multiplier=1.0))

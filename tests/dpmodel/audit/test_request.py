@@ -24,14 +24,6 @@ training: {epochs: 1, batch_size: 20}
 """
 
 
-@pytest.fixture(autouse=True)
-def _one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 def subject(**options):
     network = nn.Linear(4, 3)
     options.setdefault("noise_mech", NoiseMechanismsFactory.create("Gaussian", initial_noise_multiplier=1.0))
