@@ -17,6 +17,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from mechanisms.engines.state.hidden import module_of
+
 #: Largest number of visited objects, so that a search stays short.
 MAX_OBJECTS = 10_000
 
@@ -148,7 +150,7 @@ def _attributes(value: Any) -> Iterator[Any]:
     for kind in type(value).__mro__:
         for name in _names_of_slots(kind) if "__slots__" in kind.__dict__ else ():
             yield getattr(value, name, None)
-        if not _is_library(kind.__module__):
+        if not _is_library(module_of(kind)):
             yield from list(kind.__dict__.values())
 
 

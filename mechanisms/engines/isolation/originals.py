@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mechanisms.engines.isolation.substitutes import Substitutes
+from mechanisms.engines.state.hidden import module_of
 
 _ROOT = os.path.dirname(os.path.abspath(torch.__file__)) + os.sep
 
@@ -118,7 +119,7 @@ class _Originals:
 def _is_torchs(value: Any) -> bool:
     if isinstance(value, FunctionType):
         return value.__code__.co_filename.startswith((_ROOT, "<"))
-    return isinstance(value, BuiltinFunctionType) or type(value).__module__.startswith(("torch", "builtins", "typing"))
+    return isinstance(value, BuiltinFunctionType) or module_of(type(value)).startswith(("torch", "builtins", "typing"))
 
 
 def _is_substitute(value: Any) -> bool:

@@ -27,6 +27,17 @@ def slots_of(kind: type) -> Iterator[str]:
         yield from (name for name in names if name not in ("__dict__", "__weakref__"))
 
 
+def module_of(kind: type) -> str:
+    """Module that a class names as its own; empty for a compiled class whose instances name theirs instead.
+
+    Example:
+        >>> module_of(re.Pattern), module_of(type("Kind", (), {"__module__": property(id)}))
+        ('re', '')
+    """
+    module = kind.__module__
+    return module if isinstance(module, str) else ""
+
+
 def hides_state(kind: type) -> bool:
     """Whether an instance holds more than ``__dict__`` and ``__slots__`` account for, in compiled code."""
     pointers = len([*slots_of(kind)]) + sum(offset > 0 for offset in (kind.__dictoffset__, kind.__weakrefoffset__))
@@ -40,7 +51,7 @@ def is_inert(value: Any) -> bool:
     if isinstance(value, types.GeneratorType):
         return value.gi_frame is None
     kind = type(value)
-    if kind.__module__.startswith(("torch", "pybind11_builtins")):
+    if module_of(kind).startswith(("torch", "pybind11_builtins")):
         return kind.__name__ not in _OF_TORCH
     return isinstance(value, _INERT)
 
@@ -62,7 +73,7 @@ def is_fixed(value: Any) -> bool:
 
 
 def _is_of_fixed_package(value: Any) -> bool:
-    return type(value).__module__.partition(".")[0] in _FIXED
+    return module_of(type(value)).partition(".")[0] in _FIXED
 
 
 _POINTER = ctypes.sizeof(ctypes.c_void_p)

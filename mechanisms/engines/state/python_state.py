@@ -28,7 +28,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from mechanisms.engines.state import holders
 from mechanisms.engines.state.generators import GENERATORS
-from mechanisms.engines.state.hidden import hides_changes, hides_state, is_fixed, is_inert, slots_of
+from mechanisms.engines.state.hidden import hides_changes, hides_state, is_fixed, is_inert, module_of, slots_of
 from mechanisms.engines.state.holders import ATOMS, Holder, label
 from mechanisms.engines.state.names import assigned_names, mentioned_names, read_names
 from mechanisms.engines.state.settings import hooks_of_all_modules, process_settings
@@ -156,7 +156,7 @@ class PythonState:
 
     def _is_sealed(self, value: Any) -> bool:
         """Whether the attributes of ``value`` are ignored."""
-        package = type(value).__module__.partition(".")[0]
+        package = module_of(type(value)).partition(".")[0]
         if package in _OWN:
             return not isinstance(value, nn.Module)
         if self._by_value:
@@ -246,7 +246,7 @@ class PythonState:
             self.unfollowed.append(name)
 
     def _class(self, name: str, value: type) -> None:
-        users = _is_users(value.__module__)
+        users = _is_users(module_of(value))
         if users or (self._by_value and value.__flags__ & (_HEAP | _IMMUTABLE) == _HEAP):
             write, delete = partial(setattr, value), partial(delattr, value)
             self._holders.append(holders.Mapping(name, vars(value), write, delete))

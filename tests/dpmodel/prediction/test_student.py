@@ -121,12 +121,13 @@ def test_no_answer_is_no_student(teachers, ledger):
 def test_another_network_with_other_features_may_learn(teachers, ledger):
     config = configuration(
         network={"name": "mlp", "hidden": [8]},
-        features={"name": "network", "network": "linear", "num_classes": 6},
-        training={"epochs": 20, "batch_size": 8},
+        features={"name": "network", "network": "linear", "num_classes": 64},
+        training={"epochs": 60, "batch_size": 8},
+        optimizer={"name": "Momentum", "lr": 0.05},
     )
     student = train_student(config, teachers, queries=60, ledger=ledger)
-    assert student.accuracy > 0.4
-    assert student.network(torch.zeros(1, 6)).shape == (1, 3)
+    assert student.accuracy > 0.4  # a guess is right once in three; 25 students had 0.675 or more
+    assert student.network(torch.zeros(1, 64)).shape == (1, 3)
 
 
 def test_labels_that_were_paid_for_are_used_again(teachers, ledger, tmp_path):
