@@ -37,7 +37,7 @@ from dpmodel.training.randomness import secret_randomness
 from dpmodel.training.run import Run
 from dpmodel.training.step import PrivateStep
 from mechanisms.clipping import ClipMechanism, Fixed
-from mechanisms.engines.base import ENGINES
+from mechanisms.engines.base import ENGINES, ONE_AT_A_TIME
 from mechanisms.engines.batch import first_tensor
 from mechanisms.engines.bookkeeping.engine import PRECISIONS
 from mechanisms.engines.choose import Choice
@@ -207,7 +207,7 @@ class DPModel(ClaimedModel):
         output: str | os.PathLike[str] | RunRecorder | None = None,
         **unknown: Any,
     ) -> History:
-        """Train for ``epochs`` epochs.
+        """Train for ``epochs`` epochs. If another thread of the process trains a model, wait until it has finished.
 
         Args:
             loader: ``DataLoader`` (rebuilt for private sampling, announced once) or ``poisson_loader(...)``. That of an
@@ -236,6 +236,7 @@ class DPModel(ClaimedModel):
             raise UnprotectedUpdateError("fit was called while this model is training; call it after fit has returned")
         ranks, iterations = current_ranks(), PowerIterations(self.network)
         with (
+            ONE_AT_A_TIME,
             ranks.together(self),
             recording(output, keeper, ranks) as (recorder, records),
             plain_modes() as set_aside,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import threading
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -29,6 +30,10 @@ from monitors.errors import UnprotectedUpdateError
 from monitors.registry import Registry
 
 ENGINES: Registry[type[Engine]] = Registry("engine")
+
+#: Held by a thread that trains or computes a sum: passes seed the generators of the process, replace functions of torch
+#: in all threads, and leave what they record in the layers of the network.
+ONE_AT_A_TIME = threading.RLock()
 
 #: Relative margin between clipped norms and their bound, so that rounding in float32 cannot exceed the bound.
 ROUNDING_MARGIN = 1e-6
@@ -85,7 +90,7 @@ class Engine(ABC):
     """Computes ``sum_u min(1, bound / |g_u|) g_u`` over the units of a batch.
 
     Law: each engine gives the numbers of the one-example loop. ``physical_batch_size`` bounds memory and changes
-    nothing but the order of additions. An engine remembers the network from step to step: use it in one thread.
+    nothing but the order of additions. Sums of several threads are computed one after the other.
 
     Args:
         unit: The clipped unit.
@@ -226,6 +231,12 @@ class Engine(ABC):
             ConfigError: torch is set to reduced-precision float32 products.
         """
         require_full_products()
+        with ONE_AT_A_TIME:
+            return self._clipped_sum(network, loss_fn, batch, clip, out)
+
+    def _clipped_sum(
+        self, network: nn.Module, loss_fn: LossFunction, batch: Batch, clip: ClipMechanism, out: Tensor | None
+    ) -> ClippedSum:
         losses = ExampleLosses(loss_fn)
         self.boundary.begin_step(network, losses)
         layout = self._layout_of(network)

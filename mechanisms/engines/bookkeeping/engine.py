@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn.modules import module as torch_modules
 
 from mechanisms.clipping import ClipMechanism
-from mechanisms.engines.base import ENGINES, ClippedSum, Engine, PartialSum, bounded_factors, tally
+from mechanisms.engines.base import ENGINES, ONE_AT_A_TIME, ClippedSum, Engine, PartialSum, bounded_factors, tally
 from mechanisms.engines.batch import Batch, costs_a_wait
 from mechanisms.engines.bookkeeping.formulas import FormulaBook
 from mechanisms.engines.bookkeeping.graphs import PassGraphs, PassParts, cannot_replay, place_of, shapes_of
@@ -132,11 +132,12 @@ class BookKeepingEngine(Engine):
         On a GPU, the engine does not wait to learn whether all norms are finite; if one is not, the sum is computed
         again, and what is not finite is masked from then on.
         """
-        found = super().clipped_sum(network, loss_fn, batch, clip, out)
-        broken = found.rejected or self.broken_fillers
-        if broken and not self._expects_broken and costs_a_wait(found.flat_grad):
-            self._expects_broken = True  # more non-finite norms will follow
+        with ONE_AT_A_TIME:
             found = super().clipped_sum(network, loss_fn, batch, clip, out)
+            broken = found.rejected or self.broken_fillers
+            if broken and not self._expects_broken and costs_a_wait(found.flat_grad):
+                self._expects_broken = True  # more non-finite norms will follow
+                found = super().clipped_sum(network, loss_fn, batch, clip, out)
         return found
 
     def _rows_at_once(self, batch: Batch) -> int | None:
