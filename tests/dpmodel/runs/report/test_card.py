@@ -89,6 +89,13 @@ def test_the_figures_are_those_of_the_ledger(plain):
     assert values["curve"]["rdp"]["values"] == total_curve(gather(ledger), np.array(ORDERS)).tolist()
 
 
+def test_the_profile_of_a_weak_guarantee_is_that_of_the_accountant():
+    weak = report("privacy.noise_multiplier=0.3", "privacy.accountant=pld")
+    assert weak.spent.epsilon > 40
+    assert dict(weak.card["curve"]["profile"])[1e-5] == pytest.approx(weak.spent.epsilon)
+    assert "inf" not in str(weak.card["curve"]["profile"])
+
+
 def test_rho_is_stated_where_it_is_zcdp():
     shuffled = report("privacy.sampling=shuffle", "privacy.noise_multiplier=2")
     assert shuffled.card["curve"]["rho"] == pytest.approx(2 / (2 * 2.0**2))
