@@ -44,11 +44,13 @@ RUN, EACH_SHADOW = "run", "shadows"
 _PAIR = 2
 
 #: How the limit follows from the ledger.
-_LIMIT_OF_RUN = (
-    "the ledger's trade-off curve, applied twice: a member and an example that is not in the training differ by two "
-    "steps, one removed and one added"
-)
+_LIMIT_OF_RUN = "the ledger's trade-off curve"
 _LIMIT_OF_SHADOWS = "the trade-off curve of the trainings' ledgers, the largest of all"
+_LIMITS = {
+    1: "; neither the sampling rate nor the number of steps depends on the size of a half",
+    2: ", applied twice: a member and an example that is not in the training differ by two steps, one removed and one "
+    "added",
+}
 
 #: Attacks that are made by default; without references, those that need none.
 METHODS = ("loss_threshold", "lira", "rmia", "label_only_sampling")
@@ -151,6 +153,18 @@ class _Request:
         return any(attack.references for attack in self.attacks.values())
 
     @property
+    def _hops(self) -> int:
+        """Neighbours in a row between a training with an example and one without it.
+
+        One if it is added or removed and nothing else depends on the number of examples. Otherwise, trainings on equal
+        numbers are compared, in which a different example takes its place.
+        """
+        config = self.subject.config
+        if self.targets != EACH_SHADOW or config is None:
+            return 2
+        return 2 if shadow_config(config, self.subject.pool.size).privacy.num_examples_public is None else 1
+
+    @property
     def trains(self) -> bool:
         """Whether shadows are trained."""
         return self.helped or self.targets == EACH_SHADOW
@@ -195,7 +209,7 @@ class _Request:
         if not self.trains:
             return []
         assert subject.config is not None
-        config = shadow_config(subject.config, noise=self.noise)
+        config = shadow_config(subject.config, subject.pool.size, noise=self.noise)
         shadows, outcomes = train_shadows(
             config,
             subject.pool,
@@ -216,11 +230,11 @@ class _Request:
         """Make the attacks and judge them."""
         if self.targets == EACH_SHADOW:
             attacked = [self._of_shadow(shadows, number) for number in range(len(shadows))]
-            included, hops = np.array([shadow.reference.included for shadow in shadows]), 1
+            included, hops = np.array([shadow.reference.included for shadow in shadows]), self._hops
             ledgers = [shadow.ledger for shadow in shadows]
         else:
             attacked = [self._of_run(shadows)]
-            included, hops = self.subject.pool.members[None], 2
+            included, hops = self.subject.pool.members[None], self._hops
             assert self.subject.ledger is not None
             ledgers = [self.subject.ledger]
         scored = []
@@ -239,6 +253,7 @@ class _Request:
             self._notes(),
             self.subject.pool.names(),
             time.perf_counter() - started,
+            one_population=self.targets == EACH_SHADOW,
         )
 
     def _of_run(self, shadows: list[Shadow]) -> Evidence:
@@ -276,14 +291,14 @@ class _Request:
         if self.trains:
             kind = "" if self.noise else ", without noise"
             described["shadows"] = f"{self.shadows}, each on a random half of {pool.size:,} examples{kind}"
-        described["limit"] = _LIMIT_OF_SHADOWS if own else _LIMIT_OF_RUN
+        described["limit"] = (_LIMIT_OF_SHADOWS if own else _LIMIT_OF_RUN) + _LIMITS[self._hops]
         return described
 
     def _notes(self) -> tuple[str, ...]:
         notes = list(self.subject.notes) if self.targets == RUN else []
         config = self.subject.config
         if self.trains and config is not None:
-            kept = {callback.name for callback in shadow_config(config).callbacks}
+            kept = {callback.name for callback in shadow_config(config, self.subject.pool.size).callbacks}
             dropped = sorted({callback.name for callback in config.callbacks} - kept)
             if dropped:
                 notes.append(f"shadows are trained without the callbacks {', '.join(dropped)}")

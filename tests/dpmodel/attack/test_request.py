@@ -97,6 +97,23 @@ def test_a_report_is_told_in_four_ways_and_holds_no_scores_unless_asked(tmp_path
     assert sorted(inside) == pytest.approx(np.sort(report.scored[1].roc.inside), rel=1e-4)
 
 
+@pytest.mark.parametrize(
+    ("changes", "hops"),
+    [
+        ({}, 1),
+        ({"privacy": {"noise_multiplier": 1.0, "num_examples_public": 70}}, 1),
+        ({"privacy": {"noise_multiplier": 3.0, "sampling": "shuffle"}}, 2),
+        ({"normalise": {"name": "private", "noise_multiplier": 5.0, "norm_bound": 4.0, "square_bound": 4.0}}, 2),
+    ],
+    ids=["poisson", "stated", "shuffle", "normalise"],
+)
+def test_the_limit_is_applied_once_only_if_nothing_depends_on_the_size_of_a_half(changes, hops):
+    report = attack(make_config({**SMALL, **changes}), methods="loss_threshold", **{**QUICK, "shadows": 2})
+    assert report.limit.hops == hops
+    assert ("applied twice" in report.description["limit"]) is (hops == 2)
+    assert report.one_population
+
+
 def test_shadows_in_the_cache_are_used_again(tmp_path, monkeypatch):
     first = attack(make_config(SMALL), methods=["lira"], cache=tmp_path / "shadows", **QUICK)
 
