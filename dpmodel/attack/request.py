@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 import os
 import tempfile
 import time
@@ -66,7 +67,7 @@ def attack(
     targets: str | None = None,
     noise: bool = True,
     examples: int | None = None,
-    rates: Iterable[float] = RATES,
+    rates: float | Iterable[float] = RATES,
     cache: str | os.PathLike[str] | None = None,
     jobs: int | None = None,
     overrides: Iterable[Override] = (),
@@ -93,7 +94,7 @@ def attack(
         targets: ``"run"`` or ``"shadows"``. Default: the run, if there is one.
         noise: False trains the shadows without noise.
         examples: Most attacked examples of each kind. The shadows are trained on these alone. Default: all.
-        rates: False-positive rates, each at least one over the number of others.
+        rates: One or more false-positive rates, each at least one over the number of others.
         cache: Folder in which shadows are kept; those in it are reused. Default: a temporary one.
         jobs: Number of processes; default: half of the cores.
         overrides: Settings of a run folder or a YAML file to change, such as ``"performance.device=cpu"``.
@@ -121,7 +122,7 @@ def attack(
     """
     started = time.perf_counter()
     chosen = _attacks(methods, isinstance(run_or_model, DPModel))
-    wanted = tuple(rates)
+    wanted = (rates,) if isinstance(rates, int | float) else tuple(rates)
     _require_sound(wanted, shadows, examples, targets)
     processes = default_jobs() if jobs is None else jobs
     checks.positive_int(jobs=processes)
@@ -356,11 +357,13 @@ def _targets(asked: str | None, subject: Subject) -> str:
 
 
 def _epsilon(ledger: Ledger, delta: float) -> float:
-    """The tightest that the accountants know."""
-    try:
-        return privacy_spent(ledger, delta, "pld").epsilon
-    except UnsupportedEventError:
-        return privacy_spent(ledger, delta, "rdp").epsilon
+    """The tightest that the accountants know; infinite if none knows any."""
+    for accountant in ("pld", "rdp"):
+        try:
+            return privacy_spent(ledger, delta, accountant).epsilon
+        except UnsupportedEventError:
+            continue
+    return math.inf
 
 
 @contextmanager
@@ -376,9 +379,9 @@ def require_apart(path: str | os.PathLike[str], option: str) -> None:
     """Refuse a path in a run folder: an attack writes nothing into it.
 
     Raises:
-        ConfigError: ``path`` is a run folder, or lies in one.
+        ConfigError: ``path`` is a run folder, or lies in one, or a link leads there.
     """
-    place = Path(path).absolute()
+    place = Path(path).resolve()
     for folder in (place, *place.parents):
         if RunFolder(folder).ledger.exists():
             raise ConfigError(

@@ -3,6 +3,7 @@
 import copy
 import csv
 import json
+from dataclasses import dataclass
 
 import numpy as np
 import pytest
@@ -15,7 +16,8 @@ from dpmodel import DPModel
 from dpmodel.attack import ATTACKS, Attack, attack
 from dpmodel.config import make_config
 from monitors import GaussianEvent, Ledger
-from monitors.errors import DPModelError
+from monitors.errors import ConfigError, DataError, DPModelError
+from monitors.events import PrivacyEvent
 
 from .simulated import LEARNT
 
@@ -172,6 +174,41 @@ def test_what_is_not_a_model_with_data_is_refused():
         attack(3)
     with pytest.raises(ValueError, match="does not exist"):
         attack("no/such/folder")
+
+
+def test_data_that_the_network_has_no_scores_for_are_refused():
+    model, data, held_out = learnt(Ledger(), 30)
+    x, y = data.tensors
+    for wrong, message in (
+        ((x, y + 1), "classes must lie between 0 and 1; the targets lie between 0 and 2"),
+        ((x[:0], y[:0]), "data holds 0 examples; an attack needs at least 20"),
+        ((x[:1], y[:1]), "data holds 1 examples; an attack needs at least 20"),
+    ):
+        with pytest.raises(DataError, match=message):
+            attack(model, wrong, held_out, methods="loss_threshold", rates=0.2)
+    assert attack(model, data, held_out, methods="loss_threshold", rates=0.2).rates == (0.2,)
+
+
+def test_a_ledger_that_no_accountant_knows_limits_nothing():
+    @dataclass(frozen=True)
+    class UnknownEvent(PrivacyEvent):
+        pass
+
+    model, data, held_out = learnt(Ledger().record(UnknownEvent()), 30)
+    report = attack(model, data, held_out, methods="loss_threshold", rates=0.2)
+    assert (report.ok, report.limit.exists, report.epsilon) == (True, False, np.inf)
+    assert "the ledger limits no attack" in report.verdict
+
+
+def test_a_link_into_a_run_folder_is_refused(tmp_path):
+    run = tmp_path / "run"
+    (run / "part").mkdir(parents=True)
+    (run / "ledger.json").write_text("{}")
+    (tmp_path / "link").symlink_to(run / "part")
+    for place in (run / "cache", tmp_path / "link", tmp_path / "link" / "cache"):
+        with pytest.raises(ConfigError, match="is a run folder, which an attack does not change"):
+            attack(make_config(SMALL), cache=place, **QUICK)
+    assert not list((run / "part").iterdir())
 
 
 def test_an_attack_of_ones_own_is_available_by_name(monkeypatch):
