@@ -29,7 +29,7 @@ from dpmodel.config import Config
 from dpmodel.config.reader import Override
 from dpmodel.data.inference import INFERENCE_BATCH, predictions
 from dpmodel.model import DPModel
-from dpmodel.runs.folder import RunFolder
+from dpmodel.runs.folder import require_outside_runs
 from monitors import checks
 from monitors.errors import ConfigError, DPModelError, UnsupportedEventError
 from monitors.ledger import Ledger
@@ -127,7 +127,7 @@ def attack(
     processes = default_jobs() if jobs is None else jobs
     checks.positive_int(jobs=processes)
     if cache is not None:
-        require_apart(cache, "cache")
+        require_outside_runs(cache, "cache", "an attack")
     subject = open_subject(run_or_model, data, held_out, examples, overrides, trust_code=trust_code)
     request = _Request(subject, chosen, wanted, shadows, _targets(targets, subject), noise, examples)
     request.require_possible()
@@ -373,17 +373,3 @@ def _folder(cache: str | os.PathLike[str] | None) -> Iterator[Path]:
         return
     with tempfile.TemporaryDirectory(prefix="dpmodel-attack-") as folder:
         yield Path(folder) / "shadows"
-
-
-def require_apart(path: str | os.PathLike[str], option: str) -> None:
-    """Refuse a path in a run folder: an attack writes nothing into it.
-
-    Raises:
-        ConfigError: ``path`` is a run folder, or lies in one, or a link leads there.
-    """
-    place = Path(path).resolve()
-    for folder in (place, *place.parents):
-        if RunFolder(folder).ledger.exists():
-            raise ConfigError(
-                f"{folder} is a run folder, which an attack does not change; choose a different place with --{option}"
-            )
