@@ -139,12 +139,12 @@ class PLDAccountant(Accountant):
         found: list[list[ComposedLoss]] = []
         for delta in deltas:
             guess, order, _ = _RENYI.best_epsilon(terms, delta)
-            if found and guess > highest:
-                break
-            if 0 < guess < math.inf:
+            if 0 < guess < math.inf and (not found or guess <= highest):
                 # The best order of a bounded loss is infinite; a steeper tilt would leave the range of a float.
                 order = min(order, 1.0 + _STEEPEST / guess)
                 found.append(self._curves(terms, Question(guess, delta, order, width), 0.0))
+            if found and guess > highest:
+                break
         return [self._curves(terms, _at_zero(terms, width), 0.0), *found] if found else []
 
     def tracker(self) -> Tracker:

@@ -15,6 +15,7 @@ import dpmodel.audit
 from dpmodel import DPModel
 from dpmodel.attack import ATTACKS, Attack, attack
 from dpmodel.config import make_config
+from mechanisms.rng import SecureGenerator
 from monitors import GaussianEvent, Ledger
 from monitors.errors import ConfigError, DataError, DPModelError
 from monitors.events import PrivacyEvent
@@ -236,6 +237,18 @@ def test_without_noise_members_are_found_and_with_noise_the_ledger_holds():
     assert private.ok, private.verdict
     assert all(measure.value < measure.limit for measure in private.measures)
     assert private.measure("lira").value < exposed.measure("lira").low
+
+
+@pytest.mark.slow
+def test_a_training_with_almost_no_noise_contradicts_its_ledger(monkeypatch):
+    right = SecureGenerator.add_normal_
+    monkeypatch.setattr("dpmodel.preflight.mechanisms.require_sound_noise", lambda *args, **options: ())
+    monkeypatch.setattr(SecureGenerator, "add_normal_", lambda self, target, scale=1.0: right(self, target, scale / 50))
+    faulty = {**LEARNT, "privacy": {"noise_multiplier": 20.0}, "training": {"epochs": 20, "batch_size": 30}}
+    report = attack(make_config(faulty), methods=["loss_threshold", "rmia"], shadows=8, rates=[0.01], jobs=1)
+    assert not report.ok
+    assert "an attack reaches more than the ledger allows" in report.verdict
+    assert "populations" not in report.verdict
 
 
 @pytest.mark.slow
