@@ -37,6 +37,7 @@ Floats = NDArray[np.floating]
 
 _LOST = 1e-5  # share of delta that may fall off the ends of the grids; charged
 _PASSES, _FIRST_WIDTH = 8, 2.0  # each pass halves the grid step, until the figure settles
+_STEEPEST = 600.0  # largest tilt times epsilon of a bound on the whole curve: exp(700) overflows
 _COARSE_PRECISION, _COARSE_PASSES = 0.01, 2  # for figures that are points of a plot
 _RENYI = RDPAccountant()
 
@@ -105,8 +106,7 @@ class PLDAccountant(Accountant):
         log_guess, order, _ = _RENYI.best_log_delta(terms, epsilon)
         if log_guess == -math.inf:
             return 0.0
-        # at least a share of the standard deviation of the loss, so that epsilon 0 also has a scale
-        scale = max(epsilon, 0.1 * math.sqrt(float(total_curve(terms, np.array([2.0]))[0])))
+        scale = max(epsilon, _scale(terms))
         found, width = log_guess, _FIRST_WIDTH
         for number in range(self._passes):
             guess = max(math.exp(min(found, -1e-3)), 1e-280)
@@ -120,16 +120,17 @@ class PLDAccountant(Accountant):
     def compositions(
         self, ledger: Rows, deltas: Iterable[float], width: float, highest: float = math.inf
     ) -> list[list[ComposedLoss]]:
-        """Bounds on the whole privacy curve, each tight around one delta.
+        """Bounds on the whole privacy curve, the first tight at epsilon 0, the others each tight around one delta.
 
         Args:
             ledger: A ``Ledger``, or any ``(event, count)`` pairs, with at least one release by sampling.
-            deltas: Where the bounds are tight. One at which a Renyi bound already shows epsilon 0 is left out.
+            deltas: Where the bounds are tight, descending. One at which a Renyi bound already shows epsilon 0 is left
+                out.
             width: Factor on the grid step; the error grows with its square.
             highest: Largest epsilon of interest. Of the deltas with a larger one, only the first is used.
 
         Returns:
-            For each delta, one bound for removing and one for adding an example.
+            For each bound, one curve for removing and one for adding an example; empty if no delta is left.
 
         Raises:
             UnsupportedEventError: There is no rule for an event.
@@ -139,8 +140,12 @@ class PLDAccountant(Accountant):
         for delta in deltas:
             guess, order, _ = _RENYI.best_epsilon(terms, delta)
             if 0 < guess < math.inf and (not found or guess <= highest):
+                # The best order of a bounded loss is infinite; a steeper tilt would leave the range of a float.
+                order = min(order, 1.0 + _STEEPEST / guess)
                 found.append(self._curves(terms, Question(guess, delta, order, width), 0.0))
-        return found
+            if found and guess > highest:
+                break
+        return [self._curves(terms, _at_zero(terms, width), 0.0), *found] if found else []
 
     def tracker(self) -> Tracker:
         """A tracker that computes the full composition as rarely as possible."""
@@ -173,6 +178,17 @@ class PLDAccountant(Accountant):
             compose_losses(whole, losses(direction), step, question.tilt, _LOST * question.delta, lowest)
             for direction in (0, 1)
         ]
+
+
+def _scale(terms: Terms) -> float:
+    """A share of the standard deviation of the loss: the scale of its distribution around epsilon 0."""
+    return 0.1 * math.sqrt(float(total_curve(terms, np.array([2.0]))[0]))
+
+
+def _at_zero(terms: Terms, width: float) -> Question:
+    """The point of the curve at epsilon 0: the advantage of an attacker."""
+    log_delta, order, _ = _RENYI.best_log_delta(terms, 0.0)
+    return Question(_scale(terms), max(math.exp(min(log_delta, -1e-3)), 1e-280), order, width)
 
 
 def _normal_tail(probability: float) -> float:

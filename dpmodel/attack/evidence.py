@@ -121,6 +121,13 @@ def require_classes(outputs: Any, targets: Tensor) -> None:
         DataError: They are not.
     """
     scores = isinstance(outputs, Tensor) and outputs.dim() == 2 and outputs.shape[1] >= 2
+    if scores and targets.dim() == 1 and not targets.is_floating_point():
+        lowest, highest = int(targets.min()), int(targets.max())
+        if lowest < 0 or highest >= outputs.shape[1]:
+            raise DataError(
+                f"the network gives {outputs.shape[1]} scores, so classes must lie between 0 and "
+                f"{outputs.shape[1] - 1}; the targets lie between {lowest} and {highest}"
+            )
     if not scores or targets.dim() != 1 or targets.is_floating_point():
         form = tuple(outputs.shape) if isinstance(outputs, Tensor) else type(outputs).__name__
         raise DataError(

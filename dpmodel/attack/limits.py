@@ -43,7 +43,7 @@ class Limit:
 
     @classmethod
     def of(cls, ledgers: Iterable[Ledger], hops: int = 1) -> Limit:
-        """The limit of trainings with these ledgers; none if one of them has no guarantee."""
+        """The limit of trainings with these ledgers; none if one of them has no guarantee that an accountant knows."""
         different = {ledger.digest(): ledger for ledger in ledgers}
         curves = [_curve(ledger) for ledger in different.values()]
         known = tuple(curve for curve in curves if curve is not None)
@@ -82,5 +82,8 @@ def _curve(ledger: Ledger) -> TradeOffCurve | None:
     try:
         return TradeOffCurve.of(ledger)
     except UnsupportedEventError:
-        deltas = np.array([RDPAccountant().delta(ledger, float(epsilon)) for epsilon in _EPSILONS])
+        try:
+            deltas = np.array([RDPAccountant().delta(ledger, float(epsilon)) for epsilon in _EPSILONS])
+        except UnsupportedEventError:
+            return None
         return TradeOffCurve(_EPSILONS, deltas) if deltas[-1] < 1.0 else None

@@ -75,6 +75,13 @@ class LossThreshold(Attack):
     needs_classes = False
     knows = "the loss of each example"
 
+    def require_fits(self, pool: Pool, outputs: Any) -> None:
+        """Needs targets that the network has scores for, if they are classes."""
+        targets = pool.targets
+        scores = isinstance(outputs, Tensor) and outputs.dim() == 2 and outputs.shape[1] >= 2
+        if scores and targets.dim() == 1 and not targets.is_floating_point():
+            require_classes(outputs, targets)
+
     def scores(self, evidence: Evidence) -> Floats:
         """Minus the losses."""
         return -evidence.losses

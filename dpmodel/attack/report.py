@@ -133,6 +133,7 @@ class AttackReport:
         notes: What a reader must know.
         names: A name for each attacked example.
         seconds: Duration.
+        one_population: Whether each example was a member by a fair coin, so that members and others are alike.
     """
 
     scored: tuple[Scored, ...]
@@ -144,6 +145,7 @@ class AttackReport:
     notes: tuple[str, ...]
     names: list[str] = field(repr=False)
     seconds: float
+    one_population: bool = False
 
     @cached_property
     def measures(self) -> tuple[Measure, ...]:
@@ -188,7 +190,7 @@ class AttackReport:
             return f"no attack contradicts the ledger ({claim})"
         names = "; ".join(f"{measure.method}: {measure.name}" for measure in self.contradictions)
         text = f"an attack reaches more than the ledger allows ({claim}): {names}"
-        return text if self.limit.hops == 1 else f"{text}. Or members and others come from different populations"
+        return text if self.one_population else f"{text}. Or members and others come from different populations"
 
     def to_dict(self) -> dict[str, Any]:
         """Everything but the scores, for JSON."""

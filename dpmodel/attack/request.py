@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 import os
 import tempfile
 import time
@@ -28,7 +29,7 @@ from dpmodel.config import Config
 from dpmodel.config.reader import Override
 from dpmodel.data.inference import INFERENCE_BATCH, predictions
 from dpmodel.model import DPModel
-from dpmodel.runs.folder import RunFolder
+from dpmodel.runs.folder import require_outside_runs
 from monitors import checks
 from monitors.errors import ConfigError, DPModelError, UnsupportedEventError
 from monitors.ledger import Ledger
@@ -44,11 +45,13 @@ RUN, EACH_SHADOW = "run", "shadows"
 _PAIR = 2
 
 #: How the limit follows from the ledger.
-_LIMIT_OF_RUN = (
-    "the ledger's trade-off curve, applied twice: a member and an example that is not in the training differ by two "
-    "steps, one removed and one added"
-)
+_LIMIT_OF_RUN = "the ledger's trade-off curve"
 _LIMIT_OF_SHADOWS = "the trade-off curve of the trainings' ledgers, the largest of all"
+_LIMITS = {
+    1: "; neither the sampling rate nor the number of steps depends on the size of a half",
+    2: ", applied twice: a member and an example that is not in the training differ by two steps, one removed and one "
+    "added",
+}
 
 #: Attacks that are made by default; without references, those that need none.
 METHODS = ("loss_threshold", "lira", "rmia", "label_only_sampling")
@@ -64,7 +67,7 @@ def attack(
     targets: str | None = None,
     noise: bool = True,
     examples: int | None = None,
-    rates: Iterable[float] = RATES,
+    rates: float | Iterable[float] = RATES,
     cache: str | os.PathLike[str] | None = None,
     jobs: int | None = None,
     overrides: Iterable[Override] = (),
@@ -91,7 +94,7 @@ def attack(
         targets: ``"run"`` or ``"shadows"``. Default: the run, if there is one.
         noise: False trains the shadows without noise.
         examples: Most attacked examples of each kind. The shadows are trained on these alone. Default: all.
-        rates: False-positive rates, each at least one over the number of others.
+        rates: One or more false-positive rates, each at least one over the number of others.
         cache: Folder in which shadows are kept; those in it are reused. Default: a temporary one.
         jobs: Number of processes; default: half of the cores.
         overrides: Settings of a run folder or a YAML file to change, such as ``"performance.device=cpu"``.
@@ -119,12 +122,12 @@ def attack(
     """
     started = time.perf_counter()
     chosen = _attacks(methods, isinstance(run_or_model, DPModel))
-    wanted = tuple(rates)
+    wanted = (rates,) if isinstance(rates, int | float) else tuple(rates)
     _require_sound(wanted, shadows, examples, targets)
     processes = default_jobs() if jobs is None else jobs
     checks.positive_int(jobs=processes)
     if cache is not None:
-        require_apart(cache, "cache")
+        require_outside_runs(cache, "cache", "an attack")
     subject = open_subject(run_or_model, data, held_out, examples, overrides, trust_code=trust_code)
     request = _Request(subject, chosen, wanted, shadows, _targets(targets, subject), noise, examples)
     request.require_possible()
@@ -149,6 +152,18 @@ class _Request:
     def helped(self) -> bool:
         """Whether an attack needs references."""
         return any(attack.references for attack in self.attacks.values())
+
+    @property
+    def _hops(self) -> int:
+        """Neighbours in a row between a training with an example and one without it.
+
+        One if it is added or removed and nothing else depends on the number of examples. Otherwise, trainings on equal
+        numbers are compared, in which a different example takes its place.
+        """
+        config = self.subject.config
+        if self.targets != EACH_SHADOW or config is None:
+            return 2
+        return 2 if shadow_config(config, self.subject.pool.size).privacy.num_examples_public is None else 1
 
     @property
     def trains(self) -> bool:
@@ -195,7 +210,7 @@ class _Request:
         if not self.trains:
             return []
         assert subject.config is not None
-        config = shadow_config(subject.config, noise=self.noise)
+        config = shadow_config(subject.config, subject.pool.size, noise=self.noise)
         shadows, outcomes = train_shadows(
             config,
             subject.pool,
@@ -216,11 +231,11 @@ class _Request:
         """Make the attacks and judge them."""
         if self.targets == EACH_SHADOW:
             attacked = [self._of_shadow(shadows, number) for number in range(len(shadows))]
-            included, hops = np.array([shadow.reference.included for shadow in shadows]), 1
+            included, hops = np.array([shadow.reference.included for shadow in shadows]), self._hops
             ledgers = [shadow.ledger for shadow in shadows]
         else:
             attacked = [self._of_run(shadows)]
-            included, hops = self.subject.pool.members[None], 2
+            included, hops = self.subject.pool.members[None], self._hops
             assert self.subject.ledger is not None
             ledgers = [self.subject.ledger]
         scored = []
@@ -239,6 +254,7 @@ class _Request:
             self._notes(),
             self.subject.pool.names(),
             time.perf_counter() - started,
+            one_population=self.targets == EACH_SHADOW,
         )
 
     def _of_run(self, shadows: list[Shadow]) -> Evidence:
@@ -276,14 +292,14 @@ class _Request:
         if self.trains:
             kind = "" if self.noise else ", without noise"
             described["shadows"] = f"{self.shadows}, each on a random half of {pool.size:,} examples{kind}"
-        described["limit"] = _LIMIT_OF_SHADOWS if own else _LIMIT_OF_RUN
+        described["limit"] = (_LIMIT_OF_SHADOWS if own else _LIMIT_OF_RUN) + _LIMITS[self._hops]
         return described
 
     def _notes(self) -> tuple[str, ...]:
         notes = list(self.subject.notes) if self.targets == RUN else []
         config = self.subject.config
         if self.trains and config is not None:
-            kept = {callback.name for callback in shadow_config(config).callbacks}
+            kept = {callback.name for callback in shadow_config(config, self.subject.pool.size).callbacks}
             dropped = sorted({callback.name for callback in config.callbacks} - kept)
             if dropped:
                 notes.append(f"shadows are trained without the callbacks {', '.join(dropped)}")
@@ -341,11 +357,13 @@ def _targets(asked: str | None, subject: Subject) -> str:
 
 
 def _epsilon(ledger: Ledger, delta: float) -> float:
-    """The tightest that the accountants know."""
-    try:
-        return privacy_spent(ledger, delta, "pld").epsilon
-    except UnsupportedEventError:
-        return privacy_spent(ledger, delta, "rdp").epsilon
+    """The tightest that the accountants know; infinite if none knows any."""
+    for accountant in ("pld", "rdp"):
+        try:
+            return privacy_spent(ledger, delta, accountant).epsilon
+        except UnsupportedEventError:
+            continue
+    return math.inf
 
 
 @contextmanager
@@ -355,17 +373,3 @@ def _folder(cache: str | os.PathLike[str] | None) -> Iterator[Path]:
         return
     with tempfile.TemporaryDirectory(prefix="dpmodel-attack-") as folder:
         yield Path(folder) / "shadows"
-
-
-def require_apart(path: str | os.PathLike[str], option: str) -> None:
-    """Refuse a path in a run folder: an attack writes nothing into it.
-
-    Raises:
-        ConfigError: ``path`` is a run folder, or lies in one.
-    """
-    place = Path(path).absolute()
-    for folder in (place, *place.parents):
-        if RunFolder(folder).ledger.exists():
-            raise ConfigError(
-                f"{folder} is a run folder, which an attack does not change; choose a different place with --{option}"
-            )

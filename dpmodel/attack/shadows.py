@@ -35,6 +35,7 @@ from dpmodel.saving.lock import LOCK_NAME, FolderLock
 from dpmodel.saving.tensor_file import read_tensor_file, read_values, write_tensor_file
 from dpmodel.statistics.normalisation import PrivateNormalisation
 from dpmodel.training.run import Run
+from mechanisms.sampling import PoissonSampler
 from monitors import checks
 from monitors.errors import CheckpointError, ConfigError, PrivacyWarning
 from monitors.ledger import Ledger
@@ -50,20 +51,32 @@ _KEPT_CALLBACKS = ("LearningRateScheduler", "WeightAveraging")
 _OUTPUTS, _WEIGHT = "outputs", "weight."
 
 
-def shadow_config(config: Config, *, noise: bool = True) -> Config:
+def shadow_config(config: Config, size: int, *, noise: bool = True) -> Config:
     """The configuration of a shadow: that of the attacked training, but it writes nothing.
 
     Args:
         config: The configuration.
+        size: Number of attacked examples. Half of it sets the rate and the steps of Poisson sampling, so that a
+            training depends on whether an example is in its half, and not on the size of that half.
         noise: False trains without noise; examples are clipped as before.
     """
     callbacks = tuple(one for one in config.callbacks if one.name in _KEPT_CALLBACKS)
-    config = without_spent(config).model_copy(update={"callbacks": callbacks})
+    config = _of_stated_size(without_spent(config), size // 2).model_copy(update={"callbacks": callbacks})
     if noise or config.privacy.noise is None:
         return config
     free = {"noise": None, "noise_multiplier": None, "target_epsilon": None}
     monitor = config.privacy.monitor.model_copy(update={"max_eps": None})
     return config.model_copy(update={"privacy": config.privacy.model_copy(update={**free, "monitor": monitor})})
+
+
+def _of_stated_size(config: Config, size: int) -> Config:
+    privacy = config.privacy
+    if privacy.sampling != PoissonSampler.name or privacy.num_examples_public is not None:
+        return config
+    if config.normalise is not None or size < config.training.batch_size:
+        return config
+    data = config.data.model_copy(update={"num_examples": None})
+    return config.model_copy(update={"data": data, "privacy": privacy.model_copy(update={"num_examples_public": size})})
 
 
 @dataclass(frozen=True)

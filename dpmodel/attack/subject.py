@@ -109,11 +109,13 @@ def _of_run(path: Path, examples: int | None, overrides: Iterable[Override], tru
     folder = RunFolder.existing(path)
     config = load_run(folder, overrides, trust_code=trust_code)
     require_same_training(load_config(folder.config, import_plugins=False), config)
-    ledger = folder.read_ledger()
+    folder.read_ledger()  # what is damaged is refused before the data are read
     if not folder.checkpoint.is_file():
         raise CheckpointError(f"{folder.checkpoint} is missing; train with output.checkpoint: true")
     task = build_task(config)
     load_weights(task.network, folder.checkpoint)
+    # A training that goes on meanwhile writes weights and ledger. The ledger of a later moment covers these weights.
+    ledger = folder.read_ledger()
     lacking = without_guarantee(ledger)
     notes = (HELD_OUT, *([] if lacking is None else [f"the ledger gives no guarantee: {lacking}"]))
     pool = Pool.of(task.data, examples)
@@ -124,6 +126,9 @@ def _of_run(path: Path, examples: int | None, overrides: Iterable[Override], tru
 
 def _of_model(model: DPModel, members: Any, held_out: Any, examples: int | None) -> Subject:
     train, others = _read(members, "data"), _read(held_out, "held_out")
+    for name, part in (("data", train), ("held_out", others)):
+        if len(part) < FEWEST:
+            raise DataError(f"{name} holds {len(part)} examples; an attack needs at least {FEWEST}")
     classes = 1 + int(train.y.max()) if not train.y.is_floating_point() else int(train.y.shape[1])
     pool = Pool.of(DataSplits("memory", train, others, classes), examples)
     name = f"model with network {type(model.network).__name__}"

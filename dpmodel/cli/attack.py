@@ -86,12 +86,12 @@ def attack(
     from rich.console import Console
 
     from dpmodel.attack import attack as carry_out
-    from dpmodel.attack.request import require_apart
     from dpmodel.cli.comparison_view import ComparisonView
+    from dpmodel.runs.folder import require_outside_runs
 
     for path, option in ((output, "output"), (scores, "scores"), (cache, "cache")):
         if path is not None:
-            require_apart(path, option)
+            require_outside_runs(path, option, "an attack")
     asked: dict[str, Any] = {"shadows": shadows, "targets": targets, "jobs": jobs, "examples": examples, "cache": cache}
     asked |= {"methods": method or None, "rates": rates or None}
     chosen = {name: value for name, value in asked.items() if value is not None}

@@ -54,13 +54,14 @@ def audit(
     from dpmodel.audit import audit as carry_out
     from dpmodel.audit.request import require_no_folder
     from dpmodel.config import load_config
+    from dpmodel.runs.folder import require_outside_runs
 
     asked: dict[str, float | None] = {"examples": examples, "canaries": canaries, "steps": steps}
     asked |= {"rate": rate, "epsilon": epsilon, "delta": delta}
     chosen: dict[str, Any] = {name: value for name, value in asked.items() if value is not None}
     require_no_folder(config)
     if output is not None:
-        _require_apart(output)
+        require_outside_runs(output, "output", "an audit")
     with Console(stderr=True, quiet=as_json).status("training with canaries"):
         report = carry_out(load_config(config, overrides), **chosen)
     files = [] if output is None else report.save(output)
@@ -75,14 +76,3 @@ def audit(
             console.print(text, highlight=False, markup=False, soft_wrap=True)
     if not report.ok:
         raise typer.Exit(FAILED)
-
-
-def _require_apart(directory: Path) -> None:
-    """Refuse the folder of a run: an audit writes nothing into it."""
-    from dpmodel.runs.folder import RunFolder
-    from monitors.errors import ConfigError
-
-    if RunFolder(directory).ledger.exists():
-        raise ConfigError(
-            f"{directory} is a run folder, which an audit does not change; choose a different folder with --output"
-        )

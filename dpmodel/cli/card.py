@@ -50,7 +50,7 @@ def card(
     section card of the configuration, or with --set. A report of `dpmodel audit` counts if it names this ledger.
     """
     from dpmodel.runs.card import card_of_run
-    from dpmodel.runs.folder import RunFolder
+    from dpmodel.runs.folder import RunFolder, require_outside_runs
     from dpmodel.runs.report.formats import card_formats, write_card
     from monitors.errors import ConfigError
 
@@ -62,10 +62,7 @@ def card(
         form = chosen["json"] if as_json else chosen[formats[0] if formats else "markdown"]
         typer.echo(form(report), nl=False)
         return
-    if RunFolder(output).ledger.exists():
-        raise ConfigError(
-            f"{output} is a run folder, which a card does not change; choose a different folder with --output"
-        )
+    require_outside_runs(output, "output", "a card")
     report = card_of_run(run_dir, overrides, trust_code=trust_code)
     written = write_card(report, RunFolder(run_dir).read_ledger(), output, chosen)
     if as_json:

@@ -22,6 +22,9 @@ if TYPE_CHECKING:
 #: How a note on the ledger ends that voids the guarantee.
 NO_GUARANTEE = "no guarantee"
 
+#: How such a note begins if the randomness is known.
+REPRODUCIBLE = "reproducible"
+
 #: Note of a training with ``isolation="trust"``.
 NOT_VERIFIED = f"isolation not verified (isolation='trust'): {NO_GUARANTEE}"
 
@@ -235,4 +238,4 @@ class ReleasePlan:
             "noise": self.noise.generator.reproducible or self.clip.reproducible,
             "sampling": self.sampler.generator.reproducible,
         }
-        return tuple(f"reproducible {what}: {NO_GUARANTEE}" for what, fixed in seeded.items() if fixed)
+        return tuple(f"{REPRODUCIBLE} {what}: {NO_GUARANTEE}" for what, fixed in seeded.items() if fixed)

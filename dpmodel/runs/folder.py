@@ -277,3 +277,22 @@ class RunFolder:
 def is_final(status: str) -> bool:
     """Whether a training with this ``status`` is over: finished or stopped, but not interrupted or failed."""
     return status == "finished" or (status.startswith("stopped: ") and INTERRUPTED not in status)
+
+
+def require_outside_runs(path: str | os.PathLike[str], option: str, writer: str) -> None:
+    """Refuse a place in a run folder for the results of what only reads it.
+
+    Args:
+        path: Where something will be written.
+        option: The option that names it.
+        writer: What would write it, in words.
+
+    Raises:
+        ConfigError: ``path`` is a run folder, or lies in one, or a link leads there.
+    """
+    place = Path(path).resolve()
+    for folder in (place, *place.parents):
+        if RunFolder(folder).ledger.exists():
+            raise ConfigError(
+                f"{folder} is a run folder, which {writer} does not change; choose a different place with --{option}"
+            )

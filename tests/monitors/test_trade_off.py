@@ -183,6 +183,26 @@ def test_partitions_and_other_noise_have_a_curve():
     assert 1 - math.exp(-0.5) <= laplace.advantage <= (math.e - 1) / (math.e + 1)
 
 
+@pytest.mark.parametrize("epsilon", [0.1, 1.0, 3.0, 15.0])
+def test_a_laplace_mechanism_has_its_total_variation_and_its_pure_epsilon(epsilon):
+    curve = TradeOffCurve.of([(LaplaceEvent(1 / epsilon), 1)])
+    exact = -math.expm1(-epsilon / 2)
+    assert exact <= curve.advantage <= exact + 1e-4
+    for delta in (1e-3, 1e-6, 1e-10):
+        assert curve.epsilon(delta) <= epsilon * 1.002
+    # At small rates, the best test has exactly e^epsilon times the false-positive rate.
+    assert curve.true_positive_rate(0.001) == pytest.approx(min(1.0, 0.001 * math.exp(epsilon)), rel=0.02)
+    assert curve.gaussian_fit()[0] < 1.3 * epsilon
+
+
+def test_laplace_releases_agree_with_an_independent_accountant():
+    library = pytest.importorskip("dp_accounting.pld.privacy_loss_distribution")
+    peer = library.from_laplace_mechanism(0.36, value_discretization_interval=2e-4).self_compose(2)
+    curve = TradeOffCurve.of([(LaplaceEvent(0.36), 2)])
+    for epsilon, delta in zip(curve.epsilons[::100], curve.deltas[::100], strict=True):
+        assert delta == pytest.approx(peer.get_delta_for_epsilon(float(epsilon)), abs=1e-3)
+
+
 def test_nothing_is_stated_without_privacy():
     for event in (NonPrivateEvent(), ViolationEvent("found")):
         assert TradeOffCurve.of(sampled(1.0, 0.1, 5).record(event)) is None

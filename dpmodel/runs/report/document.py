@@ -9,6 +9,10 @@ from html import escape
 
 _MARKS = ((re.compile(r"\*\*(.+?)\*\*"), r"<strong>\1</strong>"), (re.compile(r"`([^`]+)`"), r"<code>\1</code>"))
 
+#: What begins HTML, a block or a cell, with the backslashes before it, which are doubled: none undoes the escape.
+_ACTIVE = re.compile(r"(\\*)(<|^[#>])")
+_BAR = re.compile(r"(\\*)(\|)")
+
 
 @dataclass(frozen=True)
 class Heading:
@@ -19,7 +23,7 @@ class Heading:
 
     def markdown(self) -> str:
         """As Markdown."""
-        return f"{'#' * self.level} {self.text}"
+        return f"{'#' * self.level} {_line(self.text)}"
 
     def html(self) -> str:
         """As HTML."""
@@ -34,7 +38,7 @@ class Text:
 
     def markdown(self) -> str:
         """As Markdown."""
-        return self.text
+        return _line(self.text)
 
     def html(self) -> str:
         """As HTML."""
@@ -66,7 +70,7 @@ class Items:
 
     def markdown(self) -> str:
         """As Markdown."""
-        return "\n".join(f"- {sentence}" for sentence in self.sentences)
+        return "\n".join(f"- {_line(sentence)}" for sentence in self.sentences)
 
     def html(self) -> str:
         """As HTML."""
@@ -108,5 +112,10 @@ def _inline(text: str) -> str:
     return found
 
 
+def _line(text: str) -> str:
+    """One line of Markdown: a text from a file can neither begin a block nor hold HTML."""
+    return _ACTIVE.sub(r"\1\1\\\2", " ".join(text.split()))
+
+
 def _cell(text: str) -> str:
-    return " ".join(text.replace("|", "\\|").split())
+    return _BAR.sub(r"\1\1\\\2", _line(text))

@@ -51,12 +51,13 @@ def huggingface_card(report: PrivacyReport) -> str:
     import yaml
 
     stated = {key: " ".join(text.split()) for key, text in _governance(report).items()}
+    private = report.guarantee == "holds"
     metadata: dict[str, Any] = {
         "library_name": "dpmodel",
-        "tags": ["differential-privacy", "dpmodel", "pytorch"],
+        "tags": [*(["differential-privacy"] if private else []), "dpmodel", "pytorch"],
         "differential_privacy": {
             "guarantee": report.guarantee,
-            "epsilon": report.to_dict()["epsilon"] if report.guarantee == "holds" else "no guarantee",
+            "epsilon": report.to_dict()["epsilon"] if private else "no guarantee",
             "delta": report.spent.delta,
             "unit": report.spent.unit,
             "neighbours": report.spent.relation,
@@ -71,9 +72,10 @@ def huggingface_card(report: PrivacyReport) -> str:
         metadata["metrics"] = sorted({one["type"] for one in metrics})
     head = yaml.safe_dump(metadata, sort_keys=False, allow_unicode=True)
     blocks = report_blocks(report)
-    title = [Heading(stated.get("title", "Model trained with differential privacy"), 1)]
-    purpose = [Text(stated["purpose"])] if "purpose" in stated else []
-    return f"---\n{head}---\n\n{to_markdown([*title, *purpose, *blocks[1:]])}"
+    with_or_without = "with differential privacy" if private else "without a privacy guarantee"
+    title = Heading(stated.get("title", f"Model trained {with_or_without}"), 1)
+    purpose = [Text(f"Purpose, as stated by the user: {stated['purpose']}")] if "purpose" in stated else []
+    return f"---\n{head}---\n\n{to_markdown([title, blocks[1], *purpose, *blocks[2:]])}"
 
 
 #: Fields of a registry of deployments of differential privacy, each from the JSON form of the report and the user's
@@ -90,7 +92,9 @@ REGISTRY_FIELDS: Mapping[str, Callable[[Mapping[str, Any], Mapping[str, str]], A
     "product": lambda report, stated: "machine learning model",
     "release_type": lambda report, stated: "model weights, one training",
     "trust_model": lambda report, stated: "central",
-    "definition": lambda report, stated: "approximate differential privacy",
+    "definition": lambda report, stated: (
+        "approximate differential privacy" if report["guarantee"] == "holds" else "none"
+    ),
     "privacy_unit": lambda report, stated: report["unit"],
     "contributions_per_person": lambda report, stated: _of(report, "unit", "contributions_per_person"),
     "neighbours": lambda report, stated: report["relation"],

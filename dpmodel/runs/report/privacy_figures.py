@@ -9,6 +9,7 @@ import numpy as np
 
 from monitors.errors import UnsupportedEventError
 from monitors.neighbours import group_epsilon
+from monitors.pld import PLDAccountant
 from monitors.renyi import total_curve
 from monitors.terms import gather
 from monitors.trade_off import FLOOR, TradeOffCurve
@@ -25,6 +26,9 @@ DELTAS = tuple(10.0**-power for power in range(3, 11))
 
 #: False-positive rates at which the power of an attacker is stated.
 RATES = (0.001, 0.01, 0.1)
+
+#: Epsilon beyond which the profile is not continued: each point takes seconds, and none means anything.
+_HOPELESS = 1e4
 
 #: In place of a figure of a training without a guarantee.
 NO_GUARANTEE = "no guarantee"
@@ -56,8 +60,7 @@ def curve_figures(ledger: Ledger, curve: TradeOffCurve | str) -> dict[str, Any]:
     if isinstance(curve, str):
         return {**found, **dict.fromkeys(("profile", "mu", "regret"), curve)}
     mu, regret = curve.gaussian_fit()
-    profile = [[delta, _plain(curve.epsilon(delta))] for delta in DELTAS]
-    return {**found, "profile": profile, "mu": _plain(mu), "regret": regret, "smallest_rate": FLOOR}
+    return {**found, "profile": _profile(ledger, curve), "mu": _plain(mu), "regret": regret, "smallest_rate": FLOOR}
 
 
 def attacker_figures(curve: TradeOffCurve | str) -> dict[str, Any]:
@@ -78,6 +81,17 @@ def person_epsilon(ledger: Ledger, delta: float, contributions: int) -> float | 
         return _plain(group_epsilon(ledger, delta, contributions))
     except UnsupportedEventError as error:
         return f"no statement: {error}"
+
+
+def _profile(ledger: Ledger, curve: TradeOffCurve) -> list[list[float | str]]:
+    """Epsilon at each of ``DELTAS``, by the accountant where it lies beyond the curve."""
+    found: list[tuple[float, float]] = []
+    for delta in DELTAS:
+        epsilon = curve.epsilon(delta)
+        if math.isinf(epsilon) and (not found or found[-1][1] < _HOPELESS):
+            epsilon = PLDAccountant().epsilon(ledger, delta)
+        found.append((delta, epsilon))
+    return [[delta, _plain(epsilon)] for delta, epsilon in found]
 
 
 def _renyi(ledger: Ledger) -> dict[str, list[float | str]] | str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from dpmodel.config.card import CardSection
 from dpmodel.runs.report import privacy_figures as figures
 from dpmodel.runs.report.privacy_report import PrivacyReport, epsilon_by_accountant, holds
 from monitors import checks
@@ -80,4 +81,18 @@ def _card(
     curves, attacker = figures.no_figures()
     if valid:
         curves, attacker = figures.curve_figures(ledger, curve), figures.attacker_figures(curve)
+    statements = _declared(found).governance
+    if "governance" in found:
+        found["governance"]["statements"] = statements
     return {**found, "unit": unit, "curve": curves, "attacker": attacker, "audit": {"result": None}}
+
+
+def _declared(card: Mapping[str, Mapping[str, Any]]) -> CardSection:
+    """The metrics and statements of the user, which model cards and registry entries state too.
+
+    Raises:
+        ValueError: No configuration could have made them.
+    """
+    declared = card.get("utility", {}).get("declared", [])
+    stated = card.get("governance", {}).get("statements", {})
+    return CardSection.model_validate({"utility": declared, "governance": stated})

@@ -6,7 +6,8 @@ import math
 from typing import TYPE_CHECKING, Any
 
 from dpmodel.claims.verification import NOT_COVERED
-from dpmodel.planning.release import NO_GUARANTEE, large_delta
+from dpmodel.config.card import ACCESSES
+from dpmodel.planning.release import NO_GUARANTEE, REPRODUCIBLE, large_delta
 from dpmodel.runs.report.document import Block, Facts, Heading, Items, Text, to_markdown
 from dpmodel.runs.report.fields import card_blocks
 from monitors.spent import epsilon_text
@@ -40,6 +41,7 @@ def report_blocks(report: PrivacyReport) -> list[Block]:
     parts: list[Block] = [
         Heading("Privacy report", 1),
         Text(claim_of(report)),
+        *_not_covered(report),
         Heading("What the guarantee says"),
         Text(_meaning(report)),
         Heading("Under which conditions"),
@@ -55,7 +57,8 @@ def report_blocks(report: PrivacyReport) -> list[Block]:
         Items(report.not_accounted),
     ]
     if report.without_lost is not None:
-        parts[2:2] = [Heading("Steps that were lost"), Text(_lost(report.lost_steps, report.without_lost))]
+        place = parts.index(Heading("What the guarantee says"))
+        parts[place:place] = [Heading("Steps that were lost"), Text(_lost(report.lost_steps, report.without_lost))]
     caveats = [*spent.notes, *_of_delta(report)]
     if caveats:
         parts += [Heading("Caveats"), Items(tuple(f"**{note}**" for note in caveats))]
@@ -84,13 +87,28 @@ def claim_of(report: PrivacyReport) -> str:
     figures = f"({epsilon_text(spent.epsilon)}, {spent.delta:g})-differential privacy for one {spent.unit}"
     voided = [note for note in spent.notes if note.endswith(NO_GUARANTEE)]
     if voided:
-        return (
-            f"**This training has NO guarantee: {'; '.join(voided)}.** With secret randomness it would satisfy "
-            f"{figures}; anyone who knows the seed can undo that."
-        )
+        return f"**This training has NO guarantee: {'; '.join(voided)}.** {_would_be(figures, voided)}"
     if _of_delta(report):
         return f"**The training satisfies {figures}**, but its delta is too large to mean much (see the caveats)."
     return f"**The training satisfies {figures}** ({strength(spent.epsilon)})."
+
+
+def _would_be(figures: str, voided: list[str]) -> str:
+    if all(note.startswith(REPRODUCIBLE) for note in voided):
+        return f"With secret randomness it would satisfy {figures}; anyone who knows the seed can undo that."
+    return f"The ledger states {figures}, which does not hold for this training."
+
+
+def _not_covered(report: PrivacyReport) -> list[Block]:
+    """The accesses to data that the claim above does not cover, by name."""
+    accesses = report.card.get("accesses", {}).get("accesses")
+    try:
+        kinds = dict.fromkeys(ACCESSES[one["kind"]] for one in accesses or () if one["privacy"] == "not accounted")
+    except (KeyError, TypeError):
+        accesses, kinds = None, {}
+    if accesses is None:
+        return [Text("Whether other accesses to data were made is not stated.")]
+    return [Text(f'Not covered: {"; ".join(kinds)} (see "All accesses to data").')] if kinds else []
 
 
 def _of_delta(report: PrivacyReport) -> list[str]:
@@ -114,6 +132,8 @@ def _meaning(report: PrivacyReport) -> str:
             "Nothing: private data may have reached the released weights without noise, or one example may have "
             "changed them by more than is accounted for. Do not publish this model; train again from fresh weights."
         )
+    if report.guarantee == "none" and not math.isinf(spent.epsilon):
+        return "Nothing, because a condition of the guarantee is not met (see the caveats)."
     if math.isinf(spent.epsilon):
         return "Nothing: clipped gradients were used without noise. The model may reveal any training example."
     most = math.exp(spent.epsilon) if spent.epsilon < 700 else math.inf
@@ -148,7 +168,9 @@ def _conditions(report: PrivacyReport) -> list[tuple[str, str]]:
         ("Delta", f"{spent.delta:g}"),
         ("Accountant", spent.accountant),
     ]
-    return [*rows, *((f"Epsilon by {name}", _figure(value)) for name, value in report.figures.items())]
+    void = report.guarantee == "none" and not math.isinf(spent.epsilon)
+    figures = {name: NO_GUARANTEE if void else _figure(value) for name, value in report.figures.items()}
+    return [*rows, *((f"Epsilon by {name}", text) for name, text in figures.items())]
 
 
 def _noise(mechanism: Any) -> str:

@@ -3,6 +3,7 @@
 import copy
 import csv
 import json
+from dataclasses import dataclass
 
 import numpy as np
 import pytest
@@ -14,8 +15,10 @@ import dpmodel.audit
 from dpmodel import DPModel
 from dpmodel.attack import ATTACKS, Attack, attack
 from dpmodel.config import make_config
+from mechanisms.rng import SecureGenerator
 from monitors import GaussianEvent, Ledger
-from monitors.errors import DPModelError
+from monitors.errors import ConfigError, DataError, DPModelError
+from monitors.events import PrivacyEvent
 
 from .simulated import LEARNT
 
@@ -97,6 +100,23 @@ def test_a_report_is_told_in_four_ways_and_holds_no_scores_unless_asked(tmp_path
     assert sorted(inside) == pytest.approx(np.sort(report.scored[1].roc.inside), rel=1e-4)
 
 
+@pytest.mark.parametrize(
+    ("changes", "hops"),
+    [
+        ({}, 1),
+        ({"privacy": {"noise_multiplier": 1.0, "num_examples_public": 70}}, 1),
+        ({"privacy": {"noise_multiplier": 3.0, "sampling": "shuffle"}}, 2),
+        ({"normalise": {"name": "private", "noise_multiplier": 5.0, "norm_bound": 4.0, "square_bound": 4.0}}, 2),
+    ],
+    ids=["poisson", "stated", "shuffle", "normalise"],
+)
+def test_the_limit_is_applied_once_only_if_nothing_depends_on_the_size_of_a_half(changes, hops):
+    report = attack(make_config({**SMALL, **changes}), methods="loss_threshold", **{**QUICK, "shadows": 2})
+    assert report.limit.hops == hops
+    assert ("applied twice" in report.description["limit"]) is (hops == 2)
+    assert report.one_population
+
+
 def test_shadows_in_the_cache_are_used_again(tmp_path, monkeypatch):
     first = attack(make_config(SMALL), methods=["lira"], cache=tmp_path / "shadows", **QUICK)
 
@@ -157,6 +177,41 @@ def test_what_is_not_a_model_with_data_is_refused():
         attack("no/such/folder")
 
 
+def test_data_that_the_network_has_no_scores_for_are_refused():
+    model, data, held_out = learnt(Ledger(), 30)
+    x, y = data.tensors
+    for wrong, message in (
+        ((x, y + 1), "classes must lie between 0 and 1; the targets lie between 0 and 2"),
+        ((x[:0], y[:0]), "data holds 0 examples; an attack needs at least 20"),
+        ((x[:1], y[:1]), "data holds 1 examples; an attack needs at least 20"),
+    ):
+        with pytest.raises(DataError, match=message):
+            attack(model, wrong, held_out, methods="loss_threshold", rates=0.2)
+    assert attack(model, data, held_out, methods="loss_threshold", rates=0.2).rates == (0.2,)
+
+
+def test_a_ledger_that_no_accountant_knows_limits_nothing():
+    @dataclass(frozen=True)
+    class UnknownEvent(PrivacyEvent):
+        pass
+
+    model, data, held_out = learnt(Ledger().record(UnknownEvent()), 30)
+    report = attack(model, data, held_out, methods="loss_threshold", rates=0.2)
+    assert (report.ok, report.limit.exists, report.epsilon) == (True, False, np.inf)
+    assert "the ledger limits no attack" in report.verdict
+
+
+def test_a_link_into_a_run_folder_is_refused(tmp_path):
+    run = tmp_path / "run"
+    (run / "part").mkdir(parents=True)
+    (run / "ledger.json").write_text("{}")
+    (tmp_path / "link").symlink_to(run / "part")
+    for place in (run / "cache", tmp_path / "link", tmp_path / "link" / "cache"):
+        with pytest.raises(ConfigError, match="is a run folder, which an attack does not change"):
+            attack(make_config(SMALL), cache=place, **QUICK)
+    assert not list((run / "part").iterdir())
+
+
 def test_an_attack_of_ones_own_is_available_by_name(monkeypatch):
     monkeypatch.setattr(ATTACKS, "_builders", dict(ATTACKS._builders))
 
@@ -182,6 +237,18 @@ def test_without_noise_members_are_found_and_with_noise_the_ledger_holds():
     assert private.ok, private.verdict
     assert all(measure.value < measure.limit for measure in private.measures)
     assert private.measure("lira").value < exposed.measure("lira").low
+
+
+@pytest.mark.slow
+def test_a_training_with_almost_no_noise_contradicts_its_ledger(monkeypatch):
+    right = SecureGenerator.add_normal_
+    monkeypatch.setattr("dpmodel.preflight.mechanisms.require_sound_noise", lambda *args, **options: ())
+    monkeypatch.setattr(SecureGenerator, "add_normal_", lambda self, target, scale=1.0: right(self, target, scale / 50))
+    faulty = {**LEARNT, "privacy": {"noise_multiplier": 20.0}, "training": {"epochs": 20, "batch_size": 30}}
+    report = attack(make_config(faulty), methods=["loss_threshold", "rmia"], shadows=8, rates=[0.01], jobs=1)
+    assert not report.ok
+    assert "an attack reaches more than the ledger allows" in report.verdict
+    assert "populations" not in report.verdict
 
 
 @pytest.mark.slow

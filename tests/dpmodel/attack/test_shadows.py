@@ -24,8 +24,9 @@ SETTINGS = {
 
 
 def prepared(**changes):
-    config = shadow_config(make_config({**SETTINGS, **changes}))
-    return config, Pool.of(build_task(config).data)
+    config = make_config({**SETTINGS, **changes})
+    pool = Pool.of(build_task(config).data)
+    return shadow_config(config, pool.size), pool
 
 
 def trained(folder, count=2, **changes):
@@ -69,8 +70,7 @@ def test_finished_shadows_are_reused_and_damaged_ones_trained_again(tmp_path, mo
     loaded = shadows.load(1)
     assert (loaded.reference.included == ~shadows.load(0).reference.included).all()
     assert loaded.reference.outputs.shape == (90, 3)
-    rate = 20 / loaded.reference.included.sum()
-    assert loaded.ledger.rows[0][0].sampling_rate == pytest.approx(rate)
+    assert loaded.ledger.rows[0][0].sampling_rate == 0.5  # of 40, whatever the size of this half
     assert (folder / "shadows.json").stat().st_mode & 0o777 == 0o600
     assert shadows.file(0).stat().st_mode & 0o777 == 0o600
 
@@ -132,11 +132,30 @@ def test_a_shadow_keeps_what_changes_the_weights_and_writes_nothing(tmp_path, mo
 
 def test_a_shadow_without_noise_clips_as_before():
     config = make_config({**SETTINGS, "privacy": {"target_epsilon": 3.0, "norm_bound": 0.2, "monitor": {"max_eps": 4}}})
-    free = shadow_config(config, noise=False).privacy
+    free = shadow_config(config, 80, noise=False).privacy
     assert (free.noise, free.target_epsilon, free.monitor.max_eps, free.norm_bound) == (None, None, None, 0.2)
     pool = Pool.of(build_task(config).data)
-    model = shadow_training(shadow_config(config, noise=False), pool, np.arange(pool.size) % 2 == 0).model
+    model = shadow_training(shadow_config(config, pool.size, noise=False), pool, np.arange(pool.size) % 2 == 0).model
     assert (model.noise_mech.private, model.norm_bound) == (False, 0.2)
+
+
+@pytest.mark.parametrize("sampling", ["poisson", "shuffle"])
+def test_only_poisson_sampling_leaves_the_size_of_a_half_out_of_the_ledger(sampling):
+    config, pool = prepared(
+        privacy={"noise_multiplier": 1.0, "sampling": sampling}, training={"epochs": 2, "batch_size": 4}
+    )
+    ledgers = []
+    for size in (30, 50):
+        training = shadow_training(config, pool, np.arange(pool.size) < size)
+        ledgers.append(training.plan.ledger().digest())
+    assert (ledgers[0] == ledgers[1]) is (sampling == "poisson")
+
+
+def test_a_stated_number_of_the_user_is_kept():
+    config, _ = prepared(privacy={"noise_multiplier": 1.0, "num_examples_public": 50})
+    assert config.privacy.num_examples_public == 50
+    config, _ = prepared(data={**SETTINGS["data"], "num_examples": 40})
+    assert (config.privacy.num_examples_public, config.data.num_examples) == (40, None)
 
 
 def test_a_batch_larger_than_a_half_is_refused(tmp_path):

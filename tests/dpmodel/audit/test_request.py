@@ -113,8 +113,9 @@ def test_the_command_says_what_a_configuration_releases(tmp_path, monkeypatch, c
 def test_a_run_folder_is_not_changed(tmp_path, capsys):
     (tmp_path / "run.yaml").write_text(CONFIG)
     (tmp_path / "ledger.json").write_text("{}")
-    assert run(["audit", str(tmp_path / "run.yaml"), "-o", str(tmp_path)]) == 2
-    assert "is a run folder, which an audit does not change" in capsys.readouterr().err
+    for place in (tmp_path, tmp_path / "audit"):
+        assert run(["audit", str(tmp_path / "run.yaml"), "-o", str(place)]) == 2
+        assert "is a run folder, which an audit does not change" in capsys.readouterr().err
 
 
 def test_a_folder_is_not_a_configuration(tmp_path, capsys):

@@ -6,6 +6,7 @@ import shutil
 
 import pytest
 
+from dpmodel.attack import Limit, attack, subject
 from monitors import GaussianEvent, Ledger
 
 QUICK = ["--shadows", 2, "--fpr", 0.1, "--jobs", 1]
@@ -53,6 +54,20 @@ def test_success_beyond_the_ledger_is_an_error(run_dir, command, monkeypatch):
     assert code == 1
     assert "CONTRADICTION" in shown
     assert "an attack reaches more than the ledger allows" in shown
+
+
+def test_weights_of_a_training_that_goes_on_meanwhile_are_covered_by_the_ledger(run_dir, monkeypatch):
+    loaded = []
+    right = subject.load_weights
+    monkeypatch.setattr(subject, "load_weights", lambda *args: loaded.append(1) or right(*args))
+    monkeypatch.setattr(
+        "dpmodel.runs.folder.RunFolder.read_ledger",
+        lambda self: Ledger().record(GaussianEvent(10.0), 5 if loaded else 1),
+    )
+    report = attack(run_dir, methods="loss_threshold", rates=0.1)
+    assert report.limit.true_positive_rate(0.1) == Limit.of(
+        [Ledger().record(GaussianEvent(10.0), 5)], 2
+    ).true_positive_rate(0.1)
 
 
 @pytest.mark.parametrize(

@@ -112,9 +112,10 @@ def test_bad_usage_is_refused_before_anything_is_written(command, trained, tmp_p
 
 def test_a_card_is_never_written_into_a_run_folder(command, trained):
     before = contents(trained)
-    code, _, error = command("card", trained, "-o", trained)
-    assert code == 2
-    assert "is a run folder, which a card does not change" in error
+    for place in (trained, trained / "card"):
+        code, _, error = command("card", trained, "-o", place)
+        assert code == 2
+        assert "is a run folder, which a card does not change" in error
     assert contents(trained) == before
 
 

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import math
+import re
 
 import numpy as np
 import pytest
@@ -87,6 +88,13 @@ def test_the_figures_are_those_of_the_ledger(plain):
     for delta, epsilon in values["curve"]["profile"]:
         assert epsilon == pytest.approx(PLDAccountant().epsilon(ledger, delta), rel=3e-3)
     assert values["curve"]["rdp"]["values"] == total_curve(gather(ledger), np.array(ORDERS)).tolist()
+
+
+def test_the_profile_of_a_weak_guarantee_is_that_of_the_accountant():
+    weak = report("privacy.noise_multiplier=0.3", "privacy.accountant=pld")
+    assert weak.spent.epsilon > 40
+    assert dict(weak.card["curve"]["profile"])[1e-5] == pytest.approx(weak.spent.epsilon)
+    assert "inf" not in str(weak.card["curve"]["profile"])
 
 
 def test_rho_is_stated_where_it_is_zcdp():
@@ -258,6 +266,38 @@ def test_any_text_survives_each_form():
     assert yaml.safe_load(head.split("---\n")[1])["license"].startswith("a | b # c")
 
 
+def test_a_text_of_the_user_is_neither_markup_nor_the_claim():
+    strange = "**The training satisfies (0.1, 0)-DP**\n# Certified\n<img src=x onerror=alert(1)>"
+    statements = {"title": f"# a\\{strange}", "purpose": strange, "owner": "a\\|b \\<i>", "license": "none"}
+    made = dataclasses.replace(report(), card={**report().card, "governance": {"statements": statements}})
+    for text in (str(made), huggingface_card(made)):
+        body = text.split("---\n\n", 1)[-1]
+        assert not re.search(r"(?<!\\)(\\\\)*<", body)
+        assert "\n# Certified" not in body
+    blocks = huggingface_card(made).split("---\n\n", 1)[1].split("\n\n")
+    assert blocks[1].startswith("**The training satisfies (1.286, 1e-05)")
+    assert blocks[2].startswith("Purpose, as stated by the user: ")
+    (row,) = (line for line in str(made).splitlines() if line.startswith("| Statements of the user"))
+    assert len(re.findall(r"(?<!\\)(?:\\\\)*\|", row)) == 3
+
+
+def test_a_text_of_a_file_begins_no_block():
+    values = report().to_dict()
+    values |= {"unit": "example\n\n# Certified", "not_accounted": ["a\n\n# b", "# c"], "status": "ended\n\n# d"}
+    text = str(report_from_json(values, plan().ledger(), "x.json"))
+    assert [line for line in text.splitlines() if line.startswith(("# ", "- #"))] == ["# Privacy report"]
+
+
+@pytest.mark.parametrize("overrides", NOT_HELD.values(), ids=NOT_HELD)
+def test_a_model_without_a_guarantee_is_not_called_private(overrides):
+    made = report(*overrides)
+    head, body = huggingface_card(made).split("---\n\n", 1)
+    assert "differential-privacy" not in head
+    assert body.startswith("# Model trained without a privacy guarantee")
+    assert registry_entry(made)["definition"] == "none"
+    assert "# Model trained with differential privacy" in huggingface_card(report())
+
+
 def test_the_json_form_holds_plain_values_and_all_sections(plain):
     values = json.loads(plain.to_json(), parse_constant=pytest.fail)
     assert values["format"] == "dpmodel-privacy-report/1"
@@ -316,6 +356,9 @@ def test_stored_figures_are_never_trusted(plain):
         {"not_accounted": None},
         {"card": []},
         {"card": {"unit": {"contributions_per_person": "many"}}},
+        {"card": {"governance": {"statements": [1]}}},
+        {"card": {"utility": {"declared": [{"metric": "accuracy"}]}}},
+        {"card": {"utility": {"declared": 7}}},
     ],
 )
 def test_a_damaged_report_is_refused(change, plain):
@@ -329,6 +372,14 @@ def test_a_strange_value_in_a_stored_card_is_named_where_it_stands(plain):
     values["card"]["accesses"]["accesses"] = 7
     text = report_in_words(report_from_json(values, plan().ledger(), "x.json"))
     assert "| Tuning | not readable: 7 |" in text
+
+
+def test_statements_of_a_stored_card_are_texts_in_every_form(plain):
+    values = plain.to_dict()
+    values["card"]["governance"]["statements"] = {"title": 3, "license": None}
+    read = report_from_json(values, plan().ledger(), "x.json")
+    assert [FORMATS.get(name).text(read) for name in FORMATS.names()]
+    assert registry_entry(read)["deployment"] == "3"
 
 
 def test_the_figure_shows_both_curves(plain):

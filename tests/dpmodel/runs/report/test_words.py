@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from dpmodel.claims.verification import NOT_COVERED
 from dpmodel.config import make_config
+from dpmodel.planning.release import NOT_VERIFIED
 from dpmodel.planning.training_plan import plan_training
 from dpmodel.runs.report import make_report, report_in_words
 from monitors.events import ViolationEvent
@@ -80,6 +81,31 @@ def test_notes_of_the_ledger_are_caveats():
     assert "## Caveats" in words
     assert "reproducible noise: no guarantee" in words
     assert words.splitlines()[2].startswith("**This training has NO guarantee: reproducible noise: no guarantee.**")
+
+
+def test_nothing_is_promised_without_a_guarantee():
+    plan = plan_training(make_config(BASE), 1000)
+    ledger = plan.ledger()
+    ledger.add_note(NOT_VERIFIED)
+    for made in (report("privacy.noise.seed=3"), make_report(plan.subject, ledger, plan.steps)):
+        words = report_in_words(made)
+        assert "at most e^epsilon" not in words
+        assert "## What the guarantee says\n\nNothing, because a condition of the guarantee is not met" in words
+        assert "| Epsilon by rdp | no guarantee |" in words
+    assert "secret randomness" not in words
+    assert "knows the seed" not in words
+    assert "The ledger states (1.286, 1e-05)-differential privacy for one example, which does not hold" in words
+
+
+def test_what_is_not_covered_stands_below_the_claim():
+    first = report_in_words(report()).split("\n\n")[2]
+    assert first == 'Not covered: Validation (see "All accesses to data").'
+    declared = "card.accesses=[{kind: tuning, description: 20 runs}, {kind: other, description: x, privacy: public}]"
+    more = report_in_words(report("data.validation=100", "callbacks=[EarlyStopping]", declared)).split("\n\n")[2]
+    assert more.startswith("Not covered: Validation; Early stopping and choice of a checkpoint; Tuning (see")
+    for accesses in ({}, {"accesses": 7}):
+        old = dataclasses.replace(report(), card={"accesses": accesses})
+        assert "Whether other accesses to data were made is not stated." in report_in_words(old)
 
 
 def test_a_delta_that_says_little_is_pointed_out():
