@@ -72,7 +72,7 @@ def test_participations_that_far_apart_cost_what_independent_noise_would(bands, 
 
 @pytest.mark.parametrize("make", [CyclicPoissonSampler, FixedOrderSampler])
 @pytest.mark.parametrize("engine", ["loop", "bookkeeping"])
-@pytest.mark.sample(2)
+@pytest.mark.sample(4)
 def test_no_neighbour_moves_the_sums_of_a_training_by_more_than_its_rounds_allow(make, engine):
     torch.manual_seed(0)
     bands, steps, n = 3, 24, 60
@@ -115,7 +115,7 @@ def loader(n=40, batch=4):
     return DataLoader(TensorDataset(torch.randn(n, 2), torch.randint(0, 2, (n,))), batch_size=batch)
 
 
-@pytest.mark.sample(3)
+@pytest.mark.sample(4)
 @pytest.mark.parametrize("sampling", SAMPLINGS)
 @pytest.mark.parametrize("bands", [2, 3])
 def test_the_planned_ledger_is_the_trained_ledger(sampling, bands):

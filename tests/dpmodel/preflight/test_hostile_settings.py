@@ -159,7 +159,7 @@ def require_trained_or_refused(build, schedule=None, epochs=3):
         assert bool(network.weight.isfinite().all())
 
 
-@pytest.mark.sample(128)
+@pytest.mark.sample(521)
 @pytest.mark.parametrize(("kind", "options"), [*optimizers()])
 def test_optimizers_with_hostile_options(kind, options):
     if kind is optim.SGD:
@@ -167,7 +167,7 @@ def test_optimizers_with_hostile_options(kind, options):
     require_trained_or_refused(lambda parameters: kind(parameters, **options), epochs=1)
 
 
-@pytest.mark.sample(36)
+@pytest.mark.sample(68)
 @pytest.mark.parametrize("interval", ["step", "epoch"])
 @pytest.mark.parametrize("schedule", range(len(SCHEDULES)))
 @pytest.mark.parametrize("name", ["Momentum", "Adam"])
@@ -178,7 +178,7 @@ def test_schedules_with_hostile_functions_and_parts(name, schedule, interval):
     )
 
 
-@pytest.mark.sample(120)
+@pytest.mark.sample(288)
 @pytest.mark.parametrize("interval", ["step", "epoch"])
 @pytest.mark.parametrize(("schedule", "options"), [(name, options) for name in NAMED for options in NAMED[name]])
 @pytest.mark.parametrize("name", ["Momentum", "Adam"])
