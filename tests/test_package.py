@@ -36,9 +36,11 @@ def test_imports_run_one_way_only(path):
     assert ours <= ARROWS[package] | {package}
 
 
+NAMES = {_name(path) for path in MODULES}
+
+
 def _modules_imported(path):
     """Modules of this repository that a module imports at run time, anywhere in the file; not those for types only."""
-    known = {_name(other) for other in MODULES}
     tree = ast.parse(path.read_text(encoding="utf-8"))
     guarded = {
         id(inner)
@@ -52,7 +54,7 @@ def _modules_imported(path):
             for alias in node.names:
                 whole = f"{node.module}.{alias.name}"
                 for name in (whole, f"{whole}.__init__", node.module, f"{node.module}.__init__"):
-                    if name in known:
+                    if name in NAMES:
                         yield name
                         break
 

@@ -67,6 +67,13 @@ class Slot(Holder):
         name: Name of the place.
         owner: The object.
         key: Name of its attribute.
+
+    Example:
+        >>> cell = (lambda x: lambda: x)(1).__closure__[0]
+        >>> place = Slot("x", cell, "cell_contents")
+        >>> cell.cell_contents = 2
+        >>> place.put_back(), cell.cell_contents
+        (['x'], 1)
     """
 
     __slots__ = ("_key", "_owner", "_value")
