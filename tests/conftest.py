@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 import tempfile
 from collections import Counter
 
 import pytest
 import torch
 from torch import nn
+from torch._library.custom_ops import OPDEFS
 from torch.utils.data import DataLoader, TensorDataset
 
 
@@ -32,6 +34,31 @@ def pytest_collection_modifyitems(items):
         if seen[test] % mark.args[0]:
             item.add_marker(pytest.mark.slow)
         seen[test] += 1
+
+
+#: Operators that test modules register when they are imported.
+OPERATORS = {}
+
+
+def pytest_collection_finish():
+    """A training follows the operators of the whole process; those of other tests would make it slow."""
+    OPERATORS.update((name, made) for name, made in OPDEFS.items() if made._init_fn.__module__.startswith("tests."))
+    for name in OPERATORS:
+        OPDEFS.pop(name, None)
+
+
+@pytest.fixture(autouse=True)
+def _operators(request):
+    """Registers the operators of the test's own module, and of the part of a zoo from which its member is."""
+    member = request.node.callspec.params.get("member") if hasattr(request.node, "callspec") else None
+    for name, made in OPERATORS.items():
+        home = made._init_fn.__module__
+        kinds = {other.kind for other in getattr(sys.modules[home], "MEMBERS", ())}
+        if home == request.module.__name__ or getattr(member, "kind", None) in kinds:
+            OPDEFS[name] = made
+    yield
+    for name in OPERATORS:
+        OPDEFS.pop(name, None)
 
 
 @pytest.fixture(autouse=True, scope="session")

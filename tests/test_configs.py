@@ -25,7 +25,7 @@ STAND_INS = {
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
-@pytest.mark.sample(5)
+@pytest.mark.sample(18)
 def test_a_configuration_builds_and_keeps_its_target(path, tmp_path, monkeypatch):
     from dpmodel.runs.build import build_training
 

@@ -56,7 +56,7 @@ def attributes(network):
     return [pair for name, module in network.named_modules() for pair in held(dict(vars(module), _modules=None), name)]
 
 
-@pytest.mark.sample(3)
+@pytest.mark.sample(6)
 @pytest.mark.parametrize("engine", ["auto", "loop"])
 @pytest.mark.parametrize("build", [Remembers, Recurrent, normalised])
 def test_nothing_remains_except_readable_weights(build, engine):

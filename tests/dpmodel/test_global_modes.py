@@ -55,7 +55,7 @@ def train(make_model):
 
 @pytest.mark.parametrize("mode", MODES.values(), ids=MODES.keys())
 @pytest.mark.parametrize("engine", ["auto", "loop"])
-@pytest.mark.sample(8)
+@pytest.mark.sample(12)
 def test_a_training_is_the_same_under_each_mode(train, mode, engine, capsys):
     expected, _ = train(torch.enable_grad, engine=engine)
     capsys.readouterr()

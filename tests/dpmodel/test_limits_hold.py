@@ -33,7 +33,7 @@ def monitor():
     return PrivacyMonitorFactory.create("rdp", max_eps=LIMIT, target_delta=DELTA, per_print_times=1000)
 
 
-@pytest.mark.sample(2)
+@pytest.mark.sample(4)
 @pytest.mark.parametrize("limit", [guard, monitor])
 @pytest.mark.parametrize("limit_first", [True, False])
 def test_a_limit_holds_if_a_callback_changes_the_noise_before_or_after_it(make_model, make_data, limit, limit_first):

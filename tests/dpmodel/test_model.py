@@ -184,7 +184,7 @@ def test_a_monitor_stops_before_the_step_that_would_pass_its_budget(make_model, 
     assert RDPAccountant().epsilon(one_more, 1e-5) > 4.0
 
 
-@pytest.mark.sample(2)
+@pytest.mark.sample(4)
 @pytest.mark.parametrize(
     "given", [{"num_samples": 65}, {"batch_size": 8}, {"initial_noise_multiplier": 2.0}, {"noise_decay_mode": "Time"}]
 )
@@ -266,7 +266,7 @@ def test_an_unseeded_model_never_repeats_itself(make_data):
     assert not torch.equal(*results)
 
 
-@pytest.mark.sample(3)
+@pytest.mark.sample(6)
 @pytest.mark.parametrize("optimizer", ["SGD", "Adam", "RMSprop", "AdamW", "Adagrad", "NAdam"])
 def test_any_first_order_optimizer_takes_the_private_gradient(make_model, loader, optimizer):
     network = nn.Linear(4, 3)

@@ -51,7 +51,7 @@ BESIDE = {
 }
 
 
-@pytest.mark.sample(14)
+@pytest.mark.sample(21)
 @pytest.mark.parametrize("engine", ["bookkeeping", "vmap", "loop"])
 @pytest.mark.parametrize("kind", BESIDE)
 def test_values_beside_the_outputs_are_kept(make_model, make_data, kind, engine):
@@ -70,7 +70,7 @@ def test_values_beside_the_outputs_are_kept(make_model, make_data, kind, engine)
 
 @pytest.mark.parametrize("engine", ["bookkeeping", "vmap", "loop"])
 @pytest.mark.parametrize("micro_batches", [None, 2])
-@pytest.mark.sample(3)
+@pytest.mark.sample(6)
 def test_a_loss_that_the_network_computes_from_labels_is_that_of_each_example(
     make_model, make_data, engine, micro_batches
 ):

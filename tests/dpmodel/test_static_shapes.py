@@ -47,7 +47,7 @@ def trained(make_model, *, static, clip="Gaussian", sampling="poisson", micro_ba
     return model, model.fit(DataLoader(data, 8), epochs=2)
 
 
-@pytest.mark.sample(13)
+@pytest.mark.sample(48)
 @pytest.mark.parametrize("sampling", ["poisson", "shuffle"])
 @pytest.mark.parametrize("micro_batches", [None, 4])
 @pytest.mark.parametrize("physical", [None, 3])

@@ -67,7 +67,7 @@ def farthest_move(engine_name, clip_name, group_size, *, relation, dtype=torch.f
     return max(moves)
 
 
-@pytest.mark.sample(13)
+@pytest.mark.sample(48)
 @pytest.mark.parametrize("relation", ["add or remove", "zero out"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("clip_name", CLIP.names())
@@ -79,7 +79,7 @@ def test_one_example_moves_the_sum_by_at_most_the_bound_and_the_bound_is_reached
     assert 0.85 * BOUND <= farthest <= BOUND * ROUNDING
 
 
-@pytest.mark.sample(13)
+@pytest.mark.sample(48)
 @pytest.mark.parametrize("relation", ["add or remove", "zero out"])
 @pytest.mark.parametrize("group_size", [2, 8])
 @pytest.mark.parametrize("clip_name", CLIP.names())
@@ -92,7 +92,7 @@ def test_one_example_of_a_group_moves_the_sum_by_at_most_twice_the_bound(engine_
 @pytest.mark.parametrize("group_size", [1, 4])
 @pytest.mark.parametrize("physical", [1, 2, 5])
 @pytest.mark.parametrize("engine_name", ENGINES.names())
-@pytest.mark.sample(7)
+@pytest.mark.sample(18)
 def test_the_sensitivity_also_holds_for_chunked_batches(engine_name, physical, group_size):
     farthest = farthest_move(engine_name, "Fixed", group_size, relation="add or remove", physical=physical)
     assert farthest <= (1 if group_size == 1 else 2) * BOUND * ROUNDING
@@ -102,7 +102,7 @@ def test_the_sensitivity_also_holds_for_chunked_batches(engine_name, physical, g
 @pytest.mark.parametrize(("capacity", "physical"), [(3, None), (8, None), (40, None), (40, 2)])
 @pytest.mark.parametrize("clip_name", CLIP.names())
 @pytest.mark.parametrize("engine_name", ENGINES.names())
-@pytest.mark.sample(17)
+@pytest.mark.sample(96)
 def test_the_sensitivity_also_holds_for_static_shapes(engine_name, clip_name, capacity, physical, group_size):
     shapes = {"capacity": capacity, "physical": physical}
     farthest = farthest_move(engine_name, clip_name, group_size, relation="add or remove", **shapes)

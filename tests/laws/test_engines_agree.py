@@ -41,7 +41,7 @@ def drawn(size, units, grouped):
     physical=st.sampled_from([None, 1, 2, 4]),
     double=st.booleans(),
 )
-@pytest.mark.sample(5)
+@pytest.mark.sample(36)
 def test_every_engine_agrees_with_the_loop(engine_name, clip_name, network, size, group, physical, double):
     torch.manual_seed(size)
     unit, model = ClippedUnit(group, 4), networks()[network]

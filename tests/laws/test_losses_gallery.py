@@ -69,7 +69,7 @@ def one_at_a_time(network, loss_fn, x, y):
     return losses, total
 
 
-@pytest.mark.sample(20)
+@pytest.mark.sample(75)
 @pytest.mark.parametrize("case", WORKING, ids=str)
 def test_a_loss_gives_the_same_training_and_metric_as_one_example_at_a_time(case, capsys):
     network, x, y, loss_fn = case.network(), case.x(), case.y(), case.loss()
@@ -92,7 +92,7 @@ def test_a_loss_gives_the_same_training_and_metric_as_one_example_at_a_time(case
 
 
 @pytest.mark.parametrize("case", UNUSABLE, ids=str)
-@pytest.mark.sample(7)
+@pytest.mark.sample(25)
 def test_an_unusable_loss_is_refused_before_any_budget_is_spent(case):
     network, x, y = case.network(), several(case.x, 4), several(case.y, 4)
     noise = NoiseMechanismsFactory.create("Gaussian", initial_noise_multiplier=1.0)

@@ -18,8 +18,9 @@ from .architectures import ARCHITECTURES, CLASSES
 
 EXAMPLES = 6
 
-#: Starts of each network in this file, and of each public one: a thousand in total.
-STARTS, PUBLIC_STARTS = 103, 15
+#: Starts of each network in this file, and of each public one: 300 in total, so that a verdict that differs in one
+#: start of a hundred is found with a probability of 95 %.
+STARTS, PUBLIC_STARTS = 29, 8
 
 
 class Gumbel(nn.Module):
@@ -102,7 +103,7 @@ OWN = {
 }
 
 #: Starts of a network that may use a different engine than the other starts.
-MOST_OTHERS = 4
+MOST_OTHERS = 2
 
 PUBLIC = ("BERT", "DistilBERT", "ConvNeXt", "GPT-2", "ALBERT")
 
@@ -127,8 +128,8 @@ def start(network: nn.Module, inputs: tuple[torch.Tensor, ...]) -> tuple[tuple[s
     return (*kept, *model.ledger.notes), len(kept) < len(lines)
 
 
-def test_a_thousand_starts_are_tested():
-    assert sum(starts for _, _, starts in NETWORKS.values()) >= 1000
+def test_hundreds_of_starts_are_tested():
+    assert sum(starts for _, _, starts in NETWORKS.values()) >= 300
 
 
 @pytest.mark.slow

@@ -81,7 +81,7 @@ class Shifted:
         return examples + numbers
 
 
-@pytest.mark.sample(3)
+@pytest.mark.sample(8)
 @pytest.mark.parametrize("multiplicity", [1, 4])
 @pytest.mark.parametrize("engine", ["bookkeeping", "vmap"])
 @pytest.mark.parametrize(("pair", "least"), [(one_more_last, 0.99), (one_replaced, 0.6)])

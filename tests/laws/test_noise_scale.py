@@ -80,7 +80,7 @@ class NoGradient(nn.Module):
         return x + 0.0 * self.weight.sum()
 
 
-@pytest.mark.sample(11)
+@pytest.mark.sample(32)
 @pytest.mark.parametrize("clip", CLIP.names())
 @pytest.mark.parametrize("micro_batches", [None, 5])
 @pytest.mark.parametrize("sampling", ["poisson", "shuffle"])

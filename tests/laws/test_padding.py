@@ -55,7 +55,7 @@ def norm_bound():
     return clip
 
 
-@pytest.mark.sample(4)
+@pytest.mark.sample(15)
 @pytest.mark.parametrize("kind", ["embedding", "functional", "sum", "mean", "max"])
 @pytest.mark.parametrize("engine", ENGINES.names())
 @settings(max_examples=6, deadline=None)

@@ -61,7 +61,7 @@ def require_equal(found, expected, relative=1e-5):
     )
 
 
-@pytest.mark.sample(13)
+@pytest.mark.sample(144)
 @pytest.mark.parametrize("grouped", [False, True])
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("clip_name", CLIP.names())
@@ -78,7 +78,7 @@ def test_the_sum_is_that_of_the_drawn_examples(engine_name, clip_name, size, gro
     assert all(torch.equal(sums[0], one) for one in sums)  # fillers do not change a bit
 
 
-@pytest.mark.sample(5)
+@pytest.mark.sample(24)
 @pytest.mark.parametrize("grouped", [False, True])
 @pytest.mark.parametrize("physical", [None, 2, 3, 100])
 @pytest.mark.parametrize("engine_name", ENGINES.names())

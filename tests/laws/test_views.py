@@ -93,7 +93,7 @@ def require_close(found, expected, relative=2e-5):
     physical=st.sampled_from([None, 1, 2]),
     capacity=st.sampled_from([None, 3]),
 )
-@pytest.mark.sample(7)
+@pytest.mark.sample(36)
 def test_the_sum_is_that_of_the_mean_gradients_of_the_views(
     engine_name, network, loss, size, multiplicity, group, physical, capacity
 ):
@@ -161,7 +161,7 @@ def batches(multiplicity, *, grouped):
 @pytest.mark.parametrize("group", [1, 2])
 @pytest.mark.parametrize("engine_name", ENGINES.names())
 @pytest.mark.parametrize(("physical", "capacity"), [(None, None), (2, None), (None, 4)])
-@pytest.mark.sample(7)
+@pytest.mark.sample(54)
 def test_an_example_with_all_its_views_moves_the_sum_by_at_most_the_bound_and_reaches_it(
     engine_name, group, multiplicity, physical, capacity
 ):

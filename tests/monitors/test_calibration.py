@@ -45,7 +45,7 @@ def test_the_target_is_nearly_reached_and_never_exceeded(epsilon, delta, rate, s
 
 @pytest.mark.parametrize("policy", DECAYS.names())
 @pytest.mark.parametrize("name", ["rdp", "pld"])
-@pytest.mark.sample(3)
+@pytest.mark.sample(6)
 def test_the_initial_multiplier_of_every_decay_is_found(policy, name):
     def make_ledger(sigma):
         schedule, ledger = decayed(sigma, policy, 2e-3), Ledger()

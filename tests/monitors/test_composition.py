@@ -62,7 +62,7 @@ def test_random_stopping_costs_more_than_one_run_and_less_than_all(distribution)
     assert RDPAccountant().epsilon(one, 1e-5) < epsilon < RDPAccountant().epsilon(best_of(one, runs), 1e-5)
 
 
-@pytest.mark.sample(4)
+@pytest.mark.sample(18)
 @pytest.mark.parametrize(("distribution", "shape"), [("geometric", 1.0), ("logarithmic", 0.0), ("poisson", math.inf)])
 @pytest.mark.parametrize("runs", [1.5, 50.0])
 @pytest.mark.parametrize(("multiplier", "rate", "steps"), [(5.0, 1.0, 1), (1.0, 0.01, 500), (0.8, 0.02, 100)])

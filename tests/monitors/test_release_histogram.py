@@ -52,7 +52,7 @@ def mixed():
     return [*sampled, GaussianEvent(30.0), LaplaceEvent(50.0), GaussianEvent(30.0)]
 
 
-@pytest.mark.sample(3)
+@pytest.mark.sample(8)
 @pytest.mark.parametrize("events", [decaying(steps=500), decaying("Time", steps=300), shuffled(), mixed()], ids=len)
 @pytest.mark.parametrize("accountant", [RDPAccountant(), PLDAccountant()], ids=lambda found: found.name)
 def test_a_histogram_costs_at_least_its_releases_and_hardly_more(events, accountant):

@@ -65,7 +65,7 @@ class Mapping(Holder):
         names = [
             label(self.name, key)
             for key in different
-            if not _equal_atoms(now.get(key, MISSING), before.get(key, MISSING))
+            if not equal_atoms(now.get(key, MISSING), before.get(key, MISSING))
         ]
         if isinstance(now, dict):  # restores the order too
             now.clear()
@@ -167,7 +167,7 @@ class Classes(Holder):
 
     def add(self, name: str, value: Any) -> None:
         """Include an object."""
-        self._names.append(f"{name}.__class__")
+        self._names.append(name)
         self._objects.append(value)
         self._kinds.append(type(value))
 
@@ -179,51 +179,7 @@ class Classes(Holder):
         changed = [(name, value, kind) for name, value, kind in held if type(value) is not kind]
         for _, value, kind in changed:
             object.__setattr__(value, "__class__", kind)
-        return [name for name, *_ in changed]
-
-
-class Place(Holder):
-    """A place that functions read, write and empty: a cell of a closure, a slot, a global name.
-
-    Args:
-        name: Name of the place.
-        read: Returns its value; raises ``AttributeError``, ``KeyError``, ``LookupError`` or ``ValueError`` if it is
-            empty.
-        write: Sets its value.
-        empty: Empties it; None if that is not possible.
-    """
-
-    __slots__ = ("_empty", "_read", "_value", "_write")
-
-    def __init__(
-        self,
-        name: str,
-        read: Callable[[], Any],
-        write: Callable[[Any], object],
-        empty: Callable[[], object] | None = None,
-    ) -> None:
-        super().__init__(name)
-        self._read, self._write, self._empty = read, write, empty
-        self._value = self.value
-
-    @property
-    def value(self) -> Any:
-        """The current value, or ``MISSING``."""
-        try:
-            return self._read()
-        except (AttributeError, LookupError, ValueError):
-            return MISSING
-
-    def is_current(self) -> bool:
-        now = self.value
-        return now is self._value or _equal_atoms(now, self._value)
-
-    def put_back(self) -> list[str]:
-        if self._value is not MISSING:
-            self._write(self._value)
-        elif self._empty is not None and self.value is not MISSING:
-            self._empty()
-        return [self.name]
+        return [f"{name}.__class__" for name, *_ in changed]
 
 
 class Cache(Holder):
@@ -405,7 +361,8 @@ def _is_noted(name: str, value: Any) -> bool:
     return name == "__warningregistry__" or ("torch._dynamo" in sys.modules and name.startswith(("__", "torch_dynamo")))
 
 
-def _equal_atoms(one: Any, other: Any) -> bool:
+def equal_atoms(one: Any, other: Any) -> bool:
+    """Whether two values are immutable, of one type, and equal."""
     return type(one) in ATOMS and type(one) is type(other) and bool(one == other)
 
 

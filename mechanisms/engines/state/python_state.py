@@ -18,7 +18,7 @@ from collections import deque
 from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import PurePath
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from torch._library.custom_ops import OPDEFS
 from torch.utils.data import DataLoader, Dataset
 
-from mechanisms.engines.state import holders
+from mechanisms.engines.state import holders, places
 from mechanisms.engines.state.generators import GENERATORS
 from mechanisms.engines.state.hidden import hides_changes, hides_state, is_fixed, is_inert, module_of, slots_of
 from mechanisms.engines.state.holders import ATOMS, Holder, label
@@ -106,6 +106,8 @@ class PythonState:
         self._classes = holders.Classes()
         self._holders: list[Holder] = [self._empty, self._classes]
         self._seen: dict[int, Any] = {}  # keeps seen objects alive, so that no id is reused
+        self._kinds: dict[int, _Kind] = {}
+        self._globals: dict[int, places.GlobalNames] = {}
         modules = [root for root in roots if isinstance(root, nn.Module)]
         named = (pair for root in modules for pair in (*root.named_buffers(), *root.named_parameters()))
         self._weights = {id(value): name for name, value in named}
@@ -141,18 +143,26 @@ class PythonState:
         if type(value) in ATOMS or id(value) in self._seen:
             return
         self._seen[id(value)] = value
-        for kind, follow in _FOLLOWED:
-            if isinstance(value, kind):
-                follow(self, name, value)
-                break
-        else:
-            self._object(name, value)
-        if isinstance(value, (type, types.ModuleType, logging.Logger)):
+        kind = self._kind_of(value)
+        kind.follow(self, name, value)
+        if kind.is_closed:
             return
-        if not self._is_sealed(value):
-            self._attributes(name, value)
+        if not kind.is_sealed:
+            self._attributes(name, value, kind)
         elif not is_fixed(value):
             self.opaque.append(name)
+
+    def _kind_of(self, value: Any) -> _Kind:
+        """How to follow ``value``: the same for all objects of a class, except those that pretend to be of another."""
+        kind = type(value)
+        known = self._kinds.get(id(kind))
+        if known is None or value.__class__ is not kind:
+            follow = next((follow for of, follow in _FOLLOWED if isinstance(value, of)), PythonState._object)
+            is_closed = isinstance(value, (type, types.ModuleType, logging.Logger))
+            known = _Kind(kind, follow, is_closed, not is_closed and self._is_sealed(value), (*slots_of(kind),))
+            if value.__class__ is kind:
+                self._kinds[id(kind)] = known
+        return known
 
     def _is_sealed(self, value: Any) -> bool:
         """Whether the attributes of ``value`` are ignored."""
@@ -201,8 +211,8 @@ class PythonState:
     def _tensor(self, name: str, value: Tensor) -> None:
         weight = self._weights.get(id(value))
         if self._by_value and value.is_leaf:
-            self._attribute(name, value, "grad")
-            self._attribute(name, value, "_backward_hooks")
+            self._attribute(f"{name}.grad", value, "grad")
+            self._attribute(f"{name}._backward_hooks", value, "_backward_hooks")
         if value.layout != torch.strided:
             self.opaque.append(name)
             self.unfollowed += [name] if self._by_value else []
@@ -214,20 +224,23 @@ class PythonState:
             self._holders.append(holders.TensorValue(name, value, self._by_value))
             self.tensors.append(value)
 
-    def _attributes(self, name: str, value: Any) -> None:
+    def _attributes(self, name: str, value: Any, kind: _Kind) -> None:
         if isinstance(attributes := getattr(value, "__dict__", None), dict):
             self._mapping(name, attributes)
-        kind = type(value)
-        for slot in slots_of(kind):
-            self._attribute(name, value, slot)
-        for base in kind.__mro__:
+        for slot in kind.slots:
+            self._attribute(f"{name}.{slot}", value, slot)
+        for base in kind.type.__mro__:
             if id(base) not in self._seen:
                 self._visit(base.__name__, base)
         self._classes.add(name, value)
 
-    def _attribute(self, name: str, value: Any, key: str, *, of_value: bool = True) -> None:
-        functions = (partial(function, value, key) for function in (getattr, setattr, delattr))
-        self._place(f"{name}.{key}" if of_value else name, *functions)
+    def _attribute(self, name: str, owner: Any, key: str) -> None:
+        self._place(places.Slot(name, owner, key))
+
+    def _place(self, place: places.Place | places.Slot) -> None:
+        self._holders.append(place)
+        if place.value is not holders.MISSING:
+            self._later([(place.name, place.value)])
 
     def _object(self, name: str, value: Any) -> None:
         """State hidden in compiled code; only code that can read values can store information there."""
@@ -254,29 +267,28 @@ class PythonState:
             self._later((f"{name}.{key}", part) for key, part in vars(value).items())
             self._later([(type(value).__name__, type(value))])
 
-    def _place(self, name: str, *functions: Callable[..., Any]) -> None:
-        place = holders.Place(name, *functions)
-        self._holders.append(place)
-        if place.value is not holders.MISSING:
-            self._later([(name, place.value)])
-
     def _function(self, name: str, value: types.FunctionType) -> None:
-        for key in ("__defaults__", "__kwdefaults__", "__code__"):
-            self._attribute(name, value, key)
+        self._holders.append(places.Function(name, value))
+        self._later([(f"{name}.__defaults__", value.__defaults__), (f"{name}.__kwdefaults__", value.__kwdefaults__)])
         for free, cell in zip(value.__code__.co_freevars, value.__closure__ or (), strict=False):
-            self._attribute(f"{name}.{free}", cell, "cell_contents", of_value=False)
+            self._attribute(f"{name}.{free}", cell, "cell_contents")
         if _is_users(value.__module__):
             names = value.__globals__
             mentioned, read = mentioned_names(value.__code__), read_names(value.__code__)
             absent = read - names.keys() - _BUILTIN  # may be defined later
-            for known in read & names.keys() | absent | assigned_names(value.__code__):
-                functions = (getattr(names, method) for method in ("__getitem__", "__setitem__", "__delitem__"))
-                self._place(known, *(partial(function, known) for function in functions))
+            self._later(self._globals_of(names).add(read & names.keys() | absent | assigned_names(value.__code__)))
             self._new_names("", names)
             for module in (names[known] for known in read & names.keys()):
                 self._functions_of(module, mentioned)
             texts = {names[known] for known in read & names.keys() if isinstance(names[known], str)}
             self._later((module, sys.modules[module]) for module in (mentioned | texts) & sys.modules.keys())
+
+    def _globals_of(self, names: dict[str, Any]) -> places.GlobalNames:
+        known = self._globals.get(id(names))
+        if known is None:
+            known = self._globals[id(names)] = places.GlobalNames(names)
+            self._holders.append(known)
+        return known
 
     def _method(self, name: str, value: types.MethodType) -> None:
         self._later([(name, value.__self__), (name, value.__func__)])
@@ -317,7 +329,7 @@ class PythonState:
         self._later([(name, value())])
 
     def _variable(self, name: str, value: contextvars.ContextVar[Any]) -> None:
-        self._place(name, value.get, value.set)
+        self._place(places.Place(name, value.get, value.set))
 
     def _scripted(self, name: str, value: torch.jit.ScriptModule) -> None:
         compiled = vars(value).get("_c")  # a traced module holds it one level deeper
@@ -346,6 +358,24 @@ class PythonState:
         """Its level and similar attributes, but not its handlers, whose streams the code cannot read back."""
         if self._by_value:
             self._holders.append(holders.Mapping(name, vars(value)))
+
+
+class _Kind(NamedTuple):
+    """What is the same for all objects of a class.
+
+    Args:
+        type: The class.
+        follow: Follows what an object holds, except for its attributes.
+        is_closed: Whether ``follow`` takes care of the attributes too.
+        is_sealed: Whether the attributes are ignored.
+        slots: Names of its slots.
+    """
+
+    type: type
+    follow: Callable[[PythonState, str, Any], None]
+    is_closed: bool
+    is_sealed: bool
+    slots: tuple[str, ...]
 
 
 def _name(value: Any) -> str:

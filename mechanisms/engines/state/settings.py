@@ -14,7 +14,8 @@ import torch
 from torch.nn.modules import module as torch_modules
 
 from mechanisms.engines.precision import coarse_settings
-from mechanisms.engines.state.holders import Holder, Place, Sequence
+from mechanisms.engines.state.holders import Holder, Sequence
+from mechanisms.engines.state.places import Place
 
 #: Smallest normal number; half of it is zero if denormal numbers are flushed.
 _SMALLEST = [sys.float_info.min]

@@ -85,7 +85,7 @@ def fitted(make_model, make_data):
     return fit
 
 
-@pytest.mark.sample(24)
+@pytest.mark.sample(108)
 @pytest.mark.parametrize(
     "hook",
     [
@@ -159,7 +159,7 @@ class Schedules(Callback):
 BENIGN = [AveragesForValidation, RestoresBest, Declares, DropsMomentum, ZeroesMomentum, Schedules]
 
 
-@pytest.mark.sample(7)
+@pytest.mark.sample(18)
 @pytest.mark.parametrize("make", BENIGN)
 def test_values_of_earlier_steps_schedules_and_declared_changes_pass(fitted, size, make):
     model, error = fitted([make()])
@@ -259,7 +259,7 @@ def test_an_interrupted_update_is_not_a_violation(make_model, make_data):
     assert model.ledger.violations == ()
 
 
-@pytest.mark.sample(2)
+@pytest.mark.sample(5)
 @pytest.mark.parametrize(
     "act",
     [

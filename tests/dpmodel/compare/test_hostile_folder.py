@@ -227,7 +227,7 @@ class TestComparison:
         with pytest.raises(DataError, match=r"says that the training is finished, but ledger\.json holds 4 of 6 steps"):
             run_comparison(compared.result.comparison, comparison_folder, jobs=1)
 
-    @pytest.mark.sample(4)
+    @pytest.mark.sample(8)
     @pytest.mark.parametrize("value", [0.5, 1e6, -1.0, 0, "1", None, [1.0], True])
     def test_a_wrong_multiplier_in_the_cache_is_solved_again(self, compared, comparison_folder, value):
         cache = comparison_folder / "multipliers.json"
@@ -338,7 +338,7 @@ class TestSearch:
         with pytest.raises(ConfigError, match=r"search\.json was changed after it was written"):
             self.again(search_folder)
 
-    @pytest.mark.sample(3)
+    @pytest.mark.sample(8)
     @pytest.mark.parametrize("name", ["../../x", "/tmp/x", "a\0b", "x" * 5000, 7, None, "", "."])
     def test_a_name_that_leaves_the_folder_is_refused_even_if_it_is_sealed(self, search_folder, name):
         def change(values):

@@ -33,7 +33,7 @@ def test_the_folders_are_sound_before_they_are_damaged(folders, tmp_path):
 
 
 @pytest.mark.parametrize("action", sorted(MANY))
-@pytest.mark.sample(2)
+@pytest.mark.sample(4)
 def test_a_damaged_folder_is_refused_in_one_line_or_read_as_it_was(folders, action, tmp_path):
     assert failures(partial(getattr(folders, action), place=tmp_path), range(QUICK)) == []
 

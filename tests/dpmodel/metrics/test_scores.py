@@ -85,7 +85,7 @@ OF_LOG_ODDS = [
 ]
 
 
-@pytest.mark.sample(20)
+@pytest.mark.sample(39)
 @pytest.mark.parametrize("shape", [(N,), (N, 1), (N, 1, 1)])
 @pytest.mark.parametrize("loss_fn", OF_PROBABILITIES)
 def test_scores_that_the_loss_reads_as_probabilities_are_cut_at_one_half(loss_fn, shape):
@@ -93,7 +93,7 @@ def test_scores_that_the_loss_reads_as_probabilities_are_cut_at_one_half(loss_fn
     assert measured(loss_fn, outputs, targets) == pytest.approx(RIGHT)
 
 
-@pytest.mark.sample(8)
+@pytest.mark.sample(16)
 @pytest.mark.parametrize("shape", [(N,), (N, 1)])
 @pytest.mark.parametrize("loss_fn", OF_LOG_ODDS)
 def test_scores_that_the_loss_reads_as_log_odds_are_cut_at_zero(loss_fn, shape):
@@ -155,7 +155,7 @@ SCORES, CLASSES, FOUND = of_classes((N, 5), 1)
         (lambda o, t: F.cross_entropy(o["logits"], t), {"hidden": torch.zeros(N, 7), "logits": SCORES}, CLASSES),
     ],
 )
-@pytest.mark.sample(6)
+@pytest.mark.sample(11)
 def test_accuracy_of_classes_is_the_share_of_largest_scores(loss_fn, outputs, targets):
     assert measured(loss_fn, outputs, targets) == share(FOUND)
 
@@ -178,7 +178,7 @@ def picks(outputs, targets):
         (-1, picks),
     ],
 )
-@pytest.mark.sample(4)
+@pytest.mark.sample(8)
 def test_targets_that_the_loss_ignores_are_not_counted(ignored, loss_fn):
     targets = CLASSES.clone()
     targets[::3] = ignored
@@ -193,7 +193,7 @@ def next_token(outputs, targets):
     return F.cross_entropy(outputs[:, :-1].flatten(0, 1), targets[:, 1:].flatten())
 
 
-@pytest.mark.sample(5)
+@pytest.mark.sample(9)
 @pytest.mark.parametrize("classes", [2, 6, 9])
 @pytest.mark.parametrize("loss_fn", [flat, lambda o, t: F.cross_entropy(o.transpose(1, 2), t), functools.partial(flat)])
 def test_classes_of_tokens_may_be_the_last_dimension_even_with_as_many_tokens(classes, loss_fn):

@@ -215,7 +215,7 @@ def test_features_that_are_normalised_already_can_be_left_alone():
         assert isinstance(network.norm, nn.Identity)
 
 
-@pytest.mark.sample(3)
+@pytest.mark.sample(9)
 @pytest.mark.parametrize(
     "name",
     [pytest.param(name, marks=[pytest.mark.slow] if name == "resnet18" else []) for name in NETWORKS.names()],

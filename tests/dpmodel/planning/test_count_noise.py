@@ -13,7 +13,7 @@ SETTINGS = {
 }
 
 
-@pytest.mark.sample(3)
+@pytest.mark.sample(4)
 @pytest.mark.parametrize("target", [0.3, 3.0])
 @pytest.mark.parametrize("accountant", ["rdp", "pld"])
 def test_the_named_value_is_enough(target, accountant):

@@ -15,7 +15,7 @@ from monitors.errors import CalibrationError
     ],
     ids=["fixed", "decaying", "micro-batches", "adaptive clip"],
 )
-@pytest.mark.sample(2)
+@pytest.mark.sample(8)
 def test_the_training_spends_the_target_and_never_more(make_model, loader, noise, model, accountant):
     built = {name: value() if callable(value) else value for name, value in model.items()}
     mechanism = noise_for_epsilon(3.0, 1e-5, loader, epochs=2, accountant=accountant, **noise, **built)

@@ -7,9 +7,6 @@ import math
 import os
 import shutil
 import signal
-import subprocess
-import sys
-import textwrap
 
 import pytest
 from hypothesis import given, settings
@@ -229,31 +226,30 @@ def test_no_answer_is_free_however_much_noise_it_has(folder):
         assert ledger.left(GaussianEvent(1e300)) > 10**100
 
 
-KILLED = textwrap.dedent(
-    """
-    import sys
-    from dpmodel.prediction import QueryLedger
-    from monitors import GaussianEvent
-    with QueryLedger(sys.argv[1], 1e3, 1e-5) as ledger:
+def answer_forever(folder, written):
+    """Charge and answer until killed, in a process of its own."""
+    with QueryLedger(folder, 1e3, DELTA) as ledger:
         while True:
-            ledger.charge(GaussianEvent(20.0), 3)
-            print("answered", flush=True)
-    """
-)
+            ledger.charge(EVENT, 3)
+            os.write(written, b"a")
 
 
 def kill_once(folder, answers):
     """Number of answers that a process gave before it was killed."""
-    process = subprocess.Popen([sys.executable, "-c", KILLED, str(folder)], stdout=subprocess.PIPE, text=True)
-    given = 0
-    for _ in process.stdout:
-        given += 3
-        if given >= 3 * answers:
-            process.send_signal(signal.SIGKILL)
-            break
-    given += 3 * len(process.stdout.readlines())
-    process.wait()
-    return given
+    read, written = os.pipe()
+    child = os.fork()
+    if child == 0:
+        try:
+            answer_forever(folder, written)
+        finally:
+            os._exit(1)
+    os.close(written)
+    with os.fdopen(read, "rb") as pipe:
+        given = len(pipe.read(answers))
+        os.kill(child, signal.SIGKILL)
+        given += len(pipe.read())
+    assert os.WTERMSIG(os.waitpid(child, 0)[1]) == signal.SIGKILL
+    return 3 * given
 
 
 def test_a_killed_process_has_charged_all_that_it_answered(folder):

@@ -72,7 +72,7 @@ def test_a_collate_function_that_mixes_examples_is_refused(function):
         require_unmixed_batches(PrivateLoader(OneByOne(), 32, collate_fn=collated(function)))
 
 
-@pytest.mark.sample(3)
+@pytest.mark.sample(7)
 @pytest.mark.parametrize("function", SEPARATE.values(), ids=SEPARATE.keys())
 def test_a_collate_function_that_treats_examples_separately_is_accepted(function):
     for _ in range(10):

@@ -35,7 +35,7 @@ class Elsewhere(nn.Module):
         return (x[:, :3] * 2).requires_grad_()
 
 
-@pytest.mark.sample(3)
+@pytest.mark.sample(12)
 @pytest.mark.parametrize("engine", ["auto", "bookkeeping", "vmap", "loop"])
 @pytest.mark.parametrize("network", [lambda: Detached(4, 3), lambda: Chosen(4, 3), Elsewhere])
 def test_a_network_whose_parameters_change_nothing_is_refused(make_model, loader, network, engine):
@@ -167,7 +167,7 @@ def standardised(outputs, targets):
     return (one.T @ outputs[1] / len(targets) - torch.eye(3)).square().sum()
 
 
-@pytest.mark.sample(2)
+@pytest.mark.sample(5)
 @pytest.mark.filterwarnings("ignore:std")
 @pytest.mark.parametrize("loss_fn", [ntxent, clip, batch_hard, cox, standardised])
 def test_a_loss_that_needs_other_examples_is_refused_with_the_reason(make_model, loader, loss_fn):

@@ -144,7 +144,7 @@ def test_the_folders_as_they_were_left_are_read(kind, reader, folders, tmp_path)
         assert value >= epsilon * (1 - 1e-12)
 
 
-@pytest.mark.sample(5)
+@pytest.mark.sample(30)
 @pytest.mark.parametrize(
     "reader", ["ledger", "folder", *(pytest.param(name, marks=pytest.mark.slow) for name in ("eval", "plot", "resume"))]
 )

@@ -62,7 +62,7 @@ def rewritten(folder, change):
     write_tensor_file(folder.state, tensors, values)
 
 
-@pytest.mark.sample(3)
+@pytest.mark.sample(5)
 @pytest.mark.parametrize(
     "value",
     [
@@ -107,7 +107,7 @@ def test_a_folder_in_place_of_a_result_is_refused_before_anything_is_written(tmp
     assert folder.state.is_file()
 
 
-@pytest.mark.sample(3)
+@pytest.mark.sample(6)
 @pytest.mark.parametrize(
     ("name", "value"),
     [("step", 1.5), ("ledger_total", []), ("heads", [{}]), ("heads", "ab"), ("heads", 3), ("step", -1)],
@@ -222,7 +222,7 @@ def test_the_state_of_every_optimizer_is_accepted_back(tmp_path, name):
         ({"mapping": [[1]]}, ("loop",), "which is not a tensor, tuple or mapping"),
     ],
 )
-@pytest.mark.sample(8)
+@pytest.mark.sample(15)
 def test_a_value_that_does_not_fit_is_refused_and_nothing_is_written(tmp_path, value, path, message):
     folder = interrupted(tmp_path, SECRET)
     rewritten(folder, lambda _, values: put(values, value, *path))

@@ -300,7 +300,7 @@ HOOKS = [("on_train_begin", 0), ("on_train_epoch_begin", 0), ("on_train_step_beg
 
 @pytest.mark.parametrize("name", WHERE)
 @pytest.mark.parametrize(("hook", "step"), HOOKS)
-@pytest.mark.sample(8)
+@pytest.mark.sample(16)
 def test_a_release_of_a_callback_is_on_the_disk_at_every_hook(name, hook, step, tmp_path):
     where, asked = WHERE[name](tmp_path), Ledger().record(GaussianEvent(0.3), 2)
     assert not killed_at(10_000, tmp_path / "released", lambda: fit(where, Asks(hook, step)))

@@ -84,7 +84,7 @@ def test_a_resumed_training_is_the_uninterrupted_one_bit_for_bit(part, case, eve
         assert [row.epsilon for row in resumed_history] == [row.epsilon for row in history]
 
 
-@pytest.mark.sample(12)
+@pytest.mark.sample(24)
 @pytest.mark.parametrize("step", range(1, STEPS + 1))
 @pytest.mark.parametrize("kind", [PowerCut, Interrupt])
 def test_a_process_may_end_after_any_step(kind, step, tmp_path):

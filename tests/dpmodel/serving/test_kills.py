@@ -5,36 +5,19 @@ from __future__ import annotations
 import http.client
 import os
 import signal
-import subprocess
-import sys
 import threading
 import time
-from pathlib import Path
 
 import pytest
+import torch
 
 from dpmodel.prediction import query_status
-
-from .conftest import Client
-
-ROOT = Path(__file__).parents[3]
-CLIENTS, ROWS = 4, 2
-
-SERVER = """
-import sys
-from pathlib import Path
-sys.path.insert(0, {root!r})
-import torch
 from dpmodel.serving.application import Limits
 from dpmodel.serving.server import bound_socket, serve
-from tests.dpmodel.serving.conftest import predictor_for
-torch.set_num_threads(1)
-predictor = predictor_for(Path(sys.argv[1]), epsilon=1e4)
-with bound_socket("127.0.0.1", 0, has_tokens=False) as listening:
-    print(listening.getsockname()[1], flush=True)
-    serve(predictor, listening, Limits(requests_per_minute=None))
-print("closed", flush=True)
-"""
+
+from .conftest import Client, predictor_for
+
+CLIENTS, ROWS = 4, 2
 
 
 class Load:
@@ -73,28 +56,42 @@ class Load:
             assert not thread.is_alive()
 
 
+def answer(folder, printed):
+    """A server, until a signal ends it; writes its port, and a last line."""
+    torch.set_num_threads(1)
+    predictor = predictor_for(folder, epsilon=1e4)
+    with bound_socket("127.0.0.1", 0, has_tokens=False) as listening:
+        os.write(printed, b"%d\n" % listening.getsockname()[1])
+        serve(predictor, listening, Limits(requests_per_minute=None))
+    os.write(printed, b"closed\n")
+
+
 def start(folder):
-    """A server in a process of its own, and its port."""
-    process = subprocess.Popen(
-        [sys.executable, "-c", SERVER.format(root=str(ROOT)), str(folder)],
-        stdout=subprocess.PIPE,
-        text=True,
-        cwd=ROOT,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-    )
-    return process, int(process.stdout.readline())
+    """A server in a process of its own, what it writes, and its port."""
+    read, printed = os.pipe()
+    process = os.fork()
+    if process == 0:
+        code = 1
+        try:
+            answer(folder, printed)
+            code = 0
+        finally:
+            os._exit(code)
+    os.close(printed)
+    output = os.fdopen(read)
+    return process, output, int(output.readline())
 
 
 def end_under_load(folder, rows, number):
     """Rows that were received and rows that were sent before the signal ended the server, and what it printed last."""
-    process, port = start(folder)
-    with process:
+    process, output, port = start(folder)
+    with output:
         load = Load(port)
         load.wait_for(rows)
-        process.send_signal(number)
+        os.kill(process, number)
         load.join()
-        process.wait(60)
-        return load.received, load.sent, process.stdout.read(), process.returncode
+        code = os.waitstatus_to_exitcode(os.waitpid(process, 0)[1])
+        return load.received, load.sent, output.read(), code
 
 
 def kills(folder, moments):

@@ -55,7 +55,7 @@ def test_every_engine_trains_behind_the_layer_and_leaves_it_as_it_was(engine):
     assert model.ledger.total == 2 + 4
 
 
-@pytest.mark.sample(2)
+@pytest.mark.sample(4)
 @pytest.mark.parametrize("change", [lambda layer: layer, copy.deepcopy, nn.Module.double, lambda layer: layer.float()])
 def test_without_ledger_the_training_is_charged_with_the_statistics(change):
     layer = change(released(Ledger()).normalise())

@@ -78,7 +78,7 @@ def test_sums_of_a_network_that_always_draws_are_not_compared_and_the_ledger_say
 
 @pytest.mark.parametrize("engine", ["auto", "bookkeeping", "vmap", "loop"])
 @pytest.mark.parametrize("layer", [FromEightRowsOn, OfTheLargest, nn.Identity])
-@pytest.mark.sample(3)
+@pytest.mark.sample(12)
 def test_a_layer_that_mixes_a_batch_sees_each_example_alone(make_model, quiet_start, engine, layer):
     model = make_model(network(layer()), engine=engine, norm_bound=0.01)
     model.fit(quiet_start, epochs=1)

@@ -75,7 +75,7 @@ def test_a_gradient_of_a_frozen_parameter_never_reaches_the_optimizer(make_model
     assert torch.equal(network[0].weight, before)
 
 
-@pytest.mark.sample(2)
+@pytest.mark.sample(4)
 @pytest.mark.parametrize("replaced", [False, True])
 @pytest.mark.parametrize("engine", ["bookkeeping", "loop"])
 def test_a_buffer_that_is_written_late_never_holds_the_data(make_model, make_data, engine, replaced):
@@ -112,7 +112,7 @@ def test_a_buffer_that_is_written_late_never_holds_the_data(make_model, make_dat
 
 @pytest.mark.parametrize("kind", ["frozen parameter", "data of a buffer", "data of a weight"])
 @pytest.mark.parametrize("width", [4, 40_000])
-@pytest.mark.sample(5)
+@pytest.mark.sample(6)
 def test_statistics_of_the_data_are_found_wherever_they_are_kept(make_model, make_data, kind, width):
     class Late(nn.Module):
         def __init__(self):

@@ -109,7 +109,7 @@ class TestBrokenOffBetweenTwoSteps:
         assert 6 <= model.ledger.total <= 7
         self.resumed(tmp_path, make_model, make_data)
 
-    @pytest.mark.sample(2)
+    @pytest.mark.sample(4)
     @pytest.mark.parametrize("hook", ["on_train_step_end", "on_train_step_begin", "on_eval_end", "on_train_epoch_end"])
     def test_a_callback_that_fails(self, make_model, make_data, tmp_path, hook):
         def fail(self, run):

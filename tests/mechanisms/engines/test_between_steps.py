@@ -63,7 +63,7 @@ CHANGES = {
 }
 
 
-@pytest.mark.sample(4)
+@pytest.mark.sample(12)
 @pytest.mark.parametrize("empty", [False, True], ids=["", "with empty batches"])
 @pytest.mark.parametrize("isolation", ["verified", "trust"])
 @pytest.mark.parametrize("name", ENGINES.names())

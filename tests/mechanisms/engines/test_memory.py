@@ -13,7 +13,7 @@ NETWORK = nn.Sequential(nn.Conv2d(1, 8, 3), nn.ReLU(), nn.Flatten(), nn.Linear(8
 EXAMPLE = Batch(torch.randn(1, 1, 28, 28), torch.zeros(1, dtype=torch.long))
 
 
-@pytest.mark.sample(3)
+@pytest.mark.sample(6)
 @pytest.mark.parametrize("name", ENGINES.names())
 @pytest.mark.parametrize("group", [1, 4])
 def test_a_larger_budget_allows_more_examples_and_whole_groups(name, group):

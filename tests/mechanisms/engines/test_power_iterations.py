@@ -53,7 +53,7 @@ def test_held_passes_do_not_change_the_estimates_and_one_advance_is_one_forward_
     assert not equal(buffers(network), after)  # no longer held
 
 
-@pytest.mark.sample(3)
+@pytest.mark.sample(12)
 @pytest.mark.parametrize("engine", ENGINES.names())
 @pytest.mark.parametrize("form", FORMS)
 def test_every_engine_gives_the_clipped_gradients_of_plain_torch_for_any_batch_size(engine, form):

@@ -223,7 +223,7 @@ def test_without_a_change_a_recording_lasts(passes):
     assert engine.graphs.recorded == 1
 
 
-@pytest.mark.sample(2)
+@pytest.mark.sample(6)
 @pytest.mark.parametrize(
     "change",
     [

@@ -206,7 +206,7 @@ def per_example(outputs, y):
 @pytest.mark.parametrize("name", LAYERS)
 @settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(SIZES, SIZES, shapes(5), st.booleans())
-@pytest.mark.sample(8)
+@pytest.mark.sample(16)
 def test_layers_equal_those_of_one_example_at_a_time_for_all_shapes(name, size, width, shape, shared):
     torch.manual_seed(0)
     layer = LAYERS[name](width).double()

@@ -50,7 +50,7 @@ NETWORKS = {
 CASES = [(of, "verified") for of in NETWORKS] + [(of, "trust") for of in NETWORKS if "keeps" not in of]
 
 
-@pytest.mark.sample(3)
+@pytest.mark.sample(8)
 @pytest.mark.parametrize(("of", "isolation"), CASES)
 def test_passes_of_a_step_share_numbers_that_are_drawn_once_for_all_examples(of, isolation):
     engine_type = BookKeepingEngine if of == "torch" else VmapEngine

@@ -41,7 +41,7 @@ WRITES = {
 @pytest.fixture
 def folder(tmp_path):
     (tmp_path / "old").write_text("1")
-    (tmp_path / "module_of_a_test.py").write_text("NUMBER = 1\n")
+    (tmp_path / "module_imported_late.py").write_text("NUMBER = 1\n")
     return tmp_path
 
 
@@ -78,10 +78,10 @@ def late_logger(folder):
 def late_import(folder):
     sys.path.insert(0, str(folder))
     try:
-        import module_of_a_test
+        import module_imported_late
     finally:
         sys.path.remove(str(folder))
-    assert module_of_a_test.NUMBER == 1
+    assert module_imported_late.NUMBER == 1
 
 
 HONEST = {

@@ -57,7 +57,7 @@ def linear():
     return nn.Linear(4, 3)
 
 
-@pytest.mark.sample(3)
+@pytest.mark.sample(16)
 @pytest.mark.parametrize(("network", "loss_fn"), [(linear, RunningMean), (FirstBatch, nn.CrossEntropyLoss)])
 @pytest.mark.parametrize("physical", [None, 2])
 @pytest.mark.parametrize("name", [pytest.param("auto", marks=pytest.mark.slow), *ENGINES.names()])

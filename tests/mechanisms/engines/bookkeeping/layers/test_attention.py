@@ -138,7 +138,7 @@ def test_attention_inside_a_layers_function_sees_the_rows_of_all_examples(monkey
     ids=str,
 )
 @pytest.mark.parametrize("crossed", [False, True])
-@pytest.mark.sample(3)
+@pytest.mark.sample(20)
 def test_attention_is_exact_with_masks_and_weights(assert_exact, options, crossed, dtype):
     class Attentive(nn.Module):
         def __init__(self):

@@ -118,7 +118,7 @@ GRAM_OPTIONS = [
 
 @pytest.mark.parametrize("add", ["_add_by_library", "_add_by_windows"])
 @pytest.mark.parametrize("options", GRAM_OPTIONS, ids=str)
-@pytest.mark.sample(5)
+@pytest.mark.sample(14)
 def test_both_sums_of_gram_convolutions_are_exact(assert_exact, monkeypatch, options, add):
     used, original = [], getattr(convolution, add)
     monkeypatch.setattr(convolution, "GRAM_LIMIT", float("inf"))
@@ -222,7 +222,7 @@ class Positions(nn.Module):
         return self.head((x * self.table(self.shared.unsqueeze(0))).sum(1))
 
 
-@pytest.mark.sample(3)
+@pytest.mark.sample(12)
 @pytest.mark.parametrize("tokens", [[0, 1, 2, 3, 4], [7, 2, 5, 1, 8], [1, 1, 3, 0, 1]])
 @pytest.mark.parametrize("padding_idx", [None, 1])
 @pytest.mark.parametrize("on_gpu", [False, True])
@@ -292,7 +292,7 @@ def test_norm_layers_are_exact(assert_exact, name, dtype):
         lambda bf: nn.RNN(5, 4, batch_first=bf, nonlinearity="relu"),
     ],
 )
-@pytest.mark.sample(5)
+@pytest.mark.sample(16)
 def test_recurrent_layers_are_exact(assert_exact, make, batch_first, dtype):
     class Reader(nn.Module):
         def __init__(self):
