@@ -121,7 +121,8 @@ def private_training(root: str, repeats: int) -> str:
     found = []
     for seed in range(1, repeats + 1):
         settings = [f"data.root={root}", f"privacy.target_epsilon={STUDENT_EPSILON}", f"training.seed={seed}"]
-        result = train_from_config(load_config(CONFIG, settings), Path(tempfile.mkdtemp()) / "run")
+        with tempfile.TemporaryDirectory() as folder:
+            result = train_from_config(load_config(CONFIG, settings), Path(folder) / "run")
         found.append(result.metrics["accuracy"])
     return interval(found)
 
