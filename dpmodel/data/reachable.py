@@ -160,7 +160,8 @@ def _names_of_slots(kind: type) -> tuple[str, ...]:
 
 
 def _of_function(function: types.FunctionType) -> Iterator[Any]:
-    if function.__module__ is None or _is_library(function.__module__):
+    home = function.__globals__.get("__name__")  # functools.wraps copies the name of another module
+    if isinstance(home, str) and _is_library(home):
         return
     for cell in function.__closure__ or ():
         try:

@@ -272,8 +272,9 @@ class PythonState:
         self._later([(f"{name}.__defaults__", value.__defaults__), (f"{name}.__kwdefaults__", value.__kwdefaults__)])
         for free, cell in zip(value.__code__.co_freevars, value.__closure__ or (), strict=False):
             self._attribute(f"{name}.{free}", cell, "cell_contents")
-        if _is_users(value.__module__):
-            names = value.__globals__
+        names = value.__globals__
+        home = names.get("__name__")  # functools.wraps copies the name of another module
+        if _is_users(home) or _is_users(value.__module__ or home):
             mentioned, read = mentioned_names(value.__code__), read_names(value.__code__)
             absent = read - names.keys() - _BUILTIN  # may be defined later
             self._later(self._globals_of(names).add(read & names.keys() | absent | assigned_names(value.__code__)))
@@ -386,12 +387,14 @@ def _readable(name: str) -> str:
     return name.replace("._modules.", ".")
 
 
-def _is_users(module: str | None) -> bool:
-    """Whether a module is neither installed nor part of this project."""
-    root = (module or "").partition(".")[0]
-    if not root or root in _OWN or root in sys.stdlib_module_names:
+def _is_users(module: object) -> bool:
+    """Whether a module is neither installed nor part of this project; code that names no module counts as the user's."""
+    if not isinstance(module, str) or not module:
+        return True
+    root = module.partition(".")[0]
+    if root in _OWN or root in sys.stdlib_module_names:
         return False
-    file = getattr(sys.modules.get(module or ""), "__file__", None)
+    file = getattr(sys.modules.get(module), "__file__", None)
     if root == "__main__" or file is None:
         return True
     return not file.startswith(_INSTALLED) and _PACKAGES.isdisjoint(PurePath(file).parts)

@@ -348,3 +348,39 @@ def test_what_is_outside_the_attributes_is_restored(place, by_value, monkeypatch
     assert state.is_current()
     assert network(torch.ones(())) == 1.0
     CHOSEN.reset(token)
+
+
+CALLS = 0
+
+
+@functools.wraps(F.relu)
+def counted_relu(x):
+    global CALLS
+    CALLS += 1
+    return F.relu(x)
+
+
+class Unnamed(nn.Module):
+    """A class that names no module."""
+
+    __module__ = 3
+    seen = 0
+    kept = [0]
+
+
+@pytest.mark.parametrize("by_value", [False, True])
+def test_a_function_that_bears_the_name_of_a_library_is_followed(by_value):
+    network = nn.Module()
+    network.activation = counted_relu
+    state = PythonState(network, by_value=by_value)
+    counted_relu(torch.zeros(1))
+    assert not state.is_current()
+
+
+@pytest.mark.parametrize("by_value", [False, True])
+@pytest.mark.parametrize("change", [lambda: setattr(Unnamed, "seen", Unnamed.seen + 1), lambda: Unnamed.kept.append(1)])
+def test_a_class_that_names_no_module_is_followed(change, by_value):
+    state = PythonState(Unnamed(), by_value=by_value)
+    assert state.is_current()
+    change()
+    assert not state.is_current()
