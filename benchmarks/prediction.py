@@ -151,15 +151,20 @@ def measured_student(config: Config, teachers: Path, queries: int, rounds: int, 
     return f"| {queries:,} | {interval(labels)} | {rounds} | {interval(found)} | {held_out:,} |"
 
 
-def main() -> None:
-    """Train what is missing, measure, and write the page."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def arguments(description: str | None) -> argparse.Namespace:
+    """The options of a benchmark of private prediction."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--root", required=True, help="folder of the MNIST files")
     parser.add_argument("--work", type=Path, default=Path("runs/prediction"), help="folder of the teachers")
     parser.add_argument("--jobs", type=int, default=1, help="processes that train teachers")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--output", type=Path, required=True, help="the page, as Markdown")
-    given = parser.parse_args()
+    return parser.parse_args()
+
+
+def main() -> None:
+    """Train what is missing, measure, and write the page."""
+    given = arguments(__doc__)
     label_rows = []
     for name, (words, configured) in TEACHERS.items():
         config = configured(given.root)

@@ -7,7 +7,6 @@ The teachers are those of ``benchmarks/prediction.py``; the folder of ``--work``
 
 from __future__ import annotations
 
-import argparse
 import tempfile
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -19,6 +18,7 @@ from prediction import (
     LABELS,
     PARTS,
     STUDENT_EPSILON,
+    arguments,
     interval,
     multiplier_for,
     scattering_student,
@@ -140,13 +140,7 @@ def systems(root: str, work: Path, jobs: int, repeats: int) -> Iterator[tuple[st
 
 def main() -> None:
     """Train what is missing, measure, and write the page."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--root", required=True, help="folder of the MNIST files")
-    parser.add_argument("--work", type=Path, default=Path("runs/prediction"), help="folder of the teachers")
-    parser.add_argument("--jobs", type=int, default=1, help="processes that train teachers")
-    parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--output", type=Path, required=True, help="the page, as Markdown")
-    given = parser.parse_args()
+    given = arguments(__doc__)
     rows = []
     for cells in systems(given.root, given.work, given.jobs, given.repeats):
         rows.append(f"| {' | '.join(cells)} |")

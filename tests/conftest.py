@@ -105,3 +105,12 @@ def make_model():
 def loader(make_data):
     """A plain shuffled loader of 64 examples in batches of 16."""
     return DataLoader(make_data(), batch_size=16, shuffle=True)
+
+
+@pytest.fixture
+def frequent_switches():
+    """Let threads take turns often, so that they meet in the middle of a step."""
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-4)
+    yield
+    sys.setswitchinterval(before)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -13,13 +12,7 @@ from torch.utils.data import TensorDataset
 from dpmodel import DPModel, NoiseMechanismsFactory, poisson_loader
 from monitors.errors import UnprotectedUpdateError
 
-
-@pytest.fixture(autouse=True)
-def frequent_switches():
-    before = sys.getswitchinterval()
-    sys.setswitchinterval(1e-4)
-    yield
-    sys.setswitchinterval(before)
+pytestmark = pytest.mark.usefixtures("frequent_switches")
 
 
 def made_model():

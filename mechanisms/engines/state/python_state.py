@@ -388,7 +388,7 @@ def _readable(name: str) -> str:
 
 
 def _is_users(module: object) -> bool:
-    """Whether a module is neither installed nor part of this project; code that names no module counts as the user's."""
+    """Whether a module is neither installed nor part of this project; code that names none is the user's."""
     if not isinstance(module, str) or not module:
         return True
     root = module.partition(".")[0]

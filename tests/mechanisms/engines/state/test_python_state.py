@@ -8,6 +8,7 @@ import sys
 from collections import OrderedDict, deque
 from contextvars import ContextVar
 from functools import partial
+from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -365,7 +366,7 @@ class Unnamed(nn.Module):
 
     __module__ = 3
     seen = 0
-    kept = [0]
+    kept: ClassVar = [0]
 
 
 @pytest.mark.parametrize("by_value", [False, True])
