@@ -338,8 +338,10 @@ def _is_torchs(value: Any) -> bool:
     """Whether a callable, a function or an object of some class, was written by PyTorch."""
     if isinstance(value, type | BuiltinFunctionType | OpOverload | OpOverloadPacket):
         return True
-    owner = value if isinstance(value, FunctionType | MethodType) else type(value)
-    return f"{owner.__module__}.".startswith(TRUSTED)
+    code = value.__func__ if isinstance(value, MethodType) else value
+    # The module of the code: functools.wraps copies the name of another one.
+    home = code.__globals__.get("__name__") if isinstance(code, FunctionType) else type(code).__module__
+    return f"{home}.".startswith(TRUSTED)
 
 
 @contextmanager

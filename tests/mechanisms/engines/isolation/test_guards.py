@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import gc
 
 import pytest
@@ -119,6 +120,15 @@ def hands_over_a_function(x):
     return F.triplet_margin_with_distance_loss(x, x, -x, distance_function=lambda a, b: (a - b).norm())
 
 
+@functools.wraps(F.pairwise_distance)
+def named_after_torch(a, b):
+    return (a - b).norm()
+
+
+def hands_over_a_function_named_after_torch(x):
+    return F.triplet_margin_with_distance_loss(x, x, -x, distance_function=named_after_torch)
+
+
 class Distances(nn.Module):
     def forward(self, a, b):
         return (a - b).norm()
@@ -193,6 +203,7 @@ REFUSED = {
     lambda x: torch.ops.dpmodel_tests.plain.default(x).sum(): "operator dpmodel_tests::plain has no vmap rule",
     unwraps: "get_unwrapped would reveal the values",
     hands_over_a_function: "receives a Python function",
+    hands_over_a_function_named_after_torch: "receives a Python function",
     hands_over_a_module: "receives a Python function",
     lambda x: F.triplet_margin_with_distance_loss(
         x, x, -x, distance_function=Distances().of
