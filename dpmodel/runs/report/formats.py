@@ -127,12 +127,21 @@ def registry_line(report: PrivacyReport) -> str:
 
 
 def registry_csv(report: PrivacyReport) -> str:
-    """``registry_entry`` as CSV: a header and one line."""
-    entry, text = registry_entry(report), io.StringIO()
-    writer = csv.DictWriter(text, list(entry), lineterminator="\n")
+    """``registry_entry`` as CSV: a header and one line. No text of it is a formula to a spreadsheet."""
+    entry, text = {name: _inert(value) for name, value in registry_entry(report).items()}, io.StringIO()
+    # Every text is quoted, since some versions of `csv` leave a carriage return bare.
+    writer = csv.DictWriter(text, list(entry), lineterminator="\n", quoting=csv.QUOTE_NONNUMERIC)
     writer.writeheader()
     writer.writerow(entry)
     return text.getvalue()
+
+
+def _inert(value: Any) -> Any:
+    return f"'{value}" if isinstance(value, str) and value.startswith(_FORMULA) else value
+
+
+#: First characters of a cell that spreadsheets may take for a formula (OWASP, "CSV Injection").
+_FORMULA = ("=", "+", "-", "@", "\t", "\r")
 
 
 def _governance(report: PrivacyReport) -> Mapping[str, str]:

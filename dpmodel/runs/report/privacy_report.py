@@ -83,19 +83,25 @@ class PrivacyReport:
         return "holds" if holds(self.spent) else "none"
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain JSON values; an infinite epsilon is the string ``"inf"``."""
+        """Plain JSON values.
+
+        An infinite epsilon is the string ``"inf"``, and so is every epsilon unless the guarantee holds: a reader of
+        one field must not take what a ledger with known randomness adds up to for a guarantee.
+        """
+        stated = _plain if self.guarantee == "holds" else _no_guarantee
         return {
             "format": FORMAT,
             **self.spent.to_dict(),
+            "epsilon": stated(self.spent.epsilon),
             "guarantee": self.guarantee,
             "violations": list(self.violations),
             "status": self.status,
             "steps": self.steps,
             "planned_steps": self.planned_steps,
             "lost_steps": self.lost_steps,
-            "epsilon_without_lost_steps": _plain((self.without_lost or self.spent).epsilon),
+            "epsilon_without_lost_steps": stated((self.without_lost or self.spent).epsilon),
             "target_epsilon": self.target_epsilon,
-            "epsilon_by_accountant": {name: _plain(value) for name, value in self.figures.items()},
+            "epsilon_by_accountant": {name: stated(value) for name, value in self.figures.items()},
             "mechanism": dict(self.mechanism),
             "card": {name: dict(section) for name, section in self.card.items()},
             "tuning": "not accounted",
@@ -255,6 +261,10 @@ def _mechanism(subject: ReportSubject, last_step: int) -> dict[str, Any]:
 
 def _plain(value: float | str) -> float | str:
     return "inf" if isinstance(value, float) and math.isinf(value) else value
+
+
+def _no_guarantee(value: float | str) -> str:
+    return value if isinstance(value, str) else "inf"
 
 
 def _versions() -> dict[str, str]:

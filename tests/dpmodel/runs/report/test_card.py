@@ -1,12 +1,15 @@
 """The values and the words of a privacy card."""
 
+import csv
 import dataclasses
+import io
 import json
 import math
 import re
 
 import numpy as np
 import pytest
+import yaml
 
 from dpmodel.config import make_config
 from dpmodel.planning.training_plan import plan_training
@@ -253,17 +256,21 @@ def test_any_text_survives_each_form():
     rows = [line for line in report_in_words(made).splitlines() if line.startswith("|")]
     assert any("a \\| b # c" in row for row in rows)
     assert registry_line(made).count("\n") == 1
-    import csv
-    import io
-
     (entry,) = csv.DictReader(io.StringIO(registry_csv(made)))
     assert entry["organisation"] == strange
-    import yaml
-
     head = huggingface_card(
         dataclasses.replace(made, card={**made.card, "governance": {"statements": {"license": strange}}})
     )
     assert yaml.safe_load(head.split("---\n")[1])["license"].startswith("a | b # c")
+
+
+@pytest.mark.parametrize("first", ["=", "+", "-", "@", "\t", "\r"])
+def test_no_text_of_a_csv_file_is_a_formula(first):
+    formula = f"{first}HYPERLINK(1)"
+    made = dataclasses.replace(report(), card={**report().card, "governance": {"statements": {"owner": formula}}})
+    (entry,) = csv.DictReader(io.StringIO(registry_csv(made), newline=""))
+    assert entry["organisation"] == f"'{formula}"
+    assert json.loads(registry_line(made))["organisation"] == formula
 
 
 def test_a_text_of_the_user_is_neither_markup_nor_the_claim():

@@ -161,7 +161,11 @@ def test_a_violation_is_the_first_thing_that_the_report_says():
 
 def test_a_training_without_a_guarantee_is_not_called_void():
     assert report("privacy.noise_multiplier=null", "privacy.noise=null").to_dict()["guarantee"] == "none"
-    assert report("privacy.noise={name: Gaussian, seed: 3}").to_dict()["guarantee"] == "none"
+    seeded = report("privacy.noise={name: Gaussian, seed: 3}")
+    stated = seeded.to_dict()
+    assert (stated["guarantee"], stated["epsilon"], stated["epsilon_without_lost_steps"]) == ("none", "inf", "inf")
+    assert not math.isinf(seeded.spent.epsilon)
+    assert not [value for value in stated["epsilon_by_accountant"].values() if isinstance(value, float)]
 
 
 def test_what_was_verified_and_what_no_check_covers_is_listed():
