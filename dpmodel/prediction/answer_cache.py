@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import binascii
 import hashlib
+import operator
 import os
 import threading
 from collections.abc import Callable, Iterable
@@ -169,16 +170,19 @@ class NetworkDigests:
 
     def __init__(self, networks: Iterable[nn.Module]) -> None:
         self._networks = list(networks)
-        self._versions: list[tuple[int, int]] = []
+        self._tensors: list[Tensor] = []
+        self._versions: list[int] = []
         self._digest = ""
 
     def current(self) -> str:
         """SHA-256, as hex, of the digests of the networks."""
         tensors = [part for each in self._networks for part in (*each.parameters(), *each.buffers())]
-        versions = [(id(part), part._version) for part in tensors]
-        if not self._digest or versions != self._versions:
+        versions = [part._version for part in tensors]
+        same = len(tensors) == len(self._tensors) and all(map(operator.is_, tensors, self._tensors))
+        if not self._digest or not same or versions != self._versions:
             joined = "".join(map(network_digest, self._networks))
-            self._versions, self._digest = versions, hashlib.sha256(joined.encode()).hexdigest()
+            self._tensors, self._versions = tensors, versions
+            self._digest = hashlib.sha256(joined.encode()).hexdigest()
         return self._digest
 
 

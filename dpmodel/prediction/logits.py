@@ -17,6 +17,7 @@ from dpmodel.prediction.query_ledger import QueryLedger
 from mechanisms.gaussian_answers import GaussianAnswers
 from mechanisms.vector_sum import grid_for
 from monitors import checks
+from monitors.errors import UnprotectedUpdateError
 from monitors.gaussian import gaussian_epsilon
 
 #: Free if the network was trained privately, else the worst case.
@@ -34,6 +35,10 @@ EMPIRICAL = "an empirical defence: the noise follows no sensitivity, so there is
 POST_PROCESSING = (
     "the network was trained with differential privacy, so its answers are post-processing and cost nothing"
 )
+CHANGED = (
+    "answers were free because the network was trained privately, but its weights have changed since this DPLogits was "
+    "made. If they come from private training too, make a new one; else pass a ledger and sensitivity='worst_case'"
+)
 
 
 class DPLogits:
@@ -47,7 +52,8 @@ class DPLogits:
 
     - ``"auto"``: not at all beyond what its training has paid for, if all trainable parameters of the network were
       trained privately in this process: its answers are exact and free, and ``why_free`` says why. Else as
-      ``"worst_case"``. Do not train such a network further without privacy.
+      ``"worst_case"``. If the weights of such a network change, make a new ``DPLogits``; do not train it further
+      without privacy.
     - ``"worst_case"``: by twice the bound. This holds for any network, and is therefore large: for useful answers of a
       single network at a small epsilon, train it privately instead, or use ``EnsembleLogits``.
     - ``"convex"``: the network is a ``ConvexHead``, whose sensitivity follows from its regularisation.
@@ -113,7 +119,9 @@ class DPLogits:
             self._require_matching_ledger(cache)
             self.noise = GaussianAnswers(noise_multiplier, moves, seed)
             self.noise.require_grid(self._grid)
-        self._digests = NetworkDigests([network]) if cache and self.noise is not None else None
+        self._caches = cache and self.noise is not None
+        self._digests = NetworkDigests([network])
+        self._free_digest = self._digests.current() if self.why_free is not None else None
         if ledger is not None and self.noise is not None:
             if self.sensitivity not in PROVEN:
                 ledger.note(CLAIMED.format(moves))
@@ -123,7 +131,7 @@ class DPLogits:
     @property
     def caches(self) -> bool:
         """Whether identical queries are answered again for free, from the folder of the ledger."""
-        return self._digests is not None
+        return self._caches
 
     def query(self, inputs: Any, batch_size: int = INFERENCE_BATCH) -> Answer:
         """Noisy logits of each row of ``inputs``, charged as one query per row.
@@ -135,8 +143,11 @@ class DPLogits:
         Raises:
             BudgetExhausted: The rows do not fit the rest of the budget. Nothing was charged.
             DataError: The network does not return logits. Nothing was charged.
+            UnprotectedUpdateError: Answers were free, and the weights have changed since this object was made.
         """
-        if self._digests is None or self.ledger is None or self.noise is None:
+        if self._free_digest is not None and self._digests.current() != self._free_digest:
+            raise UnprotectedUpdateError(CHANGED)
+        if not self._caches or self.ledger is None or self.noise is None:
             return self._fresh(inputs, batch_size)
         settings = f"DPLogits {self._digests.current()} {self.noise.settings} {self.norm_bound!r}"
         x = joined_inputs(inputs, self.network, batch_size)

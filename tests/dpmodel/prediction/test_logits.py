@@ -145,6 +145,31 @@ def test_a_privately_trained_network_answers_exactly_and_for_free():
     assert "post-processing" in private.why_free
 
 
+def _loaded(network):
+    network.load_state_dict(nn.Linear(4, 3).state_dict())
+
+
+def _stepped(network):
+    optimizer = torch.optim.SGD(network.parameters(), lr=0.1)
+    network(torch.randn(5, 4)).square().sum().backward()
+    optimizer.step()
+
+
+def _replaced(network):
+    network.weight = nn.Parameter(torch.randn(3, 4))
+
+
+@pytest.mark.parametrize("change", [_loaded, _stepped, _replaced])
+def test_answers_are_not_free_after_the_weights_have_changed(change):
+    network = trained().network
+    private, x = DPLogits(network), torch.randn(6, 4)
+    for _ in range(2):
+        private.query(x)
+    change(network)
+    with pytest.raises(UnprotectedUpdateError, match="its weights have changed"):
+        private.query(x)
+
+
 def test_a_network_that_hides_others_is_not_free(ledger):
     class Hiding(nn.Module):
         def __init__(self, first, hidden):
