@@ -10,6 +10,8 @@ from scipy import stats
 
 from dpmodel.audit.bounds import (
     CONFIDENCE,
+    GAUSSIAN_CONFIDENCE,
+    ErrorCounts,
     Guesses,
     f_dp_epsilon,
     f_dp_p_value,
@@ -17,7 +19,6 @@ from dpmodel.audit.bounds import (
     gaussian_p_value,
     one_run_epsilon,
     one_run_p_value,
-    split_errors,
 )
 from dpmodel.audit.draws import draw_lines
 from dpmodel.audit.lines import Line
@@ -74,7 +75,7 @@ def bound_lines(observed: Observed, found: Floats) -> Iterator[Line]:
         f_dp_p_value(guesses, mu),
         f"{percent}, {guesses.correct:,} of {made:,} guesses correct",
     )
-    errors = split_errors(found, coins)
+    errors = ErrorCounts.at(expected.threshold(), found, coins)
     yield Line(
         "bounds",
         "epsilon, Gaussian",
@@ -82,7 +83,7 @@ def bound_lines(observed: Observed, found: Floats) -> Iterator[Line]:
         epsilon,
         "<=",
         gaussian_p_value(errors, mu),
-        f"{percent}, {errors.false_positives} of {errors.outside} outside above the threshold, "
+        f"{GAUSSIAN_CONFIDENCE:.0%}, {errors.false_positives} of {errors.outside} outside above the threshold, "
         f"{errors.false_negatives} of {errors.inside} inside below",
     )
 

@@ -180,7 +180,7 @@ class AuditReport:
 
         bounds = [line for line in self.lines if line.section == "bounds"]
         names = [line.name.removeprefix("epsilon, ") for line in bounds]
-        axes.bar(names, [line.value for line in bounds], color=SERIES[0], width=0.6, label="lower bound, 95 %")
+        axes.bar(names, [line.value for line in bounds], color=SERIES[0], width=0.6, label="lower bound")
         axes.axhline(self.epsilon, color=INK, linestyle="--", label="ledger")
         dress(axes, "epsilon", "", f"epsilon at delta {self.delta:g}")
         add_panel_legend(axes)

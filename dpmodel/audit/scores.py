@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from dpmodel.audit.bounds import Guesses
+from dpmodel.audit.bounds import ErrorCounts, Guesses, likely_mu_bound
 from dpmodel.audit.training import Observed
 from dpmodel.audit.watch import Stretch
 
@@ -18,8 +18,14 @@ Bools = NDArray[np.bool_]
 #: Numbers of guesses among which one is chosen before the coins are looked at, over the number of canaries.
 GUESSED = (0.02, 0.05, 0.1, 0.2, 0.35, 0.6, 1.0)
 
-#: Canaries that are simulated to choose it.
-_SIMULATED = 8000
+#: Ranks among which that of the threshold is chosen likewise, over the number of canaries.
+RANKS = (0.001, 0.003, 0.01, *np.arange(0.02, 0.99, 0.02), 0.99, 0.997, 0.999)
+
+#: Confidence at which thresholds are compared: bounds in the tails of the scores are large or small by chance.
+_NEARLY_ALWAYS = 0.999
+
+#: Canaries that are simulated to choose them.
+_SIMULATED = 20000
 
 
 def responses(stretch: Stretch) -> Floats:
@@ -91,6 +97,19 @@ class Expected:
         """The number of guesses with the largest expected ``bound``."""
         numbers = (max(10, round(part * self.canaries)) for part in GUESSED)
         return max(numbers, key=lambda made: bound(self._guesses(made)))
+
+    def threshold(self) -> float:
+        """The threshold whose errors give the largest bound that is reached nearly always."""
+        candidates = np.quantile(self.scores, RANKS).tolist()
+        return float(max(candidates, key=lambda value: likely_mu_bound(self._errors(value), _NEARLY_ALWAYS)))
+
+    def _errors(self, threshold: float) -> ErrorCounts:
+        found, half = ErrorCounts.at(threshold, self.scores, self.included), max(1, self.canaries // 2)
+        false_positives, false_negatives = (
+            round(half * count / total)
+            for count, total in ((found.false_positives, found.outside), (found.false_negatives, found.inside))
+        )
+        return ErrorCounts(false_positives, half, false_negatives, half)
 
     def _guesses(self, made: int) -> Guesses:
         found = Guesses.of(self.scores, self.included, max(2, round(made * len(self.scores) / self.canaries)))

@@ -19,8 +19,9 @@ from dpmodel.audit.bounds import (
     gaussian_p_value,
     one_run_epsilon,
     one_run_p_value,
-    split_errors,
 )
+from dpmodel.audit.scores import Expected, simulated_scores
+from monitors import GaussianEvent, Ledger, PLDAccountant, PoissonSampledEvent
 from monitors.gaussian import gaussian_epsilon
 
 
@@ -93,30 +94,53 @@ def test_the_f_dp_bound_is_tighter_than_the_general_one():
     assert f_dp_epsilon(guesses, 1e-5) > one_run_epsilon(guesses, 1e-5)
 
 
-def test_the_gaussian_bound_uses_the_intervals_of_clopper_and_pearson():
+def test_error_rates_have_the_limits_of_clopper_and_pearson():
     errors = ErrorCounts(40, 500, 120, 480)
     highs = [stats.binomtest(k, n).proportion_ci(0.95, method="exact").high for k, n in ((40, 500), (120, 480))]
     assert errors.largest_rates(0.95) == pytest.approx(highs)
-    assert gaussian_mu_bound(errors) == pytest.approx(-stats.norm.ppf(highs[0]) - stats.norm.ppf(highs[1]))
 
 
-def test_the_gaussian_bound_rarely_exceeds_mu():
-    draw, mu, exceeded = np.random.default_rng(0), 1.0, 0
-    for _ in range(300):
-        included = draw.random(1000) < 0.5
-        errors = split_errors(draw.normal(included * mu), included)
-        exceeded += gaussian_mu_bound(errors) > mu
-    assert exceeded <= stats.binom.ppf(1 - 1e-6, 300, 0.05)
+@pytest.mark.parametrize("mu", [0.0, 0.7, 2.0])
+@pytest.mark.parametrize("rate", [0.003, 0.1, 0.4, 0.9])
+@pytest.mark.parametrize("level", [0.05, 0.001])
+def test_the_gaussian_bound_exceeds_mu_as_rarely_as_it_claims(mu, rate, level):
+    outside, inside = 40, 33
+    masses = [
+        stats.binom.pmf(np.arange(total + 1), total, part)
+        for total, part in ((outside, rate), (inside, stats.norm.cdf(-stats.norm.ppf(rate) - mu)))
+    ]
+    wrong = sum(
+        float(first * second)
+        for count, first in enumerate(masses[0])
+        for other, second in enumerate(masses[1])
+        if first * second > 1e-8 and gaussian_p_value(ErrorCounts(count, outside, other, inside), mu) < level
+    )
+    assert wrong <= level
 
 
-def test_most_of_mu_is_found():
-    draw = np.random.default_rng(1)
-    included = draw.random(2000) < 0.5
-    bound = gaussian_mu_bound(split_errors(draw.normal(included * 1.0), included))
-    assert gaussian_epsilon(bound, 1e-5) > 0.6 * gaussian_epsilon(1.0, 1e-5)
+def test_the_gaussian_bound_exceeds_that_of_two_separate_intervals():
+    for errors in (ErrorCounts(40, 500, 120, 480), ErrorCounts(0, 1000, 700, 1000), ErrorCounts(300, 1000, 390, 1000)):
+        separate = -stats.norm.ppf(errors.largest_rates(0.99)).sum()
+        counts = ((errors.false_positives, errors.outside), (errors.false_negatives, errors.inside))
+        estimate = -sum(stats.norm.ppf((count + 0.5) / (total + 1)) for count, total in counts)
+        assert separate < gaussian_mu_bound(errors) < estimate
 
 
-@pytest.mark.parametrize("p_value", [0.03, 1e-3, 1e-6])
+@pytest.mark.parametrize(("sigma", "rate", "steps"), [(1.5, 1 / 11, 150), (4.0, 0.25, 200), (1.2, 1.0, 2)])
+def test_three_fifths_of_epsilon_are_found(sigma, rate, steps):
+    step = PoissonSampledEvent(rate, GaussianEvent(sigma)) if rate < 1 else GaussianEvent(sigma)
+    epsilon, draw = PLDAccountant().epsilon(Ledger().record(step, steps), 1e-5), np.random.default_rng(1)
+    sigmas, found = np.full(steps, sigma), []
+    threshold = Expected(*simulated_scores(sigmas, rate, 1.0, 20000, draw), 2000).threshold()
+    for _ in range(20):
+        errors = ErrorCounts.at(threshold, *simulated_scores(sigmas, rate, 1.0, 2000, draw))
+        found.append(gaussian_epsilon(gaussian_mu_bound(errors), 1e-5) / epsilon)
+    assert np.mean(found) > 0.68
+    assert np.mean(np.array(found) > 0.6) >= 0.7
+    assert max(found) < 1.1
+
+
+@pytest.mark.parametrize("p_value", [0.03, 1e-3, 1e-5])
 def test_the_p_values_invert_the_bounds(p_value):
     guesses, errors = Guesses(500, 400, 280), ErrorCounts(60, 500, 150, 500)
     epsilon = one_run_epsilon(guesses, 0.0, 1 - p_value)
