@@ -23,7 +23,7 @@ class WeightAveraging(Callback):
 
     Averaging private weights is post-processing and costs nothing; it removes much of the noise of the last steps.
     Training continues from the weights themselves, which the average replaces only during validation. A resumed
-    training keeps its average.
+    training keeps its average. A training has one such callback at most.
 
     Args:
         decay: Part of the average that each step keeps, in [0, 1). The first steps keep less, ``(1 + t) / (10 + t)`` at
@@ -41,6 +41,8 @@ class WeightAveraging(Callback):
     References:
         De et al. 2022, "Unlocking High-Accuracy Differentially Private Image Classification through Scale".
     """
+
+    at_most_one = True
 
     def __init__(self, decay: float = 0.999, keep: bool = True) -> None:
         checks.unit_interval(decay=decay)

@@ -102,6 +102,15 @@ def test_a_validation_that_fails_leaves_the_weights_of_the_training():
     assert trained.ledger.violations == ()
 
 
+def test_two_averages_are_refused_before_a_release():
+    trained = model()
+    with pytest.raises(ValueError, match="2 objects of WeightAveraging; a training has one"):
+        trained.fit(
+            poisson_loader(data(), batch_size=10), callbacks=[WeightAveraging(0.9), WeightAveraging(0.5, keep=False)]
+        )
+    assert len(trained.ledger) == 0
+
+
 @pytest.mark.slow
 def test_a_resumed_training_keeps_its_average(tmp_path):
     whole, _ = fit(WeightAveraging(decay=0.9), PowerCut(99))
