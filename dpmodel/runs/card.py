@@ -45,7 +45,7 @@ def card_of_run(
     Raises:
         ConfigError: Not a run folder, the training has written no report yet, a setting is wrong or changes the
             training, or a file that ``card`` names is missing or of a different run.
-        CheckpointError: The ledger is missing, damaged, or belongs to a different training.
+        CheckpointError: The ledger, or that of the queries, is missing, damaged, or belongs to a different training.
     """
     folder, changes = RunFolder(Path(path)), list(overrides)
     if not (folder.config.is_file() or folder.ledger.is_file()):
@@ -62,8 +62,19 @@ def card_of_run(
     else:
         config = _configured(folder, changes)
         report, given = _of_config(folder, config, values, ledger, trust_code=trust_code), config.card.audit
+    report = report.with_values("accesses", queries=_queries(folder))
     result = audit_result(report.ledger_digest, folder.path, given)
     return report.with_values("audit", result=result)
+
+
+def _queries(folder: RunFolder) -> dict[str, Any] | None:
+    """What the answers of the network cost, if a budget for them is in the folder."""
+    if not folder.queries.is_dir():
+        return None
+    from dpmodel.prediction.query_ledger import query_status
+
+    status = dataclasses.asdict(query_status(folder.queries))
+    return {name: status[name] for name in ("asked", "spent", "epsilon", "delta")}
 
 
 def _stored(folder: RunFolder, ledger: Ledger) -> Mapping[str, Any]:

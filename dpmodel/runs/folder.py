@@ -80,6 +80,11 @@ class RunFolder:
         return self.path / "privacy_loss.json"
 
     @property
+    def queries(self) -> Path:
+        """The folder of the query ledger, if the network answers queries at a price."""
+        return self.path / "queries"
+
+    @property
     def test_data(self) -> Path:
         """Size and digest of the test data that the metrics are of."""
         return self.path / "test_data.json"

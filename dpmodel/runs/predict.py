@@ -46,9 +46,6 @@ from monitors.untrusted import read_json
 MECHANISMS: Registry[type[DPLogits]] = Registry("mechanism of private prediction")
 MECHANISMS.register("dp_logits")(DPLogits)
 
-#: Subfolder of a run folder for the budget of its queries.
-QUERIES = "queries"
-
 #: Sensitivity of an empirical defence, as text.
 NO_SENSITIVITY = "none"
 
@@ -239,7 +236,7 @@ def _mechanism(network: nn.Module, folder: RunFolder, settings: QuerySettings, p
     free = private and settings.sensitivity == AUTO
     if free or settings.sensitivity is None:
         return build(network, cache=settings.cache and not free, **chosen)
-    place = folder.path / QUERIES if settings.ledger is None else Path(settings.ledger)
+    place = folder.queries if settings.ledger is None else Path(settings.ledger)
     epsilon, delta = settings.budget_epsilon, settings.budget_delta
     if not (place / BUDGET_NAME).exists():
         if epsilon is None:

@@ -66,7 +66,10 @@ def card_values(
         "unit": {**_unit(subject, spent), **person_values(declared, ledger, spent, holds=holds)},
         "curve": curves,
         "attacker": attacker,
-        "accesses": {"accesses": [each.to_dict() for each in (*subject.accesses, *declared_accesses(declared))]},
+        "accesses": {
+            "accesses": [each.to_dict() for each in (*subject.accesses, *declared_accesses(declared))],
+            "queries": None,
+        },
         "release": {**_release(subject), **release_values(declared)},
         "utility": utility_values(declared, measured),
         "audit": {"result": None},

@@ -156,6 +156,16 @@ def _accesses(kind: str) -> Callable[[Any, Mapping[str, Any]], str]:
     return words
 
 
+def _queries(value: Any, section: Mapping[str, Any]) -> str:
+    del section
+    if value is None:
+        return "none were charged in the run folder"
+    return (
+        f"{value['asked']:,} were charged, at most epsilon {_epsilon(value['epsilon'])} at delta {value['delta']:g} "
+        f"({_epsilon(value['spent'])} so far), beside the training"
+    )
+
+
 def _metrics(value: Any, section: Mapping[str, Any]) -> str:
     del section
     if isinstance(value, str):
@@ -241,7 +251,10 @@ SECTIONS = (
     CardSectionOf(
         "accesses",
         "All accesses to data",
-        tuple(CardField("accesses", name, _accesses(kind)) for kind, name in ACCESSES.items()),
+        (
+            *(CardField("accesses", name, _accesses(kind)) for kind, name in ACCESSES.items()),
+            CardField("queries", "Answers to queries (private prediction)", _queries),
+        ),
         "Besides the steps of the training, which are charged.",
     ),
     CardSectionOf(

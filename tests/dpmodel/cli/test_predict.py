@@ -16,6 +16,7 @@ from dpmodel.prediction import query_status
 from dpmodel.prediction.logits import POST_PROCESSING
 from dpmodel.runs.evaluate import evaluate_run
 from dpmodel.runs.predict import open_predictor
+from monitors.spent import epsilon_text
 
 from .conftest import TINY
 
@@ -319,3 +320,27 @@ def test_images_are_resized_and_features_computed_as_in_the_training(tmp_path):
         assert predictor.inputs.shape == (1, 16, 16)
     expected = training.model.predict(training.task.data.test)
     assert torch.allclose(scores.float(), expected, atol=1e-4)
+
+
+def test_the_card_and_a_later_plan_state_what_the_answers_cost(command, plain, rows):
+    unasked = command("card", plain)[1]
+    assert "none were charged in the run folder" in unasked
+    command("predict", plain, rows, *CHARGED)
+    shown = command("card", plain)[1]
+    assert "5 were charged, at most epsilon 5.000 at delta 1e-05" in shown
+    status = query_status(plain / "queries")
+    assert f"({epsilon_text(status.spent)} so far)" in shown
+    stated = json.loads(command("card", plain, "--json")[1])["card"]["accesses"]["queries"]
+    assert stated == {"asked": 5, "spent": status.spent, "epsilon": 5.0, "delta": 1e-5}
+    more = ("--set", f"privacy.spent=[{plain / 'queries' / 'ledger.json'}]")
+    plan = ("budget", "-n", 1000, "-b", 50, "-e", 1, "--noise-multiplier", 1, "--accountant", "pld", "--json")
+    alone, both = (json.loads(command(*plan, *spent)[1])["epsilon"] for spent in ((), more))
+    assert both > alone
+
+
+def test_a_damaged_query_ledger_makes_no_card(command, plain, rows):
+    command("predict", plain, rows, *CHARGED)
+    (plain / "queries" / "ledger.json").write_text("{}")
+    code, _, error = command("card", plain)
+    assert code == 1
+    assert "ledger.json" in error
