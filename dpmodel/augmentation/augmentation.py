@@ -69,9 +69,12 @@ class Augmentation:
 
     def drawn(self, batch: Batch) -> Batch:
         """The batch with views drawn for each example, from torch's default generator of the CPU."""
+        return replace(batch, views=self.views(batch.size, first_tensor(batch.x).device))
+
+    def views(self, size: int, device: torch.device) -> Views:
+        """Views for ``size`` examples on ``device``, drawn from torch's default generator of the CPU."""
         count = sum(one.numbers for one in self.transforms)
-        numbers = torch.rand(batch.size, self.multiplicity, count, device="cpu")
-        return replace(batch, views=Views(numbers.to(first_tensor(batch.x).device), self))
+        return Views(torch.rand(size, self.multiplicity, count, device="cpu").to(device), self)
 
     def __call__(self, copies: Any, numbers: Tensor) -> Any:
         """Transform the copies of one example, shape (K, ...), as their numbers (K, D) determine."""

@@ -66,6 +66,11 @@ class AugmentationSection(Section):
     transforms: Annotated[tuple[TransformSection, ...], FromList] = Field(min_length=1)
     multiplicity: PositiveInt = 1
 
+    @property
+    def named(self) -> list[dict[str, Any]]:
+        """The transforms as mappings of their names and arguments."""
+        return [{"name": one.name, **one.options} for one in self.transforms]
+
 
 class NormaliseSection(Section):
     """Normalisation of the inputs per channel, with statistics that are released when the training begins.

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from dpmodel.augmentation import Augmentation
 from dpmodel.compare.jobs import never
 from dpmodel.optimizers import build_optimizer, build_scheduler
 from dpmodel.prediction.convex import ConvexHead
@@ -30,14 +31,16 @@ class PlainTraining:
     """Training with the loss, the optimizer and the epochs of a configuration, without clipping and without noise.
 
     An epoch passes over the shuffled examples in ``len(x) // batch_size`` batches of nearly equal size, at least one.
-    A ``ConvexHead`` is not trained in steps: its optimum is found.
+    A ``ConvexHead`` is not trained in steps: its optimum is found. With an augmentation, the loss of a step is the mean
+    over all views of its examples.
 
     Args:
         loss_fn: The loss.
         optimizer: Optimizer and learning-rate schedule.
         epochs: Number of epochs.
         batch_size: Smallest number of examples in a batch, if there are as many.
-        seed: Seed of order and dropout; None: a random one.
+        seed: Seed of order, dropout and augmentation; None: a random one.
+        augmentation: Makes random views of the examples; None: none.
     """
 
     loss_fn: nn.Module
@@ -45,12 +48,20 @@ class PlainTraining:
     epochs: int
     batch_size: int
     seed: int | None = 0
+    augmentation: Augmentation | None = None
 
     @classmethod
     def of(cls, task: Task) -> PlainTraining:
         """The training that a configuration describes, without its section ``privacy``."""
-        training = task.config.training
-        return cls(task.loss_fn, task.config.optimizer, training.epochs, training.batch_size, training.seed)
+        training, views = task.config.training, task.config.augmentation
+        return cls(
+            task.loss_fn,
+            task.config.optimizer,
+            training.epochs,
+            training.batch_size,
+            training.seed,
+            None if views is None else Augmentation(views.named, views.multiplicity),
+        )
 
     def fit(
         self,
@@ -92,7 +103,8 @@ class PlainTraining:
                             return False
                         rows = rows.to(x.device)
                         optimizer.zero_grad()
-                        _mean_loss(loss_fn, network(x[rows]), y[rows]).backward()
+                        inputs, targets = self._augmented(x[rows], y[rows])
+                        _mean_loss(loss_fn, network(inputs), targets).backward()
                         optimizer.step()
                         if schedule is not None and per_step:
                             schedule.step()
@@ -101,6 +113,13 @@ class PlainTraining:
         finally:
             network.eval()
         return True
+
+    def _augmented(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        """All views of the examples, and their targets."""
+        if self.augmentation is None:
+            return x, y
+        views = self.augmentation.views(len(x), x.device)
+        return views.of(x).flatten(0, 1), y.repeat_interleave(views.multiplicity, dim=0)
 
     def _optimizer(self, network: nn.Module, steps: int) -> tuple[Optimizer, LRScheduler | None]:
         optimizer = build_optimizer(self.optimizer.name, network.parameters(), **self.optimizer.options)
