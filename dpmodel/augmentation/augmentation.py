@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -71,14 +72,17 @@ class Augmentation:
         """The batch with views drawn for each example, from torch's default generator of the CPU."""
         count = sum(one.numbers for one in self.transforms)
         numbers = torch.rand(batch.size, self.multiplicity, count, device="cpu")
-        return replace(batch, views=Views(numbers.to(first_tensor(batch.x).device), self))
+        # The transforms themselves, because the state of this object, which is the library's, is not followed.
+        view = partial(_transformed, (*self.transforms,))
+        return replace(batch, views=Views(numbers.to(first_tensor(batch.x).device), view))
 
-    def __call__(self, copies: Any, numbers: Tensor) -> Any:
-        """Transform the copies of one example, shape (K, ...), as their numbers (K, D) determine."""
-        parts = numbers.split([one.numbers for one in self.transforms], dim=1)
-        for one, part in zip(self.transforms, parts, strict=True):
-            copies = one(copies, part)
-        return copies
+
+def _transformed(transforms: Sequence[Transform], copies: Any, numbers: Tensor) -> Any:
+    """Transform the copies of one example, shape (K, ...), as their numbers (K, D) determine."""
+    parts = numbers.split([one.numbers for one in transforms], dim=1)
+    for one, part in zip(transforms, parts, strict=True):
+        copies = one(copies, part)
+    return copies
 
 
 def _built(given: Any) -> Transform:
