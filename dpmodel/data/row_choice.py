@@ -134,7 +134,7 @@ def overlap_in_memory(dataset: Any) -> int | None:
 
 def _overlaps(tensor: Tensor) -> list[int]:
     """The distances between rows of a tensor at which they share memory."""
-    if tensor.layout is not torch.strided or not tensor.numel():
+    if tensor.layout is not torch.strided or tensor.is_nested or not tensor.numel():
         return []
     step, *strides = tensor.stride()
     sizes = tensor.shape[1:]
