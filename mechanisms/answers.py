@@ -36,6 +36,11 @@ def remember_asked(ledger: Ledger, *, keep: bool = False) -> None:
         _ASKED.append(weakref.ref(ledger))
 
 
+def holds_statistics(ledger: Ledger) -> bool:
+    """Whether statistics of all rows were recorded on this ledger in this process (``keep`` of ``remember_asked``)."""
+    return any(known is ledger for known in _KEPT)
+
+
 def forget_asked(ledger: Ledger) -> None:
     """Remove a ledger from those of ``asked_ledgers``: it is that of a training, which states its cost itself."""
     _ASKED[:] = [known for known in _ASKED if known() is not ledger]

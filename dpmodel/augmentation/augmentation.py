@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -74,14 +75,17 @@ class Augmentation:
     def views(self, size: int, device: torch.device) -> Views:
         """Views for ``size`` examples on ``device``, drawn from torch's default generator of the CPU."""
         count = sum(one.numbers for one in self.transforms)
-        return Views(torch.rand(size, self.multiplicity, count, device="cpu").to(device), self)
+        numbers = torch.rand(size, self.multiplicity, count, device="cpu").to(device)
+        # The transforms themselves, because the state of this object, which is the library's, is not followed.
+        return Views(numbers, partial(_transformed, (*self.transforms,)))
 
-    def __call__(self, copies: Any, numbers: Tensor) -> Any:
-        """Transform the copies of one example, shape (K, ...), as their numbers (K, D) determine."""
-        parts = numbers.split([one.numbers for one in self.transforms], dim=1)
-        for one, part in zip(self.transforms, parts, strict=True):
-            copies = one(copies, part)
-        return copies
+
+def _transformed(transforms: Sequence[Transform], copies: Any, numbers: Tensor) -> Any:
+    """Transform the copies of one example, shape (K, ...), as their numbers (K, D) determine."""
+    parts = numbers.split([one.numbers for one in transforms], dim=1)
+    for one, part in zip(transforms, parts, strict=True):
+        copies = one(copies, part)
+    return copies
 
 
 def _built(given: Any) -> Transform:

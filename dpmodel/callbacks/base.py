@@ -37,9 +37,6 @@ class Callback:
     #: Whether only rank 0 calls the callback.
     first_rank_only: ClassVar[bool] = False
 
-    #: Whether a training has at most one callback of the class, as when it exchanges the weights for a while.
-    at_most_one: ClassVar[bool] = False
-
     def on_train_begin(self, run: Run) -> None:
         """Called once before the first step."""
 
@@ -112,8 +109,8 @@ class CallbackList:
         first_rank: Whether this process is rank 0. On other ranks, callbacks with ``first_rank_only`` are not called.
 
     Raises:
-        ValueError: An entry is None, a class instead of an object, has no hook, or is given twice; there are two of a
-            class with ``at_most_one``; or a method of a ``Callback`` has almost the name of a hook.
+        ValueError: An entry is None, a class instead of an object, has no hook, or is given twice; or a method of a
+            ``Callback`` has almost the name of a hook.
     """
 
     def __init__(
@@ -233,10 +230,6 @@ def _refuse_twice(entries: tuple[Any, ...]) -> None:
         if id(entry) in seen:
             raise ValueError(f"callbacks holds the same {type(entry).__name__} twice; it would see every step twice")
         seen.add(id(entry))
-    single = [type(entry) for entry in entries if getattr(entry, "at_most_one", False)]
-    for kind in single:
-        if single.count(kind) > 1:
-            raise ValueError(f"callbacks holds {single.count(kind)} objects of {kind.__name__}; a training has one")
 
 
 def _listens(entry: Any, hook: str) -> bool:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from dpmodel.callbacks.base import Callback
 from monitors import checks
@@ -17,13 +18,18 @@ if TYPE_CHECKING:
 #: Steps over which the average follows the weights closely at first.
 _WARM_UP = 10
 
+#: The weights that averages replace during a validation, by network. Several callbacks share them: the second one to
+#: replace weights finds an average, not the weights of the training.
+_REPLACED: WeakKeyDictionary[nn.Module, dict[str, Tensor]] = WeakKeyDictionary()
+
 
 class WeightAveraging(Callback):
     """Keep an exponential moving average of the trained weights: validate with it, and end with it.
 
     Averaging private weights is post-processing and costs nothing; it removes much of the noise of the last steps.
     Training continues from the weights themselves, which the average replaces only during validation. A resumed
-    training keeps its average. A training has one such callback at most.
+    training keeps its average. Of several such callbacks, such as for several decays, validation and final model use
+    the last.
 
     Args:
         decay: Part of the average that each step keeps, in [0, 1). The first steps keep less, ``(1 + t) / (10 + t)`` at
@@ -42,8 +48,6 @@ class WeightAveraging(Callback):
         De et al. 2022, "Unlocking High-Accuracy Differentially Private Image Classification through Scale".
     """
 
-    at_most_one = True
-
     def __init__(self, decay: float = 0.999, keep: bool = True) -> None:
         checks.unit_interval(decay=decay)
         if decay == 1:
@@ -53,11 +57,11 @@ class WeightAveraging(Callback):
         #: The average by the names of the parameters; empty before the first training.
         self.averaged_weights: dict[str, Tensor] = {}
         self._steps = 0
-        self._own: dict[str, Tensor] = {}
 
     def on_train_begin(self, run: Run) -> None:
         """Start from the current weights."""
-        self._steps, self._own = 0, {}
+        self._steps = 0
+        _REPLACED.pop(run.network, None)
         self.averaged_weights = {name: value.detach().clone() for name, value in _trained(run)}
 
     def on_train_step_end(self, run: Run) -> None:
@@ -71,16 +75,17 @@ class WeightAveraging(Callback):
 
     def on_eval_begin(self, run: Run) -> None:
         """Replace the weights with the average."""
-        self._own = {name: value.detach().clone() for name, value in _trained(run)}
+        if run.network not in _REPLACED:
+            _REPLACED[run.network] = {name: value.detach().clone() for name, value in _trained(run)}
         _write(run, self.averaged_weights)
 
     def on_eval_end(self, run: Run) -> None:
         """Put the weights back."""
-        self._put_back(run)
+        _put_back(run)
 
     def on_train_end(self, run: Run) -> None:
         """End with the average or with the trained weights, also after a validation that failed."""
-        self._put_back(run)
+        _put_back(run)
         if self.keep and self._steps and not run.ledger.violations:
             with run.post_processing(f"the moving average of the weights over the steps, decay {self.decay:g}"):
                 _write(run, self.averaged_weights)
@@ -99,10 +104,11 @@ class WeightAveraging(Callback):
         for name, value in average.items():
             own[name].copy_(value)
 
-    def _put_back(self, run: Run) -> None:
-        if self._own:
-            _write(run, self._own)
-            self._own = {}
+
+def _put_back(run: Run) -> None:
+    own = _REPLACED.pop(run.network, None)
+    if own is not None:
+        _write(run, own)
 
 
 def _trained(run: Run) -> Iterator[tuple[str, Tensor]]:

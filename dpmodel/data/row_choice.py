@@ -21,6 +21,9 @@ from torch.utils.data import (
 from dpmodel.data.stream import read_from
 from monitors.errors import UnsupportedLoaderError
 
+#: Rows further apart are not compared for memory that they share.
+_MOST_APART = 64
+
 
 def require_held_out(valid_loader: Any, train_dataset: Any) -> None:
     """Refuse the training data as validation data.
@@ -105,6 +108,44 @@ def require_each_row_once(dataset: Any) -> None:
                 "count several times, but the ledger accounts for one. Include each row once (to weight a class, "
                 "weight its loss)"
             )
+
+
+def overlap_in_memory(dataset: Any) -> int | None:
+    """How many rows apart two chosen rows lie that share memory, as windows of a series do; None if none are found.
+
+    Rows up to ``_MOST_APART`` rows apart of the tensors of a data set are compared. Rows that are one and the same, as
+    ``expand`` makes them, are not meant.
+
+    Example:
+        >>> windows = torch.arange(20).unfold(0, 4, 2)
+        >>> overlap_in_memory(torch.utils.data.TensorDataset(windows))
+        1
+        >>> overlap_in_memory(Subset(torch.utils.data.TensorDataset(windows), [0, 2, 4])) is None
+        True
+    """
+    for part in _parts(dataset):
+        inner, rows = _rows_of(part)
+        for tensor in getattr(inner, "tensors", ()):
+            for apart in _overlaps(tensor) if isinstance(tensor, Tensor) else ():
+                if rows is None or np.intersect1d(rows, rows + apart).size:
+                    return apart
+    return None
+
+
+def _overlaps(tensor: Tensor) -> list[int]:
+    """The distances between rows of a tensor at which they share memory."""
+    if tensor.layout is not torch.strided or tensor.is_nested or not tensor.numel():
+        return []
+    step, *strides = tensor.stride()
+    sizes = tensor.shape[1:]
+    extent = sum((size - 1) * stride for size, stride in zip(sizes, strides, strict=True))
+    if not 0 < step <= extent:
+        return []
+    places = np.zeros(1, dtype=np.int64)
+    for size, stride in zip(sizes, strides, strict=True):
+        places = np.unique(np.add.outer(places, stride * np.arange(size)))
+    most = min(len(tensor) - 1, extent // step, _MOST_APART)
+    return [apart for apart in range(1, most + 1) if np.isin(places + apart * step, places).any()]
 
 
 def _parts(dataset: Any) -> list[Any]:

@@ -187,6 +187,8 @@ CHECKS: tuple[Check, ...] = (
     Check("calibration", UnprotectedUpdateError, [
         Refusal("Noise from `noise_for_epsilon(..., spent=ledger)` for a model whose ledger lacks those releases.",
             "Pass the same ledger to `DPModel(ledger=...)`."),
+        Refusal("`num_examples_public` after private statistics of the rows, which use their true number.",
+            "Leave out `num_examples_public`, or normalise with public constants."),
     ]),
     Check("memory", DataError, [
         Refusal("A data set whose items depend on the items read before, such as a running mean.",
@@ -263,7 +265,7 @@ CHECKS: tuple[Check, ...] = (
             "Include each row once. To weight a class, weight its loss."),
         Refusal("A stream that repeats its first examples; all others are compared as they arrive.",
             "Let each example arrive once."),
-        Refusal("A data set that uses one stored row in several examples: overlapping windows, mixup.",
+        Refusal("A data set that uses one stored row in several examples: overlapping windows (`unfold`), mixup.",
             "Let example i depend on row i only; keep public tables outside the data set."),
     ], reads="examples", setting="data"),
     Check("batches", DataError, [

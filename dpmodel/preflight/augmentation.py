@@ -8,6 +8,7 @@ from torch import Tensor
 
 from dpmodel.augmentation import Augmentation
 from mechanisms.engines.batch import Batch, all_tensors
+from mechanisms.engines.state.python_state import PythonState
 from monitors.errors import DataError
 
 
@@ -16,12 +17,13 @@ def tried_views(augmentation: Any, examples: Batch) -> Batch:
 
     Raises:
         ValueError: ``augmentation`` is not an ``Augmentation``.
-        DataError: The views cannot be made, or are not like the examples.
+        DataError: The views cannot be made, are not like the examples, or could contain other examples.
     """
     if augmentation is None:
         return examples
     if not isinstance(augmentation, Augmentation):
         raise ValueError(f"augmentation must be an Augmentation or None, got {augmentation!r}")
+    _require_no_pool(augmentation, examples)
     try:
         made = augmentation.drawn(examples).made()
     except Exception as error:
@@ -30,6 +32,30 @@ def tried_views(augmentation: Any, examples: Batch) -> Batch:
     for before, after in zip(all_tensors(examples.x), all_tensors(made.x), strict=True):
         _require_alike(augmentation, before, after)
     return made
+
+
+def _require_no_pool(augmentation: Augmentation, examples: Batch) -> None:
+    """Refuse transforms that hold the tried examples, as mixup does with a pool of the training data."""
+    held = PythonState(*augmentation.transforms).read
+    for tensor in held:
+        if any(_is_among(example, tensor) for part in all_tensors(examples.x) for example in part):
+            raise DataError(
+                f"the augmentation {augmentation.transforms!r} holds examples of the training data, which the views of "
+                "other examples could contain. One record would move the gradients of several examples, but the ledger "
+                "accounts for one. Make views of one example alone, or mix it with public data"
+            )
+
+
+def _is_among(example: Tensor, tensor: Tensor) -> bool:
+    """Whether rows of ``tensor`` equal ``example``; one of equal numbers, such as a blank image, proves nothing."""
+    if example.dim() > tensor.dim() or tensor.shape[tensor.dim() - example.dim() :] != example.shape:
+        return False
+    values = example.detach().reshape(-1).to(tensor.device)
+    if not len(values) or bool((values == values[0]).all()):
+        return False
+    rows, place = tensor.detach().reshape(-1, len(values)), int((values != values[0]).nonzero()[0])
+    alike = rows[rows[:, place] == values[place]]
+    return bool((alike == values).all(dim=1).any())
 
 
 def _require_alike(augmentation: Augmentation, example: Tensor, views: Tensor) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from dpmodel.data.contents import copied
+from dpmodel.data.contents import collated, copied
 from dpmodel.data.generators import Generators
 from dpmodel.data.loader import Pair, PrivateLoader
 from mechanisms.engines.batch import all_tensors, map_tensors
@@ -119,7 +119,7 @@ def _maker(loader: PrivateLoader, rows: np.ndarray) -> Callable[[list[int]], Pai
 
     def collate(chosen: list[int]) -> Any:
         taken = [examples[place] for place in chosen]
-        return fetcher.collate_fn(copied(taken))
+        return collated(fetcher.collate_fn, copied(taken))
 
     return collate
 

@@ -1,7 +1,9 @@
-"""The releases that the noise of a training was calibrated beside, compared with those on its ledger."""
+"""The releases before a training: those that its noise was calibrated beside, and what they state."""
 
 from __future__ import annotations
 
+from dpmodel.data.loader import PrivateLoader
+from mechanisms.answers import holds_statistics
 from mechanisms.noise import NoiseMechanism
 from monitors.errors import UnprotectedUpdateError
 from monitors.ledger import Ledger
@@ -38,3 +40,17 @@ def require_counted(noise: NoiseMechanism, ledger: Ledger, *, resumed: bool) -> 
         f"the ledger of this model holds {more:,} releases that noise_for_epsilon did not count, so the training ends "
         "above its target epsilon. To stay within it, pass the ledger as spent=ledger to noise_for_epsilon"
     )
+
+
+def require_private_size(loader: PrivateLoader, ledger: Ledger) -> None:
+    """Require that no statistics on the ledger state a number of rows that the loader keeps private.
+
+    Raises:
+        UnprotectedUpdateError: They were divided by it.
+    """
+    if loader.num_examples_public is not None and holds_statistics(ledger):
+        raise UnprotectedUpdateError(
+            f"the private statistics on the ledger of this model were computed with the true number of rows, which "
+            f"num_examples_public={loader.num_examples_public} keeps private. Leave out num_examples_public, or use "
+            "public constants in place of the statistics"
+        )

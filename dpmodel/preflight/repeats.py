@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -43,7 +44,7 @@ def row_hashes(tensors: Sequence[Tensor]) -> Rows:
     total = np.zeros(size, dtype=np.int64)
     bytes_left = MAX_BYTES // max(size, 1)
     for tensor in tensors:
-        words = _words(tensor.detach().reshape(size, -1), max(8, bytes_left))
+        words = _words(tensor.detach().reshape(size, math.prod(tensor.shape[1:])), max(8, bytes_left))
         bytes_left -= words.shape[1] * 8
         factors = np.random.default_rng().integers(-(2**63), 2**63, words.shape[1], dtype=np.int64) | 1
         step = max(1, _CHUNK // max(words.shape[1], 1))

@@ -10,6 +10,7 @@ from torch.utils.data import ConcatDataset, TensorDataset
 
 from dpmodel.data.in_memory import InMemoryDataset
 from dpmodel.data.loader import PrivateLoader
+from dpmodel.data.row_choice import overlap_in_memory
 from dpmodel.preflight.order import depends_on_order
 from dpmodel.preflight.readings import Readings, holders
 from dpmodel.preflight.repeats import confirmed, equal_rows, read_repetition, repetition, row_hashes
@@ -46,6 +47,7 @@ def require_separate_rows(loader: PrivateLoader, *, secret: bool = True) -> str 
     Raises:
         DataError: A wrapper repeats rows, or several examples depend on one stored row; says which.
     """
+    require_rows_apart(loader.dataset)
     if loader.num_examples < SMALLEST:
         return None
     tensors = _plain_tensors(loader)
@@ -59,6 +61,22 @@ def require_separate_rows(loader: PrivateLoader, *, secret: bool = True) -> str 
     readings = Readings(loader)
     with readings.preserved():
         return _require_separate_examples(loader, readings, draw)
+
+
+def require_rows_apart(dataset: Any) -> None:
+    """Refuse tensors whose rows overlap in memory.
+
+    Raises:
+        DataError: They do; says how far apart.
+    """
+    apart = overlap_in_memory(dataset)
+    if apart is not None:
+        raise DataError(
+            f"{type(dataset).__name__} holds rows that overlap: rows {apart} apart share memory, as windows of a "
+            "series do. One record would move the gradients of several examples, each by up to the norm bound, but the "
+            "ledger accounts for one. Begin each window where the one before ends, or choose rows that do not overlap "
+            "(Subset)"
+        )
 
 
 def require_no_memory(loader: PrivateLoader, *, secret: bool) -> None:

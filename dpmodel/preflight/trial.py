@@ -20,7 +20,7 @@ from dpmodel.preflight.arguments import check_types
 from dpmodel.preflight.arrivals import require_separate_arrivals
 from dpmodel.preflight.augmentation import tried_views
 from dpmodel.preflight.batches import require_unmixed_batches
-from dpmodel.preflight.calibration import require_counted
+from dpmodel.preflight.calibration import require_counted, require_private_size
 from dpmodel.preflight.loss import try_loss
 from dpmodel.preflight.mechanisms import require_sound_mechanisms
 from dpmodel.preflight.network import require_valid
@@ -173,7 +173,8 @@ def run(trial: Trial) -> None:
 
 
 def calibration(trial: Trial) -> None:
-    """The ledger holds what ``noise_for_epsilon`` counted as spent."""
+    """The ledger holds what ``noise_for_epsilon`` counted as spent, and nothing that states a private size."""
+    require_private_size(trial.loader, trial.model.ledger)
     trial.say(
         require_counted(trial.model.noise_mech, trial.model.ledger, resumed=trial.run.step > trial.run.first_step)
     )

@@ -7,10 +7,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.utils.data import TensorDataset
 
 from dpmodel.claims.weights import record_statistics
+from dpmodel.data.contents import require_dense_tensors
 from dpmodel.data.loader import PrivateLoader
 from dpmodel.preflight.own_rows import require_own_rows
 from mechanisms.answers import remember_asked, require_ledger
@@ -120,6 +123,8 @@ def private_least_squares(
         checks.positive_int(num_classes=num_classes)
         if num_classes == 1:
             raise ValueError("num_classes must be at least 2, got 1")
+    else:
+        checks.positive(target_bound=target_bound)
     num_examples, chunks = _read(x, y)
     products: ClippedProductSum | None = None
     for features, targets in chunks:
@@ -158,13 +163,19 @@ def _read(x: Any, y: Tensor | None) -> tuple[int, Iterator[tuple[Any, Any]]]:
         if not isinstance(y, Tensor) or x.dim() < 2 or not x.numel() or y.shape[:1] != x.shape[:1]:
             shape = tuple(y.shape) if isinstance(y, Tensor) else type(y).__name__
             raise DataError(f"x and y must be tensors (N, ...) with one row per example, got {tuple(x.shape)}, {shape}")
+        require_dense_tensors((x, y), "(x, y)")
+        require_own_rows(PrivateLoader(TensorDataset(x, y), 1), released=True)
         return len(x), zip(x.split(_EXAMPLES), y.split(_EXAMPLES), strict=True)
-    if y is not None or not hasattr(x, "__getitem__") or not hasattr(x, "__len__") or isinstance(x, (list, tuple)):
-        raise DataError(f"x must be a tensor, or a map-style data set of pairs without y, got {type(x).__name__}")
+    wrong = not hasattr(x, "__getitem__") or not hasattr(x, "__len__") or isinstance(x, (list, tuple, np.ndarray))
+    if y is not None or wrong:
+        remedy = "; convert arrays with torch.from_numpy" if isinstance(x, np.ndarray) else ""
+        raise DataError(
+            f"x must be a tensor, or a map-style data set of pairs without y, got {type(x).__name__}{remedy}"
+        )
     if not len(x):
         raise DataError("x has no examples")
     loader = PrivateLoader(x, 1)
-    require_own_rows(loader)
+    require_own_rows(loader, released=True)
     return loader.num_examples, iter(loader.in_order(_EXAMPLES))
 
 

@@ -7,9 +7,13 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
+from torch.utils.data import TensorDataset
 
+from dpmodel.data.contents import require_dense_tensors
 from dpmodel.data.loader import PrivateLoader
 from dpmodel.preflight.own_rows import require_own_rows
 from dpmodel.statistics.private_statistics import PrivateStatistics
@@ -57,8 +61,8 @@ def private_mean_and_variance(
         seed: 0 for secret noise. Any other integer makes it reproducible and voids the guarantee (tests only).
 
     Raises:
-        ValueError, DataError: An argument is wrong, or the data are not floats of one shape, or mix their rows. Nothing
-            was recorded.
+        ValueError, DataError: An argument is wrong, or the data are not floats of one shape, or mix or repeat their
+            rows. Nothing was recorded.
 
     Example:
         >>> ledger = Ledger()
@@ -80,8 +84,7 @@ def private_mean_and_variance(
         _require_floats(chunk, shape)
         values = chunk.detach().double()
         for total, powers in zip(sums, (values, values.square()), strict=True):
-            vectors = powers.mean(dim=axes) if axes else powers
-            total.add(vectors.reshape(len(values), -1).cpu().numpy())
+            total.add(_averaged(powers, axes))
     remember_asked(ledger, keep=True)
     mean, square = (torch.from_numpy(mechanism.release(total, ledger)) / num_examples for total in sums)
     floor = noise_multiplier * square_bound / num_examples if min_variance is None else min_variance
@@ -104,22 +107,40 @@ def _read(x: Any) -> tuple[tuple[int, ...], Callable[[], Iterable[Any]]]:
     if isinstance(x, Tensor):
         if x.dim() < 2 or not x.numel():
             raise DataError(f"x must hold one row of numbers per example, shape (N, ...), got {tuple(x.shape)}")
+        require_dense_tensors(x, "x")
+        require_own_rows(PrivateLoader(TensorDataset(x), 1), released=True)
         return tuple(x.shape), partial(x.split, _rows_at_once(x.shape[1:]))
-    if not hasattr(x, "__getitem__") or not hasattr(x, "__len__") or isinstance(x, (list, tuple)):
-        raise DataError(f"x must be a tensor or a map-style data set of pairs, got {type(x).__name__}")
+    if not hasattr(x, "__getitem__") or not hasattr(x, "__len__") or isinstance(x, (list, tuple, np.ndarray)):
+        remedy = "; convert an array with torch.from_numpy" if isinstance(x, np.ndarray) else ""
+        raise DataError(f"x must be a tensor or a map-style data set of pairs, got {type(x).__name__}{remedy}")
     if not len(x):
         raise DataError("x has no examples")
     loader = PrivateLoader(x, 1)
-    require_own_rows(loader)
+    require_own_rows(loader, released=True)
     first = loader.example(1)[0]
-    if not isinstance(first, Tensor) or first.dim() < 2:
-        raise DataError(f"the inputs must be one tensor per example, got {type(first).__name__}")
+    if not isinstance(first, Tensor) or first.dim() < 2 or not first.numel():
+        found = f"shape {tuple(first.shape[1:])}" if isinstance(first, Tensor) else type(first).__name__
+        raise DataError(f"the inputs must be one tensor per example, with one axis or more and not empty, got {found}")
     shape = (loader.num_examples, *first.shape[1:])
     return shape, partial(_inputs, loader, _rows_at_once(first.shape[1:]))
 
 
 def _inputs(loader: PrivateLoader, rows: int) -> Iterator[Any]:
     return (inputs for inputs, _ in loader.in_order(rows))
+
+
+def _averaged(values: Tensor, axes: tuple[int, ...]) -> NDArray[np.float64]:
+    """The vector of each example, (n, D): its values averaged over ``axes``.
+
+    The last bit of a vector must not depend on the other examples. That of torch's mean does, for some layouts: its
+    kernels add up several examples at once. NumPy adds up each row of contiguous numbers by itself.
+    """
+    kept = [axis for axis in range(1, values.dim()) if axis not in axes]
+    length = math.prod(values.shape[axis] for axis in axes)
+    rows = np.ascontiguousarray(values.permute(0, *kept, *axes).reshape(len(values), -1, length).cpu().numpy())
+    with np.errstate(over="ignore", invalid="ignore"):
+        found: NDArray[np.float64] = rows.mean(axis=-1)
+    return found
 
 
 def _rows_at_once(shape: Sequence[int]) -> int:

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from mechanisms.engines.batch import map_tensors
 from mechanisms.engines.isolation.isolated import isolated
-from mechanisms.engines.state.python_state import PythonState
+from mechanisms.engines.state.python_state import MOST_BYTES, PythonState
 from monitors.errors import UnsupportedModuleError
 
 
@@ -62,7 +62,10 @@ class Views:
             return map_tensors(lambda value: value.unsqueeze(1).expand(0, self.multiplicity, *value.shape[1:]), x)
         state = PythonState(self.view)
         if state.unfollowed or not state.complete:
-            raise UnsupportedModuleError(f"the augmentation {self.view!r} keeps state that cannot be restored")
+            raise UnsupportedModuleError(
+                f"the augmentation keeps state that cannot be restored after each call, or more than {MOST_BYTES:,} "
+                "bytes of tensors and arrays"
+            )
 
         def of_one(example: Any, numbers: Tensor) -> Any:
             copies = map_tensors(lambda value: value.expand(self.multiplicity, *value.shape[1:]), example)

@@ -131,9 +131,54 @@ class ByValue(Identity):
         return images if float(images.mean()) > 0 else -images
 
 
+class Mixup(Identity):
+    """Mixes with a random image of a pool."""
+
+    numbers = 1
+
+    def __init__(self, pool):
+        self.pool = pool
+
+    def __call__(self, images, numbers):
+        others = self.pool[(numbers[:, 0] * len(self.pool)).long()]
+        return 0.7 * images + 0.3 * others
+
+
+class MixupOfGlobals(Identity):
+    def __call__(self, images, numbers):
+        return 0.7 * images + 0.3 * POOL[:1]
+
+
+POOL = data().tensors[0]
+
+
+class Counting(Identity):
+    calls = 0
+
+    def __init__(self):
+        self.seen = []
+
+    def __call__(self, images, numbers):
+        self.calls += 1
+        self.seen.append(len(images))
+        return images
+
+
+def test_what_an_augmentation_keeps_is_restored_after_each_call():
+    counting = Counting()
+    Augmentation(counting, 3).drawn(Batch(torch.rand(5, 1, 4, 4), torch.zeros(5))).made()
+    assert (counting.calls, counting.seen) == (0, [])
+
+
+def test_an_augmentation_may_mix_with_public_images():
+    trained(augmentation=[Mixup(torch.rand(7, 1, 8, 8))])
+
+
 @pytest.mark.parametrize(
     ("augmentation", "message"),
     [
+        (Mixup(data().tensors[0].clone()), "holds examples of the training data"),
+        (MixupOfGlobals(), "holds examples of the training data"),
         (WrongShape(), r"makes views of shape \(1, 7, 8\)"),
         (NotFinite(), "NaN or infinite"),
         (ByValue(), "cannot be isolated"),

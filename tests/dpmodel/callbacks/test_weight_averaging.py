@@ -85,6 +85,21 @@ def test_the_network_may_keep_its_own_weights():
     assert trained.ledger.notes == fit(seen)[0].ledger.notes
 
 
+@pytest.mark.parametrize("keep", [False, True])
+def test_several_averages_do_not_disturb_the_training_or_each_other(keep):
+    plain, seen, several = Recorder(), Recorder(), [WeightAveraging(decay, keep=keep) for decay in (0.5, 0.9)]
+    fit(plain)
+    trained, history = fit(seen, *several)
+    assert all(all(map(torch.equal, one, other)) for one, other in zip(plain.weights, seen.weights, strict=True))
+    alone = WeightAveraging(0.9, keep=keep)
+    _, alone_history = fit(alone)
+    assert all(map(torch.equal, several[1].averaged_weights.values(), alone.averaged_weights.values()))
+    assert history[-1].metrics == alone_history[-1].metrics
+    final = [value for value in trained.network.parameters() if value.requires_grad]
+    assert all(map(torch.equal, final, alone.averaged_weights.values())) == keep
+    assert trained.ledger.violations == ()
+
+
 def test_a_validation_that_fails_leaves_the_weights_of_the_training():
     class Fails(Callback):
         def on_eval_begin(self, run):
@@ -100,15 +115,6 @@ def test_a_validation_that_fails_leaves_the_weights_of_the_training():
         )
     assert all(map(torch.equal, trained.network.parameters(), seen.weights[-1]))
     assert trained.ledger.violations == ()
-
-
-def test_two_averages_are_refused_before_a_release():
-    trained = model()
-    with pytest.raises(ValueError, match="2 objects of WeightAveraging; a training has one"):
-        trained.fit(
-            poisson_loader(data(), batch_size=10), callbacks=[WeightAveraging(0.9), WeightAveraging(0.5, keep=False)]
-        )
-    assert len(trained.ledger) == 0
 
 
 @pytest.mark.slow

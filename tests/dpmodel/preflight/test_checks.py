@@ -19,9 +19,10 @@ from dpmodel.preflight import CHECKS, Check, network, trial
 from dpmodel.preflight.refusal import HAS_READ
 from dpmodel.preflight.table import page
 from dpmodel.runs.train import train_from_config
+from dpmodel.statistics import private_mean_and_variance
 from mechanisms.noise import Gaussian
 from monitors import GaussianEvent, Ledger
-from monitors.errors import ConfigError, DistributedError
+from monitors.errors import ConfigError, DistributedError, UnprotectedUpdateError
 
 TINY = {
     "data": {"name": "synthetic", "shape": [1, 4, 4], "num_train": 60, "num_test": 20, "num_classes": 3},
@@ -197,6 +198,16 @@ def test_each_check_raises_an_error_that_the_list_states(make_model, make_data, 
     assert type(caught.value) in {check.error, *(refusal.error for refusal in check.refusals)}
     assert (HAS_READ in str(caught.value)) == (check.reads != "settings")
     assert model.ledger.total == 0
+
+
+def test_statistics_that_used_the_number_of_rows_are_refused_where_it_is_private(make_model, make_data):
+    ledger, data = Ledger(), make_data()
+    bounds = {"noise_multiplier": 4.0, "norm_bound": 1.0, "square_bound": 1.0}
+    layer = private_mean_and_variance(data, ledger=ledger, **bounds).normalise()
+    for options in ({"ledger": ledger}, {"network": nn.Sequential(layer, nn.Linear(4, 3))}):
+        with pytest.raises(UnprotectedUpdateError, match="which num_examples_public=90 keeps private"):
+            make_model(**options).fit(poisson_loader(data, batch_size=16, num_examples_public=90))
+    assert ledger.total == 2
 
 
 def test_a_training_from_a_configuration_probes_its_network_once(tmp_path, monkeypatch):

@@ -172,6 +172,31 @@ def test_data_sets_that_repeat_their_rows_are_refused(dataset):
         require_separate_rows(PrivateLoader(dataset, 8))
 
 
+def windows(step, size=8):
+    values = SERIES.unfold(0, size, step)
+    return TensorDataset(values, torch.zeros(len(values)))
+
+
+@pytest.mark.parametrize("dataset", [windows(1), windows(7), Subset(windows(3), range(0, 20, 2)), windows(1, 2)])
+def test_windows_of_a_series_that_overlap_in_memory_are_refused(dataset):
+    with pytest.raises(DataError, match=r"holds rows that overlap: rows [12] apart share memory"):
+        require_separate_rows(PrivateLoader(dataset, 4))
+
+
+@pytest.mark.parametrize(
+    "dataset",
+    [
+        windows(8),
+        Subset(windows(3), range(0, 20, 3)),
+        TensorDataset(X.T.contiguous().T, Y),
+        TensorDataset(IMAGES.float().expand(N, 3, 4, 4).contiguous(memory_format=torch.channels_last), Y),
+        TensorDataset(X, torch.zeros(()).expand(N)),
+    ],
+)
+def test_rows_that_are_apart_in_memory_are_accepted(dataset):
+    require_separate_rows(PrivateLoader(dataset, 4))
+
+
 @dataclass
 class Record:
     x: torch.Tensor

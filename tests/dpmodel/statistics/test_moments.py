@@ -123,6 +123,26 @@ def test_the_ledger_holds_two_gaussian_releases():
     assert any("no guarantee" in note for note in ledger.notes)
 
 
+@pytest.mark.parametrize("axes", [(1,), (2,), (1, 2), ()])
+@pytest.mark.parametrize("layout", [(0, 1, 2), (1, 0, 2), (2, 1, 0)])
+def test_the_vector_of_an_example_does_not_depend_on_the_others_in_any_bit(monkeypatch, layout, axes):
+    values = torch.randn(33, 13, 9, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
+    values = values.permute(layout).contiguous().permute(np.argsort(layout).tolist())
+    vectors = []
+    monkeypatch.setattr(moments.ClippedVectorSum, "add", lambda self, rows: vectors.append(rows))
+    for rows in (values, values[1:], values[5:6]):
+        with pytest.raises(ValueError, match="were added"):
+            statistics(rows, dims=axes)
+    both, without, alone = (vectors[number] for number in (0, 2, 4))
+    assert np.array_equal(both[1:], without)
+    assert np.array_equal(both[5:6], alone)
+
+
+class Ragged(Own):
+    def __getitem__(self, row):
+        return IMAGES[row, :, : 3 + row % 2], 0
+
+
 class Remembers(Own):
     def __getitem__(self, row):
         self.last, before = IMAGES[row], getattr(self, "last", IMAGES[row])
@@ -145,6 +165,14 @@ class Remembers(Own):
         ({"x": torch.zeros(0, 4)}, "one row of numbers per example"),
         ({"x": torch.zeros(4, 2, dtype=torch.int64)}, "must hold floats, got torch.int64"),
         ({"x": [[1.0]]}, "a tensor or a map-style data set of pairs, got list"),
+        ({"x": IMAGES.numpy()}, "got ndarray; convert an array with torch.from_numpy"),
+        ({"x": IMAGES.to_sparse()}, "x is a sparse_coo tensor"),
+        ({"x": IMAGES.repeat(2, 1, 1, 1)}, "TensorDataset holds its rows more than once"),
+        ({"x": InMemoryDataset(IMAGES.repeat(2, 1, 1, 1), LABELS.repeat(2))}, "holds its rows more than once"),
+        ({"x": torch.rand(60).unfold(0, 5, 1)}, "holds rows that overlap"),
+        ({"x": TensorDataset(torch.zeros(4), LABELS[:4])}, r"with one axis or more and not empty, got shape \(\)"),
+        ({"x": TensorDataset(torch.zeros(40, 0), LABELS)}, r"not empty, got shape \(0,\)"),
+        ({"x": Ragged()}, "the examples cannot be collated into a batch"),
         ({"x": TensorDataset(torch.zeros(0, 2), torch.zeros(0))}, "no examples"),
         ({"x": InMemoryDataset(torch.zeros(4, 2, dtype=torch.int64), LABELS[:4])}, "must hold floats"),
         ({"x": Remembers()}, "remembers what it has read"),
