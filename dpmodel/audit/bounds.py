@@ -258,7 +258,7 @@ def gaussian_p_value(errors: ErrorCounts, mu: float) -> float:
     # With so many false positives, at most so many false negatives make mu at least as large as estimated.
     most = (inside + 1) * special.ndtr(estimated - _rate_quantile(counts, outside)) - 0.5
     at_most = stats.binom.cdf(np.floor(most + 1e-9), inside, special.ndtr(-special.ndtri(rates) - mu)[:, None])
-    reached = (stats.binom.pmf(counts, outside, rates[:, None]) * at_most).sum(axis=1)
+    reached = np.einsum("ij,ij->i", stats.binom.pmf(counts, outside, rates[:, None]), at_most)
     return min(1.0, float(reached.max()) + 3 * _OUTSIDE)
 
 
