@@ -8,9 +8,11 @@ from typing import Any
 from torch import nn
 
 from dpmodel.config.paths import CHECKPOINTS
+from dpmodel.features.mirrored import Mirrored
 from dpmodel.features.scattering import Scattering2D
 from dpmodel.nets.networks import build_network, check_network
 from dpmodel.saving.checkpoint import read_checkpoint
+from monitors import checks
 from monitors.arguments import check_arguments
 from monitors.errors import ConfigError, DataError
 from monitors.registry import Registry
@@ -21,13 +23,14 @@ FEATURES: Registry[Callable[..., nn.Module]] = Registry("features")
 
 
 @FEATURES.register("scattering")
-def scattering(data: Mapping[str, Any], J: int = 2, L: int = 8) -> nn.Module:  # noqa: N803
+def scattering(data: Mapping[str, Any], J: int = 2, L: int = 8, mirrored: bool = False) -> nn.Module:  # noqa: N803
     """Scattering coefficients as an image of more channels: (C, H, W) -> (C * channels, H / 2^J, W / 2^J).
 
     Args:
         data: Facts about the data.
         J: Number of scales.
         L: Number of angles.
+        mirrored: Whether to take the mean with the coefficients of the mirror image; see ``Mirrored``.
 
     Raises:
         DataError: The examples are not images.
@@ -35,7 +38,9 @@ def scattering(data: Mapping[str, Any], J: int = 2, L: int = 8) -> nn.Module:  #
     shape = data["example_shape"]
     if len(shape) != 3:
         raise DataError(f"scattering needs images (channels, height, width), but the examples have shape {shape}")
-    return nn.Sequential(Scattering2D(J, shape[1:], L), nn.Flatten(1, 2))
+    checks.one_of((False, True), mirrored=mirrored)
+    transform = Scattering2D(J, shape[1:], L)
+    return nn.Sequential(Mirrored(transform) if mirrored else transform, nn.Flatten(1, 2))
 
 
 @FEATURES.register("network")

@@ -11,6 +11,7 @@ from dpmodel.compare.equal_epsilon import _same_task
 from dpmodel.config import make_config
 from dpmodel.config.identity import settings_by_path
 from dpmodel.features import FEATURES, build_features
+from dpmodel.features.digest import network_digest
 from dpmodel.preflight.configured import require_known_names
 from dpmodel.runs.build import build_task
 from dpmodel.runs.evaluate import evaluate_run
@@ -53,6 +54,15 @@ def test_scattering_gives_images_of_more_channels():
     assert found(torch.rand(2, 3, 32, 32)).shape == (2, 243, 8, 8)
 
 
+def test_mirrored_features_are_those_of_both_images():
+    facts, image = {"example_shape": (3, 32, 32)}, torch.rand(2, 3, 32, 32)
+    plain, mirrored = (build_features("scattering", facts, mirrored=chosen) for chosen in (False, True))
+    assert torch.allclose(mirrored(image), (plain(image) + plain(image.flip(-1))) / 2)
+    assert torch.equal(mirrored(image), mirrored(image.flip(-1)))
+    assert not torch.allclose(plain(image), plain(image.flip(-1)))
+    assert network_digest(plain) != network_digest(mirrored)
+
+
 def test_a_network_has_the_stated_weights(tmp_path):
     wanted = build_network("mlp", hidden=[5], defaults=FACTS, seed=7)
     save_checkpoint(tmp_path / "weights.safetensors", wanted)
@@ -85,6 +95,7 @@ def test_unknown_names_and_arguments_are_refused_before_anything_is_read(feature
 @pytest.mark.parametrize(
     ("features", "message"),
     [
+        ({"name": "scattering", "mirrored": "left"}, "mirrored must be one of"),
         ({"name": "scattering", "J": 4}, "features: images of 12 x 12 are too small for J=4"),
         ({"name": "network", "network": "mlp", "weights": "none.safetensors"}, "none.safetensors cannot be read"),
         ({"name": "network", "module": "torch.nn:Softmax", "dim": 0}, "features: Softmax gives an example different"),
