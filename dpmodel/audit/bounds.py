@@ -33,7 +33,7 @@ _HIGHEST = 64.0
 _PRECISION = 1e-4
 
 #: Probability that a false-positive rate lies outside the interval that is searched, and the rates that are searched.
-_OUTSIDE, _RATES = 1e-6, 49
+_OUTSIDE, _RATES = 1e-8, 49
 
 
 @dataclass(frozen=True)
@@ -267,7 +267,7 @@ def gaussian_mu_bound(errors: ErrorCounts, confidence: float = GAUSSIAN_CONFIDEN
 
     Example:
         >>> round(gaussian_mu_bound(ErrorCounts(50, 1000, 200, 1000)), 2)
-        2.24
+        2.23
     """
     return _largest(lambda mu: gaussian_p_value(errors, mu) < 1.0 - confidence)
 

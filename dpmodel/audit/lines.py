@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 #: Probability that a correct run gets a report with any contradiction: at most this, over all lines together.
-FAMILY_LEVEL = 5e-4
+FAMILY_LEVEL = 2e-5
 
 
 @dataclass(frozen=True)

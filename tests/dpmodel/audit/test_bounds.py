@@ -140,7 +140,7 @@ def test_three_fifths_of_epsilon_are_found(sigma, rate, steps):
     assert max(found) < 1.1
 
 
-@pytest.mark.parametrize("p_value", [0.03, 1e-3, 1e-5])
+@pytest.mark.parametrize("p_value", [0.03, 1e-3, 1e-6])
 def test_the_p_values_invert_the_bounds(p_value):
     guesses, errors = Guesses(500, 400, 280), ErrorCounts(60, 500, 150, 500)
     epsilon = one_run_epsilon(guesses, 0.0, 1 - p_value)
