@@ -62,6 +62,19 @@ def test_rows_are_trained_once_and_written_to_a_page(script, tmp_path, monkeypat
     assert page.read_text() == first
 
 
+def test_another_epsilon_is_not_compared_with_what_was_published(script, tmp_path, monkeypatch):
+    monkeypatch.setattr(script, "ROWS", {"mnist_cnn": script.ROWS["mnist_cnn"]})
+    page = tmp_path / "page.md"
+    small = ["data.limit=300", "data.test_limit=100", "training.batch_size=60", "training.epochs=1"]
+    arguments = ["--seeds", "1", "--epsilon", "1", "--output", str(tmp_path / "runs"), "--docs", str(page)]
+    script.main([*arguments, *(part for setting in small for part in ("--set", setting))])
+    text = page.read_text()
+    assert "--seeds 1 --epsilon 1 --set training.batch_size=60 --set training.epochs=1`" in text
+    assert "at most 1. Nothing was chosen" in text
+    assert "ublished" not in text
+    assert text.splitlines()[-1].endswith("| 1.000 |")
+
+
 def test_an_unknown_row_is_refused(script, capsys):
     with pytest.raises(SystemExit):
         script.main(["--only", "imagenet"])
