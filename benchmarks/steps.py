@@ -5,6 +5,7 @@ A step is: forward, backward, clip, noise, SGD with momentum; plain steps have n
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
@@ -20,7 +21,7 @@ from mechanisms.clipping import Fixed
 from mechanisms.engines import ENGINES, Batch, Engine, FlatLayout, choose_engine
 from mechanisms.engines.bookkeeping.pool_first import PoolFirst, pooling_of
 from mechanisms.engines.memory import peak_bytes
-from mechanisms.noise import Gaussian
+from mechanisms.noise import Gaussian, NoiseMechanism
 from mechanisms.units import ClippedUnit
 
 LEARNING_RATE, MOMENTUM, BOUND = 1e-3, 0.9, 1.0
@@ -123,6 +124,7 @@ def private_step(
     *,
     device: str = "cpu",
     noisy: bool = True,
+    noise: NoiseMechanism | None = None,
     **options: Any,
 ) -> PrivateStep:
     """A step of one of our engines, and the engine.
@@ -134,6 +136,7 @@ def private_step(
         reuse: Whether the flat sum is reused from step to step, as in training.
         device: Device to train on.
         noisy: Whether noise is added.
+        noise: The mechanism; default: ``Gaussian``.
         options: Additional arguments of the engine.
     """
     network, (x, y) = fresh_network(workload, device), workload.batch(size, device)
@@ -144,13 +147,14 @@ def private_step(
     else:
         engine, reason = ENGINES.create(name, unit, **options), f"engine {name!r} was asked for"
     parameters, layout = list(network.parameters()), FlatLayout.of(network)
-    noise, clip = Gaussian(initial_noise_multiplier=1.0), Fixed()
+    clip, numbers = Fixed(), itertools.count()
+    noise = Gaussian(initial_noise_multiplier=1.0) if noise is None else noise
     clip.start(BOUND)
     total = layout.zeros(layout.size) if reuse else None
 
     def step() -> None:
         summed = engine.clipped_sum(network, loss_fn, Batch(x, y), clip, total)
-        released = noise.add(summed, 0) if noisy else summed.flat_grad
+        released = noise.add(summed, next(numbers)) if noisy else summed.flat_grad
         for parameter, gradient in zip(parameters, layout.views(released.div_(size)), strict=True):
             parameter.grad = gradient
         optimizer.step()
