@@ -66,7 +66,7 @@ def falling(count: int) -> Workload:
 
 
 def step_with(bands: int) -> steps.Step:
-    """A function that takes one more step, with noise of so many bands."""
+    """A function that takes one training step with noise of ``bands`` bands."""
     return steps.private_step("bookkeeping", WORKLOADS["lenet5"], SIZE, noise=noise_of(bands)).step
 
 

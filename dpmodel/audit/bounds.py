@@ -255,7 +255,7 @@ def gaussian_p_value(errors: ErrorCounts, mu: float) -> float:
     counts = np.arange(
         stats.binom.ppf(_OUTSIDE, outside, rates[0]), stats.binom.ppf(1.0 - _OUTSIDE, outside, rates[-1]) + 1
     )
-    # With so many false positives, at most so many false negatives make mu at least as large as estimated.
+    # For each count of false positives, the most false negatives that give an estimate of mu at least as large.
     most = (inside + 1) * special.ndtr(estimated - _rate_quantile(counts, outside)) - 0.5
     at_most = stats.binom.cdf(np.floor(most + 1e-9), inside, special.ndtr(-special.ndtri(rates) - mu)[:, None])
     reached = np.einsum("ij,ij->i", stats.binom.pmf(counts, outside, rates[:, None]), at_most)

@@ -71,10 +71,14 @@ def _queries(folder: RunFolder) -> dict[str, Any] | None:
     """What the answers of the network cost, if a budget for them is in the folder."""
     if not folder.queries.is_dir():
         return None
-    from dpmodel.prediction.query_ledger import query_status
+    from dpmodel.prediction.query_budget import BUDGET_NAME
+    from dpmodel.prediction.query_ledger import LEDGER_NAME, query_status
+    from monitors.journal import JOURNAL_NAME
 
+    if not any((folder.queries / name).exists() for name in (BUDGET_NAME, LEDGER_NAME, JOURNAL_NAME)):
+        return None  # interrupted before anything was charged
     status = dataclasses.asdict(query_status(folder.queries))
-    return {name: status[name] for name in ("asked", "spent", "epsilon", "delta")}
+    return {name: status[name] for name in ("asked", "spent", "epsilon", "delta")} | {"notes": list(status["notes"])}
 
 
 def _stored(folder: RunFolder, ledger: Ledger) -> Mapping[str, Any]:

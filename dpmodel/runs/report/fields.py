@@ -160,10 +160,11 @@ def _queries(value: Any, section: Mapping[str, Any]) -> str:
     del section
     if value is None:
         return "none were charged in the run folder"
-    return (
+    charged = (
         f"{value['asked']:,} were charged, at most epsilon {_epsilon(value['epsilon'])} at delta {value['delta']:g} "
         f"({_epsilon(value['spent'])} so far), beside the training"
     )
+    return "; ".join([charged, *value["notes"]])
 
 
 def _metrics(value: Any, section: Mapping[str, Any]) -> str:

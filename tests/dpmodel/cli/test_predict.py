@@ -331,11 +331,22 @@ def test_the_card_and_a_later_plan_state_what_the_answers_cost(command, plain, r
     status = query_status(plain / "queries")
     assert f"({epsilon_text(status.spent)} so far)" in shown
     stated = json.loads(command("card", plain, "--json")[1])["card"]["accesses"]["queries"]
-    assert stated == {"asked": 5, "spent": status.spent, "epsilon": 5.0, "delta": 1e-5}
+    assert stated == {"asked": 5, "spent": status.spent, "epsilon": 5.0, "delta": 1e-5, "notes": []}
     more = ("--set", f"privacy.spent=[{plain / 'queries' / 'ledger.json'}]")
     plan = ("budget", "-n", 1000, "-b", 50, "-e", 1, "--noise-multiplier", 1, "--accountant", "pld", "--json")
     alone, both = (json.loads(command(*plan, *spent)[1])["epsilon"] for spent in ((), more))
     assert both > alone
+
+
+def test_the_card_repeats_what_voids_the_budget_of_answers(command, plain, rows):
+    command("predict", plain, rows, *CHARGED, "--sensitivity", "0.5")
+    assert "was not verified" in command("card", plain)[1]
+
+
+def test_a_folder_of_queries_without_charges_changes_no_card(command, plain):
+    before = command("card", plain)[1]
+    (plain / "queries").mkdir()
+    assert command("card", plain)[1] == before
 
 
 def test_a_damaged_query_ledger_makes_no_card(command, plain, rows):
