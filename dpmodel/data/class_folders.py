@@ -157,7 +157,7 @@ class ArchivedClassFolders(ClassFolders):
         for entry in self._archive.infolist():
             name = entry.filename
             steps = tuple(step for step in name.split("/") if step not in ("", "."))
-            if name.startswith("/") or "\\" in name or ".." in steps or _DRIVE.match(name):
+            if not name or name.startswith("/") or "\\" in name or ".." in steps or _DRIVE.match(name):
                 raise DataError(
                     f"{self.path} holds {checks.shown(name)}, which is not a path within an archive. Make it anew from "
                     "the folder, with relative paths and forward slashes (zip -r pictures.zip train test)"

@@ -60,6 +60,12 @@ class TestBadArchives:
         with pytest.raises(MissingDataError, match="an image folder must contain train/<class>"):
             read(tmp_path / "a.zip")
 
+    def test_an_empty_name_is_refused(self, tmp_path):
+        path = write_entries(tmp_path / "a.zip", names=["?.png"])
+        path.write_bytes(path.read_bytes().replace(b"?.png", b"\0.png"))  # zipfile ends a name at a NUL
+        with pytest.raises(DataError, match=r"holds '', which is not a path within an archive"):
+            read(path)
+
     def test_a_part_that_is_missing_and_a_class_without_training_images_are_named(self, tmp_path):
         with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
             archive.writestr("train/cat/1.png", b"")
