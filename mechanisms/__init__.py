@@ -10,12 +10,13 @@ from mechanisms.correlated.workload import Workload
 from mechanisms.factory import ClipMechanismsFactory, NoiseMechanismsFactory
 from mechanisms.gaussian_query import GaussianMechanism
 from mechanisms.noise import AdaGaussian, Gaussian, NoiseMechanism
-from mechanisms.product_sum import ClippedProductSum
 from mechanisms.queries import CountingQuery, LaplaceMechanism
 from mechanisms.rng import SecureGenerator
 from mechanisms.sampling import PoissonSampler, Sampler, ShuffleSampler
+from mechanisms.sums.gram_sum import ClippedGramSum
+from mechanisms.sums.product_sum import ClippedProductSum
+from mechanisms.sums.vector_sum import ClippedVectorSum
 from mechanisms.units import ClippedUnit
-from mechanisms.vector_sum import ClippedVectorSum
 
 __all__ = [
     "AdaGaussian",
@@ -24,6 +25,7 @@ __all__ = [
     "BandedMF",
     "ClipMechanism",
     "ClipMechanismsFactory",
+    "ClippedGramSum",
     "ClippedProductSum",
     "ClippedUnit",
     "ClippedVectorSum",

@@ -19,6 +19,7 @@ def _checked(check: Callable[..., None]) -> AfterValidator:
 
 
 PositiveFloat = Annotated[float, _checked(checks.positive)]
+UnitFloat = Annotated[float, _checked(checks.unit_interval)]
 OpenUnitFloat = Annotated[float, _checked(checks.open_unit)]
 PositiveInt = Annotated[int, _checked(checks.positive_int)]
 NonNegativeInt = Annotated[int, _checked(checks.non_negative_int)]

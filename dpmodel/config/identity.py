@@ -22,6 +22,8 @@ def result_settings(config: Config) -> dict[str, Any]:
     for section in ("normalise", "augmentation"):
         if values[section] is None:
             values.pop(section)
+    if config.normalise is not None and not config.normalise.whitening:
+        values["normalise"].pop("whitening")
     values["data"].pop("cache", None)  # where images are kept does not change them
     features = values.pop("features")
     if features is not None:  # how they are computed and kept does not change them

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, PlainValidator, model_validator
 
-from dpmodel.config.fields import FromList, NamedSection, NonNegativeInt, PositiveFloat, PositiveInt, Section
+from dpmodel.config.fields import FromList, NamedSection, NonNegativeInt, PositiveFloat, PositiveInt, Section, UnitFloat
 from monitors import checks
 from monitors.events import GaussianEvent
 from monitors.ledger import Ledger
@@ -76,11 +76,15 @@ class NormaliseSection(Section):
     """Normalisation of the inputs per channel, with statistics that are released when the training begins.
 
     Args:
-        name: ``private``: noisy mean and variance of the training data, two releases on the ledger of the training.
-        noise_multiplier: Noise multiplier of each of the two releases.
+        name: ``private``: noisy mean and variance of the training data, two releases on the ledger of the training, and
+            a third one with ``whitening``.
+        noise_multiplier: Noise multiplier of each release.
         norm_bound: Largest L2 norm of an example's means; it must not depend on the data.
         square_bound: Largest L2 norm of an example's second moments; it must not depend on the data.
         min_variance: Smallest variance that is used; null: the standard deviation of the noise of a second moment.
+        whitening: Share of the correlation of the channels that is removed, from 0 to 1, by their noisy correlation. It
+            speeds up training on features that are strongly correlated, such as scattering coefficients; see
+            ``dpmodel.statistics.PrivateStatistics.normalise``.
     """
 
     name: Literal["private"]
@@ -88,11 +92,12 @@ class NormaliseSection(Section):
     norm_bound: PositiveFloat
     square_bound: PositiveFloat
     min_variance: PositiveFloat | None = None
+    whitening: UnitFloat = 0.0
 
     @property
     def ledger(self) -> Ledger:
         """What it releases."""
-        return Ledger().record(GaussianEvent(self.noise_multiplier), 2)
+        return Ledger().record(GaussianEvent(self.noise_multiplier), 3 if self.whitening else 2)
 
 
 class NetworkSection(NamedSection):

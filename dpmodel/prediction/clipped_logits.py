@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from dpmodel.data.inference import predictions
-from mechanisms.vector_sum import clipped_to_grid
+from mechanisms.sums.vector_sum import clipped_to_grid
 from monitors.errors import DataError
 
 

@@ -20,7 +20,7 @@ from dpmodel.prediction.logits import SEEDED
 from dpmodel.prediction.partition import require_disjoint
 from dpmodel.prediction.query_ledger import QueryLedger
 from mechanisms.gaussian_answers import GaussianAnswers
-from mechanisms.vector_sum import grid_for
+from mechanisms.sums.vector_sum import grid_for
 from monitors import checks
 from monitors.errors import DataError
 

@@ -15,7 +15,7 @@ from dpmodel.prediction.clipped_logits import clipped_logits, device_of, logits_
 from dpmodel.prediction.convex import ConvexHead
 from dpmodel.prediction.query_ledger import QueryLedger
 from mechanisms.gaussian_answers import GaussianAnswers
-from mechanisms.vector_sum import grid_for
+from mechanisms.sums.vector_sum import grid_for
 from monitors import checks
 from monitors.errors import UnprotectedUpdateError
 from monitors.gaussian import gaussian_epsilon

@@ -160,7 +160,7 @@ def build_task(config: Config, data: DataSplits | None = None, *, private: bool 
         with locating_errors(config, "normalise"):
             if not data.train.transform_batch(data.train.x[:1]).is_floating_point():
                 raise ValueError(f"inputs of {data.train.x.dtype} cannot be normalised; remove normalise")
-        network = NormalisedNetwork(network, data.example_shape)
+            network = NormalisedNetwork(network, data.example_shape, config.normalise.whitening)
     network.to(device)
     require_network_fits(config, network, data, device, private=private)
     require_metrics_fit(config, data)

@@ -18,7 +18,7 @@ from dpmodel.data.loader import PrivateLoader
 from dpmodel.preflight.own_rows import require_own_rows
 from mechanisms.answers import remember_asked, require_ledger
 from mechanisms.gaussian_query import GaussianMechanism
-from mechanisms.product_sum import ClippedProductSum
+from mechanisms.sums.product_sum import ClippedProductSum
 from monitors import checks
 from monitors.errors import DataError
 from monitors.ledger import Ledger

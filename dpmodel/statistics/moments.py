@@ -1,9 +1,10 @@
-"""Mean and variance of a data set, from two noisy sums over all examples."""
+"""Mean, variance and correlation of a data set, from noisy sums over all examples."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -16,10 +17,11 @@ from torch.utils.data import TensorDataset
 from dpmodel.data.contents import require_dense_tensors
 from dpmodel.data.loader import PrivateLoader
 from dpmodel.preflight.own_rows import require_own_rows
-from dpmodel.statistics.private_statistics import PrivateStatistics
+from dpmodel.statistics.private_statistics import PrivateStatistics, correlation_bound, require_channels
 from mechanisms.answers import remember_asked, require_ledger
 from mechanisms.gaussian_query import GaussianMechanism
-from mechanisms.vector_sum import ClippedVectorSum
+from mechanisms.sums.gram_sum import ClippedGramSum
+from mechanisms.sums.vector_sum import ClippedVectorSum
 from monitors import checks
 from monitors.errors import DataError
 from monitors.ledger import Ledger
@@ -37,6 +39,7 @@ def private_mean_and_variance(
     ledger: Ledger,
     dims: Sequence[int] | None = None,
     min_variance: float | None = None,
+    correlation: bool = False,
     seed: int | None = 0,
 ) -> PrivateStatistics:
     """Mean and variance of each channel or feature of ``x``, from two Gaussian releases on ``ledger``.
@@ -45,19 +48,24 @@ def private_mean_and_variance(
     ``norm_bound`` and ``square_bound``, added up over all examples, noised, and divided by the number of examples. Both
     releases are recorded before their noise is drawn. The variance is the second moment minus the squared mean.
 
+    With ``correlation``, a third release follows: the products ``z z'`` of the standardised values, averaged over
+    ``dims`` for each example, clipped by their Frobenius norm to half the number of channels, and averaged over all
+    examples. Standardised values have a mean square of one, so this bound needs no knowledge of the data.
+
     An example with a NaN or infinite value contributes exactly zero, and counts in the number of examples.
 
     Args:
         x: Tensor (N, ...) of floats, or a map-style data set of pairs (input, target), which is read in chunks.
-        noise_multiplier: Standard deviation of the noise over the bound, positive, of each of the two releases.
+        noise_multiplier: Standard deviation of the noise over the bound, positive, of each release.
         norm_bound: Largest L2 norm of an example's vector of means. It must not depend on the data.
         square_bound: Largest L2 norm of an example's vector of second moments. It must not depend on the data.
-        ledger: Where both releases are recorded. Pass it to ``DPModel(ledger=...)``, and to ``noise_for_epsilon`` as
+        ledger: Where the releases are recorded. Pass it to ``DPModel(ledger=...)``, and to ``noise_for_epsilon`` as
             ``spent``.
         dims: Axes of ``x`` that are averaged within an example, counted as in ``x``. Default: all but examples (axis 0)
             and channels (axis 1), so ``(2, 3)`` for images (N, C, H, W), and none for features (N, F).
         min_variance: Smallest variance that is stated, positive. Default: the standard deviation of the noise in a
             second moment, ``noise_multiplier * square_bound / N``; a smaller variance could not be told from noise.
+        correlation: Whether to release the correlation of the channels too, which ``normalise(whitening=...)`` needs.
         seed: 0 for secret noise. Any other integer makes it reproducible and voids the guarantee (tests only).
 
     Raises:
@@ -79,6 +87,8 @@ def private_mean_and_variance(
         checks.positive(min_variance=min_variance)
     shape, chunks = _read(x)
     num_examples, axes = shape[0], _axes(dims, shape)
+    if correlation:
+        require_channels(math.prod(size for axis, size in enumerate(shape) if axis not in (0, *axes)))
     sums = [ClippedVectorSum(bound, num_examples) for bound in (norm_bound, square_bound)]
     for chunk in chunks():
         _require_floats(chunk, shape)
@@ -89,7 +99,7 @@ def private_mean_and_variance(
     mean, square = (torch.from_numpy(mechanism.release(total, ledger)) / num_examples for total in sums)
     floor = noise_multiplier * square_bound / num_examples if min_variance is None else min_variance
     kept = [size for axis, size in enumerate(shape) if axis not in (0, *axes)]
-    return PrivateStatistics(
+    statistics = PrivateStatistics(
         mean=mean.reshape(kept),
         variance=(square - mean.square()).clamp(min=floor).reshape(kept),
         shape=tuple(1 if axis in axes else size for axis, size in enumerate(shape) if axis),
@@ -100,6 +110,19 @@ def private_mean_and_variance(
         min_variance=float(floor),
         ledger=ledger,
     )
+    return _with_correlation(statistics, chunks(), axes, mechanism) if correlation else statistics
+
+
+def _with_correlation(
+    found: PrivateStatistics, chunks: Iterable[Tensor], axes: tuple[int, ...], mechanism: GaussianMechanism
+) -> PrivateStatistics:
+    grams = ClippedGramSum(correlation_bound(found.mean.numel()), found.num_examples)
+    mean, scale = found.mean.reshape(found.shape), found.variance.rsqrt().reshape(found.shape)
+    for chunk in chunks:
+        rows = _by_position((chunk.detach().double().cpu() - mean) * scale, axes)
+        grams.add(rows.transpose(0, 2, 1) / math.sqrt(rows.shape[2]))
+    noisy = grams.unpacked(mechanism.release(grams, found.ledger)) / found.num_examples
+    return replace(found, correlation=torch.from_numpy(noisy))
 
 
 def _read(x: Any) -> tuple[tuple[int, ...], Callable[[], Iterable[Any]]]:
@@ -135,12 +158,16 @@ def _averaged(values: Tensor, axes: tuple[int, ...]) -> NDArray[np.float64]:
     The last bit of a vector must not depend on the other examples. That of torch's mean does, for some layouts: its
     kernels add up several examples at once. NumPy adds up each row of contiguous numbers by itself.
     """
+    with np.errstate(over="ignore", invalid="ignore"):
+        found: NDArray[np.float64] = _by_position(values, axes).mean(axis=-1)
+    return found
+
+
+def _by_position(values: Tensor, axes: tuple[int, ...]) -> NDArray[np.float64]:
+    """Shape (n, D, S): the values of each channel at all positions, which ``axes`` count; contiguous."""
     kept = [axis for axis in range(1, values.dim()) if axis not in axes]
     length = math.prod(values.shape[axis] for axis in axes)
-    rows = np.ascontiguousarray(values.permute(0, *kept, *axes).reshape(len(values), -1, length).cpu().numpy())
-    with np.errstate(over="ignore", invalid="ignore"):
-        found: NDArray[np.float64] = rows.mean(axis=-1)
-    return found
+    return np.ascontiguousarray(values.permute(0, *kept, *axes).reshape(len(values), -1, length).cpu().numpy())
 
 
 def _rows_at_once(shape: Sequence[int]) -> int:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from dpmodel.callbacks.base import Callback
 from dpmodel.data.in_memory import InMemoryDataset
 from dpmodel.statistics.moments import private_mean_and_variance
+from dpmodel.statistics.private_statistics import require_channels
 from dpmodel.statistics.standardise import Standardise
 from mechanisms.answers import asked_ledgers, forget_asked
 
@@ -25,12 +26,20 @@ class NormalisedNetwork(nn.Sequential):
     Args:
         network: The network.
         example_shape: Shape of one example; the statistics are per channel, its first axis.
+        whitening: Share of the correlation of the channels that will be removed.
+
+    Raises:
+        DataError: There are too many channels for whitening.
     """
 
-    def __init__(self, network: nn.Module, example_shape: Sequence[int]) -> None:
+    def __init__(self, network: nn.Module, example_shape: Sequence[int], whitening: float = 0.0) -> None:
         super().__init__()
-        shape = (example_shape[0], *[1] * (len(example_shape) - 1))
-        self.normalise = Standardise(torch.zeros(shape), torch.ones(shape))
+        channels = example_shape[0]
+        if whitening:
+            require_channels(channels)
+        shape = (channels, *[1] * (len(example_shape) - 1))
+        mixing = torch.eye(channels) if whitening else None
+        self.normalise = Standardise(torch.zeros(shape), torch.ones(shape), mixing=mixing)
         self.network = network
 
 
@@ -53,7 +62,7 @@ class PrivateNormalisation(Callback):
         layer = run.network.normalise
         assert isinstance(layer, Standardise)
 
-        def release() -> tuple[Tensor, Tensor]:
+        def release() -> dict[str, Tensor]:
             section, asked = self.section, asked_ledgers()
             found = private_mean_and_variance(
                 self.dataset,
@@ -61,13 +70,14 @@ class PrivateNormalisation(Callback):
                 norm_bound=section.norm_bound,
                 square_bound=section.square_bound,
                 min_variance=section.min_variance,
+                correlation=section.whitening > 0,
                 ledger=run.ledger,
-            ).normalise()
+            ).normalise(whitening=section.whitening)
             if not any(known is run.ledger for known in asked):
                 forget_asked(run.ledger)
-            return found.mean, found.scale
+            return dict(found.named_buffers())
 
-        mean, scale = run.ranks.once(release)
+        released = run.ranks.once(release)
         with run.post_processing("normalisation with private statistics, which are on the ledger"):
-            layer.mean.copy_(mean)
-            layer.scale.copy_(scale)
+            for name, buffer in layer.named_buffers():
+                buffer.copy_(released[name])

@@ -1,9 +1,9 @@
-"""Mean and variance that were released privately, with what their release cost."""
+"""Mean, variance and correlation that were released privately, with what their release cost."""
 
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -12,12 +12,32 @@ from torch import Tensor
 from dpmodel.saving.tensor_file import read_tensor_file, write_tensor_file
 from dpmodel.statistics.standardise import Standardise
 from mechanisms.answers import REPRODUCIBLE, remember_asked
+from mechanisms.sums.gram_sum import ClippedGramSum
 from monitors import checks
-from monitors.errors import CheckpointError
+from monitors.errors import CheckpointError, DataError
 from monitors.events import GaussianEvent
 from monitors.ledger import Ledger
 
 _KIND = "private mean and variance"
+#: Most channels or features whose correlation is released: its products take D^2 numbers, its roots D^3 operations.
+MOST_CHANNELS = 4096
+
+
+def correlation_bound(channels: int) -> float:
+    """Largest Frobenius norm of the products of an example's standardised values.
+
+    The products have a trace of ``channels`` on average. Their norm is smaller; half of the trace clips few examples.
+    """
+    return channels / 2
+
+
+def require_channels(channels: int) -> None:
+    """Raise a DataError if there are too many channels for a correlation."""
+    if channels > MOST_CHANNELS:
+        raise DataError(
+            f"the correlation of {channels:,} features has {channels**2:,} numbers; at most {MOST_CHANNELS:,} features "
+            "are supported. Average over positions with dims, or use no whitening"
+        )
 
 
 @dataclass(frozen=True, eq=False)
@@ -29,11 +49,13 @@ class PrivateStatistics:
         variance: Second moment minus squared mean, at least ``min_variance``, float64; shape of ``mean``.
         shape: The shape of ``mean`` beside an example, with 1 for each axis that was averaged.
         num_examples: Number of examples.
-        noise_multiplier: Noise multiplier of each of the two releases.
+        noise_multiplier: Noise multiplier of each release.
         norm_bound: Bound on the norm of an example's means.
         square_bound: Bound on the norm of an example's second moments.
         min_variance: Smallest variance that is stated.
         ledger: The ledger on which they were recorded.
+        correlation: Noisy mean of the products of standardised values, symmetric (D, D) for D channels or features,
+            float64; None if it was not released.
     """
 
     mean: Tensor
@@ -45,6 +67,12 @@ class PrivateStatistics:
     square_bound: float
     min_variance: float
     ledger: Ledger = field(repr=False)
+    correlation: Tensor | None = None
+
+    @property
+    def releases(self) -> int:
+        """Number of releases, of ``GaussianEvent(noise_multiplier)`` each."""
+        return 2 if self.correlation is None else 3
 
     @property
     def mean_noise(self) -> float:
@@ -56,20 +84,51 @@ class PrivateStatistics:
         """Standard deviation of the noise in each second moment."""
         return self.noise_multiplier * self.square_bound / self.num_examples
 
-    def normalise(self, *, resumed: bool = False) -> Standardise:
+    @property
+    def correlation_noise(self) -> float:
+        """Standard deviation of the noise in an entry of the correlation off the diagonal."""
+        grams = ClippedGramSum(correlation_bound(self.mean.numel()), self.num_examples)
+        return self.noise_multiplier * grams.pair_noise / self.num_examples
+
+    def normalise(self, *, whitening: float = 0.0, resumed: bool = False) -> Standardise:
         """A layer that standardises examples. A ``DPModel`` whose network holds it continues the ledger.
 
         Args:
+            whitening: Share of the correlation of the channels that the layer removes, from 0 to 1: standardised values
+                are multiplied by ``R^(-whitening / 2)``, where ``R`` is the noisy correlation. Its eigenvalues are
+                raised to the typical norm of its noise first, below which they cannot be told from noise.
             resumed: Whether ``StateKeeper(resume=True)`` will restore the training: the ledger in its state holds the
                 releases already, so the layer continues none.
+
+        Raises:
+            ValueError: ``whitening`` is out of range, or above 0 without a released correlation.
         """
         ledger = None if resumed else self.ledger
-        return Standardise(self.mean.reshape(self.shape), self.variance.reshape(self.shape), ledger)
+        mixing = self._mixing(whitening) if whitening else None
+        return Standardise(self.mean.reshape(self.shape), self.variance.reshape(self.shape), ledger, mixing=mixing)
+
+    def _mixing(self, whitening: float) -> Tensor:
+        """``R^(-whitening / 2)``, scaled so that values of correlation ``R`` keep a mean square of one."""
+        checks.unit_interval(whitening=whitening)
+        if self.correlation is None:
+            raise ValueError(
+                f"whitening={whitening} needs the correlation of the channels, which was not released; call "
+                "private_mean_and_variance(..., correlation=True)"
+            )
+        size = len(self.correlation)
+        values, vectors = torch.linalg.eigh(self.correlation)
+        values = torch.clamp(values, min=2.0 * self.correlation_noise * size**0.5)
+        factors = values.pow(-whitening / 2)
+        factors = factors * (values.mean() / (values * factors.square()).mean()).sqrt()
+        return torch.mm(vectors * factors, vectors.T)
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the statistics to a safetensors file. Save the ledger as well: ``ledger.save(path)``."""
+        tensors = {"mean": self.mean, "variance": self.variance}
+        if self.correlation is not None:
+            tensors["correlation"] = self.correlation
         values = {"kind": _KIND, "settings": self._settings(), "reproducible": REPRODUCIBLE in self.ledger.notes}
-        write_tensor_file(path, {"mean": self.mean, "variance": self.variance}, values)
+        write_tensor_file(path, tensors, values)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str], ledger: Ledger | None = None) -> PrivateStatistics:
@@ -77,11 +136,11 @@ class PrivateStatistics:
 
         Args:
             path: The file.
-            ledger: The ledger that holds the two releases; None: a new one with these two.
+            ledger: The ledger that holds the releases; None: a new one with these.
 
         Raises:
             CheckpointError: The file is missing, damaged, or holds something else.
-            ValueError: The two releases are not on ``ledger``.
+            ValueError: The releases are not on ``ledger``.
         """
         tensors, values = read_tensor_file(path)
         try:
@@ -96,23 +155,30 @@ class PrivateStatistics:
             return found
         if not ledger.covers(found.ledger):
             raise ValueError(
-                f"the ledger lacks the two releases of {path}, {found.ledger.rows[0][0]!r} each. Load the ledger that "
-                "was saved with the statistics"
+                f"the ledger lacks the {found.releases} releases of {path}, {found.ledger.rows[0][0]!r} each. Load the "
+                "ledger that was saved with the statistics"
             )
-        return cls(**{**found._settings(), "mean": found.mean, "variance": found.variance, "ledger": ledger})
+        return replace(found, ledger=ledger)
 
     @classmethod
     def _from(cls, tensors: dict[str, Tensor], settings: dict[str, Any], reproducible: bool) -> PrivateStatistics:
         multiplier = settings["noise_multiplier"]
         checks.positive(**{name: value for name, value in settings.items() if name != "shape"})
-        ledger = Ledger([REPRODUCIBLE] if reproducible else ()).record(GaussianEvent(multiplier), 2)
-        found = cls(tensors["mean"], tensors["variance"], ledger=ledger, **{**settings, "shape": (*settings["shape"],)})
-        for value in (found.mean, found.variance):
+        correlation = tensors.get("correlation")
+        releases = 2 if correlation is None else 3
+        ledger = Ledger([REPRODUCIBLE] if reproducible else ()).record(GaussianEvent(multiplier), releases)
+        settings = {**settings, "shape": (*settings["shape"],)}
+        found = cls(tensors["mean"], tensors["variance"], ledger=ledger, correlation=correlation, **settings)
+        for name, value in tensors.items():
             if value.dtype != torch.float64:
-                raise ValueError(f"mean and variance must be float64, got {value.dtype}")
-        found.normalise()  # refuses shapes and values that do not fit
+                raise ValueError(f"{name} must be float64, got {value.dtype}")
+        if correlation is not None:
+            require_channels(found.mean.numel())
+            if correlation.shape != (found.mean.numel(),) * 2 or not torch.equal(correlation, correlation.T):
+                raise ValueError(f"the correlation must be symmetric, one row per channel, got {correlation.shape}")
+        found.normalise(whitening=0.0 if correlation is None else 1.0)  # refuses shapes and values that do not fit
         return found
 
     def _settings(self) -> dict[str, Any]:
-        without = ("mean", "variance", "ledger")
+        without = ("mean", "variance", "ledger", "correlation")
         return {name: getattr(self, name) for name in self.__dataclass_fields__ if name not in without}

@@ -1,4 +1,4 @@
-"""A layer that subtracts a mean and divides by a standard deviation, both fixed."""
+"""A layer that subtracts a mean, divides by a standard deviation and removes correlation, all of them fixed."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any
 from weakref import WeakKeyDictionary
 
+import torch
 from torch import Tensor, nn
 
 from dpmodel.claims.weights import record_statistics
@@ -28,6 +29,8 @@ class Standardise(nn.Module):
         mean: Subtracted from each example; its shape broadcasts to that of an example, such as (C, 1, 1).
         variance: Same shape, positive.
         ledger: The ledger on which the statistics were recorded; None for public ones.
+        mixing: Matrix (D, D) that multiplies the D standardised channels at each position, such as a root of the
+            inverse correlation; D is the number of means. None: nothing more is done.
 
     Raises:
         DataError: The shapes differ, a number is not finite, or a variance is not positive.
@@ -41,8 +44,11 @@ class Standardise(nn.Module):
 
     mean: Tensor
     scale: Tensor
+    mixing: Tensor | None
 
-    def __init__(self, mean: Tensor, variance: Tensor, ledger: Ledger | None = None) -> None:
+    def __init__(
+        self, mean: Tensor, variance: Tensor, ledger: Ledger | None = None, *, mixing: Tensor | None = None
+    ) -> None:
         super().__init__()
         finite = bool(mean.isfinite().all()) and bool(variance.isfinite().all())
         if mean.shape != variance.shape or not finite or not bool((variance > 0).all()):
@@ -52,11 +58,27 @@ class Standardise(nn.Module):
             )
         self.register_buffer("mean", mean.float().clone())
         self.register_buffer("scale", variance.double().rsqrt().float())
+        if mixing is not None and (mixing.shape != (mean.numel(),) * 2 or not bool(mixing.isfinite().all())):
+            raise DataError(
+                f"mixing must be a finite matrix of shape ({mean.numel()}, {mean.numel()}), got {tuple(mixing.shape)}"
+            )
+        self.register_buffer("mixing", None if mixing is None else mixing.float().clone())
         self._released_on(ledger)
 
     def forward(self, x: Tensor) -> Tensor:
-        """``(x - mean) / sqrt(variance)``."""
-        return (x - self.mean) * self.scale
+        """``(x - mean) / sqrt(variance)``, times ``mixing`` if there is one."""
+        values = (x - self.mean) * self.scale
+        return values if self.mixing is None else self._mixed(values, self.mixing)
+
+    def _mixed(self, values: Tensor, mixing: Tensor) -> Tensor:
+        first = values.dim() - self.mean.dim()  # the axes before those of an example
+        channels = [axis + first for axis, size in enumerate(self.mean.shape) if size > 1]
+        others = [axis for axis in range(values.dim()) if axis >= first and axis not in channels]
+        order = [*range(first), *channels, *others]
+        moved = values.permute(order)
+        rows = moved.flatten(first).unflatten(-1, (len(mixing), -1))
+        mixed = (mixing @ rows).reshape(moved.shape)
+        return torch.permute(mixed, [order.index(axis) for axis in range(values.dim())])
 
     def extra_repr(self) -> str:
         """The shape of the statistics."""

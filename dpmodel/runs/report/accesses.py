@@ -54,7 +54,7 @@ def configured_accesses(settings: Mapping[str, Any]) -> tuple[DataAccess, ...]:
     held = data["validation"]
     of = f"{held:,} examples held back from the training data" if held else "the test examples"
     return (
-        *_of_statistics(settings["normalise"] is not None, len(settings["privacy"]["spent"]), constants),
+        *_of_statistics(settings["normalise"], len(settings["privacy"]["spent"]), constants),
         _measured(", ".join(settings["training"]["metrics"]), of),
         *_choices([one["name"] for one in settings["callbacks"]], of),
         *_of_pretrained(features.get("name"), weights),
@@ -83,10 +83,11 @@ def _choices(callbacks: Iterable[str], of: str) -> list[DataAccess]:
     return [DataAccess("early_stopping", f"{' and '.join(choosers)}, by metrics of {of}", "not accounted")]
 
 
-def _of_statistics(normalised: bool, ledgers: int, constants: list[str]) -> list[DataAccess]:
+def _of_statistics(normalised: Mapping[str, Any] | None, ledgers: int, constants: list[str]) -> list[DataAccess]:
     found = []
-    if normalised:
-        found.append(DataAccess("statistics", "private mean and variance of the inputs (normalise)", "charged"))
+    if normalised is not None:
+        what = "mean, variance and correlation" if normalised.get("whitening") else "mean and variance"
+        found.append(DataAccess("statistics", f"private {what} of the inputs (normalise)", "charged"))
     if ledgers:
         found.append(DataAccess("statistics", f"earlier releases on {ledgers} ledgers (privacy.spent)", "charged"))
     if constants:

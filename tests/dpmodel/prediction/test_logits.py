@@ -17,7 +17,7 @@ from dpmodel import DPModel, NoiseMechanismsFactory
 from dpmodel.callbacks import Silence
 from dpmodel.prediction import Answer, BudgetExhausted, ConvexHead, DPLogits
 from dpmodel.prediction.clipped_logits import clipped_logits
-from mechanisms.vector_sum import grid_for
+from mechanisms.sums.vector_sum import grid_for
 from monitors import GaussianEvent
 from monitors.errors import DataError, UnprotectedUpdateError
 

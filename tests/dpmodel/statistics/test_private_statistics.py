@@ -123,7 +123,7 @@ def test_a_file_gives_back_the_statistics_and_their_cost(tmp_path):
     assert torch.equal(again.normalise()(X), statistics.normalise()(X))
     assert model_on(again.normalise()).ledger.total == 2
     assert PrivateStatistics.load(path, statistics.ledger).ledger is statistics.ledger
-    with pytest.raises(ValueError, match="lacks the two releases"):
+    with pytest.raises(ValueError, match="lacks the 2 releases"):
         PrivateStatistics.load(path, Ledger())
 
 

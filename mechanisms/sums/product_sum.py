@@ -7,14 +7,14 @@ import math
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from mechanisms.vector_sum import require_bound
+from mechanisms.sums.triangle import PAIR, SQUARED_NORM, matrix_of, weighted_triangle
+from mechanisms.sums.vector_sum import require_bound
 from monitors import checks
 
-#: Weights of the entries above the diagonal, on it, and of ``x y'``. 17 / 12 is nearly the square root of two, so the
-#: norm of the weighted triangle is nearly proportional to that of the whole matrix, which counts each pair twice.
-_PAIR, _SQUARE, _CROSS = 17, 12, 12
+#: Weight of ``x y'``.
+_CROSS = 12
 #: Squared norm of all weighted products, at most, for vectors of norm one.
-_SQUARED_NORM = max(_SQUARE**2, _PAIR**2 / 2) + _CROSS**2
+_SQUARED_NORM = SQUARED_NORM + _CROSS**2
 #: Bits of a clipped number, at most and at least; those of the weighted sum of all examples, without the weights.
 _MOST_BITS, _FEWEST_BITS, _BITS = 20, 8, 56
 #: Examples in one product of matrices: float64 adds up that many products exactly.
@@ -106,9 +106,7 @@ class ClippedProductSum:
         """The weighted products, shape (D (D + 1) / 2 + D K,), without noise; None before the first ``add``."""
         if self._second is None or self._cross is None:
             return None
-        rows, columns = np.triu_indices(len(self._second))
-        weights = np.where(rows == columns, _SQUARE, _PAIR)
-        return np.concatenate((self._second[rows, columns] * weights, self._cross.ravel() * _CROSS))
+        return np.concatenate((weighted_triangle(self._second), self._cross.ravel() * _CROSS))
 
     def unpacked(self, total: ArrayLike) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """``X'X`` (D, D) and ``X'Y`` (D, K) in the units of the data, of numbers like ``total``, with or without noise.
@@ -118,19 +116,18 @@ class ClippedProductSum:
         """
         numbers = np.asarray(total, dtype=np.float64)
         size, outputs = (0, 0) if self._cross is None else self._cross.shape
-        rows, columns = np.triu_indices(size)
-        if numbers.shape != (len(rows) + size * outputs,) or not size:
-            raise ValueError(f"total must have shape ({len(rows) + size * outputs},), got {numbers.shape}")
+        pairs = size * (size + 1) // 2
+        if numbers.shape != (pairs + size * outputs,) or not size:
+            raise ValueError(f"total must have shape ({pairs + size * outputs},), got {numbers.shape}")
         unit = self.x_bound / self._largest
-        second, scaled = np.empty((size, size)), numbers[: len(rows)] * (unit * unit)
-        second[rows, columns] = second[columns, rows] = scaled / np.where(rows == columns, _SQUARE, _PAIR)
-        cross = numbers[len(rows) :].reshape(size, outputs) * (unit * self.y_bound / self._largest / _CROSS)
+        second = matrix_of(numbers[:pairs] * (unit * unit), size)
+        cross = numbers[pairs:].reshape(size, outputs) * (unit * self.y_bound / self._largest / _CROSS)
         return second, cross
 
     @property
     def pair_noise(self) -> float:
         """Standard deviation of the noise in an entry of ``X'X`` off the diagonal, for a noise multiplier of one."""
-        return self.norm_bound / _PAIR * (self.x_bound / self._largest) ** 2
+        return self.norm_bound / PAIR * (self.x_bound / self._largest) ** 2
 
     def _integers(self, rows: NDArray[np.float64], bound: float) -> NDArray[np.float64]:
         """Clipped rows in multiples of ``bound`` / ``_largest``, rounded towards zero; NaN for rows not finite."""

@@ -48,7 +48,7 @@ def test_chunks_and_order_change_no_bit(chunk, monkeypatch):
     total = summed(x, y).total
     assert (summed(x, y, chunk=chunk).total == total).all()
     assert (summed(x[::-1], y[::-1]).total == total).all()
-    monkeypatch.setattr("mechanisms.product_sum._AT_ONCE", 5)
+    monkeypatch.setattr("mechanisms.sums.product_sum._AT_ONCE", 5)
     assert (summed(x, y).total == total).all()
 
 
