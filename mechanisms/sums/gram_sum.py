@@ -17,6 +17,8 @@ _MOST_BITS, _FEWEST_BITS, _BITS = 20, 10, 56
 _MARGIN = 1e-3
 #: Integers below this are exact in float64, and numbers that are held at once.
 _EXACT, _NUMBERS = 2**53, 1 << 22
+#: Smallest exponent of two by which an example is scaled: smaller numbers round to zero for every bound.
+_LOWEST = -500
 
 
 class ClippedGramSum:
@@ -121,16 +123,16 @@ class ClippedGramSum:
         integers so small that sums of their products are exact, and thus the same in any order.
         """
         bits = (_EXACT.bit_length() - 1 - max(rows.shape[1:]).bit_length()) // 2
-        with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
+        with np.errstate(over="ignore"):
             highest = np.abs(rows).max(axis=(1, 2), keepdims=True)
-            finite = np.isfinite(highest) & np.isfinite(np.square(highest)) & (highest > 0)
-            scale = np.ldexp(1.0, bits - np.frexp(np.where(finite, highest, 1.0))[1])
-            coarse = np.trunc(np.where(finite, rows, 0.0) * scale)
-            norms = _gram_norms(coarse)
-            unit = self.gram_bound / self._largest * np.square(scale)  # of a Gram matrix of ``coarse``
-            limit = np.minimum(norms, self._largest * (1.0 - _MARGIN) * unit)
-            factors = np.where(norms > 0, np.sqrt(limit / np.where(norms > 0, norms, 1.0) / unit), 0.0)
-            integers: NDArray[np.float64] = np.trunc(coarse * factors)
+            finite = np.isfinite(np.square(highest))
+        exponents = np.frexp(np.where(finite, highest, 1.0))[1]
+        scale = np.ldexp(1.0, bits - np.maximum(exponents, _LOWEST))
+        coarse = np.trunc(np.where(finite, rows, 0.0) * scale)
+        unit = math.sqrt(self.gram_bound / self._largest)
+        norms = np.maximum(_gram_norms(coarse), 1.0)
+        factors = np.minimum(1.0 / (scale * unit), np.sqrt(self._largest * (1.0 - _MARGIN) / norms))
+        integers: NDArray[np.float64] = np.trunc(coarse * factors)
         while (above := _gram_norms(integers) > self._largest * (1.0 - 1e-9)).any():
             integers = np.where(above, np.trunc(integers / 2), integers)
         return integers

@@ -31,6 +31,16 @@ def test_one_example_moves_the_total_by_at_most_the_bound(x, left_out, wide):
     assert squared_move(whole, part) <= whole.norm_bound**2
 
 
+@pytest.mark.parametrize("bound", [1.1e-100, 2.5, 0.9e100])
+@pytest.mark.parametrize("value", [5e-324, 1e-305, 1e-150, 1e-50, 1e50, 1e153, 1.3e154])
+def test_tiny_and_huge_examples_stay_within_the_bound(value, bound):
+    x = np.array([[[1.0, 0.5], [0.0, -1.0]], [[value, 0.0], [value / 2, -value]]])
+    whole, part = summed(x, bound), summed(x[:1], bound, stated=2)
+    assert squared_move(whole, part) <= whole.norm_bound**2
+    expected = min(1.0, value * 1.1 * (value / bound))  # of 1 is the clipped example, roughly
+    assert squared_move(whole, part) ** 0.5 / whole.norm_bound == pytest.approx(expected, rel=0.5, abs=1e-5)
+
+
 @pytest.mark.parametrize("shape", [(1, 1), (2, 2), (1, 50), (50, 1), (64, 9), (9, 64)])
 @pytest.mark.parametrize("bound", [1e-90, 0.7, 1e90])
 def test_a_long_example_reaches_the_bound(bound, shape):
