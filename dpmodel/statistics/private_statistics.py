@@ -103,13 +103,13 @@ class PrivateStatistics:
         Raises:
             ValueError: ``whitening`` is out of range, or above 0 without a released correlation.
         """
+        checks.unit_interval(whitening=whitening)
         ledger = None if resumed else self.ledger
         mixing = self._mixing(whitening) if whitening else None
         return Standardise(self.mean.reshape(self.shape), self.variance.reshape(self.shape), ledger, mixing=mixing)
 
     def _mixing(self, whitening: float) -> Tensor:
         """``R^(-whitening / 2)``, scaled so that values of correlation ``R`` keep a mean square of one."""
-        checks.unit_interval(whitening=whitening)
         if self.correlation is None:
             raise ValueError(
                 f"whitening={whitening} needs the correlation of the channels, which was not released; call "
@@ -147,7 +147,7 @@ class PrivateStatistics:
             if values["kind"] != _KIND:
                 raise ValueError(f"it holds {checks.shown(values['kind'])}")
             found = cls._from(tensors, values["settings"], bool(values["reproducible"]))
-        except (LookupError, TypeError, ValueError, AttributeError) as error:
+        except (LookupError, TypeError, ValueError, AttributeError, RuntimeError) as error:
             reason = checks.shortened(str(error))
             raise CheckpointError(f"{path} does not hold private statistics, or is damaged: {reason}") from error
         remember_asked(found.ledger if ledger is None else ledger, keep=True)
