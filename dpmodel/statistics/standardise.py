@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -33,7 +34,7 @@ class Standardise(nn.Module):
             inverse correlation; D is the number of means. None: nothing more is done.
 
     Raises:
-        DataError: The shapes differ, a number is not finite, or a variance is not positive.
+        DataError: The shapes differ, a number is not finite in float32, or a variance is not positive.
 
     Example:
         >>> import torch
@@ -50,19 +51,21 @@ class Standardise(nn.Module):
         self, mean: Tensor, variance: Tensor, ledger: Ledger | None = None, *, mixing: Tensor | None = None
     ) -> None:
         super().__init__()
-        finite = bool(mean.isfinite().all()) and bool(variance.isfinite().all())
-        if mean.shape != variance.shape or not finite or not bool((variance > 0).all()):
+        held = {"mean": mean.float().clone(), "scale": variance.double().rsqrt().float()}
+        finite = all(bool(value.isfinite().all()) for value in (variance, *held.values()))
+        if mean.shape != variance.shape or not finite:
             raise DataError(
-                "mean and variance must be finite and of one shape, and each variance positive, got shapes "
+                "mean and variance must be of one shape and finite in float32, and each variance positive, got shapes "
                 f"{tuple(mean.shape)} and {tuple(variance.shape)}"
             )
-        self.register_buffer("mean", mean.float().clone())
-        self.register_buffer("scale", variance.double().rsqrt().float())
+        for name, value in held.items():
+            self.register_buffer(name, value)
+        mixing = None if mixing is None else mixing.float().clone()
         if mixing is not None and (mixing.shape != (mean.numel(),) * 2 or not bool(mixing.isfinite().all())):
             raise DataError(
                 f"mixing must be a finite matrix of shape ({mean.numel()}, {mean.numel()}), got {tuple(mixing.shape)}"
             )
-        self.register_buffer("mixing", None if mixing is None else mixing.float().clone())
+        self.register_buffer("mixing", mixing)
         self._released_on(ledger)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -76,9 +79,12 @@ class Standardise(nn.Module):
         others = [axis for axis in range(values.dim()) if axis >= first and axis not in channels]
         order = [*range(first), *channels, *others]
         moved = values.permute(order)
-        rows = moved.flatten(first).unflatten(-1, (len(mixing), -1))
-        mixed = (mixing @ rows).reshape(moved.shape)
-        return torch.permute(mixed, [order.index(axis) for axis in range(values.dim())])
+        positions = math.prod(moved.shape[first:]) // len(mixing)
+        rows = moved.reshape(*moved.shape[:first], len(mixing), positions)
+        # matmul would copy the matrix for every example if there are few positions
+        mixed = torch.einsum("ij,...js->...is", mixing.to(rows.dtype), rows).reshape(moved.shape)
+        # contiguous, so that the network behind it may call view
+        return torch.permute(mixed, [order.index(axis) for axis in range(values.dim())]).contiguous()
 
     def extra_repr(self) -> str:
         """The shape of the statistics."""

@@ -1,5 +1,7 @@
 """The private correlation of channels, and layers that remove it."""
 
+import copy
+
 import numpy as np
 import pytest
 import torch
@@ -65,6 +67,7 @@ def test_without_clipping_and_noise_it_is_numpys_and_full_whitening_removes_it(x
     assert np.allclose(found.correlation, expected, atol=2e-3)
     white = found.normalise(whitening=1.0)(x)
     assert white.shape == x.shape
+    assert white.is_contiguous()
     assert np.allclose(np.atleast_2d(correlation_of(white.movedim(axis, 1))), np.eye(len(expected)), atol=5e-3)
     half = found.normalise(whitening=0.5)(x).movedim(axis, 1).transpose(0, 1).flatten(1).double()
     assert np.isclose(half.square().mean(), 1.0, atol=1e-3)
@@ -94,6 +97,18 @@ def test_the_noise_is_as_stated_and_eigenvalues_below_it_are_raised():
     loud = released(x, noise_multiplier=50.0)  # all noise: nothing to be removed
     values = torch.linalg.eigvalsh(loud.normalise(whitening=1.0).mixing.double())
     assert values.max() / values.min() < 1.5
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.int64])
+def test_the_layer_takes_every_type_that_it_takes_without_correlation(dtype):
+    found = released()
+    x = (10 * IMAGES[:4]).to(dtype)
+    plain, white = found.normalise(), found.normalise(whitening=0.5)
+    assert white(x).dtype == plain(x).dtype
+    assert torch.allclose(white(x).double(), copy.deepcopy(white).double()(x.double()), rtol=1e-3, atol=1e-3)
+    assert white(x[:0]).shape == x[:0].shape
+    one = Standardise(torch.tensor(1.0), torch.tensor(4.0), mixing=torch.tensor([[6.0]]))
+    assert torch.equal(one(torch.tensor([[3.0, 1.0]])), torch.tensor([[6.0, 0.0]]))
 
 
 def test_no_whitening_is_the_layer_without_correlation():
@@ -127,7 +142,14 @@ def test_a_file_gives_back_the_correlation_and_its_cost(tmp_path):
 
 @pytest.mark.parametrize(
     "correlation",
-    [torch.eye(2).double(), torch.eye(3), torch.full((3, 3), torch.nan).double(), torch.eye(3).double().roll(1)],
+    [
+        torch.eye(2).double(),
+        torch.eye(3),
+        torch.full((3, 3), torch.nan).double(),
+        torch.full((3, 3), torch.inf).double(),  # its eigenvalues cannot be computed
+        torch.full((3, 3), -1e308, dtype=torch.float64),  # a root that float32 does not hold
+        torch.eye(3).double().roll(1),
+    ],
 )
 def test_a_damaged_correlation_is_refused(tmp_path, correlation):
     path = tmp_path / "s.safetensors"
@@ -138,7 +160,7 @@ def test_a_damaged_correlation_is_refused(tmp_path, correlation):
         PrivateStatistics.load(path)
 
 
-@pytest.mark.parametrize("whitening", [-0.1, 1.1, float("nan"), "much"])
+@pytest.mark.parametrize("whitening", [-0.1, 1.1, float("nan"), "much", "", None])
 def test_a_wrong_share_is_refused(whitening):
     with pytest.raises(ValueError, match="whitening"):
         released().normalise(whitening=whitening)
