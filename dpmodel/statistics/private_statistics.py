@@ -109,7 +109,7 @@ class PrivateStatistics:
         return Standardise(self.mean.reshape(self.shape), self.variance.reshape(self.shape), ledger, mixing=mixing)
 
     def _mixing(self, whitening: float) -> Tensor:
-        """``R^(-whitening / 2)``, scaled so that values of correlation ``R`` keep a mean square of one."""
+        """``R^(-whitening / 2)``, scaled so that values of correlation ``R`` keep their mean square."""
         if self.correlation is None:
             raise ValueError(
                 f"whitening={whitening} needs the correlation of the channels, which was not released; call "

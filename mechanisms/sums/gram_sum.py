@@ -27,7 +27,7 @@ class ClippedGramSum:
     Guarantees: adding or removing one example moves ``total`` by at most ``norm_bound`` in L2 norm, exactly. The
     matrix of an example is rounded towards zero to integers ``q``; if the Frobenius norm of ``q'q``, computed from the
     integers, still exceeds the bound, ``q`` is halved until it does not. Products and sums of integers are exact. An
-    example whose Gram matrix is not finite contributes exactly zero.
+    example with a number whose square is not finite contributes exactly zero.
 
     Sensitivity: let ``M`` be the bound on the Frobenius norm of ``q'q``. ``total`` holds 12 times its entries on the
     diagonal and 17 times those above it. The squared norm of these is at most ``max(12^2, 17^2 / 2) M^2 = 144.5 M^2``:
@@ -72,7 +72,7 @@ class ClippedGramSum:
         Raises:
             ValueError: The shape is wrong, or there are more examples than ``num_examples``.
         """
-        rows = np.asarray(matrices, dtype=np.float64)
+        rows = np.asarray(matrices, dtype=np.float64, order="C")
         size = None if self._sum is None else len(self._sum)
         if rows.ndim != 3 or 0 in rows.shape[1:] or size not in (None, rows.shape[2]):
             raise ValueError(f"matrices must have shape (n, S, {'D' if size is None else size}), got {rows.shape}")
@@ -84,9 +84,11 @@ class ClippedGramSum:
             self._sum = np.zeros((rows.shape[2], rows.shape[2]), dtype=np.int64)
         at_once = self._at_once(*rows.shape[1:])
         for start in range(0, len(rows), at_once):
-            integers = self._integers(rows[start : start + at_once]).reshape(-1, rows.shape[2])
-            self._sum += (integers.T @ integers).astype(np.int64)
-        self.added += len(rows)
+            integers = self._integers(rows[start : start + at_once])
+            flat = integers.reshape(-1, rows.shape[2])
+            products = (flat.T @ flat).astype(np.int64)
+            self.added += len(integers)  # first: if a call is interrupted and repeated, no example may be added twice
+            self._sum += products
 
     @property
     def total(self) -> NDArray[np.int64] | None:

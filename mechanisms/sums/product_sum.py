@@ -78,7 +78,8 @@ class ClippedProductSum:
         Raises:
             ValueError: The shapes are wrong, or there are more examples than ``num_examples``.
         """
-        inputs, targets = np.asarray(x, dtype=np.float64), np.asarray(y, dtype=np.float64)
+        # In a different layout, NumPy adds up several rows at once, and a norm may depend on the other examples.
+        inputs, targets = (np.asarray(rows, dtype=np.float64, order="C") for rows in (x, y))
         shape = (inputs.shape[-1:], targets.shape[-1:])
         known = shape if self._cross is None else ((self._cross.shape[0],), (self._cross.shape[1],))
         if inputs.ndim != 2 or targets.ndim != 2 or len(inputs) != len(targets) or 0 in (*shape[0], *shape[1]):
@@ -97,9 +98,10 @@ class ClippedProductSum:
             right = self._integers(targets[start : start + _AT_ONCE], self.y_bound)
             finite = (np.isfinite(left).all(axis=1) & np.isfinite(right).all(axis=1)).reshape(-1, 1)
             left, right = (np.where(finite, rows, 0.0) for rows in (left, right))
-            self._second += (left.T @ left).astype(np.int64)
-            self._cross += (left.T @ right).astype(np.int64)
-        self.added += len(inputs)
+            second, cross = (left.T @ left).astype(np.int64), (left.T @ right).astype(np.int64)
+            self.added += len(left)  # first: if a call is interrupted and repeated, no example may be added twice
+            self._second += second
+            self._cross += cross
 
     @property
     def total(self) -> NDArray[np.int64] | None:

@@ -97,7 +97,8 @@ def clipped_to_grid(vectors: NDArray[Any], norm_bound: float, grid: float) -> ND
         >>> (clipped_to_grid(np.array([[3.0, 4.0], [np.inf, 0.0]]), 2.5, 0.5) * 0.5).tolist()
         [[1.0, 1.5], [0.0, 0.0]]
     """
-    rows = np.array(vectors, dtype=np.float64)
+    # NumPy adds up each row of contiguous numbers by itself; in other layouts, a norm may depend on the number of rows
+    rows = np.array(vectors, dtype=np.float64, order="C")
     with np.errstate(over="ignore", invalid="ignore"):
         norms = np.sqrt(np.square(rows).sum(axis=-1))
     rows[~np.isfinite(norms)] = 0.0
