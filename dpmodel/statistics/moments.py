@@ -26,6 +26,8 @@ from monitors import checks
 from monitors.errors import DataError
 from monitors.ledger import Ledger
 
+#: Smallest variance whose inverse root float32 holds, with which the layer multiplies; rounded up.
+_LEAST_VARIANCE = 1e-70
 #: Numbers of the data that are read at once, and most examples.
 _NUMBERS, _EXAMPLES = 1 << 22, 4096
 
@@ -63,7 +65,7 @@ def private_mean_and_variance(
             ``spent``.
         dims: Axes of ``x`` that are averaged within an example, counted as in ``x``. Default: all but examples (axis 0)
             and channels (axis 1), so ``(2, 3)`` for images (N, C, H, W), and none for features (N, F).
-        min_variance: Smallest variance that is stated, positive. Default: the standard deviation of the noise in a
+        min_variance: Smallest variance that is stated, at least 1e-70. Default: the standard deviation of the noise in a
             second moment, ``noise_multiplier * square_bound / N``; a smaller variance could not be told from noise.
         correlation: Whether to release the correlation of the channels too, which ``normalise(whitening=...)`` needs.
         seed: 0 for secret noise. Any other integer makes it reproducible and voids the guarantee (tests only).
@@ -87,6 +89,9 @@ def private_mean_and_variance(
         checks.positive(min_variance=min_variance)
     shape, chunks = _read(x)
     num_examples, axes = shape[0], _axes(dims, shape)
+    floor = noise_multiplier * square_bound / num_examples if min_variance is None else min_variance
+    if floor < _LEAST_VARIANCE:
+        raise ValueError(f"min_variance must be at least {_LEAST_VARIANCE:g}, got {floor:g}; state a larger one")
     if correlation:
         require_channels(math.prod(size for axis, size in enumerate(shape) if axis not in (0, *axes)))
     sums = [ClippedVectorSum(bound, num_examples) for bound in (norm_bound, square_bound)]
@@ -97,7 +102,6 @@ def private_mean_and_variance(
             total.add(_averaged(powers, axes))
     remember_asked(ledger, keep=True)
     mean, square = (torch.from_numpy(mechanism.release(total, ledger)) / num_examples for total in sums)
-    floor = noise_multiplier * square_bound / num_examples if min_variance is None else min_variance
     kept = [size for axis, size in enumerate(shape) if axis not in (0, *axes)]
     statistics = PrivateStatistics(
         mean=mean.reshape(kept),

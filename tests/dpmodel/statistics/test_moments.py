@@ -156,6 +156,7 @@ class Remembers(Own):
         ({"norm_bound": -1.0}, "norm_bound must be a positive"),
         ({"square_bound": float("inf")}, "square_bound must be a positive"),
         ({"min_variance": 0.0}, "min_variance must be a positive"),
+        ({"min_variance": 1e-80}, "min_variance must be at least 1e-70, got 1e-80"),
         ({"dims": (0,)}, "axis 0 counts the examples"),
         ({"dims": (4,)}, "dims must be different axes from 1 to 3"),
         ({"dims": (2, -2)}, "dims must be different axes"),
