@@ -228,7 +228,8 @@ def build_training(config: Config, task: Task | None = None, *, resumed: bool = 
     callbacks = tuple(_callbacks(config))
     if normalise is not None:
         ledger = ledger.head(ledger.total - normalise.ledger.total)
-        callbacks = callbacks if resumed else (PrivateNormalisation(task.data.train, normalise), *callbacks)
+        with locating_errors(config, "normalise"):
+            callbacks = callbacks if resumed else (PrivateNormalisation(task.data.train, normalise), *callbacks)
     if len(ledger):
         plan.release.noise.spent_before = ledger.copy()
     model = build_model(task, plan.release, None if resumed or not len(ledger) else ledger.copy())

@@ -21,7 +21,7 @@ from dpmodel.statistics.private_statistics import PrivateStatistics, correlation
 from mechanisms.answers import remember_asked, require_ledger
 from mechanisms.gaussian_query import GaussianMechanism
 from mechanisms.sums.gram_sum import ClippedGramSum
-from mechanisms.sums.vector_sum import ClippedVectorSum
+from mechanisms.sums.vector_sum import ClippedVectorSum, require_bound
 from monitors import checks
 from monitors.errors import DataError
 from monitors.ledger import Ledger
@@ -84,14 +84,10 @@ def private_mean_and_variance(
     """
     require_ledger(ledger)
     mechanism = GaussianMechanism(noise_multiplier, seed)
-    checks.positive(norm_bound=norm_bound, square_bound=square_bound)
-    if min_variance is not None:
-        checks.positive(min_variance=min_variance)
+    require_bound(norm_bound=norm_bound, square_bound=square_bound)
     shape, chunks = _read(x)
     num_examples, axes = shape[0], _axes(dims, shape)
-    floor = noise_multiplier * square_bound / num_examples if min_variance is None else min_variance
-    if floor < _LEAST_VARIANCE:
-        raise ValueError(f"min_variance must be at least {_LEAST_VARIANCE:g}, got {floor:g}; state a larger one")
+    floor = variance_floor(noise_multiplier * square_bound / num_examples, min_variance)
     if correlation:
         require_channels(math.prod(size for axis, size in enumerate(shape) if axis not in (0, *axes)))
     sums = [ClippedVectorSum(bound, num_examples) for bound in (norm_bound, square_bound)]
@@ -115,6 +111,19 @@ def private_mean_and_variance(
         ledger=ledger,
     )
     return _with_correlation(statistics, chunks(), axes, mechanism) if correlation else statistics
+
+
+def variance_floor(square_noise: float, min_variance: float | None) -> float:
+    """``min_variance``, or the standard deviation of the noise in a second moment in its place.
+
+    Raises:
+        ValueError: It is not positive, or so small that float32 does not hold its inverse root.
+    """
+    floor = square_noise if min_variance is None else min_variance
+    checks.positive(min_variance=floor)
+    if floor < _LEAST_VARIANCE:
+        raise ValueError(f"min_variance must be at least {_LEAST_VARIANCE:g}, got {floor:g}; state a larger one")
+    return floor
 
 
 def _with_correlation(

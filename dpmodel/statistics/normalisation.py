@@ -10,10 +10,12 @@ from torch import Tensor, nn
 
 from dpmodel.callbacks.base import Callback
 from dpmodel.data.in_memory import InMemoryDataset
-from dpmodel.statistics.moments import private_mean_and_variance
+from dpmodel.statistics.moments import private_mean_and_variance, variance_floor
 from dpmodel.statistics.private_statistics import require_channels
 from dpmodel.statistics.standardise import Standardise
 from mechanisms.answers import asked_ledgers, forget_asked
+from mechanisms.gaussian_query import GaussianMechanism
+from mechanisms.sums.vector_sum import require_bound
 
 if TYPE_CHECKING:
     from dpmodel.config.sections import NormaliseSection
@@ -51,11 +53,17 @@ class PrivateNormalisation(Callback):
     Args:
         dataset: The training data.
         section: Bounds and noise.
+
+    Raises:
+        ValueError: A number is too small or too large for a release.
     """
 
     def __init__(self, dataset: InMemoryDataset, section: NormaliseSection) -> None:
         self.dataset = dataset
         self.section = section
+        noise = GaussianMechanism(section.noise_multiplier).noise_multiplier
+        require_bound(norm_bound=section.norm_bound, square_bound=section.square_bound)
+        variance_floor(noise * section.square_bound / len(dataset), section.min_variance)
 
     def on_train_begin(self, run: Run) -> None:
         """Release the statistics on rank 0, and set the layer on every rank."""

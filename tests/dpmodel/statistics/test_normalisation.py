@@ -93,6 +93,20 @@ def test_wrong_settings_are_refused(section, message):
         config(normalise=section)
 
 
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"norm_bound": 1e200}, "norm_bound must lie between 1e-100 and 1e\\+100"),
+        ({"square_bound": 1e-200}, "square_bound must lie between"),
+        ({"min_variance": 1e-90}, "min_variance must be at least 1e-70, got 1e-90"),
+        ({"noise_multiplier": 1e150}, "noise_multiplier must lie between"),
+    ],
+)
+def test_numbers_that_no_release_can_have_are_refused_before_the_training(change, message):
+    with pytest.raises(ConfigError, match=rf"normalise: {message}"):
+        build_training(config(normalise={**NORMALISE, **change}, privacy={"noise_multiplier": 1.0}))
+
+
 def test_statistics_that_cost_more_than_the_target_are_refused():
     with pytest.raises(ConfigError, match="target"):
         plan_training(config(normalise={**NORMALISE, "noise_multiplier": 0.2}), 60)
