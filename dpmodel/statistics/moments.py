@@ -65,8 +65,8 @@ def private_mean_and_variance(
             ``spent``.
         dims: Axes of ``x`` that are averaged within an example, counted as in ``x``. Default: all but examples (axis 0)
             and channels (axis 1), so ``(2, 3)`` for images (N, C, H, W), and none for features (N, F).
-        min_variance: Smallest variance that is stated, at least 1e-70. Default: the standard deviation of the noise in a
-            second moment, ``noise_multiplier * square_bound / N``; a smaller variance could not be told from noise.
+        min_variance: Smallest variance that is stated, at least 1e-70. Default: the standard deviation of the noise in
+            a second moment, ``noise_multiplier * square_bound / N``; a smaller variance could not be told from noise.
         correlation: Whether to release the correlation of the channels too, which ``normalise(whitening=...)`` needs.
         seed: 0 for secret noise. Any other integer makes it reproducible and voids the guarantee (tests only).
 

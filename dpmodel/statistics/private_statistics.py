@@ -26,7 +26,9 @@ MOST_CHANNELS = 4096
 def correlation_bound(channels: int) -> float:
     """Largest Frobenius norm of the products of an example's standardised values.
 
-    The products have a trace of ``channels`` on average. Their norm is smaller; half of the trace clips few examples.
+    The products have a trace of ``channels`` on average. Averaged over many positions, they have a smaller norm, and
+    half of the trace clips few examples. With one position, the norm equals the trace, so most examples are clipped:
+    this shrinks the correlation as a whole, and whitening depends on its scale only through the noise.
     """
     return channels / 2
 
@@ -54,8 +56,8 @@ class PrivateStatistics:
         square_bound: Bound on the norm of an example's second moments.
         min_variance: Smallest variance that is stated.
         ledger: The ledger on which they were recorded.
-        correlation: Noisy mean of the products of standardised values, symmetric (D, D) for D channels or features,
-            float64; None if it was not released.
+        correlation: Noisy mean of the clipped products of standardised values, symmetric (D, D) for D channels or
+            features, float64; None if it was not released.
     """
 
     mean: Tensor
