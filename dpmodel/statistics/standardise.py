@@ -81,8 +81,9 @@ class Standardise(nn.Module):
         moved = values.permute(order)
         positions = math.prod(moved.shape[first:]) // len(mixing)
         rows = moved.reshape(*moved.shape[:first], len(mixing), positions)
-        # matmul would copy the matrix for every example if there are few positions
-        mixed = torch.einsum("ij,...js->...is", mixing.to(rows.dtype), rows).reshape(moved.shape)
+        with torch.autocast(rows.device.type, enabled=False):  # low precision would drown directions of small variance
+            # matmul would copy the matrix for every example if there are few positions
+            mixed = torch.einsum("ij,...js->...is", mixing.to(rows.dtype), rows).reshape(moved.shape)
         # contiguous, so that the network behind it may call view
         return torch.permute(mixed, [order.index(axis) for axis in range(values.dim())]).contiguous()
 

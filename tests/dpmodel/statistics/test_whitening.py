@@ -111,6 +111,13 @@ def test_the_layer_takes_every_type_that_it_takes_without_correlation(dtype):
     assert torch.equal(one(torch.tensor([[3.0, 1.0]])), torch.tensor([[6.0, 0.0]]))
 
 
+def test_autocast_lowers_no_precision():
+    white = released().normalise(whitening=1.0)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        low = white(IMAGES)
+    assert torch.equal(low, white(IMAGES))
+
+
 def test_no_whitening_is_the_layer_without_correlation():
     found = released()
     assert found.normalise().mixing is None
