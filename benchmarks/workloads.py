@@ -15,6 +15,7 @@ from dpmodel.nets.dense import Linear
 from dpmodel.nets.lenet5 import LeNet5
 from dpmodel.nets.resnet import resnet18
 from dpmodel.nets.small_cnn import SmallCNN
+from dpmodel.nets.wide_resnet import WideResNet
 
 VOCABULARY = 5000
 
@@ -146,6 +147,7 @@ WORKLOADS: dict[str, Workload] = {
         Workload("linear", lambda: Linear(3969), images(3969), (4096,)),
         Workload("cifar-cnn", CifarCNN, images(3, 32, 32), (256,), gpu_batch_sizes=(1024,)),
         Workload("resnet18-gn", resnet18, images(3, 32, 32), (32,), gpu_batch_sizes=(256,)),
+        Workload("wide-resnet-16-4", WideResNet, images(3, 32, 32), (16,)),
         Workload("text-encoder", TextEncoder, tokens(64), (64,), classes=2, gpu_batch_sizes=(512,)),
         Workload("vit-b16", vit_b_16, images(3, 224, 224), gpu_batch_sizes=(32,)),
         Workload("gpt2-small", CausalLM, tokens(256, 50257), gpu_batch_sizes=(8,), loss=TokenLoss),

@@ -34,7 +34,9 @@ def correlation_bound(channels: int) -> float:
 
 
 def require_channels(channels: int) -> None:
-    """Raise a DataError if there are too many channels for a correlation."""
+    """Raise a DataError if there are too few or too many channels for a correlation."""
+    if channels < 2:
+        raise DataError("one channel has no correlation with others; use no whitening")
     if channels > MOST_CHANNELS:
         raise DataError(
             f"the correlation of {channels:,} features has {channels**2:,} numbers; at most {MOST_CHANNELS:,} features "

@@ -57,7 +57,6 @@ def unclipped(monkeypatch):
         (IMAGES.permute(0, 2, 3, 1), (1, 2)),
         (IMAGES.permute(0, 2, 1, 3), (1, 3)),
         (IMAGES.mean((2, 3)), None),
-        (IMAGES[:, :1], None),
     ],
 )
 def test_without_clipping_and_noise_it_is_numpys_and_full_whitening_removes_it(x, dims):
@@ -180,6 +179,8 @@ def test_what_does_not_fit_is_refused_before_anything_is_released(monkeypatch):
     ledger = Ledger()
     with pytest.raises(DataError, match="the correlation of 3 features has 9 numbers; at most 2"):
         released(ledger=ledger)
+    with pytest.raises(DataError, match="one channel has no correlation"):
+        released(IMAGES[:, :1], ledger=ledger)
     assert ledger.total == 0
     with pytest.raises(DataError, match=r"mixing must be a finite matrix of shape \(3, 3\)"):
         Standardise(torch.zeros(3), torch.ones(3), mixing=torch.eye(2))
