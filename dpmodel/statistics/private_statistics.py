@@ -113,7 +113,10 @@ class PrivateStatistics:
         return Standardise(self.mean.reshape(self.shape), self.variance.reshape(self.shape), ledger, mixing=mixing)
 
     def _mixing(self, whitening: float) -> Tensor:
-        """``R^(-whitening / 2)``, scaled so that values of correlation ``R`` keep their mean square."""
+        """``R^(-whitening / 2)``, scaled so that values of correlation ``R`` have a mean square of one.
+
+        Variances below their floor leave standardised values of a smaller mean square, which this restores.
+        """
         if self.correlation is None:
             raise ValueError(
                 f"whitening={whitening} needs the correlation of the channels, which was not released; call "
@@ -123,7 +126,7 @@ class PrivateStatistics:
         values, vectors = torch.linalg.eigh(self.correlation)
         values = torch.clamp(values, min=2.0 * self.correlation_noise * size**0.5)
         factors = values.pow(-whitening / 2)
-        factors = factors * (values.mean() / (values * factors.square()).mean()).sqrt()
+        factors = factors / (values * factors.square()).mean().sqrt()
         return torch.mm(vectors * factors, vectors.T)
 
     def save(self, path: str | os.PathLike[str]) -> None:
