@@ -11,6 +11,7 @@ from dpmodel.config.paths import CHECKPOINTS
 from dpmodel.features.mirrored import Mirrored
 from dpmodel.features.scattering import Scattering2D
 from dpmodel.nets.networks import build_network, check_network
+from dpmodel.nets.scattering_linear import feature_norm
 from dpmodel.saving.checkpoint import read_checkpoint
 from monitors import checks
 from monitors.arguments import check_arguments
@@ -23,7 +24,13 @@ FEATURES: Registry[Callable[..., nn.Module]] = Registry("features")
 
 
 @FEATURES.register("scattering")
-def scattering(data: Mapping[str, Any], J: int = 2, L: int = 8, mirrored: bool = False) -> nn.Module:  # noqa: N803
+def scattering(
+    data: Mapping[str, Any],
+    J: int = 2,  # noqa: N803
+    L: int = 8,  # noqa: N803
+    mirrored: bool = False,
+    num_groups: int = 0,
+) -> nn.Module:
     """Scattering coefficients as an image of more channels: (C, H, W) -> (C * channels, H / 2^J, W / 2^J).
 
     Args:
@@ -31,16 +38,22 @@ def scattering(data: Mapping[str, Any], J: int = 2, L: int = 8, mirrored: bool =
         J: Number of scales.
         L: Number of angles.
         mirrored: Whether to take the mean with the coefficients of the mirror image; see ``Mirrored``.
+        num_groups: Groups of channels that are normalised together, in each example by itself; see
+            ``dpmodel.nets.ScatteringLinear``. 0: no normalisation.
 
     Raises:
         DataError: The examples are not images.
+        ValueError: ``num_groups`` does not divide the channels.
     """
     shape = data["example_shape"]
     if len(shape) != 3:
         raise DataError(f"scattering needs images (channels, height, width), but the examples have shape {shape}")
     checks.one_of((False, True), mirrored=mirrored)
     transform = Scattering2D(J, shape[1:], L)
-    return nn.Sequential(Mirrored(transform) if mirrored else transform, nn.Flatten(1, 2))
+    layers: list[nn.Module] = [Mirrored(transform) if mirrored else transform, nn.Flatten(1, 2)]
+    if num_groups:
+        layers.append(feature_norm(shape[0] * transform.channels, num_groups))
+    return nn.Sequential(*layers)
 
 
 @FEATURES.register("network")

@@ -12,6 +12,7 @@ from dpmodel.config import make_config
 from dpmodel.config.identity import settings_by_path
 from dpmodel.features import FEATURES, build_features
 from dpmodel.features.digest import network_digest
+from dpmodel.nets import ScatteringLinear
 from dpmodel.preflight.configured import require_known_names
 from dpmodel.runs.build import build_task
 from dpmodel.runs.evaluate import evaluate_run
@@ -63,6 +64,13 @@ def test_mirrored_features_are_those_of_both_images():
     assert network_digest(plain) != network_digest(mirrored)
 
 
+def test_features_are_normalised_in_groups_as_the_network_does():
+    facts, image = {"example_shape": (3, 32, 32)}, torch.rand(2, 3, 32, 32)
+    plain, grouped = (build_features("scattering", facts, num_groups=groups) for groups in (0, 27))
+    assert torch.equal(grouped(image), ScatteringLinear(243, 243 * 64).norm(plain(image)))
+    assert network_digest(plain) != network_digest(grouped)
+
+
 def test_a_network_has_the_stated_weights(tmp_path):
     wanted = build_network("mlp", hidden=[5], defaults=FACTS, seed=7)
     save_checkpoint(tmp_path / "weights.safetensors", wanted)
@@ -96,6 +104,7 @@ def test_unknown_names_and_arguments_are_refused_before_anything_is_read(feature
     ("features", "message"),
     [
         ({"name": "scattering", "mirrored": "left"}, "mirrored must be one of"),
+        ({"name": "scattering", "J": 1, "num_groups": 2}, "features: num_groups must divide the 9 channels"),
         ({"name": "scattering", "J": 4}, "features: images of 12 x 12 are too small for J=4"),
         ({"name": "network", "network": "mlp", "weights": "none.safetensors"}, "none.safetensors cannot be read"),
         ({"name": "network", "module": "torch.nn:Softmax", "dim": 0}, "features: Softmax gives an example different"),
