@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from mechanisms.sums.triangle import PAIR, SQUARED_NORM, matrix_of, weighted_triangle
-from mechanisms.sums.vector_sum import require_bound
+from mechanisms.sums.vector_sum import require_bound, require_room
 from monitors import checks
 
 #: Bits of the root of a clipped Frobenius norm, at most and at least; those of the sum of all examples, unweighted.
@@ -76,10 +76,7 @@ class ClippedGramSum:
         size = None if self._sum is None else len(self._sum)
         if rows.ndim != 3 or 0 in rows.shape[1:] or size not in (None, rows.shape[2]):
             raise ValueError(f"matrices must have shape (n, S, {'D' if size is None else size}), got {rows.shape}")
-        if self.added + len(rows) > self.num_examples:
-            raise ValueError(
-                f"{self.added + len(rows)} examples were added, but num_examples={self.num_examples} was stated"
-            )
+        require_room(self.added + len(rows), self.num_examples)
         if self._sum is None:
             self._sum = np.zeros((rows.shape[2], rows.shape[2]), dtype=np.int64)
         at_once = self._at_once(*rows.shape[1:])

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from mechanisms.sums.triangle import PAIR, SQUARED_NORM, matrix_of, weighted_triangle
-from mechanisms.sums.vector_sum import require_bound
+from mechanisms.sums.vector_sum import require_bound, require_room
 from monitors import checks
 
 #: Weight of ``x y'``.
@@ -86,10 +86,7 @@ class ClippedProductSum:
             raise ValueError(f"x and y must have shapes (n, D) and (n, K), got {inputs.shape} and {targets.shape}")
         if shape != known:
             raise ValueError(f"x and y must have {known[0][0]} and {known[1][0]} columns, got {shape[0] + shape[1]}")
-        if self.added + len(inputs) > self.num_examples:
-            raise ValueError(
-                f"{self.added + len(inputs)} examples were added, but num_examples={self.num_examples} was stated"
-            )
+        require_room(self.added + len(inputs), self.num_examples)
         if self._second is None or self._cross is None:
             self._second = np.zeros((*shape[0], *shape[0]), dtype=np.int64)
             self._cross = np.zeros((*shape[0], *shape[1]), dtype=np.int64)

@@ -67,14 +67,17 @@ class ClippedVectorSum:
                 f"vectors must have shape (n, {'D' if length is None else length}), one row per example, got shape "
                 f"{rows.shape}"
             )
-        if self.added + len(rows) > self.num_examples:
-            raise ValueError(
-                f"{self.added + len(rows)} examples were added, but num_examples={self.num_examples} was stated"
-            )
+        require_room(self.added + len(rows), self.num_examples)
         if self.total is None:
             self.total = np.zeros(rows.shape[1], dtype=np.int64)
         self.total += clipped_to_grid(rows, self.norm_bound, self.grid).sum(axis=0)
         self.added += len(rows)
+
+
+def require_room(added: int, num_examples: int) -> None:
+    """Require that no more examples are added than were stated."""
+    if added > num_examples:
+        raise ValueError(f"{added} examples were added, but num_examples={num_examples} was stated")
 
 
 def grid_for(norm_bound: float, terms: int) -> float:

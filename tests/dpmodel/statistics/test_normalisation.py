@@ -19,6 +19,12 @@ from ..power_cut import PowerCut
 
 NORMALISE = {"name": "private", "noise_multiplier": 2.0, "norm_bound": 2.0, "square_bound": 4.0}
 
+WHITENED = {
+    "features": {"name": "scattering", "J": 1, "L": 2},
+    "network": {"name": "scattering_linear", "num_groups": 0},
+    "normalise": {**NORMALISE, "whitening": 0.5},
+}
+
 
 def config(**changes):
     return make_config({**SETTINGS, "normalise": NORMALISE, **changes})
@@ -53,16 +59,22 @@ def test_the_statistics_are_those_of_the_training_data(tmp_path):
 
 
 @pytest.mark.sample(2)
+@pytest.mark.parametrize(("changes", "releases"), [({}, 2), (WHITENED, 3)], ids=["standardised", "whitened"])
 @pytest.mark.parametrize("step", [1, 17])
-def test_a_resumed_training_keeps_the_statistics_and_releases_none(tmp_path, step):
-    folder = RunFolder(tmp_path / "run")
+def test_a_resumed_training_keeps_the_statistics_and_releases_none(tmp_path, step, changes, releases):
+    folder, asked = RunFolder(tmp_path / "run"), config(**changes)
     with pytest.raises(KeyboardInterrupt):
-        train_from_config(config(), folder.path, callbacks=[Silence(), PowerCut(step)])
-    saved = [tensor for name, tensor in read_tensor_file(folder.state)[0].items() if "normalise.mean" in name]
-    train_from_config(config(), folder.path, resume=True, callbacks=[Silence()])
+        train_from_config(asked, folder.path, callbacks=[Silence(), PowerCut(step)])
+    state = read_tensor_file(folder.state)[0]
+    train_from_config(asked, folder.path, resume=True, callbacks=[Silence()])
     ledger = Ledger.load(folder.ledger)
-    assert ledger.kept.rows == plan_training(config(), 60).ledger().rows
-    assert torch.equal(layer_of(folder.path)["mean"], saved[0])
+    assert ledger.kept.rows == plan_training(asked, 60).ledger().rows
+    assert ledger.rows[0] == (GaussianEvent(2.0), releases)
+    layer = layer_of(folder.path)
+    assert len(layer) == releases
+    for name, value in layer.items():
+        assert any(torch.equal(value, saved) for key, saved in state.items() if f"normalise.{name}" in key)
+    assert releases == 2 or not torch.equal(layer["mixing"], torch.eye(len(layer["mixing"])))
 
 
 @pytest.mark.slow

@@ -7,20 +7,13 @@ import pytest
 import torch
 
 from dpmodel import GaussianEvent, Ledger
-from dpmodel.callbacks import Silence
-from dpmodel.config import make_config
 from dpmodel.config.identity import result_settings
-from dpmodel.planning.training_plan import plan_training
-from dpmodel.runs.folder import RunFolder
-from dpmodel.runs.train import train_from_config
 from dpmodel.saving.tensor_file import read_tensor_file, write_tensor_file
 from dpmodel.statistics import PrivateStatistics, Standardise, private_mean_and_variance
 from mechanisms.engines.base import ENGINES
 from monitors.errors import CheckpointError, ConfigError, DataError
 
-from ..journey import SETTINGS
-from ..power_cut import PowerCut
-from .test_normalisation import NORMALISE, layer_of
+from .test_normalisation import NORMALISE, WHITENED, config
 from .test_private_statistics import fitted
 
 #: 300 images of three channels, which are mixtures of each other.
@@ -185,31 +178,9 @@ def test_what_does_not_fit_is_refused_before_anything_is_released(monkeypatch):
         Standardise(torch.zeros(3), torch.ones(3), mixing=torch.eye(2))
 
 
-def configuration(**changes):
-    section = {**NORMALISE, "whitening": 0.5, **changes.pop("normalise", {})}
-    features = {"name": "scattering", "J": 1, "L": 2}
-    network = {"name": "scattering_linear", "num_groups": 0}
-    return make_config({**SETTINGS, "features": features, "network": network, "normalise": section, **changes})
-
-
-@pytest.mark.sample(2)
-@pytest.mark.parametrize("step", [1, 17])
-def test_a_configured_training_records_what_was_planned_and_resumes(tmp_path, step):
-    folder = RunFolder(tmp_path / "run")
-    with pytest.raises(KeyboardInterrupt):
-        train_from_config(configuration(), folder.path, callbacks=[Silence(), PowerCut(step)])
-    saved = [tensor for name, tensor in read_tensor_file(folder.state)[0].items() if "normalise.mixing" in name]
-    train_from_config(configuration(), folder.path, resume=True, callbacks=[Silence()])
-    ledger = Ledger.load(folder.ledger)
-    assert ledger.kept.rows == plan_training(configuration(), 60).ledger().rows
-    assert ledger.rows[0] == (GaussianEvent(2.0), 3)
-    mixing = layer_of(folder.path)["mixing"]
-    assert torch.equal(mixing, saved[0])
-    assert not torch.equal(mixing, torch.eye(len(mixing)))
-
-
 def test_a_configuration_without_whitening_is_that_of_earlier_versions():
-    assert "whitening" not in result_settings(configuration(normalise={"whitening": 0.0}))["normalise"]
-    assert result_settings(configuration())["normalise"]["whitening"] == 0.5
+    plain = {**WHITENED, "normalise": {**NORMALISE, "whitening": 0.0}}
+    assert "whitening" not in result_settings(config(**plain))["normalise"]
+    assert result_settings(config(**WHITENED))["normalise"]["whitening"] == 0.5
     with pytest.raises(ConfigError, match=r"whitening must be in \[0, 1\]"):
-        configuration(normalise={"whitening": 2})
+        config(normalise={**NORMALISE, "whitening": 2})
