@@ -23,9 +23,10 @@ from dpmodel.data.progress import progress
 from dpmodel.data.splits import DataSplits
 from dpmodel.data.tensor_cache import CachedKind, TensorCache
 from dpmodel.features.digest import DataDigest, network_digest
+from dpmodel.features.example_features import ExampleFeatures
 from dpmodel.features.row_check import COMPARED, RowSample, require_finite
 from dpmodel.preflight.own_rows import require_own_rows
-from mechanisms.engines.batch import map_tensors, outputs_of
+from mechanisms.engines.batch import map_tensors
 from mechanisms.engines.probing import inference, preserve_state
 from monitors import checks
 from monitors.errors import DataError, UnsupportedModuleError
@@ -50,10 +51,11 @@ def extract(
     needs a network that is PUBLIC: with fixed or random weights, or trained on public data. A network that was trained
     on the private data is not, unless its own training is on the same ledger.
 
-    The network runs in evaluation mode without gradients, and is left as it was.
+    The network runs in evaluation mode without gradients, sees each example alone, and is left as it was.
 
     Args:
-        network: Gives one row of floats per example.
+        network: Gives one row of floats per example. One that cannot run under ``torch.func.vmap`` runs once for each
+            example, with a warning.
         dataset: Map-style data set of pairs (input, target): ``InMemoryDataset``, ``TensorDataset``, or any other.
         cache: A folder that keeps the features in its subfolder ``features``, by a digest of inputs and network. The
             files are private, as they hold private data. Before they are used, their checksum is compared, and the
@@ -83,7 +85,8 @@ def extract(
     with _frozen(network, device) as (frozen, place):
         on_device = partial(map_tensors, lambda tensor: tensor.to(place))
         rows = np.linspace(0, len(dataset) - 1, min(COMPARED, len(dataset))).astype(int)
-        sample = RowSample(frozen, rows, on_device(loader.fetcher[rows][0]))
+        each = ExampleFeatures(frozen)
+        sample = RowSample(frozen, each, rows, on_device(loader.fetcher[rows][0]))
         known = None
         if cache is not None:
             digest, targets = _read(loader, batch_size)
@@ -94,7 +97,7 @@ def extract(
                 return InMemoryDataset(features, targets)
             if features is not None:
                 CACHED.warn_made_again("the cached features are not those that this network gives")
-        features, targets = _computed(frozen, loader, batch_size, on_device, what)
+        features, targets = _computed(each, loader, batch_size, on_device, what)
         if not sample.agrees(features):
             raise DataError(
                 f"{type(dataset).__name__} or {type(network).__name__} gives different values each time: features are "
@@ -154,12 +157,12 @@ def _read(loader: PrivateLoader, batch_size: int) -> tuple[str, Tensor]:
 
 
 def _computed(
-    network: nn.Module, loader: PrivateLoader, batch_size: int, on_device: Any, what: str
+    each: ExampleFeatures, loader: PrivateLoader, batch_size: int, on_device: Any, what: str
 ) -> tuple[Tensor, Tensor]:
     features, targets, done = torch.empty(0), [], 0
     with progress(what, loader.num_examples) as advance:
         for x, y in loader.in_order(batch_size):
-            found = outputs_of(network, on_device(x)).float().cpu()
+            found = each(on_device(x)).float().cpu()
             require_finite(found, range(done, done + len(found)))
             if not done:
                 features = torch.empty((loader.num_examples, *found.shape[1:]))

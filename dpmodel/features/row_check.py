@@ -9,7 +9,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from mechanisms.engines.batch import first_tensor, map_tensors, outputs_of
+from dpmodel.features.example_features import ExampleFeatures, features_of
+from mechanisms.engines.batch import map_tensors
+from mechanisms.engines.probing import preserve_state
 from monitors.errors import DataError, UnsupportedModuleError
 
 #: Examples that are compared, from all over the data set.
@@ -24,6 +26,7 @@ class RowSample:
 
     Args:
         network: In evaluation mode.
+        each: Computes the features of examples alone.
         rows: Rows of the examples.
         x: Their inputs.
 
@@ -32,14 +35,14 @@ class RowSample:
         UnsupportedModuleError: The features of a row depend on the other rows of its batch, or are random.
     """
 
-    def __init__(self, network: nn.Module, rows: np.ndarray[Any, Any], x: Any) -> None:
+    def __init__(self, network: nn.Module, each: ExampleFeatures, rows: np.ndarray[Any, Any], x: Any) -> None:
         self.rows = torch.from_numpy(rows)
-        together = _features(network, x)
-        alone = [_features(network, map_tensors(lambda part: part[k : k + 1], x)) for k in range(len(rows))]  # noqa: B023
-        self.alone = torch.cat(alone)
-        require_finite(self.alone, rows.tolist())
-        # Once more in reverse: neither the place in the batch nor what came before may matter.
-        turned = _features(network, map_tensors(lambda part: part.flip(0), x)).flip(0)
+        with preserve_state(network):
+            together = features_of(network, x)
+            self.alone = each(x)
+            require_finite(self.alone, rows.tolist())
+            # Once more in reverse: neither the place in the batch nor what came before may matter.
+            turned = features_of(network, map_tensors(lambda part: part.flip(0), x)).flip(0)
         if not (self._agree(together) and self._agree(turned)):
             raise UnsupportedModuleError(
                 f"{type(network).__name__} gives an example different features alone and beside others (or draws "
@@ -74,19 +77,3 @@ def require_finite(features: Tensor, rows: Sequence[int]) -> None:
     if not bool(finite.all()):
         row = rows[int((~finite).nonzero()[0])]
         raise DataError(f"the features of row {row} are NaN or infinite; check the network and that input")
-
-
-def _features(network: nn.Module, x: Any) -> Tensor:
-    count = len(first_tensor(x))
-    try:
-        found = outputs_of(network, x)
-    except (RuntimeError, ValueError, TypeError, IndexError, AssertionError) as error:
-        what = "one example at a time" if count == 1 else f"inputs of shape {tuple(first_tensor(x).shape)}"
-        raise DataError(f"{type(network).__name__} does not take {what}: {error}") from error
-    if not isinstance(found, Tensor) or not found.is_floating_point() or found.dim() < 2 or len(found) != count:
-        given = f"{found.dtype} of shape {tuple(found.shape)}" if isinstance(found, Tensor) else type(found).__name__
-        raise DataError(
-            f"{type(network).__name__} must give one tensor of floats with one row per example, got {given} for "
-            f"{count} examples. Wrap it in a module whose forward selects and flattens the features"
-        )
-    return found
