@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from mechanisms.engines.batch import all_tensors
 
 #: Part of each digest: changes if the same settings give different features.
-_VERSION = "dpmodel-features/1"
+_VERSION = "dpmodel-features/2"
 
 
 class DataDigest:
@@ -55,5 +55,5 @@ def _named_tensors(network: nn.Module) -> Iterable[tuple[str, Tensor]]:
 
 
 def _bytes(tensor: Tensor) -> Any:
-    flat = tensor.detach().cpu().contiguous().reshape(-1)
+    flat = tensor.detach().resolve_conj().resolve_neg().cpu().contiguous().reshape(-1)
     return flat.view(torch.uint8).numpy().data if flat.numel() else b""

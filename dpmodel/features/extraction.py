@@ -23,7 +23,7 @@ from dpmodel.data.progress import progress
 from dpmodel.data.splits import DataSplits
 from dpmodel.data.tensor_cache import CachedKind, TensorCache
 from dpmodel.features.digest import DataDigest, network_digest
-from dpmodel.features.example_features import ExampleFeatures
+from dpmodel.features.example_features import ExampleFeatures, require_shape
 from dpmodel.features.row_check import COMPARED, RowSample, require_finite
 from dpmodel.preflight.own_rows import require_own_rows
 from mechanisms.engines.batch import map_tensors
@@ -166,7 +166,7 @@ def _computed(
             require_finite(found, range(done, done + len(found)))
             if not done:
                 features = torch.empty((loader.num_examples, *found.shape[1:]))
-            features[done : done + len(found)] = found
+            features[done : done + len(found)] = require_shape(found, features.shape)
             done += len(found)
             targets.append(y)
             advance(len(found))

@@ -9,9 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from dpmodel.features.example_features import ExampleFeatures, features_of
+from dpmodel.features.example_features import ExampleFeatures
 from mechanisms.engines.batch import map_tensors
-from mechanisms.engines.probing import preserve_state
 from monitors.errors import DataError, UnsupportedModuleError
 
 #: Examples that are compared, from all over the data set.
@@ -37,12 +36,11 @@ class RowSample:
 
     def __init__(self, network: nn.Module, each: ExampleFeatures, rows: np.ndarray[Any, Any], x: Any) -> None:
         self.rows = torch.from_numpy(rows)
-        with preserve_state(network):
-            together = features_of(network, x)
-            self.alone = each(x)
-            require_finite(self.alone, rows.tolist())
-            # Once more in reverse: neither the place in the batch nor what came before may matter.
-            turned = features_of(network, map_tensors(lambda part: part.flip(0), x)).flip(0)
+        self.alone = each(x)
+        require_finite(self.alone, rows.tolist())
+        together = each.shown(x)
+        # Once more in reverse: neither the place in the batch nor what came before may matter.
+        turned = each.shown(map_tensors(lambda part: part.flip(0), x)).flip(0)
         if not (self._agree(together) and self._agree(turned)):
             raise UnsupportedModuleError(
                 f"{type(network).__name__} gives an example different features alone and beside others (or draws "

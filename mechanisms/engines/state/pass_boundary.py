@@ -29,6 +29,9 @@ WATCHED_SHARE = 0.005
 #: A reason why passes vary.
 DRAWS = "the network or the loss draws random numbers"
 
+#: What to do in a training if state cannot be restored.
+TRUST = " If you know that it keeps nothing, isolation='trust' takes your word for it, and the report says so"
+
 #: Whether the isolation of examples is verified; "trust" takes the user's word for it.
 ISOLATION = ("verified", "trust")
 
@@ -42,6 +45,7 @@ class PassBoundary:
     Args:
         by_value: Compare tensors in the state by value. Needed if the network's code can read values, unlike in an
             isolated pass, whose tensors cannot be written into others.
+        remedy: Last sentence of a refusal of state that cannot be restored.
 
     Attributes:
         isolation: ``"verified"``; or ``"trust"``: state is not restored, and escapes are not searched for.
@@ -51,12 +55,12 @@ class PassBoundary:
             state or drew random numbers; None if neither.
     """
 
-    def __init__(self, *, by_value: bool = False) -> None:
+    def __init__(self, *, by_value: bool = False, remedy: str = TRUST) -> None:
         self.isolation = "verified"
         self.put_back: set[str] = set()
         self.written: list[str] = []
         self.varies: str | None = None
-        self._by_value = by_value
+        self._by_value, self._remedy = by_value, remedy
         self._state: PythonState | None = None
         self._of: tuple[Any, ...] = ()
         self._copied: list[Holder] = []
@@ -66,8 +70,12 @@ class PassBoundary:
         self._passes = 0
         self._escapes: Escapes | None = None
 
-    def begin_step(self, network: nn.Module, losses: ExampleLosses) -> None:
+    def begin_step(self, network: nn.Module, losses: ExampleLosses | None = None) -> None:
         """Record the state in which each pass of a step begins.
+
+        Args:
+            network: The network.
+            losses: The loss; None if passes compute none.
 
         Raises:
             UnprotectedUpdateError: There is too much state to compare after each pass.
@@ -75,11 +83,13 @@ class PassBoundary:
         if self.isolation == "trust":
             self._draws.begin()
             return
-        known = self._state is not None and self._of[0]() is network and self._of[1] is losses.loss_fn
+        loss_fn = None if losses is None else losses.loss_fn
+        known = self._state is not None and self._of[0]() is network and self._of[1] is loss_fn
         if self._state is None or not known or not self._state.is_current():
-            self._of = (ref(network), losses.loss_fn)
-            self._state = PythonState(network, losses.loss_fn, by_value=self._by_value, weights=self._by_value)
-        self._copied = attributes_of(losses.unreduced)  # a copy of the loss, made for this step
+            self._of = (ref(network), loss_fn)
+            self._state = PythonState(network, loss_fn, by_value=self._by_value, weights=self._by_value)
+        # The loss is copied for each step.
+        self._copied = [] if losses is None else attributes_of(losses.unreduced)
         self._require_followed(self._state.unfollowed)
         if not self._state.complete:
             raise UnprotectedUpdateError(
@@ -170,8 +180,7 @@ class PassBoundary:
             raise UnprotectedUpdateError(
                 f"{unfollowed[0]} cannot be restored after an example, because it hides its state (iterator, open "
                 "file, thread, sparse tensor, compiled extension): information about one example could reach the "
-                "gradients of others. Use a number, a container or a plain object instead, or remove it. If you know "
-                "that it keeps nothing, isolation='trust' takes your word for it, and the report says so"
+                "gradients of others. Use a number, a container or a plain object instead, or remove it." + self._remedy
             )
 
     def _is_watched(self) -> bool:

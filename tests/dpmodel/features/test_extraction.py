@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader, Dataset, TensorDataset
 from dpmodel import DPModel, NoiseMechanismsFactory
 from dpmodel.data import InMemoryDataset, load_dataset
 from dpmodel.features import Scattering2D, extract, extract_splits, extraction
-from monitors.errors import DataError, UnsupportedLoaderError, UnsupportedModuleError
+from monitors.errors import DataError, UnprotectedUpdateError, UnsupportedLoaderError, UnsupportedModuleError
 
 X, Y = torch.rand(40, 6, generator=torch.Generator().manual_seed(1)), torch.arange(40) % 3
 
@@ -140,7 +140,7 @@ def test_batch_normalisation_without_running_statistics_is_refused():
     images = TensorDataset(torch.rand(9, 2, 3, 3), torch.arange(9))
     with pytest.raises(UnsupportedModuleError, match="batch normalisation needs running statistics"):
         extract(layer, images)
-    with pytest.raises(DataError, match="does not take one example at a time: Expected more than 1 value"):
+    with pytest.raises(DataError, match=r"of shape \(1, 6\), one example: Expected more than 1 value"):
         extract(nn.BatchNorm1d(6, track_running_stats=False), data())
 
 
@@ -160,8 +160,15 @@ class Slightly(nn.Module):
         return x + 1e-5 * x.mean(0)
 
 
+class SlightlyByValue(Slightly):
+    """Reads a value, so that it cannot be vectorised."""
+
+    def forward(self, x):
+        return super().forward(x) if float(x.sum()) else x
+
+
 class Remembering(nn.Module):
-    """Adds what it has seen before, as a number, so that it cannot be vectorised."""
+    """Adds a little of what it has seen before."""
 
     def __init__(self):
         super().__init__()
@@ -174,11 +181,11 @@ class Remembering(nn.Module):
 
 
 class Counting(nn.Module):
-    """Adds the sum of what it has seen before, from a buffer."""
+    """Likewise, in a tensor."""
 
-    def __init__(self):
+    def __init__(self, kind=lambda value: nn.Parameter(value, requires_grad=False)):
         super().__init__()
-        self.register_buffer("seen", torch.zeros(()))
+        self.seen = kind(torch.zeros(()))
 
     def forward(self, x):
         out = x + self.seen
@@ -186,14 +193,94 @@ class Counting(nn.Module):
         return out
 
 
+class Last(nn.Module):
+    """Subtracts a little of the example before, which shows if that is large."""
+
+    def __init__(self):
+        super().__init__()
+        self.last = nn.Parameter(torch.zeros(6), requires_grad=False)
+
+    def forward(self, x):
+        out = x - 1e-6 * self.last
+        self.last.copy_(x.mean(0))
+        return out
+
+
+class Factored(nn.Module):
+    """Takes another branch for an example with which a function of torch fails."""
+
+    def forward(self, x):
+        try:
+            torch.linalg.cholesky(torch.eye(6) * (60 - x.sum()))
+        except RuntimeError:
+            return 2 * x
+        return x
+
+
+class Whole(nn.Module):
+    """Reads the memory behind its input."""
+
+    def forward(self, x):
+        return x + 1e-7 * torch.tensor(x.untyped_storage().tolist(), dtype=torch.uint8).sum()
+
+
 @pytest.mark.filterwarnings("ignore:.* runs once for each example")
-@pytest.mark.parametrize("network", [Slightly, Remembering, Counting])
 @pytest.mark.parametrize("row", [0, 3])
+@pytest.mark.parametrize(
+    "network",
+    [Slightly, SlightlyByValue, Remembering, Counting, lambda: Counting(nn.Buffer), Last, Factored, Whole],
+    ids=["mean", "mean by value", "number", "parameter", "buffer", "last", "caught error", "memory"],
+)
 def test_no_example_reaches_the_features_of_another(network, row):
     other = X.clone()
-    other[row] += 5.0
-    one, two = (extract(network(), TensorDataset(x, Y), batch_size=7).x for x in (X, other))
-    assert torch.equal(one.ne(two).any(1), torch.arange(40) == row)
+    other[row] += 20.0
+    found = []
+    for x in (X, other):
+        try:
+            found.append(extract(network(), TensorDataset(x, Y), batch_size=7).x)
+        except (UnprotectedUpdateError, UnsupportedModuleError):
+            return
+    assert torch.equal(found[0].ne(found[1]).any(1), torch.arange(40) == row)
+
+
+def test_a_network_that_starts_from_its_first_batch_is_refused():
+    class ActNorm(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.loc = nn.Parameter(torch.zeros(6))
+
+        def forward(self, x):
+            if not self.loc.any():
+                with torch.no_grad():
+                    self.loc.copy_(x.mean(0))
+            return x - self.loc
+
+    network = ActNorm()
+    with pytest.raises(UnsupportedModuleError, match="alone and beside others"):
+        extract(network, data())
+    assert not network.loc.any()
+
+
+def test_a_network_that_keeps_what_cannot_be_undone_is_refused(tmp_path):
+    class Filing(nn.Module):
+        def forward(self, x):
+            (tmp_path / "seen").write_text(str(float(x.mean())))
+            return x
+
+    class Generating(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.numbers = (number for number in range(10**6))
+
+        def forward(self, x):
+            return x + 1e-9 * next(self.numbers)
+
+    with pytest.raises(UnprotectedUpdateError, match=r"opens .*seen"):
+        extract(Filing(), data())
+    assert not (tmp_path / "seen").exists()
+    with pytest.raises(UnprotectedUpdateError, match="cannot be restored after an example") as caught:
+        extract(Generating(), data())
+    assert "trust" not in str(caught.value)
 
 
 def test_a_network_that_cannot_be_vectorised_runs_once_for_each_example():
@@ -201,6 +288,36 @@ def test_a_network_that_cannot_be_vectorised_runs_once_for_each_example():
         features = extract(network := Remembering(), data(), batch_size=7)
     assert torch.equal(features.x, X)
     assert network.seen == 0.0
+
+
+@pytest.mark.filterwarnings("ignore:.* runs once for each example")
+def test_a_network_may_change_its_input_and_return_the_same_memory():
+    class InPlace(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.register_buffer("out", torch.zeros(1, 6), persistent=False)
+
+        def forward(self, x):
+            if len(x) > 1:
+                return x.sub_(0.5)
+            self.out.copy_(x.sub_(0.5))
+            return self.out
+
+    before = X.clone()
+    assert torch.equal(extract(InPlace(), data(), batch_size=7).x, X - 0.5)
+    assert torch.allclose(extract(nn.SiLU(inplace=True), data(), batch_size=7).x, F.silu(X))
+    assert torch.equal(before, X)
+
+
+@pytest.mark.filterwarnings("ignore:.* runs once for each example")
+@pytest.mark.parametrize("batch_size", [1, 7])
+def test_features_of_different_shapes_are_refused(batch_size):
+    class Varying(nn.Module):
+        def forward(self, x):
+            return x[:, :1] if float(x[0, 0]) == float(X[1, 0]) else x
+
+    with pytest.raises(DataError, match=r"must have the same shape, got \(6,\) and \(1,\)"):
+        extract(Varying(), data(), batch_size=batch_size)
 
 
 def test_a_data_set_that_changes_mixes_or_repeats_is_refused(network):
@@ -228,7 +345,7 @@ class Mixup(Dataset):
 @pytest.mark.parametrize(
     ("forward", "message"),
     [
-        (lambda x: x.sum(1), r"one row per example, got torch.float32 of shape \(8,\)"),
+        (lambda x: x.sum(1), r"one row per example, got torch.float32 of shape \(1,\)"),
         (lambda x: (x, x), "one tensor of floats with one row per example, got tuple"),
         (lambda x: x[:1], "one row per example"),
         (lambda x: x.long(), "one tensor of floats"),

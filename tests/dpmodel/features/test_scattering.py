@@ -7,6 +7,7 @@ from torch import nn
 
 from dpmodel.features import Scattering2D
 from dpmodel.features import scattering as module
+from mechanisms.engines.isolation.isolated import isolated
 
 GOLDEN = np.load(Path(__file__).parents[2] / "golden" / "scattering2d.npz")
 
@@ -141,3 +142,12 @@ def test_wrong_arguments_are_refused(arguments, message):
 def test_wrong_inputs_are_refused(x):
     with pytest.raises(ValueError, match=r"takes float32 or float64 of shape \(..., 28, 28\), got torch"):
         Scattering2D()(x)
+
+
+def test_each_image_has_its_own_coefficients_bit_for_bit():
+    images = torch.rand(9, 1, 12, 12, generator=torch.Generator().manual_seed(2))
+    other = images.clone()
+    other[4] += 1.0
+    scattering = Scattering2D(J=1, shape=(12, 12), L=2)
+    one, two = (isolated(lambda image: scattering(image).squeeze(0), x) for x in (images, other))
+    assert torch.equal(one.ne(two).flatten(1).any(1), torch.arange(9) == 4)
