@@ -86,7 +86,9 @@ def extract(
         on_device = partial(map_tensors, lambda tensor: tensor.to(place))
         rows = np.linspace(0, len(dataset) - 1, min(COMPARED, len(dataset))).astype(int)
         each = ExampleFeatures(frozen)
-        sample = RowSample(frozen, each, rows, on_device(loader.fetcher[rows][0]))
+        x, y = loader.fetcher[rows]
+        sample = RowSample(frozen, each, rows, on_device(x))
+        InMemoryDataset(sample.alone.float().cpu(), _joined([y]))  # refuses targets of a wrong type before the work
         known = None
         if cache is not None:
             digest, targets = _read(loader, batch_size)

@@ -243,6 +243,7 @@ def test_no_example_reaches_the_features_of_another(network, row):
     assert torch.equal(found[0].ne(found[1]).any(1), torch.arange(40) == row)
 
 
+@pytest.mark.filterwarnings("ignore:.* runs once for each example")
 def test_a_network_that_starts_from_its_first_batch_is_refused():
     class ActNorm(nn.Module):
         def __init__(self):
@@ -288,6 +289,12 @@ def test_a_network_that_cannot_be_vectorised_runs_once_for_each_example():
         features = extract(network := Remembering(), data(), batch_size=7)
     assert torch.equal(features.x, X)
     assert network.seen == 0.0
+
+
+def test_targets_of_a_wrong_type_are_refused_before_the_features_are_computed(network, monkeypatch):
+    monkeypatch.setattr(extraction, "_computed", None)
+    with pytest.raises(DataError, match="y must be one integer per example"):
+        extract(network, TensorDataset(X, Y.to(torch.complex64)))
 
 
 @pytest.mark.filterwarnings("ignore:.* runs once for each example")
