@@ -34,7 +34,7 @@ class ExampleFeatures:
     """
 
     def __init__(self, network: nn.Module) -> None:
-        self._network = network
+        self.network = network
         self._isolated: bool | None = None
         self._why_not: str | None = None
         self._isolating = PassBoundary(remedy="")
@@ -59,16 +59,21 @@ class ExampleFeatures:
         parts = [found, *(require_shape(self.shown(row), found.shape) for row in rows)]
         return torch.cat(parts)
 
+    @property
+    def is_isolated(self) -> bool:
+        """Whether the network runs once for a batch; known after the first batch."""
+        return bool(self._isolated)
+
     def shown(self, x: Any) -> Tensor:
         """Features by the network that sees all of ``x`` as one batch. Nothing of it remains in the network.
 
         Raises:
             DataError, UnprotectedUpdateError: As above.
         """
-        return self._pass(self._showing, partial(features_of, self._network), x)
+        return self._pass(self._showing, partial(features_of, self.network), x)
 
     def _pass(self, boundary: PassBoundary, compute: Callable[[Any], Tensor], x: Any) -> Tensor:
-        boundary.begin_step(self._network)
+        boundary.begin_step(self.network)
         own = map_tensors(_copied, x)
         with boundary.around(Batch(own, ())):
             with boundary.user_code():
@@ -78,7 +83,7 @@ class ExampleFeatures:
         return features
 
     def _of_batch(self, x: Any) -> Tensor:
-        return isolated(lambda example: features_of(self._network, example).squeeze(0), x)
+        return isolated(lambda example: features_of(self.network, example).squeeze(0), x)
 
     def _tried(self, made_up: Any) -> tuple[bool, str | None]:
         """Whether the network can be isolated, or why not."""
@@ -86,7 +91,7 @@ class ExampleFeatures:
             self._pass(self._isolating, self._of_batch, made_up)
         except Exception as error:
             reason = str(error.__cause__ or error).partition(". ")[0]
-            return False, f"{type(self._network).__name__} runs once for each example, which takes longer: {reason}"
+            return False, f"{type(self.network).__name__} runs once for each example, which takes longer: {reason}"
         return True, None
 
 

@@ -87,7 +87,7 @@ def extract(
         rows = np.linspace(0, len(dataset) - 1, min(COMPARED, len(dataset))).astype(int)
         each = ExampleFeatures(frozen)
         x, y = loader.fetcher[rows]
-        sample = RowSample(frozen, each, rows, on_device(x))
+        sample = RowSample(each, rows, on_device(x))
         InMemoryDataset(sample.alone.float().cpu(), _joined([y]))  # refuses targets of a wrong type before the work
         known = None
         if cache is not None:

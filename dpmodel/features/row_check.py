@@ -7,11 +7,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from dpmodel.features.example_features import ExampleFeatures
 from mechanisms.engines.batch import map_tensors
-from monitors.errors import DataError, UnsupportedModuleError
+from monitors.errors import DataError, UnprotectedUpdateError, UnsupportedModuleError
 
 #: Examples that are compared, from all over the data set.
 COMPARED = 8
@@ -24,26 +24,31 @@ class RowSample:
     """The features of a few examples, each computed alone, to compare with those computed with others.
 
     Args:
-        network: In evaluation mode.
-        each: Computes the features of examples alone.
+        each: Computes the features.
         rows: Rows of the examples.
         x: Their inputs.
 
     Raises:
         DataError: The network does not take a single example, or gives something other than one row of numbers.
+        UnprotectedUpdateError: See ``ExampleFeatures``.
         UnsupportedModuleError: The features of a row depend on the other rows of its batch, or are random.
     """
 
-    def __init__(self, network: nn.Module, each: ExampleFeatures, rows: np.ndarray[Any, Any], x: Any) -> None:
+    def __init__(self, each: ExampleFeatures, rows: np.ndarray[Any, Any], x: Any) -> None:
         self.rows = torch.from_numpy(rows)
         self.alone = each(x)
         require_finite(self.alone, rows.tolist())
-        together = each.shown(x)
-        # Once more in reverse: neither the place in the batch nor what came before may matter.
-        turned = each.shown(map_tensors(lambda part: part.flip(0), x)).flip(0)
+        try:
+            together = each.shown(x)
+            # Once more in reverse: neither the place in the batch nor what came before may matter.
+            turned = each.shown(map_tensors(lambda part: part.flip(0), x)).flip(0)
+        except UnprotectedUpdateError:
+            if each.is_isolated:  # then the network never sees values, whatever it keeps
+                return
+            raise
         if not (self._agree(together) and self._agree(turned)):
             raise UnsupportedModuleError(
-                f"{type(network).__name__} gives an example different features alone and beside others (or draws "
+                f"{type(each.network).__name__} gives an example different features alone and beside others (or draws "
                 "random numbers): one example would move the features of several, but the ledger accounts for one. "
                 "Use a network that treats each example separately in evaluation mode; batch normalisation needs "
                 "running statistics"

@@ -274,7 +274,7 @@ def test_a_network_that_keeps_what_cannot_be_undone_is_refused(tmp_path):
             self.numbers = (number for number in range(10**6))
 
         def forward(self, x):
-            return x + 1e-9 * next(self.numbers)
+            return x + 1e-9 * next(self.numbers) * float(x.sum())
 
     with pytest.raises(UnprotectedUpdateError, match=r"opens .*seen"):
         extract(Filing(), data())
@@ -314,6 +314,18 @@ def test_a_network_may_change_its_input_and_return_the_same_memory():
     assert torch.equal(extract(InPlace(), data(), batch_size=7).x, X - 0.5)
     assert torch.allclose(extract(nn.SiLU(inplace=True), data(), batch_size=7).x, F.silu(X))
     assert torch.equal(before, X)
+
+
+def test_a_network_that_never_sees_values_may_keep_anything():
+    class Holding(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.numbers = (number for number in range(10**6))
+
+        def forward(self, x):
+            return x.square()
+
+    assert torch.equal(extract(Holding(), data()).x, X.square())
 
 
 @pytest.mark.filterwarnings("ignore:.* runs once for each example")
