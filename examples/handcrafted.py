@@ -129,7 +129,7 @@ def page(lines: list[dict[str, str]], arguments: str, seeds: list[int], epsilon:
         "# Handcrafted features\n\n"
         f"Written by `python examples/handcrafted.py{arguments}`. Test accuracy after the last epoch, mean over the "
         f"seeds {', '.join(map(str, seeds))}; epsilon at delta {DELTA:g} by the accountant `pld`, at most {epsilon:g}. "
-        f"Nothing was chosen on the test examples. {published}".rstrip()
+        f"No epoch was selected. {published}".rstrip()
         + "\n\n"
         f"{table(lines)}"
     )

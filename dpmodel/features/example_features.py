@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mechanisms.engines.batch import Batch, first_tensor, map_tensors, outputs_of
+from mechanisms.engines.batch import Batch, first_tensor, map_tensors, outputs_of, own_copy
 from mechanisms.engines.isolation.isolated import isolated
 from mechanisms.engines.state.pass_boundary import PassBoundary
 from monitors.errors import DataError, DPModelError
@@ -74,7 +74,7 @@ class ExampleFeatures:
 
     def _pass(self, boundary: PassBoundary, compute: Callable[[Any], Tensor], x: Any) -> Tensor:
         boundary.begin_step(self.network)
-        own = map_tensors(_copied, x)
+        own = map_tensors(own_copy, x)
         with boundary.around(Batch(own, ())):
             with boundary.user_code():
                 found = compute(own)
@@ -139,8 +139,3 @@ def _made_up(value: Tensor) -> Tensor:
     shape = (2, *value.shape[1:])
     random = value.is_floating_point() or value.is_complex()
     return torch.rand(shape, dtype=value.dtype, device=value.device) if random else value.new_zeros(shape)
-
-
-def _copied(value: Tensor) -> Tensor:
-    """Values in memory of their own: a network could change its input, or reach the other examples from a view."""
-    return value.clone(memory_format=torch.contiguous_format)

@@ -11,7 +11,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dpmodel.features.morlet import coarser, low_pass, morlet_bank
-from mechanisms.engines.isolation.rows import on_rows
 from monitors import checks
 
 #: Numbers in the largest intermediate result on a CPU, so that it stays in the cache of one core; and on other devices.
@@ -84,20 +83,18 @@ class Scattering2D(nn.Module):
             )
         if not x.numel():  # some libraries have no Fourier transform of nothing
             return x.new_zeros(*x.shape[:-2], self.channels, *self.output_shape)
-        found = on_rows(self._of_images, x.reshape(-1, 1, *self.shape))
-        return found.reshape(*x.shape[:-2], self.channels, *self.output_shape)
+        images = x.reshape(-1, 1, *self.shape)
+        most = max(1, (_IN_CACHE if x.device.type == "cpu" else _ON_DEVICE) // self._largest)
+        with torch.autocast(x.device.type, enabled=False):  # its low precision would be that of the features
+            parts = [self._coefficients(chunk) for chunk in images.split(most)]
+        return torch.cat(parts).reshape(*x.shape[:-2], self.channels, *self.output_shape)
 
     def extra_repr(self) -> str:
         """The arguments."""
         return f"J={self.J}, shape={self.shape}, L={self.L}"
 
-    def _of_images(self, images: Tensor) -> Tensor:
-        """(n, 1, height, width) -> (n, channels, h, w)."""
-        most = max(1, (_IN_CACHE if images.device.type == "cpu" else _ON_DEVICE) // self._largest)
-        with torch.autocast(images.device.type, enabled=False):  # its low precision would be that of the features
-            return torch.cat([self._coefficients(chunk) for chunk in images.split(most)])
-
     def _coefficients(self, x: Tensor) -> Tensor:
+        """(n, 1, height, width) -> (n, channels, h, w)."""
         padded = F.pad(x, self._border, mode="reflect")
         first, second = [self._averaged(padded, 0)], []
         spectrum = torch.fft.fft2(padded)

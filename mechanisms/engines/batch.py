@@ -49,6 +49,11 @@ def all_tensors(value: Any) -> list[Tensor]:
     return found
 
 
+def own_copy(value: Tensor) -> Tensor:
+    """The values in memory of their own: from a view, a network could reach the rest of the batch, or change it."""
+    return value.clone(memory_format=torch.contiguous_format) if value.layout == torch.strided else value.clone()
+
+
 def costs_a_wait(value: Tensor) -> bool:
     """Whether reading the values of ``value`` makes the host wait for the device that computes them."""
     return value.device.type != "cpu"

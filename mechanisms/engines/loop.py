@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from mechanisms.clipping import ClipMechanism, Fixed
 from mechanisms.engines.base import ENGINES, Engine, PartialSum, clip_rows, tally
-from mechanisms.engines.batch import Batch, call_network, map_tensors
+from mechanisms.engines.batch import Batch, call_network, map_tensors, own_copy
 from mechanisms.engines.host_copy import HostCopy
 from mechanisms.engines.losses import ExampleLosses, LossFunction
 from mechanisms.engines.outputs import has_rows_only
@@ -94,13 +94,9 @@ def _summed_loss(network: nn.Module, losses: ExampleLosses, members: Batch) -> T
 
 
 def _members(batch: Batch, unit: int) -> Batch:
-    """Copies of the examples of a unit: from a view, the network could reach the rest of the batch."""
+    """Copies of the examples of a unit."""
     if batch.group_ids is None:
         found = batch.select(slice(unit, unit + 1))
     else:
         found = batch.select(torch.nonzero(batch.group_ids == unit).flatten())
-    return found.with_examples(map_tensors(_copied, found.x), map_tensors(_copied, found.y))
-
-
-def _copied(value: Tensor) -> Tensor:
-    return value.clone(memory_format=torch.contiguous_format) if value.layout == torch.strided else value.clone()
+    return found.with_examples(map_tensors(own_copy, found.x), map_tensors(own_copy, found.y))

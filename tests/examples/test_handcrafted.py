@@ -70,7 +70,7 @@ def test_another_epsilon_is_not_compared_with_what_was_published(script, tmp_pat
     script.main([*arguments, *(part for setting in small for part in ("--set", setting))])
     text = page.read_text()
     assert "--seeds 1 --epsilon 1 --set training.batch_size=60 --set training.epochs=1`" in text
-    assert "at most 1. Nothing was chosen" in text
+    assert "at most 1. No epoch was selected" in text
     assert "ublished" not in text
     assert text.splitlines()[-1].endswith("| 1.000 |")
 

@@ -4,10 +4,14 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch.func import grad, vmap
 
 from dpmodel.features import Scattering2D
 from dpmodel.features import scattering as module
+from mechanisms.engines.base import ENGINES
+from mechanisms.engines.batch import Batch
 from mechanisms.engines.isolation.isolated import isolated
+from mechanisms.engines.verification import disagreement
 
 GOLDEN = np.load(Path(__file__).parents[2] / "golden" / "scattering2d.npz")
 
@@ -145,9 +149,28 @@ def test_wrong_inputs_are_refused(x):
 
 
 def test_each_image_has_its_own_coefficients_bit_for_bit():
-    images = torch.rand(9, 1, 12, 12, generator=torch.Generator().manual_seed(2))
+    images = torch.rand(9, 3, 12, 12, generator=torch.Generator().manual_seed(2))
     other = images.clone()
     other[4] += 1.0
     scattering = Scattering2D(J=1, shape=(12, 12), L=2)
     one, two = (isolated(lambda image: scattering(image).squeeze(0), x) for x in (images, other))
     assert torch.equal(one.ne(two).flatten(1).any(1), torch.arange(9) == 4)
+
+
+def test_it_takes_the_transforms_of_torch_func():
+    scattering = Scattering2D(J=1, shape=(12, 12), L=2)
+    images = torch.rand(2, 3, 12, 12, generator=torch.Generator().manual_seed(4))
+    assert torch.allclose(vmap(vmap(scattering))(images), scattering(images), atol=1e-6)
+    slopes = vmap(grad(lambda image: scattering(image).square().sum()))(images)
+    leaf = images.clone().requires_grad_()
+    scattering(leaf).square().sum().backward()
+    assert torch.allclose(slopes, leaf.grad, atol=1e-5)
+
+
+@pytest.mark.parametrize("engine", ["bookkeeping", "vmap"])
+def test_gradients_through_the_transform_are_those_of_single_examples(engine):
+    network = nn.Sequential(
+        nn.Conv2d(1, 2, 3, padding=1), Scattering2D(J=1, shape=(12, 12), L=2), nn.Flatten(), nn.Linear(2 * 3 * 36, 3)
+    )
+    batch = Batch(torch.rand(4, 1, 12, 12, generator=torch.Generator().manual_seed(3)), torch.tensor([0, 2, 1, 0]))
+    assert disagreement(ENGINES.get(engine), network, nn.CrossEntropyLoss(), batch) is None
