@@ -40,8 +40,12 @@ CACHE_BYTES = 64 * 2**20
 #: A remainder of up to this share of a chunk is spread over the other chunks: as a separate chunk it would take longer.
 SPARE = 0.25
 
-#: Smallest chunk that is made for speed.
-SMALLEST_CHUNK = 32
+#: Chunks that are made for speed have at least as many examples: smaller ones leave cores idle. Half as many are enough
+#: if these would take more than ``MODERATE_BYTES``.
+SMALLEST_CHUNK, MODERATE_BYTES = 64, 2**30
+
+#: A chunk reads and writes the weights about as often, in its forward pass, its backward pass and its sum.
+WEIGHT_PASSES = 8
 
 #: Convolution weights with more entries are seldom instantiated, and then not for all layers at once.
 LARGEST_INSTANTIATED = 2**18
@@ -314,15 +318,17 @@ def _hooked_backwards(*roots: object) -> str | None:
 def _cache_friendly_chunk(survey: Survey) -> int | None:
     """A power of two such that the activations, gradients and instantiated weights of a chunk fit ``CACHE_BYTES``.
 
-    Large networks get larger chunks: each chunk reads all weights, which must not dominate its memory traffic. None if
-    all activations are vectors: nothing is instantiated then, and matrix products are fastest undivided.
+    Networks with many convolution weights get larger chunks: each chunk reads all weights, which must not dominate its
+    memory traffic. None if all activations are vectors: nothing is instantiated then, and matrix products are fastest
+    undivided.
     """
     if survey.vectors_only:
         return None
     weights = sum(value.numel() for site in survey.sites for value in site.values if value.dim() > 2)
     per_example = 4 * (3 * survey.entries_per_example + min(weights, LARGEST_INSTANTIATED))
-    exponent = round(math.log2(max(CACHE_BYTES, 2 * 4 * weights) / max(per_example, 1)))
-    return max(SMALLEST_CHUNK, 1 << max(exponent, 0))
+    exponent = round(math.log2(max(CACHE_BYTES, WEIGHT_PASSES * 4 * weights) / max(per_example, 1)))
+    smallest = SMALLEST_CHUNK if SMALLEST_CHUNK * per_example <= MODERATE_BYTES else SMALLEST_CHUNK // 2
+    return max(smallest, 1 << max(exponent, 0))
 
 
 def _norms(terms: dict[int, Term], blocks: list[int], like: Tensor, units: int) -> Tensor:

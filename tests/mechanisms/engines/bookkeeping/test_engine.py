@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import copy
 import weakref
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -62,14 +63,15 @@ def test_physical_chunks_do_not_change_the_sum(clip, size):
 
 def test_chunks_made_for_speed_do_not_change_the_sum(clip, monkeypatch):
     network, (x, y) = cnn(), images(40)
-    whole = clipped_sum(network, x, y, clip, physical_batch_size=40)
-    monkeypatch.setattr("mechanisms.engines.bookkeeping.engine.CACHE_BYTES", 1)
+    whole = clipped_sum(network, x, y, clip)
+    monkeypatch.setattr(module, "_cache_friendly_chunk", lambda survey: 16)
     assert torch.allclose(whole.flat_grad, clipped_sum(network, x, y, clip).flat_grad, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize(("size", "chunks"), [(32, 1), (40, 1), (41, 2), (66, 2), (80, 3), (128, 4)])
 def test_a_small_remainder_of_a_batch_is_spread_over_the_chunks_made_for_speed(clip, monkeypatch, size, chunks):
-    monkeypatch.setattr("mechanisms.engines.bookkeeping.engine.CACHE_BYTES", 1)  # chunks of the smallest size, 32
+    monkeypatch.setattr(module, "CACHE_BYTES", 1)
+    monkeypatch.setattr(module, "MODERATE_BYTES", 1)  # chunks of the smallest size, 32
     network, (x, y), seen = cnn(), images(size), []
     record = module.record_forward
     monkeypatch.setattr(module, "record_forward", lambda *args: seen.append(args[2].size) or record(*args))
@@ -79,6 +81,16 @@ def test_a_small_remainder_of_a_batch_is_spread_over_the_chunks_made_for_speed(c
     seen.clear()
     clipped_sum(network, x, y, clip, physical_batch_size=16)
     assert max(seen) <= 16
+
+
+@pytest.mark.parametrize(
+    ("entries", "weights", "rows"),
+    [(100, 0, 65_536), (10_000, 50_000, 256), (200_000, 500_000, 64), (200_000, 10**7, 128), (2_000_000, 500_000, 32)],
+)
+def test_chunks_made_for_speed_fit_the_caches_but_have_enough_rows_for_cores_and_weights(entries, weights, rows):
+    site = SimpleNamespace(values=[torch.empty(weights, 1, 1, device="meta"), torch.empty(7)])
+    survey = SimpleNamespace(vectors_only=False, sites=[site], entries_per_example=entries)
+    assert module._cache_friendly_chunk(survey) == rows
 
 
 def test_two_runs_give_the_same_bits(clip):
