@@ -36,9 +36,14 @@ def likely_most(mean: float, variance: float) -> int:
 #: Most rows of a data set, as a multiple of the number that was stated for it.
 _MOST_ROWS = 2
 
+#: Constants of a sampler that are set once.
+_FIXED = ("num_examples", "batch_size", "num_examples_public")
+
 
 class Sampler(ABC):
-    """Base of all samplers. ``num_examples`` and ``batch_size`` are public constants.
+    """Base of all samplers. ``num_examples`` and ``batch_size`` are public constants, which cannot be changed.
+
+    Workers draw rows ahead of the step that is charged, and an epoch's batches are disjoint only if their size stays.
 
     Args:
         num_examples: Number of rows in the data set.
@@ -68,6 +73,14 @@ class Sampler(ABC):
         self.batch_size = int(batch_size)
         self.first_partition = int(first_partition)
         self.generator = SecureGenerator(seed, purpose="sampling")
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name in _FIXED and getattr(self, name, None) is not None:
+            raise AttributeError(
+                f"{name} of a {type(self).__name__} is fixed at {getattr(self, name)}, got {checks.shown(value)}: what "
+                "the ledger states of each step depends on it. Call fit again with another loader"
+            )
+        super().__setattr__(name, value)
 
     #: Steps over which the noise of this training is correlated.
     bands: int = 1

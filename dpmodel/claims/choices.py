@@ -34,7 +34,7 @@ class Choices:
     """Watches the callbacks of one training.
 
     Guarantees: once a callback has read a private value through the run or its history, any callback that changes the
-    options of the optimizer, the noise, the clipping, the sampling, or attributes of the network or the loss, leaves a
+    options of the optimizer, the noise, the clipping, or attributes of the network or the loss, leaves a
     note on the ledger. Callbacks of ``dpmodel`` and ``monitors`` are exempt: they only show values. Values that a
     callback computes from the data directly are not seen.
     """
@@ -90,7 +90,6 @@ def settings_of(run: Run) -> dict[str, Any]:
         "the state of the data": [_contents(vars(source)) for source in run.sources if hasattr(source, "__dict__")],
         "the noise": [plan.noise.noise_multiplier(step), plan.noise.noise_multiplier(last), plan.clip_event(step)],
         "the norm bound": plan.clip.norm_bound,
-        "the batch size or the data set": (plan.sampler.batch_size, plan.sampler.num_examples),
     }
 
 
