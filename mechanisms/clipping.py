@@ -19,6 +19,9 @@ if TYPE_CHECKING:
 
 CLIP: Registry[type[ClipMechanism]] = Registry("clip mechanism")
 
+#: Smallest bound: below it, the entries of a clipped gradient may have too few digits in float32.
+SMALLEST_BOUND = 1e-15
+
 
 class ClipMechanism(ABC):
     """Base of all clip mechanisms; a custom mechanism is a subclass registered under a name.
@@ -57,8 +60,17 @@ class ClipMechanism(ABC):
         return self._norm_bound is not None
 
     def start(self, norm_bound: float) -> None:
-        """Set the initial bound, before any data are seen."""
+        """Set the initial bound, before any data are seen.
+
+        Raises:
+            ValueError: The bound is not positive, or so small that clipped gradients would lose their digits.
+        """
         checks.positive(norm_bound=norm_bound)
+        if norm_bound < SMALLEST_BOUND:
+            raise ValueError(
+                f"norm_bound must be at least {SMALLEST_BOUND:g}, got {norm_bound:g}: below it, float32 rounds clipped "
+                "gradients beyond their bound. Use a larger bound and a smaller learning rate"
+            )
         self._norm_bound = float(norm_bound)
 
     def blocks(self, names: Sequence[str]) -> list[int]:

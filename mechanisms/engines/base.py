@@ -35,8 +35,9 @@ ENGINES: Registry[type[Engine]] = Registry("engine")
 #: in all threads, and leave what they record in the layers of the network.
 ONE_AT_A_TIME = threading.RLock()
 
-#: Relative margin between clipped norms and their bound, so that rounding in float32 cannot exceed the bound.
-ROUNDING_MARGIN = 1e-6
+#: Relative margin between clipped norms and their bound, so that rounding in float32 cannot exceed the bound: up to 256
+#: squares are added to one number, each of which may lose half a rounding.
+ROUNDING_MARGIN = 1e-5
 
 
 @dataclass(frozen=True)

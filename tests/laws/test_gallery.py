@@ -16,11 +16,12 @@ from torch.utils.data import TensorDataset
 from dpmodel import DPModel, NoiseMechanismsFactory, poisson_loader
 from mechanisms.clipping import Fixed
 from mechanisms.engines import ENGINES, Batch
+from mechanisms.engines.base import ROUNDING_MARGIN
 from mechanisms.units import ClippedUnit
 
 from .architectures import ARCHITECTURES, CLASSES
 
-EXAMPLES, BOUND, TOLERANCE = 6, 1.0, 1e-5
+EXAMPLES, BOUND, TOLERANCE = 6, 1.0, 1e-5 + ROUNDING_MARGIN
 
 #: Architectures that need a slower engine; this one uses a table outside of its layer.
 SLOWER = {"DeBERTa": "vmap"}

@@ -332,9 +332,9 @@ def _cache_friendly_chunk(survey: Survey) -> int | None:
 
 
 def _norms(terms: dict[int, Term], blocks: list[int], like: Tensor, units: int) -> Tensor:
-    squared = like.new_zeros(units, max(blocks) + 1)
+    squared = like.new_zeros(units, max(blocks) + 1, dtype=torch.float64)
     for block in set(blocks):
-        members = [term.squared_norms.to(like.dtype) for position, term in terms.items() if blocks[position] == block]
+        members = [term.squared_norms.double() for position, term in terms.items() if blocks[position] == block]
         if members:
             squared[:, block] = torch.stack(members).sum(0)
-    return squared.sqrt_()
+    return squared.sqrt_().to(like.dtype)

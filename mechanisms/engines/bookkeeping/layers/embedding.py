@@ -88,7 +88,8 @@ def _segments(tokens: Tensor, g: Tensor, weight: Tensor) -> Term:
     used, segment = torch.unique(tokens + offsets, return_inverse=True)
     rows = g.new_zeros(len(used), g.shape[2]).index_add_(0, segment.flatten(), g.flatten(0, 1))
     example = used // weight.shape[0]
-    squared = g.new_zeros(batch).index_add_(0, example, squared_norms(rows))
+    # In float64, since one square after the other is added.
+    squared = g.new_zeros(batch, dtype=torch.float64).index_add_(0, example, squared_norms(rows).double()).to(g.dtype)
 
     def add(out: Tensor, factors: Tensor, rows: Tensor) -> None:
         table = out.view(weight.shape)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import ClassVar
@@ -26,8 +27,12 @@ FEW_OUTPUTS = 16
 LARGE_PRODUCT = 2**20
 PARTS = 8
 
-#: Rounding error allowed for a sum over many rows, in roundings of the size of its terms; several times what is seen.
+#: Rounding error allowed for a sum of positions, in roundings of the size of its terms, beside one for each position.
 ROUNDINGS = 64
+
+#: Terms of random directions cancel to their size over the square root of their number. Terms that cancel further, by
+#: more than this factor, raise the norm: beside such terms, the sum would round what other examples add.
+CANCELLATION = 16
 
 
 @layer_rule(nn.Linear)
@@ -130,18 +135,25 @@ def gram_squared_norms(x: Tensor, g: Tensor) -> Tensor:
 
 
 def squared_norms_of_grams(x_gram: Tensor, g_gram: Tensor, dtype: torch.dtype) -> Tensor:
-    """``|sum_t g_t x_t'|^2 = sum_ts (x_t . x_s)(g_t . g_s)``, plus the rounding error of the sum if terms cancel.
+    """``|sum_t g_t x_t'|^2 = sum_ts (x_t . x_s)(g_t . g_s)``, or more if the terms cancel.
 
-    The product is in float64, but the gradient sum that it clips is computed in ``dtype``, where the rounding error
-    scales with the largest terms, however small their sum. Adding that error makes the norm of an example at least as
-    large as its actual contribution.
+    The product is in float64, but the gradient sum that it clips is computed in ``dtype``, over the positions of all
+    examples. There, rounding errors scale with the largest terms, however small their sum. Three rules make the norm of
+    an example at least as large as its contribution, and limit what its terms do to those of others:
+
+    - the rounding error of its own sum is added to its norm;
+    - its norm is at least the sum of the sizes of its T terms over ``CANCELLATION * sqrt(T)``;
+    - inputs whose squared norm overflows ``dtype`` make it infinite, since their gradients may underflow when weighted.
 
     Args:
         x_gram: Inner products of the inputs, shape (B, T, T), float64.
         g_gram: Inner products of the output gradients, shape (B, T, T), float64; overwritten.
         dtype: Type of the clipped sum, and of the result, shape (B,).
     """
+    positions, limits = x_gram.shape[1], torch.finfo(dtype)
+    overflows = x_gram.diagonal(dim1=1, dim2=2).amax(1) > limits.max
     gram = g_gram.mul_(x_gram)
     terms = gram.diagonal(dim1=1, dim2=2).clamp(min=0.0).sqrt_().sum(1)
-    rounding = terms.mul_(ROUNDINGS * torch.finfo(dtype).eps).square_()
-    return gram.sum((1, 2)).clamp_(min=0.0).add_(rounding).to(dtype)
+    norms = gram.sum((1, 2)).clamp_(min=0.0).sqrt_().add_(terms, alpha=(ROUNDINGS + positions) * limits.eps)
+    norms = torch.maximum(norms, terms.div_(CANCELLATION * math.sqrt(positions)))
+    return norms.masked_fill_(overflows, math.inf).square_().to(dtype)
