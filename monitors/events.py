@@ -146,8 +146,9 @@ class DisjointEvent(PrivacyEvent):
     """``event`` on one part of a partition of the data; parts of one partition share no example (parallel composition).
 
     At most one event of a partition touches each example, so a partition costs as much as its largest event, not the
-    sum of its events. One epoch of shuffled batches is a partition. The claim holds for replacing one example by an
-    all-zero one (zero-out). For replacing it by an arbitrary one, the sensitivity doubles; this event does not change.
+    sum of its events. One epoch of shuffled batches is a partition. The claim holds for replacing the contribution of
+    one example by zero (zero-out). For replacing the example by an arbitrary one, the sensitivity doubles; this event
+    does not change.
 
     Args:
         partition: Number of the partition within its ledger (``Ledger.next_partition`` returns a free one).

@@ -23,7 +23,7 @@ def relation_of(rows: Rows) -> str:
     """The relation under which every event of a ledger holds.
 
     One ledger is one claim, so all of its events must hold for the same neighbours. A partition (shuffled batches)
-    holds for zeroing out one example's gradient. A Poisson-sampled Gaussian sum also holds for this relation: the
+    holds for zeroing out what one example contributes. A Poisson-sampled Gaussian sum also holds for this relation: the
     example moves the sum by its clipped gradient, just as when it is added or removed. Several releases of one sample,
     such as a sum and the count of adaptive clipping, hold for adding or removing one example only.
 

@@ -23,6 +23,7 @@ from dpmodel.cli.options import (
     TrustCode,
 )
 from monitors.errors import ConfigError
+from monitors.spent import epsilon_text
 
 if TYPE_CHECKING:
     from dpmodel.prediction.query_ledger import QueryStatus
@@ -167,8 +168,8 @@ def _show(result: dict[str, Any], output: Path | None, as_json: bool) -> None:
     if "budget" in result:
         budget = result["budget"]
         typer.echo(
-            f"charged: {result['charged']:,}; {budget['left']:,} such answers are left; epsilon {budget['spent']:.4g} "
-            f"of {budget['epsilon']:g} at delta {budget['delta']:g} is spent"
+            f"charged: {result['charged']:,}; {budget['left']:,} such answers are left; epsilon "
+            f"{epsilon_text(budget['spent'])} of {budget['epsilon']:g} at delta {budget['delta']:g} is spent"
         )
     if output is not None:
         typer.echo(f"answers: {output}")
@@ -215,7 +216,7 @@ def _show_status(folder: Path, as_json: bool) -> None:
     left = "unknown before the first" if found.left is None else f"{found.left:,} like the last one"
     typer.echo(f"asked:  {found.asked:,}")
     typer.echo(f"left:   {left}")
-    typer.echo(f"spent:  epsilon {found.spent:.4g} at delta {found.delta:g}")
+    typer.echo(f"spent:  epsilon {epsilon_text(found.spent)} at delta {found.delta:g}")
     typer.echo(f"budget: epsilon {found.epsilon:g} at delta {found.delta:g}")
     for note in found.notes:
         typer.echo(f"note:   {note}")

@@ -25,6 +25,7 @@ from monitors.events import GaussianEvent
 from monitors.gaussian import gaussian_epsilon, gaussian_mu
 from monitors.journal import JOURNAL_NAME, MOST_ANNOUNCED, ReleaseJournal
 from monitors.ledger import Ledger
+from monitors.spent import epsilon_text
 
 LEDGER_NAME = "ledger.json"
 
@@ -243,9 +244,8 @@ class QueryLedger:
         self.close()
 
     def __repr__(self) -> str:
-        return (
-            f"QueryLedger({str(self.path)!r}, epsilon={self.epsilon:g}, delta={self.delta:g}, spent={self.spent:.4g})"
-        )
+        spent = epsilon_text(self.spent)
+        return f"QueryLedger({str(self.path)!r}, epsilon={self.epsilon:g}, delta={self.delta:g}, spent={spent})"
 
     def _require_open(self) -> None:
         if self._process != process_identity():

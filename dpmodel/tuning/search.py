@@ -27,6 +27,13 @@ from monitors.errors import ConfigError
 RUNS = Path("runs")
 _NEVER = 10**9
 
+#: What the card of each run declares: it states the epsilon of that run, and the run was chosen among others.
+_ONE_OF_SEVERAL = {
+    "kind": "tuning",
+    "description": "a run of a search; the report of the search (tuning.md) states what all runs spend together",
+    "privacy": "not accounted",
+}
+
 #: Settings that cannot be searched, and why.
 _NOT_SEARCHED = {
     "privacy.target_epsilon": "it is the epsilon of the whole search",
@@ -82,7 +89,9 @@ class Tuning:
             drawn = apply_overrides(drawn, [(tuple(path.split(".")), value)], self.places.get(path))
         # The monitor is not a setting of the user, so errors name the enclosing section.
         section = place_of(self.base.marks, ("privacy",), self.source)
-        final = apply_overrides(drawn, [(("privacy", "monitor"), {"per_print_times": _NEVER})], section)
+        quiet = apply_overrides(drawn, [(("privacy", "monitor"), {"per_print_times": _NEVER})], section)
+        declared = [access.model_dump() for access in checked_config(quiet, self.source).card.accesses]
+        final = apply_overrides(quiet, [(("card", "accesses"), [*declared, _ONE_OF_SEVERAL])], section)
         config = checked_config(final, self.source)
         refuse_spent(config, "a search")
         return config

@@ -93,3 +93,12 @@ def test_the_group_of_an_example_does_not_depend_on_other_drawn_rows():
     ids = np.stack([sampler.group_ids(2, 4) for _ in range(4000)])
     assert abs(np.corrcoef(ids[:, 0], ids[:, 1])[0, 1]) < 5 / math.sqrt(4000)
     assert np.bincount(ids[:, 0], minlength=4).min() > 850
+
+
+@pytest.mark.parametrize("name", SAMPLERS.names())
+def test_what_the_ledger_states_of_a_sampler_cannot_be_changed_later(name):
+    sampler = SAMPLERS.create(name, 100, 10)
+    for constant, value in {"batch_size": 5, "num_examples": 1_000}.items():
+        with pytest.raises(AttributeError, match=f"{constant} of a {type(sampler).__name__} is fixed at 10"):
+            setattr(sampler, constant, value)
+    assert (sampler.batch_size, sampler.num_examples) == (10, 100)

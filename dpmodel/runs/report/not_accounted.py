@@ -18,7 +18,8 @@ def not_accounted(subject: ReportSubject) -> tuple[str, ...]:
         "Hyper-parameter tuning: choosing this run, its settings or its seed after seeing other runs on the same "
         "training data is a separate release, which this epsilon does not include.",
         "Training loss: the loss shown during training and kept in history.csv is computed from the training data "
-        "without noise. Do not publish it.",
+        "without noise, and so is the number of gradients that were left out because they are not finite, which is "
+        "shown once. Do not publish them.",
         "Broken gradients: a training ends early when most gradients are not finite for many steps in a row. Such an "
         "end reveals something about the data without noise; a training that ended as planned does not.",
         "Evaluation data: metrics are measured without noise on examples that this training does not use (test "

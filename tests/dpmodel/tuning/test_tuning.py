@@ -57,6 +57,9 @@ def test_random_stopping_spends_the_target_for_the_search_as_a_whole(values, tmp
     assert RDPAccountant().epsilon(best_of_random(one, 2.0), 1e-5) == pytest.approx(found.spent.epsilon)
     assert RDPAccountant().epsilon(one, 1e-5) < found.spent.epsilon
     assert found.best.score == max(trial.score for trial in found.trials)
+    report = (found.best.folder.path / "privacy_report.md").read_text()
+    assert "Not covered: Validation; Tuning" in report
+    assert "the report of the search (tuning.md) states what all runs spend together" in report
 
 
 @pytest.mark.slow
