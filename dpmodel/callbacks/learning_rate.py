@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from dpmodel.callbacks.base import Callback
-from dpmodel.preflight.optimizer import on_stand_in, require_whole_schedule
+from dpmodel.preflight.optimizer import on_stand_in, rates_of, require_whole_schedule
 from monitors import checks
 from monitors.signatures import signature
 
@@ -17,10 +18,18 @@ if TYPE_CHECKING:
     from dpmodel.training.run import Run
 
 
+#: Note on the ledger if a schedule does not do what it did when it was tried.
+LEFT_PLAN = (
+    "the learning rate left the schedule that was computed before training: if it follows the training data, this "
+    "choice is not accounted for"
+)
+
+
 class LearningRateScheduler(Callback):
     """Step a scheduler of ``torch.optim.lr_scheduler`` after every step or epoch.
 
-    A learning rate that depends on the step alone changes nothing about privacy.
+    A learning rate that depends on the step alone changes nothing about privacy. The rates are computed before
+    training; if the schedule leaves them later, a note on the ledger says so.
 
     Args:
         scheduler: A scheduler object for the optimizer of the model, or the name of its class. By name it is built when
@@ -53,6 +62,7 @@ class LearningRateScheduler(Callback):
         self._args = args
         self._initial: list[float] | None = None
         self._left = 0
+        self._planned: deque[list[float]] = deque()
 
     def look_ahead(self, optimizer: Optimizer, epochs: int, steps_per_epoch: int) -> LRScheduler | None:
         """A copy of the schedule on a stand-in optimizer, to be stepped freely; None if it cannot be copied.
@@ -67,7 +77,7 @@ class LearningRateScheduler(Callback):
         from dpmodel.optimizers import copied
 
         stand_in = copied(optimizer, lambda value: value.reshape(-1)[:1])
-        self._set_rates(stand_in, self._initial or [float(group["lr"]) for group in stand_in.param_groups])
+        self._set_rates(stand_in, self._initial or rates_of(stand_in))
         return _build(self._name, stand_in, epochs, steps_per_epoch, self.interval, self._args)
 
     def on_train_begin(self, run: Run) -> None:
@@ -82,21 +92,19 @@ class LearningRateScheduler(Callback):
             )
         if self.scheduler is not None:
             steps = run.epochs * (run.steps_per_epoch if self.interval == "step" else 1)
-            require_whole_schedule(self.scheduler, steps, self.interval)
+            self._planned = deque(require_whole_schedule(self.scheduler, steps, self.interval))
         steps_left = run.planned_steps - run.step
         self._left = steps_left if self.interval == "step" else steps_left // run.steps_per_epoch
 
     def on_train_step_end(self, run: Run) -> None:
         """Step, if the interval is the step."""
-        del run
-        if self.interval == "step" and self.scheduler is not None:
-            self.scheduler.step()
+        if self.interval == "step":
+            self._step(run)
 
     def on_train_epoch_end(self, run: Run) -> None:
         """Step, if the interval is the epoch."""
-        del run
-        if self.interval == "epoch" and self.scheduler is not None:
-            self.scheduler.step()
+        if self.interval == "epoch":
+            self._step(run)
 
     def state_dict(self) -> dict[str, Any]:
         """The first rates and the position in the schedule."""
@@ -112,13 +120,21 @@ class LearningRateScheduler(Callback):
             # The scheduler would take over any attribute, whatever its name and type.
             _require_alike(self.scheduler.state_dict(), schedule, type(self.scheduler).__name__)
             self.scheduler.load_state_dict(schedule)
-            require_whole_schedule(self.scheduler, self._left, self.interval)
+            self._planned = deque(require_whole_schedule(self.scheduler, self._left, self.interval))
         self._initial = initial
 
+    def _step(self, run: Run) -> None:
+        if self.scheduler is None:
+            return
+        # A rate that a callback has set itself is not taken for the schedule's.
+        on_plan = bool(self._planned) and rates_of(run.optimizer) == self._planned.popleft()
+        self.scheduler.step()
+        if on_plan and self._planned and rates_of(run.optimizer) != self._planned[0]:
+            run.ledger.add_note(LEFT_PLAN)
+
     def _start_from_initial_rate(self, optimizer: Any) -> None:
-        groups = optimizer.param_groups
         if self._initial is None:
-            self._initial = [float(group["lr"]) for group in groups]
+            self._initial = rates_of(optimizer)
         self._set_rates(optimizer, self._initial)
 
     @staticmethod

@@ -127,7 +127,7 @@ def require_steps(optimizer: Optimizer) -> None:
         )
 
 
-def require_whole_schedule(scheduler: LRScheduler, steps: int, unit: str) -> None:
+def require_whole_schedule(scheduler: LRScheduler, steps: int, unit: str) -> list[list[float]]:
     """Refuse a learning-rate scheduler that fails before the training ends, or sets a rate that is not finite.
 
     A copy of the scheduler is stepped to the end, for at most ``_SECONDS``. The functions of ``LambdaLR`` and
@@ -138,6 +138,9 @@ def require_whole_schedule(scheduler: LRScheduler, steps: int, unit: str) -> Non
         scheduler: Left as it was.
         steps: Number of its steps in the training.
         unit: ``"step"`` or ``"epoch"``, for the message.
+
+    Returns:
+        The rates of the parameter groups after 0, 1, 2, ... steps, as far as they were tried.
 
     Raises:
         ConfigError: It fails, or a setting of the optimizer becomes NaN, infinite or negative; says at which step.
@@ -151,7 +154,8 @@ def require_whole_schedule(scheduler: LRScheduler, steps: int, unit: str) -> Non
     """
     trial, name = on_stand_in(scheduler), type(scheduler).__name__
     if trial is None:
-        return
+        return []
+    planned = [rates_of(trial.optimizer)]
     started = time.perf_counter()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # no optimizer steps in between
@@ -163,7 +167,7 @@ def require_whole_schedule(scheduler: LRScheduler, steps: int, unit: str) -> Non
                     f"{name} cannot be used: at {unit} {done} of {steps}, {error}. Correct its arguments"
                 ) from error
             if time.perf_counter() - started > _SECONDS:
-                return
+                return planned
             try:
                 trial.step()
             except Exception as error:
@@ -172,6 +176,13 @@ def require_whole_schedule(scheduler: LRScheduler, steps: int, unit: str) -> Non
                     f"({type(error).__name__}: {error}). Give it the length of the whole training, {steps} "
                     f"{unit}s"
                 ) from error
+            planned.append(rates_of(trial.optimizer))
+    return planned
+
+
+def rates_of(optimizer: Optimizer) -> list[float]:
+    """The learning rate of each parameter group."""
+    return [float(group["lr"]) for group in optimizer.param_groups]
 
 
 def _first_broken(optimizer: Optimizer) -> int | None:

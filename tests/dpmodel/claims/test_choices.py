@@ -14,6 +14,7 @@ from dpmodel import (
     ProgressBar,
     poisson_loader,
 )
+from dpmodel.callbacks.learning_rate import LEFT_PLAN
 
 
 @pytest.fixture
@@ -119,6 +120,26 @@ class Acts(Callback):
 
 def test_a_choice_is_noted_even_if_a_different_callback_read_the_loss(fitted):
     assert any("Acts changed the learning rate" in note for note in fitted(Reads(), Acts()).ledger.notes)
+
+
+class Holds(Callback):
+    run = None
+
+    def on_train_begin(self, run):
+        Holds.run = run
+
+
+@pytest.mark.parametrize("follows", [True, False])
+def test_a_schedule_that_follows_the_training_loss_leaves_a_note(make_model, make_data, follows):
+    def factor(step):
+        return 0.9**step if not follows or Holds.run is None or Holds.run.loss is None else 0.1
+
+    network, Holds.run = nn.Linear(4, 3), None
+    optimizer = torch.optim.SGD(network.parameters(), lr=0.1)
+    schedule = LearningRateScheduler(torch.optim.lr_scheduler.LambdaLR(optimizer, factor))
+    model = make_model(network, optimizer=optimizer)
+    model.fit(poisson_loader(make_data(), batch_size=16), 2, callbacks=[Holds(), schedule])
+    assert model.ledger.notes == ((LEFT_PLAN,) if follows else ())
 
 
 @pytest.mark.parametrize(
