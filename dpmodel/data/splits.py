@@ -67,6 +67,7 @@ class DataSplits:
         source: Where the data came from.
         read_test: The fingerprint of the test data as read, if these are features of them. Features differ in their
             last digits between devices.
+        held_back: Whether the test examples are training examples that ``validation`` held back, and thus private.
     """
 
     name: str
@@ -75,6 +76,7 @@ class DataSplits:
     num_classes: int
     source: str = ""
     read_test: Fingerprint | None = None
+    held_back: bool = False
 
     @property
     def example_shape(self) -> tuple[int, ...]:
@@ -84,6 +86,8 @@ class DataSplits:
     @property
     def test_fingerprint(self) -> Fingerprint:
         """The fingerprint of the test data as they were read, before any features are computed."""
+        if self.held_back:
+            return Fingerprint(len(self.test), None)
         return Fingerprint.of(self.test) if self.read_test is None else self.read_test
 
     def describe(self) -> str:
@@ -131,7 +135,7 @@ def finish_splits(
         parts.append(InMemoryDataset(x, y, mean=mean, std=std))
     if parts[0].x.shape[1:] != parts[1].x.shape[1:] or parts[0].x.dtype != parts[1].x.dtype:
         raise DataError(f"{name}: train is {parts[0]!r} and test is {parts[1]!r}; shape and type must be the same")
-    return DataSplits(name, parts[0], parts[1], raw.num_classes, raw.source)
+    return DataSplits(name, parts[0], parts[1], raw.num_classes, raw.source, held_back=validation is not None)
 
 
 def _held_out(name: str, raw: RawSplits, validation: int, limit: int | None) -> RawSplits:
