@@ -31,7 +31,7 @@ from dpmodel.prediction.convex import ConvexHead
 from dpmodel.prediction.partition import Partition
 from dpmodel.prediction.plain_training import PlainTraining
 from dpmodel.prediction.teacher_checks import classes_of, require_all_rows, require_enough
-from dpmodel.prediction.teachers_folder import Ensemble, TeachersFolder, keyed_digest, new_id
+from dpmodel.prediction.teachers_folder import Ensemble, TeachersFolder, keyed_digest, keyed_row_digests, new_id
 from dpmodel.preflight.configured import require_known_names
 from dpmodel.preflight.network import fix
 from dpmodel.runs.build import Task, build_task, read_data
@@ -292,6 +292,18 @@ def holds_data(ensemble: Ensemble, examples: InMemoryDataset) -> bool:
     return hmac.compare_digest(_data_digest(examples, ensemble.ensemble_id), ensemble.data)
 
 
+def held_rows(ensemble: Ensemble, examples: InMemoryDataset) -> list[int]:
+    """The rows of these stored examples whose inputs are those of an example that a teacher was trained on.
+
+    Copies alone are found. Folders of earlier versions keep no digests of their rows: the result is then empty.
+    """
+    if ensemble.row_digests is None:
+        return []
+    known = {row.tobytes() for row in ensemble.row_digests.numpy()}
+    found = keyed_row_digests(examples.x, ensemble.ensemble_id).numpy()
+    return [number for number, row in enumerate(found) if row.tobytes() in known]
+
+
 def _data_digest(examples: InMemoryDataset, key: str) -> str:
     """Keyed digest of inputs and targets."""
     return keyed_digest([examples.x, examples.y], key)
@@ -337,8 +349,9 @@ def _claimed(
         folder.require_unused()
         key, facts = new_id(), task.data.network_defaults()
         partition = Partition.draw(len(task.data.train), parts, seed)
-        digest = _data_digest(stored_data(task).train, key)
-        drawn = Ensemble(key, partition, config.to_yaml(), settings, digest, facts, classes)
+        stored = stored_data(task).train
+        digest, rows = _data_digest(stored, key), keyed_row_digests(stored.x, key)
+        drawn = Ensemble(key, partition, config.to_yaml(), settings, digest, facts, classes, rows)
         drawn.save(folder, lock)
         return drawn
     found = Ensemble.load(folder)
