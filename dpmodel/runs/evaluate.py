@@ -56,6 +56,11 @@ class MeasuredData:
             return "the run folder does not say which test data it was measured on: these may be different"
         if self.same:
             return None
+        if self.same is None and self.recorded.digest is not None:
+            return (
+                "data.validation holds these examples back from the private training data, but test_data.json of an "
+                "earlier version has a digest of them, which confirms a guess: remove it before you share the folder"
+            )
         if self.same is None:
             return (
                 "data.validation holds these examples back from the private training data, so the run folder keeps no "

@@ -227,7 +227,9 @@ def test_held_back_training_examples_leave_no_digest_and_their_number_is_compare
     assert found["same"] is None
     assert "only their number was compared" in found["warning"]
     assert len(evaluated_classes(out)[0]) == 7
+    (out / "test_data.json").write_text(json.dumps({"examples": 7, "sha256": digest}))  # of an earlier version
+    assert "remove it before you share" in json.loads(command("eval", out, "--json")[1])["test_data"]["warning"]
     others = ("--set", "data.validation=8", "--set", "data.num_examples=null")
     changed = json.loads(command("eval", out, *others, "--json")[1])["test_data"]
     assert changed["same"] is False
-    assert "7 examples held back from the training data then, 8" in changed["warning"]
+    assert "8 examples held back from the training data now" in changed["warning"]
