@@ -79,6 +79,17 @@ def _of_stated_size(config: Config, size: int) -> Config:
     return config.model_copy(update={"data": data, "privacy": privacy.model_copy(update={"num_examples_public": size})})
 
 
+def _to_read_pool(config: Config) -> Config:
+    """The configuration with which a process reads the pool, before it states the size of a half again.
+
+    ``data.limit`` and ``data.validation`` choose the pool from a number of rows that a stated size would keep private.
+    """
+    if not config.data.rows_by_position:
+        return config
+    privacy = config.privacy.model_copy(update={"num_examples_public": None})
+    return config.model_copy(update={"privacy": privacy})
+
+
 @dataclass(frozen=True)
 class Shadow:
     """A trained shadow.
@@ -314,8 +325,9 @@ def _prepared(settings: str, examples: int | None) -> tuple[Config, Pool]:
     if (settings, examples) not in _KEPT:
         source = "configuration of the shadows"
         config = checked_config(read_yaml(settings, source), source)
+        pool = Pool.of(build_task(config).data, examples)
         _KEPT.clear()
-        _KEPT[settings, examples] = config, Pool.of(build_task(config).data, examples)
+        _KEPT[settings, examples] = _of_stated_size(config, pool.size // 2), pool
     return _KEPT[settings, examples]
 
 
@@ -348,7 +360,7 @@ def train_shadows(
             holds other things.
     """
     config = with_threads(config, processes)
-    settings = config.to_yaml()
+    settings = _to_read_pool(config).to_yaml()
     with FolderLock(folder) as lock:
         shadows = Shadows.claimed(folder, lock, config, pool)
         missing = [number for number in range(count) if not shadows.is_finished(number)]

@@ -24,8 +24,8 @@ EXAMPLES = """
   # Four at a time; after Ctrl-C or a crash, the same command continues
   dpmodel teachers run.yaml --parts 250 --output runs/teachers --jobs 4
 
-  # A quick trial on part of the data
-  dpmodel teachers run.yaml --parts 20 -o runs/trial --set data.limit=2000
+  # A quick trial
+  dpmodel teachers run.yaml --parts 20 -o runs/trial --set training.epochs=1
 """
 
 

@@ -80,6 +80,14 @@ class Config(Section):
                 f"data.num_examples={self.data.num_examples} states the true number of rows, but "
                 f"privacy.num_examples_public={stated} keeps it private; give one of them"
             )
+        if stated is not None and self.data.rows_by_position:
+            name, value = next(iter(self.data.rows_by_position.items()))
+            raise ValueError(
+                f"{name}={value} chooses rows by a permutation of all rows, so a single row more would exchange many "
+                f"of the chosen ones, but privacy.num_examples_public={stated} keeps the number of rows private; "
+                f"remove one of them. A data set of your own may hold a part of the rows, if a rule that sees each row "
+                "alone chose them"
+            )
         if stated is not None and self.normalise is not None:
             raise ValueError(
                 "normalise divides its private mean and variance by the true number of rows, which "

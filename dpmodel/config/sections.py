@@ -31,6 +31,12 @@ class DataSection(NamedSection):
     num_examples: PositiveInt | None = None
 
     @property
+    def rows_by_position(self) -> dict[str, int]:
+        """Settings that choose training examples by their position among all rows, with the prefix ``data.``."""
+        chosen = {"data.limit": self.limit, "data.validation": self.validation}
+        return {name: value for name, value in chosen.items() if value is not None}
+
+    @property
     def reader_arguments(self) -> dict[str, Any]:
         """Keyword arguments of ``dpmodel.data.load_dataset``."""
         stated = {"limit": self.limit, "test_limit": self.test_limit, "validation": self.validation}

@@ -16,15 +16,16 @@ if TYPE_CHECKING:
 class Fingerprint:
     """Size and digest of a data set.
 
-    For test data only. With a digest of private data, anyone could verify a guess of them, and no epsilon covers that.
+    The digest is for public test data only. With a digest of private data, anyone could verify a guess of them, and no
+    epsilon covers that.
 
     Args:
         examples: Number of examples.
-        digest: SHA-256, as hex, of the types, shapes and bytes of inputs and targets.
+        digest: SHA-256, as hex, of the types, shapes and bytes of inputs and targets; None for private examples.
     """
 
     examples: int
-    digest: str
+    digest: str | None
 
     @classmethod
     def of(cls, data: InMemoryDataset) -> Fingerprint:
@@ -51,10 +52,12 @@ class Fingerprint:
         Raises:
             ValueError: ``values`` is not the output of ``to_dict``.
         """
-        examples, digest = (values.get("examples"), values.get("sha256")) if isinstance(values, dict) else (None, None)
-        if not isinstance(examples, int) or not isinstance(digest, str):
+        known = values if isinstance(values, dict) and "sha256" in values else {}
+        examples, digest = known.get("examples"), known.get("sha256")
+        if not isinstance(examples, int) or not isinstance(digest, str | None):
             raise ValueError(
-                f"a fingerprint must have an integer 'examples' and a string 'sha256', got {checks.shown(values)}"
+                "a fingerprint must have an integer 'examples', and 'sha256', a string or null, got "
+                f"{checks.shown(values)}"
             )
         return cls(examples, digest)
 
@@ -62,5 +65,19 @@ class Fingerprint:
         """Plain JSON values."""
         return {"examples": self.examples, "sha256": self.digest}
 
+    def same_as(self, other: Fingerprint) -> bool | None:
+        """Whether both are of the same examples; None if their numbers are equal and one has no digest.
+
+        Example:
+            >>> private = Fingerprint(2, None)
+            >>> private.same_as(Fingerprint(2, "0")) is None, private.same_as(Fingerprint(3, "0"))
+            (True, False)
+        """
+        if self.examples != other.examples:
+            return False
+        return None if self.digest is None or other.digest is None else self.digest == other.digest
+
     def __str__(self) -> str:
+        if self.digest is None:
+            return f"{self.examples:,} examples held back from the training data"
         return f"{self.examples:,} examples, SHA-256 {self.digest[:12]}"

@@ -65,10 +65,11 @@ def npz(root: str | os.PathLike[str], num_classes: int | None = None) -> RawSpli
     arrays = _arrays(file)
     x_train, x_test = (stored_inputs(arrays[key], f"{file}: {key}") for key in ("x_train", "x_test"))
     y_train, y_test = (_targets(arrays[key], f"{file}: {key}") for key in ("y_train", "y_test"))
+    counted = num_classes is None and y_train.dim() == 1
     if num_classes is None:
         # From the training labels only: a stray test label must not give the network more outputs.
         num_classes = y_train.shape[1] if y_train.dim() > 1 else _largest(y_train) + 1
-    return RawSplits(x_train, y_train, x_test, y_test, num_classes, str(file))
+    return RawSplits(x_train, y_train, x_test, y_test, num_classes, str(file), counted)
 
 
 def read_array(path: str | os.PathLike[str], key: str = "x") -> np.ndarray[Any, Any]:

@@ -18,6 +18,7 @@ from torch.utils.data import (
     SubsetRandomSampler,
 )
 
+from dpmodel.data.held_rows import HeldRows
 from dpmodel.data.stream import read_from
 from monitors.errors import UnsupportedLoaderError
 
@@ -29,7 +30,8 @@ def require_held_out(valid_loader: Any, train_dataset: Any) -> None:
     """Refuse the training data as validation data.
 
     The same data set is recognised, and so are parts of it that share rows (a ``Subset``, or the rows of a
-    ``SubsetRandomSampler``) and tensors in the same memory. Copies of the training data are not recognised.
+    ``SubsetRandomSampler``), tensors and arrays in the same memory, and lists with the same objects; see ``HeldRows``.
+    Copies of the training data are not recognised, nor are rows that both choose by code of their own.
 
     Args:
         valid_loader: The validation data; None for no validation.
@@ -39,7 +41,7 @@ def require_held_out(valid_loader: Any, train_dataset: Any) -> None:
         UnsupportedLoaderError: They are the training data, or share rows with them.
     """
     held_out = drawn_from(valid_loader)
-    if valid_loader is not None and _share_rows(held_out, train_dataset):
+    if valid_loader is not None and HeldRows.of(held_out).meets(HeldRows.of(train_dataset)):
         raise UnsupportedLoaderError(
             "valid_loader holds the training data: their metrics, and any choice that depends on these, would be "
             "released without noise. Pass held-out data; evaluate shows how well the training data are fitted"

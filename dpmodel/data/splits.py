@@ -45,6 +45,7 @@ class RawSplits:
         y_test: Like ``y_train``.
         num_classes: Number of classes, or of numbers to predict per example; public.
         source: Where the data came from.
+        classes_counted: Whether ``num_classes`` was counted in the training labels, because no argument stated it.
     """
 
     x_train: Tensor | LazyRows
@@ -53,6 +54,7 @@ class RawSplits:
     y_test: Tensor
     num_classes: int
     source: str
+    classes_counted: bool = False
 
 
 @dataclass(frozen=True)
@@ -67,6 +69,8 @@ class DataSplits:
         source: Where the data came from.
         read_test: The fingerprint of the test data as read, if these are features of them. Features differ in their
             last digits between devices.
+        classes_counted: Whether ``num_classes`` was counted in the training labels.
+        held_back: Whether the test examples are training examples that ``validation`` held back, and thus private.
     """
 
     name: str
@@ -75,6 +79,8 @@ class DataSplits:
     num_classes: int
     source: str = ""
     read_test: Fingerprint | None = None
+    classes_counted: bool = False
+    held_back: bool = False
 
     @property
     def example_shape(self) -> tuple[int, ...]:
@@ -84,6 +90,8 @@ class DataSplits:
     @property
     def test_fingerprint(self) -> Fingerprint:
         """The fingerprint of the test data as they were read, before any features are computed."""
+        if self.held_back:
+            return Fingerprint(len(self.test), None)
         return Fingerprint.of(self.test) if self.read_test is None else self.read_test
 
     def describe(self) -> str:
@@ -131,7 +139,15 @@ def finish_splits(
         parts.append(InMemoryDataset(x, y, mean=mean, std=std))
     if parts[0].x.shape[1:] != parts[1].x.shape[1:] or parts[0].x.dtype != parts[1].x.dtype:
         raise DataError(f"{name}: train is {parts[0]!r} and test is {parts[1]!r}; shape and type must be the same")
-    return DataSplits(name, parts[0], parts[1], raw.num_classes, raw.source)
+    return DataSplits(
+        name,
+        parts[0],
+        parts[1],
+        raw.num_classes,
+        raw.source,
+        classes_counted=raw.classes_counted,
+        held_back=validation is not None,
+    )
 
 
 def _held_out(name: str, raw: RawSplits, validation: int, limit: int | None) -> RawSplits:

@@ -16,7 +16,6 @@ import torch
 from torch import Tensor, nn
 
 from dpmodel.claims.weights import claims_of
-from dpmodel.data.fingerprint import Fingerprint
 from dpmodel.data.in_memory import InMemoryDataset
 from dpmodel.data.loader import PrivateLoader
 from dpmodel.data.progress import progress
@@ -122,7 +121,7 @@ def extract_splits(
     settings: dict[str, Any] = {"cache": cache, "batch_size": batch_size, "device": device}
     train = extract(network, data.train, what="features, training data", **settings)
     test = extract(network, data.test, what="features, test data", **settings)
-    return replace(data, train=train, test=test, read_test=Fingerprint.of(data.test))
+    return replace(data, train=train, test=test, read_test=data.test_fingerprint)
 
 
 def _require_public(network: nn.Module) -> None:

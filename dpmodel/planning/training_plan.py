@@ -85,6 +85,7 @@ class TrainingPlan:
             privacy.accountant,
             target_epsilon=self.target_epsilon,
             public_constants=tuple(constants),
+            rows_by_position=tuple(self.config.data.rows_by_position),
             accesses=configured_accesses(self.config.model_dump()),
             card=self.config.card,
         )

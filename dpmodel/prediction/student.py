@@ -26,9 +26,10 @@ from dpmodel.prediction.ensemble import Confidence, EnsembleLogits
 from dpmodel.prediction.plain_training import PlainTraining
 from dpmodel.prediction.public_labels import PublicLabels
 from dpmodel.prediction.query_ledger import QueryLedger
-from dpmodel.prediction.teachers import config_of, holds_data, load_teachers, stored_data
+from dpmodel.prediction.teachers import config_of, held_rows, holds_data, load_teachers, stored_data
 from dpmodel.prediction.teachers_folder import Ensemble, TeachersFolder
 from dpmodel.preflight.configured import require_known_names
+from dpmodel.preflight.refusal import HAS_READ
 from dpmodel.runs.build import Task, build_task, read_data
 from dpmodel.saving.checkpoint import save_checkpoint
 from dpmodel.saving.lock import FolderLock
@@ -43,6 +44,9 @@ PUBLIC = ("test", "train")
 LABELS = "labels.safetensors"
 NETWORK = "student.safetensors"
 REPORT = "student.json"
+
+#: Share of the public inputs that may equal private ones by chance: published test sets repeat some training examples.
+BY_CHANCE = 0.01
 
 #: Constants that turn stored inputs into those of the network; teachers and public inputs must agree in them.
 _SCALES = ("mean", "std", "image_size")
@@ -139,8 +143,8 @@ def train_student(
         trust_code: Run the code that the configuration of the teachers names, even if their folder was not made here.
 
     Raises:
-        ConfigError: A setting is wrong, the public inputs are the data of the teachers, or ``output`` holds the answers
-            to other queries.
+        ConfigError: A setting is wrong, a public input is one of the teachers' examples, or ``output`` holds the
+            answers to other queries.
         BudgetExhausted: The queries do not fit the budget. Nothing was charged.
         DataError: No query was answered, or networks and data do not fit.
 
@@ -169,11 +173,7 @@ def train_student(
     ensemble = Ensemble.load(folder)
     teachers_config = config_of(folder, ensemble, trust_code=trust_code)
     require_known_names(config)
-    if config.normalise is not None:
-        raise ConfigError(
-            f"{config.where('normalise')}: normalise releases statistics of private data, which a student does not "
-            "use; remove it"
-        )
+    _require_public_settings(config, public)
     task = build_task(config, private=False)
     seen = _as_teachers_see(task, teachers_config, ensemble, public)
     pool, held_out = _public_rows(task.data, public, queries)
@@ -203,6 +203,21 @@ def train_student(
             save_checkpoint(files / NETWORK, student.network)
             write_atomically(files / REPORT, json.dumps(student.to_dict(), indent=1) + "\n")
     return student
+
+
+def _require_public_settings(config: Config, public: str) -> None:
+    """Refuse settings that use private data."""
+    if config.normalise is not None:
+        raise ConfigError(
+            f"{config.where('normalise')}: normalise releases statistics of private data, which a student does not "
+            "use; remove it"
+        )
+    if config.data.validation is not None and public == "test":
+        raise ConfigError(
+            f"{config.where('data.validation')}: data.validation={config.data.validation} replaces the test examples "
+            "with training examples that it holds back, and these are not public inputs; remove data.validation, or "
+            "use the training examples of a public data set (public: train)"
+        )
 
 
 def _asked(
@@ -251,7 +266,7 @@ def _as_teachers_see(task: Task, teachers: Config, ensemble: Ensemble, public: s
     """The public inputs with the features of the teachers.
 
     Raises:
-        ConfigError: They are scaled in another way than those of the teachers, or are the data of the teachers.
+        ConfigError: They are scaled in another way than those of the teachers, or some are inputs of the teachers.
     """
     config = task.config
     for name in _SCALES:
@@ -267,7 +282,14 @@ def _as_teachers_see(task: Task, teachers: Config, ensemble: Ensemble, public: s
     if holds_data(ensemble, getattr(stored_data(task), public)):
         raise ConfigError(
             f"{config.where('data')}: the {public} examples of data are those of the teachers, which are private; "
-            "name a public data set, or use its test examples (public: test)"
+            f"name a public data set, or use its test examples (public: test). {HAS_READ}"
+        )
+    stored = getattr(stored_data(task), public)
+    held = held_rows(ensemble, stored)
+    if len(held) > BY_CHANCE * len(stored):
+        raise ConfigError(
+            f"{config.where('data')}: {len(held):,} of the {public} examples, the first of them in row {held[0]}, have "
+            f"the inputs of examples of the teachers, which are private; leave these out of the public data. {HAS_READ}"
         )
     examples: InMemoryDataset = getattr(data, public)
     return examples

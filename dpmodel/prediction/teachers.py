@@ -25,14 +25,13 @@ from dpmodel.config.identity import settings_by_path
 from dpmodel.config.marked_yaml import read_yaml
 from dpmodel.config.reader import checked_config, require_names
 from dpmodel.data.in_memory import InMemoryDataset
-from dpmodel.data.inference import INFERENCE_BATCH
 from dpmodel.data.splits import DataSplits
 from dpmodel.nets import build_network
-from dpmodel.prediction.clipped_logits import logits_of
 from dpmodel.prediction.convex import ConvexHead
 from dpmodel.prediction.partition import Partition
 from dpmodel.prediction.plain_training import PlainTraining
-from dpmodel.prediction.teachers_folder import Ensemble, TeachersFolder, keyed_digest, new_id
+from dpmodel.prediction.teacher_checks import classes_of, require_all_rows, require_enough
+from dpmodel.prediction.teachers_folder import Ensemble, TeachersFolder, keyed_digest, keyed_row_digests, new_id
 from dpmodel.preflight.configured import require_known_names
 from dpmodel.preflight.network import fix
 from dpmodel.runs.build import Task, build_task, read_data
@@ -188,8 +187,8 @@ def train_teachers(
         seed: 0 for secret parts. Any other integer makes them reproducible (tests only).
 
     Raises:
-        ConfigError: A setting is wrong, the folder holds teachers of another configuration or other files, or a
-            different process trains there.
+        ConfigError: A setting is wrong or lets one row change several teachers, the folder holds teachers of another
+            configuration or other files, or a different process trains there.
         DataError: The data are missing or damaged, or their targets are not classes.
 
     Example:
@@ -211,12 +210,13 @@ def train_teachers(
     checks.positive_int(jobs=processes, parts=parts)
     observer = NullWatcher() if watcher is None else watcher
     require_known_names(config)
+    require_all_rows(config)
     config = with_threads(config, processes)
     settings = config.to_yaml()
     try:
         task = _KEPT[settings] = build_task(config, private=False)
-        classes = _classes_of(config, task)
-        _require_enough(parts, len(task.data.train))
+        classes = classes_of(config, task)
+        require_enough(parts, len(task.data.train))
         folder = TeachersFolder(Path(directory))
         with FolderLock(folder.path) as lock:
             ensemble = _claimed(folder, lock, config, task, parts, classes, seed)
@@ -292,6 +292,18 @@ def holds_data(ensemble: Ensemble, examples: InMemoryDataset) -> bool:
     return hmac.compare_digest(_data_digest(examples, ensemble.ensemble_id), ensemble.data)
 
 
+def held_rows(ensemble: Ensemble, examples: InMemoryDataset) -> list[int]:
+    """The rows of these stored examples whose inputs are those of an example that a teacher was trained on.
+
+    Copies alone are found. Folders of earlier versions keep no digests of their rows: the result is then empty.
+    """
+    if ensemble.row_digests is None:
+        return []
+    known = {row.tobytes() for row in ensemble.row_digests.numpy()}
+    found = keyed_row_digests(examples.x, ensemble.ensemble_id).numpy()
+    return [number for number, row in enumerate(found) if row.tobytes() in known]
+
+
 def _data_digest(examples: InMemoryDataset, key: str) -> str:
     """Keyed digest of inputs and targets."""
     return keyed_digest([examples.x, examples.y], key)
@@ -337,8 +349,9 @@ def _claimed(
         folder.require_unused()
         key, facts = new_id(), task.data.network_defaults()
         partition = Partition.draw(len(task.data.train), parts, seed)
-        digest = _data_digest(stored_data(task).train, key)
-        drawn = Ensemble(key, partition, config.to_yaml(), settings, digest, facts, classes)
+        stored = stored_data(task).train
+        digest, rows = _data_digest(stored, key), keyed_row_digests(stored.x, key)
+        drawn = Ensemble(key, partition, config.to_yaml(), settings, digest, facts, classes, rows)
         drawn.save(folder, lock)
         return drawn
     found = Ensemble.load(folder)
@@ -364,36 +377,6 @@ def _settings(config: Config, parts: int) -> dict[str, Any]:
         if name.partition(".")[0] in _SECTIONS and name not in _NO_PART
     }
     return cast(dict[str, Any], json.loads(json.dumps({**values, "parts": parts})))
-
-
-def _classes_of(config: Config, task: Task) -> int:
-    """Number of scores that the network returns.
-
-    Raises:
-        ConfigError: Inputs are normalised with statistics of all rows, or the network returns no scores.
-        DataError: The targets are not classes.
-    """
-    if config.normalise is not None:
-        raise ConfigError(
-            f"{config.where('normalise')}: normalise releases statistics of all rows, so each row would change every "
-            "teacher; remove it, or set public constants data.mean and data.std"
-        )
-    if task.data.train.y.is_floating_point():
-        raise DataError(
-            f"teachers vote for classes, but data set {task.data.name!r} has {task.data.num_classes} numbers to predict"
-        )
-    some = task.data.test.batch(torch.arange(1))[0]
-    try:
-        return int(logits_of(task.network, some, task.device, INFERENCE_BATCH).shape[1])
-    except DataError as error:
-        raise ConfigError(f"{config.where('network')}: network: {error}") from error
-
-
-def _require_enough(parts: int, rows: int) -> None:
-    if not 2 <= parts <= rows:
-        raise ConfigError(
-            f"parts must be at least 2 and at most the number of training examples, {rows:,}, got {parts}"
-        )
 
 
 def _trained(

@@ -31,6 +31,21 @@ def require_stated_size(config: Config, data: DataSplits) -> None:
         )
 
 
+def require_stated_classes(config: Config, data: DataSplits) -> None:
+    """Refuse classes that were counted in private labels, if the number of examples is private.
+
+    Raises:
+        ConfigError: ``privacy.num_examples_public`` is given, but not ``data.num_classes``.
+    """
+    stated = config.privacy.num_examples_public
+    if stated is not None and data.classes_counted:
+        raise ConfigError(
+            f"{config.where('data')}: data.num_classes is not given, so the classes were counted in the training "
+            "labels, and a single example more could add an output to the network, which "
+            f"privacy.num_examples_public={stated} does not cover; state data.num_classes"
+        )
+
+
 def require_network_fits(
     config: Config, network: nn.Module, data: DataSplits, device: torch.device, *, private: bool = True
 ) -> None:

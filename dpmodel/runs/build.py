@@ -31,7 +31,13 @@ from dpmodel.planning.release import ReleasePlan
 from dpmodel.planning.training_plan import TrainingPlan, plan_training
 from dpmodel.preflight.configured import require_known_names
 from dpmodel.preflight.network import fix
-from dpmodel.preflight.task import locating_refusals, require_metrics_fit, require_network_fits, require_stated_size
+from dpmodel.preflight.task import (
+    locating_refusals,
+    require_metrics_fit,
+    require_network_fits,
+    require_stated_classes,
+    require_stated_size,
+)
 from dpmodel.statistics.normalisation import NormalisedNetwork, PrivateNormalisation
 from mechanisms.engines.base import ENGINES
 from monitors.errors import ConfigError
@@ -218,6 +224,7 @@ def build_training(config: Config, task: Task | None = None, *, resumed: bool = 
     """
     require_known_names(config)
     task = build_task(config) if task is None else task.of(config)
+    require_stated_classes(task.config, task.data)
     plan = plan_training(task.config, len(task.data.train))
     with locating_errors(config, "privacy.accountant"):
         # An accountant without a rule for these releases must say so now, not after the first step.

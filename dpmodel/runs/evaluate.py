@@ -46,16 +46,26 @@ class MeasuredData:
 
     @property
     def same(self) -> bool | None:
-        """Whether both are the same; None if unknown."""
-        return None if self.recorded is None else self.used == self.recorded
+        """Whether both are the same; None if unknown, as for private examples of the same number."""
+        return None if self.recorded is None else self.used.same_as(self.recorded)
 
     @property
     def warning(self) -> str | None:
         """A warning to show beside the metrics; None if both are the same."""
         if self.recorded is None:
             return "the run folder does not say which test data it was measured on: these may be different"
-        if self.used == self.recorded:
+        if self.same:
             return None
+        if self.same is None and self.recorded.digest is not None:
+            return (
+                "data.validation holds these examples back from the private training data, but test_data.json of an "
+                "earlier version has a digest of them, which confirms a guess: remove it before you share the folder"
+            )
+        if self.same is None:
+            return (
+                "data.validation holds these examples back from the private training data, so the run folder keeps no "
+                "digest of them: only their number was compared"
+            )
         return (
             f"these are not the test data that the run was measured on: {self.recorded} then, {self.used} now; the "
             "metrics above are not figures of that run"
@@ -138,9 +148,9 @@ def evaluated_classes(path: str | os.PathLike[str], *, trust_code: bool = False)
     folder = RunFolder.existing(path)
     config = load_run(folder, trust_code=trust_code)
     task, _, model = _rebuilt(folder, config, config)
-    warning = MeasuredData(task.data.test_fingerprint, _recorded(folder)).warning
-    if warning is not None:
-        raise ConfigError(f"{folder.path}: accuracy by subgroup cannot be measured: {warning}")
+    measured = MeasuredData(task.data.test_fingerprint, _recorded(folder))
+    if measured.recorded is None or measured.same is False:
+        raise ConfigError(f"{folder.path}: accuracy by subgroup cannot be measured: {measured.warning}")
     test = task.data.test
     inputs, targets = test.batch(torch.arange(len(test)))
     outputs = model.predict(test.transform_batch(inputs))

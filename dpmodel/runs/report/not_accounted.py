@@ -32,16 +32,29 @@ def not_accounted(subject: ReportSubject) -> tuple[str, ...]:
         "training. Modified copies of a record, and statistics computed earlier over all rows, cannot be detected.",
         _of_the_size(subject.release.sampler.num_examples_public),
     )
-    return (*general, *_of_the_data(subject.public_constants))
+    return (*general, *_of_the_choice(subject.rows_by_position), *_of_the_data(subject.public_constants))
 
 
 def _of_the_size(stated: int | None) -> str:
     if stated is None:
-        return "The number of training examples, the batch size and all settings are treated as public."
+        return (
+            "The number of training examples, the number of classes, the batch size and all settings are treated as "
+            "public, also if the classes were counted in the training labels."
+        )
     return (
         f"The batch size, all settings and the stated number of examples ({stated:,}) are treated as public. The true "
         "number of training examples changes no rate and no number of steps, but the running time and the memory of "
         "the training depend on it. Earlier releases (privacy.spent) hold under their own conditions."
+    )
+
+
+def _of_the_choice(settings: tuple[str, ...]) -> tuple[str, ...]:
+    if not settings:
+        return ()
+    verb = "chooses" if len(settings) == 1 else "choose"
+    return (
+        f"{' and '.join(settings)} {verb} rows by their position among all rows of the data set, whose number is "
+        "treated as public: the neighbouring data set has the same number of rows, and one of them is left blank.",
     )
 
 

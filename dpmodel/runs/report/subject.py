@@ -28,6 +28,7 @@ class ReportSubject:
         statement: Unit, relation and sampling in words; None for those of ``release``.
         target_epsilon: What the noise was solved for, or None.
         public_constants: Settings that are treated as public constants.
+        rows_by_position: Settings that choose the examples by their position among all rows.
         accesses: Accesses to data that are known from the configuration.
         card: What the user declares for the privacy card.
     """
@@ -40,5 +41,6 @@ class ReportSubject:
     statement: Mapping[str, str] | None = None
     target_epsilon: float | None = None
     public_constants: tuple[str, ...] = ()
+    rows_by_position: tuple[str, ...] = ()
     accesses: tuple[DataAccess, ...] = ()
     card: CardSection = field(default_factory=CardSection)

@@ -158,6 +158,17 @@ def test_a_stated_number_of_the_user_is_kept():
     assert (config.privacy.num_examples_public, config.data.num_examples) == (40, None)
 
 
+def test_a_process_reads_the_pool_of_a_limited_data_set_and_states_its_size_again():
+    config, pool = prepared(
+        data={**SETTINGS["data"], "num_train": 80, "limit": 40, "validation": 30},
+        training={"epochs": 1, "batch_size": 10},
+    )
+    read, again = module._prepared(module._to_read_pool(config).to_yaml(), None)
+    assert read.privacy == config.privacy
+    assert read.privacy.num_examples_public == pool.size // 2
+    assert (again.data.x == pool.data.x).all()
+
+
 def test_a_batch_larger_than_a_half_is_refused(tmp_path):
     with pytest.raises(ConfigError, match=r"training.batch_size is 60, but a random half of 80"):
         trained(tmp_path / "shadows", training={"epochs": 1, "batch_size": 60})

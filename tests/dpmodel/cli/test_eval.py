@@ -7,8 +7,11 @@ import numpy as np
 import pytest
 import torch
 
-from dpmodel.data import InMemoryDataset
+from dpmodel.config import load_config
+from dpmodel.data import InMemoryDataset, load_dataset
 from dpmodel.data.fingerprint import Fingerprint
+from dpmodel.runs.evaluate import evaluated_classes
+from dpmodel.runs.folder import RunFolder
 
 
 @pytest.fixture
@@ -211,3 +214,22 @@ def test_nothing_in_the_run_folder_is_a_digest_of_the_training_data(elsewhere):
         train = InMemoryDataset(torch.from_numpy(data["x_train"]), torch.from_numpy(data["y_train"]))
     digest = Fingerprint.of(train).digest
     assert not [path.name for path in elsewhere.iterdir() if digest.encode() in path.read_bytes()]
+
+
+def test_held_back_training_examples_leave_no_digest_and_their_number_is_compared(command, tiny, tmp_path):
+    out = tmp_path / "run"
+    command("train", tiny, "--set", "data.validation=7", "--output", out, "--quiet")
+    assert json.loads((out / "test_data.json").read_text()) == {"examples": 7, "sha256": None}
+    held_out = load_dataset(**load_config(RunFolder(out).config).data.reader_arguments).test
+    digest = Fingerprint.of(held_out).digest
+    assert not [path.name for path in out.rglob("*") if path.is_file() and digest[:12].encode() in path.read_bytes()]
+    found = json.loads(command("eval", out, "--json")[1])["test_data"]
+    assert found["same"] is None
+    assert "only their number was compared" in found["warning"]
+    assert len(evaluated_classes(out)[0]) == 7
+    (out / "test_data.json").write_text(json.dumps({"examples": 7, "sha256": digest}))  # of an earlier version
+    assert "remove it before you share" in json.loads(command("eval", out, "--json")[1])["test_data"]["warning"]
+    others = ("--set", "data.validation=8", "--set", "data.num_examples=null")
+    changed = json.loads(command("eval", out, *others, "--json")[1])["test_data"]
+    assert changed["same"] is False
+    assert "8 examples held back from the training data now" in changed["warning"]

@@ -13,10 +13,12 @@ import pytest
 
 from dpmodel.cli.application import run
 from dpmodel.compare import make_comparison, run_comparison
+from dpmodel.compare.equal_epsilon import calibrate_variants
 from dpmodel.compare.folder import ComparisonFolder
 from dpmodel.compare.output import write_outputs
 from dpmodel.compare.runner import NullWatcher
 from dpmodel.data.datasets import load_dataset
+from dpmodel.data.fingerprint import Fingerprint
 from dpmodel.metrics import METRICS
 from monitors import Ledger
 from monitors.errors import ConfigError, DataError
@@ -47,6 +49,11 @@ def test_the_trials_train_without_the_test_examples_and_without_those_held_out(c
         rows = [row.flatten().tolist() for row in [*part.train.x, *part.test.x]]
         assert sorted(rows) == sorted(row.flatten().tolist() for row in whole.train.x)
         assert not {tuple(row) for row in rows} & {tuple(row.flatten().tolist()) for row in whole.test.x}
+
+
+def test_no_digest_of_held_back_training_examples_is_offered_to_other_processes(comparison):
+    found = calibrate_variants(comparison.search.trials, None)
+    assert {variant.test_data for variant in found} == {Fingerprint(20, None)}
 
 
 def test_every_variant_tries_every_combination_at_the_target(tuned):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -25,6 +26,7 @@ from dpmodel.prediction import (
 )
 from dpmodel.prediction.teachers_folder import Ensemble, TeachersFolder
 from dpmodel.saving.checkpoint import load_checkpoint
+from dpmodel.saving.lock import FolderLock
 from monitors import GaussianEvent
 from monitors.errors import ConfigError, DataError
 
@@ -188,6 +190,7 @@ def test_a_second_student_is_refused_once_the_budget_is_spent(teachers, ledger):
             {},
             "normalise releases statistics of private data",
         ),
+        ({"data": {**VALUES["data"], "validation": 50}}, {}, "data.validation=50 replaces the test examples"),
         ({}, {"public": "all"}, "public must be one of"),
         ({}, {"queries": 0}, "queries must be"),
         ({}, {"rounds": -1}, "rounds must be"),
@@ -211,6 +214,31 @@ def test_the_data_of_the_teachers_are_not_public_inputs_under_another_name(tmp_p
     with pytest.raises(ConfigError, match="the test examples of data are those of the teachers"):
         train_student(exchanged, tmp_path / "t", queries=5, ledger=ledger)
     assert ledger.spent == 0.0
+
+
+@pytest.mark.parametrize("features", [None, {"name": "network", "network": "linear", "num_classes": 8}])
+@pytest.mark.parametrize("public", ["train", "test"])
+def test_a_single_row_of_the_teachers_is_no_public_input(tmp_path, ledger, public, features):
+    x, y = np.random.default_rng(0).normal(size=(3, 30, 4)).astype(np.float32), np.tile([0, 1, 2], 10)
+    for name, train, test in (("private", 0, 1), ("others", 1, 2)):
+        np.savez(tmp_path / f"{name}.npz", x_train=x[train], y_train=y, x_test=x[test], y_test=y)
+    x[1:, 7] = x[0, 3]
+    np.savez(tmp_path / "mixed.npz", x_train=x[1], y_train=y, x_test=x[2], y_test=y)
+    private, others, mixed = (
+        configuration(data={"name": "npz", "root": str(tmp_path / f"{name}.npz"), "num_classes": 3}, features=features)
+        for name in ("private", "others", "mixed")
+    )
+    folder = TeachersFolder(tmp_path / "t")
+    train_teachers(private, folder.path, 4, jobs=1)
+    with pytest.raises(ConfigError, match=f"1 of the {public} examples, the first of them in row 7, have the inputs"):
+        train_student(mixed, folder.path, queries=5, ledger=ledger, public=public)
+    assert ledger.spent == 0.0
+    assert train_student(others, folder.path, queries=5, ledger=ledger, public=public, noise_multiplier=9.0).answered
+    # Folders of earlier versions have no digests of rows.
+    earlier = replace(Ensemble.load(folder), row_digests=None)
+    with FolderLock(folder.path) as lock:
+        earlier.save(folder, lock)
+    assert train_student(mixed, folder.path, queries=5, ledger=ledger, public=public, noise_multiplier=9.0).answered
 
 
 def test_the_training_examples_of_other_data_may_be_the_public_inputs(teachers, ledger):

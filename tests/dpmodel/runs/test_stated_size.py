@@ -2,6 +2,8 @@
 
 import re
 
+import numpy as np
+import pytest
 import torch
 from torch.utils.data import TensorDataset
 
@@ -9,9 +11,12 @@ from dpmodel import DPModel, NoiseMechanismsFactory, evaluate_run, poisson_loade
 from dpmodel.callbacks import Silence
 from dpmodel.config import make_config
 from dpmodel.planning.training_plan import plan_training
+from dpmodel.runs.build import build_training
 from dpmodel.runs.card import card_of_run
 from dpmodel.runs.folder import RunFolder
+from dpmodel.runs.report.not_accounted import not_accounted
 from dpmodel.runs.train import train_from_config
+from monitors.errors import ConfigError
 
 ROWS, PUBLIC = 53, 60
 SETTINGS = {
@@ -40,6 +45,20 @@ def test_a_run_folder_states_the_public_number_and_never_the_true_one(tmp_path):
         assert not re.search(rf"(?<![\w.:-]){ROWS}(?![\w.:-])", text.replace(str(ledger.digest()), ""))
     assert evaluate_run(folder.path).num_examples == PUBLIC
     assert card_of_run(folder.path).card["unit"]["num_examples_public"] == PUBLIC
+
+
+def test_classes_that_only_the_private_labels_state_are_refused(tmp_path):
+    x, y = np.zeros((ROWS, 4), np.float32), np.arange(ROWS) % 2
+    np.savez(tmp_path / "own.npz", x_train=x, y_train=y, x_test=x, y_test=y)
+    counted = {**SETTINGS, "data": {"name": "npz", "root": str(tmp_path / "own.npz")}}
+    message = (
+        f"the classes were counted in the training labels.*num_examples_public={PUBLIC} does not cover; state data.n"
+    )
+    with pytest.raises(ConfigError, match=message):
+        build_training(make_config(counted))
+    assert build_training(make_config(counted, ["data.num_classes=2"])).plan.steps == 2 * (PUBLIC // 6)
+    known = build_training(make_config(counted, ["privacy.num_examples_public=null"])).plan
+    assert any("if the classes were counted in the training labels" in text for text in not_accounted(known.subject))
 
 
 def test_the_loader_of_python_trains_at_the_stated_rate():

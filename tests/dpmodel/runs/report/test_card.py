@@ -152,6 +152,8 @@ def test_a_public_number_of_examples_replaces_the_true_one():
     [
         (["privacy.num_examples_public=1000", "data.num_examples=900"], "data.num_examples=900 states the true number"),
         (["privacy.num_examples_public=1000", "privacy.sampling=shuffle"], "does not go together with sampling"),
+        (["privacy.num_examples_public=1000", "data.limit=900"], "data.limit=900 chooses rows by a permutation of all"),
+        (["privacy.num_examples_public=1000", "data.validation=9"], "data.validation=9 chooses rows by a permutation"),
         (["privacy.num_examples_public=40"], "smaller than batch_size=50"),
         (["privacy.num_examples_public=499"], "less than half the number of rows"),
         (
@@ -166,6 +168,14 @@ def test_a_public_number_of_examples_replaces_the_true_one():
 def test_what_a_public_number_cannot_cover_is_refused(overrides, message):
     with pytest.raises(ConfigError, match=message):
         plan(*overrides)
+
+
+def test_a_choice_of_rows_by_position_states_its_neighbours():
+    assert "one of them is left blank" not in words()
+    assert "data.limit chooses rows by their position among all rows" in words("data.limit=400")
+    both = words("data.limit=400", "data.validation=9")
+    assert "data.limit and data.validation choose rows by their position" in both
+    assert "one of them is left blank" in both
 
 
 def test_a_plan_without_data_uses_the_public_number():
