@@ -44,12 +44,14 @@ class Claim:
         self.statements: list[dict[str, str]] = stated(self.ledger)
         #: What was verified, how and when; sentences for the report.
         self.verification: list[str] = []
+        #: Digests of the network and of what the optimizer carried after the last training, in this process.
+        self.result: tuple[tuple[tuple[str, ...], int], int | None] | None = None
         self._trainings = 0
         self._listeners: list[Callable[[str], None]] = []
         self._joined: Claim | None = None
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_listeners": [], "_trainings": 0}
+        return {**self.__dict__, "_listeners": [], "_trainings": 0, "result": None}
 
     @property
     def current(self) -> Claim:
