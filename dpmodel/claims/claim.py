@@ -8,7 +8,7 @@ from functools import partial
 from typing import Any
 
 from dpmodel.planning.release import NO_GUARANTEE
-from mechanisms.answers import asked_ledgers
+from mechanisms.answers import answers_beyond
 from monitors.errors import UnprotectedUpdateError, UnsupportedEventError
 from monitors.events import ViolationEvent
 from monitors.ledger import Ledger
@@ -118,7 +118,7 @@ class Claim:
 
     def note_if_missing(self, other: Claim) -> None:
         """Note on the ledger that it does not contain what ``other`` spent on the same weights."""
-        if not self.ledger.covers(other.ledger):
+        if not self.ledger.holds(other.ledger):
             self.ledger.add_note(NOT_CONTAINED)
 
 
@@ -149,8 +149,7 @@ def _is_finite(ledger: Ledger, accountant: str) -> bool:
 
 def forgotten_queries(ledger: Ledger) -> str | None:
     """The note if queries of this process are on a different ledger only; otherwise None."""
-    missing = [asked for asked in asked_ledgers() if asked is not ledger and not ledger.covers(asked)]
-    if not missing:
+    if not answers_beyond(ledger):
         return None
     return (
         "private queries were answered on a different ledger in this process; their cost is not in this epsilon. If "

@@ -130,6 +130,15 @@ def test_a_ledger_that_contains_what_the_weights_have_spent_gets_no_note(make_mo
     assert make_model(nn.Linear(4, 3), ledger=Ledger()).ledger.notes == ()
 
 
+def test_equal_releases_of_another_training_are_not_those_of_the_weights(make_model, loader):
+    networks = [nn.Linear(4, 3) for _ in range(2)]
+    first, other = [make_model(network) for network in networks]
+    for model in (first, other):
+        model.fit(loader)
+    assert make_model(networks[0], ledger=other.ledger.copy()).ledger.notes == (NOT_CONTAINED,)
+    assert make_model(networks[0], ledger=other.ledger.merge(first.ledger)).ledger.notes == ()
+
+
 def test_exchanging_the_ledger_after_training_leaves_a_note(make_model, loader):
     model = make_model(nn.Linear(4, 3))
     before = Ledger()

@@ -201,7 +201,7 @@ def forge(folder: Path, rng: Rng) -> None:
 
 
 def _ledger_digest(value: dict[str, Any]) -> str:
-    return ledger._digest({name: value[name] for name in value if name not in ("digest", "format")})
+    return ledger._digest({name: value[name] for name in value if name not in ("digest", "format", "origins")})
 
 
 def _tensor_damaged(tensor: torch.Tensor, rng: Rng) -> torch.Tensor:
