@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+import numpy as np
+import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
@@ -47,7 +49,9 @@ def _numbers(optimizer: Optimizer, seen: set[int]) -> Iterator[Any]:
 
 
 def _inside(value: Any, seen: set[int]) -> Iterator[Any]:
-    if isinstance(value, (Tensor, float, int, complex)):
+    if isinstance(value, (np.ndarray, np.number)):
+        yield torch.as_tensor(value)
+    elif isinstance(value, (Tensor, float, int, complex)):
         yield value
     elif id(value) in seen:
         return

@@ -1,5 +1,6 @@
 """What an optimizer carries from one training into the next."""
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -49,5 +50,6 @@ def test_an_optimizer_inside_another_and_tensors_beside_the_state_are_found():
     plain = stepped(torch.optim.SGD)
     assert carried_by(Wrapper(plain, [])) is None
     assert carried_by(Wrapper(plain, plain.param_groups[0]["params"])) is None
-    assert carried_by(Wrapper(plain, {"means": [torch.ones(2)]})) is not None
+    for kept in ({"means": [torch.ones(2)]}, [np.ones(2)]):
+        assert carried_by(Wrapper(plain, kept)) is not None
     assert carried_by(Wrapper(stepped(torch.optim.SGD, momentum=0.9), [])) is not None
