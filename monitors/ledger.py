@@ -372,8 +372,7 @@ class Ledger:
     @classmethod
     def _parsed(cls, text: str) -> tuple[Ledger, str | None, bool]:
         values = values_in(text)
-        ledger = cls.from_rows(values.get("rows", ()), values.get("notes", ()), values.get("origins"))
-        head = values.get("journal")
+        ledger, head = cls.from_rows(values.get("rows", ()), values.get("notes", ())), values.get("journal")
         complete = values.get("complete") is True
         found = _digest(ledger._content(head, complete))
         if found != values.get("digest"):
@@ -381,6 +380,7 @@ class Ledger:
                 f"the ledger was changed after it was written: digest {checks.shown(values.get('digest'))} is stated, "
                 f"its rows give {found!r}. Restore the original file; epsilon cannot be stated from this one."
             )
+        ledger._origins = Origins.read(values.get("origins"), ledger.total)
         return ledger, head, complete
 
     def row_dicts(self, row: int = 0) -> list[dict[str, Any]]:
