@@ -17,7 +17,7 @@ from dpmodel.augmentation import Augmentation
 from dpmodel.callbacks.base import CallbackList
 from dpmodel.claims.claimed import ClaimedModel
 from dpmodel.claims.verification import verified_by
-from dpmodel.claims.weights import record_training
+from dpmodel.claims.weights import record_result, record_training
 from dpmodel.data.inference import INFERENCE_BATCH, evaluation_batches, predictions
 from dpmodel.data.loader import PrivateLoader
 from dpmodel.data.stream import require_one_pass
@@ -376,6 +376,7 @@ class DPModel(ClaimedModel):
                 loop.step.engine.release()  # per-example gradients do not outlive the training
                 loop.listeners.notify("on_train_end", run)
         loop.releases.settle()
+        record_result(self.network, self.claim, self.optimizer)
 
     @contextmanager
     def _training(self, run: Run, loader: PrivateLoader) -> Iterator[Callable[[], None] | None]:

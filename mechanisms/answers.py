@@ -2,49 +2,50 @@
 
 from __future__ import annotations
 
-import weakref
-
 from mechanisms.rng import SecureGenerator
 from monitors.events import PrivacyEvent
 from monitors.ledger import Ledger
+from monitors.origins import Origins
 
 #: Note on a ledger if a user's seed determines the noise of its answers.
 REPRODUCIBLE = "reproducible query noise: no guarantee"
-#: Ledgers of this process on which answers were recorded.
-_ASKED: list[weakref.ref[Ledger]] = []
-#: Those that are not forgotten even if nothing else refers to them.
-_KEPT: list[Ledger] = []
+#: Note on a ledger with statistics of all rows, which reveal the number of rows.
+TRUE_SIZE = "statistics on this ledger were computed with the true number of rows, which is treated as public"
+#: Each ledger of this process on which answers were recorded, with a ledger of these answers alone.
+_ASKED: list[tuple[Ledger, Ledger]] = []
 
 
 def asked_ledgers() -> list[Ledger]:
-    """The ledgers on which answers were recorded in this process, and which still exist."""
-    _ASKED[:] = [known for known in _ASKED if known() is not None]
-    return [ledger for known in _ASKED if (ledger := known()) is not None]
+    """The ledgers on which answers were recorded in this process, and which were not forgotten."""
+    return [ledger for ledger, _ in _ASKED]
 
 
-def remember_asked(ledger: Ledger, *, keep: bool = False) -> None:
-    """Add a ledger to those on which answers were recorded.
+def answers_beyond(ledger: Ledger) -> int:
+    """Number of answers of this process that are not on ``ledger``."""
+    return sum(answers.number_outside(ledger) for asked, answers in _ASKED if asked is not ledger)
 
-    Args:
-        ledger: The ledger.
-        keep: Keep it even if nothing else refers to it: a training on data that were changed with the answer must not
-            forget its cost.
+
+def remember_answers(ledger: Ledger, answers: Ledger) -> None:
+    """Remember ``answers``, which are on ``ledger``, whatever else refers to them.
+
+    A training on data that were changed with an answer must not forget its cost.
     """
-    if keep and not any(known is ledger for known in _KEPT):
-        _KEPT.append(ledger)
-    if not any(known is ledger for known in asked_ledgers()):
-        _ASKED.append(weakref.ref(ledger))
-
-
-def holds_statistics(ledger: Ledger) -> bool:
-    """Whether statistics of all rows were recorded on this ledger in this process (``keep`` of ``remember_asked``)."""
-    return any(known is ledger for known in _KEPT)
+    known = _answers_on(ledger)
+    if not known.holds(answers):
+        known.extend(answers, shift=0)
 
 
 def forget_asked(ledger: Ledger) -> None:
     """Remove a ledger from those of ``asked_ledgers``: it is that of a training, which states its cost itself."""
-    _ASKED[:] = [known for known in _ASKED if known() is not ledger]
-    _KEPT[:] = [known for known in _KEPT if known is not ledger]
+    _ASKED[:] = [known for known in _ASKED if known[0] is not ledger]
+
+
+def _answers_on(ledger: Ledger) -> Ledger:
+    for asked, answers in _ASKED:
+        if asked is ledger:
+            return answers
+    _ASKED.append((ledger, Ledger()))
+    return _ASKED[-1][1]
 
 
 def require_ledger(ledger: Ledger) -> None:
@@ -69,7 +70,8 @@ def record_answer(ledger: Ledger, event: PrivacyEvent, generator: SecureGenerato
         ValueError: ``ledger`` is not a ledger.
     """
     require_ledger(ledger)
+    before = ledger.total
     ledger.record(event)
-    remember_asked(ledger)
+    _answers_on(ledger).record(event, origins=Origins(ledger.origins).stretch(before, 1))
     if generator.reproducible:
         ledger.add_note(REPRODUCIBLE)

@@ -8,7 +8,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from mechanisms.answers import record_answer, require_ledger
+from mechanisms.answers import TRUE_SIZE, record_answer, require_ledger
 from mechanisms.integer_noise import normal_integers
 from mechanisms.rng import SecureGenerator
 from monitors import checks
@@ -98,6 +98,7 @@ class GaussianMechanism:
                 "the release"
             )
         record_answer(ledger, self.event, self.generator)
+        ledger.add_note(TRUE_SIZE)
         deviation = self.noise_multiplier * clipped.norm_bound / clipped.grid
         noise = normal_integers(self.generator, len(total), deviation)
         fits = noise.dtype == np.int64 and max(np.abs(noise).max(), np.abs(total).max()) < _INT64

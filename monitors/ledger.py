@@ -6,7 +6,6 @@ import hashlib
 import json
 import os
 from bisect import bisect_right
-from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from itertools import accumulate
@@ -15,18 +14,19 @@ from typing import Any
 
 from monitors import checks
 from monitors.atomic import write_atomically
+from monitors.comparison import apart, equal_ones_lacking, same_ones_lacking
 from monitors.errors import UnsupportedEventError
-from monitors.events import DisjointEvent, PrivacyEvent, ViolationEvent, event_from_dict, reasons_of
+from monitors.events import DisjointEvent, PrivacyEvent, event_from_dict, reasons_of
 from monitors.journal import JOURNAL_NAME, ReleaseJournal
-from monitors.untrusted import MAX_LEDGER_BYTES, parse_json, read_text
-
-FORMAT = "dpmodel-ledger/1"
+from monitors.ledger_file import FORMAT, add_announced, values_in
+from monitors.origins import Origins, Run
+from monitors.untrusted import MAX_LEDGER_BYTES, read_text
 
 #: Shown before the reason of a violation.
 VOID = "the guarantee is void"
 
-#: On a ledger that was read while its training was under way, or after it was killed.
-ANNOUNCED_NOTE = "the training is under way or was killed: the steps that it had announced are charged in full"
+#: Event, count, whether it is marked as lost, and the identities of the releases.
+_Row = tuple[PrivacyEvent, int, bool, Iterable[Run]]
 
 
 class Ledger:
@@ -50,6 +50,7 @@ class Ledger:
         self._rows: list[tuple[PrivacyEvent, int]] = []
         self._lost: list[bool] = []
         self._notes: list[str] = []
+        self._origins = Origins()
         self._reserved = 0
         self._violations: dict[str, None] = {}  # in the first ``_searched`` rows
         self._searched = 0
@@ -57,13 +58,16 @@ class Ledger:
         for text in notes:
             self.add_note(text)
 
-    def record(self, event: PrivacyEvent, count: int = 1, *, lost: bool = False) -> Ledger:
+    def record(
+        self, event: PrivacyEvent, count: int = 1, *, lost: bool = False, origins: Iterable[Run] | None = None
+    ) -> Ledger:
         """Append ``count`` releases of ``event``.
 
         Args:
             event: What is about to be released.
             count: Number of releases, at least 1.
             lost: Mark the releases as lost.
+            origins: The identities of releases that are on another ledger too (see ``Origins``). Default: new ones.
 
         Returns:
             The ledger itself, for chaining.
@@ -82,7 +86,16 @@ class Ledger:
         else:
             self._rows.append((event, int(count)))
             self._lost.append(bool(lost))
+        if origins is None:
+            self._origins.record(int(count))
+        else:
+            self._origins.add(origins)
         return self
+
+    def _with_origins(self) -> Iterator[_Row]:
+        cut = self._origins.cut(count for _, count in self.rows)
+        for (event, count), lost, origins in zip(self.rows, self.marks, cut, strict=True):
+            yield event, count, lost, origins
 
     @contextmanager
     def announcing(self, listener: Callable[[PrivacyEvent, int], None]) -> Iterator[None]:
@@ -108,7 +121,7 @@ class Ledger:
         """Distinct reasons of the violations on the ledger; any violation makes epsilon infinite.
 
         Example:
-            >>> from monitors.events import GaussianEvent
+            >>> from monitors.events import GaussianEvent, ViolationEvent
             >>> ledger = Ledger().record(GaussianEvent(2.0), 8).record(ViolationEvent("the weights were overwritten"))
             >>> ledger.violations, ledger.head(8).violations
             (('the weights were overwritten',), ())
@@ -175,7 +188,8 @@ class Ledger:
         found._rows, found._lost = self._rows[:whole], self._lost[:whole]
         missing = count - (ends[whole - 1] if whole else 0)
         if missing and whole < len(ends):
-            found.record(self._rows[whole][0], missing, lost=self._lost[whole])
+            found.record(self._rows[whole][0], missing, lost=self._lost[whole], origins=())
+        found._origins.add(next(self._origins.cut([found.total])))
         return found
 
     @property
@@ -225,10 +239,10 @@ class Ledger:
             The ledger itself, for chaining.
         """
         added = self.next_partition if shift is None else shift
-        for (event, count), lost in list(zip(other._rows, other._lost, strict=True)):
+        for event, count, lost, origins in list(other._with_origins()):
             if isinstance(event, DisjointEvent):
                 event = event.in_partition(event.partition + added)
-            self.record(event, count, lost=lost)
+            self.record(event, count, lost=lost, origins=origins)
         for text in other.notes:
             self.add_note(text)
         return self
@@ -238,7 +252,9 @@ class Ledger:
         return self.merge()
 
     def covers(self, other: Ledger) -> bool:
-        """Whether this ledger holds every release of ``other`` at least as often, ignoring partition numbers.
+        """Whether this ledger has an equal for each release of ``other``, and so costs at least as much.
+
+        Equal releases may be different ones: ``holds`` tells whether they are the same.
 
         Example:
             >>> from monitors.events import GaussianEvent
@@ -246,10 +262,10 @@ class Ledger:
             >>> more.covers(one), one.covers(more)
             (True, False)
         """
-        return not _counted(other) - _counted(self)
+        return not equal_ones_lacking(other, self)
 
     def beyond(self, other: Ledger) -> Ledger:
-        """A new ledger of the releases that ``other`` lacks, each disjoint one in a separate partition.
+        """A new ledger of the releases that have no equal on ``other``, each disjoint one in a separate partition.
 
         Example:
             >>> from monitors.events import GaussianEvent
@@ -258,20 +274,40 @@ class Ledger:
             (2, 0)
         """
         found = Ledger()
-        for event, count in (_counted(self) - _counted(other)).items():
-            if isinstance(event, DisjointEvent):
-                for _ in range(count):
-                    found.record(event.in_partition(found.next_partition))
-            else:
-                found.record(event, count)
+        for event, count in apart(equal_ones_lacking(self, other)):
+            found.record(event, count)
         return found
+
+    def holds(self, other: Ledger) -> bool:
+        """Whether each release of ``other`` is on this ledger itself, as on a copy, a merged ledger or a file of it.
+
+        Example:
+            >>> from monitors.events import GaussianEvent
+            >>> one, equal = Ledger().record(GaussianEvent(2.0)), Ledger().record(GaussianEvent(2.0))
+            >>> one.merge(equal).holds(equal), one.copy().holds(one), one.holds(equal)
+            (True, True, False)
+        """
+        return not other.number_outside(self)
+
+    def number_outside(self, other: Ledger) -> int:
+        """Number of releases that are not on ``other`` themselves, whatever equal ones it has.
+
+        Releases of ``other`` from a file of an older version are known by their events only.
+        """
+        lacking = same_ones_lacking(self, self._origins, other, other._origins)
+        return sum(count for _, count in lacking)
+
+    @property
+    def origins(self) -> tuple[Run, ...]:
+        """The identities of the releases, which ``from_rows`` reads (see ``Origins``)."""
+        return self._origins.runs
 
     def digest(self) -> str:
         """SHA-256 of rows and notes, as hex; ledgers with equal digests have equal rows and notes."""
         return _digest(self._content())
 
     def to_json(self) -> str:
-        """The ledger as JSON text: format, rows, notes and digest."""
+        """The ledger as JSON text: format, rows, notes, digest, and the identities of the releases."""
         return self._text()
 
     @classmethod
@@ -328,20 +364,14 @@ class Ledger:
                 journal = ReleaseJournal(beside)
             ledger, head, complete = cls._parsed(text)
             if beside.exists() or (head is not None and not (alone and complete)):
-                ledger._add_announced(journal, head)
+                add_announced(ledger, journal, head)
         except (ValueError, KeyError, TypeError) as error:
             raise ValueError(f"{path}: {error}") from error
         return ledger
 
     @classmethod
     def _parsed(cls, text: str) -> tuple[Ledger, str | None, bool]:
-        try:
-            values = parse_json(text)
-        except ValueError as error:
-            raise ValueError(f"not a ledger: the text is not JSON ({error})") from error
-        if not isinstance(values, dict) or values.get("format") != FORMAT:
-            found = values.get("format") if isinstance(values, dict) else type(values).__name__
-            raise ValueError(f"not a ledger of format {FORMAT!r}: found {checks.shown(found)}")
+        values = values_in(text)
         ledger, head = cls.from_rows(values.get("rows", ()), values.get("notes", ())), values.get("journal")
         complete = values.get("complete") is True
         found = _digest(ledger._content(head, complete))
@@ -350,36 +380,8 @@ class Ledger:
                 f"the ledger was changed after it was written: digest {checks.shown(values.get('digest'))} is stated, "
                 f"its rows give {found!r}. Restore the original file; epsilon cannot be stated from this one."
             )
+        ledger._origins = Origins.read(values.get("origins"), ledger.total)
         return ledger, head, complete
-
-    def _add_announced(self, journal: ReleaseJournal, head: str | None) -> None:
-        if head is None:
-            if journal.training is not None:
-                raise ValueError(
-                    f"it was not written by the training of {JOURNAL_NAME} beside it, so what that training released "
-                    "cannot be stated. Restore the original file"
-                )
-            return  # an earlier version did not name the head in a complete ledger
-        if not journal.follows(head):
-            raise ValueError(
-                f"{JOURNAL_NAME} beside it is missing, older, or of a different training, so what the training "
-                "released since cannot be stated. Restore the original file"
-            )
-        for process, rows in enumerate(journal.announced(head)):
-            released = Ledger([ANNOUNCED_NOTE] if rows else ())
-            for event, count in rows:
-                released.record(event, count)
-            # The process that wrote this ledger continues its partitions; a later process gets new numbers.
-            self.extend(released, None if process else 0)
-        for reason in journal.violations:
-            if reason not in self.violations:
-                self.record(ViolationEvent(reason))
-        if journal.end is not None and journal.end[1] != self.digest():
-            raise ValueError(
-                f"it is not the ledger that {JOURNAL_NAME} beside it states for the end of the training: digest "
-                f"{journal.end[1]!r} is stated there, and the releases give {self.digest()!r}. Restore the original "
-                "file"
-            )
 
     def row_dicts(self, row: int = 0) -> list[dict[str, Any]]:
         """Rows from index ``row`` on as plain JSON values, which ``from_rows`` reads."""
@@ -389,8 +391,10 @@ class Ledger:
         return found
 
     @classmethod
-    def from_rows(cls, rows: Iterable[Mapping[str, Any]], notes: Iterable[str] = ()) -> Ledger:
-        """A ledger built from the output of ``row_dicts``.
+    def from_rows(
+        cls, rows: Iterable[Mapping[str, Any]], notes: Iterable[str] = (), origins: Iterable[Any] | None = None
+    ) -> Ledger:
+        """A ledger built from the output of ``row_dicts`` and of ``origins``, if they are known.
 
         Raises:
             ValueError, KeyError, TypeError: A row is malformed.
@@ -401,14 +405,15 @@ class Ledger:
         for row in rows:
             if not isinstance(row, Mapping) or not isinstance(row.get("lost", False), bool):
                 raise TypeError(f"a row must be a mapping of event, count and lost, got {checks.shown(row)}")
-            ledger.record(event_from_dict(row["event"]), row["count"], lost=row.get("lost", False))
+            ledger.record(event_from_dict(row["event"]), row["count"], lost=row.get("lost", False), origins=())
+        ledger._origins = Origins.read(origins, ledger.total)
         return ledger
 
     def _marked(self, lost: bool) -> Ledger:
         found = Ledger()
-        for (event, count), mark in zip(self._rows, self._lost, strict=True):
+        for event, count, mark, origins in self._with_origins():
             if mark == lost:
-                found.record(event, count)
+                found.record(event, count, origins=origins)
         return found
 
     def _content(self, journal: str | None = None, complete: bool = False) -> dict[str, Any]:
@@ -417,7 +422,8 @@ class Ledger:
 
     def _text(self, journal: str | None = None, complete: bool = False) -> str:
         content = self._content(journal, complete)
-        return json.dumps({"format": FORMAT, **content, "digest": _digest(content)}, indent=1)
+        # Outside of the digest: earlier versions read the file too.
+        return json.dumps({"format": FORMAT, **content, "digest": _digest(content), "origins": self.origins}, indent=1)
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_listeners": []}  # a copy must not write into the journal of the original
@@ -440,10 +446,3 @@ class Ledger:
 
 def _digest(content: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
-
-
-def _counted(ledger: Ledger) -> Counter[PrivacyEvent]:
-    counted: Counter[PrivacyEvent] = Counter()
-    for event, count in ledger:
-        counted[event.in_partition(0) if isinstance(event, DisjointEvent) else event] += count
-    return counted

@@ -8,7 +8,7 @@ from functools import partial
 from typing import Any
 
 from dpmodel.planning.release import NO_GUARANTEE
-from mechanisms.answers import asked_ledgers
+from mechanisms.answers import answers_beyond
 from monitors.errors import UnprotectedUpdateError, UnsupportedEventError
 from monitors.events import ViolationEvent
 from monitors.ledger import Ledger
@@ -44,12 +44,14 @@ class Claim:
         self.statements: list[dict[str, str]] = stated(self.ledger)
         #: What was verified, how and when; sentences for the report.
         self.verification: list[str] = []
+        #: Digests of the network and of what the optimizer carried after the last training, in this process.
+        self.result: tuple[tuple[tuple[str, ...], int], int | None] | None = None
         self._trainings = 0
         self._listeners: list[Callable[[str], None]] = []
         self._joined: Claim | None = None
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_listeners": [], "_trainings": 0}
+        return {**self.__dict__, "_listeners": [], "_trainings": 0, "result": None}
 
     @property
     def current(self) -> Claim:
@@ -116,7 +118,7 @@ class Claim:
 
     def note_if_missing(self, other: Claim) -> None:
         """Note on the ledger that it does not contain what ``other`` spent on the same weights."""
-        if not self.ledger.covers(other.ledger):
+        if not self.ledger.holds(other.ledger):
             self.ledger.add_note(NOT_CONTAINED)
 
 
@@ -147,8 +149,7 @@ def _is_finite(ledger: Ledger, accountant: str) -> bool:
 
 def forgotten_queries(ledger: Ledger) -> str | None:
     """The note if queries of this process are on a different ledger only; otherwise None."""
-    missing = [asked for asked in asked_ledgers() if asked is not ledger and not ledger.covers(asked)]
-    if not missing:
+    if not answers_beyond(ledger):
         return None
     return (
         "private queries were answered on a different ledger in this process; their cost is not in this epsilon. If "

@@ -8,6 +8,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from torch import nn
+from torch.optim import Optimizer
 
 from dpmodel.claims.claim import Claim, forgotten_queries, joined_statement
 from dpmodel.claims.weights import claim_for, claims_of, record_training
@@ -30,9 +31,11 @@ class ClaimedModel:
 
     Attributes:
         network: The network that is trained.
+        optimizer: What trains it. It may carry earlier private releases as well, such as momentum.
     """
 
     network: nn.Module
+    optimizer: Optimizer
     _claim: Claim
     _in_training: bool = False
     #: Whether ``fit`` must still announce that it continues with the ledger of an earlier training.
@@ -42,9 +45,9 @@ class ClaimedModel:
     steps_done: int
 
     def _claim_weights(self, ledger: Ledger | None) -> None:
-        """Call it once the network is set."""
+        """Call it once network and optimizer are set."""
         if ledger is None:
-            self._claim = claim_for(self.network)
+            self._claim = claim_for(self.network, optimizer=self.optimizer)
             self._continues = bool(len(self._claim.ledger))
         else:
             self.ledger = ledger
@@ -82,7 +85,7 @@ class ClaimedModel:
             raise ValueError(f"ledger must be a monitors.Ledger, got {ledger!r} of type {type(ledger).__name__}")
         chosen = Claim(ledger, chosen=True)
         chosen.verified(self._claim.current.verification if "_claim" in self.__dict__ else ())
-        self._claim = claim_for(self.network, chosen)
+        self._claim = claim_for(self.network, chosen, self.optimizer)
 
     @property
     def statements(self) -> list[dict[str, str]]:
@@ -105,9 +108,9 @@ class ClaimedModel:
             UnprotectedUpdateError: The claim was violated: these weights cannot be trained further.
         """
         before = self.claim
-        for claim in (before, *claims_of(self.network)):
+        for claim in (before, *claims_of(self.network, self.optimizer)):
             claim.require_sound()
-        self._claim = claim_for(self.network, before)
+        self._claim = claim_for(self.network, before, self.optimizer)
         continues, self._continues = self._continues or self.claim is not before, False
         if not continues:
             return None

@@ -8,8 +8,10 @@ from itertools import chain
 from typing import Any
 
 from torch import Tensor, nn
+from torch.optim import Optimizer
 from torch.utils.weak import WeakTensorKeyDictionary
 
+from dpmodel.claims.carried import carried_by
 from dpmodel.claims.claim import Claim, without_guarantee
 from dpmodel.claims.snapshot import digest
 from monitors.errors import UnprotectedUpdateError
@@ -24,12 +26,26 @@ class _Trained:
     """A parameter that was trained privately, or a buffer of private statistics.
 
     Args:
-        claim: The claim of its training.
+        claims: The claims of all its trainings, the latest first. Earlier values can be loaded again, so no claim is
+            ever dropped.
         before: The state of the network before its first private training; None if unknown, or for statistics.
     """
 
-    claim: Claim
+    claims: tuple[Claim, ...]
     before: _State | None
+
+    def after(self, claim: Claim, before: _State | None) -> _Trained:
+        """The entry after one more training."""
+        return _Trained((claim, *(known for known in self.claims if known is not claim)), before)
+
+    @property
+    def possible(self) -> tuple[Claim, ...]:
+        """The claims of trainings that may be in the values."""
+        # While a training runs, its guard verifies that the values are its own.
+        return self.claims[:1] if self.claims[0].current.in_training else self.claims
+
+
+_UNTRAINED = _Trained((), None)
 
 
 #: Parameters by identity, as long as they live. Values copied into other modules are other parameters.
@@ -44,7 +60,12 @@ def record_training(network: nn.Module, claim: Claim) -> None:
     before = known[0] if known else first
     for parameter in network.parameters():
         if parameter.requires_grad:
-            _TRAINED[parameter] = _Trained(claim, before)
+            _TRAINED[parameter] = _TRAINED.get(parameter, _UNTRAINED).after(claim, before)
+
+
+def record_result(network: nn.Module, claim: Claim, optimizer: Optimizer) -> None:
+    """State that a training under ``claim`` has just left ``network`` and ``optimizer`` as they are."""
+    claim.result = _state_of(network), carried_by(optimizer)
 
 
 def record_statistics(module: nn.Module, ledger: Ledger) -> None:
@@ -54,19 +75,30 @@ def record_statistics(module: nn.Module, ledger: Ledger) -> None:
     """
     claim = Claim(ledger)
     for value in (*module.parameters(), *module.buffers()):
-        _TRAINED[value] = _Trained(claim, None)
+        _TRAINED[value] = _TRAINED.get(value, _UNTRAINED).after(claim, None)
 
 
-def claims_of(network: nn.Module) -> list[Claim]:
-    """The claims of the private trainings of ``network``'s parameters in this process.
+def claims_of(network: nn.Module, optimizer: Optimizer | None = None) -> list[Claim]:
+    """The claims of the private trainings that may be in ``network``'s parameters, the latest first.
 
-    Empty if parameters and buffers are again as before the first training.
+    Empty if parameters and buffers are again as before the first training. Only one claim if they are exactly what its
+    last training left, and otherwise those of all trainings in this process.
+
+    Args:
+        network: The network.
+        optimizer: The optimizer of the next training. If it holds numbers of earlier steps, such as momentum, they
+            must be explained by the same training as the weights.
     """
     entries = list(_entries(network))
     befores = {entry.before for entry in entries} - {None}
-    if befores and _state_of(network) in befores:
+    claims = list(dict.fromkeys(claim.current for entry in entries for claim in entry.possible))
+    if not befores and len(claims) < 2:
+        return claims
+    state, carried = _state_of(network), None if optimizer is None else carried_by(optimizer)
+    if carried is None and state in befores and not any(claim.in_training for claim in claims):
         return []
-    return list(dict.fromkeys(entry.claim.current for entry in entries))
+    explained = [claim for claim in claims if _explains(claim, state, carried)]
+    return explained[:1] or claims
 
 
 def is_trained_privately(network: nn.Module) -> bool:
@@ -89,19 +121,20 @@ def is_trained_privately(network: nn.Module) -> bool:
     return all(without_guarantee(claim.ledger) is None for claim in claims)
 
 
-def claim_for(network: nn.Module, own: Claim | None = None) -> Claim:
+def claim_for(network: nn.Module, own: Claim | None = None, optimizer: Optimizer | None = None) -> Claim:
     """The claim with which the weights of ``network`` are trained next.
 
     Args:
         network: The network.
         own: The claim of the model so far. A claim that the user chose is kept, with a note on its ledger if the
             weights have been trained on different ledgers. Any other claim is joined with those of the weights.
+        optimizer: The optimizer that trains them next.
 
     Raises:
         UnprotectedUpdateError: Several running trainings would have to be joined.
     """
     claim = own
-    for found in claims_of(network):
+    for found in claims_of(network, optimizer):
         if claim is None or (claim is own and not own.chosen and not len(own.ledger) and not own.ledger.notes):
             claim = found if claim is None else found.join(claim)
         elif claim is found:
@@ -113,9 +146,18 @@ def claim_for(network: nn.Module, own: Claim | None = None) -> Claim:
     return Claim() if claim is None else claim
 
 
+def _explains(claim: Claim, state: _State, carried: int | None) -> bool:
+    if claim.result is None:
+        return False
+    known, kept = claim.result
+    return known == state and carried in (None, kept)
+
+
 def _state_of(network: nn.Module) -> _State:
     state = {name: value for name, value in network.state_dict(keep_vars=True).items() if isinstance(value, Tensor)}
-    return tuple(state), digest(state.values())
+    # Tensors that a list or a dict hides may be trained too, and are not in the state dict.
+    tensors = {id(value): value for value in (*state.values(), *_tensors(network))}
+    return tuple(state), digest(tensors.values())
 
 
 def _entries(network: nn.Module) -> Iterator[_Trained]:

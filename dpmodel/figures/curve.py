@@ -20,7 +20,8 @@ from mechanisms.units import ClippedUnit
 from monitors import checks
 from monitors.errors import ConfigError, UnsupportedEventError
 from monitors.events import ViolationEvent
-from monitors.ledger import ANNOUNCED_NOTE, Ledger
+from monitors.ledger import Ledger
+from monitors.ledger_file import ANNOUNCED_NOTE
 from monitors.spent import resolve_accountant
 from monitors.untrusted import read_json
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dpmodel.data.loader import PrivateLoader
-from mechanisms.answers import holds_statistics
+from mechanisms.answers import TRUE_SIZE
 from mechanisms.noise import NoiseMechanism
 from monitors.errors import UnprotectedUpdateError
 from monitors.ledger import Ledger
@@ -26,14 +26,14 @@ def require_counted(noise: NoiseMechanism, ledger: Ledger, *, resumed: bool) -> 
     counted = noise.spent_before
     if counted is None:
         return None
-    missing = counted.beyond(ledger).total
+    missing = counted.number_outside(ledger)
     if missing:
         raise UnprotectedUpdateError(
             f"{counted.total:,} earlier releases were counted when the noise was solved for, but the ledger of this "
             f"model lacks {missing:,} of them, so its epsilon would be too small. Pass the same ledger to both: "
             "noise_for_epsilon(..., spent=ledger) and DPModel(..., ledger=ledger)"
         )
-    more = 0 if resumed else ledger.beyond(counted).total
+    more = 0 if resumed else ledger.number_outside(counted)
     if not more:
         return None
     return (
@@ -48,7 +48,7 @@ def require_private_size(loader: PrivateLoader, ledger: Ledger) -> None:
     Raises:
         UnprotectedUpdateError: They were divided by it.
     """
-    if loader.num_examples_public is not None and holds_statistics(ledger):
+    if loader.num_examples_public is not None and TRUE_SIZE in ledger.notes:
         raise UnprotectedUpdateError(
             f"the private statistics on the ledger of this model were computed with the true number of rows, which "
             f"num_examples_public={loader.num_examples_public} keeps private. Leave out num_examples_public, or use "

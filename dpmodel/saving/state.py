@@ -31,6 +31,9 @@ if TYPE_CHECKING:
 
 KEY = "training"
 
+#: Where the identities of the releases are: beside the state, so that an earlier version reads it too.
+_ORIGINS = "origins"
+
 #: States of other formats are refused. The first format stated none.
 FORMAT = "dpmodel-training-state/4"
 
@@ -123,7 +126,7 @@ def read_state(path: str | os.PathLike[str]) -> TrainingState:
                 "data"
             )
         rows, notes = stored.pop("rows"), stored.pop("notes")
-        ledger = Ledger.from_rows(_decoded_rows(rows), notes)
+        ledger = Ledger.from_rows(_decoded_rows(rows), notes, values.get(_ORIGINS))
         state = TrainingState(checkpoint, ledger=ledger, **stored)
     except CheckpointError as error:
         raise CheckpointError(str(error) if str(error).startswith(str(path)) else f"{path}: {error}") from error
@@ -167,6 +170,7 @@ class StateWriter:
             "loop": loop.state_dict(),
         }
         values[KEY] = pack_nest(stored, KEY, tensors, "the training")
+        values[_ORIGINS] = ledger.origins
         write_tensor_file(self.path, tensors, values, folder=folder)
 
 

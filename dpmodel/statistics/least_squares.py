@@ -16,7 +16,7 @@ from dpmodel.claims.weights import record_statistics
 from dpmodel.data.contents import require_dense_tensors
 from dpmodel.data.loader import PrivateLoader
 from dpmodel.preflight.own_rows import require_own_rows
-from mechanisms.answers import remember_asked, require_ledger
+from mechanisms.answers import require_ledger
 from mechanisms.gaussian_query import GaussianMechanism
 from mechanisms.sums.product_sum import ClippedProductSum
 from monitors import checks
@@ -135,7 +135,6 @@ def private_least_squares(
         inputs = torch.cat((_clipped(rows, norm_bound), torch.full((len(rows), 1), bias, dtype=torch.float64)), dim=1)
         products.add(inputs.numpy(), _targets_of(targets, num_classes).numpy())
     assert products is not None
-    remember_asked(ledger, keep=True)
     second, cross = map(torch.from_numpy, products.unpacked(mechanism.release(products, ledger)))
     noise = mechanism.noise_multiplier * products.pair_noise
     penalty = 2.0 * noise * math.sqrt(len(second)) if ridge is None else float(ridge)

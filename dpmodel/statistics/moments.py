@@ -18,13 +18,14 @@ from dpmodel.data.contents import require_dense_tensors
 from dpmodel.data.loader import PrivateLoader
 from dpmodel.preflight.own_rows import require_own_rows
 from dpmodel.statistics.private_statistics import PrivateStatistics, correlation_bound, require_channels
-from mechanisms.answers import remember_asked, require_ledger
+from mechanisms.answers import require_ledger
 from mechanisms.gaussian_query import GaussianMechanism
 from mechanisms.sums.gram_sum import ClippedGramSum
 from mechanisms.sums.vector_sum import ClippedVectorSum, require_bound
 from monitors import checks
 from monitors.errors import DataError
 from monitors.ledger import Ledger
+from monitors.origins import Origins
 
 #: Smallest variance whose inverse root float32 holds, with which the layer multiplies; rounded up.
 _LEAST_VARIANCE = 1e-70
@@ -96,7 +97,7 @@ def private_mean_and_variance(
         values = chunk.detach().double()
         for total, powers in zip(sums, (values, values.square()), strict=True):
             total.add(_averaged(powers, axes))
-    remember_asked(ledger, keep=True)
+    before = ledger.total
     mean, square = (torch.from_numpy(mechanism.release(total, ledger)) / num_examples for total in sums)
     kept = [size for axis, size in enumerate(shape) if axis not in (0, *axes)]
     statistics = PrivateStatistics(
@@ -110,7 +111,9 @@ def private_mean_and_variance(
         min_variance=float(floor),
         ledger=ledger,
     )
-    return _with_correlation(statistics, chunks(), axes, mechanism) if correlation else statistics
+    if correlation:
+        statistics = _with_correlation(statistics, chunks(), axes, mechanism)
+    return replace(statistics, origins=Origins(ledger.origins).stretch(before, statistics.releases))
 
 
 def variance_floor(square_noise: float, min_variance: float | None) -> float:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -11,12 +12,13 @@ from torch import Tensor
 
 from dpmodel.saving.tensor_file import read_tensor_file, write_tensor_file
 from dpmodel.statistics.standardise import Standardise
-from mechanisms.answers import REPRODUCIBLE, remember_asked
+from mechanisms.answers import REPRODUCIBLE, TRUE_SIZE, remember_answers
 from mechanisms.sums.gram_sum import ClippedGramSum
 from monitors import checks
 from monitors.errors import CheckpointError, DataError
 from monitors.events import GaussianEvent
 from monitors.ledger import Ledger
+from monitors.origins import Run
 
 _KIND = "private mean and variance"
 #: Most channels or features whose correlation is released: its products take D^2 numbers, its roots D^3 operations.
@@ -60,6 +62,7 @@ class PrivateStatistics:
         ledger: The ledger on which they were recorded.
         correlation: Noisy mean of the clipped products of standardised values, symmetric (D, D) for D channels or
             features, float64; None if it was not released.
+        origins: The identities of the releases on the ledger.
     """
 
     mean: Tensor
@@ -72,6 +75,7 @@ class PrivateStatistics:
     min_variance: float
     ledger: Ledger = field(repr=False)
     correlation: Tensor | None = None
+    origins: tuple[Run, ...] | None = field(default=None, repr=False)
 
     @property
     def releases(self) -> int:
@@ -135,6 +139,7 @@ class PrivateStatistics:
         if self.correlation is not None:
             tensors["correlation"] = self.correlation
         values = {"kind": _KIND, "settings": self._settings(), "reproducible": REPRODUCIBLE in self.ledger.notes}
+        values["origins"] = self.origins
         write_tensor_file(path, tensors, values)
 
     @classmethod
@@ -153,28 +158,37 @@ class PrivateStatistics:
         try:
             if values["kind"] != _KIND:
                 raise ValueError(f"it holds {checks.shown(values['kind'])}")
-            found = cls._from(tensors, values["settings"], bool(values["reproducible"]))
+            found = cls._from(tensors, values["settings"], bool(values["reproducible"]), values.get("origins"))
         except (LookupError, TypeError, ValueError, AttributeError, RuntimeError) as error:
             reason = checks.shortened(str(error))
             raise CheckpointError(f"{path} does not hold private statistics, or is damaged: {reason}") from error
-        remember_asked(found.ledger if ledger is None else ledger, keep=True)
         if ledger is None:
+            remember_answers(found.ledger, found.ledger)
             return found
-        if not ledger.covers(found.ledger):
+        if not ledger.holds(found.ledger):
             raise ValueError(
                 f"the ledger lacks the {found.releases} releases of {path}, {found.ledger.rows[0][0]!r} each. Load the "
                 "ledger that was saved with the statistics"
             )
+        remember_answers(ledger, found.ledger)
+        ledger.add_note(TRUE_SIZE)
         return replace(found, ledger=ledger)
 
     @classmethod
-    def _from(cls, tensors: dict[str, Tensor], settings: dict[str, Any], reproducible: bool) -> PrivateStatistics:
+    def _from(
+        cls,
+        tensors: dict[str, Tensor],
+        settings: dict[str, Any],
+        reproducible: bool,
+        origins: Iterable[Any] | None,
+    ) -> PrivateStatistics:
         multiplier = settings["noise_multiplier"]
         checks.positive(**{name: value for name, value in settings.items() if name != "shape"})
         correlation = tensors.get("correlation")
         releases = 2 if correlation is None else 3
-        ledger = Ledger([REPRODUCIBLE] if reproducible else ()).record(GaussianEvent(multiplier), releases)
-        settings = {**settings, "shape": (*settings["shape"],)}
+        rows = [{"event": GaussianEvent(multiplier).to_dict(), "count": releases}]
+        ledger = Ledger.from_rows(rows, [REPRODUCIBLE, TRUE_SIZE] if reproducible else [TRUE_SIZE], origins)
+        settings = {**settings, "shape": (*settings["shape"],), "origins": ledger.origins}
         found = cls(tensors["mean"], tensors["variance"], ledger=ledger, correlation=correlation, **settings)
         for name, value in tensors.items():
             if value.dtype != torch.float64:
@@ -187,5 +201,5 @@ class PrivateStatistics:
         return found
 
     def _settings(self) -> dict[str, Any]:
-        without = ("mean", "variance", "ledger", "correlation")
+        without = ("mean", "variance", "ledger", "correlation", "origins")
         return {name: getattr(self, name) for name in self.__dataclass_fields__ if name not in without}

@@ -27,7 +27,7 @@ from dpmodel.runs.folder import RunFolder
 from monitors.atomic import write_atomically
 from monitors.errors import CheckpointError, ConfigError
 from monitors.journal import ReleaseJournal
-from monitors.ledger import ANNOUNCED_NOTE
+from monitors.ledger_file import ANNOUNCED_NOTE
 
 
 def model_of(network=None, **options):

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from mechanisms import ClippedVectorSum, GaussianMechanism
-from mechanisms.answers import REPRODUCIBLE, asked_ledgers
+from mechanisms.answers import REPRODUCIBLE, TRUE_SIZE, asked_ledgers
 from monitors import GaussianEvent, Ledger
 
 DRAWS = 6000
@@ -80,6 +80,6 @@ def test_secret_noise_never_repeats_and_a_seed_voids_the_guarantee():
     ledger = Ledger()
     first, second = (GaussianMechanism(1.0).release(a_sum([[0.0]]), ledger) for _ in range(2))
     assert first != second
-    assert ledger.notes == ()
+    assert ledger.notes == (TRUE_SIZE,)
     GaussianMechanism(1.0, seed=3).release(a_sum([[0.0]]), ledger)
     assert REPRODUCIBLE in ledger.notes

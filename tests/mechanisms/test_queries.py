@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mechanisms import CountingQuery, LaplaceMechanism
-from mechanisms.answers import REPRODUCIBLE, asked_ledgers
+from mechanisms.answers import REPRODUCIBLE, answers_beyond, asked_ledgers, forget_asked
 from monitors import LaplaceEvent, Ledger
 
 DRAWS = 6000
@@ -86,11 +86,14 @@ def test_secret_noise_never_repeats_and_a_seed_voids_the_guarantee():
     assert REPRODUCIBLE in ledger.notes
 
 
-def test_ledgers_with_queries_are_known_while_they_exist():
+def test_ledgers_with_queries_are_known_until_they_are_forgotten():
     ledger = Ledger()
     CountingQuery(1.0).count([True], ledger)
     CountingQuery(1.0).count([True], ledger)
     assert sum(known is ledger for known in asked_ledgers()) == 1
-    digest = id(ledger)
-    del ledger
-    assert digest not in map(id, asked_ledgers())
+    CountingQuery(1.0).count([True], Ledger())
+    assert answers_beyond(ledger) == 1
+    assert answers_beyond(ledger.copy()) == 1
+    assert answers_beyond(Ledger().record(LaplaceEvent(1.0), 3)) == 3
+    forget_asked(ledger)
+    assert answers_beyond(Ledger()) == 1

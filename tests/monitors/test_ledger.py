@@ -20,7 +20,7 @@ from monitors import (
     event_from_dict,
 )
 from monitors.journal import JOURNAL_NAME, ReleaseJournal
-from monitors.ledger import ANNOUNCED_NOTE
+from monitors.ledger_file import ANNOUNCED_NOTE
 
 gaussians = st.builds(GaussianEvent, st.floats(0.01, 100))
 simple = gaussians | st.builds(NonPrivateEvent)

@@ -130,6 +130,15 @@ def test_a_ledger_that_contains_what_the_weights_have_spent_gets_no_note(make_mo
     assert make_model(nn.Linear(4, 3), ledger=Ledger()).ledger.notes == ()
 
 
+def test_equal_releases_of_another_training_are_not_those_of_the_weights(make_model, loader):
+    networks = [nn.Linear(4, 3) for _ in range(2)]
+    first, other = [make_model(network) for network in networks]
+    for model in (first, other):
+        model.fit(loader)
+    assert make_model(networks[0], ledger=other.ledger.copy()).ledger.notes == (NOT_CONTAINED,)
+    assert make_model(networks[0], ledger=other.ledger.merge(first.ledger)).ledger.notes == ()
+
+
 def test_exchanging_the_ledger_after_training_leaves_a_note(make_model, loader):
     model = make_model(nn.Linear(4, 3))
     before = Ledger()
@@ -171,7 +180,82 @@ def test_weights_that_are_reset_to_before_training_start_a_new_ledger(make_model
     network.load_state_dict(before)
     with torch.no_grad():
         network[0].bias.add_(1.0)
-    assert make_model(network).ledger is second.ledger
+    again = make_model(network).ledger
+    assert again is second.ledger
+    assert again.total == 8  # which of the two trainings these weights come from is not known
+
+
+@pytest.mark.parametrize("lr", [0.5, 0.0])
+def test_reset_weights_continue_the_ledger_that_the_optimizer_carries(make_model, loader, lr):
+    network = nn.Linear(4, 3)
+    before = copy.deepcopy(network.state_dict())
+    optimizer = torch.optim.SGD(network.parameters(), lr=lr, momentum=0.9)
+    first = make_model(network, optimizer=optimizer)
+    first.fit(loader)
+    network.load_state_dict(before)
+    assert make_model(network, optimizer=optimizer, ledger=Ledger()).ledger.notes == (NOT_CONTAINED,)
+    assert make_model(network).ledger.total == 0
+    second = make_model(network, optimizer=optimizer)
+    second.fit(loader)
+    assert second.ledger is first.ledger
+    assert second.ledger.total == 8
+
+
+def test_weights_of_one_training_and_momentum_of_another_have_the_ledgers_of_both(make_model, loader):
+    network = nn.Linear(4, 3)
+    before = copy.deepcopy(network.state_dict())
+    optimizers = [torch.optim.Adam(network.parameters(), lr=0.1) for _ in range(2)]
+    models = [make_model(network, optimizer=optimizers[0])]
+    models[0].fit(loader)
+    network.load_state_dict(before)
+    models.append(make_model(network, optimizer=optimizers[1]))
+    models[1].fit(loader)
+    assert [model.ledger.total for model in models] == [4, 4]
+    assert make_model(network, optimizer=optimizers[1]).ledger is models[1].ledger
+    assert models[1].ledger.total == 4
+    assert make_model(network, optimizer=optimizers[0]).ledger.total == 8
+
+
+def test_weights_that_are_loaded_again_bring_the_ledger_of_their_training_back(make_model, loader):
+    network = nn.Linear(4, 3)
+    before = copy.deepcopy(network.state_dict())
+    first = make_model(network)
+    first.fit(loader)
+    trained = copy.deepcopy(network.state_dict())
+    network.load_state_dict(before)
+    second = make_model(network)
+    second.fit(loader)
+    assert second.ledger.total == 4
+    network.load_state_dict(trained)
+    assert make_model(network).ledger is first.ledger
+    network.load_state_dict({name: (value + trained[name]) / 2 for name, value in before.items()})
+    third = make_model(network)
+    third.fit(loader)
+    assert third.ledger.total == 12
+    assert third.ledger is second.ledger is first.ledger
+
+
+def test_a_trained_encoder_in_a_list_keeps_reset_weights_from_being_fresh(make_model, loader):
+    encoder = nn.Linear(4, 5)
+    network = InList(encoder)
+    before = copy.deepcopy(network.state_dict())
+    make_model(network).fit(loader)
+    other = make_model(nn.Sequential(encoder, nn.Linear(5, 3)))
+    other.fit(loader)
+    network.load_state_dict(before)
+    assert make_model(network).ledger.total == 8
+
+
+def test_a_nested_training_of_weights_that_have_not_moved_yet_records_on_the_outer_ledger(make_model, loader):
+    outer = make_model(nn.Linear(4, 3), lr=0.0)
+    ledgers = []
+
+    class Inner(Callback):
+        def on_train_end(self, run):
+            ledgers.append(make_model(run.network).ledger)
+
+    outer.fit(loader, callbacks=[Inner()])
+    assert ledgers[0] is outer.ledger
 
 
 def test_a_ledger_without_a_common_relation_is_refused_with_a_remedy(make_model, loader):

@@ -132,6 +132,8 @@ def ledger_resigned(content: bytes, rng: Rng) -> bytes:
     value = json.loads(json_damaged(content, rng))
     if isinstance(value, dict):
         value["digest"] = _ledger_digest(value)
+        if rng.integers(2):
+            value.pop("origins", None)  # which may not fit the rows
     return json.dumps(value).encode()
 
 
@@ -201,7 +203,7 @@ def forge(folder: Path, rng: Rng) -> None:
 
 
 def _ledger_digest(value: dict[str, Any]) -> str:
-    return ledger._digest({name: value[name] for name in value if name not in ("digest", "format")})
+    return ledger._digest({name: value[name] for name in value if name not in ("digest", "format", "origins")})
 
 
 def _tensor_damaged(tensor: torch.Tensor, rng: Rng) -> torch.Tensor:
@@ -256,6 +258,7 @@ def rows_resigned(path: Path, rng: Rng) -> bytes:
     """A training state whose ledger rows (compressed JSON in a tensor) are damaged, with a fitting checksum."""
     tensors, values = read_tensor_file(path)
     name = "training.rows"
+    values.pop("origins")  # which may not fit the rows
     rows = value_damaged(json.loads(zlib.decompress(tensors[name].numpy().tobytes())), rng)
     tensors[name] = torch.frombuffer(bytearray(zlib.compress(json.dumps(rows).encode())), dtype=torch.uint8)
     return _tensors_signed(tensors, {}, values)

@@ -200,11 +200,13 @@ def test_each_check_raises_an_error_that_the_list_states(make_model, make_data, 
     assert model.ledger.total == 0
 
 
-def test_statistics_that_used_the_number_of_rows_are_refused_where_it_is_private(make_model, make_data):
+def test_statistics_that_used_the_number_of_rows_are_refused_where_it_is_private(make_model, make_data, tmp_path):
     ledger, data = Ledger(), make_data()
     bounds = {"noise_multiplier": 4.0, "norm_bound": 1.0, "square_bound": 1.0}
     layer = private_mean_and_variance(data, ledger=ledger, **bounds).normalise()
-    for options in ({"ledger": ledger}, {"network": nn.Sequential(layer, nn.Linear(4, 3))}):
+    ledger.save(tmp_path / "ledger.json")
+    same = [ledger, ledger.copy(), Ledger().merge(ledger), Ledger.load(tmp_path / "ledger.json")]
+    for options in (*({"ledger": one} for one in same), {"network": nn.Sequential(layer, nn.Linear(4, 3))}):
         with pytest.raises(UnprotectedUpdateError, match="which num_examples_public=90 keeps private"):
             make_model(**options).fit(poisson_loader(data, batch_size=16, num_examples_public=90))
     assert ledger.total == 2

@@ -6,7 +6,8 @@ from dpmodel.callbacks import Callback
 from dpmodel.config import make_config
 from dpmodel.runs.folder import RunFolder
 from dpmodel.runs.train import default_directory, train_from_config
-from monitors.ledger import ANNOUNCED_NOTE, Ledger
+from monitors.ledger import Ledger
+from monitors.ledger_file import ANNOUNCED_NOTE
 
 TINY = {
     "data": {"name": "synthetic", "shape": [1, 4, 4], "num_train": 60, "num_test": 20, "num_classes": 2},

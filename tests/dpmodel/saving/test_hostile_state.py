@@ -253,6 +253,8 @@ def test_a_state_with_fewer_releases_than_steps_is_refused(tmp_path):
     folder = interrupted(tmp_path, SECRET)
     empty = torch.frombuffer(bytearray(zlib.compress(b"[]")), dtype=torch.uint8)
     rewritten(folder, lambda tensors, _: tensors.update({"training.rows": empty}))
+    refused(folder, SECRET, "states the origins of 4 releases and holds 0")
+    rewritten(folder, lambda _, values: values.pop("origins"))
     refused(folder, SECRET, "states 4 steps, but its ledger charges only 0 releases")
 
 

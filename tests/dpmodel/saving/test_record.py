@@ -23,7 +23,8 @@ from dpmodel.training.step import PrivateStep
 from monitors.errors import CheckpointError
 from monitors.events import GaussianEvent, ViolationEvent, event_from_dict
 from monitors.journal import ReleaseJournal
-from monitors.ledger import ANNOUNCED_NOTE, Ledger
+from monitors.ledger import Ledger
+from monitors.ledger_file import ANNOUNCED_NOTE
 from monitors.spent import privacy_spent
 
 from ..power_cut import PowerCut

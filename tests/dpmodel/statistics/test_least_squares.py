@@ -7,6 +7,7 @@ from torch.utils.data import TensorDataset
 
 from dpmodel import DPModel, NoiseMechanismsFactory, poisson_loader
 from dpmodel.statistics import private_least_squares
+from mechanisms.answers import TRUE_SIZE
 from monitors import GaussianEvent, Ledger
 from monitors.errors import DataError
 
@@ -73,7 +74,7 @@ def test_it_is_one_gaussian_release_whatever_the_sizes():
         ledger = Ledger()
         fitted(features, targets, ledger=ledger, noise_multiplier=3.0, **options)
         assert ledger.rows == ((GaussianEvent(3.0), 1),)
-        assert ledger.notes == ()
+        assert ledger.notes == (TRUE_SIZE,)
 
 
 def test_the_release_is_recorded_before_noise_is_drawn(monkeypatch):

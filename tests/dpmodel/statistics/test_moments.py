@@ -7,6 +7,7 @@ from torch.utils.data import Dataset, TensorDataset
 
 from dpmodel.data import InMemoryDataset
 from dpmodel.statistics import moments, private_mean_and_variance
+from mechanisms.answers import TRUE_SIZE
 from monitors import GaussianEvent, Ledger
 from monitors.errors import DataError
 
@@ -118,7 +119,7 @@ def test_the_ledger_holds_two_gaussian_releases():
     ledger = Ledger()
     statistics(ledger=ledger, noise_multiplier=8.0)
     assert ledger.rows == ((GaussianEvent(8.0), 2),)
-    assert ledger.notes == ()
+    assert ledger.notes == (TRUE_SIZE,)
     statistics(ledger=ledger, noise_multiplier=8.0, seed=3)
     assert any("no guarantee" in note for note in ledger.notes)
 

@@ -2,6 +2,7 @@
 
 import copy
 import gc
+import json
 
 import pytest
 import torch
@@ -125,6 +126,36 @@ def test_a_file_gives_back_the_statistics_and_their_cost(tmp_path):
     assert PrivateStatistics.load(path, statistics.ledger).ledger is statistics.ledger
     with pytest.raises(ValueError, match="lacks the 2 releases"):
         PrivateStatistics.load(path, Ledger())
+
+
+def test_the_ledger_of_equal_releases_is_refused(tmp_path):
+    one, other, path = Ledger(), Ledger(), tmp_path / "statistics.safetensors"
+    released(other)
+    released(one).save(path)
+    for ledger in (one, other):
+        ledger.save(tmp_path / "ledger.json")
+    with pytest.raises(ValueError, match="lacks the 2 releases"):
+        PrivateStatistics.load(path, Ledger.load(tmp_path / "ledger.json"))
+    one.merge(other).save(tmp_path / "ledger.json")
+    assert PrivateStatistics.load(path, Ledger.load(tmp_path / "ledger.json")).ledger.total == 4
+
+
+def test_files_of_a_version_without_identities_are_compared_by_their_events(tmp_path):
+    from dpmodel.saving.tensor_file import read_tensor_file, write_tensor_file
+
+    ledger, path = Ledger(), tmp_path / "statistics.safetensors"
+    released(ledger).save(path)
+    tensors, values = read_tensor_file(path)
+    assert values.pop("origins") is not None
+    write_tensor_file(path, tensors, values)
+    old = {name: value for name, value in json.loads(ledger.to_json()).items() if name != "origins"}
+    for _ in range(2):
+        found = PrivateStatistics.load(path, Ledger.from_json(json.dumps(old)))
+    assert found.ledger == ledger
+    found.save(path)
+    assert PrivateStatistics.load(path).ledger.total == 2
+    with pytest.raises(ValueError, match="lacks the 2 releases"):
+        PrivateStatistics.load(path, Ledger.from_json(json.dumps({**old, **json.loads(Ledger().to_json())})))
 
 
 def test_a_resumed_training_counts_the_statistics_once(tmp_path):
