@@ -376,7 +376,7 @@ class NamedInputs(torch.utils.data.Dataset):
 def test_named_inputs_and_outputs_are_trained_evaluated_and_predicted(make_model, make_data):
     data, network, plain = make_data(), NamedScores(), nn.CrossEntropyLoss()
     model = make_model(network, loss_fn=lambda outputs, targets: plain(outputs["logits"], targets))
-    model.fit(DataLoader(NamedInputs(data), 16), valid_loader=NamedInputs(data))
+    model.fit(DataLoader(NamedInputs(data), 16), valid_loader=NamedInputs(make_data(n=8)))
     x, y = data.tensors
     scores = model.predict({"features": x, "mask": torch.ones(64, 4)})
     assert set(scores) == {"logits"}

@@ -15,7 +15,7 @@ FILE = ranks.__file__
 
 
 def _close(one, other, tolerance=1e-6):
-    return max(abs(a - b) for a, b in zip(one, other, strict=True)) < tolerance
+    return max(abs(a - b) / max(1.0, abs(a)) for a, b in zip(one, other, strict=True)) < tolerance
 
 
 @pytest.fixture(scope="module")
