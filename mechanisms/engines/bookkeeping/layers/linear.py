@@ -28,7 +28,7 @@ LARGE_PRODUCT = 2**20
 PARTS = 8
 
 #: Rounding error allowed for a sum of positions, in roundings of the size of its terms, beside one for each position.
-ROUNDINGS = 64
+ROUNDINGS = 8
 
 #: Terms of random directions cancel to their size over the square root of their number. Terms that cancel further, by
 #: more than this factor, raise the norm: beside such terms, the sum would round what other examples add.
@@ -154,6 +154,6 @@ def squared_norms_of_grams(x_gram: Tensor, g_gram: Tensor, dtype: torch.dtype) -
     overflows = x_gram.diagonal(dim1=1, dim2=2).amax(1) > limits.max
     gram = g_gram.mul_(x_gram)
     terms = gram.diagonal(dim1=1, dim2=2).clamp(min=0.0).sqrt_().sum(1)
-    norms = gram.sum((1, 2)).clamp_(min=0.0).sqrt_().add_(terms, alpha=(ROUNDINGS + positions) * limits.eps)
+    norms = gram.sum((1, 2)).clamp_(min=0.0).sqrt_().add_(terms, alpha=(ROUNDINGS + positions) * limits.eps / 2)
     norms = torch.maximum(norms, terms.div_(CANCELLATION * math.sqrt(positions)))
     return norms.masked_fill_(overflows, math.inf).square_().to(dtype)
