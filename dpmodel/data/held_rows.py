@@ -23,8 +23,11 @@ Rows = NDArray[np.int64] | None
 #: Beginnings and ends of intervals, int64 (n, 2).
 Intervals = NDArray[np.int64]
 
-#: Largest container that is searched for the columns of a data set, and how deep objects are followed.
-_SHORT, _DEPTH = 31, 8
+#: Largest container whose elements are visited; a longer one holds data.
+SHORT = 31
+
+#: How deep objects are followed.
+_DEPTH = 8
 
 #: Examples of a list that are searched for tensors.
 _MOST_EXAMPLES = 100_000
@@ -32,7 +35,8 @@ _MOST_EXAMPLES = 100_000
 #: An end behind every row.
 _END = 2**62
 
-_NO_HOLDERS = (
+#: What refers to much else than data.
+NO_HOLDERS = (
     type,
     types.ModuleType,
     types.FunctionType,
@@ -167,13 +171,13 @@ class _Search:
         elif isinstance(value, (list, tuple)) and len(value) == size:
             self._examples(value, rows, certain)
         elif isinstance(value, (list, tuple, dict)):
-            for part in _elements(value) if len(value) <= _SHORT else ():
+            for part in _elements(value) if len(value) <= SHORT else ():
                 self._held(part, size, rows, certain, depth + 1)
         elif isinstance(value, Dataset):
             # A wrapper of the same length shows the example of each row in its own way.
             same = size is not None and _length(value) == size
             self.data(value, rows if same else None, certain and same, depth)
-        elif not isinstance(value, _NO_HOLDERS):
+        elif not isinstance(value, NO_HOLDERS):
             self._left -= 1
             self._attributes(value, size, rows, certain, depth)
 
@@ -243,7 +247,7 @@ def _arrays(example: Any, depth: int = 0) -> list[Any]:
     """The tensors and arrays in an example."""
     if isinstance(example, (Tensor, np.ndarray)):
         return [example] if example.ndim else []
-    if isinstance(example, (list, tuple, dict)) and len(example) <= _SHORT and depth < _DEPTH:
+    if isinstance(example, (list, tuple, dict)) and len(example) <= SHORT and depth < _DEPTH:
         return [array for part in _elements(example) for array in _arrays(part, depth + 1)]
     return []
 

@@ -10,8 +10,9 @@ import numpy as np
 import torch
 
 from dpmodel.data.generators import Generators
+from dpmodel.data.held_rows import SHORT
 from dpmodel.data.reachable import MAX_OBJECTS, reachable
-from dpmodel.preflight.readings import SHORT, digest
+from dpmodel.preflight.readings import digest
 
 _SEED = 20_011
 

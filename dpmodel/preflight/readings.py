@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import time
-import types
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -14,6 +13,7 @@ import torch
 from torch.utils.data import Dataset
 
 from dpmodel.data.generators import Generators
+from dpmodel.data.held_rows import NO_HOLDERS, SHORT
 from dpmodel.data.loader import PrivateLoader
 
 #: Seconds that reading may take in one check, and the number of examples that are read in any case.
@@ -117,24 +117,8 @@ def parts_of(value: Any) -> list[Any]:
     return list(value.values()) if isinstance(value, dict) else list(value)
 
 
-#: Largest container whose elements are visited; a longer one holds data.
-SHORT = 31
-
-
 def _is_holder(value: Any) -> bool:
-    return hasattr(value, "__dict__") and not isinstance(value, _NO_HOLDERS)
-
-
-_NO_HOLDERS = (
-    type,
-    types.ModuleType,
-    types.FunctionType,
-    types.MethodType,
-    types.BuiltinFunctionType,
-    torch.Tensor,
-    torch.nn.Module,
-    np.ndarray,
-)
+    return hasattr(value, "__dict__") and not isinstance(value, (*NO_HOLDERS, torch.Tensor, np.ndarray))
 
 
 def digest(value: Any) -> bytes | None:

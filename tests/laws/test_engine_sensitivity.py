@@ -108,3 +108,22 @@ def test_the_sensitivity_also_holds_for_static_shapes(engine_name, clip_name, ca
     farthest = farthest_move(engine_name, clip_name, group_size, relation="add or remove", **shapes)
     assert farthest <= (1 if group_size == 1 else 2) * BOUND * ROUNDING
     assert farthest >= (0.85 if group_size == 1 else 1.5) * BOUND
+
+
+@pytest.mark.parametrize("name", ["bookkeeping", "vmap"])
+def test_the_rounding_of_other_examples_stays_below_its_stated_size(name):
+    # One example more moves the running sum across a power of two, beyond which all later ones are rounded up.
+    count, clip = 4096, CLIP.create("Fixed")
+    clip.start(1.0)
+    y = torch.ones(count + 1)
+    y[1 + count // 2 :] = -0.51 * (count // 2) * 2**-24
+    x = torch.zeros(count + 1, 1, 2, 2)
+    x[:, 0, 0, 0] = 1.0
+    network = nn.Sequential(nn.Conv2d(1, 1, 2, bias=False), nn.Flatten(0))
+    found = [
+        ENGINES.create(name, ClippedUnit(1, count))
+        .clipped_sum(network, lambda outputs, targets: (outputs * targets).sum(), Batch(x[part:], y[part:]), clip)
+        .flat_grad
+        for part in (0, 1)
+    ]
+    assert (found[0] - found[1]).norm() <= 1 + count**2 / 2**26 + 1e-3
