@@ -31,18 +31,17 @@ def require_stated_size(config: Config, data: DataSplits) -> None:
         )
 
 
-def require_stated_classes(config: Config, data: DataSplits) -> None:
+def require_stated_classes(data: DataSplits, num_examples_public: int | None) -> None:
     """Refuse classes that were counted in private labels, if the number of examples is private.
 
     Raises:
-        ConfigError: ``privacy.num_examples_public`` is given, but not ``data.num_classes``.
+        ValueError: ``num_examples_public`` is given, but not ``data.num_classes``.
     """
-    stated = config.privacy.num_examples_public
-    if stated is not None and data.classes_counted:
-        raise ConfigError(
-            f"{config.where('data')}: data.num_classes is not given, so the classes were counted in the training "
-            "labels, and a single example more could add an output to the network, which "
-            f"privacy.num_examples_public={stated} does not cover; state data.num_classes"
+    if num_examples_public is not None and data.classes_counted:
+        raise ValueError(
+            "data.num_classes is not given, so the classes were counted in the training labels, and a single example "
+            f"more could add an output to the network, which privacy.num_examples_public={num_examples_public} does "
+            "not cover; state data.num_classes"
         )
 
 

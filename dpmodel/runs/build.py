@@ -224,7 +224,8 @@ def build_training(config: Config, task: Task | None = None, *, resumed: bool = 
     """
     require_known_names(config)
     task = build_task(config) if task is None else task.of(config)
-    require_stated_classes(task.config, task.data)
+    with locating_errors(config, "data"):
+        require_stated_classes(task.data, config.privacy.num_examples_public)
     plan = plan_training(task.config, len(task.data.train))
     with locating_errors(config, "privacy.accountant"):
         # An accountant without a rule for these releases must say so now, not after the first step.
