@@ -46,6 +46,7 @@ def test_the_published_settings_spend_another_epsilon_than_stated(script, name, 
     assert privacy_spent(script.ROWS[name].ledger(), 1e-5, "pld").epsilon == pytest.approx(epsilon, abs=0.005)
 
 
+@pytest.mark.slow
 def test_rows_are_trained_once_and_written_to_a_page(script, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(script, "ROWS", {"mnist_cnn": script.ROWS["mnist_cnn"]})
     page = tmp_path / "page.md"

@@ -80,7 +80,7 @@ def test_rounding_keeps_the_mass_under_both_hypotheses(epsilon, step):
     assert losses.masses @ np.exp(-points) == pytest.approx(1.0, abs=1e-9)
 
 
-@pytest.mark.parametrize("multiplier", [1e-150, 1e-6, 1e-3, 1e6, 1e150])
+@pytest.mark.parametrize("multiplier", [1e-3, 1e-150, 1e-6, 1e6, 1e150])
 @pytest.mark.sample(5)
 def test_every_accountant_handles_extreme_releases(multiplier):
     ledger, pure = Ledger().record(LaplaceEvent(multiplier)), 1 / multiplier

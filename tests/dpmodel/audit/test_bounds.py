@@ -127,6 +127,7 @@ def test_the_gaussian_bound_exceeds_that_of_two_separate_intervals():
 
 
 @pytest.mark.parametrize(("sigma", "rate", "steps"), [(1.5, 1 / 11, 150), (4.0, 0.25, 200), (1.2, 1.0, 2)])
+@pytest.mark.sample(3)
 def test_three_fifths_of_epsilon_are_found(sigma, rate, steps):
     step = PoissonSampledEvent(rate, GaussianEvent(sigma)) if rate < 1 else GaussianEvent(sigma)
     epsilon, draw = PLDAccountant().epsilon(Ledger().record(step, steps), 1e-5), np.random.default_rng(1)

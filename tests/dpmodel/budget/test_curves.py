@@ -13,7 +13,7 @@ BASE = {
     "network": "lenet5",
     "optimizer": "SGD",
     "privacy": {"target_epsilon": 2.0},
-    "training": {"epochs": 2, "batch_size": 50},
+    "training": {"epochs": 1, "batch_size": 50},
 }
 
 

@@ -87,6 +87,7 @@ def best(found, slug, better):
     return better([0.01, 0.5], key=lambda rate: found[f"{slug}-lr-{rate}"])
 
 
+@pytest.mark.slow
 def test_the_better_value_is_taken_and_all_trainings_are_charged(comparison, tmp_path):
     found = run_comparison(comparison, tmp_path, jobs=1)
     assert found.ok
