@@ -242,7 +242,7 @@ class DPModel(ClaimedModel):
             plain_modes() as set_aside,
             iterations.held(),
         ):
-            continues = self._continue_claim()
+            continues = self._continue_claim(loader)
             keepers: list[ReleaseRecord | Follower] = [*records]
             listeners = CallbackList(callbacks, last=[*records, *recorder], first_rank=ranks.first)
             begin = partial(self._begin, epochs=epochs, keepers=keepers, listeners=listeners)
@@ -376,14 +376,14 @@ class DPModel(ClaimedModel):
                 loop.step.engine.release()  # per-example gradients do not outlive the training
                 loop.listeners.notify("on_train_end", run)
         loop.releases.settle()
-        record_result(self.network, self.claim, self.optimizer)
+        record_result(self.network, self.claim, self.optimizer, *self._beside(loop.loader))
 
     @contextmanager
     def _training(self, run: Run, loader: PrivateLoader) -> Iterator[Callable[[], None] | None]:
         self._in_training = True
         claim = self.claim
         claim.begin(run.violated)
-        record_training(self.network, claim)
+        record_training(self.network, claim, self.optimizer)
         drawing = (*loader.sources, self.network, self.loss_fn)
         try:
             with (

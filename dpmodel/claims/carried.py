@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
@@ -14,6 +15,18 @@ from dpmodel.claims.snapshot import digest
 
 #: Attributes of an optimizer that hold its parameters and their options.
 _OPTIONS = ("param_groups", "defaults")
+
+#: Options that schedules change by the step alone.
+_SCHEDULED = ("lr", "initial_lr", "min_lr", "max_lr", "base_momentum", "max_momentum", "momentum", "betas")
+
+#: Numbers among the options of each optimizer before its first private training. Some optimizers write to them what
+#: they computed from gradients, such as a step size (Prodigy, D-Adaptation).
+_BEFORE: WeakKeyDictionary[Optimizer, dict[str, str]] = WeakKeyDictionary()
+
+
+def note_options(optimizer: Optimizer) -> None:
+    """Call it before each private training: what the optimizer writes to its options from then on is carried."""
+    _BEFORE.setdefault(optimizer, _numbers_set(optimizer))
 
 
 def carried_by(optimizer: Optimizer) -> int | None:
@@ -34,10 +47,30 @@ def carried_by(optimizer: Optimizer) -> int | None:
     """
     known = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
     kept = [value for value in _numbers(optimizer, {id(optimizer)}) if id(value) not in known]
-    if not any(map(_is_set, kept)):
+    now = _numbers_set(optimizer)
+    written = tuple(item for item in now.items() if item not in _BEFORE.get(optimizer, now).items())
+    if not written and not any(map(_is_set, kept)):
         return None
     tensors = [value for value in kept if isinstance(value, Tensor)]
-    return hash((digest(tensors), *(value for value in kept if not isinstance(value, Tensor))))
+    return hash((digest(tensors), written, *(value for value in kept if not isinstance(value, Tensor))))
+
+
+def _numbers_set(optimizer: Optimizer) -> dict[str, str]:
+    """Options and attributes that are fractions, or tensors, of the optimizer and of one inside it."""
+    ahead, found = [("", optimizer)], dict[str, str]()
+    seen = {id(optimizer)}
+    while ahead:
+        place, one = ahead.pop()
+        tables = [vars(one), *one.param_groups]
+        for number, table in enumerate(tables):
+            for name, value in table.items():
+                if isinstance(value, Optimizer) and id(value) not in seen:
+                    seen.add(id(value))
+                    ahead.append((f"{place}.{name}", value))
+                elif isinstance(value, (float, Tensor)) and name not in _SCHEDULED:
+                    stated = value.tolist() if isinstance(value, Tensor) and value.numel() == 1 else value
+                    found[f"{place}.{number}.{name}"] = repr(stated)
+    return found
 
 
 def _numbers(optimizer: Optimizer, seen: set[int]) -> Iterator[Any]:

@@ -47,7 +47,7 @@ class ClaimedModel:
     def _claim_weights(self, ledger: Ledger | None) -> None:
         """Call it once network and optimizer are set."""
         if ledger is None:
-            self._claim = claim_for(self.network, optimizer=self.optimizer)
+            self._claim = claim_for(self.network, None, self.optimizer, *self._beside())
             self._continues = bool(len(self._claim.ledger))
         else:
             self.ledger = ledger
@@ -85,7 +85,7 @@ class ClaimedModel:
             raise ValueError(f"ledger must be a monitors.Ledger, got {ledger!r} of type {type(ledger).__name__}")
         chosen = Claim(ledger, chosen=True)
         chosen.verified(self._claim.current.verification if "_claim" in self.__dict__ else ())
-        self._claim = claim_for(self.network, chosen, self.optimizer)
+        self._claim = claim_for(self.network, chosen, self.optimizer, *self._beside())
 
     @property
     def statements(self) -> list[dict[str, str]]:
@@ -101,16 +101,24 @@ class ClaimedModel:
         """What was verified about the trainings on the ledger, how and when: sentences for the report."""
         return self.claim.verification
 
-    def _continue_claim(self) -> str | None:
+    def _beside(self, loader: Any = None) -> tuple[Any, ...]:
+        """What examples pass through beside the network: it may hold networks that were trained privately."""
+        data = (getattr(loader, name, None) for name in ("dataset", "collate_fn", "fetcher"))
+        return (getattr(self, "loss_fn", None), getattr(self, "augmentation", None), *data)
+
+    def _continue_claim(self, loader: Any = None) -> str | None:
         """Call before each training; returns a line that says with which ledger it continues, or None.
+
+        Args:
+            loader: The source of the examples.
 
         Raises:
             UnprotectedUpdateError: The claim was violated: these weights cannot be trained further.
         """
-        before = self.claim
-        for claim in (before, *claims_of(self.network, self.optimizer)):
+        before, beside = self.claim, self._beside(loader)
+        for claim in (before, *claims_of(self.network, self.optimizer, *beside)):
             claim.require_sound()
-        self._claim = claim_for(self.network, before, self.optimizer)
+        self._claim = claim_for(self.network, before, self.optimizer, *beside)
         continues, self._continues = self._continues or self.claim is not before, False
         if not continues:
             return None

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
-from itertools import chain
 from typing import Any
+from weakref import WeakKeyDictionary
 
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from dpmodel.claims.carried import carried_by
+from dpmodel.claims.carried import carried_by, note_options
 from dpmodel.claims.claim import Claim, without_guarantee
+from dpmodel.claims.held import held_by, own_parameters, parts_of
 from dpmodel.claims.snapshot import digest
 from monitors.errors import UnprotectedUpdateError
 from monitors.ledger import Ledger
@@ -51,9 +53,13 @@ _UNTRAINED = _Trained((), None)
 #: Parameters by identity, as long as they live. Values copied into other modules are other parameters.
 _TRAINED = WeakTensorKeyDictionary()
 
+#: Layers whose own parameters were trained. Torch replaces these by new ones of the same values if a parametrization is
+#: added or removed, or if the type is converted under a switch.
+_LAYERS: WeakKeyDictionary[nn.Module, _Trained] = WeakKeyDictionary()
 
-def record_training(network: nn.Module, claim: Claim) -> None:
-    """Let ``claim`` hold for the trainable parameters of ``network`` from now on."""
+
+def record_training(network: nn.Module, claim: Claim, optimizer: Optimizer | None = None) -> None:
+    """Let ``claim`` hold for the trainable parameters of ``network``, and its ``optimizer``, from now on."""
     known = [entry.before for entry in _entries(network)]
     # Releases on the ledger may be in the weights already, as in a resumed training.
     first = None if len(claim.ledger) else _state_of(network)
@@ -61,11 +67,17 @@ def record_training(network: nn.Module, claim: Claim) -> None:
     for parameter in network.parameters():
         if parameter.requires_grad:
             _TRAINED[parameter] = _TRAINED.get(parameter, _UNTRAINED).after(claim, before)
+    for layer in network.modules():
+        if any(parameter.requires_grad for parameter in own_parameters(layer)):
+            with suppress(TypeError):  # a class that compares its objects by value
+                _LAYERS[layer] = _LAYERS.get(layer, _UNTRAINED).after(claim, before)
+    if optimizer is not None:
+        note_options(optimizer)
 
 
-def record_result(network: nn.Module, claim: Claim, optimizer: Optimizer) -> None:
+def record_result(network: nn.Module, claim: Claim, optimizer: Optimizer, *others: Any) -> None:
     """State that a training under ``claim`` has just left ``network`` and ``optimizer`` as they are."""
-    claim.result = _state_of(network), carried_by(optimizer)
+    claim.result = _state_of(network, *others), carried_by(optimizer)
 
 
 def record_statistics(module: nn.Module, ledger: Ledger) -> None:
@@ -78,7 +90,7 @@ def record_statistics(module: nn.Module, ledger: Ledger) -> None:
         _TRAINED[value] = _TRAINED.get(value, _UNTRAINED).after(claim, None)
 
 
-def claims_of(network: nn.Module, optimizer: Optimizer | None = None) -> list[Claim]:
+def claims_of(network: nn.Module, optimizer: Optimizer | None = None, *others: Any) -> list[Claim]:
     """The claims of the private trainings that may be in ``network``'s parameters, the latest first.
 
     Empty if parameters and buffers are again as before the first training. Only one claim if they are exactly what its
@@ -88,13 +100,14 @@ def claims_of(network: nn.Module, optimizer: Optimizer | None = None) -> list[Cl
         network: The network.
         optimizer: The optimizer of the next training. If it holds numbers of earlier steps, such as momentum, they
             must be explained by the same training as the weights.
+        *others: What else the next training passes examples through, such as the loss: networks that it holds count.
     """
-    entries = list(_entries(network))
+    entries = list(_entries(network, *others))
     befores = {entry.before for entry in entries} - {None}
     claims = list(dict.fromkeys(claim.current for entry in entries for claim in entry.possible))
     if not befores and len(claims) < 2:
         return claims
-    state, carried = _state_of(network), None if optimizer is None else carried_by(optimizer)
+    state, carried = _state_of(network, *others), None if optimizer is None else carried_by(optimizer)
     if carried is None and state in befores and not any(claim.in_training for claim in claims):
         return []
     explained = [claim for claim in claims if _explains(claim, state, carried)]
@@ -104,12 +117,12 @@ def claims_of(network: nn.Module, optimizer: Optimizer | None = None) -> list[Cl
 def is_trained_privately(network: nn.Module) -> bool:
     """Whether all trainable parameters of ``network`` were trained privately in this process, with a guarantee.
 
-    Parameters of modules that a list or a dict hides count too.
+    Parameters of modules that it holds otherwise, such as in lists, objects or closures, count too.
 
     Raises:
         UnprotectedUpdateError: One of the trainings is running, or has voided its claim.
     """
-    trained = [value for value in _tensors(network) if value.requires_grad and value.is_leaf]
+    trained = [value for value in held_by(network) if value.requires_grad and value.is_leaf]
     claims = claims_of(network)
     if not trained or not claims or not all(parameter in _TRAINED for parameter in trained):
         return False
@@ -121,7 +134,7 @@ def is_trained_privately(network: nn.Module) -> bool:
     return all(without_guarantee(claim.ledger) is None for claim in claims)
 
 
-def claim_for(network: nn.Module, own: Claim | None = None, optimizer: Optimizer | None = None) -> Claim:
+def claim_for(network: nn.Module, own: Claim | None = None, optimizer: Optimizer | None = None, *others: Any) -> Claim:
     """The claim with which the weights of ``network`` are trained next.
 
     Args:
@@ -129,12 +142,13 @@ def claim_for(network: nn.Module, own: Claim | None = None, optimizer: Optimizer
         own: The claim of the model so far. A claim that the user chose is kept, with a note on its ledger if the
             weights have been trained on different ledgers. Any other claim is joined with those of the weights.
         optimizer: The optimizer that trains them next.
+        *others: As for ``claims_of``.
 
     Raises:
         UnprotectedUpdateError: Several running trainings would have to be joined.
     """
     claim = own
-    for found in claims_of(network, optimizer):
+    for found in claims_of(network, optimizer, *others):
         if claim is None or (claim is own and not own.chosen and not len(own.ledger) and not own.ledger.notes):
             claim = found if claim is None else found.join(claim)
         elif claim is found:
@@ -153,45 +167,38 @@ def _explains(claim: Claim, state: _State, carried: int | None) -> bool:
     return known == state and carried in (None, kept)
 
 
-def _state_of(network: nn.Module) -> _State:
+def _state_of(network: nn.Module, *others: Any) -> _State:
     state = {name: value for name, value in network.state_dict(keep_vars=True).items() if isinstance(value, Tensor)}
     # Tensors that a list or a dict hides may be trained too, and are not in the state dict.
-    tensors = {id(value): value for value in (*state.values(), *_tensors(network))}
+    tensors = {id(value): value for value in (*state.values(), *parts_of(network).tensors)}
+    trained = _trained_places()
+    if trained:
+        hidden = (value for value in held_by(network, *others) if _place(value) in trained)
+        tensors |= {id(value): value for value in hidden}
     return tuple(state), digest(tensors.values())
 
 
-def _entries(network: nn.Module) -> Iterator[_Trained]:
-    """The trained parameters in whose memory tensors of ``network`` lie: buffers may share it."""
-    trained = {_place(parameter): entry for parameter, entry in _TRAINED.items()}
-    if trained:
-        found = (trained.get(_place(value)) for value in _tensors(network))
+def _entries(network: nn.Module, *others: Any) -> Iterator[_Trained]:
+    """The trained parameters in whose memory tensors of ``network`` and ``others`` lie: buffers may share it."""
+    trained = _trained_places()
+    if trained or len(_LAYERS):
+        held = held_by(network, *others)
+        found = (trained.get(_place(value)) for value in held)
         yield from (entry for entry in found if entry is not None)
+        yield from _replaced(held.modules, trained)
 
 
-def _tensors(network: nn.Module) -> Iterator[Tensor]:
-    """Parameters and buffers, including those of modules that a list or a dict hides from ``named_modules``."""
-    ahead, seen = [network], {id(network)}
-    while ahead:
-        root = ahead.pop()
-        yield from chain(root.parameters(), root.buffers())
-        for part in chain.from_iterable(_held(module) for module in root.modules()):
-            if isinstance(part, Tensor):
-                yield part
-            elif isinstance(part, nn.Module) and id(part) not in seen:
-                seen.add(id(part))
-                ahead.append(part)
+def _replaced(modules: Iterable[nn.Module], trained: dict[int | None, _Trained]) -> Iterator[_Trained]:
+    """The trained layers whose parameters are others by now, which may have been computed from those."""
+    for layer in modules:
+        with suppress(TypeError):
+            entry = _LAYERS.get(layer)
+            if entry is not None and any(_place(value) not in trained for value in own_parameters(layer)):
+                yield entry
 
 
-def _held(module: nn.Module) -> Iterator[Any]:
-    for name, value in vars(module).items():
-        if name in ("_parameters", "_buffers", "_modules"):
-            continue
-        if isinstance(value, (list, tuple)):
-            yield from value
-        elif isinstance(value, Mapping):
-            yield from value.values()
-        else:
-            yield value
+def _trained_places() -> dict[int | None, _Trained]:
+    return {_place(parameter): entry for parameter, entry in _TRAINED.items()}
 
 
 def _place(value: Tensor) -> int | None:

@@ -101,7 +101,7 @@ class ReleaseRecord:
         self._end = 0
         self._written: tuple[int, Any] = (0, None)  # rows of the ledger on the disk, and what else it states
         self._stale = False  # a file has named the head within the block
-        self._recorded = -1  # number of the last step on the ledger
+        self._next: int | None = None  # the step that is recorded next, once its callbacks have been called
         self._config: str | None = None
 
     @contextmanager
@@ -165,6 +165,7 @@ class ReleaseRecord:
             self._announce(loop)
         elif self._stale or run.event(run.step) != self._events[run.step - self._end]:
             self._announce(loop)
+        self._next = run.step
 
     def between_steps(self, loop: TrainingLoop, *, rest: bool = False) -> None:
         """Called before the first step, after each step, and with ``rest`` when no step follows."""
@@ -239,9 +240,9 @@ class ReleaseRecord:
     def _announce_other(self, run: Run, event: PrivacyEvent, count: int) -> None:
         """Announce a release that is about to be recorded, unless it is the step that was announced."""
         step = run.step
-        announced = self._recorded < step < self._end and count == 1 and event == self._events[step - self._end]
-        if announced:
-            self._recorded = step
+        # What a callback releases may equal the step, which may be announced again in its place.
+        if self._next == step and not self._stale and count == 1 and event == self._events[step - self._end]:
+            self._next = None
             return
         if isinstance(event, ViolationEvent):
             with suppress(OSError, CheckpointError):  # the claim is void, whether or not this can be written

@@ -337,6 +337,35 @@ def test_a_release_of_a_callback_is_on_the_disk_at_once(name, tmp_path):
         assert resumed.ledger.lost.covers(Ledger().record(GaussianEvent(0.3), 2))
 
 
+class AsksAlike(Callback):
+    """Releases something else of the cost of the next step, and compares the disk with the ledger at each moment."""
+
+    def __init__(self, folder, raises):
+        self.folder, self.raises, self.lacking = folder, raises, {}
+
+    def on_train_step_begin(self, run):
+        run.ledger.record(run.event(run.step))
+        self._compare(run, "asked")
+        if self.raises:
+            run.plan.noise.schedule = lambda step: 50.0  # the block is announced again
+
+    def on_train_step_end(self, run):
+        self._compare(run, "stepped")
+
+    def _compare(self, run, when):
+        missing = run.ledger.beyond(self.folder.read_ledger()).total
+        self.lacking |= {(run.step, when): missing} if missing else {}
+
+
+@pytest.mark.parametrize("raises", [False, True])
+def test_a_release_of_a_callback_that_equals_the_next_step_is_on_the_disk_at_once(raises, tmp_path):
+    where = WHERE["keeper"](tmp_path)
+    (folder,) = folders(where)
+    asks = AsksAlike(folder, raises)
+    assert fit(where, asks).ledger.total == 2 * STEPS
+    assert asks.lacking == {}
+
+
 class Voids(Callback):
     """Declares the claim void, and is killed at once."""
 
