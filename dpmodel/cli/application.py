@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import typer
+from rich.markup import escape
 from typer.core import TyperCommand
 
 from dpmodel.cli import (
@@ -59,9 +60,9 @@ class _Command(TyperCommand):
 
 
 def _add(name: str, command: Callable[..., None], examples: str) -> None:
-    # Typer keeps the line breaks of a docstring; paragraphs should fill the terminal instead.
+    # Typer keeps the line breaks of a docstring; paragraphs should fill the terminal instead. Brackets are no markup.
     paragraphs = inspect.cleandoc(command.__doc__ or "").split("\n\n")
-    text = "\n\n".join(" ".join(paragraph.split()) for paragraph in paragraphs)
+    text = escape("\n\n".join(" ".join(paragraph.split()) for paragraph in paragraphs))
     app.command(name, help=text, epilog=examples, cls=_Command)(command)
 
 

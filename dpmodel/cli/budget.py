@@ -301,11 +301,12 @@ def _headline(answer: BudgetAnswer) -> str:
         f"{epsilon_text(value) if isinstance(value, float) else '-'} ({name})" for name, value in answer.figures.items()
     ]
     caveats = claim_caveats(answer.epsilon, privacy.delta, release.sampler.stated_examples)
+    epochs = plan.config.training.epochs
     return "\n".join(
         [
             f"epsilon           {', '.join(figures)} at delta {privacy.delta:g}",
             f"noise multiplier  {noise}",
-            f"length            {plan.config.training.epochs:,} epochs, {plan.steps:,} steps",
+            f"length            {epochs:,} epoch{'' if epochs == 1 else 's'}, {plan.steps:,} steps",
             f"sampling          {release.sampler.describe()}",
             f"unit              {release.unit.describe()}; neighbours: {release.sampler.relation}",
             *(f"note              {note}" for note in (*answer.notes, *caveats)),

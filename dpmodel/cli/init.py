@@ -50,16 +50,17 @@ def init(
     Asks no questions and trains nothing. The data are read only for their size, their shape and the type of their
     targets.
     """
-    from dpmodel.starter import write_starter
+    from dpmodel.starter.configuration import budget_command, described, written
 
     if source is not None:
         data, root = _placed(source, data, root)
-    path = write_starter(output, data, root, network=network, target_epsilon=target_epsilon)
+    path, facts = written(output, data, root, network=network, target_epsilon=target_epsilon)
     if as_json:
         typer.echo(json.dumps({"written": str(path)}))
         return
     typer.echo(
-        f"written: {path}\nshow what it spends:  dpmodel budget {path}\ntrain it:             dpmodel train {path}"
+        f"written: {path}, for {described(facts)}\nshow what it spends:  {budget_command(path, facts)}\n"
+        f"train it:             dpmodel train {path}"
     )
 
 

@@ -100,6 +100,7 @@ def _announce(console: Console, training: Training, folder: RunFolder) -> None:
             )
         )
     )
+    epochs = training.config.training.epochs
     parameters = sum(parameter.numel() for parameter in training.task.network.parameters())
     lines = [
         f"data      {training.task.data.name}: {training.task.data.describe()}",
@@ -107,7 +108,7 @@ def _announce(console: Console, training: Training, folder: RunFolder) -> None:
         f"noise     {noise}",
         f"clipping  {privacy.clip.name}, norm bound {privacy.norm_bound:g}, unit: {release.unit.describe()}",
         f"sampling  {release.sampler.describe()}",
-        f"steps     {plan.steps:,} in {training.config.training.epochs} epochs",
+        f"steps     {plan.steps:,} in {epochs:,} epoch{'' if epochs == 1 else 's'}",
         f"output    {folder.path}",
     ]
     console.print("\n".join(lines), highlight=False, markup=False, soft_wrap=True)

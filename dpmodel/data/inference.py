@@ -57,6 +57,11 @@ def evaluation_batches(loader: Any, batch_size: int = INFERENCE_BATCH) -> Iterab
     if _is_pair(loader):
         pair: Pair = tuple(as_tensors(part, "eval") for part in loader)
         return _slices(pair, batch_size)
+    if isinstance(loader, tuple) and len(loader) > 2 and all(map(_is_array, loader)):
+        raise DataError(
+            f"a pair (inputs, targets) was expected, got {len(loader)} tensors; put the inputs of a network that takes "
+            "several into a tuple of their own: ((first, second), targets)"
+        )
     if isinstance(loader, IterableDataset):
         return evaluation_batches(DataLoader(loader, batch_size))
     if hasattr(loader, "__getitem__") and hasattr(loader, "__len__"):

@@ -115,7 +115,7 @@ def _arrays(file: Path) -> dict[str, np.ndarray[Any, Any]]:
         absent = [key for key in KEYS if key not in names]
         if absent:
             strangers = [name for name in names if name not in KEYS]
-            hint = checks.nearest_hint(absent[0], strangers) or ";"
+            hint = checks.nearest_hint(absent[0], strangers) or "."
             raise DataError(f"{file} has no array {', '.join(absent)}{hint} It has: {', '.join(names) or 'none'}")
         return {key: archive[key] for key in KEYS}
 

@@ -55,10 +55,17 @@ def tried_outputs(network: nn.Module, x: Any, whole: Callable[[], Any] | None = 
     except Exception as error:
         inputs = None if whole is None or _runs(network, x) else whole()
         fixed = inputs is not None and _runs(network, inputs)
+        remedy = f"; {fixed_size('the network', first_tensor(inputs).shape[0])}" if fixed else _float_remedy(network, x)
         raise DataError(
-            f"{type(network).__name__} cannot take the inputs of the data set ({describe_batch(x)}): {error}"
-            + (f"; {fixed_size('the network', first_tensor(inputs).shape[0])}" if fixed else "")
+            f"{type(network).__name__} cannot take the inputs of the data set ({describe_batch(x)}): {error}{remedy}"
         ) from error
+
+
+def _float_remedy(network: nn.Module, x: Any) -> str:
+    """What to do if the network takes the same inputs as float32; empty if it does not."""
+    if not _runs(network, map_tensors(lambda tensor: tensor.float(), x)):
+        return ""
+    return ". It takes float32: convert the inputs in the data set, with x.float() or, in NumPy, x.astype('float32')"
 
 
 def _runs(network: nn.Module, x: Any) -> bool:

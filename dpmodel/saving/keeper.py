@@ -142,7 +142,8 @@ class StateKeeper(ReleaseRecord):
         if not folder.state.is_file():
             raise CheckpointError(
                 f"there is nothing to resume in {folder.path}: {folder.state.name} is missing. A training saves its "
-                "state while it runs, unless output.save_every_steps is null"
+                "state while it runs, unless output.save_every_steps is null. To train from the start, resume nothing: "
+                "use a new folder, or --force in place of --resume, which moves this one aside"
             )
         state = read_state(folder.state)
         try:

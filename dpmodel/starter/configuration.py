@@ -10,6 +10,7 @@ from pathlib import Path
 from dpmodel.config import load_config
 from dpmodel.config.marked_yaml import read_yaml
 from dpmodel.config.reader import checked_config
+from dpmodel.planning.training_plan import KNOWN_SIZES
 from dpmodel.starter.data_facts import DataFacts, facts_of, kind_of
 from monitors import checks
 from monitors.atomic import SHARED_FILE, write_atomically
@@ -30,11 +31,11 @@ _TASKS = {
 }
 
 _TEXT = """\
-# A first configuration for {examples:,} examples of shape {shape} ({what}).
+# A first configuration for {described}.
 # Every setting is described in docs/config.md. Size, shape and {kinds} are treated as public.
 #
-#   dpmodel budget {file}      what it will spend
-#   dpmodel train {file}       train it
+#   {budget}      what it will spend
+#   {train}      train it
 
 data:
   name: {data}{options}
@@ -89,16 +90,27 @@ def starter_configuration(
         DataError: The data are missing or damaged.
     """
     checks.positive(target_epsilon=target_epsilon)
-    facts = facts_of(data or kind_of(root), root)
+    return _text(facts_of(data or kind_of(root), root), network, target_epsilon, file)
+
+
+def described(facts: DataFacts) -> str:
+    """The data in words, such as "1,000 examples of shape 8 (2 classes)"."""
+    s, shape = "" if facts.num_classes == 1 else "s", " x ".join(map(str, facts.shape))
+    counted = {"classes": f"class{s and 'es'}", "labels": f"label{s} of 0 and 1 per example"}
+    what = counted.get(facts.targets, f"number{s} to predict per example")
+    return f"{facts.num_examples:,} examples of shape {shape} ({facts.num_classes} {what})"
+
+
+def _text(facts: DataFacts, network: str | None, target_epsilon: float, file: str | os.PathLike[str]) -> str:
+    budget = budget_command(file, facts)
     loss, metrics, bound, lr = _TASKS[facts.targets]
     batch = _batch_size(facts.num_examples)
-    counted = {"classes": "classes", "labels": "labels per example", "numbers": "numbers to predict per example"}
     return _TEXT.format(
         examples=facts.num_examples,
-        shape=" x ".join(map(str, facts.shape)),
-        what=f"{facts.num_classes} {counted[facts.targets]}",
+        described=described(facts),
         kinds="number of classes" if facts.targets == "classes" else "number of targets",
-        file=os.fspath(file),
+        budget=budget,
+        train=f"dpmodel train {os.fspath(file)}".ljust(len(budget)),
         data=facts.name,
         options="".join(f"\n  {key}: {json.dumps(value)}" for key, value in _stated(facts, Path(file)).options.items()),
         network=_network(facts, network),
@@ -126,10 +138,24 @@ def write_starter(
         ConfigError: ``file`` exists, or the configuration would not be valid.
         ValueError, DataError: As for ``starter_configuration``.
     """
+    return written(file, data, root, network=network, target_epsilon=target_epsilon)[0]
+
+
+def written(
+    file: str | os.PathLike[str],
+    data: str | None,
+    root: str | os.PathLike[str] | None,
+    *,
+    network: str | None,
+    target_epsilon: float,
+) -> tuple[Path, DataFacts]:
+    """``write_starter``, and what it found out about the data."""
     path = Path(file)
     if os.path.lexists(path):
         raise ConfigError(f"{path} already exists; choose a different file with --output, or remove it")
-    text = starter_configuration(data, root, network=network, target_epsilon=target_epsilon, file=path)
+    checks.positive(target_epsilon=target_epsilon)
+    facts = facts_of(data or kind_of(root), root)
+    text = _text(facts, network, target_epsilon, path)
     config = checked_config(read_yaml(text, str(path)), str(path))
     from dpmodel.preflight.configured import require_known_names
 
@@ -137,7 +163,13 @@ def write_starter(
     path.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(path, text, mode=SHARED_FILE)
     load_config(path)
-    return path
+    return path, facts
+
+
+def budget_command(file: str | os.PathLike[str], facts: DataFacts) -> str:
+    """The command that plans the training of ``file``. It reads no data, so it states a size that is not public."""
+    size = "" if facts.name in KNOWN_SIZES else f" --num-examples {facts.num_examples}"
+    return f"dpmodel budget {os.fspath(file)}{size}"
 
 
 def _stated(facts: DataFacts, file: Path) -> DataFacts:

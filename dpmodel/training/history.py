@@ -289,7 +289,7 @@ class History:
         return len(self.epochs)
 
     def __repr__(self) -> str:
-        return f"History({len(self)} epochs: {', '.join(self.columns)})"
+        return f"History({len(self)} epoch{'' if len(self) == 1 else 's'}: {', '.join(self.columns)})"
 
 
 def _value(row: EpochRecord, name: str) -> Any:

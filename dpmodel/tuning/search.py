@@ -167,6 +167,9 @@ def _require_searchable(tuning: Tuning) -> None:
                 raise ConfigError(f"{place}: search: {path} cannot be searched: {reason}")
         reason_of_charge = tuning.charge.forbidden(path)
         if reason_of_charge is not None:
+            tuning.config(
+                {path: _end(tuning.definition.search[path], 0)}
+            )  # a setting that does not exist is named as such
             raise ConfigError(f"{place}: search: {path} cannot be searched: {reason_of_charge}")
 
 

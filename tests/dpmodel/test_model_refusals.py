@@ -113,6 +113,12 @@ def test_inputs_that_the_network_cannot_take_are_named_before_any_release(make_m
     assert model.ledger.total == 0
 
 
+@pytest.mark.parametrize("inputs", [torch.zeros(64, 4, dtype=torch.float64), torch.zeros(64, 4, dtype=torch.uint8)])
+def test_inputs_of_the_wrong_type_are_refused_with_the_conversion(make_model, inputs):
+    with pytest.raises(DataError, match=r"It takes float32: convert the inputs in the data set, with x\.float\(\)"):
+        make_model().fit(DataLoader(TensorDataset(inputs, torch.zeros(64, dtype=torch.int64)), 16))
+
+
 def test_targets_that_a_loss_would_broadcast_are_refused_before_any_release(make_model):
     model = make_model(nn.Linear(4, 1), nn.MSELoss())
     with pytest.raises(DataError, match=r"one output has shape \(1,\) and one target \(\); give both the same shape"):

@@ -153,7 +153,7 @@ class TestNpz:
         ("changes", "message"),
         [
             ({"x_test": None, "x_tset": np.zeros(3)}, "has no array x_test; did you mean 'x_tset'"),
-            ({"y_test": None}, "has no array y_test; It has: x_train, y_train, x_test"),
+            ({"y_test": None}, "has no array y_test. It has: x_train, y_train, x_test"),
             ({"y_train": np.array([0, 1, 2, -1, 0, 1])}, r"label -1 in row 3 is not in \[0, 3\)"),
             ({"y_train": np.zeros(5, int)}, "6 inputs but 5 labels"),
             ({"y_train": np.zeros((6, 2), int)}, r"got int64 .*\(multi-label\) convert to float32"),

@@ -51,6 +51,13 @@ def test_inputs_of_a_pair_may_be_nested():
     assert [len(x["a"]) for x, _ in pairs] == [4, 4, 3]
 
 
+def test_several_inputs_outside_of_a_pair_are_refused_with_the_remedy():
+    with pytest.raises(DataError, match=r"got 3 tensors; put the inputs .* \(\(first, second\), targets\)"):
+        evaluation_batches((X, X, Y))
+    (x, _), _ = next(iter(evaluation_batches(((X, X), Y), 4)))
+    assert len(x) == 4
+
+
 def test_a_stream_of_examples_is_evaluated_in_batches():
     assert [len(y) for _, y in evaluation_batches(Stream(), 4)] == [4, 4, 3]
 

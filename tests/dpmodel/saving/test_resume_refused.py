@@ -108,7 +108,7 @@ def test_a_missing_state_and_a_plain_checkpoint_are_refused(interrupted):
     with pytest.raises(CheckpointError, match="is a checkpoint, not a training state"):
         resumed(interrupted)
     interrupted.state.unlink()
-    with pytest.raises(CheckpointError, match="there is nothing to resume"):
+    with pytest.raises(CheckpointError, match=r"there is nothing to resume in .* or --force in place of --resume"):
         resumed(interrupted)
 
 

@@ -122,6 +122,18 @@ def test_the_command_writes_it_and_shows_the_next_commands(tmp_path, capsys):
     assert "already exists" in capsys.readouterr().err
 
 
+def test_the_shown_budget_command_can_be_run(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    saved(tmp_path, *ARRAYS["vectors"][:2])
+    assert run(["init", "data.npz"]) == 0
+    text = capsys.readouterr().out
+    assert "for 60 examples of shape 5 (3 classes)" in text
+    shown = next(line.partition(":  dpmodel ")[2] for line in text.splitlines() if "dpmodel budget" in line)
+    assert f"#   dpmodel {shown}  " in (tmp_path / "run.yaml").read_text()
+    assert run(shown.split()) == 0
+    assert "epsilon           3.000 (pld)" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("options", [["data.npz"], ["npz", "--root", "data.npz"], ["data.npz", "--data", "npz"]])
 def test_the_command_takes_the_data_as_an_argument(tmp_path, monkeypatch, options):
     monkeypatch.chdir(tmp_path)

@@ -182,6 +182,7 @@ def test_a_folder_of_a_different_search_is_refused(values, tmp_path, three_runs)
     ("change", "message"),
     [
         ({"search": {"training.batch_size": {"values": [20, 30]}}}, "every run must release the same"),
+        ({"search": {"optimiser.lr": {"values": [0.1]}}}, "unknown key 'optimiser'; did you mean 'optimizer'?"),
         ({"search": {"privacy.noise.noise_decay_rate": {"values": [0.1]}}}, "every run must release the same"),
         ({"search": {"privacy.delta": {"values": [1e-5]}}}, "epsilons at different deltas"),
         ({"search": {"optimizer.lr": {"low": 2.0, "high": 1.0}}}, "low must be below high"),
