@@ -167,9 +167,8 @@ def _require_searchable(tuning: Tuning) -> None:
                 raise ConfigError(f"{place}: search: {path} cannot be searched: {reason}")
         reason_of_charge = tuning.charge.forbidden(path)
         if reason_of_charge is not None:
-            tuning.config(
-                {path: _end(tuning.definition.search[path], 0)}
-            )  # a setting that does not exist is named as such
+            # If there is no such setting, this says so.
+            tuning.config({path: _end(tuning.definition.search[path], 0)})
             raise ConfigError(f"{place}: search: {path} cannot be searched: {reason_of_charge}")
 
 
