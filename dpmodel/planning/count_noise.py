@@ -1,4 +1,4 @@
-"""The remedy when the noisy count of adaptive clipping alone spends more than the target epsilon."""
+"""What to do if the noisy count of adaptive clipping costs too much of the budget."""
 
 from __future__ import annotations
 
@@ -7,9 +7,11 @@ from typing import TYPE_CHECKING
 
 from mechanisms.factory import ClipMechanismsFactory
 from monitors.calibration import LARGEST_MULTIPLIER
+from monitors.events import GaussianEvent
 from monitors.spent import epsilon_text, resolve_accountant
 
 if TYPE_CHECKING:
+    from dpmodel.planning.release import ReleasePlan
     from dpmodel.planning.training_plan import TrainingPlan
 
 SETTING = "fraction_stddev"
@@ -17,6 +19,34 @@ SETTING = "fraction_stddev"
 #: Share of the target that the count may take: the rest must hide the gradients.
 _SHARE = 0.5
 _MOST_DOUBLINGS = 12
+
+
+def count_warning(release: ReleasePlan) -> str:
+    """A warning if the count of the first step costs more than its gradients; empty if it does not.
+
+    Example:
+        >>> from dpmodel.planning.release import ReleasePlan
+        >>> from mechanisms import ClipMechanismsFactory, ClippedUnit, Gaussian, PoissonSampler
+        >>> clip = ClipMechanismsFactory.create("Gaussian", fraction_stddev=0.01)
+        >>> clip.start(1.0)
+        >>> count_warning(ReleasePlan(Gaussian(), clip, ClippedUnit(1, 500), PoissonSampler(10_000, 500)))
+        ''
+    """
+    count = release.clip_event(release.first_step)
+    if not isinstance(count, GaussianEvent):
+        return ""
+    gradients = release.noise.event(release.first_step, release.unit.sensitivity_factor)
+    if not isinstance(gradients, GaussianEvent) or gradients.noise_multiplier <= count.noise_multiplier:
+        return ""
+    stated = getattr(release.clip, SETTING, None)
+    raised = "the noise of the count"
+    if isinstance(stated, float):
+        raised = f"{SETTING} to {2 * stated * gradients.noise_multiplier / count.noise_multiplier:.2g}"
+    return (
+        f"the noisy count of adaptive clipping costs more than the gradients: its noise multiplier is "
+        f"{count.noise_multiplier:.3g}, theirs {gradients.noise_multiplier:.3g}. Raise {raised}, make the batches "
+        "larger, or use a fixed bound"
+    )
 
 
 def count_remedy(plan: TrainingPlan, target_epsilon: float) -> str:
