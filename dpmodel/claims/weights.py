@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -31,10 +31,12 @@ class _Trained:
         claims: The claims of all its trainings, the latest first. Earlier values can be loaded again, so no claim is
             ever dropped.
         before: The state of the network before its first private training; None if unknown, or for statistics.
+        left: A digest of the values that the last training left; None if they are not known.
     """
 
     claims: tuple[Claim, ...]
     before: _State | None
+    left: int | None = None
 
     def after(self, claim: Claim, before: _State | None) -> _Trained:
         """The entry after one more training."""
@@ -75,9 +77,12 @@ def record_training(network: nn.Module, claim: Claim, optimizer: Optimizer | Non
         note_options(optimizer)
 
 
-def record_result(network: nn.Module, claim: Claim, optimizer: Optimizer, *others: Any) -> None:
+def record_result(network: nn.Module, claim: Claim, optimizer: Optimizer | None = None, *others: Any) -> None:
     """State that a training under ``claim`` has just left ``network`` and ``optimizer`` as they are."""
-    claim.result = _state_of(network, *others), carried_by(optimizer)
+    claim.result = _state_of(network, *others), None if optimizer is None else carried_by(optimizer)
+    for parameter in network.parameters():
+        if parameter.requires_grad:
+            _TRAINED[parameter] = replace(_TRAINED.get(parameter, _UNTRAINED), left=digest([parameter]))
 
 
 def record_statistics(module: nn.Module, ledger: Ledger) -> None:
@@ -115,9 +120,10 @@ def claims_of(network: nn.Module, optimizer: Optimizer | None = None, *others: A
 
 
 def is_trained_privately(network: nn.Module) -> bool:
-    """Whether all trainable parameters of ``network`` were trained privately in this process, with a guarantee.
+    """Whether the trainable parameters of ``network`` are what private trainings in this process left.
 
-    Parameters of modules that it holds otherwise, such as in lists, objects or closures, count too.
+    The trainings must have a guarantee. Parameters of modules that the network holds otherwise, such as in lists,
+    objects or closures, count too.
 
     Raises:
         UnprotectedUpdateError: One of the trainings is running, or has voided its claim.
@@ -131,7 +137,8 @@ def is_trained_privately(network: nn.Module) -> bool:
             raise UnprotectedUpdateError("the network is being trained; query it after fit has returned")
         if claim.ledger.violations:
             raise UnprotectedUpdateError(f"the network has no valid claim: {claim.ledger.caveats[0]}")
-    return all(without_guarantee(claim.ledger) is None for claim in claims)
+    untouched = all(_TRAINED[parameter].left == digest([parameter]) for parameter in trained)
+    return untouched and all(without_guarantee(claim.ledger) is None for claim in claims)
 
 
 def claim_for(network: nn.Module, own: Claim | None = None, optimizer: Optimizer | None = None, *others: Any) -> Claim:

@@ -37,7 +37,7 @@ POST_PROCESSING = (
 )
 CHANGED = (
     "answers were free because the network was trained privately, but its weights have changed since this DPLogits was "
-    "made. If they come from private training too, make a new one; else pass a ledger and sensitivity='worst_case'"
+    "made. If they come from fit, make a new one; else pass a ledger and sensitivity='worst_case'"
 )
 
 
@@ -50,10 +50,9 @@ class DPLogits:
     ``sensitivity`` says by how much the clipped logits of one query may differ if one training example is added or
     removed and the network is trained again:
 
-    - ``"auto"``: not at all beyond what its training has paid for, if all trainable parameters of the network were
-      trained privately in this process: its answers are exact and free, and ``why_free`` says why. Else as
-      ``"worst_case"``. If the weights of such a network change, make a new ``DPLogits``; do not train it further
-      without privacy.
+    - ``"auto"``: not at all beyond what its training has paid for, if private trainings in this process left all
+      trainable parameters as they are: its answers are exact and free, and ``why_free`` says why. Else as
+      ``"worst_case"``. If the weights of such a network change, it does not answer any more.
     - ``"worst_case"``: by twice the bound. This holds for any network, and is therefore large: for useful answers of a
       single network at a small epsilon, train it privately instead, or use ``EnsembleLogits``.
     - ``"convex"``: the network is a ``ConvexHead``, whose sensitivity follows from its regularisation.

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from dpmodel.claims.claim import Claim, without_guarantee
-from dpmodel.claims.weights import record_training
+from dpmodel.claims.weights import record_result, record_training
 from dpmodel.config import Config, load_config, locating_errors
 from dpmodel.config.reader import Override
 from dpmodel.data import load_dataset
@@ -191,7 +191,9 @@ def open_predictor(
         raise ConfigError(_not_private(folder, lacking))
     network = _prepared_network(folder, config, data)
     if private:
-        record_training(network, Claim(releases))
+        claim = Claim(releases)
+        record_training(network, claim)
+        record_result(network, claim)
     blank = data.train.x[:1]
     classes = logits_of(network, blank, device_of([network]), 1).shape[1]
     with _naming_settings():

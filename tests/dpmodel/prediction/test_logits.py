@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 
 import numpy as np
@@ -168,6 +169,22 @@ def test_answers_are_not_free_after_the_weights_have_changed(change):
     change(network)
     with pytest.raises(UnprotectedUpdateError, match="its weights have changed"):
         private.query(x)
+
+
+@pytest.mark.parametrize("change", [_loaded, _stepped])
+def test_values_that_no_private_training_left_are_not_free(ledger, change):
+    network = trained().network
+    kept = copy.deepcopy(network.state_dict())
+    change(network)
+    assert DPLogits(network, ledger=ledger).why_free is None
+    network.load_state_dict(kept)
+    assert DPLogits(network).why_free is not None
+
+
+def test_a_network_of_parts_that_were_trained_privately_is_free():
+    first, second = trained(), trained()
+    both = nn.ModuleList([first.network, second.network])
+    assert DPLogits(both).why_free is not None
 
 
 def test_a_network_that_hides_others_is_not_free(ledger):
