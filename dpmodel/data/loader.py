@@ -424,20 +424,20 @@ def _length(dataset: Any) -> int:
             "map-style data set (__getitem__ and __len__), because the number of examples enters the privacy "
             "statement. Pass DataLoader(stream, batch_size=...) to train one pass with sampling='fixed_order'"
         )
+    if not len(dataset):
+        raise DataError(f"the data set is empty: len({type(dataset).__name__}) is 0")
     return len(dataset)
 
 
 def _require_plain(loader: Any) -> None:
     if not isinstance(loader, DataLoader):
         raise UnsupportedLoaderError(
-            "fit takes a torch DataLoader or poisson_loader(...), which has a batch size, got "
+            "a torch DataLoader or poisson_loader(...) is needed, which has a batch size, got "
             f"{type(loader).__name__}; pass DataLoader(dataset, batch_size=64), or "
             "DataLoader(TensorDataset(x, y), batch_size=64)"
         )
     if loader.batch_size is None and loader.batch_sampler is None:
-        raise UnsupportedLoaderError(
-            "the DataLoader has batch_size=None; pass a batch_size, which sets the sampling rate"
-        )
+        raise UnsupportedLoaderError("the DataLoader has batch_size=None; pass one, which sets the sampling rate")
     _length(loader.dataset)
     plain = draws_all(loader.sampler) or chosen_rows(loader.sampler) is not None
     if loader.batch_size is None or type(loader.batch_sampler) is not BatchSampler or not plain:

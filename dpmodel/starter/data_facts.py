@@ -119,6 +119,8 @@ def facts_of(name: str, root: str | os.PathLike[str] | None) -> DataFacts:
         return _facts_of_images({**options, "image_size": FOLDER_IMAGE_SIZE})
     data = load_dataset(name, **options)
     tokens = data.train.x.dtype in (torch.int64, torch.int32)
+    if data.classes_counted:  # teachers, and a private number of examples, need a stated number
+        options["num_classes"] = data.num_classes
     return DataFacts(name, len(data.train), data.example_shape, data.num_classes, _targets(data), tokens, options)
 
 

@@ -119,6 +119,12 @@ def test_inputs_of_the_wrong_type_are_refused_with_the_conversion(make_model, in
         make_model().fit(DataLoader(TensorDataset(inputs, torch.zeros(64, dtype=torch.int64)), 16))
 
 
+def test_a_data_set_without_examples_is_called_empty(make_model):
+    empty = TensorDataset(torch.zeros(0, 4), torch.zeros(0).long())
+    with pytest.raises(DataError, match=r"the data set is empty: len\(TensorDataset\) is 0"):
+        make_model(seed=0).fit(DataLoader(empty, batch_size=4))
+
+
 def test_targets_that_a_loss_would_broadcast_are_refused_before_any_release(make_model):
     model = make_model(nn.Linear(4, 1), nn.MSELoss())
     with pytest.raises(DataError, match=r"one output has shape \(1,\) and one target \(\); give both the same shape"):
