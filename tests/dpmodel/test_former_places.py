@@ -17,6 +17,7 @@ def test_a_module_is_found_by_its_former_name_with_a_warning(former, name):
     assert found.__name__ == found.__spec__.name == name
 
 
+@pytest.mark.slow
 def test_documented_names_keep_working():
     code = "from dpmodel.job import train_from_config; from dpmodel.release import ReleasePlan; import dpmodel\n"
     code += "assert (train_from_config, ReleasePlan) == (dpmodel.train_from_config, dpmodel.ReleasePlan)"

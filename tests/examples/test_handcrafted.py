@@ -63,6 +63,7 @@ def test_rows_are_trained_once_and_written_to_a_page(script, tmp_path, monkeypat
     assert page.read_text() == first
 
 
+@pytest.mark.slow
 def test_another_epsilon_is_not_compared_with_what_was_published(script, tmp_path, monkeypatch):
     monkeypatch.setattr(script, "ROWS", {"mnist_cnn": script.ROWS["mnist_cnn"]})
     page = tmp_path / "page.md"

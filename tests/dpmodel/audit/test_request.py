@@ -91,6 +91,7 @@ def no_noise():
     return network, nn.CrossEntropyLoss(), torch.optim.SGD(network.parameters(), lr=0.1)
 
 
+@pytest.mark.slow
 def test_the_command_says_what_a_configuration_releases(tmp_path, monkeypatch, capsys):
     path = tmp_path / "run.yaml"
     path.write_text(CONFIG)

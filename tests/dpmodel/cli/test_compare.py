@@ -45,6 +45,7 @@ def test_compare_prints_one_json_object_and_a_second_call_reuses_everything(file
     assert [row["summary"]["count"] for row in second["comparison"]["variants"]] == [2, 2]
 
 
+@pytest.mark.slow
 def test_compare_for_people_shows_table_caveats_and_report(file, tmp_path, capsys):
     assert run(["compare", str(file), "-o", str(tmp_path / "out"), "--seeds", "1", "--epsilon", "1", "-q"]) == 0
     out = capsys.readouterr().out

@@ -113,6 +113,7 @@ def test_all_charged_steps_of_an_interrupted_run_are_drawn(runs, tmp_path):
     assert privacy.epsilons[6] == RDPAccountant().epsilon(ledger.head(6), 1e-5)
 
 
+@pytest.mark.slow
 def test_several_runs_share_the_figures(runs, tmp_path, capsys):
     assert run(["plot", str(runs / "quiet"), str(runs / "loud"), "-o", str(tmp_path)]) == 0
     assert "figure:" in capsys.readouterr().out
