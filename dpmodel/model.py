@@ -25,7 +25,6 @@ from dpmodel.distributed.follower import Follower
 from dpmodel.distributed.group import current_ranks
 from dpmodel.metrics import MetricSet
 from dpmodel.planning.bands import best_for_multiplier
-from dpmodel.planning.count_noise import count_warning
 from dpmodel.planning.release import NOT_VERIFIED, ReleasePlan, large_delta
 from dpmodel.planning.workload import training_workload
 from dpmodel.preflight.arguments import check_keeper, check_types, refuse_unknown, require_agreement, usable_device
@@ -432,9 +431,8 @@ class DPModel(ClaimedModel):
                 f"micro-batches of {run.plan.unit.group_size} examples: one example can move the clipped sum by twice "
                 "the norm bound, so each noise multiplier is accounted at half its value"
             )
-        costly = count_warning(run.plan)
-        if costly:
-            run.say(costly)
+        if run.plan.count_warning:
+            run.say(run.plan.count_warning)
 
 
 def _refuse_sink_mode(wanted: bool) -> None:

@@ -9,7 +9,6 @@ from typing import Any
 from dpmodel.budget.scenarios import Scenario, figures_of, scenarios
 from dpmodel.config.schema import Config
 from dpmodel.planning.bands import BandsRow, configured_bands
-from dpmodel.planning.count_noise import count_warning
 from dpmodel.planning.longest import longest_training
 from dpmodel.planning.training_plan import TrainingPlan, plan_training
 from mechanisms.correlated.banded import BandedMF
@@ -50,7 +49,7 @@ class BudgetAnswer:
         """How the answer differs from the question."""
         target, noise, before = self.plan.target_epsilon, self.plan.noise_multiplier, self.plan.before.total
         text = f"every figure covers the {before:,} releases before the first step (privacy.spent, normalise)"
-        counted = tuple(filter(None, (text if before else "", count_warning(self.plan.release))))
+        counted = tuple(filter(None, (text if before else "", self.plan.release.count_warning)))
         if target is None or noise > SMALLEST_MULTIPLIER:
             return counted
         return (

@@ -11,8 +11,9 @@ from monitors.events import GaussianEvent
 from monitors.spent import epsilon_text, resolve_accountant
 
 if TYPE_CHECKING:
-    from dpmodel.planning.release import ReleasePlan
     from dpmodel.planning.training_plan import TrainingPlan
+    from mechanisms.clipping import ClipMechanism
+    from monitors.events import PrivacyEvent
 
 SETTING = "fraction_stddev"
 
@@ -21,24 +22,24 @@ _SHARE = 0.5
 _MOST_DOUBLINGS = 12
 
 
-def count_warning(release: ReleasePlan) -> str:
-    """A warning if the count of the first step costs more than its gradients; empty if it does not.
+def count_warning(clip: ClipMechanism, count: PrivacyEvent, gradients: PrivacyEvent) -> str:
+    """A warning if the count of a step costs more than its gradients; empty if it does not.
+
+    Args:
+        clip: The clip mechanism.
+        count: The event of its count.
+        gradients: The event of the gradients.
 
     Example:
-        >>> from dpmodel.planning.release import ReleasePlan
-        >>> from mechanisms import ClipMechanismsFactory, ClippedUnit, Gaussian, PoissonSampler
         >>> clip = ClipMechanismsFactory.create("Gaussian", fraction_stddev=0.01)
-        >>> clip.start(1.0)
-        >>> count_warning(ReleasePlan(Gaussian(), clip, ClippedUnit(1, 500), PoissonSampler(10_000, 500)))
+        >>> count_warning(clip, GaussianEvent(10.0), GaussianEvent(1.0))
         ''
     """
-    count = release.clip_event(release.first_step)
-    if not isinstance(count, GaussianEvent):
+    if not (isinstance(count, GaussianEvent) and isinstance(gradients, GaussianEvent)):
         return ""
-    gradients = release.noise.event(release.first_step, release.unit.sensitivity_factor)
-    if not isinstance(gradients, GaussianEvent) or gradients.noise_multiplier <= count.noise_multiplier:
+    if gradients.noise_multiplier <= count.noise_multiplier:
         return ""
-    stated = getattr(release.clip, SETTING, None)
+    stated = getattr(clip, SETTING, None)
     raised = "the noise of the count"
     if isinstance(stated, float):
         raised = f"{SETTING} to {2 * stated * gradients.noise_multiplier / count.noise_multiplier:.2g}"

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+from dpmodel.planning.count_noise import count_warning
 from dpmodel.planning.noise_floor import falls_away, no_noise
 from dpmodel.planning.stretches import plan_stretches
 from monitors.calibration import calibrate_noise_multiplier
@@ -136,6 +137,14 @@ class ReleasePlan:
     def clip_event(self, step: int) -> PrivacyEvent | None:
         """What the clip mechanism releases at step ``step``, before amplification; None for nothing."""
         return self.clip.event(step, replace(self.unit, zeroed=self.sampler.zeroes))
+
+    @property
+    def count_warning(self) -> str:
+        """A warning if the noisy count of adaptive clipping costs more than the gradients; empty if it does not."""
+        count = self.clip_event(self.first_step)
+        if count is None:
+            return ""
+        return count_warning(self.clip, count, self.noise.event(self.first_step, self.unit.sensitivity_factor))
 
     def ledger(self, steps: int) -> Ledger:
         """The ledger of the first ``steps`` steps of this plan."""

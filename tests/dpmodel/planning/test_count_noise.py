@@ -1,7 +1,7 @@
 import pytest
 
 from dpmodel.config import make_config
-from dpmodel.planning.count_noise import count_remedy, count_warning
+from dpmodel.planning.count_noise import count_remedy
 from dpmodel.planning.training_plan import plan_training
 from monitors.errors import ConfigError
 
@@ -40,10 +40,10 @@ def test_no_remedy_is_named_if_no_doubling_is_enough():
 
 def test_a_count_that_costs_more_than_the_gradients_is_mentioned_with_a_value_at_which_it_does_not():
     config = make_config(SETTINGS, ["privacy.noise_multiplier=1.5", "privacy.target_epsilon=null"])
-    warning = count_warning(plan_training(config, 300).release)
+    warning = plan_training(config, 300).release.count_warning
     assert "its noise multiplier is 0.6, theirs 1.5. Raise fraction_stddev to 0.05," in warning
     changed = make_config(config.model_dump(exclude_unset=True), ["privacy.clip.fraction_stddev=0.05"])
-    assert count_warning(plan_training(changed, 300).release) == ""
+    assert plan_training(changed, 300).release.count_warning == ""
 
 
 @pytest.mark.parametrize(
@@ -57,4 +57,4 @@ def test_a_count_that_costs_more_than_the_gradients_is_mentioned_with_a_value_at
 )
 def test_any_other_training_has_no_such_warning(changes):
     config = make_config(SETTINGS, ["privacy.noise_multiplier=1.5", "privacy.target_epsilon=null", *changes])
-    assert count_warning(plan_training(config, 300).release) == ""
+    assert plan_training(config, 300).release.count_warning == ""
