@@ -56,7 +56,7 @@ def carried_by(optimizer: Optimizer) -> int | None:
 
 
 def _numbers_set(optimizer: Optimizer) -> dict[str, str]:
-    """Options and attributes that are fractions, or tensors, of the optimizer and of one inside it."""
+    """Options and attributes of the optimizer, and of one inside it, that hold fractions, tensors or arrays."""
     ahead, found = [("", optimizer)], dict[str, str]()
     seen = {id(optimizer)}
     while ahead:
@@ -67,9 +67,10 @@ def _numbers_set(optimizer: Optimizer) -> dict[str, str]:
                 if isinstance(value, Optimizer) and id(value) not in seen:
                     seen.add(id(value))
                     ahead.append((f"{place}.{name}", value))
-                elif isinstance(value, (float, Tensor)) and name not in _SCHEDULED:
-                    stated = value.tolist() if isinstance(value, Tensor) and value.numel() == 1 else value
-                    found[f"{place}.{number}.{name}"] = repr(stated)
+                elif name not in (*_OPTIONS, "state", "params", *_SCHEDULED):
+                    kept = [part for part in _inside(value, set()) if isinstance(part, (float, Tensor))]
+                    exact = [digest([part]) if isinstance(part, Tensor) else part for part in kept]
+                    found |= {f"{place}.{number}.{name}": repr(exact)} if kept else {}
     return found
 
 

@@ -112,7 +112,7 @@ def _text(facts: DataFacts, network: str | None, target_epsilon: float, file: st
         budget=budget,
         train=f"dpmodel train {os.fspath(file)}".ljust(len(budget)),
         data=facts.name,
-        options="".join(f"\n  {key}: {json.dumps(value)}" for key, value in _stated(facts, Path(file)).options.items()),
+        options=_options(_stated(facts, Path(file))),
         network=_network(facts, network),
         loss=loss,
         lr=float(f"{lr * (batch / _MOST_PER_BATCH) ** 0.5:.1g}"),
@@ -177,6 +177,15 @@ def _stated(facts: DataFacts, file: Path) -> DataFacts:
     if root is None or Path(root).is_absolute():
         return facts
     return replace(facts, options={**facts.options, "root": os.path.relpath(root, file.parent)})
+
+
+def _options(facts: DataFacts) -> str:
+    lines = [f"\n  {key}: {json.dumps(value)}" for key, value in facts.options.items()]
+    if facts.classes_counted:  # whether a number from private labels is public is for the user to say
+        lines.append(
+            f"\n  # num_classes: {facts.num_classes}           # counted in the labels; state it if it is public"
+        )
+    return "".join(lines)
 
 
 def _network(facts: DataFacts, chosen: str | None) -> str:

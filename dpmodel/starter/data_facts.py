@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -37,6 +37,7 @@ class DataFacts:
         targets: ``"classes"``, ``"labels"`` (several of 0 and 1 per example) or ``"numbers"``.
         tokens: Whether the inputs are integers.
         options: Arguments of the reader.
+        classes_counted: Whether the classes were counted in the training labels.
     """
 
     name: str
@@ -46,6 +47,7 @@ class DataFacts:
     targets: str = "classes"
     tokens: bool = False
     options: Mapping[str, Any] = field(default_factory=dict)
+    classes_counted: bool = False
 
     @property
     def image_size(self) -> int | None:
@@ -119,9 +121,8 @@ def facts_of(name: str, root: str | os.PathLike[str] | None) -> DataFacts:
         return _facts_of_images({**options, "image_size": FOLDER_IMAGE_SIZE})
     data = load_dataset(name, **options)
     tokens = data.train.x.dtype in (torch.int64, torch.int32)
-    if data.classes_counted:  # teachers, and a private number of examples, need a stated number
-        options["num_classes"] = data.num_classes
-    return DataFacts(name, len(data.train), data.example_shape, data.num_classes, _targets(data), tokens, options)
+    facts = DataFacts(name, len(data.train), data.example_shape, data.num_classes, _targets(data), tokens, options)
+    return replace(facts, classes_counted=data.classes_counted)
 
 
 def _facts_of_images(options: dict[str, Any]) -> DataFacts:

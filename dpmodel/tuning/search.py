@@ -167,7 +167,7 @@ def _require_searchable(tuning: Tuning) -> None:
                 raise ConfigError(f"{place}: search: {path} cannot be searched: {reason}")
         reason_of_charge = tuning.charge.forbidden(path)
         if reason_of_charge is not None:
-            # If there is no such setting, this says so.
+            # A misspelt setting is refused as unknown, not because of the charge.
             tuning.config({path: _end(tuning.definition.search[path], 0)})
             raise ConfigError(f"{place}: search: {path} cannot be searched: {reason_of_charge}")
 

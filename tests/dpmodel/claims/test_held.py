@@ -101,18 +101,24 @@ class Adapting(torch.optim.SGD):
     def __init__(self, params, place):
         super().__init__(params, lr=0.1)
         self.place, self.found = place, 0.0
-        self.param_groups[0]["found"] = 0.0
+        self.param_groups[0] |= {"found": 0.0, "history": torch.ones(2000), "sizes": []}
 
     def step(self, closure=None):
         size = sum(float(parameter.grad.norm()) for parameter in self.param_groups[0]["params"])
         if self.place == "option":
             self.param_groups[0]["found"] += size
+        elif self.place == "tensor":
+            self.param_groups[0]["history"][700] += 1e-6 * size
+        elif self.place == "list":
+            self.param_groups[0]["sizes"].append(size)
         elif self.place == "attribute":
             self.found += size
         return super().step(closure)
 
 
-@pytest.mark.parametrize(("place", "total"), [("option", 4), ("attribute", 4), ("nowhere", 0)])
+@pytest.mark.parametrize(
+    ("place", "total"), [("option", 4), ("tensor", 4), ("list", 4), ("attribute", 4), ("nowhere", 0)]
+)
 def test_reset_weights_continue_the_ledger_that_the_options_of_the_optimizer_carry(make_model, loader, place, total):
     network = nn.Linear(4, 3)
     before = {name: value.clone() for name, value in network.state_dict().items()}

@@ -22,7 +22,7 @@ ARRAYS = {
     "vectors": (
         GENERATOR.random((N, 5), np.float32),
         GENERATOR.integers(0, 3, N),
-        ["mlp", "num_classes: 3"],
+        ["mlp", "# num_classes: 3"],
     ),
     "images": (GENERATOR.integers(0, 256, (N, 20, 20), np.uint8), GENERATOR.integers(0, 2, N), ["small_cnn"]),
     "small images": (GENERATOR.integers(0, 256, (N, 6, 6), np.uint8), GENERATOR.integers(0, 2, N), ["mlp"]),
