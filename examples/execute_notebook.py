@@ -23,9 +23,22 @@ def executed(path: Path = NOTEBOOK) -> nbformat.NotebookNode:
     ).execute()
     for cell in notebook.cells:
         cell.metadata.pop("execution", None)  # times of day
-        if cell.cell_type == "code":  # without warnings about what is installed here
-            cell.outputs = [output for output in cell.outputs if output.get("name") != "stderr"]
+        if cell.cell_type == "code":
+            cell.outputs = _printed_as_one(cell.outputs)
     return notebook
+
+
+def _printed_as_one(outputs: list[nbformat.NotebookNode]) -> list[nbformat.NotebookNode]:
+    """What was printed, in one output however many pieces the kernel sent, without warnings about this machine."""
+    kept: list[nbformat.NotebookNode] = []
+    for output in outputs:
+        if output.get("name") == "stderr":
+            continue
+        if output.output_type == "stream" and kept and kept[-1].output_type == "stream":
+            kept[-1].text += output.text
+        else:
+            kept.append(output)
+    return kept
 
 
 if __name__ == "__main__":

@@ -33,11 +33,25 @@ def test_it_was_run_once_from_top_to_bottom_and_is_small(committed):
     assert NOTEBOOK.stat().st_size < 150_000
 
 
-@pytest.mark.slow
-def test_a_run_gives_the_committed_outputs_but_for_what_is_random(committed):
+@pytest.fixture(scope="module")
+def script():
     spec = importlib.util.spec_from_file_location("execute_notebook", EXAMPLES / "execute_notebook.py")
-    script = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(script)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_what_a_cell_prints_is_one_output_however_slowly_it_comes(script):
+    out = [
+        nbformat.v4.new_output("stream", name=name, text=text)
+        for name, text in [("stdout", "step 1\n"), ("stderr", "careful\n"), ("stdout", "step 2\n"), ("stdout", "3\n")]
+    ]
+    figure = nbformat.v4.new_output("display_data")
+    assert [o.get("text") for o in script._printed_as_one([*out, figure])] == ["step 1\nstep 2\n3\n", None]
+
+
+@pytest.mark.slow
+def test_a_run_gives_the_committed_outputs_but_for_what_is_random(committed, script):
     for before, now in zip(_code(committed), _code(script.executed(NOTEBOOK)), strict=True):
         assert now.source == before.source
         assert [output.output_type for output in now.outputs] == [output.output_type for output in before.outputs]
