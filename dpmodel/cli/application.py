@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 import os
 import sys
@@ -99,6 +100,12 @@ def _options(
         )
 
 
+@functools.cache
+def _command(app: typer.Typer) -> Any:
+    # Typer reads the signatures of all commands at each call, which takes tens of milliseconds.
+    return typer.main.get_command(app)
+
+
 def run(arguments: Sequence[str] | None = None) -> int:
     """Run a command and return its exit code.
 
@@ -107,7 +114,7 @@ def run(arguments: Sequence[str] | None = None) -> int:
     """
     make_patient()
     try:
-        app(args=None if arguments is None else list(arguments), prog_name="dpmodel")
+        _command(app)(args=None if arguments is None else list(arguments), prog_name="dpmodel")
     except SystemExit as stop:
         if isinstance(stop.__context__, KeyboardInterrupt) or stop.code == INTERRUPTED:
             _say(KeyboardInterrupt("interrupted"), FAILED)
