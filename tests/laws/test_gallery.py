@@ -96,7 +96,7 @@ def test_the_gallery_is_large_enough():
     assert sum(not entry.slow for entry in ARCHITECTURES) >= 25
 
 
-@pytest.mark.sample(66)
+@pytest.mark.slow
 @pytest.mark.parametrize("architecture", gallery())
 def test_a_public_architecture_is_trained_privately_without_changes(architecture):
     network, inputs = architecture.network(), architecture.inputs(EXAMPLES)

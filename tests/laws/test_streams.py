@@ -118,6 +118,7 @@ def test_the_planned_ledger_is_the_trained_ledger_of_two_streams(noise, options)
     assert "random" not in model.statements[0]["sampling"]
 
 
+@pytest.mark.slow
 def test_a_stream_that_ends_early_ends_the_training_with_everything_kept(tmp_path):
     model = build("BandedMF", bands=4, seed=None)
     stream = Arriving(tensors(), range(75), length=103)
@@ -154,6 +155,7 @@ def test_a_pass_over_a_stream_is_not_continued_on_rows_nor_the_other_way_round(f
         build(seed=None).fit(loaders[other](), callbacks=[Rest()], keeper=StateKeeper(tmp_path, 2, resume=True))
 
 
+@pytest.mark.slow
 def test_the_examples_that_are_left_train_from_the_saved_weights_at_a_cost_in_addition(tmp_path):
     data = tensors()
     with pytest.raises(DataError, match="ended after 75"):

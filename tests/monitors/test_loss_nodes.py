@@ -56,7 +56,7 @@ def certified_lower_bound(ledger, delta=1e-5, interval=3e-4):
 
 
 @pytest.mark.parametrize(("low", "same_rate"), [(0.6, True), (3.0, True), (1.0, False)])
-@pytest.mark.sample(6)
+@pytest.mark.slow
 def test_merging_hardly_changes_epsilon(monkeypatch, low, same_rate):
     draw = np.random.default_rng(int(10 * low))
     multipliers = low * draw.uniform(1.0, 1.5, 120)

@@ -55,6 +55,7 @@ def test_the_advantage_is_that_of_an_independent_accountant(case, curves, peers)
     assert curves[case].advantage == pytest.approx(peers[case].get_delta_for_epsilon(0.0), abs=2e-4)
 
 
+@pytest.mark.sample(2)
 @pytest.mark.parametrize("case", CASES)
 def test_mu_is_that_of_an_independent_accountant(case, curves, peers):
     # mu by its definition: the Gaussian curve must lie below every tangent of the peer's curve. A tangent of slope

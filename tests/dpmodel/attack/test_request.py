@@ -72,6 +72,7 @@ def test_the_limit_of_one_network_is_applied_twice():
     assert report.limit.true_positive_rate(0.02) == pytest.approx(0.478, abs=0.001)  # that of mu 2
 
 
+@pytest.mark.slow
 def test_a_report_is_told_in_four_ways_and_holds_no_scores_unless_asked(tmp_path):
     config = make_config(SMALL)
     report = attack(config, **QUICK)
@@ -100,6 +101,7 @@ def test_a_report_is_told_in_four_ways_and_holds_no_scores_unless_asked(tmp_path
     assert sorted(inside) == pytest.approx(np.sort(report.scored[1].roc.inside), rel=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("changes", "hops"),
     [

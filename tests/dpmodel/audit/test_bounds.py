@@ -100,6 +100,7 @@ def test_error_rates_have_the_limits_of_clopper_and_pearson():
     assert errors.largest_rates(0.95) == pytest.approx(highs)
 
 
+@pytest.mark.sample(6)
 @pytest.mark.parametrize("mu", [0.0, 0.7, 2.0])
 @pytest.mark.parametrize("rate", [0.003, 0.1, 0.4, 0.9])
 @pytest.mark.parametrize("level", [0.05, 0.001])
@@ -127,7 +128,7 @@ def test_the_gaussian_bound_exceeds_that_of_two_separate_intervals():
 
 
 @pytest.mark.parametrize(("sigma", "rate", "steps"), [(1.5, 1 / 11, 150), (4.0, 0.25, 200), (1.2, 1.0, 2)])
-@pytest.mark.sample(3)
+@pytest.mark.slow
 def test_three_fifths_of_epsilon_are_found(sigma, rate, steps):
     step = PoissonSampledEvent(rate, GaussianEvent(sigma)) if rate < 1 else GaussianEvent(sigma)
     epsilon, draw = PLDAccountant().epsilon(Ledger().record(step, steps), 1e-5), np.random.default_rng(1)

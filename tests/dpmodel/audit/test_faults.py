@@ -191,7 +191,7 @@ def registered():
     yield {"micro_batches": 10}
 
 
-@pytest.mark.sample(16)
+@pytest.mark.slow
 @pytest.mark.parametrize("choice", list(registered()), ids=lambda choice: "-".join(map(str, choice.values())))
 def test_every_registered_mechanism_clip_sampler_and_engine_is_audited(choice):
     chosen = dict(choice)

@@ -32,6 +32,7 @@ def subject(**options):
     return model, DataLoader(TensorDataset(torch.randn(80, 4), torch.randint(0, 3, (80,))), batch_size=16)
 
 
+@pytest.mark.slow
 def test_an_audit_changes_nothing_and_is_told_in_four_ways(tmp_path):
     model, loader = subject()
     model.fit(loader, epochs=1)

@@ -50,7 +50,7 @@ def test_the_decays_fall_as_far_as_the_planned_one(plan):
         assert curve.multipliers[-1] / first == pytest.approx(expected, rel=0.02)
 
 
-@pytest.mark.sample(2)
+@pytest.mark.slow
 @pytest.mark.parametrize(("ending", "begins"), [("svg", b"<?xml"), ("pdf", b"%PDF")])
 def test_the_ending_chooses_the_format(plan, tmp_path, ending, begins):
     path = tmp_path / f"curves.{ending}"
@@ -59,7 +59,7 @@ def test_the_ending_chooses_the_format(plan, tmp_path, ending, begins):
 
 
 @pytest.mark.parametrize(("style", "page"), [("light", "#ffffff"), ("dark", "#0d1117")])
-@pytest.mark.sample(2)
+@pytest.mark.slow
 def test_style_and_size_are_those_that_are_asked_for(plan, tmp_path, style, page):
     figure = draw_curves(plan, tmp_path / "curves.png", style=style, size=3.4)
     assert figure.get_size_inches()[0] == 3.4

@@ -85,6 +85,7 @@ def test_the_network_may_keep_its_own_weights():
     assert trained.ledger.notes == fit(seen)[0].ledger.notes
 
 
+@pytest.mark.sample(2)
 @pytest.mark.parametrize("keep", [False, True])
 def test_several_averages_do_not_disturb_the_training_or_each_other(keep):
     plain, seen, several = Recorder(), Recorder(), [WeightAveraging(decay, keep=keep) for decay in (0.5, 0.9)]

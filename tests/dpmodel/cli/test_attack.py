@@ -22,6 +22,7 @@ def digests(folder):
     return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(folder.iterdir())}
 
 
+@pytest.mark.slow
 def test_the_network_of_a_run_is_attacked_and_its_folder_untouched(run_dir, tmp_path, command):
     before = digests(run_dir)
     out, cache, scores = tmp_path / "out", tmp_path / "shadows", tmp_path / "scores.csv"

@@ -132,6 +132,7 @@ def test_the_table_says_what_each_figure_assumes(command):
         assert words in " ".join(text.split())
 
 
+@pytest.mark.slow
 def test_a_figure_of_epsilon_against_the_step_is_drawn(command, tmp_path):
     path = tmp_path / "epsilon.png"
     code, _, error = command("budget", "-n", "1000", "-b", "50", "-e", "2", "--noise-multiplier", "1.5", "--plot", path)

@@ -162,6 +162,7 @@ def test_accuracy_by_subgroup_is_measured_on_the_evaluation_data(command, traine
     assert "has no column 'sex'; it has group" in command("card", trained, *wrong)[2]
 
 
+@pytest.mark.slow
 def test_an_audit_counts_only_with_the_digest_of_the_ledger(command, trained):
     assert "no report of dpmodel audit was found" in command("card", trained)[1]
     found = trained.with_name("run-audit")
@@ -230,6 +231,7 @@ def test_a_training_without_noise_has_a_card_without_figures(command, trained_on
     assert "| mu of Gaussian DP | no guarantee |" in text
 
 
+@pytest.mark.slow
 def test_files_of_an_earlier_card_with_figures_are_removed(command, trained, trained_once, tmp_path):
     command("card", trained, "-o", tmp_path / "card")
     (tmp_path / "card" / "privacy_loss.json").write_text("stale")

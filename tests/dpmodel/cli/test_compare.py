@@ -30,6 +30,7 @@ def file(tmp_path):
     return path
 
 
+@pytest.mark.slow
 def test_compare_prints_one_json_object_and_a_second_call_reuses_everything(file, tmp_path, capsys):
     command = ["compare", str(file), "--output", str(tmp_path / "out"), "--docs", str(tmp_path / "t.md"), "--json"]
     assert run(command) == 0

@@ -142,7 +142,7 @@ def elsewhere(command, tmp_path, monkeypatch):
         arrays = {"x_train": x[:40], "y_train": labels[:40], "x_test": x[40:], "y_test": answers[40:]}
         np.savez(tmp_path / name / "data.npz", **arrays)
     settings = "network: linear\noptimizer: SGD\nprivacy: {noise_multiplier: 2.0}\n"
-    settings += "training: {epochs: 1, batch_size: 10}\ndata: {name: npz, root: data.npz}\n"
+    settings += "training: {epochs: 1, batch_size: 10}\noutput: {curve: false}\ndata: {name: npz, root: data.npz}\n"
     (tmp_path / "here" / "run.yaml").write_text(settings)
     monkeypatch.chdir(tmp_path / "here")
     assert command("train", "run.yaml", "--output", "out", "--quiet")[0] == 0

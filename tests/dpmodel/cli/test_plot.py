@@ -41,6 +41,7 @@ def small(multiplier, metrics, privacy=None):
     )
 
 
+@pytest.mark.slow
 def test_one_run_is_drawn_into_its_own_folder(runs, capsys):
     assert run(["plot", str(runs / "quiet"), "--json"]) == 0
     written = json.loads(capsys.readouterr().out)["written"]
@@ -64,6 +65,7 @@ def test_format_size_and_style_are_as_requested(runs, tmp_path):
         assert matplotlib.colors.to_hex(pixels[0, 0]) == "#0d1117"
 
 
+@pytest.mark.slow
 def test_a_run_without_a_test_metric_is_drawn_without_its_figure(runs, tmp_path, capsys):
     shutil.copytree(runs / "loud", tmp_path / "run")
     History.from_dict(without_metrics(History.from_csv(tmp_path / "run/history.csv"))).to_csv(

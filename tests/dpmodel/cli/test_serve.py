@@ -68,6 +68,7 @@ def test_a_folder_that_cannot_be_served_is_refused(command, tmp_path):
     assert "contains no training" in error
 
 
+@pytest.mark.slow
 def test_a_run_is_served_until_a_signal(trained_once):
     arguments = [sys.executable, "-m", "dpmodel", "serve", str(trained_once), "--port", "0"]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"}

@@ -23,6 +23,8 @@ from dpmodel.tuning.drawn import _digest
 from monitors import Ledger, RDPAccountant
 from monitors.errors import ConfigError, DataError, DPModelError
 
+pytestmark = pytest.mark.slow
+
 SEARCH = {
     "base": {
         "data": {"name": "synthetic", "num_train": 120, "num_test": 60, "num_classes": 3, "shape": [1, 4, 4]},
@@ -166,7 +168,6 @@ def compare_again(compared, folder):
     return found.result.composed.epsilon
 
 
-@pytest.mark.slow
 def test_a_changed_file_of_a_comparison_is_refused_or_harmless(compared):
     @FUZZ
     @given(st.data())
@@ -177,7 +178,6 @@ def test_a_changed_file_of_a_comparison_is_refused_or_harmless(compared):
     check()
 
 
-@pytest.mark.slow
 def test_a_changed_file_of_a_search_is_refused_or_harmless(searched):
     @FUZZ
     @given(st.data())
@@ -227,7 +227,6 @@ class TestComparison:
         with pytest.raises(DataError, match=r"says that the training is finished, but ledger\.json holds 4 of 6 steps"):
             run_comparison(compared.result.comparison, comparison_folder, jobs=1)
 
-    @pytest.mark.sample(8)
     @pytest.mark.parametrize("value", [0.5, 1e6, -1.0, 0, "1", None, [1.0], True])
     def test_a_wrong_multiplier_in_the_cache_is_solved_again(self, compared, comparison_folder, value):
         cache = comparison_folder / "multipliers.json"
@@ -275,7 +274,6 @@ class TestComparison:
         assert result.composed.epsilon == pytest.approx(found.composed.epsilon)
         assert f"an earlier training in {run} has vanished: it is charged in full" in result.caveats
 
-    @pytest.mark.slow
     def test_each_deletion_of_a_run_folder_stays_charged_after_it_was_trained_again(self, compared, comparison_folder):
         epsilons = [compared.result.composed.epsilon]
         for deleted, trainings in (("runs/fixed/seed-1", 7), ("runs/fixed/seed-1", 8), ("runs", 14)):
@@ -285,7 +283,6 @@ class TestComparison:
             epsilons.append(result.composed.epsilon)
         assert epsilons == sorted(set(epsilons))
 
-    @pytest.mark.slow
     def test_a_run_folder_that_is_deleted_beside_one_that_was_moved_aside_is_charged(self, compared, comparison_folder):
         run = comparison_folder / "runs/fixed/seed-1"
         run.rename(run.with_name("seed-1.previous-1"))
@@ -300,7 +297,6 @@ class TestComparison:
         with pytest.raises(DataError, match="fixed/seed-1 hold the same training"):
             run_comparison(compared.result.comparison, comparison_folder, jobs=1)
 
-    @pytest.mark.slow
     def test_a_changed_configuration_runs_no_plugin(self, compared, comparison_folder, tmp_path):
         (tmp_path / "evil.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')")
         for config in comparison_folder.rglob("config.resolved.yaml"):
@@ -338,7 +334,6 @@ class TestSearch:
         with pytest.raises(ConfigError, match=r"search\.json was changed after it was written"):
             self.again(search_folder)
 
-    @pytest.mark.sample(8)
     @pytest.mark.parametrize("name", ["../../x", "/tmp/x", "a\0b", "x" * 5000, 7, None, "", "."])
     def test_a_name_that_leaves_the_folder_is_refused_even_if_it_is_sealed(self, search_folder, name):
         def change(values):
@@ -350,7 +345,6 @@ class TestSearch:
         with pytest.raises(ConfigError, match=r"search\.json"):
             self.again(search_folder)
 
-    @pytest.mark.slow
     def test_a_run_that_the_list_does_not_name_counts(self, searched, search_folder):
         def change(values):
             del values["seal"], values["runs"][0], values["names"][0]
@@ -359,7 +353,6 @@ class TestSearch:
         rewritten(search_folder / "search.json", change)
         assert self.again(search_folder).spent.epsilon >= searched.spent.epsilon
 
-    @pytest.mark.slow
     def test_a_run_that_was_removed_from_the_list_and_the_disk_keeps_its_charge(self, searched, search_folder):
         name = json.loads((search_folder / "search.json").read_text())["names"][0]
 

@@ -57,6 +57,7 @@ def page(written):
     return page
 
 
+@pytest.mark.slow
 def test_all_files_are_there_and_the_report_is_small(written):
     names = {path.name for path in written.figures.iterdir()}
     assert names == {f"{name}.{kind}" for name in (SPREAD, *FIGURES) for kind in ("png", "svg")}

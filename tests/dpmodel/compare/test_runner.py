@@ -49,6 +49,7 @@ def test_runs_of_one_seed_share_their_initial_weights_and_not_their_noise(carrie
     assert rows["fixed"][1].folder.checkpoint.read_bytes() != rows["Exp strong"][1].folder.checkpoint.read_bytes()
 
 
+@pytest.mark.slow
 def test_an_interrupted_comparison_keeps_finished_runs_and_resumes_when_repeated(tiny, tmp_path):
     comparison = make_comparison(tiny)
     broken_off = run_comparison(comparison, tmp_path, jobs=1, watcher=Watching(interrupt_at=2))

@@ -107,6 +107,7 @@ def postscript(path):
     path.write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n%%EndComments\nshowpage\n")
 
 
+@pytest.mark.sample(4)
 @pytest.mark.parametrize(
     ("write", "message"),
     [

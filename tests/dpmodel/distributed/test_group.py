@@ -13,6 +13,8 @@ from .launched import results
 
 FILE = ranks.__file__
 
+pytestmark = pytest.mark.slow
+
 
 def _close(one, other, tolerance=1e-6):
     return max(abs(a - b) / max(1.0, abs(a)) for a, b in zip(one, other, strict=True)) < tolerance
@@ -70,7 +72,6 @@ def test_a_signal_waits_until_an_exchange_is_complete(number):
         assert received == [number]
 
 
-@pytest.mark.slow
 def test_every_engine_adds_up_over_the_ranks(tmp_path):
     first, second = results(FILE, "engines", tmp_path, 2)
     for name, alone in ranks.engines(0, tmp_path).items():
@@ -78,7 +79,6 @@ def test_every_engine_adds_up_over_the_ranks(tmp_path):
         assert _close(alone["weights"], first[name]["weights"]), name
 
 
-@pytest.mark.slow
 def test_worker_processes_draw_ahead_on_every_rank(tmp_path):
     first, second = results(FILE, "workers", tmp_path, 2)
     assert first == second

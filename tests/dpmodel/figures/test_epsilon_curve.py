@@ -39,6 +39,7 @@ rows = st.lists(
 )
 
 
+@pytest.mark.slow
 @settings(max_examples=25, deadline=None)
 @given(rows, st.data())
 def test_the_drawn_epsilon_is_never_below_the_ledger_and_only_slightly_above(rows, data):
@@ -88,6 +89,7 @@ def test_a_hundred_thousand_steps_need_few_computations_and_show_the_first_step(
     assert read(1) == RDPAccountant().epsilon(ledger.head(1), DELTA)
 
 
+@pytest.mark.slow
 def test_a_ledger_of_many_rows_gets_fewer_points():
     ledger = Ledger()
     for step in range(20_000):

@@ -77,7 +77,7 @@ def require_legible(figure):
         assert min(wide, tall) < 1, f"{one!r} and {other!r} overlap"
 
 
-@pytest.mark.sample(12)
+@pytest.mark.slow
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("case", CASES)
 def test_texts_of_a_figure_do_not_overlap_or_leave_the_figure(case, size):

@@ -13,6 +13,8 @@ from .apart import failures
 from .mutations import copied
 from .run_folders import KINDS, Folders
 
+pytestmark = pytest.mark.slow
+
 QUICK = 15
 
 #: Each of two folders is damaged this often for each action: 10,000 readings in all with ``DPMODEL_FUZZ=full``.
@@ -33,12 +35,10 @@ def test_the_folders_are_sound_before_they_are_damaged(folders, tmp_path):
 
 
 @pytest.mark.parametrize("action", sorted(MANY))
-@pytest.mark.sample(4)
 def test_a_damaged_folder_is_refused_in_one_line_or_read_as_it_was(folders, action, tmp_path):
     assert failures(partial(getattr(folders, action), place=tmp_path), range(QUICK)) == []
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("action", sorted(MANY))
 def test_many_damaged_folders_are_refused_in_one_line_or_read_as_they_were(folders, action, tmp_path):
     assert failures(partial(getattr(folders, action), place=tmp_path), range(QUICK, QUICK + MANY[action])) == []

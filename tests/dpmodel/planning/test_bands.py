@@ -145,6 +145,7 @@ def test_python_chooses_and_meets_the_target():
     assert 2.99 < privacy_spent(model.ledger, 1e-5).epsilon <= 3.0
 
 
+@pytest.mark.slow
 def test_fit_chooses_bands_for_a_stated_multiplier():
     data = TensorDataset(torch.randn(1200, 4), torch.randint(0, 3, (1200,)))
     network = torch.nn.Linear(4, 3)

@@ -31,6 +31,7 @@ def teachers(logits):
 LOGITS = hnp.arrays(np.float64, (2, CLASSES), elements=st.floats(-1e6, 1e6) | st.just(float("nan")))
 
 
+@pytest.mark.sample(2)
 @settings(deadline=None, max_examples=60)
 @given(others=hnp.arrays(np.float64, (3, 2, CLASSES), elements=st.floats(-9, 9)), one=LOGITS, other=LOGITS)
 @pytest.mark.parametrize("mode", ["votes", "logits"])

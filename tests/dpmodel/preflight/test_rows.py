@@ -326,6 +326,7 @@ HONEST = {
 }
 
 
+@pytest.mark.sample(4)
 @pytest.mark.parametrize("dataset", HONEST.values(), ids=HONEST.keys())
 def test_data_sets_of_separate_examples_are_accepted(dataset):
     for _ in range(3):

@@ -41,6 +41,7 @@ def test_a_finished_folder_is_still_read(finished):
         train_from_config(make_config(TINY), finished.path, resume=True)
 
 
+@pytest.mark.sample(3)
 @pytest.mark.parametrize("releases", [0, 3, 1000])
 def test_the_ledger_of_a_different_training_is_refused(finished, releases):
     ledger = Ledger()

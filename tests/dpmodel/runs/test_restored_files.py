@@ -134,7 +134,7 @@ def is_consistent(names, path):
 
 @pytest.mark.parametrize("reader", READERS)
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.sample(9)
+@pytest.mark.slow
 def test_the_folders_as_they_were_left_are_read(kind, reader, folders, tmp_path):
     path, epsilon = restored(folders, kind, (), tmp_path / "run")
     value = stated(reader, path)

@@ -106,7 +106,7 @@ def _warm(tmp_path_factory):
     train("pld", tmp_path_factory.mktemp("warm"))
 
 
-@pytest.mark.sample(9)
+@pytest.mark.slow
 @pytest.mark.parametrize("case", CASES)
 def test_limits_hold_after_kills_at_random_moments(case, tmp_path):
     train_over_kills(case, tmp_path / "kills", random.Random(case), kills=3)

@@ -430,6 +430,7 @@ def test_marks_are_written_after_the_lines_and_name_the_configuration(tmp_path):
     )
 
 
+@pytest.mark.slow
 def test_the_report_is_withdrawn_before_the_steps_that_it_does_not_state(tmp_path):
     folder, witness = RunFolder(tmp_path / "run"), tmp_path / "released"
     where = WHERE["both"](tmp_path)

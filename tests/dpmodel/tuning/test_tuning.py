@@ -47,6 +47,7 @@ def three_runs(monkeypatch):
     monkeypatch.setattr(CHARGES.get("random"), "number", lambda self, runs, generator: 3)
 
 
+@pytest.mark.slow
 def test_random_stopping_spends_the_target_for_the_search_as_a_whole(values, tmp_path, three_runs):
     found = run_tuning(make_tuning(values), tmp_path, jobs=1)
     assert found.ok

@@ -123,6 +123,7 @@ def test_the_index_of_the_first_difference_is_named():
     assert difference_in("x", one, other[:1]) == "x has shape (2, 3) instead of (1, 3)"
 
 
+@pytest.mark.slow
 def test_neither_importing_nor_drawing_on_the_cpu_loads_triton():
     code = (
         "import sys, torch; before = 'triton' in sys.modules; from mechanisms import SecureGenerator; "

@@ -52,6 +52,7 @@ def test_micro_batches_and_the_clip_count_are_explained():
     assert "the noisy statistic that moves it is charged" in words
 
 
+@pytest.mark.slow
 def test_a_decaying_multiplier_is_given_at_both_ends():
     noise = "privacy.noise={name: AdaGaussian, decay_policy: Time, noise_decay_rate: 0.1}"
     assert "multiplier 1.5 at the first step, 0.306122 at the last" in report_in_words(report(noise))
