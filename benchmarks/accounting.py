@@ -15,7 +15,9 @@ import statistics
 import time
 import warnings
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 from monitors import (
     GaussianEvent,
@@ -83,14 +85,14 @@ def peer_rows(steps: int) -> list[tuple[str, float, float, str]]:
     multipliers = decayed_multipliers(INITIAL, steps)
     scale, note = STEPS / steps, f"measured on the first {steps} steps, time scaled by {STEPS // steps}"
 
-    def dp(kind: Callable[[], object], chosen: list[tuple[float, int]]) -> float:
+    def dp(kind: Callable[[], Any], chosen: list[tuple[float, int]]) -> float:
         accountant = kind()
         for multiplier, count in chosen:
             event = dp_accounting.PoissonSampledDpEvent(RATE, dp_accounting.GaussianDpEvent(multiplier))
             accountant.compose(event, count)
         return float(accountant.get_epsilon(DELTA))
 
-    def opacus(kind: Callable[[], object], chosen: list[tuple[float, int]]) -> float:
+    def opacus(kind: Callable[[], Any], chosen: list[tuple[float, int]]) -> float:
         accountant = kind()
         accountant.history = [(multiplier, RATE, count) for multiplier, count in chosen]
         return float(accountant.get_epsilon(DELTA))
@@ -103,9 +105,9 @@ def peer_rows(steps: int) -> list[tuple[str, float, float, str]]:
         ("Opacus RDP", lambda chosen: opacus(OpacusRDP, chosen)),
         ("Opacus PRV", lambda chosen: opacus(PRVAccountant, chosen)),
     ):
-        seconds, epsilon = timed_once(lambda work=work: work([CONSTANT]))
+        seconds, epsilon = timed_once(partial(work, [CONSTANT]))
         rows.append((f"constant, {name}", seconds, epsilon, ""))
-        seconds, _ = timed_once(lambda work=work: work(distinct))
+        seconds, _ = timed_once(partial(work, distinct))
         rows.append((f"10,000 multipliers, {name}", seconds * scale, float("nan"), note))
     return rows
 

@@ -7,7 +7,7 @@ import io
 import tempfile
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from device_measures import finish
@@ -109,13 +109,14 @@ class TrainingTime(Callback):
     """
 
     def __init__(self, device: str) -> None:
-        self.device, self.epochs = device, []
+        self.device = device
+        self.epochs: list[float] = []
 
-    def on_train_begin(self, run) -> None:
+    def on_train_begin(self, run: Any) -> None:
         """Start the clock."""
         self.begun = self._last = time.perf_counter()
 
-    def on_train_epoch_end(self, run) -> None:
+    def on_train_epoch_end(self, run: Any) -> None:
         """Take the time of the epoch."""
         finish(self.device)
         now = time.perf_counter()

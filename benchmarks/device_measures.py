@@ -7,12 +7,13 @@ are wall time.
 from __future__ import annotations
 
 import time
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch._C._autograd import DeviceType
 
 Step = Callable[[], object]
 
@@ -47,7 +48,8 @@ def milliseconds(step: Step, count: int, device: str) -> float:
         step()
     end.record()
     end.synchronize()
-    return begin.elapsed_time(end) / count
+    elapsed: float = begin.elapsed_time(end) / count
+    return elapsed
 
 
 def steps_for(seconds: float, milliseconds_each: float, most: int = 300) -> int:
@@ -106,16 +108,16 @@ def launches(step: Step, device: str, count: int = 2) -> Launches | None:
             step()
         torch.cuda.synchronize()
     host = 1e3 * (time.process_time() - begun) / count
-    kernels, waits, busy = 0, 0, Counter[str]()
+    kernels, waits, busy = 0, 0, defaultdict[str, float](float)
     for event in _raw_events(profiled):
-        if event.device_type() == torch.autograd.DeviceType.CUDA:
+        if event.device_type() == DeviceType.CUDA:
             if "#" in event.name():  # an annotation such as Optimizer.step#SGD.step, not a kernel
                 continue
             kernels += 1
             busy[event.name()] += event.duration_ns() / 1e6 / count
         elif event.name() in WAITS:
             waits += 1
-    longest = [(name[:90], took) for name, took in busy.most_common(LISTED)]
+    longest = [(name[:90], took) for name, took in sorted(busy.items(), key=lambda item: -item[1])[:LISTED]]
     return Launches(kernels / count, waits / count, sum(busy.values()), host, longest)
 
 

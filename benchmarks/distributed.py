@@ -20,6 +20,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
@@ -36,11 +37,11 @@ class Clock:
         self.seconds: list[float] = []
         self._begun = 0.0
 
-    def on_train_step_begin(self, run) -> None:
+    def on_train_step_begin(self, run: Any) -> None:
         """Start the clock."""
         self._begun = time.perf_counter()
 
-    def on_train_step_end(self, run) -> None:
+    def on_train_step_end(self, run: Any) -> None:
         """Stop it."""
         if run.step > WARM_UP:
             self.seconds.append(time.perf_counter() - self._begun)
@@ -92,7 +93,8 @@ def seconds(name: str, size: int, steps: int, *, empty: bool = False) -> list[fl
             for rank in range(size)
         ]
         outputs = [rank.communicate(timeout=600)[0] for rank in ranks]
-    return json.loads(outputs[0].splitlines()[-1])
+    seconds: list[float] = json.loads(outputs[0].splitlines()[-1])
+    return seconds
 
 
 def table(options: argparse.Namespace) -> list[str]:

@@ -54,7 +54,8 @@ def _sum_of(name: str, network: nn.Module, loss_fn: nn.Module, x: torch.Tensor, 
     clip = Fixed()
     clip.start(BOUND)
     engine = ENGINES.create(name, ClippedUnit(1, len(y)))
-    return engine.clipped_sum(network, loss_fn, Batch(x, y), clip).flat_grad
+    found: torch.Tensor = engine.clipped_sum(network, loss_fn, Batch(x, y), clip).flat_grad
+    return found
 
 
 def ready_steps(names: list[str], workload: Workload, size: int, device: str) -> tuple[dict[str, Step], dict[str, str]]:

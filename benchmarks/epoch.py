@@ -32,7 +32,7 @@ from dpmodel.nets.lenet5 import LeNet5
 BATCH = 512
 NOISE, BOUND, LEARNING_RATE = 0.8, 0.1, 3.0
 
-Epoch = Callable[[], None]
+Epoch = Callable[[], object]
 
 
 def network_and_optimizer() -> tuple[nn.Module, torch.optim.Optimizer]:
@@ -60,7 +60,7 @@ def dpmodel(data: InMemoryDataset) -> Epoch:
     noise = NoiseMechanismsFactory.create("Gaussian", initial_noise_multiplier=NOISE)
     model = DPModel(network, nn.CrossEntropyLoss(), optimizer, norm_bound=BOUND, noise_mech=noise)
     loader = PrivateLoader(data, BATCH)
-    return lambda: model.fit(loader, epochs=1) and None
+    return lambda: model.fit(loader, epochs=1)
 
 
 def opacus(mode: str, data: InMemoryDataset) -> Epoch:

@@ -40,7 +40,7 @@ def changed(row: int, column: int, value: float) -> TensorDataset:
 def step_outside(training: Training) -> None:
     if training.released == 3:
         optimizer = torch.optim.SGD(training.network.parameters(), lr=0.1)
-        x, y = training.data.tensors
+        x, y = training.data[:]
         training.network.zero_grad()
         nn.functional.cross_entropy(training.network(x), y).backward()
         optimizer.step()
@@ -50,7 +50,7 @@ def write_weights(training: Training) -> None:
     if training.released == 3:
         with torch.no_grad():
             for parameter in training.network.parameters():
-                parameter.add_(training.data.tensors[0].mean())
+                parameter.add_(training.data[:][0].mean())
 
 
 def unfreeze(training: Training) -> None:
@@ -61,7 +61,7 @@ def unfreeze(training: Training) -> None:
 
 def half_frozen() -> nn.Module:
     network = linear()
-    network[0].requires_grad_(False)
+    network.get_submodule("0").requires_grad_(False)
     return network
 
 
@@ -74,6 +74,8 @@ def tied() -> nn.Module:
 class Summing(nn.Module):
     """Adds what it has seen to a buffer."""
 
+    seen: torch.Tensor
+
     def __init__(self) -> None:
         super().__init__()
         self.register_buffer("seen", torch.zeros(FEATURES))
@@ -81,7 +83,8 @@ class Summing(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         self.seen += x.detach().sum(0)
-        return self.inner(x)
+        scores: torch.Tensor = self.inner(x)
+        return scores
 
 
 #: Faults that change one argument of an ordinary training.
@@ -147,7 +150,7 @@ def killed_and_resumed(case: str, kind: type[Training], folder: Path, phase: str
             training.run()
         elif isinstance(training, Ours):
             training.run(resume=True)
-        else:
+        elif isinstance(training, Opacus):
             training.run(checkpoint=folder / "saved")
     except Exception as fault:
         error = f"{type(fault).__name__}: {fault}"
@@ -174,7 +177,7 @@ def older_checkpoint(case: str, kind: type[Training], folder: Path, phase: str) 
         if isinstance(again, Opacus):
             again.prepare()
             again.engine.load_checkpoint(path=folder / "backup", module=again.private)
-        else:
+        elif isinstance(again, Ours):
             shutil.rmtree(folder / "run")
             shutil.copytree(folder / "backup", folder / "run")
             again.run(resume=True)
@@ -214,7 +217,7 @@ def damaged_checkpoint(case: str, kind: type[Training], folder: Path, phase: str
 
         save_checkpoint(path, training.network)
     content = bytearray(path.read_bytes())
-    weight = training.network[0].weight.detach().numpy().tobytes()
+    weight = training.network.get_parameter("0.weight").detach().numpy().tobytes()
     content[content.find(weight) + 3] ^= 0x40
     path.write_bytes(bytes(content))
     return loading(kind, folder, path, {})

@@ -164,7 +164,8 @@ class Opacus(Training):
         return sum(steps for _, _, steps in self.engine.accountant.history)
 
     def epsilon(self) -> float:
-        return self.engine.get_epsilon(DELTA)
+        epsilon: float = self.engine.get_epsilon(DELTA)
+        return epsilon
 
 
 def examples(rows: int = ROWS) -> TensorDataset:

@@ -138,6 +138,7 @@ def measured_steps(series: Series, rounds: int, seconds: float, clock: Callable[
 def measured_epochs(series: Series, rounds: int, clock: Callable[[], float]) -> Iterator[Point]:
     for count in series.values:  # whole batches, so that both kinds of training see as many examples
         raw = synthetic(count, 1, shape=(1, 32, 32))
+        assert isinstance(raw.x_train, torch.Tensor)
         data = InMemoryDataset(raw.x_train, raw.y_train, mean=0.5, std=0.5)
         epochs = {"plain": epoch.plain(data), "private": epoch.dpmodel(data)}
         found: dict[str, list[float]] = {"plain": [], "private": [], "loading": []}

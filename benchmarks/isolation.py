@@ -71,13 +71,16 @@ def measure(checkout: Path, arguments: list[str], threads: int) -> dict[str, dic
     environment = {**os.environ, "PYTHONPATH": str(checkout), "OMP_NUM_THREADS": count, "MKL_NUM_THREADS": count}
     command = [sys.executable, "-W", "ignore", str(Path(__file__).resolve()), "--measure", str(checkout), *arguments]
     done = subprocess.run(command, env=environment, cwd=checkout, stdout=subprocess.PIPE, text=True, check=True)
-    return json.loads(done.stdout.splitlines()[-1])
+    found: dict[str, dict[str, list[float]]] = json.loads(done.stdout.splitlines()[-1])
+    return found
 
 
 def compare(options: argparse.Namespace, arguments: list[str]) -> None:
     """Measure both checkouts, interleaved, and print the table."""
     sides = {"here": ROOT, "there": options.against.resolve()}
-    times = {side: {name: {row: [] for row in ROWS} for name in options.only} for side in sides}
+    times: dict[str, dict[str, dict[str, list[float]]]] = {
+        side: {name: {row: [] for row in ROWS} for name in options.only} for side in sides
+    }
     for round_number in range(options.rounds):
         order = list(sides) if round_number % 2 == 0 else list(sides)[::-1]
         for side in order:

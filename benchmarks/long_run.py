@@ -24,6 +24,7 @@ import sys
 import tempfile
 import time
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -75,7 +76,10 @@ def train(noise: str, clip: str, policy: str, steps: int) -> dict[str, list[floa
 
     torch.manual_seed(0)
     network = torch.nn.Linear(8, 2)
-    decay = {"decay_policy": "Exp", "noise_decay_rate": -math.log(LAST_SHARE) / steps} if noise == "decaying" else {}
+    decay: dict[str, Any] = (
+        {"decay_policy": "Exp", "noise_decay_rate": -math.log(LAST_SHARE) / steps} if noise == "decaying" else {}
+    )
+    adaptive: dict[str, Any] = {"fraction_stddev": 2.0} if clip == "adaptive" else {}
     model = DPModel(
         network,
         torch.nn.CrossEntropyLoss(),
@@ -83,9 +87,7 @@ def train(noise: str, clip: str, policy: str, steps: int) -> dict[str, list[floa
         noise_mech=NoiseMechanismsFactory.create(
             "AdaGaussian" if decay else "Gaussian", initial_noise_multiplier=4.0, **decay
         ),
-        clip_mech=ClipMechanismsFactory.create(
-            "Gaussian" if clip == "adaptive" else "Fixed", **({"fraction_stddev": 2.0} if clip == "adaptive" else {})
-        ),
+        clip_mech=ClipMechanismsFactory.create("Gaussian" if adaptive else "Fixed", **adaptive),
     )
     data = torch.utils.data.TensorDataset(torch.randn(EXAMPLES, 8), torch.randint(0, 2, (EXAMPLES,)))
     windows = Windows(steps)
@@ -101,7 +103,7 @@ def train(noise: str, clip: str, policy: str, steps: int) -> dict[str, list[floa
     return {"seconds": windows.seconds, "mib": windows.mib}
 
 
-def measured(noise: str, clip: str, policy: str, steps: int) -> dict[str, list[float]]:
+def measured(steps: int, noise: str, clip: str, policy: str) -> dict[str, list[float]]:
     """The windows of a training in a process of its own."""
     command = [sys.executable, __file__, "--steps", str(steps), "--one", noise, clip, policy]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
@@ -167,11 +169,12 @@ def main() -> None:
     options = options_from_command_line()
     torch.set_num_threads(1)
     if options.one:
-        print(json.dumps(train(*options.one, options.steps)))
+        noise, clip, policy = options.one
+        print(json.dumps(train(noise, clip, policy, options.steps)))
         return
     trainings = list(itertools.product(options.noises, options.clips, options.policies))
     with ThreadPoolExecutor(options.jobs) as pool:
-        found = list(pool.map(lambda training: measured(*training, options.steps), trainings))
+        found = list(pool.map(partial(measured, options.steps), *zip(*trainings, strict=True)))
     names = [f"{noise} noise, {clip} clipping, {policy}" for noise, clip, policy in trainings]
     rows = dict(zip(names, found, strict=True))
     lines = [

@@ -24,10 +24,11 @@ import time
 from collections.abc import Callable
 from datetime import date
 from pathlib import Path
+from typing import cast
 
 import torch
 
-from mechanisms.box_muller import add_normal
+from mechanisms.box_muller import OpenStream, add_normal
 from mechanisms.rng import SecureGenerator
 
 SIZES = (61_684, 1_000_000, 11_200_000)
@@ -47,11 +48,11 @@ class SystemStream:
 
 def ways(size: int) -> dict[str, Callable[[], object]]:
     generator, single, double = SecureGenerator(), torch.zeros(size), torch.zeros(size, dtype=torch.float64)
-    numbers = single.numpy()
+    numbers, system = single.numpy(), cast(OpenStream, lambda _: SystemStream())
     return {
         "dpmodel float32": lambda: generator.add_normal_(single, 1.3),
         "torch normal_ float32": lambda: single.normal_(0.0, 1.3),
-        "os.urandom float32": lambda: add_normal(numbers, 1.3, lambda _: SystemStream(), torch.get_num_threads()),
+        "os.urandom float32": lambda: add_normal(numbers, 1.3, system, torch.get_num_threads()),
         "dpmodel float64": lambda: generator.add_normal_(double, 1.3),
     }
 
@@ -103,7 +104,8 @@ def event_milliseconds(work: Callable[[], object], device: torch.device) -> floa
     work()
     end.record()
     end.synchronize()
-    return begin.elapsed_time(end)
+    elapsed: float = begin.elapsed_time(end)
+    return elapsed
 
 
 def graph_of(work: Callable[[], object], device: torch.device) -> torch.cuda.CUDAGraph:

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -31,7 +32,8 @@ class OutOfPlaceBlock(BasicBlock):
     def forward(self, x: Tensor) -> Tensor:
         """Like the base class, without writing to the output of a layer."""
         out = self.bn2(self.conv2(self.relu(self.bn1(self.conv1(x)))))
-        return self.relu(out + (x if self.downsample is None else self.downsample(x)))
+        added: Tensor = self.relu(out + (x if self.downsample is None else self.downsample(x)))
+        return added
 
 
 class LinearAttention(nn.Module):
@@ -51,7 +53,7 @@ class LinearAttention(nn.Module):
                 layer.bias.copy_(bias)
         self.out_proj = copy.deepcopy(given.out_proj)
 
-    def forward(self, query: Tensor, key: Tensor, value: Tensor, **options: object) -> tuple[Tensor, None]:
+    def forward(self, query: Tensor, key: Tensor, value: Tensor, **options: Any) -> tuple[Tensor, None]:
         """The attention output (B, L, width), and None for the attention weights."""
         causal = bool(options.get("is_causal"))
         mask = None if causal else options.get("attn_mask")
@@ -67,7 +69,8 @@ class PeerTextEncoder(TextEncoder):
     def forward(self, tokens: Tensor) -> Tensor:
         """Like the base class."""
         positions = torch.arange(tokens.shape[1], device=tokens.device).expand(tokens.shape).contiguous()
-        return self.head(self.encoder(self.tokens(tokens) + self.positions(positions)).mean(1))
+        scores: Tensor = self.head(self.encoder(self.tokens(tokens) + self.positions(positions)).mean(1))
+        return scores
 
 
 def for_opacus(network: nn.Module) -> nn.Module:

@@ -118,7 +118,7 @@ def measured_labels(folder: Path, x: torch.Tensor, y: torch.Tensor, repeats: int
     networks, rows = load_teachers(folder)
     with torch.no_grad():
         alone = [float((network(x).argmax(1) == y).double().mean()) for network in networks]
-        votes = sum(torch.nn.functional.one_hot(network(x).argmax(1), 10) for network in networks)
+        votes = torch.stack([torch.nn.functional.one_hot(network(x).argmax(1), 10) for network in networks]).sum(0)
     multiplier, found = multiplier_for(LABELS, LABEL_EPSILON), []
     for _ in range(repeats):
         with QueryLedger(tempfile.mkdtemp(), LABEL_EPSILON, DELTA) as ledger:
@@ -130,7 +130,8 @@ def measured_labels(folder: Path, x: torch.Tensor, y: torch.Tensor, repeats: int
 
 def multiplier_for(queries: int, epsilon: float) -> float:
     """The noise multiplier with which the queries spend epsilon."""
-    return queries**0.5 / gaussian_mu(epsilon, DELTA) * SLACK
+    multiplier: float = queries**0.5 / gaussian_mu(epsilon, DELTA) * SLACK
+    return multiplier
 
 
 def interval(found: list[float]) -> str:

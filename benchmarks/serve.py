@@ -47,7 +47,8 @@ def server(folder: Path, cache: bool) -> None:
             self.network = LeNet5()
 
         def forward(self, x: torch.Tensor) -> torch.Tensor:
-            return self.network(x / 255.0)
+            scores: torch.Tensor = self.network(x / 255.0)
+            return scores
 
     ledger = QueryLedger(folder, EPSILON, DELTA)
     mechanism = DPLogits(Bytes(), noise_multiplier=NOISE_MULTIPLIER, ledger=ledger, cache=cache)

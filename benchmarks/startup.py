@@ -141,7 +141,7 @@ def images(archive: Path, runs: int) -> None:
         with zipfile.ZipFile(archive) as opened:
             opened.extractall(Path(place) / "folder")
         for kind, root in (("zip archive", archive.absolute()), ("folder", Path(place) / "folder")):
-            cases = {
+            cases: dict[str, dict[str, Any]] = {
                 "all, no cache": {"cache": None},
                 "1,000 and 1,000, no cache": {"cache": None, **few},
                 "all, first start": {"cache": f"{place}/cache"},

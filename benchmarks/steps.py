@@ -63,7 +63,7 @@ def plain_step(tuning: PlainTuning, workload: Workload, size: int, device: str =
     order: AbstractContextManager[object] = nullcontext()
     if tuning.channels_last:
         network, x = network.to(memory_format=torch.channels_last), x.to(memory_format=torch.channels_last)
-    moved = pooling_of(network, x[:2])[1] if tuning.pool_first else frozenset()
+    moved = pooling_of(lambda: network(x[:2]))[1] if tuning.pool_first else frozenset()
     optimizer, loss_fn = optimizer_of(network), workload.loss()
 
     def step() -> None:
@@ -158,6 +158,7 @@ def private_step(
         for parameter, gradient in zip(parameters, layout.views(released.div_(size)), strict=True):
             parameter.grad = gradient
         optimizer.step()
+        optimizer.zero_grad()
 
     return PrivateStep(step, engine, reason)
 

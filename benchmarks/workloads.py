@@ -68,7 +68,8 @@ class TextEncoder(nn.Module):
     def forward(self, tokens: Tensor) -> Tensor:
         """Scores of each class."""
         positions = torch.arange(tokens.shape[1], device=tokens.device).unsqueeze(0)
-        return self.head(self.encoder(self.tokens(tokens) + self.positions(positions)).mean(1))
+        scores: Tensor = self.head(self.encoder(self.tokens(tokens) + self.positions(positions)).mean(1))
+        return scores
 
 
 class CausalLM(nn.Module):
@@ -90,7 +91,8 @@ class CausalLM(nn.Module):
         """Scores (B, tokens, vocabulary)."""
         positions = torch.arange(tokens.shape[1], device=tokens.device).expand(tokens.shape).contiguous()
         embedded = self.tokens(tokens) + self.positions(positions)
-        return self.head(self.norm(self.decoder(embedded, mask=self.mask, is_causal=True)))
+        scores: Tensor = self.head(self.norm(self.decoder(embedded, mask=self.mask, is_causal=True)))
+        return scores
 
 
 class WideCNN(nn.Module):
@@ -107,7 +109,8 @@ class WideCNN(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Scores of each class."""
-        return self.classifier(self.features(x).flatten(1))
+        scores: Tensor = self.classifier(self.features(x).flatten(1))
+        return scores
 
 
 class DeepCNN(nn.Module):
@@ -123,12 +126,14 @@ class DeepCNN(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Scores of each class."""
-        return self.head(self.features(x).mean((2, 3)))
+        scores: Tensor = self.head(self.features(x).mean((2, 3)))
+        return scores
 
 
 def vit_b_16() -> nn.Module:
     """ViT-B/16 for 224 x 224 images."""
-    return torchvision.models.vit_b_16(num_classes=10)
+    network: nn.Module = torchvision.models.vit_b_16(num_classes=10)
+    return network
 
 
 def images(*shape: int) -> Callable[[int], Tensor]:

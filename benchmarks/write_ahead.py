@@ -10,7 +10,7 @@ from __future__ import annotations
 import argparse
 import tempfile
 import time
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Callable
 from functools import wraps
 from pathlib import Path
@@ -49,9 +49,9 @@ def settings(steps: int, privacy: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def measured(steps: int, privacy: dict[str, Any]) -> tuple[Counter[str], int]:
+def measured(steps: int, privacy: dict[str, Any]) -> tuple[dict[str, float], int]:
     """Seconds by part, and the number of steps."""
-    seconds: Counter[str] = Counter()
+    seconds: defaultdict[str, float] = defaultdict(float)
 
     def timed(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
         @wraps(function)

@@ -151,10 +151,11 @@ def main(epochs: int = 3) -> dict[str, float]:
 
     data = load_dataset("synthetic", shape=(1, 4, 4), num_train=2000, num_classes=2)
     spent = {}
-    for name, options in {
+    mechanisms: dict[str, dict[str, Any]] = {
         "CosineGaussian": {"initial_noise_multiplier": 2.0, "decay_steps": 20 * epochs},
         "KNorm": {"initial_noise_multiplier": 4.0},
-    }.items():
+    }
+    for name, options in mechanisms.items():
         network = build_network("linear", defaults=data.network_defaults(), seed=0)
         model = DPModel(
             network,

@@ -17,7 +17,7 @@ NOTEBOOK = Path(__file__).with_name("quickstart.ipynb")
 
 def executed(path: Path = NOTEBOOK) -> nbformat.NotebookNode:
     """The notebook with the outputs of a run in a new kernel, in the folder that holds it."""
-    notebook = nbformat.read(path, as_version=4)
+    notebook: nbformat.NotebookNode = nbformat.read(path, as_version=4)
     NotebookClient(
         notebook, timeout=600, kernel_name="python3", resources={"metadata": {"path": path.parent}}
     ).execute()

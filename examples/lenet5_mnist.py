@@ -122,6 +122,7 @@ def main(arguments: list[str] | None = None) -> dict[str, float]:
     model.train(options.epochs, ds_train, callbacks=[ckpoint_cb, LossMonitor(234), zcdp_monitor])
 
     print("============== Testing ==============")
+    assert ckpoint_cb.latest is not None
     param_dict = load_checkpoint(ckpoint_cb.latest)
     load_param_into_net(network, param_dict)
     acc = model.eval(ds_eval)

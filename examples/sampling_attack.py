@@ -39,8 +39,7 @@ def memorised(count: int = 100) -> tuple[nn.Module, torch.Tensor, torch.Tensor, 
 
 def attacked(network: nn.Module, x: torch.Tensor, y: torch.Tensor, members: torch.Tensor) -> dict[str, SamplingAttack]:
     """The attack on both interfaces."""
-    noise = {"noise_multiplier": 2 * NOISE_MULTIPLIER, "norm_bound": NORM_BOUND}
-    free = DPLogits(network, sensitivity=None, **noise)
+    free = DPLogits(network, sensitivity=None, noise_multiplier=2 * NOISE_MULTIPLIER, norm_bound=NORM_BOUND)
     with QueryLedger(Path(tempfile.mkdtemp()) / "queries", EPSILON, DELTA) as ledger:
         charged = DPLogits(network, noise_multiplier=NOISE_MULTIPLIER, norm_bound=NORM_BOUND, ledger=ledger)
         assert charged.noise is not None

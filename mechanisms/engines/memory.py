@@ -142,7 +142,7 @@ def _step(engine: Engine, network: nn.Module, loss_fn: LossFunction, batch: Batc
         engine.physical_batch_size = stated
 
 
-def peak_bytes(device: torch.device, step: Callable[[], None]) -> int:
+def peak_bytes(device: torch.device, step: Callable[[], object]) -> int:
     """Peak memory, in bytes, of tensors allocated by ``step``; excludes what engines keep (``held_bytes``)."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
