@@ -8,7 +8,7 @@ import sys
 import sysconfig
 import types
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from itertools import islice
 from pathlib import PurePath
@@ -25,7 +25,24 @@ MAX_OBJECTS = 10_000
 #: Elements of a long container that decide whether it is visited.
 _PROBED = 32
 
-_LEAVES = (
+
+def _type_test(*kinds: type) -> Callable[[Any], bool]:
+    """``isinstance``, remembered for each type: abstract classes such as ``Mapping`` take long to decide."""
+    is_subclass = functools.lru_cache(maxsize=4096)(lambda kind: issubclass(kind, kinds))
+
+    def is_instance(value: Any) -> bool:
+        kind = type(value)
+        if type(kind) is type and value.__class__ is kind:  # neither a proxy nor a class with an `__eq__` of its own
+            return is_subclass(kind)
+        try:
+            return isinstance(value, kinds)
+        except TypeError:  # abstract classes cannot decide about classes that cannot be hashed
+            return False
+
+    return is_instance
+
+
+_is_leaf = _type_test(
     str,
     bytes,
     bytearray,
@@ -48,7 +65,13 @@ _LEAVES = (
     np.random.RandomState,
     np.random.BitGenerator,
 )
-_CONTAINERS = (list, tuple, set, frozenset, deque)
+_is_mapping = _type_test(Mapping)
+_is_container = _type_test(list, tuple, set, frozenset, deque)
+
+#: Leaves that no caller needs.
+_is_worthless = _type_test(
+    str, bytes, numbers.Number, type(None), type, types.ModuleType, PurePath, torch.dtype, torch.device
+)
 
 #: Folders of installed packages: their functions and class bodies hold nothing of the user's.
 _INSTALLED = frozenset({"site-packages", "dist-packages"})
@@ -85,36 +108,18 @@ def reachable(*roots: Any) -> list[Any]:
         found.append(value)
         with suppress(Exception):  # proxies may fail at any access
             for child in _children(value):
-                if id(child) not in seen and not _is_a(child, _WORTHLESS):
+                if id(child) not in seen and not _is_worthless(child):
                     seen.add(id(child))
                     waiting.append(child)
     return found
 
 
-#: Leaves that no caller needs.
-_WORTHLESS = (str, bytes, numbers.Number, type(None), type, types.ModuleType, PurePath, torch.dtype, torch.device)
-
-
-def _is_a(value: Any, kinds: tuple[type, ...]) -> bool:
-    """``isinstance``, remembered for each type: abstract classes such as ``Mapping`` take long to decide."""
-    kind = type(value)
-    if type(kind) is type and value.__class__ is kind:  # neither a proxy nor a class with an ``__eq__`` of its own
-        return _is_subclass(kind, kinds)
-    try:
-        return isinstance(value, kinds)
-    except TypeError:  # abstract classes cannot decide about classes that cannot be hashed
-        return False
-
-
-_is_subclass = functools.lru_cache(maxsize=4096)(issubclass)
-
-
 def _children(value: Any) -> Iterable[Any]:
-    if _is_a(value, _LEAVES):
+    if _is_leaf(value):
         return ()
-    if _is_a(value, (Mapping,)):
+    if _is_mapping(value):
         return _elements(value)
-    if _is_a(value, _CONTAINERS):
+    if _is_container(value):
         return (*_elements(value), *_attributes(value))
     if isinstance(value, functools.partial):
         return (value.func, value.args, value.keywords)
@@ -131,18 +136,18 @@ def _children(value: Any) -> Iterable[Any]:
 
 def _elements(container: Any) -> list[Any]:
     """The elements of a container; empty for a long one that begins with plain data."""
-    values = container.values() if isinstance(container, Mapping) else container
+    values = container.values() if _is_mapping(container) else container
     if len(values) > _PROBED and all(_is_plain(element) for element in islice(values, _PROBED)):
         return []
     return list(islice(values, MAX_OBJECTS))
 
 
 def _is_plain(element: Any) -> bool:
-    if isinstance(element, _CONTAINERS):
-        return all(_is_a(part, _LEAVES) for part in element)
+    if _is_container(element):
+        return all(_is_leaf(part) for part in element)
     if isinstance(element, dict):
-        return all(_is_a(part, _LEAVES) for part in element.values())
-    return _is_a(element, _LEAVES) and not isinstance(element, (torch.Generator, np.random.Generator))
+        return all(_is_leaf(part) for part in element.values())
+    return _is_leaf(element) and not isinstance(element, (torch.Generator, np.random.Generator))
 
 
 def _attributes(value: Any) -> Iterator[Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import random
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -70,9 +71,18 @@ def kind_of(value: Any) -> GeneratorKind | None:
         >>> kind_of(random.SystemRandom()), kind_of([])
         (None, None)
     """
+    own = type(value)
+    if type(own) is type and value.__class__ is own and not _may_be_generator(own):
+        return None
     if isinstance(value, random.SystemRandom):  # secret, and without state
         return None
     return next((kind for kind in _KINDS if isinstance(value, kind.type)), None)
+
+
+@functools.lru_cache(maxsize=4096)
+def _may_be_generator(kind: type) -> bool:
+    """``issubclass``, remembered: searches ask it about every object that a training holds, in each step."""
+    return issubclass(kind, GENERATORS)
 
 
 def global_generators() -> tuple[Any, Any, Any]:
