@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import pickle
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any
 from weakref import WeakKeyDictionary
 
+import numpy as np
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.utils.weak import WeakTensorKeyDictionary
@@ -16,6 +18,7 @@ from dpmodel.claims.carried import carried_by, note_options
 from dpmodel.claims.claim import Claim, without_guarantee
 from dpmodel.claims.held import held_by, own_parameters, parts_of
 from dpmodel.claims.snapshot import digest
+from dpmodel.data.reachable import reachable
 from monitors.errors import UnprotectedUpdateError
 from monitors.ledger import Ledger
 
@@ -59,6 +62,9 @@ _TRAINED = WeakTensorKeyDictionary()
 #: added or removed, or if the type is converted under a switch.
 _LAYERS: WeakKeyDictionary[nn.Module, _Trained] = WeakKeyDictionary()
 
+#: Digests of all values, frozen ones and buffers included, of the networks that private trainings have left.
+_LEFT: set[int] = set()
+
 
 def record_training(network: nn.Module, claim: Claim, optimizer: Optimizer | None = None) -> None:
     """Let ``claim`` hold for the trainable parameters of ``network``, and its ``optimizer``, from now on."""
@@ -83,6 +89,7 @@ def record_result(network: nn.Module, claim: Claim, optimizer: Optimizer | None 
     for parameter in network.parameters():
         if parameter.requires_grad:
             _TRAINED[parameter] = replace(_TRAINED.get(parameter, _UNTRAINED), left=digest([parameter]))
+    _LEFT.update(_digests_of(network))
 
 
 def record_statistics(module: nn.Module, ledger: Ledger) -> None:
@@ -93,6 +100,7 @@ def record_statistics(module: nn.Module, ledger: Ledger) -> None:
     claim = Claim(ledger)
     for value in (*module.parameters(), *module.buffers()):
         _TRAINED[value] = _TRAINED.get(value, _UNTRAINED).after(claim, None)
+    _LEFT.update(_digests_of(module))
 
 
 def claims_of(network: nn.Module, optimizer: Optimizer | None = None, *others: Any) -> list[Claim]:
@@ -120,10 +128,12 @@ def claims_of(network: nn.Module, optimizer: Optimizer | None = None, *others: A
 
 
 def is_trained_privately(network: nn.Module) -> bool:
-    """Whether the trainable parameters of ``network`` are what private trainings in this process left.
+    """Whether all that ``network`` computes with is what private trainings in this process left.
 
-    The trainings must have a guarantee. Parameters of modules that the network holds otherwise, such as in lists,
-    objects or closures, count too.
+    The trainings must have a guarantee. Each tensor and array must have values that the network of such a training, or
+    private statistics, had afterwards: frozen parameters and buffers may hold anything, such as training examples.
+    Modules that the network holds otherwise, such as in lists, objects or closures, count too. Plain numbers that it
+    keeps are not compared.
 
     Raises:
         UnprotectedUpdateError: One of the trainings is running, or has voided its claim.
@@ -138,7 +148,8 @@ def is_trained_privately(network: nn.Module) -> bool:
         if claim.ledger.violations:
             raise UnprotectedUpdateError(f"the network has no valid claim: {claim.ledger.caveats[0]}")
     untouched = all(_TRAINED[parameter].left == digest([parameter]) for parameter in trained)
-    return untouched and all(without_guarantee(claim.ledger) is None for claim in claims)
+    known = untouched and _LEFT.issuperset(_digests_of(network))
+    return known and all(without_guarantee(claim.ledger) is None for claim in claims)
 
 
 def claim_for(network: nn.Module, own: Claim | None = None, optimizer: Optimizer | None = None, *others: Any) -> Claim:
@@ -183,6 +194,14 @@ def _state_of(network: nn.Module, *others: Any) -> _State:
         hidden = (value for value in held_by(network, *others) if _place(value) in trained)
         tensors |= {id(value): value for value in hidden}
     return tuple(state), digest(tensors.values())
+
+
+def _digests_of(network: nn.Module) -> list[int]:
+    """A digest of each tensor and each array that a network holds."""
+    arrays = (value for value in reachable(network) if isinstance(value, np.ndarray))
+    return [digest([value.detach()]) for value in held_by(network)] + [
+        hash((value.dtype.str, value.shape, pickle.dumps(value))) for value in arrays
+    ]
 
 
 def _entries(network: nn.Module, *others: Any) -> Iterator[_Trained]:

@@ -7,6 +7,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from dpmodel.claims.held import parts_of
+from dpmodel.claims.snapshot import Snapshot
 from dpmodel.claims.weights import is_trained_privately
 from dpmodel.data.inference import INFERENCE_BATCH, joined_inputs
 from dpmodel.prediction.answer import Answer
@@ -120,7 +122,7 @@ class DPLogits:
             self.noise.require_grid(self._grid)
         self._caches = cache and self.noise is not None
         self._digests = NetworkDigests([network])
-        self._free_digest = self._digests.current() if self.why_free is not None else None
+        self._free = Snapshot(_tensors_of(network)) if self.why_free is not None else None
         if ledger is not None and self.noise is not None:
             if self.sensitivity not in PROVEN:
                 ledger.note(CLAIMED.format(moves))
@@ -144,7 +146,7 @@ class DPLogits:
             DataError: The network does not return logits. Nothing was charged.
             UnprotectedUpdateError: Answers were free, and the weights have changed since this object was made.
         """
-        if self._free_digest is not None and self._digests.current() != self._free_digest:
+        if self._free is not None and self._free.changed(_tensors_of(self.network)):
             raise UnprotectedUpdateError(CHANGED)
         if not self._caches or self.ledger is None or self.noise is None:
             return self._fresh(inputs, batch_size)
@@ -223,5 +225,10 @@ class DPLogits:
         if self.sensitivity is not None and self.ledger is None:
             raise ValueError(
                 "answers about private data need a budget: pass ledger=QueryLedger(folder, epsilon=..., delta=...). "
-                "For noise without a guarantee, pass sensitivity=None"
+                "They are free only if all parameters, frozen ones too, and all buffers are as fit left them. For noise "
+                "without a guarantee, pass sensitivity=None"
             )
+
+
+def _tensors_of(network: nn.Module) -> dict[str, torch.Tensor]:
+    return {str(index): value for index, value in enumerate(parts_of(network))}

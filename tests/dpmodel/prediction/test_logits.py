@@ -127,9 +127,9 @@ def test_a_seed_is_noted(ledger):
     assert any("no guarantee" in note for note in ledger.ledger.notes)
 
 
-def trained(noisy=True, **options):
+def trained(network=None, noisy=True, **options):
     torch.manual_seed(0)
-    network = nn.Linear(4, 3)
+    network = network or nn.Linear(4, 3)
     noise = NoiseMechanismsFactory.create("Gaussian", initial_noise_multiplier=1.0) if noisy else None
     optimizer = torch.optim.SGD(network.parameters(), lr=0.1)
     model = DPModel(network, nn.CrossEntropyLoss(), optimizer, noise_mech=noise, **options)
@@ -160,7 +160,24 @@ def _replaced(network):
     network.weight = nn.Parameter(torch.randn(3, 4))
 
 
-@pytest.mark.parametrize("change", [_loaded, _stepped, _replaced])
+def _by_data(network):
+    network.weight.data.copy_(torch.randn(3, 4))
+
+
+def _by_vector(network):
+    parameters = nn.Linear(4, 3).parameters()
+    nn.utils.vector_to_parameters(nn.utils.parameters_to_vector(parameters), network.parameters())
+
+
+def _by_numpy(network):
+    network.bias.detach().numpy()[1] += 1.0
+
+
+def _by_new_buffer(network):
+    network.register_buffer("shift", torch.ones(3))
+
+
+@pytest.mark.parametrize("change", [_loaded, _stepped, _replaced, _by_data, _by_vector, _by_numpy, _by_new_buffer])
 def test_answers_are_not_free_after_the_weights_have_changed(change):
     network = trained().network
     private, x = DPLogits(network), torch.randn(6, 4)
@@ -198,7 +215,43 @@ def test_a_network_that_hides_others_is_not_free(ledger):
 
     network = trained().network
     assert DPLogits(Hiding(network, nn.Linear(4, 3)), ledger=ledger).why_free is None
-    assert DPLogits(Hiding(network, nn.Linear(4, 3).requires_grad_(False))).why_free is not None
+    assert DPLogits(Hiding(network, trained().network)).why_free is not None
+
+
+class _Bank(nn.Module):
+    """Adds what it keeps of other data to a network that was trained privately."""
+
+    def __init__(self, network, kept):
+        super().__init__()
+        self.network = network
+        if isinstance(kept, torch.Tensor):
+            self.register_buffer("kept", kept)
+        else:
+            self.kept = kept
+
+    def forward(self, x):
+        return self.network(x)
+
+
+@pytest.mark.parametrize(
+    "kept", [torch.randn(64, 4), nn.Linear(4, 3).requires_grad_(False), np.ones((64, 4)), [np.ones(3)]]
+)
+def test_a_network_with_other_data_in_it_is_not_free(ledger, kept):
+    network = trained().network
+    with pytest.raises(ValueError, match="free only if all parameters, frozen ones too, and all buffers"):
+        DPLogits(_Bank(network, kept))
+    assert DPLogits(_Bank(network, kept), ledger=ledger).why_free is None
+    assert DPLogits(network).why_free is not None
+
+
+@pytest.mark.parametrize("name", ["0.weight", "scale"])
+def test_frozen_parts_and_buffers_are_free_as_fit_left_them(ledger, name):
+    body = nn.Sequential(nn.Linear(4, 3).requires_grad_(False), nn.Linear(3, 3))
+    body.register_buffer("scale", torch.ones(3))
+    network = trained(body).network
+    assert DPLogits(nn.Sequential(network, nn.Softmax(1))).why_free is not None
+    dict(network.state_dict())[name].add_(1.0)
+    assert DPLogits(network, ledger=ledger).why_free is None
 
 
 def test_infinite_exact_logits_have_no_probabilities_in_json():
