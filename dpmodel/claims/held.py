@@ -77,6 +77,14 @@ def held_by(*holders: Any) -> Held:
     return found
 
 
+def place_of(value: Tensor) -> int | None:
+    """The memory in which a tensor lies: views and tensors made by ``detach`` share it. None if it has none."""
+    try:
+        return int(value.untyped_storage()._cdata)
+    except (NotImplementedError, RuntimeError, ValueError):  # sparse tensors and lazy parameters have none
+        return None
+
+
 def own_parameters(layer: nn.Module) -> list[nn.Parameter]:
     """The parameters of a module without those of its submodules, except those that a parametrization computes with."""
     parametrizations = layer._modules.get("parametrizations")

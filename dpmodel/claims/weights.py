@@ -16,7 +16,7 @@ from torch.utils.weak import WeakTensorKeyDictionary
 
 from dpmodel.claims.carried import carried_by, note_options
 from dpmodel.claims.claim import Claim, without_guarantee
-from dpmodel.claims.held import held_by, own_parameters, parts_of
+from dpmodel.claims.held import held_by, own_parameters, parts_of, place_of
 from dpmodel.claims.snapshot import digest
 from dpmodel.data.reachable import reachable
 from monitors.errors import UnprotectedUpdateError
@@ -191,7 +191,7 @@ def _state_of(network: nn.Module, *others: Any) -> _State:
     tensors = {id(value): value for value in (*state.values(), *parts_of(network).tensors)}
     trained = _trained_places()
     if trained:
-        hidden = (value for value in held_by(network, *others) if _place(value) in trained)
+        hidden = (value for value in held_by(network, *others) if place_of(value) in trained)
         tensors |= {id(value): value for value in hidden}
     return tuple(state), digest(tensors.values())
 
@@ -209,7 +209,7 @@ def _entries(network: nn.Module, *others: Any) -> Iterator[_Trained]:
     trained = _trained_places()
     if trained or len(_LAYERS):
         held = held_by(network, *others)
-        found = (trained.get(_place(value)) for value in held)
+        found = (trained.get(place_of(value)) for value in held)
         yield from (entry for entry in found if entry is not None)
         yield from _replaced(held.modules, trained)
 
@@ -219,16 +219,9 @@ def _replaced(modules: Iterable[nn.Module], trained: dict[int | None, _Trained])
     for layer in modules:
         with suppress(TypeError):
             entry = _LAYERS.get(layer)
-            if entry is not None and any(_place(value) not in trained for value in own_parameters(layer)):
+            if entry is not None and any(place_of(value) not in trained for value in own_parameters(layer)):
                 yield entry
 
 
 def _trained_places() -> dict[int | None, _Trained]:
-    return {_place(parameter): entry for parameter, entry in _TRAINED.items()}
-
-
-def _place(value: Tensor) -> int | None:
-    try:
-        return int(value.untyped_storage()._cdata)
-    except (NotImplementedError, RuntimeError, ValueError):  # sparse tensors and lazy parameters have none
-        return None
+    return {place_of(parameter): entry for parameter, entry in _TRAINED.items()}

@@ -9,7 +9,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
+from torch.utils.data import TensorDataset
 
+from dpmodel.data.loader import PrivateLoader
+from dpmodel.preflight.own_rows import require_own_rows
 from monitors import checks
 from monitors.errors import DataError
 
@@ -58,7 +61,10 @@ class ConvexHead(nn.Module):
 
     @property
     def logit_sensitivity(self) -> float:
-        """Largest L2 distance between the logits of a query for neighbouring training sets; infinite before ``fit``."""
+        """Largest L2 distance between the logits of a query for neighbouring training sets.
+
+        Infinite before ``fit`` and for loaded weights.
+        """
         if not self.fitted:
             return math.inf
         return self.norm_bound**2 * (math.sqrt(2.0) + 2.0 * _TOLERANCE) / self.regularization
@@ -71,7 +77,7 @@ class ConvexHead(nn.Module):
             y: Classes, int64 of shape (N,).
 
         Raises:
-            DataError: Shapes or classes do not fit, or features are not finite.
+            DataError: Shapes or classes do not fit, features are not finite, or rows occur again.
             ArithmeticError: The optimum was not reached.
         """
         from scipy.optimize import minimize
@@ -80,6 +86,7 @@ class ConvexHead(nn.Module):
         classes = len(self.weight)
         if targets.shape != (len(rows),) or len(rows) == 0 or targets.min() < 0 or targets.max() >= classes:
             raise DataError(f"y must hold one class of 0 .. {classes - 1} per example, got shape {targets.shape}")
+        require_own_rows(PrivateLoader(TensorDataset(x.detach(), y), 1), released=True)
         shape = classes, self.weight.shape[1]
         found = minimize(
             _objective,
@@ -102,6 +109,10 @@ class ConvexHead(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Logits (N, classes), float64."""
         return torch.from_numpy(self._rows(x)).to(self.weight.device) @ self.weight.T
+
+    def _load_from_state_dict(self, *args: Any, **options: Any) -> None:
+        self.fitted = False  # nothing is known of how loaded weights were found
+        super()._load_from_state_dict(*args, **options)
 
     def _rows(self, x: Tensor) -> NDArray[np.float64]:
         """The features with a constant one, clipped to the norm bound."""

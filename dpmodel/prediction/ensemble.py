@@ -12,6 +12,7 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import nn
 
+from dpmodel.claims.held import held_by, place_of
 from dpmodel.data.inference import INFERENCE_BATCH, joined_inputs
 from dpmodel.prediction.answer import Answer
 from dpmodel.prediction.answer_cache import NetworkDigests
@@ -27,6 +28,8 @@ from monitors.errors import DataError
 MODES = ("votes", "logits")
 
 CLAIMED_DISJOINT = "that the teachers were trained on disjoint parts of the data is claimed by the user, not verified"
+
+SHARED = "what several teachers share, frozen parameters or buffers, is taken for public, not verified"
 
 #: A sum of charges whose number was random has no exact epsilon; the limit that it could not pass has one.
 CONFIDENT = (
@@ -89,7 +92,8 @@ class EnsembleLogits:
         seed: 0 for secret noise. Any other integer makes it reproducible and voids the guarantee (tests only).
 
     Raises:
-        ValueError: An argument is out of range, or arguments contradict each other.
+        ValueError: An argument is out of range, arguments contradict each other, or teachers share parameters that can
+            be trained. Frozen parameters and buffers that they share must be public; the ledger says so.
         DataError: Teachers share rows.
 
     Example:
@@ -123,6 +127,7 @@ class EnsembleLogits:
         checks.one_of(MODES, mode=mode)
         self.networks, self.ledger, self.mode = list(networks), ledger, mode
         _require_teachers(self.networks, rows)
+        shared = _require_own_parameters(self.networks)
         if not isinstance(ledger, QueryLedger):
             raise ValueError(f"ledger must be a QueryLedger(folder, epsilon=..., delta=...), got {ledger!r}")
         if confidence is not None and mode != "votes":
@@ -138,6 +143,8 @@ class EnsembleLogits:
         self._digests = NetworkDigests(self.networks) if cache else None
         if rows is None:
             ledger.note(CLAIMED_DISJOINT)
+        if shared:
+            ledger.note(SHARED)
         if confidence is not None:
             ledger.note(CONFIDENT.format(ledger.epsilon, ledger.delta))
         if self.noise.generator.reproducible:
@@ -237,6 +244,25 @@ def _require_teachers(networks: Sequence[nn.Module], rows: Sequence[ArrayLike] |
         if len(rows) != len(networks):
             raise ValueError(f"rows must have one entry per teacher, {len(networks)}, got {len(rows)}")
         require_disjoint(rows)
+
+
+def _require_own_parameters(networks: Sequence[nn.Module]) -> bool:
+    """Refuse parameters of several teachers; whether they share anything else."""
+    owners: dict[int | None, int] = {}
+    shared = False
+    for index, network in enumerate(networks):
+        for tensor in held_by(network):
+            place = place_of(tensor)
+            owner = owners.setdefault(place, index)
+            if owner == index or place is None:
+                continue
+            if tensor.requires_grad:
+                raise ValueError(
+                    f"teachers {owner} and {index} share parameters, so one example could change both; train each "
+                    "teacher's own network, or freeze what is public: requires_grad_(False)"
+                )
+            shared = True
+    return shared
 
 
 def _votes(logits: NDArray[np.float64]) -> NDArray[np.int64]:

@@ -225,8 +225,8 @@ class DPLogits:
         if self.sensitivity is not None and self.ledger is None:
             raise ValueError(
                 "answers about private data need a budget: pass ledger=QueryLedger(folder, epsilon=..., delta=...). "
-                "They are free only if all parameters, frozen ones too, and all buffers are as fit left them. For noise "
-                "without a guarantee, pass sensitivity=None"
+                "They are free only if all parameters, frozen ones too, and all buffers are as fit left them. For "
+                "noise without a guarantee, pass sensitivity=None"
             )
 
 

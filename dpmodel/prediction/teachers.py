@@ -25,6 +25,7 @@ from dpmodel.config.identity import settings_by_path
 from dpmodel.config.marked_yaml import read_yaml
 from dpmodel.config.reader import checked_config, require_names
 from dpmodel.data.in_memory import InMemoryDataset
+from dpmodel.data.loader import PrivateLoader
 from dpmodel.data.splits import DataSplits
 from dpmodel.nets import build_network
 from dpmodel.prediction.convex import ConvexHead
@@ -34,6 +35,7 @@ from dpmodel.prediction.teacher_checks import classes_of, require_all_rows, requ
 from dpmodel.prediction.teachers_folder import Ensemble, TeachersFolder, keyed_digest, keyed_row_digests, new_id
 from dpmodel.preflight.configured import require_known_names
 from dpmodel.preflight.network import fix
+from dpmodel.preflight.own_rows import require_own_rows
 from dpmodel.runs.build import Task, build_task, read_data
 from dpmodel.runs.folder import RunFolder
 from dpmodel.runs.trust import require_trusted
@@ -217,6 +219,7 @@ def train_teachers(
         task = _KEPT[settings] = build_task(config, private=False)
         classes = classes_of(config, task)
         require_enough(parts, len(task.data.train))
+        require_own_rows(PrivateLoader(task.data.train, 1), released=True)
         folder = TeachersFolder(Path(directory))
         with FolderLock(folder.path) as lock:
             ensemble = _claimed(folder, lock, config, task, parts, classes, seed)

@@ -233,3 +233,31 @@ def test_shares_of_noisy_votes():
     assert answer.labels.tolist() == [0, 1]
     with pytest.raises(ValueError, match="at most the number of classes"):
         answer.top_k(4)
+
+
+def _with_one_body(trainable):
+    body = nn.Linear(4, 3).requires_grad_(trainable)
+    return [nn.Sequential(body, nn.Linear(3, 3)) for _ in range(4)]
+
+
+def _copied():
+    network = nn.Linear(4, 3)
+    return [copy.copy(network) for _ in range(4)]
+
+
+def _views():
+    network = nn.Linear(4, 3)
+    return [nn.Sequential(network) for _ in range(4)]
+
+
+@pytest.mark.parametrize("make", [lambda: _with_one_body(True), _copied, _views])
+def test_teachers_that_share_parameters_are_refused(make, ledger):
+    with pytest.raises(ValueError, match="teachers 0 and 1 share parameters, so one example could change both"):
+        EnsembleLogits(make(), noise_multiplier=5.0, ledger=ledger)
+
+
+def test_frozen_parts_that_teachers_share_are_noted(ledger):
+    EnsembleLogits([nn.Linear(4, 3) for _ in range(4)], noise_multiplier=5.0, ledger=ledger)
+    assert not any("taken for public" in note for note in ledger.ledger.notes)
+    EnsembleLogits(_with_one_body(False), noise_multiplier=5.0, ledger=ledger)
+    assert any("taken for public" in note for note in ledger.ledger.notes)

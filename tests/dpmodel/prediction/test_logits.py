@@ -350,3 +350,17 @@ def test_noise_that_does_not_fit_is_refused_before_anything_is_charged(ledger):
     with pytest.raises(ValueError, match="use a noise_multiplier below"):
         DPLogits(nn.Linear(4, 3), noise_multiplier=1e12, ledger=ledger)
     assert ledger.spent == 0.0
+
+
+def test_a_convex_head_refuses_rows_that_occur_again():
+    x, y = torch.randn(60, 2), torch.randint(3, (60,))
+    with pytest.raises(DataError, match="more than once"):
+        ConvexHead(2, 3, regularization=5.0).fit(x.repeat(5, 1), y.repeat(5))
+
+
+def test_loaded_weights_of_a_convex_head_have_no_sensitivity():
+    x, y = torch.randn(60, 2), torch.randint(3, (60,))
+    head = ConvexHead(2, 3, regularization=1.0).fit(x, y)
+    other = ConvexHead(2, 3, regularization=100.0).fit(x, y)
+    other.load_state_dict(head.state_dict())
+    assert math.isinf(other.logit_sensitivity)

@@ -192,6 +192,14 @@ def test_bad_input_is_refused_and_leaves_no_folder(changes, parts, message, tmp_
     assert not (tmp_path / "t").exists()
 
 
+def test_rows_that_occur_again_are_refused_since_they_would_reach_several_teachers(tmp_path):
+    x, y = np.random.default_rng(0).random((40, 4), np.float32), np.arange(40) % 3
+    config = configuration(data=npz(tmp_path / "d.npz", np.tile(x, (5, 1)), np.tile(y, 5)))
+    with pytest.raises(DataError, match="more than once"):
+        train_teachers(config, tmp_path / "t", PARTS, jobs=1)
+    assert not (tmp_path / "t").exists()
+
+
 def test_numbers_to_predict_are_refused(tmp_path):
     x = np.zeros((8, 4), np.float32)
     np.savez(tmp_path / "d.npz", x_train=x, y_train=x[:, :1], x_test=x, y_test=x[:, :1])
