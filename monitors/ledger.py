@@ -19,6 +19,7 @@ from monitors.errors import UnsupportedEventError
 from monitors.events import DisjointEvent, PrivacyEvent, event_from_dict, reasons_of
 from monitors.journal import JOURNAL_NAME, ReleaseJournal
 from monitors.ledger_file import FORMAT, add_announced, values_in
+from monitors.locks import OwnLock
 from monitors.origins import Origins, Run
 from monitors.untrusted import MAX_LEDGER_BYTES, read_text
 
@@ -31,6 +32,8 @@ _Row = tuple[PrivacyEvent, int, bool, Iterable[Run]]
 
 class Ledger:
     """Run-length encoded list of events: a constant schedule is one row, whatever its length.
+
+    Several threads may record at the same time.
 
     Events are recorded before the release that they describe is used, and are never removed. Iterating yields
     ``(event, count)`` rows in the order of recording. A row may be marked as lost: an interrupted process released it,
@@ -55,6 +58,7 @@ class Ledger:
         self._violations: dict[str, None] = {}  # in the first ``_searched`` rows
         self._searched = 0
         self._listeners: list[Callable[[PrivacyEvent, int], None]] = []
+        self._lock = OwnLock()
         for text in notes:
             self.add_note(text)
 
@@ -79,23 +83,24 @@ class Ledger:
         if not isinstance(event, PrivacyEvent):
             raise UnsupportedEventError(f"only privacy events can be recorded, got {event!r} of {type(event).__name__}")
         checks.positive_int(count=count)
-        for listener in self._listeners:
-            listener(event, int(count))
-        if self._rows and self._rows[-1][0] == event and self._lost[-1] == lost:
-            self._rows[-1] = (event, self._rows[-1][1] + int(count))
-        else:
-            self._rows.append((event, int(count)))
-            self._lost.append(bool(lost))
-        if origins is None:
-            self._origins.record(int(count))
-        else:
-            self._origins.add(origins)
+        with self._lock:
+            for listener in self._listeners:
+                listener(event, int(count))
+            if self._rows and self._rows[-1][0] == event and self._lost[-1] == lost:
+                self._rows[-1] = (event, self._rows[-1][1] + int(count))
+            else:
+                self._rows.append((event, int(count)))
+                self._lost.append(bool(lost))
+            if origins is None:
+                self._origins.record(int(count))
+            else:
+                self._origins.add(origins)
         return self
 
-    def _with_origins(self) -> Iterator[_Row]:
-        cut = self._origins.cut(count for _, count in self.rows)
-        for (event, count), lost, origins in zip(self.rows, self.marks, cut, strict=True):
-            yield event, count, lost, origins
+    def _with_origins(self) -> list[_Row]:
+        with self._lock:
+            cut = self._origins.cut(count for _, count in self._rows)
+            return [(*row, lost, origins) for row, lost, origins in zip(self._rows, self._lost, cut, strict=True)]
 
     @contextmanager
     def announcing(self, listener: Callable[[PrivacyEvent, int], None]) -> Iterator[None]:
@@ -183,8 +188,7 @@ class Ledger:
         """
         checks.non_negative_int(count=count)
         ends = list(accumulate(repeats for _, repeats in self._rows))
-        whole = bisect_right(ends, count)
-        found = Ledger(self._notes)
+        whole, found = bisect_right(ends, count), Ledger(self._notes)
         found._rows, found._lost = self._rows[:whole], self._lost[:whole]
         missing = count - (ends[whole - 1] if whole else 0)
         if missing and whole < len(ends):
@@ -209,8 +213,9 @@ class Ledger:
             (0, 3)
         """
         checks.positive_int(count=count)
-        first = self.next_partition
-        self._reserved = first + count
+        with self._lock:
+            first = self.next_partition
+            self._reserved = first + count
         return first
 
     def merge(self, *others: Ledger) -> Ledger:
@@ -238,11 +243,12 @@ class Ledger:
         Returns:
             The ledger itself, for chaining.
         """
-        added = self.next_partition if shift is None else shift
-        for event, count, lost, origins in list(other._with_origins()):
-            if isinstance(event, DisjointEvent):
-                event = event.in_partition(event.partition + added)
-            self.record(event, count, lost=lost, origins=origins)
+        rows = other._with_origins()
+        with self._lock:
+            added = self.next_partition if shift is None else shift
+            for event, count, lost, origins in rows:
+                moved = event.in_partition(event.partition + added) if isinstance(event, DisjointEvent) else event
+                self.record(moved, count, lost=lost, origins=origins)
         for text in other.notes:
             self.add_note(text)
         return self
@@ -294,8 +300,7 @@ class Ledger:
 
         Releases of ``other`` from a file of an older version are known by their events only.
         """
-        lacking = same_ones_lacking(self, self._origins, other, other._origins)
-        return sum(count for _, count in lacking)
+        return sum(count for _, count in same_ones_lacking(self, self._origins, other, other._origins))
 
     @property
     def origins(self) -> tuple[Run, ...]:

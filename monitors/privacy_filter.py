@@ -12,7 +12,9 @@ from monitors.conversion import Floats
 from monitors.errors import BudgetExceededError
 from monitors.events import PrivacyEvent, ViolationEvent
 from monitors.ledger import Ledger
+from monitors.locks import OwnLock
 from monitors.rdp import RDPAccountant
+from monitors.relation import relation_of
 from monitors.renyi import curves_of
 from monitors.run_view import RunView
 from monitors.terms import Rows
@@ -66,10 +68,11 @@ class PrivacyFilter:
             )
         self.spent = 0.0
         self.ledger = Ledger()
+        self._lock = OwnLock()
 
     @property
     def spent_share(self) -> float:
-        """Spent share of the budget, in [0, 1]."""
+        """Spent share of the budget; above 1 only if releases were counted that did not fit."""
         return self.spent / self.budget
 
     def cost(self, event: PrivacyEvent) -> float:
@@ -89,14 +92,24 @@ class PrivacyFilter:
         Raises:
             BudgetExceededError: The releases do not fit. Nothing is charged, and nothing may be released.
         """
-        if not isinstance(event, ViolationEvent) and not self.allows(event, count):
-            raise BudgetExceededError(
-                f"{count} x {event!r} would bring the spent share of the budget (epsilon {self.max_epsilon:g} at delta "
-                f"{self.delta:g}, order {self.order:g}) from {self.spent_share:.4f} to "
-                f"{(self.spent + count * self.cost(event)) / self.budget:.4f}. Add noise, take fewer steps, or stop."
-            )
-        self.spent += count * self.cost(event)
-        self.ledger.record(event, count)
+        with self._lock:
+            if not isinstance(event, ViolationEvent) and not self.allows(event, count):
+                raise BudgetExceededError(
+                    f"{count} x {event!r} would bring the spent share of the budget (epsilon {self.max_epsilon:g} at "
+                    f"delta {self.delta:g}, order {self.order:g}) from {self.spent_share:.4f} to "
+                    f"{(self.spent + count * self.cost(event)) / self.budget:.4f}. Add noise, take fewer steps, or stop."
+                )
+            self.count(event, count)
+
+    def count(self, event: PrivacyEvent, count: int = 1) -> None:
+        """Charge ``count`` releases that have happened already, whether they fit or not.
+
+        If they do not fit, nothing fits from then on.
+        """
+        checks.positive_int(count=count)
+        with self._lock:
+            self.spent += count * self.cost(event)
+            self.ledger.record(event, count)
 
 
 class BudgetGuard:
@@ -127,8 +140,11 @@ class BudgetGuard:
 
         Raises:
             BudgetExceededError: They alone exceed the budget.
+            UnsupportedEventError: No relation of neighbours covers this training and what was charged before.
         """
         self._read(run)
+        if run.step < run.planned_steps:
+            relation_of([*self.filter.ledger, (run.event(run.step), 1)])
         self.on_train_step_begin(run)
 
     def on_train_step_begin(self, run: RunView) -> None:
@@ -171,14 +187,23 @@ class BudgetGuard:
         return self.filter.spent + cost <= self.filter.budget
 
     def _read(self, run: RunView) -> None:
-        ledger = run.ledger
-        _, row, seen = self._progress.get(id(ledger), (ledger, 0, 0))
-        for event, count in ledger.rows_from(row):
-            if count > seen:
-                self.filter.charge(event, count - seen)
-            row, seen = row + 1, 0
-            # the last row may still grow
-            self._progress[id(ledger)] = ledger, row - 1, count
+        """Count what is new on the ledgers of this training and of earlier ones, which callers may release more on."""
+        self._progress.setdefault(id(run.ledger), (run.ledger, 0, 0))
+        excess: tuple[PrivacyEvent, int] | None = None
+        for key, (ledger, row, seen) in list(self._progress.items()):
+            for event, count in ledger.rows_from(row):
+                new, seen = count - seen, 0
+                if new > 0:
+                    fits = isinstance(event, ViolationEvent) or self.filter.allows(event, new)
+                    excess = excess if fits else (event, new)
+                    self.filter.count(event, new)
+                self._progress[key] = ledger, row, count  # the last row may still grow
+                row += 1
+        if excess is not None:
+            raise BudgetExceededError(
+                f"{excess[1]} x {excess[0]!r} is on the ledger and exceeds the privacy filter (epsilon "
+                f"{self.filter.max_epsilon:g} at delta {self.filter.delta:g}), which counts it: nothing fits any more"
+            )
 
 
 def _budget(epsilon: float, delta: float, orders: Floats) -> Floats:

@@ -5,9 +5,11 @@ import json
 import pytest
 import torch
 
-from dpmodel import Callback, PrivacyMonitorFactory, StateKeeper, poisson_loader
-from monitors import BudgetGuard, PrivacyFilter
-from monitors.errors import UnprotectedUpdateError
+from torch.utils.data import DataLoader
+
+from dpmodel import Callback, ClipMechanismsFactory, PrivacyMonitorFactory, StateKeeper, poisson_loader
+from monitors import BudgetExceededError, BudgetGuard, GaussianEvent, PrivacyFilter
+from monitors.errors import UnprotectedUpdateError, UnsupportedEventError
 from monitors.ledger import Ledger
 from monitors.spent import privacy_spent
 
@@ -66,6 +68,55 @@ def test_a_model_that_is_trained_again_is_charged_once(make_model, make_data):
     for trained in (model, other, model):
         trained.fit(loader, epochs=2, callbacks=[shared])
     assert shared.filter.ledger.total == model.ledger.total + other.ledger.total == 24
+
+
+class Releases(Callback):
+    """Releases something of its own after a step."""
+
+    def __init__(self, event, at):
+        self.event, self.at = event, at
+
+    def on_train_step_end(self, run):
+        if run.step == self.at:
+            run.ledger.record(self.event)
+
+
+def _noisy(make_model):
+    model = make_model()
+    model.noise_mech.schedule = lambda step: 50.0
+    return model
+
+
+def test_a_release_that_does_not_fit_counts_for_all_later_models(make_model, make_data):
+    shared, loader = guard(), poisson_loader(make_data(), batch_size=16)
+    first, second = _noisy(make_model), _noisy(make_model)
+    with pytest.raises(BudgetExceededError, match="is on the ledger and exceeds the privacy filter"):
+        first.fit(loader, epochs=2, callbacks=[Releases(GaussianEvent(0.25), 3), shared])
+    second.fit(loader, epochs=2, callbacks=[shared])
+    assert first.ledger.total == shared.filter.ledger.total == 4
+    assert second.ledger.total == 0
+    assert shared.filter.spent_share > 1
+
+
+def test_a_release_between_two_trainings_is_counted(make_model, make_data):
+    shared, loader = guard(), poisson_loader(make_data(), batch_size=16)
+    first, second = _noisy(make_model), _noisy(make_model)
+    first.fit(loader, epochs=1, callbacks=[shared])
+    first.ledger.record(GaussianEvent(2.0))
+    second.fit(loader, epochs=1, callbacks=[shared])
+    assert shared.filter.ledger.total == first.ledger.total + second.ledger.total == 9
+
+
+def test_trainings_without_a_common_relation_are_refused(make_model, make_data):
+    shared = guard()
+    adaptive = make_model(clip_mech=ClipMechanismsFactory.create("Gaussian", fraction_stddev=20.0))
+    adaptive.noise_mech.schedule = lambda step: 50.0
+    adaptive.fit(poisson_loader(make_data(), batch_size=16), epochs=1, callbacks=[shared])
+    assert adaptive.ledger.total
+    shuffled = make_model(sampling="shuffle")
+    with pytest.raises(UnsupportedEventError, match="no single epsilon covers both"):
+        shuffled.fit(DataLoader(make_data(), batch_size=16), epochs=1, callbacks=[shared])
+    assert not shuffled.ledger.total
 
 
 def test_a_changed_schedule_is_announced_before_its_steps(make_model, make_data, tmp_path):
