@@ -31,7 +31,12 @@ _LEFTOVER = re.compile(r"\..+\.(json|jsonl|csv|md|html|yaml|safetensors|ckpt|png
 
 
 def write_atomically(
-    path: str | os.PathLike[str], content: bytes | str, *, mode: int = PRIVATE_FILE, folder: int | None = None
+    path: str | os.PathLike[str],
+    content: bytes | str,
+    *,
+    mode: int = PRIVATE_FILE,
+    folder: int | None = None,
+    flush: bool = True,
 ) -> None:
     """Write ``content`` to a temporary file beside ``path``, flush it to disk, and rename it over ``path``.
 
@@ -43,6 +48,7 @@ def write_atomically(
         content: Its new content; text is encoded as UTF-8.
         mode: Permissions of the new file, before the umask.
         folder: Handle of the open folder of ``path``, which then stays the same folder if it is moved.
+        flush: Whether it must be on the disk before the call returns. If not, it may be empty after a power cut.
 
     Raises:
         OSError: The file cannot be written; it is named, and its old content is unchanged.
@@ -59,13 +65,15 @@ def write_atomically(
             with os.fdopen(handle, "wb") as stream:
                 stream.write(data)
                 stream.flush()
-                os.fsync(stream.fileno())
+                if flush:
+                    os.fsync(stream.fileno())
             os.replace(opened, named, src_dir_fd=folder, dst_dir_fd=folder)
         except BaseException:
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(opened, dir_fd=folder)
             raise
-        sync_folder(target.parent if folder is None else folder)
+        if flush:
+            sync_folder(target.parent if folder is None else folder)
 
 
 def open_for_appending(

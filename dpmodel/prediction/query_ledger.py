@@ -15,7 +15,7 @@ from typing import Any
 from dpmodel.prediction.answer_cache import ANSWERS_NAME, AnswerCache
 from dpmodel.prediction.query_budget import BUDGET_NAME, QueryBudget
 from dpmodel.saving.lock import FolderLock
-from dpmodel.saving.marks import TrainingMark, require_marked
+from dpmodel.saving.marks import TrainingMark, has_its_mark, require_marked
 from mechanisms.fork import process_identity
 from monitors import checks
 from monitors.accountant import ACCOUNTANTS
@@ -194,7 +194,8 @@ class QueryLedger:
 
         Raises:
             BudgetExhausted: They do not fit. Nothing was charged.
-            CheckpointError: The charge cannot be written to the disk; the ledger is closed, and no answer may be given.
+            CheckpointError: The charge cannot be written to the disk, and the ledger is closed; or a copy of the folder
+                has been opened since. No answer may be given.
         """
         if not isinstance(event, GaussianEvent):
             raise TypeError(f"the cost of an answer must be a GaussianEvent, got {event!r}")
@@ -203,6 +204,7 @@ class QueryLedger:
             raise ValueError(f"at most {MOST_ANNOUNCED:,} answers can be charged at once, got {count:,}; divide them")
         with self._guard:
             self._require_open()
+            require_marked(self._journal)  # a copy of the folder may have been opened
             if not self.fits((event, count), *room):
                 raise BudgetExhausted(count, self._left_with(event, room), self.spent, self.epsilon, self.delta)
             if self._unsaved and self._unsaved + count > _UNSAVED:
@@ -210,6 +212,7 @@ class QueryLedger:
             try:
                 self._lock.handle()  # the folder may have been taken away
                 self._journal.record(event, count)
+                self._mark(flush=False)  # so that no earlier copy of the folder is opened meanwhile
                 self._ledger.record(event, count)
                 self._squared += _cost(event, count)
                 self._unsaved += count
@@ -317,9 +320,10 @@ class QueryLedger:
         self._journal.begin(0)
         self._mark()
 
-    def _mark(self) -> None:
+    def _mark(self, *, flush: bool = True) -> None:
         assert self._journal.training is not None
-        TrainingMark(self._journal.training, len(self._journal), self._journal.head).save()
+        if has_its_mark(self._journal):  # else a copy of the folder has gone on, and its mark stays
+            TrainingMark(self._journal.training, len(self._journal), self._journal.head).save(flush=flush)
 
     def _save(self) -> None:
         self._write(self._ledger)

@@ -40,14 +40,18 @@ class TrainingMark:
     head: str
     config: str | None = None
 
-    def save(self) -> None:
-        """Write the mark, unless this user keeps none or the folder of the marks cannot be written."""
+    def save(self, *, flush: bool = True) -> None:
+        """Write the mark, unless this user keeps none or the folder of the marks cannot be written.
+
+        Args:
+            flush: Whether it must outlive a power cut.
+        """
         path = self.path
         if path is None:
             return
         with contextlib.suppress(OSError):  # a home that cannot be written must not stop a training
             path.parent.mkdir(parents=True, exist_ok=True, mode=PRIVATE_FOLDER)
-            write_atomically(path, json.dumps(dataclasses.asdict(self)) + "\n")
+            write_atomically(path, json.dumps(dataclasses.asdict(self)) + "\n", flush=flush)
 
     @property
     def path(self) -> Path | None:
@@ -77,7 +81,7 @@ def require_marked_lines(path: Path) -> ReleaseJournal:
         CheckpointError: It was changed, or is older than its mark, or went a different way since.
     """
     journal = ReleaseJournal(path)
-    if path.is_file() and not _has_its_mark(journal):
+    if path.is_file() and not has_its_mark(journal):
         journal = ReleaseJournal(path)  # a mark follows its line: a training may have written both just now
         require_marked(journal)
     return journal
@@ -89,7 +93,7 @@ def require_marked(journal: ReleaseJournal) -> None:
     Raises:
         CheckpointError: It is older than its mark, or went a different way since.
     """
-    if _has_its_mark(journal):
+    if has_its_mark(journal):
         return
     mark = TrainingMark.of(str(journal.training))
     assert mark is not None
@@ -102,7 +106,8 @@ def require_marked(journal: ReleaseJournal) -> None:
     )
 
 
-def _has_its_mark(journal: ReleaseJournal) -> bool:
+def has_its_mark(journal: ReleaseJournal) -> bool:
+    """Whether all that this user has seen of a training is in ``journal``."""
     mark = None if journal.training is None else TrainingMark.of(journal.training)
     return mark is None or journal.has(mark.lines, mark.head)
 

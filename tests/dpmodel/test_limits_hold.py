@@ -4,7 +4,6 @@ import json
 
 import pytest
 import torch
-
 from torch.utils.data import DataLoader
 
 from dpmodel import Callback, ClipMechanismsFactory, PrivacyMonitorFactory, StateKeeper, poisson_loader

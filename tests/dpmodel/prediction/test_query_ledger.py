@@ -332,6 +332,31 @@ def test_two_copies_are_not_both_used_even_if_the_first_was_killed(folder, tmp_p
         QueryLedger(tmp_path / "copy")
 
 
+def test_a_copy_is_refused_while_the_original_charges(folder, tmp_path):
+    with QueryLedger(folder, 1.0, DELTA) as ledger:
+        ledger.charge(EVENT, 5)
+        shutil.copytree(folder, tmp_path / "copy")
+        ledger.charge(EVENT, 5)
+        with pytest.raises(CheckpointError, match="an older copy of its ledger"):
+            QueryLedger(tmp_path / "copy")
+        ledger.charge(EVENT, 5)
+
+
+def test_the_original_charges_no_more_once_a_copy_is_open(folder, tmp_path):
+    with QueryLedger(folder, 1.0, DELTA) as ledger:
+        ledger.charge(EVENT, 5)
+        shutil.copytree(folder, tmp_path / "copy")
+        with QueryLedger(tmp_path / "copy") as copied:
+            assert copied.asked == 5
+            with pytest.raises(CheckpointError, match="an older copy of its ledger"):
+                ledger.charge(EVENT, 5)
+            copied.charge(EVENT, 5)
+        assert ledger.asked == 5
+    with pytest.raises(CheckpointError, match="an older copy of its ledger"):
+        QueryLedger(folder)
+    assert QueryLedger(tmp_path / "copy").asked == 10
+
+
 @pytest.mark.parametrize("names", [["ledger.json"], ["ledger.json", "releases.jsonl"], ["releases.jsonl"]])
 def test_releases_before_the_queries_are_never_forgotten(folder, names):
     QueryLedger(folder, 3.0, DELTA, spent=Ledger().record(GaussianEvent(2.0), 2)).close()
