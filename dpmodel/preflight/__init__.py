@@ -239,6 +239,8 @@ CHECKS: tuple[Check, ...] = (
             "Put everything that an example is compared with into the example."),
         Refusal("A loss that depends on no trainable parameter: training would only add noise.",
             "Look for `detach()`, `.item()`, `torch.no_grad()` or `argmax` in network and loss."),
+        Refusal("A network or a loss that holds training examples, such as a memory bank.",
+            "Use public examples, or private statistics (`dpmodel.statistics`).", DataError),
         Refusal("A loss that fails on the network's outputs and the targets.",
             "Apply the conversion that the message suggests, such as `targets.float()`.", DataError),
     ], reads="passes", setting="loss"),

@@ -7,6 +7,7 @@ from typing import Any
 from torch import Tensor
 
 from dpmodel.augmentation import Augmentation
+from dpmodel.preflight.held_examples import is_among
 from mechanisms.engines.batch import Batch, all_tensors
 from mechanisms.engines.state.python_state import PythonState
 from monitors.errors import DataError
@@ -38,24 +39,12 @@ def _require_no_pool(augmentation: Augmentation, examples: Batch) -> None:
     """Refuse transforms that hold the tried examples, as mixup does with a pool of the training data."""
     held = PythonState(*augmentation.transforms).read
     for tensor in held:
-        if any(_is_among(example, tensor) for part in all_tensors(examples.x) for example in part):
+        if any(is_among(example, tensor) for part in all_tensors(examples.x) for example in part):
             raise DataError(
                 f"the augmentation {augmentation.transforms!r} holds examples of the training data, which the views of "
                 "other examples could contain. One record would move the gradients of several examples, but the ledger "
                 "accounts for one. Make views of one example alone, or mix it with public data"
             )
-
-
-def _is_among(example: Tensor, tensor: Tensor) -> bool:
-    """Whether rows of ``tensor`` equal ``example``; one of equal numbers, such as a blank image, proves nothing."""
-    if example.dim() > tensor.dim() or tensor.shape[tensor.dim() - example.dim() :] != example.shape:
-        return False
-    values = example.detach().reshape(-1).to(tensor.device)
-    if not len(values) or bool((values == values[0]).all()):
-        return False
-    rows, place = tensor.detach().reshape(-1, len(values)), int((values != values[0]).nonzero()[0])
-    alike = rows[rows[:, place] == values[place]]
-    return bool((alike == values).all(dim=1).any())
 
 
 def _require_alike(augmentation: Augmentation, example: Tensor, views: Tensor) -> None:

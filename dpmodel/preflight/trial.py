@@ -21,6 +21,7 @@ from dpmodel.preflight.arrivals import require_separate_arrivals
 from dpmodel.preflight.augmentation import tried_views
 from dpmodel.preflight.batches import require_unmixed_batches
 from dpmodel.preflight.calibration import require_counted, require_private_size
+from dpmodel.preflight.held_examples import require_no_examples
 from dpmodel.preflight.loss import try_loss
 from dpmodel.preflight.mechanisms import require_sound_mechanisms
 from dpmodel.preflight.network import require_valid
@@ -216,8 +217,9 @@ def targets(trial: Trial) -> None:
 
 
 def loss(trial: Trial) -> None:
-    """The loss of a single example can be computed and has a gradient."""
+    """The loss of a single example can be computed, has a gradient, and involves no other example."""
     model = trial.model
+    require_no_examples(model.network, model.loss_fn, trial.tried)
     for note in try_loss(model.network, model.loss_fn, trial.loader, trial.device, model.clip_mech.norm_bound):
         trial.say(note)
 
