@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
@@ -76,7 +77,7 @@ class DPModel(ClaimedModel):
             gradient of each group. One example can then move the sum by twice the bound, and the ledger says so.
         norm_bound: Initial L2 norm bound, positive.
         noise_mech: From ``NoiseMechanismsFactory``; None trains without noise, at infinite epsilon.
-        clip_mech: From ``ClipMechanismsFactory``; None is ``"Fixed"``.
+        clip_mech: From ``ClipMechanismsFactory``; None is ``"Fixed"``. One that another model uses is copied.
         metrics: A name or a torchmetrics object, a list of them, or a dict under your own names.
         sampling: ``"poisson"`` (amplified), ``"shuffle"`` (no amplification claimed), or ``"cyclic_poisson"`` and
             ``"fixed_order"`` for correlated noise (``"BandedMF"``).
@@ -167,7 +168,8 @@ class DPModel(ClaimedModel):
         self.optimizer = optimizer
         self.micro_batches = micro_batches
         self.noise_mech = noise_mech if noise_mech is not None else NoNoise()
-        self.clip_mech = clip_mech if clip_mech is not None else Fixed()
+        # The bound that one model learns from its data is a release on its ledger, and must not reach another.
+        self.clip_mech = Fixed() if clip_mech is None else copy.deepcopy(clip_mech) if clip_mech.started else clip_mech
         self.sampling = sampling
         self.engine = engine
         self.physical_batch_size = physical_batch_size

@@ -97,7 +97,7 @@ class PrivacyFilter:
                 raise BudgetExceededError(
                     f"{count} x {event!r} would bring the spent share of the budget (epsilon {self.max_epsilon:g} at "
                     f"delta {self.delta:g}, order {self.order:g}) from {self.spent_share:.4f} to "
-                    f"{(self.spent + count * self.cost(event)) / self.budget:.4f}. Add noise, take fewer steps, or stop."
+                    f"{(self.spent + count * self.cost(event)) / self.budget:.4f}. Add noise, take fewer steps or stop."
                 )
             self.count(event, count)
 

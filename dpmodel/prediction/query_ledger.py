@@ -25,6 +25,7 @@ from monitors.events import GaussianEvent
 from monitors.gaussian import gaussian_epsilon, gaussian_mu
 from monitors.journal import JOURNAL_NAME, MOST_ANNOUNCED, ReleaseJournal
 from monitors.ledger import Ledger
+from monitors.relation import relation_of
 from monitors.spent import epsilon_text
 
 LEDGER_NAME = "ledger.json"
@@ -70,6 +71,7 @@ class QueryLedger:
         ConfigError: The folder has a different budget, or is in use by a different process.
         CheckpointError: The ledger was changed or shortened.
         BudgetExhausted: ``spent`` leaves nothing.
+        UnsupportedEventError: No relation of neighbours covers all releases of ``spent``.
 
     Example:
         >>> import tempfile
@@ -278,6 +280,7 @@ class QueryLedger:
                 "ledger of a training as spent"
             )
         ledger = Ledger() if spent is None else spent.copy()
+        _require_one_relation(ledger)
         self._begin()
         self._write(ledger)
         journal = self._journal.training
@@ -312,6 +315,7 @@ class QueryLedger:
             ledger = Ledger.load(place, alone=False)
         except ValueError as error:
             raise CheckpointError(str(error)) from error
+        _require_one_relation(ledger)
         self._begin()
         return budget, ledger
 
@@ -392,6 +396,11 @@ def query_status(path: str | os.PathLike[str]) -> QueryStatus:
 
 def _fitting(room: float, each: float) -> int:
     return max(0, math.floor(room / each))
+
+
+def _require_one_relation(ledger: Ledger) -> None:
+    """Refuse releases that no single epsilon covers together with answers."""
+    relation_of([*ledger, (GaussianEvent(1.0), 1)])
 
 
 def _cost(event: GaussianEvent, count: int) -> float:

@@ -452,3 +452,12 @@ def test_predictions_and_metrics_are_computed_in_parts_of_the_physical_batch_siz
     assert sizes == [30, 10] * 2
     with pytest.raises(ValueError, match="batch_size must be"):
         model.predict(x, batch_size=0)
+
+
+def test_a_bound_that_one_model_learned_reaches_no_other(make_model, loader):
+    clip = ClipMechanismsFactory.create("Gaussian", fraction_stddev=20.0)
+    first, second = make_model(clip_mech=clip), make_model(clip_mech=clip)
+    first.fit(loader, 2)
+    assert first.clip_mech is clip
+    assert first.clip_mech.norm_bound != 1.0
+    assert second.clip_mech.norm_bound == 1.0

@@ -14,8 +14,16 @@ from hypothesis import strategies as st
 
 from dpmodel.prediction import BudgetExhausted, QueryLedger, QueryStatus, query_status
 from dpmodel.saving.lock import FolderInUseError
-from monitors import GaussianEvent, Ledger, PoissonSampledEvent, gaussian_delta, privacy_spent
-from monitors.errors import CheckpointError, ConfigError
+from monitors import (
+    ComposedEvent,
+    DisjointEvent,
+    GaussianEvent,
+    Ledger,
+    PoissonSampledEvent,
+    gaussian_delta,
+    privacy_spent,
+)
+from monitors.errors import CheckpointError, ConfigError, UnsupportedEventError
 
 DELTA = 1e-5
 EVENT = GaussianEvent(20.0)
@@ -314,6 +322,14 @@ def test_a_forked_process_spends_nothing_of_the_budget_of_its_parent(folder):
         assert forked(ledger.close) == "None"
         ledger.charge(EVENT, 5)
     assert query_status(folder).asked == 10
+
+
+def test_releases_without_a_common_relation_have_no_budget(folder):
+    counted = PoissonSampledEvent(0.1, ComposedEvent((GaussianEvent(4.0), GaussianEvent(9.0))))
+    spent = Ledger().record(counted).record(DisjointEvent(0, GaussianEvent(4.0)))
+    with pytest.raises(UnsupportedEventError):
+        QueryLedger(folder, 8.0, DELTA, spent=spent)
+    assert not (folder / "budget.json").exists()
 
 
 def test_a_copy_from_before_the_last_use_is_refused(folder, tmp_path):

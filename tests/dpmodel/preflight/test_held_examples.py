@@ -46,4 +46,6 @@ def test_rows_of_the_training_data_are_refused(make_model, bank):
 @pytest.mark.parametrize("bank", [torch.randn(32, 4), torch.eye(4), torch.ones(32, 4)])
 def test_public_tensors_are_accepted(make_model, bank):
     assert fitted(make_model, torch.randn(32, 4), network=Bank(bank)).ledger.total
-    assert fitted(make_model, torch.eye(4).repeat(8, 1) + torch.arange(32)[:, None], loss_fn=BankLoss(bank)).ledger.total
+    assert fitted(
+        make_model, torch.eye(4).repeat(8, 1) + torch.arange(32)[:, None], loss_fn=BankLoss(bank)
+    ).ledger.total
