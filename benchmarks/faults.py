@@ -76,14 +76,18 @@ def outcome(found: dict[str, Any]) -> str:
         return text + ("; the code was run" if found.get("code_run") else "")
     released, charged = found["released"], found["charged"]
     if found["error"] and not charged and not found.get("restored"):
-        return "refused before the first step" if not released else f"error after {released} steps, none charged"
+        return "refused before the first step" if not released else f"error after {steps(released)}, none charged"
     if found["error"] and found.get("restored"):
         return "refused"
-    text = f"error after {released} steps" if found["error"] else f"trained, {released} steps"
+    text = f"error after {steps(released)}" if found["error"] else f"trained, {steps(released)}"
     text += f", {charged} charged" if charged != released else ", all charged"
     if charged:
         text += f", epsilon {found['epsilon']:.2f}" if found["epsilon"] < float("inf") else ", epsilon infinite"
     return text + ("" if found["finite"] else ", weights not finite")
+
+
+def steps(count: int) -> str:
+    return f"{count} step" if count == 1 else f"{count} steps"
 
 
 def message(found: dict[str, Any]) -> str:

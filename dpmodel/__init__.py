@@ -1,4 +1,4 @@
-"""Train PyTorch models with differential privacy, with an epsilon that is true.
+"""Train PyTorch models with differential privacy, with an epsilon that holds.
 
 Names load on first use, so ``import dpmodel`` is cheap and imports no torch; ``__init__.pyi`` lists them.
 """

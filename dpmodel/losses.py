@@ -88,5 +88,5 @@ def _torch_loss(name: str) -> Any:
     if name in known:
         return known[name]
     names = (*LOSSES.names(), *sorted(known))
-    hint = checks.nearest_hint(name, names) or ";"
+    hint = checks.nearest_hint(name, names) or "."
     raise ValueError(f"unknown loss {name!r}{hint} Known: {', '.join(names)}")

@@ -22,8 +22,9 @@ OPTIMIZERS: Registry[Callable[..., optim.Optimizer]] = Registry("optimizer")
 
 # Optimizers that do not work with a private step, and why.
 REFUSED_OPTIMIZERS: Mapping[str, str] = {
-    "LBFGS": "it evaluates the loss several times per step, and each evaluation would be a separate release",
-    "SparseAdam": "it needs sparse gradients, but a noisy gradient is dense",
+    "LBFGS": "it evaluates the loss several times per step, and each evaluation would be a separate release; use SGD, "
+    "Momentum or Adam",
+    "SparseAdam": "it needs sparse gradients, but a noisy gradient is dense; use Adam",
 }
 
 # Schedulers that cannot be built from a name and numbers, and why.
@@ -181,7 +182,7 @@ def check_optimizer(name: str, args: Mapping[str, Any]) -> tuple[Any, dict[str, 
     builder = OPTIMIZERS.get(name) if name in OPTIMIZERS else _torch_optimizers().get(name)
     if builder is None:
         names = optimizer_names()
-        hint = checks.nearest_hint(name, names) or ";"
+        hint = checks.nearest_hint(name, names) or "."
         raise ValueError(f"unknown optimizer {name!r}{hint} Known: {', '.join(names)}")
     options = _one_learning_rate(builder, args, name)
     _check_options(builder, options, name)
@@ -264,7 +265,7 @@ def build_scheduler(
         raise ValueError(f"learning-rate scheduler {name!r} cannot be built by name: {REFUSED_SCHEDULERS[name]}")
     known = _torch_schedulers()
     if name not in known:
-        hint = checks.nearest_hint(name, scheduler_names()) or ";"
+        hint = checks.nearest_hint(name, scheduler_names()) or "."
         raise ValueError(f"unknown learning-rate scheduler {name!r}{hint} Known: {', '.join(scheduler_names())}")
     options = {**_length_arguments(name, args, total_steps, steps_per_epoch), **args}
     check_arguments(known[name], options, f"learning-rate scheduler {name!r}", provided=["optimizer"])
@@ -322,6 +323,9 @@ def _check_options(builder: Callable[..., Any], options: Mapping[str, Any], name
         said, takes, listing = str(error).rpartition("takes: ")
         names = ["lr (or learning_rate)" if known in _RATE_NAMES else known for known in listing.split(", ")]
         raise ValueError(said + takes + ", ".join(names)) from None
+    for key in _RATE_NAMES:
+        if isinstance(options.get(key), (str, bool)):
+            raise ValueError(f"optimizer {name!r}: {key} must be a number, got {options[key]!r}")
 
 
 def _torch_optimizers() -> dict[str, Callable[..., optim.Optimizer]]:

@@ -89,7 +89,7 @@ class Registry(Generic[T]):
             load_entry_points()
         if name not in self._builders:
             advice = self.elsewhere.get(name.lower()) if isinstance(name, str) else None
-            hint = f": {advice}." if advice else checks.nearest_hint(name, self._builders) or ";"
+            hint = f": {advice}." if advice else checks.nearest_hint(name, self._builders) or "."
             raise ValueError(f"unknown {self.kind} {checks.shown(name)}{hint} Known: {', '.join(self.names())}")
         return self._builders[name]
 

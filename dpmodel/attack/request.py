@@ -200,8 +200,9 @@ class _Request:
         if others * smallest < 1.0 - 1e-9:
             raise ConfigError(
                 f"{others:,} examples that are not members cannot show a false-positive rate of {100 * smallest:g} %: "
-                f"at least {int(np.ceil(1 / smallest - 1e-9)):,} are needed. Use more held-out data (data.test_limit, "
-                "data.validation, --examples), or a larger rate (--fpr 0.01)"
+                f"at least {int(np.ceil(1 / smallest - 1e-9)):,} are needed (a fifth of the held-out examples is set "
+                "aside as the population). Use more held-out data (data.test_limit, data.validation, --examples), or a "
+                "larger rate (--fpr 0.01)"
             )
 
     def train(self, folder: Path, processes: int, watcher: Watcher) -> list[Shadow]:

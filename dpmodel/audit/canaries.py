@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from dpmodel.augmentation.transforms import Transform
+from dpmodel.data.contents import copied
 from dpmodel.data.loader import PrivateLoader, StepRows, split_pair
 from mechanisms.engines.batch import call_network, first_tensor
 from mechanisms.engines.losses import ExampleLosses
@@ -109,12 +110,12 @@ class CanaryRows(Dataset[Any]):
     the coins.
 
     Args:
-        examples: Ordinary examples; canary rows repeat their inputs.
+        examples: Ordinary examples; each canary row holds a copy of one of them, so that no two rows share anything.
         included: The coins, shape (m,).
     """
 
     def __init__(self, examples: Sequence[Any], included: NDArray[np.bool_]) -> None:
-        self.examples = examples
+        self.examples = [*examples, *(copied(examples[row % len(examples)]) for row in range(len(included)))]
         marks = np.arange(1, len(included) + 1) * np.where(included, 1, -1)
         self.index = torch.from_numpy(np.concatenate([np.full(len(examples), ORDINARY), marks]).astype(np.int64))
 
@@ -123,7 +124,7 @@ class CanaryRows(Dataset[Any]):
         self.index = -torch.arange(1, len(self) + 1)
 
     def __getitem__(self, row: int) -> tuple[tuple[Any, Tensor], Any]:
-        inputs, targets = split_pair(self.examples[row % len(self.examples)])
+        inputs, targets = split_pair(self.examples[row])
         return (inputs, self.index[row]), targets
 
     def __len__(self) -> int:

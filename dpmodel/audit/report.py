@@ -58,7 +58,7 @@ class AuditReport:
 
     @property
     def contradictions(self) -> tuple[Line, ...]:
-        """The lines that contradict the ledger; a correct run has any with a probability below 0.001."""
+        """The lines that contradict the ledger; a correct run has any with a probability of at most 0.00002."""
         return tuple(line for line in self.lines if self.contradicts(line))
 
     @property

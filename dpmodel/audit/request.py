@@ -50,7 +50,7 @@ def audit(
     Args:
         model_or_config: A model, a configuration, or the path of a YAML file.
         data: The training data of a model, as ``fit`` takes them; None for a configuration, which names its own.
-        examples: Most ordinary examples.
+        examples: Largest number of ordinary examples to use.
         canaries: Number of canaries, at least 100; about 2,000 give useful bounds.
         steps: Steps, rounded up to whole epochs.
         rate: Expected fraction of the rows in a step, in (0, 0.5].
@@ -59,7 +59,7 @@ def audit(
 
     Returns:
         The report; ``report.ok`` is False if a line contradicts the ledger. A correct run has such a line with a
-        probability below 0.001.
+        probability of at most 0.00002.
 
     Raises:
         ConfigError: Before anything is trained: a value is out of range, or the training adds no noise.

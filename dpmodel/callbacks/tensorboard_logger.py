@@ -73,6 +73,7 @@ def _summary_writer_class() -> Any:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError as error:
         raise ImportError(
-            'TensorBoardLogger needs TensorBoard, which is not installed: pip install "dpmodel[tensorboard]"'
+            "TensorBoardLogger needs TensorBoard, which is not installed; in the clone of dpmodel, run: "
+            'pip install -e ".[tensorboard]"'
         ) from error
     return SummaryWriter

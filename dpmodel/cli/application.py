@@ -40,7 +40,7 @@ INTERRUPTED = 130
 DEBUG_VARIABLE = "DPMODEL_DEBUG"
 
 app = typer.Typer(
-    help="Train PyTorch models with differential privacy, with an epsilon that is true.",
+    help="Train PyTorch models with differential privacy, with an epsilon that holds.",
     no_args_is_help=True,
     rich_markup_mode="rich",
     pretty_exceptions_enable=False,

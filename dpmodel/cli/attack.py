@@ -49,12 +49,13 @@ def attack(
         str | None,
         typer.Option(
             help="run: the network of RUN_DIR. shadows: each shadow in turn, with the help of the others "
-            r"\[default: run, of a configuration shadows]"
+            r"\[default: run for a RUN_DIR, shadows for a configuration]"
         ),
     ] = None,
     noise: Annotated[bool, typer.Option("--noise/--no-noise", help="Train the shadows with noise.")] = True,
     examples: Annotated[
-        int | None, typer.Option(help=r"Most training and most held-out examples in the attack \[default: all]")
+        int | None,
+        typer.Option(help=r"Largest number of training examples, and of held-out examples, to attack \[default: all]"),
     ] = None,
     rates: Annotated[
         list[float], typer.Option("--fpr", help=r"False-positive rate. Repeatable \[default: 0.01 and 0.001]")

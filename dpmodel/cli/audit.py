@@ -34,20 +34,26 @@ def audit(
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help=r"Folder of the report \[default: written nowhere]")
     ] = None,
-    examples: Annotated[int | None, typer.Option(help="Most ordinary examples.")] = None,
-    canaries: Annotated[int | None, typer.Option(help="Number of canaries, at least 100.")] = None,
-    steps: Annotated[int | None, typer.Option(help="Steps, rounded up to whole epochs.")] = None,
-    rate: Annotated[float | None, typer.Option(help="Expected fraction of the rows in a step, at most 0.5.")] = None,
-    epsilon: Annotated[float | None, typer.Option(help="Target of the ledger's epsilon, 0.1 to 20.")] = None,
-    delta: Annotated[float | None, typer.Option(help="Delta of all epsilons.")] = None,
+    examples: Annotated[
+        int | None, typer.Option(help=r"Largest number of ordinary examples to use \[default: 1000]")
+    ] = None,
+    canaries: Annotated[int | None, typer.Option(help=r"Number of canaries, at least 100 \[default: 2000]")] = None,
+    steps: Annotated[int | None, typer.Option(help=r"Steps, rounded up to whole epochs \[default: 120]")] = None,
+    rate: Annotated[
+        float | None, typer.Option(help=r"Expected fraction of the rows in a step, at most 0.5 \[default: 0.2]")
+    ] = None,
+    epsilon: Annotated[
+        float | None, typer.Option(help=r"Target of the ledger's epsilon, 0.1 to 20 \[default: 4.0]")
+    ] = None,
+    delta: Annotated[float | None, typer.Option(help=r"Delta of all epsilons \[default: 1e-05]")] = None,
     as_json: AsJson = False,
 ) -> None:
     """Train what CONFIG describes on part of its data and on canaries, and compare what is released with the ledger.
 
     Network, loss, mechanisms, unit, sampling, engine and optimizer are those of CONFIG; the noise is chosen for
     --epsilon. The defaults suit epsilon 4 and take less than a minute for LeNet5. The exit code is 1 if a line of the
-    report contradicts the ledger, which happens to a correct training with a probability below 0.001. No run folder is
-    changed. The report is not private.
+    report contradicts the ledger, which happens to a correct training with a probability of at most 0.00002. No run
+    folder is changed. The report is not private.
     """
     from rich.console import Console
 

@@ -50,7 +50,7 @@ def serve(
     overrides: Overrides = [],  # noqa: B006 - typer copies it
     trust_code: TrustCode = False,
 ) -> None:
-    """Answer queries to the network in RUN_DIR over HTTP; needs `pip install 'dpmodel[serve]'`.
+    """Answer queries to the network in RUN_DIR over HTTP; needs `pip install -e ".[serve]"`.
 
     POST /predict answers rows in JSON, GET /budget says what was charged and what is left, and /docs describes both.
     The options of the mechanism and the budget are those of `dpmodel predict`; one ledger counts for all clients.

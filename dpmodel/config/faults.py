@@ -42,6 +42,11 @@ _MUST_BE: Mapping[str, str] = {
     "too_short": "a list of at least one entry",
 }
 
+#: What to add for a section that is missing.
+_EXAMPLES: Mapping[str, str] = {
+    "optimizer": ", for example optimizer: {name: SGD, lr: 0.5}; `dpmodel init` writes a complete file",
+}
+
 
 def config_error(
     error: ValidationError, marks: dict[Path, str], source: str, root: type[BaseModel] = Config
@@ -191,7 +196,7 @@ def _words(fault: Any, root: type[BaseModel]) -> str:
         hint = checks.nearest_hint(fault["loc"][-1], known) or ";"
         return f"unknown key {path!r}{hint} known here: {', '.join(known)}"
     if kind == "missing":
-        return f"{path} is missing; add it"
+        return f"{path} is missing; add it{_EXAMPLES.get(path, '')}"
     if kind == "value_error":
         return _joined(path, str(fault["loc"][-1]) if fault["loc"] else "", str(fault["ctx"]["error"]))
     wanted = _MUST_BE.get(kind)

@@ -52,6 +52,7 @@ def require_class_targets(dataset: Any, outputs: Any, loss_fn: Any) -> None:
         raise DataError(
             f"{type(loss_fn).__name__} needs one output per class, but the network has a single output, for which the "
             "loss is always 0. Use BCEWithLogitsLoss for two classes, or MSELoss or L1Loss for numbers"
+            + _of_floats(targets)
         )
     if targets is None:
         return
@@ -71,6 +72,13 @@ def require_class_targets(dataset: Any, outputs: Any, loss_fn: Any) -> None:
             f"target {int(targets[row])} at row {row[0]} is out of range: the network gives {classes} classes, so "
             f"targets must be in [0, {classes - 1}]. Correct the labels, or give the network more outputs"
         )
+
+
+def _of_floats(targets: Tensor | None) -> str:
+    """What floating-point targets mean, for the message about a single output."""
+    if targets is None or not targets.is_floating_point():
+        return ""
+    return ". The targets are floats, which means regression; for classes, save class indices as integers"
 
 
 def require_same_shape(outputs: Any, targets: Any, loss_fn: Any) -> None:

@@ -302,6 +302,9 @@ def _callbacks(config: Config) -> Iterator[Any]:
 def _device(name: str) -> torch.device:
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name.partition(":")[0] == "gpu":
+        cuda = name.replace("gpu", "cuda", 1)
+        raise ValueError(f"unknown device {name!r}; did you mean {cuda!r}? Or use 'auto' or 'cpu'")
     if name == "cuda" and launched_processes() > 1:
         name = f"cuda:{local_rank()}"
     try:

@@ -138,6 +138,8 @@ def _new(config: Config, folder: RunFolder, *, force: bool, held: _Held) -> Iter
 @contextmanager
 def _resumed(config: Config, folder: RunFolder, *, held: _Held) -> Iterator[_Begun]:
     """The training in ``folder``, continued from its state; the folder is locked."""
+    if not folder.path.exists():
+        raise ConfigError(f"{folder.path} does not exist: there is nothing to resume; leave out --resume to start")
     RunFolder.existing(folder.path)
     with held as lock:
         ended = folder.ended()

@@ -31,7 +31,9 @@ def require_extra() -> None:
         import fastapi_offline  # noqa: F401
         import uvicorn  # noqa: F401
     except ImportError as error:
-        raise ConfigError(f"serving needs {error.name}: pip install 'dpmodel[serve]'") from error
+        raise ConfigError(
+            f'serving needs {error.name}; in the clone of dpmodel, run: pip install -e ".[serve]"'
+        ) from error
 
 
 def bound_socket(host: str, port: int, *, has_tokens: bool) -> socket.socket:

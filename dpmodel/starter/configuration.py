@@ -46,14 +46,14 @@ loss: {loss}
 
 optimizer:
   name: Momentum
-  lr: {lr}                    # try others with `dpmodel tune`; choosing among runs spends privacy too
+  lr: {lr:<23}# try others with `dpmodel tune`; choosing among runs spends privacy too
   schedule: {{name: LinearLR, start_factor: 1.0, end_factor: 0.0}}   # falls to zero: late noise weighs less
 
 privacy:                     # what changes epsilon, with epochs and batch size
-  target_epsilon: {epsilon:g}          # the noise is solved for it; lower is more private
-  delta: {delta:g}               # keep it well below 1 / {examples:,}
+  target_epsilon: {epsilon:<11g}# the noise is solved for it; lower is more private
+  delta: {delta:<20g}# keep it well below 1 / {examples:,}
   accountant: pld            # the tight one
-  norm_bound: {bound}            # each example's gradient is clipped to this
+  norm_bound: {bound:<15}# each example's gradient is clipped to this
   noise: {{name: Gaussian}}
   clip: {{name: Fixed}}
 
@@ -62,7 +62,7 @@ performance:
 
 training:
   epochs: 10
-  batch_size: {batch}            # expected examples per step; larger batches need less noise
+  batch_size: {batch:<15}# expected examples per step; larger batches have less noise on their mean gradient
   metrics: {metrics}
 """
 

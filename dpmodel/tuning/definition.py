@@ -15,6 +15,8 @@ from monitors import checks
 class FieldSection(Section):
     """The values that one field may take: a list or a range.
 
+    A list alone stands for ``{"values": [...]}``.
+
     Args:
         values: List to draw from uniformly.
         low: Lower end of a range.
@@ -30,6 +32,11 @@ class FieldSection(Section):
     low: float | None = None
     high: float | None = None
     scale: str = "linear"
+
+    @model_validator(mode="before")
+    @classmethod
+    def _of_a_list(cls, given: Any) -> Any:
+        return {"values": given} if isinstance(given, (list, tuple)) else given
 
     @model_validator(mode="after")
     def _one_kind(self) -> FieldSection:

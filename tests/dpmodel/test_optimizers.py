@@ -103,8 +103,9 @@ def test_momentum_is_the_tutorials_spelling_with_its_default():
         ("Momentum", {"lr": float("nan")}, "learning_rate must be a positive finite number"),
         ("SGD", {"lr": -0.1}, "Invalid learning rate: -0.1"),
         ("SGD", {"lr": 0.1, "learning_rate": 0.2}, "mean the same; give one"),
-        ("Adam", {"lr": "fast"}, "cannot be built from"),
-        ("LBFGS", {"lr": 0.1}, "evaluates the loss several times"),
+        ("Adam", {"lr": "fast"}, "lr must be a number, got 'fast'"),
+        ("Adam", {"lr": 0.1, "betas": "fast"}, "cannot be built from"),
+        ("LBFGS", {"lr": 0.1}, "evaluates the loss several times .*; use SGD, Momentum or Adam"),
         ("SparseAdam", {"lr": 0.1}, "a noisy gradient is dense"),
     ],
 )

@@ -75,8 +75,8 @@ def _result(path: Path, report: Mapping[str, Any], digest: str) -> dict[str, Any
     lower = "; ".join(f"{name.removeprefix('epsilon, ')} {value:.2f}" for name, value in bounds.items())
     verdict = "no line contradicts its ledger" if ok else "THE TRAINING CONTRADICTS ITS LEDGER"
     words = (
-        f"{verdict}; the same training with canaries, at epsilon {epsilon:.2f} and delta {delta:g}; lower bounds at "
-        f"95 %: {lower or 'none'}"
+        f"{verdict}; the same training with canaries, at epsilon {epsilon:.2f} and delta {delta:g}; lower "
+        f"bounds, each of which holds alone (at 95 %; Gaussian: at 99 %): {lower or 'none'}"
     )
     return {
         "file": path.name,

@@ -83,7 +83,10 @@ def _size(value: Any, section: Mapping[str, Any]) -> str:
 def _contributions(value: Any, section: Mapping[str, Any]) -> str:
     del section
     if value is None:
-        return "no bound is declared: a person with k examples is protected less, roughly as if epsilon were k times it"
+        return (
+            "no bound is declared: at the same delta, the epsilon of a person with k examples is more than k times as "
+            "large"
+        )
     return f"at most {value:,} examples per person, as declared by the user; dpmodel does not check it"
 
 

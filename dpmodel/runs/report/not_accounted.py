@@ -26,8 +26,9 @@ def not_accounted(subject: ReportSubject) -> tuple[str, ...]:
         "examples, or training examples held back by data.validation); the guarantee does not cover those.",
         "Other uses of the same training data: earlier or later trainings, statistics and pre-processing add to what "
         "is spent; merge their ledgers (monitors.Ledger.merge) for the total.",
-        "Persons with several examples: the unit is one example. A person with k examples is protected less, "
-        "roughly as if epsilon were k times as large.",
+        "Persons with several examples: the unit is one example. A person with k examples is protected less: at the "
+        "same delta, their epsilon is more than k times as large, often far more. Declare "
+        "card.contributions_per_person to have it computed (in Python: monitors.group_epsilon).",
         "Rows that are not independent: repeated rows and rows read by several examples are detected before "
         "training. Modified copies of a record, and statistics computed earlier over all rows, cannot be detected.",
         _of_the_size(subject.release.sampler.num_examples_public),

@@ -83,6 +83,14 @@ def test_the_number_of_rows_says_nothing_about_the_coins():
     assert len(rows.index.unique()) == 7  # or the rows would count as repeated
 
 
+def test_no_two_rows_share_a_stored_example():
+    examples = [(torch.randn(3), torch.tensor(0)) for _ in range(4)]
+    rows = CanaryRows(examples, np.ones(6, dtype=bool))
+    inputs = [rows[row][0][0] for row in range(10)]
+    assert len({value.data_ptr() for value in inputs}) == 10
+    assert all(torch.equal(inputs[row], examples[row % 4][0]) for row in range(10))
+
+
 def test_the_collation_of_the_data_is_used():
     def halves(rows):
         x, y = default_collate(rows)

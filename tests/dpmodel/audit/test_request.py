@@ -112,6 +112,13 @@ def test_the_command_says_what_a_configuration_releases(tmp_path, monkeypatch, c
     assert "the run contradicts its ledger" in capsys.readouterr().out
 
 
+def test_the_command_runs_with_fewer_canaries_than_ordinary_examples(tmp_path, capsys):
+    path = tmp_path / "run.yaml"
+    path.write_text(CONFIG)
+    assert run(["audit", str(path), "--examples", "200", "--canaries", "100", "--steps", "10", "--json"]) == 0
+    assert "200 ordinary and 100 canaries" in json.loads(capsys.readouterr().out)["audited"]["rows"]
+
+
 def test_a_run_folder_is_not_changed(tmp_path, capsys):
     (tmp_path / "run.yaml").write_text(CONFIG)
     (tmp_path / "ledger.json").write_text("{}")

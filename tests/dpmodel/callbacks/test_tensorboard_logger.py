@@ -48,5 +48,5 @@ def test_figures_are_written_by_step_and_by_epoch(tmp_path, writer, fake_run):
 
 def test_without_tensorboard_the_error_says_how_to_install_it(monkeypatch):
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
-    with pytest.raises(ImportError, match=r'pip install "dpmodel\[tensorboard\]"'):
+    with pytest.raises(ImportError, match=r'pip install -e "\.\[tensorboard\]"'):
         TensorBoardLogger()

@@ -83,7 +83,7 @@ def test_help_states_the_defaults(command, monkeypatch, name, default):
 
 
 def test_brackets_in_the_help_are_shown(command):
-    assert "pip install 'dpmodel[serve]'" in " ".join(command("serve", "--help")[1].split())
+    assert 'pip install -e ".[serve]"' in " ".join(command("serve", "--help")[1].split())
 
 
 def test_help_paragraphs_are_wrapped_to_the_terminal(command, monkeypatch):

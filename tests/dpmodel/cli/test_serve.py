@@ -21,7 +21,7 @@ def test_a_missing_package_is_named_with_its_extra(command, trained_once, monkey
     monkeypatch.setitem(sys.modules, module, None)
     code, text, error = command("serve", trained_once)
     assert (code, text) == (2, "")
-    assert f"serving needs {module}: pip install 'dpmodel[serve]'" in error
+    assert f'serving needs {module}; in the clone of dpmodel, run: pip install -e ".[serve]"' in error
 
 
 @pytest.mark.slow

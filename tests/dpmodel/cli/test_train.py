@@ -238,6 +238,9 @@ REFUSED = [
     ("privacy.clip={name: Gaussian, min_norm_bound: 3}", 2, ["norm_bound=0.5 must lie in"]),
     ("performance.physical_batch_size=autoo", 2, ["physical_batch_size must be an integer", "'auto' or null"]),
     ("performance.engine=lop", 2, ["performance.engine", "did you mean 'loop'"]),
+    ("performance.device=gpu", 2, ["performance.device", "unknown device 'gpu'; did you mean 'cuda'?"]),
+    ("optimizer.lr=fast", 2, ["optimizer 'SGD': lr must be a number, got 'fast'"]),
+    ("privacy.noise=Laplace", 2, ["unknown noise mechanism 'Laplace'. Known: AdaGaussian"]),
     ("performance.device=tpu9", 2, ["performance.device", "'tpu9'", "use 'auto' or 'cpu'"]),
     ("data={name: npz, root: nowhere.npz}", 1, ["nowhere.npz"]),
     ("data={name: mnist, root: nowhere, download: false}", 1, ["train-images-idx3-ubyte", "nowhere", "data.root"]),
@@ -253,6 +256,12 @@ def test_bad_input_is_refused_before_any_budget_is_spent(command, tiny, tmp_path
         assert text in error
     assert "Traceback" not in error
     assert not out.exists()
+
+
+def test_without_a_folder_there_is_nothing_to_resume(command, tiny, tmp_path):
+    code, _, error = command("train", tiny, "--output", tmp_path / "run", "--resume")
+    assert code == 2
+    assert "does not exist: there is nothing to resume; leave out --resume to start" in error
 
 
 def test_a_closed_terminal_before_the_first_step_leaves_no_folder(tiny, tmp_path):

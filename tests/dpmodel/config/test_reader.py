@@ -99,6 +99,11 @@ def test_a_fault_in_the_file_is_named_with_its_line(write):
         load_config(write(GOOD.replace("1e-5", "2")))
 
 
+def test_an_optimizer_that_is_missing_is_shown_by_example(write):
+    with pytest.raises(ConfigError, match=r"is missing; add it, for example optimizer: \{name: SGD, lr: 0.5\}"):
+        load_config(write("\n".join(line for line in GOOD.splitlines() if not line.startswith("optimizer"))))
+
+
 def test_all_faults_are_named_at_once(write):
     with pytest.raises(ConfigError) as caught:
         load_config(write(GOOD.replace("1e-5", "2").replace("epochs: 2", "epochs: 0").replace("network: lenet5\n", "")))

@@ -190,6 +190,7 @@ def test_a_folder_of_a_different_search_is_refused(values, tmp_path, three_runs)
         ({"search": {"optimizer.lr": {"low": 0.0, "high": 1.0, "scale": "log"}}}, "a log scale needs low above 0"),
         ({"search": {"optimizer.lr": {"values": [1.0], "low": 0.5}}}, "either values"),
         ({"search": {"privacy.norm_bound": {"values": [1.0, -1.0]}}}, "norm_bound must be a positive finite number"),
+        ({"search": {"optimizer.lr": []}}, "values must hold at least one entry"),
         ({"search": {}}, "search"),
         ({"runs": 1}, "runs must be at least 2"),
         ({"charge": "randon"}, "did you mean 'random'"),
@@ -200,6 +201,11 @@ def test_a_folder_of_a_different_search_is_refused(values, tmp_path, three_runs)
 def test_a_faulty_search_is_refused_before_anything_is_trained(values, change, message):
     with pytest.raises(ConfigError, match=message):
         make_tuning({**values, **change})
+
+
+def test_a_list_of_values_may_stand_alone(values):
+    found = [make_tuning({**values, "search": {"optimizer.lr": one}}) for one in ([0.1, 0.2], {"values": [0.1, 0.2]})]
+    assert found[0].definition == found[1].definition
 
 
 def test_random_stopping_needs_accountant_rdp(values):
