@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
@@ -34,6 +33,7 @@ from dpmodel.training.guard import UpdateGuard
 from dpmodel.training.history import History
 from dpmodel.training.interrupt import finishing_steps
 from dpmodel.training.loop import TrainingLoop, to_device
+from dpmodel.training.own_clip import own_clip
 from dpmodel.training.randomness import secret_randomness
 from dpmodel.training.run import Run
 from dpmodel.training.step import PrivateStep
@@ -169,7 +169,7 @@ class DPModel(ClaimedModel):
         self.micro_batches = micro_batches
         self.noise_mech = noise_mech if noise_mech is not None else NoNoise()
         # The bound that one model learns from its data is a release on its ledger, and must not reach another.
-        self.clip_mech = Fixed() if clip_mech is None else copy.deepcopy(clip_mech) if clip_mech.started else clip_mech
+        self.clip_mech = Fixed() if clip_mech is None else own_clip(clip_mech)
         self.sampling = sampling
         self.engine = engine
         self.physical_batch_size = physical_batch_size

@@ -31,9 +31,7 @@ _Row = tuple[PrivacyEvent, int, bool, Iterable[Run]]
 
 
 class Ledger:
-    """Run-length encoded list of events: a constant schedule is one row, whatever its length.
-
-    Several threads may record at the same time.
+    """Run-length encoded list of events: a constant schedule is one row, whatever its length. Threads may share it.
 
     Events are recorded before the release that they describe is used, and are never removed. Iterating yields
     ``(event, count)`` rows in the order of recording. A row may be marked as lost: an interrupted process released it,
@@ -390,10 +388,8 @@ class Ledger:
 
     def row_dicts(self, row: int = 0) -> list[dict[str, Any]]:
         """Rows from index ``row`` on as plain JSON values, which ``from_rows`` reads."""
-        found = []
-        for (event, count), lost in zip(self._rows[row:], self._lost[row:], strict=True):
-            found.append({"event": event.to_dict(), "count": count} | ({"lost": True} if lost else {}))
-        return found
+        pairs = zip(self._rows[row:], self._lost[row:], strict=True)
+        return [{"event": event.to_dict(), "count": n} | ({"lost": True} if lost else {}) for (event, n), lost in pairs]
 
     @classmethod
     def from_rows(
@@ -426,9 +422,10 @@ class Ledger:
         return {"rows": self.row_dicts(), "notes": self._notes} | bound
 
     def _text(self, journal: str | None = None, complete: bool = False) -> str:
-        content = self._content(journal, complete)
-        # Outside of the digest: earlier versions read the file too.
-        return json.dumps({"format": FORMAT, **content, "digest": _digest(content), "origins": self.origins}, indent=1)
+        with self._lock:
+            content, origins = self._content(journal, complete), self.origins
+        # Origins are outside of the digest: earlier versions read the file too.
+        return json.dumps({"format": FORMAT, **content, "digest": _digest(content), "origins": origins}, indent=1)
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_listeners": []}  # a copy must not write into the journal of the original

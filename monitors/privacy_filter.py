@@ -188,7 +188,9 @@ class BudgetGuard:
 
     def _read(self, run: RunView) -> None:
         """Count what is new on the ledgers of this training and of earlier ones, which callers may release more on."""
-        self._progress.setdefault(id(run.ledger), (run.ledger, 0, 0))
+        if self._progress.get(id(run.ledger), (None,))[0] is not run.ledger:  # a copied guard has copies of ledgers
+            self._progress = {id(known): (known, row, seen) for known, row, seen in self._progress.values()}
+            self._progress[id(run.ledger)] = run.ledger, 0, 0
         excess: tuple[PrivacyEvent, int] | None = None
         for key, (ledger, row, seen) in list(self._progress.items()):
             for event, count in ledger.rows_from(row):

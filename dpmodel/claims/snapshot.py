@@ -58,7 +58,7 @@ class Snapshot:
 
     def __init__(self, tensors: Mapping[str, Tensor], *, partly: bool = True) -> None:
         self._tensors = dict(tensors)
-        self._read = {name: value for name, value in tensors.items() if _readable(value) and value.numel()}
+        self._read = {name: value for name, value in tensors.items() if is_readable(value) and value.numel()}
         held = sum(value.numel() * value.element_size() for value in self._read.values())
         self.compared_in_full = held <= COMPARED_BYTES
         #: Whether any change can be undone.
@@ -219,7 +219,7 @@ def digest(tensors: Iterable[Tensor]) -> int:
     found: list[Any] = []
     for value in tensors:
         found.append((value.dtype, value.shape))
-        if _readable(value) and value.numel():
+        if is_readable(value) and value.numel():
             table = small if value.numel() <= PROJECTED_ENTRIES else large
             table.setdefault(_group(value), []).append(_bits(_flat(value)))
     found += [torch.cat(parts).cpu().numpy().tobytes() for parts in small.values()]
@@ -251,7 +251,8 @@ def _group(value: Tensor) -> _Group:
     return value.device, value.dtype
 
 
-def _readable(value: Tensor) -> bool:
+def is_readable(value: Tensor) -> bool:
+    """Whether the values of a tensor are plain numbers in memory."""
     return value.layout == torch.strided and not value.is_quantized and value.device.type != "meta"
 
 

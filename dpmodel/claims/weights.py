@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import pickle
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -17,7 +16,7 @@ from torch.utils.weak import WeakTensorKeyDictionary
 from dpmodel.claims.carried import carried_by, note_options
 from dpmodel.claims.claim import Claim, without_guarantee
 from dpmodel.claims.held import held_by, own_parameters, parts_of, place_of
-from dpmodel.claims.snapshot import digest
+from dpmodel.claims.snapshot import digest, is_readable
 from dpmodel.data.reachable import reachable
 from monitors.errors import UnprotectedUpdateError
 from monitors.ledger import Ledger
@@ -62,8 +61,8 @@ _TRAINED = WeakTensorKeyDictionary()
 #: added or removed, or if the type is converted under a switch.
 _LAYERS: WeakKeyDictionary[nn.Module, _Trained] = WeakKeyDictionary()
 
-#: Digests of all values, frozen ones and buffers included, of the networks that private trainings have left.
-_LEFT: set[int] = set()
+#: Digests of all values, frozen ones and buffers included, of the networks that trainings have left, and their claims.
+_LEFT: dict[int, tuple[Claim, ...]] = {}
 
 
 def record_training(network: nn.Module, claim: Claim, optimizer: Optimizer | None = None) -> None:
@@ -89,18 +88,32 @@ def record_result(network: nn.Module, claim: Claim, optimizer: Optimizer | None 
     for parameter in network.parameters():
         if parameter.requires_grad:
             _TRAINED[parameter] = replace(_TRAINED.get(parameter, _UNTRAINED), left=digest([parameter]))
-    _LEFT.update(_digests_of(network))
+    _keep_digests(network, claim)
 
 
-def record_statistics(module: nn.Module, ledger: Ledger) -> None:
+def record_statistics(module: nn.Module, ledger: Ledger, *, as_released: bool = True) -> None:
     """State that parameters and buffers of ``module`` are private releases on ``ledger``.
 
     A model that holds them continues the ledger.
+
+    Args:
+        module: What holds them.
+        ledger: Where they were recorded.
+        as_released: Whether they still have the values that were released, which cost nothing further.
     """
     claim = Claim(ledger)
     for value in (*module.parameters(), *module.buffers()):
         _TRAINED[value] = _TRAINED.get(value, _UNTRAINED).after(claim, None)
-    _LEFT.update(_digests_of(module))
+    if as_released:
+        _keep_digests(module, claim)
+
+
+def is_as_left(network: nn.Module) -> bool:
+    """Whether each tensor and array of ``network`` has values that trainings with a guarantee, or statistics, left."""
+    found = [None if digest is None else _LEFT.get(digest) for digest in _digests_of(network)]
+    claims = {claim.current for known in found for claim in known or ()}
+    sound = {claim for claim in claims if without_guarantee(claim.ledger) is None}
+    return all(known and any(claim.current in sound for claim in known) for known in found)
 
 
 def claims_of(network: nn.Module, optimizer: Optimizer | None = None, *others: Any) -> list[Claim]:
@@ -148,8 +161,7 @@ def is_trained_privately(network: nn.Module) -> bool:
         if claim.ledger.violations:
             raise UnprotectedUpdateError(f"the network has no valid claim: {claim.ledger.caveats[0]}")
     untouched = all(_TRAINED[parameter].left == digest([parameter]) for parameter in trained)
-    known = untouched and _LEFT.issuperset(_digests_of(network))
-    return known and all(without_guarantee(claim.ledger) is None for claim in claims)
+    return untouched and is_as_left(network) and all(without_guarantee(claim.ledger) is None for claim in claims)
 
 
 def claim_for(network: nn.Module, own: Claim | None = None, optimizer: Optimizer | None = None, *others: Any) -> Claim:
@@ -196,12 +208,21 @@ def _state_of(network: nn.Module, *others: Any) -> _State:
     return tuple(state), digest(tensors.values())
 
 
-def _digests_of(network: nn.Module) -> list[int]:
-    """A digest of each tensor and each array that a network holds."""
+def _keep_digests(network: nn.Module, claim: Claim) -> None:
+    for found in _digests_of(network):
+        if found is not None:
+            _LEFT[found] = tuple({*_LEFT.get(found, ()), claim})
+
+
+def _digests_of(network: nn.Module) -> list[int | None]:
+    """A digest of each tensor and each array that a network holds; None for those that cannot be read."""
     arrays = (value for value in reachable(network) if isinstance(value, np.ndarray))
-    return [digest([value.detach()]) for value in held_by(network)] + [
-        hash((value.dtype.str, value.shape, pickle.dumps(value))) for value in arrays
-    ]
+    tensors = (digest([value.detach()]) if is_readable(value) else None for value in held_by(network))
+    return [*tensors, *map(_digest_of_array, arrays)]
+
+
+def _digest_of_array(array: np.ndarray[Any, Any]) -> int | None:
+    return None if array.dtype.hasobject else hash((array.dtype.str, array.shape, array.tobytes()))
 
 
 def _entries(network: nn.Module, *others: Any) -> Iterator[_Trained]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dis
 import functools
 import numbers
 import sys
@@ -72,6 +73,9 @@ _is_container = _type_test(list, tuple, set, frozenset, deque)
 _is_worthless = _type_test(
     str, bytes, numbers.Number, type(None), type, types.ModuleType, PurePath, torch.dtype, torch.device
 )
+
+#: Instructions that read a global name.
+_READS_A_GLOBAL = frozenset({"LOAD_GLOBAL", "LOAD_NAME", "LOAD_FROM_DICT_OR_GLOBALS"})
 
 #: Folders of installed packages: their functions and class bodies hold nothing of the user's.
 _INSTALLED = frozenset({"site-packages", "dist-packages"})
@@ -175,7 +179,7 @@ def _of_function(function: types.FunctionType) -> Iterator[Any]:
             continue
     yield from (function.__defaults__, function.__kwdefaults__, function.__dict__)
     names = _names_in(function.__code__)
-    for name in names:
+    for name in _globals_in(function.__code__):
         value = function.__globals__.get(name)
         if isinstance(value, types.ModuleType):
             yield from _of_module(value, names)
@@ -190,6 +194,14 @@ def _of_module(module: types.ModuleType, names: set[str]) -> Iterator[Any]:
 
 @functools.lru_cache(maxsize=4096)
 def _names_in(code: types.CodeType) -> set[str]:
-    """Global names that a function and its inner functions use."""
+    """Names of globals and attributes that a function and its inner functions use."""
     inner = (constant for constant in code.co_consts if isinstance(constant, types.CodeType))
     return set(code.co_names).union(*(_names_in(part) for part in inner))
+
+
+@functools.lru_cache(maxsize=4096)
+def _globals_in(code: types.CodeType) -> set[str]:
+    """Names of globals that a function and its inner functions read."""
+    own = {str(each.argval) for each in dis.get_instructions(code) if each.opname in _READS_A_GLOBAL}
+    inner = (constant for constant in code.co_consts if isinstance(constant, types.CodeType))
+    return own.union(*(_globals_in(part) for part in inner))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import chain
 from typing import Any
 
 import torch
@@ -231,4 +232,7 @@ class DPLogits:
 
 
 def _tensors_of(network: nn.Module) -> dict[str, torch.Tensor]:
-    return {str(index): value for index, value in enumerate(parts_of(network))}
+    """The parameters and buffers, also of modules in lists; other tensors may be results that a network keeps."""
+    modules = parts_of(network).modules
+    parts = chain.from_iterable((*each.parameters(recurse=False), *each.buffers(recurse=False)) for each in modules)
+    return {str(index): value for index, value in enumerate(parts)}

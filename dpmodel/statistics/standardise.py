@@ -11,7 +11,7 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 
-from dpmodel.claims.weights import record_statistics
+from dpmodel.claims.weights import is_as_left, record_statistics
 from monitors.errors import DataError
 from monitors.ledger import Ledger
 
@@ -91,19 +91,20 @@ class Standardise(nn.Module):
         """The shape of the statistics."""
         return str(tuple(self.mean.shape))
 
-    def _released_on(self, ledger: Ledger | None) -> None:
+    def _released_on(self, ledger: Ledger | None, *, as_released: bool = True) -> None:
         if ledger is not None:
             _LEDGERS[self] = ledger
-            record_statistics(self, ledger)
+            record_statistics(self, ledger, as_released=as_released)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Standardise:
+        as_released = is_as_left(self)
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
-        self._released_on(_LEDGERS.get(self))  # moving or converting replaces the buffers
+        self._released_on(_LEDGERS.get(self), as_released=as_released)  # moving or converting replaces the buffers
         return self
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Standardise:
         twin = type(self).__new__(type(self))
         memo[id(self)] = twin
         twin.__dict__.update(copy.deepcopy(self.__dict__, memo))
-        twin._released_on(_LEDGERS.get(self))
+        twin._released_on(_LEDGERS.get(self), as_released=False)  # equal values are known already
         return twin

@@ -1,5 +1,6 @@
 """Limits on epsilon hold whatever other callbacks do, and whatever was trained before."""
 
+import copy
 import json
 
 import pytest
@@ -169,3 +170,13 @@ def test_fit_cannot_be_called_while_the_model_trains(make_model, make_data):
     assert model.ledger.total == 1
     model.fit(poisson_loader(data, batch_size=16))
     assert model.ledger.total == 5
+
+
+def test_a_copied_guard_counts_for_itself(make_model, make_data):
+    first, loader = guard(), poisson_loader(make_data(), batch_size=16)
+    model = _noisy(make_model)
+    model.fit(loader, epochs=1, callbacks=[first])
+    second = copy.deepcopy(first)
+    model.fit(loader, epochs=2, callbacks=[second])
+    assert first.filter.ledger.total == 4
+    assert second.filter.ledger.total >= model.ledger.total == 12

@@ -1,5 +1,7 @@
 import math
+import threading
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -15,6 +17,7 @@ from dpmodel import (
     poisson_loader,
 )
 from dpmodel.training.step import MAX_BROKEN_STEPS
+from mechanisms.clipping import Fixed
 from monitors.errors import (
     MonitorMismatchError,
     NonFiniteGradientsError,
@@ -461,3 +464,28 @@ def test_a_bound_that_one_model_learned_reaches_no_other(make_model, loader):
     assert first.clip_mech is clip
     assert first.clip_mech.norm_bound != 1.0
     assert second.clip_mech.norm_bound == 1.0
+
+
+class Dithered(Fixed):
+    """Draws from a generator of the user."""
+
+    def __init__(self):
+        super().__init__()
+        self.generator = np.random.default_rng(3)
+
+
+class Locked(Fixed):
+    def __init__(self):
+        super().__init__()
+        self.lock = threading.Lock()
+
+
+def test_a_copied_clip_mechanism_draws_numbers_of_its_own(make_model):
+    clip = Dithered()
+    first, second = make_model(clip_mech=clip).clip_mech, make_model(clip_mech=clip).clip_mech
+    assert first is clip
+    assert first.generator.random() != second.generator.random()
+    locked = Locked()
+    make_model(clip_mech=locked)
+    with pytest.raises(ValueError, match="make a new one for each model"):
+        make_model(clip_mech=locked)

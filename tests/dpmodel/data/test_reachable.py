@@ -98,3 +98,20 @@ def test_objects_of_a_class_that_cannot_be_hashed_are_searched():
     found = reachable([odd, after])
     assert any(value is inside for value in found)
     assert any(value is after for value in found)
+
+
+features = random.Random(1)
+table = random.Random(2)
+
+
+class _Named:
+    features = None
+
+    def forward(self):
+        return self.features, [table for _ in range(2)]
+
+
+def test_attributes_are_no_globals_of_the_same_name():
+    found = reachable(_Named())
+    assert table in found
+    assert features not in found

@@ -18,8 +18,9 @@ from dpmodel import DPModel, NoiseMechanismsFactory
 from dpmodel.callbacks import Silence
 from dpmodel.prediction import Answer, BudgetExhausted, ConvexHead, DPLogits
 from dpmodel.prediction.clipped_logits import clipped_logits
+from dpmodel.statistics import Standardise
 from mechanisms.sums.vector_sum import grid_for
-from monitors import GaussianEvent
+from monitors import GaussianEvent, Ledger
 from monitors.errors import DataError, UnprotectedUpdateError
 
 from .fixed_network import Fixed
@@ -364,3 +365,42 @@ def test_loaded_weights_of_a_convex_head_have_no_sensitivity():
     other = ConvexHead(2, 3, regularization=100.0).fit(x, y)
     other.load_state_dict(head.state_dict())
     assert math.isinf(other.logit_sensitivity)
+
+
+@pytest.mark.parametrize("options", [{"noisy": False}, {"seed": 7}])
+def test_frozen_values_of_a_training_without_guarantee_are_not_free(ledger, options):
+    other = trained(nn.Sequential(nn.Linear(4, 3), nn.Linear(3, 3)), **options).network
+    network = trained(nn.Sequential(nn.Linear(4, 3).requires_grad_(False), nn.Linear(3, 3))).network
+    assert DPLogits(network).why_free is not None
+    network[0].load_state_dict(other[0].state_dict())
+    assert DPLogits(network, ledger=ledger).why_free is None
+
+
+def test_private_statistics_stay_free_when_they_move_but_not_when_they_change(ledger):
+    network = nn.Sequential(Standardise(torch.zeros(4), torch.ones(4), ledger=Ledger().record(GaussianEvent(5.0))))
+    network.append(nn.Linear(4, 3))
+    trained(network)
+    assert DPLogits(network.to("cpu")).why_free is not None
+    network[0].mean.add_(0.37)
+    assert DPLogits(network.to("cpu"), ledger=ledger).why_free is None
+
+
+class _Keeps(nn.Linear):
+    def forward(self, x):
+        self.latest = super().forward(x)
+        return self.latest
+
+
+def test_a_network_that_keeps_its_latest_result_goes_on_answering():
+    private = DPLogits(trained(_Keeps(4, 3)).network)
+    for _ in range(3):
+        private.query(torch.randn(2, 4))
+
+
+def test_what_cannot_be_compared_is_not_free_and_does_not_disturb_the_training(ledger):
+    network = nn.Linear(4, 3)
+    network.names = np.array([lambda x: x], dtype=object)
+    assert DPLogits(trained(network).network, ledger=ledger).why_free is None
+    quantised = trained().network
+    quantised.register_buffer("table", torch.quantize_per_tensor(torch.randn(5, 4), 0.1, 0, torch.qint8))
+    assert DPLogits(quantised, ledger=ledger).why_free is None
