@@ -80,9 +80,14 @@ _READS_A_GLOBAL = frozenset({"LOAD_GLOBAL", "LOAD_NAME", "LOAD_FROM_DICT_OR_GLOB
 #: Folders of installed packages: their functions and class bodies hold nothing of the user's.
 _INSTALLED = frozenset({"site-packages", "dist-packages"})
 
+#: This library's packages, wherever they are installed: their globals know of all trainings of the process.
+_OWN = frozenset({"dpmodel", "mechanisms", "monitors"})
+
 
 @functools.cache
 def _is_library(module_name: str) -> bool:
+    if module_name.partition(".")[0] in _OWN:
+        return True
     module = sys.modules.get(module_name)
     path = getattr(module, "__file__", None)
     if path is None:

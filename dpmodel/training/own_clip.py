@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import copy
+from weakref import WeakSet
 
 from dpmodel.data.generators import secret_seed
 from dpmodel.data.reachable import reachable
 from mechanisms.clipping import ClipMechanism
 from mechanisms.engines.state.generators import kind_of
+
+#: Mechanisms that models use.
+_USED: WeakSet[ClipMechanism] = WeakSet()
 
 
 def own_clip(clip_mech: ClipMechanism) -> ClipMechanism:
@@ -18,7 +22,8 @@ def own_clip(clip_mech: ClipMechanism) -> ClipMechanism:
     Raises:
         ValueError: It cannot be copied.
     """
-    if not clip_mech.started:
+    if clip_mech not in _USED:
+        _USED.add(clip_mech)
         return clip_mech
     try:
         copied = copy.deepcopy(clip_mech)
@@ -31,4 +36,5 @@ def own_clip(clip_mech: ClipMechanism) -> ClipMechanism:
         kind = kind_of(held)
         if kind is not None:
             kind.seed(held, secret_seed())
+    _USED.add(copied)
     return copied

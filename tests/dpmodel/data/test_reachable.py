@@ -4,9 +4,13 @@ import random
 import pytest
 import torch
 from torch.utils.data import ConcatDataset, Subset
+from torch.utils.weak import WeakTensorKeyDictionary
 from torchvision.transforms import Compose
 
+from dpmodel.claims.claim import Claim
 from dpmodel.data.reachable import MAX_OBJECTS, reachable
+from dpmodel.statistics import Standardise
+from monitors import Ledger
 
 AT_MODULE_LEVEL = random.Random(0)
 
@@ -115,3 +119,8 @@ def test_attributes_are_no_globals_of_the_same_name():
     found = reachable(_Named())
     assert table in found
     assert features not in found
+
+
+def test_what_this_library_knows_of_other_trainings_is_not_reached():
+    network = Standardise(torch.zeros(2), torch.ones(2), ledger=Ledger())
+    assert not [value for value in reachable(network) if isinstance(value, (Claim, WeakTensorKeyDictionary))]
