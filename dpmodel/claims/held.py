@@ -66,7 +66,7 @@ def held_by(*holders: Any) -> Held:
 
     Example:
         >>> encoder = nn.Linear(3, 3)
-        >>> len(held_by(lambda x: encoder(x)).tensors)
+        >>> len(held_by(lambda x, encoder=encoder: encoder(x)).tensors)
         2
     """
     found = Held()

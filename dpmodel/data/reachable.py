@@ -84,9 +84,13 @@ _INSTALLED = frozenset({"site-packages", "dist-packages"})
 _OWN = frozenset({"dpmodel", "mechanisms", "monitors"})
 
 
+def _is_own(module_name: str) -> bool:
+    return module_name.partition(".")[0] in _OWN
+
+
 @functools.cache
 def _is_library(module_name: str) -> bool:
-    if module_name.partition(".")[0] in _OWN:
+    if _is_own(module_name):
         return True
     module = sys.modules.get(module_name)
     path = getattr(module, "__file__", None)
@@ -175,7 +179,8 @@ def _names_of_slots(kind: type) -> tuple[str, ...]:
 
 def _of_function(function: types.FunctionType) -> Iterator[Any]:
     home = function.__globals__.get("__name__")  # functools.wraps copies the name of another module
-    if isinstance(home, str) and _is_library(home):
+    own = isinstance(home, str) and _is_own(home)
+    if isinstance(home, str) and _is_library(home) and not own:
         return
     for cell in function.__closure__ or ():
         try:
@@ -183,6 +188,8 @@ def _of_function(function: types.FunctionType) -> Iterator[Any]:
         except ValueError:  # an empty cell
             continue
     yield from (function.__defaults__, function.__kwdefaults__, function.__dict__)
+    if own:
+        return
     names = _names_in(function.__code__)
     for name in _globals_in(function.__code__):
         value = function.__globals__.get(name)
