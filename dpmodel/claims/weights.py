@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any
-from weakref import WeakKeyDictionary
+from weakref import WeakKeyDictionary, WeakSet
 
 import numpy as np
 from torch import Tensor, nn
@@ -62,7 +62,7 @@ _TRAINED = WeakTensorKeyDictionary()
 _LAYERS: WeakKeyDictionary[nn.Module, _Trained] = WeakKeyDictionary()
 
 #: Digests of all values, frozen ones and buffers included, of the networks that trainings have left, and their claims.
-_LEFT: dict[int, tuple[Claim, ...]] = {}
+_LEFT: dict[int, WeakSet[Claim]] = {}
 
 
 def record_training(network: nn.Module, claim: Claim, optimizer: Optimizer | None = None) -> None:
@@ -110,10 +110,9 @@ def record_statistics(module: nn.Module, ledger: Ledger, *, as_released: bool = 
 
 def is_as_left(network: nn.Module) -> bool:
     """Whether each tensor and array of ``network`` has values that trainings with a guarantee, or statistics, left."""
-    found = [None if digest is None else _LEFT.get(digest) for digest in _digests_of(network)]
-    claims = {claim.current for known in found for claim in known or ()}
-    sound = {claim for claim in claims if without_guarantee(claim.ledger) is None}
-    return all(known and any(claim.current in sound for claim in known) for known in found)
+    known = [_claims_of_value(found) for found in _digests_of(network)]
+    sound = {claim for claim in set[Claim]().union(*known) if without_guarantee(claim.ledger) is None}
+    return all(claims & sound for claims in known)
 
 
 def claims_of(network: nn.Module, optimizer: Optimizer | None = None, *others: Any) -> list[Claim]:
@@ -208,10 +207,14 @@ def _state_of(network: nn.Module, *others: Any) -> _State:
     return tuple(state), digest(tensors.values())
 
 
+def _claims_of_value(found: int | None) -> set[Claim]:
+    return set() if found is None else {claim.current for claim in _LEFT.get(found, ())}
+
+
 def _keep_digests(network: nn.Module, claim: Claim) -> None:
     for found in _digests_of(network):
         if found is not None:
-            _LEFT[found] = tuple({*_LEFT.get(found, ()), claim})
+            _LEFT.setdefault(found, WeakSet()).add(claim)
 
 
 def _digests_of(network: nn.Module) -> list[int | None]:

@@ -1,14 +1,17 @@
 """The ledger follows the weights into every model that holds them."""
 
 import copy
+import gc
 import math
 import pickle
+import weakref
 
 import pytest
 import torch
 from torch import nn
 
 from dpmodel import Callback, DPModel
+from dpmodel.callbacks import Silence
 from dpmodel.claims.claim import NOT_CONTAINED, Claim
 from mechanisms import Gaussian
 from monitors import GaussianEvent, Ledger
@@ -334,3 +337,12 @@ def test_a_lazy_network_is_taken_after_a_private_training_in_the_same_process(ma
     trained = make_model()
     trained.fit(loader)
     assert len(make_model(nn.LazyLinear(3)).ledger) == 0
+
+
+def test_a_training_leaves_nothing_alive_but_digests(make_model, loader):
+    model = make_model()
+    model.fit(loader, callbacks=Silence())
+    left = weakref.ref(model.claim), weakref.ref(model.ledger)
+    del model
+    gc.collect()
+    assert [one() for one in left] == [None, None]

@@ -62,7 +62,6 @@ def test_a_bank_of_public_examples_is_trained_with(make_model):
         (torch.eye(9), torch.eye(9)),
         (torch.randn(32, WIDTH), torch.randn(32, WIDTH).to(torch.float8_e4m3fn)),
         (torch.randn(32, WIDTH), torch.randn(32, WIDTH).to_sparse()),
-        (torch.randn(32, WIDTH), torch.quantize_per_tensor(torch.randn(32, WIDTH), 0.1, 0, torch.qint8)),
     ],
 )
 def test_public_tables_are_accepted(x, bank):
