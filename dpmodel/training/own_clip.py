@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import copy
-from weakref import WeakSet
+from weakref import WeakValueDictionary
 
 from dpmodel.data.generators import secret_seed
 from dpmodel.data.reachable import reachable
 from mechanisms.clipping import ClipMechanism
 from mechanisms.engines.state.generators import kind_of
 
-#: Mechanisms that models use.
-_USED: WeakSet[ClipMechanism] = WeakSet()
+#: Mechanisms that models use, by identity: those of a user may compare by value, and have no hash.
+_USED: WeakValueDictionary[int, ClipMechanism] = WeakValueDictionary()
 
 
 def own_clip(clip_mech: ClipMechanism) -> ClipMechanism:
@@ -22,8 +22,8 @@ def own_clip(clip_mech: ClipMechanism) -> ClipMechanism:
     Raises:
         ValueError: It cannot be copied.
     """
-    if clip_mech not in _USED:
-        _USED.add(clip_mech)
+    if _USED.get(id(clip_mech)) is not clip_mech:
+        _USED[id(clip_mech)] = clip_mech
         return clip_mech
     try:
         copied = copy.deepcopy(clip_mech)
@@ -36,5 +36,5 @@ def own_clip(clip_mech: ClipMechanism) -> ClipMechanism:
         kind = kind_of(held)
         if kind is not None:
             kind.seed(held, secret_seed())
-    _USED.add(copied)
+    _USED[id(copied)] = copied
     return copied

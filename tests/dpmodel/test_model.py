@@ -1,5 +1,6 @@
 import math
 import threading
+from dataclasses import dataclass
 
 import numpy as np
 import pytest
@@ -478,6 +479,23 @@ class Locked(Fixed):
     def __init__(self):
         super().__init__()
         self.lock = threading.Lock()
+
+
+@dataclass
+class ByValue(Fixed):
+    """Has no hash, since it is compared by value."""
+
+    strength: float = 1.0
+
+    def __post_init__(self):
+        super().__init__()
+
+
+def test_equal_clip_mechanisms_are_different_ones(make_model):
+    one, equal = ByValue(), ByValue()
+    assert make_model(clip_mech=one).clip_mech is one
+    assert make_model(clip_mech=equal).clip_mech is equal
+    assert make_model(clip_mech=one).clip_mech is not one
 
 
 def test_a_copied_clip_mechanism_draws_numbers_of_its_own(make_model):
