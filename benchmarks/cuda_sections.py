@@ -172,7 +172,7 @@ def noise_section(task: Task) -> None:
     for size in NOISE_SIZES:
         size = size // 1000 if task.quick else size
         vector = torch.zeros(size, device=task.device)
-        summed = ClippedSum(vector, torch.zeros(0, 1), 1.0, 1.0, 0.0, 0)
+        summed = ClippedSum(vector, torch.zeros(0, 1), 1.0, 1.0)
         ways: dict[str, Callable[[], object]] = {
             "ours": partial(mechanism.add, summed, 0),
             "randn": lambda: vector.add_(torch.randn(len(vector), device=vector.device)),  # noqa: B023 - used here

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from mechanisms.engines.base import ClippedSum
+from mechanisms.engines.tally import Tally
 from mechanisms.noise import NoiseMechanism
 from mechanisms.normal_noise import stated_multiplier
 from mechanisms.rng import SecureGenerator
@@ -207,8 +208,7 @@ class _Trial:
             norms=(units.unsqueeze(1) * draw.norm_bound).to(self.like),
             sensitivity=factor * draw.norm_bound,
             norm_bound=draw.norm_bound,
-            loss=random,
-            rejected=0,
+            tally=Tally.of(random),
         )
         try:
             noisy = twin.add(summed, draw.step)

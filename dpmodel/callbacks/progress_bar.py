@@ -108,9 +108,9 @@ class ProgressBar(Callback):
             return
         wide = _is_wide(self._bar.console)
         parts = [f"epoch {run.epoch}/{run.epochs}"] if wide else []
-        # The loss of an empty draw is not a number.
-        if run.loss is not None and not math.isnan(run.loss):
-            self._loss = f"loss {run.loss:.3f}"
+        loss = run.recent_loss
+        if loss is not None and not math.isnan(loss):  # that of an empty draw is not a number
+            self._loss = f"loss {loss:.3f}"
         parts += [self._loss] if self._loss else []
         parts += _metric_texts(run)
         parts += self._epsilon.parts(run, with_delta=wide)

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from dpmodel.distributed.ranks import ALONE, Ranks
 from dpmodel.training.interrupt import SIGNALS
+from mechanisms.engines.tally import Tally
 from monitors.errors import DistributedError
 
 if TYPE_CHECKING:
@@ -129,7 +130,7 @@ class GroupRanks(Ranks):
             norms = torch.cat(self._joined(summed.norms, [int(part[3]) for part in parts]))
             self._reduce(summed.flat_grad)
         drawn, loss, rejected, _ = (sum(column) for column in zip(*(part[:4] for part in parts), strict=True))
-        return replace(summed, norms=norms, loss=loss / drawn if drawn else float("nan"), rejected=int(rejected))
+        return replace(summed, norms=norms, tally=Tally.of(loss / drawn if drawn else float("nan"), int(rejected)))
 
     def released(self, release: Callable[[], Tensor], summed: ClippedSum) -> Tensor:
         """The noisy sum of rank 0 on all ranks."""

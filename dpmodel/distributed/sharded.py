@@ -22,6 +22,7 @@ from mechanisms.engines.base import ClippedSum, bounded_factors
 from mechanisms.engines.batch import Batch, all_tensors, call_network
 from mechanisms.engines.losses import ExampleLosses, LossFunction
 from mechanisms.engines.precision import require_full_products
+from mechanisms.engines.tally import Tally
 from mechanisms.noise import ScheduledGaussian
 from monitors.errors import UnprotectedUpdateError, UnsupportedModuleError
 from monitors.ledger import Ledger
@@ -152,7 +153,7 @@ class ShardedStep:
         found = torch.cat(norms)
         rejected = int((~torch.isfinite(found).all(dim=1)).sum())
         loss = loss_sum / batch.size if batch.size else float("nan")
-        return ClippedSum(total, found, clip.norm_bound, clip.norm_bound, loss, rejected)
+        return ClippedSum(total, found, clip.norm_bound, clip.norm_bound, Tally.of(loss, rejected))
 
     def _backward(self, one: Batch) -> float:
         """Leave this rank's shard of the gradient of one example in ``grad``; the loss."""

@@ -15,6 +15,8 @@ from dpmodel.claims.claim import FRESH_WEIGHTS
 from dpmodel.claims.snapshot import COPIED_BYTES, Snapshot, digest
 from dpmodel.claims.structure import Places, Structure
 from dpmodel.preflight.refusal import HAS_READ, MOST_LISTED, listed, say_also
+from mechanisms.engines.batch import costs_a_wait
+from mechanisms.engines.host_copy import HostCopy
 from mechanisms.engines.parameters import trainable_parameters
 from monitors.errors import DataError, UnprotectedUpdateError
 
@@ -44,6 +46,9 @@ class UpdateGuard:
     ``violated`` before the error is raised, whether or not the error is caught. Modules, hooks and gradients are
     compared too. Values of an earlier step are accepted.
 
+    On a GPU, the result of a comparison that is made before the passes is read after them, and that of one made after
+    the passes, in the next step, always before a release: so the host does not wait for the GPU.
+
     Args:
         network: The network that is trained.
         optimizer: Its optimizer.
@@ -71,6 +76,8 @@ class UpdateGuard:
         self._whole = 0  # the last step at which every entry was compared
         self._done: int | None = None  # protected steps of the model; None before the first of this training
         self._earlier: dict[int, None] = {}
+        self._ahead = any(map(costs_a_wait, self.parameters.values()))  # whether the host runs ahead of the device
+        self._unread: list[tuple[int | None, HostCopy]] = []  # comparisons, with the step whose passes they follow
         self._trained = Snapshot(self.parameters)
         self._state = Snapshot(self._optimizer_state(), partly=False)
         held = sum(value.numel() * value.element_size() for value in self.parameters.values())
@@ -96,7 +103,9 @@ class UpdateGuard:
             UnprotectedUpdateError: There is a gradient, an update or a parameter that dpmodel did not make; names it.
         """
         self._require_sound()
-        self._require_same_values(values=self._compared_in_full, thorough=self._due)
+        self._require_same_values(values=self._compared_in_full and not self._ahead, thorough=self._due)
+        if self._ahead:
+            self._compare_later(None, self._state, *((self._trained, self._fixed) if self._compared_in_full else ()))
         self._require_untouched()
 
     @contextmanager
@@ -119,7 +128,8 @@ class UpdateGuard:
         except BaseException:
             self._put_back(self._changed_tensors())
             raise
-        changed = self._changed_tensors(thorough=self._due)
+        self._read_comparisons()
+        changed = self._changed_tensors(values=not self._ahead, thorough=self._due)
         if changed or written:
             found = f"the forward pass changed {listed(map(repr, changed or dict.fromkeys(written)))}"
             # A write without a trace may be from a callback, or from an earlier pass that was not compared in full.
@@ -130,6 +140,8 @@ class UpdateGuard:
                 "weights. Use a layer that keeps no statistics of the data. "
                 + (f"The values were restored. {HAS_READ}" if harmless else self._record(found, self._verified(step)))
             )
+        if self._ahead:
+            self._compare_later(step, self._trained, self._fixed)
         self._require_untouched()
         if self._due:
             self._whole, self._due = step, False
@@ -184,7 +196,7 @@ class UpdateGuard:
             UnprotectedUpdateError: As in ``check``.
         """
         self._require_sound()
-        self._require_same_values(thorough=True)
+        self._require_all_same()
         self._remember()
 
     @contextmanager
@@ -195,6 +207,7 @@ class UpdateGuard:
             UnprotectedUpdateError: Something was changed before the block.
         """
         self._require_sound()
+        self._read_comparisons()
         self._require_same_values()
         yield
         self._take_fixed()
@@ -213,10 +226,10 @@ class UpdateGuard:
             yield
         except BaseException:
             with suppress(UnprotectedUpdateError):  # the first failure is raised; the ledger has the rest
-                self._require_same_values(thorough=True)
+                self._require_all_same()
             raise
         self._require_sound()
-        self._require_same_values(thorough=True)
+        self._require_all_same()
 
     def stepped(self, optimizer: Optimizer) -> None:
         """Call after each step of any optimizer."""
@@ -243,6 +256,34 @@ class UpdateGuard:
             f"{found} (by an optimizer.step() or load_state_dict() outside of dpmodel, or a replaced or added layer?). "
             f"{_DECLARE}. {consequence}".rstrip(". ")
         )
+
+    def _require_all_same(self) -> None:
+        self._read_comparisons()
+        self._require_same_values(thorough=True)
+
+    def _compare_later(self, step: int | None, *snapshots: Snapshot) -> None:
+        """Queue comparisons of values; ``step``: that of the passes before them, None if they come before a step."""
+        self._unread += [(step, each) for snapshot in snapshots for each in snapshot.comparisons()]
+
+    def _read_comparisons(self) -> None:
+        """Read the comparisons that are still on their way.
+
+        Raises:
+            UnprotectedUpdateError: One of them found a change.
+        """
+        unread, self._unread = self._unread, []
+        differing = [step for step, same in unread if not all(same.read())]
+        late = [step for step in differing if step is not None]
+        if late:
+            found = f"values of parameters or buffers changed during the passes of step {late[0]}"
+            released = self._done is not None and self._reason is None
+            consequence = self._record(found, self._verified(late[0])) if released else ""
+            raise UnprotectedUpdateError(
+                f"{found}, past torch (by .data or NumPy?): what they keep of the data has no noise and is not "
+                f"accounted for. {consequence}".rstrip(". ")
+            )
+        if differing:
+            self._require_same_values(thorough=True)
 
     def _require_untouched(self) -> None:
         """Compare structure and gradients; call it after the tensors were compared."""
@@ -271,7 +312,8 @@ class UpdateGuard:
     def _changed(self, *, values: bool = True, thorough: bool = False) -> list[str]:
         """Names of tensors that were replaced or have changed since the last protected update."""
         state = self._optimizer_state()
-        moved = [name for name in self._state.changed(state, thorough=thorough) if name in state]
+        changed = self._state.changed(state, values=values or not self._ahead, thorough=thorough)
+        moved = [name for name in changed if name in state]
         # A state that was removed or set to zero holds nothing of the data.
         found = [name for name in moved if bool(state[name].any())]
         return self._changed_tensors(values=values, thorough=thorough) + found

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -25,6 +26,7 @@ from dpmodel.training.randomness import TorchGenerators
 from dpmodel.training.run import Run
 from dpmodel.training.step import PrivateStep
 from mechanisms.engines.batch import Batch, map_tensors
+from mechanisms.engines.tally import Tally
 from monitors import checks
 from monitors.errors import NonFiniteGradientsError
 
@@ -50,13 +52,31 @@ class EpochProgress:
     """The finished part of an epoch.
 
     Args:
-        losses: Training loss of each step so far; NaN if no example was drawn.
         seconds: Time that earlier processes spent on it.
     """
 
-    losses: list[float] = field(default_factory=list)
     seconds: float = 0.0
     started: float = field(default_factory=time.perf_counter)
+    _losses: list[float] = field(default_factory=list, init=False)
+    _tallies: deque[Tally] = field(default_factory=deque, init=False)  # of later steps
+
+    @property
+    def losses(self) -> list[float]:
+        """Training loss of each step so far; NaN if no example was drawn. On a GPU, the host waits for the last one."""
+        while self._tallies:
+            self._losses.append(self._tallies.popleft().loss)
+        return self._losses
+
+    @property
+    def has_steps(self) -> bool:
+        """Whether a step was done."""
+        return bool(self._losses or self._tallies)
+
+    def add(self, tally: Tally) -> None:
+        """Add a step."""
+        self._tallies.append(tally)
+        while self._tallies and not self._tallies[0].is_late:
+            self._losses.append(self._tallies.popleft().loss)
 
     def seconds_so_far(self) -> float:
         """Time spent on the epoch, in all processes."""
@@ -170,12 +190,12 @@ class TrainingLoop:
 
     def _epoch(self) -> None:
         run = self.run
-        if not (self._steps_left() or self.progress.losses):
+        if not (self._steps_left() or self.progress.has_steps):
             return
         self.progress.started = time.perf_counter()
         self.listeners.notify("on_train_epoch_begin", run)
         self._steps()
-        if not self.progress.losses:
+        if not self.progress.has_steps:
             return
         self._settle()
         state_weights(run)
@@ -227,9 +247,9 @@ class TrainingLoop:
         self._in_step = True
         run.history.record_norm_bound(run.step, run.norm_bound)
         with self.releases.step():
-            run.loss = self.step(batch, run.step)
-        run.advance()
-        self.progress.losses.append(run.loss)
+            tally = self.step(batch, run.step)
+        run.advance(tally)
+        self.progress.add(tally)
         self._in_step = False
         self._announce_limit()
         self._announce_left_out()
@@ -246,6 +266,7 @@ class TrainingLoop:
         return read
 
     def _settle(self) -> None:
+        self.step.settle()
         self.step.guard.settle()
         broken = not_finite(self.step.guard.parameters)
         if broken:

@@ -13,6 +13,7 @@ from dpmodel.distributed.ranks import ALONE, Ranks
 from dpmodel.runs.report.accesses import run_accesses
 from dpmodel.runs.report.subject import ReportSubject
 from dpmodel.training.history import History
+from mechanisms.engines.tally import Tally
 from monitors.accountant import DEFAULT_DELTA, MOST_ROWS, LedgerFollower, Tracker
 from monitors.spent import resolve_accountant
 
@@ -79,7 +80,8 @@ class Run:
         self.first_step = plan.first_step
         self.step = plan.first_step
         self.epoch = 1
-        self._loss: float | None = None
+        self._tally: Tally | None = None
+        self._tally_before: Tally | None = None
         self._guard: UpdateGuard | None = None
         self._follower: LedgerFollower | None = None
         self._when_violated: list[Callable[[], None]] = []
@@ -104,15 +106,19 @@ class Run:
     def loss(self) -> float | None:
         """Mean training loss of the last drawn batch, None before the first, NaN for an empty one; not private.
 
-        If a callback reads it, and a callback then or later changes the optimizer, the noise or the clipping, the
-        ledger gets a note.
+        On a GPU, the host waits for it; see ``recent_loss``. If a callback reads it, and a callback then or later
+        changes the optimizer, the noise or the clipping, the ledger gets a note.
         """
         private_value_read("the training loss")
-        return self._loss
+        return None if self._tally is None else self._tally.loss
 
-    @loss.setter
-    def loss(self, loss: float | None) -> None:
-        self._loss = loss
+    @property
+    def recent_loss(self) -> float | None:
+        """``loss``, or that of the step before if a GPU has not sent it yet; the host does not wait."""
+        private_value_read("the training loss")
+        late = self._tally is not None and self._tally.is_late
+        tally = self._tally_before if late else self._tally
+        return None if tally is None else tally.loss
 
     @property
     def network(self) -> nn.Module:
@@ -175,7 +181,7 @@ class Run:
             "planned_steps": self.planned_steps,
             "step": self.step,
             "epoch": self.epoch,
-            "loss": self._loss,
+            "loss": None if self._tally is None else self._tally.loss,
             "metrics": self.metrics,
             "history": self.history.to_dict(),
             "statements": self.model.statements,
@@ -188,7 +194,7 @@ class Run:
         """Restore ``state_dict`` in a run that was built with its first step and partition."""
         self.step = self.model.steps_done = state["step"]
         self.epoch = state["epoch"]
-        self._loss = state["loss"]
+        self._tally = None if state["loss"] is None else Tally.of(state["loss"])
         self.metrics = dict(state["metrics"])
         self.history = History.from_dict(state["history"])
         self.model.statements = state["statements"]
@@ -200,8 +206,9 @@ class Run:
             if stream.reproducible and not state["streams"].get(name):
                 raise ValueError(f"the position of the reproducible stream {name!r} is missing")
 
-    def advance(self) -> None:
-        """Count one finished step."""
+    def advance(self, tally: Tally) -> None:
+        """Count one finished step; ``tally`` is that of its batch."""
+        self._tally, self._tally_before = tally, self._tally
         self.step += 1
         self.model.steps_done = self.step
 

@@ -18,6 +18,7 @@ from mechanisms.engines.base import ClippedSum, Engine
 from mechanisms.engines.batch import Batch
 from mechanisms.engines.parameters import FlatLayout
 from mechanisms.engines.power_iterations import PowerIterations
+from mechanisms.engines.tally import Tally
 from monitors import checks
 from monitors.errors import NonFiniteGradientsError, UnprotectedUpdateError
 from monitors.ledger import Ledger
@@ -56,6 +57,7 @@ class PrivateStep:
     ranks: Ranks = ALONE
     broken_steps: int = field(default=0, init=False)
     left_out: int = field(default=0, init=False)  # units without a finite gradient, in all steps; private
+    _unread: ClippedSum | None = field(default=None, init=False)  # of the last step, if its tally is still to be read
     _layout: FlatLayout = field(init=False)
     _additivity: Additivity = field(init=False)
     _sum: Tensor = field(init=False)  # for all steps: allocating the size of a large network is slow
@@ -65,11 +67,13 @@ class PrivateStep:
         self._sum = self._layout.zeros(self._layout.size)
         self._additivity = Additivity(self.network, self.loss_fn, self.engine, self.plan.clip)
 
-    def __call__(self, batch: Batch, step: int) -> float:
+    def __call__(self, batch: Batch, step: int) -> Tally:
         """Do step ``step`` on ``batch`` (possibly empty: a noise-only step).
 
+        On a GPU, the host does not wait for the tally, which it reads before the release of the next step.
+
         Returns:
-            Mean training loss of the batch, not private; NaN for an empty batch.
+            The tally of the batch, not private.
 
         Raises:
             UnprotectedUpdateError: Something un-noised could reach the optimizer. If it may have reached released
@@ -89,6 +93,7 @@ class PrivateStep:
                     self.ledger.add_note(self.not_compared)
                 summed = self.engine.clipped_sum(self.network, self.loss_fn, batch, plan.clip, self._sum)
             self._require_accounted(summed)
+            self.settle()  # of the step before: its tally has arrived while the GPU computes this sum
             event = plan.event(step)
             if self.ranks.size > 1:  # a callback may have changed the noise on one rank
                 self.ranks.same("the release of the step", repr(event))
@@ -97,11 +102,27 @@ class PrivateStep:
             noisy = self.ranks.released(lambda: plan.noise.add(summed, step), summed)
         self._descend(noisy.div_(plan.unit.expected_units), step)
         self._update_bound(summed, step)
-        self._watch(summed)
-        return summed.loss
+        self._unread = summed
+        if not summed.tally.is_late:
+            self.settle()
+        return summed.tally
+
+    def settle(self) -> None:
+        """Count what the last step left out, if that is not done yet.
+
+        Raises:
+            NonFiniteGradientsError: As above.
+        """
+        self._count()
+        if self.broken_steps >= MAX_BROKEN_STEPS:
+            raise NonFiniteGradientsError(
+                f"at least half of the gradients were NaN or infinite in {self.broken_steps} steps in a row; they were "
+                "left out, and those steps are charged. Lower the learning rate or the norm bound, or check the data"
+            )
 
     def state_dict(self) -> dict[str, Any]:
         """The counters that a resumed training continues."""
+        self._count()
         return {"broken_steps": self.broken_steps}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -151,12 +172,10 @@ class PrivateStep:
                 f"{accounted:g}; the step was not taken"
             )
 
-    def _watch(self, summed: ClippedSum) -> None:
+    def _count(self) -> None:
+        summed, self._unread = self._unread, None
+        if summed is None:
+            return
         self.left_out += summed.rejected
         broken = 2 * summed.rejected >= max(1, summed.norms.shape[0]) and summed.rejected > 0
         self.broken_steps = self.broken_steps + 1 if broken else 0
-        if self.broken_steps >= MAX_BROKEN_STEPS:
-            raise NonFiniteGradientsError(
-                f"at least half of the gradients were NaN or infinite in {self.broken_steps} steps in a row; they were "
-                "left out, and those steps are charged. Lower the learning rate or the norm bound, or check the data"
-            )

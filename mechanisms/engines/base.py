@@ -6,7 +6,7 @@ import math
 import threading
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar
 
 import torch
@@ -24,6 +24,7 @@ from mechanisms.engines.probing import preserve_state
 from mechanisms.engines.slices import slices
 from mechanisms.engines.state.pass_boundary import PassBoundary
 from mechanisms.engines.state.python_state import PythonState
+from mechanisms.engines.tally import Tally
 from mechanisms.units import ClippedUnit
 from monitors import checks
 from monitors.errors import UnprotectedUpdateError
@@ -49,16 +50,24 @@ class ClippedSum:
         norms: Norms before clipping, shape (units, blocks); NaN or infinite for a unit that was left out; private.
         sensitivity: L2 sensitivity to adding or removing one example.
         norm_bound: The clip mechanism's current bound, which scales the noise.
-        loss: Mean loss of the drawn examples (NaN for none); private.
-        rejected: Units left out because their gradient was not finite; private.
+        tally: The loss, and the units that were left out; private. Default: no example, and none.
     """
 
     flat_grad: Tensor
     norms: Tensor
     sensitivity: float
     norm_bound: float
-    loss: float
-    rejected: int
+    tally: Tally = field(default_factory=Tally.of)
+
+    @property
+    def loss(self) -> float:
+        """Mean loss of the drawn examples (NaN for none); private."""
+        return self.tally.loss
+
+    @property
+    def rejected(self) -> int:
+        """Units left out because their gradient was not finite; private."""
+        return self.tally.rejected
 
 
 @dataclass(frozen=True)
@@ -67,24 +76,11 @@ class PartialSum:
 
     Args:
         norms: Norms before clipping, shape (units, blocks). Those of fillers come last; they may be missing.
-        tally: See ``tally``; made before the sum, so that the host need not wait for the sum.
+        counts: See ``counts``; made before the sum, so that the host need not wait for the sum.
     """
 
     norms: Tensor
-    tally: HostCopy
-
-
-def tally(norms: Tensor, loss_sum: Tensor, real: Tensor | None = None) -> Tensor:
-    """The sum of the losses, and the numbers of units and of fillers whose gradient is not finite: float64, shape (3,).
-
-    Args:
-        norms: Shape (units, blocks).
-        loss_sum: Sum of the losses, without those of fillers.
-        real: See ``Batch``.
-    """
-    broken = ~torch.isfinite(norms).all(dim=1)
-    units = broken.sum() if real is None else (broken & real).sum()
-    return torch.stack((loss_sum.double(), units.double(), (broken.sum() - units).double()))
+    counts: HostCopy
 
 
 class Engine(ABC):
@@ -102,7 +98,6 @@ class Engine(ABC):
         capacity: Static shapes: the number of rows of each chunk, unless ``physical_batch_size`` is smaller. Fillers of
             weight 0 make up for missing rows, and larger batches take several chunks, so it changes nothing but the
             order of additions. None: chunks have the size of what was drawn.
-        broken_fillers: Number of fillers whose gradient was not finite in the last sum.
     """
 
     name: ClassVar[str]
@@ -123,7 +118,6 @@ class Engine(ABC):
         self.unit = unit
         self.physical_batch_size = physical_batch_size
         self.capacity: int | None = None
-        self.broken_fillers = 0
         self.boundary = PassBoundary(by_value=self.shows_values)
         self._layout: FlatLayout | None = None
         self._state: PythonState | None = None  # in which the network had this layout
@@ -243,22 +237,19 @@ class Engine(ABC):
         layout = self._layout_of(network)
         total = layout.zeros(layout.size) if out is None else out.zero_()
         self._prepare(network, batch)
-        norms, tallies = [], []
+        norms, counts = [], []
         for chunk in self._chunks(batch):
             part = self.partial_sum(network, losses, chunk.made(), clip, layout, total)
             norms.append(part.norms[: chunk.num_units - chunk.fillers])
-            tallies.append(part.tally)
+            counts.append(part.counts)
         if not norms:
             norms.append(layout.zeros(0, max(clip.blocks(layout.names)) + 1))
-        loss_sum, rejected, broken_fillers = map(sum, zip((0.0, 0, 0), *(each.read() for each in tallies), strict=True))
-        self.broken_fillers = int(broken_fillers)
         return ClippedSum(
             flat_grad=total,
             norms=norms[0] if len(norms) == 1 else torch.cat(norms),
             sensitivity=self.unit.sensitivity_factor * clip.norm_bound,
             norm_bound=clip.norm_bound,
-            loss=loss_sum / batch.size if batch.size else float("nan"),
-            rejected=int(rejected),
+            tally=Tally(batch.size, counts),
         )
 
     def _layout_of(self, network: nn.Module) -> FlatLayout:

@@ -30,6 +30,11 @@ class HostCopy:
         else:
             self._values = values.detach().to("cpu", copy=True)
 
+    @property
+    def is_late(self) -> bool:
+        """Whether ``read`` may wait for a GPU."""
+        return self._event is not None
+
     def read(self) -> list[float]:
         """The values."""
         if self._event is not None:

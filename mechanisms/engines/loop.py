@@ -9,12 +9,13 @@ import torch
 from torch import Tensor, nn
 
 from mechanisms.clipping import ClipMechanism, Fixed
-from mechanisms.engines.base import ENGINES, Engine, PartialSum, clip_rows, tally
+from mechanisms.engines.base import ENGINES, Engine, PartialSum, clip_rows
 from mechanisms.engines.batch import Batch, call_network, map_tensors, own_copy
 from mechanisms.engines.host_copy import HostCopy
 from mechanisms.engines.losses import ExampleLosses, LossFunction
 from mechanisms.engines.outputs import has_rows_only
 from mechanisms.engines.parameters import FlatLayout, trainable_parameters
+from mechanisms.engines.tally import counts
 from mechanisms.units import ClippedUnit
 from monitors.errors import UnprotectedUpdateError
 
@@ -63,7 +64,7 @@ class LoopEngine(Engine):
                 loss_sum += self._unit_gradient(network, losses, members, layout, row)
             norms.append(clip_rows(row.unsqueeze(0), clip, layout, total))
         found = torch.cat(norms)
-        return PartialSum(found, HostCopy(tally(found, loss_sum)))
+        return PartialSum(found, HostCopy(counts(found, loss_sum)))
 
     def _unit_gradient(
         self, network: nn.Module, losses: ExampleLosses, members: Batch, layout: FlatLayout, out: Tensor

@@ -9,12 +9,13 @@ from torch import Tensor, nn
 from torch.func import functional_call, grad_and_value, vmap
 
 from mechanisms.clipping import ClipMechanism, Fixed
-from mechanisms.engines.base import ENGINES, Engine, PartialSum, clip_rows, group_rows, tally
+from mechanisms.engines.base import ENGINES, Engine, PartialSum, clip_rows, group_rows
 from mechanisms.engines.batch import Batch, call_network, map_tensors
 from mechanisms.engines.host_copy import HostCopy
 from mechanisms.engines.isolation.isolated import examples_only
 from mechanisms.engines.losses import ExampleLosses, LossFunction
 from mechanisms.engines.parameters import FlatLayout, hooked_parameter, slots, trainable_parameters
+from mechanisms.engines.tally import counts
 from mechanisms.engines.verification import disagreement
 from mechanisms.units import ClippedUnit
 
@@ -68,14 +69,14 @@ class VmapEngine(Engine):
         if not batch.size:  # a chunk of empty groups
             empty = layout.zeros(batch.num_units, layout.size)
             norms = clip_rows(empty, clip, layout, total, batch.real)
-            return PartialSum(norms, HostCopy(tally(norms, layout.zeros(), batch.real)))
+            return PartialSum(norms, HostCopy(counts(norms, layout.zeros(), batch.real)))
         with self.boundary.around(batch):
             with self.boundary.user_code():
                 gradients, values = example_gradients(network, losses, batch)
             norms = clip_rows(group_rows(gradients, batch, self.unit), clip, layout, total, batch.real)
-            counts = HostCopy(tally(norms, batch.loss_sum(values).to(total.dtype), batch.real))
+            found = HostCopy(counts(norms, batch.loss_sum(values).to(total.dtype), batch.real))
             del gradients, values
-        return PartialSum(norms, counts)
+        return PartialSum(norms, found)
 
 
 def example_gradients(network: nn.Module, losses: ExampleLosses, batch: Batch) -> tuple[Tensor, Tensor]:

@@ -57,7 +57,7 @@ def assert_stated_scale(name, options, factor, bound, step, dtype, device):
     noise = NoiseMechanismsFactory.create(name, initial_noise_multiplier=1.3, **options).prepared()
     sensitivity = factor * bound
     zeros = torch.zeros(SIZE, dtype=dtype, device=device)
-    released = noise.add(ClippedSum(zeros, torch.zeros(0, 1), sensitivity, bound, 0.0, 0), step).cpu().numpy()
+    released = noise.add(ClippedSum(zeros, torch.zeros(0, 1), sensitivity, bound), step).cpu().numpy()
     stated = noise.event(step, factor).noise_multiplier * sensitivity
     # of correlated noise, the event states the independent part
     assert_scale(noise.innovations(released[None].astype(np.float64))[0], stated, (name, options, dtype))

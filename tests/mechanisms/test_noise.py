@@ -32,8 +32,6 @@ def clipped(size=4000, norm_bound=1.0, factor=1.0, dtype=torch.float64):
         norms=torch.zeros(0, 1),
         sensitivity=factor * norm_bound,
         norm_bound=norm_bound,
-        loss=0.0,
-        rejected=0,
     )
 
 

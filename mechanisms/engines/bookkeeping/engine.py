@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn.modules import module as torch_modules
 
 from mechanisms.clipping import ClipMechanism
-from mechanisms.engines.base import ENGINES, ONE_AT_A_TIME, ClippedSum, Engine, PartialSum, bounded_factors, tally
+from mechanisms.engines.base import ENGINES, ONE_AT_A_TIME, ClippedSum, Engine, PartialSum, bounded_factors
 from mechanisms.engines.batch import Batch, costs_a_wait
 from mechanisms.engines.bookkeeping.formulas import FormulaBook
 from mechanisms.engines.bookkeeping.graphs import PassGraphs, PassParts, cannot_replay, place_of, shapes_of
@@ -28,6 +28,7 @@ from mechanisms.engines.host_copy import HostCopy
 from mechanisms.engines.losses import ExampleLosses, LossFunction
 from mechanisms.engines.parameters import FlatLayout
 from mechanisms.engines.state.settings import computing_settings
+from mechanisms.engines.tally import counts
 from mechanisms.engines.verification import disagreement
 from mechanisms.engines.vmap import VmapEngine
 from mechanisms.units import ClippedUnit
@@ -107,7 +108,6 @@ class BookKeepingEngine(Engine):
         self._surveys = 0
         self._scratch = Scratch()
         self._fast_chunk: int | None = None
-        self._expects_broken = False
 
     @classmethod
     def refuses(cls, network: nn.Module, loss_fn: LossFunction, unit: ClippedUnit, example: Batch) -> str | None:
@@ -131,18 +131,9 @@ class BookKeepingEngine(Engine):
         clip: ClipMechanism,
         out: Tensor | None = None,
     ) -> ClippedSum:
-        """See ``Engine``. On a CPU, chunks fit its caches, which is faster and changes no number.
-
-        On a GPU, the engine does not wait to learn whether all norms are finite; if one is not, the sum is computed
-        again, and what is not finite is masked from then on.
-        """
+        """See ``Engine``. On a CPU, chunks fit its caches, which is faster and changes no number."""
         with ONE_AT_A_TIME:
-            found = super().clipped_sum(network, loss_fn, batch, clip, out)
-            broken = found.rejected or self.broken_fillers
-            if broken and not self._expects_broken and costs_a_wait(found.flat_grad):
-                self._expects_broken = True  # more non-finite norms will follow
-                found = super().clipped_sum(network, loss_fn, batch, clip, out)
-        return found
+            return super().clipped_sum(network, loss_fn, batch, clip, out)
 
     def _rows_at_once(self, batch: Batch) -> int | None:
         if not batch.size or batch.group_ids is not None:
@@ -206,7 +197,7 @@ class BookKeepingEngine(Engine):
         blocks, like = clip.blocks(layout.names), layout.zeros()
         if not batch.size:  # a chunk of empty groups
             norms = like.new_zeros(batch.num_units, max(blocks) + 1)
-            return PartialSum(norms, HostCopy(tally(norms, like, batch.real)))
+            return PartialSum(norms, HostCopy(counts(norms, like, batch.real)))
         parts = PassParts(
             partial(self._terms_of_pass, network, losses, blocks, layout),
             lambda norms: bounded_factors(norms, clip, layout.size, batch.real),
@@ -219,7 +210,7 @@ class BookKeepingEngine(Engine):
     def _terms_of_pass(
         self, network: nn.Module, losses: ExampleLosses, blocks: list[int], layout: FlatLayout, batch: Batch
     ) -> tuple[tuple[dict[int, Term], Tensor], Tensor, Tensor]:
-        """Terms and norms, the norms again, and the tally; see ``PassParts``."""
+        """Terms and norms, the norms again, and the counts; see ``PassParts``."""
         with self.boundary.user_code():
             recorded = record_forward(network, losses, batch, self._survey, PRECISIONS[self.precision])
         early = EarlyTerms(batch, self.formulas, self._scratch, layout.dtype)
@@ -230,7 +221,7 @@ class BookKeepingEngine(Engine):
         for record in recorded[0].records:
             record.let_go()
         norms = _norms(terms, blocks, layout.zeros(), batch.num_units)
-        return (terms, norms), norms, tally(norms, loss_sum, batch.real)
+        return (terms, norms), norms, counts(norms, loss_sum, batch.real)
 
     def _add(
         self,
@@ -241,25 +232,19 @@ class BookKeepingEngine(Engine):
         factors: Tensor,
     ) -> None:
         terms, norms = found
-        finite = torch.isfinite(norms)
-        if self._must_mask(finite):
-            terms = {position: term.keep(finite.all(dim=1)) for position, term in terms.items()}
+        finite = torch.isfinite(norms).all(dim=1)
+        # A factor of zero does not remove a NaN from a product. On a GPU, the host does not wait to learn of one.
+        if costs_a_wait(finite) or not bool(finite.all()):
+            terms = {position: term.keep(finite) for position, term in terms.items()}
         for position, out in enumerate(total.split(layout.sizes)):
             if position in terms:
                 terms[position].add_to(out, factors[:, blocks[position]])
-
-    def _must_mask(self, finite: Tensor) -> bool:
-        """Whether units that are not finite must be set to zero: a factor of zero does not remove a NaN from a product.
-
-        The test makes the host wait for a GPU. There it is skipped (see ``clipped_sum``).
-        """
-        return self._expects_broken if costs_a_wait(finite) else not bool(finite.all())
 
     def _recording_key(self, batch: Batch, blocks: list[int], total: Tensor) -> tuple[object, ...] | None:
         """All that the kernels of a pass depend on but the values of its tensors; None if passes are not recorded."""
         if self._of_step is None or not self.graphs.records_on(total.device):
             return None
-        return shapes_of(batch), self._expects_broken, total.data_ptr(), *blocks, *self._of_step
+        return shapes_of(batch), total.data_ptr(), *blocks, *self._of_step
 
     def _prepare(self, network: nn.Module, batch: Batch) -> None:
         """Survey the network if its structure, its mode or its trainable parameters have changed."""

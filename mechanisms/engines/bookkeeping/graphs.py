@@ -45,7 +45,7 @@ class PassParts:
     """The parts of a pass.
 
     Args:
-        norms_of: From a batch to the terms of its clipped sum, the norms (units, blocks) and the tally.
+        norms_of: From a batch to the terms of its clipped sum, the norms (units, blocks) and the counts.
         factors_of: From the norms to the clip factors, both (units, blocks). Never recorded.
         add: Adds the clipped sum of the terms, given the factors, to ``total``.
         total: Shape (P,).
@@ -57,9 +57,9 @@ class PassParts:
     total: Tensor
 
     def run(self, batch: Batch) -> tuple[Tensor, HostCopy]:
-        """Run the pass; return the norms and the tally."""
-        terms, norms, tally = self.norms_of(batch)
-        counts = HostCopy(tally)
+        """Run the pass; return the norms and the counts."""
+        terms, norms, found = self.norms_of(batch)
+        counts = HostCopy(found)
         self.add(terms, self.factors_of(norms))
         return norms, counts
 
@@ -76,13 +76,13 @@ class RecordedPass:
 
     def __init__(self, parts: PassParts, batch: Batch, norms: Tensor, record: Record) -> None:
         self._batch, self._factors = batch, torch.zeros_like(norms)
-        self._norms, self._tally = torch.zeros_like(norms), norms.new_zeros(3, dtype=torch.float64)
+        self._norms, self._counts = torch.zeros_like(norms), norms.new_zeros(2, dtype=torch.float64)
         terms: list[Any] = []
 
         def to_norms() -> None:
-            found, norms, tally = parts.norms_of(self._batch)
+            found, norms, counts = parts.norms_of(self._batch)
             self._norms.copy_(norms)
-            self._tally.copy_(tally)
+            self._counts.copy_(counts)
             terms.append(found)
 
         def from_factors() -> None:
@@ -92,11 +92,11 @@ class RecordedPass:
         self._to_norms, self._from_factors = record(to_norms), record(from_factors)
 
     def run(self, parts: PassParts, batch: Batch) -> tuple[Tensor, HostCopy]:
-        """Replay the pass on a batch, with the current factors; return the norms and the tally."""
+        """Replay the pass on a batch, with the current factors; return the norms and the counts."""
         for held, value in zip(_tensors(self._batch), _tensors(batch), strict=True):
             held.copy_(value, non_blocking=True)
         self._to_norms()
-        norms, counts = self._norms.clone(), HostCopy(self._tally)
+        norms, counts = self._norms.clone(), HostCopy(self._counts)
         self._factors.copy_(parts.factors_of(norms))
         self._from_factors()
         return norms, counts
@@ -140,7 +140,7 @@ class PassGraphs:
             boundary: Surrounds each pass that is not a replay.
 
         Returns:
-            The norms (units, blocks) and the tally.
+            The norms (units, blocks) and the counts.
         """
         known = None if key is None else self._kept.get(key)
         if known is not None:
@@ -211,8 +211,8 @@ class PassGraphs:
             return
         total.copy_(before)
         norms, counts = made.run(parts, batch)
-        tallies = (torch.tensor(each.read()) for each in (counts, found[1]))
-        same = _close(total - before, expected - before) and _close(norms, found[0]) and _close(*tallies)
+        both = (torch.tensor(each.read()) for each in (counts, found[1]))
+        same = _close(total - before, expected - before) and _close(norms, found[0]) and _close(*both)
         total.copy_(expected)
         if not same:
             self.refuse("the first replay differed from the pass")

@@ -39,6 +39,10 @@ class FakeRun:
         self.epsilon_asked = 0
         self._validations = list(metrics or [])
 
+    @property
+    def recent_loss(self):
+        return self.loss
+
     def stop(self, reason):
         self.stop_reason = self.stop_reason or reason
 

@@ -1,7 +1,6 @@
 """Properties that only a GPU can show: graph replays, concurrent streams, and no synchronisation."""
 
 import gc
-from contextlib import contextmanager
 
 import numpy as np
 import pytest
@@ -34,17 +33,6 @@ def captured(work):
     return graph
 
 
-@contextmanager
-def without_waiting():
-    """Turns every synchronisation that torch detects into an error."""
-    torch.cuda.synchronize()
-    torch.cuda.set_sync_debug_mode("error")
-    try:
-        yield
-    finally:
-        torch.cuda.set_sync_debug_mode("default")
-
-
 def assert_equal(what, found, expected):
     difference = backends.difference_in(what, found.cpu().numpy(), expected.cpu().numpy())
     assert not difference, difference
@@ -56,7 +44,7 @@ def test_triton_is_used_if_installed(cuda):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
-def test_noise_is_added_in_place_without_synchronisation(cuda, dtype):
+def test_noise_is_added_in_place_without_synchronisation(cuda, dtype, without_waiting):
     generator, target = SecureGenerator(), torch.full((200_000,), 5.0, dtype=dtype, device=cuda)
     generator.add_normal_(target.clone(), 2.0)
     with without_waiting():
@@ -176,7 +164,7 @@ def test_a_draw_of_millions_has_the_stated_scale_everywhere(cuda):
 
 
 @pytest.mark.parametrize("rate", [0.001, 0.3, 1 - 2.0**-40])
-def test_coins_have_the_stated_rate_and_need_no_synchronisation(cuda, rate):
+def test_coins_have_the_stated_rate_and_need_no_synchronisation(cuda, rate, without_waiting):
     generator = SecureGenerator()
     generator.bernoulli_mask(10, rate, cuda)
     with without_waiting():
@@ -202,11 +190,11 @@ def test_two_devices_have_different_keys():
     assert not torch.isin(first, second).any()
 
 
-def test_the_noise_mechanism_passes_its_trial_on_the_device(cuda):
+def test_the_noise_mechanism_passes_its_trial_on_the_device(cuda, without_waiting):
     noise, unit = Gaussian(initial_noise_multiplier=1.3), ClippedUnit(1, 16)
     assert require_sound_noise(noise, unit, range(100), like=torch.zeros(5000, device=cuda)) == ()
     grad = torch.full((200_000,), 2.0, device=cuda)
-    summed = ClippedSum(grad, torch.zeros(0, 1, device=cuda), 0.5, 0.5, 0.0, 0)
+    summed = ClippedSum(grad, torch.zeros(0, 1, device=cuda), 0.5, 0.5)
     noise.add(summed, 0)  # the first use on a device creates its stream
     grad.fill_(2.0)
     with without_waiting():

@@ -24,7 +24,7 @@ def prepared(bands, **options):
 
 
 def release(noise, step, size=50, bound=1.0, value=0.0):
-    summed = ClippedSum(torch.full((size,), value), torch.zeros(0, 1), bound, bound, 0.0, 0)
+    summed = ClippedSum(torch.full((size,), value), torch.zeros(0, 1), bound, bound)
     return noise.add(summed, step).double().numpy()
 
 

@@ -226,7 +226,7 @@ def _instantiate(call: Call, x: Tensor, g: Tensor) -> Term:
         mine = slice(examples.start * layer.groups, examples.stop * layer.groups)
         columns = windows.view(mine.stop - mine.start, -1, gradients.shape[2])
         torch.bmm(gradients[mine], columns.transpose(1, 2), out=rows[mine])
-    return Term.of_rows(rows.view(len(x), -1))
+    return Term.of_rows(rows.view(len(x), -1), overwritable=True)
 
 
 def _copied(call: Call, windows: Tensor) -> Iterator[tuple[slice, Tensor]]:
@@ -248,7 +248,7 @@ def _instantiate_by_positions(layer: Any, x: Tensor, g: Tensor) -> Term:
     order = (0, 1, *range(3 + spatial, 3 + 2 * spatial), *range(2, 3 + spatial))
     columns = windows.permute(order).reshape(batch * groups, g[0, 0].numel(), -1)
     rows = torch.bmm(_per_group(g, groups).flatten(0, 1), columns)
-    return Term.of_rows(rows.view(batch, -1))
+    return Term.of_rows(rows.view(batch, -1), overwritable=True)
 
 
 def _instantiate_by_groups(layer: Any, x: Tensor, g: Tensor) -> Term:
@@ -271,7 +271,7 @@ def _instantiate_by_groups(layer: Any, x: Tensor, g: Tensor) -> Term:
             batch * layer.groups,
             [False, True, False],
         )[1]
-    return Term.of_rows(rows.reshape(batch, -1))
+    return Term.of_rows(rows.reshape(batch, -1), overwritable=True)
 
 
 def _row_wise(layer: Any) -> bool:
@@ -298,7 +298,7 @@ def _instantiate_by_rows(call: Call, x: Tensor, g: Tensor) -> Term:
         out.view(layer.weight.shape).add_(summed.permute(1, 4, 2, 0, 3).reshape(layer.weight.shape))
 
     squared = squared_norms(rows.view(kernel_rows * batch, -1)).view(kernel_rows, batch).sum(0)
-    return Term(squared, add, (rows.view(kernel_rows, batch, -1).transpose(0, 1),))
+    return Term(squared, add, (rows.view(kernel_rows, batch, -1).transpose(0, 1),), overwritable=True)
 
 
 def _row_windows(layer: Any, padded: Tensor, width: int) -> Tensor:

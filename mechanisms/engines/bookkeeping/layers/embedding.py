@@ -127,4 +127,4 @@ def _summed_at_first_places(tokens: Tensor, g: Tensor, weight: Tensor) -> Term:
         weighted = rows * factors.view(-1, 1, 1)
         out.view(weight.shape).index_add_(0, tokens.flatten(), weighted.flatten(0, 1))
 
-    return Term(squared_norms(rows.flatten(1)), add, (rows,))
+    return Term(squared_norms(rows.flatten(1)), add, (rows,), overwritable=True)

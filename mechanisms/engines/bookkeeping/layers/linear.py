@@ -103,7 +103,7 @@ def _norm_product(x: Tensor, g: Tensor) -> Term:
 
 def _instantiate(call: Call, x: Tensor, g: Tensor) -> Term:
     rows = call.kept("weight", len(x), g.shape[2], x.shape[2])
-    return Term.of_rows(torch.bmm(g.transpose(1, 2), x, out=rows))
+    return Term.of_rows(torch.bmm(g.transpose(1, 2), x, out=rows), overwritable=True)
 
 
 def _gram(x: Tensor, g: Tensor) -> Term:

@@ -11,6 +11,7 @@ from typing import Any, ClassVar, TypeVar
 import torch
 from torch import Tensor, nn
 
+from mechanisms.engines.bookkeeping.row_clearing import clear_rows_
 from mechanisms.engines.bookkeeping.scratch import Scratch
 from mechanisms.engines.isolation.isolated import isolated
 from mechanisms.engines.isolation.rows import PLAIN
@@ -62,18 +63,20 @@ class Term:
             entries, for factors (B,). It takes everything that depends on the examples from ``held``.
         held: Tensors whose rows belong to examples, as ``owners`` says.
         owners: The example of each row of ``held``; None: row b belongs to example b.
+        overwritable: Whether ``held`` is memory that nothing else uses.
     """
 
     squared_norms: Tensor
     add: Callable[..., object]
     held: tuple[Tensor, ...]
     owners: Tensor | None = None
+    overwritable: bool = False
 
     @classmethod
-    def of_rows(cls, rows: Tensor) -> Term:
-        """The term of instantiated gradients, shape (B, ...)."""
+    def of_rows(cls, rows: Tensor, *, overwritable: bool = False) -> Term:
+        """The term of instantiated gradients, shape (B, ...); ``overwritable``: see the attribute."""
         flat = rows.flatten(1) if rows.dim() > 1 else rows.unsqueeze(1)
-        return cls(squared_norms(flat), _add_rows, (flat,))
+        return cls(squared_norms(flat), _add_rows, (flat,), overwritable=overwritable)
 
     def add_to(self, out: Tensor, factors: Tensor) -> None:
         """Add the clipped sum to ``out``, a flat view of the parameter's entries, for factors (B,)."""
@@ -85,9 +88,13 @@ class Term:
         Their rows are set to zero: a factor of zero would not do, since zero times NaN is NaN.
         """
         rows = examples if self.owners is None else examples[self.owners]
+        if self.overwritable:
+            for value in self.held:
+                clear_rows_(value, rows)
+            return self
 
         def masked(value: Tensor) -> Tensor:
-            return torch.where(rows.view(-1, *[1] * (value.dim() - 1)), value, torch.zeros_like(value))
+            return torch.where(rows.view(-1, *[1] * (value.dim() - 1)), value, value.new_zeros(()))
 
         return replace(self, held=tuple(map(masked, self.held)))
 

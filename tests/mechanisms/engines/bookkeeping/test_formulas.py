@@ -143,6 +143,7 @@ def test_every_formula_gives_exactly_zero_for_an_example_that_is_left_out(layer,
     exact = rule.example_gradients(Call(layer, (x,), g, names))
     poisoned = Call(layer, (x.where(keep.view(-1, *[1] * len(shape)), torch.nan) if floats else x,), g.clone(), names)
     poisoned.output_grad[2] = torch.nan
+    before = poisoned.inputs[0].clone(), poisoned.output_grad.clone()
     for name, formulas in rule.formulas(poisoned).items():
         expected = exact[name][keep].sum(0).flatten()
         for formula in formulas:
@@ -151,6 +152,8 @@ def test_every_formula_gives_exactly_zero_for_an_example_that_is_left_out(layer,
             assert not torch.isfinite(term.squared_norms[2])
             term.keep(keep).add_to(out, keep.float())
             assert torch.allclose(out, expected, rtol=1e-5, atol=1e-5), formula.name
+            for now, then in zip((poisoned.inputs[0], poisoned.output_grad), before, strict=True):
+                assert torch.equal(now.nan_to_num(7), then.nan_to_num(7)), (formula.name, "others use this memory")
 
 
 @pytest.mark.parametrize("length", [1, 4096, 4097, 100_003])
