@@ -128,9 +128,14 @@ class ClipMechanism(ABC):
 
 
 def beside(norms: torch.Tensor, bounds: Sequence[float]) -> torch.Tensor:
-    """The bounds, shape (blocks,), on the device of ``norms``; equal bounds cause no GPU synchronisation."""
-    same = len(set(bounds)) == 1
-    return norms.new_full((len(bounds),), bounds[0]) if same else norms.new_tensor(bounds)
+    """The bounds, shape (blocks,), on the device of ``norms``, for which the host does not wait."""
+    if len(set(bounds)) == 1:
+        return norms.new_full((len(bounds),), bounds[0])
+    import torch
+
+    from mechanisms.engines.device_copy import device_copy
+
+    return device_copy(torch.tensor(bounds, dtype=norms.dtype, device="cpu"), norms.device)
 
 
 def shrink(norms: torch.Tensor, bounds: Sequence[float]) -> torch.Tensor:

@@ -46,12 +46,12 @@ class Structure:
         self._optimizer = optimizer
         self._modules = self._named()
         self._marks = {name: _marks(module) for name, module in self._modules.items()}
-        self._marked = [(module, self._marks[name]) for name, module in self._modules.items()]
+        self._looks = [_Look(module, self._marks[name]) for name, module in self._modules.items()]
         self._outer = self._outer_hooks()
 
     def changed(self) -> bool:
         """Whether forward methods or hooks of the known modules have changed; faster than ``changes``."""
-        return any(_marks(module) != marks for module, marks in self._marked) or self._outer_hooks() != self._outer
+        return any(look.changed() for look in self._looks) or self._outer_hooks() != self._outer
 
     def changes(self) -> list[str]:
         """What has changed, in words; empty for nothing."""
@@ -106,6 +106,52 @@ class Places:
             len(table) == len(held) and all(map(is_, table.values(), held))
             for table, held in zip(self._tables, self._held, strict=True)
         )
+
+
+class _Look:
+    """A module with its marks, which are made again only if it looks different.
+
+    Args:
+        module: The module.
+        marks: What ``_marks`` gives.
+    """
+
+    def __init__(self, module: nn.Module, marks: tuple[Any, ...]) -> None:
+        self._module, self._marks = module, marks
+        self._note()
+
+    def changed(self) -> bool:
+        """Whether the marks differ."""
+        if self._is_as_noted():
+            return False
+        if _marks(self._module) != self._marks:
+            return True
+        self._note()
+        return False
+
+    def _note(self) -> None:
+        self._kind = type(self._module)
+        self._forward = self._kind.__dict__.get("forward")
+        self._names, self._values = [*self._module.__dict__], [*self._module.__dict__.values()]
+        self._is_plain = self._forward is not None and self._is_bare()
+
+    def _is_as_noted(self) -> bool:
+        values = self._module.__dict__
+        return (
+            self._is_plain
+            and type(self._module) is self._kind
+            and self._kind.__dict__.get("forward") is self._forward
+            and [*values] == self._names
+            and all(map(is_, values.values(), self._values))
+            and self._is_bare()
+        )
+
+    def _is_bare(self) -> bool:
+        """Whether nothing is hooked."""
+        values = self._module.__dict__
+        if any(values[name] for name in _HOOKS):
+            return False
+        return not any(value is not None and value._backward_hooks for value in values["_parameters"].values())
 
 
 def _marks(module: nn.Module) -> tuple[Any, ...]:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from mechanisms.engines.device_copy import device_copy
 from monitors.errors import DataError
 
 Constants = float | Sequence[float] | None
@@ -61,14 +62,14 @@ class InMemoryDataset(Dataset[tuple[Tensor, Tensor]]):
         """
         values = x.float().div_(255.0) if x.dtype == torch.uint8 else x
         if self._mean is not None:
-            values = values - self._mean.to(values.device)
+            values = values - device_copy(self._mean, values.device)
         if self._std is not None:
-            values = values / self._std.to(values.device)
+            values = values / device_copy(self._std, values.device)
         return values
 
     def batch(self, rows: Tensor) -> tuple[Tensor, Tensor]:
         """Inputs and labels of ``rows`` (int64, may be empty), ready for the network."""
-        rows = index_on(self.x.device, rows)
+        rows = device_copy(rows, self.x.device)
         return self.transform_batch(self.x.index_select(0, rows)), self.y.index_select(0, rows)
 
     def to(self, device: torch.device | str) -> InMemoryDataset:
@@ -126,10 +127,3 @@ def _constant(name: str, value: Constants, x: Tensor) -> Tensor | None:
             f"{name} must be one number or one for each of {x.shape[1]} channels, got {len(numbers)}: {value!r}"
         )
     return numbers.reshape(1, -1, *[1] * (x.dim() - 2))
-
-
-def index_on(device: torch.device, rows: Tensor) -> Tensor:
-    """Rows of a data set on ``device``; the host does not wait until a GPU has finished its earlier work."""
-    if device.type != "cuda" or rows.device.type != "cpu":
-        return rows.to(device)
-    return rows.pin_memory().to(device, non_blocking=True)

@@ -9,21 +9,17 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import (
-    BatchSampler,
-    DataLoader,
-    Dataset,
-    default_collate,
-)
+from torch.utils.data import BatchSampler, DataLoader, Dataset, default_collate
 from torch.utils.data import TensorDataset as TorchTensorDataset
 
 from dpmodel.data.contents import collated, require_dense_tensors
 from dpmodel.data.generators import Generators, secret_seed
-from dpmodel.data.in_memory import InMemoryDataset, index_on
+from dpmodel.data.in_memory import InMemoryDataset
 from dpmodel.data.row_choice import chosen_rows, drawn_from, draws_all, require_each_row_once
 from dpmodel.data.stream import StreamRows, is_stream, streamed_by
 from mechanisms.correlated.samplers import ArrivalOrderSampler
 from mechanisms.engines.batch import all_tensors, map_tensors
+from mechanisms.engines.device_copy import device_copy
 from mechanisms.engines.state.python_state import PythonState
 from mechanisms.sampling import SAMPLERS, Sampler
 from monitors import checks
@@ -113,7 +109,7 @@ class RowFetcher(Dataset):
                 vars(self.dataset).update(before)
         if self._takes_rows(TorchTensorDataset):
             require_dense_tensors(self.dataset.tensors)
-            return tuple(tensor.index_select(0, index_on(tensor.device, index)) for tensor in self.dataset.tensors)
+            return tuple(tensor.index_select(0, device_copy(index, tensor.device)) for tensor in self.dataset.tensors)
         if not len(index):
             return map_tensors(lambda tensor: tensor[:0], self._collated([self.dataset[0]]))
         return self._collated(self.examples(index.numpy()))

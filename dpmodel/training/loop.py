@@ -26,6 +26,7 @@ from dpmodel.training.randomness import TorchGenerators
 from dpmodel.training.run import Run
 from dpmodel.training.step import PrivateStep
 from mechanisms.engines.batch import Batch, map_tensors
+from mechanisms.engines.device_copy import device_copy
 from mechanisms.engines.tally import Tally
 from monitors import checks
 from monitors.errors import NonFiniteGradientsError
@@ -297,7 +298,7 @@ class TrainingLoop:
         x, y, ids = to_device(drawn.x, self.device), to_device(drawn.y, self.device), self._rows.take()
         if ids is None:
             return Batch(x, y)
-        return Batch(x, y, torch.from_numpy(ids).to(self.device), self._rows.units)
+        return Batch(x, y, device_copy(torch.from_numpy(ids), self.device), self._rows.units)
 
     def _announce_limit(self) -> None:
         limit = self.run.plan.clip.at_limit

@@ -149,7 +149,8 @@ class PrivateStep:
         for parameter, part in zip(parameters, self._layout.views(gradient), strict=True):
             parameter.grad = part.to(parameter.dtype)
         for name, rows in self.padding.items():
-            self.guard.parameters[name].grad[list(rows)] = 0.0  # type: ignore[index]
+            for row in rows:  # a list as index would make the host wait for a GPU
+                self.guard.parameters[name].grad[row] = 0.0  # type: ignore[index]
         with self.guard.update(step):
             self.optimizer.step()
 

@@ -104,10 +104,10 @@ def _filled(part: Batch, rows: int, units: int) -> Batch:
     real = torch.arange(units, device=device) < part.num_units
     filled = replace(part, real=real, fillers=units - part.num_units)
     if missing:
-        index = torch.cat(
-            (torch.arange(part.size, device=device), torch.zeros(missing, dtype=torch.long, device=device))
-        )
-        filled = replace(filled, **{at: map_tensors(lambda t: t[index], getattr(part, at)) for at in ("x", "y")})
+        index = torch.arange(rows, device=device)
+        index[part.size :] = 0
+        x, y = (map_tensors(lambda t: t.index_select(0, index), value) for value in (part.x, part.y))
+        filled = replace(filled, x=x, y=y)
         if part.views is not None:
             filled = replace(filled, views=part.views.select(index))
     if part.group_ids is None:

@@ -37,25 +37,29 @@ class SharedDraws:
     """
 
     def __init__(self) -> None:
-        self._states: list[tuple[Any, GeneratorKind, Any]] = []
+        self._kinds: list[tuple[Any, GeneratorKind]] = []
+        self._states: list[tuple[Any, GeneratorKind, Any]] | None = None
         self._seed: int | None = None
         self._noted = False
         self._of_torch = torch.Generator("cpu")
 
     def begin(self, generators: Iterable[Any] = ()) -> None:
-        """Record the current state of the generators as that of the step.
+        """Begin a step; the state of the generators at its first pass is that of all its passes.
 
         Args:
             generators: Generators that the network keeps, besides the global ones of NumPy and Python. Those of torch
                 are ignored: under ``vmap``, they draw different numbers for each example.
         """
         kinds = each_once([*global_generators()[1:], *generators])
-        self._states = [(one, kind, kind.state(one)) for one, kind in kinds if not isinstance(one, torch.Generator)]
+        self._kinds = [(one, kind) for one, kind in kinds if not isinstance(one, torch.Generator)]
+        self._states = None  # to read it is slow, and a replayed pass draws nothing
         self._seed, self._noted = None, False
 
     @contextmanager
     def of_step(self) -> Iterator[None]:
         """Surround a pass of the step."""
+        if self._states is None:
+            self._states = [(one, kind, kind.state(one)) for one, kind in self._kinds]
         token = _CURRENT.set(self)
         try:
             yield
@@ -64,7 +68,7 @@ class SharedDraws:
 
     def restart(self) -> None:
         """Reset the generators to the state of the step."""
-        for generator, kind, state in self._states:
+        for generator, kind, state in self._states or ():
             kind.restore(generator, state)
         if self._seed is not None:
             self._of_torch.manual_seed(self._seed)
@@ -75,7 +79,7 @@ class SharedDraws:
 
     def used(self) -> bool:
         """Whether a pass of the step has drawn random numbers."""
-        drawn = (not _equal(kind.state(one), state) for one, kind, state in self._states)
+        drawn = (not _equal(kind.state(one), state) for one, kind, state in self._states or ())
         return self._noted or self._seed is not None or any(drawn)
 
     def number(self, draw: Callable[..., Tensor], *args: Any, **kwargs: Any) -> Tensor:

@@ -103,3 +103,61 @@ def test_hooks_that_were_there_before_may_stay():
     optimizer = torch.optim.SGD(network.parameters(), lr=0.1)
     optimizer.register_step_pre_hook(lambda *args: None)
     assert Structure({"": network}, optimizer).changes() == []
+
+
+def no_change(network):
+    network[0].weight.grad = torch.zeros(3, 2)
+
+
+def count_up(network):
+    network[0].calls = getattr(network[0], "calls", 0) + 1
+
+
+def rename_to_forward(network):
+    """The same objects in the same order, but one of them now hides a method."""
+    kept = network[0].kept
+    del network[0].kept
+    network[0].forward = kept
+
+
+def own_class(network):
+    network[0].__class__ = type("Own", (nn.Linear,), {})
+
+
+def class_forward(network):
+    type(network).forward = lambda module, x: x
+
+
+def late_hook(network):
+    network[0].register_forward_hook(lambda *args: None)
+
+
+def gradient_hook(network):
+    network[0].weight.register_hook(lambda grad: grad)
+
+
+def new_table(network):
+    hook = {1: lambda *args: None}
+    network[0].__dict__["_forward_hooks"] = hook
+
+
+CHANGES = (rename_to_forward, own_class, class_forward, late_hook, gradient_hook, new_table)
+
+
+@pytest.mark.parametrize("act", [no_change, count_up, *CHANGES])
+@pytest.mark.parametrize("looked_before", [False, True])
+def test_a_quick_look_sees_what_a_full_one_sees(act, looked_before):
+    class Own(nn.Sequential):
+        forward = nn.Sequential.forward
+
+    network = Own(nn.Linear(2, 3), nn.ReLU())
+    network[0].kept = lambda x: x
+    optimizer = torch.optim.SGD(network.parameters(), lr=0.1)
+    structure = Structure({"": network}, optimizer)
+    if looked_before:
+        assert not structure.changed()
+        count_up(network)
+        assert not structure.changed()
+    act(network)
+    for _ in range(2):
+        assert structure.changed() == (act in CHANGES) == bool(structure.changes())
