@@ -21,6 +21,7 @@ from mechanisms.clipping import Fixed
 from mechanisms.engines import ENGINES, Batch, Engine, FlatLayout, choose_engine
 from mechanisms.engines.bookkeeping.pool_first import PoolFirst, pooling_of
 from mechanisms.engines.memory import peak_bytes
+from mechanisms.engines.tally import Tally
 from mechanisms.noise import Gaussian, NoiseMechanism
 from mechanisms.units import ClippedUnit
 
@@ -151,9 +152,13 @@ def private_step(
     noise = Gaussian(initial_noise_multiplier=1.0) if noise is None else noise
     clip.start(BOUND)
     total = layout.zeros(layout.size) if reuse else None
+    unread: list[Tally] = []
 
     def step() -> None:
         summed = engine.clipped_sum(network, loss_fn, Batch(x, y), clip, total)
+        if unread:
+            unread.pop().read()  # as training does before its release
+        unread.append(summed.tally)
         released = noise.add(summed, next(numbers)) if noisy else summed.flat_grad
         for parameter, gradient in zip(parameters, layout.views(released.div_(size)), strict=True):
             parameter.grad = gradient

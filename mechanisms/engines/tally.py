@@ -40,19 +40,20 @@ class Tally:
     @property
     def loss(self) -> float:
         """Mean loss of the drawn examples; NaN for none."""
-        return self._read()[0]
+        return self.read()[0]
 
     @property
     def rejected(self) -> int:
         """Number of units left out because their gradient was not finite."""
-        return self._read()[1]
+        return self.read()[1]
 
     @property
     def is_late(self) -> bool:
         """Whether the figures come from a GPU and have not been read yet."""
         return self._known is None and any(part.is_late for part in self._parts)
 
-    def _read(self) -> tuple[float, int]:
+    def read(self) -> tuple[float, int]:
+        """Loss and number of units left out."""
         if self._known is None:
             losses, rejected = map(sum, zip((0.0, 0.0), *(part.read() for part in self._parts), strict=True))
             self._known = losses / self._examples if self._examples else float("nan"), int(rejected)

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from dpmodel import ClipMechanismsFactory, DPModel, NoiseMechanismsFactory, StateKeeper
+from dpmodel import Callback, ClipMechanismsFactory, DPModel, NoiseMechanismsFactory, StateKeeper
 from dpmodel.callbacks import Silence
 from dpmodel.config import load_config
 from dpmodel.data.in_memory import InMemoryDataset
@@ -139,3 +139,23 @@ def test_a_configuration_trains_on_the_device_automatically():
     training = build_training(config)
     assert training.task.device.type == DEVICE
     assert training.model.device.type == DEVICE
+
+
+class Unwaiting(Callback):
+    """Makes every synchronisation that torch detects an error, from step 8 to step 40."""
+
+    def on_train_step_end(self, run):
+        torch.cuda.set_sync_debug_mode("error" if 8 <= run.step < 40 else "default")
+
+    def on_train_end(self, run):
+        torch.cuda.set_sync_debug_mode("default")
+
+
+@pytest.mark.parametrize("clip", ["Fixed", "PerLayer"])
+def test_the_host_does_not_wait_between_two_steps(clip):
+    x, y = data_of().tensors
+    data = InMemoryDataset((255 * x.sigmoid()).to(torch.uint8), y, mean=0.5, std=0.25).to(DEVICE)
+    model = model_of(network_of(), seed=0, clip_mech=ClipMechanismsFactory.create(clip))
+    model.fit(PrivateLoader(data, 12), 12, callbacks=[Silence(), Unwaiting()])
+    assert model.steps_done == 48
+    assert "replayed as CUDA graphs" in model.explain_engine()
